@@ -1,0 +1,306 @@
+//! What one training step computes and moves, in numbers, without an address.
+//!
+//! A [`Workload`] is written by the model about itself and read by the planner, which never sees
+//! the model: **units** (the embedding, the blocks, the head) in forward order, each with its
+//! parameters, its local tensors and its **operations**. An operation names every tensor that it
+//! reads, writes or adds to, in the order in which the model's `run` expects them; from that alone
+//! the planner derives what must be saved, what can be recomputed, what is live when, and what has
+//! to be on the device for which operation.
+//!
+//! Letters: B micro-batch, T sequence, C hidden, F intermediate, H heads, KV key/value heads,
+//! D head size, V vocabulary, L blocks.
+
+mod shape;
+
+pub use shape::{Family, ModelShape, Rope, RopeScaling, builtin_names};
+
+use std::ops::Range;
+
+use lowtide_units::{Bytes, Flops, align_up};
+use serde::{Deserialize, Serialize};
+
+/// The type of a number in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Dtype {
+    /// bfloat16.
+    Bf16,
+    /// IEEE single.
+    F32,
+}
+
+impl Dtype {
+    /// Bytes of one number.
+    #[must_use]
+    pub const fn size(self) -> u64 {
+        match self {
+            Self::Bf16 => 2,
+            Self::F32 => 4,
+        }
+    }
+
+    /// `bf16` or `f32`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Bf16 => "bf16",
+            Self::F32 => "f32",
+        }
+    }
+}
+
+/// How one batch is cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Batch {
+    /// B: sequences of one micro-batch.
+    pub micro_batch: u32,
+    /// T: tokens of one sequence.
+    pub seq: u32,
+    /// M: micro-batches of one batch (one update).
+    pub accumulate: u32,
+}
+
+impl Batch {
+    /// B·T: tokens of one micro-batch.
+    #[must_use]
+    pub fn rows(self) -> u64 {
+        u64::from(self.micro_batch) * u64::from(self.seq)
+    }
+
+    /// Tokens of one batch, padding included.
+    #[must_use]
+    pub fn tokens(self) -> u64 {
+        self.rows() * u64::from(self.accumulate)
+    }
+
+    /// Bytes of one micro-batch's inputs: four `i32` a token, in four planes of B·T each:
+    /// tokens, labels (-100: no loss), positions in the document, first index of the document in
+    /// its row.
+    #[must_use]
+    pub fn input_bytes(self) -> Bytes {
+        Bytes(16 * self.rows())
+    }
+}
+
+/// Alignment of a parameter inside its piece, in numbers: 256 bytes also in bf16.
+pub const PARAM_ALIGN: u64 = 128;
+/// Alignment of a piece, in numbers: whole 4 KiB pages also in bf16, so that every role of a piece
+/// is a whole number of disk sectors.
+pub const PIECE_ALIGN: u64 = 2048;
+/// The gradient norm is a sum over fixed runs of this many numbers, in parameter order.
+pub const NORM_CHUNK: u64 = 1 << 16;
+
+/// One parameter tensor as it lies in memory (several of the file's tensors may be fused in it).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Param {
+    /// Name, e.g. `blocks.3.qkv`.
+    pub name: String,
+    /// Index of the unit that owns it.
+    pub unit: u32,
+    /// Numbers in it.
+    pub elements: u64,
+    /// Whether weight decay applies (matrices and embeddings: yes; norms and biases: no).
+    pub decay: bool,
+}
+
+impl Param {
+    /// Numbers it takes inside its piece.
+    #[must_use]
+    pub fn padded(&self) -> u64 {
+        align_up(self.elements, PARAM_ALIGN)
+    }
+
+    /// Norm partial sums of this parameter.
+    #[must_use]
+    pub fn norm_chunks(&self) -> u64 {
+        self.elements.div_ceil(NORM_CHUNK)
+    }
+}
+
+/// What an operand is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum What {
+    /// A local tensor of the unit (index into [`Unit::tensors`]), one for each micro-batch.
+    Local(u16),
+    /// A parameter's weight (index into [`Workload::params`]).
+    Weight(u32),
+    /// A parameter's gradient, accumulated in f32 over the batch.
+    Gradient(u32),
+    /// The micro-batch's inputs, see [`Batch::input_bytes`].
+    Inputs,
+    /// The micro-batch's loss: two `f64`, sum over supervised tokens and their count.
+    Loss,
+}
+
+/// What an operation does with an operand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Access {
+    /// Reads all of it.
+    Read,
+    /// Overwrites all of it.
+    Write,
+    /// Adds to it, or overwrites it when it is the first of the batch to touch it.
+    Accumulate,
+}
+
+/// One operand of an operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Operand {
+    /// Which tensor.
+    pub what: What,
+    /// How.
+    pub access: Access,
+}
+
+impl Operand {
+    /// Reads local tensor `i`.
+    #[must_use]
+    pub fn read(what: What) -> Self {
+        Self { what, access: Access::Read }
+    }
+    /// Writes `what`.
+    #[must_use]
+    pub fn write(what: What) -> Self {
+        Self { what, access: Access::Write }
+    }
+    /// Adds to the gradient of `param`.
+    #[must_use]
+    pub fn gradient(param: u32) -> Self {
+        Self { what: What::Gradient(param), access: Access::Accumulate }
+    }
+}
+
+/// One operation of a unit, on one micro-batch.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Op {
+    /// Name for people and timelines, e.g. `attention`.
+    pub name: String,
+    /// Operation and sizes, equal for equal work, e.g. `matmul.forward bf16 m256 n768 k256`:
+    /// the key of measured times.
+    pub key: String,
+    /// The tensors, in the order in which the model's `run` expects them. Each local tensor is
+    /// written by exactly one operation of a phase.
+    pub operands: Vec<Operand>,
+    /// Scratch memory that has no meaning outside the operation.
+    pub workspace: Bytes,
+    /// Floating-point operations of its matrix products and attention; zero for the others.
+    pub flops: Flops,
+    /// Bytes read and written.
+    pub touched: Bytes,
+}
+
+/// A tensor of one unit and one micro-batch.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Local {
+    /// Name, e.g. `gate_up`.
+    pub name: String,
+    /// Size for one micro-batch.
+    pub bytes: Bytes,
+}
+
+/// What a unit is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum UnitKind {
+    /// Tokens in, the first block's input out. Its backward has no input gradient.
+    Embedding,
+    /// One transformer layer.
+    Block,
+    /// The last block's output in, loss out. Forward and backward are one list,
+    /// [`Unit::backward`]: the loss's gradient is made with the loss.
+    Head,
+}
+
+/// Embedding, block or head: what is visited as a whole.
+///
+/// Phases: `forward` reads `input` and writes `output`; `backward` reads `d_output` and anything
+/// that `forward` wrote (then it is a *saved tensor*) and writes `d_input`; `evaluate` and `infer`
+/// exist in the head only: the loss without gradients, and logits at the marked positions.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Unit {
+    /// `embedding`, `blocks.3`, `head`.
+    pub name: String,
+    /// What it is.
+    pub kind: UnitKind,
+    /// Its parameters, a run of [`Workload::params`], in order of use in forward.
+    pub params: Range<u32>,
+    /// Its local tensors.
+    pub tensors: Vec<Local>,
+    /// The tensor that the unit below wrote as its output (none for the embedding).
+    pub input: Option<u16>,
+    /// The tensor that the unit above reads as its input (none for the head).
+    pub output: Option<u16>,
+    /// Gradient of `output`, written by the unit above as its `d_input` (none for the head).
+    pub d_output: Option<u16>,
+    /// Gradient of `input` (none for the embedding).
+    pub d_input: Option<u16>,
+    /// Forward operations (empty for the head).
+    pub forward: Vec<Op>,
+    /// Backward operations; for the head forward and backward.
+    pub backward: Vec<Op>,
+    /// The head's operations for the loss alone.
+    pub evaluate: Vec<Op>,
+    /// The head's operations for logits: one row of V `f32` for each sequence, at the position
+    /// whose label is not negative; into the local tensor `logits`.
+    pub infer: Vec<Op>,
+}
+
+impl Unit {
+    /// Local tensors that forward writes and backward reads, except the output: what has to be
+    /// kept, moved or recomputed. The input is not among them.
+    #[must_use]
+    pub fn saved(&self) -> Vec<u16> {
+        if self.kind == UnitKind::Head {
+            return Vec::new();
+        }
+        let touched = |ops: &[Op], access: Access| -> Vec<u16> {
+            ops.iter()
+                .flat_map(|op| &op.operands)
+                .filter(|o| o.access == access)
+                .filter_map(|o| match o.what {
+                    What::Local(i) => Some(i),
+                    _ => None,
+                })
+                .collect()
+        };
+        let read = touched(&self.backward, Access::Read);
+        let mut saved = touched(&self.forward, Access::Write);
+        saved.retain(|i| read.contains(i));
+        saved
+    }
+
+    /// Whether backward reads the unit's input again.
+    #[must_use]
+    pub fn backward_reads_input(&self) -> bool {
+        let Some(input) = self.input else { return false };
+        self.backward.iter().flat_map(|op| &op.operands).any(|o| o.what == What::Local(input))
+    }
+}
+
+/// One training step of one model at one batch, in numbers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Workload {
+    /// The model's name.
+    pub model: String,
+    /// How the batch is cut.
+    pub batch: Batch,
+    /// Storage of weights and saved tensors.
+    pub precision: Dtype,
+    /// What a complete gradient is rounded to, once.
+    pub gradient: Dtype,
+    /// Everything visited in forward, in order: embedding, blocks, head.
+    pub units: Vec<Unit>,
+    /// Every parameter, in parameter order.
+    pub params: Vec<Param>,
+    /// Floating-point operations of one batch by the usual count, 6·N + 6·L·C·T a token, nothing
+    /// recomputed: what a model TFLOP/s figure divides by.
+    pub model_flops: Flops,
+}
+
+impl Workload {
+    /// Number of parameters.
+    #[must_use]
+    pub fn parameters(&self) -> u64 {
+        self.params.iter().map(|p| p.elements).sum()
+    }
+}

@@ -1,0 +1,153 @@
+//! The dimensions of a decoder, and the built-in shapes by name.
+
+use serde::{Deserialize, Serialize};
+
+/// Which kind of decoder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Family {
+    /// RMSNorm, RoPE, SwiGLU, grouped-query attention (Llama, Mistral, Qwen, SmolLM2, TinyLlama).
+    Llama,
+    /// LayerNorm, learned positions, GELU (tanh), biases (GPT-2, and the papers' GPT-3 shapes).
+    Gpt2,
+}
+
+/// How rotary frequencies are stretched beyond the trained length.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub enum RopeScaling {
+    /// Plain.
+    None,
+    /// All frequencies divided by the factor.
+    Linear(f64),
+    /// Llama 3.x: low frequencies divided, high ones kept, a ramp between.
+    Llama3 {
+        /// Divisor of low frequencies.
+        factor: f64,
+        /// Wavelengths above `original / low` are divided.
+        low_freq_factor: f64,
+        /// Wavelengths below `original / high` are kept.
+        high_freq_factor: f64,
+        /// Trained length.
+        original: f64,
+    },
+}
+
+/// Rotary position embedding.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Rope {
+    /// Base of the frequencies.
+    pub theta: f64,
+    /// Their stretching.
+    pub scaling: RopeScaling,
+}
+
+/// The dimensions of one model.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ModelShape {
+    /// Name for people.
+    pub name: String,
+    /// Kind of decoder.
+    pub family: Family,
+    /// V.
+    pub vocab: u32,
+    /// C.
+    pub hidden: u32,
+    /// F.
+    pub intermediate: u32,
+    /// L.
+    pub layers: u32,
+    /// H.
+    pub heads: u32,
+    /// KV.
+    pub kv_heads: u32,
+    /// D.
+    pub head_dim: u32,
+    /// Longest sequence (GPT-2: rows of the position table).
+    pub max_positions: u32,
+    /// Epsilon of the norms.
+    pub norm_eps: f64,
+    /// The head's matrix is the embedding's.
+    pub tied: bool,
+    /// Biases on q, k, v.
+    pub qkv_bias: bool,
+    /// Bias on the attention's output product.
+    pub out_bias: bool,
+    /// Biases in the MLP.
+    pub mlp_bias: bool,
+    /// RMSNorm on each head of q and k (Qwen3).
+    pub qk_norm: bool,
+    /// Rotary positions (Llama family only).
+    pub rope: Option<Rope>,
+}
+
+/// Names that [`ModelShape::builtin`] knows.
+#[must_use]
+pub fn builtin_names() -> Vec<&'static str> {
+    TABLE.iter().map(|r| r.0).collect()
+}
+
+type Row = (&'static str, u32, u32, u32, u32, u32, u32, u32, bool);
+/// name, V, C, F, L, H, KV, positions, tied.
+const TABLE: [Row; 12] = [
+    ("gpt3-13b", 50257, 5120, 20480, 40, 40, 40, 2048, true),
+    ("gpt3-175b", 50257, 12288, 49152, 96, 96, 96, 2048, true),
+    ("llama2-7b", 32000, 4096, 11008, 32, 32, 32, 4096, false),
+    ("llama3-8b", 128_256, 4096, 14336, 32, 32, 8, 8192, false),
+    ("llama3-70b", 128_256, 8192, 28672, 80, 64, 8, 8192, false),
+    ("qwen2.5-0.5b", 151_936, 896, 4864, 24, 14, 2, 32768, true),
+    ("qwen2.5-1.5b", 151_936, 1536, 8960, 28, 12, 2, 32768, true),
+    ("qwen2.5-3b", 151_936, 2048, 11008, 36, 16, 2, 32768, true),
+    ("qwen2.5-7b", 152_064, 3584, 18944, 28, 28, 4, 32768, false),
+    ("qwen2.5-14b", 152_064, 5120, 13824, 48, 40, 8, 32768, false),
+    ("qwen2.5-32b", 152_064, 5120, 27648, 64, 40, 8, 32768, false),
+    ("qwen2.5-72b", 152_064, 8192, 29568, 80, 64, 8, 32768, false),
+];
+
+impl ModelShape {
+    /// A shape by name, for planning and benches without weights. `None` for an unknown name.
+    #[must_use]
+    pub fn builtin(name: &str) -> Option<Self> {
+        let &(name, vocab, hidden, intermediate, layers, heads, kv_heads, max_positions, tied) =
+            TABLE.iter().find(|r| r.0 == name)?;
+        let gpt = name.starts_with("gpt3");
+        let qwen = name.starts_with("qwen");
+        let theta = if qwen {
+            1_000_000.0
+        } else if name.starts_with("llama3") {
+            500_000.0
+        } else {
+            10_000.0
+        };
+        Some(Self {
+            name: name.to_owned(),
+            family: if gpt { Family::Gpt2 } else { Family::Llama },
+            vocab,
+            hidden,
+            intermediate,
+            layers,
+            heads,
+            kv_heads,
+            head_dim: hidden / heads,
+            max_positions,
+            norm_eps: if qwen { 1e-6 } else { 1e-5 },
+            tied,
+            qkv_bias: gpt || qwen,
+            out_bias: gpt,
+            mlp_bias: gpt,
+            qk_norm: false,
+            rope: (!gpt).then_some(Rope { theta, scaling: RopeScaling::None }),
+        })
+    }
+
+    /// Width of q, k and v together: (H + 2·KV)·D.
+    #[must_use]
+    pub fn qkv_width(&self) -> u64 {
+        u64::from(self.heads + 2 * self.kv_heads) * u64::from(self.head_dim)
+    }
+
+    /// Width of the attention's output: H·D.
+    #[must_use]
+    pub fn attention_width(&self) -> u64 {
+        u64::from(self.heads) * u64::from(self.head_dim)
+    }
+}
