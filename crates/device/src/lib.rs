@@ -6,5 +6,7 @@
 //! views that the plan gave it. That contract is the safety argument of every `unsafe` below.
 
 pub mod cpu;
+pub mod memory;
 
 pub use cpu::{Queue, View};
+pub use memory::Memory;

@@ -1,1 +1,22 @@
-//! See ARCHITECTURE.md.
+//! Runs a plan: one worker a lane, events from the plan only.
+//!
+//! The executor knows tasks, not layers. Copies and disk transfers it makes itself; all other work
+//! it hands, with the bytes that the plan bound to it, to an [`Engine`]. Each lane runs its tasks
+//! in plan order; before each it waits until the other lanes have completed as many tasks as the
+//! plan's edges ask. Edges point backward in one global order, so lanes cannot deadlock; should one
+//! stand still all the same, the watchdog names the chain of tasks that wait for each other.
+//!
+//! [`Runner`] has real threads. With [`Mode::Shuffled`] one thread runs the tasks in an order drawn
+//! from a seed among all that the edges allow: what real threads could do, without luck.
+
+mod bind;
+mod error;
+mod progress;
+mod runner;
+mod shuffled;
+mod timeline;
+
+pub use bind::{Bound, Engine, TaskCall, Tiers};
+pub use error::{EngineError, ExecError};
+pub use runner::{Mode, Options, Runner};
+pub use timeline::{LaneMeasure, Measured, task_label};

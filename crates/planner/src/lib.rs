@@ -1,1 +1,30 @@
-//! See ARCHITECTURE.md.
+//! Machine, workload and budgets in; a checked plan out. Arithmetic only: no memory, no file, no
+//! clock, no model.
+//!
+//! [`plan::Plan`] is the data; [`search::plan`] chooses; `draft`, `layout` and `edges` make a plan
+//! from choices; [`check`](mod@check) proves it; [`simulate`](mod@simulate) predicts it;
+//! [`explain`](mod@explain) tells it.
+
+pub mod check;
+pub mod choice;
+mod draft;
+mod edges;
+pub mod explain;
+mod layout;
+pub mod machine;
+pub mod plan;
+mod program;
+pub mod search;
+pub mod simulate;
+
+pub use choice::{Budgets, Choice, Clip, LoopOrder, Pieces, Processor, Saved};
+pub use machine::{DiskRates, Machine, Shared, Source};
+pub use plan::{
+    Arg, Lane, LaneKind, PartName, Phase, Piece, Plan, Slot, Task, Tensor, Tier, Use, Work,
+};
+pub use search::{Pins, PlanError, Refusal, Request, build, plan as make};
+
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,124 @@
+//! From a task's arguments to bytes.
+
+use lowtide_device::{Memory, Queue, View, memory};
+use lowtide_planner::{Arg, Lane, Plan, Task, Tier, Use, Work};
+use lowtide_tiers::{Disk, Extent, Kind, Request};
+
+use crate::error::{EngineError, ExecError};
+
+/// The memory and disk that a plan's slots lie in, each exactly as large as planned.
+#[derive(Debug)]
+pub struct Tiers {
+    /// Device arena.
+    pub device: Memory,
+    /// Host arena.
+    pub host: Memory,
+    /// Disk, where the plan uses one.
+    pub disk: Option<Disk>,
+}
+
+/// One argument with its bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Bound<'a> {
+    /// The bytes.
+    pub view: View<'a>,
+    /// What the task does with them.
+    pub access: Use,
+}
+
+/// A task with its bytes.
+#[derive(Debug)]
+pub struct TaskCall<'a> {
+    /// What to do.
+    pub work: Work,
+    /// On which lane (an update may be the gpu's or the host's).
+    pub lane: Lane,
+    /// On which bytes, in plan order.
+    pub args: &'a [Bound<'a>],
+}
+
+/// Whoever can do the work that is not a transfer.
+pub trait Engine: Send + Sync + 'static {
+    /// What one submitted part needs to know: inputs, learning rate, where results go.
+    type Step: Send + Sync + 'static;
+
+    /// Does one task; everything it writes is written when this returns.
+    ///
+    /// # Errors
+    /// What makes it impossible; the run stops.
+    fn run(&self, queue: &Queue, call: &TaskCall<'_>, step: &Self::Step)
+    -> Result<(), EngineError>;
+}
+
+/// The bytes of one argument; panics when it is on disk.
+pub(crate) fn bind<'a>(plan: &Plan, tiers: &'a Tiers, arg: &Arg) -> Bound<'a> {
+    let slot = &plan.slots[arg.slot as usize];
+    let offset = slot.offset + arg.offset;
+    let view = match slot.tier {
+        Tier::Device => tiers.device.view(offset, arg.bytes),
+        Tier::Host => tiers.host.view(offset, arg.bytes),
+        Tier::Disk => unreachable!("disk extents are read and written by transfers only"),
+    };
+    Bound { view, access: arg.access }
+}
+
+/// Does one task. `deadline` orders disk requests.
+pub(crate) fn run_task<E: Engine>(
+    plan: &Plan,
+    tiers: &Tiers,
+    engine: &E,
+    queue: &Queue,
+    task: &Task,
+    step: &E::Step,
+    deadline: u64,
+    label: impl Fn() -> String,
+) -> Result<(), ExecError> {
+    match task.work {
+        Work::Copy => {
+            let from = bind(plan, tiers, &task.args[0]);
+            let to = bind(plan, tiers, &task.args[1]);
+            memory::copy(&to.view, &from.view);
+            Ok(())
+        }
+        Work::Read | Work::Write => {
+            let (kind, disk_arg, host_arg) = if task.work == Work::Read {
+                (Kind::Read, &task.args[0], &task.args[1])
+            } else {
+                (Kind::Write, &task.args[1], &task.args[0])
+            };
+            let extent = &plan.slots[disk_arg.slot as usize];
+            let host = &plan.slots[host_arg.slot as usize];
+            let disk = tiers.disk.as_ref().expect("a plan with extents has a disk");
+            let memory = tiers
+                .host
+                .arena()
+                .range(host.offset + host_arg.offset, host_arg.bytes)
+                .expect("the checker proved that slots lie inside");
+            let extent =
+                Extent { offset: extent.offset + disk_arg.offset, bytes: disk_arg.bytes };
+            disk.submit(Request { kind, extent, memory, deadline })
+                .wait()
+                .map_err(|source| ExecError::Disk { task: label(), source })
+        }
+        _ => {
+            let args: Vec<Bound<'_>> = task.args.iter().map(|a| bind(plan, tiers, a)).collect();
+            let call = TaskCall { work: task.work, lane: task.lane, args: &args };
+            let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                engine.run(queue, &call, step)
+            }));
+            match done {
+                Ok(result) => {
+                    result.map_err(|source| ExecError::Engine { task: label(), source })
+                }
+                Err(panic) => {
+                    let message = panic
+                        .downcast_ref::<String>()
+                        .cloned()
+                        .or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()))
+                        .unwrap_or_else(|| "unknown".to_owned());
+                    Err(ExecError::Panic { task: label(), message })
+                }
+            }
+        }
+    }
+}

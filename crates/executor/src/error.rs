@@ -1,0 +1,48 @@
+//! Why a run stops.
+
+use lowtide_tiers::TierError;
+
+/// What an [`crate::Engine`] reports of a task that cannot be done.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[error("{0}")]
+pub struct EngineError(pub String);
+
+/// Why a plan's run stops. Once a runner has returned one, it runs nothing more.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum ExecError {
+    /// A disk transfer failed.
+    #[error("{task}: {source}")]
+    Disk {
+        /// Which task.
+        task: String,
+        /// What happened.
+        source: TierError,
+    },
+    /// The engine refused or failed a task.
+    #[error("{task}: {source}")]
+    Engine {
+        /// Which task.
+        task: String,
+        /// What happened.
+        source: EngineError,
+    },
+    /// A task panicked: our bug.
+    #[error("{task} panicked: {message}")]
+    Panic {
+        /// Which task.
+        task: String,
+        /// The panic's text.
+        message: String,
+    },
+    /// No task completed for too long.
+    #[error("no task completed in {seconds} s: {chain}")]
+    Stuck {
+        /// How long.
+        seconds: u64,
+        /// Who waits for whom.
+        chain: String,
+    },
+    /// The runner was stopped from outside.
+    #[error("stopped")]
+    Stopped,
+}

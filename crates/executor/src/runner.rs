@@ -1,0 +1,498 @@
+//! The runner: submits parts of a plan to the lanes and waits for them.
+
+use std::io::Write;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use lowtide_device::{Memory, Queue, memory};
+use lowtide_planner::plan::LANES;
+use lowtide_planner::{Lane, PartName, Plan, Tier, check};
+use lowtide_workload::Workload;
+
+use crate::bind::{Engine, Tiers, run_task};
+use crate::error::ExecError;
+use crate::progress::Progress;
+use crate::shuffled::Shuffle;
+use crate::timeline::{Event, Measured, Record, seconds, task_label, write_trace};
+
+/// How tasks are driven.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// One thread a lane.
+    Threads,
+    /// One thread in all, in an order drawn from this seed among those the edges allow.
+    Shuffled(u64),
+}
+
+/// Settings of a runner.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// How tasks are driven.
+    pub mode: Mode,
+    /// Threads of the gpu lane's and of the host lane's queue, each.
+    pub threads: usize,
+    /// Fill a slot with NaN when the life in it ends, so that a use after it shows.
+    pub poison: bool,
+    /// Report a standstill after this long.
+    pub watchdog: Duration,
+    /// Events kept a lane for the trace.
+    pub trace_events: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            mode: Mode::Threads,
+            threads: std::thread::available_parallelism().map_or(1, usize::from),
+            poison: false,
+            watchdog: Duration::from_secs(300),
+            trace_events: 0,
+        }
+    }
+}
+
+/// One submitted part.
+pub(crate) struct Submission<S> {
+    pub seq: u32,
+    pub part: PartName,
+    pub step: Arc<S>,
+    /// Tasks each lane completes before this part begins.
+    pub base: [u64; LANES],
+    /// The same of the part before, when this one overlaps it.
+    pub before: Option<(PartName, [u64; LANES])>,
+    /// Uses left of each slot that lives inside the part.
+    pub uses: Vec<AtomicU32>,
+}
+
+/// What is known of each part before it runs.
+pub(crate) struct PartTable {
+    /// Task indices by lane.
+    pub lanes: [Vec<u32>; LANES],
+    /// Position of each task in its lane.
+    pub position: Vec<u32>,
+    /// Uses of each slot, one a task.
+    pub uses: Vec<u32>,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) enum LaneState {
+    Idle,
+    Running { part: PartName, task: u32 },
+    Waiting { part: PartName, task: u32, lane: usize, count: u64 },
+}
+
+pub(crate) struct Shared<E: Engine> {
+    pub plan: Arc<Plan>,
+    pub workload: Arc<Workload>,
+    pub engine: Arc<E>,
+    pub tiers: Tiers,
+    pub options: Options,
+    pub tables: Vec<PartTable>,
+    pub progress: Progress,
+    pub error: Mutex<Option<ExecError>>,
+    pub states: [Mutex<LaneState>; LANES],
+    pub records: [Mutex<Record>; LANES],
+    pub epoch: Instant,
+}
+
+/// Runs a checked plan.
+pub struct Runner<E: Engine> {
+    shared: Arc<Shared<E>>,
+    senders: Vec<Sender<Arc<Submission<E::Step>>>>,
+    workers: Vec<JoinHandle<()>>,
+    shuffle: Option<Shuffle<E>>,
+    submitted: u32,
+    last: Option<Arc<Submission<E::Step>>>,
+    /// Tasks each lane has when everything submitted is complete; and when all but the last part.
+    goal: [u64; LANES],
+}
+
+pub(crate) fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Every critical section leaves its data whole, so a panic elsewhere spoils nothing.
+    m.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl<E: Engine> Shared<E> {
+    pub fn label(&self, part: PartName, task: u32) -> String {
+        task_label(&self.plan, &self.workload, part, task)
+    }
+
+    /// Runs a task whose edges are satisfied, records it, completes it.
+    pub fn run(&self, queue: &Queue, s: &Submission<E::Step>, task_idx: u32) -> Result<(), ExecError> {
+        let task = &self.plan.part(s.part)[task_idx as usize];
+        let start = seconds(self.epoch);
+        let deadline = (u64::from(s.seq) << 32) | u64::from(task_idx);
+        run_task(&self.plan, &self.tiers, &*self.engine, queue, task, &s.step, deadline, || {
+            self.label(s.part, task_idx)
+        })?;
+        if self.options.poison {
+            self.release(s, task_idx);
+        }
+        let event = Event {
+            part: s.part,
+            submission: s.seq,
+            task: task_idx,
+            start,
+            end: seconds(self.epoch),
+        };
+        lock(&self.records[task.lane.idx()]).add(task, event);
+        self.progress.complete(task.lane.idx());
+        Ok(())
+    }
+
+    /// Poisons the slots whose last use this task was. The next holder of any of their bytes waits
+    /// for every user, so also for this one, which has not completed yet.
+    fn release(&self, s: &Submission<E::Step>, task_idx: u32) {
+        let task = &self.plan.part(s.part)[task_idx as usize];
+        for (i, arg) in task.args.iter().enumerate() {
+            if task.args[..i].iter().any(|a| a.slot == arg.slot) {
+                continue;
+            }
+            let slot = &self.plan.slots[arg.slot as usize];
+            if slot.persistent || slot.tier == Tier::Disk {
+                continue;
+            }
+            if s.uses[arg.slot as usize].fetch_sub(1, Ordering::AcqRel) == 1 {
+                let memory: &Memory =
+                    if slot.tier == Tier::Device { &self.tiers.device } else { &self.tiers.host };
+                memory::poison(&memory.view(slot.offset, slot.bytes));
+            }
+        }
+    }
+
+    pub fn fail(&self, error: ExecError) {
+        lock(&self.error).get_or_insert(error);
+        self.progress.fail();
+    }
+
+    /// What a task must wait for: (lane, tasks completed on it).
+    pub fn needs(
+        &self,
+        s: &Submission<E::Step>,
+        task_idx: u32,
+        seam: &[(u32, u32)],
+    ) -> Vec<(usize, u64)> {
+        let task = &self.plan.part(s.part)[task_idx as usize];
+        let of = |part: PartName, base: &[u64; LANES], d: u32| {
+            let lane = self.plan.part(part)[d as usize].lane.idx();
+            (lane, base[lane] + u64::from(self.tables[part as usize].position[d as usize]) + 1)
+        };
+        let mut needs: Vec<(usize, u64)> =
+            task.after.iter().map(|&d| of(s.part, &s.base, d)).collect();
+        if let Some((part, base)) = &s.before {
+            let from = seam.partition_point(|e| e.0 < task_idx);
+            needs.extend(
+                seam[from..].iter().take_while(|e| e.0 == task_idx).map(|e| of(*part, base, e.1)),
+            );
+        }
+        needs
+    }
+
+    /// Edges from the part before into `s`, sorted by the later task.
+    pub fn seam(&self, s: &Submission<E::Step>) -> &[(u32, u32)] {
+        s.before
+            .as_ref()
+            .and_then(|(from, _)| self.plan.seam(*from, s.part))
+            .map_or(&[], |seam| &seam.edges)
+    }
+
+    /// Who waits for whom, starting from the lane that has waited for the others' sake longest.
+    fn chain(&self) -> String {
+        let states: Vec<LaneState> = self.states.iter().map(|s| lock(s).clone()).collect();
+        let start = (0..LANES).find(|&l| matches!(states[l], LaneState::Waiting { .. }));
+        let running = || {
+            (0..LANES)
+                .filter_map(|l| match &states[l] {
+                    LaneState::Running { part, task } => {
+                        Some(format!("{} runs {}", Lane::ALL[l], self.label(*part, *task)))
+                    }
+                    _ => None,
+                })
+                .collect::<Vec<_>>()
+                .join("; ")
+        };
+        let Some(mut lane) = start else {
+            let text = running();
+            return if text.is_empty() { "every lane is idle".to_owned() } else { text };
+        };
+        let mut text = String::new();
+        let mut seen = [false; LANES];
+        loop {
+            if std::mem::replace(&mut seen[lane], true) {
+                text.push_str(", which closes a circle");
+                return text;
+            }
+            match &states[lane] {
+                LaneState::Waiting { part, task, lane: other, count } => {
+                    let label = self.label(*part, *task);
+                    text.push_str(&format!(
+                        "{} waits with {label} until {} has completed {count} tasks (it has {}); ",
+                        Lane::ALL[lane],
+                        Lane::ALL[*other],
+                        self.progress.count(*other)
+                    ));
+                    lane = *other;
+                }
+                LaneState::Running { part, task } => {
+                    text.push_str(&format!(
+                        "{} is still running {}",
+                        Lane::ALL[lane],
+                        self.label(*part, *task)
+                    ));
+                    return text;
+                }
+                LaneState::Idle => {
+                    text.push_str(&format!("{} has nothing more to do", Lane::ALL[lane]));
+                    return text;
+                }
+            }
+        }
+    }
+}
+
+impl<E: Engine> Runner<E> {
+    /// A runner of `plan` on these tiers. The plan must have passed the checker.
+    ///
+    /// # Panics
+    /// When a tier is not exactly as large as planned, or a thread cannot be started.
+    #[must_use]
+    pub fn new(
+        plan: Arc<Plan>,
+        workload: Arc<Workload>,
+        engine: Arc<E>,
+        tiers: Tiers,
+        options: Options,
+    ) -> Self {
+        for (tier, memory) in [(Tier::Device, &tiers.device), (Tier::Host, &tiers.host)] {
+            assert_eq!(memory.arena().bytes(), plan.tier(tier).planned_bytes, "{tier} arena");
+        }
+        let tables = PartName::ALL.iter().map(|&p| table(&plan, p)).collect();
+        let epoch = Instant::now();
+        let shared = Arc::new(Shared {
+            plan,
+            workload,
+            engine,
+            tiers,
+            options,
+            tables,
+            progress: Progress::default(),
+            error: Mutex::new(None),
+            states: std::array::from_fn(|_| Mutex::new(LaneState::Idle)),
+            records: std::array::from_fn(|_| Mutex::new(Record::new(options.trace_events))),
+            epoch,
+        });
+        let mut runner = Self {
+            shared: Arc::clone(&shared),
+            senders: Vec::new(),
+            workers: Vec::new(),
+            shuffle: None,
+            submitted: 0,
+            last: None,
+            goal: [0; LANES],
+        };
+        match options.mode {
+            Mode::Shuffled(seed) => runner.shuffle = Some(Shuffle::new(shared, seed)),
+            Mode::Threads => {
+                for lane in Lane::ALL {
+                    let (sender, receiver) = channel();
+                    let shared = Arc::clone(&shared);
+                    let worker = std::thread::Builder::new()
+                        .name(format!("lane-{lane}"))
+                        .spawn(move || work(&shared, lane, &receiver))
+                        .expect("threads can be started");
+                    runner.senders.push(sender);
+                    runner.workers.push(worker);
+                }
+            }
+        }
+        runner
+    }
+
+    /// Queues a part behind what was submitted before and returns. At most two parts are in
+    /// flight: blocks until the one before the last is complete, and until all are where the plan
+    /// has no seam for the two to overlap.
+    ///
+    /// # Errors
+    /// What stopped the run.
+    pub fn submit(&mut self, part: PartName, step: Arc<E::Step>) -> Result<(), ExecError> {
+        let overlap = self.last.as_ref().is_some_and(|l| check::overlaps(l.part, part));
+        if overlap {
+            let base = self.last.as_ref().expect("there is one").base;
+            self.wait_until(base)?;
+        } else {
+            self.wait()?;
+        }
+        let table = &self.shared.tables[part as usize];
+        let before = overlap
+            .then(|| self.last.as_ref().map(|l| (l.part, l.base)))
+            .flatten();
+        let submission = Arc::new(Submission {
+            seq: self.submitted,
+            part,
+            step,
+            base: self.goal,
+            before,
+            uses: if self.shared.options.poison {
+                table.uses.iter().map(|&n| AtomicU32::new(n)).collect()
+            } else {
+                Vec::new()
+            },
+        });
+        for (goal, lane) in self.goal.iter_mut().zip(&table.lanes) {
+            *goal += lane.len() as u64;
+        }
+        self.submitted += 1;
+        for sender in &self.senders {
+            // A worker is gone only after a failure, which the next wait reports.
+            let _ = sender.send(Arc::clone(&submission));
+        }
+        if let Some(shuffle) = &mut self.shuffle {
+            shuffle.push(Arc::clone(&submission));
+        }
+        self.last = Some(submission);
+        Ok(())
+    }
+
+    /// Blocks until everything submitted is complete.
+    ///
+    /// # Errors
+    /// What stopped the run.
+    pub fn wait(&mut self) -> Result<(), ExecError> {
+        self.wait_until(self.goal)
+    }
+
+    fn wait_until(&mut self, goal: [u64; LANES]) -> Result<(), ExecError> {
+        if let Some(shuffle) = &mut self.shuffle {
+            shuffle.run_until(&goal);
+        }
+        let mut seen = (self.shared.progress.total(), Instant::now());
+        for (lane, &count) in goal.iter().enumerate() {
+            let limit = Duration::from_millis(200).min(self.shared.options.watchdog);
+            while !self.shared.progress.wait_for(lane, count, Some(limit)) {
+                if self.shared.progress.failed() {
+                    let error = lock(&self.shared.error).clone();
+                    return Err(error.unwrap_or(ExecError::Stopped));
+                }
+                let total = self.shared.progress.total();
+                if total != seen.0 {
+                    seen = (total, Instant::now());
+                } else if seen.1.elapsed() >= self.shared.options.watchdog {
+                    let seconds = seen.1.elapsed().as_secs();
+                    let chain = self.shared.chain();
+                    self.shared.fail(ExecError::Stuck { seconds, chain });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether everything submitted is complete.
+    #[must_use]
+    pub fn idle(&self) -> bool {
+        (0..LANES).all(|l| self.shared.progress.count(l) >= self.goal[l])
+    }
+
+    /// The plan.
+    #[must_use]
+    pub fn plan(&self) -> &Arc<Plan> {
+        &self.shared.plan
+    }
+
+    /// The tiers, for whoever loads and saves homes while the runner is idle.
+    #[must_use]
+    pub fn tiers(&self) -> &Tiers {
+        &self.shared.tiers
+    }
+
+    /// Sums of what the lanes did so far.
+    #[must_use]
+    pub fn measured(&self) -> Measured {
+        let mut m = Measured::default();
+        for (sum, record) in m.lanes.iter_mut().zip(&self.shared.records) {
+            *sum = lock(record).measure;
+        }
+        m
+    }
+
+    /// Writes the recorded events in the format that Perfetto loads.
+    ///
+    /// # Errors
+    /// The writer's.
+    pub fn write_trace(&self, out: &mut dyn Write) -> std::io::Result<()> {
+        let lanes: Vec<Vec<Event>> =
+            self.shared.records.iter().map(|r| lock(r).events.clone()).collect();
+        write_trace(out, &self.shared.plan, &self.shared.workload, &lanes)
+    }
+}
+
+impl<E: Engine> Drop for Runner<E> {
+    fn drop(&mut self) {
+        if !self.idle() {
+            self.shared.fail(ExecError::Stopped);
+        }
+        self.senders.clear();
+        for worker in self.workers.drain(..) {
+            // Workers catch their tasks' panics; one that died all the same has nothing to add.
+            let _ = worker.join();
+        }
+    }
+}
+
+fn table(plan: &Plan, part: PartName) -> PartTable {
+    let tasks = plan.part(part);
+    let mut lanes: [Vec<u32>; LANES] = Default::default();
+    let mut position = Vec::with_capacity(tasks.len());
+    let mut uses = vec![0; plan.slots.len()];
+    for (i, task) in tasks.iter().enumerate() {
+        let lane = &mut lanes[task.lane.idx()];
+        position.push(lane.len() as u32);
+        lane.push(i as u32);
+        for (k, arg) in task.args.iter().enumerate() {
+            if !task.args[..k].iter().any(|a| a.slot == arg.slot) {
+                uses[arg.slot as usize] += 1;
+            }
+        }
+    }
+    PartTable { lanes, position, uses }
+}
+
+/// One lane's thread: takes parts in order, runs its tasks of each in order.
+fn work<E: Engine>(
+    shared: &Shared<E>,
+    lane: Lane,
+    receiver: &Receiver<Arc<Submission<E::Step>>>,
+) {
+    let l = lane.idx();
+    let threads = match lane {
+        Lane::GPU | Lane::HOST => shared.options.threads,
+        _ => 1,
+    };
+    let queue = Queue::new(lane.name(), threads);
+    for s in receiver {
+        let seam = shared.seam(&s);
+        for &task in &shared.tables[s.part as usize].lanes[l] {
+            for (other, count) in shared.needs(&s, task, seam) {
+                if shared.progress.count(other) >= count {
+                    continue;
+                }
+                *lock(&shared.states[l]) =
+                    LaneState::Waiting { part: s.part, task, lane: other, count };
+                if !shared.progress.wait(other, count) {
+                    return;
+                }
+            }
+            if shared.progress.failed() {
+                return;
+            }
+            *lock(&shared.states[l]) = LaneState::Running { part: s.part, task };
+            if let Err(error) = shared.run(&queue, &s, task) {
+                shared.fail(error);
+                return;
+            }
+        }
+        *lock(&shared.states[l]) = LaneState::Idle;
+    }
+}

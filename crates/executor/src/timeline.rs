@@ -1,0 +1,157 @@
+//! What really happened: when each task ran, as sums a lane and as a trace for Perfetto.
+
+use std::io::{self, Write};
+use std::time::Instant;
+
+use lowtide_planner::plan::LANES;
+use lowtide_planner::{Lane, PartName, Phase, Plan, Task, Work};
+use lowtide_workload::Workload;
+
+/// A name for a task: what it does to what.
+#[must_use]
+pub fn task_label(plan: &Plan, w: &Workload, part: PartName, idx: u32) -> String {
+    let task = &plan.part(part)[idx as usize];
+    let piece = |p: u32| {
+        let piece = &plan.pieces[p as usize];
+        format!("{} [{}..{})", plan.unit_names[piece.unit as usize], piece.params.start, piece.params.end)
+    };
+    match task.work {
+        Work::Compute { unit, phase, op, micro_batch } => {
+            let u = &w.units[unit as usize];
+            let (list, mark) = match phase {
+                Phase::Forward => (&u.forward, ""),
+                Phase::Recompute => (&u.forward, " again"),
+                Phase::Backward => (&u.backward, " backward"),
+                Phase::Evaluate => (&u.evaluate, ""),
+                Phase::Infer => (&u.infer, ""),
+            };
+            format!("{} {}{mark} m{micro_batch}", u.name, list[op as usize].name)
+        }
+        Work::Finish { piece: p } => format!("finish gradient {}", piece(p)),
+        Work::Update { piece: p } => format!("update {}", piece(p)),
+        Work::Copy | Work::Read | Work::Write => {
+            let tensor = plan.slots[task.args[0].slot as usize].tensor;
+            format!("{} {}", task.lane, tensor.name(plan))
+        }
+        Work::Load { micro_batch } => format!("load inputs m{micro_batch}"),
+        Work::Norm => "norm".to_owned(),
+        Work::Losses => "losses".to_owned(),
+        Work::Logits { micro_batch } => format!("logits m{micro_batch}"),
+    }
+}
+
+/// What one lane did.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct LaneMeasure {
+    /// Seconds inside tasks.
+    pub busy_seconds: f64,
+    /// Bytes moved by copies and disk transfers.
+    pub bytes: u64,
+    /// Tasks completed.
+    pub tasks: u64,
+}
+
+/// Sums over everything that ran, by lane in the order of [`Lane::ALL`].
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Measured {
+    /// By lane.
+    pub lanes: [LaneMeasure; LANES],
+}
+
+impl Measured {
+    /// The sums of one lane.
+    #[must_use]
+    pub fn lane(&self, lane: Lane) -> &LaneMeasure {
+        &self.lanes[lane.idx()]
+    }
+
+    /// What was done since `before`.
+    #[must_use]
+    pub fn since(&self, before: &Self) -> Self {
+        let mut d = *self;
+        for (a, b) in d.lanes.iter_mut().zip(&before.lanes) {
+            a.busy_seconds -= b.busy_seconds;
+            a.bytes -= b.bytes;
+            a.tasks -= b.tasks;
+        }
+        d
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Event {
+    pub part: PartName,
+    pub submission: u32,
+    pub task: u32,
+    pub start: f64,
+    pub end: f64,
+}
+
+/// One lane's record. Events are kept up to a limit that is reserved at the start.
+#[derive(Debug)]
+pub(crate) struct Record {
+    pub measure: LaneMeasure,
+    pub events: Vec<Event>,
+    limit: usize,
+}
+
+impl Record {
+    pub fn new(limit: usize) -> Self {
+        Self { measure: LaneMeasure::default(), events: Vec::with_capacity(limit), limit }
+    }
+
+    pub fn add(&mut self, task: &Task, event: Event) {
+        self.measure.busy_seconds += event.end - event.start;
+        self.measure.tasks += 1;
+        if matches!(task.work, Work::Copy | Work::Read | Work::Write) {
+            self.measure.bytes += task.args[0].bytes;
+        }
+        if self.events.len() < self.limit {
+            self.events.push(event);
+        }
+    }
+}
+
+/// Seconds since the runner began.
+pub(crate) fn seconds(epoch: Instant) -> f64 {
+    epoch.elapsed().as_secs_f64()
+}
+
+/// Writes the events of all lanes in the trace-event format that Perfetto and Chrome load.
+pub(crate) fn write_trace(
+    out: &mut dyn Write,
+    plan: &Plan,
+    w: &Workload,
+    lanes: &[Vec<Event>],
+) -> io::Result<()> {
+    writeln!(out, "{{\"displayTimeUnit\":\"ms\",\"traceEvents\":[")?;
+    for (l, lane) in Lane::ALL.iter().enumerate() {
+        writeln!(
+            out,
+            "{{\"ph\":\"M\",\"pid\":{},\"tid\":{l},\"name\":\"thread_name\",\"args\":{{\"name\":\"{}\"}}}},",
+            lane.rank,
+            lane.name()
+        )?;
+        writeln!(
+            out,
+            "{{\"ph\":\"M\",\"pid\":{},\"tid\":{l},\"name\":\"thread_sort_index\",\"args\":{{\"sort_index\":{l}}}}},",
+            lane.rank
+        )?;
+    }
+    for (l, events) in lanes.iter().enumerate() {
+        for e in events {
+            let name = serde_json::Value::String(task_label(plan, w, e.part, e.task));
+            writeln!(
+                out,
+                "{{\"ph\":\"X\",\"pid\":0,\"tid\":{l},\"ts\":{:.3},\"dur\":{:.3},\"name\":{name},\"args\":{{\"submission\":{},\"task\":{}}}}},",
+                e.start * 1e6,
+                (e.end - e.start) * 1e6,
+                e.submission,
+                e.task
+            )?;
+        }
+    }
+    // The format allows no comma after the last event.
+    writeln!(out, "{{\"ph\":\"M\",\"pid\":0,\"name\":\"process_name\",\"args\":{{\"name\":\"lowtide\"}}}}")?;
+    writeln!(out, "]}}")
+}

@@ -1,0 +1,433 @@
+//! Proves a plan before anything is allocated.
+//!
+//! Walks every sequence of parts that a run can make and shows, by rules of its own (nothing here
+//! is shared with what made the plan):
+//! 1. every slot lies inside its tier, and every use inside its slot;
+//! 2. every read finds the tensor it names, in its newest version: nothing unwritten, overwritten
+//!    or stale (a weight is never read before its own update);
+//! 3. every two uses of the same bytes, one of them a write, are ordered by lane order and edges;
+//! 4. edges point backward in plan order, so lanes that keep that order cannot deadlock;
+//! 5. when a run is drained, every home holds the newest version.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+
+use crate::choice::Clip;
+use crate::plan::{Arg, LANES, PartName, Plan, Task, Tensor, Tier, Use, Work};
+
+/// What a plan does wrong: always a bug in a planner or a strategy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// Part and task.
+    pub part: PartName,
+    /// Index in the part.
+    pub task: u32,
+    /// What is wrong.
+    pub what: String,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "task {} of part {:?}: {}", self.task, self.part, self.what)
+    }
+}
+
+impl std::error::Error for Fault {}
+
+/// The sequences of parts that cover every seam a run can make.
+#[must_use]
+pub fn sequences(clip: Clip) -> Vec<Vec<PartName>> {
+    use PartName::{Drain, Evaluate, First, Infer, Steady};
+    match clip {
+        Clip::Exact => vec![
+            vec![First, Drain, First, Drain, Evaluate, Infer, First, Drain],
+            vec![First, Steady, Steady, Steady, Drain, Evaluate, First, Steady, Drain],
+        ],
+        Clip::Previous | Clip::None => vec![
+            vec![First, Steady, Steady, Steady, Drain, Evaluate, Infer, Steady, Drain],
+            vec![First, Drain, Steady, Steady, Drain],
+        ],
+    }
+}
+
+/// Whether the part may begin while the one before it still runs.
+#[must_use]
+pub fn overlaps(from: PartName, to: PartName) -> bool {
+    use PartName::{Drain, First, Steady};
+    matches!((from, to), (First | Steady, Steady | Drain))
+}
+
+/// For each lane, how many of the sequence's tasks on it are known to be complete.
+type Clock = [u32; LANES];
+
+#[derive(Clone, Copy, Default)]
+struct Users {
+    writer: Clock,
+    readers: Clock,
+}
+
+struct Held {
+    content: Option<(Tensor, u64)>,
+    /// Uses by byte range inside the slot.
+    users: Vec<(u64, u64, Users)>,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Holder {
+    /// A slot, from its first use until another takes any of its bytes.
+    Slot(u32),
+    /// Nobody; those who used the bytes last.
+    Past(Clock),
+}
+
+struct Walk<'a> {
+    plan: &'a Plan,
+    held: HashMap<u32, Held>,
+    /// By tier, who holds which bytes now: start -> (end, holder). Never overlapping.
+    holders: [BTreeMap<u64, (u64, Holder)>; 3],
+    latest: HashMap<Tensor, u64>,
+    count: Clock,
+    here: (PartName, u32),
+}
+
+/// Checks every sequence. `Ok` means that the plan may run.
+///
+/// # Errors
+/// The first thing found wrong.
+pub fn check(plan: &Plan, clip: Clip) -> Result<(), Fault> {
+    bounds(plan)?;
+    for sequence in sequences(clip) {
+        let mut walk = Walk {
+            plan,
+            held: HashMap::new(),
+            holders: Default::default(),
+            latest: HashMap::new(),
+            count: [0; LANES],
+            here: (PartName::First, 0),
+        };
+        walk.start()?;
+        let mut before: Option<(PartName, Vec<Clock>, Clock)> = None;
+        for part in sequence {
+            before = Some(walk.part(part, before)?);
+            if clip != Clip::Exact || matches!(part, PartName::Drain | PartName::Evaluate) {
+                walk.drained()?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn bounds(plan: &Plan) -> Result<(), Fault> {
+    let fault = |what: String| Err(Fault { part: PartName::First, task: 0, what });
+    for (i, s) in plan.slots.iter().enumerate() {
+        let tier = plan.tier(s.tier);
+        if s.offset + s.bytes > tier.planned_bytes.0 {
+            return fault(format!("slot {i} ends outside the {} tier", s.tier));
+        }
+        if s.offset % s.tier.align() != 0 || s.bytes % s.tier.align() != 0 {
+            return fault(format!("slot {i} of the {} tier is not aligned", s.tier));
+        }
+    }
+    for (tier, used) in Tier::ALL.iter().zip(&plan.tiers) {
+        if used.planned_bytes > used.budget_bytes {
+            return fault(format!(
+                "{tier} tier needs {} but holds {}",
+                used.planned_bytes, used.budget_bytes
+            ));
+        }
+    }
+    for part in PartName::ALL {
+        for (i, task) in plan.part(part).iter().enumerate() {
+            let bad = |what: String| Err(Fault { part, task: i as u32, what });
+            for a in &task.args {
+                let Some(s) = plan.slots.get(a.slot as usize) else {
+                    return bad(format!("uses slot {} which does not exist", a.slot));
+                };
+                if a.offset + a.bytes > s.bytes {
+                    return bad(format!("uses bytes outside slot {}", a.slot));
+                }
+            }
+            if task.after.iter().any(|&d| d as usize >= i) {
+                return bad("waits for itself or a later task".to_owned());
+            }
+        }
+    }
+    Ok(())
+}
+
+impl Walk<'_> {
+    fn fault<T>(&self, what: String) -> Result<T, Fault> {
+        Err(Fault { part: self.here.0, task: self.here.1, what })
+    }
+
+    /// Drained state: every home holds version 1 of its weights and state.
+    fn start(&mut self) -> Result<(), Fault> {
+        for (i, s) in self.plan.slots.iter().enumerate() {
+            if !s.persistent {
+                continue;
+            }
+            self.hold(i as u32)?;
+            if matches!(s.tensor, Tensor::Weight(_) | Tensor::State(_) | Tensor::Clip) {
+                self.held.get_mut(&(i as u32)).expect("just held").content = Some((s.tensor, 1));
+                self.latest.insert(s.tensor, 1);
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes `slot` the holder of its bytes; whoever held any of them loses its content. Returns
+    /// the clock of everybody who used those bytes before.
+    fn hold(&mut self, slot: u32) -> Result<Clock, Fault> {
+        let s = &self.plan.slots[slot as usize];
+        let holders = &mut self.holders[s.tier as usize];
+        let (from, to) = (s.offset, s.offset + s.bytes);
+        if holders.get(&from) == Some(&(to, Holder::Slot(slot))) {
+            return Ok([0; LANES]);
+        }
+        let start = holders
+            .range(..=from)
+            .next_back()
+            .filter(|&(_, &(end, _))| end > from)
+            .map_or(from, |(&k, _)| k);
+        let losers: Vec<(u64, u64, Holder)> =
+            holders.range(start..to).map(|(&k, &(end, holder))| (k, end, holder)).collect();
+        let mut clock = [0; LANES];
+        for (k, end, holder) in losers {
+            let past = match holder {
+                Holder::Past(past) => past,
+                Holder::Slot(other) => {
+                    let loser = &self.plan.slots[other as usize];
+                    if loser.persistent {
+                        return self.fault(format!(
+                            "{} shares bytes with {}, which stays",
+                            s.tensor.name(self.plan),
+                            loser.tensor.name(self.plan)
+                        ));
+                    }
+                    let mut past = [0; LANES];
+                    for (_, _, u) in self.held.remove(&other).iter().flat_map(|h| &h.users) {
+                        join(&mut past, &u.writer);
+                        join(&mut past, &u.readers);
+                    }
+                    past
+                }
+            };
+            join(&mut clock, &past);
+            let holders = &mut self.holders[s.tier as usize];
+            holders.remove(&k);
+            if k < from {
+                holders.insert(k, (from, Holder::Past(past)));
+            }
+            if end > to {
+                holders.insert(to, (end, Holder::Past(past)));
+            }
+        }
+        self.holders[s.tier as usize].insert(from, (to, Holder::Slot(slot)));
+        self.held.insert(slot, Held { content: None, users: Vec::new() });
+        Ok(clock)
+    }
+
+    fn part(
+        &mut self,
+        name: PartName,
+        before: Option<(PartName, Vec<Clock>, Clock)>,
+    ) -> Result<(PartName, Vec<Clock>, Clock), Fault> {
+        let start = self.count;
+        let plan = self.plan;
+        let tasks = plan.part(name);
+        // What is complete when a lane begins this part: everything if the part before was waited
+        // for, else what that lane itself has done.
+        let overlap = before.as_ref().is_some_and(|(from, _, _)| overlaps(*from, name));
+        let before_start = before.as_ref().map_or(start, |b| b.2);
+        let mut seam: HashMap<u32, Vec<u32>> = HashMap::new();
+        if overlap {
+            let from = before.as_ref().expect("overlap implies a part before").0;
+            let Some(s) = plan.seam(from, name) else {
+                return self.fault(format!("no seam from {from:?}"));
+            };
+            for &(to, from) in &s.edges {
+                seam.entry(to).or_default().push(from);
+            }
+        }
+        let mut known: Vec<Clock> = Vec::with_capacity(tasks.len());
+        // Knowledge a lane carries: of its last task in the part before, when parts overlap.
+        let mut lane_known: [Clock; LANES] = [[0; LANES]; LANES];
+        for (l, k) in lane_known.iter_mut().enumerate() {
+            if overlap {
+                // Two parts back everything is complete: a part is submitted only then.
+                *k = before_start;
+                let (from, clocks, _) = before.as_ref().expect("as above");
+                let last = plan.part(*from).iter().rposition(|t| t.lane.idx() == l);
+                if let Some(last) = last {
+                    join(k, &clocks[last]);
+                }
+                k[l] = start[l];
+            } else {
+                *k = start;
+            }
+        }
+        for (i, task) in tasks.iter().enumerate() {
+            self.here = (name, i as u32);
+            let lane = task.lane.idx();
+            let mut clock = lane_known[lane];
+            for &d in &task.after {
+                join(&mut clock, &known[d as usize]);
+            }
+            for &d in seam.get(&(i as u32)).into_iter().flatten() {
+                join(&mut clock, &before.as_ref().expect("as above").1[d as usize]);
+            }
+            self.task(task, lane, &clock)?;
+            self.count[lane] += 1;
+            clock[lane] = self.count[lane];
+            known.push(clock);
+            lane_known[lane] = clock;
+        }
+        // Lives inside the part are over.
+        let slots = &plan.slots;
+        for (i, held) in &mut self.held {
+            if !slots[*i as usize].persistent {
+                held.content = None;
+            }
+        }
+        Ok((name, known, start))
+    }
+
+    fn task(&mut self, task: &Task, lane: usize, clock: &Clock) -> Result<(), Fault> {
+        for a in &task.args {
+            self.ordered(a, lane, clock)?;
+        }
+        match task.work {
+            Work::Copy | Work::Read | Work::Write => self.moved(&task.args[0], &task.args[1]),
+            _ => {
+                for a in &task.args {
+                    if a.access != Use::Write {
+                        self.read(a)?;
+                    }
+                }
+                for a in &task.args {
+                    if a.access != Use::Read {
+                        self.written(a);
+                    }
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Rule 3.
+    fn ordered(&mut self, a: &Arg, lane: usize, clock: &Clock) -> Result<(), Fault> {
+        let before = self.hold(a.slot)?;
+        let mark = self.count[lane] + 1;
+        let mut needs = before;
+        let held = self.held.get_mut(&a.slot).expect("just held");
+        let s = &self.plan.slots[a.slot as usize];
+        let whole = !s.persistent;
+        let (from, to) = if whole { (0, s.bytes) } else { (a.offset, a.offset + a.bytes) };
+        let mut exact = false;
+        for (f, t, u) in &mut held.users {
+            if *f < to && from < *t {
+                join(&mut needs, &u.writer);
+                if a.access != Use::Read {
+                    join(&mut needs, &u.readers);
+                }
+            }
+            if (*f, *t) == (from, to) {
+                exact = true;
+                if a.access == Use::Read {
+                    u.readers[lane] = mark;
+                } else {
+                    u.writer[lane] = mark;
+                }
+            }
+        }
+        if !exact {
+            let mut u = Users::default();
+            if a.access == Use::Read {
+                u.readers[lane] = mark;
+            } else {
+                u.writer[lane] = mark;
+            }
+            held.users.push((from, to, u));
+        }
+        for l in 0..LANES {
+            if l != lane && needs[l] > clock[l] {
+                let s = &self.plan.slots[a.slot as usize];
+                let other = crate::plan::Lane::ALL[l];
+                return self.fault(format!(
+                    "does not wait for lane {other}, which still uses the bytes of {} on the {}",
+                    s.tensor.name(self.plan),
+                    s.tier
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Rule 2.
+    fn read(&self, a: &Arg) -> Result<(Tensor, u64), Fault> {
+        let s = &self.plan.slots[a.slot as usize];
+        let Some((tensor, version)) = self.held[&a.slot].content else {
+            return self.fault(format!("reads {} unwritten", s.tensor.name(self.plan)));
+        };
+        if self.latest.get(&tensor) != Some(&version) {
+            return self.fault(format!("reads {} stale", s.tensor.name(self.plan)));
+        }
+        Ok((tensor, version))
+    }
+
+    fn written(&mut self, a: &Arg) {
+        let tensor = self.plan.slots[a.slot as usize].tensor;
+        let version = self.latest.entry(tensor).or_insert(0);
+        *version += 1;
+        let version = *version;
+        self.held.get_mut(&a.slot).expect("held").content = Some((tensor, version));
+    }
+
+    fn moved(&mut self, from: &Arg, to: &Arg) -> Result<(), Fault> {
+        let (tensor, version) = self.read(from)?;
+        let target = self.plan.slots[to.slot as usize].tensor;
+        if tensor == target {
+            self.held.get_mut(&to.slot).expect("held").content = Some((tensor, version));
+            return Ok(());
+        }
+        // A copy may also rename: partial sums into the table of all, a complete f32 accumulator
+        // into the gradient.
+        match (tensor, target) {
+            (Tensor::NormParts(_), Tensor::AllNormParts) => {}
+            (Tensor::Accumulator(p), Tensor::Gradient(q)) if p == q => {}
+            _ => {
+                return self.fault(format!(
+                    "moves {} into the slot of {}",
+                    tensor.name(self.plan),
+                    target.name(self.plan)
+                ));
+            }
+        }
+        self.written(to);
+        Ok(())
+    }
+
+    /// Rule 5.
+    fn drained(&self) -> Result<(), Fault> {
+        for (i, s) in self.plan.slots.iter().enumerate() {
+            if s.persistent && matches!(s.tensor, Tensor::Weight(_) | Tensor::State(_)) {
+                let held = &self.held[&(i as u32)];
+                let newest = self.latest.get(&s.tensor).map(|&v| (s.tensor, v));
+                if held.content != newest {
+                    return self.fault(format!(
+                        "{} is stale on the {} when the run is drained",
+                        s.tensor.name(self.plan),
+                        s.tier
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn join(a: &mut Clock, b: &Clock) {
+    for (x, y) in a.iter_mut().zip(b) {
+        *x = (*x).max(*y);
+    }
+}

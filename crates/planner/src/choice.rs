@@ -1,0 +1,155 @@
+//! The knobs: everything that the planner may choose, and nothing that is in the numerics key.
+
+use lowtide_units::Bytes;
+use lowtide_workload::{UnitKind, Workload};
+use serde::{Deserialize, Serialize};
+
+use crate::plan::Tier;
+
+/// The order in which blocks and micro-batches are visited.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LoopOrder {
+    /// For each block all micro-batches: weights are fetched once a batch each way, a block's
+    /// gradient is complete when its backward is done.
+    LayerMajor,
+    /// For each micro-batch all blocks.
+    BatchMajor,
+}
+
+/// Where an update runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Processor {
+    /// On the host's cores.
+    Host,
+    /// On the device; state that lives elsewhere is fetched and sent back.
+    Device,
+}
+
+/// What becomes of a saved tensor between forward and backward.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Saved {
+    /// Stays in its device slot.
+    Keep,
+    /// Offloaded to the host and fetched again.
+    Host,
+    /// Offloaded to disk and fetched again.
+    Disk,
+    /// Dropped and computed again.
+    Recompute,
+}
+
+/// When the clip factor is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Clip {
+    /// Every gradient is in before the first update. Updates overlap the next forward.
+    Exact,
+    /// The norm of the step before (exact at the first). Updates overlap backward.
+    Previous,
+    /// No clipping. Updates overlap backward.
+    None,
+}
+
+/// How a unit's parameters are cut into pieces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Pieces {
+    /// One piece a unit.
+    Unit,
+    /// As many pieces as parameters allow, none smaller than this many numbers unless alone.
+    Split(u64),
+}
+
+/// Every choice of one plan.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Choice {
+    /// Loop order.
+    pub order: LoopOrder,
+    /// Cut of the parameters.
+    pub pieces: Pieces,
+    /// Home of each unit's weights. `Device`: a copy stays there; the truth is beside the
+    /// optimizer state unless the update runs on the device.
+    pub weights: Vec<Tier>,
+    /// Home of each unit's optimizer state.
+    pub optimizer: Vec<Tier>,
+    /// Where each unit's update runs.
+    pub update: Vec<Processor>,
+    /// Home of gradients that wait for the norm, and of accumulators between micro-batches.
+    pub gradients: Tier,
+    /// Home of block inputs between forward and backward.
+    pub inputs: Tier,
+    /// For each unit, what becomes of each of [`lowtide_workload::Unit::saved`].
+    pub saved: Vec<Vec<Saved>>,
+    /// Windows that are fetched ahead of their use; 0: just in time.
+    pub prefetch: u8,
+}
+
+impl Choice {
+    /// Everything on the device, nothing recomputed.
+    #[must_use]
+    pub fn resident(w: &Workload) -> Self {
+        let n = w.units.len();
+        Self {
+            order: LoopOrder::LayerMajor,
+            pieces: Pieces::Unit,
+            weights: vec![Tier::Device; n],
+            optimizer: vec![Tier::Device; n],
+            update: vec![Processor::Device; n],
+            gradients: Tier::Device,
+            inputs: Tier::Device,
+            saved: w.units.iter().map(|u| vec![Saved::Keep; u.saved().len()]).collect(),
+            prefetch: 1,
+        }
+    }
+
+    /// Sets what becomes of every saved tensor of the blocks: the last `kept` blocks keep theirs,
+    /// the others recompute.
+    pub fn keep_last_blocks(&mut self, w: &Workload, kept: usize) {
+        let n_blocks = w.units.iter().filter(|u| u.kind == UnitKind::Block).count();
+        let mut block = 0;
+        for (unit, saved) in w.units.iter().zip(&mut self.saved) {
+            if unit.kind == UnitKind::Block {
+                let value =
+                    if block + kept >= n_blocks { Saved::Keep } else { Saved::Recompute };
+                saved.fill(value);
+                block += 1;
+            }
+        }
+    }
+
+    /// Blocks that recompute anything.
+    #[must_use]
+    pub fn recomputed_blocks(&self) -> usize {
+        self.saved.iter().filter(|s| s.contains(&Saved::Recompute)).count()
+    }
+}
+
+/// What the user allows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Budgets {
+    /// Device memory.
+    pub device: Bytes,
+    /// Pinned host memory.
+    pub host: Bytes,
+    /// Disk space, all drives together.
+    pub disk: Bytes,
+}
+
+impl Budgets {
+    /// The budget of a tier.
+    #[must_use]
+    pub fn of(&self, tier: Tier) -> Bytes {
+        match tier {
+            Tier::Device => self.device,
+            Tier::Host => self.host,
+            Tier::Disk => self.disk,
+        }
+    }
+
+    /// Budgets without limit.
+    pub const UNLIMITED: Self =
+        Self { device: Bytes(u64::MAX >> 2), host: Bytes(u64::MAX >> 2), disk: Bytes(u64::MAX >> 2) };
+}

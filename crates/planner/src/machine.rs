@@ -1,0 +1,144 @@
+//! What a machine can do: rates, and what lanes share. Measured, with a date.
+
+use std::collections::BTreeMap;
+
+use lowtide_units::{Bytes, BytesPerSecond, FlopsPerSecond, Seconds};
+use lowtide_workload::{Dtype, Op};
+use serde::{Deserialize, Serialize};
+
+use crate::plan::{Lane, LaneKind};
+
+/// Where the rates come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Source {
+    /// Measured on the machine by `lowtide probe` or by hand there.
+    Measured,
+    /// Taken from a publication: a plan for it is an estimate.
+    Published,
+}
+
+/// One drive, or several that are striped.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DiskRates {
+    /// Reads alone.
+    pub read: BytesPerSecond,
+    /// Writes alone.
+    pub write: BytesPerSecond,
+    /// Reads and writes at once, both together, as many bytes each.
+    pub mixed: BytesPerSecond,
+    /// Time of the smallest transfer.
+    pub latency: Seconds,
+}
+
+/// Something that several lanes draw on at once.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Shared {
+    /// Name for people: `cores`, `host memory`.
+    pub name: String,
+    /// Share of it that each lane takes at full speed, by lane name (`gpu`, `h2d`, `d2h`, `disk`,
+    /// `host`). Lanes that together want more than 1 slow each other down evenly.
+    pub share: BTreeMap<String, f64>,
+}
+
+/// A machine's rates.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Machine {
+    /// Name for people.
+    pub name: String,
+    /// Day of measurement, `2026-11-21`.
+    pub date: String,
+    /// Measured or published.
+    pub source: Source,
+    /// Free text: how and by whom.
+    #[serde(default)]
+    pub note: String,
+    /// Matrix products and attention of the device, by storage type.
+    pub matmul_bf16: FlopsPerSecond,
+    /// As above in f32.
+    pub matmul_f32: FlopsPerSecond,
+    /// Device memory, read and written.
+    pub device_memory: BytesPerSecond,
+    /// Time to start an operation on the device.
+    pub op_overhead: Seconds,
+    /// Host to device.
+    pub h2d: BytesPerSecond,
+    /// Device to host.
+    pub d2h: BytesPerSecond,
+    /// Time of the smallest copy.
+    pub copy_overhead: Seconds,
+    /// AdamW on the host, parameters a second.
+    pub host_adamw: f64,
+    /// AdamW on the device, parameters a second.
+    pub device_adamw: f64,
+    /// Time to start a task on the host.
+    pub host_overhead: Seconds,
+    /// The drives together; none where there is no disk budget.
+    pub disk: Option<DiskRates>,
+    /// What lanes share.
+    #[serde(default)]
+    pub shared: Vec<Shared>,
+    /// Times measured at a run's own shapes, by [`Op::key`].
+    #[serde(default)]
+    pub ops: BTreeMap<String, Seconds>,
+}
+
+impl Machine {
+    /// Time of one operation, alone.
+    #[must_use]
+    pub fn op(&self, op: &Op, dtype: Dtype) -> Seconds {
+        if let Some(&s) = self.ops.get(&op.key) {
+            return s;
+        }
+        let rate = match dtype {
+            Dtype::Bf16 => self.matmul_bf16,
+            Dtype::F32 => self.matmul_f32,
+        };
+        let compute = op.flops / rate;
+        let memory = op.touched / self.device_memory;
+        compute.max(memory) + self.op_overhead
+    }
+
+    /// Time of a copy between host and device, alone.
+    #[must_use]
+    pub fn copy(&self, lane: Lane, bytes: Bytes) -> Seconds {
+        let rate = if lane.kind == LaneKind::H2d { self.h2d } else { self.d2h };
+        bytes / rate + self.copy_overhead
+    }
+
+    /// Time of a transfer from or to the drives, alone.
+    #[must_use]
+    pub fn disk(&self, lane: Lane, bytes: Bytes) -> Seconds {
+        let disk = self.disk.unwrap_or(SLOWEST);
+        let rate = if lane == Lane::DISK_READ { disk.read } else { disk.write };
+        bytes / rate + disk.latency
+    }
+
+    /// Time of an update, alone.
+    #[must_use]
+    pub fn update(&self, lane: Lane, elements: u64) -> Seconds {
+        if lane.kind == LaneKind::Gpu {
+            Seconds(elements as f64 / self.device_adamw) + self.op_overhead
+        } else {
+            Seconds(elements as f64 / self.host_adamw) + self.host_overhead
+        }
+    }
+
+    /// How much of the drives' time is left when reads and writes run at once: measured mixed rate
+    /// over what fair sharing of the two alone would give.
+    #[must_use]
+    pub fn disk_mix_factor(&self) -> f64 {
+        let Some(d) = self.disk else { return 1.0 };
+        let fair = 2.0 / (1.0 / d.read.0 + 1.0 / d.write.0);
+        (d.mixed.0 / fair).clamp(0.25, 2.0)
+    }
+}
+
+/// Stands in where a machine has no disk rates but a plan uses the disk: a slow drive, so that no
+/// plan looks good by not having been measured.
+const SLOWEST: DiskRates = DiskRates {
+    read: BytesPerSecond(0.5e9),
+    write: BytesPerSecond(0.5e9),
+    mixed: BytesPerSecond(0.5e9),
+    latency: Seconds(1e-3),
+};

@@ -1,0 +1,596 @@
+//! The plan as data: tasks in one global order, a slot for every tensor during every part of its
+//! life, and the edges that make every lane wait for exactly what it needs.
+//!
+//! A step is a cycle, so a plan has parts. In *drained* state every update is done; in *pending*
+//! state a batch's gradients wait for their update, which runs under the next forward.
+//!
+//! | part | from | to | work |
+//! |---|---|---|---|
+//! | `first` | drained | pending | forward, backward |
+//! | `steady` | pending | pending | update of the batch before under forward; backward |
+//! | `drain` | pending | drained | update |
+//! | `evaluate` | drained | drained | forward, loss |
+//! | `infer` | drained | drained | forward, logits at marked positions |
+//!
+//! With clipping `none`, and with `previous` once a norm is known, updates run inside the batch's
+//! own part (under backward), `steady` goes from drained to drained and `drain` is empty; `first`
+//! then also updates, after its own norm.
+
+use std::fmt;
+use std::ops::Range;
+
+use lowtide_units::{Bytes, Seconds};
+use lowtide_workload::{Dtype, PIECE_ALIGN, What, Workload};
+use serde::{Deserialize, Serialize};
+
+/// Where bytes live.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Tier {
+    /// The accelerator's memory (the CPU device's own arena).
+    Device,
+    /// Pinned host memory.
+    Host,
+    /// Files.
+    Disk,
+}
+
+impl Tier {
+    /// All three, fastest first.
+    pub const ALL: [Self; 3] = [Self::Device, Self::Host, Self::Disk];
+
+    /// `device`, `host` or `disk`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Device => "device",
+            Self::Host => "host",
+            Self::Disk => "disk",
+        }
+    }
+
+    /// Slots are whole multiples of this: 256 bytes on the device, 4 KiB where a disk may read or
+    /// write directly.
+    #[must_use]
+    pub const fn align(self) -> u64 {
+        match self {
+            Self::Device => 256,
+            Self::Host | Self::Disk => 4096,
+        }
+    }
+}
+
+impl fmt::Display for Tier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// What a lane is.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum LaneKind {
+    /// Kernels on the device.
+    Gpu,
+    /// Host to device.
+    H2d,
+    /// Device to host.
+    D2h,
+    /// The drives; index 0 reads, index 1 writes.
+    Disk,
+    /// Work on the host: updates, norms, inputs.
+    Host,
+}
+
+impl LaneKind {
+    /// All five.
+    pub const ALL: [Self; 5] = [Self::Gpu, Self::H2d, Self::D2h, Self::Disk, Self::Host];
+
+    /// `gpu`, `h2d`, `d2h`, `disk` or `host`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Gpu => "gpu",
+            Self::H2d => "h2d",
+            Self::D2h => "d2h",
+            Self::Disk => "disk",
+            Self::Host => "host",
+        }
+    }
+}
+
+/// A resource that does one task at a time, in plan order.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+pub struct Lane {
+    /// Which process of a group (0 until there are several devices).
+    pub rank: u16,
+    /// What it does.
+    pub kind: LaneKind,
+    /// Which of its kind.
+    pub index: u16,
+}
+
+/// Number of lanes of one rank.
+pub const LANES: usize = 6;
+
+impl Lane {
+    /// Kernels.
+    pub const GPU: Self = Self::new(LaneKind::Gpu, 0);
+    /// Host to device.
+    pub const H2D: Self = Self::new(LaneKind::H2d, 0);
+    /// Device to host.
+    pub const D2H: Self = Self::new(LaneKind::D2h, 0);
+    /// Reads from the drives.
+    pub const DISK_READ: Self = Self::new(LaneKind::Disk, 0);
+    /// Writes to the drives.
+    pub const DISK_WRITE: Self = Self::new(LaneKind::Disk, 1);
+    /// Work on the host.
+    pub const HOST: Self = Self::new(LaneKind::Host, 0);
+    /// Every lane of rank 0, in the order of [`Lane::idx`].
+    pub const ALL: [Self; LANES] =
+        [Self::GPU, Self::H2D, Self::D2H, Self::DISK_READ, Self::DISK_WRITE, Self::HOST];
+
+    const fn new(kind: LaneKind, index: u16) -> Self {
+        Self { rank: 0, kind, index }
+    }
+
+    /// Position in [`Lane::ALL`].
+    #[must_use]
+    pub fn idx(self) -> usize {
+        match (self.kind, self.index) {
+            (LaneKind::Gpu, _) => 0,
+            (LaneKind::H2d, _) => 1,
+            (LaneKind::D2h, _) => 2,
+            (LaneKind::Disk, 0) => 3,
+            (LaneKind::Disk, _) => 4,
+            (LaneKind::Host, _) => 5,
+        }
+    }
+
+    /// `gpu`, `h2d`, `d2h`, `disk-read`, `disk-write`, `host`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        ["gpu", "h2d", "d2h", "disk-read", "disk-write", "host"][self.idx()]
+    }
+}
+
+impl fmt::Display for Lane {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A run of one unit's parameters that is fetched, accumulated, updated and written as one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Piece {
+    /// Whose.
+    pub unit: u32,
+    /// Which of [`Workload::params`].
+    pub params: Range<u32>,
+    /// Where each parameter starts, in numbers.
+    pub offsets: Vec<u64>,
+    /// Numbers in all, padding included; a multiple of [`PIECE_ALIGN`].
+    pub elements: u64,
+    /// Index of its first norm partial sum among all.
+    pub norm_offset: u64,
+    /// Its norm partial sums.
+    pub norm_chunks: u64,
+}
+
+impl Piece {
+    /// Lays out `params` of `unit`.
+    #[must_use]
+    pub fn new(w: &Workload, unit: u32, params: Range<u32>, norm_offset: u64) -> Self {
+        let mut at = 0;
+        let mut norm_chunks = 0;
+        let mut offsets = Vec::with_capacity(params.len());
+        for p in params.clone() {
+            offsets.push(at);
+            at += w.params[p as usize].padded();
+            norm_chunks += w.params[p as usize].norm_chunks();
+        }
+        let elements = lowtide_units::align_up(at, PIECE_ALIGN);
+        Self { unit, params, offsets, elements, norm_offset, norm_chunks }
+    }
+
+    /// Where parameter `param` starts, in numbers.
+    #[must_use]
+    pub fn offset_of(&self, param: u32) -> u64 {
+        self.offsets[(param - self.params.start) as usize]
+    }
+}
+
+/// Bytes a number of the optimizer state beside the weight: in bf16 a 16-bit remainder and two f32
+/// moments (with the weight 12 bytes, an exact f32 master), in f32 the two moments (12 as well).
+/// Layout of the state of a piece of n numbers: remainder n·i16 (bf16 only), first moment n·f32,
+/// second moment n·f32.
+#[must_use]
+pub fn state_bytes_each(precision: Dtype) -> u64 {
+    match precision {
+        Dtype::Bf16 => 10,
+        Dtype::F32 => 8,
+    }
+}
+
+/// What a slot holds.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+pub enum Tensor {
+    /// Weights of a piece.
+    Weight(u32),
+    /// Optimizer state of a piece, see [`state_bytes_each`].
+    State(u32),
+    /// Complete gradient of a piece, rounded once.
+    Gradient(u32),
+    /// Gradient of a piece while it adds up, f32.
+    Accumulator(u32),
+    /// Norm partial sums of a piece, f64.
+    NormParts(u32),
+    /// Norm partial sums of all pieces, f64.
+    AllNormParts,
+    /// Clip factor and norm.
+    Clip,
+    /// Loss sum and count of every micro-batch, f64.
+    Losses,
+    /// Inputs of a micro-batch.
+    Inputs(u32),
+    /// A local tensor: unit that writes it, index there, micro-batch.
+    Local(u32, u16, u32),
+    /// Scratch of one task.
+    Workspace,
+}
+
+impl Tensor {
+    /// A name for people.
+    #[must_use]
+    pub fn name(&self, plan: &Plan) -> String {
+        let piece = |p: u32| {
+            let piece = &plan.pieces[p as usize];
+            let unit = &plan.unit_names[piece.unit as usize];
+            format!("{unit}[{}..{}]", piece.params.start, piece.params.end)
+        };
+        match *self {
+            Self::Weight(p) => format!("weight {}", piece(p)),
+            Self::State(p) => format!("optimizer state {}", piece(p)),
+            Self::Gradient(p) => format!("gradient {}", piece(p)),
+            Self::Accumulator(p) => format!("accumulator {}", piece(p)),
+            Self::NormParts(p) => format!("norm parts {}", piece(p)),
+            Self::AllNormParts => "norm parts".to_owned(),
+            Self::Clip => "clip factor".to_owned(),
+            Self::Losses => "losses".to_owned(),
+            Self::Inputs(m) => format!("inputs m{m}"),
+            Self::Local(u, i, m) => {
+                format!("{} tensor {i} m{m}", plan.unit_names[u as usize])
+            }
+            Self::Workspace => "workspace".to_owned(),
+        }
+    }
+}
+
+/// A fixed byte range of a tier (on disk: an extent) that holds one tensor for one life.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Slot {
+    /// Which tier.
+    pub tier: Tier,
+    /// First byte.
+    pub offset: u64,
+    /// Bytes reserved, a multiple of [`Tier::align`].
+    pub bytes: u64,
+    /// What it holds.
+    pub tensor: Tensor,
+    /// Lives across parts and steps. Others live inside one part.
+    pub persistent: bool,
+}
+
+/// How a task uses a slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Use {
+    /// Reads.
+    Read,
+    /// Overwrites; earlier content is not looked at.
+    Write,
+    /// Reads and writes.
+    Update,
+}
+
+/// A task's use of bytes of a slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Arg {
+    /// Which slot.
+    pub slot: u32,
+    /// First byte inside it.
+    pub offset: u64,
+    /// How many.
+    pub bytes: u64,
+    /// How.
+    pub access: Use,
+}
+
+/// Which operations of a unit.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase {
+    /// Forward.
+    Forward,
+    /// A forward operation again, in backward.
+    Recompute,
+    /// Backward (the head's only list for training).
+    Backward,
+    /// The head's loss alone.
+    Evaluate,
+    /// The head's logits.
+    Infer,
+}
+
+/// What a task does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Work {
+    /// Operation `op` of `unit` on one micro-batch. Args: the operands in order, then the
+    /// workspace if it has one. A gradient operand used with [`Use::Write`] is the first of the
+    /// batch and overwrites.
+    Compute {
+        /// Unit.
+        unit: u32,
+        /// List of operations.
+        phase: Phase,
+        /// Index in it.
+        op: u16,
+        /// Micro-batch.
+        micro_batch: u32,
+    },
+    /// Rounds a complete accumulator to the gradient and sums its squares.
+    /// Args: gradient, norm parts, accumulator (absent when the gradient is rounded in place).
+    Finish {
+        /// Piece.
+        piece: u32,
+    },
+    /// Copies args\[0\] to args\[1\] between device and host.
+    Copy,
+    /// Reads the extent args\[0\] into the host slot args\[1\].
+    Read,
+    /// Writes the host slot args\[0\] to the extent args\[1\].
+    Write,
+    /// Fills the host slot args\[0\] with a micro-batch's inputs.
+    Load {
+        /// Micro-batch.
+        micro_batch: u32,
+    },
+    /// Sums the norm parts args\[0\] in parameter order, writes norm and clip factor args\[1\];
+    /// args\[2\]: losses.
+    Norm,
+    /// Hands the losses args\[0\] to the caller (evaluation).
+    Losses,
+    /// Hands the logits args\[0\] to the caller.
+    Logits {
+        /// Micro-batch.
+        micro_batch: u32,
+    },
+    /// AdamW on a piece, on the lane's processor.
+    /// Args: weight, state, gradient, clip factor, norm parts.
+    Update {
+        /// Piece.
+        piece: u32,
+    },
+}
+
+/// One piece of work on one lane.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Task {
+    /// Who does it.
+    pub lane: Lane,
+    /// What.
+    pub work: Work,
+    /// On which bytes.
+    pub args: Vec<Arg>,
+    /// Tasks of the same part, on other lanes, that must be complete. What earlier tasks of the
+    /// same lane guarantee is left out.
+    pub after: Vec<u32>,
+}
+
+/// Names of the parts.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum PartName {
+    /// Forward and backward from drained state.
+    First,
+    /// A batch in the middle of a run.
+    Steady,
+    /// The last updates.
+    Drain,
+    /// Loss without gradients.
+    Evaluate,
+    /// Logits.
+    Infer,
+}
+
+impl PartName {
+    /// All, in the order of [`Plan::parts`].
+    pub const ALL: [Self; 5] =
+        [Self::First, Self::Steady, Self::Drain, Self::Evaluate, Self::Infer];
+}
+
+/// Edges from one part into the part submitted right after it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Seam {
+    /// The earlier part.
+    pub from: PartName,
+    /// The later part.
+    pub to: PartName,
+    /// (task of `to`, task of `from` that must be complete).
+    pub edges: Vec<(u32, u32)>,
+}
+
+/// How many bytes of a tier hold what.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TierUse {
+    /// Reserved: exactly what the run allocates.
+    pub planned_bytes: Bytes,
+    /// What the user allowed.
+    pub budget_bytes: Bytes,
+    /// Weights that stay.
+    pub weights: Bytes,
+    /// Optimizer state that stays.
+    pub optimizer: Bytes,
+    /// Gradients that wait for the norm.
+    pub gradients: Bytes,
+    /// Everything that comes and goes: windows of weights, block inputs, saved tensors, staging.
+    pub transient: Bytes,
+}
+
+/// What one lane does in a steady step.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct LaneUse {
+    /// Seconds of work, counted at the rate the lane has alone.
+    pub busy_seconds: Seconds,
+    /// Bytes moved (zero for gpu and host).
+    pub bytes: Bytes,
+    /// Tasks.
+    pub tasks: u32,
+}
+
+/// Predicted times of a steady step.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Prediction {
+    /// Time of one step in the middle of a run.
+    pub step_seconds: Seconds,
+    /// By lane, in the order of [`LaneKind::ALL`].
+    pub lanes: Vec<LaneUse>,
+    /// Index into [`LaneKind::ALL`] of the lane with the most work.
+    pub ruling_lane: u8,
+    /// Bytes written to the drives in one step.
+    pub disk_bytes_written: Bytes,
+    /// Bytes read from the drives in one step.
+    pub disk_bytes_read: Bytes,
+    /// Time of one evaluation batch.
+    pub evaluate_seconds: Seconds,
+}
+
+/// A checked, predicted training step.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Plan {
+    /// The model's name.
+    pub model: String,
+    /// Names of the units.
+    pub unit_names: Vec<String>,
+    /// Storage of weights.
+    pub precision: Dtype,
+    /// Storage of complete gradients.
+    pub gradient: Dtype,
+    /// The choices that made it.
+    pub choice: crate::choice::Choice,
+    /// How the parameters are cut.
+    pub pieces: Vec<Piece>,
+    /// Every slot and extent.
+    pub slots: Vec<Slot>,
+    /// Tasks of each part, in the order of [`PartName::ALL`].
+    pub parts: Vec<Vec<Task>>,
+    /// Edges between parts that may overlap in time.
+    pub seams: Vec<Seam>,
+    /// Use of each tier, in the order of [`Tier::ALL`].
+    pub tiers: Vec<TierUse>,
+    /// What it will take.
+    pub prediction: Prediction,
+    /// Micro-batches of a batch.
+    pub accumulate: u32,
+}
+
+impl Plan {
+    /// Tasks of a part.
+    #[must_use]
+    pub fn part(&self, name: PartName) -> &[Task] {
+        &self.parts[name as usize]
+    }
+
+    /// The seam between two parts, if they may overlap.
+    #[must_use]
+    pub fn seam(&self, from: PartName, to: PartName) -> Option<&Seam> {
+        self.seams.iter().find(|s| s.from == from && s.to == to)
+    }
+
+    /// Use of a tier.
+    #[must_use]
+    pub fn tier(&self, tier: Tier) -> &TierUse {
+        &self.tiers[tier as usize]
+    }
+
+    /// The piece that holds a parameter.
+    #[must_use]
+    pub fn piece_of(&self, param: u32) -> u32 {
+        self.pieces.iter().position(|p| p.params.contains(&param)).expect("every parameter is in a piece")
+            as u32
+    }
+
+    /// The persistent slots that hold a tensor, slowest tier last.
+    pub fn homes(&self, tensor: Tensor) -> impl Iterator<Item = (u32, &Slot)> {
+        self.slots
+            .iter()
+            .enumerate()
+            .filter(move |(_, s)| s.persistent && s.tensor == tensor)
+            .map(|(i, s)| (i as u32, s))
+    }
+
+    /// A number that changes when anything in the plan's tasks or slots changes (FNV-1a).
+    #[must_use]
+    pub fn hash(&self) -> u64 {
+        let mut h = Fnv(0xcbf2_9ce4_8422_2325);
+        for s in &self.slots {
+            h.add(&[s.tier as u64, s.offset, s.bytes, u64::from(s.persistent)]);
+        }
+        for part in &self.parts {
+            h.add(&[part.len() as u64]);
+            for t in part {
+                h.add(&[t.lane.idx() as u64, t.args.len() as u64]);
+                for a in &t.args {
+                    h.add(&[u64::from(a.slot), a.offset, a.bytes, a.access as u64]);
+                }
+                for &d in &t.after {
+                    h.add(&[u64::from(d)]);
+                }
+            }
+        }
+        h.0
+    }
+}
+
+struct Fnv(u64);
+
+impl Fnv {
+    fn add(&mut self, words: &[u64]) {
+        for byte in words.iter().flat_map(|w| w.to_le_bytes()) {
+            self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
+        }
+    }
+}
+
+/// The tensor that an operand of a unit names, for one micro-batch: a unit's input is the unit
+/// below's output, and its output's gradient is the unit above's input gradient, so both exist once.
+#[must_use]
+pub fn canonical(w: &Workload, unit: u32, what: What, m: u32, piece_of: &[u32]) -> Tensor {
+    let u = &w.units[unit as usize];
+    match what {
+        What::Local(i) if u.input == Some(i) => {
+            let below = &w.units[unit as usize - 1];
+            Tensor::Local(unit - 1, below.output.expect("units below have an output"), m)
+        }
+        What::Local(i) if u.d_output == Some(i) => {
+            let above = &w.units[unit as usize + 1];
+            Tensor::Local(unit + 1, above.d_input.expect("units above have an input gradient"), m)
+        }
+        What::Local(i) => Tensor::Local(unit, i, m),
+        What::Weight(p) => Tensor::Weight(piece_of[p as usize]),
+        What::Gradient(p) => Tensor::Accumulator(piece_of[p as usize]),
+        What::Inputs => Tensor::Inputs(m),
+        What::Loss => Tensor::Losses,
+    }
+}

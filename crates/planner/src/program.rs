@@ -1,0 +1,370 @@
+//! The gpu lane's work of one part, in order, and when each tensor is used.
+//!
+//! From the operands alone follow the windows in which a tensor must be on the device: runs of
+//! uses without a long pause. A tensor whose home is the device has one window; others have
+//! several, with an offload after a window that wrote and a fetch before one that reads.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use lowtide_workload::{Access, Dtype, Op, Unit, UnitKind, What, Workload};
+
+use crate::choice::{Choice, LoopOrder, Saved};
+use crate::plan::{Phase, Piece, Tensor, Use, Work, canonical};
+
+/// One use of a tensor by an operation.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Operand {
+    pub tensor: Tensor,
+    pub access: Use,
+    pub offset: u64,
+    pub bytes: u64,
+}
+
+/// One task of the gpu lane before it has slots.
+#[derive(Clone, Debug)]
+pub(crate) struct GpuOp {
+    pub work: Work,
+    /// Consecutive operations of one unit and direction.
+    pub run: u32,
+    /// Consecutive operations of one unit, direction and micro-batch.
+    pub visit: u32,
+    pub operands: Vec<Operand>,
+    pub workspace: u64,
+}
+
+/// What a program is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    Train,
+    Evaluate,
+    Infer,
+}
+
+pub(crate) struct Program {
+    pub ops: Vec<GpuOp>,
+    /// First operation of each visit.
+    pub visits: Vec<usize>,
+}
+
+/// A stretch of operations during which a tensor is on the device.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Window {
+    pub tensor: Tensor,
+    /// First and last operation that use it.
+    pub first: usize,
+    pub last: usize,
+    /// Starts with an overwrite: nothing to fetch.
+    pub fresh: bool,
+    /// Some operation in it writes.
+    pub writes: bool,
+    /// Another window of the same content follows.
+    pub continues: bool,
+    /// It is not the first of its content.
+    pub continued: bool,
+}
+
+struct Builder<'a> {
+    w: &'a Workload,
+    pieces: &'a [Piece],
+    piece_of: &'a [u32],
+    ops: Vec<GpuOp>,
+    visits: Vec<usize>,
+    run: u32,
+    last: Option<(u32, bool, u32)>,
+    touched: BTreeSet<u32>,
+}
+
+impl Builder<'_> {
+    fn visit(&mut self, unit: u32, backward: bool, m: u32) {
+        match self.last {
+            Some((u, b, _)) if u == unit && b == backward => {}
+            None => {}
+            _ => self.run += 1,
+        }
+        if self.last != Some((unit, backward, m)) {
+            self.visits.push(self.ops.len());
+        }
+        self.last = Some((unit, backward, m));
+    }
+
+    fn push(&mut self, unit: u32, phase: Phase, op_idx: u16, op: &Op, m: u32) {
+        let operands = op
+            .operands
+            .iter()
+            .map(|o| {
+                let tensor = canonical(self.w, unit, o.what, m, self.piece_of);
+                let (offset, bytes) = self.range(unit, o.what, m);
+                let access = match (o.access, o.what) {
+                    (Access::Read, _) => Use::Read,
+                    (Access::Write, _) => Use::Write,
+                    (Access::Accumulate, What::Gradient(p)) => {
+                        if self.touched.insert(p) { Use::Write } else { Use::Update }
+                    }
+                    (Access::Accumulate, _) => Use::Update,
+                };
+                Operand { tensor, access, offset, bytes }
+            })
+            .collect();
+        self.ops.push(GpuOp {
+            work: Work::Compute { unit, phase, op: op_idx, micro_batch: m },
+            run: self.run,
+            visit: self.visits.len() as u32 - 1,
+            operands,
+            workspace: op.workspace.0,
+        });
+    }
+
+    /// Where the operand lies inside its tensor's slot.
+    fn range(&self, unit: u32, what: What, m: u32) -> (u64, u64) {
+        match what {
+            What::Local(i) => (0, self.w.units[unit as usize].tensors[i as usize].bytes.0),
+            What::Weight(p) => {
+                let piece = &self.pieces[self.piece_of[p as usize] as usize];
+                let size = self.w.precision.size();
+                (piece.offset_of(p) * size, self.w.params[p as usize].elements * size)
+            }
+            What::Gradient(p) => {
+                let piece = &self.pieces[self.piece_of[p as usize] as usize];
+                (piece.offset_of(p) * 4, self.w.params[p as usize].elements * 4)
+            }
+            What::Inputs => (0, self.w.batch.input_bytes().0),
+            What::Loss => (u64::from(m) * 16, 16),
+        }
+    }
+
+    fn all(&mut self, unit: u32, phase: Phase, backward: bool, m: u32) {
+        self.visit(unit, backward, m);
+        let u = &self.w.units[unit as usize];
+        let list = match phase {
+            Phase::Forward | Phase::Recompute => &u.forward,
+            Phase::Backward => &u.backward,
+            Phase::Evaluate => &u.evaluate,
+            Phase::Infer => &u.infer,
+        };
+        for (i, op) in list.iter().enumerate() {
+            self.push(unit, phase, i as u16, op, m);
+        }
+    }
+
+    fn backward(&mut self, unit: u32, m: u32, recompute: &[u16]) {
+        self.visit(unit, true, m);
+        let u = &self.w.units[unit as usize];
+        for &i in recompute {
+            self.push(unit, Phase::Recompute, i, &u.forward[i as usize], m);
+        }
+        self.all(unit, Phase::Backward, true, m);
+    }
+}
+
+/// Forward operations that backward has to run again, in forward order: those that write a tensor
+/// marked [`Saved::Recompute`], and in turn those that write what these read, unless it is saved.
+pub(crate) fn recomputed_ops(unit: &Unit, choice: &[Saved]) -> Vec<u16> {
+    let saved = unit.saved();
+    let available = |i: u16| {
+        Some(i) == unit.input
+            || saved.iter().position(|&s| s == i).is_some_and(|k| choice[k] != Saved::Recompute)
+    };
+    let writer = |i: u16| {
+        unit.forward.iter().position(|op| {
+            op.operands.iter().any(|o| o.what == What::Local(i) && o.access == Access::Write)
+        })
+    };
+    let mut wanted: Vec<u16> = saved
+        .iter()
+        .zip(choice)
+        .filter(|&(_, &c)| c == Saved::Recompute)
+        .map(|(&i, _)| i)
+        .collect();
+    let mut ops = BTreeSet::new();
+    while let Some(i) = wanted.pop() {
+        let Some(op) = writer(i) else { continue };
+        if !ops.insert(op as u16) {
+            continue;
+        }
+        for o in &unit.forward[op].operands {
+            if let (What::Local(j), Access::Read) = (o.what, o.access)
+                && !available(j)
+            {
+                wanted.push(j);
+            }
+        }
+    }
+    ops.into_iter().collect()
+}
+
+/// The gpu lane's operations of one part.
+pub(crate) fn program(
+    w: &Workload,
+    choice: &Choice,
+    pieces: &[Piece],
+    piece_of: &[u32],
+    purpose: Purpose,
+) -> Program {
+    let mut b = Builder {
+        w,
+        pieces,
+        piece_of,
+        ops: Vec::new(),
+        visits: Vec::new(),
+        run: 0,
+        last: None,
+        touched: BTreeSet::new(),
+    };
+    let n = w.units.len() as u32;
+    let head = n - 1;
+    let m_all = if purpose == Purpose::Infer { 1 } else { w.batch.accumulate };
+    let recompute: Vec<Vec<u16>> =
+        w.units.iter().zip(&choice.saved).map(|(u, c)| recomputed_ops(u, c)).collect();
+    let head_phase = match purpose {
+        Purpose::Train => Phase::Backward,
+        Purpose::Evaluate => Phase::Evaluate,
+        Purpose::Infer => Phase::Infer,
+    };
+    match choice.order {
+        LoopOrder::LayerMajor => {
+            for unit in 0..head {
+                (0..m_all).for_each(|m| b.all(unit, Phase::Forward, false, m));
+            }
+            (0..m_all).for_each(|m| b.all(head, head_phase, true, m));
+            if purpose == Purpose::Train {
+                for unit in (0..head).rev() {
+                    (0..m_all).for_each(|m| b.backward(unit, m, &recompute[unit as usize]));
+                }
+            }
+        }
+        LoopOrder::BatchMajor => {
+            for m in 0..m_all {
+                (0..head).for_each(|unit| b.all(unit, Phase::Forward, false, m));
+                b.all(head, head_phase, true, m);
+                if purpose == Purpose::Train {
+                    for unit in (1..head).rev() {
+                        b.backward(unit, m, &recompute[unit as usize]);
+                    }
+                }
+            }
+            // The embedding's backward comes last for all micro-batches: a tied embedding then adds
+            // up in the same order as layer-major does, head first.
+            if purpose == Purpose::Train {
+                debug_assert_eq!(w.units[0].kind, UnitKind::Embedding);
+                (0..m_all).for_each(|m| b.backward(0, m, &[]));
+            }
+        }
+    }
+    let mut program = Program { ops: b.ops, visits: b.visits };
+    if purpose == Purpose::Train {
+        finish_gradients(&mut program, w, pieces);
+    }
+    program
+}
+
+/// Inserts the rounding of each piece's gradient right after the last operation that adds to it.
+fn finish_gradients(program: &mut Program, w: &Workload, pieces: &[Piece]) {
+    let mut last: BTreeMap<u32, usize> = BTreeMap::new();
+    for (i, op) in program.ops.iter().enumerate() {
+        for o in &op.operands {
+            if let Tensor::Accumulator(p) = o.tensor {
+                last.insert(p, i);
+            }
+        }
+    }
+    let mut at: BTreeMap<usize, Vec<u32>> = BTreeMap::new();
+    for (p, i) in last {
+        at.entry(i).or_default().push(p);
+    }
+    let old = std::mem::take(&mut program.ops);
+    program.visits.clear();
+    let mut visit = None;
+    for (i, op) in old.into_iter().enumerate() {
+        if visit != Some(op.visit) {
+            visit = Some(op.visit);
+            program.visits.push(program.ops.len());
+        }
+        let (run, v) = (op.run, op.visit);
+        program.ops.push(op);
+        for &p in at.get(&i).into_iter().flatten() {
+            let piece = &pieces[p as usize];
+            let sum = Operand {
+                tensor: Tensor::Accumulator(p),
+                access: Use::Read,
+                offset: 0,
+                bytes: piece.elements * 4,
+            };
+            let parts = Operand {
+                tensor: Tensor::NormParts(p),
+                access: Use::Write,
+                offset: 0,
+                bytes: piece.norm_chunks * 8,
+            };
+            let operands = match w.gradient {
+                Dtype::F32 => vec![Operand { access: Use::Update, ..sum }, parts],
+                Dtype::Bf16 => {
+                    let gradient = Operand {
+                        tensor: Tensor::Gradient(p),
+                        access: Use::Write,
+                        offset: 0,
+                        bytes: piece.elements * 2,
+                    };
+                    vec![gradient, parts, sum]
+                }
+            };
+            program.ops.push(GpuOp {
+                work: Work::Finish { piece: p },
+                run,
+                visit: v,
+                operands,
+                workspace: 0,
+            });
+        }
+    }
+}
+
+impl Program {
+    /// The windows of every tensor, in order of first use. `resident` tensors get one window for
+    /// each content; others are split where more than `gap` runs lie between two uses.
+    pub fn windows(&self, resident: impl Fn(Tensor) -> bool, gap: u32) -> Vec<Window> {
+        let mut open: BTreeMap<Tensor, Window> = BTreeMap::new();
+        let mut done: Vec<Window> = Vec::new();
+        for (i, op) in self.ops.iter().enumerate() {
+            for o in &op.operands {
+                // Only local tensors and what Finish makes get new content by an overwrite; an
+                // accumulator's parameters are overwritten one by one.
+                let renews = o.access == Use::Write
+                    && !matches!(o.tensor, Tensor::Accumulator(_) | Tensor::Losses);
+                let fresh = o.access == Use::Write;
+                let new = Window {
+                    tensor: o.tensor,
+                    first: i,
+                    last: i,
+                    fresh,
+                    writes: o.access != Use::Read,
+                    continues: false,
+                    continued: false,
+                };
+                match open.get_mut(&o.tensor) {
+                    None => {
+                        open.insert(o.tensor, new);
+                    }
+                    Some(window) if renews && window.last != i => {
+                        done.push(*window);
+                        *window = new;
+                    }
+                    Some(window)
+                        if !resident(o.tensor)
+                            && op.run - self.ops[window.last].run > gap =>
+                    {
+                        window.continues = true;
+                        done.push(*window);
+                        *window = Window { continued: true, fresh: false, ..new };
+                    }
+                    Some(window) => {
+                        window.last = i;
+                        window.writes |= o.access != Use::Read;
+                    }
+                }
+            }
+        }
+        done.extend(open.into_values());
+        done.sort_by_key(|w| (w.first, w.tensor));
+        done
+    }
+}

@@ -1,0 +1,262 @@
+//! Predicts the time of a plan: the lanes run their tasks in plan order, wait for their edges, and
+//! share what they share.
+//!
+//! A task has a time that it takes alone. While several tasks want more than all of a shared
+//! resource, each of them advances at the fraction that is left to it (processor sharing).
+
+use lowtide_units::{Bytes, Seconds};
+use lowtide_workload::Workload;
+
+use crate::machine::Machine;
+use crate::plan::{LANES, Lane, LaneKind, LaneUse, PartName, Phase, Plan, Prediction, Task, Work};
+
+/// Time of each task of a part when nothing else runs.
+#[must_use]
+pub fn alone(plan: &Plan, w: &Workload, machine: &Machine, part: PartName) -> Vec<Seconds> {
+    plan.part(part).iter().map(|t| task_alone(plan, w, machine, t)).collect()
+}
+
+fn task_alone(plan: &Plan, w: &Workload, machine: &Machine, task: &Task) -> Seconds {
+    let bytes = || Bytes(task.args[0].bytes);
+    match task.work {
+        Work::Compute { unit, phase, op, .. } => {
+            let u = &w.units[unit as usize];
+            let list = match phase {
+                Phase::Forward | Phase::Recompute => &u.forward,
+                Phase::Backward => &u.backward,
+                Phase::Evaluate => &u.evaluate,
+                Phase::Infer => &u.infer,
+            };
+            machine.op(&list[op as usize], w.precision)
+        }
+        Work::Finish { piece } => {
+            let n = plan.pieces[piece as usize].elements;
+            Bytes(n * (4 + w.gradient.size())) / machine.device_memory + machine.op_overhead
+        }
+        Work::Copy => machine.copy(task.lane, bytes()),
+        Work::Read | Work::Write => machine.disk(task.lane, bytes()),
+        Work::Update { piece } => machine.update(task.lane, plan.pieces[piece as usize].elements),
+        Work::Load { .. } | Work::Norm | Work::Losses | Work::Logits { .. } => {
+            machine.host_overhead
+        }
+    }
+}
+
+/// What happened to each task: start and end.
+#[derive(Clone, Debug, Default)]
+pub struct Simulated {
+    /// For each part of the sequence, start and end of every task.
+    pub parts: Vec<Vec<(f64, f64)>>,
+}
+
+impl Simulated {
+    /// End of the last task of a part.
+    #[must_use]
+    pub fn end(&self, part: usize) -> f64 {
+        self.parts[part].iter().map(|t| t.1).fold(0.0, f64::max)
+    }
+
+    /// Start of the first task of a part.
+    #[must_use]
+    pub fn start(&self, part: usize) -> f64 {
+        self.parts[part].iter().map(|t| t.0).fold(f64::INFINITY, f64::min)
+    }
+}
+
+struct Running {
+    part: usize,
+    task: usize,
+    /// Seconds left at full speed.
+    left: f64,
+}
+
+/// Runs a sequence of parts, each overlapping the one before it where the plan allows.
+#[must_use]
+pub fn simulate(
+    plan: &Plan,
+    w: &Workload,
+    machine: &Machine,
+    sequence: &[PartName],
+) -> Simulated {
+    let times: Vec<Vec<Seconds>> =
+        PartName::ALL.iter().map(|&p| alone(plan, w, machine, p)).collect();
+    let waits: Vec<Vec<Vec<u32>>> = sequence
+        .iter()
+        .enumerate()
+        .map(|(k, &part)| {
+            let mut waits = vec![Vec::new(); plan.part(part).len()];
+            if k > 0
+                && let Some(seam) = plan.seam(sequence[k - 1], part)
+            {
+                for &(to, from) in &seam.edges {
+                    waits[to as usize].push(from);
+                }
+            }
+            waits
+        })
+        .collect();
+    let shares = shares(machine);
+    let mix = machine.disk_mix_factor();
+    let mut out =
+        Simulated { parts: sequence.iter().map(|&p| vec![(-1.0, -1.0); plan.part(p).len()]).collect() };
+    // Each lane's tasks in order.
+    let lanes: Vec<Vec<(usize, usize)>> = (0..LANES)
+        .map(|l| {
+            let of = |(k, &p): (usize, &PartName)| {
+                let tasks = plan.part(p);
+                (0..tasks.len())
+                    .filter(move |&i| tasks[i].lane.idx() == l)
+                    .map(move |i| (k, i))
+                    .collect::<Vec<_>>()
+            };
+            sequence.iter().enumerate().flat_map(of).collect()
+        })
+        .collect();
+    let mut next = [0usize; LANES];
+    let mut left_in_part: Vec<usize> = sequence.iter().map(|&p| plan.part(p).len()).collect();
+    let mut running: [Option<Running>; LANES] = Default::default();
+    let mut now = 0.0;
+    loop {
+        for l in 0..LANES {
+            while running[l].is_none() && next[l] < lanes[l].len() {
+                let (k, i) = lanes[l][next[l]];
+                if !ready(plan, sequence, &out, &waits, &left_in_part, k, i) {
+                    break;
+                }
+                next[l] += 1;
+                let left = times[sequence[k] as usize][i].0.max(1e-12);
+                out.parts[k][i].0 = now;
+                running[l] = Some(Running { part: k, task: i, left });
+            }
+        }
+        let speed = speeds(&running, &shares, mix);
+        let step = (0..LANES)
+            .filter_map(|l| running[l].as_ref().map(|r| r.left / speed[l]))
+            .fold(f64::INFINITY, f64::min);
+        if step.is_infinite() {
+            break;
+        }
+        now += step;
+        for l in 0..LANES {
+            if let Some(r) = &mut running[l] {
+                r.left -= step * speed[l];
+                if r.left <= 1e-12 {
+                    out.parts[r.part][r.task].1 = now;
+                    left_in_part[r.part] -= 1;
+                    running[l] = None;
+                }
+            }
+        }
+    }
+    out
+}
+
+fn ready(
+    plan: &Plan,
+    sequence: &[PartName],
+    out: &Simulated,
+    waits: &[Vec<Vec<u32>>],
+    left_in_part: &[usize],
+    k: usize,
+    i: usize,
+) -> bool {
+    let ended = |k: usize, i: u32| out.parts[k][i as usize].1 >= 0.0;
+    if k > 0 {
+        if crate::check::overlaps(sequence[k - 1], sequence[k]) {
+            // Only two parts are in flight.
+            if k > 1 && left_in_part[k - 2] > 0 {
+                return false;
+            }
+            if !waits[k][i].iter().all(|&d| ended(k - 1, d)) {
+                return false;
+            }
+        } else if left_in_part[..k].iter().any(|&n| n > 0) {
+            return false;
+        }
+    }
+    plan.part(sequence[k])[i].after.iter().all(|&d| ended(k, d))
+}
+
+/// By shared resource, the share each lane takes.
+fn shares(machine: &Machine) -> Vec<[f64; LANES]> {
+    machine
+        .shared
+        .iter()
+        .map(|s| {
+            let mut row = [0.0; LANES];
+            for lane in Lane::ALL {
+                row[lane.idx()] = s.share.get(lane.kind.name()).copied().unwrap_or(0.0);
+            }
+            row
+        })
+        .collect()
+}
+
+fn speeds(running: &[Option<Running>; LANES], shares: &[[f64; LANES]], mix: f64) -> [f64; LANES] {
+    let mut speed = [1.0f64; LANES];
+    for row in shares {
+        let wanted: f64 = (0..LANES).filter(|&l| running[l].is_some()).map(|l| row[l]).sum();
+        if wanted > 1.0 {
+            for l in 0..LANES {
+                if row[l] > 0.0 {
+                    speed[l] = speed[l].min(1.0 / wanted);
+                }
+            }
+        }
+    }
+    let (r, w) = (Lane::DISK_READ.idx(), Lane::DISK_WRITE.idx());
+    if running[r].is_some() && running[w].is_some() {
+        speed[r] = speed[r].min(mix / 2.0);
+        speed[w] = speed[w].min(mix / 2.0);
+    }
+    speed
+}
+
+/// The figures of a plan's steady step.
+#[must_use]
+pub fn predict(plan: &Plan, w: &Workload, machine: &Machine) -> Prediction {
+    use PartName::{Evaluate, First, Steady};
+    let run = simulate(plan, w, machine, &[First, Steady, Steady, Steady]);
+    let step = Seconds((run.end(3) - run.end(1)) / 2.0);
+    let times = alone(plan, w, machine, Steady);
+    let mut lanes = vec![LaneUse::default(); LaneKind::ALL.len()];
+    let (mut written, mut read) = (Bytes::ZERO, Bytes::ZERO);
+    for (task, time) in plan.part(Steady).iter().zip(times) {
+        let lane = &mut lanes[task.lane.kind as usize];
+        lane.busy_seconds += time;
+        lane.tasks += 1;
+        if matches!(task.work, Work::Copy | Work::Read | Work::Write) {
+            lane.bytes += Bytes(task.args[0].bytes);
+        }
+        match task.work {
+            Work::Write => written += Bytes(task.args[0].bytes),
+            Work::Read => read += Bytes(task.args[0].bytes),
+            _ => {}
+        }
+    }
+    // Reads and writes of the drives may overlap; what no schedule can beat is their joint bound.
+    let (mut reads, mut writes) = (Seconds::ZERO, Seconds::ZERO);
+    for (task, time) in plan.part(Steady).iter().zip(alone(plan, w, machine, Steady)) {
+        match task.work {
+            Work::Read => reads += time,
+            Work::Write => writes += time,
+            _ => {}
+        }
+    }
+    let together = (reads + writes) * (1.0 / machine.disk_mix_factor().max(1.0));
+    lanes[LaneKind::Disk as usize].busy_seconds = reads.max(writes).max(together);
+    let busiest = lanes.iter().map(|l| l.busy_seconds).fold(Seconds::ZERO, Seconds::max);
+    let step = step.max(busiest);
+    let ruling_lane = (0..lanes.len())
+        .max_by(|&a, &b| lanes[a].busy_seconds.0.total_cmp(&lanes[b].busy_seconds.0))
+        .expect("five lanes") as u8;
+    let evaluation = simulate(plan, w, machine, &[Evaluate]);
+    Prediction {
+        step_seconds: step,
+        lanes,
+        ruling_lane,
+        disk_bytes_written: written,
+        disk_bytes_read: read,
+        evaluate_seconds: Seconds(evaluation.end(0)),
+    }
+}

@@ -1,0 +1,167 @@
+//! A small workload in the shape of a decoder, for the planner's own tests.
+
+use lowtide_units::{Bytes, BytesPerSecond, Flops, FlopsPerSecond, Seconds};
+use lowtide_workload::{
+    Batch, Dtype, Local, Op, Operand, Param, Unit, UnitKind, What, Workload,
+};
+
+use crate::machine::{DiskRates, Machine, Shared, Source};
+
+fn op(name: &str, operands: Vec<Operand>, workspace: u64, flops: f64) -> Op {
+    Op {
+        name: name.to_owned(),
+        key: name.to_owned(),
+        operands,
+        workspace: Bytes(workspace),
+        flops: Flops(flops),
+        touched: Bytes(1 << 16),
+    }
+}
+
+fn r(i: u16) -> Operand {
+    Operand::read(What::Local(i))
+}
+
+fn w(i: u16) -> Operand {
+    Operand::write(What::Local(i))
+}
+
+fn weight(p: u32) -> Operand {
+    Operand::read(What::Weight(p))
+}
+
+const INPUTS: Operand =
+    Operand { what: What::Inputs, access: lowtide_workload::Access::Read };
+
+/// Embedding (tied), `layers` blocks of two products, head.
+pub(crate) fn workload(layers: u32, accumulate: u32) -> Workload {
+    let (c, f, v) = (64u64, 256u64, 1000u64);
+    let batch = Batch { micro_batch: 2, seq: 16, accumulate };
+    let rows = batch.rows();
+    let mut params = vec![Param { name: "embedding".into(), unit: 0, elements: v * c, decay: true }];
+    let local = |name: &str, n: u64| Local { name: name.into(), bytes: Bytes(rows * n * 2) };
+    let mut units = vec![Unit {
+        name: "embedding".into(),
+        kind: UnitKind::Embedding,
+        params: 0..1,
+        tensors: vec![local("y", c), local("dy", c)],
+        input: None,
+        output: Some(0),
+        d_output: Some(1),
+        d_input: None,
+        forward: vec![op("embed", vec![w(0), INPUTS, weight(0)], 0, 0.0)],
+        backward: vec![op("embed'", vec![Operand::gradient(0), r(1), INPUTS], 512, 0.0)],
+        evaluate: vec![],
+        infer: vec![],
+    }];
+    for l in 0..layers {
+        let p = params.len() as u32;
+        let unit = l + 1;
+        params.push(Param { name: format!("{l}.norm"), unit, elements: c, decay: false });
+        params.push(Param { name: format!("{l}.up"), unit, elements: f * c, decay: true });
+        params.push(Param { name: format!("{l}.down"), unit, elements: f * c, decay: true });
+        // x 0, h 1, up 2, act 3, y 4, dy 5, dact 6, dup 7, dh 8, dx 9
+        let tensors = vec![
+            local("x", c), local("h", c), local("up", f), local("act", f), local("y", c),
+            local("dy", c), local("dact", f), local("dup", f), local("dh", c), local("dx", c),
+        ];
+        let flops = 2.0 * (rows * c * f) as f64;
+        units.push(Unit {
+            name: format!("blocks.{l}"),
+            kind: UnitKind::Block,
+            params: p..p + 3,
+            tensors,
+            input: Some(0),
+            output: Some(4),
+            d_output: Some(5),
+            d_input: Some(9),
+            forward: vec![
+                op("norm", vec![w(1), r(0), weight(p)], 0, 0.0),
+                op("up", vec![w(2), r(1), weight(p + 1)], 4096, flops),
+                op("act", vec![w(3), r(2)], 0, 0.0),
+                op("down", vec![w(4), r(3), r(0), weight(p + 2)], 4096, flops),
+            ],
+            backward: vec![
+                op("down'", vec![w(6), r(5), weight(p + 2)], 4096, flops),
+                op("down''", vec![Operand::gradient(p + 2), r(5), r(3)], 4096, flops),
+                op("act'", vec![w(7), r(6), r(2)], 0, 0.0),
+                op("up'", vec![w(8), r(7), weight(p + 1)], 4096, flops),
+                op("up''", vec![Operand::gradient(p + 1), r(7), r(1)], 4096, flops),
+                op("norm'", vec![w(9), r(8), r(0), r(5), weight(p), Operand::gradient(p)], 64, 0.0),
+            ],
+            evaluate: vec![],
+            infer: vec![],
+        });
+    }
+    let p = params.len() as u32;
+    let unit = layers + 1;
+    params.push(Param { name: "head.norm".into(), unit, elements: c, decay: false });
+    let loss = Operand::write(What::Loss);
+    let mut tensors = vec![local("x", c), local("h", c), local("dh", c), local("dx", c)];
+    tensors.push(Local { name: "logits".into(), bytes: Bytes(2 * v * 4) });
+    units.push(Unit {
+        name: "head".into(),
+        kind: UnitKind::Head,
+        params: p..p + 1,
+        tensors,
+        input: Some(0),
+        output: None,
+        d_output: None,
+        d_input: Some(3),
+        forward: vec![],
+        backward: vec![
+            op("norm", vec![w(1), r(0), weight(p)], 0, 0.0),
+            op("loss", vec![w(2), Operand::gradient(0), loss, r(1), weight(0), INPUTS], 8192, 1e6),
+            op("norm'", vec![w(3), r(2), r(0), weight(p), Operand::gradient(p)], 64, 0.0),
+        ],
+        evaluate: vec![
+            op("norm", vec![w(1), r(0), weight(p)], 0, 0.0),
+            op("loss only", vec![loss, r(1), weight(0), INPUTS], 8192, 1e6),
+        ],
+        infer: vec![
+            op("norm", vec![w(1), r(0), weight(p)], 0, 0.0),
+            op("logits", vec![w(4), r(1), weight(0), INPUTS], 8192, 1e6),
+        ],
+    });
+    Workload {
+        model: "test".into(),
+        batch,
+        precision: Dtype::Bf16,
+        gradient: Dtype::Bf16,
+        units,
+        params,
+        model_flops: Flops(1e9),
+    }
+}
+
+/// Round rates.
+pub(crate) fn machine() -> Machine {
+    let share = |list: &[(&str, f64)]| list.iter().map(|&(k, v)| (k.to_owned(), v)).collect();
+    Machine {
+        name: "test".into(),
+        date: "2026-11-21".into(),
+        source: Source::Measured,
+        note: String::new(),
+        matmul_bf16: FlopsPerSecond(1e11),
+        matmul_f32: FlopsPerSecond(1e11),
+        device_memory: BytesPerSecond(1e10),
+        op_overhead: Seconds(2e-6),
+        h2d: BytesPerSecond(1e10),
+        d2h: BytesPerSecond(1e10),
+        copy_overhead: Seconds(2e-6),
+        host_adamw: 1e9,
+        device_adamw: 1e10,
+        host_overhead: Seconds(2e-6),
+        disk: Some(DiskRates {
+            read: BytesPerSecond(2e9),
+            write: BytesPerSecond(1e9),
+            mixed: BytesPerSecond(1.2e9),
+            latency: Seconds(1e-4),
+        }),
+        shared: vec![Shared {
+            name: "host memory".into(),
+            share: share(&[("host", 1.0), ("h2d", 0.2), ("d2h", 0.2), ("disk", 0.1)]),
+        }],
+        ops: Default::default(),
+    }
+}

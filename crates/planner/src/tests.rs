@@ -1,0 +1,247 @@
+//! Plans of every kind pass the checker; a plan without one edge of any class does not.
+
+use lowtide_units::Bytes;
+
+use crate::check::check;
+use crate::choice::{Budgets, Choice, Clip, LoopOrder, Pieces, Processor, Saved};
+use crate::machine::Machine;
+use crate::plan::{LaneKind, PartName, Plan, Tensor, Tier, Work};
+use crate::search::{Pins, PlanError, Request, build, plan};
+use crate::testing::{machine, workload};
+
+const CLIPS: [Clip; 3] = [Clip::Exact, Clip::Previous, Clip::None];
+
+/// Every combination of homes, loop order, recompute, cut, prefetch and place of update.
+fn every_choice(layers: u32, accumulate: u32) -> Vec<(lowtide_workload::Workload, Choice)> {
+    let w = workload(layers, accumulate);
+    let n = w.units.len();
+    let mut all = Vec::new();
+    for order in [LoopOrder::LayerMajor, LoopOrder::BatchMajor] {
+        for weights in Tier::ALL {
+            for optimizer in Tier::ALL {
+                for inputs in Tier::ALL {
+                    for gradients in Tier::ALL {
+                        for (k, saved) in
+                            [Saved::Keep, Saved::Recompute, Saved::Host, Saved::Disk].into_iter().enumerate()
+                        {
+                            let mut c = Choice::resident(&w);
+                            c.order = order;
+                            c.weights = vec![weights; n];
+                            c.optimizer = vec![optimizer; n];
+                            let on_device = optimizer == Tier::Device || k % 2 == 1;
+                            let update =
+                                if on_device { Processor::Device } else { Processor::Host };
+                            c.update = vec![update; n];
+                            c.inputs = inputs;
+                            c.gradients = gradients;
+                            c.saved.iter_mut().for_each(|s| s.fill(saved));
+                            c.prefetch = (k % 3) as u8;
+                            c.pieces = if k > 1 { Pieces::Split(1 << 10) } else { Pieces::Unit };
+                            all.push((w.clone(), c));
+                        }
+                    }
+                }
+            }
+        }
+    }
+    all
+}
+
+#[test]
+fn every_combination_of_choices_passes_the_checker() {
+    for accumulate in [1, 3] {
+        // Each clipping mode sees a third of the combinations, so that the test takes seconds.
+        for (i, (w, c)) in every_choice(2, accumulate).into_iter().enumerate() {
+            for clip in [CLIPS[(i + accumulate as usize) % 3]] {
+                let plan = build(&w, &c, clip, Budgets::UNLIMITED, &machine());
+                if let Err(fault) = check(&plan, clip) {
+                    panic!("{fault}\n{c:?} {clip:?} M {accumulate}");
+                }
+            }
+        }
+    }
+}
+
+fn without_edge(plan: &Plan, part: PartName, task: usize, k: usize) -> Plan {
+    let mut broken = plan.clone();
+    broken.parts[part as usize][task].after.remove(k);
+    broken
+}
+
+#[test]
+fn no_edge_is_superfluous_and_every_missing_one_is_found() {
+    let w = workload(2, 2);
+    let mut c = Choice::resident(&w);
+    let n = w.units.len();
+    c.weights = vec![Tier::Host; n];
+    c.optimizer = vec![Tier::Disk; n];
+    c.update = vec![Processor::Host; n];
+    c.gradients = Tier::Host;
+    c.inputs = Tier::Host;
+    c.saved.iter_mut().for_each(|s| s.fill(Saved::Recompute));
+    let good = build(&w, &c, Clip::Exact, Budgets::UNLIMITED, &machine());
+    check(&good, Clip::Exact).expect("the whole plan is right");
+    let mut found = 0;
+    for part in PartName::ALL {
+        for task in 0..good.part(part).len() {
+            for k in 0..good.part(part)[task].after.len() {
+                let broken = without_edge(&good, part, task, k);
+                let t = &good.part(part)[task];
+                assert!(
+                    check(&broken, Clip::Exact).is_err(),
+                    "{part:?} {task}: {t:?} after {:?}",
+                    good.part(part)[t.after[k] as usize]
+                );
+                found += 1;
+            }
+        }
+    }
+    assert!(found > 50, "only {found} edges");
+    for s in 0..good.seams.len() {
+        for k in 0..good.seams[s].edges.len() {
+            let mut broken = good.clone();
+            broken.seams[s].edges.remove(k);
+            assert!(check(&broken, Clip::Exact).is_err(), "seam {s} {k}");
+        }
+    }
+}
+
+#[test]
+fn planted_faults_are_found() {
+    let w = workload(2, 1);
+    let mut c = Choice::resident(&w);
+    c.weights = vec![Tier::Host; w.units.len()];
+    c.optimizer = vec![Tier::Host; w.units.len()];
+    c.update = vec![Processor::Host; w.units.len()];
+    let good = build(&w, &c, Clip::Exact, Budgets::UNLIMITED, &machine());
+    let fails = |plan: &Plan, words: &str| {
+        let fault = check(plan, Clip::Exact).expect_err(words);
+        assert!(fault.what.contains(words), "{fault} instead of {words}");
+    };
+    // A resident copy that is not refreshed after its update.
+    c.weights = vec![Tier::Device; w.units.len()];
+    let resident = build(&w, &c, Clip::Exact, Budgets::UNLIMITED, &machine());
+    for part in [PartName::Steady, PartName::Drain] {
+        let mut broken = resident.clone();
+        let tasks = &mut broken.parts[part as usize];
+        let refresh = tasks
+            .iter()
+            .position(|t| {
+                t.work == Work::Copy
+                    && matches!(broken.slots[t.args[1].slot as usize].tensor, Tensor::Weight(_))
+            })
+            .expect("weights are refreshed");
+        tasks[refresh].work = Work::Losses;
+        tasks[refresh].args.clear();
+        fails(&broken, "stale");
+    }
+    // Two living tensors in one slot.
+    let mut broken = good.clone();
+    let persistent: Vec<usize> = (0..broken.slots.len())
+        .filter(|&i| broken.slots[i].persistent && broken.slots[i].tier == Tier::Host)
+        .collect();
+    broken.slots[persistent[1]].offset = broken.slots[persistent[0]].offset;
+    fails(&broken, "which stays");
+    // Over budget.
+    let mut broken = good.clone();
+    broken.tiers[0].budget_bytes = Bytes(1);
+    fails(&broken, "needs");
+    // A forward edge.
+    let mut broken = good.clone();
+    broken.parts[0][0].after = vec![1];
+    fails(&broken, "later task");
+    // A read of nothing.
+    let copy = good
+        .part(PartName::First)
+        .iter()
+        .position(|t| matches!(t.work, Work::Load { .. }))
+        .expect("inputs are loaded");
+    let mut broken = good.clone();
+    broken.parts[0][copy].args[0].access = crate::plan::Use::Read;
+    fails(&broken, "unwritten");
+}
+
+#[test]
+fn equal_inputs_give_an_equal_plan() {
+    let w = workload(3, 2);
+    let m = machine();
+    let budgets = Budgets { device: Bytes(700 << 10), host: Bytes(3 << 20), disk: Bytes(16 << 20) };
+    let request =
+        Request { workload: &w, machine: &m, budgets, clip: Clip::Exact, pins: Pins::default() };
+    let a = plan(&request);
+    let b = plan(&request);
+    assert_eq!(a, b);
+}
+
+#[test]
+fn a_refusal_says_what_would_fit_and_it_does() {
+    let m = machine();
+    let (mut fitted, mut refused) = (0, 0);
+    for accumulate in [1, 2] {
+        let w = workload(4, accumulate);
+        for device in [100 << 10, 500 << 10, 4 << 20] {
+            for host in [100 << 10, 1 << 20, 8 << 20] {
+                for disk in [0, 1 << 20, 64 << 20] {
+                    let budgets =
+                        Budgets { device: Bytes(device), host: Bytes(host), disk: Bytes(disk) };
+                    let request = Request {
+                        workload: &w,
+                        machine: &m,
+                        budgets,
+                        clip: Clip::Exact,
+                        pins: Pins::default(),
+                    };
+                    match plan(&request) {
+                        Ok(p) => {
+                            fitted += 1;
+                            for t in Tier::ALL {
+                                assert!(p.tier(t).planned_bytes <= budgets.of(t));
+                            }
+                        }
+                        Err(PlanError::Refused(r)) => {
+                            refused += 1;
+                            let again = plan(&Request { budgets: r.nearest, ..request });
+                            assert!(again.is_ok(), "{budgets:?} -> {r}: {:?}", again.err());
+                        }
+                        Err(e) => panic!("{e}"),
+                    }
+                }
+            }
+        }
+    }
+    assert!(fitted > 5 && refused > 5, "{fitted} fitted, {refused} refused");
+}
+
+#[test]
+fn no_lane_is_busier_than_the_step_and_more_memory_never_slows() {
+    let w = workload(6, 1);
+    let m = machine();
+    let step = |device: u64, m: &Machine| {
+        let budgets =
+            Budgets { device: Bytes(device), host: Bytes(64 << 20), disk: Bytes(64 << 20) };
+        let request =
+            Request { workload: &w, machine: m, budgets, clip: Clip::Exact, pins: Pins::default() };
+        let p = plan(&request).expect("fits");
+        for lane in &p.prediction.lanes {
+            assert!(lane.busy_seconds.0 <= p.prediction.step_seconds.0 * (1.0 + 1e-9));
+        }
+        p.prediction.step_seconds.0
+    };
+    let small = step(800 << 10, &m);
+    let large = step(64 << 20, &m);
+    assert!(large < small, "{large} < {small}");
+}
+
+#[test]
+fn bytes_written_are_at_least_the_state_that_lives_on_disk() {
+    let w = workload(4, 1);
+    let mut c = Choice::resident(&w);
+    let n = w.units.len();
+    c.weights = vec![Tier::Disk; n];
+    c.optimizer = vec![Tier::Disk; n];
+    c.update = vec![Processor::Host; n];
+    let p = build(&w, &c, Clip::Exact, Budgets::UNLIMITED, &machine());
+    assert!(p.prediction.disk_bytes_written.0 >= 12 * w.parameters());
+    let disk = &p.prediction.lanes[LaneKind::Disk as usize];
+    assert!(disk.busy_seconds.0 > 0.0);
+}
