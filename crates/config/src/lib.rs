@@ -1,1 +1,42 @@
-//! See ARCHITECTURE.md.
+//! The run a user asked for: first as typed, then as checked.
+//!
+//! A run is one YAML file and any number of `--set key.path=value` overrides. Reading it has two
+//! ends and a list between them:
+//!
+//! - `low` holds exactly what was typed, key by key, each value with its file, line and column;
+//! - [`Run`] holds what it means: every default filled in, every path absolute, every rule between
+//!   keys checked. It is plain data and nothing downstream asks again whether a value is allowed;
+//! - [`KEYS`] is the one list of keys. A key's name, meaning, type, default and limits stand there
+//!   and nowhere else; parsing, the errors, [`schema`] and [`reference_markdown`] are read off it.
+//!
+//! Nothing here opens a model, looks at the machine or touches a path beyond the run file itself:
+//! a run for a machine that is elsewhere can be checked here. Values that are planned but not built
+//! (`device: cuda:0`) say so rather than pass as unknown.
+
+mod build;
+mod docs;
+mod error;
+mod key;
+mod keys;
+mod low;
+mod nearest;
+mod numerics;
+mod rules;
+mod run;
+mod tree;
+mod value;
+mod words;
+
+pub use docs::{reference_markdown, schema};
+pub use error::{ConfigError, Place};
+pub use key::{Key, KeyDefault, Kind};
+pub use keys::{KEYS, SECTIONS};
+pub use nearest::nearest;
+pub use run::{
+    Budget, Checkpoint, Clip, Data, DiskBudget, Eval, Fields, Generate, Length, Log, Model,
+    ModelSource, Optimizer, Plan, Recompute, Resume, Run, Schedule, Train, Warmup,
+};
+pub use words::{
+    ClipMode, Device, Format, Init, LoopOrder, NonFinite, OptimizerName, Pieces, ScheduleShape,
+    Tier, TrainOn, UpdateOn,
+};

@@ -395,6 +395,12 @@ impl<E: Engine> Runner<E> {
         (0..LANES).all(|l| self.shared.progress.count(l) >= self.goal[l])
     }
 
+    /// Whether the run has failed; the next wait says why.
+    #[must_use]
+    pub fn stopped(&self) -> bool {
+        self.shared.progress.failed()
+    }
+
     /// The plan.
     #[must_use]
     pub fn plan(&self) -> &Arc<Plan> {

@@ -1,1 +1,27 @@
-//! See ARCHITECTURE.md.
+//! The decoders: what they compute (a [`Workload`](lowtide_workload::Workload)), how each of
+//! their operations is run, and their weights from and to Hugging Face files.
+//!
+//! - [`describe`] writes a shape as units, parameters, tensors and operations, for the planner.
+//! - [`Decoder::run`] runs one of these operations on views that the caller brings.
+//! - [`Checkpoint`], [`random_init`] and [`HfWriter`] fill and save parameters, any range of any
+//!   parameter at a time, so that no second copy of a model ever exists.
+//! - [`hf_tensors`] maps the files' tensors to parameters.
+
+#![forbid(unsafe_code)]
+
+mod config_json;
+mod describe;
+mod error;
+mod params;
+mod rope;
+mod run;
+mod weights;
+
+pub use config_json::{config_json, load_shape, parse_config};
+pub use describe::{Options, Phase, describe};
+pub use error::ModelError;
+pub use params::{HfTensor, hf_tensors};
+pub use run::{Arg, Call, Decoder};
+pub use weights::{
+    Checkpoint, HfWriter, SafetensorsHeader, StoredDtype, StoredTensor, random_init,
+};

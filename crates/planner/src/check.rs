@@ -4,7 +4,8 @@
 //! is shared with what made the plan):
 //! 1. every slot lies inside its tier, and every use inside its slot;
 //! 2. every read finds the tensor it names, in its newest version: nothing unwritten, overwritten
-//!    or stale (a weight is never read before its own update);
+//!    or stale (a weight is never read before its own update), and one batch reads one version of
+//!    each weight in forward and backward;
 //! 3. every two uses of the same bytes, one of them a write, are ordered by lane order and edges;
 //! 4. edges point backward in plan order, so lanes that keep that order cannot deadlock;
 //! 5. when a run is drained, every home holds the newest version.
@@ -86,6 +87,8 @@ struct Walk<'a> {
     /// By tier, who holds which bytes now: start -> (end, holder). Never overlapping.
     holders: [BTreeMap<u64, (u64, Holder)>; 3],
     latest: HashMap<Tensor, u64>,
+    /// Version of each weight that the part's operations read.
+    batch: HashMap<Tensor, u64>,
     count: Clock,
     here: (PartName, u32),
 }
@@ -102,6 +105,7 @@ pub fn check(plan: &Plan, clip: Clip) -> Result<(), Fault> {
             held: HashMap::new(),
             holders: Default::default(),
             latest: HashMap::new(),
+            batch: HashMap::new(),
             count: [0; LANES],
             here: (PartName::First, 0),
         };
@@ -233,6 +237,7 @@ impl Walk<'_> {
         before: Option<(PartName, Vec<Clock>, Clock)>,
     ) -> Result<(PartName, Vec<Clock>, Clock), Fault> {
         let start = self.count;
+        self.batch.clear();
         let plan = self.plan;
         let tasks = plan.part(name);
         // What is complete when a lane begins this part: everything if the part before was waited
@@ -300,8 +305,18 @@ impl Walk<'_> {
             Work::Copy | Work::Read | Work::Write => self.moved(&task.args[0], &task.args[1]),
             _ => {
                 for a in &task.args {
-                    if a.access != Use::Write {
-                        self.read(a)?;
+                    if a.access == Use::Write {
+                        continue;
+                    }
+                    let (tensor, version) = self.read(a)?;
+                    if matches!(tensor, Tensor::Weight(_))
+                        && matches!(task.work, Work::Compute { .. })
+                        && *self.batch.entry(tensor).or_insert(version) != version
+                    {
+                        return self.fault(format!(
+                            "reads {} after its update in the same batch",
+                            tensor.name(self.plan)
+                        ));
                     }
                 }
                 for a in &task.args {

@@ -496,7 +496,7 @@ impl Emitter<'_> {
 
     fn train(&mut self, train: &Program, updates: Updates) {
         let order = match updates {
-            Updates::UnderBackward => finish_order(train),
+            Updates::UnderBackward => ready_order(train).into_iter().map(|(_, p)| p).collect(),
             _ => first_uses(train, self.pieces.len()),
         };
         let q = self.queue(order);
@@ -565,6 +565,12 @@ impl Emitter<'_> {
         let windows = program.windows(|t| tiers[&t] == Tier::Device, gap);
         let agenda = Agenda::new(program, &windows, &tiers, prefetch);
         let first_use = first_use_table(&windows);
+        let mut ready: HashMap<usize, Vec<u32>> = HashMap::new();
+        if updates == Updates::UnderBackward {
+            for (i, p) in ready_order(program) {
+                ready.entry(i).or_default().push(p);
+            }
+        }
         // Position of each piece in the update order, and the operation before which it is due.
         let position: HashMap<u32, usize> =
             q.order.iter().enumerate().map(|(k, &p)| (p, k)).collect();
@@ -583,6 +589,7 @@ impl Emitter<'_> {
             staged: HashMap::new(),
             spilled: HashMap::new(),
             forward: HashMap::new(),
+            finished: HashMap::new(),
         };
         self.persistent_operands(&mut st);
         for (i, op) in program.ops.iter().enumerate() {
@@ -611,7 +618,11 @@ impl Emitter<'_> {
                 self.fetch_window(&windows[wi], wi, &tiers, &mut st);
             }
             self.compute(op, i, &windows, &agenda, &mut st);
-            self.after(op, i, &windows, &agenda, &tiers, updates, &position, &mut q, &mut st);
+            self.after(op, i, &windows, &agenda, &tiers, updates, &mut st);
+            for p in ready.get(&i).into_iter().flatten() {
+                let gradient = st.finished[p];
+                self.update(&mut q, position[p], Some(gradient));
+            }
         }
         if updates == Updates::UnderForward {
             for k in 0..q.order.len() {
@@ -785,12 +796,10 @@ impl Emitter<'_> {
         agenda: &Agenda,
         tiers: &HashMap<Tensor, Tier>,
         updates: Updates,
-        position: &HashMap<u32, usize>,
-        q: &mut UpdateQueue,
         st: &mut Live,
     ) {
         if let Work::Finish { piece } = op.work {
-            self.finished(piece, updates, position, q, st);
+            self.finished(piece, updates, st);
         }
         if let Work::Compute { unit, phase: crate::plan::Phase::Infer, op: o, micro_batch } = op.work
         {
@@ -826,8 +835,6 @@ impl Emitter<'_> {
         &mut self,
         p: u32,
         updates: Updates,
-        position: &HashMap<u32, usize>,
-        q: &mut UpdateQueue,
         st: &mut Live,
     ) {
         let parts = st.device[&Tensor::NormParts(p)];
@@ -841,7 +848,7 @@ impl Emitter<'_> {
         let bytes = self.gradient_bytes(p);
         match (updates, self.choice.gradients) {
             (Updates::UnderBackward, _) => {
-                self.update(q, position[&p], Some(source));
+                st.finished.insert(p, source);
             }
             (Updates::AfterNorm, Tier::Device) => {
                 self.waiting.insert(p, source);
@@ -929,6 +936,8 @@ struct Live {
     staged: HashMap<usize, u32>,
     spilled: HashMap<Tensor, u32>,
     forward: HashMap<u32, Forward>,
+    /// Complete gradients on the device, by piece.
+    finished: HashMap<u32, u32>,
 }
 
 /// For each operation, the windows that are read from disk, fetched or begun before it, and those
@@ -1025,14 +1034,21 @@ fn first_uses(program: &Program, n_pieces: usize) -> Vec<u32> {
     order
 }
 
-/// Pieces in the order in which their gradients are complete.
-fn finish_order(program: &Program) -> Vec<u32> {
-    program
-        .ops
-        .iter()
-        .filter_map(|op| match op.work {
-            Work::Finish { piece } => Some(piece),
-            _ => None,
-        })
-        .collect()
+/// For each piece the operation after which it may be updated in the same batch: its gradient is
+/// complete and nothing reads its weights any more. In that order.
+fn ready_order(program: &Program) -> Vec<(usize, u32)> {
+    let mut ready: BTreeMap<u32, usize> = BTreeMap::new();
+    for (i, op) in program.ops.iter().enumerate() {
+        if let Work::Finish { piece } = op.work {
+            ready.insert(piece, i);
+        }
+        for o in &op.operands {
+            if let Tensor::Weight(p) = o.tensor {
+                ready.insert(p, i);
+            }
+        }
+    }
+    let mut order: Vec<(usize, u32)> = ready.into_iter().map(|(p, i)| (i, p)).collect();
+    order.sort_unstable();
+    order
 }

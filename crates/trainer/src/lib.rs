@@ -1,1 +1,16 @@
+//! The training run around the compiled step: data, learning-rate schedule, metrics.
+//!
 //! See ARCHITECTURE.md.
+
+pub mod checkpoint;
+pub mod data;
+pub mod error;
+pub mod generate;
+pub mod learning_rate;
+pub mod metrics;
+pub mod planning;
+pub mod probe;
+pub mod random;
+pub mod step;
+
+pub use error::{DataError, RecordProblem, TrainError};

@@ -1,0 +1,221 @@
+//! From what was typed to what it means: defaults, types and absolute paths, a section a function.
+
+use std::path::Path;
+
+use lowtide_units::Bytes;
+use lowtide_workload::Dtype;
+
+use crate::error::ConfigError;
+use crate::low::Low;
+use crate::run::{
+    Budget, Checkpoint, Clip, Data, DiskBudget, Eval, Fields, Generate, Length, Log, Model,
+    ModelSource, Optimizer, Plan, Recompute, Resume, Run, Schedule, Train, Warmup,
+};
+use crate::value::{Value, is_auto};
+use crate::words::Init;
+
+/// What was typed with defaults filled in, rules between keys aside.
+pub(crate) fn build(low: &Low) -> Result<Run, ConfigError> {
+    let precision = low.word("precision").expect("has a default");
+    let output = low.path("output").expect("has a default");
+    Ok(Run {
+        file: low.file.to_string(),
+        model: model(low)?,
+        precision,
+        device: low.word("device").expect("has a default"),
+        seed: low.count("seed").expect("has a default"),
+        threads: low.count32("threads"),
+        budget: budget(low, &output),
+        data: data(low),
+        train: train(low, precision),
+        optimizer: optimizer(low),
+        plan: plan(low),
+        eval: eval(low),
+        checkpoint: checkpoint(low),
+        log: Log {
+            every_steps: low.count("log.every_steps").expect("has a default"),
+            tensorboard: low.flag("log.tensorboard"),
+            trace: low.flag("log.trace"),
+        },
+        output,
+    })
+}
+
+fn model(low: &Low) -> Result<Model, ConfigError> {
+    let directory = low.path("model.path");
+    let source = if let Some(path) = directory.clone() {
+        ModelSource::Path(path)
+    } else if let Some(path) = low.path("model.config") {
+        ModelSource::Config(path)
+    } else if let Some(Value::Word(name)) = low.any("model.shape") {
+        ModelSource::Shape(name.to_owned())
+    } else {
+        return Err(ConfigError::Missing {
+            file: low.file.to_string(),
+            key: "model.path".to_owned(),
+            why: "one of 'model.path', 'model.shape' and 'model.config' is needed".to_owned(),
+        });
+    };
+    let init = if directory.is_some() {
+        Init::Pretrained
+    } else {
+        Init::Random
+    };
+    Ok(Model {
+        source,
+        init: low.word("model.init").unwrap_or(init),
+        tokenizer: low.path("model.tokenizer").or(directory),
+    })
+}
+
+fn budget(low: &Low, output: &Path) -> Budget {
+    let size = |name| match low.any(name) {
+        Some(Value::Size(size)) => Some(size),
+        _ => None,
+    };
+    let disk = match low.any("budget.disk") {
+        Some(Value::Disks(disks)) => disks
+            .into_iter()
+            .map(|(dir, size)| DiskBudget {
+                dir: low.absolute("budget.disk", &dir),
+                size,
+            })
+            .collect(),
+        Some(Value::Size(size)) => vec![DiskBudget {
+            dir: output.join("disk"),
+            size,
+        }],
+        other => panic!("budget.disk has a default: {other:?}"),
+    };
+    let disk = disk
+        .into_iter()
+        .filter(|d: &DiskBudget| d.size > Bytes::ZERO)
+        .collect();
+    Budget {
+        device: size("budget.device"),
+        host: size("budget.host"),
+        disk,
+    }
+}
+
+fn data(low: &Low) -> Data {
+    let field = |name| low.text(name).expect("has a default");
+    Data {
+        train: low.paths("data.train"),
+        eval: low.paths("data.eval"),
+        eval_split: low.number("data.eval_split").expect("has a default"),
+        format: low.word("data.format").expect("has a default"),
+        fields: Fields {
+            messages: field("data.fields.messages"),
+            prompt: field("data.fields.prompt"),
+            completion: field("data.fields.completion"),
+            text: field("data.fields.text"),
+        },
+        packing: low.flag("data.packing"),
+        train_on: low.word("data.train_on").expect("has a default"),
+        shuffle: low.flag("data.shuffle"),
+        max_examples: low.count("data.max_examples"),
+        system: low.text("data.system"),
+        chat_template: low.path("data.chat_template"),
+    }
+}
+
+fn train(low: &Low, precision: Dtype) -> Train {
+    let number = |name| low.number(name).expect("has a default");
+    let count = |name| low.count32(name).expect("has a default");
+    let length = match low.count("train.steps") {
+        Some(steps) => Length::Steps(steps),
+        None => Length::Epochs(low.number("train.epochs").unwrap_or(1.0)),
+    };
+    let warmup = match low.count("train.warmup_steps") {
+        Some(steps) => Warmup::Steps(steps),
+        None => Warmup::Ratio(low.number("train.warmup_ratio").unwrap_or(0.03)),
+    };
+    Train {
+        length,
+        micro_batch: count("train.micro_batch"),
+        seq: count("train.seq"),
+        accumulate: count("train.accumulate"),
+        learning_rate: number("train.learning_rate"),
+        schedule: Schedule {
+            shape: low.word("train.schedule").expect("has a default"),
+            warmup,
+            decay_ratio: number("train.decay_ratio"),
+            min_lr_ratio: number("train.min_lr_ratio"),
+        },
+        clip: Clip {
+            mode: low.word("train.clip.mode").expect("has a default"),
+            norm: number("train.clip.norm"),
+        },
+        gradient: low.word("train.gradient").unwrap_or(precision),
+        on_nonfinite: low.word("train.on_nonfinite").expect("has a default"),
+        logits_chunk: count("train.logits_chunk"),
+    }
+}
+
+fn optimizer(low: &Low) -> Optimizer {
+    let number = |name| low.number(name).expect("has a default");
+    Optimizer {
+        name: low.word("optimizer.name").expect("has a default"),
+        beta1: number("optimizer.beta1"),
+        beta2: number("optimizer.beta2"),
+        eps: number("optimizer.eps"),
+        weight_decay: number("optimizer.weight_decay"),
+        moments: low.word("optimizer.moments").expect("has a default"),
+        update: low.word("optimizer.update"),
+    }
+}
+
+fn plan(low: &Low) -> Plan {
+    let pinned = |name| low.any(name).filter(|value| !is_auto(value));
+    let blocks = |n| u32::try_from(n).expect("the key's limits fit 32 bits");
+    Plan {
+        loop_order: low.word("plan.loop"),
+        weights: low.word("plan.weights"),
+        optimizer: low.word("plan.optimizer"),
+        gradients: low.word("plan.gradients"),
+        inputs: low.word("plan.inputs"),
+        recompute: pinned("plan.recompute").map(|value| match value {
+            Value::Word("none") | Value::Count(0) => Recompute::Nothing,
+            Value::Word("all") => Recompute::All,
+            Value::Count(n) => Recompute::Blocks(blocks(n)),
+            other => panic!("plan.recompute is a word or a count: {other:?}"),
+        }),
+        prefetch: pinned("plan.prefetch").map(|value| match value {
+            Value::Count(n) => blocks(n),
+            other => panic!("plan.prefetch is auto or a count: {other:?}"),
+        }),
+        pieces: low.word("plan.pieces"),
+        machine: low.path("plan.machine"),
+    }
+}
+
+fn eval(low: &Low) -> Eval {
+    Eval {
+        every_steps: low.count("eval.every_steps").expect("has a default"),
+        batches: low.count("eval.batches"),
+        generate: Generate {
+            exact_match: low.flag("eval.generate.exact_match"),
+            max_new_tokens: low
+                .count32("eval.generate.max_new_tokens")
+                .expect("has a default"),
+            max_examples: low
+                .count("eval.generate.max_examples")
+                .expect("has a default"),
+        },
+    }
+}
+
+fn checkpoint(low: &Low) -> Checkpoint {
+    let resume = match low.any("checkpoint.resume") {
+        Some(Value::Word("auto")) => Resume::Auto,
+        Some(Value::Word("never")) => Resume::Never,
+        Some(Value::Text(path)) => Resume::Path(low.absolute("checkpoint.resume", &path)),
+        other => panic!("checkpoint.resume has a default: {other:?}"),
+    };
+    Checkpoint {
+        every_steps: low.count("checkpoint.every_steps").expect("has a default"),
+        keep: low.count32("checkpoint.keep").expect("has a default"),
+        resume,
+    }
+}

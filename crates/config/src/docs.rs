@@ -1,0 +1,210 @@
+//! The list of keys as a JSON Schema and as a page of documentation.
+
+use std::fmt::Write;
+use std::ops::Bound;
+
+use lowtide_units::Bytes;
+use serde_json::{Map, Value as Json, json};
+
+use crate::key::{AUTO, Key, KeyDefault, Kind};
+use crate::keys::{KEYS, SECTIONS};
+use crate::low::default;
+use crate::value::{Value, join};
+use crate::words::Words;
+
+/// The JSON Schema (draft 2020-12) of a run file, for editors. It holds what one key allows; rules
+/// between keys are checked by [`Run`](crate::Run) alone.
+#[must_use]
+pub fn schema() -> Json {
+    let mut root = section("");
+    root["$schema"] = json!("https://json-schema.org/draft/2020-12/schema");
+    root["title"] = json!("lowtide run");
+    root["description"] = json!("A training run of lowtide.");
+    root
+}
+
+/// An object with the keys and sections directly inside `name`.
+fn section(name: &str) -> Json {
+    let inside = |whole: &str| {
+        let (parent, last) = whole.rsplit_once('.').unwrap_or(("", whole));
+        (parent == name && !whole.is_empty()).then(|| last.to_owned())
+    };
+    let mut properties = Map::new();
+    for (whole, about) in SECTIONS {
+        if let Some(last) = inside(whole) {
+            let mut sub = section(whole);
+            sub["description"] = json!(about);
+            properties.insert(last, sub);
+        }
+    }
+    for key in KEYS {
+        if let Some(last) = inside(key.name) {
+            properties.insert(last, property(key));
+        }
+    }
+    json!({ "type": "object", "additionalProperties": false, "properties": properties })
+}
+
+fn property(key: &Key) -> Json {
+    let mut schema = typed(&key.kind);
+    schema["description"] = match key.default {
+        KeyDefault::Value(_) => json!(key.doc),
+        KeyDefault::Unset(else_) => json!(format!("{} Default: {else_}.", key.doc)),
+    };
+    if let Some(value) = default(key) {
+        schema["default"] = as_json(&value);
+    }
+    schema
+}
+
+fn typed(kind: &Kind) -> Json {
+    let auto = json!({ "const": AUTO });
+    let mut schema = match kind {
+        Kind::Flag => json!({ "type": "boolean" }),
+        Kind::Count { min, max } => count(*min, *max),
+        Kind::Number { low, high } => number(*low, *high),
+        Kind::Text | Kind::Path => json!({ "type": "string" }),
+        Kind::Paths => json!({ "anyOf": [
+            { "type": "string" },
+            { "type": "array", "items": { "type": "string" } },
+        ]}),
+        Kind::Size => json!({ "anyOf": sizes() }),
+        Kind::Disks => {
+            let disk = json!({
+                "type": "object",
+                "additionalProperties": false,
+                "required": ["dir", "size"],
+                "properties": {
+                    "dir": { "type": "string", "description": "Directory, made if absent." },
+                    "size": { "anyOf": sizes() },
+                },
+            });
+            let mut any = sizes();
+            any.extend([json!({ "type": "array", "items": disk.clone() }), disk]);
+            json!({ "anyOf": any })
+        }
+        Kind::Word { words, aliases, .. } => {
+            let all = words.iter().chain(*aliases).map(|w| json!(w.0));
+            json!({ "enum": all.collect::<Vec<_>>() })
+        }
+        Kind::Pin { .. } | Kind::Shape => json!({ "enum": kind.words() }),
+        Kind::PinCount { words: [], max } => json!({ "anyOf": [auto, count(0, *max)] }),
+        Kind::PinCount { max, .. } => {
+            json!({ "anyOf": [{ "enum": kind.words() }, count(0, *max)] })
+        }
+        Kind::WordOrPath { .. } => {
+            json!({ "anyOf": [{ "enum": kind.words() }, { "type": "string" }] })
+        }
+    };
+    if let Kind::Shape = kind {
+        schema["type"] = json!("string");
+    }
+    schema
+}
+
+fn count(min: u64, max: u64) -> Json {
+    let mut schema = json!({ "type": "integer", "minimum": min });
+    if max < u64::MAX {
+        schema["maximum"] = json!(max);
+    }
+    schema
+}
+
+fn number(low: Bound<f64>, high: Bound<f64>) -> Json {
+    let mut schema = json!({ "type": "number" });
+    match low {
+        Bound::Included(x) => schema["minimum"] = json!(x),
+        Bound::Excluded(x) => schema["exclusiveMinimum"] = json!(x),
+        Bound::Unbounded => {}
+    }
+    match high {
+        Bound::Included(x) => schema["maximum"] = json!(x),
+        Bound::Excluded(x) => schema["exclusiveMaximum"] = json!(x),
+        Bound::Unbounded => {}
+    }
+    schema
+}
+
+fn sizes() -> Vec<Json> {
+    let pattern = r"^\s*[0-9][0-9_]*(\.[0-9_]*)?\s*([bB]|[kKmMgGtT]([iI]?[bB])?)?\s*$";
+    vec![
+        json!({ "type": "integer", "minimum": 0 }),
+        json!({ "type": "string", "pattern": pattern }),
+    ]
+}
+
+fn as_json(value: &Value) -> Json {
+    match value {
+        Value::Flag(flag) => json!(flag),
+        Value::Count(n) => json!(n),
+        Value::Number(n) => json!(n),
+        Value::Text(text) => json!(text),
+        Value::Paths(list) => json!(list),
+        Value::Size(size) => json!(size.0),
+        Value::Disks(disks) => {
+            let disk = |(dir, size): &(String, Bytes)| json!({ "dir": dir, "size": size.0 });
+            disks.iter().map(disk).collect()
+        }
+        Value::Word(word) => json!(word),
+    }
+}
+
+/// The reference of all keys as a Markdown page.
+#[must_use]
+pub fn reference_markdown() -> String {
+    let mut page = String::from(INTRODUCTION);
+    for (name, about) in SECTIONS {
+        let title = if name.is_empty() {
+            "Top".to_owned()
+        } else {
+            format!("`{name}`")
+        };
+        let _ = write!(page, "\n## {title}\n\n{about}\n\n");
+        page += "| key | takes | default | meaning |\n|---|---|---|---|\n";
+        for key in KEYS {
+            let last = key.name.rsplit('.').next().unwrap_or(key.name);
+            if join(name, last) == key.name {
+                page += &row(key, last);
+            }
+        }
+    }
+    page
+}
+
+const INTRODUCTION: &str = "\
+# Keys of a run file
+
+A run is one YAML file and any number of `--set key.path=value`, later ones over earlier ones and
+all over the file; an empty value takes a key back to its default. Paths in the file are relative
+to the file, paths in `--set` to the current directory; `~/` is the home directory. Sizes are
+written `24GiB`, `512MiB`, `4TB` or in bytes; numbers may be written `1e-5` or `1_000`. Where a
+`--set` gives one of several keys that exclude each other, the file's other one is dropped.
+";
+
+fn row(key: &Key, last: &str) -> String {
+    let default = match key.default {
+        KeyDefault::Value(text) => format!("`{text}`"),
+        KeyDefault::Unset(text) => text.to_owned(),
+    };
+    let mut meaning = key.doc.to_owned();
+    if let Kind::Word { words, .. }
+    | Kind::Pin { words }
+    | Kind::PinCount { words, .. }
+    | Kind::WordOrPath { words } = key.kind
+    {
+        meaning += &glossary(words);
+    }
+    let takes = key.kind.allowed();
+    format!("| `{last}` | {takes} | {default} | {meaning} |\n")
+}
+
+/// The meanings of words, where there is more than one word.
+fn glossary(words: Words) -> String {
+    if words.len() < 2 {
+        return String::new();
+    }
+    let each = words
+        .iter()
+        .map(|(word, doc)| format!("`{word}`: {}", doc.trim()));
+    format!(" {}.", each.collect::<Vec<_>>().join("; "))
+}

@@ -1,0 +1,212 @@
+//! Why a run is not accepted: the place, the key, what was found and what is allowed.
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// Where a value was typed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// In the run file; lines and columns count from 1.
+    File {
+        /// The file as it was named.
+        file: Arc<str>,
+        /// Line.
+        line: u32,
+        /// Column, in characters.
+        column: u32,
+    },
+    /// In a `--set` override, given here whole.
+    Set(Arc<str>),
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File { file, line, column } => write!(f, "{file}:{line}:{column}"),
+            Self::Set(text) => write!(f, "--set {text}"),
+        }
+    }
+}
+
+/// Why there is no [`Run`](crate::Run).
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The run file cannot be read.
+    #[error("{}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The text is not YAML.
+    #[error("{at}: not YAML: {why}")]
+    Syntax {
+        /// Where.
+        at: Place,
+        /// What the reader of YAML said.
+        why: String,
+    },
+    /// An override is not of the form `key.path=value`.
+    #[error("--set {text}: not of the form key.path=value")]
+    Set {
+        /// The override.
+        text: String,
+    },
+    /// No such key.
+    #[error("{at}: unknown key '{key}'{}", hint_key(key, nearest))]
+    UnknownKey {
+        /// Where.
+        at: Place,
+        /// The whole key as typed.
+        key: String,
+        /// The key that was probably meant, whole.
+        nearest: Option<String>,
+    },
+    /// One key twice in one mapping.
+    #[error("{at}: key '{key}' was given before, at {first}")]
+    DuplicateKey {
+        /// The second one.
+        at: Place,
+        /// The whole key.
+        key: String,
+        /// The first one.
+        first: Place,
+    },
+    /// A value of another type.
+    #[error("{at}: '{key}' is {found}; allowed: {allowed}")]
+    WrongType {
+        /// Where.
+        at: Place,
+        /// The whole key.
+        key: String,
+        /// What was found, in words.
+        found: String,
+        /// What the key takes.
+        allowed: String,
+    },
+    /// A number or size beyond its limits.
+    #[error("{at}: '{key}' is {found}, out of range; allowed: {allowed}")]
+    OutOfRange {
+        /// Where.
+        at: Place,
+        /// The whole key.
+        key: String,
+        /// The value as typed.
+        found: String,
+        /// The limits.
+        allowed: String,
+    },
+    /// A word that the key does not know.
+    #[error("{at}: '{key}' is '{found}'{}; allowed: {allowed}", hint(nearest))]
+    UnknownWord {
+        /// Where.
+        at: Place,
+        /// The whole key.
+        key: String,
+        /// The word as typed.
+        found: String,
+        /// The word that was probably meant.
+        nearest: Option<String>,
+        /// The words it knows.
+        allowed: String,
+    },
+    /// A value that is meant to work and does not yet.
+    #[error("{at}: '{key}: {found}' is not supported yet; supported: {supported}")]
+    NotSupported {
+        /// Where.
+        at: Place,
+        /// The whole key.
+        key: String,
+        /// The value as typed.
+        found: String,
+        /// What is supported today.
+        supported: String,
+    },
+    /// Two values that cannot both hold.
+    #[error("{at}: '{key}' and '{other}' cannot both hold: {why}")]
+    Conflict {
+        /// Where the first of the two keys stands.
+        at: Place,
+        /// One key.
+        key: String,
+        /// The other.
+        other: String,
+        /// The fact behind it.
+        why: String,
+    },
+    /// A value that means nothing without another.
+    #[error("{at}: '{key}' needs {needs}")]
+    Needs {
+        /// Where the key stands.
+        at: Place,
+        /// The key.
+        key: String,
+        /// What it needs, naming the other key.
+        needs: String,
+    },
+    /// A key that must be there and is not.
+    #[error("{file}: '{key}' is missing: {why}")]
+    Missing {
+        /// The run file.
+        file: String,
+        /// The key, or the keys one of which is needed.
+        key: String,
+        /// What it is needed for.
+        why: String,
+    },
+}
+
+impl ConfigError {
+    /// The key concerned, whole; `None` when the file could not be read as keys at all.
+    #[must_use]
+    pub fn key(&self) -> Option<&str> {
+        match self {
+            Self::Read { .. } | Self::Syntax { .. } | Self::Set { .. } => None,
+            Self::UnknownKey { key, .. }
+            | Self::DuplicateKey { key, .. }
+            | Self::WrongType { key, .. }
+            | Self::OutOfRange { key, .. }
+            | Self::UnknownWord { key, .. }
+            | Self::NotSupported { key, .. }
+            | Self::Conflict { key, .. }
+            | Self::Needs { key, .. }
+            | Self::Missing { key, .. } => Some(key),
+        }
+    }
+
+    /// Where it was typed, where that is known.
+    #[must_use]
+    pub fn place(&self) -> Option<&Place> {
+        match self {
+            Self::Read { .. } | Self::Set { .. } | Self::Missing { .. } => None,
+            Self::Syntax { at, .. }
+            | Self::UnknownKey { at, .. }
+            | Self::DuplicateKey { at, .. }
+            | Self::WrongType { at, .. }
+            | Self::OutOfRange { at, .. }
+            | Self::UnknownWord { at, .. }
+            | Self::NotSupported { at, .. }
+            | Self::Conflict { at, .. }
+            | Self::Needs { at, .. } => Some(at),
+        }
+    }
+}
+
+fn hint(nearest: &Option<String>) -> String {
+    nearest
+        .as_ref()
+        .map_or(String::new(), |n| format!(", did you mean '{n}'?"))
+}
+
+/// A key that is right but dotted inside a file is to be nested.
+fn hint_key(key: &str, nearest: &Option<String>) -> String {
+    match (nearest, key.rsplit_once('.')) {
+        (Some(n), Some((section, last))) if n == key => {
+            format!(", write it as '{last}' inside '{section}'")
+        }
+        _ => hint(nearest),
+    }
+}

@@ -1,0 +1,159 @@
+//! What one key is: its entry in the list of keys.
+
+use std::ops::Bound;
+
+use crate::words::Words;
+
+/// One key of a run file.
+#[derive(Clone, Copy, Debug)]
+pub struct Key {
+    /// Dotted name, as `--set` takes it.
+    pub name: &'static str,
+    /// What it does, in a line.
+    pub doc: &'static str,
+    /// What it takes.
+    pub kind: Kind,
+    /// What holds when it is not given.
+    pub default: KeyDefault,
+    /// Names that other trainers use for it, for the hint at an unknown key. Not accepted.
+    pub elsewhere: &'static [&'static str],
+}
+
+/// What holds when a key is not given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeyDefault {
+    /// This value, as it would be typed.
+    Value(&'static str),
+    /// No value; the words say what happens instead.
+    Unset(&'static str),
+}
+
+/// What a key takes.
+#[derive(Clone, Copy, Debug)]
+pub enum Kind {
+    /// `true` or `false` (also `yes`, `no`, `on`, `off`).
+    Flag,
+    /// A whole number within limits, both allowed.
+    Count {
+        /// Least.
+        min: u64,
+        /// Most.
+        max: u64,
+    },
+    /// A finite number within limits.
+    Number {
+        /// Lower limit.
+        low: Bound<f64>,
+        /// Upper limit.
+        high: Bound<f64>,
+    },
+    /// Text.
+    Text,
+    /// A path, relative to the run file (in `--set`: to the current directory).
+    Path,
+    /// A path or a list of paths.
+    Paths,
+    /// A size in bytes, such as `24GiB`.
+    Size,
+    /// A size, `{dir, size}`, or a list of `{dir, size}`.
+    Disks,
+    /// One word.
+    Word {
+        /// Spellings and meanings.
+        words: Words,
+        /// Other spellings that are accepted, and what they stand for.
+        aliases: Words,
+        /// Words that are meant to work later. `cuda` stands for `cuda:0` too.
+        planned: &'static [&'static str],
+    },
+    /// `auto` (the planner chooses) or one word.
+    Pin {
+        /// Spellings and meanings.
+        words: Words,
+    },
+    /// `auto`, one word, or a whole number.
+    PinCount {
+        /// Spellings and meanings.
+        words: Words,
+        /// Most; the least is none.
+        max: u64,
+    },
+    /// One word, or else a path.
+    WordOrPath {
+        /// Spellings and meanings.
+        words: Words,
+    },
+    /// The name of a built-in model shape.
+    Shape,
+}
+
+impl Kind {
+    /// A choice without other spellings.
+    pub(crate) const fn word(words: Words) -> Self {
+        Self::Word {
+            words,
+            aliases: &[],
+            planned: &[],
+        }
+    }
+
+    /// What is allowed, in words.
+    #[must_use]
+    pub fn allowed(&self) -> String {
+        match self {
+            Self::Flag => "true or false".to_owned(),
+            Self::Count { min, max: u64::MAX } => format!("a whole number from {min}"),
+            Self::Count { min, max } => format!("a whole number from {min} to {max}"),
+            Self::Number { low, high } => format!("a number{}", limits(*low, *high)),
+            Self::Text => "text".to_owned(),
+            Self::Path => "a path".to_owned(),
+            Self::Paths => "a path or a list of paths".to_owned(),
+            Self::Size => "a size such as 24GiB, 512MiB, 4TB or 16384".to_owned(),
+            Self::Disks => "a size such as 400GiB, or a list of {dir, size}".to_owned(),
+            Self::Word { words, .. } => spell(words),
+            Self::Pin { words } => format!("auto, {}", spell(words)),
+            Self::PinCount { words: [], max } => {
+                format!("auto or a whole number from 0 to {max}")
+            }
+            Self::PinCount { words, max } => {
+                format!("auto, {} or a whole number from 0 to {max}", spell(words))
+            }
+            Self::WordOrPath { words } => format!("{} or a path", spell(words)),
+            Self::Shape => lowtide_workload::builtin_names().join(", "),
+        }
+    }
+
+    /// The words it takes, `auto` included, aliases not.
+    pub(crate) fn words(&self) -> Vec<&'static str> {
+        let spelled = |words: Words| words.iter().map(|w| w.0);
+        match *self {
+            Self::Word { words, .. } | Self::WordOrPath { words } => spelled(words).collect(),
+            Self::Pin { words } | Self::PinCount { words, .. } => {
+                std::iter::once(AUTO).chain(spelled(words)).collect()
+            }
+            Self::Shape => lowtide_workload::builtin_names(),
+            _ => Vec::new(),
+        }
+    }
+}
+
+/// The word that leaves a choice to the planner.
+pub(crate) const AUTO: &str = "auto";
+
+fn spell(words: Words) -> String {
+    words.iter().map(|w| w.0).collect::<Vec<_>>().join(", ")
+}
+
+fn limits(low: Bound<f64>, high: Bound<f64>) -> String {
+    let low = match low {
+        Bound::Included(x) => format!(" from {x}"),
+        Bound::Excluded(x) => format!(" above {x}"),
+        Bound::Unbounded => String::new(),
+    };
+    let high = match high {
+        Bound::Included(x) => format!(" up to {x}"),
+        Bound::Excluded(x) => format!(" below {x}"),
+        Bound::Unbounded => String::new(),
+    };
+    low + &high
+}

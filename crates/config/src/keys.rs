@@ -1,0 +1,752 @@
+//! The list of keys: every name, meaning, type, default and limit, once.
+
+use std::ops::Bound::{Excluded, Included, Unbounded};
+
+use crate::key::KeyDefault::{Unset, Value};
+use crate::key::{Key, Kind};
+use crate::words::{
+    ClipMode, DTYPE_ALIASES, DTYPES, Device, Format, Init, LoopOrder, NonFinite, OptimizerName,
+    Pieces, ScheduleShape, Tier, TrainOn, UpdateOn, Words,
+};
+
+/// Every section with what it is about, in the order of the reference. The first is the top.
+pub const SECTIONS: &[(&str, &str)] = &[
+    ("", "Keys at the top of the file."),
+    (
+        "model",
+        "The model: exactly one of `path`, `shape` and `config`.",
+    ),
+    ("budget", "How much of each memory the run may use."),
+    ("data", "What is trained on, and how it is read."),
+    ("data.fields", "Names of the fields in a data file."),
+    (
+        "train",
+        "The steps: their number, their size and their learning rate.",
+    ),
+    ("train.clip", "Clipping by the global norm of the gradient."),
+    ("optimizer", "The optimizer and where it runs."),
+    (
+        "plan",
+        "Knobs that the planner turns; each can be pinned. None changes a result.",
+    ),
+    ("eval", "Measuring loss on data that is not trained on."),
+    (
+        "eval.generate",
+        "Greedy answers to the prompts of the evaluation data.",
+    ),
+    (
+        "checkpoint",
+        "Saving the training state, and going on from it.",
+    ),
+    ("log", "What is recorded beside the metrics."),
+];
+
+/// Every key, in the order of the reference.
+pub const KEYS: &[Key] = &[
+    Key {
+        name: "model.path",
+        doc: "Hugging Face model directory (`config.json`, safetensors, tokenizer).",
+        kind: Kind::Path,
+        default: Unset("none"),
+        elsewhere: &[
+            "model_name_or_path",
+            "base_model",
+            "hf_assets_path",
+            "model_name",
+        ],
+    },
+    Key {
+        name: "model.shape",
+        doc: "A built-in shape by name, for planning and benches without weights.",
+        kind: Kind::Shape,
+        default: Unset("none"),
+        elsewhere: &["flavor"],
+    },
+    Key {
+        name: "model.config",
+        doc: "A `config.json` to train from random weights.",
+        kind: Kind::Path,
+        default: Unset("none"),
+        elsewhere: &["config_name"],
+    },
+    Key {
+        name: "model.init",
+        doc: "Where the first weights come from.",
+        kind: Kind::word(Init::WORDS),
+        default: Unset("`pretrained` with `model.path`, otherwise `random`"),
+        elsewhere: &["init_from"],
+    },
+    Key {
+        name: "model.tokenizer",
+        doc: "Directory of a tokenizer, or its `tokenizer.json`.",
+        kind: Kind::Path,
+        default: Unset("that of `model.path`"),
+        elsewhere: &["tokenizer_name", "tokenizer_path", "tokenizer_config"],
+    },
+    Key {
+        name: "precision",
+        doc: "Type of weights and activations in the products; master weights are always f32.",
+        kind: DTYPE,
+        default: Value("bf16"),
+        elsewhere: &[
+            "dtype",
+            "torch_dtype",
+            "bf16",
+            "mixed_precision",
+            "mixed_precision_param",
+        ],
+    },
+    Key {
+        name: "device",
+        doc: "What computes.",
+        kind: Kind::Word {
+            words: Device::WORDS,
+            aliases: &[],
+            planned: &["cuda"],
+        },
+        default: Value("cpu"),
+        elsewhere: &["device_map"],
+    },
+    Key {
+        name: "seed",
+        doc: "Seed of the shuffle and of random weights.",
+        kind: Kind::Count {
+            min: 0,
+            max: u64::MAX,
+        },
+        default: Value("0"),
+        elsewhere: &["random_seed", "data_seed"],
+    },
+    Key {
+        name: "output",
+        doc: "Directory of everything the run writes.",
+        kind: Kind::Path,
+        default: Value("out"),
+        elsewhere: &["output_dir", "dump_folder", "save_dir"],
+    },
+    Key {
+        name: "threads",
+        doc: "Threads that compute on the host. Changes no result.",
+        kind: Kind::Count { min: 1, max: 4096 },
+        default: Unset("all cores"),
+        elsewhere: &["num_threads", "dataset_num_proc", "n_threads"],
+    },
+    Key {
+        name: "budget.device",
+        doc: "Device memory the run may use.",
+        kind: Kind::Size,
+        default: Unset("what is free at the start"),
+        elsewhere: &["gpu_memory", "max_memory"],
+    },
+    Key {
+        name: "budget.host",
+        doc: "Host memory the run may use.",
+        kind: Kind::Size,
+        default: Unset("what is free at the start"),
+        elsewhere: &["cpu_memory", "ram"],
+    },
+    Key {
+        name: "budget.disk",
+        doc: "Disk space for swapping. A plain size lies in `<output>/disk`.",
+        kind: Kind::Disks,
+        default: Value("0"),
+        elsewhere: &["nvme", "nvme_path", "offload_folder"],
+    },
+    Key {
+        name: "data.train",
+        doc: "Files to train on, JSONL: one example a line.",
+        kind: Kind::Paths,
+        default: Unset("none; training needs it, planning does not"),
+        elsewhere: &[
+            "datasets",
+            "dataset",
+            "train_file",
+            "dataset_path",
+            "train_data",
+        ],
+    },
+    Key {
+        name: "data.eval",
+        doc: "Files to evaluate on.",
+        kind: Kind::Paths,
+        default: Unset("none"),
+        elsewhere: &[
+            "validation_file",
+            "test_datasets",
+            "eval_dataset",
+            "eval_file",
+            "val_data",
+        ],
+    },
+    Key {
+        name: "data.eval_split",
+        doc: "Share of the training examples kept for evaluation instead.",
+        kind: Kind::Number {
+            low: Included(0.0),
+            high: Included(0.5),
+        },
+        default: Value("0"),
+        elsewhere: &["val_set_size", "validation_split_percentage", "val_size"],
+    },
+    Key {
+        name: "data.format",
+        doc: "How an example is laid out.",
+        kind: Kind::word(Format::WORDS),
+        default: Value("auto"),
+        elsewhere: &["type", "dataset_format"],
+    },
+    Key {
+        name: "data.fields.messages",
+        doc: "Field with the list of messages.",
+        kind: Kind::Text,
+        default: Value("messages"),
+        elsewhere: &["field_messages", "conversation_column"],
+    },
+    Key {
+        name: "data.fields.prompt",
+        doc: "Field with the prompt.",
+        kind: Kind::Text,
+        default: Value("prompt"),
+        elsewhere: &["field_instruction", "prompt_column"],
+    },
+    Key {
+        name: "data.fields.completion",
+        doc: "Field with the completion.",
+        kind: Kind::Text,
+        default: Value("completion"),
+        elsewhere: &["field_output", "response_column"],
+    },
+    Key {
+        name: "data.fields.text",
+        doc: "Field with plain text.",
+        kind: Kind::Text,
+        default: Value("text"),
+        elsewhere: &["dataset_text_field", "text_column"],
+    },
+    Key {
+        name: "data.packing",
+        doc: "Fill each sequence with several examples.",
+        kind: Kind::Flag,
+        default: Value("true"),
+        elsewhere: &["sample_packing", "packed"],
+    },
+    Key {
+        name: "data.train_on",
+        doc: "Which tokens carry loss.",
+        kind: Kind::word(TrainOn::WORDS),
+        default: Value("assistant"),
+        elsewhere: &[
+            "train_on_inputs",
+            "completion_only_loss",
+            "assistant_only_loss",
+        ],
+    },
+    Key {
+        name: "data.shuffle",
+        doc: "Draw the examples in another order each epoch, from the seed.",
+        kind: Kind::Flag,
+        default: Value("true"),
+        elsewhere: &["shuffle_dataset"],
+    },
+    Key {
+        name: "data.max_examples",
+        doc: "Use only so many training examples, the first ones.",
+        kind: Kind::Count {
+            min: 1,
+            max: u64::MAX,
+        },
+        default: Unset("all"),
+        elsewhere: &["max_train_samples", "max_samples"],
+    },
+    Key {
+        name: "data.system",
+        doc: "System prompt for examples that bring none.",
+        kind: Kind::Text,
+        default: Unset("none"),
+        elsewhere: &["system_prompt", "default_system_message"],
+    },
+    Key {
+        name: "data.chat_template",
+        doc: "File with a Jinja chat template.",
+        kind: Kind::Path,
+        default: Unset("the tokenizer's"),
+        elsewhere: &["chat_template_path", "chat_template_jinja", "template"],
+    },
+    Key {
+        name: "train.steps",
+        doc: "Updates to make. Excludes `train.epochs`.",
+        kind: Kind::Count {
+            min: 1,
+            max: 1_000_000_000,
+        },
+        default: Unset("as `train.epochs`"),
+        elsewhere: &["max_steps", "num_steps", "iters", "total_steps"],
+    },
+    Key {
+        name: "train.epochs",
+        doc: "Passes over the training data; part of a pass is allowed. Excludes `train.steps`.",
+        kind: Kind::Number {
+            low: Excluded(0.0),
+            high: Included(1e6),
+        },
+        default: Unset("1 without `train.steps`"),
+        elsewhere: &["num_train_epochs", "num_epochs", "max_epochs"],
+    },
+    Key {
+        name: "train.micro_batch",
+        doc: "Sequences that go through the model at once.",
+        kind: Kind::Count {
+            min: 1,
+            max: 65_536,
+        },
+        default: Value("1"),
+        elsewhere: &[
+            "per_device_train_batch_size",
+            "micro_batch_size",
+            "local_batch_size",
+            "batch_size",
+        ],
+    },
+    Key {
+        name: "train.seq",
+        doc: "Tokens of one sequence.",
+        kind: Kind::Count {
+            min: 1,
+            max: 1 << 20,
+        },
+        default: Value("1024"),
+        elsewhere: &[
+            "seq_len",
+            "sequence_len",
+            "max_seq",
+            "max_length",
+            "max_seq_length",
+            "cutoff_len",
+            "block_size",
+        ],
+    },
+    Key {
+        name: "train.accumulate",
+        doc: "Micro-batches of one update.",
+        kind: Kind::Count {
+            min: 1,
+            max: 65_536,
+        },
+        default: Value("1"),
+        elsewhere: &[
+            "gradient_accumulation_steps",
+            "grad_accum",
+            "gradient_accumulation",
+        ],
+    },
+    Key {
+        name: "train.learning_rate",
+        doc: "Peak learning rate.",
+        kind: Kind::Number {
+            low: Included(0.0),
+            high: Included(1.0),
+        },
+        default: Value("2e-5"),
+        elsewhere: &["lr", "peak_lr"],
+    },
+    Key {
+        name: "train.schedule",
+        doc: "How the learning rate moves after the warm-up.",
+        kind: Kind::word(ScheduleShape::WORDS),
+        default: Value("cosine"),
+        elsewhere: &[
+            "lr_scheduler",
+            "lr_scheduler_type",
+            "lr_schedule",
+            "decay_type",
+        ],
+    },
+    Key {
+        name: "train.warmup_steps",
+        doc: "Steps over which the learning rate rises from 0. Excludes `train.warmup_ratio`.",
+        kind: Kind::Count {
+            min: 0,
+            max: 1_000_000_000,
+        },
+        default: Unset("as `train.warmup_ratio`"),
+        elsewhere: &["num_warmup_steps"],
+    },
+    Key {
+        name: "train.warmup_ratio",
+        doc: "The same as a share of all steps, rounded up.",
+        kind: Kind::Number {
+            low: Included(0.0),
+            high: Included(1.0),
+        },
+        default: Unset("0.03 without `train.warmup_steps`"),
+        elsewhere: &["warmup"],
+    },
+    Key {
+        name: "train.decay_ratio",
+        doc: "With `schedule: wsd`, the share of all steps over which the learning rate falls.",
+        kind: Kind::Number {
+            low: Included(0.0),
+            high: Included(1.0),
+        },
+        default: Value("0.1"),
+        elsewhere: &["num_decay_steps", "lr_decay_ratio", "cooldown_ratio"],
+    },
+    Key {
+        name: "train.min_lr_ratio",
+        doc: "Learning rate at the end as a share of the peak.",
+        kind: Kind::Number {
+            low: Included(0.0),
+            high: Included(1.0),
+        },
+        default: Value("0"),
+        elsewhere: &[
+            "min_lr_rate",
+            "cosine_min_lr_ratio",
+            "min_lr_factor",
+            "min_lr",
+        ],
+    },
+    Key {
+        name: "train.clip.mode",
+        doc: "By which norm gradients are clipped.",
+        kind: Kind::word(ClipMode::WORDS),
+        default: Value("exact"),
+        elsewhere: &["clip_mode"],
+    },
+    Key {
+        name: "train.clip.norm",
+        doc: "Largest global norm that is left as it is.",
+        kind: Kind::Number {
+            low: Excluded(0.0),
+            high: Unbounded,
+        },
+        default: Value("1.0"),
+        elsewhere: &[
+            "max_grad_norm",
+            "max_norm",
+            "grad_clip",
+            "gradient_clip_val",
+        ],
+    },
+    Key {
+        name: "train.gradient",
+        doc: "Type of the complete gradient that clipping and the optimizer read.",
+        kind: DTYPE,
+        default: Unset("as `precision`"),
+        elsewhere: &["mixed_precision_reduce", "grad_dtype", "gradient_dtype"],
+    },
+    Key {
+        name: "train.on_nonfinite",
+        doc: "What to do at a gradient that is not finite. `skip` needs `clip.mode: exact`.",
+        kind: Kind::word(NonFinite::WORDS),
+        default: Value("stop"),
+        elsewhere: &["on_nan", "skip_nan", "logging_nan_inf_filter"],
+    },
+    Key {
+        name: "train.logits_chunk",
+        doc: "Rows of logits that exist at once; 0 lets the model choose from its shape.",
+        kind: Kind::Count {
+            min: 0,
+            max: 1 << 24,
+        },
+        default: Value("0"),
+        elsewhere: &["chunk_size", "loss_chunk", "num_output_chunks"],
+    },
+    Key {
+        name: "optimizer.name",
+        doc: "The optimizer.",
+        kind: Kind::Word {
+            words: OptimizerName::WORDS,
+            aliases: &[("adamw_torch", "adamw"), ("AdamW", "adamw")],
+            planned: &[],
+        },
+        default: Value("adamw"),
+        elsewhere: &["optim"],
+    },
+    Key {
+        name: "optimizer.beta1",
+        doc: "Decay of the first moment.",
+        kind: Kind::Number {
+            low: Included(0.0),
+            high: Excluded(1.0),
+        },
+        default: Value("0.9"),
+        elsewhere: &["adam_beta1", "betas"],
+    },
+    Key {
+        name: "optimizer.beta2",
+        doc: "Decay of the second moment.",
+        kind: Kind::Number {
+            low: Included(0.0),
+            high: Excluded(1.0),
+        },
+        default: Value("0.999"),
+        elsewhere: &["adam_beta2"],
+    },
+    Key {
+        name: "optimizer.eps",
+        doc: "Added to the root of the second moment.",
+        kind: Kind::Number {
+            low: Excluded(0.0),
+            high: Included(1.0),
+        },
+        default: Value("1e-8"),
+        elsewhere: &["adam_epsilon", "epsilon"],
+    },
+    Key {
+        name: "optimizer.weight_decay",
+        doc: "Decoupled decay; it is multiplied by the learning rate.",
+        kind: Kind::Number {
+            low: Included(0.0),
+            high: Included(1.0),
+        },
+        default: Value("0"),
+        elsewhere: &["decay"],
+    },
+    Key {
+        name: "optimizer.moments",
+        doc: "Type of the two moments.",
+        kind: Kind::Word {
+            words: F32_ONLY,
+            aliases: &[("fp32", "f32"), ("float32", "f32")],
+            planned: &["bf16", "bfloat16", "8bit", "int8"],
+        },
+        default: Value("f32"),
+        elsewhere: &["optim_bits", "moments_dtype"],
+    },
+    Key {
+        name: "optimizer.update",
+        doc: "Which processor runs the optimizer. Changes no result.",
+        kind: Kind::Pin {
+            words: UpdateOn::WORDS,
+        },
+        default: Value("auto"),
+        elsewhere: &["cpu_offload", "optimizer_in_bwd", "enable_cpu_offload"],
+    },
+    Key {
+        name: "plan.loop",
+        doc: "Order of micro-batches and blocks in a step.",
+        kind: Kind::Pin {
+            words: LoopOrder::WORDS,
+        },
+        default: Value("auto"),
+        elsewhere: &["loop_order", "layer_major"],
+    },
+    place(
+        "plan.weights",
+        "Where weights stay between uses.",
+        &["offload_param"],
+    ),
+    place(
+        "plan.optimizer",
+        "Where master weights and moments stay between steps.",
+        &["offload_optimizer"],
+    ),
+    place(
+        "plan.gradients",
+        "Where complete gradients wait for the update.",
+        &["offload_gradients"],
+    ),
+    place(
+        "plan.inputs",
+        "Where block inputs wait for the backward pass.",
+        &[
+            "activation_offloading",
+            "activation_offload",
+            "enable_activation_offloading",
+        ],
+    ),
+    Key {
+        name: "plan.recompute",
+        doc: "Blocks whose inner activations are computed again in the backward pass.",
+        kind: Kind::PinCount {
+            words: &[("none", "no block"), ("all", "every block")],
+            max: 100_000,
+        },
+        default: Value("auto"),
+        elsewhere: &[
+            "gradient_checkpointing",
+            "activation_checkpoint",
+            "enable_activation_checkpointing",
+        ],
+    },
+    Key {
+        name: "plan.prefetch",
+        doc: "Blocks fetched ahead of their use.",
+        kind: Kind::PinCount { words: &[], max: 8 },
+        default: Value("auto"),
+        elsewhere: &["prefetch_factor", "backward_prefetch", "forward_prefetch"],
+    },
+    Key {
+        name: "plan.pieces",
+        doc: "Grain at which a block's weights are fetched.",
+        kind: Kind::Pin {
+            words: Pieces::WORDS,
+        },
+        default: Value("auto"),
+        elsewhere: &[],
+    },
+    Key {
+        name: "plan.machine",
+        doc: "File with measured rates, as `lowtide probe` writes it.",
+        kind: Kind::Path,
+        default: Unset("this machine is probed"),
+        elsewhere: &["machine_file"],
+    },
+    Key {
+        name: "eval.every_steps",
+        doc: "Evaluate each so many steps; 0: after the last only.",
+        kind: Kind::Count {
+            min: 0,
+            max: 1_000_000_000,
+        },
+        default: Value("0"),
+        elsewhere: &[
+            "eval_steps",
+            "evals_per_epoch",
+            "eval_interval",
+            "run_val_every_n_steps",
+        ],
+    },
+    Key {
+        name: "eval.batches",
+        doc: "Most micro-batches in one evaluation.",
+        kind: Kind::Count {
+            min: 1,
+            max: 1_000_000_000,
+        },
+        default: Unset("all of the evaluation data"),
+        elsewhere: &["max_eval_batches", "eval_iters", "max_eval_samples"],
+    },
+    Key {
+        name: "eval.generate.exact_match",
+        doc: "Count greedy answers that equal the reference, before and after training.",
+        kind: Kind::Flag,
+        default: Value("false"),
+        elsewhere: &["predict_with_generate", "do_predict"],
+    },
+    Key {
+        name: "eval.generate.max_new_tokens",
+        doc: "Most tokens of one answer.",
+        kind: Kind::Count {
+            min: 1,
+            max: 1 << 20,
+        },
+        default: Value("32"),
+        elsewhere: &["eval_max_new_tokens", "max_tokens"],
+    },
+    Key {
+        name: "eval.generate.max_examples",
+        doc: "Most prompts answered, the first ones.",
+        kind: Kind::Count {
+            min: 1,
+            max: u64::MAX,
+        },
+        default: Value("64"),
+        elsewhere: &["eval_table_size"],
+    },
+    Key {
+        name: "checkpoint.every_steps",
+        doc: "Save each so many steps; 0: at the end only.",
+        kind: Kind::Count {
+            min: 0,
+            max: 1_000_000_000,
+        },
+        default: Value("0"),
+        elsewhere: &[
+            "save_steps",
+            "saves_per_epoch",
+            "save_interval",
+            "save_every",
+        ],
+    },
+    Key {
+        name: "checkpoint.keep",
+        doc: "Checkpoints kept; older ones are deleted.",
+        kind: Kind::Count {
+            min: 1,
+            max: 1_000_000,
+        },
+        default: Value("2"),
+        elsewhere: &["save_total_limit", "keep_latest_k"],
+    },
+    Key {
+        name: "checkpoint.resume",
+        doc: "Which checkpoint to go on from.",
+        kind: Kind::WordOrPath {
+            words: &[
+                (
+                    "auto",
+                    "the newest in the output directory, if there is one",
+                ),
+                ("never", "start anew"),
+            ],
+        },
+        default: Value("auto"),
+        elsewhere: &[
+            "resume_from_checkpoint",
+            "auto_resume_from_checkpoints",
+            "load_step",
+        ],
+    },
+    Key {
+        name: "log.every_steps",
+        doc: "Print and record metrics each so many steps.",
+        kind: Kind::Count {
+            min: 1,
+            max: 1_000_000_000,
+        },
+        default: Value("1"),
+        elsewhere: &[
+            "logging_steps",
+            "log_freq",
+            "log_every_n_steps",
+            "steps_per_report",
+        ],
+    },
+    Key {
+        name: "log.tensorboard",
+        doc: "Write TensorBoard events.",
+        kind: Kind::Flag,
+        default: Value("true"),
+        elsewhere: &["use_tensorboard", "enable_tensorboard", "report_to"],
+    },
+    Key {
+        name: "log.trace",
+        doc: "Write the lanes' real times as a Perfetto trace.",
+        kind: Kind::Flag,
+        default: Value("true"),
+        elsewhere: &["profiler", "enable_profiling"],
+    },
+];
+
+/// Keys that exclude each other. A `--set` of one overrules the file's other.
+pub(crate) const EXCLUSIVE: &[&[&str]] = &[
+    &["model.path", "model.shape", "model.config"],
+    &["train.steps", "train.epochs"],
+    &["train.warmup_steps", "train.warmup_ratio"],
+    &["data.eval", "data.eval_split"],
+];
+
+const DTYPE: Kind = Kind::Word {
+    words: DTYPES,
+    aliases: DTYPE_ALIASES,
+    planned: &[],
+};
+
+const F32_ONLY: Words = &[("f32", "IEEE single")];
+
+const fn place(name: &'static str, doc: &'static str, elsewhere: &'static [&'static str]) -> Key {
+    Key {
+        name,
+        doc,
+        kind: Kind::Pin { words: Tier::WORDS },
+        default: Value("auto"),
+        elsewhere,
+    }
+}
+
+/// The key of a name.
+pub(crate) fn find(name: &str) -> Option<&'static Key> {
+    KEYS.iter().find(|k| k.name == name)
+}

@@ -1,0 +1,80 @@
+//! The numerics key: all that decides the numbers of a run, and nothing that does not.
+
+use serde_json::{Value, json};
+
+use crate::run::{Length, Run, Schedule, Warmup};
+use crate::words::{ClipMode, ScheduleShape};
+
+impl Run {
+    /// What decides the run's numbers, as JSON. Two runs with equal keys, equal model files and
+    /// equal data files train to the same bits, whatever their budgets, plans and threads; a
+    /// checkpoint of one is a checkpoint of the other.
+    ///
+    /// The files are not in it: who opens them knows their contents, which a path does not tell.
+    /// Nor is the length of the run where the learning rate does not depend on it, so that such a
+    /// run can be resumed for longer.
+    #[must_use]
+    pub fn numerics_key(&self) -> Value {
+        let (train, data, optimizer) = (&self.train, &self.data, &self.optimizer);
+        json!({
+            "device": self.device,
+            "precision": self.precision,
+            "seed": self.seed,
+            "init": self.model.init,
+            "train": {
+                "micro_batch": train.micro_batch,
+                "seq": train.seq,
+                "accumulate": train.accumulate,
+                "learning_rate": train.learning_rate,
+                "schedule": schedule(&train.schedule, train.length),
+                "clip": clip(self),
+                "gradient": train.gradient,
+                "on_nonfinite": train.on_nonfinite,
+                "logits_chunk": train.logits_chunk,
+            },
+            "optimizer": {
+                "name": optimizer.name,
+                "beta1": optimizer.beta1,
+                "beta2": optimizer.beta2,
+                "eps": optimizer.eps,
+                "weight_decay": optimizer.weight_decay,
+                "moments": optimizer.moments,
+            },
+            "data": {
+                "format": data.format,
+                "fields": data.fields,
+                "packing": data.packing,
+                "train_on": data.train_on,
+                "shuffle": data.shuffle,
+                "max_examples": data.max_examples,
+                "eval_split": data.eval_split,
+                "system": data.system,
+            },
+        })
+    }
+}
+
+/// The parts of a schedule that have an effect.
+fn schedule(s: &Schedule, length: Length) -> Value {
+    let mut key = json!({ "shape": s.shape, "warmup": s.warmup });
+    let by_steps = matches!(s.warmup, Warmup::Steps(_)) || s.warmup == Warmup::Ratio(0.0);
+    if s.shape != ScheduleShape::Constant {
+        key["min_lr_ratio"] = json!(s.min_lr_ratio);
+    }
+    if s.shape == ScheduleShape::Wsd {
+        key["decay_ratio"] = json!(s.decay_ratio);
+    }
+    if s.shape != ScheduleShape::Constant || !by_steps {
+        key["length"] = json!(length);
+    }
+    key
+}
+
+/// The norm counts where it is used.
+fn clip(run: &Run) -> Value {
+    let clip = run.train.clip;
+    match clip.mode {
+        ClipMode::None => json!({ "mode": clip.mode }),
+        _ => json!({ "mode": clip.mode, "norm": clip.norm }),
+    }
+}

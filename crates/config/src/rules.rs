@@ -1,0 +1,209 @@
+//! Rules between keys. Each refuses a run that would not do what its file says.
+
+use lowtide_units::Bytes;
+
+use crate::error::{ConfigError, Place};
+use crate::keys::EXCLUSIVE;
+use crate::low::{Low, Typed};
+use crate::run::{Length, ModelSource, Run, Warmup};
+use crate::value::Value;
+use crate::words::{ClipMode, Format, Init, NonFinite, ScheduleShape, TrainOn};
+
+/// At most one key of each exclusive group was given.
+pub(crate) fn exclusive(low: &Low) -> Result<(), ConfigError> {
+    for group in EXCLUSIVE {
+        let mut given = group.iter().filter(|key| low.chosen(key));
+        if let (Some(key), Some(other)) = (given.next(), given.next()) {
+            return conflict(low, key, other, "give one of them");
+        }
+    }
+    Ok(())
+}
+
+/// All rules that need values.
+pub(crate) fn together(low: &Low, run: &Run) -> Result<(), ConfigError> {
+    model(low, run)?;
+    schedule(low, run)?;
+    clipping(low, run)?;
+    data(low, run)?;
+    eval(low, run)?;
+    tiers(low, run)
+}
+
+fn model(low: &Low, run: &Run) -> Result<(), ConfigError> {
+    let directory = matches!(run.model.source, ModelSource::Path(_));
+    if run.model.init == Init::Pretrained && !directory {
+        return needs(low, "model.init", "'model.path', whose weights it reads");
+    }
+    Ok(())
+}
+
+fn schedule(low: &Low, run: &Run) -> Result<(), ConfigError> {
+    let train = &run.train;
+    let s = train.schedule;
+    if let (Length::Steps(steps), Warmup::Steps(warmup)) = (train.length, s.warmup)
+        && warmup > steps
+    {
+        let why = format!("{warmup} steps of warm-up in {steps} steps");
+        return conflict(low, "train.warmup_steps", "train.steps", &why);
+    }
+    if s.shape == ScheduleShape::Wsd {
+        let warmup = match (s.warmup, train.length) {
+            (Warmup::Ratio(ratio), _) => Some((ratio, "train.warmup_ratio")),
+            (Warmup::Steps(n), Length::Steps(all)) => {
+                Some((n as f64 / all as f64, "train.warmup_steps"))
+            }
+            // How many steps an epoch has is known with the data only.
+            (Warmup::Steps(_), Length::Epochs(_)) => None,
+        };
+        if let Some((ratio, key)) = warmup
+            && ratio + s.decay_ratio > 1.0 + 1e-9
+        {
+            let why = format!(
+                "warm-up {ratio} and decay {} are more than all steps",
+                s.decay_ratio
+            );
+            return conflict(low, "train.decay_ratio", key, &why);
+        }
+    } else {
+        idle(
+            low,
+            "train.decay_ratio",
+            "train.schedule",
+            "'train.schedule: wsd'",
+        )?;
+    }
+    if s.shape == ScheduleShape::Constant && s.min_lr_ratio > 0.0 {
+        let needed = "a 'train.schedule' that falls: linear, cosine or wsd";
+        idle(low, "train.min_lr_ratio", "train.schedule", needed)?;
+    }
+    Ok(())
+}
+
+fn clipping(low: &Low, run: &Run) -> Result<(), ConfigError> {
+    let mode = run.train.clip.mode;
+    if mode == ClipMode::None {
+        let needed = "'train.clip.mode' exact or previous";
+        idle(low, "train.clip.norm", "train.clip.mode", needed)?;
+    }
+    if run.train.on_nonfinite == NonFinite::Skip && mode != ClipMode::Exact {
+        // Only the exact mode has changed no weight by the time the whole gradient is known.
+        return needs(
+            low,
+            "train.on_nonfinite",
+            "'train.clip.mode: exact' to skip a step",
+        );
+    }
+    Ok(())
+}
+
+fn data(low: &Low, run: &Run) -> Result<(), ConfigError> {
+    let data = &run.data;
+    if data.eval_split > 0.0 && data.train.is_empty() {
+        return needs(
+            low,
+            "data.eval_split",
+            "'data.train', of which it is a share",
+        );
+    }
+    if data.format == Format::Text {
+        if data.train_on == TrainOn::Assistant {
+            idle(
+                low,
+                "data.train_on",
+                "data.format",
+                "'data.format' chat, completion or auto",
+            )?;
+        }
+        for key in ["data.system", "data.chat_template"] {
+            idle(
+                low,
+                key,
+                "data.format",
+                "'data.format' chat, completion or auto",
+            )?;
+        }
+    }
+    Ok(())
+}
+
+fn eval(low: &Low, run: &Run) -> Result<(), ConfigError> {
+    if run.data.has_eval() {
+        return Ok(());
+    }
+    let needed = "evaluation data: 'data.eval' or 'data.eval_split'";
+    if run.eval.every_steps > 0 {
+        return needs(low, "eval.every_steps", needed);
+    }
+    if run.eval.generate.exact_match {
+        return needs(low, "eval.generate.exact_match", needed);
+    }
+    Ok(())
+}
+
+/// A knob pinned to a memory of which the budget has none.
+fn tiers(low: &Low, run: &Run) -> Result<(), ConfigError> {
+    let none = Some(Bytes::ZERO);
+    let empty = [
+        ("disk", run.budget.disk.is_empty()),
+        ("host", run.budget.host == none),
+        ("device", run.budget.device == none),
+    ];
+    for key in [
+        "plan.weights",
+        "plan.optimizer",
+        "plan.gradients",
+        "plan.inputs",
+    ] {
+        let Some(Value::Word(tier)) = low.typed(key).map(|t| &t.value) else {
+            continue;
+        };
+        if empty.contains(&(*tier, true)) {
+            return needs(
+                low,
+                key,
+                &format!("a 'budget.{tier}' above 0 to be pinned to {tier}"),
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Refuses a key that was given and has no effect, unless an override of `governor` is what took
+/// the file's key its effect.
+fn idle(low: &Low, key: &str, governor: &str, needed: &str) -> Result<(), ConfigError> {
+    let excused = low.was_set(governor) && !low.was_set(key);
+    if low.typed(key).is_none() || excused {
+        return Ok(());
+    }
+    needs(low, key, needed)
+}
+
+fn place(low: &Low, keys: &[&str]) -> Place {
+    let given = keys.iter().find_map(|key| low.typed(key));
+    given.map_or(
+        Place::File {
+            file: low.file.clone(),
+            line: 1,
+            column: 1,
+        },
+        |Typed { at, .. }| at.clone(),
+    )
+}
+
+fn conflict(low: &Low, key: &str, other: &str, why: &str) -> Result<(), ConfigError> {
+    Err(ConfigError::Conflict {
+        at: place(low, &[key, other]),
+        key: key.to_owned(),
+        other: other.to_owned(),
+        why: why.to_owned(),
+    })
+}
+
+fn needs(low: &Low, key: &str, needs: &str) -> Result<(), ConfigError> {
+    Err(ConfigError::Needs {
+        at: place(low, &[key]),
+        key: key.to_owned(),
+        needs: needs.to_owned(),
+    })
+}

@@ -1,0 +1,419 @@
+//! The run as checked: plain data, every default filled in, every path absolute.
+
+use std::path::{Path, PathBuf};
+
+use lowtide_units::Bytes;
+use lowtide_workload::{Batch, Dtype};
+use serde::Serialize;
+
+use crate::build::build;
+use crate::error::ConfigError;
+use crate::low::Low;
+use crate::rules;
+use crate::words::{
+    ClipMode, Device, Format, Init, LoopOrder, NonFinite, OptimizerName, Pieces, ScheduleShape,
+    Tier, TrainOn, UpdateOn,
+};
+
+/// A run that is allowed. Whether its files exist and the machine holds it is for others to see.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Run {
+    /// Name of the run file, for messages.
+    pub file: String,
+    /// What is trained.
+    pub model: Model,
+    /// Type of weights and activations in the products.
+    pub precision: Dtype,
+    /// What computes.
+    pub device: Device,
+    /// Seed of the shuffle and of random weights.
+    pub seed: u64,
+    /// Directory of everything the run writes.
+    pub output: PathBuf,
+    /// Threads that compute; `None`: all cores.
+    pub threads: Option<u32>,
+    /// Memory it may use.
+    pub budget: Budget,
+    /// What is trained on.
+    pub data: Data,
+    /// The steps.
+    pub train: Train,
+    /// The optimizer.
+    pub optimizer: Optimizer,
+    /// The planner's knobs.
+    pub plan: Plan,
+    /// Evaluation.
+    pub eval: Eval,
+    /// Saving and resuming.
+    pub checkpoint: Checkpoint,
+    /// What is recorded.
+    pub log: Log,
+}
+
+/// What is trained.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Model {
+    /// Where its dimensions come from.
+    pub source: ModelSource,
+    /// Where its first weights come from; always random without a directory.
+    pub init: Init,
+    /// Directory of the tokenizer or its `tokenizer.json`: the one given, or the model's directory.
+    pub tokenizer: Option<PathBuf>,
+}
+
+/// Where a model's dimensions come from.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ModelSource {
+    /// A Hugging Face directory.
+    Path(PathBuf),
+    /// A built-in shape, one of [`lowtide_workload::builtin_names`].
+    Shape(String),
+    /// A `config.json`.
+    Config(PathBuf),
+}
+
+/// Memory a run may use.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Budget {
+    /// Bytes of device memory; `None`: what is free at the start.
+    pub device: Option<Bytes>,
+    /// Bytes of host memory; `None`: what is free at the start.
+    pub host: Option<Bytes>,
+    /// Space on disks, none of them empty; no entry: no disk.
+    pub disk: Vec<DiskBudget>,
+}
+
+impl Budget {
+    /// All disk space together.
+    #[must_use]
+    pub fn disk_total(&self) -> Bytes {
+        // Saturating: two absurd sizes are refused by whoever reserves them, not by an overflow.
+        Bytes(
+            self.disk
+                .iter()
+                .fold(0, |sum, d| sum.saturating_add(d.size.0)),
+        )
+    }
+}
+
+/// Space in one directory.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct DiskBudget {
+    /// Where; it may not exist yet.
+    pub dir: PathBuf,
+    /// How much, more than nothing.
+    pub size: Bytes,
+}
+
+/// What is trained on.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Data {
+    /// Training files; may be empty, see [`Run::training_ready`].
+    pub train: Vec<PathBuf>,
+    /// Evaluation files; may be empty.
+    pub eval: Vec<PathBuf>,
+    /// Share of the training examples kept for evaluation; 0 where `eval` is not empty.
+    pub eval_split: f64,
+    /// How an example is laid out.
+    pub format: Format,
+    /// Names of fields.
+    pub fields: Fields,
+    /// Several examples in one sequence.
+    pub packing: bool,
+    /// Which tokens carry loss.
+    pub train_on: TrainOn,
+    /// Another order each epoch.
+    pub shuffle: bool,
+    /// Only so many training examples; `None`: all.
+    pub max_examples: Option<u64>,
+    /// System prompt for examples that bring none.
+    pub system: Option<String>,
+    /// A chat template's file; `None`: the tokenizer's.
+    pub chat_template: Option<PathBuf>,
+}
+
+impl Data {
+    /// Whether anything is there to evaluate on.
+    #[must_use]
+    pub fn has_eval(&self) -> bool {
+        !self.eval.is_empty() || self.eval_split > 0.0
+    }
+}
+
+/// Names of the fields in a data file.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Fields {
+    /// List of messages.
+    pub messages: String,
+    /// Prompt.
+    pub prompt: String,
+    /// Completion.
+    pub completion: String,
+    /// Plain text.
+    pub text: String,
+}
+
+/// The steps.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Train {
+    /// How long.
+    pub length: Length,
+    /// B: sequences at once.
+    pub micro_batch: u32,
+    /// T: tokens of a sequence.
+    pub seq: u32,
+    /// M: micro-batches of one update.
+    pub accumulate: u32,
+    /// Peak learning rate.
+    pub learning_rate: f64,
+    /// How it moves.
+    pub schedule: Schedule,
+    /// Clipping.
+    pub clip: Clip,
+    /// Type of the complete gradient.
+    pub gradient: Dtype,
+    /// What to do at a gradient that is not finite.
+    pub on_nonfinite: NonFinite,
+    /// Rows of logits at once; 0: the model chooses from its shape.
+    pub logits_chunk: u32,
+}
+
+/// How long to train.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Length {
+    /// Updates.
+    Steps(u64),
+    /// Passes over the data, more than 0; may be a fraction.
+    Epochs(f64),
+}
+
+/// How the learning rate moves.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Schedule {
+    /// After the warm-up.
+    pub shape: ScheduleShape,
+    /// The rise from 0.
+    pub warmup: Warmup,
+    /// Share of all steps over which `wsd` falls.
+    pub decay_ratio: f64,
+    /// Rate at the end over the peak.
+    pub min_lr_ratio: f64,
+}
+
+/// How long the learning rate rises.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Warmup {
+    /// Steps.
+    Steps(u64),
+    /// Share of all steps.
+    Ratio(f64),
+}
+
+impl Warmup {
+    /// Steps of warm-up in a run of `total` steps; a share is rounded up. Never more than `total`.
+    #[must_use]
+    pub fn steps(self, total: u64) -> u64 {
+        match self {
+            Self::Steps(steps) => steps.min(total),
+            Self::Ratio(ratio) => ((total as f64 * ratio).ceil() as u64).min(total),
+        }
+    }
+}
+
+/// Clipping by the global norm.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Clip {
+    /// By which norm.
+    pub mode: ClipMode,
+    /// Largest norm left as it is; without meaning where the mode is none.
+    pub norm: f64,
+}
+
+/// The optimizer.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Optimizer {
+    /// Which.
+    pub name: OptimizerName,
+    /// Decay of the first moment.
+    pub beta1: f64,
+    /// Decay of the second moment.
+    pub beta2: f64,
+    /// Added to the root.
+    pub eps: f64,
+    /// Decoupled decay.
+    pub weight_decay: f64,
+    /// Type of the moments.
+    pub moments: Dtype,
+    /// Where it runs; `None`: the planner chooses.
+    pub update: Option<UpdateOn>,
+}
+
+/// The planner's knobs; `None` leaves one to the planner. None of them changes a result.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Plan {
+    /// Order of micro-batches and blocks.
+    pub loop_order: Option<LoopOrder>,
+    /// Where weights stay between uses.
+    pub weights: Option<Tier>,
+    /// Where master weights and moments stay between steps.
+    pub optimizer: Option<Tier>,
+    /// Where complete gradients wait.
+    pub gradients: Option<Tier>,
+    /// Where block inputs wait.
+    pub inputs: Option<Tier>,
+    /// Which blocks are computed again.
+    pub recompute: Option<Recompute>,
+    /// Blocks fetched ahead, 0 to 8.
+    pub prefetch: Option<u32>,
+    /// Grain of a fetch.
+    pub pieces: Option<Pieces>,
+    /// Measured rates; `None`: this machine is probed.
+    pub machine: Option<PathBuf>,
+}
+
+/// Blocks whose inner activations are computed again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Recompute {
+    /// No block.
+    Nothing,
+    /// Every block.
+    All,
+    /// So many; which ones is the planner's choice. May exceed the model's blocks.
+    Blocks(u32),
+}
+
+/// Evaluation.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Eval {
+    /// Each so many steps; 0: after the last only.
+    pub every_steps: u64,
+    /// Most micro-batches of one evaluation; `None`: all.
+    pub batches: Option<u64>,
+    /// Greedy answers.
+    pub generate: Generate,
+}
+
+/// Greedy answers to the prompts of the evaluation data.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Generate {
+    /// Count answers that equal the reference, before and after training.
+    pub exact_match: bool,
+    /// Most tokens of an answer.
+    pub max_new_tokens: u32,
+    /// Most prompts.
+    pub max_examples: u64,
+}
+
+/// Saving and resuming.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Checkpoint {
+    /// Each so many steps; 0: at the end only.
+    pub every_steps: u64,
+    /// Checkpoints kept, at least 1.
+    pub keep: u32,
+    /// Where to go on from.
+    pub resume: Resume,
+}
+
+/// Where to go on from.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Resume {
+    /// The newest checkpoint in the output directory, if there is one.
+    Auto,
+    /// Start anew.
+    Never,
+    /// This checkpoint.
+    Path(PathBuf),
+}
+
+/// What is recorded.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Log {
+    /// Metrics each so many steps, at least 1.
+    pub every_steps: u64,
+    /// TensorBoard events.
+    pub tensorboard: bool,
+    /// A Perfetto trace.
+    pub trace: bool,
+}
+
+impl Run {
+    /// Reads a run file and overrides of the form `key.path=value`, later ones over earlier ones
+    /// and all over the file. Paths in the file are relative to its directory, paths in overrides
+    /// to the current one.
+    ///
+    /// # Errors
+    /// The file cannot be read, or as [`Run::parse`].
+    pub fn load(path: &Path, sets: &[String]) -> Result<Self, ConfigError> {
+        let failed = |source| ConfigError::Read {
+            path: path.to_owned(),
+            source,
+        };
+        let text = std::fs::read_to_string(path).map_err(failed)?;
+        let whole = std::path::absolute(path).map_err(failed)?;
+        let base = whole.parent().unwrap_or(Path::new("/"));
+        Self::parse(&text, &path.display().to_string(), base, sets)
+    }
+
+    /// Checks a run file's text. `file` names it in errors; its paths are relative to `base`.
+    ///
+    /// # Errors
+    /// The text is not YAML, a key is unknown, given twice or missing, a value is of another type
+    /// or beyond its limits, or two values cannot both hold. The first one found is reported.
+    pub fn parse(
+        text: &str,
+        file: &str,
+        base: &Path,
+        sets: &[String],
+    ) -> Result<Self, ConfigError> {
+        let current = std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/"));
+        let low = Low::read(text, file, base, &current, sets)?;
+        rules::exclusive(&low)?;
+        let run = build(&low)?;
+        rules::together(&low, &run)?;
+        Ok(run)
+    }
+
+    /// B, T and M of the run.
+    #[must_use]
+    pub fn batch(&self) -> Batch {
+        let Train {
+            micro_batch,
+            seq,
+            accumulate,
+            ..
+        } = self.train;
+        Batch {
+            micro_batch,
+            seq,
+            accumulate,
+        }
+    }
+
+    /// Whether the run says all that training needs and planning does not: training files and a
+    /// tokenizer.
+    ///
+    /// # Errors
+    /// [`ConfigError::Missing`] with the key.
+    pub fn training_ready(&self) -> Result<(), ConfigError> {
+        let missing = |key: &str, why: &str| {
+            let (file, key, why) = (self.file.clone(), key.to_owned(), why.to_owned());
+            Err(ConfigError::Missing { file, key, why })
+        };
+        if self.data.train.is_empty() {
+            return missing("data.train", "there is nothing to train on");
+        }
+        if self.model.tokenizer.is_none() {
+            return missing(
+                "model.tokenizer",
+                "without 'model.path' there is none to read text",
+            );
+        }
+        Ok(())
+    }
+}

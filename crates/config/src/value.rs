@@ -1,0 +1,268 @@
+//! One value against its key's entry in the list.
+
+use std::ops::{Bound, RangeBounds};
+
+use lowtide_units::Bytes;
+
+use crate::error::{ConfigError, Place};
+use crate::key::{AUTO, Kind};
+use crate::nearest::nearest;
+use crate::tree::{Entry, Node, Tree, shortened};
+
+/// A value that its key allows.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Value {
+    Flag(bool),
+    Count(u64),
+    Number(f64),
+    /// Text, or a path as typed.
+    Text(String),
+    Paths(Vec<String>),
+    Size(Bytes),
+    Disks(Vec<(String, Bytes)>),
+    /// One of the key's words, `auto` among them.
+    Word(&'static str),
+}
+
+/// Reads `node` as `kind`. `key` is its whole name, for errors. `node` is not empty.
+pub(crate) fn check(key: &str, kind: &Kind, node: &Node) -> Result<Value, ConfigError> {
+    let item = Item { key, kind, node };
+    match kind {
+        Kind::Paths => item.paths(),
+        Kind::Disks => item.disks(),
+        _ => item.scalar(),
+    }
+}
+
+struct Item<'a> {
+    key: &'a str,
+    kind: &'a Kind,
+    node: &'a Node,
+}
+
+impl Item<'_> {
+    fn scalar(&self) -> Result<Value, ConfigError> {
+        let Tree::Scalar(text) = &self.node.tree else {
+            return Err(self.wrong_type());
+        };
+        match *self.kind {
+            Kind::Flag => flag(text).map(Value::Flag).ok_or_else(|| self.wrong_type()),
+            Kind::Count { min, max } => self.count(text, min, max),
+            Kind::Number { low, high } => self.number(text, low, high),
+            Kind::Text | Kind::Path => Ok(Value::Text(text.clone())),
+            Kind::Size | Kind::Disks => self.size(text).map(Value::Size),
+            Kind::Paths => Ok(Value::Paths(vec![text.clone()])),
+            Kind::Word {
+                aliases, planned, ..
+            } => self.word(text, aliases, planned),
+            Kind::Pin { .. } | Kind::Shape => self.word(text, &[], &[]),
+            Kind::PinCount { max, .. } if digits(text) => self.count(text, 0, max),
+            Kind::PinCount { .. } => self.word(text, &[], &[]),
+            Kind::WordOrPath { .. } => {
+                let word = self.kind.words().into_iter().find(|w| w == text);
+                Ok(word.map_or_else(|| Value::Text(text.clone()), Value::Word))
+            }
+        }
+    }
+
+    fn count(&self, text: &str, min: u64, max: u64) -> Result<Value, ConfigError> {
+        let plain = text.replace('_', "");
+        match plain.parse::<u64>() {
+            Ok(n) if (min..=max).contains(&n) => Ok(Value::Count(n)),
+            Ok(_) => Err(self.out_of_range(text)),
+            Err(_) if digits(plain.trim_start_matches(['-', '+'])) => Err(self.out_of_range(text)),
+            Err(_) => Err(self.wrong_type()),
+        }
+    }
+
+    fn number(&self, text: &str, low: Bound<f64>, high: Bound<f64>) -> Result<Value, ConfigError> {
+        let plain = text.replace('_', "");
+        let special = matches!(
+            plain.to_ascii_lowercase().as_str(),
+            ".nan" | ".inf" | "-.inf"
+        );
+        let n: f64 = match plain.parse() {
+            Ok(n) => n,
+            Err(_) if special => f64::NAN,
+            Err(_) => return Err(self.wrong_type()),
+        };
+        if n.is_finite() && (low, high).contains(&n) {
+            Ok(Value::Number(n))
+        } else {
+            Err(self.out_of_range(text))
+        }
+    }
+
+    fn size(&self, text: &str) -> Result<Bytes, ConfigError> {
+        text.parse().map_err(|_| self.wrong_type())
+    }
+
+    fn word(
+        &self,
+        text: &str,
+        aliases: &[(&str, &'static str)],
+        planned: &[&str],
+    ) -> Result<Value, ConfigError> {
+        let words = self.kind.words();
+        let canonical = aliases.iter().find(|a| a.0 == text).map_or(text, |a| a.1);
+        if let Some(word) = words.iter().find(|w| **w == canonical) {
+            return Ok(Value::Word(word));
+        }
+        let (key, at) = (self.key.to_owned(), self.node.at.clone());
+        let (found, allowed) = (shortened(text), self.kind.allowed());
+        let family = text.split(':').next().unwrap_or(text);
+        if planned.contains(&family) {
+            return Err(ConfigError::NotSupported {
+                at,
+                key,
+                found,
+                supported: allowed,
+            });
+        }
+        let nearest = nearest(text, words).map(str::to_owned);
+        Err(ConfigError::UnknownWord {
+            at,
+            key,
+            found,
+            nearest,
+            allowed,
+        })
+    }
+
+    fn paths(&self) -> Result<Value, ConfigError> {
+        let Tree::List(items) = &self.node.tree else {
+            return self.scalar();
+        };
+        let path = |(i, node): (usize, &Node)| match &node.tree {
+            Tree::Scalar(text) => Ok(text.clone()),
+            _ => Err(Item {
+                key: &format!("{}[{i}]", self.key),
+                kind: &Kind::Path,
+                node,
+            }
+            .wrong_type()),
+        };
+        items
+            .iter()
+            .enumerate()
+            .map(path)
+            .collect::<Result<_, _>>()
+            .map(Value::Paths)
+    }
+
+    fn disks(&self) -> Result<Value, ConfigError> {
+        match &self.node.tree {
+            Tree::List(items) => {
+                let disk = |(i, node)| disk(&format!("{}[{i}]", self.key), node, self.kind);
+                items
+                    .iter()
+                    .enumerate()
+                    .map(disk)
+                    .collect::<Result<_, _>>()
+                    .map(Value::Disks)
+            }
+            Tree::Map(_) => Ok(Value::Disks(vec![disk(self.key, self.node, self.kind)?])),
+            _ => self.scalar(),
+        }
+    }
+
+    fn wrong_type(&self) -> ConfigError {
+        ConfigError::WrongType {
+            at: self.node.at.clone(),
+            key: self.key.to_owned(),
+            found: self.node.found(),
+            allowed: self.kind.allowed(),
+        }
+    }
+
+    fn out_of_range(&self, text: &str) -> ConfigError {
+        ConfigError::OutOfRange {
+            at: self.node.at.clone(),
+            key: self.key.to_owned(),
+            found: shortened(text),
+            allowed: self.kind.allowed(),
+        }
+    }
+}
+
+/// One `{dir, size}`.
+fn disk(key: &str, node: &Node, kind: &Kind) -> Result<(String, Bytes), ConfigError> {
+    let Tree::Map(entries) = &node.tree else {
+        return Err(Item { key, kind, node }.wrong_type());
+    };
+    unique(key, entries)?;
+    let (mut dir, mut size) = (None, None);
+    for entry in entries {
+        let whole = format!("{key}.{}", entry.key);
+        let item = |kind| Item {
+            key: &whole,
+            kind,
+            node: &entry.value,
+        };
+        match (entry.key.as_str(), &entry.value.tree) {
+            ("dir", Tree::Scalar(text)) => dir = Some(text.clone()),
+            ("dir", _) => return Err(item(&Kind::Path).wrong_type()),
+            ("size", Tree::Scalar(text)) => size = Some(item(&Kind::Size).size(text)?),
+            ("size", _) => return Err(item(&Kind::Size).wrong_type()),
+            (typed, _) => {
+                let nearest = nearest(typed, ["dir", "size"]).map(|n| format!("{key}.{n}"));
+                let at = entry.at.clone();
+                return Err(ConfigError::UnknownKey {
+                    at,
+                    key: shortened(&whole),
+                    nearest,
+                });
+            }
+        }
+    }
+    let needs = |what: &str| ConfigError::Needs {
+        at: node.at.clone(),
+        key: key.to_owned(),
+        needs: format!("'{what}'"),
+    };
+    Ok((
+        dir.ok_or_else(|| needs("dir"))?,
+        size.ok_or_else(|| needs("size"))?,
+    ))
+}
+
+/// Refuses a mapping with one key twice. `section` is its whole name, empty at the top.
+pub(crate) fn unique(section: &str, entries: &[Entry]) -> Result<(), ConfigError> {
+    let mut seen: std::collections::HashMap<&str, &Place> = std::collections::HashMap::new();
+    for entry in entries {
+        if let Some(first) = seen.insert(&entry.key, &entry.at) {
+            return Err(ConfigError::DuplicateKey {
+                at: entry.at.clone(),
+                key: shortened(&join(section, &entry.key)),
+                first: first.clone(),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// The whole name of a key in a section.
+pub(crate) fn join(section: &str, key: &str) -> String {
+    if section.is_empty() {
+        key.to_owned()
+    } else {
+        format!("{section}.{key}")
+    }
+}
+
+fn digits(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit() || b == b'_')
+}
+
+fn flag(text: &str) -> Option<bool> {
+    match text.to_ascii_lowercase().as_str() {
+        "true" | "yes" | "on" => Some(true),
+        "false" | "no" | "off" => Some(false),
+        _ => None,
+    }
+}
+
+/// Whether a pinned knob was left to the planner.
+pub(crate) fn is_auto(value: &Value) -> bool {
+    *value == Value::Word(AUTO)
+}

@@ -1,0 +1,202 @@
+//! Values that are one word out of a few, each with its spelling and meaning in one place.
+
+use lowtide_workload::Dtype;
+use serde::{Serialize, Serializer};
+
+/// The spellings of a choice, each with its meaning.
+pub(crate) type Words = &'static [(&'static str, &'static str)];
+
+/// A type whose values are spelled as one word.
+pub(crate) trait Word: Sized {
+    /// The value of a spelling in the type's own list.
+    fn from_word(word: &str) -> Option<Self>;
+}
+
+macro_rules! words {
+    ($(#[doc = $about:literal])+ $name:ident {
+        $(#[doc = $doc:literal] $variant:ident = $word:literal,)+
+    }) => {
+        $(#[doc = $about])+
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum $name {
+            $(#[doc = $doc] $variant,)+
+        }
+
+        impl $name {
+            /// Every spelling with its meaning.
+            pub(crate) const WORDS: Words = &[$(($word, $doc),)+];
+
+            /// The spelling in a run file.
+            #[must_use]
+            pub fn word(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $word,)+
+                }
+            }
+        }
+
+        impl Word for $name {
+            fn from_word(word: &str) -> Option<Self> {
+                match word {
+                    $($word => Some(Self::$variant),)+
+                    _ => None,
+                }
+            }
+        }
+
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.pad(self.word())
+            }
+        }
+
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_str(self.word())
+            }
+        }
+    };
+}
+
+words! {
+    /// Where the weights come from.
+    Init {
+        /// the weights in the model's directory
+        Pretrained = "pretrained",
+        /// drawn from the seed
+        Random = "random",
+    }
+}
+
+words! {
+    /// What computes.
+    Device {
+        /// the processor's cores
+        Cpu = "cpu",
+    }
+}
+
+words! {
+    /// How an example is laid out in a data file.
+    Format {
+        /// told from the fields of the first example
+        Auto = "auto",
+        /// a list of messages with roles, rendered by the chat template
+        Chat = "chat",
+        /// a prompt and its completion
+        Completion = "completion",
+        /// plain text
+        Text = "text",
+    }
+}
+
+words! {
+    /// Which tokens carry loss.
+    TrainOn {
+        /// the assistant's turns, or the completion; all of plain text
+        Assistant = "assistant",
+        /// every token
+        All = "all",
+    }
+}
+
+words! {
+    /// How the learning rate moves after the warm-up.
+    ScheduleShape {
+        /// stays at its peak
+        Constant = "constant",
+        /// falls in a line
+        Linear = "linear",
+        /// falls along half a cosine
+        Cosine = "cosine",
+        /// warm-up, stable, decay: stays at its peak, then falls in a line over the last steps
+        Wsd = "wsd",
+    }
+}
+
+words! {
+    /// By which norm gradients are clipped.
+    ClipMode {
+        /// this step's global norm; updates wait until it is known
+        Exact = "exact",
+        /// the step before's norm (exact at the first); overlaps, and gives other numbers
+        Previous = "previous",
+        /// no clipping
+        None = "none",
+    }
+}
+
+words! {
+    /// What to do at a gradient that is not finite.
+    NonFinite {
+        /// end the run with an error
+        Stop = "stop",
+        /// drop the step and go on
+        Skip = "skip",
+    }
+}
+
+words! {
+    /// The optimizer.
+    OptimizerName {
+        /// AdamW with decoupled decay and epsilon outside the root, as in PyTorch
+        AdamW = "adamw",
+    }
+}
+
+words! {
+    /// Which processor runs the optimizer.
+    UpdateOn {
+        /// the host's cores
+        Host = "host",
+        /// the device
+        Device = "device",
+    }
+}
+
+words! {
+    /// The order of micro-batches and blocks in one step.
+    LoopOrder {
+        /// for each block all micro-batches, then the next block: weights are fetched once a pass
+        LayerMajor = "layer-major",
+        /// for each micro-batch all blocks: fewest activations at once
+        BatchMajor = "batch-major",
+    }
+}
+
+words! {
+    /// A kind of memory.
+    Tier {
+        /// the device's memory
+        Device = "device",
+        /// the host's memory
+        Host = "host",
+        /// the disks of the budget
+        Disk = "disk",
+    }
+}
+
+words! {
+    /// The grain at which a block's weights are fetched.
+    Pieces {
+        /// a whole block at a time
+        Block = "block",
+        /// attention and MLP apart: less room, more transfers
+        Split = "split",
+    }
+}
+
+/// Spellings of [`Dtype`].
+pub(crate) const DTYPES: Words = &[("bf16", "bfloat16"), ("f32", "IEEE single")];
+
+/// Spellings of [`Dtype`] that other tools use, and ours.
+pub(crate) const DTYPE_ALIASES: Words =
+    &[("bfloat16", "bf16"), ("fp32", "f32"), ("float32", "f32")];
+
+impl Word for Dtype {
+    fn from_word(word: &str) -> Option<Self> {
+        [Self::Bf16, Self::F32]
+            .into_iter()
+            .find(|d| d.name() == word)
+    }
+}

@@ -1,0 +1,130 @@
+//! The numerics key: what changes a number is in it, what does not is not.
+
+use std::path::Path;
+
+use lowtide_config::{KEYS, Kind, Run};
+
+const BASE: &str = "
+model: {path: m}
+budget: {disk: 1GiB}
+data: {train: a, eval_split: 0.1}
+train: {steps: 100}
+";
+
+fn key(sets: &[&str]) -> serde_json::Value {
+    let sets: Vec<String> = sets.iter().map(|s| (*s).to_owned()).collect();
+    let run = Run::parse(BASE, "run.yaml", Path::new("/r"), &sets);
+    run.unwrap_or_else(|e| panic!("{sets:?}: {e}"))
+        .numerics_key()
+}
+
+/// Keys that change no number of the training itself, or files, whose contents others add.
+const OUTSIDE: &[&str] = &[
+    "model.path",
+    "model.shape",
+    "model.config",
+    "model.tokenizer",
+    "device",
+    "output",
+    "threads",
+    "budget.",
+    "data.train",
+    "data.eval",
+    "data.chat_template",
+    "optimizer.name",
+    "optimizer.moments",
+    "optimizer.update",
+    "plan.",
+    "eval.",
+    "checkpoint.",
+    "log.",
+];
+
+/// Another allowed value than the one of `BASE`.
+fn other(name: &str, kind: &Kind) -> String {
+    match name {
+        "train.on_nonfinite" => "skip".into(),
+        "train.epochs" | "optimizer.beta1" => "0.5".into(),
+        "train.clip.norm" => "3".into(),
+        "data.format" => "completion".into(),
+        "data.eval_split" => "0.2".into(),
+        "train.decay_ratio" | "train.min_lr_ratio" | "train.warmup_ratio" => "0.3".into(),
+        "model.init" => "random".into(),
+        "train.schedule" => "linear".into(),
+        "train.clip.mode" => "previous".into(),
+        "data.train_on" => "all".into(),
+        "precision" | "train.gradient" => "f32".into(),
+        _ => match kind {
+            Kind::Flag => "false".into(),
+            Kind::Count { .. } => "17".into(),
+            Kind::Number { .. } => "0.125".into(),
+            _ => "word".into(),
+        },
+    }
+}
+
+#[test]
+fn each_key_is_in_it_or_is_named_here_as_outside() {
+    for k in KEYS {
+        let outside = OUTSIDE
+            .iter()
+            .any(|o| *o == k.name || o.ends_with('.') && k.name.starts_with(o));
+        if outside {
+            continue;
+        }
+        let mut sets = vec![];
+        if k.name == "train.decay_ratio" {
+            sets.push("train.schedule=wsd");
+        }
+        let before = key(&sets);
+        let set = format!("{}={}", k.name, other(k.name, &k.kind));
+        sets.push(&set);
+        assert_ne!(key(&sets), before, "{set}");
+    }
+}
+
+#[test]
+fn placement_and_recording_are_not_in_it() {
+    let base = key(&[]);
+    for set in [
+        "threads=3",
+        "output=/elsewhere",
+        "budget.host=1GiB",
+        "budget.device=1GiB",
+        "plan.loop=batch-major",
+        "plan.weights=host",
+        "plan.optimizer=disk",
+        "plan.gradients=disk",
+        "plan.inputs=host",
+        "plan.recompute=3",
+        "plan.prefetch=1",
+        "plan.pieces=split",
+        "optimizer.update=host",
+        "eval.every_steps=2",
+        "checkpoint.every_steps=4",
+        "checkpoint.resume=never",
+        "log.trace=false",
+        "data.train=/moved/a",
+    ] {
+        assert_eq!(key(&[set]), base, "{set}");
+    }
+}
+
+#[test]
+fn idle_values_are_not_in_it() {
+    let none = "train.clip.mode=none";
+    assert!(key(&[none])["train"]["clip"].get("norm").is_none());
+    let constant = ["train.schedule=constant", "train.warmup_steps=2"];
+    let longer = [constant[0], constant[1], "train.steps=200"];
+    assert_eq!(
+        key(&constant),
+        key(&longer),
+        "a constant rate can be resumed for longer"
+    );
+    assert_ne!(key(&[]), key(&["train.steps=200"]), "a cosine cannot");
+    let by_ratio = ["train.schedule=constant"];
+    assert_ne!(
+        key(&by_ratio),
+        key(&["train.schedule=constant", "train.steps=200"])
+    );
+}

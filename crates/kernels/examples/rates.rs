@@ -1,0 +1,306 @@
+//! Rates of the kernels on this machine, one line an operation:
+//! `cargo run --release -p lowtide-kernels --example rates [threads]`.
+//!
+//! Matrix products and attention in GFLOP/s, the rest in GB/s of bytes that have to move once. The
+//! best of several runs, since anything slower had company.
+
+#![allow(clippy::print_stdout)]
+
+use std::time::Instant;
+
+use lowtide_device::{Queue, View};
+use lowtide_kernels::attention::Attn;
+use lowtide_kernels::gradient::Segment;
+use lowtide_kernels::head::Head;
+use lowtide_kernels::matmul::Dims;
+use lowtide_kernels::rope::{Heads, Table};
+use lowtide_kernels::{
+    attention, embedding, gelu, gradient, head, layernorm, matmul, rmsnorm, rope, swiglu,
+};
+use lowtide_workload::Dtype;
+
+fn main() {
+    let available = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let threads = std::env::args()
+        .nth(1)
+        .and_then(|a| a.parse().ok())
+        .unwrap_or(available);
+    let q = Queue::new("rates", threads);
+    println!("{threads} threads");
+    for dtype in [Dtype::Bf16, Dtype::F32] {
+        // A quickstart model's layers, and a small real one's.
+        for (m, k, n) in [
+            (2048, 128, 384),
+            (2048, 128, 768),
+            (2048, 384, 128),
+            (512, 1024, 4096),
+        ] {
+            matmuls(
+                &q,
+                Dims {
+                    rows: m,
+                    inner: k,
+                    cols: n,
+                },
+                dtype,
+            );
+        }
+        for (batch, seq, heads, kv_heads, d) in [(8, 256, 4, 2, 32), (1, 2048, 8, 2, 64)] {
+            let scale = 1.0 / (d as f32).sqrt();
+            attentions(
+                &q,
+                &Attn {
+                    batch,
+                    seq,
+                    heads,
+                    kv_heads,
+                    head_dim: d,
+                    scale,
+                },
+                dtype,
+            );
+        }
+        heads(
+            &q,
+            Head {
+                rows: 2048,
+                hidden: 128,
+                vocab: 2048,
+                chunk: 1024,
+            },
+            dtype,
+        );
+        memory_bound(&q, 4096, 1024, dtype);
+    }
+}
+
+/// Seconds of the fastest of the calls that fit half a second (three at least).
+fn best(mut work: impl FnMut()) -> f64 {
+    let (start, mut best, mut runs) = (Instant::now(), f64::INFINITY, 0);
+    while runs < 3 || start.elapsed().as_secs_f64() < 0.5 {
+        let run = Instant::now();
+        work();
+        best = best.min(run.elapsed().as_secs_f64());
+        runs += 1;
+    }
+    best
+}
+
+fn line(what: &str, dtype: Dtype, amount: f64, unit: &str, seconds: f64) {
+    let rate = amount / seconds / 1e9;
+    println!(
+        "{what:<44} {:<4} {:>9.3} ms {rate:>8.1} {unit}",
+        dtype.name(),
+        seconds * 1e3
+    );
+}
+
+/// Numbers whose bits are small values in either dtype.
+fn numbers(n: usize, dtype: Dtype) -> Vec<u32> {
+    let words = n * dtype.size() as usize / 4 + 1;
+    (0..words as u32)
+        .map(|i| {
+            let bits = i.wrapping_mul(2_654_435_761);
+            0x3d00_3d00 | bits & 0x807f_807f
+        })
+        .collect()
+}
+
+fn part<'a>(words: &'a mut [u32], n: usize, dtype: Dtype) -> View<'a> {
+    View::of(words).part(0, n * dtype.size() as usize)
+}
+
+fn scratch(bytes: usize) -> Vec<f64> {
+    vec![0.0; bytes / 8 + 1]
+}
+
+fn matmuls(q: &Queue, d: Dims, dtype: Dtype) {
+    let Dims {
+        rows: m,
+        inner: k,
+        cols: n,
+    } = d;
+    let (mut x, mut w, mut y) = (
+        numbers(m * k, dtype),
+        numbers(n * k, dtype),
+        numbers(m * n, dtype),
+    );
+    let mut dw = vec![0.0_f32; n * k];
+    let mut ws = scratch(matmul::workspace(d, dtype));
+    let (x, w, y) = (
+        part(&mut x, m * k, dtype),
+        part(&mut w, n * k, dtype),
+        part(&mut y, m * n, dtype),
+    );
+    let (dw, ws) = (View::of(&mut dw), View::of(&mut ws));
+    let flops = 2.0 * (m * k * n) as f64;
+    let name = |what: &str| format!("matmul {what} m{m} k{k} n{n}");
+    let dx = best(|| matmul::backward_input(q, x, y, w, d, dtype, ws));
+    line(&name("backward_input"), dtype, flops, "GFLOP/s", dx);
+    let dw = best(|| matmul::backward_weight(q, dw, y, x, d, true, dtype, ws));
+    line(&name("backward_weight"), dtype, flops, "GFLOP/s", dw);
+    let y = best(|| matmul::forward(q, y, x, w, None, None, d, dtype, ws));
+    line(&name("forward"), dtype, flops, "GFLOP/s", y);
+}
+
+fn attentions(q: &Queue, a: &Attn, dtype: Dtype) {
+    let rows = a.batch * a.seq;
+    let (n, n_out) = (
+        rows * (a.heads + 2 * a.kv_heads) * a.head_dim,
+        rows * a.heads * a.head_dim,
+    );
+    let (mut qkv, mut d_qkv) = (numbers(n, dtype), numbers(n, dtype));
+    let (mut out, mut d_out) = (numbers(n_out, dtype), numbers(n_out, dtype));
+    let (mut lse, mut starts) = (vec![0.0_f32; rows * a.heads], vec![0_i32; rows]);
+    let mut ws = scratch(attention::workspace(a, dtype));
+    let (qkv, d_qkv) = (part(&mut qkv, n, dtype), part(&mut d_qkv, n, dtype));
+    let (out, d_out) = (part(&mut out, n_out, dtype), part(&mut d_out, n_out, dtype));
+    let (lse, starts, ws) = (View::of(&mut lse), View::of(&mut starts), View::of(&mut ws));
+    let pairs = (a.batch * a.heads * a.seq * (a.seq + 1) / 2) as f64;
+    let name = |what: &str| {
+        let Attn {
+            batch,
+            seq,
+            heads,
+            kv_heads,
+            head_dim,
+            ..
+        } = a;
+        format!("attention {what} B{batch} T{seq} H{heads} KV{kv_heads} D{head_dim}")
+    };
+    let forward = best(|| attention::forward(q, out, lse, qkv, starts, a, dtype, ws));
+    line(
+        &name("forward"),
+        dtype,
+        4.0 * pairs * a.head_dim as f64,
+        "GFLOP/s",
+        forward,
+    );
+    let backward =
+        best(|| attention::backward(q, d_qkv, d_out, qkv, out, lse, starts, a, dtype, ws));
+    line(
+        &name("backward"),
+        dtype,
+        10.0 * pairs * a.head_dim as f64,
+        "GFLOP/s",
+        backward,
+    );
+}
+
+fn heads(q: &Queue, d: Head, dtype: Dtype) {
+    let (n_h, n_w) = (d.rows * d.hidden, d.vocab * d.hidden);
+    let (mut h, mut dh, mut w) = (
+        numbers(n_h, dtype),
+        numbers(n_h, dtype),
+        numbers(n_w, dtype),
+    );
+    let (mut dw, mut loss) = (vec![0.0_f32; n_w], [0.0_f64; 2]);
+    let mut labels: Vec<i32> = (0..d.rows).map(|i| (i * 7 % d.vocab) as i32).collect();
+    let mut ws = scratch(head::workspace(&d, dtype));
+    let (h, dh) = (part(&mut h, n_h, dtype), part(&mut dh, n_h, dtype));
+    let (w, dw, loss) = (
+        part(&mut w, n_w, dtype),
+        View::of(&mut dw),
+        View::of(&mut loss),
+    );
+    let (labels, ws) = (View::of(&mut labels), View::of(&mut ws));
+    let seconds = best(|| head::train(q, dh, dw, loss, h, w, labels, 1e-3, &d, true, dtype, ws));
+    let name = format!("head train rows{} C{} V{}", d.rows, d.hidden, d.vocab);
+    line(
+        &name,
+        dtype,
+        6.0 * (d.rows * d.hidden * d.vocab) as f64,
+        "GFLOP/s",
+        seconds,
+    );
+}
+
+/// Everything whose bound is bytes, on (rows, c) activations.
+fn memory_bound(q: &Queue, rows: usize, c: usize, dtype: Dtype) {
+    let n = rows * c;
+    let mut buffers: [Vec<u32>; 5] = std::array::from_fn(|_| numbers(n, dtype));
+    let [a, b, x, y, z] = buffers.each_mut().map(|buffer| part(buffer, n, dtype));
+    let (mut w, mut bias) = (numbers(c, dtype), numbers(c, dtype));
+    let (w, bias) = (part(&mut w, c, dtype), part(&mut bias, c, dtype));
+    let (mut mean, mut rstd) = (vec![0.0_f32; rows], vec![0.0_f32; rows]);
+    let (mean, rstd) = (View::of(&mut mean), View::of(&mut rstd));
+    let (mut dw, mut db) = (vec![0.0_f32; c], vec![0.0_f32; c]);
+    let (dw, db) = (View::of(&mut dw), View::of(&mut db));
+    let mut ws = scratch(layernorm::workspace(rows, c).max(embedding::workspace(rows, rows)));
+    let ws = View::of(&mut ws);
+    let bytes = (n as u64 * dtype.size()) as f64;
+    let say = |what: &str, passes: f64, seconds: f64| {
+        line(
+            &format!("{what} ({rows}, {c})"),
+            dtype,
+            passes * bytes,
+            "GB/s",
+            seconds,
+        );
+    };
+
+    let t = best(|| rmsnorm::forward(q, y, rstd, x, w, rows, c, 1e-5, dtype));
+    say("rmsnorm forward", 2.0, t);
+    let t = best(|| {
+        rmsnorm::backward(q, a, dw, b, x, rstd, w, Some(y), rows, c, true, dtype, ws);
+    });
+    say("rmsnorm backward", 4.0, t);
+    let t = best(|| layernorm::forward(q, y, mean, rstd, x, w, bias, rows, c, 1e-5, dtype));
+    say("layernorm forward", 2.0, t);
+    let t = best(|| {
+        let residual = Some(y);
+        layernorm::backward(
+            q, a, dw, db, b, x, mean, rstd, w, residual, rows, c, true, dtype, ws,
+        );
+    });
+    say("layernorm backward", 4.0, t);
+
+    let shape = Heads {
+        heads: c / 128,
+        kv_heads: c / 256,
+        head_dim: 64,
+    };
+    let inv_freq: Vec<f64> = (0..32)
+        .map(|i| 1e4_f64.powf(f64::from(i) / -32.0))
+        .collect();
+    let table = Table::new(&inv_freq, 1.0, rows);
+    let mut positions: Vec<i32> = (0..rows as i32).collect();
+    let positions = View::of(&mut positions);
+    let t = best(|| rope::forward(q, y, x, positions, &table, None, rows, shape, dtype));
+    say("rope forward", 2.0, t);
+
+    let half = n / 2 * dtype.size() as usize;
+    let (small, d_small) = (y.part(0, half), z.part(0, half));
+    let t = best(|| swiglu::forward(q, small, x, rows, c / 2, dtype));
+    say("swiglu forward", 1.5, t);
+    let t = best(|| swiglu::backward(q, a, d_small, x, rows, c / 2, dtype));
+    say("swiglu backward", 2.5, t);
+    let t = best(|| gelu::forward(q, y, x, n, dtype));
+    say("gelu forward", 2.0, t);
+    let t = best(|| gelu::backward(q, a, b, x, n, dtype));
+    say("gelu backward", 3.0, t);
+
+    let mut tokens: Vec<i32> = (0..rows).map(|i| (i * 7919 % rows) as i32).collect();
+    let tokens = View::of(&mut tokens);
+    let t = best(|| embedding::forward(q, y, tokens, x, None, rows, c, rows, dtype));
+    say("embedding forward", 2.0, t);
+    let mut acc = vec![0.0_f32; n];
+    let acc = View::of(&mut acc);
+    let t = best(|| embedding::backward(q, acc, y, tokens, rows, c, rows, false, dtype, ws));
+    say("embedding backward", 1.0 + 4.0 / dtype.size() as f64, t);
+    let params = [Segment {
+        offset: 0,
+        elements: n,
+    }];
+    let mut parts = vec![0.0_f64; params[0].norm_chunks()];
+    let parts = View::of(&mut parts);
+    let t = best(|| gradient::finish(q, z, parts, acc, &params, n, dtype));
+    say("gradient finish", 1.0 + 4.0 / dtype.size() as f64, t);
+    let d = Dims {
+        rows,
+        inner: 1,
+        cols: c,
+    };
+    let t = best(|| matmul::backward_bias(q, db, x, d, true, dtype));
+    say("backward_bias", 1.0, t);
+}

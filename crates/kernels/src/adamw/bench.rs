@@ -1,0 +1,253 @@
+//! How fast the host updates, against how fast it copies memory: both in one run, on the same
+//! threads, in huge pages where the system gives them.
+
+mod copies;
+
+use std::time::Instant;
+
+use lowtide_device::Queue;
+use lowtide_units::{Bytes, BytesPerSecond};
+use lowtide_workload::Dtype;
+use rayon::prelude::*;
+
+use copies::{Copies, Memory, memcpy_chunk, non_temporal_chunk};
+
+use super::{CHUNK, Hyper, Path, Piece, Segment, split, step_on};
+
+/// Bytes that one parameter moves: weight and remainder 2 + 2 each, moments 4 + 4 each, gradient 2.
+pub const BYTES_A_PARAMETER: u64 = 26;
+/// Samples of which the median is reported.
+const SAMPLES: usize = 5;
+/// Runs of which the best is a sample.
+const RUNS: usize = 3;
+
+/// What [`bench()`] measured. All rates count bytes read plus bytes written.
+#[derive(Clone, Debug)]
+pub struct BenchReport {
+    /// Threads that copied and updated.
+    pub threads: usize,
+    /// Parameters updated by a step.
+    pub parameters: usize,
+    /// The C library's `memcpy`, in chunks of 1 MiB over the threads.
+    pub memcpy: BytesPerSecond,
+    /// A copy with non-temporal stores, likewise; `None` where the processor has none.
+    pub non_temporal_copy: Option<BytesPerSecond>,
+    /// One entry for each path of this processor, the fastest kind first.
+    pub paths: Vec<PathRate>,
+}
+
+/// The rate of one path.
+#[derive(Clone, Copy, Debug)]
+pub struct PathRate {
+    /// Which.
+    pub path: Path,
+    /// Parameters updated in a second.
+    pub parameters_per_second: f64,
+    /// Memory traffic, 26 bytes a parameter.
+    pub bytes_per_second: BytesPerSecond,
+    /// `bytes_per_second` over [`BenchReport::bound`]. Can exceed 1: five streams with prefetch
+    /// keep more lines in flight than a copy's one, which shows most on few threads.
+    pub share_of_bound: f64,
+}
+
+impl BenchReport {
+    /// The better of the two copies: the rate that the update is held against.
+    #[must_use]
+    pub fn bound(&self) -> BytesPerSecond {
+        BytesPerSecond(
+            self.memcpy
+                .0
+                .max(self.non_temporal_copy.map_or(0.0, |rate| rate.0)),
+        )
+    }
+}
+
+/// Measures AdamW (bf16 weights with remainders, bf16 gradients) and two memory copies.
+///
+/// Each figure is the median of five samples, a sample the best of three runs; samples of all
+/// figures alternate, so that a disturbance hits all of them. Takes 28 bytes a parameter of memory,
+/// released on return. For a rate of memory, not of caches, ask for 2^26 parameters or more.
+///
+/// # Panics
+/// When `threads` or `parameters` is 0, or threads cannot be started. Ends the process when there
+/// is too little memory, as every allocation does.
+#[must_use]
+pub fn bench(threads: usize, parameters: usize) -> BenchReport {
+    assert!(
+        threads > 0 && parameters > 0,
+        "a bench of {parameters} parameters, {threads} threads"
+    );
+    let q = Queue::new("bench", threads);
+    let mut state = State::new(&q, parameters);
+    let copies = Copies::new(&q, 7 * parameters);
+    let paths: Vec<Path> = Path::ALL.into_iter().filter(|p| p.is_available()).collect();
+    let mut memcpy = Vec::new();
+    let mut non_temporal = Vec::new();
+    let mut updates = vec![Vec::new(); paths.len()];
+    for _ in 0..SAMPLES {
+        memcpy.push(best(copies.traffic(), || copies.run(&q, memcpy_chunk)));
+        if let Some(copy) = non_temporal_chunk() {
+            non_temporal.push(best(copies.traffic(), || copies.run(&q, copy)));
+        }
+        for (&path, rates) in paths.iter().zip(&mut updates) {
+            // The baseline of x86-64 has no FMA: one is a library call. A part shows its rate.
+            let slow = path == Path::Portable && paths.len() > 1;
+            let part = if slow {
+                parameters.div_ceil(16)
+            } else {
+                parameters
+            };
+            let traffic = Bytes(BYTES_A_PARAMETER * part as u64);
+            rates.push(best(traffic, || state.step(&q, path, part)));
+        }
+    }
+    let memcpy = median(memcpy).expect("samples were taken");
+    let mut report = BenchReport {
+        threads,
+        parameters,
+        memcpy,
+        non_temporal_copy: median(non_temporal),
+        paths: Vec::new(),
+    };
+    let bound = report.bound();
+    for (&path, rates) in paths.iter().zip(updates) {
+        let bytes_per_second = median(rates).expect("samples were taken");
+        report.paths.push(PathRate {
+            path,
+            parameters_per_second: bytes_per_second.0 / BYTES_A_PARAMETER as f64,
+            bytes_per_second,
+            share_of_bound: bytes_per_second.0 / bound.0,
+        });
+    }
+    report
+}
+
+/// The best rate of several runs.
+fn best(traffic: Bytes, mut run: impl FnMut()) -> BytesPerSecond {
+    let seconds = (0..RUNS).map(|_| {
+        let start = Instant::now();
+        run();
+        start.elapsed().as_secs_f64()
+    });
+    BytesPerSecond(traffic.0 as f64 / seconds.fold(f64::INFINITY, f64::min))
+}
+
+/// The middle sample; `None` without samples.
+fn median(mut samples: Vec<BytesPerSecond>) -> Option<BytesPerSecond> {
+    samples.sort_by(|a, b| a.0.total_cmp(&b.0));
+    samples.get(samples.len() / 2).copied()
+}
+
+/// Weights, remainders, moments and gradients of one long segment.
+struct State {
+    /// w, rem, grad (2 bytes a number), m, v (4 bytes).
+    arrays: [Memory; 5],
+    steps: u64,
+}
+
+impl State {
+    /// Usual sizes: weights below 1, gradients around 0.01, moments that fit them. Written by the
+    /// threads of `q`, so that pages lie near them.
+    fn new(q: &Queue, parameters: usize) -> Self {
+        let sizes = [2, 2, 2, 4, 4];
+        let arrays = sizes.map(|size| Memory::new(size * parameters));
+        let views = [0, 1, 2, 3, 4].map(|i| arrays[i].view());
+        q.run(|| {
+            (0..parameters.div_ceil(CHUNK))
+                .into_par_iter()
+                .for_each(|chunk| {
+                    let start = chunk * CHUNK;
+                    let n = CHUNK.min(parameters - start);
+                    let part = |i: usize| views[i].part(start * sizes[i], n * sizes[i]);
+                    // SAFETY: each turn has numbers of its own; nothing else uses the arrays yet.
+                    let (w, rem, grad, m, v) = unsafe {
+                        let f32s = (part(3).write::<f32>(), part(4).write::<f32>());
+                        (
+                            part(0).write(),
+                            part(1).write(),
+                            part(2).write::<u16>(),
+                            f32s.0,
+                            f32s.1,
+                        )
+                    };
+                    for i in 0..n {
+                        let hash = (start + i).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
+                        let x = hash as f32 / (1 << 24) as f32 - 0.499;
+                        (w[i], rem[i]) = split(x);
+                        grad[i] = split(0.02 * x).0;
+                        (m[i], v[i]) = (0.01 * x, 1e-4 * x * x);
+                    }
+                });
+        });
+        Self { arrays, steps: 0 }
+    }
+
+    /// One step over the first `parameters`.
+    fn step(&mut self, q: &Queue, path: Path, parameters: usize) {
+        self.steps += 1;
+        let [w, rem, grad, m, v] = &self.arrays;
+        let piece = Piece {
+            w: w.view(),
+            rem: Some(rem.view()),
+            m: m.view(),
+            v: v.view(),
+            grad: grad.view(),
+            grad_dtype: Dtype::Bf16,
+            dtype: Dtype::Bf16,
+        };
+        let hyper = Hyper {
+            lr: 1e-5,
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-8,
+            weight_decay: 0.01,
+            step: self.steps,
+            grad_scale: 1.0,
+        };
+        let segment = Segment {
+            offset: 0,
+            elements: parameters,
+            decay: true,
+        };
+        step_on(path, q, &piece, &[segment], &hyper);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_small_bench_reports_every_path() {
+        let report = bench(2, 100_003);
+        let available = Path::ALL.into_iter().filter(|p| p.is_available()).count();
+        assert_eq!(report.paths.len(), available);
+        let bound = report.bound().0;
+        assert!(bound >= report.memcpy.0 && bound.is_finite() && bound > 0.0);
+        for rate in &report.paths {
+            assert!(rate.parameters_per_second > 0.0, "{rate:?}");
+            assert!((rate.share_of_bound * bound / rate.bytes_per_second.0 - 1.0).abs() < 1e-9);
+        }
+    }
+
+    #[test]
+    fn the_bench_computes_usual_numbers() {
+        let q = Queue::new("test", 2);
+        let n = CHUNK + 5;
+        let mut state = State::new(&q, n);
+        (0..100).for_each(|_| state.step(&q, Path::best(), n));
+        // SAFETY: no call is running.
+        let v = unsafe { state.arrays[4].view().part(0, 4 * n).read::<f32>() };
+        assert!(
+            v.iter().all(|v| v.is_normal()),
+            "subnormal numbers would be timed"
+        );
+    }
+
+    #[test]
+    fn the_median_is_the_middle_sample() {
+        let rates = [3.0, 9.0, 1.0, 7.0, 5.0].map(BytesPerSecond).to_vec();
+        assert_eq!(median(rates).map(|rate| rate.0), Some(5.0));
+        assert!(median(Vec::new()).is_none());
+    }
+}

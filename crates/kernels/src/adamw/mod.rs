@@ -1,0 +1,359 @@
+//! AdamW on the host, in place, with split master weights.
+//!
+//! Memory-bound: with bf16 weights and gradients it moves **26 bytes a parameter**, each of them
+//! once: weight 2 read + 2 written, remainder 2 + 2, first moment 4 + 4, second moment 4 + 4,
+//! gradient 2 read. The bound is 26 bytes over the best rate at which the same threads copy
+//! memory; [`bench()`] measures both in one run. In precision f32 the weight is the master
+//! (4 + 4) and there is no remainder, which is 26 bytes again, or 28 with f32 gradients.
+//!
+//! # The formula
+//!
+//! PyTorch's `AdamW` (decoupled decay, epsilon outside the root). The order and the rounding of
+//! every operation are part of the contract, because a block's update may run on the host or on
+//! the device and must give the same bits. All of it is f32, rounded to nearest even after each
+//! line; `fma` rounds once; root and division are correctly rounded; subnormals are kept. In CUDA,
+//! compiled with `-ftz=false`:
+//!
+//! ```text
+//! g = grad · grad_scale                  g = __fmul_rn(grad, grad_scale)
+//! a = g - m                              a = __fsub_rn(g, m)
+//! m = fma(one_minus_beta1, a, m)         m = __fmaf_rn(one_minus_beta1, a, m)
+//! b = fma(g, g, -v)                      b = __fmaf_rn(g, g, -v)
+//! v = fma(one_minus_beta2, b, v)         v = __fmaf_rn(one_minus_beta2, b, v)
+//! s = sqrt(v)                            s = __fsqrt_rn(v)
+//! s = s / root_correction2               s = __fdiv_rn(s, root_correction2)
+//! d = s + eps                            d = __fadd_rn(s, eps)
+//! u = m / d                              u = __fdiv_rn(m, d)
+//! p = p · keep   (1 without decay)       p = __fmul_rn(p, keep)
+//! p = fma(minus_rate, u, p)              p = __fmaf_rn(minus_rate, u, p)
+//! ```
+//!
+//! `grad` is widened to f32 exactly, `p` is the joined master weight and is [`split()`] afterwards.
+//! The factors are computed once a step, in f64, and rounded to f32 ([`Hyper::constants`]); a
+//! device kernel must take them from there, not compute its own. `v` cannot become negative.
+//!
+//! From |g| of about 1.8e19 on, g² overflows and `v` is infinite, as in PyTorch; unlike there, the
+//! next step then makes it NaN. Which NaN a moment holds is not part of the contract; a NaN master
+//! weight is always the same one in precision bf16.
+//!
+//! # Threads
+//!
+//! Every segment is cut into chunks of [`CHUNK`] numbers, whatever the number of threads, and no
+//! number's result depends on another number, so neither threads nor chunks show in the bits.
+
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod bench;
+mod cpu;
+#[cfg(test)]
+mod reference;
+mod split;
+#[cfg(test)]
+mod tests;
+
+pub use bench::{BYTES_A_PARAMETER, BenchReport, PathRate, bench};
+pub use split::{MASTER_MAX, join, split};
+
+use lowtide_device::cpu::Plain;
+use lowtide_device::{Queue, View};
+use lowtide_workload::{Dtype, PARAM_ALIGN};
+use rayon::prelude::*;
+
+use cpu::{Chunk, Gradients, Master};
+
+/// Numbers that one thread updates at a time: 1.7 MB of traffic, so that starting a chunk costs
+/// nothing beside it, and small enough that one layer feeds all threads of a host.
+pub const CHUNK: usize = 1 << 16;
+
+/// What one step is done with; a run's settings at that step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Hyper {
+    /// Learning rate of this step.
+    pub lr: f32,
+    /// Decay rate of the first moment.
+    pub beta1: f32,
+    /// Decay rate of the second moment.
+    pub beta2: f32,
+    /// Added to the root of the corrected second moment.
+    pub eps: f32,
+    /// Decoupled weight decay, for segments that ask for it.
+    pub weight_decay: f32,
+    /// Which step this is, from 1.
+    pub step: u64,
+    /// What every gradient is multiplied with first: the factor of clipping, 1 without.
+    pub grad_scale: f32,
+}
+
+/// The factors of the formula, the same for every number of a step, on every device.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Constants {
+    /// `grad_scale`.
+    pub grad_scale: f32,
+    /// 1 - β₁.
+    pub one_minus_beta1: f32,
+    /// 1 - β₂.
+    pub one_minus_beta2: f32,
+    /// √(1 - β₂ᵗ).
+    pub root_correction2: f32,
+    /// ε.
+    pub eps: f32,
+    /// 1 - lr · weight decay.
+    pub keep: f32,
+    /// -lr / (1 - β₁ᵗ).
+    pub minus_rate: f32,
+}
+
+impl Hyper {
+    /// The factors of this step, computed in f64 and rounded to f32 once.
+    ///
+    /// # Panics
+    /// When `step` is 0.
+    #[must_use]
+    pub fn constants(&self) -> Constants {
+        assert!(self.step > 0, "steps count from 1");
+        let (lr, beta1, beta2) = (
+            f64::from(self.lr),
+            f64::from(self.beta1),
+            f64::from(self.beta2),
+        );
+        Constants {
+            grad_scale: self.grad_scale,
+            one_minus_beta1: (1.0 - beta1) as f32,
+            one_minus_beta2: (1.0 - beta2) as f32,
+            root_correction2: (1.0 - power(beta2, self.step)).sqrt() as f32,
+            eps: self.eps,
+            keep: (1.0 - lr * f64::from(self.weight_decay)) as f32,
+            minus_rate: (-lr / (1.0 - power(beta1, self.step))) as f32,
+        }
+    }
+}
+
+/// `base` to the `n`: by squaring, so that it is the same on every platform, which neither `powi`
+/// nor a C library's `pow` promises.
+fn power(mut base: f64, mut n: u64) -> f64 {
+    let mut product = 1.0;
+    while n > 0 {
+        if n & 1 == 1 {
+            product *= base;
+        }
+        base *= base;
+        n >>= 1;
+    }
+    product
+}
+
+/// One parameter inside a piece, in numbers. What lies between segments is padding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Segment {
+    /// Where it starts; a multiple of 128.
+    pub offset: usize,
+    /// Its length.
+    pub elements: usize,
+    /// Whether weight decay applies to it.
+    pub decay: bool,
+}
+
+/// Which compilation of the loop runs. All give the same bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Path {
+    /// Intrinsics for AVX-512 (F, BW, VL) with software prefetch.
+    Avx512,
+    /// The portable loop, vectorised for AVX2 with FMA.
+    Avx2,
+    /// The portable loop for the baseline processor: NEON on aarch64; scalar, and slow without
+    /// FMA, on x86-64.
+    Portable,
+}
+
+impl Path {
+    /// All paths, the fastest first.
+    pub const ALL: [Self; 3] = [Self::Avx512, Self::Avx2, Self::Portable];
+
+    /// Whether this processor can run it.
+    #[must_use]
+    pub fn is_available(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        return match self {
+            Self::Avx512 => {
+                is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512vl")
+            }
+            Self::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
+            Self::Portable => true,
+        };
+        #[cfg(not(target_arch = "x86_64"))]
+        return self == Self::Portable;
+    }
+
+    /// The fastest path of this processor.
+    #[must_use]
+    pub fn best() -> Self {
+        Self::ALL
+            .into_iter()
+            .find(|p| p.is_available())
+            .expect("the portable path always is")
+    }
+}
+
+/// One AdamW step over the segments of a piece; finished when the call returns.
+///
+/// In precision `dtype` bf16, `w` holds bf16 weights and `rem` their `i16` remainders; in f32, `w`
+/// holds f32 weights and `rem` is `None`. `m`, `v` hold f32 moments, `grad` gradients of type
+/// `grad_dtype`. Position i of each view belongs to position i of the others; a view may be longer
+/// than the last segment's end. `w`, `rem`, `m` and `v` are updated in place, `grad` is read, and
+/// padding is neither read nor written. Views must not overlap.
+///
+/// # Panics
+/// When segments are unordered, overlap, start off a multiple of 128 or end outside a view; when
+/// `rem` does not fit `dtype`; when a view is not aligned to its type; when `hyper.step` is 0.
+pub fn step(
+    q: &Queue,
+    w: View<'_>,
+    rem: Option<View<'_>>,
+    m: View<'_>,
+    v: View<'_>,
+    grad: View<'_>,
+    grad_dtype: Dtype,
+    dtype: Dtype,
+    segments: &[Segment],
+    hyper: &Hyper,
+) {
+    let piece = Piece {
+        w,
+        rem,
+        m,
+        v,
+        grad,
+        grad_dtype,
+        dtype,
+    };
+    step_on(Path::best(), q, &piece, segments, hyper);
+}
+
+/// The arrays of a piece and their types.
+struct Piece<'a> {
+    w: View<'a>,
+    rem: Option<View<'a>>,
+    m: View<'a>,
+    v: View<'a>,
+    grad: View<'a>,
+    grad_dtype: Dtype,
+    dtype: Dtype,
+}
+
+/// [`step`] by one path, which this processor must have.
+fn step_on(path: Path, q: &Queue, piece: &Piece<'_>, segments: &[Segment], hyper: &Hyper) {
+    assert!(path.is_available(), "this processor lacks {path:?}");
+    piece.check(segments);
+    let c = hyper.constants();
+    let cuts: Vec<Segment> = segments.iter().flat_map(cut).collect();
+    q.run(|| {
+        cuts.par_iter().for_each(|cut| {
+            let keep = if cut.decay { c.keep } else { 1.0 };
+            // SAFETY: cuts are disjoint (`check` asserts it of the segments), so no other thread
+            // of this call has these numbers; the plan keeps other tasks off the views.
+            let chunk = unsafe { piece.chunk(cut, keep) };
+            update(path, chunk, &c);
+        });
+    });
+}
+
+/// The chunks of one segment.
+fn cut(s: &Segment) -> impl Iterator<Item = Segment> {
+    let Segment {
+        offset,
+        elements,
+        decay,
+    } = *s;
+    (0..elements).step_by(CHUNK).map(move |start| Segment {
+        offset: offset + start,
+        elements: CHUNK.min(elements - start),
+        decay,
+    })
+}
+
+fn update(path: Path, chunk: Chunk<'_>, c: &Constants) {
+    match path {
+        // SAFETY: `step_on` asserted that the processor has the path.
+        #[cfg(target_arch = "x86_64")]
+        Path::Avx512 => unsafe { avx512::update(chunk, c) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
+        Path::Avx2 => unsafe { cpu::avx2(chunk, c) },
+        _ => cpu::portable(chunk, c),
+    }
+}
+
+impl<'a> Piece<'a> {
+    fn check(&self, segments: &[Segment]) {
+        assert_eq!(
+            self.rem.is_some(),
+            self.dtype == Dtype::Bf16,
+            "a remainder belongs to bf16 weights, and to them only"
+        );
+        let size = |dtype: Dtype| dtype.size() as usize;
+        let mut numbers = (self.w.bytes() / size(self.dtype))
+            .min(self.m.bytes() / size_of::<f32>())
+            .min(self.v.bytes() / size_of::<f32>())
+            .min(self.grad.bytes() / size(self.grad_dtype));
+        if let Some(rem) = &self.rem {
+            numbers = numbers.min(rem.bytes() / size_of::<i16>());
+        }
+        let mut end = 0;
+        for s in segments {
+            assert!(
+                s.offset >= end && s.offset.is_multiple_of(PARAM_ALIGN as usize),
+                "segment {s:?} after one that ends at {end}"
+            );
+            end = s
+                .offset
+                .checked_add(s.elements)
+                .expect("a segment's end fits usize");
+            assert!(
+                end <= numbers,
+                "segment {s:?} in views of {numbers} numbers"
+            );
+        }
+    }
+
+    /// The slices of one chunk.
+    ///
+    /// # Safety
+    /// No other user of these numbers of `w`, `rem`, `m`, `v` and no writer of these of `grad` may
+    /// run while the chunk lives.
+    unsafe fn chunk(&self, cut: &Segment, keep: f32) -> Chunk<'a> {
+        // SAFETY: the caller keeps other users off these numbers.
+        unsafe {
+            let master = match &self.rem {
+                Some(rem) => Master::Split(write(&self.w, cut), write(rem, cut)),
+                None => Master::Whole(write(&self.w, cut)),
+            };
+            let grad = match self.grad_dtype {
+                Dtype::Bf16 => Gradients::Bf16(part::<u16>(&self.grad, cut).read()),
+                Dtype::F32 => Gradients::F32(part::<f32>(&self.grad, cut).read()),
+            };
+            Chunk {
+                master,
+                m: write(&self.m, cut),
+                v: write(&self.v, cut),
+                grad,
+                keep,
+            }
+        }
+    }
+}
+
+/// The bytes of a cut in a view of numbers of type `T`.
+fn part<'a, T: Plain>(view: &View<'a>, cut: &Segment) -> View<'a> {
+    view.part(cut.offset * size_of::<T>(), cut.elements * size_of::<T>())
+}
+
+/// The numbers of a cut, to be written.
+///
+/// # Safety
+/// No other user of these numbers may run while the slice lives.
+unsafe fn write<'a, T: Plain>(view: &View<'a>, cut: &Segment) -> &'a mut [T] {
+    // SAFETY: as the caller promises.
+    unsafe { part::<T>(view, cut).write() }
+}

@@ -1,0 +1,239 @@
+//! Against f64, against exact arithmetic, and bits against bits.
+
+mod bits;
+mod numbers;
+
+use super::*;
+
+/// Lengths a vectorised loop gets wrong, and one that does not fit a chunk.
+const LENGTHS: [usize; 11] = [0, 1, 7, 8, 9, 63, 64, 65, 1000, 4097, 65537];
+const DTYPES: [(Dtype, Dtype); 4] = [
+    (Dtype::Bf16, Dtype::Bf16),
+    (Dtype::Bf16, Dtype::F32),
+    (Dtype::F32, Dtype::Bf16),
+    (Dtype::F32, Dtype::F32),
+];
+/// Epsilon is large, so that its place shows.
+const HYPER: Hyper = Hyper {
+    lr: 0.02,
+    beta1: 0.8,
+    beta2: 0.95,
+    eps: 0.3,
+    weight_decay: 0.1,
+    step: 3,
+    grad_scale: 0.7,
+};
+/// A signalling NaN that no computation makes: what padding holds before and must hold after.
+const POISON: u32 = 0x7fa5_a5a5;
+const POISON_16: u16 = 0x7fa5;
+
+struct Rng(u64);
+impl Rng {
+    fn bits(&mut self) -> u32 {
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963);
+        (self.0 >> 32) as u32
+    }
+    /// In -1..1.
+    fn signed(&mut self) -> f32 {
+        self.bits() as i32 as f32 / 2f32.powi(31)
+    }
+}
+
+/// A piece in every type at once, padding poisoned.
+#[derive(Clone)]
+struct Arrays {
+    segments: Vec<Segment>,
+    w16: Vec<u16>,
+    rem: Vec<i16>,
+    w32: Vec<f32>,
+    m: Vec<f32>,
+    v: Vec<f32>,
+    g16: Vec<u16>,
+    g32: Vec<f32>,
+}
+
+impl Arrays {
+    /// Segments of these lengths with at least 128 numbers of padding behind each, decay on every
+    /// second one; random state such as a few steps leave behind.
+    fn new(lengths: &[usize]) -> Self {
+        let mut offset = 0;
+        let mut segments = Vec::new();
+        for (i, &elements) in lengths.iter().enumerate() {
+            segments.push(Segment {
+                offset,
+                elements,
+                decay: i % 2 == 0,
+            });
+            offset += (elements + 128).next_multiple_of(128);
+        }
+        let poison = f32::from_bits(POISON);
+        let mut a = Self {
+            segments,
+            w16: vec![POISON_16; offset],
+            rem: vec![POISON_16 as i16; offset],
+            w32: vec![poison; offset],
+            m: vec![poison; offset],
+            v: vec![poison; offset],
+            g16: vec![POISON_16; offset],
+            g32: vec![poison; offset],
+        };
+        let mut rng = Rng(0x5eed + offset as u64);
+        for i in a.used() {
+            let (p, m, v, g) = (
+                rng.signed(),
+                rng.signed(),
+                rng.signed().powi(2),
+                rng.signed(),
+            );
+            a.set(i, p, 0.3 * m, 0.1 * v, g);
+        }
+        a
+    }
+
+    /// Sets one number; the gradient is cut to bf16 so that both types hold the same.
+    fn set(&mut self, i: usize, p: f32, m: f32, v: f32, g: f32) {
+        (self.w16[i], self.rem[i]) = split(p);
+        (self.w32[i], self.m[i], self.v[i]) = (p, m, v);
+        self.set_gradient(i, g);
+    }
+
+    fn set_gradient(&mut self, i: usize, g: f32) {
+        self.g16[i] = (g.to_bits() >> 16) as u16;
+        self.g32[i] = f32::from_bits(u32::from(self.g16[i]) << 16);
+    }
+
+    /// Positions that are not padding.
+    fn used(&self) -> Vec<usize> {
+        self.segments
+            .iter()
+            .flat_map(|s| s.offset..s.offset + s.elements)
+            .collect()
+    }
+
+    fn step(&mut self, path: Path, q: &Queue, (dtype, grad_dtype): (Dtype, Dtype), h: &Hyper) {
+        let bf16 = dtype == Dtype::Bf16;
+        let w = if bf16 {
+            View::of(&mut self.w16)
+        } else {
+            View::of(&mut self.w32)
+        };
+        let piece = Piece {
+            w,
+            rem: bf16.then(|| View::of(&mut self.rem)),
+            m: View::of(&mut self.m),
+            v: View::of(&mut self.v),
+            grad: match grad_dtype {
+                Dtype::Bf16 => View::of(&mut self.g16),
+                Dtype::F32 => View::of(&mut self.g32),
+            },
+            grad_dtype,
+            dtype,
+        };
+        step_on(path, q, &piece, &self.segments, h);
+    }
+
+    fn master(&self, i: usize, dtype: Dtype) -> f32 {
+        match dtype {
+            Dtype::Bf16 => join(self.w16[i], self.rem[i]),
+            Dtype::F32 => self.w32[i],
+        }
+    }
+
+    /// Every bit of the state, padding included; all NaNs that a step made count as one.
+    fn bits(&self, dtype: Dtype) -> Vec<[u32; 4]> {
+        let nan = |x: f32| {
+            if x.is_nan() && x.to_bits() != POISON {
+                f32::NAN.to_bits()
+            } else {
+                x.to_bits()
+            }
+        };
+        let pair = |i: usize| match dtype {
+            Dtype::Bf16 => [u32::from(self.w16[i]), u32::from(self.rem[i] as u16)],
+            Dtype::F32 => [nan(self.w32[i]), 0],
+        };
+        let row = |i: usize| [pair(i)[0], pair(i)[1], nan(self.m[i]), nan(self.v[i])];
+        (0..self.m.len()).map(row).collect()
+    }
+
+    /// State and gradients of one segment in f64.
+    fn exact(&self, s: &Segment, dtype: Dtype) -> (reference::State, Vec<f64>) {
+        let range = s.offset..s.offset + s.elements;
+        let wide = |x: &[f32]| x[range.clone()].iter().map(|&x| f64::from(x)).collect();
+        let p = range
+            .clone()
+            .map(|i| f64::from(self.master(i, dtype)))
+            .collect();
+        (
+            reference::State {
+                p,
+                m: wide(&self.m),
+                v: wide(&self.v),
+            },
+            wide(&self.g32),
+        )
+    }
+}
+
+/// The paths that this processor has; says which it lacks.
+#[allow(clippy::print_stderr)]
+fn paths() -> Vec<Path> {
+    let (have, lack): (Vec<_>, Vec<_>) = Path::ALL.into_iter().partition(|p| p.is_available());
+    if !lack.is_empty() {
+        eprintln!("not tested, because this processor lacks them: {lack:?}");
+    }
+    have
+}
+
+fn step_with(change: impl FnOnce(&mut Vec<Segment>), rem: bool, step_number: u64) {
+    let mut a = Arrays::new(&[100, 100]);
+    change(&mut a.segments);
+    let q = Queue::new("test", 1);
+    step(
+        &q,
+        View::of(&mut a.w16),
+        rem.then(|| View::of(&mut a.rem)),
+        View::of(&mut a.m),
+        View::of(&mut a.v),
+        View::of(&mut a.g16),
+        Dtype::Bf16,
+        Dtype::Bf16,
+        &a.segments,
+        &Hyper {
+            step: step_number,
+            ..HYPER
+        },
+    );
+}
+
+#[test]
+fn the_public_call_takes_good_arguments() {
+    step_with(|_| (), true, 1);
+}
+
+#[test]
+#[should_panic(expected = "a remainder belongs to bf16 weights")]
+fn a_missing_remainder_is_refused() {
+    step_with(|_| (), false, 1);
+}
+
+#[test]
+#[should_panic(expected = "after one that ends at")]
+fn overlapping_segments_are_refused() {
+    step_with(|s| s[0].elements = 300, true, 1);
+}
+
+#[test]
+#[should_panic(expected = "in views of")]
+fn a_segment_past_the_end_is_refused() {
+    step_with(|s| s[1].elements = 300, true, 1);
+}
+
+#[test]
+#[should_panic(expected = "steps count from 1")]
+fn step_zero_is_refused() {
+    step_with(|_| (), true, 0);
+}

@@ -1,0 +1,190 @@
+//! The update bit for bit: against exact arithmetic, between paths, threads and cuts; padding.
+
+use super::*;
+
+/// The contract with the device's kernel: bits from exact rational arithmetic (`golden.py`).
+#[test]
+fn bits_are_those_of_exact_arithmetic() {
+    let mut rows = include_str!("../golden.txt").lines().map(|line| {
+        let bits = |x| f32::from_bits(u32::from_str_radix(x, 16).expect("hexadecimal"));
+        <[f32; 7]>::try_from(line.split(' ').map(bits).collect::<Vec<_>>()).expect("seven numbers")
+    });
+    let [
+        grad_scale,
+        one_minus_beta1,
+        one_minus_beta2,
+        root_correction2,
+        eps,
+        keep,
+        minus_rate,
+    ] = rows.next().expect("the factors");
+    let c = Constants {
+        grad_scale,
+        one_minus_beta1,
+        one_minus_beta2,
+        root_correction2,
+        eps,
+        keep,
+        minus_rate,
+    };
+    let rows: Vec<_> = rows.collect();
+    assert!(rows.len() > 80, "golden.txt is cut short");
+    let column = |i: usize| rows.iter().map(|r| r[i]).collect::<Vec<f32>>();
+    for path in paths() {
+        let (mut p, mut m, mut v) = (column(1), column(2), column(3));
+        let grad = column(0);
+        let (master, grad) = (Master::Whole(&mut p), Gradients::F32(&grad));
+        update(
+            path,
+            Chunk {
+                master,
+                m: &mut m,
+                v: &mut v,
+                grad,
+                keep,
+            },
+            &c,
+        );
+        for (i, row) in rows.iter().enumerate() {
+            let got = [p[i], m[i], v[i]].map(f32::to_bits);
+            assert_eq!(
+                got,
+                [row[4], row[5], row[6]].map(f32::to_bits),
+                "{path:?}, row {i}"
+            );
+        }
+    }
+}
+
+/// Gradients and states at the ends of the range, in every combination.
+fn extremes(a: &mut Arrays) {
+    let ends = [
+        0.0,
+        1e-45,
+        1.2e-39,
+        f32::MIN_POSITIVE,
+        1e-20,
+        1.0,
+        1.8e19,
+        2e19,
+        3.0e38,
+        f32::from_bits(0x7f7f_7ffe),
+        MASTER_MAX,
+        f32::MAX,
+        f32::INFINITY,
+    ];
+    let signed: Vec<f32> = ends.iter().flat_map(|&x| [x, -x]).collect();
+    let mut rng = Rng(0xed9e);
+    let mut pick = |from: &[f32]| from[rng.bits() as usize % from.len()];
+    for i in a.used() {
+        let (p, m, v, g) = (pick(&signed), pick(&signed), pick(&ends), pick(&signed));
+        a.set(i, p, m, v, g);
+    }
+}
+
+#[test]
+fn every_path_gives_the_same_bits() {
+    let q = Queue::new("test", 2);
+    for types in DTYPES {
+        let mut usual = Arrays::new(&LENGTHS);
+        let mut ends = Arrays::new(&LENGTHS);
+        extremes(&mut ends);
+        for start in [&mut usual, &mut ends] {
+            let run = |path| {
+                let mut a = start.clone();
+                for step in 3..6 {
+                    a.step(path, &q, types, &Hyper { step, ..HYPER });
+                }
+                a.bits(types.0)
+            };
+            let want = run(Path::Portable);
+            for path in paths() {
+                let got = run(path);
+                let other = (0..want.len()).find(|&i| got[i] != want[i]);
+                if let Some(i) = other {
+                    panic!("{path:?} {types:?} {i}: {:x?} for {:x?}", got[i], want[i]);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn neither_threads_nor_cuts_show_in_the_bits() {
+    let lengths = [3 * CHUNK + 77, 5, CHUNK, CHUNK - 1, 130];
+    for types in [DTYPES[0], DTYPES[3]] {
+        let start = Arrays::new(&lengths);
+        let run = |threads, segments: Option<Vec<Segment>>| {
+            let mut a = start.clone();
+            a.segments = segments.unwrap_or(a.segments);
+            a.step(Path::best(), &Queue::new("test", threads), types, &HYPER);
+            a.bits(types.0)
+        };
+        let want = run(1, None);
+        for threads in [2, 3, 8] {
+            assert!(run(threads, None) == want, "{threads} threads");
+        }
+        // The same numbers as many short segments, so other chunks and other tails.
+        let short = |s: &Segment| {
+            let Segment {
+                offset,
+                elements,
+                decay,
+            } = *s;
+            (0..elements).step_by(384).map(move |i| Segment {
+                offset: offset + i,
+                elements: 384.min(elements - i),
+                decay,
+            })
+        };
+        let segments = start.segments.iter().flat_map(short).collect();
+        assert!(run(2, Some(segments)) == want, "shorter segments");
+    }
+}
+
+#[test]
+fn padding_keeps_its_bits_and_reaches_no_number() {
+    let q = Queue::new("test", 2);
+    for path in paths() {
+        for types in DTYPES {
+            let mut a = Arrays::new(&LENGTHS);
+            a.step(path, &q, types, &HYPER);
+            let mut padding = vec![true; a.m.len()];
+            a.used().into_iter().for_each(|i| padding[i] = false);
+            for (i, padding) in padding.into_iter().enumerate() {
+                if padding {
+                    assert_eq!((a.w16[i], a.rem[i]), (POISON_16, POISON_16 as i16), "{i}");
+                    let f32s = [a.w32[i], a.m[i], a.v[i]].map(f32::to_bits);
+                    assert_eq!(f32s, [POISON; 3], "{i}");
+                } else {
+                    assert!(
+                        a.master(i, types.0).is_finite() && a.v[i].is_finite(),
+                        "{i}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// A weight near the top stays finite, and an infinite update shows.
+#[test]
+fn the_top_of_the_range() {
+    let q = Queue::new("test", 1);
+    for path in paths() {
+        let mut a = Arrays::new(&[40]);
+        for i in a.used() {
+            let g = if i % 2 == 0 { -1.0 } else { f32::NEG_INFINITY };
+            a.set(i, MASTER_MAX, 0.0, 0.0, g);
+        }
+        a.segments[0].decay = false;
+        a.step(path, &q, DTYPES[0], &Hyper { lr: 1e36, ..HYPER });
+        for i in a.used() {
+            if i % 2 == 0 {
+                assert_eq!((a.w16[i], a.rem[i]), (0x7f7f, 0x7fff), "{path:?} {i}");
+            } else {
+                assert_eq!((a.w16[i], a.rem[i]), (0x7fc0, 0), "{path:?} {i}");
+            }
+        }
+    }
+}

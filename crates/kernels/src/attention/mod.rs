@@ -1,0 +1,175 @@
+//! Causal attention inside documents, grouped-query, on the fused (B·T, (H+2KV)·D) projection.
+//!
+//! Token t of a row attends to the tokens s of the same row with `doc_start[t] <= s <= t`, so
+//! documents packed into one row do not see each other. Softmax is online over tiles of keys:
+//! memory grows with T, never with T².
+//!
+//! Bound: matrix products, 4·D operations a (query, key) pair of each head in forward and 10·D in
+//! backward, over half of T² pairs.
+
+mod backward;
+mod forward;
+pub mod reference;
+
+use lowtide_device::{Queue, View};
+use lowtide_workload::Dtype;
+
+use crate::number::{expect, expect_workspace, size, with_dtype};
+
+/// Sizes of one attention.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Attn {
+    /// B: rows of tokens.
+    pub batch: usize,
+    /// T: tokens of a row.
+    pub seq: usize,
+    /// H: query heads, a multiple of KV.
+    pub heads: usize,
+    /// KV: key and value heads.
+    pub kv_heads: usize,
+    /// D.
+    pub head_dim: usize,
+    /// Factor of the scores, usually 1/√D.
+    pub scale: f32,
+}
+
+impl Attn {
+    fn rows(&self) -> usize {
+        self.batch * self.seq
+    }
+
+    /// Numbers of a row of the fused projection.
+    fn width(&self) -> usize {
+        (self.heads + 2 * self.kv_heads) * self.head_dim
+    }
+
+    /// Query heads that share a key head.
+    fn group(&self) -> usize {
+        self.heads / self.kv_heads
+    }
+
+    /// Where, in numbers of `qkv`, query head `head` of token `row` starts.
+    fn query(&self, row: usize, head: usize) -> usize {
+        row * self.width() + head * self.head_dim
+    }
+
+    /// Where key head `head` of token `row` starts.
+    fn key(&self, row: usize, head: usize) -> usize {
+        self.query(row, self.heads + head)
+    }
+
+    /// Where value head `head` of token `row` starts.
+    fn value(&self, row: usize, head: usize) -> usize {
+        self.query(row, self.heads + self.kv_heads + head)
+    }
+
+    /// Where head `head` of token `row` of the output starts.
+    fn output(&self, row: usize, head: usize) -> usize {
+        (row * self.heads + head) * self.head_dim
+    }
+
+    fn check(&self, qkv: View<'_>, out: View<'_>, lse: View<'_>, docs: View<'_>, e: usize) {
+        assert!(
+            self.kv_heads > 0 && self.heads.is_multiple_of(self.kv_heads),
+            "{} query heads do not divide among {} key heads",
+            self.heads,
+            self.kv_heads
+        );
+        expect("qkv", qkv, self.rows() * self.width(), e);
+        expect("out", out, self.rows() * self.heads * self.head_dim, e);
+        expect("lse", lse, self.rows() * self.heads, size_of::<f32>());
+        expect("doc_start", docs, self.rows(), size_of::<i32>());
+    }
+}
+
+/// Bytes of scratch, enough for either direction: the sums of dk and dv of the heads in work.
+#[must_use]
+pub fn workspace(a: &Attn, dtype: Dtype) -> usize {
+    let _ = dtype; // the sums are f32 whatever is stored
+    backward::slots(a) * backward::slot(a) * size_of::<f32>()
+}
+
+/// `out = softmax(scale·q·kᵀ)·v` for each head, over the keys that a token may see.
+///
+/// `out` is E (B·T, H·D), `lse` is f32 (B, H, T): the logarithm of the sum of exponentials, for
+/// backward. `qkv` is E (B·T, (H+2KV)·D), `doc_start` is i32 (B·T): the first index, inside its row
+/// of T, of the token's document.
+pub fn forward(
+    q: &Queue,
+    out: View<'_>,
+    lse: View<'_>,
+    qkv: View<'_>,
+    doc_start: View<'_>,
+    a: &Attn,
+    dtype: Dtype,
+    ws: View<'_>,
+) {
+    a.check(qkv, out, lse, doc_start, size(dtype));
+    expect_workspace(ws, workspace(a, dtype));
+    q.run(|| with_dtype!(dtype, forward::run(out, lse, qkv, doc_start, a)));
+}
+
+/// Gradient of [`forward`].
+///
+/// `d_qkv` and `qkv` are E (B·T, (H+2KV)·D), `d_out` and `out` are E (B·T, H·D), `lse` and
+/// `doc_start` as in forward. The gradient of a key head is the sum over its query heads in order,
+/// rounded once.
+pub fn backward(
+    q: &Queue,
+    d_qkv: View<'_>,
+    d_out: View<'_>,
+    qkv: View<'_>,
+    out: View<'_>,
+    lse: View<'_>,
+    doc_start: View<'_>,
+    a: &Attn,
+    dtype: Dtype,
+    ws: View<'_>,
+) {
+    a.check(qkv, out, lse, doc_start, size(dtype));
+    expect("d_qkv", d_qkv, a.rows() * a.width(), size(dtype));
+    expect("d_out", d_out, a.rows() * a.heads * a.head_dim, size(dtype));
+    expect_workspace(ws, workspace(a, dtype));
+    let saved = backward::Saved {
+        d_out,
+        qkv,
+        out,
+        lse,
+        doc_start,
+    };
+    q.run(|| with_dtype!(dtype, backward::run(d_qkv, saved, a, ws)));
+}
+
+/// Queries of a tile.
+const QUERIES: usize = 64;
+/// Keys of a tile.
+const KEYS: usize = 128;
+
+/// The keys that a tile of queries sees, and those that each query sees.
+struct Visible<'a> {
+    /// Document starts of the tile's queries.
+    starts: &'a [i32],
+    /// Index of the first query in its row of T.
+    first: usize,
+}
+
+impl Visible<'_> {
+    /// First and last key (exclusive) of the whole tile.
+    fn keys(&self) -> std::ops::Range<usize> {
+        let start = self.starts.iter().copied().min().unwrap_or(0);
+        start.max(0) as usize..self.first + self.starts.len()
+    }
+
+    /// Of the keys `from .. from + len`, those that query `i` of the tile sees, as positions in
+    /// that run; possibly none.
+    fn of(&self, i: usize, from: usize, len: usize) -> std::ops::Range<usize> {
+        let end = (self.first + i + 1).saturating_sub(from).min(len);
+        let start = (self.starts[i].max(0) as usize)
+            .saturating_sub(from)
+            .min(end);
+        start..end
+    }
+}
+
+#[cfg(test)]
+mod tests;

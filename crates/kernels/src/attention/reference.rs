@@ -1,0 +1,99 @@
+//! Attention in plain `f64`, with every score in memory.
+
+use super::Attn;
+
+/// What forward computes.
+#[derive(Clone, Debug)]
+pub struct Forward {
+    /// (B·T, H·D).
+    pub out: Vec<f64>,
+    /// (B, H, T).
+    pub lse: Vec<f64>,
+}
+
+/// Probabilities of query `t` of row `b` and head `h` over the keys `doc_start ..= t`, and their
+/// lse.
+fn probabilities(qkv: &[f64], start: usize, a: &Attn, b: usize, h: usize, t: usize) -> Softmax {
+    let query = &qkv[a.query(b * a.seq + t, h)..][..a.head_dim];
+    let scores: Vec<f64> = (start..=t)
+        .map(|s| {
+            let key = &qkv[a.key(b * a.seq + s, h / a.group())..][..a.head_dim];
+            f64::from(a.scale) * query.iter().zip(key).map(|(q, k)| q * k).sum::<f64>()
+        })
+        .collect();
+    let most = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let sum: f64 = scores.iter().map(|s| (s - most).exp()).sum();
+    Softmax {
+        p: scores.iter().map(|s| (s - most).exp() / sum).collect(),
+        lse: most + sum.ln(),
+    }
+}
+
+struct Softmax {
+    p: Vec<f64>,
+    lse: f64,
+}
+
+/// `softmax(scale·q·kᵀ)·v` over the keys of the same document up to the token.
+#[must_use]
+pub fn forward(qkv: &[f64], doc_start: &[i32], a: &Attn) -> Forward {
+    let d = a.head_dim;
+    let mut f = Forward {
+        out: vec![0.0; a.rows() * a.heads * d],
+        lse: vec![0.0; a.rows() * a.heads],
+    };
+    for b in 0..a.batch {
+        for h in 0..a.heads {
+            for t in 0..a.seq {
+                let start = doc_start[b * a.seq + t] as usize;
+                let softmax = probabilities(qkv, start, a, b, h, t);
+                f.lse[(b * a.heads + h) * a.seq + t] = softmax.lse;
+                let out = a.output(b * a.seq + t, h);
+                for (s, p) in (start..=t).zip(&softmax.p) {
+                    let value = a.value(b * a.seq + s, h / a.group());
+                    for i in 0..d {
+                        f.out[out + i] += p * qkv[value + i];
+                    }
+                }
+            }
+        }
+    }
+    f
+}
+
+/// Gradient of `qkv` from that of the output, and the output as it was stored.
+#[must_use]
+pub fn backward(d_out: &[f64], qkv: &[f64], out: &[f64], doc_start: &[i32], a: &Attn) -> Vec<f64> {
+    let (d, scale) = (a.head_dim, f64::from(a.scale));
+    let mut g = vec![0.0; qkv.len()];
+    for b in 0..a.batch {
+        for h in 0..a.heads {
+            for t in 0..a.seq {
+                let start = doc_start[b * a.seq + t] as usize;
+                let p = probabilities(qkv, start, a, b, h, t).p;
+                let output = a.output(b * a.seq + t, h)..a.output(b * a.seq + t, h) + d;
+                let (d_out, out) = (&d_out[output.clone()], &out[output]);
+                let dp: Vec<f64> = (start..=t)
+                    .map(|s| {
+                        let value = &qkv[a.value(b * a.seq + s, h / a.group())..][..d];
+                        d_out.iter().zip(value).map(|(d, v)| d * v).sum()
+                    })
+                    .collect();
+                // Σ p·dp, the mean of the gradient over the keys.
+                let mean: f64 = d_out.iter().zip(out).map(|(d, o)| d * o).sum();
+                let query = a.query(b * a.seq + t, h);
+                for (j, s) in (start..=t).enumerate() {
+                    let key = a.key(b * a.seq + s, h / a.group());
+                    let value = a.value(b * a.seq + s, h / a.group());
+                    let ds = scale * p[j] * (dp[j] - mean);
+                    for i in 0..d {
+                        g[query + i] += ds * qkv[key + i];
+                        g[key + i] += ds * qkv[query + i];
+                        g[value + i] += p[j] * d_out[i];
+                    }
+                }
+            }
+        }
+    }
+    g
+}

@@ -1,0 +1,101 @@
+//! The embedding on threads.
+
+use lowtide_device::View;
+use multiversion::multiversion;
+use rayon::prelude::*;
+
+use crate::number::{self, Number};
+use crate::rows;
+
+/// A token or position as an index. Panics when it is negative.
+fn index(i: i32) -> usize {
+    usize::try_from(i).unwrap_or_else(|_| panic!("index {i} of a table"))
+}
+
+pub(super) fn forward<E: Number>(
+    y: View<'_>,
+    tokens: View<'_>,
+    w: View<'_>,
+    positions: Option<(View<'_>, View<'_>)>,
+    rows: usize,
+    c: usize,
+) {
+    rows::each(rows, c, |first, end| {
+        for row in first..end {
+            // SAFETY: the task owns `y`, a row is one thread's; nobody writes the rest.
+            unsafe {
+                let y = number::write::<E>(y, row * c, c);
+                let token = index(number::read::<i32>(tokens, row, 1)[0]);
+                let w = number::read::<E>(w, token * c, c);
+                if let Some((wpe, positions)) = positions {
+                    let position = index(number::read::<i32>(positions, row, 1)[0]);
+                    add_rows(y, w, number::read::<E>(wpe, position * c, c));
+                } else {
+                    y.copy_from_slice(w);
+                }
+            }
+        }
+    });
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
+fn add_rows<E: Number>(y: &mut [E], a: &[E], b: &[E]) {
+    for ((y, a), b) in y.iter_mut().zip(a).zip(b) {
+        *y = E::narrow(a.widen() + b.widen());
+    }
+}
+
+/// Sorts rows by token (counting sort, so rows of one token stay in order); then each row of the
+/// table is one thread's.
+pub(super) fn backward<E: Number>(
+    dw: View<'_>,
+    dy: View<'_>,
+    tokens: View<'_>,
+    (rows, c, vocab): (usize, usize, usize),
+    accumulate: bool,
+    ws: View<'_>,
+) {
+    // SAFETY: the task owns the workspace; nobody writes the tokens.
+    let (tokens, ends, order) = unsafe {
+        (
+            number::read::<i32>(tokens, 0, rows),
+            number::write::<u32>(ws, 0, vocab + 1),
+            number::write::<u32>(ws, vocab + 1, rows),
+        )
+    };
+    sort(tokens, ends, order);
+    // Counting left `ends[v]` where token v's rows end, which is where the next one's start.
+    let (ends, order) = (&*ends, &*order);
+    let run = (4096 / c.max(1)).max(1);
+    (0..vocab.div_ceil(run)).into_par_iter().for_each(|i| {
+        for v in i * run..vocab.min((i + 1) * run) {
+            let start = if v == 0 { 0 } else { ends[v - 1] as usize };
+            // SAFETY: the task owns `dw`; a row of it is one thread's.
+            let dw = unsafe { number::write::<f32>(dw, v * c, c) };
+            if !accumulate {
+                dw.fill(0.0);
+            }
+            for row in &order[start..ends[v] as usize] {
+                // SAFETY: nobody writes `dy` while the task runs.
+                number::add(dw, unsafe { number::read::<E>(dy, *row as usize * c, c) });
+            }
+        }
+    });
+}
+
+/// Fills `order` with the positions of `tokens` sorted by token, and `ends[v]` with the end of
+/// token v's run in it.
+fn sort(tokens: &[i32], ends: &mut [u32], order: &mut [u32]) {
+    ends.fill(0);
+    for token in tokens {
+        ends[index(*token) + 1] += 1;
+    }
+    for v in 1..ends.len() {
+        ends[v] += ends[v - 1];
+    }
+    for (row, token) in tokens.iter().enumerate() {
+        let place = &mut ends[index(*token)];
+        order[*place as usize] = row as u32;
+        *place += 1;
+    }
+}

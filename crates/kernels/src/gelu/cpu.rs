@@ -1,0 +1,50 @@
+//! GELU on threads. ½·(1 + tanh(u)) is sigmoid(2u), which needs one exponential.
+
+use lowtide_device::View;
+use multiversion::multiversion;
+
+use crate::number::{self, Number, sigmoid};
+use crate::rows;
+
+/// 2·√(2/π).
+const TWICE_SLOPE: f32 = 1.595_769_2;
+const CUBIC: f32 = 0.044_715;
+
+pub(super) fn forward<E: Number>(y: View<'_>, x: View<'_>, n: usize) {
+    rows::each(n, 1, |first, end| {
+        // SAFETY: the task owns `y`, a run of it is one thread's; nobody writes `x`.
+        unsafe {
+            let x = number::read::<E>(x, first, end - first);
+            forward_run(number::write::<E>(y, first, end - first), x);
+        }
+    });
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
+fn forward_run<E: Number>(y: &mut [E], x: &[E]) {
+    for (y, x) in y.iter_mut().zip(x) {
+        let x = x.widen();
+        *y = E::narrow(x * sigmoid(TWICE_SLOPE * (x + CUBIC * x * x * x)));
+    }
+}
+
+pub(super) fn backward<E: Number>(dx: View<'_>, dy: View<'_>, x: View<'_>, n: usize) {
+    rows::each(n, 1, |first, end| {
+        // SAFETY: the task owns `dx`, a run of it is one thread's; nobody writes the rest.
+        unsafe {
+            let x = number::read::<E>(x, first, end - first);
+            let dy = number::read::<E>(dy, first, end - first);
+            backward_run(number::write::<E>(dx, first, end - first), dy, x);
+        }
+    });
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
+fn backward_run<E: Number>(dx: &mut [E], dy: &[E], x: &[E]) {
+    for ((dx, dy), x) in dx.iter_mut().zip(dy).zip(x) {
+        let x = x.widen();
+        let s = sigmoid(TWICE_SLOPE * (x + CUBIC * x * x * x));
+        let slope = TWICE_SLOPE * (1.0 + 3.0 * CUBIC * x * x);
+        *dx = E::narrow(dy.widen() * (s + x * s * (1.0 - s) * slope));
+    }
+}

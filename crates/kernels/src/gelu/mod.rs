@@ -1,0 +1,29 @@
+//! GELU in its tanh form (transformers' `gelu_new`): `y = ½·x·(1 + tanh(√(2/π)·(x + 0.044715·x³)))`.
+//!
+//! Bound: bytes over memory rate: forward two numbers an element, backward three.
+
+mod cpu;
+pub mod reference;
+
+use lowtide_device::{Queue, View};
+use lowtide_workload::Dtype;
+
+use crate::number::{expect, size, with_dtype};
+
+/// `y = gelu(x)`, both E (n).
+pub fn forward(q: &Queue, y: View<'_>, x: View<'_>, n: usize, dtype: Dtype) {
+    expect("y", y, n, size(dtype));
+    expect("x", x, n, size(dtype));
+    q.run(|| with_dtype!(dtype, cpu::forward(y, x, n)));
+}
+
+/// `dx = dy·gelu'(x)`, all E (n).
+pub fn backward(q: &Queue, dx: View<'_>, dy: View<'_>, x: View<'_>, n: usize, dtype: Dtype) {
+    expect("dx", dx, n, size(dtype));
+    expect("dy", dy, n, size(dtype));
+    expect("x", x, n, size(dtype));
+    q.run(|| with_dtype!(dtype, cpu::backward(dx, dy, x, n)));
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,180 @@
+//! Logits and cross-entropy in chunks of rows, so that (rows, V) never exists at once.
+//!
+//! The loss and its gradient are made together: logits of a chunk are a matrix product, become
+//! their own gradient in place, and feed the two products of backward. Bound: 6·rows·C·V
+//! operations over the rate of a matrix product.
+
+mod cpu;
+pub mod reference;
+
+use lowtide_device::{Queue, View};
+use lowtide_workload::Dtype;
+
+use crate::matmul::{self, Dims};
+use crate::number::{expect, expect_workspace, size, with_dtype};
+
+/// The label of a row without a loss.
+pub const NO_LOSS: i32 = -100;
+
+/// Sizes of the head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Head {
+    /// B·T.
+    pub rows: usize,
+    /// C.
+    pub hidden: usize,
+    /// V.
+    pub vocab: usize,
+    /// Rows whose logits exist at once.
+    pub chunk: usize,
+}
+
+impl Head {
+    /// The chunks of rows, in order: first row and number of rows.
+    fn chunks(&self) -> impl Iterator<Item = (usize, usize)> + use<> {
+        let (rows, chunk) = (self.rows, self.chunk.max(1));
+        (0..rows)
+            .step_by(chunk)
+            .map(move |first| (first, chunk.min(rows - first)))
+    }
+
+    /// The logits of `n` rows as a matrix product.
+    fn dims(&self, n: usize) -> Dims {
+        Dims {
+            rows: n,
+            inner: self.hidden,
+            cols: self.vocab,
+        }
+    }
+
+    /// Rows of a full chunk.
+    fn most(&self) -> usize {
+        self.chunk.max(1).min(self.rows)
+    }
+
+    fn check(&self, h: View<'_>, w: View<'_>, labels: View<'_>, ws: View<'_>, dtype: Dtype) {
+        expect("h", h, self.rows * self.hidden, size(dtype));
+        expect("w", w, self.vocab * self.hidden, size(dtype));
+        expect("labels", labels, self.rows, size_of::<i32>());
+        expect_workspace(ws, workspace(self, dtype));
+    }
+}
+
+/// How a chunk's scratch is laid out.
+#[derive(Clone, Copy)]
+struct Scratch<'a> {
+    /// E (chunk, max(V, C)): logits, or rows of h that were gathered.
+    logits: View<'a>,
+    /// f64 (chunk): losses of rows.
+    losses: View<'a>,
+    /// The products' own.
+    product: View<'a>,
+}
+
+impl<'a> Scratch<'a> {
+    fn new(ws: View<'a>, d: &Head, dtype: Dtype) -> Self {
+        let [logits, losses, product] = Self::bytes(d, dtype);
+        Self {
+            logits: ws.part(0, logits),
+            losses: ws.part(logits, losses),
+            product: ws.part(logits + losses, product),
+        }
+    }
+
+    fn bytes(d: &Head, dtype: Dtype) -> [usize; 3] {
+        let logits = d.most() * d.vocab.max(d.hidden) * size(dtype);
+        let last = d.rows - d.rows / d.most().max(1) * d.most();
+        let product = [d.most(), last].map(|n| matmul::workspace(d.dims(n), dtype));
+        [
+            logits.next_multiple_of(64),
+            d.most() * 8,
+            product[0].max(product[1]),
+        ]
+        .map(|bytes| bytes.next_multiple_of(64))
+    }
+}
+
+/// Bytes of scratch of any of the three operations: one chunk's logits, and a product's panels.
+#[must_use]
+pub fn workspace(d: &Head, dtype: Dtype) -> usize {
+    Scratch::bytes(d, dtype).iter().sum()
+}
+
+/// Cross-entropy of `h·wᵀ` against `labels`, and its gradients times `scale`.
+///
+/// `dh` and `h` are E (rows, C), `dw` is f32 (V, C), `w` is E (V, C), `labels` is i32 (rows) with
+/// [`NO_LOSS`] (or anything negative) for rows without a loss. `loss` is two f64, overwritten: the
+/// sum of losses and the number of rows that have one. The gradient of a row's logits is
+/// `(softmax - onehot)·scale`, rounded to E as the logits are. `dw` gains chunk after chunk, in the
+/// order of rows. Panics at a label of V or more.
+pub fn train(
+    q: &Queue,
+    dh: View<'_>,
+    dw: View<'_>,
+    loss: View<'_>,
+    h: View<'_>,
+    w: View<'_>,
+    labels: View<'_>,
+    scale: f32,
+    d: &Head,
+    accumulate: bool,
+    dtype: Dtype,
+    ws: View<'_>,
+) {
+    expect("dh", dh, d.rows * d.hidden, size(dtype));
+    expect("dw", dw, d.vocab * d.hidden, size_of::<f32>());
+    expect("loss", loss, 2, size_of::<f64>());
+    d.check(h, w, labels, ws, dtype);
+    let to = cpu::Outputs { dh, dw, loss };
+    let from = cpu::Inputs { h, w, labels };
+    let scratch = Scratch::new(ws, d, dtype);
+    q.run(|| with_dtype!(dtype, cpu::train(to, from, scale, d, accumulate, scratch)));
+}
+
+/// The loss alone, with the same bits as [`train`]'s.
+pub fn loss(
+    q: &Queue,
+    loss: View<'_>,
+    h: View<'_>,
+    w: View<'_>,
+    labels: View<'_>,
+    d: &Head,
+    dtype: Dtype,
+    ws: View<'_>,
+) {
+    expect("loss", loss, 2, size_of::<f64>());
+    d.check(h, w, labels, ws, dtype);
+    let from = cpu::Inputs { h, w, labels };
+    let scratch = Scratch::new(ws, d, dtype);
+    q.run(|| with_dtype!(dtype, cpu::loss(loss, from, d, scratch)));
+}
+
+/// One row of logits for each sequence of `seq` rows, at its row whose label is not negative (the
+/// first, should there be several; zeros where there is none).
+///
+/// `out` is f32 (rows / seq, V), not rounded to E.
+pub fn logits(
+    q: &Queue,
+    out: View<'_>,
+    h: View<'_>,
+    w: View<'_>,
+    labels: View<'_>,
+    seq: usize,
+    d: &Head,
+    dtype: Dtype,
+    ws: View<'_>,
+) {
+    assert!(
+        seq > 0 && d.rows.is_multiple_of(seq),
+        "{} rows in sequences of {seq}",
+        d.rows
+    );
+    expect("out", out, d.rows / seq * d.vocab, size_of::<f32>());
+    d.check(h, w, labels, ws, dtype);
+    let from = cpu::Inputs { h, w, labels };
+    let scratch = Scratch::new(ws, d, dtype);
+    q.run(|| with_dtype!(dtype, cpu::logits(out, from, seq, d, scratch)));
+}
+
+#[cfg(test)]
+mod tests;

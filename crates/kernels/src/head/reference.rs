@@ -1,0 +1,60 @@
+//! The head in plain `f64`, with all logits in memory.
+
+/// What training computes.
+#[derive(Clone, Debug)]
+pub struct Train {
+    /// Sum of losses.
+    pub loss: f64,
+    /// Rows with a loss.
+    pub count: f64,
+    /// (rows, C).
+    pub dh: Vec<f64>,
+    /// (V, C).
+    pub dw: Vec<f64>,
+}
+
+/// `h·wᵀ`: (rows, V) for h of rows of `c` numbers.
+#[must_use]
+pub fn logits(h: &[f64], w: &[f64], c: usize) -> Vec<f64> {
+    let dot = |h: &[f64], w: &[f64]| h.iter().zip(w).map(|(h, w)| h * w).sum::<f64>();
+    h.chunks_exact(c)
+        .flat_map(|h| w.chunks_exact(c).map(move |w| dot(h, w)))
+        .collect()
+}
+
+/// Cross-entropy of `h·wᵀ` against labels (negative: no loss) and its gradients times `scale`.
+///
+/// `round` is applied to each logit and to its gradient: what storing them does.
+#[must_use]
+pub fn train(
+    h: &[f64],
+    w: &[f64],
+    labels: &[i32],
+    scale: f64,
+    c: usize,
+    round: impl Fn(f64) -> f64,
+) -> Train {
+    let mut out = Train {
+        loss: 0.0,
+        count: 0.0,
+        dh: vec![0.0; h.len()],
+        dw: vec![0.0; w.len()],
+    };
+    for (row, label) in labels.iter().enumerate().filter(|(_, label)| **label >= 0) {
+        let h = &h[row * c..][..c];
+        let logits: Vec<f64> = logits(h, w, c).into_iter().map(&round).collect();
+        let most = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let lse = most + logits.iter().map(|x| (x - most).exp()).sum::<f64>().ln();
+        out.loss += lse - logits[*label as usize];
+        out.count += 1.0;
+        for (v, logit) in logits.iter().enumerate() {
+            let onehot = if v == *label as usize { 1.0 } else { 0.0 };
+            let d = round(((logit - lse).exp() - onehot) * scale);
+            for i in 0..c {
+                out.dh[row * c + i] += d * w[v * c + i];
+                out.dw[v * c + i] += d * h[i];
+            }
+        }
+    }
+    out
+}

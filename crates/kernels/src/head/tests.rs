@@ -1,0 +1,186 @@
+//! The head against `f64`.
+
+use half::bf16;
+
+use super::*;
+use crate::testing::{DTYPES, Rng, Scratch, Tensor, close, differences, on_threads, plus};
+
+/// Rows, C, V, chunk.
+const SHAPES: [(usize, usize, usize, usize); 6] = [
+    (1, 1, 1, 1),
+    (7, 9, 8, 3),
+    (129, 8, 300, 64),
+    (40, 33, 1000, 40),
+    (300, 16, 129, 1000),
+    (9, 129, 7, 8),
+];
+
+fn labels(rng: &mut Rng, rows: usize, vocab: usize) -> Vec<i32> {
+    let label = |i| {
+        if i % 3 == 1 {
+            NO_LOSS
+        } else {
+            rng.below(vocab) as i32
+        }
+    };
+    (0..rows).map(label).collect()
+}
+
+fn rounding(dtype: Dtype) -> impl Fn(f64) -> f64 {
+    move |x| match dtype {
+        Dtype::Bf16 => bf16::from_f64(x).to_f64(),
+        Dtype::F32 => x,
+    }
+}
+
+#[track_caller]
+fn check((rows, hidden, vocab, chunk): (usize, usize, usize, usize), dtype: Dtype) {
+    let d = Head {
+        rows,
+        hidden,
+        vocab,
+        chunk,
+    };
+    let mut rng = Rng((rows * 31 + vocab) as u64);
+    let h = rng.tensor(rows * hidden, dtype, 2.0);
+    let w = rng.tensor(vocab * hidden, dtype, 1.0);
+    let labels = labels(&mut rng, rows, vocab);
+    let old = rng.tensor(vocab * hidden, Dtype::F32, 1.0);
+    let scale = 0.37_f32;
+    let (hs, ws) = (h.values(), w.values());
+    let want = reference::train(&hs, &ws, &labels, f64::from(scale), hidden, rounding(dtype));
+    for accumulate in [false, true] {
+        let (dh, dw, sums, alone) = on_threads(|q| {
+            let n = vocab * hidden;
+            let mut dw = if accumulate {
+                old.clone()
+            } else {
+                Tensor::nan(n, Dtype::F32)
+            };
+            let mut dh = Tensor::nan(rows * hidden, dtype);
+            let (mut h, mut w, mut labels) = (h.clone(), w.clone(), labels.clone());
+            let (mut sums, mut alone) = ([f64::NAN; 2], [f64::NAN; 2]);
+            let mut ws = Scratch::new(workspace(&d, dtype));
+            let (hv, wv, lv) = (h.view(), w.view(), View::of(&mut labels));
+            let sum = View::of(&mut sums);
+            let (to, acc, ws) = (dh.view(), dw.view(), ws.view());
+            train(
+                q, to, acc, sum, hv, wv, lv, scale, &d, accumulate, dtype, ws,
+            );
+            loss(q, View::of(&mut alone), hv, wv, lv, &d, dtype, ws);
+            (dh, dw, sums, alone)
+        });
+        assert_eq!(sums, alone, "the loss alone has other bits");
+        // A logit on the border between two bf16 values may round the other way; then the sums
+        // differ by a unit of bf16 at that logit.
+        let flip = if dtype == Dtype::Bf16 { 2e-2 } else { 0.0 };
+        assert_eq!(sums[1], want.count);
+        assert!((sums[0] - want.loss).abs() <= (1e-6 + flip / 4.0) * (1.0 + want.loss));
+        close("dh", &dh, &want.dh, 1e-5 + flip);
+        let dw_want = if accumulate {
+            plus(&want.dw, &old.values())
+        } else {
+            want.dw.clone()
+        };
+        close("dw", &dw, &dw_want, 2e-5 + flip);
+    }
+}
+
+#[test]
+fn agrees_with_the_reference() {
+    for shape in SHAPES {
+        DTYPES.into_iter().for_each(|dtype| check(shape, dtype));
+    }
+}
+
+#[test]
+fn logits_of_marked_rows() {
+    let (seq, n) = (5, 7);
+    for (dtype, chunk) in [(Dtype::F32, 3), (Dtype::Bf16, 3), (Dtype::Bf16, 100)] {
+        let d = Head {
+            rows: seq * n,
+            hidden: 9,
+            vocab: 33,
+            chunk,
+        };
+        let mut rng = Rng(6);
+        let h = rng.tensor(d.rows * d.hidden, dtype, 1.0);
+        let w = rng.tensor(d.vocab * d.hidden, dtype, 1.0);
+        let mut marks = vec![NO_LOSS; d.rows];
+        // The first sequence has no mark; the others one each, at both ends and inside.
+        (1..n).for_each(|i| marks[i * seq + (i * 2 - 2) % seq] = 3);
+        let out = on_threads(|q| {
+            let mut out = Tensor::nan(n * d.vocab, Dtype::F32);
+            let (mut h, mut w, mut marks) = (h.clone(), w.clone(), marks.clone());
+            let mut ws = Scratch::new(workspace(&d, dtype));
+            let marks = View::of(&mut marks);
+            logits(
+                q,
+                out.view(),
+                h.view(),
+                w.view(),
+                marks,
+                seq,
+                &d,
+                dtype,
+                ws.view(),
+            );
+            out
+        });
+        let all = reference::logits(&h.values(), &w.values(), d.hidden);
+        let mut want = vec![0.0; n * d.vocab];
+        for i in 1..n {
+            let row = i * seq + (i * 2 - 2) % seq;
+            want[i * d.vocab..][..d.vocab].copy_from_slice(&all[row * d.vocab..][..d.vocab]);
+        }
+        close("logits", &out, &want, 1e-6);
+    }
+}
+
+#[test]
+fn large_logits_do_not_overflow() {
+    let d = Head {
+        rows: 2,
+        hidden: 1,
+        vocab: 3,
+        chunk: 2,
+    };
+    let dtype = Dtype::F32;
+    let mut h = Tensor::of(&[100.0, -100.0], dtype);
+    let mut w = Tensor::of(&[3.0, 2.0, -3.0], dtype);
+    let (mut labels, mut sums) = ([0, 0], [f64::NAN; 2]);
+    let (mut dh, mut dw) = (Tensor::nan(2, dtype), Tensor::nan(3, dtype));
+    let mut ws = Scratch::new(workspace(&d, dtype));
+    let q = Queue::new("test", 1);
+    let (sum, l) = (View::of(&mut sums), View::of(&mut labels));
+    let (to, acc, hv, wv) = (dh.view(), dw.view(), h.view(), w.view());
+    train(
+        &q,
+        to,
+        acc,
+        sum,
+        hv,
+        wv,
+        l,
+        1.0,
+        &d,
+        false,
+        dtype,
+        ws.view(),
+    );
+    assert_eq!(sums, [600.0, 2.0]);
+    close("dh", &dh, &[0.0, -6.0], 1e-6);
+    close("dw", &dw, &[100.0, 0.0, -100.0], 1e-4);
+}
+
+#[test]
+fn reference_gradient_is_the_slope() {
+    let (rows, c, vocab) = (5, 4, 7);
+    let mut rng = Rng(1);
+    let (h, w) = (rng.vec(rows * c), rng.vec(vocab * c));
+    let labels = labels(&mut rng, rows, vocab);
+    let f = |h: &[f64], w: &[f64]| reference::train(h, w, &labels, 0.5, c, |x| x);
+    let g = f(&h, &w);
+    differences("dh", &h, &g.dh, |h| 0.5 * f(h, &w).loss);
+    differences("dw", &w, &g.dw, |w| 0.5 * f(&h, w).loss);
+}

@@ -1,0 +1,147 @@
+//! LayerNorm on threads.
+
+use lowtide_device::View;
+use multiversion::multiversion;
+
+use crate::number::{self, Number, sum};
+use crate::rows::{self, Runs};
+
+/// What forward left for backward.
+#[derive(Clone, Copy)]
+pub(super) struct Saved<'a> {
+    pub x: View<'a>,
+    pub mean: View<'a>,
+    pub rstd: View<'a>,
+    pub w: View<'a>,
+}
+
+/// What backward writes.
+#[derive(Clone, Copy)]
+pub(super) struct Gradients<'a> {
+    pub dx: View<'a>,
+    pub dw: View<'a>,
+    pub db: View<'a>,
+}
+
+pub(super) fn forward<E: Number>(
+    y: View<'_>,
+    mean: View<'_>,
+    rstd: View<'_>,
+    x: View<'_>,
+    w: View<'_>,
+    b: View<'_>,
+    rows: usize,
+    c: usize,
+    eps: f32,
+) {
+    rows::each(rows, c, |first, end| {
+        for row in first..end {
+            // SAFETY: the task owns `y`, `mean` and `rstd`, a row is one thread's; nobody writes
+            // the rest.
+            unsafe {
+                let y = number::write::<E>(y, row * c, c);
+                let x = number::read::<E>(x, row * c, c);
+                let (w, b) = (number::read::<E>(w, 0, c), number::read::<E>(b, 0, c));
+                let (m, r) = forward_row(y, x, w, b, eps);
+                number::write::<f32>(mean, row, 1)[0] = m;
+                number::write::<f32>(rstd, row, 1)[0] = r;
+            }
+        }
+    });
+}
+
+/// One row of y; returns its mean and rstd. The variance is summed around the mean: `E[x²] - E[x]²`
+/// would cancel.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
+fn forward_row<E: Number>(y: &mut [E], x: &[E], w: &[E], b: &[E], eps: f32) -> (f32, f32) {
+    let n = x.len() as f32;
+    let mean = sum!(x.len(), |i| x[i].widen()) / n;
+    let squares = sum!(x.len(), |i| {
+        let x = x[i].widen() - mean;
+        x * x
+    });
+    let rstd = 1.0 / (squares / n + eps).sqrt();
+    for (((y, x), w), b) in y.iter_mut().zip(x).zip(w).zip(b) {
+        *y = E::narrow((x.widen() - mean) * rstd * w.widen() + b.widen());
+    }
+    (mean, rstd)
+}
+
+pub(super) fn backward<E: Number>(
+    to: Gradients<'_>,
+    dy: View<'_>,
+    saved: Saved<'_>,
+    residual: Option<View<'_>>,
+    rows: usize,
+    c: usize,
+    accumulate: bool,
+    ws: View<'_>,
+) {
+    let runs = Runs::new(rows);
+    runs.each(ws, 2 * c, |first, end, partial| {
+        let (dw, db) = partial.split_at_mut(c);
+        // SAFETY: the task owns `dx`, a row is one thread's; nobody writes the rest.
+        unsafe {
+            let w = number::read::<E>(saved.w, 0, c);
+            let mean = number::read::<f32>(saved.mean, 0, rows);
+            let rstd = number::read::<f32>(saved.rstd, 0, rows);
+            for row in first..end {
+                let dx = number::write::<E>(to.dx, row * c, c);
+                let dy = number::read::<E>(dy, row * c, c);
+                let x = number::read::<E>(saved.x, row * c, c);
+                let residual = residual.map(|r| number::read::<E>(r, row * c, c));
+                backward_row(dx, dw, db, dy, x, (mean[row], rstd[row]), w, residual);
+            }
+        }
+    });
+    runs.sum_partials(to.dw, 0, ws, 2 * c, accumulate);
+    runs.sum_partials(to.db, c, ws, 2 * c, accumulate);
+}
+
+/// One row of dx; adds the row's part of dw and db.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
+fn backward_row<E: Number>(
+    dx: &mut [E],
+    dw: &mut [f32],
+    db: &mut [f32],
+    dy: &[E],
+    x: &[E],
+    (mean, rstd): (f32, f32),
+    w: &[E],
+    residual: Option<&[E]>,
+) {
+    let n = dx.len();
+    let (dw, db, dy, x, w) = (&mut dw[..n], &mut db[..n], &dy[..n], &x[..n], &w[..n]);
+    let mean_g = sum!(n, |i| dy[i].widen() * w[i].widen()) / n as f32;
+    let mean_g_hat = sum!(n, |i| dy[i].widen()
+        * w[i].widen()
+        * ((x[i].widen() - mean) * rstd))
+        / n as f32;
+    let means = (mean_g, mean_g_hat);
+    match residual {
+        None => {
+            for i in 0..n {
+                let hat = (x[i].widen() - mean) * rstd;
+                let dx_i = gradient(dy[i].widen() * w[i].widen(), hat, rstd, means);
+                dx[i] = E::narrow(dx_i);
+            }
+        }
+        Some(residual) => {
+            let residual = &residual[..n];
+            for i in 0..n {
+                let hat = (x[i].widen() - mean) * rstd;
+                let dx_i = gradient(dy[i].widen() * w[i].widen(), hat, rstd, means);
+                dx[i] = E::narrow(dx_i + residual[i].widen());
+            }
+        }
+    }
+    for i in 0..n {
+        dw[i] += dy[i].widen() * ((x[i].widen() - mean) * rstd);
+        db[i] += dy[i].widen();
+    }
+}
+
+#[inline(always)]
+fn gradient(g: f32, hat: f32, rstd: f32, (mean_g, mean_g_hat): (f32, f32)) -> f32 {
+    rstd * (g - mean_g - hat * mean_g_hat)
+}

@@ -1,0 +1,162 @@
+//! LayerNorm against `f64`.
+
+use super::*;
+use crate::testing::{DTYPES, Rng, Scratch, Tensor, close, differences, dot, on_threads, plus};
+
+const SHAPES: [(usize, usize); 8] = [
+    (1, 1),
+    (1, 7),
+    (7, 8),
+    (129, 9),
+    (3, 129),
+    (1, 1000),
+    (1100, 33),
+    (40, 4097),
+];
+/// Large, so that its place in the formula shows.
+const EPS: f32 = 0.125;
+
+/// Rows off zero, so that a variance which forgets the mean is seen.
+fn input(rng: &mut Rng, n: usize, dtype: Dtype) -> Tensor {
+    Tensor::of(
+        &rng.vec(n).iter().map(|x| 2.0 * x + 1.5).collect::<Vec<_>>(),
+        dtype,
+    )
+}
+
+#[track_caller]
+fn check((rows, c): (usize, usize), dtype: Dtype) {
+    let mut rng = Rng((rows * 31 + c) as u64);
+    let x = input(&mut rng, rows * c, dtype);
+    let (w, b) = (rng.tensor(c, dtype, 1.0), rng.tensor(c, dtype, 1.0));
+    let dy = rng.tensor(rows * c, dtype, 1.0);
+    let residual = rng.tensor(rows * c, dtype, 1.0);
+    let (old_w, old_b) = (
+        rng.tensor(c, Dtype::F32, 1.0),
+        rng.tensor(c, Dtype::F32, 1.0),
+    );
+    let (y, mean, rstd) = on_threads(|q| {
+        let mut y = Tensor::nan(rows * c, dtype);
+        let (mut mean, mut rstd) = (Tensor::nan(rows, Dtype::F32), Tensor::nan(rows, Dtype::F32));
+        let (mut x, mut w, mut b) = (x.clone(), w.clone(), b.clone());
+        let (yv, mv, rv) = (y.view(), mean.view(), rstd.view());
+        forward(
+            q,
+            yv,
+            mv,
+            rv,
+            x.view(),
+            w.view(),
+            b.view(),
+            rows,
+            c,
+            EPS,
+            dtype,
+        );
+        (y, mean, rstd)
+    });
+    let want = reference::forward(&x.values(), &w.values(), &b.values(), f64::from(EPS));
+    close("y", &y, &want.y, 4e-6);
+    close("mean", &mean, &want.mean, 4e-6);
+    close("rstd", &rstd, &want.rstd, 4e-6);
+
+    let (m, r) = (mean.values(), rstd.values());
+    let want = reference::backward(&dy.values(), &x.values(), &m, &r, &w.values());
+    for (with_residual, accumulate) in [(false, false), (true, true)] {
+        let old = |old: &Tensor| {
+            if accumulate {
+                old.clone()
+            } else {
+                Tensor::nan(c, Dtype::F32)
+            }
+        };
+        let (dx, dw, db) = on_threads(|q| {
+            let mut dx = Tensor::nan(rows * c, dtype);
+            let (mut dw, mut db) = (old(&old_w), old(&old_b));
+            let (mut dy, mut x, mut w) = (dy.clone(), x.clone(), w.clone());
+            let (mut mean, mut rstd) = (mean.clone(), rstd.clone());
+            let mut residual = residual.clone();
+            let mut ws = Scratch::new(workspace(rows, c));
+            backward(
+                q,
+                dx.view(),
+                dw.view(),
+                db.view(),
+                dy.view(),
+                x.view(),
+                mean.view(),
+                rstd.view(),
+                w.view(),
+                with_residual.then(|| residual.view()),
+                rows,
+                c,
+                accumulate,
+                dtype,
+                ws.view(),
+            );
+            (dx, dw, db)
+        });
+        let slack = 4e-6 + 2e-7 * rows as f64;
+        if with_residual {
+            close("dx", &dx, &plus(&want.dx, &residual.values()), 1e-5);
+            close("dw", &dw, &plus(&want.dw, &old_w.values()), slack);
+            close("db", &db, &plus(&want.db, &old_b.values()), slack);
+        } else {
+            close("dx", &dx, &want.dx, 1e-5);
+            close("dw", &dw, &want.dw, slack);
+            close("db", &db, &want.db, slack);
+        }
+    }
+}
+
+#[test]
+fn agrees_with_the_reference() {
+    for shape in SHAPES {
+        DTYPES.into_iter().for_each(|dtype| check(shape, dtype));
+    }
+}
+
+#[test]
+fn a_far_mean_does_not_cancel() {
+    let (rows, c) = (1, 1000);
+    let x: Vec<f64> = (0..c).map(|i| 4096.0 + f64::from(i as u32 % 2)).collect();
+    let mut x = Tensor::of(&x, Dtype::F32);
+    let mut w = Tensor::of(&vec![1.0; c], Dtype::F32);
+    let mut b = Tensor::of(&vec![0.0; c], Dtype::F32);
+    let [mut y, mut mean, mut rstd] = [c, 1, 1].map(|n| Tensor::nan(n, Dtype::F32));
+    let q = Queue::new("test", 1);
+    let (yv, mv, rv) = (y.view(), mean.view(), rstd.view());
+    forward(
+        &q,
+        yv,
+        mv,
+        rv,
+        x.view(),
+        w.view(),
+        b.view(),
+        rows,
+        c,
+        1e-5,
+        Dtype::F32,
+    );
+    close("rstd", &rstd, &[1.0 / (0.25 + 1e-5_f64).sqrt()], 1e-4);
+}
+
+#[test]
+fn reference_gradient_is_the_slope() {
+    let (rows, c) = (5, 9);
+    let mut rng = Rng(1);
+    let (x, w, b, dy) = (rng.vec(rows * c), rng.vec(c), rng.vec(c), rng.vec(rows * c));
+    let eps = f64::from(EPS);
+    let f = reference::forward(&x, &w, &b, eps);
+    let g = reference::backward(&dy, &x, &f.mean, &f.rstd, &w);
+    differences("dx", &x, &g.dx, |x| {
+        dot(&dy, &reference::forward(x, &w, &b, eps).y)
+    });
+    differences("dw", &w, &g.dw, |w| {
+        dot(&dy, &reference::forward(&x, w, &b, eps).y)
+    });
+    differences("db", &b, &g.db, |b| {
+        dot(&dy, &reference::forward(&x, &w, b, eps).y)
+    });
+}

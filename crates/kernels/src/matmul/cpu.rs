@@ -1,0 +1,158 @@
+//! Linear layers on threads.
+
+use lowtide_device::View;
+use multiversion::multiversion;
+use rayon::prelude::*;
+
+use super::Dims;
+use crate::number::{self, Number};
+use crate::product::{Operand, Tile, product};
+use crate::rows;
+
+/// `y = x·wᵀ + bias + residual`.
+pub(crate) fn forward<E: Number>(
+    y: View<'_>,
+    x: View<'_>,
+    w: View<'_>,
+    bias: Option<View<'_>>,
+    residual: Option<View<'_>>,
+    d: Dims,
+    ws: View<'_>,
+) {
+    let x = Operand {
+        view: x,
+        stride: d.inner,
+        along_inner: true,
+    };
+    let w = Operand {
+        view: w,
+        stride: d.inner,
+        along_inner: true,
+    };
+    product::<E>(x, w, (d.rows, d.cols, d.inner), ws, |tile| {
+        store::<E>(y, bias, residual, d.cols, &tile);
+    });
+}
+
+/// `dx = dy·w`.
+pub(crate) fn backward_input<E: Number>(
+    dx: View<'_>,
+    dy: View<'_>,
+    w: View<'_>,
+    d: Dims,
+    ws: View<'_>,
+) {
+    let dy = Operand {
+        view: dy,
+        stride: d.cols,
+        along_inner: true,
+    };
+    let w = Operand {
+        view: w,
+        stride: d.inner,
+        along_inner: false,
+    };
+    product::<E>(dy, w, (d.rows, d.inner, d.cols), ws, |tile| {
+        store::<E>(dx, None, None, d.inner, &tile);
+    });
+}
+
+/// `dw (+)= dyᵀ·x`.
+pub(crate) fn backward_weight<E: Number>(
+    dw: View<'_>,
+    dy: View<'_>,
+    x: View<'_>,
+    d: Dims,
+    accumulate: bool,
+    ws: View<'_>,
+) {
+    let dy = Operand {
+        view: dy,
+        stride: d.cols,
+        along_inner: false,
+    };
+    let x = Operand {
+        view: x,
+        stride: d.inner,
+        along_inner: false,
+    };
+    product::<E>(dy, x, (d.cols, d.inner, d.rows), ws, |tile| {
+        for (row, data) in tile.data.chunks_exact(tile.cols).enumerate() {
+            // SAFETY: the task owns `dw`; tiles do not overlap.
+            let to = unsafe { number::write(dw, (tile.i + row) * d.inner + tile.j, tile.cols) };
+            rows::put(to, data, accumulate);
+        }
+    });
+}
+
+/// Rounds a tile of the result into a matrix with `stride` numbers a row.
+fn store<E: Number>(
+    y: View<'_>,
+    bias: Option<View<'_>>,
+    residual: Option<View<'_>>,
+    stride: usize,
+    tile: &Tile<'_>,
+) {
+    // SAFETY: nobody writes the bias while the task runs.
+    let bias = bias.map(|b| unsafe { number::read::<E>(b, tile.j, tile.cols) });
+    for (row, data) in tile.data.chunks_exact(tile.cols).enumerate() {
+        let at = (tile.i + row) * stride + tile.j;
+        // SAFETY: the task owns `y`, tiles do not overlap, and nobody writes the residual.
+        let (y, residual) = unsafe {
+            let residual = residual.map(|r| number::read::<E>(r, at, tile.cols));
+            (number::write::<E>(y, at, tile.cols), residual)
+        };
+        match (bias, residual) {
+            (None, None) => number::narrow(y, data),
+            (Some(z), None) | (None, Some(z)) => store_sum(y, data, z),
+            (Some(bias), Some(residual)) => store_sums(y, data, bias, residual),
+        }
+    }
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
+fn store_sum<E: Number>(y: &mut [E], product: &[f32], z: &[E]) {
+    for ((y, product), z) in y.iter_mut().zip(product).zip(z) {
+        *y = E::narrow(product + z.widen());
+    }
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
+fn store_sums<E: Number>(y: &mut [E], product: &[f32], bias: &[E], residual: &[E]) {
+    for (((y, product), bias), residual) in y.iter_mut().zip(product).zip(bias).zip(residual) {
+        *y = E::narrow(product + bias.widen() + residual.widen());
+    }
+}
+
+/// `db (+)= Σ dy` over rows: runs of columns in parallel, runs of rows summed apart first, which
+/// keeps the error of a long sum small.
+pub(crate) fn backward_bias<E: Number>(db: View<'_>, dy: View<'_>, d: Dims, accumulate: bool) {
+    const COLUMNS: usize = 64;
+    const ROWS: usize = 128;
+    (0..d.cols.div_ceil(COLUMNS)).into_par_iter().for_each(|i| {
+        let (start, len) = (i * COLUMNS, COLUMNS.min(d.cols - i * COLUMNS));
+        let mut total = [0.0_f32; COLUMNS];
+        for first in (0..d.rows).step_by(ROWS) {
+            let mut run = [0.0_f32; COLUMNS];
+            let rows = ROWS.min(d.rows - first);
+            // SAFETY: nobody writes `dy` while the task runs.
+            let dy =
+                unsafe { number::read::<E>(dy, first * d.cols + start, (rows - 1) * d.cols + len) };
+            add_rows(&mut run[..len], dy, d.cols);
+            number::add(&mut total, &run);
+        }
+        // SAFETY: the task owns `db`; each run of columns is one thread's.
+        let db = unsafe { number::write(db, start, len) };
+        rows::put(db, &total, accumulate);
+    });
+}
+
+/// Adds to `sums` the first numbers of rows that lie `stride` apart.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
+fn add_rows<E: Number>(sums: &mut [f32], dy: &[E], stride: usize) {
+    for row in dy.chunks(stride) {
+        for (sum, dy) in sums.iter_mut().zip(row) {
+            *sum += dy.widen();
+        }
+    }
+}

@@ -1,0 +1,199 @@
+//! Rotary positions on the fused (rows, (H+2KV)·D) projection, with the optional norm of each query
+//! and key head (Qwen3's) before the rotation.
+//!
+//! Number i of a head turns with number i + D/2, as transformers' `rotate_half`. Bound: bytes over
+//! memory rate, one read and one write of the projection.
+
+mod cpu;
+pub mod reference;
+
+use lowtide_device::{Queue, View};
+use lowtide_workload::Dtype;
+
+use crate::number::{expect, expect_workspace, size, with_dtype};
+use crate::rows::Runs;
+
+/// Heads of the fused projection: H query heads, then KV key heads, then KV value heads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Heads {
+    /// H.
+    pub heads: usize,
+    /// KV.
+    pub kv_heads: usize,
+    /// D, even.
+    pub head_dim: usize,
+}
+
+impl Heads {
+    /// Numbers of one row: (H+2KV)·D.
+    #[must_use]
+    pub fn width(self) -> usize {
+        (self.heads + 2 * self.kv_heads) * self.head_dim
+    }
+
+    /// Heads that are rotated: H+KV.
+    #[must_use]
+    pub fn rotated(self) -> usize {
+        self.heads + self.kv_heads
+    }
+}
+
+/// Cosines and sines of every position, computed in `f64` and rounded once to `f32`.
+#[derive(Clone, Debug)]
+pub struct Table {
+    /// (positions, D/2).
+    cos: Vec<f32>,
+    /// (positions, D/2).
+    sin: Vec<f32>,
+    /// D/2.
+    half: usize,
+}
+
+impl Table {
+    /// `attention_factor·cos(position·inv_freq[i])` and the sines for `max_positions` positions;
+    /// `inv_freq` has D/2 entries.
+    #[must_use]
+    pub fn new(inv_freq: &[f64], attention_factor: f64, max_positions: usize) -> Self {
+        let half = inv_freq.len();
+        let mut table = Self {
+            cos: Vec::new(),
+            sin: Vec::new(),
+            half,
+        };
+        table.cos.reserve_exact(half * max_positions);
+        table.sin.reserve_exact(half * max_positions);
+        for position in 0..max_positions {
+            for frequency in inv_freq {
+                let (sin, cos) = (position as f64 * frequency).sin_cos();
+                table.cos.push((cos * attention_factor) as f32);
+                table.sin.push((sin * attention_factor) as f32);
+            }
+        }
+        table
+    }
+
+    /// Cosines and sines of one position. Panics when the table has no such position.
+    fn at(&self, position: i32) -> (&[f32], &[f32]) {
+        let start = usize::try_from(position).expect("a position is not negative") * self.half;
+        (
+            &self.cos[start..start + self.half],
+            &self.sin[start..start + self.half],
+        )
+    }
+}
+
+/// The norm of query and key heads in [`forward`].
+#[derive(Clone, Copy, Debug)]
+pub struct QkNorm<'a> {
+    /// Weight of query heads, E (D).
+    pub wq: View<'a>,
+    /// Weight of key heads, E (D).
+    pub wk: View<'a>,
+    /// f32 (rows, H+KV), written: 1/√(mean(x²) + eps) of each head.
+    pub rstd: View<'a>,
+    /// Added to the mean square.
+    pub eps: f32,
+}
+
+/// The norm of query and key heads in [`backward`].
+#[derive(Clone, Copy, Debug)]
+pub struct QkNormBack<'a> {
+    /// What forward read, E (rows, (H+2KV)·D).
+    pub x: View<'a>,
+    /// What forward wrote, f32 (rows, H+KV).
+    pub rstd: View<'a>,
+    /// Weight of query heads, E (D).
+    pub wq: View<'a>,
+    /// Weight of key heads, E (D).
+    pub wk: View<'a>,
+    /// Gradient of `wq`, f32 (D).
+    pub dwq: View<'a>,
+    /// Gradient of `wk`, f32 (D).
+    pub dwk: View<'a>,
+    /// Whether to add to `dwq` and `dwk`.
+    pub accumulate: bool,
+}
+
+/// Bytes of scratch of [`backward`], with or without the norm.
+#[must_use]
+pub fn workspace(rows: usize, heads: Heads, norm: bool) -> usize {
+    if norm {
+        Runs::new(rows).workspace(2 * heads.head_dim)
+    } else {
+        0
+    }
+}
+
+/// Rotates query and key heads by their row's position, after their norm if there is one; copies
+/// value heads.
+///
+/// `y` and `x` are E (rows, (H+2KV)·D), `positions` is i32 (rows). A number is rounded once, after
+/// the rotation.
+pub fn forward(
+    q: &Queue,
+    y: View<'_>,
+    x: View<'_>,
+    positions: View<'_>,
+    table: &Table,
+    norm: Option<QkNorm<'_>>,
+    rows: usize,
+    heads: Heads,
+    dtype: Dtype,
+) {
+    let e = size(dtype);
+    expect("y", y, rows * heads.width(), e);
+    expect("x", x, rows * heads.width(), e);
+    expect("positions", positions, rows, size_of::<i32>());
+    assert_eq!(2 * table.half, heads.head_dim, "table of another head size");
+    if let Some(norm) = norm {
+        expect("wq", norm.wq, heads.head_dim, e);
+        expect("wk", norm.wk, heads.head_dim, e);
+        expect("rstd", norm.rstd, rows * heads.rotated(), size_of::<f32>());
+    }
+    q.run(|| {
+        with_dtype!(
+            dtype,
+            cpu::forward(y, x, positions, table, norm, rows, heads)
+        )
+    });
+}
+
+/// Gradient of [`forward`]: rotates back, then through the norm if there is one.
+///
+/// `dx` and `dy` are E (rows, (H+2KV)·D), `positions` is i32 (rows).
+pub fn backward(
+    q: &Queue,
+    dx: View<'_>,
+    dy: View<'_>,
+    positions: View<'_>,
+    table: &Table,
+    norm: Option<QkNormBack<'_>>,
+    rows: usize,
+    heads: Heads,
+    dtype: Dtype,
+    ws: View<'_>,
+) {
+    let e = size(dtype);
+    expect("dx", dx, rows * heads.width(), e);
+    expect("dy", dy, rows * heads.width(), e);
+    expect("positions", positions, rows, size_of::<i32>());
+    assert_eq!(2 * table.half, heads.head_dim, "table of another head size");
+    if let Some(norm) = norm {
+        expect("x", norm.x, rows * heads.width(), e);
+        expect("rstd", norm.rstd, rows * heads.rotated(), size_of::<f32>());
+        expect("wq", norm.wq, heads.head_dim, e);
+        expect("wk", norm.wk, heads.head_dim, e);
+        expect("dwq", norm.dwq, heads.head_dim, size_of::<f32>());
+        expect("dwk", norm.dwk, heads.head_dim, size_of::<f32>());
+    }
+    expect_workspace(ws, workspace(rows, heads, norm.is_some()));
+    q.run(|| {
+        with_dtype!(
+            dtype,
+            cpu::backward(dx, dy, positions, table, norm, rows, heads, ws)
+        )
+    });
+}
+
+#[cfg(test)]
+mod tests;

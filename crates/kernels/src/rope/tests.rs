@@ -1,0 +1,185 @@
+//! Rotary positions against `f64`.
+
+use super::*;
+use crate::testing::{
+    DTYPES, Rng, Scratch, Tensor, close, differences, dot, on_threads, packed, plus,
+};
+use reference::Norm;
+
+/// Large, so that its place in the formula shows.
+const EPS: f32 = 0.125;
+const FACTOR: f64 = 1.25;
+
+fn inv_freq(d: usize) -> Vec<f64> {
+    (0..d / 2)
+        .map(|i| 10_000_f64.powf(-2.0 * i as f64 / d as f64))
+        .collect()
+}
+
+fn shapes() -> [(usize, Heads); 6] {
+    let heads = |heads, kv_heads, head_dim| Heads {
+        heads,
+        kv_heads,
+        head_dim,
+    };
+    [
+        (1, heads(1, 1, 2)),
+        (7, heads(3, 1, 6)),
+        (9, heads(4, 2, 16)),
+        (129, heads(2, 2, 64)),
+        (1000, heads(2, 1, 18)),
+        (8, heads(3, 3, 128)),
+    ]
+}
+
+#[track_caller]
+fn check(rows: usize, heads: Heads, with_norm: bool, dtype: Dtype) {
+    let (d, n) = (heads.head_dim, rows * heads.width());
+    let mut rng = Rng((rows * 131 + n) as u64);
+    let (x, dy) = (rng.tensor(n, dtype, 2.0), rng.tensor(n, dtype, 1.0));
+    let (wq, wk) = (rng.tensor(d, dtype, 1.0), rng.tensor(d, dtype, 1.0));
+    let (old_q, old_k) = (
+        rng.tensor(d, Dtype::F32, 1.0),
+        rng.tensor(d, Dtype::F32, 1.0),
+    );
+    let (_, positions) = packed(&mut rng, 1, rows);
+    let most = *positions.iter().max().unwrap() as usize;
+    let table = Table::new(&inv_freq(d), FACTOR, most + 1);
+
+    let (y, rstd) = on_threads(|q| {
+        let mut y = Tensor::nan(n, dtype);
+        let mut rstd = Tensor::nan(rows * heads.rotated(), Dtype::F32);
+        let (mut x, mut wq, mut wk) = (x.clone(), wq.clone(), wk.clone());
+        let mut positions = positions.clone();
+        let norm = with_norm.then(|| QkNorm {
+            wq: wq.view(),
+            wk: wk.view(),
+            rstd: rstd.view(),
+            eps: EPS,
+        });
+        let positions = View::of(&mut positions);
+        forward(
+            q,
+            y.view(),
+            x.view(),
+            positions,
+            &table,
+            norm,
+            rows,
+            heads,
+            dtype,
+        );
+        (y, with_norm.then_some(rstd))
+    });
+    let (xs, dys, wqs, wks) = (x.values(), dy.values(), wq.values(), wk.values());
+    let norm = with_norm.then_some(Norm {
+        wq: &wqs,
+        wk: &wks,
+        eps: f64::from(EPS),
+    });
+    let want = reference::forward(&xs, &positions, &inv_freq(d), FACTOR, norm, heads);
+    close("y", &y, &want, 4e-6);
+
+    let want = reference::backward(&dys, &xs, &positions, &inv_freq(d), FACTOR, norm, heads);
+    for accumulate in [false, true] {
+        let old = |old: &Tensor| {
+            if accumulate {
+                old.clone()
+            } else {
+                Tensor::nan(d, Dtype::F32)
+            }
+        };
+        let (dx, dwq, dwk) = on_threads(|q| {
+            let mut dx = Tensor::nan(n, dtype);
+            let (mut dwq, mut dwk) = (old(&old_q), old(&old_k));
+            let (mut x, mut dy, mut wq, mut wk) = (x.clone(), dy.clone(), wq.clone(), wk.clone());
+            let mut rstd = rstd.clone().unwrap_or_else(|| Tensor::nan(0, Dtype::F32));
+            let mut positions = positions.clone();
+            let mut ws = Scratch::new(workspace(rows, heads, with_norm));
+            let norm = with_norm.then(|| QkNormBack {
+                x: x.view(),
+                rstd: rstd.view(),
+                wq: wq.view(),
+                wk: wk.view(),
+                dwq: dwq.view(),
+                dwk: dwk.view(),
+                accumulate,
+            });
+            let positions = View::of(&mut positions);
+            let (to, from, ws) = (dx.view(), dy.view(), ws.view());
+            backward(q, to, from, positions, &table, norm, rows, heads, dtype, ws);
+            (dx, dwq, dwk)
+        });
+        close("dx", &dx, &want.dx, 1e-5);
+        if !with_norm {
+            continue;
+        }
+        let slack = 1e-5 + 1e-6 * rows as f64;
+        if accumulate {
+            close("dwq", &dwq, &plus(&want.dwq, &old_q.values()), slack);
+            close("dwk", &dwk, &plus(&want.dwk, &old_k.values()), slack);
+        } else {
+            close("dwq", &dwq, &want.dwq, slack);
+            close("dwk", &dwk, &want.dwk, slack);
+        }
+    }
+}
+
+#[test]
+fn agrees_with_the_reference() {
+    for (rows, heads) in shapes() {
+        for dtype in DTYPES {
+            check(rows, heads, false, dtype);
+            check(rows, heads, true, dtype);
+        }
+    }
+}
+
+#[test]
+fn far_positions_are_exact() {
+    // f32 angles would be off by 1e-2 here.
+    let table = Table::new(&[1.0, 0.1], 1.0, 131_073);
+    let (cos, sin) = table.at(131_072);
+    assert!((f64::from(cos[0]) - 131_072_f64.cos()).abs() < 1e-7);
+    assert!((f64::from(sin[1]) - 13_107.2_f64.sin()).abs() < 1e-7);
+}
+
+#[test]
+fn reference_gradient_is_the_slope() {
+    let heads = Heads {
+        heads: 3,
+        kv_heads: 2,
+        head_dim: 6,
+    };
+    let (rows, positions) = (4, [0, 1, 2, 7]);
+    let mut rng = Rng(1);
+    let (x, dy) = (rng.vec(rows * heads.width()), rng.vec(rows * heads.width()));
+    let (wq, wk) = (rng.vec(6), rng.vec(6));
+    let f = |x: &[f64], wq: &[f64], wk: &[f64]| {
+        let norm = Some(Norm {
+            wq,
+            wk,
+            eps: f64::from(EPS),
+        });
+        dot(
+            &dy,
+            &reference::forward(x, &positions, &inv_freq(6), FACTOR, norm, heads),
+        )
+    };
+    let norm = Some(Norm {
+        wq: &wq,
+        wk: &wk,
+        eps: f64::from(EPS),
+    });
+    let g = reference::backward(&dy, &x, &positions, &inv_freq(6), FACTOR, norm, heads);
+    differences("dx", &x, &g.dx, |x| f(x, &wq, &wk));
+    differences("dwq", &wq, &g.dwq, |wq| f(&x, wq, &wk));
+    differences("dwk", &wk, &g.dwk, |wk| f(&x, &wq, wk));
+    let g = reference::backward(&dy, &x, &positions, &inv_freq(6), FACTOR, None, heads);
+    differences("dx without norm", &x, &g.dx, |x| {
+        dot(
+            &dy,
+            &reference::forward(x, &positions, &inv_freq(6), FACTOR, None, heads),
+        )
+    });
+}

@@ -1,0 +1,63 @@
+//! SwiGLU on threads.
+
+use lowtide_device::View;
+use multiversion::multiversion;
+
+use crate::number::{self, Number, sigmoid};
+use crate::rows;
+
+pub(super) fn forward<E: Number>(y: View<'_>, gate_up: View<'_>, rows: usize, f: usize) {
+    rows::each(rows, 2 * f, |first, end| {
+        for row in first..end {
+            // SAFETY: the task owns `y`, a row is one thread's; nobody writes `gate_up`.
+            unsafe {
+                let gate = number::read::<E>(gate_up, row * 2 * f, f);
+                let up = number::read::<E>(gate_up, row * 2 * f + f, f);
+                forward_row(number::write::<E>(y, row * f, f), gate, up);
+            }
+        }
+    });
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
+fn forward_row<E: Number>(y: &mut [E], gate: &[E], up: &[E]) {
+    for ((y, gate), up) in y.iter_mut().zip(gate).zip(up) {
+        let gate = gate.widen();
+        *y = E::narrow(gate * sigmoid(gate) * up.widen());
+    }
+}
+
+pub(super) fn backward<E: Number>(
+    d_gate_up: View<'_>,
+    dy: View<'_>,
+    gate_up: View<'_>,
+    rows: usize,
+    f: usize,
+) {
+    rows::each(rows, 2 * f, |first, end| {
+        for row in first..end {
+            // SAFETY: the task owns `d_gate_up`, a row is one thread's; nobody writes the rest.
+            unsafe {
+                let gate = number::read::<E>(gate_up, row * 2 * f, f);
+                let up = number::read::<E>(gate_up, row * 2 * f + f, f);
+                let dy = number::read::<E>(dy, row * f, f);
+                let d = number::write::<E>(d_gate_up, row * 2 * f, 2 * f);
+                backward_row(d, dy, gate, up);
+            }
+        }
+    });
+}
+
+/// silu'(g) = s + g·s·(1 - s) with s = sigmoid(g).
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
+fn backward_row<E: Number>(d: &mut [E], dy: &[E], gate: &[E], up: &[E]) {
+    let (d_gate, d_up) = d.split_at_mut(dy.len());
+    let n = dy.len();
+    let (d_up, gate, up) = (&mut d_up[..n], &gate[..n], &up[..n]);
+    for i in 0..n {
+        let (dy, g) = (dy[i].widen(), gate[i].widen());
+        let s = sigmoid(g);
+        d_gate[i] = E::narrow(dy * up[i].widen() * (s + g * s * (1.0 - s)));
+        d_up[i] = E::narrow(dy * (g * s));
+    }
+}

@@ -1,0 +1,184 @@
+//! What the tests of all operations share: seeded numbers, tensors of either dtype, poison,
+//! comparisons that say where, thread counts, finite differences.
+
+use half::bf16;
+use lowtide_device::{Queue, View};
+use lowtide_workload::Dtype;
+
+/// Both storage types.
+pub(crate) const DTYPES: [Dtype; 2] = [Dtype::F32, Dtype::Bf16];
+
+/// SplitMix64: a failure repeats, because the seed is fixed by the case.
+pub(crate) struct Rng(pub u64);
+
+impl Rng {
+    pub(crate) fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// Uniform in [-1, 1).
+    pub(crate) fn signed(&mut self) -> f64 {
+        (self.next() >> 11) as f64 / (1_u64 << 52) as f64 - 1.0
+    }
+
+    /// Uniform in 0..n.
+    pub(crate) fn below(&mut self, n: usize) -> usize {
+        (self.next() % n as u64) as usize
+    }
+
+    /// `n` values in [-1, 1).
+    pub(crate) fn vec(&mut self, n: usize) -> Vec<f64> {
+        (0..n).map(|_| self.signed()).collect()
+    }
+
+    /// A tensor of values in [-scale, scale).
+    pub(crate) fn tensor(&mut self, n: usize, dtype: Dtype, scale: f64) -> Tensor {
+        Tensor::of(
+            &self.vec(n).iter().map(|x| x * scale).collect::<Vec<_>>(),
+            dtype,
+        )
+    }
+}
+
+/// Numbers in memory as a kernel sees them.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Tensor {
+    dtype: Dtype,
+    n: usize,
+    words: Vec<u32>,
+}
+
+impl Tensor {
+    /// `values`, rounded to `dtype`.
+    pub(crate) fn of(values: &[f64], dtype: Dtype) -> Self {
+        let mut t = Self::nan(values.len(), dtype);
+        for (i, x) in values.iter().enumerate() {
+            match dtype {
+                Dtype::F32 => t.words[i] = (*x as f32).to_bits(),
+                Dtype::Bf16 => {
+                    let bits = u32::from(bf16::from_f64(*x).to_bits()) << (16 * (i % 2));
+                    t.words[i / 2] = t.words[i / 2] & (0xffff_0000 >> (16 * (i % 2))) | bits;
+                }
+            }
+        }
+        t
+    }
+
+    /// Poison: what nobody writes stays NaN.
+    pub(crate) fn nan(n: usize, dtype: Dtype) -> Self {
+        Self {
+            dtype,
+            n,
+            words: vec![0x7fc0_7fc0; (n * dtype.size() as usize).div_ceil(4)],
+        }
+    }
+
+    pub(crate) fn view(&mut self) -> View<'_> {
+        let bytes = self.n * self.dtype.size() as usize;
+        View::of(&mut self.words).part(0, bytes)
+    }
+
+    pub(crate) fn values(&self) -> Vec<f64> {
+        let value = |i: usize| match self.dtype {
+            Dtype::F32 => f64::from(f32::from_bits(self.words[i])),
+            Dtype::Bf16 => bf16::from_bits((self.words[i / 2] >> (16 * (i % 2))) as u16).to_f64(),
+        };
+        (0..self.n).map(value).collect()
+    }
+}
+
+/// Poisoned scratch of exactly `bytes` bytes.
+pub(crate) struct Scratch(Vec<f64>, usize);
+
+impl Scratch {
+    pub(crate) fn new(bytes: usize) -> Self {
+        Self(vec![f64::NAN; bytes.div_ceil(8)], bytes)
+    }
+
+    pub(crate) fn view(&mut self) -> View<'_> {
+        View::of(&mut self.0).part(0, self.1)
+    }
+}
+
+/// Results of `run` on one thread; panics unless two and three threads give the same bits.
+#[track_caller]
+pub(crate) fn on_threads<R: PartialEq + std::fmt::Debug>(run: impl Fn(&Queue) -> R) -> R {
+    let one = run(&Queue::new("test", 1));
+    for threads in 2..=3 {
+        assert!(
+            run(&Queue::new("test", threads)) == one,
+            "other bits on {threads} threads"
+        );
+    }
+    one
+}
+
+/// Panics at the first number further from `want` than one rounding to `dtype` and `slack`.
+#[track_caller]
+pub(crate) fn close(what: &str, got: &Tensor, want: &[f64], slack: f64) {
+    // Half a unit in the last place is at most 2^-8 (bf16) of a number; f32 gets its own below.
+    let unit = match got.dtype {
+        Dtype::Bf16 => 1.01 * 2.0_f64.powi(-8),
+        Dtype::F32 => 2.0_f64.powi(-22),
+    };
+    let got = got.values();
+    assert_eq!(got.len(), want.len(), "{what}: length");
+    for (i, (got, want)) in got.iter().zip(want).enumerate() {
+        let limit = unit * want.abs() + slack;
+        assert!(
+            (got - want).abs() <= limit,
+            "{what}[{i}]: {got}, want {want} within {limit:e}"
+        );
+    }
+}
+
+/// Compares `gradient` with central differences of `f` at `x`, at some forty positions.
+#[track_caller]
+pub(crate) fn differences(what: &str, x: &[f64], gradient: &[f64], f: impl Fn(&[f64]) -> f64) {
+    const H: f64 = 1e-5;
+    assert_eq!(x.len(), gradient.len(), "{what}: length");
+    for i in (0..x.len()).step_by((x.len() / 40).max(1)) {
+        let at = |h: f64| {
+            let mut x = x.to_vec();
+            x[i] += h;
+            f(&x)
+        };
+        let slope = (at(H) - at(-H)) / (2.0 * H);
+        let limit = 1e-6 * (1.0 + slope.abs());
+        assert!(
+            (gradient[i] - slope).abs() <= limit,
+            "{what}[{i}]: gradient {}, slope {slope}",
+            gradient[i]
+        );
+    }
+}
+
+/// `Σ a·b`: the scalar whose gradient a test follows.
+pub(crate) fn dot(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
+}
+
+/// `a + b`.
+pub(crate) fn plus(a: &[f64], b: &[f64]) -> Vec<f64> {
+    a.iter().zip(b).map(|(a, b)| a + b).collect()
+}
+
+/// Documents of random lengths packed into `batch` rows of `seq`: the first index of each token's
+/// document, and its position in it.
+pub(crate) fn packed(rng: &mut Rng, batch: usize, seq: usize) -> (Vec<i32>, Vec<i32>) {
+    let (mut starts, mut positions) = (Vec::new(), Vec::new());
+    for _ in 0..batch {
+        let mut start = 0;
+        for t in 0..seq {
+            if t > 0 && rng.below(1 + seq / 3) == 0 {
+                start = t;
+            }
+            starts.push(start as i32);
+            positions.push((t - start) as i32);
+        }
+    }
+    (starts, positions)
+}

@@ -1,0 +1,70 @@
+//! The embedding and the head.
+
+use lowtide_workload::{Family, Unit, UnitKind};
+
+use super::kind::Kind;
+use super::{Builder, Model, Phase, UnitKinds, gradient, inputs, loss, read, weight, write};
+
+/// The tokens' table is the first parameter; a tied head refers to it.
+const TOKENS: u32 = 0;
+
+pub(super) fn embedding(model: &Model<'_>) -> (Unit, UnitKinds) {
+    let mut b = Builder::new(model, "embedding".to_owned(), UnitKind::Embedding, 0);
+    let c = model.sizes.hidden;
+    let (tokens, table) = (b.param("tokens"), b.find("positions"));
+    let y = b.local("y", model.rows(c)); // (B·T, C)
+    let dy = b.local("dy", model.rows(c)); // (B·T, C)
+
+    let positions = table.is_some();
+    let mut operands = vec![write(y), inputs(), weight(tokens)];
+    operands.extend(table.map(weight));
+    b.op(
+        Phase::Forward,
+        "embedding",
+        Kind::Embedding { positions },
+        operands,
+    );
+
+    let tied = model.shape.tied;
+    let mut operands = vec![gradient(tokens)];
+    operands.extend(table.map(gradient));
+    operands.extend([read(dy), inputs()]);
+    let kind = Kind::EmbeddingBackward { positions, tied };
+    b.op(Phase::Backward, "embedding", kind, operands);
+
+    (b.unit.output, b.unit.d_output) = (Some(y), Some(dy));
+    b.done()
+}
+
+pub(super) fn head(model: &Model<'_>) -> (Unit, UnitKinds) {
+    let layers = model.shape.layers;
+    let mut b = Builder::new(model, "head".to_owned(), UnitKind::Head, layers + 1);
+    let c = model.sizes.hidden;
+    let logit_bytes = lowtide_units::Bytes((model.sizes.batch * model.sizes.vocab) as u64 * 4);
+    let w = if model.shape.tied {
+        TOKENS
+    } else {
+        b.param("lm_head")
+    };
+    let x = b.local("x", model.rows(c)); // (B·T, C)
+    let h = b.local("h", model.rows(c)); // (B·T, C)
+    let layer_norm = model.shape.family == Family::Gpt2;
+    let stats = b.statistics("", layer_norm);
+    let dh = b.local("dh", model.rows(c)); // (B·T, C)
+    let dx = b.local("dx", model.rows(c)); // (B·T, C)
+    let logits = b.local("logits", logit_bytes); // (B, V), f32
+
+    for phase in [Phase::Backward, Phase::Evaluate, Phase::Infer] {
+        b.norm(phase, "norm", h, stats, x);
+    }
+    let operands = vec![write(dh), gradient(w), loss(), read(h), weight(w), inputs()];
+    b.op(Phase::Backward, "loss", Kind::HeadTrain, operands);
+    b.norm_backward("norm", dx, dh, (x, stats), None);
+    let operands = vec![loss(), read(h), weight(w), inputs()];
+    b.op(Phase::Evaluate, "loss", Kind::HeadLoss, operands);
+    let operands = vec![write(logits), read(h), weight(w), inputs()];
+    b.op(Phase::Infer, "logits", Kind::HeadLogits, operands);
+
+    (b.unit.input, b.unit.d_input) = (Some(x), Some(dx));
+    b.done()
+}

@@ -1,0 +1,307 @@
+//! A decoder as a [`Workload`]: its units, parameters, local tensors and operations, in numbers.
+//!
+//! Every operation is made by one call of [`Builder::op`] from a [`Kind`], which also decides how
+//! it is run: the list that the planner reads and the list that [`crate::Decoder`] runs are
+//! written together and cannot drift apart. Nothing large is built: a 96-layer model takes about
+//! three thousand operations.
+
+mod block;
+pub(crate) mod check;
+mod ends;
+pub(crate) mod kind;
+
+use lowtide_units::{Bytes, Flops};
+use lowtide_workload::{
+    Access, Batch, Dtype, Local, ModelShape, Op, Operand, Param, Unit, UnitKind, What, Workload,
+};
+
+use crate::ModelError;
+use crate::params::specs;
+use kind::{Kind, Sizes};
+
+/// Logits of one chunk take at most about this many bytes, when the chunk is chosen here.
+const CHUNK_BYTES: u64 = 64 << 20;
+/// Fewest rows of such a chunk: below, the matrix is read too often.
+const CHUNK_ROWS: u64 = 64;
+
+/// What beside the shape decides the work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Storage of weights and saved tensors.
+    pub precision: Dtype,
+    /// What a complete gradient is rounded to.
+    pub gradient: Dtype,
+    /// How the batch is cut.
+    pub batch: Batch,
+    /// Rows of logits that exist at a time; 0 chooses.
+    pub logits_chunk: u32,
+}
+
+impl Options {
+    /// Rows of logits that exist at a time, chosen where [`Options::logits_chunk`] is 0: a
+    /// multiple of 64 that takes about 64 MiB at most, at least 64, never more than B·T.
+    #[must_use]
+    pub fn chunk_rows(&self, shape: &ModelShape) -> u64 {
+        let rows = self.batch.rows();
+        let chosen = match self.logits_chunk {
+            0 => {
+                let fit = CHUNK_BYTES / (u64::from(shape.vocab).max(1) * self.precision.size());
+                (fit / CHUNK_ROWS * CHUNK_ROWS).max(CHUNK_ROWS)
+            }
+            n => u64::from(n),
+        };
+        chosen.min(rows)
+    }
+}
+
+/// Describes one training step of `shape` at `options`.
+///
+/// # Errors
+/// [`ModelError::Dimensions`] when sizes do not go together (heads, batch, sequence length).
+pub fn describe(shape: &ModelShape, options: &Options) -> Result<Workload, ModelError> {
+    Ok(build(shape, options)?.workload)
+}
+
+/// The operations of one unit, one list a phase, as [`Unit`] has them.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct UnitKinds {
+    pub forward: Vec<Kind>,
+    pub backward: Vec<Kind>,
+    pub evaluate: Vec<Kind>,
+    pub infer: Vec<Kind>,
+}
+
+/// A workload and how each of its operations is run.
+#[derive(Debug)]
+pub(crate) struct Built {
+    pub workload: Workload,
+    pub kinds: Vec<UnitKinds>,
+    pub sizes: Sizes,
+}
+
+pub(crate) fn build(shape: &ModelShape, options: &Options) -> Result<Built, ModelError> {
+    check::shape(shape)?;
+    check::options(shape, options)?;
+    let params: Vec<Param> = specs(shape)
+        .iter()
+        .map(crate::params::Spec::param)
+        .collect();
+    let model = Model {
+        shape,
+        sizes: Sizes::new(shape, options),
+        params: &params,
+    };
+
+    let mut units = vec![ends::embedding(&model)];
+    units.extend((0..shape.layers).map(|l| block::block(&model, l)));
+    units.push(ends::head(&model));
+
+    let n: u64 = params.iter().map(|p| p.elements).sum();
+    let attention =
+        6.0 * f64::from(shape.layers) * f64::from(shape.hidden) * f64::from(options.batch.seq);
+    let model_flops = Flops((6.0 * n as f64 + attention) * options.batch.tokens() as f64);
+    let sizes = model.sizes;
+    let (units, kinds) = units.into_iter().unzip();
+    let workload = Workload {
+        model: shape.name.clone(),
+        batch: options.batch,
+        precision: options.precision,
+        gradient: options.gradient,
+        units,
+        params,
+        model_flops,
+    };
+    Ok(Built {
+        workload,
+        kinds,
+        sizes,
+    })
+}
+
+/// What all units are built from.
+pub(super) struct Model<'a> {
+    shape: &'a ModelShape,
+    sizes: Sizes,
+    params: &'a [Param],
+}
+
+impl Model<'_> {
+    /// Bytes of a (B·T, `width`) tensor in storage precision.
+    fn rows(&self, width: usize) -> Bytes {
+        Bytes((self.sizes.rows * width) as u64 * self.sizes.dtype.size())
+    }
+
+    /// Bytes of a (B·T, `width`) tensor in f32.
+    fn rows_f32(&self, width: usize) -> Bytes {
+        Bytes((self.sizes.rows * width) as u64 * 4)
+    }
+}
+
+/// One unit in the making.
+pub(super) struct Builder<'a> {
+    model: &'a Model<'a>,
+    unit: Unit,
+    kinds: UnitKinds,
+}
+
+/// Which list an operation is appended to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Phase {
+    /// The unit's output from its input; also what recomputing runs again.
+    Forward,
+    /// Gradients; in the head, forward and backward.
+    Backward,
+    /// The head's loss without gradients.
+    Evaluate,
+    /// The head's logits at the marked positions.
+    Infer,
+}
+
+impl Phase {
+    /// The phase's operations in `unit`.
+    #[must_use]
+    pub fn ops(self, unit: &Unit) -> &[Op] {
+        match self {
+            Self::Forward => &unit.forward,
+            Self::Backward => &unit.backward,
+            Self::Evaluate => &unit.evaluate,
+            Self::Infer => &unit.infer,
+        }
+    }
+
+    pub(crate) fn kinds(self, unit: &UnitKinds) -> &[Kind] {
+        match self {
+            Self::Forward => &unit.forward,
+            Self::Backward => &unit.backward,
+            Self::Evaluate => &unit.evaluate,
+            Self::Infer => &unit.infer,
+        }
+    }
+}
+
+impl<'a> Builder<'a> {
+    fn new(model: &'a Model<'a>, name: String, kind: UnitKind, unit_idx: u32) -> Self {
+        let first = model.params.partition_point(|p| p.unit < unit_idx) as u32;
+        let end = model.params.partition_point(|p| p.unit <= unit_idx) as u32;
+        let unit = Unit {
+            name,
+            kind,
+            params: first..end,
+            tensors: Vec::new(),
+            input: None,
+            output: None,
+            d_output: None,
+            d_input: None,
+            forward: Vec::new(),
+            backward: Vec::new(),
+            evaluate: Vec::new(),
+            infer: Vec::new(),
+        };
+        Self {
+            model,
+            unit,
+            kinds: UnitKinds::default(),
+        }
+    }
+
+    /// Index of this unit's parameter `name`; `None` when the shape has none of that name.
+    fn find(&self, name: &str) -> Option<u32> {
+        let own =
+            &self.model.params[self.unit.params.start as usize..self.unit.params.end as usize];
+        let is = |p: &Param| {
+            p.name
+                .rsplit_once('.')
+                .is_some_and(|(_, last)| last == name)
+        };
+        own.iter()
+            .position(is)
+            .map(|i| self.unit.params.start + i as u32)
+    }
+
+    /// Index of this unit's parameter `name`, which every shape of the family has.
+    fn param(&self, name: &str) -> u32 {
+        self.find(name)
+            .unwrap_or_else(|| panic!("{} has no parameter {name}", self.unit.name))
+    }
+
+    /// A new local tensor.
+    fn local(&mut self, name: &str, bytes: Bytes) -> u16 {
+        self.unit.tensors.push(Local {
+            name: name.to_owned(),
+            bytes,
+        });
+        (self.unit.tensors.len() - 1) as u16
+    }
+
+    /// Appends an operation. `operands` in the order that `kind` states.
+    fn op(&mut self, phase: Phase, name: &str, kind: Kind, operands: Vec<Operand>) {
+        let sizes = &self.model.sizes;
+        let passed = operands.iter().map(|o| self.bytes(o)).sum();
+        let op = Op {
+            name: name.to_owned(),
+            key: kind.key(sizes),
+            operands,
+            workspace: kind.workspace(sizes),
+            flops: kind.flops(sizes),
+            touched: kind.touched(sizes, passed),
+        };
+        let (ops, kinds) = match phase {
+            Phase::Forward => (&mut self.unit.forward, &mut self.kinds.forward),
+            Phase::Backward => (&mut self.unit.backward, &mut self.kinds.backward),
+            Phase::Evaluate => (&mut self.unit.evaluate, &mut self.kinds.evaluate),
+            Phase::Infer => (&mut self.unit.infer, &mut self.kinds.infer),
+        };
+        ops.push(op);
+        kinds.push(kind);
+    }
+
+    /// Bytes that pass when an operand is passed over once.
+    fn bytes(&self, operand: &Operand) -> Bytes {
+        let elements = |i: u32| self.model.params[i as usize].elements;
+        match operand.what {
+            What::Local(i) => self.unit.tensors[usize::from(i)].bytes,
+            What::Weight(i) => Bytes(elements(i) * self.model.sizes.dtype.size()),
+            What::Gradient(i) => Bytes(elements(i) * 8),
+            // One of the four planes.
+            What::Inputs => Bytes(4 * self.model.sizes.rows as u64),
+            What::Loss => Bytes(16),
+        }
+    }
+
+    fn done(self) -> (Unit, UnitKinds) {
+        (self.unit, self.kinds)
+    }
+}
+
+/// Reads local tensor `i`.
+fn read(i: u16) -> Operand {
+    Operand::read(What::Local(i))
+}
+
+/// Writes local tensor `i`.
+fn write(i: u16) -> Operand {
+    Operand::write(What::Local(i))
+}
+
+/// Reads a parameter's weight.
+fn weight(param: u32) -> Operand {
+    Operand::read(What::Weight(param))
+}
+
+/// Adds to a parameter's gradient.
+fn gradient(param: u32) -> Operand {
+    Operand::gradient(param)
+}
+
+/// Reads the micro-batch's inputs.
+fn inputs() -> Operand {
+    Operand::read(What::Inputs)
+}
+
+/// Writes the micro-batch's loss.
+fn loss() -> Operand {
+    Operand {
+        what: What::Loss,
+        access: Access::Write,
+    }
+}

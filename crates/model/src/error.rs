@@ -1,0 +1,207 @@
+//! What can be wrong with a model that a user brings.
+
+use std::io;
+use std::path::PathBuf;
+
+/// Why a model cannot be described, read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelError {
+    /// The system refused a file operation.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file or directory.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A file that should be JSON is not, or not of the expected form.
+    #[error("{}: {source}", path.display())]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// What the parser said, with line and column.
+        source: serde_json::Error,
+    },
+    /// A key that the configuration must have is absent.
+    #[error("config key '{key}' is missing")]
+    MissingKey {
+        /// The key.
+        key: String,
+    },
+    /// A key of the configuration has a value that makes no sense.
+    #[error("config key '{key}' is {value}, need {need}")]
+    BadValue {
+        /// The key.
+        key: String,
+        /// Its value as written.
+        value: String,
+        /// What it must be.
+        need: &'static str,
+    },
+    /// The configuration asks for something that is not implemented.
+    #[error("config key '{key}' is {value}, which is not supported (supported: {supported})")]
+    Unsupported {
+        /// The key.
+        key: String,
+        /// Its value as written.
+        value: String,
+        /// The values that are.
+        supported: &'static str,
+    },
+    /// Dimensions or batch sizes that do not go together.
+    #[error("{what} is {have}, need {need}")]
+    Dimensions {
+        /// The quantity.
+        what: &'static str,
+        /// Its value.
+        have: u64,
+        /// What it must be.
+        need: String,
+    },
+    /// Neither `model.safetensors` nor `model.safetensors.index.json` is there.
+    #[error("{}: neither model.safetensors nor model.safetensors.index.json", dir.display())]
+    NoWeights {
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// The header's length, a file's first eight bytes, is impossible.
+    #[error("{}: the header takes {need} bytes, at most {have} are possible", file.display())]
+    HeaderLength {
+        /// The file.
+        file: PathBuf,
+        /// The length it states.
+        need: u64,
+        /// Bytes behind the length field, or the largest header that is accepted.
+        have: u64,
+    },
+    /// The header is not the JSON that the format asks for.
+    #[error("{}: header: {source}", file.display())]
+    Header {
+        /// The file.
+        file: PathBuf,
+        /// What the parser said.
+        source: serde_json::Error,
+    },
+    /// A tensor's bytes do not begin where the bytes of the one before it end.
+    #[error("{}: tensor '{tensor}' begins at byte {have}, need {need}", file.display())]
+    Offset {
+        /// The file.
+        file: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// Where it must begin: where the one before ends.
+        need: u64,
+        /// Where it says that it begins.
+        have: u64,
+    },
+    /// A tensor's bytes are not as many as its shape and type need.
+    #[error("{}: tensor '{tensor}' has {have} bytes, its shape needs {need}", file.display())]
+    TensorBytes {
+        /// The file.
+        file: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// Bytes by shape and type.
+        need: u64,
+        /// Bytes by its offsets.
+        have: u64,
+    },
+    /// The file is shorter or longer than its header says.
+    #[error("{}: the tensors take {need} bytes, the file holds {have}", file.display())]
+    DataLength {
+        /// The file.
+        file: PathBuf,
+        /// Bytes of all tensors.
+        need: u64,
+        /// Bytes behind the header.
+        have: u64,
+    },
+    /// A tensor is stored in a type that cannot be a weight here.
+    #[error(
+        "{}: tensor '{tensor}' is stored as {dtype} (supported: BF16, F16, F32)",
+        file.display()
+    )]
+    TensorDtype {
+        /// The file.
+        file: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// Its type as written.
+        dtype: String,
+    },
+    /// A tensor has another shape than the configuration asks for.
+    #[error("{}: tensor '{tensor}' has shape {have:?}, need {need:?}", file.display())]
+    TensorShape {
+        /// The file.
+        file: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// The shape that the configuration asks for.
+        need: Vec<u64>,
+        /// The shape in the file.
+        have: Vec<u64>,
+    },
+    /// Tensors that the model has and no file does.
+    #[error("{}: {} tensors are missing: {}", dir.display(), tensors.len(), some(tensors))]
+    MissingTensors {
+        /// The directory.
+        dir: PathBuf,
+        /// Their names.
+        tensors: Vec<String>,
+    },
+    /// Tensors in the files that the model has no use for: another model than its configuration.
+    #[error("{}: {} tensors have no place in the model: {}", dir.display(), tensors.len(), some(tensors))]
+    UnexpectedTensors {
+        /// The directory.
+        dir: PathBuf,
+        /// Their names.
+        tensors: Vec<String>,
+    },
+    /// A tensor that is there twice.
+    #[error("{}: tensor '{tensor}' is there twice", file.display())]
+    DuplicateTensor {
+        /// The file with the second one.
+        file: PathBuf,
+        /// The tensor.
+        tensor: String,
+    },
+    /// The index names a file by a path, or a tensor that its file does not have.
+    #[error("{}: tensor '{tensor}' is not in '{shard}'", file.display())]
+    Index {
+        /// The index.
+        file: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// The file that should have it.
+        shard: String,
+    },
+    /// The directory of an export has weights already.
+    #[error("{} is there already", path.display())]
+    ExportExists {
+        /// The file that is in the way.
+        path: PathBuf,
+    },
+}
+
+/// The first names of a list that may be long.
+fn some(names: &[String]) -> String {
+    let shown = names
+        .iter()
+        .take(8)
+        .map(String::as_str)
+        .collect::<Vec<_>>()
+        .join(", ");
+    if names.len() > 8 {
+        format!("{shown}, ...")
+    } else {
+        shown
+    }
+}
+
+impl ModelError {
+    /// For `map_err` behind a file operation on `path`.
+    pub(crate) fn io(path: &std::path::Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io { path, source }
+    }
+}

@@ -1,0 +1,363 @@
+//! Writes a Hugging Face directory: safetensors shards, index, configuration, tokenizer.
+//!
+//! Streams: a piece of a parameter is asked for, rounded and written before the next. Files get
+//! their names when their bytes are on the disk, the one that makes the directory a model last.
+
+use std::fs::{self, File};
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use half::bf16;
+use lowtide_workload::{Dtype, ModelShape};
+use serde_json::{Map, Value, json};
+
+use super::BAND_BYTES;
+use crate::ModelError;
+use crate::config_json::{config_json, torch_dtype};
+use crate::params::{HfTensor, hf_tensors};
+
+/// Elements asked for at a time.
+const PIECE: u64 = 1 << 20;
+/// The tensors' bytes begin at a multiple of this, so that they can be read directly from disk.
+const ALIGN: u64 = 4096;
+/// Beside the weights, what makes a directory usable; copied where the source has it.
+const COPIED: [&str; 10] = [
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+];
+
+/// What to export and how.
+#[derive(Clone, Debug)]
+pub struct HfWriter<'a> {
+    shape: &'a ModelShape,
+    dtype: Dtype,
+    source: Option<&'a Path>,
+    shard_bytes: u64,
+    pub(super) band_bytes: u64,
+}
+
+impl<'a> HfWriter<'a> {
+    /// An export in shards of 5 GB at most, its numbers in `dtype` (bf16: rounded to nearest
+    /// even).
+    ///
+    /// `source` is the directory that the model came from: its `config.json` is kept but for the
+    /// type, its tokenizer and generation settings are copied.
+    #[must_use]
+    pub fn new(shape: &'a ModelShape, dtype: Dtype, source: Option<&'a Path>) -> Self {
+        Self {
+            shape,
+            dtype,
+            source,
+            shard_bytes: 5_000_000_000,
+            band_bytes: BAND_BYTES,
+        }
+    }
+
+    /// The same in shards of at most `bytes`, unless a single tensor takes more.
+    #[must_use]
+    pub fn shard_bytes(self, bytes: u64) -> Self {
+        Self {
+            shard_bytes: bytes,
+            ..self
+        }
+    }
+
+    /// Writes the model to `dir`, which is made where it does not exist.
+    ///
+    /// `read(param_idx, range, out)` fills `out` with these elements of the parameter; it is
+    /// called for every element once, parameters and ranges ascending, at most about 16 million
+    /// elements at a time. When the call returns, everything is on the disk under its final name.
+    /// After an error nothing is left under the name `model.safetensors` or the index's.
+    ///
+    /// # Errors
+    /// [`ModelError::ExportExists`] when `dir` has weights already; [`ModelError::Io`]; the first
+    /// error of `read`.
+    pub fn write<E: From<ModelError>>(
+        &self,
+        dir: &Path,
+        mut read: impl FnMut(u32, Range<u64>, &mut [f32]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        fs::create_dir_all(dir).map_err(ModelError::io(dir))?;
+        refuse_existing(dir)?;
+        self.write_companions(dir)?;
+
+        let tensors = hf_tensors(self.shape);
+        let shards = self.cut(&tensors);
+        let names: Vec<String> = match shards.len() {
+            1 => vec!["model.safetensors".to_owned()],
+            n => (1..=n)
+                .map(|i| format!("model-{i:05}-of-{n:05}.safetensors"))
+                .collect(),
+        };
+        let mut written = Vec::new();
+        for (name, tensors) in names.iter().zip(&shards) {
+            let pending = Pending::create(dir.join(name))?;
+            self.write_shard(&pending, tensors, &mut read)?;
+            pending.sync()?;
+            written.push(pending);
+        }
+        for pending in written {
+            pending.keep()?;
+        }
+        if shards.len() > 1 {
+            sync_dir(dir)?;
+            let index = self.index(&names, &shards);
+            write_file(dir.join("model.safetensors.index.json"), index.as_bytes())?;
+        }
+        Ok(sync_dir(dir)?)
+    }
+
+    /// Bytes of a tensor in the file.
+    fn bytes(&self, tensor: &HfTensor) -> u64 {
+        let elements = tensor.elements();
+        (elements.end - elements.start) * self.dtype.size()
+    }
+
+    /// Tensors in order, as many to a shard as fit.
+    fn cut<'t>(&self, tensors: &'t [HfTensor]) -> Vec<&'t [HfTensor]> {
+        let (mut shards, mut first, mut size) = (Vec::new(), 0, 0);
+        for (i, tensor) in tensors.iter().enumerate() {
+            let bytes = self.bytes(tensor);
+            if i > first && size + bytes > self.shard_bytes {
+                shards.push(&tensors[first..i]);
+                (first, size) = (i, 0);
+            }
+            size += bytes;
+        }
+        shards.push(&tensors[first..]);
+        shards
+    }
+
+    fn header(&self, tensors: &[HfTensor]) -> Vec<u8> {
+        let dtype = match self.dtype {
+            Dtype::Bf16 => "BF16",
+            Dtype::F32 => "F32",
+        };
+        let mut map = Map::new();
+        map.insert("__metadata__".to_owned(), json!({"format": "pt"}));
+        let mut at = 0;
+        for tensor in tensors {
+            let end = at + self.bytes(tensor);
+            let entry = json!({"dtype": dtype, "shape": tensor.shape, "data_offsets": [at, end]});
+            map.insert(tensor.name.clone(), entry);
+            at = end;
+        }
+        let mut text = Value::Object(map).to_string().into_bytes();
+        let padded = (8 + text.len() as u64).next_multiple_of(ALIGN) - 8;
+        text.resize(padded as usize, b' ');
+        let mut header = padded.to_le_bytes().to_vec();
+        header.append(&mut text);
+        header
+    }
+
+    fn write_shard<E: From<ModelError>>(
+        &self,
+        out: &Pending,
+        tensors: &[HfTensor],
+        read: &mut impl FnMut(u32, Range<u64>, &mut [f32]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let header = self.header(tensors);
+        out.write_at(&header, 0)?;
+        let mut at = header.len() as u64;
+        let (mut values, mut bytes) = (Vec::new(), Vec::new());
+        for tensor in tensors {
+            let (rows, cols) = (tensor.rows.end - tensor.rows.start, tensor.cols);
+            let step = if tensor.transposed {
+                (self.band_bytes / 4 / cols).clamp(1, rows) * cols
+            } else {
+                PIECE
+            };
+            let own = tensor.elements();
+            let mut begin = own.start;
+            while begin < own.end {
+                let end = (begin + step).min(own.end);
+                values.clear();
+                values.resize((end - begin) as usize, f32::NAN);
+                read(tensor.param_idx, begin..end, &mut values)?;
+                if tensor.transposed {
+                    let band = (begin - own.start) / cols..(end - own.start) / cols;
+                    self.write_columns(out, at, (rows, band), &values, &mut bytes)?;
+                } else {
+                    bytes.clear();
+                    self.narrow(values.iter().copied(), &mut bytes);
+                    out.write_at(&bytes, at + (begin - own.start) * self.dtype.size())?;
+                }
+                begin = end;
+            }
+            at += self.bytes(tensor);
+        }
+        Ok(())
+    }
+
+    /// Writes rows `band` of a parameter of `rows` rows as columns of the file's tensor at `at`.
+    fn write_columns(
+        &self,
+        out: &Pending,
+        at: u64,
+        (rows, band): (u64, Range<u64>),
+        values: &[f32],
+        bytes: &mut Vec<u8>,
+    ) -> Result<(), ModelError> {
+        let n_band = (band.end - band.start) as usize;
+        let cols = values.len() / n_band;
+        bytes.clear();
+        for col in 0..cols {
+            self.narrow((0..n_band).map(|row| values[row * cols + col]), bytes);
+        }
+        if n_band as u64 == rows {
+            return out.write_at(bytes, at);
+        }
+        let line = n_band * self.dtype.size() as usize;
+        for (col, chunk) in bytes.chunks(line).enumerate() {
+            out.write_at(
+                chunk,
+                at + (col as u64 * rows + band.start) * self.dtype.size(),
+            )?;
+        }
+        Ok(())
+    }
+
+    /// Appends numbers in the file's type, little-endian.
+    fn narrow(&self, values: impl Iterator<Item = f32>, bytes: &mut Vec<u8>) {
+        match self.dtype {
+            Dtype::Bf16 => {
+                values.for_each(|v| bytes.extend(bf16::from_f32(v).to_bits().to_le_bytes()));
+            }
+            Dtype::F32 => values.for_each(|v| bytes.extend(v.to_le_bytes())),
+        }
+    }
+
+    fn index(&self, names: &[String], shards: &[&[HfTensor]]) -> String {
+        let total: u64 = shards
+            .iter()
+            .flat_map(|s| s.iter())
+            .map(|t| self.bytes(t))
+            .sum();
+        let mut map = Map::new();
+        for (name, tensors) in names.iter().zip(shards) {
+            for tensor in *tensors {
+                map.insert(tensor.name.clone(), json!(name));
+            }
+        }
+        let index = json!({"metadata": {"total_size": total}, "weight_map": map});
+        format!("{index:#}\n")
+    }
+
+    /// `config.json` and the source's tokenizer.
+    fn write_companions(&self, dir: &Path) -> Result<(), ModelError> {
+        let mut config = config_json(self.shape, self.dtype);
+        if let Some(source) = self.source {
+            let path = source.join("config.json");
+            if path.exists() {
+                let text = fs::read(&path).map_err(ModelError::io(&path))?;
+                config = serde_json::from_slice(&text)
+                    .map_err(|source| ModelError::Json { path, source })?;
+                // Newer versions of transformers call it `dtype`.
+                let newer = config.get("dtype").is_some();
+                if let Some(map) = config.as_object_mut() {
+                    let key = if newer { "dtype" } else { "torch_dtype" };
+                    map.insert(key.to_owned(), json!(torch_dtype(self.dtype)));
+                }
+            }
+            for name in COPIED {
+                let from = source.join(name);
+                if from.exists() {
+                    let bytes = fs::read(&from).map_err(ModelError::io(&from))?;
+                    write_file(dir.join(name), &bytes)?;
+                }
+            }
+        }
+        write_file(dir.join("config.json"), format!("{config:#}\n").as_bytes())
+    }
+}
+
+/// Weights of another export would be mixed up with the new ones.
+fn refuse_existing(dir: &Path) -> Result<(), ModelError> {
+    for entry in fs::read_dir(dir).map_err(ModelError::io(dir))? {
+        let name = entry.map_err(ModelError::io(dir))?.file_name();
+        let text = name.to_string_lossy();
+        let weights = text.ends_with(".safetensors") || text.ends_with(".safetensors.index.json");
+        if weights && text.starts_with("model") {
+            return Err(ModelError::ExportExists {
+                path: dir.join(name),
+            });
+        }
+    }
+    Ok(())
+}
+
+fn write_file(path: PathBuf, bytes: &[u8]) -> Result<(), ModelError> {
+    let pending = Pending::create(path)?;
+    pending.write_at(bytes, 0)?;
+    pending.sync()?;
+    pending.keep()
+}
+
+/// Makes renames in `dir` last.
+fn sync_dir(dir: &Path) -> Result<(), ModelError> {
+    File::open(dir)
+        .and_then(|d| d.sync_all())
+        .map_err(ModelError::io(dir))
+}
+
+/// A file under a temporary name, removed unless kept.
+struct Pending {
+    path: PathBuf,
+    temporary: PathBuf,
+    file: File,
+    kept: bool,
+}
+
+impl Pending {
+    fn create(path: PathBuf) -> Result<Self, ModelError> {
+        let mut name = path
+            .file_name()
+            .expect("a file's path has a name")
+            .to_owned();
+        name.push(".tmp");
+        let temporary = path.with_file_name(name);
+        let file = File::create(&temporary).map_err(ModelError::io(&temporary))?;
+        Ok(Self {
+            path,
+            temporary,
+            file,
+            kept: false,
+        })
+    }
+
+    fn write_at(&self, bytes: &[u8], at: u64) -> Result<(), ModelError> {
+        self.file
+            .write_all_at(bytes, at)
+            .map_err(ModelError::io(&self.temporary))
+    }
+
+    fn sync(&self) -> Result<(), ModelError> {
+        self.file
+            .sync_all()
+            .map_err(ModelError::io(&self.temporary))
+    }
+
+    fn keep(mut self) -> Result<(), ModelError> {
+        fs::rename(&self.temporary, &self.path).map_err(ModelError::io(&self.path))?;
+        self.kept = true;
+        Ok(())
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        if !self.kept {
+            // Best effort: the error that led here is already on its way.
+            let _ = fs::remove_file(&self.temporary);
+        }
+    }
+}

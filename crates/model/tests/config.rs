@@ -1,0 +1,304 @@
+//! Configurations of the model hub, as they are published.
+
+#[path = "driver/mod.rs"]
+mod driver;
+
+use driver::tiny_shapes;
+use lowtide_model::{ModelError, config_json, parse_config};
+use lowtide_workload::{Dtype, Family, ModelShape, Rope, RopeScaling, builtin_names};
+use serde_json::{Value, json};
+
+fn llama31() -> Value {
+    json!({
+        "architectures": ["LlamaForCausalLM"],
+        "attention_bias": false,
+        "attention_dropout": 0.0,
+        "bos_token_id": 128000,
+        "hidden_act": "silu",
+        "hidden_size": 4096,
+        "initializer_range": 0.02,
+        "intermediate_size": 14336,
+        "max_position_embeddings": 131072,
+        "mlp_bias": false,
+        "model_type": "llama",
+        "num_attention_heads": 32,
+        "num_hidden_layers": 32,
+        "num_key_value_heads": 8,
+        "pretraining_tp": 1,
+        "rms_norm_eps": 1e-05,
+        "rope_scaling": {
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+            "rope_type": "llama3"
+        },
+        "rope_theta": 500000.0,
+        "tie_word_embeddings": false,
+        "torch_dtype": "bfloat16",
+        "use_cache": true,
+        "vocab_size": 128256
+    })
+}
+
+fn qwen25() -> Value {
+    json!({
+        "attention_dropout": 0.0,
+        "hidden_act": "silu",
+        "hidden_size": 896,
+        "intermediate_size": 4864,
+        "max_position_embeddings": 32768,
+        "max_window_layers": 24,
+        "model_type": "qwen2",
+        "num_attention_heads": 14,
+        "num_hidden_layers": 24,
+        "num_key_value_heads": 2,
+        "rms_norm_eps": 1e-06,
+        "rope_theta": 1000000.0,
+        "sliding_window": 32768,
+        "tie_word_embeddings": true,
+        "use_mrope": false,
+        "use_sliding_window": false,
+        "vocab_size": 151936
+    })
+}
+
+fn mistral() -> Value {
+    json!({
+        "hidden_act": "silu",
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "max_position_embeddings": 32768,
+        "model_type": "mistral",
+        "num_attention_heads": 32,
+        "num_hidden_layers": 32,
+        "num_key_value_heads": 8,
+        "rms_norm_eps": 1e-05,
+        "rope_theta": 1000000.0,
+        "sliding_window": null,
+        "tie_word_embeddings": false,
+        "vocab_size": 32768
+    })
+}
+
+fn gpt2() -> Value {
+    json!({
+        "activation_function": "gelu_new",
+        "architectures": ["GPT2LMHeadModel"],
+        "attn_pdrop": 0.1,
+        "embd_pdrop": 0.1,
+        "layer_norm_epsilon": 1e-05,
+        "model_type": "gpt2",
+        "n_ctx": 1024,
+        "n_embd": 768,
+        "n_head": 12,
+        "n_layer": 12,
+        "n_positions": 1024,
+        "resid_pdrop": 0.1,
+        "vocab_size": 50257
+    })
+}
+
+fn with(mut config: Value, key: &str, value: Value) -> Value {
+    config[key] = value;
+    config
+}
+
+#[test]
+fn published_configurations_are_understood() {
+    let shape = parse_config(&llama31(), "llama3.1").unwrap();
+    assert_eq!(
+        (shape.kv_heads, shape.head_dim, shape.vocab),
+        (8, 128, 128_256)
+    );
+    let llama3 = RopeScaling::Llama3 {
+        factor: 8.0,
+        low_freq_factor: 1.0,
+        high_freq_factor: 4.0,
+        original: 8192.0,
+    };
+    assert_eq!(
+        shape.rope,
+        Some(Rope {
+            theta: 500_000.0,
+            scaling: llama3
+        })
+    );
+    assert!(!shape.tied && !shape.qkv_bias && !shape.qk_norm);
+
+    let shape = parse_config(&qwen25(), "qwen2.5-0.5b").unwrap();
+    assert_eq!(shape, ModelShape::builtin("qwen2.5-0.5b").unwrap());
+
+    let shape = parse_config(&mistral(), "mistral").unwrap();
+    assert_eq!((shape.qkv_bias, shape.head_dim), (false, 128));
+
+    let shape = parse_config(&gpt2(), "gpt2").unwrap();
+    assert_eq!(shape.family, Family::Gpt2);
+    assert_eq!(
+        (shape.intermediate, shape.head_dim, shape.kv_heads),
+        (3072, 64, 12)
+    );
+    assert!(shape.tied && shape.qkv_bias && shape.rope.is_none());
+
+    let mut qwen3 = with(qwen25(), "model_type", json!("qwen3"));
+    qwen3["head_dim"] = json!(128);
+    let shape = parse_config(&qwen3, "qwen3").unwrap();
+    assert!(shape.qk_norm && !shape.qkv_bias && !shape.out_bias);
+    assert_eq!(shape.attention_width(), 14 * 128);
+}
+
+#[test]
+fn newer_and_older_spellings_mean_the_same() {
+    let plain = parse_config(&llama31(), "x").unwrap();
+    let mut newer = llama31();
+    let mut parameters = newer["rope_scaling"].take();
+    parameters["rope_theta"] = newer["rope_theta"].take();
+    newer["rope_parameters"] = parameters;
+    assert_eq!(parse_config(&newer, "x").unwrap(), plain);
+
+    let older = json!({"type": "linear", "factor": 2});
+    let shape = parse_config(&with(llama31(), "rope_scaling", older), "x").unwrap();
+    assert_eq!(shape.rope.unwrap().scaling, RopeScaling::Linear(2.0));
+    let default = json!({"rope_type": "default"});
+    let shape = parse_config(&with(llama31(), "rope_scaling", default), "x").unwrap();
+    assert_eq!(shape.rope.unwrap().scaling, RopeScaling::None);
+}
+
+#[test]
+fn what_is_not_supported_is_named() {
+    let yarn = json!({"rope_type": "yarn", "factor": 4.0});
+    let by_layer = json!({"full_attention": {"rope_type": "default"}});
+    for (config, want) in [
+        (with(llama31(), "model_type", json!("mamba")), "model_type"),
+        (with(llama31(), "hidden_act", json!("gelu")), "hidden_act"),
+        (
+            with(llama31(), "rope_scaling", yarn),
+            "rope_scaling.rope_type",
+        ),
+        (
+            with(llama31(), "rope_parameters", by_layer),
+            "rope_parameters",
+        ),
+        (
+            with(llama31(), "partial_rotary_factor", json!(0.5)),
+            "partial_rotary_factor",
+        ),
+        (
+            with(llama31(), "quantization_config", json!({"bits": 4})),
+            "quantization_config",
+        ),
+        (
+            with(mistral(), "sliding_window", json!(4096)),
+            "sliding_window",
+        ),
+        (
+            with(
+                with(qwen25(), "use_sliding_window", json!(true)),
+                "sliding_window",
+                json!(99),
+            ),
+            "sliding_window",
+        ),
+        (
+            with(qwen25(), "layer_types", json!(["sliding_attention"])),
+            "layer_types",
+        ),
+        (
+            with(gpt2(), "activation_function", json!("relu")),
+            "activation_function",
+        ),
+        (
+            with(gpt2(), "scale_attn_weights", json!(false)),
+            "scale_attn_weights",
+        ),
+        (
+            with(gpt2(), "scale_attn_by_inverse_layer_idx", json!(true)),
+            "scale_attn_by_inverse_layer_idx",
+        ),
+        (
+            with(gpt2(), "add_cross_attention", json!(true)),
+            "add_cross_attention",
+        ),
+    ] {
+        match parse_config(&config, "x") {
+            Err(ModelError::Unsupported { key, .. }) => assert_eq!(key, want),
+            other => panic!("{want}: {other:?}"),
+        }
+    }
+    // Without the key a Mistral has a window of 4096.
+    let mut silent = mistral();
+    silent.as_object_mut().unwrap().remove("sliding_window");
+    assert!(matches!(
+        parse_config(&silent, "x"),
+        Err(ModelError::Unsupported { .. })
+    ));
+    let short = with(silent, "max_position_embeddings", json!(4096));
+    assert!(parse_config(&short, "x").is_ok());
+}
+
+#[test]
+fn values_that_make_no_sense_are_named() {
+    for (config, want) in [
+        (with(llama31(), "hidden_size", json!("wide")), "hidden_size"),
+        (
+            with(llama31(), "num_hidden_layers", json!(0)),
+            "num_hidden_layers",
+        ),
+        (
+            with(llama31(), "vocab_size", json!(1u64 << 40)),
+            "vocab_size",
+        ),
+        (with(llama31(), "rms_norm_eps", json!(-1.0)), "rms_norm_eps"),
+        (
+            with(llama31(), "tie_word_embeddings", json!(1)),
+            "tie_word_embeddings",
+        ),
+        (
+            with(llama31(), "rope_scaling", json!("linear")),
+            "rope_scaling",
+        ),
+        (json!([]), "config.json"),
+    ] {
+        match parse_config(&config, "x") {
+            Err(ModelError::BadValue { key, .. }) => assert_eq!(key, want),
+            other => panic!("{want}: {other:?}"),
+        }
+    }
+    for key in [
+        "model_type",
+        "hidden_size",
+        "vocab_size",
+        "intermediate_size",
+    ] {
+        match parse_config(&with(llama31(), key, Value::Null), "x") {
+            Err(ModelError::MissingKey { key: k }) => assert_eq!(k, key),
+            other => panic!("{key}: {other:?}"),
+        }
+    }
+    for config in [
+        with(llama31(), "num_key_value_heads", json!(5)),
+        with(llama31(), "num_attention_heads", json!(33)),
+        with(gpt2(), "n_head", json!(7)),
+    ] {
+        let result = parse_config(&config, "x");
+        assert!(
+            matches!(result, Err(ModelError::Dimensions { .. })),
+            "{result:?}"
+        );
+    }
+}
+
+#[test]
+fn a_written_configuration_reads_back() {
+    let mut shapes: Vec<_> = builtin_names()
+        .into_iter()
+        .map(|n| ModelShape::builtin(n).unwrap())
+        .collect();
+    shapes.extend(tiny_shapes());
+    for shape in shapes {
+        let json = config_json(&shape, Dtype::Bf16);
+        let text = json.to_string();
+        let back = parse_config(&serde_json::from_str(&text).unwrap(), &shape.name).unwrap();
+        assert_eq!(back, shape, "{text}");
+    }
+}

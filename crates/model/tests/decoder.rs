@@ -1,0 +1,253 @@
+//! Tiny decoders of every feature, run by a plain driver: against a plain f64 model, and every
+//! gradient against finite differences.
+
+#[path = "driver/mod.rs"]
+mod driver;
+#[path = "reference/mod.rs"]
+mod reference;
+
+use driver::{Driver, inputs, options, tiny_gpt2, tiny_llama, tiny_shapes};
+use lowtide_model::hf_tensors;
+use lowtide_workload::{Dtype, ModelShape};
+
+const ROWS: usize = 18;
+const SEQ: usize = 9;
+
+fn tiny(shape: &ModelShape, precision: Dtype) -> Driver {
+    Driver::new(
+        shape,
+        &options(precision, (ROWS / SEQ) as u32, SEQ as u32),
+        2,
+    )
+}
+
+/// The driver's weights under their file names and in the file's layout.
+fn by_name(driver: &Driver) -> reference::Tensors {
+    let mut tensors = reference::Tensors::new();
+    for tensor in hf_tensors(&driver.shape) {
+        let all = driver.weight(tensor.param_idx);
+        let range = tensor.elements();
+        let own = &all[range.start as usize..range.end as usize];
+        let (rows, cols) = (own.len() / tensor.cols as usize, tensor.cols as usize);
+        let values = (0..own.len()).map(|i| match tensor.transposed {
+            false => own[i],
+            true => own[i % rows * cols + i / rows],
+        });
+        tensors.insert(tensor.name, values.map(f64::from).collect());
+    }
+    tensors
+}
+
+/// The loss of the driver's inputs, by the reference: each document alone.
+fn reference_loss(driver: &Driver) -> (f64, Vec<Vec<f64>>) {
+    let tensors = by_name(driver);
+    let planes = inputs(driver.decoder.workload(), driver.shape.vocab);
+    let (tokens, rest) = planes.split_at(ROWS);
+    let (labels, positions) = (&rest[..ROWS], &rest[ROWS..2 * ROWS]);
+    let (mut sum, mut all) = (0.0, Vec::new());
+    let starts: Vec<usize> = (0..ROWS).filter(|&i| positions[i] == 0).collect();
+    for (n, &start) in starts.iter().enumerate() {
+        let end = starts.get(n + 1).copied().unwrap_or(ROWS);
+        let document: Vec<usize> = tokens[start..end].iter().map(|&t| t as usize).collect();
+        for (row, &label) in reference::logits(&driver.shape, &tensors, &document)
+            .into_iter()
+            .zip(&labels[start..])
+        {
+            if label >= 0 {
+                let max = row.iter().copied().fold(f64::MIN, f64::max);
+                let log_sum = row.iter().map(|v| (v - max).exp()).sum::<f64>().ln() + max;
+                sum += log_sum - row[label as usize];
+            }
+            all.push(row);
+        }
+    }
+    (sum, all)
+}
+
+#[test]
+fn the_loss_is_transformers_loss() {
+    for shape in tiny_shapes() {
+        let mut driver = tiny(&shape, Dtype::F32);
+        let [sum, count] = driver.step(1.0);
+        let (want, _) = reference_loss(&driver);
+        assert_eq!(count, 14.0);
+        let error = (sum - want).abs() / want;
+        assert!(error < 2e-6, "{}: loss {sum}, reference {want}", shape.name);
+        assert_eq!(
+            driver.evaluate(),
+            [sum, count],
+            "{}: loss without gradients",
+            shape.name
+        );
+    }
+}
+
+#[test]
+fn logits_come_from_the_marked_position() {
+    for shape in tiny_shapes() {
+        let mut driver = tiny(&shape, Dtype::F32);
+        let (_, all) = reference_loss(&driver);
+        // One position with a label in each of the two rows.
+        driver.mark(&[4, 16]);
+        let logits = driver.infer();
+        let vocab = shape.vocab as usize;
+        assert_eq!(logits.len(), 2 * vocab);
+        for (got, want) in logits.chunks(vocab).zip([&all[4], &all[16]]) {
+            for (g, w) in got.iter().zip(want) {
+                assert!(
+                    (f64::from(*g) - w).abs() < 1e-4,
+                    "{}: {g} for {w}",
+                    shape.name
+                );
+            }
+        }
+    }
+}
+
+/// The derivative along every parameter's own gradient, along a random direction, and along its
+/// largest number alone.
+#[test]
+fn gradients_are_the_slopes_of_the_loss() {
+    for shape in tiny_shapes() {
+        let mut driver = tiny(&shape, Dtype::F32);
+        driver.step(1.0);
+        for param in 0..driver.n_params() {
+            let gradient: Vec<f64> = driver
+                .gradient(param)
+                .iter()
+                .map(|&g| f64::from(g))
+                .collect();
+            let norm = gradient.iter().map(|g| g * g).sum::<f64>().sqrt();
+            let name = driver.decoder.workload().params[param as usize]
+                .name
+                .clone();
+            let name = format!("{}, {name}", shape.name);
+            assert!(norm > 1e-3, "{name}: gradient of norm {norm}");
+
+            let own: Vec<f64> = gradient.iter().map(|g| g / norm).collect();
+            let sign = |i: usize| {
+                if (i * 2_654_435_761) >> 7 & 1 == 0 {
+                    1.0
+                } else {
+                    -1.0
+                }
+            };
+            let length = (gradient.len() as f64).sqrt();
+            let random: Vec<f64> = (0..gradient.len()).map(|i| sign(i) / length).collect();
+            let largest = (0..gradient.len())
+                .max_by(|&a, &b| gradient[a].abs().total_cmp(&gradient[b].abs()))
+                .unwrap();
+            let mut single = vec![0.0; gradient.len()];
+            single[largest] = 1.0;
+            for direction in [own, random, single] {
+                let want: f64 = gradient.iter().zip(&direction).map(|(g, d)| g * d).sum();
+                let got = slope(&mut driver, param, &direction);
+                let error = (got - want).abs() / norm;
+                assert!(
+                    error < 4e-3,
+                    "{name}: slope {got}, gradient {want}, norm {norm}"
+                );
+            }
+        }
+    }
+}
+
+/// Derivative of the loss along `direction`, by central differences of two widths.
+fn slope(driver: &mut Driver, param: u32, direction: &[f64]) -> f64 {
+    let weight = driver.weight(param);
+    let mut difference = |h: f64| {
+        let mut at = |h: f64| {
+            let moved: Vec<f32> = weight
+                .iter()
+                .zip(direction)
+                .map(|(w, d)| (f64::from(*w) + h * d) as f32)
+                .collect();
+            driver.set_weight(param, &moved);
+            driver.evaluate()[0]
+        };
+        let slope = (at(h) - at(-h)) / (2.0 * h);
+        at(0.0);
+        slope
+    };
+    let (wide, narrow) = (difference(0.02), difference(0.01));
+    (4.0 * narrow - wide) / 3.0
+}
+
+#[test]
+fn gradients_add_up_over_micro_batches() {
+    for shape in tiny_shapes() {
+        let mut driver = tiny(&shape, Dtype::F32);
+        driver.step(0.5);
+        let once: Vec<Vec<f32>> = (0..driver.n_params()).map(|p| driver.gradient(p)).collect();
+        driver.step(0.5);
+        for (param, once) in once.iter().enumerate() {
+            // A tied table gets four additions: x + y, then + x, then + y.
+            let twice = driver.gradient(param as u32);
+            let close = once
+                .iter()
+                .zip(&twice)
+                .all(|(a, b)| (2.0 * a - b).abs() <= 1e-5);
+            assert!(close, "{}, parameter {param}", shape.name);
+        }
+        driver.new_batch();
+        driver.step(0.5);
+        for (param, once) in once.iter().enumerate() {
+            assert_eq!(
+                &driver.gradient(param as u32),
+                once,
+                "{}: a new batch",
+                shape.name
+            );
+        }
+    }
+}
+
+#[test]
+fn threads_and_recomputing_change_no_bit() {
+    for precision in [Dtype::F32, Dtype::Bf16] {
+        for shape in tiny_shapes() {
+            let options = options(precision, 2, 9);
+            let mut one = Driver::new(&shape, &options, 1);
+            let mut three = Driver::new(&shape, &options, 3);
+            let loss = one.step(0.1);
+            three.step(0.1);
+            three.forget_locals();
+            three.new_batch();
+            assert_eq!(three.step(0.1), loss, "{}", shape.name);
+            for param in 0..one.n_params() {
+                assert_eq!(
+                    one.gradient(param),
+                    three.gradient(param),
+                    "{} {param}",
+                    shape.name
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn bf16_is_f32_within_its_rounding() {
+    for shape in [tiny_llama(), tiny_gpt2()] {
+        let mut half = tiny(&shape, Dtype::Bf16);
+        let mut full = tiny(&shape, Dtype::F32);
+        // The same weights: what bf16 holds.
+        for param in 0..half.n_params() {
+            full.set_weight(param, &half.weight(param));
+        }
+        let ([a, _], [b, _]) = (half.step(1.0), full.step(1.0));
+        assert!((a - b).abs() / b < 0.01, "loss {a}, in f32 {b}");
+        assert!(a != b, "bf16 must round somewhere");
+        for param in 0..half.n_params() {
+            let (g, w) = (half.gradient(param), full.gradient(param));
+            let dot = |a: &[f32], b: &[f32]| -> f64 {
+                a.iter()
+                    .zip(b)
+                    .map(|(a, b)| f64::from(*a) * f64::from(*b))
+                    .sum()
+            };
+            let cosine = dot(&g, &w) / (dot(&g, &g) * dot(&w, &w)).sqrt();
+            assert!(cosine > 0.999, "parameter {param}: cosine {cosine}");
+        }
+    }
+}

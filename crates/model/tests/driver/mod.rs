@@ -1,0 +1,412 @@
+//! Runs a decoder the plain way: every tensor has memory of its own, operations run in order.
+//!
+//! Memory begins as NaN (all bits set), scratch is NaN before every call, and operands that an
+//! operation only reads are compared before and after it.
+
+#![allow(dead_code)] // Each test file uses its part.
+
+use std::collections::{HashMap, HashSet};
+
+use half::bf16;
+use lowtide_device::{Queue, View};
+use lowtide_model::{Arg, Call, Decoder, Options, Phase, random_init};
+use lowtide_workload::{
+    Access, Batch, Dtype, Family, ModelShape, Rope, RopeScaling, What, Workload,
+};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Key {
+    Local(usize, u16),
+    Weight(u32),
+    Gradient(u32),
+    Inputs,
+    Loss,
+}
+
+pub struct Driver {
+    pub decoder: Decoder,
+    pub shape: ModelShape,
+    queue: Queue,
+    memory: HashMap<Key, Vec<u64>>,
+    touched: HashSet<u32>,
+}
+
+/// A small Llama with odd sizes: grouped queries, untied, two blocks.
+pub fn tiny_llama() -> ModelShape {
+    ModelShape {
+        name: "tiny".to_owned(),
+        family: Family::Llama,
+        vocab: 37,
+        hidden: 20,
+        intermediate: 28,
+        layers: 2,
+        heads: 4,
+        kv_heads: 2,
+        head_dim: 6,
+        max_positions: 32,
+        norm_eps: 1e-5,
+        tied: false,
+        qkv_bias: false,
+        out_bias: false,
+        mlp_bias: false,
+        qk_norm: false,
+        rope: Some(Rope {
+            theta: 10_000.0,
+            scaling: RopeScaling::None,
+        }),
+    }
+}
+
+/// A small GPT-2, tied.
+pub fn tiny_gpt2() -> ModelShape {
+    ModelShape {
+        family: Family::Gpt2,
+        kv_heads: 4,
+        head_dim: 5,
+        max_positions: 12,
+        tied: true,
+        qkv_bias: true,
+        out_bias: true,
+        mlp_bias: true,
+        rope: None,
+        ..tiny_llama()
+    }
+}
+
+/// One of each feature, by name.
+pub fn tiny_shapes() -> Vec<ModelShape> {
+    let named = |name: &str, shape: ModelShape| ModelShape {
+        name: name.to_owned(),
+        ..shape
+    };
+    let llama3 = RopeScaling::Llama3 {
+        factor: 4.0,
+        low_freq_factor: 1.0,
+        high_freq_factor: 4.0,
+        original: 16.0,
+    };
+    let rope = |scaling| {
+        Some(Rope {
+            theta: 100.0,
+            scaling,
+        })
+    };
+    let base = tiny_llama;
+    vec![
+        named("llama", base()),
+        named(
+            "llama tied",
+            ModelShape {
+                tied: true,
+                ..base()
+            },
+        ),
+        named(
+            "llama 3 rope",
+            ModelShape {
+                rope: rope(llama3),
+                ..base()
+            },
+        ),
+        named(
+            "linear rope",
+            ModelShape {
+                rope: rope(RopeScaling::Linear(2.0)),
+                ..base()
+            },
+        ),
+        named(
+            "llama with all biases",
+            ModelShape {
+                qkv_bias: true,
+                out_bias: true,
+                mlp_bias: true,
+                ..base()
+            },
+        ),
+        named(
+            "qwen2",
+            ModelShape {
+                qkv_bias: true,
+                tied: true,
+                ..base()
+            },
+        ),
+        named(
+            "qwen3",
+            ModelShape {
+                qk_norm: true,
+                tied: true,
+                ..base()
+            },
+        ),
+        named("gpt2", tiny_gpt2()),
+        named(
+            "gpt2 untied",
+            ModelShape {
+                tied: false,
+                ..tiny_gpt2()
+            },
+        ),
+    ]
+}
+
+pub fn options(precision: Dtype, micro_batch: u32, seq: u32) -> Options {
+    let batch = Batch {
+        micro_batch,
+        seq,
+        accumulate: 1,
+    };
+    Options {
+        precision,
+        gradient: precision,
+        batch,
+        logits_chunk: 5,
+    }
+}
+
+/// Tokens, labels, positions and document starts of two rows of packed documents.
+pub fn inputs(workload: &Workload, vocab: u32) -> Vec<i32> {
+    let (b, t) = (
+        workload.batch.micro_batch as usize,
+        workload.batch.seq as usize,
+    );
+    let mut planes = [const { Vec::new() }; 4];
+    for row in 0..b {
+        // The first row holds two documents, the others one.
+        let second = if row == 0 { t / 2 } else { 0 };
+        for i in 0..t {
+            let start = if i >= second { second } else { 0 };
+            let token = ((row * t + i) * 7 + i * i + 3) % vocab as usize;
+            let label = ((row * t + i) * 5 + i * i + 1) % vocab as usize;
+            planes[0].push(token as i32);
+            planes[1].push(if i % 4 == 1 { -100 } else { label as i32 });
+            planes[2].push((i - start) as i32);
+            planes[3].push(start as i32);
+        }
+    }
+    planes.concat()
+}
+
+impl Driver {
+    /// A driver with weights larger than a new model's, so that every gradient is felt.
+    pub fn new(shape: &ModelShape, options: &Options, threads: usize) -> Self {
+        let decoder = Decoder::new(shape, options).unwrap();
+        let queue = Queue::new("test", threads);
+        let (memory, touched) = (HashMap::new(), HashSet::new());
+        let mut driver = Self {
+            decoder,
+            shape: shape.clone(),
+            queue,
+            memory,
+            touched,
+        };
+        let inputs = inputs(driver.decoder.workload(), shape.vocab);
+        driver
+            .memory
+            .insert(Key::Inputs, words(bytemuck::cast_slice(&inputs)));
+        for (i, param) in driver.decoder.workload().params.clone().iter().enumerate() {
+            let mut values = vec![0.0; param.elements as usize];
+            random_init(shape, 5, i as u32, 0..param.elements, &mut values);
+            for (j, value) in values.iter_mut().enumerate() {
+                // Norms and biases (all ones, all zeros) get values of their own.
+                let vary = ((i * 31 + j * 17) % 23) as f32 / 23.0 - 0.5;
+                *value = if param.decay {
+                    *value * 12.0
+                } else {
+                    *value + 0.6 * vary
+                };
+            }
+            driver.set_weight(i as u32, &values);
+        }
+        driver
+    }
+
+    pub fn set_weight(&mut self, param: u32, values: &[f32]) {
+        let bytes = match self.decoder.workload().precision {
+            Dtype::F32 => words(bytemuck::cast_slice(values)),
+            Dtype::Bf16 => {
+                let rounded: Vec<bf16> = values.iter().map(|&v| bf16::from_f32(v)).collect();
+                words(bytemuck::cast_slice(&rounded))
+            }
+        };
+        self.memory.insert(Key::Weight(param), bytes);
+    }
+
+    pub fn weight(&self, param: u32) -> Vec<f32> {
+        let elements = self.decoder.workload().params[param as usize].elements as usize;
+        let bytes: &[u8] = bytemuck::cast_slice(&self.memory[&Key::Weight(param)]);
+        match self.decoder.workload().precision {
+            Dtype::F32 => bytemuck::cast_slice(&bytes[..4 * elements]).to_vec(),
+            Dtype::Bf16 => bytemuck::cast_slice::<u8, bf16>(&bytes[..2 * elements])
+                .iter()
+                .map(|v| v.to_f32())
+                .collect(),
+        }
+    }
+
+    pub fn gradient(&self, param: u32) -> Vec<f32> {
+        let elements = self.decoder.workload().params[param as usize].elements as usize;
+        let bytes: &[u8] = bytemuck::cast_slice(&self.memory[&Key::Gradient(param)]);
+        bytemuck::cast_slice(&bytes[..4 * elements]).to_vec()
+    }
+
+    pub fn n_params(&self) -> u32 {
+        self.decoder.workload().params.len() as u32
+    }
+
+    /// One micro-batch, both directions: sum of losses and their count.
+    pub fn step(&mut self, loss_scale: f32) -> [f64; 2] {
+        let n = self.decoder.workload().units.len();
+        for unit in 0..n {
+            self.phase(unit, Phase::Forward, loss_scale);
+        }
+        for unit in (0..n).rev() {
+            self.phase(unit, Phase::Backward, loss_scale);
+        }
+        self.loss()
+    }
+
+    /// The loss alone.
+    pub fn evaluate(&mut self) -> [f64; 2] {
+        self.up_to_head(Phase::Evaluate);
+        self.loss()
+    }
+
+    /// Logits, (B, V).
+    pub fn infer(&mut self) -> Vec<f32> {
+        self.up_to_head(Phase::Infer);
+        let head = self.decoder.workload().units.len() - 1;
+        let tensors = &self.decoder.workload().units[head].tensors;
+        let logits = tensors.iter().position(|t| t.name == "logits").unwrap();
+        let bytes: &[u8] = bytemuck::cast_slice(&self.memory[&Key::Local(head, logits as u16)]);
+        bytemuck::cast_slice(&bytes[..tensors[logits].bytes.usize()]).to_vec()
+    }
+
+    fn up_to_head(&mut self, last: Phase) {
+        let n = self.decoder.workload().units.len();
+        for unit in 0..n - 1 {
+            self.phase(unit, Phase::Forward, 0.0);
+        }
+        self.phase(n - 1, last, 0.0);
+    }
+
+    fn loss(&self) -> [f64; 2] {
+        bytemuck::cast_slice::<u64, f64>(&self.memory[&Key::Loss])
+            .try_into()
+            .unwrap()
+    }
+
+    /// Leaves a label only at the tokens `at`, counted over all rows.
+    pub fn mark(&mut self, at: &[usize]) {
+        let rows = self.decoder.workload().batch.rows() as usize;
+        let inputs = self.memory.get_mut(&Key::Inputs).unwrap();
+        let labels = &mut bytemuck::cast_slice_mut::<u64, i32>(inputs)[rows..2 * rows];
+        labels.fill(-100);
+        at.iter().for_each(|&i| labels[i] = 0);
+    }
+
+    /// Forgets the gradients: the next step overwrites them.
+    pub fn new_batch(&mut self) {
+        self.touched.clear();
+    }
+
+    /// Poisons everything that forward wrote, so that running it again is seen.
+    pub fn forget_locals(&mut self) {
+        self.memory.retain(|key, _| !matches!(key, Key::Local(..)));
+    }
+
+    fn phase(&mut self, unit: usize, phase: Phase, loss_scale: f32) {
+        let n = phase.ops(&self.decoder.workload().units[unit]).len();
+        for op in 0..n {
+            self.op(unit, phase, op, loss_scale);
+        }
+    }
+
+    fn op(&mut self, unit: usize, phase: Phase, op: usize, loss_scale: f32) {
+        let workload = self.decoder.workload();
+        let what = phase.ops(&workload.units[unit])[op].clone();
+        // Takes the operands' memory out, so that each can be borrowed alone.
+        let mut taken: Vec<(Key, usize, Vec<u64>)> = Vec::new();
+        for operand in &what.operands {
+            let (key, bytes) = resolve(workload, unit, operand.what);
+            let memory = self.memory.remove(&key);
+            taken.push((
+                key,
+                bytes,
+                memory.unwrap_or_else(|| vec![u64::MAX; bytes.div_ceil(8)]),
+            ));
+        }
+        let before: Vec<Vec<u64>> = taken.iter().map(|t| t.2.clone()).collect();
+        let mut scratch = vec![u64::MAX; what.workspace.usize().div_ceil(8)];
+        let args: Vec<Arg<'_>> = taken
+            .iter_mut()
+            .map(|(key, bytes, memory)| Arg {
+                view: View::of(bytemuck::cast_slice_mut::<u64, f64>(memory)).part(0, *bytes),
+                fresh: match key {
+                    Key::Gradient(i) => self.touched.insert(*i),
+                    _ => false,
+                },
+            })
+            .collect();
+        let workspace = View::of(bytemuck::cast_slice_mut::<u64, f64>(&mut scratch));
+        let call = Call {
+            unit,
+            phase,
+            op,
+            args: &args,
+            workspace,
+            loss_scale,
+        };
+        self.decoder.run(&self.queue, &call);
+        for ((operand, (key, _, after)), before) in what.operands.iter().zip(&taken).zip(&before) {
+            if operand.access == Access::Read {
+                assert!(
+                    after == before,
+                    "{} wrote to {key:?}, which it reads",
+                    what.name
+                );
+            }
+        }
+        for (key, _, memory) in taken {
+            assert!(
+                self.memory.insert(key, memory).is_none(),
+                "{key:?} twice in {}",
+                what.name
+            );
+        }
+    }
+}
+
+/// Whose memory an operand is, and its length.
+fn resolve(workload: &Workload, unit: usize, what: What) -> (Key, usize) {
+    let u = &workload.units[unit];
+    let elements = |i: u32| workload.params[i as usize].elements as usize;
+    match what {
+        What::Local(i) => {
+            let bytes = u.tensors[usize::from(i)].bytes.usize();
+            let below = |i: Option<u16>| Key::Local(unit - 1, i.unwrap());
+            if Some(i) == u.input {
+                (below(workload.units[unit - 1].output), bytes)
+            } else if Some(i) == u.d_input {
+                (below(workload.units[unit - 1].d_output), bytes)
+            } else {
+                (Key::Local(unit, i), bytes)
+            }
+        }
+        What::Weight(i) => (
+            Key::Weight(i),
+            elements(i) * workload.precision.size() as usize,
+        ),
+        What::Gradient(i) => (Key::Gradient(i), elements(i) * 4),
+        What::Inputs => (Key::Inputs, workload.batch.input_bytes().usize()),
+        What::Loss => (Key::Loss, 16),
+    }
+}
+
+/// Bytes in memory that suits every type.
+fn words(bytes: &[u8]) -> Vec<u64> {
+    let mut words = vec![0u64; bytes.len().div_ceil(8)];
+    bytemuck::cast_slice_mut::<u64, u8>(&mut words)[..bytes.len()].copy_from_slice(bytes);
+    words
+}

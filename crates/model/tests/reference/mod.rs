@@ -1,0 +1,225 @@
+//! The decoders once more, as transformers writes them: f64, one token at a time, a tensor for
+//! every name in the file, nothing fused.
+
+use std::collections::HashMap;
+use std::f64::consts::PI;
+
+use lowtide_workload::{Family, ModelShape, RopeScaling};
+
+/// Tensors by Hugging Face name, as the file holds them.
+pub type Tensors = HashMap<String, Vec<f64>>;
+
+struct Model<'a> {
+    shape: &'a ModelShape,
+    tensors: &'a Tensors,
+}
+
+type Row = Vec<f64>;
+
+/// Logits of every token of one document.
+pub fn logits(shape: &ModelShape, tensors: &Tensors, tokens: &[usize]) -> Vec<Row> {
+    let m = Model { shape, tensors };
+    let c = shape.hidden as usize;
+    let gpt2 = shape.family == Family::Gpt2;
+    let table = if gpt2 {
+        "transformer.wte.weight"
+    } else {
+        "model.embed_tokens.weight"
+    };
+    let line = |name: &str, i: usize| m.get(name)[i * c..(i + 1) * c].to_vec();
+    let mut x: Vec<Row> = tokens.iter().map(|&t| line(table, t)).collect();
+    if gpt2 {
+        for (i, row) in x.iter_mut().enumerate() {
+            add(row, &line("transformer.wpe.weight", i));
+        }
+    }
+    for l in 0..shape.layers {
+        if gpt2 {
+            m.gpt2_layer(&mut x, l)
+        } else {
+            m.llama_layer(&mut x, l)
+        }
+    }
+    let norm = if gpt2 {
+        "transformer.ln_f"
+    } else {
+        "model.norm"
+    };
+    let head = if shape.tied { table } else { "lm_head.weight" };
+    x.iter()
+        .map(|row| product(&m.norm(norm, row), m.get(head)))
+        .collect()
+}
+
+impl Model<'_> {
+    fn get(&self, name: &str) -> &[f64] {
+        self.tensors
+            .get(name)
+            .unwrap_or_else(|| panic!("no tensor {name}"))
+    }
+
+    /// `nn.Linear`.
+    fn linear(&self, name: &str, x: &Row) -> Row {
+        let mut y = product(x, self.get(&format!("{name}.weight")));
+        if let Some(bias) = self.tensors.get(&format!("{name}.bias")) {
+            add(&mut y, bias);
+        }
+        y
+    }
+
+    /// `Conv1D`: the weight is (in, out).
+    fn conv1d(&self, name: &str, x: &Row) -> Row {
+        let w = self.get(&format!("{name}.weight"));
+        let mut y = self.get(&format!("{name}.bias")).to_vec();
+        let n = y.len();
+        for (i, xi) in x.iter().enumerate() {
+            for (j, yj) in y.iter_mut().enumerate() {
+                *yj += xi * w[i * n + j];
+            }
+        }
+        y
+    }
+
+    fn norm(&self, name: &str, x: &[f64]) -> Row {
+        let n = x.len() as f64;
+        let w = self.get(&format!("{name}.weight"));
+        let bias = self.tensors.get(&format!("{name}.bias"));
+        let mean = if bias.is_some() {
+            x.iter().sum::<f64>() / n
+        } else {
+            0.0
+        };
+        let var = x.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / n;
+        let r = 1.0 / (var + self.shape.norm_eps).sqrt();
+        let mut y: Row = x.iter().zip(w).map(|(v, w)| (v - mean) * r * w).collect();
+        if let Some(b) = bias {
+            add(&mut y, b);
+        }
+        y
+    }
+
+    fn llama_layer(&self, x: &mut [Row], l: u32) {
+        let at = format!("model.layers.{l}");
+        let d = self.shape.head_dim as usize;
+        let mut qkv = [const { Vec::new() }; 3];
+        for (pos, row) in x.iter().enumerate() {
+            let h = self.norm(&format!("{at}.input_layernorm"), row);
+            for (i, p) in ["q", "k", "v"].into_iter().enumerate() {
+                let mut y = self.linear(&format!("{at}.self_attn.{p}_proj"), &h);
+                if i < 2 {
+                    for head in y.chunks_mut(d) {
+                        if self.shape.qk_norm {
+                            let normed = self.norm(&format!("{at}.self_attn.{p}_norm"), head);
+                            head.copy_from_slice(&normed);
+                        }
+                        self.rotate(head, pos);
+                    }
+                }
+                qkv[i].push(y);
+            }
+        }
+        let att = self.attend(&qkv);
+        for (row, a) in x.iter_mut().zip(&att) {
+            add(row, &self.linear(&format!("{at}.self_attn.o_proj"), a));
+            let h = self.norm(&format!("{at}.post_attention_layernorm"), row);
+            let mut gate = self.linear(&format!("{at}.mlp.gate_proj"), &h);
+            let up = self.linear(&format!("{at}.mlp.up_proj"), &h);
+            gate.iter_mut()
+                .zip(&up)
+                .for_each(|(g, u)| *g = *g / (1.0 + (-*g).exp()) * u);
+            add(row, &self.linear(&format!("{at}.mlp.down_proj"), &gate));
+        }
+    }
+
+    fn gpt2_layer(&self, x: &mut [Row], l: u32) {
+        let at = format!("transformer.h.{l}");
+        let c = self.shape.hidden as usize;
+        let mut qkv = [const { Vec::new() }; 3];
+        for row in x.iter() {
+            let h = self.norm(&format!("{at}.ln_1"), row);
+            let all = self.conv1d(&format!("{at}.attn.c_attn"), &h);
+            for (i, part) in all.chunks(c).enumerate() {
+                qkv[i].push(part.to_vec());
+            }
+        }
+        let att = self.attend(&qkv);
+        for (row, a) in x.iter_mut().zip(&att) {
+            add(row, &self.conv1d(&format!("{at}.attn.c_proj"), a));
+            let h = self.norm(&format!("{at}.ln_2"), row);
+            let mut f = self.conv1d(&format!("{at}.mlp.c_fc"), &h);
+            for v in &mut f {
+                let inner = (2.0 / PI).sqrt() * (*v + 0.044_715 * v.powi(3));
+                *v *= 0.5 * (1.0 + inner.tanh());
+            }
+            add(row, &self.conv1d(&format!("{at}.mlp.c_proj"), &f));
+        }
+    }
+
+    /// `rotate_half`: number i turns with number i + D/2.
+    fn rotate(&self, head: &mut [f64], pos: usize) {
+        let rope = self.shape.rope.unwrap();
+        let (d, half) = (head.len() as f64, head.len() / 2);
+        for i in 0..half {
+            let inv = rope.theta.powf(-(2.0 * i as f64) / d);
+            let inv = match rope.scaling {
+                RopeScaling::None => inv,
+                RopeScaling::Linear(factor) => inv / factor,
+                RopeScaling::Llama3 {
+                    factor,
+                    low_freq_factor,
+                    high_freq_factor,
+                    original,
+                } => {
+                    let turns = original * inv / (2.0 * PI);
+                    let smooth = (turns - low_freq_factor) / (high_freq_factor - low_freq_factor);
+                    let smooth = smooth.clamp(0.0, 1.0);
+                    inv / factor * (1.0 - smooth) + inv * smooth
+                }
+            };
+            let (sin, cos) = (pos as f64 * inv).sin_cos();
+            let (a, b) = (head[i], head[i + half]);
+            head[i] = a * cos - b * sin;
+            head[i + half] = b * cos + a * sin;
+        }
+    }
+
+    fn attend(&self, [q, k, v]: &[Vec<Row>; 3]) -> Vec<Row> {
+        let d = self.shape.head_dim as usize;
+        let (heads, group) = (
+            self.shape.heads as usize,
+            (self.shape.heads / self.shape.kv_heads) as usize,
+        );
+        let mut out = vec![vec![0.0; heads * d]; q.len()];
+        for t in 0..q.len() {
+            for h in 0..heads {
+                let kv = h / group * d..(h / group + 1) * d;
+                let qh = &q[t][h * d..(h + 1) * d];
+                let scores: Row = k[..=t]
+                    .iter()
+                    .map(|k| dot(qh, &k[kv.clone()]) / (d as f64).sqrt())
+                    .collect();
+                let max = scores.iter().copied().fold(f64::MIN, f64::max);
+                let sum: f64 = scores.iter().map(|s| (s - max).exp()).sum();
+                for (s, value) in scores.iter().zip(v) {
+                    for (o, x) in out[t][h * d..].iter_mut().zip(&value[kv.clone()]) {
+                        *o += (s - max).exp() / sum * x;
+                    }
+                }
+            }
+        }
+        out
+    }
+}
+
+/// `x · wᵀ`, `w` (out, in).
+fn product(x: &[f64], w: &[f64]) -> Row {
+    w.chunks(x.len()).map(|row| dot(row, x)).collect()
+}
+
+fn dot(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
+}
+
+fn add(to: &mut [f64], more: &[f64]) {
+    to.iter_mut().zip(more).for_each(|(a, b)| *a += b);
+}

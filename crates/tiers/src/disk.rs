@@ -1,0 +1,483 @@
+//! The disk: a flat address space of bytes over several drives, and the way to ask for I/O.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use lowtide_units::Bytes;
+
+use crate::arbiter::{Arbiter, Piece, Setup};
+use crate::state_file::{self, Header, StateFile};
+use crate::stripe::Stripe;
+use crate::threads::Threads;
+use crate::uring::Uring;
+use crate::{ALIGN, Arena, Checksums, RawRange, Ticket, TierError};
+
+/// What a disk is made of. [`DiskConfig::new`] gives what suits NVMe drives.
+#[derive(Clone, Debug)]
+pub struct DiskConfig {
+    /// The drives, one directory each, 1 to 64; their order is part of the layout.
+    pub drives: Vec<DriveConfig>,
+    /// The most that goes to a drive as one operation; a multiple of [`ALIGN`], at most 1 GiB.
+    pub block: Bytes,
+    /// Bytes that lie together on one drive; a multiple of [`ALIGN`], best one block.
+    pub stripe: Bytes,
+    /// Blocks in flight on each drive, 1 to 1024.
+    pub depth: usize,
+    /// How I/O is done.
+    pub backend: Backend,
+    /// Whether to try O_DIRECT. Without it all bytes pass through the page cache.
+    pub direct: bool,
+    /// What to do about state files that are there already.
+    pub open: Open,
+    /// Whether the state files stay when the disk is dropped.
+    pub keep: bool,
+    /// Which run the state belongs to; [`Open::Existing`] must name the same.
+    pub run: u128,
+    /// Keeps a checksum of every unit of this many bytes that is written, and checks what is
+    /// read. `block`, `stripe` and then every extent must be multiples of it, itself of [`ALIGN`].
+    pub verify_reads: Option<Bytes>,
+}
+
+/// One drive of a disk.
+#[derive(Clone, Debug)]
+pub struct DriveConfig {
+    /// Where its state file goes: a directory that exists.
+    pub dir: PathBuf,
+    /// Bytes to reserve there.
+    pub bytes: Bytes,
+    /// Its share of the traffic, relative to the others'; best its measured bandwidth.
+    pub weight: f64,
+}
+
+/// How I/O is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backend {
+    /// io_uring where a trial works, threads elsewhere; [`Disk::describe`] tells which and why.
+    Auto,
+    /// io_uring or an error.
+    Uring,
+    /// `pread` and `pwrite` on up to 8 threads a drive.
+    Threads,
+}
+
+/// What to do about state files that are there already. A file that is not ours, or that a living
+/// process holds, is always an error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Open {
+    /// Begin anew; refuse to touch a file that an earlier run asked to keep.
+    Create,
+    /// Begin anew, over kept files too.
+    Replace,
+    /// Go on with the bytes of a kept run that had the same drives, stripes and run id.
+    Existing,
+}
+
+/// Whether bytes go from disk to memory or the other way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    /// From disk to memory.
+    Read,
+    /// From memory to disk.
+    Write,
+}
+
+impl Kind {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Write => "write",
+        }
+    }
+}
+
+/// A range of the disk's flat address space; both numbers are multiples of [`ALIGN`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Extent {
+    /// The first byte.
+    pub offset: u64,
+    /// How many bytes.
+    pub bytes: u64,
+}
+
+impl fmt::Display for Extent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "extent {}+{}", self.offset, self.bytes)
+    }
+}
+
+/// One movement of bytes.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// Which way.
+    pub kind: Kind,
+    /// Where on disk.
+    pub extent: Extent,
+    /// Where in memory: as long as the extent, its address a multiple of [`ALIGN`]. Until the
+    /// ticket is done it must not be written, and for a read not be read either.
+    pub memory: RawRange,
+    /// Smaller is served sooner; for instance the index of the task that waits for it.
+    pub deadline: u64,
+}
+
+/// What a disk has moved since it was opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Bytes read.
+    pub read: Bytes,
+    /// Bytes written.
+    pub written: Bytes,
+}
+
+/// Drives striped to one flat address space, each served by an arbiter thread of its own.
+///
+/// Dropping it finishes what was submitted, then removes the state files unless told to keep them.
+pub struct Disk {
+    arbiters: Vec<Arbiter>,
+    files: Vec<Arc<StateFile>>,
+    stripe: Arc<Stripe>,
+    bytes: u64,
+    /// Extents must be multiples of this: [`ALIGN`], or the unit of checksums.
+    align: u64,
+    checksums: Option<Arc<Checksums>>,
+    /// Held while a request's parts are handed out, so that all drives see one order.
+    order: Mutex<()>,
+    description: String,
+}
+
+impl DiskConfig {
+    /// Settings for these directories and weights: 4 MiB blocks and stripes, depth 8, no bytes
+    /// reserved yet ([`DiskConfig::fit`]), run id 0.
+    #[must_use]
+    pub fn new(drives: impl IntoIterator<Item = (PathBuf, f64)>) -> Self {
+        let drives = drives.into_iter();
+        Self {
+            drives: drives
+                .map(|(dir, weight)| DriveConfig {
+                    dir,
+                    bytes: Bytes::ZERO,
+                    weight,
+                })
+                .collect(),
+            block: Bytes::MIB * 4,
+            stripe: Bytes::MIB * 4,
+            depth: 8,
+            backend: Backend::Auto,
+            direct: true,
+            open: Open::Create,
+            keep: false,
+            run: 0,
+            verify_reads: None,
+        }
+    }
+
+    /// The same with each drive's bytes set to what a disk of `total` bytes needs of it. Set
+    /// `stripe` before.
+    ///
+    /// # Errors
+    /// [`TierError::Setting`] when the drives or the stripe make no disk.
+    pub fn fit(mut self, total: Bytes) -> Result<Self, TierError> {
+        let stripe = self.checked()?;
+        for (i, drive) in self.drives.iter_mut().enumerate() {
+            drive.bytes = Bytes(stripe.local_len(i, total.align_up(ALIGN).0));
+        }
+        Ok(self)
+    }
+
+    fn checked(&self) -> Result<Stripe, TierError> {
+        let weights: Vec<f64> = self.drives.iter().map(|d| d.weight).collect();
+        let layout = Layout {
+            weights: &weights,
+            block: self.block,
+            stripe: self.stripe,
+            depth: self.depth,
+            verify_reads: self.verify_reads,
+        };
+        layout.checked()
+    }
+}
+
+/// The settings that file-backed disks and those in memory share.
+pub(crate) struct Layout<'a> {
+    pub(crate) weights: &'a [f64],
+    pub(crate) block: Bytes,
+    pub(crate) stripe: Bytes,
+    pub(crate) depth: usize,
+    pub(crate) verify_reads: Option<Bytes>,
+}
+
+impl Layout<'_> {
+    pub(crate) fn checked(&self) -> Result<Stripe, TierError> {
+        let check = |fine, key, value: &dyn fmt::Debug, need| {
+            let error = || TierError::Setting {
+                key,
+                value: format!("{value:?}"),
+                need,
+            };
+            if fine { Ok(()) } else { Err(error()) }
+        };
+        let unit = self.verify_reads.map_or(ALIGN, |unit| unit.0);
+        let whole = |bytes: Bytes, of: u64| bytes.0 > 0 && bytes.0.is_multiple_of(of);
+        let weight = |w: &f64| w.is_finite() && *w > 0.0;
+        let Self {
+            weights,
+            block,
+            stripe,
+            depth,
+            ..
+        } = *self;
+        let n = weights.len();
+        check((1..=64).contains(&n), "drives", &n, "1 to 64 directories")?;
+        check(
+            weights.iter().all(weight),
+            "weight",
+            &weights,
+            "greater than zero",
+        )?;
+        check((1..=1024).contains(&depth), "depth", &depth, "1 to 1024")?;
+        check(
+            whole(Bytes(unit), ALIGN),
+            "verify_reads",
+            &unit,
+            "a multiple of 4 KiB",
+        )?;
+        check(
+            whole(block, unit) && block <= Bytes::GIB,
+            "block",
+            &block.0,
+            "a multiple of 4 KiB and of the checksum unit, at most 1 GiB",
+        )?;
+        check(
+            whole(stripe, unit),
+            "stripe",
+            &stripe.0,
+            "a multiple of 4 KiB and of the checksum unit",
+        )?;
+        Ok(Stripe::new(stripe.0, weights))
+    }
+}
+
+impl Disk {
+    /// Makes or takes over the state files, reserves all space, chooses a backend for each drive
+    /// by trial and starts the arbiters. `host` is the arena most requests will come from: with
+    /// io_uring its pages are registered once, where the limit on locked memory allows.
+    ///
+    /// # Errors
+    /// [`TierError::Setting`], [`TierError::Space`], [`TierError::InUse`], [`TierError::Kept`],
+    /// [`TierError::BadFile`], [`TierError::File`], [`TierError::Backend`]; files made so far are
+    /// removed again.
+    pub fn open(config: &DiskConfig, host: Option<&Arena>) -> Result<Self, TierError> {
+        let stripe = Arc::new(config.checked()?);
+        let shares: Vec<u64> = config.drives.iter().map(|d| d.bytes.0).collect();
+        let bytes = stripe.capacity(&shares);
+        let mut files = Vec::new();
+        for (i, drive) in config.drives.iter().enumerate() {
+            let header = Header {
+                run: config.run,
+                keep: config.keep,
+                drive: i as u32,
+                share: stripe.local_len(i, bytes),
+                stripe: (*stripe).clone(),
+            };
+            let file = StateFile::open(&drive.dir, &header, config.open, config.direct)?;
+            files.push(Arc::new(file));
+        }
+        let mut disk = Self::without_arbiters(bytes, stripe, config.verify_reads);
+        for file in &files {
+            let setup = disk.setup(
+                file.path.clone(),
+                state_file::DATA,
+                config.block,
+                config.depth,
+            );
+            let (file, host) = (Arc::clone(file), host.cloned());
+            let (depth, backend) = (config.depth, config.backend);
+            let (arbiter, how) = Arbiter::spawn(setup, move || match backend {
+                Backend::Threads => Ok(Threads::on_file(file, depth, "as asked")),
+                Backend::Uring => Uring::on_file(&file, depth, host.as_ref()).map_err(|reason| {
+                    TierError::Backend {
+                        path: file.path.clone(),
+                        reason,
+                    }
+                }),
+                Backend::Auto => Ok(Uring::on_file(&file, depth, host.as_ref())
+                    .unwrap_or_else(|why| Threads::on_file(file, depth, &why))),
+            })?;
+            disk.add(arbiter, &how);
+        }
+        disk.files = files;
+        Ok(disk)
+    }
+
+    pub(crate) fn without_arbiters(
+        bytes: u64,
+        stripe: Arc<Stripe>,
+        verify_reads: Option<Bytes>,
+    ) -> Self {
+        Self {
+            arbiters: Vec::new(),
+            files: Vec::new(),
+            stripe,
+            bytes,
+            align: verify_reads.map_or(ALIGN, |unit| unit.0),
+            checksums: verify_reads.map(|unit| Arc::new(Checksums::new(bytes, unit.0))),
+            order: Mutex::new(()),
+            description: String::new(),
+        }
+    }
+
+    /// What the next arbiter needs to know.
+    pub(crate) fn setup(&self, path: PathBuf, data: u64, block: Bytes, depth: usize) -> Setup {
+        Setup {
+            drive: self.arbiters.len(),
+            stripe: Arc::clone(&self.stripe),
+            path,
+            data,
+            block: block.0,
+            depth,
+            checksums: self.checksums.clone(),
+        }
+    }
+
+    pub(crate) fn add(&mut self, arbiter: Arbiter, how: &str) {
+        if !self.description.is_empty() {
+            self.description.push('\n');
+        }
+        let path = arbiter.path().to_owned();
+        self.description
+            .push_str(&format!("{}: {how}", path.display()));
+        self.arbiters.push(arbiter);
+    }
+
+    /// Bytes of the flat address space: the most that the drives' shares allow.
+    #[must_use]
+    pub fn bytes(&self) -> Bytes {
+        Bytes(self.bytes)
+    }
+
+    /// One line a drive: its file, the backend, and why not a faster one.
+    #[must_use]
+    pub fn describe(&self) -> &str {
+        &self.description
+    }
+
+    /// What was moved so far.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        let mut sum = Counters::default();
+        for arbiter in &self.arbiters {
+            let moved = arbiter.counters();
+            sum.read += moved.read;
+            sum.written += moved.written;
+        }
+        sum
+    }
+
+    /// The checksums of what was written, when the disk verifies its reads.
+    #[must_use]
+    pub fn checksums(&self) -> Option<&Checksums> {
+        self.checksums.as_deref()
+    }
+
+    /// Takes over the checksums saved with a kept run. No request may be unfinished. Does nothing
+    /// on a disk that does not verify.
+    ///
+    /// # Errors
+    /// [`TierError::Checksums`] when they are another disk's.
+    pub fn load_checksums(&self, saved: &Checksums) -> Result<(), TierError> {
+        self.checksums
+            .as_ref()
+            .map_or(Ok(()), |sums| sums.load(saved))
+    }
+
+    /// Queues a movement of bytes and returns at once. A request that cannot be (misaligned,
+    /// outside, lengths that differ) gives a ticket that has failed already.
+    ///
+    /// Requests run in order of their deadlines, except that of two whose extents overlap, one of
+    /// them a write, the one submitted first is served first.
+    #[must_use = "the ticket is the only way to learn of the end or an error"]
+    pub fn submit(&self, request: Request) -> Ticket {
+        if let Err(error) = self.check(&request) {
+            return Ticket::refused(error);
+        }
+        let Request {
+            kind,
+            extent,
+            memory,
+            deadline,
+        } = request;
+        let flat = extent.offset..extent.offset + extent.bytes;
+        let local = |drive| self.stripe.local(drive, flat.clone());
+        let drives = (0..self.arbiters.len()).filter(|&drive| !local(drive).is_empty());
+        let drives: Vec<usize> = drives.collect();
+        let (ticket, parts) = Ticket::new(drives.len());
+        let _one_order = self.order.lock().unwrap_or_else(PoisonError::into_inner);
+        for (drive, part) in drives.into_iter().zip(parts) {
+            let memory = memory.clone();
+            let piece = Piece {
+                kind,
+                extent,
+                memory,
+                deadline,
+                local: local(drive),
+                part,
+            };
+            self.arbiters[drive].submit(piece);
+        }
+        ticket
+    }
+
+    fn check(&self, request: &Request) -> Result<(), TierError> {
+        let Request { extent, memory, .. } = request;
+        let need = self.align;
+        for (what, value, need) in [
+            ("extent offset", extent.offset, need),
+            ("extent length", extent.bytes, need),
+            ("memory address", memory.as_ptr() as u64, ALIGN),
+        ] {
+            if !value.is_multiple_of(need) {
+                return Err(TierError::Misaligned { what, value, need });
+            }
+        }
+        if extent.bytes != memory.bytes() as u64 {
+            return Err(TierError::Lengths {
+                extent: *extent,
+                memory: memory.bytes() as u64,
+            });
+        }
+        match extent.offset.checked_add(extent.bytes) {
+            Some(end) if end <= self.bytes => Ok(()),
+            _ => Err(TierError::OutOfDisk {
+                extent: *extent,
+                have: self.bytes,
+            }),
+        }
+    }
+
+    /// Makes every write whose ticket is done survive a power loss. Blocks until it does.
+    ///
+    /// # Errors
+    /// [`TierError::File`] when a drive refuses; then nothing is known of the writes before.
+    pub fn sync(&self) -> Result<(), TierError> {
+        self.files.iter().try_for_each(|file| file.sync())
+    }
+
+    /// The state file of each drive; none for a disk in memory.
+    pub fn paths(&self) -> impl Iterator<Item = &Path> {
+        self.files.iter().map(|file| file.path.as_path())
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        // All are told before any is waited for.
+        self.arbiters.iter().for_each(Arbiter::stop);
+        self.arbiters.clear();
+    }
+}
+
+impl fmt::Debug for Disk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Disk({} bytes; {})", self.bytes, self.description)
+    }
+}

@@ -1,0 +1,286 @@
+//! A lane on io_uring: one ring per drive, made and used by the arbiter's thread alone.
+//!
+//! Its gain over threads is processor time, not bandwidth. Registered memory saves pinning the
+//! pages of every block; where the limit on locked memory forbids it, blocks go unregistered.
+
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
+
+use io_uring::{IoUring, Probe, opcode, squeue, types};
+
+use crate::Arena;
+use crate::arbiter::{Io, Lane, Made, Wake};
+use crate::disk::Kind;
+use crate::state_file::StateFile;
+use crate::threads::how_direct;
+
+/// The kernel registers memory in pieces of at most 1 GiB; tests cross small ones.
+const PIECE: usize = if cfg!(test) { 64 << 10 } else { 1 << 30 };
+/// Marks the end of a poll of the event, not of a block.
+const WAKE: u64 = u64::MAX;
+
+pub(crate) struct Uring {
+    // Dropped first: closing the ring ends the kernel's use of all below.
+    ring: IoUring,
+    event: Arc<Event>,
+    event_polled: bool,
+    /// Registered under index 0.
+    _file: Arc<StateFile>,
+    registered: Option<Arena>,
+}
+
+impl Uring {
+    /// A ring for `depth` blocks that has read from the file on trial, or why there is none.
+    pub(crate) fn on_file(
+        file: &Arc<StateFile>,
+        depth: usize,
+        host: Option<&Arena>,
+    ) -> Result<Made, String> {
+        let fail = |what: &'static str| move |e: io::Error| format!("{what}: {e}");
+        let ring = build(depth as u32 + 2).map_err(fail("io_uring refused"))?;
+        let mut probe = Probe::new();
+        ring.submitter()
+            .register_probe(&mut probe)
+            .map_err(fail("io_uring too old"))?;
+        let needed = [
+            opcode::Read::CODE,
+            opcode::Write::CODE,
+            opcode::ReadFixed::CODE,
+            opcode::WriteFixed::CODE,
+            opcode::PollAdd::CODE,
+        ];
+        if !needed.iter().all(|&code| probe.is_supported(code)) {
+            return Err("io_uring too old: an operation is missing".to_owned());
+        }
+        ring.submitter()
+            .register_files(&[file.fd()])
+            .map_err(fail("registering the file"))?;
+        let event = Arc::new(Event::new().map_err(fail("making an event"))?);
+        let (registered, memory) = match host.map(|arena| (arena, register(&ring, arena))) {
+            None => (None, "no registered memory".to_owned()),
+            Some((arena, Ok(()))) => (Some(arena.clone()), "registered memory".to_owned()),
+            Some((_, Err(e))) => (None, format!("memory not registered ({e})")),
+        };
+        let _file = Arc::clone(file);
+        let mut lane = Self {
+            ring,
+            event,
+            event_polled: false,
+            _file,
+            registered,
+        };
+        lane.trial().map_err(fail("io_uring fails to read"))?;
+        let how = format!("io_uring, {memory}, {}", how_direct(file));
+        let wake = Arc::clone(&lane.event);
+        Ok((Box::new(lane), wake, how))
+    }
+
+    /// Reads the file's header: some sandboxes let a ring be made but not be used.
+    fn trial(&mut self) -> io::Result<()> {
+        let page = Arena::new(lowtide_units::Bytes(4096), crate::Fill::Zero)
+            .map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?;
+        self.start(
+            0,
+            Io {
+                kind: Kind::Read,
+                memory: page.base(),
+                bytes: 4096,
+                at: 0,
+            },
+        );
+        let mut ended = Vec::new();
+        while ended.is_empty() {
+            self.wait(&mut ended);
+        }
+        match ended.remove(0).1? {
+            4096 => Ok(()),
+            _ => Err(io::ErrorKind::UnexpectedEof.into()),
+        }
+    }
+
+    /// The index of the registered piece that holds all of a block.
+    fn piece(&self, io: &Io) -> Option<u16> {
+        let arena = self.registered.as_ref()?;
+        let start = (io.memory as usize).checked_sub(arena.base() as usize)?;
+        let inside = start + io.bytes <= arena.bytes().usize();
+        let whole = start / PIECE == (start + io.bytes - 1) / PIECE;
+        (inside && whole).then_some((start / PIECE) as u16)
+    }
+
+    fn push(&mut self, entry: &squeue::Entry) {
+        // SAFETY: the memory of an entry is valid until its end is reported (`Io`), and the file
+        // and the event live as long as the ring.
+        let pushed = unsafe { self.ring.submission().push(entry) };
+        pushed.expect("the ring has room for every slot and the event");
+    }
+}
+
+impl Lane for Uring {
+    fn start(&mut self, slot: usize, io: Io) {
+        let (file, len) = (types::Fixed(0), io.bytes as u32);
+        let entry = match (io.kind, self.piece(&io)) {
+            (Kind::Read, Some(piece)) => opcode::ReadFixed::new(file, io.memory, len, piece)
+                .offset(io.at)
+                .build(),
+            (Kind::Write, Some(piece)) => opcode::WriteFixed::new(file, io.memory, len, piece)
+                .offset(io.at)
+                .build(),
+            (Kind::Read, None) => opcode::Read::new(file, io.memory, len)
+                .offset(io.at)
+                .build(),
+            (Kind::Write, None) => opcode::Write::new(file, io.memory, len)
+                .offset(io.at)
+                .build(),
+        };
+        self.push(&entry.user_data(slot as u64));
+    }
+
+    fn wait(&mut self, ended: &mut Vec<(usize, io::Result<usize>)>) {
+        if !self.event_polled {
+            let poll = opcode::PollAdd::new(types::Fd(self.event.fd()), libc::POLLIN as u32);
+            self.push(&poll.build().user_data(WAKE));
+            self.event_polled = true;
+        }
+        loop {
+            match self.ring.submit_and_wait(1) {
+                Ok(_) => break,
+                Err(e) => match e.raw_os_error() {
+                    // Interrupted, or short of resources until ends are taken: both pass.
+                    Some(libc::EINTR | libc::EAGAIN | libc::EBUSY) => {
+                        if !self.ring.completion().is_empty() {
+                            break;
+                        }
+                    }
+                    _ => panic!("io_uring_enter: {e}"),
+                },
+            }
+        }
+        for end in self.ring.completion() {
+            if end.user_data() == WAKE {
+                // Cleared before the arbiter looks into its inbox, so that what is submitted
+                // after that look wakes it again.
+                self.event.clear();
+                self.event_polled = false;
+                continue;
+            }
+            let result = match end.result() {
+                n if n >= 0 => Ok(n as usize),
+                e => Err(io::Error::from_raw_os_error(-e)),
+            };
+            ended.push((end.user_data() as usize, result));
+        }
+    }
+}
+
+/// The newest flags that this kernel takes.
+fn build(entries: u32) -> io::Result<IoUring> {
+    IoUring::builder()
+        .setup_single_issuer()
+        .setup_defer_taskrun()
+        .build(entries)
+        .or_else(|_| IoUring::builder().setup_coop_taskrun().build(entries))
+        .or_else(|_| IoUring::new(entries))
+}
+
+fn register(ring: &IoUring, arena: &Arena) -> io::Result<()> {
+    let (base, bytes) = (arena.base(), arena.bytes().usize());
+    let pieces: Vec<libc::iovec> = (0..bytes)
+        .step_by(PIECE)
+        .map(|start| libc::iovec {
+            // SAFETY: inside the arena.
+            iov_base: unsafe { base.add(start) }.cast(),
+            iov_len: PIECE.min(bytes - start),
+        })
+        .collect();
+    // SAFETY: the lane holds the arena as long as the ring.
+    unsafe { ring.submitter().register_buffers(&pieces) }
+}
+
+/// A counter that another thread can raise and the ring can wait for.
+struct Event(OwnedFd);
+
+impl Event {
+    fn new() -> io::Result<Self> {
+        // SAFETY: plain numbers.
+        let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: a fresh descriptor that nobody else owns.
+        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
+    }
+
+    fn fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+
+    fn clear(&self) {
+        let mut count = 0u64;
+        // SAFETY: eight bytes of our own. Fails only when the count is zero already.
+        unsafe { libc::read(self.fd(), (&raw mut count).cast(), 8) };
+    }
+}
+
+impl Wake for Event {
+    fn wake(&self) {
+        let one = 1u64;
+        // SAFETY: eight bytes of our own. Fails only when the count is full: raised already.
+        unsafe { libc::write(self.fd(), (&raw const one).cast(), 8) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lowtide_units::Bytes;
+
+    use super::*;
+    use crate::{Backend, Disk, DiskConfig, Extent, Fill, Request};
+
+    /// Blocks inside one registered piece, across two, and outside the registered arena.
+    #[test]
+    fn registered_and_other_memory_get_the_right_bytes() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = DiskConfig::new([(dir.path().to_owned(), 1.0)]);
+        config.block = Bytes::KIB * 48;
+        config.backend = Backend::Uring;
+        let bytes = 1 << 20;
+        let arena = || Arena::new(Bytes(bytes), Fill::Poison).unwrap();
+        let (host, other) = (arena(), arena());
+        let config = config.fit(Bytes(bytes)).unwrap();
+        let disk = match Disk::open(&config, Some(&host)) {
+            Ok(disk) => disk,
+            Err(crate::TierError::Backend { reason, .. }) => {
+                #[allow(clippy::print_stderr, reason = "a skipped test says so")]
+                {
+                    eprintln!("skipped: {reason}");
+                }
+                return;
+            }
+            Err(other) => panic!("{other}"),
+        };
+        let image: Vec<u8> = (0..bytes).map(|i| ((i * i) >> 7) as u8).collect();
+        let run = |kind, arena: &Arena| {
+            let (memory, extent) = (arena.range(0, bytes).unwrap(), Extent { offset: 0, bytes });
+            disk.submit(Request {
+                kind,
+                extent,
+                memory,
+                deadline: 0,
+            })
+            .wait()
+            .unwrap();
+        };
+        for (from, to) in [(&host, &other), (&other, &host), (&host, &host)] {
+            let (from_all, to_all) = (from.range(0, bytes).unwrap(), to.range(0, bytes).unwrap());
+            // SAFETY: no request is unfinished where bytes are looked at or changed.
+            unsafe {
+                from_all.as_mut_slice().copy_from_slice(&image);
+                run(Kind::Write, from);
+                to_all.poison();
+                run(Kind::Read, to);
+                assert!(to_all.as_slice() == image, "{}", disk.describe());
+            }
+        }
+    }
+}

@@ -1,0 +1,252 @@
+//! Dealing rows out as batches: shuffled anew each epoch, resumable from two numbers.
+//!
+//! The order of an epoch is a function of (seed, epoch), so the whole state of a pass over the
+//! data is (epoch, position), and a resumed run sees the batches of an unbroken one.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::packing::{NO_LABEL, Packed, Row, pad};
+use crate::error::DataError;
+use crate::random::Philox;
+
+/// First of the streams of random numbers that shuffle epochs; other uses of the run's seed keep
+/// below it.
+const SHUFFLE_STREAMS: u64 = 1 << 63;
+
+/// Rows of a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BatchShape {
+    /// Rows of a micro-batch, B.
+    pub micro_batch: usize,
+    /// Micro-batches of a batch, M.
+    pub accumulate: usize,
+}
+
+impl BatchShape {
+    fn rows(self) -> usize {
+        self.micro_batch * self.accumulate
+    }
+
+    fn check(self) -> Result<Self, DataError> {
+        for (name, have) in [
+            ("micro-batch", self.micro_batch),
+            ("accumulation", self.accumulate),
+        ] {
+            if have == 0 || self.micro_batch.checked_mul(self.accumulate).is_none() {
+                return Err(DataError::Shape {
+                    name,
+                    have,
+                    need: "1 or more",
+                });
+            }
+        }
+        Ok(self)
+    }
+}
+
+/// A micro-batch: four matrices (B, T), row after row.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Micro {
+    /// Token ids; padding is 0.
+    pub tokens: Vec<i32>,
+    /// The token to predict at each place, -100 where there is no loss. Already shifted: the
+    /// label of a place is the token of the next.
+    pub labels: Vec<i32>,
+    /// Positions in the document, from 0 in each.
+    pub positions: Vec<i32>,
+    /// Index in the row of the first token of the place's document; padding is its own document.
+    pub doc_start: Vec<i32>,
+}
+
+impl Micro {
+    /// B rows of padding, all without loss.
+    fn padding(micro_batch: usize, seq: usize) -> Self {
+        let n = micro_batch * seq;
+        let mut micro = Self {
+            tokens: vec![0; n],
+            labels: vec![NO_LABEL; n],
+            positions: vec![0; n],
+            doc_start: vec![0; n],
+        };
+        (0..micro_batch).for_each(|b| pad(micro.row(b, seq), 0));
+        micro
+    }
+
+    fn row(&mut self, b: usize, seq: usize) -> Row<'_> {
+        let at = b * seq..(b + 1) * seq;
+        Row {
+            tokens: &mut self.tokens[at.clone()],
+            labels: &mut self.labels[at.clone()],
+            positions: &mut self.positions[at.clone()],
+            doc_start: &mut self.doc_start[at],
+        }
+    }
+}
+
+/// What one update is computed from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Batch {
+    /// Its micro-batches, M.
+    pub micro: Vec<Micro>,
+    /// Labels in all of them: what the loss is averaged over.
+    pub supervised_tokens: u64,
+    /// Tokens in all of them, padding not counted: what throughput is measured in.
+    pub real_tokens: u64,
+}
+
+impl Batch {
+    /// Writes rows in the given order; places beyond them are padding.
+    fn of(packed: &Packed, shape: BatchShape, rows: impl IntoIterator<Item = usize>) -> Self {
+        let seq = packed.seq();
+        let mut batch = Self {
+            micro: vec![Micro::padding(shape.micro_batch, seq); shape.accumulate],
+            supervised_tokens: 0,
+            real_tokens: 0,
+        };
+        for (i, row) in rows.into_iter().enumerate() {
+            let out = batch.micro[i / shape.micro_batch].row(i % shape.micro_batch, seq);
+            let (n_labels, n_tokens) = packed.write_row(row, out);
+            batch.supervised_tokens += n_labels;
+            batch.real_tokens += n_tokens;
+        }
+        batch
+    }
+}
+
+/// A place in the endless row of epochs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    /// Epochs dealt out whole, so the index of the present one.
+    pub epoch: u64,
+    /// Rows of the present epoch that were dealt out.
+    pub position: u64,
+}
+
+/// Training batches without end. Each epoch deals every row once, in an order of its own; a batch
+/// that an epoch does not fill goes on with the next epoch's first rows.
+#[derive(Debug)]
+pub struct Batches {
+    packed: Arc<Packed>,
+    shape: BatchShape,
+    seed: u64,
+    state: State,
+    /// The order of the present epoch.
+    order: Vec<u32>,
+}
+
+impl Batches {
+    /// Batches from the beginning of epoch 0.
+    pub fn new(packed: Arc<Packed>, shape: BatchShape, seed: u64) -> Result<Self, DataError> {
+        let shape = shape.check()?;
+        let order = order(&packed, seed, 0);
+        Ok(Self {
+            packed,
+            shape,
+            seed,
+            state: State::default(),
+            order,
+        })
+    }
+
+    /// The next batch. The state behind it is in [`state`](Self::state) when the call returns.
+    pub fn next_batch(&mut self) -> Batch {
+        let rows: Vec<usize> = (0..self.shape.rows()).map(|_| self.next_row()).collect();
+        Batch::of(&self.packed, self.shape, rows)
+    }
+
+    fn next_row(&mut self) -> usize {
+        let row = self.order[self.state.position as usize] as usize;
+        self.state.position += 1;
+        if self.state.position as usize == self.order.len() {
+            self.state = State {
+                epoch: self.state.epoch + 1,
+                position: 0,
+            };
+            self.order = order(&self.packed, self.seed, self.state.epoch);
+        }
+        row
+    }
+
+    /// The place behind the last batch: with the same data, shape and seed, [`Self::restore`]
+    /// goes on there.
+    #[must_use]
+    pub fn state(&self) -> State {
+        self.state
+    }
+
+    /// Goes to a place. Fails if this data has no such place (then nothing has changed); whether
+    /// it is the same data is for [`Packed::fingerprint`] to tell.
+    pub fn restore(&mut self, state: State) -> Result<(), DataError> {
+        let n_rows = self.packed.n_rows() as u64;
+        let State { epoch, position } = state;
+        if position >= n_rows {
+            return Err(DataError::Position {
+                epoch,
+                position,
+                n_rows,
+            });
+        }
+        self.order = order(&self.packed, self.seed, epoch);
+        self.state = state;
+        Ok(())
+    }
+
+    /// Batches that deal out one epoch, the last perhaps with rows of the next.
+    #[must_use]
+    pub fn batches_per_epoch(&self) -> u64 {
+        self.packed.n_rows().div_ceil(self.shape.rows()) as u64
+    }
+
+    /// Batches that deal out `epochs` epochs (0.5: half of one), at least one.
+    #[must_use]
+    pub fn batches_for(&self, epochs: f64) -> u64 {
+        let rows = epochs * self.packed.n_rows() as f64;
+        ((rows / self.shape.rows() as f64).ceil() as u64).max(1)
+    }
+
+    /// The data.
+    #[must_use]
+    pub fn packed(&self) -> &Arc<Packed> {
+        &self.packed
+    }
+}
+
+fn order(packed: &Packed, seed: u64, epoch: u64) -> Vec<u32> {
+    Philox::new(seed, SHUFFLE_STREAMS | epoch).permutation(packed.n_rows())
+}
+
+/// Evaluation batches: every row once, in order; the last batch is filled up with padding.
+#[derive(Debug)]
+pub struct EvalBatches {
+    packed: Arc<Packed>,
+    shape: BatchShape,
+    next: usize,
+}
+
+impl EvalBatches {
+    /// All rows of `packed`.
+    pub fn new(packed: Arc<Packed>, shape: BatchShape) -> Result<Self, DataError> {
+        Ok(Self {
+            packed,
+            shape: shape.check()?,
+            next: 0,
+        })
+    }
+}
+
+impl Iterator for EvalBatches {
+    type Item = Batch;
+
+    fn next(&mut self) -> Option<Batch> {
+        let to = (self.next + self.shape.rows()).min(self.packed.n_rows());
+        let rows = self.next..to;
+        self.next = to;
+        (!rows.is_empty()).then(|| Batch::of(&self.packed, self.shape, rows))
+    }
+}
+
+#[cfg(test)]
+#[path = "batches_tests.rs"]
+mod tests;

@@ -1,0 +1,248 @@
+//! Rendering a conversation as text by the model's own chat template.
+//!
+//! Templates are Jinja programs written for Python; they run here on minijinja, set up as
+//! transformers sets up Jinja2 (`trim_blocks`, `lstrip_blocks`, Python's printing and methods).
+//! transformers' own `{% generation %}` block, around what the assistant says, is rewritten to
+//! two reserved characters before parsing; where they come out they mark the loss mask.
+
+use std::ops::Range;
+use std::path::Path;
+
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::{Serde, Value};
+use minijinja::{Environment, Error, ErrorKind};
+use serde_json::Value as Json;
+
+use super::python;
+use crate::error::{DataError, RecordProblem};
+
+// Noncharacters: Unicode keeps them out of text for internal use like this one.
+const OPEN: char = '\u{fdd0}';
+const CLOSE: char = '\u{fdd1}';
+
+const DEFAULT: &str = "default";
+const TOOL_USE: &str = "tool_use";
+
+/// A parsed chat template, ready to render; rendering is a pure function of its arguments.
+#[derive(Debug)]
+pub struct ChatTemplate {
+    engine: Environment<'static>,
+    special_tokens: Vec<(String, Json)>,
+    marks_assistant: bool,
+}
+
+/// A rendered conversation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rendered {
+    /// The text.
+    pub text: String,
+    /// Byte ranges of `text` that stood in `{% generation %}` blocks, in order, none empty.
+    pub generated: Vec<Range<usize>>,
+}
+
+impl ChatTemplate {
+    /// Parses templates: pairs of name and source, of which `default` renders conversations and
+    /// `tool_use`, if there, those with tools. `special_tokens` (`bos_token`, ...) are variables
+    /// of the template; `now_unix_s` is what `strftime_now` shows, in UTC: it is data, so that
+    /// training on another day does not train on other tokens. `path` is for errors.
+    pub fn new(
+        sources: &[(String, String)],
+        special_tokens: Vec<(String, Json)>,
+        now_unix_s: i64,
+        path: &Path,
+    ) -> Result<Self, DataError> {
+        let fail = |reason: String| DataError::Template {
+            path: path.to_owned(),
+            reason,
+        };
+        let mut engine = engine(now_unix_s);
+        let mut marks_assistant = false;
+        for (name, source) in sources {
+            let marked = mark_generation(source);
+            marks_assistant |= marked != *source;
+            engine
+                .add_template_owned(name.clone(), marked)
+                .map_err(|e| fail(describe(&e)))?;
+        }
+        if engine.get_template(DEFAULT).is_err() {
+            let names: Vec<_> = sources.iter().map(|(name, _)| name.as_str()).collect();
+            return Err(fail(format!(
+                "none is named 'default' (names: {})",
+                names.join(", ")
+            )));
+        }
+        Ok(Self {
+            engine,
+            special_tokens,
+            marks_assistant,
+        })
+    }
+
+    /// Whether the template marks the assistant's text with `{% generation %}`.
+    #[must_use]
+    pub fn marks_assistant(&self) -> bool {
+        self.marks_assistant
+    }
+
+    /// Renders messages; with `add_generation_prompt`, up to where the assistant's answer begins.
+    pub fn render(
+        &self,
+        messages: &[Json],
+        tools: Option<&Json>,
+        add_generation_prompt: bool,
+    ) -> Result<Rendered, RecordProblem> {
+        if self.marks_assistant && (messages.iter().any(reserved) || tools.is_some_and(reserved)) {
+            return Err(RecordProblem::ReservedCharacter { code: OPEN as u32 });
+        }
+        let mut variables: Vec<(&str, Value)> = vec![
+            ("messages", Value::from(Serde(messages))),
+            ("tools", Value::from(Serde(tools))),
+            ("documents", Value::from(())),
+            ("add_generation_prompt", Value::from(add_generation_prompt)),
+        ];
+        variables.extend(
+            self.special_tokens
+                .iter()
+                .map(|(k, v)| (k.as_str(), Value::from(Serde(v)))),
+        );
+        let fail = |e: Error| RecordProblem::Render {
+            reason: describe(&e),
+        };
+        let named = tools.and_then(|_| self.engine.get_template(TOOL_USE).ok());
+        let template = match named {
+            Some(template) => template,
+            None => self.engine.get_template(DEFAULT).map_err(fail)?,
+        };
+        let marked = template
+            .render(Value::from_pairs(variables))
+            .map_err(fail)?;
+        take_marks(&marked)
+    }
+}
+
+/// minijinja set up as transformers sets up Jinja2.
+fn engine(now_unix_s: i64) -> Environment<'static> {
+    let mut engine = Environment::new();
+    let syntax = SyntaxConfig::builder()
+        .trim_blocks(true)
+        .lstrip_blocks(true)
+        .build();
+    engine.set_syntax(syntax.expect("the default delimiters"));
+    engine.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    engine.set_formatter(|out, _, value| {
+        out.write_str(&python::print(value))
+            .map_err(|e| Error::new(ErrorKind::BadSerialization, e.to_string()))
+    });
+    engine.add_filter("tojson", python::tojson);
+    engine.add_filter("string", |value: Value| python::print(&value));
+    engine.add_function(
+        "raise_exception",
+        |message: String| -> Result<Value, Error> {
+            Err(Error::new(ErrorKind::InvalidOperation, message))
+        },
+    );
+    engine.add_function("strftime_now", move |format: String| {
+        python::strftime(now_unix_s, &format)
+    });
+    engine
+}
+
+/// The error and what caused it, on one line.
+fn describe(error: &Error) -> String {
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}
+
+fn reserved(value: &Json) -> bool {
+    match value {
+        Json::String(s) => s.contains([OPEN, CLOSE]),
+        Json::Array(list) => list.iter().any(reserved),
+        Json::Object(map) => map
+            .iter()
+            .any(|(k, v)| k.contains([OPEN, CLOSE]) || reserved(v)),
+        _ => false,
+    }
+}
+
+/// Replaces `{% generation %}` and `{% endgeneration %}` by reserved characters.
+///
+/// Each becomes two tags with the character between them: the outer keeps the left whitespace
+/// control of the original, the inner the right one, and trimming reaches neither's other side.
+/// `with` is a block that makes a scope, as the original does.
+fn mark_generation(source: &str) -> String {
+    let mut out = String::with_capacity(source.len() + 64);
+    let mut rest = source;
+    while let Some(at) = rest.find("{%") {
+        out.push_str(&rest[..at]);
+        rest = &rest[at..];
+        match generation_tag(rest) {
+            Some((left, opens, right, len)) => {
+                let (word, mark) = if opens {
+                    ("with", OPEN)
+                } else {
+                    ("endwith", CLOSE)
+                };
+                out.push_str(&format!("{{%{left} {word} %}}{mark}{{% {word} {right}%}}"));
+                rest = &rest[len..];
+            }
+            None => {
+                out.push_str("{%");
+                rest = &rest[2..];
+            }
+        }
+    }
+    out.push_str(rest);
+    out
+}
+
+/// Reads a generation tag at the beginning of `text`: left control, opening or closing, right
+/// control, length.
+fn generation_tag(text: &str) -> Option<(&str, bool, &str, usize)> {
+    let body = text.strip_prefix("{%")?;
+    let end = body.find("%}")?;
+    let (mut inner, controls) = (&body[..end], ['-', '+']);
+    let left = &inner[..usize::from(inner.starts_with(controls))];
+    inner = &inner[left.len()..];
+    let right = &inner[inner.len() - usize::from(inner.ends_with(controls))..];
+    inner = &inner[..inner.len() - right.len()];
+    let opens = match inner.trim() {
+        "generation" => true,
+        "endgeneration" => false,
+        _ => return None,
+    };
+    Some((left, opens, right, end + 4))
+}
+
+/// Takes the reserved characters out and notes where they stood.
+fn take_marks(marked: &str) -> Result<Rendered, RecordProblem> {
+    let mut text = String::with_capacity(marked.len());
+    let mut generated = Vec::new();
+    let mut open = None;
+    for piece in marked.split_inclusive([OPEN, CLOSE]) {
+        let body = piece.trim_end_matches([OPEN, CLOSE]);
+        text.push_str(body);
+        match piece[body.len()..].chars().next() {
+            None => {}
+            Some(OPEN) if open.is_none() => open = Some(text.len()),
+            Some(CLOSE) => match open.take() {
+                Some(from) if from < text.len() => generated.push(from..text.len()),
+                Some(_) => {}
+                None => return Err(RecordProblem::UnpairedMarkers),
+            },
+            Some(_) => return Err(RecordProblem::UnpairedMarkers),
+        }
+    }
+    match open {
+        Some(_) => Err(RecordProblem::UnpairedMarkers),
+        None => Ok(Rendered { text, generated }),
+    }
+}
+
+#[cfg(test)]
+#[path = "chat_tests.rs"]
+mod tests;

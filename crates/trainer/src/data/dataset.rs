@@ -1,0 +1,316 @@
+//! All examples of the data files, tokenised, with what was counted on the way.
+
+use std::path::{Path, PathBuf};
+
+use rayon::prelude::*;
+
+use super::jsonl::{Fields, Format, LINE_BYTES_MAX, Lines, Schema};
+use super::mask::{Encoder, Example, LossOn};
+use super::tokenizer::Tokenizer;
+use crate::error::{DataError, RecordProblem};
+
+/// How to read data files.
+#[derive(Clone, Debug)]
+pub struct LoadOptions {
+    /// The format, or none to tell it from the first record.
+    pub format: Option<Format>,
+    /// The names of the fields.
+    pub fields: Fields,
+    /// What the loss is on.
+    pub loss_on: LossOn,
+    /// Stands between prompt and completion (as part of the prompt).
+    pub separator: String,
+    /// Longest line accepted, in bytes.
+    pub line_bytes_max: usize,
+}
+
+impl Default for LoadOptions {
+    fn default() -> Self {
+        Self {
+            format: None,
+            fields: Fields::default(),
+            loss_on: LossOn::default(),
+            separator: String::new(),
+            line_bytes_max: LINE_BYTES_MAX,
+        }
+    }
+}
+
+/// What was read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LoadReport {
+    /// Format of the records.
+    pub format: Format,
+    /// Records read.
+    pub n_records: u64,
+    /// Records left out because not one of their tokens is supervised.
+    pub n_unsupervised: u64,
+    /// Tokens in the examples kept.
+    pub n_tokens: u64,
+    /// Supervised tokens in them.
+    pub n_supervised: u64,
+    /// Tokens of the longest example.
+    pub tokens_max: usize,
+    /// A hash of all tokens and masks, in order: equal for equal data, tokenizer and template.
+    pub mask_hash: u64,
+}
+
+/// Tokenised examples: token ids and masks end to end, 5 bytes a token.
+#[derive(Debug)]
+pub struct Dataset {
+    path: PathBuf,
+    tokens: Vec<i32>,
+    supervised: Vec<bool>,
+    ends: Vec<usize>,
+    report: LoadReport,
+}
+
+/// One example of a [`Dataset`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExampleRef<'a> {
+    /// Its tokens.
+    pub tokens: &'a [i32],
+    /// For each of them, whether the model learns to say it.
+    pub supervised: &'a [bool],
+}
+
+impl Dataset {
+    /// Reads and tokenises all files, in order; on all of rayon's threads, with the same result
+    /// for any number of them. Every file must have the format of the first record.
+    ///
+    /// Stops at the first record that is wrong. Records in which nothing is supervised are left
+    /// out and counted. Refuses data in which no token is supervised, and data with prompts in
+    /// which every token is.
+    pub fn load(
+        paths: &[PathBuf],
+        options: &LoadOptions,
+        tokenizer: &Tokenizer,
+    ) -> Result<Self, DataError> {
+        let first = paths.first().cloned().unwrap_or_default();
+        let mut data = Gathered::default();
+        let format = read(paths, options, tokenizer, |encoder, path, chunk| {
+            let examples: Vec<_> = chunk
+                .par_iter()
+                .map(|(_, line)| encoder.example(line))
+                .collect();
+            for (example, (line, _)) in examples.into_iter().zip(chunk) {
+                data.add(&example.map_err(|e| DataError::record(path, *line, e))?);
+            }
+            Ok(())
+        })?;
+        data.finish(first, format, options.loss_on)
+    }
+
+    /// Number of examples.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    /// Whether there is none; loading never gives such a data set.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.ends.is_empty()
+    }
+
+    /// Example `i`.
+    #[must_use]
+    pub fn example(&self, i: usize) -> ExampleRef<'_> {
+        let range = i.checked_sub(1).map_or(0, |before| self.ends[before])..self.ends[i];
+        ExampleRef {
+            tokens: &self.tokens[range.clone()],
+            supervised: &self.supervised[range],
+        }
+    }
+
+    /// What was read.
+    #[must_use]
+    pub fn report(&self) -> &LoadReport {
+        &self.report
+    }
+
+    /// The first file, for error messages.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Example `i` for a person to look at: each token's text and whether it is trained on.
+    #[must_use]
+    pub fn view(&self, i: usize, tokenizer: &Tokenizer) -> Vec<(String, bool)> {
+        let example = self.example(i);
+        let texts = example.tokens.iter().map(|&t| tokenizer.token_text(t));
+        texts.zip(example.supervised.iter().copied()).collect()
+    }
+}
+
+/// Lines handled in one go: enough for every thread, little enough to hold.
+const CHUNK_LINES: usize = 1024;
+const CHUNK_BYTES: usize = 16 << 20;
+
+/// Calls `handle` with an encoder, a file and its lines, chunk by chunk; gives the format.
+pub(crate) fn read(
+    paths: &[PathBuf],
+    options: &LoadOptions,
+    tokenizer: &Tokenizer,
+    mut handle: impl FnMut(&Encoder<'_>, &Path, &[(u64, String)]) -> Result<(), DataError>,
+) -> Result<Format, DataError> {
+    let mut encoder = None;
+    for path in paths {
+        let mut lines = Lines::open(path, options.line_bytes_max)?;
+        loop {
+            let chunk = chunk(&mut lines)?;
+            let Some((number, line)) = chunk.first() else {
+                break;
+            };
+            let encoder = match &encoder {
+                Some(encoder) => encoder,
+                None => {
+                    let schema = schema(options, line)
+                        .map_err(|problem| DataError::record(path, *number, problem))?;
+                    let (loss_on, separator) = (options.loss_on, &options.separator);
+                    encoder.insert(Encoder::new(schema, tokenizer, loss_on, separator)?)
+                }
+            };
+            handle(encoder, path, &chunk)?;
+        }
+    }
+    let none = || DataError::NoRecords {
+        path: paths.first().cloned().unwrap_or_default(),
+    };
+    encoder.map(|e| e.schema().format).ok_or_else(none)
+}
+
+fn schema(options: &LoadOptions, line: &str) -> Result<Schema, RecordProblem> {
+    match options.format {
+        Some(format) => Ok(Schema {
+            format,
+            fields: options.fields.clone(),
+        }),
+        None => Schema::detect(line, &options.fields),
+    }
+}
+
+fn chunk(lines: &mut Lines) -> Result<Vec<(u64, String)>, DataError> {
+    let (mut chunk, mut n_bytes) = (Vec::new(), 0);
+    while chunk.len() < CHUNK_LINES && n_bytes < CHUNK_BYTES {
+        match lines.next() {
+            None => break,
+            Some(line) => {
+                let (number, line) = line?;
+                n_bytes += line.len();
+                chunk.push((number, line));
+            }
+        }
+    }
+    Ok(chunk)
+}
+
+/// Examples as they come in.
+#[derive(Default)]
+struct Gathered {
+    tokens: Vec<i32>,
+    supervised: Vec<bool>,
+    ends: Vec<usize>,
+    n_records: u64,
+    n_unsupervised: u64,
+    n_tokens_read: u64,
+}
+
+impl Gathered {
+    fn add(&mut self, example: &Example) {
+        self.n_records += 1;
+        self.n_tokens_read += example.tokens.len() as u64;
+        // The first token has nothing before it that could predict it.
+        if !example.supervised.iter().skip(1).any(|&s| s) {
+            self.n_unsupervised += 1;
+            return;
+        }
+        self.tokens.extend(&example.tokens);
+        self.supervised.extend(&example.supervised);
+        self.ends.push(self.tokens.len());
+    }
+
+    fn finish(self, path: PathBuf, format: Format, loss_on: LossOn) -> Result<Dataset, DataError> {
+        let n_supervised = self.supervised.iter().filter(|&&s| s).count() as u64;
+        let (n_tokens, n_records) = (self.tokens.len() as u64, self.n_records);
+        if self.ends.is_empty() {
+            let n_tokens = self.n_tokens_read;
+            return Err(DataError::NothingSupervised {
+                path,
+                n_records,
+                n_tokens,
+                n_cut: 0,
+            });
+        }
+        let has_prompts = format != Format::Text && loss_on == LossOn::Answers;
+        if has_prompts && n_supervised == n_tokens {
+            return Err(DataError::EverythingSupervised {
+                path,
+                n_records,
+                n_tokens,
+            });
+        }
+        let mut report = LoadReport {
+            format,
+            n_records,
+            n_unsupervised: self.n_unsupervised,
+            n_tokens,
+            n_supervised,
+            tokens_max: 0,
+            mask_hash: 0,
+        };
+        let Self {
+            tokens,
+            supervised,
+            ends,
+            ..
+        } = self;
+        let mut data = Dataset {
+            path,
+            tokens,
+            supervised,
+            ends,
+            report,
+        };
+        let mut hash = Hash::default();
+        for i in 0..data.len() {
+            let example = data.example(i);
+            report.tokens_max = report.tokens_max.max(example.tokens.len());
+            hash.add(example.tokens.len() as u64);
+            for (&token, &supervised) in example.tokens.iter().zip(example.supervised) {
+                hash.add((token as u64) << 1 | u64::from(supervised));
+            }
+        }
+        report.mask_hash = hash.0;
+        data.report = report;
+        Ok(data)
+    }
+}
+
+/// A hash that is the same on every machine and in every version: SplitMix64's mixer, chained.
+#[derive(Default)]
+pub(crate) struct Hash(pub u64);
+
+impl Hash {
+    pub fn add(&mut self, word: u64) {
+        let mut z = (self.0 ^ word).wrapping_add(0x9e37_79b9_7f4a_7c15);
+        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        self.0 = z ^ z >> 31;
+    }
+}
+
+#[cfg(test)]
+impl Dataset {
+    /// A data set of given examples.
+    pub(crate) fn of(examples: &[Example]) -> Result<Self, DataError> {
+        let mut data = Gathered::default();
+        examples.iter().for_each(|e| data.add(e));
+        data.finish("test".into(), Format::Text, LossOn::Answers)
+    }
+}
+
+#[cfg(test)]
+#[path = "dataset_tests.rs"]
+mod tests;

@@ -1,0 +1,185 @@
+use std::fmt::Write as _;
+
+use super::super::{Packed, TooLong, prompts, testing};
+use super::*;
+
+fn write(dir: &tempfile::TempDir, name: &str, text: &str) -> PathBuf {
+    let path = dir.path().join(name);
+    std::fs::write(&path, text).unwrap();
+    path
+}
+
+fn load(text: &str, template: Option<&str>) -> Result<Dataset, DataError> {
+    let dir = tempfile::tempdir().unwrap();
+    let tokenizer = template.map_or_else(testing::tokenizer, testing::with_template);
+    Dataset::load(
+        &[write(&dir, "d.jsonl", text)],
+        &LoadOptions::default(),
+        &tokenizer,
+    )
+}
+
+/// More than one chunk, so that order and line numbers must survive the threads.
+#[test]
+fn records_keep_their_order_across_files_and_threads() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut parts = [String::new(), String::new()];
+    for i in 0..3000 {
+        writeln!(parts[i / 2000], "{{\"text\": \"{i} it\"}}").unwrap();
+    }
+    let paths: Vec<PathBuf> = parts
+        .iter()
+        .enumerate()
+        .map(|(i, text)| write(&dir, &format!("{i}.jsonl"), text))
+        .collect();
+    let tokenizer = testing::tokenizer();
+    let data = Dataset::load(&paths, &LoadOptions::default(), &tokenizer).unwrap();
+    assert_eq!((data.len(), data.report().n_records), (3000, 3000));
+    for i in [0, 1, 1023, 1024, 1999, 2000, 2999] {
+        let text = tokenizer.decode(data.example(i).tokens, false);
+        assert_eq!(text, format!("{i} it"));
+    }
+    let again = Dataset::load(&paths, &LoadOptions::default(), &tokenizer).unwrap();
+    assert_eq!(again.report(), data.report());
+    let turned: Vec<PathBuf> = paths.into_iter().rev().collect();
+    let turned = Dataset::load(&turned, &LoadOptions::default(), &tokenizer).unwrap();
+    assert_ne!(turned.report().mask_hash, data.report().mask_hash);
+}
+
+#[test]
+fn the_first_wrong_record_is_named_by_file_and_line() {
+    let mut text = "{\"text\": \"fine\"}\n\n".repeat(900);
+    text.push_str("{\"text\": 7}\n{\n");
+    let error = load(&text, None).unwrap_err().to_string();
+    assert!(
+        error.ends_with("d.jsonl:1801: 'text' is a number, expected a string"),
+        "{error}"
+    );
+    let mixed = "{\"text\": \"a\"}\n{\"prompt\": \"a\", \"completion\": \"b\"}\n";
+    let error = load(mixed, None).unwrap_err().to_string();
+    let want = "d.jsonl:2: a prompt/completion record in data that began with text records";
+    assert!(error.ends_with(want), "{error}");
+    for empty in ["", "\n \n"] {
+        assert!(matches!(
+            load(empty, None),
+            Err(DataError::NoRecords { .. })
+        ));
+    }
+}
+
+#[test]
+fn unsupervised_records_are_counted_and_only_such_are_refused() {
+    let silent = "{\"messages\": [{\"role\": \"user\", \"content\": \"hello\"}]}\n";
+    let answered = "{\"messages\": [{\"role\": \"user\", \"content\": \"hello\"}, \
+                    {\"role\": \"assistant\", \"content\": \"yes\"}]}\n";
+    for template in ["chatml", "qwen3"] {
+        let data = load(&format!("{silent}{answered}{silent}"), Some(template)).unwrap();
+        let report = data.report();
+        assert_eq!(
+            (report.n_records, report.n_unsupervised, data.len()),
+            (3, 2, 1)
+        );
+        assert!(report.n_supervised > 0 && report.n_supervised < report.n_tokens);
+        let error = load(&silent.repeat(3), Some(template)).unwrap_err();
+        assert!(
+            matches!(error, DataError::NothingSupervised { n_records: 3, .. }),
+            "{error}"
+        );
+    }
+}
+
+/// A template that marks everything as the assistant's text.
+#[test]
+fn masks_that_cover_the_prompts_too_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let line = r#"{"messages": [{"role": "user", "content": "hello"}]}"#;
+    let path = [write(&dir, "d.jsonl", line)];
+    let template =
+        "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}";
+    let tokenizer = testing::tokenizer().with_chat_template(template).unwrap();
+    let error = Dataset::load(&path, &LoadOptions::default(), &tokenizer).unwrap_err();
+    assert!(
+        matches!(error, DataError::EverythingSupervised { n_records: 1, .. }),
+        "{error}"
+    );
+    let options = LoadOptions {
+        loss_on: LossOn::Everything,
+        ..LoadOptions::default()
+    };
+    assert!(Dataset::load(&path, &options, &tokenizer).is_ok());
+}
+
+#[test]
+fn the_view_shows_each_token_with_its_mask() {
+    let data = load(r#"{"prompt": "is it", "completion": " the thing"}"#, None).unwrap();
+    let view = data.view(0, &testing::tokenizer());
+    let text = |supervised| -> String {
+        view.iter()
+            .filter(|(_, s)| *s == supervised)
+            .map(|(t, _)| t.as_str())
+            .collect()
+    };
+    assert_eq!(
+        (text(false).as_str(), text(true).as_str()),
+        ("<s>is it", " the thing</s>")
+    );
+}
+
+#[test]
+fn the_hash_sees_a_moved_mask_border() {
+    let a = load(r#"{"prompt": "is it", "completion": " the thing"}"#, None).unwrap();
+    let b = load(r#"{"prompt": "is it the", "completion": " thing"}"#, None).unwrap();
+    assert_eq!(a.example(0).tokens, b.example(0).tokens);
+    assert_ne!(a.report().mask_hash, b.report().mask_hash);
+}
+
+/// GSM8K under its own field names, with GPT-2's tokens.
+#[test]
+fn gsm8k_reads_packs_and_prompts() {
+    let (Some(file), Some(gpt2)) = (
+        testing::shared("gsm8k/test.jsonl"),
+        testing::shared("tokenizers/gpt2"),
+    ) else {
+        return;
+    };
+    let tokenizer = Tokenizer::open(&gpt2).unwrap();
+    let fields = Fields {
+        prompt: "question".into(),
+        completion: "answer".into(),
+        ..Fields::default()
+    };
+    let options = LoadOptions {
+        fields,
+        separator: "\n".into(),
+        ..LoadOptions::default()
+    };
+    let data = Dataset::load(std::slice::from_ref(&file), &options, &tokenizer).unwrap();
+    assert_eq!((data.report().n_records, data.len()), (1319, 1319));
+    let prompts = prompts(&file, &options, &tokenizer).unwrap();
+    let source = std::fs::read_to_string(&file).unwrap();
+    for (i, line) in source.lines().enumerate() {
+        let record: serde_json::Value = serde_json::from_str(line).unwrap();
+        let (question, answer) = (
+            record["question"].as_str().unwrap(),
+            record["answer"].as_str().unwrap(),
+        );
+        let example = data.example(i);
+        let text = format!("{question}\n{answer}<|endoftext|>");
+        assert_eq!(tokenizer.decode(example.tokens, true), text);
+        let n = prompts[i].tokens.len();
+        assert_eq!(prompts[i].tokens, example.tokens[..n]);
+        assert!(
+            example.supervised[..n].iter().all(|s| !s)
+                && example.supervised[n..].iter().all(|s| *s)
+        );
+        assert_eq!(
+            (prompts[i].reference.as_str(), prompts[i].line),
+            (answer, i as u64 + 1)
+        );
+    }
+    let n_supervised = data.report().n_supervised;
+    let packed = Packed::new(data, 1024, true, TooLong::Truncate).unwrap();
+    assert_eq!(packed.report().n_supervised, n_supervised);
+    // Best fit leaves 2 rows of 204 more than the tokens need.
+    assert!(packed.report().fill(1024) > 0.98, "fill {}", packed.report().fill(1024));
+}

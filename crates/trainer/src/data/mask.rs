@@ -1,0 +1,283 @@
+//! From a record to tokens and the loss mask: which tokens the model learns to say.
+//!
+//! By default those are the assistant's (or the completion and the end of sequence; of a bare
+//! text, all). A mask that is silently wrong trains on prompts or on nothing, so nothing here
+//! guesses: what the template does not say and rendering cannot prove is an error.
+
+use std::ops::Range;
+
+use serde_json::Value;
+
+use super::chat::ChatTemplate;
+use super::jsonl::{Record, Schema};
+use super::tokenizer::Tokenizer;
+use crate::error::{DataError, RecordProblem};
+
+/// Which tokens are supervised.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LossOn {
+    /// What the assistant says in every turn, with its end of turn; the completion; all of a
+    /// bare text.
+    #[default]
+    Answers,
+    /// Every token.
+    Everything,
+}
+
+/// A tokenised record.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Example {
+    /// Its tokens.
+    pub tokens: Vec<i32>,
+    /// For each of them, whether the model learns to say it.
+    pub supervised: Vec<bool>,
+}
+
+impl Example {
+    fn push(&mut self, tokens: &[i32], supervised: bool) {
+        self.tokens.extend(tokens);
+        self.supervised.resize(self.tokens.len(), supervised);
+    }
+}
+
+/// Turns lines of one schema into examples.
+#[derive(Debug)]
+pub struct Encoder<'a> {
+    schema: Schema,
+    tokenizer: &'a Tokenizer,
+    ending: Ending<'a>,
+    loss_on: LossOn,
+    separator: String,
+}
+
+/// What marks ends in this data, looked up before the first record.
+#[derive(Debug)]
+enum Ending<'a> {
+    Template(&'a ChatTemplate),
+    Eos(i32),
+}
+
+impl<'a> Encoder<'a> {
+    /// An encoder for lines of `schema`; `separator` stands between prompt and completion and
+    /// belongs to the prompt. Fails where chat data meets a tokenizer without chat template, or
+    /// other data one without end-of-sequence token.
+    pub fn new(
+        schema: Schema,
+        tokenizer: &'a Tokenizer,
+        loss_on: LossOn,
+        separator: &str,
+    ) -> Result<Self, DataError> {
+        let path = || tokenizer.path().to_owned();
+        let ending = match schema.format {
+            super::Format::Messages => Ending::Template(
+                tokenizer
+                    .chat_template()
+                    .ok_or_else(|| DataError::NoChatTemplate { path: path() })?,
+            ),
+            _ => Ending::Eos(
+                tokenizer
+                    .eos()
+                    .ok_or_else(|| DataError::NoEosToken { path: path() })?,
+            ),
+        };
+        Ok(Self {
+            schema,
+            tokenizer,
+            ending,
+            loss_on,
+            separator: separator.to_owned(),
+        })
+    }
+
+    /// The format of the data.
+    #[must_use]
+    pub fn schema(&self) -> &Schema {
+        &self.schema
+    }
+
+    /// The tokens of one line and which of them are supervised.
+    pub fn example(&self, line: &str) -> Result<Example, RecordProblem> {
+        let mut example = match (self.schema.parse(line)?, &self.ending) {
+            (Record::Messages { messages, tools }, Ending::Template(template)) => {
+                self.conversation(template, &messages, tools.as_ref())?
+            }
+            (Record::PromptCompletion { prompt, completion }, Ending::Eos(eos)) => {
+                let (prompt, completion) = self.prompt_completion(&prompt, &completion)?;
+                let mut example = Example::default();
+                example.push(&prompt, false);
+                example.push(&completion, true);
+                example.push(&[*eos], true);
+                example
+            }
+            (Record::Text(text), Ending::Eos(eos)) => {
+                let mut example = Example::default();
+                example.push(self.tokenizer.prefix(), false);
+                example.push(&self.tokenizer.encode(&text)?, true);
+                example.push(&[*eos], true);
+                example
+            }
+            _ => unreachable!("the schema decides both the record and its ending"),
+        };
+        if self.loss_on == LossOn::Everything {
+            example.supervised.fill(true);
+        }
+        Ok(example)
+    }
+
+    /// The tokens to generate from and the text of the answer expected after them: the
+    /// conversation up to its last assistant turn, or prompt and completion.
+    pub fn prompt(&self, line: &str) -> Result<(Vec<i32>, String), RecordProblem> {
+        match (self.schema.parse(line)?, &self.ending) {
+            (Record::Messages { messages, tools }, Ending::Template(template)) => {
+                let last = messages.iter().rposition(is_assistant);
+                let last = last.ok_or(RecordProblem::NoReference)?;
+                let reference = messages[last]["content"]
+                    .as_str()
+                    .unwrap_or_default()
+                    .to_owned();
+                let text = template
+                    .render(&messages[..last], tools.as_ref(), true)?
+                    .text;
+                Ok((self.tokenizer.encode(&text)?, reference))
+            }
+            (Record::PromptCompletion { prompt, completion }, _) => Ok((
+                self.encode_first(&format!("{prompt}{}", self.separator))?,
+                completion,
+            )),
+            _ => Err(RecordProblem::NoPrompt {
+                format: self.schema.format.name(),
+            }),
+        }
+    }
+
+    /// The tokens of a text that begins a sequence.
+    fn encode_first(&self, text: &str) -> Result<Vec<i32>, RecordProblem> {
+        let mut tokens = self.tokenizer.prefix().to_vec();
+        tokens.extend(self.tokenizer.encode(text)?);
+        Ok(tokens)
+    }
+
+    /// Prompt and completion, cut where generation will cut them: the prompt's tokens are those
+    /// of the prompt alone. Where the tokens of the whole do not begin so (a token would reach
+    /// over the border), the completion is tokenised alone too.
+    fn prompt_completion(
+        &self,
+        prompt: &str,
+        completion: &str,
+    ) -> Result<(Vec<i32>, Vec<i32>), RecordProblem> {
+        let prompt = format!("{prompt}{}", self.separator);
+        let whole = self.encode_first(&format!("{prompt}{completion}"))?;
+        let prompt = self.encode_first(&prompt)?;
+        let completion = match whole.strip_prefix(&prompt[..]) {
+            Some(rest) => rest.to_vec(),
+            None => self.tokenizer.encode(completion)?,
+        };
+        Ok((prompt, completion))
+    }
+
+    fn conversation(
+        &self,
+        template: &ChatTemplate,
+        messages: &[Value],
+        tools: Option<&Value>,
+    ) -> Result<Example, RecordProblem> {
+        let whole = template.render(messages, tools, false)?;
+        let spoken = if self.loss_on == LossOn::Everything {
+            Vec::new()
+        } else if template.marks_assistant() {
+            whole.generated
+        } else {
+            let render = |n: usize, prompt| template.render(&messages[..n], tools, prompt);
+            let turns = (0..messages.len()).filter(|&i| is_assistant(&messages[i]));
+            turns
+                .map(|i| {
+                    let (before, with) = (render(i, true)?.text, render(i + 1, false)?.text);
+                    self.turn(i, &messages[i], &whole.text, &before, &with)
+                })
+                .collect::<Result<_, _>>()?
+        };
+        let tokens = self.tokenizer.encode_with_ranges(&whole.text)?;
+        Ok(Example {
+            supervised: overlapping(tokens.iter().map(|(_, range)| range), &spoken),
+            tokens: tokens.into_iter().map(|(id, _)| id).collect(),
+        })
+    }
+
+    /// Where in `whole` the assistant speaks in message `i`: `before` is what leads up to it,
+    /// `with` the conversation that ends with it.
+    ///
+    /// It begins where `before` ends, which must be a prefix of the whole. It ends where `with`
+    /// ends if that is one too. Some templates render the last turn differently from the same
+    /// turn further up (they drop its thoughts); then it ends at the end-of-turn token, the one
+    /// that `with` ends with.
+    fn turn(
+        &self,
+        i: usize,
+        message: &Value,
+        whole: &str,
+        before: &str,
+        with: &str,
+    ) -> Result<Range<usize>, RecordProblem> {
+        let from = before.len();
+        if !whole.starts_with(before) {
+            let parts_at = common_prefix(whole, before);
+            return Err(RecordProblem::NotAPrefix {
+                message: i,
+                parts_at,
+            });
+        }
+        let end_of_turn = self.tokenizer.special_at_end(with.trim_end());
+        if with.len() > from && whole.starts_with(with) {
+            // White space after the end of turn belongs to the frame, not to the answer.
+            let to = if end_of_turn.is_some() {
+                with.trim_end().len()
+            } else {
+                with.len()
+            };
+            return Ok(from..to.max(from));
+        }
+        let fail = |reason| RecordProblem::TurnEnd { message: i, reason };
+        let end_of_turn = end_of_turn.ok_or_else(|| {
+            fail("the whole renders it differently and it ends with no special token")
+        })?;
+        if message["content"]
+            .as_str()
+            .is_some_and(|content| content.contains(end_of_turn))
+        {
+            return Err(fail("its content contains the end-of-turn token"));
+        }
+        let found = whole[from..].find(end_of_turn);
+        let at = found.ok_or_else(|| fail("the whole has no end-of-turn token after it"))?;
+        Ok(from..from + at + end_of_turn.len())
+    }
+}
+
+fn is_assistant(message: &Value) -> bool {
+    message["role"] == "assistant"
+}
+
+/// Length of what two texts begin with in common, in bytes.
+fn common_prefix(a: &str, b: &str) -> usize {
+    a.bytes().zip(b.bytes()).take_while(|(a, b)| a == b).count()
+}
+
+/// For each token, whether its bytes overlap a range of `spans` (in order, apart from each
+/// other). A token of no bytes counts where it stands.
+fn overlapping<'r>(
+    tokens: impl Iterator<Item = &'r Range<usize>>,
+    spans: &[Range<usize>],
+) -> Vec<bool> {
+    let mut spans = spans.iter().peekable();
+    tokens
+        .map(|token| {
+            while spans.next_if(|span| span.end <= token.start).is_some() {}
+            spans
+                .peek()
+                .is_some_and(|span| span.start < token.end.max(token.start + 1))
+        })
+        .collect()
+}
+
+#[cfg(test)]
+#[path = "mask_tests.rs"]
+mod tests;

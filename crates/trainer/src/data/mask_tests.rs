@@ -1,0 +1,342 @@
+use serde_json::json;
+
+use super::super::{Fields, Format, testing};
+use super::*;
+
+fn encoder(tokenizer: &Tokenizer, format: Format) -> Encoder<'_> {
+    let schema = Schema {
+        format,
+        fields: Fields::default(),
+    };
+    Encoder::new(schema, tokenizer, LossOn::Answers, "").unwrap()
+}
+
+/// The supervised stretches of an example, as text.
+fn spoken(tokenizer: &Tokenizer, example: &Example) -> Vec<String> {
+    let mut stretches: Vec<Vec<i32>> = Vec::new();
+    let mut before = false;
+    for (&token, &supervised) in example.tokens.iter().zip(&example.supervised) {
+        match (before, supervised) {
+            (false, true) => stretches.push(vec![token]),
+            (true, true) => stretches.last_mut().unwrap().push(token),
+            _ => {}
+        }
+        before = supervised;
+    }
+    stretches
+        .iter()
+        .map(|tokens| tokenizer.decode(tokens, true))
+        .collect()
+}
+
+fn line(case: &testing::Golden) -> String {
+    json!({"messages": case.messages, "tools": case.tools}).to_string()
+}
+
+#[test]
+fn marked_templates_give_the_masks_of_transformers() {
+    let mut n = 0;
+    for case in testing::golden() {
+        let Some(mask) = &case.mask else { continue };
+        let tokenizer = testing::with_template(&case.template);
+        let example = encoder(&tokenizer, Format::Messages)
+            .example(&line(&case))
+            .unwrap();
+        assert_eq!(
+            example.tokens, case.tokens,
+            "{} / {}",
+            case.template, case.title
+        );
+        assert_eq!(
+            &example.supervised, mask,
+            "{} / {}",
+            case.template, case.title
+        );
+        assert!(mask.contains(&true) && mask.contains(&false));
+        n += 1;
+    }
+    assert_eq!(n, 8);
+}
+
+/// What each stock template (none has generation markers) makes the assistant say, by hand.
+#[test]
+fn unmarked_templates_give_every_turn_and_only_the_turns() {
+    let call = r#"{"name": "weather", "arguments": {"city": "Köln", "days": 2}}"#;
+    let expected = |template: &str, title: &str| -> Vec<String> {
+        let end = match template {
+            "llama3" => "<|eot_id|>",
+            "mistral" => "</s>",
+            _ => "<|im_end|>",
+        };
+        let turns: Vec<String> = match (title, template) {
+            ("one", _) => vec!["Hello! How are you?".into()],
+            ("system", _) => vec!["2".into()],
+            ("turns", _) => [
+                "  The thing\n\nin it. \n",
+                "Das Ding — 👩‍👩‍👧 dort.",
+                "The pleasure is mine",
+            ]
+            .map(str::to_owned)
+            .into(),
+            ("thinks", "qwen3") => {
+                vec!["Done.".into(), "<think>\nso then\n</think>\n\nYes.".into()]
+            }
+            ("thinks", _) => vec![
+                "<think>\nhm, in the\n</think>\n\nDone.".into(),
+                "Yes.".into(),
+            ],
+            ("tools", _) => {
+                let call = match template {
+                    "llama3" => {
+                        r#"{"name": "weather", "parameters": {"city": "Köln", "days": 2}}"#.into()
+                    }
+                    "mistral" => format!(
+                        "[TOOL_CALLS] [{}, \"id\": \"call12345\"}}]",
+                        &call[..call.len() - 1]
+                    ),
+                    _ => format!("<tool_call>\n{call}\n</tool_call>"),
+                };
+                vec![call, "It is 12.5 degrees.".into(), "Any time".into()]
+            }
+            other => panic!("no expectation for {other:?}"),
+        };
+        let trims = matches!(template, "llama3" | "mistral");
+        let leads = if template == "mistral" { " " } else { "" };
+        let thinks = "<think>\n\n</think>\n\n";
+        let n = turns.len();
+        let turn = |(i, turn): (usize, &String)| {
+            let mut turn = if trims { turn.trim() } else { turn }.to_owned();
+            // Qwen3 puts (empty) thoughts before the last turn and strips its leading newlines.
+            if template == "qwen3" && i == n - 1 && !turn.starts_with("<think>") {
+                turn = format!("{thinks}{turn}");
+            }
+            let leads = if turn.starts_with('[') { "" } else { leads };
+            format!("{leads}{turn}{end}")
+        };
+        turns.iter().enumerate().map(turn).collect()
+    };
+    let mut n = 0;
+    for case in testing::golden() {
+        let (template, title) = (case.template.as_str(), case.title.as_str());
+        if case.mask.is_some() || template == "python" {
+            continue;
+        }
+        let tokenizer = testing::with_template(template);
+        let example = encoder(&tokenizer, Format::Messages)
+            .example(&line(&case))
+            .unwrap();
+        assert_eq!(example.tokens, case.tokens, "{template} / {title}");
+        let got = spoken(&tokenizer, &example);
+        assert_eq!(got, expected(template, title), "{template} / {title}");
+        n += 1;
+    }
+    assert_eq!(n, 20);
+}
+
+fn chat(template: &str, messages: serde_json::Value) -> Result<Vec<String>, RecordProblem> {
+    let tokenizer = testing::tokenizer().with_chat_template(template).unwrap();
+    let line = json!({"messages": messages}).to_string();
+    let example = encoder(&tokenizer, Format::Messages).example(&line)?;
+    Ok(spoken(&tokenizer, &example))
+}
+
+fn two_turns() -> serde_json::Value {
+    json!([
+        {"role": "user", "content": "u1"}, {"role": "assistant", "content": "a1"},
+        {"role": "user", "content": "u2"}, {"role": "assistant", "content": "a2"},
+    ])
+}
+
+#[test]
+fn a_template_whose_beginnings_are_no_prefix_is_refused() {
+    // The number of messages stands at the top.
+    let counts = "{{ messages | length }}{% for m in messages %}{{ m.content }}</s>{% endfor %}";
+    let problem = chat(counts, two_turns()).unwrap_err();
+    assert_eq!(
+        problem,
+        RecordProblem::NotAPrefix {
+            message: 1,
+            parts_at: 0
+        }
+    );
+    // Like DeepSeek-R1's: the generation prompt opens a thought that the turn does not have.
+    let thinks = "{% for m in messages %}<s>{{ m.role }}: {{ m.content }}</s>{% endfor %}\
+                  {% if add_generation_prompt %}<s>assistant: <think>{% endif %}";
+    let problem = chat(thinks, two_turns()).unwrap_err();
+    assert!(
+        matches!(problem, RecordProblem::NotAPrefix { message: 1, .. }),
+        "{problem}"
+    );
+}
+
+#[test]
+fn a_turn_end_that_cannot_be_told_is_refused() {
+    // The last turn is marked: what ends with it is no prefix of what goes on.
+    let last = "{% for m in messages %}<s>{% if loop.last %}!{% endif %}{{ m.content }}END{% endfor %}\
+                {% if add_generation_prompt %}<s>{% endif %}";
+    // (The prompt's own end is a turn too: it must not be marked.)
+    let last = last.replace("loop.last", "loop.last and m.role == 'assistant'");
+    let problem = chat(&last, two_turns()).unwrap_err();
+    assert!(
+        matches!(problem, RecordProblem::TurnEnd { message: 1, .. }),
+        "{problem}"
+    );
+    let ends = last.replace("END", "</s>");
+    assert_eq!(chat(&ends, two_turns()).unwrap(), ["a1</s>", "!a2</s>"]);
+    let mut forged = two_turns();
+    forged[1]["content"] = "a1</s>more".into();
+    let problem = chat(&ends, forged).unwrap_err();
+    assert!(
+        matches!(problem, RecordProblem::TurnEnd { message: 1, .. }),
+        "{problem}"
+    );
+}
+
+#[test]
+fn without_an_assistant_nothing_is_supervised() {
+    let template = std::fs::read_to_string(testing::testdata().join("chatml.jinja")).unwrap();
+    for template in [
+        template.as_str(),
+        "{% for m in messages %}{{ m.content }}{% endfor %}",
+    ] {
+        let got = chat(template, json!([{"role": "user", "content": "hello"}])).unwrap();
+        assert!(got.is_empty(), "{got:?}");
+    }
+}
+
+#[test]
+fn completions_are_supervised_with_their_end_and_prompts_are_not() {
+    let tokenizer = testing::tokenizer();
+    let line = json!({"prompt": "What is", "completion": " in it? 你"}).to_string();
+    let encoder = encoder(&tokenizer, Format::PromptCompletion);
+    let example = encoder.example(&line).unwrap();
+    assert_eq!(
+        tokenizer.decode(&example.tokens, true),
+        "<s>What is in it? 你</s>"
+    );
+    assert_eq!(spoken(&tokenizer, &example), [" in it? 你</s>"]);
+    let (prompt, reference) = encoder.prompt(&line).unwrap();
+    assert_eq!(prompt, &example.tokens[..prompt.len()]);
+    assert_eq!(
+        example.supervised.iter().position(|&s| s),
+        Some(prompt.len())
+    );
+    assert_eq!(reference, " in it? 你");
+}
+
+/// "the" is one token; cut in the middle, the prompt must keep its own tokens.
+#[test]
+fn a_border_inside_a_token_keeps_the_tokens_of_the_prompt() {
+    let tokenizer = testing::tokenizer();
+    assert_eq!(tokenizer.encode(" the").unwrap().len(), 1);
+    let encoder = encoder(&tokenizer, Format::PromptCompletion);
+    let line = json!({"prompt": "in t", "completion": "he"}).to_string();
+    let example = encoder.example(&line).unwrap();
+    let (prompt, _) = encoder.prompt(&line).unwrap();
+    assert_eq!(prompt, &example.tokens[..prompt.len()]);
+    assert_eq!(spoken(&tokenizer, &example), ["he</s>"]);
+}
+
+#[test]
+fn a_separator_belongs_to_the_prompt() {
+    let tokenizer = testing::tokenizer();
+    let schema = Schema {
+        format: Format::PromptCompletion,
+        fields: Fields::default(),
+    };
+    let encoder = Encoder::new(schema, &tokenizer, LossOn::Answers, "\n=> ").unwrap();
+    let line = json!({"prompt": "1+1", "completion": "2"}).to_string();
+    let example = encoder.example(&line).unwrap();
+    assert_eq!(spoken(&tokenizer, &example), ["2</s>"]);
+    assert_eq!(
+        tokenizer.decode(&encoder.prompt(&line).unwrap().0, true),
+        "<s>1+1\n=> "
+    );
+}
+
+#[test]
+fn texts_are_supervised_whole() {
+    let tokenizer = testing::tokenizer();
+    let example = encoder(&tokenizer, Format::Text)
+        .example(r#"{"text": "in the"}"#)
+        .unwrap();
+    assert_eq!(spoken(&tokenizer, &example), ["in the</s>"]);
+    assert_eq!(example.tokens[0], tokenizer.prefix()[0]);
+    assert!(!example.supervised[0]);
+}
+
+#[test]
+fn everything_means_everything() {
+    let tokenizer = testing::with_template("qwen25");
+    let schema = Schema {
+        format: Format::Messages,
+        fields: Fields::default(),
+    };
+    let encoder = Encoder::new(schema, &tokenizer, LossOn::Everything, "").unwrap();
+    let line = json!({"messages": two_turns()}).to_string();
+    assert!(
+        encoder
+            .example(&line)
+            .unwrap()
+            .supervised
+            .iter()
+            .all(|&s| s)
+    );
+}
+
+#[test]
+fn chat_prompts_end_where_the_answer_begins() {
+    for case in testing::golden() {
+        let tokenizer = testing::with_template(&case.template);
+        let (tokens, reference) = encoder(&tokenizer, Format::Messages)
+            .prompt(&line(&case))
+            .unwrap();
+        assert_eq!(tokenizer.decode(&tokens, true), case.prompt);
+        let answer = case
+            .messages
+            .iter()
+            .rfind(|m| m["role"] == "assistant")
+            .unwrap();
+        assert_eq!(reference, answer["content"].as_str().unwrap());
+    }
+    let tokenizer = testing::with_template("chatml");
+    let line = r#"{"messages": [{"role": "user", "content": "x"}]}"#;
+    let problem = encoder(&tokenizer, Format::Messages)
+        .prompt(line)
+        .unwrap_err();
+    assert_eq!(problem, RecordProblem::NoReference);
+    let problem = encoder(&tokenizer, Format::Text)
+        .prompt(r#"{"text": "x"}"#)
+        .unwrap_err();
+    assert_eq!(problem, RecordProblem::NoPrompt { format: "text" });
+}
+
+#[test]
+fn what_the_data_needs_is_asked_for_first() {
+    let tokenizer = testing::tokenizer();
+    let schema = Schema {
+        format: Format::Messages,
+        fields: Fields::default(),
+    };
+    let error = Encoder::new(schema, &tokenizer, LossOn::Answers, "").unwrap_err();
+    assert!(matches!(error, DataError::NoChatTemplate { .. }), "{error}");
+}
+
+#[test]
+fn a_token_is_supervised_where_it_overlaps() {
+    let tokens = [0..2, 2..2, 2..5, 4..5, 5..8, 8..8, 9..12];
+    let mask = |spans: &[Range<usize>]| overlapping(tokens.iter(), spans);
+    assert_eq!(
+        mask(&[2..5]),
+        [false, true, true, true, false, false, false]
+    );
+    assert_eq!(
+        mask(&[1..2, 8..9]),
+        [true, false, false, false, false, true, false]
+    );
+    assert_eq!(
+        mask(&[0..1, 4..20]),
+        [true, false, true, true, true, true, true]
+    );
+    assert_eq!(mask(&[]), [false; 7]);
+}

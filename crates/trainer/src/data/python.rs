@@ -1,0 +1,381 @@
+//! What chat templates expect of Python: how values print, `tojson`, `strftime`.
+//!
+//! Templates were written against Jinja2 inside transformers, so `{{ x }}` must print as Python's
+//! `str(x)`, and `tojson` as `json.dumps(x, ensure_ascii=False)`.
+
+use std::fmt::Write;
+
+use minijinja::Error;
+use minijinja::value::{Kwargs, Value, ValueKind};
+
+/// How `str(value)` prints in Python; a string inside a list or dictionary is quoted.
+pub fn print(value: &Value) -> String {
+    match value.kind() {
+        ValueKind::String => value.to_string(),
+        ValueKind::Undefined => String::new(),
+        _ => {
+            let mut out = String::new();
+            repr(&mut out, value);
+            out
+        }
+    }
+}
+
+fn repr(out: &mut String, value: &Value) {
+    match value.kind() {
+        ValueKind::None => out.push_str("None"),
+        ValueKind::Undefined => out.push_str("Undefined"),
+        ValueKind::Bool => out.push_str(if value.is_true() { "True" } else { "False" }),
+        ValueKind::Number if value.is_integer() => _ = write!(out, "{value}"),
+        ValueKind::Number => match f64::try_from(value.clone()) {
+            Ok(x) => out.push_str(&float(x)),
+            Err(_) => _ = write!(out, "{value}"),
+        },
+        ValueKind::String => string_repr(out, &value.to_string()),
+        ValueKind::Seq => {
+            let (open, close) = if value.is_tuple() {
+                ('(', ')')
+            } else {
+                ('[', ']')
+            };
+            out.push(open);
+            for (i, item) in value.try_iter().into_iter().flatten().enumerate() {
+                out.push_str(if i > 0 { ", " } else { "" });
+                repr(out, &item);
+            }
+            out.push_str(if value.is_tuple() && value.len() == Some(1) {
+                ","
+            } else {
+                ""
+            });
+            out.push(close);
+        }
+        ValueKind::Map => {
+            out.push('{');
+            for (i, key) in value.try_iter().into_iter().flatten().enumerate() {
+                out.push_str(if i > 0 { ", " } else { "" });
+                repr(out, &key);
+                out.push_str(": ");
+                repr(out, &value.get_item(&key).unwrap_or_default());
+            }
+            out.push('}');
+        }
+        _ => _ = write!(out, "{value}"),
+    }
+}
+
+/// Single quotes unless the string has some and no double ones.
+fn string_repr(out: &mut String, s: &str) {
+    let quote = if s.contains('\'') && !s.contains('"') {
+        '"'
+    } else {
+        '\''
+    };
+    out.push(quote);
+    for c in s.chars() {
+        match c {
+            '\n' => out.push_str("\\n"),
+            '\r' => out.push_str("\\r"),
+            '\t' => out.push_str("\\t"),
+            '\\' => out.push_str("\\\\"),
+            c if c == quote => out.extend(['\\', c]),
+            c if c.is_control() && (c as u32) < 0x100 => _ = write!(out, "\\x{:02x}", c as u32),
+            c => out.push(c),
+        }
+    }
+    out.push(quote);
+}
+
+/// The shortest digits that read back, positional between 1e-4 and 1e16, as Python's `repr`.
+pub fn float(x: f64) -> String {
+    if !x.is_finite() {
+        return if x.is_nan() {
+            "NaN"
+        } else if x > 0.0 {
+            "Infinity"
+        } else {
+            "-Infinity"
+        }
+        .into();
+    }
+    if x == 0.0 || (1e-4..1e16).contains(&x.abs()) {
+        return format!("{x:?}");
+    }
+    let scientific = format!("{x:e}");
+    let (digits, exponent) = scientific.split_once('e').expect("{:e} writes an exponent");
+    let exponent: i32 = exponent.parse().expect("{:e} writes a number");
+    let sign = if exponent < 0 { '-' } else { '+' };
+    format!("{digits}e{sign}{:02}", exponent.abs())
+}
+
+/// `tojson(value, indent=None, ensure_ascii=False, separators=None, sort_keys=False)`.
+pub fn tojson(value: Value, options: Kwargs) -> Result<Value, Error> {
+    let indent: Option<usize> = options.get("indent")?;
+    let separators: Option<Vec<String>> = options.get("separators")?;
+    let (item, key) = match separators.as_deref() {
+        Some([item, key]) => (item.clone(), key.clone()),
+        Some(_) => {
+            let kind = minijinja::ErrorKind::InvalidOperation;
+            return Err(Error::new(kind, "tojson: separators are not a pair"));
+        }
+        None => (
+            if indent.is_some() { "," } else { ", " }.to_owned(),
+            ": ".to_owned(),
+        ),
+    };
+    let dump = Dump {
+        indent,
+        item,
+        key,
+        ascii: options
+            .get::<Option<bool>>("ensure_ascii")?
+            .unwrap_or(false),
+        sort: options.get::<Option<bool>>("sort_keys")?.unwrap_or(false),
+    };
+    options.assert_all_used()?;
+    let mut json = serde_json::to_value(&value).map_err(|e| {
+        Error::new(
+            minijinja::ErrorKind::BadSerialization,
+            format!("tojson: {e}"),
+        )
+    })?;
+    if dump.sort {
+        json.sort_all_objects();
+    }
+    let mut out = String::new();
+    dump.write(&mut out, &json, 0);
+    Ok(Value::from_safe_string(out))
+}
+
+struct Dump {
+    indent: Option<usize>,
+    item: String,
+    key: String,
+    ascii: bool,
+    sort: bool,
+}
+
+impl Dump {
+    fn write(&self, out: &mut String, value: &serde_json::Value, depth: usize) {
+        use serde_json::Value as Json;
+        match value {
+            Json::Null => out.push_str("null"),
+            Json::Bool(b) => out.push_str(if *b { "true" } else { "false" }),
+            Json::Number(n) if n.is_f64() => out.push_str(&float(n.as_f64().unwrap_or(f64::NAN))),
+            Json::Number(n) => _ = write!(out, "{n}"),
+            Json::String(s) => self.string(out, s),
+            Json::Array(list) if list.is_empty() => out.push_str("[]"),
+            Json::Object(map) if map.is_empty() => out.push_str("{}"),
+            Json::Array(list) => {
+                out.push('[');
+                for (i, item) in list.iter().enumerate() {
+                    self.separate(out, i, depth + 1);
+                    self.write(out, item, depth + 1);
+                }
+                self.newline(out, depth);
+                out.push(']');
+            }
+            Json::Object(map) => {
+                out.push('{');
+                for (i, (key, item)) in map.iter().enumerate() {
+                    self.separate(out, i, depth + 1);
+                    self.string(out, key);
+                    out.push_str(&self.key);
+                    self.write(out, item, depth + 1);
+                }
+                self.newline(out, depth);
+                out.push('}');
+            }
+        }
+    }
+
+    fn separate(&self, out: &mut String, i: usize, depth: usize) {
+        if i > 0 {
+            out.push_str(&self.item);
+        }
+        self.newline(out, depth);
+    }
+
+    fn newline(&self, out: &mut String, depth: usize) {
+        if let Some(indent) = self.indent {
+            out.push('\n');
+            out.extend(std::iter::repeat_n(' ', indent * depth));
+        }
+    }
+
+    fn string(&self, out: &mut String, s: &str) {
+        let quoted = serde_json::Value::from(s).to_string();
+        if !self.ascii {
+            return out.push_str(&quoted);
+        }
+        for c in quoted.chars() {
+            if c.is_ascii() {
+                out.push(c);
+            } else {
+                for unit in c.encode_utf16(&mut [0; 2]) {
+                    _ = write!(out, "\\u{unit:04x}");
+                }
+            }
+        }
+    }
+}
+
+const DAYS: [&str; 7] = [
+    "Thursday",
+    "Friday",
+    "Saturday",
+    "Sunday",
+    "Monday",
+    "Tuesday",
+    "Wednesday",
+];
+const MONTHS: [&str; 12] = [
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
+    "December",
+];
+
+/// C's `strftime` for the directives that dates in templates use, in UTC; others stay as written.
+pub fn strftime(unix_s: i64, format: &str) -> String {
+    let (days, second) = (unix_s.div_euclid(86_400), unix_s.rem_euclid(86_400));
+    let (year, month, day) = civil(days);
+    let (h, m, s) = (second / 3600, second / 60 % 60, second % 60);
+    let h12 = (h + 11) % 12 + 1;
+    let weekday = DAYS[days.rem_euclid(7) as usize];
+    let month_name = MONTHS[(month - 1) as usize];
+    let mut out = String::new();
+    let mut rest = format.chars().peekable();
+    while let Some(c) = rest.next() {
+        if c != '%' {
+            out.push(c);
+            continue;
+        }
+        let unpadded = rest.next_if_eq(&'-').is_some();
+        let two = |n: i64| {
+            if unpadded {
+                n.to_string()
+            } else {
+                format!("{n:02}")
+            }
+        };
+        match rest.next() {
+            Some('Y') => _ = write!(out, "{year}"),
+            Some('y') => out.push_str(&two(year.rem_euclid(100))),
+            Some('m') => out.push_str(&two(month)),
+            Some('d') => out.push_str(&two(day)),
+            Some('e') => _ = write!(out, "{day:2}"),
+            Some('H') => out.push_str(&two(h)),
+            Some('I') => out.push_str(&two(h12)),
+            Some('M') => out.push_str(&two(m)),
+            Some('S') => out.push_str(&two(s)),
+            Some('p') => out.push_str(if h < 12 { "AM" } else { "PM" }),
+            Some('B') => out.push_str(month_name),
+            Some('b' | 'h') => out.push_str(&month_name[..3]),
+            Some('A') => out.push_str(weekday),
+            Some('a') => out.push_str(&weekday[..3]),
+            Some('F') => _ = write!(out, "{year}-{month:02}-{day:02}"),
+            Some('T') => _ = write!(out, "{h:02}:{m:02}:{s:02}"),
+            Some('%') => out.push('%'),
+            other => {
+                out.push_str(if unpadded { "%-" } else { "%" });
+                out.extend(other);
+            }
+        }
+    }
+    out
+}
+
+/// Year, month and day of a day count from 1970-01-01, in the Gregorian calendar: counted in
+/// years that begin in March, whose months' lengths repeat every five (Hinnant's algorithm).
+fn civil(days: i64) -> (i64, i64, i64) {
+    let z = days + 719_468;
+    let era = z.div_euclid(146_097);
+    let of_era = z.rem_euclid(146_097);
+    let year = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let of_year = of_era - (365 * year + year / 4 - year / 100);
+    let month = (5 * of_year + 2) / 153;
+    let day = of_year - (153 * month + 2) / 5 + 1;
+    let month = if month < 10 { month + 3 } else { month - 9 };
+    (era * 400 + year + i64::from(month <= 2), month, day)
+}
+
+#[cfg(test)]
+mod tests {
+    use minijinja::value::Serde;
+
+    use super::*;
+
+    #[test]
+    fn dates_are_those_of_the_calendar() {
+        for (unix_s, want) in [
+            (0, "Thursday 1970-01-01 00:00:00 12 AM"),
+            (951_782_400, "Tuesday 2000-02-29 00:00:00 12 AM"),
+            (1_700_000_000, "Tuesday 2023-11-14 22:13:20 10 PM"),
+            (4_107_542_399, "Sunday 2100-02-28 23:59:59 11 PM"),
+            (-1, "Wednesday 1969-12-31 23:59:59 11 PM"),
+        ] {
+            assert_eq!(strftime(unix_s, "%A %Y-%m-%d %H:%M:%S %I %p"), want);
+        }
+        assert_eq!(
+            strftime(951_782_400, "%d %b %y, %-m/%e %B %j%% %"),
+            "29 Feb 00, 2/29 February %j% %"
+        );
+    }
+
+    #[test]
+    fn floats_print_as_in_python() {
+        for (x, want) in [
+            (1.0, "1.0"),
+            (-0.0, "-0.0"),
+            (0.1, "0.1"),
+            (1e-4, "0.0001"),
+            (1e-5, "1e-05"),
+            (-1.5e-7, "-1.5e-07"),
+            (1e15, "1000000000000000.0"),
+            (1e16, "1e+16"),
+            (1.2345e300, "1.2345e+300"),
+        ] {
+            assert_eq!(float(x), want);
+        }
+    }
+
+    /// Expected strings are those of `repr` and `json.dumps` in Python 3.11.
+    #[test]
+    fn values_print_as_in_python() {
+        let json: serde_json::Value =
+            serde_json::from_str(r#"{"b": [1, 1e-5, null, true], "a": "it's \u00e9\n", "c": {}}"#)
+                .unwrap();
+        let value = Value::from(Serde(json));
+        let want = r#"{'b': [1, 1e-05, None, True], 'a': "it's é\n", 'c': {}}"#;
+        assert_eq!(print(&value), want);
+        let dump = |options: Vec<(&str, Value)>| {
+            tojson(value.clone(), Kwargs::from_iter(options))
+                .unwrap()
+                .to_string()
+        };
+        assert_eq!(
+            dump(vec![]),
+            r#"{"b": [1, 1e-05, null, true], "a": "it's é\n", "c": {}}"#
+        );
+        assert_eq!(
+            dump(vec![
+                ("ensure_ascii", true.into()),
+                ("sort_keys", true.into())
+            ]),
+            r#"{"a": "it's \u00e9\n", "b": [1, 1e-05, null, true], "c": {}}"#
+        );
+        assert_eq!(
+            dump(vec![("indent", 2.into())]),
+            "{\n  \"b\": [\n    1,\n    1e-05,\n    null,\n    true\n  ],\n  \"a\": \"it's é\\n\",\n  \"c\": {}\n}"
+        );
+    }
+}

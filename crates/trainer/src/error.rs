@@ -1,0 +1,356 @@
+//! What can go wrong between a data file and a batch.
+
+use std::path::{Path, PathBuf};
+
+/// Why data, a tokenizer or a metrics file cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum DataError {
+    /// A file or directory does not exist.
+    #[error("{path}: no such file or directory")]
+    Missing {
+        /// What was looked for.
+        path: PathBuf,
+    },
+    /// Reading or writing failed.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// One record of a JSONL file cannot be used.
+    #[error("{path}:{line}: {problem}")]
+    Record {
+        /// The file.
+        path: PathBuf,
+        /// Line number, from 1.
+        line: u64,
+        /// What is wrong with it.
+        problem: RecordProblem,
+    },
+    /// The files hold no record at all.
+    #[error("{path}: no records")]
+    NoRecords {
+        /// The (first) file.
+        path: PathBuf,
+    },
+    /// A tokenizer file exists but does not say what it must.
+    #[error("{path}: not a usable tokenizer file: {reason}")]
+    Corrupt {
+        /// The file.
+        path: PathBuf,
+        /// What its reader said.
+        reason: String,
+    },
+    /// A chat template does not parse.
+    #[error("{path}: chat template: {reason}")]
+    Template {
+        /// Where the template came from.
+        path: PathBuf,
+        /// What the template engine said.
+        reason: String,
+    },
+    /// A token was named that the vocabulary does not have.
+    #[error("{path}: the vocabulary has no token '{token}'")]
+    UnknownToken {
+        /// The tokenizer.
+        path: PathBuf,
+        /// The token's text.
+        token: String,
+    },
+    /// The data needs an end-of-sequence token and the tokenizer names none.
+    #[error("{path}: no end-of-sequence token is named")]
+    NoEosToken {
+        /// The tokenizer.
+        path: PathBuf,
+    },
+    /// Chat data, and the tokenizer has no chat template.
+    #[error("{path}: chat data needs a chat template and the tokenizer has none")]
+    NoChatTemplate {
+        /// The tokenizer.
+        path: PathBuf,
+    },
+    /// Not one token of the data would be trained on.
+    #[error(
+        "{path}: none of the {n_tokens} tokens in {n_records} records is supervised \
+         ({n_cut} records lost theirs to the sequence length)"
+    )]
+    NothingSupervised {
+        /// The (first) file.
+        path: PathBuf,
+        /// Records read.
+        n_records: u64,
+        /// Tokens in them.
+        n_tokens: u64,
+        /// Records whose supervised tokens all lie beyond the sequence length.
+        n_cut: u64,
+    },
+    /// Prompts were to be left out of the loss and not one token was.
+    #[error("{path}: all {n_tokens} tokens in {n_records} records are supervised, prompts too")]
+    EverythingSupervised {
+        /// The (first) file.
+        path: PathBuf,
+        /// Records read.
+        n_records: u64,
+        /// Tokens in them.
+        n_tokens: u64,
+    },
+    /// A batch dimension is out of its range.
+    #[error("{name} is {have}, must be {need}")]
+    Shape {
+        /// The dimension.
+        name: &'static str,
+        /// Its value.
+        have: usize,
+        /// The range it must lie in.
+        need: &'static str,
+    },
+    /// A stored position does not exist in this data.
+    #[error("position {position} of epoch {epoch} does not exist: an epoch has {n_rows} rows")]
+    Position {
+        /// The stored epoch.
+        epoch: u64,
+        /// The stored position, in rows.
+        position: u64,
+        /// Rows in an epoch of this data.
+        n_rows: u64,
+    },
+}
+
+/// What is wrong with one record of a data file.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RecordProblem {
+    /// The line is longer than the bound.
+    #[error("line is longer than {max} bytes")]
+    LineTooLong {
+        /// The bound, in bytes.
+        max: usize,
+    },
+    /// The line is not UTF-8.
+    #[error("not UTF-8 after {valid} bytes")]
+    NotUtf8 {
+        /// Bytes of the line that are.
+        valid: usize,
+    },
+    /// The line is not JSON.
+    #[error("not JSON: {reason}")]
+    NotJson {
+        /// What the parser said; its column counts within this line.
+        reason: String,
+    },
+    /// The line is JSON, but not an object.
+    #[error("{found} where an object is expected")]
+    NotAnObject {
+        /// What stands there.
+        found: &'static str,
+    },
+    /// A field is missing.
+    #[error("no field '{field}' (fields: {have})")]
+    MissingField {
+        /// The field, with its place: `messages[2].role`.
+        field: String,
+        /// The fields that are there.
+        have: String,
+    },
+    /// A field has another type.
+    #[error("'{field}' is {found}, expected {expected}")]
+    WrongType {
+        /// The field.
+        field: String,
+        /// The type it must have.
+        expected: &'static str,
+        /// The type it has.
+        found: &'static str,
+    },
+    /// A field is empty.
+    #[error("'{field}' is empty")]
+    Empty {
+        /// The field.
+        field: String,
+    },
+    /// A message has a role that chat data does not have.
+    #[error("'{field}' is '{role}', expected system, user, assistant or tool")]
+    UnknownRole {
+        /// The field.
+        field: String,
+        /// The role.
+        role: String,
+    },
+    /// The first record fits none of the known formats.
+    #[error("no known format has the fields {have}; looked for {looked_for}")]
+    UnknownFormat {
+        /// The fields that are there.
+        have: String,
+        /// The field names of the known formats.
+        looked_for: String,
+    },
+    /// The first record fits several formats.
+    #[error("fits several formats: {formats}")]
+    AmbiguousFormat {
+        /// Their names.
+        formats: String,
+    },
+    /// A later record has another format than the first.
+    #[error("a {found} record in data that began with {first} records")]
+    MixedFormats {
+        /// Format of the first record.
+        first: &'static str,
+        /// Format of this one.
+        found: &'static str,
+    },
+    /// The chat template refused the messages or failed on them.
+    #[error("chat template: {reason}")]
+    Render {
+        /// What the template engine said.
+        reason: String,
+    },
+    /// A string holds a character that is reserved for marking the assistant's text.
+    #[error("a string holds the reserved character U+{code:04X}")]
+    ReservedCharacter {
+        /// Its code point.
+        code: u32,
+    },
+    /// The template's generation markers do not come in pairs.
+    #[error("the chat template's generation markers do not pair up")]
+    UnpairedMarkers,
+    /// The template renders a conversation's beginning differently from the conversation.
+    #[error(
+        "message {message}: the chat template has no generation markers, and the text it renders \
+         up to this turn is not a prefix of the whole (they part at byte {parts_at})"
+    )]
+    NotAPrefix {
+        /// Index of the assistant's message.
+        message: usize,
+        /// First byte that differs.
+        parts_at: usize,
+    },
+    /// The end of an assistant's turn cannot be told.
+    #[error("message {message}: the end of the assistant's turn cannot be found: {reason}")]
+    TurnEnd {
+        /// Index of the assistant's message.
+        message: usize,
+        /// What was tried.
+        reason: &'static str,
+    },
+    /// A prompt was asked for and the record has no assistant turn to leave out.
+    #[error("no assistant turn to use as the reference answer")]
+    NoReference,
+    /// A prompt was asked for and the format has none.
+    #[error("{format} records have no prompt and no reference answer")]
+    NoPrompt {
+        /// The format.
+        format: &'static str,
+    },
+    /// The tokenizer failed.
+    #[error("tokenizer: {reason}")]
+    Tokenize {
+        /// What it said.
+        reason: String,
+    },
+}
+
+impl DataError {
+    /// An I/O error with its file; a missing file becomes [`DataError::Missing`].
+    pub(crate) fn io(path: &Path, source: std::io::Error) -> Self {
+        let path = path.to_owned();
+        match source.kind() {
+            std::io::ErrorKind::NotFound => Self::Missing { path },
+            _ => Self::Io { path, source },
+        }
+    }
+
+    /// A problem with its file and line.
+    pub(crate) fn record(path: &Path, line: u64, problem: RecordProblem) -> Self {
+        Self::Record {
+            path: path.to_owned(),
+            line,
+            problem,
+        }
+    }
+}
+
+/// Why a run cannot start, go on or be saved.
+#[derive(Debug, thiserror::Error)]
+pub enum TrainError {
+    /// Data, tokenizer or metrics.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// Model files.
+    #[error(transparent)]
+    Model(#[from] lowtide_model::ModelError),
+    /// Memory or disk.
+    #[error(transparent)]
+    Tier(#[from] lowtide_tiers::TierError),
+    /// The run file.
+    #[error(transparent)]
+    Config(#[from] lowtide_config::ConfigError),
+    /// A task failed.
+    #[error(transparent)]
+    Exec(#[from] lowtide_executor::ExecError),
+    /// No built-in shape has this name.
+    #[error("no built-in shape is called '{name}'")]
+    UnknownShape {
+        /// The name.
+        name: String,
+    },
+    /// Sequences are longer than the position table.
+    #[error("train.seq is {seq}, the model has {positions} positions")]
+    TooLong {
+        /// Tokens of a sequence.
+        seq: u32,
+        /// Rows of the table.
+        positions: u32,
+    },
+    /// The tokenizer has tokens that the model has no row for.
+    #[error("the tokenizer has {tokens} tokens, the model has rows for {vocab}")]
+    Vocabulary {
+        /// Tokens of the tokenizer.
+        tokens: usize,
+        /// Rows of the embedding.
+        vocab: u32,
+    },
+    /// Nothing fits the budgets.
+    #[error("{}", .0.refusal)]
+    Refused(Box<crate::planning::Refused>),
+    /// The planner made a plan that its checker refuses: our bug.
+    #[error("the plan is wrong: {0}")]
+    WrongPlan(lowtide_planner::check::Fault),
+    /// A loss or a gradient is not finite.
+    #[error("step {step}: {what}")]
+    NonFinite {
+        /// Which step, from 1.
+        step: u64,
+        /// What was seen.
+        what: String,
+        /// The newest checkpoint, which is intact.
+        checkpoint: Option<PathBuf>,
+    },
+    /// A file cannot be used.
+    #[error("{}: {what}", path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// What is wrong.
+        what: String,
+    },
+    /// A checkpoint belongs to a run with other numbers.
+    #[error("{}: made by a run with another {key}: {theirs} there, {ours} here", path.display())]
+    OtherRun {
+        /// The checkpoint.
+        path: PathBuf,
+        /// Which key differs.
+        key: String,
+        /// Its value in the checkpoint.
+        theirs: String,
+        /// Its value in this run.
+        ours: String,
+    },
+}
+
+impl TrainError {
+    /// A file that cannot be used for what the system said.
+    pub(crate) fn io(path: &Path) -> impl Fn(std::io::Error) -> Self + '_ {
+        move |e| Self::File { path: path.to_owned(), what: e.to_string() }
+    }
+}

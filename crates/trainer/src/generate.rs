@@ -1,0 +1,149 @@
+//! Greedy and sampled decoding through the plan's inference part: every token runs the whole
+//! prefix again, so this is for looking at results, not for serving.
+
+use lowtide_executor::ExecError;
+
+use crate::data::{Micro, Prompt, Tokenizer};
+use crate::random::Philox;
+use crate::step::Session;
+
+/// How the next token is chosen.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Sampling {
+    /// 0: greedy.
+    pub temperature: f64,
+    /// Only the most likely tokens that together have this probability.
+    pub top_p: f64,
+    /// Seed of the choice.
+    pub seed: u64,
+    /// Most new tokens.
+    pub max_new_tokens: usize,
+}
+
+/// Continues each prompt until the end-of-sequence token, `max_new_tokens` or the sequence length.
+/// Prompts that leave no room give nothing. Calls `progress` with the number finished.
+///
+/// # Errors
+/// What stopped the run.
+pub fn generate(
+    session: &mut Session,
+    prompts: &[Vec<i32>],
+    eos: Option<i32>,
+    sampling: &Sampling,
+    mut progress: impl FnMut(usize),
+) -> Result<Vec<Vec<i32>>, ExecError> {
+    let batch = session.decoder().workload().batch;
+    let (b, t) = (batch.micro_batch as usize, batch.seq as usize);
+    let rng = Philox::new(sampling.seed, GENERATE_STREAM);
+    let mut drawn = 0;
+    let mut answers = Vec::with_capacity(prompts.len());
+    for group in prompts.chunks(b) {
+        let mut rows: Vec<Vec<i32>> = group.to_vec();
+        let mut open: Vec<bool> = rows.iter().map(|r| !r.is_empty() && r.len() < t).collect();
+        for _ in 0..sampling.max_new_tokens {
+            if !open.contains(&true) {
+                break;
+            }
+            let logits = session.infer(inputs(&rows, &open, b, t))?.logits;
+            let vocab = logits.len() / b;
+            for (i, row) in rows.iter_mut().enumerate() {
+                if !open[i] {
+                    continue;
+                }
+                drawn += 1;
+                let token = choose(&logits[i * vocab..(i + 1) * vocab], sampling, rng.unit(drawn));
+                row.push(token);
+                open[i] = Some(token) != eos && row.len() < t;
+            }
+        }
+        for (row, prompt) in rows.iter().zip(group) {
+            let answer = &row[prompt.len()..];
+            let end = answer.iter().position(|&x| Some(x) == eos).unwrap_or(answer.len());
+            answers.push(answer[..end].to_vec());
+        }
+        progress(answers.len());
+    }
+    Ok(answers)
+}
+
+/// Random numbers of the choice of tokens.
+const GENERATE_STREAM: u64 = 3 << 62;
+
+/// Rows padded to B × T, each open one marked at its last token.
+fn inputs(rows: &[Vec<i32>], open: &[bool], b: usize, t: usize) -> Micro {
+    let n = b * t;
+    let mut m = Micro {
+        tokens: vec![0; n],
+        labels: vec![-100; n],
+        positions: vec![0; n],
+        doc_start: (0..n).map(|i| (i % t) as i32).collect(),
+    };
+    for (r, row) in rows.iter().enumerate() {
+        for (i, &token) in row.iter().take(t).enumerate() {
+            m.tokens[r * t + i] = token;
+            m.positions[r * t + i] = i as i32;
+            m.doc_start[r * t + i] = 0;
+        }
+        if open[r] {
+            m.labels[r * t + row.len() - 1] = 0;
+        }
+    }
+    m
+}
+
+/// `u`: a random number from 0 to 1.
+fn choose(logits: &[f32], sampling: &Sampling, u: f64) -> i32 {
+    let best = || {
+        let mut best = 0;
+        for (i, &x) in logits.iter().enumerate() {
+            if x > logits[best] {
+                best = i;
+            }
+        }
+        best as i32
+    };
+    if sampling.temperature <= 0.0 {
+        return best();
+    }
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let weight = |x: f32| (f64::from(x - max) / sampling.temperature).exp();
+    let mut order: Vec<usize> = (0..logits.len()).collect();
+    order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]).then(a.cmp(&b)));
+    let total: f64 = logits.iter().map(|&x| weight(x)).sum();
+    let mut kept = 0.0;
+    let mut n = 0;
+    while n < order.len() && (n == 0 || kept < sampling.top_p * total) {
+        kept += weight(logits[order[n]]);
+        n += 1;
+    }
+    let mut at = u * kept;
+    for &i in &order[..n] {
+        at -= weight(logits[i]);
+        if at <= 0.0 {
+            return i as i32;
+        }
+    }
+    order[n - 1] as i32
+}
+
+/// Share of prompts whose greedy answer equals the reference, spaces around both ignored.
+///
+/// # Errors
+/// What stopped the run.
+pub fn exact_match(
+    session: &mut Session,
+    tokenizer: &Tokenizer,
+    prompts: &[Prompt],
+    max_new_tokens: usize,
+    progress: impl FnMut(usize),
+) -> Result<f64, ExecError> {
+    let tokens: Vec<Vec<i32>> = prompts.iter().map(|p| p.tokens.clone()).collect();
+    let greedy = Sampling { temperature: 0.0, top_p: 1.0, seed: 0, max_new_tokens };
+    let answers = generate(session, &tokens, tokenizer.eos(), &greedy, progress)?;
+    let right = answers
+        .iter()
+        .zip(prompts)
+        .filter(|(a, p)| tokenizer.decode(a, false).trim() == p.reference.trim())
+        .count();
+    Ok(right as f64 / prompts.len().max(1) as f64)
+}

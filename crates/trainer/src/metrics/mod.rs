@@ -1,0 +1,7 @@
+//! What a run writes down about itself: one JSON object a step, and TensorBoard event files.
+
+pub mod jsonl;
+pub mod tensorboard;
+
+pub use jsonl::MetricsLog;
+pub use tensorboard::EventFile;

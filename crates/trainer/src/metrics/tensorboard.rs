@@ -1,0 +1,245 @@
+//! TensorBoard event files, written without TensorFlow or its protocol-buffer library.
+//!
+//! A file is a row of records: length (u64), masked CRC-32C of the length, an `Event` message,
+//! masked CRC-32C of the message; all little-endian. Of `Event` three fields are used: wall time
+//! (1), step (2), and either file version (3) or a summary (5) of values, each a tag (1) and a
+//! plain f32 (2).
+
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use crate::error::DataError;
+
+/// An event file open for writing.
+#[derive(Debug)]
+pub struct EventFile {
+    file: File,
+    path: PathBuf,
+}
+
+impl EventFile {
+    /// Creates a new event file in `dir` (made if needed), under the name TensorBoard looks for.
+    /// A resumed run makes a further file; TensorBoard joins the files of a directory by step.
+    pub fn create(dir: &Path) -> Result<Self, DataError> {
+        std::fs::create_dir_all(dir).map_err(|e| DataError::io(dir, e))?;
+        let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        let host = match host.trim() {
+            "" => "localhost",
+            name => name,
+        };
+        let (now, pid) = (now_s(), std::process::id());
+        for n in 0u32.. {
+            let name = format!("events.out.tfevents.{:010}.{host}.{pid}.{n}", now as u64);
+            let path = dir.join(name);
+            match File::create_new(&path) {
+                Ok(file) => {
+                    let mut new = Self { file, path };
+                    new.record(&event(now, 0, |e| bytes_field(e, 3, b"brain.Event:2")))?;
+                    return Ok(new);
+                }
+                Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {}
+                Err(e) => return Err(DataError::io(&path, e)),
+            }
+        }
+        unreachable!("2^32 event files of one process and second")
+    }
+
+    /// Where the events go.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Writes one point of each named curve at `step`. The record is with the system when the
+    /// call returns.
+    pub fn scalars(&mut self, step: u64, values: &[(&str, f32)]) -> Result<(), DataError> {
+        let mut summary = Vec::new();
+        for (tag, x) in values {
+            let mut value = Vec::new();
+            bytes_field(&mut value, 1, tag.as_bytes());
+            value.push(2 << 3 | FIXED32);
+            value.extend(x.to_le_bytes());
+            bytes_field(&mut summary, 1, &value);
+        }
+        self.record(&event(now_s(), step, |e| bytes_field(e, 5, &summary)))
+    }
+
+    fn record(&mut self, message: &[u8]) -> Result<(), DataError> {
+        let length = (message.len() as u64).to_le_bytes();
+        let mut out = Vec::with_capacity(message.len() + 16);
+        out.extend(length);
+        out.extend(masked_crc(&length).to_le_bytes());
+        out.extend(message);
+        out.extend(masked_crc(message).to_le_bytes());
+        self.file
+            .write_all(&out)
+            .map_err(|e| DataError::io(&self.path, e))
+    }
+}
+
+// Wire types of protocol buffers.
+const VARINT: u8 = 0;
+const FIXED64: u8 = 1;
+const BYTES: u8 = 2;
+const FIXED32: u8 = 5;
+
+fn event(wall_s: f64, step: u64, what: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+    let mut e = vec![1 << 3 | FIXED64];
+    e.extend(wall_s.to_le_bytes());
+    e.push(2 << 3 | VARINT);
+    varint(&mut e, step);
+    what(&mut e);
+    e
+}
+
+fn bytes_field(out: &mut Vec<u8>, field: u8, bytes: &[u8]) {
+    out.push(field << 3 | BYTES);
+    varint(out, bytes.len() as u64);
+    out.extend(bytes);
+}
+
+fn varint(out: &mut Vec<u8>, mut n: u64) {
+    while n >= 0x80 {
+        out.push(n as u8 | 0x80);
+        n >>= 7;
+    }
+    out.push(n as u8);
+}
+
+/// The record format's guard against files that hold checksums of their own.
+fn masked_crc(bytes: &[u8]) -> u32 {
+    crc32c::crc32c(bytes)
+        .rotate_right(15)
+        .wrapping_add(0xa282_ead8)
+}
+
+fn now_s() -> f64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0.0, |d| d.as_secs_f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A second implementation of everything the writer does, from the format's description: a
+    /// bitwise CRC-32C and a general protocol-buffer reader.
+    mod reader {
+        pub fn crc32c(bytes: &[u8]) -> u32 {
+            let mut crc = !0u32;
+            for &b in bytes {
+                crc ^= u32::from(b);
+                for _ in 0..8 {
+                    crc = if crc & 1 == 1 {
+                        crc >> 1 ^ 0x82f6_3b78
+                    } else {
+                        crc >> 1
+                    };
+                }
+            }
+            !crc
+        }
+
+        fn checked(bytes: &[u8], crc: &[u8]) {
+            let stored = u32::from_le_bytes(crc.try_into().unwrap()).wrapping_sub(0xa282_ead8);
+            assert_eq!(stored.rotate_left(15), crc32c(bytes), "checksum");
+        }
+
+        pub fn records(mut file: &[u8]) -> Vec<Vec<u8>> {
+            let mut all = Vec::new();
+            while !file.is_empty() {
+                checked(&file[..8], &file[8..12]);
+                let n = u64::from_le_bytes(file[..8].try_into().unwrap()) as usize;
+                checked(&file[12..12 + n], &file[12 + n..16 + n]);
+                all.push(file[12..12 + n].to_vec());
+                file = &file[16 + n..];
+            }
+            all
+        }
+
+        fn varint(m: &mut &[u8]) -> u64 {
+            let (mut n, mut shift) = (0, 0);
+            loop {
+                let b = m[0];
+                *m = &m[1..];
+                n |= u64::from(b & 0x7f) << shift;
+                shift += 7;
+                if b < 0x80 {
+                    return n;
+                }
+            }
+        }
+
+        /// (field, wire type, varint's value, payload) of each field.
+        pub fn fields(mut m: &[u8]) -> Vec<(u64, u64, u64, Vec<u8>)> {
+            let mut all = Vec::new();
+            while !m.is_empty() {
+                let key = varint(&mut m);
+                let (value, n) = match key & 7 {
+                    0 => (varint(&mut m), 0),
+                    1 => (0, 8),
+                    2 => (0, varint(&mut m) as usize),
+                    5 => (0, 4),
+                    other => panic!("wire type {other}"),
+                };
+                all.push((key >> 3, key & 7, value, m[..n].to_vec()));
+                m = &m[n..];
+            }
+            all
+        }
+    }
+
+    #[test]
+    fn events_read_back() {
+        assert_eq!(
+            reader::crc32c(b"123456789"),
+            0xe306_9283,
+            "the reader's own check value"
+        );
+        let dir = tempfile::tempdir().unwrap();
+        let mut file = EventFile::create(&dir.path().join("tb")).unwrap();
+        file.scalars(1, &[("loss", 2.5), ("lr", 1e-5)]).unwrap();
+        file.scalars(300, &[("loss", f32::NAN)]).unwrap();
+        let name = file.path().file_name().unwrap().to_str().unwrap();
+        assert!(name.starts_with("events.out.tfevents."), "{name}");
+
+        let records = reader::records(&std::fs::read(file.path()).unwrap());
+        assert_eq!(records.len(), 3);
+        let version = reader::fields(&records[0]);
+        assert_eq!(version[2], (3, 2, 0, b"brain.Event:2".to_vec()));
+        for (record, step, want) in [
+            (&records[1], 1, &[("loss", 2.5f32), ("lr", 1e-5)][..]),
+            (&records[2], 300, &[("loss", f32::NAN)]),
+        ] {
+            let event = reader::fields(record);
+            let wall = f64::from_le_bytes(event[0].3.as_slice().try_into().unwrap());
+            assert!(
+                (1.7e9..1e10).contains(&wall) && event[0].0 == 1,
+                "wall time {wall}"
+            );
+            assert_eq!((event[1].0, event[1].2), (2, step));
+            assert_eq!((event[2].0, event[2].1), (5, 2));
+            let values = reader::fields(&event[2].3);
+            assert_eq!(values.len(), want.len());
+            for ((field, _, _, value), (tag, x)) in values.iter().zip(want) {
+                let value = reader::fields(value);
+                assert_eq!((*field, value[0].0, value[1].0), (1, 1, 2));
+                assert_eq!(value[0].3, tag.as_bytes());
+                assert_eq!(value[1].3, x.to_le_bytes());
+            }
+        }
+    }
+
+    #[test]
+    fn two_files_of_one_second_do_not_collide() {
+        let dir = tempfile::tempdir().unwrap();
+        let (a, b) = (
+            EventFile::create(dir.path()).unwrap(),
+            EventFile::create(dir.path()).unwrap(),
+        );
+        assert_ne!(a.path(), b.path());
+    }
+}

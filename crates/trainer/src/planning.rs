@@ -1,0 +1,205 @@
+//! From a checked run to a plan: the model's shape, its workload, the machine's rates, the search.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use lowtide_config as config;
+use lowtide_config::{ModelSource, Run};
+use lowtide_model::{Decoder, Options};
+use lowtide_planner::{
+    Budgets, Clip, LoopOrder, Machine, Pieces, Pins, Plan, PlanError, Processor, Refusal, Request,
+    Tier,
+};
+use lowtide_tiers::HostMemory;
+use lowtide_units::Bytes;
+use lowtide_workload::{Batch, ModelShape};
+
+use crate::error::TrainError;
+use crate::step::ClipRule;
+
+/// A run with a plan.
+#[derive(Debug)]
+pub struct Planned {
+    /// The model at the run's batch.
+    pub decoder: Arc<Decoder>,
+    /// The plan.
+    pub plan: Arc<Plan>,
+    /// The rates it was made with.
+    pub machine: Machine,
+    /// Clipping.
+    pub clip: ClipRule,
+}
+
+/// Why a run has no plan, and what would have one.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Refused {
+    /// What was needed, allowed, and the nearest budgets that fit.
+    pub refusal: Refusal,
+    /// The largest micro-batch (of the same sequence length) that fits the allowed budgets.
+    pub nearest_micro_batch: Option<u32>,
+}
+
+/// The shape a run names.
+///
+/// # Errors
+/// An unknown name, or a `config.json` that cannot be read or is not supported.
+pub fn shape_of(run: &Run) -> Result<ModelShape, TrainError> {
+    let shape = match &run.model.source {
+        ModelSource::Path(dir) => lowtide_model::load_shape(dir)?,
+        ModelSource::Shape(name) => ModelShape::builtin(name)
+            .ok_or_else(|| TrainError::UnknownShape { name: name.clone() })?,
+        ModelSource::Config(path) => config_shape(path)?,
+    };
+    if run.train.seq > shape.max_positions && shape.rope.is_none() {
+        return Err(TrainError::TooLong { seq: run.train.seq, positions: shape.max_positions });
+    }
+    Ok(shape)
+}
+
+fn config_shape(path: &Path) -> Result<ModelShape, TrainError> {
+    let fail = |what: String| TrainError::File { path: path.to_owned(), what };
+    let text = std::fs::read_to_string(path).map_err(|e| fail(e.to_string()))?;
+    let json = serde_json::from_str(&text).map_err(|e| fail(format!("not JSON: {e}")))?;
+    let name = path.parent().and_then(Path::file_name).map_or("model".into(), |n| n.to_string_lossy());
+    Ok(lowtide_model::parse_config(&json, &name)?)
+}
+
+/// The decoder of a run, at its batch.
+///
+/// # Errors
+/// As [`shape_of`].
+pub fn decoder_of(run: &Run, batch: Batch) -> Result<Arc<Decoder>, TrainError> {
+    let options = Options {
+        precision: run.precision,
+        gradient: run.train.gradient,
+        batch,
+        logits_chunk: run.train.logits_chunk,
+    };
+    Ok(Arc::new(Decoder::new(&shape_of(run)?, &options)?))
+}
+
+/// A run's clipping.
+#[must_use]
+pub fn clip_of(run: &Run) -> ClipRule {
+    ClipRule {
+        mode: match run.train.clip.mode {
+            config::ClipMode::Exact => Clip::Exact,
+            config::ClipMode::Previous => Clip::Previous,
+            config::ClipMode::None => Clip::None,
+        },
+        max_norm: run.train.clip.norm as f32,
+        skip_nonfinite: run.train.on_nonfinite == config::NonFinite::Skip,
+    }
+}
+
+/// A run's budgets; what it leaves open is what is free now, less a reserve for everything that is
+/// not in an arena.
+#[must_use]
+pub fn budgets_of(run: &Run) -> Budgets {
+    let free = HostMemory::available().saturating_sub(Bytes::MIB * 512);
+    let half = Bytes(free.0 / 2);
+    Budgets {
+        // The CPU device's arena is host memory too: each gets half where neither is given.
+        device: run.budget.device.unwrap_or(match run.budget.host {
+            Some(host) => free.saturating_sub(host),
+            None => half,
+        }),
+        host: run.budget.host.unwrap_or(match run.budget.device {
+            Some(device) => free.saturating_sub(device),
+            None => half,
+        }),
+        disk: run.budget.disk_total(),
+    }
+}
+
+/// The knobs a run holds fast.
+#[must_use]
+pub fn pins_of(run: &Run) -> Pins {
+    let tier = |t: Option<config::Tier>| {
+        t.map(|t| match t {
+            config::Tier::Device => Tier::Device,
+            config::Tier::Host => Tier::Host,
+            config::Tier::Disk => Tier::Disk,
+        })
+    };
+    let p = &run.plan;
+    Pins {
+        order: p.loop_order.map(|o| match o {
+            config::LoopOrder::LayerMajor => LoopOrder::LayerMajor,
+            config::LoopOrder::BatchMajor => LoopOrder::BatchMajor,
+        }),
+        weights: tier(p.weights),
+        optimizer: tier(p.optimizer),
+        gradients: tier(p.gradients),
+        inputs: tier(p.inputs),
+        recompute: p.recompute.map(|r| match r {
+            config::Recompute::Nothing => 0,
+            config::Recompute::All => u32::MAX,
+            config::Recompute::Blocks(n) => n,
+        }),
+        prefetch: p.prefetch.map(|n| n as u8),
+        pieces: p.pieces.map(|p| match p {
+            config::Pieces::Block => Pieces::Unit,
+            config::Pieces::Split => Pieces::Split(1),
+        }),
+        update: run.optimizer.update.map(|u| match u {
+            config::UpdateOn::Host => Processor::Host,
+            config::UpdateOn::Device => Processor::Device,
+        }),
+    }
+}
+
+/// Plans a decoder under a run's budgets and pins. Touches no memory.
+///
+/// # Errors
+/// [`TrainError::Refused`] with what would fit.
+pub fn plan_with(
+    run: &Run,
+    decoder: &Arc<Decoder>,
+    machine: &Machine,
+    budgets: Budgets,
+) -> Result<Plan, TrainError> {
+    let clip = clip_of(run);
+    let request = |decoder: &Decoder| {
+        lowtide_planner::make(&Request {
+            workload: decoder.workload(),
+            machine,
+            budgets,
+            clip: clip.mode,
+            pins: pins_of(run),
+        })
+    };
+    match request(decoder) {
+        Ok(plan) => Ok(plan),
+        Err(PlanError::Wrong(fault)) => Err(TrainError::WrongPlan(fault)),
+        Err(PlanError::Refused(refusal)) => {
+            let mut b = run.train.micro_batch / 2;
+            let mut nearest_micro_batch = None;
+            while b > 0 {
+                let batch = Batch { micro_batch: b, ..run.batch() };
+                if request(&*decoder_of(run, batch)?).is_ok() {
+                    nearest_micro_batch = Some(b);
+                    break;
+                }
+                b /= 2;
+            }
+            Err(TrainError::Refused(Box::new(Refused { refusal: *refusal, nearest_micro_batch })))
+        }
+    }
+}
+
+/// Reads a machine's rates.
+///
+/// # Errors
+/// When the file cannot be read or does not say what it must.
+pub fn load_machine(path: &Path) -> Result<Machine, TrainError> {
+    let fail = |what: String| TrainError::File { path: path.to_owned(), what };
+    let text = std::fs::read_to_string(path).map_err(|e| fail(e.to_string()))?;
+    serde_json::from_str(&text).map_err(|e| fail(format!("not a machine file: {e}")))
+}
+
+/// Directories of a run's drives.
+#[must_use]
+pub fn directories_of(run: &Run) -> Vec<PathBuf> {
+    run.budget.disk.iter().map(|d| d.dir.clone()).collect()
+}

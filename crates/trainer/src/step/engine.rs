@@ -1,0 +1,345 @@
+//! Does the work of a plan's tasks on the CPU device: the model's operations, gradients' ends,
+//! updates, norms, inputs and results.
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use lowtide_device::{Queue, View, memory};
+use lowtide_executor::{Bound, EngineError, TaskCall};
+use lowtide_kernels::adamw::{self, Hyper};
+use lowtide_kernels::gradient;
+use lowtide_model::{Arg, Call, Decoder, Phase};
+use lowtide_planner::{Clip, Piece, Plan, Use, Work};
+use lowtide_workload::Dtype;
+
+use crate::data::Micro;
+
+/// How gradients are clipped and what happens when one is not finite.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ClipRule {
+    /// By which norm.
+    pub mode: Clip,
+    /// Largest norm left as it is.
+    pub max_norm: f32,
+    /// With `exact`: leave out an update whose norm is not finite instead of stopping.
+    pub skip_nonfinite: bool,
+}
+
+/// What came out of one submitted part.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Outcome {
+    /// Sum of the losses of supervised tokens, and their number, of each micro-batch.
+    pub losses: Vec<(f64, f64)>,
+    /// Global norm of the gradients before clipping (training only).
+    pub norm: f64,
+    /// The update was left out because the norm was not finite.
+    pub skipped: bool,
+    /// Logits at the marked positions, (B, V) (inference only).
+    pub logits: Vec<f32>,
+    /// Something was not finite: what.
+    pub nonfinite: Option<String>,
+    /// All of the above is there.
+    pub done: bool,
+}
+
+impl Outcome {
+    /// Mean loss of a supervised token.
+    #[must_use]
+    pub fn loss(&self) -> f64 {
+        let (sum, count) =
+            self.losses.iter().fold((0.0, 0.0), |a, l| (a.0 + l.0, a.1 + l.1));
+        sum / count
+    }
+}
+
+/// Everything one part needs to know and where its results go.
+#[derive(Debug)]
+pub struct StepData {
+    /// Inputs of each micro-batch.
+    pub inputs: Vec<Micro>,
+    /// One over the batch's supervised tokens.
+    pub loss_scale: f32,
+    /// Settings of the updates that run in this part (with exact clipping those of the batch
+    /// before); `grad_scale` is put in by the update.
+    pub update: Option<Hyper>,
+    outcome: Mutex<Outcome>,
+    ready: Condvar,
+}
+
+impl StepData {
+    /// A part's data; the loss is the mean over the supervised tokens of all micro-batches.
+    #[must_use]
+    pub fn new(inputs: Vec<Micro>, update: Option<Hyper>) -> Arc<Self> {
+        let supervised: usize = inputs
+            .iter()
+            .map(|m| m.labels.iter().filter(|&&l| l >= 0).count())
+            .sum();
+        Arc::new(Self {
+            inputs,
+            loss_scale: 1.0 / supervised.max(1) as f32,
+            update,
+            outcome: Mutex::default(),
+            ready: Condvar::new(),
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Outcome> {
+        self.outcome.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set(&self, change: impl FnOnce(&mut Outcome)) {
+        change(&mut self.lock());
+        self.ready.notify_all();
+    }
+
+    /// The outcome, once it is there; `None` after `limit`.
+    pub fn outcome(&self, limit: Duration) -> Option<Outcome> {
+        let (guard, timeout) = self
+            .ready
+            .wait_timeout_while(self.lock(), limit, |o| !o.done)
+            .unwrap_or_else(PoisonError::into_inner);
+        (!timeout.timed_out() || guard.done).then(|| guard.clone())
+    }
+
+    /// What there is of the outcome now.
+    #[must_use]
+    pub fn peek(&self) -> Outcome {
+        self.lock().clone()
+    }
+}
+
+/// The clip slot: factor, norm, and whether updates apply, as three `f64`.
+const CLIP_WORDS: usize = 3;
+
+/// Runs tasks with a decoder's kernels.
+#[derive(Debug)]
+pub struct Engine {
+    decoder: Arc<Decoder>,
+    plan: Arc<Plan>,
+    clip: ClipRule,
+    /// Each piece's parameters, for kernels that walk them.
+    segments: Vec<Vec<gradient::Segment>>,
+    updates: Vec<Vec<adamw::Segment>>,
+}
+
+impl Engine {
+    /// An engine for one plan.
+    #[must_use]
+    pub fn new(decoder: Arc<Decoder>, plan: Arc<Plan>, clip: ClipRule) -> Self {
+        let w = decoder.workload();
+        let walk = |piece: &Piece| {
+            let offsets = piece.offsets.clone();
+            piece.params.clone().zip(offsets).map(|(p, o)| (&w.params[p as usize], o as usize))
+                .collect::<Vec<_>>()
+        };
+        let segments = plan
+            .pieces
+            .iter()
+            .map(|piece| {
+                walk(piece)
+                    .into_iter()
+                    .map(|(p, offset)| gradient::Segment { offset, elements: p.elements as usize })
+                    .collect()
+            })
+            .collect();
+        let updates = plan
+            .pieces
+            .iter()
+            .map(|piece| {
+                walk(piece)
+                    .into_iter()
+                    .map(|(p, offset)| adamw::Segment {
+                        offset,
+                        elements: p.elements as usize,
+                        decay: p.decay,
+                    })
+                    .collect()
+            })
+            .collect();
+        Self { decoder, plan, clip, segments, updates }
+    }
+
+    fn compute(
+        &self,
+        q: &Queue,
+        args: &[Bound<'_>],
+        at: (u32, lowtide_planner::Phase, u16),
+        step: &StepData,
+    ) {
+        use lowtide_planner::Phase as P;
+        let (unit, phase, op) = at;
+        let phase = match phase {
+            P::Forward | P::Recompute => Phase::Forward,
+            P::Backward => Phase::Backward,
+            P::Evaluate => Phase::Evaluate,
+            P::Infer => Phase::Infer,
+        };
+        let unit = unit as usize;
+        let ops = phase.ops(&self.decoder.workload().units[unit]);
+        let n = ops[op as usize].operands.len();
+        let operands: Vec<Arg<'_>> = args[..n]
+            .iter()
+            .map(|a| Arg { view: a.view, fresh: a.access == Use::Write })
+            .collect();
+        let workspace = args.get(n).map_or_else(|| args[0].view.part(0, 0), |a| a.view);
+        self.decoder.run(
+            q,
+            &Call {
+                unit,
+                phase,
+                op: op as usize,
+                args: &operands,
+                workspace,
+                loss_scale: step.loss_scale,
+            },
+        );
+    }
+
+    fn finish(&self, q: &Queue, args: &[Bound<'_>], piece: u32) {
+        let dtype = self.plan.gradient;
+        let gradient = args[0].view;
+        let sum = args.get(2).map_or(gradient, |a| a.view);
+        gradient::finish(
+            q,
+            gradient,
+            args[1].view,
+            sum,
+            &self.segments[piece as usize],
+            self.plan.pieces[piece as usize].elements as usize,
+            dtype,
+        );
+    }
+
+    fn update(
+        &self,
+        q: &Queue,
+        args: &[Bound<'_>],
+        piece_idx: u32,
+        step: &StepData,
+    ) -> Result<(), EngineError> {
+        let mut clip = [0.0f64; CLIP_WORDS];
+        memory::load(&args[3].view.part(0, 8 * CLIP_WORDS), &mut clip);
+        if self.clip.mode != Clip::Exact {
+            // With `exact` the norm has told before the first update.
+            let mut parts = vec![0.0f64; args[4].view.bytes() / 8];
+            memory::load(&args[4].view, &mut parts);
+            if parts.iter().any(|p| !p.is_finite()) {
+                let what = "a gradient is not finite".to_owned();
+                step.set(|o| o.nonfinite = Some(what.clone()));
+                return Err(EngineError(what));
+            }
+        }
+        if clip[2] == 0.0 {
+            return Ok(());
+        }
+        let piece = &self.plan.pieces[piece_idx as usize];
+        let n = piece.elements as usize;
+        let state = args[1].view;
+        let (rem, moments) = match self.plan.precision {
+            Dtype::Bf16 => (Some(state.part(0, 2 * n)), state.part(2 * n, 8 * n)),
+            Dtype::F32 => (None, state.part(0, 8 * n)),
+        };
+        let hyper = step.update.ok_or_else(|| {
+            EngineError("an update without settings: the step was submitted wrongly".to_owned())
+        })?;
+        adamw::step(
+            q,
+            args[0].view,
+            rem,
+            moments.part(0, 4 * n),
+            moments.part(4 * n, 4 * n),
+            args[2].view,
+            self.plan.gradient,
+            self.plan.precision,
+            &self.updates[piece_idx as usize],
+            &Hyper { grad_scale: clip[0] as f32, ..hyper },
+        );
+        Ok(())
+    }
+
+    /// Sums the parts in parameter order; writes factor, norm and go-ahead.
+    fn norm(&self, args: &[Bound<'_>], step: &StepData) -> Result<(), EngineError> {
+        let mut parts = vec![0.0f64; args[0].view.bytes() / 8];
+        memory::load(&args[0].view, &mut parts);
+        let losses = losses(&args[2].view);
+        let norm = parts.iter().sum::<f64>().sqrt();
+        let factor = match self.clip.mode {
+            Clip::None => 1.0,
+            // As PyTorch's clip_grad_norm_.
+            _ => (f64::from(self.clip.max_norm) / (norm + 1e-6)).min(1.0),
+        };
+        let finite = norm.is_finite() && losses.iter().all(|l| l.0.is_finite());
+        let skipped = !finite && self.clip.mode == Clip::Exact && self.clip.skip_nonfinite;
+        let words = [factor, norm, if finite { 1.0 } else { 0.0 }];
+        memory::store(&args[1].view.part(0, 8 * CLIP_WORDS), &words);
+        let nonfinite = (!finite && !skipped).then(|| {
+            let loss: f64 = losses.iter().map(|l| l.0).sum();
+            format!("loss sum {loss}, gradient norm {norm}")
+        });
+        step.set(|o| {
+            *o = Outcome {
+                losses,
+                norm,
+                skipped,
+                nonfinite: nonfinite.clone(),
+                done: true,
+                ..Outcome::default()
+            };
+        });
+        nonfinite.map_or(Ok(()), |what| Err(EngineError(what)))
+    }
+}
+
+/// The clip slot of a run that has no norm yet: no clipping, updates apply.
+#[must_use]
+pub(crate) fn first_clip() -> [f64; CLIP_WORDS] {
+    [1.0, 0.0, 1.0]
+}
+
+fn losses(view: &View<'_>) -> Vec<(f64, f64)> {
+    let mut words = vec![0.0f64; view.bytes() / 8];
+    memory::load(view, &mut words);
+    words.chunks_exact(2).map(|p| (p[0], p[1])).collect()
+}
+
+impl lowtide_executor::Engine for Engine {
+    type Step = StepData;
+
+    fn run(
+        &self,
+        queue: &Queue,
+        call: &TaskCall<'_>,
+        step: &StepData,
+    ) -> Result<(), EngineError> {
+        match call.work {
+            Work::Compute { unit, phase, op, .. } => {
+                self.compute(queue, call.args, (unit, phase, op), step);
+            }
+            Work::Finish { piece } => self.finish(queue, call.args, piece),
+            Work::Update { piece } => return self.update(queue, call.args, piece, step),
+            Work::Norm => return self.norm(call.args, step),
+            Work::Load { micro_batch } => {
+                let micro = &step.inputs[micro_batch as usize];
+                let view = call.args[0].view;
+                let plane = view.bytes() / 4;
+                let planes = [&micro.tokens, &micro.labels, &micro.positions, &micro.doc_start];
+                for (i, numbers) in planes.into_iter().enumerate() {
+                    memory::store(&view.part(i * plane, plane), numbers.as_slice());
+                }
+            }
+            Work::Losses => {
+                let losses = losses(&call.args[0].view);
+                step.set(|o| (o.losses, o.done) = (losses, true));
+            }
+            Work::Logits { .. } => {
+                let mut logits = vec![0.0f32; call.args[0].view.bytes() / 4];
+                memory::load(&call.args[0].view, &mut logits);
+                step.set(|o| (o.logits, o.done) = (logits, true));
+            }
+            Work::Copy | Work::Read | Work::Write => {
+                return Err(EngineError("a transfer is not the engine's work".to_owned()));
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,289 @@
+//! A plan with its memory reserved: submits batches, keeps track of drained and pending state.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use lowtide_device::{Memory, memory};
+use lowtide_executor::{ExecError, Measured, Mode, Options, Runner, Tiers};
+use lowtide_kernels::adamw::Hyper;
+use lowtide_model::Decoder;
+use lowtide_planner::{Clip, PartName, Plan, Tensor, Tier};
+use lowtide_tiers::{Arena, Disk, DiskConfig, Fill, TierError};
+
+use super::engine::{ClipRule, Engine, Outcome, StepData, first_clip};
+use super::homes::Homes;
+use crate::data::Micro;
+
+/// Where a plan's extents go.
+#[derive(Debug)]
+pub enum DiskChoice {
+    /// Nowhere: the plan has none.
+    None,
+    /// Files in these directories, each with its share of the traffic.
+    Directories(Vec<(PathBuf, f64)>),
+    /// A disk that was opened elsewhere (tests).
+    Open(Disk),
+}
+
+/// Settings of a session.
+#[derive(Debug)]
+pub struct SessionOptions {
+    /// Threads of each lane that computes.
+    pub threads: usize,
+    /// How tasks are driven.
+    pub mode: Mode,
+    /// Fill dead slots with NaN.
+    pub poison: bool,
+    /// Report a standstill after this long.
+    pub watchdog: Duration,
+    /// Events kept a lane for the trace.
+    pub trace_events: usize,
+    /// Where extents go.
+    pub disk: DiskChoice,
+}
+
+impl Default for SessionOptions {
+    fn default() -> Self {
+        let o = Options::default();
+        Self {
+            threads: o.threads,
+            mode: o.mode,
+            poison: o.poison,
+            watchdog: o.watchdog,
+            trace_events: 0,
+            disk: DiskChoice::None,
+        }
+    }
+}
+
+/// Reserved memory, and a runner on it.
+pub struct Session {
+    runner: Runner<Engine>,
+    decoder: Arc<Decoder>,
+    clip: ClipRule,
+    /// With exact clipping: settings of the batch whose gradients wait for their update.
+    pending: Option<Hyper>,
+    /// A norm of an earlier step is known (`previous`).
+    has_norm: bool,
+}
+
+impl Session {
+    /// Reserves everything the plan asks for, to the byte, before anything runs.
+    ///
+    /// # Errors
+    /// What cannot be had.
+    pub fn open(
+        decoder: Arc<Decoder>,
+        plan: Arc<Plan>,
+        clip: ClipRule,
+        options: SessionOptions,
+    ) -> Result<Self, TierError> {
+        let fill = if options.poison { Fill::Poison } else { Fill::Zero };
+        let arena = |tier| Arena::new(plan.tier(tier).planned_bytes, fill).map(Memory::new);
+        let (device, host) = (arena(Tier::Device)?, arena(Tier::Host)?);
+        let need = plan.tier(Tier::Disk).planned_bytes;
+        let disk = match options.disk {
+            DiskChoice::Open(disk) => Some(disk),
+            DiskChoice::Directories(drives) if need.0 > 0 => {
+                for (dir, _) in &drives {
+                    std::fs::create_dir_all(dir).map_err(|e| TierError::File {
+                        action: "creating",
+                        path: dir.clone(),
+                        os: (&e).into(),
+                    })?;
+                }
+                let config = DiskConfig::new(drives).fit(need)?;
+                Some(Disk::open(&config, Some(host.arena()))?)
+            }
+            _ => None,
+        };
+        let tiers = Tiers { device, host, disk };
+        // The clip factor has a value before the first norm.
+        for (_, slot) in plan.homes(Tensor::Clip) {
+            let words = first_clip();
+            memory::store(&tiers.host.view(slot.offset, 8 * words.len() as u64), &words);
+        }
+        let workload = Arc::new(decoder.workload().clone());
+        let engine = Arc::new(Engine::new(Arc::clone(&decoder), Arc::clone(&plan), clip));
+        let options = Options {
+            mode: options.mode,
+            threads: options.threads,
+            poison: options.poison,
+            watchdog: options.watchdog,
+            trace_events: options.trace_events,
+        };
+        let runner = Runner::new(plan, workload, engine, tiers, options);
+        Ok(Self { runner, decoder, clip, pending: None, has_norm: false })
+    }
+
+    /// The plan.
+    #[must_use]
+    pub fn plan(&self) -> &Arc<Plan> {
+        self.runner.plan()
+    }
+
+    /// The model.
+    #[must_use]
+    pub fn decoder(&self) -> &Arc<Decoder> {
+        &self.decoder
+    }
+
+    /// Queues one batch; returns while it runs. With exact clipping its update runs under the next
+    /// batch's forward, or in [`Session::drain`].
+    ///
+    /// # Errors
+    /// What stopped the run.
+    pub fn submit(&mut self, inputs: Vec<Micro>, hyper: Hyper) -> Result<Arc<StepData>, ExecError> {
+        let (part, update) = match self.clip.mode {
+            Clip::Exact => match self.pending.replace(hyper) {
+                None => (PartName::First, None),
+                Some(before) => (PartName::Steady, Some(before)),
+            },
+            Clip::Previous if !self.has_norm => (PartName::First, Some(hyper)),
+            Clip::Previous | Clip::None => (PartName::Steady, Some(hyper)),
+        };
+        self.has_norm = true;
+        let data = StepData::new(inputs, update);
+        self.runner.submit(part, Arc::clone(&data))?;
+        Ok(data)
+    }
+
+    /// Waits for a submitted batch's loss and norm.
+    ///
+    /// # Errors
+    /// What stopped the run.
+    pub fn outcome(&mut self, data: &StepData) -> Result<Outcome, ExecError> {
+        loop {
+            if let Some(outcome) = data.outcome(Duration::from_millis(100)) {
+                if outcome.nonfinite.is_some() {
+                    // The run stops over it; say so with the executor's own error.
+                    self.runner.wait()?;
+                }
+                return Ok(outcome);
+            }
+            if self.runner.stopped() || self.runner.idle() {
+                self.runner.wait()?;
+            }
+        }
+    }
+
+    /// Completes every update. Afterwards every home holds the state after the last batch.
+    ///
+    /// # Errors
+    /// What stopped the run.
+    pub fn drain(&mut self) -> Result<(), ExecError> {
+        if let Some(hyper) = self.pending.take() {
+            self.runner.submit(PartName::Drain, StepData::new(Vec::new(), Some(hyper)))?;
+        }
+        self.runner.wait()
+    }
+
+    /// Loss of one batch without gradients. Drains first.
+    ///
+    /// # Errors
+    /// What stopped the run.
+    pub fn evaluate(&mut self, inputs: Vec<Micro>) -> Result<Outcome, ExecError> {
+        self.forward(PartName::Evaluate, inputs)
+    }
+
+    /// Logits of one micro-batch at each row's marked position. Drains first.
+    ///
+    /// # Errors
+    /// What stopped the run.
+    pub fn infer(&mut self, inputs: Micro) -> Result<Outcome, ExecError> {
+        self.forward(PartName::Infer, vec![inputs])
+    }
+
+    fn forward(&mut self, part: PartName, inputs: Vec<Micro>) -> Result<Outcome, ExecError> {
+        self.drain()?;
+        let data = StepData::new(inputs, None);
+        self.runner.submit(part, Arc::clone(&data))?;
+        self.runner.wait()?;
+        Ok(data.peek())
+    }
+
+    /// Access to weights and state; drain first.
+    ///
+    /// # Errors
+    /// When there is no memory for staging.
+    ///
+    /// # Panics
+    /// When something still runs.
+    pub fn homes(&self) -> Result<Homes<'_>, TierError> {
+        assert!(self.runner.idle(), "homes are read and written while nothing runs");
+        Homes::new(self.runner.plan(), self.decoder.workload(), self.runner.tiers())
+    }
+
+    /// The rounded gradient of a piece that waits for its update, as bytes; exact clipping, after
+    /// a batch and before the next, gradients on device or host.
+    ///
+    /// # Errors
+    /// What stopped the run.
+    pub fn waiting_gradient(&mut self, piece: u32) -> Result<Option<Vec<u8>>, ExecError> {
+        self.runner.wait()?;
+        let plan = Arc::clone(self.runner.plan());
+        let tiers = self.runner.tiers();
+        let found = plan.homes(Tensor::Gradient(piece)).next();
+        Ok(found.and_then(|(_, slot)| {
+            let memory = match slot.tier {
+                Tier::Device => &tiers.device,
+                Tier::Host => &tiers.host,
+                Tier::Disk => return None,
+            };
+            let bytes = plan.pieces[piece as usize].elements * plan.gradient.size();
+            let mut out = vec![0u8; bytes as usize];
+            memory::load(&memory.view(slot.offset, bytes), &mut out);
+            Some(out)
+        }))
+    }
+
+    /// The norm of the last batch and the factor it gives, to save with a checkpoint.
+    #[must_use]
+    pub fn clip_words(&self) -> [f64; 3] {
+        let mut words = first_clip();
+        for (_, slot) in self.runner.plan().homes(Tensor::Clip) {
+            memory::load(&self.runner.tiers().host.view(slot.offset, 24), &mut words);
+        }
+        words
+    }
+
+    /// Restores what [`Session::clip_words`] gave; `previous` then goes on as if unbroken.
+    pub fn restore_clip(&mut self, words: [f64; 3]) {
+        for (_, slot) in self.runner.plan().homes(Tensor::Clip) {
+            memory::store(&self.runner.tiers().host.view(slot.offset, 24), &words);
+        }
+        self.has_norm = true;
+    }
+
+    /// Sums of what the lanes did so far.
+    #[must_use]
+    pub fn measured(&self) -> Measured {
+        self.runner.measured()
+    }
+
+    /// Bytes reserved in each tier: device, host, disk.
+    #[must_use]
+    pub fn reserved(&self) -> [u64; 3] {
+        let t = self.runner.tiers();
+        [
+            t.device.arena().bytes().0,
+            t.host.arena().bytes().0,
+            t.disk.as_ref().map_or(0, |d| d.bytes().0),
+        ]
+    }
+
+    /// One line a drive: how I/O is done there.
+    #[must_use]
+    pub fn describe_disk(&self) -> Option<String> {
+        self.runner.tiers().disk.as_ref().map(|d| d.describe().to_owned())
+    }
+
+    /// Writes the recorded events for Perfetto.
+    ///
+    /// # Errors
+    /// The writer's.
+    pub fn write_trace(&self, out: &mut dyn std::io::Write) -> std::io::Result<()> {
+        self.runner.write_trace(out)
+    }
+}

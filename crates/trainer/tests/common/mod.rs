@@ -1,0 +1,181 @@
+//! Tiny models, batches and plans for tests of the whole step.
+#![allow(dead_code, reason = "each test file uses a part")]
+
+use std::sync::Arc;
+
+use lowtide_kernels::adamw::Hyper;
+use lowtide_model::{Decoder, Options, random_init};
+use lowtide_planner::{Budgets, Choice, Clip, Machine, Plan, Processor, Tier, check, search};
+use lowtide_tiers::{RamConfig, RamDisk, TierError};
+use lowtide_trainer::data::Micro;
+use lowtide_trainer::step::{ClipRule, DiskChoice, Session, SessionOptions};
+use lowtide_units::{Bytes, BytesPerSecond, FlopsPerSecond, Seconds};
+use lowtide_workload::{Batch, Dtype, Family, ModelShape, Rope, RopeScaling};
+
+pub fn llama(layers: u32, tied: bool) -> ModelShape {
+    ModelShape {
+        name: "tiny".into(),
+        family: Family::Llama,
+        vocab: 61,
+        hidden: 32,
+        intermediate: 48,
+        layers,
+        heads: 4,
+        kv_heads: 2,
+        head_dim: 8,
+        max_positions: 64,
+        norm_eps: 1e-5,
+        tied,
+        qkv_bias: true,
+        out_bias: false,
+        mlp_bias: false,
+        qk_norm: false,
+        rope: Some(Rope { theta: 10_000.0, scaling: RopeScaling::None }),
+    }
+}
+
+pub fn decoder(shape: &ModelShape, precision: Dtype, accumulate: u32) -> Arc<Decoder> {
+    let options = Options {
+        precision,
+        gradient: precision,
+        batch: Batch { micro_batch: 2, seq: 12, accumulate },
+        logits_chunk: 16,
+    };
+    Arc::new(Decoder::new(shape, &options).expect("a valid shape"))
+}
+
+pub fn machine() -> Machine {
+    Machine {
+        name: "round figures".into(),
+        date: "2026-11-21".into(),
+        source: lowtide_planner::Source::Measured,
+        note: String::new(),
+        matmul_bf16: FlopsPerSecond(1e10),
+        matmul_f32: FlopsPerSecond(1e10),
+        device_memory: BytesPerSecond(1e10),
+        op_overhead: Seconds(1e-5),
+        h2d: BytesPerSecond(1e10),
+        d2h: BytesPerSecond(1e10),
+        copy_overhead: Seconds(1e-6),
+        host_adamw: 1e9,
+        device_adamw: 1e9,
+        host_overhead: Seconds(1e-6),
+        disk: None,
+        shared: Vec::new(),
+        ops: Default::default(),
+    }
+}
+
+pub fn micro(seed: u64, rows: usize, seq: usize, vocab: i32) -> Micro {
+    let mut x = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut next = |n: i32| {
+        x ^= x << 13;
+        x ^= x >> 7;
+        x ^= x << 17;
+        (x % n as u64) as i32
+    };
+    let n = rows * seq;
+    let tokens: Vec<i32> = (0..n).map(|_| next(vocab)).collect();
+    let labels = (0..n).map(|_| if next(4) == 0 { -100 } else { next(vocab) }).collect();
+    // Two documents a row, the second from the middle.
+    let half = (seq / 2) as i32;
+    let positions = (0..n).map(|i| (i % seq) as i32 % half).collect();
+    let doc_start = (0..n).map(|i| if (i % seq) as i32 >= half { half } else { 0 }).collect();
+    Micro { tokens, labels, positions, doc_start }
+}
+
+pub fn batch(seed: u64, accumulate: u32) -> Vec<Micro> {
+    (0..accumulate).map(|m| micro(seed * 31 + u64::from(m), 2, 12, 61)).collect()
+}
+
+pub fn hyper(step: u64) -> Hyper {
+    Hyper {
+        lr: 3e-3,
+        beta1: 0.9,
+        beta2: 0.95,
+        eps: 1e-8,
+        weight_decay: 0.1,
+        step,
+        grad_scale: 1.0,
+    }
+}
+
+pub fn choice(d: &Decoder, weights: Tier, optimizer: Tier, inputs: Tier) -> Choice {
+    let w = d.workload();
+    let n = w.units.len();
+    let mut c = Choice::resident(w);
+    c.weights = vec![weights; n];
+    c.optimizer = vec![optimizer; n];
+    let on_device = optimizer == Tier::Device;
+    c.update = vec![if on_device { Processor::Device } else { Processor::Host }; n];
+    c.inputs = inputs;
+    c.gradients = inputs;
+    c
+}
+
+pub fn checked(d: &Decoder, c: &Choice, clip: Clip) -> Arc<Plan> {
+    let plan = search::build(d.workload(), c, clip, Budgets::UNLIMITED, &machine());
+    check::check(&plan, clip).unwrap_or_else(|e| panic!("{e}"));
+    Arc::new(plan)
+}
+
+pub fn rule(mode: Clip) -> ClipRule {
+    // Small enough to bite.
+    ClipRule { mode, max_norm: 0.5, skip_nonfinite: false }
+}
+
+pub fn ram_disk(plan: &Plan) -> DiskChoice {
+    match plan.tier(Tier::Disk).planned_bytes {
+        Bytes(0) => DiskChoice::None,
+        bytes => {
+            let config = RamConfig { weights: vec![1.0, 2.0], ..RamConfig::new(bytes) };
+            DiskChoice::Open(RamDisk::open(&config).expect("memory for a disk").0)
+        }
+    }
+}
+
+pub fn open(d: &Arc<Decoder>, plan: &Arc<Plan>, clip: Clip, options: SessionOptions) -> Session {
+    let options = match options.disk {
+        DiskChoice::None => SessionOptions { disk: ram_disk(plan), ..options },
+        _ => options,
+    };
+    let session = Session::open(Arc::clone(d), Arc::clone(plan), rule(clip), options)
+        .expect("memory for a tiny model");
+    session
+        .homes()
+        .expect("staging")
+        .initialise(|p, range, out| -> Result<(), TierError> {
+            random_init(d.shape(), 7, p, range, out);
+            Ok(())
+        })
+        .expect("weights are written");
+    session
+}
+
+/// Loss and norm of each step as bits, and the fingerprint of the state after them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Trained {
+    pub losses: Vec<(u64, u64)>,
+    pub state: u64,
+}
+
+pub fn train(session: &mut Session, steps: u64, accumulate: u32) -> Trained {
+    let mut losses = Vec::new();
+    let mut running = None;
+    for step in 1..=steps {
+        let data = session.submit(batch(step, accumulate), hyper(step)).expect("submitted");
+        if let Some(before) = running.replace(data) {
+            let o = session.outcome(&before).expect("the step before is done");
+            losses.push((o.loss().to_bits(), o.norm.to_bits()));
+        }
+    }
+    let o = session.outcome(&running.expect("one step at least")).expect("done");
+    losses.push((o.loss().to_bits(), o.norm.to_bits()));
+    session.drain().expect("drained");
+    let state = session.homes().expect("staging").fingerprint().expect("read").0;
+    Trained { losses, state }
+}
+
+pub fn quick() -> SessionOptions {
+    SessionOptions { threads: 1, poison: true, ..SessionOptions::default() }
+}

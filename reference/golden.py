@@ -1,0 +1,393 @@
+"""Writes reference/golden/: tiny models and what PyTorch says about them.
+
+Each folder below golden/ is a real Hugging Face model directory (config.json, model.safetensors in
+f32) of a model with random weights, and beside it one file a case:
+
+    golden.safetensors        one batch of 2 x 16 tokens: logits, loss, gradients, ten AdamW steps
+    packed.safetensors        the same with two documents a row that must not see each other
+    accumulation.safetensors  ten AdamW steps of two micro-batches each, unevenly supervised
+    bf16.safetensors          ten AdamW steps in bf16 with f32 master weights, 64 x 16 tokens
+
+Tensors in a case file (B rows of T tokens, V the vocabulary):
+
+    tokens, positions   I32 (B, T)     positions restart at each document
+    labels              I32 (B, T)     the token to predict at t (already shifted), -100 for none
+    doc_start           I32 (B, T)     index inside the row where the token's document starts
+    logits              F32 (B, T, V)  before the first step
+    loss                F32 ()         mean over the supervised tokens, before the first step
+    grad.<name>         F32            gradient of that loss by the weight's name, not clipped
+    losses              F64 (10)       loss of steps 1 to 10, each before that step's update
+    grad_norms          F64 (10)       global gradient norm of each step, before clipping
+    settings.<name>     F64 ()         lr, beta1, beta2, eps, weight_decay, max_norm
+
+The accumulation case has a leading axis of micro-batches, tokens (2, B, T) and so on, and its loss
+is the mean over the supervised tokens of both. The accumulation and bf16 cases have no logits, loss
+and gradients. Weight decay falls on matrices and embeddings only.
+
+Run: python reference/golden.py        (rewrites everything; see reference/README.md)
+"""
+
+import json
+import pathlib
+import shutil
+
+import torch
+import torch.nn.functional as F
+import transformers
+from safetensors.torch import save_file
+from torch.nn.utils import clip_grad_norm_
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+HERE = pathlib.Path(__file__).resolve().parent
+ROWS, SEQ, STEPS = 2, 16, 10
+IGNORE = -100
+# max_norm lies between the first steps' gradient norm and the last steps', so that some steps are
+# clipped and some not: AdamW forgets a scale that all gradients share, and a wrong max_norm too.
+SETTINGS = dict(lr=3e-3, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1, max_norm=2.0)
+# bf16 rounds differently in every implementation. 1024 tokens and a gentler rate keep what that
+# does to the loss near 1e-3 (see README.md); training without f32 master weights is off by 1e-2.
+BF16_ROWS = 64
+BF16_SETTINGS = SETTINGS | dict(lr=1e-3, max_norm=0.9)
+
+
+# ---------------------------------------------------------------- models
+
+
+def llama():
+    """Grouped-query attention, untied head."""
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=97, hidden_size=64, intermediate_size=88, num_hidden_layers=2,
+            num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
+            rms_norm_eps=1e-5, tie_word_embeddings=False,
+            rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+        )
+    )
+
+
+def llama_tied():
+    """Tied embeddings; llama3 rope scaling, its three bands (kept, blended, stretched) in use."""
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=101, hidden_size=32, intermediate_size=72, num_hidden_layers=2,
+            num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256,
+            rms_norm_eps=1e-5, tie_word_embeddings=True,
+            rope_parameters={
+                "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0,
+                "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 72,
+            },
+        )
+    )
+
+
+def qwen2():
+    """Biases on the query, key and value products; rope theta of a million; tied."""
+    return Qwen2ForCausalLM(
+        Qwen2Config(
+            vocab_size=103, hidden_size=32, intermediate_size=72, num_hidden_layers=2,
+            num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
+            rms_norm_eps=1e-6, tie_word_embeddings=True,
+            rope_parameters={"rope_type": "default", "rope_theta": 1000000.0},
+        )
+    )
+
+
+def qwen3():
+    """Norms of each query and key head, and a head wider than hidden / heads."""
+    return Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=107, hidden_size=32, intermediate_size=72, num_hidden_layers=2,
+            num_attention_heads=4, num_key_value_heads=2, head_dim=16, max_position_embeddings=64,
+            rms_norm_eps=1e-6, tie_word_embeddings=False,
+            rope_parameters={"rope_type": "default", "rope_theta": 1000000.0},
+        )
+    )
+
+
+def gpt2():
+    """Learned positions, layer norms with biases, weights stored (in, out), tied."""
+    return GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=109, n_embd=32, n_layer=2, n_head=4, n_positions=32,
+            layer_norm_epsilon=1e-5, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+            bos_token_id=1, eos_token_id=2,
+        )
+    )
+
+
+# Both spellings of a config.json are in the wild: "classic" has rope_theta, rope_scaling and
+# torch_dtype at the top (every model published before transformers 5), "v5" has rope_parameters.
+MODELS = {
+    "llama": (llama, 1, "v5"),
+    "llama-tied": (llama_tied, 2, "classic"),
+    "qwen2": (qwen2, 3, "classic"),
+    "qwen3": (qwen3, 4, "v5"),
+    "gpt2": (gpt2, 5, "classic"),
+}
+
+
+def randomise(model, generator):
+    """Gives every weight, bias and norm a random value, none of them left at 0 or 1."""
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            noise = torch.randn(p.shape, generator=generator)
+            if "wpe" in name:
+                p.copy_(0.3 * noise)
+            elif p.ndim == 2:
+                inputs = p.shape[0] if "c_" in name else p.shape[1]  # GPT-2 stores (in, out)
+                p.copy_(noise / inputs**0.5)
+            elif name.endswith("bias"):
+                p.copy_(0.2 * noise)
+            else:
+                p.copy_(1.0 + 0.2 * noise)
+
+
+def save_model(model, folder, spelling):
+    """Saves the directory as the Hub would hold it, with config.json in the asked-for spelling."""
+    model.save_pretrained(folder)
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    (folder / "model.safetensors").chmod(0o644)
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    config.pop("transformers_version", None)
+    if spelling == "classic":
+        config["torch_dtype"] = config.pop("dtype")
+        rope = config.pop("rope_parameters", None)
+        if rope is not None:
+            config["rope_theta"] = rope.pop("rope_theta")
+            config["rope_scaling"] = rope if rope["rope_type"] != "default" else None
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+# ---------------------------------------------------------------- batches
+
+
+def batch(vocab, documents, ignored, generator):
+    """One micro-batch. documents: lengths of each row's; ignored: share of tokens without label."""
+    rows = len(documents)
+    tokens = torch.randint(0, vocab, (rows, SEQ), generator=generator)
+    tokens[:, 5] = tokens[:, 2]  # repeats: an embedding row that receives several gradients
+    tokens[0, 11] = tokens[0, 2]
+    labels = torch.roll(tokens, -1, dims=1)
+    labels[torch.rand(rows, SEQ, generator=generator) < ignored] = IGNORE
+    positions = torch.zeros_like(tokens)
+    doc_start = torch.zeros_like(tokens)
+    for row, lengths in enumerate(documents):
+        assert sum(lengths) == SEQ
+        start = 0
+        for length in lengths:
+            positions[row, start : start + length] = torch.arange(length)
+            doc_start[row, start : start + length] = start
+            labels[row, start + length - 1] = IGNORE  # the next token is another document's
+            start += length
+    return dict(tokens=tokens, labels=labels, positions=positions, doc_start=doc_start)
+
+
+def mask(b, dtype):
+    """Additive attention mask (B, 1, T, T): token t sees s where doc_start[t] <= s <= t."""
+    t = torch.arange(SEQ)
+    seen = (t[None, None, :] <= t[None, :, None]) & (t[None, None, :] >= b["doc_start"][:, :, None])
+    return torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)[:, None]
+
+
+def logits_of(model, b):
+    return model(
+        input_ids=b["tokens"],
+        position_ids=b["positions"],
+        attention_mask=mask(b, model.dtype),
+        use_cache=False,
+    ).logits
+
+
+def loss_sum(logits, labels):
+    """Sum of the supervised tokens' losses, in f32 where the logits are stored as bf16."""
+    flat = logits.reshape(-1, logits.shape[-1])
+    flat = flat.to(torch.promote_types(flat.dtype, torch.float32))
+    return F.cross_entropy(flat, labels.reshape(-1), ignore_index=IGNORE, reduction="sum")
+
+
+def backward(model, micro_batches):
+    """Leaves the gradient of the mean loss over all supervised tokens in .grad; gives that loss."""
+    supervised = sum(int((b["labels"] != IGNORE).sum()) for b in micro_batches)
+    model.zero_grad(set_to_none=True)
+    total = 0.0
+    for b in micro_batches:
+        loss = loss_sum(logits_of(model, b), b["labels"]) / supervised
+        loss.backward()
+        total += loss.item()
+    return total
+
+
+# ---------------------------------------------------------------- training
+
+
+def adamw(parameters, settings):
+    """AdamW with weight decay on matrices and embeddings only, not on norms and biases."""
+    parameters, o = list(parameters), settings
+    return torch.optim.AdamW(
+        [
+            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": o["weight_decay"]},
+            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        ],
+        lr=o["lr"], betas=(o["beta1"], o["beta2"]), eps=o["eps"], foreach=False,
+    )
+
+
+def train(model, micro_batches, settings):
+    """Ten steps on the same batch; changes the model."""
+    optimizer = adamw(model.parameters(), settings)
+    losses, norms = [], []
+    for _ in range(STEPS):
+        losses.append(backward(model, micro_batches))
+        norms.append(clip_grad_norm_(model.parameters(), settings["max_norm"]).item())
+        optimizer.step()
+    return losses, norms
+
+
+def train_bf16(master, model, micro_batches, settings):
+    """Ten steps in bf16: the model computes with bf16 weights and gradients; norm, clipping and
+    AdamW are f32, on the f32 master weights."""
+    optimizer = adamw(master.parameters(), settings)
+    losses, norms = [], []
+    for _ in range(STEPS):
+        with torch.no_grad():
+            for low, high in zip(model.parameters(), master.parameters(), strict=True):
+                low.copy_(high)
+        losses.append(backward(model, micro_batches))
+        for low, high in zip(model.parameters(), master.parameters(), strict=True):
+            high.grad = low.grad.float()
+        norms.append(clip_grad_norm_(master.parameters(), settings["max_norm"]).item())
+        optimizer.step()
+    return losses, norms
+
+
+# ---------------------------------------------------------------- cases
+
+
+def save_case(path, tensors, settings):
+    for name, value in settings.items():
+        tensors[f"settings.{name}"] = torch.tensor(value, dtype=torch.float64)
+    save_file({k: v.detach().clone().contiguous() for k, v in tensors.items()}, path)
+    path.chmod(0o644)
+
+
+def ints(b):
+    return {k: v.to(torch.int32) for k, v in b.items()}
+
+
+def steps_tensors(losses, norms, settings, label):
+    """Packs ten steps and insists that they test something."""
+    clipped = sum(n > settings["max_norm"] for n in norms)
+    print(f"  {label:14} loss {losses[0]:.4f} -> {losses[-1]:.4f}, norm {norms[0]:.2f} -> "
+          f"{norms[-1]:.2f}, clipped {clipped} of {STEPS}")
+    assert losses[-1] < losses[0] - 0.5, "the steps change too little to test anything"
+    assert 3 <= clipped < STEPS, "clipping must bite in some steps and not in others"
+    return {
+        "losses": torch.tensor(losses, dtype=torch.float64),
+        "grad_norms": torch.tensor(norms, dtype=torch.float64),
+    }
+
+
+def full_case(model, b, path):
+    """Logits, loss, gradients and ten steps of one batch."""
+    tensors = ints(b)
+    tensors["loss"] = torch.tensor(backward(model, [b]))
+    with torch.no_grad():
+        tensors["logits"] = logits_of(model, b)
+    for name, p in model.named_parameters():
+        tensors[f"grad.{name}"] = p.grad.clone()
+        assert p.grad.norm() > 1e-3, name
+    check_against_f64(model, b, tensors)
+    tensors |= steps_tensors(*train(model, [b], SETTINGS), SETTINGS, path.stem)
+    save_case(path, tensors, SETTINGS)
+
+
+def check_against_f64(model, b, tensors):
+    """The golden gradients' own rounding error must be far below the 1e-4 they are compared at."""
+    double = type(model)(model.config).to(torch.float64)
+    double.load_state_dict({k: v.double() for k, v in model.state_dict().items()})
+    double.set_attn_implementation("eager")
+    backward(double, [b])
+    worst = max(
+        ((tensors[f"grad.{n}"] - p.grad).norm() / p.grad.norm()).item()
+        for n, p in double.named_parameters()
+    )
+    print(f"  gradients against f64: worst relative difference {worst:.1e}")
+    assert worst < 2e-5
+
+
+def check_packed_is_separate(model, b):
+    """A document packed beside another has the logits it has alone: the mask is right."""
+    packed = logits_of(model, b)
+    for row in range(ROWS):
+        for start in b["doc_start"][row].unique():
+            inside = b["doc_start"][row] == start
+            alone = model(input_ids=b["tokens"][row : row + 1, inside], use_cache=False).logits[0]
+            assert torch.allclose(alone, packed[row, inside], atol=1e-5)
+
+
+def main():
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    transformers.utils.logging.disable_progress_bar()
+    print("torch", torch.__version__, "transformers", transformers.__version__)
+    shutil.rmtree(HERE / "golden", ignore_errors=True)
+
+    for name, (make, seed, spelling) in MODELS.items():
+        print(name)
+        generator = torch.Generator().manual_seed(seed)
+        folder = HERE / "golden" / name
+
+        def fresh(dtype=torch.float32, attention="eager"):
+            """The saved model itself, so that the golden numbers are those of the file."""
+            return type(model).from_pretrained(
+                folder, dtype=dtype, attn_implementation=attention
+            )
+
+        model = make()
+        randomise(model, generator)
+        save_model(model, folder, spelling)
+        saved = dict(fresh().named_parameters())
+        assert all(torch.equal(p, saved[n]) for n, p in model.named_parameters())
+
+        vocab = model.config.vocab_size
+        whole = [[SEQ]] * ROWS
+        full_case(fresh(), batch(vocab, whole, 0.3, generator), folder / "golden.safetensors")
+
+        if name == "llama":
+            packed = batch(vocab, [[9, 7], [4, 12]], 0.15, generator)
+            check_packed_is_separate(fresh(), packed)
+            full_case(fresh(), packed, folder / "packed.safetensors")
+
+            # Uneven on purpose: the mean of the micro-batches' means would be another number.
+            uneven = [batch(vocab, whole, 0.1, generator), batch(vocab, whole, 0.75, generator)]
+            steps = steps_tensors(*train(fresh(), uneven, SETTINGS), SETTINGS, "accumulation")
+            stacked = {k: torch.stack([ints(u)[k] for u in uneven]) for k in uneven[0]}
+            path = folder / "accumulation.safetensors"
+            save_case(path, stacked | steps, SETTINGS)
+
+            # sdpa: attention's sums in f32 and one rounding at its end, as a fused kernel does it.
+            low = fresh(torch.bfloat16, "sdpa")
+            assert low.model.rotary_emb.inv_freq.dtype == torch.float32
+            b = batch(vocab, [[SEQ]] * BF16_ROWS, 0.1, generator)
+            steps = train_bf16(fresh(), low, [b], BF16_SETTINGS)
+            steps = steps_tensors(*steps, BF16_SETTINGS, "bf16")
+            save_case(folder / "bf16.safetensors", ints(b) | steps, BF16_SETTINGS)
+
+    size = sum(f.stat().st_size for f in (HERE / "golden").rglob("*") if f.is_file())
+    print(f"{size / 1e6:.2f} MB in all")
+    assert size < 3_000_000
+
+
+if __name__ == "__main__":
+    main()
