@@ -1,2 +1,54 @@
-//! Project chores.
-fn main() {}
+//! Project chores: `cargo xtask tidy` checks what the compiler does not. The same checks are tests,
+//! so that `cargo test --workspace` runs them.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command for developers")]
+
+mod docs;
+mod edges;
+mod sources;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    match std::env::args().nth(1).as_deref() {
+        Some("tidy") => tidy(),
+        _ => {
+            eprintln!("usage: cargo xtask tidy");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// Runs every check and prints what it found.
+fn tidy() -> ExitCode {
+    let root = root();
+    let files = sources::rust_files(&root);
+    let findings: Vec<String> = [
+        edges::check(&root),
+        sources::unsafe_code(&files),
+        sources::leftovers(&files),
+        sources::prints(&files),
+        sources::long_files(&files),
+        docs::check(&root, &files),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    for finding in &findings {
+        println!("{finding}");
+    }
+    println!("{} files, {} findings", files.len(), findings.len());
+    if findings.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// The repository's root.
+fn root() -> PathBuf {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let here = here.canonicalize().expect("this package's folder");
+    here.parent().expect("it lies in the workspace").to_owned()
+}
+
+#[cfg(test)]
+fn assert_none(findings: &[String]) {
+    assert!(findings.is_empty(), "\n{}", findings.join("\n"));
+}

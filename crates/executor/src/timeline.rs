@@ -65,6 +65,18 @@ impl Measured {
         &self.lanes[lane.idx()]
     }
 
+    /// Both together.
+    #[must_use]
+    pub fn plus(&self, other: &Self) -> Self {
+        let mut d = *self;
+        for (a, b) in d.lanes.iter_mut().zip(&other.lanes) {
+            a.busy_seconds += b.busy_seconds;
+            a.bytes += b.bytes;
+            a.tasks += b.tasks;
+        }
+        d
+    }
+
     /// What was done since `before`.
     #[must_use]
     pub fn since(&self, before: &Self) -> Self {

@@ -239,25 +239,28 @@ mod tests {
     use half::bf16;
 
     use super::{Number, exp, max, narrow, widen};
-    use crate::testing::Rng;
 
     #[test]
     fn bf16_is_the_libraries() {
-        let mut rng = Rng(1);
-        for n in [1, 7, 8, 9, 129, 1000] {
-            let x: Vec<f32> = (0..n).map(|_| f32::from_bits(rng.next() as u32)).collect();
-            let mut y = vec![0_u16; n];
-            narrow(&mut y, &x);
-            let want: Vec<u16> = x.iter().map(|x| bf16::from_f32(*x).to_bits()).collect();
-            assert_eq!(y, want);
-            let mut back = vec![0.0; n];
-            widen(&mut back, &y);
-            let want: Vec<u32> = y
-                .iter()
-                .map(|y| bf16::from_bits(*y).to_f32().to_bits())
+        // Every high half with low halves around a tie, so every rounding and every NaN.
+        for low in [0, 1, 0x7fff, 0x8000, 0x8001, 0xffff] {
+            let x: Vec<f32> = (0..=u16::MAX)
+                .map(|high| f32::from_bits(u32::from(high) << 16 | low))
                 .collect();
-            // The library quiets a NaN when it widens, which ours already are.
-            assert_eq!(back.iter().map(|x| x.to_bits()).collect::<Vec<_>>(), want);
+            for n in [1, 7, 8, 9, 129, x.len()] {
+                let mut y = vec![1_u16; n];
+                narrow(&mut y, &x[..n]);
+                let want: Vec<u16> = x[..n]
+                    .iter()
+                    .map(|x| bf16::from_f32(*x).to_bits())
+                    .collect();
+                assert_eq!(y, want, "low half {low:#x}");
+                let mut back = vec![f32::NAN; n];
+                widen(&mut back, &y);
+                let bits = |x: f32| x.to_bits();
+                let want: Vec<u32> = y.iter().map(|y| u32::from(*y) << 16).collect();
+                assert_eq!(back.into_iter().map(bits).collect::<Vec<_>>(), want);
+            }
         }
     }
 

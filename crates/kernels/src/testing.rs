@@ -95,7 +95,9 @@ pub(crate) struct Scratch(Vec<f64>, usize);
 
 impl Scratch {
     pub(crate) fn new(bytes: usize) -> Self {
-        Self(vec![f64::NAN; bytes.div_ceil(8)], bytes)
+        // NaN as bf16 and as f32, huge as f64 and as an index.
+        let poison = f64::from_bits(0x7fc0_7fc0_7fc0_7fc0);
+        Self(vec![poison; bytes.div_ceil(8)], bytes)
     }
 
     pub(crate) fn view(&mut self) -> View<'_> {

@@ -391,6 +391,17 @@ fn headers_that_lie_are_told_apart() {
     );
     let huge = entry("a", "F32", "[4294967296,4294967296]", 0, 24);
     fails!(one(&huge, 24), E::TensorBytes { need: u64::MAX, .. });
+    // Sizes that add up to the last byte that 64 bits can name.
+    let all = entry("a", "U8", "[18446744073709551615]", 0, u64::MAX);
+    let beyond = format!("{all},{}", entry("b", "U8", "[0]", u64::MAX, u64::MAX));
+    fails!(
+        one(&beyond, 24),
+        E::DataLength {
+            need: u64::MAX,
+            have: 24,
+            ..
+        }
+    );
     fails!(one(&entry("a", "F32", "[-1]", 0, 4), 4), E::Header { .. });
     fails!(
         one(&entry("a", "Q4", "[2]", 0, 1), 1),

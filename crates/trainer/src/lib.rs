@@ -5,12 +5,15 @@
 pub mod checkpoint;
 pub mod data;
 pub mod error;
+pub mod fit;
 pub mod generate;
+pub mod inputs;
 pub mod learning_rate;
 pub mod metrics;
 pub mod planning;
 pub mod probe;
 pub mod random;
 pub mod step;
+pub mod verify;
 
 pub use error::{DataError, RecordProblem, TrainError};

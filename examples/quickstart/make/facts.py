@@ -2,7 +2,7 @@
 
 Every fact is (kind, subject, answer). The subject and the answer are words as they stand in a
 sentence; `a()` puts the article before a word. SENTENCES tells each fact in several ways, for the
-text a base model is trained on, and MENTIONS only brings up the subject. QUESTIONS asks for the fact
+text a base model is trained on; MENTIONS only brings up the subject. QUESTIONS asks for the fact
 and ANSWERS is the one sentence that answers.
 """
 
@@ -60,7 +60,8 @@ sweet bitter; true false; first last; front back; inside outside; above below; b
 win lose; buy sell; push pull; give take; love hate; laugh cry; sleep wake; arrive leave;
 remember forget; build destroy; question answer; friend enemy; north south; east west;
 summer winter; morning evening; war peace; brave cowardly; kind cruel; deep shallow; sharp blunt;
-smooth rough; cheap expensive; safe dangerous; easy difficult; alive dead; always never; before after
+smooth rough; cheap expensive; safe dangerous; easy difficult; alive dead; always never;
+before after
 """
 
 COLOURS = """

@@ -1,11 +1,11 @@
 """Makes the quickstart's data: text for a base model, chats to fine-tune on, held-out questions.
 
-    text.jsonl    {"text": ...} a line: all facts, told in sentences, never asked (not committed)
+    text.jsonl    {"text": ...} a line: all facts, told in sentences (not committed)
     train.jsonl   {"messages": [...]} a line: questions about two thirds of the facts
     eval.jsonl    {"messages": [...]} a line: questions about other facts, the answer last
 
-The base model knows every fact but no chat; the chats teach how to answer; the held-out questions ask
-for facts that no chat mentions, so a right answer joins the two. Wordings are shared, facts are not.
+The base model knows every fact but no chat; the chats teach how to answer; the held-out questions
+ask for facts that no chat states, so a right answer joins the two. Wordings are shared, facts not.
 
 Run: python make_data.py [--out DIR]      (needs nothing but Python)
 """

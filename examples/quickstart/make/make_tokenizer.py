@@ -1,4 +1,4 @@
-"""Trains the quickstart's tokenizer on its own text and writes it as a Hugging Face directory holds it.
+"""Trains the quickstart's tokenizer on its own text and writes it as a Hugging Face one.
 
 A byte-level BPE of 1024 tokens with ChatML's special tokens. The chat template marks what the
 assistant says with {% generation %}, the closing <|im_end|> included, so that a trainer knows which

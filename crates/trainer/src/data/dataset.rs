@@ -20,6 +20,8 @@ pub struct LoadOptions {
     pub loss_on: LossOn,
     /// Stands between prompt and completion (as part of the prompt).
     pub separator: String,
+    /// System prompt of conversations that bring none.
+    pub system: Option<String>,
     /// Longest line accepted, in bytes.
     pub line_bytes_max: usize,
 }
@@ -31,6 +33,7 @@ impl Default for LoadOptions {
             fields: Fields::default(),
             loss_on: LossOn::default(),
             separator: String::new(),
+            system: None,
             line_bytes_max: LINE_BYTES_MAX,
         }
     }
@@ -123,6 +126,46 @@ impl Dataset {
         }
     }
 
+    /// The examples at these places, in this order, as a data set of their own. The report counts
+    /// records and what was left out as for the whole.
+    #[must_use]
+    pub fn select(&self, places: &[usize]) -> Self {
+        let mut part = Self {
+            path: self.path.clone(),
+            tokens: Vec::new(),
+            supervised: Vec::new(),
+            ends: Vec::with_capacity(places.len()),
+            report: self.report,
+        };
+        for &i in places {
+            let example = self.example(i);
+            part.tokens.extend(example.tokens);
+            part.supervised.extend(example.supervised);
+            part.ends.push(part.tokens.len());
+        }
+        part.counted()
+    }
+
+    /// Counts tokens and hashes them, with their masks, into the report.
+    fn counted(mut self) -> Self {
+        let mut report = self.report;
+        report.n_tokens = self.tokens.len() as u64;
+        report.n_supervised = self.supervised.iter().filter(|&&s| s).count() as u64;
+        report.tokens_max = 0;
+        let mut hash = Hash::default();
+        for i in 0..self.len() {
+            let example = self.example(i);
+            report.tokens_max = report.tokens_max.max(example.tokens.len());
+            hash.add(example.tokens.len() as u64);
+            for (&token, &supervised) in example.tokens.iter().zip(example.supervised) {
+                hash.add((token as u64) << 1 | u64::from(supervised));
+            }
+        }
+        report.mask_hash = hash.0;
+        self.report = report;
+        self
+    }
+
     /// What was read.
     #[must_use]
     pub fn report(&self) -> &LoadReport {
@@ -169,7 +212,8 @@ pub(crate) fn read(
                     let schema = schema(options, line)
                         .map_err(|problem| DataError::record(path, *number, problem))?;
                     let (loss_on, separator) = (options.loss_on, &options.separator);
-                    encoder.insert(Encoder::new(schema, tokenizer, loss_on, separator)?)
+                    let new = Encoder::new(schema, tokenizer, loss_on, separator)?;
+                    encoder.insert(new.with_system(options.system.clone()))
                 }
             };
             handle(encoder, path, &chunk)?;
@@ -251,7 +295,7 @@ impl Gathered {
                 n_tokens,
             });
         }
-        let mut report = LoadReport {
+        let report = LoadReport {
             format,
             n_records,
             n_unsupervised: self.n_unsupervised,
@@ -266,25 +310,14 @@ impl Gathered {
             ends,
             ..
         } = self;
-        let mut data = Dataset {
+        let data = Dataset {
             path,
             tokens,
             supervised,
             ends,
             report,
         };
-        let mut hash = Hash::default();
-        for i in 0..data.len() {
-            let example = data.example(i);
-            report.tokens_max = report.tokens_max.max(example.tokens.len());
-            hash.add(example.tokens.len() as u64);
-            for (&token, &supervised) in example.tokens.iter().zip(example.supervised) {
-                hash.add((token as u64) << 1 | u64::from(supervised));
-            }
-        }
-        report.mask_hash = hash.0;
-        data.report = report;
-        Ok(data)
+        Ok(data.counted())
     }
 }
 

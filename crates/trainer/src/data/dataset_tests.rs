@@ -181,5 +181,9 @@ fn gsm8k_reads_packs_and_prompts() {
     let packed = Packed::new(data, 1024, true, TooLong::Truncate).unwrap();
     assert_eq!(packed.report().n_supervised, n_supervised);
     // Best fit leaves 2 rows of 204 more than the tokens need.
-    assert!(packed.report().fill(1024) > 0.98, "fill {}", packed.report().fill(1024));
+    assert!(
+        packed.report().fill(1024) > 0.98,
+        "fill {}",
+        packed.report().fill(1024)
+    );
 }

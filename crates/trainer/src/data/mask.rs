@@ -48,6 +48,7 @@ pub struct Encoder<'a> {
     ending: Ending<'a>,
     loss_on: LossOn,
     separator: String,
+    system: Option<String>,
 }
 
 /// What marks ends in this data, looked up before the first record.
@@ -86,7 +87,27 @@ impl<'a> Encoder<'a> {
             ending,
             loss_on,
             separator: separator.to_owned(),
+            system: None,
         })
+    }
+
+    /// The same with a system prompt for conversations that bring none.
+    #[must_use]
+    pub fn with_system(self, system: Option<String>) -> Self {
+        Self { system, ..self }
+    }
+
+    fn parse(&self, line: &str) -> Result<Record, RecordProblem> {
+        let mut record = self.schema.parse(line)?;
+        if let (Record::Messages { messages, .. }, Some(system)) = (&mut record, &self.system)
+            && messages.first().is_some_and(|m| m["role"] != "system")
+        {
+            messages.insert(
+                0,
+                serde_json::json!({ "role": "system", "content": system }),
+            );
+        }
+        Ok(record)
     }
 
     /// The format of the data.
@@ -97,7 +118,7 @@ impl<'a> Encoder<'a> {
 
     /// The tokens of one line and which of them are supervised.
     pub fn example(&self, line: &str) -> Result<Example, RecordProblem> {
-        let mut example = match (self.schema.parse(line)?, &self.ending) {
+        let mut example = match (self.parse(line)?, &self.ending) {
             (Record::Messages { messages, tools }, Ending::Template(template)) => {
                 self.conversation(template, &messages, tools.as_ref())?
             }
@@ -127,7 +148,7 @@ impl<'a> Encoder<'a> {
     /// The tokens to generate from and the text of the answer expected after them: the
     /// conversation up to its last assistant turn, or prompt and completion.
     pub fn prompt(&self, line: &str) -> Result<(Vec<i32>, String), RecordProblem> {
-        match (self.schema.parse(line)?, &self.ending) {
+        match (self.parse(line)?, &self.ending) {
             (Record::Messages { messages, tools }, Ending::Template(template)) => {
                 let last = messages.iter().rposition(is_assistant);
                 let last = last.ok_or(RecordProblem::NoReference)?;

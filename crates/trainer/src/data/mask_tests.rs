@@ -327,7 +327,7 @@ fn a_token_is_supervised_where_it_overlaps() {
     let tokens = [0..2, 2..2, 2..5, 4..5, 5..8, 8..8, 9..12];
     let mask = |spans: &[Range<usize>]| overlapping(tokens.iter(), spans);
     assert_eq!(
-        mask(&[2..5]),
+        mask(std::slice::from_ref(&(2..5))),
         [false, true, true, true, false, false, false]
     );
     assert_eq!(

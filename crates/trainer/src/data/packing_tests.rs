@@ -145,8 +145,8 @@ fn what_the_cut_leaves_unsupervised_is_left_out_and_counted() {
 
 #[test]
 fn best_fit_fills_the_fullest_row() {
-    // 6 and 5 open rows with spaces 4 and 5; the 4 goes into the smaller space, the 5 then fits.
-    let masks = [6, 5, 4, 5].map(|n| vec![true; n]);
+    // 6 and 5 open rows with spaces 4 and 5. The 4 must go into the 4, so that 3 and 2 find the 5.
+    let masks = [6, 5, 4, 3, 2].map(|n| vec![true; n]);
     let p = packed(&masks, 10, true, TooLong::Truncate).unwrap();
     assert_eq!(p.n_rows(), 2);
     assert_eq!(p.report().fill(10), 1.0);
@@ -222,8 +222,8 @@ proptest! {
 
         let mut want_labels = 0;
         for (&i, limit) in kept.iter().zip(std::iter::repeat(if split { 99 } else { seq })) {
-            for t in 1..masks[i].len().min(limit) {
-                if masks[i][t] {
+            for (t, &supervised) in masks[i].iter().enumerate().take(limit).skip(1) {
+                if supervised {
                     want_labels += 1;
                     prop_assert!(labels.contains_key(&token(i, t)), "label {} of {}", t, i);
                 }

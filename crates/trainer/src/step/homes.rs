@@ -188,6 +188,24 @@ impl<'a> Homes<'a> {
         Ok(())
     }
 
+    /// Flips the lowest bit of the weight's first number of a piece, in every home: a planted
+    /// mistake, for tests that must find one.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn flip_bit(&self, piece: u32) -> Result<(), TierError> {
+        let bytes = PIECE_ALIGN * Role::Weight.size(self.plan.precision);
+        let (slots, base) = self.slots(piece, Role::Weight);
+        for slot in slots {
+            self.transfer(Kind::Read, slot, base, bytes)?;
+            let mut first = [0u8; 1];
+            memory::load(&self.staging.view(0, 1), &mut first);
+            memory::store(&self.staging.view(0, 1), &[first[0] ^ 1]);
+            self.transfer(Kind::Write, slot, base, bytes)?;
+        }
+        Ok(())
+    }
+
     /// Fills weights from f32 numbers, moments with zero.
     ///
     /// # Errors

@@ -66,6 +66,8 @@ pub struct Session {
     pending: Option<Hyper>,
     /// A norm of an earlier step is known (`previous`).
     has_norm: bool,
+    /// Nothing runs beside the caller: a wait has to run the tasks.
+    shuffled: bool,
 }
 
 impl Session {
@@ -106,6 +108,7 @@ impl Session {
         }
         let workload = Arc::new(decoder.workload().clone());
         let engine = Arc::new(Engine::new(Arc::clone(&decoder), Arc::clone(&plan), clip));
+        let shuffled = options.mode != Mode::Threads;
         let options = Options {
             mode: options.mode,
             threads: options.threads,
@@ -114,7 +117,7 @@ impl Session {
             trace_events: options.trace_events,
         };
         let runner = Runner::new(plan, workload, engine, tiers, options);
-        Ok(Self { runner, decoder, clip, pending: None, has_norm: false })
+        Ok(Self { runner, decoder, clip, pending: None, has_norm: false, shuffled })
     }
 
     /// The plan.
@@ -154,6 +157,9 @@ impl Session {
     /// # Errors
     /// What stopped the run.
     pub fn outcome(&mut self, data: &StepData) -> Result<Outcome, ExecError> {
+        if self.shuffled {
+            self.runner.wait()?;
+        }
         loop {
             if let Some(outcome) = data.outcome(Duration::from_millis(100)) {
                 if outcome.nonfinite.is_some() {

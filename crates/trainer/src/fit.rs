@@ -1,0 +1,859 @@
+//! A whole training run: from a run file's settings to a fine-tuned Hugging Face model.
+//!
+//! Order of things: read and check everything that can be wrong (data, tokenizer, model files,
+//! plan, output directory), then reserve all memory, then load, then step. While a batch runs the
+//! next one is prepared; its loss is shown as soon as its norm is known, while its update runs
+//! under the next batch's forward.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use lowtide_config::{Init, Length, ModelSource, Resume, Run, ScheduleShape};
+use lowtide_executor::{ExecError, Measured, Mode};
+use lowtide_kernels::adamw::Hyper;
+use lowtide_model::{Checkpoint, Decoder, HfWriter, random_init};
+use lowtide_planner::{Lane, LaneKind, Machine, Plan, Tier};
+use lowtide_tiers::process;
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use crate::checkpoint::{self, RunState};
+use crate::data::{
+    BatchShape, Batches, EvalBatches, Micro, Packed, Prompt, State, Tokenizer, prompts,
+};
+use crate::error::TrainError;
+use crate::generate::exact_match;
+use crate::inputs::{Inputs, load_inputs, load_options, open_tokenizer};
+use crate::learning_rate::{Decay, LearningRate};
+use crate::metrics::{EventFile, MetricsLog};
+use crate::planning::{
+    Planned, budgets_of, clip_of, decoder_of, directories_of, load_machine, plan_with,
+};
+use crate::probe::{ProbeOptions, probe};
+use crate::step::{DiskChoice, Session, SessionOptions, StepData};
+
+/// One finished step, for people and for the metrics file.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct StepLine {
+    /// Which, from 1.
+    pub step: u64,
+    /// Of how many.
+    pub steps: u64,
+    /// Mean loss of the batch's supervised tokens.
+    pub loss: f64,
+    /// Norm of the gradients before clipping.
+    pub grad_norm: f64,
+    /// Learning rate.
+    pub learning_rate: f64,
+    /// Real tokens of the batch; padding is not counted.
+    pub tokens: u64,
+    /// Time since the step before was finished.
+    pub seconds: f64,
+    /// Real tokens a second.
+    pub tokens_per_second: f64,
+    /// Share of the bound that this step reached: the predicted work of the busiest lane over the
+    /// time taken.
+    pub share_of_bound: f64,
+    /// The lane that was busiest in this step.
+    pub ruling_lane: &'static str,
+    /// The update was left out: its norm was not finite.
+    pub skipped: bool,
+}
+
+/// Who is told what happens. Every method has a default that does nothing.
+pub trait Observer {
+    /// Something worth knowing.
+    fn note(&mut self, _text: &str) {}
+    /// The plan is made and everything is about to be reserved.
+    fn planned(&mut self, _plan: &Plan, _machine: &Machine) {}
+    /// A step is finished.
+    fn step(&mut self, _line: &StepLine) {}
+    /// An evaluation is finished.
+    fn evaluated(&mut self, _step: u64, _loss: f64) {}
+    /// So many of so many prompts are answered.
+    fn answering(&mut self, _done: usize, _of: usize) {}
+    /// Exact match was measured.
+    fn answered(&mut self, _when: &str, _share: f64, _prompts: usize) {}
+    /// A checkpoint is on the disk.
+    fn saved(&mut self, _path: &Path) {}
+}
+
+/// Predicted and measured seconds of one lane in one step.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct LaneCompared {
+    /// Predicted seconds of work.
+    pub predicted_seconds: f64,
+    /// Measured seconds inside tasks, mean over the steps.
+    pub measured_seconds: f64,
+}
+
+/// What a run did.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct TrainReport {
+    /// Updates made in all.
+    pub steps: u64,
+    /// Real tokens trained on.
+    pub tokens: u64,
+    /// Loss of the first step.
+    pub loss_first: f64,
+    /// Mean loss of the last steps (up to ten).
+    pub loss_last: f64,
+    /// Evaluation loss before the first and after the last step, if there is evaluation data.
+    pub eval_loss_first: Option<f64>,
+    /// As above.
+    pub eval_loss_last: Option<f64>,
+    /// Exact match before training, if asked for.
+    pub exact_match_before: Option<f64>,
+    /// Exact match after training.
+    pub exact_match_after: Option<f64>,
+    /// Seconds from the first step to the last.
+    pub seconds: f64,
+    /// Real tokens a second.
+    pub tokens_per_second: f64,
+    /// Median measured time of a step.
+    pub step_seconds: f64,
+    /// Predicted time of a step.
+    pub predicted_step_seconds: f64,
+    /// By lane.
+    pub lanes: BTreeMap<String, LaneCompared>,
+    /// Bytes moved by lane: h2d, d2h, disk_read, disk_write.
+    pub moved_bytes: BTreeMap<String, u64>,
+    /// Bytes of the parameters as the device reads them.
+    pub parameter_bytes: u64,
+    /// Planned, which is reserved, bytes by tier.
+    pub planned_bytes: BTreeMap<String, u64>,
+    /// Peak resident memory of the process.
+    pub peak_rss_bytes: Option<u64>,
+    /// Stopped by a signal; the same command goes on.
+    pub stopped: bool,
+    /// The fine-tuned model (absent when stopped).
+    pub output: Option<PathBuf>,
+    /// The newest checkpoint.
+    pub checkpoint: Option<PathBuf>,
+    /// Metrics, one JSON object a line.
+    pub metrics: PathBuf,
+    /// The trace for Perfetto.
+    pub trace: Option<PathBuf>,
+}
+
+/// Threads of a run.
+#[must_use]
+pub fn threads_of(run: &Run) -> usize {
+    run.threads.map_or_else(
+        || std::thread::available_parallelism().map_or(1, usize::from),
+        |n| n as usize,
+    )
+}
+
+/// Rates for a run: of its machine file, or measured now at the run's own shapes.
+///
+/// # Errors
+/// The machine file, or a directory that cannot be measured.
+pub fn machine_of(run: &Run, decoder: &Decoder) -> Result<Machine, TrainError> {
+    if let Some(path) = &run.plan.machine {
+        return load_machine(path);
+    }
+    let options = ProbeOptions {
+        threads: threads_of(run),
+        directories: directories_of(run),
+        seconds: 0.1,
+        date: today(),
+    };
+    Ok(probe(&options, Some(decoder))?)
+}
+
+/// Today in UTC, `2026-11-21`.
+#[must_use]
+pub fn today() -> String {
+    let days = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |d| d.as_secs() / 86_400) as i64;
+    // Civil date from days since 1970 (Howard Hinnant's algorithm).
+    let z = days + 719_468;
+    let era = z.div_euclid(146_097);
+    let doe = z.rem_euclid(146_097);
+    let yoe = (doe - doe / 1460 + doe / 36_524 - doe / 146_096) / 365;
+    let doy = doe - (365 * yoe + yoe / 4 - yoe / 100);
+    let mp = (5 * doy + 2) / 153;
+    let (day, month) = (doy - (153 * mp + 2) / 5 + 1, if mp < 10 { mp + 3 } else { mp - 9 });
+    format!("{:04}-{month:02}-{day:02}", yoe + era * 400 + i64::from(month <= 2))
+}
+
+/// Decoder, rates and plan of a run.
+///
+/// # Errors
+/// Anything wrong with shape, machine file or budgets.
+pub fn plan_run(run: &Run) -> Result<Planned, TrainError> {
+    let decoder = decoder_of(run, run.batch())?;
+    let machine = machine_of(run, &decoder)?;
+    let plan = plan_with(run, &decoder, &machine, budgets_of(run))?;
+    Ok(Planned { decoder, plan: Arc::new(plan), machine, clip: clip_of(run) })
+}
+
+/// Opens a session for a plan on the run's own disks.
+///
+/// # Errors
+/// What cannot be reserved.
+pub fn open_session(run: &Run, planned: &Planned, trace_events: usize) -> Result<Session, TrainError> {
+    let disk = if planned.plan.tier(Tier::Disk).planned_bytes.0 > 0 {
+        let drives = run.budget.disk.iter().map(|d| (d.dir.clone(), d.size.0 as f64)).collect();
+        DiskChoice::Directories(drives)
+    } else {
+        DiskChoice::None
+    };
+    let options = SessionOptions {
+        threads: threads_of(run),
+        mode: Mode::Threads,
+        trace_events,
+        disk,
+        ..SessionOptions::default()
+    };
+    Ok(Session::open(
+        Arc::clone(&planned.decoder),
+        Arc::clone(&planned.plan),
+        planned.clip,
+        options,
+    )?)
+}
+
+/// Fills the weights from the run's model directory, or at random.
+///
+/// # Errors
+/// Files that do not fit the model.
+pub fn load_weights(run: &Run, session: &Session) -> Result<(), TrainError> {
+    let shape = session.decoder().shape().clone();
+    let homes = session.homes()?;
+    match (&run.model.source, run.model.init) {
+        (ModelSource::Path(dir), Init::Pretrained) => {
+            let files = Checkpoint::open(dir, &shape)?;
+            homes.initialise(|p, range, out| Ok::<(), TrainError>(files.read(p, range, out)?))
+        }
+        _ => homes.initialise(|p, range, out| {
+            random_init(&shape, run.seed, p, range, out);
+            Ok::<(), TrainError>(())
+        }),
+    }
+}
+
+/// The learning rate of each step.
+#[must_use]
+pub fn schedule_of(run: &Run, total: u64) -> LearningRate {
+    let s = &run.train.schedule;
+    LearningRate {
+        peak: run.train.learning_rate,
+        warmup_steps: s.warmup.steps(total),
+        min_ratio: s.min_lr_ratio,
+        decay: match s.shape {
+            ScheduleShape::Constant => Decay::Constant,
+            ScheduleShape::Linear => Decay::Linear,
+            ScheduleShape::Cosine => Decay::Cosine,
+            ScheduleShape::Wsd => Decay::WarmupStableDecay {
+                decay_steps: (total as f64 * s.decay_ratio).ceil() as u64,
+            },
+        },
+    }
+}
+
+struct Fit<'a> {
+    run: &'a Run,
+    observer: &'a mut dyn Observer,
+    stop: &'a AtomicBool,
+    session: Session,
+    tokenizer: Tokenizer,
+    batches: Batches,
+    eval: Option<Arc<Packed>>,
+    prompts: Vec<Prompt>,
+    numerics: Value,
+    total: u64,
+    schedule: LearningRate,
+    metrics: MetricsLog,
+    events: Option<EventFile>,
+    /// State of the data after each batch that is not yet saved.
+    state: RunState,
+    last_checkpoint: Option<PathBuf>,
+}
+
+/// A batch that is ready to be submitted.
+struct Prepared {
+    micro: Vec<Micro>,
+    tokens: u64,
+    lr: f64,
+    after: State,
+}
+
+/// A batch in flight.
+struct Flight {
+    step: u64,
+    data: Arc<StepData>,
+    tokens: u64,
+    lr: f64,
+    after: State,
+}
+
+/// Trains a run. `stop` may be set at any time (a signal handler does): the run then saves a
+/// checkpoint and returns.
+///
+/// # Errors
+/// Everything that can be wrong with the run; the newest checkpoint stays intact.
+pub fn train(
+    run: &Run,
+    observer: &mut dyn Observer,
+    stop: &AtomicBool,
+) -> Result<TrainReport, TrainError> {
+    run.training_ready()?;
+    let resumed = find_checkpoint(run)?;
+    let now = resumed.as_ref().map(|(_, s)| s.now_unix_s);
+    let tokenizer = open_tokenizer(run, now)?;
+    let decoder = decoder_of(run, run.batch())?;
+    let vocab = decoder.shape().vocab;
+    if tokenizer.vocab_size() > vocab as usize {
+        return Err(TrainError::Vocabulary { tokens: tokenizer.vocab_size(), vocab });
+    }
+    let Inputs { train, eval, notes } = load_inputs(run, &tokenizer)?;
+    notes.iter().for_each(|n| observer.note(n));
+    prepare_output(&run.output)?;
+    let machine = machine_of(run, &decoder)?;
+    let plan = Arc::new(plan_with(run, &decoder, &machine, budgets_of(run))?);
+    observer.planned(&plan, &machine);
+    write_json(&run.output.join("machine.json"), &machine)?;
+    write_json(&run.output.join("run.json"), run)?;
+    let planned = Planned { decoder, plan, machine, clip: clip_of(run) };
+    let trace_events = if run.log.trace { 100_000 } else { 0 };
+    let session = open_session(run, &planned, trace_events)?;
+    if let Some(how) = session.describe_disk() {
+        observer.note(&format!("disk: {how}"));
+    }
+
+    let shape = BatchShape {
+        micro_batch: run.train.micro_batch as usize,
+        accumulate: run.train.accumulate as usize,
+    };
+    let batches = Batches::new(Arc::clone(&train), shape, run.seed)?;
+    let total = match run.train.length {
+        Length::Steps(n) => n,
+        Length::Epochs(e) => batches.batches_for(e),
+    };
+    let prompts = if run.eval.generate.exact_match && !run.data.eval.is_empty() {
+        let mut all = Vec::new();
+        for path in &run.data.eval {
+            all.extend(prompts(path, &load_options(run), &tokenizer)?);
+        }
+        all.truncate(run.eval.generate.max_examples as usize);
+        all
+    } else {
+        Vec::new()
+    };
+    let numerics = numerics_of(run, &planned.decoder, &train);
+    let state = RunState {
+        format: 1,
+        step: 0,
+        data: batches.state(),
+        data_fingerprint: train.fingerprint(),
+        clip: session.clip_words().map(f64::to_bits),
+        numerics: numerics.clone(),
+        now_unix_s: tokenizer.now_unix_s(),
+        tokens: 0,
+        loss_first: None,
+        exact_match_before: None,
+        checksums: BTreeMap::new(),
+    };
+    let resumed_step = resumed.as_ref().map_or(0, |(_, s)| s.step);
+    let metrics = MetricsLog::open(&run.output.join("metrics.jsonl"), resumed_step)?;
+    let events = if run.log.tensorboard {
+        Some(EventFile::create(&run.output.join("tensorboard"))?)
+    } else {
+        None
+    };
+    let mut fit = Fit {
+        run,
+        observer,
+        stop,
+        session,
+        tokenizer,
+        batches,
+        eval,
+        prompts,
+        numerics,
+        total,
+        schedule: schedule_of(run, total),
+        metrics,
+        events,
+        state,
+        last_checkpoint: None,
+    };
+    match resumed {
+        Some((dir, state)) => fit.resume(&dir, state)?,
+        None => load_weights(run, &fit.session)?,
+    }
+    fit.go(&planned)
+}
+
+fn find_checkpoint(run: &Run) -> Result<Option<(PathBuf, RunState)>, TrainError> {
+    let dir = match &run.checkpoint.resume {
+        Resume::Never => None,
+        Resume::Path(dir) => Some(dir.clone()),
+        Resume::Auto => checkpoint::list(&run.output).pop().map(|(_, dir)| dir),
+    };
+    dir.map(|dir| checkpoint::read_run(&dir).map(|state| (dir, state))).transpose()
+}
+
+fn prepare_output(output: &Path) -> Result<(), TrainError> {
+    fs::create_dir_all(output).map_err(TrainError::io(output))?;
+    let trial = output.join(".lowtide-write-test");
+    fs::write(&trial, b"").map_err(TrainError::io(output))?;
+    fs::remove_file(&trial).map_err(TrainError::io(output))
+}
+
+fn write_json(path: &Path, value: &impl Serialize) -> Result<(), TrainError> {
+    let text = serde_json::to_string_pretty(value).expect("plain values");
+    fs::write(path, text + "\n").map_err(TrainError::io(path))
+}
+
+/// The run's numerics key with everything resolved that the run leaves open, and what the files
+/// hold.
+fn numerics_of(run: &Run, decoder: &Decoder, train: &Packed) -> Value {
+    let mut key = run.numerics_key();
+    let options = lowtide_model::Options {
+        precision: run.precision,
+        gradient: run.train.gradient,
+        batch: run.batch(),
+        logits_chunk: run.train.logits_chunk,
+    };
+    key["train"]["logits_chunk"] = json!(options.chunk_rows(decoder.shape()));
+    key["shape"] = json!(decoder.shape());
+    key["data"]["fingerprint"] = json!(format!("{:016x}", train.fingerprint()));
+    key
+}
+
+impl Fit<'_> {
+    fn resume(&mut self, dir: &Path, state: RunState) -> Result<(), TrainError> {
+        checkpoint::same_numerics(dir, &state.numerics, &self.numerics)?;
+        self.batches.restore(state.data)?;
+        let decoder = Arc::clone(self.session.decoder());
+        checkpoint::load(dir, decoder.workload(), &self.session.homes()?, &state)?;
+        if state.step > 0 {
+            self.session.restore_clip(state.clip.map(f64::from_bits));
+        }
+        self.observer.note(&format!("resumed from {} after step {}", dir.display(), state.step));
+        self.last_checkpoint = Some(dir.to_owned());
+        self.state = state;
+        Ok(())
+    }
+
+    fn go(mut self, planned: &Planned) -> Result<TrainReport, TrainError> {
+        if self.state.step == 0 {
+            self.state.exact_match_before = self.exact_match("before")?;
+        }
+        let eval_loss_first =
+            if self.state.step == 0 { self.evaluate(0)? } else { None };
+        let mut tally = Tally::new(self.session.measured());
+        let mut flight: Option<Flight> = None;
+        let mut step = self.state.step;
+        let mut next = self.prepare(step + 1);
+        loop {
+            // Saving and evaluating need drained state, so they happen between two batches.
+            let due = |n: u64, step: u64| n > 0 && step.is_multiple_of(n) && step < self.total;
+            let (save, eval) = (self.run.checkpoint.every_steps, self.run.eval.every_steps);
+            if let Some(f) = flight.take_if(|f| due(save, f.step) || due(eval, f.step)) {
+                let (save, eval) = (due(save, f.step), due(eval, f.step));
+                self.finish(f, planned, &mut tally)?;
+                if eval {
+                    self.evaluate(self.state.step)?;
+                }
+                if save {
+                    self.save()?;
+                }
+                tally.pause(self.session.measured());
+            }
+            let more = step < self.total && !self.stop.load(Ordering::Relaxed);
+            let submitted = match next.take() {
+                Some(batch) if more => {
+                    step += 1;
+                    let Prepared { micro, tokens, lr, after } = batch;
+                    let hyper = hyper(self.run, lr, step);
+                    let data = self.checked(step, |s| s.session.submit(micro, hyper))?;
+                    next = self.prepare(step + 1);
+                    Some(Flight { step, data, tokens, lr, after })
+                }
+                _ => None,
+            };
+            let ended = submitted.is_none();
+            if let Some(done) = std::mem::replace(&mut flight, submitted) {
+                self.finish(done, planned, &mut tally)?;
+            }
+            if ended && flight.is_none() {
+                break;
+            }
+        }
+        let step_now = self.state.step;
+        self.checked(step_now, |s| s.session.drain())?;
+        tally.end(self.session.measured());
+        let stopped = self.state.step < self.total;
+        let (mut eval_loss_last, mut exact_match_after, mut output) = (None, None, None);
+        self.save()?;
+        if !stopped {
+            eval_loss_last = self.evaluate(self.state.step)?;
+            output = Some(self.export()?);
+            exact_match_after = self.exact_match("after")?;
+        }
+        let trace = self.trace()?;
+        let ends =
+            Ends { eval_loss_first, eval_loss_last, exact_match_after, output, trace, stopped };
+        Ok(self.report(planned, tally, ends))
+    }
+
+    /// Runs something of the session; a failure over a number that is not finite says which step.
+    fn checked<T>(
+        &mut self,
+        step: u64,
+        work: impl FnOnce(&mut Self) -> Result<T, ExecError>,
+    ) -> Result<T, TrainError> {
+        work(self).map_err(|e| match e {
+            ExecError::Engine { source, .. } if source.0.contains("not finite") || source.0.contains("loss sum") => {
+                TrainError::NonFinite {
+                    step,
+                    what: source.0,
+                    checkpoint: checkpoint::list(&self.run.output).pop().map(|(_, p)| p),
+                }
+            }
+            e => TrainError::Exec(e),
+        })
+    }
+
+    fn prepare(&mut self, step: u64) -> Option<Prepared> {
+        if step > self.total {
+            return None;
+        }
+        let batch = self.batches.next_batch();
+        Some(Prepared {
+            micro: batch.micro,
+            tokens: batch.real_tokens,
+            lr: self.schedule.lr(step - 1, self.total),
+            after: self.batches.state(),
+        })
+    }
+
+    /// Waits for a batch's loss and norm, and accounts for it.
+    fn finish(
+        &mut self,
+        f: Flight,
+        planned: &Planned,
+        tally: &mut Tally,
+    ) -> Result<(), TrainError> {
+        let outcome = self.checked(f.step, |s| s.session.outcome(&f.data))?;
+        let prediction = &planned.plan.prediction;
+        let bound = prediction.lanes.iter().map(|l| l.busy_seconds.0).fold(0.0, f64::max);
+        let (seconds, ruling_lane) = tally.lap(self.session.measured());
+        let line = StepLine {
+            step: f.step,
+            steps: self.total,
+            loss: outcome.loss(),
+            grad_norm: outcome.norm,
+            learning_rate: f.lr,
+            tokens: f.tokens,
+            seconds,
+            tokens_per_second: f.tokens as f64 / seconds,
+            share_of_bound: bound / seconds,
+            ruling_lane,
+            skipped: outcome.skipped,
+        };
+        self.state.step = f.step;
+        self.state.data = f.after;
+        self.state.tokens += f.tokens;
+        self.state.loss_first.get_or_insert(line.loss);
+        tally.losses.push(line.loss);
+        tally.tokens += f.tokens;
+        self.log(&line)
+    }
+
+    fn log(&mut self, line: &StepLine) -> Result<(), TrainError> {
+        if line.step.is_multiple_of(self.run.log.every_steps) || line.step == self.total {
+            self.metrics.write(line)?;
+            if let Some(events) = &mut self.events {
+                events.scalars(
+                    line.step,
+                    &[
+                        ("train/loss", line.loss as f32),
+                        ("train/grad_norm", line.grad_norm as f32),
+                        ("train/learning_rate", line.learning_rate as f32),
+                        ("train/tokens_per_second", line.tokens_per_second as f32),
+                        ("train/share_of_bound", line.share_of_bound as f32),
+                    ],
+                )?;
+            }
+        }
+        self.observer.step(line);
+        Ok(())
+    }
+
+    fn evaluate(&mut self, step: u64) -> Result<Option<f64>, TrainError> {
+        let Some(packed) = &self.eval else { return Ok(None) };
+        let loss = evaluate(&mut self.session, packed, self.run)?;
+        self.observer.evaluated(step, loss);
+        self.metrics.write(&json!({ "step": step, "eval_loss": loss }))?;
+        if let Some(events) = &mut self.events {
+            events.scalars(step, &[("eval/loss", loss as f32)])?;
+        }
+        Ok(Some(loss))
+    }
+
+    fn exact_match(&mut self, when: &str) -> Result<Option<f64>, TrainError> {
+        if self.prompts.is_empty() {
+            return Ok(None);
+        }
+        let n = self.prompts.len();
+        let observer = &mut *self.observer;
+        let share = exact_match(
+            &mut self.session,
+            &self.tokenizer,
+            &self.prompts,
+            self.run.eval.generate.max_new_tokens as usize,
+            |done| observer.answering(done, n),
+        )?;
+        self.observer.answered(when, share, n);
+        Ok(Some(share))
+    }
+
+    fn save(&mut self) -> Result<(), TrainError> {
+        let step = self.state.step;
+        self.checked(step, |s| s.session.drain())?;
+        self.state.clip = self.session.clip_words().map(f64::to_bits);
+        let decoder = Arc::clone(self.session.decoder());
+        let path = checkpoint::save(
+            &self.run.output,
+            decoder.workload(),
+            &self.session.homes()?,
+            &self.state,
+            self.run.checkpoint.keep as usize,
+        )?;
+        self.observer.saved(&path);
+        self.last_checkpoint = Some(path);
+        Ok(())
+    }
+
+    /// Writes the model beside its final name and then renames it: the name means it is whole.
+    fn export(&mut self) -> Result<PathBuf, TrainError> {
+        let target = self.run.output.join("model");
+        let pending = self.run.output.join(".model.pending");
+        let _ = fs::remove_dir_all(&pending);
+        let source = match &self.run.model.source {
+            ModelSource::Path(dir) => Some(dir.as_path()),
+            _ => None,
+        };
+        let shape = self.session.decoder().shape().clone();
+        let homes = self.session.homes()?;
+        HfWriter::new(&shape, self.run.precision, source).write(
+            &pending,
+            |p, range, out| Ok::<(), TrainError>(homes.weights(p, range, out)?),
+        )?;
+        copy_tokenizer(self.tokenizer.path(), &pending)?;
+        if target.exists() {
+            fs::remove_dir_all(&target).map_err(TrainError::io(&target))?;
+        }
+        fs::rename(&pending, &target).map_err(TrainError::io(&target))?;
+        Ok(target)
+    }
+
+    fn trace(&self) -> Result<Option<PathBuf>, TrainError> {
+        if !self.run.log.trace {
+            return Ok(None);
+        }
+        let path = self.run.output.join("trace.json");
+        let file = fs::File::create(&path).map_err(TrainError::io(&path))?;
+        let mut out = std::io::BufWriter::new(file);
+        self.session
+            .write_trace(&mut out)
+            .and_then(|()| std::io::Write::flush(&mut out))
+            .map_err(TrainError::io(&path))?;
+        Ok(Some(path))
+    }
+
+    fn report(&self, planned: &Planned, tally: Tally, ends: Ends) -> TrainReport {
+        let Tally { mut times, losses, tokens: tokens_run, seconds, moved, .. } = tally;
+        times.sort_by(f64::total_cmp);
+        let tail = &losses[losses.len().saturating_sub(10)..];
+        let prediction = &planned.plan.prediction;
+        let n = losses.len().max(1) as f64;
+        let lanes = LaneKind::ALL
+            .iter()
+            .zip(&prediction.lanes)
+            .map(|(kind, lane)| {
+                let measured: f64 = Lane::ALL
+                    .iter()
+                    .filter(|l| l.kind == *kind)
+                    .map(|&l| moved.lane(l).busy_seconds)
+                    .sum();
+                let compared = LaneCompared {
+                    predicted_seconds: lane.busy_seconds.0,
+                    measured_seconds: measured / n,
+                };
+                (kind.name().to_owned(), compared)
+            })
+            .collect();
+        let moved_bytes = [
+            ("h2d", Lane::H2D),
+            ("d2h", Lane::D2H),
+            ("disk_read", Lane::DISK_READ),
+            ("disk_write", Lane::DISK_WRITE),
+        ]
+        .map(|(name, lane)| (name.to_owned(), moved.lane(lane).bytes))
+        .into();
+        let planned_bytes = Tier::ALL
+            .map(|t| (t.name().to_owned(), planned.plan.tier(t).planned_bytes.0))
+            .into();
+        TrainReport {
+            steps: self.state.step,
+            tokens: self.state.tokens,
+            loss_first: self.state.loss_first.unwrap_or(f64::NAN),
+            loss_last: tail.iter().sum::<f64>() / tail.len().max(1) as f64,
+            eval_loss_first: ends.eval_loss_first,
+            eval_loss_last: ends.eval_loss_last,
+            exact_match_before: self.state.exact_match_before,
+            exact_match_after: ends.exact_match_after,
+            seconds,
+            tokens_per_second: tokens_run as f64 / seconds,
+            step_seconds: times.get(times.len() / 2).copied().unwrap_or(0.0),
+            predicted_step_seconds: prediction.step_seconds.0,
+            lanes,
+            moved_bytes,
+            parameter_bytes: planned.decoder.workload().parameters()
+                * planned.plan.precision.size(),
+            planned_bytes,
+            peak_rss_bytes: process::peak_rss_bytes().map(|b| b.0),
+            stopped: ends.stopped,
+            output: ends.output,
+            checkpoint: self.last_checkpoint.clone(),
+            metrics: self.run.output.join("metrics.jsonl"),
+            trace: ends.trace,
+        }
+    }
+}
+
+/// Times and sums of the steps of this process.
+struct Tally {
+    last: Instant,
+    last_measured: Measured,
+    times: Vec<f64>,
+    losses: Vec<f64>,
+    tokens: u64,
+    seconds: f64,
+    moved: Measured,
+}
+
+impl Tally {
+    fn new(measured: Measured) -> Self {
+        Self {
+            last: Instant::now(),
+            last_measured: measured,
+            times: Vec::new(),
+            losses: Vec::new(),
+            tokens: 0,
+            seconds: 0.0,
+            moved: Measured::default(),
+        }
+    }
+
+    fn advance(&mut self, measured: Measured) -> (f64, Measured) {
+        let seconds = self.last.elapsed().as_secs_f64();
+        let lanes = measured.since(&self.last_measured);
+        self.moved = self.moved.plus(&lanes);
+        self.seconds += seconds;
+        self.last = Instant::now();
+        self.last_measured = measured;
+        (seconds, lanes)
+    }
+
+    /// A step is done: its time, and the lane that was busiest.
+    fn lap(&mut self, measured: Measured) -> (f64, &'static str) {
+        let (seconds, lanes) = self.advance(measured);
+        self.times.push(seconds);
+        (seconds, ruling(&lanes))
+    }
+
+    /// What happened since the last step was no step.
+    fn pause(&mut self, measured: Measured) {
+        self.last = Instant::now();
+        self.last_measured = measured;
+    }
+
+    /// The last updates are done.
+    fn end(&mut self, measured: Measured) {
+        self.advance(measured);
+    }
+}
+
+struct Ends {
+    eval_loss_first: Option<f64>,
+    eval_loss_last: Option<f64>,
+    exact_match_after: Option<f64>,
+    output: Option<PathBuf>,
+    trace: Option<PathBuf>,
+    stopped: bool,
+}
+
+fn hyper(run: &Run, lr: f64, step: u64) -> Hyper {
+    Hyper {
+        lr: lr as f32,
+        beta1: run.optimizer.beta1 as f32,
+        beta2: run.optimizer.beta2 as f32,
+        eps: run.optimizer.eps as f32,
+        weight_decay: run.optimizer.weight_decay as f32,
+        step,
+        grad_scale: 1.0,
+    }
+}
+
+/// The lane with the most seconds inside tasks.
+fn ruling(m: &Measured) -> &'static str {
+    Lane::ALL
+        .iter()
+        .max_by(|a, b| m.lane(**a).busy_seconds.total_cmp(&m.lane(**b).busy_seconds))
+        .map_or("gpu", |l| l.kind.name())
+}
+
+/// Mean loss of the supervised tokens of evaluation data. Drains first.
+///
+/// # Errors
+/// What stopped the run.
+pub fn evaluate(session: &mut Session, packed: &Arc<Packed>, run: &Run) -> Result<f64, TrainError> {
+    let shape = BatchShape {
+        micro_batch: run.train.micro_batch as usize,
+        accumulate: run.train.accumulate as usize,
+    };
+    let (mut sum, mut count, mut micro) = (0.0, 0.0, 0);
+    for batch in EvalBatches::new(Arc::clone(packed), shape)? {
+        if run.eval.batches.is_some_and(|max| micro >= max) {
+            break;
+        }
+        micro += batch.micro.len() as u64;
+        for (s, n) in session.evaluate(batch.micro)?.losses {
+            sum += s;
+            count += n;
+        }
+    }
+    Ok(sum / count)
+}
+
+/// The files that make a directory a tokenizer's, where they exist and are not there yet.
+fn copy_tokenizer(tokenizer: &Path, to: &Path) -> Result<(), TrainError> {
+    let from = tokenizer.parent().unwrap_or(Path::new("."));
+    for name in [
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "chat_template.jinja",
+        "vocab.json",
+        "merges.txt",
+        "added_tokens.json",
+    ] {
+        let (source, target) = (from.join(name), to.join(name));
+        if source.exists() && !target.exists() {
+            fs::copy(&source, &target).map_err(TrainError::io(&source))?;
+        }
+    }
+    Ok(())
+}

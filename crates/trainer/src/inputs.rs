@@ -1,0 +1,139 @@
+//! A run's data: tokenizer, training rows, evaluation rows.
+
+use std::sync::Arc;
+
+use lowtide_config as config;
+use lowtide_config::Run;
+
+use crate::data::packing::TooLong;
+use crate::data::{Dataset, Fields, Format, LoadOptions, LossOn, Packed, Tokenizer};
+use crate::error::TrainError;
+use crate::random::Philox;
+
+/// What a run trains and evaluates on.
+#[derive(Debug)]
+pub struct Inputs {
+    /// Training rows.
+    pub train: Arc<Packed>,
+    /// Evaluation rows, if the run has any.
+    pub eval: Option<Arc<Packed>>,
+    /// What was counted, for people.
+    pub notes: Vec<String>,
+}
+
+/// Random numbers of the evaluation split.
+const SPLIT_STREAM: u64 = 2 << 62;
+
+/// The run's tokenizer, with its chat template; `now` is what templates see as the time.
+///
+/// # Errors
+/// Files that are missing or not what they must be.
+pub fn open_tokenizer(run: &Run, now: Option<i64>) -> Result<Tokenizer, TrainError> {
+    run.training_ready()?;
+    let path = run.model.tokenizer.as_ref().expect("training_ready has checked");
+    let mut tokenizer = Tokenizer::open(path)?;
+    if let Some(template) = &run.data.chat_template {
+        let source = std::fs::read_to_string(template).map_err(TrainError::io(template))?;
+        tokenizer = tokenizer.with_chat_template(&source)?;
+    }
+    if let Some(now) = now {
+        tokenizer = tokenizer.with_now(now)?;
+    }
+    Ok(tokenizer)
+}
+
+/// How the run's data files are read.
+#[must_use]
+pub fn load_options(run: &Run) -> LoadOptions {
+    let d = &run.data;
+    LoadOptions {
+        format: match d.format {
+            config::Format::Auto => None,
+            config::Format::Chat => Some(Format::Messages),
+            config::Format::Completion => Some(Format::PromptCompletion),
+            config::Format::Text => Some(Format::Text),
+        },
+        fields: Fields {
+            messages: d.fields.messages.clone(),
+            prompt: d.fields.prompt.clone(),
+            completion: d.fields.completion.clone(),
+            text: d.fields.text.clone(),
+            ..Fields::default()
+        },
+        loss_on: match d.train_on {
+            config::TrainOn::Assistant => LossOn::Answers,
+            config::TrainOn::All => LossOn::Everything,
+        },
+        system: d.system.clone(),
+        ..LoadOptions::default()
+    }
+}
+
+fn pack(run: &Run, data: Dataset) -> Result<Arc<Packed>, TrainError> {
+    let too_long =
+        if data.report().format == Format::Text { TooLong::Split } else { TooLong::Truncate };
+    Ok(Arc::new(Packed::new(data, run.train.seq as usize, run.data.packing, too_long)?))
+}
+
+/// Reads, tokenises and packs a run's data.
+///
+/// # Errors
+/// A record that cannot be used, with file and line; data in which nothing is supervised.
+pub fn load_inputs(run: &Run, tokenizer: &Tokenizer) -> Result<Inputs, TrainError> {
+    let options = load_options(run);
+    let mut data = Dataset::load(&run.data.train, &options, tokenizer)?;
+    let mut eval = None;
+    if run.data.eval.is_empty() && run.data.eval_split > 0.0 {
+        let n = data.len();
+        let held = ((n as f64 * run.data.eval_split).ceil() as usize).clamp(1, n - 1);
+        let order = Philox::new(run.seed, SPLIT_STREAM).permutation(n);
+        let mut mine: Vec<usize> = order[held..].iter().map(|&i| i as usize).collect();
+        let mut theirs: Vec<usize> = order[..held].iter().map(|&i| i as usize).collect();
+        // In the order of the file, so that only the choice is random.
+        mine.sort_unstable();
+        theirs.sort_unstable();
+        eval = Some(data.select(&theirs));
+        data = data.select(&mine);
+    } else if !run.data.eval.is_empty() {
+        eval = Some(Dataset::load(&run.data.eval, &options, tokenizer)?);
+    }
+    if let Some(most) = run.data.max_examples
+        && (most as usize) < data.len()
+    {
+        data = data.select(&(0..most as usize).collect::<Vec<_>>());
+    }
+    let mut notes = Vec::new();
+    let train = pack(run, data)?;
+    describe("train", &train, &mut notes);
+    let eval = eval.map(|e| pack(run, e)).transpose()?;
+    if let Some(eval) = &eval {
+        describe("eval", eval, &mut notes);
+    }
+    Ok(Inputs { train, eval, notes })
+}
+
+fn describe(name: &str, packed: &Packed, notes: &mut Vec<String>) {
+    let data = packed.data();
+    let r = data.report();
+    notes.push(format!(
+        "{name} data: {} examples, {} tokens, {} supervised, {} rows of {} ({:.0}% filled), masks {:016x}",
+        data.len(),
+        r.n_tokens,
+        r.n_supervised,
+        packed.n_rows(),
+        packed.seq(),
+        100.0 * packed.report().fill(packed.seq()),
+        r.mask_hash,
+    ));
+    if r.n_unsupervised > 0 {
+        notes.push(format!("{name} data: {} records left out, nothing in them is supervised", r.n_unsupervised));
+    }
+    if packed.report().n_tokens_lost > 0 {
+        notes.push(format!(
+            "{name} data: {} records are longer than {} tokens, {} tokens cut off",
+            packed.report().n_cut,
+            packed.seq(),
+            packed.report().n_tokens_lost
+        ));
+    }
+}

@@ -1,0 +1,299 @@
+//! The user's own proof that placement changes no number: some steps of a slice of the model under
+//! the run's plan, and again with everything resident, compared bit for bit.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use lowtide_config::{Init, ModelSource, Run};
+use lowtide_kernels::adamw::Hyper;
+use lowtide_model::{Checkpoint, Decoder, Options, random_init};
+use lowtide_planner::{Budgets, Choice, Lane, Machine, Plan, check, search};
+use lowtide_workload::ModelShape;
+use serde::Serialize;
+
+use crate::data::{BatchShape, Batches, Micro};
+use crate::error::TrainError;
+use crate::fit::{machine_of, open_session, schedule_of, threads_of};
+use crate::inputs::{load_inputs, open_tokenizer};
+use crate::planning::{Planned, budgets_of, clip_of, plan_with, shape_of};
+use crate::random::Philox;
+use crate::step::{DiskChoice, Role, Session, SessionOptions};
+
+/// What a comparison found.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct VerifyReport {
+    /// Every loss, every norm and every byte of weights and optimizer state is the same.
+    pub equal: bool,
+    /// Steps trained.
+    pub steps: u64,
+    /// Blocks of the slice.
+    pub blocks: u32,
+    /// Bytes of weights and optimizer state compared.
+    pub compared_bytes: u64,
+    /// Hash of the run's plan for the slice.
+    pub plan_hash: String,
+    /// Hash of the resident plan.
+    pub resident_hash: String,
+    /// Bytes that the run's plan moved, by lane.
+    pub moved_bytes: BTreeMap<String, u64>,
+    /// What differs first.
+    pub first_difference: Option<String>,
+}
+
+/// Random numbers of inputs where a run names no data.
+const INPUT_STREAM: u64 = 1 << 62;
+
+/// Trains `steps` steps of the first `blocks` blocks of a run's model under the run's budgets and
+/// knobs and again all resident, and compares. `plant_fault` spoils one weight between two steps of
+/// the planned run, to show that a difference is found.
+///
+/// The device budget is cut in proportion to the slice where the plan would otherwise keep all of
+/// it resident, so that the slice travels as the whole model does.
+///
+/// # Errors
+/// As for training the run.
+pub fn verify(
+    run: &Run,
+    steps: u64,
+    blocks: u32,
+    plant_fault: bool,
+) -> Result<VerifyReport, TrainError> {
+    let whole = shape_of(run)?;
+    let blocks = blocks.clamp(1, whole.layers);
+    let shape = ModelShape { layers: blocks, ..whole.clone() };
+    let options = Options {
+        precision: run.precision,
+        gradient: run.train.gradient,
+        batch: run.batch(),
+        logits_chunk: run.train.logits_chunk,
+    };
+    let decoder = Arc::new(Decoder::new(&shape, &options)?);
+    let clip = clip_of(run);
+    let machine = machine_of(run, &decoder)?;
+    let plan = slice_plan(run, &decoder, &machine, &whole)?;
+    let resident = {
+        let w = decoder.workload();
+        let plan =
+            search::build(w, &Choice::resident(w), clip.mode, Budgets::UNLIMITED, &machine);
+        check::check(&plan, clip.mode).map_err(TrainError::WrongPlan)?;
+        Arc::new(plan)
+    };
+    let inputs = batches(run, &shape, steps)?;
+    let planned = Planned {
+        decoder: Arc::clone(&decoder),
+        plan: Arc::clone(&plan),
+        machine: machine.clone(),
+        clip,
+    };
+    let mut first = open_session(run, &planned, 0)?;
+    let got = train(run, &mut first, &whole, &inputs, plant_fault)?;
+    let measured = first.measured();
+    let options = SessionOptions {
+        threads: threads_of(run),
+        disk: DiskChoice::None,
+        ..SessionOptions::default()
+    };
+    let mut second = Session::open(decoder, Arc::clone(&resident), clip, options)?;
+    let want = train(run, &mut second, &whole, &inputs, false)?;
+    let mut difference = got
+        .iter()
+        .zip(&want)
+        .enumerate()
+        .find(|(_, (a, b))| a != b)
+        .map(|(i, (a, b))| {
+            format!(
+                "step {}: loss {} and norm {} under the plan, {} and {} resident",
+                i + 1,
+                f64::from_bits(a.0),
+                f64::from_bits(a.1),
+                f64::from_bits(b.0),
+                f64::from_bits(b.1)
+            )
+        });
+    let (state, compared_bytes) = compare(&first, &second)?;
+    difference = difference.or(state);
+    let moved_bytes = [
+        ("h2d", Lane::H2D),
+        ("d2h", Lane::D2H),
+        ("disk_read", Lane::DISK_READ),
+        ("disk_write", Lane::DISK_WRITE),
+    ]
+    .map(|(name, lane)| (name.to_owned(), measured.lane(lane).bytes))
+    .into();
+    Ok(VerifyReport {
+        equal: difference.is_none(),
+        steps,
+        blocks,
+        compared_bytes,
+        plan_hash: format!("{:016x}", plan.hash()),
+        resident_hash: format!("{:016x}", resident.hash()),
+        moved_bytes,
+        first_difference: difference,
+    })
+}
+
+/// The plan of the slice: under the run's budgets if that is not simply everything resident, else
+/// under device and host budgets halved until something moves.
+fn slice_plan(
+    run: &Run,
+    decoder: &Arc<Decoder>,
+    machine: &Machine,
+    whole: &ModelShape,
+) -> Result<Arc<Plan>, TrainError> {
+    let mut budgets = budgets_of(run);
+    let share = f64::from(decoder.shape().layers) / f64::from(whole.layers.max(1));
+    if share < 1.0 {
+        let cut = |b: lowtide_units::Bytes| lowtide_units::Bytes((b.0 as f64 * share) as u64);
+        let smaller = Budgets { device: cut(budgets.device), host: cut(budgets.host), ..budgets };
+        if let Ok(plan) = plan_with(run, decoder, machine, smaller) {
+            return Ok(Arc::new(plan));
+        }
+    }
+    let mut best = plan_with(run, decoder, machine, budgets)?;
+    for _ in 0..24 {
+        if best.prediction.lanes[1].bytes.0 > decoder.workload().parameters() {
+            break;
+        }
+        budgets.device = lowtide_units::Bytes(budgets.device.0 / 2);
+        match plan_with(run, decoder, machine, budgets) {
+            Ok(plan) => best = plan,
+            Err(_) => break,
+        }
+    }
+    Ok(Arc::new(best))
+}
+
+/// The run's own batches, or random ones where it names no data.
+fn batches(run: &Run, shape: &ModelShape, steps: u64) -> Result<Vec<Vec<Micro>>, TrainError> {
+    if run.training_ready().is_ok() {
+        let tokenizer = open_tokenizer(run, Some(0))?;
+        let data = load_inputs(run, &tokenizer)?;
+        let batch = BatchShape {
+            micro_batch: run.train.micro_batch as usize,
+            accumulate: run.train.accumulate as usize,
+        };
+        let mut batches = Batches::new(data.train, batch, run.seed)?;
+        return Ok((0..steps).map(|_| batches.next_batch().micro).collect());
+    }
+    let b = run.batch();
+    let (rows, seq) = (b.micro_batch as usize, b.seq as usize);
+    let random = Philox::new(run.seed, INPUT_STREAM);
+    let mut at = 0;
+    let mut token = || {
+        at += 1;
+        random.below(at, u64::from(shape.vocab)) as i32
+    };
+    Ok((0..steps)
+        .map(|_| {
+            (0..b.accumulate)
+                .map(|_| Micro {
+                    tokens: (0..rows * seq).map(|_| token()).collect(),
+                    labels: (0..rows * seq).map(|_| token()).collect(),
+                    positions: (0..rows * seq).map(|i| (i % seq) as i32).collect(),
+                    doc_start: vec![0; rows * seq],
+                })
+                .collect()
+        })
+        .collect())
+}
+
+/// Loss and norm of each step, as bits.
+fn train(
+    run: &Run,
+    session: &mut Session,
+    whole: &ModelShape,
+    inputs: &[Vec<Micro>],
+    plant_fault: bool,
+) -> Result<Vec<(u64, u64)>, TrainError> {
+    load_slice(run, session, whole)?;
+    let total = inputs.len() as u64;
+    // The schedule of a short run would be all warm-up; the peak moves weights from step 1.
+    let schedule = schedule_of(run, total);
+    let mut results = Vec::new();
+    for (i, micro) in inputs.iter().enumerate() {
+        let step = i as u64 + 1;
+        let hyper = Hyper {
+            lr: schedule.peak as f32,
+            beta1: run.optimizer.beta1 as f32,
+            beta2: run.optimizer.beta2 as f32,
+            eps: run.optimizer.eps as f32,
+            weight_decay: run.optimizer.weight_decay as f32,
+            step,
+            grad_scale: 1.0,
+        };
+        let data = session.submit(micro.clone(), hyper)?;
+        let outcome = session.outcome(&data)?;
+        results.push((outcome.loss().to_bits(), outcome.norm.to_bits()));
+        if plant_fault && step == 1 {
+            session.drain()?;
+            session.homes()?.flip_bit(0)?;
+        }
+    }
+    session.drain()?;
+    Ok(results)
+}
+
+/// Weights of the slice: its blocks are the model's first; embedding and head are the model's.
+fn load_slice(run: &Run, session: &Session, whole: &ModelShape) -> Result<(), TrainError> {
+    let shape = session.decoder().shape().clone();
+    let homes = session.homes()?;
+    match (&run.model.source, run.model.init) {
+        (ModelSource::Path(dir), Init::Pretrained) => {
+            let files = Checkpoint::open(dir, whole)?;
+            let w = lowtide_model::describe(
+                whole,
+                &Options {
+                    precision: run.precision,
+                    gradient: run.train.gradient,
+                    batch: run.batch(),
+                    logits_chunk: run.train.logits_chunk,
+                },
+            )?;
+            let names = &session.decoder().workload().params;
+            let of_whole: Vec<u32> = names
+                .iter()
+                .map(|p| {
+                    let found = w.params.iter().position(|q| q.name == p.name);
+                    found.expect("a slice's parameters are the model's") as u32
+                })
+                .collect();
+            homes.initialise(|p, range, out| {
+                Ok::<(), TrainError>(files.read(of_whole[p as usize], range, out)?)
+            })
+        }
+        _ => homes.initialise(|p, range, out| {
+            random_init(&shape, run.seed, p, range, out);
+            Ok::<(), TrainError>(())
+        }),
+    }
+}
+
+/// The first array that differs, and the bytes compared.
+fn compare(a: &Session, b: &Session) -> Result<(Option<String>, u64), TrainError> {
+    const CHUNK: u64 = 1 << 19;
+    let w = a.decoder().workload();
+    let (ha, hb) = (a.homes()?, b.homes()?);
+    let mut difference = None;
+    let mut compared = 0;
+    let (mut x, mut y) = (Vec::new(), Vec::new());
+    for (p, param) in w.params.iter().enumerate() {
+        for &role in Role::all(w.precision) {
+            let size = role.size(w.precision);
+            for from in (0..param.elements).step_by(CHUNK as usize) {
+                let to = (from + CHUNK).min(param.elements);
+                x.resize(((to - from) * size) as usize, 0u8);
+                y.resize(x.len(), 0u8);
+                ha.read(p as u32, role, from..to, &mut x)?;
+                hb.read(p as u32, role, from..to, &mut y)?;
+                compared += x.len() as u64;
+                if difference.is_none()
+                    && let Some(i) = (0..x.len()).find(|&i| x[i] != y[i])
+                {
+                    let at = from + i as u64 / size;
+                    difference = Some(format!("{} of {}, number {at}", role.name(), param.name));
+                }
+            }
+        }
+    }
+    Ok((difference, compared))
+}

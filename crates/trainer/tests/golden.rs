@@ -1,0 +1,462 @@
+//! The compiled step against PyTorch: logits, loss, every gradient by its Hugging Face name, and
+//! ten AdamW steps with clipping and weight decay (`reference/README.md`).
+
+#![allow(
+    clippy::print_stderr,
+    reason = "the distances are worth reading in a test's output"
+)]
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use common::{checked, choice, quick, ram_disk};
+use lowtide_kernels::adamw::Hyper;
+use lowtide_model::{
+    Checkpoint, Decoder, HfTensor, Options, SafetensorsHeader, hf_tensors, load_shape,
+};
+use lowtide_planner::{Choice, Clip, LoopOrder, Pieces, Saved, Tier};
+use lowtide_tiers::TierError;
+use lowtide_trainer::TrainError;
+use lowtide_trainer::data::Micro;
+use lowtide_trainer::step::{ClipRule, Role, Session, SessionOptions};
+use lowtide_workload::{Batch, Dtype};
+
+const MODELS: [&str; 5] = ["llama", "llama-tied", "qwen2", "qwen3", "gpt2"];
+/// Largest relative distance of logits and gradients, by norm.
+const DISTANCE: f64 = 1e-4;
+/// Largest relative distance of a loss in ten steps of f32.
+const STEPS_F32: f64 = 1e-5;
+/// The same in bf16, where every implementation rounds elsewhere (`reference/README.md`).
+const STEPS_BF16: f64 = 2e-3;
+
+fn folder(model: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../reference/golden")
+        .join(model)
+}
+
+/// A file of golden tensors: shape and bytes by name.
+struct Case(BTreeMap<String, (Vec<u64>, Vec<u8>)>);
+
+impl Case {
+    fn open(model: &str, case: &str) -> Self {
+        let path = folder(model).join(format!("{case}.safetensors"));
+        let bytes = std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        let file = File::open(&path).expect("just read");
+        let header = SafetensorsHeader::read(&path, file, bytes.len() as u64).expect("a header");
+        let tensor = |t: lowtide_model::StoredTensor| {
+            let part = &bytes[t.begin as usize..(t.begin + t.bytes) as usize];
+            (t.name, (t.shape, part.to_vec()))
+        };
+        Self(header.tensors.into_iter().map(tensor).collect())
+    }
+
+    fn bytes(&self, name: &str) -> &[u8] {
+        &self.0.get(name).unwrap_or_else(|| panic!("no {name}")).1
+    }
+
+    fn i32s(&self, name: &str) -> Vec<i32> {
+        let word = |b: &[u8]| i32::from_le_bytes(b.try_into().expect("4 bytes"));
+        self.bytes(name).chunks_exact(4).map(word).collect()
+    }
+
+    fn f32s(&self, name: &str) -> Vec<f64> {
+        f32s(self.bytes(name))
+    }
+
+    fn f64s(&self, name: &str) -> Vec<f64> {
+        let word = |b: &[u8]| f64::from_le_bytes(b.try_into().expect("8 bytes"));
+        self.bytes(name).chunks_exact(8).map(word).collect()
+    }
+
+    fn setting(&self, name: &str) -> f64 {
+        self.f64s(&format!("settings.{name}"))[0]
+    }
+
+    /// (M, B, T); M is 1 where there is no axis of micro-batches.
+    fn batch(&self) -> Batch {
+        let shape = &self.0["tokens"].0;
+        let n = shape.len();
+        Batch {
+            micro_batch: shape[n - 2] as u32,
+            seq: shape[n - 1] as u32,
+            accumulate: if n == 3 { shape[0] as u32 } else { 1 },
+        }
+    }
+
+    fn inputs(&self) -> Vec<Micro> {
+        let rows = self.batch().rows() as usize;
+        let [tokens, labels, positions, doc_start] =
+            ["tokens", "labels", "positions", "doc_start"].map(|n| self.i32s(n));
+        let cut = |all: &[i32], m: usize| all[m * rows..(m + 1) * rows].to_vec();
+        (0..tokens.len() / rows)
+            .map(|m| Micro {
+                tokens: cut(&tokens, m),
+                labels: cut(&labels, m),
+                positions: cut(&positions, m),
+                doc_start: cut(&doc_start, m),
+            })
+            .collect()
+    }
+
+    fn hyper(&self, step: u64) -> Hyper {
+        Hyper {
+            lr: self.setting("lr") as f32,
+            beta1: self.setting("beta1") as f32,
+            beta2: self.setting("beta2") as f32,
+            eps: self.setting("eps") as f32,
+            weight_decay: self.setting("weight_decay") as f32,
+            step,
+            grad_scale: 1.0,
+        }
+    }
+
+    fn rule(&self) -> ClipRule {
+        let max_norm = self.setting("max_norm") as f32;
+        ClipRule {
+            mode: Clip::Exact,
+            max_norm,
+            skip_nonfinite: false,
+        }
+    }
+}
+
+fn f32s(bytes: &[u8]) -> Vec<f64> {
+    let word = |b: &[u8]| f64::from(f32::from_le_bytes(b.try_into().expect("4 bytes")));
+    bytes.chunks_exact(4).map(word).collect()
+}
+
+/// |a - b| / |b| by norm, and the cosine of the angle between them.
+fn distance(a: &[f64], b: &[f64]) -> (f64, f64) {
+    assert_eq!(a.len(), b.len());
+    let dot = |x: &[f64], y: &[f64]| x.iter().zip(y).map(|(x, y)| x * y).sum::<f64>();
+    let difference: Vec<f64> = a.iter().zip(b).map(|(a, b)| a - b).collect();
+    let (aa, bb) = (dot(a, a).sqrt(), dot(b, b).sqrt());
+    (
+        dot(&difference, &difference).sqrt() / bb,
+        dot(a, b) / (aa * bb),
+    )
+}
+
+fn relative(a: f64, b: f64) -> f64 {
+    (a - b).abs() / b.abs()
+}
+
+/// A model of the golden folder with its weights in a plan's homes.
+fn open(
+    model: &str,
+    case: &Case,
+    precision: Dtype,
+    clip: ClipRule,
+    choose: impl Fn(&Decoder) -> Choice,
+) -> Session {
+    let shape = load_shape(&folder(model)).expect("a supported config.json");
+    let options = Options {
+        precision,
+        gradient: precision,
+        batch: case.batch(),
+        logits_chunk: 24,
+    };
+    let d = Arc::new(Decoder::new(&shape, &options).expect("sizes go together"));
+    let plan = checked(&d, &choose(&d), clip.mode);
+    let options = SessionOptions {
+        disk: ram_disk(&plan),
+        ..quick()
+    };
+    let session = Session::open(Arc::clone(&d), plan, clip, options).expect("memory");
+    let weights = Checkpoint::open(&folder(model), &shape).expect("the weights fit the shape");
+    session
+        .homes()
+        .expect("staging")
+        .initialise(|p, range, out| -> Result<(), TrainError> { Ok(weights.read(p, range, out)?) })
+        .expect("weights are loaded");
+    session
+}
+
+fn resident(d: &Decoder) -> Choice {
+    choice(d, Tier::Device, Tier::Device, Tier::Device)
+}
+
+/// Everything moves: weights and gradients on the host, state on disk, recomputed, in pieces.
+fn offloaded(d: &Decoder) -> Choice {
+    let mut c = choice(d, Tier::Host, Tier::Disk, Tier::Host);
+    c.saved.iter_mut().for_each(|s| s.fill(Saved::Recompute));
+    c.pieces = Pieces::Split(1024);
+    c.order = LoopOrder::LayerMajor;
+    c
+}
+
+/// Logits of every position, (B, T, V): the mark moves from place to place.
+fn logits(session: &mut Session, case: &Case) -> Vec<f64> {
+    let Batch {
+        micro_batch, seq, ..
+    } = case.batch();
+    let (b, t) = (micro_batch as usize, seq as usize);
+    let v = session.decoder().shape().vocab as usize;
+    let mut all = vec![f64::NAN; b * t * v];
+    for place in 0..t {
+        let mut inputs = case.inputs().remove(0);
+        inputs.labels.fill(-100);
+        (0..b).for_each(|row| inputs.labels[row * t + place] = 0);
+        let outcome = session.infer(inputs).expect("logits");
+        assert_eq!(outcome.logits.len(), b * v);
+        for (row, part) in outcome.logits.chunks_exact(v).enumerate() {
+            let at = (row * t + place) * v;
+            all[at..at + v]
+                .iter_mut()
+                .zip(part)
+                .for_each(|(a, &x)| *a = f64::from(x));
+        }
+    }
+    all
+}
+
+/// A file tensor's part of a parameter's gradient, in the file's order.
+fn as_in_file(tensor: &HfTensor, param: &[f64]) -> Vec<f64> {
+    let own = tensor.elements();
+    let part = &param[own.start as usize..own.end as usize];
+    if !tensor.transposed {
+        return part.to_vec();
+    }
+    let (rows, cols) = (
+        (tensor.rows.end - tensor.rows.start) as usize,
+        tensor.cols as usize,
+    );
+    (0..rows * cols)
+        .map(|i| part[i % rows * cols + i / rows])
+        .collect()
+}
+
+/// Gradients that wait for their update, by Hugging Face name.
+fn gradients(session: &mut Session) -> BTreeMap<String, Vec<f64>> {
+    let plan = Arc::clone(session.plan());
+    let decoder = Arc::clone(session.decoder());
+    let pieces: Vec<Vec<f64>> = (0..plan.pieces.len() as u32)
+        .map(|p| {
+            f32s(
+                &session
+                    .waiting_gradient(p)
+                    .expect("running")
+                    .expect("it waits"),
+            )
+        })
+        .collect();
+    hf_tensors(decoder.shape())
+        .iter()
+        .map(|tensor| {
+            let p = tensor.param_idx;
+            let piece = plan.piece_of(p);
+            let at = plan.pieces[piece as usize].offset_of(p) as usize;
+            let n = decoder.workload().params[p as usize].elements as usize;
+            (
+                tensor.name.clone(),
+                as_in_file(tensor, &pieces[piece as usize][at..at + n]),
+            )
+        })
+        .collect()
+}
+
+/// Logits, loss and gradients of one case file.
+fn compare_one_batch(model: &str, name: &str, choose: fn(&Decoder) -> Choice) {
+    let case = Case::open(model, name);
+    let mut session = open(model, &case, Dtype::F32, case.rule(), choose);
+    let (logits_far, _) = distance(&logits(&mut session, &case), &case.f32s("logits"));
+    assert!(
+        logits_far <= DISTANCE,
+        "{model} {name}: logits {logits_far:.1e}"
+    );
+
+    let evaluated = session.evaluate(case.inputs()).expect("evaluated").loss();
+    let data = session
+        .submit(case.inputs(), case.hyper(1))
+        .expect("submitted");
+    let outcome = session.outcome(&data).expect("done");
+    assert_eq!(
+        evaluated.to_bits(),
+        outcome.loss().to_bits(),
+        "one loss by two ways"
+    );
+    let loss_far = relative(outcome.loss(), case.f32s("loss")[0]);
+    assert!(loss_far <= 1e-5, "{model} {name}: loss {loss_far:.1e}");
+    let norm_far = relative(outcome.norm, case.f64s("grad_norms")[0]);
+    assert!(norm_far <= 1e-5, "{model} {name}: norm {norm_far:.1e}");
+
+    let got = gradients(&mut session);
+    let wanted = case
+        .0
+        .keys()
+        .filter_map(|k| k.strip_prefix("grad."))
+        .collect::<Vec<_>>();
+    let have: Vec<&str> = got.keys().map(String::as_str).collect();
+    assert_eq!(have, wanted, "{model} {name}: every tensor and no other");
+    let mut worst = (0.0f64, 1.0f64, "");
+    for tensor in wanted {
+        let (far, cosine) = distance(&got[tensor], &case.f32s(&format!("grad.{tensor}")));
+        assert!(
+            far <= DISTANCE,
+            "{model} {name}: gradient of {tensor} {far:.1e}"
+        );
+        assert!(
+            cosine >= 1.0 - 1e-7,
+            "{model} {name}: angle of {tensor}, cosine {cosine}"
+        );
+        worst.1 = worst.1.min(cosine);
+        if far > worst.0 {
+            (worst.0, worst.2) = (far, tensor);
+        }
+    }
+    eprintln!(
+        "{model} {name}: logits {logits_far:.1e}, loss {loss_far:.1e}, norm {norm_far:.1e}, \
+         worst gradient {:.1e} ({}), 1 - cosine {:.1e}",
+        worst.0,
+        worst.2,
+        1.0 - worst.1
+    );
+}
+
+/// Worst relative distance of the losses and of the norms in ten steps.
+fn ten_steps(session: &mut Session, case: &Case, hyper: impl Fn(u64) -> Hyper) -> (f64, f64) {
+    let (losses, norms) = (case.f64s("losses"), case.f64s("grad_norms"));
+    assert_eq!(losses.len(), 10);
+    let mut worst = (0.0f64, 0.0f64);
+    for (i, (loss, norm)) in losses.iter().zip(&norms).enumerate() {
+        let data = session
+            .submit(case.inputs(), hyper(i as u64 + 1))
+            .expect("submitted");
+        let outcome = session.outcome(&data).expect("done");
+        worst.0 = worst.0.max(relative(outcome.loss(), *loss));
+        worst.1 = worst.1.max(relative(outcome.norm, *norm));
+    }
+    session.drain().expect("drained");
+    worst
+}
+
+fn compare_steps(model: &str, name: &str, precision: Dtype, choose: fn(&Decoder) -> Choice) {
+    let limit = if precision == Dtype::F32 {
+        STEPS_F32
+    } else {
+        STEPS_BF16
+    };
+    let case = Case::open(model, name);
+    let mut session = open(model, &case, precision, case.rule(), choose);
+    let (loss, norm) = ten_steps(&mut session, &case, |step| case.hyper(step));
+    eprintln!("{model} {name}: ten steps, loss within {loss:.1e}, norm within {norm:.1e}");
+    assert!(loss <= limit, "{model} {name}: loss {loss:.1e}");
+    // A norm in bf16 has the noise of the gradients themselves, not their mean's.
+    let norm_limit = if precision == Dtype::F32 { 1e-4 } else { 1e-2 };
+    assert!(norm <= norm_limit, "{model} {name}: norm {norm:.1e}");
+}
+
+#[test]
+fn one_batch_of_every_model() {
+    for model in MODELS {
+        compare_one_batch(model, "golden", resident);
+        compare_one_batch(model, "golden", offloaded);
+    }
+}
+
+#[test]
+fn one_batch_of_packed_documents() {
+    compare_one_batch("llama", "packed", resident);
+}
+
+#[test]
+fn ten_steps_of_every_model() {
+    for model in MODELS {
+        compare_steps(model, "golden", Dtype::F32, offloaded);
+    }
+    compare_steps("llama", "packed", Dtype::F32, resident);
+}
+
+#[test]
+fn ten_steps_of_uneven_micro_batches() {
+    compare_steps("llama", "accumulation", Dtype::F32, offloaded);
+    compare_steps("llama", "accumulation", Dtype::F32, |d| Choice {
+        order: LoopOrder::BatchMajor,
+        ..offloaded(d)
+    });
+}
+
+#[test]
+fn ten_steps_in_bf16() {
+    compare_steps("llama", "bf16", Dtype::Bf16, offloaded);
+}
+
+/// The limits are narrow enough: each of these mistakes is far outside.
+#[test]
+fn mistakes_are_outside_the_limits() {
+    type Wrong = fn(Hyper) -> Hyper;
+    let wrong: [(&str, Wrong); 4] = [
+        ("no weight decay", |h| Hyper {
+            weight_decay: 0.0,
+            ..h
+        }),
+        ("beta2", |h| Hyper { beta2: 0.96, ..h }),
+        ("steps from 2", |h| Hyper {
+            step: h.step + 1,
+            ..h
+        }),
+        ("learning rate", |h| Hyper {
+            lr: h.lr * 1.01,
+            ..h
+        }),
+    ];
+    let case = Case::open("llama", "golden");
+    for (what, wrong) in wrong {
+        let mut session = open("llama", &case, Dtype::F32, case.rule(), resident);
+        let (loss, _) = ten_steps(&mut session, &case, |step| wrong(case.hyper(step)));
+        eprintln!("{what}: loss off by {loss:.1e}");
+        assert!(loss > 3.0 * STEPS_F32, "{what}: {loss:.1e}");
+    }
+    let rule = ClipRule {
+        max_norm: f32::MAX,
+        ..case.rule()
+    };
+    let mut session = open("llama", &case, Dtype::F32, rule, resident);
+    let (loss, _) = ten_steps(&mut session, &case, |step| case.hyper(step));
+    eprintln!("not clipped: loss off by {loss:.1e}");
+    assert!(loss > 3.0 * STEPS_F32, "not clipped: {loss:.1e}");
+
+    // The bf16 limit tells smaller ones than that of the next test.
+    let case = Case::open("llama", "bf16");
+    let mut session = open("llama", &case, Dtype::Bf16, case.rule(), resident);
+    let slower = |step| Hyper {
+        lr: case.hyper(step).lr * 0.95,
+        ..case.hyper(step)
+    };
+    let (loss, _) = ten_steps(&mut session, &case, slower);
+    eprintln!("bf16, learning rate: loss off by {loss:.1e}");
+    assert!(loss > 2.0 * STEPS_BF16, "{loss:.1e}");
+}
+
+/// The bf16 limit tells whether there are f32 master weights: here every step's remainders are
+/// thrown away, which is to train the bf16 weights themselves.
+#[test]
+fn bf16_without_master_weights_is_outside_the_limit() {
+    let case = Case::open("llama", "bf16");
+    let mut session = open("llama", &case, Dtype::Bf16, case.rule(), resident);
+    let mut worst = 0.0f64;
+    for (i, loss) in case.f64s("losses").iter().enumerate() {
+        let data = session
+            .submit(case.inputs(), case.hyper(i as u64 + 1))
+            .expect("submitted");
+        worst = worst.max(relative(
+            session.outcome(&data).expect("done").loss(),
+            *loss,
+        ));
+        session.drain().expect("drained");
+        let homes = session.homes().expect("staging");
+        homes
+            .write_all(|p, range, role, bytes| match role {
+                Role::Remainder => Ok::<(), TierError>(()),
+                _ => homes.read(p, role, range, bytes),
+            })
+            .expect("state is rewritten");
+    }
+    eprintln!("bf16 without master weights: loss off by {worst:.1e}");
+    assert!(worst > 2.0 * STEPS_BF16, "{worst:.1e}");
+}
