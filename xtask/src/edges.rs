@@ -15,7 +15,10 @@ pub const EDGES: &[(&str, &[&str])] = &[
     ("device", &["units", "tiers"]),
     ("kernels", &["units", "workload", "device"]),
     ("model", &["units", "workload", "device", "kernels"]),
-    ("executor", &["units", "workload", "tiers", "device", "planner"]),
+    (
+        "executor",
+        &["units", "workload", "tiers", "device", "planner"],
+    ),
     (
         "trainer",
         &[
@@ -38,11 +41,22 @@ pub fn check(root: &Path) -> Vec<String> {
 fn metadata(root: &Path) -> Value {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let output = Command::new(cargo)
-        .args(["metadata", "--no-deps", "--offline", "--format-version", "1", "--manifest-path"])
+        .args([
+            "metadata",
+            "--no-deps",
+            "--offline",
+            "--format-version",
+            "1",
+            "--manifest-path",
+        ])
         .arg(root.join("Cargo.toml"))
         .output()
         .expect("cargo can be started");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     serde_json::from_slice(&output.stdout).expect("cargo metadata writes JSON")
 }
 
@@ -75,7 +89,9 @@ fn compare(metadata: &Value) -> Vec<String> {
             }
             let to = folder(to);
             if !allowed.contains(&to) {
-                findings.push(format!("{name} uses {to} ({kind}), which the table does not allow"));
+                findings.push(format!(
+                    "{name} uses {to} ({kind}), which the table does not allow"
+                ));
             }
         }
     }
@@ -102,7 +118,10 @@ mod tests {
     fn the_table_has_no_cycle() {
         for (i, (name, allowed)) in EDGES.iter().enumerate() {
             for to in *allowed {
-                let at = EDGES.iter().position(|(n, _)| n == to).expect("a row of the table");
+                let at = EDGES
+                    .iter()
+                    .position(|(n, _)| n == to)
+                    .expect("a row of the table");
                 assert!(at < i, "{name} may use {to}, which stands below it");
             }
         }
@@ -111,8 +130,10 @@ mod tests {
     #[test]
     fn forbidden_edges_and_unknown_crates_are_found() {
         let package = |name: &str, dependencies: &[(&str, Option<&str>)]| {
-            let list: Vec<Value> =
-                dependencies.iter().map(|(n, k)| json!({ "name": n, "kind": k })).collect();
+            let list: Vec<Value> = dependencies
+                .iter()
+                .map(|(n, k)| json!({ "name": n, "kind": k }))
+                .collect();
             json!({ "name": name, "dependencies": list })
         };
         let mut packages: Vec<Value> = EDGES
@@ -125,8 +146,10 @@ mod tests {
             .collect();
         assert_eq!(compare(&json!({ "packages": packages })), [""; 0]);
         let at = |name: &str| EDGES.iter().position(|(n, _)| *n == name).unwrap();
-        packages[at("planner")] =
-            package("lowtide-planner", &[("lowtide-units", None), ("lowtide-model", Some("dev"))]);
+        packages[at("planner")] = package(
+            "lowtide-planner",
+            &[("lowtide-units", None), ("lowtide-model", Some("dev"))],
+        );
         packages[at("kernels")] = package("lowtide-kernels", &[("lowtide-planner", None)]);
         packages.remove(at("cli"));
         packages.push(package("lowtide-odds", &[]));

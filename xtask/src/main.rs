@@ -1,6 +1,10 @@
 //! Project chores: `cargo xtask tidy` checks what the compiler does not. The same checks are tests,
 //! so that `cargo test --workspace` runs them.
-#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command for developers")]
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a command for developers"
+)]
 
 mod docs;
 mod edges;
@@ -38,7 +42,11 @@ fn tidy() -> ExitCode {
         println!("{finding}");
     }
     println!("{} files, {} findings", files.len(), findings.len());
-    if findings.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if findings.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
 }
 
 /// The repository's root.

@@ -40,12 +40,23 @@ impl Source {
 
     /// Whether the line is not part of the product: tests, benches, examples.
     fn is_test(&self, line: usize) -> bool {
-        let outside = ["/tests/", "/benches/", "/examples/"].iter().any(|d| self.path.contains(d));
-        let stem = self.path.rsplit('/').next().unwrap_or_default().trim_end_matches(".rs");
+        let outside = ["/tests/", "/benches/", "/examples/"]
+            .iter()
+            .any(|d| self.path.contains(d));
+        let stem = self
+            .path
+            .rsplit('/')
+            .next()
+            .unwrap_or_default()
+            .trim_end_matches(".rs");
         outside
             || stem.ends_with("tests")
             || stem == "testing"
-            || self.code.lines().take(line).any(|l| l.trim() == "#[cfg(test)]")
+            || self
+                .code
+                .lines()
+                .take(line)
+                .any(|l| l.trim() == "#[cfg(test)]")
     }
 }
 
@@ -55,7 +66,11 @@ pub fn rust_files(root: &Path) -> Vec<Source> {
     collect(&root.join("crates"), &mut paths);
     paths.sort();
     let read = |path: &PathBuf| {
-        let name = path.strip_prefix(root).expect("under the root").to_string_lossy().into_owned();
+        let name = path
+            .strip_prefix(root)
+            .expect("under the root")
+            .to_string_lossy()
+            .into_owned();
         Source::new(name, fs::read_to_string(path).expect("sources are UTF-8"))
     };
     paths.iter().map(read).collect()
@@ -75,7 +90,9 @@ fn collect(dir: &Path, paths: &mut Vec<PathBuf>) {
 /// `unsafe` outside [`UNSAFE`].
 pub fn unsafe_code(files: &[Source]) -> Vec<String> {
     let outside = files.iter().filter(|f| !UNSAFE.contains(&f.package()));
-    outside.flat_map(|f| lines_with(f, &f.code, &["unsafe"])).collect()
+    outside
+        .flat_map(|f| lines_with(f, &f.code, &["unsafe"]))
+        .collect()
 }
 
 /// What is written on the way and must not stay.
@@ -98,7 +115,13 @@ pub fn prints(files: &[Source]) -> Vec<String> {
                 .code
                 .lines()
                 .enumerate()
-                .map(|(i, l)| if f.is_test(i) { "\n".to_owned() } else { format!("{l}\n") })
+                .map(|(i, l)| {
+                    if f.is_test(i) {
+                        "\n".to_owned()
+                    } else {
+                        format!("{l}\n")
+                    }
+                })
                 .collect();
             lines_with(f, &product, &macros)
         })
@@ -130,7 +153,9 @@ fn lines_with(file: &Source, text: &str, words: &[&str]) -> Vec<String> {
             let before = line[..at].chars().next_back();
             let after = line[at + word.len()..].chars().next();
             let ends_in_name = word.ends_with(is_name);
-            !before.is_some_and(is_name) && !(ends_in_name && after.is_some_and(is_name))
+            let longer =
+                before.is_some_and(is_name) || (ends_in_name && after.is_some_and(is_name));
+            !longer
         })
     };
     text.lines()
@@ -158,7 +183,11 @@ fn blank(text: &str) -> String {
                 continue;
             }
         };
-        out.extend(chars[i..end].iter().map(|&c| if c == '\n' { '\n' } else { ' ' }));
+        out.extend(
+            chars[i..end]
+                .iter()
+                .map(|&c| if c == '\n' { '\n' } else { ' ' }),
+        );
         i = end;
     }
     out
@@ -213,7 +242,13 @@ fn raw(c: &[char], i: usize) -> Option<usize> {
     }
     let mut at = i + hashes + 1;
     while at < c.len() {
-        let closed = c[at] == '"' && c[at + 1..].iter().take(hashes).filter(|&&x| x == '#').count() == hashes;
+        let closed = c[at] == '"'
+            && c[at + 1..]
+                .iter()
+                .take(hashes)
+                .filter(|&&x| x == '#')
+                .count()
+                == hashes;
         if closed {
             return Some(at + 1 + hashes);
         }
@@ -271,13 +306,22 @@ mod tests {
     #[test]
     fn planted_lines_are_found() {
         let planner = "crates/planner/src/plan.rs";
-        let bad = source(planner, "fn f() {\n    unsafe { g() }\n    println!();\n}\n");
+        let bad = source(
+            planner,
+            "fn f() {\n    unsafe { g() }\n    println!();\n}\n",
+        );
         assert_eq!(unsafe_code(std::slice::from_ref(&bad)).len(), 1);
         assert_eq!(prints(std::slice::from_ref(&bad)).len(), 1);
-        let good = source(planner, "#![forbid(unsafe_code)]\n// unsafe\n#[cfg(test)]\nprintln!();\n");
+        let good = source(
+            planner,
+            "#![forbid(unsafe_code)]\n// unsafe\n#[cfg(test)]\nprintln!();\n",
+        );
         assert_eq!(unsafe_code(std::slice::from_ref(&good)), [""; 0]);
         assert_eq!(prints(std::slice::from_ref(&good)), [""; 0]);
-        let left = source(planner, "// TODO: later\nlet s = \"a TODOS\";\n    todo!()\n#[ignore]\n");
+        let left = source(
+            planner,
+            "// TODO: later\nlet s = \"a TODOS\";\n    todo!()\n#[ignore]\n",
+        );
         assert_eq!(leftovers(std::slice::from_ref(&left)).len(), 3);
         let long = source(planner, &"\n".repeat(LINES_MAX + 1));
         let found = long_files(std::slice::from_ref(&long));

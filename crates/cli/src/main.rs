@@ -1,2 +1,63 @@
-//! The command line.
-fn main() {}
+//! The command `lowtide`: the only crate that prints.
+//!
+//! People read standard output, progress is drawn on standard error. With `--json` everything for
+//! people goes to standard error and standard output's last line is one JSON object. Exit codes:
+//! 0 done, 2 something the user can put right, 1 our bug or a difference found by `verify`.
+
+mod args;
+mod error;
+mod eval;
+mod generate;
+mod out;
+mod plan;
+mod probe;
+mod train;
+mod verify;
+
+use std::panic::{AssertUnwindSafe, catch_unwind, set_hook};
+use std::process::ExitCode;
+
+use clap::Parser;
+use serde_json::{Value, json};
+
+use crate::args::{Args, Command};
+use crate::error::{CliError, OURS};
+use crate::out::Out;
+
+/// What a command answers: its JSON object, and the exit code.
+type Answer = Result<(Value, u8), CliError>;
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let out = Out::new(args.json);
+    set_hook(Box::new(|info| {
+        out::complain(&format!("error: this is a bug in lowtide: {info}"));
+        out::complain("  help: please report it with the command and its output");
+    }));
+    let (answer, code) = match catch_unwind(AssertUnwindSafe(|| run(&args, out))) {
+        Ok(Ok(answer)) => answer,
+        Ok(Err(error)) => (error.report(), error.code()),
+        Err(_) => (json!({ "error": "this is a bug in lowtide", "exit_code": OURS }), OURS),
+    };
+    out.answer(&answer);
+    ExitCode::from(code)
+}
+
+fn run(args: &Args, out: Out) -> Answer {
+    match &args.command {
+        Command::Train(a) => train::train(a, out),
+        Command::Plan(a) => plan::plan(a, out),
+        Command::Probe(a) => probe::probe(a, out),
+        Command::Verify(a) => verify::verify(a, out),
+        Command::Eval(a) => eval::eval(a, out),
+        Command::Generate(a) => generate::generate(a, out),
+        Command::Schema { markdown } => {
+            let schema = lowtide_config::schema();
+            match markdown {
+                true => out.text(lowtide_config::reference_markdown().trim_end()),
+                false => out.text(&format!("{schema:#}")),
+            }
+            Ok((schema, 0))
+        }
+    }
+}

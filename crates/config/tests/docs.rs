@@ -1,20 +1,40 @@
-//! The page of keys in `docs/` is what the list of keys says.
+//! Documents say what the code does: the page of keys, and the run files that are shown.
 
 use std::fs;
 use std::path::Path;
 
-use lowtide_config::reference_markdown;
+use lowtide_config::{Run, reference_markdown};
 
-/// After a change of a key: `LOWTIDE_WRITE_DOCS=1 cargo test --release -p lowtide-config --test docs`.
+fn document(name: &str) -> String {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .canonicalize()
+        .expect("this package's folder");
+    fs::read_to_string(root.join("../..").join(name)).unwrap_or_else(|e| panic!("{name}: {e}"))
+}
+
+/// After a change of a key: `lowtide schema --markdown > docs/run-file.md`.
 #[test]
 fn the_page_of_keys_is_up_to_date() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).canonicalize().expect("this package's folder");
-    let path = root.join("../../docs/run-file.md");
-    let page = reference_markdown();
-    if std::env::var_os("LOWTIDE_WRITE_DOCS").is_some() {
-        fs::write(&path, &page).expect("the page can be written");
-    }
-    let written = fs::read_to_string(&path).expect("docs/run-file.md");
+    let (page, written) = (reference_markdown(), document("docs/run-file.md"));
     let line = page.lines().zip(written.lines()).position(|(a, b)| a != b);
-    assert!(page == written, "docs/run-file.md is out of date, from line {line:?} (counted from 0)");
+    assert!(
+        page.trim_end() == written.trim_end(),
+        "docs/run-file.md is out of date, from line {line:?} (counted from 0)"
+    );
+}
+
+#[test]
+fn run_files_in_the_readme_are_ready_to_train() {
+    let readme = document("README.md");
+    let files: Vec<&str> = readme
+        .split("```yaml\n")
+        .skip(1)
+        .filter_map(|rest| rest.split("```").next())
+        .collect();
+    assert!(!files.is_empty(), "README.md shows no run file");
+    for text in files {
+        let run =
+            Run::parse(text, "README.md", Path::new("/"), &[]).unwrap_or_else(|e| panic!("{e}"));
+        run.training_ready().unwrap_or_else(|e| panic!("{e}"));
+    }
 }

@@ -108,6 +108,8 @@ pub struct Runner<E: Engine> {
     last: Option<Arc<Submission<E::Step>>>,
     /// Tasks each lane has when everything submitted is complete; and when all but the last part.
     goal: [u64; LANES],
+    /// Tasks complete when the watchdog last saw their number change, and when that was.
+    seen: (u64, Instant),
 }
 
 pub(crate) fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -200,7 +202,7 @@ impl<E: Engine> Shared<E> {
     }
 
     /// Who waits for whom, starting from the lane that has waited for the others' sake longest.
-    fn chain(&self) -> String {
+    pub fn chain(&self) -> String {
         let states: Vec<LaneState> = self.states.iter().map(|s| lock(s).clone()).collect();
         let start = (0..LANES).find(|&l| matches!(states[l], LaneState::Waiting { .. }));
         let running = || {
@@ -292,6 +294,7 @@ impl<E: Engine> Runner<E> {
             submitted: 0,
             last: None,
             goal: [0; LANES],
+            seen: (0, epoch),
         };
         match options.mode {
             Mode::Shuffled(seed) => runner.shuffle = Some(Shuffle::new(shared, seed)),
@@ -353,6 +356,7 @@ impl<E: Engine> Runner<E> {
             shuffle.push(Arc::clone(&submission));
         }
         self.last = Some(submission);
+        self.seen = (self.shared.progress.total(), Instant::now());
         Ok(())
     }
 
@@ -368,7 +372,7 @@ impl<E: Engine> Runner<E> {
         if let Some(shuffle) = &mut self.shuffle {
             shuffle.run_until(&goal);
         }
-        let mut seen = (self.shared.progress.total(), Instant::now());
+        self.seen = (self.shared.progress.total(), Instant::now());
         for (lane, &count) in goal.iter().enumerate() {
             let limit = Duration::from_millis(200).min(self.shared.options.watchdog);
             while !self.shared.progress.wait_for(lane, count, Some(limit)) {
@@ -376,17 +380,23 @@ impl<E: Engine> Runner<E> {
                     let error = lock(&self.shared.error).clone();
                     return Err(error.unwrap_or(ExecError::Stopped));
                 }
-                let total = self.shared.progress.total();
-                if total != seen.0 {
-                    seen = (total, Instant::now());
-                } else if seen.1.elapsed() >= self.shared.options.watchdog {
-                    let seconds = seen.1.elapsed().as_secs();
-                    let chain = self.shared.chain();
-                    self.shared.fail(ExecError::Stuck { seconds, chain });
-                }
+                self.watch();
             }
         }
         Ok(())
+    }
+
+    /// Looks after the lanes for a caller that waits for a result and not for the runner: call it
+    /// again and again while that lasts. Fails the run when it stands still; the next wait says so.
+    pub fn watch(&mut self) {
+        let total = self.shared.progress.total();
+        if total != self.seen.0 || self.idle() {
+            self.seen = (total, Instant::now());
+        } else if self.seen.1.elapsed() >= self.shared.options.watchdog {
+            let seconds = self.seen.1.elapsed().as_secs();
+            let chain = self.shared.chain();
+            self.shared.fail(ExecError::Stuck { seconds, chain });
+        }
     }
 
     /// Whether everything submitted is complete.

@@ -8,7 +8,7 @@ use lowtide_planner::plan::LANES;
 
 use crate::bind::Engine;
 use crate::error::ExecError;
-use crate::runner::{Shared, Submission};
+use crate::runner::{LaneState, Shared, Submission, lock};
 
 pub(crate) struct Shuffle<E: Engine> {
     shared: Arc<Shared<E>>,
@@ -39,6 +39,25 @@ impl<E: Engine> Shuffle<E> {
         ((z ^ (z >> 31)) % n as u64) as usize
     }
 
+    /// What each lane waits for, for the report that none goes on.
+    fn note_states(&self) {
+        let shared = &self.shared;
+        for (lane, state) in self.lanes.iter().zip(&shared.states) {
+            *lock(state) = lane.front().map_or(LaneState::Idle, |&(ref s, task)| {
+                let needs = shared.needs(s, task, shared.seam(s));
+                needs
+                    .into_iter()
+                    .find(|&(lane, count)| shared.progress.count(lane) < count)
+                    .map_or(LaneState::Idle, |(lane, count)| LaneState::Waiting {
+                        part: s.part,
+                        task,
+                        lane,
+                        count,
+                    })
+            });
+        }
+    }
+
     /// Runs ready tasks in random order until every lane has completed `goal` tasks. Each draw
     /// first picks a lane to favour for a while, so that lanes also run far apart.
     pub fn run_until(&mut self, goal: &[u64; LANES]) {
@@ -56,7 +75,8 @@ impl<E: Engine> Shuffle<E> {
                 })
                 .collect();
             if ready.is_empty() {
-                let chain = "no task of any lane is ready".to_owned();
+                self.note_states();
+                let chain = shared.chain();
                 shared.fail(ExecError::Stuck { seconds: 0, chain });
                 return;
             }

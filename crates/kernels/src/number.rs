@@ -3,8 +3,8 @@
 //! A kernel is generic over [`Number`], how a value lies in memory (bf16 bits or `f32`); it widens
 //! to `f32`, computes, and rounds once when it stores. The bodies are plain loops under
 //! `multiversion`, so one binary carries AVX-512, AVX2 and baseline code. Sums run over a fixed
-//! number of lanes and products are never contracted, so these loops give the same bits on every
-//! one of those targets.
+//! number of lanes and nothing is contracted that is not written as `mul_add`, so these loops give
+//! the same bits on every one of those targets.
 
 use lowtide_device::View;
 use lowtide_device::cpu::Plain;
@@ -123,26 +123,30 @@ pub(crate) fn fold(mut lanes: [f32; LANES]) -> f32 {
     lanes[0]
 }
 
-/// `sum!(n, |i| term)`: the sum of terms for `i < n`, over [`LANES`] lanes.
+/// `sum!(n, |x, y| term)`: the sum of a term over the first `n` numbers of the slices `x` and `y`
+/// (as many as there are), which the term sees one by one and widened. Over [`LANES`] lanes.
 ///
 /// A macro, because a closure that is called from two places may stay a call, and a call inside
-/// the loop keeps it from vectorising. For the same reason, loop bodies under `multiversion` share
-/// code by `#[inline(always)]` functions only.
+/// the loop keeps it from vectorising; in chunks of known length, because a check of bounds does
+/// so too. For the same reason, loop bodies under `multiversion` share code by `#[inline(always)]`
+/// functions only.
 macro_rules! sum {
-    ($n:expr, |$i:ident| $term:expr) => {{
+    ($n:expr, |$($x:ident),+| $term:expr) => {{
+        #[allow(unused_imports)]
+        use $crate::number::Number as _;
+        const LANES: usize = $crate::number::LANES;
         let n: usize = $n;
-        let mut lanes = [0.0_f32; $crate::number::LANES];
-        let whole = n - n % lanes.len();
-        let mut start = 0;
-        while start < whole {
+        let mut lanes = [0.0_f32; LANES];
+        $(let $x = $x[..n].as_chunks::<LANES>();)+
+        for chunk in 0..n / LANES {
+            $(let $x = &$x.0[chunk];)+
             for (lane, total) in lanes.iter_mut().enumerate() {
-                let $i = start + lane;
+                $(let $x = $x[lane].widen();)+
                 *total += $term;
             }
-            start += $crate::number::LANES;
         }
-        for (lane, total) in lanes.iter_mut().enumerate().take(n - whole) {
-            let $i = whole + lane;
+        for (lane, total) in lanes.iter_mut().enumerate().take(n % LANES) {
+            $(let $x = $x.1[lane].widen();)+
             *total += $term;
         }
         $crate::number::fold(lanes)
@@ -153,25 +157,25 @@ pub(crate) use sum;
 /// `e^x`, within 2 units in the last place; 0 below -87.3, NaN for NaN, and at most `e^88`.
 ///
 /// Range reduction by powers of two and a polynomial of degree six, without a branch, because the
-/// library's function does not vectorise.
+/// library's function does not vectorise. `mul_add` rounds once on every target, so bits do not
+/// depend on it; a loop's targets must have the instruction, or this is slow.
 #[inline(always)]
 pub(crate) fn exp(x: f32) -> f32 {
     const ROUND: f32 = 12_582_912.0; // 1.5 · 2^23: adding it rounds to a whole number
     let clamped = if x > 88.0 { 88.0 } else { x };
-    let clamped = if clamped < -87.3 { -87.3 } else { clamped };
-    let shifted = clamped * std::f32::consts::LOG2_E + ROUND;
+    let shifted = clamped.mul_add(std::f32::consts::LOG2_E, ROUND);
     let n = shifted - ROUND;
-    let r = clamped - n * 0.693_359_4 - n * -2.121_944_4e-4; // ln 2 in two parts, the first exact
-    let p = 1.987_569_1e-4;
-    let p = p * r + 1.398_199_9e-3;
-    let p = p * r + 8.333_452e-3;
-    let p = p * r + 4.166_579_6e-2;
-    let p = p * r + 1.666_666_5e-1;
-    let p = p * r + 0.5;
-    let p = p * r * r + r + 1.0;
+    let r = n.mul_add(-0.693_359_4, clamped); // ln 2 in two parts, the first with few bits
+    let r = n.mul_add(2.121_944_4e-4, r);
+    let p = 1.987_569_1e-4_f32;
+    let p = p.mul_add(r, 1.398_199_9e-3);
+    let p = p.mul_add(r, 8.333_452e-3);
+    let p = p.mul_add(r, 4.166_579_6e-2);
+    let p = p.mul_add(r, 1.666_666_5e-1);
+    let p = p.mul_add(r, 0.5);
+    let p = (p * r).mul_add(r, r) + 1.0;
     let power = f32::from_bits((shifted.to_bits().wrapping_add(127)) << 23);
-    let y = p * power;
-    if x < -87.3 { 0.0 } else { y }
+    if x < -87.3 { 0.0 } else { p * power }
 }
 
 /// `1 / (1 + e^-x)`.
@@ -181,7 +185,7 @@ pub(crate) fn sigmoid(x: f32) -> f32 {
 }
 
 /// `to = from`, exactly.
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma"))]
 pub(crate) fn widen<E: Number>(to: &mut [f32], from: &[E]) {
     for (to, from) in to.iter_mut().zip(from) {
         *to = from.widen();
@@ -189,7 +193,7 @@ pub(crate) fn widen<E: Number>(to: &mut [f32], from: &[E]) {
 }
 
 /// `to = factor · from`, rounded once.
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma"))]
 pub(crate) fn narrow_scaled<E: Number>(to: &mut [E], from: &[f32], factor: f32) {
     for (to, from) in to.iter_mut().zip(from) {
         *to = E::narrow(factor * from);
@@ -197,7 +201,7 @@ pub(crate) fn narrow_scaled<E: Number>(to: &mut [E], from: &[f32], factor: f32) 
 }
 
 /// `to = from`, rounded once.
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma"))]
 pub(crate) fn narrow<E: Number>(to: &mut [E], from: &[f32]) {
     for (to, from) in to.iter_mut().zip(from) {
         *to = E::narrow(*from);
@@ -205,7 +209,7 @@ pub(crate) fn narrow<E: Number>(to: &mut [E], from: &[f32]) {
 }
 
 /// `to += from`.
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma"))]
 pub(crate) fn add<E: Number>(to: &mut [f32], from: &[E]) {
     for (to, from) in to.iter_mut().zip(from) {
         *to += from.widen();
@@ -213,7 +217,7 @@ pub(crate) fn add<E: Number>(to: &mut [f32], from: &[E]) {
 }
 
 /// The largest of `x` (NaN when there is one), minus infinity for none.
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma"))]
 pub(crate) fn max<E: Number>(x: &[E]) -> f32 {
     let mut lanes = [f32::NEG_INFINITY; LANES];
     let mut chunks = x.chunks_exact(LANES);
@@ -286,7 +290,7 @@ mod tests {
                 let mut x = vec![-2.0_f32; n];
                 x[at] = -1.0;
                 assert_eq!(max(&x), -1.0);
-                assert_eq!(sum!(n, |i| x[i]), 1.0 - 2.0 * n as f32);
+                assert_eq!(sum!(n, |x| x), 1.0 - 2.0 * n as f32);
                 x[at] = f32::NAN;
                 assert!(max(&x).is_nan());
             }

@@ -293,7 +293,10 @@ impl RamDrive {
 impl Medium for RamDrive {
     unsafe fn run(&self, io: &Io) -> io::Result<usize> {
         // As strict as direct I/O, so that no caller gets used to less.
-        if [io.at, io.bytes as u64, io.memory as u64].iter().any(|n| !n.is_multiple_of(ALIGN)) {
+        if [io.at, io.bytes as u64, io.memory as u64]
+            .iter()
+            .any(|n| !n.is_multiple_of(ALIGN))
+        {
             return Err(io::Error::from_raw_os_error(libc::EINVAL));
         }
         let mut state = self.lock();

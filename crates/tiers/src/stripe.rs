@@ -191,10 +191,17 @@ mod tests {
                 let shares: Vec<u64> = drives.map(|d| stripe.local_len(d, total)).collect();
                 assert_eq!(shares.iter().sum::<u64>(), total);
                 assert_eq!(stripe.capacity(&shares), total, "{weights:?} {total}");
-                let uneven: Vec<u64> = shares.iter().map(|s| s + 3 * unit).collect();
-                let more = stripe.capacity(&uneven);
-                assert!(more >= total);
-                assert!((0..weights.len()).all(|d| stripe.local_len(d, more) <= uneven[d]));
+                // Whichever drive is the small one, it sets the limit, and exactly.
+                for small in (0..weights.len()).filter(|&d| shares[d] > 0) {
+                    let mut less: Vec<u64> = shares.iter().map(|s| s + 3 * unit).collect();
+                    less[small] = shares[small] - ALIGN;
+                    let fits = |flat| (0..less.len()).all(|d| stripe.local_len(d, flat) <= less[d]);
+                    let most = stripe.capacity(&less);
+                    assert!(
+                        most < total && fits(most) && !fits(most + ALIGN),
+                        "{weights:?}"
+                    );
+                }
             }
         }
     }

@@ -17,3 +17,7 @@ pub mod step;
 pub mod verify;
 
 pub use error::{DataError, RecordProblem, TrainError};
+// Errors of the crates below that [`TrainError`] carries, for whoever tells them apart.
+pub use lowtide_executor::ExecError;
+pub use lowtide_model::ModelError;
+pub use lowtide_tiers::TierError;

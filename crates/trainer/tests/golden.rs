@@ -9,6 +9,7 @@
 mod common;
 
 use std::collections::BTreeMap;
+use std::error::Error;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,7 +21,6 @@ use lowtide_model::{
 };
 use lowtide_planner::{Choice, Clip, LoopOrder, Pieces, Saved, Tier};
 use lowtide_tiers::TierError;
-use lowtide_trainer::TrainError;
 use lowtide_trainer::data::Micro;
 use lowtide_trainer::step::{ClipRule, Role, Session, SessionOptions};
 use lowtide_workload::{Batch, Dtype};
@@ -172,7 +172,9 @@ fn open(
     session
         .homes()
         .expect("staging")
-        .initialise(|p, range, out| -> Result<(), TrainError> { Ok(weights.read(p, range, out)?) })
+        .initialise(|p, range, out| -> Result<(), Box<dyn Error>> {
+            Ok(weights.read(p, range, out)?)
+        })
         .expect("weights are loaded");
     session
 }

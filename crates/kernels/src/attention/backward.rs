@@ -221,14 +221,14 @@ fn queries<E: Number>(
     }
 }
 
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma"))]
 fn dot<E: Number>(a: &[f32], b: &[E]) -> f32 {
-    sum!(a.len(), |i| a[i] * b[i].widen())
+    sum!(a.len(), |a, b| a * b)
 }
 
 /// On entry `p` holds scores and `ds` the gradient of probabilities; on return probabilities and
 /// the gradient of scores, 0 where the query does not see the key.
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma"))]
 fn softmax_gradient(
     p: &mut [f32],
     ds: &mut [f32],

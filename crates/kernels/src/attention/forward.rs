@@ -110,7 +110,7 @@ pub(super) fn gather<E: Number>(
     widen_rows(&mut to[..n * d], from, stride, d, factor);
 }
 
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma"))]
 fn widen_rows<E: Number>(to: &mut [f32], from: &[E], stride: usize, d: usize, factor: f32) {
     for (to, from) in to.chunks_exact_mut(d).zip(from.chunks(stride)) {
         for (to, from) in to.iter_mut().zip(from) {
@@ -137,7 +137,7 @@ impl Online {
 
 /// Turns scores into `e^(score - most)`, 0 where the query does not see the key, and rescales what
 /// was summed under the old maximum.
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma"))]
 fn online(scores: &mut [f32], seen: std::ops::Range<usize>, state: &mut Online, sums: &mut [f32]) {
     scores[..seen.start].fill(0.0);
     scores[seen.end..].fill(0.0);
@@ -158,5 +158,5 @@ fn online(scores: &mut [f32], seen: std::ops::Range<usize>, state: &mut Online, 
     for score in scores.iter_mut() {
         *score = exp(*score - most);
     }
-    state.sum += sum!(scores.len(), |i| scores[i]);
+    state.sum += sum!(scores.len(), |scores| scores);
 }

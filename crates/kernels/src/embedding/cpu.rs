@@ -38,7 +38,7 @@ pub(super) fn forward<E: Number>(
     });
 }
 
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma"))]
 fn add_rows<E: Number>(y: &mut [E], a: &[E], b: &[E]) {
     for ((y, a), b) in y.iter_mut().zip(a).zip(b) {
         *y = E::narrow(a.widen() + b.widen());

@@ -20,7 +20,7 @@ pub(super) fn forward<E: Number>(y: View<'_>, x: View<'_>, n: usize) {
     });
 }
 
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma"))]
 fn forward_run<E: Number>(y: &mut [E], x: &[E]) {
     for (y, x) in y.iter_mut().zip(x) {
         let x = x.widen();
@@ -39,7 +39,7 @@ pub(super) fn backward<E: Number>(dx: View<'_>, dy: View<'_>, x: View<'_>, n: us
     });
 }
 
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma"))]
 fn backward_run<E: Number>(dx: &mut [E], dy: &[E], x: &[E]) {
     for ((dx, dy), x) in dx.iter_mut().zip(dy).zip(x) {
         let x = x.widen();

@@ -113,13 +113,13 @@ fn squares_of(n: usize, value: impl Fn(usize) -> f32) -> f64 {
     lanes.iter().sum()
 }
 
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma"))]
 fn squares(x: &[f32]) -> f64 {
     squares_of(x.len(), |i| x[i])
 }
 
 /// Rounds `acc` into `grad`; the sum of squares of the rounded values.
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma"))]
 fn round_run(grad: &mut [u16], acc: &[f32]) -> f64 {
     for (grad, acc) in grad.iter_mut().zip(acc) {
         *grad = u16::narrow(*acc);

@@ -118,10 +118,10 @@ struct Row {
     loss: f64,
 }
 
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma"))]
 fn loss_row<E: Number>(logits: &[E], label: usize) -> Row {
     let most = number::max(logits);
-    let sum = sum!(logits.len(), |i| exp(logits[i].widen() - most));
+    let sum = sum!(logits.len(), |logits| exp(logits - most));
     let log = f64::from(most) + f64::from(sum).ln();
     Row {
         most,
@@ -131,7 +131,7 @@ fn loss_row<E: Number>(logits: &[E], label: usize) -> Row {
 }
 
 /// `(softmax - onehot)·scale` in place of the logits.
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma"))]
 fn gradient_row<E: Number>(logits: &mut [E], label: usize, row: Row, scale: f32) {
     let at_label = (exp(logits[label].widen() - row.most) / row.sum - 1.0) * scale;
     let factor = scale / row.sum;

@@ -52,14 +52,11 @@ pub(super) fn forward<E: Number>(
 
 /// One row of y; returns its mean and rstd. The variance is summed around the mean: `E[x²] - E[x]²`
 /// would cancel.
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma"))]
 fn forward_row<E: Number>(y: &mut [E], x: &[E], w: &[E], b: &[E], eps: f32) -> (f32, f32) {
     let n = x.len() as f32;
-    let mean = sum!(x.len(), |i| x[i].widen()) / n;
-    let squares = sum!(x.len(), |i| {
-        let x = x[i].widen() - mean;
-        x * x
-    });
+    let mean = sum!(x.len(), |x| x) / n;
+    let squares = sum!(x.len(), |x| (x - mean) * (x - mean));
     let rstd = 1.0 / (squares / n + eps).sqrt();
     for (((y, x), w), b) in y.iter_mut().zip(x).zip(w).zip(b) {
         *y = E::narrow((x.widen() - mean) * rstd * w.widen() + b.widen());
@@ -99,7 +96,7 @@ pub(super) fn backward<E: Number>(
 }
 
 /// One row of dx; adds the row's part of dw and db.
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma"))]
 fn backward_row<E: Number>(
     dx: &mut [E],
     dw: &mut [f32],
@@ -112,11 +109,8 @@ fn backward_row<E: Number>(
 ) {
     let n = dx.len();
     let (dw, db, dy, x, w) = (&mut dw[..n], &mut db[..n], &dy[..n], &x[..n], &w[..n]);
-    let mean_g = sum!(n, |i| dy[i].widen() * w[i].widen()) / n as f32;
-    let mean_g_hat = sum!(n, |i| dy[i].widen()
-        * w[i].widen()
-        * ((x[i].widen() - mean) * rstd))
-        / n as f32;
+    let mean_g = sum!(n, |dy, w| dy * w) / n as f32;
+    let mean_g_hat = sum!(n, |dy, w, x| dy * w * ((x - mean) * rstd)) / n as f32;
     let means = (mean_g, mean_g_hat);
     match residual {
         None => {

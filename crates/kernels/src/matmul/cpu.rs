@@ -110,14 +110,14 @@ fn store<E: Number>(
     }
 }
 
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma"))]
 fn store_sum<E: Number>(y: &mut [E], product: &[f32], z: &[E]) {
     for ((y, product), z) in y.iter_mut().zip(product).zip(z) {
         *y = E::narrow(product + z.widen());
     }
 }
 
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma"))]
 fn store_sums<E: Number>(y: &mut [E], product: &[f32], bias: &[E], residual: &[E]) {
     for (((y, product), bias), residual) in y.iter_mut().zip(product).zip(bias).zip(residual) {
         *y = E::narrow(product + bias.widen() + residual.widen());
@@ -148,7 +148,7 @@ pub(crate) fn backward_bias<E: Number>(db: View<'_>, dy: View<'_>, d: Dims, accu
 }
 
 /// Adds to `sums` the first numbers of rows that lie `stride` apart.
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma"))]
 fn add_rows<E: Number>(sums: &mut [f32], dy: &[E], stride: usize) {
     for row in dy.chunks(stride) {
         for (sum, dy) in sums.iter_mut().zip(row) {

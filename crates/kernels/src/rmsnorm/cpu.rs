@@ -37,12 +37,9 @@ pub(super) fn forward<E: Number>(
 }
 
 /// `y = x·rstd·w`; returns rstd.
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma"))]
 pub(crate) fn forward_row<E: Number>(y: &mut [E], x: &[E], w: &[E], eps: f32) -> f32 {
-    let squares = sum!(x.len(), |i| {
-        let x = x[i].widen();
-        x * x
-    });
+    let squares = sum!(x.len(), |x| x * x);
     let rstd = 1.0 / (squares / x.len() as f32 + eps).sqrt();
     for ((y, x), w) in y.iter_mut().zip(x).zip(w) {
         *y = E::narrow(x.widen() * rstd * w.widen());
@@ -79,7 +76,7 @@ pub(super) fn backward<E: Number>(
 }
 
 /// One row of dx; adds the row's part of dw.
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma"))]
 fn backward_row<E: Number>(
     dx: &mut [E],
     dw: &mut [f32],
@@ -91,7 +88,7 @@ fn backward_row<E: Number>(
 ) {
     let n = dx.len();
     let (dw, dy, x, w) = (&mut dw[..n], &dy[..n], &x[..n], &w[..n]);
-    let mean = sum!(n, |i| dy[i].widen() * w[i].widen() * (x[i].widen() * rstd)) / n as f32;
+    let mean = sum!(n, |dy, w, x| dy * w * (x * rstd)) / n as f32;
     match residual {
         None => {
             for i in 0..n {

@@ -47,7 +47,7 @@ struct Norm<'a, E> {
     eps: f32,
 }
 
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma"))]
 fn forward_row<E: Number>(
     y: &mut [E],
     x: &[E],
@@ -67,10 +67,7 @@ fn forward_row<E: Number>(
         let (y1, y2) = y.split_at_mut(half);
         let (y2, x1, x2) = (&mut y2[..half], &x[..half], &x[half..][..half]);
         if let Some(norm) = &mut norm {
-            let squares = sum!(d, |i| {
-                let x = x[i].widen();
-                x * x
-            });
+            let squares = sum!(d, |x| x * x);
             let rstd = 1.0 / (squares / d as f32 + norm.eps).sqrt();
             norm.rstd[head] = rstd;
             let w = if head < heads.heads { norm.wq } else { norm.wk };
@@ -149,7 +146,7 @@ struct Saved<'a, E> {
 }
 
 /// Rotates one row back.
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma"))]
 fn backward_row<E: Number>(dx: &mut [E], dy: &[E], (cos, sin): (&[f32], &[f32]), heads: Heads) {
     let d = heads.head_dim;
     let half = d / 2;
@@ -172,7 +169,7 @@ fn backward_row<E: Number>(dx: &mut [E], dy: &[E], (cos, sin): (&[f32], &[f32]),
 
 /// Rotates one row back and through the norm; adds the row's part of dwq and dwk to `dw`, one
 /// after the other.
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma"))]
 fn backward_norm_row<E: Number>(
     dx: &mut [E],
     dw: &mut [f32],
@@ -199,10 +196,9 @@ fn backward_norm_row<E: Number>(
         let (dy1, dy2) = dy[head * d..][..d].split_at(half);
         let (x1, x2) = saved.x[head * d..][..d].split_at(half);
         let rstd = saved.rstd[head];
-        let dot = sum!(half, |i| {
-            let (n1, n2) = turn_back(dy1[i].widen(), dy2[i].widen(), cos[i], sin[i]);
-            n1 * w1[i].widen() * (x1[i].widen() * rstd)
-                + n2 * w2[i].widen() * (x2[i].widen() * rstd)
+        let dot = sum!(half, |dy1, dy2, cos, sin, w1, w2, x1, x2| {
+            let (n1, n2) = turn_back(dy1, dy2, cos, sin);
+            n1 * w1 * (x1 * rstd) + n2 * w2 * (x2 * rstd)
         });
         let mean = dot / d as f32;
         for i in 0..half {

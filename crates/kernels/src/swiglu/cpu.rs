@@ -19,7 +19,7 @@ pub(super) fn forward<E: Number>(y: View<'_>, gate_up: View<'_>, rows: usize, f:
     });
 }
 
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma"))]
 fn forward_row<E: Number>(y: &mut [E], gate: &[E], up: &[E]) {
     for ((y, gate), up) in y.iter_mut().zip(gate).zip(up) {
         let gate = gate.widen();
@@ -49,7 +49,7 @@ pub(super) fn backward<E: Number>(
 }
 
 /// silu'(g) = s + g·s·(1 - s) with s = sigmoid(g).
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma"))]
 fn backward_row<E: Number>(d: &mut [E], dy: &[E], gate: &[E], up: &[E]) {
     let (d_gate, d_up) = d.split_at_mut(dy.len());
     let n = dy.len();

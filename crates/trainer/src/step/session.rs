@@ -168,6 +168,7 @@ impl Session {
                 }
                 return Ok(outcome);
             }
+            self.runner.watch();
             if self.runner.stopped() || self.runner.idle() {
                 self.runner.wait()?;
             }

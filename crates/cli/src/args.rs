@@ -1,0 +1,250 @@
+//! The command line's grammar.
+
+use std::path::{Path, PathBuf};
+
+use clap::{Parser, Subcommand, ValueEnum};
+use lowtide_config::Run;
+
+use crate::error::CliError;
+
+/// Fine-tunes language models that do not fit: every tensor of a step lives on the device, in host
+/// memory or on disk by a plan that is checked before anything runs.
+#[derive(Debug, Parser)]
+#[command(name = "lowtide", version, propagate_version = true)]
+pub struct Args {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+    /// Print one JSON object as the last line of standard output, and the rest on standard error.
+    #[arg(long, global = true)]
+    pub json: bool,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Train a run, or go on with it from its newest checkpoint.
+    Train(RunArgs),
+    /// Show where everything would live and how long a step would take. Reserves nothing.
+    Plan(PlanArgs),
+    /// Measure this machine and store its rates.
+    Probe(ProbeArgs),
+    /// Prove on a slice of the model that the run's plan gives the bits of an all-resident one.
+    Verify(VerifyArgs),
+    /// Loss (and exact match, if the run asks for it) on the run's evaluation data.
+    Eval(EvalArgs),
+    /// Continue a text or answer a message, to look at a model.
+    Generate(GenerateArgs),
+    /// Print the JSON schema of a run file.
+    Schema {
+        /// Print the reference of all keys as Markdown instead.
+        #[arg(long)]
+        markdown: bool,
+    },
+}
+
+/// A run file with overrides.
+#[derive(Debug, clap::Args)]
+pub struct RunArgs {
+    /// The run file.
+    #[arg(value_name = "RUN.yaml")]
+    pub file: PathBuf,
+    /// Override a key of the run file; may be repeated, later ones win.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub sets: Vec<String>,
+}
+
+impl RunArgs {
+    /// Reads and checks the run.
+    pub fn load(&self) -> Result<Run, CliError> {
+        Ok(Run::load(&self.file, &self.sets)?)
+    }
+
+    /// The run with another model: `model` if given, else the one that the run has made already,
+    /// else the run's own.
+    pub fn load_with_model(&self, model: Option<&Path>) -> Result<Run, CliError> {
+        let run = self.load()?;
+        let made = run.output.join("model");
+        let model = match model {
+            Some(model) => std::path::absolute(model).unwrap_or_else(|_| model.to_owned()),
+            None if made.exists() => made,
+            None => return Ok(run),
+        };
+        let mut sets = self.sets.clone();
+        sets.push(format!("model.path={}", quoted(&model)));
+        sets.push("model.init=pretrained".to_owned());
+        Ok(Run::load(&self.file, &sets)?)
+    }
+}
+
+/// A path as a value of `--set` that is taken as it is.
+pub fn quoted(path: &Path) -> String {
+    serde_json::Value::from(path.to_string_lossy()).to_string()
+}
+
+/// What to plan.
+#[derive(Debug, clap::Args)]
+#[command(group(clap::ArgGroup::new("what").required(true).args(["file", "shape"])))]
+pub struct PlanArgs {
+    /// The run file.
+    #[arg(value_name = "RUN.yaml")]
+    pub file: Option<PathBuf>,
+    /// A built-in shape instead of a run file, such as gpt3-175b.
+    #[arg(long, value_name = "NAME", requires = "device_memory", requires = "host_memory")]
+    pub shape: Option<String>,
+    /// Sequences computed at once.
+    #[arg(long, value_name = "B")]
+    pub micro_batch: Option<u32>,
+    /// Tokens of a sequence.
+    #[arg(long, value_name = "T")]
+    pub seq: Option<u32>,
+    /// Micro-batches of one update.
+    #[arg(long, value_name = "M")]
+    pub accumulate: Option<u32>,
+    /// Device memory allowed, such as 24GiB.
+    #[arg(long, value_name = "SIZE")]
+    pub device_memory: Option<String>,
+    /// Host memory allowed.
+    #[arg(long, value_name = "SIZE")]
+    pub host_memory: Option<String>,
+    /// Disk space allowed: a size, or a size in a directory (then repeatable, one a drive).
+    #[arg(long, value_name = "[DIR=]SIZE")]
+    pub disk: Vec<String>,
+    /// Rates to plan with, as `lowtide probe` writes them. Without: the run's `plan.machine` or
+    /// this machine, probed; for a shape the reference H200 of examples/machines/h200.json.
+    #[arg(long, value_name = "FILE")]
+    pub machine: Option<PathBuf>,
+    /// Type of weights and activations.
+    #[arg(long)]
+    pub precision: Option<Precision>,
+    /// Clipping mode.
+    #[arg(long)]
+    pub clip: Option<Clip>,
+    /// Override a key of the run; may be repeated, later ones win.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub sets: Vec<String>,
+}
+
+/// Types of numbers that `--precision` knows.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Precision {
+    /// bfloat16.
+    Bf16,
+    /// IEEE single.
+    F32,
+}
+
+/// Modes that `--clip` knows.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Clip {
+    /// By this step's norm.
+    Exact,
+    /// By the norm of the step before.
+    Previous,
+    /// Not at all.
+    None,
+}
+
+/// What to measure.
+#[derive(Debug, clap::Args)]
+pub struct ProbeArgs {
+    /// A run file: its operations are timed at their own shapes, and its drives.
+    #[arg(value_name = "RUN.yaml")]
+    pub file: Option<PathBuf>,
+    /// A directory on a drive to measure; may be repeated, one a drive.
+    #[arg(long, value_name = "DIR")]
+    pub disk: Vec<PathBuf>,
+    /// Where the rates are stored.
+    #[arg(long, value_name = "FILE", default_value = "machine.json")]
+    pub out: PathBuf,
+    /// Threads that compute; without: the run's, or all cores.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub threads: Option<u32>,
+    /// Override a key of the run file; may be repeated, later ones win.
+    #[arg(long = "set", value_name = "KEY=VALUE", requires = "file")]
+    pub sets: Vec<String>,
+}
+
+/// What to compare.
+#[derive(Debug, clap::Args)]
+pub struct VerifyArgs {
+    /// The run.
+    #[command(flatten)]
+    pub run: RunArgs,
+    /// Steps to train both ways.
+    #[arg(long, value_name = "N", default_value_t = 3,
+        value_parser = clap::value_parser!(u64).range(1..))]
+    pub steps: u64,
+    /// Blocks of the slice.
+    #[arg(long, value_name = "K", default_value_t = 2,
+        value_parser = clap::value_parser!(u32).range(1..))]
+    pub blocks: u32,
+    /// Spoil one bit, to see that the comparison finds it.
+    #[arg(long, hide = true)]
+    pub plant_fault: bool,
+}
+
+/// What to evaluate.
+#[derive(Debug, clap::Args)]
+pub struct EvalArgs {
+    /// The run.
+    #[command(flatten)]
+    pub run: RunArgs,
+    /// A Hugging Face model directory; without: the model that the run has made, or starts from.
+    #[arg(long, value_name = "DIR")]
+    pub model: Option<PathBuf>,
+}
+
+/// What to generate from.
+#[derive(Debug, clap::Args)]
+#[command(group(clap::ArgGroup::new("from").required(true).args(["prompt", "message"])))]
+pub struct GenerateArgs {
+    /// The run.
+    #[command(flatten)]
+    pub run: RunArgs,
+    /// Text to continue.
+    #[arg(long, value_name = "TEXT")]
+    pub prompt: Option<String>,
+    /// A user's message to answer, by the chat template.
+    #[arg(long, value_name = "TEXT")]
+    pub message: Option<String>,
+    /// A Hugging Face model directory; without: the model that the run has made, or starts from.
+    #[arg(long, value_name = "DIR")]
+    pub model: Option<PathBuf>,
+    /// Most new tokens; without: the run's `eval.generate.max_new_tokens`.
+    #[arg(long, value_name = "N")]
+    pub max_new_tokens: Option<u32>,
+    /// 0 takes the most likely token each time.
+    #[arg(long, value_name = "X", default_value_t = 0.0)]
+    pub temperature: f64,
+    /// Choose among the most likely tokens that together have this probability.
+    #[arg(long, value_name = "P", default_value_t = 1.0)]
+    pub top_p: f64,
+    /// Seed of the choice.
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    pub seed: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_grammar_is_consistent() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn a_plan_is_of_a_run_or_of_a_shape_with_budgets() {
+        let parses = |line: &str| Args::try_parse_from(line.split(' ')).is_ok();
+        assert!(parses("lowtide plan run.yaml"));
+        assert!(parses("lowtide plan --shape x --device-memory 1GiB --host-memory 1GiB"));
+        assert!(!parses("lowtide plan"));
+        assert!(!parses("lowtide plan run.yaml --shape x --device-memory 1 --host-memory 1"));
+        assert!(!parses("lowtide plan --shape x --device-memory 1GiB"));
+        assert!(!parses("lowtide generate run.yaml"));
+        assert!(!parses("lowtide generate run.yaml --prompt a --message b"));
+    }
+}

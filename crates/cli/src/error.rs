@@ -1,0 +1,244 @@
+//! From an error's facts to an exit code and advice: only the command line knows its own flags.
+
+use std::path::PathBuf;
+
+use lowtide_config::{ConfigError, nearest};
+use lowtide_planner::Machine;
+use lowtide_trainer::planning::Refused;
+use lowtide_trainer::{DataError, ExecError, TierError, TrainError};
+use serde_json::{Value, json};
+
+use crate::out::{complain, enough};
+
+/// Exit code of a bug, and of a difference that `verify` found.
+pub const OURS: u8 = 1;
+/// Exit code of what the user can put right.
+pub const USERS: u8 = 2;
+
+/// Why a command has no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum CliError {
+    /// Everything below.
+    #[error(transparent)]
+    Train(#[from] TrainError),
+    /// A plan was asked for and nothing fits; the answer of `plan` comes with it.
+    #[error("{}", refused.refusal)]
+    Refused {
+        /// What was needed and what would fit.
+        refused: Box<Refused>,
+        /// What the plan was asked for.
+        about: Value,
+    },
+    /// Arguments that cannot be followed.
+    #[error("{what}")]
+    Usage {
+        /// What is wrong.
+        what: String,
+        /// What to do instead.
+        help: &'static str,
+    },
+    /// A file cannot be written.
+    #[error("{}: {source}", path.display())]
+    Write {
+        /// Which.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+}
+
+impl From<ConfigError> for CliError {
+    fn from(e: ConfigError) -> Self {
+        Self::Train(e.into())
+    }
+}
+
+impl From<ExecError> for CliError {
+    fn from(e: ExecError) -> Self {
+        Self::Train(e.into())
+    }
+}
+
+impl From<DataError> for CliError {
+    fn from(e: DataError) -> Self {
+        Self::Train(e.into())
+    }
+}
+
+impl CliError {
+    /// The exit code.
+    pub fn code(&self) -> u8 {
+        match self {
+            Self::Train(e) if is_ours(e) => OURS,
+            _ => USERS,
+        }
+    }
+
+    /// Prints the fact and the advice on standard error; returns the JSON answer.
+    pub fn report(&self) -> Value {
+        complain(&format!("error: {self}"));
+        for line in self.help() {
+            complain(&format!("  help: {line}"));
+        }
+        let mut answer = match self {
+            Self::Refused { refused, about } => refusal(refused, about),
+            Self::Train(TrainError::Refused(refused)) => refusal(refused, &json!({})),
+            _ => json!({}),
+        };
+        answer["error"] = json!(self.to_string());
+        answer["exit_code"] = json!(self.code());
+        answer
+    }
+
+    fn help(&self) -> Vec<String> {
+        match self {
+            Self::Refused { refused, .. } => fitting(refused),
+            Self::Usage { help, .. } => vec![(*help).to_owned()],
+            Self::Write { .. } => Vec::new(),
+            Self::Train(e) => advice(e),
+        }
+    }
+}
+
+/// Whether it is our bug rather than something the user can put right.
+fn is_ours(e: &TrainError) -> bool {
+    match e {
+        TrainError::WrongPlan(_) => true,
+        TrainError::Exec(e) => matches!(e, ExecError::Panic { .. } | ExecError::Stuck { .. }),
+        TrainError::Tier(e) => matches!(
+            e,
+            TierError::Range { .. }
+                | TierError::Misaligned { .. }
+                | TierError::Lengths { .. }
+                | TierError::OutOfDisk { .. }
+        ),
+        _ => false,
+    }
+}
+
+/// The JSON of a plan that is refused.
+fn refusal(refused: &Refused, about: &Value) -> Value {
+    let mut answer = about.clone();
+    answer["fits"] = json!(false);
+    answer["needed"] = json!(refused.refusal.needed);
+    answer["allowed"] = json!(refused.refusal.allowed);
+    answer["nearest"] = json!(refused.refusal.nearest);
+    if let Some(b) = refused.nearest_micro_batch {
+        answer["nearest"]["micro_batch"] = json!(b);
+    }
+    answer
+}
+
+/// What to paste to make it fit.
+fn fitting(refused: &Refused) -> Vec<String> {
+    let (allowed, nearest) = (&refused.refusal.allowed, &refused.refusal.nearest);
+    let tiers = [
+        ("device", allowed.device.0, nearest.device.0),
+        ("host", allowed.host.0, nearest.host.0),
+        ("disk", allowed.disk.0, nearest.disk.0),
+    ];
+    let sets: Vec<String> = tiers
+        .iter()
+        .filter(|(_, have, need)| need > have)
+        .map(|(tier, _, need)| format!("--set budget.{tier}={}", enough(*need)))
+        .collect();
+    let mut lines = vec![format!("the nearest budgets that fit: {}", sets.join(" "))];
+    if let Some(b) = refused.nearest_micro_batch {
+        lines.push(format!("or fewer sequences at once: --set train.micro_batch={b}"));
+    }
+    lines
+}
+
+fn advice(e: &TrainError) -> Vec<String> {
+    let one = |text: &str| vec![text.to_owned()];
+    match e {
+        TrainError::Refused(refused) => fitting(refused),
+        TrainError::UnknownShape { name } => {
+            let names = shapes();
+            let all = names.join(", ");
+            match nearest(name, names.iter().map(String::as_str)) {
+                Some(near) => vec![format!("did you mean '{near}'?"), format!("there are {all}")],
+                None => vec![format!("there are {all}")],
+            }
+        }
+        TrainError::TooLong { positions, .. } => {
+            vec![format!("--set train.seq={positions} is the longest this model takes")]
+        }
+        TrainError::Vocabulary { .. } => {
+            one("set model.tokenizer to the tokenizer that the model was made with")
+        }
+        TrainError::NonFinite { checkpoint, .. } => {
+            let mut lines = vec![
+                "lower train.learning_rate or lengthen its warm-up; \
+                 train.on_nonfinite=skip leaves such steps out"
+                    .to_owned(),
+            ];
+            lines.push(match checkpoint {
+                Some(path) => format!("the newest checkpoint is whole: {}", path.display()),
+                None => "no checkpoint was saved before it".to_owned(),
+            });
+            lines
+        }
+        TrainError::OtherRun { .. } => one(
+            "put the key back to go on with that run, or start anew with another output directory \
+             or --set checkpoint.resume=never",
+        ),
+        TrainError::Config(ConfigError::UnknownKey { .. }) => {
+            one("`lowtide schema --markdown` lists every key")
+        }
+        TrainError::Config(_) | TrainError::File { .. } | TrainError::Model(_) => Vec::new(),
+        TrainError::Data(e) => data_advice(e),
+        TrainError::Tier(e) => tier_advice(e),
+        TrainError::Exec(ExecError::Disk { .. }) => {
+            one("check the drive; the newest checkpoint is whole, and the same command goes on from it")
+        }
+        TrainError::Exec(ExecError::Panic { .. } | ExecError::Stuck { .. })
+        | TrainError::WrongPlan(_) => {
+            one("this is a bug in lowtide: please report it with the command and its output")
+        }
+        TrainError::Exec(_) => Vec::new(),
+    }
+}
+
+fn data_advice(e: &DataError) -> Vec<String> {
+    let text = match e {
+        DataError::NoChatTemplate { .. } => {
+            "give data.chat_template, or a tokenizer directory that has one"
+        }
+        DataError::NothingSupervised { .. } => {
+            "check data.format, data.train_on and train.seq: no token would carry loss"
+        }
+        DataError::Missing { .. } => "paths in a run file are relative to that file",
+        _ => return Vec::new(),
+    };
+    vec![text.to_owned()]
+}
+
+fn tier_advice(e: &TierError) -> Vec<String> {
+    let text = match e {
+        TierError::Space { .. } => {
+            "free some space, or spread budget.disk over several directories"
+        }
+        TierError::InUse { .. } => {
+            "another run holds it: wait for that one, or give this one another directory"
+        }
+        TierError::HostMemory { .. } | TierError::Map { .. } => {
+            "lower budget.host and budget.device (the CPU device's memory is host memory too)"
+        }
+        TierError::File { .. } => "check that the directories of budget.disk can be written",
+        _ => return Vec::new(),
+    };
+    vec![text.to_owned()]
+}
+
+/// Names of the built-in shapes, as the schema has them.
+fn shapes() -> Vec<String> {
+    let schema = lowtide_config::schema();
+    let names = schema["properties"]["model"]["properties"]["shape"]["enum"].as_array();
+    names.into_iter().flatten().filter_map(|n| n.as_str().map(str::to_owned)).collect()
+}
+
+/// Prints a note about where a machine's rates come from; returns it for JSON.
+pub fn machine_json(machine: &Machine) -> Value {
+    json!({ "name": machine.name, "date": machine.date, "source": machine.source })
+}

@@ -1,0 +1,87 @@
+//! `lowtide generate`: a look at what a model says.
+
+use lowtide_config::{ModelSource, Run};
+use lowtide_trainer::RecordProblem;
+use lowtide_trainer::data::Tokenizer;
+use lowtide_trainer::fit::{load_weights, open_session, plan_run};
+use lowtide_trainer::generate::{Sampling, generate as continue_text};
+use lowtide_trainer::inputs::open_tokenizer;
+use serde_json::json;
+
+use crate::Answer;
+use crate::args::GenerateArgs;
+use crate::error::CliError;
+use crate::out::Out;
+
+/// Which model a run would use, for people.
+pub fn name(run: &Run) -> String {
+    match &run.model.source {
+        ModelSource::Path(dir) => dir.display().to_string(),
+        ModelSource::Shape(name) => format!("{name}, random weights"),
+        ModelSource::Config(path) => format!("{}, random weights", path.display()),
+    }
+}
+
+/// Continues a text or answers a message.
+pub fn generate(args: &GenerateArgs, out: Out) -> Answer {
+    let mut run = args.run.load_with_model(args.model.as_deref())?;
+    // One row is all there is; no result depends on it.
+    (run.train.micro_batch, run.train.accumulate) = (1, 1);
+    let usage = |what: String, help| CliError::Usage { what, help };
+    if !(args.temperature >= 0.0 && args.temperature.is_finite()) {
+        let what = format!("--temperature {}: must be 0 or more", args.temperature);
+        return Err(usage(what, "0 is greedy, 1 samples as the model says"));
+    }
+    if !(args.top_p > 0.0 && args.top_p <= 1.0) {
+        let what = format!("--top-p {}: must be above 0 and at most 1", args.top_p);
+        return Err(usage(what, "1 leaves every token in"));
+    }
+    let tokenizer = open_tokenizer(&run, None)?;
+    let tokens = tokens(args, &run, &tokenizer)?;
+    if tokens.is_empty() {
+        return Err(usage("there is nothing to continue".to_owned(), "give a longer --prompt"));
+    }
+    if tokens.len() >= run.train.seq as usize {
+        let what = format!("{} tokens of {} leave no room", tokens.len(), run.train.seq);
+        return Err(usage(what, "raise it with --set train.seq=N"));
+    }
+    let planned = plan_run(&run)?;
+    let mut session = open_session(&run, &planned, 0)?;
+    load_weights(&run, &session)?;
+    let sampling = Sampling {
+        temperature: args.temperature,
+        top_p: args.top_p,
+        seed: args.seed,
+        max_new_tokens: args.max_new_tokens.unwrap_or(run.eval.generate.max_new_tokens) as usize,
+    };
+    let all = continue_text(&mut session, &[tokens], tokenizer.eos(), &sampling, |_| ())?;
+    let new = all.into_iter().next().unwrap_or_default();
+    let text = tokenizer.decode(&new, false);
+    out.text(&text);
+    Ok((json!({ "text": text, "tokens": new, "model": name(&run) }), 0))
+}
+
+/// The tokens to go on from.
+fn tokens(args: &GenerateArgs, run: &Run, tokenizer: &Tokenizer) -> Result<Vec<i32>, CliError> {
+    let failed = |e: RecordProblem| CliError::Usage {
+        what: e.to_string(),
+        help: "--prompt TEXT continues a text without a chat template",
+    };
+    let Some(message) = &args.message else {
+        let mut tokens = tokenizer.prefix().to_vec();
+        let text = args.prompt.as_deref().unwrap_or_default();
+        tokens.extend(tokenizer.encode(text).map_err(failed)?);
+        return Ok(tokens);
+    };
+    let Some(template) = tokenizer.chat_template() else {
+        let path = tokenizer.path().to_owned();
+        return Err(lowtide_trainer::DataError::NoChatTemplate { path }.into());
+    };
+    let mut messages = Vec::new();
+    if let Some(system) = &run.data.system {
+        messages.push(json!({ "role": "system", "content": system }));
+    }
+    messages.push(json!({ "role": "user", "content": message }));
+    let text = template.render(&messages, None, true).map_err(failed)?.text;
+    tokenizer.encode(&text).map_err(failed)
+}

@@ -1,0 +1,185 @@
+//! `lowtide plan`: arithmetic only, for this machine or any other.
+
+use std::path::Path;
+
+use lowtide_config::Run;
+use lowtide_planner::explain::explain;
+use lowtide_planner::plan::LaneKind;
+use lowtide_planner::{Machine, Plan, Source, Tier};
+use lowtide_trainer::TrainError;
+use lowtide_trainer::fit::machine_of;
+use lowtide_trainer::planning::{budgets_of, decoder_of, load_machine, plan_with};
+use serde_json::{Map, Value, json};
+
+use crate::Answer;
+use crate::args::{Clip, PlanArgs, Precision, quoted};
+use crate::error::{CliError, machine_json};
+use crate::out::{Out, bytes, seconds};
+
+/// What a shape is planned for where no machine is given.
+const REFERENCE: &str = include_str!("../../../examples/machines/h200.json");
+
+/// Plans a run or a shape and shows the plan.
+pub fn plan(args: &PlanArgs, out: Out) -> Answer {
+    let run = run_of(args)?;
+    let decoder = decoder_of(&run, run.batch())?;
+    let machine = match (&args.machine, &args.file) {
+        (Some(path), _) => load_machine(path)?,
+        (None, None) if run.plan.machine.is_none() => {
+            out.text("rates: the reference H200 (examples/machines/h200.json); --machine FILE for others");
+            serde_json::from_str(REFERENCE).expect("a test reads it")
+        }
+        _ => {
+            if run.plan.machine.is_none() {
+                out.text("measuring this machine (plan.machine or --machine FILE spares it)");
+            }
+            machine_of(&run, &decoder)?
+        }
+    };
+    let batch = run.batch();
+    let workload = decoder.workload();
+    let about = json!({
+        "model": workload.model,
+        "parameters": workload.parameters(),
+        "batch": batch,
+        "machine": machine_json(&machine),
+    });
+    let plan = match plan_with(&run, &decoder, &machine, budgets_of(&run)) {
+        Ok(plan) => plan,
+        Err(TrainError::Refused(refused)) => return Err(CliError::Refused { refused, about }),
+        Err(e) => return Err(e.into()),
+    };
+    let step = plan.prediction.step_seconds.0;
+    let tokens_per_second = batch.tokens() as f64 / step;
+    let model_tflops = workload.model_flops.0 / step / 1e12;
+    out.text(&format!(
+        "{}: {:.2} B parameters, {} x {} tokens, {} micro-batches a step",
+        plan.model,
+        workload.parameters() as f64 / 1e9,
+        batch.micro_batch,
+        batch.seq,
+        batch.accumulate,
+    ));
+    out.text(&rates_line(&machine));
+    out.text(explain(&plan).trim_end());
+    out.text(&format!("{tokens_per_second:.1} tokens/s, {model_tflops:.2} model TFLOP/s"));
+    if plan.tier(Tier::Disk).planned_bytes.0 > 0 && machine.disk.is_none() {
+        out.text("the machine's drives are not measured: a slow one is assumed");
+    }
+    let mut answer = about;
+    describe(&plan, &mut answer);
+    answer["tokens_per_second"] = json!(tokens_per_second);
+    answer["model_tflops"] = json!(model_tflops);
+    Ok((answer, 0))
+}
+
+/// The run that the arguments mean; flags are overrides of its keys.
+fn run_of(args: &PlanArgs) -> Result<Run, CliError> {
+    let mut sets = args.sets.clone();
+    let mut set = |key: &str, value: Option<String>| {
+        if let Some(value) = value {
+            sets.push(format!("{key}={value}"));
+        }
+    };
+    set("train.micro_batch", args.micro_batch.map(|n| n.to_string()));
+    set("train.seq", args.seq.map(|n| n.to_string()));
+    set("train.accumulate", args.accumulate.map(|n| n.to_string()));
+    set("budget.device", args.device_memory.clone());
+    set("budget.host", args.host_memory.clone());
+    set("budget.disk", disks(&args.disk)?);
+    set("precision", args.precision.map(|p| match p {
+        Precision::Bf16 => "bf16".to_owned(),
+        Precision::F32 => "f32".to_owned(),
+    }));
+    set("train.clip.mode", args.clip.map(|c| match c {
+        Clip::Exact => "exact".to_owned(),
+        Clip::Previous => "previous".to_owned(),
+        Clip::None => "none".to_owned(),
+    }));
+    match (&args.file, &args.shape) {
+        (Some(file), _) => Ok(Run::load(file, &sets)?),
+        (None, shape) => {
+            sets.insert(0, format!("model.shape={}", shape.as_deref().unwrap_or_default()));
+            let here = std::env::current_dir().unwrap_or_else(|_| "/".into());
+            Ok(Run::parse("", "the command line", &here, &sets)?)
+        }
+    }
+}
+
+/// `SIZE`, or any number of `DIR=SIZE`, as a value of `budget.disk`.
+fn disks(given: &[String]) -> Result<Option<String>, CliError> {
+    match given {
+        [] => Ok(None),
+        [size] if !size.contains('=') => Ok(Some(size.clone())),
+        several => {
+            let each: Result<Vec<String>, CliError> = several
+                .iter()
+                .map(|text| match text.rsplit_once('=') {
+                    Some((dir, size)) if !dir.is_empty() => Ok(format!(
+                        "{{dir: {}, size: {}}}",
+                        quoted(Path::new(dir)),
+                        Value::from(size)
+                    )),
+                    _ => Err(CliError::Usage {
+                        what: format!("--disk {text}: several drives need a directory each"),
+                        help: "--disk DIR=SIZE --disk DIR=SIZE",
+                    }),
+                })
+                .collect();
+            Ok(Some(format!("[{}]", each?.join(", "))))
+        }
+    }
+}
+
+/// Whose rates, and whether to trust them.
+pub fn rates_line(machine: &Machine) -> String {
+    let how = match machine.source {
+        Source::Measured => "measured",
+        Source::Published => "published, not measured: an estimate",
+    };
+    format!("rates: {} ({how}, {})", machine.name, machine.date)
+}
+
+/// A plan's figures as JSON.
+pub fn describe(plan: &Plan, answer: &mut Value) {
+    let p = &plan.prediction;
+    let by_lane: Map<String, Value> = LaneKind::ALL
+        .iter()
+        .zip(&p.lanes)
+        .map(|(kind, lane)| (kind.name().to_owned(), json!(lane)))
+        .collect();
+    let by_tier: Map<String, Value> =
+        Tier::ALL.iter().map(|&t| (t.name().to_owned(), json!(plan.tier(t)))).collect();
+    answer["fits"] = json!(true);
+    answer["hash"] = json!(format!("{:016x}", plan.hash()));
+    answer["step_seconds"] = json!(p.step_seconds);
+    answer["ruling_lane"] = json!(LaneKind::ALL[usize::from(p.ruling_lane)].name());
+    answer["lanes"] = Value::Object(by_lane);
+    answer["tiers"] = Value::Object(by_tier);
+    answer["disk_bytes_written_per_step"] = json!(p.disk_bytes_written);
+    answer["disk_bytes_read_per_step"] = json!(p.disk_bytes_read);
+    answer["choice"] = json!(plan.choice);
+}
+
+/// Predicted and measured seconds of a step by lane, as a table.
+pub fn compare(lanes: &std::collections::BTreeMap<String, lowtide_trainer::fit::LaneCompared>) -> String {
+    let mut text = format!("{:<6}{:>14}{:>14}", "lane", "predicted", "measured");
+    for kind in LaneKind::ALL {
+        if let Some(lane) = lanes.get(kind.name()) {
+            text += &format!(
+                "\n{:<6}{:>14}{:>14}",
+                kind.name(),
+                seconds(lane.predicted_seconds),
+                seconds(lane.measured_seconds)
+            );
+        }
+    }
+    text
+}
+
+/// `1.5 GiB through h2d, ...`: what moved.
+pub fn moved(by_lane: &std::collections::BTreeMap<String, u64>) -> String {
+    let each: Vec<String> =
+        by_lane.iter().map(|(lane, n)| format!("{lane} {}", bytes(*n))).collect();
+    each.join(", ")
+}

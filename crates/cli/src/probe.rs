@@ -1,0 +1,77 @@
+//! `lowtide probe`: this machine's rates, stored with their date.
+
+use lowtide_config::Run;
+use lowtide_planner::Machine;
+use lowtide_trainer::fit::{threads_of, today};
+use lowtide_trainer::planning::{decoder_of, directories_of};
+use lowtide_trainer::probe::{ProbeOptions, probe as measure};
+use serde_json::json;
+
+use crate::Answer;
+use crate::args::ProbeArgs;
+use crate::error::CliError;
+use crate::out::{Out, seconds};
+
+/// Seconds spent on each figure, about.
+const SECONDS: f64 = 0.5;
+
+/// Measures and stores.
+pub fn probe(args: &ProbeArgs, out: Out) -> Answer {
+    let run = match &args.file {
+        Some(file) => Some(Run::load(file, &args.sets)?),
+        None => None,
+    };
+    let decoder = match &run {
+        Some(run) => Some(decoder_of(run, run.batch())?),
+        None => None,
+    };
+    let mut directories = args.disk.clone();
+    if let Some(run) = &run
+        && directories.is_empty()
+    {
+        directories = directories_of(run);
+    }
+    let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = match (args.threads, &run) {
+        (Some(n), _) => n as usize,
+        (None, Some(run)) => threads_of(run),
+        (None, None) => cores(),
+    };
+    let options = ProbeOptions { threads, directories, seconds: SECONDS, date: today() };
+    let machine = measure(&options, decoder.as_deref()).map_err(lowtide_trainer::TrainError::from)?;
+    out.text(&table(&machine));
+    let text = serde_json::to_string_pretty(&machine).expect("plain values") + "\n";
+    std::fs::write(&args.out, text)
+        .map_err(|source| CliError::Write { path: args.out.clone(), source })?;
+    out.text(&format!("stored in {}; use it as plan.machine", args.out.display()));
+    let mut answer = json!(machine);
+    answer["file"] = json!(args.out);
+    Ok((answer, 0))
+}
+
+fn table(m: &Machine) -> String {
+    let gb = |x: f64| format!("{:.2} GB/s", x / 1e9);
+    let mut rows = vec![
+        ("matrix product, bf16", format!("{:.1} GFLOP/s", m.matmul_bf16.0 / 1e9)),
+        ("matrix product, f32", format!("{:.1} GFLOP/s", m.matmul_f32.0 / 1e9)),
+        ("device memory", gb(m.device_memory.0)),
+        ("host to device", gb(m.h2d.0)),
+        ("device to host", gb(m.d2h.0)),
+        ("AdamW on the host", format!("{:.3} G parameters/s", m.host_adamw / 1e9)),
+        ("AdamW on the device", format!("{:.3} G parameters/s", m.device_adamw / 1e9)),
+        ("to start a task", seconds(m.host_overhead.0)),
+    ];
+    match &m.disk {
+        None => rows.push(("disk", "not measured (--disk DIR)".to_owned())),
+        Some(d) => rows.extend([
+            ("disk read", gb(d.read.0)),
+            ("disk write", gb(d.write.0)),
+            ("disk, both at once", gb(d.mixed.0)),
+        ]),
+    }
+    if !m.ops.is_empty() {
+        rows.push(("operations timed", m.ops.len().to_string()));
+    }
+    let rows: Vec<String> = rows.iter().map(|(n, v)| format!("{n:<22}{v:>24}")).collect();
+    format!("{} ({}, {})\n{}", m.name, m.note, m.date, rows.join("\n"))
+}

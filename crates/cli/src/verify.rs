@@ -1,0 +1,30 @@
+//! `lowtide verify`: the user's own proof that placement changes no number.
+
+use lowtide_trainer::verify::verify as compare;
+use serde_json::json;
+
+use crate::Answer;
+use crate::args::VerifyArgs;
+use crate::error::OURS;
+use crate::out::{Out, bytes};
+use crate::plan::moved;
+
+/// Trains a slice under the plan and all resident, and compares every bit.
+pub fn verify(args: &VerifyArgs, out: Out) -> Answer {
+    let run = args.run.load()?;
+    let report = compare(&run, args.steps, args.blocks, args.plant_fault)?;
+    out.text(&format!(
+        "{} steps of {} blocks: plan {} against all-resident plan {}",
+        report.steps, report.blocks, report.plan_hash, report.resident_hash
+    ));
+    out.text(&format!("moved under the plan: {}", moved(&report.moved_bytes)));
+    match &report.first_difference {
+        None => out.text(&format!(
+            "equal: every loss, every norm and all {} of weights and optimizer state",
+            bytes(report.compared_bytes)
+        )),
+        Some(what) => out.text(&format!("DIFFERENT: {what}")),
+    }
+    let code = if report.equal { 0 } else { OURS };
+    Ok((json!(report), code))
+}
