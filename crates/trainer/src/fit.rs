@@ -10,13 +10,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
 
 use lowtide_config::{Init, Length, ModelSource, Resume, Run, ScheduleShape};
-use lowtide_executor::{ExecError, Measured, Mode};
+use lowtide_executor::{ExecError, Mode};
 use lowtide_kernels::adamw::Hyper;
 use lowtide_model::{Checkpoint, Decoder, HfWriter, random_init};
-use lowtide_planner::{Lane, LaneKind, Machine, Plan, Tier};
+use lowtide_planner::{Lane, LaneKind, Machine, Tier};
 use lowtide_tiers::process;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -34,111 +33,9 @@ use crate::planning::{
     Planned, budgets_of, clip_of, decoder_of, directories_of, load_machine, plan_with,
 };
 use crate::probe::{ProbeOptions, probe};
+pub use crate::report::{LaneCompared, Observer, StepLine, TrainReport};
 use crate::step::{DiskChoice, Session, SessionOptions, StepData};
-
-/// One finished step, for people and for the metrics file.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct StepLine {
-    /// Which, from 1.
-    pub step: u64,
-    /// Of how many.
-    pub steps: u64,
-    /// Mean loss of the batch's supervised tokens.
-    pub loss: f64,
-    /// Norm of the gradients before clipping.
-    pub grad_norm: f64,
-    /// Learning rate.
-    pub learning_rate: f64,
-    /// Real tokens of the batch; padding is not counted.
-    pub tokens: u64,
-    /// Time since the step before was finished.
-    pub seconds: f64,
-    /// Real tokens a second.
-    pub tokens_per_second: f64,
-    /// Share of the bound that this step reached: the predicted work of the busiest lane over the
-    /// time taken.
-    pub share_of_bound: f64,
-    /// The lane that was busiest in this step.
-    pub ruling_lane: &'static str,
-    /// The update was left out: its norm was not finite.
-    pub skipped: bool,
-}
-
-/// Who is told what happens. Every method has a default that does nothing.
-pub trait Observer {
-    /// Something worth knowing.
-    fn note(&mut self, _text: &str) {}
-    /// The plan is made and everything is about to be reserved.
-    fn planned(&mut self, _plan: &Plan, _machine: &Machine) {}
-    /// A step is finished.
-    fn step(&mut self, _line: &StepLine) {}
-    /// An evaluation is finished.
-    fn evaluated(&mut self, _step: u64, _loss: f64) {}
-    /// So many of so many prompts are answered.
-    fn answering(&mut self, _done: usize, _of: usize) {}
-    /// Exact match was measured.
-    fn answered(&mut self, _when: &str, _share: f64, _prompts: usize) {}
-    /// A checkpoint is on the disk.
-    fn saved(&mut self, _path: &Path) {}
-}
-
-/// Predicted and measured seconds of one lane in one step.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct LaneCompared {
-    /// Predicted seconds of work.
-    pub predicted_seconds: f64,
-    /// Measured seconds inside tasks, mean over the steps.
-    pub measured_seconds: f64,
-}
-
-/// What a run did.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct TrainReport {
-    /// Updates made in all.
-    pub steps: u64,
-    /// Real tokens trained on.
-    pub tokens: u64,
-    /// Loss of the first step.
-    pub loss_first: f64,
-    /// Mean loss of the last steps (up to ten).
-    pub loss_last: f64,
-    /// Evaluation loss before the first and after the last step, if there is evaluation data.
-    pub eval_loss_first: Option<f64>,
-    /// As above.
-    pub eval_loss_last: Option<f64>,
-    /// Exact match before training, if asked for.
-    pub exact_match_before: Option<f64>,
-    /// Exact match after training.
-    pub exact_match_after: Option<f64>,
-    /// Seconds from the first step to the last.
-    pub seconds: f64,
-    /// Real tokens a second.
-    pub tokens_per_second: f64,
-    /// Median measured time of a step.
-    pub step_seconds: f64,
-    /// Predicted time of a step.
-    pub predicted_step_seconds: f64,
-    /// By lane.
-    pub lanes: BTreeMap<String, LaneCompared>,
-    /// Bytes moved by lane: h2d, d2h, disk_read, disk_write.
-    pub moved_bytes: BTreeMap<String, u64>,
-    /// Bytes of the parameters as the device reads them.
-    pub parameter_bytes: u64,
-    /// Planned, which is reserved, bytes by tier.
-    pub planned_bytes: BTreeMap<String, u64>,
-    /// Peak resident memory of the process.
-    pub peak_rss_bytes: Option<u64>,
-    /// Stopped by a signal; the same command goes on.
-    pub stopped: bool,
-    /// The fine-tuned model (absent when stopped).
-    pub output: Option<PathBuf>,
-    /// The newest checkpoint.
-    pub checkpoint: Option<PathBuf>,
-    /// Metrics, one JSON object a line.
-    pub metrics: PathBuf,
-    /// The trace for Perfetto.
-    pub trace: Option<PathBuf>,
-}
+use crate::tally::Tally;
 
 /// Threads of a run.
 #[must_use]
@@ -149,11 +46,16 @@ pub fn threads_of(run: &Run) -> usize {
     )
 }
 
-/// Rates for a run: of its machine file, or measured now at the run's own shapes.
+/// Rates for a run: of its machine file, or measured now at the run's own shapes, on a sample of
+/// its inputs where there is one.
 ///
 /// # Errors
 /// The machine file, or a directory that cannot be measured.
-pub fn machine_of(run: &Run, decoder: &Decoder) -> Result<Machine, TrainError> {
+pub fn machine_of(
+    run: &Run,
+    decoder: &Decoder,
+    sample: Option<&Micro>,
+) -> Result<Machine, TrainError> {
     if let Some(path) = &run.plan.machine {
         return load_machine(path);
     }
@@ -163,7 +65,7 @@ pub fn machine_of(run: &Run, decoder: &Decoder) -> Result<Machine, TrainError> {
         seconds: 0.1,
         date: today(),
     };
-    Ok(probe(&options, Some(decoder))?)
+    Ok(probe(&options, Some(decoder), sample)?)
 }
 
 /// Today in UTC, `2026-11-21`.
@@ -189,7 +91,7 @@ pub fn today() -> String {
 /// Anything wrong with shape, machine file or budgets.
 pub fn plan_run(run: &Run) -> Result<Planned, TrainError> {
     let decoder = decoder_of(run, run.batch())?;
-    let machine = machine_of(run, &decoder)?;
+    let machine = machine_of(run, &decoder, None)?;
     let plan = plan_with(run, &decoder, &machine, budgets_of(run))?;
     Ok(Planned { decoder, plan: Arc::new(plan), machine, clip: clip_of(run) })
 }
@@ -316,7 +218,14 @@ pub fn train(
     let Inputs { train, eval, notes } = load_inputs(run, &tokenizer)?;
     notes.iter().for_each(|n| observer.note(n));
     prepare_output(&run.output)?;
-    let machine = machine_of(run, &decoder)?;
+    let shape = BatchShape {
+        micro_batch: run.train.micro_batch as usize,
+        accumulate: run.train.accumulate as usize,
+    };
+    let batches = Batches::new(Arc::clone(&train), shape, run.seed)?;
+    let mut preview = Batches::new(Arc::clone(&train), shape, run.seed)?;
+    let sample = preview.next_batch().micro.swap_remove(0);
+    let machine = machine_of(run, &decoder, Some(&sample))?;
     let plan = Arc::new(plan_with(run, &decoder, &machine, budgets_of(run))?);
     observer.planned(&plan, &machine);
     write_json(&run.output.join("machine.json"), &machine)?;
@@ -328,11 +237,6 @@ pub fn train(
         observer.note(&format!("disk: {how}"));
     }
 
-    let shape = BatchShape {
-        micro_batch: run.train.micro_batch as usize,
-        accumulate: run.train.accumulate as usize,
-    };
-    let batches = Batches::new(Arc::clone(&train), shape, run.seed)?;
     let total = match run.train.length {
         Length::Steps(n) => n,
         Length::Epochs(e) => batches.batches_for(e),
@@ -733,59 +637,6 @@ impl Fit<'_> {
     }
 }
 
-/// Times and sums of the steps of this process.
-struct Tally {
-    last: Instant,
-    last_measured: Measured,
-    times: Vec<f64>,
-    losses: Vec<f64>,
-    tokens: u64,
-    seconds: f64,
-    moved: Measured,
-}
-
-impl Tally {
-    fn new(measured: Measured) -> Self {
-        Self {
-            last: Instant::now(),
-            last_measured: measured,
-            times: Vec::new(),
-            losses: Vec::new(),
-            tokens: 0,
-            seconds: 0.0,
-            moved: Measured::default(),
-        }
-    }
-
-    fn advance(&mut self, measured: Measured) -> (f64, Measured) {
-        let seconds = self.last.elapsed().as_secs_f64();
-        let lanes = measured.since(&self.last_measured);
-        self.moved = self.moved.plus(&lanes);
-        self.seconds += seconds;
-        self.last = Instant::now();
-        self.last_measured = measured;
-        (seconds, lanes)
-    }
-
-    /// A step is done: its time, and the lane that was busiest.
-    fn lap(&mut self, measured: Measured) -> (f64, &'static str) {
-        let (seconds, lanes) = self.advance(measured);
-        self.times.push(seconds);
-        (seconds, ruling(&lanes))
-    }
-
-    /// What happened since the last step was no step.
-    fn pause(&mut self, measured: Measured) {
-        self.last = Instant::now();
-        self.last_measured = measured;
-    }
-
-    /// The last updates are done.
-    fn end(&mut self, measured: Measured) {
-        self.advance(measured);
-    }
-}
-
 struct Ends {
     eval_loss_first: Option<f64>,
     eval_loss_last: Option<f64>,
@@ -805,14 +656,6 @@ fn hyper(run: &Run, lr: f64, step: u64) -> Hyper {
         step,
         grad_scale: 1.0,
     }
-}
-
-/// The lane with the most seconds inside tasks.
-fn ruling(m: &Measured) -> &'static str {
-    Lane::ALL
-        .iter()
-        .max_by(|a, b| m.lane(**a).busy_seconds.total_cmp(&m.lane(**b).busy_seconds))
-        .map_or("gpu", |l| l.kind.name())
 }
 
 /// Mean loss of the supervised tokens of evaluation data. Drains first.

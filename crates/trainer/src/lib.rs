@@ -13,7 +13,9 @@ pub mod metrics;
 pub mod planning;
 pub mod probe;
 pub mod random;
+pub mod report;
 pub mod step;
+mod tally;
 pub mod verify;
 
 pub use error::{DataError, RecordProblem, TrainError};

@@ -17,6 +17,8 @@ use lowtide_tiers::{Arena, Fill, ProbeConfig, TierError};
 use lowtide_units::{Bytes, BytesPerSecond, FlopsPerSecond, Seconds};
 use lowtide_workload::{Dtype, What};
 
+use crate::data::Micro;
+
 /// What to measure.
 #[derive(Clone, Debug)]
 pub struct ProbeOptions {
@@ -30,31 +32,37 @@ pub struct ProbeOptions {
     pub date: String,
 }
 
-/// The median time of `work`, repeated for about `seconds`, at least three times.
-fn median(seconds: f64, mut work: impl FnMut()) -> f64 {
+/// The lower quartile of the time of `work`, repeated for about `seconds`, at least five times:
+/// what it takes when nothing else disturbs it much.
+fn quartile(seconds: f64, mut work: impl FnMut()) -> f64 {
     work();
     let begin = Instant::now();
     let mut times = Vec::new();
-    while times.len() < 3 || (begin.elapsed().as_secs_f64() < seconds && times.len() < 1000) {
+    while times.len() < 5 || (begin.elapsed().as_secs_f64() < seconds && times.len() < 1000) {
         let start = Instant::now();
         work();
         times.push(start.elapsed().as_secs_f64());
     }
     times.sort_by(f64::total_cmp);
-    times[times.len() / 2]
+    times[times.len() / 4]
 }
 
-/// Measures the CPU device, host memory and the drives; and, given a decoder, its operations.
+/// Measures the CPU device, host memory and the drives; and, given a decoder, its operations on
+/// `sample`: packed documents make attention cheaper, and unsupervised rows the loss.
 ///
 /// # Errors
 /// When memory or a directory cannot be had.
-pub fn probe(options: &ProbeOptions, decoder: Option<&Decoder>) -> Result<Machine, TierError> {
+pub fn probe(
+    options: &ProbeOptions,
+    decoder: Option<&Decoder>,
+    sample: Option<&Micro>,
+) -> Result<Machine, TierError> {
     let q = Queue::new("probe", options.threads);
     let (matmul_bf16, matmul_f32) =
         (product(&q, Dtype::Bf16, options.seconds)?, product(&q, Dtype::F32, options.seconds)?);
     let copy = copy_rate(options.seconds)?;
     let adamw = adamw_rate(&q, options.seconds)?;
-    let install = median(options.seconds.min(0.05), || q.run(|| ()));
+    let install = quartile(options.seconds.min(0.05), || q.run(|| ()));
     let wake = wake_time();
     let disk = match options.directories.as_slice() {
         [] => None,
@@ -92,7 +100,7 @@ pub fn probe(options: &ProbeOptions, decoder: Option<&Decoder>) -> Result<Machin
         ops: BTreeMap::new(),
     };
     if let Some(decoder) = decoder {
-        machine.ops = operations(&q, decoder, options.seconds.min(0.03))?;
+        machine.ops = operations(&q, decoder, sample, options.seconds.min(0.03))?;
     }
     Ok(machine)
 }
@@ -103,7 +111,7 @@ fn product(q: &Queue, dtype: Dtype, seconds: f64) -> Result<FlopsPerSecond, Tier
     let ws = matmul::workspace(d, dtype).max(1) as u64;
     let (x, w, y) = (256 * 512 * size, 512 * 512 * size, 256 * 512 * size);
     let arena = Memory::new(Arena::new(Bytes(x + w + y + ws + 4096), Fill::Zero)?);
-    let s = median(seconds, || {
+    let s = quartile(seconds, || {
         matmul::forward(
             q,
             arena.view(x + w, y),
@@ -122,7 +130,7 @@ fn product(q: &Queue, dtype: Dtype, seconds: f64) -> Result<FlopsPerSecond, Tier
 fn copy_rate(seconds: f64) -> Result<f64, TierError> {
     let bytes = 32u64 << 20;
     let arena = Memory::new(Arena::new(Bytes(2 * bytes), Fill::Zero)?);
-    let s = median(seconds, || memory::copy(&arena.view(bytes, bytes), &arena.view(0, bytes)));
+    let s = quartile(seconds, || memory::copy(&arena.view(bytes, bytes), &arena.view(0, bytes)));
     Ok(bytes as f64 / s)
 }
 
@@ -139,7 +147,7 @@ fn adamw_rate(q: &Queue, seconds: f64) -> Result<f64, TierError> {
         step: 1,
         grad_scale: 1.0,
     };
-    let s = median(seconds, || {
+    let s = quartile(seconds, || {
         adamw::step(
             q,
             arena.view(0, 2 * n),
@@ -207,10 +215,11 @@ fn disk_rates(dirs: &[PathBuf], seconds: f64) -> Result<DiskRates, TierError> {
     })
 }
 
-/// Times every distinct operation of a decoder, on zeros, at its own shape.
+/// Times every distinct operation of a decoder at its own shape, on zeros but for the inputs.
 fn operations(
     q: &Queue,
     decoder: &Decoder,
+    sample: Option<&Micro>,
     seconds: f64,
 ) -> Result<BTreeMap<String, Seconds>, TierError> {
     let w = decoder.workload();
@@ -238,9 +247,13 @@ fn operations(
                 let mut at = 0;
                 let args: Vec<Arg<'_>> = sizes
                     .iter()
-                    .map(|&s| {
+                    .zip(&op.operands)
+                    .map(|(&s, operand)| {
                         let view = arena.view(at, s);
                         at += s.next_multiple_of(256);
+                        if let (What::Inputs, Some(sample)) = (operand.what, sample) {
+                            sample.store(&view);
+                        }
                         Arg { view, fresh: true }
                     })
                     .collect();
@@ -252,7 +265,7 @@ fn operations(
                     workspace: arena.view(at, ws),
                     loss_scale: 1.0,
                 };
-                let s = median(seconds, || decoder.run(q, &call));
+                let s = quartile(seconds, || decoder.run(q, &call));
                 times.insert(op.key.clone(), Seconds(s));
             }
         }

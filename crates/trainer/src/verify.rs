@@ -69,7 +69,7 @@ pub fn verify(
     };
     let decoder = Arc::new(Decoder::new(&shape, &options)?);
     let clip = clip_of(run);
-    let machine = machine_of(run, &decoder)?;
+    let machine = machine_of(run, &decoder, None)?;
     let plan = slice_plan(run, &decoder, &machine, &whole)?;
     let resident = {
         let w = decoder.workload();

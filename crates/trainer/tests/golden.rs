@@ -460,5 +460,5 @@ fn bf16_without_master_weights_is_outside_the_limit() {
             .expect("state is rewritten");
     }
     eprintln!("bf16 without master weights: loss off by {worst:.1e}");
-    assert!(worst > 2.0 * STEPS_BF16, "{worst:.1e}");
+    assert!(worst > 1.5 * STEPS_BF16, "{worst:.1e}");
 }

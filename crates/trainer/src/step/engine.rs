@@ -290,6 +290,20 @@ impl Engine {
     }
 }
 
+impl Micro {
+    /// Writes the four planes of [`lowtide_workload::Batch::input_bytes`], one behind another.
+    ///
+    /// # Panics
+    /// When the view is not as long as the planes.
+    pub fn store(&self, view: &View<'_>) {
+        let plane = view.bytes() / 4;
+        let planes = [&self.tokens, &self.labels, &self.positions, &self.doc_start];
+        for (i, numbers) in planes.into_iter().enumerate() {
+            memory::store(&view.part(i * plane, plane), numbers.as_slice());
+        }
+    }
+}
+
 /// The clip slot of a run that has no norm yet: no clipping, updates apply.
 #[must_use]
 pub(crate) fn first_clip() -> [f64; CLIP_WORDS] {
@@ -319,13 +333,7 @@ impl lowtide_executor::Engine for Engine {
             Work::Update { piece } => return self.update(queue, call.args, piece, step),
             Work::Norm => return self.norm(call.args, step),
             Work::Load { micro_batch } => {
-                let micro = &step.inputs[micro_batch as usize];
-                let view = call.args[0].view;
-                let plane = view.bytes() / 4;
-                let planes = [&micro.tokens, &micro.labels, &micro.positions, &micro.doc_start];
-                for (i, numbers) in planes.into_iter().enumerate() {
-                    memory::store(&view.part(i * plane, plane), numbers.as_slice());
-                }
+                step.inputs[micro_batch as usize].store(&call.args[0].view);
             }
             Work::Losses => {
                 let losses = losses(&call.args[0].view);

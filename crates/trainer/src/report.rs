@@ -1,0 +1,111 @@
+//! What a run tells while it runs and when it is done.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use lowtide_planner::{Machine, Plan};
+use serde::Serialize;
+
+/// One finished step, for people and for the metrics file.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct StepLine {
+    /// Which, from 1.
+    pub step: u64,
+    /// Of how many.
+    pub steps: u64,
+    /// Mean loss of the batch's supervised tokens.
+    pub loss: f64,
+    /// Norm of the gradients before clipping.
+    pub grad_norm: f64,
+    /// Learning rate.
+    pub learning_rate: f64,
+    /// Real tokens of the batch; padding is not counted.
+    pub tokens: u64,
+    /// Time since the step before was finished.
+    pub seconds: f64,
+    /// Real tokens a second.
+    pub tokens_per_second: f64,
+    /// Share of the bound that this step reached: the predicted work of the busiest lane over the
+    /// time taken.
+    pub share_of_bound: f64,
+    /// The lane that was busiest in this step.
+    pub ruling_lane: &'static str,
+    /// The update was left out: its norm was not finite.
+    pub skipped: bool,
+}
+
+/// Who is told what happens. Every method has a default that does nothing.
+pub trait Observer {
+    /// Something worth knowing.
+    fn note(&mut self, _text: &str) {}
+    /// The plan is made and everything is about to be reserved.
+    fn planned(&mut self, _plan: &Plan, _machine: &Machine) {}
+    /// A step is finished.
+    fn step(&mut self, _line: &StepLine) {}
+    /// An evaluation is finished.
+    fn evaluated(&mut self, _step: u64, _loss: f64) {}
+    /// So many of so many prompts are answered.
+    fn answering(&mut self, _done: usize, _of: usize) {}
+    /// Exact match was measured.
+    fn answered(&mut self, _when: &str, _share: f64, _prompts: usize) {}
+    /// A checkpoint is on the disk.
+    fn saved(&mut self, _path: &Path) {}
+}
+
+/// Predicted and measured seconds of one lane in one step.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct LaneCompared {
+    /// Predicted seconds of work.
+    pub predicted_seconds: f64,
+    /// Measured seconds inside tasks, mean over the steps.
+    pub measured_seconds: f64,
+}
+
+/// What a run did.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct TrainReport {
+    /// Updates made in all.
+    pub steps: u64,
+    /// Real tokens trained on.
+    pub tokens: u64,
+    /// Loss of the first step.
+    pub loss_first: f64,
+    /// Mean loss of the last steps (up to ten).
+    pub loss_last: f64,
+    /// Evaluation loss before the first and after the last step, if there is evaluation data.
+    pub eval_loss_first: Option<f64>,
+    /// As above.
+    pub eval_loss_last: Option<f64>,
+    /// Exact match before training, if asked for.
+    pub exact_match_before: Option<f64>,
+    /// Exact match after training.
+    pub exact_match_after: Option<f64>,
+    /// Seconds from the first step to the last.
+    pub seconds: f64,
+    /// Real tokens a second.
+    pub tokens_per_second: f64,
+    /// Median measured time of a step.
+    pub step_seconds: f64,
+    /// Predicted time of a step.
+    pub predicted_step_seconds: f64,
+    /// By lane.
+    pub lanes: BTreeMap<String, LaneCompared>,
+    /// Bytes moved by lane: h2d, d2h, disk_read, disk_write.
+    pub moved_bytes: BTreeMap<String, u64>,
+    /// Bytes of the parameters as the device reads them.
+    pub parameter_bytes: u64,
+    /// Planned, which is reserved, bytes by tier.
+    pub planned_bytes: BTreeMap<String, u64>,
+    /// Peak resident memory of the process.
+    pub peak_rss_bytes: Option<u64>,
+    /// Stopped by a signal; the same command goes on.
+    pub stopped: bool,
+    /// The fine-tuned model (absent when stopped).
+    pub output: Option<PathBuf>,
+    /// The newest checkpoint.
+    pub checkpoint: Option<PathBuf>,
+    /// Metrics, one JSON object a line.
+    pub metrics: PathBuf,
+    /// The trace for Perfetto.
+    pub trace: Option<PathBuf>,
+}
