@@ -90,7 +90,12 @@ pub struct PlanArgs {
     #[arg(value_name = "RUN.yaml")]
     pub file: Option<PathBuf>,
     /// A built-in shape instead of a run file, such as gpt3-175b.
-    #[arg(long, value_name = "NAME", requires = "device_memory", requires = "host_memory")]
+    #[arg(
+        long,
+        value_name = "NAME",
+        requires = "device_memory",
+        requires = "host_memory"
+    )]
     pub shape: Option<String>,
     /// Sequences computed at once.
     #[arg(long, value_name = "B")]
@@ -240,9 +245,13 @@ mod tests {
     fn a_plan_is_of_a_run_or_of_a_shape_with_budgets() {
         let parses = |line: &str| Args::try_parse_from(line.split(' ')).is_ok();
         assert!(parses("lowtide plan run.yaml"));
-        assert!(parses("lowtide plan --shape x --device-memory 1GiB --host-memory 1GiB"));
+        assert!(parses(
+            "lowtide plan --shape x --device-memory 1GiB --host-memory 1GiB"
+        ));
         assert!(!parses("lowtide plan"));
-        assert!(!parses("lowtide plan run.yaml --shape x --device-memory 1 --host-memory 1"));
+        assert!(!parses(
+            "lowtide plan run.yaml --shape x --device-memory 1 --host-memory 1"
+        ));
         assert!(!parses("lowtide plan --shape x --device-memory 1GiB"));
         assert!(!parses("lowtide generate run.yaml"));
         assert!(!parses("lowtide generate run.yaml --prompt a --message b"));

@@ -144,7 +144,9 @@ fn fitting(refused: &Refused) -> Vec<String> {
         .collect();
     let mut lines = vec![format!("the nearest budgets that fit: {}", sets.join(" "))];
     if let Some(b) = refused.nearest_micro_batch {
-        lines.push(format!("or fewer sequences at once: --set train.micro_batch={b}"));
+        lines.push(format!(
+            "or fewer sequences at once: --set train.micro_batch={b}"
+        ));
     }
     lines
 }
@@ -157,12 +159,17 @@ fn advice(e: &TrainError) -> Vec<String> {
             let names = shapes();
             let all = names.join(", ");
             match nearest(name, names.iter().map(String::as_str)) {
-                Some(near) => vec![format!("did you mean '{near}'?"), format!("there are {all}")],
+                Some(near) => vec![
+                    format!("did you mean '{near}'?"),
+                    format!("there are {all}"),
+                ],
                 None => vec![format!("there are {all}")],
             }
         }
         TrainError::TooLong { positions, .. } => {
-            vec![format!("--set train.seq={positions} is the longest this model takes")]
+            vec![format!(
+                "--set train.seq={positions} is the longest this model takes"
+            )]
         }
         TrainError::Vocabulary { .. } => {
             one("set model.tokenizer to the tokenizer that the model was made with")
@@ -189,9 +196,9 @@ fn advice(e: &TrainError) -> Vec<String> {
         TrainError::Config(_) | TrainError::File { .. } | TrainError::Model(_) => Vec::new(),
         TrainError::Data(e) => data_advice(e),
         TrainError::Tier(e) => tier_advice(e),
-        TrainError::Exec(ExecError::Disk { .. }) => {
-            one("check the drive; the newest checkpoint is whole, and the same command goes on from it")
-        }
+        TrainError::Exec(ExecError::Disk { .. }) => one(
+            "check the drive; the newest checkpoint is whole, and the same command goes on from it",
+        ),
         TrainError::Exec(ExecError::Panic { .. } | ExecError::Stuck { .. })
         | TrainError::WrongPlan(_) => {
             one("this is a bug in lowtide: please report it with the command and its output")
@@ -235,7 +242,11 @@ fn tier_advice(e: &TierError) -> Vec<String> {
 fn shapes() -> Vec<String> {
     let schema = lowtide_config::schema();
     let names = schema["properties"]["model"]["properties"]["shape"]["enum"].as_array();
-    names.into_iter().flatten().filter_map(|n| n.as_str().map(str::to_owned)).collect()
+    names
+        .into_iter()
+        .flatten()
+        .filter_map(|n| n.as_str().map(str::to_owned))
+        .collect()
 }
 
 /// Prints a note about where a machine's rates come from; returns it for JSON.

@@ -39,7 +39,11 @@ pub fn eval(args: &EvalArgs, out: Out) -> Answer {
     if !all.is_empty() {
         let most = run.eval.generate.max_new_tokens as usize;
         let right = exact_match(&mut session, &tokenizer, &all, most, |_| ())?;
-        out.text(&format!("exact match {:.1}% of {} prompts", 100.0 * right, all.len()));
+        out.text(&format!(
+            "exact match {:.1}% of {} prompts",
+            100.0 * right,
+            all.len()
+        ));
         share = Some(right);
     }
     let answer = json!({ "eval_loss": eval_loss, "exact_match": share, "prompts": all.len() });

@@ -39,7 +39,10 @@ pub fn generate(args: &GenerateArgs, out: Out) -> Answer {
     let tokenizer = open_tokenizer(&run, None)?;
     let tokens = tokens(args, &run, &tokenizer)?;
     if tokens.is_empty() {
-        return Err(usage("there is nothing to continue".to_owned(), "give a longer --prompt"));
+        return Err(usage(
+            "there is nothing to continue".to_owned(),
+            "give a longer --prompt",
+        ));
     }
     if tokens.len() >= run.train.seq as usize {
         let what = format!("{} tokens of {} leave no room", tokens.len(), run.train.seq);
@@ -52,13 +55,18 @@ pub fn generate(args: &GenerateArgs, out: Out) -> Answer {
         temperature: args.temperature,
         top_p: args.top_p,
         seed: args.seed,
-        max_new_tokens: args.max_new_tokens.unwrap_or(run.eval.generate.max_new_tokens) as usize,
+        max_new_tokens: args
+            .max_new_tokens
+            .unwrap_or(run.eval.generate.max_new_tokens) as usize,
     };
     let all = continue_text(&mut session, &[tokens], tokenizer.eos(), &sampling, |_| ())?;
     let new = all.into_iter().next().unwrap_or_default();
     let text = tokenizer.decode(&new, false);
     out.text(&text);
-    Ok((json!({ "text": text, "tokens": new, "model": name(&run) }), 0))
+    Ok((
+        json!({ "text": text, "tokens": new, "model": name(&run) }),
+        0,
+    ))
 }
 
 /// The tokens to go on from.

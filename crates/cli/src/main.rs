@@ -37,7 +37,10 @@ fn main() -> ExitCode {
     let (answer, code) = match catch_unwind(AssertUnwindSafe(|| run(&args, out))) {
         Ok(Ok(answer)) => answer,
         Ok(Err(error)) => (error.report(), error.code()),
-        Err(_) => (json!({ "error": "this is a bug in lowtide", "exit_code": OURS }), OURS),
+        Err(_) => (
+            json!({ "error": "this is a bug in lowtide", "exit_code": OURS }),
+            OURS,
+        ),
     };
     out.answer(&answer);
     ExitCode::from(code)

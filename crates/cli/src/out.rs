@@ -47,7 +47,11 @@ pub fn bytes(n: u64) -> String {
         x /= 1024.0;
         unit += 1;
     }
-    if unit == 0 { format!("{n} B") } else { format!("{x:.1} {}", UNITS[unit]) }
+    if unit == 0 {
+        format!("{n} B")
+    } else {
+        format!("{x:.1} {}", UNITS[unit])
+    }
 }
 
 /// Seconds as people read them: `1.25 s`, `12.3 ms`.

@@ -8,6 +8,7 @@ use lowtide_planner::plan::LaneKind;
 use lowtide_planner::{Machine, Plan, Source, Tier};
 use lowtide_trainer::TrainError;
 use lowtide_trainer::fit::machine_of;
+use lowtide_trainer::inputs::sample_of;
 use lowtide_trainer::planning::{budgets_of, decoder_of, load_machine, plan_with};
 use serde_json::{Map, Value, json};
 
@@ -33,7 +34,7 @@ pub fn plan(args: &PlanArgs, out: Out) -> Answer {
             if run.plan.machine.is_none() {
                 out.text("measuring this machine (plan.machine or --machine FILE spares it)");
             }
-            machine_of(&run, &decoder)?
+            machine_of(&run, &decoder, sample_of(&run).as_ref())?
         }
     };
     let batch = run.batch();
@@ -62,7 +63,9 @@ pub fn plan(args: &PlanArgs, out: Out) -> Answer {
     ));
     out.text(&rates_line(&machine));
     out.text(explain(&plan).trim_end());
-    out.text(&format!("{tokens_per_second:.1} tokens/s, {model_tflops:.2} model TFLOP/s"));
+    out.text(&format!(
+        "{tokens_per_second:.1} tokens/s, {model_tflops:.2} model TFLOP/s"
+    ));
     if plan.tier(Tier::Disk).planned_bytes.0 > 0 && machine.disk.is_none() {
         out.text("the machine's drives are not measured: a slow one is assumed");
     }
@@ -87,19 +90,28 @@ fn run_of(args: &PlanArgs) -> Result<Run, CliError> {
     set("budget.device", args.device_memory.clone());
     set("budget.host", args.host_memory.clone());
     set("budget.disk", disks(&args.disk)?);
-    set("precision", args.precision.map(|p| match p {
-        Precision::Bf16 => "bf16".to_owned(),
-        Precision::F32 => "f32".to_owned(),
-    }));
-    set("train.clip.mode", args.clip.map(|c| match c {
-        Clip::Exact => "exact".to_owned(),
-        Clip::Previous => "previous".to_owned(),
-        Clip::None => "none".to_owned(),
-    }));
+    set(
+        "precision",
+        args.precision.map(|p| match p {
+            Precision::Bf16 => "bf16".to_owned(),
+            Precision::F32 => "f32".to_owned(),
+        }),
+    );
+    set(
+        "train.clip.mode",
+        args.clip.map(|c| match c {
+            Clip::Exact => "exact".to_owned(),
+            Clip::Previous => "previous".to_owned(),
+            Clip::None => "none".to_owned(),
+        }),
+    );
     match (&args.file, &args.shape) {
         (Some(file), _) => Ok(Run::load(file, &sets)?),
         (None, shape) => {
-            sets.insert(0, format!("model.shape={}", shape.as_deref().unwrap_or_default()));
+            sets.insert(
+                0,
+                format!("model.shape={}", shape.as_deref().unwrap_or_default()),
+            );
             let here = std::env::current_dir().unwrap_or_else(|_| "/".into());
             Ok(Run::parse("", "the command line", &here, &sets)?)
         }
@@ -148,8 +160,10 @@ pub fn describe(plan: &Plan, answer: &mut Value) {
         .zip(&p.lanes)
         .map(|(kind, lane)| (kind.name().to_owned(), json!(lane)))
         .collect();
-    let by_tier: Map<String, Value> =
-        Tier::ALL.iter().map(|&t| (t.name().to_owned(), json!(plan.tier(t)))).collect();
+    let by_tier: Map<String, Value> = Tier::ALL
+        .iter()
+        .map(|&t| (t.name().to_owned(), json!(plan.tier(t))))
+        .collect();
     answer["fits"] = json!(true);
     answer["hash"] = json!(format!("{:016x}", plan.hash()));
     answer["step_seconds"] = json!(p.step_seconds);
@@ -162,7 +176,9 @@ pub fn describe(plan: &Plan, answer: &mut Value) {
 }
 
 /// Predicted and measured seconds of a step by lane, as a table.
-pub fn compare(lanes: &std::collections::BTreeMap<String, lowtide_trainer::fit::LaneCompared>) -> String {
+pub fn compare(
+    lanes: &std::collections::BTreeMap<String, lowtide_trainer::fit::LaneCompared>,
+) -> String {
     let mut text = format!("{:<6}{:>14}{:>14}", "lane", "predicted", "measured");
     for kind in LaneKind::ALL {
         if let Some(lane) = lanes.get(kind.name()) {
@@ -179,7 +195,9 @@ pub fn compare(lanes: &std::collections::BTreeMap<String, lowtide_trainer::fit::
 
 /// `1.5 GiB through h2d, ...`: what moved.
 pub fn moved(by_lane: &std::collections::BTreeMap<String, u64>) -> String {
-    let each: Vec<String> =
-        by_lane.iter().map(|(lane, n)| format!("{lane} {}", bytes(*n))).collect();
+    let each: Vec<String> = by_lane
+        .iter()
+        .map(|(lane, n)| format!("{lane} {}", bytes(*n)))
+        .collect();
     each.join(", ")
 }

@@ -3,6 +3,7 @@
 use lowtide_config::Run;
 use lowtide_planner::Machine;
 use lowtide_trainer::fit::{threads_of, today};
+use lowtide_trainer::inputs::sample_of;
 use lowtide_trainer::planning::{decoder_of, directories_of};
 use lowtide_trainer::probe::{ProbeOptions, probe as measure};
 use serde_json::json;
@@ -37,13 +38,28 @@ pub fn probe(args: &ProbeArgs, out: Out) -> Answer {
         (None, Some(run)) => threads_of(run),
         (None, None) => cores(),
     };
-    let options = ProbeOptions { threads, directories, seconds: SECONDS, date: today() };
-    let machine = measure(&options, decoder.as_deref()).map_err(lowtide_trainer::TrainError::from)?;
+    let options = ProbeOptions {
+        threads,
+        directories,
+        seconds: SECONDS,
+        date: today(),
+    };
+    let machine = measure(
+        &options,
+        decoder.as_deref(),
+        run.as_ref().and_then(sample_of).as_ref(),
+    )
+    .map_err(lowtide_trainer::TrainError::from)?;
     out.text(&table(&machine));
     let text = serde_json::to_string_pretty(&machine).expect("plain values") + "\n";
-    std::fs::write(&args.out, text)
-        .map_err(|source| CliError::Write { path: args.out.clone(), source })?;
-    out.text(&format!("stored in {}; use it as plan.machine", args.out.display()));
+    std::fs::write(&args.out, text).map_err(|source| CliError::Write {
+        path: args.out.clone(),
+        source,
+    })?;
+    out.text(&format!(
+        "stored in {}; use it as plan.machine",
+        args.out.display()
+    ));
     let mut answer = json!(machine);
     answer["file"] = json!(args.out);
     Ok((answer, 0))
@@ -52,13 +68,25 @@ pub fn probe(args: &ProbeArgs, out: Out) -> Answer {
 fn table(m: &Machine) -> String {
     let gb = |x: f64| format!("{:.2} GB/s", x / 1e9);
     let mut rows = vec![
-        ("matrix product, bf16", format!("{:.1} GFLOP/s", m.matmul_bf16.0 / 1e9)),
-        ("matrix product, f32", format!("{:.1} GFLOP/s", m.matmul_f32.0 / 1e9)),
+        (
+            "matrix product, bf16",
+            format!("{:.1} GFLOP/s", m.matmul_bf16.0 / 1e9),
+        ),
+        (
+            "matrix product, f32",
+            format!("{:.1} GFLOP/s", m.matmul_f32.0 / 1e9),
+        ),
         ("device memory", gb(m.device_memory.0)),
         ("host to device", gb(m.h2d.0)),
         ("device to host", gb(m.d2h.0)),
-        ("AdamW on the host", format!("{:.3} G parameters/s", m.host_adamw / 1e9)),
-        ("AdamW on the device", format!("{:.3} G parameters/s", m.device_adamw / 1e9)),
+        (
+            "AdamW on the host",
+            format!("{:.3} G parameters/s", m.host_adamw / 1e9),
+        ),
+        (
+            "AdamW on the device",
+            format!("{:.3} G parameters/s", m.device_adamw / 1e9),
+        ),
         ("to start a task", seconds(m.host_overhead.0)),
     ];
     match &m.disk {
@@ -72,6 +100,9 @@ fn table(m: &Machine) -> String {
     if !m.ops.is_empty() {
         rows.push(("operations timed", m.ops.len().to_string()));
     }
-    let rows: Vec<String> = rows.iter().map(|(n, v)| format!("{n:<22}{v:>24}")).collect();
+    let rows: Vec<String> = rows
+        .iter()
+        .map(|(n, v)| format!("{n:<22}{v:>24}"))
+        .collect();
     format!("{} ({}, {})\n{}", m.name, m.note, m.date, rows.join("\n"))
 }

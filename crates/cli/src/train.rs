@@ -43,7 +43,10 @@ fn stop_on_signals() -> Result<Arc<AtomicBool>, CliError> {
         let at_once = Arc::clone(&stop);
         signal_hook::flag::register_conditional_shutdown(signal, INTERRUPTED, at_once)
             .and_then(|_| signal_hook::flag::register(signal, Arc::clone(&stop)))
-            .map_err(|source| CliError::Write { path: "signal handler".into(), source })?;
+            .map_err(|source| CliError::Write {
+                path: "signal handler".into(),
+                source,
+            })?;
     }
     Ok(stop)
 }
@@ -62,7 +65,14 @@ struct Show {
 impl Show {
     fn new(out: Out, stop: Arc<AtomicBool>) -> Self {
         let terminal = !ProgressBar::new(1).is_hidden();
-        Self { out, stop, bar: None, terminal, told: 0, stopping: false }
+        Self {
+            out,
+            stop,
+            bar: None,
+            terminal,
+            told: 0,
+            stopping: false,
+        }
     }
 
     /// Prints above the bar.
@@ -94,7 +104,8 @@ impl Show {
             let twentieth = (20 * at).checked_div(of).unwrap_or(20);
             if twentieth > self.told || (self.told == 0 && at == 1) {
                 self.told = twentieth;
-                self.out.text(format!("{what} {at}/{of} {about}").trim_end());
+                self.out
+                    .text(format!("{what} {at}/{of} {about}").trim_end());
             }
         }
         if at >= of {
@@ -140,7 +151,10 @@ impl Observer for Show {
 
     fn answered(&mut self, when: &str, share: f64, prompts: usize) {
         self.clear();
-        self.text(&format!("exact match {when}: {:.1}% of {prompts} prompts", 100.0 * share));
+        self.text(&format!(
+            "exact match {when}: {:.1}% of {prompts} prompts",
+            100.0 * share
+        ));
     }
 
     fn saved(&mut self, path: &Path) {
@@ -153,7 +167,13 @@ fn summary(r: &TrainReport, events: Option<&Path>) -> String {
     let mut text = String::new();
     let mut line = |name: &str, value: String| text += &format!("{name:<14}{value}\n");
     if r.stopped {
-        line("stopped", format!("after step {}; the same command goes on from there", r.steps));
+        line(
+            "stopped",
+            format!(
+                "after step {}; the same command goes on from there",
+                r.steps
+            ),
+        );
     }
     line(
         "steps",
@@ -185,7 +205,10 @@ fn summary(r: &TrainReport, events: Option<&Path>) -> String {
         line("", row.to_owned());
     }
     line("moved", moved(&r.moved_bytes));
-    let memory: u64 = ["device", "host"].iter().filter_map(|t| r.planned_bytes.get(*t)).sum();
+    let memory: u64 = ["device", "host"]
+        .iter()
+        .filter_map(|t| r.planned_bytes.get(*t))
+        .sum();
     line(
         "memory",
         format!(

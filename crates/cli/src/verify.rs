@@ -17,7 +17,10 @@ pub fn verify(args: &VerifyArgs, out: Out) -> Answer {
         "{} steps of {} blocks: plan {} against all-resident plan {}",
         report.steps, report.blocks, report.plan_hash, report.resident_hash
     ));
-    out.text(&format!("moved under the plan: {}", moved(&report.moved_bytes)));
+    out.text(&format!(
+        "moved under the plan: {}",
+        moved(&report.moved_bytes)
+    ));
     match &report.first_difference {
         None => out.text(&format!(
             "equal: every loss, every norm and all {} of weights and optimizer state",

@@ -116,6 +116,7 @@ fn data(low: &Low) -> Data {
         shuffle: low.flag("data.shuffle"),
         max_examples: low.count("data.max_examples"),
         system: low.text("data.system"),
+        separator: low.text("data.separator"),
         chat_template: low.path("data.chat_template"),
     }
 }

@@ -266,6 +266,13 @@ pub const KEYS: &[Key] = &[
         elsewhere: &["system_prompt", "default_system_message"],
     },
     Key {
+        name: "data.separator",
+        doc: "Text between prompt and completion, a part of the prompt; \"\\n\" for a new line.",
+        kind: Kind::Text,
+        default: Unset("nothing"),
+        elsewhere: &["prompt_separator"],
+    },
+    Key {
         name: "data.chat_template",
         doc: "File with a Jinja chat template.",
         kind: Kind::Path,

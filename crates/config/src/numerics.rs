@@ -49,6 +49,7 @@ impl Run {
                 "max_examples": data.max_examples,
                 "eval_split": data.eval_split,
                 "system": data.system,
+                "separator": data.separator,
             },
         })
     }

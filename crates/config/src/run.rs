@@ -129,6 +129,8 @@ pub struct Data {
     pub max_examples: Option<u64>,
     /// System prompt for examples that bring none.
     pub system: Option<String>,
+    /// Stands between prompt and completion; `None`: nothing.
+    pub separator: Option<String>,
     /// A chat template's file; `None`: the tokenizer's.
     pub chat_template: Option<PathBuf>,
 }

@@ -176,7 +176,7 @@ log: {every_steps: 10, tensorboard: false, trace: false}
             "eval_split": 0.0, "format": "chat",
             "fields": {"messages": "m", "prompt": "question", "completion": "answer", "text": "t"},
             "packing": false, "train_on": "all", "shuffle": false, "max_examples": 7,
-            "system": "You are: kind", "chat_template": "/runs/first/t.jinja"
+            "system": "You are: kind", "separator": null, "chat_template": "/runs/first/t.jinja"
         },
         "train": {
             "length": {"steps": 1000}, "micro_batch": 2, "seq": 512, "accumulate": 3,

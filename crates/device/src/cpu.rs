@@ -37,13 +37,21 @@ impl<'a> View<'a> {
     /// against all other uses of the same bytes, as the type's head says.
     #[must_use]
     pub unsafe fn new(ptr: *mut u8, bytes: usize) -> Self {
-        Self { ptr, bytes, arena: PhantomData }
+        Self {
+            ptr,
+            bytes,
+            arena: PhantomData,
+        }
     }
 
     /// A view of a slice, which it borrows for as long as it lives.
     #[must_use]
     pub fn of<T: Plain>(slice: &'a mut [T]) -> Self {
-        Self { ptr: slice.as_mut_ptr().cast(), bytes: size_of_val(slice), arena: PhantomData }
+        Self {
+            ptr: slice.as_mut_ptr().cast(),
+            bytes: size_of_val(slice),
+            arena: PhantomData,
+        }
     }
 
     /// Length in bytes.
@@ -61,7 +69,12 @@ impl<'a> View<'a> {
             self.bytes
         );
         // SAFETY: inside the range that `self` covers (asserted above).
-        Self { ptr: unsafe { self.ptr.add(offset) }, bytes: len, arena: PhantomData }
+        let ptr = unsafe { self.ptr.add(offset) };
+        Self {
+            ptr,
+            bytes: len,
+            arena: PhantomData,
+        }
     }
 
     /// The bytes as numbers. Panics when the length or the address does not suit `T`.
@@ -91,14 +104,18 @@ impl<'a> View<'a> {
     /// # Safety
     /// No other user of the destination, no writer of the source while the call runs.
     pub unsafe fn copy_from(&self, from: &View<'_>) {
-        assert_eq!(self.bytes, from.bytes, "copy between views of different lengths");
+        assert_eq!(
+            self.bytes, from.bytes,
+            "copy between views of different lengths"
+        );
         // SAFETY: both ranges valid for `bytes` (`new`); disjoint and unused by others (caller).
         unsafe { std::ptr::copy_nonoverlapping(from.ptr, self.ptr, self.bytes) }
     }
 
     fn count<T: Plain>(&self) -> usize {
         assert!(
-            self.bytes.is_multiple_of(size_of::<T>()) && self.ptr.align_offset(align_of::<T>()) == 0,
+            self.bytes.is_multiple_of(size_of::<T>())
+                && self.ptr.align_offset(align_of::<T>()) == 0,
             "{} bytes at {:p} as {}",
             self.bytes,
             self.ptr,

@@ -59,20 +59,35 @@ pub(crate) fn bind<'a>(plan: &Plan, tiers: &'a Tiers, arg: &Arg) -> Bound<'a> {
         Tier::Host => tiers.host.view(offset, arg.bytes),
         Tier::Disk => unreachable!("disk extents are read and written by transfers only"),
     };
-    Bound { view, access: arg.access }
+    Bound {
+        view,
+        access: arg.access,
+    }
 }
 
-/// Does one task. `deadline` orders disk requests.
+/// What a task needs beside its arguments.
+pub(crate) struct Surroundings<'a, E: Engine> {
+    pub plan: &'a Plan,
+    pub tiers: &'a Tiers,
+    pub engine: &'a E,
+    pub queue: &'a Queue,
+    pub step: &'a E::Step,
+}
+
+/// Does one task. `deadline` orders disk requests, `label` names the task in errors.
 pub(crate) fn run_task<E: Engine>(
-    plan: &Plan,
-    tiers: &Tiers,
-    engine: &E,
-    queue: &Queue,
+    around: &Surroundings<'_, E>,
     task: &Task,
-    step: &E::Step,
     deadline: u64,
     label: impl Fn() -> String,
 ) -> Result<(), ExecError> {
+    let Surroundings {
+        plan,
+        tiers,
+        engine,
+        queue,
+        step,
+    } = *around;
     match task.work {
         Work::Copy => {
             let from = bind(plan, tiers, &task.args[0]);
@@ -94,29 +109,47 @@ pub(crate) fn run_task<E: Engine>(
                 .arena()
                 .range(host.offset + host_arg.offset, host_arg.bytes)
                 .expect("the checker proved that slots lie inside");
-            let extent =
-                Extent { offset: extent.offset + disk_arg.offset, bytes: disk_arg.bytes };
-            disk.submit(Request { kind, extent, memory, deadline })
-                .wait()
-                .map_err(|source| ExecError::Disk { task: label(), source })
+            let extent = Extent {
+                offset: extent.offset + disk_arg.offset,
+                bytes: disk_arg.bytes,
+            };
+            disk.submit(Request {
+                kind,
+                extent,
+                memory,
+                deadline,
+            })
+            .wait()
+            .map_err(|source| ExecError::Disk {
+                task: label(),
+                source,
+            })
         }
         _ => {
             let args: Vec<Bound<'_>> = task.args.iter().map(|a| bind(plan, tiers, a)).collect();
-            let call = TaskCall { work: task.work, lane: task.lane, args: &args };
+            let call = TaskCall {
+                work: task.work,
+                lane: task.lane,
+                args: &args,
+            };
             let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
                 engine.run(queue, &call, step)
             }));
             match done {
-                Ok(result) => {
-                    result.map_err(|source| ExecError::Engine { task: label(), source })
-                }
+                Ok(result) => result.map_err(|source| ExecError::Engine {
+                    task: label(),
+                    source,
+                }),
                 Err(panic) => {
                     let message = panic
                         .downcast_ref::<String>()
                         .cloned()
                         .or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()))
                         .unwrap_or_else(|| "unknown".to_owned());
-                    Err(ExecError::Panic { task: label(), message })
+                    Err(ExecError::Panic {
+                        task: label(),
+                        message,
+                    })
                 }
             }
         }

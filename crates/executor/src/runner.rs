@@ -12,7 +12,7 @@ use lowtide_planner::plan::LANES;
 use lowtide_planner::{Lane, PartName, Plan, Tier, check};
 use lowtide_workload::Workload;
 
-use crate::bind::{Engine, Tiers, run_task};
+use crate::bind::{Engine, Surroundings, Tiers, run_task};
 use crate::error::ExecError;
 use crate::progress::Progress;
 use crate::shuffled::Shuffle;
@@ -80,8 +80,16 @@ pub(crate) struct PartTable {
 #[derive(Clone, Debug)]
 pub(crate) enum LaneState {
     Idle,
-    Running { part: PartName, task: u32 },
-    Waiting { part: PartName, task: u32, lane: usize, count: u64 },
+    Running {
+        part: PartName,
+        task: u32,
+    },
+    Waiting {
+        part: PartName,
+        task: u32,
+        lane: usize,
+        count: u64,
+    },
 }
 
 pub(crate) struct Shared<E: Engine> {
@@ -123,13 +131,23 @@ impl<E: Engine> Shared<E> {
     }
 
     /// Runs a task whose edges are satisfied, records it, completes it.
-    pub fn run(&self, queue: &Queue, s: &Submission<E::Step>, task_idx: u32) -> Result<(), ExecError> {
+    pub fn run(
+        &self,
+        queue: &Queue,
+        s: &Submission<E::Step>,
+        task_idx: u32,
+    ) -> Result<(), ExecError> {
         let task = &self.plan.part(s.part)[task_idx as usize];
         let start = seconds(self.epoch);
         let deadline = (u64::from(s.seq) << 32) | u64::from(task_idx);
-        run_task(&self.plan, &self.tiers, &*self.engine, queue, task, &s.step, deadline, || {
-            self.label(s.part, task_idx)
-        })?;
+        let around = Surroundings {
+            plan: &self.plan,
+            tiers: &self.tiers,
+            engine: &*self.engine,
+            queue,
+            step: &s.step,
+        };
+        run_task(&around, task, deadline, || self.label(s.part, task_idx))?;
         if self.options.poison {
             self.release(s, task_idx);
         }
@@ -158,8 +176,11 @@ impl<E: Engine> Shared<E> {
                 continue;
             }
             if s.uses[arg.slot as usize].fetch_sub(1, Ordering::AcqRel) == 1 {
-                let memory: &Memory =
-                    if slot.tier == Tier::Device { &self.tiers.device } else { &self.tiers.host };
+                let memory: &Memory = if slot.tier == Tier::Device {
+                    &self.tiers.device
+                } else {
+                    &self.tiers.host
+                };
                 memory::poison(&memory.view(slot.offset, slot.bytes));
             }
         }
@@ -180,14 +201,20 @@ impl<E: Engine> Shared<E> {
         let task = &self.plan.part(s.part)[task_idx as usize];
         let of = |part: PartName, base: &[u64; LANES], d: u32| {
             let lane = self.plan.part(part)[d as usize].lane.idx();
-            (lane, base[lane] + u64::from(self.tables[part as usize].position[d as usize]) + 1)
+            (
+                lane,
+                base[lane] + u64::from(self.tables[part as usize].position[d as usize]) + 1,
+            )
         };
         let mut needs: Vec<(usize, u64)> =
             task.after.iter().map(|&d| of(s.part, &s.base, d)).collect();
         if let Some((part, base)) = &s.before {
             let from = seam.partition_point(|e| e.0 < task_idx);
             needs.extend(
-                seam[from..].iter().take_while(|e| e.0 == task_idx).map(|e| of(*part, base, e.1)),
+                seam[from..]
+                    .iter()
+                    .take_while(|e| e.0 == task_idx)
+                    .map(|e| of(*part, base, e.1)),
             );
         }
         needs
@@ -208,9 +235,11 @@ impl<E: Engine> Shared<E> {
         let running = || {
             (0..LANES)
                 .filter_map(|l| match &states[l] {
-                    LaneState::Running { part, task } => {
-                        Some(format!("{} runs {}", Lane::ALL[l], self.label(*part, *task)))
-                    }
+                    LaneState::Running { part, task } => Some(format!(
+                        "{} runs {}",
+                        Lane::ALL[l],
+                        self.label(*part, *task)
+                    )),
                     _ => None,
                 })
                 .collect::<Vec<_>>()
@@ -218,7 +247,11 @@ impl<E: Engine> Shared<E> {
         };
         let Some(mut lane) = start else {
             let text = running();
-            return if text.is_empty() { "every lane is idle".to_owned() } else { text };
+            return if text.is_empty() {
+                "every lane is idle".to_owned()
+            } else {
+                text
+            };
         };
         let mut text = String::new();
         let mut seen = [false; LANES];
@@ -228,7 +261,12 @@ impl<E: Engine> Shared<E> {
                 return text;
             }
             match &states[lane] {
-                LaneState::Waiting { part, task, lane: other, count } => {
+                LaneState::Waiting {
+                    part,
+                    task,
+                    lane: other,
+                    count,
+                } => {
                     let label = self.label(*part, *task);
                     text.push_str(&format!(
                         "{} waits with {label} until {} has completed {count} tasks (it has {}); ",
@@ -269,7 +307,11 @@ impl<E: Engine> Runner<E> {
         options: Options,
     ) -> Self {
         for (tier, memory) in [(Tier::Device, &tiers.device), (Tier::Host, &tiers.host)] {
-            assert_eq!(memory.arena().bytes(), plan.tier(tier).planned_bytes, "{tier} arena");
+            assert_eq!(
+                memory.arena().bytes(),
+                plan.tier(tier).planned_bytes,
+                "{tier} arena"
+            );
         }
         let tables = PartName::ALL.iter().map(|&p| table(&plan, p)).collect();
         let epoch = Instant::now();
@@ -321,7 +363,10 @@ impl<E: Engine> Runner<E> {
     /// # Errors
     /// What stopped the run.
     pub fn submit(&mut self, part: PartName, step: Arc<E::Step>) -> Result<(), ExecError> {
-        let overlap = self.last.as_ref().is_some_and(|l| check::overlaps(l.part, part));
+        let overlap = self
+            .last
+            .as_ref()
+            .is_some_and(|l| check::overlaps(l.part, part));
         if overlap {
             let base = self.last.as_ref().expect("there is one").base;
             self.wait_until(base)?;
@@ -438,8 +483,12 @@ impl<E: Engine> Runner<E> {
     /// # Errors
     /// The writer's.
     pub fn write_trace(&self, out: &mut dyn Write) -> std::io::Result<()> {
-        let lanes: Vec<Vec<Event>> =
-            self.shared.records.iter().map(|r| lock(r).events.clone()).collect();
+        let lanes: Vec<Vec<Event>> = self
+            .shared
+            .records
+            .iter()
+            .map(|r| lock(r).events.clone())
+            .collect();
         write_trace(out, &self.shared.plan, &self.shared.workload, &lanes)
     }
 }
@@ -472,15 +521,15 @@ fn table(plan: &Plan, part: PartName) -> PartTable {
             }
         }
     }
-    PartTable { lanes, position, uses }
+    PartTable {
+        lanes,
+        position,
+        uses,
+    }
 }
 
 /// One lane's thread: takes parts in order, runs its tasks of each in order.
-fn work<E: Engine>(
-    shared: &Shared<E>,
-    lane: Lane,
-    receiver: &Receiver<Arc<Submission<E::Step>>>,
-) {
+fn work<E: Engine>(shared: &Shared<E>, lane: Lane, receiver: &Receiver<Arc<Submission<E::Step>>>) {
     let l = lane.idx();
     let threads = match lane {
         Lane::GPU | Lane::HOST => shared.options.threads,
@@ -494,8 +543,12 @@ fn work<E: Engine>(
                 if shared.progress.count(other) >= count {
                     continue;
                 }
-                *lock(&shared.states[l]) =
-                    LaneState::Waiting { part: s.part, task, lane: other, count };
+                *lock(&shared.states[l]) = LaneState::Waiting {
+                    part: s.part,
+                    task,
+                    lane: other,
+                    count,
+                };
                 if !shared.progress.wait(other, count) {
                     return;
                 }

@@ -10,18 +10,26 @@ use crate::bind::Engine;
 use crate::error::ExecError;
 use crate::runner::{LaneState, Shared, Submission, lock};
 
+/// A task of a submitted part.
+type Waiting<E> = (Arc<Submission<<E as Engine>::Step>>, u32);
+
 pub(crate) struct Shuffle<E: Engine> {
     shared: Arc<Shared<E>>,
     queue: Queue,
     state: u64,
     /// Each lane's tasks that have not run.
-    lanes: [VecDeque<(Arc<Submission<E::Step>>, u32)>; LANES],
+    lanes: [VecDeque<Waiting<E>>; LANES],
 }
 
 impl<E: Engine> Shuffle<E> {
     pub fn new(shared: Arc<Shared<E>>, seed: u64) -> Self {
         let queue = Queue::new("shuffled", shared.options.threads);
-        Self { shared, queue, state: seed, lanes: Default::default() }
+        Self {
+            shared,
+            queue,
+            state: seed,
+            lanes: Default::default(),
+        }
     }
 
     pub fn push(&mut self, s: Arc<Submission<E::Step>>) {

@@ -13,10 +13,18 @@ pub fn task_label(plan: &Plan, w: &Workload, part: PartName, idx: u32) -> String
     let task = &plan.part(part)[idx as usize];
     let piece = |p: u32| {
         let piece = &plan.pieces[p as usize];
-        format!("{} [{}..{})", plan.unit_names[piece.unit as usize], piece.params.start, piece.params.end)
+        format!(
+            "{} [{}..{})",
+            plan.unit_names[piece.unit as usize], piece.params.start, piece.params.end
+        )
     };
     match task.work {
-        Work::Compute { unit, phase, op, micro_batch } => {
+        Work::Compute {
+            unit,
+            phase,
+            op,
+            micro_batch,
+        } => {
             let u = &w.units[unit as usize];
             let (list, mark) = match phase {
                 Phase::Forward => (&u.forward, ""),
@@ -109,7 +117,11 @@ pub(crate) struct Record {
 
 impl Record {
     pub fn new(limit: usize) -> Self {
-        Self { measure: LaneMeasure::default(), events: Vec::with_capacity(limit), limit }
+        Self {
+            measure: LaneMeasure::default(),
+            events: Vec::with_capacity(limit),
+            limit,
+        }
     }
 
     pub fn add(&mut self, task: &Task, event: Event) {
@@ -164,6 +176,9 @@ pub(crate) fn write_trace(
         }
     }
     // The format allows no comma after the last event.
-    writeln!(out, "{{\"ph\":\"M\",\"pid\":0,\"name\":\"process_name\",\"args\":{{\"name\":\"lowtide\"}}}}")?;
+    writeln!(
+        out,
+        "{{\"ph\":\"M\",\"pid\":0,\"name\":\"process_name\",\"args\":{{\"name\":\"lowtide\"}}}}"
+    )?;
     writeln!(out, "]}}")
 }

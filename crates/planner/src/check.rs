@@ -29,7 +29,11 @@ pub struct Fault {
 
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "task {} of part {:?}: {}", self.task, self.part, self.what)
+        write!(
+            f,
+            "task {} of part {:?}: {}",
+            self.task, self.part, self.what
+        )
     }
 }
 
@@ -42,10 +46,14 @@ pub fn sequences(clip: Clip) -> Vec<Vec<PartName>> {
     match clip {
         Clip::Exact => vec![
             vec![First, Drain, First, Drain, Evaluate, Infer, First, Drain],
-            vec![First, Steady, Steady, Steady, Drain, Evaluate, First, Steady, Drain],
+            vec![
+                First, Steady, Steady, Steady, Drain, Evaluate, First, Steady, Drain,
+            ],
         ],
         Clip::Previous | Clip::None => vec![
-            vec![First, Steady, Steady, Steady, Drain, Evaluate, Infer, Steady, Drain],
+            vec![
+                First, Steady, Steady, Steady, Drain, Evaluate, Infer, Steady, Drain,
+            ],
             vec![First, Drain, Steady, Steady, Drain],
         ],
     }
@@ -122,7 +130,13 @@ pub fn check(plan: &Plan, clip: Clip) -> Result<(), Fault> {
 }
 
 fn bounds(plan: &Plan) -> Result<(), Fault> {
-    let fault = |what: String| Err(Fault { part: PartName::First, task: 0, what });
+    let fault = |what: String| {
+        Err(Fault {
+            part: PartName::First,
+            task: 0,
+            what,
+        })
+    };
     for (i, s) in plan.slots.iter().enumerate() {
         let tier = plan.tier(s.tier);
         if s.offset + s.bytes > tier.planned_bytes.0 {
@@ -142,7 +156,13 @@ fn bounds(plan: &Plan) -> Result<(), Fault> {
     }
     for part in PartName::ALL {
         for (i, task) in plan.part(part).iter().enumerate() {
-            let bad = |what: String| Err(Fault { part, task: i as u32, what });
+            let bad = |what: String| {
+                Err(Fault {
+                    part,
+                    task: i as u32,
+                    what,
+                })
+            };
             for a in &task.args {
                 let Some(s) = plan.slots.get(a.slot as usize) else {
                     return bad(format!("uses slot {} which does not exist", a.slot));
@@ -161,7 +181,11 @@ fn bounds(plan: &Plan) -> Result<(), Fault> {
 
 impl Walk<'_> {
     fn fault<T>(&self, what: String) -> Result<T, Fault> {
-        Err(Fault { part: self.here.0, task: self.here.1, what })
+        Err(Fault {
+            part: self.here.0,
+            task: self.here.1,
+            what,
+        })
     }
 
     /// Drained state: every home holds version 1 of its weights and state.
@@ -171,7 +195,10 @@ impl Walk<'_> {
                 continue;
             }
             self.hold(i as u32)?;
-            if matches!(s.tensor, Tensor::Weight(_) | Tensor::State(_) | Tensor::Clip) {
+            if matches!(
+                s.tensor,
+                Tensor::Weight(_) | Tensor::State(_) | Tensor::Clip
+            ) {
                 self.held.get_mut(&(i as u32)).expect("just held").content = Some((s.tensor, 1));
                 self.latest.insert(s.tensor, 1);
             }
@@ -193,8 +220,10 @@ impl Walk<'_> {
             .next_back()
             .filter(|&(_, &(end, _))| end > from)
             .map_or(from, |(&k, _)| k);
-        let losers: Vec<(u64, u64, Holder)> =
-            holders.range(start..to).map(|(&k, &(end, holder))| (k, end, holder)).collect();
+        let losers: Vec<(u64, u64, Holder)> = holders
+            .range(start..to)
+            .map(|(&k, &(end, holder))| (k, end, holder))
+            .collect();
         let mut clock = [0; LANES];
         for (k, end, holder) in losers {
             let past = match holder {
@@ -227,7 +256,13 @@ impl Walk<'_> {
             }
         }
         self.holders[s.tier as usize].insert(from, (to, Holder::Slot(slot)));
-        self.held.insert(slot, Held { content: None, users: Vec::new() });
+        self.held.insert(
+            slot,
+            Held {
+                content: None,
+                users: Vec::new(),
+            },
+        );
         Ok(clock)
     }
 
@@ -242,7 +277,9 @@ impl Walk<'_> {
         let tasks = plan.part(name);
         // What is complete when a lane begins this part: everything if the part before was waited
         // for, else what that lane itself has done.
-        let overlap = before.as_ref().is_some_and(|(from, _, _)| overlaps(*from, name));
+        let overlap = before
+            .as_ref()
+            .is_some_and(|(from, _, _)| overlaps(*from, name));
         let before_start = before.as_ref().map_or(start, |b| b.2);
         let mut seam: HashMap<u32, Vec<u32>> = HashMap::new();
         if overlap {
@@ -279,7 +316,10 @@ impl Walk<'_> {
                 join(&mut clock, &known[d as usize]);
             }
             for &d in seam.get(&(i as u32)).into_iter().flatten() {
-                join(&mut clock, &before.as_ref().expect("as above").1[d as usize]);
+                join(
+                    &mut clock,
+                    &before.as_ref().expect("as above").1[d as usize],
+                );
             }
             self.task(task, lane, &clock)?;
             self.count[lane] += 1;
@@ -337,7 +377,11 @@ impl Walk<'_> {
         let held = self.held.get_mut(&a.slot).expect("just held");
         let s = &self.plan.slots[a.slot as usize];
         let whole = !s.persistent;
-        let (from, to) = if whole { (0, s.bytes) } else { (a.offset, a.offset + a.bytes) };
+        let (from, to) = if whole {
+            (0, s.bytes)
+        } else {
+            (a.offset, a.offset + a.bytes)
+        };
         let mut exact = false;
         for (f, t, u) in &mut held.users {
             if *f < to && from < *t {

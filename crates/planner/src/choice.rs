@@ -100,7 +100,11 @@ impl Choice {
             update: vec![Processor::Device; n],
             gradients: Tier::Device,
             inputs: Tier::Device,
-            saved: w.units.iter().map(|u| vec![Saved::Keep; u.saved().len()]).collect(),
+            saved: w
+                .units
+                .iter()
+                .map(|u| vec![Saved::Keep; u.saved().len()])
+                .collect(),
             prefetch: 1,
         }
     }
@@ -112,8 +116,11 @@ impl Choice {
         let mut block = 0;
         for (unit, saved) in w.units.iter().zip(&mut self.saved) {
             if unit.kind == UnitKind::Block {
-                let value =
-                    if block + kept >= n_blocks { Saved::Keep } else { Saved::Recompute };
+                let value = if block + kept >= n_blocks {
+                    Saved::Keep
+                } else {
+                    Saved::Recompute
+                };
                 saved.fill(value);
                 block += 1;
             }
@@ -123,7 +130,10 @@ impl Choice {
     /// Blocks that recompute anything.
     #[must_use]
     pub fn recomputed_blocks(&self) -> usize {
-        self.saved.iter().filter(|s| s.contains(&Saved::Recompute)).count()
+        self.saved
+            .iter()
+            .filter(|s| s.contains(&Saved::Recompute))
+            .count()
     }
 }
 
@@ -150,6 +160,9 @@ impl Budgets {
     }
 
     /// Budgets without limit.
-    pub const UNLIMITED: Self =
-        Self { device: Bytes(u64::MAX >> 2), host: Bytes(u64::MAX >> 2), disk: Bytes(u64::MAX >> 2) };
+    pub const UNLIMITED: Self = Self {
+        device: Bytes(u64::MAX >> 2),
+        host: Bytes(u64::MAX >> 2),
+        disk: Bytes(u64::MAX >> 2),
+    };
 }

@@ -12,9 +12,7 @@ use lowtide_units::Bytes;
 use lowtide_workload::{Dtype, What, Workload};
 
 use crate::choice::{Choice, Clip, LoopOrder, Pieces, Processor, Saved};
-use crate::plan::{
-    Arg, Lane, PartName, Piece, Task, Tensor, Tier, Use, Work, state_bytes_each,
-};
+use crate::plan::{Arg, Lane, PartName, Piece, Task, Tensor, Tier, Use, Work, state_bytes_each};
 use crate::program::{Program, Purpose, Window, program};
 
 /// A slot before it has an address.
@@ -115,7 +113,10 @@ pub(crate) fn draft(w: &Workload, choice: &Choice, clip: Clip) -> Draft {
     let pieces = cut(w, choice.pieces);
     let mut piece_of = vec![0; w.params.len()];
     for (i, piece) in pieces.iter().enumerate() {
-        piece.params.clone().for_each(|p| piece_of[p as usize] = i as u32);
+        piece
+            .params
+            .clone()
+            .for_each(|p| piece_of[p as usize] = i as u32);
     }
     let mut e = Emitter {
         w,
@@ -151,7 +152,11 @@ pub(crate) fn draft(w: &Workload, choice: &Choice, clip: Clip) -> Draft {
         })
         .collect();
     let slots = e.slots;
-    Draft { pieces, slots, parts }
+    Draft {
+        pieces,
+        slots,
+        parts,
+    }
 }
 
 /// When the updates of a part run.
@@ -214,7 +219,15 @@ impl Emitter<'_> {
     ) -> u32 {
         let bytes = Bytes(bytes.max(1)).align_up(tier.align()).0;
         let part = self.part;
-        self.slots.push(DraftSlot { tier, bytes, tensor, persistent, birth, death: birth, part });
+        self.slots.push(DraftSlot {
+            tier,
+            bytes,
+            tensor,
+            persistent,
+            birth,
+            death: birth,
+            part,
+        });
         self.slots.len() as u32 - 1
     }
 
@@ -248,17 +261,21 @@ impl Emitter<'_> {
             let unit = self.unit_of(p);
             let truth = weight_home(self.choice, unit);
             let (weight, state) = (self.weight_bytes(p), self.state_bytes(p));
-            homes.weight.push(self.home(truth, weight, Tensor::Weight(p)));
+            homes
+                .weight
+                .push(self.home(truth, weight, Tensor::Weight(p)));
             let copy = self.choice.weights[unit] == Tier::Device && truth != Tier::Device;
             homes
                 .resident
                 .push(copy.then(|| self.home(Tier::Device, weight, Tensor::Weight(p))));
-            homes.state.push(self.home(self.choice.optimizer[unit], state, Tensor::State(p)));
+            homes
+                .state
+                .push(self.home(self.choice.optimizer[unit], state, Tensor::State(p)));
             let waits = self.clip == Clip::Exact;
             let bytes = self.gradient_bytes(p);
-            homes.gradient.push(
-                waits.then(|| self.home(self.choice.gradients, bytes, Tensor::Gradient(p))),
-            );
+            homes
+                .gradient
+                .push(waits.then(|| self.home(self.choice.gradients, bytes, Tensor::Gradient(p))));
         }
         let (norm, losses) = (self.norm_bytes(), self.losses_bytes());
         homes.norm_parts = self.home(Tier::Host, norm, Tensor::AllNormParts);
@@ -276,7 +293,12 @@ impl Emitter<'_> {
             let s = &mut self.slots[a.slot as usize];
             s.death = s.death.max(now);
         }
-        self.tasks.push(Task { lane, work, args, after: Vec::new() });
+        self.tasks.push(Task {
+            lane,
+            work,
+            args,
+            after: Vec::new(),
+        });
         now
     }
 
@@ -286,13 +308,27 @@ impl Emitter<'_> {
     }
 
     fn copy_at(&mut self, from: u32, to: u32, to_offset: u64, bytes: u64) {
-        let lane = if self.slots[to as usize].tier == Tier::Device { Lane::H2D } else { Lane::D2H };
+        let lane = if self.slots[to as usize].tier == Tier::Device {
+            Lane::H2D
+        } else {
+            Lane::D2H
+        };
         self.push(
             lane,
             Work::Copy,
             vec![
-                Arg { slot: from, offset: 0, bytes, access: Use::Read },
-                Arg { slot: to, offset: to_offset, bytes, access: Use::Write },
+                Arg {
+                    slot: from,
+                    offset: 0,
+                    bytes,
+                    access: Use::Read,
+                },
+                Arg {
+                    slot: to,
+                    offset: to_offset,
+                    bytes,
+                    access: Use::Write,
+                },
             ],
         );
     }
@@ -309,8 +345,18 @@ impl Emitter<'_> {
             lane,
             work,
             vec![
-                Arg { slot: from, offset: 0, bytes, access: Use::Read },
-                Arg { slot: to, offset: 0, bytes, access: Use::Write },
+                Arg {
+                    slot: from,
+                    offset: 0,
+                    bytes,
+                    access: Use::Read,
+                },
+                Arg {
+                    slot: to,
+                    offset: 0,
+                    bytes,
+                    access: Use::Write,
+                },
             ],
         );
     }
@@ -358,14 +404,22 @@ impl Emitter<'_> {
     // Updates.
 
     fn queue(&self, order: Vec<u32>) -> UpdateQueue {
-        UpdateQueue { done: vec![false; order.len()], order, read: 0, staged: HashMap::new() }
+        UpdateQueue {
+            done: vec![false; order.len()],
+            order,
+            read: 0,
+            staged: HashMap::new(),
+        }
     }
 
     /// Issues the reads from disk that updates up to position `to` need.
     fn stage(&mut self, q: &mut UpdateQueue, to: usize, gradients: bool) {
         while q.read < q.order.len().min(to + 1) {
             let p = q.order[q.read];
-            let mut homes = vec![(0, self.homes.weight[p as usize]), (1, self.homes.state[p as usize])];
+            let mut homes = vec![
+                (0, self.homes.weight[p as usize]),
+                (1, self.homes.state[p as usize]),
+            ];
             if gradients && let Some(g) = self.waiting(p) {
                 homes.push((2, g));
             }
@@ -391,7 +445,11 @@ impl Emitter<'_> {
             return None;
         }
         let p = q.order[k];
-        let (wb, sb, gb) = (self.weight_bytes(p), self.state_bytes(p), self.gradient_bytes(p));
+        let (wb, sb, gb) = (
+            self.weight_bytes(p),
+            self.state_bytes(p),
+            self.gradient_bytes(p),
+        );
         let unit = self.unit_of(p);
         let weight_home = self.homes.weight[p as usize];
         let state_home = self.homes.state[p as usize];
@@ -422,15 +480,38 @@ impl Emitter<'_> {
                 }
             };
         }
-        let norm = (self.pieces[p as usize].norm_offset, self.pieces[p as usize].norm_chunks);
+        let norm = (
+            self.pieces[p as usize].norm_offset,
+            self.pieces[p as usize].norm_chunks,
+        );
         self.push(
             if on_device { Lane::GPU } else { Lane::HOST },
             Work::Update { piece: p },
             vec![
-                Arg { slot: weight, offset: 0, bytes: wb, access: Use::Update },
-                Arg { slot: state, offset: 0, bytes: sb, access: Use::Update },
-                Arg { slot: grad, offset: 0, bytes: gb, access: Use::Read },
-                Arg { slot: self.homes.clip, offset: 0, bytes: 64, access: Use::Read },
+                Arg {
+                    slot: weight,
+                    offset: 0,
+                    bytes: wb,
+                    access: Use::Update,
+                },
+                Arg {
+                    slot: state,
+                    offset: 0,
+                    bytes: sb,
+                    access: Use::Update,
+                },
+                Arg {
+                    slot: grad,
+                    offset: 0,
+                    bytes: gb,
+                    access: Use::Read,
+                },
+                Arg {
+                    slot: self.homes.clip,
+                    offset: 0,
+                    bytes: 64,
+                    access: Use::Read,
+                },
                 Arg {
                     slot: self.homes.norm_parts,
                     offset: norm.0 * 8,
@@ -452,8 +533,11 @@ impl Emitter<'_> {
                 }
             }
         }
-        (weight != weight_home)
-            .then_some(if on_device { Forward::Device(weight) } else { Forward::Host(weight) })
+        (weight != weight_home).then_some(if on_device {
+            Forward::Device(weight)
+        } else {
+            Forward::Host(weight)
+        })
     }
 
     /// Where a piece's gradient waits for the norm.
@@ -487,9 +571,24 @@ impl Emitter<'_> {
             Lane::HOST,
             Work::Norm,
             vec![
-                Arg { slot: self.homes.norm_parts, offset: 0, bytes: norm, access: Use::Read },
-                Arg { slot: self.homes.clip, offset: 0, bytes: 64, access: Use::Write },
-                Arg { slot: self.homes.losses_host, offset: 0, bytes: losses, access: Use::Read },
+                Arg {
+                    slot: self.homes.norm_parts,
+                    offset: 0,
+                    bytes: norm,
+                    access: Use::Read,
+                },
+                Arg {
+                    slot: self.homes.clip,
+                    offset: 0,
+                    bytes: 64,
+                    access: Use::Write,
+                },
+                Arg {
+                    slot: self.homes.losses_host,
+                    offset: 0,
+                    bytes: losses,
+                    access: Use::Read,
+                },
             ],
         );
     }
@@ -518,7 +617,12 @@ impl Emitter<'_> {
             self.push(
                 Lane::HOST,
                 Work::Losses,
-                vec![Arg { slot: self.homes.losses_host, offset: 0, bytes, access: Use::Read }],
+                vec![Arg {
+                    slot: self.homes.losses_host,
+                    offset: 0,
+                    bytes,
+                    access: Use::Read,
+                }],
             );
         }
     }
@@ -536,10 +640,13 @@ impl Emitter<'_> {
                         Saved::Disk => Tier::Disk,
                     };
                 }
-                let late_embedding = self.choice.order == LoopOrder::BatchMajor
-                    && u == 1
-                    && unit.d_input == Some(i);
-                if unit.output == Some(i) || late_embedding { self.choice.inputs } else { Tier::Device }
+                let late_embedding =
+                    self.choice.order == LoopOrder::BatchMajor && u == 1 && unit.d_input == Some(i);
+                if unit.output == Some(i) || late_embedding {
+                    self.choice.inputs
+                } else {
+                    Tier::Device
+                }
             }
             Tensor::Weight(p) => self.choice.weights[self.unit_of(p)],
             _ => Tier::Device,
@@ -637,8 +744,7 @@ impl Emitter<'_> {
         for p in 0..self.pieces.len() as u32 {
             let unit = self.unit_of(p);
             if self.choice.weights[unit] == Tier::Device {
-                let slot =
-                    self.homes.resident[p as usize].unwrap_or(self.homes.weight[p as usize]);
+                let slot = self.homes.resident[p as usize].unwrap_or(self.homes.weight[p as usize]);
                 st.device.insert(Tensor::Weight(p), slot);
             }
             if let Some(g) = self.homes.gradient[p as usize]
@@ -654,12 +760,21 @@ impl Emitter<'_> {
     }
 
     fn load_inputs(&mut self, purpose: Purpose) {
-        let m_all = if purpose == Purpose::Infer { 1 } else { self.w.batch.accumulate };
+        let m_all = if purpose == Purpose::Infer {
+            1
+        } else {
+            self.w.batch.accumulate
+        };
         let bytes = self.w.batch.input_bytes().0;
         self.inputs.clear();
         for m in 0..m_all {
             let host = self.slot(Tier::Host, bytes, Tensor::Inputs(m));
-            let arg = Arg { slot: host, offset: 0, bytes, access: Use::Write };
+            let arg = Arg {
+                slot: host,
+                offset: 0,
+                bytes,
+                access: Use::Write,
+            };
             self.push(Lane::HOST, Work::Load { micro_batch: m }, vec![arg]);
             let device = self.slot(Tier::Device, bytes, Tensor::Inputs(m));
             self.copy(host, device, bytes);
@@ -776,12 +891,22 @@ impl Emitter<'_> {
                     Tensor::Inputs(m) => self.inputs[m as usize],
                     t => st.device[&t],
                 };
-                Arg { slot, offset: o.offset, bytes: o.bytes, access: o.access }
+                Arg {
+                    slot,
+                    offset: o.offset,
+                    bytes: o.bytes,
+                    access: o.access,
+                }
             })
             .collect();
         if op.workspace > 0 {
             let slot = self.slot(Tier::Device, op.workspace, Tensor::Workspace);
-            args.push(Arg { slot, offset: 0, bytes: op.workspace, access: Use::Write });
+            args.push(Arg {
+                slot,
+                offset: 0,
+                bytes: op.workspace,
+                access: Use::Write,
+            });
         }
         self.push(Lane::GPU, op.work, args);
     }
@@ -801,7 +926,12 @@ impl Emitter<'_> {
         if let Work::Finish { piece } = op.work {
             self.finished(piece, updates, st);
         }
-        if let Work::Compute { unit, phase: crate::plan::Phase::Infer, op: o, micro_batch } = op.work
+        if let Work::Compute {
+            unit,
+            phase: crate::plan::Phase::Infer,
+            op: o,
+            micro_batch,
+        } = op.work
         {
             self.logits(unit, o, micro_batch, st);
         }
@@ -831,12 +961,7 @@ impl Emitter<'_> {
         self.send_back(device, home, bytes);
     }
 
-    fn finished(
-        &mut self,
-        p: u32,
-        updates: Updates,
-        st: &mut Live,
-    ) {
+    fn finished(&mut self, p: u32, updates: Updates, st: &mut Live) {
         let parts = st.device[&Tensor::NormParts(p)];
         let piece = &self.pieces[p as usize];
         let (offset, bytes) = (piece.norm_offset * 8, piece.norm_chunks * 8);
@@ -868,11 +993,14 @@ impl Emitter<'_> {
 
     fn logits(&mut self, unit: u32, op: u16, m: u32, st: &Live) {
         let u = &self.w.units[unit as usize];
-        let Some(i) = u.tensors.iter().position(|t| t.name == "logits") else { return };
+        let Some(i) = u.tensors.iter().position(|t| t.name == "logits") else {
+            return;
+        };
         let i = i as u16;
-        let writes = u.infer[op as usize].operands.iter().any(|o| {
-            o.what == What::Local(i) && o.access == lowtide_workload::Access::Write
-        });
+        let writes = u.infer[op as usize]
+            .operands
+            .iter()
+            .any(|o| o.what == What::Local(i) && o.access == lowtide_workload::Access::Write);
         if !writes {
             return;
         }
@@ -883,7 +1011,12 @@ impl Emitter<'_> {
         self.push(
             Lane::HOST,
             Work::Logits { micro_batch: m },
-            vec![Arg { slot: host, offset: 0, bytes, access: Use::Read }],
+            vec![Arg {
+                slot: host,
+                offset: 0,
+                bytes,
+                access: Use::Read,
+            }],
         );
     }
 
@@ -918,7 +1051,10 @@ impl Emitter<'_> {
             };
             if slow && s.tensor != Tensor::Workspace {
                 let next = starts.partition_point(|&x| x <= s.death);
-                s.death = starts.get(next + prefetch - 1).map_or(end, |&x| x).max(s.death);
+                s.death = starts
+                    .get(next + prefetch - 1)
+                    .map_or(end, |&x| x)
+                    .max(s.death);
             }
         }
     }
@@ -978,7 +1114,9 @@ impl Agenda {
                 previous_end.insert(window.tensor, window.last);
                 continue;
             }
-            let earliest = previous_end.insert(window.tensor, window.last).map_or(0, |e| e + 1);
+            let earliest = previous_end
+                .insert(window.tensor, window.last)
+                .map_or(0, |e| e + 1);
             let (fetch, read) = if is_weight(window.tensor) {
                 let k = nth_weight;
                 nth_weight += 1;

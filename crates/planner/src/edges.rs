@@ -36,7 +36,15 @@ impl Ranges {
     }
 
     /// Collects into `needs` what an access to `from..to` must follow, and records it.
-    fn access(&mut self, from: u64, to: u64, access: Use, lane: usize, mark: u32, needs: &mut Clock) {
+    fn access(
+        &mut self,
+        from: u64,
+        to: u64,
+        access: Use,
+        lane: usize,
+        mark: u32,
+        needs: &mut Clock,
+    ) {
         self.split(from);
         self.split(to);
         let mut at = from;

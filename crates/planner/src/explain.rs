@@ -2,18 +2,29 @@
 
 use std::fmt::Write as _;
 
+use lowtide_units::Bytes;
+
 use crate::choice::{LoopOrder, Processor};
-use crate::plan::{LaneKind, Plan, Tier};
+use crate::plan::{LaneKind, Plan, Tier, TierUse};
 
 /// The table that `lowtide plan` prints.
 #[must_use]
 pub fn explain(plan: &Plan) -> String {
     let mut text = String::new();
-    let show = |bytes: lowtide_units::Bytes| {
-        if bytes.0 == 0 { "-".to_owned() } else { bytes.to_string() }
+    let show = |bytes: Bytes| {
+        if bytes.0 == 0 {
+            "-".to_owned()
+        } else {
+            bytes.to_string()
+        }
     };
-    let _ = writeln!(text, "{:<14}{:>12}{:>12}{:>12}", "", "device", "host", "disk");
-    let rows: [(&str, fn(&crate::plan::TierUse) -> lowtide_units::Bytes); 6] = [
+    let _ = writeln!(
+        text,
+        "{:<14}{:>12}{:>12}{:>12}",
+        "", "device", "host", "disk"
+    );
+    type Column = fn(&TierUse) -> Bytes;
+    let rows: [(&str, Column); 6] = [
         ("weights", |t| t.weights),
         ("optimizer", |t| t.optimizer),
         ("gradients", |t| t.gradients),
@@ -23,7 +34,11 @@ pub fn explain(plan: &Plan) -> String {
     ];
     for (name, of) in rows {
         let cells: Vec<String> = Tier::ALL.iter().map(|&t| show(of(plan.tier(t)))).collect();
-        let _ = writeln!(text, "{name:<14}{:>12}{:>12}{:>12}", cells[0], cells[1], cells[2]);
+        let _ = writeln!(
+            text,
+            "{name:<14}{:>12}{:>12}{:>12}",
+            cells[0], cells[1], cells[2]
+        );
     }
     let c = &plan.choice;
     let order = match c.order {
@@ -39,7 +54,10 @@ pub fn explain(plan: &Plan) -> String {
         match on_device {
             0 => "the host".to_owned(),
             n if n == c.update.len() => "the device".to_owned(),
-            n => format!("the host and, for {n} of {} units, the device", c.update.len()),
+            n => format!(
+                "the host and, for {n} of {} units, the device",
+                c.update.len()
+            ),
         },
         plan.pieces.len(),
         c.prefetch,
@@ -58,7 +76,11 @@ pub fn explain(plan: &Plan) -> String {
         lanes.join(", ")
     );
     if p.disk_bytes_written.0 > 0 {
-        let _ = writeln!(text, "disk: {} read, {} written a step", p.disk_bytes_read, p.disk_bytes_written);
+        let _ = writeln!(
+            text,
+            "disk: {} read, {} written a step",
+            p.disk_bytes_read, p.disk_bytes_written
+        );
     }
     text
 }

@@ -26,7 +26,11 @@ pub(crate) fn layout(drafts: &[DraftSlot], n_parts: usize) -> Layout {
     let mut transient = [0; 3];
     for tier in Tier::ALL {
         let mut bottom = 0;
-        for (i, s) in drafts.iter().enumerate().filter(|(_, s)| s.persistent && s.tier == tier) {
+        for (i, s) in drafts
+            .iter()
+            .enumerate()
+            .filter(|(_, s)| s.persistent && s.tier == tier)
+        {
             offsets[i] = bottom;
             bottom += s.bytes;
         }
@@ -41,7 +45,11 @@ pub(crate) fn layout(drafts: &[DraftSlot], n_parts: usize) -> Layout {
             let (end, places) = if members.len() <= PAIRWISE_MAX {
                 let by_size = largest_first(drafts, &members);
                 let by_birth = in_order(drafts, &members);
-                if by_size.0 <= by_birth.0 { by_size } else { by_birth }
+                if by_size.0 <= by_birth.0 {
+                    by_size
+                } else {
+                    by_birth
+                }
             } else {
                 in_order(drafts, &members)
             };
@@ -64,7 +72,11 @@ pub(crate) fn layout(drafts: &[DraftSlot], n_parts: usize) -> Layout {
             persistent: s.persistent,
         })
         .collect();
-    Layout { slots, totals, transient }
+    Layout {
+        slots,
+        totals,
+        transient,
+    }
 }
 
 fn lives_meet(a: &DraftSlot, b: &DraftSlot) -> bool {
@@ -188,7 +200,12 @@ mod tests {
 
     #[test]
     fn living_slots_never_overlap() {
-        check(&[slot(10, 0, 3), slot(20, 1, 2), slot(10, 3, 5), slot(30, 4, 6)]);
+        check(&[
+            slot(10, 0, 3),
+            slot(20, 1, 2),
+            slot(10, 3, 5),
+            slot(30, 4, 6),
+        ]);
         let mut x = 7u64;
         let mut next = move |n: u64| {
             x = x.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);

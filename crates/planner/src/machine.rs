@@ -102,7 +102,11 @@ impl Machine {
     /// Time of a copy between host and device, alone.
     #[must_use]
     pub fn copy(&self, lane: Lane, bytes: Bytes) -> Seconds {
-        let rate = if lane.kind == LaneKind::H2d { self.h2d } else { self.d2h };
+        let rate = if lane.kind == LaneKind::H2d {
+            self.h2d
+        } else {
+            self.d2h
+        };
         bytes / rate + self.copy_overhead
     }
 
@@ -110,7 +114,11 @@ impl Machine {
     #[must_use]
     pub fn disk(&self, lane: Lane, bytes: Bytes) -> Seconds {
         let disk = self.disk.unwrap_or(SLOWEST);
-        let rate = if lane == Lane::DISK_READ { disk.read } else { disk.write };
+        let rate = if lane == Lane::DISK_READ {
+            disk.read
+        } else {
+            disk.write
+        };
         bytes / rate + disk.latency
     }
 

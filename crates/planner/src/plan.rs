@@ -24,9 +24,7 @@ use lowtide_workload::{Dtype, PIECE_ALIGN, What, Workload};
 use serde::{Deserialize, Serialize};
 
 /// Where bytes live.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
-)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Tier {
     /// The accelerator's memory (the CPU device's own arena).
@@ -69,9 +67,7 @@ impl fmt::Display for Tier {
 }
 
 /// What a lane is.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
-)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LaneKind {
     /// Kernels on the device.
@@ -104,9 +100,7 @@ impl LaneKind {
 }
 
 /// A resource that does one task at a time, in plan order.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
-)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Lane {
     /// Which process of a group (0 until there are several devices).
     pub rank: u16,
@@ -133,11 +127,21 @@ impl Lane {
     /// Work on the host.
     pub const HOST: Self = Self::new(LaneKind::Host, 0);
     /// Every lane of rank 0, in the order of [`Lane::idx`].
-    pub const ALL: [Self; LANES] =
-        [Self::GPU, Self::H2D, Self::D2H, Self::DISK_READ, Self::DISK_WRITE, Self::HOST];
+    pub const ALL: [Self; LANES] = [
+        Self::GPU,
+        Self::H2D,
+        Self::D2H,
+        Self::DISK_READ,
+        Self::DISK_WRITE,
+        Self::HOST,
+    ];
 
     const fn new(kind: LaneKind, index: u16) -> Self {
-        Self { rank: 0, kind, index }
+        Self {
+            rank: 0,
+            kind,
+            index,
+        }
     }
 
     /// Position in [`Lane::ALL`].
@@ -196,7 +200,14 @@ impl Piece {
             norm_chunks += w.params[p as usize].norm_chunks();
         }
         let elements = lowtide_units::align_up(at, PIECE_ALIGN);
-        Self { unit, params, offsets, elements, norm_offset, norm_chunks }
+        Self {
+            unit,
+            params,
+            offsets,
+            elements,
+            norm_offset,
+            norm_chunks,
+        }
     }
 
     /// Where parameter `param` starts, in numbers.
@@ -219,9 +230,7 @@ pub fn state_bytes_each(precision: Dtype) -> u64 {
 }
 
 /// What a slot holds.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
-)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Tensor {
     /// Weights of a piece.
     Weight(u32),
@@ -314,9 +323,7 @@ pub struct Arg {
 }
 
 /// Which operations of a unit.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
-)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Phase {
     /// Forward.
@@ -397,9 +404,7 @@ pub struct Task {
 }
 
 /// Names of the parts.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
-)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PartName {
     /// Forward and backward from drained state.
@@ -416,8 +421,13 @@ pub enum PartName {
 
 impl PartName {
     /// All, in the order of [`Plan::parts`].
-    pub const ALL: [Self; 5] =
-        [Self::First, Self::Steady, Self::Drain, Self::Evaluate, Self::Infer];
+    pub const ALL: [Self; 5] = [
+        Self::First,
+        Self::Steady,
+        Self::Drain,
+        Self::Evaluate,
+        Self::Infer,
+    ];
 }
 
 /// Edges from one part into the part submitted right after it.
@@ -527,8 +537,10 @@ impl Plan {
     /// The piece that holds a parameter.
     #[must_use]
     pub fn piece_of(&self, param: u32) -> u32 {
-        self.pieces.iter().position(|p| p.params.contains(&param)).expect("every parameter is in a piece")
-            as u32
+        self.pieces
+            .iter()
+            .position(|p| p.params.contains(&param))
+            .expect("every parameter is in a piece") as u32
     }
 
     /// The persistent slots that hold a tensor, slowest tier last.
@@ -581,11 +593,19 @@ pub fn canonical(w: &Workload, unit: u32, what: What, m: u32, piece_of: &[u32]) 
     match what {
         What::Local(i) if u.input == Some(i) => {
             let below = &w.units[unit as usize - 1];
-            Tensor::Local(unit - 1, below.output.expect("units below have an output"), m)
+            Tensor::Local(
+                unit - 1,
+                below.output.expect("units below have an output"),
+                m,
+            )
         }
         What::Local(i) if u.d_output == Some(i) => {
             let above = &w.units[unit as usize + 1];
-            Tensor::Local(unit + 1, above.d_input.expect("units above have an input gradient"), m)
+            Tensor::Local(
+                unit + 1,
+                above.d_input.expect("units above have an input gradient"),
+                m,
+            )
         }
         What::Local(i) => Tensor::Local(unit, i, m),
         What::Weight(p) => Tensor::Weight(piece_of[p as usize]),

@@ -98,15 +98,29 @@ impl Builder<'_> {
                     (Access::Read, _) => Use::Read,
                     (Access::Write, _) => Use::Write,
                     (Access::Accumulate, What::Gradient(p)) => {
-                        if self.touched.insert(p) { Use::Write } else { Use::Update }
+                        if self.touched.insert(p) {
+                            Use::Write
+                        } else {
+                            Use::Update
+                        }
                     }
                     (Access::Accumulate, _) => Use::Update,
                 };
-                Operand { tensor, access, offset, bytes }
+                Operand {
+                    tensor,
+                    access,
+                    offset,
+                    bytes,
+                }
             })
             .collect();
         self.ops.push(GpuOp {
-            work: Work::Compute { unit, phase, op: op_idx, micro_batch: m },
+            work: Work::Compute {
+                unit,
+                phase,
+                op: op_idx,
+                micro_batch: m,
+            },
             run: self.run,
             visit: self.visits.len() as u32 - 1,
             operands,
@@ -121,11 +135,17 @@ impl Builder<'_> {
             What::Weight(p) => {
                 let piece = &self.pieces[self.piece_of[p as usize] as usize];
                 let size = self.w.precision.size();
-                (piece.offset_of(p) * size, self.w.params[p as usize].elements * size)
+                (
+                    piece.offset_of(p) * size,
+                    self.w.params[p as usize].elements * size,
+                )
             }
             What::Gradient(p) => {
                 let piece = &self.pieces[self.piece_of[p as usize] as usize];
-                (piece.offset_of(p) * 4, self.w.params[p as usize].elements * 4)
+                (
+                    piece.offset_of(p) * 4,
+                    self.w.params[p as usize].elements * 4,
+                )
             }
             What::Inputs => (0, self.w.batch.input_bytes().0),
             What::Loss => (u64::from(m) * 16, 16),
@@ -162,11 +182,16 @@ pub(crate) fn recomputed_ops(unit: &Unit, choice: &[Saved]) -> Vec<u16> {
     let saved = unit.saved();
     let available = |i: u16| {
         Some(i) == unit.input
-            || saved.iter().position(|&s| s == i).is_some_and(|k| choice[k] != Saved::Recompute)
+            || saved
+                .iter()
+                .position(|&s| s == i)
+                .is_some_and(|k| choice[k] != Saved::Recompute)
     };
     let writer = |i: u16| {
         unit.forward.iter().position(|op| {
-            op.operands.iter().any(|o| o.what == What::Local(i) && o.access == Access::Write)
+            op.operands
+                .iter()
+                .any(|o| o.what == What::Local(i) && o.access == Access::Write)
         })
     };
     let mut wanted: Vec<u16> = saved
@@ -212,9 +237,17 @@ pub(crate) fn program(
     };
     let n = w.units.len() as u32;
     let head = n - 1;
-    let m_all = if purpose == Purpose::Infer { 1 } else { w.batch.accumulate };
-    let recompute: Vec<Vec<u16>> =
-        w.units.iter().zip(&choice.saved).map(|(u, c)| recomputed_ops(u, c)).collect();
+    let m_all = if purpose == Purpose::Infer {
+        1
+    } else {
+        w.batch.accumulate
+    };
+    let recompute: Vec<Vec<u16>> = w
+        .units
+        .iter()
+        .zip(&choice.saved)
+        .map(|(u, c)| recomputed_ops(u, c))
+        .collect();
     let head_phase = match purpose {
         Purpose::Train => Phase::Backward,
         Purpose::Evaluate => Phase::Evaluate,
@@ -250,7 +283,10 @@ pub(crate) fn program(
             }
         }
     }
-    let mut program = Program { ops: b.ops, visits: b.visits };
+    let mut program = Program {
+        ops: b.ops,
+        visits: b.visits,
+    };
     if purpose == Purpose::Train {
         finish_gradients(&mut program, w, pieces);
     }
@@ -296,7 +332,13 @@ fn finish_gradients(program: &mut Program, w: &Workload, pieces: &[Piece]) {
                 bytes: piece.norm_chunks * 8,
             };
             let operands = match w.gradient {
-                Dtype::F32 => vec![Operand { access: Use::Update, ..sum }, parts],
+                Dtype::F32 => vec![
+                    Operand {
+                        access: Use::Update,
+                        ..sum
+                    },
+                    parts,
+                ],
                 Dtype::Bf16 => {
                     let gradient = Operand {
                         tensor: Tensor::Gradient(p),
@@ -349,12 +391,15 @@ impl Program {
                         *window = new;
                     }
                     Some(window)
-                        if !resident(o.tensor)
-                            && op.run - self.ops[window.last].run > gap =>
+                        if !resident(o.tensor) && op.run - self.ops[window.last].run > gap =>
                     {
                         window.continues = true;
                         done.push(*window);
-                        *window = Window { continued: true, fresh: false, ..new };
+                        *window = Window {
+                            continued: true,
+                            fresh: false,
+                            ..new
+                        };
                     }
                     Some(window) => {
                         window.last = i;

@@ -147,12 +147,7 @@ pub fn build(
     plan
 }
 
-fn seam(
-    slots: &[crate::plan::Slot],
-    parts: &[Vec<Task>],
-    from: PartName,
-    to: PartName,
-) -> Seam {
+fn seam(slots: &[crate::plan::Slot], parts: &[Vec<Task>], from: PartName, to: PartName) -> Seam {
     let earlier = &parts[from as usize];
     let n = earlier.len() as u32;
     let sequence: Vec<&Task> = earlier.iter().chain(&parts[to as usize]).collect();
@@ -165,7 +160,11 @@ fn seam(
             }
         }
     }
-    Seam { from, to, edges: seam }
+    Seam {
+        from,
+        to,
+        edges: seam,
+    }
 }
 
 /// The least a request can be asked: bytes of each tier for one set of choices.
@@ -198,7 +197,12 @@ const IMPROVED: usize = 3;
 pub fn plan(r: &Request<'_>) -> Result<Plan, PlanError> {
     let search = Search {
         r: *r,
-        n_blocks: r.workload.units.iter().filter(|u| u.kind == UnitKind::Block).count(),
+        n_blocks: r
+            .workload
+            .units
+            .iter()
+            .filter(|u| u.kind == UnitKind::Block)
+            .count(),
         disk: r.budgets.disk.0 > 0,
     };
     let mut candidates = search.starting_points(r.budgets);
@@ -219,7 +223,9 @@ pub fn plan(r: &Request<'_>) -> Result<Plan, PlanError> {
 
 impl Search<'_> {
     fn fits(&self, need: &[u64; 3], budgets: &Budgets) -> bool {
-        Tier::ALL.iter().all(|&t| need[t as usize] <= budgets.of(t).0)
+        Tier::ALL
+            .iter()
+            .all(|&t| need[t as usize] <= budgets.of(t).0)
     }
 
     fn least(&self, order: LoopOrder, pieces: Pieces, gradients: Tier, inputs: Tier) -> Choice {
@@ -239,10 +245,16 @@ impl Search<'_> {
             update: vec![update; n],
             gradients,
             inputs,
-            saved: w.units.iter().map(|u| vec![crate::choice::Saved::Keep; u.saved().len()]).collect(),
+            saved: w
+                .units
+                .iter()
+                .map(|u| vec![crate::choice::Saved::Keep; u.saved().len()])
+                .collect(),
             prefetch: pins.prefetch.unwrap_or(1),
         };
-        let recomputed = pins.recompute.map_or(self.n_blocks, |r| (r as usize).min(self.n_blocks));
+        let recomputed = pins
+            .recompute
+            .map_or(self.n_blocks, |r| (r as usize).min(self.n_blocks));
         choice.keep_last_blocks(w, self.n_blocks - recomputed);
         choice
     }
@@ -337,11 +349,18 @@ impl Search<'_> {
             if excess == 0 {
                 break;
             }
-            let n: u64 = unit.params.clone().map(|p| w.params[p as usize].padded()).sum();
+            let n: u64 = unit
+                .params
+                .clone()
+                .map(|p| w.params[p as usize].padded())
+                .sum();
             let (homes, bytes) = if weights {
                 (&mut choice.weights, n * w.precision.size())
             } else {
-                (&mut choice.optimizer, n * crate::plan::state_bytes_each(w.precision))
+                (
+                    &mut choice.optimizer,
+                    n * crate::plan::state_bytes_each(w.precision),
+                )
             };
             if n > 0 && homes[u] == Tier::Host {
                 homes[u] = Tier::Disk;
@@ -356,7 +375,11 @@ impl Search<'_> {
         let r = &self.r;
         let plan = build(r.workload, &choice, r.clip, r.budgets, r.machine);
         let need = [0, 1, 2].map(|t: usize| plan.tiers[t].planned_bytes.0);
-        Candidate { choice, need, seconds: plan.prediction.step_seconds.0 }
+        Candidate {
+            choice,
+            need,
+            seconds: plan.prediction.step_seconds.0,
+        }
     }
 
     /// Takes the change if it fits and is not slower.
@@ -389,7 +412,11 @@ impl Search<'_> {
         }
         while high - low > 1 {
             let middle = usize::midpoint(low, high);
-            if need(middle) { low = middle } else { high = middle }
+            if need(middle) {
+                low = middle
+            } else {
+                high = middle
+            }
         }
         for n in [low, low / 2, low / 4] {
             if n > 0 {
@@ -408,7 +435,11 @@ impl Search<'_> {
         self.improve_streams(&mut residents_first);
         self.improve_residents(&mut residents_first);
         self.improve_kept(&mut residents_first);
-        if residents_first.seconds < keep_first.seconds { residents_first } else { keep_first }
+        if residents_first.seconds < keep_first.seconds {
+            residents_first
+        } else {
+            keep_first
+        }
     }
 
     fn improve_streams(&self, best: &mut Candidate) {
@@ -434,7 +465,9 @@ impl Search<'_> {
         if pins.weights.is_none() {
             self.try_count(best, n, |c, k| c.weights[n - k..].fill(Tier::Device));
         }
-        if pins.optimizer.is_none() && pins.weights.is_none() && pins.update != Some(Processor::Host)
+        if pins.optimizer.is_none()
+            && pins.weights.is_none()
+            && pins.update != Some(Processor::Host)
         {
             self.try_count(best, n, |c, k| {
                 c.weights[n - k..].fill(Tier::Device);
@@ -454,7 +487,10 @@ impl Search<'_> {
     /// What would fit: the ways without limits, each with the change in budgets it asks for.
     fn refusal(&self) -> Refusal {
         let allowed = self.r.budgets;
-        let no_disk = Budgets { disk: Bytes::ZERO, ..Budgets::UNLIMITED };
+        let no_disk = Budgets {
+            disk: Bytes::ZERO,
+            ..Budgets::UNLIMITED
+        };
         let mut best: Option<(f64, [u64; 3])> = None;
         // One tier free, the others as allowed; then two; then all.
         let free: [[bool; 3]; 7] = [
@@ -467,18 +503,36 @@ impl Search<'_> {
             [true, true, true],
         ];
         for mask in free {
-            let of = |t: Tier| if mask[t as usize] { Budgets::UNLIMITED.of(t) } else { allowed.of(t) };
+            let of = |t: Tier| {
+                if mask[t as usize] {
+                    Budgets::UNLIMITED.of(t)
+                } else {
+                    allowed.of(t)
+                }
+            };
             let limits = Budgets {
                 device: of(Tier::Device),
                 host: of(Tier::Host),
                 disk: of(Tier::Disk),
             };
-            let search = Search { r: Request { budgets: limits, ..self.r }, disk: limits.disk.0 > 0, ..*self };
+            let search = Search {
+                r: Request {
+                    budgets: limits,
+                    ..self.r
+                },
+                disk: limits.disk.0 > 0,
+                ..*self
+            };
             for way in search.ways(search.disk) {
                 for prefetch in [0, way.prefetch] {
                     let prefetch = self.r.pins.prefetch.unwrap_or(prefetch);
-                    let Some(choice) = search.fit(Choice { prefetch, ..way.clone() }, &limits)
-                    else {
+                    let Some(choice) = search.fit(
+                        Choice {
+                            prefetch,
+                            ..way.clone()
+                        },
+                        &limits,
+                    ) else {
                         continue;
                     };
                     let need = totals(self.r.workload, &choice, self.r.clip);
@@ -499,7 +553,11 @@ impl Search<'_> {
         let need = best.map_or([u64::MAX >> 2; 3], |(_, need)| need);
         let budget = |t: usize, have: Bytes| Bytes(need[t].max(have.0));
         Refusal {
-            needed: Budgets { device: Bytes(need[0]), host: Bytes(need[1]), disk: Bytes(need[2]) },
+            needed: Budgets {
+                device: Bytes(need[0]),
+                host: Bytes(need[1]),
+                disk: Bytes(need[2]),
+            },
             allowed,
             nearest: Budgets {
                 device: budget(0, allowed.device),

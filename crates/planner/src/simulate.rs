@@ -13,13 +13,18 @@ use crate::plan::{LANES, Lane, LaneKind, LaneUse, PartName, Phase, Plan, Predict
 /// Time of each task of a part when nothing else runs.
 #[must_use]
 pub fn alone(plan: &Plan, w: &Workload, machine: &Machine, part: PartName) -> Vec<Seconds> {
-    plan.part(part).iter().map(|t| task_alone(plan, w, machine, t)).collect()
+    plan.part(part)
+        .iter()
+        .map(|t| task_alone(plan, w, machine, t))
+        .collect()
 }
 
 fn task_alone(plan: &Plan, w: &Workload, machine: &Machine, task: &Task) -> Seconds {
     let bytes = || Bytes(task.args[0].bytes);
     match task.work {
-        Work::Compute { unit, phase, op, .. } => {
+        Work::Compute {
+            unit, phase, op, ..
+        } => {
             let u = &w.units[unit as usize];
             let list = match phase {
                 Phase::Forward | Phase::Recompute => &u.forward,
@@ -59,7 +64,10 @@ impl Simulated {
     /// Start of the first task of a part.
     #[must_use]
     pub fn start(&self, part: usize) -> f64 {
-        self.parts[part].iter().map(|t| t.0).fold(f64::INFINITY, f64::min)
+        self.parts[part]
+            .iter()
+            .map(|t| t.0)
+            .fold(f64::INFINITY, f64::min)
     }
 }
 
@@ -72,14 +80,11 @@ struct Running {
 
 /// Runs a sequence of parts, each overlapping the one before it where the plan allows.
 #[must_use]
-pub fn simulate(
-    plan: &Plan,
-    w: &Workload,
-    machine: &Machine,
-    sequence: &[PartName],
-) -> Simulated {
-    let times: Vec<Vec<Seconds>> =
-        PartName::ALL.iter().map(|&p| alone(plan, w, machine, p)).collect();
+pub fn simulate(plan: &Plan, w: &Workload, machine: &Machine, sequence: &[PartName]) -> Simulated {
+    let times: Vec<Vec<Seconds>> = PartName::ALL
+        .iter()
+        .map(|&p| alone(plan, w, machine, p))
+        .collect();
     let waits: Vec<Vec<Vec<u32>>> = sequence
         .iter()
         .enumerate()
@@ -97,8 +102,12 @@ pub fn simulate(
         .collect();
     let shares = shares(machine);
     let mix = machine.disk_mix_factor();
-    let mut out =
-        Simulated { parts: sequence.iter().map(|&p| vec![(-1.0, -1.0); plan.part(p).len()]).collect() };
+    let mut out = Simulated {
+        parts: sequence
+            .iter()
+            .map(|&p| vec![(-1.0, -1.0); plan.part(p).len()])
+            .collect(),
+    };
     // Each lane's tasks in order.
     let lanes: Vec<Vec<(usize, usize)>> = (0..LANES)
         .map(|l| {
@@ -126,7 +135,11 @@ pub fn simulate(
                 next[l] += 1;
                 let left = times[sequence[k] as usize][i].0.max(1e-12);
                 out.parts[k][i].0 = now;
-                running[l] = Some(Running { part: k, task: i, left });
+                running[l] = Some(Running {
+                    part: k,
+                    task: i,
+                    left,
+                });
             }
         }
         let speed = speeds(&running, &shares, mix);
@@ -195,7 +208,10 @@ fn shares(machine: &Machine) -> Vec<[f64; LANES]> {
 fn speeds(running: &[Option<Running>; LANES], shares: &[[f64; LANES]], mix: f64) -> [f64; LANES] {
     let mut speed = [1.0f64; LANES];
     for row in shares {
-        let wanted: f64 = (0..LANES).filter(|&l| running[l].is_some()).map(|l| row[l]).sum();
+        let wanted: f64 = (0..LANES)
+            .filter(|&l| running[l].is_some())
+            .map(|l| row[l])
+            .sum();
         if wanted > 1.0 {
             for l in 0..LANES {
                 if row[l] > 0.0 {
@@ -236,7 +252,11 @@ pub fn predict(plan: &Plan, w: &Workload, machine: &Machine) -> Prediction {
     }
     // Reads and writes of the drives may overlap; what no schedule can beat is their joint bound.
     let (mut reads, mut writes) = (Seconds::ZERO, Seconds::ZERO);
-    for (task, time) in plan.part(Steady).iter().zip(alone(plan, w, machine, Steady)) {
+    for (task, time) in plan
+        .part(Steady)
+        .iter()
+        .zip(alone(plan, w, machine, Steady))
+    {
         match task.work {
             Work::Read => reads += time,
             Work::Write => writes += time,
@@ -245,7 +265,10 @@ pub fn predict(plan: &Plan, w: &Workload, machine: &Machine) -> Prediction {
     }
     let together = (reads + writes) * (1.0 / machine.disk_mix_factor().max(1.0));
     lanes[LaneKind::Disk as usize].busy_seconds = reads.max(writes).max(together);
-    let busiest = lanes.iter().map(|l| l.busy_seconds).fold(Seconds::ZERO, Seconds::max);
+    let busiest = lanes
+        .iter()
+        .map(|l| l.busy_seconds)
+        .fold(Seconds::ZERO, Seconds::max);
     let step = step.max(busiest);
     let ruling_lane = (0..lanes.len())
         .max_by(|&a, &b| lanes[a].busy_seconds.0.total_cmp(&lanes[b].busy_seconds.0))

@@ -1,9 +1,7 @@
 //! A small workload in the shape of a decoder, for the planner's own tests.
 
 use lowtide_units::{Bytes, BytesPerSecond, Flops, FlopsPerSecond, Seconds};
-use lowtide_workload::{
-    Batch, Dtype, Local, Op, Operand, Param, Unit, UnitKind, What, Workload,
-};
+use lowtide_workload::{Batch, Dtype, Local, Op, Operand, Param, Unit, UnitKind, What, Workload};
 
 use crate::machine::{DiskRates, Machine, Shared, Source};
 
@@ -30,16 +28,30 @@ fn weight(p: u32) -> Operand {
     Operand::read(What::Weight(p))
 }
 
-const INPUTS: Operand =
-    Operand { what: What::Inputs, access: lowtide_workload::Access::Read };
+const INPUTS: Operand = Operand {
+    what: What::Inputs,
+    access: lowtide_workload::Access::Read,
+};
 
 /// Embedding (tied), `layers` blocks of two products, head.
 pub(crate) fn workload(layers: u32, accumulate: u32) -> Workload {
     let (c, f, v) = (64u64, 256u64, 1000u64);
-    let batch = Batch { micro_batch: 2, seq: 16, accumulate };
+    let batch = Batch {
+        micro_batch: 2,
+        seq: 16,
+        accumulate,
+    };
     let rows = batch.rows();
-    let mut params = vec![Param { name: "embedding".into(), unit: 0, elements: v * c, decay: true }];
-    let local = |name: &str, n: u64| Local { name: name.into(), bytes: Bytes(rows * n * 2) };
+    let mut params = vec![Param {
+        name: "embedding".into(),
+        unit: 0,
+        elements: v * c,
+        decay: true,
+    }];
+    let local = |name: &str, n: u64| Local {
+        name: name.into(),
+        bytes: Bytes(rows * n * 2),
+    };
     let mut units = vec![Unit {
         name: "embedding".into(),
         kind: UnitKind::Embedding,
@@ -50,20 +62,48 @@ pub(crate) fn workload(layers: u32, accumulate: u32) -> Workload {
         d_output: Some(1),
         d_input: None,
         forward: vec![op("embed", vec![w(0), INPUTS, weight(0)], 0, 0.0)],
-        backward: vec![op("embed'", vec![Operand::gradient(0), r(1), INPUTS], 512, 0.0)],
+        backward: vec![op(
+            "embed'",
+            vec![Operand::gradient(0), r(1), INPUTS],
+            512,
+            0.0,
+        )],
         evaluate: vec![],
         infer: vec![],
     }];
     for l in 0..layers {
         let p = params.len() as u32;
         let unit = l + 1;
-        params.push(Param { name: format!("{l}.norm"), unit, elements: c, decay: false });
-        params.push(Param { name: format!("{l}.up"), unit, elements: f * c, decay: true });
-        params.push(Param { name: format!("{l}.down"), unit, elements: f * c, decay: true });
+        params.push(Param {
+            name: format!("{l}.norm"),
+            unit,
+            elements: c,
+            decay: false,
+        });
+        params.push(Param {
+            name: format!("{l}.up"),
+            unit,
+            elements: f * c,
+            decay: true,
+        });
+        params.push(Param {
+            name: format!("{l}.down"),
+            unit,
+            elements: f * c,
+            decay: true,
+        });
         // x 0, h 1, up 2, act 3, y 4, dy 5, dact 6, dup 7, dh 8, dx 9
         let tensors = vec![
-            local("x", c), local("h", c), local("up", f), local("act", f), local("y", c),
-            local("dy", c), local("dact", f), local("dup", f), local("dh", c), local("dx", c),
+            local("x", c),
+            local("h", c),
+            local("up", f),
+            local("act", f),
+            local("y", c),
+            local("dy", c),
+            local("dact", f),
+            local("dup", f),
+            local("dh", c),
+            local("dx", c),
         ];
         let flops = 2.0 * (rows * c * f) as f64;
         units.push(Unit {
@@ -83,11 +123,26 @@ pub(crate) fn workload(layers: u32, accumulate: u32) -> Workload {
             ],
             backward: vec![
                 op("down'", vec![w(6), r(5), weight(p + 2)], 4096, flops),
-                op("down''", vec![Operand::gradient(p + 2), r(5), r(3)], 4096, flops),
+                op(
+                    "down''",
+                    vec![Operand::gradient(p + 2), r(5), r(3)],
+                    4096,
+                    flops,
+                ),
                 op("act'", vec![w(7), r(6), r(2)], 0, 0.0),
                 op("up'", vec![w(8), r(7), weight(p + 1)], 4096, flops),
-                op("up''", vec![Operand::gradient(p + 1), r(7), r(1)], 4096, flops),
-                op("norm'", vec![w(9), r(8), r(0), r(5), weight(p), Operand::gradient(p)], 64, 0.0),
+                op(
+                    "up''",
+                    vec![Operand::gradient(p + 1), r(7), r(1)],
+                    4096,
+                    flops,
+                ),
+                op(
+                    "norm'",
+                    vec![w(9), r(8), r(0), r(5), weight(p), Operand::gradient(p)],
+                    64,
+                    0.0,
+                ),
             ],
             evaluate: vec![],
             infer: vec![],
@@ -95,10 +150,18 @@ pub(crate) fn workload(layers: u32, accumulate: u32) -> Workload {
     }
     let p = params.len() as u32;
     let unit = layers + 1;
-    params.push(Param { name: "head.norm".into(), unit, elements: c, decay: false });
+    params.push(Param {
+        name: "head.norm".into(),
+        unit,
+        elements: c,
+        decay: false,
+    });
     let loss = Operand::write(What::Loss);
     let mut tensors = vec![local("x", c), local("h", c), local("dh", c), local("dx", c)];
-    tensors.push(Local { name: "logits".into(), bytes: Bytes(2 * v * 4) });
+    tensors.push(Local {
+        name: "logits".into(),
+        bytes: Bytes(2 * v * 4),
+    });
     units.push(Unit {
         name: "head".into(),
         kind: UnitKind::Head,
@@ -111,8 +174,18 @@ pub(crate) fn workload(layers: u32, accumulate: u32) -> Workload {
         forward: vec![],
         backward: vec![
             op("norm", vec![w(1), r(0), weight(p)], 0, 0.0),
-            op("loss", vec![w(2), Operand::gradient(0), loss, r(1), weight(0), INPUTS], 8192, 1e6),
-            op("norm'", vec![w(3), r(2), r(0), weight(p), Operand::gradient(p)], 64, 0.0),
+            op(
+                "loss",
+                vec![w(2), Operand::gradient(0), loss, r(1), weight(0), INPUTS],
+                8192,
+                1e6,
+            ),
+            op(
+                "norm'",
+                vec![w(3), r(2), r(0), weight(p), Operand::gradient(p)],
+                64,
+                0.0,
+            ),
         ],
         evaluate: vec![
             op("norm", vec![w(1), r(0), weight(p)], 0, 0.0),

@@ -21,22 +21,30 @@ fn every_choice(layers: u32, accumulate: u32) -> Vec<(lowtide_workload::Workload
             for optimizer in Tier::ALL {
                 for inputs in Tier::ALL {
                     for gradients in Tier::ALL {
-                        for (k, saved) in
-                            [Saved::Keep, Saved::Recompute, Saved::Host, Saved::Disk].into_iter().enumerate()
+                        for (k, saved) in [Saved::Keep, Saved::Recompute, Saved::Host, Saved::Disk]
+                            .into_iter()
+                            .enumerate()
                         {
                             let mut c = Choice::resident(&w);
                             c.order = order;
                             c.weights = vec![weights; n];
                             c.optimizer = vec![optimizer; n];
                             let on_device = optimizer == Tier::Device || k % 2 == 1;
-                            let update =
-                                if on_device { Processor::Device } else { Processor::Host };
+                            let update = if on_device {
+                                Processor::Device
+                            } else {
+                                Processor::Host
+                            };
                             c.update = vec![update; n];
                             c.inputs = inputs;
                             c.gradients = gradients;
                             c.saved.iter_mut().for_each(|s| s.fill(saved));
                             c.prefetch = (k % 3) as u8;
-                            c.pieces = if k > 1 { Pieces::Split(1 << 10) } else { Pieces::Unit };
+                            c.pieces = if k > 1 {
+                                Pieces::Split(1 << 10)
+                            } else {
+                                Pieces::Unit
+                            };
                             all.push((w.clone(), c));
                         }
                     }
@@ -52,11 +60,10 @@ fn every_combination_of_choices_passes_the_checker() {
     for accumulate in [1, 3] {
         // Each clipping mode sees a third of the combinations, so that the test takes seconds.
         for (i, (w, c)) in every_choice(2, accumulate).into_iter().enumerate() {
-            for clip in [CLIPS[(i + accumulate as usize) % 3]] {
-                let plan = build(&w, &c, clip, Budgets::UNLIMITED, &machine());
-                if let Err(fault) = check(&plan, clip) {
-                    panic!("{fault}\n{c:?} {clip:?} M {accumulate}");
-                }
+            let clip = CLIPS[(i + accumulate as usize) % 3];
+            let plan = build(&w, &c, clip, Budgets::UNLIMITED, &machine());
+            if let Err(fault) = check(&plan, clip) {
+                panic!("{fault}\n{c:?} {clip:?} M {accumulate}");
             }
         }
     }
@@ -128,7 +135,10 @@ fn planted_faults_are_found() {
             .iter()
             .position(|t| {
                 t.work == Work::Copy
-                    && matches!(broken.slots[t.args[1].slot as usize].tensor, Tensor::Weight(_))
+                    && matches!(
+                        broken.slots[t.args[1].slot as usize].tensor,
+                        Tensor::Weight(_)
+                    )
             })
             .expect("weights are refreshed");
         tasks[refresh].work = Work::Losses;
@@ -165,9 +175,18 @@ fn planted_faults_are_found() {
 fn equal_inputs_give_an_equal_plan() {
     let w = workload(3, 2);
     let m = machine();
-    let budgets = Budgets { device: Bytes(700 << 10), host: Bytes(3 << 20), disk: Bytes(16 << 20) };
-    let request =
-        Request { workload: &w, machine: &m, budgets, clip: Clip::Exact, pins: Pins::default() };
+    let budgets = Budgets {
+        device: Bytes(700 << 10),
+        host: Bytes(3 << 20),
+        disk: Bytes(16 << 20),
+    };
+    let request = Request {
+        workload: &w,
+        machine: &m,
+        budgets,
+        clip: Clip::Exact,
+        pins: Pins::default(),
+    };
     let a = plan(&request);
     let b = plan(&request);
     assert_eq!(a, b);
@@ -182,8 +201,11 @@ fn a_refusal_says_what_would_fit_and_it_does() {
         for device in [100 << 10, 500 << 10, 4 << 20] {
             for host in [100 << 10, 1 << 20, 8 << 20] {
                 for disk in [0, 1 << 20, 64 << 20] {
-                    let budgets =
-                        Budgets { device: Bytes(device), host: Bytes(host), disk: Bytes(disk) };
+                    let budgets = Budgets {
+                        device: Bytes(device),
+                        host: Bytes(host),
+                        disk: Bytes(disk),
+                    };
                     let request = Request {
                         workload: &w,
                         machine: &m,
@@ -200,7 +222,10 @@ fn a_refusal_says_what_would_fit_and_it_does() {
                         }
                         Err(PlanError::Refused(r)) => {
                             refused += 1;
-                            let again = plan(&Request { budgets: r.nearest, ..request });
+                            let again = plan(&Request {
+                                budgets: r.nearest,
+                                ..request
+                            });
                             assert!(again.is_ok(), "{budgets:?} -> {r}: {:?}", again.err());
                         }
                         Err(e) => panic!("{e}"),
@@ -209,7 +234,10 @@ fn a_refusal_says_what_would_fit_and_it_does() {
             }
         }
     }
-    assert!(fitted > 5 && refused > 5, "{fitted} fitted, {refused} refused");
+    assert!(
+        fitted > 5 && refused > 5,
+        "{fitted} fitted, {refused} refused"
+    );
 }
 
 #[test]
@@ -217,10 +245,18 @@ fn no_lane_is_busier_than_the_step_and_more_memory_never_slows() {
     let w = workload(6, 1);
     let m = machine();
     let step = |device: u64, m: &Machine| {
-        let budgets =
-            Budgets { device: Bytes(device), host: Bytes(64 << 20), disk: Bytes(64 << 20) };
-        let request =
-            Request { workload: &w, machine: m, budgets, clip: Clip::Exact, pins: Pins::default() };
+        let budgets = Budgets {
+            device: Bytes(device),
+            host: Bytes(64 << 20),
+            disk: Bytes(64 << 20),
+        };
+        let request = Request {
+            workload: &w,
+            machine: m,
+            budgets,
+            clip: Clip::Exact,
+            pins: Pins::default(),
+        };
         let p = plan(&request).expect("fits");
         for lane in &p.prediction.lanes {
             assert!(lane.busy_seconds.0 <= p.prediction.step_seconds.0 * (1.0 + 1e-9));

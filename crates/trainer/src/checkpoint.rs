@@ -143,16 +143,12 @@ pub fn save(
     Ok(target)
 }
 
-fn write(
-    dir: &Path,
-    w: &Workload,
-    homes: &Homes<'_>,
-    state: &RunState,
-) -> Result<(), TrainError> {
+fn write(dir: &Path, w: &Workload, homes: &Homes<'_>, state: &RunState) -> Result<(), TrainError> {
     let path = dir.join(STATE);
     let file = File::create(&path).map_err(TrainError::io(&path))?;
     let mut out = BufWriter::with_capacity(1 << 20, file);
-    out.write_all(&layout(w).header).map_err(TrainError::io(&path))?;
+    out.write_all(&layout(w).header)
+        .map_err(TrainError::io(&path))?;
     let mut checksums = BTreeMap::new();
     let mut bytes = Vec::new();
     for (p, param) in w.params.iter().enumerate() {
@@ -168,11 +164,17 @@ fn write(
             checksums.insert(array_name(w, p as u32, role), crc);
         }
     }
-    let file = out.into_inner().map_err(|e| TrainError::io(&path)(e.into_error()))?;
+    let file = out
+        .into_inner()
+        .map_err(|e| TrainError::io(&path)(e.into_error()))?;
     file.sync_all().map_err(TrainError::io(&path))?;
     let path = dir.join(RUN);
-    let json = serde_json::to_vec_pretty(&RunState { checksums, format: FORMAT, ..state.clone() })
-        .expect("plain values");
+    let json = serde_json::to_vec_pretty(&RunState {
+        checksums,
+        format: FORMAT,
+        ..state.clone()
+    })
+    .expect("plain values");
     let mut file = File::create(&path).map_err(TrainError::io(&path))?;
     file.write_all(&json).map_err(TrainError::io(&path))?;
     file.sync_all().map_err(TrainError::io(&path))?;
@@ -180,13 +182,17 @@ fn write(
 }
 
 fn sync_dir(dir: &Path) -> Result<(), TrainError> {
-    File::open(dir).and_then(|d| d.sync_all()).map_err(TrainError::io(dir))
+    File::open(dir)
+        .and_then(|d| d.sync_all())
+        .map_err(TrainError::io(dir))
 }
 
 /// The checkpoints of an output directory by step, oldest first.
 #[must_use]
 pub fn list(output: &Path) -> Vec<(u64, PathBuf)> {
-    let Ok(entries) = fs::read_dir(directory(output)) else { return Vec::new() };
+    let Ok(entries) = fs::read_dir(directory(output)) else {
+        return Vec::new();
+    };
     let mut all: Vec<(u64, PathBuf)> = entries
         .flatten()
         .filter_map(|e| {
@@ -205,10 +211,15 @@ pub fn list(output: &Path) -> Vec<(u64, PathBuf)> {
 pub fn read_run(dir: &Path) -> Result<RunState, TrainError> {
     let path = dir.join(RUN);
     let bytes = fs::read(&path).map_err(TrainError::io(&path))?;
-    let state: RunState = serde_json::from_slice(&bytes)
-        .map_err(|e| TrainError::File { path: path.clone(), what: format!("not a run state: {e}") })?;
+    let state: RunState = serde_json::from_slice(&bytes).map_err(|e| TrainError::File {
+        path: path.clone(),
+        what: format!("not a run state: {e}"),
+    })?;
     if state.format != FORMAT {
-        let what = format!("format {}, this program reads format {FORMAT}", state.format);
+        let what = format!(
+            "format {}, this program reads format {FORMAT}",
+            state.format
+        );
         return Err(TrainError::File { path, what });
     }
     Ok(state)
@@ -225,18 +236,25 @@ pub fn load(
     state: &RunState,
 ) -> Result<(), TrainError> {
     let path = dir.join(STATE);
-    let damaged = |what: String| TrainError::File { path: path.clone(), what };
+    let damaged = |what: String| TrainError::File {
+        path: path.clone(),
+        what,
+    };
     let file = File::open(&path).map_err(TrainError::io(&path))?;
     let layout = layout(w);
     let mut header = vec![0u8; layout.header.len()];
-    file.read_exact_at(&mut header, 0).map_err(TrainError::io(&path))?;
+    file.read_exact_at(&mut header, 0)
+        .map_err(TrainError::io(&path))?;
     if header != layout.header {
-        return Err(damaged("holds the state of another model or precision".to_owned()));
+        return Err(damaged(
+            "holds the state of another model or precision".to_owned(),
+        ));
     }
     let mut sums: BTreeMap<(u32, &'static str), u32> = BTreeMap::new();
     homes.write_all(|param, range, role, bytes| -> Result<(), TrainError> {
         let at = layout.at[&(param, role.name())] + range.start * role.size(w.precision);
-        file.read_exact_at(bytes, at).map_err(TrainError::io(&path))?;
+        file.read_exact_at(bytes, at)
+            .map_err(TrainError::io(&path))?;
         let sum = sums.entry((param, role.name())).or_insert(0);
         *sum = crc32c::crc32c_append(*sum, bytes);
         Ok(())
@@ -260,9 +278,12 @@ pub fn load(
 pub fn same_numerics(dir: &Path, theirs: &Value, ours: &Value) -> Result<(), TrainError> {
     match difference("", theirs, ours) {
         None => Ok(()),
-        Some((key, theirs, ours)) => {
-            Err(TrainError::OtherRun { path: dir.to_owned(), key, theirs, ours })
-        }
+        Some((key, theirs, ours)) => Err(TrainError::OtherRun {
+            path: dir.to_owned(),
+            key,
+            theirs,
+            ours,
+        }),
     }
 }
 
@@ -270,7 +291,11 @@ fn difference(at: &str, a: &Value, b: &Value) -> Option<(String, String, String)
     if let (Value::Object(x), Value::Object(y)) = (a, b) {
         let keys: std::collections::BTreeSet<&String> = x.keys().chain(y.keys()).collect();
         return keys.into_iter().find_map(|k| {
-            let at = if at.is_empty() { k.clone() } else { format!("{at}.{k}") };
+            let at = if at.is_empty() {
+                k.clone()
+            } else {
+                format!("{at}.{k}")
+            };
             let null = Value::Null;
             difference(&at, x.get(k).unwrap_or(&null), y.get(k).unwrap_or(&null))
         });

@@ -351,6 +351,9 @@ pub enum TrainError {
 impl TrainError {
     /// A file that cannot be used for what the system said.
     pub(crate) fn io(path: &Path) -> impl Fn(std::io::Error) -> Self + '_ {
-        move |e| Self::File { path: path.to_owned(), what: e.to_string() }
+        move |e| Self::File {
+            path: path.to_owned(),
+            what: e.to_string(),
+        }
     }
 }

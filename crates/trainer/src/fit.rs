@@ -26,7 +26,7 @@ use crate::data::{
 };
 use crate::error::TrainError;
 use crate::generate::exact_match;
-use crate::inputs::{Inputs, load_inputs, load_options, open_tokenizer};
+use crate::inputs::{Inputs, load_inputs, load_options, open_tokenizer, sample_of};
 use crate::learning_rate::{Decay, LearningRate};
 use crate::metrics::{EventFile, MetricsLog};
 use crate::planning::{
@@ -81,8 +81,14 @@ pub fn today() -> String {
     let yoe = (doe - doe / 1460 + doe / 36_524 - doe / 146_096) / 365;
     let doy = doe - (365 * yoe + yoe / 4 - yoe / 100);
     let mp = (5 * doy + 2) / 153;
-    let (day, month) = (doy - (153 * mp + 2) / 5 + 1, if mp < 10 { mp + 3 } else { mp - 9 });
-    format!("{:04}-{month:02}-{day:02}", yoe + era * 400 + i64::from(month <= 2))
+    let (day, month) = (
+        doy - (153 * mp + 2) / 5 + 1,
+        if mp < 10 { mp + 3 } else { mp - 9 },
+    );
+    format!(
+        "{:04}-{month:02}-{day:02}",
+        yoe + era * 400 + i64::from(month <= 2)
+    )
 }
 
 /// Decoder, rates and plan of a run.
@@ -91,18 +97,32 @@ pub fn today() -> String {
 /// Anything wrong with shape, machine file or budgets.
 pub fn plan_run(run: &Run) -> Result<Planned, TrainError> {
     let decoder = decoder_of(run, run.batch())?;
-    let machine = machine_of(run, &decoder, None)?;
+    let machine = machine_of(run, &decoder, sample_of(run).as_ref())?;
     let plan = plan_with(run, &decoder, &machine, budgets_of(run))?;
-    Ok(Planned { decoder, plan: Arc::new(plan), machine, clip: clip_of(run) })
+    Ok(Planned {
+        decoder,
+        plan: Arc::new(plan),
+        machine,
+        clip: clip_of(run),
+    })
 }
 
 /// Opens a session for a plan on the run's own disks.
 ///
 /// # Errors
 /// What cannot be reserved.
-pub fn open_session(run: &Run, planned: &Planned, trace_events: usize) -> Result<Session, TrainError> {
+pub fn open_session(
+    run: &Run,
+    planned: &Planned,
+    trace_events: usize,
+) -> Result<Session, TrainError> {
     let disk = if planned.plan.tier(Tier::Disk).planned_bytes.0 > 0 {
-        let drives = run.budget.disk.iter().map(|d| (d.dir.clone(), d.size.0 as f64)).collect();
+        let drives = run
+            .budget
+            .disk
+            .iter()
+            .map(|d| (d.dir.clone(), d.size.0 as f64))
+            .collect();
         DiskChoice::Directories(drives)
     } else {
         DiskChoice::None
@@ -213,7 +233,10 @@ pub fn train(
     let decoder = decoder_of(run, run.batch())?;
     let vocab = decoder.shape().vocab;
     if tokenizer.vocab_size() > vocab as usize {
-        return Err(TrainError::Vocabulary { tokens: tokenizer.vocab_size(), vocab });
+        return Err(TrainError::Vocabulary {
+            tokens: tokenizer.vocab_size(),
+            vocab,
+        });
     }
     let Inputs { train, eval, notes } = load_inputs(run, &tokenizer)?;
     notes.iter().for_each(|n| observer.note(n));
@@ -230,7 +253,12 @@ pub fn train(
     observer.planned(&plan, &machine);
     write_json(&run.output.join("machine.json"), &machine)?;
     write_json(&run.output.join("run.json"), run)?;
-    let planned = Planned { decoder, plan, machine, clip: clip_of(run) };
+    let planned = Planned {
+        decoder,
+        plan,
+        machine,
+        clip: clip_of(run),
+    };
     let trace_events = if run.log.trace { 100_000 } else { 0 };
     let session = open_session(run, &planned, trace_events)?;
     if let Some(how) = session.describe_disk() {
@@ -302,7 +330,8 @@ fn find_checkpoint(run: &Run) -> Result<Option<(PathBuf, RunState)>, TrainError>
         Resume::Path(dir) => Some(dir.clone()),
         Resume::Auto => checkpoint::list(&run.output).pop().map(|(_, dir)| dir),
     };
-    dir.map(|dir| checkpoint::read_run(&dir).map(|state| (dir, state))).transpose()
+    dir.map(|dir| checkpoint::read_run(&dir).map(|state| (dir, state)))
+        .transpose()
 }
 
 fn prepare_output(output: &Path) -> Result<(), TrainError> {
@@ -342,7 +371,11 @@ impl Fit<'_> {
         if state.step > 0 {
             self.session.restore_clip(state.clip.map(f64::from_bits));
         }
-        self.observer.note(&format!("resumed from {} after step {}", dir.display(), state.step));
+        self.observer.note(&format!(
+            "resumed from {} after step {}",
+            dir.display(),
+            state.step
+        ));
         self.last_checkpoint = Some(dir.to_owned());
         self.state = state;
         Ok(())
@@ -352,8 +385,11 @@ impl Fit<'_> {
         if self.state.step == 0 {
             self.state.exact_match_before = self.exact_match("before")?;
         }
-        let eval_loss_first =
-            if self.state.step == 0 { self.evaluate(0)? } else { None };
+        let eval_loss_first = if self.state.step == 0 {
+            self.evaluate(0)?
+        } else {
+            None
+        };
         let mut tally = Tally::new(self.session.measured());
         let mut flight: Option<Flight> = None;
         let mut step = self.state.step;
@@ -377,11 +413,22 @@ impl Fit<'_> {
             let submitted = match next.take() {
                 Some(batch) if more => {
                     step += 1;
-                    let Prepared { micro, tokens, lr, after } = batch;
+                    let Prepared {
+                        micro,
+                        tokens,
+                        lr,
+                        after,
+                    } = batch;
                     let hyper = hyper(self.run, lr, step);
                     let data = self.checked(step, |s| s.session.submit(micro, hyper))?;
                     next = self.prepare(step + 1);
-                    Some(Flight { step, data, tokens, lr, after })
+                    Some(Flight {
+                        step,
+                        data,
+                        tokens,
+                        lr,
+                        after,
+                    })
                 }
                 _ => None,
             };
@@ -405,8 +452,14 @@ impl Fit<'_> {
             exact_match_after = self.exact_match("after")?;
         }
         let trace = self.trace()?;
-        let ends =
-            Ends { eval_loss_first, eval_loss_last, exact_match_after, output, trace, stopped };
+        let ends = Ends {
+            eval_loss_first,
+            eval_loss_last,
+            exact_match_after,
+            output,
+            trace,
+            stopped,
+        };
         Ok(self.report(planned, tally, ends))
     }
 
@@ -417,7 +470,9 @@ impl Fit<'_> {
         work: impl FnOnce(&mut Self) -> Result<T, ExecError>,
     ) -> Result<T, TrainError> {
         work(self).map_err(|e| match e {
-            ExecError::Engine { source, .. } if source.0.contains("not finite") || source.0.contains("loss sum") => {
+            ExecError::Engine { source, .. }
+                if source.0.contains("not finite") || source.0.contains("loss sum") =>
+            {
                 TrainError::NonFinite {
                     step,
                     what: source.0,
@@ -450,7 +505,11 @@ impl Fit<'_> {
     ) -> Result<(), TrainError> {
         let outcome = self.checked(f.step, |s| s.session.outcome(&f.data))?;
         let prediction = &planned.plan.prediction;
-        let bound = prediction.lanes.iter().map(|l| l.busy_seconds.0).fold(0.0, f64::max);
+        let bound = prediction
+            .lanes
+            .iter()
+            .map(|l| l.busy_seconds.0)
+            .fold(0.0, f64::max);
         let (seconds, ruling_lane) = tally.lap(self.session.measured());
         let line = StepLine {
             step: f.step,
@@ -495,10 +554,13 @@ impl Fit<'_> {
     }
 
     fn evaluate(&mut self, step: u64) -> Result<Option<f64>, TrainError> {
-        let Some(packed) = &self.eval else { return Ok(None) };
+        let Some(packed) = &self.eval else {
+            return Ok(None);
+        };
         let loss = evaluate(&mut self.session, packed, self.run)?;
         self.observer.evaluated(step, loss);
-        self.metrics.write(&json!({ "step": step, "eval_loss": loss }))?;
+        self.metrics
+            .write(&json!({ "step": step, "eval_loss": loss }))?;
         if let Some(events) = &mut self.events {
             events.scalars(step, &[("eval/loss", loss as f32)])?;
         }
@@ -550,10 +612,9 @@ impl Fit<'_> {
         };
         let shape = self.session.decoder().shape().clone();
         let homes = self.session.homes()?;
-        HfWriter::new(&shape, self.run.precision, source).write(
-            &pending,
-            |p, range, out| Ok::<(), TrainError>(homes.weights(p, range, out)?),
-        )?;
+        HfWriter::new(&shape, self.run.precision, source).write(&pending, |p, range, out| {
+            Ok::<(), TrainError>(homes.weights(p, range, out)?)
+        })?;
         copy_tokenizer(self.tokenizer.path(), &pending)?;
         if target.exists() {
             fs::remove_dir_all(&target).map_err(TrainError::io(&target))?;
@@ -577,7 +638,14 @@ impl Fit<'_> {
     }
 
     fn report(&self, planned: &Planned, tally: Tally, ends: Ends) -> TrainReport {
-        let Tally { mut times, losses, tokens: tokens_run, seconds, moved, .. } = tally;
+        let Tally {
+            mut times,
+            losses,
+            tokens: tokens_run,
+            seconds,
+            moved,
+            ..
+        } = tally;
         times.sort_by(f64::total_cmp);
         let tail = &losses[losses.len().saturating_sub(10)..];
         let prediction = &planned.plan.prediction;

@@ -51,14 +51,21 @@ pub fn generate(
                     continue;
                 }
                 drawn += 1;
-                let token = choose(&logits[i * vocab..(i + 1) * vocab], sampling, rng.unit(drawn));
+                let token = choose(
+                    &logits[i * vocab..(i + 1) * vocab],
+                    sampling,
+                    rng.unit(drawn),
+                );
                 row.push(token);
                 open[i] = Some(token) != eos && row.len() < t;
             }
         }
         for (row, prompt) in rows.iter().zip(group) {
             let answer = &row[prompt.len()..];
-            let end = answer.iter().position(|&x| Some(x) == eos).unwrap_or(answer.len());
+            let end = answer
+                .iter()
+                .position(|&x| Some(x) == eos)
+                .unwrap_or(answer.len());
             answers.push(answer[..end].to_vec());
         }
         progress(answers.len());
@@ -138,7 +145,12 @@ pub fn exact_match(
     progress: impl FnMut(usize),
 ) -> Result<f64, ExecError> {
     let tokens: Vec<Vec<i32>> = prompts.iter().map(|p| p.tokens.clone()).collect();
-    let greedy = Sampling { temperature: 0.0, top_p: 1.0, seed: 0, max_new_tokens };
+    let greedy = Sampling {
+        temperature: 0.0,
+        top_p: 1.0,
+        seed: 0,
+        max_new_tokens,
+    };
     let answers = generate(session, &tokens, tokenizer.eos(), &greedy, progress)?;
     let right = answers
         .iter()

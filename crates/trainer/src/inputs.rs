@@ -6,7 +6,9 @@ use lowtide_config as config;
 use lowtide_config::Run;
 
 use crate::data::packing::TooLong;
-use crate::data::{Dataset, Fields, Format, LoadOptions, LossOn, Packed, Tokenizer};
+use crate::data::{
+    BatchShape, Batches, Dataset, Fields, Format, LoadOptions, LossOn, Micro, Packed, Tokenizer,
+};
 use crate::error::TrainError;
 use crate::random::Philox;
 
@@ -30,7 +32,11 @@ const SPLIT_STREAM: u64 = 2 << 62;
 /// Files that are missing or not what they must be.
 pub fn open_tokenizer(run: &Run, now: Option<i64>) -> Result<Tokenizer, TrainError> {
     run.training_ready()?;
-    let path = run.model.tokenizer.as_ref().expect("training_ready has checked");
+    let path = run
+        .model
+        .tokenizer
+        .as_ref()
+        .expect("training_ready has checked");
     let mut tokenizer = Tokenizer::open(path)?;
     if let Some(template) = &run.data.chat_template {
         let source = std::fs::read_to_string(template).map_err(TrainError::io(template))?;
@@ -65,14 +71,54 @@ pub fn load_options(run: &Run) -> LoadOptions {
             config::TrainOn::All => LossOn::Everything,
         },
         system: d.system.clone(),
+        separator: d.separator.clone().unwrap_or_default(),
         ..LoadOptions::default()
     }
 }
 
 fn pack(run: &Run, data: Dataset) -> Result<Arc<Packed>, TrainError> {
-    let too_long =
-        if data.report().format == Format::Text { TooLong::Split } else { TooLong::Truncate };
-    Ok(Arc::new(Packed::new(data, run.train.seq as usize, run.data.packing, too_long)?))
+    let too_long = if data.report().format == Format::Text {
+        TooLong::Split
+    } else {
+        TooLong::Truncate
+    };
+    Ok(Arc::new(Packed::new(
+        data,
+        run.train.seq as usize,
+        run.data.packing,
+        too_long,
+    )?))
+}
+
+/// The first micro-batch of a run's data, to measure operations on: packed documents make attention
+/// cheaper. `None` where the run names no data or it cannot be read (training will say why), and
+/// where it is too much to read for this alone.
+#[must_use]
+pub fn sample_of(run: &Run) -> Option<Micro> {
+    const MOST: u64 = 64 << 20;
+    let bytes: u64 = run
+        .data
+        .train
+        .iter()
+        .filter_map(|p| std::fs::metadata(p).ok())
+        .map(|m| m.len())
+        .sum();
+    if bytes > MOST {
+        return None;
+    }
+    let tokenizer = open_tokenizer(run, None).ok()?;
+    let train = load_inputs(run, &tokenizer).ok()?.train;
+    let shape = BatchShape {
+        micro_batch: run.train.micro_batch as usize,
+        accumulate: 1,
+    };
+    Some(
+        Batches::new(train, shape, run.seed)
+            .ok()?
+            .next_batch()
+            .micro
+            .swap_remove(0),
+    )
 }
 
 /// Reads, tokenises and packs a run's data.
@@ -126,7 +172,10 @@ fn describe(name: &str, packed: &Packed, notes: &mut Vec<String>) {
         r.mask_hash,
     ));
     if r.n_unsupervised > 0 {
-        notes.push(format!("{name} data: {} records left out, nothing in them is supervised", r.n_unsupervised));
+        notes.push(format!(
+            "{name} data: {} records left out, nothing in them is supervised",
+            r.n_unsupervised
+        ));
     }
     if packed.report().n_tokens_lost > 0 {
         notes.push(format!(

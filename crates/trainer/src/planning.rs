@@ -51,16 +51,25 @@ pub fn shape_of(run: &Run) -> Result<ModelShape, TrainError> {
         ModelSource::Config(path) => config_shape(path)?,
     };
     if run.train.seq > shape.max_positions && shape.rope.is_none() {
-        return Err(TrainError::TooLong { seq: run.train.seq, positions: shape.max_positions });
+        return Err(TrainError::TooLong {
+            seq: run.train.seq,
+            positions: shape.max_positions,
+        });
     }
     Ok(shape)
 }
 
 fn config_shape(path: &Path) -> Result<ModelShape, TrainError> {
-    let fail = |what: String| TrainError::File { path: path.to_owned(), what };
+    let fail = |what: String| TrainError::File {
+        path: path.to_owned(),
+        what,
+    };
     let text = std::fs::read_to_string(path).map_err(|e| fail(e.to_string()))?;
     let json = serde_json::from_str(&text).map_err(|e| fail(format!("not JSON: {e}")))?;
-    let name = path.parent().and_then(Path::file_name).map_or("model".into(), |n| n.to_string_lossy());
+    let name = path
+        .parent()
+        .and_then(Path::file_name)
+        .map_or("model".into(), |n| n.to_string_lossy());
     Ok(lowtide_model::parse_config(&json, &name)?)
 }
 
@@ -176,14 +185,20 @@ pub fn plan_with(
             let mut b = run.train.micro_batch / 2;
             let mut nearest_micro_batch = None;
             while b > 0 {
-                let batch = Batch { micro_batch: b, ..run.batch() };
+                let batch = Batch {
+                    micro_batch: b,
+                    ..run.batch()
+                };
                 if request(&*decoder_of(run, batch)?).is_ok() {
                     nearest_micro_batch = Some(b);
                     break;
                 }
                 b /= 2;
             }
-            Err(TrainError::Refused(Box::new(Refused { refusal: *refusal, nearest_micro_batch })))
+            Err(TrainError::Refused(Box::new(Refused {
+                refusal: *refusal,
+                nearest_micro_batch,
+            })))
         }
     }
 }
@@ -193,7 +208,10 @@ pub fn plan_with(
 /// # Errors
 /// When the file cannot be read or does not say what it must.
 pub fn load_machine(path: &Path) -> Result<Machine, TrainError> {
-    let fail = |what: String| TrainError::File { path: path.to_owned(), what };
+    let fail = |what: String| TrainError::File {
+        path: path.to_owned(),
+        what,
+    };
     let text = std::fs::read_to_string(path).map_err(|e| fail(e.to_string()))?;
     serde_json::from_str(&text).map_err(|e| fail(format!("not a machine file: {e}")))
 }

@@ -58,8 +58,10 @@ pub fn probe(
     sample: Option<&Micro>,
 ) -> Result<Machine, TierError> {
     let q = Queue::new("probe", options.threads);
-    let (matmul_bf16, matmul_f32) =
-        (product(&q, Dtype::Bf16, options.seconds)?, product(&q, Dtype::F32, options.seconds)?);
+    let (matmul_bf16, matmul_f32) = (
+        product(&q, Dtype::Bf16, options.seconds)?,
+        product(&q, Dtype::F32, options.seconds)?,
+    );
     let copy = copy_rate(options.seconds)?;
     let adamw = adamw_rate(&q, options.seconds)?;
     let install = quartile(options.seconds.min(0.05), || q.run(|| ()));
@@ -106,7 +108,11 @@ pub fn probe(
 }
 
 fn product(q: &Queue, dtype: Dtype, seconds: f64) -> Result<FlopsPerSecond, TierError> {
-    let d = Dims { rows: 256, inner: 512, cols: 512 };
+    let d = Dims {
+        rows: 256,
+        inner: 512,
+        cols: 512,
+    };
     let size = dtype.size();
     let ws = matmul::workspace(d, dtype).max(1) as u64;
     let (x, w, y) = (256 * 512 * size, 512 * 512 * size, 256 * 512 * size);
@@ -130,14 +136,20 @@ fn product(q: &Queue, dtype: Dtype, seconds: f64) -> Result<FlopsPerSecond, Tier
 fn copy_rate(seconds: f64) -> Result<f64, TierError> {
     let bytes = 32u64 << 20;
     let arena = Memory::new(Arena::new(Bytes(2 * bytes), Fill::Zero)?);
-    let s = quartile(seconds, || memory::copy(&arena.view(bytes, bytes), &arena.view(0, bytes)));
+    let s = quartile(seconds, || {
+        memory::copy(&arena.view(bytes, bytes), &arena.view(0, bytes))
+    });
     Ok(bytes as f64 / s)
 }
 
 fn adamw_rate(q: &Queue, seconds: f64) -> Result<f64, TierError> {
     let n = 1u64 << 21;
     let arena = Memory::new(Arena::new(Bytes(14 * n), Fill::Zero)?);
-    let segments = [Segment { offset: 0, elements: n as usize, decay: true }];
+    let segments = [Segment {
+        offset: 0,
+        elements: n as usize,
+        decay: true,
+    }];
     let hyper = Hyper {
         lr: 1e-4,
         beta1: 0.9,
@@ -176,7 +188,11 @@ fn wake_time() -> f64 {
                 turn.1.notify_all();
             } else {
                 let limit = Duration::from_millis(100);
-                n = turn.1.wait_timeout(n, limit).unwrap_or_else(PoisonError::into_inner).0;
+                n = turn
+                    .1
+                    .wait_timeout(n, limit)
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .0;
             }
         }
         turn.1.notify_all();
@@ -225,7 +241,12 @@ fn operations(
     let w = decoder.workload();
     let mut times = BTreeMap::new();
     for (u, unit) in w.units.iter().enumerate() {
-        for phase in [Phase::Forward, Phase::Backward, Phase::Evaluate, Phase::Infer] {
+        for phase in [
+            Phase::Forward,
+            Phase::Backward,
+            Phase::Evaluate,
+            Phase::Infer,
+        ] {
             for (i, op) in phase.ops(unit).iter().enumerate() {
                 if times.contains_key(&op.key) {
                     continue;

@@ -62,6 +62,10 @@ impl Tally {
 fn ruling(m: &Measured) -> &'static str {
     Lane::ALL
         .iter()
-        .max_by(|a, b| m.lane(**a).busy_seconds.total_cmp(&m.lane(**b).busy_seconds))
+        .max_by(|a, b| {
+            m.lane(**a)
+                .busy_seconds
+                .total_cmp(&m.lane(**b).busy_seconds)
+        })
         .map_or("gpu", |l| l.kind.name())
 }

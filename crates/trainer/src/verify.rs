@@ -14,7 +14,7 @@ use serde::Serialize;
 use crate::data::{BatchShape, Batches, Micro};
 use crate::error::TrainError;
 use crate::fit::{machine_of, open_session, schedule_of, threads_of};
-use crate::inputs::{load_inputs, open_tokenizer};
+use crate::inputs::{load_inputs, open_tokenizer, sample_of};
 use crate::planning::{Planned, budgets_of, clip_of, plan_with, shape_of};
 use crate::random::Philox;
 use crate::step::{DiskChoice, Role, Session, SessionOptions};
@@ -60,7 +60,10 @@ pub fn verify(
 ) -> Result<VerifyReport, TrainError> {
     let whole = shape_of(run)?;
     let blocks = blocks.clamp(1, whole.layers);
-    let shape = ModelShape { layers: blocks, ..whole.clone() };
+    let shape = ModelShape {
+        layers: blocks,
+        ..whole.clone()
+    };
     let options = Options {
         precision: run.precision,
         gradient: run.train.gradient,
@@ -69,12 +72,17 @@ pub fn verify(
     };
     let decoder = Arc::new(Decoder::new(&shape, &options)?);
     let clip = clip_of(run);
-    let machine = machine_of(run, &decoder, None)?;
+    let machine = machine_of(run, &decoder, sample_of(run).as_ref())?;
     let plan = slice_plan(run, &decoder, &machine, &whole)?;
     let resident = {
         let w = decoder.workload();
-        let plan =
-            search::build(w, &Choice::resident(w), clip.mode, Budgets::UNLIMITED, &machine);
+        let plan = search::build(
+            w,
+            &Choice::resident(w),
+            clip.mode,
+            Budgets::UNLIMITED,
+            &machine,
+        );
         check::check(&plan, clip.mode).map_err(TrainError::WrongPlan)?;
         Arc::new(plan)
     };
@@ -144,7 +152,11 @@ fn slice_plan(
     let share = f64::from(decoder.shape().layers) / f64::from(whole.layers.max(1));
     if share < 1.0 {
         let cut = |b: lowtide_units::Bytes| lowtide_units::Bytes((b.0 as f64 * share) as u64);
-        let smaller = Budgets { device: cut(budgets.device), host: cut(budgets.host), ..budgets };
+        let smaller = Budgets {
+            device: cut(budgets.device),
+            host: cut(budgets.host),
+            ..budgets
+        };
         if let Ok(plan) = plan_with(run, decoder, machine, smaller) {
             return Ok(Arc::new(plan));
         }

@@ -6,7 +6,7 @@ mod common;
 use std::sync::Arc;
 
 use common::{decoder, llama, machine, open, quick, rule, train};
-use lowtide_planner::{Budgets, Clip, PlanError, Pins, Request, Tier, make};
+use lowtide_planner::{Budgets, Clip, Pins, PlanError, Request, Tier, make};
 use lowtide_tiers::process;
 use lowtide_units::Bytes;
 use lowtide_workload::{Dtype, ModelShape};
@@ -36,7 +36,11 @@ fn twenty_random_models_and_budgets_run_or_are_refused_with_what_would_run() {
             ..llama(1 + random(&mut x, 4) as u32, random(&mut x, 2) == 0)
         };
         let accumulate = 1 + random(&mut x, 3) as u32;
-        let precision = if random(&mut x, 3) == 0 { Dtype::F32 } else { Dtype::Bf16 };
+        let precision = if random(&mut x, 3) == 0 {
+            Dtype::F32
+        } else {
+            Dtype::Bf16
+        };
         let d = decoder(&shape, precision, accumulate);
         let clip = [Clip::Exact, Clip::Previous, Clip::None][random(&mut x, 3) as usize];
         let budgets = Budgets {
@@ -59,8 +63,11 @@ fn twenty_random_models_and_budgets_run_or_are_refused_with_what_would_run() {
             }
             Err(PlanError::Refused(r)) => {
                 refused += 1;
-                make(&Request { budgets: r.nearest, ..request })
-                    .unwrap_or_else(|e| panic!("{budgets:?}: nearest {:?} is refused: {e}", r.nearest))
+                make(&Request {
+                    budgets: r.nearest,
+                    ..request
+                })
+                .unwrap_or_else(|e| panic!("{budgets:?}: nearest {:?} is refused: {e}", r.nearest))
             }
             Err(e) => panic!("{e}"),
         };
@@ -70,9 +77,20 @@ fn twenty_random_models_and_budgets_run_or_are_refused_with_what_would_run() {
         let planned = Tier::ALL.map(|t| plan.tier(t).planned_bytes.0);
         assert_eq!(session.reserved(), planned);
         let trained = train(&mut session, 2, accumulate);
-        assert!(trained.losses.iter().all(|l| f64::from_bits(l.0).is_finite()));
+        assert!(
+            trained
+                .losses
+                .iter()
+                .all(|l| f64::from_bits(l.0).is_finite())
+        );
         let peak = process::peak_rss_bytes().expect("a Linux process").0;
-        assert!(peak <= planned[0] + planned[1] + BESIDE, "{peak} bytes at its peak");
+        assert!(
+            peak <= planned[0] + planned[1] + BESIDE,
+            "{peak} bytes at its peak"
+        );
     }
-    assert!(ran >= 8 && refused >= 4, "{ran} ran, {refused} were refused");
+    assert!(
+        ran >= 8 && refused >= 4,
+        "{ran} ran, {refused} were refused"
+    );
 }

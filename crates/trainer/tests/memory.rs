@@ -27,8 +27,11 @@ fn peak_memory_is_what_was_planned() {
     };
     let d = decoder(&shape, Dtype::Bf16, 1);
     let machine = machine();
-    let budgets =
-        Budgets { device: Bytes::MIB * 120, host: Bytes::MIB * 300, disk: Bytes::ZERO };
+    let budgets = Budgets {
+        device: Bytes::MIB * 120,
+        host: Bytes::MIB * 300,
+        disk: Bytes::ZERO,
+    };
     let request = Request {
         workload: d.workload(),
         machine: &machine,
@@ -40,7 +43,13 @@ fn peak_memory_is_what_was_planned() {
     let mut session = open(&d, &plan, Clip::Exact, quick());
     train(&mut session, 2, 1);
     let planned = plan.tier(Tier::Device).planned_bytes.0 + plan.tier(Tier::Host).planned_bytes.0;
-    assert!(planned > 200 << 20, "{planned} bytes are too few to show anything");
+    assert!(
+        planned > 200 << 20,
+        "{planned} bytes are too few to show anything"
+    );
     let peak = process::peak_rss_bytes().expect("a Linux process").0;
-    assert!(peak <= planned + BESIDE, "{peak} bytes at the peak, {planned} planned");
+    assert!(
+        peak <= planned + BESIDE,
+        "{peak} bytes at the peak, {planned} planned"
+    );
 }

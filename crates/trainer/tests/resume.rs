@@ -21,7 +21,10 @@ const ON_DISK: &str = "plan: {weights: disk, optimizer: disk, gradients: disk, i
 const RESIDENT: &str = "plan: {weights: device, optimizer: device, gradients: device}";
 
 fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().expect("the workspace")
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../..")
+        .canonicalize()
+        .expect("the workspace")
 }
 
 fn run_file(dir: &Path, output: &str, plan: &str, clip: &str) -> PathBuf {
@@ -69,7 +72,15 @@ impl Observer for StopAfter<'_> {
 fn go(file: &Path, stop_after: u64) -> TrainReport {
     let run = Run::load(file, &[]).expect("a valid run file");
     let stop = AtomicBool::new(false);
-    train(&run, &mut StopAfter { step: stop_after, stop: &stop }, &stop).expect("trains")
+    train(
+        &run,
+        &mut StopAfter {
+            step: stop_after,
+            stop: &stop,
+        },
+        &stop,
+    )
+    .expect("trains")
 }
 
 /// Everything that must not depend on interruptions: weights, and loss and norm of every step.
@@ -80,7 +91,11 @@ fn result(output: &Path) -> (Vec<u8>, Vec<(u64, String, String)>) {
         .lines()
         .map(|l| {
             let v: serde_json::Value = serde_json::from_str(l).expect("JSON");
-            (v["step"].as_u64().expect("a step"), v["loss"].to_string(), v["grad_norm"].to_string())
+            (
+                v["step"].as_u64().expect("a step"),
+                v["loss"].to_string(),
+                v["grad_norm"].to_string(),
+            )
         })
         .collect();
     (weights, lines)
@@ -107,7 +122,9 @@ fn a_resumed_run_equals_an_unbroken_one() {
 /// The child's side of the tests below: trains, or waits to be killed.
 #[test]
 fn child() {
-    let Ok(file) = std::env::var("LOWTIDE_TEST_CHILD") else { return };
+    let Ok(file) = std::env::var("LOWTIDE_TEST_CHILD") else {
+        return;
+    };
     let report = go(Path::new(&file), u64::MAX);
     fs::write(
         format!("{file}.done"),
@@ -169,7 +186,9 @@ fn a_resume_takes_no_more_memory_than_a_start() {
     };
     let file = run_file(dir.path(), "run", ON_DISK, "exact");
     let start = peak(&file);
-    let dirs = fs::read_dir(dir.path().join("run/checkpoints")).expect("checkpoints").count();
+    let dirs = fs::read_dir(dir.path().join("run/checkpoints"))
+        .expect("checkpoints")
+        .count();
     assert!(dirs >= 1);
     // Drop the last checkpoint: the resume has steps to make.
     fs::remove_dir_all(dir.path().join("run/checkpoints/step-00000012")).expect("the last");

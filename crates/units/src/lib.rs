@@ -119,14 +119,22 @@ impl Mul<f64> for Seconds {
 impl Div<BytesPerSecond> for Bytes {
     type Output = Seconds;
     fn div(self, rate: BytesPerSecond) -> Seconds {
-        if self.0 == 0 { Seconds(0.0) } else { Seconds(self.0 as f64 / rate.0) }
+        if self.0 == 0 {
+            Seconds(0.0)
+        } else {
+            Seconds(self.0 as f64 / rate.0)
+        }
     }
 }
 
 impl Div<FlopsPerSecond> for Flops {
     type Output = Seconds;
     fn div(self, rate: FlopsPerSecond) -> Seconds {
-        if self.0 == 0.0 { Seconds(0.0) } else { Seconds(self.0 / rate.0) }
+        if self.0 == 0.0 {
+            Seconds(0.0)
+        } else {
+            Seconds(self.0 / rate.0)
+        }
     }
 }
 
@@ -195,7 +203,11 @@ pub struct ParseBytesError {
 
 impl fmt::Display for ParseBytesError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "'{}' is not a size such as 24GiB, 512MiB, 4TB or 16384", self.text)
+        write!(
+            f,
+            "'{}' is not a size such as 24GiB, 512MiB, 4TB or 16384",
+            self.text
+        )
     }
 }
 
@@ -206,7 +218,9 @@ impl FromStr for Bytes {
 
     /// Reads `24GiB`, `1.5 GiB`, `4TB`, `512M` (binary), `16384` (bytes). Letter case is ignored.
     fn from_str(text: &str) -> Result<Self, ParseBytesError> {
-        let fail = || ParseBytesError { text: text.to_owned() };
+        let fail = || ParseBytesError {
+            text: text.to_owned(),
+        };
         let trimmed = text.trim();
         let split = trimmed
             .find(|c: char| !(c.is_ascii_digit() || c == '.' || c == '_'))

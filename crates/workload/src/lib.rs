@@ -156,17 +156,26 @@ impl Operand {
     /// Reads local tensor `i`.
     #[must_use]
     pub fn read(what: What) -> Self {
-        Self { what, access: Access::Read }
+        Self {
+            what,
+            access: Access::Read,
+        }
     }
     /// Writes `what`.
     #[must_use]
     pub fn write(what: What) -> Self {
-        Self { what, access: Access::Write }
+        Self {
+            what,
+            access: Access::Write,
+        }
     }
     /// Adds to the gradient of `param`.
     #[must_use]
     pub fn gradient(param: u32) -> Self {
-        Self { what: What::Gradient(param), access: Access::Accumulate }
+        Self {
+            what: What::Gradient(param),
+            access: Access::Accumulate,
+        }
     }
 }
 
@@ -272,8 +281,13 @@ impl Unit {
     /// Whether backward reads the unit's input again.
     #[must_use]
     pub fn backward_reads_input(&self) -> bool {
-        let Some(input) = self.input else { return false };
-        self.backward.iter().flat_map(|op| &op.operands).any(|o| o.what == What::Local(input))
+        let Some(input) = self.input else {
+            return false;
+        };
+        self.backward
+            .iter()
+            .flat_map(|op| &op.operands)
+            .any(|o| o.what == What::Local(input))
     }
 }
 

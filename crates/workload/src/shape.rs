@@ -135,7 +135,10 @@ impl ModelShape {
             out_bias: gpt,
             mlp_bias: gpt,
             qk_norm: false,
-            rope: (!gpt).then_some(Rope { theta, scaling: RopeScaling::None }),
+            rope: (!gpt).then_some(Rope {
+                theta,
+                scaling: RopeScaling::None,
+            }),
         })
     }
 

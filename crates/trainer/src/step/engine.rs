@@ -46,8 +46,10 @@ impl Outcome {
     /// Mean loss of a supervised token.
     #[must_use]
     pub fn loss(&self) -> f64 {
-        let (sum, count) =
-            self.losses.iter().fold((0.0, 0.0), |a, l| (a.0 + l.0, a.1 + l.1));
+        let (sum, count) = self
+            .losses
+            .iter()
+            .fold((0.0, 0.0), |a, l| (a.0 + l.0, a.1 + l.1));
         sum / count
     }
 }
@@ -129,7 +131,11 @@ impl Engine {
         let w = decoder.workload();
         let walk = |piece: &Piece| {
             let offsets = piece.offsets.clone();
-            piece.params.clone().zip(offsets).map(|(p, o)| (&w.params[p as usize], o as usize))
+            piece
+                .params
+                .clone()
+                .zip(offsets)
+                .map(|(p, o)| (&w.params[p as usize], o as usize))
                 .collect::<Vec<_>>()
         };
         let segments = plan
@@ -138,7 +144,10 @@ impl Engine {
             .map(|piece| {
                 walk(piece)
                     .into_iter()
-                    .map(|(p, offset)| gradient::Segment { offset, elements: p.elements as usize })
+                    .map(|(p, offset)| gradient::Segment {
+                        offset,
+                        elements: p.elements as usize,
+                    })
                     .collect()
             })
             .collect();
@@ -156,7 +165,13 @@ impl Engine {
                     .collect()
             })
             .collect();
-        Self { decoder, plan, clip, segments, updates }
+        Self {
+            decoder,
+            plan,
+            clip,
+            segments,
+            updates,
+        }
     }
 
     fn compute(
@@ -179,9 +194,14 @@ impl Engine {
         let n = ops[op as usize].operands.len();
         let operands: Vec<Arg<'_>> = args[..n]
             .iter()
-            .map(|a| Arg { view: a.view, fresh: a.access == Use::Write })
+            .map(|a| Arg {
+                view: a.view,
+                fresh: a.access == Use::Write,
+            })
             .collect();
-        let workspace = args.get(n).map_or_else(|| args[0].view.part(0, 0), |a| a.view);
+        let workspace = args
+            .get(n)
+            .map_or_else(|| args[0].view.part(0, 0), |a| a.view);
         self.decoder.run(
             q,
             &Call {
@@ -252,7 +272,10 @@ impl Engine {
             self.plan.gradient,
             self.plan.precision,
             &self.updates[piece_idx as usize],
-            &Hyper { grad_scale: clip[0] as f32, ..hyper },
+            &Hyper {
+                grad_scale: clip[0] as f32,
+                ..hyper
+            },
         );
         Ok(())
     }
@@ -319,14 +342,11 @@ fn losses(view: &View<'_>) -> Vec<(f64, f64)> {
 impl lowtide_executor::Engine for Engine {
     type Step = StepData;
 
-    fn run(
-        &self,
-        queue: &Queue,
-        call: &TaskCall<'_>,
-        step: &StepData,
-    ) -> Result<(), EngineError> {
+    fn run(&self, queue: &Queue, call: &TaskCall<'_>, step: &StepData) -> Result<(), EngineError> {
         match call.work {
-            Work::Compute { unit, phase, op, .. } => {
+            Work::Compute {
+                unit, phase, op, ..
+            } => {
                 self.compute(queue, call.args, (unit, phase, op), step);
             }
             Work::Finish { piece } => self.finish(queue, call.args, piece),
@@ -345,7 +365,9 @@ impl lowtide_executor::Engine for Engine {
                 step.set(|o| (o.logits, o.done) = (logits, true));
             }
             Work::Copy | Work::Read | Work::Write => {
-                return Err(EngineError("a transfer is not the engine's work".to_owned()));
+                return Err(EngineError(
+                    "a transfer is not the engine's work".to_owned(),
+                ));
             }
         }
         Ok(())

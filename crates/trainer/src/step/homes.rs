@@ -29,9 +29,12 @@ impl Role {
     #[must_use]
     pub fn all(precision: Dtype) -> &'static [Self] {
         match precision {
-            Dtype::Bf16 => {
-                &[Self::Weight, Self::Remainder, Self::FirstMoment, Self::SecondMoment]
-            }
+            Dtype::Bf16 => &[
+                Self::Weight,
+                Self::Remainder,
+                Self::FirstMoment,
+                Self::SecondMoment,
+            ],
             Dtype::F32 => &[Self::Weight, Self::FirstMoment, Self::SecondMoment],
         }
     }
@@ -81,24 +84,37 @@ impl<'a> Homes<'a> {
         tiers: &'a Tiers,
     ) -> Result<Self, TierError> {
         let staging = Memory::new(Arena::new(Bytes(CHUNK * 4), Fill::Zero)?);
-        Ok(Self { plan, workload, tiers, staging })
+        Ok(Self {
+            plan,
+            workload,
+            tiers,
+            staging,
+        })
     }
 
     /// Moves `elements` of a role of a piece between its home slot and the start of the staging.
-    fn transfer(
-        &self,
-        kind: Kind,
-        slot: &Slot,
-        offset: u64,
-        bytes: u64,
-    ) -> Result<(), TierError> {
+    fn transfer(&self, kind: Kind, slot: &Slot, offset: u64, bytes: u64) -> Result<(), TierError> {
         let staged = self.staging.view(0, bytes);
         let home = match slot.tier {
             Tier::Disk => {
-                let extent = Extent { offset: slot.offset + offset, bytes };
+                let extent = Extent {
+                    offset: slot.offset + offset,
+                    bytes,
+                };
                 let memory = self.staging.arena().range(0, bytes)?;
-                let disk = self.tiers.disk.as_ref().expect("a plan with extents has a disk");
-                return disk.submit(Request { kind, extent, memory, deadline: 0 }).wait();
+                let disk = self
+                    .tiers
+                    .disk
+                    .as_ref()
+                    .expect("a plan with extents has a disk");
+                return disk
+                    .submit(Request {
+                        kind,
+                        extent,
+                        memory,
+                        deadline: 0,
+                    })
+                    .wait();
             }
             Tier::Host => self.tiers.host.view(slot.offset + offset, bytes),
             Tier::Device => self.tiers.device.view(slot.offset + offset, bytes),
@@ -147,7 +163,10 @@ impl<'a> Homes<'a> {
             let until = end.min(to);
             self.transfer(Kind::Read, slots[0], base + from * size, (to - from) * size)?;
             let part = &mut out[((at - start) * size) as usize..((until - start) * size) as usize];
-            memory::load(&self.staging.view((at - from) * size, (until - at) * size), part);
+            memory::load(
+                &self.staging.view((at - from) * size, (until - at) * size),
+                part,
+            );
             at = until;
         }
         Ok(())
@@ -251,12 +270,7 @@ impl<'a> Homes<'a> {
     ///
     /// # Errors
     /// The disk's.
-    pub fn weights(
-        &self,
-        param: u32,
-        range: Range<u64>,
-        out: &mut [f32],
-    ) -> Result<(), TierError> {
+    pub fn weights(&self, param: u32, range: Range<u64>, out: &mut [f32]) -> Result<(), TierError> {
         let size = self.plan.precision.size() as usize;
         let mut bytes = vec![0u8; out.len() * size];
         self.read(param, Role::Weight, range, &mut bytes)?;

@@ -81,7 +81,11 @@ impl Session {
         clip: ClipRule,
         options: SessionOptions,
     ) -> Result<Self, TierError> {
-        let fill = if options.poison { Fill::Poison } else { Fill::Zero };
+        let fill = if options.poison {
+            Fill::Poison
+        } else {
+            Fill::Zero
+        };
         let arena = |tier| Arena::new(plan.tier(tier).planned_bytes, fill).map(Memory::new);
         let (device, host) = (arena(Tier::Device)?, arena(Tier::Host)?);
         let need = plan.tier(Tier::Disk).planned_bytes;
@@ -104,7 +108,10 @@ impl Session {
         // The clip factor has a value before the first norm.
         for (_, slot) in plan.homes(Tensor::Clip) {
             let words = first_clip();
-            memory::store(&tiers.host.view(slot.offset, 8 * words.len() as u64), &words);
+            memory::store(
+                &tiers.host.view(slot.offset, 8 * words.len() as u64),
+                &words,
+            );
         }
         let workload = Arc::new(decoder.workload().clone());
         let engine = Arc::new(Engine::new(Arc::clone(&decoder), Arc::clone(&plan), clip));
@@ -117,7 +124,14 @@ impl Session {
             trace_events: options.trace_events,
         };
         let runner = Runner::new(plan, workload, engine, tiers, options);
-        Ok(Self { runner, decoder, clip, pending: None, has_norm: false, shuffled })
+        Ok(Self {
+            runner,
+            decoder,
+            clip,
+            pending: None,
+            has_norm: false,
+            shuffled,
+        })
     }
 
     /// The plan.
@@ -181,7 +195,8 @@ impl Session {
     /// What stopped the run.
     pub fn drain(&mut self) -> Result<(), ExecError> {
         if let Some(hyper) = self.pending.take() {
-            self.runner.submit(PartName::Drain, StepData::new(Vec::new(), Some(hyper)))?;
+            self.runner
+                .submit(PartName::Drain, StepData::new(Vec::new(), Some(hyper)))?;
         }
         self.runner.wait()
     }
@@ -218,8 +233,15 @@ impl Session {
     /// # Panics
     /// When something still runs.
     pub fn homes(&self) -> Result<Homes<'_>, TierError> {
-        assert!(self.runner.idle(), "homes are read and written while nothing runs");
-        Homes::new(self.runner.plan(), self.decoder.workload(), self.runner.tiers())
+        assert!(
+            self.runner.idle(),
+            "homes are read and written while nothing runs"
+        );
+        Homes::new(
+            self.runner.plan(),
+            self.decoder.workload(),
+            self.runner.tiers(),
+        )
     }
 
     /// The rounded gradient of a piece that waits for its update, as bytes; exact clipping, after
@@ -283,7 +305,11 @@ impl Session {
     /// One line a drive: how I/O is done there.
     #[must_use]
     pub fn describe_disk(&self) -> Option<String> {
-        self.runner.tiers().disk.as_ref().map(|d| d.describe().to_owned())
+        self.runner
+            .tiers()
+            .disk
+            .as_ref()
+            .map(|d| d.describe().to_owned())
     }
 
     /// Writes the recorded events for Perfetto.

@@ -30,7 +30,10 @@ pub fn llama(layers: u32, tied: bool) -> ModelShape {
         out_bias: false,
         mlp_bias: false,
         qk_norm: false,
-        rope: Some(Rope { theta: 10_000.0, scaling: RopeScaling::None }),
+        rope: Some(Rope {
+            theta: 10_000.0,
+            scaling: RopeScaling::None,
+        }),
     }
 }
 
@@ -38,7 +41,11 @@ pub fn decoder(shape: &ModelShape, precision: Dtype, accumulate: u32) -> Arc<Dec
     let options = Options {
         precision,
         gradient: precision,
-        batch: Batch { micro_batch: 2, seq: 12, accumulate },
+        batch: Batch {
+            micro_batch: 2,
+            seq: 12,
+            accumulate,
+        },
         logits_chunk: 16,
     };
     Arc::new(Decoder::new(shape, &options).expect("a valid shape"))
@@ -76,16 +83,27 @@ pub fn micro(seed: u64, rows: usize, seq: usize, vocab: i32) -> Micro {
     };
     let n = rows * seq;
     let tokens: Vec<i32> = (0..n).map(|_| next(vocab)).collect();
-    let labels = (0..n).map(|_| if next(4) == 0 { -100 } else { next(vocab) }).collect();
+    let labels = (0..n)
+        .map(|_| if next(4) == 0 { -100 } else { next(vocab) })
+        .collect();
     // Two documents a row, the second from the middle.
     let half = (seq / 2) as i32;
     let positions = (0..n).map(|i| (i % seq) as i32 % half).collect();
-    let doc_start = (0..n).map(|i| if (i % seq) as i32 >= half { half } else { 0 }).collect();
-    Micro { tokens, labels, positions, doc_start }
+    let doc_start = (0..n)
+        .map(|i| if (i % seq) as i32 >= half { half } else { 0 })
+        .collect();
+    Micro {
+        tokens,
+        labels,
+        positions,
+        doc_start,
+    }
 }
 
 pub fn batch(seed: u64, accumulate: u32) -> Vec<Micro> {
-    (0..accumulate).map(|m| micro(seed * 31 + u64::from(m), 2, 12, 61)).collect()
+    (0..accumulate)
+        .map(|m| micro(seed * 31 + u64::from(m), 2, 12, 61))
+        .collect()
 }
 
 pub fn hyper(step: u64) -> Hyper {
@@ -107,7 +125,14 @@ pub fn choice(d: &Decoder, weights: Tier, optimizer: Tier, inputs: Tier) -> Choi
     c.weights = vec![weights; n];
     c.optimizer = vec![optimizer; n];
     let on_device = optimizer == Tier::Device;
-    c.update = vec![if on_device { Processor::Device } else { Processor::Host }; n];
+    c.update = vec![
+        if on_device {
+            Processor::Device
+        } else {
+            Processor::Host
+        };
+        n
+    ];
     c.inputs = inputs;
     c.gradients = inputs;
     c
@@ -121,14 +146,21 @@ pub fn checked(d: &Decoder, c: &Choice, clip: Clip) -> Arc<Plan> {
 
 pub fn rule(mode: Clip) -> ClipRule {
     // Small enough to bite.
-    ClipRule { mode, max_norm: 0.5, skip_nonfinite: false }
+    ClipRule {
+        mode,
+        max_norm: 0.5,
+        skip_nonfinite: false,
+    }
 }
 
 pub fn ram_disk(plan: &Plan) -> DiskChoice {
     match plan.tier(Tier::Disk).planned_bytes {
         Bytes(0) => DiskChoice::None,
         bytes => {
-            let config = RamConfig { weights: vec![1.0, 2.0], ..RamConfig::new(bytes) };
+            let config = RamConfig {
+                weights: vec![1.0, 2.0],
+                ..RamConfig::new(bytes)
+            };
             DiskChoice::Open(RamDisk::open(&config).expect("memory for a disk").0)
         }
     }
@@ -136,7 +168,10 @@ pub fn ram_disk(plan: &Plan) -> DiskChoice {
 
 pub fn open(d: &Arc<Decoder>, plan: &Arc<Plan>, clip: Clip, options: SessionOptions) -> Session {
     let options = match options.disk {
-        DiskChoice::None => SessionOptions { disk: ram_disk(plan), ..options },
+        DiskChoice::None => SessionOptions {
+            disk: ram_disk(plan),
+            ..options
+        },
         _ => options,
     };
     let session = Session::open(Arc::clone(d), Arc::clone(plan), rule(clip), options)
@@ -163,19 +198,32 @@ pub fn train(session: &mut Session, steps: u64, accumulate: u32) -> Trained {
     let mut losses = Vec::new();
     let mut running = None;
     for step in 1..=steps {
-        let data = session.submit(batch(step, accumulate), hyper(step)).expect("submitted");
+        let data = session
+            .submit(batch(step, accumulate), hyper(step))
+            .expect("submitted");
         if let Some(before) = running.replace(data) {
             let o = session.outcome(&before).expect("the step before is done");
             losses.push((o.loss().to_bits(), o.norm.to_bits()));
         }
     }
-    let o = session.outcome(&running.expect("one step at least")).expect("done");
+    let o = session
+        .outcome(&running.expect("one step at least"))
+        .expect("done");
     losses.push((o.loss().to_bits(), o.norm.to_bits()));
     session.drain().expect("drained");
-    let state = session.homes().expect("staging").fingerprint().expect("read").0;
+    let state = session
+        .homes()
+        .expect("staging")
+        .fingerprint()
+        .expect("read")
+        .0;
     Trained { losses, state }
 }
 
 pub fn quick() -> SessionOptions {
-    SessionOptions { threads: 1, poison: true, ..SessionOptions::default() }
+    SessionOptions {
+        threads: 1,
+        poison: true,
+        ..SessionOptions::default()
+    }
 }

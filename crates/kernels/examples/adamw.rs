@@ -1,0 +1,39 @@
+//! Host AdamW against the best copy of the same threads, in one run.
+//!
+//! `cargo run --release -p lowtide-kernels --example adamw -- [THREADS [PARAMETERS [ROUNDS]]]`
+//! prints one JSON object: for each round parameters a second, bytes a second (26 a parameter) and
+//! the share of the better of memcpy and non-temporal copy; then the median share.
+
+#![allow(clippy::print_stdout, reason = "a bench prints its figures")]
+
+use lowtide_kernels::adamw::bench;
+
+fn main() {
+    let mut args = std::env::args().skip(1);
+    let mut number = |default: usize| args.next().and_then(|n| n.parse().ok()).unwrap_or(default);
+    let threads = number(std::thread::available_parallelism().map_or(1, usize::from));
+    let (parameters, rounds) = (number(1 << 26), number(5));
+    let mut shares = Vec::new();
+    for round in 0..rounds {
+        let report = bench(threads, parameters);
+        let best = report
+            .paths
+            .iter()
+            .max_by(|a, b| a.share_of_bound.total_cmp(&b.share_of_bound))
+            .expect("the portable path always runs");
+        println!(
+            "round {round}: {:?} {:.3} G parameters/s, {}, bound {}, share {:.3}",
+            best.path,
+            best.parameters_per_second / 1e9,
+            best.bytes_per_second,
+            report.bound(),
+            best.share_of_bound
+        );
+        shares.push(best.share_of_bound);
+    }
+    shares.sort_by(f64::total_cmp);
+    println!(
+        "{{\"threads\": {threads}, \"parameters\": {parameters}, \"median_share_of_bound\": {:.4}}}",
+        shares[shares.len() / 2]
+    );
+}
