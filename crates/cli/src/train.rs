@@ -146,7 +146,10 @@ impl Observer for Show {
     }
 
     fn answering(&mut self, done: usize, of: usize) {
-        self.advance("answering", done as u64, of as u64, String::new());
+        // Elsewhere the line with the result is enough.
+        if self.terminal {
+            self.advance("answering", done as u64, of as u64, String::new());
+        }
     }
 
     fn answered(&mut self, when: &str, share: f64, prompts: usize) {
