@@ -54,9 +54,9 @@ pub fn plan(args: &PlanArgs, out: Out) -> Answer {
     let tokens_per_second = batch.tokens() as f64 / step;
     let model_tflops = workload.model_flops.0 / step / 1e12;
     out.text(&format!(
-        "{}: {:.2} B parameters, {} x {} tokens, {} micro-batches a step",
+        "{}: {} parameters, {} x {} tokens, {} micro-batches a step",
         plan.model,
-        workload.parameters() as f64 / 1e9,
+        millions(workload.parameters()),
         batch.micro_batch,
         batch.seq,
         batch.accumulate,
@@ -76,9 +76,17 @@ pub fn plan(args: &PlanArgs, out: Out) -> Answer {
     Ok((answer, 0))
 }
 
+/// `174.6 B`, `0.87 M`.
+fn millions(n: u64) -> String {
+    match n as f64 {
+        n if n >= 1e9 => format!("{:.2} B", n / 1e9),
+        n => format!("{:.2} M", n / 1e6),
+    }
+}
+
 /// The run that the arguments mean; flags are overrides of its keys.
 fn run_of(args: &PlanArgs) -> Result<Run, CliError> {
-    let mut sets = args.sets.clone();
+    let mut sets = Vec::new();
     let mut set = |key: &str, value: Option<String>| {
         if let Some(value) = value {
             sets.push(format!("{key}={value}"));
@@ -105,6 +113,8 @@ fn run_of(args: &PlanArgs) -> Result<Run, CliError> {
             Clip::None => "none".to_owned(),
         }),
     );
+    // Last, so that advice can be pasted behind the flags.
+    sets.extend_from_slice(&args.sets);
     match (&args.file, &args.shape) {
         (Some(file), _) => Ok(Run::load(file, &sets)?),
         (None, shape) => {

@@ -94,7 +94,7 @@ impl Show {
     fn advance(&mut self, what: &'static str, at: u64, of: u64, about: String) {
         if self.terminal {
             let bar = self.bar.get_or_insert_with(|| {
-                let style = "{prefix} {bar:30} {pos}/{len} {wide_msg} {eta}";
+                let style = "{prefix} {bar:8} {pos}/{len} {eta} {wide_msg}";
                 let style = ProgressStyle::with_template(style).expect("a constant template");
                 ProgressBar::new(of).with_style(style).with_prefix(what)
             });
@@ -126,7 +126,7 @@ impl Observer for Show {
 
     fn step(&mut self, line: &StepLine) {
         let about = format!(
-            "loss {:.4}, grad norm {:.3}{}, {:.0} tokens/s, {:.0}% of bound, {} rules",
+            "loss {:.4}, norm {:.3}{}, {:.0} tokens/s, {:.0}% of bound, {}",
             line.loss,
             line.grad_norm,
             if line.skipped { " (left out)" } else { "" },
@@ -183,12 +183,12 @@ fn summary(r: &TrainReport, events: Option<&Path>) -> String {
         format!("{}, {} tokens in {}", r.steps, r.tokens, seconds(r.seconds)),
     );
     line("loss", format!("{:.4} -> {:.4}", r.loss_first, r.loss_last));
-    let arrow = |from: Option<f64>, to: Option<f64>, scale: f64, unit: &str| {
-        let show = |x: Option<f64>| x.map_or("-".to_owned(), |x| format!("{:.4}{unit}", x * scale));
-        (from.is_some() || to.is_some()).then(|| format!("{} -> {}", show(from), show(to)))
-    };
-    if let Some(value) = arrow(r.eval_loss_first, r.eval_loss_last, 1.0, "") {
-        line("eval loss", value);
+    let loss = |x: Option<f64>| x.map_or("-".to_owned(), |x| format!("{x:.4}"));
+    if r.eval_loss_first.is_some() || r.eval_loss_last.is_some() {
+        line(
+            "eval loss",
+            format!("{} -> {}", loss(r.eval_loss_first), loss(r.eval_loss_last)),
+        );
     }
     let share = |x: Option<f64>| x.map_or("-".to_owned(), |x| format!("{:.1}%", 100.0 * x));
     if r.exact_match_before.is_some() || r.exact_match_after.is_some() {

@@ -64,7 +64,7 @@ pub enum Pieces {
 }
 
 /// Every choice of one plan.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Choice {
     /// Loop order.
     pub order: LoopOrder,

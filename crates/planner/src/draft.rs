@@ -6,12 +6,13 @@
 //! operation that made the tensor. Lanes run their tasks in this order, so this is where earliest
 //! deadline first is decided.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use lowtide_units::Bytes;
 use lowtide_workload::{Dtype, What, Workload};
 
 use crate::choice::{Choice, Clip, LoopOrder, Pieces, Processor, Saved};
+use crate::fast::FastMap;
 use crate::plan::{Arg, Lane, PartName, Piece, Task, Tensor, Tier, Use, Work, state_bytes_each};
 use crate::program::{Program, Purpose, Window, program};
 
@@ -80,8 +81,10 @@ struct Emitter<'a> {
     homes: Homes,
     /// Device slots of this part's inputs, by micro-batch.
     inputs: Vec<u32>,
+    /// Saved tensors of each unit.
+    saved: Vec<Vec<u16>>,
     /// Gradients that wait inside this part only (`previous`, first batch).
-    waiting: HashMap<u32, u32>,
+    waiting: FastMap<u32, u32>,
 }
 
 /// Persistent slots.
@@ -108,6 +111,39 @@ pub(crate) fn weight_home(choice: &Choice, unit: usize) -> Tier {
     }
 }
 
+/// Bytes of each tier that hold something across parts. A plan needs more than these.
+pub(crate) fn persistent_bytes(w: &Workload, choice: &Choice, clip: Clip) -> [u64; 3] {
+    let pieces = cut(w, choice.pieces);
+    let mut e = emitter(w, choice, clip, &pieces);
+    e.place_homes();
+    let mut bytes = [0; 3];
+    for s in &e.slots {
+        bytes[s.tier as usize] += s.bytes;
+    }
+    bytes
+}
+
+fn emitter<'a>(
+    w: &'a Workload,
+    choice: &'a Choice,
+    clip: Clip,
+    pieces: &'a [Piece],
+) -> Emitter<'a> {
+    Emitter {
+        w,
+        choice,
+        clip,
+        pieces,
+        slots: Vec::new(),
+        tasks: Vec::new(),
+        part: 0,
+        homes: Homes::default(),
+        inputs: Vec::new(),
+        saved: Vec::new(),
+        waiting: FastMap::default(),
+    }
+}
+
 /// Makes the draft.
 pub(crate) fn draft(w: &Workload, choice: &Choice, clip: Clip) -> Draft {
     let pieces = cut(w, choice.pieces);
@@ -118,22 +154,17 @@ pub(crate) fn draft(w: &Workload, choice: &Choice, clip: Clip) -> Draft {
             .clone()
             .for_each(|p| piece_of[p as usize] = i as u32);
     }
-    let mut e = Emitter {
-        w,
-        choice,
-        clip,
-        pieces: &pieces,
-        slots: Vec::new(),
-        tasks: Vec::new(),
-        part: 0,
-        homes: Homes::default(),
-        inputs: Vec::new(),
-        waiting: HashMap::new(),
-    };
+    let mut e = emitter(w, choice, clip, &pieces);
+    e.saved = w.units.iter().map(lowtide_workload::Unit::saved).collect();
     e.place_homes();
     let train = program(w, choice, &pieces, &piece_of, Purpose::Train);
     let evaluate = program(w, choice, &pieces, &piece_of, Purpose::Evaluate);
     let infer = program(w, choice, &pieces, &piece_of, Purpose::Infer);
+    let (train, evaluate, infer) = (
+        e.schedule(&train),
+        e.schedule(&evaluate),
+        e.schedule(&infer),
+    );
     let parts = PartName::ALL
         .iter()
         .enumerate()
@@ -144,7 +175,7 @@ pub(crate) fn draft(w: &Workload, choice: &Choice, clip: Clip) -> Draft {
             match name {
                 PartName::First => e.train(&train, Updates::first(clip)),
                 PartName::Steady => e.train(&train, Updates::steady(clip)),
-                PartName::Drain => e.drain(&train),
+                PartName::Drain => e.drain(train.program),
                 PartName::Evaluate => e.forward(&evaluate, Purpose::Evaluate),
                 PartName::Infer => e.forward(&infer, Purpose::Infer),
             }
@@ -194,7 +225,7 @@ struct UpdateQueue {
     order: Vec<u32>,
     done: Vec<bool>,
     read: usize,
-    staged: HashMap<(u32, u8), u32>,
+    staged: FastMap<(u32, u8), u32>,
 }
 
 impl Emitter<'_> {
@@ -408,7 +439,7 @@ impl Emitter<'_> {
             done: vec![false; order.len()],
             order,
             read: 0,
-            staged: HashMap::new(),
+            staged: FastMap::default(),
         }
     }
 
@@ -593,13 +624,14 @@ impl Emitter<'_> {
         );
     }
 
-    fn train(&mut self, train: &Program, updates: Updates) {
+    fn train(&mut self, schedule: &Schedule<'_>, updates: Updates) {
+        let train = schedule.program;
         let order = match updates {
             Updates::UnderBackward => ready_order(train).into_iter().map(|(_, p)| p).collect(),
             _ => first_uses(train, self.pieces.len()),
         };
         let q = self.queue(order);
-        let mut q = self.run(train, Purpose::Train, updates, q);
+        let mut q = self.run(schedule, Purpose::Train, updates, q);
         self.norm();
         if updates == Updates::AfterNorm {
             for k in 0..q.order.len() {
@@ -608,9 +640,9 @@ impl Emitter<'_> {
         }
     }
 
-    fn forward(&mut self, program: &Program, purpose: Purpose) {
+    fn forward(&mut self, schedule: &Schedule<'_>, purpose: Purpose) {
         let q = self.queue(Vec::new());
-        self.run(program, purpose, Updates::Never, q);
+        self.run(schedule, purpose, Updates::Never, q);
         if purpose == Purpose::Evaluate {
             let bytes = self.losses_bytes();
             self.copy(self.homes.losses_device, self.homes.losses_host, bytes);
@@ -633,7 +665,7 @@ impl Emitter<'_> {
             Tensor::Accumulator(_) => self.choice.gradients,
             Tensor::Local(u, i, _) => {
                 let unit = &self.w.units[u as usize];
-                if let Some(k) = unit.saved().iter().position(|&s| s == i) {
+                if let Some(k) = self.saved[u as usize].iter().position(|&s| s == i) {
                     return match self.choice.saved[u as usize][k] {
                         Saved::Keep | Saved::Recompute => Tier::Device,
                         Saved::Host => Tier::Host,
@@ -653,33 +685,52 @@ impl Emitter<'_> {
         }
     }
 
+    /// What is on the device when, in a program.
+    fn schedule<'p>(&self, program: &'p Program) -> Schedule<'p> {
+        let prefetch = usize::from(self.choice.prefetch);
+        let mut tiers: FastMap<Tensor, Tier> = FastMap::default();
+        for o in program.ops.iter().flat_map(|op| &op.operands) {
+            tiers
+                .entry(o.tensor)
+                .or_insert_with(|| self.home_tier(o.tensor));
+        }
+        let gap = if prefetch == 0 { 1 } else { 2 };
+        let windows = program.windows(|t| tiers[&t] == Tier::Device, gap);
+        let agenda = Agenda::new(program, &windows, &tiers, prefetch);
+        let first_use = first_use_table(&windows);
+        Schedule {
+            program,
+            tiers,
+            windows,
+            agenda,
+            first_use,
+        }
+    }
+
     /// Emits a whole program with everything that serves it.
     fn run(
         &mut self,
-        program: &Program,
+        schedule: &Schedule<'_>,
         purpose: Purpose,
         updates: Updates,
         mut q: UpdateQueue,
     ) -> UpdateQueue {
         let prefetch = usize::from(self.choice.prefetch);
-        let tiers: HashMap<Tensor, Tier> = program
-            .ops
-            .iter()
-            .flat_map(|op| &op.operands)
-            .map(|o| (o.tensor, self.home_tier(o.tensor)))
-            .collect();
-        let gap = if prefetch == 0 { 1 } else { 2 };
-        let windows = program.windows(|t| tiers[&t] == Tier::Device, gap);
-        let agenda = Agenda::new(program, &windows, &tiers, prefetch);
-        let first_use = first_use_table(&windows);
-        let mut ready: HashMap<usize, Vec<u32>> = HashMap::new();
+        let Schedule {
+            program,
+            tiers,
+            windows,
+            agenda,
+            first_use,
+        } = schedule;
+        let mut ready: FastMap<usize, Vec<u32>> = FastMap::default();
         if updates == Updates::UnderBackward {
             for (i, p) in ready_order(program) {
                 ready.entry(i).or_default().push(p);
             }
         }
         // Position of each piece in the update order, and the operation before which it is due.
-        let position: HashMap<u32, usize> =
+        let position: FastMap<u32, usize> =
             q.order.iter().enumerate().map(|(k, &p)| (p, k)).collect();
         let mut due: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
         if updates == Updates::UnderForward {
@@ -692,11 +743,11 @@ impl Emitter<'_> {
         }
         self.load_inputs(purpose);
         let mut st = Live {
-            device: HashMap::new(),
-            staged: HashMap::new(),
-            spilled: HashMap::new(),
-            forward: HashMap::new(),
-            finished: HashMap::new(),
+            device: FastMap::default(),
+            staged: FastMap::default(),
+            spilled: FastMap::default(),
+            forward: FastMap::default(),
+            finished: FastMap::default(),
         };
         self.persistent_operands(&mut st);
         for (i, op) in program.ops.iter().enumerate() {
@@ -706,15 +757,15 @@ impl Emitter<'_> {
                     st.forward.insert(q.order[k], f);
                 }
             }
-            for &wi in &agenda.read[i] {
+            for &wi in agenda.read.at(i) {
                 let pending = updates == Updates::UnderForward
                     && matches!(windows[wi].tensor, Tensor::Weight(p)
                         if !windows[wi].continued && position.contains_key(&p));
                 if !pending {
-                    self.stage_window(&windows[wi], wi, &tiers, &mut st);
+                    self.stage_window(&windows[wi], wi, tiers, &mut st);
                 }
             }
-            for &wi in &agenda.fetch[i] {
+            for &wi in agenda.fetch.at(i) {
                 if let (Tensor::Weight(p), true) =
                     (windows[wi].tensor, updates == Updates::UnderForward)
                     && !windows[wi].continued
@@ -722,10 +773,10 @@ impl Emitter<'_> {
                 {
                     st.forward.insert(p, f);
                 }
-                self.fetch_window(&windows[wi], wi, &tiers, &mut st);
+                self.fetch_window(&windows[wi], wi, tiers, &mut st);
             }
-            self.compute(op, i, &windows, &agenda, &mut st);
-            self.after(op, i, &windows, &agenda, &tiers, updates, &mut st);
+            self.compute(op, i, windows, agenda, &mut st);
+            self.after(op, i, windows, agenda, tiers, updates, &mut st);
             for p in ready.get(&i).into_iter().flatten() {
                 let gradient = st.finished[p];
                 self.update(&mut q, position[p], Some(gradient));
@@ -786,7 +837,7 @@ impl Emitter<'_> {
         &mut self,
         window: &Window,
         wi: usize,
-        tiers: &HashMap<Tensor, Tier>,
+        tiers: &FastMap<Tensor, Tier>,
         st: &mut Live,
     ) {
         if tiers[&window.tensor] != Tier::Disk {
@@ -806,7 +857,7 @@ impl Emitter<'_> {
         &mut self,
         window: &Window,
         wi: usize,
-        tiers: &HashMap<Tensor, Tier>,
+        tiers: &FastMap<Tensor, Tier>,
         st: &mut Live,
     ) {
         debug_assert_ne!(tiers[&window.tensor], Tier::Device);
@@ -859,7 +910,7 @@ impl Emitter<'_> {
         st: &mut Live,
     ) {
         // Tensors that begin a life here without a fetch.
-        for &wi in &agenda.begin[i] {
+        for &wi in agenda.begin.at(i) {
             let t = windows[wi].tensor;
             if let Tensor::Inputs(_) | Tensor::Losses = t {
                 continue;
@@ -919,7 +970,7 @@ impl Emitter<'_> {
         i: usize,
         windows: &[Window],
         agenda: &Agenda,
-        tiers: &HashMap<Tensor, Tier>,
+        tiers: &FastMap<Tensor, Tier>,
         updates: Updates,
         st: &mut Live,
     ) {
@@ -935,7 +986,7 @@ impl Emitter<'_> {
         {
             self.logits(unit, o, micro_batch, st);
         }
-        for &wi in &agenda.end[i] {
+        for &wi in agenda.end.at(i) {
             let window = &windows[wi];
             let tier = tiers[&window.tensor];
             if matches!(window.tensor, Tensor::Weight(_)) || tier == Tier::Device {
@@ -1068,49 +1119,89 @@ enum Forward {
 
 /// What is where while a part is emitted.
 struct Live {
-    device: HashMap<Tensor, u32>,
-    staged: HashMap<usize, u32>,
-    spilled: HashMap<Tensor, u32>,
-    forward: HashMap<u32, Forward>,
+    device: FastMap<Tensor, u32>,
+    staged: FastMap<usize, u32>,
+    spilled: FastMap<Tensor, u32>,
+    forward: FastMap<u32, Forward>,
     /// Complete gradients on the device, by piece.
-    finished: HashMap<u32, u32>,
+    finished: FastMap<u32, u32>,
+}
+
+/// A program, when its tensors are on the device, and where they are otherwise.
+struct Schedule<'p> {
+    program: &'p Program,
+    tiers: FastMap<Tensor, Tier>,
+    windows: Vec<Window>,
+    agenda: Agenda,
+    /// First operation that reads each piece's weights.
+    first_use: FastMap<u32, usize>,
 }
 
 /// For each operation, the windows that are read from disk, fetched or begun before it, and those
 /// that end after it.
 struct Agenda {
-    read: Vec<Vec<usize>>,
-    fetch: Vec<Vec<usize>>,
-    begin: Vec<Vec<usize>>,
-    end: Vec<Vec<usize>>,
+    read: Lists,
+    fetch: Lists,
+    begin: Lists,
+    end: Lists,
+}
+
+/// A list for each operation, all in one piece of memory.
+struct Lists {
+    starts: Vec<usize>,
+    items: Vec<usize>,
+}
+
+impl Lists {
+    /// From pairs of operation and item; items of one operation keep their order.
+    fn new(n: usize, pairs: &[(usize, usize)]) -> Self {
+        let mut starts = vec![0; n + 1];
+        for &(op, _) in pairs {
+            starts[op + 1] += 1;
+        }
+        for i in 0..n {
+            starts[i + 1] += starts[i];
+        }
+        let mut next = starts.clone();
+        let mut items = vec![0; pairs.len()];
+        for &(op, item) in pairs {
+            items[next[op]] = item;
+            next[op] += 1;
+        }
+        Self { starts, items }
+    }
+
+    fn at(&self, op: usize) -> &[usize] {
+        &self.items[self.starts[op]..self.starts[op + 1]]
+    }
 }
 
 impl Agenda {
     fn new(
         program: &Program,
         windows: &[Window],
-        tiers: &HashMap<Tensor, Tier>,
+        tiers: &FastMap<Tensor, Tier>,
         prefetch: usize,
     ) -> Self {
         let n = program.ops.len();
-        let mut a = Self {
-            read: vec![Vec::new(); n],
-            fetch: vec![Vec::new(); n],
-            begin: vec![Vec::new(); n],
-            end: vec![Vec::new(); n],
-        };
+        let (mut reads, mut fetches, mut begins, mut ends) = (
+            Vec::new(),
+            Vec::new(),
+            Vec::new(),
+            Vec::with_capacity(windows.len()),
+        );
         let weights: Vec<usize> = windows
             .iter()
             .filter(|w| is_weight(w.tensor) && tiers[&w.tensor] != Tier::Device)
             .map(|w| w.first)
             .collect();
         let mut nth_weight: usize = 0;
-        let mut previous_end: HashMap<Tensor, usize> = HashMap::new();
+        let mut previous_end: FastMap<Tensor, usize> = FastMap::default();
         for (wi, window) in windows.iter().enumerate() {
-            a.end[window.last].push(wi);
+            ends.push((window.last, wi));
             let fetched = tiers[&window.tensor] != Tier::Device && !window.fresh;
             if !fetched {
-                a.begin[window.first].push(wi);
+                begins.push((window.first, wi));
                 previous_end.insert(window.tensor, window.last);
                 continue;
             }
@@ -1132,10 +1223,15 @@ impl Agenda {
                 )
             };
             let fetch = fetch.max(earliest).min(window.first);
-            a.fetch[fetch].push(wi);
-            a.read[read.max(earliest).min(fetch)].push(wi);
+            fetches.push((fetch, wi));
+            reads.push((read.max(earliest).min(fetch), wi));
         }
-        a
+        Self {
+            read: Lists::new(n, &reads),
+            fetch: Lists::new(n, &fetches),
+            begin: Lists::new(n, &begins),
+            end: Lists::new(n, &ends),
+        }
     }
 }
 
@@ -1144,8 +1240,8 @@ fn is_weight(t: Tensor) -> bool {
 }
 
 /// First operation that reads each piece's weights.
-fn first_use_table(windows: &[Window]) -> HashMap<u32, usize> {
-    let mut table = HashMap::new();
+fn first_use_table(windows: &[Window]) -> FastMap<u32, usize> {
+    let mut table = FastMap::default();
     for w in windows {
         if let Tensor::Weight(p) = w.tensor {
             table.entry(p).or_insert(w.first);
@@ -1156,20 +1252,18 @@ fn first_use_table(windows: &[Window]) -> HashMap<u32, usize> {
 
 /// Pieces in order of their first use in forward.
 fn first_uses(program: &Program, n_pieces: usize) -> Vec<u32> {
-    let mut order = Vec::with_capacity(n_pieces);
-    for o in program.ops.iter().flat_map(|op| &op.operands) {
-        if let Tensor::Weight(p) = o.tensor
-            && !order.contains(&p)
-        {
-            order.push(p);
-        }
-    }
-    for p in 0..n_pieces as u32 {
-        if !order.contains(&p) {
-            order.push(p);
-        }
-    }
-    order
+    let used = program
+        .ops
+        .iter()
+        .flat_map(|op| &op.operands)
+        .filter_map(|o| match o.tensor {
+            Tensor::Weight(p) => Some(p),
+            _ => None,
+        });
+    let mut seen = vec![false; n_pieces];
+    used.chain(0..n_pieces as u32)
+        .filter(|&p| !std::mem::replace(&mut seen[p as usize], true))
+        .collect()
 }
 
 /// For each piece the operation after which it may be updated in the same batch: its gradient is

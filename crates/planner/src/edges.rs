@@ -22,7 +22,7 @@ struct Users {
 }
 
 /// Uses of an arena's bytes, as ranges that cover it without gaps or overlaps.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Ranges(BTreeMap<u64, (u64, Users)>);
 
 impl Ranges {
@@ -45,24 +45,27 @@ impl Ranges {
         mark: u32,
         needs: &mut Clock,
     ) {
+        if from == to {
+            return;
+        }
+        // Most accesses are to exactly what an earlier one was to.
+        match self.0.get_mut(&from) {
+            Some((end, users)) if *end == to => users.record(access, lane, mark, needs),
+            _ if access == Use::Read => self.read(from, to, lane, mark, needs),
+            _ => self.write(from, to, lane, mark, needs),
+        }
+    }
+
+    fn read(&mut self, from: u64, to: u64, lane: usize, mark: u32, needs: &mut Clock) {
         self.split(from);
         self.split(to);
         let mut at = from;
-        let inside: Vec<u64> = self.0.range(from..to).map(|(&k, _)| k).collect();
         let mut gaps = Vec::new();
-        for k in inside {
-            if k > at {
-                gaps.push((at, k));
+        for (&start, (end, users)) in self.0.range_mut(from..to) {
+            if start > at {
+                gaps.push((at, start));
             }
-            let (end, users) = self.0.get_mut(&k).expect("just listed");
-            join(needs, &users.writer);
-            if access == Use::Read {
-                users.readers[lane] = mark;
-            } else {
-                join(needs, &users.readers);
-                *users = Users::default();
-                users.writer[lane] = mark;
-            }
+            users.record(Use::Read, lane, mark, needs);
             at = *end;
         }
         if at < to {
@@ -70,29 +73,78 @@ impl Ranges {
         }
         for (a, b) in gaps {
             let mut users = Users::default();
-            if access == Use::Read {
-                users.readers[lane] = mark;
-            } else {
-                users.writer[lane] = mark;
-            }
+            users.readers[lane] = mark;
             self.0.insert(a, (b, users));
+        }
+    }
+
+    /// The whole range becomes one: its bytes have one last user from here on. Without this,
+    /// ranges would only ever get smaller.
+    fn write(&mut self, from: u64, to: u64, lane: usize, mark: u32, needs: &mut Clock) {
+        self.split(from);
+        self.split(to);
+        let mut inside = Vec::new();
+        for (&start, (_, users)) in self.0.range(from..to) {
+            join(needs, &users.writer);
+            join(needs, &users.readers);
+            inside.push(start);
+        }
+        for start in inside {
+            self.0.remove(&start);
+        }
+        let mut users = Users::default();
+        users.writer[lane] = mark;
+        self.0.insert(from, (to, users));
+    }
+}
+
+impl Users {
+    fn record(&mut self, access: Use, lane: usize, mark: u32, needs: &mut Clock) {
+        join(needs, &self.writer);
+        if access == Use::Read {
+            self.readers[lane] = mark;
+        } else {
+            join(needs, &self.readers);
+            *self = Self::default();
+            self.writer[lane] = mark;
         }
     }
 }
 
-/// For every task of a sequence, the tasks (by position) that it must wait for, no more than one a
-/// lane. `sequence` may be two parts one behind the other.
-pub(crate) fn edges(slots: &[Slot], sequence: &[&Task]) -> Vec<Vec<u32>> {
-    let mut arenas: [Ranges; 3] = Default::default();
-    let mut known: Vec<Clock> = Vec::with_capacity(sequence.len());
-    let mut last_of_lane: [Option<usize>; LANES] = [None; LANES];
-    let mut all = Vec::with_capacity(sequence.len());
-    for (i, task) in sequence.iter().enumerate() {
+/// The edges of a sequence of tasks, made part by part. A clone goes on from the same past.
+#[derive(Clone)]
+pub(crate) struct Edges<'a> {
+    slots: &'a [Slot],
+    arenas: [Ranges; 3],
+    /// Lane of each task so far, and what it knows to be complete.
+    known: Vec<(usize, Clock)>,
+    last_of_lane: [Option<usize>; LANES],
+}
+
+impl<'a> Edges<'a> {
+    pub(crate) fn new(slots: &'a [Slot]) -> Self {
+        Self {
+            slots,
+            arenas: Default::default(),
+            known: Vec::new(),
+            last_of_lane: [None; LANES],
+        }
+    }
+
+    /// For every task, behind those before, the tasks (by position in the whole sequence) that it
+    /// must wait for, no more than one a lane.
+    pub(crate) fn extend(&mut self, tasks: &[Task]) -> Vec<Vec<u32>> {
+        self.known.reserve(tasks.len());
+        tasks.iter().map(|task| self.next(task)).collect()
+    }
+
+    fn next(&mut self, task: &Task) -> Vec<u32> {
+        let i = self.known.len();
         let lane = task.lane.idx();
         let mark = i as u32 + 1;
         let mut needs: Clock = [0; LANES];
         for arg in &task.args {
-            let slot = &slots[arg.slot as usize];
+            let slot = &self.slots[arg.slot as usize];
             // A transient slot is used as a whole: its last user may fill all of it when its life
             // ends, and the next holder of any of its bytes waits for all its users.
             let (from, bytes) = if slot.persistent {
@@ -100,40 +152,37 @@ pub(crate) fn edges(slots: &[Slot], sequence: &[&Task]) -> Vec<Vec<u32>> {
             } else {
                 (slot.offset, slot.bytes)
             };
-            let arena = &mut arenas[slot.tier as usize];
+            let arena = &mut self.arenas[slot.tier as usize];
             debug_assert!(Tier::ALL[slot.tier as usize] == slot.tier);
-            let mut with_self = [0; LANES];
-            arena.access(from, from + bytes, arg.access, lane, mark, &mut with_self);
-            join(&mut needs, &with_self);
+            arena.access(from, from + bytes, arg.access, lane, mark, &mut needs);
         }
         // What the lane's own order guarantees.
-        let mut have: Clock = last_of_lane[lane].map_or([0; LANES], |p| {
-            let mut c = known[p];
+        let mut have: Clock = self.last_of_lane[lane].map_or([0; LANES], |p| {
+            let mut c = self.known[p].1;
             c[lane] = p as u32 + 1;
             c
         });
-        let mut wanted: Vec<u32> = (0..LANES)
-            .filter(|&l| l != lane)
-            .map(|l| needs[l])
-            .filter(|&t| t > 0 && t != mark)
-            .map(|t| t - 1)
-            .collect();
-        // Later tasks know more, so ask them first.
-        wanted.sort_unstable_by(|a, b| b.cmp(a));
+        needs[lane] = 0;
         let mut after = Vec::new();
-        for t in wanted {
-            let l = sequence[t as usize].lane.idx();
+        // Later tasks know more, so ask them first.
+        loop {
+            let latest = needs.iter().copied().max().expect("there are lanes");
+            if latest == 0 {
+                break;
+            }
+            let t = latest - 1;
+            let (l, knows) = self.known[t as usize];
+            needs[l] = 0;
             if have[l] > t {
                 continue;
             }
             after.push(t);
-            join(&mut have, &known[t as usize]);
+            join(&mut have, &knows);
             have[l] = have[l].max(t + 1);
         }
-        after.sort_unstable();
-        known.push(have);
-        last_of_lane[lane] = Some(i);
-        all.push(after);
+        after.reverse();
+        self.known.push((lane, have));
+        self.last_of_lane[lane] = Some(i);
+        after
     }
-    all
 }

@@ -4,7 +4,8 @@
 //! part share the rest: two may overlap when their lives do not. Parts share it with each other
 //! (their lives never meet in plan order; the edges across a seam keep them apart in time).
 
-use std::collections::BTreeMap;
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
 
 use crate::draft::DraftSlot;
 use crate::plan::{Slot, Tier};
@@ -24,6 +25,10 @@ pub(crate) fn layout(drafts: &[DraftSlot], n_parts: usize) -> Layout {
     let mut offsets = vec![0; drafts.len()];
     let mut totals = [0; 3];
     let mut transient = [0; 3];
+    let mut members: Vec<Vec<usize>> = vec![Vec::new(); Tier::ALL.len() * n_parts];
+    for (i, s) in drafts.iter().enumerate().filter(|(_, s)| !s.persistent) {
+        members[s.tier as usize * n_parts + s.part].push(i);
+    }
     for tier in Tier::ALL {
         let mut bottom = 0;
         for (i, s) in drafts
@@ -36,22 +41,22 @@ pub(crate) fn layout(drafts: &[DraftSlot], n_parts: usize) -> Layout {
         }
         let mut top = bottom;
         for part in 0..n_parts {
-            let members: Vec<usize> = (0..drafts.len())
-                .filter(|&i| {
-                    let s = &drafts[i];
-                    !s.persistent && s.tier == tier && s.part == part
-                })
-                .collect();
+            let members = &members[tier as usize * n_parts + part];
             let (end, places) = if members.len() <= PAIRWISE_MAX {
-                let by_size = largest_first(drafts, &members);
-                let by_birth = in_order(drafts, &members);
-                if by_size.0 <= by_birth.0 {
+                let by_size = largest_first(drafts, members);
+                // Nothing packs tighter than the most bytes that live at once.
+                if by_size.0 == peak(drafts, members) {
                     by_size
                 } else {
-                    by_birth
+                    let by_birth = in_order(drafts, members);
+                    if by_size.0 <= by_birth.0 {
+                        by_size
+                    } else {
+                        by_birth
+                    }
                 }
             } else {
-                in_order(drafts, &members)
+                in_order(drafts, members)
             };
             for (&i, offset) in members.iter().zip(places) {
                 offsets[i] = bottom + offset;
@@ -79,8 +84,88 @@ pub(crate) fn layout(drafts: &[DraftSlot], n_parts: usize) -> Layout {
     }
 }
 
+#[cfg(test)]
 fn lives_meet(a: &DraftSlot, b: &DraftSlot) -> bool {
     a.birth <= b.death && b.birth <= a.death
+}
+
+/// The most bytes of these slots that live at once.
+fn peak(drafts: &[DraftSlot], members: &[usize]) -> u64 {
+    let mut births: Vec<(usize, u64)> = Vec::with_capacity(members.len());
+    let mut deaths = births.clone();
+    for s in members.iter().map(|&i| &drafts[i]) {
+        births.push((s.birth, s.bytes));
+        deaths.push((s.death, s.bytes));
+    }
+    births.sort_unstable();
+    deaths.sort_unstable();
+    let (mut living, mut most, mut dead) = (0, 0, 0);
+    for (birth, bytes) in births {
+        while deaths[dead].0 < birth {
+            living -= deaths[dead].1;
+            dead += 1;
+        }
+        living += bytes;
+        most = most.max(living);
+    }
+    most
+}
+
+/// Slots that were placed, by the stretches of time in which they live, so that one looks only at
+/// those it may meet.
+struct Placed {
+    /// log2 of the tasks of a stretch.
+    shift: u32,
+    stretches: Vec<Vec<Life>>,
+}
+
+/// A placed slot: its life and its addresses.
+#[derive(Clone, Copy)]
+struct Life {
+    birth: usize,
+    death: usize,
+    from: u64,
+    to: u64,
+}
+
+impl Placed {
+    fn new(drafts: &[DraftSlot], members: &[usize]) -> Self {
+        let lives = || members.iter().map(|&i| &drafts[i]);
+        let end = lives().map(|s| s.death).max().unwrap_or(0);
+        // As long as the mean life, so that most are in one or two.
+        let ages: usize = lives().map(|s| s.death - s.birth + 1).sum();
+        let shift = (ages / members.len().max(1)).max(1).ilog2();
+        Self {
+            shift,
+            stretches: vec![Vec::new(); (end >> shift) + 1],
+        }
+    }
+
+    fn add(&mut self, s: &DraftSlot, from: u64) {
+        let life = Life {
+            birth: s.birth,
+            death: s.death,
+            from,
+            to: from + s.bytes,
+        };
+        for stretch in &mut self.stretches[s.birth >> self.shift..=s.death >> self.shift] {
+            stretch.push(life);
+        }
+    }
+
+    /// Collects the addresses of all that the slot meets.
+    fn meeting(&self, s: &DraftSlot, taken: &mut Vec<(u64, u64)>) {
+        let first = s.birth >> self.shift;
+        for i in first..=s.death >> self.shift {
+            for l in &self.stretches[i] {
+                // Of the stretches that both share, only the first counts.
+                let meets = s.birth <= l.death && l.birth <= s.death;
+                if meets && i == first.max(l.birth >> self.shift) {
+                    taken.push((l.from, l.to));
+                }
+            }
+        }
+    }
 }
 
 /// Each slot, largest first, at the lowest address where it meets nobody.
@@ -88,21 +173,16 @@ fn largest_first(drafts: &[DraftSlot], members: &[usize]) -> (u64, Vec<u64>) {
     let mut order: Vec<usize> = (0..members.len()).collect();
     order.sort_by_key(|&k| {
         let s = &drafts[members[k]];
-        (std::cmp::Reverse(s.bytes), s.birth, k)
+        (Reverse(s.bytes), s.birth, k)
     });
     let mut places = vec![0; members.len()];
-    let mut placed: Vec<usize> = Vec::new();
+    let mut placed = Placed::new(drafts, members);
     let mut end = 0;
     let mut taken: Vec<(u64, u64)> = Vec::new();
     for k in order {
         let s = &drafts[members[k]];
         taken.clear();
-        taken.extend(
-            placed
-                .iter()
-                .filter(|&&j| lives_meet(s, &drafts[members[j]]))
-                .map(|&j| (places[j], places[j] + drafts[members[j]].bytes)),
-        );
+        placed.meeting(s, &mut taken);
         taken.sort_unstable();
         let mut at = 0;
         for &(from, to) in &taken {
@@ -113,7 +193,7 @@ fn largest_first(drafts: &[DraftSlot], members: &[usize]) -> (u64, Vec<u64>) {
         }
         places[k] = at;
         end = end.max(at + s.bytes);
-        placed.push(k);
+        placed.add(s, at);
     }
     (end, places)
 }
@@ -123,48 +203,55 @@ fn in_order(drafts: &[DraftSlot], members: &[usize]) -> (u64, Vec<u64>) {
     let mut order: Vec<usize> = (0..members.len()).collect();
     order.sort_by_key(|&k| (drafts[members[k]].birth, k));
     let mut places = vec![0; members.len()];
-    // Free gaps by start; the last one is open-ended.
-    let mut gaps: BTreeMap<u64, u64> = BTreeMap::from([(0, u64::MAX)]);
-    let mut living: BTreeMap<(usize, usize), u64> = BTreeMap::new();
+    // Free gaps by start, none touching the next; the last one is open-ended.
+    let mut gaps: Vec<(u64, u64)> = vec![(0, u64::MAX)];
+    // Those that live, the first to die on top.
+    let mut living: BinaryHeap<Reverse<(usize, usize, u64)>> = BinaryHeap::new();
     let mut end = 0;
     for k in order {
         let s = &drafts[members[k]];
-        while let Some((&(death, j), &at)) = living.first_key_value() {
+        while let Some(&Reverse((death, j, at))) = living.peek() {
             if death >= s.birth {
                 break;
             }
-            living.remove(&(death, j));
+            living.pop();
             free(&mut gaps, at, drafts[members[j]].bytes);
         }
-        let (&start, &to) = gaps
+        let (_, i) = gaps
             .iter()
-            .filter(|&(&from, &to)| to - from >= s.bytes)
-            .min_by_key(|&(&from, &to)| (if to == u64::MAX { u64::MAX } else { to - from }, from))
+            .enumerate()
+            .filter(|&(_, &(from, to))| to - from >= s.bytes)
+            .map(|(i, &(from, to))| (if to == u64::MAX { u64::MAX } else { to - from }, i))
+            .min()
             .expect("the last gap is open-ended");
-        gaps.remove(&start);
+        let (start, to) = gaps[i];
         if start + s.bytes < to {
-            gaps.insert(start + s.bytes, to);
+            gaps[i].0 = start + s.bytes;
+        } else {
+            gaps.remove(i);
         }
         places[k] = start;
         end = end.max(start + s.bytes);
-        living.insert((s.death, k), start);
+        living.push(Reverse((s.death, k, start)));
     }
     (end, places)
 }
 
-fn free(gaps: &mut BTreeMap<u64, u64>, at: u64, bytes: u64) {
-    let mut from = at;
-    let mut to = at + bytes;
-    if let Some((&before, &before_end)) = gaps.range(..at).next_back()
-        && before_end == at
-    {
-        gaps.remove(&before);
-        from = before;
+/// Gives bytes back: a new gap, or a longer one.
+fn free(gaps: &mut Vec<(u64, u64)>, at: u64, bytes: u64) {
+    let to = at + bytes;
+    let i = gaps.partition_point(|&(from, _)| from < at);
+    let after = gaps.get(i).is_some_and(|&(from, _)| from == to);
+    let before = i > 0 && gaps[i - 1].1 == at;
+    match (before, after) {
+        (true, true) => {
+            gaps[i - 1].1 = gaps[i].1;
+            gaps.remove(i);
+        }
+        (true, false) => gaps[i - 1].1 = to,
+        (false, true) => gaps[i].0 = at,
+        (false, false) => gaps.insert(i, (at, to)),
     }
-    if let Some(after_end) = gaps.remove(&to) {
-        to = after_end;
-    }
-    gaps.insert(from, to);
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ pub mod choice;
 mod draft;
 mod edges;
 pub mod explain;
+mod fast;
 mod layout;
 pub mod machine;
 pub mod plan;

@@ -4,11 +4,12 @@
 //! uses without a long pause. A tensor whose home is the device has one window; others have
 //! several, with an offload after a window that wrote and a fetch before one that reads.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use lowtide_workload::{Access, Dtype, Op, Unit, UnitKind, What, Workload};
 
 use crate::choice::{Choice, LoopOrder, Saved};
+use crate::fast::FastMap;
 use crate::plan::{Phase, Piece, Tensor, Use, Work, canonical};
 
 /// One use of a tensor by an operation.
@@ -71,7 +72,7 @@ struct Builder<'a> {
     visits: Vec<usize>,
     run: u32,
     last: Option<(u32, bool, u32)>,
-    touched: BTreeSet<u32>,
+    touched: Vec<bool>,
 }
 
 impl Builder<'_> {
@@ -98,11 +99,8 @@ impl Builder<'_> {
                     (Access::Read, _) => Use::Read,
                     (Access::Write, _) => Use::Write,
                     (Access::Accumulate, What::Gradient(p)) => {
-                        if self.touched.insert(p) {
-                            Use::Write
-                        } else {
-                            Use::Update
-                        }
+                        let before = std::mem::replace(&mut self.touched[p as usize], true);
+                        if before { Use::Update } else { Use::Write }
                     }
                     (Access::Accumulate, _) => Use::Update,
                 };
@@ -233,7 +231,7 @@ pub(crate) fn program(
         visits: Vec::new(),
         run: 0,
         last: None,
-        touched: BTreeSet::new(),
+        touched: vec![false; w.params.len()],
     };
     let n = w.units.len() as u32;
     let head = n - 1;
@@ -295,17 +293,19 @@ pub(crate) fn program(
 
 /// Inserts the rounding of each piece's gradient right after the last operation that adds to it.
 fn finish_gradients(program: &mut Program, w: &Workload, pieces: &[Piece]) {
-    let mut last: BTreeMap<u32, usize> = BTreeMap::new();
+    let mut last: Vec<Option<usize>> = vec![None; pieces.len()];
     for (i, op) in program.ops.iter().enumerate() {
         for o in &op.operands {
             if let Tensor::Accumulator(p) = o.tensor {
-                last.insert(p, i);
+                last[p as usize] = Some(i);
             }
         }
     }
-    let mut at: BTreeMap<usize, Vec<u32>> = BTreeMap::new();
-    for (p, i) in last {
-        at.entry(i).or_default().push(p);
+    let mut at: FastMap<usize, Vec<u32>> = FastMap::default();
+    for (p, i) in (0..).zip(last) {
+        if let Some(i) = i {
+            at.entry(i).or_default().push(p);
+        }
     }
     let old = std::mem::take(&mut program.ops);
     program.visits.clear();
@@ -364,7 +364,7 @@ impl Program {
     /// The windows of every tensor, in order of first use. `resident` tensors get one window for
     /// each content; others are split where more than `gap` runs lie between two uses.
     pub fn windows(&self, resident: impl Fn(Tensor) -> bool, gap: u32) -> Vec<Window> {
-        let mut open: BTreeMap<Tensor, Window> = BTreeMap::new();
+        let mut open: FastMap<Tensor, Window> = FastMap::default();
         let mut done: Vec<Window> = Vec::new();
         for (i, op) in self.ops.iter().enumerate() {
             for o in &op.operands {

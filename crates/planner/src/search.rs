@@ -8,18 +8,21 @@
 //! optimizer state on the device, updating there. Nothing here looks at a clock or draws a random
 //! number: equal inputs give an equal plan.
 
-use lowtide_units::Bytes;
+use std::cell::RefCell;
+
+use lowtide_units::{Bytes, Seconds};
 use lowtide_workload::{Dtype, UnitKind, Workload};
 use serde::{Deserialize, Serialize};
 
 use crate::check::{Fault, check, overlaps, sequences};
 use crate::choice::{Budgets, Choice, Clip, LoopOrder, Pieces, Processor};
-use crate::draft::draft;
-use crate::edges::edges;
-use crate::layout::layout;
+use crate::draft::{Draft, draft, persistent_bytes};
+use crate::edges::Edges;
+use crate::fast::FastMap;
+use crate::layout::{Layout, layout};
 use crate::machine::Machine;
-use crate::plan::{PartName, Plan, Prediction, Seam, Task, Tensor, Tier, TierUse};
-use crate::simulate::{predict, simulate};
+use crate::plan::{PartName, Plan, Prediction, Seam, Slot, Task, Tensor, Tier, TierUse};
+use crate::simulate::{busy, predict, simulate, steady_seconds};
 
 /// Knobs that the user holds fast; `None` is the planner's to choose.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -114,22 +117,24 @@ pub fn build(
             _ => tier.transient += Bytes(s.bytes),
         }
     }
+    let mut plan = assemble(w, choice, clip, d, l, &PartName::ALL);
+    plan.tiers = tiers;
+    plan.prediction = predict(&plan, w, machine);
+    plan
+}
+
+/// A plan with edges in and between the parts named.
+fn assemble(
+    w: &Workload,
+    choice: &Choice,
+    clip: Clip,
+    d: Draft,
+    l: Layout,
+    names: &[PartName],
+) -> Plan {
     let mut parts = d.parts;
-    for tasks in &mut parts {
-        let sequence: Vec<&Task> = tasks.iter().collect();
-        let found = edges(&l.slots, &sequence);
-        for (task, after) in tasks.iter_mut().zip(found) {
-            task.after = after;
-        }
-    }
-    let mut seams: Vec<Seam> = Vec::new();
-    for pair in sequences(clip).iter().flat_map(|s| s.windows(2)) {
-        let (from, to) = (pair[0], pair[1]);
-        if overlaps(from, to) && !seams.iter().any(|s| s.from == from && s.to == to) {
-            seams.push(seam(&l.slots, &parts, from, to));
-        }
-    }
-    let mut plan = Plan {
+    let seams = join_parts(&l.slots, &mut parts, &overlapping(clip), names);
+    Plan {
         model: w.model.clone(),
         unit_names: w.units.iter().map(|u| u.name.clone()).collect(),
         precision: w.precision,
@@ -139,51 +144,91 @@ pub fn build(
         slots: l.slots,
         parts,
         seams,
-        tiers,
+        tiers: Vec::new(),
         prediction: Prediction::default(),
         accumulate: w.batch.accumulate,
-    };
-    plan.prediction = predict(&plan, w, machine);
-    plan
+    }
 }
 
-fn seam(slots: &[crate::plan::Slot], parts: &[Vec<Task>], from: PartName, to: PartName) -> Seam {
-    let earlier = &parts[from as usize];
-    let n = earlier.len() as u32;
-    let sequence: Vec<&Task> = earlier.iter().chain(&parts[to as usize]).collect();
-    let found = edges(slots, &sequence);
-    let mut seam = Vec::new();
-    for (i, after) in found.into_iter().enumerate().skip(n as usize) {
-        for d in after {
-            if d < n {
-                seam.push((i as u32 - n, d));
+/// Every two parts of which the later may begin while the earlier runs.
+fn overlapping(clip: Clip) -> Vec<(PartName, PartName)> {
+    let mut pairs = Vec::new();
+    for pair in sequences(clip).iter().flat_map(|s| s.windows(2)) {
+        let pair = (pair[0], pair[1]);
+        if overlaps(pair.0, pair.1) && !pairs.contains(&pair) {
+            pairs.push(pair);
+        }
+    }
+    pairs
+}
+
+/// Derives the edges inside the parts named and across the seams between them.
+fn join_parts(
+    slots: &[Slot],
+    parts: &mut [Vec<Task>],
+    pairs: &[(PartName, PartName)],
+    names: &[PartName],
+) -> Vec<Seam> {
+    let mut seams = Vec::new();
+    let mut inside: Vec<(PartName, Vec<Vec<u32>>)> = Vec::new();
+    for &name in names {
+        let mut past = Edges::new(slots);
+        inside.push((name, past.extend(&parts[name as usize])));
+        let n = parts[name as usize].len() as u32;
+        for (i, &(from, to)) in pairs.iter().enumerate() {
+            if from == name && names.contains(&to) {
+                let found = past.clone().extend(&parts[to as usize]);
+                let across = |after: Vec<u32>| after.into_iter().filter(|&d| d < n);
+                let edges = found.into_iter().enumerate();
+                let edges = edges.flat_map(|(t, after)| across(after).map(move |d| (t as u32, d)));
+                seams.push((
+                    i,
+                    Seam {
+                        from,
+                        to,
+                        edges: edges.collect(),
+                    },
+                ));
             }
         }
     }
-    Seam {
-        from,
-        to,
-        edges: seam,
+    for (name, found) in inside {
+        for (task, after) in parts[name as usize].iter_mut().zip(found) {
+            task.after = after;
+        }
     }
-}
-
-/// The least a request can be asked: bytes of each tier for one set of choices.
-fn totals(w: &Workload, choice: &Choice, clip: Clip) -> [u64; 3] {
-    let d = draft(w, choice, clip);
-    layout(&d.slots, PartName::ALL.len()).totals
+    seams.sort_by_key(|&(i, _)| i);
+    seams.into_iter().map(|(_, seam)| seam).collect()
 }
 
 struct Search<'a> {
     r: Request<'a>,
     n_blocks: usize,
     disk: bool,
+    seen: &'a Seen,
 }
 
-/// One candidate and what it needs.
+/// What is known of choices that were looked at: the same ones come up again and again.
+#[derive(Default)]
+struct Seen {
+    sizes: RefCell<FastMap<Choice, Size>>,
+    seconds: RefCell<FastMap<Choice, f64>>,
+    /// The newest draft that fits; likely to be timed next.
+    newest: RefCell<Option<(Choice, Draft, Layout)>>,
+}
+
+/// What a draft says before its edges are made.
+#[derive(Clone, Copy)]
+struct Size {
+    need: [u64; 3],
+    /// Seconds of the busiest lane: no step is shorter.
+    bound: f64,
+}
+
+/// One candidate and how long its step takes.
 #[derive(Clone)]
 struct Candidate {
     choice: Choice,
-    need: [u64; 3],
     seconds: f64,
 }
 
@@ -195,6 +240,7 @@ const IMPROVED: usize = 3;
 /// # Errors
 /// [`PlanError::Refused`] when no plan fits the budgets, with what would.
 pub fn plan(r: &Request<'_>) -> Result<Plan, PlanError> {
+    let seen = Seen::default();
     let search = Search {
         r: *r,
         n_blocks: r
@@ -204,16 +250,15 @@ pub fn plan(r: &Request<'_>) -> Result<Plan, PlanError> {
             .filter(|u| u.kind == UnitKind::Block)
             .count(),
         disk: r.budgets.disk.0 > 0,
+        seen: &seen,
     };
-    let mut candidates = search.starting_points(r.budgets);
+    let candidates = search.fastest(search.starting_points(r.budgets));
     if candidates.is_empty() {
         return Err(PlanError::Refused(Box::new(search.refusal())));
     }
-    candidates.sort_by(|a, b| a.seconds.total_cmp(&b.seconds));
-    candidates.truncate(IMPROVED);
-    let best = candidates
+    let best = search
+        .improve_all(candidates)
         .into_iter()
-        .map(|c| search.improve(c))
         .min_by(|a, b| a.seconds.total_cmp(&b.seconds))
         .expect("not empty");
     let plan = build(r.workload, &best.choice, r.clip, r.budgets, r.machine);
@@ -221,11 +266,127 @@ pub fn plan(r: &Request<'_>) -> Result<Plan, PlanError> {
     Ok(plan)
 }
 
+fn fits(need: &[u64; 3], budgets: &Budgets) -> bool {
+    Tier::ALL
+        .iter()
+        .all(|&t| need[t as usize] <= budgets.of(t).0)
+}
+
+impl Clone for Seen {
+    fn clone(&self) -> Self {
+        let (sizes, seconds) = (self.sizes.clone(), self.seconds.clone());
+        Self {
+            sizes,
+            seconds,
+            newest: RefCell::default(),
+        }
+    }
+}
+
 impl Search<'_> {
-    fn fits(&self, need: &[u64; 3], budgets: &Budgets) -> bool {
-        Tier::ALL
+    /// What a choice needs, to the byte, and the bound of its step.
+    fn size(&self, choice: &Choice) -> Size {
+        if let Some(&size) = self.seen.sizes.borrow().get(choice) {
+            return size;
+        }
+        let Request {
+            workload: w,
+            clip,
+            machine,
+            ..
+        } = self.r;
+        let d = draft(w, choice, clip);
+        let l = layout(&d.slots, PartName::ALL.len());
+        let bound = busy(&d.parts[PartName::Steady as usize], &d.pieces, w, machine)
+            .busiest
+            .0;
+        let size = Size {
+            need: l.totals,
+            bound,
+        };
+        self.seen.sizes.borrow_mut().insert(choice.clone(), size);
+        if fits(&size.need, &self.r.budgets) {
+            *self.seen.newest.borrow_mut() = Some((choice.clone(), d, l));
+        }
+        size
+    }
+
+    /// Whether a choice fits the budgets of the request.
+    fn holds(&self, choice: &Choice) -> bool {
+        let Request {
+            workload,
+            clip,
+            budgets,
+            ..
+        } = &self.r;
+        let known = self.seen.sizes.borrow().get(choice).copied();
+        match known {
+            Some(size) => fits(&size.need, budgets),
+            // What stays is known without a draft, and most of what does not fit fails by it.
+            None => {
+                fits(&persistent_bytes(workload, choice, *clip), budgets)
+                    && fits(&self.size(choice).need, budgets)
+            }
+        }
+    }
+
+    /// Simulated time of a step.
+    fn seconds(&self, choice: &Choice) -> f64 {
+        if let Some(&seconds) = self.seen.seconds.borrow().get(choice) {
+            return seconds;
+        }
+        let Request {
+            workload: w,
+            clip,
+            machine,
+            ..
+        } = self.r;
+        let bound = self.size(choice).bound;
+        let newest = self.seen.newest.borrow_mut().take_if(|(c, ..)| c == choice);
+        let (d, l) = newest.map_or_else(
+            || {
+                let d = draft(w, choice, clip);
+                let l = layout(&d.slots, PartName::ALL.len());
+                (d, l)
+            },
+            |(_, d, l)| (d, l),
+        );
+        let plan = assemble(w, choice, clip, d, l, &[PartName::First, PartName::Steady]);
+        let seconds = steady_seconds(&plan, w, machine, Seconds(bound)).0;
+        self.seen
+            .seconds
+            .borrow_mut()
+            .insert(choice.clone(), seconds);
+        seconds
+    }
+
+    /// The fastest few, fastest first; of equals the first. Those whose bound is above the time
+    /// of enough others are not simulated.
+    fn fastest(&self, choices: Vec<Choice>) -> Vec<Candidate> {
+        let mut order: Vec<(f64, usize)> = choices
             .iter()
-            .all(|&t| need[t as usize] <= budgets.of(t).0)
+            .enumerate()
+            .map(|(i, c)| (self.size(c).bound, i))
+            .collect();
+        order.sort_by(|a, b| a.0.total_cmp(&b.0));
+        let mut best: Vec<(f64, usize)> = Vec::new();
+        for (bound, i) in order {
+            if best
+                .get(IMPROVED - 1)
+                .is_some_and(|&(seconds, _)| seconds < bound)
+            {
+                break;
+            }
+            best.push((self.seconds(&choices[i]), i));
+            best.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+        }
+        best.truncate(IMPROVED);
+        best.into_iter()
+            .map(|(seconds, i)| Candidate {
+                choice: choices[i].clone(),
+                seconds,
+            })
+            .collect()
     }
 
     fn least(&self, order: LoopOrder, pieces: Pieces, gradients: Tier, inputs: Tier) -> Choice {
@@ -300,45 +461,70 @@ impl Search<'_> {
         ways
     }
 
-    fn starting_points(&self, budgets: Budgets) -> Vec<Candidate> {
-        let mut found: Vec<Candidate> = Vec::new();
+    fn starting_points(&self, budgets: Budgets) -> Vec<Choice> {
+        let mut found = Vec::new();
         for way in self.ways(self.disk) {
             let mut fitted = self.fit(way.clone(), &budgets);
             if fitted.is_none() && self.r.pins.prefetch.is_none() {
                 fitted = self.fit(Choice { prefetch: 0, ..way }, &budgets);
             }
-            if let Some(choice) = fitted {
-                found.push(self.measure(choice));
-            }
+            found.extend(fitted);
         }
         found
     }
 
+    /// Whether optimizer state and weights may go from host to disk.
+    fn movable(&self) -> (bool, bool) {
+        let pins = &self.r.pins;
+        (
+            self.disk && pins.optimizer.is_none(),
+            self.disk && pins.weights.is_none(),
+        )
+    }
+
+    /// With all that may move on disk.
+    fn spilled(&self, mut choice: Choice) -> Choice {
+        let (states, weights) = self.movable();
+        let mut moved = false;
+        if states {
+            self.spill(&mut choice, u64::MAX, false, &mut moved);
+        }
+        if weights {
+            self.spill(&mut choice, u64::MAX, true, &mut moved);
+        }
+        choice
+    }
+
     /// Moves state, then weights, from host to disk until the host's budget holds.
     fn fit(&self, mut choice: Choice, budgets: &Budgets) -> Option<Choice> {
-        let w = self.r.workload;
+        let (states, weights) = self.movable();
+        let last = self.spilled(choice.clone());
+        let stays = persistent_bytes(self.r.workload, &last, self.r.clip);
+        if stays[0] > budgets.device.0 || stays[1] > budgets.host.0 {
+            return None;
+        }
         for _ in 0..12 {
-            let need = totals(w, &choice, self.r.clip);
-            if self.fits(&need, budgets) {
+            let need = self.size(&choice).need;
+            if fits(&need, budgets) {
                 return Some(choice);
             }
             if need[0] > budgets.device.0 || need[2] > budgets.disk.0 {
                 return None;
             }
             let mut excess = need[1].saturating_sub(budgets.host.0);
-            let movable = self.disk && budgets.disk.0 > 0;
             let mut moved = false;
-            if movable && self.r.pins.optimizer.is_none() {
+            if states {
                 excess = self.spill(&mut choice, excess, false, &mut moved);
             }
-            if movable && self.r.pins.weights.is_none() && excess > 0 {
+            if weights && excess > 0 {
                 self.spill(&mut choice, excess, true, &mut moved);
             }
             if !moved {
                 return None;
             }
         }
-        None
+        // What is read from disk needs room on the host too, so the last steps may be short.
+        fits(&self.size(&last).need, budgets).then_some(last)
     }
 
     /// Sends units' state (or weights) from host to disk, last unit first: the first ones are
@@ -371,27 +557,17 @@ impl Search<'_> {
         excess
     }
 
-    fn measure(&self, choice: Choice) -> Candidate {
-        let r = &self.r;
-        let plan = build(r.workload, &choice, r.clip, r.budgets, r.machine);
-        let need = [0, 1, 2].map(|t: usize| plan.tiers[t].planned_bytes.0);
-        Candidate {
-            choice,
-            need,
-            seconds: plan.prediction.step_seconds.0,
-        }
-    }
-
     /// Takes the change if it fits and is not slower.
     fn try_change(&self, best: &mut Candidate, change: impl Fn(&mut Choice)) -> bool {
         let mut choice = best.choice.clone();
         change(&mut choice);
-        if choice == best.choice {
+        let limit = best.seconds * 0.9999;
+        if choice == best.choice || !self.holds(&choice) || self.size(&choice).bound >= limit {
             return false;
         }
-        let c = self.measure(choice);
-        if self.fits(&c.need, &self.r.budgets) && c.seconds < best.seconds * 0.9999 {
-            *best = c;
+        let seconds = self.seconds(&choice);
+        if seconds < limit {
+            *best = Candidate { choice, seconds };
             return true;
         }
         false
@@ -400,11 +576,10 @@ impl Search<'_> {
     /// The largest count (up to `max`) at which the change fits, then the best of it, its half and
     /// its quarter.
     fn try_count(&self, best: &mut Candidate, max: usize, change: impl Fn(&mut Choice, usize)) {
-        let w = self.r.workload;
         let need = |n: usize| {
             let mut choice = best.choice.clone();
             change(&mut choice, n);
-            self.fits(&totals(w, &choice, self.r.clip), &self.r.budgets)
+            self.holds(&choice)
         };
         let (mut low, mut high) = (0, max);
         if need(max) {
@@ -423,6 +598,35 @@ impl Search<'_> {
                 self.try_change(best, |c| change(c, n));
             }
         }
+    }
+
+    /// Improves each on a thread of its own; what one learns the others do not see.
+    fn improve_all(&self, starts: Vec<Candidate>) -> Vec<Candidate> {
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = starts
+                .into_iter()
+                .map(|start| {
+                    let seen = self.seen.clone();
+                    let (r, n_blocks, disk) = (self.r, self.n_blocks, self.disk);
+                    scope.spawn(move || {
+                        Search {
+                            r,
+                            n_blocks,
+                            disk,
+                            seen: &seen,
+                        }
+                        .improve(start)
+                    })
+                })
+                .collect();
+            threads
+                .into_iter()
+                .map(|t| {
+                    t.join()
+                        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+                })
+                .collect()
+        })
     }
 
     fn improve(&self, start: Candidate) -> Candidate {
@@ -487,10 +691,6 @@ impl Search<'_> {
     /// What would fit: the ways without limits, each with the change in budgets it asks for.
     fn refusal(&self) -> Refusal {
         let allowed = self.r.budgets;
-        let no_disk = Budgets {
-            disk: Bytes::ZERO,
-            ..Budgets::UNLIMITED
-        };
         let mut best: Option<(f64, [u64; 3])> = None;
         // One tier free, the others as allowed; then two; then all.
         let free: [[bool; 3]; 7] = [
@@ -526,19 +726,18 @@ impl Search<'_> {
             for way in search.ways(search.disk) {
                 for prefetch in [0, way.prefetch] {
                     let prefetch = self.r.pins.prefetch.unwrap_or(prefetch);
-                    let Some(choice) = search.fit(
-                        Choice {
-                            prefetch,
-                            ..way.clone()
-                        },
-                        &limits,
-                    ) else {
-                        continue;
+                    let choice = Choice {
+                        prefetch,
+                        ..way.clone()
                     };
-                    let need = totals(self.r.workload, &choice, self.r.clip);
-                    let cost = excess(&need, &allowed);
-                    if best.as_ref().is_none_or(|(c, _)| cost < *c) {
-                        best = Some((cost, need));
+                    // With a free host nothing would go to disk by itself.
+                    let spilled = search.spilled(choice.clone());
+                    for choice in search.fit(choice, &limits).into_iter().chain([spilled]) {
+                        let need = self.size(&choice).need;
+                        let cost = excess(&need, &allowed);
+                        if fits(&need, &limits) && best.as_ref().is_none_or(|(c, _)| cost < *c) {
+                            best = Some((cost, need));
+                        }
                     }
                 }
             }
@@ -549,7 +748,6 @@ impl Search<'_> {
                 break;
             }
         }
-        let _ = no_disk;
         let need = best.map_or([u64::MAX >> 2; 3], |(_, need)| need);
         let budget = |t: usize, have: Bytes| Bytes(need[t].max(have.0));
         Refusal {

@@ -8,18 +8,20 @@ use lowtide_units::{Bytes, Seconds};
 use lowtide_workload::Workload;
 
 use crate::machine::Machine;
-use crate::plan::{LANES, Lane, LaneKind, LaneUse, PartName, Phase, Plan, Prediction, Task, Work};
+use crate::plan::{
+    LANES, Lane, LaneKind, LaneUse, PartName, Phase, Piece, Plan, Prediction, Task, Work,
+};
 
 /// Time of each task of a part when nothing else runs.
 #[must_use]
 pub fn alone(plan: &Plan, w: &Workload, machine: &Machine, part: PartName) -> Vec<Seconds> {
     plan.part(part)
         .iter()
-        .map(|t| task_alone(plan, w, machine, t))
+        .map(|t| task_alone(&plan.pieces, w, machine, t))
         .collect()
 }
 
-fn task_alone(plan: &Plan, w: &Workload, machine: &Machine, task: &Task) -> Seconds {
+fn task_alone(pieces: &[Piece], w: &Workload, machine: &Machine, task: &Task) -> Seconds {
     let bytes = || Bytes(task.args[0].bytes);
     match task.work {
         Work::Compute {
@@ -35,12 +37,12 @@ fn task_alone(plan: &Plan, w: &Workload, machine: &Machine, task: &Task) -> Seco
             machine.op(&list[op as usize], w.precision)
         }
         Work::Finish { piece } => {
-            let n = plan.pieces[piece as usize].elements;
+            let n = pieces[piece as usize].elements;
             Bytes(n * (4 + w.gradient.size())) / machine.device_memory + machine.op_overhead
         }
         Work::Copy => machine.copy(task.lane, bytes()),
         Work::Read | Work::Write => machine.disk(task.lane, bytes()),
-        Work::Update { piece } => machine.update(task.lane, plan.pieces[piece as usize].elements),
+        Work::Update { piece } => machine.update(task.lane, pieces[piece as usize].elements),
         Work::Load { .. } | Work::Norm | Work::Losses | Work::Logits { .. } => {
             machine.host_overhead
         }
@@ -81,10 +83,14 @@ struct Running {
 /// Runs a sequence of parts, each overlapping the one before it where the plan allows.
 #[must_use]
 pub fn simulate(plan: &Plan, w: &Workload, machine: &Machine, sequence: &[PartName]) -> Simulated {
-    let times: Vec<Vec<Seconds>> = PartName::ALL
-        .iter()
-        .map(|&p| alone(plan, w, machine, p))
-        .collect();
+    let of = |p| {
+        if sequence.contains(&p) {
+            alone(plan, w, machine, p)
+        } else {
+            Vec::new()
+        }
+    };
+    let times: Vec<Vec<Seconds>> = PartName::ALL.iter().map(|&p| of(p)).collect();
     let waits: Vec<Vec<Vec<u32>>> = sequence
         .iter()
         .enumerate()
@@ -228,16 +234,22 @@ fn speeds(running: &[Option<Running>; LANES], shares: &[[f64; LANES]], mix: f64)
     speed
 }
 
-/// The figures of a plan's steady step.
-#[must_use]
-pub fn predict(plan: &Plan, w: &Workload, machine: &Machine) -> Prediction {
-    use PartName::{Evaluate, First, Steady};
-    let run = simulate(plan, w, machine, &[First, Steady, Steady, Steady]);
-    let step = Seconds((run.end(3) - run.end(1)) / 2.0);
-    let times = alone(plan, w, machine, Steady);
+/// What the lanes do in a steady step, whatever the order: no schedule takes less time than the
+/// busiest of them.
+pub(crate) struct Busy {
+    pub lanes: Vec<LaneUse>,
+    pub written: Bytes,
+    pub read: Bytes,
+    pub busiest: Seconds,
+}
+
+/// Adds up the tasks of the steady part.
+pub(crate) fn busy(steady: &[Task], pieces: &[Piece], w: &Workload, machine: &Machine) -> Busy {
     let mut lanes = vec![LaneUse::default(); LaneKind::ALL.len()];
     let (mut written, mut read) = (Bytes::ZERO, Bytes::ZERO);
-    for (task, time) in plan.part(Steady).iter().zip(times) {
+    let (mut reads, mut writes) = (Seconds::ZERO, Seconds::ZERO);
+    for task in steady {
+        let time = task_alone(pieces, w, machine, task);
         let lane = &mut lanes[task.lane.kind as usize];
         lane.busy_seconds += time;
         lane.tasks += 1;
@@ -245,37 +257,59 @@ pub fn predict(plan: &Plan, w: &Workload, machine: &Machine) -> Prediction {
             lane.bytes += Bytes(task.args[0].bytes);
         }
         match task.work {
-            Work::Write => written += Bytes(task.args[0].bytes),
-            Work::Read => read += Bytes(task.args[0].bytes),
+            Work::Write => {
+                written += Bytes(task.args[0].bytes);
+                writes += time;
+            }
+            Work::Read => {
+                read += Bytes(task.args[0].bytes);
+                reads += time;
+            }
             _ => {}
         }
     }
     // Reads and writes of the drives may overlap; what no schedule can beat is their joint bound.
-    let (mut reads, mut writes) = (Seconds::ZERO, Seconds::ZERO);
-    for (task, time) in plan
-        .part(Steady)
-        .iter()
-        .zip(alone(plan, w, machine, Steady))
-    {
-        match task.work {
-            Work::Read => reads += time,
-            Work::Write => writes += time,
-            _ => {}
-        }
-    }
     let together = (reads + writes) * (1.0 / machine.disk_mix_factor().max(1.0));
     lanes[LaneKind::Disk as usize].busy_seconds = reads.max(writes).max(together);
     let busiest = lanes
         .iter()
         .map(|l| l.busy_seconds)
         .fold(Seconds::ZERO, Seconds::max);
-    let step = step.max(busiest);
+    Busy {
+        lanes,
+        written,
+        read,
+        busiest,
+    }
+}
+
+/// Time of a steady step. Looks at the parts `first` and `steady` and at the seams into `steady`.
+pub(crate) fn steady_seconds(
+    plan: &Plan,
+    w: &Workload,
+    machine: &Machine,
+    busiest: Seconds,
+) -> Seconds {
+    use PartName::{First, Steady};
+    let run = simulate(plan, w, machine, &[First, Steady, Steady, Steady]);
+    Seconds((run.end(3) - run.end(1)) / 2.0).max(busiest)
+}
+
+/// The figures of a plan's steady step.
+#[must_use]
+pub fn predict(plan: &Plan, w: &Workload, machine: &Machine) -> Prediction {
+    let Busy {
+        lanes,
+        written,
+        read,
+        busiest,
+    } = busy(plan.part(PartName::Steady), &plan.pieces, w, machine);
     let ruling_lane = (0..lanes.len())
         .max_by(|&a, &b| lanes[a].busy_seconds.0.total_cmp(&lanes[b].busy_seconds.0))
         .expect("five lanes") as u8;
-    let evaluation = simulate(plan, w, machine, &[Evaluate]);
+    let evaluation = simulate(plan, w, machine, &[PartName::Evaluate]);
     Prediction {
-        step_seconds: step,
+        step_seconds: steady_seconds(plan, w, machine, busiest),
         lanes,
         ruling_lane,
         disk_bytes_written: written,

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use lowtide_config as config;
 use lowtide_config::{Init, ModelSource, Run};
 use lowtide_kernels::adamw::Hyper;
 use lowtide_model::{Checkpoint, Decoder, Options, random_init};
@@ -170,6 +171,18 @@ fn slice_plan(
         match plan_with(run, decoder, machine, budgets) {
             Ok(plan) => best = plan,
             Err(_) => break,
+        }
+    }
+    // A slice so small that it is resident whatever the budgets: offload it all the same.
+    if best.prediction.lanes[1].bytes.0 < decoder.workload().parameters() {
+        let mut pinned = run.clone();
+        pinned.plan.weights = Some(config::Tier::Host);
+        pinned.plan.optimizer = Some(match run.budget.disk.is_empty() {
+            true => config::Tier::Host,
+            false => config::Tier::Disk,
+        });
+        if let Ok(plan) = plan_with(&pinned, decoder, machine, budgets_of(run)) {
+            best = plan;
         }
     }
     Ok(Arc::new(best))

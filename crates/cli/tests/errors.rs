@@ -1,0 +1,86 @@
+//! What a user can do wrong: a fact, advice, and exit code 2.
+
+mod common;
+
+use common::{answer, complaint, lowtide};
+
+#[track_caller]
+fn refuses(args: &[&str], words: &[&str]) {
+    let output = lowtide(args).output().expect("the binary starts");
+    let text = complaint(&output);
+    assert_eq!(output.status.code(), Some(2), "{args:?}: {text}");
+    assert!(
+        output.stdout.is_empty() || text.starts_with("error"),
+        "{args:?}: {text}"
+    );
+    for word in words {
+        assert!(text.contains(word), "{args:?}: no {word:?} in {text}");
+    }
+    assert!(!text.contains("bug in lowtide"), "{text}");
+}
+
+#[test]
+fn mistakes_are_told_with_what_was_probably_meant() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("run.yaml");
+    let run = path.to_str().expect("UTF-8");
+    std::fs::write(&path, "model: { shape: qwen2.5-0.5b }\ntrain: { sqe: 3 }\n").expect("written");
+    refuses(
+        &["train", run],
+        &[
+            "error: ",
+            "run.yaml:2:",
+            "unknown key 'train.sqe'",
+            "'train.seq'",
+        ],
+    );
+    std::fs::write(&path, "model: { shape: qwen2.5-0.5b }\n").expect("written");
+    refuses(&["train", run], &["data.train"]);
+    refuses(
+        &["plan", run, "--set", "budget.host=lots"],
+        &["budget.host", "24GiB"],
+    );
+    refuses(&["plan", run, "--machine", run], &["not a machine file"]);
+    refuses(&["train", "no/such/run.yaml"], &["no/such/run.yaml"]);
+    refuses(
+        &["plan", run, "--set", "model.path=no/such/model"],
+        &["no/such/model"],
+    );
+    let budgets = ["--device-memory", "1GiB", "--host-memory", "1GiB"];
+    let shape = |name| [&["plan", "--shape", name][..], &budgets].concat();
+    refuses(&shape("qwen2.5-0.5"), &["did you mean 'qwen2.5-0.5b'"]);
+    refuses(
+        &[&shape("gpt3-13b")[..], &["--seq", "4096"]].concat(),
+        &["--set train.seq=2048"],
+    );
+    refuses(&["plan"], &["Usage"]);
+    refuses(&["generate", run], &["--prompt"]);
+}
+
+#[test]
+fn with_json_the_error_is_the_last_line() {
+    let (code, error) = answer(&["train", "no/such/run.yaml"]);
+    assert_eq!((code, &error["exit_code"]), (2, &2.into()));
+    assert!(
+        error["error"]
+            .as_str()
+            .expect("text")
+            .contains("no/such/run.yaml")
+    );
+}
+
+#[test]
+fn the_schema_is_json_and_the_reference_markdown() {
+    let output = lowtide(&["schema"]).output().expect("the binary starts");
+    let schema: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!(
+        schema["properties"]["train"]["properties"]["seq"]["type"],
+        "integer"
+    );
+    let (code, line) = answer(&["schema"]);
+    assert_eq!((code, line), (0, schema));
+    let output = lowtide(&["schema", "--markdown"])
+        .output()
+        .expect("the binary starts");
+    assert!(String::from_utf8_lossy(&output.stdout).contains("| `seq` |"));
+}
