@@ -11,7 +11,7 @@
 use std::cell::RefCell;
 
 use lowtide_units::{Bytes, Seconds};
-use lowtide_workload::{Dtype, UnitKind, Workload};
+use lowtide_workload::{UnitKind, Workload};
 use serde::{Deserialize, Serialize};
 
 use crate::check::{Fault, check, overlaps, sequences};
@@ -22,7 +22,7 @@ use crate::fast::FastMap;
 use crate::layout::{Layout, layout};
 use crate::machine::Machine;
 use crate::plan::{PartName, Plan, Prediction, Seam, Slot, Task, Tensor, Tier, TierUse};
-use crate::simulate::{busy, predict, simulate, steady_seconds};
+use crate::simulate::{busy, predict, steady_seconds};
 
 /// Knobs that the user holds fast; `None` is the planner's to choose.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -776,21 +776,4 @@ fn excess(need: &[u64; 3], allowed: &Budgets) -> f64 {
             (need[t as usize] as f64 / have).max(1.0).ln()
         })
         .sum()
-}
-
-/// Time of one steady step of a plan on another machine's rates.
-#[must_use]
-pub fn step_seconds(plan: &Plan, w: &Workload, machine: &Machine) -> f64 {
-    use PartName::{First, Steady};
-    let run = simulate(plan, w, machine, &[First, Steady, Steady]);
-    run.end(2) - run.end(1)
-}
-
-/// The dtype that a workload's complete gradients have, for people.
-#[must_use]
-pub fn gradient_name(w: &Workload) -> &'static str {
-    match w.gradient {
-        Dtype::Bf16 => "bf16",
-        Dtype::F32 => "f32",
-    }
 }

@@ -8,7 +8,8 @@ use lowtide_config as config;
 use lowtide_config::{Init, ModelSource, Run};
 use lowtide_kernels::adamw::Hyper;
 use lowtide_model::{Checkpoint, Decoder, Options, random_init};
-use lowtide_planner::{Budgets, Choice, Lane, Machine, Plan, check, search};
+use lowtide_planner::{Budgets, Choice, Lane, LaneKind, Machine, Plan, check, search};
+use lowtide_units::Bytes;
 use lowtide_workload::ModelShape;
 use serde::Serialize;
 
@@ -141,49 +142,49 @@ pub fn verify(
     })
 }
 
-/// The plan of the slice: under the run's budgets if that is not simply everything resident, else
-/// under device and host budgets halved until something moves.
+/// The plan of the slice: under the run's budgets cut in proportion, under device budgets halved
+/// until something moves, or with everything sent away by hand.
 fn slice_plan(
     run: &Run,
     decoder: &Arc<Decoder>,
     machine: &Machine,
     whole: &ModelShape,
 ) -> Result<Arc<Plan>, TrainError> {
+    // The weights go up at least once a step, two bytes a number.
+    let moves = |plan: &Plan| {
+        plan.prediction.lanes[LaneKind::H2d as usize].bytes.0 > decoder.workload().parameters()
+    };
     let mut budgets = budgets_of(run);
     let share = f64::from(decoder.shape().layers) / f64::from(whole.layers.max(1));
-    if share < 1.0 {
-        let cut = |b: lowtide_units::Bytes| lowtide_units::Bytes((b.0 as f64 * share) as u64);
-        let smaller = Budgets {
-            device: cut(budgets.device),
-            host: cut(budgets.host),
-            ..budgets
-        };
-        if let Ok(plan) = plan_with(run, decoder, machine, smaller) {
-            return Ok(Arc::new(plan));
-        }
+    let cut = |b: Bytes| Bytes((b.0 as f64 * share) as u64);
+    let smaller = Budgets {
+        device: cut(budgets.device),
+        host: cut(budgets.host),
+        ..budgets
+    };
+    if let Ok(plan) = plan_with(run, decoder, machine, smaller)
+        && moves(&plan)
+    {
+        return Ok(Arc::new(plan));
     }
     let mut best = plan_with(run, decoder, machine, budgets)?;
-    for _ in 0..24 {
-        if best.prediction.lanes[1].bytes.0 > decoder.workload().parameters() {
-            break;
-        }
-        budgets.device = lowtide_units::Bytes(budgets.device.0 / 2);
+    while !moves(&best) {
+        budgets.device = Bytes(budgets.device.0 / 2);
         match plan_with(run, decoder, machine, budgets) {
             Ok(plan) => best = plan,
             Err(_) => break,
         }
     }
     // A slice so small that it is resident whatever the budgets: offload it all the same.
-    if best.prediction.lanes[1].bytes.0 < decoder.workload().parameters() {
+    if !moves(&best) {
         let mut pinned = run.clone();
         pinned.plan.weights = Some(config::Tier::Host);
-        pinned.plan.optimizer = Some(match run.budget.disk.is_empty() {
-            true => config::Tier::Host,
-            false => config::Tier::Disk,
+        pinned.plan.optimizer = Some(if run.budget.disk.is_empty() {
+            config::Tier::Host
+        } else {
+            config::Tier::Disk
         });
-        if let Ok(plan) = plan_with(&pinned, decoder, machine, budgets_of(run)) {
-            best = plan;
-        }
+        best = plan_with(&pinned, decoder, machine, budgets_of(run)).unwrap_or(best);
     }
     Ok(Arc::new(best))
 }
