@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Records the CPU benches under bench/runs/<machine>-<date>/: exact commands and raw output.
 #
-#   bench/record.sh MACHINE [DIRECTORY FOR THE DISK BENCH]
+#   bench/record.sh MACHINE [DIRECTORY FOR THE DISK BENCH [disk]]      (disk: that bench alone)
 #
 # Needs a quiet machine, and fio (Debian package) for the disk lane's comparison.
 set -euo pipefail
@@ -21,6 +21,7 @@ record() { # NAME COMMAND...: the command line, then its raw output
 
 { uname -srm; lscpu | grep -E 'Model name|^CPU\(s\)|Flags' | cut -c1-400; free -h | head -2; } >"$out/machine.txt"
 
+[ "${3:-all}" = disk ] || {
 record host-adamw target/release/examples/adamw
 
 for run in examples/quickstart/run.yaml bench/cpu/llama-17m.yaml bench/cpu/gpt2-20m.yaml; do
@@ -34,14 +35,20 @@ for run in examples/quickstart/run.yaml bench/cpu/llama-17m.yaml bench/cpu/gpt2-
     done
 done
 
+}
+
 # The disk lane and fio, alternating: same directory, block size, depth and mix.
 fio_one() { # NAME RW
     fio --name="$1" --directory="$dir" --size=1G --rw="$2" --rwmixread=50 --bs=4M --iodepth=8 \
-        --ioengine=io_uring --direct=1 --time_based --runtime=3 --output-format=terse \
-        --terse-version=3 --iomem=mmap
+        --ioengine=io_uring --direct=1 --time_based --runtime=2 --output-format=terse \
+        --terse-version=3 --iomem="$iomem"
 }
+# lowtide's buffers lie on huge pages; give fio the same where some are reserved
+# (sysctl vm.nr_hugepages=64), or the comparison flatters lowtide by a factor of about two.
+iomem=malloc
+[ "$(cat /proc/sys/vm/nr_hugepages)" -ge 32 ] && iomem=shmhuge
 for i in 1 2 3 4 5; do
-    record "disk-lowtide-$i" cargo bench -q -p lowtide-tiers --bench probe -- "$dir" 1 3
+    record "disk-lowtide-$i" cargo bench -q -p lowtide-tiers --bench probe -- "$dir" 1 2
     for rw in read write rw; do
         record "disk-fio-$rw-$i" fio_one "bench-$rw" "$rw"
     done
