@@ -3,7 +3,7 @@
 //! Memory begins as NaN (all bits set), scratch is NaN before every call, and operands that an
 //! operation only reads are compared before and after it.
 
-#![allow(dead_code)] // Each test file uses its part.
+#![allow(dead_code, reason = "each test file uses its part")]
 
 use std::collections::{HashMap, HashSet};
 
