@@ -56,6 +56,7 @@ fn main() {
                     kv_heads,
                     head_dim: d,
                     scale,
+                    engine: lowtide_kernels::attention::Engine::Own,
                 },
                 dtype,
             );
@@ -126,7 +127,7 @@ fn matmuls(q: &Queue, d: Dims, dtype: Dtype) {
         numbers(m * n, dtype),
     );
     let mut dw = vec![0.0_f32; n * k];
-    let mut ws = scratch(matmul::workspace(d, dtype));
+    let mut ws = scratch(matmul::workspace(d, dtype, lowtide_device::Make::Cpu));
     let (x, w, y) = (
         part(&mut x, m * k, dtype),
         part(&mut w, n * k, dtype),
@@ -152,7 +153,7 @@ fn attentions(q: &Queue, a: &Attn, dtype: Dtype) {
     let (mut qkv, mut d_qkv) = (numbers(n, dtype), numbers(n, dtype));
     let (mut out, mut d_out) = (numbers(n_out, dtype), numbers(n_out, dtype));
     let (mut lse, mut starts) = (vec![0.0_f32; rows * a.heads], vec![0_i32; rows]);
-    let mut ws = scratch(attention::workspace(a, dtype));
+    let mut ws = scratch(attention::workspace(a, dtype, lowtide_device::Make::Cpu));
     let (qkv, d_qkv) = (part(&mut qkv, n, dtype), part(&mut d_qkv, n, dtype));
     let (out, d_out) = (part(&mut out, n_out, dtype), part(&mut d_out, n_out, dtype));
     let (lse, starts, ws) = (View::of(&mut lse), View::of(&mut starts), View::of(&mut ws));
@@ -196,7 +197,7 @@ fn heads(q: &Queue, d: Head, dtype: Dtype) {
     );
     let (mut dw, mut loss) = (vec![0.0_f32; n_w], [0.0_f64; 2]);
     let mut labels: Vec<i32> = (0..d.rows).map(|i| (i * 7 % d.vocab) as i32).collect();
-    let mut ws = scratch(head::workspace(&d, dtype));
+    let mut ws = scratch(head::workspace(&d, dtype, lowtide_device::Make::Cpu));
     let (h, dh) = (part(&mut h, n_h, dtype), part(&mut dh, n_h, dtype));
     let (w, dw, loss) = (
         part(&mut w, n_w, dtype),
@@ -226,7 +227,13 @@ fn memory_bound(q: &Queue, rows: usize, c: usize, dtype: Dtype) {
     let (mean, rstd) = (View::of(&mut mean), View::of(&mut rstd));
     let (mut dw, mut db) = (vec![0.0_f32; c], vec![0.0_f32; c]);
     let (dw, db) = (View::of(&mut dw), View::of(&mut db));
-    let mut ws = scratch(layernorm::workspace(rows, c).max(embedding::workspace(rows, rows)));
+    let mut ws = scratch(
+        layernorm::workspace(rows, c, lowtide_device::Make::Cpu).max(embedding::workspace(
+            rows,
+            rows,
+            lowtide_device::Make::Cpu,
+        )),
+    );
     let ws = View::of(&mut ws);
     let bytes = (n as u64 * dtype.size()) as f64;
     let say = |what: &str, passes: f64, seconds: f64| {

@@ -32,6 +32,7 @@ pub mod rmsnorm;
 pub mod rope;
 pub mod swiglu;
 
+mod cuda;
 mod number;
 mod product;
 mod rows;

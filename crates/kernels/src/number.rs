@@ -6,8 +6,8 @@
 //! number of lanes and nothing is contracted that is not written as `mul_add`, so these loops give
 //! the same bits on every one of those targets.
 
+use lowtide_device::Plain;
 use lowtide_device::View;
-use lowtide_device::cpu::Plain;
 use multiversion::multiversion;
 
 /// How a number lies in memory: `u16` is bf16, as its bits; `f32` is itself.

@@ -2,7 +2,9 @@
 //! comparisons that say where, thread counts, finite differences.
 
 use half::bf16;
-use lowtide_device::{Queue, View};
+use lowtide_device::cuda::{self, Gpu};
+use lowtide_device::{Memory, Queue, View, memory};
+use lowtide_units::Bytes;
 use lowtide_workload::Dtype;
 
 /// Both storage types.
@@ -44,11 +46,19 @@ impl Rng {
 }
 
 /// Numbers in memory as a kernel sees them.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub(crate) struct Tensor {
     dtype: Dtype,
     n: usize,
     words: Vec<u32>,
+    /// Where [`Tensor::on`] put them.
+    device: Option<Memory>,
+}
+
+impl PartialEq for Tensor {
+    fn eq(&self, other: &Self) -> bool {
+        self.dtype == other.dtype && self.n == other.n && self.bits() == other.bits()
+    }
 }
 
 impl Tensor {
@@ -73,7 +83,33 @@ impl Tensor {
             dtype,
             n,
             words: vec![0x7fc0_7fc0; (n * dtype.size() as usize).div_ceil(4)],
+            device: None,
         }
+    }
+
+    /// A view for kernels of `q`: of host memory for a CPU queue, of a copy on the device for a
+    /// CUDA queue, which [`Tensor::values`] and comparisons then read.
+    pub(crate) fn on(&mut self, q: &Queue) -> View<'_> {
+        let bytes = self.n * self.dtype.size() as usize;
+        let Some(q) = q.cuda() else {
+            return self.view();
+        };
+        let device = self.device.get_or_insert_with(|| {
+            let bytes = Bytes(4 * self.words.len() as u64);
+            let device = Memory::cuda(q.gpu(), bytes).unwrap();
+            memory::store(&device.view(0, bytes.0), &self.words);
+            device
+        });
+        device.view(0, bytes as u64)
+    }
+
+    /// The words, from wherever they are.
+    fn bits(&self) -> Vec<u32> {
+        let mut words = self.words.clone();
+        if let Some(device) = &self.device {
+            memory::load(&device.view(0, 4 * words.len() as u64), &mut words);
+        }
+        words
     }
 
     pub(crate) fn view(&mut self) -> View<'_> {
@@ -82,27 +118,118 @@ impl Tensor {
     }
 
     pub(crate) fn values(&self) -> Vec<f64> {
+        let words = self.bits();
         let value = |i: usize| match self.dtype {
-            Dtype::F32 => f64::from(f32::from_bits(self.words[i])),
-            Dtype::Bf16 => bf16::from_bits((self.words[i / 2] >> (16 * (i % 2))) as u16).to_f64(),
+            Dtype::F32 => f64::from(f32::from_bits(words[i])),
+            Dtype::Bf16 => bf16::from_bits((words[i / 2] >> (16 * (i % 2))) as u16).to_f64(),
         };
         (0..self.n).map(value).collect()
     }
 }
 
 /// Poisoned scratch of exactly `bytes` bytes.
-pub(crate) struct Scratch(Vec<f64>, usize);
+pub(crate) struct Scratch(Vec<f64>, usize, Option<Memory>);
 
 impl Scratch {
     pub(crate) fn new(bytes: usize) -> Self {
         // NaN as bf16 and as f32, huge as f64 and as an index.
         let poison = f64::from_bits(0x7fc0_7fc0_7fc0_7fc0);
-        Self(vec![poison; bytes.div_ceil(8)], bytes)
+        Self(vec![poison; bytes.div_ceil(8)], bytes, None)
+    }
+
+    /// A view for kernels of `q`, poisoned on the device too.
+    pub(crate) fn on(&mut self, q: &Queue) -> View<'_> {
+        let Some(q) = q.cuda() else {
+            return self.view();
+        };
+        let device = self.2.get_or_insert_with(|| {
+            let device = Memory::cuda(q.gpu(), Bytes(8 * self.0.len() as u64)).unwrap();
+            memory::store(&device.view(0, 8 * self.0.len() as u64), &self.0);
+            device
+        });
+        device.view(0, self.1 as u64)
     }
 
     pub(crate) fn view(&mut self) -> View<'_> {
         View::of(&mut self.0).part(0, self.1)
     }
+}
+
+/// Plain numbers (indices, flags, sums in f64) for kernels of either device.
+pub(crate) struct Numbers<T>(Vec<T>, Option<Memory>);
+
+impl<T: lowtide_device::Plain> Numbers<T> {
+    pub(crate) fn of(numbers: &[T]) -> Self {
+        Self(numbers.to_vec(), None)
+    }
+
+    /// As [`Tensor::on`].
+    pub(crate) fn on(&mut self, q: &Queue) -> View<'_> {
+        let bytes = size_of_val(self.0.as_slice()) as u64;
+        let Some(q) = q.cuda() else {
+            return View::of(&mut self.0);
+        };
+        let device = self.1.get_or_insert_with(|| {
+            let device = Memory::cuda(q.gpu(), Bytes(bytes)).unwrap();
+            memory::store(&device.view(0, bytes), &self.0);
+            device
+        });
+        device.view(0, bytes)
+    }
+
+    /// The numbers, from wherever they are.
+    pub(crate) fn values(&self) -> Vec<T> {
+        let mut numbers = self.0.clone();
+        if let Some(device) = &self.1 {
+            memory::load(
+                &device.view(0, size_of_val(self.0.as_slice()) as u64),
+                &mut numbers,
+            );
+        }
+        numbers
+    }
+}
+
+/// A queue of the first CUDA device. Without one, says that a test is skipped; with
+/// `LOWTIDE_REQUIRE_CUDA` set, panics.
+pub(crate) fn gpu() -> Option<Queue> {
+    match Gpu::open(0).and_then(|gpu| cuda::Queue::new(&gpu)) {
+        Ok(q) => Some(Queue::Cuda(q)),
+        Err(e) => {
+            assert!(
+                std::env::var_os("LOWTIDE_REQUIRE_CUDA").is_none(),
+                "a CUDA device is required: {e}"
+            );
+            eprintln!("skipped on CUDA: {e}");
+            None
+        }
+    }
+}
+
+/// Results of `run` on each device there is, named: the CPU's as [`on_threads`] gives them, and the
+/// GPU's, which must be the same bits twice. `run` uses [`Tensor::on`], [`Scratch::on`] and
+/// [`Numbers::on`].
+#[track_caller]
+pub(crate) fn everywhere<R: PartialEq + std::fmt::Debug>(
+    run: impl Fn(&Queue) -> R,
+) -> Vec<(&'static str, R)> {
+    let mut all = vec![("cpu", on_threads(&run))];
+    all.extend(on_gpu(run).map(|r| ("cuda", r)));
+    all
+}
+
+/// As [`everywhere`], on the GPU alone, if there is one.
+#[track_caller]
+pub(crate) fn on_gpu<R: PartialEq + std::fmt::Debug>(run: impl Fn(&Queue) -> R) -> Option<R> {
+    let q = gpu()?;
+    let done = |r: R| {
+        let stream = q.cuda().expect("it is one");
+        stream.synchronize().unwrap_or_else(|e| panic!("{e}"));
+        r
+    };
+    let (one, two) = (done(run(&q)), done(run(&q)));
+    assert!(one == two, "other bits in a second run on the GPU");
+    Some(one)
 }
 
 /// Results of `run` on one thread; panics unless two and three threads give the same bits.

@@ -22,6 +22,7 @@ fn options(micro_batch: u32, seq: u32, accumulate: u32) -> Options {
         gradient: Dtype::Bf16,
         batch,
         logits_chunk: 0,
+        make: lowtide_device::Make::Cpu,
     }
 }
 
@@ -333,6 +334,7 @@ fn logits_chunks_take_about_64_mib() {
     let rows = |vocab, seq, chunk| {
         Options {
             logits_chunk: chunk,
+            make: lowtide_device::Make::Cpu,
             ..options(1, seq, 1)
         }
         .chunk_rows(&shape(vocab))

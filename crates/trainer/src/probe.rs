@@ -114,7 +114,7 @@ fn product(q: &Queue, dtype: Dtype, seconds: f64) -> Result<FlopsPerSecond, Tier
         cols: 512,
     };
     let size = dtype.size();
-    let ws = matmul::workspace(d, dtype).max(1) as u64;
+    let ws = matmul::workspace(d, dtype, q.make()).max(1) as u64;
     let (x, w, y) = (256 * 512 * size, 512 * 512 * size, 256 * 512 * size);
     let arena = Memory::new(Arena::new(Bytes(x + w + y + ws + 4096), Fill::Zero)?);
     let s = quartile(seconds, || {

@@ -160,6 +160,7 @@ fn open(
         gradient: precision,
         batch: case.batch(),
         logits_chunk: 24,
+        make: lowtide_device::Make::Cpu,
     };
     let d = Arc::new(Decoder::new(&shape, &options).expect("sizes go together"));
     let plan = checked(&d, &choose(&d), clip.mode);

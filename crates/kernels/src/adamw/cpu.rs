@@ -4,7 +4,7 @@
 //! The compiler vectorises the loop; it may not reorder, contract or approximate anything in it,
 //! so each compilation gives the same bits. A processor without FMA gets them from the C library.
 
-use lowtide_device::cpu::Plain;
+use lowtide_device::Plain;
 
 use super::Constants;
 use super::split::{join, split};

@@ -54,7 +54,7 @@ mod tests;
 pub use bench::{BYTES_A_PARAMETER, BenchReport, PathRate, bench};
 pub use split::{MASTER_MAX, join, split};
 
-use lowtide_device::cpu::Plain;
+use lowtide_device::Plain;
 use lowtide_device::{Queue, View};
 use lowtide_workload::{Dtype, PARAM_ALIGN};
 use rayon::prelude::*;

@@ -11,10 +11,20 @@ mod backward;
 mod forward;
 pub mod reference;
 
-use lowtide_device::{Queue, View};
+use lowtide_device::{Make, Queue, View};
 use lowtide_workload::Dtype;
 
 use crate::number::{expect, expect_workspace, size, with_dtype};
+
+/// Who computes attention on a CUDA device. Part of what fixes a run's numbers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Engine {
+    /// The kernels of this crate: every case, documents included.
+    #[default]
+    Own,
+    /// cuDNN's fused attention: one document a row.
+    Cudnn,
+}
 
 /// Sizes of one attention.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -31,6 +41,8 @@ pub struct Attn {
     pub head_dim: usize,
     /// Factor of the scores, usually 1/√D.
     pub scale: f32,
+    /// Who computes it on a CUDA device; the CPU device has one engine.
+    pub engine: Engine,
 }
 
 impl Attn {
@@ -84,7 +96,8 @@ impl Attn {
 
 /// Bytes of scratch, enough for either direction: the sums of dk and dv of the heads in work.
 #[must_use]
-pub fn workspace(a: &Attn, dtype: Dtype) -> usize {
+pub fn workspace(a: &Attn, dtype: Dtype, make: Make) -> usize {
+    let _ = make;
     let _ = dtype; // the sums are f32 whatever is stored
     backward::slots(a) * backward::slot(a) * size_of::<f32>()
 }
@@ -105,7 +118,7 @@ pub fn forward(
     ws: View<'_>,
 ) {
     a.check(qkv, out, lse, doc_start, size(dtype));
-    expect_workspace(ws, workspace(a, dtype));
+    expect_workspace(ws, workspace(a, dtype, q.make()));
     q.run(|| with_dtype!(dtype, forward::run(out, lse, qkv, doc_start, a)));
 }
 
@@ -129,7 +142,7 @@ pub fn backward(
     a.check(qkv, out, lse, doc_start, size(dtype));
     expect("d_qkv", d_qkv, a.rows() * a.width(), size(dtype));
     expect("d_out", d_out, a.rows() * a.heads * a.head_dim, size(dtype));
-    expect_workspace(ws, workspace(a, dtype));
+    expect_workspace(ws, workspace(a, dtype, q.make()));
     let saved = backward::Saved {
         d_out,
         qkv,

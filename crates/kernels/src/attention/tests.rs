@@ -11,6 +11,7 @@ fn attn(batch: usize, seq: usize, heads: usize, kv_heads: usize, head_dim: usize
         kv_heads,
         head_dim,
         scale: 1.0 / (head_dim as f32).sqrt(),
+        engine: crate::attention::Engine::Own,
     }
 }
 
@@ -29,7 +30,7 @@ fn check(a: &Attn, pack: bool, dtype: Dtype) {
         let mut lse = Tensor::nan(a.rows() * a.heads, Dtype::F32);
         let mut d_qkv = Tensor::nan(n, dtype);
         let (mut qkv, mut d_out, mut starts) = (qkv.clone(), d_out.clone(), starts.clone());
-        let mut ws = Scratch::new(workspace(a, dtype));
+        let mut ws = Scratch::new(workspace(a, dtype, lowtide_device::Make::Cpu));
         let docs = View::of(&mut starts);
         forward(
             q,
@@ -100,7 +101,7 @@ fn more_key_heads_than_fit_at_once() {
     let mut starts: Vec<i32> = (0..a.rows()).map(|i| (i % a.seq / 8 * 8) as i32).collect();
     let [mut out, mut lse] = [n_out, a.rows() * a.heads].map(|n| Tensor::nan(n, dtype));
     let mut d_qkv = Tensor::nan(a.rows() * a.width(), dtype);
-    let mut ws = Scratch::new(workspace(&a, dtype));
+    let mut ws = Scratch::new(workspace(&a, dtype, lowtide_device::Make::Cpu));
     let (q, docs) = (Queue::new("test", 2), View::of(&mut starts));
     forward(
         &q,
@@ -142,7 +143,7 @@ fn large_scores_do_not_overflow() {
     let mut out = Tensor::nan(a.rows() * 16, Dtype::F32);
     let mut lse = Tensor::nan(a.rows(), Dtype::F32);
     let mut starts = vec![0; a.rows()];
-    let mut ws = Scratch::new(workspace(&a, Dtype::F32));
+    let mut ws = Scratch::new(workspace(&a, Dtype::F32, lowtide_device::Make::Cpu));
     let q = Queue::new("test", 1);
     let docs = View::of(&mut starts);
     forward(
@@ -172,7 +173,7 @@ fn other_documents_do_not_matter() {
         let mut qkv = Tensor::of(values, Dtype::F32);
         let mut out = Tensor::nan(a.rows() * 32, Dtype::F32);
         let mut lse = Tensor::nan(a.rows() * 2, Dtype::F32);
-        let mut ws = Scratch::new(workspace(a, Dtype::F32));
+        let mut ws = Scratch::new(workspace(a, Dtype::F32, lowtide_device::Make::Cpu));
         let docs = View::of(&mut starts);
         forward(
             &q,

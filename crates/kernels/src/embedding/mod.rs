@@ -6,14 +6,15 @@
 mod cpu;
 pub mod reference;
 
-use lowtide_device::{Queue, View};
+use lowtide_device::{Make, Queue, View};
 use lowtide_workload::Dtype;
 
 use crate::number::{expect, expect_workspace, size, with_dtype};
 
 /// Bytes of scratch of [`backward`]: the rows sorted by token.
 #[must_use]
-pub fn workspace(rows: usize, vocab: usize) -> usize {
+pub fn workspace(rows: usize, vocab: usize, make: Make) -> usize {
+    let _ = make;
     (rows + vocab + 1) * size_of::<u32>()
 }
 
@@ -62,7 +63,7 @@ pub fn backward(
     expect("dw", dw, vocab * c, size_of::<f32>());
     expect("dy", dy, rows * c, size(dtype));
     expect("tokens", tokens, rows, size_of::<i32>());
-    expect_workspace(ws, workspace(rows, vocab));
+    expect_workspace(ws, workspace(rows, vocab, q.make()));
     q.run(|| {
         with_dtype!(
             dtype,

@@ -55,7 +55,7 @@ fn check((rows, c, vocab, places): (usize, usize, usize, usize), dtype: Dtype) {
                 Tensor::nan(vocab * c, Dtype::F32)
             };
             let (mut dy, mut tokens) = (dy.clone(), tokens.clone());
-            let mut ws = Scratch::new(workspace(rows, vocab));
+            let mut ws = Scratch::new(workspace(rows, vocab, lowtide_device::Make::Cpu));
             let (to, from, tokens) = (dw.view(), dy.view(), View::of(&mut tokens));
             backward(
                 q,
@@ -95,7 +95,7 @@ fn rows_of_one_token_are_added_in_order() {
         let mut dy = Tensor::of(&dy, Dtype::F32);
         let mut dw = Tensor::nan(2, Dtype::F32);
         let mut tokens = [1, 1, 1];
-        let mut ws = Scratch::new(workspace(3, 2));
+        let mut ws = Scratch::new(workspace(3, 2, lowtide_device::Make::Cpu));
         let (q, tokens) = (Queue::new("test", 2), View::of(&mut tokens));
         let (to, from) = (dw.view(), dy.view());
         backward(&q, to, from, tokens, 3, 1, 2, false, Dtype::F32, ws.view());

@@ -7,7 +7,7 @@
 mod cpu;
 pub mod reference;
 
-use lowtide_device::{Queue, View};
+use lowtide_device::{Make, Queue, View};
 use lowtide_workload::Dtype;
 
 use crate::matmul::{self, Dims};
@@ -52,11 +52,19 @@ impl Head {
         self.chunk.max(1).min(self.rows)
     }
 
-    fn check(&self, h: View<'_>, w: View<'_>, labels: View<'_>, ws: View<'_>, dtype: Dtype) {
+    fn check(
+        &self,
+        h: View<'_>,
+        w: View<'_>,
+        labels: View<'_>,
+        ws: View<'_>,
+        dtype: Dtype,
+        make: Make,
+    ) {
         expect("h", h, self.rows * self.hidden, size(dtype));
         expect("w", w, self.vocab * self.hidden, size(dtype));
         expect("labels", labels, self.rows, size_of::<i32>());
-        expect_workspace(ws, workspace(self, dtype));
+        expect_workspace(ws, workspace(self, dtype, make));
     }
 }
 
@@ -72,8 +80,8 @@ struct Scratch<'a> {
 }
 
 impl<'a> Scratch<'a> {
-    fn new(ws: View<'a>, d: &Head, dtype: Dtype) -> Self {
-        let [logits, losses, product] = Self::bytes(d, dtype);
+    fn new(ws: View<'a>, d: &Head, dtype: Dtype, make: Make) -> Self {
+        let [logits, losses, product] = Self::bytes(d, dtype, make);
         Self {
             logits: ws.part(0, logits),
             losses: ws.part(logits, losses),
@@ -81,10 +89,10 @@ impl<'a> Scratch<'a> {
         }
     }
 
-    fn bytes(d: &Head, dtype: Dtype) -> [usize; 3] {
+    fn bytes(d: &Head, dtype: Dtype, make: Make) -> [usize; 3] {
         let logits = d.most() * d.vocab.max(d.hidden) * size(dtype);
         let last = d.rows - d.rows / d.most().max(1) * d.most();
-        let product = [d.most(), last].map(|n| matmul::workspace(d.dims(n), dtype));
+        let product = [d.most(), last].map(|n| matmul::workspace(d.dims(n), dtype, make));
         [
             logits.next_multiple_of(64),
             d.most() * 8,
@@ -96,8 +104,8 @@ impl<'a> Scratch<'a> {
 
 /// Bytes of scratch of any of the three operations: one chunk's logits, and a product's panels.
 #[must_use]
-pub fn workspace(d: &Head, dtype: Dtype) -> usize {
-    Scratch::bytes(d, dtype).iter().sum()
+pub fn workspace(d: &Head, dtype: Dtype, make: Make) -> usize {
+    Scratch::bytes(d, dtype, make).iter().sum()
 }
 
 /// Cross-entropy of `h·wᵀ` against `labels`, and its gradients times `scale`.
@@ -124,10 +132,10 @@ pub fn train(
     expect("dh", dh, d.rows * d.hidden, size(dtype));
     expect("dw", dw, d.vocab * d.hidden, size_of::<f32>());
     expect("loss", loss, 2, size_of::<f64>());
-    d.check(h, w, labels, ws, dtype);
+    d.check(h, w, labels, ws, dtype, q.make());
     let to = cpu::Outputs { dh, dw, loss };
     let from = cpu::Inputs { h, w, labels };
-    let scratch = Scratch::new(ws, d, dtype);
+    let scratch = Scratch::new(ws, d, dtype, q.make());
     q.run(|| with_dtype!(dtype, cpu::train(to, from, scale, d, accumulate, scratch)));
 }
 
@@ -143,9 +151,9 @@ pub fn loss(
     ws: View<'_>,
 ) {
     expect("loss", loss, 2, size_of::<f64>());
-    d.check(h, w, labels, ws, dtype);
+    d.check(h, w, labels, ws, dtype, q.make());
     let from = cpu::Inputs { h, w, labels };
-    let scratch = Scratch::new(ws, d, dtype);
+    let scratch = Scratch::new(ws, d, dtype, q.make());
     q.run(|| with_dtype!(dtype, cpu::loss(loss, from, d, scratch)));
 }
 
@@ -170,9 +178,9 @@ pub fn logits(
         d.rows
     );
     expect("out", out, d.rows / seq * d.vocab, size_of::<f32>());
-    d.check(h, w, labels, ws, dtype);
+    d.check(h, w, labels, ws, dtype, q.make());
     let from = cpu::Inputs { h, w, labels };
-    let scratch = Scratch::new(ws, d, dtype);
+    let scratch = Scratch::new(ws, d, dtype, q.make());
     q.run(|| with_dtype!(dtype, cpu::logits(out, from, seq, d, scratch)));
 }
 

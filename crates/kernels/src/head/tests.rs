@@ -60,7 +60,7 @@ fn check((rows, hidden, vocab, chunk): (usize, usize, usize, usize), dtype: Dtyp
             let mut dh = Tensor::nan(rows * hidden, dtype);
             let (mut h, mut w, mut labels) = (h.clone(), w.clone(), labels.clone());
             let (mut sums, mut alone) = ([f64::NAN; 2], [f64::NAN; 2]);
-            let mut ws = Scratch::new(workspace(&d, dtype));
+            let mut ws = Scratch::new(workspace(&d, dtype, lowtide_device::Make::Cpu));
             let (hv, wv, lv) = (h.view(), w.view(), View::of(&mut labels));
             let sum = View::of(&mut sums);
             let (to, acc, ws) = (dh.view(), dw.view(), ws.view());
@@ -112,7 +112,7 @@ fn logits_of_marked_rows() {
         let out = on_threads(|q| {
             let mut out = Tensor::nan(n * d.vocab, Dtype::F32);
             let (mut h, mut w, mut marks) = (h.clone(), w.clone(), marks.clone());
-            let mut ws = Scratch::new(workspace(&d, dtype));
+            let mut ws = Scratch::new(workspace(&d, dtype, lowtide_device::Make::Cpu));
             let marks = View::of(&mut marks);
             logits(
                 q,
@@ -150,7 +150,7 @@ fn large_logits_do_not_overflow() {
     let mut w = Tensor::of(&[3.0, 2.0, -3.0], dtype);
     let (mut labels, mut sums) = ([0, 0], [f64::NAN; 2]);
     let (mut dh, mut dw) = (Tensor::nan(2, dtype), Tensor::nan(3, dtype));
-    let mut ws = Scratch::new(workspace(&d, dtype));
+    let mut ws = Scratch::new(workspace(&d, dtype, lowtide_device::Make::Cpu));
     let q = Queue::new("test", 1);
     let (sum, l) = (View::of(&mut sums), View::of(&mut labels));
     let (to, acc, hv, wv) = (dh.view(), dw.view(), h.view(), w.view());

@@ -5,7 +5,7 @@
 mod cpu;
 pub mod reference;
 
-use lowtide_device::{Queue, View};
+use lowtide_device::{Make, Queue, View};
 use lowtide_workload::Dtype;
 
 use crate::number::{expect, expect_workspace, size, with_dtype};
@@ -13,7 +13,8 @@ use crate::rows::Runs;
 
 /// Bytes of scratch of [`backward`].
 #[must_use]
-pub fn workspace(rows: usize, c: usize) -> usize {
+pub fn workspace(rows: usize, c: usize, make: Make) -> usize {
+    let _ = make;
     Runs::new(rows).workspace(2 * c)
 }
 
@@ -78,7 +79,7 @@ pub fn backward(
     residual
         .into_iter()
         .for_each(|r| expect("residual", r, rows * c, e));
-    expect_workspace(ws, workspace(rows, c));
+    expect_workspace(ws, workspace(rows, c, q.make()));
     let saved = cpu::Saved { x, mean, rstd, w };
     let to = cpu::Gradients { dx, dw, db };
     q.run(|| {

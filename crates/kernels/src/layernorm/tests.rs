@@ -76,7 +76,7 @@ fn check((rows, c): (usize, usize), dtype: Dtype) {
             let (mut dy, mut x, mut w) = (dy.clone(), x.clone(), w.clone());
             let (mut mean, mut rstd) = (mean.clone(), rstd.clone());
             let mut residual = residual.clone();
-            let mut ws = Scratch::new(workspace(rows, c));
+            let mut ws = Scratch::new(workspace(rows, c, lowtide_device::Make::Cpu));
             backward(
                 q,
                 dx.view(),

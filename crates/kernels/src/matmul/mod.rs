@@ -6,7 +6,7 @@
 pub(crate) mod cpu;
 pub mod reference;
 
-use lowtide_device::{Queue, View};
+use lowtide_device::{Make, Queue, View};
 use lowtide_workload::Dtype;
 
 use crate::number::{expect, expect_workspace, size, with_dtype};
@@ -26,7 +26,8 @@ pub struct Dims {
 /// Bytes of scratch for any of the three products: widened panels, about 20 MiB at most. None for
 /// f32.
 #[must_use]
-pub fn workspace(d: Dims, dtype: Dtype) -> usize {
+pub fn workspace(d: Dims, dtype: Dtype, make: Make) -> usize {
+    let _ = make;
     let Dims {
         rows: m,
         inner: k,
@@ -62,7 +63,7 @@ pub fn forward(
     residual
         .into_iter()
         .for_each(|r| expect("residual", r, d.rows * d.cols, e));
-    expect_workspace(ws, workspace(d, dtype));
+    expect_workspace(ws, workspace(d, dtype, q.make()));
     q.run(|| with_dtype!(dtype, cpu::forward(y, x, w, bias, residual, d, ws)));
 }
 
@@ -80,7 +81,7 @@ pub fn backward_input(
     expect("dx", dx, d.rows * d.inner, e);
     expect("dy", dy, d.rows * d.cols, e);
     expect("w", w, d.cols * d.inner, e);
-    expect_workspace(ws, workspace(d, dtype));
+    expect_workspace(ws, workspace(d, dtype, q.make()));
     q.run(|| with_dtype!(dtype, cpu::backward_input(dx, dy, w, d, ws)));
 }
 
@@ -101,7 +102,7 @@ pub fn backward_weight(
     expect("dw", dw, d.cols * d.inner, size_of::<f32>());
     expect("dy", dy, d.rows * d.cols, e);
     expect("x", x, d.rows * d.inner, e);
-    expect_workspace(ws, workspace(d, dtype));
+    expect_workspace(ws, workspace(d, dtype, q.make()));
     q.run(|| with_dtype!(dtype, cpu::backward_weight(dw, dy, x, d, accumulate, ws)));
 }
 

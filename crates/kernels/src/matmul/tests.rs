@@ -46,7 +46,7 @@ fn check((m, k, n): (usize, usize, usize), dtype: Dtype) {
             let mut y = Tensor::nan(m * n, dtype);
             let (mut x, mut w) = (x.clone(), w.clone());
             let (mut bias, mut residual) = (bias.clone(), residual.clone());
-            let mut ws = Scratch::new(workspace(d, dtype));
+            let mut ws = Scratch::new(workspace(d, dtype, lowtide_device::Make::Cpu));
             let bias = with_bias.then(|| bias.view());
             let residual = with_residual.then(|| residual.view());
             forward(
@@ -85,7 +85,7 @@ fn check((m, k, n): (usize, usize, usize), dtype: Dtype) {
             let mut dx = Tensor::nan(m * k, dtype);
             let (mut dw, mut db) = (old(&old_w, n * k), old(&old_b, n));
             let (mut x, mut w, mut dy) = (x.clone(), w.clone(), dy.clone());
-            let mut ws = Scratch::new(workspace(d, dtype));
+            let mut ws = Scratch::new(workspace(d, dtype, lowtide_device::Make::Cpu));
             backward_input(q, dx.view(), dy.view(), w.view(), d, dtype, ws.view());
             let (dwv, dyv) = (dw.view(), dy.view());
             backward_weight(q, dwv, dyv, x.view(), d, accumulate, dtype, ws.view());
@@ -124,7 +124,7 @@ fn accumulating_is_one_addition_of_the_whole_product() {
         let (mut x, mut dy) = (rng.tensor(m * k, dtype, 1.0), rng.tensor(m * n, dtype, 1.0));
         let old = rng.tensor(n * k, Dtype::F32, 1.0);
         let mut run = |dw: &mut Tensor, accumulate| {
-            let mut ws = Scratch::new(workspace(d, dtype));
+            let mut ws = Scratch::new(workspace(d, dtype, lowtide_device::Make::Cpu));
             let q = Queue::new("test", 2);
             let (dy, x) = (dy.view(), x.view());
             backward_weight(&q, dw.view(), dy, x, d, accumulate, dtype, ws.view());
@@ -149,14 +149,17 @@ fn workspace_is_bounded() {
         inner: 8192,
         cols: 28672,
     };
-    assert!(workspace(large, Dtype::Bf16) <= 32 << 20);
-    assert_eq!(workspace(large, Dtype::F32), 0);
+    assert!(workspace(large, Dtype::Bf16, lowtide_device::Make::Cpu) <= 32 << 20);
+    assert_eq!(workspace(large, Dtype::F32, lowtide_device::Make::Cpu), 0);
     let small = Dims {
         rows: 16,
         inner: 64,
         cols: 32,
     };
-    assert!(workspace(small, Dtype::Bf16) <= 4 * (16 * 64 + 64 * 32 + 16 * 32));
+    assert!(
+        workspace(small, Dtype::Bf16, lowtide_device::Make::Cpu)
+            <= 4 * (16 * 64 + 64 * 32 + 16 * 32)
+    );
 }
 
 #[test]

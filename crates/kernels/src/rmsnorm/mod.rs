@@ -6,7 +6,7 @@
 mod cpu;
 pub mod reference;
 
-use lowtide_device::{Queue, View};
+use lowtide_device::{Make, Queue, View};
 use lowtide_workload::Dtype;
 
 use crate::number::{expect, expect_workspace, size, with_dtype};
@@ -14,7 +14,8 @@ use crate::rows::Runs;
 
 /// Bytes of scratch of [`backward`].
 #[must_use]
-pub fn workspace(rows: usize, c: usize) -> usize {
+pub fn workspace(rows: usize, c: usize, make: Make) -> usize {
+    let _ = make;
     Runs::new(rows).workspace(c)
 }
 
@@ -70,7 +71,7 @@ pub fn backward(
     residual
         .into_iter()
         .for_each(|r| expect("residual", r, rows * c, e));
-    expect_workspace(ws, workspace(rows, c));
+    expect_workspace(ws, workspace(rows, c, q.make()));
     let saved = cpu::Saved { x, rstd, w };
     q.run(|| {
         with_dtype!(

@@ -55,7 +55,7 @@ fn check((rows, c): (usize, usize), dtype: Dtype) {
             };
             let (mut dy, mut x, mut w) = (dy.clone(), x.clone(), w.clone());
             let (mut rstd, mut residual) = (rstd.clone(), residual.clone());
-            let mut ws = Scratch::new(workspace(rows, c));
+            let mut ws = Scratch::new(workspace(rows, c, lowtide_device::Make::Cpu));
             let residual = with_residual.then(|| residual.view());
             let (dxv, dwv, dyv, xv) = (dx.view(), dw.view(), dy.view(), x.view());
             let (rstd, w, ws) = (rstd.view(), w.view(), ws.view());

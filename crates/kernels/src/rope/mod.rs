@@ -7,7 +7,7 @@
 mod cpu;
 pub mod reference;
 
-use lowtide_device::{Queue, View};
+use lowtide_device::{Make, Queue, View};
 use lowtide_workload::Dtype;
 
 use crate::number::{expect, expect_workspace, size, with_dtype};
@@ -116,7 +116,8 @@ pub struct QkNormBack<'a> {
 
 /// Bytes of scratch of [`backward`], with or without the norm.
 #[must_use]
-pub fn workspace(rows: usize, heads: Heads, norm: bool) -> usize {
+pub fn workspace(rows: usize, heads: Heads, norm: bool, make: Make) -> usize {
+    let _ = make;
     if norm {
         Runs::new(rows).workspace(2 * heads.head_dim)
     } else {
@@ -186,7 +187,7 @@ pub fn backward(
         expect("dwq", norm.dwq, heads.head_dim, size_of::<f32>());
         expect("dwk", norm.dwk, heads.head_dim, size_of::<f32>());
     }
-    expect_workspace(ws, workspace(rows, heads, norm.is_some()));
+    expect_workspace(ws, workspace(rows, heads, norm.is_some(), q.make()));
     q.run(|| {
         with_dtype!(
             dtype,

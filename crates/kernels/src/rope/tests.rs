@@ -95,7 +95,7 @@ fn check(rows: usize, heads: Heads, with_norm: bool, dtype: Dtype) {
             let (mut x, mut dy, mut wq, mut wk) = (x.clone(), dy.clone(), wq.clone(), wk.clone());
             let mut rstd = rstd.clone().unwrap_or_else(|| Tensor::nan(0, Dtype::F32));
             let mut positions = positions.clone();
-            let mut ws = Scratch::new(workspace(rows, heads, with_norm));
+            let mut ws = Scratch::new(workspace(rows, heads, with_norm, lowtide_device::Make::Cpu));
             let norm = with_norm.then(|| QkNormBack {
                 x: x.view(),
                 rstd: rstd.view(),

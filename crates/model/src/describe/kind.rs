@@ -1,6 +1,6 @@
 //! The operations of a decoder: what each computes, costs and expects as operands.
 
-use lowtide_device::View;
+use lowtide_device::{Make, View};
 use lowtide_kernels::attention::Attn;
 use lowtide_kernels::head::Head;
 use lowtide_kernels::matmul::Dims;
@@ -28,6 +28,8 @@ pub(crate) struct Sizes {
     pub chunk: usize,
     pub eps: f32,
     pub dtype: Dtype,
+    /// Scratch differs between makes of device.
+    pub make: Make,
 }
 
 impl Sizes {
@@ -48,6 +50,7 @@ impl Sizes {
             chunk: options.chunk_rows(shape) as usize,
             eps: shape.norm_eps as f32,
             dtype: options.precision,
+            make: options.make,
         }
     }
 
@@ -75,6 +78,7 @@ impl Sizes {
             kv_heads,
             head_dim,
             scale,
+            engine: lowtide_kernels::attention::Engine::Own,
         }
     }
 
@@ -244,20 +248,23 @@ impl Kind {
 
     /// Scratch that the kernel wants.
     pub fn workspace(self, s: &Sizes) -> Bytes {
+        let m = s.make;
         let bytes = match self {
             Self::EmbeddingBackward { positions, .. } => {
                 let table = if positions { s.positions } else { 0 };
-                embedding::workspace(s.rows, s.vocab).max(embedding::workspace(s.rows, table))
+                embedding::workspace(s.rows, s.vocab, m).max(embedding::workspace(s.rows, table, m))
             }
-            Self::RmsNormBackward { .. } => rmsnorm::workspace(s.rows, s.hidden),
-            Self::LayerNormBackward { .. } => layernorm::workspace(s.rows, s.hidden),
+            Self::RmsNormBackward { .. } => rmsnorm::workspace(s.rows, s.hidden, m),
+            Self::LayerNormBackward { .. } => layernorm::workspace(s.rows, s.hidden, m),
             Self::Linear { dims, .. }
             | Self::LinearWeight { dims, .. }
-            | Self::LinearInput { dims } => matmul::workspace(dims.dims(s), s.dtype),
-            Self::RopeBackward { norm } => rope::workspace(s.rows, s.heads, norm),
-            Self::Attention | Self::AttentionBackward => attention::workspace(&s.attn(), s.dtype),
+            | Self::LinearInput { dims } => matmul::workspace(dims.dims(s), s.dtype, m),
+            Self::RopeBackward { norm } => rope::workspace(s.rows, s.heads, norm, m),
+            Self::Attention | Self::AttentionBackward => {
+                attention::workspace(&s.attn(), s.dtype, m)
+            }
             Self::HeadTrain | Self::HeadLoss | Self::HeadLogits => {
-                head::workspace(&s.head(), s.dtype)
+                head::workspace(&s.head(), s.dtype, m)
             }
             _ => 0,
         };

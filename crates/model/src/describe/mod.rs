@@ -10,6 +10,7 @@ pub(crate) mod check;
 mod ends;
 pub(crate) mod kind;
 
+use lowtide_device::Make;
 use lowtide_units::{Bytes, Flops};
 use lowtide_workload::{
     Access, Batch, Dtype, Local, ModelShape, Op, Operand, Param, Unit, UnitKind, What, Workload,
@@ -35,6 +36,8 @@ pub struct Options {
     pub batch: Batch,
     /// Rows of logits that exist at a time; 0 chooses.
     pub logits_chunk: u32,
+    /// For which make of device: scratch differs.
+    pub make: Make,
 }
 
 impl Options {

@@ -162,6 +162,7 @@ pub fn options(precision: Dtype, micro_batch: u32, seq: u32) -> Options {
         gradient: precision,
         batch,
         logits_chunk: 5,
+        make: lowtide_device::Make::Cpu,
     }
 }
 

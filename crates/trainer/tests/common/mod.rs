@@ -47,6 +47,7 @@ pub fn decoder(shape: &ModelShape, precision: Dtype, accumulate: u32) -> Arc<Dec
             accumulate,
         },
         logits_chunk: 16,
+        make: lowtide_device::Make::Cpu,
     };
     Arc::new(Decoder::new(shape, &options).expect("a valid shape"))
 }

@@ -1,0 +1,123 @@
+//! Why a CUDA device cannot be used.
+
+use std::path::PathBuf;
+
+use cudarc::driver::sys;
+use lowtide_units::Bytes;
+
+/// Why a CUDA device cannot be used, or what it reported.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CudaError {
+    /// The driver's library is not installed, or no GPU is visible to it.
+    #[error("no CUDA device: {0}")]
+    NoDevice(String),
+    /// The machine has fewer devices.
+    #[error("cuda:{ordinal} does not exist: this machine has {have} CUDA device(s)")]
+    Ordinal {
+        /// The number asked for.
+        ordinal: u32,
+        /// How many there are.
+        have: u32,
+    },
+    /// The chip is older than what the kernels are written for.
+    #[error("{name} has compute capability {major}.{minor}; 8.0 or later is needed")]
+    TooOld {
+        /// The chip.
+        name: String,
+        /// Its capability.
+        major: u32,
+        /// Its capability, second part.
+        minor: u32,
+    },
+    /// The driver is older than a library.
+    #[error("the driver supports CUDA {have}, but {library} needs {need}")]
+    Driver {
+        /// What the driver supports, as `12.4`.
+        have: String,
+        /// Whose need.
+        library: String,
+        /// What it needs.
+        need: String,
+    },
+    /// A library was not found.
+    #[error("{name} was not found; searched: {}", list(.searched))]
+    Library {
+        /// File name.
+        name: &'static str,
+        /// Folders, in order.
+        searched: Vec<PathBuf>,
+    },
+    /// A library was found, but is not what it must be.
+    #[error("{path}: {what}")]
+    BadLibrary {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        what: String,
+    },
+    /// The device has less memory free.
+    #[error("device memory: {need} needed, {free} free of {total}")]
+    Memory {
+        /// Bytes asked for.
+        need: Bytes,
+        /// Bytes that are free.
+        free: Bytes,
+        /// Bytes that the device has.
+        total: Bytes,
+    },
+    /// Host memory could not be registered.
+    #[error("registering {need} of host memory with the driver: {what} (limit of locked memory?)")]
+    Pin {
+        /// Bytes.
+        need: Bytes,
+        /// The driver's message.
+        what: String,
+    },
+    /// A kernel does not compile: our bug, or a compiler that we do not know.
+    #[error("compiling {name} for {target}: {log}")]
+    Compile {
+        /// Which source.
+        name: String,
+        /// For what.
+        target: String,
+        /// What the compiler said.
+        log: String,
+    },
+    /// A call failed.
+    #[error("{call}: {what}")]
+    Call {
+        /// What was called.
+        call: &'static str,
+        /// The message.
+        what: String,
+    },
+}
+
+fn list(paths: &[PathBuf]) -> String {
+    let all: Vec<String> = paths.iter().map(|p| p.display().to_string()).collect();
+    all.join(", ")
+}
+
+/// The driver's message for a code.
+pub(super) fn message(code: sys::CUresult) -> String {
+    let mut text = std::ptr::null();
+    // SAFETY: writes a pointer to a string that lives as long as the driver.
+    let told = unsafe { sys::cuGetErrorString(code, &raw mut text) };
+    if told != sys::CUresult::CUDA_SUCCESS || text.is_null() {
+        return format!("{code:?}");
+    }
+    // SAFETY: the driver's own string, ended by a zero.
+    let text = unsafe { std::ffi::CStr::from_ptr(text) };
+    format!("{} ({code:?})", text.to_string_lossy())
+}
+
+/// The driver's answer as a result.
+pub(super) fn ok(call: &'static str, code: sys::CUresult) -> Result<(), CudaError> {
+    if code == sys::CUresult::CUDA_SUCCESS {
+        return Ok(());
+    }
+    Err(CudaError::Call {
+        call,
+        what: message(code),
+    })
+}

@@ -1,0 +1,235 @@
+//! Finds NVIDIA's libraries: in the system, or in the `nvidia-*` packages that pip installs.
+//!
+//! A file is opened by its absolute path, and the files beside it that belong to it first, because
+//! the loader would otherwise look for those by name and may find another version's (seen: a
+//! cuDNN 9.14 that loaded the engines of a 9.19).
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+use super::CudaError;
+
+/// One of NVIDIA's libraries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Library {
+    /// The compiler of kernels.
+    Nvrtc,
+    /// Matrix products.
+    CublasLt,
+    /// Attention.
+    Cudnn,
+}
+
+impl Library {
+    /// File names, the preferred first.
+    fn files(self) -> &'static [&'static str] {
+        match self {
+            Self::Nvrtc => &["libnvrtc.so.13", "libnvrtc.so.12"],
+            Self::CublasLt => &["libcublasLt.so.13", "libcublasLt.so.12"],
+            Self::Cudnn => &["libcudnn.so.9"],
+        }
+    }
+
+    /// Start of the names of the files that belong to it.
+    fn parts(self) -> &'static str {
+        match self {
+            Self::Nvrtc => "libnvrtc-builtins.so",
+            Self::CublasLt => "libcublasLt-none",
+            Self::Cudnn => "libcudnn_",
+        }
+    }
+
+    /// The package that holds it, for CUDA 13.
+    #[must_use]
+    pub fn package(self) -> &'static str {
+        match self {
+            Self::Nvrtc => "nvidia-cuda-nvrtc",
+            Self::CublasLt => "nvidia-cublas",
+            Self::Cudnn => "nvidia-cudnn-cu13",
+        }
+    }
+}
+
+/// Where libraries are searched, in order.
+#[derive(Debug)]
+pub struct Libraries {
+    folders: Vec<PathBuf>,
+}
+
+impl Libraries {
+    /// The folders of this machine: `LOWTIDE_CUDA_LIBS`, the Python environment's `nvidia`
+    /// packages, `LD_LIBRARY_PATH`, CUDA's own folders, the system's.
+    #[must_use]
+    pub fn get() -> &'static Self {
+        static FOUND: OnceLock<Libraries> = OnceLock::new();
+        FOUND.get_or_init(|| {
+            let list = |name: &str| -> Vec<PathBuf> {
+                std::env::var_os(name)
+                    .map(|v| std::env::split_paths(&v).collect())
+                    .unwrap_or_default()
+            };
+            let mut folders = list("LOWTIDE_CUDA_LIBS");
+            for root in ["VIRTUAL_ENV", "CONDA_PREFIX"] {
+                for root in list(root) {
+                    for python in children(&root.join("lib"), "python3") {
+                        packages(&python.join("site-packages/nvidia"), &mut folders);
+                    }
+                }
+            }
+            for site in python_sites() {
+                packages(&site.join("nvidia"), &mut folders);
+            }
+            folders.extend(list("LD_LIBRARY_PATH"));
+            for cuda in children(Path::new("/usr/local"), "cuda") {
+                folders.push(cuda.join("lib64"));
+                folders.push(cuda.join("targets/x86_64-linux/lib"));
+            }
+            for system in ["/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/lib"] {
+                folders.push(PathBuf::from(system));
+            }
+            folders.retain(|f| f.is_dir());
+            let mut seen = Vec::new();
+            folders.retain(|f| {
+                !seen.contains(f) && {
+                    seen.push(f.clone());
+                    true
+                }
+            });
+            Libraries { folders }
+        })
+    }
+
+    /// The file of a library.
+    ///
+    /// # Errors
+    /// [`CudaError::Library`] with the folders that were searched.
+    pub fn find(&self, library: Library) -> Result<PathBuf, CudaError> {
+        for file in library.files() {
+            for folder in &self.folders {
+                let path = folder.join(file);
+                if path.is_file() {
+                    return Ok(path);
+                }
+            }
+        }
+        Err(CudaError::Library {
+            name: library.files()[0],
+            searched: self.folders.clone(),
+        })
+    }
+
+    /// Finds and opens a library.
+    ///
+    /// # Errors
+    /// When it is not found or cannot be loaded.
+    pub(super) fn open(
+        &self,
+        library: Library,
+    ) -> Result<(PathBuf, libloading::Library), CudaError> {
+        let path = self.find(library)?;
+        let folder = path.parent().unwrap_or(Path::new("/"));
+        let mut parts = children(folder, library.parts());
+        // Some of them need each other; what fails in one round may load in the next.
+        for _ in 0..3 {
+            parts.retain(|part| match load(part) {
+                Ok(lib) => {
+                    std::mem::forget(lib); // stays for the life of the process
+                    false
+                }
+                Err(_) => true,
+            });
+        }
+        let lib = load(&path).map_err(|e| CudaError::BadLibrary {
+            path: path.clone(),
+            what: e.to_string(),
+        })?;
+        Ok((path, lib))
+    }
+}
+
+fn load(path: &Path) -> Result<libloading::Library, libloading::Error> {
+    use libloading::os::unix;
+    // SAFETY: NVIDIA's library; what it does when it is loaded is its own.
+    unsafe { unix::Library::open(Some(path), unix::RTLD_NOW | unix::RTLD_GLOBAL) }.map(Into::into)
+}
+
+/// Entries of a folder whose names start with `start`, sorted, the newest version first.
+fn children(folder: &Path, start: &str) -> Vec<PathBuf> {
+    let mut found: Vec<PathBuf> = std::fs::read_dir(folder)
+        .into_iter()
+        .flatten()
+        .filter_map(Result::ok)
+        .filter(|e| e.file_name().to_string_lossy().starts_with(start))
+        .map(|e| e.path())
+        .collect();
+    found.sort();
+    found.reverse();
+    found
+}
+
+/// The `lib` folders of the packages under `nvidia`.
+fn packages(nvidia: &Path, folders: &mut Vec<PathBuf>) {
+    folders.extend(children(nvidia, "").into_iter().map(|p| p.join("lib")));
+}
+
+/// Where the `python3` of this shell keeps its packages.
+fn python_sites() -> Vec<PathBuf> {
+    let code = "import site, sysconfig; \
+                print(chr(10).join([sysconfig.get_paths()['purelib'], *site.getsitepackages()]))";
+    Command::new("python3")
+        .args(["-c", code])
+        .output()
+        .ok()
+        .filter(|o| o.status.success())
+        .map(|o| {
+            String::from_utf8_lossy(&o.stdout)
+                .lines()
+                .map(PathBuf::from)
+                .collect()
+        })
+        .unwrap_or_default()
+}
+
+/// Functions of a library, by name: `functions!(Name { fn f(a: T) -> R; })` makes a table that is
+/// filled when the library is opened.
+macro_rules! functions {
+    ($(#[$meta:meta])* $name:ident { $(fn $f:ident($($a:ident: $t:ty),* $(,)?) -> $r:ty;)* }) => {
+        $(#[$meta])*
+        #[allow(non_snake_case, reason = "the library's names")]
+        pub(super) struct $name {
+            /// The file it came from.
+            pub path: std::path::PathBuf,
+            $(pub $f: unsafe extern "C" fn($($t),*) -> $r,)*
+        }
+
+        impl $name {
+            /// Opens the library, once a process.
+            pub fn get() -> Result<&'static Self, $crate::cuda::CudaError> {
+                static OPEN: std::sync::OnceLock<Result<$name, $crate::cuda::CudaError>> =
+                    std::sync::OnceLock::new();
+                OPEN.get_or_init(Self::open).as_ref().map_err(Clone::clone)
+            }
+
+            fn open() -> Result<Self, $crate::cuda::CudaError> {
+                let (path, lib) =
+                    $crate::cuda::Libraries::get().open($crate::cuda::Library::$name)?;
+                let lib = std::mem::ManuallyDrop::new(lib); // stays for the life of the process
+                $(
+                    // SAFETY: the type is that of NVIDIA's header for this function.
+                    let $f = *unsafe {
+                        lib.get::<unsafe extern "C" fn($($t),*) -> $r>(
+                            concat!(stringify!($f), "\0").as_bytes(),
+                        )
+                    }
+                    .map_err(|e| $crate::cuda::CudaError::BadLibrary {
+                        path: path.clone(),
+                        what: e.to_string(),
+                    })?;
+                )*
+                Ok(Self { path, $($f,)* })
+            }
+        }
+    };
+}
+pub(super) use functions;

@@ -1,0 +1,24 @@
+//! A CUDA device: its memory, its streams, and kernels compiled for it when they are first used.
+//!
+//! The driver and NVIDIA's libraries are opened at run time ([`Libraries`]); a machine without them
+//! gets an error that lists what was searched. Everything asynchronous is in the order of one
+//! stream a lane ([`Queue`]); [`Event`]s order streams against each other and tell the host when
+//! work is done. There is no event but those that the executor records: the plan knows every
+//! dependency.
+
+mod error;
+mod gpu;
+mod libraries;
+mod memory;
+mod module;
+mod nvml;
+mod queue;
+
+pub use error::CudaError;
+pub use gpu::Gpu;
+pub use libraries::{Libraries, Library};
+pub use memory::{DeviceMemory, Pinned};
+pub(crate) use memory::{copy_now, fill_now};
+pub use module::{Source, compile};
+pub use nvml::{ProcessMemory, process_memory};
+pub use queue::{Event, KernelArg, Launch, Queue};

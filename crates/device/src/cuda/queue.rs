@@ -1,0 +1,407 @@
+//! A stream, events in it, and launches into it.
+
+use std::ffi::c_void;
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+use cudarc::driver::sys;
+
+use super::error::ok;
+use super::{CudaError, Gpu, Source};
+use crate::view::{Place, View};
+
+/// One stream of a device. Work given to it runs in order; calls return before it is done.
+///
+/// Launches return nothing, so that kernels have one face on both devices: the first error is kept
+/// until [`Queue::take_error`] is called, and what is given after an error is dropped.
+#[derive(Debug)]
+pub struct Queue {
+    gpu: Gpu,
+    stream: Stream,
+    error: Mutex<Option<CudaError>>,
+}
+
+#[derive(Debug)]
+struct Stream(sys::CUstream);
+
+// SAFETY: the driver's handle may be used from every thread.
+unsafe impl Send for Stream {}
+// SAFETY: as above.
+unsafe impl Sync for Stream {}
+
+impl Queue {
+    /// A new stream, which does not wait for the default one.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub fn new(gpu: &Gpu) -> Result<Self, CudaError> {
+        gpu.bind()?;
+        let mut stream = std::ptr::null_mut();
+        // SAFETY: writes one handle; the context is current.
+        ok("cuStreamCreate", unsafe {
+            sys::cuStreamCreate(
+                &raw mut stream,
+                sys::CUstream_flags_enum::CU_STREAM_NON_BLOCKING as u32,
+            )
+        })?;
+        Ok(Self {
+            gpu: gpu.clone(),
+            stream: Stream(stream),
+            error: Mutex::default(),
+        })
+    }
+
+    /// Its device.
+    #[must_use]
+    pub fn gpu(&self) -> &Gpu {
+        &self.gpu
+    }
+
+    /// The driver's handle, for libraries that launch into it.
+    pub(super) fn stream(&self) -> sys::CUstream {
+        self.stream.0
+    }
+
+    /// Keeps the first error.
+    pub(super) fn keep(&self, result: Result<(), CudaError>) {
+        if let Err(e) = result {
+            self.lock().get_or_insert(e);
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Option<CudaError>> {
+        self.error.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes that something given to this queue could not be started.
+    pub fn fail(&self, error: CudaError) {
+        self.keep(Err(error));
+    }
+
+    /// The first error since the last call.
+    pub fn take_error(&self) -> Option<CudaError> {
+        self.lock().take()
+    }
+
+    /// Blocks until everything given to it is done.
+    ///
+    /// # Errors
+    /// The first error of a launch, or what went wrong on the device.
+    pub fn synchronize(&self) -> Result<(), CudaError> {
+        if let Some(e) = self.take_error() {
+            return Err(e);
+        }
+        self.gpu.bind()?;
+        // SAFETY: our own stream.
+        ok("cuStreamSynchronize", unsafe {
+            sys::cuStreamSynchronize(self.stream.0)
+        })
+    }
+
+    /// Copies all bytes of `from` to `to`, between any two places; beside other work only where
+    /// host memory is pinned.
+    pub fn copy(&self, to: &View<'_>, from: &View<'_>) {
+        assert_eq!(
+            to.bytes(),
+            from.bytes(),
+            "copy between views of different lengths"
+        );
+        if to.bytes() == 0 {
+            return;
+        }
+        let done = self.gpu.bind().and_then(|()| {
+            // SAFETY: valid ranges, used as the plan allows (`View`'s contract).
+            ok("cuMemcpyAsync", unsafe {
+                sys::cuMemcpyAsync(to.address(), from.address(), to.bytes(), self.stream.0)
+            })
+        });
+        self.keep(done);
+    }
+
+    /// Fills a view of device memory.
+    pub fn fill(&self, view: &View<'_>, byte: u8) {
+        if view.bytes() == 0 {
+            return;
+        }
+        let done = self.gpu.bind().and_then(|()| {
+            // SAFETY: a valid range, used as the plan allows (`View`'s contract).
+            ok("cuMemsetD8Async", unsafe {
+                sys::cuMemsetD8Async(view.address(), byte, view.bytes(), self.stream.0)
+            })
+        });
+        self.keep(done);
+    }
+
+    /// Lets `event` happen when everything given so far is done.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub fn record(&self, event: &Event) -> Result<(), CudaError> {
+        // SAFETY: our own handles of one context, which this thread has made current by every
+        // launch; recording does not need it.
+        ok("cuEventRecord", unsafe {
+            sys::cuEventRecord(event.handle, self.stream.0)
+        })
+    }
+
+    /// Lets everything given from now on wait for the last record of `event`. An event that was
+    /// never recorded holds nothing up: record first.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub fn wait(&self, event: &Event) -> Result<(), CudaError> {
+        // SAFETY: our own handles.
+        ok("cuStreamWaitEvent", unsafe {
+            sys::cuStreamWaitEvent(self.stream.0, event.handle, 0)
+        })
+    }
+
+    /// A launch of kernel `function` of `source`, compiled with `define` (`BF16` or `F32`) defined.
+    #[must_use]
+    pub fn kernel(
+        &self,
+        source: &'static Source,
+        define: &'static str,
+        function: &'static str,
+    ) -> Launch<'_> {
+        Launch {
+            queue: self,
+            source,
+            define,
+            function,
+            grid: [1, 1, 1],
+            block: [1, 1, 1],
+            shared: 0,
+            args: Vec::with_capacity(16),
+        }
+    }
+}
+
+impl Drop for Queue {
+    fn drop(&mut self) {
+        if self.gpu.bind().is_ok() {
+            // SAFETY: our own stream; what is in it still runs to its end.
+            let _ = unsafe { sys::cuStreamDestroy_v2(self.stream.0) };
+        }
+    }
+}
+
+type Elapsed = unsafe extern "C" fn(*mut f32, sys::CUevent, sys::CUevent) -> sys::CUresult;
+
+/// The driver's call for the time between two events: the first version of it, which every driver
+/// has; the bindings for CUDA 13 know the second only.
+fn elapsed() -> Result<Elapsed, CudaError> {
+    static CALL: OnceLock<Option<Elapsed>> = OnceLock::new();
+    let call = CALL.get_or_init(|| {
+        // SAFETY: the driver is loaded already; the type is that of its header.
+        unsafe {
+            let lib = libloading::Library::new("libcuda.so.1").ok()?;
+            let call = *lib.get::<Elapsed>(b"cuEventElapsedTime\0").ok()?;
+            std::mem::forget(lib); // stays for the life of the process
+            Some(call)
+        }
+    });
+    call.ok_or_else(|| CudaError::Call {
+        call: "cuEventElapsedTime",
+        what: "the driver lacks it".to_owned(),
+    })
+}
+
+/// A point in a stream's work.
+#[derive(Debug)]
+pub struct Event {
+    handle: sys::CUevent,
+}
+
+// SAFETY: the driver's handle may be used from every thread.
+unsafe impl Send for Event {}
+// SAFETY: as above.
+unsafe impl Sync for Event {}
+
+impl Event {
+    /// An event with a time. A thread that waits for it sleeps.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub fn new(gpu: &Gpu) -> Result<Self, CudaError> {
+        gpu.bind()?;
+        let mut handle = std::ptr::null_mut();
+        // SAFETY: writes one handle; the context is current.
+        ok("cuEventCreate", unsafe {
+            sys::cuEventCreate(
+                &raw mut handle,
+                sys::CUevent_flags_enum::CU_EVENT_BLOCKING_SYNC as u32,
+            )
+        })?;
+        Ok(Self { handle })
+    }
+
+    /// Blocks until its last record has happened.
+    ///
+    /// # Errors
+    /// What went wrong on the device before it.
+    pub fn synchronize(&self) -> Result<(), CudaError> {
+        // SAFETY: our own handle.
+        ok("cuEventSynchronize", unsafe {
+            sys::cuEventSynchronize(self.handle)
+        })
+    }
+
+    /// Whether its last record has happened.
+    ///
+    /// # Errors
+    /// What went wrong on the device before it.
+    pub fn happened(&self) -> Result<bool, CudaError> {
+        // SAFETY: our own handle.
+        match unsafe { sys::cuEventQuery(self.handle) } {
+            sys::CUresult::CUDA_ERROR_NOT_READY => Ok(false),
+            told => ok("cuEventQuery", told).map(|()| true),
+        }
+    }
+
+    /// Seconds from `earlier` to this one; both have happened.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub fn seconds_since(&self, earlier: &Self) -> Result<f64, CudaError> {
+        let call = elapsed()?;
+        let mut ms = 0.0f32;
+        // SAFETY: writes one number; our own handles.
+        ok("cuEventElapsedTime", unsafe {
+            call(&raw mut ms, earlier.handle, self.handle)
+        })?;
+        Ok(f64::from(ms) * 1e-3)
+    }
+}
+
+impl Drop for Event {
+    fn drop(&mut self) {
+        // SAFETY: our own handle. After the driver's end there is nothing to destroy.
+        let _ = unsafe { sys::cuEventDestroy_v2(self.handle) };
+    }
+}
+
+/// What a kernel takes: an address or a number, as its bytes.
+pub trait KernelArg {
+    /// Its 8 bytes at most, little end first; a kernel reads as many as its parameter has.
+    fn bits(&self) -> u64;
+}
+
+impl KernelArg for View<'_> {
+    fn bits(&self) -> u64 {
+        assert!(
+            matches!(self.place(), Place::Cuda(_)),
+            "a kernel was given host memory"
+        );
+        self.address()
+    }
+}
+
+impl KernelArg for Option<View<'_>> {
+    fn bits(&self) -> u64 {
+        self.as_ref().map_or(0, KernelArg::bits)
+    }
+}
+
+macro_rules! number_args {
+    ($($t:ty => $x:ident, $bits:expr;)*) => {$(
+        impl KernelArg for $t {
+            fn bits(&self) -> u64 {
+                let $x = *self;
+                $bits
+            }
+        }
+    )*};
+}
+number_args! {
+    i32 => x, u64::from(x.cast_unsigned());
+    u32 => x, u64::from(x);
+    i64 => x, x.cast_unsigned();
+    u64 => x, x;
+    usize => x, x as u64;
+    bool => x, u64::from(x);
+    f32 => x, u64::from(x.to_bits());
+    f64 => x, x.to_bits();
+}
+
+/// A launch in the making. Arguments come in the kernel's order and with its types: `usize` is
+/// `unsigned long long` there, `bool` is `int`.
+#[derive(Debug)]
+#[must_use = "nothing is launched before `launch`"]
+pub struct Launch<'a> {
+    queue: &'a Queue,
+    source: &'static Source,
+    define: &'static str,
+    function: &'static str,
+    grid: [u32; 3],
+    block: [u32; 3],
+    shared: u32,
+    args: Vec<u64>,
+}
+
+impl Launch<'_> {
+    /// Blocks.
+    pub fn grid(mut self, x: usize, y: usize, z: usize) -> Self {
+        self.grid = [x, y, z].map(|n| u32::try_from(n).expect("a grid fits 32 bits"));
+        self
+    }
+
+    /// Threads of a block.
+    pub fn block(mut self, x: u32) -> Self {
+        self.block = [x, 1, 1];
+        self
+    }
+
+    /// Bytes of dynamic shared memory of a block.
+    pub fn shared(mut self, bytes: usize) -> Self {
+        self.shared = u32::try_from(bytes).expect("shared memory fits 32 bits");
+        self
+    }
+
+    /// The next argument.
+    pub fn arg(mut self, x: impl KernelArg) -> Self {
+        self.args.push(x.bits());
+        self
+    }
+
+    /// Launches. A grid without blocks is no work.
+    pub fn launch(mut self) {
+        if self.grid.contains(&0) || self.queue.lock().is_some() {
+            return;
+        }
+        let done = self.start();
+        self.queue.keep(done);
+    }
+
+    fn start(&mut self) -> Result<(), CudaError> {
+        let gpu = &self.queue.gpu;
+        gpu.bind()?;
+        let function =
+            gpu.modules()
+                .function(gpu, self.source, self.define, self.function, self.shared)?;
+        let mut pointers: Vec<*mut c_void> =
+            self.args.iter_mut().map(|a| (&raw mut *a).cast()).collect();
+        let ([gx, gy, gz], [bx, by, bz]) = (self.grid, self.block);
+        // SAFETY: the arguments are those of the kernel (each launcher's own affair, tested on
+        // every shape against a reference, and under compute-sanitizer); their storage lives until
+        // the call returns, which copies them.
+        let told = unsafe {
+            sys::cuLaunchKernel(
+                function.0,
+                gx,
+                gy,
+                gz,
+                bx,
+                by,
+                bz,
+                self.shared,
+                self.queue.stream.0,
+                pointers.as_mut_ptr(),
+                std::ptr::null_mut(),
+            )
+        };
+        ok("cuLaunchKernel", told).map_err(|e| CudaError::Call {
+            call: self.function,
+            what: e.to_string(),
+        })
+    }
+}

@@ -1,0 +1,82 @@
+//! Where kernels run, on either device.
+
+use crate::cpu::Pool;
+use crate::view::View;
+use crate::{Make, cuda, memory};
+
+/// Where one lane's kernels and copies run.
+///
+/// On the CPU device a call returns when its work is done. On a CUDA device it returns when the
+/// work is in the queue's stream, which runs it in order; events say when it is done.
+#[derive(Debug)]
+pub enum Queue {
+    /// Threads of the host.
+    Cpu(Pool),
+    /// A stream of a CUDA device.
+    Cuda(cuda::Queue),
+}
+
+impl Queue {
+    /// A CPU queue of `threads` threads, named after its lane.
+    ///
+    /// # Panics
+    /// When the system refuses to start a thread.
+    #[must_use]
+    pub fn new(lane: &str, threads: usize) -> Self {
+        Self::Cpu(Pool::new(lane, threads))
+    }
+
+    /// Which make of device it is a queue of.
+    #[must_use]
+    pub fn make(&self) -> Make {
+        match self {
+            Self::Cpu(_) => Make::Cpu,
+            Self::Cuda(_) => Make::Cuda,
+        }
+    }
+
+    /// The stream, where this is a queue of a CUDA device.
+    #[must_use]
+    pub fn cuda(&self) -> Option<&cuda::Queue> {
+        match self {
+            Self::Cuda(q) => Some(q),
+            Self::Cpu(_) => None,
+        }
+    }
+
+    /// How many threads it has; none on a CUDA device.
+    #[must_use]
+    pub fn threads(&self) -> usize {
+        match self {
+            Self::Cpu(pool) => pool.threads(),
+            Self::Cuda(_) => 0,
+        }
+    }
+
+    /// Runs `work` on a CPU queue's threads; `rayon`'s parallel iterators inside it use them.
+    ///
+    /// # Panics
+    /// On a CUDA queue: a kernel without a CUDA version was launched there.
+    pub fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+        match self {
+            Self::Cpu(pool) => pool.run(work),
+            Self::Cuda(_) => panic!("this operation has no CUDA version"),
+        }
+    }
+
+    /// Copies all bytes of `from` to `to`; both are equally long.
+    pub fn copy(&self, to: &View<'_>, from: &View<'_>) {
+        match self {
+            Self::Cpu(_) => memory::copy(to, from),
+            Self::Cuda(q) => q.copy(to, from),
+        }
+    }
+
+    /// Fills a view with `0xff`, NaN in every float format.
+    pub fn poison(&self, view: &View<'_>) {
+        match self {
+            Self::Cpu(_) => memory::poison(view),
+            Self::Cuda(q) => q.fill(view, 0xff),
+        }
+    }
+}
