@@ -1,5 +1,9 @@
-//! Project chores: `cargo xtask tidy` checks what the compiler does not. The same checks are tests,
-//! so that `cargo test --workspace` runs them.
+//! Project chores.
+//!
+//! - `cargo xtask tidy` checks what the compiler does not. The same checks are tests, so that
+//!   `cargo test --workspace` runs them.
+//! - `cargo xtask kernels` compiles every CUDA source on a machine without a GPU.
+//! - `cargo xtask gpu` builds what a machine with a GPU and without Rust needs to test and bench.
 #![allow(
     clippy::print_stdout,
     clippy::print_stderr,
@@ -8,6 +12,8 @@
 
 mod docs;
 mod edges;
+mod gpu;
+mod kernels;
 mod sources;
 
 use std::path::{Path, PathBuf};
@@ -16,8 +22,10 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     match std::env::args().nth(1).as_deref() {
         Some("tidy") => tidy(),
+        Some("kernels") => kernels::run(&root()),
+        Some("gpu") => gpu::run(&root()),
         _ => {
-            eprintln!("usage: cargo xtask tidy");
+            eprintln!("usage: cargo xtask tidy | kernels | gpu");
             ExitCode::from(2)
         }
     }

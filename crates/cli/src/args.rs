@@ -35,6 +35,8 @@ pub enum Command {
     Eval(EvalArgs),
     /// Continue a text or answer a message, to look at a model.
     Generate(GenerateArgs),
+    /// Measure how fast this machine does something.
+    Bench(BenchArgs),
     /// Print the JSON schema of a run file.
     Schema {
         /// Print the reference of all keys as Markdown instead.
@@ -162,12 +164,45 @@ pub struct ProbeArgs {
     /// Where the rates are stored.
     #[arg(long, value_name = "FILE", default_value = "machine.json")]
     pub out: PathBuf,
+    /// What to measure: `cpu`, `cuda:0` or `auto`; without: the run's device.
+    #[arg(long, value_name = "DEVICE")]
+    pub device: Option<String>,
     /// Threads that compute; without: the run's, or all cores.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub threads: Option<u32>,
     /// Override a key of the run file; may be repeated, later ones win.
     #[arg(long = "set", value_name = "KEY=VALUE", requires = "file")]
     pub sets: Vec<String>,
+}
+
+/// What to bench.
+#[derive(Debug, clap::Args)]
+pub struct BenchArgs {
+    /// Which bench.
+    #[command(subcommand)]
+    pub what: Bench,
+}
+
+/// The benches.
+#[derive(Debug, Subcommand)]
+pub enum Bench {
+    /// Train a shape with random weights on random tokens, and time its steps.
+    Step(BenchStepArgs),
+}
+
+/// A step to time.
+#[derive(Debug, clap::Args)]
+pub struct BenchStepArgs {
+    /// What to train, where, under which budgets.
+    #[command(flatten)]
+    pub plan: PlanArgs,
+    /// Steps that are timed, after two that are not.
+    #[arg(long, value_name = "N", default_value_t = 8,
+        value_parser = clap::value_parser!(u64).range(1..))]
+    pub steps: u64,
+    /// Write what every lane did to this file, for Perfetto; the steps then take a little longer.
+    #[arg(long, value_name = "FILE")]
+    pub trace: Option<PathBuf>,
 }
 
 /// What to compare.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use lowtide_config::{ConfigError, nearest};
 use lowtide_planner::Machine;
 use lowtide_trainer::planning::Refused;
-use lowtide_trainer::{DataError, ExecError, TierError, TrainError};
+use lowtide_trainer::{CudaError, DataError, ExecError, TierError, TrainError};
 use serde_json::{Value, json};
 
 use crate::out::{complain, enough};
@@ -196,6 +196,10 @@ fn advice(e: &TrainError) -> Vec<String> {
         TrainError::Config(_) | TrainError::File { .. } | TrainError::Model(_) => Vec::new(),
         TrainError::Data(e) => data_advice(e),
         TrainError::Tier(e) => tier_advice(e),
+        TrainError::Cuda(e) | TrainError::Exec(ExecError::Device { source: e, .. }) => {
+            cuda_advice(e)
+        }
+        TrainError::Device(_) => Vec::new(),
         TrainError::Exec(ExecError::Disk { .. }) => one(
             "check the drive; the newest checkpoint is whole, and the same command goes on from it",
         ),
@@ -217,6 +221,44 @@ fn data_advice(e: &DataError) -> Vec<String> {
         }
         DataError::Missing { .. } => "paths in a run file are relative to that file",
         _ => return Vec::new(),
+    };
+    vec![text.to_owned()]
+}
+
+fn cuda_advice(e: &CudaError) -> Vec<String> {
+    let text = match e {
+        CudaError::NoDevice(_) => {
+            "install NVIDIA's driver (nvidia-smi should list the GPU), or set device=cpu"
+        }
+        CudaError::Ordinal { .. } => "CUDA_VISIBLE_DEVICES chooses the GPU that is cuda:0",
+        CudaError::TooOld { .. } => "set device=cpu, or use an Ampere or later GPU",
+        CudaError::Driver { .. } => {
+            "update NVIDIA's driver, or install the -cu12 packages of the libraries"
+        }
+        CudaError::Library { name, .. } => {
+            let package = match *name {
+                n if n.starts_with("libnvrtc") => "nvidia-cuda-nvrtc",
+                n if n.starts_with("libcublasLt") => "nvidia-cublas",
+                _ => "nvidia-cudnn-cu13",
+            };
+            return vec![
+                format!("pip install {package} (any Python environment with PyTorch 2.11 has it)"),
+                "or set LOWTIDE_CUDA_LIBS to the folder of the library".to_owned(),
+            ];
+        }
+        CudaError::Memory { .. } => {
+            "lower budget.device, or end what else uses the GPU (nvidia-smi lists it)"
+        }
+        CudaError::Pin { .. } => {
+            "raise the limit of locked memory (ulimit -l), or lower budget.host"
+        }
+        CudaError::BadLibrary { .. } => {
+            "set LOWTIDE_CUDA_LIBS to a folder with one version of the library and its parts"
+        }
+        CudaError::Compile { .. } => {
+            "this is a bug in lowtide, or a compiler it does not know: please report it"
+        }
+        CudaError::Call { .. } => "LOWTIDE_SYNC=1 names the task at which it happens",
     };
     vec![text.to_owned()]
 }

@@ -5,6 +5,7 @@
 //! 0 done, 2 something the user can put right, 1 our bug or a difference found by `verify`.
 
 mod args;
+mod bench;
 mod error;
 mod eval;
 mod generate;
@@ -52,6 +53,7 @@ fn run(args: &Args, out: Out) -> Answer {
         Command::Plan(a) => plan::plan(a, out),
         Command::Probe(a) => probe::probe(a, out),
         Command::Verify(a) => verify::verify(a, out),
+        Command::Bench(a) => bench::bench(a, out),
         Command::Eval(a) => eval::eval(a, out),
         Command::Generate(a) => generate::generate(a, out),
         Command::Schema { markdown } => {

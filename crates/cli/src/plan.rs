@@ -7,9 +7,12 @@ use lowtide_planner::explain::explain;
 use lowtide_planner::plan::LaneKind;
 use lowtide_planner::{Machine, Plan, Source, Tier};
 use lowtide_trainer::TrainError;
+use lowtide_trainer::device::{self, target_of};
 use lowtide_trainer::fit::machine_of;
 use lowtide_trainer::inputs::sample_of;
-use lowtide_trainer::planning::{budgets_of, decoder_of, load_machine, plan_with};
+use lowtide_trainer::planning::{
+    budgets_of, cpu_budgets_of, decoder_of, load_machine, plan_with, shape_of,
+};
 use serde_json::{Map, Value, json};
 
 use crate::Answer;
@@ -23,18 +26,30 @@ const REFERENCE: &str = include_str!("../../../examples/machines/h200.json");
 /// Plans a run or a shape and shows the plan.
 pub fn plan(args: &PlanArgs, out: Out) -> Answer {
     let run = run_of(args)?;
-    let decoder = decoder_of(&run, run.batch())?;
-    let machine = match (&args.machine, &args.file) {
-        (Some(path), _) => load_machine(path)?,
-        (None, None) if run.plan.machine.is_none() => {
+    let shape = shape_of(&run)?;
+    // A machine that is told by a file is planned for without asking anything of this one.
+    let told = match (&args.machine, &args.file, &run.plan.machine) {
+        (Some(path), _, _) | (None, _, Some(path)) => Some(load_machine(path)?),
+        (None, None, None) => {
             out.text("rates: the reference H200 (examples/machines/h200.json); --machine FILE for others");
-            serde_json::from_str(REFERENCE).expect("a test reads it")
+            Some(serde_json::from_str(REFERENCE).expect("a test reads it"))
         }
-        _ => {
-            if run.plan.machine.is_none() {
-                out.text("measuring this machine (plan.machine or --machine FILE spares it)");
-            }
-            machine_of(&run, &decoder, sample_of(&run).as_ref())?
+        (None, Some(_), None) => None,
+    };
+    let (target, decoder, machine, budgets) = match told {
+        Some(machine) => {
+            let target = target_of(&run, &shape, &machine);
+            let decoder = decoder_of(&run, run.batch(), target)?;
+            (target, decoder, machine, cpu_budgets_of(&run))
+        }
+        None => {
+            out.text("measuring this machine (plan.machine or --machine FILE spares it)");
+            let device = device::open(&run, &shape)?;
+            out.text(&device.note);
+            let decoder = decoder_of(&run, run.batch(), device.target)?;
+            let machine = machine_of(&run, &device, &decoder, sample_of(&run).as_ref())?;
+            let budgets = budgets_of(&run, &device)?;
+            (device.target, decoder, machine, budgets)
         }
     };
     let batch = run.batch();
@@ -45,7 +60,7 @@ pub fn plan(args: &PlanArgs, out: Out) -> Answer {
         "batch": batch,
         "machine": machine_json(&machine),
     });
-    let plan = match plan_with(&run, &decoder, &machine, budgets_of(&run)) {
+    let plan = match plan_with(&run, &decoder, &machine, budgets, target) {
         Ok(plan) => plan,
         Err(TrainError::Refused(refused)) => return Err(CliError::Refused { refused, about }),
         Err(e) => return Err(e.into()),
@@ -85,7 +100,7 @@ fn millions(n: u64) -> String {
 }
 
 /// The run that the arguments mean; flags are overrides of its keys.
-fn run_of(args: &PlanArgs) -> Result<Run, CliError> {
+pub fn run_of(args: &PlanArgs) -> Result<Run, CliError> {
     let mut sets = Vec::new();
     let mut set = |key: &str, value: Option<String>| {
         if let Some(value) = value {
@@ -122,6 +137,8 @@ fn run_of(args: &PlanArgs) -> Result<Run, CliError> {
                 0,
                 format!("model.shape={}", shape.as_deref().unwrap_or_default()),
             );
+            // A shape has no data: one document a row.
+            sets.insert(1, "data.packing=false".to_owned());
             let here = std::env::current_dir().unwrap_or_else(|_| "/".into());
             Ok(Run::parse("", "the command line", &here, &sets)?)
         }

@@ -2,9 +2,10 @@
 
 use lowtide_config::Run;
 use lowtide_planner::Machine;
+use lowtide_trainer::device::{self, Device};
 use lowtide_trainer::fit::{threads_of, today};
 use lowtide_trainer::inputs::sample_of;
-use lowtide_trainer::planning::{decoder_of, directories_of};
+use lowtide_trainer::planning::{decoder_of, directories_of, shape_of};
 use lowtide_trainer::probe::{ProbeOptions, probe as measure};
 use serde_json::json;
 
@@ -22,8 +23,10 @@ pub fn probe(args: &ProbeArgs, out: Out) -> Answer {
         Some(file) => Some(Run::load(file, &args.sets)?),
         None => None,
     };
+    let device = device_of(args, run.as_ref())?;
+    out.text(&device.note);
     let decoder = match &run {
-        Some(run) => Some(decoder_of(run, run.batch())?),
+        Some(run) => Some(decoder_of(run, run.batch(), device.target)?),
         None => None,
     };
     let mut directories = args.disk.clone();
@@ -43,13 +46,13 @@ pub fn probe(args: &ProbeArgs, out: Out) -> Answer {
         directories,
         seconds: SECONDS,
         date: today(),
+        gpu: device.gpu.clone(),
     };
     let machine = measure(
         &options,
         decoder.as_deref(),
         run.as_ref().and_then(sample_of).as_ref(),
-    )
-    .map_err(lowtide_trainer::TrainError::from)?;
+    )?;
     out.text(&table(&machine));
     let text = serde_json::to_string_pretty(&machine).expect("plain values") + "\n";
     std::fs::write(&args.out, text).map_err(|source| CliError::Write {
@@ -63,6 +66,23 @@ pub fn probe(args: &ProbeArgs, out: Out) -> Answer {
     let mut answer = json!(machine);
     answer["file"] = json!(args.out);
     Ok((answer, 0))
+}
+
+/// The device to measure: the one named, else the run's, else what `auto` gives.
+fn device_of(args: &ProbeArgs, run: Option<&Run>) -> Result<Device, CliError> {
+    let mut sets = Vec::new();
+    if let Some(name) = &args.device {
+        sets.push(format!("device={name}"));
+    }
+    let here = std::env::current_dir().unwrap_or_else(|_| "/".into());
+    // Without a run any shape does: only its attention is asked about.
+    sets.push("model.shape=qwen2.5-0.5b".to_owned());
+    let any = Run::parse("", "the command line", &here, &sets)?;
+    let mut asked = run.unwrap_or(&any).clone();
+    if args.device.is_some() {
+        asked.device = any.device;
+    }
+    Ok(device::open(&asked, &shape_of(&asked)?)?)
 }
 
 fn table(m: &Machine) -> String {

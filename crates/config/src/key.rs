@@ -63,7 +63,7 @@ pub enum Kind {
         words: Words,
         /// Other spellings that are accepted, and what they stand for.
         aliases: Words,
-        /// Words that are meant to work later. `cuda` stands for `cuda:0` too.
+        /// Words that are meant to work later; a word with a number behind a colon counts as the word.
         planned: &'static [&'static str],
     },
     /// `auto` (the planner chooses) or one word.

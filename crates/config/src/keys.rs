@@ -101,10 +101,10 @@ pub const KEYS: &[Key] = &[
         doc: "What computes.",
         kind: Kind::Word {
             words: Device::WORDS,
-            aliases: &[],
-            planned: &["cuda"],
+            aliases: &[("cuda", "cuda:0"), ("gpu", "cuda:0")],
+            planned: &[],
         },
-        default: Value("cpu"),
+        default: Value("auto"),
         elsewhere: &["device_map"],
     },
     Key {

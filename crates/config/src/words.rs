@@ -71,8 +71,12 @@ words! {
 words! {
     /// What computes.
     Device {
+        /// the first NVIDIA GPU where there is one that can be used, else the processor's cores
+        Auto = "auto",
         /// the processor's cores
         Cpu = "cpu",
+        /// the first NVIDIA GPU that `CUDA_VISIBLE_DEVICES` shows
+        Cuda = "cuda:0",
     }
 }
 

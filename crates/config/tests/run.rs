@@ -585,12 +585,8 @@ fn words_that_are_unknown_or_planned() {
             "run.yaml:2:12: 'precision' is 'int4'; allowed: bf16, f32",
         ),
         (
-            "device: cuda:0",
-            "run.yaml:2:9: 'device: cuda:0' is not supported yet; supported: cpu",
-        ),
-        (
             "device: tpu",
-            "run.yaml:2:9: 'device' is 'tpu', did you mean 'cpu'?; allowed: cpu",
+            "run.yaml:2:9: 'device' is 'tpu', did you mean 'cpu'?; allowed: auto, cpu, cuda:0",
         ),
         (
             "optimizer: {moments: bf16}",

@@ -1,6 +1,6 @@
 //! From a task's arguments to bytes.
 
-use lowtide_device::{Memory, Queue, View, memory};
+use lowtide_device::{Memory, Queue, View};
 use lowtide_planner::{Arg, Lane, Plan, Task, Tier, Use, Work};
 use lowtide_tiers::{Disk, Extent, Kind, Request};
 
@@ -42,7 +42,8 @@ pub trait Engine: Send + Sync + 'static {
     /// What one submitted part needs to know: inputs, learning rate, where results go.
     type Step: Send + Sync + 'static;
 
-    /// Does one task; everything it writes is written when this returns.
+    /// Does one task. On a CPU queue everything it writes is written when this returns; on a CUDA
+    /// queue everything is in the stream.
     ///
     /// # Errors
     /// What makes it impossible; the run stops.
@@ -92,7 +93,7 @@ pub(crate) fn run_task<E: Engine>(
         Work::Copy => {
             let from = bind(plan, tiers, &task.args[0]);
             let to = bind(plan, tiers, &task.args[1]);
-            memory::copy(&to.view, &from.view);
+            queue.copy(&to.view, &from.view);
             Ok(())
         }
         Work::Read | Work::Write => {

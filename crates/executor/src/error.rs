@@ -1,5 +1,6 @@
 //! Why a run stops.
 
+use lowtide_device::cuda::CudaError;
 use lowtide_tiers::TierError;
 
 /// What an [`crate::Engine`] reports of a task that cannot be done.
@@ -25,6 +26,14 @@ pub enum ExecError {
         task: String,
         /// What happened.
         source: EngineError,
+    },
+    /// The device refused a task, or failed while it ran.
+    #[error("{task}: {source}")]
+    Device {
+        /// Which task.
+        task: String,
+        /// What happened.
+        source: CudaError,
     },
     /// A task panicked: our bug.
     #[error("{task} panicked: {message}")]

@@ -6,6 +6,9 @@
 //! plan's edges ask. Edges point backward in one global order, so lanes cannot deadlock; should one
 //! stand still all the same, the watchdog names the chain of tasks that wait for each other.
 //!
+//! On a CUDA device the gpu, h2d and d2h lanes are streams: their workers give tasks to the stream
+//! with the waits that the edges ask, and run ahead of the device.
+//!
 //! [`Runner`] has real threads. With [`Mode::Shuffled`] one thread runs the tasks in an order drawn
 //! from a seed among all that the edges allow: what real threads could do, without luck.
 
@@ -14,6 +17,7 @@ mod error;
 mod progress;
 mod runner;
 mod shuffled;
+mod streams;
 mod timeline;
 
 pub use bind::{Bound, Engine, TaskCall, Tiers};

@@ -1,4 +1,4 @@
-//! Events: how many tasks each lane has completed since the runner began.
+//! Events: how many tasks each lane has completed, and given to its stream, since the runner began.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
@@ -16,6 +16,8 @@ pub(crate) struct Progress {
 #[derive(Debug, Default)]
 struct Counter {
     count: AtomicU64,
+    /// Tasks given to the lane's stream; a lane without a stream does not use it.
+    given: AtomicU64,
     lock: Mutex<()>,
     moved: Condvar,
 }
@@ -25,8 +27,10 @@ impl Progress {
         self.lanes[lane].count.load(Ordering::Acquire)
     }
 
+    /// Grows whenever any lane gets on.
     pub fn total(&self) -> u64 {
-        (0..LANES).map(|l| self.count(l)).sum()
+        let given = |l: usize| self.lanes[l].given.load(Ordering::Acquire);
+        (0..LANES).map(|l| self.count(l) + given(l)).sum()
     }
 
     /// One more task of `lane` is complete. Everything it wrote happens before what a waiter does
@@ -34,9 +38,28 @@ impl Progress {
     pub fn complete(&self, lane: usize) {
         let c = &self.lanes[lane];
         c.count.fetch_add(1, Ordering::Release);
-        // The lock orders this with a waiter that has looked at the count but not yet slept.
-        drop(c.lock.lock().unwrap_or_else(PoisonError::into_inner));
-        c.moved.notify_all();
+        c.wake();
+    }
+
+    /// At least `count` tasks of `lane` are complete: somebody has seen it on the device.
+    pub fn reach(&self, lane: usize, count: u64) {
+        let c = &self.lanes[lane];
+        if c.count.fetch_max(count, Ordering::AcqRel) < count {
+            c.wake();
+        }
+    }
+
+    /// One more task of `lane` is in its stream, and the event that tells of its end is recorded.
+    pub fn give(&self, lane: usize) {
+        let c = &self.lanes[lane];
+        c.given.fetch_add(1, Ordering::Release);
+        c.wake();
+    }
+
+    /// Blocks until `count` tasks of `lane` are in its stream. False when the run has failed, or
+    /// after `limit`.
+    pub fn wait_given(&self, lane: usize, count: u64, limit: Option<Duration>) -> bool {
+        self.wait_on(lane, limit, |c| c.given.load(Ordering::Acquire) >= count)
     }
 
     /// Blocks until `lane` has completed `count` tasks. False when the run has failed.
@@ -46,8 +69,17 @@ impl Progress {
 
     /// As [`Progress::wait`], giving up after `limit`: true only when the count was reached.
     pub fn wait_for(&self, lane: usize, count: u64, limit: Option<Duration>) -> bool {
+        self.wait_on(lane, limit, |c| c.count.load(Ordering::Acquire) >= count)
+    }
+
+    fn wait_on(
+        &self,
+        lane: usize,
+        limit: Option<Duration>,
+        reached: impl Fn(&Counter) -> bool,
+    ) -> bool {
         let c = &self.lanes[lane];
-        if self.count(lane) >= count {
+        if reached(c) {
             return !self.failed();
         }
         let mut guard = c.lock.lock().unwrap_or_else(PoisonError::into_inner);
@@ -55,7 +87,7 @@ impl Progress {
             if self.failed() {
                 return false;
             }
-            if self.count(lane) >= count {
+            if reached(c) {
                 return true;
             }
             match limit {
@@ -67,7 +99,7 @@ impl Progress {
                         .unwrap_or_else(PoisonError::into_inner);
                     guard = g;
                     if timeout.timed_out() {
-                        return self.count(lane) >= count && !self.failed();
+                        return reached(c) && !self.failed();
                     }
                 }
             }
@@ -82,8 +114,15 @@ impl Progress {
     pub fn fail(&self) {
         self.failed.store(true, Ordering::Release);
         for c in &self.lanes {
-            drop(c.lock.lock().unwrap_or_else(PoisonError::into_inner));
-            c.moved.notify_all();
+            c.wake();
         }
+    }
+}
+
+impl Counter {
+    fn wake(&self) {
+        // The lock orders this with a waiter that has looked at a count but not yet slept.
+        drop(self.lock.lock().unwrap_or_else(PoisonError::into_inner));
+        self.moved.notify_all();
     }
 }

@@ -1,5 +1,6 @@
 //! The runner: submits parts of a plan to the lanes and waits for them.
 
+use std::collections::VecDeque;
 use std::io::Write;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -7,7 +8,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use lowtide_device::{Memory, Queue, memory};
+use lowtide_device::cuda::{CudaError, Gpu};
+use lowtide_device::{Memory, Queue};
 use lowtide_planner::plan::LANES;
 use lowtide_planner::{Lane, PartName, Plan, Tier, check};
 use lowtide_workload::Workload;
@@ -16,6 +18,7 @@ use crate::bind::{Engine, Surroundings, Tiers, run_task};
 use crate::error::ExecError;
 use crate::progress::Progress;
 use crate::shuffled::Shuffle;
+use crate::streams::Streams;
 use crate::timeline::{Event, Measured, Record, seconds, task_label, write_trace};
 
 /// How tasks are driven.
@@ -28,10 +31,15 @@ pub enum Mode {
 }
 
 /// Settings of a runner.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Options {
     /// How tasks are driven.
     pub mode: Mode,
+    /// The device whose streams the gpu, h2d and d2h lanes are; `None`: the CPU device.
+    pub gpu: Option<Gpu>,
+    /// Wait for every task of a stream before the next is given to it: slow, but an error of the
+    /// device then names its task.
+    pub synchronous: bool,
     /// Threads of the gpu lane's and of the host lane's queue, each.
     pub threads: usize,
     /// Fill a slot with NaN when the life in it ends, so that a use after it shows.
@@ -46,6 +54,8 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             mode: Mode::Threads,
+            gpu: None,
+            synchronous: false,
             threads: std::thread::available_parallelism().map_or(1, usize::from),
             poison: false,
             watchdog: Duration::from_secs(300),
@@ -98,6 +108,7 @@ pub(crate) struct Shared<E: Engine> {
     pub engine: Arc<E>,
     pub tiers: Tiers,
     pub options: Options,
+    pub streams: Option<Streams>,
     pub tables: Vec<PartTable>,
     pub progress: Progress,
     pub error: Mutex<Option<ExecError>>,
@@ -114,6 +125,8 @@ pub struct Runner<E: Engine> {
     shuffle: Option<Shuffle<E>>,
     submitted: u32,
     last: Option<Arc<Submission<E::Step>>>,
+    /// Submitted parts whose times were not read yet, with the tasks each lane has after them.
+    flying: VecDeque<(Arc<Submission<E::Step>>, [u64; LANES])>,
     /// Tasks each lane has when everything submitted is complete; and when all but the last part.
     goal: [u64; LANES],
     /// Tasks complete when the watchdog last saw their number change, and when that was.
@@ -130,7 +143,8 @@ impl<E: Engine> Shared<E> {
         task_label(&self.plan, &self.workload, part, task)
     }
 
-    /// Runs a task whose edges are satisfied, records it, completes it.
+    /// Runs a task whose edges are satisfied (on a stream: whose waits are in it), records it,
+    /// completes it or gives it to the stream.
     pub fn run(
         &self,
         queue: &Queue,
@@ -138,7 +152,21 @@ impl<E: Engine> Shared<E> {
         task_idx: u32,
     ) -> Result<(), ExecError> {
         let task = &self.plan.part(s.part)[task_idx as usize];
+        let lane = task.lane.idx();
+        let stream = self.streams.as_ref().filter(|st| st.is_stream(lane));
+        let count =
+            s.base[lane] + u64::from(self.tables[s.part as usize].position[task_idx as usize]) + 1;
+        let device = |source: CudaError| ExecError::Device {
+            task: self.label(s.part, task_idx),
+            source,
+        };
+        let traced = self.traced();
         let start = seconds(self.epoch);
+        if let Some(streams) = stream {
+            streams
+                .begin(lane, s.part, task_idx, count, traced)
+                .map_err(device)?;
+        }
         let deadline = (u64::from(s.seq) << 32) | u64::from(task_idx);
         let around = Surroundings {
             plan: &self.plan,
@@ -148,24 +176,126 @@ impl<E: Engine> Shared<E> {
             step: &s.step,
         };
         run_task(&around, task, deadline, || self.label(s.part, task_idx))?;
-        if self.options.poison {
-            self.release(s, task_idx);
-        }
-        let event = Event {
-            part: s.part,
-            submission: s.seq,
-            task: task_idx,
-            start,
-            end: seconds(self.epoch),
+        let Some(streams) = stream else {
+            if self.options.poison {
+                self.release(queue, s, task_idx);
+            }
+            let event = Event {
+                part: s.part,
+                submission: s.seq,
+                task: task_idx,
+                start,
+                end: seconds(self.epoch),
+            };
+            lock(&self.records[lane]).add(task, event);
+            self.progress.complete(lane);
+            return Ok(());
         };
-        lock(&self.records[task.lane.idx()]).add(task, event);
-        self.progress.complete(task.lane.idx());
+        streams
+            .end(lane, s.part, task_idx, count, traced)
+            .map_err(device)?;
+        if self.in_turn() {
+            let done = || {
+                queue
+                    .cuda()
+                    .map_or(Ok(()), lowtide_device::cuda::Queue::synchronize)
+            };
+            done().map_err(device)?;
+            if self.options.poison {
+                self.release(queue, s, task_idx);
+                done().map_err(device)?;
+            }
+            self.progress.reach(lane, count);
+        }
+        self.progress.give(lane);
+        Ok(())
+    }
+
+    /// Whether each task of a stream is complete before the next is given to it.
+    fn in_turn(&self) -> bool {
+        self.options.synchronous || self.options.poison || self.options.mode != Mode::Threads
+    }
+
+    /// Whether every task has its events: while a trace is recorded.
+    pub fn traced(&self) -> bool {
+        self.options.trace_events > 0
+    }
+
+    /// Waits for another lane's tasks: a host lane until they are complete, a stream until they
+    /// are given, and then puts the wait in the stream. `waited` are the counts that this lane has
+    /// waited for. False when the run has failed.
+    fn await_need(
+        &self,
+        lane: usize,
+        (other, count): (usize, u64),
+        waited: &mut [u64; LANES],
+    ) -> Result<bool, CudaError> {
+        if waited[other] >= count {
+            return Ok(true);
+        }
+        waited[other] = count;
+        let Some(streams) = self.streams.as_ref().filter(|s| s.is_stream(other)) else {
+            return Ok(self.progress.wait(other, count));
+        };
+        if lane == other {
+            return Ok(true); // a stream's own order
+        }
+        if !self.progress.wait_given(other, count, None) {
+            return Ok(false);
+        }
+        if streams.is_stream(lane) {
+            streams.wait(lane, other, count)?;
+        } else if self.progress.count(other) < count {
+            streams.synchronize(other, count)?;
+            self.progress.reach(other, count);
+        }
+        Ok(true)
+    }
+
+    /// Adds up the times of a completed part's stream lanes.
+    fn retire(&self, s: &Submission<E::Step>) -> Result<(), CudaError> {
+        let Some(streams) = &self.streams else {
+            return Ok(());
+        };
+        for (l, tasks) in self.tables[s.part as usize].lanes.iter().enumerate() {
+            if !streams.is_stream(l) {
+                continue;
+            }
+            let mut record = lock(&self.records[l]);
+            let mut busy = 0.0;
+            let mut events = Vec::new();
+            streams.times(
+                l,
+                s.part,
+                (tasks, s.base[l]),
+                self.traced(),
+                |task, start, end| events.push((task, start, end)),
+                |seconds| busy += seconds,
+            )?;
+            if self.traced() {
+                // Without the gaps between tasks that do not wait for anything.
+                busy = events.iter().map(|(_, start, end)| end - start).sum();
+            }
+            for &task in tasks {
+                record.count(&self.plan.part(s.part)[task as usize]);
+            }
+            record.measure.busy_seconds += busy;
+            for (task, start, end) in events {
+                record.keep(Event {
+                    part: s.part,
+                    submission: s.seq,
+                    task,
+                    start,
+                    end,
+                });
+            }
+        }
         Ok(())
     }
 
     /// Poisons the slots whose last use this task was. The next holder of any of their bytes waits
     /// for every user, so also for this one, which has not completed yet.
-    fn release(&self, s: &Submission<E::Step>, task_idx: u32) {
+    fn release(&self, queue: &Queue, s: &Submission<E::Step>, task_idx: u32) {
         let task = &self.plan.part(s.part)[task_idx as usize];
         for (i, arg) in task.args.iter().enumerate() {
             if task.args[..i].iter().any(|a| a.slot == arg.slot) {
@@ -181,7 +311,12 @@ impl<E: Engine> Shared<E> {
                 } else {
                     &self.tiers.host
                 };
-                memory::poison(&memory.view(slot.offset, slot.bytes));
+                let view = memory.view(slot.offset, slot.bytes);
+                match queue.cuda() {
+                    // A stream reaches both memories; the host only its own.
+                    Some(q) => q.fill(&view, 0xff),
+                    None => lowtide_device::memory::poison(&view),
+                }
             }
         }
     }
@@ -189,6 +324,22 @@ impl<E: Engine> Shared<E> {
     pub fn fail(&self, error: ExecError) {
         lock(&self.error).get_or_insert(error);
         self.progress.fail();
+    }
+
+    /// The device failed in something that was given to `lane` and is not complete.
+    fn lost(&self, lane: usize, source: CudaError) -> ExecError {
+        let task = match &*lock(&self.states[lane]) {
+            LaneState::Running { part, task } | LaneState::Waiting { part, task, .. } => format!(
+                "{} at or before {} (with LOWTIDE_SYNC=1 the task itself is named)",
+                Lane::ALL[lane],
+                self.label(*part, *task)
+            ),
+            LaneState::Idle => format!(
+                "{} (with LOWTIDE_SYNC=1 the task itself is named)",
+                Lane::ALL[lane]
+            ),
+        };
+        ExecError::Device { task, source }
     }
 
     /// What a task must wait for: (lane, tasks completed on it).
@@ -296,36 +447,46 @@ impl<E: Engine> Shared<E> {
 impl<E: Engine> Runner<E> {
     /// A runner of `plan` on these tiers. The plan must have passed the checker.
     ///
+    /// # Errors
+    /// When the device gives no stream or event.
+    ///
     /// # Panics
     /// When a tier is not exactly as large as planned, or a thread cannot be started.
-    #[must_use]
     pub fn new(
         plan: Arc<Plan>,
         workload: Arc<Workload>,
         engine: Arc<E>,
         tiers: Tiers,
         options: Options,
-    ) -> Self {
+    ) -> Result<Self, CudaError> {
         for (tier, memory) in [(Tier::Device, &tiers.device), (Tier::Host, &tiers.host)] {
             assert_eq!(
-                memory.arena().bytes(),
+                memory.bytes(),
                 plan.tier(tier).planned_bytes,
                 "{tier} arena"
             );
         }
-        let tables = PartName::ALL.iter().map(|&p| table(&plan, p)).collect();
+        let tables: Vec<PartTable> = PartName::ALL.iter().map(|&p| table(&plan, p)).collect();
         let epoch = Instant::now();
+        let streams = options
+            .gpu
+            .as_ref()
+            .map(|gpu| Streams::new(gpu, &plan, &tables, epoch))
+            .transpose()?;
+        let trace_events = options.trace_events;
+        let mode = options.mode;
         let shared = Arc::new(Shared {
             plan,
             workload,
             engine,
             tiers,
             options,
+            streams,
             tables,
             progress: Progress::default(),
             error: Mutex::new(None),
             states: std::array::from_fn(|_| Mutex::new(LaneState::Idle)),
-            records: std::array::from_fn(|_| Mutex::new(Record::new(options.trace_events))),
+            records: std::array::from_fn(|_| Mutex::new(Record::new(trace_events))),
             epoch,
         });
         let mut runner = Self {
@@ -335,10 +496,11 @@ impl<E: Engine> Runner<E> {
             shuffle: None,
             submitted: 0,
             last: None,
+            flying: VecDeque::new(),
             goal: [0; LANES],
             seen: (0, epoch),
         };
-        match options.mode {
+        match mode {
             Mode::Shuffled(seed) => runner.shuffle = Some(Shuffle::new(shared, seed)),
             Mode::Threads => {
                 for lane in Lane::ALL {
@@ -353,7 +515,7 @@ impl<E: Engine> Runner<E> {
                 }
             }
         }
-        runner
+        Ok(runner)
     }
 
     /// Queues a part behind what was submitted before and returns. At most two parts are in
@@ -400,6 +562,7 @@ impl<E: Engine> Runner<E> {
         if let Some(shuffle) = &mut self.shuffle {
             shuffle.push(Arc::clone(&submission));
         }
+        self.flying.push_back((Arc::clone(&submission), self.goal));
         self.last = Some(submission);
         self.seen = (self.shared.progress.total(), Instant::now());
         Ok(())
@@ -419,8 +582,7 @@ impl<E: Engine> Runner<E> {
         }
         self.seen = (self.shared.progress.total(), Instant::now());
         for (lane, &count) in goal.iter().enumerate() {
-            let limit = Duration::from_millis(200).min(self.shared.options.watchdog);
-            while !self.shared.progress.wait_for(lane, count, Some(limit)) {
+            while !self.reached(lane, count) {
                 if self.shared.progress.failed() {
                     let error = lock(&self.shared.error).clone();
                     return Err(error.unwrap_or(ExecError::Stopped));
@@ -428,7 +590,46 @@ impl<E: Engine> Runner<E> {
                 self.watch();
             }
         }
+        while let Some((s, end)) = self.flying.front()
+            && end.iter().zip(&goal).all(|(e, g)| e <= g)
+        {
+            self.shared.retire(s).map_err(|source| ExecError::Device {
+                task: "reading the times of a step".to_owned(),
+                source,
+            })?;
+            self.flying.pop_front();
+        }
         Ok(())
+    }
+
+    /// Whether `lane` completes `count` tasks within a moment. Fails the run when the device did.
+    fn reached(&self, lane: usize, count: u64) -> bool {
+        let shared = &*self.shared;
+        let limit = Duration::from_millis(200).min(shared.options.watchdog);
+        let Some(streams) = shared.streams.as_ref().filter(|s| s.is_stream(lane)) else {
+            return shared.progress.wait_for(lane, count, Some(limit));
+        };
+        if shared.progress.count(lane) >= count {
+            return !shared.progress.failed();
+        }
+        if !shared.progress.wait_given(lane, count, Some(limit)) {
+            return false;
+        }
+        let start = Instant::now();
+        while start.elapsed() < limit && !shared.progress.failed() {
+            match streams.happened(lane, count) {
+                Ok(true) => {
+                    shared.progress.reach(lane, count);
+                    return true;
+                }
+                Ok(false) => std::thread::sleep(Duration::from_micros(100)),
+                Err(source) => {
+                    shared.fail(shared.lost(lane, source));
+                    return false;
+                }
+            }
+        }
+        false
     }
 
     /// Looks after the lanes for a caller that waits for a result and not for the runner: call it
@@ -503,6 +704,10 @@ impl<E: Engine> Drop for Runner<E> {
             // Workers catch their tasks' panics; one that died all the same has nothing to add.
             let _ = worker.join();
         }
+        if let Some(streams) = &self.shared.streams {
+            // Memory is freed after this; what failed there was reported.
+            let _ = streams.gpu.synchronize();
+        }
     }
 }
 
@@ -531,16 +736,21 @@ fn table(plan: &Plan, part: PartName) -> PartTable {
 /// One lane's thread: takes parts in order, runs its tasks of each in order.
 fn work<E: Engine>(shared: &Shared<E>, lane: Lane, receiver: &Receiver<Arc<Submission<E::Step>>>) {
     let l = lane.idx();
-    let threads = match lane {
-        Lane::GPU | Lane::HOST => shared.options.threads,
-        _ => 1,
+    let own = match (lane, &shared.streams) {
+        (_, Some(streams)) if streams.is_stream(l) => None,
+        (Lane::GPU | Lane::HOST, _) => Some(Queue::new(lane.name(), shared.options.threads)),
+        _ => Some(Queue::new(lane.name(), 1)),
     };
-    let queue = Queue::new(lane.name(), threads);
+    let queue = own
+        .as_ref()
+        .or_else(|| shared.streams.as_ref().and_then(|s| s.queue(l)))
+        .expect("a lane has threads or a stream");
+    let mut waited = [0; LANES];
     for s in receiver {
         let seam = shared.seam(&s);
         for &task in &shared.tables[s.part as usize].lanes[l] {
             for (other, count) in shared.needs(&s, task, seam) {
-                if shared.progress.count(other) >= count {
+                if waited[other] >= count {
                     continue;
                 }
                 *lock(&shared.states[l]) = LaneState::Waiting {
@@ -549,15 +759,17 @@ fn work<E: Engine>(shared: &Shared<E>, lane: Lane, receiver: &Receiver<Arc<Submi
                     lane: other,
                     count,
                 };
-                if !shared.progress.wait(other, count) {
-                    return;
+                match shared.await_need(l, (other, count), &mut waited) {
+                    Ok(true) => {}
+                    Ok(false) => return,
+                    Err(source) => return shared.fail(shared.lost(other, source)),
                 }
             }
             if shared.progress.failed() {
                 return;
             }
             *lock(&shared.states[l]) = LaneState::Running { part: s.part, task };
-            if let Err(error) = shared.run(&queue, &s, task) {
+            if let Err(error) = shared.run(queue, &s, task) {
                 shared.fail(error);
                 return;
             }

@@ -94,7 +94,8 @@ impl<E: Engine> Shuffle<E> {
                 favour.1 -= 1;
             }
             let (s, task) = self.lanes[favour.0].pop_front().expect("it is ready");
-            if let Err(error) = shared.run(&self.queue, &s, task) {
+            let queue = shared.streams.as_ref().and_then(|s| s.queue(favour.0));
+            if let Err(error) = shared.run(queue.unwrap_or(&self.queue), &s, task) {
                 shared.fail(error);
             }
         }

@@ -124,12 +124,23 @@ impl Record {
         }
     }
 
+    /// A task that ran from `event.start` to `event.end`.
     pub fn add(&mut self, task: &Task, event: Event) {
         self.measure.busy_seconds += event.end - event.start;
+        self.count(task);
+        self.keep(event);
+    }
+
+    /// A task whose time is added as a part of a longer stretch.
+    pub fn count(&mut self, task: &Task) {
         self.measure.tasks += 1;
         if matches!(task.work, Work::Copy | Work::Read | Work::Write) {
             self.measure.bytes += task.args[0].bytes;
         }
+    }
+
+    /// Keeps an event for the trace, while there is room.
+    pub fn keep(&mut self, event: Event) {
         if self.events.len() < self.limit {
             self.events.push(event);
         }

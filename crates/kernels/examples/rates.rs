@@ -308,6 +308,8 @@ fn memory_bound(q: &Queue, rows: usize, c: usize, dtype: Dtype) {
         inner: 1,
         cols: c,
     };
-    let t = best(|| matmul::backward_bias(q, db, x, d, true, dtype));
+    let mut ws = scratch(matmul::workspace(d, dtype, lowtide_device::Make::Cpu));
+    let ws = View::of(&mut ws);
+    let t = best(|| matmul::backward_bias(q, db, x, d, true, dtype, ws));
     say("backward_bias", 1.0, t);
 }

@@ -4,8 +4,8 @@
 //! Launchers take [`View`](lowtide_device::View)s of device memory. Three rules hold for all:
 //!
 //! - **A call is a task of the plan.** The plan gives a task its views and keeps every other user
-//!   of the same bytes away while it runs; that is the safety argument of each `unsafe` here. The
-//!   call returns when its work is done. Shapes that do not fit the views are bugs and panic.
+//!   of the same bytes away while it runs; that is the safety argument of each `unsafe` here. On a
+//!   CPU queue the call returns when its work is done, on a CUDA queue when it is in the stream. Shapes that do not fit the views are bugs and panic.
 //! - **Storage is bf16 or f32, arithmetic is f32.** Tensors of the model (marked E in the
 //!   documentation) have the run's [`Dtype`](lowtide_workload::Dtype); a result is rounded once, to
 //!   nearest even, when it is stored. Statistics and gradient accumulators are `f32`, norm partials

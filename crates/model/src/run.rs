@@ -246,7 +246,7 @@ impl Decoder {
                 let (dy, x) = (args.view(), args.view());
                 matmul::backward_weight(q, dw, dy, x, dims.dims(s), add, s.dtype, ws);
                 if let Some((db, add)) = db {
-                    matmul::backward_bias(q, db, dy, dims.dims(s), add, s.dtype);
+                    matmul::backward_bias(q, db, dy, dims.dims(s), add, s.dtype, ws);
                 }
             }
             Kind::LinearInput { dims } => {

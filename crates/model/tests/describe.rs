@@ -23,6 +23,7 @@ fn options(micro_batch: u32, seq: u32, accumulate: u32) -> Options {
         batch,
         logits_chunk: 0,
         make: lowtide_device::Make::Cpu,
+        attention: lowtide_kernels::attention::Engine::Own,
     }
 }
 
@@ -335,6 +336,7 @@ fn logits_chunks_take_about_64_mib() {
         Options {
             logits_chunk: chunk,
             make: lowtide_device::Make::Cpu,
+            attention: lowtide_kernels::attention::Engine::Own,
             ..options(1, seq, 1)
         }
         .chunk_rows(&shape(vocab))

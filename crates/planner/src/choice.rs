@@ -1,7 +1,7 @@
 //! The knobs: everything that the planner may choose, and nothing that is in the numerics key.
 
 use lowtide_units::Bytes;
-use lowtide_workload::{UnitKind, Workload};
+use lowtide_workload::{Access, Unit, UnitKind, What, Workload};
 use serde::{Deserialize, Serialize};
 
 use crate::plan::Tier;
@@ -112,19 +112,54 @@ impl Choice {
     /// Sets what becomes of every saved tensor of the blocks: the last `kept` blocks keep theirs,
     /// the others recompute.
     pub fn keep_last_blocks(&mut self, w: &Workload, kept: usize) {
+        self.keep_blocks(w, kept, 0);
+    }
+
+    /// As [`Choice::keep_last_blocks`], but of the others the last `light` recompute only what
+    /// costs no matrix product or attention: norms, rotations, activations. Those take about as
+    /// many bytes as the rest and almost no time.
+    pub fn keep_blocks(&mut self, w: &Workload, kept: usize, light: usize) {
         let n_blocks = w.units.iter().filter(|u| u.kind == UnitKind::Block).count();
         let mut block = 0;
         for (unit, saved) in w.units.iter().zip(&mut self.saved) {
-            if unit.kind == UnitKind::Block {
-                let value = if block + kept >= n_blocks {
-                    Saved::Keep
-                } else {
-                    Saved::Recompute
-                };
-                saved.fill(value);
-                block += 1;
+            if unit.kind != UnitKind::Block {
+                continue;
+            }
+            let from_end = n_blocks - block;
+            block += 1;
+            if from_end <= kept {
+                saved.fill(Saved::Keep);
+            } else if from_end <= kept + light {
+                for (value, tensor) in saved.iter_mut().zip(unit.saved()) {
+                    *value = if costly(unit, tensor) {
+                        Saved::Keep
+                    } else {
+                        Saved::Recompute
+                    };
+                }
+            } else {
+                saved.fill(Saved::Recompute);
             }
         }
+    }
+
+    /// Blocks whose saved tensors are all kept, and blocks that recompute only what is cheap.
+    #[must_use]
+    pub fn kept_blocks(&self, w: &Workload) -> (usize, usize) {
+        let blocks = w.units.iter().zip(&self.saved);
+        let blocks = blocks.filter(|(u, _)| u.kind == UnitKind::Block);
+        let (mut kept, mut light) = (0, 0);
+        for (unit, saved) in blocks {
+            let again = |&(&value, tensor): &(&Saved, u16)| {
+                value == Saved::Recompute && costly(unit, tensor)
+            };
+            if !saved.contains(&Saved::Recompute) {
+                kept += 1;
+            } else if !saved.iter().zip(unit.saved()).any(|s| again(&s)) {
+                light += 1;
+            }
+        }
+        (kept, light)
     }
 
     /// Blocks that recompute anything.
@@ -135,6 +170,17 @@ impl Choice {
             .filter(|s| s.contains(&Saved::Recompute))
             .count()
     }
+}
+
+/// Whether a saved tensor is written by an operation with products.
+fn costly(unit: &Unit, tensor: u16) -> bool {
+    unit.forward.iter().any(|op| {
+        op.flops.0 > 0.0
+            && op
+                .operands
+                .iter()
+                .any(|o| o.what == What::Local(tensor) && o.access == Access::Write)
+    })
 }
 
 /// What the user allows.

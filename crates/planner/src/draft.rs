@@ -98,6 +98,8 @@ struct Homes {
     gradient: Vec<Option<u32>>,
     norm_parts: u32,
     clip: u32,
+    /// The clip factor where updates on the device read it, if there are any.
+    clip_device: Option<u32>,
     losses_device: u32,
     losses_host: u32,
 }
@@ -311,6 +313,8 @@ impl Emitter<'_> {
         let (norm, losses) = (self.norm_bytes(), self.losses_bytes());
         homes.norm_parts = self.home(Tier::Host, norm, Tensor::AllNormParts);
         homes.clip = self.home(Tier::Host, 64, Tensor::Clip);
+        let on_device = self.choice.update.contains(&Processor::Device);
+        homes.clip_device = on_device.then(|| self.home(Tier::Device, 64, Tensor::Clip));
         homes.losses_device = self.home(Tier::Device, losses, Tensor::Losses);
         homes.losses_host = self.home(Tier::Host, losses, Tensor::Losses);
         self.homes = homes;
@@ -465,10 +469,16 @@ impl Emitter<'_> {
     }
 
     /// Emits the update at position `k` and all before it. The gradient comes from where it waits,
-    /// or from `gradient` (a device slot) when it was just made. Returns nothing; the new weights
+    /// or from `made` (device slots of it and of its norm parts) when it was just made. Returns nothing; the new weights
     /// are at home, in the resident copy, and for a piece whose truth is on disk in the returned
     /// host slot, from which a fetch can be served (forwarding).
-    fn update(&mut self, q: &mut UpdateQueue, k: usize, gradient: Option<u32>) -> Option<Forward> {
+    fn update(
+        &mut self,
+        q: &mut UpdateQueue,
+        k: usize,
+        made: Option<(u32, u32)>,
+    ) -> Option<Forward> {
+        let gradient = made.map(|m| m.0);
         let lead = usize::from(self.choice.prefetch);
         let waited = gradient.is_none();
         self.stage(q, k + lead, waited);
@@ -511,46 +521,38 @@ impl Emitter<'_> {
                 }
             };
         }
-        let norm = (
-            self.pieces[p as usize].norm_offset,
-            self.pieces[p as usize].norm_chunks,
-        );
-        self.push(
-            if on_device { Lane::GPU } else { Lane::HOST },
-            Work::Update { piece: p },
-            vec![
-                Arg {
-                    slot: weight,
-                    offset: 0,
-                    bytes: wb,
-                    access: Use::Update,
-                },
-                Arg {
-                    slot: state,
-                    offset: 0,
-                    bytes: sb,
-                    access: Use::Update,
-                },
-                Arg {
-                    slot: grad,
-                    offset: 0,
-                    bytes: gb,
-                    access: Use::Read,
-                },
-                Arg {
-                    slot: self.homes.clip,
-                    offset: 0,
-                    bytes: 64,
-                    access: Use::Read,
-                },
-                Arg {
-                    slot: self.homes.norm_parts,
-                    offset: norm.0 * 8,
-                    bytes: norm.1 * 8,
-                    access: Use::Read,
-                },
-            ],
-        );
+        let piece = &self.pieces[p as usize];
+        let (norm_offset, norm_bytes) = (piece.norm_offset * 8, piece.norm_chunks * 8);
+        let arg = |slot: u32, offset: u64, bytes: u64, access: Use| Arg {
+            slot,
+            offset,
+            bytes,
+            access,
+        };
+        let clip = match self.homes.clip_device {
+            Some(device) if on_device => device,
+            _ => self.homes.clip,
+        };
+        let mut args = vec![
+            arg(weight, 0, wb, Use::Update),
+            arg(state, 0, sb, Use::Update),
+            arg(grad, 0, gb, Use::Read),
+            arg(clip, 0, 64, Use::Read),
+        ];
+        // With a norm that tells in time, an update need not look at its own parts; on the device
+        // it reads them where they were made.
+        match made {
+            Some((_, parts)) if on_device => args.push(arg(parts, 0, norm_bytes, Use::Read)),
+            _ if on_device => {}
+            _ => args.push(arg(
+                self.homes.norm_parts,
+                norm_offset,
+                norm_bytes,
+                Use::Read,
+            )),
+        }
+        let lane = if on_device { Lane::GPU } else { Lane::HOST };
+        self.push(lane, Work::Update { piece: p }, args);
         if on_device {
             self.send_back(weight, weight_home, wb);
             self.send_back(state, state_home, sb);
@@ -622,6 +624,9 @@ impl Emitter<'_> {
                 },
             ],
         );
+        if let Some(device) = self.homes.clip_device {
+            self.copy(self.homes.clip, device, 64);
+        }
     }
 
     fn train(&mut self, schedule: &Schedule<'_>, updates: Updates) {
@@ -1024,7 +1029,7 @@ impl Emitter<'_> {
         let bytes = self.gradient_bytes(p);
         match (updates, self.choice.gradients) {
             (Updates::UnderBackward, _) => {
-                st.finished.insert(p, source);
+                st.finished.insert(p, (source, parts));
             }
             (Updates::AfterNorm, Tier::Device) => {
                 self.waiting.insert(p, source);
@@ -1124,7 +1129,7 @@ struct Live {
     spilled: FastMap<Tensor, u32>,
     forward: FastMap<u32, Forward>,
     /// Complete gradients on the device, by piece.
-    finished: FastMap<u32, u32>,
+    finished: FastMap<u32, (u32, u32)>,
 }
 
 /// A program, when its tensors are on the device, and where they are otherwise.

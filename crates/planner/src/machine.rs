@@ -78,6 +78,12 @@ pub struct Machine {
     /// What lanes share.
     #[serde(default)]
     pub shared: Vec<Shared>,
+    /// Bytes of the device that are held beside the plan's arena: context, kernels, libraries.
+    #[serde(default)]
+    pub device_reserve: Bytes,
+    /// Whether the device is an NVIDIA GPU: scratch of operations differs.
+    #[serde(default)]
+    pub cuda: bool,
     /// Times measured at a run's own shapes, by [`Op::key`].
     #[serde(default)]
     pub ops: BTreeMap<String, Seconds>,

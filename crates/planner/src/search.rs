@@ -658,8 +658,18 @@ impl Search<'_> {
 
     fn improve_kept(&self, best: &mut Candidate) {
         if self.r.pins.recompute.is_none() {
-            let w = self.r.workload;
-            self.try_count(best, self.n_blocks, |c, n| c.keep_last_blocks(w, n));
+            let (w, n_blocks) = (self.r.workload, self.n_blocks);
+            let mut light = best.clone();
+            self.try_count(best, n_blocks, |c, n| c.keep_last_blocks(w, n));
+            // Bytes saved on every block before all bytes of some.
+            self.try_count(&mut light, n_blocks, |c, n| c.keep_blocks(w, 0, n));
+            let (_, lightly) = light.choice.kept_blocks(w);
+            self.try_count(&mut light, lightly, |c, n| {
+                c.keep_blocks(w, n, lightly - n);
+            });
+            if light.seconds < best.seconds {
+                *best = light;
+            }
         }
     }
 

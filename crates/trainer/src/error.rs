@@ -282,6 +282,12 @@ pub enum TrainError {
     /// Memory or disk.
     #[error(transparent)]
     Tier(#[from] lowtide_tiers::TierError),
+    /// The CUDA device.
+    #[error(transparent)]
+    Cuda(#[from] lowtide_device::cuda::CudaError),
+    /// The run asks for what the device cannot do.
+    #[error("{0}")]
+    Device(String),
     /// The run file.
     #[error(transparent)]
     Config(#[from] lowtide_config::ConfigError),

@@ -15,7 +15,7 @@ use lowtide_config::{Init, Length, ModelSource, Resume, Run, ScheduleShape};
 use lowtide_executor::{ExecError, Mode};
 use lowtide_kernels::adamw::Hyper;
 use lowtide_model::{Checkpoint, Decoder, HfWriter, random_init};
-use lowtide_planner::{Lane, LaneKind, Machine, Tier};
+use lowtide_planner::{Machine, Tier};
 use lowtide_tiers::process;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -24,16 +24,19 @@ use crate::checkpoint::{self, RunState};
 use crate::data::{
     BatchShape, Batches, EvalBatches, Micro, Packed, Prompt, State, Tokenizer, prompts,
 };
+use crate::device::{self, Device};
 use crate::error::TrainError;
 use crate::generate::exact_match;
 use crate::inputs::{Inputs, load_inputs, load_options, open_tokenizer, sample_of};
 use crate::learning_rate::{Decay, LearningRate};
 use crate::metrics::{EventFile, MetricsLog};
 use crate::planning::{
-    Planned, budgets_of, clip_of, decoder_of, directories_of, load_machine, plan_with,
+    Planned, budgets_of, clip_of, decoder_of, directories_of, load_machine, options_of, plan_with,
+    shape_of,
 };
 use crate::probe::{ProbeOptions, probe};
 pub use crate::report::{LaneCompared, Observer, StepLine, TrainReport};
+use crate::report::{compare_lanes, moved_bytes};
 use crate::step::{DiskChoice, Session, SessionOptions, StepData};
 use crate::tally::Tally;
 
@@ -53,6 +56,7 @@ pub fn threads_of(run: &Run) -> usize {
 /// The machine file, or a directory that cannot be measured.
 pub fn machine_of(
     run: &Run,
+    device: &Device,
     decoder: &Decoder,
     sample: Option<&Micro>,
 ) -> Result<Machine, TrainError> {
@@ -64,8 +68,9 @@ pub fn machine_of(
         directories: directories_of(run),
         seconds: 0.1,
         date: today(),
+        gpu: device.gpu.clone(),
     };
-    Ok(probe(&options, Some(decoder), sample)?)
+    probe(&options, Some(decoder), sample)
 }
 
 /// Today in UTC, `2026-11-21`.
@@ -96,10 +101,13 @@ pub fn today() -> String {
 /// # Errors
 /// Anything wrong with shape, machine file or budgets.
 pub fn plan_run(run: &Run) -> Result<Planned, TrainError> {
-    let decoder = decoder_of(run, run.batch())?;
-    let machine = machine_of(run, &decoder, sample_of(run).as_ref())?;
-    let plan = plan_with(run, &decoder, &machine, budgets_of(run))?;
+    let device = device::open(run, &shape_of(run)?)?;
+    let decoder = decoder_of(run, run.batch(), device.target)?;
+    let machine = machine_of(run, &device, &decoder, sample_of(run).as_ref())?;
+    let budgets = budgets_of(run, &device)?;
+    let plan = plan_with(run, &decoder, &machine, budgets, device.target)?;
     Ok(Planned {
+        device,
         decoder,
         plan: Arc::new(plan),
         machine,
@@ -132,14 +140,15 @@ pub fn open_session(
         mode: Mode::Threads,
         trace_events,
         disk,
+        gpu: planned.device.gpu.clone(),
         ..SessionOptions::default()
     };
-    Ok(Session::open(
+    Session::open(
         Arc::clone(&planned.decoder),
         Arc::clone(&planned.plan),
         planned.clip,
         options,
-    )?)
+    )
 }
 
 /// Fills the weights from the run's model directory, or at random.
@@ -230,7 +239,9 @@ pub fn train(
     let resumed = find_checkpoint(run)?;
     let now = resumed.as_ref().map(|(_, s)| s.now_unix_s);
     let tokenizer = open_tokenizer(run, now)?;
-    let decoder = decoder_of(run, run.batch())?;
+    let device = device::open(run, &shape_of(run)?)?;
+    observer.note(&device.note);
+    let decoder = decoder_of(run, run.batch(), device.target)?;
     let vocab = decoder.shape().vocab;
     if tokenizer.vocab_size() > vocab as usize {
         return Err(TrainError::Vocabulary {
@@ -248,12 +259,14 @@ pub fn train(
     let batches = Batches::new(Arc::clone(&train), shape, run.seed)?;
     let mut preview = Batches::new(Arc::clone(&train), shape, run.seed)?;
     let sample = preview.next_batch().micro.swap_remove(0);
-    let machine = machine_of(run, &decoder, Some(&sample))?;
-    let plan = Arc::new(plan_with(run, &decoder, &machine, budgets_of(run))?);
+    let machine = machine_of(run, &device, &decoder, Some(&sample))?;
+    let budgets = budgets_of(run, &device)?;
+    let plan = Arc::new(plan_with(run, &decoder, &machine, budgets, device.target)?);
     observer.planned(&plan, &machine);
     write_json(&run.output.join("machine.json"), &machine)?;
     write_json(&run.output.join("run.json"), run)?;
     let planned = Planned {
+        device,
         decoder,
         plan,
         machine,
@@ -279,7 +292,7 @@ pub fn train(
     } else {
         Vec::new()
     };
-    let numerics = numerics_of(run, &planned.decoder, &train);
+    let numerics = numerics_of(run, &planned, &train);
     let state = RunState {
         format: 1,
         step: 0,
@@ -348,13 +361,16 @@ fn write_json(path: &Path, value: &impl Serialize) -> Result<(), TrainError> {
 
 /// The run's numerics key with everything resolved that the run leaves open, and what the files
 /// hold.
-fn numerics_of(run: &Run, decoder: &Decoder, train: &Packed) -> Value {
+fn numerics_of(run: &Run, planned: &Planned, train: &Packed) -> Value {
     let mut key = run.numerics_key();
-    let options = lowtide_model::Options {
-        precision: run.precision,
-        gradient: run.train.gradient,
-        batch: run.batch(),
-        logits_chunk: run.train.logits_chunk,
+    let (device, decoder) = (&planned.device, &planned.decoder);
+    let options = options_of(run, run.batch(), device.target);
+    key["device"] = match &device.gpu {
+        None => json!("cpu"),
+        Some(gpu) => json!({
+            "cuda": gpu.name(),
+            "attention": format!("{:?}", device.target.attention).to_lowercase(),
+        }),
     };
     key["train"]["logits_chunk"] = json!(options.chunk_rows(decoder.shape()));
     key["shape"] = json!(decoder.shape());
@@ -650,30 +666,8 @@ impl Fit<'_> {
         let tail = &losses[losses.len().saturating_sub(10)..];
         let prediction = &planned.plan.prediction;
         let n = losses.len().max(1) as f64;
-        let lanes = LaneKind::ALL
-            .iter()
-            .zip(&prediction.lanes)
-            .map(|(kind, lane)| {
-                let measured: f64 = Lane::ALL
-                    .iter()
-                    .filter(|l| l.kind == *kind)
-                    .map(|&l| moved.lane(l).busy_seconds)
-                    .sum();
-                let compared = LaneCompared {
-                    predicted_seconds: lane.busy_seconds.0,
-                    measured_seconds: measured / n,
-                };
-                (kind.name().to_owned(), compared)
-            })
-            .collect();
-        let moved_bytes = [
-            ("h2d", Lane::H2D),
-            ("d2h", Lane::D2H),
-            ("disk_read", Lane::DISK_READ),
-            ("disk_write", Lane::DISK_WRITE),
-        ]
-        .map(|(name, lane)| (name.to_owned(), moved.lane(lane).bytes))
-        .into();
+        let lanes = compare_lanes(prediction, &moved, n);
+        let moved_bytes = moved_bytes(&moved);
         let planned_bytes = Tier::ALL
             .map(|t| (t.name().to_owned(), planned.plan.tier(t).planned_bytes.0))
             .into();
@@ -714,7 +708,8 @@ struct Ends {
     stopped: bool,
 }
 
-fn hyper(run: &Run, lr: f64, step: u64) -> Hyper {
+/// A step's settings of the optimizer.
+pub(crate) fn hyper(run: &Run, lr: f64, step: u64) -> Hyper {
     Hyper {
         lr: lr as f32,
         beta1: run.optimizer.beta1 as f32,

@@ -2,8 +2,10 @@
 //!
 //! See ARCHITECTURE.md.
 
+pub mod bench;
 pub mod checkpoint;
 pub mod data;
+pub mod device;
 pub mod error;
 pub mod fit;
 pub mod generate;
@@ -20,6 +22,7 @@ pub mod verify;
 
 pub use error::{DataError, RecordProblem, TrainError};
 // Errors of the crates below that [`TrainError`] carries, for whoever tells them apart.
+pub use lowtide_device::cuda::CudaError;
 pub use lowtide_executor::ExecError;
 pub use lowtide_model::ModelError;
 pub use lowtide_tiers::TierError;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use lowtide_config as config;
 use lowtide_config::{ModelSource, Run};
+use lowtide_device::cuda::{CudaError, process_memory};
 use lowtide_model::{Decoder, Options};
 use lowtide_planner::{
     Budgets, Clip, LoopOrder, Machine, Pieces, Pins, Plan, PlanError, Processor, Refusal, Request,
@@ -14,12 +15,15 @@ use lowtide_tiers::HostMemory;
 use lowtide_units::Bytes;
 use lowtide_workload::{Batch, ModelShape};
 
+use crate::device::{Device, Target};
 use crate::error::TrainError;
 use crate::step::ClipRule;
 
 /// A run with a plan.
 #[derive(Debug)]
 pub struct Planned {
+    /// The device that it runs on.
+    pub device: Device,
     /// The model at the run's batch.
     pub decoder: Arc<Decoder>,
     /// The plan.
@@ -73,18 +77,26 @@ fn config_shape(path: &Path) -> Result<ModelShape, TrainError> {
     Ok(lowtide_model::parse_config(&json, &name)?)
 }
 
-/// The decoder of a run, at its batch.
+/// The decoder of a run, at its batch, for a device.
 ///
 /// # Errors
 /// As [`shape_of`].
-pub fn decoder_of(run: &Run, batch: Batch) -> Result<Arc<Decoder>, TrainError> {
-    let options = Options {
+pub fn decoder_of(run: &Run, batch: Batch, target: Target) -> Result<Arc<Decoder>, TrainError> {
+    let options = options_of(run, batch, target);
+    Ok(Arc::new(Decoder::new(&shape_of(run)?, &options)?))
+}
+
+/// What beside its shape decides the work of a run's model.
+#[must_use]
+pub fn options_of(run: &Run, batch: Batch, target: Target) -> Options {
+    Options {
         precision: run.precision,
         gradient: run.train.gradient,
         batch,
         logits_chunk: run.train.logits_chunk,
-    };
-    Ok(Arc::new(Decoder::new(&shape_of(run)?, &options)?))
+        make: target.make,
+        attention: target.attention,
+    }
 }
 
 /// A run's clipping.
@@ -103,8 +115,39 @@ pub fn clip_of(run: &Run) -> ClipRule {
 
 /// A run's budgets; what it leaves open is what is free now, less a reserve for everything that is
 /// not in an arena.
+///
+/// # Errors
+/// When a GPU has less memory free than the run's budget.
+pub fn budgets_of(run: &Run, device: &Device) -> Result<Budgets, TrainError> {
+    let free = HostMemory::available().saturating_sub(Bytes::MIB * 512);
+    if let Some(gpu) = &device.gpu {
+        // What this process holds already counts against its budget, not against what is free.
+        let (free_device, total) = gpu.memory()?;
+        let mine = process_memory(gpu.bus()).and_then(|m| m.process);
+        let free_device = Bytes(free_device.0 + mine.unwrap_or_default().0);
+        if let Some(need) = run.budget.device.filter(|&need| need > free_device) {
+            return Err(CudaError::Memory {
+                need,
+                free: free_device,
+                total,
+            }
+            .into());
+        }
+        return Ok(Budgets {
+            device: run
+                .budget
+                .device
+                .unwrap_or(free_device.saturating_sub(Bytes::MIB * 256)),
+            host: run.budget.host.unwrap_or(free),
+            disk: run.budget.disk_total(),
+        });
+    }
+    Ok(cpu_budgets_of(run))
+}
+
+/// As [`budgets_of`] for the CPU device, and for plans of other machines.
 #[must_use]
-pub fn budgets_of(run: &Run) -> Budgets {
+pub fn cpu_budgets_of(run: &Run) -> Budgets {
     let free = HostMemory::available().saturating_sub(Bytes::MIB * 512);
     let half = Bytes(free.0 / 2);
     Budgets {
@@ -167,8 +210,15 @@ pub fn plan_with(
     decoder: &Arc<Decoder>,
     machine: &Machine,
     budgets: Budgets,
+    target: Target,
 ) -> Result<Plan, TrainError> {
     let clip = clip_of(run);
+    // The plan's arena is not all that a process holds on a GPU.
+    let reserve = machine.device_reserve;
+    let budgets = Budgets {
+        device: budgets.device.saturating_sub(reserve),
+        ..budgets
+    };
     let request = |decoder: &Decoder| {
         lowtide_planner::make(&Request {
             workload: decoder.workload(),
@@ -181,7 +231,14 @@ pub fn plan_with(
     match request(decoder) {
         Ok(plan) => Ok(plan),
         Err(PlanError::Wrong(fault)) => Err(TrainError::WrongPlan(fault)),
-        Err(PlanError::Refused(refusal)) => {
+        Err(PlanError::Refused(mut refusal)) => {
+            for told in [
+                &mut refusal.needed,
+                &mut refusal.allowed,
+                &mut refusal.nearest,
+            ] {
+                told.device += reserve;
+            }
             let mut b = run.train.micro_batch / 2;
             let mut nearest_micro_batch = None;
             while b > 0 {
@@ -189,7 +246,7 @@ pub fn plan_with(
                     micro_batch: b,
                     ..run.batch()
                 };
-                if request(&*decoder_of(run, batch)?).is_ok() {
+                if request(&*decoder_of(run, batch, target)?).is_ok() {
                     nearest_micro_batch = Some(b);
                     break;
                 }

@@ -3,13 +3,15 @@
 //! Rates are measured as the run will use them: the same kernels, the same threads, the same
 //! directories. With a workload, every distinct operation is timed at its own shape.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use lowtide_device::cuda::{self, Event, Gpu};
 use lowtide_device::{Memory, Queue, memory};
 use lowtide_kernels::adamw::{self, Hyper, Segment};
+use lowtide_kernels::gradient;
 use lowtide_kernels::matmul::{self, Dims};
 use lowtide_model::{Arg, Call, Decoder, Phase};
 use lowtide_planner::{DiskRates, Machine, Shared, Source};
@@ -18,6 +20,8 @@ use lowtide_units::{Bytes, BytesPerSecond, FlopsPerSecond, Seconds};
 use lowtide_workload::{Dtype, What};
 
 use crate::data::Micro;
+use crate::error::TrainError;
+use crate::random::Philox;
 
 /// What to measure.
 #[derive(Clone, Debug)]
@@ -30,6 +34,8 @@ pub struct ProbeOptions {
     pub seconds: f64,
     /// Day of measurement.
     pub date: String,
+    /// The GPU; `None`: the CPU device.
+    pub gpu: Option<Gpu>,
 }
 
 /// The lower quartile of the time of `work`, repeated for about `seconds`, at least five times:
@@ -47,32 +53,93 @@ fn quartile(seconds: f64, mut work: impl FnMut()) -> f64 {
     times[times.len() / 4]
 }
 
-/// Measures the CPU device, host memory and the drives; and, given a decoder, its operations on
+/// The time of `work` on a queue: as [`quartile`] on the CPU; on a GPU the median over batches of
+/// launches between two events, so that launching one runs under the one before.
+fn timed(q: &Queue, seconds: f64, mut work: impl FnMut()) -> Result<f64, TrainError> {
+    let Some(stream) = q.cuda() else {
+        return Ok(quartile(seconds, work));
+    };
+    let (start, end) = (Event::new(stream.gpu())?, Event::new(stream.gpu())?);
+    let mut batch = |n: u32| -> Result<f64, TrainError> {
+        stream.record(&start)?;
+        (0..n).for_each(|_| work());
+        stream.record(&end)?;
+        stream.synchronize()?;
+        Ok(end.seconds_since(&start)? / f64::from(n))
+    };
+    batch(1)?; // compiles, loads, chooses
+    let once = batch(2)?;
+    let n = (seconds / 5.0 / once.max(1e-6)).clamp(1.0, 200.0) as u32;
+    let mut times = [0.0; 5];
+    for t in &mut times {
+        *t = batch(n)?;
+    }
+    times.sort_by(f64::total_cmp);
+    Ok(times[2])
+}
+
+/// Measures the device, host memory and the drives; and, given a decoder, its operations on
 /// `sample`: packed documents make attention cheaper, and unsupervised rows the loss.
 ///
+/// On a GPU, measuring a decoder's operations also loads every kernel and makes every choice that
+/// the run will use, so that what the process holds beside its arena is known afterwards.
+///
 /// # Errors
-/// When memory or a directory cannot be had.
+/// When memory or a directory cannot be had, or the GPU fails.
 pub fn probe(
     options: &ProbeOptions,
     decoder: Option<&Decoder>,
     sample: Option<&Micro>,
-) -> Result<Machine, TierError> {
-    let q = Queue::new("probe", options.threads);
-    let (matmul_bf16, matmul_f32) = (
-        product(&q, Dtype::Bf16, options.seconds)?,
-        product(&q, Dtype::F32, options.seconds)?,
-    );
-    let copy = copy_rate(options.seconds)?;
-    let adamw = adamw_rate(&q, options.seconds)?;
-    let install = quartile(options.seconds.min(0.05), || q.run(|| ()));
-    let wake = wake_time();
+) -> Result<Machine, TrainError> {
+    let host = Queue::new("probe", options.threads);
     let disk = match options.directories.as_slice() {
         [] => None,
         dirs => Some(disk_rates(dirs, options.seconds)?),
     };
+    let machine = match &options.gpu {
+        None => cpu(options, &host)?,
+        Some(gpu) => gpu_rates(options, &host, gpu)?,
+    };
+    let mut machine = Machine { disk, ..machine };
+    let q = match &options.gpu {
+        None => host,
+        Some(gpu) => Queue::Cuda(cuda::Queue::new(gpu)?),
+    };
+    if let Some(decoder) = decoder {
+        machine.ops = operations(&q, decoder, sample, options.seconds.min(0.03))?;
+    }
+    if let Some(gpu) = &options.gpu {
+        gpu.set_tuning(false);
+        gpu.synchronize()?;
+        machine.device_reserve = reserve(gpu)?;
+    }
+    Ok(machine)
+}
+
+/// What this process holds on a GPU now, while no arena is allocated, and a little for streams.
+fn reserve(gpu: &Gpu) -> Result<Bytes, TrainError> {
+    let held = match cuda::process_memory(gpu.bus()) {
+        Some(m) => m.process.unwrap_or(m.used),
+        None => {
+            let (free, total) = gpu.memory()?;
+            total.saturating_sub(free)
+        }
+    };
+    Ok(held + Bytes::MIB * 48)
+}
+
+fn cpu(options: &ProbeOptions, q: &Queue) -> Result<Machine, TrainError> {
+    let (matmul_bf16, matmul_f32) = (
+        product(q, 256, Dtype::Bf16, options.seconds)?,
+        product(q, 256, Dtype::F32, options.seconds)?,
+    );
+    let copy = copy_rate(options.seconds)?;
+    let adamw = adamw_rate(q, 1 << 21, options.seconds)?;
+    let install = quartile(options.seconds.min(0.05), || q.run(|| ()));
+    let wake = wake_time();
     let cores = options.threads as f64;
     let one = 1.0 / cores;
-    let mut machine = Machine {
+    Ok(Machine {
         name: "this machine, CPU device".to_owned(),
         date: options.date.clone(),
         source: Source::Measured,
@@ -87,7 +154,7 @@ pub fn probe(
         host_adamw: adamw,
         device_adamw: adamw,
         host_overhead: Seconds(wake + install),
-        disk,
+        disk: None,
         // On the CPU device every lane computes on the same cores.
         shared: vec![Shared {
             name: "cores".to_owned(),
@@ -99,25 +166,180 @@ pub fn probe(
                 ("disk".to_owned(), 0.2 * one),
             ]),
         }],
+        device_reserve: Bytes(0),
+        cuda: false,
         ops: BTreeMap::new(),
-    };
-    if let Some(decoder) = decoder {
-        machine.ops = operations(&q, decoder, sample, options.seconds.min(0.03))?;
-    }
-    Ok(machine)
+    })
 }
 
-fn product(q: &Queue, dtype: Dtype, seconds: f64) -> Result<FlopsPerSecond, TierError> {
-    let d = Dims {
-        rows: 256,
-        inner: 512,
-        cols: 512,
+fn gpu_rates(options: &ProbeOptions, host: &Queue, gpu: &Gpu) -> Result<Machine, TrainError> {
+    gpu.set_tuning(true);
+    let q = Queue::Cuda(cuda::Queue::new(gpu)?);
+    let seconds = options.seconds.min(0.2);
+    let matmul_bf16 = product(&q, 8192, Dtype::Bf16, seconds)?;
+    let matmul_f32 = product(&q, 2048, Dtype::F32, seconds)?;
+    let device_memory = {
+        let bytes = 1u64 << 29;
+        let arena = device_arena(&q, Bytes(2 * bytes))?;
+        let (to, from) = (arena.view(bytes, bytes), arena.view(0, bytes));
+        let s = timed(&q, seconds, || q.copy(&to, &from))?;
+        BytesPerSecond(2.0 * bytes as f64 / s)
     };
+    let device_adamw = adamw_rate(&q, 1 << 27, seconds)?;
+    finish_once(&q)?;
+    // Enough parameters that the host's caches do not hold them.
+    let host_adamw = adamw_rate(host, 1 << 26, options.seconds)?;
+    let links = links(gpu, &q, seconds)?;
+    let op_overhead = {
+        let arena = device_arena(&q, Bytes(512))?;
+        let (to, from) = (arena.view(256, 256), arena.view(0, 256));
+        timed(&q, 0.02, || q.copy(&to, &from))?
+    };
+    let wake = wake_time();
+    // Host memory carries AdamW at 26 bytes a parameter; what passes it in a copy, once.
+    let memory = host_adamw * 26.0;
+    let share = |rate: f64| rate / memory;
+    let both = 1.0 / links.both_over_one.max(1.0);
+    Ok(Machine {
+        name: gpu.name().to_owned(),
+        date: options.date.clone(),
+        source: Source::Measured,
+        note: format!("lowtide probe, {} threads on the host", options.threads),
+        matmul_bf16,
+        matmul_f32,
+        device_memory,
+        op_overhead: Seconds(op_overhead),
+        h2d: BytesPerSecond(links.h2d),
+        d2h: BytesPerSecond(links.d2h),
+        copy_overhead: Seconds(op_overhead.max(5e-6)),
+        host_adamw,
+        device_adamw,
+        host_overhead: Seconds(wake + 2e-5),
+        disk: None,
+        shared: vec![
+            Shared {
+                name: "host memory".to_owned(),
+                share: BTreeMap::from([
+                    ("host".to_owned(), 1.0),
+                    ("h2d".to_owned(), share(links.h2d)),
+                    ("d2h".to_owned(), share(links.d2h)),
+                    ("disk".to_owned(), share(4e9)),
+                ]),
+            },
+            Shared {
+                name: "pcie both ways".to_owned(),
+                share: BTreeMap::from([("h2d".to_owned(), both), ("d2h".to_owned(), both)]),
+            },
+        ],
+        device_reserve: Bytes(0),
+        cuda: true,
+        ops: BTreeMap::new(),
+    })
+}
+
+struct Links {
+    h2d: f64,
+    d2h: f64,
+    /// Both at once, over one way alone.
+    both_over_one: f64,
+}
+
+/// Copies between pinned host memory and the device: each way, and both at once.
+fn links(gpu: &Gpu, q: &Queue, seconds: f64) -> Result<Links, TrainError> {
+    let bytes = 1u64 << 28;
+    let host = Memory::pinned(Arena::new(Bytes(2 * bytes), Fill::Zero)?, gpu)?;
+    let device = Memory::cuda(gpu, Bytes(2 * bytes))?;
+    let (h0, h1) = (host.view(0, bytes), host.view(bytes, bytes));
+    let (d0, d1) = (device.view(0, bytes), device.view(bytes, bytes));
+    let up = timed(q, seconds, || q.copy(&d0, &h0))?;
+    let down = timed(q, seconds, || q.copy(&h1, &d1))?;
+    let other = cuda::Queue::new(gpu)?;
+    let begin = Instant::now();
+    let rounds = 8;
+    for _ in 0..rounds {
+        q.copy(&d0, &h0);
+        other.copy(&h1, &d1);
+    }
+    gpu.synchronize()?;
+    let both = begin.elapsed().as_secs_f64() / f64::from(rounds);
+    Ok(Links {
+        h2d: bytes as f64 / up,
+        d2h: bytes as f64 / down,
+        both_over_one: 2.0 * up.max(down) / both,
+    })
+}
+
+/// Loads the kernels that end a gradient.
+fn finish_once(q: &Queue) -> Result<(), TrainError> {
+    let n = 1u64 << 20;
+    let segments = [gradient::Segment {
+        offset: 0,
+        elements: n as usize,
+    }];
+    let chunks = segments[0].norm_chunks() as u64;
+    let arena = device_arena(q, Bytes(8 * n + 8 * chunks))?;
+    for dtype in [Dtype::Bf16, Dtype::F32] {
+        gradient::finish(
+            q,
+            arena.view(4 * n, n * dtype.size()),
+            arena.view(8 * n, 8 * chunks),
+            arena.view(0, 4 * n),
+            &segments,
+            n as usize,
+            dtype,
+        );
+    }
+    if let Some(stream) = q.cuda() {
+        stream.synchronize()?;
+    }
+    Ok(())
+}
+
+/// Memory for kernels of `q`, filled with numbers: a product of zeros runs faster than any other.
+fn device_arena(q: &Queue, bytes: Bytes) -> Result<Memory, TrainError> {
+    let Some(stream) = q.cuda() else {
+        return Ok(Memory::new(Arena::new(bytes, Fill::Zero)?));
+    };
+    let memory = Memory::cuda(stream.gpu(), bytes)?;
+    // bf16 between -1 and 1, in pairs: read as f32 they are such numbers too.
+    const PATTERN: u64 = 4 << 20;
+    let random = Philox::new(0, 0);
+    let pattern: Vec<u16> = (0..PATTERN / 2)
+        .map(|i| {
+            let r = random.below(i, 1 << 16) as u16;
+            // Sign, exponents of 2^-8 to 2^-1, all of the fraction.
+            (r & 0x8000) | ((119 + (r >> 7 & 7)) << 7) | (r & 0x7f)
+        })
+        .collect();
+    let mut at = 0;
+    while at < bytes.0 {
+        let n = PATTERN.min(bytes.0 - at);
+        let view = memory.view(at, n / 2 * 2);
+        if at == 0 {
+            memory::store(&view, &pattern[..(n / 2) as usize]);
+        } else {
+            q.copy(&view, &memory.view(0, n / 2 * 2));
+        }
+        at += n;
+    }
+    stream.synchronize()?;
+    Ok(memory)
+}
+
+/// Rate of a product of three square matrices (on the CPU a smaller one).
+fn product(q: &Queue, n: u64, dtype: Dtype, seconds: f64) -> Result<FlopsPerSecond, TrainError> {
+    let d = Dims {
+        rows: n as usize,
+        inner: n.max(512) as usize,
+        cols: n.max(512) as usize,
+    };
+    let (m, k, n) = (d.rows as u64, d.inner as u64, d.cols as u64);
     let size = dtype.size();
     let ws = matmul::workspace(d, dtype, q.make()).max(1) as u64;
-    let (x, w, y) = (256 * 512 * size, 512 * 512 * size, 256 * 512 * size);
-    let arena = Memory::new(Arena::new(Bytes(x + w + y + ws + 4096), Fill::Zero)?);
-    let s = quartile(seconds, || {
+    let (x, w, y) = (m * k * size, n * k * size, m * n * size);
+    let scratch = (x + w + y).next_multiple_of(256);
+    let arena = device_arena(q, Bytes(scratch + ws))?;
+    let s = timed(q, seconds, || {
         matmul::forward(
             q,
             arena.view(x + w, y),
@@ -127,10 +349,10 @@ fn product(q: &Queue, dtype: Dtype, seconds: f64) -> Result<FlopsPerSecond, Tier
             None,
             d,
             dtype,
-            arena.view((x + w + y).next_multiple_of(256), ws),
+            arena.view(scratch, ws),
         );
-    });
-    Ok(FlopsPerSecond(2.0 * 256.0 * 512.0 * 512.0 / s))
+    })?;
+    Ok(FlopsPerSecond(2.0 * (m * n * k) as f64 / s))
 }
 
 fn copy_rate(seconds: f64) -> Result<f64, TierError> {
@@ -142,9 +364,11 @@ fn copy_rate(seconds: f64) -> Result<f64, TierError> {
     Ok(bytes as f64 / s)
 }
 
-fn adamw_rate(q: &Queue, seconds: f64) -> Result<f64, TierError> {
-    let n = 1u64 << 21;
-    let arena = Memory::new(Arena::new(Bytes(14 * n), Fill::Zero)?);
+/// Parameters a second of AdamW on `n` of them.
+fn adamw_rate(q: &Queue, n: u64, seconds: f64) -> Result<f64, TrainError> {
+    let clip = 14 * n;
+    let arena = device_arena(q, Bytes(clip + 64))?;
+    memory::store(&arena.view(clip, 24), &[1.0f64, 0.0, 1.0]);
     let segments = [Segment {
         offset: 0,
         elements: n as usize,
@@ -159,8 +383,8 @@ fn adamw_rate(q: &Queue, seconds: f64) -> Result<f64, TierError> {
         step: 1,
         grad_scale: 1.0,
     };
-    let s = quartile(seconds, || {
-        adamw::step(
+    let s = timed(q, seconds, || {
+        adamw::step_clipped(
             q,
             arena.view(0, 2 * n),
             Some(arena.view(2 * n, 2 * n)),
@@ -171,8 +395,10 @@ fn adamw_rate(q: &Queue, seconds: f64) -> Result<f64, TierError> {
             Dtype::Bf16,
             &segments,
             &hyper,
+            arena.view(clip, 24),
+            None,
         );
-    });
+    })?;
     Ok(n as f64 / s)
 }
 
@@ -231,15 +457,24 @@ fn disk_rates(dirs: &[PathBuf], seconds: f64) -> Result<DiskRates, TierError> {
     })
 }
 
-/// Times every distinct operation of a decoder at its own shape, on zeros but for the inputs.
+/// Times every distinct operation of a decoder at its own shape.
 fn operations(
     q: &Queue,
     decoder: &Decoder,
     sample: Option<&Micro>,
     seconds: f64,
-) -> Result<BTreeMap<String, Seconds>, TierError> {
+) -> Result<BTreeMap<String, Seconds>, TrainError> {
     let w = decoder.workload();
-    let mut times = BTreeMap::new();
+    let made;
+    let sample = match sample {
+        Some(sample) => sample,
+        None => {
+            made = Micro::random(&w.batch, decoder.shape().vocab, 0);
+            &made
+        }
+    };
+    let mut all = Vec::new();
+    let mut seen = BTreeSet::new();
     for (u, unit) in w.units.iter().enumerate() {
         for phase in [
             Phase::Forward,
@@ -248,48 +483,55 @@ fn operations(
             Phase::Infer,
         ] {
             for (i, op) in phase.ops(unit).iter().enumerate() {
-                if times.contains_key(&op.key) {
-                    continue;
+                if seen.insert(op.key.clone()) {
+                    let sizes: Vec<u64> = op
+                        .operands
+                        .iter()
+                        .map(|o| match o.what {
+                            What::Local(t) => unit.tensors[t as usize].bytes.0,
+                            What::Weight(p) => w.params[p as usize].elements * w.precision.size(),
+                            What::Gradient(p) => w.params[p as usize].elements * 4,
+                            What::Inputs => w.batch.input_bytes().0,
+                            What::Loss => 16,
+                        })
+                        .collect();
+                    all.push((u, phase, i, op, sizes));
                 }
-                let sizes: Vec<u64> = op
-                    .operands
-                    .iter()
-                    .map(|o| match o.what {
-                        What::Local(t) => unit.tensors[t as usize].bytes.0,
-                        What::Weight(p) => w.params[p as usize].elements * w.precision.size(),
-                        What::Gradient(p) => w.params[p as usize].elements * 4,
-                        What::Inputs => w.batch.input_bytes().0,
-                        What::Loss => 16,
-                    })
-                    .collect();
-                let total: u64 = sizes.iter().map(|s| s.next_multiple_of(256)).sum();
-                let ws = op.workspace.0;
-                let arena = Memory::new(Arena::new(Bytes(total + ws + 256), Fill::Zero)?);
-                let mut at = 0;
-                let args: Vec<Arg<'_>> = sizes
-                    .iter()
-                    .zip(&op.operands)
-                    .map(|(&s, operand)| {
-                        let view = arena.view(at, s);
-                        at += s.next_multiple_of(256);
-                        if let (What::Inputs, Some(sample)) = (operand.what, sample) {
-                            sample.store(&view);
-                        }
-                        Arg { view, fresh: true }
-                    })
-                    .collect();
-                let call = Call {
-                    unit: u,
-                    phase,
-                    op: i,
-                    args: &args,
-                    workspace: arena.view(at, ws),
-                    loss_scale: 1.0,
-                };
-                let s = quartile(seconds, || decoder.run(q, &call));
-                times.insert(op.key.clone(), Seconds(s));
             }
         }
+    }
+    let bytes = |sizes: &[u64]| sizes.iter().map(|s| s.next_multiple_of(256)).sum::<u64>();
+    let most = all
+        .iter()
+        .map(|(_, _, _, op, sizes)| bytes(sizes) + op.workspace.0)
+        .max()
+        .unwrap_or(0);
+    let arena = device_arena(q, Bytes(most + 256))?;
+    let mut times = BTreeMap::new();
+    for (unit, phase, i, op, sizes) in all {
+        let mut at = 0;
+        let args: Vec<Arg<'_>> = sizes
+            .iter()
+            .zip(&op.operands)
+            .map(|(&s, operand)| {
+                let view = arena.view(at, s);
+                at += s.next_multiple_of(256);
+                if operand.what == What::Inputs {
+                    sample.store(&view);
+                }
+                Arg { view, fresh: true }
+            })
+            .collect();
+        let call = Call {
+            unit,
+            phase,
+            op: i,
+            args: &args,
+            workspace: arena.view(at, op.workspace.0),
+            loss_scale: 1.0,
+        };
+        let s = timed(q, seconds, || decoder.run(q, &call))?;
+        times.insert(op.key.clone(), Seconds(s));
     }
     Ok(times)
 }

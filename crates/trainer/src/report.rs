@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use lowtide_planner::{Machine, Plan};
+use lowtide_executor::Measured;
+use lowtide_planner::plan::Prediction;
+use lowtide_planner::{Lane, LaneKind, Machine, Plan};
 use serde::Serialize;
 
 /// One finished step, for people and for the metrics file.
@@ -59,6 +61,42 @@ pub struct LaneCompared {
     pub predicted_seconds: f64,
     /// Measured seconds inside tasks, mean over the steps.
     pub measured_seconds: f64,
+}
+
+/// Predicted work of a step and measured work of `steps` steps, by lane.
+pub(crate) fn compare_lanes(
+    prediction: &Prediction,
+    measured: &Measured,
+    steps: f64,
+) -> BTreeMap<String, LaneCompared> {
+    LaneKind::ALL
+        .iter()
+        .zip(&prediction.lanes)
+        .map(|(kind, lane)| {
+            let busy: f64 = Lane::ALL
+                .iter()
+                .filter(|l| l.kind == *kind)
+                .map(|&l| measured.lane(l).busy_seconds)
+                .sum();
+            let compared = LaneCompared {
+                predicted_seconds: lane.busy_seconds.0,
+                measured_seconds: busy / steps,
+            };
+            (kind.name().to_owned(), compared)
+        })
+        .collect()
+}
+
+/// Bytes that the lanes moved, by name.
+pub(crate) fn moved_bytes(measured: &Measured) -> BTreeMap<String, u64> {
+    [
+        ("h2d", Lane::H2D),
+        ("d2h", Lane::D2H),
+        ("disk_read", Lane::DISK_READ),
+        ("disk_write", Lane::DISK_WRITE),
+    ]
+    .map(|(name, lane)| (name.to_owned(), measured.lane(lane).bytes))
+    .into()
 }
 
 /// What a run did.

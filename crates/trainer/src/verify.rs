@@ -6,19 +6,19 @@ use std::sync::Arc;
 
 use lowtide_config as config;
 use lowtide_config::{Init, ModelSource, Run};
-use lowtide_kernels::adamw::Hyper;
-use lowtide_model::{Checkpoint, Decoder, Options, random_init};
-use lowtide_planner::{Budgets, Choice, Lane, LaneKind, Machine, Plan, check, search};
+use lowtide_model::{Checkpoint, Decoder, random_init};
+use lowtide_planner::{Budgets, Choice, LaneKind, Machine, Plan, check, search};
 use lowtide_units::Bytes;
 use lowtide_workload::ModelShape;
 use serde::Serialize;
 
 use crate::data::{BatchShape, Batches, Micro};
+use crate::device::{self, Device, Target};
 use crate::error::TrainError;
-use crate::fit::{machine_of, open_session, schedule_of, threads_of};
+use crate::fit::{hyper, machine_of, open_session, schedule_of, threads_of};
 use crate::inputs::{load_inputs, open_tokenizer, sample_of};
-use crate::planning::{Planned, budgets_of, clip_of, plan_with, shape_of};
-use crate::random::Philox;
+use crate::planning::{Planned, budgets_of, clip_of, options_of, plan_with, shape_of};
+use crate::report::moved_bytes;
 use crate::step::{DiskChoice, Role, Session, SessionOptions};
 
 /// What a comparison found.
@@ -42,9 +42,6 @@ pub struct VerifyReport {
     pub first_difference: Option<String>,
 }
 
-/// Random numbers of inputs where a run names no data.
-const INPUT_STREAM: u64 = 1 << 62;
-
 /// Trains `steps` steps of the first `blocks` blocks of a run's model under the run's budgets and
 /// knobs and again all resident, and compares. `plant_fault` spoils one weight between two steps of
 /// the planned run, to show that a difference is found.
@@ -66,16 +63,12 @@ pub fn verify(
         layers: blocks,
         ..whole.clone()
     };
-    let options = Options {
-        precision: run.precision,
-        gradient: run.train.gradient,
-        batch: run.batch(),
-        logits_chunk: run.train.logits_chunk,
-    };
+    let device = device::open(run, &shape)?;
+    let options = options_of(run, run.batch(), device.target);
     let decoder = Arc::new(Decoder::new(&shape, &options)?);
     let clip = clip_of(run);
-    let machine = machine_of(run, &decoder, sample_of(run).as_ref())?;
-    let plan = slice_plan(run, &decoder, &machine, &whole)?;
+    let machine = machine_of(run, &device, &decoder, sample_of(run).as_ref())?;
+    let plan = slice_plan(run, &device, &decoder, &machine, &whole)?;
     let resident = {
         let w = decoder.workload();
         let plan = search::build(
@@ -90,6 +83,7 @@ pub fn verify(
     };
     let inputs = batches(run, &shape, steps)?;
     let planned = Planned {
+        device: device.clone(),
         decoder: Arc::clone(&decoder),
         plan: Arc::clone(&plan),
         machine: machine.clone(),
@@ -101,6 +95,7 @@ pub fn verify(
     let options = SessionOptions {
         threads: threads_of(run),
         disk: DiskChoice::None,
+        gpu: device.gpu.clone(),
         ..SessionOptions::default()
     };
     let mut second = Session::open(decoder, Arc::clone(&resident), clip, options)?;
@@ -122,14 +117,7 @@ pub fn verify(
         });
     let (state, compared_bytes) = compare(&first, &second)?;
     difference = difference.or(state);
-    let moved_bytes = [
-        ("h2d", Lane::H2D),
-        ("d2h", Lane::D2H),
-        ("disk_read", Lane::DISK_READ),
-        ("disk_write", Lane::DISK_WRITE),
-    ]
-    .map(|(name, lane)| (name.to_owned(), measured.lane(lane).bytes))
-    .into();
+    let moved_bytes = moved_bytes(&measured);
     Ok(VerifyReport {
         equal: difference.is_none(),
         steps,
@@ -146,6 +134,7 @@ pub fn verify(
 /// until something moves, or with everything sent away by hand.
 fn slice_plan(
     run: &Run,
+    device: &Device,
     decoder: &Arc<Decoder>,
     machine: &Machine,
     whole: &ModelShape,
@@ -154,7 +143,9 @@ fn slice_plan(
     let moves = |plan: &Plan| {
         plan.prediction.lanes[LaneKind::H2d as usize].bytes.0 > decoder.workload().parameters()
     };
-    let mut budgets = budgets_of(run);
+    let mut budgets = budgets_of(run, device)?;
+    let plan_with =
+        |run: &Run, budgets: Budgets| plan_with(run, decoder, machine, budgets, device.target);
     let share = f64::from(decoder.shape().layers) / f64::from(whole.layers.max(1));
     let cut = |b: Bytes| Bytes((b.0 as f64 * share) as u64);
     let smaller = Budgets {
@@ -162,15 +153,15 @@ fn slice_plan(
         host: cut(budgets.host),
         ..budgets
     };
-    if let Ok(plan) = plan_with(run, decoder, machine, smaller)
+    if let Ok(plan) = plan_with(run, smaller)
         && moves(&plan)
     {
         return Ok(Arc::new(plan));
     }
-    let mut best = plan_with(run, decoder, machine, budgets)?;
+    let mut best = plan_with(run, budgets)?;
     while !moves(&best) {
         budgets.device = Bytes(budgets.device.0 / 2);
-        match plan_with(run, decoder, machine, budgets) {
+        match plan_with(run, budgets) {
             Ok(plan) => best = plan,
             Err(_) => break,
         }
@@ -184,7 +175,7 @@ fn slice_plan(
         } else {
             config::Tier::Disk
         });
-        best = plan_with(&pinned, decoder, machine, budgets_of(run)).unwrap_or(best);
+        best = plan_with(&pinned, budgets_of(run, device)?).unwrap_or(best);
     }
     Ok(Arc::new(best))
 }
@@ -202,22 +193,11 @@ fn batches(run: &Run, shape: &ModelShape, steps: u64) -> Result<Vec<Vec<Micro>>,
         return Ok((0..steps).map(|_| batches.next_batch().micro).collect());
     }
     let b = run.batch();
-    let (rows, seq) = (b.micro_batch as usize, b.seq as usize);
-    let random = Philox::new(run.seed, INPUT_STREAM);
-    let mut at = 0;
-    let mut token = || {
-        at += 1;
-        random.below(at, u64::from(shape.vocab)) as i32
-    };
+    let each = u64::from(b.accumulate);
     Ok((0..steps)
-        .map(|_| {
-            (0..b.accumulate)
-                .map(|_| Micro {
-                    tokens: (0..rows * seq).map(|_| token()).collect(),
-                    labels: (0..rows * seq).map(|_| token()).collect(),
-                    positions: (0..rows * seq).map(|i| (i % seq) as i32).collect(),
-                    doc_start: vec![0; rows * seq],
-                })
+        .map(|s| {
+            (0..each)
+                .map(|m| Micro::random(&b, shape.vocab, run.seed + s * each + m))
                 .collect()
         })
         .collect())
@@ -238,15 +218,7 @@ fn train(
     let mut results = Vec::new();
     for (i, micro) in inputs.iter().enumerate() {
         let step = i as u64 + 1;
-        let hyper = Hyper {
-            lr: schedule.peak as f32,
-            beta1: run.optimizer.beta1 as f32,
-            beta2: run.optimizer.beta2 as f32,
-            eps: run.optimizer.eps as f32,
-            weight_decay: run.optimizer.weight_decay as f32,
-            step,
-            grad_scale: 1.0,
-        };
+        let hyper = hyper(run, schedule.peak, step);
         let data = session.submit(micro.clone(), hyper)?;
         let outcome = session.outcome(&data)?;
         results.push((outcome.loss().to_bits(), outcome.norm.to_bits()));
@@ -266,15 +238,8 @@ fn load_slice(run: &Run, session: &Session, whole: &ModelShape) -> Result<(), Tr
     match (&run.model.source, run.model.init) {
         (ModelSource::Path(dir), Init::Pretrained) => {
             let files = Checkpoint::open(dir, whole)?;
-            let w = lowtide_model::describe(
-                whole,
-                &Options {
-                    precision: run.precision,
-                    gradient: run.train.gradient,
-                    batch: run.batch(),
-                    logits_chunk: run.train.logits_chunk,
-                },
-            )?;
+            let w =
+                lowtide_model::describe(whole, &options_of(run, run.batch(), Target::default()))?;
             let names = &session.decoder().workload().params;
             let of_whole: Vec<u32> = names
                 .iter()

@@ -3,22 +3,30 @@
 
 mod common;
 
-use common::{checked, choice, decoder, llama, open, quick, train};
-use lowtide_planner::{Clip, LoopOrder, Pieces, Saved, Tier};
+use common::{checked, choice, decoder_on, devices, gpu, llama, open, quick_on, train};
+use lowtide_device::cuda::Gpu;
+use lowtide_planner::{Clip, LoopOrder, Pieces, Processor, Saved, Tier};
 use lowtide_workload::Dtype;
 
 const CLIPS: [Clip; 3] = [Clip::Exact, Clip::Previous, Clip::None];
 
 #[test]
 fn placements_do_not_change_a_bit() {
+    for gpu in devices() {
+        placements(gpu.as_ref());
+    }
+}
+
+fn placements(gpu: Option<&Gpu>) {
     let shape = llama(2, true);
     let mut combinations = 0;
     for accumulate in [1, 4] {
-        let d = decoder(&shape, Dtype::Bf16, accumulate);
+        let d = decoder_on(gpu, &shape, Dtype::Bf16, accumulate);
         for (k, clip) in CLIPS.into_iter().enumerate() {
             let resident = choice(&d, Tier::Device, Tier::Device, Tier::Device);
             let plan = checked(&d, &resident, clip);
-            let want = train(&mut open(&d, &plan, clip, quick()), 3, accumulate);
+            let resident = open(&d, &plan, clip, quick_on(gpu, true));
+            let want = train(&mut { resident }, 3, accumulate);
             assert!(want.losses.iter().all(|l| f64::from_bits(l.0).is_finite()));
             let mut i = 0;
             for weights in Tier::ALL {
@@ -39,9 +47,11 @@ fn placements_do_not_change_a_bit() {
                                     c.pieces = Pieces::Split(256);
                                 }
                                 let plan = checked(&d, &c, clip);
-                                let mut session = open(&d, &plan, clip, quick());
+                                // On a GPU every other one runs ahead of the device.
+                                let options = quick_on(gpu, i % 2 == 0 || gpu.is_none());
+                                let mut session = open(&d, &plan, clip, options);
                                 let got = train(&mut session, 3, accumulate);
-                                assert_eq!(got, want, "{c:?} {clip:?} M {accumulate}");
+                                assert_eq!(got, want, "{c:?} {clip:?} M {accumulate} {gpu:?}");
                                 combinations += 1;
                             }
                         }
@@ -51,4 +61,41 @@ fn placements_do_not_change_a_bit() {
         }
     }
     assert!(combinations >= 100, "{combinations}");
+}
+
+/// On a GPU an update runs on the host, on the device with its state there, or on the device with
+/// its state fetched and sent back: the same bits. Runs ahead of the device and in turn alike, and
+/// twice the same.
+#[test]
+fn the_place_of_an_update_does_not_change_a_bit() {
+    let Some(gpu) = gpu() else { return };
+    let shape = llama(3, false);
+    for clip in CLIPS {
+        for precision in [Dtype::Bf16, Dtype::F32] {
+            let d = decoder_on(Some(&gpu), &shape, precision, 2);
+            let run = |update, optimizer, weights, poison| {
+                let mut c = choice(&d, weights, optimizer, Tier::Host);
+                c.update.fill(update);
+                let plan = checked(&d, &c, clip);
+                let mut session = open(&d, &plan, clip, quick_on(Some(&gpu), poison));
+                train(&mut session, 20, 2)
+            };
+            let want = run(Processor::Host, Tier::Host, Tier::Host, true);
+            for update in [Processor::Host, Processor::Device] {
+                for (optimizer, weights) in [
+                    (Tier::Device, Tier::Device),
+                    (Tier::Host, Tier::Device),
+                    (Tier::Host, Tier::Host),
+                    (Tier::Disk, Tier::Host),
+                    (Tier::Disk, Tier::Disk),
+                ] {
+                    if update == Processor::Host && optimizer == Tier::Device {
+                        continue; // the host does not reach state on the device
+                    }
+                    let got = run(update, optimizer, weights, false);
+                    assert_eq!(got, want, "{update:?} {optimizer} {weights} {clip:?}");
+                }
+            }
+        }
+    }
 }

@@ -78,7 +78,7 @@ fn on(
     d: &Arc<Decoder>,
     plan: &Arc<Plan>,
     rule: ClipRule,
-) -> Result<Session, TierError> {
+) -> Result<Session, TrainError> {
     let options = SessionOptions {
         disk: DiskChoice::Open(disk),
         ..quick()
@@ -251,7 +251,10 @@ fn no_space_at_the_start_is_told_before_anything_runs() {
         let session = Session::open(Arc::clone(&d), Arc::new(plan), rule(Clip::Exact), options);
         let left = std::fs::read_dir(dir.path()).expect("it exists").count();
         assert_eq!(left, 0, "{left} files of a session that did not start");
-        session.err().expect("a pebibyte is too much")
+        match session.err().expect("a pebibyte is too much") {
+            TrainError::Tier(e) => e,
+            e => panic!("{e}"),
+        }
     };
     let error = too_much(Tier::Disk);
     assert!(

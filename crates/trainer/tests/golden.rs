@@ -14,7 +14,8 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use common::{checked, choice, quick, ram_disk};
+use common::{checked, choice, devices, make_of, quick_on, ram_disk};
+use lowtide_device::cuda::Gpu;
 use lowtide_kernels::adamw::Hyper;
 use lowtide_model::{
     Checkpoint, Decoder, HfTensor, Options, SafetensorsHeader, hf_tensors, load_shape,
@@ -130,6 +131,12 @@ fn f32s(bytes: &[u8]) -> Vec<f64> {
     bytes.chunks_exact(4).map(word).collect()
 }
 
+fn bf16s(bytes: &[u8]) -> Vec<f64> {
+    let word = |b: &[u8]| u32::from(u16::from_le_bytes(b.try_into().expect("2 bytes")));
+    let wide = |b: &[u8]| f64::from(f32::from_bits(word(b) << 16));
+    bytes.chunks_exact(2).map(wide).collect()
+}
+
 /// |a - b| / |b| by norm, and the cosine of the angle between them.
 fn distance(a: &[f64], b: &[f64]) -> (f64, f64) {
     assert_eq!(a.len(), b.len());
@@ -152,6 +159,7 @@ fn open(
     case: &Case,
     precision: Dtype,
     clip: ClipRule,
+    gpu: Option<&Gpu>,
     choose: impl Fn(&Decoder) -> Choice,
 ) -> Session {
     let shape = load_shape(&folder(model)).expect("a supported config.json");
@@ -160,13 +168,14 @@ fn open(
         gradient: precision,
         batch: case.batch(),
         logits_chunk: 24,
-        make: lowtide_device::Make::Cpu,
+        make: make_of(gpu),
+        attention: lowtide_kernels::attention::Engine::Own,
     };
     let d = Arc::new(Decoder::new(&shape, &options).expect("sizes go together"));
     let plan = checked(&d, &choose(&d), clip.mode);
     let options = SessionOptions {
         disk: ram_disk(&plan),
-        ..quick()
+        ..quick_on(gpu, true)
     };
     let session = Session::open(Arc::clone(&d), plan, clip, options).expect("memory");
     let weights = Checkpoint::open(&folder(model), &shape).expect("the weights fit the shape");
@@ -240,12 +249,12 @@ fn gradients(session: &mut Session) -> BTreeMap<String, Vec<f64>> {
     let decoder = Arc::clone(session.decoder());
     let pieces: Vec<Vec<f64>> = (0..plan.pieces.len() as u32)
         .map(|p| {
-            f32s(
-                &session
-                    .waiting_gradient(p)
-                    .expect("running")
-                    .expect("it waits"),
-            )
+            let bytes = session.waiting_gradient(p);
+            let bytes = bytes.expect("running").expect("it waits");
+            match plan.gradient {
+                Dtype::F32 => f32s(&bytes),
+                Dtype::Bf16 => bf16s(&bytes),
+            }
         })
         .collect();
     hf_tensors(decoder.shape())
@@ -263,10 +272,21 @@ fn gradients(session: &mut Session) -> BTreeMap<String, Vec<f64>> {
         .collect()
 }
 
-/// Logits, loss and gradients of one case file.
+/// Logits, loss and gradients of one case file, on every device.
 fn compare_one_batch(model: &str, name: &str, choose: fn(&Decoder) -> Choice) {
+    for gpu in devices() {
+        compare_one_batch_on(gpu.as_ref(), model, name, choose);
+    }
+}
+
+fn compare_one_batch_on(
+    gpu: Option<&Gpu>,
+    model: &str,
+    name: &str,
+    choose: fn(&Decoder) -> Choice,
+) {
     let case = Case::open(model, name);
-    let mut session = open(model, &case, Dtype::F32, case.rule(), choose);
+    let mut session = open(model, &case, Dtype::F32, case.rule(), gpu, choose);
     let (logits_far, _) = distance(&logits(&mut session, &case), &case.f32s("logits"));
     assert!(
         logits_far <= DISTANCE,
@@ -339,13 +359,25 @@ fn ten_steps(session: &mut Session, case: &Case, hyper: impl Fn(u64) -> Hyper) -
 }
 
 fn compare_steps(model: &str, name: &str, precision: Dtype, choose: fn(&Decoder) -> Choice) {
+    for gpu in devices() {
+        compare_steps_on(gpu.as_ref(), model, name, precision, choose);
+    }
+}
+
+fn compare_steps_on(
+    gpu: Option<&Gpu>,
+    model: &str,
+    name: &str,
+    precision: Dtype,
+    choose: fn(&Decoder) -> Choice,
+) {
     let limit = if precision == Dtype::F32 {
         STEPS_F32
     } else {
         STEPS_BF16
     };
     let case = Case::open(model, name);
-    let mut session = open(model, &case, precision, case.rule(), choose);
+    let mut session = open(model, &case, precision, case.rule(), gpu, choose);
     let (loss, norm) = ten_steps(&mut session, &case, |step| case.hyper(step));
     eprintln!("{model} {name}: ten steps, loss within {loss:.1e}, norm within {norm:.1e}");
     assert!(loss <= limit, "{model} {name}: loss {loss:.1e}");
@@ -359,6 +391,53 @@ fn one_batch_of_every_model() {
     for model in MODELS {
         compare_one_batch(model, "golden", resident);
         compare_one_batch(model, "golden", offloaded);
+    }
+}
+
+/// In bf16 every number is rounded on the way, so gradients are compared by angle and length with
+/// those of f32.
+#[test]
+fn one_batch_of_every_model_in_bf16() {
+    for gpu in devices() {
+        for (model, name) in MODELS
+            .map(|m| (m, "golden"))
+            .into_iter()
+            .chain([("llama", "packed")])
+        {
+            let case = Case::open(model, name);
+            let rule = case.rule();
+            let mut session = open(model, &case, Dtype::Bf16, rule, gpu.as_ref(), resident);
+            let data = session
+                .submit(case.inputs(), case.hyper(1))
+                .expect("submitted");
+            let outcome = session.outcome(&data).expect("done");
+            let loss = relative(outcome.loss(), case.f32s("loss")[0]);
+            assert!(loss <= 2e-3, "{model} {name} {gpu:?}: loss {loss:.1e}");
+            let (mut least, mut longest) = (1.0f64, 0.0f64);
+            for (tensor, got) in gradients(&mut session) {
+                let want = case.f32s(&format!("grad.{tensor}"));
+                let (_, cosine) = distance(&got, &want);
+                let length = |x: &[f64]| x.iter().map(|x| x * x).sum::<f64>().sqrt();
+                let longer = relative(length(&got), length(&want));
+                assert!(cosine >= 0.999, "{model} {name} {gpu:?}: {tensor} {cosine}");
+                // A vector of some dozen numbers averages no noise away.
+                let limit = if got.len() < 256 { 2e-2 } else { 1e-2 };
+                assert!(
+                    longer <= limit,
+                    "{model} {name} {gpu:?}: {tensor} {longer:.1e}"
+                );
+                if got.len() >= 256 {
+                    longest = longest.max(longer);
+                }
+                least = least.min(cosine);
+            }
+            eprintln!(
+                "{model} {name} bf16 {}: loss {loss:.1e}, least cosine 1 - {:.1e}, norms of \
+                 matrices within {longest:.1e}",
+                if gpu.is_some() { "cuda" } else { "cpu" },
+                1.0 - least
+            );
+        }
     }
 }
 
@@ -410,7 +489,7 @@ fn mistakes_are_outside_the_limits() {
     ];
     let case = Case::open("llama", "golden");
     for (what, wrong) in wrong {
-        let mut session = open("llama", &case, Dtype::F32, case.rule(), resident);
+        let mut session = open("llama", &case, Dtype::F32, case.rule(), None, resident);
         let (loss, _) = ten_steps(&mut session, &case, |step| wrong(case.hyper(step)));
         eprintln!("{what}: loss off by {loss:.1e}");
         assert!(loss > 3.0 * STEPS_F32, "{what}: {loss:.1e}");
@@ -419,14 +498,14 @@ fn mistakes_are_outside_the_limits() {
         max_norm: f32::MAX,
         ..case.rule()
     };
-    let mut session = open("llama", &case, Dtype::F32, rule, resident);
+    let mut session = open("llama", &case, Dtype::F32, rule, None, resident);
     let (loss, _) = ten_steps(&mut session, &case, |step| case.hyper(step));
     eprintln!("not clipped: loss off by {loss:.1e}");
     assert!(loss > 3.0 * STEPS_F32, "not clipped: {loss:.1e}");
 
     // The bf16 limit tells smaller ones than that of the next test.
     let case = Case::open("llama", "bf16");
-    let mut session = open("llama", &case, Dtype::Bf16, case.rule(), resident);
+    let mut session = open("llama", &case, Dtype::Bf16, case.rule(), None, resident);
     let slower = |step| Hyper {
         lr: case.hyper(step).lr * 0.95,
         ..case.hyper(step)
@@ -441,7 +520,7 @@ fn mistakes_are_outside_the_limits() {
 #[test]
 fn bf16_without_master_weights_is_outside_the_limit() {
     let case = Case::open("llama", "bf16");
-    let mut session = open("llama", &case, Dtype::Bf16, case.rule(), resident);
+    let mut session = open("llama", &case, Dtype::Bf16, case.rule(), None, resident);
     let mut worst = 0.0f64;
     for (i, loss) in case.f64s("losses").iter().enumerate() {
         let data = session

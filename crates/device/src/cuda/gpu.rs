@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use cudarc::driver::sys::{self, CUdevice_attribute_enum as Attribute};
 use lowtide_units::Bytes;
 
+use super::blas::Products;
 use super::error::{message, ok};
 use super::module::Modules;
 use super::{CudaError, DeviceMemory};
@@ -41,6 +42,7 @@ struct Inner {
     driver: (u32, u32),
     numa: Option<u32>,
     modules: Modules,
+    products: Products,
 }
 
 impl Gpu {
@@ -145,6 +147,7 @@ impl Gpu {
             driver: (driver as u32 / 1000, driver as u32 % 1000 / 10),
             numa: attribute(Attribute::CU_DEVICE_ATTRIBUTE_HOST_NUMA_ID).ok(),
             modules: Modules::default(),
+            products: Products::default(),
         };
         let gpu = Self {
             inner: Arc::new(inner),
@@ -256,6 +259,10 @@ impl Gpu {
 
     pub(super) fn modules(&self) -> &Modules {
         &self.inner.modules
+    }
+
+    pub(super) fn products(&self) -> &Products {
+        &self.inner.products
     }
 }
 

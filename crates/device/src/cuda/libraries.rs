@@ -211,6 +211,7 @@ macro_rules! functions {
                 OPEN.get_or_init(Self::open).as_ref().map_err(Clone::clone)
             }
 
+            #[allow(non_snake_case, reason = "the library's names")]
             fn open() -> Result<Self, $crate::cuda::CudaError> {
                 let (path, lib) =
                     $crate::cuda::Libraries::get().open($crate::cuda::Library::$name)?;

@@ -6,6 +6,8 @@
 //! work is done. There is no event but those that the executor records: the plan knows every
 //! dependency.
 
+mod blas;
+pub mod dnn;
 mod error;
 mod gpu;
 mod libraries;
@@ -14,6 +16,7 @@ mod module;
 mod nvml;
 mod queue;
 
+pub use blas::{Format, NoAlgorithm, PRODUCT_WORKSPACE, Product, product};
 pub use error::CudaError;
 pub use gpu::Gpu;
 pub use libraries::{Libraries, Library};

@@ -1,4 +1,4 @@
-//! AdamW on the host, in place, with split master weights.
+//! AdamW on either device, in place, with split master weights.
 //!
 //! Memory-bound: with bf16 weights and gradients it moves **26 bytes a parameter**, each of them
 //! once: weight 2 read + 2 written, remainder 2 + 2, first moment 4 + 4, second moment 4 + 4,
@@ -45,6 +45,7 @@
 mod avx512;
 mod bench;
 mod cpu;
+mod cuda;
 #[cfg(test)]
 mod reference;
 mod split;
@@ -54,11 +55,11 @@ mod tests;
 pub use bench::{BYTES_A_PARAMETER, BenchReport, PathRate, bench};
 pub use split::{MASTER_MAX, join, split};
 
-use lowtide_device::Plain;
-use lowtide_device::{Queue, View};
+use lowtide_device::{Plain, Queue, View, memory};
 use lowtide_workload::{Dtype, PARAM_ALIGN};
 use rayon::prelude::*;
 
+use crate::number::expect;
 use cpu::{Chunk, Gradients, Master};
 
 /// Numbers that one thread updates at a time: 1.7 MB of traffic, so that starting a chunk costs
@@ -196,7 +197,8 @@ impl Path {
     }
 }
 
-/// One AdamW step over the segments of a piece; finished when the call returns.
+/// One AdamW step over the segments of a piece; finished, or in the stream of a CUDA queue, when the
+/// call returns.
 ///
 /// In precision `dtype` bf16, `w` holds bf16 weights and `rem` their `i16` remainders; in f32, `w`
 /// holds f32 weights and `rem` is `None`. `m`, `v` hold f32 moments, `grad` gradients of type
@@ -228,7 +230,69 @@ pub fn step(
         grad_dtype,
         dtype,
     };
+    if let Some(q) = q.cuda() {
+        piece.check(segments);
+        return cuda::step(q, &piece, segments, &hyper.constants(), None, None);
+    }
     step_on(Path::best(), q, &piece, segments, hyper);
+}
+
+/// [`step`] with the factor of clipping from `clip` instead of `hyper.grad_scale`.
+///
+/// `clip` is three f64: the factor, which is rounded to f32, the norm, and whether updates apply:
+/// where that is 0, nothing is written. `parts` is f64, the partial sums of squares of this piece's
+/// gradient; where it is given and one of them is not finite, nothing is written either. On a CUDA
+/// queue both are read when the step's turn in the stream comes; the caller does not wait.
+///
+/// # Panics
+/// As [`step`], and when `clip` is not three numbers.
+pub fn step_clipped(
+    q: &Queue,
+    w: View<'_>,
+    rem: Option<View<'_>>,
+    m: View<'_>,
+    v: View<'_>,
+    grad: View<'_>,
+    grad_dtype: Dtype,
+    dtype: Dtype,
+    segments: &[Segment],
+    hyper: &Hyper,
+    clip: View<'_>,
+    parts: Option<View<'_>>,
+) {
+    let piece = Piece {
+        w,
+        rem,
+        m,
+        v,
+        grad,
+        grad_dtype,
+        dtype,
+    };
+    piece.check(segments);
+    expect("clip", clip, 3, size_of::<f64>());
+    let c = hyper.constants();
+    if let Some(q) = q.cuda() {
+        return cuda::step(q, &piece, segments, &c, Some(clip), parts);
+    }
+    let [factor, _, go] = {
+        let mut words = [0.0_f64; 3];
+        memory::load(&clip, &mut words);
+        words
+    };
+    let finite = parts.is_none_or(|parts| {
+        let mut numbers = vec![0.0_f64; parts.bytes() / size_of::<f64>()];
+        memory::load(&parts, &mut numbers);
+        numbers.iter().all(|x| x.is_finite())
+    });
+    if go == 0.0 || !finite {
+        return;
+    }
+    let c = Constants {
+        grad_scale: factor as f32,
+        ..c
+    };
+    run(Path::best(), q, &piece, segments, &c);
 }
 
 /// The arrays of a piece and their types.
@@ -242,11 +306,15 @@ struct Piece<'a> {
     dtype: Dtype,
 }
 
-/// [`step`] by one path, which this processor must have.
+/// [`step`] by one path of the host.
 fn step_on(path: Path, q: &Queue, piece: &Piece<'_>, segments: &[Segment], hyper: &Hyper) {
-    assert!(path.is_available(), "this processor lacks {path:?}");
     piece.check(segments);
-    let c = hyper.constants();
+    run(path, q, piece, segments, &hyper.constants());
+}
+
+/// A checked step by one path, which this processor must have.
+fn run(path: Path, q: &Queue, piece: &Piece<'_>, segments: &[Segment], c: &Constants) {
+    assert!(path.is_available(), "this processor lacks {path:?}");
     let cuts: Vec<Segment> = segments.iter().flat_map(cut).collect();
     q.run(|| {
         cuts.par_iter().for_each(|cut| {
@@ -254,7 +322,7 @@ fn step_on(path: Path, q: &Queue, piece: &Piece<'_>, segments: &[Segment], hyper
             // SAFETY: cuts are disjoint (`check` asserts it of the segments), so no other thread
             // of this call has these numbers; the plan keeps other tasks off the views.
             let chunk = unsafe { piece.chunk(cut, keep) };
-            update(path, chunk, &c);
+            update(path, chunk, c);
         });
     });
 }
@@ -275,7 +343,7 @@ fn cut(s: &Segment) -> impl Iterator<Item = Segment> {
 
 fn update(path: Path, chunk: Chunk<'_>, c: &Constants) {
     match path {
-        // SAFETY: `step_on` asserted that the processor has the path.
+        // SAFETY: `run` asserted that the processor has the path.
         #[cfg(target_arch = "x86_64")]
         Path::Avx512 => unsafe { avx512::update(chunk, c) },
         // SAFETY: as above.

@@ -1,6 +1,7 @@
 //! Against f64, against exact arithmetic, and bits against bits.
 
 mod bits;
+mod device;
 mod numbers;
 
 use super::*;

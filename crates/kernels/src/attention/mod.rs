@@ -8,9 +8,12 @@
 //! backward, over half of T² pairs.
 
 mod backward;
+mod cudnn;
+mod flash;
 mod forward;
 pub mod reference;
 
+use lowtide_device::cuda::Gpu;
 use lowtide_device::{Make, Queue, View};
 use lowtide_workload::Dtype;
 
@@ -22,7 +25,8 @@ pub enum Engine {
     /// The kernels of this crate: every case, documents included.
     #[default]
     Own,
-    /// cuDNN's fused attention: one document a row.
+    /// cuDNN's fused attention, where [`supports`] has nothing against it. It reads no `doc_start`:
+    /// whoever asks for it promises one document a row.
     Cudnn,
 }
 
@@ -94,19 +98,32 @@ impl Attn {
     }
 }
 
-/// Bytes of scratch, enough for either direction: the sums of dk and dv of the heads in work.
+/// Whether [`Engine::Cudnn`] computes this attention on this device; whatever `a.engine` says. Makes
+/// the plans, which are kept: up to a second for each direction and size of slice when it is asked
+/// first, nothing after.
+///
+/// # Errors
+/// Why not, for people: cuDNN is not installed or too old, or it refuses the shape.
+pub fn supports(gpu: &Gpu, a: &Attn, dtype: Dtype) -> Result<(), String> {
+    cudnn::supports(gpu, a, dtype)
+}
+
+/// Bytes of scratch, enough for either direction. On the CPU device the sums of dk and dv of the
+/// heads in work, whatever is stored; on a CUDA device what the engine needs.
 #[must_use]
 pub fn workspace(a: &Attn, dtype: Dtype, make: Make) -> usize {
-    let _ = make;
-    let _ = dtype; // the sums are f32 whatever is stored
-    backward::slots(a) * backward::slot(a) * size_of::<f32>()
+    match (make, a.engine) {
+        (Make::Cpu, _) => backward::slots(a) * backward::slot(a) * size_of::<f32>(),
+        (Make::Cuda, Engine::Own) => flash::workspace(a, dtype),
+        (Make::Cuda, Engine::Cudnn) => cudnn::workspace(a),
+    }
 }
 
 /// `out = softmax(scale·q·kᵀ)·v` for each head, over the keys that a token may see.
 ///
 /// `out` is E (B·T, H·D), `lse` is f32 (B, H, T): the logarithm of the sum of exponentials, for
 /// backward. `qkv` is E (B·T, (H+2KV)·D), `doc_start` is i32 (B·T): the first index, inside its row
-/// of T, of the token's document.
+/// of T, of the token's document, which [`Engine::Cudnn`] does not read.
 pub fn forward(
     q: &Queue,
     out: View<'_>,
@@ -119,6 +136,12 @@ pub fn forward(
 ) {
     a.check(qkv, out, lse, doc_start, size(dtype));
     expect_workspace(ws, workspace(a, dtype, q.make()));
+    if let Some(q) = q.cuda() {
+        return match a.engine {
+            Engine::Own => flash::forward(q, out, lse, qkv, doc_start, a, dtype, ws),
+            Engine::Cudnn => cudnn::forward(q, out, lse, qkv, a, dtype, ws),
+        };
+    }
     q.run(|| with_dtype!(dtype, forward::run(out, lse, qkv, doc_start, a)));
 }
 
@@ -126,7 +149,7 @@ pub fn forward(
 ///
 /// `d_qkv` and `qkv` are E (B·T, (H+2KV)·D), `d_out` and `out` are E (B·T, H·D), `lse` and
 /// `doc_start` as in forward. The gradient of a key head is the sum over its query heads in order,
-/// rounded once.
+/// rounded once; by [`Engine::Cudnn`] each head's part is rounded before it is added.
 pub fn backward(
     q: &Queue,
     d_qkv: View<'_>,
@@ -143,6 +166,14 @@ pub fn backward(
     expect("d_qkv", d_qkv, a.rows() * a.width(), size(dtype));
     expect("d_out", d_out, a.rows() * a.heads * a.head_dim, size(dtype));
     expect_workspace(ws, workspace(a, dtype, q.make()));
+    if let Some(q) = q.cuda() {
+        return match a.engine {
+            Engine::Own => {
+                flash::backward(q, d_qkv, d_out, qkv, out, lse, doc_start, a, dtype, ws);
+            }
+            Engine::Cudnn => cudnn::backward(q, d_qkv, d_out, qkv, out, lse, a, dtype, ws),
+        };
+    }
     let saved = backward::Saved {
         d_out,
         qkv,

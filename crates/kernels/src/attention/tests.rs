@@ -1,7 +1,9 @@
 //! Attention against `f64`.
 
 use super::*;
-use crate::testing::{DTYPES, Rng, Scratch, Tensor, close, differences, dot, on_threads, packed};
+use crate::testing::{
+    DTYPES, Numbers, Rng, Scratch, Tensor, close, differences, dot, everywhere, gpu, on_gpu, packed,
+};
 
 fn attn(batch: usize, seq: usize, heads: usize, kv_heads: usize, head_dim: usize) -> Attn {
     Attn {
@@ -11,58 +13,112 @@ fn attn(batch: usize, seq: usize, heads: usize, kv_heads: usize, head_dim: usize
         kv_heads,
         head_dim,
         scale: 1.0 / (head_dim as f32).sqrt(),
-        engine: crate::attention::Engine::Own,
+        engine: Engine::Own,
+    }
+}
+
+/// Operands of one case.
+struct Case {
+    qkv: Tensor,
+    d_out: Tensor,
+    starts: Vec<i32>,
+}
+
+impl Case {
+    fn new(a: &Attn, pack: bool, dtype: Dtype) -> Self {
+        let mut rng = Rng((a.seq * 131 + a.head_dim + a.heads) as u64);
+        let (n, n_out) = (a.rows() * a.width(), a.rows() * a.heads * a.head_dim);
+        Self {
+            qkv: rng.tensor(n, dtype, 3.0),
+            d_out: rng.tensor(n_out, dtype, 1.0),
+            starts: if pack {
+                packed(&mut rng, a.batch, a.seq).0
+            } else {
+                vec![0; a.rows()]
+            },
+        }
+    }
+
+    /// Both directions on `q`.
+    fn run(&self, q: &Queue, a: &Attn, dtype: Dtype) -> Done {
+        let mut done = Done {
+            out: Tensor::nan(a.rows() * a.heads * a.head_dim, dtype),
+            lse: Tensor::nan(a.rows() * a.heads, Dtype::F32),
+            d_qkv: Tensor::nan(a.rows() * a.width(), dtype),
+        };
+        let (mut qkv, mut d_out) = (self.qkv.clone(), self.d_out.clone());
+        let mut starts = Numbers::of(&self.starts);
+        let mut ws = Scratch::new(workspace(a, dtype, q.make()));
+        let (qkv, docs, ws) = (qkv.on(q), starts.on(q), ws.on(q));
+        let (out, lse, d_qkv) = (done.out.on(q), done.lse.on(q), done.d_qkv.on(q));
+        forward(q, out, lse, qkv, docs, a, dtype, ws);
+        let from = d_out.on(q);
+        backward(q, d_qkv, from, qkv, out, lse, docs, a, dtype, ws);
+        settle(q);
+        done
+    }
+
+    #[track_caller]
+    fn check(&self, device: &str, a: &Attn, dtype: Dtype, done: &Done) {
+        let want = reference::forward(&self.qkv.values(), &self.starts, a);
+        let saved = done.out.values(); // rounded, which shifts the gradient of every score
+        let (qkv, d_out) = (self.qkv.values(), self.d_out.values());
+        let d_qkv = reference::backward(&d_out, &qkv, &saved, &self.starts, a);
+        let what = |what: &str| format!("{what} of {a:?} on {device}");
+        if device == "cuda" && dtype == Dtype::Bf16 {
+            near(&what("out"), &saved, &want.out, a.head_dim, ROUNDING);
+            close(&what("lse"), &done.lse, &want.lse, 1e-4);
+            let got = done.d_qkv.values();
+            near(&what("d_qkv"), &got, &d_qkv, a.head_dim, ROUNDING);
+        } else {
+            close(&what("out"), &done.out, &want.out, 1e-5);
+            close(&what("lse"), &done.lse, &want.lse, 1e-5);
+            close(&what("d_qkv"), &done.d_qkv, &d_qkv, 5e-5);
+        }
+    }
+}
+
+#[derive(Debug, PartialEq)]
+struct Done {
+    out: Tensor,
+    lse: Tensor,
+    d_qkv: Tensor,
+}
+
+/// How far each token's head may be off, as a vector: parts of its own length and of the mean one.
+///
+/// Tensor cores multiply bf16: probabilities and the gradients of scores, f32 in registers, are
+/// rounded to bf16 before they are multiplied, each by at most 2^-9 of itself, and cuDNN rounds
+/// each query head's part of dk and dv. A number that is a small difference of large ones is
+/// further off than its own rounding, so vectors are compared. A key seen wrongly, a wrong head or
+/// a wrong scale is far outside.
+const ROUNDING: (f64, f64) = (0.015, 0.005);
+
+#[track_caller]
+fn near(what: &str, got: &[f64], want: &[f64], head_dim: usize, (own, all): (f64, f64)) {
+    assert_eq!(got.len(), want.len(), "{what}: length");
+    let length = |v: &[f64]| dot(v, v).sqrt();
+    let vectors = (want.len() / head_dim) as f64;
+    let mean = length(want) / vectors.sqrt();
+    let pairs = got.chunks_exact(head_dim).zip(want.chunks_exact(head_dim));
+    for (i, (got, want)) in pairs.enumerate() {
+        let off: Vec<f64> = got.iter().zip(want).map(|(g, w)| g - w).collect();
+        let (off, limit) = (length(&off), own * length(want) + all * mean);
+        assert!(
+            off <= limit,
+            "{what}, vector {i}: off by {off:e}, limit {limit:e}\n got {:?}\nwant {:?}",
+            &got[..got.len().min(8)],
+            &want[..want.len().min(8)]
+        );
     }
 }
 
 #[track_caller]
 fn check(a: &Attn, pack: bool, dtype: Dtype) {
-    let mut rng = Rng((a.seq * 131 + a.head_dim + a.heads) as u64);
-    let (n, n_out) = (a.rows() * a.width(), a.rows() * a.heads * a.head_dim);
-    let (qkv, d_out) = (rng.tensor(n, dtype, 3.0), rng.tensor(n_out, dtype, 1.0));
-    let starts = if pack {
-        packed(&mut rng, a.batch, a.seq).0
-    } else {
-        vec![0; a.rows()]
-    };
-    let (out, lse, d_qkv) = on_threads(|q| {
-        let mut out = Tensor::nan(n_out, dtype);
-        let mut lse = Tensor::nan(a.rows() * a.heads, Dtype::F32);
-        let mut d_qkv = Tensor::nan(n, dtype);
-        let (mut qkv, mut d_out, mut starts) = (qkv.clone(), d_out.clone(), starts.clone());
-        let mut ws = Scratch::new(workspace(a, dtype, lowtide_device::Make::Cpu));
-        let docs = View::of(&mut starts);
-        forward(
-            q,
-            out.view(),
-            lse.view(),
-            qkv.view(),
-            docs,
-            a,
-            dtype,
-            ws.view(),
-        );
-        let (from, o, l) = (d_out.view(), out.view(), lse.view());
-        backward(
-            q,
-            d_qkv.view(),
-            from,
-            qkv.view(),
-            o,
-            l,
-            docs,
-            a,
-            dtype,
-            ws.view(),
-        );
-        (out, lse, d_qkv)
-    });
-    let want = reference::forward(&qkv.values(), &starts, a);
-    close("out", &out, &want.out, 1e-5);
-    close("lse", &lse, &want.lse, 1e-5);
-    let saved = out.values(); // rounded, which shifts the gradient of every score
-    let want = reference::backward(&d_out.values(), &qkv.values(), &saved, &starts, a);
-    close("d_qkv", &d_qkv, &want, 5e-5);
+    let case = Case::new(a, pack, dtype);
+    for (device, done) in everywhere(|q| case.run(q, a, dtype)) {
+        case.check(device, a, dtype, &done);
+    }
 }
 
 #[test]
@@ -82,6 +138,118 @@ fn wide_heads_and_groups_agree_with_the_reference() {
         check(&attn(1, 300, 3, 1, 128), true, dtype);
         check(&attn(1, 65, 1, 1, 128), false, dtype);
         check(&attn(3, 9, 5, 5, 10), true, dtype);
+        check(&attn(1, 130, 4, 2, 96), true, dtype);
+        check(&attn(1, 193, 2, 1, 256), true, dtype);
+        check(&attn(2, 66, 2, 1, 72), false, dtype);
+        check(&attn(1, 140, 14, 2, 24), true, dtype);
+    }
+}
+
+#[test]
+fn long_rows_agree_with_the_reference() {
+    for dtype in DTYPES {
+        for (pack, a) in [
+            (false, attn(1, 2048, 1, 1, 128)),
+            (true, attn(1, 2000, 2, 1, 64)),
+        ] {
+            let case = Case::new(&a, pack, dtype);
+            if let Some(done) = on_gpu(|q| case.run(q, &a, dtype)) {
+                case.check("cuda", &a, dtype, &done);
+            }
+        }
+    }
+}
+
+/// A CUDA queue whose device has cuDNN for `a`; without a GPU or cuDNN none, and the test is
+/// skipped. `supports` has made the plans then.
+fn cudnn_queue(a: &Attn) -> Option<Queue> {
+    let q = gpu()?;
+    if let Err(e) = lowtide_device::cuda::dnn::library() {
+        assert!(
+            std::env::var_os("LOWTIDE_REQUIRE_CUDA").is_none(),
+            "cuDNN is required: {e}"
+        );
+        eprintln!("skipped: {e}");
+        return None;
+    }
+    let device = q.cuda().expect("it is one").gpu();
+    supports(device, a, Dtype::Bf16).unwrap_or_else(|e| panic!("{a:?}: {e}"));
+    Some(q)
+}
+
+fn by_cudnn(a: &Attn) -> Attn {
+    Attn {
+        engine: Engine::Cudnn,
+        ..*a
+    }
+}
+
+#[test]
+fn cudnn_agrees_with_the_reference() {
+    let dtype = Dtype::Bf16;
+    let mut shapes = vec![attn(1, 2048, 2, 1, 64), attn(1, 2048, 1, 1, 128)];
+    for seq in [2, 7, 128, 129] {
+        for (heads, kv_heads) in [(4, 4), (4, 2), (14, 2)] {
+            for head_dim in [64, 128] {
+                let batch = [1, 3][(seq + heads + head_dim / 64) % 2];
+                shapes.push(attn(batch, seq, heads, kv_heads, head_dim));
+            }
+        }
+    }
+    shapes.extend([attn(2, 200, 4, 2, 96), attn(1, 300, 2, 2, 64)]);
+    for a in shapes.iter().map(by_cudnn) {
+        if cudnn_queue(&a).is_none() {
+            return;
+        }
+        let case = Case::new(&a, false, dtype);
+        let done = on_gpu(|q| case.run(q, &a, dtype)).expect("there is a GPU");
+        case.check("cuda", &a, dtype, &done);
+    }
+}
+
+#[test]
+fn cudnn_in_slices_agrees_with_the_own_kernels() {
+    let dtype = Dtype::Bf16;
+    // The first is cut into rows, three and two, the second into key heads.
+    for own in [attn(5, 4096, 8, 2, 64), attn(1, 8192, 12, 2, 64)] {
+        let a = by_cudnn(&own);
+        let Some(q) = cudnn_queue(&a) else { return };
+        assert!(cudnn::executions(&a) > 1, "{a:?} must be cut");
+        let case = Case::new(&a, false, dtype);
+        let want = case.run(&q, &own, dtype);
+        let got = on_gpu(|q| case.run(q, &a, dtype)).expect("there is a GPU");
+        close("lse", &got.lse, &want.lse.values(), 1e-4);
+        let (out, d_qkv) = (got.out.values(), got.d_qkv.values());
+        near("out", &out, &want.out.values(), a.head_dim, ROUNDING);
+        // Each engine's gradient starts from its own rounded output, and where a query sees almost
+        // only one key, what is left of the gradient of its score is of the size of that rounding.
+        let limits = (0.05, 0.05);
+        near("d_qkv", &d_qkv, &want.d_qkv.values(), a.head_dim, limits);
+    }
+}
+
+#[test]
+fn what_cudnn_does_not_do_is_refused_cleanly() {
+    for (a, dtype) in [
+        (attn(2, 1, 4, 2, 64), Dtype::Bf16),
+        (attn(1, 16, 4, 2, 64), Dtype::F32),
+        (attn(1, 16, 4, 2, 10), Dtype::Bf16),
+        (attn(1, 16, 4, 2, 264), Dtype::Bf16),
+    ] {
+        let Some(q) = gpu() else { return };
+        let (a, stream) = (by_cudnn(&a), q.cuda().expect("it is one"));
+        let why = supports(stream.gpu(), &a, dtype).expect_err("it is refused");
+        assert!(!why.is_empty(), "{a:?}");
+        let case = Case::new(&a, false, dtype);
+        let mut out = Tensor::nan(a.rows() * a.heads * a.head_dim, dtype);
+        let mut lse = Tensor::nan(a.rows() * a.heads, Dtype::F32);
+        let (mut qkv, mut starts) = (case.qkv.clone(), Numbers::of(&case.starts));
+        let mut ws = Scratch::new(workspace(&a, dtype, Make::Cuda));
+        let docs = starts.on(&q);
+        let ws = ws.on(&q);
+        forward(&q, out.on(&q), lse.on(&q), qkv.on(&q), docs, &a, dtype, ws);
+        assert!(stream.take_error().is_some(), "{a:?} on {dtype:?}");
+        assert!(stream.synchronize().is_ok(), "the queue goes on after it");
     }
 }
 
@@ -137,28 +305,32 @@ fn more_key_heads_than_fit_at_once() {
 
 #[test]
 fn large_scores_do_not_overflow() {
-    let a = attn(1, 129, 1, 1, 16);
+    let (a, dtype) = (attn(1, 129, 1, 1, 16), Dtype::F32);
     let mut rng = Rng(3);
-    let mut qkv = rng.tensor(a.rows() * a.width(), Dtype::F32, 60.0);
-    let mut out = Tensor::nan(a.rows() * 16, Dtype::F32);
-    let mut lse = Tensor::nan(a.rows(), Dtype::F32);
-    let mut starts = vec![0; a.rows()];
-    let mut ws = Scratch::new(workspace(&a, Dtype::F32, lowtide_device::Make::Cpu));
-    let q = Queue::new("test", 1);
-    let docs = View::of(&mut starts);
-    forward(
-        &q,
-        out.view(),
-        lse.view(),
-        qkv.view(),
-        docs,
-        &a,
-        Dtype::F32,
-        ws.view(),
-    );
+    let qkv = rng.tensor(a.rows() * a.width(), dtype, 60.0);
     let want = reference::forward(&qkv.values(), &vec![0; a.rows()], &a);
-    close("out", &out, &want.out, 2e-2); // scores near 1e4 carry errors of 1e-3
-    close("lse", &lse, &want.lse, 2e-2);
+    let all = everywhere(|q| {
+        let mut out = Tensor::nan(a.rows() * 16, dtype);
+        let mut lse = Tensor::nan(a.rows(), dtype);
+        let (mut qkv, mut starts) = (qkv.clone(), Numbers::of(&vec![0_i32; a.rows()]));
+        let mut ws = Scratch::new(workspace(&a, dtype, q.make()));
+        let (docs, scratch) = (starts.on(q), ws.on(q));
+        forward(q, out.on(q), lse.on(q), qkv.on(q), docs, &a, dtype, scratch);
+        settle(q);
+        (out, lse)
+    });
+    for (device, (out, lse)) in all {
+        // Scores near 1e4 carry errors of 1e-3.
+        close(&format!("out on {device}"), &out, &want.out, 2e-2);
+        close(&format!("lse on {device}"), &lse, &want.lse, 2e-2);
+    }
+}
+
+/// Waits for a GPU, because what a test's closure gave it is freed at its end.
+fn settle(q: &Queue) {
+    if let Some(q) = q.cuda() {
+        q.synchronize().unwrap_or_else(|e| panic!("{e}"));
+    }
 }
 
 #[test]
@@ -168,29 +340,29 @@ fn other_documents_do_not_matter() {
     let (whole, alone) = (attn(1, 200, 2, 1, 16), attn(1, 63, 2, 1, 16));
     let mut rng = Rng(4);
     let qkv = rng.tensor(200 * whole.width(), Dtype::F32, 2.0);
-    let q = Queue::new("test", 2);
-    let run = |a: &Attn, values: &[f64], mut starts: Vec<i32>| {
-        let mut qkv = Tensor::of(values, Dtype::F32);
+    let run = |q: &Queue, a: &Attn, values: &[f64], starts: &[i32]| {
+        let (mut qkv, mut starts) = (Tensor::of(values, Dtype::F32), Numbers::of(starts));
         let mut out = Tensor::nan(a.rows() * 32, Dtype::F32);
         let mut lse = Tensor::nan(a.rows() * 2, Dtype::F32);
-        let mut ws = Scratch::new(workspace(a, Dtype::F32, lowtide_device::Make::Cpu));
-        let docs = View::of(&mut starts);
-        forward(
-            &q,
-            out.view(),
-            lse.view(),
-            qkv.view(),
-            docs,
-            a,
-            Dtype::F32,
-            ws.view(),
-        );
+        let mut ws = Scratch::new(workspace(a, Dtype::F32, q.make()));
+        let (docs, scratch) = (starts.on(q), ws.on(q));
+        let dtype = Dtype::F32;
+        forward(q, out.on(q), lse.on(q), qkv.on(q), docs, a, dtype, scratch);
+        settle(q);
         out
     };
-    let starts = (0..200).map(|t| if t < 137 { 0 } else { 137 }).collect();
-    let both = run(&whole, &qkv.values(), starts);
-    let second = run(&alone, &qkv.values()[137 * whole.width()..], vec![0; 63]);
-    close("out", &second, &both.values()[137 * 32..], 1e-6);
+    let starts: Vec<i32> = (0..200).map(|t| if t < 137 { 0 } else { 137 }).collect();
+    let values = qkv.values();
+    let all = everywhere(|q| {
+        let both = run(q, &whole, &values, &starts);
+        let second = run(q, &alone, &values[137 * whole.width()..], &[0; 63]);
+        (both, second)
+    });
+    for (device, (both, second)) in all {
+        // A GPU's exponentials are good to two units in the last place, not to half of one.
+        let slack = if device == "cuda" { 1e-5 } else { 1e-6 };
+        close("out", &second, &both.values()[137 * 32..], slack);
+    }
 }
 
 #[test]

@@ -3,6 +3,7 @@
 //! Bound: bytes over memory rate: forward two numbers an element, backward three.
 
 mod cpu;
+mod cuda;
 pub mod reference;
 
 use lowtide_device::{Queue, View};
@@ -14,6 +15,9 @@ use crate::number::{expect, size, with_dtype};
 pub fn forward(q: &Queue, y: View<'_>, x: View<'_>, n: usize, dtype: Dtype) {
     expect("y", y, n, size(dtype));
     expect("x", x, n, size(dtype));
+    if let Some(q) = q.cuda() {
+        return cuda::forward(q, y, x, n, dtype);
+    }
     q.run(|| with_dtype!(dtype, cpu::forward(y, x, n)));
 }
 
@@ -22,6 +26,9 @@ pub fn backward(q: &Queue, dx: View<'_>, dy: View<'_>, x: View<'_>, n: usize, dt
     expect("dx", dx, n, size(dtype));
     expect("dy", dy, n, size(dtype));
     expect("x", x, n, size(dtype));
+    if let Some(q) = q.cuda() {
+        return cuda::backward(q, dx, dy, x, n, dtype);
+    }
     q.run(|| with_dtype!(dtype, cpu::backward(dx, dy, x, n)));
 }
 

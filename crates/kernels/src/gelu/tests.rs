@@ -1,7 +1,7 @@
 //! GELU against `f64`.
 
 use super::*;
-use crate::testing::{DTYPES, Rng, Tensor, close, differences, dot, on_threads};
+use crate::testing::{DTYPES, Rng, Tensor, close, differences, dot, everywhere};
 
 #[test]
 fn agrees_with_the_reference() {
@@ -9,34 +9,61 @@ fn agrees_with_the_reference() {
         for dtype in DTYPES {
             let mut rng = Rng(n as u64);
             let (x, dy) = (rng.tensor(n, dtype, 6.0), rng.tensor(n, dtype, 1.0));
-            let (y, dx) = on_threads(|q| {
+            let done = everywhere(|q| {
                 let (mut y, mut dx) = (Tensor::nan(n, dtype), Tensor::nan(n, dtype));
                 let (mut x, mut dy) = (x.clone(), dy.clone());
-                forward(q, y.view(), x.view(), n, dtype);
-                backward(q, dx.view(), dy.view(), x.view(), n, dtype);
+                forward(q, y.on(q), x.on(q), n, dtype);
+                backward(q, dx.on(q), dy.on(q), x.on(q), n, dtype);
                 (y, dx)
             });
-            close("y", &y, &reference::forward(&x.values()), 2e-6);
-            close(
-                "dx",
-                &dx,
-                &reference::backward(&dy.values(), &x.values()),
-                4e-6,
-            );
+            let want = reference::forward(&x.values());
+            let want_dx = reference::backward(&dy.values(), &x.values());
+            for (device, (y, dx)) in &done {
+                close(&format!("y, {device}"), y, &want, 2e-6);
+                close(&format!("dx, {device}"), dx, &want_dx, 4e-6);
+            }
+        }
+    }
+}
+
+/// Parts of a larger tensor start at any number, not only where 16 bytes may be read at once.
+#[test]
+fn views_may_start_at_any_number() {
+    let n = 10_000;
+    for dtype in DTYPES {
+        let all = Rng(3).tensor(n + 1, dtype, 6.0);
+        let dy = Rng(4).tensor(n, dtype, 1.0);
+        let done = everywhere(|q| {
+            let (mut y, mut dx) = (Tensor::nan(n, dtype), Tensor::nan(n, dtype));
+            let (mut all, mut dy) = (all.clone(), dy.clone());
+            let x = all.on(q).part(size(dtype), n * size(dtype));
+            forward(q, y.on(q), x, n, dtype);
+            backward(q, dx.on(q), dy.on(q), x, n, dtype);
+            (y, dx)
+        });
+        let x = &all.values()[1..];
+        let (want, want_dx) = (reference::forward(x), reference::backward(&dy.values(), x));
+        for (device, (y, dx)) in &done {
+            close(&format!("y, {device}"), y, &want, 2e-6);
+            close(&format!("dx, {device}"), dx, &want_dx, 4e-6);
         }
     }
 }
 
 #[test]
 fn extreme_inputs_saturate() {
-    let mut x = Tensor::of(&[-1000.0, -20.0, 20.0, 1000.0], Dtype::F32);
-    let [mut y, mut dx] = [Tensor::nan(4, Dtype::F32), Tensor::nan(4, Dtype::F32)];
-    let mut dy = Tensor::of(&[1.0; 4], Dtype::F32);
-    let q = Queue::new("test", 1);
-    forward(&q, y.view(), x.view(), 4, Dtype::F32);
-    backward(&q, dx.view(), dy.view(), x.view(), 4, Dtype::F32);
-    close("y", &y, &[0.0, 0.0, 20.0, 1000.0], 1e-9);
-    close("dx", &dx, &[0.0, 0.0, 1.0, 1.0], 1e-9);
+    let x = Tensor::of(&[-1000.0, -20.0, 20.0, 1000.0], Dtype::F32);
+    let done = everywhere(|q| {
+        let [mut y, mut dx] = [Tensor::nan(4, Dtype::F32), Tensor::nan(4, Dtype::F32)];
+        let (mut x, mut dy) = (x.clone(), Tensor::of(&[1.0; 4], Dtype::F32));
+        forward(q, y.on(q), x.on(q), 4, Dtype::F32);
+        backward(q, dx.on(q), dy.on(q), x.on(q), 4, Dtype::F32);
+        (y, dx)
+    });
+    for (device, (y, dx)) in &done {
+        close(&format!("y, {device}"), y, &[0.0, 0.0, 20.0, 1000.0], 1e-9);
+        close(&format!("dx, {device}"), dx, &[0.0, 0.0, 1.0, 1.0], 1e-9);
+    }
 }
 
 #[test]

@@ -4,6 +4,7 @@
 //! Bound: bytes over memory rate: four read and two (bf16) or four (f32) written a number.
 
 mod cpu;
+mod cuda;
 pub mod reference;
 
 use lowtide_device::{Queue, View};
@@ -34,7 +35,10 @@ impl Segment {
 ///
 /// `grad` is bf16 or f32 (`dtype_of_grad`) and `acc` is f32, both `piece_elements` long; `parts` is
 /// f64. `params` is in order of offset, without overlap. `grad` may be the same view as `acc` when
-/// it is f32.
+/// it is f32. Finished, or in the stream of a CUDA queue, when the call returns.
+///
+/// Sums have a fixed order on each device, the same wherever the piece lies; the devices' orders
+/// differ, so their sums agree within a few units of f64.
 pub fn finish(
     q: &Queue,
     grad: View<'_>,
@@ -60,6 +64,9 @@ pub fn finish(
         end <= piece_elements,
         "segments to {end} in a piece of {piece_elements}"
     );
+    if let Some(q) = q.cuda() {
+        return cuda::finish(q, grad, parts, acc, params, piece_elements, dtype_of_grad);
+    }
     q.run(|| match dtype_of_grad {
         Dtype::Bf16 => cpu::round(grad, parts, acc, params, piece_elements),
         Dtype::F32 => cpu::keep(grad, parts, acc, params, piece_elements),

@@ -5,6 +5,7 @@
 //! operations over the rate of a matrix product.
 
 mod cpu;
+mod cuda;
 pub mod reference;
 
 use lowtide_device::{Make, Queue, View};
@@ -91,6 +92,11 @@ impl<'a> Scratch<'a> {
 
     fn bytes(d: &Head, dtype: Dtype, make: Make) -> [usize; 3] {
         let logits = d.most() * d.vocab.max(d.hidden) * size(dtype);
+        // What the device's libraries want of the products' scratch.
+        let align = match make {
+            Make::Cpu => 64,
+            Make::Cuda => 256,
+        };
         let last = d.rows - d.rows / d.most().max(1) * d.most();
         let product = [d.most(), last].map(|n| matmul::workspace(d.dims(n), dtype, make));
         [
@@ -98,7 +104,7 @@ impl<'a> Scratch<'a> {
             d.most() * 8,
             product[0].max(product[1]),
         ]
-        .map(|bytes| bytes.next_multiple_of(64))
+        .map(|bytes| bytes.next_multiple_of(align))
     }
 }
 
@@ -114,7 +120,8 @@ pub fn workspace(d: &Head, dtype: Dtype, make: Make) -> usize {
 /// [`NO_LOSS`] (or anything negative) for rows without a loss. `loss` is two f64, overwritten: the
 /// sum of losses and the number of rows that have one. The gradient of a row's logits is
 /// `(softmax - onehot)·scale`, rounded to E as the logits are. `dw` gains chunk after chunk, in the
-/// order of rows. Panics at a label of V or more.
+/// order of rows. A label of V or more panics; on a CUDA queue it makes the sum of losses, and the
+/// gradient of its row, NaN. Finished, or in the stream of a CUDA queue, when the call returns.
 pub fn train(
     q: &Queue,
     dh: View<'_>,
@@ -136,10 +143,15 @@ pub fn train(
     let to = cpu::Outputs { dh, dw, loss };
     let from = cpu::Inputs { h, w, labels };
     let scratch = Scratch::new(ws, d, dtype, q.make());
+    if let Some(stream) = q.cuda() {
+        let on = cuda::On { queue: q, stream };
+        return cuda::train(on, to, from, scale, d, accumulate, dtype, scratch);
+    }
     q.run(|| with_dtype!(dtype, cpu::train(to, from, scale, d, accumulate, scratch)));
 }
 
-/// The loss alone, with the same bits as [`train`]'s.
+/// The loss alone, with the same bits as [`train`]'s. Finished, or in the stream of a CUDA queue,
+/// when the call returns.
 pub fn loss(
     q: &Queue,
     loss: View<'_>,
@@ -154,13 +166,18 @@ pub fn loss(
     d.check(h, w, labels, ws, dtype, q.make());
     let from = cpu::Inputs { h, w, labels };
     let scratch = Scratch::new(ws, d, dtype, q.make());
+    if let Some(stream) = q.cuda() {
+        let on = cuda::On { queue: q, stream };
+        return cuda::loss(on, loss, from, d, dtype, scratch);
+    }
     q.run(|| with_dtype!(dtype, cpu::loss(loss, from, d, scratch)));
 }
 
 /// One row of logits for each sequence of `seq` rows, at its row whose label is not negative (the
 /// first, should there be several; zeros where there is none).
 ///
-/// `out` is f32 (rows / seq, V), not rounded to E.
+/// `out` is f32 (rows / seq, V), not rounded to E. Finished, or in the stream of a CUDA queue, when
+/// the call returns.
 pub fn logits(
     q: &Queue,
     out: View<'_>,
@@ -181,6 +198,10 @@ pub fn logits(
     d.check(h, w, labels, ws, dtype, q.make());
     let from = cpu::Inputs { h, w, labels };
     let scratch = Scratch::new(ws, d, dtype, q.make());
+    if let Some(stream) = q.cuda() {
+        let on = cuda::On { queue: q, stream };
+        return cuda::logits(on, out, from, seq, d, dtype, scratch);
+    }
     q.run(|| with_dtype!(dtype, cpu::logits(out, from, seq, d, scratch)));
 }
 

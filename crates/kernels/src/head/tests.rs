@@ -3,16 +3,25 @@
 use half::bf16;
 
 use super::*;
-use crate::testing::{DTYPES, Rng, Scratch, Tensor, close, differences, on_threads, plus};
+use crate::testing::{
+    DTYPES, Numbers, Rng, Scratch, Tensor, close, differences, everywhere, on_gpu, plus,
+};
 
 /// Rows, C, V, chunk.
-const SHAPES: [(usize, usize, usize, usize); 6] = [
+const SHAPES: [(usize, usize, usize, usize); 12] = [
     (1, 1, 1, 1),
     (7, 9, 8, 3),
     (129, 8, 300, 64),
     (40, 33, 1000, 40),
     (300, 16, 129, 1000),
     (9, 129, 7, 8),
+    // Rows of whole vectors and not, of every number of threads, and longer than shared memory.
+    (300, 16, 4096, 257),
+    (5, 8, 40_000, 2),
+    (4, 8, 50_257, 3),
+    (3, 8, 57_352, 3),
+    (3, 8, 151_936, 2),
+    (2, 3, 151_937, 2),
 ];
 
 fn labels(rng: &mut Rng, rows: usize, vocab: usize) -> Vec<i32> {
@@ -50,7 +59,7 @@ fn check((rows, hidden, vocab, chunk): (usize, usize, usize, usize), dtype: Dtyp
     let (hs, ws) = (h.values(), w.values());
     let want = reference::train(&hs, &ws, &labels, f64::from(scale), hidden, rounding(dtype));
     for accumulate in [false, true] {
-        let (dh, dw, sums, alone) = on_threads(|q| {
+        let all = everywhere(|q| {
             let n = vocab * hidden;
             let mut dw = if accumulate {
                 old.clone()
@@ -58,31 +67,46 @@ fn check((rows, hidden, vocab, chunk): (usize, usize, usize, usize), dtype: Dtyp
                 Tensor::nan(n, Dtype::F32)
             };
             let mut dh = Tensor::nan(rows * hidden, dtype);
-            let (mut h, mut w, mut labels) = (h.clone(), w.clone(), labels.clone());
-            let (mut sums, mut alone) = ([f64::NAN; 2], [f64::NAN; 2]);
-            let mut ws = Scratch::new(workspace(&d, dtype, lowtide_device::Make::Cpu));
-            let (hv, wv, lv) = (h.view(), w.view(), View::of(&mut labels));
-            let sum = View::of(&mut sums);
-            let (to, acc, ws) = (dh.view(), dw.view(), ws.view());
+            let (mut h, mut w, mut labels) = (h.clone(), w.clone(), Numbers::of(&labels));
+            let (mut sums, mut alone) = (Numbers::of(&[f64::NAN; 2]), Numbers::of(&[f64::NAN; 2]));
+            let mut ws = Scratch::new(workspace(&d, dtype, q.make()));
+            let (hv, wv, lv) = (h.on(q), w.on(q), labels.on(q));
+            let (to, acc, ws, sum) = (dh.on(q), dw.on(q), ws.on(q), sums.on(q));
             train(
                 q, to, acc, sum, hv, wv, lv, scale, &d, accumulate, dtype, ws,
             );
-            loss(q, View::of(&mut alone), hv, wv, lv, &d, dtype, ws);
-            (dh, dw, sums, alone)
+            loss(q, alone.on(q), hv, wv, lv, &d, dtype, ws);
+            settle(q);
+            (dh, dw, sums.values(), alone.values())
         });
-        assert_eq!(sums, alone, "the loss alone has other bits");
-        // A logit on the border between two bf16 values may round the other way; then the sums
-        // differ by a unit of bf16 at that logit.
-        let flip = if dtype == Dtype::Bf16 { 2e-2 } else { 0.0 };
-        assert_eq!(sums[1], want.count);
-        assert!((sums[0] - want.loss).abs() <= (1e-6 + flip / 4.0) * (1.0 + want.loss));
-        close("dh", &dh, &want.dh, 1e-5 + flip);
-        let dw_want = if accumulate {
-            plus(&want.dw, &old.values())
-        } else {
-            want.dw.clone()
-        };
-        close("dw", &dw, &dw_want, 2e-5 + flip);
+        for (device, (dh, dw, sums, alone)) in all {
+            assert_eq!(sums, alone, "{device}: the loss alone has other bits");
+            // A logit on the border between two bf16 values may round the other way; then the sums
+            // differ by a unit of bf16 at that logit.
+            let flip = if dtype == Dtype::Bf16 { 2e-2 } else { 0.0 };
+            assert_eq!(sums[1], want.count, "{device}");
+            let off = (sums[0] - want.loss).abs();
+            assert!(
+                off <= (1e-6 + flip / 4.0) * (1.0 + want.loss),
+                "{device}: loss {} for {}, {d:?}",
+                sums[0],
+                want.loss
+            );
+            close(&format!("{device} dh"), &dh, &want.dh, 1e-5 + flip);
+            let dw_want = if accumulate {
+                plus(&want.dw, &old.values())
+            } else {
+                want.dw.clone()
+            };
+            close(&format!("{device} dw"), &dw, &dw_want, 2e-5 + flip);
+        }
+    }
+}
+
+/// Waits for a stream, so that results may be read and operands released.
+fn settle(q: &Queue) {
+    if let Some(stream) = q.cuda() {
+        stream.synchronize().unwrap();
     }
 }
 
@@ -109,22 +133,13 @@ fn logits_of_marked_rows() {
         let mut marks = vec![NO_LOSS; d.rows];
         // The first sequence has no mark; the others one each, at both ends and inside.
         (1..n).for_each(|i| marks[i * seq + (i * 2 - 2) % seq] = 3);
-        let out = on_threads(|q| {
+        let got = everywhere(|q| {
             let mut out = Tensor::nan(n * d.vocab, Dtype::F32);
-            let (mut h, mut w, mut marks) = (h.clone(), w.clone(), marks.clone());
-            let mut ws = Scratch::new(workspace(&d, dtype, lowtide_device::Make::Cpu));
-            let marks = View::of(&mut marks);
-            logits(
-                q,
-                out.view(),
-                h.view(),
-                w.view(),
-                marks,
-                seq,
-                &d,
-                dtype,
-                ws.view(),
-            );
+            let (mut h, mut w, mut marks) = (h.clone(), w.clone(), Numbers::of(&marks));
+            let mut ws = Scratch::new(workspace(&d, dtype, q.make()));
+            let (to, hv, wv) = (out.on(q), h.on(q), w.on(q));
+            logits(q, to, hv, wv, marks.on(q), seq, &d, dtype, ws.on(q));
+            settle(q);
             out
         });
         let all = reference::logits(&h.values(), &w.values(), d.hidden);
@@ -133,7 +148,9 @@ fn logits_of_marked_rows() {
             let row = i * seq + (i * 2 - 2) % seq;
             want[i * d.vocab..][..d.vocab].copy_from_slice(&all[row * d.vocab..][..d.vocab]);
         }
-        close("logits", &out, &want, 1e-6);
+        for (device, out) in got {
+            close(&format!("{device} logits"), &out, &want, 1e-6);
+        }
     }
 }
 
@@ -146,31 +163,58 @@ fn large_logits_do_not_overflow() {
         chunk: 2,
     };
     let dtype = Dtype::F32;
-    let mut h = Tensor::of(&[100.0, -100.0], dtype);
-    let mut w = Tensor::of(&[3.0, 2.0, -3.0], dtype);
-    let (mut labels, mut sums) = ([0, 0], [f64::NAN; 2]);
-    let (mut dh, mut dw) = (Tensor::nan(2, dtype), Tensor::nan(3, dtype));
-    let mut ws = Scratch::new(workspace(&d, dtype, lowtide_device::Make::Cpu));
-    let q = Queue::new("test", 1);
-    let (sum, l) = (View::of(&mut sums), View::of(&mut labels));
-    let (to, acc, hv, wv) = (dh.view(), dw.view(), h.view(), w.view());
-    train(
-        &q,
-        to,
-        acc,
-        sum,
-        hv,
-        wv,
-        l,
-        1.0,
-        &d,
-        false,
-        dtype,
-        ws.view(),
+    let all = everywhere(|q| {
+        let mut h = Tensor::of(&[100.0, -100.0], dtype);
+        let mut w = Tensor::of(&[3.0, 2.0, -3.0], dtype);
+        let (mut labels, mut sums) = (Numbers::of(&[0, 0]), Numbers::of(&[f64::NAN; 2]));
+        let (mut dh, mut dw) = (Tensor::nan(2, dtype), Tensor::nan(3, dtype));
+        let mut ws = Scratch::new(workspace(&d, dtype, q.make()));
+        let (sum, l, ws) = (sums.on(q), labels.on(q), ws.on(q));
+        let (to, acc, hv, wv) = (dh.on(q), dw.on(q), h.on(q), w.on(q));
+        train(q, to, acc, sum, hv, wv, l, 1.0, &d, false, dtype, ws);
+        settle(q);
+        (sums.values(), dh, dw)
+    });
+    for (device, (sums, dh, dw)) in all {
+        assert_eq!(sums, [600.0, 2.0], "{device}");
+        close("dh", &dh, &[0.0, -6.0], 1e-6);
+        close("dw", &dw, &[100.0, 0.0, -100.0], 1e-4);
+    }
+}
+
+#[test]
+fn a_label_outside_the_table_is_a_loss_that_is_no_number_on_a_device() {
+    let (d, dtype) = (
+        Head {
+            rows: 3,
+            hidden: 8,
+            vocab: 16,
+            chunk: 2,
+        },
+        Dtype::Bf16,
     );
-    assert_eq!(sums, [600.0, 2.0]);
-    close("dh", &dh, &[0.0, -6.0], 1e-6);
-    close("dw", &dw, &[100.0, 0.0, -100.0], 1e-4);
+    for bad in [16, i32::MAX] {
+        let got = on_gpu(|q| {
+            let mut rng = Rng(3);
+            let mut h = rng.tensor(d.rows * d.hidden, dtype, 1.0);
+            let mut w = rng.tensor(d.vocab * d.hidden, dtype, 1.0);
+            let (mut labels, mut sums) = (Numbers::of(&[1, bad, 2]), Numbers::of(&[0.0_f64; 2]));
+            let mut dh = Tensor::nan(d.rows * d.hidden, dtype);
+            let mut dw = Tensor::nan(d.vocab * d.hidden, Dtype::F32);
+            let mut ws = Scratch::new(workspace(&d, dtype, q.make()));
+            let (sum, l, ws) = (sums.on(q), labels.on(q), ws.on(q));
+            let (to, acc, hv, wv) = (dh.on(q), dw.on(q), h.on(q), w.on(q));
+            train(q, to, acc, sum, hv, wv, l, 1.0, &d, false, dtype, ws);
+            settle(q);
+            let nans: Vec<bool> = dh.values().iter().map(|x| x.is_nan()).collect();
+            (sums.values()[0].is_nan(), sums.values()[1], nans)
+        });
+        if let Some((nan, count, nans)) = got {
+            assert!(nan && count == 3.0);
+            let want = (0..d.rows * d.hidden).map(|i| i / d.hidden == 1);
+            assert!(nans.into_iter().eq(want), "other rows' gradients");
+        }
+    }
 }
 
 #[test]

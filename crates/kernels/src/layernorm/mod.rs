@@ -3,6 +3,7 @@
 //! Bound: bytes over memory rate, as for RMSNorm.
 
 mod cpu;
+mod cuda;
 pub mod reference;
 
 use lowtide_device::{Make, Queue, View};
@@ -14,8 +15,10 @@ use crate::rows::Runs;
 /// Bytes of scratch of [`backward`].
 #[must_use]
 pub fn workspace(rows: usize, c: usize, make: Make) -> usize {
-    let _ = make;
-    Runs::new(rows).workspace(2 * c)
+    match make {
+        Make::Cpu => Runs::new(rows).workspace(2 * c),
+        Make::Cuda => crate::rmsnorm::cuda::Runs::new(rows).workspace(2 * c),
+    }
 }
 
 /// `y = (x - mean)·rstd·w + b` with `rstd = 1/√(variance + eps)`, the variance that of the whole
@@ -42,6 +45,9 @@ pub fn forward(
     expect("x", x, rows * c, e);
     expect("w", w, c, e);
     expect("b", b, c, e);
+    if let Some(q) = q.cuda() {
+        return cuda::forward(q, (y, mean, rstd), (x, w, b), (rows, c), eps, dtype);
+    }
     q.run(|| with_dtype!(dtype, cpu::forward(y, mean, rstd, x, w, b, rows, c, eps)));
 }
 
@@ -82,6 +88,9 @@ pub fn backward(
     expect_workspace(ws, workspace(rows, c, q.make()));
     let saved = cpu::Saved { x, mean, rstd, w };
     let to = cpu::Gradients { dx, dw, db };
+    if let Some(q) = q.cuda() {
+        return cuda::backward(q, to, dy, saved, residual, (rows, c), accumulate, dtype, ws);
+    }
     q.run(|| {
         with_dtype!(
             dtype,

@@ -1,9 +1,9 @@
 //! LayerNorm against `f64`.
 
 use super::*;
-use crate::testing::{DTYPES, Rng, Scratch, Tensor, close, differences, dot, on_threads, plus};
+use crate::testing::{DTYPES, Rng, Scratch, Tensor, close, differences, dot, everywhere, plus};
 
-const SHAPES: [(usize, usize); 8] = [
+const SHAPES: [(usize, usize); 19] = [
     (1, 1),
     (1, 7),
     (7, 8),
@@ -12,6 +12,20 @@ const SHAPES: [(usize, usize); 8] = [
     (1, 1000),
     (1100, 33),
     (40, 4097),
+    // A warp a row on a GPU, whole and in part; many runs, of which the last is short.
+    (9, 64),
+    (300, 896),
+    (2500, 128),
+    (17, 1024),
+    // Teams of two, three, four, five and sixteen warps.
+    (21, 2048),
+    (19, 2064),
+    (70, 4096),
+    (9, 5120),
+    (3, 13824),
+    (2, 16384),
+    // Wider than teams go; above 12288 backward's sums do not fit a block.
+    (2, 16392),
 ];
 /// Large, so that its place in the formula shows.
 const EPS: f32 = 0.125;
@@ -35,32 +49,25 @@ fn check((rows, c): (usize, usize), dtype: Dtype) {
         rng.tensor(c, Dtype::F32, 1.0),
         rng.tensor(c, Dtype::F32, 1.0),
     );
-    let (y, mean, rstd) = on_threads(|q| {
+    let forwards = everywhere(|q| {
         let mut y = Tensor::nan(rows * c, dtype);
         let (mut mean, mut rstd) = (Tensor::nan(rows, Dtype::F32), Tensor::nan(rows, Dtype::F32));
         let (mut x, mut w, mut b) = (x.clone(), w.clone(), b.clone());
-        let (yv, mv, rv) = (y.view(), mean.view(), rstd.view());
-        forward(
-            q,
-            yv,
-            mv,
-            rv,
-            x.view(),
-            w.view(),
-            b.view(),
-            rows,
-            c,
-            EPS,
-            dtype,
-        );
+        let (yv, mv, rv) = (y.on(q), mean.on(q), rstd.on(q));
+        let (xv, wv, bv) = (x.on(q), w.on(q), b.on(q));
+        forward(q, yv, mv, rv, xv, wv, bv, rows, c, EPS, dtype);
         (y, mean, rstd)
     });
     let want = reference::forward(&x.values(), &w.values(), &b.values(), f64::from(EPS));
-    close("y", &y, &want.y, 4e-6);
-    close("mean", &mean, &want.mean, 4e-6);
-    close("rstd", &rstd, &want.rstd, 4e-6);
-
+    for (device, (y, mean, rstd)) in &forwards {
+        close(&format!("y, {device}"), y, &want.y, 4e-6);
+        close(&format!("mean, {device}"), mean, &want.mean, 4e-6);
+        close(&format!("rstd, {device}"), rstd, &want.rstd, 4e-6);
+    }
+    let (_, mean, rstd) = &forwards[0].1;
     let (m, r) = (mean.values(), rstd.values());
+    let (mean, rstd) = (Tensor::of(&m, Dtype::F32), Tensor::of(&r, Dtype::F32));
+
     let want = reference::backward(&dy.values(), &x.values(), &m, &r, &w.values());
     for (with_residual, accumulate) in [(false, false), (true, true)] {
         let old = |old: &Tensor| {
@@ -70,41 +77,44 @@ fn check((rows, c): (usize, usize), dtype: Dtype) {
                 Tensor::nan(c, Dtype::F32)
             }
         };
-        let (dx, dw, db) = on_threads(|q| {
+        let gradients = everywhere(|q| {
             let mut dx = Tensor::nan(rows * c, dtype);
             let (mut dw, mut db) = (old(&old_w), old(&old_b));
             let (mut dy, mut x, mut w) = (dy.clone(), x.clone(), w.clone());
             let (mut mean, mut rstd) = (mean.clone(), rstd.clone());
             let mut residual = residual.clone();
-            let mut ws = Scratch::new(workspace(rows, c, lowtide_device::Make::Cpu));
+            let mut ws = Scratch::new(workspace(rows, c, q.make()));
             backward(
                 q,
-                dx.view(),
-                dw.view(),
-                db.view(),
-                dy.view(),
-                x.view(),
-                mean.view(),
-                rstd.view(),
-                w.view(),
-                with_residual.then(|| residual.view()),
+                dx.on(q),
+                dw.on(q),
+                db.on(q),
+                dy.on(q),
+                x.on(q),
+                mean.on(q),
+                rstd.on(q),
+                w.on(q),
+                with_residual.then(|| residual.on(q)),
                 rows,
                 c,
                 accumulate,
                 dtype,
-                ws.view(),
+                ws.on(q),
             );
             (dx, dw, db)
         });
         let slack = 4e-6 + 2e-7 * rows as f64;
-        if with_residual {
-            close("dx", &dx, &plus(&want.dx, &residual.values()), 1e-5);
-            close("dw", &dw, &plus(&want.dw, &old_w.values()), slack);
-            close("db", &db, &plus(&want.db, &old_b.values()), slack);
-        } else {
-            close("dx", &dx, &want.dx, 1e-5);
-            close("dw", &dw, &want.dw, slack);
-            close("db", &db, &want.db, slack);
+        for (device, (dx, dw, db)) in &gradients {
+            let name = |what| format!("{what}, {device}, {rows} rows of {c}");
+            if with_residual {
+                close(&name("dx"), dx, &plus(&want.dx, &residual.values()), 1e-5);
+                close(&name("dw"), dw, &plus(&want.dw, &old_w.values()), slack);
+                close(&name("db"), db, &plus(&want.db, &old_b.values()), slack);
+            } else {
+                close(&name("dx"), dx, &want.dx, 1e-5);
+                close(&name("dw"), dw, &want.dw, slack);
+                close(&name("db"), db, &want.db, slack);
+            }
         }
     }
 }
@@ -120,26 +130,21 @@ fn agrees_with_the_reference() {
 fn a_far_mean_does_not_cancel() {
     let (rows, c) = (1, 1000);
     let x: Vec<f64> = (0..c).map(|i| 4096.0 + f64::from(i as u32 % 2)).collect();
-    let mut x = Tensor::of(&x, Dtype::F32);
-    let mut w = Tensor::of(&vec![1.0; c], Dtype::F32);
-    let mut b = Tensor::of(&vec![0.0; c], Dtype::F32);
-    let [mut y, mut mean, mut rstd] = [c, 1, 1].map(|n| Tensor::nan(n, Dtype::F32));
-    let q = Queue::new("test", 1);
-    let (yv, mv, rv) = (y.view(), mean.view(), rstd.view());
-    forward(
-        &q,
-        yv,
-        mv,
-        rv,
-        x.view(),
-        w.view(),
-        b.view(),
-        rows,
-        c,
-        1e-5,
-        Dtype::F32,
-    );
-    close("rstd", &rstd, &[1.0 / (0.25 + 1e-5_f64).sqrt()], 1e-4);
+    let x = Tensor::of(&x, Dtype::F32);
+    let w = Tensor::of(&vec![1.0; c], Dtype::F32);
+    let b = Tensor::of(&vec![0.0; c], Dtype::F32);
+    let done = everywhere(|q| {
+        let [mut y, mut mean, mut rstd] = [c, 1, 1].map(|n| Tensor::nan(n, Dtype::F32));
+        let (mut x, mut w, mut b) = (x.clone(), w.clone(), b.clone());
+        let (yv, mv, rv) = (y.on(q), mean.on(q), rstd.on(q));
+        let (xv, wv, bv) = (x.on(q), w.on(q), b.on(q));
+        forward(q, yv, mv, rv, xv, wv, bv, rows, c, 1e-5, Dtype::F32);
+        rstd
+    });
+    for (device, rstd) in &done {
+        let want = 1.0 / (0.25 + 1e-5_f64).sqrt();
+        close(&format!("rstd, {device}"), rstd, &[want], 1e-4);
+    }
 }
 
 #[test]

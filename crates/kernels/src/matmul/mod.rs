@@ -3,7 +3,9 @@
 //! Bound: 2·m·n·k operations over the rate of a matrix product on all threads; the operands'
 //! bytes matter only for a few rows.
 
+mod bias;
 pub(crate) mod cpu;
+pub(crate) mod cuda;
 pub mod reference;
 
 use lowtide_device::{Make, Queue, View};
@@ -23,11 +25,13 @@ pub struct Dims {
     pub cols: usize,
 }
 
-/// Bytes of scratch for any of the three products: widened panels, about 20 MiB at most. None for
-/// f32.
+/// Bytes of scratch for any of the four operations. On the CPU: widened panels, about 20 MiB at
+/// most, and none for f32. On CUDA: what the library may use, and partial sums of the bias.
 #[must_use]
 pub fn workspace(d: Dims, dtype: Dtype, make: Make) -> usize {
-    let _ = make;
+    if make == Make::Cuda {
+        return cuda::workspace(d);
+    }
     let Dims {
         rows: m,
         inner: k,
@@ -64,6 +68,9 @@ pub fn forward(
         .into_iter()
         .for_each(|r| expect("residual", r, d.rows * d.cols, e));
     expect_workspace(ws, workspace(d, dtype, q.make()));
+    if let Some(q) = q.cuda() {
+        return cuda::forward(q, y, x, w, bias, residual, d, dtype, ws);
+    }
     q.run(|| with_dtype!(dtype, cpu::forward(y, x, w, bias, residual, d, ws)));
 }
 
@@ -82,6 +89,9 @@ pub fn backward_input(
     expect("dy", dy, d.rows * d.cols, e);
     expect("w", w, d.cols * d.inner, e);
     expect_workspace(ws, workspace(d, dtype, q.make()));
+    if let Some(q) = q.cuda() {
+        return cuda::backward_input(q, dx, dy, w, d, dtype, ws);
+    }
     q.run(|| with_dtype!(dtype, cpu::backward_input(dx, dy, w, d, ws)));
 }
 
@@ -103,6 +113,9 @@ pub fn backward_weight(
     expect("dy", dy, d.rows * d.cols, e);
     expect("x", x, d.rows * d.inner, e);
     expect_workspace(ws, workspace(d, dtype, q.make()));
+    if let Some(q) = q.cuda() {
+        return cuda::backward_weight(q, dw, dy, x, d, accumulate, dtype, ws);
+    }
     q.run(|| with_dtype!(dtype, cpu::backward_weight(dw, dy, x, d, accumulate, ws)));
 }
 
@@ -114,9 +127,14 @@ pub fn backward_bias(
     d: Dims,
     accumulate: bool,
     dtype: Dtype,
+    ws: View<'_>,
 ) {
     expect("db", db, d.cols, size_of::<f32>());
     expect("dy", dy, d.rows * d.cols, size(dtype));
+    expect_workspace(ws, workspace(d, dtype, q.make()));
+    if let Some(q) = q.cuda() {
+        return bias::backward_bias(q, db, dy, d.rows, d.cols, accumulate, dtype, ws);
+    }
     q.run(|| with_dtype!(dtype, cpu::backward_bias(db, dy, d, accumulate)));
 }
 

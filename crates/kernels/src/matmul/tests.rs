@@ -1,9 +1,9 @@
 //! Linear layers against `f64`.
 
 use super::*;
-use crate::testing::{DTYPES, Rng, Scratch, Tensor, close, on_threads, plus};
+use crate::testing::{DTYPES, Rng, Scratch, Tensor, close, everywhere, on_gpu, plus};
 
-const SHAPES: [(usize, usize, usize); 12] = [
+const SHAPES: [(usize, usize, usize); 15] = [
     (1, 1, 1),
     (7, 1, 9),
     (1, 1000, 8),
@@ -18,11 +18,32 @@ const SHAPES: [(usize, usize, usize); 12] = [
     // And several outer ones.
     (3, 2049, 1800),
     (1800, 2049, 3),
+    // Rows of 16 bytes and more, as the tensor cores want them: many tiles, one row, and an inner
+    // size that is worth splitting.
+    (128, 256, 384),
+    (1, 512, 264),
+    (16, 4096, 24),
 ];
+
+/// With a bias, with a residual.
+const CASES: [(bool, bool); 4] = [(false, false), (true, false), (false, true), (true, true)];
 
 /// Rounding errors of a sum of `n` products of numbers below one.
 fn slack(n: usize) -> f64 {
     1e-6 * (n as f64).sqrt() + 1e-7 * n as f64
+}
+
+/// As [`slack`], for the device that computed it. Tensor cores cut bits off where `fma` rounds, once for every
+/// eight products or so, and such errors do not cancel: a unit of the running sum, which is about as
+/// large as the root of their number, each time.
+fn slack_on(on: &str, n: usize, dtype: Dtype) -> f64 {
+    let n64 = n as f64;
+    let cut = 2.0_f64.powi(-23) * (n64 / 8.0) * n64.sqrt();
+    if on == "cuda" && dtype == Dtype::Bf16 {
+        slack(n) + cut
+    } else {
+        slack(n)
+    }
 }
 
 #[track_caller]
@@ -41,25 +62,16 @@ fn check((m, k, n): (usize, usize, usize), dtype: Dtype) {
     let old_w = rng.tensor(n * k, Dtype::F32, 1.0);
     let old_b = rng.tensor(n, Dtype::F32, 1.0);
 
-    for (with_bias, with_residual) in [(false, false), (true, false), (false, true), (true, true)] {
-        let y = on_threads(|q| {
+    for (with_bias, with_residual) in CASES {
+        let results = everywhere(|q| {
             let mut y = Tensor::nan(m * n, dtype);
             let (mut x, mut w) = (x.clone(), w.clone());
             let (mut bias, mut residual) = (bias.clone(), residual.clone());
-            let mut ws = Scratch::new(workspace(d, dtype, lowtide_device::Make::Cpu));
-            let bias = with_bias.then(|| bias.view());
-            let residual = with_residual.then(|| residual.view());
-            forward(
-                q,
-                y.view(),
-                x.view(),
-                w.view(),
-                bias,
-                residual,
-                d,
-                dtype,
-                ws.view(),
-            );
+            let mut ws = Scratch::new(workspace(d, dtype, q.make()));
+            let bias = with_bias.then(|| bias.on(q));
+            let residual = with_residual.then(|| residual.on(q));
+            let (yv, x, w) = (y.on(q), x.on(q), w.on(q));
+            forward(q, yv, x, w, bias, residual, d, dtype, ws.on(q));
             y
         });
         let bias = if with_bias { bias.values() } else { Vec::new() };
@@ -69,7 +81,14 @@ fn check((m, k, n): (usize, usize, usize), dtype: Dtype) {
             Vec::new()
         };
         let want = reference::forward(&x.values(), &w.values(), &bias, &residual, d);
-        close("y", &y, &want, slack(k));
+        for (on, y) in results {
+            close(
+                &format!("y of {d:?} on {on}"),
+                &y,
+                &want,
+                slack_on(on, k, dtype),
+            );
+        }
     }
 
     let want = reference::backward(&dy.values(), &x.values(), &w.values(), d);
@@ -81,24 +100,36 @@ fn check((m, k, n): (usize, usize, usize), dtype: Dtype) {
                 Tensor::nan(n, Dtype::F32)
             }
         };
-        let (dx, dw, db) = on_threads(|q| {
+        let results = everywhere(|q| {
             let mut dx = Tensor::nan(m * k, dtype);
             let (mut dw, mut db) = (old(&old_w, n * k), old(&old_b, n));
             let (mut x, mut w, mut dy) = (x.clone(), w.clone(), dy.clone());
-            let mut ws = Scratch::new(workspace(d, dtype, lowtide_device::Make::Cpu));
-            backward_input(q, dx.view(), dy.view(), w.view(), d, dtype, ws.view());
-            let (dwv, dyv) = (dw.view(), dy.view());
-            backward_weight(q, dwv, dyv, x.view(), d, accumulate, dtype, ws.view());
-            backward_bias(q, db.view(), dyv, d, accumulate, dtype);
+            let mut ws = Scratch::new(workspace(d, dtype, q.make()));
+            let (dwv, dyv, ws) = (dw.on(q), dy.on(q), ws.on(q));
+            backward_input(q, dx.on(q), dyv, w.on(q), d, dtype, ws);
+            backward_weight(q, dwv, dyv, x.on(q), d, accumulate, dtype, ws);
+            backward_bias(q, db.on(q), dyv, d, accumulate, dtype, ws);
             (dx, dw, db)
         });
-        close("dx", &dx, &want.dx, slack(n));
+        let (mut want_dw, mut want_db) = (want.dw.clone(), want.db.clone());
         if accumulate {
-            close("dw", &dw, &plus(&old_w.values(), &want.dw), slack(m));
-            close("db", &db, &plus(&old_b.values(), &want.db), slack(m));
-        } else {
-            close("dw", &dw, &want.dw, slack(m));
-            close("db", &db, &want.db, slack(m));
+            want_dw = plus(&old_w.values(), &want.dw);
+            want_db = plus(&old_b.values(), &want.db);
+        }
+        for (on, (dx, dw, db)) in results {
+            close(
+                &format!("dx of {d:?} on {on}"),
+                &dx,
+                &want.dx,
+                slack_on(on, n, dtype),
+            );
+            close(
+                &format!("dw of {d:?} on {on}"),
+                &dw,
+                &want_dw,
+                slack_on(on, m, dtype),
+            );
+            close(&format!("db of {d:?} on {on}"), &db, &want_db, slack(m));
         }
     }
 }
@@ -110,6 +141,7 @@ fn agrees_with_the_reference() {
     }
 }
 
+/// Not so on the GPU, where the two calls may be computed by different algorithms.
 #[test]
 fn accumulating_is_one_addition_of_the_whole_product() {
     // 4099 rows: several inner blocks when widened.
@@ -150,6 +182,10 @@ fn workspace_is_bounded() {
         cols: 28672,
     };
     assert!(workspace(large, Dtype::Bf16, lowtide_device::Make::Cpu) <= 32 << 20);
+    assert_eq!(
+        workspace(large, Dtype::Bf16, lowtide_device::Make::Cuda),
+        32 << 20
+    );
     assert_eq!(workspace(large, Dtype::F32, lowtide_device::Make::Cpu), 0);
     let small = Dims {
         rows: 16,
@@ -184,4 +220,127 @@ fn a_wrong_shape_panics() {
         Dtype::F32,
         ws.view(),
     );
+}
+
+/// What the library cannot add is added by our own kernel, after products of runs of rows.
+#[test]
+fn a_sum_apart_from_the_product_is_the_same_sum() {
+    // 44 KiB of `f32` a row: two runs of rows in the scratch.
+    for (m, k, n) in [(9, 7, 13), (400, 8, 11_003)] {
+        let d = Dims {
+            rows: m,
+            inner: k,
+            cols: n,
+        };
+        for dtype in DTYPES {
+            let mut rng = Rng(17);
+            let x = rng.tensor(m * k, dtype, 1.0);
+            let w = rng.tensor(n * k, dtype, 1.0);
+            let bias = rng.tensor(n, dtype, 1.0);
+            let residual = rng.tensor(m * n, dtype, 1.0);
+            for (with_bias, with_residual) in CASES {
+                let y = on_gpu(|q| {
+                    let mut y = Tensor::nan(m * n, dtype);
+                    let (mut x, mut w) = (x.clone(), w.clone());
+                    let (mut bias, mut residual) = (bias.clone(), residual.clone());
+                    let mut ws = Scratch::new(workspace(d, dtype, q.make()));
+                    let bias = with_bias.then(|| bias.on(q));
+                    let residual = with_residual.then(|| residual.on(q));
+                    let (yv, x, w, ws) = (y.on(q), x.on(q), w.on(q), ws.on(q));
+                    let q = q.cuda().unwrap();
+                    cuda::forward_apart(q, yv, x, w, bias, residual, d, dtype, ws);
+                    q.synchronize().unwrap();
+                    y
+                });
+                let bias = if with_bias { bias.values() } else { Vec::new() };
+                let residual = if with_residual {
+                    residual.values()
+                } else {
+                    Vec::new()
+                };
+                let want = || reference::forward(&x.values(), &w.values(), &bias, &residual, d);
+                if let Some(y) = y {
+                    close(
+                        &format!("y of {d:?} apart"),
+                        &y,
+                        &want(),
+                        slack_on("cuda", k, dtype),
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn products_of_either_type_are_stored_unrounded() {
+    for (m, k, n) in [(5, 7, 9), (1, 64, 1000), (64, 128, 512)] {
+        let d = Dims {
+            rows: m,
+            inner: k,
+            cols: n,
+        };
+        for dtype in DTYPES {
+            let mut rng = Rng(23);
+            let x = rng.tensor(m * k, dtype, 1.0);
+            let w = rng.tensor(n * k, dtype, 1.0);
+            let y = on_gpu(|q| {
+                let mut y = Tensor::nan(m * n, Dtype::F32);
+                let (mut x, mut w) = (x.clone(), w.clone());
+                let mut ws = Scratch::new(workspace(d, dtype, q.make()));
+                let (yv, x, w, ws) = (y.on(q), x.on(q), w.on(q), ws.on(q));
+                let q = q.cuda().unwrap();
+                cuda::forward_f32(q, yv, x, w, d, dtype, ws);
+                q.synchronize().unwrap();
+                y
+            });
+            let want = reference::forward(&x.values(), &w.values(), &[], &[], d);
+            if let Some(y) = y {
+                close(
+                    &format!("y of {d:?} in f32"),
+                    &y,
+                    &want,
+                    slack_on("cuda", k, dtype),
+                );
+            }
+        }
+    }
+}
+
+/// Square operands in the wrong order fit every check of sizes; only numbers tell.
+#[test]
+fn operands_in_the_wrong_order_are_found() {
+    let n = 24;
+    let d = Dims {
+        rows: n,
+        inner: n,
+        cols: n,
+    };
+    for dtype in DTYPES {
+        let mut rng = Rng(29);
+        let [x, w] = [(); 2].map(|()| rng.tensor(n * n, dtype, 1.0));
+        let right = reference::forward(&x.values(), &w.values(), &[], &[], d);
+        let results = everywhere(|q| {
+            let mut y = Tensor::nan(n * n, dtype);
+            let (mut x, mut w) = (x.clone(), w.clone());
+            let mut ws = Scratch::new(workspace(d, dtype, q.make()));
+            let (yv, x, w) = (y.on(q), x.on(q), w.on(q));
+            forward(q, yv, w, x, None, None, d, dtype, ws.on(q)); // w·xᵀ
+            y
+        });
+        for (on, y) in results {
+            let y = y.values();
+            let off = |(y, want): (&f64, &f64)| (y - want).abs() > 0.1;
+            let wrong = y.iter().zip(&right).filter(|pair| off(*pair)).count();
+            // w·xᵀ is the transpose of x·wᵀ: only its diagonal is right.
+            assert!(wrong > n * n / 2, "{wrong} of {} on {on}", n * n);
+            let turned: Vec<f64> = (0..n * n).map(|i| right[i % n * n + i / n]).collect();
+            close(
+                "the transpose",
+                &Tensor::of(&y, dtype),
+                &turned,
+                slack_on(on, n, dtype),
+            );
+        }
+    }
 }

@@ -4,6 +4,7 @@
 //! residual and writes dx.
 
 mod cpu;
+pub(crate) mod cuda;
 pub mod reference;
 
 use lowtide_device::{Make, Queue, View};
@@ -15,8 +16,10 @@ use crate::rows::Runs;
 /// Bytes of scratch of [`backward`].
 #[must_use]
 pub fn workspace(rows: usize, c: usize, make: Make) -> usize {
-    let _ = make;
-    Runs::new(rows).workspace(c)
+    match make {
+        Make::Cpu => Runs::new(rows).workspace(c),
+        Make::Cuda => cuda::Runs::new(rows).workspace(c),
+    }
 }
 
 /// `rstd = 1/√(mean(x²) + eps)` for each row, `y = x·rstd·w`.
@@ -38,6 +41,9 @@ pub fn forward(
     expect("rstd", rstd, rows, size_of::<f32>());
     expect("x", x, rows * c, e);
     expect("w", w, c, e);
+    if let Some(q) = q.cuda() {
+        return cuda::forward(q, y, rstd, x, w, (rows, c), eps, dtype);
+    }
     q.run(|| with_dtype!(dtype, cpu::forward(y, rstd, x, w, rows, c, eps)));
 }
 
@@ -72,6 +78,10 @@ pub fn backward(
         .into_iter()
         .for_each(|r| expect("residual", r, rows * c, e));
     expect_workspace(ws, workspace(rows, c, q.make()));
+    if let Some(q) = q.cuda() {
+        let (to, saved) = ((dx, dw), (x, rstd, w));
+        return cuda::backward(q, to, dy, saved, residual, (rows, c), accumulate, dtype, ws);
+    }
     let saved = cpu::Saved { x, rstd, w };
     q.run(|| {
         with_dtype!(

@@ -1,9 +1,9 @@
 //! RMSNorm against `f64`.
 
 use super::*;
-use crate::testing::{DTYPES, Rng, Scratch, Tensor, close, differences, dot, on_threads, plus};
+use crate::testing::{DTYPES, Rng, Scratch, Tensor, close, differences, dot, everywhere, plus};
 
-const SHAPES: [(usize, usize); 8] = [
+const SHAPES: [(usize, usize); 19] = [
     (1, 1),
     (1, 7),
     (7, 8),
@@ -12,6 +12,20 @@ const SHAPES: [(usize, usize); 8] = [
     (1, 1000),
     (1100, 33),
     (40, 4097),
+    // A warp a row on a GPU, whole and in part; many runs, of which the last is short.
+    (9, 64),
+    (300, 896),
+    (2500, 128),
+    (17, 1024),
+    // Teams of two, three, four, five and sixteen warps.
+    (21, 2048),
+    (19, 2064),
+    (70, 4096),
+    (9, 5120),
+    (3, 13824),
+    (2, 16384),
+    // Wider than teams go.
+    (2, 16392),
 ];
 /// Large, so that its place in the formula shows.
 const EPS: f32 = 0.125;
@@ -24,29 +38,23 @@ fn check((rows, c): (usize, usize), dtype: Dtype) {
     let dy = rng.tensor(rows * c, dtype, 1.0);
     let residual = rng.tensor(rows * c, dtype, 1.0);
     let old = rng.tensor(c, Dtype::F32, 1.0);
-    let (y, rstd) = on_threads(|q| {
+    let forwards = everywhere(|q| {
         let (mut y, mut rstd) = (Tensor::nan(rows * c, dtype), Tensor::nan(rows, Dtype::F32));
         let (mut x, mut w) = (x.clone(), w.clone());
-        forward(
-            q,
-            y.view(),
-            rstd.view(),
-            x.view(),
-            w.view(),
-            rows,
-            c,
-            EPS,
-            dtype,
-        );
+        let (yv, rv, xv, wv) = (y.on(q), rstd.on(q), x.on(q), w.on(q));
+        forward(q, yv, rv, xv, wv, rows, c, EPS, dtype);
         (y, rstd)
     });
     let want = reference::forward(&x.values(), &w.values(), f64::from(EPS));
-    close("y", &y, &want.y, 2e-6);
-    close("rstd", &rstd, &want.rstd, 2e-6);
+    for (device, (y, rstd)) in &forwards {
+        close(&format!("y, {device}"), y, &want.y, 2e-6);
+        close(&format!("rstd, {device}"), rstd, &want.rstd, 2e-6);
+    }
+    let rstd = Tensor::of(&forwards[0].1.1.values(), Dtype::F32);
 
     let want = reference::backward(&dy.values(), &x.values(), &rstd.values(), &w.values());
     for (with_residual, accumulate) in [(false, false), (true, true)] {
-        let (dx, dw) = on_threads(|q| {
+        let gradients = everywhere(|q| {
             let mut dx = Tensor::nan(rows * c, dtype);
             let mut dw = if accumulate {
                 old.clone()
@@ -55,25 +63,28 @@ fn check((rows, c): (usize, usize), dtype: Dtype) {
             };
             let (mut dy, mut x, mut w) = (dy.clone(), x.clone(), w.clone());
             let (mut rstd, mut residual) = (rstd.clone(), residual.clone());
-            let mut ws = Scratch::new(workspace(rows, c, lowtide_device::Make::Cpu));
-            let residual = with_residual.then(|| residual.view());
-            let (dxv, dwv, dyv, xv) = (dx.view(), dw.view(), dy.view(), x.view());
-            let (rstd, w, ws) = (rstd.view(), w.view(), ws.view());
+            let mut ws = Scratch::new(workspace(rows, c, q.make()));
+            let residual = with_residual.then(|| residual.on(q));
+            let (dxv, dwv, dyv, xv) = (dx.on(q), dw.on(q), dy.on(q), x.on(q));
+            let (rstd, w, ws) = (rstd.on(q), w.on(q), ws.on(q));
             backward(
                 q, dxv, dwv, dyv, xv, rstd, w, residual, rows, c, accumulate, dtype, ws,
             );
             (dx, dw)
         });
         let slack = 4e-6 + 1e-7 * rows as f64;
-        if with_residual {
-            close("dx", &dx, &plus(&want.dx, &residual.values()), 1e-5);
-        } else {
-            close("dx", &dx, &want.dx, 1e-5);
-        }
-        if accumulate {
-            close("dw", &dw, &plus(&want.dw, &old.values()), slack);
-        } else {
-            close("dw", &dw, &want.dw, slack);
+        for (device, (dx, dw)) in &gradients {
+            let name = |what| format!("{what}, {device}, {rows} rows of {c}");
+            if with_residual {
+                close(&name("dx"), dx, &plus(&want.dx, &residual.values()), 1e-5);
+            } else {
+                close(&name("dx"), dx, &want.dx, 1e-5);
+            }
+            if accumulate {
+                close(&name("dw"), dw, &plus(&want.dw, &old.values()), slack);
+            } else {
+                close(&name("dw"), dw, &want.dw, slack);
+            }
         }
     }
 }
@@ -82,6 +93,38 @@ fn check((rows, c): (usize, usize), dtype: Dtype) {
 fn agrees_with_the_reference() {
     for shape in SHAPES {
         DTYPES.into_iter().for_each(|dtype| check(shape, dtype));
+    }
+}
+
+/// Parts of a larger tensor start at any number, not only where 16 bytes may be read at once.
+#[test]
+fn views_may_start_at_any_number() {
+    let (rows, c) = (5, 64);
+    for dtype in DTYPES {
+        let mut rng = Rng(7);
+        let all = rng.tensor(1 + rows * c, dtype, 2.0);
+        let (w, dy) = (rng.tensor(c, dtype, 1.0), rng.tensor(rows * c, dtype, 1.0));
+        let done = everywhere(|q| {
+            let mut y = Tensor::nan(rows * c, dtype);
+            let mut dx = Tensor::nan(rows * c, dtype);
+            let (mut rstd, mut dw) = (Tensor::nan(rows, Dtype::F32), Tensor::nan(c, Dtype::F32));
+            let (mut all, mut w, mut dy) = (all.clone(), w.clone(), dy.clone());
+            let mut ws = Scratch::new(workspace(rows, c, q.make()));
+            let x = all.on(q).part(size(dtype), rows * c * size(dtype));
+            let (rv, wv) = (rstd.on(q), w.on(q));
+            forward(q, y.on(q), rv, x, wv, rows, c, EPS, dtype);
+            let (dxv, dwv, dyv, ws) = (dx.on(q), dw.on(q), dy.on(q), ws.on(q));
+            backward(q, dxv, dwv, dyv, x, rv, wv, None, rows, c, false, dtype, ws);
+            (y, dx, dw)
+        });
+        let x = &all.values()[1..];
+        let want = reference::forward(x, &w.values(), f64::from(EPS));
+        let back = reference::backward(&dy.values(), x, &want.rstd, &w.values());
+        for (device, (y, dx, dw)) in &done {
+            close(&format!("y, {device}"), y, &want.y, 2e-6);
+            close(&format!("dx, {device}"), dx, &back.dx, 1e-5);
+            close(&format!("dw, {device}"), dw, &back.dw, 5e-6);
+        }
     }
 }
 

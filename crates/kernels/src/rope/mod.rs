@@ -5,6 +5,7 @@
 //! memory rate, one read and one write of the projection.
 
 mod cpu;
+mod cuda;
 pub mod reference;
 
 use lowtide_device::{Make, Queue, View};
@@ -38,7 +39,8 @@ impl Heads {
     }
 }
 
-/// Cosines and sines of every position, computed in `f64` and rounded once to `f32`.
+/// Cosines and sines of every position, computed in `f64` and rounded once to `f32`. On a CUDA
+/// device it has a copy of its own, shared by clones: [`Table::place`].
 #[derive(Clone, Debug)]
 pub struct Table {
     /// (positions, D/2).
@@ -47,6 +49,8 @@ pub struct Table {
     sin: Vec<f32>,
     /// D/2.
     half: usize,
+    /// The same numbers on CUDA devices.
+    devices: cuda::Copies,
 }
 
 impl Table {
@@ -59,6 +63,7 @@ impl Table {
             cos: Vec::new(),
             sin: Vec::new(),
             half,
+            devices: cuda::Copies::default(),
         };
         table.cos.reserve_exact(half * max_positions);
         table.sin.reserve_exact(half * max_positions);
@@ -70,6 +75,22 @@ impl Table {
             }
         }
         table
+    }
+
+    /// Bytes of the copy on a CUDA device: D numbers of `f32` a position.
+    #[must_use]
+    pub fn device_bytes(&self) -> usize {
+        (self.cos.len() + self.sin.len()) * size_of::<f32>()
+    }
+
+    /// Copies the table to the queue's device, where that is a CUDA device without a copy; done
+    /// when the call returns. The first launch does so too, but allocates then.
+    pub fn place(&self, q: &Queue) {
+        if let Some(q) = q.cuda()
+            && let Err(e) = cuda::table(q, self)
+        {
+            q.fail(e);
+        }
     }
 
     /// Cosines and sines of one position. Panics when the table has no such position.
@@ -117,11 +138,11 @@ pub struct QkNormBack<'a> {
 /// Bytes of scratch of [`backward`], with or without the norm.
 #[must_use]
 pub fn workspace(rows: usize, heads: Heads, norm: bool, make: Make) -> usize {
-    let _ = make;
-    if norm {
-        Runs::new(rows).workspace(2 * heads.head_dim)
-    } else {
-        0
+    let width = 2 * heads.head_dim;
+    match make {
+        _ if !norm => 0,
+        Make::Cpu => Runs::new(rows).workspace(width),
+        Make::Cuda => crate::rmsnorm::cuda::Runs::new(rows).workspace(width),
     }
 }
 
@@ -129,7 +150,8 @@ pub fn workspace(rows: usize, heads: Heads, norm: bool, make: Make) -> usize {
 /// value heads.
 ///
 /// `y` and `x` are E (rows, (H+2KV)·D), `positions` is i32 (rows). A number is rounded once, after
-/// the rotation.
+/// the rotation. Every position is in the table: other ones panic on the CPU device and make their
+/// row NaN on a CUDA device.
 pub fn forward(
     q: &Queue,
     y: View<'_>,
@@ -150,6 +172,9 @@ pub fn forward(
         expect("wq", norm.wq, heads.head_dim, e);
         expect("wk", norm.wk, heads.head_dim, e);
         expect("rstd", norm.rstd, rows * heads.rotated(), size_of::<f32>());
+    }
+    if let Some(q) = q.cuda() {
+        return cuda::forward(q, y, x, positions, table, norm, rows, heads, dtype);
     }
     q.run(|| {
         with_dtype!(
@@ -188,6 +213,9 @@ pub fn backward(
         expect("dwk", norm.dwk, heads.head_dim, size_of::<f32>());
     }
     expect_workspace(ws, workspace(rows, heads, norm.is_some(), q.make()));
+    if let Some(q) = q.cuda() {
+        return cuda::backward(q, dx, dy, positions, table, norm, rows, heads, dtype, ws);
+    }
     q.run(|| {
         with_dtype!(
             dtype,

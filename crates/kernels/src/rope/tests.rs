@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::testing::{
-    DTYPES, Rng, Scratch, Tensor, close, differences, dot, on_threads, packed, plus,
+    DTYPES, Numbers, Rng, Scratch, Tensor, close, differences, dot, everywhere, packed, plus,
 };
 use reference::Norm;
 
@@ -16,7 +16,7 @@ fn inv_freq(d: usize) -> Vec<f64> {
         .collect()
 }
 
-fn shapes() -> [(usize, Heads); 6] {
+fn shapes() -> [(usize, Heads); 12] {
     let heads = |heads, kv_heads, head_dim| Heads {
         heads,
         kv_heads,
@@ -29,6 +29,14 @@ fn shapes() -> [(usize, Heads); 6] {
         (129, heads(2, 2, 64)),
         (1000, heads(2, 1, 18)),
         (8, heads(3, 3, 128)),
+        // On a GPU: a model's heads; more heads than a block takes at once; runs of which the last
+        // is short; head sizes whose threads are no power of two, or more than a warp.
+        (33, heads(14, 2, 64)),
+        (700, heads(16, 2, 128)),
+        (5, heads(80, 40, 128)),
+        (21, heads(5, 3, 80)),
+        (9, heads(3, 1, 256)),
+        (3, heads(2, 1, 1024)),
     ]
 }
 
@@ -46,31 +54,23 @@ fn check(rows: usize, heads: Heads, with_norm: bool, dtype: Dtype) {
     let most = *positions.iter().max().unwrap() as usize;
     let table = Table::new(&inv_freq(d), FACTOR, most + 1);
 
-    let (y, rstd) = on_threads(|q| {
+    let forwards = everywhere(|q| {
         let mut y = Tensor::nan(n, dtype);
         let mut rstd = Tensor::nan(rows * heads.rotated(), Dtype::F32);
         let (mut x, mut wq, mut wk) = (x.clone(), wq.clone(), wk.clone());
-        let mut positions = positions.clone();
+        let mut positions = Numbers::of(&positions);
         let norm = with_norm.then(|| QkNorm {
-            wq: wq.view(),
-            wk: wk.view(),
-            rstd: rstd.view(),
+            wq: wq.on(q),
+            wk: wk.on(q),
+            rstd: rstd.on(q),
             eps: EPS,
         });
-        let positions = View::of(&mut positions);
-        forward(
-            q,
-            y.view(),
-            x.view(),
-            positions,
-            &table,
-            norm,
-            rows,
-            heads,
-            dtype,
-        );
+        let (to, from, at) = (y.on(q), x.on(q), positions.on(q));
+        forward(q, to, from, at, &table, norm, rows, heads, dtype);
         (y, with_norm.then_some(rstd))
     });
+    let rstd = forwards[0].1.1.as_ref();
+    let rstd = rstd.map(|r| Tensor::of(&r.values(), Dtype::F32));
     let (xs, dys, wqs, wks) = (x.values(), dy.values(), wq.values(), wk.values());
     let norm = with_norm.then_some(Norm {
         wq: &wqs,
@@ -78,7 +78,12 @@ fn check(rows: usize, heads: Heads, with_norm: bool, dtype: Dtype) {
         eps: f64::from(EPS),
     });
     let want = reference::forward(&xs, &positions, &inv_freq(d), FACTOR, norm, heads);
-    close("y", &y, &want, 4e-6);
+    for (device, (y, other)) in &forwards {
+        close(&format!("y, {device}"), y, &want, 4e-6);
+        if let (Some(other), Some(rstd)) = (other, &rstd) {
+            close(&format!("rstd, {device}"), other, &rstd.values(), 2e-6);
+        }
+    }
 
     let want = reference::backward(&dys, &xs, &positions, &inv_freq(d), FACTOR, norm, heads);
     for accumulate in [false, true] {
@@ -89,38 +94,40 @@ fn check(rows: usize, heads: Heads, with_norm: bool, dtype: Dtype) {
                 Tensor::nan(d, Dtype::F32)
             }
         };
-        let (dx, dwq, dwk) = on_threads(|q| {
+        let gradients = everywhere(|q| {
             let mut dx = Tensor::nan(n, dtype);
             let (mut dwq, mut dwk) = (old(&old_q), old(&old_k));
             let (mut x, mut dy, mut wq, mut wk) = (x.clone(), dy.clone(), wq.clone(), wk.clone());
             let mut rstd = rstd.clone().unwrap_or_else(|| Tensor::nan(0, Dtype::F32));
-            let mut positions = positions.clone();
-            let mut ws = Scratch::new(workspace(rows, heads, with_norm, lowtide_device::Make::Cpu));
+            let mut positions = Numbers::of(&positions);
+            let mut ws = Scratch::new(workspace(rows, heads, with_norm, q.make()));
             let norm = with_norm.then(|| QkNormBack {
-                x: x.view(),
-                rstd: rstd.view(),
-                wq: wq.view(),
-                wk: wk.view(),
-                dwq: dwq.view(),
-                dwk: dwk.view(),
+                x: x.on(q),
+                rstd: rstd.on(q),
+                wq: wq.on(q),
+                wk: wk.on(q),
+                dwq: dwq.on(q),
+                dwk: dwk.on(q),
                 accumulate,
             });
-            let positions = View::of(&mut positions);
-            let (to, from, ws) = (dx.view(), dy.view(), ws.view());
+            let (positions, ws) = (positions.on(q), ws.on(q));
+            let (to, from) = (dx.on(q), dy.on(q));
             backward(q, to, from, positions, &table, norm, rows, heads, dtype, ws);
             (dx, dwq, dwk)
         });
-        close("dx", &dx, &want.dx, 1e-5);
-        if !with_norm {
-            continue;
-        }
         let slack = 1e-5 + 1e-6 * rows as f64;
-        if accumulate {
-            close("dwq", &dwq, &plus(&want.dwq, &old_q.values()), slack);
-            close("dwk", &dwk, &plus(&want.dwk, &old_k.values()), slack);
-        } else {
-            close("dwq", &dwq, &want.dwq, slack);
-            close("dwk", &dwk, &want.dwk, slack);
+        for (device, (dx, dwq, dwk)) in &gradients {
+            close(&format!("dx, {device}"), dx, &want.dx, 1e-5);
+            if !with_norm {
+                continue;
+            }
+            let (mut want_q, mut want_k) = (want.dwq.clone(), want.dwk.clone());
+            if accumulate {
+                want_q = plus(&want_q, &old_q.values());
+                want_k = plus(&want_k, &old_k.values());
+            }
+            close(&format!("dwq, {device}"), dwq, &want_q, slack);
+            close(&format!("dwk, {device}"), dwk, &want_k, slack);
         }
     }
 }

@@ -3,6 +3,7 @@
 //! Bound: bytes over memory rate: forward three numbers an element, backward five.
 
 mod cpu;
+mod cuda;
 pub mod reference;
 
 use lowtide_device::{Queue, View};
@@ -15,6 +16,9 @@ use crate::number::{expect, size, with_dtype};
 pub fn forward(q: &Queue, y: View<'_>, gate_up: View<'_>, rows: usize, f: usize, dtype: Dtype) {
     expect("y", y, rows * f, size(dtype));
     expect("gate_up", gate_up, rows * 2 * f, size(dtype));
+    if let Some(q) = q.cuda() {
+        return cuda::forward(q, y, gate_up, rows, f, dtype);
+    }
     q.run(|| with_dtype!(dtype, cpu::forward(y, gate_up, rows, f)));
 }
 
@@ -31,6 +35,9 @@ pub fn backward(
     expect("d_gate_up", d_gate_up, rows * 2 * f, size(dtype));
     expect("dy", dy, rows * f, size(dtype));
     expect("gate_up", gate_up, rows * 2 * f, size(dtype));
+    if let Some(q) = q.cuda() {
+        return cuda::backward(q, d_gate_up, dy, gate_up, rows, f, dtype);
+    }
     q.run(|| with_dtype!(dtype, cpu::backward(d_gate_up, dy, gate_up, rows, f)));
 }
 

@@ -1,9 +1,9 @@
 //! SwiGLU against `f64`.
 
 use super::*;
-use crate::testing::{DTYPES, Rng, Tensor, close, differences, dot, on_threads};
+use crate::testing::{DTYPES, Rng, Tensor, close, differences, dot, everywhere};
 
-const SHAPES: [(usize, usize); 7] = [
+const SHAPES: [(usize, usize); 10] = [
     (1, 1),
     (7, 9),
     (8, 8),
@@ -11,6 +11,10 @@ const SHAPES: [(usize, usize); 7] = [
     (1, 1000),
     (1000, 7),
     (129, 300),
+    // Groups of eight on a GPU: rows within a block, and blocks within a row.
+    (300, 16),
+    (7, 4864),
+    (2, 13824),
 ];
 
 #[test]
@@ -20,22 +24,21 @@ fn agrees_with_the_reference() {
             let mut rng = Rng((rows * 31 + f) as u64);
             let gate_up = rng.tensor(rows * 2 * f, dtype, 6.0);
             let dy = rng.tensor(rows * f, dtype, 1.0);
-            let (y, d) = on_threads(|q| {
+            let done = everywhere(|q| {
                 let mut y = Tensor::nan(rows * f, dtype);
                 let mut d = Tensor::nan(rows * 2 * f, dtype);
                 let (mut gate_up, mut dy) = (gate_up.clone(), dy.clone());
-                forward(q, y.view(), gate_up.view(), rows, f, dtype);
-                backward(q, d.view(), dy.view(), gate_up.view(), rows, f, dtype);
+                forward(q, y.on(q), gate_up.on(q), rows, f, dtype);
+                backward(q, d.on(q), dy.on(q), gate_up.on(q), rows, f, dtype);
                 (y, d)
             });
             let values = gate_up.values();
-            close("y", &y, &reference::forward(&values, f), 1e-6);
-            close(
-                "d_gate_up",
-                &d,
-                &reference::backward(&dy.values(), &values, f),
-                4e-6,
-            );
+            let want = reference::forward(&values, f);
+            let want_d = reference::backward(&dy.values(), &values, f);
+            for (device, (y, d)) in &done {
+                close(&format!("y, {device}"), y, &want, 1e-6);
+                close(&format!("d_gate_up, {device}"), d, &want_d, 4e-6);
+            }
         }
     }
 }
@@ -43,14 +46,20 @@ fn agrees_with_the_reference() {
 #[test]
 fn extreme_gates_saturate() {
     let gate_up = [-1000.0, -90.0, 90.0, 1000.0, 2.0, 2.0, 2.0, 2.0];
-    let (mut x, mut y) = (Tensor::of(&gate_up, Dtype::F32), Tensor::nan(4, Dtype::F32));
-    let mut dy = Tensor::of(&[1.0; 4], Dtype::F32);
-    let mut d = Tensor::nan(8, Dtype::F32);
-    let q = Queue::new("test", 1);
-    forward(&q, y.view(), x.view(), 1, 4, Dtype::F32);
-    backward(&q, d.view(), dy.view(), x.view(), 1, 4, Dtype::F32);
-    close("y", &y, &[0.0, 0.0, 180.0, 2000.0], 1e-9);
-    close("d", &d, &[0.0, 0.0, 2.0, 2.0, 0.0, 0.0, 90.0, 1000.0], 1e-9);
+    let x = Tensor::of(&gate_up, Dtype::F32);
+    let done = everywhere(|q| {
+        let (mut x, mut y) = (x.clone(), Tensor::nan(4, Dtype::F32));
+        let mut dy = Tensor::of(&[1.0; 4], Dtype::F32);
+        let mut d = Tensor::nan(8, Dtype::F32);
+        forward(q, y.on(q), x.on(q), 1, 4, Dtype::F32);
+        backward(q, d.on(q), dy.on(q), x.on(q), 1, 4, Dtype::F32);
+        (y, d)
+    });
+    for (device, (y, d)) in &done {
+        let want = [0.0, 0.0, 2.0, 2.0, 0.0, 0.0, 90.0, 1000.0];
+        close(&format!("y, {device}"), y, &[0.0, 0.0, 180.0, 2000.0], 1e-9);
+        close(&format!("d, {device}"), d, &want, 1e-9);
+    }
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! The operations of a decoder: what each computes, costs and expects as operands.
 
 use lowtide_device::{Make, View};
-use lowtide_kernels::attention::Attn;
+use lowtide_kernels::attention::{Attn, Engine};
 use lowtide_kernels::head::Head;
 use lowtide_kernels::matmul::Dims;
 use lowtide_kernels::rope::Heads;
@@ -30,6 +30,7 @@ pub(crate) struct Sizes {
     pub dtype: Dtype,
     /// Scratch differs between makes of device.
     pub make: Make,
+    pub attention: Engine,
 }
 
 impl Sizes {
@@ -51,6 +52,7 @@ impl Sizes {
             eps: shape.norm_eps as f32,
             dtype: options.precision,
             make: options.make,
+            attention: options.attention,
         }
     }
 
@@ -78,7 +80,7 @@ impl Sizes {
             kv_heads,
             head_dim,
             scale,
-            engine: lowtide_kernels::attention::Engine::Own,
+            engine: self.attention,
         }
     }
 

@@ -11,6 +11,7 @@ mod ends;
 pub(crate) mod kind;
 
 use lowtide_device::Make;
+use lowtide_kernels::attention::Engine;
 use lowtide_units::{Bytes, Flops};
 use lowtide_workload::{
     Access, Batch, Dtype, Local, ModelShape, Op, Operand, Param, Unit, UnitKind, What, Workload,
@@ -20,8 +21,14 @@ use crate::ModelError;
 use crate::params::specs;
 use kind::{Kind, Sizes};
 
-/// Logits of one chunk take at most about this many bytes, when the chunk is chosen here.
-const CHUNK_BYTES: u64 = 64 << 20;
+/// Logits of one chunk take at most about this many bytes, when the chunk is chosen here: on the
+/// CPU little, on a GPU enough rows to make the products worth its while.
+const fn chunk_bytes(make: Make) -> u64 {
+    match make {
+        Make::Cpu => 64 << 20,
+        Make::Cuda => 1 << 30,
+    }
+}
 /// Fewest rows of such a chunk: below, the matrix is read too often.
 const CHUNK_ROWS: u64 = 64;
 
@@ -38,17 +45,20 @@ pub struct Options {
     pub logits_chunk: u32,
     /// For which make of device: scratch differs.
     pub make: Make,
+    /// Who computes attention on a CUDA device.
+    pub attention: Engine,
 }
 
 impl Options {
     /// Rows of logits that exist at a time, chosen where [`Options::logits_chunk`] is 0: a
-    /// multiple of 64 that takes about 64 MiB at most, at least 64, never more than B·T.
+    /// multiple of 64 that takes about 64 MiB at most (1 GiB on a GPU), at least 64, never more than B·T.
     #[must_use]
     pub fn chunk_rows(&self, shape: &ModelShape) -> u64 {
         let rows = self.batch.rows();
         let chosen = match self.logits_chunk {
             0 => {
-                let fit = CHUNK_BYTES / (u64::from(shape.vocab).max(1) * self.precision.size());
+                let fit = chunk_bytes(self.make)
+                    / (u64::from(shape.vocab).max(1) * self.precision.size());
                 (fit / CHUNK_ROWS * CHUNK_ROWS).max(CHUNK_ROWS)
             }
             n => u64::from(n),

@@ -163,6 +163,7 @@ pub fn options(precision: Dtype, micro_batch: u32, seq: u32) -> Options {
         batch,
         logits_chunk: 5,
         make: lowtide_device::Make::Cpu,
+        attention: lowtide_kernels::attention::Engine::Own,
     }
 }
 

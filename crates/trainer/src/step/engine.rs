@@ -1,4 +1,4 @@
-//! Does the work of a plan's tasks on the CPU device: the model's operations, gradients' ends,
+//! Does the work of a plan's tasks: the model's operations, gradients' ends,
 //! updates, norms, inputs and results.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -10,9 +10,10 @@ use lowtide_kernels::adamw::{self, Hyper};
 use lowtide_kernels::gradient;
 use lowtide_model::{Arg, Call, Decoder, Phase};
 use lowtide_planner::{Clip, Piece, Plan, Use, Work};
-use lowtide_workload::Dtype;
+use lowtide_workload::{Batch, Dtype};
 
 use crate::data::Micro;
+use crate::random::Philox;
 
 /// How gradients are clipped and what happens when one is not finite.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -237,20 +238,20 @@ impl Engine {
         piece_idx: u32,
         step: &StepData,
     ) -> Result<(), EngineError> {
-        let mut clip = [0.0f64; CLIP_WORDS];
-        memory::load(&args[3].view.part(0, 8 * CLIP_WORDS), &mut clip);
-        if self.clip.mode != Clip::Exact {
-            // With `exact` the norm has told before the first update.
-            let mut parts = vec![0.0f64; args[4].view.bytes() / 8];
-            memory::load(&args[4].view, &mut parts);
+        // With `exact` the norm has told before the first update; on a GPU without it the update
+        // looks at its own parts, and the norm reports what it saw.
+        let parts = match self.clip.mode {
+            Clip::Exact => None,
+            _ => args.get(4).map(|a| a.view),
+        };
+        if let Some(view) = parts.filter(|_| q.cuda().is_none()) {
+            let mut parts = vec![0.0f64; view.bytes() / 8];
+            memory::load(&view, &mut parts);
             if parts.iter().any(|p| !p.is_finite()) {
                 let what = "a gradient is not finite".to_owned();
                 step.set(|o| o.nonfinite = Some(what.clone()));
                 return Err(EngineError(what));
             }
-        }
-        if clip[2] == 0.0 {
-            return Ok(());
         }
         let piece = &self.plan.pieces[piece_idx as usize];
         let n = piece.elements as usize;
@@ -262,7 +263,7 @@ impl Engine {
         let hyper = step.update.ok_or_else(|| {
             EngineError("an update without settings: the step was submitted wrongly".to_owned())
         })?;
-        adamw::step(
+        adamw::step_clipped(
             q,
             args[0].view,
             rem,
@@ -272,10 +273,9 @@ impl Engine {
             self.plan.gradient,
             self.plan.precision,
             &self.updates[piece_idx as usize],
-            &Hyper {
-                grad_scale: clip[0] as f32,
-                ..hyper
-            },
+            &hyper,
+            args[3].view.part(0, 8 * CLIP_WORDS),
+            parts,
         );
         Ok(())
     }
@@ -313,7 +313,28 @@ impl Engine {
     }
 }
 
+/// Random numbers of inputs where a run names no data.
+const INPUT_STREAM: u64 = 1 << 62;
+
 impl Micro {
+    /// A micro-batch of random tokens, every one supervised, one document a row.
+    #[must_use]
+    pub fn random(b: &Batch, vocab: u32, seed: u64) -> Self {
+        let (n, seq) = (b.rows() as usize, b.seq as usize);
+        let random = Philox::new(seed, INPUT_STREAM);
+        let tokens = |from: u64| {
+            (0..n as u64)
+                .map(|i| random.below(from + i, u64::from(vocab)) as i32)
+                .collect()
+        };
+        Self {
+            tokens: tokens(0),
+            labels: tokens(n as u64),
+            positions: (0..n).map(|i| (i % seq) as i32).collect(),
+            doc_start: vec![0; n],
+        }
+    }
+
     /// Writes the four planes of [`lowtide_workload::Batch::input_bytes`], one behind another.
     ///
     /// # Panics

@@ -225,7 +225,8 @@ impl<'a> Homes<'a> {
         Ok(())
     }
 
-    /// Fills weights from f32 numbers, moments with zero.
+    /// Fills weights from f32 numbers, moments with zero. `source` is asked for a range more than
+    /// once (for the weight and for its remainder) and must give the same numbers each time.
     ///
     /// # Errors
     /// The disk's, or the first of `source`.

@@ -4,16 +4,18 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use lowtide_device::{Memory, memory};
+use lowtide_device::cuda::Gpu;
+use lowtide_device::{Memory, View, memory};
 use lowtide_executor::{ExecError, Measured, Mode, Options, Runner, Tiers};
 use lowtide_kernels::adamw::Hyper;
 use lowtide_model::Decoder;
-use lowtide_planner::{Clip, PartName, Plan, Tensor, Tier};
+use lowtide_planner::{Clip, PartName, Plan, Slot, Tensor, Tier};
 use lowtide_tiers::{Arena, Disk, DiskConfig, Fill, TierError};
 
 use super::engine::{ClipRule, Engine, Outcome, StepData, first_clip};
 use super::homes::Homes;
 use crate::data::Micro;
+use crate::error::TrainError;
 
 /// Where a plan's extents go.
 #[derive(Debug)]
@@ -41,6 +43,8 @@ pub struct SessionOptions {
     pub trace_events: usize,
     /// Where extents go.
     pub disk: DiskChoice,
+    /// The CUDA device that the plan is for; `None`: the CPU device.
+    pub gpu: Option<Gpu>,
 }
 
 impl Default for SessionOptions {
@@ -53,8 +57,18 @@ impl Default for SessionOptions {
             watchdog: o.watchdog,
             trace_events: 0,
             disk: DiskChoice::None,
+            gpu: None,
         }
     }
+}
+
+/// The words of a home of the clip factor, on the host or where updates on the device read it.
+fn clip_view<'a>(tiers: &'a Tiers, slot: &Slot) -> View<'a> {
+    let memory = match slot.tier {
+        Tier::Device => &tiers.device,
+        Tier::Host | Tier::Disk => &tiers.host,
+    };
+    memory.view(slot.offset, 24)
 }
 
 /// Reserved memory, and a runner on it.
@@ -80,24 +94,33 @@ impl Session {
         plan: Arc<Plan>,
         clip: ClipRule,
         options: SessionOptions,
-    ) -> Result<Self, TierError> {
+    ) -> Result<Self, TrainError> {
         let fill = if options.poison {
             Fill::Poison
         } else {
             Fill::Zero
         };
-        let arena = |tier| Arena::new(plan.tier(tier).planned_bytes, fill).map(Memory::new);
-        let (device, host) = (arena(Tier::Device)?, arena(Tier::Host)?);
+        let arena = |tier| Arena::new(plan.tier(tier).planned_bytes, fill);
+        let (device, host) = match &options.gpu {
+            None => (
+                Memory::new(arena(Tier::Device)?),
+                Memory::new(arena(Tier::Host)?),
+            ),
+            Some(gpu) => {
+                // The device first: a machine short of it says so before host memory is touched.
+                let device = Memory::cuda(gpu, plan.tier(Tier::Device).planned_bytes)?;
+                if options.poison {
+                    memory::poison(&device.view(0, device.bytes().0));
+                }
+                (device, Memory::pinned(arena(Tier::Host)?, gpu)?)
+            }
+        };
         let need = plan.tier(Tier::Disk).planned_bytes;
         let disk = match options.disk {
             DiskChoice::Open(disk) => Some(disk),
             DiskChoice::Directories(drives) if need.0 > 0 => {
                 for (dir, _) in &drives {
-                    std::fs::create_dir_all(dir).map_err(|e| TierError::File {
-                        action: "creating",
-                        path: dir.clone(),
-                        os: (&e).into(),
-                    })?;
+                    std::fs::create_dir_all(dir).map_err(TrainError::io(dir))?;
                 }
                 let config = DiskConfig::new(drives).fit(need)?;
                 Some(Disk::open(&config, Some(host.arena()))?)
@@ -107,23 +130,21 @@ impl Session {
         let tiers = Tiers { device, host, disk };
         // The clip factor has a value before the first norm.
         for (_, slot) in plan.homes(Tensor::Clip) {
-            let words = first_clip();
-            memory::store(
-                &tiers.host.view(slot.offset, 8 * words.len() as u64),
-                &words,
-            );
+            memory::store(&clip_view(&tiers, slot), &first_clip());
         }
         let workload = Arc::new(decoder.workload().clone());
         let engine = Arc::new(Engine::new(Arc::clone(&decoder), Arc::clone(&plan), clip));
         let shuffled = options.mode != Mode::Threads;
         let options = Options {
             mode: options.mode,
+            gpu: options.gpu,
+            synchronous: std::env::var_os("LOWTIDE_SYNC").is_some_and(|v| v == "1"),
             threads: options.threads,
             poison: options.poison,
             watchdog: options.watchdog,
             trace_events: options.trace_events,
         };
-        let runner = Runner::new(plan, workload, engine, tiers, options);
+        let runner = Runner::new(plan, workload, engine, tiers, options)?;
         Ok(Self {
             runner,
             decoder,
@@ -272,7 +293,7 @@ impl Session {
     pub fn clip_words(&self) -> [f64; 3] {
         let mut words = first_clip();
         for (_, slot) in self.runner.plan().homes(Tensor::Clip) {
-            memory::load(&self.runner.tiers().host.view(slot.offset, 24), &mut words);
+            memory::load(&clip_view(self.runner.tiers(), slot), &mut words);
         }
         words
     }
@@ -280,7 +301,7 @@ impl Session {
     /// Restores what [`Session::clip_words`] gave; `previous` then goes on as if unbroken.
     pub fn restore_clip(&mut self, words: [f64; 3]) {
         for (_, slot) in self.runner.plan().homes(Tensor::Clip) {
-            memory::store(&self.runner.tiers().host.view(slot.offset, 24), &words);
+            memory::store(&clip_view(self.runner.tiers(), slot), &words);
         }
         self.has_norm = true;
     }
@@ -296,8 +317,8 @@ impl Session {
     pub fn reserved(&self) -> [u64; 3] {
         let t = self.runner.tiers();
         [
-            t.device.arena().bytes().0,
-            t.host.arena().bytes().0,
+            t.device.bytes().0,
+            t.host.bytes().0,
             t.disk.as_ref().map_or(0, |d| d.bytes().0),
         ]
     }

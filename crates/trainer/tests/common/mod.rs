@@ -3,6 +3,8 @@
 
 use std::sync::Arc;
 
+use lowtide_device::Make;
+use lowtide_device::cuda::Gpu;
 use lowtide_kernels::adamw::Hyper;
 use lowtide_model::{Decoder, Options, random_init};
 use lowtide_planner::{Budgets, Choice, Clip, Machine, Plan, Processor, Tier, check, search};
@@ -38,6 +40,44 @@ pub fn llama(layers: u32, tied: bool) -> ModelShape {
 }
 
 pub fn decoder(shape: &ModelShape, precision: Dtype, accumulate: u32) -> Arc<Decoder> {
+    decoder_on(None, shape, precision, accumulate)
+}
+
+/// The devices of this machine: the CPU, and the first GPU if there is one. Without one, says what
+/// is skipped; with `LOWTIDE_REQUIRE_CUDA` set, panics.
+pub fn devices() -> Vec<Option<Gpu>> {
+    let mut all = vec![None];
+    all.extend(gpu().map(Some));
+    all
+}
+
+/// The first GPU, as [`devices`].
+#[allow(clippy::print_stderr, reason = "what is skipped must be seen")]
+pub fn gpu() -> Option<Gpu> {
+    match Gpu::open(0) {
+        Ok(gpu) => Some(gpu),
+        Err(e) => {
+            assert!(
+                std::env::var_os("LOWTIDE_REQUIRE_CUDA").is_none(),
+                "a CUDA device is required: {e}"
+            );
+            eprintln!("skipped on CUDA: {e}");
+            None
+        }
+    }
+}
+
+/// Which make a device is.
+pub fn make_of(gpu: Option<&Gpu>) -> Make {
+    gpu.map_or(Make::Cpu, |_| Make::Cuda)
+}
+
+pub fn decoder_on(
+    gpu: Option<&Gpu>,
+    shape: &ModelShape,
+    precision: Dtype,
+    accumulate: u32,
+) -> Arc<Decoder> {
     let options = Options {
         precision,
         gradient: precision,
@@ -47,7 +87,8 @@ pub fn decoder(shape: &ModelShape, precision: Dtype, accumulate: u32) -> Arc<Dec
             accumulate,
         },
         logits_chunk: 16,
-        make: lowtide_device::Make::Cpu,
+        make: make_of(gpu),
+        attention: lowtide_kernels::attention::Engine::Own,
     };
     Arc::new(Decoder::new(shape, &options).expect("a valid shape"))
 }
@@ -70,6 +111,8 @@ pub fn machine() -> Machine {
         host_overhead: Seconds(1e-6),
         disk: None,
         shared: Vec::new(),
+        device_reserve: Bytes(0),
+        cuda: false,
         ops: Default::default(),
     }
 }
@@ -219,6 +262,15 @@ pub fn train(session: &mut Session, steps: u64, accumulate: u32) -> Trained {
         .expect("read")
         .0;
     Trained { losses, state }
+}
+
+/// As [`quick`] on a device. Poison makes a GPU wait for every task; without, it runs ahead.
+pub fn quick_on(gpu: Option<&Gpu>, poison: bool) -> SessionOptions {
+    SessionOptions {
+        gpu: gpu.cloned(),
+        poison,
+        ..quick()
+    }
 }
 
 pub fn quick() -> SessionOptions {

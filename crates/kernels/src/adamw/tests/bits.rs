@@ -2,9 +2,8 @@
 
 use super::*;
 
-/// The contract with the device's kernel: bits from exact rational arithmetic (`golden.py`).
-#[test]
-fn bits_are_those_of_exact_arithmetic() {
+/// The factors of `golden.txt`, and its rows.
+pub(super) fn golden() -> (Constants, Vec<[f32; 7]>) {
     let mut rows = include_str!("../golden.txt").lines().map(|line| {
         let bits = |x| f32::from_bits(u32::from_str_radix(x, 16).expect("hexadecimal"));
         <[f32; 7]>::try_from(line.split(' ').map(bits).collect::<Vec<_>>()).expect("seven numbers")
@@ -29,6 +28,13 @@ fn bits_are_those_of_exact_arithmetic() {
     };
     let rows: Vec<_> = rows.collect();
     assert!(rows.len() > 80, "golden.txt is cut short");
+    (c, rows)
+}
+
+/// The contract with the device's kernel: bits from exact rational arithmetic (`golden.py`).
+#[test]
+fn bits_are_those_of_exact_arithmetic() {
+    let (c, rows) = golden();
     let column = |i: usize| rows.iter().map(|r| r[i]).collect::<Vec<f32>>();
     for path in paths() {
         let (mut p, mut m, mut v) = (column(1), column(2), column(3));
@@ -41,7 +47,7 @@ fn bits_are_those_of_exact_arithmetic() {
                 m: &mut m,
                 v: &mut v,
                 grad,
-                keep,
+                keep: c.keep,
             },
             &c,
         );
@@ -57,7 +63,7 @@ fn bits_are_those_of_exact_arithmetic() {
 }
 
 /// Gradients and states at the ends of the range, in every combination.
-fn extremes(a: &mut Arrays) {
+pub(super) fn extremes(a: &mut Arrays) {
     let ends = [
         0.0,
         1e-45,

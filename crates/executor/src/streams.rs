@@ -1,0 +1,278 @@
+//! Lanes that are streams of a CUDA device: events at their tasks' ends, and when they happened.
+//!
+//! A worker gives its tasks to its stream and goes on; it lets the stream wait for another
+//! stream's event only after that event was recorded ([`Progress::wait_given`]), because a wait for
+//! an event that was never recorded holds nothing up. A lane of the host waits for an event itself.
+//!
+//! Events are recorded where somebody needs them: at the end of a task that another lane waits for,
+//! around every stretch of tasks that runs without waiting (so that a lane's busy time is known),
+//! and around every task while a trace is recorded. An event costs the device about a microsecond.
+//!
+//! [`Progress::wait_given`]: crate::progress::Progress::wait_given
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use lowtide_device::Queue;
+use lowtide_device::cuda::{self, CudaError, Event, Gpu};
+use lowtide_planner::plan::{LANES, LaneKind};
+use lowtide_planner::{Lane, PartName, Plan};
+
+use crate::runner::PartTable;
+use crate::timeline::seconds;
+
+/// Whether a lane is a stream of the device.
+pub(crate) fn is_stream(lane: Lane) -> bool {
+    matches!(lane.kind, LaneKind::Gpu | LaneKind::H2d | LaneKind::D2h)
+}
+
+/// Which of a part's tasks have an event at their start and at their end.
+#[derive(Debug, Default)]
+pub(crate) struct Marks {
+    pub start: Vec<bool>,
+    pub end: Vec<bool>,
+}
+
+/// The streams of a run.
+#[derive(Debug)]
+pub(crate) struct Streams {
+    pub gpu: Gpu,
+    lanes: [Option<Stream>; LANES],
+    /// By part.
+    marks: Vec<Marks>,
+}
+
+#[derive(Debug)]
+struct Stream {
+    queue: Queue,
+    /// Events of the lane's tasks, by the lane's count of tasks; long enough that an event is not
+    /// recorded again while its part or the one after it is in flight.
+    starts: Vec<Event>,
+    ends: Vec<Event>,
+    clock: Mutex<Clock>,
+}
+
+/// A moment whose time is known on both sides.
+#[derive(Clone, Copy, Debug)]
+struct Clock {
+    /// The end of this task (counted from 1) happened ...
+    task: u64,
+    /// ... so many seconds after the runner began.
+    seconds: f64,
+}
+
+impl Streams {
+    /// A stream for each lane that has one, with its events.
+    pub fn new(
+        gpu: &Gpu,
+        plan: &Plan,
+        tables: &[PartTable],
+        epoch: Instant,
+    ) -> Result<Self, CudaError> {
+        let mut lanes: [Option<Stream>; LANES] = Default::default();
+        for lane in Lane::ALL {
+            if !is_stream(lane) {
+                continue;
+            }
+            let l = lane.idx();
+            let most = tables.iter().map(|t| t.lanes[l].len()).max().unwrap_or(0);
+            let events = || (0..4 * most + 1).map(|_| Event::new(gpu)).collect();
+            let (starts, ends): (Result<Vec<_>, _>, Result<Vec<_>, _>) = (events(), events());
+            let stream = Stream {
+                queue: Queue::Cuda(cuda::Queue::new(gpu)?),
+                starts: starts?,
+                ends: ends?,
+                clock: Mutex::new(Clock {
+                    task: 0,
+                    seconds: 0.0,
+                }),
+            };
+            // Count 0 is the beginning.
+            stream.cuda().record(stream.end(0))?;
+            stream.end(0).synchronize()?;
+            stream.clock().seconds = seconds(epoch);
+            lanes[l] = Some(stream);
+        }
+        let marks = PartName::ALL
+            .iter()
+            .map(|&part| marks(plan, part, &tables[part as usize]))
+            .collect();
+        Ok(Self {
+            gpu: gpu.clone(),
+            lanes,
+            marks,
+        })
+    }
+
+    pub fn queue(&self, lane: usize) -> Option<&Queue> {
+        self.lanes[lane].as_ref().map(|s| &s.queue)
+    }
+
+    pub fn is_stream(&self, lane: usize) -> bool {
+        self.lanes[lane].is_some()
+    }
+
+    fn stream(&self, lane: usize) -> &Stream {
+        self.lanes[lane].as_ref().expect("asked of stream lanes")
+    }
+
+    /// Lets `lane`'s stream wait until `other`'s has completed `count` tasks. Those must have been
+    /// given.
+    pub fn wait(&self, lane: usize, other: usize, count: u64) -> Result<(), CudaError> {
+        self.stream(lane).cuda().wait(self.stream(other).end(count))
+    }
+
+    /// Blocks until `lane` has completed `count` tasks, which must have been given.
+    pub fn synchronize(&self, lane: usize, count: u64) -> Result<(), CudaError> {
+        self.stream(lane).end(count).synchronize()
+    }
+
+    /// Whether `lane` has completed `count` tasks, which must have been given.
+    pub fn happened(&self, lane: usize, count: u64) -> Result<bool, CudaError> {
+        self.stream(lane).end(count).happened()
+    }
+
+    /// Before the lane's task number `count` (from 1), the part's task `task`.
+    pub fn begin(
+        &self,
+        lane: usize,
+        part: PartName,
+        task: u32,
+        count: u64,
+        all: bool,
+    ) -> Result<(), CudaError> {
+        if all || self.marks[part as usize].start[task as usize] {
+            let s = self.stream(lane);
+            s.cuda().record(s.start(count))?;
+        }
+        Ok(())
+    }
+
+    /// After it. The first error of what was given to the stream since the last call.
+    pub fn end(
+        &self,
+        lane: usize,
+        part: PartName,
+        task: u32,
+        count: u64,
+        all: bool,
+    ) -> Result<(), CudaError> {
+        let s = self.stream(lane);
+        if let Some(e) = s.cuda().take_error() {
+            return Err(e);
+        }
+        if all || self.marks[part as usize].end[task as usize] {
+            s.cuda().record(s.end(count))?;
+        }
+        Ok(())
+    }
+
+    /// Times of a completed part's tasks on a stream lane: `each(task, start, end)` for every task
+    /// that has both events (all of them where `all`), `stretch(seconds)` for every stretch that
+    /// ran without waiting. `tasks` are the part's on this lane, the first of them number
+    /// `base + 1`.
+    pub fn times(
+        &self,
+        lane: usize,
+        part: PartName,
+        (tasks, base): (&[u32], u64),
+        all: bool,
+        mut each: impl FnMut(u32, f64, f64),
+        mut stretch: impl FnMut(f64),
+    ) -> Result<(), CudaError> {
+        let Some(&last) = tasks.last() else {
+            return Ok(());
+        };
+        let s = self.stream(lane);
+        let marks = &self.marks[part as usize];
+        let mut clock = s.clock();
+        let zero = s.end(clock.task);
+        let mut open: Option<f64> = None;
+        for (i, &task) in tasks.iter().enumerate() {
+            let count = base + i as u64 + 1;
+            let first = marks.start[task as usize];
+            let start = (all || first)
+                .then(|| s.start(count).seconds_since(zero))
+                .transpose()?;
+            if first {
+                open = start;
+            }
+            let closes = tasks
+                .get(i + 1)
+                .is_none_or(|&next| marks.start[next as usize]);
+            let end = (all || closes)
+                .then(|| s.end(count).seconds_since(zero))
+                .transpose()?;
+            if let (true, Some(from), Some(to)) = (closes, open, end) {
+                stretch(to - from);
+            }
+            if let (Some(start), Some(end)) = (start, end) {
+                each(task, clock.seconds + start, clock.seconds + end);
+            }
+        }
+        debug_assert!(marks.end[last as usize], "a part's last task has an event");
+        let now = base + tasks.len() as u64;
+        clock.seconds += s.end(now).seconds_since(zero)?;
+        clock.task = now;
+        Ok(())
+    }
+}
+
+impl Stream {
+    fn cuda(&self) -> &cuda::Queue {
+        self.queue
+            .cuda()
+            .expect("a stream lane's queue is a stream")
+    }
+
+    fn start(&self, count: u64) -> &Event {
+        &self.starts[(count % self.starts.len() as u64) as usize]
+    }
+
+    fn end(&self, count: u64) -> &Event {
+        &self.ends[(count % self.ends.len() as u64) as usize]
+    }
+
+    fn clock(&self) -> MutexGuard<'_, Clock> {
+        self.clock.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Where a part's events are.
+fn marks(plan: &Plan, part: PartName, table: &PartTable) -> Marks {
+    let tasks = plan.part(part);
+    let mut m = Marks {
+        start: vec![false; tasks.len()],
+        end: vec![false; tasks.len()],
+    };
+    for (t, task) in tasks.iter().enumerate() {
+        for &d in &task.after {
+            if tasks[d as usize].lane != task.lane {
+                m.start[t] = true;
+                m.end[d as usize] = true;
+            }
+        }
+    }
+    for seam in &plan.seams {
+        for &(t, d) in &seam.edges {
+            if seam.to == part {
+                m.start[t as usize] = true;
+            }
+            if seam.from == part {
+                m.end[d as usize] = true;
+            }
+        }
+    }
+    for lane in &table.lanes {
+        if let (Some(&first), Some(&last)) = (lane.first(), lane.last()) {
+            m.start[first as usize] = true;
+            m.end[last as usize] = true;
+        }
+        for pair in lane.windows(2) {
+            if m.start[pair[1] as usize] {
+                m.end[pair[0] as usize] = true;
+            }
+        }
+    }
+    m
+}

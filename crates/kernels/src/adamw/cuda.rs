@@ -1,0 +1,82 @@
+//! AdamW on a CUDA device.
+//!
+//! Bound: 26 bytes a number over the memory's rate, as on the host. A launch takes sixteen
+//! segments of any sizes, so that a block of a model with its few matrices and many norms is one
+//! launch. The factor of clipping and the parts of the norm are read by every block itself: the
+//! host waits for nothing, and there is no flag that two streams could share.
+
+use lowtide_device::View;
+use lowtide_device::cuda::{self, Source};
+use lowtide_workload::Dtype;
+
+use super::{Constants, Piece, Segment};
+use crate::cuda::{define, source};
+
+static SOURCE: Source = source!("adamw", "adamw.cu");
+
+/// As in the source.
+const THREADS: u32 = 256;
+/// Numbers of a block's turn, as in the source.
+const TILE: usize = 1024;
+/// Segments of a launch, as in the source.
+const SEGMENTS: usize = 16;
+/// Blocks of a multiprocessor that are resident at once, which the source's bounds allow for.
+const RESIDENT: usize = 5;
+
+/// The step; in the stream when the call returns. `clip` (three f64) replaces the constants'
+/// factor and may stop the step; so may a number in `parts` that is not finite.
+pub(super) fn step(
+    q: &cuda::Queue,
+    piece: &Piece<'_>,
+    segments: &[Segment],
+    c: &Constants,
+    clip: Option<View<'_>>,
+    parts: Option<View<'_>>,
+) {
+    let full: Vec<Segment> = segments
+        .iter()
+        .copied()
+        .filter(|s| s.elements > 0)
+        .collect();
+    let wide = [&piece.w, &piece.m, &piece.v, &piece.grad]
+        .into_iter()
+        .chain(&piece.rem)
+        .all(|v| v.address().is_multiple_of(16));
+    let name = match piece.grad_dtype {
+        Dtype::Bf16 => "step_bf16",
+        Dtype::F32 => "step_f32",
+    };
+    for some in full.chunks(SEGMENTS) {
+        let tiles: usize = some.iter().map(|s| s.elements.div_ceil(TILE)).sum();
+        let most = RESIDENT * q.gpu().multiprocessors() as usize;
+        let mut launch = q
+            .kernel(&SOURCE, define(piece.dtype), name)
+            .grid(tiles.min(most), 1, 1)
+            .block(THREADS)
+            .arg(piece.w)
+            .arg(piece.rem)
+            .arg(piece.m)
+            .arg(piece.v)
+            .arg(piece.grad)
+            .arg(c.grad_scale)
+            .arg(c.one_minus_beta1)
+            .arg(c.one_minus_beta2)
+            .arg(c.root_correction2)
+            .arg(c.eps)
+            .arg(c.keep)
+            .arg(c.minus_rate)
+            .arg(clip)
+            .arg(parts)
+            .arg(parts.map_or(0, |p| p.bytes() / size_of::<f64>()))
+            .arg(wide)
+            .arg(tiles);
+        for i in 0..SEGMENTS {
+            // Offsets are multiples of 128: the lowest bit is free.
+            let (place, length) = some
+                .get(i)
+                .map_or((0, 0), |s| (s.offset | usize::from(s.decay), s.elements));
+            launch = launch.arg(place).arg(length);
+        }
+        launch.launch();
+    }
+}

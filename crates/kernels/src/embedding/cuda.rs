@@ -1,0 +1,167 @@
+//! The embedding on a CUDA device.
+//!
+//! Bound: bytes over the memory's rate. Backward sorts (token, row) pairs, which are all different,
+//! so that their order is the same whatever sorts them; then each row of the table is one warp's,
+//! or one block's where many rows have its token. The sort is some twenty short launches, tens of
+//! microseconds beside the table's own bytes.
+
+use lowtide_device::View;
+use lowtide_device::cuda::{self, Source};
+use lowtide_workload::Dtype;
+
+use crate::cuda::{define, source};
+use crate::number::size;
+
+static SOURCE: Source = source!("embedding", "embedding.cu");
+
+/// As in the source: warps of a block, keys that a block sorts, its threads, rows of a token that
+/// stay a warp's, columns of a slab, slabs of a warp, warps that share a token.
+const WARPS: usize = 8;
+const LOCAL: usize = 4096;
+const SORT_THREADS: u32 = 1024;
+const FEW: usize = 32;
+const SLAB: usize = 256;
+const SLABS: usize = 4;
+const PARTS: u32 = 16;
+
+/// Keys of the sort: the rows, filled up to a power of two.
+fn keys(rows: usize) -> usize {
+    rows.next_power_of_two().max(LOCAL)
+}
+
+/// Bytes of scratch of [`backward`]: keys of 8 bytes, start and end of each token's rows.
+pub(super) fn workspace(rows: usize, vocab: usize) -> usize {
+    8 * keys(rows) + 2 * starts(vocab)
+}
+
+/// Bytes of a number a token, rounded up.
+fn starts(vocab: usize) -> usize {
+    (vocab * size_of::<u32>()).next_multiple_of(256)
+}
+
+/// As the operation, except that an index outside its table makes its row NaN; in the stream when
+/// the call returns.
+pub(super) fn forward(
+    q: &cuda::Queue,
+    y: View<'_>,
+    tokens: View<'_>,
+    w: View<'_>,
+    positions: Option<(View<'_>, View<'_>)>,
+    (rows, c, vocab): (usize, usize, usize),
+    dtype: Dtype,
+) {
+    if rows * c == 0 {
+        return;
+    }
+    let (wpe, positions) = positions.unzip();
+    let places = wpe.map_or(0, |wpe| wpe.bytes() / (c * size(dtype)));
+    q.kernel(&SOURCE, define(dtype), "forward")
+        .grid(rows.div_ceil(WARPS), 1, 1)
+        .block(32 * WARPS as u32)
+        .arg(y)
+        .arg(tokens)
+        .arg(w)
+        .arg(wpe)
+        .arg(positions)
+        .arg(rows)
+        .arg(c)
+        .arg(vocab)
+        .arg(places)
+        .launch();
+}
+
+/// As the operation, except that a row whose token is outside the table counts nowhere; in the
+/// stream when the call returns.
+pub(super) fn backward(
+    q: &cuda::Queue,
+    dw: View<'_>,
+    dy: View<'_>,
+    tokens: View<'_>,
+    (rows, c, vocab): (usize, usize, usize),
+    accumulate: bool,
+    dtype: Dtype,
+    ws: View<'_>,
+) {
+    if rows * c == 0 {
+        if !accumulate {
+            q.fill(&dw, 0);
+        }
+        return;
+    }
+    assert!(u32::try_from(rows).is_ok(), "{rows} rows are not counted");
+    let n = keys(rows);
+    let sorted = ws.part(0, 8 * n);
+    let starts_at = |i: usize| ws.part(8 * n + i * starts(vocab), starts(vocab));
+    let kernel = |name| q.kernel(&SOURCE, define(dtype), name);
+    kernel("sort_local")
+        .grid(n / LOCAL, 1, 1)
+        .block(SORT_THREADS)
+        .arg(sorted)
+        .arg(tokens)
+        .arg(rows)
+        .arg(vocab)
+        .launch();
+    let mut k = 2 * LOCAL;
+    while k <= n {
+        let mut j = k / 2;
+        while j >= LOCAL {
+            kernel("merge_step")
+                .grid(n / 2 / SORT_THREADS as usize, 1, 1)
+                .block(SORT_THREADS)
+                .arg(sorted)
+                .arg(n)
+                .arg(k)
+                .arg(j)
+                .launch();
+            j /= 2;
+        }
+        kernel("merge_local")
+            .grid(n / LOCAL, 1, 1)
+            .block(SORT_THREADS)
+            .arg(sorted)
+            .arg(k)
+            .launch();
+        k *= 2;
+    }
+    let (first, end) = (starts_at(0), starts_at(1));
+    q.fill(&ws.part(8 * n, 2 * starts(vocab)), 0);
+    kernel("bounds")
+        .grid(rows.div_ceil(256), 1, 1)
+        .block(256)
+        .arg(first)
+        .arg(end)
+        .arg(sorted)
+        .arg(rows)
+        .launch();
+    let wide = c.is_multiple_of(8)
+        && [&dw, &dy]
+            .into_iter()
+            .all(|v| v.address().is_multiple_of(16));
+    kernel("few")
+        .grid(vocab.div_ceil(WARPS), c.div_ceil(SLAB * SLABS), 1)
+        .block(32 * WARPS as u32)
+        .arg(dw)
+        .arg(dy)
+        .arg(sorted)
+        .arg(first)
+        .arg(end)
+        .arg(c)
+        .arg(vocab)
+        .arg(accumulate)
+        .arg(wide)
+        .launch();
+    if rows > FEW {
+        kernel("many")
+            .grid(rows.div_ceil(FEW), c.div_ceil(SLAB), 1)
+            .block(32 * PARTS)
+            .arg(dw)
+            .arg(dy)
+            .arg(sorted)
+            .arg(first)
+            .arg(end)
+            .arg(c)
+            .arg(accumulate)
+            .arg(wide)
+            .launch();
+    }
+}

@@ -1,0 +1,78 @@
+// GELU. ½·(1 + tanh(u)) is sigmoid(2u), which needs one exponential. `groups` groups of eight
+// numbers, then one by one what is left of n: fewer than eight where the tensors allow wide
+// access, all of them (no groups) where they do not.
+#include "common.cuh"
+
+// Groups that a thread has under way: as in the launcher.
+constexpr int DEPTH = 2;
+
+constexpr float TWICE_SLOPE = 1.5957692f;  // 2·√(2/π)
+constexpr float CUBIC = 0.044715f;
+
+// 1 / (1 + e^-x). The exponential is at most e^86, as on the CPU device nearly (e^88), so that the
+// approximate reciprocal and its correction stay within normal numbers; NaN stays NaN.
+__device__ __forceinline__ float sigmoid(float x) {
+    float d = 1.0f + expf(x < -86.0f ? 86.0f : -x), r;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(d));
+    return fmaf(r, fmaf(-d, r, 1.0f), r);
+}
+
+__device__ __forceinline__ float gelu(float x) {
+    return x * sigmoid(TWICE_SLOPE * (x + CUBIC * x * x * x));
+}
+
+__device__ __forceinline__ float gradient(float dy, float x) {
+    float s = sigmoid(TWICE_SLOPE * (x + CUBIC * x * x * x));
+    float slope = TWICE_SLOPE * (1.0f + 3.0f * CUBIC * x * x);
+    return dy * (s + x * s * (1.0f - s) * slope);
+}
+
+extern "C" __global__ void __launch_bounds__(256)
+    forward(E* __restrict__ y, const E* __restrict__ x, u64 n, u64 groups) {
+    u64 first = (u64)blockIdx.x * (DEPTH * blockDim.x) + threadIdx.x;
+    Eight e[DEPTH];
+#pragma unroll
+    for (int k = 0; k < DEPTH; k++) {
+        u64 g = first + k * blockDim.x;
+        if (g < groups) e[k] = load8(x + 8 * g);
+    }
+#pragma unroll
+    for (int k = 0; k < DEPTH; k++) {
+        u64 g = first + k * blockDim.x;
+        if (g >= groups) continue;
+#pragma unroll
+        for (int i = 0; i < 8; i++) e[k].x[i] = gelu(e[k].x[i]);
+        store8(y + 8 * g, e[k]);
+    }
+    u64 rest = 8 * groups + (u64)blockIdx.x * blockDim.x + threadIdx.x;
+#pragma unroll 1
+    for (u64 i = rest; i < n; i += (u64)gridDim.x * blockDim.x)
+        y[i] = narrow<E>(gelu(widen(x[i])));
+}
+
+extern "C" __global__ void __launch_bounds__(256)
+    backward(E* __restrict__ dx, const E* __restrict__ dy, const E* __restrict__ x, u64 n,
+             u64 groups) {
+    u64 first = (u64)blockIdx.x * (DEPTH * blockDim.x) + threadIdx.x;
+    Eight e[DEPTH], d[DEPTH];
+#pragma unroll
+    for (int k = 0; k < DEPTH; k++) {
+        u64 g = first + k * blockDim.x;
+        if (g < groups) {
+            e[k] = load8(x + 8 * g);
+            d[k] = load8(dy + 8 * g);
+        }
+    }
+#pragma unroll
+    for (int k = 0; k < DEPTH; k++) {
+        u64 g = first + k * blockDim.x;
+        if (g >= groups) continue;
+#pragma unroll
+        for (int i = 0; i < 8; i++) d[k].x[i] = gradient(d[k].x[i], e[k].x[i]);
+        store8(dx + 8 * g, d[k]);
+    }
+    u64 rest = 8 * groups + (u64)blockIdx.x * blockDim.x + threadIdx.x;
+#pragma unroll 1
+    for (u64 i = rest; i < n; i += (u64)gridDim.x * blockDim.x)
+        dx[i] = narrow<E>(gradient(widen(dy[i]), widen(x[i])));
+}

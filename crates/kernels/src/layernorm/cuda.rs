@@ -1,0 +1,98 @@
+//! LayerNorm on a GPU: RMSNorm's kernels with a mean, its runs and its second kernel.
+
+use lowtide_device::View;
+use lowtide_device::cuda::{Queue, Source};
+use lowtide_workload::Dtype;
+
+use super::cpu::{Gradients, Saved};
+use crate::cuda::define;
+use crate::rmsnorm::cuda::{HEADERS, Runs, Teams, aligned, plain_threads, sum_partials};
+
+static SOURCE: Source = Source {
+    name: "layernorm.cu",
+    text: include_str!("layernorm.cu"),
+    headers: HEADERS,
+};
+
+pub(super) fn forward(
+    q: &Queue,
+    (y, mean, rstd): (View<'_>, View<'_>, View<'_>),
+    (x, w, b): (View<'_>, View<'_>, View<'_>),
+    (rows, c): (usize, usize),
+    eps: f32,
+    dtype: Dtype,
+) {
+    match Teams::new(c).filter(|_| aligned(&[y, x, w, b])) {
+        Some(teams) => q
+            .kernel(&SOURCE, define(dtype), "forward")
+            .grid(rows.div_ceil(teams.teams), 1, 1)
+            .block(teams.threads())
+            .arg(y)
+            .arg(mean)
+            .arg(rstd)
+            .arg(x)
+            .arg(w)
+            .arg(b)
+            .arg(rows)
+            .arg(c)
+            .arg(teams.warps as i32)
+            .arg(eps)
+            .launch(),
+        None => q
+            .kernel(&SOURCE, define(dtype), "forward_plain")
+            .grid(rows, 1, 1)
+            .block(plain_threads(c))
+            .arg(y)
+            .arg(mean)
+            .arg(rstd)
+            .arg(x)
+            .arg(w)
+            .arg(b)
+            .arg(c)
+            .arg(eps)
+            .launch(),
+    }
+}
+
+pub(super) fn backward(
+    q: &Queue,
+    to: Gradients<'_>,
+    dy: View<'_>,
+    saved: Saved<'_>,
+    residual: Option<View<'_>>,
+    (rows, c): (usize, usize),
+    accumulate: bool,
+    dtype: Dtype,
+    ws: View<'_>,
+) {
+    let runs = Runs::new(rows);
+    let wide = aligned(&[to.dx, dy, saved.x, saved.w, residual.unwrap_or(dy), ws]);
+    let teams = Teams::new(c).filter(|_| wide);
+    let launch = match teams.and_then(|t| Some((t, t.shared(2)?))) {
+        Some((teams, shared)) => q
+            .kernel(&SOURCE, define(dtype), "backward")
+            .block(teams.threads())
+            .shared(shared),
+        None => q
+            .kernel(&SOURCE, define(dtype), "backward_plain")
+            .block(plain_threads(c)),
+    };
+    // The plain kernel has no parameter for the last argument, which is then not read.
+    launch
+        .grid(runs.count, 1, 1)
+        .arg(to.dx)
+        .arg(ws)
+        .arg(dy)
+        .arg(saved.x)
+        .arg(saved.mean)
+        .arg(saved.rstd)
+        .arg(saved.w)
+        .arg(residual)
+        .arg(rows)
+        .arg(c)
+        .arg(runs.run)
+        .arg(teams.map_or(0, |t| t.warps as i32))
+        .launch();
+    let to = (to.dw, Some(to.db));
+    sum_partials(q, to, ws, (c, 2 * c), runs, accumulate, dtype);
+}

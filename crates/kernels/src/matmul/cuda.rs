@@ -1,0 +1,184 @@
+//! Linear layers by cuBLASLt.
+//!
+//! Bound: 2·m·n·k operations over the rate of the tensor cores (bf16) or of `fma` (f32); for a few
+//! rows, the weight's bytes over the bandwidth.
+
+use lowtide_device::View;
+use lowtide_device::cuda::{
+    self, Format, NoAlgorithm, PRODUCT_WORKSPACE, Product, Queue, Source, product,
+};
+use lowtide_workload::Dtype;
+
+use super::Dims;
+use super::bias;
+use crate::cuda::{define, source};
+use crate::number::{expect, size};
+
+static STORE: Source = source!("matmul/store", "store.cu");
+
+/// Bytes of scratch of any of the four operations.
+pub(crate) fn workspace(d: Dims) -> usize {
+    PRODUCT_WORKSPACE.max(bias::bias_workspace(d.rows, d.cols))
+}
+
+fn format(dtype: Dtype) -> Format {
+    match dtype {
+        Dtype::Bf16 => Format::Bf16,
+        Dtype::F32 => Format::F32,
+    }
+}
+
+/// `x·wᵀ`, with numbers of `output`.
+fn linear(d: Dims, dtype: Dtype, output: Format) -> Product {
+    Product {
+        rows: d.rows,
+        cols: d.cols,
+        inner: d.inner,
+        a_turned: false,
+        b_turned: true,
+        input: format(dtype),
+        output,
+    }
+}
+
+fn keep(q: &Queue, done: Result<(), NoAlgorithm>) {
+    if let Err(none) = done {
+        q.fail(none.0);
+    }
+}
+
+/// `y = x·wᵀ + bias + residual`, rounded once: the library adds both to its `f32` sums.
+pub(crate) fn forward(
+    q: &Queue,
+    y: View<'_>,
+    x: View<'_>,
+    w: View<'_>,
+    bias: Option<View<'_>>,
+    residual: Option<View<'_>>,
+    d: Dims,
+    dtype: Dtype,
+    ws: View<'_>,
+) {
+    // Where rows are no multiple of 16 bytes the library may add the bias in a pass of its own,
+    // after a rounding that must not be there.
+    let whole = |n: usize| (n * size(dtype)).is_multiple_of(16);
+    if (bias.is_some() || residual.is_some()) && !(whole(d.cols) && whole(d.inner)) {
+        return forward_apart(q, y, x, w, bias, residual, d, dtype, ws);
+    }
+    let p = linear(d, dtype, format(dtype));
+    let done = product(q, &p, x, w, residual, y, bias, ws);
+    match done {
+        Err(_) if bias.is_some() || residual.is_some() => {
+            forward_apart(q, y, x, w, bias, residual, d, dtype, ws);
+        }
+        done => keep(q, done),
+    }
+}
+
+/// [`forward`] where the library cannot add the bias and the residual (some sizes that are no
+/// multiple of 16 bytes): products of runs of rows in `f32`, then the sums.
+pub(super) fn forward_apart(
+    q: &Queue,
+    y: View<'_>,
+    x: View<'_>,
+    w: View<'_>,
+    bias: Option<View<'_>>,
+    residual: Option<View<'_>>,
+    d: Dims,
+    dtype: Dtype,
+    ws: View<'_>,
+) {
+    let (e, four) = (size(dtype), size_of::<f32>());
+    let half = PRODUCT_WORKSPACE / 2;
+    let run = half / (four * d.cols.max(1));
+    if run == 0 {
+        q.fail(cuda::CudaError::Call {
+            call: "matmul::forward",
+            what: format!("{} columns are more than its scratch holds", d.cols),
+        });
+        return;
+    }
+    for first in (0..d.rows).step_by(run) {
+        let d = Dims {
+            rows: run.min(d.rows - first),
+            ..d
+        };
+        let (at, len) = (first * d.cols * e, d.rows * d.cols * e);
+        let p = ws.part(0, d.rows * d.cols * four);
+        let x = x.part(first * d.inner * e, d.rows * d.inner * e);
+        let rest = ws.part(half, PRODUCT_WORKSPACE - half);
+        forward_f32(q, p, x, w, d, dtype, rest);
+        q.kernel(&STORE, define(dtype), "store")
+            .grid(d.rows, 1, 1)
+            .block(256)
+            .arg(y.part(at, len))
+            .arg(p)
+            .arg(bias)
+            .arg(residual.map(|r| r.part(at, len)))
+            .arg(d.cols)
+            .launch();
+    }
+}
+
+/// `y = x·wᵀ` without rounding to E: `y` is f32 (m, n), `x` is E (m, k), `w` is E (n, k).
+pub(crate) fn forward_f32(
+    q: &Queue,
+    y: View<'_>,
+    x: View<'_>,
+    w: View<'_>,
+    d: Dims,
+    dtype: Dtype,
+    ws: View<'_>,
+) {
+    expect("y", y, d.rows * d.cols, size_of::<f32>());
+    expect("x", x, d.rows * d.inner, size(dtype));
+    expect("w", w, d.cols * d.inner, size(dtype));
+    let p = linear(d, dtype, Format::F32);
+    keep(q, product(q, &p, x, w, None, y, None, ws));
+}
+
+/// `dx = dy·w`.
+pub(crate) fn backward_input(
+    q: &Queue,
+    dx: View<'_>,
+    dy: View<'_>,
+    w: View<'_>,
+    d: Dims,
+    dtype: Dtype,
+    ws: View<'_>,
+) {
+    let p = Product {
+        rows: d.rows,
+        cols: d.inner,
+        inner: d.cols,
+        a_turned: false,
+        b_turned: false,
+        input: format(dtype),
+        output: format(dtype),
+    };
+    keep(q, product(q, &p, dy, w, None, dx, None, ws));
+}
+
+/// `dw (+)= dyᵀ·x`, in `f32`.
+pub(crate) fn backward_weight(
+    q: &Queue,
+    dw: View<'_>,
+    dy: View<'_>,
+    x: View<'_>,
+    d: Dims,
+    accumulate: bool,
+    dtype: Dtype,
+    ws: View<'_>,
+) {
+    let p = Product {
+        rows: d.cols,
+        cols: d.inner,
+        inner: d.rows,
+        a_turned: true,
+        b_turned: false,
+        input: format(dtype),
+        output: Format::F32,
+    };
+    let old = accumulate.then_some(dw);
+    keep(q, product(q, &p, dy, x, old, dw, None, ws));
+}

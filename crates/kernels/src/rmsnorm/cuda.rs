@@ -1,0 +1,199 @@
+//! RMSNorm on a GPU, and what every operation shares that sums a gradient over rows.
+//!
+//! Runs of rows leave partial sums in `ws`, a second kernel adds them up. Where runs end is a
+//! matter of the number of rows alone, so bits do not depend on the GPU.
+
+use lowtide_device::View;
+use lowtide_device::cuda::{Queue, Source};
+use lowtide_workload::Dtype;
+
+use crate::cuda::define;
+
+/// Header of the kernels that RMSNorm and LayerNorm share, beside the common one.
+pub(crate) const HEADERS: &[(&str, &str)] = &[
+    ("common.cuh", include_str!("../common.cuh")),
+    ("norm.cuh", include_str!("norm.cuh")),
+];
+
+pub(crate) static SOURCE: Source = Source {
+    name: "rmsnorm.cu",
+    text: include_str!("rmsnorm.cu"),
+    headers: HEADERS,
+};
+
+/// Groups of eight numbers that a thread holds, and most warps of a block: as in `norm.cuh`.
+const GROUPS: usize = 4;
+const WARPS: usize = 16;
+/// Dynamic shared memory that every GPU since 8.0 grants a block (8.6 has 99 KiB), less what is
+/// static.
+const SHARED: usize = 96 << 10;
+
+/// How rows are cut when each run of them leaves one partial sum.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Runs {
+    /// Rows of a run; the last may have fewer.
+    pub run: usize,
+    /// How many runs.
+    pub count: usize,
+}
+
+impl Runs {
+    /// At most 256 runs of at least 8 rows: two blocks a multiprocessor of the largest GPUs, all
+    /// at once, and a partial for 64 rows of 16384.
+    pub(crate) fn new(rows: usize) -> Self {
+        let run = rows.div_ceil(256).max(8);
+        Self {
+            run,
+            count: rows.div_ceil(run),
+        }
+    }
+
+    /// Bytes of partial sums, `width` numbers of `f32` a run.
+    pub(crate) fn workspace(self, width: usize) -> usize {
+        self.count * width * size_of::<f32>()
+    }
+}
+
+/// Whether every view starts where 16 bytes may be read at once.
+pub(crate) fn aligned(views: &[View<'_>]) -> bool {
+    views.iter().all(|v| v.address().is_multiple_of(16))
+}
+
+/// Teams of warps, each with a row of registers.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Teams {
+    /// Warps of a team.
+    pub warps: usize,
+    /// Teams of a block, about eight warps of them.
+    pub teams: usize,
+}
+
+impl Teams {
+    /// For rows of `c` numbers; none where the plain kernels have to do.
+    pub(crate) fn new(c: usize) -> Option<Self> {
+        let warps = c.div_ceil(8 * 32 * GROUPS).max(1);
+        (c.is_multiple_of(8) && warps <= WARPS).then_some(Self {
+            warps,
+            teams: (8 / warps).max(1),
+        })
+    }
+
+    /// Threads of a block.
+    pub(crate) fn threads(self) -> u32 {
+        (32 * self.warps * self.teams) as u32
+    }
+
+    /// Bytes of shared memory for `sums` sums over rows, where a block may have them.
+    pub(crate) fn shared(self, sums: usize) -> Option<usize> {
+        let bytes = sums * 8 * GROUPS * self.threads() as usize * size_of::<f32>();
+        (bytes <= SHARED).then_some(bytes)
+    }
+}
+
+/// Threads of a block that has a row of `c` numbers in a plain kernel.
+pub(crate) fn plain_threads(c: usize) -> u32 {
+    c.next_multiple_of(32).clamp(32, 256) as u32
+}
+
+/// `to (+)= Σ partials[..n]` and `second (+)= Σ partials[n..2n]` over runs of `width` numbers in
+/// `ws`. The kernel is the same for either `dtype`: that of the module that is loaded anyway.
+pub(crate) fn sum_partials(
+    q: &Queue,
+    (to, second): (View<'_>, Option<View<'_>>),
+    ws: View<'_>,
+    (n, width): (usize, usize),
+    runs: Runs,
+    accumulate: bool,
+    dtype: Dtype,
+) {
+    q.kernel(&SOURCE, define(dtype), "sum_partials")
+        .grid(n.div_ceil(32), 1 + usize::from(second.is_some()), 1)
+        .block(512)
+        .arg(to)
+        .arg(second)
+        .arg(ws)
+        .arg(n)
+        .arg(width)
+        .arg(runs.count)
+        .arg(accumulate)
+        .launch();
+}
+
+pub(super) fn forward(
+    q: &Queue,
+    y: View<'_>,
+    rstd: View<'_>,
+    x: View<'_>,
+    w: View<'_>,
+    (rows, c): (usize, usize),
+    eps: f32,
+    dtype: Dtype,
+) {
+    match Teams::new(c).filter(|_| aligned(&[y, x, w])) {
+        Some(teams) => q
+            .kernel(&SOURCE, define(dtype), "forward")
+            .grid(rows.div_ceil(teams.teams), 1, 1)
+            .block(teams.threads())
+            .arg(y)
+            .arg(rstd)
+            .arg(x)
+            .arg(w)
+            .arg(rows)
+            .arg(c)
+            .arg(teams.warps as i32)
+            .arg(eps)
+            .launch(),
+        None => q
+            .kernel(&SOURCE, define(dtype), "forward_plain")
+            .grid(rows, 1, 1)
+            .block(plain_threads(c))
+            .arg(y)
+            .arg(rstd)
+            .arg(x)
+            .arg(w)
+            .arg(c)
+            .arg(eps)
+            .launch(),
+    }
+}
+
+pub(super) fn backward(
+    q: &Queue,
+    (dx, dw): (View<'_>, View<'_>),
+    dy: View<'_>,
+    (x, rstd, w): (View<'_>, View<'_>, View<'_>),
+    residual: Option<View<'_>>,
+    (rows, c): (usize, usize),
+    accumulate: bool,
+    dtype: Dtype,
+    ws: View<'_>,
+) {
+    let runs = Runs::new(rows);
+    let wide = aligned(&[dx, dy, x, w, residual.unwrap_or(dy), ws]);
+    let teams = Teams::new(c).filter(|_| wide);
+    let launch = match teams.and_then(|t| Some((t, t.shared(1)?))) {
+        Some((teams, shared)) => q
+            .kernel(&SOURCE, define(dtype), "backward")
+            .block(teams.threads())
+            .shared(shared),
+        None => q
+            .kernel(&SOURCE, define(dtype), "backward_plain")
+            .block(plain_threads(c)),
+    };
+    // The plain kernel has no parameter for the last argument, which is then not read.
+    launch
+        .grid(runs.count, 1, 1)
+        .arg(dx)
+        .arg(ws)
+        .arg(dy)
+        .arg(x)
+        .arg(rstd)
+        .arg(w)
+        .arg(residual)
+        .arg(rows)
+        .arg(c)
+        .arg(runs.run)
+        .arg(teams.map_or(0, |t| t.warps as i32))
+        .launch();
+    sum_partials(q, (dw, None), ws, (c, c), runs, accumulate, dtype);
+}

@@ -1,0 +1,63 @@
+//! SwiGLU on a GPU.
+
+use lowtide_device::View;
+use lowtide_device::cuda::{Queue, Source};
+use lowtide_workload::Dtype;
+
+use crate::cuda::{define, source};
+use crate::rmsnorm::cuda::aligned;
+
+static SOURCE: Source = source!("swiglu", "swiglu.cu");
+
+const THREADS: usize = 256;
+/// Groups that a thread has: `DEPTH` of the kernels.
+const DEPTH: usize = 2;
+
+/// Blocks for rows of `f` numbers a half; with `wide`, in groups of eight.
+fn grid(rows: usize, f: usize, wide: bool) -> usize {
+    assert!(f < 1 << 31, "rows of {f} numbers");
+    let groups = if wide { f / 8 } else { f };
+    (rows * groups).div_ceil(THREADS * DEPTH)
+}
+
+pub(super) fn forward(
+    q: &Queue,
+    y: View<'_>,
+    gate_up: View<'_>,
+    rows: usize,
+    f: usize,
+    dtype: Dtype,
+) {
+    let wide = f.is_multiple_of(8) && aligned(&[y, gate_up]);
+    let name = if wide { "forward" } else { "forward_plain" };
+    q.kernel(&SOURCE, define(dtype), name)
+        .grid(grid(rows, f, wide), 1, 1)
+        .block(THREADS as u32)
+        .arg(y)
+        .arg(gate_up)
+        .arg(rows)
+        .arg(f)
+        .launch();
+}
+
+pub(super) fn backward(
+    q: &Queue,
+    d_gate_up: View<'_>,
+    dy: View<'_>,
+    gate_up: View<'_>,
+    rows: usize,
+    f: usize,
+    dtype: Dtype,
+) {
+    let wide = f.is_multiple_of(8) && aligned(&[d_gate_up, dy, gate_up]);
+    let name = if wide { "backward" } else { "backward_plain" };
+    q.kernel(&SOURCE, define(dtype), name)
+        .grid(grid(rows, f, wide), 1, 1)
+        .block(THREADS as u32)
+        .arg(d_gate_up)
+        .arg(dy)
+        .arg(gate_up)
+        .arg(rows)
+        .arg(f)
+        .launch();
+}

@@ -1,0 +1,222 @@
+//! A synthetic run of a named shape, to time its steps.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use lowtide_config::Run;
+use lowtide_device::cuda::process_memory;
+use lowtide_planner::{Lane, Tier};
+use lowtide_tiers::process;
+use serde::Serialize;
+
+use crate::data::Micro;
+use crate::device;
+use crate::error::TrainError;
+use crate::fit::{hyper, machine_of, open_session};
+use crate::planning::{Planned, budgets_of, clip_of, decoder_of, plan_with, shape_of};
+use crate::random::Philox;
+use crate::report::{LaneCompared, Observer, compare_lanes, moved_bytes};
+use crate::step::Session;
+
+/// Steps before the first that is timed.
+const WARM_UP: u64 = 2;
+
+/// What a bench of steps found.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct StepReport {
+    /// The shape.
+    pub model: String,
+    /// What it ran on.
+    pub machine: String,
+    /// Who computed attention, and why.
+    pub device: String,
+    /// Parameters.
+    pub parameters: u64,
+    /// Tokens of a step.
+    pub tokens_per_step: u64,
+    /// Median time of a step.
+    pub step_seconds: f64,
+    /// Fastest and slowest step.
+    pub step_seconds_range: [f64; 2],
+    /// Of the median step.
+    pub tokens_per_second: f64,
+    /// 6·N + 6·L·C·T operations a token over the median step's time; what is recomputed does not
+    /// count.
+    pub model_tflops: f64,
+    /// Rate of a large bf16 matrix product, measured at the start of this run.
+    pub matmul_tflops: f64,
+    /// `model_tflops` over `matmul_tflops`.
+    pub share_of_matmul: f64,
+    /// Predicted time of a step.
+    pub predicted_step_seconds: f64,
+    /// By lane.
+    pub lanes: BTreeMap<String, LaneCompared>,
+    /// Share of a step in which the gpu lane does nothing; known where a trace is recorded.
+    pub gpu_gap_share: Option<f64>,
+    /// Bytes that the driver says this process holds on the device. All of it is allocated before
+    /// the first step, so this is the peak.
+    pub device_bytes: Option<u64>,
+    /// Planned on the device: arena and what is held beside it.
+    pub planned_device_bytes: u64,
+    /// Peak resident memory of the process.
+    pub host_peak_bytes: Option<u64>,
+    /// Planned on the host.
+    pub planned_host_bytes: u64,
+    /// Bytes moved in a step, by lane.
+    pub moved_bytes_per_step: BTreeMap<String, u64>,
+    /// Blocks that recompute something.
+    pub recomputed_blocks: usize,
+    /// Loss of the first and of the last step.
+    pub losses: [f64; 2],
+    /// Seconds to measure, plan, reserve and fill before the first step.
+    pub start_seconds: f64,
+    /// Hash of the plan.
+    pub plan_hash: String,
+}
+
+/// Plans and reserves a run, fills its weights with random numbers, trains a few steps on random
+/// tokens and `steps` more that are timed.
+///
+/// # Errors
+/// As for training a run.
+pub fn step(
+    run: &Run,
+    steps: u64,
+    trace: Option<&Path>,
+    observer: &mut dyn Observer,
+) -> Result<StepReport, TrainError> {
+    let begin = Instant::now();
+    let shape = shape_of(run)?;
+    let device = device::open(run, &shape)?;
+    observer.note(&device.note);
+    let decoder = decoder_of(run, run.batch(), device.target)?;
+    let machine = machine_of(run, &device, &decoder, None)?;
+    let budgets = budgets_of(run, &device)?;
+    let plan = Arc::new(plan_with(run, &decoder, &machine, budgets, device.target)?);
+    observer.planned(&plan, &machine);
+    let planned = Planned {
+        device,
+        decoder: Arc::clone(&decoder),
+        plan: Arc::clone(&plan),
+        machine,
+        clip: clip_of(run),
+    };
+    let trace_events = if trace.is_some() { 200_000 } else { 0 };
+    let mut session = open_session(run, &planned, trace_events)?;
+    fill(&session)?;
+    let start_seconds = begin.elapsed().as_secs_f64();
+    observer.note(&format!("ready after {start_seconds:.1} s"));
+
+    let w = decoder.workload();
+    let inputs: Vec<Micro> = (0..u64::from(w.batch.accumulate))
+        .map(|m| Micro::random(&w.batch, shape.vocab, m))
+        .collect();
+    // A step ends when its norm is known; the next one is in the lanes by then.
+    let total = WARM_UP + steps;
+    let mut flying = VecDeque::new();
+    let (mut times, mut losses) = (Vec::new(), Vec::new());
+    let mut last = Instant::now();
+    let mut before = session.measured();
+    for s in 1..=total + 1 {
+        if s <= total {
+            flying.push_back(session.submit(inputs.clone(), hyper(run, 1e-5, s))?);
+            if s == 1 {
+                continue;
+            }
+        }
+        let data = flying.pop_front().expect("one was submitted");
+        let outcome = session.outcome(&data)?;
+        losses.push(outcome.loss());
+        let seconds = last.elapsed().as_secs_f64();
+        observer.note(&format!(
+            "step {}: {seconds:.4} s, loss {:.4}, gradient norm {:.3}",
+            losses.len(),
+            outcome.loss(),
+            outcome.norm
+        ));
+        last = Instant::now();
+        if losses.len() as u64 > WARM_UP {
+            times.push(seconds);
+        } else if losses.len() as u64 == WARM_UP {
+            before = session.measured();
+        }
+    }
+    session.drain()?;
+    let lanes = session.measured().since(&before);
+    if let Some(path) = trace {
+        let mut file =
+            std::io::BufWriter::new(std::fs::File::create(path).map_err(TrainError::io(path))?);
+        session
+            .write_trace(&mut file)
+            .map_err(TrainError::io(path))?;
+    }
+    times.sort_by(f64::total_cmp);
+    let step_seconds = times[times.len() / 2];
+    let model_tflops = w.model_flops.0 / step_seconds / 1e12;
+    let matmul_tflops = planned.machine.matmul_bf16.0 / 1e12;
+    // Sums run from the last step that was complete at the start to the drain: a step or so more.
+    let counted = lanes.lane(Lane::GPU).tasks as f64
+        / plan
+            .part(lowtide_planner::PartName::Steady)
+            .iter()
+            .filter(|t| t.lane == Lane::GPU)
+            .count()
+            .max(1) as f64;
+    let gpu_busy = lanes.lane(Lane::GPU).busy_seconds / counted;
+    let device_bytes = planned
+        .device
+        .gpu
+        .as_ref()
+        .and_then(|gpu| process_memory(gpu.bus()))
+        .map(|m| m.process.unwrap_or(m.used).0);
+    Ok(StepReport {
+        model: plan.model.clone(),
+        machine: planned.machine.name.clone(),
+        device: planned.device.note.clone(),
+        parameters: w.parameters(),
+        tokens_per_step: w.batch.tokens(),
+        step_seconds,
+        step_seconds_range: [times[0], times[times.len() - 1]],
+        tokens_per_second: w.batch.tokens() as f64 / step_seconds,
+        model_tflops,
+        matmul_tflops,
+        share_of_matmul: model_tflops / matmul_tflops,
+        predicted_step_seconds: plan.prediction.step_seconds.0,
+        lanes: compare_lanes(&plan.prediction, &lanes, counted),
+        gpu_gap_share: trace.map(|_| 1.0 - gpu_busy / step_seconds),
+        device_bytes,
+        planned_device_bytes: plan.tier(Tier::Device).planned_bytes.0
+            + planned.machine.device_reserve.0,
+        host_peak_bytes: process::peak_rss_bytes().map(|b| b.0),
+        planned_host_bytes: plan.tier(Tier::Host).planned_bytes.0,
+        moved_bytes_per_step: moved_bytes(&lanes)
+            .into_iter()
+            .map(|(lane, n)| (lane, (n as f64 / counted) as u64))
+            .collect(),
+        recomputed_blocks: plan.choice.recomputed_blocks(),
+        losses: [losses[0], losses[losses.len() - 1]],
+        start_seconds,
+        plan_hash: format!("{:016x}", plan.hash()),
+    })
+}
+
+/// Weights from a table of random numbers: their values do not matter, only that they are not all
+/// alike, and a large model is filled in seconds.
+fn fill(session: &Session) -> Result<(), TrainError> {
+    let random = Philox::new(0, 0);
+    let table: Vec<f32> = (0..1u64 << 20)
+        .map(|i| (random.below(i, 1 << 20) as f32 / (1u64 << 19) as f32 - 1.0) * 0.035)
+        .collect();
+    // A prime, so that rows differ.
+    const PERIOD: u64 = 1_048_573;
+    session.homes()?.initialise(|p, range, out: &mut [f32]| {
+        let mut at = ((u64::from(p) * 7919 + range.start) % PERIOD) as usize;
+        for x in out {
+            *x = table[at];
+            at = (at + 1) % PERIOD as usize;
+        }
+        Ok::<(), TrainError>(())
+    })
+}

@@ -1,0 +1,131 @@
+//! The device that a run computes on: opened, or told from a machine's rates.
+
+use lowtide_config as config;
+use lowtide_config::Run;
+use lowtide_device::Make;
+use lowtide_device::cuda::{CudaError, Gpu};
+use lowtide_kernels::attention::{self, Attn, Engine};
+use lowtide_planner::Machine;
+use lowtide_workload::{Batch, Dtype, ModelShape};
+
+use crate::error::TrainError;
+
+/// What a workload is described for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Target {
+    /// Which make of device.
+    pub make: Make,
+    /// Who computes attention there.
+    pub attention: Engine,
+}
+
+/// A run's device.
+#[derive(Clone, Debug)]
+pub struct Device {
+    /// The GPU; `None`: the CPU device.
+    pub gpu: Option<Gpu>,
+    /// What a workload on it is described for.
+    pub target: Target,
+    /// One line for people: what was chosen and why.
+    pub note: String,
+}
+
+impl Device {
+    /// The CPU device.
+    #[must_use]
+    pub fn cpu() -> Self {
+        Self {
+            gpu: None,
+            target: Target::default(),
+            note: "device: the processor's cores".to_owned(),
+        }
+    }
+}
+
+/// Opens the device that a run asks for, and probes who can compute its attention there.
+///
+/// `auto` takes the processor where no GPU can be used, and says why; what can be missing on a
+/// machine that has a GPU (a library, say) is an error there too, because a run that silently takes
+/// a hundred times as long helps nobody.
+///
+/// # Errors
+/// A GPU that was asked for, or is there, and cannot be used.
+pub fn open(run: &Run, shape: &ModelShape) -> Result<Device, TrainError> {
+    let gpu = match run.device {
+        config::Device::Cpu => return Ok(Device::cpu()),
+        config::Device::Cuda => Gpu::open(0)?,
+        config::Device::Auto => match Gpu::open(0) {
+            Ok(gpu) => gpu,
+            Err(e @ (CudaError::NoDevice(_) | CudaError::TooOld { .. })) => {
+                let mut device = Device::cpu();
+                device.note = format!("device: the processor's cores ({e})");
+                return Ok(device);
+            }
+            Err(e) => return Err(e.into()),
+        },
+    };
+    let (engine, why) = engine_of(run, shape, |a| attention::supports(&gpu, a, run.precision));
+    let note = format!(
+        "device: {} (compute capability {}.{}, driver for CUDA {}.{}); attention: {why}",
+        gpu.name(),
+        gpu.capability().0,
+        gpu.capability().1,
+        gpu.driver().0,
+        gpu.driver().1,
+    );
+    Ok(Device {
+        gpu: Some(gpu),
+        target: Target {
+            make: Make::Cuda,
+            attention: engine,
+        },
+        note,
+    })
+}
+
+/// What a plan for another machine is described for: nothing of that machine can be asked.
+#[must_use]
+pub fn target_of(run: &Run, shape: &ModelShape, machine: &Machine) -> Target {
+    if !machine.cuda {
+        return Target::default();
+    }
+    let likely = |a: &Attn| match a.head_dim {
+        64 | 96 | 128 => Ok(()),
+        d => Err(format!("head dimension {d}")),
+    };
+    Target {
+        make: Make::Cuda,
+        attention: engine_of(run, shape, likely).0,
+    }
+}
+
+/// Who computes a run's attention on a GPU, and why.
+fn engine_of(
+    run: &Run,
+    shape: &ModelShape,
+    supports: impl Fn(&Attn) -> Result<(), String>,
+) -> (Engine, String) {
+    let own = |why: &str| (Engine::Own, format!("own kernels ({why})"));
+    if run.precision == Dtype::F32 {
+        return own("precision is f32");
+    }
+    if run.data.packing {
+        return own("rows hold several documents: data.packing");
+    }
+    let Batch {
+        micro_batch, seq, ..
+    } = run.batch();
+    let a = Attn {
+        batch: micro_batch as usize,
+        seq: seq as usize,
+        heads: shape.heads as usize,
+        kv_heads: shape.kv_heads as usize,
+        head_dim: shape.head_dim as usize,
+        scale: 1.0 / (shape.head_dim as f32).sqrt(),
+        engine: Engine::Cudnn,
+    };
+    match supports(&a) {
+        Ok(()) => (Engine::Cudnn, "cuDNN".to_owned()),
+        Err(why) => own(&format!("cuDNN: {why}")),
+    }
+}

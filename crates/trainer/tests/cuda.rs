@@ -1,0 +1,229 @@
+//! What only a GPU shows: the same digits twice, updates on either side, and a training curve that
+//! PyTorch is compared with (`reference/curve.py`).
+
+#![allow(
+    clippy::print_stderr,
+    reason = "what is skipped, and figures worth reading"
+)]
+
+mod common;
+
+use std::error::Error;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use common::{checked, choice, gpu, quick_on};
+use lowtide_device::Make;
+use lowtide_device::cuda::Gpu;
+use lowtide_kernels::adamw::Hyper;
+use lowtide_kernels::attention::Engine;
+use lowtide_model::{Decoder, HfWriter, ModelError, Options, random_init};
+use lowtide_planner::{Clip, Tier};
+use lowtide_trainer::data::Micro;
+use lowtide_trainer::step::{ClipRule, Session, SessionOptions};
+use lowtide_workload::{Batch, Dtype, Family, ModelShape, Rope, RopeScaling};
+
+const BATCH: Batch = Batch {
+    micro_batch: 16,
+    seq: 256,
+    accumulate: 1,
+};
+
+/// A model that learns something from bytes in 300 steps, with sizes that real ones have: heads of
+/// 64 numbers, grouped queries.
+fn shape() -> ModelShape {
+    ModelShape {
+        name: "bytes".into(),
+        family: Family::Llama,
+        vocab: 256,
+        hidden: 256,
+        intermediate: 704,
+        layers: 4,
+        heads: 4,
+        kv_heads: 2,
+        head_dim: 64,
+        max_positions: 256,
+        norm_eps: 1e-5,
+        tied: false,
+        qkv_bias: false,
+        out_bias: false,
+        mlp_bias: false,
+        qk_norm: false,
+        rope: Some(Rope {
+            theta: 10_000.0,
+            scaling: RopeScaling::None,
+        }),
+    }
+}
+
+fn open(gpu: &Gpu, attention: Engine) -> Session {
+    let options = Options {
+        precision: Dtype::Bf16,
+        gradient: Dtype::Bf16,
+        batch: BATCH,
+        logits_chunk: 0,
+        make: Make::Cuda,
+        attention,
+    };
+    let d = Arc::new(Decoder::new(&shape(), &options).expect("a valid shape"));
+    let plan = checked(
+        &d,
+        &choice(&d, Tier::Device, Tier::Device, Tier::Device),
+        Clip::Exact,
+    );
+    let rule = ClipRule {
+        mode: Clip::Exact,
+        max_norm: 1.0,
+        skip_nonfinite: false,
+    };
+    let options = SessionOptions {
+        threads: 4,
+        ..quick_on(Some(gpu), false)
+    };
+    let session = Session::open(Arc::clone(&d), plan, rule, options).expect("memory");
+    session
+        .homes()
+        .expect("staging")
+        .initialise(|p, range, out| -> Result<(), Box<dyn Error>> {
+            random_init(&shape(), 1, p, range, out);
+            Ok(())
+        })
+        .expect("weights are written");
+    session
+}
+
+fn hyper(step: u64) -> Hyper {
+    Hyper {
+        lr: 1e-3 * (step as f32 / 20.0).min(1.0),
+        beta1: 0.9,
+        beta2: 0.95,
+        eps: 1e-8,
+        weight_decay: 0.1,
+        step,
+        grad_scale: 1.0,
+    }
+}
+
+/// Windows of a text, drawn by a generator that fits in one line of any language.
+fn windows(text: &[u8], step: u64) -> Micro {
+    let (b, t) = (BATCH.micro_batch as usize, BATCH.seq as usize);
+    let mut micro = Micro {
+        tokens: Vec::new(),
+        labels: Vec::new(),
+        positions: (0..b * t).map(|i| (i % t) as i32).collect(),
+        doc_start: vec![0; b * t],
+    };
+    for row in 0..b as u64 {
+        let mixed = (step * 1_000_003 + row * 7919 + 12345) * 2_654_435_761 % (1 << 32);
+        let start = mixed as usize % (text.len() - t - 1);
+        let window = &text[start..=start + t];
+        micro
+            .tokens
+            .extend(window[..t].iter().map(|&x| i32::from(x)));
+        micro
+            .labels
+            .extend(window[1..].iter().map(|&x| i32::from(x)));
+    }
+    micro
+}
+
+fn losses(session: &mut Session, text: &[u8], steps: u64) -> Vec<f64> {
+    let mut all = Vec::new();
+    let mut flying = None;
+    for step in 1..=steps {
+        let data = session
+            .submit(vec![windows(text, step)], hyper(step))
+            .expect("submitted");
+        if let Some(before) = flying.replace(data) {
+            all.push(session.outcome(&before).expect("done").loss());
+        }
+    }
+    all.push(
+        session
+            .outcome(&flying.expect("a step"))
+            .expect("done")
+            .loss(),
+    );
+    session.drain().expect("drained");
+    all
+}
+
+/// Bytes that look like nothing, but not all alike: for tests that need no language.
+fn noise() -> Vec<u8> {
+    let mut x = 1u64;
+    (0..100_000)
+        .map(|_| {
+            x = x.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (x >> 60) as u8 * 3
+        })
+        .collect()
+}
+
+fn digits(losses: &[f64]) -> String {
+    losses.iter().fold(String::new(), |mut text, loss| {
+        writeln!(text, "{loss:?}").expect("a string grows");
+        text
+    })
+}
+
+/// The file of losses of a kind of machine, `losses/<GPU>.txt`: digits change only when numerics do.
+fn kept(gpu: &Gpu) -> PathBuf {
+    let name = gpu.name().to_lowercase().replace(' ', "-");
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/losses/{name}.txt"))
+}
+
+#[test]
+fn a_hundred_steps_have_the_same_digits_twice_and_as_kept() {
+    let Some(gpu) = gpu() else { return };
+    let text = noise();
+    for attention in [Engine::Own, Engine::Cudnn] {
+        let run = || digits(&losses(&mut open(&gpu, attention), &text, 100));
+        let (one, two) = (run(), run());
+        assert_eq!(one, two, "{attention:?}");
+        if attention == Engine::Own {
+            let path = kept(&gpu);
+            match std::fs::read_to_string(&path) {
+                Ok(want) => assert_eq!(one, want, "{}", path.display()),
+                Err(_) => eprintln!("no {}: it would hold\n{one}", path.display()),
+            }
+        }
+    }
+}
+
+/// Trains on a text; with `LOWTIDE_CURVE` set to a folder, leaves there what `reference/curve.py`
+/// needs to do the same in PyTorch.
+#[test]
+fn a_small_model_learns_shakespeare() {
+    let Some(gpu) = gpu() else { return };
+    let path = std::env::var_os("LOWTIDE_SHAKESPEARE").map_or_else(
+        || {
+            Path::new(env!("CARGO_MANIFEST_DIR"))
+                .join("../../../shared/data/text/tinyshakespeare.txt")
+        },
+        PathBuf::from,
+    );
+    let Ok(text) = std::fs::read(&path) else {
+        eprintln!("skipped: {} is not there", path.display());
+        return;
+    };
+    let mut session = open(&gpu, Engine::Cudnn);
+    let out = std::env::var_os("LOWTIDE_CURVE").map(PathBuf::from);
+    if let Some(out) = &out {
+        let model = out.join("model");
+        std::fs::create_dir_all(&model).expect("a folder");
+        HfWriter::new(&shape(), Dtype::F32, None)
+            .write(&model, |p, range, to| -> Result<(), ModelError> {
+                random_init(&shape(), 1, p, range, to);
+                Ok(())
+            })
+            .expect("written");
+    }
+    let all = losses(&mut session, &text, 300);
+    let last: f64 = all[280..].iter().sum::<f64>() / 20.0;
+    eprintln!("first {:.4}, mean of the last twenty {last:.4}", all[0]);
+    assert!(last < 2.2, "{last}");
+    if let Some(out) = &out {
+        std::fs::write(out.join("losses.txt"), digits(&all)).expect("written");
+    }
+}
