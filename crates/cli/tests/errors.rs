@@ -19,6 +19,26 @@ fn refuses(args: &[&str], words: &[&str]) {
     assert!(!text.contains("bug in lowtide"), "{text}");
 }
 
+/// On a machine with a GPU this asks for nothing that is missing.
+#[test]
+fn a_gpu_that_is_not_there_is_told_with_what_to_do() {
+    let shape = ["bench", "step", "--shape", "qwen2.5-0.5b"];
+    let budgets = ["--device-memory", "8GiB", "--host-memory", "8GiB"];
+    let gpu = ["--set", "device=cuda:0"];
+    if std::path::Path::new("/dev/nvidiactl").exists() {
+        let budgets = ["--device-memory", "4000GiB", "--host-memory", "8GiB"];
+        refuses(
+            &[&shape[..], &budgets, &gpu].concat(),
+            &["device memory", "free of", "lower budget.device"],
+        );
+        return;
+    }
+    refuses(
+        &[&shape[..], &budgets, &gpu].concat(),
+        &["no CUDA device", "install NVIDIA's driver", "device=cpu"],
+    );
+}
+
 #[test]
 fn mistakes_are_told_with_what_was_probably_meant() {
     let dir = tempfile::tempdir().expect("a directory");

@@ -470,7 +470,33 @@ impl Search<'_> {
             }
             found.extend(fitted);
         }
+        found.extend(self.residents().into_iter().filter(|c| self.holds(c)));
         found
+    }
+
+    /// Everything on the device but saved tensors, which are recomputed: where the device is large
+    /// and the host is not, no plan with state on the host fits to start from.
+    fn residents(&self) -> Vec<Choice> {
+        let pins = &self.r.pins;
+        let device = |pin: Option<Tier>| pin.is_none_or(|t| t == Tier::Device);
+        let allowed = device(pins.weights)
+            && device(pins.optimizer)
+            && device(pins.gradients)
+            && device(pins.inputs)
+            && pins.update != Some(Processor::Host);
+        if !allowed {
+            return Vec::new();
+        }
+        let ways = self.ways(false).into_iter();
+        let mut ways: Vec<Choice> = ways
+            .filter(|c| c.gradients == Tier::Device && c.inputs == Tier::Device)
+            .collect();
+        for c in &mut ways {
+            c.weights.fill(Tier::Device);
+            c.optimizer.fill(Tier::Device);
+            c.update.fill(Processor::Device);
+        }
+        ways
     }
 
     /// Whether optimizer state and weights may go from host to disk.

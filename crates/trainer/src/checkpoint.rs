@@ -41,6 +41,9 @@ pub struct RunState {
     pub clip: [u64; 3],
     /// All that decides the numbers.
     pub numerics: Value,
+    /// Which algorithm computed which matrix product on a GPU: a run goes on with the same ones.
+    #[serde(default)]
+    pub products: BTreeMap<String, Vec<u64>>,
     /// Time that chat templates are shown, seconds since 1970.
     pub now_unix_s: i64,
     /// Real tokens trained on so far.

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use lowtide_config::{Init, Length, ModelSource, Resume, Run, ScheduleShape};
+use lowtide_device::cuda::Gpu;
 use lowtide_executor::{ExecError, Mode};
 use lowtide_kernels::adamw::Hyper;
 use lowtide_model::{Checkpoint, Decoder, HfWriter, random_init};
@@ -199,6 +200,7 @@ struct Fit<'a> {
     eval: Option<Arc<Packed>>,
     prompts: Vec<Prompt>,
     numerics: Value,
+    gpu: Option<Gpu>,
     total: u64,
     schedule: LearningRate,
     metrics: MetricsLog,
@@ -241,6 +243,9 @@ pub fn train(
     let tokenizer = open_tokenizer(run, now)?;
     let device = device::open(run, &shape_of(run)?)?;
     observer.note(&device.note);
+    if let (Some(gpu), Some((_, state))) = (&device.gpu, &resumed) {
+        gpu.set_choices(&state.products)?;
+    }
     let decoder = decoder_of(run, run.batch(), device.target)?;
     let vocab = decoder.shape().vocab;
     if tokenizer.vocab_size() > vocab as usize {
@@ -300,6 +305,7 @@ pub fn train(
         data_fingerprint: train.fingerprint(),
         clip: session.clip_words().map(f64::to_bits),
         numerics: numerics.clone(),
+        products: BTreeMap::new(),
         now_unix_s: tokenizer.now_unix_s(),
         tokens: 0,
         loss_first: None,
@@ -323,6 +329,7 @@ pub fn train(
         eval,
         prompts,
         numerics,
+        gpu: planned.device.gpu.clone(),
         total,
         schedule: schedule_of(run, total),
         metrics,
@@ -604,6 +611,9 @@ impl Fit<'_> {
         let step = self.state.step;
         self.checked(step, |s| s.session.drain())?;
         self.state.clip = self.session.clip_words().map(f64::to_bits);
+        if let Some(gpu) = &self.gpu {
+            self.state.products = gpu.choices();
+        }
         let decoder = Arc::clone(self.session.decoder());
         let path = checkpoint::save(
             &self.run.output,

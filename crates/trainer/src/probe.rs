@@ -17,7 +17,7 @@ use lowtide_model::{Arg, Call, Decoder, Phase};
 use lowtide_planner::{DiskRates, Machine, Shared, Source};
 use lowtide_tiers::{Arena, Fill, ProbeConfig, TierError};
 use lowtide_units::{Bytes, BytesPerSecond, FlopsPerSecond, Seconds};
-use lowtide_workload::{Dtype, What};
+use lowtide_workload::{Access, Dtype, Op, Operand, Unit, UnitKind, What, Workload};
 
 use crate::data::Micro;
 use crate::error::TrainError;
@@ -301,26 +301,32 @@ fn device_arena(q: &Queue, bytes: Bytes) -> Result<Memory, TrainError> {
         return Ok(Memory::new(Arena::new(bytes, Fill::Zero)?));
     };
     let memory = Memory::cuda(stream.gpu(), bytes)?;
-    // bf16 between -1 and 1, in pairs: read as f32 they are such numbers too.
-    const PATTERN: u64 = 4 << 20;
+    // bf16 about normally distributed, in pairs: read as f32 they are such numbers too. A product
+    // of numbers with few different exponents takes more power, and a warm chip slows down for it:
+    // uniform exponents ran 20% faster than the tensors of a step do.
+    const NUMBERS: u64 = 4_194_301; // odd, so that rows differ
     let random = Philox::new(0, 0);
-    let pattern: Vec<u16> = (0..PATTERN / 2)
+    let pattern: Vec<u16> = (0..NUMBERS)
         .map(|i| {
-            let r = random.below(i, 1 << 16) as u16;
-            // Sign, exponents of 2^-8 to 2^-1, all of the fraction.
-            (r & 0x8000) | ((119 + (r >> 7 & 7)) << 7) | (r & 0x7f)
+            let r = random.below(i, 1 << 48);
+            let sum = (r & 0xffff) + (r >> 16 & 0xffff) + (r >> 32);
+            let x = (sum as f32 - 1.5 * 65_535.0) / 32_768.0;
+            (x.to_bits() >> 16) as u16
         })
         .collect();
     let mut at = 0;
     while at < bytes.0 {
-        let n = PATTERN.min(bytes.0 - at);
-        let view = memory.view(at, n / 2 * 2);
-        if at == 0 {
-            memory::store(&view, &pattern[..(n / 2) as usize]);
-        } else {
-            q.copy(&view, &memory.view(0, n / 2 * 2));
+        let n = (2 * NUMBERS).min(bytes.0 - at) / 2;
+        if n == 0 {
+            break;
         }
-        at += n;
+        let view = memory.view(at, 2 * n);
+        if at == 0 {
+            memory::store(&view, &pattern[..n as usize]);
+        } else {
+            q.copy(&view, &memory.view(0, 2 * n));
+        }
+        at += 2 * n;
     }
     stream.synchronize()?;
     Ok(memory)
@@ -500,38 +506,125 @@ fn operations(
             }
         }
     }
-    let bytes = |sizes: &[u64]| sizes.iter().map(|s| s.next_multiple_of(256)).sum::<u64>();
-    let most = all
-        .iter()
-        .map(|(_, _, _, op, sizes)| bytes(sizes) + op.workspace.0)
-        .max()
-        .unwrap_or(0);
-    let arena = device_arena(q, Bytes(most + 256))?;
-    let mut times = BTreeMap::new();
-    for (unit, phase, i, op, sizes) in all {
-        let mut at = 0;
+    // What is read lies apart from what is written, or operations would soon compute with each
+    // other's nonsense: a product of NaNs takes less power, and so less time.
+    let read = |o: &Operand| o.access == Access::Read;
+    let most = |reads: bool| {
+        let bytes = |op: &Op, sizes: &[u64]| -> u64 {
+            let of = op
+                .operands
+                .iter()
+                .zip(sizes)
+                .filter(|(o, _)| read(o) == reads);
+            of.map(|(_, s)| s.next_multiple_of(256)).sum()
+        };
+        let ws = |op: &Op| if reads { 0 } else { op.workspace.0 };
+        let each = all.iter().map(|(.., op, sizes)| bytes(op, sizes) + ws(op));
+        each.max().unwrap_or(0)
+    };
+    // On a GPU operations that follow each other find their operands elsewhere, as in a step, so
+    // that its cache does not serve one from the other.
+    let places = if q.cuda().is_some() { 8 } else { 1 };
+    let zone = |bytes: u64| (bytes + 256 + (places - 1) * PLACE).next_multiple_of(256);
+    let (reads, writes) = (zone(most(true)), zone(most(false)));
+    let arena = device_arena(q, Bytes(reads + writes + w.batch.input_bytes().0))?;
+    let tokens = arena.view(reads + writes, w.batch.input_bytes().0);
+    sample.store(&tokens);
+    let run = |at: usize, place: u64| {
+        let (unit, phase, i, op, sizes) = &all[at];
+        let from = place % places * PLACE;
+        let (mut from, mut to) = (from, reads + from);
         let args: Vec<Arg<'_>> = sizes
             .iter()
             .zip(&op.operands)
             .map(|(&s, operand)| {
-                let view = arena.view(at, s);
-                at += s.next_multiple_of(256);
-                if operand.what == What::Inputs {
-                    sample.store(&view);
-                }
+                let next = if read(operand) { &mut from } else { &mut to };
+                let view = match operand.what {
+                    What::Inputs => tokens,
+                    _ => arena.view(*next, s),
+                };
+                *next += s.next_multiple_of(256);
                 Arg { view, fresh: true }
             })
             .collect();
         let call = Call {
-            unit,
-            phase,
-            op: i,
+            unit: *unit,
+            phase: *phase,
+            op: *i,
             args: &args,
-            workspace: arena.view(at, op.workspace.0),
+            workspace: arena.view(to, op.workspace.0),
             loss_scale: 1.0,
         };
-        let s = timed(q, seconds, || decoder.run(q, &call))?;
+        decoder.run(q, &call);
+    };
+    let mut times = BTreeMap::new();
+    for (at, (_, _, _, op, _)) in all.iter().enumerate() {
+        let s = timed(q, seconds, || run(at, 0))?;
         times.insert(op.key.clone(), Seconds(s));
     }
+    let Some(stream) = q.cuda() else {
+        return Ok(times);
+    };
+    // A chip that works without a pause gets warm and slow: the operations of a step in a step's
+    // order, for long enough, each timed where it stands.
+    let index: BTreeMap<&str, usize> = all
+        .iter()
+        .enumerate()
+        .map(|(at, (_, _, _, op, _))| (op.key.as_str(), at))
+        .collect();
+    let order = order_of_a_step(w, &times, 1.0);
+    let events: Vec<Event> = (0..=order.len())
+        .map(|_| Event::new(stream.gpu()))
+        .collect::<Result<_, _>>()?;
+    let mut sums: BTreeMap<&str, (f64, u32)> = BTreeMap::new();
+    let begin = Instant::now();
+    let mut passes = 0;
+    while passes < 3 || begin.elapsed().as_secs_f64() < SUSTAINED {
+        stream.record(&events[0])?;
+        for (n, key) in order.iter().enumerate() {
+            run(index[key], n as u64);
+            stream.record(&events[n + 1])?;
+        }
+        stream.synchronize()?;
+        passes += 1;
+        if passes > 1 {
+            for (n, key) in order.iter().enumerate() {
+                let sum = sums.entry(key).or_default();
+                sum.0 += events[n + 1].seconds_since(&events[n])?;
+                sum.1 += 1;
+            }
+        }
+    }
+    for (key, (sum, n)) in sums {
+        times.insert(key.to_owned(), Seconds(sum / f64::from(n)));
+    }
     Ok(times)
+}
+
+/// Bytes between the places at which consecutive operations find their operands.
+const PLACE: u64 = 64 << 20;
+
+/// How long the operations of a step are repeated, in seconds.
+const SUSTAINED: f64 = 2.0;
+
+/// Keys of a training step's operations in order; of many blocks as many as take about `seconds`.
+fn order_of_a_step<'a>(
+    w: &'a Workload,
+    times: &BTreeMap<String, Seconds>,
+    seconds: f64,
+) -> Vec<&'a str> {
+    let keys = |ops: &'a [Op]| ops.iter().map(|op| op.key.as_str());
+    let mut units: Vec<&Unit> = Vec::new();
+    let mut sum = 0.0;
+    for unit in &w.units {
+        if unit.kind == UnitKind::Block && sum > seconds {
+            continue;
+        }
+        let both = unit.forward.iter().chain(&unit.backward);
+        sum += both.map(|op| times[&op.key].0).sum::<f64>();
+        units.push(unit);
+    }
+    let forward = units.iter().flat_map(|u| keys(&u.forward));
+    let backward = units.iter().rev().flat_map(|u| keys(&u.backward));
+    forward.chain(backward).collect()
 }

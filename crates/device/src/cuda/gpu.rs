@@ -7,8 +7,9 @@ use lowtide_units::Bytes;
 
 use super::blas::Products;
 use super::error::{message, ok};
+use super::libraries::suits_driver;
 use super::module::Modules;
-use super::{CudaError, DeviceMemory};
+use super::{CudaError, DeviceMemory, Libraries, Library};
 
 /// Most devices of one machine.
 const MOST: usize = 16;
@@ -128,6 +129,11 @@ impl Gpu {
         ok("cuDriverGetVersion", unsafe {
             sys::cuDriverGetVersion(&raw mut driver)
         })?;
+        let driver = (driver as u32 / 1000, driver as u32 % 1000 / 10);
+        // Without these nothing runs; say it before anything is reserved.
+        for library in [Library::Nvrtc, Library::CublasLt] {
+            suits_driver(&Libraries::get().find(library)?, driver)?;
+        }
         let mut context = std::ptr::null_mut();
         // SAFETY: the device exists; the context is never released.
         ok("cuDevicePrimaryCtxRetain", unsafe {
@@ -144,7 +150,7 @@ impl Gpu {
                 Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN,
             )?,
             l2: u64::from(attribute(Attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)?),
-            driver: (driver as u32 / 1000, driver as u32 % 1000 / 10),
+            driver,
             numa: attribute(Attribute::CU_DEVICE_ATTRIBUTE_HOST_NUMA_ID).ok(),
             modules: Modules::default(),
             products: Products::default(),

@@ -148,6 +148,21 @@ impl Libraries {
     }
 }
 
+/// Whether a driver that supports CUDA `driver` can run a library: its major version must not be
+/// newer.
+pub(super) fn suits_driver(path: &Path, driver: (u32, u32)) -> Result<(), CudaError> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let major = name.rsplit('.').next().and_then(|n| n.parse::<u32>().ok());
+    match major {
+        Some(major) if major > driver.0 => Err(CudaError::Driver {
+            have: format!("{}.{}", driver.0, driver.1),
+            library: path.display().to_string(),
+            need: format!("{major}.0"),
+        }),
+        _ => Ok(()),
+    }
+}
+
 fn load(path: &Path) -> Result<libloading::Library, libloading::Error> {
     use libloading::os::unix;
     // SAFETY: NVIDIA's library; what it does when it is loaded is its own.
@@ -199,6 +214,7 @@ macro_rules! functions {
         #[allow(non_snake_case, reason = "the library's names")]
         pub(super) struct $name {
             /// The file it came from.
+            #[allow(dead_code, reason = "not of every library anybody asks")]
             pub path: std::path::PathBuf,
             $(pub $f: unsafe extern "C" fn($($t),*) -> $r,)*
         }
@@ -234,3 +250,44 @@ macro_rules! functions {
     };
 }
 pub(super) use functions;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_library_that_is_missing_is_named_with_where_it_was_searched() {
+        let nowhere = tempfile::tempdir().expect("a folder");
+        let libraries = Libraries {
+            folders: vec![nowhere.path().to_owned()],
+        };
+        for library in [Library::Nvrtc, Library::CublasLt, Library::Cudnn] {
+            let told = libraries.find(library).expect_err("an empty folder");
+            let text = told.to_string();
+            let folder = nowhere.path().display().to_string();
+            assert!(
+                text.contains(library.files()[0]) && text.contains(&folder),
+                "{text}"
+            );
+        }
+        std::fs::write(nowhere.path().join("libcudnn.so.9"), b"not a library").expect("written");
+        let found = libraries.find(Library::Cudnn).expect("it is there now");
+        assert!(found.starts_with(nowhere.path()));
+        let told = libraries.open(Library::Cudnn).expect_err("no library");
+        assert!(matches!(told, CudaError::BadLibrary { .. }), "{told}");
+    }
+
+    #[test]
+    fn a_driver_that_is_too_old_is_named_with_the_library() {
+        let path = Path::new("/somewhere/libcublasLt.so.13");
+        assert!(suits_driver(path, (13, 0)).is_ok());
+        assert!(suits_driver(Path::new("/x/libcublasLt.so.12"), (13, 0)).is_ok());
+        let told = suits_driver(path, (12, 4))
+            .expect_err("too old")
+            .to_string();
+        assert!(
+            told.contains("12.4") && told.contains("libcublasLt.so.13"),
+            "{told}"
+        );
+    }
+}
