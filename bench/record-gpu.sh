@@ -44,7 +44,7 @@ done
 
 # All resident.
 step qwen2.5-3b-resident qwen2.5-3b 130GiB 60GiB 8 1 10
-step llama2-7b-resident llama2-7b 138GiB 60GiB 8 1 6
+step llama2-7b-resident llama2-7b 138GiB 90GiB 8 1 6
 step qwen2.5-0.5b-resident qwen2.5-0.5b 100GiB 60GiB 8 1 20
 step qwen2.5-3b-traced qwen2.5-3b 130GiB 60GiB 8 1 3 --trace "$work/trace.json"
 python3 bench/gpu_gaps.py "$work/trace.json" | tee "$out/gaps-qwen2.5-3b.txt"

@@ -11,10 +11,7 @@ pub const UNSAFE: &[&str] = &["device", "tiers", "kernels"];
 pub const LINES_MAX: usize = 800;
 
 /// Longer files, each with the reason.
-pub const LONG: &[(&str, &str)] = &[(
-    "crates/planner/src/draft.rs",
-    "one pass that gives every lane its tasks; its halves would share all of its state",
-)];
+pub const LONG: &[(&str, &str)] = &[];
 
 /// A source of one of the crates.
 #[derive(Clone, Debug)]

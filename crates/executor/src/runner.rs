@@ -117,6 +117,9 @@ pub(crate) struct Shared<E: Engine> {
     pub epoch: Instant,
 }
 
+/// A submitted part whose times were not read yet, with the tasks each lane has after it.
+type Flying<S> = (Arc<Submission<S>>, [u64; LANES]);
+
 /// Runs a checked plan.
 pub struct Runner<E: Engine> {
     shared: Arc<Shared<E>>,
@@ -125,8 +128,7 @@ pub struct Runner<E: Engine> {
     shuffle: Option<Shuffle<E>>,
     submitted: u32,
     last: Option<Arc<Submission<E::Step>>>,
-    /// Submitted parts whose times were not read yet, with the tasks each lane has after them.
-    flying: VecDeque<(Arc<Submission<E::Step>>, [u64; LANES])>,
+    flying: VecDeque<Flying<E::Step>>,
     /// Tasks each lane has when everything submitted is complete; and when all but the last part.
     goal: [u64; LANES],
     /// Tasks complete when the watchdog last saw their number change, and when that was.

@@ -192,6 +192,7 @@ impl<T: lowtide_device::Plain> Numbers<T> {
 
 /// A queue of the first CUDA device. Without one, says that a test is skipped; with
 /// `LOWTIDE_REQUIRE_CUDA` set, panics.
+#[allow(clippy::print_stderr, reason = "what is skipped must be seen")]
 pub(crate) fn gpu() -> Option<Queue> {
     match Gpu::open(0).and_then(|gpu| cuda::Queue::new(&gpu)) {
         Ok(q) => Some(Queue::Cuda(q)),

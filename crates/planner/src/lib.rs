@@ -5,6 +5,7 @@
 //! from choices; [`check`](mod@check) proves it; [`simulate`](mod@simulate) predicts it;
 //! [`explain`](mod@explain) tells it.
 
+mod build;
 pub mod check;
 pub mod choice;
 mod draft;
@@ -18,12 +19,13 @@ mod program;
 pub mod search;
 pub mod simulate;
 
+pub use build::build;
 pub use choice::{Budgets, Choice, Clip, LoopOrder, Pieces, Processor, Saved};
 pub use machine::{DiskRates, Machine, Shared, Source};
 pub use plan::{
     Arg, Lane, LaneKind, PartName, Phase, Piece, Plan, Slot, Task, Tensor, Tier, Use, Work,
 };
-pub use search::{Pins, PlanError, Refusal, Request, build, plan as make};
+pub use search::{Pins, PlanError, Refusal, Request, plan as make};
 
 #[cfg(test)]
 mod testing;

@@ -2,11 +2,12 @@
 
 use lowtide_units::Bytes;
 
+use crate::build::build;
 use crate::check::check;
 use crate::choice::{Budgets, Choice, Clip, LoopOrder, Pieces, Processor, Saved};
 use crate::machine::Machine;
 use crate::plan::{LaneKind, PartName, Plan, Tensor, Tier, Work};
-use crate::search::{Pins, PlanError, Request, build, plan};
+use crate::search::{Pins, PlanError, Request, plan};
 use crate::testing::{machine, workload};
 
 const CLIPS: [Clip; 3] = [Clip::Exact, Clip::Previous, Clip::None];

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use lowtide_config as config;
 use lowtide_config::{Init, ModelSource, Run};
 use lowtide_model::{Checkpoint, Decoder, random_init};
-use lowtide_planner::{Budgets, Choice, LaneKind, Machine, Plan, check, search};
+use lowtide_planner::{Budgets, Choice, LaneKind, Machine, Plan, build, check};
 use lowtide_units::Bytes;
 use lowtide_workload::ModelShape;
 use serde::Serialize;
@@ -71,7 +71,7 @@ pub fn verify(
     let plan = slice_plan(run, &device, &decoder, &machine, &whole)?;
     let resident = {
         let w = decoder.workload();
-        let plan = search::build(
+        let plan = build(
             w,
             &Choice::resident(w),
             clip.mode,

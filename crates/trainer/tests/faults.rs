@@ -116,9 +116,8 @@ fn run(
     verify_reads: Option<Bytes>,
 ) -> (Result<Trained, TrainError>, RamDisk) {
     let (disk, medium) = faulty(plan, faults, verify_reads);
-    let trained = on(disk, d, plan, rule(Clip::Exact))
-        .map_err(TrainError::from)
-        .and_then(|mut session| try_train(&mut session));
+    let trained =
+        on(disk, d, plan, rule(Clip::Exact)).and_then(|mut session| try_train(&mut session));
     (trained, medium)
 }
 

@@ -156,7 +156,6 @@ impl Queue {
     }
 
     /// A launch of kernel `function` of `source`, compiled with `define` (`BF16` or `F32`) defined.
-    #[must_use]
     pub fn kernel(
         &self,
         source: &'static Source,

@@ -162,6 +162,7 @@ fn long_rows_agree_with_the_reference() {
 
 /// A CUDA queue whose device has cuDNN for `a`; without a GPU or cuDNN none, and the test is
 /// skipped. `supports` has made the plans then.
+#[allow(clippy::print_stderr, reason = "what is skipped must be seen")]
 fn cudnn_queue(a: &Attn) -> Option<Queue> {
     let q = gpu()?;
     if let Err(e) = lowtide_device::cuda::dnn::library() {

@@ -7,7 +7,7 @@ use lowtide_device::Make;
 use lowtide_device::cuda::Gpu;
 use lowtide_kernels::adamw::Hyper;
 use lowtide_model::{Decoder, Options, random_init};
-use lowtide_planner::{Budgets, Choice, Clip, Machine, Plan, Processor, Tier, check, search};
+use lowtide_planner::{Budgets, Choice, Clip, Machine, Plan, Processor, Tier, build, check};
 use lowtide_tiers::{RamConfig, RamDisk, TierError};
 use lowtide_trainer::data::Micro;
 use lowtide_trainer::step::{ClipRule, DiskChoice, Session, SessionOptions};
@@ -183,7 +183,7 @@ pub fn choice(d: &Decoder, weights: Tier, optimizer: Tier, inputs: Tier) -> Choi
 }
 
 pub fn checked(d: &Decoder, c: &Choice, clip: Clip) -> Arc<Plan> {
-    let plan = search::build(d.workload(), c, clip, Budgets::UNLIMITED, &machine());
+    let plan = build(d.workload(), c, clip, Budgets::UNLIMITED, &machine());
     check::check(&plan, clip).unwrap_or_else(|e| panic!("{e}"));
     Arc::new(plan)
 }

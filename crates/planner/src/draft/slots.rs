@@ -1,0 +1,248 @@
+//! Slots without an address, and the tasks that move bytes between them.
+
+use super::*;
+
+impl Emitter<'_> {
+    pub(super) fn slot(&mut self, tier: Tier, bytes: u64, tensor: Tensor) -> u32 {
+        let now = self.tasks.len();
+        self.new_slot(tier, bytes, tensor, false, now)
+    }
+
+    pub(super) fn home(&mut self, tier: Tier, bytes: u64, tensor: Tensor) -> u32 {
+        self.new_slot(tier, bytes, tensor, true, 0)
+    }
+
+    pub(super) fn new_slot(
+        &mut self,
+        tier: Tier,
+        bytes: u64,
+        tensor: Tensor,
+        persistent: bool,
+        birth: usize,
+    ) -> u32 {
+        let bytes = Bytes(bytes.max(1)).align_up(tier.align()).0;
+        let part = self.part;
+        self.slots.push(DraftSlot {
+            tier,
+            bytes,
+            tensor,
+            persistent,
+            birth,
+            death: birth,
+            part,
+        });
+        self.slots.len() as u32 - 1
+    }
+
+    pub(super) fn weight_bytes(&self, p: u32) -> u64 {
+        self.pieces[p as usize].elements * self.w.precision.size()
+    }
+
+    pub(super) fn state_bytes(&self, p: u32) -> u64 {
+        self.pieces[p as usize].elements * state_bytes_each(self.w.precision)
+    }
+
+    pub(super) fn gradient_bytes(&self, p: u32) -> u64 {
+        self.pieces[p as usize].elements * self.w.gradient.size()
+    }
+
+    pub(super) fn unit_of(&self, p: u32) -> usize {
+        self.pieces[p as usize].unit as usize
+    }
+
+    pub(super) fn losses_bytes(&self) -> u64 {
+        16 * u64::from(self.w.batch.accumulate)
+    }
+
+    pub(super) fn norm_bytes(&self) -> u64 {
+        self.pieces.iter().map(|p| p.norm_chunks).sum::<u64>() * 8
+    }
+
+    pub(super) fn place_homes(&mut self) {
+        let mut homes = Homes::default();
+        for p in 0..self.pieces.len() as u32 {
+            let unit = self.unit_of(p);
+            let truth = weight_home(self.choice, unit);
+            let (weight, state) = (self.weight_bytes(p), self.state_bytes(p));
+            homes
+                .weight
+                .push(self.home(truth, weight, Tensor::Weight(p)));
+            let copy = self.choice.weights[unit] == Tier::Device && truth != Tier::Device;
+            homes
+                .resident
+                .push(copy.then(|| self.home(Tier::Device, weight, Tensor::Weight(p))));
+            homes
+                .state
+                .push(self.home(self.choice.optimizer[unit], state, Tensor::State(p)));
+            let waits = self.clip == Clip::Exact;
+            let bytes = self.gradient_bytes(p);
+            homes
+                .gradient
+                .push(waits.then(|| self.home(self.choice.gradients, bytes, Tensor::Gradient(p))));
+        }
+        let (norm, losses) = (self.norm_bytes(), self.losses_bytes());
+        homes.norm_parts = self.home(Tier::Host, norm, Tensor::AllNormParts);
+        homes.clip = self.home(Tier::Host, 64, Tensor::Clip);
+        let on_device = self.choice.update.contains(&Processor::Device);
+        homes.clip_device = on_device.then(|| self.home(Tier::Device, 64, Tensor::Clip));
+        homes.losses_device = self.home(Tier::Device, losses, Tensor::Losses);
+        homes.losses_host = self.home(Tier::Host, losses, Tensor::Losses);
+        self.homes = homes;
+    }
+
+    pub(super) fn push(&mut self, lane: Lane, work: Work, args: Vec<Arg>) -> usize {
+        let now = self.tasks.len();
+        for a in &args {
+            let s = &mut self.slots[a.slot as usize];
+            s.death = s.death.max(now);
+        }
+        self.tasks.push(Task {
+            lane,
+            work,
+            args,
+            after: Vec::new(),
+        });
+        now
+    }
+
+    /// Copies `bytes` between device and host.
+    pub(super) fn copy(&mut self, from: u32, to: u32, bytes: u64) {
+        self.copy_at(from, to, 0, bytes);
+    }
+
+    pub(super) fn copy_at(&mut self, from: u32, to: u32, to_offset: u64, bytes: u64) {
+        let lane = if self.slots[to as usize].tier == Tier::Device {
+            Lane::H2D
+        } else {
+            Lane::D2H
+        };
+        self.push(
+            lane,
+            Work::Copy,
+            vec![
+                Arg {
+                    slot: from,
+                    offset: 0,
+                    bytes,
+                    access: Use::Read,
+                },
+                Arg {
+                    slot: to,
+                    offset: to_offset,
+                    bytes,
+                    access: Use::Write,
+                },
+            ],
+        );
+    }
+
+    /// Moves all of an extent to or from a host slot.
+    pub(super) fn disk(&mut self, from: u32, to: u32) {
+        let bytes = self.slots[from as usize].bytes;
+        let (lane, work) = if self.slots[from as usize].tier == Tier::Disk {
+            (Lane::DISK_READ, Work::Read)
+        } else {
+            (Lane::DISK_WRITE, Work::Write)
+        };
+        self.push(
+            lane,
+            work,
+            vec![
+                Arg {
+                    slot: from,
+                    offset: 0,
+                    bytes,
+                    access: Use::Read,
+                },
+                Arg {
+                    slot: to,
+                    offset: 0,
+                    bytes,
+                    access: Use::Write,
+                },
+            ],
+        );
+    }
+
+    /// A host slot with the content of `home`, which is on the host or on disk.
+    pub(super) fn on_host(&mut self, home: u32) -> u32 {
+        let s = self.slots[home as usize].clone();
+        match s.tier {
+            Tier::Disk => {
+                let staging = self.slot(Tier::Host, s.bytes, s.tensor);
+                self.disk(home, staging);
+                staging
+            }
+            Tier::Host => home,
+            Tier::Device => unreachable!("the device is not behind the host"),
+        }
+    }
+
+    /// A device slot with the content of `home`, `bytes` of it.
+    pub(super) fn on_device(&mut self, home: u32, staged: Option<u32>, bytes: u64) -> u32 {
+        let s = self.slots[home as usize].clone();
+        if s.tier == Tier::Device {
+            return home;
+        }
+        let host = staged.unwrap_or_else(|| self.on_host(home));
+        let device = self.slot(Tier::Device, bytes, s.tensor);
+        self.copy(host, device, bytes);
+        device
+    }
+
+    /// Sends a device slot's content to `home`.
+    pub(super) fn send_back(&mut self, device: u32, home: u32, bytes: u64) {
+        let s = self.slots[home as usize].clone();
+        match s.tier {
+            Tier::Device => debug_assert_eq!(device, home),
+            Tier::Host => self.copy(device, home, bytes),
+            Tier::Disk => {
+                let staging = self.slot(Tier::Host, s.bytes, s.tensor);
+                self.copy(device, staging, bytes);
+                self.disk(staging, home);
+            }
+        }
+    }
+
+    /// Home of a tensor between its windows; the device means one window.
+    pub(super) fn home_tier(&self, t: Tensor) -> Tier {
+        match t {
+            Tensor::Accumulator(_) => self.choice.gradients,
+            Tensor::Local(u, i, _) => {
+                let unit = &self.w.units[u as usize];
+                if let Some(k) = self.saved[u as usize].iter().position(|&s| s == i) {
+                    return match self.choice.saved[u as usize][k] {
+                        Saved::Keep | Saved::Recompute => Tier::Device,
+                        Saved::Host => Tier::Host,
+                        Saved::Disk => Tier::Disk,
+                    };
+                }
+                let late_embedding =
+                    self.choice.order == LoopOrder::BatchMajor && u == 1 && unit.d_input == Some(i);
+                if unit.output == Some(i) || late_embedding {
+                    self.choice.inputs
+                } else {
+                    Tier::Device
+                }
+            }
+            Tensor::Weight(p) => self.choice.weights[self.unit_of(p)],
+            _ => Tier::Device,
+        }
+    }
+
+    pub(super) fn tensor_bytes(&self, t: Tensor) -> u64 {
+        match t {
+            Tensor::Weight(p) => self.weight_bytes(p),
+            Tensor::State(p) => self.state_bytes(p),
+            Tensor::Gradient(p) => self.gradient_bytes(p),
+            Tensor::Accumulator(p) => self.pieces[p as usize].elements * 4,
+            Tensor::NormParts(p) => self.pieces[p as usize].norm_chunks * 8,
+            Tensor::AllNormParts => self.norm_bytes(),
+            Tensor::Clip => 64,
+            Tensor::Losses => self.losses_bytes(),
+            Tensor::Inputs(_) => self.w.batch.input_bytes().0,
+            Tensor::Local(u, i, _) => self.w.units[u as usize].tensors[i as usize].bytes.0,
+            Tensor::Workspace => 0,
+        }
+    }
+}

@@ -1,0 +1,190 @@
+//! Where a complete gradient goes, and the updates: read(i+1), update(i), write(i-1) at once.
+
+use super::*;
+
+/// Updates still to be emitted, and how far their reads from disk are ahead.
+pub(super) struct UpdateQueue {
+    pub(super) order: Vec<u32>,
+    pub(super) done: Vec<bool>,
+    pub(super) read: usize,
+    pub(super) staged: FastMap<(u32, u8), u32>,
+}
+
+impl Emitter<'_> {
+    pub(super) fn queue(&self, order: Vec<u32>) -> UpdateQueue {
+        UpdateQueue {
+            done: vec![false; order.len()],
+            order,
+            read: 0,
+            staged: FastMap::default(),
+        }
+    }
+
+    /// Issues the reads from disk that updates up to position `to` need.
+    pub(super) fn stage(&mut self, q: &mut UpdateQueue, to: usize, gradients: bool) {
+        while q.read < q.order.len().min(to + 1) {
+            let p = q.order[q.read];
+            let mut homes = vec![
+                (0, self.homes.weight[p as usize]),
+                (1, self.homes.state[p as usize]),
+            ];
+            if gradients && let Some(g) = self.waiting(p) {
+                homes.push((2, g));
+            }
+            for (role, home) in homes {
+                if self.slots[home as usize].tier == Tier::Disk {
+                    let staged = self.on_host(home);
+                    q.staged.insert((p, role), staged);
+                }
+            }
+            q.read += 1;
+        }
+    }
+
+    /// Emits the update at position `k` and all before it. The gradient comes from where it waits,
+    /// or from `made` (device slots of it and of its norm parts) when it was just made. Returns nothing; the new weights
+    /// are at home, in the resident copy, and for a piece whose truth is on disk in the returned
+    /// host slot, from which a fetch can be served (forwarding).
+    pub(super) fn update(
+        &mut self,
+        q: &mut UpdateQueue,
+        k: usize,
+        made: Option<(u32, u32)>,
+    ) -> Option<Forward> {
+        let gradient = made.map(|m| m.0);
+        let lead = usize::from(self.choice.prefetch);
+        let waited = gradient.is_none();
+        self.stage(q, k + lead, waited);
+        if std::mem::replace(&mut q.done[k], true) {
+            return None;
+        }
+        let p = q.order[k];
+        let (wb, sb, gb) = (
+            self.weight_bytes(p),
+            self.state_bytes(p),
+            self.gradient_bytes(p),
+        );
+        let unit = self.unit_of(p);
+        let weight_home = self.homes.weight[p as usize];
+        let state_home = self.homes.state[p as usize];
+        let waiting = self.waiting(p);
+        let staged = |role: u8| q.staged.get(&(p, role)).copied();
+        let (w_staged, s_staged, g_staged) = (staged(0), staged(1), staged(2));
+        let on_device = self.choice.update[unit] == Processor::Device;
+        let (weight, state, grad);
+        if on_device {
+            weight = self.on_device(weight_home, w_staged, wb);
+            state = self.on_device(state_home, s_staged, sb);
+            grad = match gradient {
+                Some(g) => g,
+                None => self.on_device(waiting.expect("a gradient waits"), g_staged, gb),
+            };
+        } else {
+            weight = w_staged.unwrap_or(weight_home);
+            state = s_staged.unwrap_or(state_home);
+            grad = match gradient {
+                Some(g) => self.gradient_to_host(g, p),
+                None => {
+                    let home = waiting.expect("a gradient waits");
+                    match self.slots[home as usize].tier {
+                        Tier::Device => self.gradient_to_host(home, p),
+                        Tier::Host => home,
+                        Tier::Disk => g_staged.expect("staged above"),
+                    }
+                }
+            };
+        }
+        let piece = &self.pieces[p as usize];
+        let (norm_offset, norm_bytes) = (piece.norm_offset * 8, piece.norm_chunks * 8);
+        let arg = |slot: u32, offset: u64, bytes: u64, access: Use| Arg {
+            slot,
+            offset,
+            bytes,
+            access,
+        };
+        let clip = match self.homes.clip_device {
+            Some(device) if on_device => device,
+            _ => self.homes.clip,
+        };
+        let mut args = vec![
+            arg(weight, 0, wb, Use::Update),
+            arg(state, 0, sb, Use::Update),
+            arg(grad, 0, gb, Use::Read),
+            arg(clip, 0, 64, Use::Read),
+        ];
+        // With a norm that tells in time, an update need not look at its own parts; on the device
+        // it reads them where they were made.
+        match made {
+            Some((_, parts)) if on_device => args.push(arg(parts, 0, norm_bytes, Use::Read)),
+            _ if on_device => {}
+            _ => args.push(arg(
+                self.homes.norm_parts,
+                norm_offset,
+                norm_bytes,
+                Use::Read,
+            )),
+        }
+        let lane = if on_device { Lane::GPU } else { Lane::HOST };
+        self.push(lane, Work::Update { piece: p }, args);
+        if on_device {
+            self.send_back(weight, weight_home, wb);
+            self.send_back(state, state_home, sb);
+        } else {
+            if let Some(copy) = self.homes.resident[p as usize] {
+                self.copy(weight, copy, wb);
+            }
+            for (slot, home) in [(weight, weight_home), (state, state_home)] {
+                if slot != home {
+                    self.disk(slot, home);
+                }
+            }
+        }
+        (weight != weight_home).then_some(if on_device {
+            Forward::Device(weight)
+        } else {
+            Forward::Host(weight)
+        })
+    }
+
+    /// Where a piece's gradient waits for the norm.
+    pub(super) fn waiting(&self, p: u32) -> Option<u32> {
+        self.homes.gradient[p as usize].or_else(|| self.waiting.get(&p).copied())
+    }
+
+    pub(super) fn gradient_to_host(&mut self, device: u32, p: u32) -> u32 {
+        let bytes = self.gradient_bytes(p);
+        let host = self.slot(Tier::Host, bytes, Tensor::Gradient(p));
+        self.copy(device, host, bytes);
+        host
+    }
+
+    pub(super) fn finished(&mut self, p: u32, updates: Updates, st: &mut Live) {
+        let parts = st.device[&Tensor::NormParts(p)];
+        let piece = &self.pieces[p as usize];
+        let (offset, bytes) = (piece.norm_offset * 8, piece.norm_chunks * 8);
+        self.copy_at(parts, self.homes.norm_parts, offset, bytes);
+        let source = match self.w.gradient {
+            Dtype::F32 => st.device[&Tensor::Accumulator(p)],
+            Dtype::Bf16 => st.device[&Tensor::Gradient(p)],
+        };
+        let bytes = self.gradient_bytes(p);
+        match (updates, self.choice.gradients) {
+            (Updates::UnderBackward, _) => {
+                st.finished.insert(p, (source, parts));
+            }
+            (Updates::AfterNorm, Tier::Device) => {
+                self.waiting.insert(p, source);
+            }
+            (Updates::AfterNorm, tier) => {
+                let slot = self.slot(tier, bytes, Tensor::Gradient(p));
+                self.waiting.insert(p, slot);
+                self.send_back(source, slot, bytes);
+            }
+            (_, Tier::Device) => {}
+            _ => {
+                let home = self.homes.gradient[p as usize].expect("gradients wait");
+                self.send_back(source, home, bytes);
+            }
+        }
+    }
+}
