@@ -44,8 +44,8 @@ fn twenty_random_models_and_budgets_run_or_are_refused_with_what_would_run() {
         let d = decoder(&shape, precision, accumulate);
         let clip = [Clip::Exact, Clip::Previous, Clip::None][random(&mut x, 3) as usize];
         let budgets = Budgets {
-            device: Bytes(60_000 << random(&mut x, 7)),
-            host: Bytes(40_000 << random(&mut x, 7)),
+            device: Bytes(40_000 << random(&mut x, 7)),
+            host: Bytes(20_000 << random(&mut x, 7)),
             disk: Bytes((4 << 20) * random(&mut x, 2)),
         };
         let machine = machine();
