@@ -1,0 +1,96 @@
+#!/usr/bin/env bash
+# Records what offloading costs, under bench/runs/<machine>-<date>/: exact commands and raw output.
+# Runs on the machine with the GPU, which needs no Rust: `cargo xtask gpu` before, elsewhere.
+#
+#   bench/record-offload.sh MACHINE PART... [-- OUTPUT FOLDER]
+#
+# Parts: budgets (24 GiB for 3B and 7B), share (16k to 128k tokens a step, and all resident), large (14B), disk
+# (optimizer state on disk), lanes (host, links and disk alone), peers (DeepSpeed on the same shapes).
+set -uo pipefail
+cd "$(dirname "$0")/.."
+machine=${1:?a short name of the machine}
+shift
+parts=()
+while [ $# -gt 0 ] && [ "$1" != -- ]; do
+    parts+=("$1")
+    shift
+done
+out=${2:-bench/runs/$machine-$(date -u +%F)}
+lowtide=target/gpu/lowtide
+scratch=${LOWTIDE_SCRATCH:-$(mktemp -d)}
+mkdir -p "$out" "$scratch"
+
+record() { # NAME COMMAND...: the command line, then its raw output
+    local name=$1
+    shift
+    { echo "\$ $*"; "$@" 2>&1; } >"$out/$name.txt"
+    echo "$name: $(grep -E 'tokens/s|tokens_per_second|G parameters/s|GB/s|does not fit|error' "$out/$name.txt" | tail -n 1 | cut -c1-160)"
+}
+
+# One probe a shape and batch; its file holds the rates at the run's own shapes.
+rates() { # SHAPE: prints the file
+    local file=$scratch/$1.json
+    if [ ! -e "$file" ]; then
+        printf 'model: { shape: %s, init: random }\ndata: { packing: false }\ntrain: { micro_batch: 8, seq: 2048 }\nbudget: { disk: [{ dir: %s, size: 1GiB }] }\n' \
+            "$1" "$scratch/disk" >"$scratch/$1.yaml"
+        record "probe-$1" "$lowtide" probe "$scratch/$1.yaml" --out "$file" >&2
+    fi
+    echo "$file"
+}
+
+step() { # NAME SHAPE DEVICE HOST ACCUMULATE STEPS [MORE...]
+    local name=$1 shape=$2 device=$3 host=$4 accumulate=$5 steps=$6
+    shift 6
+    record "step-$name" "$lowtide" bench step --shape "$shape" --micro-batch 8 --seq 2048 \
+        --accumulate "$accumulate" --device-memory "$device" --host-memory "$host" --steps "$steps" --json \
+        --set "plan.machine=$(rates "$shape")" "$@"
+}
+
+budgets() {
+    step qwen2.5-3b-24GiB qwen2.5-3b 24GiB 44GiB 1 6
+    step llama2-7b-24GiB llama2-7b 24GiB 105GiB 1 4
+    step llama2-7b-24GiB-65k llama2-7b 24GiB 105GiB 4 2
+}
+
+share() {
+    for accumulate in 1 2 4 8; do
+        local tokens=$((accumulate * 16))k
+        step "qwen2.5-3b-resident-$tokens" qwen2.5-3b 135GiB 60GiB $accumulate 3
+        step "qwen2.5-3b-24GiB-$tokens" qwen2.5-3b 24GiB 60GiB $accumulate 3
+        step "llama2-7b-resident-$tokens" llama2-7b 138GiB 90GiB $accumulate 2
+        step "llama2-7b-24GiB-$tokens" llama2-7b 24GiB 105GiB $accumulate 2
+    done
+    python3 bench/share.py "$out"/step-*k.txt --plot "$out/share.svg" | tee "$out/share.md"
+}
+
+large() {
+    step qwen2.5-14b-24GiB-bf16-moments qwen2.5-14b 24GiB 105GiB 1 2 \
+        --disk "$scratch/disk=50GiB" --set optimizer.moments=bf16
+    step qwen2.5-14b-24GiB-int8-moments qwen2.5-14b 24GiB 105GiB 1 2 --set optimizer.moments=int8
+}
+
+disk() {
+    step qwen2.5-3b-disk qwen2.5-3b 24GiB 16GiB 1 2 --disk "$scratch/disk=60GiB"
+}
+
+lanes() {
+    record host "$lowtide" bench host --json
+    record links "$lowtide" bench links --json
+    record disk "$lowtide" bench disk --dir "$scratch/disk" --json
+}
+
+peers() {
+    for mode in zero3-offload zero-infinity; do
+        record "deepspeed-$mode-qwen2.5-3b" python3 bench/peers/deepspeed_step.py --shape qwen2.5-3b --mode $mode \
+            --steps 3 --warm-up 1 --nvme "$scratch/deepspeed"
+        rm -rf "$scratch/deepspeed"
+    done
+    python3 bench/peers/ratios.py "$out"/step-*.txt "$out"/deepspeed-*.txt | tee "$out/ratios.md"
+}
+
+for part in "${parts[@]}"; do
+    case $part in
+        budgets | share | large | disk | lanes | peers) "$part" ;;
+        *) echo "no part $part" >&2; exit 2 ;;
+    esac
+done
