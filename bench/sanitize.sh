@@ -1,0 +1,54 @@
+#!/usr/bin/env bash
+# The kernels' tests under compute-sanitizer: memcheck over all of them, racecheck kernel by kernel (it is hundreds
+# of times slower, and the libraries' own kernels are not ours to check). `cargo xtask gpu` before.
+#
+#   bench/sanitize.sh OUTPUT FOLDER [SECONDS FOR EACH RACECHECK]
+set -uo pipefail
+cd "$(dirname "$0")/.."
+out=${1:?a folder}
+limit=${2:-60}
+tests=target/gpu/lowtide_kernels
+mkdir -p "$out"
+export LOWTIDE_REQUIRE_CUDA=1
+failed=0
+
+compute-sanitizer --tool memcheck --error-exitcode 9 "$tests" --skip bench --skip 2048 >"$out/memcheck.txt" 2>&1 || failed=1
+tail -n 1 "$out/memcheck.txt"
+
+# TESTS KERNEL: kernels whose names contain KERNEL, in tests whose names contain TESTS.
+while read -r filter kernel; do
+    log=$out/racecheck-$kernel.txt
+    timeout "$limit" compute-sanitizer --tool racecheck --error-exitcode 9 --kernel-name "kns=$kernel" \
+        "$tests" "$filter" --test-threads 2 --skip 2048 --skip cudnn >"$log" 2>&1
+    rc=$?
+    [ $rc = 0 ] || failed=1
+    echo "$filter $kernel: rc $rc, $(grep -c '\.\.\. ok' "$log") tests passed, $(grep 'RACECHECK SUMMARY' "$log" | tail -n 1)"
+done <<'LIST' | tee "$out/racecheck.txt"
+rmsnorm::tests::agrees forward
+rmsnorm::tests::agrees backward
+rmsnorm::tests::agrees sum_partials
+layernorm::tests::agrees forward
+layernorm::tests::agrees backward
+rope::tests::agrees rotate
+rope::tests::agrees backward
+gradient::tests finish
+embedding::tests sort_local
+embedding::tests merge
+embedding::tests bounds
+embedding::tests few
+embedding::tests many
+head::tests::agrees loss_
+head::tests::agrees gradient_
+head::tests::agrees totals
+attention::tests::agrees plain_
+attention::tests::agrees flash_forward
+attention::tests::agrees flash_delta
+attention::tests::agrees flash_backward_kv
+attention::tests::agrees flash_backward_q
+attention::tests::wide flash_forward
+attention::tests::wide flash_backward_kv
+attention::tests::wide flash_backward_q
+matmul::tests::agrees runs
+adamw::tests::device step
+LIST
+exit $failed
