@@ -21,7 +21,6 @@ while read -r filter kernel; do
     timeout "$limit" compute-sanitizer --tool racecheck --error-exitcode 9 --kernel-name "kns=$kernel" \
         "$tests" "$filter" --test-threads 2 --skip 2048 --skip cudnn >"$log" 2>&1
     rc=$?
-    [ $rc = 0 ] || failed=1
     echo "$filter $kernel: rc $rc, $(grep -c '\.\.\. ok' "$log") tests passed, $(grep 'RACECHECK SUMMARY' "$log" | tail -n 1)"
 done <<'LIST' | tee "$out/racecheck.txt"
 rmsnorm::tests::agrees forward
@@ -51,4 +50,4 @@ attention::tests::wide flash_backward_q
 matmul::tests::agrees runs
 adamw::tests::device step
 LIST
-exit $failed
+! grep -v ': rc 0, [1-9]' "$out/racecheck.txt" && [ $failed = 0 ]
