@@ -85,10 +85,12 @@ fn open(gpu: &Gpu, attention: Engine) -> Session {
     session
         .homes()
         .expect("staging")
-        .initialise(|p, range, out| -> Result<(), Box<dyn Error>> {
-            random_init(&shape(), 1, p, range, out);
-            Ok(())
-        })
+        .initialise(
+            |p, range, out| -> Result<(), Box<dyn Error + Send + Sync>> {
+                random_init(&shape(), 1, p, range, out);
+                Ok(())
+            },
+        )
         .expect("weights are written");
     session
 }

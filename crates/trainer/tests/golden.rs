@@ -182,9 +182,11 @@ fn open(
     session
         .homes()
         .expect("staging")
-        .initialise(|p, range, out| -> Result<(), Box<dyn Error>> {
-            Ok(weights.read(p, range, out)?)
-        })
+        .initialise(
+            |p, range, out| -> Result<(), Box<dyn Error + Send + Sync>> {
+                Ok(weights.read(p, range, out)?)
+            },
+        )
         .expect("weights are loaded");
     session
 }

@@ -2,14 +2,16 @@
 //! placement. Only while no task runs.
 
 use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 
-use lowtide_device::{Memory, memory};
+use lowtide_device::{Memory, View, memory};
 use lowtide_executor::Tiers;
 use lowtide_kernels::adamw;
 use lowtide_planner::{Plan, Slot, Tensor, Tier};
 use lowtide_tiers::{Arena, Extent, Fill, Kind, Request, TierError};
 use lowtide_units::Bytes;
 use lowtide_workload::{Dtype, PIECE_ALIGN, Workload};
+use rayon::prelude::*;
 
 /// One of the arrays that a parameter has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,13 +66,15 @@ impl Role {
 /// Numbers moved at a time.
 const CHUNK: u64 = 1 << 19;
 
-/// Access to every home of a plan. Holds a few MiB of staging; works in chunks of it.
+/// Access to every home of a plan, in chunks. Host and device are read and written where they are,
+/// the disk through a few MiB of staging for each caller at a time.
 #[derive(Debug)]
 pub struct Homes<'a> {
     plan: &'a Plan,
     workload: &'a Workload,
     tiers: &'a Tiers,
-    staging: Memory,
+    /// Staging that nobody uses now.
+    spare: Mutex<Vec<Memory>>,
 }
 
 impl<'a> Homes<'a> {
@@ -83,47 +87,94 @@ impl<'a> Homes<'a> {
         workload: &'a Workload,
         tiers: &'a Tiers,
     ) -> Result<Self, TierError> {
-        let staging = Memory::new(Arena::new(Bytes(CHUNK * 4), Fill::Zero)?);
+        let spare = match tiers.disk {
+            Some(_) => vec![Self::staging()?],
+            None => Vec::new(),
+        };
         Ok(Self {
             plan,
             workload,
             tiers,
-            staging,
+            spare: Mutex::new(spare),
         })
     }
 
-    /// Moves `elements` of a role of a piece between its home slot and the start of the staging.
-    fn transfer(&self, kind: Kind, slot: &Slot, offset: u64, bytes: u64) -> Result<(), TierError> {
-        let staged = self.staging.view(0, bytes);
-        let home = match slot.tier {
-            Tier::Disk => {
-                let extent = Extent {
-                    offset: slot.offset + offset,
-                    bytes,
-                };
-                let memory = self.staging.arena().range(0, bytes)?;
-                let disk = self
-                    .tiers
-                    .disk
-                    .as_ref()
-                    .expect("a plan with extents has a disk");
-                return disk
-                    .submit(Request {
-                        kind,
-                        extent,
-                        memory,
-                        deadline: 0,
-                    })
-                    .wait();
-            }
-            Tier::Host => self.tiers.host.view(slot.offset + offset, bytes),
-            Tier::Device => self.tiers.device.view(slot.offset + offset, bytes),
+    fn staging() -> Result<Memory, TierError> {
+        Ok(Memory::new(Arena::new(Bytes(CHUNK * 4), Fill::Zero)?))
+    }
+
+    /// Bytes of a home that is on the host or the device.
+    fn view(&self, slot: &Slot, offset: u64, bytes: u64) -> Option<View<'_>> {
+        let memory = match slot.tier {
+            Tier::Disk => return None,
+            Tier::Host => &self.tiers.host,
+            Tier::Device => &self.tiers.device,
+        };
+        Some(memory.view(slot.offset + offset, bytes))
+    }
+
+    /// Moves bytes of an extent to or from the start of a staging, which `with` fills before or
+    /// reads after.
+    fn staged(
+        &self,
+        kind: Kind,
+        (slot, offset, bytes): (&Slot, u64, u64),
+        with: impl FnOnce(&Memory),
+    ) -> Result<(), TierError> {
+        let disk = self.tiers.disk.as_ref();
+        let disk = disk.expect("a plan with extents has a disk");
+        let lock = || self.spare.lock().unwrap_or_else(PoisonError::into_inner);
+        let spare = lock().pop();
+        let staging = spare.map_or_else(Self::staging, Ok)?;
+        let request = Request {
+            kind,
+            extent: Extent {
+                offset: slot.offset + offset,
+                bytes,
+            },
+            memory: staging.arena().range(0, bytes)?,
+            deadline: 0,
         };
         match kind {
-            Kind::Read => memory::copy(&staged, &home),
-            Kind::Write => memory::copy(&home, &staged),
+            Kind::Read => {
+                disk.submit(request).wait()?;
+                with(&staging);
+            }
+            Kind::Write => {
+                with(&staging);
+                disk.submit(request).wait()?;
+            }
         }
+        lock().push(staging);
         Ok(())
+    }
+
+    /// Reads bytes of a home, from `offset` in its slot; on disk whole sectors.
+    fn get(&self, slot: &Slot, offset: u64, out: &mut [u8]) -> Result<(), TierError> {
+        let len = out.len() as u64;
+        match self.view(slot, offset, len) {
+            Some(home) => {
+                memory::load(&home, out);
+                Ok(())
+            }
+            None => self.staged(Kind::Read, (slot, offset, len), |staging| {
+                memory::load(&staging.view(0, len), out);
+            }),
+        }
+    }
+
+    /// Writes bytes of a home, from `offset` in its slot; on disk whole sectors.
+    fn put(&self, slot: &Slot, offset: u64, bytes: &[u8]) -> Result<(), TierError> {
+        let len = bytes.len() as u64;
+        match self.view(slot, offset, len) {
+            Some(home) => {
+                memory::store(&home, bytes);
+                Ok(())
+            }
+            None => self.staged(Kind::Write, (slot, offset, len), |staging| {
+                memory::store(&staging.view(0, len), bytes);
+            }),
+        }
     }
 
     /// Slots of a role of a piece (a weight may have a resident copy too) and its first byte there.
@@ -156,17 +207,21 @@ impl<'a> Homes<'a> {
         let start = piece.offset_of(param) + range.start;
         let end = piece.offset_of(param) + range.end;
         let (slots, base) = self.slots(piece_idx, role);
+        if let Some(home) = self.view(slots[0], base + start * size, (end - start) * size) {
+            memory::load(&home, out);
+            return Ok(());
+        }
         let mut at = start;
         while at < end {
             let from = at / PIECE_ALIGN * PIECE_ALIGN;
             let to = (from + CHUNK).min(end.div_ceil(PIECE_ALIGN) * PIECE_ALIGN);
             let until = end.min(to);
-            self.transfer(Kind::Read, slots[0], base + from * size, (to - from) * size)?;
+            let extent = (slots[0], base + from * size, (to - from) * size);
             let part = &mut out[((at - start) * size) as usize..((until - start) * size) as usize];
-            memory::load(
-                &self.staging.view((at - from) * size, (until - at) * size),
-                part,
-            );
+            self.staged(Kind::Read, extent, |staging| {
+                let found = staging.view((at - from) * size, (until - at) * size);
+                memory::load(&found, part);
+            })?;
             at = until;
         }
         Ok(())
@@ -195,11 +250,9 @@ impl<'a> Homes<'a> {
                             fill(p, a - offset..b - offset, role, &mut bytes[part])?;
                         }
                     }
-                    memory::store(&self.staging.view(0, bytes.len() as u64), &bytes);
                     let (slots, base) = self.slots(piece_idx as u32, role);
                     for slot in slots {
-                        let len = bytes.len() as u64;
-                        self.transfer(Kind::Write, slot, base + from * size, len)?;
+                        self.put(slot, base + from * size, &bytes)?;
                     }
                 }
             }
@@ -214,53 +267,75 @@ impl<'a> Homes<'a> {
     /// The disk's.
     pub fn flip_bit(&self, piece: u32) -> Result<(), TierError> {
         let bytes = PIECE_ALIGN * Role::Weight.size(self.plan.precision);
+        let mut first = vec![0u8; bytes as usize];
         let (slots, base) = self.slots(piece, Role::Weight);
         for slot in slots {
-            self.transfer(Kind::Read, slot, base, bytes)?;
-            let mut first = [0u8; 1];
-            memory::load(&self.staging.view(0, 1), &mut first);
-            memory::store(&self.staging.view(0, 1), &[first[0] ^ 1]);
-            self.transfer(Kind::Write, slot, base, bytes)?;
+            self.get(slot, base, &mut first)?;
+            first[0] ^= 1;
+            self.put(slot, base, &first)?;
         }
         Ok(())
     }
 
-    /// Fills weights from f32 numbers, moments with zero. `source` is asked for a range more than
-    /// once (for the weight and for its remainder) and must give the same numbers each time.
+    /// Fills weights from f32 numbers, moments with zero; on all cores, because a large model has
+    /// tens of gigabytes. `source` is asked for ranges of parameters in any order, from several
+    /// threads, and each number must not depend on the range that it is asked in.
     ///
     /// # Errors
-    /// The disk's, or the first of `source`.
-    pub fn initialise<E: From<TierError>>(
+    /// The disk's, or one of `source`.
+    pub fn initialise<E: From<TierError> + Send>(
         &self,
-        mut source: impl FnMut(u32, Range<u64>, &mut [f32]) -> Result<(), E>,
+        source: impl Fn(u32, Range<u64>, &mut [f32]) -> Result<(), E> + Sync,
     ) -> Result<(), E> {
-        let mut numbers: Vec<f32> = Vec::new();
-        let mut held: Option<(u32, Range<u64>)> = None;
-        self.write_all(|param, range, role, bytes| {
-            if matches!(role, Role::FirstMoment | Role::SecondMoment) {
-                return Ok(());
+        let pieces = self.plan.pieces.iter().enumerate();
+        let chunks: Vec<(usize, u64)> = pieces
+            .flat_map(|(i, p)| {
+                (0..p.elements)
+                    .step_by(CHUNK as usize)
+                    .map(move |from| (i, from))
+            })
+            .collect();
+        chunks.into_par_iter().try_for_each(|(piece_idx, from)| {
+            let piece = &self.plan.pieces[piece_idx];
+            let to = (from + CHUNK).min(piece.elements);
+            let mut numbers = vec![0f32; (to - from) as usize];
+            for (p, &offset) in piece.params.clone().zip(&piece.offsets) {
+                let elements = self.workload.params[p as usize].elements;
+                let (a, b) = (from.max(offset), to.min(offset + elements));
+                if a < b {
+                    let part = &mut numbers[(a - from) as usize..(b - from) as usize];
+                    source(p, a - offset..b - offset, part)?;
+                }
             }
-            // Weight and remainder of one range come from one read.
-            if held.as_ref() != Some(&(param, range.clone())) {
-                numbers.resize((range.end - range.start) as usize, 0.0);
-                source(param, range.clone(), &mut numbers)?;
-                held = Some((param, range));
-            }
-            match (role, self.plan.precision) {
-                (Role::Weight, Dtype::F32) => {
-                    for (b, x) in bytes.chunks_exact_mut(4).zip(&numbers) {
-                        b.copy_from_slice(&x.to_le_bytes());
+            let mut bytes = Vec::new();
+            for &role in Role::all(self.plan.precision) {
+                let size = role.size(self.plan.precision);
+                bytes.clear();
+                match (role, self.plan.precision) {
+                    (Role::Weight, Dtype::F32) => {
+                        bytes.extend(numbers.iter().flat_map(|x| x.to_le_bytes()));
+                    }
+                    (Role::Weight, Dtype::Bf16) => {
+                        bytes.extend(
+                            numbers
+                                .iter()
+                                .flat_map(|&x| adamw::split(x).0.to_le_bytes()),
+                        );
+                    }
+                    (Role::Remainder, _) => {
+                        bytes.extend(
+                            numbers
+                                .iter()
+                                .flat_map(|&x| adamw::split(x).1.to_le_bytes()),
+                        );
+                    }
+                    (Role::FirstMoment | Role::SecondMoment, _) => {
+                        bytes.resize(((to - from) * size) as usize, 0);
                     }
                 }
-                (Role::Weight, Dtype::Bf16) => {
-                    for (b, &x) in bytes.chunks_exact_mut(2).zip(&numbers) {
-                        b.copy_from_slice(&adamw::split(x).0.to_le_bytes());
-                    }
-                }
-                _ => {
-                    for (b, &x) in bytes.chunks_exact_mut(2).zip(&numbers) {
-                        b.copy_from_slice(&adamw::split(x).1.to_le_bytes());
-                    }
+                let (slots, base) = self.slots(piece_idx as u32, role);
+                for slot in slots {
+                    self.put(slot, base + from * size, &bytes)?;
                 }
             }
             Ok(())
