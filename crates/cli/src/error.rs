@@ -246,6 +246,7 @@ fn cuda_advice(e: &CudaError) -> Vec<String> {
                 "or set LOWTIDE_CUDA_LIBS to the folder of the library".to_owned(),
             ];
         }
+        CudaError::Environment { name, .. } => return vec![format!("unset {name}")],
         CudaError::Memory { .. } => {
             "lower budget.device, or end what else uses the GPU (nvidia-smi lists it)"
         }

@@ -55,6 +55,14 @@ pub enum CudaError {
         /// What is wrong.
         what: String,
     },
+    /// A variable of the environment makes the libraries compute other numbers.
+    #[error("{name}={value} makes NVIDIA's libraries round f32 products to TF32")]
+    Environment {
+        /// The variable.
+        name: &'static str,
+        /// Its value.
+        value: String,
+    },
     /// The device has less memory free.
     #[error("device memory: {need} needed, {free} free of {total}")]
     Memory {

@@ -46,6 +46,19 @@ struct Inner {
     products: Products,
 }
 
+/// Set to 1, it overrides what a program asks of cuBLAS.
+const TF32: &str = "NVIDIA_TF32_OVERRIDE";
+
+/// Refuses a value of [`TF32`] under which f32 would not be f32.
+fn environment(tf32: Option<String>) -> Result<(), CudaError> {
+    match tf32 {
+        Some(value) if value.trim() != "0" && !value.trim().is_empty() => {
+            Err(CudaError::Environment { name: TF32, value })
+        }
+        _ => Ok(()),
+    }
+}
+
 impl Gpu {
     /// Opens device `ordinal`; the same one when it was opened before.
     ///
@@ -124,6 +137,7 @@ impl Gpu {
             let (major, minor) = capability;
             return Err(CudaError::TooOld { name, major, minor });
         }
+        environment(std::env::var(TF32).ok())?;
         let mut driver = 0;
         // SAFETY: writes one number.
         ok("cuDriverGetVersion", unsafe {
@@ -281,4 +295,22 @@ pub(super) fn bind(ordinal: u8) -> Result<(), CudaError> {
     ok("cuCtxSetCurrent", unsafe {
         sys::cuCtxSetCurrent(context.0)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_override_of_f32_is_refused() {
+        for (value, refused) in [
+            (None, false),
+            (Some("0"), false),
+            (Some(""), false),
+            (Some("1"), true),
+        ] {
+            let told = environment(value.map(str::to_owned));
+            assert_eq!(told.is_err(), refused, "{value:?}: {told:?}");
+        }
+    }
 }
