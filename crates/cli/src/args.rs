@@ -188,6 +188,55 @@ pub struct BenchArgs {
 pub enum Bench {
     /// Train a shape with random weights on random tokens, and time its steps.
     Step(BenchStepArgs),
+    /// AdamW on the host's cores: its rate, its share of a copy of memory, and what copies and I/O
+    /// beside it cost.
+    Host(BenchHostArgs),
+    /// Copies between host memory and the GPU by size: each way, and both at once.
+    Links(BenchLinksArgs),
+    /// A drive through the disk lane: reads, writes and the optimizer's mixes, against plain threads.
+    Disk(BenchDiskArgs),
+}
+
+/// The host to measure.
+#[derive(Debug, clap::Args)]
+pub struct BenchHostArgs {
+    /// Threads that update; without: as a run would take.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub threads: Option<u32>,
+    /// Parameters; without: 2^28, or what fits half of free memory.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(256..))]
+    pub parameters: Option<u64>,
+    /// A directory on a drive whose transfers run beside; may be repeated, one a drive.
+    #[arg(long, value_name = "DIR")]
+    pub disk: Vec<PathBuf>,
+    /// Whose copies run beside: `cpu`, `cuda:0` or `auto`.
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    pub device: String,
+    /// Seconds for each figure.
+    #[arg(long, value_name = "S", default_value_t = 0.3)]
+    pub seconds: f64,
+}
+
+/// The links to measure.
+#[derive(Debug, clap::Args)]
+pub struct BenchLinksArgs {
+    /// Seconds for each figure.
+    #[arg(long, value_name = "S", default_value_t = 0.3)]
+    pub seconds: f64,
+}
+
+/// The drive to measure.
+#[derive(Debug, clap::Args)]
+pub struct BenchDiskArgs {
+    /// A directory on the drive.
+    #[arg(long, value_name = "DIR")]
+    pub dir: PathBuf,
+    /// Size of the file; more than the drive's own cache.
+    #[arg(long, value_name = "SIZE", default_value = "4GiB")]
+    pub size: String,
+    /// Seconds for each figure.
+    #[arg(long, value_name = "S", default_value_t = 3.0)]
+    pub seconds: f64,
 }
 
 /// A step to time.
@@ -274,6 +323,18 @@ mod tests {
     #[test]
     fn the_grammar_is_consistent() {
         Args::command().debug_assert();
+    }
+
+    #[test]
+    fn benches_have_their_own_arguments() {
+        let parses = |line: &str| Args::try_parse_from(line.split(' ')).is_ok();
+        assert!(parses(
+            "lowtide bench host --threads 4 --parameters 4096 --disk a --disk b"
+        ));
+        assert!(parses("lowtide bench links --json"));
+        assert!(parses("lowtide bench disk --dir a --size 1GiB"));
+        assert!(!parses("lowtide bench disk"));
+        assert!(!parses("lowtide bench host --parameters 0"));
     }
 
     #[test]

@@ -2,20 +2,157 @@
 
 use lowtide_planner::explain::explain;
 use lowtide_planner::{Machine, Plan};
-use lowtide_trainer::bench::{StepReport, step};
+use lowtide_trainer::bench::{
+    DiskReport, HostOptions, HostReport, LinksReport, StepReport, disk, host, links, step,
+};
 use lowtide_trainer::fit::Observer;
+use lowtide_trainer::{Bytes, CudaError, Gpu, TrainError};
 use serde_json::json;
 
 use crate::Answer;
-use crate::args::{Bench, BenchArgs, BenchStepArgs};
+use crate::args::{Bench, BenchArgs, BenchDiskArgs, BenchHostArgs, BenchLinksArgs, BenchStepArgs};
+use crate::error::CliError;
 use crate::out::{Out, bytes, seconds};
 use crate::plan::{compare, rates_line, run_of};
+use crate::probe::{cores, device_named};
 
 /// Runs one bench.
 pub fn bench(args: &BenchArgs, out: Out) -> Answer {
     match &args.what {
         Bench::Step(args) => bench_step(args, out),
+        Bench::Host(args) => bench_host(args, out),
+        Bench::Links(args) => bench_links(args, out),
+        Bench::Disk(args) => bench_disk(args, out),
     }
+}
+
+fn bench_host(args: &BenchHostArgs, out: Out) -> Answer {
+    let device = device_named(Some(&args.device), None)?;
+    out.text(&device.note);
+    let threads = args.threads.map_or_else(cores, |n| n as usize);
+    let report = host(&HostOptions {
+        threads,
+        parameters: args.parameters,
+        gpu: device.gpu.clone(),
+        directories: args.disk.clone(),
+        seconds: figure_seconds(args.seconds)?,
+    })?;
+    out.text(&host_table(&report));
+    Ok((json!(report), 0))
+}
+
+fn bench_links(args: &BenchLinksArgs, out: Out) -> Answer {
+    let gpu = Gpu::open(0).map_err(|e| match e {
+        CudaError::NoDevice(_) => CliError::Usage {
+            what: format!("links are between the host and a GPU: {e}"),
+            help: "install NVIDIA's driver (nvidia-smi should list the GPU)",
+        },
+        e => TrainError::from(e).into(),
+    })?;
+    let report = links(&gpu, figure_seconds(args.seconds)?)?;
+    out.text(&links_table(&report));
+    Ok((json!(report), 0))
+}
+
+fn bench_disk(args: &BenchDiskArgs, out: Out) -> Answer {
+    let size: Bytes = args.size.parse().map_err(|e| CliError::Usage {
+        what: format!("--size {}: {e}", args.size),
+        help: "a size such as 4GiB",
+    })?;
+    let report = disk(&args.dir, size, figure_seconds(args.seconds)?)?;
+    out.text(&disk_table(&report));
+    Ok((json!(report), 0))
+}
+
+fn figure_seconds(seconds: f64) -> Result<f64, CliError> {
+    if (0.001..=3600.0).contains(&seconds) {
+        return Ok(seconds);
+    }
+    Err(CliError::Usage {
+        what: format!("--seconds {seconds}"),
+        help: "from 0.001 to 3600",
+    })
+}
+
+fn gb(x: f64) -> String {
+    format!("{:.2}", x / 1e9)
+}
+
+fn host_table(r: &HostReport) -> String {
+    let mut text = format!(
+        "AdamW on {} threads, {} M parameters: {:.3} G parameters/s, {} GB/s at 26 bytes each\n\
+         {:.1}% of a copy of memory on {} cores ({} GB/s)\n\
+         memory {}, {} of it on huge pages",
+        r.threads,
+        r.parameters / 1_000_000,
+        r.parameters_per_second / 1e9,
+        gb(r.bytes_per_second),
+        100.0 * r.share_of_copy,
+        r.cores,
+        gb(r.copy_bytes_per_second),
+        bytes(r.arena_bytes),
+        r.huge_bytes.map_or("not told how much".to_owned(), bytes),
+    );
+    if let Some(how) = &r.disk {
+        text += &format!("\n{how}");
+    }
+    text += "\ntimes as long as alone, while these run at once:";
+    for beside in &r.beside {
+        let lanes = beside
+            .slow_down
+            .iter()
+            .map(|(lane, x)| format!("{lane} {x:.2}"));
+        text += &format!("\n  {}", lanes.collect::<Vec<_>>().join(", "));
+    }
+    text
+}
+
+fn links_table(r: &LinksReport) -> String {
+    let mut text = format!(
+        "{}, pinned memory; GB/s and share of the best size (both: of the two best one-way rates)\n\
+         {:>10} {:>8} {:>5} {:>8} {:>5} {:>8} {:>5}",
+        r.device, "size", "h2d", "", "d2h", "", "both", ""
+    );
+    for row in &r.rows {
+        text += &format!("\n{:>10}", bytes(row.bytes));
+        for (rate, share) in [
+            (row.h2d, row.h2d_share),
+            (row.d2h, row.d2h_share),
+            (row.both, row.both_share),
+        ] {
+            text += &format!(" {:>8} {:>4.0}%", gb(rate), 100.0 * share);
+        }
+    }
+    text
+}
+
+fn disk_table(r: &DiskReport) -> String {
+    let mut text = format!(
+        "{}\nfile of {}, blocks of {}, {} in flight; the bound is plain threads on the same file\n\
+         {:<24} {:>10} {:>10} {:>7}",
+        r.how,
+        bytes(r.bytes),
+        bytes(r.block),
+        r.depth,
+        "",
+        "lane",
+        "bound",
+        "share"
+    );
+    for row in &r.rows {
+        let name = match (row.reads, row.writes) {
+            (_, 0) => "reads".to_owned(),
+            (0, _) => "writes".to_owned(),
+            (r, w) => format!("{r} read : {w} written"),
+        };
+        text += &format!(
+            "\n{name:<24} {:>5} GB/s {:>5} GB/s {:>6.1}%",
+            gb(row.lane),
+            gb(row.bound),
+            100.0 * row.share_of_bound
+        );
+    }
+    text
 }
 
 fn bench_step(args: &BenchStepArgs, out: Out) -> Answer {

@@ -23,7 +23,7 @@ pub fn probe(args: &ProbeArgs, out: Out) -> Answer {
         Some(file) => Some(Run::load(file, &args.sets)?),
         None => None,
     };
-    let device = device_of(args, run.as_ref())?;
+    let device = device_named(args.device.as_deref(), run.as_ref())?;
     out.text(&device.note);
     let decoder = match &run {
         Some(run) => Some(decoder_of(run, run.batch(), device.target)?),
@@ -35,7 +35,6 @@ pub fn probe(args: &ProbeArgs, out: Out) -> Answer {
     {
         directories = directories_of(run);
     }
-    let cores = || std::thread::available_parallelism().map_or(1, usize::from);
     let threads = match (args.threads, &run) {
         (Some(n), _) => n as usize,
         (None, Some(run)) => threads_of(run),
@@ -68,10 +67,15 @@ pub fn probe(args: &ProbeArgs, out: Out) -> Answer {
     Ok((answer, 0))
 }
 
+/// All cores of this machine.
+pub fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
 /// The device to measure: the one named, else the run's, else what `auto` gives.
-fn device_of(args: &ProbeArgs, run: Option<&Run>) -> Result<Device, CliError> {
+pub fn device_named(name: Option<&str>, run: Option<&Run>) -> Result<Device, CliError> {
     let mut sets = Vec::new();
-    if let Some(name) = &args.device {
+    if let Some(name) = name {
         sets.push(format!("device={name}"));
     }
     let here = std::env::current_dir().unwrap_or_else(|_| "/".into());
@@ -79,7 +83,7 @@ fn device_of(args: &ProbeArgs, run: Option<&Run>) -> Result<Device, CliError> {
     sets.push("model.shape=qwen2.5-0.5b".to_owned());
     let any = Run::parse("", "the command line", &here, &sets)?;
     let mut asked = run.unwrap_or(&any).clone();
-    if args.device.is_some() {
+    if name.is_some() {
         asked.device = any.device;
     }
     Ok(device::open(&asked, &shape_of(&asked)?)?)
@@ -124,5 +128,14 @@ fn table(m: &Machine) -> String {
         .iter()
         .map(|(n, v)| format!("{n:<22}{v:>24}"))
         .collect();
-    format!("{} ({}, {})\n{}", m.name, m.note, m.date, rows.join("\n"))
+    let mut text = format!("{} ({}, {})\n{}", m.name, m.note, m.date, rows.join("\n"));
+    for t in &m.together {
+        let slow = t
+            .speed
+            .iter()
+            .map(|(lane, x)| format!("{lane} {:.2}", 1.0 / x));
+        let lanes: Vec<String> = slow.collect();
+        text += &format!("\n  at once, times as long: {}", lanes.join(", "));
+    }
+    text
 }

@@ -18,6 +18,7 @@ pub mod plan;
 mod program;
 pub mod search;
 pub mod simulate;
+pub mod together;
 
 pub use build::build;
 pub use choice::{Budgets, Choice, Clip, LoopOrder, Pieces, Processor, Saved};
@@ -26,6 +27,7 @@ pub use plan::{
     Arg, Lane, LaneKind, PartName, Phase, Piece, Plan, Slot, Task, Tensor, Tier, Use, Work,
 };
 pub use search::{Pins, PlanError, Refusal, Request, plan as make};
+pub use together::Together;
 
 #[cfg(test)]
 mod testing;

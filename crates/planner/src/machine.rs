@@ -7,6 +7,7 @@ use lowtide_workload::{Dtype, Op};
 use serde::{Deserialize, Serialize};
 
 use crate::plan::{Lane, LaneKind};
+use crate::together::Together;
 
 /// Where the rates come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -75,9 +76,12 @@ pub struct Machine {
     pub host_overhead: Seconds,
     /// The drives together; none where there is no disk budget.
     pub disk: Option<DiskRates>,
-    /// What lanes share.
+    /// What lanes share, for sets of lanes that were not measured together.
     #[serde(default)]
     pub shared: Vec<Shared>,
+    /// Sets of lanes that were measured while they ran at once.
+    #[serde(default)]
+    pub together: Vec<Together>,
     /// Bytes of the device that are held beside the plan's arena: context, kernels, libraries.
     #[serde(default)]
     pub device_reserve: Bytes,
@@ -138,10 +142,20 @@ impl Machine {
         }
     }
 
-    /// How much of the drives' time is left when reads and writes run at once: measured mixed rate
-    /// over what fair sharing of the two alone would give.
+    /// How much of the drives' time is left when reads and writes run at once: the sum of both
+    /// lanes' speeds where they were measured together, else as [`Machine::fair_mix_factor`].
     #[must_use]
     pub fn disk_mix_factor(&self) -> f64 {
+        let both = |t: &Together| {
+            let pair = (t.get(Lane::DISK_READ)?, t.get(Lane::DISK_WRITE)?);
+            (t.speed.len() == 2).then_some(pair.0 + pair.1)
+        };
+        let measured = self.together.iter().find_map(both);
+        measured.map_or_else(|| self.fair_mix_factor(), |sum| sum.clamp(0.25, 2.0))
+    }
+
+    /// Measured mixed rate over what fair sharing of the two alone would give.
+    pub(crate) fn fair_mix_factor(&self) -> f64 {
         let Some(d) = self.disk else { return 1.0 };
         let fair = 2.0 / (1.0 / d.read.0 + 1.0 / d.write.0);
         (d.mixed.0 / fair).clamp(0.25, 2.0)

@@ -1,16 +1,16 @@
 //! Predicts the time of a plan: the lanes run their tasks in plan order, wait for their edges, and
 //! share what they share.
 //!
-//! A task has a time that it takes alone. While several tasks want more than all of a shared
-//! resource, each of them advances at the fraction that is left to it (processor sharing).
+//! A task has a time that it takes alone. While several lanes run, each of them advances at the
+//! speed that was measured for it beside the others, or at the fraction of a shared resource that
+//! is left to it (`together.rs`).
 
 use lowtide_units::{Bytes, Seconds};
 use lowtide_workload::Workload;
 
 use crate::machine::Machine;
-use crate::plan::{
-    LANES, Lane, LaneKind, LaneUse, PartName, Phase, Piece, Plan, Prediction, Task, Work,
-};
+use crate::plan::{LANES, LaneKind, LaneUse, PartName, Phase, Piece, Plan, Prediction, Task, Work};
+use crate::together::Speeds;
 
 /// Time of each task of a part when nothing else runs.
 #[must_use]
@@ -106,8 +106,7 @@ pub fn simulate(plan: &Plan, w: &Workload, machine: &Machine, sequence: &[PartNa
             waits
         })
         .collect();
-    let shares = shares(machine);
-    let mix = machine.disk_mix_factor();
+    let speeds = Speeds::new(machine);
     let mut out = Simulated {
         parts: sequence
             .iter()
@@ -148,7 +147,8 @@ pub fn simulate(plan: &Plan, w: &Workload, machine: &Machine, sequence: &[PartNa
                 });
             }
         }
-        let speed = speeds(&running, &shares, mix);
+        let on = (0..LANES).filter(|&l| running[l].is_some());
+        let speed = speeds.of(on.fold(0, |set, l| set | 1 << l));
         let step = (0..LANES)
             .filter_map(|l| running[l].as_ref().map(|r| r.left / speed[l]))
             .fold(f64::INFINITY, f64::min);
@@ -194,44 +194,6 @@ fn ready(
         }
     }
     plan.part(sequence[k])[i].after.iter().all(|&d| ended(k, d))
-}
-
-/// By shared resource, the share each lane takes.
-fn shares(machine: &Machine) -> Vec<[f64; LANES]> {
-    machine
-        .shared
-        .iter()
-        .map(|s| {
-            let mut row = [0.0; LANES];
-            for lane in Lane::ALL {
-                row[lane.idx()] = s.share.get(lane.kind.name()).copied().unwrap_or(0.0);
-            }
-            row
-        })
-        .collect()
-}
-
-fn speeds(running: &[Option<Running>; LANES], shares: &[[f64; LANES]], mix: f64) -> [f64; LANES] {
-    let mut speed = [1.0f64; LANES];
-    for row in shares {
-        let wanted: f64 = (0..LANES)
-            .filter(|&l| running[l].is_some())
-            .map(|l| row[l])
-            .sum();
-        if wanted > 1.0 {
-            for l in 0..LANES {
-                if row[l] > 0.0 {
-                    speed[l] = speed[l].min(1.0 / wanted);
-                }
-            }
-        }
-    }
-    let (r, w) = (Lane::DISK_READ.idx(), Lane::DISK_WRITE.idx());
-    if running[r].is_some() && running[w].is_some() {
-        speed[r] = speed[r].min(mix / 2.0);
-        speed[w] = speed[w].min(mix / 2.0);
-    }
-    speed
 }
 
 /// What the lanes do in a steady step, whatever the order: no schedule takes less time than the

@@ -235,6 +235,7 @@ pub(crate) fn machine() -> Machine {
             name: "host memory".into(),
             share: share(&[("host", 1.0), ("h2d", 0.2), ("d2h", 0.2), ("disk", 0.1)]),
         }],
+        together: Vec::new(),
         device_reserve: Bytes(0),
         cuda: false,
         ops: Default::default(),

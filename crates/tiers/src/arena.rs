@@ -96,6 +96,12 @@ impl Arena {
         Bytes(self.map.bytes as u64)
     }
 
+    /// How much of it lies on huge pages; `None` where the system does not say.
+    #[must_use]
+    pub fn huge_bytes(&self) -> Option<Bytes> {
+        crate::process::huge_bytes(self.base() as u64, self.bytes().0)
+    }
+
     /// `bytes` bytes from `offset`.
     ///
     /// # Errors
@@ -308,6 +314,22 @@ mod tests {
             now.unwrap() > Bytes(TOUCH as u64 / 2) && peak >= now,
             "{now:?} {peak:?}"
         );
+    }
+
+    #[test]
+    fn a_large_arena_lies_on_huge_pages_where_the_system_has_them() {
+        let arena = Arena::new(Bytes(64 * HUGE as u64), Fill::Zero).unwrap();
+        let small = Arena::new(Bytes(PAGE as u64), Fill::Zero).unwrap();
+        let Some(huge) = arena.huge_bytes() else {
+            return;
+        };
+        assert!(huge <= arena.bytes());
+        assert_eq!(small.huge_bytes(), Some(Bytes::ZERO));
+        let told = std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled");
+        // Fragmented memory may lack some, but not all of them.
+        if told.is_ok_and(|t| t.contains("[always]") || t.contains("[madvise]")) {
+            assert!(huge.0 >= HUGE as u64, "{huge} of {}", arena.bytes());
+        }
     }
 
     #[test]

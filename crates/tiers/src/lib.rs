@@ -31,7 +31,7 @@ pub use checksums::Checksums;
 pub use disk::{Backend, Counters, Disk, DiskConfig, DriveConfig, Extent, Kind, Open, Request};
 pub use error::{Os, TierError};
 pub use memory::HostMemory;
-pub use probe::{ProbeConfig, Rates, probe};
+pub use probe::{Mix, ProbeConfig, Rates, Share, probe, shares};
 pub use ram::{ChosenFault, Fault, Faults, RamConfig, RamDisk};
 pub use ticket::{Ticket, Times};
 

@@ -4,11 +4,18 @@
 //! state each step; space that was only reserved reads as zeros without touching the drive.
 
 use std::collections::VecDeque;
+use std::fs::{File, OpenOptions};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use lowtide_units::{Bytes, BytesPerSecond, Seconds};
 
+use crate::arbiter::Io;
+use crate::state_file::DATA;
+use crate::threads::transfer;
 use crate::{Arena, Backend, Disk, DiskConfig, Extent, Fill, Kind, Request, TierError};
 
 /// How to measure.
@@ -58,54 +65,177 @@ pub struct Rates {
 /// # Errors
 /// Whatever [`Disk::open`], [`Arena::new`] or the I/O gives.
 pub fn probe(dir: &Path, config: &ProbeConfig) -> Result<Rates, TierError> {
-    // Enough requests that the arbiter always has a next one.
-    let in_hand = config.depth * 2;
-    let arena = Arena::new(config.block * in_hand as u64, Fill::Poison)?;
-    let mut disk = DiskConfig::new([(dir.to_owned(), 1.0)]);
-    disk.block = config.block;
-    disk.stripe = config.block;
-    disk.depth = config.depth;
-    disk.backend = config.backend;
-    let n_blocks = (config.bytes.0 / config.block.0).max(2 * in_hand as u64);
-    let disk = Disk::open(&disk.fit(config.block * n_blocks)?, Some(&arena))?;
-    let run = Run {
-        disk: &disk,
-        arena: &arena,
-        block: config.block.0,
-        n_blocks,
-        in_hand,
-    };
-    run.moved(&[Kind::Write], |sent, _| sent < n_blocks)?;
-    let timed = |kinds: &[Kind]| run.moved(kinds, |_, time| time < config.time);
-    let read = timed(&[Kind::Read])?;
-    let write = timed(&[Kind::Write])?;
-    let mixed = timed(&[Kind::Read, Kind::Write])?;
+    let run = Run::new(dir, config)?;
+    let timed = |mix| run.moved(mix, |_, time| time < config.time);
+    let read = timed(Mix::READS)?;
+    let write = timed(Mix::WRITES)?;
+    let mixed = timed(Mix::new(1, 1))?;
     Ok(Rates {
         read,
         write,
         mixed,
-        how: disk.describe().to_owned(),
+        how: run.disk.describe().to_owned(),
     })
 }
 
-struct Run<'a> {
-    disk: &'a Disk,
-    arena: &'a Arena,
+/// How many blocks are read for how many that are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mix {
+    /// Blocks read in a round.
+    pub reads: u64,
+    /// Blocks written in a round.
+    pub writes: u64,
+}
+
+impl Mix {
+    /// Nothing but reads.
+    pub const READS: Self = Self::new(1, 0);
+    /// Nothing but writes.
+    pub const WRITES: Self = Self::new(0, 1);
+
+    /// So many reads for so many writes.
+    #[must_use]
+    pub const fn new(reads: u64, writes: u64) -> Self {
+        Self { reads, writes }
+    }
+
+    /// What the `n`-th block is, and how many of its kind came before it: evenly spread.
+    fn at(self, n: u64) -> (Kind, u64) {
+        let all = self.reads + self.writes;
+        let reads = |n: u64| n * self.reads / all;
+        if reads(n + 1) > reads(n) {
+            (Kind::Read, reads(n))
+        } else {
+            (Kind::Write, n - reads(n))
+        }
+    }
+}
+
+/// What the disk lane makes of one mix, and what the drive gives plain threads.
+#[derive(Clone, Debug)]
+pub struct Share {
+    /// Reads and writes.
+    pub mix: Mix,
+    /// Through the arbiter, bytes of both kinds.
+    pub lane: BytesPerSecond,
+    /// Blocking O_DIRECT calls on threads without order or checks: the best of their numbers.
+    pub bound: BytesPerSecond,
+    /// How many threads that was.
+    pub threads: usize,
+}
+
+/// Numbers of threads among which the bound is looked for.
+const PLAIN: [usize; 3] = [4, 8, 16];
+/// Times that lane and bound are measured in turn; the best of each counts.
+const ROUNDS: u32 = 3;
+
+/// Measures the disk lane against the drive it is on, mix by mix, in turn on the same file. Each
+/// figure takes `config.time` in all. Also tells how I/O is done ([`Disk::describe`]).
+///
+/// # Errors
+/// As [`probe()`].
+///
+/// # Panics
+/// When a mix is empty.
+pub fn shares(
+    dir: &Path,
+    config: &ProbeConfig,
+    mixes: &[Mix],
+) -> Result<(Vec<Share>, String), TierError> {
+    let run = Run::new(dir, config)?;
+    let path = run.disk.paths().next().expect("one drive").to_owned();
+    let file = open_plain(&path)?;
+    let time = config.time / ROUNDS;
+    let faster = |a: BytesPerSecond, b: BytesPerSecond| if a.0 > b.0 { a } else { b };
+    let mut shares = Vec::new();
+    for &mix in mixes {
+        assert!(mix.reads + mix.writes > 0, "a mix of nothing");
+        let mut share = Share {
+            mix,
+            lane: BytesPerSecond(0.0),
+            bound: BytesPerSecond(0.0),
+            threads: 0,
+        };
+        for _ in 0..ROUNDS {
+            let lane = run.moved(mix, |_, spent| spent < time)?;
+            share.lane = faster(share.lane, lane);
+            for threads in PLAIN {
+                let rate = run.plain(&file, &path, mix, threads, time)?;
+                if rate.0 > share.bound.0 {
+                    (share.bound, share.threads) = (rate, threads);
+                }
+            }
+        }
+        shares.push(share);
+    }
+    Ok((shares, run.disk.describe().to_owned()))
+}
+
+/// The state file once more, for direct I/O where the file system allows.
+fn open_plain(path: &Path) -> Result<File, TierError> {
+    let open = |flags| {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).custom_flags(flags);
+        options.open(path)
+    };
+    open(libc::O_DIRECT | libc::O_CLOEXEC)
+        .or_else(|_| open(libc::O_CLOEXEC))
+        .map_err(|e| TierError::file("opening", path, &e))
+}
+
+struct Run {
+    disk: Disk,
+    arena: Arena,
     block: u64,
     n_blocks: u64,
     in_hand: usize,
 }
 
-impl Run<'_> {
-    /// Sends blocks of these kinds in turn while `more(sent, time)`, each kind sequentially over
-    /// its own part of the file and round again, and returns the rate until the last one ended.
+impl Run {
+    /// Opens a disk in the directory and writes all of it once.
+    fn new(dir: &Path, config: &ProbeConfig) -> Result<Self, TierError> {
+        // Enough requests that the arbiter always has a next one.
+        let in_hand = config.depth * 2;
+        let blocks = in_hand.max(PLAIN[PLAIN.len() - 1]) as u64;
+        let arena = Arena::new(config.block * blocks, Fill::Poison)?;
+        let mut disk = DiskConfig::new([(dir.to_owned(), 1.0)]);
+        disk.block = config.block;
+        disk.stripe = config.block;
+        disk.depth = config.depth;
+        disk.backend = config.backend;
+        let n_blocks = (config.bytes.0 / config.block.0).max(2 * in_hand as u64);
+        let disk = Disk::open(&disk.fit(config.block * n_blocks)?, Some(&arena))?;
+        let run = Self {
+            disk,
+            arena,
+            block: config.block.0,
+            n_blocks,
+            in_hand,
+        };
+        run.moved(Mix::WRITES, |sent, _| sent < n_blocks)?;
+        Ok(run)
+    }
+
+    /// Where the `turn`-th block of its kind lies: each kind goes round in its own part of the file.
+    fn place(&self, mix: Mix, kind: Kind, turn: u64) -> u64 {
+        let kinds = u64::from(mix.reads > 0) + u64::from(mix.writes > 0);
+        let part = self.n_blocks / kinds;
+        let first = if kind == Kind::Write {
+            (kinds - 1) * part
+        } else {
+            0
+        };
+        (first + turn % part) * self.block
+    }
+
+    /// Sends blocks of a mix while `more(sent, time)`, and returns the rate until the last one
+    /// ended.
     fn moved(
         &self,
-        kinds: &[Kind],
+        mix: Mix,
         more: impl Fn(u64, Duration) -> bool,
     ) -> Result<BytesPerSecond, TierError> {
-        let (n_kinds, begin) = (kinds.len() as u64, Instant::now());
-        let part = self.n_blocks / n_kinds;
+        let begin = Instant::now();
         let mut tickets = VecDeque::new();
         let mut sent = 0;
         while more(sent, begin.elapsed()) {
@@ -113,14 +243,13 @@ impl Run<'_> {
                 let oldest: crate::Ticket = tickets.pop_front().expect("some are in hand");
                 oldest.wait()?;
             }
-            let (which, turn) = (sent % n_kinds, sent / n_kinds);
-            let offset = (which * part + turn % part) * self.block;
+            let (kind, turn) = mix.at(sent);
             // In order of age, so the memory of the one just waited for.
             let memory = (sent % self.in_hand as u64) * self.block;
             tickets.push_back(self.disk.submit(Request {
-                kind: kinds[which as usize],
+                kind,
                 extent: Extent {
-                    offset,
+                    offset: self.place(mix, kind, turn),
                     bytes: self.block,
                 },
                 memory: self.arena.range(memory, self.block)?,
@@ -129,6 +258,45 @@ impl Run<'_> {
             sent += 1;
         }
         tickets.iter().try_for_each(crate::Ticket::wait)?;
+        Ok(Bytes(sent * self.block) / Seconds(begin.elapsed().as_secs_f64()))
+    }
+
+    /// The same by blocking calls, each thread taking the next block.
+    fn plain(
+        &self,
+        file: &File,
+        path: &Path,
+        mix: Mix,
+        threads: usize,
+        time: Duration,
+    ) -> Result<BytesPerSecond, TierError> {
+        let (next, begin) = (AtomicU64::new(0), Instant::now());
+        let work = |thread: usize| -> Result<(), TierError> {
+            let memory = self.arena.range(thread as u64 * self.block, self.block)?;
+            while begin.elapsed() < time {
+                let (kind, turn) = mix.at(next.fetch_add(1, Ordering::Relaxed));
+                let io = Io {
+                    kind,
+                    memory: memory.as_ptr(),
+                    bytes: memory.bytes(),
+                    at: DATA + self.place(mix, kind, turn),
+                };
+                // SAFETY: an open file; a range of the arena that no other thread has, while no
+                // request is unfinished.
+                let told = unsafe { transfer(file.as_raw_fd(), &io) };
+                let short = || std::io::Error::from(std::io::ErrorKind::UnexpectedEof);
+                told.and_then(|n| if n == io.bytes { Ok(()) } else { Err(short()) })
+                    .map_err(|e| TierError::file("moving blocks of", path, &e))?;
+            }
+            Ok(())
+        };
+        std::thread::scope(|scope| {
+            let work = &work;
+            let all: Vec<_> = (0..threads).map(|t| scope.spawn(move || work(t))).collect();
+            all.into_iter()
+                .try_for_each(|t| t.join().unwrap_or_else(|e| std::panic::resume_unwind(e)))
+        })?;
+        let sent = next.load(Ordering::Relaxed);
         Ok(Bytes(sent * self.block) / Seconds(begin.elapsed().as_secs_f64()))
     }
 }
@@ -154,5 +322,41 @@ mod tests {
             }
             assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
         }
+    }
+
+    #[test]
+    fn a_mix_is_spread_evenly_and_complete() {
+        for (reads, writes) in [(1, 1), (10, 12), (1, 0), (0, 1), (3, 1)] {
+            let (mix, all) = (Mix::new(reads, writes), reads + writes);
+            let mut seen = [0, 0];
+            for n in 0..5 * all {
+                let (kind, turn) = mix.at(n);
+                let seen = &mut seen[usize::from(kind == Kind::Write)];
+                assert_eq!(turn, *seen, "{mix:?} at {n}");
+                *seen += 1;
+            }
+            assert_eq!(seen, [5 * reads, 5 * writes]);
+        }
+    }
+
+    #[test]
+    fn a_share_has_a_bound_and_nothing_is_left() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = ProbeConfig {
+            bytes: Bytes::MIB * 16,
+            time: Duration::from_millis(30),
+            block: Bytes::MIB,
+            depth: 2,
+            backend: Backend::Auto,
+        };
+        let mixes = [Mix::READS, Mix::WRITES, Mix::new(10, 12)];
+        let (shares, how) = shares(dir.path(), &config, &mixes).unwrap();
+        assert!(!how.is_empty());
+        for (share, mix) in shares.iter().zip(mixes) {
+            assert_eq!(share.mix, mix);
+            assert!(share.lane.0 > 1e6 && share.bound.0 > 1e6, "{share:?}");
+            assert!(PLAIN.contains(&share.threads));
+        }
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 }

@@ -31,6 +31,27 @@ pub fn disk_free(path: &Path) -> Result<Bytes, TierError> {
     Ok(Bytes(stat.f_bavail.saturating_mul(stat.f_frsize)))
 }
 
+/// How much of these bytes of this process lies on transparent huge pages; `None` where the system
+/// does not say. A mapping that is only partly inside counts as far as it can be inside.
+#[must_use]
+pub(crate) fn huge_bytes(from: u64, bytes: u64) -> Option<Bytes> {
+    let text = fs::read_to_string("/proc/self/smaps").ok()?;
+    let mut inside = 0;
+    let mut sum = 0;
+    for line in text.lines() {
+        let first = line.split_whitespace().next().unwrap_or("");
+        if let Some((start, end)) = first.split_once('-')
+            && let (Ok(start), Ok(end)) =
+                (u64::from_str_radix(start, 16), u64::from_str_radix(end, 16))
+        {
+            inside = end.min(from + bytes).saturating_sub(start.max(from));
+        } else if first == "AnonHugePages:" {
+            sum += (field(line, first)? * 1024).min(inside);
+        }
+    }
+    Some(Bytes(sum))
+}
+
 fn status(key: &str) -> Option<Bytes> {
     let text = fs::read_to_string("/proc/self/status").ok()?;
     field(&text, key).map(|kib| Bytes(kib * 1024))

@@ -2,6 +2,7 @@
 //! that are no files.
 
 use std::io;
+use std::os::fd::RawFd;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
 
@@ -114,16 +115,25 @@ impl Wake for Waker {
 
 impl Medium for StateFile {
     unsafe fn run(&self, io: &Io) -> io::Result<usize> {
-        let at = libc::off_t::try_from(io.at).map_err(|_| io::ErrorKind::FileTooLarge)?;
         // SAFETY: an open file and memory valid for `io.bytes` (caller).
-        let n = unsafe {
-            match io.kind {
-                Kind::Read => libc::pread(self.fd(), io.memory.cast(), io.bytes, at),
-                Kind::Write => libc::pwrite(self.fd(), io.memory.cast(), io.bytes, at),
-            }
-        };
-        usize::try_from(n).map_err(|_| io::Error::last_os_error())
+        unsafe { transfer(self.fd(), io) }
     }
+}
+
+/// One `pread` or `pwrite`.
+///
+/// # Safety
+/// `fd` must be an open file; the rest as [`Medium::run`].
+pub(crate) unsafe fn transfer(fd: RawFd, io: &Io) -> io::Result<usize> {
+    let at = libc::off_t::try_from(io.at).map_err(|_| io::ErrorKind::FileTooLarge)?;
+    // SAFETY: an open file and memory valid for `io.bytes` (caller).
+    let n = unsafe {
+        match io.kind {
+            Kind::Read => libc::pread(fd, io.memory.cast(), io.bytes, at),
+            Kind::Write => libc::pwrite(fd, io.memory.cast(), io.bytes, at),
+        }
+    };
+    usize::try_from(n).map_err(|_| io::Error::last_os_error())
 }
 
 /// How a file's blocks pass the page cache, for `describe`.

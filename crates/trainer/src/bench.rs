@@ -1,4 +1,10 @@
-//! A synthetic run of a named shape, to time its steps.
+//! A synthetic run of a named shape, to time its steps; and one part of the machine at a time.
+
+mod rates;
+
+pub use rates::{
+    Beside, DiskReport, DiskRow, HostOptions, HostReport, LinkRow, LinksReport, disk, host, links,
+};
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;

@@ -18,11 +18,13 @@ pub mod random;
 pub mod report;
 pub mod step;
 mod tally;
+pub mod together;
 pub mod verify;
 
 pub use error::{DataError, RecordProblem, TrainError};
 // Errors of the crates below that [`TrainError`] carries, for whoever tells them apart.
-pub use lowtide_device::cuda::CudaError;
+pub use lowtide_device::cuda::{CudaError, Gpu};
 pub use lowtide_executor::ExecError;
 pub use lowtide_model::ModelError;
 pub use lowtide_tiers::TierError;
+pub use lowtide_units::Bytes;

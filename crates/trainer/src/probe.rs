@@ -14,7 +14,7 @@ use lowtide_kernels::adamw::{self, Hyper, Segment};
 use lowtide_kernels::gradient;
 use lowtide_kernels::matmul::{self, Dims};
 use lowtide_model::{Arg, Call, Decoder, Phase};
-use lowtide_planner::{DiskRates, Machine, Shared, Source};
+use lowtide_planner::{DiskRates, Machine, Shared, Source, Together};
 use lowtide_tiers::{Arena, Fill, ProbeConfig, TierError};
 use lowtide_units::{Bytes, BytesPerSecond, FlopsPerSecond, Seconds};
 use lowtide_workload::{Access, Dtype, Op, Operand, Unit, UnitKind, What, Workload};
@@ -22,6 +22,7 @@ use lowtide_workload::{Access, Dtype, Op, Operand, Unit, UnitKind, What, Workloa
 use crate::data::Micro;
 use crate::error::TrainError;
 use crate::random::Philox;
+use crate::together::{Lanes, LanesConfig};
 
 /// What to measure.
 #[derive(Clone, Debug)]
@@ -37,6 +38,9 @@ pub struct ProbeOptions {
     /// The GPU; `None`: the CPU device.
     pub gpu: Option<Gpu>,
 }
+
+/// Seconds a figure from which on a probe is thorough; with less it is a run's start.
+const THOROUGH: f64 = 0.3;
 
 /// The lower quartile of the time of `work`, repeated for about `seconds`, at least five times:
 /// what it takes when nothing else disturbs it much.
@@ -100,7 +104,12 @@ pub fn probe(
         None => cpu(options, &host)?,
         Some(gpu) => gpu_rates(options, &host, gpu)?,
     };
-    let mut machine = Machine { disk, ..machine };
+    let together = together(options)?;
+    let mut machine = Machine {
+        disk,
+        together,
+        ..machine
+    };
     let q = match &options.gpu {
         None => host,
         Some(gpu) => Queue::Cuda(cuda::Queue::new(gpu)?),
@@ -114,6 +123,24 @@ pub fn probe(
         machine.device_reserve = reserve(gpu)?;
     }
     Ok(machine)
+}
+
+/// Speeds of lanes beside each other. Where a probe has little time (a run's start), so has this.
+fn together(options: &ProbeOptions) -> Result<Vec<Together>, TrainError> {
+    let drives = options.directories.iter().map(|d| (d.clone(), 1.0));
+    let gpu = options.gpu.clone();
+    let mut config = LanesConfig::for_probe(options.threads, gpu, drives.collect());
+    let thorough = options.seconds >= THOROUGH;
+    let (seconds, rounds) = match (thorough, &options.gpu) {
+        (true, _) => (0.2, 2),
+        (false, Some(_)) => (0.1, 1),
+        (false, None) => (0.04, 1),
+    };
+    if !thorough {
+        config.disk = Bytes::MIB * 256;
+    }
+    let lanes = Lanes::new(config)?;
+    Ok(lanes.speeds(&lanes.sets(), seconds, rounds)?.1)
 }
 
 /// What this process holds on a GPU now, while no arena is allocated, and a little for streams.
@@ -166,6 +193,7 @@ fn cpu(options: &ProbeOptions, q: &Queue) -> Result<Machine, TrainError> {
                 ("disk".to_owned(), 0.2 * one),
             ]),
         }],
+        together: Vec::new(),
         device_reserve: Bytes(0),
         cuda: false,
         ops: BTreeMap::new(),
@@ -231,6 +259,7 @@ fn gpu_rates(options: &ProbeOptions, host: &Queue, gpu: &Gpu) -> Result<Machine,
                 share: BTreeMap::from([("h2d".to_owned(), both), ("d2h".to_owned(), both)]),
             },
         ],
+        together: Vec::new(),
         device_reserve: Bytes(0),
         cuda: true,
         ops: BTreeMap::new(),
@@ -446,6 +475,12 @@ fn disk_rates(dirs: &[PathBuf], seconds: f64) -> Result<DiskRates, TierError> {
             os: (&e).into(),
         })?;
         let config = ProbeConfig {
+            // A run's start has less time than a probe.
+            bytes: if seconds < THOROUGH {
+                Bytes::GIB
+            } else {
+                Bytes::GIB * 4
+            },
             time: Duration::from_secs_f64(seconds.max(0.1)),
             ..ProbeConfig::default()
         };
@@ -627,4 +662,34 @@ fn order_of_a_step<'a>(
     let forward = units.iter().flat_map(|u| keys(&u.forward));
     let backward = units.iter().rev().flat_map(|u| keys(&u.backward));
     forward.chain(backward).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_probe_tells_what_lanes_do_to_each_other_and_survives_its_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let options = ProbeOptions {
+            threads: 2,
+            directories: vec![dir.path().to_owned()],
+            seconds: 0.02,
+            date: "2026-11-21".to_owned(),
+            gpu: None,
+        };
+        let machine = probe(&options, None, None).unwrap();
+        assert!(machine.together.len() > 8, "{:?}", machine.together);
+        for t in &machine.together {
+            assert!(t.speed.len() > 1);
+            assert!(t.speed.values().all(|&s| s > 0.0 && s <= 1.0), "{t:?}");
+        }
+        let text = serde_json::to_string(&machine).unwrap();
+        assert_eq!(serde_json::from_str::<Machine>(&text).unwrap(), machine);
+        // A file of before knows no sets.
+        let mut old = serde_json::to_value(&machine).unwrap();
+        old.as_object_mut().unwrap().remove("together");
+        let old: Machine = serde_json::from_value(old).unwrap();
+        assert!(old.together.is_empty() && old.shared == machine.shared);
+    }
 }

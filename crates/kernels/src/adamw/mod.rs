@@ -52,7 +52,7 @@ mod split;
 #[cfg(test)]
 mod tests;
 
-pub use bench::{BYTES_A_PARAMETER, BenchReport, PathRate, bench};
+pub use bench::{BYTES_A_PARAMETER, BenchReport, PathRate, bench, copy_bound};
 pub use split::{MASTER_MAX, join, split};
 
 use lowtide_device::{Plain, Queue, View, memory};

@@ -111,6 +111,7 @@ pub fn machine() -> Machine {
         host_overhead: Seconds(1e-6),
         disk: None,
         shared: Vec::new(),
+        together: Vec::new(),
         device_reserve: Bytes(0),
         cuda: false,
         ops: Default::default(),

@@ -1,0 +1,345 @@
+//! What one part of the machine gives, against its bound: the host's updates, the links, a drive.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use lowtide_device::cuda::{self, Gpu};
+use lowtide_device::{Memory, Queue};
+use lowtide_kernels::adamw::{self, BYTES_A_PARAMETER};
+use lowtide_planner::{Lane, Together};
+use lowtide_tiers::{Arena, Fill, HostMemory, Mix, ProbeConfig, shares};
+use lowtide_units::Bytes;
+use serde::Serialize;
+
+use crate::error::TrainError;
+use crate::together::{Lanes, LanesConfig};
+
+/// How to measure the host's updates.
+#[derive(Clone, Debug)]
+pub struct HostOptions {
+    /// Threads that update, as in a run.
+    pub threads: usize,
+    /// Parameters; `None`: 2^28, or what fits half of free memory.
+    pub parameters: Option<u64>,
+    /// The GPU whose copies run beside; `None`: the CPU device's.
+    pub gpu: Option<Gpu>,
+    /// A directory on each drive whose transfers run beside.
+    pub directories: Vec<PathBuf>,
+    /// Seconds for each figure.
+    pub seconds: f64,
+}
+
+/// AdamW on the host, alone and beside others.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct HostReport {
+    /// Threads that updated.
+    pub threads: usize,
+    /// Threads that copied: all cores.
+    pub cores: usize,
+    /// Parameters of one update.
+    pub parameters: u64,
+    /// Parameters updated in a second, alone.
+    pub parameters_per_second: f64,
+    /// The same as memory traffic, 26 bytes a parameter.
+    pub bytes_per_second: f64,
+    /// The better of `memcpy` and a copy with non-temporal stores, on all cores in the same run:
+    /// bytes read and written a second.
+    pub copy_bytes_per_second: f64,
+    /// `bytes_per_second` over `copy_bytes_per_second`.
+    pub share_of_copy: f64,
+    /// Bytes of the arena.
+    pub arena_bytes: u64,
+    /// How many of them lie on huge pages, where the system tells.
+    pub huge_bytes: Option<u64>,
+    /// How the drives are driven, one line each.
+    pub disk: Option<String>,
+    /// Updates beside other lanes.
+    pub beside: Vec<Beside>,
+}
+
+/// Lanes that ran at once.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Beside {
+    /// How many times as long each takes, as alone, by lane.
+    pub slow_down: std::collections::BTreeMap<String, f64>,
+}
+
+impl Beside {
+    fn of(t: &Together) -> Self {
+        let slow = |(lane, speed): (&String, &f64)| (lane.clone(), 1.0 / speed.max(1e-6));
+        Self {
+            slow_down: t.speed.iter().map(slow).collect(),
+        }
+    }
+}
+
+/// Measures AdamW on the host: alone, against a copy of memory, and beside the other lanes.
+///
+/// # Errors
+/// When memory or a directory cannot be had, or the GPU fails.
+pub fn host(options: &HostOptions) -> Result<HostReport, TrainError> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    // The state takes 14 bytes a parameter, what is copied for the bound as many.
+    let fits = HostMemory::available().0 / 2 / 28;
+    let parameters = options.parameters.unwrap_or((1 << 28).min(fits)).max(256) / 256 * 256;
+    for dir in &options.directories {
+        std::fs::create_dir_all(dir).map_err(TrainError::io(dir))?;
+    }
+    let drives = options.directories.iter().map(|d| (d.clone(), 1.0));
+    let lanes = Lanes::new(LanesConfig {
+        parameters,
+        ..LanesConfig::for_probe(options.threads, options.gpu.clone(), drives.collect())
+    })?;
+    let sets: Vec<Vec<Lane>> = lanes
+        .sets()
+        .into_iter()
+        .filter(|set| set.contains(&Lane::HOST))
+        .collect();
+    // Before and after, so that the two are of the same minutes.
+    let bytes = (7 * parameters) as usize;
+    let before = adamw::copy_bound(cores, bytes);
+    let (alone, together) = lanes.speeds(&sets, options.seconds, 3)?;
+    let copy = before.0.max(adamw::copy_bound(cores, bytes).0);
+    let rate = alone
+        .iter()
+        .find(|a| a.0 == Lane::HOST)
+        .expect("there is a host lane")
+        .1;
+    let traffic = rate * BYTES_A_PARAMETER as f64;
+    let arena = lanes.host().arena();
+    Ok(HostReport {
+        threads: options.threads,
+        cores,
+        parameters,
+        parameters_per_second: rate,
+        bytes_per_second: traffic,
+        copy_bytes_per_second: copy,
+        share_of_copy: traffic / copy,
+        arena_bytes: arena.bytes().0,
+        huge_bytes: arena.huge_bytes().map(|b| b.0),
+        disk: lanes.describe_disk().map(str::to_owned),
+        beside: together.iter().map(Beside::of).collect(),
+    })
+}
+
+/// Copies of one size between pinned host memory and a GPU.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct LinkRow {
+    /// Bytes of one copy.
+    pub bytes: u64,
+    /// Host to device, bytes a second.
+    pub h2d: f64,
+    /// Device to host.
+    pub d2h: f64,
+    /// Both at once, bytes of both.
+    pub both: f64,
+    /// `h2d` over the best `h2d` of all sizes.
+    pub h2d_share: f64,
+    /// `d2h` over the best `d2h`.
+    pub d2h_share: f64,
+    /// `both` over the best `h2d` and the best `d2h` together.
+    pub both_share: f64,
+}
+
+/// What the links of a GPU give, by size.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct LinksReport {
+    /// The GPU.
+    pub device: String,
+    /// From the smallest copies to the largest.
+    pub rows: Vec<LinkRow>,
+}
+
+/// Sizes of copies: 64 KiB to 1 GiB.
+const SIZES: [u64; 8] = [
+    64 << 10,
+    256 << 10,
+    1 << 20,
+    4 << 20,
+    16 << 20,
+    64 << 20,
+    256 << 20,
+    1 << 30,
+];
+
+/// Measures copies each way and both at once, on streams of their own.
+///
+/// # Errors
+/// When memory cannot be had, or the GPU fails.
+pub fn links(gpu: &Gpu, seconds: f64) -> Result<LinksReport, TrainError> {
+    let most = SIZES[SIZES.len() - 1];
+    let host = Memory::pinned(Arena::new(Bytes(2 * most), Fill::Zero)?, gpu)?;
+    let device = Memory::cuda(gpu, Bytes(2 * most))?;
+    let (up, down) = (
+        Queue::Cuda(cuda::Queue::new(gpu)?),
+        Queue::Cuda(cuda::Queue::new(gpu)?),
+    );
+    // Seconds of so many copies, one way or both. Each starts where the one before ended.
+    let time = |bytes: u64, n: u64, ways: (bool, bool)| -> Result<f64, TrainError> {
+        let begin = Instant::now();
+        for i in 0..n {
+            let at = i * bytes % most;
+            if ways.0 {
+                up.copy(&device.view(at, bytes), &host.view(at, bytes));
+            }
+            if ways.1 {
+                down.copy(&host.view(most + at, bytes), &device.view(most + at, bytes));
+            }
+        }
+        gpu.synchronize()?;
+        Ok(begin.elapsed().as_secs_f64())
+    };
+    let rate = |bytes: u64, ways: (bool, bool)| -> Result<f64, TrainError> {
+        let (few, sides) = (4, f64::from(u8::from(ways.0) + u8::from(ways.1)));
+        let once = (time(bytes, few, ways)?.min(time(bytes, few, ways)?)) / few as f64;
+        let n = (seconds / 3.0 / once).clamp(4.0, 20_000.0) as u64;
+        let mut best = f64::INFINITY;
+        for _ in 0..3 {
+            best = best.min(time(bytes, n, ways)?);
+        }
+        Ok(sides * (n * bytes) as f64 / best)
+    };
+    let mut rows = Vec::new();
+    for bytes in SIZES {
+        rows.push(LinkRow {
+            bytes,
+            h2d: rate(bytes, (true, false))?,
+            d2h: rate(bytes, (false, true))?,
+            both: rate(bytes, (true, true))?,
+            h2d_share: 0.0,
+            d2h_share: 0.0,
+            both_share: 0.0,
+        });
+    }
+    Ok(LinksReport {
+        device: gpu.name().to_owned(),
+        rows: with_shares(rows),
+    })
+}
+
+fn with_shares(mut rows: Vec<LinkRow>) -> Vec<LinkRow> {
+    let best = |of: fn(&LinkRow) -> f64| rows.iter().map(of).fold(0.0, f64::max);
+    let (h2d, d2h) = (best(|r| r.h2d), best(|r| r.d2h));
+    for r in &mut rows {
+        r.h2d_share = r.h2d / h2d;
+        r.d2h_share = r.d2h / d2h;
+        r.both_share = r.both / (h2d + d2h);
+    }
+    rows
+}
+
+/// What the disk lane makes of a drive.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct DiskReport {
+    /// The directory.
+    pub dir: PathBuf,
+    /// How I/O is done.
+    pub how: String,
+    /// Bytes of the file.
+    pub bytes: u64,
+    /// Bytes of one operation.
+    pub block: u64,
+    /// Operations in flight.
+    pub depth: usize,
+    /// By mix.
+    pub rows: Vec<DiskRow>,
+}
+
+/// One mix of reads and writes.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct DiskRow {
+    /// Blocks read for so many written.
+    pub reads: u64,
+    /// See `reads`.
+    pub writes: u64,
+    /// Bytes a second of both kinds through the disk lane.
+    pub lane: f64,
+    /// The same by plain threads with O_DIRECT, the best number of them.
+    pub bound: f64,
+    /// `lane` over `bound`.
+    pub share_of_bound: f64,
+    /// Threads of the bound.
+    pub bound_threads: usize,
+}
+
+/// Reads, writes, both alike (an update whose 12 bytes a parameter all come from the drive), and
+/// the update whose weights are at hand: 10 bytes read, 12 written.
+const MIXES: [Mix; 4] = [Mix::READS, Mix::WRITES, Mix::new(12, 12), Mix::new(10, 12)];
+
+/// Measures a directory's drive through the disk lane, at its depth and size of transfers, against
+/// plain threads on the same file.
+///
+/// # Errors
+/// When the directory cannot be used.
+pub fn disk(dir: &Path, size: Bytes, seconds: f64) -> Result<DiskReport, TrainError> {
+    std::fs::create_dir_all(dir).map_err(TrainError::io(dir))?;
+    let config = ProbeConfig {
+        bytes: size,
+        time: Duration::from_secs_f64(seconds),
+        ..ProbeConfig::default()
+    };
+    let (rows, how) = shares(dir, &config, &MIXES)?;
+    Ok(DiskReport {
+        dir: dir.to_owned(),
+        how,
+        bytes: size.0,
+        block: config.block.0,
+        depth: config.depth,
+        rows: rows
+            .iter()
+            .map(|s| DiskRow {
+                reads: s.mix.reads,
+                writes: s.mix.writes,
+                lane: s.lane.0,
+                bound: s.bound.0,
+                share_of_bound: s.lane.0 / s.bound.0,
+                bound_threads: s.threads,
+            })
+            .collect(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_are_of_the_best_of_their_column() {
+        let row = |bytes, h2d, d2h, both| LinkRow {
+            bytes,
+            h2d,
+            d2h,
+            both,
+            h2d_share: 0.0,
+            d2h_share: 0.0,
+            both_share: 0.0,
+        };
+        let rows = with_shares(vec![row(1, 2.0, 8.0, 9.0), row(2, 4.0, 6.0, 6.0)]);
+        let told: Vec<[f64; 3]> = rows
+            .iter()
+            .map(|r| [r.h2d_share, r.d2h_share, r.both_share])
+            .collect();
+        assert_eq!(told, [[0.5, 1.0, 0.75], [1.0, 0.75, 0.5]]);
+    }
+
+    #[test]
+    fn the_host_is_measured_alone_and_beside_others() {
+        let options = HostOptions {
+            threads: 2,
+            parameters: Some(1 << 18),
+            gpu: None,
+            directories: Vec::new(),
+            seconds: 0.01,
+        };
+        let r = host(&options).unwrap();
+        assert_eq!((r.threads, r.parameters), (2, 1 << 18));
+        assert!(r.parameters_per_second > 1e6 && r.share_of_copy > 0.0);
+        assert!((r.bytes_per_second / r.parameters_per_second - 26.0).abs() < 1e-9);
+        assert!(r.huge_bytes.is_none_or(|huge| huge <= r.arena_bytes));
+        assert!(!r.beside.is_empty());
+        for beside in &r.beside {
+            assert!(beside.slow_down.contains_key("host"));
+            assert!(beside.slow_down.values().all(|&x| x >= 1.0), "{beside:?}");
+        }
+    }
+}

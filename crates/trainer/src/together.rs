@@ -1,0 +1,634 @@
+//! Lanes of a run measured beside each other: each does what it does in a run, on the same memory,
+//! threads, streams and drives, alone first and then in sets.
+//!
+//! Every party repeats its own unit of work on a thread of its own; a rate counts the units that
+//! ended while all parties of the set were running.
+
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::sync::Barrier;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Instant;
+
+use lowtide_device::cuda::{self, Gpu};
+use lowtide_device::{Memory, Queue, memory};
+use lowtide_kernels::adamw::{self, Hyper, Segment};
+use lowtide_kernels::matmul::{self, Dims};
+use lowtide_planner::{Lane, Together};
+use lowtide_tiers::{
+    Arena, Disk, DiskConfig, Extent, Fill, HostMemory, Kind, RawRange, Request, Ticket,
+};
+use lowtide_units::Bytes;
+use lowtide_workload::Dtype;
+
+use crate::error::TrainError;
+
+/// What lanes are measured on.
+#[derive(Clone, Debug)]
+pub struct LanesConfig {
+    /// Threads of the gpu lane (CPU device) and of the host lane, each.
+    pub threads: usize,
+    /// The GPU; `None`: the CPU device.
+    pub gpu: Option<Gpu>,
+    /// Directories of the drives with their shares of the traffic; none: no disk lanes.
+    pub drives: Vec<(PathBuf, f64)>,
+    /// Parameters that the host lane updates at a time.
+    pub parameters: u64,
+    /// Bytes of one copy.
+    pub copy: Bytes,
+    /// Bytes on the drives that reads and writes go round in.
+    pub disk: Bytes,
+}
+
+impl LanesConfig {
+    /// What a probe measures: on a GPU machine enough memory that neither caches nor a near NUMA
+    /// node hide what a run would meet, where there is that much; on the CPU device a little.
+    #[must_use]
+    pub fn for_probe(threads: usize, gpu: Option<Gpu>, drives: Vec<(PathBuf, f64)>) -> Self {
+        let (parameters, copy) = match gpu {
+            Some(_) => (1 << 27, Bytes::MIB * 64),
+            None => (1 << 22, Bytes::MIB * 4),
+        };
+        let spare = HostMemory::available().0 / 4;
+        Self {
+            threads,
+            gpu,
+            drives,
+            parameters: parameters.min(spare / STATE_BYTES).next_multiple_of(256),
+            copy,
+            disk: Bytes::GIB,
+        }
+    }
+}
+
+/// Bytes of host memory that a parameter's state takes: weight, remainder, moments, gradient.
+const STATE_BYTES: u64 = 14;
+/// Copies between two looks at the clock on a GPU: their launches then cost nothing beside them.
+const COPIES: u64 = 4;
+
+/// The lanes of a run without a plan: each can do its own work again and again.
+///
+/// On the CPU device there is a gpu lane (a product of matrices); on a GPU there is none, as its
+/// kernels use memory of their own.
+pub struct Lanes {
+    /// Dropped before the memory that it moves bytes of.
+    disk: Option<Disk>,
+    config: LanesConfig,
+    host: Memory,
+    device: Memory,
+    queues: Vec<(Lane, Queue)>,
+    in_hand: u64,
+    block: u64,
+}
+
+impl Lanes {
+    /// Reserves memory (pinned beside a GPU) and the drives' space, and writes all of it once.
+    ///
+    /// # Errors
+    /// What cannot be had.
+    pub fn new(config: LanesConfig) -> Result<Self, TrainError> {
+        let gpu = config.gpu.as_ref();
+        let mut disk = DiskConfig::new(config.drives.clone());
+        // Twice the depth, so that the arbiter always has a next one.
+        let in_hand = if config.drives.is_empty() {
+            0
+        } else {
+            2 * disk.depth as u64
+        };
+        let block = disk.block.0;
+        let copies = COPIES * config.copy.0;
+        let state = (STATE_BYTES * config.parameters + 64).next_multiple_of(block);
+        let arena = Arena::new(
+            Bytes(state + 2 * copies.next_multiple_of(block) + 2 * in_hand * block),
+            Fill::Zero,
+        )?;
+        let host = match gpu {
+            Some(gpu) => Memory::pinned(arena, gpu)?,
+            None => Memory::new(arena),
+        };
+        let device = match gpu {
+            Some(gpu) => Memory::cuda(gpu, Bytes(2 * copies))?,
+            None => Memory::new(Arena::new(Bytes(2 * copies + PRODUCT), Fill::Zero)?),
+        };
+        let disk = if config.drives.is_empty() {
+            None
+        } else {
+            let bytes = Bytes(config.disk.0.next_multiple_of(2 * block)).max(Bytes(4 * block));
+            disk.stripe = disk.block;
+            Some(Disk::open(&disk.fit(bytes)?, Some(host.arena()))?)
+        };
+        let stream = |gpu| cuda::Queue::new(gpu).map(Queue::Cuda);
+        let mut queues = vec![(Lane::HOST, Queue::new("host", config.threads))];
+        for lane in [Lane::H2D, Lane::D2H] {
+            queues.push((
+                lane,
+                match gpu {
+                    Some(gpu) => stream(gpu)?,
+                    None => Queue::new(lane.name(), 1),
+                },
+            ));
+        }
+        if gpu.is_none() {
+            queues.push((Lane::GPU, Queue::new("gpu", config.threads)));
+        }
+        let lanes = Self {
+            disk,
+            config,
+            host,
+            device,
+            queues,
+            in_hand,
+            block,
+        };
+        lanes.fill()?;
+        Ok(lanes)
+    }
+
+    /// Usual numbers in the optimizer state (zeros and subnormal ones take other times), and bytes on the drives: space that was only reserved reads as zeros without touching them.
+    fn fill(&self) -> Result<(), TrainError> {
+        let n = self.config.parameters;
+        memory::store(&self.host.view(STATE_BYTES * n, 24), &[1.0f64, 0.0, 1.0]);
+        // Weights of 1/32 and their remainders, moments, gradients of 1/128.
+        let words = [
+            0x3d00_3d00u32,
+            0,
+            1e-3f32.to_bits(),
+            1e-6f32.to_bits(),
+            0x3c00_3c00,
+        ];
+        let (offsets, sizes) = ([0, 2, 4, 8, 12], [2, 2, 4, 4, 2]);
+        let chunk = n.min(1 << 20);
+        for ((word, offset), size) in words.into_iter().zip(offsets).zip(sizes) {
+            let numbers = vec![word; (chunk * size / 4) as usize];
+            for at in (0..n).step_by(chunk as usize) {
+                let bytes = size * chunk.min(n - at);
+                let view = self.host.view(offset * n + size * at, bytes);
+                memory::store(&view, &numbers[..(bytes / 4) as usize]);
+            }
+        }
+        if let Some(disk) = &self.disk {
+            let mut writer = self.transfers(Kind::Write);
+            (writer.first, writer.blocks) = (0, disk.bytes().0 / self.block);
+            for _ in 0..writer.blocks {
+                writer.unit()?;
+            }
+            writer.drain()?;
+        }
+        Ok(())
+    }
+
+    /// The lanes that there are.
+    #[must_use]
+    pub fn all(&self) -> Vec<Lane> {
+        let there = |lane: &Lane| match *lane {
+            Lane::DISK_READ | Lane::DISK_WRITE => self.disk.is_some(),
+            lane => self.queues.iter().any(|q| q.0 == lane),
+        };
+        Lane::ALL.into_iter().filter(there).collect()
+    }
+
+    /// Sets of lanes that slow each other down: pairs, and what runs at once while updates do.
+    #[must_use]
+    pub fn sets(&self) -> Vec<Vec<Lane>> {
+        use Lane as L;
+        let mut sets = vec![
+            vec![L::H2D, L::D2H],
+            vec![L::HOST, L::H2D],
+            vec![L::HOST, L::D2H],
+            vec![L::HOST, L::H2D, L::D2H],
+        ];
+        if self.config.gpu.is_none() {
+            sets.extend([
+                vec![L::GPU, L::HOST],
+                vec![L::GPU, L::H2D],
+                vec![L::GPU, L::D2H],
+                vec![L::GPU, L::HOST, L::H2D, L::D2H],
+            ]);
+        }
+        if self.disk.is_some() {
+            let (r, w) = (L::DISK_READ, L::DISK_WRITE);
+            sets.extend([
+                vec![r, w],
+                vec![L::HOST, r],
+                vec![L::HOST, w],
+                vec![L::HOST, r, w],
+                vec![L::H2D, L::D2H, r, w],
+                vec![L::HOST, L::H2D, L::D2H, r, w],
+            ]);
+            if self.config.gpu.is_none() {
+                sets.extend([
+                    vec![L::GPU, r],
+                    vec![L::GPU, w],
+                    vec![L::GPU, r, w],
+                    vec![L::GPU, L::HOST, r, w],
+                ]);
+            }
+        }
+        sets
+    }
+
+    /// How I/O is done, one line a drive.
+    #[must_use]
+    pub fn describe_disk(&self) -> Option<&str> {
+        self.disk.as_ref().map(Disk::describe)
+    }
+
+    /// The host arena, for whoever wants to know what pages it lies on.
+    #[must_use]
+    pub fn host(&self) -> &Memory {
+        &self.host
+    }
+
+    /// Rates of these lanes while all of them run, for about `seconds`: parameters a second of the
+    /// host lane, flops of the gpu lane, bytes of the others.
+    ///
+    /// # Errors
+    /// When a lane fails.
+    pub fn rates(&self, lanes: &[Lane], seconds: f64) -> Result<Vec<f64>, TrainError> {
+        let mut parties: Vec<Party<'_>> = lanes.iter().map(|&l| self.party(l)).collect();
+        let (barrier, stop) = (Barrier::new(parties.len() + 1), AtomicBool::new(false));
+        // Parties that have units enough for a rate; all of them once the set may end.
+        let ready = AtomicUsize::new(0);
+        let n = parties.len();
+        let (barrier, stop, ready) = (&barrier, &stop, &ready);
+        let run = |party: &mut Party<'_>| -> Result<Vec<Instant>, TrainError> {
+            let warm = party.work.warm();
+            barrier.wait();
+            let mut ends = vec![Instant::now()];
+            let go = || -> Result<(), TrainError> {
+                warm?;
+                while !stop.load(Ordering::Relaxed) {
+                    party.work.unit()?;
+                    ends.push(Instant::now());
+                    if ends.len() == 4 {
+                        ready.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
+                party.work.drain()
+            };
+            let done = go();
+            if done.is_err() {
+                // Nobody waits for a party that has failed.
+                stop.store(true, Ordering::Relaxed);
+            }
+            done.map(|()| ends)
+        };
+        let run = &run;
+        let (ends, end) = std::thread::scope(|scope| {
+            let threads: Vec<_> = parties
+                .iter_mut()
+                .map(|party| scope.spawn(move || run(party)))
+                .collect();
+            barrier.wait();
+            let begin = Instant::now();
+            while !stop.load(Ordering::Relaxed)
+                && (begin.elapsed().as_secs_f64() < seconds || ready.load(Ordering::Relaxed) < n)
+            {
+                std::thread::sleep(std::time::Duration::from_millis(1));
+            }
+            stop.store(true, Ordering::Relaxed);
+            let end = Instant::now();
+            let ends: Vec<_> = threads
+                .into_iter()
+                .map(|t| t.join().unwrap_or_else(|e| std::panic::resume_unwind(e)))
+                .collect();
+            (ends, end)
+        });
+        let mut rates = Vec::new();
+        for (party, ends) in parties.iter().zip(ends) {
+            let ends = ends?;
+            // What ended after the others began to stop had the machine more to itself.
+            let k = ends.iter().filter(|&&t| t <= end).count().max(2) - 1;
+            let span = (ends[k] - ends[0]).as_secs_f64();
+            rates.push(party.amount * k as f64 / span.max(1e-9));
+        }
+        Ok(rates)
+    }
+
+    /// Each lane alone, and the speeds of each set: `rounds` times in turn, so that a disturbance
+    /// hits all of them; of a lane alone the best counts, of a set the mean.
+    ///
+    /// # Errors
+    /// When a lane fails.
+    pub fn speeds(
+        &self,
+        sets: &[Vec<Lane>],
+        seconds: f64,
+        rounds: usize,
+    ) -> Result<(Vec<(Lane, f64)>, Vec<Together>), TrainError> {
+        let lanes = self.all();
+        let mut alone = vec![0.0f64; lanes.len()];
+        let mut sums: Vec<Vec<f64>> = sets.iter().map(|s| vec![0.0; s.len()]).collect();
+        for _ in 0..rounds.max(1) {
+            for (best, &lane) in alone.iter_mut().zip(&lanes) {
+                *best = best.max(self.rates(&[lane], seconds)?[0]);
+            }
+            for (set, sums) in sets.iter().zip(&mut sums) {
+                for (sum, rate) in sums.iter_mut().zip(self.rates(set, seconds)?) {
+                    *sum += rate / rounds.max(1) as f64;
+                }
+            }
+        }
+        let alone: Vec<(Lane, f64)> = lanes.into_iter().zip(alone).collect();
+        let of = |lane: Lane| {
+            alone
+                .iter()
+                .find(|a| a.0 == lane)
+                .expect("a lane of ours")
+                .1
+        };
+        let together = sets
+            .iter()
+            .zip(sums)
+            .map(|(set, rates)| {
+                let speed = |(&lane, rate): (&Lane, f64)| (lane, (rate / of(lane)).min(1.0));
+                Together::of(set.iter().zip(rates).map(speed))
+            })
+            .collect();
+        Ok((alone, together))
+    }
+
+    fn party(&self, lane: Lane) -> Party<'_> {
+        let copies = COPIES * self.config.copy.0;
+        match lane {
+            Lane::DISK_READ => self.transfers(Kind::Read).party(),
+            Lane::DISK_WRITE => self.transfers(Kind::Write).party(),
+            Lane::GPU => Party {
+                amount: 2.0 * (SIDE * SIDE * SIDE) as f64,
+                work: Box::new(Repeat(move || {
+                    self.product();
+                    Ok(())
+                })),
+            },
+            Lane::HOST => {
+                let mut step = 0;
+                Party {
+                    amount: self.config.parameters as f64,
+                    work: Box::new(Repeat(move || {
+                        step += 1;
+                        self.update(step);
+                        Ok(())
+                    })),
+                }
+            }
+            _ => Party {
+                amount: copies as f64,
+                work: Box::new(Repeat(move || self.copies(lane))),
+            },
+        }
+    }
+
+    fn queue(&self, lane: Lane) -> &Queue {
+        let queue = self.queues.iter().find(|q| q.0 == lane);
+        &queue.expect("a lane of this device").1
+    }
+
+    /// Where copies begin in host memory; blocks of the drives follow them.
+    fn copies_at(&self) -> u64 {
+        (STATE_BYTES * self.config.parameters + 64).next_multiple_of(self.block)
+    }
+
+    fn copies(&self, lane: Lane) -> Result<(), TrainError> {
+        let q = self.queue(lane);
+        let bytes = self.config.copy.0;
+        let way = u64::from(lane == Lane::D2H);
+        let all = COPIES * bytes;
+        let host = self.copies_at() + way * all.next_multiple_of(self.block);
+        for i in 0..COPIES {
+            let host = self.host.view(host + i * bytes, bytes);
+            let device = self.device.view(way * all + i * bytes, bytes);
+            match lane {
+                Lane::H2D => q.copy(&device, &host),
+                _ => q.copy(&host, &device),
+            }
+        }
+        if let Some(stream) = q.cuda() {
+            stream.synchronize()?;
+        }
+        Ok(())
+    }
+
+    /// One AdamW step on the host lane's threads, as the engine calls it.
+    fn update(&self, step: u64) {
+        let n = self.config.parameters;
+        let at = |offset: u64, bytes: u64| self.host.view(offset * n, bytes * n);
+        let segment = Segment {
+            offset: 0,
+            elements: n as usize,
+            decay: true,
+        };
+        let hyper = Hyper {
+            lr: 1e-4,
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-8,
+            weight_decay: 0.0,
+            step,
+            grad_scale: 1.0,
+        };
+        adamw::step_clipped(
+            self.queue(Lane::HOST),
+            at(0, 2),
+            Some(at(2, 2)),
+            at(4, 4),
+            at(8, 4),
+            at(12, 2),
+            Dtype::Bf16,
+            Dtype::Bf16,
+            &[segment],
+            &hyper,
+            self.host.view(STATE_BYTES * n, 24),
+            None,
+        );
+    }
+
+    /// One product on the gpu lane's threads.
+    fn product(&self) {
+        let q = self.queue(Lane::GPU);
+        let d = Dims {
+            rows: SIDE as usize,
+            inner: SIDE as usize,
+            cols: SIDE as usize,
+        };
+        let at = 2 * COPIES * self.config.copy.0;
+        let bytes = 2 * SIDE * SIDE;
+        let ws = matmul::workspace(d, Dtype::Bf16, q.make()).max(1) as u64;
+        assert!(
+            3 * bytes + ws <= PRODUCT,
+            "a product needs {ws} bytes of scratch"
+        );
+        matmul::forward(
+            q,
+            self.device.view(at, bytes),
+            self.device.view(at + bytes, bytes),
+            self.device.view(at + 2 * bytes, bytes),
+            None,
+            None,
+            d,
+            Dtype::Bf16,
+            self.device.view(at + 3 * bytes, ws),
+        );
+    }
+
+    fn transfers(&self, kind: Kind) -> Transfers<'_> {
+        let disk = self.disk.as_ref().expect("a lane of a disk that is there");
+        let blocks = disk.bytes().0 / self.block / 2;
+        let way = u64::from(kind == Kind::Write);
+        let copies = COPIES * self.config.copy.0;
+        let at = self.copies_at() + 2 * copies.next_multiple_of(self.block);
+        let bytes = self.in_hand * self.block;
+        Transfers {
+            disk,
+            kind,
+            memory: self
+                .host
+                .arena()
+                .range(at + way * bytes, bytes)
+                .expect("reserved for this"),
+            block: self.block,
+            first: way * blocks,
+            blocks,
+            in_hand: self.in_hand,
+            tickets: VecDeque::new(),
+            sent: 0,
+        }
+    }
+}
+
+/// Sides of the matrices of the gpu lane's product on the CPU device.
+const SIDE: u64 = 256;
+/// Bytes kept for it: three matrices and scratch.
+const PRODUCT: u64 = 16 << 20;
+
+/// One lane's work while it is measured.
+struct Party<'a> {
+    /// Parameters, flops or bytes of a unit.
+    amount: f64,
+    work: Box<dyn Work + 'a>,
+}
+
+trait Work: Send {
+    /// What comes before the first unit that counts.
+    fn warm(&mut self) -> Result<(), TrainError>;
+    /// One unit.
+    fn unit(&mut self) -> Result<(), TrainError>;
+    /// Waits for what is under way.
+    fn drain(&mut self) -> Result<(), TrainError> {
+        Ok(())
+    }
+}
+
+/// Work that is done when it returns.
+struct Repeat<F>(F);
+
+impl<F: FnMut() -> Result<(), TrainError> + Send> Work for Repeat<F> {
+    fn warm(&mut self) -> Result<(), TrainError> {
+        (self.0)()
+    }
+    fn unit(&mut self) -> Result<(), TrainError> {
+        (self.0)()
+    }
+}
+
+/// One kind of transfers: always as many in hand, block after block and round again. A unit is a
+/// block that has ended.
+struct Transfers<'a> {
+    disk: &'a Disk,
+    kind: Kind,
+    memory: RawRange,
+    block: u64,
+    first: u64,
+    blocks: u64,
+    in_hand: u64,
+    tickets: VecDeque<Ticket>,
+    sent: u64,
+}
+
+impl<'a> Transfers<'a> {
+    fn party(self) -> Party<'a> {
+        Party {
+            amount: self.block as f64,
+            work: Box::new(self),
+        }
+    }
+
+    fn send(&mut self) {
+        let memory = (self.sent % self.in_hand * self.block) as usize;
+        self.tickets.push_back(self.disk.submit(Request {
+            kind: self.kind,
+            extent: Extent {
+                offset: (self.first + self.sent % self.blocks) * self.block,
+                bytes: self.block,
+            },
+            memory: self.memory.part(memory, self.block as usize),
+            // Both kinds count their own blocks: the drive serves one of each in turn.
+            deadline: self.sent,
+        }));
+        self.sent += 1;
+    }
+}
+
+impl Work for Transfers<'_> {
+    fn warm(&mut self) -> Result<(), TrainError> {
+        while (self.tickets.len() as u64) < self.in_hand {
+            self.send();
+        }
+        Ok(())
+    }
+
+    fn unit(&mut self) -> Result<(), TrainError> {
+        if self.tickets.len() as u64 == self.in_hand {
+            let oldest = self.tickets.pop_front().expect("some are in hand");
+            oldest.wait()?;
+        }
+        self.send();
+        Ok(())
+    }
+
+    fn drain(&mut self) -> Result<(), TrainError> {
+        while let Some(ticket) = self.tickets.pop_front() {
+            ticket.wait()?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lanes_beside_others_are_not_faster_than_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = LanesConfig {
+            threads: 2,
+            gpu: None,
+            drives: vec![(dir.path().to_owned(), 1.0)],
+            parameters: 1 << 18,
+            copy: Bytes::MIB,
+            disk: Bytes::MIB * 32,
+        };
+        let lanes = Lanes::new(config).unwrap();
+        assert_eq!(lanes.all(), Lane::ALL);
+        let sets = lanes.sets();
+        let (alone, together) = lanes.speeds(&sets, 0.01, 1).unwrap();
+        assert_eq!(together.len(), sets.len());
+        for (lane, rate) in &alone {
+            assert!(*rate > 1e6 && *rate < 1e14, "{lane}: {rate}");
+        }
+        for (set, t) in sets.iter().zip(&together) {
+            assert_eq!(t.speed.len(), set.len());
+            for lane in set {
+                let speed = t.get(*lane).unwrap();
+                assert!(speed > 0.0 && speed <= 1.0, "{lane} in {t:?}");
+            }
+        }
+        // Two lanes that want all cores cannot both have them.
+        let both = |t: &&Together| t.speed.len() == 2 && t.get(Lane::GPU).is_some();
+        let pair = together.iter().filter(both).find_map(|t| {
+            let pair = (t.get(Lane::GPU)?, t.get(Lane::HOST)?);
+            Some(pair.0 + pair.1)
+        });
+        assert!(pair.unwrap() < 1.8, "{together:?}");
+    }
+}
