@@ -208,15 +208,11 @@ fn summary(r: &TrainReport, events: Option<&Path>) -> String {
         line("", row.to_owned());
     }
     line("moved", moved(&r.moved_bytes));
-    let memory: u64 = ["device", "host"]
-        .iter()
-        .filter_map(|t| r.planned_bytes.get(*t))
-        .sum();
     line(
-        "memory",
+        "host memory",
         format!(
-            "{} planned, {} resident at most",
-            bytes(memory),
+            "{} planned with the process, {} resident at most",
+            bytes(r.planned_rss_bytes),
             r.peak_rss_bytes.map_or("-".to_owned(), bytes)
         ),
     );

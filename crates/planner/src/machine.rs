@@ -85,6 +85,9 @@ pub struct Machine {
     /// Bytes of the device that are held beside the plan's arena: context, kernels, libraries.
     #[serde(default)]
     pub device_reserve: Bytes,
+    /// Bytes of host memory that the process holds beside the plan's arenas: code, libraries, data.
+    #[serde(default)]
+    pub host_reserve: Bytes,
     /// Whether the device is an NVIDIA GPU: scratch of operations differs.
     #[serde(default)]
     pub cuda: bool,

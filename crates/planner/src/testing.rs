@@ -237,6 +237,7 @@ pub(crate) fn machine() -> Machine {
         }],
         together: Vec::new(),
         device_reserve: Bytes(0),
+        host_reserve: Bytes(0),
         cuda: false,
         ops: Default::default(),
     }

@@ -13,7 +13,7 @@ use std::time::Instant;
 
 use lowtide_config::Run;
 use lowtide_device::cuda::process_memory;
-use lowtide_planner::{Lane, Tier};
+use lowtide_planner::{Lane, Machine, Plan, Tier};
 use lowtide_tiers::process;
 use serde::Serialize;
 
@@ -66,9 +66,9 @@ pub struct StepReport {
     pub device_bytes: Option<u64>,
     /// Planned on the device: arena and what is held beside it.
     pub planned_device_bytes: u64,
-    /// Peak resident memory of the process.
+    /// Peak resident memory of the process since the plan was made.
     pub host_peak_bytes: Option<u64>,
-    /// Planned on the host.
+    /// Planned on the host: arena and what the process holds beside it.
     pub planned_host_bytes: u64,
     /// Bytes moved in a step, by lane.
     pub moved_bytes_per_step: BTreeMap<String, u64>,
@@ -102,6 +102,7 @@ pub fn step(
     let budgets = budgets_of(run, &device)?;
     let plan = Arc::new(plan_with(run, &decoder, &machine, budgets, device.target)?);
     observer.planned(&plan, &machine);
+    process::reset_peak_rss();
     let planned = Planned {
         device,
         decoder: Arc::clone(&decoder),
@@ -196,7 +197,7 @@ pub fn step(
         planned_device_bytes: plan.tier(Tier::Device).planned_bytes.0
             + planned.machine.device_reserve.0,
         host_peak_bytes: process::peak_rss_bytes().map(|b| b.0),
-        planned_host_bytes: plan.tier(Tier::Host).planned_bytes.0,
+        planned_host_bytes: planned_host(&plan, &planned.machine),
         moved_bytes_per_step: moved_bytes(&lanes)
             .into_iter()
             .map(|(lane, n)| (lane, (n as f64 / counted) as u64))
@@ -206,6 +207,14 @@ pub fn step(
         start_seconds,
         plan_hash: format!("{:016x}", plan.hash()),
     })
+}
+
+/// Bytes of host memory of a run: the host's arena, the CPU device's where there is no GPU, and what
+/// the process holds beside them.
+pub(crate) fn planned_host(plan: &Plan, machine: &Machine) -> u64 {
+    let arena = |tier| plan.tier(tier).planned_bytes.0;
+    let device = if machine.cuda { 0 } else { arena(Tier::Device) };
+    arena(Tier::Host) + device + machine.host_reserve.0
 }
 
 /// Weights from a table of random numbers: their values do not matter, only that they are not all

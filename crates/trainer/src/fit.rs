@@ -21,6 +21,7 @@ use lowtide_tiers::process;
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use crate::bench::planned_host;
 use crate::checkpoint::{self, RunState};
 use crate::data::{
     BatchShape, Batches, EvalBatches, Micro, Packed, Prompt, State, Tokenizer, prompts,
@@ -268,6 +269,7 @@ pub fn train(
     let budgets = budgets_of(run, &device)?;
     let plan = Arc::new(plan_with(run, &decoder, &machine, budgets, device.target)?);
     observer.planned(&plan, &machine);
+    process::reset_peak_rss();
     write_json(&run.output.join("machine.json"), &machine)?;
     write_json(&run.output.join("run.json"), run)?;
     let planned = Planned {
@@ -699,6 +701,7 @@ impl Fit<'_> {
             parameter_bytes: planned.decoder.workload().parameters()
                 * planned.plan.precision.size(),
             planned_bytes,
+            planned_rss_bytes: planned_host(&planned.plan, &planned.machine),
             peak_rss_bytes: process::peak_rss_bytes().map(|b| b.0),
             stopped: ends.stopped,
             output: ends.output,

@@ -15,7 +15,7 @@ use lowtide_kernels::gradient;
 use lowtide_kernels::matmul::{self, Dims};
 use lowtide_model::{Arg, Call, Decoder, Phase};
 use lowtide_planner::{DiskRates, Machine, Shared, Source, Together};
-use lowtide_tiers::{Arena, Fill, ProbeConfig, TierError};
+use lowtide_tiers::{Arena, Fill, ProbeConfig, TierError, process};
 use lowtide_units::{Bytes, BytesPerSecond, FlopsPerSecond, Seconds};
 use lowtide_workload::{Access, Dtype, Op, Operand, Unit, UnitKind, What, Workload};
 
@@ -38,6 +38,10 @@ pub struct ProbeOptions {
     /// The GPU; `None`: the CPU device.
     pub gpu: Option<Gpu>,
 }
+
+/// Host memory that a run takes after its probe, beside its arenas: stacks of lanes, staging of
+/// files, events of the trace.
+const LATER: Bytes = Bytes(128 << 20);
 
 /// Seconds a figure from which on a probe is thorough; with less it is a run's start.
 const THOROUGH: f64 = 0.3;
@@ -122,6 +126,7 @@ pub fn probe(
         gpu.synchronize()?;
         machine.device_reserve = reserve(gpu)?;
     }
+    machine.host_reserve = process::rss_bytes().unwrap_or_default() + LATER;
     Ok(machine)
 }
 
@@ -195,6 +200,7 @@ fn cpu(options: &ProbeOptions, q: &Queue) -> Result<Machine, TrainError> {
         }],
         together: Vec::new(),
         device_reserve: Bytes(0),
+        host_reserve: Bytes(0),
         cuda: false,
         ops: BTreeMap::new(),
     })
@@ -261,6 +267,7 @@ fn gpu_rates(options: &ProbeOptions, host: &Queue, gpu: &Gpu) -> Result<Machine,
         ],
         together: Vec::new(),
         device_reserve: Bytes(0),
+        host_reserve: Bytes(0),
         cuda: true,
         ops: BTreeMap::new(),
     })

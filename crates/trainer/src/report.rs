@@ -134,7 +134,9 @@ pub struct TrainReport {
     pub parameter_bytes: u64,
     /// Planned, which is reserved, bytes by tier.
     pub planned_bytes: BTreeMap<String, u64>,
-    /// Peak resident memory of the process.
+    /// Host memory planned for the process: arenas and what it holds beside them.
+    pub planned_rss_bytes: u64,
+    /// Peak resident memory of the process since the plan was made.
     pub peak_rss_bytes: Option<u64>,
     /// Stopped by a signal; the same command goes on.
     pub stopped: bool,

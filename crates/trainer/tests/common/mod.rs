@@ -113,6 +113,7 @@ pub fn machine() -> Machine {
         shared: Vec::new(),
         together: Vec::new(),
         device_reserve: Bytes(0),
+        host_reserve: Bytes(0),
         cuda: false,
         ops: Default::default(),
     }
