@@ -32,7 +32,7 @@ pub use disk::{Backend, Counters, Disk, DiskConfig, DriveConfig, Extent, Kind, O
 pub use error::{Os, TierError};
 pub use memory::HostMemory;
 pub use probe::{Mix, ProbeConfig, Rates, Share, probe, shares};
-pub use ram::{ChosenFault, Fault, Faults, RamConfig, RamDisk};
+pub use ram::{ChosenFault, Fault, Faults, Pace, RamConfig, RamDisk};
 pub use ticket::{Ticket, Times};
 
 /// Extents, and the memory they are read into or written from, start and end on multiples of this
