@@ -3,8 +3,9 @@
 //! An [`Arena`] is one sealed allocation that the plan cuts into ranges. A [`Disk`] is one flat
 //! address space of bytes, striped over state files in a list of directories; [`Disk::submit`]
 //! moves an [`Extent`] of it from or to a [`RawRange`] of an arena, and the returned [`Ticket`]
-//! says when that is done. One arbiter per drive owns all I/O on it: it serves the earliest
-//! deadline first, keeps a few blocks in flight, and never reorders conflicting extents.
+//! says when that is done. One arbiter per drive owns all I/O on it: it serves reads and writes in
+//! turn, of each kind the earliest deadline first, keeps a few blocks in flight, and never reorders
+//! conflicting extents.
 //! [`RamDisk`] is the same disk with bytes in memory and seeded faults.
 //!
 //! Bound: the sum of the drives' bandwidths (reads and writes share it). O_DIRECT into huge pages
