@@ -16,6 +16,7 @@ mod arena;
 mod checksums;
 mod disk;
 mod error;
+pub mod limits;
 mod memory;
 mod probe;
 pub mod process;
