@@ -744,7 +744,8 @@ fn work<E: Engine>(shared: &Shared<E>, lane: Lane, receiver: &Receiver<Arc<Submi
     let l = lane.idx();
     let own = match (lane, &shared.streams) {
         (_, Some(streams)) if streams.is_stream(l) => None,
-        (Lane::GPU | Lane::HOST, _) => Some(Queue::new(lane.name(), shared.options.threads)),
+        (Lane::HOST, _) => Some(Queue::spread(lane.name(), shared.options.threads)),
+        (Lane::GPU, _) => Some(Queue::new(lane.name(), shared.options.threads)),
         _ => Some(Queue::new(lane.name(), 1)),
     };
     let queue = own

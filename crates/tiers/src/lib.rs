@@ -18,6 +18,7 @@ mod disk;
 mod error;
 pub mod limits;
 mod memory;
+pub mod numa;
 mod probe;
 pub mod process;
 mod queue;

@@ -265,7 +265,7 @@ mod tests {
         assert!(q.done(1, Ok(())).is_none());
         assert_eq!(send(&mut q), Some((1, 50..57)));
         assert_eq!(send(&mut q), Some((0, 10..17)));
-        assert_eq!(q.in_flight, [3, 3]);
+        assert_eq!(q.in_flight, [3, 2]);
     }
 
     #[test]
