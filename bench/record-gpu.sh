@@ -42,6 +42,11 @@ for shape in qwen2.5-3b llama2-7b qwen2.5-0.5b; do
     python3 bench/gpu_table.py "$work/$shape.json" >"$out/rates-$shape.txt"
 done
 
+# What the links, the host and the drive give.
+record links "$lowtide" bench links --json
+record host "$lowtide" bench host --disk "$work" --json
+record disk "$lowtide" bench disk --dir "$work" --json
+
 # All resident.
 step qwen2.5-3b-resident qwen2.5-3b 130GiB 60GiB 8 1 10
 step llama2-7b-resident llama2-7b 138GiB 90GiB 8 1 6

@@ -23,6 +23,7 @@ record() { # NAME COMMAND...: the command line, then its raw output
 
 [ "${3:-all}" = disk ] || {
 record host-adamw target/release/examples/adamw
+record host-beside target/release/lowtide bench host --disk "$dir" --json
 
 for run in examples/quickstart/run.yaml bench/cpu/llama-17m.yaml bench/cpu/gpt2-20m.yaml; do
     name=$(basename "${run%.yaml}")
@@ -47,6 +48,7 @@ fio_one() { # NAME RW
 # (sysctl vm.nr_hugepages=64), or the comparison flatters lowtide by a factor of about two.
 iomem=malloc
 [ "$(cat /proc/sys/vm/nr_hugepages)" -ge 32 ] && iomem=shmhuge
+record disk-shares target/release/lowtide bench disk --dir "$dir" --size 1GiB --json
 for i in 1 2 3 4 5; do
     record "disk-lowtide-$i" cargo bench -q -p lowtide-tiers --bench probe -- "$dir" 1 2
     for rw in read write rw; do

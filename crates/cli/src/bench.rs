@@ -5,7 +5,7 @@ use lowtide_planner::{Machine, Plan};
 use lowtide_trainer::bench::{
     DiskReport, HostOptions, HostReport, LinksReport, StepReport, disk, host, links, step,
 };
-use lowtide_trainer::fit::Observer;
+use lowtide_trainer::fit::{Observer, usual_threads};
 use lowtide_trainer::{Bytes, CudaError, Gpu, TrainError};
 use serde_json::json;
 
@@ -14,7 +14,7 @@ use crate::args::{Bench, BenchArgs, BenchDiskArgs, BenchHostArgs, BenchLinksArgs
 use crate::error::CliError;
 use crate::out::{Out, bytes, seconds};
 use crate::plan::{compare, rates_line, run_of};
-use crate::probe::{cores, device_named};
+use crate::probe::device_named;
 
 /// Runs one bench.
 pub fn bench(args: &BenchArgs, out: Out) -> Answer {
@@ -29,7 +29,8 @@ pub fn bench(args: &BenchArgs, out: Out) -> Answer {
 fn bench_host(args: &BenchHostArgs, out: Out) -> Answer {
     let device = device_named(Some(&args.device), None)?;
     out.text(&device.note);
-    let threads = args.threads.map_or_else(cores, |n| n as usize);
+    let usual = || usual_threads(device.gpu.is_some());
+    let threads = args.threads.map_or_else(usual, |n| n as usize);
     let report = host(&HostOptions {
         threads,
         parameters: args.parameters,

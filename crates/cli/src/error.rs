@@ -250,6 +250,9 @@ fn cuda_advice(e: &CudaError) -> Vec<String> {
         CudaError::Memory { .. } => {
             "lower budget.device, or end what else uses the GPU (nvidia-smi lists it)"
         }
+        CudaError::Pin { limit: None, .. } => {
+            "lower budget.host: the driver refuses to pin as much"
+        }
         CudaError::Pin { .. } => {
             "raise the limit of locked memory (ulimit -l), or lower budget.host"
         }
@@ -271,6 +274,10 @@ fn tier_advice(e: &TierError) -> Vec<String> {
         }
         TierError::InUse { .. } => {
             "another run holds it: wait for that one, or give this one another directory"
+        }
+        TierError::HostMemory { limit, .. } if limit.starts_with("cgroup") => {
+            "raise the memory limit of the container (its control group), or lower budget.host and \
+             budget.device (the CPU device's memory is host memory too)"
         }
         TierError::HostMemory { .. } | TierError::Map { .. } => {
             "lower budget.host and budget.device (the CPU device's memory is host memory too)"

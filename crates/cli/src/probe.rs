@@ -3,7 +3,7 @@
 use lowtide_config::Run;
 use lowtide_planner::Machine;
 use lowtide_trainer::device::{self, Device};
-use lowtide_trainer::fit::{threads_of, today};
+use lowtide_trainer::fit::{threads_of, today, usual_threads};
 use lowtide_trainer::inputs::sample_of;
 use lowtide_trainer::planning::{decoder_of, directories_of, shape_of};
 use lowtide_trainer::probe::{ProbeOptions, probe as measure};
@@ -37,8 +37,8 @@ pub fn probe(args: &ProbeArgs, out: Out) -> Answer {
     }
     let threads = match (args.threads, &run) {
         (Some(n), _) => n as usize,
-        (None, Some(run)) => threads_of(run),
-        (None, None) => cores(),
+        (None, Some(run)) => threads_of(run, device.gpu.is_some()),
+        (None, None) => usual_threads(device.gpu.is_some()),
     };
     let options = ProbeOptions {
         threads,
@@ -65,11 +65,6 @@ pub fn probe(args: &ProbeArgs, out: Out) -> Answer {
     let mut answer = json!(machine);
     answer["file"] = json!(args.out);
     Ok((answer, 0))
-}
-
-/// All cores of this machine.
-pub fn cores() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 /// The device to measure: the one named, else the run's, else what `auto` gives.

@@ -1,5 +1,7 @@
 //! The CPU device: kernels on threads of its own.
 
+use lowtide_tiers::numa;
+
 /// A pool of threads of one lane, on which CPU kernels run.
 ///
 /// A kernel call returns when its work is done. Kernels cut their work by shape alone, never by
@@ -17,10 +19,29 @@ impl Pool {
     /// When the system refuses to start a thread.
     #[must_use]
     pub fn new(lane: &str, threads: usize) -> Self {
+        Self::build(lane, threads, |_| ())
+    }
+
+    /// As [`Pool::new`]; where the machine has several NUMA nodes, each thread stays on a core of
+    /// its own, on the nodes in turn.
+    ///
+    /// # Panics
+    /// As [`Pool::new`].
+    #[must_use]
+    pub fn spread(lane: &str, threads: usize) -> Self {
+        Self::build(lane, threads, |i| {
+            if let Some(core) = numa::core_of(i) {
+                numa::stay_on(&[core]);
+            }
+        })
+    }
+
+    fn build(lane: &str, threads: usize, start: fn(usize)) -> Self {
         let name = lane.to_owned();
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
             .thread_name(move |i| format!("{name}-{i}"))
+            .start_handler(start)
             .build()
             .expect("threads can be started");
         Self { pool, threads }

@@ -26,6 +26,15 @@ impl Queue {
         Self::Cpu(Pool::new(lane, threads))
     }
 
+    /// A CPU queue whose threads are spread over the machine's NUMA nodes: [`Pool::spread`].
+    ///
+    /// # Panics
+    /// When the system refuses to start a thread.
+    #[must_use]
+    pub fn spread(lane: &str, threads: usize) -> Self {
+        Self::Cpu(Pool::spread(lane, threads))
+    }
+
     /// Which make of device it is a queue of.
     #[must_use]
     pub fn make(&self) -> Make {

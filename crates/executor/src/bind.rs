@@ -2,7 +2,7 @@
 
 use lowtide_device::{Memory, Queue, View};
 use lowtide_planner::{Arg, Lane, Plan, Task, Tier, Use, Work};
-use lowtide_tiers::{Disk, Extent, Kind, Request};
+use lowtide_tiers::{Disk, Extent, Kind, Request, Ticket};
 
 use crate::error::{EngineError, ExecError};
 
@@ -97,34 +97,12 @@ pub(crate) fn run_task<E: Engine>(
             Ok(())
         }
         Work::Read | Work::Write => {
-            let (kind, disk_arg, host_arg) = if task.work == Work::Read {
-                (Kind::Read, &task.args[0], &task.args[1])
-            } else {
-                (Kind::Write, &task.args[1], &task.args[0])
-            };
-            let extent = &plan.slots[disk_arg.slot as usize];
-            let host = &plan.slots[host_arg.slot as usize];
-            let disk = tiers.disk.as_ref().expect("a plan with extents has a disk");
-            let memory = tiers
-                .host
-                .arena()
-                .range(host.offset + host_arg.offset, host_arg.bytes)
-                .expect("the checker proved that slots lie inside");
-            let extent = Extent {
-                offset: extent.offset + disk_arg.offset,
-                bytes: disk_arg.bytes,
-            };
-            disk.submit(Request {
-                kind,
-                extent,
-                memory,
-                deadline,
-            })
-            .wait()
-            .map_err(|source| ExecError::Disk {
-                task: label(),
-                source,
-            })
+            submit_transfer(plan, tiers, task, deadline)
+                .wait()
+                .map_err(|source| ExecError::Disk {
+                    task: label(),
+                    source,
+                })
         }
         _ => {
             let args: Vec<Bound<'_>> = task.args.iter().map(|a| bind(plan, tiers, a)).collect();
@@ -155,4 +133,31 @@ pub(crate) fn run_task<E: Engine>(
             }
         }
     }
+}
+
+/// Gives a read or a write to the disk.
+pub(crate) fn submit_transfer(plan: &Plan, tiers: &Tiers, task: &Task, deadline: u64) -> Ticket {
+    let (kind, disk_arg, host_arg) = if task.work == Work::Read {
+        (Kind::Read, &task.args[0], &task.args[1])
+    } else {
+        (Kind::Write, &task.args[1], &task.args[0])
+    };
+    let extent = &plan.slots[disk_arg.slot as usize];
+    let host = &plan.slots[host_arg.slot as usize];
+    let disk = tiers.disk.as_ref().expect("a plan with extents has a disk");
+    let memory = tiers
+        .host
+        .arena()
+        .range(host.offset + host_arg.offset, host_arg.bytes)
+        .expect("the checker proved that slots lie inside");
+    let extent = Extent {
+        offset: extent.offset + disk_arg.offset,
+        bytes: disk_arg.bytes,
+    };
+    disk.submit(Request {
+        kind,
+        extent,
+        memory,
+        deadline,
+    })
 }

@@ -13,6 +13,7 @@
 //! from a seed among all that the edges allow: what real threads could do, without luck.
 
 mod bind;
+mod disk_lane;
 mod error;
 mod progress;
 mod runner;

@@ -11,10 +11,11 @@ use std::time::{Duration, Instant};
 use lowtide_device::cuda::{CudaError, Gpu};
 use lowtide_device::{Memory, Queue};
 use lowtide_planner::plan::LANES;
-use lowtide_planner::{Lane, PartName, Plan, Tier, check};
+use lowtide_planner::{Lane, LaneKind, PartName, Plan, Tier, check};
 use lowtide_workload::Workload;
 
 use crate::bind::{Engine, Surroundings, Tiers, run_task};
+use crate::disk_lane;
 use crate::error::ExecError;
 use crate::progress::Progress;
 use crate::shuffled::Shuffle;
@@ -226,7 +227,7 @@ impl<E: Engine> Shared<E> {
     /// Waits for another lane's tasks: a host lane until they are complete, a stream until they
     /// are given, and then puts the wait in the stream. `waited` are the counts that this lane has
     /// waited for. False when the run has failed.
-    fn await_need(
+    pub fn await_need(
         &self,
         lane: usize,
         (other, count): (usize, u64),
@@ -297,7 +298,7 @@ impl<E: Engine> Shared<E> {
 
     /// Poisons the slots whose last use this task was. The next holder of any of their bytes waits
     /// for every user, so also for this one, which has not completed yet.
-    fn release(&self, queue: &Queue, s: &Submission<E::Step>, task_idx: u32) {
+    pub fn release(&self, queue: &Queue, s: &Submission<E::Step>, task_idx: u32) {
         let task = &self.plan.part(s.part)[task_idx as usize];
         for (i, arg) in task.args.iter().enumerate() {
             if task.args[..i].iter().any(|a| a.slot == arg.slot) {
@@ -329,7 +330,7 @@ impl<E: Engine> Shared<E> {
     }
 
     /// The device failed in something that was given to `lane` and is not complete.
-    fn lost(&self, lane: usize, source: CudaError) -> ExecError {
+    pub fn lost(&self, lane: usize, source: CudaError) -> ExecError {
         let task = match &*lock(&self.states[lane]) {
             LaneState::Running { part, task } | LaneState::Waiting { part, task, .. } => format!(
                 "{} at or before {} (with LOWTIDE_SYNC=1 the task itself is named)",
@@ -737,10 +738,14 @@ fn table(plan: &Plan, part: PartName) -> PartTable {
 
 /// One lane's thread: takes parts in order, runs its tasks of each in order.
 fn work<E: Engine>(shared: &Shared<E>, lane: Lane, receiver: &Receiver<Arc<Submission<E::Step>>>) {
+    if lane.kind == LaneKind::Disk {
+        return disk_lane::work(shared, lane, receiver);
+    }
     let l = lane.idx();
     let own = match (lane, &shared.streams) {
         (_, Some(streams)) if streams.is_stream(l) => None,
-        (Lane::GPU | Lane::HOST, _) => Some(Queue::new(lane.name(), shared.options.threads)),
+        (Lane::HOST, _) => Some(Queue::spread(lane.name(), shared.options.threads)),
+        (Lane::GPU, _) => Some(Queue::new(lane.name(), shared.options.threads)),
         _ => Some(Queue::new(lane.name(), 1)),
     };
     let queue = own

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use lowtide_units::Bytes;
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 
-use crate::{HostMemory, TierError};
+use crate::{HostMemory, TierError, numa};
 
 /// Bytes of a huge page; arenas at least this long start on a multiple of it.
 const HUGE: usize = 2 << 20;
@@ -230,12 +230,15 @@ impl Mapping {
         })
     }
 
-    /// Writes every page once, the threads taking pieces as they come.
+    /// Writes every page once, the threads taking pieces as they come. Where memory has several
+    /// nodes, pieces lie on them in turn: all of them then serve whoever updates, on any core.
     fn touch(&self, fill: Fill) {
-        let next = AtomicUsize::new(0);
-        let work = || {
+        let nodes = numa::nodes();
+        let n = nodes.len().max(1);
+        let next: Vec<AtomicUsize> = (0..n).map(|node| AtomicUsize::new(node * TOUCH)).collect();
+        let work = |node: usize| {
             loop {
-                let start = next.fetch_add(TOUCH, Ordering::Relaxed);
+                let start = next[node].fetch_add(n * TOUCH, Ordering::Relaxed);
                 if start >= self.bytes {
                     return;
                 }
@@ -252,13 +255,23 @@ impl Mapping {
                 }
             }
         };
+        let work = &work;
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let threads = self.bytes.div_ceil(TOUCH).min(cores).min(16);
         std::thread::scope(|scope| {
-            for _ in 1..threads {
-                scope.spawn(work);
+            if n > 1 {
+                for thread in 0..threads.next_multiple_of(n) {
+                    scope.spawn(move || {
+                        numa::stay_on(&nodes[thread % n]);
+                        work(thread % n);
+                    });
+                }
+                return;
             }
-            work();
+            for _ in 1..threads {
+                scope.spawn(|| work(0));
+            }
+            work(0);
         });
     }
 }

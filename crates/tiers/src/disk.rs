@@ -393,8 +393,8 @@ impl Disk {
     /// Queues a movement of bytes and returns at once. A request that cannot be (misaligned,
     /// outside, lengths that differ) gives a ticket that has failed already.
     ///
-    /// Requests run in order of their deadlines, except that of two whose extents overlap, one of
-    /// them a write, the one submitted first is served first.
+    /// Requests of one kind run in order of their deadlines, reads and writes in turn, except that
+    /// of two whose extents overlap, one of them a write, the one submitted first is served first.
     #[must_use = "the ticket is the only way to learn of the end or an error"]
     pub fn submit(&self, request: Request) -> Ticket {
         if let Err(error) = self.check(&request) {

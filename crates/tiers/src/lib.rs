@@ -3,8 +3,9 @@
 //! An [`Arena`] is one sealed allocation that the plan cuts into ranges. A [`Disk`] is one flat
 //! address space of bytes, striped over state files in a list of directories; [`Disk::submit`]
 //! moves an [`Extent`] of it from or to a [`RawRange`] of an arena, and the returned [`Ticket`]
-//! says when that is done. One arbiter per drive owns all I/O on it: it serves the earliest
-//! deadline first, keeps a few blocks in flight, and never reorders conflicting extents.
+//! says when that is done. One arbiter per drive owns all I/O on it: it serves reads and writes in
+//! turn, of each kind the earliest deadline first, keeps a few blocks in flight, and never reorders
+//! conflicting extents.
 //! [`RamDisk`] is the same disk with bytes in memory and seeded faults.
 //!
 //! Bound: the sum of the drives' bandwidths (reads and writes share it). O_DIRECT into huge pages
@@ -15,7 +16,9 @@ mod arena;
 mod checksums;
 mod disk;
 mod error;
+pub mod limits;
 mod memory;
+pub mod numa;
 mod probe;
 pub mod process;
 mod queue;
@@ -32,7 +35,7 @@ pub use disk::{Backend, Counters, Disk, DiskConfig, DriveConfig, Extent, Kind, O
 pub use error::{Os, TierError};
 pub use memory::HostMemory;
 pub use probe::{Mix, ProbeConfig, Rates, Share, probe, shares};
-pub use ram::{ChosenFault, Fault, Faults, RamConfig, RamDisk};
+pub use ram::{ChosenFault, Fault, Faults, Pace, RamConfig, RamDisk};
 pub use ticket::{Ticket, Times};
 
 /// Extents, and the memory they are read into or written from, start and end on multiples of this

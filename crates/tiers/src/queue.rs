@@ -2,8 +2,10 @@
 //!
 //! 1. A job waits for every earlier unfinished job it conflicts with (ranges overlap, one of the
 //!    two writes).
-//! 2. Among jobs that wait for nothing, the earliest deadline is served first, then the earliest
-//!    submission. Within a job, blocks go out in ascending order.
+//! 2. Among jobs of one kind that wait for nothing, the earliest deadline is served first, then the
+//!    earliest submission. Within a job, blocks go out in ascending order. Where both reads and
+//!    writes may go, the kind of which less is in flight goes next, then the earlier deadline: a
+//!    drive gives most while it has both, and neither kind starves.
 //! 3. A job that others wait for is as urgent as the most urgent of them.
 //! 4. A job is finished when nothing of it is in flight and either all was sent or one block
 //!    failed; what was not sent of a failed job is dropped, and jobs that waited for it go on.
@@ -28,8 +30,10 @@ pub(crate) struct Queue<J> {
     /// Blocks end at multiples of this many bytes of the drive's own addresses.
     block: u64,
     entries: BTreeMap<u64, Entry<J>>,
-    /// (urgency, number) of the jobs with something to send that wait for nothing.
-    ready: BTreeSet<(u64, u64)>,
+    /// By kind, (urgency, number) of the jobs with something to send that wait for nothing.
+    ready: [BTreeSet<(u64, u64)>; 2],
+    /// Blocks in flight, by kind.
+    in_flight: [usize; 2],
 }
 
 struct Entry<J> {
@@ -62,7 +66,8 @@ impl<J: Job> Queue<J> {
             next_seq: 0,
             block,
             entries: BTreeMap::new(),
-            ready: BTreeSet::new(),
+            ready: Default::default(),
+            in_flight: [0; 2],
         }
     }
 
@@ -86,7 +91,7 @@ impl<J: Job> Queue<J> {
             self.urge(earlier, urgency);
         }
         if waits_for.is_empty() {
-            self.ready.insert((urgency, seq));
+            self.ready[job.kind() as usize].insert((urgency, seq));
         }
         let (cursor, waited_by, error) = (local.start, Vec::new(), None);
         let entry = Entry {
@@ -107,8 +112,9 @@ impl<J: Job> Queue<J> {
         while let Some(seq) = left.pop() {
             let entry = self.entries.get_mut(&seq).expect("an unfinished job");
             if urgency < entry.urgency {
-                if self.ready.remove(&(entry.urgency, seq)) {
-                    self.ready.insert((urgency, seq));
+                let ready = &mut self.ready[entry.job.kind() as usize];
+                if ready.remove(&(entry.urgency, seq)) {
+                    ready.insert((urgency, seq));
                 }
                 entry.urgency = urgency;
                 left.extend(&entry.waits_for);
@@ -119,7 +125,14 @@ impl<J: Job> Queue<J> {
     /// The next block to send: its job's number, the job, and the own addresses to move.
     /// `limit` says how many bytes from an address on may go out as one.
     pub(crate) fn next(&mut self, limit: impl Fn(&J, u64) -> u64) -> Option<(u64, &J, Range<u64>)> {
-        let &(urgency, seq) = self.ready.first()?;
+        let first = |kind: usize| self.ready[kind].first().copied();
+        let kind = match (first(0), first(1)) {
+            (Some(a), Some(b)) => usize::from((self.in_flight[1], b) < (self.in_flight[0], a)),
+            (None, _) => 1,
+            (_, None) => 0,
+        };
+        let (urgency, seq) = first(kind)?;
+        self.in_flight[kind] += 1;
         let entry = self
             .entries
             .get_mut(&seq)
@@ -132,7 +145,7 @@ impl<J: Job> Queue<J> {
         entry.cursor = end;
         entry.in_flight += 1;
         if !entry.has_more() {
-            self.ready.remove(&(urgency, seq));
+            self.ready[kind].remove(&(urgency, seq));
         }
         Some((seq, &entry.job, start..end))
     }
@@ -148,9 +161,11 @@ impl<J: Job> Queue<J> {
             .entries
             .get_mut(&seq)
             .expect("a block in flight has a job");
+        let kind = entry.job.kind() as usize;
         entry.in_flight -= 1;
+        self.in_flight[kind] -= 1;
         if let Err(error) = result {
-            self.ready.remove(&(entry.urgency, seq));
+            self.ready[kind].remove(&(entry.urgency, seq));
             entry.error.get_or_insert(error);
         }
         if entry.in_flight > 0 || entry.has_more() {
@@ -161,7 +176,8 @@ impl<J: Job> Queue<J> {
             let waiting = self.entries.get_mut(&later).expect("it still waits");
             waiting.waits_for.remove(&seq);
             if waiting.is_ready() {
-                self.ready.insert((waiting.urgency, later));
+                let ready = &mut self.ready[waiting.job.kind() as usize];
+                ready.insert((waiting.urgency, later));
             }
         }
         Some((entry.job, entry.error.map_or(Ok(()), Err)))
@@ -235,6 +251,21 @@ mod tests {
         assert_eq!(send(&mut q), Some((0, 10..17)));
         assert_eq!(send(&mut q), Some((0, 17..20)));
         assert_eq!(send(&mut q), Some((1, 40..42)));
+    }
+
+    #[test]
+    fn reads_and_writes_go_in_turn_whatever_their_deadlines() {
+        // Blocks of 10, limits of 7: 0..10 is two blocks.
+        let mut q = queue(&[(Kind::Read, 0..20, 1), (Kind::Write, 40..60, 2)]);
+        assert_eq!(send(&mut q), Some((0, 0..7)));
+        assert_eq!(send(&mut q), Some((1, 40..47)));
+        assert_eq!(send(&mut q), Some((0, 7..10)));
+        assert_eq!(send(&mut q), Some((1, 47..50)));
+        // A write ended: the writes are behind.
+        assert!(q.done(1, Ok(())).is_none());
+        assert_eq!(send(&mut q), Some((1, 50..57)));
+        assert_eq!(send(&mut q), Some((0, 10..17)));
+        assert_eq!(q.in_flight, [3, 2]);
     }
 
     #[test]

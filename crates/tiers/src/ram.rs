@@ -17,9 +17,9 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use lowtide_units::Bytes;
+use lowtide_units::{Bytes, BytesPerSecond};
 
 use crate::arbiter::{Arbiter, Io};
 use crate::disk::{Disk, Kind, Layout};
@@ -44,6 +44,18 @@ pub struct RamConfig {
     pub verify_reads: Option<Bytes>,
     /// What goes wrong.
     pub faults: Faults,
+    /// How fast each drive is; `None`: as fast as memory.
+    pub pace: Option<Pace>,
+}
+
+/// A drive that does one read and one write at a time, each at its own rate and neither in the
+/// other's way: what keeps a drive busy, and what does not, then shows in its time alone.
+#[derive(Clone, Copy, Debug)]
+pub struct Pace {
+    /// Reads.
+    pub read: BytesPerSecond,
+    /// Writes.
+    pub write: BytesPerSecond,
 }
 
 /// What goes wrong on a disk in memory. The default is nothing.
@@ -113,6 +125,7 @@ impl RamConfig {
             depth: 8,
             verify_reads: None,
             faults,
+            pace: None,
         }
     }
 }
@@ -149,7 +162,7 @@ impl RamDisk {
         let mut disk = Disk::without_arbiters(need.0, Arc::clone(&stripe), verify_reads);
         let mut drives = Vec::new();
         for drive in 0..config.weights.len() {
-            let medium = Arc::new(RamDrive::new(drive, Arc::clone(&stripe), need.0, faults));
+            let medium = Arc::new(RamDrive::new(drive, Arc::clone(&stripe), need.0, config));
             drives.push(Arc::clone(&medium));
             let setup = disk.setup(PathBuf::from(format!("ram:{drive}")), 0, block, depth);
             let make = move || {
@@ -212,6 +225,7 @@ struct RamDrive {
     drive: usize,
     stripe: Arc<Stripe>,
     faults: Faults,
+    pace: Option<Pace>,
     state: Mutex<RamState>,
 }
 
@@ -223,21 +237,26 @@ struct RamState {
     /// How often each chosen fault may still happen.
     left: Vec<u32>,
     counts: HashMap<Fault, u64>,
+    /// By kind, when what was asked so far will have moved.
+    busy_until: [Instant; 2],
 }
 
 impl RamDrive {
-    fn new(drive: usize, stripe: Arc<Stripe>, total: u64, faults: &Faults) -> Self {
+    fn new(drive: usize, stripe: Arc<Stripe>, total: u64, config: &RamConfig) -> Self {
+        let faults = &config.faults;
         let state = RamState {
             bytes: vec![0; stripe.local_len(drive, total) as usize],
             asked: HashMap::new(),
             n_writes: 0,
             left: faults.chosen.iter().map(|chosen| chosen.times).collect(),
             counts: HashMap::new(),
+            busy_until: [Instant::now(); 2],
         };
         Self {
             drive,
             stripe,
             faults: faults.clone(),
+            pace: config.pace,
             state: Mutex::new(state),
         }
     }
@@ -305,6 +324,19 @@ impl Medium for RamDrive {
         if !latency.is_zero() {
             drop(state);
             std::thread::sleep(latency);
+            state = self.lock();
+        }
+        if let Some(pace) = self.pace {
+            let rate = match io.kind {
+                Kind::Read => pace.read,
+                Kind::Write => pace.write,
+            };
+            let busy = &mut state.busy_until[io.kind as usize];
+            let time = Duration::from_secs_f64(io.bytes as f64 / rate.0);
+            let end = Instant::now().max(*busy) + time;
+            *busy = end;
+            drop(state);
+            std::thread::sleep(end.saturating_duration_since(Instant::now()));
             state = self.lock();
         }
         let fault = self.fault(&mut state, io, &mut chance);

@@ -60,7 +60,12 @@ impl Uring {
         let (registered, memory) = match host.map(|arena| (arena, register(&ring, arena))) {
             None => (None, "no registered memory".to_owned()),
             Some((arena, Ok(()))) => (Some(arena.clone()), "registered memory".to_owned()),
-            Some((_, Err(e))) => (None, format!("memory not registered ({e})")),
+            Some((_, Err(e))) => {
+                let limit = crate::limits::locked_memory();
+                let limit = limit.map_or("none".to_owned(), |l| l.to_string());
+                let why = format!("memory not registered ({e}; limit of locked memory: {limit})");
+                (None, why)
+            }
         };
         let _file = Arc::clone(file);
         let mut lane = Self {

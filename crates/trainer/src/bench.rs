@@ -20,7 +20,7 @@ use serde::Serialize;
 use crate::data::Micro;
 use crate::device;
 use crate::error::TrainError;
-use crate::fit::{hyper, machine_of, open_session};
+use crate::fit::{host_note, hyper, machine_of, open_session};
 use crate::planning::{Planned, budgets_of, clip_of, decoder_of, plan_with, shape_of};
 use crate::random::Philox;
 use crate::report::{LaneCompared, Observer, compare_lanes, moved_bytes};
@@ -97,6 +97,7 @@ pub fn step(
     let shape = shape_of(run)?;
     let device = device::open(run, &shape)?;
     observer.note(&device.note);
+    observer.note(&host_note(run, device.gpu.is_some()));
     let decoder = decoder_of(run, run.batch(), device.target)?;
     let machine = machine_of(run, &device, &decoder, None)?;
     let budgets = budgets_of(run, &device)?;

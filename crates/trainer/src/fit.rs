@@ -41,15 +41,7 @@ pub use crate::report::{LaneCompared, Observer, StepLine, TrainReport};
 use crate::report::{compare_lanes, moved_bytes};
 use crate::step::{DiskChoice, Session, SessionOptions, StepData};
 use crate::tally::Tally;
-
-/// Threads of a run.
-#[must_use]
-pub fn threads_of(run: &Run) -> usize {
-    run.threads.map_or_else(
-        || std::thread::available_parallelism().map_or(1, usize::from),
-        |n| n as usize,
-    )
-}
+pub use crate::threads::{host_note, threads_of, usual_threads};
 
 /// Rates for a run: of its machine file, or measured now at the run's own shapes, on a sample of
 /// its inputs where there is one.
@@ -66,7 +58,7 @@ pub fn machine_of(
         return load_machine(path);
     }
     let options = ProbeOptions {
-        threads: threads_of(run),
+        threads: threads_of(run, device.gpu.is_some()),
         directories: directories_of(run),
         seconds: 0.1,
         date: today(),
@@ -138,7 +130,7 @@ pub fn open_session(
         DiskChoice::None
     };
     let options = SessionOptions {
-        threads: threads_of(run),
+        threads: threads_of(run, planned.device.gpu.is_some()),
         mode: Mode::Threads,
         trace_events,
         disk,
@@ -244,6 +236,7 @@ pub fn train(
     let tokenizer = open_tokenizer(run, now)?;
     let device = device::open(run, &shape_of(run)?)?;
     observer.note(&device.note);
+    observer.note(&host_note(run, device.gpu.is_some()));
     if let (Some(gpu), Some((_, state))) = (&device.gpu, &resumed) {
         gpu.set_choices(&state.products)?;
     }

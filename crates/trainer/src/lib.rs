@@ -18,6 +18,7 @@ pub mod random;
 pub mod report;
 pub mod step;
 mod tally;
+mod threads;
 pub mod together;
 pub mod verify;
 

@@ -66,6 +66,9 @@ const STATE_BYTES: u64 = 14;
 /// Copies between two looks at the clock on a GPU: their launches then cost nothing beside them.
 const COPIES: u64 = 4;
 
+/// Rates of lanes when nothing else runs: parameters, flops or bytes a second.
+pub type Alone = Vec<(Lane, f64)>;
+
 /// The lanes of a run without a plan: each can do its own work again and again.
 ///
 /// On the CPU device there is a gpu lane (a product of matrices); on a GPU there is none, as its
@@ -118,7 +121,7 @@ impl Lanes {
             Some(Disk::open(&disk.fit(bytes)?, Some(host.arena()))?)
         };
         let stream = |gpu| cuda::Queue::new(gpu).map(Queue::Cuda);
-        let mut queues = vec![(Lane::HOST, Queue::new("host", config.threads))];
+        let mut queues = vec![(Lane::HOST, Queue::spread("host", config.threads))];
         for lane in [Lane::H2D, Lane::D2H] {
             queues.push((
                 lane,
@@ -315,7 +318,7 @@ impl Lanes {
         sets: &[Vec<Lane>],
         seconds: f64,
         rounds: usize,
-    ) -> Result<(Vec<(Lane, f64)>, Vec<Together>), TrainError> {
+    ) -> Result<(Alone, Vec<Together>), TrainError> {
         let lanes = self.all();
         let mut alone = vec![0.0f64; lanes.len()];
         let mut sums: Vec<Vec<f64>> = sets.iter().map(|s| vec![0.0; s.len()]).collect();
@@ -329,7 +332,7 @@ impl Lanes {
                 }
             }
         }
-        let alone: Vec<(Lane, f64)> = lanes.into_iter().zip(alone).collect();
+        let alone: Alone = lanes.into_iter().zip(alone).collect();
         let of = |lane: Lane| {
             alone
                 .iter()

@@ -74,10 +74,13 @@ pub enum CudaError {
         total: Bytes,
     },
     /// Host memory could not be registered.
-    #[error("registering {need} of host memory with the driver: {what} (limit of locked memory?)")]
+    #[error("registering {need} of host memory with the driver: {what} (limit of locked memory: {})",
+        limit.map_or("none".to_owned(), |l| l.to_string()))]
     Pin {
         /// Bytes.
         need: Bytes,
+        /// `RLIMIT_MEMLOCK`, where there is one.
+        limit: Option<Bytes>,
         /// The driver's message.
         what: String,
     },

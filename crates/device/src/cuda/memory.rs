@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use cudarc::driver::sys;
-use lowtide_tiers::Arena;
+use lowtide_tiers::{Arena, limits};
 use lowtide_units::Bytes;
 
 use super::error::{message, ok};
@@ -112,6 +112,7 @@ impl Pinned {
             if told != sys::CUresult::CUDA_SUCCESS {
                 return Err(CudaError::Pin {
                     need: arena.bytes(),
+                    limit: limits::locked_memory(),
                     what: message(told),
                 });
             }

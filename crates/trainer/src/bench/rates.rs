@@ -186,7 +186,9 @@ pub fn links(gpu: &Gpu, seconds: f64) -> Result<LinksReport, TrainError> {
                 down.copy(&host.view(most + at, bytes), &device.view(most + at, bytes));
             }
         }
-        gpu.synchronize()?;
+        for q in [&up, &down] {
+            q.cuda().map_or(Ok(()), cuda::Queue::synchronize)?;
+        }
         Ok(begin.elapsed().as_secs_f64())
     };
     let rate = |bytes: u64, ways: (bool, bool)| -> Result<f64, TrainError> {

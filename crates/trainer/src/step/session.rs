@@ -10,7 +10,7 @@ use lowtide_executor::{ExecError, Measured, Mode, Options, Runner, Tiers};
 use lowtide_kernels::adamw::Hyper;
 use lowtide_model::Decoder;
 use lowtide_planner::{Clip, PartName, Plan, Slot, Tensor, Tier};
-use lowtide_tiers::{Arena, Disk, DiskConfig, Fill, TierError};
+use lowtide_tiers::{Arena, Disk, DiskConfig, Fill, TierError, limits};
 
 use super::engine::{ClipRule, Engine, Outcome, StepData, first_clip};
 use super::homes::Homes;
@@ -100,6 +100,21 @@ impl Session {
         } else {
             Fill::Zero
         };
+        let need = plan.tier(Tier::Disk).planned_bytes;
+        let config = match &options.disk {
+            DiskChoice::Directories(drives) if need.0 > 0 => {
+                for (dir, _) in drives {
+                    std::fs::create_dir_all(dir).map_err(TrainError::io(dir))?;
+                }
+                Some(DiskConfig::new(drives.clone()).fit(need)?)
+            }
+            _ => None,
+        };
+        let mut arenas = plan.tier(Tier::Host).planned_bytes;
+        if options.gpu.is_none() {
+            arenas += plan.tier(Tier::Device).planned_bytes;
+        }
+        limits::check(arenas, config.as_ref())?;
         let arena = |tier| Arena::new(plan.tier(tier).planned_bytes, fill);
         let (device, host) = match &options.gpu {
             None => (
@@ -115,16 +130,9 @@ impl Session {
                 (device, Memory::pinned(arena(Tier::Host)?, gpu)?)
             }
         };
-        let need = plan.tier(Tier::Disk).planned_bytes;
-        let disk = match options.disk {
-            DiskChoice::Open(disk) => Some(disk),
-            DiskChoice::Directories(drives) if need.0 > 0 => {
-                for (dir, _) in &drives {
-                    std::fs::create_dir_all(dir).map_err(TrainError::io(dir))?;
-                }
-                let config = DiskConfig::new(drives).fit(need)?;
-                Some(Disk::open(&config, Some(host.arena()))?)
-            }
+        let disk = match (options.disk, config) {
+            (DiskChoice::Open(disk), _) => Some(disk),
+            (_, Some(config)) => Some(Disk::open(&config, Some(host.arena()))?),
             _ => None,
         };
         let tiers = Tiers { device, host, disk };

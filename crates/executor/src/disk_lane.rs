@@ -1,0 +1,205 @@
+//! A disk lane's worker: the next transfer is with the drive before the last one has ended, so that
+//! the drive never runs dry between two of them.
+//!
+//! One thread submits tasks in plan order as soon as their edges allow, at most [`AHEAD`] before
+//! they end; another waits for them in the same order and completes them. Others see what they
+//! always saw: a lane that completes its tasks one after the other. What tasks of one lane owe each
+//! other because the lane is serial holds still: writes to the same extent are kept in order by the
+//! drive's arbiter, and a read into memory that an unfinished one of the lane fills waits for it, as
+//! does everything that is no transfer.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
+
+use lowtide_device::Queue;
+use lowtide_planner::plan::LANES;
+use lowtide_planner::{Lane, PartName, Work};
+use lowtide_tiers::Ticket;
+
+use crate::bind::{Engine, submit_transfer};
+use crate::error::ExecError;
+use crate::runner::{LaneState, Shared, Submission, lock};
+use crate::timeline::{Event, seconds};
+
+/// Transfers of a lane that are submitted and not complete. With two, the drive has the next one's
+/// blocks when the last blocks of this one are in flight; more would only hold slots longer.
+const AHEAD: u64 = 2;
+
+/// A transfer that the drive has.
+struct Flying<S> {
+    submission: Arc<Submission<S>>,
+    task: u32,
+    ticket: Ticket,
+    start: f64,
+}
+
+/// What the lane shows of itself while it stands still.
+struct Shown {
+    flying: VecDeque<(PartName, u32, Range<u64>)>,
+    next: LaneState,
+}
+
+impl Shown {
+    fn state(&self) -> LaneState {
+        match self.flying.front() {
+            Some(&(part, task, _)) => LaneState::Running { part, task },
+            None => self.next.clone(),
+        }
+    }
+}
+
+struct DiskLane<'a, E: Engine> {
+    shared: &'a Shared<E>,
+    lane: usize,
+    queue: Queue,
+    shown: Mutex<Shown>,
+}
+
+/// The lane's thread: as `work` of the other lanes.
+pub(crate) fn work<E: Engine>(
+    shared: &Shared<E>,
+    lane: Lane,
+    receiver: &Receiver<Arc<Submission<E::Step>>>,
+) {
+    let lane = DiskLane {
+        shared,
+        lane: lane.idx(),
+        queue: Queue::new(lane.name(), 1),
+        shown: Mutex::new(Shown {
+            flying: VecDeque::new(),
+            next: LaneState::Idle,
+        }),
+    };
+    let (sender, flying) = channel();
+    std::thread::scope(|scope| {
+        scope.spawn(|| lane.complete_all(flying));
+        lane.submit_all(receiver, &sender);
+        drop(sender);
+    });
+}
+
+impl<E: Engine> DiskLane<'_, E> {
+    fn submit_all(
+        &self,
+        receiver: &Receiver<Arc<Submission<E::Step>>>,
+        sender: &Sender<Flying<E::Step>>,
+    ) {
+        let (shared, l) = (self.shared, self.lane);
+        let mut waited = [0; LANES];
+        for s in receiver {
+            let seam = shared.seam(&s);
+            let table = &shared.tables[s.part as usize];
+            for &task in &table.lanes[l] {
+                for need in shared.needs(&s, task, seam) {
+                    let (other, count) = need;
+                    if waited[other] >= count {
+                        continue;
+                    }
+                    self.show_next(LaneState::Waiting {
+                        part: s.part,
+                        task,
+                        lane: other,
+                        count,
+                    });
+                    match shared.await_need(l, need, &mut waited) {
+                        Ok(true) => {}
+                        Ok(false) => return,
+                        Err(source) => return shared.fail(shared.lost(other, source)),
+                    }
+                }
+                // Tasks of this lane before this one.
+                let before = s.base[l] + u64::from(table.position[task as usize]);
+                let work = shared.plan.part(s.part)[task as usize].work;
+                let transfer = matches!(work, Work::Read | Work::Write);
+                let memory = self.memory(&s, task);
+                let alone = !transfer || (work == Work::Read && self.is_being_filled(&memory));
+                let ahead = if alone { 0 } else { AHEAD - 1 };
+                if !shared.progress.wait(l, before.saturating_sub(ahead)) {
+                    return;
+                }
+                if !transfer {
+                    self.show_next(LaneState::Running { part: s.part, task });
+                    if let Err(error) = shared.run(&self.queue, &s, task) {
+                        return shared.fail(error);
+                    }
+                    continue;
+                }
+                lock(&self.shown).flying.push_back((s.part, task, memory));
+                self.show_next(LaneState::Idle);
+                let start = seconds(shared.epoch);
+                let flying = Flying {
+                    ticket: submit_transfer(
+                        &shared.plan,
+                        &shared.tiers,
+                        &shared.plan.part(s.part)[task as usize],
+                        (u64::from(s.seq) << 32) | u64::from(task),
+                    ),
+                    submission: Arc::clone(&s),
+                    task,
+                    start,
+                };
+                if sender.send(flying).is_err() {
+                    return; // the other thread has failed the run
+                }
+            }
+            self.show_next(LaneState::Idle);
+        }
+    }
+
+    fn complete_all(&self, flying: Receiver<Flying<E::Step>>) {
+        let (shared, l) = (self.shared, self.lane);
+        let mut last = 0.0f64;
+        for f in flying {
+            if let Err(source) = f.ticket.wait() {
+                let task = shared.label(f.submission.part, f.task);
+                return shared.fail(ExecError::Disk { task, source });
+            }
+            let s = &f.submission;
+            if shared.options.poison {
+                shared.release(&self.queue, s, f.task);
+            }
+            // A lane does one task at a time: what began under another one begins with its end.
+            let event = Event {
+                part: s.part,
+                submission: s.seq,
+                task: f.task,
+                start: f.start.max(last),
+                end: seconds(shared.epoch),
+            };
+            last = event.end;
+            let task = &shared.plan.part(s.part)[f.task as usize];
+            lock(&shared.records[l]).add(task, event);
+            let mut shown = lock(&self.shown);
+            shown.flying.pop_front();
+            *lock(&shared.states[l]) = shown.state();
+            drop(shown);
+            shared.progress.complete(l);
+        }
+    }
+
+    fn show_next(&self, next: LaneState) {
+        let mut shown = lock(&self.shown);
+        shown.next = next;
+        *lock(&self.shared.states[self.lane]) = shown.state();
+    }
+
+    /// The bytes of the host arena that a transfer reads or writes; empty for other work.
+    fn memory(&self, s: &Submission<E::Step>, task: u32) -> Range<u64> {
+        let plan = &self.shared.plan;
+        let task = &plan.part(s.part)[task as usize];
+        let arg = match task.work {
+            Work::Read => &task.args[1],
+            Work::Write => &task.args[0],
+            _ => return 0..0,
+        };
+        let start = plan.slots[arg.slot as usize].offset + arg.offset;
+        start..start + arg.bytes
+    }
+
+    fn is_being_filled(&self, memory: &Range<u64>) -> bool {
+        let overlaps = |other: &Range<u64>| other.start < memory.end && memory.start < other.end;
+        lock(&self.shown).flying.iter().any(|f| overlaps(&f.2))
+    }
+}

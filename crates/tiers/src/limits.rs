@@ -1,0 +1,144 @@
+//! What a run is about to reserve, held against every limit before any of it is touched.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use lowtide_units::Bytes;
+
+use crate::state_file::{DATA, NAME};
+use crate::{DiskConfig, HostMemory, TierError, process};
+
+/// What a process takes beside its arenas: threads, libraries, staging, data. Budgets that are left
+/// open keep more than this free.
+pub const BESIDE: Bytes = Bytes(128 << 20);
+
+/// Holds what a run will reserve against what there is: `arenas` bytes of host memory in all, and
+/// what `disk` asks of each file system. Touches nothing.
+///
+/// # Errors
+/// [`TierError::HostMemory`] with the limit that is too low, [`TierError::Space`] with the first
+/// directory whose file system has too little for all that would lie on it.
+pub fn check(arenas: Bytes, disk: Option<&DiskConfig>) -> Result<(), TierError> {
+    let host = HostMemory::now();
+    holds(&host, arenas)?;
+    disk.map_or(Ok(()), space)
+}
+
+fn holds(host: &HostMemory, arenas: Bytes) -> Result<(), TierError> {
+    let need = Bytes(arenas.0.saturating_add(BESIDE.0));
+    if need <= host.available {
+        return Ok(());
+    }
+    Err(TierError::HostMemory {
+        need,
+        have: host.available,
+        limit: host.limit,
+    })
+}
+
+/// Directories may share a file system: then their state files must fit together.
+fn space(disk: &DiskConfig) -> Result<(), TierError> {
+    let mut systems: Vec<(u64, &Path, u64, u64)> = Vec::new();
+    for drive in &disk.drives {
+        let file = drive.dir.join(NAME);
+        let meta =
+            fs::metadata(&drive.dir).map_err(|e| TierError::file("looking at", &drive.dir, &e))?;
+        // A file of an earlier run is emptied first.
+        let old = fs::metadata(&file).map_or(0, |m| m.blocks() * 512);
+        let need = DATA.saturating_add(drive.bytes.0);
+        match systems.iter_mut().find(|s| s.0 == meta.dev()) {
+            Some(system) => {
+                system.2 = system.2.saturating_add(need);
+                system.3 += old;
+            }
+            None => systems.push((meta.dev(), &drive.dir, need, old)),
+        }
+    }
+    for (_, dir, need, old) in systems {
+        let free = Bytes(process::disk_free(dir)?.0.saturating_add(old));
+        if need > free.0 {
+            return Err(TierError::Space {
+                path: dir.join(NAME),
+                need: Bytes(need),
+                free,
+            });
+        }
+    }
+    Ok(())
+}
+
+/// The limit on memory that this process may lock (`RLIMIT_MEMLOCK`); `None` without one, or where
+/// the system does not say. io_uring's registered memory counts against it; a GPU's driver may or
+/// may not count what it pins.
+#[must_use]
+pub fn locked_memory() -> Option<Bytes> {
+    locked(&fs::read_to_string(PathBuf::from("/proc/self/limits")).ok()?)
+}
+
+/// The soft limit in the text of `/proc/<pid>/limits`.
+fn locked(text: &str) -> Option<Bytes> {
+    let line = text
+        .lines()
+        .find_map(|l| l.strip_prefix("Max locked memory"))?;
+    line.split_whitespace().next()?.parse().ok().map(Bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_sum_of_all_arenas_counts_with_what_the_process_needs() {
+        let host = HostMemory {
+            total: Bytes::GIB,
+            available: Bytes::GIB,
+            limit: "cgroup v2",
+        };
+        assert_eq!(holds(&host, Bytes::GIB - BESIDE), Ok(()));
+        let error = holds(&host, Bytes::GIB - BESIDE + Bytes(1)).unwrap_err();
+        let told = TierError::HostMemory {
+            need: Bytes::GIB + Bytes(1),
+            have: Bytes::GIB,
+            limit: "cgroup v2",
+        };
+        assert_eq!(error, told);
+        assert!(error.to_string().contains("cgroup v2"), "{error}");
+        assert!(holds(&host, Bytes(u64::MAX)).is_err());
+    }
+
+    #[test]
+    fn directories_of_one_file_system_must_fit_together() {
+        let (a, b) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let free = process::disk_free(a.path()).unwrap().0;
+        let disk = |each: u64| {
+            let dirs = [a.path(), b.path()].map(|d| (d.to_owned(), 1.0));
+            let mut disk = DiskConfig::new(dirs);
+            disk.drives.iter_mut().for_each(|d| d.bytes = Bytes(each));
+            disk
+        };
+        assert_eq!(check(Bytes::ZERO, Some(&disk(1 << 20))), Ok(()));
+        // Each fits alone, both do not.
+        let error = check(Bytes::ZERO, Some(&disk(free / 4 * 3))).unwrap_err();
+        assert!(
+            matches!(&error, TierError::Space { need, free, path }
+                if need > free && path.starts_with(a.path())),
+            "{error}"
+        );
+        for dir in [a.path(), b.path()] {
+            assert_eq!(fs::read_dir(dir).unwrap().count(), 0, "something was made");
+        }
+    }
+
+    #[test]
+    fn the_limit_of_locked_memory_is_read() {
+        let child = std::process::Command::new("sh")
+            .args(["-c", "ulimit -l 48 && cat /proc/self/limits"])
+            .output()
+            .unwrap();
+        let text = String::from_utf8(child.stdout).unwrap();
+        assert_eq!(locked(&text), Some(Bytes::KIB * 48), "{text}");
+        let unlimited = "Max locked memory         unlimited            unlimited            bytes";
+        assert_eq!(locked(unlimited), None);
+    }
+}
