@@ -38,7 +38,7 @@ fn every_choice(layers: u32, accumulate: u32) -> Vec<(lowtide_workload::Workload
                             };
                             c.update = vec![update; n];
                             c.inputs = inputs;
-                            c.gradients = gradients;
+                            c.gradients = vec![gradients; n];
                             c.saved.iter_mut().for_each(|s| s.fill(saved));
                             c.prefetch = (k % 3) as u8;
                             c.pieces = if k > 1 {
@@ -84,7 +84,7 @@ fn no_edge_is_superfluous_and_every_missing_one_is_found() {
     c.weights = vec![Tier::Host; n];
     c.optimizer = vec![Tier::Disk; n];
     c.update = vec![Processor::Host; n];
-    c.gradients = Tier::Host;
+    c.gradients = vec![Tier::Host; n];
     c.inputs = Tier::Host;
     c.saved.iter_mut().for_each(|s| s.fill(Saved::Recompute));
     let good = build(&w, &c, Clip::Exact, Budgets::UNLIMITED, &machine());

@@ -436,7 +436,7 @@ impl Emitter<'_> {
                 st.device.insert(Tensor::Weight(p), slot);
             }
             if let Some(g) = self.homes.gradient[p as usize]
-                && self.choice.gradients == Tier::Device
+                && self.choice.gradients[unit] == Tier::Device
             {
                 st.device.insert(Tensor::Gradient(p), g);
                 if self.w.gradient == Dtype::F32 {
@@ -540,12 +540,12 @@ impl Emitter<'_> {
                 Tensor::Weight(_) => true,
                 Tensor::Gradient(p) => {
                     self.homes.gradient[p as usize].is_some()
-                        && self.choice.gradients == Tier::Device
+                        && self.choice.gradients[self.unit_of(p)] == Tier::Device
                 }
                 Tensor::Accumulator(p) => {
                     self.w.gradient == Dtype::F32
                         && self.homes.gradient[p as usize].is_some()
-                        && self.choice.gradients == Tier::Device
+                        && self.choice.gradients[self.unit_of(p)] == Tier::Device
                 }
                 _ => false,
             };

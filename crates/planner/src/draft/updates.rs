@@ -168,7 +168,7 @@ impl Emitter<'_> {
             Dtype::Bf16 => st.device[&Tensor::Gradient(p)],
         };
         let bytes = self.gradient_bytes(p);
-        match (updates, self.choice.gradients) {
+        match (updates, self.choice.gradients[self.unit_of(p)]) {
             (Updates::UnderBackward, _) => {
                 st.finished.insert(p, (source, parts));
             }
