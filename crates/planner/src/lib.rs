@@ -18,6 +18,7 @@ pub mod plan;
 mod program;
 pub mod search;
 pub mod simulate;
+pub mod waits;
 
 pub use build::build;
 pub use choice::{Budgets, Choice, Clip, LoopOrder, Pieces, Processor, Saved};

@@ -152,8 +152,9 @@ fn emitter<'a>(
     }
 }
 
-/// Makes the draft.
-pub(crate) fn draft(w: &Workload, choice: &Choice, clip: Clip) -> Draft {
+/// Makes the draft of the parts named; the others are empty. A part is the same whichever others
+/// are made with it.
+pub(crate) fn draft(w: &Workload, choice: &Choice, clip: Clip, names: &[PartName]) -> Draft {
     let pieces = cut(w, choice.pieces);
     let mut piece_of = vec![0; w.params.len()];
     for (i, piece) in pieces.iter().enumerate() {
@@ -166,26 +167,28 @@ pub(crate) fn draft(w: &Workload, choice: &Choice, clip: Clip) -> Draft {
     e.saved = w.units.iter().map(lowtide_workload::Unit::saved).collect();
     e.place_homes();
     let train = program(w, choice, &pieces, &piece_of, Purpose::Train);
-    let evaluate = program(w, choice, &pieces, &piece_of, Purpose::Evaluate);
-    let infer = program(w, choice, &pieces, &piece_of, Purpose::Infer);
-    let (train, evaluate, infer) = (
-        e.schedule(&train),
-        e.schedule(&evaluate),
-        e.schedule(&infer),
-    );
+    let train = e.schedule(&train);
     let parts = PartName::ALL
         .iter()
         .enumerate()
         .map(|(i, &name)| {
+            if !names.contains(&name) {
+                return Vec::new();
+            }
             e.part = i;
             e.tasks = Vec::new();
             e.waiting.clear();
+            let mut forward = |purpose| {
+                let program = program(w, choice, &pieces, &piece_of, purpose);
+                let schedule = e.schedule(&program);
+                e.forward(&schedule, purpose);
+            };
             match name {
                 PartName::First => e.train(&train, Updates::first(clip)),
                 PartName::Steady => e.train(&train, Updates::steady(clip)),
                 PartName::Drain => e.drain(train.program),
-                PartName::Evaluate => e.forward(&evaluate, Purpose::Evaluate),
-                PartName::Infer => e.forward(&infer, Purpose::Infer),
+                PartName::Evaluate => forward(Purpose::Evaluate),
+                PartName::Infer => forward(Purpose::Infer),
             }
             std::mem::take(&mut e.tasks)
         })

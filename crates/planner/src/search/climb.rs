@@ -33,15 +33,25 @@ struct Climb<'s, 'a> {
 }
 
 impl Search<'_> {
-    /// The best that can be reached from a start, simulating at most `work` tasks.
-    pub(super) fn climb(&self, start: Candidate, work: u64) -> Candidate {
+    /// A start with the bytes that are left spent in the best of a few orders.
+    pub(super) fn spend(&self, start: Candidate) -> Candidate {
         let least = start.mix.clone();
         let mut climb = Climb {
             search: self,
             best: start,
-            left: work,
+            left: u64::MAX,
         };
         climb.spend(&least);
+        climb.best
+    }
+
+    /// The best that can be reached from a candidate, simulating about `work` tasks at most.
+    pub(super) fn climb(&self, from: Candidate, work: u64) -> Candidate {
+        let mut climb = Climb {
+            search: self,
+            best: from,
+            left: work,
+        };
         climb.turn();
         climb.best
     }
@@ -108,7 +118,7 @@ impl Climb<'_, '_> {
         }
         let (seconds, tasks) = self.search.timed(&choice);
         self.left = self.left.saturating_sub(tasks);
-        if seconds < limit {
+        if seconds < limit && self.search.holds_whole(&choice) {
             self.best = Candidate {
                 mix: mix.clone(),
                 choice,
@@ -153,11 +163,14 @@ impl Climb<'_, '_> {
     fn turn(&mut self) {
         let n = self.search.r.workload.units.len();
         let mut step = (n / 4).max(1);
+        self.sorts();
         loop {
-            let mut better = self.sorts();
-            better |= self.streamed(step);
-            better |= self.singles(step);
+            let mut better = self.singles(step);
             better |= self.exchanges(step);
+            better |= self.streamed(step);
+            if !better {
+                better |= self.sorts();
+            }
             if self.left == 0 {
                 return;
             }

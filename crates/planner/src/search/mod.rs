@@ -106,7 +106,7 @@ struct Search<'a> {
 #[derive(Default)]
 struct Seen {
     sizes: RefCell<FastMap<Choice, Size>>,
-    /// Seconds of a step, and the tasks that were simulated to know.
+    whole: RefCell<FastMap<Choice, [u64; 3]>>,
     seconds: RefCell<FastMap<Choice, f64>>,
     /// The newest draft that fits; likely to be timed next.
     newest: RefCell<Option<(Choice, Draft, Layout)>>,
@@ -143,6 +143,15 @@ pub fn plan(r: &Request<'_>) -> Result<Plan, PlanError> {
     Ok(plan)
 }
 
+/// The parts that are made to size and time a choice. Before the first norm is known the gradients
+/// of `previous` wait inside `first`, which then needs more than a steady step.
+fn timed_parts(clip: Clip) -> &'static [PartName] {
+    match clip {
+        Clip::Previous => &[PartName::First, PartName::Steady],
+        Clip::Exact | Clip::None => &[PartName::Steady],
+    }
+}
+
 fn fits(need: &[u64; 3], budgets: &Budgets) -> bool {
     Tier::ALL
         .iter()
@@ -151,17 +160,18 @@ fn fits(need: &[u64; 3], budgets: &Budgets) -> bool {
 
 impl Clone for Seen {
     fn clone(&self) -> Self {
-        let (sizes, seconds) = (self.sizes.clone(), self.seconds.clone());
         Self {
-            sizes,
-            seconds,
+            sizes: self.sizes.clone(),
+            whole: self.whole.clone(),
+            seconds: self.seconds.clone(),
             newest: RefCell::default(),
         }
     }
 }
 
 impl Search<'_> {
-    /// What a choice needs, to the byte, and the bound of its step.
+    /// What a steady step needs of a choice, and the bound of that step. Of the other parts few
+    /// need more ([`Search::holds_whole`]).
     fn size(&self, choice: &Choice) -> Size {
         if let Some(&size) = self.seen.sizes.borrow().get(choice) {
             return size;
@@ -172,7 +182,7 @@ impl Search<'_> {
             machine,
             ..
         } = self.r;
-        let d = draft(w, choice, clip);
+        let d = draft(w, choice, clip, timed_parts(clip));
         let l = layout(&d.slots, PartName::ALL.len());
         let bound = busy(&d.parts[PartName::Steady as usize], &d.pieces, w, machine)
             .busiest
@@ -188,7 +198,23 @@ impl Search<'_> {
         size
     }
 
-    /// Whether a choice fits the budgets of the request.
+    /// What a choice needs in all parts, to the byte.
+    fn whole(&self, choice: &Choice) -> [u64; 3] {
+        if let Some(&need) = self.seen.whole.borrow().get(choice) {
+            return need;
+        }
+        let d = draft(self.r.workload, choice, self.r.clip, &PartName::ALL);
+        let need = layout(&d.slots, PartName::ALL.len()).totals;
+        self.seen.whole.borrow_mut().insert(choice.clone(), need);
+        need
+    }
+
+    /// Whether all parts of a choice fit the budgets of the request.
+    fn holds_whole(&self, choice: &Choice) -> bool {
+        fits(&self.whole(choice), &self.r.budgets)
+    }
+
+    /// Whether a steady step of a choice fits the budgets of the request.
     fn holds(&self, choice: &Choice) -> bool {
         let Request {
             workload,
@@ -222,13 +248,13 @@ impl Search<'_> {
         let newest = self.seen.newest.borrow_mut().take_if(|(c, ..)| c == choice);
         let (d, l) = newest.map_or_else(
             || {
-                let d = draft(w, choice, clip);
+                let d = draft(w, choice, clip, timed_parts(clip));
                 let l = layout(&d.slots, PartName::ALL.len());
                 (d, l)
             },
             |(_, d, l)| (d, l),
         );
-        let plan = assemble(w, choice, clip, d, l, &[PartName::First, PartName::Steady]);
+        let plan = assemble(w, choice, clip, d, l, &[PartName::Steady]);
         let tasks = plan.part(PartName::Steady).len() as u64;
         let seconds = steady_seconds(&plan, w, machine, Seconds(bound)).0;
         self.seen
@@ -244,12 +270,10 @@ impl Search<'_> {
         if starts.is_empty() {
             return Err(PlanError::Refused(Box::new(self.refusal())));
         }
-        let best = self
-            .climb_all(starts)
-            .into_iter()
-            .min_by(|a, b| a.seconds.total_cmp(&b.seconds))
-            .expect("not empty");
-        Ok(best)
+        let spent = self.spend_all(starts);
+        let first = |a: &Candidate, b: &Candidate| a.seconds.total_cmp(&b.seconds);
+        let start = spent.into_iter().min_by(first).expect("not empty");
+        Ok(self.climb(start, WORK))
     }
 
     /// The fastest few, fastest first; of equals the first. Those whose bound is above the time
@@ -323,6 +347,7 @@ impl Search<'_> {
         ways
     }
 
+    /// Those that fit, each as it is or with nothing fetched ahead.
     fn starting_points(&self) -> Vec<(Mix, Choice)> {
         let (w, pins) = (self.r.workload, &self.r.pins);
         let mut found = Vec::new();
@@ -342,11 +367,12 @@ impl Search<'_> {
                 found.extend(self.settled(&mix).map(|c| (mix, c)));
             }
         }
+        found.retain(|(_, choice)| self.holds_whole(choice));
         found
     }
 
-    /// Climbs from each start on a thread of its own; what one learns the others do not see.
-    fn climb_all(&self, starts: Vec<Candidate>) -> Vec<Candidate> {
+    /// Spends on each start, in a thread of its own; what one learns the others do not see.
+    fn spend_all(&self, starts: Vec<Candidate>) -> Vec<Candidate> {
         std::thread::scope(|scope| {
             let threads: Vec<_> = starts
                 .into_iter()
@@ -355,7 +381,7 @@ impl Search<'_> {
                     let (r, disk) = (self.r, self.disk);
                     scope.spawn(move || {
                         let seen = &seen;
-                        Search { r, disk, seen }.climb(start, WORK)
+                        Search { r, disk, seen }.spend(start)
                     })
                 })
                 .collect();
