@@ -201,6 +201,11 @@ pub(crate) fn draft(w: &Workload, choice: &Choice, clip: Clip, names: &[PartName
     }
 }
 
+/// How many updates further ahead than windows of weights the state of an update on the device is
+/// fetched: it is several times as many bytes, and in the order of its lane it should not stand
+/// behind weights that still wait for the host.
+const LIFT: usize = 1;
+
 /// When the updates of a part run.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Updates {
@@ -373,12 +378,20 @@ impl Emitter<'_> {
         let position: FastMap<u32, usize> =
             q.order.iter().enumerate().map(|(k, &p)| (p, k)).collect();
         let mut due: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+        let mut lifts: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+        // Windows whose weights an update on the device makes where they are read.
+        let mut made: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
         if updates == Updates::UnderForward {
-            for (k, p) in q.order.iter().enumerate() {
-                let ahead = q.order[k.saturating_sub(prefetch)];
-                let at = first_use.get(&ahead).copied().unwrap_or(0);
-                let at = at.min(first_use.get(p).copied().unwrap_or(0));
-                due.entry(at).or_default().push(k);
+            let used = |p: u32| first_use.get(&p).copied().unwrap_or(0);
+            for (k, &p) in q.order.iter().enumerate() {
+                let before = |lead: usize| used(q.order[k.saturating_sub(lead)]).min(used(p));
+                if self.updated_on_device(p) {
+                    // The gpu lane does it when its result is needed, no earlier.
+                    lifts.entry(before(prefetch + LIFT)).or_default().push(k);
+                    due.entry(used(p)).or_default().push(k);
+                } else {
+                    due.entry(before(prefetch)).or_default().push(k);
+                }
             }
         }
         self.load_inputs(purpose);
@@ -391,6 +404,9 @@ impl Emitter<'_> {
         };
         self.persistent_operands(&mut st);
         for (i, op) in program.ops.iter().enumerate() {
+            for &k in lifts.get(&i).into_iter().flatten() {
+                self.lift(&mut q, k);
+            }
             for &k in due.get(&i).into_iter().flatten() {
                 let forward = self.update(&mut q, k, None);
                 if let Some(f) = forward {
@@ -409,10 +425,18 @@ impl Emitter<'_> {
                 if let (Tensor::Weight(p), true) =
                     (windows[wi].tensor, updates == Updates::UnderForward)
                     && !windows[wi].continued
-                    && let Some(f) = self.update(&mut q, position[&p], None)
                 {
-                    st.forward.insert(p, f);
+                    if self.updated_on_device(p) {
+                        made.entry(windows[wi].first).or_default().push(wi);
+                        continue;
+                    }
+                    if let Some(f) = self.update(&mut q, position[&p], None) {
+                        st.forward.insert(p, f);
+                    }
                 }
+                self.fetch_window(&windows[wi], wi, tiers, &mut st);
+            }
+            for &wi in made.get(&i).into_iter().flatten() {
                 self.fetch_window(&windows[wi], wi, tiers, &mut st);
             }
             self.compute(op, i, windows, agenda, &mut st);

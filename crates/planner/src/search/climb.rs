@@ -24,6 +24,9 @@ pub(super) struct Candidate {
 /// A change is taken when the step is shorter by this fraction.
 const GAIN: f64 = 1e-4;
 
+/// The deepest prefetch that is tried, in pieces: a block may have half a dozen.
+const DEEPEST: u8 = 12;
+
 /// One climb from one start.
 struct Climb<'s, 'a> {
     search: &'s Search<'a>,
@@ -66,40 +69,41 @@ impl Search<'_> {
         }
     }
 
-    /// The mix with as much of one knob as fits; nothing where it does not fit as it is.
+    /// The mix with as much of one knob as fits, more or less than it has; nothing where it does
+    /// not fit without any.
     fn filled(&self, mix: &Mix, count: Count) -> Option<Mix> {
         let (w, pins) = (self.r.workload, &self.r.pins);
         let at = |n: usize| mix.with(count, n, w, pins);
-        let low = mix.get(count);
-        let choice = self.settled(mix)?;
         let most = mix.most(count, w, pins);
-        if low >= most {
-            return None;
-        }
-        // What one more costs says where to look first.
-        let need = self.size(&choice).need[0];
-        let next = self.size(&at(low + 1).choice(w, pins)).need[0];
-        let left = self.r.budgets.device.0.saturating_sub(need);
         let fits = |n: usize| self.settled(&at(n)).is_some();
-        let mut guess = match next.saturating_sub(need) {
-            0 => most,
-            each => low.saturating_add((left / each) as usize).clamp(low + 1, most),
+        let now = mix.get(count);
+        // What one more costs says where to look first.
+        let need = |n: usize| self.size(&at(n).choice(w, pins)).need[0];
+        let (have, budget) = (need(now), self.r.budgets.device.0);
+        let near = if now < most { now + 1 } else { now.checked_sub(1)? };
+        let each = have.abs_diff(need(near)).max(1);
+        let mut guess = if have <= budget {
+            now.saturating_add(((budget - have) / each) as usize)
+        } else {
+            now.saturating_sub((have - budget).div_ceil(each) as usize)
         };
-        let (mut low, mut high, mut step) = (low, most + 1, 1);
-        while high - low > 1 {
+        // It fits below `low` and not from `high` on.
+        let (mut low, mut high, mut step) = (0, most + 1, 1);
+        while high > low {
+            guess = guess.clamp(low, high - 1);
             if fits(guess) {
-                low = guess;
+                low = guess + 1;
                 guess = guess.saturating_add(step);
             } else {
                 high = guess;
                 guess = guess.saturating_sub(step);
             }
             step *= 2;
-            if guess <= low || guess >= high {
+            if guess < low || guess >= high {
                 guess = usize::midpoint(low, high);
             }
         }
-        Some(at(low))
+        Some(at(low.checked_sub(1)?))
     }
 }
 
@@ -244,22 +248,10 @@ impl Climb<'_, '_> {
     fn sorts(&mut self) -> bool {
         let mut better = false;
         for mix in self.others_of(&self.best.mix.clone()) {
-            if self.try_mix(&mix) {
-                better = true;
-            } else {
-                // It may need bytes, or free some.
-                for count in [Count::Resident, Count::Light] {
-                    if self.fill(&mix, count) {
-                        better = true;
-                    } else if self.search.settled(&mix).is_none() {
-                        let Some(less) = mix.get(count).checked_sub(1) else {
-                            continue;
-                        };
-                        let (w, pins) = (self.search.r.workload, &self.search.r.pins);
-                        better |= self.try_mix(&mix.with(count, less, w, pins));
-                    }
-                }
-            }
+            // It may need bytes, or free some.
+            better |= self.try_mix(&mix)
+                || self.fill(&mix, Count::Resident)
+                || self.fill(&mix, Count::Light);
         }
         better
     }
@@ -278,6 +270,7 @@ impl Climb<'_, '_> {
         };
         if pins.prefetch.is_none() {
             add(&|m| m.prefetch += 1);
+            add(&|m| m.prefetch *= 2);
             add(&|m| m.prefetch = m.prefetch.saturating_sub(1));
         }
         if pins.pieces.is_none() {
@@ -301,7 +294,7 @@ impl Climb<'_, '_> {
             }
         }
         add(&|m| m.skip = 1 - m.skip.min(1));
-        all.retain(|m| m.prefetch <= 4);
+        all.retain(|m| m.prefetch <= DEEPEST);
         all
     }
 }
