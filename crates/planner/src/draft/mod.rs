@@ -201,11 +201,6 @@ pub(crate) fn draft(w: &Workload, choice: &Choice, clip: Clip, names: &[PartName
     }
 }
 
-/// How many updates further ahead than windows of weights the state of an update on the device is
-/// fetched: it is several times as many bytes, and in the order of its lane it should not stand
-/// behind weights that still wait for the host.
-const LIFT: usize = 1;
-
 /// When the updates of a part run.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Updates {
@@ -383,15 +378,29 @@ impl Emitter<'_> {
         let mut made: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
         if updates == Updates::UnderForward {
             let used = |p: u32| first_use.get(&p).copied().unwrap_or(0);
+            // Uses of the pieces whose state passes through the device, so far.
+            let mut passing: Vec<usize> = Vec::new();
             for (k, &p) in q.order.iter().enumerate() {
-                let before = |lead: usize| used(q.order[k.saturating_sub(lead)]).min(used(p));
-                if self.updated_on_device(p) {
-                    // The gpu lane does it when its result is needed, no earlier.
-                    lifts.entry(before(prefetch + LIFT)).or_default().push(k);
-                    due.entry(used(p)).or_default().push(k);
-                } else {
-                    due.entry(before(prefetch)).or_default().push(k);
+                let ahead = used(q.order[k.saturating_sub(prefetch)]).min(used(p));
+                if !self.updated_on_device(p) {
+                    due.entry(ahead).or_default().push(k);
+                    continue;
                 }
+                // The gpu lane does it when its result is needed, no earlier. State is several
+                // times as many bytes as weights: it is fetched as soon as the one `prefetch`
+                // before it made room, so that the link never rests between two of them.
+                let home = self.homes.state[p as usize];
+                let lift = if self.slots[home as usize].tier == Tier::Device {
+                    ahead
+                } else {
+                    passing.push(used(p));
+                    match (passing.len() - 1).checked_sub(prefetch.max(1)) {
+                        Some(j) => passing[j].min(used(p)),
+                        None => 0,
+                    }
+                };
+                lifts.entry(lift).or_default().push(k);
+                due.entry(used(p)).or_default().push(k);
             }
         }
         self.load_inputs(purpose);
