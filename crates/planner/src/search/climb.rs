@@ -5,7 +5,7 @@
 //! saved tensors that are not computed again, deeper prefetch. What each is worth depends on the
 //! others, so bytes are also *moved*: one knob gives some up and another takes as much as then
 //! fits. Steps begin coarse and are halved, down to one unit. The work is bounded by the number of
-//! simulated tasks, which is the same on every machine.
+//! drafted and simulated tasks, which is the same on every machine.
 
 use super::mix::{Count, Mix};
 use super::Search;
@@ -31,29 +31,29 @@ const DEEPEST: u8 = 12;
 struct Climb<'s, 'a> {
     search: &'s Search<'a>,
     best: Candidate,
-    /// Tasks that may still be simulated.
-    left: u64,
+    /// Where [`super::Seen`]'s count of work ends the climb.
+    limit: u64,
 }
 
 impl Search<'_> {
     /// A start with the bytes that are left spent in the best of a few orders.
-    pub(super) fn spend(&self, start: Candidate) -> Candidate {
+    pub(super) fn spend(&self, start: Candidate, work: u64) -> Candidate {
         let least = start.mix.clone();
         let mut climb = Climb {
             search: self,
             best: start,
-            left: u64::MAX,
+            limit: self.seen.work.get() + work,
         };
         climb.spend(&least);
         climb.best
     }
 
-    /// The best that can be reached from a candidate, simulating about `work` tasks at most.
+    /// The best that can be reached from a candidate, doing about `work` at most.
     pub(super) fn climb(&self, from: Candidate, work: u64) -> Candidate {
         let mut climb = Climb {
             search: self,
             best: from,
-            left: work,
+            limit: self.seen.work.get() + work,
         };
         climb.turn();
         climb.best
@@ -110,7 +110,7 @@ impl Search<'_> {
 impl Climb<'_, '_> {
     /// Takes a mix if it fits and its step is shorter.
     fn try_mix(&mut self, mix: &Mix) -> bool {
-        if self.left == 0 {
+        if self.spent() {
             return false;
         }
         let Some(choice) = self.search.settled(mix) else {
@@ -120,8 +120,7 @@ impl Climb<'_, '_> {
         if choice == self.best.choice || self.search.size(&choice).bound >= limit {
             return false;
         }
-        let (seconds, tasks) = self.search.timed(&choice);
-        self.left = self.left.saturating_sub(tasks);
+        let seconds = self.search.seconds(&choice);
         if seconds < limit && self.search.holds_whole(&choice) {
             self.best = Candidate {
                 mix: mix.clone(),
@@ -133,7 +132,14 @@ impl Climb<'_, '_> {
         false
     }
 
+    fn spent(&self) -> bool {
+        self.search.seen.work.get() >= self.limit
+    }
+
     fn fill(&mut self, mix: &Mix, count: Count) -> bool {
+        if self.spent() {
+            return false;
+        }
         match self.search.filled(mix, count) {
             Some(full) => self.try_mix(&full),
             None => false,
@@ -175,7 +181,7 @@ impl Climb<'_, '_> {
             if !better {
                 better |= self.sorts();
             }
-            if self.left == 0 {
+            if self.spent() {
                 return;
             }
             if !better {

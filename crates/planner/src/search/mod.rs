@@ -9,7 +9,7 @@
 //! (`mix`), not every unit by itself. Nothing here looks at a clock or draws a random number: equal
 //! inputs give an equal plan.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 
 use lowtide_units::Seconds;
 use lowtide_workload::Workload;
@@ -108,6 +108,8 @@ struct Seen {
     sizes: RefCell<FastMap<Choice, Size>>,
     whole: RefCell<FastMap<Choice, [u64; 3]>>,
     seconds: RefCell<FastMap<Choice, f64>>,
+    /// Tasks that were drafted, and three for each that was simulated: about as long as it takes.
+    work: Cell<u64>,
     /// The newest draft that fits; likely to be timed next.
     newest: RefCell<Option<(Choice, Draft, Layout)>>,
 }
@@ -123,8 +125,12 @@ struct Size {
 /// How many starting points are improved.
 const IMPROVED: usize = 3;
 
-/// Tasks of a steady part that each climb may simulate: what bounds the time of planning.
-const WORK: u64 = 300_000;
+/// Work that spending on a start, and each climb, may do: what bounds the time of planning.
+const SPEND: u64 = 150_000;
+const CLIMB: u64 = 600_000;
+
+/// How many of the improved starting points are climbed from.
+const CLIMBED: usize = 2;
 
 /// Plans a request.
 ///
@@ -164,6 +170,7 @@ impl Clone for Seen {
             sizes: self.sizes.clone(),
             whole: self.whole.clone(),
             seconds: self.seconds.clone(),
+            work: self.work.clone(),
             newest: RefCell::default(),
         }
     }
@@ -184,6 +191,7 @@ impl Search<'_> {
         } = self.r;
         let d = draft(w, choice, clip, timed_parts(clip));
         let l = layout(&d.slots, PartName::ALL.len());
+        self.worked(d.parts.iter().map(Vec::len).sum());
         let bound = busy(&d.parts[PartName::Steady as usize], &d.pieces, w, machine)
             .busiest
             .0;
@@ -233,10 +241,14 @@ impl Search<'_> {
         }
     }
 
-    /// Simulated time of a step, and the tasks of it that had to be simulated for that.
-    fn timed(&self, choice: &Choice) -> (f64, u64) {
+    fn worked(&self, tasks: usize) {
+        self.seen.work.set(self.seen.work.get() + tasks as u64);
+    }
+
+    /// Simulated time of a step.
+    fn seconds(&self, choice: &Choice) -> f64 {
         if let Some(&seconds) = self.seen.seconds.borrow().get(choice) {
-            return (seconds, 0);
+            return seconds;
         }
         let Request {
             workload: w,
@@ -255,13 +267,13 @@ impl Search<'_> {
             |(_, d, l)| (d, l),
         );
         let plan = assemble(w, choice, clip, d, l, &[PartName::Steady]);
-        let tasks = plan.part(PartName::Steady).len() as u64;
+        self.worked(3 * plan.part(PartName::Steady).len());
         let seconds = steady_seconds(&plan, w, machine, Seconds(bound)).0;
         self.seen
             .seconds
             .borrow_mut()
             .insert(choice.clone(), seconds);
-        (seconds, tasks)
+        seconds
     }
 
     /// The best candidate that was found.
@@ -270,10 +282,13 @@ impl Search<'_> {
         if starts.is_empty() {
             return Err(PlanError::Refused(Box::new(self.refusal())));
         }
-        let spent = self.spend_all(starts);
         let first = |a: &Candidate, b: &Candidate| a.seconds.total_cmp(&b.seconds);
-        let start = spent.into_iter().min_by(first).expect("not empty");
-        Ok(self.climb(start, WORK))
+        let mut spent = self.each(starts, |search, start| search.spend(start, SPEND));
+        spent.sort_by(first);
+        spent.dedup_by(|a, b| a.mix == b.mix);
+        spent.truncate(CLIMBED);
+        let climbed = self.each(spent, |search, from| search.climb(from, CLIMB));
+        Ok(climbed.into_iter().min_by(first).expect("not empty"))
     }
 
     /// The fastest few, fastest first; of equals the first. Those whose bound is above the time
@@ -293,7 +308,7 @@ impl Search<'_> {
             {
                 break;
             }
-            best.push((self.timed(&starts[i].1).0, i));
+            best.push((self.seconds(&starts[i].1), i));
             best.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
         }
         best.truncate(IMPROVED);
@@ -371,17 +386,23 @@ impl Search<'_> {
         found
     }
 
-    /// Spends on each start, in a thread of its own; what one learns the others do not see.
-    fn spend_all(&self, starts: Vec<Candidate>) -> Vec<Candidate> {
+    /// Does something with each candidate on a thread of its own; what one learns the others do
+    /// not see.
+    fn each(
+        &self,
+        candidates: Vec<Candidate>,
+        what: impl Fn(Search<'_>, Candidate) -> Candidate + Sync,
+    ) -> Vec<Candidate> {
+        let what = &what;
         std::thread::scope(|scope| {
-            let threads: Vec<_> = starts
+            let threads: Vec<_> = candidates
                 .into_iter()
-                .map(|start| {
+                .map(|candidate| {
                     let seen = self.seen.clone();
                     let (r, disk) = (self.r, self.disk);
                     scope.spawn(move || {
                         let seen = &seen;
-                        Search { r, disk, seen }.spend(start)
+                        what(Search { r, disk, seen }, candidate)
                     })
                 })
                 .collect();
