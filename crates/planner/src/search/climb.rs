@@ -71,7 +71,7 @@ impl Search<'_> {
 
     /// The mix with as much of one knob as fits, more or less than it has; nothing where it does
     /// not fit without any.
-    fn filled(&self, mix: &Mix, count: Count) -> Option<Mix> {
+    pub(super) fn filled(&self, mix: &Mix, count: Count) -> Option<Mix> {
         let (w, pins) = (self.r.workload, &self.r.pins);
         let at = |n: usize| mix.with(count, n, w, pins);
         let most = mix.most(count, w, pins);

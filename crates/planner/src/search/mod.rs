@@ -30,6 +30,9 @@ use mix::{Count, Mix};
 mod climb;
 mod fit;
 mod mix;
+pub mod outlook;
+#[cfg(test)]
+mod twin;
 
 /// Knobs that the user holds fast; `None` is the planner's to choose.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -138,15 +141,8 @@ const CLIMBED: usize = 2;
 /// [`PlanError::Refused`] when no plan fits the budgets, with what would.
 pub fn plan(r: &Request<'_>) -> Result<Plan, PlanError> {
     let seen = Seen::default();
-    let search = Search {
-        r: *r,
-        disk: r.budgets.disk.0 > 0,
-        seen: &seen,
-    };
-    let best = search.best()?;
-    let plan = build(r.workload, &best.choice, r.clip, r.budgets, r.machine);
-    check(&plan, r.clip).map_err(PlanError::Wrong)?;
-    Ok(plan)
+    let search = Search::new(*r, &seen);
+    search.made(&search.best()?)
 }
 
 /// The parts that are made to size and time a choice. Before the first norm is known the gradients
@@ -176,7 +172,22 @@ impl Clone for Seen {
     }
 }
 
+impl<'a> Search<'a> {
+    fn new(r: Request<'a>, seen: &'a Seen) -> Self {
+        let disk = r.budgets.disk.0 > 0;
+        Self { r, disk, seen }
+    }
+}
+
 impl Search<'_> {
+    /// The whole plan of a candidate, checked.
+    fn made(&self, best: &Candidate) -> Result<Plan, PlanError> {
+        let r = &self.r;
+        let plan = build(r.workload, &best.choice, r.clip, r.budgets, r.machine);
+        check(&plan, r.clip).map_err(PlanError::Wrong)?;
+        Ok(plan)
+    }
+
     /// What a steady step needs of a choice, and the bound of that step. Of the other parts few
     /// need more ([`Search::holds_whole`]).
     fn size(&self, choice: &Choice) -> Size {
@@ -276,12 +287,18 @@ impl Search<'_> {
         seconds
     }
 
-    /// The best candidate that was found.
-    fn best(&self) -> Result<Candidate, PlanError> {
+    /// The fastest starting points, or what would fit where there is none.
+    fn starts(&self) -> Result<Vec<Candidate>, PlanError> {
         let starts = self.fastest(self.starting_points());
         if starts.is_empty() {
             return Err(PlanError::Refused(Box::new(self.refusal())));
         }
+        Ok(starts)
+    }
+
+    /// The best candidate that was found.
+    fn best(&self) -> Result<Candidate, PlanError> {
+        let starts = self.starts()?;
         let first = |a: &Candidate, b: &Candidate| a.seconds.total_cmp(&b.seconds);
         let mut spent = self.each(starts, |search, start| search.spend(start, SPEND));
         spent.sort_by(first);
@@ -399,10 +416,9 @@ impl Search<'_> {
                 .into_iter()
                 .map(|candidate| {
                     let seen = self.seen.clone();
-                    let (r, disk) = (self.r, self.disk);
+                    let r = self.r;
                     scope.spawn(move || {
-                        let seen = &seen;
-                        what(Search { r, disk, seen }, candidate)
+                        what(Search::new(r, &seen), candidate)
                     })
                 })
                 .collect();
