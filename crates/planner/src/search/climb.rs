@@ -166,6 +166,14 @@ impl Climb<'_, '_> {
                     mix = full;
                 }
             }
+            // The same with all of the others streamed, or half of them.
+            let (w, pins) = (self.search.r.workload, &self.search.r.pins);
+            let most = mix.most(Count::Streamed, w, pins);
+            for streamed in [most, most / 2] {
+                let mix = mix.with(Count::Streamed, streamed, w, pins);
+                self.fill(&mix, order[0]);
+                self.fill(&mix, Count::Resident);
+            }
         }
     }
 
