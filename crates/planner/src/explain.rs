@@ -155,9 +155,9 @@ pub fn explain_updates(plan: &Plan, machine: &Machine) -> String {
     for shared in &machine.shared {
         let of = |lane: &str| shared.share.get(lane).copied().unwrap_or(0.0);
         let together = of("host") + of("h2d") + of("d2h");
-        let used = [LaneKind::Host, LaneKind::H2d].iter().all(|&lane| {
-            plan.prediction.lanes[lane as usize].busy_seconds > Seconds::ZERO
-        });
+        let used = [LaneKind::Host, LaneKind::H2d]
+            .iter()
+            .all(|&lane| plan.prediction.lanes[lane as usize].busy_seconds > Seconds::ZERO);
         if of("host") > 0.0 && together > 1.0 && used {
             let _ = writeln!(
                 text,

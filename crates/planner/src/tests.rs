@@ -349,7 +349,10 @@ fn no_simulated_time_is_below_its_bounds() {
                 let bound = path.max(lane) * (1.0 - 1e-9);
                 assert!(simulated >= bound, "{simulated} < {bound} {c:?}");
                 if m.shared.is_empty() {
-                    assert!(simulated <= path * (1.0 + 1e-6), "{simulated} > {path} {c:?}");
+                    assert!(
+                        simulated <= path * (1.0 + 1e-6),
+                        "{simulated} > {path} {c:?}"
+                    );
                 }
             }
         }

@@ -213,7 +213,14 @@ pub fn plan_with(
     budgets: Budgets,
     target: Target,
 ) -> Result<Plan, TrainError> {
-    planned(run, decoder, machine, budgets, target, lowtide_planner::make)
+    planned(
+        run,
+        decoder,
+        machine,
+        budgets,
+        target,
+        lowtide_planner::make,
+    )
 }
 
 /// As [`plan_with`], and what was left on the table: other kinds of plans, what more of each budget

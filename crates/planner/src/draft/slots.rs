@@ -76,9 +76,9 @@ impl Emitter<'_> {
                 .push(self.home(self.choice.optimizer[unit], state, Tensor::State(p)));
             let waits = self.clip == Clip::Exact;
             let bytes = self.gradient_bytes(p);
-            homes
-                .gradient
-                .push(waits.then(|| self.home(self.choice.gradients[unit], bytes, Tensor::Gradient(p))));
+            homes.gradient.push(
+                waits.then(|| self.home(self.choice.gradients[unit], bytes, Tensor::Gradient(p))),
+            );
         }
         let (norm, losses) = (self.norm_bytes(), self.losses_bytes());
         homes.norm_parts = self.home(Tier::Host, norm, Tensor::AllNormParts);

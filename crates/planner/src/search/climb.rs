@@ -7,8 +7,8 @@
 //! fits. Steps begin coarse and are halved, down to one unit. The work is bounded by the number of
 //! drafted and simulated tasks, which is the same on every machine.
 
-use super::mix::{Count, Mix};
 use super::Search;
+use super::mix::{Count, Mix};
 use crate::choice::{Choice, LoopOrder, Pieces};
 use crate::plan::Tier;
 
@@ -80,7 +80,11 @@ impl Search<'_> {
         // What one more costs says where to look first.
         let need = |n: usize| self.size(&at(n).choice(w, pins)).need[0];
         let (have, budget) = (need(now), self.r.budgets.device.0);
-        let near = if now < most { now + 1 } else { now.checked_sub(1)? };
+        let near = if now < most {
+            now + 1
+        } else {
+            now.checked_sub(1)?
+        };
         let each = have.abs_diff(need(near)).max(1);
         let mut guess = if have <= budget {
             now.saturating_add(((budget - have) / each) as usize)
@@ -205,11 +209,7 @@ impl Climb<'_, '_> {
         let (w, pins) = (self.search.r.workload, &self.search.r.pins);
         let mix = &self.best.mix;
         let at = mix.get(count);
-        let to = if up {
-            at + step
-        } else {
-            at.checked_sub(step)?
-        };
+        let to = if up { at + step } else { at.checked_sub(step)? };
         let mix = mix.with(count, to, w, pins);
         (mix.get(count) != at).then_some(mix)
     }

@@ -117,7 +117,9 @@ impl Mix {
             Count::Copies if pins.weights.is_none() => others(),
             Count::Near if pins.gradients.is_none() => others(),
             Count::Kept if pins.recompute.is_none() => blocks(),
-            Count::Light if pins.recompute.is_none() => blocks() - self.get(Count::Kept).min(blocks()),
+            Count::Light if pins.recompute.is_none() => {
+                blocks() - self.get(Count::Kept).min(blocks())
+            }
             _ => 0,
         }
     }

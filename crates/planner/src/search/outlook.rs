@@ -90,7 +90,7 @@ pub fn plan_with_outlook(
     let outlook = Outlook {
         alternatives: search.alternatives(&best),
         more: search.more(&best),
-        suggestions: suggestions(r, best.seconds, more),
+        suggestions: suggestions(r, &best, more),
     };
     Ok((made, outlook))
 }
@@ -177,7 +177,11 @@ impl Search<'_> {
             ),
         ];
         let mut found: Vec<Alternative> = Vec::new();
+        let end = self.seen.work.get() + 4 * WORK;
         for (kind, mut mix, takers) in kinds {
+            if self.seen.work.get() > end {
+                break;
+            }
             let applies = match kind {
                 "the other loop order" => w.batch.accumulate > 1 && pins.order.is_none(),
                 "block inputs on the other tier" => pins.inputs.is_none(),
@@ -293,11 +297,11 @@ impl Search<'_> {
 }
 
 /// Changes of the numerics key that give more tokens a second.
-fn suggestions(r: &Request<'_>, seconds: f64, more: &[(u32, &Workload)]) -> Vec<Suggestion> {
-    let now = r.workload.batch.tokens() as f64 / seconds;
+fn suggestions(r: &Request<'_>, best: &Candidate, more: &[(u32, &Workload)]) -> Vec<Suggestion> {
+    let now = r.workload.batch.tokens() as f64 / best.seconds;
     let mut found: Vec<Suggestion> = Vec::new();
     let mut ask = |change: Change, request: Request<'_>| {
-        let Ok(step_seconds) = quick(&request) else {
+        let Ok(step_seconds) = quick(&request, &best.mix) else {
             return;
         };
         let tokens = request.workload.batch.tokens() as f64;
@@ -322,12 +326,23 @@ fn suggestions(r: &Request<'_>, seconds: f64, more: &[(u32, &Workload)]) -> Vec<
     found
 }
 
-/// Time of a step of a plan that was looked for only a little.
-fn quick(r: &Request<'_>) -> Result<Seconds, PlanError> {
+/// Time of a step of a plan that was looked for only a little, around one for another request.
+fn quick(r: &Request<'_>, near: &Mix) -> Result<Seconds, PlanError> {
     let seen = Seen::default();
     let search = Search::new(*r, &seen);
-    let starts = search.starts()?;
-    let best = starts.into_iter().next().expect("not empty");
-    let best = search.spend(best, WORK);
+    let as_it_is = search.filled(near, Count::Resident);
+    let as_it_is = as_it_is.unwrap_or_else(|| near.clone());
+    let choice = search.settled(&as_it_is);
+    let best = match choice.filter(|c| search.holds_whole(c)) {
+        Some(choice) => Candidate {
+            mix: as_it_is,
+            seconds: search.seconds(&choice),
+            choice,
+        },
+        None => {
+            let starts = search.starts()?;
+            search.spend(starts.into_iter().next().expect("not empty"), WORK)
+        }
+    };
     Ok(Seconds(search.climb(best, WORK).seconds))
 }
