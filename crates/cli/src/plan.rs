@@ -3,15 +3,17 @@
 use std::path::Path;
 
 use lowtide_config::Run;
-use lowtide_planner::explain::explain;
+use lowtide_planner::explain::{explain, explain_updates, split};
 use lowtide_planner::plan::LaneKind;
+use lowtide_planner::search::outlook::{Change, Outlook};
+use lowtide_planner::waits::waits;
 use lowtide_planner::{Machine, Plan, Source, Tier};
 use lowtide_trainer::TrainError;
 use lowtide_trainer::device::{self, target_of};
 use lowtide_trainer::fit::machine_of;
 use lowtide_trainer::inputs::sample_of;
 use lowtide_trainer::planning::{
-    budgets_of, cpu_budgets_of, decoder_of, load_machine, plan_with, shape_of,
+    budgets_of, cpu_budgets_of, decoder_of, load_machine, plan_and_look, shape_of,
 };
 use serde_json::{Map, Value, json};
 
@@ -60,8 +62,8 @@ pub fn plan(args: &PlanArgs, out: Out) -> Answer {
         "batch": batch,
         "machine": machine_json(&machine),
     });
-    let plan = match plan_with(&run, &decoder, &machine, budgets, target) {
-        Ok(plan) => plan,
+    let (plan, outlook) = match plan_and_look(&run, &decoder, &machine, budgets, target) {
+        Ok(both) => both,
         Err(TrainError::Refused(refused)) => return Err(CliError::Refused { refused, about }),
         Err(e) => return Err(e.into()),
     };
@@ -78,9 +80,25 @@ pub fn plan(args: &PlanArgs, out: Out) -> Answer {
     ));
     out.text(&rates_line(&machine));
     out.text(explain(&plan).trim_end());
+    out.text(explain_updates(&plan, &machine).trim_end());
+    let waits = waits(&plan, workload, &machine);
+    let waited: f64 = waits.iter().map(|(_, s)| s.0).sum();
+    if waited > 0.005 * step {
+        let each: Vec<String> = waits
+            .iter()
+            .filter(|(_, s)| s.0 > 0.001 * step)
+            .map(|(cause, s)| format!("{} {}", cause.name(), seconds(s.0)))
+            .collect();
+        out.text(&format!(
+            "gpu waits {} a step: {}",
+            seconds(waited),
+            each.join(", ")
+        ));
+    }
     out.text(&format!(
         "{tokens_per_second:.1} tokens/s, {model_tflops:.2} model TFLOP/s"
     ));
+    out.text(outlook_text(&outlook, step).trim_end());
     if plan.tier(Tier::Disk).planned_bytes.0 > 0 && machine.disk.is_none() {
         out.text("the machine's drives are not measured: a slow one is assumed");
     }
@@ -88,7 +106,56 @@ pub fn plan(args: &PlanArgs, out: Out) -> Answer {
     describe(&plan, &mut answer);
     answer["tokens_per_second"] = json!(tokens_per_second);
     answer["model_tflops"] = json!(model_tflops);
+    let [host, resident, streamed] = split(&plan, &machine);
+    answer["updates"] = json!({"host": host, "resident": resident, "streamed": streamed});
+    answer["gpu_waits"] = waits
+        .iter()
+        .map(|(cause, s)| json!({"cause": cause, "seconds": s}))
+        .collect();
+    answer["outlook"] = json!(outlook);
     Ok((answer, 0))
+}
+
+/// Other plans, what more memory would buy, and what other numbers would.
+fn outlook_text(outlook: &Outlook, step: f64) -> String {
+    let mut text = String::new();
+    let change = |other: f64| format!("{:+.1}%", 100.0 * (other / step - 1.0));
+    for a in &outlook.alternatives {
+        let need: Vec<String> = Tier::ALL
+            .iter()
+            .zip(&a.bytes)
+            .filter(|(_, b)| b.0 > 0)
+            .map(|(t, b)| format!("{} {}", t.name(), bytes(b.0)))
+            .collect();
+        text += &format!(
+            "or: {}: step {} ({}), ruled by {}; {}\n",
+            a.kind,
+            seconds(a.step_seconds.0),
+            change(a.step_seconds.0),
+            a.ruling_lane.name(),
+            need.join(", ")
+        );
+    }
+    for m in &outlook.more {
+        text += &format!(
+            "with {} more {}: step {} ({})\n",
+            bytes(m.bytes.0),
+            m.tier.name(),
+            seconds(m.step_seconds.0),
+            change(m.step_seconds.0)
+        );
+    }
+    for s in &outlook.suggestions {
+        let key = match s.change {
+            Change::ClipPrevious => "train.clip.mode=previous".to_owned(),
+            Change::Accumulate(n) => format!("train.accumulate={n}"),
+        };
+        text += &format!(
+            "changes numbers: --set {key}: {:.1} tokens/s\n",
+            s.tokens_per_second
+        );
+    }
+    text
 }
 
 /// `174.6 B`, `0.87 M`.

@@ -64,6 +64,41 @@ fn a_plan_that_fits_says_where_and_how_long() {
     assert!((tokens * step - 512.0).abs() < 1e-6, "{tokens}");
     assert!(number(&plan, "/model_tflops") > 0.0);
     assert!(plan["hash"].is_string() && plan["choice"].is_object());
+    let units: f64 = ["host", "resident", "streamed"]
+        .iter()
+        .map(|way| number(&plan, &format!("/updates/{way}/units")))
+        .sum();
+    assert_eq!(units, 26.0, "24 blocks, embedding, head");
+    let waited: f64 = plan["gpu_waits"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|w| number(w, "/seconds"))
+        .sum();
+    let gpu = number(&plan, "/lanes/gpu/busy_seconds");
+    assert!(
+        (waited + gpu - step).abs() < 0.02 * step,
+        "{waited} + {gpu}, {step}"
+    );
+    let outlook = &plan["outlook"];
+    for other in outlook["alternatives"].as_array().expect("a list") {
+        let bytes: Vec<f64> = (0..3)
+            .map(|t| number(other, &format!("/bytes/{t}")))
+            .collect();
+        assert!(
+            bytes[0] <= 2.0 * GIB as f64 && bytes[1] <= 4.0 * GIB as f64,
+            "{other}"
+        );
+        assert!(number(other, "/step_seconds") > 0.0);
+    }
+    let more = outlook["more"].as_array().expect("a list");
+    assert_eq!(more.len(), 3, "one for each budget");
+    for unit in more {
+        assert!(
+            number(unit, "/step_seconds") <= step * (1.0 + 1e-9),
+            "{unit}"
+        );
+    }
 }
 
 #[test]
@@ -119,7 +154,7 @@ fn advice_can_be_pasted_back() {
 }
 
 #[test]
-fn a_model_of_175b_is_planned_in_two_seconds() {
+fn a_model_of_175b_is_planned_in_seconds() {
     let args = [
         "plan",
         "--shape",
@@ -137,17 +172,17 @@ fn a_model_of_175b_is_planned_in_two_seconds() {
     ];
     let mut best = Duration::MAX;
     let mut plan = Value::Null;
-    // The machine may be busy with other tests.
+    // Half of it is the look around the plan. The machine may be busy with other tests.
     for _ in 0..5 {
         let start = Instant::now();
         plan = answer(&args).1;
         best = best.min(start.elapsed());
-        if best < Duration::from_secs(2) {
+        if best < Duration::from_secs(6) {
             break;
         }
     }
     assert!(
-        cfg!(debug_assertions) || best < Duration::from_secs(2),
+        cfg!(debug_assertions) || best < Duration::from_secs(6),
         "{best:?}"
     );
     assert_eq!(plan["fits"], true, "{plan}");

@@ -21,7 +21,7 @@ pub fn build(
     budgets: Budgets,
     machine: &Machine,
 ) -> Plan {
-    let d = draft(w, choice, clip);
+    let d = draft(w, choice, clip, &PartName::ALL);
     let l = layout(&d.slots, PartName::ALL.len());
     let mut tiers: Vec<TierUse> = Tier::ALL
         .iter()

@@ -77,8 +77,9 @@ pub struct Choice {
     pub optimizer: Vec<Tier>,
     /// Where each unit's update runs.
     pub update: Vec<Processor>,
-    /// Home of gradients that wait for the norm, and of accumulators between micro-batches.
-    pub gradients: Tier,
+    /// Home of each unit's gradients that wait for the norm, and of its accumulators between
+    /// micro-batches.
+    pub gradients: Vec<Tier>,
     /// Home of block inputs between forward and backward.
     pub inputs: Tier,
     /// For each unit, what becomes of each of [`lowtide_workload::Unit::saved`].
@@ -98,7 +99,7 @@ impl Choice {
             weights: vec![Tier::Device; n],
             optimizer: vec![Tier::Device; n],
             update: vec![Processor::Device; n],
-            gradients: Tier::Device,
+            gradients: vec![Tier::Device; n],
             inputs: Tier::Device,
             saved: w
                 .units

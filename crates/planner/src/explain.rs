@@ -2,10 +2,12 @@
 
 use std::fmt::Write as _;
 
-use lowtide_units::Bytes;
+use lowtide_units::{Bytes, Seconds};
+use serde::{Deserialize, Serialize};
 
 use crate::choice::{LoopOrder, Processor};
-use crate::plan::{LaneKind, Plan, Tier, TierUse};
+use crate::machine::Machine;
+use crate::plan::{Lane, LaneKind, Plan, Tier, TierUse, state_bytes_each};
 
 /// The table that `lowtide plan` prints.
 #[must_use]
@@ -81,6 +83,89 @@ pub fn explain(plan: &Plan) -> String {
             "disk: {} read, {} written a step",
             p.disk_bytes_read, p.disk_bytes_written
         );
+    }
+    text
+}
+
+/// One of the ways to update, and how much of a plan goes it.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Share {
+    /// Units.
+    pub units: u32,
+    /// Parameters, padding included.
+    pub parameters: u64,
+    /// Seconds on the lane that they keep busiest: the host; the gpu; h2d, for state that passes
+    /// through the device.
+    pub seconds: Seconds,
+}
+
+/// How a plan splits its updates: on the host; on the device with resident state; on the device
+/// with state that passes through it.
+#[must_use]
+pub fn split(plan: &Plan, machine: &Machine) -> [Share; 3] {
+    let c = &plan.choice;
+    let mut shares = [Share {
+        units: 0,
+        parameters: 0,
+        seconds: Seconds::ZERO,
+    }; 3];
+    for u in 0..c.update.len() {
+        let kind = match (c.update[u], c.optimizer[u]) {
+            (Processor::Host, _) => 0,
+            (Processor::Device, Tier::Device) => 1,
+            (Processor::Device, _) => 2,
+        };
+        shares[kind].units += 1;
+        for piece in plan.pieces.iter().filter(|p| p.unit as usize == u) {
+            shares[kind].parameters += piece.elements;
+            shares[kind].seconds += match kind {
+                0 => machine.update(Lane::HOST, piece.elements),
+                1 => machine.update(Lane::GPU, piece.elements),
+                _ => {
+                    let state = state_bytes_each(plan.precision);
+                    machine.copy(Lane::H2D, Bytes(piece.elements * state))
+                }
+            };
+        }
+    }
+    shares
+}
+
+/// Where the updates of a plan run, in a line for each way that is used.
+#[must_use]
+pub fn explain_updates(plan: &Plan, machine: &Machine) -> String {
+    let ways = [
+        ("on the host", "host"),
+        ("on the device, state resident", "gpu"),
+        ("on the device, state streamed", "h2d"),
+    ];
+    let mut text = String::new();
+    for (share, (way, lane)) in split(plan, machine).iter().zip(ways) {
+        if share.units > 0 {
+            let _ = writeln!(
+                text,
+                "updates {way}: {} units, {:.1} M parameters, {lane} {}",
+                share.units,
+                share.parameters as f64 / 1e6,
+                share.seconds
+            );
+        }
+    }
+    // Why not all of it on the host and all of the rest through the links.
+    for shared in &machine.shared {
+        let of = |lane: &str| shared.share.get(lane).copied().unwrap_or(0.0);
+        let together = of("host") + of("h2d") + of("d2h");
+        let used = [LaneKind::Host, LaneKind::H2d]
+            .iter()
+            .all(|&lane| plan.prediction.lanes[lane as usize].busy_seconds > Seconds::ZERO);
+        if of("host") > 0.0 && together > 1.0 && used {
+            let _ = writeln!(
+                text,
+                "{} is shared: beside copies both ways updates on the host run at {:.0}% of their rate",
+                shared.name,
+                100.0 / together
+            );
+        }
     }
     text
 }

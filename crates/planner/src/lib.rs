@@ -19,6 +19,7 @@ mod program;
 pub mod search;
 pub mod simulate;
 pub mod together;
+pub mod waits;
 
 pub use build::build;
 pub use choice::{Budgets, Choice, Clip, LoopOrder, Pieces, Processor, Saved};

@@ -245,15 +245,15 @@ pub(crate) fn busy(steady: &[Task], pieces: &[Piece], w: &Workload, machine: &Ma
     }
 }
 
-/// Time of a steady step. Looks at the parts `first` and `steady` and at the seams into `steady`.
+/// Time of a steady step. Looks at the part `steady` and at the seam between two of it.
 pub(crate) fn steady_seconds(
     plan: &Plan,
     w: &Workload,
     machine: &Machine,
     busiest: Seconds,
 ) -> Seconds {
-    use PartName::{First, Steady};
-    let run = simulate(plan, w, machine, &[First, Steady, Steady, Steady]);
+    use PartName::Steady;
+    let run = simulate(plan, w, machine, &[Steady; 4]);
     Seconds((run.end(3) - run.end(1)) / 2.0).max(busiest)
 }
 

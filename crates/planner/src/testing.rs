@@ -242,3 +242,9 @@ pub(crate) fn machine() -> Machine {
         ops: Default::default(),
     }
 }
+
+/// Bytes that a choice needs on each tier.
+pub(crate) fn needs(w: &Workload, c: &crate::Choice, clip: crate::Clip) -> [u64; 3] {
+    let d = crate::draft::draft(w, c, clip, &crate::plan::PartName::ALL);
+    crate::layout::layout(&d.slots, crate::plan::PartName::ALL.len()).totals
+}

@@ -38,7 +38,7 @@ fn every_choice(layers: u32, accumulate: u32) -> Vec<(lowtide_workload::Workload
                             };
                             c.update = vec![update; n];
                             c.inputs = inputs;
-                            c.gradients = gradients;
+                            c.gradients = vec![gradients; n];
                             c.saved.iter_mut().for_each(|s| s.fill(saved));
                             c.prefetch = (k % 3) as u8;
                             c.pieces = if k > 1 {
@@ -84,7 +84,7 @@ fn no_edge_is_superfluous_and_every_missing_one_is_found() {
     c.weights = vec![Tier::Host; n];
     c.optimizer = vec![Tier::Disk; n];
     c.update = vec![Processor::Host; n];
-    c.gradients = Tier::Host;
+    c.gradients = vec![Tier::Host; n];
     c.inputs = Tier::Host;
     c.saved.iter_mut().for_each(|s| s.fill(Saved::Recompute));
     let good = build(&w, &c, Clip::Exact, Budgets::UNLIMITED, &machine());
@@ -281,4 +281,80 @@ fn bytes_written_are_at_least_the_state_that_lives_on_disk() {
     assert!(p.prediction.disk_bytes_written.0 >= 12 * w.parameters());
     let disk = &p.prediction.lanes[LaneKind::Disk as usize];
     assert!(disk.busy_seconds.0 > 0.0);
+}
+
+/// End of four steady steps when nothing is shared: every task begins when those it waits for and
+/// the one before it on its lane have ended, and when the part before the last is over.
+fn path(plan: &Plan, w: &lowtide_workload::Workload, m: &Machine) -> (f64, f64) {
+    let tasks = plan.part(PartName::Steady);
+    let alone = crate::simulate::alone(plan, w, m, PartName::Steady);
+    let seam = plan.seam(PartName::Steady, PartName::Steady);
+    let mut across = vec![Vec::new(); tasks.len()];
+    for &(to, from) in seam.iter().flat_map(|s| &s.edges) {
+        across[to as usize].push(from as usize);
+    }
+    let mut lane_end = [0.0f64; crate::plan::LANES];
+    let mut ends: Vec<Vec<f64>> = Vec::new();
+    for k in 0..4 {
+        let two_before = match k {
+            0 | 1 => 0.0,
+            _ => ends[k - 2].iter().copied().fold(0.0, f64::max),
+        };
+        let mut here: Vec<f64> = Vec::with_capacity(tasks.len());
+        for (i, task) in tasks.iter().enumerate() {
+            let lane = task.lane.idx();
+            let mut start = lane_end[lane].max(two_before);
+            for &d in &task.after {
+                start = start.max(here[d as usize]);
+            }
+            if k > 0 {
+                for &d in &across[i] {
+                    start = start.max(ends[k - 1][d]);
+                }
+            }
+            lane_end[lane] = start + alone[i].0;
+            here.push(lane_end[lane]);
+        }
+        ends.push(here);
+    }
+    let mut busy = [0.0f64; crate::plan::LANES];
+    for (task, seconds) in tasks.iter().zip(&alone) {
+        busy[task.lane.idx()] += 4.0 * seconds.0;
+    }
+    let end = |part: &Vec<f64>| part.iter().copied().fold(0.0, f64::max);
+    let longest = ends.iter().map(end).fold(0.0, f64::max);
+    (longest, busy.into_iter().fold(0.0, f64::max))
+}
+
+#[test]
+fn no_simulated_time_is_below_its_bounds() {
+    let shared = machine();
+    let mut alone = machine();
+    alone.shared.clear();
+    if let Some(d) = &mut alone.disk {
+        // Reads and writes at once, each as fast as alone.
+        (d.write, d.mixed) = (d.read, lowtide_units::BytesPerSecond(d.read.0 * 2.0));
+    }
+    for accumulate in [1, 2] {
+        for (i, (w, c)) in every_choice(2, accumulate).into_iter().enumerate() {
+            if i % 5 != 0 {
+                continue;
+            }
+            let clip = CLIPS[i / 5 % 3];
+            for m in [&shared, &alone] {
+                let plan = build(&w, &c, clip, Budgets::UNLIMITED, m);
+                let run = crate::simulate::simulate(&plan, &w, m, &[PartName::Steady; 4]);
+                let simulated = (0..4).map(|k| run.end(k)).fold(0.0, f64::max);
+                let (path, lane) = path(&plan, &w, m);
+                let bound = path.max(lane) * (1.0 - 1e-9);
+                assert!(simulated >= bound, "{simulated} < {bound} {c:?}");
+                if m.shared.is_empty() {
+                    assert!(
+                        simulated <= path * (1.0 + 1e-6),
+                        "{simulated} > {path} {c:?}"
+                    );
+                }
+            }
+        }
+    }
 }

@@ -7,6 +7,7 @@ use lowtide_config as config;
 use lowtide_config::{ModelSource, Run};
 use lowtide_device::cuda::{CudaError, process_memory};
 use lowtide_model::{Decoder, Options};
+use lowtide_planner::search::outlook::{Outlook, plan_with_outlook};
 use lowtide_planner::{
     Budgets, Clip, LoopOrder, Machine, Pieces, Pins, Plan, PlanError, Processor, Refusal, Request,
     Tier,
@@ -212,6 +213,48 @@ pub fn plan_with(
     budgets: Budgets,
     target: Target,
 ) -> Result<Plan, TrainError> {
+    planned(
+        run,
+        decoder,
+        machine,
+        budgets,
+        target,
+        lowtide_planner::make,
+    )
+}
+
+/// As [`plan_with`], and what was left on the table: other kinds of plans, what more of each budget
+/// would buy, and keys that change numbers. Takes several times as long.
+///
+/// # Errors
+/// As [`plan_with`].
+pub fn plan_and_look(
+    run: &Run,
+    decoder: &Arc<Decoder>,
+    machine: &Machine,
+    budgets: Budgets,
+    target: Target,
+) -> Result<(Plan, Outlook), TrainError> {
+    let more = 4 * run.train.accumulate;
+    let batch = Batch {
+        accumulate: more,
+        ..run.batch()
+    };
+    let larger = decoder_of(run, batch, target)?;
+    let more = [(more, larger.workload())];
+    planned(run, decoder, machine, budgets, target, |request| {
+        plan_with_outlook(request, &more)
+    })
+}
+
+fn planned<T>(
+    run: &Run,
+    decoder: &Arc<Decoder>,
+    machine: &Machine,
+    budgets: Budgets,
+    target: Target,
+    make: impl Fn(&Request<'_>) -> Result<T, PlanError>,
+) -> Result<T, TrainError> {
     let clip = clip_of(run);
     // The plan's arena is not all that a process holds on a GPU.
     let reserve = machine.device_reserve;
@@ -220,7 +263,7 @@ pub fn plan_with(
         ..budgets
     };
     let request = |decoder: &Decoder| {
-        lowtide_planner::make(&Request {
+        make(&Request {
             workload: decoder.workload(),
             machine,
             budgets,

@@ -54,7 +54,7 @@ fn the_drive_is_never_idle_while_updates_run() {
     c.optimizer.fill(Tier::Disk);
     c.weights.fill(Tier::Host);
     c.update.fill(lowtide_planner::Processor::Host);
-    c.gradients = Tier::Host;
+    c.gradients.fill(Tier::Host);
     c.prefetch = 2;
     let plan = build(w, &c, Clip::Exact, Budgets::UNLIMITED, &machine());
     check::check(&plan, Clip::Exact).unwrap();

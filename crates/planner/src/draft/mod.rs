@@ -152,8 +152,9 @@ fn emitter<'a>(
     }
 }
 
-/// Makes the draft.
-pub(crate) fn draft(w: &Workload, choice: &Choice, clip: Clip) -> Draft {
+/// Makes the draft of the parts named; the others are empty. A part is the same whichever others
+/// are made with it.
+pub(crate) fn draft(w: &Workload, choice: &Choice, clip: Clip, names: &[PartName]) -> Draft {
     let pieces = cut(w, choice.pieces);
     let mut piece_of = vec![0; w.params.len()];
     for (i, piece) in pieces.iter().enumerate() {
@@ -166,26 +167,28 @@ pub(crate) fn draft(w: &Workload, choice: &Choice, clip: Clip) -> Draft {
     e.saved = w.units.iter().map(lowtide_workload::Unit::saved).collect();
     e.place_homes();
     let train = program(w, choice, &pieces, &piece_of, Purpose::Train);
-    let evaluate = program(w, choice, &pieces, &piece_of, Purpose::Evaluate);
-    let infer = program(w, choice, &pieces, &piece_of, Purpose::Infer);
-    let (train, evaluate, infer) = (
-        e.schedule(&train),
-        e.schedule(&evaluate),
-        e.schedule(&infer),
-    );
+    let train = e.schedule(&train);
     let parts = PartName::ALL
         .iter()
         .enumerate()
         .map(|(i, &name)| {
+            if !names.contains(&name) {
+                return Vec::new();
+            }
             e.part = i;
             e.tasks = Vec::new();
             e.waiting.clear();
+            let mut forward = |purpose| {
+                let program = program(w, choice, &pieces, &piece_of, purpose);
+                let schedule = e.schedule(&program);
+                e.forward(&schedule, purpose);
+            };
             match name {
                 PartName::First => e.train(&train, Updates::first(clip)),
                 PartName::Steady => e.train(&train, Updates::steady(clip)),
                 PartName::Drain => e.drain(train.program),
-                PartName::Evaluate => e.forward(&evaluate, Purpose::Evaluate),
-                PartName::Infer => e.forward(&infer, Purpose::Infer),
+                PartName::Evaluate => forward(Purpose::Evaluate),
+                PartName::Infer => forward(Purpose::Infer),
             }
             std::mem::take(&mut e.tasks)
         })
@@ -370,12 +373,34 @@ impl Emitter<'_> {
         let position: FastMap<u32, usize> =
             q.order.iter().enumerate().map(|(k, &p)| (p, k)).collect();
         let mut due: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+        let mut lifts: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+        // Windows whose weights an update on the device makes where they are read.
+        let mut made: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
         if updates == Updates::UnderForward {
-            for (k, p) in q.order.iter().enumerate() {
-                let ahead = q.order[k.saturating_sub(prefetch)];
-                let at = first_use.get(&ahead).copied().unwrap_or(0);
-                let at = at.min(first_use.get(p).copied().unwrap_or(0));
-                due.entry(at).or_default().push(k);
+            let used = |p: u32| first_use.get(&p).copied().unwrap_or(0);
+            // Uses of the pieces whose state passes through the device, so far.
+            let mut passing: Vec<usize> = Vec::new();
+            for (k, &p) in q.order.iter().enumerate() {
+                let ahead = used(q.order[k.saturating_sub(prefetch)]).min(used(p));
+                if !self.updated_on_device(p) {
+                    due.entry(ahead).or_default().push(k);
+                    continue;
+                }
+                // The gpu lane does it when its result is needed, no earlier. State is several
+                // times as many bytes as weights: it is fetched as soon as the one `prefetch`
+                // before it made room, so that the link never rests between two of them.
+                let home = self.homes.state[p as usize];
+                let lift = if self.slots[home as usize].tier == Tier::Device {
+                    ahead
+                } else {
+                    passing.push(used(p));
+                    match (passing.len() - 1).checked_sub(prefetch.max(1)) {
+                        Some(j) => passing[j].min(used(p)),
+                        None => 0,
+                    }
+                };
+                lifts.entry(lift).or_default().push(k);
+                due.entry(used(p)).or_default().push(k);
             }
         }
         self.load_inputs(purpose);
@@ -388,6 +413,9 @@ impl Emitter<'_> {
         };
         self.persistent_operands(&mut st);
         for (i, op) in program.ops.iter().enumerate() {
+            for &k in lifts.get(&i).into_iter().flatten() {
+                self.lift(&mut q, k);
+            }
             for &k in due.get(&i).into_iter().flatten() {
                 let forward = self.update(&mut q, k, None);
                 if let Some(f) = forward {
@@ -406,10 +434,18 @@ impl Emitter<'_> {
                 if let (Tensor::Weight(p), true) =
                     (windows[wi].tensor, updates == Updates::UnderForward)
                     && !windows[wi].continued
-                    && let Some(f) = self.update(&mut q, position[&p], None)
                 {
-                    st.forward.insert(p, f);
+                    if self.updated_on_device(p) {
+                        made.entry(windows[wi].first).or_default().push(wi);
+                        continue;
+                    }
+                    if let Some(f) = self.update(&mut q, position[&p], None) {
+                        st.forward.insert(p, f);
+                    }
                 }
+                self.fetch_window(&windows[wi], wi, tiers, &mut st);
+            }
+            for &wi in made.get(&i).into_iter().flatten() {
                 self.fetch_window(&windows[wi], wi, tiers, &mut st);
             }
             self.compute(op, i, windows, agenda, &mut st);
@@ -436,7 +472,7 @@ impl Emitter<'_> {
                 st.device.insert(Tensor::Weight(p), slot);
             }
             if let Some(g) = self.homes.gradient[p as usize]
-                && self.choice.gradients == Tier::Device
+                && self.choice.gradients[unit] == Tier::Device
             {
                 st.device.insert(Tensor::Gradient(p), g);
                 if self.w.gradient == Dtype::F32 {
@@ -540,12 +576,12 @@ impl Emitter<'_> {
                 Tensor::Weight(_) => true,
                 Tensor::Gradient(p) => {
                     self.homes.gradient[p as usize].is_some()
-                        && self.choice.gradients == Tier::Device
+                        && self.choice.gradients[self.unit_of(p)] == Tier::Device
                 }
                 Tensor::Accumulator(p) => {
                     self.w.gradient == Dtype::F32
                         && self.homes.gradient[p as usize].is_some()
-                        && self.choice.gradients == Tier::Device
+                        && self.choice.gradients[self.unit_of(p)] == Tier::Device
                 }
                 _ => false,
             };

@@ -76,9 +76,9 @@ impl Emitter<'_> {
                 .push(self.home(self.choice.optimizer[unit], state, Tensor::State(p)));
             let waits = self.clip == Clip::Exact;
             let bytes = self.gradient_bytes(p);
-            homes
-                .gradient
-                .push(waits.then(|| self.home(self.choice.gradients, bytes, Tensor::Gradient(p))));
+            homes.gradient.push(
+                waits.then(|| self.home(self.choice.gradients[unit], bytes, Tensor::Gradient(p))),
+            );
         }
         let (norm, losses) = (self.norm_bytes(), self.losses_bytes());
         homes.norm_parts = self.home(Tier::Host, norm, Tensor::AllNormParts);
@@ -207,7 +207,7 @@ impl Emitter<'_> {
     /// Home of a tensor between its windows; the device means one window.
     pub(super) fn home_tier(&self, t: Tensor) -> Tier {
         match t {
-            Tensor::Accumulator(_) => self.choice.gradients,
+            Tensor::Accumulator(p) => self.choice.gradients[self.unit_of(p)],
             Tensor::Local(u, i, _) => {
                 let unit = &self.w.units[u as usize];
                 if let Some(k) = self.saved[u as usize].iter().position(|&s| s == i) {

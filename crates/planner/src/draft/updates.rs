@@ -8,6 +8,8 @@ pub(super) struct UpdateQueue {
     pub(super) done: Vec<bool>,
     pub(super) read: usize,
     pub(super) staged: FastMap<(u32, u8), u32>,
+    /// Device slots of weights, state and waiting gradient that were fetched ahead of an update.
+    pub(super) lifted: FastMap<u32, (u32, u32, u32)>,
 }
 
 impl Emitter<'_> {
@@ -17,7 +19,48 @@ impl Emitter<'_> {
             order,
             read: 0,
             staged: FastMap::default(),
+            lifted: FastMap::default(),
         }
+    }
+
+    /// Whether a piece is updated on the device.
+    pub(super) fn updated_on_device(&self, p: u32) -> bool {
+        self.choice.update[self.unit_of(p)] == Processor::Device
+    }
+
+    /// Fetches what the update at position `k` needs on the device, if that is where it runs and
+    /// its gradient waits. The update itself may follow later: in the order of the gpu lane it
+    /// would hold up what comes behind it until the copies are done.
+    pub(super) fn lift(&mut self, q: &mut UpdateQueue, k: usize) {
+        let p = q.order[k];
+        if q.done[k] || q.lifted.contains_key(&p) || !self.updated_on_device(p) {
+            return;
+        }
+        let Some(waiting) = self.waiting(p) else {
+            return;
+        };
+        self.stage(q, k + usize::from(self.choice.prefetch), true);
+        let fetched = self.fetch_for_update(q, p, Some(waiting));
+        q.lifted.insert(p, fetched);
+    }
+
+    /// Device slots with weights, state and the waiting gradient of a piece.
+    fn fetch_for_update(
+        &mut self,
+        q: &UpdateQueue,
+        p: u32,
+        waiting: Option<u32>,
+    ) -> (u32, u32, u32) {
+        let staged = |role: u8| q.staged.get(&(p, role)).copied();
+        let (weight, state) = (self.homes.weight[p as usize], self.homes.state[p as usize]);
+        let (wb, sb, gb) = (
+            self.weight_bytes(p),
+            self.state_bytes(p),
+            self.gradient_bytes(p),
+        );
+        let state = self.on_device(state, staged(1), sb);
+        let gradient = waiting.map_or(u32::MAX, |g| self.on_device(g, staged(2), gb));
+        (self.on_device(weight, staged(0), wb), state, gradient)
     }
 
     /// Issues the reads from disk that updates up to position `to` need.
@@ -64,21 +107,20 @@ impl Emitter<'_> {
             self.state_bytes(p),
             self.gradient_bytes(p),
         );
-        let unit = self.unit_of(p);
         let weight_home = self.homes.weight[p as usize];
         let state_home = self.homes.state[p as usize];
         let waiting = self.waiting(p);
         let staged = |role: u8| q.staged.get(&(p, role)).copied();
         let (w_staged, s_staged, g_staged) = (staged(0), staged(1), staged(2));
-        let on_device = self.choice.update[unit] == Processor::Device;
+        let on_device = self.updated_on_device(p);
         let (weight, state, grad);
         if on_device {
-            weight = self.on_device(weight_home, w_staged, wb);
-            state = self.on_device(state_home, s_staged, sb);
-            grad = match gradient {
-                Some(g) => g,
-                None => self.on_device(waiting.expect("a gradient waits"), g_staged, gb),
+            let fetched = match q.lifted.remove(&p) {
+                Some(fetched) => fetched,
+                None => self.fetch_for_update(q, p, if waited { waiting } else { None }),
             };
+            (weight, state) = (fetched.0, fetched.1);
+            grad = gradient.unwrap_or(fetched.2);
         } else {
             weight = w_staged.unwrap_or(weight_home);
             state = s_staged.unwrap_or(state_home);
@@ -168,7 +210,7 @@ impl Emitter<'_> {
             Dtype::Bf16 => st.device[&Tensor::Gradient(p)],
         };
         let bytes = self.gradient_bytes(p);
-        match (updates, self.choice.gradients) {
+        match (updates, self.choice.gradients[self.unit_of(p)]) {
             (Updates::UnderBackward, _) => {
                 st.finished.insert(p, (source, parts));
             }

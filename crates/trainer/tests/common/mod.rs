@@ -180,7 +180,7 @@ pub fn choice(d: &Decoder, weights: Tier, optimizer: Tier, inputs: Tier) -> Choi
         n
     ];
     c.inputs = inputs;
-    c.gradients = inputs;
+    c.gradients = vec![inputs; n];
     c
 }
 

@@ -1,0 +1,93 @@
+//! Plans for named models on the reference machines, kept as text: a changed decision shows as a
+//! changed line. `LOWTIDE_RENEW=1 cargo test --release -p lowtide --test kept` writes them anew.
+
+mod common;
+
+use common::{answer, lowtide, root};
+use serde_json::Value;
+
+#[track_caller]
+fn kept(name: &str, text: &str) {
+    let path = root().join("crates/cli/tests/kept").join(name);
+    if std::env::var_os("LOWTIDE_RENEW").is_some() {
+        std::fs::write(&path, text).expect("writable");
+        return;
+    }
+    let want = std::fs::read_to_string(&path).expect("kept beside this test");
+    assert_eq!(
+        text,
+        want,
+        "{} differs; LOWTIDE_RENEW=1 renews it",
+        path.display()
+    );
+}
+
+#[test]
+fn the_plan_of_3b_in_24_gib() {
+    let args = "plan --shape qwen2.5-3b --micro-batch 8 --seq 2048 --accumulate 1 \
+                --device-memory 24GiB --host-memory 60GiB";
+    let args: Vec<&str> = args.split_whitespace().collect();
+    let output = lowtide(&args).output().expect("the binary starts");
+    assert!(output.status.success());
+    let text = String::from_utf8_lossy(&output.stdout).replace("\r\n", "\n");
+    kept("qwen2.5-3b-24GiB.txt", &text);
+}
+
+/// Model, micro-batch, accumulation, device, host, disk.
+const RUNS: [(&str, &str, &str, &str, &str, &str); 5] = [
+    ("qwen2.5-0.5b", "8", "1", "8GiB", "16GiB", "0"),
+    ("qwen2.5-3b", "8", "4", "24GiB", "60GiB", "0"),
+    ("qwen2.5-3b", "8", "1", "24GiB", "16GiB", "64GiB"),
+    ("llama2-7b", "8", "1", "24GiB", "105GiB", "0"),
+    ("qwen2.5-14b", "8", "1", "24GiB", "105GiB", "100GiB"),
+];
+
+#[test]
+fn models_on_machines() {
+    let mut text = String::from(
+        "machine         model        batch    budgets                  step s  ruled by  device GiB  host GiB  disk GiB\n",
+    );
+    for machine in ["h200", "rtx4090-12ssd"] {
+        let file = root().join(format!("examples/machines/{machine}.json"));
+        let file = file.to_str().expect("UTF-8");
+        for (model, micro_batch, accumulate, device, host, disk) in RUNS {
+            let args = [
+                "plan",
+                "--shape",
+                model,
+                "--micro-batch",
+                micro_batch,
+                "--seq",
+                "2048",
+                "--accumulate",
+                accumulate,
+                "--device-memory",
+                device,
+                "--host-memory",
+                host,
+                "--disk",
+                disk,
+                "--machine",
+                file,
+            ];
+            let (code, plan) = answer(&args);
+            assert_eq!(code, 0, "{plan}");
+            let gib = |tier: &str| {
+                let bytes = &plan["tiers"][tier]["planned_bytes"];
+                bytes.as_u64().expect("bytes") as f64 / f64::from(1 << 30)
+            };
+            let batch = format!("{micro_batch}x2048x{accumulate}");
+            let budgets = format!("{device}/{host}/{disk}");
+            text += &format!(
+                "{machine:<16}{model:<13}{batch:<9}{budgets:<23}{:>8.4}  {:<8}{:>12.2}{:>10.2}{:>10.2}\n",
+                plan["step_seconds"].as_f64().expect("seconds"),
+                plan["ruling_lane"].as_str().unwrap_or_default(),
+                gib("device"),
+                gib("host"),
+                gib("disk"),
+            );
+            assert_ne!(plan["choice"], Value::Null);
+        }
+    }
+    kept("models.txt", &text);
+}

@@ -1,0 +1,332 @@
+//! Spends what the budgets leave: turns one knob, or two against each other, and keeps what makes
+//! the simulated step shorter.
+//!
+//! Every byte of the device can buy several things: units that stay, gradients that wait there,
+//! saved tensors that are not computed again, deeper prefetch. What each is worth depends on the
+//! others, so bytes are also *moved*: one knob gives some up and another takes as much as then
+//! fits. Steps begin coarse and are halved, down to one unit. The work is bounded by the number of
+//! drafted and simulated tasks, which is the same on every machine.
+
+use super::Search;
+use super::mix::{Count, Mix};
+use crate::choice::{Choice, LoopOrder, Pieces};
+use crate::plan::Tier;
+
+/// A mix, what it gives each unit once state that does not fit on the host went to disk, and how
+/// long its step takes.
+#[derive(Clone, Debug)]
+pub(super) struct Candidate {
+    pub mix: Mix,
+    pub choice: Choice,
+    pub seconds: f64,
+}
+
+/// A change is taken when the step is shorter by this fraction.
+const GAIN: f64 = 1e-4;
+
+/// The deepest prefetch that is tried, in pieces: a block may have half a dozen.
+const DEEPEST: u8 = 12;
+
+/// One climb from one start.
+struct Climb<'s, 'a> {
+    search: &'s Search<'a>,
+    best: Candidate,
+    /// Where [`super::Seen`]'s count of work ends the climb.
+    limit: u64,
+}
+
+impl Search<'_> {
+    /// A start with the bytes that are left spent in the best of a few orders.
+    pub(super) fn spend(&self, start: Candidate, work: u64) -> Candidate {
+        let least = start.mix.clone();
+        let mut climb = Climb {
+            search: self,
+            best: start,
+            limit: self.seen.work.get() + work,
+        };
+        climb.spend(&least);
+        climb.best
+    }
+
+    /// The best that can be reached from a candidate, doing about `work` at most.
+    pub(super) fn climb(&self, from: Candidate, work: u64) -> Candidate {
+        let mut climb = Climb {
+            search: self,
+            best: from,
+            limit: self.seen.work.get() + work,
+        };
+        climb.turn();
+        climb.best
+    }
+
+    /// The choice of a mix, with state and weights on disk that do not fit on the host.
+    pub(super) fn settled(&self, mix: &Mix) -> Option<Choice> {
+        let choice = mix.choice(self.r.workload, &self.r.pins);
+        if self.disk {
+            self.fit(choice, &self.r.budgets)
+        } else {
+            self.holds(&choice).then_some(choice)
+        }
+    }
+
+    /// The mix with as much of one knob as fits, more or less than it has; nothing where it does
+    /// not fit without any.
+    pub(super) fn filled(&self, mix: &Mix, count: Count) -> Option<Mix> {
+        let (w, pins) = (self.r.workload, &self.r.pins);
+        let at = |n: usize| mix.with(count, n, w, pins);
+        let most = mix.most(count, w, pins);
+        let fits = |n: usize| self.settled(&at(n)).is_some();
+        let now = mix.get(count);
+        // What one more costs says where to look first.
+        let need = |n: usize| self.size(&at(n).choice(w, pins)).need[0];
+        let (have, budget) = (need(now), self.r.budgets.device.0);
+        let near = if now < most {
+            now + 1
+        } else {
+            now.checked_sub(1)?
+        };
+        let each = have.abs_diff(need(near)).max(1);
+        let mut guess = if have <= budget {
+            now.saturating_add(((budget - have) / each) as usize)
+        } else {
+            now.saturating_sub((have - budget).div_ceil(each) as usize)
+        };
+        // It fits below `low` and not from `high` on.
+        let (mut low, mut high, mut step) = (0, most + 1, 1);
+        while high > low {
+            guess = guess.clamp(low, high - 1);
+            if fits(guess) {
+                low = guess + 1;
+                guess = guess.saturating_add(step);
+            } else {
+                high = guess;
+                guess = guess.saturating_sub(step);
+            }
+            step *= 2;
+            if guess < low || guess >= high {
+                guess = usize::midpoint(low, high);
+            }
+        }
+        Some(at(low.checked_sub(1)?))
+    }
+}
+
+impl Climb<'_, '_> {
+    /// Takes a mix if it fits and its step is shorter.
+    fn try_mix(&mut self, mix: &Mix) -> bool {
+        if self.spent() {
+            return false;
+        }
+        let Some(choice) = self.search.settled(mix) else {
+            return false;
+        };
+        let limit = self.best.seconds * (1.0 - GAIN);
+        if choice == self.best.choice || self.search.size(&choice).bound >= limit {
+            return false;
+        }
+        let seconds = self.search.seconds(&choice);
+        if seconds < limit && self.search.holds_whole(&choice) {
+            self.best = Candidate {
+                mix: mix.clone(),
+                choice,
+                seconds,
+            };
+            return true;
+        }
+        false
+    }
+
+    fn spent(&self) -> bool {
+        self.search.seen.work.get() >= self.limit
+    }
+
+    fn fill(&mut self, mix: &Mix, count: Count) -> bool {
+        if self.spent() {
+            return false;
+        }
+        match self.search.filled(mix, count) {
+            Some(full) => self.try_mix(&full),
+            None => false,
+        }
+    }
+
+    /// Orders of spending the same bytes; the simulator says which was wiser.
+    fn spend(&mut self, least: &Mix) {
+        const ORDERS: [[Count; 3]; 4] = [
+            [Count::Light, Count::Kept, Count::Resident],
+            [Count::Resident, Count::Light, Count::Kept],
+            [Count::Copies, Count::Resident, Count::Light],
+            [Count::Near, Count::Resident, Count::Light],
+        ];
+        for order in ORDERS {
+            let mut mix = least.clone();
+            for count in order {
+                if let Some(full) = self.search.filled(&mix, count) {
+                    // Half of it leaves room for the next.
+                    let (w, pins) = (self.search.r.workload, &self.search.r.pins);
+                    let half = usize::midpoint(mix.get(count), full.get(count));
+                    self.try_mix(&full.with(count, half, w, pins));
+                    self.try_mix(&full);
+                    mix = full;
+                }
+            }
+            // The same with all of the others streamed, or half of them.
+            let (w, pins) = (self.search.r.workload, &self.search.r.pins);
+            let most = mix.most(Count::Streamed, w, pins);
+            for streamed in [most, most / 2] {
+                let mix = mix.with(Count::Streamed, streamed, w, pins);
+                self.fill(&mix, order[0]);
+                self.fill(&mix, Count::Resident);
+            }
+        }
+    }
+
+    /// Turns every knob until none helps.
+    fn turn(&mut self) {
+        let n = self.search.r.workload.units.len();
+        let mut step = (n / 4).max(1);
+        self.sorts();
+        loop {
+            let mut better = self.singles(step);
+            better |= self.exchanges(step);
+            better |= self.streamed(step);
+            if !better {
+                better |= self.sorts();
+            }
+            if self.spent() {
+                return;
+            }
+            if !better {
+                if step == 1 {
+                    return;
+                }
+                step /= 2;
+            }
+        }
+    }
+
+    fn moved(&self, count: Count, up: bool, step: usize) -> Option<Mix> {
+        let (w, pins) = (self.search.r.workload, &self.search.r.pins);
+        let mix = &self.best.mix;
+        let at = mix.get(count);
+        let to = if up { at + step } else { at.checked_sub(step)? };
+        let mix = mix.with(count, to, w, pins);
+        (mix.get(count) != at).then_some(mix)
+    }
+
+    /// More or fewer units of a knob, as long as it helps.
+    fn singles(&mut self, step: usize) -> bool {
+        let mut better = false;
+        for count in Count::ALL {
+            for up in [true, false] {
+                while let Some(mix) = self.moved(count, up, step) {
+                    if !self.try_mix(&mix) {
+                        break;
+                    }
+                    better = true;
+                }
+            }
+        }
+        better
+    }
+
+    /// Between host and device at the same bytes, and with the bytes' knobs refilled.
+    fn streamed(&mut self, step: usize) -> bool {
+        let mut better = false;
+        for up in [true, false] {
+            for refill in [Count::Resident, Count::Near, Count::Copies] {
+                if let Some(mix) = self.moved(Count::Streamed, up, step) {
+                    better |= self.fill(&mix, refill);
+                }
+            }
+        }
+        better
+    }
+
+    /// One knob gives up bytes, another takes as much as then fits.
+    fn exchanges(&mut self, step: usize) -> bool {
+        let mut better = false;
+        for from in Count::PAID {
+            for to in Count::PAID {
+                if from != to
+                    && let Some(mix) = self.moved(from, false, step)
+                {
+                    better |= self.fill(&mix, to);
+                }
+            }
+        }
+        better
+    }
+
+    /// Knobs that are not counts, each with what it frees spent again.
+    fn sorts(&mut self) -> bool {
+        let mut better = false;
+        for mix in self.others_of(&self.best.mix.clone()) {
+            // It may need bytes, or free some.
+            better |= self.try_mix(&mix)
+                || self.fill(&mix, Count::Resident)
+                || self.fill(&mix, Count::Light);
+        }
+        better
+    }
+
+    /// The mixes that differ in one knob that is no count.
+    fn others_of(&self, mix: &Mix) -> Vec<Mix> {
+        let (w, pins) = (self.search.r.workload, &self.search.r.pins);
+        let mut all = Vec::new();
+        let mut add = |change: &dyn Fn(&mut Mix)| {
+            let mut other = mix.clone();
+            change(&mut other);
+            other.cut_to(w, pins);
+            if other != *mix {
+                all.push(other);
+            }
+        };
+        if pins.prefetch.is_none() {
+            add(&|m| m.prefetch += 1);
+            add(&|m| m.prefetch *= 2);
+            add(&|m| m.prefetch = m.prefetch.saturating_sub(1));
+        }
+        if pins.pieces.is_none() {
+            for pieces in self.search.cuts() {
+                add(&|m| m.pieces = pieces);
+            }
+        }
+        if pins.order.is_none() && w.batch.accumulate > 1 {
+            for order in [LoopOrder::LayerMajor, LoopOrder::BatchMajor] {
+                add(&|m| m.order = order);
+            }
+        }
+        if pins.inputs.is_none() {
+            for tier in [Tier::Device, Tier::Host] {
+                add(&|m| m.inputs = tier);
+            }
+        }
+        if pins.gradients.is_none() && self.search.disk {
+            for tier in [Tier::Host, Tier::Disk] {
+                add(&|m| m.waiting = tier);
+            }
+        }
+        add(&|m| m.skip = 1 - m.skip.min(1));
+        all.retain(|m| m.prefetch <= DEEPEST);
+        all
+    }
+}
+
+impl Search<'_> {
+    /// Ways to cut the parameters that are tried.
+    pub(super) fn cuts(&self) -> Vec<Pieces> {
+        if let Some(pieces) = self.r.pins.pieces {
+            return vec![pieces];
+        }
+        let w = self.r.workload;
+        let largest = w.params.iter().map(|p| p.elements).max().unwrap_or(1);
+        let split = Pieces::Split((largest / 8).max(1 << 20));
+        // A cut that changes nothing is the same way twice.
+        if crate::draft::cut(w, split).len() == crate::draft::cut(w, Pieces::Unit).len() {
+            vec![Pieces::Unit]
+        } else {
+            vec![Pieces::Unit, split]
+        }
+    }
+}

@@ -1,0 +1,185 @@
+//! What goes to disk so that the host's budget holds, and what would fit where nothing does.
+
+use lowtide_units::Bytes;
+
+use super::mix::Mix;
+use super::{Refusal, Request, Search, fits};
+use crate::choice::{Budgets, Choice};
+use crate::draft::persistent_bytes;
+use crate::plan::Tier;
+
+impl Search<'_> {
+    /// Whether optimizer state and weights may go from host to disk.
+    fn movable(&self) -> (bool, bool) {
+        let pins = &self.r.pins;
+        (
+            self.disk && pins.optimizer.is_none(),
+            self.disk && pins.weights.is_none(),
+        )
+    }
+
+    /// With all that may move on disk.
+    fn spilled(&self, mut choice: Choice) -> Choice {
+        let (states, weights) = self.movable();
+        let mut moved = false;
+        if states {
+            self.spill(&mut choice, u64::MAX, false, &mut moved);
+        }
+        if weights {
+            self.spill(&mut choice, u64::MAX, true, &mut moved);
+        }
+        choice
+    }
+
+    /// Moves state, then weights, from host to disk until the host's budget holds.
+    pub(super) fn fit(&self, mut choice: Choice, budgets: &Budgets) -> Option<Choice> {
+        let (states, weights) = self.movable();
+        let last = self.spilled(choice.clone());
+        let stays = persistent_bytes(self.r.workload, &last, self.r.clip);
+        if stays[0] > budgets.device.0 || stays[1] > budgets.host.0 {
+            return None;
+        }
+        for _ in 0..12 {
+            let need = self.size(&choice).need;
+            if fits(&need, budgets) {
+                return Some(choice);
+            }
+            if need[0] > budgets.device.0 || need[2] > budgets.disk.0 {
+                return None;
+            }
+            let mut excess = need[1].saturating_sub(budgets.host.0);
+            let mut moved = false;
+            if states {
+                excess = self.spill(&mut choice, excess, false, &mut moved);
+            }
+            if weights && excess > 0 {
+                self.spill(&mut choice, excess, true, &mut moved);
+            }
+            if !moved {
+                return None;
+            }
+        }
+        // What is read from disk needs room on the host too, so the last steps may be short.
+        fits(&self.size(&last).need, budgets).then_some(last)
+    }
+
+    /// Sends units' state (or weights) from host to disk, last unit first: the first ones are
+    /// needed first in the next forward. Returns the excess that is left.
+    fn spill(&self, choice: &mut Choice, mut excess: u64, weights: bool, moved: &mut bool) -> u64 {
+        let w = self.r.workload;
+        for (u, unit) in w.units.iter().enumerate().rev() {
+            if excess == 0 {
+                break;
+            }
+            let n: u64 = unit
+                .params
+                .clone()
+                .map(|p| w.params[p as usize].padded())
+                .sum();
+            let (homes, bytes) = if weights {
+                (&mut choice.weights, n * w.precision.size())
+            } else {
+                (
+                    &mut choice.optimizer,
+                    n * crate::plan::state_bytes_each(w.precision),
+                )
+            };
+            if n > 0 && homes[u] == Tier::Host {
+                homes[u] = Tier::Disk;
+                *moved = true;
+                excess = excess.saturating_sub(bytes);
+            }
+        }
+        excess
+    }
+
+    /// What would fit: the ways without limits, each with the change in budgets it asks for.
+    pub(super) fn refusal(&self) -> Refusal {
+        let allowed = self.r.budgets;
+        let mut best: Option<(f64, [u64; 3])> = None;
+        // One tier free, the others as allowed; then two; then all.
+        let free: [[bool; 3]; 7] = [
+            [true, false, false],
+            [false, true, false],
+            [false, false, true],
+            [true, true, false],
+            [true, false, true],
+            [false, true, true],
+            [true, true, true],
+        ];
+        for mask in free {
+            let of = |t: Tier| {
+                if mask[t as usize] {
+                    Budgets::UNLIMITED.of(t)
+                } else {
+                    allowed.of(t)
+                }
+            };
+            let limits = Budgets {
+                device: of(Tier::Device),
+                host: of(Tier::Host),
+                disk: of(Tier::Disk),
+            };
+            let search = Search {
+                r: Request {
+                    budgets: limits,
+                    ..self.r
+                },
+                disk: limits.disk.0 > 0,
+                ..*self
+            };
+            for way in search.ways(search.disk) {
+                for prefetch in [0, way.prefetch] {
+                    let prefetch = self.r.pins.prefetch.unwrap_or(prefetch);
+                    let way = Mix {
+                        prefetch,
+                        ..way.clone()
+                    };
+                    let choice = way.choice(self.r.workload, &self.r.pins);
+                    // With a free host nothing would go to disk by itself.
+                    let spilled = search.spilled(choice.clone());
+                    for choice in search.fit(choice, &limits).into_iter().chain([spilled]) {
+                        let need = self.size(&choice).need;
+                        let cost = excess(&need, &allowed);
+                        if fits(&need, &limits) && best.as_ref().is_none_or(|(c, _)| cost < *c) {
+                            best = Some((cost, need));
+                        }
+                    }
+                }
+            }
+            if best.is_some() && mask.iter().filter(|&&m| m).count() == 1 {
+                continue;
+            }
+            if best.is_some() {
+                break;
+            }
+        }
+        let need = best.map_or([u64::MAX >> 2; 3], |(_, need)| need);
+        let budget = |t: usize, have: Bytes| Bytes(need[t].max(have.0));
+        Refusal {
+            needed: Budgets {
+                device: Bytes(need[0]),
+                host: Bytes(need[1]),
+                disk: Bytes(need[2]),
+            },
+            allowed,
+            nearest: Budgets {
+                device: budget(0, allowed.device),
+                host: budget(1, allowed.host),
+                disk: budget(2, allowed.disk),
+            },
+        }
+    }
+}
+
+/// How far a need is above the budgets: the sum of the logarithms of the ratios, so that doubling
+/// a small budget weighs as much as doubling a large one.
+fn excess(need: &[u64; 3], allowed: &Budgets) -> f64 {
+    Tier::ALL
+        .iter()
+        .map(|&t| {
+            let have = allowed.of(t).0.max(1 << 20) as f64;
+            (need[t as usize] as f64 / have).max(1.0).ln()
+        })
+        .sum()
+}

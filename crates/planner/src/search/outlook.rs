@@ -1,0 +1,348 @@
+//! What was left on the table: plans of other kinds, what one more unit of each budget would buy,
+//! and what keys that change numbers would do.
+
+use lowtide_units::{Bytes, Seconds};
+use lowtide_workload::{UnitKind, Workload};
+use serde::{Deserialize, Serialize};
+
+use super::climb::Candidate;
+use super::mix::{Count, Mix};
+use super::{PlanError, Request, Search, Seen};
+use crate::choice::{Budgets, Clip, LoopOrder};
+use crate::plan::{LaneKind, Plan, Tier};
+use crate::simulate::busy;
+
+/// A plan of another kind than the one that was chosen.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Alternative {
+    /// In what it differs: what would have to be pinned or changed.
+    pub kind: String,
+    /// Time of a step.
+    pub step_seconds: Seconds,
+    /// The lane with the most work.
+    pub ruling_lane: LaneKind,
+    /// Bytes it needs on each tier, in the order of [`Tier::ALL`].
+    pub bytes: [Bytes; 3],
+}
+
+/// What more of one budget would buy.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct More {
+    /// Which budget.
+    pub tier: Tier,
+    /// How much more.
+    pub bytes: Bytes,
+    /// Time of a step with it.
+    pub step_seconds: Seconds,
+}
+
+/// What a key of the numerics key would do. It changes numbers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Suggestion {
+    /// Which.
+    pub change: Change,
+    /// Time of a step.
+    pub step_seconds: Seconds,
+    /// Tokens of a step, padding included, over that.
+    pub tokens_per_second: f64,
+}
+
+/// A change of the numerics key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Change {
+    /// Clipping by the norm of the step before.
+    ClipPrevious,
+    /// This many micro-batches a batch.
+    Accumulate(u32),
+}
+
+/// What was left on the table.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Outlook {
+    /// The best plans of other kinds, fastest first.
+    pub alternatives: Vec<Alternative>,
+    /// One more unit of each budget.
+    pub more: Vec<More>,
+    /// Changes of the numerics key that make tokens cheaper, best first.
+    pub suggestions: Vec<Suggestion>,
+}
+
+/// How many alternatives are told.
+const TOLD: usize = 3;
+
+/// Work for each question: a fraction of what the plan itself was worth.
+const WORK: u64 = 60_000;
+
+/// Plans a request and looks around it: as [`super::plan`], and what was left on the table.
+/// `more` are the workloads of the same model at other accumulations, with how many micro-batches.
+///
+/// # Errors
+/// As [`super::plan`].
+pub fn plan_with_outlook(
+    r: &Request<'_>,
+    more: &[(u32, &Workload)],
+) -> Result<(Plan, Outlook), PlanError> {
+    let seen = Seen::default();
+    let search = Search::new(*r, &seen);
+    let best = search.best()?;
+    let made = search.made(&best)?;
+    let outlook = Outlook {
+        alternatives: search.alternatives(&best),
+        more: search.more(&best),
+        suggestions: suggestions(r, &best, more),
+    };
+    Ok((made, outlook))
+}
+
+impl Search<'_> {
+    /// The best of each other kind near a candidate.
+    fn alternatives(&self, best: &Candidate) -> Vec<Alternative> {
+        let (w, pins) = (self.r.workload, &self.r.pins);
+        let mix = &best.mix;
+        let none = |counts: &[Count]| {
+            let mut mix = mix.clone();
+            for &count in counts {
+                mix = mix.with(count, 0, w, pins);
+            }
+            mix
+        };
+        let sorted = |change: &dyn Fn(&mut Mix)| {
+            let mut mix = mix.clone();
+            change(&mut mix);
+            mix
+        };
+        let other_order = match mix.order {
+            LoopOrder::LayerMajor => LoopOrder::BatchMajor,
+            LoopOrder::BatchMajor => LoopOrder::LayerMajor,
+        };
+        let blocks = w.units.iter().filter(|u| u.kind == UnitKind::Block).count();
+        let all_updates = none(&[Count::Resident, Count::Streamed]);
+        let streamed = none(&[Count::Resident]).with(Count::Streamed, usize::MAX, w, pins);
+        let resident = none(&[Count::Light, Count::Kept]);
+        let near = none(&[Count::Resident]).with(Count::Near, usize::MAX, w, pins);
+        let light = none(&[Count::Resident, Count::Kept]).with(Count::Light, blocks, w, pins);
+        // Each with the knob that takes the bytes which that leaves.
+        let kinds: [(&str, Mix, &[Count]); 9] = [
+            (
+                "every update on the host, nothing resident",
+                all_updates,
+                &[Count::Kept, Count::Light],
+            ),
+            (
+                "every update on the device, all state streamed",
+                streamed,
+                &[Count::Light],
+            ),
+            (
+                "everything recomputed, bytes to resident units",
+                resident,
+                &[Count::Resident],
+            ),
+            (
+                "nothing streamed for updates",
+                none(&[Count::Streamed]),
+                &[Count::Resident],
+            ),
+            (
+                "gradients wait on the device",
+                near,
+                &[Count::Near, Count::Light],
+            ),
+            (
+                "more saved tensors, no resident units",
+                light,
+                &[Count::Light, Count::Near],
+            ),
+            (
+                "the other loop order",
+                sorted(&|m| m.order = other_order),
+                &[Count::Resident],
+            ),
+            (
+                "block inputs on the other tier",
+                sorted(&|m| {
+                    m.inputs = if m.inputs == Tier::Device {
+                        Tier::Host
+                    } else {
+                        Tier::Device
+                    };
+                }),
+                &[Count::Resident],
+            ),
+            (
+                "gradients wait on disk",
+                sorted(&|m| m.waiting = Tier::Disk).with(Count::Near, 0, w, pins),
+                &[Count::Resident],
+            ),
+        ];
+        let mut found: Vec<Alternative> = Vec::new();
+        let end = self.seen.work.get() + 4 * WORK;
+        for (kind, mut mix, takers) in kinds {
+            if self.seen.work.get() > end {
+                break;
+            }
+            let applies = match kind {
+                "the other loop order" => w.batch.accumulate > 1 && pins.order.is_none(),
+                "block inputs on the other tier" => pins.inputs.is_none(),
+                "gradients wait on disk" => self.disk && pins.gradients.is_none(),
+                _ => true,
+            };
+            for &count in takers {
+                if let Some(full) = self.filled(&mix, count) {
+                    mix = full;
+                }
+            }
+            let Some(choice) = self.settled(&mix).filter(|_| applies) else {
+                continue;
+            };
+            if choice == best.choice || !self.holds_whole(&choice) {
+                continue;
+            }
+            let told = self.alternative(kind, &choice);
+            if !found.iter().any(|a| a.step_seconds == told.step_seconds) {
+                found.push(told);
+            }
+        }
+        found.sort_by(|a, b| a.step_seconds.0.total_cmp(&b.step_seconds.0));
+        found.truncate(TOLD);
+        found
+    }
+
+    fn alternative(&self, kind: &str, choice: &crate::choice::Choice) -> Alternative {
+        let Request {
+            workload: w,
+            clip,
+            machine,
+            ..
+        } = self.r;
+        let d = crate::draft::draft(w, choice, clip, &[crate::plan::PartName::Steady]);
+        let steady = &d.parts[crate::plan::PartName::Steady as usize];
+        let lanes = busy(steady, &d.pieces, w, machine).lanes;
+        let busiest = |a: &&LaneKind, b: &&LaneKind| {
+            let of = |k: LaneKind| lanes[k as usize].busy_seconds.0;
+            of(**a).total_cmp(&of(**b))
+        };
+        Alternative {
+            kind: kind.to_owned(),
+            step_seconds: Seconds(self.seconds(choice)),
+            ruling_lane: *LaneKind::ALL.iter().max_by(busiest).expect("five lanes"),
+            bytes: self.whole(choice).map(Bytes),
+        }
+    }
+
+    /// One more unit of each budget, from the candidate on.
+    fn more(&self, best: &Candidate) -> Vec<More> {
+        let units = [
+            (Tier::Device, Bytes::GIB),
+            (Tier::Host, Bytes::GIB * 8),
+            (Tier::Disk, Bytes::GIB * 64),
+        ];
+        // A drive that was not given is not asked about.
+        let asked = |t: &(Tier, Bytes)| t.0 != Tier::Disk || self.disk;
+        let each = units.into_iter().filter(asked).map(|(tier, unit)| {
+            let have = self.r.budgets.of(tier);
+            // For a small model a tenth of what there is says more.
+            let unit = if have < unit * 2 && have.0 > 0 {
+                Bytes((have.0 / 10).max(1))
+            } else {
+                unit
+            };
+            let mut budgets: Budgets = self.r.budgets;
+            match tier {
+                Tier::Device => budgets.device += unit,
+                Tier::Host => budgets.host += unit,
+                Tier::Disk => budgets.disk += unit,
+            }
+            let r = Request { budgets, ..self.r };
+            let search = Search::new(r, self.seen);
+            // Where state is on disk, more of the host takes it back.
+            let settled = search.settled(&best.mix);
+            let again = settled.filter(|c| search.holds_whole(c)).map(|choice| {
+                let seconds = search.seconds(&choice);
+                Candidate {
+                    mix: best.mix.clone(),
+                    choice,
+                    seconds,
+                }
+            });
+            let from = match again {
+                Some(again) if again.seconds < best.seconds => again,
+                _ => best.clone(),
+            };
+            let mut better = search.climb(from.clone(), WORK);
+            for count in Count::PAID {
+                if let Some(mix) = search.filled(&best.mix, count)
+                    && let Some(choice) = search.settled(&mix)
+                    && search.holds_whole(&choice)
+                {
+                    let seconds = search.seconds(&choice);
+                    if seconds < better.seconds {
+                        better = Candidate {
+                            mix,
+                            choice,
+                            seconds,
+                        };
+                    }
+                }
+            }
+            More {
+                tier,
+                bytes: unit,
+                step_seconds: Seconds(better.seconds),
+            }
+        });
+        each.collect()
+    }
+}
+
+/// Changes of the numerics key that give more tokens a second.
+fn suggestions(r: &Request<'_>, best: &Candidate, more: &[(u32, &Workload)]) -> Vec<Suggestion> {
+    let now = r.workload.batch.tokens() as f64 / best.seconds;
+    let mut found: Vec<Suggestion> = Vec::new();
+    let mut ask = |change: Change, request: Request<'_>| {
+        let Ok(step_seconds) = quick(&request, &best.mix) else {
+            return;
+        };
+        let tokens = request.workload.batch.tokens() as f64;
+        let tokens_per_second = tokens / step_seconds.0;
+        // Less is not worth other numbers.
+        if tokens_per_second > now * 1.02 {
+            found.push(Suggestion {
+                change,
+                step_seconds,
+                tokens_per_second,
+            });
+        }
+    };
+    if r.clip == Clip::Exact {
+        let clip = Clip::Previous;
+        ask(Change::ClipPrevious, Request { clip, ..*r });
+    }
+    for &(accumulate, workload) in more {
+        ask(Change::Accumulate(accumulate), Request { workload, ..*r });
+    }
+    found.sort_by(|a, b| b.tokens_per_second.total_cmp(&a.tokens_per_second));
+    found
+}
+
+/// Time of a step of a plan that was looked for only a little, around one for another request.
+fn quick(r: &Request<'_>, near: &Mix) -> Result<Seconds, PlanError> {
+    let seen = Seen::default();
+    let search = Search::new(*r, &seen);
+    let as_it_is = search.filled(near, Count::Resident);
+    let as_it_is = as_it_is.unwrap_or_else(|| near.clone());
+    let choice = search.settled(&as_it_is);
+    let best = match choice.filter(|c| search.holds_whole(c)) {
+        Some(choice) => Candidate {
+            mix: as_it_is,
+            seconds: search.seconds(&choice),
+            choice,
+        },
+        None => {
+            let starts = search.starts()?;
+            search.spend(starts.into_iter().next().expect("not empty"), WORK)
+        }
+    };
+    Ok(Seconds(search.climb(best, WORK).seconds))
+}

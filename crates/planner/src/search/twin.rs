@@ -1,0 +1,149 @@
+//! The slow twin of the search: tries every mix of homes of a small workload on a coarse grid.
+
+use lowtide_units::{Bytes, BytesPerSecond};
+use lowtide_workload::Workload;
+
+use super::{Pins, Request, Search, Seen, fits};
+use crate::choice::{Budgets, Choice, Clip, LoopOrder, Pieces, Processor};
+use crate::machine::Machine;
+use crate::plan::Tier;
+use crate::testing::{machine, workload};
+
+/// What a unit may get.
+#[derive(Clone, Copy)]
+enum Class {
+    Resident,
+    Streamed,
+    Host,
+}
+
+const CLASSES: [Class; 3] = [Class::Resident, Class::Streamed, Class::Host];
+
+fn give(c: &mut Choice, u: usize, class: Class) {
+    let (tier, update) = match class {
+        Class::Resident => (Tier::Device, Processor::Device),
+        Class::Streamed => (Tier::Host, Processor::Device),
+        Class::Host => (Tier::Host, Processor::Host),
+    };
+    c.weights[u] = tier;
+    c.optimizer[u] = tier;
+    c.update[u] = update;
+    if matches!(class, Class::Resident) {
+        c.gradients[u] = Tier::Device;
+    }
+}
+
+/// Every choice of the grid: each unit a class of its own (the head goes with the last block, it
+/// is small here), gradients of the others on the device or the host, saved tensors of the last
+/// blocks, inputs, prefetch.
+fn grid(w: &Workload) -> Vec<Choice> {
+    let n = w.units.len();
+    let blocks = n - 2;
+    let mut all = Vec::new();
+    for code in 0..CLASSES.len().pow(n as u32 - 1) {
+        for gradients in [Tier::Device, Tier::Host] {
+            for kept in 0..=blocks {
+                for light in [0, blocks - kept] {
+                    for inputs in [Tier::Device, Tier::Host] {
+                        for prefetch in [1, 2] {
+                            for weights in [Tier::Device, Tier::Host] {
+                                let mut c = Choice::resident(w);
+                                c.order = LoopOrder::LayerMajor;
+                                c.pieces = Pieces::Unit;
+                                c.gradients = vec![gradients; n];
+                                (c.inputs, c.prefetch) = (inputs, prefetch);
+                                let mut rest = code;
+                                for u in 0..n {
+                                    let digit = rest % CLASSES.len();
+                                    give(&mut c, u, CLASSES[digit]);
+                                    if u < n - 2 {
+                                        rest /= CLASSES.len();
+                                    }
+                                    if weights == Tier::Device {
+                                        c.weights[u] = Tier::Device;
+                                    }
+                                }
+                                c.keep_blocks(w, kept, light);
+                                all.push(c);
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+    all
+}
+
+/// Machines that differ in what is scarce.
+fn machines() -> Vec<(&'static str, Machine)> {
+    let with = |change: &dyn Fn(&mut Machine)| {
+        let mut m = machine();
+        // Small tasks, so small overheads.
+        m.op_overhead = lowtide_units::Seconds(1e-7);
+        m.copy_overhead = lowtide_units::Seconds(1e-7);
+        m.host_overhead = lowtide_units::Seconds(1e-7);
+        change(&mut m);
+        m
+    };
+    vec![
+        ("round rates", with(&|_| ())),
+        ("slow host", with(&|m| m.host_adamw = 2e8)),
+        (
+            "slow links",
+            with(&|m| (m.h2d, m.d2h) = (BytesPerSecond(1e9), BytesPerSecond(1e9))),
+        ),
+        (
+            "slow device",
+            with(&|m| m.matmul_bf16 = lowtide_units::FlopsPerSecond(1e10)),
+        ),
+    ]
+}
+
+#[test]
+fn the_search_is_within_three_percent_of_trying_everything() {
+    let w = workload(3, 1);
+    let all = grid(&w);
+    let whole = crate::testing::needs(&w, &Choice::resident(&w), Clip::Exact)[0];
+    let mut worst: f64 = 0.0;
+    for (name, m) in machines() {
+        let seen = Seen::default();
+        for share in [0.3, 0.5, 0.7] {
+            let budgets = Budgets {
+                device: Bytes((whole as f64 * share) as u64),
+                host: Bytes(64 << 20),
+                disk: Bytes(0),
+            };
+            let request = Request {
+                workload: &w,
+                machine: &m,
+                budgets,
+                clip: Clip::Exact,
+                pins: Pins::default(),
+            };
+            let search = Search::new(request, &seen);
+            let mut best = f64::INFINITY;
+            let mut which = None;
+            for c in &all {
+                let size = search.size(c);
+                if size.bound < best && fits(&size.need, &budgets) && search.holds_whole(c) {
+                    let seconds = search.seconds(c);
+                    if seconds < best {
+                        (best, which) = (seconds, Some(c));
+                    }
+                }
+            }
+            let fresh = Seen::default();
+            let candidate = Search::new(request, &fresh).best().expect("fits");
+            let found = candidate.seconds;
+            worst = worst.max(found / best - 1.0);
+            assert!(
+                found <= best * 1.03,
+                "{name}, {share} of the device: {found} found, {best} exists\n{:?}\n{which:?}",
+                candidate.mix
+            );
+        }
+    }
+    // The grid is coarse: the search may be better, never by finding another problem.
+    assert!(worst > -0.5, "{worst}");
+}

@@ -1,0 +1,122 @@
+//! Why the gpu lane stands still: every pause of it in a simulated steady step, by what it waited
+//! for.
+
+use lowtide_units::Seconds;
+use lowtide_workload::Workload;
+use serde::{Deserialize, Serialize};
+
+use crate::machine::Machine;
+use crate::plan::{Lane, PartName, Plan, Tensor, Work};
+use crate::simulate::{Simulated, simulate};
+
+/// What the gpu lane waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Cause {
+    /// An update on the host.
+    HostUpdate,
+    /// Norm and clip factor, and the last gradients before them.
+    Norm,
+    /// Weights on their way to the device.
+    Weights,
+    /// Optimizer state on its way, either way.
+    State,
+    /// Gradients on their way, either way.
+    Gradients,
+    /// Saved tensors and block inputs on their way, either way.
+    Activations,
+    /// Reads and writes of the drives.
+    Disk,
+    /// Inputs, losses, and other small things.
+    Other,
+}
+
+impl Cause {
+    /// For people.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::HostUpdate => "updates on the host",
+            Self::Norm => "the norm",
+            Self::Weights => "weights in motion",
+            Self::State => "optimizer state in motion",
+            Self::Gradients => "gradients in motion",
+            Self::Activations => "activations in motion",
+            Self::Disk => "the disk",
+            Self::Other => "inputs and small copies",
+        }
+    }
+}
+
+/// Seconds of a steady step in which the gpu lane stands still, by cause, longest first.
+///
+/// A pause counts for the task that ended last before it. Where that task itself had waited for
+/// another lane until it could begin, the pause counts for the other, and so on back to one that
+/// had not.
+#[must_use]
+pub fn waits(plan: &Plan, w: &Workload, machine: &Machine) -> Vec<(Cause, Seconds)> {
+    let sequence = [PartName::Steady; 4];
+    let run = simulate(plan, w, machine, &sequence);
+    let tasks = plan.part(PartName::Steady);
+    let seam = plan.seam(PartName::Steady, PartName::Steady);
+    let mut across: Vec<Vec<u32>> = vec![Vec::new(); tasks.len()];
+    for &(to, from) in seam.iter().flat_map(|s| &s.edges) {
+        across[to as usize].push(from);
+    }
+    let gpu: Vec<usize> = (0..tasks.len())
+        .filter(|&i| tasks[i].lane == Lane::GPU)
+        .collect();
+    let mut found: Vec<(Cause, f64)> = Vec::new();
+    // From the end of the gpu's work of one step to that of the next, in the middle of the run.
+    let part = 2;
+    let mut before = gpu.last().map_or(0.0, |&i| run.parts[part - 1][i].1);
+    for &i in &gpu {
+        let (start, end) = run.parts[part][i];
+        if start > before {
+            let cause = cause(plan, &run, &across, (part, i));
+            match found.iter_mut().find(|(c, _)| *c == cause) {
+                Some((_, seconds)) => *seconds += start - before,
+                None => found.push((cause, start - before)),
+            }
+        }
+        before = end;
+    }
+    found.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+    found.into_iter().map(|(c, s)| (c, Seconds(s))).collect()
+}
+
+/// Follows a pause back to the task on another lane that no other lane had held up.
+fn cause(plan: &Plan, run: &Simulated, across: &[Vec<u32>], at: (usize, usize)) -> Cause {
+    let tasks = plan.part(PartName::Steady);
+    let mut at = at;
+    loop {
+        let (k, i) = at;
+        let here = tasks[i].after.iter().map(|&d| (k, d as usize));
+        let earlier = across[i].iter().filter(|_| k > 0);
+        let earlier = earlier.map(|&d| (k - 1, d as usize));
+        // What ended just when this began is what it waited for.
+        let held = here
+            .chain(earlier)
+            .filter(|&(_, d)| tasks[d].lane != Lane::GPU)
+            .find(|&(p, d)| run.parts[p][d].1 >= run.parts[k][i].0);
+        match held {
+            Some(next) => at = next,
+            None => break,
+        }
+    }
+    let task = &tasks[at.1];
+    match task.work {
+        Work::Update { .. } if task.lane == Lane::HOST => Cause::HostUpdate,
+        Work::Norm => Cause::Norm,
+        Work::Read | Work::Write => Cause::Disk,
+        Work::Copy => match plan.slots[task.args[0].slot as usize].tensor {
+            Tensor::Weight(_) => Cause::Weights,
+            Tensor::State(_) => Cause::State,
+            Tensor::Gradient(_) | Tensor::Accumulator(_) => Cause::Gradients,
+            Tensor::Local(..) => Cause::Activations,
+            Tensor::NormParts(_) | Tensor::AllNormParts | Tensor::Clip => Cause::Norm,
+            Tensor::Losses | Tensor::Inputs(_) | Tensor::Workspace => Cause::Other,
+        },
+        _ => Cause::Other,
+    }
+}
