@@ -68,6 +68,7 @@ pub fn machine_of(
         threads: threads_of(run),
         directories: directories_of(run),
         seconds: 0.1,
+        moments: run.optimizer.moments,
         date: today(),
         gpu: device.gpu.clone(),
     };

@@ -7,6 +7,7 @@
 use lowtide_device::Plain;
 
 use super::Constants;
+use super::moments::{BLOCK, Random, encode, first, first_code, second, second_code, to_bf16};
 use super::split::{join, split};
 
 /// Where the master weights of a chunk are.
@@ -25,12 +26,23 @@ pub(super) enum Gradients<'a> {
     F32(&'a [f32]),
 }
 
-/// What one thread updates at a time; all slices have one length.
+/// The first and second moments of a chunk.
+pub(super) enum Stored<'a> {
+    /// f32.
+    F32(&'a mut [f32], &'a mut [f32]),
+    /// bf16 bits.
+    Bf16(&'a mut [u16], &'a mut [u16]),
+    /// Codes, and a scale for each block of them. Blocks count from the chunk's start.
+    Int8((&'a mut [u8], &'a mut [f32]), (&'a mut [u8], &'a mut [f32])),
+}
+
+/// What one thread updates at a time; all slices but scales have one length.
 pub(super) struct Chunk<'a> {
     pub master: Master<'a>,
-    pub m: &'a mut [f32],
-    pub v: &'a mut [f32],
+    pub moments: Stored<'a>,
     pub grad: Gradients<'a>,
+    /// Random bits of the chunk's numbers, counted from its start.
+    pub random: Random,
     /// What a master weight is multiplied with first: `Constants::keep`, or 1 without decay.
     pub keep: f32,
 }
@@ -95,20 +107,136 @@ fn whole_loop<G: Widen>(
     }
 }
 
+/// A number of each array of a block, for moments that are not f32.
+struct Block {
+    p: [f32; BLOCK],
+    m: [f32; BLOCK],
+    v: [f32; BLOCK],
+    g: [f32; BLOCK],
+}
+
+impl Block {
+    const ZERO: Self = Self {
+        p: [0.0; BLOCK],
+        m: [0.0; BLOCK],
+        v: [0.0; BLOCK],
+        g: [0.0; BLOCK],
+    };
+}
+
+/// Blocks of 128 numbers: widened into f32 arrays, updated there, stored. The last block's arrays
+/// are filled up with zeros, so that every loop has one length; nothing behind the chunk's end is
+/// read or written.
+#[inline(always)]
+fn block_loop<G: Widen>(
+    mut master: Master<'_>,
+    mut moments: Stored<'_>,
+    grad: &[G],
+    random: Random,
+    keep: f32,
+    c: &Constants,
+) {
+    for (at, g) in grad.chunks(BLOCK).enumerate() {
+        let start = at * BLOCK;
+        let range = start..start + g.len();
+        let mut b = Block::ZERO;
+        for (x, g) in b.g.iter_mut().zip(g) {
+            *x = g.widen();
+        }
+        match &master {
+            Master::Split(w, rem) => {
+                for (p, (w, rem)) in
+                    b.p.iter_mut()
+                        .zip(w[range.clone()].iter().zip(&rem[range.clone()]))
+                {
+                    *p = join(*w, *rem);
+                }
+            }
+            Master::Whole(w) => b.p[..g.len()].copy_from_slice(&w[range.clone()]),
+        }
+        match &moments {
+            Stored::F32(m, v) => {
+                b.m[..g.len()].copy_from_slice(&m[range.clone()]);
+                b.v[..g.len()].copy_from_slice(&v[range.clone()]);
+            }
+            Stored::Bf16(m, v) => {
+                for (x, m) in b.m.iter_mut().zip(&m[range.clone()]) {
+                    *x = m.widen();
+                }
+                for (x, v) in b.v.iter_mut().zip(&v[range.clone()]) {
+                    *x = v.widen();
+                }
+            }
+            Stored::Int8((m, m_scale), (v, v_scale)) => {
+                for (x, m) in b.m.iter_mut().zip(&m[range.clone()]) {
+                    *x = first(*m, m_scale[at]);
+                }
+                for (x, v) in b.v.iter_mut().zip(&v[range.clone()]) {
+                    *x = second(*v, v_scale[at]);
+                }
+            }
+        }
+        for i in 0..BLOCK {
+            (b.p[i], b.m[i], b.v[i]) = update(c, keep, b.g[i], b.p[i], b.m[i], b.v[i]);
+        }
+        match &mut master {
+            Master::Split(w, rem) => {
+                for (p, (w, rem)) in
+                    b.p.iter()
+                        .zip(w[range.clone()].iter_mut().zip(&mut rem[range.clone()]))
+                {
+                    (*w, *rem) = split(*p);
+                }
+            }
+            Master::Whole(w) => w[range.clone()].copy_from_slice(&b.p[..g.len()]),
+        }
+        match &mut moments {
+            Stored::F32(m, v) => {
+                m[range.clone()].copy_from_slice(&b.m[..g.len()]);
+                v[range].copy_from_slice(&b.v[..g.len()]);
+            }
+            Stored::Bf16(m, v) => {
+                let stored = m[range.clone()].iter_mut().zip(&mut v[range]);
+                for (i, (m, v)) in stored.enumerate() {
+                    let r = random.bits((start + i) as u32);
+                    (*m, *v) = (to_bf16(b.m[i], r & 0xffff), to_bf16(b.v[i], r >> 16));
+                }
+            }
+            Stored::Int8((m, m_scale), (v, v_scale)) => {
+                let mut codes = [0; BLOCK];
+                m_scale[at] = encode(&b.m, &mut codes, first_code, 0x7f);
+                m[range.clone()].copy_from_slice(&codes[..g.len()]);
+                v_scale[at] = encode(&b.v, &mut codes, second_code, 0xff);
+                v[range].copy_from_slice(&codes[..g.len()]);
+            }
+        }
+    }
+}
+
 #[inline(always)]
 fn body(chunk: Chunk<'_>, c: &Constants) {
     let Chunk {
         master,
-        m,
-        v,
+        moments,
         grad,
+        random,
         keep,
     } = chunk;
-    match (master, grad) {
-        (Master::Split(w, rem), Gradients::Bf16(g)) => split_loop((w, rem), m, v, g, keep, c),
-        (Master::Split(w, rem), Gradients::F32(g)) => split_loop((w, rem), m, v, g, keep, c),
-        (Master::Whole(w), Gradients::Bf16(g)) => whole_loop(w, m, v, g, keep, c),
-        (Master::Whole(w), Gradients::F32(g)) => whole_loop(w, m, v, g, keep, c),
+    match (master, moments, grad) {
+        (Master::Split(w, rem), Stored::F32(m, v), Gradients::Bf16(g)) => {
+            split_loop((w, rem), m, v, g, keep, c);
+        }
+        (Master::Split(w, rem), Stored::F32(m, v), Gradients::F32(g)) => {
+            split_loop((w, rem), m, v, g, keep, c);
+        }
+        (Master::Whole(w), Stored::F32(m, v), Gradients::Bf16(g)) => {
+            whole_loop(w, m, v, g, keep, c);
+        }
+        (Master::Whole(w), Stored::F32(m, v), Gradients::F32(g)) => {
+            whole_loop(w, m, v, g, keep, c);
+        }
+        (master, moments, Gradients::Bf16(g)) => block_loop(master, moments, g, random, keep, c),
+        (master, moments, Gradients::F32(g)) => block_loop(master, moments, g, random, keep, c),
     }
 }
 
@@ -121,5 +249,12 @@ pub(super) fn portable(chunk: Chunk<'_>, c: &Constants) {
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
 pub(super) fn avx2(chunk: Chunk<'_>, c: &Constants) {
+    body(chunk, c);
+}
+
+/// The loop for x86-64 with AVX-512, for moments that `avx512::update` does not take.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+pub(super) fn avx512(chunk: Chunk<'_>, c: &Constants) {
     body(chunk, c);
 }

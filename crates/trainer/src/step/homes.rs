@@ -3,13 +3,14 @@
 
 use std::ops::Range;
 
-use lowtide_device::{Memory, memory};
+use lowtide_device::{Memory, View, memory};
 use lowtide_executor::Tiers;
 use lowtide_kernels::adamw;
+use lowtide_planner::plan::moments_offset;
 use lowtide_planner::{Plan, Slot, Tensor, Tier};
-use lowtide_tiers::{Arena, Extent, Fill, Kind, Request, TierError};
+use lowtide_tiers::{ALIGN, Arena, Extent, Fill, Kind, Request, TierError};
 use lowtide_units::Bytes;
-use lowtide_workload::{Dtype, PIECE_ALIGN, Workload};
+use lowtide_workload::{Dtype, Moments, Workload};
 
 /// One of the arrays that a parameter has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,35 +19,66 @@ pub enum Role {
     Weight,
     /// What the weight lacks of the f32 master (precision bf16 only), `i16`.
     Remainder,
-    /// First moment, f32.
+    /// First moment: f32, bf16 or codes.
     FirstMoment,
-    /// Second moment, f32.
+    /// Second moment, likewise.
     SecondMoment,
+    /// Scales of the first moment's codes (8-bit moments only), f32, one a block.
+    FirstScale,
+    /// Scales of the second moment's codes, likewise.
+    SecondScale,
 }
 
 impl Role {
-    /// The roles that exist in a precision.
+    /// The roles that exist in a precision with moments of a kind.
     #[must_use]
-    pub fn all(precision: Dtype) -> &'static [Self] {
-        match precision {
-            Dtype::Bf16 => &[
-                Self::Weight,
-                Self::Remainder,
-                Self::FirstMoment,
-                Self::SecondMoment,
-            ],
-            Dtype::F32 => &[Self::Weight, Self::FirstMoment, Self::SecondMoment],
+    pub fn all(precision: Dtype, moments: Moments) -> &'static [Self] {
+        use Role::{FirstMoment, FirstScale, Remainder, SecondMoment, SecondScale, Weight};
+        const ALL: &[Role] = &[
+            Weight,
+            Remainder,
+            FirstMoment,
+            SecondMoment,
+            FirstScale,
+            SecondScale,
+        ];
+        const WITHOUT_REMAINDER: &[Role] =
+            &[Weight, FirstMoment, SecondMoment, FirstScale, SecondScale];
+        let all = match precision {
+            Dtype::Bf16 => ALL,
+            Dtype::F32 => WITHOUT_REMAINDER,
+        };
+        // Scales stand last.
+        match moments {
+            Moments::Int8 => all,
+            Moments::F32 | Moments::Bf16 => &all[..all.len() - 2],
         }
     }
 
-    /// Bytes of one number.
+    /// Bytes of one entry.
     #[must_use]
-    pub fn size(self, precision: Dtype) -> u64 {
+    pub fn size(self, precision: Dtype, moments: Moments) -> u64 {
         match self {
             Self::Weight => precision.size(),
             Self::Remainder => 2,
-            Self::FirstMoment | Self::SecondMoment => 4,
+            Self::FirstMoment | Self::SecondMoment => moments.size(),
+            Self::FirstScale | Self::SecondScale => 4,
         }
+    }
+
+    /// Numbers of a parameter that one entry is for: 1, or a block.
+    #[must_use]
+    pub fn block(self) -> u64 {
+        match self {
+            Self::FirstScale | Self::SecondScale => Moments::BLOCK,
+            _ => 1,
+        }
+    }
+
+    /// Entries of a parameter of `elements` numbers; the last may be for a part of a block.
+    #[must_use]
+    pub fn entries(self, elements: u64) -> u64 {
+        elements.div_ceil(self.block())
     }
 
     /// Name in files.
@@ -57,12 +89,21 @@ impl Role {
             Self::Remainder => "remainder",
             Self::FirstMoment => "first_moment",
             Self::SecondMoment => "second_moment",
+            Self::FirstScale => "first_scale",
+            Self::SecondScale => "second_scale",
         }
     }
 }
 
 /// Numbers moved at a time.
 const CHUNK: u64 = 1 << 19;
+/// Bytes moved at a time, at most.
+const STAGED: u64 = 4 * CHUNK;
+
+/// The disk's units that hold these bytes of an extent, which itself begins at one.
+fn whole_units(offset: u64, bytes: u64) -> Range<u64> {
+    offset / ALIGN * ALIGN..(offset + bytes).next_multiple_of(ALIGN)
+}
 
 /// Access to every home of a plan. Holds a few MiB of staging; works in chunks of it.
 #[derive(Debug)]
@@ -83,7 +124,7 @@ impl<'a> Homes<'a> {
         workload: &'a Workload,
         tiers: &'a Tiers,
     ) -> Result<Self, TierError> {
-        let staging = Memory::new(Arena::new(Bytes(CHUNK * 4), Fill::Zero)?);
+        let staging = Memory::new(Arena::new(Bytes(STAGED + 2 * ALIGN), Fill::Zero)?);
         Ok(Self {
             plan,
             workload,
@@ -92,54 +133,99 @@ impl<'a> Homes<'a> {
         })
     }
 
-    /// Moves `elements` of a role of a piece between its home slot and the start of the staging.
-    fn transfer(&self, kind: Kind, slot: &Slot, offset: u64, bytes: u64) -> Result<(), TierError> {
-        let staged = self.staging.view(0, bytes);
-        let home = match slot.tier {
-            Tier::Disk => {
-                let extent = Extent {
-                    offset: slot.offset + offset,
+    /// Moves whole units of a slot's disk to or from the start of the staging.
+    fn disk(&self, kind: Kind, slot: &Slot, range: Range<u64>) -> Result<(), TierError> {
+        let bytes = range.end - range.start;
+        let disk = self.tiers.disk.as_ref();
+        disk.expect("a plan with extents has a disk")
+            .submit(Request {
+                kind,
+                extent: Extent {
+                    offset: slot.offset + range.start,
                     bytes,
-                };
-                let memory = self.staging.arena().range(0, bytes)?;
-                let disk = self
-                    .tiers
-                    .disk
-                    .as_ref()
-                    .expect("a plan with extents has a disk");
-                return disk
-                    .submit(Request {
-                        kind,
-                        extent,
-                        memory,
-                        deadline: 0,
-                    })
-                    .wait();
+                },
+                memory: self.staging.arena().range(0, bytes)?,
+                deadline: 0,
+            })
+            .wait()
+    }
+
+    /// Reads bytes of a slot, at most [`STAGED`].
+    fn load(&self, slot: &Slot, offset: u64, out: &mut [u8]) -> Result<(), TierError> {
+        let bytes = out.len() as u64;
+        let skip = match slot.tier {
+            Tier::Disk => {
+                let range = whole_units(offset, bytes);
+                let skip = offset - range.start;
+                self.disk(Kind::Read, slot, range)?;
+                skip
             }
-            Tier::Host => self.tiers.host.view(slot.offset + offset, bytes),
-            Tier::Device => self.tiers.device.view(slot.offset + offset, bytes),
+            Tier::Host | Tier::Device => {
+                memory::copy(
+                    &self.staging.view(0, bytes),
+                    &self.home(slot, offset, bytes),
+                );
+                0
+            }
         };
-        match kind {
-            Kind::Read => memory::copy(&staged, &home),
-            Kind::Write => memory::copy(&home, &staged),
-        }
+        memory::load(&self.staging.view(skip, bytes), out);
         Ok(())
+    }
+
+    /// Writes bytes of a slot, at most [`STAGED`]. What lies beside them in the disk's units stays.
+    fn store(&self, slot: &Slot, offset: u64, bytes: &[u8]) -> Result<(), TierError> {
+        let len = bytes.len() as u64;
+        match slot.tier {
+            Tier::Disk => {
+                let range = whole_units(offset, len);
+                if range != (offset..offset + len) {
+                    self.disk(Kind::Read, slot, range.clone())?;
+                }
+                memory::store(&self.staging.view(offset - range.start, len), bytes);
+                self.disk(Kind::Write, slot, range)
+            }
+            Tier::Host | Tier::Device => {
+                let staged = self.staging.view(0, len);
+                memory::store(&staged, bytes);
+                memory::copy(&self.home(slot, offset, len), &staged);
+                Ok(())
+            }
+        }
+    }
+
+    /// Bytes of a slot in memory.
+    fn home(&self, slot: &Slot, offset: u64, bytes: u64) -> View<'_> {
+        match slot.tier {
+            Tier::Device => self.tiers.device.view(slot.offset + offset, bytes),
+            _ => self.tiers.host.view(slot.offset + offset, bytes),
+        }
     }
 
     /// Slots of a role of a piece (a weight may have a resident copy too) and its first byte there.
     fn slots(&self, piece: u32, role: Role) -> (Vec<&Slot>, u64) {
         let n = self.plan.pieces[piece as usize].elements;
-        let (tensor, offset) = match (role, self.plan.precision) {
-            (Role::Weight, _) => (Tensor::Weight(piece), 0),
-            (Role::Remainder, _) | (Role::FirstMoment, Dtype::F32) => (Tensor::State(piece), 0),
-            (Role::FirstMoment, Dtype::Bf16) => (Tensor::State(piece), 2 * n),
-            (Role::SecondMoment, Dtype::F32) => (Tensor::State(piece), 4 * n),
-            (Role::SecondMoment, Dtype::Bf16) => (Tensor::State(piece), 6 * n),
+        let moments = moments_offset(self.plan.precision, n);
+        let layout = self.plan.moments.layout(n);
+        let (tensor, offset) = match role {
+            Role::Weight => (Tensor::Weight(piece), 0),
+            Role::Remainder => (Tensor::State(piece), 0),
+            Role::FirstMoment => (Tensor::State(piece), moments + layout.first.start),
+            Role::SecondMoment => (Tensor::State(piece), moments + layout.second.start),
+            Role::FirstScale => (Tensor::State(piece), moments + layout.first_scale.start),
+            Role::SecondScale => (Tensor::State(piece), moments + layout.second_scale.start),
         };
         (self.plan.homes(tensor).map(|(_, s)| s).collect(), offset)
     }
 
-    /// Reads numbers `range` of a parameter's role as bytes.
+    fn roles(&self) -> &'static [Role] {
+        Role::all(self.plan.precision, self.plan.moments)
+    }
+
+    fn size(&self, role: Role) -> u64 {
+        role.size(self.plan.precision, self.plan.moments)
+    }
+
+    /// Reads entries `range` of a parameter's role as bytes.
     ///
     /// # Errors
     /// The disk's.
@@ -150,30 +236,19 @@ impl<'a> Homes<'a> {
         range: Range<u64>,
         out: &mut [u8],
     ) -> Result<(), TierError> {
-        let size = role.size(self.plan.precision);
         let piece_idx = self.plan.piece_of(param);
         let piece = &self.plan.pieces[piece_idx as usize];
-        let start = piece.offset_of(param) + range.start;
-        let end = piece.offset_of(param) + range.end;
         let (slots, base) = self.slots(piece_idx, role);
-        let mut at = start;
-        while at < end {
-            let from = at / PIECE_ALIGN * PIECE_ALIGN;
-            let to = (from + CHUNK).min(end.div_ceil(PIECE_ALIGN) * PIECE_ALIGN);
-            let until = end.min(to);
-            self.transfer(Kind::Read, slots[0], base + from * size, (to - from) * size)?;
-            let part = &mut out[((at - start) * size) as usize..((until - start) * size) as usize];
-            memory::load(
-                &self.staging.view((at - from) * size, (until - at) * size),
-                part,
-            );
-            at = until;
+        let first = piece.offset_of(param) / role.block() + range.start;
+        let start = base + first * self.size(role);
+        for (i, part) in out.chunks_mut(STAGED as usize).enumerate() {
+            self.load(slots[0], start + i as u64 * STAGED, part)?;
         }
         Ok(())
     }
 
     /// Writes every role of every piece from `fill(param, range, role, bytes)`, which puts these
-    /// numbers of the parameter into `bytes`; padding becomes zero.
+    /// entries of the parameter into `bytes`; padding becomes zero.
     ///
     /// # Errors
     /// The disk's, or the first of `fill`.
@@ -184,22 +259,25 @@ impl<'a> Homes<'a> {
         for (piece_idx, piece) in self.plan.pieces.iter().enumerate() {
             for from in (0..piece.elements).step_by(CHUNK as usize) {
                 let to = (from + CHUNK).min(piece.elements);
-                for &role in Role::all(self.plan.precision) {
-                    let size = role.size(self.plan.precision);
-                    let mut bytes = vec![0u8; ((to - from) * size) as usize];
+                for &role in self.roles() {
+                    let size = self.size(role);
+                    // Pieces, chunks and parameters begin at whole blocks.
+                    let block = role.block();
+                    let mut bytes = vec![0u8; ((to - from) / block * size) as usize];
                     for (p, &offset) in piece.params.clone().zip(&piece.offsets) {
                         let elements = self.workload.params[p as usize].elements;
                         let (a, b) = (from.max(offset), to.min(offset + elements));
                         if a < b {
-                            let part = ((a - from) * size) as usize..((b - from) * size) as usize;
-                            fill(p, a - offset..b - offset, role, &mut bytes[part])?;
+                            let entries = (a - offset) / block..role.entries(b - offset);
+                            let at = (a - from) / block;
+                            let part = at * size..(at + entries.end - entries.start) * size;
+                            let part = &mut bytes[part.start as usize..part.end as usize];
+                            fill(p, entries, role, part)?;
                         }
                     }
-                    memory::store(&self.staging.view(0, bytes.len() as u64), &bytes);
                     let (slots, base) = self.slots(piece_idx as u32, role);
                     for slot in slots {
-                        let len = bytes.len() as u64;
-                        self.transfer(Kind::Write, slot, base + from * size, len)?;
+                        self.store(slot, base + from / block * size, &bytes)?;
                     }
                 }
             }
@@ -213,14 +291,11 @@ impl<'a> Homes<'a> {
     /// # Errors
     /// The disk's.
     pub fn flip_bit(&self, piece: u32) -> Result<(), TierError> {
-        let bytes = PIECE_ALIGN * Role::Weight.size(self.plan.precision);
         let (slots, base) = self.slots(piece, Role::Weight);
         for slot in slots {
-            self.transfer(Kind::Read, slot, base, bytes)?;
             let mut first = [0u8; 1];
-            memory::load(&self.staging.view(0, 1), &mut first);
-            memory::store(&self.staging.view(0, 1), &[first[0] ^ 1]);
-            self.transfer(Kind::Write, slot, base, bytes)?;
+            self.load(slot, base, &mut first)?;
+            self.store(slot, base, &[first[0] ^ 1])?;
         }
         Ok(())
     }
@@ -237,7 +312,7 @@ impl<'a> Homes<'a> {
         let mut numbers: Vec<f32> = Vec::new();
         let mut held: Option<(u32, Range<u64>)> = None;
         self.write_all(|param, range, role, bytes| {
-            if matches!(role, Role::FirstMoment | Role::SecondMoment) {
+            if !matches!(role, Role::Weight | Role::Remainder) {
                 return Ok(());
             }
             // Weight and remainder of one range come from one read.
@@ -294,10 +369,10 @@ impl<'a> Homes<'a> {
         let mut count = 0;
         let mut bytes = Vec::new();
         for (p, param) in self.workload.params.iter().enumerate() {
-            for &role in Role::all(self.plan.precision) {
-                let size = role.size(self.plan.precision);
-                for from in (0..param.elements).step_by(CHUNK as usize) {
-                    let to = (from + CHUNK).min(param.elements);
+            for &role in self.roles() {
+                let (size, entries) = (self.size(role), role.entries(param.elements));
+                for from in (0..entries).step_by(CHUNK as usize) {
+                    let to = (from + CHUNK).min(entries);
                     bytes.resize(((to - from) * size) as usize, 0);
                     self.read(p as u32, role, from..to, &mut bytes)?;
                     count += bytes.len() as u64;
