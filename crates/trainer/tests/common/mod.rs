@@ -78,10 +78,20 @@ pub fn decoder_on(
     precision: Dtype,
     accumulate: u32,
 ) -> Arc<Decoder> {
+    decoder_with(gpu, shape, precision, Moments::F32, accumulate)
+}
+
+pub fn decoder_with(
+    gpu: Option<&Gpu>,
+    shape: &ModelShape,
+    precision: Dtype,
+    moments: Moments,
+    accumulate: u32,
+) -> Arc<Decoder> {
     let options = Options {
         precision,
         gradient: precision,
-        moments: Moments::F32,
+        moments,
         batch: Batch {
             micro_batch: 2,
             seq: 12,
