@@ -3,9 +3,10 @@
 use std::fmt::Write as _;
 
 use lowtide_units::Bytes;
+use lowtide_workload::Moments;
 
 use crate::choice::{LoopOrder, Processor};
-use crate::plan::{LaneKind, Plan, Tier, TierUse};
+use crate::plan::{LaneKind, Plan, Tier, TierUse, state_bytes};
 
 /// The table that `lowtide plan` prints.
 #[must_use]
@@ -62,6 +63,16 @@ pub fn explain(plan: &Plan) -> String {
         plan.pieces.len(),
         c.prefetch,
     );
+    if plan.moments != Moments::F32 {
+        let _ = writeln!(
+            text,
+            "moments in {}: {} bytes a parameter of state and weight",
+            plan.moments.name(),
+            plan.precision.size() as f64
+                + state_bytes(plan.precision, plan.moments, Moments::BLOCK) as f64
+                    / Moments::BLOCK as f64
+        );
+    }
     let p = &plan.prediction;
     let lanes: Vec<String> = LaneKind::ALL
         .iter()

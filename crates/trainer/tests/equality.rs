@@ -109,7 +109,7 @@ fn the_place_of_an_update_does_not_change_a_bit() {
 }
 
 /// The same for moments that are not f32: state on every tier, updates on host and device, pieces
-/// cut three ways, each with other numbers of threads. Kinds of moments differ among each other.
+/// cut both ways, each with other numbers of threads. Kinds of moments differ among each other.
 #[test]
 fn placements_do_not_change_a_bit_of_small_moments() {
     for gpu in devices() {
@@ -144,7 +144,7 @@ fn small_moments(gpu: Option<&Gpu>, precision: Dtype, moments: Moments) -> Train
     .into_iter()
     .enumerate()
     {
-        for pieces in [Pieces::Unit, Pieces::Split(256), Pieces::Split(5000)] {
+        for pieces in [Pieces::Unit, Pieces::Split(256)] {
             let weights = Tier::ALL[i % 3];
             let mut c = choice(&d, weights, optimizer, Tier::Host);
             c.update.fill(update);
@@ -183,10 +183,9 @@ fn small_moments_learn_as_f32_does() {
     };
     let (first, want) = learned(Moments::F32);
     assert!(want < 0.5 * first, "{first} to {want}: nothing was learned");
-    for (moments, bound) in [(Moments::Bf16, 0.02), (Moments::Int8, 0.05)] {
+    for (moments, bound) in [(Moments::Bf16, 0.005), (Moments::Int8, 0.01)] {
         let (_, got) = learned(moments);
         let off = (got - want).abs() / (first - want);
-        eprintln!("LEARN {moments:?} {first} {want} {got} {off}");
         assert!(
             off < bound,
             "{moments:?}: {got} for {want} from {first}, {off} off"
