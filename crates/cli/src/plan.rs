@@ -58,6 +58,7 @@ pub fn plan(args: &PlanArgs, out: Out) -> Answer {
         "model": workload.model,
         "parameters": workload.parameters(),
         "batch": batch,
+        "moments": workload.moments.name(),
         "machine": machine_json(&machine),
     });
     let plan = match plan_with(&run, &decoder, &machine, budgets, target) {

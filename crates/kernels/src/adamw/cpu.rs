@@ -107,12 +107,59 @@ fn whole_loop<G: Widen>(
     }
 }
 
-/// A number of each array of a block, for moments that are not f32.
+/// `update` with bf16 moments and 32 random bits.
+#[inline(always)]
+fn update16(
+    c: &Constants,
+    keep: f32,
+    grad: f32,
+    p: f32,
+    (m, v): (&mut u16, &mut u16),
+    r: u32,
+) -> f32 {
+    let (p, m32, v32) = update(c, keep, grad, p, m.widen(), v.widen());
+    (*m, *v) = (to_bf16(m32, r & 0xffff), to_bf16(v32, r >> 16));
+    p
+}
+
+#[inline(always)]
+fn split_loop16<G: Widen>(
+    (w, rem): (&mut [u16], &mut [i16]),
+    (m, v): (&mut [u16], &mut [u16]),
+    grad: &[G],
+    random: Random,
+    keep: f32,
+    c: &Constants,
+) {
+    let state = w.iter_mut().zip(rem).zip(m.iter_mut().zip(v));
+    for ((((w, rem), moments), g), i) in state.zip(grad).zip(0..) {
+        let p = update16(c, keep, g.widen(), join(*w, *rem), moments, random.bits(i));
+        (*w, *rem) = split(p);
+    }
+}
+
+#[inline(always)]
+fn whole_loop16<G: Widen>(
+    w: &mut [f32],
+    (m, v): (&mut [u16], &mut [u16]),
+    grad: &[G],
+    random: Random,
+    keep: f32,
+    c: &Constants,
+) {
+    let state = w.iter_mut().zip(m.iter_mut().zip(v));
+    for (((w, moments), g), i) in state.zip(grad).zip(0..) {
+        *w = update16(c, keep, g.widen(), *w, moments, random.bits(i));
+    }
+}
+
+/// A block of 8-bit moments while it is updated.
 struct Block {
     p: [f32; BLOCK],
     m: [f32; BLOCK],
     v: [f32; BLOCK],
     g: [f32; BLOCK],
+    codes: [u8; BLOCK],
 }
 
 impl Block {
@@ -121,95 +168,66 @@ impl Block {
         m: [0.0; BLOCK],
         v: [0.0; BLOCK],
         g: [0.0; BLOCK],
+        codes: [0; BLOCK],
     };
 }
 
-/// Blocks of 128 numbers: widened into f32 arrays, updated there, stored. The last block's arrays
-/// are filled up with zeros, so that every loop has one length; nothing behind the chunk's end is
-/// read or written.
+/// 8-bit moments, a block at a time: widened into f32 arrays, updated there, stored. The last
+/// block's arrays are filled up with zeros, so that every loop has one length; nothing behind the
+/// chunk's end is read or written.
 #[inline(always)]
 fn block_loop<G: Widen>(
     mut master: Master<'_>,
-    mut moments: Stored<'_>,
+    (m, m_scale): (&mut [u8], &mut [f32]),
+    (v, v_scale): (&mut [u8], &mut [f32]),
     grad: &[G],
-    random: Random,
     keep: f32,
     c: &Constants,
 ) {
+    let mut b = Block::ZERO;
     for (at, g) in grad.chunks(BLOCK).enumerate() {
-        let start = at * BLOCK;
-        let range = start..start + g.len();
-        let mut b = Block::ZERO;
+        let n = g.len();
+        let range = at * BLOCK..at * BLOCK + n;
+        if n < BLOCK {
+            b = Block::ZERO;
+        }
         for (x, g) in b.g.iter_mut().zip(g) {
             *x = g.widen();
         }
         match &master {
             Master::Split(w, rem) => {
-                for (p, (w, rem)) in
-                    b.p.iter_mut()
-                        .zip(w[range.clone()].iter().zip(&rem[range.clone()]))
-                {
+                let stored = w[range.clone()].iter().zip(&rem[range.clone()]);
+                for (p, (w, rem)) in b.p.iter_mut().zip(stored) {
                     *p = join(*w, *rem);
                 }
             }
-            Master::Whole(w) => b.p[..g.len()].copy_from_slice(&w[range.clone()]),
+            Master::Whole(w) => b.p[..n].copy_from_slice(&w[range.clone()]),
         }
-        match &moments {
-            Stored::F32(m, v) => {
-                b.m[..g.len()].copy_from_slice(&m[range.clone()]);
-                b.v[..g.len()].copy_from_slice(&v[range.clone()]);
-            }
-            Stored::Bf16(m, v) => {
-                for (x, m) in b.m.iter_mut().zip(&m[range.clone()]) {
-                    *x = m.widen();
-                }
-                for (x, v) in b.v.iter_mut().zip(&v[range.clone()]) {
-                    *x = v.widen();
-                }
-            }
-            Stored::Int8((m, m_scale), (v, v_scale)) => {
-                for (x, m) in b.m.iter_mut().zip(&m[range.clone()]) {
-                    *x = first(*m, m_scale[at]);
-                }
-                for (x, v) in b.v.iter_mut().zip(&v[range.clone()]) {
-                    *x = second(*v, v_scale[at]);
-                }
-            }
+        let (first_scale, second_scale) = (m_scale[at], v_scale[at]);
+        b.codes[..n].copy_from_slice(&m[range.clone()]);
+        for (x, code) in b.m.iter_mut().zip(&b.codes) {
+            *x = first(*code, first_scale);
+        }
+        b.codes[..n].copy_from_slice(&v[range.clone()]);
+        for (x, code) in b.v.iter_mut().zip(&b.codes) {
+            *x = second(*code, second_scale);
         }
         for i in 0..BLOCK {
             (b.p[i], b.m[i], b.v[i]) = update(c, keep, b.g[i], b.p[i], b.m[i], b.v[i]);
         }
         match &mut master {
             Master::Split(w, rem) => {
-                for (p, (w, rem)) in
-                    b.p.iter()
-                        .zip(w[range.clone()].iter_mut().zip(&mut rem[range.clone()]))
-                {
+                let stored = w[range.clone()].iter_mut().zip(&mut rem[range.clone()]);
+                for (p, (w, rem)) in b.p.iter().zip(stored) {
                     (*w, *rem) = split(*p);
                 }
             }
-            Master::Whole(w) => w[range.clone()].copy_from_slice(&b.p[..g.len()]),
+            Master::Whole(w) => w[range.clone()].copy_from_slice(&b.p[..n]),
         }
-        match &mut moments {
-            Stored::F32(m, v) => {
-                m[range.clone()].copy_from_slice(&b.m[..g.len()]);
-                v[range].copy_from_slice(&b.v[..g.len()]);
-            }
-            Stored::Bf16(m, v) => {
-                let stored = m[range.clone()].iter_mut().zip(&mut v[range]);
-                for (i, (m, v)) in stored.enumerate() {
-                    let r = random.bits((start + i) as u32);
-                    (*m, *v) = (to_bf16(b.m[i], r & 0xffff), to_bf16(b.v[i], r >> 16));
-                }
-            }
-            Stored::Int8((m, m_scale), (v, v_scale)) => {
-                let mut codes = [0; BLOCK];
-                m_scale[at] = encode(&b.m, &mut codes, first_code, 0x7f);
-                m[range.clone()].copy_from_slice(&codes[..g.len()]);
-                v_scale[at] = encode(&b.v, &mut codes, second_code, 0xff);
-                v[range].copy_from_slice(&codes[..g.len()]);
-            }
-        }
+        m_scale[at] = encode(&b.m, &mut b.codes, first_code, 0x7f);
+        m[range.clone()].copy_from_slice(&b.codes[..n]);
+        v_scale[at] = encode(&b.v, &mut b.codes, second_code, 0xff);
+        v[range].copy_from_slice(&b.codes[..n]);
     }
 }
 
@@ -222,21 +240,31 @@ fn body(chunk: Chunk<'_>, c: &Constants) {
         random,
         keep,
     } = chunk;
-    match (master, moments, grad) {
-        (Master::Split(w, rem), Stored::F32(m, v), Gradients::Bf16(g)) => {
-            split_loop((w, rem), m, v, g, keep, c);
+    match grad {
+        Gradients::Bf16(g) => by_kind(master, moments, g, random, keep, c),
+        Gradients::F32(g) => by_kind(master, moments, g, random, keep, c),
+    }
+}
+
+#[inline(always)]
+fn by_kind<G: Widen>(
+    master: Master<'_>,
+    moments: Stored<'_>,
+    g: &[G],
+    random: Random,
+    keep: f32,
+    c: &Constants,
+) {
+    match (master, moments) {
+        (Master::Split(w, rem), Stored::F32(m, v)) => split_loop((w, rem), m, v, g, keep, c),
+        (Master::Whole(w), Stored::F32(m, v)) => whole_loop(w, m, v, g, keep, c),
+        (Master::Split(w, rem), Stored::Bf16(m, v)) => {
+            split_loop16((w, rem), (m, v), g, random, keep, c);
         }
-        (Master::Split(w, rem), Stored::F32(m, v), Gradients::F32(g)) => {
-            split_loop((w, rem), m, v, g, keep, c);
+        (Master::Whole(w), Stored::Bf16(m, v)) => {
+            whole_loop16(w, (m, v), g, random, keep, c);
         }
-        (Master::Whole(w), Stored::F32(m, v), Gradients::Bf16(g)) => {
-            whole_loop(w, m, v, g, keep, c);
-        }
-        (Master::Whole(w), Stored::F32(m, v), Gradients::F32(g)) => {
-            whole_loop(w, m, v, g, keep, c);
-        }
-        (master, moments, Gradients::Bf16(g)) => block_loop(master, moments, g, random, keep, c),
-        (master, moments, Gradients::F32(g)) => block_loop(master, moments, g, random, keep, c),
+        (master, Stored::Int8(m, v)) => block_loop(master, m, v, g, keep, c),
     }
 }
 
