@@ -60,6 +60,7 @@ pub fn plan(args: &PlanArgs, out: Out) -> Answer {
         "model": workload.model,
         "parameters": workload.parameters(),
         "batch": batch,
+        "moments": workload.moments.name(),
         "machine": machine_json(&machine),
     });
     let (plan, outlook) = match plan_and_look(&run, &decoder, &machine, budgets, target) {

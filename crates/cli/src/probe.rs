@@ -44,6 +44,10 @@ pub fn probe(args: &ProbeArgs, out: Out) -> Answer {
         threads,
         directories,
         seconds: SECONDS,
+        moments: run
+            .as_ref()
+            .map(|run| run.optimizer.moments)
+            .unwrap_or_default(),
         date: today(),
         gpu: device.gpu.clone(),
     };

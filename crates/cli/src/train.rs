@@ -23,7 +23,14 @@ const INTERRUPTED: i32 = 130;
 /// Trains a run.
 pub fn train(args: &RunArgs, out: Out) -> Answer {
     let run = args.load()?;
-    out.text("strategies that change numbers: none (where a tensor lives never does)");
+    out.text(&match run.optimizer.moments.name() {
+        "f32" => {
+            "strategies that change numbers: none (where a tensor lives never does)".to_owned()
+        }
+        name => {
+            format!("strategies that change numbers: optimizer.moments {name}, in place of f32")
+        }
+    });
     let stop = stop_on_signals()?;
     let mut show = Show::new(out, Arc::clone(&stop));
     let result = fit::train(&run, &mut show, &stop);

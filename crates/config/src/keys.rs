@@ -5,8 +5,8 @@ use std::ops::Bound::{Excluded, Included, Unbounded};
 use crate::key::KeyDefault::{Unset, Value};
 use crate::key::{Key, Kind};
 use crate::words::{
-    ClipMode, DTYPE_ALIASES, DTYPES, Device, Format, Init, LoopOrder, NonFinite, OptimizerName,
-    Pieces, ScheduleShape, Tier, TrainOn, UpdateOn, Words,
+    ClipMode, DTYPE_ALIASES, DTYPES, Device, Format, Init, LoopOrder, MOMENT_ALIASES, MOMENTS,
+    NonFinite, OptimizerName, Pieces, ScheduleShape, Tier, TrainOn, UpdateOn,
 };
 
 /// Every section with what it is about, in the order of the reference. The first is the top.
@@ -465,7 +465,7 @@ pub const KEYS: &[Key] = &[
         kind: Kind::Word {
             words: OptimizerName::WORDS,
             aliases: &[("adamw_torch", "adamw"), ("AdamW", "adamw")],
-            planned: &[],
+            planned: &["adafactor", "lion", "muon", "sgd"],
         },
         default: Value("adamw"),
         elsewhere: &["optim"],
@@ -512,11 +512,11 @@ pub const KEYS: &[Key] = &[
     },
     Key {
         name: "optimizer.moments",
-        doc: "Type of the two moments.",
+        doc: "Type in which the two moments are stored; arithmetic is f32. Changes the numbers.",
         kind: Kind::Word {
-            words: F32_ONLY,
-            aliases: &[("fp32", "f32"), ("float32", "f32")],
-            planned: &["bf16", "bfloat16", "8bit", "int8"],
+            words: MOMENTS,
+            aliases: MOMENT_ALIASES,
+            planned: &[],
         },
         default: Value("f32"),
         elsewhere: &["optim_bits", "moments_dtype"],
@@ -740,8 +740,6 @@ const DTYPE: Kind = Kind::Word {
     aliases: DTYPE_ALIASES,
     planned: &[],
 };
-
-const F32_ONLY: Words = &[("f32", "IEEE single")];
 
 const fn place(name: &'static str, doc: &'static str, elsewhere: &'static [&'static str]) -> Key {
     Key {

@@ -11,7 +11,7 @@
 //!
 //! Nothing here opens a model, looks at the machine or touches a path beyond the run file itself:
 //! a run for a machine that is elsewhere can be checked here. Values that are planned but not built
-//! (`optimizer.moments: int8`) say so rather than pass as unknown.
+//! (`optimizer.name: lion`) say so rather than pass as unknown.
 
 mod build;
 mod docs;

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use lowtide_units::Bytes;
-use lowtide_workload::{Batch, Dtype};
+use lowtide_workload::{Batch, Dtype, Moments};
 use serde::Serialize;
 
 use crate::build::build;
@@ -247,8 +247,8 @@ pub struct Optimizer {
     pub eps: f64,
     /// Decoupled decay.
     pub weight_decay: f64,
-    /// Type of the moments.
-    pub moments: Dtype,
+    /// How the moments are stored.
+    pub moments: Moments,
     /// Where it runs; `None`: the planner chooses.
     pub update: Option<UpdateOn>,
 }

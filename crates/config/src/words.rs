@@ -1,6 +1,6 @@
 //! Values that are one word out of a few, each with its spelling and meaning in one place.
 
-use lowtide_workload::Dtype;
+use lowtide_workload::{Dtype, Moments};
 use serde::{Serialize, Serializer};
 
 /// The spellings of a choice, each with its meaning.
@@ -202,5 +202,29 @@ impl Word for Dtype {
         [Self::Bf16, Self::F32]
             .into_iter()
             .find(|d| d.name() == word)
+    }
+}
+
+/// Spellings of [`Moments`].
+pub(crate) const MOMENTS: Words = &[
+    ("f32", "IEEE single, 8 bytes a parameter"),
+    ("bf16", "bfloat16, rounded stochastically, 4 bytes"),
+    (
+        "int8",
+        "8-bit codes with a scale for each 128 numbers, 2.06 bytes",
+    ),
+];
+
+/// Spellings of [`Moments`] that other tools use, and ours.
+pub(crate) const MOMENT_ALIASES: Words = &[
+    ("fp32", "f32"),
+    ("float32", "f32"),
+    ("bfloat16", "bf16"),
+    ("8bit", "int8"),
+];
+
+impl Word for Moments {
+    fn from_word(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|m| m.name() == word)
     }
 }

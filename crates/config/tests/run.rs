@@ -7,7 +7,7 @@ use lowtide_config::{
     Recompute, Resume, Run, ScheduleShape, Tier, UpdateOn, Warmup,
 };
 use lowtide_units::Bytes;
-use lowtide_workload::Dtype;
+use lowtide_workload::{Dtype, Moments};
 
 const BASE: &str = "/runs/first";
 
@@ -76,7 +76,7 @@ fn a_run_with_nothing_but_a_model_is_the_defaults() {
         (o.beta1, o.beta2, o.eps, o.weight_decay),
         (0.9, 0.999, 1e-8, 0.0)
     );
-    assert_eq!((o.moments, o.update), (Dtype::F32, None));
+    assert_eq!((o.moments, o.update), (Moments::F32, None));
     assert_eq!(
         (r.plan.loop_order, r.plan.weights, r.plan.recompute),
         (None, None, None)
@@ -589,8 +589,12 @@ fn words_that_are_unknown_or_planned() {
             "run.yaml:2:9: 'device' is 'tpu', did you mean 'cpu'?; allowed: auto, cpu, cuda:0",
         ),
         (
-            "optimizer: {moments: bf16}",
-            "run.yaml:2:22: 'optimizer.moments: bf16' is not supported yet; supported: f32",
+            "optimizer: {name: lion}",
+            "run.yaml:2:19: 'optimizer.name: lion' is not supported yet; supported: adamw",
+        ),
+        (
+            "optimizer: {moments: int4}",
+            "run.yaml:2:22: 'optimizer.moments' is 'int4', did you mean 'int8'?; allowed: f32, bf16, int8",
         ),
         (
             "plan: {prefetch: all}",

@@ -1,21 +1,26 @@
 //! Host AdamW against the best copy of the same threads, in one run.
 //!
-//! `cargo run --release -p lowtide-kernels --example adamw -- [THREADS [PARAMETERS [ROUNDS]]]`
-//! prints one JSON object: for each round parameters a second, bytes a second (26 a parameter) and
-//! the share of the better of memcpy and non-temporal copy; then the median share.
+//! `cargo run --release -p lowtide-kernels --example adamw -- [THREADS [PARAMETERS [ROUNDS [MOMENTS]]]]`
+//! (moments `f32`, `bf16` or `int8`) prints for each round parameters a second, bytes a second (26, 18
+//! or 14.125 a parameter) and the share of the better of memcpy and non-temporal copy; then one JSON object with the median share.
 
 #![allow(clippy::print_stdout, reason = "a bench prints its figures")]
 
 use lowtide_kernels::adamw::bench;
+use lowtide_workload::Moments;
 
 fn main() {
     let mut args = std::env::args().skip(1);
     let mut number = |default: usize| args.next().and_then(|n| n.parse().ok()).unwrap_or(default);
     let threads = number(std::thread::available_parallelism().map_or(1, usize::from));
     let (parameters, rounds) = (number(1 << 26), number(5));
+    let moments = args.next().map_or(Moments::F32, |name| {
+        let known = Moments::ALL.into_iter().find(|m| m.name() == name);
+        known.unwrap_or_else(|| panic!("moments are f32, bf16 or int8, not {name}"))
+    });
     let mut shares = Vec::new();
     for round in 0..rounds {
-        let report = bench(threads, parameters);
+        let report = bench(threads, parameters, moments);
         let best = report
             .paths
             .iter()
@@ -33,7 +38,8 @@ fn main() {
     }
     shares.sort_by(f64::total_cmp);
     println!(
-        "{{\"threads\": {threads}, \"parameters\": {parameters}, \"median_share_of_bound\": {:.4}}}",
+        "{{\"threads\": {threads}, \"parameters\": {parameters}, \"moments\": \"{}\", \"median_share_of_bound\": {:.4}}}",
+        moments.name(),
         shares[shares.len() / 2]
     );
 }

@@ -3,11 +3,12 @@
 use std::fmt::Write as _;
 
 use lowtide_units::{Bytes, Seconds};
+use lowtide_workload::Moments;
 use serde::{Deserialize, Serialize};
 
 use crate::choice::{LoopOrder, Processor};
 use crate::machine::Machine;
-use crate::plan::{Lane, LaneKind, Plan, Tier, TierUse, state_bytes_each};
+use crate::plan::{Lane, LaneKind, Plan, Tier, TierUse, state_bytes};
 
 /// The table that `lowtide plan` prints.
 #[must_use]
@@ -64,6 +65,16 @@ pub fn explain(plan: &Plan) -> String {
         plan.pieces.len(),
         c.prefetch,
     );
+    if plan.moments != Moments::F32 {
+        let _ = writeln!(
+            text,
+            "moments in {}: {} bytes a parameter of state and weight",
+            plan.moments.name(),
+            plan.precision.size() as f64
+                + state_bytes(plan.precision, plan.moments, Moments::BLOCK) as f64
+                    / Moments::BLOCK as f64
+        );
+    }
     let p = &plan.prediction;
     let lanes: Vec<String> = LaneKind::ALL
         .iter()
@@ -119,11 +130,11 @@ pub fn split(plan: &Plan, machine: &Machine) -> [Share; 3] {
         for piece in plan.pieces.iter().filter(|p| p.unit as usize == u) {
             shares[kind].parameters += piece.elements;
             shares[kind].seconds += match kind {
-                0 => machine.update(Lane::HOST, piece.elements),
-                1 => machine.update(Lane::GPU, piece.elements),
+                0 => machine.update(Lane::HOST, piece.elements, plan.moments),
+                1 => machine.update(Lane::GPU, piece.elements, plan.moments),
                 _ => {
-                    let state = state_bytes_each(plan.precision);
-                    machine.copy(Lane::H2D, Bytes(piece.elements * state))
+                    let state = state_bytes(plan.precision, plan.moments, piece.elements);
+                    machine.copy(Lane::H2D, Bytes(state))
                 }
             };
         }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use lowtide_units::{Bytes, BytesPerSecond, FlopsPerSecond, Seconds};
-use lowtide_workload::{Dtype, Op};
+use lowtide_workload::{Dtype, Moments, Op};
 use serde::{Deserialize, Serialize};
 
 use crate::plan::{Lane, LaneKind};
@@ -72,6 +72,10 @@ pub struct Machine {
     pub host_adamw: f64,
     /// AdamW on the device, parameters a second.
     pub device_adamw: f64,
+    /// The moments that both rates were measured with. For others they are scaled by the bytes that
+    /// an update moves.
+    #[serde(default)]
+    pub adamw_moments: Moments,
     /// Time to start a task on the host.
     pub host_overhead: Seconds,
     /// The drives together; none where there is no disk budget.
@@ -135,13 +139,20 @@ impl Machine {
         bytes / rate + disk.latency
     }
 
-    /// Time of an update, alone.
+    /// Time of an update, alone. Rates measured with other moments are scaled by the bytes moved: an
+    /// update is memory-bound.
     #[must_use]
-    pub fn update(&self, lane: Lane, elements: u64) -> Seconds {
-        if lane.kind == LaneKind::Gpu {
-            Seconds(elements as f64 / self.device_adamw) + self.op_overhead
+    pub fn update(&self, lane: Lane, elements: u64, moments: Moments) -> Seconds {
+        let share = if moments == self.adamw_moments {
+            1.0
         } else {
-            Seconds(elements as f64 / self.host_adamw) + self.host_overhead
+            moments.moved_each() / self.adamw_moments.moved_each()
+        };
+        let elements = elements as f64 * share;
+        if lane.kind == LaneKind::Gpu {
+            Seconds(elements / self.device_adamw) + self.op_overhead
+        } else {
+            Seconds(elements / self.host_adamw) + self.host_overhead
         }
     }
 

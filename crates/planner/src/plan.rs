@@ -20,7 +20,7 @@ use std::fmt;
 use std::ops::Range;
 
 use lowtide_units::{Bytes, Seconds};
-use lowtide_workload::{Dtype, PIECE_ALIGN, What, Workload};
+use lowtide_workload::{Dtype, Moments, PIECE_ALIGN, What, Workload};
 use serde::{Deserialize, Serialize};
 
 /// Where bytes live.
@@ -217,15 +217,20 @@ impl Piece {
     }
 }
 
-/// Bytes a number of the optimizer state beside the weight: in bf16 a 16-bit remainder and two f32
-/// moments (with the weight 12 bytes, an exact f32 master), in f32 the two moments (12 as well).
-/// Layout of the state of a piece of n numbers: remainder n·i16 (bf16 only), first moment n·f32,
-/// second moment n·f32.
+/// Bytes of the optimizer state of a piece beside its weights: in bf16 a 16-bit remainder for each
+/// of its `elements` (with the weight an exact f32 master), and both moments as they are stored.
+/// Layout: remainder n·i16 (bf16 only), then [`Moments::layout`].
 #[must_use]
-pub fn state_bytes_each(precision: Dtype) -> u64 {
+pub fn state_bytes(precision: Dtype, moments: Moments, elements: u64) -> u64 {
+    moments_offset(precision, elements) + moments.bytes(elements)
+}
+
+/// Where the moments begin in the state of a piece, in bytes.
+#[must_use]
+pub fn moments_offset(precision: Dtype, elements: u64) -> u64 {
     match precision {
-        Dtype::Bf16 => 10,
-        Dtype::F32 => 8,
+        Dtype::Bf16 => 2 * elements,
+        Dtype::F32 => 0,
     }
 }
 
@@ -234,7 +239,7 @@ pub fn state_bytes_each(precision: Dtype) -> u64 {
 pub enum Tensor {
     /// Weights of a piece.
     Weight(u32),
-    /// Optimizer state of a piece, see [`state_bytes_each`].
+    /// Optimizer state of a piece, see [`state_bytes`].
     State(u32),
     /// Complete gradient of a piece, rounded once.
     Gradient(u32),
@@ -497,6 +502,9 @@ pub struct Plan {
     pub precision: Dtype,
     /// Storage of complete gradients.
     pub gradient: Dtype,
+    /// How the optimizer's moments are stored.
+    #[serde(default)]
+    pub moments: Moments,
     /// The choices that made it.
     pub choice: crate::choice::Choice,
     /// How the parameters are cut.

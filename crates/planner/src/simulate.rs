@@ -42,7 +42,9 @@ fn task_alone(pieces: &[Piece], w: &Workload, machine: &Machine, task: &Task) ->
         }
         Work::Copy => machine.copy(task.lane, bytes()),
         Work::Read | Work::Write => machine.disk(task.lane, bytes()),
-        Work::Update { piece } => machine.update(task.lane, pieces[piece as usize].elements),
+        Work::Update { piece } => {
+            machine.update(task.lane, pieces[piece as usize].elements, w.moments)
+        }
         Work::Load { .. } | Work::Norm | Work::Losses | Work::Logits { .. } => {
             machine.host_overhead
         }

@@ -1,7 +1,9 @@
 //! A small workload in the shape of a decoder, for the planner's own tests.
 
 use lowtide_units::{Bytes, BytesPerSecond, Flops, FlopsPerSecond, Seconds};
-use lowtide_workload::{Batch, Dtype, Local, Op, Operand, Param, Unit, UnitKind, What, Workload};
+use lowtide_workload::{
+    Batch, Dtype, Local, Moments, Op, Operand, Param, Unit, UnitKind, What, Workload,
+};
 
 use crate::machine::{DiskRates, Machine, Shared, Source};
 
@@ -201,6 +203,7 @@ pub(crate) fn workload(layers: u32, accumulate: u32) -> Workload {
         batch,
         precision: Dtype::Bf16,
         gradient: Dtype::Bf16,
+        moments: Moments::F32,
         units,
         params,
         model_flops: Flops(1e9),
@@ -224,6 +227,7 @@ pub(crate) fn machine() -> Machine {
         copy_overhead: Seconds(2e-6),
         host_adamw: 1e9,
         device_adamw: 1e10,
+        adamw_moments: Moments::F32,
         host_overhead: Seconds(2e-6),
         disk: Some(DiskRates {
             read: BytesPerSecond(2e9),

@@ -12,7 +12,7 @@ use std::io::{BufWriter, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use lowtide_workload::{Dtype, Workload};
+use lowtide_workload::{Dtype, Moments, Workload};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -72,18 +72,21 @@ fn layout(w: &Workload) -> Layout {
     let mut at = BTreeMap::new();
     let mut offset = 0u64;
     for (p, param) in w.params.iter().enumerate() {
-        for &role in Role::all(w.precision) {
-            let bytes = param.elements * role.size(w.precision);
-            let dtype = match (role, w.precision) {
-                (Role::Weight, Dtype::Bf16) => "BF16",
-                (Role::Remainder, _) => "I16",
+        for &role in Role::all(w.precision, w.moments) {
+            let length = role.entries(param.elements);
+            let bytes = length * role.size(w.precision, w.moments);
+            let dtype = match (role, w.precision, w.moments) {
+                (Role::Weight, Dtype::Bf16, _)
+                | (Role::FirstMoment | Role::SecondMoment, _, Moments::Bf16) => "BF16",
+                (Role::FirstMoment | Role::SecondMoment, _, Moments::Int8) => "U8",
+                (Role::Remainder, ..) => "I16",
                 _ => "F32",
             };
             entries.insert(
                 array_name(w, p as u32, role),
                 serde_json::json!({
                     "dtype": dtype,
-                    "shape": [param.elements],
+                    "shape": [length],
                     "data_offsets": [offset, offset + bytes],
                 }),
             );
@@ -155,11 +158,13 @@ fn write(dir: &Path, w: &Workload, homes: &Homes<'_>, state: &RunState) -> Resul
     let mut checksums = BTreeMap::new();
     let mut bytes = Vec::new();
     for (p, param) in w.params.iter().enumerate() {
-        for &role in Role::all(w.precision) {
+        for &role in Role::all(w.precision, w.moments) {
             let mut crc = 0;
-            for from in (0..param.elements).step_by(CHUNK as usize) {
-                let to = (from + CHUNK).min(param.elements);
-                bytes.resize(((to - from) * role.size(w.precision)) as usize, 0);
+            let entries = role.entries(param.elements);
+            for from in (0..entries).step_by(CHUNK as usize) {
+                let to = (from + CHUNK).min(entries);
+                let size = role.size(w.precision, w.moments);
+                bytes.resize(((to - from) * size) as usize, 0);
                 homes.read(p as u32, role, from..to, &mut bytes)?;
                 crc = crc32c::crc32c_append(crc, &bytes);
                 out.write_all(&bytes).map_err(TrainError::io(&path))?;
@@ -231,7 +236,7 @@ pub fn read_run(dir: &Path) -> Result<RunState, TrainError> {
 /// Loads a checkpoint's state into its homes and checks every array's checksum.
 ///
 /// # Errors
-/// A state file that is damaged, or of another model or precision.
+/// A state file that is damaged, or of another model, precision or kind of moments.
 pub fn load(
     dir: &Path,
     w: &Workload,
@@ -250,12 +255,12 @@ pub fn load(
         .map_err(TrainError::io(&path))?;
     if header != layout.header {
         return Err(damaged(
-            "holds the state of another model or precision".to_owned(),
+            "holds the state of another model, precision or kind of moments".to_owned(),
         ));
     }
     let mut sums: BTreeMap<(u32, &'static str), u32> = BTreeMap::new();
     homes.write_all(|param, range, role, bytes| -> Result<(), TrainError> {
-        let at = layout.at[&(param, role.name())] + range.start * role.size(w.precision);
+        let at = layout.at[&(param, role.name())] + range.start * role.size(w.precision, w.moments);
         file.read_exact_at(bytes, at)
             .map_err(TrainError::io(&path))?;
         let sum = sums.entry((param, role.name())).or_insert(0);
@@ -263,7 +268,7 @@ pub fn load(
         Ok(())
     })?;
     for (p, _) in w.params.iter().enumerate() {
-        for &role in Role::all(w.precision) {
+        for &role in Role::all(w.precision, w.moments) {
             let name = array_name(w, p as u32, role);
             let found = sums.get(&(p as u32, role.name())).copied().unwrap_or(0);
             if state.checksums.get(&name) != Some(&found) {

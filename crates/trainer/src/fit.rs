@@ -61,6 +61,7 @@ pub fn machine_of(
         threads: threads_of(run, device.gpu.is_some()),
         directories: directories_of(run),
         seconds: 0.1,
+        moments: run.optimizer.moments,
         date: today(),
         gpu: device.gpu.clone(),
     };

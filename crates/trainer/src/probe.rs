@@ -10,14 +10,14 @@ use std::time::{Duration, Instant};
 
 use lowtide_device::cuda::{self, Event, Gpu};
 use lowtide_device::{Memory, Queue, memory};
-use lowtide_kernels::adamw::{self, Hyper, Segment};
+use lowtide_kernels::adamw::{self, Hyper, MomentViews, Segment};
 use lowtide_kernels::gradient;
 use lowtide_kernels::matmul::{self, Dims};
 use lowtide_model::{Arg, Call, Decoder, Phase};
 use lowtide_planner::{DiskRates, Machine, Shared, Source, Together};
 use lowtide_tiers::{Arena, Fill, ProbeConfig, TierError, process};
 use lowtide_units::{Bytes, BytesPerSecond, FlopsPerSecond, Seconds};
-use lowtide_workload::{Access, Dtype, Op, Operand, Unit, UnitKind, What, Workload};
+use lowtide_workload::{Access, Dtype, Moments, Op, Operand, Unit, UnitKind, What, Workload};
 
 use crate::data::Micro;
 use crate::error::TrainError;
@@ -33,6 +33,8 @@ pub struct ProbeOptions {
     pub directories: Vec<PathBuf>,
     /// Seconds spent on each figure, about.
     pub seconds: f64,
+    /// Moments that AdamW is measured with: the run's.
+    pub moments: Moments,
     /// Day of measurement.
     pub date: String,
     /// The GPU; `None`: the CPU device.
@@ -134,7 +136,8 @@ pub fn probe(
 fn together(options: &ProbeOptions) -> Result<Vec<Together>, TrainError> {
     let drives = options.directories.iter().map(|d| (d.clone(), 1.0));
     let gpu = options.gpu.clone();
-    let mut config = LanesConfig::for_probe(options.threads, gpu, drives.collect());
+    let mut config =
+        LanesConfig::for_probe(options.threads, gpu, drives.collect(), options.moments);
     let thorough = options.seconds >= THOROUGH;
     let (seconds, rounds) = match (thorough, &options.gpu) {
         (true, _) => (0.2, 2),
@@ -166,7 +169,7 @@ fn cpu(options: &ProbeOptions, q: &Queue) -> Result<Machine, TrainError> {
         product(q, 256, Dtype::F32, options.seconds)?,
     );
     let copy = copy_rate(options.seconds)?;
-    let adamw = adamw_rate(q, 1 << 21, options.seconds)?;
+    let adamw = adamw_rate(q, 1 << 21, options.moments, options.seconds)?;
     let install = quartile(options.seconds.min(0.05), || q.run(|| ()));
     let wake = wake_time();
     let cores = options.threads as f64;
@@ -185,6 +188,7 @@ fn cpu(options: &ProbeOptions, q: &Queue) -> Result<Machine, TrainError> {
         copy_overhead: Seconds(wake),
         host_adamw: adamw,
         device_adamw: adamw,
+        adamw_moments: options.moments,
         host_overhead: Seconds(wake + install),
         disk: None,
         // On the CPU device every lane computes on the same cores.
@@ -219,10 +223,10 @@ fn gpu_rates(options: &ProbeOptions, host: &Queue, gpu: &Gpu) -> Result<Machine,
         let s = timed(&q, seconds, || q.copy(&to, &from))?;
         BytesPerSecond(2.0 * bytes as f64 / s)
     };
-    let device_adamw = adamw_rate(&q, 1 << 27, seconds)?;
+    let device_adamw = adamw_rate(&q, 1 << 27, options.moments, seconds)?;
     finish_once(&q)?;
     // Enough parameters that the host's caches do not hold them.
-    let host_adamw = adamw_rate(host, 1 << 26, options.seconds)?;
+    let host_adamw = adamw_rate(host, 1 << 26, options.moments, options.seconds)?;
     let links = links(gpu, &q, seconds)?;
     let op_overhead = {
         let arena = device_arena(&q, Bytes(512))?;
@@ -230,8 +234,8 @@ fn gpu_rates(options: &ProbeOptions, host: &Queue, gpu: &Gpu) -> Result<Machine,
         timed(&q, 0.02, || q.copy(&to, &from))?
     };
     let wake = wake_time();
-    // Host memory carries AdamW at 26 bytes a parameter; what passes it in a copy, once.
-    let memory = host_adamw * 26.0;
+    // What AdamW moves through host memory; what passes it in a copy, once.
+    let memory = host_adamw * options.moments.moved_each();
     let share = |rate: f64| rate / memory;
     let both = 1.0 / links.both_over_one.max(1.0);
     Ok(Machine {
@@ -248,6 +252,7 @@ fn gpu_rates(options: &ProbeOptions, host: &Queue, gpu: &Gpu) -> Result<Machine,
         copy_overhead: Seconds(op_overhead.max(5e-6)),
         host_adamw,
         device_adamw,
+        adamw_moments: options.moments,
         host_overhead: Seconds(wake + 2e-5),
         disk: None,
         shared: vec![
@@ -406,15 +411,18 @@ fn copy_rate(seconds: f64) -> Result<f64, TierError> {
     Ok(bytes as f64 / s)
 }
 
-/// Parameters a second of AdamW on `n` of them.
-fn adamw_rate(q: &Queue, n: u64, seconds: f64) -> Result<f64, TrainError> {
-    let clip = 14 * n;
+/// Parameters a second of AdamW on `n` of them, a multiple of 128.
+fn adamw_rate(q: &Queue, n: u64, kind: Moments, seconds: f64) -> Result<f64, TrainError> {
+    let stored = kind.bytes(n);
+    let clip = 6 * n + stored;
     let arena = device_arena(q, Bytes(clip + 64))?;
     memory::store(&arena.view(clip, 24), &[1.0f64, 0.0, 1.0]);
     let segments = [Segment {
         offset: 0,
         elements: n as usize,
         decay: true,
+        param: 0,
+        start: 0,
     }];
     let hyper = Hyper {
         lr: 1e-4,
@@ -430,9 +438,8 @@ fn adamw_rate(q: &Queue, n: u64, seconds: f64) -> Result<f64, TrainError> {
             q,
             arena.view(0, 2 * n),
             Some(arena.view(2 * n, 2 * n)),
-            arena.view(4 * n, 4 * n),
-            arena.view(8 * n, 4 * n),
-            arena.view(12 * n, 2 * n),
+            MomentViews::of(kind, arena.view(6 * n, stored), n as usize),
+            arena.view(4 * n, 2 * n),
             Dtype::Bf16,
             Dtype::Bf16,
             &segments,
@@ -683,6 +690,7 @@ mod tests {
             directories: vec![dir.path().to_owned()],
             seconds: 0.02,
             date: "2026-11-21".to_owned(),
+            moments: Moments::F32,
             gpu: None,
         };
         let machine = probe(&options, None, None).unwrap();

@@ -12,14 +12,14 @@ use std::time::Instant;
 
 use lowtide_device::cuda::{self, Gpu};
 use lowtide_device::{Memory, Queue, memory};
-use lowtide_kernels::adamw::{self, Hyper, Segment};
+use lowtide_kernels::adamw::{self, Hyper, MomentViews, Segment};
 use lowtide_kernels::matmul::{self, Dims};
 use lowtide_planner::{Lane, Together};
 use lowtide_tiers::{
     Arena, Disk, DiskConfig, Extent, Fill, HostMemory, Kind, RawRange, Request, Ticket,
 };
 use lowtide_units::Bytes;
-use lowtide_workload::Dtype;
+use lowtide_workload::{Dtype, Moments};
 
 use crate::error::TrainError;
 
@@ -34,6 +34,8 @@ pub struct LanesConfig {
     pub drives: Vec<(PathBuf, f64)>,
     /// Parameters that the host lane updates at a time.
     pub parameters: u64,
+    /// How their moments are stored.
+    pub moments: Moments,
     /// Bytes of one copy.
     pub copy: Bytes,
     /// Bytes on the drives that reads and writes go round in.
@@ -44,7 +46,12 @@ impl LanesConfig {
     /// What a probe measures: on a GPU machine enough memory that neither caches nor a near NUMA
     /// node hide what a run would meet, where there is that much; on the CPU device a little.
     #[must_use]
-    pub fn for_probe(threads: usize, gpu: Option<Gpu>, drives: Vec<(PathBuf, f64)>) -> Self {
+    pub fn for_probe(
+        threads: usize,
+        gpu: Option<Gpu>,
+        drives: Vec<(PathBuf, f64)>,
+        moments: Moments,
+    ) -> Self {
         let (parameters, copy) = match gpu {
             Some(_) => (1 << 27, Bytes::MIB * 64),
             None => (1 << 22, Bytes::MIB * 4),
@@ -55,6 +62,7 @@ impl LanesConfig {
             gpu,
             drives,
             parameters: parameters.min(spare / STATE_BYTES).next_multiple_of(256),
+            moments,
             copy,
             disk: Bytes::GIB,
         }
@@ -159,7 +167,7 @@ impl Lanes {
             1e-6f32.to_bits(),
             0x3c00_3c00,
         ];
-        let (offsets, sizes) = ([0, 2, 4, 8, 12], [2, 2, 4, 4, 2]);
+        let (offsets, sizes) = ([0, 2, 6, 10, 4], [2, 2, 4, 4, 2]);
         let chunk = n.min(1 << 20);
         for ((word, offset), size) in words.into_iter().zip(offsets).zip(sizes) {
             let numbers = vec![word; (chunk * size / 4) as usize];
@@ -419,7 +427,11 @@ impl Lanes {
             offset: 0,
             elements: n as usize,
             decay: true,
+            param: 0,
+            start: 0,
         };
+        let moments = self.config.moments;
+        let stored = self.host.view(6 * n, moments.bytes(n));
         let hyper = Hyper {
             lr: 1e-4,
             beta1: 0.9,
@@ -433,9 +445,8 @@ impl Lanes {
             self.queue(Lane::HOST),
             at(0, 2),
             Some(at(2, 2)),
-            at(4, 4),
-            at(8, 4),
-            at(12, 2),
+            MomentViews::of(moments, stored, n as usize),
+            at(4, 2),
             Dtype::Bf16,
             Dtype::Bf16,
             &[segment],
@@ -608,6 +619,7 @@ mod tests {
             gpu: None,
             drives: vec![(dir.path().to_owned(), 1.0)],
             parameters: 1 << 18,
+            moments: Moments::F32,
             copy: Bytes::MIB,
             disk: Bytes::MIB * 32,
         };

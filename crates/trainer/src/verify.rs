@@ -268,10 +268,11 @@ fn compare(a: &Session, b: &Session) -> Result<(Option<String>, u64), TrainError
     let mut compared = 0;
     let (mut x, mut y) = (Vec::new(), Vec::new());
     for (p, param) in w.params.iter().enumerate() {
-        for &role in Role::all(w.precision) {
-            let size = role.size(w.precision);
-            for from in (0..param.elements).step_by(CHUNK as usize) {
-                let to = (from + CHUNK).min(param.elements);
+        for &role in Role::all(w.precision, w.moments) {
+            let size = role.size(w.precision, w.moments);
+            let entries = role.entries(param.elements);
+            for from in (0..entries).step_by(CHUNK as usize) {
+                let to = (from + CHUNK).min(entries);
                 x.resize(((to - from) * size) as usize, 0u8);
                 y.resize(x.len(), 0u8);
                 ha.read(p as u32, role, from..to, &mut x)?;

@@ -22,7 +22,7 @@ use lowtide_model::{Decoder, HfWriter, ModelError, Options, random_init};
 use lowtide_planner::{Clip, Tier};
 use lowtide_trainer::data::Micro;
 use lowtide_trainer::step::{ClipRule, Session, SessionOptions};
-use lowtide_workload::{Batch, Dtype, Family, ModelShape, Rope, RopeScaling};
+use lowtide_workload::{Batch, Dtype, Family, ModelShape, Moments, Rope, RopeScaling};
 
 const BATCH: Batch = Batch {
     micro_batch: 16,
@@ -61,6 +61,7 @@ fn open(gpu: &Gpu, attention: Engine) -> Session {
     let options = Options {
         precision: Dtype::Bf16,
         gradient: Dtype::Bf16,
+        moments: Moments::F32,
         batch: BATCH,
         logits_chunk: 0,
         make: Make::Cuda,

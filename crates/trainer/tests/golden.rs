@@ -24,7 +24,7 @@ use lowtide_planner::{Choice, Clip, LoopOrder, Pieces, Saved, Tier};
 use lowtide_tiers::TierError;
 use lowtide_trainer::data::Micro;
 use lowtide_trainer::step::{ClipRule, Role, Session, SessionOptions};
-use lowtide_workload::{Batch, Dtype};
+use lowtide_workload::{Batch, Dtype, Moments};
 
 const MODELS: [&str; 5] = ["llama", "llama-tied", "qwen2", "qwen3", "gpt2"];
 /// Largest relative distance of logits and gradients, by norm.
@@ -166,6 +166,7 @@ fn open(
     let options = Options {
         precision,
         gradient: precision,
+        moments: Moments::F32,
         batch: case.batch(),
         logits_chunk: 24,
         make: make_of(gpu),

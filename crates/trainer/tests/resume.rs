@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use lowtide_config::Run;
+use lowtide_trainer::TrainError;
 use lowtide_trainer::fit::{Observer, StepLine, TrainReport, train};
 
 const CONFIG: &str = r#"{"architectures": ["LlamaForCausalLM"], "model_type": "llama",
@@ -99,6 +100,51 @@ fn result(output: &Path) -> (Vec<u8>, Vec<(u64, String, String)>) {
         })
         .collect();
     (weights, lines)
+}
+
+/// Moments with remainder bits and scales go through a checkpoint whole; a checkpoint of one kind is
+/// refused by a run of another.
+#[test]
+fn a_resumed_run_of_small_moments_equals_an_unbroken_one() {
+    let with = |plan: &str, moments: &str| format!("{plan}\noptimizer: {{moments: {moments}}}");
+    for (moments, other) in [("bf16", "int8"), ("int8", "f32")] {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let whole = run_file(dir.path(), "whole", &with(RESIDENT, moments), "exact");
+        go(&whole, u64::MAX);
+        let want = result(&dir.path().join("whole"));
+        let report = go(
+            &run_file(dir.path(), "part", &with(ON_DISK, moments), "exact"),
+            5,
+        );
+        assert!(report.stopped && report.steps < 12);
+        let wrong = run_file(dir.path(), "part", &with(RESIDENT, other), "exact");
+        let run = Run::load(&wrong, &[]).expect("a valid run file");
+        match train(
+            &run,
+            &mut StopAfter {
+                step: 0,
+                stop: &AtomicBool::new(false),
+            },
+            &AtomicBool::new(false),
+        ) {
+            Err(TrainError::OtherRun {
+                key, theirs, ours, ..
+            }) => {
+                assert_eq!(key, "optimizer.moments");
+                assert_eq!(
+                    (theirs, ours),
+                    (format!("\"{moments}\""), format!("\"{other}\""))
+                );
+            }
+            other => panic!("resumed with other moments: {other:?}"),
+        }
+        let report = go(
+            &run_file(dir.path(), "part", &with(RESIDENT, moments), "exact"),
+            u64::MAX,
+        );
+        assert!(!report.stopped);
+        assert_eq!(result(&dir.path().join("part")), want, "{moments}");
+    }
 }
 
 #[test]

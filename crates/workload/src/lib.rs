@@ -10,8 +10,10 @@
 //! Letters: B micro-batch, T sequence, C hidden, F intermediate, H heads, KV key/value heads,
 //! D head size, V vocabulary, L blocks.
 
+mod moments;
 mod shape;
 
+pub use moments::{MomentLayout, Moments};
 pub use shape::{Family, ModelShape, Rope, RopeScaling, builtin_names};
 
 use std::ops::Range;
@@ -302,6 +304,9 @@ pub struct Workload {
     pub precision: Dtype,
     /// What a complete gradient is rounded to, once.
     pub gradient: Dtype,
+    /// How the optimizer's moments are stored.
+    #[serde(default)]
+    pub moments: Moments,
     /// Everything visited in forward, in order: embedding, blocks, head.
     pub units: Vec<Unit>,
     /// Every parameter, in parameter order.

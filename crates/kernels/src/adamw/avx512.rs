@@ -1,5 +1,6 @@
 //! The update of one chunk with AVX-512: 32 numbers a turn, which is one cache line of each 16-bit
-//! array and two of each f32 array, with software prefetch.
+//! array and two of each f32 array, with software prefetch. Moments are f32 or bf16; 8-bit ones take
+//! the portable loop, compiled for AVX-512.
 //!
 //! Five streams in and four out at once are more than the hardware's prefetchers follow well; they
 //! also stop at every page. The tail uses masks, so nothing outside the chunk is read or written.
@@ -13,7 +14,8 @@
 use std::arch::x86_64::*;
 
 use super::Constants;
-use super::cpu::{Chunk, Gradients, Master};
+use super::cpu::{self, Chunk, Gradients, Master, Stored};
+use super::moments::{FIRST_FACTOR, Random, SECOND_FACTOR};
 use super::split::{HALF, INFINITY_BITS, MAGNITUDE, MAX_BITS, NAN_BITS};
 
 /// How far ahead lines are asked for, in numbers: 2 KiB of the f32 arrays, 1 KiB of the others.
@@ -26,8 +28,8 @@ const LANES: usize = 16;
 struct Arrays {
     w: *mut u8,
     rem: *mut i16,
-    m: *mut f32,
-    v: *mut f32,
+    m: *mut u8,
+    v: *mut u8,
     grad: *const u8,
 }
 
@@ -41,19 +43,39 @@ struct Factors {
     eps: __m512,
     keep: __m512,
     minus_rate: __m512,
+    random: Random,
 }
 
 /// Updates a chunk; the same bits as `cpu::portable`.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 pub(super) fn update(chunk: Chunk<'_>, c: &Constants) {
+    if matches!(chunk.moments, Stored::Int8(..)) {
+        return cpu::avx512(chunk, c);
+    }
     let Chunk {
         master,
-        m,
-        v,
+        moments,
         grad,
+        random,
         keep,
     } = chunk;
-    let n = m.len();
+    let (m, v, n, v_len, m_bf16) = match moments {
+        Stored::F32(m, v) => (
+            m.as_mut_ptr().cast(),
+            v.as_mut_ptr().cast(),
+            m.len(),
+            v.len(),
+            false,
+        ),
+        Stored::Bf16(m, v) => (
+            m.as_mut_ptr().cast(),
+            v.as_mut_ptr().cast(),
+            m.len(),
+            v.len(),
+            true,
+        ),
+        Stored::Int8(..) => unreachable!("taken above"),
+    };
     let f = Factors {
         grad_scale: _mm512_set1_ps(c.grad_scale),
         one_minus_beta1: _mm512_set1_ps(c.one_minus_beta1),
@@ -62,6 +84,7 @@ pub(super) fn update(chunk: Chunk<'_>, c: &Constants) {
         eps: _mm512_set1_ps(c.eps),
         keep: _mm512_set1_ps(keep),
         minus_rate: _mm512_set1_ps(c.minus_rate),
+        random,
     };
     let (w, rem, w_len) = match master {
         Master::Split(w, rem) => {
@@ -74,45 +97,54 @@ pub(super) fn update(chunk: Chunk<'_>, c: &Constants) {
         Gradients::Bf16(g) => (g.as_ptr().cast(), g.len(), true),
         Gradients::F32(g) => (g.as_ptr().cast(), g.len(), false),
     };
-    assert_eq!([w_len, v.len(), g_len], [n; 3], "arrays of a chunk");
+    assert_eq!([w_len, v_len, g_len], [n; 3], "arrays of a chunk");
     let a = Arrays {
         w,
         rem,
-        m: m.as_mut_ptr(),
-        v: v.as_mut_ptr(),
+        m,
+        v,
         grad: g,
     };
     // SAFETY: in each arm the arrays have `n` numbers of the arm's types, as asserted or matched
     // above, and are borrowed until the call returns.
     unsafe {
-        match (rem.is_null(), g_bf16) {
-            (false, true) => run::<true, true>(a, n, &f),
-            (false, false) => run::<true, false>(a, n, &f),
-            (true, true) => run::<false, true>(a, n, &f),
-            (true, false) => run::<false, false>(a, n, &f),
+        match (rem.is_null(), g_bf16, m_bf16) {
+            (false, true, false) => run::<true, true, false>(a, n, &f),
+            (false, false, false) => run::<true, false, false>(a, n, &f),
+            (true, true, false) => run::<false, true, false>(a, n, &f),
+            (true, false, false) => run::<false, false, false>(a, n, &f),
+            (false, true, true) => run::<true, true, true>(a, n, &f),
+            (false, false, true) => run::<true, false, true>(a, n, &f),
+            (true, true, true) => run::<false, true, true>(a, n, &f),
+            (true, false, true) => run::<false, false, true>(a, n, &f),
         }
     }
 }
 
 /// # Safety
 /// The arrays must hold `n` numbers, of bf16 weights with remainders when `SPLIT` and of f32
-/// weights otherwise, of bf16 gradients when `G16` and of f32 gradients otherwise.
+/// weights otherwise, of bf16 gradients when `G16` and of f32 gradients otherwise, of bf16 moments
+/// when `M16` and of f32 moments otherwise.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-unsafe fn run<const SPLIT: bool, const G16: bool>(a: Arrays, n: usize, f: &Factors) {
+unsafe fn run<const SPLIT: bool, const G16: bool, const M16: bool>(
+    a: Arrays,
+    n: usize,
+    f: &Factors,
+) {
     let mut i = 0;
     while i + 2 * LANES <= n {
-        prefetch::<SPLIT, G16>(&a, i + AHEAD);
+        prefetch::<SPLIT, G16, M16>(&a, i + AHEAD);
         // SAFETY: 32 numbers from `i` are inside (loop condition).
         unsafe {
-            update16::<SPLIT, G16>(&a, i, !0, f);
-            update16::<SPLIT, G16>(&a, i + LANES, !0, f);
+            update16::<SPLIT, G16, M16>(&a, i, !0, f);
+            update16::<SPLIT, G16, M16>(&a, i + LANES, !0, f);
         }
         i += 2 * LANES;
     }
     while i < n {
         let left = (n - i).min(LANES);
         // SAFETY: the mask names the `left` numbers from `i` that are inside.
-        unsafe { update16::<SPLIT, G16>(&a, i, !0 >> (LANES - left), f) };
+        unsafe { update16::<SPLIT, G16, M16>(&a, i, !0 >> (LANES - left), f) };
         i += left;
     }
 }
@@ -121,7 +153,7 @@ unsafe fn run<const SPLIT: bool, const G16: bool>(a: Arrays, n: usize, f: &Facto
 /// address that is not mapped does nothing, and no value is ever used.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn prefetch<const SPLIT: bool, const G16: bool>(a: &Arrays, i: usize) {
+fn prefetch<const SPLIT: bool, const G16: bool, const M16: bool>(a: &Arrays, i: usize) {
     let line = |p: *const u8| _mm_prefetch::<_MM_HINT_T0>(p.cast());
     let two = |p: *const u8| {
         line(p);
@@ -133,8 +165,13 @@ fn prefetch<const SPLIT: bool, const G16: bool>(a: &Arrays, i: usize) {
     } else {
         two(a.w.wrapping_add(4 * i));
     }
-    two(a.m.wrapping_add(i).cast());
-    two(a.v.wrapping_add(i).cast());
+    if M16 {
+        line(a.m.wrapping_add(2 * i));
+        line(a.v.wrapping_add(2 * i));
+    } else {
+        two(a.m.wrapping_add(4 * i));
+        two(a.v.wrapping_add(4 * i));
+    }
     if G16 {
         line(a.grad.wrapping_add(2 * i))
     } else {
@@ -148,7 +185,7 @@ fn prefetch<const SPLIT: bool, const G16: bool>(a: &Arrays, i: usize) {
 /// As `run`, and the named numbers must be inside the arrays.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-unsafe fn update16<const SPLIT: bool, const G16: bool>(
+unsafe fn update16<const SPLIT: bool, const G16: bool, const M16: bool>(
     a: &Arrays,
     i: usize,
     mask: __mmask16,
@@ -168,8 +205,15 @@ unsafe fn update16<const SPLIT: bool, const G16: bool>(
         } else {
             _mm512_maskz_loadu_ps(mask, a.w.cast::<f32>().add(i))
         };
-        let m = _mm512_maskz_loadu_ps(mask, a.m.add(i));
-        (grad, p, m, _mm512_maskz_loadu_ps(mask, a.v.add(i)))
+        if M16 {
+            let m = widen(_mm256_maskz_loadu_epi16(mask, a.m.cast::<i16>().add(i)));
+            let v = widen(_mm256_maskz_loadu_epi16(mask, a.v.cast::<i16>().add(i)));
+            (grad, p, m, v)
+        } else {
+            let m = _mm512_maskz_loadu_ps(mask, a.m.cast::<f32>().add(i));
+            let v = _mm512_maskz_loadu_ps(mask, a.v.cast::<f32>().add(i));
+            (grad, p, m, v)
+        }
     };
     let g = _mm512_mul_ps(grad, f.grad_scale);
     let m = _mm512_fmadd_ps(f.one_minus_beta1, _mm512_sub_ps(g, m), m);
@@ -179,8 +223,16 @@ unsafe fn update16<const SPLIT: bool, const G16: bool>(
     let p = _mm512_fmadd_ps(f.minus_rate, u, _mm512_mul_ps(p, f.keep));
     // SAFETY: masked stores touch only the named numbers, as the loads.
     unsafe {
-        _mm512_mask_storeu_ps(a.m.add(i), mask, m);
-        _mm512_mask_storeu_ps(a.v.add(i), mask, v);
+        if M16 {
+            let r = random(f.random, i);
+            let m = to_bf16(m, _mm512_and_si512(r, _mm512_set1_epi32(0xffff)));
+            let v = to_bf16(v, _mm512_srli_epi32::<16>(r));
+            _mm256_mask_storeu_epi16(a.m.cast::<i16>().add(i), mask, m);
+            _mm256_mask_storeu_epi16(a.v.cast::<i16>().add(i), mask, v);
+        } else {
+            _mm512_mask_storeu_ps(a.m.cast::<f32>().add(i), mask, m);
+            _mm512_mask_storeu_ps(a.v.cast::<f32>().add(i), mask, v);
+        }
         if SPLIT {
             let (w, rem) = split(p);
             _mm256_mask_storeu_epi16(a.w.cast::<i16>().add(i), mask, w);
@@ -196,6 +248,32 @@ unsafe fn update16<const SPLIT: bool, const G16: bool>(
 #[target_feature(enable = "avx512f")]
 fn widen(bits: __m256i) -> __m512 {
     _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(bits)))
+}
+
+/// `super::moments::Random::bits` of the positions from `i` on.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn random(from: Random, i: usize) -> __m512i {
+    let all = |bits: u32| _mm512_set1_epi32(bits as i32);
+    let lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    let x = _mm512_add_epi32(lanes, all(from.a.wrapping_add(i as u32)));
+    let x = _mm512_xor_si512(x, _mm512_srli_epi32::<16>(x));
+    let x = _mm512_mullo_epi32(x, all(FIRST_FACTOR));
+    let x = _mm512_xor_si512(x, _mm512_srli_epi32::<15>(x));
+    let x = _mm512_mullo_epi32(_mm512_xor_si512(x, all(from.b)), all(SECOND_FACTOR));
+    _mm512_xor_si512(x, _mm512_srli_epi32::<15>(x))
+}
+
+/// `super::moments::to_bf16`, sixteen at a time.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+fn to_bf16(x: __m512, r: __m512i) -> __m256i {
+    let all = |bits: u32| _mm512_set1_epi32(bits as i32);
+    let bits = _mm512_castps_si512(x);
+    let magnitude = _mm512_and_si512(bits, all(MAGNITUDE));
+    let nan = _mm512_cmpgt_epu32_mask(magnitude, all(INFINITY_BITS));
+    let rounded = _mm512_mask_mov_epi32(_mm512_add_epi32(bits, r), nan, all(NAN_BITS));
+    _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(rounded))
 }
 
 /// `super::split::join`, sixteen at a time.

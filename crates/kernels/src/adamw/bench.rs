@@ -7,15 +7,13 @@ use std::time::Instant;
 
 use lowtide_device::Queue;
 use lowtide_units::{Bytes, BytesPerSecond};
-use lowtide_workload::Dtype;
+use lowtide_workload::{Dtype, Moments};
 use rayon::prelude::*;
 
 use copies::{Copies, Memory, memcpy_chunk, non_temporal_chunk};
 
-use super::{CHUNK, Hyper, Path, Piece, Segment, split, step_on};
+use super::{CHUNK, Hyper, MomentViews, Path, Piece, Segment, split, step_on};
 
-/// Bytes that one parameter moves: weight and remainder 2 + 2 each, moments 4 + 4 each, gradient 2.
-pub const BYTES_A_PARAMETER: u64 = 26;
 /// Samples of which the median is reported.
 const SAMPLES: usize = 5;
 /// Runs of which the best is a sample.
@@ -28,6 +26,8 @@ pub struct BenchReport {
     pub threads: usize,
     /// Parameters updated by a step.
     pub parameters: usize,
+    /// How their moments were stored.
+    pub moments: Moments,
     /// The C library's `memcpy`, in chunks of 1 MiB over the threads.
     pub memcpy: BytesPerSecond,
     /// A copy with non-temporal stores, likewise; `None` where the processor has none.
@@ -43,7 +43,7 @@ pub struct PathRate {
     pub path: Path,
     /// Parameters updated in a second.
     pub parameters_per_second: f64,
-    /// Memory traffic, 26 bytes a parameter.
+    /// Memory traffic, [`Moments::moved_each`] bytes a parameter.
     pub bytes_per_second: BytesPerSecond,
     /// `bytes_per_second` over [`BenchReport::bound`]. Can exceed 1: five streams with prefetch
     /// keep more lines in flight than a copy's one, which shows most on few threads.
@@ -62,23 +62,24 @@ impl BenchReport {
     }
 }
 
-/// Measures AdamW (bf16 weights with remainders, bf16 gradients) and two memory copies.
+/// Measures AdamW (bf16 weights with remainders, bf16 gradients, moments as named) and two memory
+/// copies.
 ///
 /// Each figure is the median of five samples, a sample the best of three runs; samples of all
-/// figures alternate, so that a disturbance hits all of them. Takes 28 bytes a parameter of memory,
+/// figures alternate, so that a disturbance hits all of them. Takes up to 28 bytes a parameter of memory,
 /// released on return. For a rate of memory, not of caches, ask for 2^26 parameters or more.
 ///
 /// # Panics
 /// When `threads` or `parameters` is 0, or threads cannot be started. Ends the process when there
 /// is too little memory, as every allocation does.
 #[must_use]
-pub fn bench(threads: usize, parameters: usize) -> BenchReport {
+pub fn bench(threads: usize, parameters: usize, moments: Moments) -> BenchReport {
     assert!(
         threads > 0 && parameters > 0,
         "a bench of {parameters} parameters, {threads} threads"
     );
     let q = Queue::new("bench", threads);
-    let mut state = State::new(&q, parameters);
+    let mut state = State::new(&q, parameters, moments);
     let copies = Copies::new(&q, 7 * parameters);
     let paths: Vec<Path> = Path::ALL.into_iter().filter(|p| p.is_available()).collect();
     let mut memcpy = Vec::new();
@@ -97,7 +98,7 @@ pub fn bench(threads: usize, parameters: usize) -> BenchReport {
             } else {
                 parameters
             };
-            let traffic = Bytes(BYTES_A_PARAMETER * part as u64);
+            let traffic = Bytes((moments.moved_each() * part as f64) as u64);
             rates.push(best(traffic, || state.step(&q, path, part)));
         }
     }
@@ -105,6 +106,7 @@ pub fn bench(threads: usize, parameters: usize) -> BenchReport {
     let mut report = BenchReport {
         threads,
         parameters,
+        moments,
         memcpy,
         non_temporal_copy: median(non_temporal),
         paths: Vec::new(),
@@ -114,7 +116,7 @@ pub fn bench(threads: usize, parameters: usize) -> BenchReport {
         let bytes_per_second = median(rates).expect("samples were taken");
         report.paths.push(PathRate {
             path,
-            parameters_per_second: bytes_per_second.0 / BYTES_A_PARAMETER as f64,
+            parameters_per_second: bytes_per_second.0 / moments.moved_each(),
             bytes_per_second,
             share_of_bound: bytes_per_second.0 / bound.0,
         });
@@ -163,57 +165,72 @@ fn median(mut samples: Vec<BytesPerSecond>) -> Option<BytesPerSecond> {
 
 /// Weights, remainders, moments and gradients of one long segment.
 struct State {
-    /// w, rem, grad (2 bytes a number), m, v (4 bytes).
-    arrays: [Memory; 5],
+    /// w, rem, grad (2 bytes a number), and both moments.
+    arrays: [Memory; 4],
+    moments: Moments,
+    /// Numbers that the arrays have room for, a multiple of 128.
+    room: usize,
     steps: u64,
 }
 
 impl State {
-    /// Usual sizes: weights below 1, gradients around 0.01, moments that fit them. Written by the
-    /// threads of `q`, so that pages lie near them.
-    fn new(q: &Queue, parameters: usize) -> Self {
-        let sizes = [2, 2, 2, 4, 4];
-        let arrays = sizes.map(|size| Memory::new(size * parameters));
-        let views = [0, 1, 2, 3, 4].map(|i| arrays[i].view());
+    /// Usual sizes: weights below 1, gradients around 0.01, moments of a few steps with them.
+    /// Written by the threads of `q`, so that pages lie near them.
+    fn new(q: &Queue, parameters: usize, moments: Moments) -> Self {
+        let room = parameters.next_multiple_of(Moments::BLOCK as usize);
+        let sizes = [
+            2 * room,
+            2 * room,
+            2 * room,
+            moments.bytes(room as u64) as usize,
+        ];
+        let arrays = sizes.map(Memory::new);
+        let views = [0, 1, 2].map(|i| arrays[i].view());
+        let stored = arrays[3].view();
         q.run(|| {
+            (0..stored.bytes().div_ceil(CHUNK))
+                .into_par_iter()
+                .for_each(|chunk| {
+                    let bytes = CHUNK.min(stored.bytes() - chunk * CHUNK);
+                    // SAFETY: each turn has bytes of its own; nothing else uses the array yet.
+                    unsafe { stored.part(chunk * CHUNK, bytes).write::<u8>() }.fill(0);
+                });
             (0..parameters.div_ceil(CHUNK))
                 .into_par_iter()
                 .for_each(|chunk| {
                     let start = chunk * CHUNK;
                     let n = CHUNK.min(parameters - start);
-                    let part = |i: usize| views[i].part(start * sizes[i], n * sizes[i]);
+                    let part = |i: usize| views[i].part(2 * start, 2 * n);
                     // SAFETY: each turn has numbers of its own; nothing else uses the arrays yet.
-                    let (w, rem, grad, m, v) = unsafe {
-                        let f32s = (part(3).write::<f32>(), part(4).write::<f32>());
-                        (
-                            part(0).write(),
-                            part(1).write(),
-                            part(2).write::<u16>(),
-                            f32s.0,
-                            f32s.1,
-                        )
-                    };
+                    let (w, rem, grad) =
+                        unsafe { (part(0).write(), part(1).write(), part(2).write::<u16>()) };
                     for i in 0..n {
                         let hash = (start + i).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
                         let x = hash as f32 / (1 << 24) as f32 - 0.499;
                         (w[i], rem[i]) = split(x);
                         grad[i] = split(0.02 * x).0;
-                        (m[i], v[i]) = (0.01 * x, 1e-4 * x * x);
                     }
                 });
         });
-        Self { arrays, steps: 0 }
+        let mut state = Self {
+            arrays,
+            moments,
+            room,
+            steps: 0,
+        };
+        // From zero to what the gradients make of them.
+        (0..3).for_each(|_| state.step(q, Path::best(), parameters));
+        state
     }
 
     /// One step over the first `parameters`.
     fn step(&mut self, q: &Queue, path: Path, parameters: usize) {
         self.steps += 1;
-        let [w, rem, grad, m, v] = &self.arrays;
+        let [w, rem, grad, moments] = &self.arrays;
         let piece = Piece {
             w: w.view(),
             rem: Some(rem.view()),
-            m: m.view(),
-            v: v.view(),
+            moments: MomentViews::of(self.moments, moments.view(), self.room),
             grad: grad.view(),
             grad_dtype: Dtype::Bf16,
             dtype: Dtype::Bf16,
@@ -231,6 +248,8 @@ impl State {
             offset: 0,
             elements: parameters,
             decay: true,
+            param: 0,
+            start: 0,
         };
         step_on(path, q, &piece, &[segment], &hyper);
     }
@@ -242,7 +261,12 @@ mod tests {
 
     #[test]
     fn a_small_bench_reports_every_path() {
-        let report = bench(2, 100_003);
+        for moments in Moments::ALL {
+            reports_every_path(&bench(2, 100_003, moments));
+        }
+    }
+
+    fn reports_every_path(report: &BenchReport) {
         let available = Path::ALL.into_iter().filter(|p| p.is_available()).count();
         assert_eq!(report.paths.len(), available);
         let bound = report.bound().0;
@@ -257,10 +281,13 @@ mod tests {
     fn the_bench_computes_usual_numbers() {
         let q = Queue::new("test", 2);
         let n = CHUNK + 5;
-        let mut state = State::new(&q, n);
+        let mut state = State::new(&q, n, Moments::F32);
         (0..100).for_each(|_| state.step(&q, Path::best(), n));
         // SAFETY: no call is running.
-        let v = unsafe { state.arrays[4].view().part(0, 4 * n).read::<f32>() };
+        let v = unsafe {
+            let moments = MomentViews::of(Moments::F32, state.arrays[3].view(), state.room);
+            moments.v.part(0, 4 * n).read::<f32>()
+        };
         assert!(
             v.iter().all(|v| v.is_normal()),
             "subnormal numbers would be timed"

@@ -1,14 +1,16 @@
 //! AdamW on a CUDA device.
 //!
-//! Bound: 26 bytes a number over the memory's rate, as on the host. A launch takes sixteen
+//! Bound: 26 bytes a number (18 with bf16 moments, 14.125 with 8-bit ones) over the memory's rate, as on
+//! the host. A launch takes sixteen
 //! segments of any sizes, so that a block of a model with its few matrices and many norms is one
 //! launch. The factor of clipping and the parts of the norm are read by every block itself: the
 //! host waits for nothing, and there is no flag that two streams could share.
 
 use lowtide_device::View;
 use lowtide_device::cuda::{self, Source};
-use lowtide_workload::Dtype;
+use lowtide_workload::{Dtype, Moments};
 
+use super::moments::Random;
 use super::{Constants, Piece, Segment};
 use crate::cuda::{define, source};
 
@@ -38,13 +40,17 @@ pub(super) fn step(
         .copied()
         .filter(|s| s.elements > 0)
         .collect();
-    let wide = [&piece.w, &piece.m, &piece.v, &piece.grad]
+    let wide = [&piece.w, &piece.moments.m, &piece.moments.v, &piece.grad]
         .into_iter()
         .chain(&piece.rem)
         .all(|v| v.address().is_multiple_of(16));
-    let name = match piece.grad_dtype {
-        Dtype::Bf16 => "step_bf16",
-        Dtype::F32 => "step_f32",
+    let name = match (piece.grad_dtype, piece.moments.kind) {
+        (Dtype::Bf16, Moments::F32) => "step_bf16",
+        (Dtype::F32, Moments::F32) => "step_f32",
+        (Dtype::Bf16, Moments::Bf16) => "step_bf16_bf16",
+        (Dtype::F32, Moments::Bf16) => "step_f32_bf16",
+        (Dtype::Bf16, Moments::Int8) => "step_bf16_int8",
+        (Dtype::F32, Moments::Int8) => "step_f32_int8",
     };
     for some in full.chunks(SEGMENTS) {
         let tiles: usize = some.iter().map(|s| s.elements.div_ceil(TILE)).sum();
@@ -55,8 +61,8 @@ pub(super) fn step(
             .block(THREADS)
             .arg(piece.w)
             .arg(piece.rem)
-            .arg(piece.m)
-            .arg(piece.v)
+            .arg(piece.moments.m)
+            .arg(piece.moments.v)
             .arg(piece.grad)
             .arg(c.grad_scale)
             .arg(c.one_minus_beta1)
@@ -76,6 +82,22 @@ pub(super) fn step(
                 .get(i)
                 .map_or((0, 0), |s| (s.offset | usize::from(s.decay), s.elements));
             launch = launch.arg(place).arg(length);
+        }
+        match (piece.moments.kind, piece.moments.scales) {
+            (Moments::F32, _) => (),
+            (Moments::Bf16, _) => {
+                for i in 0..SEGMENTS {
+                    let random = some.get(i).map_or(0, |s| {
+                        let r = Random::new(c.step, s.param).after(s.start);
+                        u64::from(r.b) << 32 | u64::from(r.a)
+                    });
+                    launch = launch.arg(random);
+                }
+            }
+            (Moments::Int8, scales) => {
+                let [m_scale, v_scale] = scales.expect("checked: 8-bit moments have scales");
+                launch = launch.arg(m_scale).arg(v_scale);
+            }
         }
         launch.launch();
     }

@@ -36,31 +36,42 @@
 //! next step then makes it NaN. Which NaN a moment holds is not part of the contract; a NaN master
 //! weight is always the same one in precision bf16.
 //!
+//! # Moments
+//!
+//! Between steps `m` and `v` are stored as [`Moments`] says: in f32, as they come out of the formula;
+//! in bf16, 18 bytes a parameter; or as 8-bit codes with a scale a block, 14.125 bytes. The formula
+//! is the same f32 arithmetic on what was stored, and `p` is made from `m` and `v` before they are
+//! rounded. The head of `moments.rs` says how: it is part of the contract.
+//!
 //! # Threads
 //!
-//! Every segment is cut into chunks of [`CHUNK`] numbers, whatever the number of threads, and no
-//! number's result depends on another number, so neither threads nor chunks show in the bits.
+//! Every segment is cut into chunks of [`CHUNK`] numbers, whatever the number of threads. A number's
+//! result depends on no other number, or with 8-bit moments on those of its block, which no cut
+//! divides; random bits depend on step, parameter and position. So neither threads nor chunks nor
+//! pieces show in the bits.
 
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod bench;
 mod cpu;
 mod cuda;
+mod moments;
 #[cfg(test)]
 mod reference;
 mod split;
 #[cfg(test)]
 mod tests;
 
-pub use bench::{BYTES_A_PARAMETER, BenchReport, PathRate, bench, copy_bound};
+pub use bench::{BenchReport, PathRate, bench, copy_bound};
 pub use split::{MASTER_MAX, join, split};
 
 use lowtide_device::{Plain, Queue, View, memory};
-use lowtide_workload::{Dtype, PARAM_ALIGN};
+use lowtide_workload::{Dtype, Moments, PARAM_ALIGN};
 use rayon::prelude::*;
 
 use crate::number::expect;
-use cpu::{Chunk, Gradients, Master};
+use cpu::{Chunk, Gradients, Master, Stored};
+use moments::{BLOCK, Random};
 
 /// Numbers that one thread updates at a time: 1.7 MB of traffic, so that starting a chunk costs
 /// nothing beside it, and small enough that one layer feeds all threads of a host.
@@ -102,6 +113,8 @@ pub struct Constants {
     pub keep: f32,
     /// -lr / (1 - β₁ᵗ).
     pub minus_rate: f32,
+    /// Which step this is: with parameter and position, what rounding to bf16 moments depends on.
+    pub step: u64,
 }
 
 impl Hyper {
@@ -125,6 +138,7 @@ impl Hyper {
             eps: self.eps,
             keep: (1.0 - lr * f64::from(self.weight_decay)) as f32,
             minus_rate: (-lr / (1.0 - power(beta1, self.step))) as f32,
+            step: self.step,
         }
     }
 }
@@ -152,6 +166,42 @@ pub struct Segment {
     pub elements: usize,
     /// Whether weight decay applies to it.
     pub decay: bool,
+    /// Which parameter of the model it is.
+    pub param: u32,
+    /// Where in that parameter it starts, in numbers; a multiple of 128. 0 for a whole parameter.
+    pub start: u64,
+}
+
+/// The moments of a piece, wherever they lie.
+#[derive(Clone, Copy, Debug)]
+pub struct MomentViews<'a> {
+    /// How they are stored.
+    pub kind: Moments,
+    /// First moments: f32, bf16 bits, or codes.
+    pub m: View<'a>,
+    /// Second moments, likewise.
+    pub v: View<'a>,
+    /// For [`Moments::Int8`], the scales of both: f32, one for each 128 numbers.
+    pub scales: Option<[View<'a>; 2]>,
+}
+
+impl<'a> MomentViews<'a> {
+    /// The moments of `elements` numbers, laid out in `all` as [`Moments::layout`] says.
+    ///
+    /// # Panics
+    /// When `all` is shorter than that.
+    #[must_use]
+    pub fn of(kind: Moments, all: View<'a>, elements: usize) -> Self {
+        let layout = kind.layout(elements as u64);
+        let part = |r: std::ops::Range<u64>| all.part(r.start as usize, (r.end - r.start) as usize);
+        Self {
+            kind,
+            m: part(layout.first),
+            v: part(layout.second),
+            scales: (kind == Moments::Int8)
+                .then(|| [part(layout.first_scale), part(layout.second_scale)]),
+        }
+    }
 }
 
 /// Which compilation of the loop runs. All give the same bits.
@@ -201,20 +251,19 @@ impl Path {
 /// call returns.
 ///
 /// In precision `dtype` bf16, `w` holds bf16 weights and `rem` their `i16` remainders; in f32, `w`
-/// holds f32 weights and `rem` is `None`. `m`, `v` hold f32 moments, `grad` gradients of type
-/// `grad_dtype`. Position i of each view belongs to position i of the others; a view may be longer
-/// than the last segment's end. `w`, `rem`, `m` and `v` are updated in place, `grad` is read, and
-/// padding is neither read nor written. Views must not overlap.
+/// holds f32 weights and `rem` is `None`. `grad` holds gradients of type `grad_dtype`. Position i of
+/// each view belongs to position i of the others (of scales, to position i / 128); a view may be
+/// longer than the last segment's end. `w`, `rem` and `moments` are updated in place, `grad` is read,
+/// and padding is neither read nor written. Views must not overlap.
 ///
 /// # Panics
 /// When segments are unordered, overlap, start off a multiple of 128 or end outside a view; when
-/// `rem` does not fit `dtype`; when a view is not aligned to its type; when `hyper.step` is 0.
+/// `rem` does not fit `dtype` or scales do not fit the moments; when a view is not aligned to its type; when `hyper.step` is 0.
 pub fn step(
     q: &Queue,
     w: View<'_>,
     rem: Option<View<'_>>,
-    m: View<'_>,
-    v: View<'_>,
+    moments: MomentViews<'_>,
     grad: View<'_>,
     grad_dtype: Dtype,
     dtype: Dtype,
@@ -224,8 +273,7 @@ pub fn step(
     let piece = Piece {
         w,
         rem,
-        m,
-        v,
+        moments,
         grad,
         grad_dtype,
         dtype,
@@ -250,8 +298,7 @@ pub fn step_clipped(
     q: &Queue,
     w: View<'_>,
     rem: Option<View<'_>>,
-    m: View<'_>,
-    v: View<'_>,
+    moments: MomentViews<'_>,
     grad: View<'_>,
     grad_dtype: Dtype,
     dtype: Dtype,
@@ -263,8 +310,7 @@ pub fn step_clipped(
     let piece = Piece {
         w,
         rem,
-        m,
-        v,
+        moments,
         grad,
         grad_dtype,
         dtype,
@@ -299,8 +345,7 @@ pub fn step_clipped(
 struct Piece<'a> {
     w: View<'a>,
     rem: Option<View<'a>>,
-    m: View<'a>,
-    v: View<'a>,
+    moments: MomentViews<'a>,
     grad: View<'a>,
     grad_dtype: Dtype,
     dtype: Dtype,
@@ -321,7 +366,7 @@ fn run(path: Path, q: &Queue, piece: &Piece<'_>, segments: &[Segment], c: &Const
             let keep = if cut.decay { c.keep } else { 1.0 };
             // SAFETY: cuts are disjoint (`check` asserts it of the segments), so no other thread
             // of this call has these numbers; the plan keeps other tasks off the views.
-            let chunk = unsafe { piece.chunk(cut, keep) };
+            let chunk = unsafe { piece.chunk(cut, keep, c.step) };
             update(path, chunk, c);
         });
     });
@@ -333,11 +378,15 @@ fn cut(s: &Segment) -> impl Iterator<Item = Segment> {
         offset,
         elements,
         decay,
+        param,
+        start,
     } = *s;
-    (0..elements).step_by(CHUNK).map(move |start| Segment {
-        offset: offset + start,
-        elements: CHUNK.min(elements - start),
+    (0..elements).step_by(CHUNK).map(move |at| Segment {
+        offset: offset + at,
+        elements: CHUNK.min(elements - at),
         decay,
+        param,
+        start: start + at as u64,
     })
 }
 
@@ -361,15 +410,28 @@ impl<'a> Piece<'a> {
             "a remainder belongs to bf16 weights, and to them only"
         );
         let size = |dtype: Dtype| dtype.size() as usize;
+        let MomentViews { kind, m, v, scales } = &self.moments;
+        assert_eq!(
+            scales.is_some(),
+            *kind == Moments::Int8,
+            "scales belong to 8-bit moments, and to them only"
+        );
         let mut numbers = (self.w.bytes() / size(self.dtype))
-            .min(self.m.bytes() / size_of::<f32>())
-            .min(self.v.bytes() / size_of::<f32>())
+            .min(m.bytes() / kind.size() as usize)
+            .min(v.bytes() / kind.size() as usize)
             .min(self.grad.bytes() / size(self.grad_dtype));
         if let Some(rem) = &self.rem {
             numbers = numbers.min(rem.bytes() / size_of::<i16>());
         }
+        for scales in scales.iter().flatten() {
+            numbers = numbers.min(scales.bytes() / size_of::<f32>() * BLOCK);
+        }
         let mut end = 0;
         for s in segments {
+            assert!(
+                s.start.is_multiple_of(BLOCK as u64),
+                "segment {s:?} starts inside a block"
+            );
             assert!(
                 s.offset >= end && s.offset.is_multiple_of(PARAM_ALIGN as usize),
                 "segment {s:?} after one that ends at {end}"
@@ -390,7 +452,7 @@ impl<'a> Piece<'a> {
     /// # Safety
     /// No other user of these numbers of `w`, `rem`, `m`, `v` and no writer of these of `grad` may
     /// run while the chunk lives.
-    unsafe fn chunk(&self, cut: &Segment, keep: f32) -> Chunk<'a> {
+    unsafe fn chunk(&self, cut: &Segment, keep: f32, step: u64) -> Chunk<'a> {
         // SAFETY: the caller keeps other users off these numbers.
         unsafe {
             let master = match &self.rem {
@@ -401,11 +463,28 @@ impl<'a> Piece<'a> {
                 Dtype::Bf16 => Gradients::Bf16(part::<u16>(&self.grad, cut).read()),
                 Dtype::F32 => Gradients::F32(part::<f32>(&self.grad, cut).read()),
             };
+            let MomentViews { kind, m, v, scales } = &self.moments;
+            let moments = match (kind, scales) {
+                (Moments::F32, _) => Stored::F32(write(m, cut), write(v, cut)),
+                (Moments::Bf16, _) => Stored::Bf16(write(m, cut), write(v, cut)),
+                (Moments::Int8, Some([m_scale, v_scale])) => {
+                    let blocks = Segment {
+                        offset: cut.offset / BLOCK,
+                        elements: cut.elements.div_ceil(BLOCK),
+                        ..*cut
+                    };
+                    Stored::Int8(
+                        (write(m, cut), write(m_scale, &blocks)),
+                        (write(v, cut), write(v_scale, &blocks)),
+                    )
+                }
+                (Moments::Int8, None) => unreachable!("`check` asks for scales"),
+            };
             Chunk {
                 master,
-                m: write(&self.m, cut),
-                v: write(&self.v, cut),
+                moments,
                 grad,
+                random: Random::new(step, cut.param).after(cut.start),
                 keep,
             }
         }

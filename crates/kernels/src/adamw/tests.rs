@@ -3,6 +3,7 @@
 mod bits;
 mod device;
 mod numbers;
+mod storage;
 
 use super::*;
 
@@ -27,6 +28,7 @@ const HYPER: Hyper = Hyper {
 /// A signalling NaN that no computation makes: what padding holds before and must hold after.
 const POISON: u32 = 0x7fa5_a5a5;
 const POISON_16: u16 = 0x7fa5;
+const POISON_8: u8 = 0xa5;
 
 struct Rng(u64);
 impl Rng {
@@ -50,11 +52,22 @@ struct Arrays {
     w16: Vec<u16>,
     rem: Vec<i16>,
     w32: Vec<f32>,
+    /// How moments are stored: in `m` and `v`, or in the next two arrays, or in the four after.
+    kind: Moments,
     m: Vec<f32>,
     v: Vec<f32>,
+    m16: Vec<u16>,
+    v16: Vec<u16>,
+    m8: Vec<u8>,
+    v8: Vec<u8>,
+    m_scale: Vec<f32>,
+    v_scale: Vec<f32>,
     g16: Vec<u16>,
     g32: Vec<f32>,
 }
+
+/// What `Arrays::bits` says of one number: weight, remainder, moments, scales.
+type Row = [u32; 6];
 
 impl Arrays {
     /// Segments of these lengths with at least 128 numbers of padding behind each, decay on every
@@ -67,6 +80,8 @@ impl Arrays {
                 offset,
                 elements,
                 decay: i % 2 == 0,
+                param: 3 + i as u32,
+                start: 0,
             });
             offset += (elements + 128).next_multiple_of(128);
         }
@@ -76,8 +91,15 @@ impl Arrays {
             w16: vec![POISON_16; offset],
             rem: vec![POISON_16 as i16; offset],
             w32: vec![poison; offset],
+            kind: Moments::F32,
             m: vec![poison; offset],
             v: vec![poison; offset],
+            m16: vec![POISON_16; offset],
+            v16: vec![POISON_16; offset],
+            m8: vec![POISON_8; offset],
+            v8: vec![POISON_8; offset],
+            m_scale: vec![poison; offset / BLOCK],
+            v_scale: vec![poison; offset / BLOCK],
             g16: vec![POISON_16; offset],
             g32: vec![poison; offset],
         };
@@ -99,6 +121,50 @@ impl Arrays {
         (self.w16[i], self.rem[i]) = split(p);
         (self.w32[i], self.m[i], self.v[i]) = (p, m, v);
         self.set_gradient(i, g);
+    }
+
+    /// Stores the moments in `m` and `v` as `kind`: cut to bf16, or as the nearest codes.
+    fn store_as(mut self, kind: Moments) -> Self {
+        self.kind = kind;
+        let cut = |x: f32| (x.to_bits() >> 16) as u16;
+        for i in self.used() {
+            (self.m16[i], self.v16[i]) = (cut(self.m[i]), cut(self.v[i]));
+        }
+        for s in self.segments.clone() {
+            for from in (0..s.elements).step_by(BLOCK) {
+                let n = BLOCK.min(s.elements - from);
+                let at = s.offset + from;
+                let block = |x: &[f32]| {
+                    let mut all = [0.0; BLOCK];
+                    all[..n].copy_from_slice(&x[at..at + n]);
+                    all
+                };
+                let mut codes = [0; BLOCK];
+                self.m_scale[at / BLOCK] =
+                    moments::encode(&block(&self.m), &mut codes, moments::first_code, 0x7f);
+                self.m8[at..at + n].copy_from_slice(&codes[..n]);
+                self.v_scale[at / BLOCK] =
+                    moments::encode(&block(&self.v), &mut codes, moments::second_code, 0xff);
+                self.v8[at..at + n].copy_from_slice(&codes[..n]);
+            }
+        }
+        self.read_back();
+        self
+    }
+
+    /// Puts what is stored into `m` and `v`.
+    fn read_back(&mut self) {
+        let wide = |x: u16| f32::from_bits(u32::from(x) << 16);
+        for i in self.used() {
+            match self.kind {
+                Moments::F32 => (),
+                Moments::Bf16 => (self.m[i], self.v[i]) = (wide(self.m16[i]), wide(self.v16[i])),
+                Moments::Int8 => {
+                    self.m[i] = moments::first(self.m8[i], self.m_scale[i / BLOCK]);
+                    self.v[i] = moments::second(self.v8[i], self.v_scale[i / BLOCK]);
+                }
+            }
+        }
     }
 
     fn set_gradient(&mut self, i: usize, g: f32) {
@@ -124,8 +190,26 @@ impl Arrays {
         let piece = Piece {
             w,
             rem: bf16.then(|| View::of(&mut self.rem)),
-            m: View::of(&mut self.m),
-            v: View::of(&mut self.v),
+            moments: match self.kind {
+                Moments::F32 => MomentViews {
+                    kind: self.kind,
+                    m: View::of(&mut self.m),
+                    v: View::of(&mut self.v),
+                    scales: None,
+                },
+                Moments::Bf16 => MomentViews {
+                    kind: self.kind,
+                    m: View::of(&mut self.m16),
+                    v: View::of(&mut self.v16),
+                    scales: None,
+                },
+                Moments::Int8 => MomentViews {
+                    kind: self.kind,
+                    m: View::of(&mut self.m8),
+                    v: View::of(&mut self.v8),
+                    scales: Some([View::of(&mut self.m_scale), View::of(&mut self.v_scale)]),
+                },
+            },
             grad: match grad_dtype {
                 Dtype::Bf16 => View::of(&mut self.g16),
                 Dtype::F32 => View::of(&mut self.g32),
@@ -134,6 +218,7 @@ impl Arrays {
             dtype,
         };
         step_on(path, q, &piece, &self.segments, h);
+        self.read_back();
     }
 
     fn master(&self, i: usize, dtype: Dtype) -> f32 {
@@ -144,7 +229,7 @@ impl Arrays {
     }
 
     /// Every bit of the state, padding included; all NaNs that a step made count as one.
-    fn bits(&self, dtype: Dtype) -> Vec<[u32; 4]> {
+    fn bits(&self, dtype: Dtype) -> Vec<Row> {
         let nan = |x: f32| {
             if x.is_nan() && x.to_bits() != POISON {
                 f32::NAN.to_bits()
@@ -156,7 +241,20 @@ impl Arrays {
             Dtype::Bf16 => [u32::from(self.w16[i]), u32::from(self.rem[i] as u16)],
             Dtype::F32 => [nan(self.w32[i]), 0],
         };
-        let row = |i: usize| [pair(i)[0], pair(i)[1], nan(self.m[i]), nan(self.v[i])];
+        let stored = |i: usize| match self.kind {
+            Moments::F32 => [nan(self.m[i]), nan(self.v[i]), 0, 0],
+            Moments::Bf16 => [u32::from(self.m16[i]), u32::from(self.v16[i]), 0, 0],
+            Moments::Int8 => [
+                u32::from(self.m8[i]),
+                u32::from(self.v8[i]),
+                self.m_scale[i / BLOCK].to_bits(),
+                self.v_scale[i / BLOCK].to_bits(),
+            ],
+        };
+        let row = |i: usize| {
+            let ([w, rem], [m, v, m_scale, v_scale]) = (pair(i), stored(i));
+            [w, rem, m, v, m_scale, v_scale]
+        };
         (0..self.m.len()).map(row).collect()
     }
 
@@ -197,8 +295,12 @@ fn step_with(change: impl FnOnce(&mut Vec<Segment>), rem: bool, step_number: u64
         &q,
         View::of(&mut a.w16),
         rem.then(|| View::of(&mut a.rem)),
-        View::of(&mut a.m),
-        View::of(&mut a.v),
+        MomentViews {
+            kind: a.kind,
+            m: View::of(&mut a.m),
+            v: View::of(&mut a.v),
+            scales: None,
+        },
         View::of(&mut a.g16),
         Dtype::Bf16,
         Dtype::Bf16,
@@ -237,4 +339,32 @@ fn a_segment_past_the_end_is_refused() {
 #[should_panic(expected = "steps count from 1")]
 fn step_zero_is_refused() {
     step_with(|_| (), true, 0);
+}
+
+#[test]
+#[should_panic(expected = "starts inside a block")]
+fn a_segment_inside_a_block_is_refused() {
+    step_with(|s| s[1].start = 64, true, 1);
+}
+
+#[test]
+#[should_panic(expected = "scales belong to 8-bit moments")]
+fn missing_scales_are_refused() {
+    let mut a = Arrays::new(&[100]);
+    let state = View::of(&mut a.m8);
+    let moments = MomentViews {
+        kind: Moments::Int8,
+        m: state,
+        v: View::of(&mut a.v8),
+        scales: None,
+    };
+    let piece = Piece {
+        w: View::of(&mut a.w32),
+        rem: None,
+        moments,
+        grad: View::of(&mut a.g32),
+        grad_dtype: Dtype::F32,
+        dtype: Dtype::F32,
+    };
+    piece.check(&a.segments);
 }

@@ -14,7 +14,8 @@ use lowtide_device::Make;
 use lowtide_kernels::attention::Engine;
 use lowtide_units::{Bytes, Flops};
 use lowtide_workload::{
-    Access, Batch, Dtype, Local, ModelShape, Op, Operand, Param, Unit, UnitKind, What, Workload,
+    Access, Batch, Dtype, Local, ModelShape, Moments, Op, Operand, Param, Unit, UnitKind, What,
+    Workload,
 };
 
 use crate::ModelError;
@@ -39,6 +40,8 @@ pub struct Options {
     pub precision: Dtype,
     /// What a complete gradient is rounded to.
     pub gradient: Dtype,
+    /// How the optimizer's moments are stored.
+    pub moments: Moments,
     /// How the batch is cut.
     pub batch: Batch,
     /// Rows of logits that exist at a time; 0 chooses.
@@ -120,6 +123,7 @@ pub(crate) fn build(shape: &ModelShape, options: &Options) -> Result<Built, Mode
         batch: options.batch,
         precision: options.precision,
         gradient: options.gradient,
+        moments: options.moments,
         units,
         params,
         model_flops,

@@ -11,7 +11,7 @@ use half::bf16;
 use lowtide_device::{Queue, View};
 use lowtide_model::{Arg, Call, Decoder, Options, Phase, random_init};
 use lowtide_workload::{
-    Access, Batch, Dtype, Family, ModelShape, Rope, RopeScaling, What, Workload,
+    Access, Batch, Dtype, Family, ModelShape, Moments, Rope, RopeScaling, What, Workload,
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -160,6 +160,7 @@ pub fn options(precision: Dtype, micro_batch: u32, seq: u32) -> Options {
     Options {
         precision,
         gradient: precision,
+        moments: Moments::F32,
         batch,
         logits_chunk: 5,
         make: lowtide_device::Make::Cpu,

@@ -13,7 +13,7 @@ use lowtide_workload::{Dtype, What, Workload};
 
 use crate::choice::{Choice, Clip, LoopOrder, Pieces, Processor, Saved};
 use crate::fast::FastMap;
-use crate::plan::{Arg, Lane, PartName, Piece, Task, Tensor, Tier, Use, Work, state_bytes_each};
+use crate::plan::{Arg, Lane, PartName, Piece, Task, Tensor, Tier, Use, Work, state_bytes};
 use crate::program::{Program, Purpose, Window, program};
 use agenda::{Agenda, Schedule, first_use_table, first_uses, ready_order};
 use updates::UpdateQueue;

@@ -39,7 +39,11 @@ impl Emitter<'_> {
     }
 
     pub(super) fn state_bytes(&self, p: u32) -> u64 {
-        self.pieces[p as usize].elements * state_bytes_each(self.w.precision)
+        state_bytes(
+            self.w.precision,
+            self.w.moments,
+            self.pieces[p as usize].elements,
+        )
     }
 
     pub(super) fn gradient_bytes(&self, p: u32) -> u64 {

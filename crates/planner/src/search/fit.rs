@@ -81,7 +81,7 @@ impl Search<'_> {
             } else {
                 (
                     &mut choice.optimizer,
-                    n * crate::plan::state_bytes_each(w.precision),
+                    crate::plan::state_bytes(w.precision, w.moments, n),
                 )
             };
             if n > 0 && homes[u] == Tier::Host {

@@ -5,10 +5,11 @@ use std::time::{Duration, Instant};
 
 use lowtide_device::cuda::{self, Gpu};
 use lowtide_device::{Memory, Queue};
-use lowtide_kernels::adamw::{self, BYTES_A_PARAMETER};
+use lowtide_kernels::adamw;
 use lowtide_planner::{Lane, Together};
 use lowtide_tiers::{Arena, Fill, HostMemory, Mix, ProbeConfig, shares};
 use lowtide_units::Bytes;
+use lowtide_workload::Moments;
 use serde::Serialize;
 
 use crate::error::TrainError;
@@ -88,7 +89,12 @@ pub fn host(options: &HostOptions) -> Result<HostReport, TrainError> {
     let drives = options.directories.iter().map(|d| (d.clone(), 1.0));
     let lanes = Lanes::new(LanesConfig {
         parameters,
-        ..LanesConfig::for_probe(options.threads, options.gpu.clone(), drives.collect())
+        ..LanesConfig::for_probe(
+            options.threads,
+            options.gpu.clone(),
+            drives.collect(),
+            Moments::F32,
+        )
     })?;
     let sets: Vec<Vec<Lane>> = lanes
         .sets()
@@ -105,7 +111,7 @@ pub fn host(options: &HostOptions) -> Result<HostReport, TrainError> {
         .find(|a| a.0 == Lane::HOST)
         .expect("there is a host lane")
         .1;
-    let traffic = rate * BYTES_A_PARAMETER as f64;
+    let traffic = rate * Moments::F32.moved_each();
     let arena = lanes.host().arena();
     Ok(HostReport {
         threads: options.threads,

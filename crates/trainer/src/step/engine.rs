@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use lowtide_device::{Queue, View, memory};
 use lowtide_executor::{Bound, EngineError, TaskCall};
-use lowtide_kernels::adamw::{self, Hyper};
+use lowtide_kernels::adamw::{self, Hyper, MomentViews};
 use lowtide_kernels::gradient;
 use lowtide_model::{Arg, Call, Decoder, Phase};
+use lowtide_planner::plan::moments_offset;
 use lowtide_planner::{Clip, Piece, Plan, Use, Work};
-use lowtide_workload::{Batch, Dtype};
+use lowtide_workload::Batch;
 
 use crate::data::Micro;
 use crate::random::Philox;
@@ -136,7 +137,7 @@ impl Engine {
                 .params
                 .clone()
                 .zip(offsets)
-                .map(|(p, o)| (&w.params[p as usize], o as usize))
+                .map(|(p, o)| (p, &w.params[p as usize], o as usize))
                 .collect::<Vec<_>>()
         };
         let segments = plan
@@ -145,7 +146,7 @@ impl Engine {
             .map(|piece| {
                 walk(piece)
                     .into_iter()
-                    .map(|(p, offset)| gradient::Segment {
+                    .map(|(_, p, offset)| gradient::Segment {
                         offset,
                         elements: p.elements as usize,
                     })
@@ -158,10 +159,12 @@ impl Engine {
             .map(|piece| {
                 walk(piece)
                     .into_iter()
-                    .map(|(p, offset)| adamw::Segment {
+                    .map(|(param, p, offset)| adamw::Segment {
                         offset,
                         elements: p.elements as usize,
                         decay: p.decay,
+                        param,
+                        start: 0,
                     })
                     .collect()
             })
@@ -256,10 +259,10 @@ impl Engine {
         let piece = &self.plan.pieces[piece_idx as usize];
         let n = piece.elements as usize;
         let state = args[1].view;
-        let (rem, moments) = match self.plan.precision {
-            Dtype::Bf16 => (Some(state.part(0, 2 * n)), state.part(2 * n, 8 * n)),
-            Dtype::F32 => (None, state.part(0, 8 * n)),
-        };
+        let kind = self.plan.moments;
+        let rem_bytes = moments_offset(self.plan.precision, piece.elements) as usize;
+        let rem = (rem_bytes > 0).then(|| state.part(0, rem_bytes));
+        let moments = state.part(rem_bytes, kind.bytes(piece.elements) as usize);
         let hyper = step.update.ok_or_else(|| {
             EngineError("an update without settings: the step was submitted wrongly".to_owned())
         })?;
@@ -267,8 +270,7 @@ impl Engine {
             q,
             args[0].view,
             rem,
-            moments.part(0, 4 * n),
-            moments.part(4 * n, 4 * n),
+            MomentViews::of(kind, moments, n),
             args[2].view,
             self.plan.gradient,
             self.plan.precision,

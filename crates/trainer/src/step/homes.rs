@@ -2,15 +2,16 @@
 //! placement. Only while no task runs.
 
 use std::ops::Range;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use lowtide_device::{Memory, View, memory};
 use lowtide_executor::Tiers;
 use lowtide_kernels::adamw;
+use lowtide_planner::plan::moments_offset;
 use lowtide_planner::{Plan, Slot, Tensor, Tier};
-use lowtide_tiers::{Arena, Extent, Fill, Kind, Request, TierError};
+use lowtide_tiers::{ALIGN, Arena, Extent, Fill, Kind, Request, TierError};
 use lowtide_units::Bytes;
-use lowtide_workload::{Dtype, PIECE_ALIGN, Workload};
+use lowtide_workload::{Dtype, Moments, Workload};
 use rayon::prelude::*;
 
 /// One of the arrays that a parameter has.
@@ -20,35 +21,66 @@ pub enum Role {
     Weight,
     /// What the weight lacks of the f32 master (precision bf16 only), `i16`.
     Remainder,
-    /// First moment, f32.
+    /// First moment: f32, bf16 or codes.
     FirstMoment,
-    /// Second moment, f32.
+    /// Second moment, likewise.
     SecondMoment,
+    /// Scales of the first moment's codes (8-bit moments only), f32, one a block.
+    FirstScale,
+    /// Scales of the second moment's codes, likewise.
+    SecondScale,
 }
 
 impl Role {
-    /// The roles that exist in a precision.
+    /// The roles that exist in a precision with moments of a kind.
     #[must_use]
-    pub fn all(precision: Dtype) -> &'static [Self] {
-        match precision {
-            Dtype::Bf16 => &[
-                Self::Weight,
-                Self::Remainder,
-                Self::FirstMoment,
-                Self::SecondMoment,
-            ],
-            Dtype::F32 => &[Self::Weight, Self::FirstMoment, Self::SecondMoment],
+    pub fn all(precision: Dtype, moments: Moments) -> &'static [Self] {
+        use Role::{FirstMoment, FirstScale, Remainder, SecondMoment, SecondScale, Weight};
+        const ALL: &[Role] = &[
+            Weight,
+            Remainder,
+            FirstMoment,
+            SecondMoment,
+            FirstScale,
+            SecondScale,
+        ];
+        const WITHOUT_REMAINDER: &[Role] =
+            &[Weight, FirstMoment, SecondMoment, FirstScale, SecondScale];
+        let all = match precision {
+            Dtype::Bf16 => ALL,
+            Dtype::F32 => WITHOUT_REMAINDER,
+        };
+        // Scales stand last.
+        match moments {
+            Moments::Int8 => all,
+            Moments::F32 | Moments::Bf16 => &all[..all.len() - 2],
         }
     }
 
-    /// Bytes of one number.
+    /// Bytes of one entry.
     #[must_use]
-    pub fn size(self, precision: Dtype) -> u64 {
+    pub fn size(self, precision: Dtype, moments: Moments) -> u64 {
         match self {
             Self::Weight => precision.size(),
             Self::Remainder => 2,
-            Self::FirstMoment | Self::SecondMoment => 4,
+            Self::FirstMoment | Self::SecondMoment => moments.size(),
+            Self::FirstScale | Self::SecondScale => 4,
         }
+    }
+
+    /// Numbers of a parameter that one entry is for: 1, or a block.
+    #[must_use]
+    pub fn block(self) -> u64 {
+        match self {
+            Self::FirstScale | Self::SecondScale => Moments::BLOCK,
+            _ => 1,
+        }
+    }
+
+    /// Entries of a parameter of `elements` numbers; the last may be for a part of a block.
+    #[must_use]
+    pub fn entries(self, elements: u64) -> u64 {
+        elements.div_ceil(self.block())
     }
 
     /// Name in files.
@@ -59,15 +91,35 @@ impl Role {
             Self::Remainder => "remainder",
             Self::FirstMoment => "first_moment",
             Self::SecondMoment => "second_moment",
+            Self::FirstScale => "first_scale",
+            Self::SecondScale => "second_scale",
         }
     }
 }
 
 /// Numbers moved at a time.
 const CHUNK: u64 = 1 << 19;
+/// Bytes moved at a time, at most.
+const STAGED: u64 = 4 * CHUNK;
 
-/// Access to every home of a plan, in chunks. Host and device are read and written where they are,
-/// the disk through a few MiB of staging for each caller at a time.
+/// The disk's units that hold these bytes of an extent, which itself begins at one.
+fn whole_units(offset: u64, bytes: u64) -> Range<u64> {
+    offset / ALIGN * ALIGN..(offset + bytes).next_multiple_of(ALIGN)
+}
+
+fn staging() -> Result<Memory, TierError> {
+    Ok(Memory::new(Arena::new(
+        Bytes(STAGED + 2 * ALIGN),
+        Fill::Zero,
+    )?))
+}
+
+fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
+    m.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Access to every home of a plan, in chunks, from any number of threads. Host and device are read
+/// and written where they are, the disk through a few MiB of staging for each caller at a time.
 #[derive(Debug)]
 pub struct Homes<'a> {
     plan: &'a Plan,
@@ -75,6 +127,8 @@ pub struct Homes<'a> {
     tiers: &'a Tiers,
     /// Staging that nobody uses now.
     spare: Mutex<Vec<Memory>>,
+    /// Held by who rewrites units of the disk that hold another's bytes too.
+    mended: Mutex<()>,
 }
 
 impl<'a> Homes<'a> {
@@ -88,7 +142,7 @@ impl<'a> Homes<'a> {
         tiers: &'a Tiers,
     ) -> Result<Self, TierError> {
         let spare = match tiers.disk {
-            Some(_) => vec![Self::staging()?],
+            Some(_) => vec![staging()?],
             None => Vec::new(),
         };
         Ok(Self {
@@ -96,101 +150,112 @@ impl<'a> Homes<'a> {
             workload,
             tiers,
             spare: Mutex::new(spare),
+            mended: Mutex::new(()),
         })
     }
 
-    fn staging() -> Result<Memory, TierError> {
-        Ok(Memory::new(Arena::new(Bytes(CHUNK * 4), Fill::Zero)?))
-    }
-
-    /// Bytes of a home that is on the host or the device.
-    fn view(&self, slot: &Slot, offset: u64, bytes: u64) -> Option<View<'_>> {
-        let memory = match slot.tier {
-            Tier::Disk => return None,
-            Tier::Host => &self.tiers.host,
-            Tier::Device => &self.tiers.device,
-        };
-        Some(memory.view(slot.offset + offset, bytes))
-    }
-
-    /// Moves bytes of an extent to or from the start of a staging, which `with` fills before or
-    /// reads after.
-    fn staged(
+    /// Moves whole units of a slot's disk to or from the start of a staging.
+    fn disk(
         &self,
         kind: Kind,
-        (slot, offset, bytes): (&Slot, u64, u64),
-        with: impl FnOnce(&Memory),
+        slot: &Slot,
+        range: Range<u64>,
+        staging: &Memory,
     ) -> Result<(), TierError> {
+        let bytes = range.end - range.start;
         let disk = self.tiers.disk.as_ref();
-        let disk = disk.expect("a plan with extents has a disk");
-        let lock = || self.spare.lock().unwrap_or_else(PoisonError::into_inner);
-        let spare = lock().pop();
-        let staging = spare.map_or_else(Self::staging, Ok)?;
-        let request = Request {
-            kind,
-            extent: Extent {
-                offset: slot.offset + offset,
-                bytes,
-            },
-            memory: staging.arena().range(0, bytes)?,
-            deadline: 0,
-        };
-        match kind {
-            Kind::Read => {
-                disk.submit(request).wait()?;
-                with(&staging);
-            }
-            Kind::Write => {
-                with(&staging);
-                disk.submit(request).wait()?;
-            }
-        }
-        lock().push(staging);
-        Ok(())
+        disk.expect("a plan with extents has a disk")
+            .submit(Request {
+                kind,
+                extent: Extent {
+                    offset: slot.offset + range.start,
+                    bytes,
+                },
+                memory: staging.arena().range(0, bytes)?,
+                deadline: 0,
+            })
+            .wait()
     }
 
-    /// Reads bytes of a home, from `offset` in its slot; on disk whole sectors.
-    fn get(&self, slot: &Slot, offset: u64, out: &mut [u8]) -> Result<(), TierError> {
-        let len = out.len() as u64;
-        match self.view(slot, offset, len) {
-            Some(home) => {
-                memory::load(&home, out);
-                Ok(())
-            }
-            None => self.staged(Kind::Read, (slot, offset, len), |staging| {
-                memory::load(&staging.view(0, len), out);
-            }),
-        }
+    /// Does `work` with a staging of its own.
+    fn staged(&self, work: impl FnOnce(&Memory) -> Result<(), TierError>) -> Result<(), TierError> {
+        let spare = lock(&self.spare).pop();
+        let memory = spare.map_or_else(staging, Ok)?;
+        let done = work(&memory);
+        lock(&self.spare).push(memory);
+        done
     }
 
-    /// Writes bytes of a home, from `offset` in its slot; on disk whole sectors.
-    fn put(&self, slot: &Slot, offset: u64, bytes: &[u8]) -> Result<(), TierError> {
+    /// Reads bytes of a slot; from a disk at most [`STAGED`].
+    fn load(&self, slot: &Slot, offset: u64, out: &mut [u8]) -> Result<(), TierError> {
+        let bytes = out.len() as u64;
+        if slot.tier != Tier::Disk {
+            memory::load(&self.home(slot, offset, bytes), out);
+            return Ok(());
+        }
+        let range = whole_units(offset, bytes);
+        let skip = offset - range.start;
+        self.staged(|staging| {
+            self.disk(Kind::Read, slot, range, staging)?;
+            memory::load(&staging.view(skip, bytes), out);
+            Ok(())
+        })
+    }
+
+    /// Writes bytes of a slot; to a disk at most [`STAGED`]. What lies beside them in the disk's
+    /// units stays.
+    fn store(&self, slot: &Slot, offset: u64, bytes: &[u8]) -> Result<(), TierError> {
         let len = bytes.len() as u64;
-        match self.view(slot, offset, len) {
-            Some(home) => {
-                memory::store(&home, bytes);
-                Ok(())
+        if slot.tier != Tier::Disk {
+            memory::store(&self.home(slot, offset, len), bytes);
+            return Ok(());
+        }
+        let range = whole_units(offset, len);
+        self.staged(|staging| {
+            let shared = range != (offset..offset + len);
+            // Two that share a unit would each write back what the other has replaced.
+            let _alone = shared.then(|| lock(&self.mended));
+            if shared {
+                self.disk(Kind::Read, slot, range.clone(), staging)?;
             }
-            None => self.staged(Kind::Write, (slot, offset, len), |staging| {
-                memory::store(&staging.view(0, len), bytes);
-            }),
+            memory::store(&staging.view(offset - range.start, len), bytes);
+            self.disk(Kind::Write, slot, range, staging)
+        })
+    }
+
+    /// Bytes of a slot in memory.
+    fn home(&self, slot: &Slot, offset: u64, bytes: u64) -> View<'_> {
+        match slot.tier {
+            Tier::Device => self.tiers.device.view(slot.offset + offset, bytes),
+            _ => self.tiers.host.view(slot.offset + offset, bytes),
         }
     }
 
     /// Slots of a role of a piece (a weight may have a resident copy too) and its first byte there.
     fn slots(&self, piece: u32, role: Role) -> (Vec<&Slot>, u64) {
         let n = self.plan.pieces[piece as usize].elements;
-        let (tensor, offset) = match (role, self.plan.precision) {
-            (Role::Weight, _) => (Tensor::Weight(piece), 0),
-            (Role::Remainder, _) | (Role::FirstMoment, Dtype::F32) => (Tensor::State(piece), 0),
-            (Role::FirstMoment, Dtype::Bf16) => (Tensor::State(piece), 2 * n),
-            (Role::SecondMoment, Dtype::F32) => (Tensor::State(piece), 4 * n),
-            (Role::SecondMoment, Dtype::Bf16) => (Tensor::State(piece), 6 * n),
+        let moments = moments_offset(self.plan.precision, n);
+        let layout = self.plan.moments.layout(n);
+        let (tensor, offset) = match role {
+            Role::Weight => (Tensor::Weight(piece), 0),
+            Role::Remainder => (Tensor::State(piece), 0),
+            Role::FirstMoment => (Tensor::State(piece), moments + layout.first.start),
+            Role::SecondMoment => (Tensor::State(piece), moments + layout.second.start),
+            Role::FirstScale => (Tensor::State(piece), moments + layout.first_scale.start),
+            Role::SecondScale => (Tensor::State(piece), moments + layout.second_scale.start),
         };
         (self.plan.homes(tensor).map(|(_, s)| s).collect(), offset)
     }
 
-    /// Reads numbers `range` of a parameter's role as bytes.
+    fn roles(&self) -> &'static [Role] {
+        Role::all(self.plan.precision, self.plan.moments)
+    }
+
+    fn size(&self, role: Role) -> u64 {
+        role.size(self.plan.precision, self.plan.moments)
+    }
+
+    /// Reads entries `range` of a parameter's role as bytes.
     ///
     /// # Errors
     /// The disk's.
@@ -201,34 +266,19 @@ impl<'a> Homes<'a> {
         range: Range<u64>,
         out: &mut [u8],
     ) -> Result<(), TierError> {
-        let size = role.size(self.plan.precision);
         let piece_idx = self.plan.piece_of(param);
         let piece = &self.plan.pieces[piece_idx as usize];
-        let start = piece.offset_of(param) + range.start;
-        let end = piece.offset_of(param) + range.end;
         let (slots, base) = self.slots(piece_idx, role);
-        if let Some(home) = self.view(slots[0], base + start * size, (end - start) * size) {
-            memory::load(&home, out);
-            return Ok(());
-        }
-        let mut at = start;
-        while at < end {
-            let from = at / PIECE_ALIGN * PIECE_ALIGN;
-            let to = (from + CHUNK).min(end.div_ceil(PIECE_ALIGN) * PIECE_ALIGN);
-            let until = end.min(to);
-            let extent = (slots[0], base + from * size, (to - from) * size);
-            let part = &mut out[((at - start) * size) as usize..((until - start) * size) as usize];
-            self.staged(Kind::Read, extent, |staging| {
-                let found = staging.view((at - from) * size, (until - at) * size);
-                memory::load(&found, part);
-            })?;
-            at = until;
+        let first = piece.offset_of(param) / role.block() + range.start;
+        let start = base + first * self.size(role);
+        for (i, part) in out.chunks_mut(STAGED as usize).enumerate() {
+            self.load(slots[0], start + i as u64 * STAGED, part)?;
         }
         Ok(())
     }
 
     /// Writes every role of every piece from `fill(param, range, role, bytes)`, which puts these
-    /// numbers of the parameter into `bytes`; padding becomes zero.
+    /// entries of the parameter into `bytes`; padding becomes zero.
     ///
     /// # Errors
     /// The disk's, or the first of `fill`.
@@ -239,20 +289,25 @@ impl<'a> Homes<'a> {
         for (piece_idx, piece) in self.plan.pieces.iter().enumerate() {
             for from in (0..piece.elements).step_by(CHUNK as usize) {
                 let to = (from + CHUNK).min(piece.elements);
-                for &role in Role::all(self.plan.precision) {
-                    let size = role.size(self.plan.precision);
-                    let mut bytes = vec![0u8; ((to - from) * size) as usize];
+                for &role in self.roles() {
+                    let size = self.size(role);
+                    // Pieces, chunks and parameters begin at whole blocks.
+                    let block = role.block();
+                    let mut bytes = vec![0u8; ((to - from) / block * size) as usize];
                     for (p, &offset) in piece.params.clone().zip(&piece.offsets) {
                         let elements = self.workload.params[p as usize].elements;
                         let (a, b) = (from.max(offset), to.min(offset + elements));
                         if a < b {
-                            let part = ((a - from) * size) as usize..((b - from) * size) as usize;
-                            fill(p, a - offset..b - offset, role, &mut bytes[part])?;
+                            let entries = (a - offset) / block..role.entries(b - offset);
+                            let at = (a - from) / block;
+                            let part = at * size..(at + entries.end - entries.start) * size;
+                            let part = &mut bytes[part.start as usize..part.end as usize];
+                            fill(p, entries, role, part)?;
                         }
                     }
                     let (slots, base) = self.slots(piece_idx as u32, role);
                     for slot in slots {
-                        self.put(slot, base + from * size, &bytes)?;
+                        self.store(slot, base + from / block * size, &bytes)?;
                     }
                 }
             }
@@ -266,13 +321,11 @@ impl<'a> Homes<'a> {
     /// # Errors
     /// The disk's.
     pub fn flip_bit(&self, piece: u32) -> Result<(), TierError> {
-        let bytes = PIECE_ALIGN * Role::Weight.size(self.plan.precision);
-        let mut first = vec![0u8; bytes as usize];
         let (slots, base) = self.slots(piece, Role::Weight);
         for slot in slots {
-            self.get(slot, base, &mut first)?;
-            first[0] ^= 1;
-            self.put(slot, base, &first)?;
+            let mut first = [0u8; 1];
+            self.load(slot, base, &mut first)?;
+            self.store(slot, base, &[first[0] ^ 1])?;
         }
         Ok(())
     }
@@ -290,9 +343,8 @@ impl<'a> Homes<'a> {
         let pieces = self.plan.pieces.iter().enumerate();
         let chunks: Vec<(usize, u64)> = pieces
             .flat_map(|(i, p)| {
-                (0..p.elements)
-                    .step_by(CHUNK as usize)
-                    .map(move |from| (i, from))
+                let starts = (0..p.elements).step_by(CHUNK as usize);
+                starts.map(move |from| (i, from))
             })
             .collect();
         chunks.into_par_iter().try_for_each(|(piece_idx, from)| {
@@ -308,34 +360,25 @@ impl<'a> Homes<'a> {
                 }
             }
             let mut bytes = Vec::new();
-            for &role in Role::all(self.plan.precision) {
-                let size = role.size(self.plan.precision);
+            for &role in self.roles() {
+                let (size, block) = (self.size(role), role.block());
                 bytes.clear();
+                let weights = numbers.iter();
                 match (role, self.plan.precision) {
                     (Role::Weight, Dtype::F32) => {
-                        bytes.extend(numbers.iter().flat_map(|x| x.to_le_bytes()));
+                        bytes.extend(weights.flat_map(|x| x.to_le_bytes()));
                     }
                     (Role::Weight, Dtype::Bf16) => {
-                        bytes.extend(
-                            numbers
-                                .iter()
-                                .flat_map(|&x| adamw::split(x).0.to_le_bytes()),
-                        );
+                        bytes.extend(weights.flat_map(|&x| adamw::split(x).0.to_le_bytes()));
                     }
                     (Role::Remainder, _) => {
-                        bytes.extend(
-                            numbers
-                                .iter()
-                                .flat_map(|&x| adamw::split(x).1.to_le_bytes()),
-                        );
+                        bytes.extend(weights.flat_map(|&x| adamw::split(x).1.to_le_bytes()));
                     }
-                    (Role::FirstMoment | Role::SecondMoment, _) => {
-                        bytes.resize(((to - from) * size) as usize, 0);
-                    }
+                    _ => bytes.resize(((to - from) / block * size) as usize, 0),
                 }
                 let (slots, base) = self.slots(piece_idx as u32, role);
                 for slot in slots {
-                    self.put(slot, base + from * size, &bytes)?;
+                    self.store(slot, base + from / block * size, &bytes)?;
                 }
             }
             Ok(())
@@ -369,10 +412,10 @@ impl<'a> Homes<'a> {
         let mut count = 0;
         let mut bytes = Vec::new();
         for (p, param) in self.workload.params.iter().enumerate() {
-            for &role in Role::all(self.plan.precision) {
-                let size = role.size(self.plan.precision);
-                for from in (0..param.elements).step_by(CHUNK as usize) {
-                    let to = (from + CHUNK).min(param.elements);
+            for &role in self.roles() {
+                let (size, entries) = (self.size(role), role.entries(param.elements));
+                for from in (0..entries).step_by(CHUNK as usize) {
+                    let to = (from + CHUNK).min(entries);
                     bytes.resize(((to - from) * size) as usize, 0);
                     self.read(p as u32, role, from..to, &mut bytes)?;
                     count += bytes.len() as u64;

@@ -12,7 +12,7 @@ use lowtide_tiers::{RamConfig, RamDisk, TierError};
 use lowtide_trainer::data::Micro;
 use lowtide_trainer::step::{ClipRule, DiskChoice, Session, SessionOptions};
 use lowtide_units::{Bytes, BytesPerSecond, FlopsPerSecond, Seconds};
-use lowtide_workload::{Batch, Dtype, Family, ModelShape, Rope, RopeScaling};
+use lowtide_workload::{Batch, Dtype, Family, ModelShape, Moments, Rope, RopeScaling};
 
 pub fn llama(layers: u32, tied: bool) -> ModelShape {
     ModelShape {
@@ -78,9 +78,20 @@ pub fn decoder_on(
     precision: Dtype,
     accumulate: u32,
 ) -> Arc<Decoder> {
+    decoder_with(gpu, shape, precision, Moments::F32, accumulate)
+}
+
+pub fn decoder_with(
+    gpu: Option<&Gpu>,
+    shape: &ModelShape,
+    precision: Dtype,
+    moments: Moments,
+    accumulate: u32,
+) -> Arc<Decoder> {
     let options = Options {
         precision,
         gradient: precision,
+        moments,
         batch: Batch {
             micro_batch: 2,
             seq: 12,
@@ -108,6 +119,7 @@ pub fn machine() -> Machine {
         copy_overhead: Seconds(1e-6),
         host_adamw: 1e9,
         device_adamw: 1e9,
+        adamw_moments: Moments::F32,
         host_overhead: Seconds(1e-6),
         disk: None,
         shared: Vec::new(),

@@ -9,8 +9,15 @@ struct Loaded {
     w16: Numbers<u16>,
     rem: Numbers<i16>,
     w32: Numbers<f32>,
+    kind: Moments,
     m: Numbers<f32>,
     v: Numbers<f32>,
+    m16: Numbers<u16>,
+    v16: Numbers<u16>,
+    m8: Numbers<u8>,
+    v8: Numbers<u8>,
+    m_scale: Numbers<f32>,
+    v_scale: Numbers<f32>,
     g16: Numbers<u16>,
     g32: Numbers<f32>,
 }
@@ -21,8 +28,15 @@ impl Loaded {
             w16: Numbers::of(&a.w16),
             rem: Numbers::of(&a.rem),
             w32: Numbers::of(&a.w32),
+            kind: a.kind,
             m: Numbers::of(&a.m),
             v: Numbers::of(&a.v),
+            m16: Numbers::of(&a.m16),
+            v16: Numbers::of(&a.v16),
+            m8: Numbers::of(&a.m8),
+            v8: Numbers::of(&a.v8),
+            m_scale: Numbers::of(&a.m_scale),
+            v_scale: Numbers::of(&a.v_scale),
             g16: Numbers::of(&a.g16),
             g32: Numbers::of(&a.g32),
         }
@@ -33,8 +47,21 @@ impl Loaded {
         Piece {
             w: if bf16 { self.w16.on(q) } else { self.w32.on(q) },
             rem: bf16.then(|| self.rem.on(q)),
-            m: self.m.on(q),
-            v: self.v.on(q),
+            moments: MomentViews {
+                kind: self.kind,
+                m: match self.kind {
+                    Moments::F32 => self.m.on(q),
+                    Moments::Bf16 => self.m16.on(q),
+                    Moments::Int8 => self.m8.on(q),
+                },
+                v: match self.kind {
+                    Moments::F32 => self.v.on(q),
+                    Moments::Bf16 => self.v16.on(q),
+                    Moments::Int8 => self.v8.on(q),
+                },
+                scales: (self.kind == Moments::Int8)
+                    .then(|| [self.m_scale.on(q), self.v_scale.on(q)]),
+            },
             grad: match grad_dtype {
                 Dtype::Bf16 => self.g16.on(q),
                 Dtype::F32 => self.g32.on(q),
@@ -54,8 +81,15 @@ impl Loaded {
             w16: self.w16.values(),
             rem: self.rem.values(),
             w32: self.w32.values(),
+            kind: self.kind,
             m: self.m.values(),
             v: self.v.values(),
+            m16: self.m16.values(),
+            v16: self.v16.values(),
+            m8: self.m8.values(),
+            v8: self.v8.values(),
+            m_scale: self.m_scale.values(),
+            v_scale: self.v_scale.values(),
             g16: self.g16.values(),
             g32: self.g32.values(),
         }
@@ -68,8 +102,7 @@ fn take(q: &Queue, p: &Piece<'_>, segments: &[Segment], h: &Hyper) {
         q,
         p.w,
         p.rem,
-        p.m,
-        p.v,
+        p.moments,
         p.grad,
         p.grad_dtype,
         p.dtype,
@@ -79,7 +112,7 @@ fn take(q: &Queue, p: &Piece<'_>, segments: &[Segment], h: &Hyper) {
 }
 
 #[track_caller]
-fn same(what: &str, all: &[(&str, Vec<[u32; 4]>)], want: &[[u32; 4]]) {
+fn same(what: &str, all: &[(&str, Vec<Row>)], want: &[Row]) {
     for (device, got) in all {
         if let Some(i) = (0..want.len()).find(|&i| got[i] != want[i]) {
             panic!("{what}, {device}, {i}: {:x?} for {:x?}", got[i], want[i]);
@@ -95,10 +128,17 @@ fn lengths() -> Vec<usize> {
     lengths
 }
 
+/// Every type with every kind of moments.
+fn cases() -> impl Iterator<Item = ((Dtype, Dtype), Moments)> {
+    DTYPES
+        .into_iter()
+        .flat_map(|types| Moments::ALL.map(|kind| (types, kind)))
+}
+
 #[test]
 fn a_hundred_steps_have_the_hosts_bits() {
-    for types in DTYPES {
-        let start = Arrays::new(&lengths());
+    for (types, kind) in cases() {
+        let start = Arrays::new(&lengths()).store_as(kind);
         let used = start.used();
         let run = |q: &Queue| {
             let (mut a, mut rng) = (start.clone(), Rng(0xb175));
@@ -118,15 +158,16 @@ fn a_hundred_steps_have_the_hosts_bits() {
             on.arrays(q, &a).bits(types.0)
         };
         let all = everywhere(run);
-        same(&format!("{types:?}"), &all, &all[0].1);
+        same(&format!("{types:?} {kind:?}"), &all, &all[0].1);
     }
 }
 
 #[test]
 fn the_ends_of_the_range_have_the_hosts_bits() {
-    for types in DTYPES {
+    for (types, kind) in cases() {
         let mut start = Arrays::new(&lengths());
         bits::extremes(&mut start);
+        let start = start.store_as(kind);
         let all = everywhere(|q| {
             let mut on = Loaded::new(&start);
             for n in 3..6 {
@@ -135,7 +176,7 @@ fn the_ends_of_the_range_have_the_hosts_bits() {
             }
             on.arrays(q, &start).bits(types.0)
         });
-        same(&format!("{types:?}"), &all, &all[0].1);
+        same(&format!("{types:?} {kind:?}"), &all, &all[0].1);
     }
 }
 
@@ -148,6 +189,8 @@ fn the_kernel_has_the_bits_of_exact_arithmetic() {
         offset: 0,
         elements: rows.len(),
         decay: true,
+        param: 0,
+        start: 0,
     }];
     let all = everywhere(|q| {
         let mut state = [1, 2, 3].map(|i| Numbers::of(&column(i)));
@@ -156,8 +199,12 @@ fn the_kernel_has_the_bits_of_exact_arithmetic() {
         let piece = Piece {
             w: p.on(q),
             rem: None,
-            m: m.on(q),
-            v: v.on(q),
+            moments: MomentViews {
+                kind: Moments::F32,
+                m: m.on(q),
+                v: v.on(q),
+                scales: None,
+            },
             grad: grad.on(q),
             grad_dtype: Dtype::F32,
             dtype: Dtype::F32,
@@ -186,7 +233,7 @@ fn clipped(
     types: (Dtype, Dtype),
     clip: [f64; 3],
     parts: Option<&[f64]>,
-) -> Vec<(&'static str, Vec<[u32; 4]>)> {
+) -> Vec<(&'static str, Vec<Row>)> {
     everywhere(|q| {
         let mut on = Loaded::new(start);
         let mut clip = Numbers::of(&clip);
@@ -201,8 +248,7 @@ fn clipped(
             q,
             p.w,
             p.rem,
-            p.m,
-            p.v,
+            p.moments,
             p.grad,
             p.grad_dtype,
             p.dtype,
@@ -219,8 +265,8 @@ fn clipped(
 fn the_factor_comes_from_memory_and_is_rounded_once() {
     // Halfway between two f32 numbers and past it, and of more digits than f32 has.
     let half = f64::from(f32::EPSILON) / 2.0;
-    for types in DTYPES {
-        let start = Arrays::new(&lengths());
+    for (types, kind) in cases() {
+        let start = Arrays::new(&lengths()).store_as(kind);
         for factor in [1.0, 0.7, 1.0 + half, 1.0 + half + 1e-12, 1.0 / 3.0] {
             let mut want = start.clone();
             let h = Hyper {
@@ -241,8 +287,8 @@ fn the_factor_comes_from_memory_and_is_rounded_once() {
 
 #[test]
 fn nothing_is_written_without_the_word_or_with_a_gradient_that_is_not_finite() {
-    for types in DTYPES {
-        let start = Arrays::new(&lengths());
+    for (types, kind) in cases() {
+        let start = Arrays::new(&lengths()).store_as(kind);
         let want = start.bits(types.0);
         let all = clipped(&start, types, [0.5, 5.0, 0.0], None);
         same("no go", &all, &want);

@@ -85,12 +85,16 @@ fn fifty_steps_stay_with_the_reference() {
 fn decay_is_decoupled_and_by_segment() {
     let q = Queue::new("test", 1);
     let keep = HYPER.constants().keep;
-    for path in paths() {
+    let cases = paths()
+        .into_iter()
+        .flat_map(|path| Moments::ALL.map(|kind| (path, kind)));
+    for (path, kind) in cases {
         let mut a = Arrays::new(&[70, 70]);
         for i in a.used() {
             let p = a.w32[i];
             a.set(i, p, 0.0, 0.0, 0.0);
         }
+        let mut a = a.store_as(kind);
         let before = a.clone();
         a.step(path, &q, DTYPES[0], &HYPER);
         for (s, factor) in a.segments.iter().zip([keep, 1.0]) {
