@@ -62,6 +62,12 @@ pub fn explain(plan: &Plan) -> String {
         plan.pieces.len(),
         c.prefetch,
     );
+    if c.durable {
+        let _ = writeln!(
+            text,
+            "durable: weights and optimizer state in two versions on disk"
+        );
+    }
     let p = &plan.prediction;
     let lanes: Vec<String> = LaneKind::ALL
         .iter()

@@ -45,6 +45,8 @@ pub struct Pins {
     pub pieces: Option<Pieces>,
     /// Where updates run.
     pub update: Option<Processor>,
+    /// Weights and optimizer state in two versions on disk, committed by each update.
+    pub durable: bool,
 }
 
 /// What to plan.
@@ -280,7 +282,8 @@ impl Search<'_> {
         let w = self.r.workload;
         let pins = &self.r.pins;
         let n = w.units.len();
-        let optimizer = pins.optimizer.unwrap_or(Tier::Host);
+        let durable = pins.durable.then_some(Tier::Disk);
+        let optimizer = pins.optimizer.or(durable).unwrap_or(Tier::Host);
         let update = match (pins.update, optimizer) {
             (_, Tier::Device) => Processor::Device,
             (pinned, _) => pinned.unwrap_or(Processor::Host),
@@ -299,7 +302,11 @@ impl Search<'_> {
                 .map(|u| vec![crate::choice::Saved::Keep; u.saved().len()])
                 .collect(),
             prefetch: pins.prefetch.unwrap_or(1),
+            durable: false,
         };
+        if pins.durable {
+            choice.make_durable();
+        }
         let recomputed = pins
             .recompute
             .map_or(self.n_blocks, |r| (r as usize).min(self.n_blocks));
@@ -370,6 +377,7 @@ impl Search<'_> {
             && device(pins.optimizer)
             && device(pins.gradients)
             && device(pins.inputs)
+            && !pins.durable
             && pins.update != Some(Processor::Host);
         if !allowed {
             return Vec::new();
@@ -593,6 +601,7 @@ impl Search<'_> {
             self.try_count(best, n, |c, k| c.weights[n - k..].fill(Tier::Device));
         }
         if pins.optimizer.is_none()
+            && !pins.durable
             && pins.weights.is_none()
             && pins.update != Some(Processor::Host)
         {
