@@ -198,6 +198,7 @@ pub fn pins_of(run: &Run) -> Pins {
             config::UpdateOn::Host => Processor::Host,
             config::UpdateOn::Device => Processor::Device,
         }),
+        durable: run.checkpoint.durable,
     }
 }
 
@@ -212,6 +213,21 @@ pub fn plan_with(
     budgets: Budgets,
     target: Target,
 ) -> Result<Plan, TrainError> {
+    plan_pinned(run, decoder, machine, budgets, target, pins_of(run))
+}
+
+/// As [`plan_with`], under other pins than the run's.
+///
+/// # Errors
+/// As [`plan_with`].
+pub fn plan_pinned(
+    run: &Run,
+    decoder: &Arc<Decoder>,
+    machine: &Machine,
+    budgets: Budgets,
+    target: Target,
+    pins: Pins,
+) -> Result<Plan, TrainError> {
     let clip = clip_of(run);
     // The plan's arena is not all that a process holds on a GPU.
     let reserve = machine.device_reserve;
@@ -225,7 +241,7 @@ pub fn plan_with(
             machine,
             budgets,
             clip: clip.mode,
-            pins: pins_of(run),
+            pins,
         })
     };
     match request(decoder) {

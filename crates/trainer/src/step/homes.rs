@@ -70,11 +70,14 @@ pub struct Homes<'a> {
     plan: &'a Plan,
     workload: &'a Workload,
     tiers: &'a Tiers,
+    /// Durable extents have changed places.
+    flipped: bool,
     staging: Memory,
 }
 
 impl<'a> Homes<'a> {
-    /// Access to the homes of `plan` in `tiers`.
+    /// Access to the homes of `plan` in `tiers`; of durable ones to the current version, which is the
+    /// second extent where `flipped`.
     ///
     /// # Errors
     /// When there is no memory for the staging.
@@ -82,23 +85,31 @@ impl<'a> Homes<'a> {
         plan: &'a Plan,
         workload: &'a Workload,
         tiers: &'a Tiers,
+        flipped: bool,
     ) -> Result<Self, TierError> {
         let staging = Memory::new(Arena::new(Bytes(CHUNK * 4), Fill::Zero)?);
         Ok(Self {
             plan,
             workload,
             tiers,
+            flipped,
             staging,
         })
     }
 
     /// Moves `elements` of a role of a piece between its home slot and the start of the staging.
-    fn transfer(&self, kind: Kind, slot: &Slot, offset: u64, bytes: u64) -> Result<(), TierError> {
+    fn transfer(
+        &self,
+        kind: Kind,
+        (idx, slot): (u32, &Slot),
+        offset: u64,
+        bytes: u64,
+    ) -> Result<(), TierError> {
         let staged = self.staging.view(0, bytes);
         let home = match slot.tier {
             Tier::Disk => {
                 let extent = Extent {
-                    offset: slot.offset + offset,
+                    offset: self.plan.offset(idx, self.flipped) + offset,
                     bytes,
                 };
                 let memory = self.staging.arena().range(0, bytes)?;
@@ -127,7 +138,7 @@ impl<'a> Homes<'a> {
     }
 
     /// Slots of a role of a piece (a weight may have a resident copy too) and its first byte there.
-    fn slots(&self, piece: u32, role: Role) -> (Vec<&Slot>, u64) {
+    fn slots(&self, piece: u32, role: Role) -> (Vec<(u32, &Slot)>, u64) {
         let n = self.plan.pieces[piece as usize].elements;
         let (tensor, offset) = match (role, self.plan.precision) {
             (Role::Weight, _) => (Tensor::Weight(piece), 0),
@@ -136,7 +147,7 @@ impl<'a> Homes<'a> {
             (Role::SecondMoment, Dtype::F32) => (Tensor::State(piece), 4 * n),
             (Role::SecondMoment, Dtype::Bf16) => (Tensor::State(piece), 6 * n),
         };
-        (self.plan.homes(tensor).map(|(_, s)| s).collect(), offset)
+        (self.plan.homes(tensor).collect(), offset)
     }
 
     /// Reads numbers `range` of a parameter's role as bytes.
@@ -201,6 +212,30 @@ impl<'a> Homes<'a> {
                         let len = bytes.len() as u64;
                         self.transfer(Kind::Write, slot, base + from * size, len)?;
                     }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Fills every copy of weights that stays on device or host from the truth.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn refresh_copies(&self) -> Result<(), TierError> {
+        let size = self.plan.precision.size();
+        for (piece_idx, piece) in self.plan.pieces.iter().enumerate() {
+            let (slots, _) = self.slots(piece_idx as u32, Role::Weight);
+            let (truth, copies) = slots.split_first().expect("weights have a home");
+            if copies.is_empty() {
+                continue;
+            }
+            for from in (0..piece.elements).step_by(CHUNK as usize) {
+                let to = (from + CHUNK).min(piece.elements);
+                let (at, bytes) = (from * size, (to - from) * size);
+                self.transfer(Kind::Read, *truth, at, bytes)?;
+                for copy in copies {
+                    self.transfer(Kind::Write, *copy, at, bytes)?;
                 }
             }
         }
