@@ -4,7 +4,7 @@
 //! state each step; space that was only reserved reads as zeros without touching the drive.
 
 use std::collections::VecDeque;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use lowtide_units::{Bytes, BytesPerSecond, Seconds};
@@ -53,7 +53,8 @@ pub struct Rates {
     pub how: String,
 }
 
-/// Measures the drive that holds `dir`. Removes its file at the end.
+/// Measures the drive that holds `dir`, in a directory inside it: a state file in `dir` may be a
+/// durable run's. Removes what it made at the end.
 ///
 /// # Errors
 /// Whatever [`Disk::open`], [`Arena::new`] or the I/O gives.
@@ -61,7 +62,8 @@ pub fn probe(dir: &Path, config: &ProbeConfig) -> Result<Rates, TierError> {
     // Enough requests that the arbiter always has a next one.
     let in_hand = config.depth * 2;
     let arena = Arena::new(config.block * in_hand as u64, Fill::Poison)?;
-    let mut disk = DiskConfig::new([(dir.to_owned(), 1.0)]);
+    let scratch = Scratch::new(dir)?;
+    let mut disk = DiskConfig::new([(scratch.0.clone(), 1.0)]);
     disk.block = config.block;
     disk.stripe = config.block;
     disk.depth = config.depth;
@@ -86,6 +88,28 @@ pub fn probe(dir: &Path, config: &ProbeConfig) -> Result<Rates, TierError> {
         mixed,
         how: disk.describe().to_owned(),
     })
+}
+
+/// A directory that goes when it is dropped, if it is empty then.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(dir: &Path) -> Result<Self, TierError> {
+        let path = dir.join(".lowtide-probe");
+        match std::fs::create_dir(&path) {
+            Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => {
+                Err(TierError::file("creating", &path, &e))
+            }
+            _ => Ok(Self(path)),
+        }
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // Not empty: another probe runs there, and removes it.
+        let _ = std::fs::remove_dir(&self.0);
+    }
 }
 
 struct Run<'a> {

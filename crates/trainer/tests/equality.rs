@@ -77,7 +77,7 @@ fn durable(gpu: Option<&Gpu>) {
     let mut combinations = 0;
     for accumulate in [1, 3] {
         let d = decoder_on(gpu, &shape, Dtype::Bf16, accumulate);
-        for clip in CLIPS {
+        for (k, clip) in CLIPS.into_iter().enumerate() {
             let resident = choice(&d, Tier::Device, Tier::Device, Tier::Device);
             let plan = checked(&d, &resident, clip);
             let mut session = open(&d, &plan, clip, quick_on(gpu, true));
@@ -88,12 +88,16 @@ fn durable(gpu: Option<&Gpu>) {
                     for inputs in Tier::ALL {
                         for order in [LoopOrder::LayerMajor, LoopOrder::BatchMajor] {
                             i += 1;
+                            // A third of the combinations for each clipping mode.
+                            if (i + accumulate as usize) % 3 != k {
+                                continue;
+                            }
                             let mut c = choice(&d, weights, Tier::Disk, inputs);
                             c.make_durable();
                             c.update.fill(update);
                             c.order = order;
                             c.prefetch = (i % 4) as u8;
-                            if i % 3 == 0 {
+                            if i % 5 < 2 {
                                 c.saved.iter_mut().for_each(|s| s.fill(Saved::Recompute));
                             }
                             if i % 2 == 0 {
@@ -111,7 +115,7 @@ fn durable(gpu: Option<&Gpu>) {
             }
         }
     }
-    assert!(combinations >= 200, "{combinations}");
+    assert!(combinations >= 70, "{combinations}");
 }
 
 /// On a GPU an update runs on the host, on the device with its state there, or on the device with
