@@ -662,6 +662,14 @@ fn rules_between_keys() {
             "run.yaml:2:30: 'data.system' needs 'data.format' chat, completion or auto",
         ),
         (
+            "checkpoint: {durable: true}",
+            "run.yaml:2:23: 'checkpoint.durable' needs a 'budget.disk' above 0",
+        ),
+        (
+            "checkpoint: {durable: true}\nbudget: {disk: 1GiB}\nplan: {optimizer: host}",
+            "run.yaml:2:23: 'checkpoint.durable' and 'plan.optimizer' cannot both hold: durable optimizer state is on disk, not on the host",
+        ),
+        (
             "eval: {every_steps: 5}",
             "run.yaml:2:21: 'eval.every_steps' needs evaluation data: 'data.eval' or 'data.eval_split'",
         ),
