@@ -151,7 +151,7 @@ eval:
   every_steps: 50
   batches: 4
   generate: {max_new_tokens: 8, exact_match: true, max_examples: 9}
-checkpoint: {every_steps: 100, keep: 5, resume: old/step-7}
+checkpoint: {every_steps: 100, keep: 5, resume: old/step-7, durable: true}
 log: {every_steps: 10, tensorboard: false, trace: false}
 ",
         &[],
@@ -194,7 +194,7 @@ log: {every_steps: 10, tensorboard: false, trace: false}
         "eval": {"every_steps": 50, "batches": 4,
             "generate": {"exact_match": true, "max_new_tokens": 8, "max_examples": 9}},
         "checkpoint": {"every_steps": 100, "keep": 5,
-            "resume": {"path": "/runs/first/old/step-7"}},
+            "resume": {"path": "/runs/first/old/step-7"}, "durable": true},
         "log": {"every_steps": 10, "tensorboard": false, "trace": false}
     });
     assert_eq!(json, want);
