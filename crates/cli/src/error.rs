@@ -190,6 +190,13 @@ fn advice(e: &TrainError) -> Vec<String> {
             "put the key back to go on with that run, or start anew with another output directory \
              or --set checkpoint.resume=never",
         ),
+        TrainError::Durable { .. } => vec![
+            "put back what changed (checkpoint.durable, budget.disk, plan.pieces) to go on from that step"
+                .to_owned(),
+            "or give it up: --set checkpoint.resume=DIR goes on from a checkpoint, \
+             --set checkpoint.resume=never starts anew"
+                .to_owned(),
+        ],
         TrainError::Config(ConfigError::UnknownKey { .. }) => {
             one("`lowtide schema --markdown` lists every key")
         }
@@ -201,7 +208,8 @@ fn advice(e: &TrainError) -> Vec<String> {
         }
         TrainError::Device(_) => Vec::new(),
         TrainError::Exec(ExecError::Disk { .. }) => one(
-            "check the drive; the newest checkpoint is whole, and the same command goes on from it",
+            "check the drive; the newest checkpoint is whole (of a durable run the last step too, if \
+             its drive can be read), and the same command goes on from it",
         ),
         TrainError::Exec(ExecError::Panic { .. } | ExecError::Stuck { .. })
         | TrainError::WrongPlan(_) => {
@@ -278,6 +286,10 @@ fn tier_advice(e: &TierError) -> Vec<String> {
         TierError::HostMemory { limit, .. } if limit.starts_with("cgroup") => {
             "raise the memory limit of the container (its control group), or lower budget.host and \
              budget.device (the CPU device's memory is host memory too)"
+        }
+        TierError::Kept { .. } => {
+            "a durable run that did not end left it: go on with that run, or give this one other \
+             directories in budget.disk; if nobody wants that run's last steps, delete the file"
         }
         TierError::HostMemory { .. } | TierError::Map { .. } => {
             "lower budget.host and budget.device (the CPU device's memory is host memory too)"

@@ -139,3 +139,44 @@ fn a_loss_that_is_not_finite_stops_and_leaves_the_last_checkpoint() {
     assert_eq!(code, 0, "{json}");
     assert_eq!(json["steps"], 4);
 }
+
+#[test]
+fn durable_state_needs_a_disk_and_is_on_it() {
+    let (dir, run) = quickstart();
+    let durable = "checkpoint.durable=true";
+    refused(
+        &run,
+        &[durable, "plan.optimizer=host"],
+        &["plan.optimizer", "durable"],
+    );
+    refused(
+        &run,
+        &[durable, "budget.disk=0"],
+        &["checkpoint.durable", "budget.disk"],
+    );
+    refused(&run, &[durable, "budget.disk=64KiB"], &["does not fit"]);
+    let (code, json) = answer(&["train", &run, "--set", durable]);
+    assert_eq!(code, 0, "{json}");
+    let files = fs::read_dir(dir.path().join("out/disk")).map_or(0, Iterator::count);
+    assert_eq!(files, 0, "state files of a run that is done");
+    // Another run's kept state is not touched.
+    let (other, again) = quickstart();
+    fs::create_dir_all(other.path().join("shared")).expect("fresh");
+    let shared = format!(
+        "budget.disk={{dir: {}, size: 32MiB}}",
+        other.path().join("shared").display()
+    );
+    // A loss that is not finite ends a durable run without an end: its files stay.
+    damage(&other.path().join("base/model.safetensors"), |b| {
+        let end = b.len();
+        b[end - 64..].fill(0xff);
+    });
+    refused(&again, &[durable, &shared], &["step 1"]);
+    refused(
+        &run,
+        &[&shared, "output=elsewhere", "plan.optimizer=disk"],
+        &["kept state"],
+    );
+    // Its own run begins anew.
+    refused(&again, &[durable, &shared], &["step 1"]);
+}

@@ -218,5 +218,6 @@ fn checkpoint(low: &Low) -> Checkpoint {
         every_steps: low.count("checkpoint.every_steps").expect("has a default"),
         keep: low.count32("checkpoint.keep").expect("has a default"),
         resume,
+        durable: low.flag("checkpoint.durable"),
     }
 }

@@ -697,6 +697,14 @@ pub const KEYS: &[Key] = &[
         ],
     },
     Key {
+        name: "checkpoint.durable",
+        doc: "Weights and optimizer state in two versions on disk; each update is committed, and a run that \
+              was killed goes on from its last step. Takes 24 bytes a parameter of `budget.disk`.",
+        kind: Kind::Flag,
+        default: Value("false"),
+        elsewhere: &[],
+    },
+    Key {
         name: "log.every_steps",
         doc: "Print and record metrics each so many steps.",
         kind: Kind::Count {

@@ -7,7 +7,7 @@ use crate::keys::EXCLUSIVE;
 use crate::low::{Low, Typed};
 use crate::run::{Length, ModelSource, Run, Warmup};
 use crate::value::Value;
-use crate::words::{ClipMode, Format, Init, NonFinite, ScheduleShape, TrainOn};
+use crate::words::{ClipMode, Format, Init, NonFinite, ScheduleShape, Tier, TrainOn};
 
 /// At most one key of each exclusive group was given.
 pub(crate) fn exclusive(low: &Low) -> Result<(), ConfigError> {
@@ -27,7 +27,8 @@ pub(crate) fn together(low: &Low, run: &Run) -> Result<(), ConfigError> {
     clipping(low, run)?;
     data(low, run)?;
     eval(low, run)?;
-    tiers(low, run)
+    tiers(low, run)?;
+    durable(low, run)
 }
 
 fn model(low: &Low, run: &Run) -> Result<(), ConfigError> {
@@ -165,6 +166,24 @@ fn tiers(low: &Low, run: &Run) -> Result<(), ConfigError> {
                 &format!("a 'budget.{tier}' above 0 to be pinned to {tier}"),
             );
         }
+    }
+    Ok(())
+}
+
+/// Durable state is on disk.
+fn durable(low: &Low, run: &Run) -> Result<(), ConfigError> {
+    if !run.checkpoint.durable {
+        return Ok(());
+    }
+    if run.budget.disk.is_empty() {
+        return needs(low, "checkpoint.durable", "a 'budget.disk' above 0");
+    }
+    if let Some(tier @ (Tier::Host | Tier::Device)) = run.plan.optimizer {
+        let why = format!(
+            "durable optimizer state is on disk, not on the {}",
+            tier.word()
+        );
+        return conflict(low, "checkpoint.durable", "plan.optimizer", &why);
     }
     Ok(())
 }

@@ -319,6 +319,8 @@ pub struct Checkpoint {
     pub keep: u32,
     /// Where to go on from.
     pub resume: Resume,
+    /// Each update is committed on disk.
+    pub durable: bool,
 }
 
 /// Where to go on from.

@@ -23,7 +23,7 @@ plan.loop plan.weights plan.optimizer plan.gradients plan.inputs plan.recompute 
 plan.pieces plan.machine
 eval.every_steps eval.batches eval.generate.exact_match eval.generate.max_new_tokens
 eval.generate.max_examples
-checkpoint.every_steps checkpoint.keep checkpoint.resume
+checkpoint.every_steps checkpoint.keep checkpoint.resume checkpoint.durable
 log.every_steps log.tensorboard log.trace
 ";
 

@@ -103,6 +103,7 @@ fn placement_and_recording_are_not_in_it() {
         "eval.every_steps=2",
         "checkpoint.every_steps=4",
         "checkpoint.resume=never",
+        "checkpoint.durable=true",
         "log.trace=false",
         "data.train=/moved/a",
     ] {

@@ -151,7 +151,7 @@ eval:
   every_steps: 50
   batches: 4
   generate: {max_new_tokens: 8, exact_match: true, max_examples: 9}
-checkpoint: {every_steps: 100, keep: 5, resume: old/step-7}
+checkpoint: {every_steps: 100, keep: 5, resume: old/step-7, durable: true}
 log: {every_steps: 10, tensorboard: false, trace: false}
 ",
         &[],
@@ -194,7 +194,7 @@ log: {every_steps: 10, tensorboard: false, trace: false}
         "eval": {"every_steps": 50, "batches": 4,
             "generate": {"exact_match": true, "max_new_tokens": 8, "max_examples": 9}},
         "checkpoint": {"every_steps": 100, "keep": 5,
-            "resume": {"path": "/runs/first/old/step-7"}},
+            "resume": {"path": "/runs/first/old/step-7"}, "durable": true},
         "log": {"every_steps": 10, "tensorboard": false, "trace": false}
     });
     assert_eq!(json, want);
@@ -664,6 +664,14 @@ fn rules_between_keys() {
         (
             "data: {format: text, system: s}",
             "run.yaml:2:30: 'data.system' needs 'data.format' chat, completion or auto",
+        ),
+        (
+            "checkpoint: {durable: true}",
+            "run.yaml:2:23: 'checkpoint.durable' needs a 'budget.disk' above 0",
+        ),
+        (
+            "checkpoint: {durable: true}\nbudget: {disk: 1GiB}\nplan: {optimizer: host}",
+            "run.yaml:2:23: 'checkpoint.durable' and 'plan.optimizer' cannot both hold: durable optimizer state is on disk, not on the host",
         ),
         (
             "eval: {every_steps: 5}",

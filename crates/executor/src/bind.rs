@@ -49,6 +49,22 @@ pub trait Engine: Send + Sync + 'static {
     /// What makes it impossible; the run stops.
     fn run(&self, queue: &Queue, call: &TaskCall<'_>, step: &Self::Step)
     -> Result<(), EngineError>;
+
+    /// What the journal is to say of a commit, beside which version is whole. `call` has the commit's
+    /// arguments in memory (the clip factor). Everything before it is done.
+    ///
+    /// # Errors
+    /// What makes it impossible; the run stops.
+    fn record(&self, call: &TaskCall<'_>, step: &Self::Step) -> Result<Record, EngineError>;
+}
+
+/// What a journal keeps of a commit; see [`lowtide_tiers::Disk::commit`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Record {
+    /// What holds for many commits.
+    pub about: Vec<u8>,
+    /// What holds for this one.
+    pub record: Vec<u8>,
 }
 
 /// The bytes of one argument; panics when it is on disk.
@@ -73,6 +89,8 @@ pub(crate) struct Surroundings<'a, E: Engine> {
     pub engine: &'a E,
     pub queue: &'a Queue,
     pub step: &'a E::Step,
+    /// An odd number of commits came before this part.
+    pub flipped: bool,
 }
 
 /// Does one task. `deadline` orders disk requests, `label` names the task in errors.
@@ -88,6 +106,7 @@ pub(crate) fn run_task<E: Engine>(
         engine,
         queue,
         step,
+        flipped,
     } = *around;
     match task.work {
         Work::Copy => {
@@ -96,9 +115,28 @@ pub(crate) fn run_task<E: Engine>(
             queue.copy(&to.view, &from.view);
             Ok(())
         }
-        Work::Read | Work::Write => {
-            submit_transfer(plan, tiers, task, deadline)
-                .wait()
+        Work::Read | Work::Write => submit_transfer(plan, tiers, task, deadline, flipped)
+            .wait()
+            .map_err(|source| ExecError::Disk {
+                task: label(),
+                source,
+            }),
+        Work::Commit => {
+            let in_memory = |a: &&Arg| plan.slots[a.slot as usize].tier != Tier::Disk;
+            let args = task.args.iter().filter(in_memory);
+            let args: Vec<Bound<'_>> = args.map(|a| bind(plan, tiers, a)).collect();
+            let call = TaskCall {
+                work: task.work,
+                lane: task.lane,
+                args: &args,
+            };
+            let said = engine.record(&call, step);
+            let Record { about, record } = said.map_err(|source| ExecError::Engine {
+                task: label(),
+                source,
+            })?;
+            let disk = tiers.disk.as_ref().expect("a plan with extents has a disk");
+            disk.commit(u32::from(!flipped), &about, &record)
                 .map_err(|source| ExecError::Disk {
                     task: label(),
                     source,
@@ -135,14 +173,19 @@ pub(crate) fn run_task<E: Engine>(
     }
 }
 
-/// Gives a read or a write to the disk.
-pub(crate) fn submit_transfer(plan: &Plan, tiers: &Tiers, task: &Task, deadline: u64) -> Ticket {
+/// Gives a read or a write to the disk; `flipped`: an odd number of commits came before its part.
+pub(crate) fn submit_transfer(
+    plan: &Plan,
+    tiers: &Tiers,
+    task: &Task,
+    deadline: u64,
+    flipped: bool,
+) -> Ticket {
     let (kind, disk_arg, host_arg) = if task.work == Work::Read {
         (Kind::Read, &task.args[0], &task.args[1])
     } else {
         (Kind::Write, &task.args[1], &task.args[0])
     };
-    let extent = &plan.slots[disk_arg.slot as usize];
     let host = &plan.slots[host_arg.slot as usize];
     let disk = tiers.disk.as_ref().expect("a plan with extents has a disk");
     let memory = tiers
@@ -151,7 +194,7 @@ pub(crate) fn submit_transfer(plan: &Plan, tiers: &Tiers, task: &Task, deadline:
         .range(host.offset + host_arg.offset, host_arg.bytes)
         .expect("the checker proved that slots lie inside");
     let extent = Extent {
-        offset: extent.offset + disk_arg.offset,
+        offset: plan.offset(disk_arg.slot, flipped) + disk_arg.offset,
         bytes: disk_arg.bytes,
     };
     disk.submit(Request {

@@ -135,6 +135,7 @@ impl<E: Engine> DiskLane<'_, E> {
                         &shared.tiers,
                         &shared.plan.part(s.part)[task as usize],
                         (u64::from(s.seq) << 32) | u64::from(task),
+                        s.flipped,
                     ),
                     submission: Arc::clone(&s),
                     task,

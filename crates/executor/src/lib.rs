@@ -21,7 +21,7 @@ mod shuffled;
 mod streams;
 mod timeline;
 
-pub use bind::{Bound, Engine, TaskCall, Tiers};
+pub use bind::{Bound, Engine, Record, TaskCall, Tiers};
 pub use error::{EngineError, ExecError};
 pub use runner::{Mode, Options, Runner};
 pub use timeline::{LaneMeasure, Measured, task_label};

@@ -70,6 +70,8 @@ pub(crate) struct Submission<S> {
     pub seq: u32,
     pub part: PartName,
     pub step: Arc<S>,
+    /// An odd number of commits came before: durable extents have changed places.
+    pub flipped: bool,
     /// Tasks each lane completes before this part begins.
     pub base: [u64; LANES],
     /// The same of the part before, when this one overlaps it.
@@ -128,6 +130,7 @@ pub struct Runner<E: Engine> {
     workers: Vec<JoinHandle<()>>,
     shuffle: Option<Shuffle<E>>,
     submitted: u32,
+    flipped: bool,
     last: Option<Arc<Submission<E::Step>>>,
     flying: VecDeque<Flying<E::Step>>,
     /// Tasks each lane has when everything submitted is complete; and when all but the last part.
@@ -177,6 +180,7 @@ impl<E: Engine> Shared<E> {
             engine: &*self.engine,
             queue,
             step: &s.step,
+            flipped: s.flipped,
         };
         run_task(&around, task, deadline, || self.label(s.part, task_idx))?;
         let Some(streams) = stream else {
@@ -498,6 +502,7 @@ impl<E: Engine> Runner<E> {
             workers: Vec::new(),
             shuffle: None,
             submitted: 0,
+            flipped: false,
             last: None,
             flying: VecDeque::new(),
             goal: [0; LANES],
@@ -546,6 +551,7 @@ impl<E: Engine> Runner<E> {
             seq: self.submitted,
             part,
             step,
+            flipped: self.flipped,
             base: self.goal,
             before,
             uses: if self.shared.options.poison {
@@ -558,6 +564,7 @@ impl<E: Engine> Runner<E> {
             *goal += lane.len() as u64;
         }
         self.submitted += 1;
+        self.flipped ^= self.shared.plan.commits(part);
         for sender in &self.senders {
             // A worker is gone only after a failure, which the next wait reports.
             let _ = sender.send(Arc::clone(&submission));
@@ -658,6 +665,17 @@ impl<E: Engine> Runner<E> {
     #[must_use]
     pub fn stopped(&self) -> bool {
         self.shared.progress.failed()
+    }
+
+    /// Whether the second extent of every durable tensor is the current one, when all is done.
+    #[must_use]
+    pub fn flipped(&self) -> bool {
+        self.flipped
+    }
+
+    /// Goes on from the state that an earlier run committed; to be called before anything runs.
+    pub fn flip(&mut self, flipped: bool) {
+        self.flipped = flipped;
     }
 
     /// The plan.

@@ -43,6 +43,7 @@ pub fn task_label(plan: &Plan, w: &Workload, part: PartName, idx: u32) -> String
         }
         Work::Load { micro_batch } => format!("load inputs m{micro_batch}"),
         Work::Norm => "norm".to_owned(),
+        Work::Commit => "commit".to_owned(),
         Work::Losses => "losses".to_owned(),
         Work::Logits { micro_batch } => format!("logits m{micro_batch}"),
     }

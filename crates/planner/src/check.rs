@@ -8,13 +8,17 @@
 //!    each weight in forward and backward;
 //! 3. every two uses of the same bytes, one of them a write, are ordered by lane order and edges;
 //! 4. edges point backward in plan order, so lanes that keep that order cannot deadlock;
-//! 5. when a run is drained, every home holds the newest version.
+//! 5. when a run is drained, every home holds the newest version;
+//! 6. of a durable plan: weights and state have two extents each; nothing but an update writes the
+//!    next versions, nothing at all the current ones; each update ends in one commit, which finds
+//!    every next version new and whole, and until which the current versions stay as they are.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 
 use crate::choice::Clip;
-use crate::plan::{Arg, LANES, PartName, Plan, Task, Tensor, Tier, Use, Work};
+use crate::plan::{Arg, LANES, PartName, Plan, Task, Tensor, Tier, Use, Version, Work};
 
 /// What a plan does wrong: always a bug in a planner or a strategy.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -95,6 +99,8 @@ struct Walk<'a> {
     /// By tier, who holds which bytes now: start -> (end, holder). Never overlapping.
     holders: [BTreeMap<u64, (u64, Holder)>; 3],
     latest: HashMap<Tensor, u64>,
+    /// Durable extents have changed places: the updates committed so far are odd in number.
+    flipped: bool,
     /// Version of each weight that the part's operations read.
     batch: HashMap<Tensor, u64>,
     count: Clock,
@@ -113,6 +119,7 @@ pub fn check(plan: &Plan, clip: Clip) -> Result<(), Fault> {
             held: HashMap::new(),
             holders: Default::default(),
             latest: HashMap::new(),
+            flipped: false,
             batch: HashMap::new(),
             count: [0; LANES],
             here: (PartName::First, 0),
@@ -144,6 +151,27 @@ fn bounds(plan: &Plan) -> Result<(), Fault> {
         }
         if s.offset % s.tier.align() != 0 || s.bytes % s.tier.align() != 0 {
             return fault(format!("slot {i} of the {} tier is not aligned", s.tier));
+        }
+    }
+    for (i, s) in plan.slots.iter().enumerate() {
+        let truth = s.persistent && matches!(s.tensor, Tensor::Weight(_) | Tensor::State(_));
+        if let Some((version, other)) = s.version {
+            let pair = plan.slots.get(other as usize).filter(|o| {
+                (o.tensor, o.bytes, o.tier) == (s.tensor, s.bytes, Tier::Disk)
+                    && o.version.is_some_and(|v| v.0 != version && v.1 == i as u32)
+            });
+            if !truth || s.tier != Tier::Disk || pair.is_none() {
+                return fault(format!("slot {i} is no half of two versions on disk"));
+            }
+        }
+    }
+    if plan.choice.durable {
+        for piece in 0..plan.pieces.len() as u32 {
+            for t in [Tensor::Weight(piece), Tensor::State(piece)] {
+                if !plan.homes(t).any(|(_, s)| s.version.is_some()) {
+                    return fault(format!("{} is not durable", t.name(plan)));
+                }
+            }
         }
     }
     for (tier, used) in Tier::ALL.iter().zip(&plan.tiers) {
@@ -195,10 +223,13 @@ impl Walk<'_> {
                 continue;
             }
             self.hold(i as u32)?;
-            if matches!(
-                s.tensor,
-                Tensor::Weight(_) | Tensor::State(_) | Tensor::Clip
-            ) {
+            let current = !matches!(s.version, Some((Version::Next, _)));
+            if current
+                && matches!(
+                    s.tensor,
+                    Tensor::Weight(_) | Tensor::State(_) | Tensor::Clip
+                )
+            {
                 self.held.get_mut(&(i as u32)).expect("just held").content = Some((s.tensor, 1));
                 self.latest.insert(s.tensor, 1);
             }
@@ -327,6 +358,8 @@ impl Walk<'_> {
             known.push(clock);
             lane_known[lane] = clock;
         }
+        self.ends_in_a_commit(tasks)?;
+        self.flipped ^= plan.commits(name);
         // Lives inside the part are over.
         let slots = &plan.slots;
         for (i, held) in &mut self.held {
@@ -337,11 +370,37 @@ impl Walk<'_> {
         Ok((name, known, start))
     }
 
+    /// The slot whose bytes an argument means: versions change places with each commit.
+    fn place(&self, slot: u32) -> u32 {
+        match self.plan.slots[slot as usize].version {
+            Some((_, other)) if self.flipped => other,
+            _ => slot,
+        }
+    }
+
+    fn version(&self, a: &Arg) -> Option<Version> {
+        self.plan.slots[a.slot as usize].version.map(|v| v.0)
+    }
+
     fn task(&mut self, task: &Task, lane: usize, clock: &Clock) -> Result<(), Fault> {
+        for a in &task.args {
+            self.unspoilt(a)?;
+        }
+        let mut placed = Cow::Borrowed(task);
+        if self.flipped {
+            for a in &mut placed.to_mut().args {
+                a.slot = self.place(a.slot);
+            }
+        }
+        if task.work == Work::Commit {
+            self.committed(task, &placed)?;
+        }
+        let task = &*placed;
         for a in &task.args {
             self.ordered(a, lane, clock)?;
         }
         match task.work {
+            Work::Commit => Ok(()),
             Work::Copy | Work::Read | Work::Write => self.moved(&task.args[0], &task.args[1]),
             _ => {
                 for a in &task.args {
@@ -367,6 +426,67 @@ impl Walk<'_> {
                 Ok(())
             }
         }
+    }
+
+    /// Rule 6, of one use: durable extents are written whole, and only as next versions.
+    fn unspoilt(&self, a: &Arg) -> Result<(), Fault> {
+        let s = &self.plan.slots[a.slot as usize];
+        if a.access == Use::Read {
+            return Ok(());
+        }
+        match s.version {
+            Some((Version::Current, _)) => self.fault(format!(
+                "writes the current version of {}",
+                s.tensor.name(self.plan)
+            )),
+            Some((Version::Next, _)) if (a.offset, a.bytes) != (0, s.bytes) => self.fault(format!(
+                "writes part of the next version of {}",
+                s.tensor.name(self.plan)
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// Rule 6, of a commit: it holds every durable extent, and finds every next version new.
+    fn committed(&self, task: &Task, placed: &Task) -> Result<(), Fault> {
+        for (i, s) in self.plan.slots.iter().enumerate() {
+            let found = task.args.iter().position(|a| a.slot as usize == i);
+            match (s.version, found) {
+                (None, _) => {}
+                (Some(_), None) => {
+                    return self.fault(format!("commits without {}", s.tensor.name(self.plan)));
+                }
+                (Some((Version::Current, _)), Some(_)) => {}
+                (Some((Version::Next, _)), Some(k)) => {
+                    self.read(&placed.args[k])?;
+                }
+            }
+        }
+        for (a, p) in task.args.iter().zip(&placed.args) {
+            if self.version(a).is_none() {
+                self.read(p)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Rule 6, of a part: an update and its commit come together.
+    fn ends_in_a_commit(&self, tasks: &[Task]) -> Result<(), Fault> {
+        let count = |f: fn(&Work) -> bool| tasks.iter().filter(|t| f(&t.work)).count();
+        let updates = count(|w| matches!(w, Work::Update { .. }));
+        let commits = count(|w| matches!(w, Work::Commit));
+        let wanted = usize::from(self.plan.choice.durable && updates > 0);
+        if commits != wanted {
+            return self.fault(format!("{commits} commits of {updates} updates"));
+        }
+        let last_commit = tasks.iter().rposition(|t| t.work == Work::Commit);
+        let last_update = tasks
+            .iter()
+            .rposition(|t| matches!(t.work, Work::Update { .. }));
+        if last_commit.is_some() && last_commit < last_update {
+            return self.fault("commits before its last update".to_owned());
+        }
+        Ok(())
     }
 
     /// Rule 3.
@@ -470,7 +590,10 @@ impl Walk<'_> {
     fn drained(&self) -> Result<(), Fault> {
         for (i, s) in self.plan.slots.iter().enumerate() {
             if s.persistent && matches!(s.tensor, Tensor::Weight(_) | Tensor::State(_)) {
-                let held = &self.held[&(i as u32)];
+                if matches!(s.version, Some((Version::Next, _))) {
+                    continue;
+                }
+                let held = &self.held[&self.place(i as u32)];
                 let newest = self.latest.get(&s.tensor).map(|&v| (s.tensor, v));
                 if held.content != newest {
                     return self.fault(format!(

@@ -86,6 +86,10 @@ pub struct Choice {
     pub saved: Vec<Vec<Saved>>,
     /// Windows that are fetched ahead of their use; 0: just in time.
     pub prefetch: u8,
+    /// Weights and optimizer state in two versions on disk, the newer one committed by each update.
+    /// The optimizer state then lives on disk alone; `weights` on device or host is a copy.
+    #[serde(default)]
+    pub durable: bool,
 }
 
 impl Choice {
@@ -107,7 +111,14 @@ impl Choice {
                 .map(|u| vec![Saved::Keep; u.saved().len()])
                 .collect(),
             prefetch: 1,
+            durable: false,
         }
+    }
+
+    /// Makes weights and optimizer state durable: the truth of both goes to disk.
+    pub fn make_durable(&mut self) {
+        self.durable = true;
+        self.optimizer.fill(Tier::Disk);
     }
 
     /// Sets what becomes of every saved tensor of the blocks: the last `kept` blocks keep theirs,

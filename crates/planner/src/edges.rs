@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::plan::{LANES, Slot, Task, Tier, Use};
+use crate::plan::{LANES, Slot, Task, Tier, Use, Work};
 
 /// For each lane one past the last task known to be complete; 0: none.
 pub(crate) type Clock = [u32; LANES];
@@ -115,6 +115,8 @@ impl Users {
 #[derive(Clone)]
 pub(crate) struct Edges<'a> {
     slots: &'a [Slot],
+    /// An odd number of updates was committed: durable extents have changed places.
+    flipped: bool,
     arenas: [Ranges; 3],
     /// Lane of each task so far, and what it knows to be complete.
     known: Vec<(usize, Clock)>,
@@ -125,6 +127,7 @@ impl<'a> Edges<'a> {
     pub(crate) fn new(slots: &'a [Slot]) -> Self {
         Self {
             slots,
+            flipped: false,
             arenas: Default::default(),
             known: Vec::new(),
             last_of_lane: [None; LANES],
@@ -135,7 +138,9 @@ impl<'a> Edges<'a> {
     /// must wait for, no more than one a lane.
     pub(crate) fn extend(&mut self, tasks: &[Task]) -> Vec<Vec<u32>> {
         self.known.reserve(tasks.len());
-        tasks.iter().map(|task| self.next(task)).collect()
+        let after = tasks.iter().map(|task| self.next(task)).collect();
+        self.flipped ^= tasks.iter().any(|t| t.work == Work::Commit);
+        after
     }
 
     fn next(&mut self, task: &Task) -> Vec<u32> {
@@ -144,7 +149,10 @@ impl<'a> Edges<'a> {
         let mark = i as u32 + 1;
         let mut needs: Clock = [0; LANES];
         for arg in &task.args {
-            let slot = &self.slots[arg.slot as usize];
+            let mut slot = &self.slots[arg.slot as usize];
+            if let Some((_, other)) = slot.version.filter(|_| self.flipped) {
+                slot = &self.slots[other as usize];
+            }
             // A transient slot is used as a whole: its last user may fill all of it when its life
             // ends, and the next holder of any of its bytes waits for all its users.
             let (from, bytes) = if slot.persistent {

@@ -75,6 +75,12 @@ pub fn explain(plan: &Plan) -> String {
                     / Moments::BLOCK as f64
         );
     }
+    if c.durable {
+        let _ = writeln!(
+            text,
+            "durable: weights and optimizer state in two versions on disk"
+        );
+    }
     let p = &plan.prediction;
     let lanes: Vec<String> = LaneKind::ALL
         .iter()

@@ -1,6 +1,8 @@
 //! Gives every slot its address.
 //!
-//! Persistent slots lie at the bottom of their arena, one behind another. Slots that live inside a
+//! Persistent slots lie at the bottom of their arena, one behind another, durable extents below all
+//! others: their addresses then depend on the pieces alone, and a plan made under other budgets finds
+//! what an earlier one committed. Slots that live inside a
 //! part share the rest: two may overlap when their lives do not. Parts share it with each other
 //! (their lives never meet in plan order; the edges across a seam keep them apart in time).
 
@@ -31,13 +33,15 @@ pub(crate) fn layout(drafts: &[DraftSlot], n_parts: usize) -> Layout {
     }
     for tier in Tier::ALL {
         let mut bottom = 0;
-        for (i, s) in drafts
-            .iter()
-            .enumerate()
-            .filter(|(_, s)| s.persistent && s.tier == tier)
-        {
-            offsets[i] = bottom;
-            bottom += s.bytes;
+        for durable in [true, false] {
+            for (i, s) in drafts
+                .iter()
+                .enumerate()
+                .filter(|(_, s)| s.persistent && s.tier == tier && s.version.is_some() == durable)
+            {
+                offsets[i] = bottom;
+                bottom += s.bytes;
+            }
         }
         let mut top = bottom;
         for part in 0..n_parts {
@@ -75,6 +79,7 @@ pub(crate) fn layout(drafts: &[DraftSlot], n_parts: usize) -> Layout {
             bytes: s.bytes,
             tensor: s.tensor,
             persistent: s.persistent,
+            version: s.version,
         })
         .collect();
     Layout {
@@ -265,6 +270,7 @@ mod tests {
             bytes,
             tensor: Tensor::Workspace,
             persistent: false,
+            version: None,
             birth,
             death,
             part: 0,

@@ -25,11 +25,13 @@ pub use build::build;
 pub use choice::{Budgets, Choice, Clip, LoopOrder, Pieces, Processor, Saved};
 pub use machine::{DiskRates, Machine, Shared, Source};
 pub use plan::{
-    Arg, Lane, LaneKind, PartName, Phase, Piece, Plan, Slot, Task, Tensor, Tier, Use, Work,
+    Arg, Lane, LaneKind, PartName, Phase, Piece, Plan, Slot, Task, Tensor, Tier, Use, Version, Work,
 };
 pub use search::{Pins, PlanError, Refusal, Request, plan as make};
 pub use together::Together;
 
+#[cfg(test)]
+mod durable_tests;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]

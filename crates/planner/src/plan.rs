@@ -288,6 +288,17 @@ impl Tensor {
     }
 }
 
+/// Which of the two extents of a durable tensor a slot means. They change places with each batch's
+/// update: what a part wrote as the next version is the current one of the part after it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Version {
+    /// As committed before this part's update. Nobody writes it.
+    Current,
+    /// As this part's update makes it.
+    Next,
+}
+
 /// A fixed byte range of a tier (on disk: an extent) that holds one tensor for one life.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Slot {
@@ -301,6 +312,9 @@ pub struct Slot {
     pub tensor: Tensor,
     /// Lives across parts and steps. Others live inside one part.
     pub persistent: bool,
+    /// Of a durable tensor only: which version this slot means, and the slot of the other one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<(Version, u32)>,
 }
 
 /// How a task uses a slot.
@@ -392,6 +406,10 @@ pub enum Work {
         /// Piece.
         piece: u32,
     },
+    /// Makes the next version of everything durable survive a power loss, and says so in the
+    /// journal. Args: every durable extent, next versions and current ones (which must stay as they
+    /// are until this is complete), then the clip factor on the host, which goes into the journal.
+    Commit,
 }
 
 /// One piece of work on one lane.
@@ -551,13 +569,54 @@ impl Plan {
             .expect("every parameter is in a piece") as u32
     }
 
-    /// The persistent slots that hold a tensor, slowest tier last.
+    /// The persistent slots that hold a tensor, the truth first; of a durable one the current
+    /// version (see [`Plan::offset`]).
     pub fn homes(&self, tensor: Tensor) -> impl Iterator<Item = (u32, &Slot)> {
+        let next = |s: &Slot| matches!(s.version, Some((Version::Next, _)));
         self.slots
             .iter()
             .enumerate()
-            .filter(move |(_, s)| s.persistent && s.tensor == tensor)
+            .filter(move |(_, s)| s.persistent && s.tensor == tensor && !next(s))
             .map(|(i, s)| (i as u32, s))
+    }
+
+    /// First byte of a slot in its tier. `flipped`: an odd number of updates was committed, so the
+    /// two extents of a durable tensor have changed places.
+    #[must_use]
+    pub fn offset(&self, slot: u32, flipped: bool) -> u64 {
+        let s = &self.slots[slot as usize];
+        match s.version {
+            Some((_, other)) if flipped => self.slots[other as usize].offset,
+            _ => s.offset,
+        }
+    }
+
+    /// Whether the part commits an update, after which versions change places.
+    #[must_use]
+    pub fn commits(&self, part: PartName) -> bool {
+        self.part(part).iter().any(|t| t.work == Work::Commit)
+    }
+
+    /// A number that changes when weights and optimizer state lie elsewhere on disk, or are cut
+    /// otherwise (FNV-1a): plans of one number read each other's durable extents.
+    #[must_use]
+    pub fn durable_layout(&self) -> u64 {
+        let mut h = Fnv(0xcbf2_9ce4_8422_2325);
+        h.add(&[self.precision.size()]);
+        for p in &self.pieces {
+            h.add(&[u64::from(p.unit), p.elements]);
+            h.add(&[u64::from(p.params.start), u64::from(p.params.end)]);
+            h.add(&p.offsets);
+        }
+        for s in self.slots.iter().filter(|s| s.version.is_some()) {
+            let (kind, piece) = match s.tensor {
+                Tensor::Weight(p) => (0, p),
+                Tensor::State(p) => (1, p),
+                _ => unreachable!("only weights and state are durable"),
+            };
+            h.add(&[kind, u64::from(piece), s.offset, s.bytes]);
+        }
+        h.0
     }
 
     /// A number that changes when anything in the plan's tasks or slots changes (FNV-1a).

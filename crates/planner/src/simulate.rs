@@ -42,6 +42,8 @@ fn task_alone(pieces: &[Piece], w: &Workload, machine: &Machine, task: &Task) ->
         }
         Work::Copy => machine.copy(task.lane, bytes()),
         Work::Read | Work::Write => machine.disk(task.lane, bytes()),
+        // The record and what the drives still hold; how long that takes is not measured.
+        Work::Commit => machine.disk(task.lane, Bytes(4096)) * 2.0,
         Work::Update { piece } => {
             machine.update(task.lane, pieces[piece as usize].elements, w.moments)
         }

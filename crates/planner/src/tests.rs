@@ -46,6 +46,11 @@ fn every_choice(layers: u32, accumulate: u32) -> Vec<(lowtide_workload::Workload
                             } else {
                                 Pieces::Unit
                             };
+                            if optimizer == Tier::Disk {
+                                let mut durable = c.clone();
+                                durable.make_durable();
+                                all.push((w.clone(), durable));
+                            }
                             all.push((w.clone(), c));
                         }
                     }

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use lowtide_units::Bytes;
 
 use crate::arbiter::{Arbiter, Piece, Setup};
+use crate::journal::{self, Committed, Journal, Place};
 use crate::state_file::{self, Header, StateFile};
 use crate::stripe::Stripe;
 use crate::threads::Threads;
@@ -69,7 +70,8 @@ pub enum Open {
     Create,
     /// Begin anew, over kept files too.
     Replace,
-    /// Go on with the bytes of a kept run that had the same drives, stripes and run id.
+    /// Go on with the bytes of a kept run that had the same drives, stripes and run id. Where this
+    /// disk is larger, what it has more is unspecified.
     Existing,
 }
 
@@ -140,6 +142,7 @@ pub struct Disk {
     /// Extents must be multiples of this: [`ALIGN`], or the unit of checksums.
     align: u64,
     checksums: Option<Arc<Checksums>>,
+    journal: Option<Journal>,
     /// Held while a request's parts are handed out, so that all drives see one order.
     order: Mutex<()>,
     description: String,
@@ -305,6 +308,11 @@ impl Disk {
             })?;
             disk.add(arbiter, &how);
         }
+        let first = &files[0];
+        let reserved = first.read_reserved()?;
+        let last = journal::newest(config.run, &reserved);
+        let (last, at) = last.map_or((None, 0), |(c, at)| (Some(c), at));
+        disk.journal_in(Place::File(Arc::clone(first)), last.as_ref(), at);
         disk.files = files;
         Ok(disk)
     }
@@ -321,9 +329,15 @@ impl Disk {
             bytes,
             align: verify_reads.map_or(ALIGN, |unit| unit.0),
             checksums: verify_reads.map(|unit| Arc::new(Checksums::new(bytes, unit.0))),
+            journal: None,
             order: Mutex::new(()),
             description: String::new(),
         }
+    }
+
+    /// Where commits are noted, and the last one there.
+    pub(crate) fn journal_in(&mut self, place: Place, last: Option<&Committed>, about_at: usize) {
+        self.journal = Some(Journal::new(place, last, about_at));
     }
 
     /// What the next arbiter needs to know.
@@ -460,6 +474,25 @@ impl Disk {
     /// [`TierError::File`] when a drive refuses; then nothing is known of the writes before.
     pub fn sync(&self) -> Result<(), TierError> {
         self.files.iter().try_for_each(|file| file.sync())
+    }
+
+    /// Makes every write whose ticket is done survive a power loss, then says so in the journal:
+    /// that `version` is whole, and `about` and `record` of it. When this returns,
+    /// [`crate::committed`] finds exactly that, whatever happens to the process or the machine;
+    /// until then it finds the commit before.
+    ///
+    /// # Errors
+    /// [`TierError::Journal`] for what is too long; [`TierError::File`] when a drive refuses.
+    pub fn commit(&self, version: u32, about: &[u8], record: &[u8]) -> Result<(), TierError> {
+        let journal = self.journal.as_ref().expect("set where a disk is opened");
+        journal.prepare(about)?;
+        self.sync()?;
+        journal.commit(version, record)
+    }
+
+    /// The state files go when the disk is dropped, also those that were to be kept.
+    pub fn discard(&self) {
+        self.files.iter().for_each(|file| file.discard());
     }
 
     /// The state file of each drive; none for a disk in memory.

@@ -191,6 +191,16 @@ pub enum TierError {
         /// What does not fit.
         what: String,
     },
+    /// What a commit has to say does not fit the journal.
+    #[error("the journal's {what} is {have} bytes, it has room for {max}")]
+    Journal {
+        /// Which part of it.
+        what: &'static str,
+        /// Bytes it has.
+        have: usize,
+        /// Bytes there are.
+        max: usize,
+    },
     /// The disk was shut down, or its arbiter died, before the request was done.
     #[error("the disk stopped before the request was done")]
     Stopped,

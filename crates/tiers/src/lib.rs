@@ -16,6 +16,7 @@ mod arena;
 mod checksums;
 mod disk;
 mod error;
+mod journal;
 pub mod limits;
 mod memory;
 pub mod numa;
@@ -23,6 +24,7 @@ mod probe;
 pub mod process;
 mod queue;
 mod ram;
+mod scratch;
 mod state_file;
 mod stripe;
 mod threads;
@@ -33,9 +35,11 @@ pub use arena::{Arena, Fill, RawRange};
 pub use checksums::Checksums;
 pub use disk::{Backend, Counters, Disk, DiskConfig, DriveConfig, Extent, Kind, Open, Request};
 pub use error::{Os, TierError};
+pub use journal::{ABOUT_MAX, Committed, RECORD_MAX, committed, kept_by, state_path};
 pub use memory::HostMemory;
 pub use probe::{Mix, ProbeConfig, Rates, Share, probe, shares};
 pub use ram::{ChosenFault, Fault, Faults, Pace, RamConfig, RamDisk};
+pub use scratch::Scratch;
 pub use ticket::{Ticket, Times};
 
 /// Extents, and the memory they are read into or written from, start and end on multiples of this

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use lowtide_units::{Bytes, BytesPerSecond, Seconds};
 
+use crate::Scratch;
 use crate::arbiter::Io;
 use crate::state_file::DATA;
 use crate::threads::transfer;
@@ -60,7 +61,8 @@ pub struct Rates {
     pub how: String,
 }
 
-/// Measures the drive that holds `dir`. Removes its file at the end.
+/// Measures the drive that holds `dir`, in a directory inside it: a state file in `dir` may be a
+/// durable run's. Removes what it made at the end.
 ///
 /// # Errors
 /// Whatever [`Disk::open`], [`Arena::new`] or the I/O gives.
@@ -184,7 +186,9 @@ fn open_plain(path: &Path) -> Result<File, TierError> {
 }
 
 struct Run {
+    // Before the directory that its file is in.
     disk: Disk,
+    _scratch: Scratch,
     arena: Arena,
     block: u64,
     n_blocks: u64,
@@ -198,7 +202,8 @@ impl Run {
         let in_hand = config.depth * 2;
         let blocks = in_hand.max(PLAIN[PLAIN.len() - 1]) as u64;
         let arena = Arena::new(config.block * blocks, Fill::Poison)?;
-        let mut disk = DiskConfig::new([(dir.to_owned(), 1.0)]);
+        let scratch = Scratch::new(dir)?;
+        let mut disk = DiskConfig::new([(scratch.path().to_owned(), 1.0)]);
         disk.block = config.block;
         disk.stripe = config.block;
         disk.depth = config.depth;
@@ -207,6 +212,7 @@ impl Run {
         let disk = Disk::open(&disk.fit(config.block * n_blocks)?, Some(&arena))?;
         let run = Self {
             disk,
+            _scratch: scratch,
             arena,
             block: config.block.0,
             n_blocks,

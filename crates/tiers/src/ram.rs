@@ -23,9 +23,10 @@ use lowtide_units::{Bytes, BytesPerSecond};
 
 use crate::arbiter::{Arbiter, Io};
 use crate::disk::{Disk, Kind, Layout};
+use crate::journal::{self, Place};
 use crate::stripe::Stripe;
 use crate::threads::{Medium, Threads};
-use crate::{ALIGN, Extent, TierError};
+use crate::{ALIGN, Committed, Extent, TierError};
 
 /// A disk in memory.
 #[derive(Clone, Debug)]
@@ -110,6 +111,8 @@ pub struct ChosenFault {
 pub struct RamDisk {
     drives: Vec<Arc<RamDrive>>,
     stripe: Arc<Stripe>,
+    /// What a state file has before the drive's bytes: the journal.
+    reserved: Arc<Mutex<Vec<u8>>>,
 }
 
 impl RamConfig {
@@ -175,7 +178,14 @@ impl RamDisk {
             let (arbiter, how) = Arbiter::spawn(setup, make)?;
             disk.add(arbiter, &how);
         }
-        Ok((disk, Self { drives, stripe }))
+        let reserved = Place::memory();
+        disk.journal_in(Place::Memory(Arc::clone(&reserved)), None, 0);
+        let door = Self {
+            drives,
+            stripe,
+            reserved,
+        };
+        Ok((disk, door))
     }
 
     /// How often a fault has happened.
@@ -191,6 +201,13 @@ impl RamDisk {
         let mut bytes = vec![0; extent.bytes as usize];
         self.each_byte(extent, |i, byte| bytes[i] = *byte);
         bytes
+    }
+
+    /// The last commit, as [`crate::committed`] tells it of files.
+    #[must_use]
+    pub fn committed(&self) -> Option<Committed> {
+        let reserved = self.reserved.lock().unwrap_or_else(PoisonError::into_inner);
+        journal::newest(0, &reserved).map(|found| found.0)
     }
 
     /// Flips a bit of every byte of an extent on the medium.

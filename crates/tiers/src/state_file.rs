@@ -9,6 +9,7 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use lowtide_units::Bytes;
 use rustix::fs::{FallocateFlags, FlockOperation};
@@ -48,7 +49,7 @@ pub(crate) struct StateFile {
     direct: Option<File>,
     /// Why `direct` is `None`.
     pub(crate) note: Option<String>,
-    keep: bool,
+    keep: AtomicBool,
 }
 
 impl StateFile {
@@ -67,10 +68,10 @@ impl StateFile {
             file,
             direct: None,
             note: None,
-            keep: true,
+            keep: AtomicBool::new(true),
         };
         match (open, found) {
-            (Open::Existing, Found::Ours(old)) if *old == *header => {}
+            (Open::Existing, Found::Ours(old)) if old.goes_on_as(header) => state.grow(header)?,
             (Open::Existing, _) => return Err(state.bad("written by another run or striping")),
             (Open::Create, Found::Ours(old)) if old.keep => {
                 return Err(TierError::Kept {
@@ -90,35 +91,83 @@ impl StateFile {
             Ok(file) => state.direct = Some(file),
             Err(why) => state.note = Some(format!("O_DIRECT {why}")),
         }
-        state.keep = header.keep;
+        state.keep = AtomicBool::new(header.keep);
         Ok(state)
     }
 
     /// Empties the file, reserves all of its space, and only then writes the header.
     fn fill(&mut self, header: &Header) -> Result<(), TierError> {
-        self.keep = false; // whatever it held is gone now
+        *self.keep.get_mut() = false; // whatever it held is gone now
         let fail = |action, e: io::Error| TierError::file(action, &self.path, &e);
         self.file.set_len(0).map_err(|e| fail("emptying", e))?;
-        let need = DATA + header.share;
-        let dir = self.path.parent().expect("a file in a directory");
-        let free = process::disk_free(dir)?;
-        let space = || TierError::Space {
-            path: self.path.clone(),
-            need: Bytes(need),
-            free,
-        };
-        if need > free.0 {
-            return Err(space());
-        }
-        match reserve(&self.file, need) {
-            Ok(()) => {}
-            Err(e) if e.raw_os_error() == Some(libc::ENOSPC) => return Err(space()),
-            Err(e) => return Err(fail("reserving space for", e)),
-        }
+        self.reserve(DATA + header.share, 0)?;
         self.file
             .write_all_at(&header.encode(), 0)
             .map_err(|e| fail("writing", e))?;
-        self.file.sync_all().map_err(|e| fail("syncing", e))
+        self.file.sync_all().map_err(|e| fail("syncing", e))?;
+        if header.keep {
+            // Its name must survive a power loss too.
+            let dir = self.dir();
+            let synced = File::open(dir).and_then(|d| d.sync_all());
+            synced.map_err(|e| TierError::file("syncing", dir, &e))?;
+        }
+        Ok(())
+    }
+
+    /// Reserves what a kept file lacks of the header's share. Its own header stays as it is: a
+    /// header half written would lose the run.
+    fn grow(&self, header: &Header) -> Result<(), TierError> {
+        let meta = self.file.metadata();
+        let have = meta.map_err(|e| TierError::file("looking at", &self.path, &e))?;
+        let need = DATA + header.share;
+        if have.len() >= need {
+            return Ok(());
+        }
+        self.reserve(need, have.len())?;
+        let synced = self.file.sync_all();
+        synced.map_err(|e| TierError::file("syncing", &self.path, &e))
+    }
+
+    fn dir(&self) -> &Path {
+        self.path.parent().expect("a file in a directory")
+    }
+
+    /// Reserves the first `need` bytes, of which it has `have`.
+    fn reserve(&self, need: u64, have: u64) -> Result<(), TierError> {
+        let free = process::disk_free(self.dir())?;
+        let space = || TierError::Space {
+            path: self.path.clone(),
+            need: Bytes(need - have),
+            free,
+        };
+        if need - have > free.0 {
+            return Err(space());
+        }
+        match reserve(&self.file, need) {
+            Ok(()) => Ok(()),
+            Err(e) if e.raw_os_error() == Some(libc::ENOSPC) => Err(space()),
+            Err(e) => Err(TierError::file("reserving space for", &self.path, &e)),
+        }
+    }
+
+    /// Writes among the reserved bytes before the drive's. To be synced.
+    pub(crate) fn write_reserved(&self, at: u64, bytes: &[u8]) -> Result<(), TierError> {
+        debug_assert!(at >= HEADER as u64 && at + bytes.len() as u64 <= DATA);
+        let written = self.file.write_all_at(bytes, at);
+        written.map_err(|e| TierError::file("writing", &self.path, &e))
+    }
+
+    /// The reserved bytes before the drive's, header included.
+    pub(crate) fn read_reserved(&self) -> Result<Vec<u8>, TierError> {
+        let mut bytes = vec![0; DATA as usize];
+        let read = self.file.read_exact_at(&mut bytes, 0);
+        read.map_err(|e| TierError::file("reading", &self.path, &e))?;
+        Ok(bytes)
+    }
+
+    /// The file goes when it is closed, whatever its header says.
+    pub(crate) fn discard(&self) {
+        self.keep.store(false, Ordering::Relaxed);
     }
 
     /// Opens it again for direct I/O and reads the header through that, as a trial.
@@ -163,7 +212,7 @@ impl StateFile {
 
 impl Drop for StateFile {
     fn drop(&mut self) {
-        if !self.keep {
+        if !self.keep.load(Ordering::Relaxed) {
             // Still under the lock; if it fails there is nobody to tell and nothing is lost.
             let _ = std::fs::remove_file(&self.path);
         }
@@ -172,6 +221,12 @@ impl Drop for StateFile {
 
 #[repr(align(4096))]
 struct Aligned([u8; HEADER]);
+
+/// The run whose state file begins with these bytes, if it asked to keep it.
+pub(crate) fn kept_run(bytes: &[u8]) -> Option<u128> {
+    let header = Header::decode(bytes.first_chunk()?)?;
+    header.keep.then_some(header.run)
+}
 
 /// Opens or makes the file and takes its lock.
 fn lock(path: &Path, open: Open) -> Result<File, TierError> {
@@ -245,6 +300,16 @@ fn reserve(file: &File, bytes: u64) -> io::Result<()> {
 }
 
 impl Header {
+    /// Whether a disk of the header `new` finds its bytes where this one's put them. Each drive's
+    /// bytes lie the same whatever its share is.
+    fn goes_on_as(&self, new: &Self) -> bool {
+        let share = new.share;
+        Self {
+            share,
+            ..self.clone()
+        } == *new
+    }
+
     /// magic, version, flags, run, share, drive, drives, unit, units, pattern, crc32c.
     fn encode(&self) -> [u8; HEADER] {
         let (pattern, unit) = self.stripe.pattern();

@@ -56,6 +56,26 @@ pub struct RunState {
     pub checksums: BTreeMap<String, u32>,
 }
 
+impl RunState {
+    /// Of a run that has done nothing.
+    pub(crate) fn new() -> Self {
+        Self {
+            format: FORMAT,
+            step: 0,
+            data: State::default(),
+            data_fingerprint: 0,
+            clip: [0; 3],
+            numerics: Value::Null,
+            products: BTreeMap::new(),
+            now_unix_s: 0,
+            tokens: 0,
+            loss_first: None,
+            exact_match_before: None,
+            checksums: BTreeMap::new(),
+        }
+    }
+}
+
 /// Where each array lies in the state file.
 struct Layout {
     header: Vec<u8>,

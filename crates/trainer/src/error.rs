@@ -340,6 +340,16 @@ pub enum TrainError {
         /// What is wrong.
         what: String,
     },
+    /// A durable run's state, newer than its checkpoints, that this run does not fit.
+    #[error("{}: holds the state after step {step}, and this run cannot go on from it: {what}", path.display())]
+    Durable {
+        /// The first drive's state file.
+        path: PathBuf,
+        /// Updates that were made.
+        step: u64,
+        /// What does not fit.
+        what: String,
+    },
     /// A checkpoint belongs to a run with other numbers.
     #[error("{}: made by a run with another {key}: {theirs} there, {ours} here", path.display())]
     OtherRun {

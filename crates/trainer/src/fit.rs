@@ -5,18 +5,17 @@
 //! next one is prepared; its loss is shown as soon as its norm is known, while its update runs
 //! under the next batch's forward.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use lowtide_config::{Init, Length, ModelSource, Resume, Run, ScheduleShape};
+use lowtide_config::{Init, Length, ModelSource, Run, ScheduleShape};
 use lowtide_device::cuda::Gpu;
 use lowtide_executor::{ExecError, Mode};
 use lowtide_kernels::adamw::Hyper;
 use lowtide_model::{Checkpoint, Decoder, HfWriter, random_init};
-use lowtide_planner::{Machine, Tier};
+use lowtide_planner::{Machine, Plan, Tier};
 use lowtide_tiers::process;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -33,15 +32,18 @@ use crate::inputs::{Inputs, load_inputs, load_options, open_tokenizer, sample_of
 use crate::learning_rate::{Decay, LearningRate};
 use crate::metrics::{EventFile, MetricsLog};
 use crate::planning::{
-    Planned, budgets_of, clip_of, decoder_of, directories_of, load_machine, options_of, plan_with,
-    shape_of,
+    Planned, budgets_of, clip_of, decoder_of, directories_of, load_machine, options_of,
+    plan_pinned, plan_with, shape_of,
 };
 use crate::probe::{ProbeOptions, probe};
 pub use crate::report::{LaneCompared, Observer, StepLine, TrainReport};
 use crate::report::{compare_lanes, moved_bytes};
-use crate::step::{DiskChoice, Session, SessionOptions, StepData};
+use crate::step::{DiskChoice, Mark, Session, SessionOptions, StepData};
 use crate::tally::Tally;
 pub use crate::threads::{host_note, threads_of, usual_threads};
+use start::Start;
+
+mod start;
 
 /// Rates for a run: of its machine file, or measured now at the run's own shapes, on a sample of
 /// its inputs where there is one.
@@ -91,11 +93,14 @@ pub fn today() -> String {
     )
 }
 
-/// Decoder, rates and plan of a run.
+/// Decoder, rates and plan of a run that makes no steps: nothing of it is durable.
 ///
 /// # Errors
 /// Anything wrong with shape, machine file or budgets.
 pub fn plan_run(run: &Run) -> Result<Planned, TrainError> {
+    let mut run = run.clone();
+    run.checkpoint.durable = false;
+    let run = &run;
     let device = device::open(run, &shape_of(run)?)?;
     let decoder = decoder_of(run, run.batch(), device.target)?;
     let machine = machine_of(run, &device, &decoder, sample_of(run).as_ref())?;
@@ -119,17 +124,23 @@ pub fn open_session(
     planned: &Planned,
     trace_events: usize,
 ) -> Result<Session, TrainError> {
-    let disk = if planned.plan.tier(Tier::Disk).planned_bytes.0 > 0 {
-        let drives = run
-            .budget
-            .disk
-            .iter()
-            .map(|d| (d.dir.clone(), d.size.0 as f64))
-            .collect();
-        DiskChoice::Directories(drives)
-    } else {
-        DiskChoice::None
-    };
+    open_on(run, planned, trace_events, disk_of(run, &planned.plan))
+}
+
+fn disk_of(run: &Run, plan: &Plan) -> DiskChoice {
+    if plan.tier(Tier::Disk).planned_bytes.0 == 0 {
+        return DiskChoice::None;
+    }
+    let drives = run.budget.disk.iter();
+    DiskChoice::Directories(drives.map(|d| (d.dir.clone(), d.size.0 as f64)).collect())
+}
+
+fn open_on(
+    run: &Run,
+    planned: &Planned,
+    trace_events: usize,
+    disk: DiskChoice,
+) -> Result<Session, TrainError> {
     let options = SessionOptions {
         threads: threads_of(run, planned.device.gpu.is_some()),
         mode: Mode::Threads,
@@ -201,6 +212,9 @@ struct Fit<'a> {
     events: Option<EventFile>,
     /// State of the data after each batch that is not yet saved.
     state: RunState,
+    /// Real tokens of all batches handed out.
+    dealt: u64,
+    durable: bool,
     last_checkpoint: Option<PathBuf>,
 }
 
@@ -232,13 +246,13 @@ pub fn train(
     stop: &AtomicBool,
 ) -> Result<TrainReport, TrainError> {
     run.training_ready()?;
-    let resumed = find_checkpoint(run)?;
-    let now = resumed.as_ref().map(|(_, s)| s.now_unix_s);
+    let start = Start::find(run)?;
+    let now = start.state().map(|s| s.now_unix_s);
     let tokenizer = open_tokenizer(run, now)?;
     let device = device::open(run, &shape_of(run)?)?;
     observer.note(&device.note);
     observer.note(&host_note(run, device.gpu.is_some()));
-    if let (Some(gpu), Some((_, state))) = (&device.gpu, &resumed) {
+    if let (Some(gpu), Some(state)) = (&device.gpu, start.state()) {
         gpu.set_choices(&state.products)?;
     }
     let decoder = decoder_of(run, run.batch(), device.target)?;
@@ -261,7 +275,9 @@ pub fn train(
     let sample = preview.next_batch().micro.swap_remove(0);
     let machine = machine_of(run, &device, &decoder, Some(&sample))?;
     let budgets = budgets_of(run, &device)?;
-    let plan = Arc::new(plan_with(run, &decoder, &machine, budgets, device.target)?);
+    let pins = start.pins(run);
+    let plan = plan_pinned(run, &decoder, &machine, budgets, device.target, pins)?;
+    let plan = Arc::new(plan);
     observer.planned(&plan, &machine);
     process::reset_peak_rss();
     write_json(&run.output.join("machine.json"), &machine)?;
@@ -274,7 +290,7 @@ pub fn train(
         clip: clip_of(run),
     };
     let trace_events = if run.log.trace { 100_000 } else { 0 };
-    let session = open_session(run, &planned, trace_events)?;
+    let session = start.open(run, &planned, trace_events)?;
     if let Some(how) = session.describe_disk() {
         observer.note(&format!("disk: {how}"));
     }
@@ -295,20 +311,14 @@ pub fn train(
     };
     let numerics = numerics_of(run, &planned, &train);
     let state = RunState {
-        format: 1,
-        step: 0,
         data: batches.state(),
         data_fingerprint: train.fingerprint(),
         clip: session.clip_words().map(f64::to_bits),
         numerics: numerics.clone(),
-        products: BTreeMap::new(),
         now_unix_s: tokenizer.now_unix_s(),
-        tokens: 0,
-        loss_first: None,
-        exact_match_before: None,
-        checksums: BTreeMap::new(),
+        ..RunState::new()
     };
-    let resumed_step = resumed.as_ref().map_or(0, |(_, s)| s.step);
+    let resumed_step = start.state().map_or(0, |s| s.step);
     let metrics = MetricsLog::open(&run.output.join("metrics.jsonl"), resumed_step)?;
     let events = if run.log.tensorboard {
         Some(EventFile::create(&run.output.join("tensorboard"))?)
@@ -331,23 +341,20 @@ pub fn train(
         metrics,
         events,
         state,
+        dealt: 0,
+        durable: planned.plan.choice.durable,
         last_checkpoint: None,
     };
-    match resumed {
-        Some((dir, state)) => fit.resume(&dir, state)?,
-        None => load_weights(run, &fit.session)?,
+    match start {
+        Start::Journal(journal) => fit.go_on(*journal)?,
+        Start::Checkpoint(dir, state) => fit.resume(&dir, *state)?,
+        Start::Anew => load_weights(run, &fit.session)?,
+    }
+    fit.dealt = fit.state.tokens;
+    if fit.durable {
+        fit.write_journal(&planned.plan);
     }
     fit.go(&planned)
-}
-
-fn find_checkpoint(run: &Run) -> Result<Option<(PathBuf, RunState)>, TrainError> {
-    let dir = match &run.checkpoint.resume {
-        Resume::Never => None,
-        Resume::Path(dir) => Some(dir.clone()),
-        Resume::Auto => checkpoint::list(&run.output).pop().map(|(_, dir)| dir),
-    };
-    dir.map(|dir| checkpoint::read_run(&dir).map(|state| (dir, state)))
-        .transpose()
 }
 
 fn prepare_output(output: &Path) -> Result<(), TrainError> {
@@ -409,6 +416,9 @@ impl Fit<'_> {
         } else {
             None
         };
+        if self.durable {
+            self.make_up()?;
+        }
         let mut tally = Tally::new(self.session.measured());
         let mut flight: Option<Flight> = None;
         let mut step = self.state.step;
@@ -439,7 +449,18 @@ impl Fit<'_> {
                         after,
                     } = batch;
                     let hyper = hyper(self.run, lr, step);
-                    let data = self.checked(step, |s| s.session.submit(micro, hyper))?;
+                    self.dealt += tokens;
+                    let mark = self.durable.then(|| Mark {
+                        step,
+                        data: after,
+                        tokens: self.dealt,
+                        loss_first: self.state.loss_first.map(f64::to_bits),
+                        exact_match_before: self.state.exact_match_before.map(f64::to_bits),
+                        batch_tokens: tokens,
+                        learning_rate: lr.to_bits(),
+                    });
+                    let submit = |s: &mut Self| s.session.submit_marked(micro, hyper, mark);
+                    let data = self.checked(step, submit)?;
                     next = self.prepare(step + 1);
                     Some(Flight {
                         step,
@@ -471,6 +492,8 @@ impl Fit<'_> {
             exact_match_after = self.exact_match("after")?;
         }
         let trace = self.trace()?;
+        // The state is in a checkpoint now.
+        self.session.discard_disk();
         let ends = Ends {
             eval_loss_first,
             eval_loss_last,

@@ -200,6 +200,7 @@ pub fn pins_of(run: &Run) -> Pins {
             config::UpdateOn::Host => Processor::Host,
             config::UpdateOn::Device => Processor::Device,
         }),
+        durable: run.checkpoint.durable,
     }
 }
 
@@ -214,14 +215,23 @@ pub fn plan_with(
     budgets: Budgets,
     target: Target,
 ) -> Result<Plan, TrainError> {
-    planned(
-        run,
-        decoder,
-        machine,
-        budgets,
-        target,
-        lowtide_planner::make,
-    )
+    plan_pinned(run, decoder, machine, budgets, target, pins_of(run))
+}
+
+/// As [`plan_with`], under other pins than the run's.
+///
+/// # Errors
+/// As [`plan_with`].
+pub fn plan_pinned(
+    run: &Run,
+    decoder: &Arc<Decoder>,
+    machine: &Machine,
+    budgets: Budgets,
+    target: Target,
+    pins: Pins,
+) -> Result<Plan, TrainError> {
+    let make = lowtide_planner::make;
+    planned(run, decoder, machine, budgets, target, pins, make)
 }
 
 /// As [`plan_with`], and what was left on the table: other kinds of plans, what more of each budget
@@ -243,7 +253,8 @@ pub fn plan_and_look(
     };
     let larger = decoder_of(run, batch, target)?;
     let more = [(more, larger.workload())];
-    planned(run, decoder, machine, budgets, target, |request| {
+    let pins = pins_of(run);
+    planned(run, decoder, machine, budgets, target, pins, |request| {
         plan_with_outlook(request, &more)
     })
 }
@@ -254,6 +265,7 @@ fn planned<T>(
     machine: &Machine,
     budgets: Budgets,
     target: Target,
+    pins: Pins,
     make: impl Fn(&Request<'_>) -> Result<T, PlanError>,
 ) -> Result<T, TrainError> {
     let clip = clip_of(run);
@@ -269,7 +281,7 @@ fn planned<T>(
             machine,
             budgets,
             clip: clip.mode,
-            pins: pins_of(run),
+            pins,
         })
     };
     match request(decoder) {

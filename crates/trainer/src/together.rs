@@ -16,7 +16,7 @@ use lowtide_kernels::adamw::{self, Hyper, MomentViews, Segment};
 use lowtide_kernels::matmul::{self, Dims};
 use lowtide_planner::{Lane, Together};
 use lowtide_tiers::{
-    Arena, Disk, DiskConfig, Extent, Fill, HostMemory, Kind, RawRange, Request, Ticket,
+    Arena, Disk, DiskConfig, Extent, Fill, HostMemory, Kind, RawRange, Request, Scratch, Ticket,
 };
 use lowtide_units::Bytes;
 use lowtide_workload::{Dtype, Moments};
@@ -99,7 +99,11 @@ impl Lanes {
     /// What cannot be had.
     pub fn new(config: LanesConfig) -> Result<Self, TrainError> {
         let gpu = config.gpu.as_ref();
-        let mut disk = DiskConfig::new(config.drives.clone());
+        let scratch = config.drives.iter().map(|(dir, _)| Scratch::new(dir));
+        let scratch: Vec<Scratch> = scratch.collect::<Result<_, _>>()?;
+        let paths = scratch.iter().map(|s| s.path().to_owned());
+        let shares = config.drives.iter().map(|d| d.1);
+        let mut disk = DiskConfig::new(paths.zip(shares));
         // Twice the depth, so that the arbiter always has a next one.
         let in_hand = if config.drives.is_empty() {
             0

@@ -65,6 +65,61 @@ fn placements(gpu: Option<&Gpu>) {
     assert!(combinations >= 100, "{combinations}");
 }
 
+/// Weights and optimizer state in two versions on disk: the same bits, wherever copies of weights
+/// stay and updates run.
+#[test]
+fn durable_state_does_not_change_a_bit() {
+    for gpu in devices() {
+        durable(gpu.as_ref());
+    }
+}
+
+fn durable(gpu: Option<&Gpu>) {
+    let shape = llama(2, true);
+    let mut combinations = 0;
+    for accumulate in [1, 3] {
+        let d = decoder_on(gpu, &shape, Dtype::Bf16, accumulate);
+        for (k, clip) in CLIPS.into_iter().enumerate() {
+            let resident = choice(&d, Tier::Device, Tier::Device, Tier::Device);
+            let plan = checked(&d, &resident, clip);
+            let mut session = open(&d, &plan, clip, quick_on(gpu, true));
+            let want = train(&mut session, 4, accumulate);
+            let mut i = 0;
+            for weights in Tier::ALL {
+                for update in [Processor::Host, Processor::Device] {
+                    for inputs in Tier::ALL {
+                        for order in [LoopOrder::LayerMajor, LoopOrder::BatchMajor] {
+                            i += 1;
+                            // A third of the combinations for each clipping mode.
+                            if (i + accumulate as usize) % 3 != k {
+                                continue;
+                            }
+                            let mut c = choice(&d, weights, Tier::Disk, inputs);
+                            c.make_durable();
+                            c.update.fill(update);
+                            c.order = order;
+                            c.prefetch = (i % 4) as u8;
+                            if i % 5 < 2 {
+                                c.saved.iter_mut().for_each(|s| s.fill(Saved::Recompute));
+                            }
+                            if i % 2 == 0 {
+                                c.pieces = Pieces::Split(256);
+                            }
+                            let plan = checked(&d, &c, clip);
+                            let options = quick_on(gpu, i % 2 == 0 || gpu.is_none());
+                            let mut session = open(&d, &plan, clip, options);
+                            let got = train(&mut session, 4, accumulate);
+                            assert_eq!(got, want, "{c:?} {clip:?} M {accumulate} {gpu:?}");
+                            combinations += 1;
+                        }
+                    }
+                }
+            }
+        }
+    }
+    assert!(combinations >= 70, "{combinations}");
+}
+
 /// On a GPU an update runs on the host, on the device with its state there, or on the device with
 /// its state fetched and sent back: the same bits. Runs ahead of the device and in turn alike, and
 /// twice the same.

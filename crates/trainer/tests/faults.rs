@@ -508,14 +508,24 @@ fn an_exploding_run_leaves_whole_states() {
 #[test]
 fn a_batch_that_is_not_finite_can_be_left_out() {
     let d = two_blocks();
-    let plan = disk_plan(&d, Clip::Exact);
+    let mut durable = all_on_disk(&d);
+    durable.make_durable();
+    for plan in [
+        disk_plan(&d, Clip::Exact),
+        checked(&d, &durable, Clip::Exact),
+    ] {
+        one_left_out(&d, &plan);
+    }
+}
+
+fn one_left_out(d: &Arc<Decoder>, plan: &Arc<Plan>) {
     let skip = ClipRule {
         skip_nonfinite: true,
         ..rule(Clip::Exact)
     };
     let start = || {
-        let (disk, _) = faulty(&plan, Faults::default(), None);
-        on(disk, &d, &plan, skip).expect("a session")
+        let (disk, _) = faulty(plan, Faults::default(), None);
+        on(disk, d, plan, skip).expect("a session")
     };
     let want = try_train(&mut start()).expect("a run");
     let mut session = start();

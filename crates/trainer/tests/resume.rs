@@ -1,5 +1,5 @@
 //! Checkpoint at step k and go on = unbroken, bit for bit; also after kill -9 at random moments
-//! with state on disk, and placed differently; memory of a resume never above that of a start.
+//! with state on disk, and placed differently; a durable run goes on from its last step; memory of a resume never above that of a start.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,8 +8,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use lowtide_config::Run;
+use lowtide_tiers::committed;
 use lowtide_trainer::TrainError;
 use lowtide_trainer::fit::{Observer, StepLine, TrainReport, train};
+use lowtide_trainer::step::CommitRecord;
 
 const CONFIG: &str = r#"{"architectures": ["LlamaForCausalLM"], "model_type": "llama",
  "vocab_size": 1024, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
@@ -19,6 +21,13 @@ const CONFIG: &str = r#"{"architectures": ["LlamaForCausalLM"], "model_type": "l
 
 /// State, weights, gradients and block inputs all travel through the disk.
 const ON_DISK: &str = "plan: {weights: disk, optimizer: disk, gradients: disk, inputs: disk}";
+/// Block inputs too; of weights the truth is there, and copies stay on the host or the device.
+const DURABLE: [&str; 3] = [
+    "plan: {weights: disk, gradients: disk, inputs: disk}",
+    "plan: {weights: host, gradients: host}",
+    "plan: {weights: device, gradients: device, prefetch: 2}",
+];
+const DURABLE_STEPS: u64 = 40;
 const RESIDENT: &str = "plan: {weights: device, optimizer: device, gradients: device}";
 
 fn root() -> PathBuf {
@@ -29,6 +38,30 @@ fn root() -> PathBuf {
 }
 
 fn run_file(dir: &Path, output: &str, plan: &str, clip: &str) -> PathBuf {
+    run_file_of(dir, output, plan, clip, 12, "{every_steps: 2}")
+}
+
+/// Each update is committed, and there is no checkpoint before the end.
+fn durable_file(dir: &Path, output: &str, plan: &str, clip: &str) -> PathBuf {
+    // Rates that were measured once spare every start a second.
+    let rated = dir.join("machine.json").exists();
+    let machine = if rated {
+        ", machine: machine.json}"
+    } else {
+        "}"
+    };
+    let plan = plan.strip_suffix('}').expect("a map").to_owned() + machine;
+    run_file_of(dir, output, &plan, clip, DURABLE_STEPS, "{durable: true}")
+}
+
+fn run_file_of(
+    dir: &Path,
+    output: &str,
+    plan: &str,
+    clip: &str,
+    steps: u64,
+    checkpoint: &str,
+) -> PathBuf {
     let quickstart = root().join("examples/quickstart");
     fs::write(dir.join("config.json"), CONFIG).expect("a writable directory");
     let text = format!(
@@ -39,13 +72,13 @@ threads: 1
 budget: {{device: 64MiB, host: 64MiB, disk: 64MiB}}
 data: {{train: {data}}}
 train:
-  steps: 12
+  steps: {steps}
   seq: 48
   micro_batch: 2
   accumulate: 2
   learning_rate: 1e-3
   clip: {{mode: {clip}}}
-checkpoint: {{every_steps: 2}}
+checkpoint: {checkpoint}
 log: {{tensorboard: false, trace: false}}
 {plan}
 "#,
@@ -60,9 +93,14 @@ log: {{tensorboard: false, trace: false}}
 struct StopAfter<'a> {
     step: u64,
     stop: &'a AtomicBool,
+    notes: Vec<String>,
 }
 
 impl Observer for StopAfter<'_> {
+    fn note(&mut self, text: &str) {
+        self.notes.push(text.to_owned());
+    }
+
     fn step(&mut self, line: &StepLine) {
         if line.step == self.step {
             self.stop.store(true, Ordering::Relaxed);
@@ -71,17 +109,25 @@ impl Observer for StopAfter<'_> {
 }
 
 fn go(file: &Path, stop_after: u64) -> TrainReport {
-    let run = Run::load(file, &[]).expect("a valid run file");
+    try_go(file, &[], stop_after).expect("trains").0
+}
+
+/// The report and what the run noted.
+fn try_go(
+    file: &Path,
+    sets: &[&str],
+    stop_after: u64,
+) -> Result<(TrainReport, Vec<String>), TrainError> {
+    let sets: Vec<String> = sets.iter().map(|&s| s.to_owned()).collect();
+    let run = Run::load(file, &sets).expect("a valid run file");
     let stop = AtomicBool::new(false);
-    train(
-        &run,
-        &mut StopAfter {
-            step: stop_after,
-            stop: &stop,
-        },
-        &stop,
-    )
-    .expect("trains")
+    let mut observer = StopAfter {
+        step: stop_after,
+        stop: &stop,
+        notes: Vec::new(),
+    };
+    let report = train(&run, &mut observer, &stop)?;
+    Ok((report, observer.notes))
 }
 
 /// Everything that must not depend on interruptions: weights, and loss and norm of every step.
@@ -124,6 +170,7 @@ fn a_resumed_run_of_small_moments_equals_an_unbroken_one() {
             &mut StopAfter {
                 step: 0,
                 stop: &AtomicBool::new(false),
+                notes: Vec::new(),
             },
             &AtomicBool::new(false),
         ) {
@@ -220,6 +267,182 @@ fn twenty_kills_leave_the_same_bits() {
     let mut child = spawn(&file);
     assert!(child.wait().expect("a child").success());
     assert_eq!(result(&dir.path().join("killed")), want);
+}
+
+/// The step that a dead run's journal is at.
+fn committed_step(output: &Path) -> u64 {
+    let found = committed(&output.join("disk")).expect("readable");
+    found.map_or(0, |c| {
+        let record: CommitRecord = serde_json::from_slice(&c.record).expect("a record");
+        record.mark.step
+    })
+}
+
+/// The last step that a run told of.
+fn told_step(output: &Path) -> u64 {
+    let text = fs::read_to_string(output.join("metrics.jsonl")).unwrap_or_default();
+    let whole = text.lines().rev().find_map(|line| {
+        let v: serde_json::Value = serde_json::from_str(line).ok()?;
+        v["step"].as_u64()
+    });
+    whole.unwrap_or(0)
+}
+
+/// Kills a child after some more steps than it began with and some more time, both by chance; what
+/// was told and what was committed. `None` when it was done before.
+fn kill_within(file: &Path, output: &Path, x: &mut u64) -> Option<(u64, u64)> {
+    let mut draw = |n: u64| {
+        *x ^= *x << 13;
+        *x ^= *x >> 7;
+        *x ^= *x << 17;
+        *x % n
+    };
+    let at_start = told_step(output);
+    let until = at_start + draw(4);
+    let (begun, early) = (std::time::Instant::now(), Duration::from_millis(draw(400)));
+    let mut child = spawn(file);
+    // With no step to wait for, it is killed at some moment of its start.
+    let wait = |told: u64| match at_start == until {
+        true => begun.elapsed() < early,
+        false => told < until,
+    };
+    while child.try_wait().expect("a child").is_none() && wait(told_step(output)) {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    std::thread::sleep(Duration::from_micros(draw(12_000)));
+    child.kill().expect("SIGKILL");
+    let done = child.wait().expect("a child").success();
+    (!done).then(|| (told_step(output), committed_step(output)))
+}
+
+#[test]
+fn a_durable_run_killed_at_random_goes_on_from_its_last_step() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let mut x = 0x0123_4567_89ab_cdef_u64;
+    let (mut kills, mut in_run) = (0, 0);
+    for clip in ["exact", "previous", "none"] {
+        let whole = run_file_of(
+            dir.path(),
+            &format!("whole-{clip}"),
+            RESIDENT,
+            clip,
+            DURABLE_STEPS,
+            "{}",
+        );
+        go(&whole, u64::MAX);
+        let want = result(&dir.path().join(format!("whole-{clip}")));
+        assert_eq!(want.1.len() as u64, DURABLE_STEPS);
+        let rates = dir.path().join(format!("whole-{clip}/machine.json"));
+        fs::copy(rates, dir.path().join("machine.json")).expect("rates of a run");
+        let name = format!("killed-{clip}");
+        let output = dir.path().join(&name);
+        let mut before = 0;
+        for round in 0.. {
+            // Another placement each time: what is committed does not depend on it.
+            let file = durable_file(dir.path(), &name, DURABLE[round % 3], clip);
+            let Some((told, committed)) = kill_within(&file, &output, &mut x) else {
+                break;
+            };
+            assert!(
+                committed + 1 >= told,
+                "{clip}: {committed} of {told} steps are left"
+            );
+            assert!(committed >= before, "{clip}: {committed} after {before}");
+            let checkpoints = output.join("checkpoints");
+            assert!(!checkpoints.exists() || committed == DURABLE_STEPS);
+            before = committed;
+            kills += 1;
+            in_run += usize::from(told > 0);
+            if round == 7 {
+                break;
+            }
+        }
+        let file = durable_file(dir.path(), &name, DURABLE[0], clip);
+        let (_, notes) = try_go(&file, &[], u64::MAX).expect("goes on");
+        let on_from = format!("after step {before}");
+        let newest = notes.iter().any(|n| n.ends_with(&on_from));
+        assert!(newest, "{clip}: {on_from}: {notes:?}");
+        assert_eq!(result(&output), want, "{clip}");
+        let left = fs::read_dir(output.join("disk")).map_or(0, Iterator::count);
+        assert_eq!(left, 0, "state files of a run that is done");
+    }
+    assert!(
+        kills >= 20 && in_run >= 12,
+        "{kills} kills, {in_run} in a run"
+    );
+}
+
+/// What a run does about a journal that it cannot or shall not use.
+#[test]
+fn a_journal_is_used_refused_or_given_up_as_asked() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let output = dir.path().join("run");
+    let file = durable_file(dir.path(), "run", DURABLE[1], "exact");
+    let mut x = 99;
+    while committed_step(&output) < 3 {
+        let killed = kill_within(&file, &output, &mut x);
+        killed.expect("forty steps are not done so soon");
+    }
+    let at = committed_step(&output);
+    let refused = |sets: &[&str]| {
+        let error = try_go(&file, sets, u64::MAX).expect_err("refused");
+        assert_eq!(committed_step(&output), at, "{error}");
+        error
+    };
+    // Not durable any more, cut otherwise, on other drives, with other numbers.
+    for (sets, words) in [
+        (vec!["checkpoint.durable=false"], "checkpoint.durable"),
+        (vec!["plan.pieces=split"], "pieces"),
+        (
+            vec!["budget.disk=[{dir: run/disk, size: 64MiB}, {dir: more, size: 64MiB}]"],
+            "striping",
+        ),
+    ] {
+        let sets: Vec<String> = sets
+            .into_iter()
+            .map(|s| {
+                s.replace("run/disk", &output.join("disk").display().to_string())
+                    .replace("more", &dir.path().join("more").display().to_string())
+            })
+            .collect();
+        let sets: Vec<&str> = sets.iter().map(String::as_str).collect();
+        match refused(&sets) {
+            TrainError::Durable { step, what, .. } => {
+                assert!(step == at && what.contains(words), "{what}");
+            }
+            e => panic!("{sets:?}: {e}"),
+        }
+    }
+    let other = refused(&["train.learning_rate=2e-3"]);
+    assert!(matches!(&other, TrainError::OtherRun { key, .. } if key.contains("learning_rate")));
+    // Larger and smaller budgets are no hindrance; Ctrl-C saves and leaves no state files.
+    let budgets = ["budget.host=32MiB", "budget.disk=96MiB", "plan.inputs=disk"];
+    let (report, notes) = try_go(&file, &budgets, at + 3).expect("goes on");
+    assert!(report.stopped && report.steps >= at + 3);
+    assert!(
+        notes
+            .iter()
+            .any(|n| n.ends_with(&format!("after step {at}"))),
+        "{notes:?}"
+    );
+    assert!(report.checkpoint.is_some() && committed_step(&output) == 0);
+    // Behind the checkpoint, and anew, over what a kill left.
+    let saved = report.steps;
+    while committed_step(&output) <= saved {
+        kill_within(&file, &output, &mut x).expect("not done");
+    }
+    let checkpoint = report.checkpoint.expect("as above");
+    let from = format!("checkpoint.resume={}", checkpoint.display());
+    let (again, notes) = try_go(&file, &[&from], saved + 1).expect("goes on");
+    assert!(
+        notes
+            .iter()
+            .any(|n| n.ends_with(&format!("after step {saved}"))),
+        "{notes:?}"
+    );
+    assert!(again.stopped);
+    let (_, notes) = try_go(&file, &["checkpoint.resume=never"], 2).expect("begins");
+    assert!(!notes.iter().any(|n| n.contains("after step")), "{notes:?}");
 }
 
 #[test]

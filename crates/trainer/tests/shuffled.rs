@@ -95,6 +95,20 @@ fn mixed(d: &Decoder, order: LoopOrder) -> Choice {
     c
 }
 
+/// Two versions of weights and state on disk; the rest as in [`mixed`].
+fn durable(d: &Decoder, order: LoopOrder) -> Choice {
+    let mut c = mixed(d, order);
+    c.make_durable();
+    c
+}
+
+/// The same with weights on the host, for fetches.
+fn durable_on_host(d: &Decoder, order: LoopOrder) -> Choice {
+    let mut c = offloaded(d, order);
+    c.make_durable();
+    c
+}
+
 fn options(mode: Mode) -> SessionOptions {
     SessionOptions { mode, ..quick() }
 }
@@ -137,6 +151,10 @@ fn every_order_gives_the_same_bits_of_other_plans() {
     every_seed_is_resident(offloaded, LoopOrder::BatchMajor, Clip::Previous, 20);
     every_seed_is_resident(offloaded, LoopOrder::BatchMajor, Clip::Exact, 20);
     every_seed_is_resident(offloaded, LoopOrder::LayerMajor, Clip::None, 20);
+    every_seed_is_resident(durable, LoopOrder::LayerMajor, Clip::Exact, 30);
+    every_seed_is_resident(durable, LoopOrder::BatchMajor, Clip::Previous, 20);
+    every_seed_is_resident(durable_on_host, LoopOrder::LayerMajor, Clip::None, 20);
+    every_seed_is_resident(durable_on_host, LoopOrder::BatchMajor, Clip::Exact, 20);
 }
 
 /// Edges of one kind: of a part, or of the seam from one part to the next, by waiting lane and lane

@@ -13,7 +13,9 @@ use lowtide_workload::{Dtype, What, Workload};
 
 use crate::choice::{Choice, Clip, LoopOrder, Pieces, Processor, Saved};
 use crate::fast::FastMap;
-use crate::plan::{Arg, Lane, PartName, Piece, Task, Tensor, Tier, Use, Work, state_bytes};
+use crate::plan::{
+    Arg, Lane, PartName, Piece, Task, Tensor, Tier, Use, Version, Work, state_bytes,
+};
 use crate::program::{Program, Purpose, Window, program};
 use agenda::{Agenda, Schedule, first_use_table, first_uses, ready_order};
 use updates::UpdateQueue;
@@ -29,6 +31,8 @@ pub(crate) struct DraftSlot {
     pub bytes: u64,
     pub tensor: Tensor,
     pub persistent: bool,
+    /// Of a durable tensor only: which version, and the slot of the other one.
+    pub version: Option<(Version, u32)>,
     /// First and last task of its part that may use it (transient slots).
     pub birth: usize,
     pub death: usize,
@@ -91,15 +95,19 @@ struct Emitter<'a> {
     saved: Vec<Vec<u16>>,
     /// Gradients that wait inside this part only (`previous`, first batch).
     waiting: FastMap<u32, u32>,
+    /// What fetches read of durable weights: the next version where updates run under forward.
+    reads: Version,
 }
 
 /// Persistent slots.
 #[derive(Clone, Default)]
 struct Homes {
-    /// The truth of a piece's weights.
+    /// The truth of a piece's weights; of durable ones the current version.
     weight: Vec<u32>,
     /// A copy that stays on the device although the truth lives elsewhere.
     resident: Vec<Option<u32>>,
+    /// A copy of durable weights that stays on the host.
+    host_copy: Vec<Option<u32>>,
     state: Vec<u32>,
     gradient: Vec<Option<u32>>,
     norm_parts: u32,
@@ -113,6 +121,7 @@ struct Homes {
 /// Where the truth of a unit's weights lives.
 pub(crate) fn weight_home(choice: &Choice, unit: usize) -> Tier {
     match (choice.weights[unit], choice.update[unit]) {
+        _ if choice.durable => Tier::Disk,
         (Tier::Device, Processor::Device) => Tier::Device,
         (Tier::Device, Processor::Host) => choice.optimizer[unit],
         (tier, _) => tier,
@@ -149,6 +158,7 @@ fn emitter<'a>(
         inputs: Vec::new(),
         saved: Vec::new(),
         waiting: FastMap::default(),
+        reads: Version::Current,
     }
 }
 
@@ -178,6 +188,7 @@ pub(crate) fn draft(w: &Workload, choice: &Choice, clip: Clip, names: &[PartName
             e.part = i;
             e.tasks = Vec::new();
             e.waiting.clear();
+            e.reads = Version::Current;
             let mut forward = |purpose| {
                 let program = program(w, choice, &pieces, &piece_of, purpose);
                 let schedule = e.schedule(&program);
@@ -256,6 +267,7 @@ impl Emitter<'_> {
         for k in 0..q.order.len() {
             self.update(&mut q, k, None);
         }
+        self.commit();
     }
 
     fn norm(&mut self) {
@@ -303,6 +315,9 @@ impl Emitter<'_> {
             for k in 0..q.order.len() {
                 self.update(&mut q, k, None);
             }
+        }
+        if matches!(updates, Updates::AfterNorm | Updates::UnderBackward) {
+            self.commit();
         }
     }
 
@@ -403,6 +418,11 @@ impl Emitter<'_> {
                 due.entry(used(p)).or_default().push(k);
             }
         }
+        let under_forward = updates == Updates::UnderForward;
+        if under_forward {
+            self.reads = Version::Next;
+        }
+        let mut committed = !under_forward;
         self.load_inputs(purpose);
         let mut st = Live {
             device: FastMap::default(),
@@ -448,6 +468,10 @@ impl Emitter<'_> {
             for &wi in made.get(&i).into_iter().flatten() {
                 self.fetch_window(&windows[wi], wi, tiers, &mut st);
             }
+            if !committed && q.done.iter().all(|&done| done) {
+                self.commit();
+                committed = true;
+            }
             self.compute(op, i, windows, agenda, &mut st);
             self.after(op, i, windows, agenda, tiers, updates, &mut st);
             for p in ready.get(&i).into_iter().flatten() {
@@ -455,10 +479,13 @@ impl Emitter<'_> {
                 self.update(&mut q, position[p], Some(gradient));
             }
         }
-        if updates == Updates::UnderForward {
+        if under_forward {
             for k in 0..q.order.len() {
                 self.update(&mut q, k, None);
             }
+        }
+        if !committed {
+            self.commit();
         }
         self.linger(program, prefetch);
         q
@@ -517,7 +544,7 @@ impl Emitter<'_> {
             return;
         }
         let home = match window.tensor {
-            Tensor::Weight(p) => self.homes.weight[p as usize],
+            Tensor::Weight(p) => self.fetched_from(p),
             t => st.spilled[&t],
         };
         if self.slots[home as usize].tier == Tier::Disk {
@@ -544,7 +571,7 @@ impl Emitter<'_> {
                     device
                 }
                 None => {
-                    let home = self.homes.weight[p as usize];
+                    let home = self.fetched_from(p);
                     let staged = st.staged.remove(&wi);
                     self.on_device(home, staged, bytes)
                 }

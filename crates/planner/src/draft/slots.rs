@@ -27,6 +27,7 @@ impl Emitter<'_> {
             bytes,
             tensor,
             persistent,
+            version: None,
             birth,
             death: birth,
             part,
@@ -70,14 +71,18 @@ impl Emitter<'_> {
             let (weight, state) = (self.weight_bytes(p), self.state_bytes(p));
             homes
                 .weight
-                .push(self.home(truth, weight, Tensor::Weight(p)));
+                .push(self.truth(truth, weight, Tensor::Weight(p)));
             let copy = self.choice.weights[unit] == Tier::Device && truth != Tier::Device;
             homes
                 .resident
                 .push(copy.then(|| self.home(Tier::Device, weight, Tensor::Weight(p))));
             homes
                 .state
-                .push(self.home(self.choice.optimizer[unit], state, Tensor::State(p)));
+                .push(self.truth(self.choice.optimizer[unit], state, Tensor::State(p)));
+            let copy = self.choice.durable && self.choice.weights[unit] == Tier::Host;
+            homes
+                .host_copy
+                .push(copy.then(|| self.home(Tier::Host, weight, Tensor::Weight(p))));
             let waits = self.clip == Clip::Exact;
             let bytes = self.gradient_bytes(p);
             homes.gradient.push(
@@ -92,6 +97,70 @@ impl Emitter<'_> {
         homes.losses_device = self.home(Tier::Device, losses, Tensor::Losses);
         homes.losses_host = self.home(Tier::Host, losses, Tensor::Losses);
         self.homes = homes;
+    }
+
+    /// The home of weights or state; of durable ones both versions, and the slot of the current one.
+    fn truth(&mut self, tier: Tier, bytes: u64, tensor: Tensor) -> u32 {
+        if !self.choice.durable {
+            return self.home(tier, bytes, tensor);
+        }
+        let current = self.home(Tier::Disk, bytes, tensor);
+        let next = self.home(Tier::Disk, bytes, tensor);
+        self.slots[current as usize].version = Some((Version::Current, next));
+        self.slots[next as usize].version = Some((Version::Next, current));
+        current
+    }
+
+    /// Where an update puts what it read from `home`: the next version of a durable tensor.
+    pub(super) fn next_of(&self, home: u32) -> u32 {
+        self.slots[home as usize].version.map_or(home, |(_, n)| n)
+    }
+
+    /// Where a fetch finds a piece's weights.
+    pub(super) fn fetched_from(&self, p: u32) -> u32 {
+        let home = self.homes.weight[p as usize];
+        match (self.homes.host_copy[p as usize], self.reads) {
+            (Some(copy), _) => copy,
+            (None, Version::Current) => home,
+            (None, Version::Next) => self.next_of(home),
+        }
+    }
+
+    /// Where an update finds a piece's weights: a copy that it may change in place spares the read
+    /// from disk.
+    pub(super) fn updated_from(&self, p: u32) -> u32 {
+        let copy = match self.choice.update[self.unit_of(p)] {
+            _ if !self.choice.durable => None,
+            Processor::Device => self.homes.resident[p as usize],
+            Processor::Host => None,
+        };
+        copy.or(self.homes.host_copy[p as usize])
+            .unwrap_or(self.homes.weight[p as usize])
+    }
+
+    /// Behind everything that this batch's update wrote.
+    pub(super) fn commit(&mut self) {
+        if !self.choice.durable {
+            return;
+        }
+        let extents = |e: &Self, of: fn(&Self, u32) -> u32| -> Vec<u32> {
+            let homes = e.homes.weight.iter().chain(&e.homes.state);
+            homes.map(|&home| of(e, home)).collect()
+        };
+        let mut slots = extents(self, Self::next_of);
+        slots.extend(extents(self, |_, home| home));
+        let read = |slot: u32, bytes: u64| Arg {
+            slot,
+            offset: 0,
+            bytes,
+            access: Use::Read,
+        };
+        let mut args: Vec<Arg> = slots
+            .into_iter()
+            .map(|slot| read(slot, self.slots[slot as usize].bytes))
+            .collect();
+        args.push(read(self.homes.clip, 64));
+        self.push(Lane::DISK_WRITE, Work::Commit, args);
     }
 
     pub(super) fn push(&mut self, lane: Lane, work: Work, args: Vec<Arg>) -> usize {

@@ -52,7 +52,7 @@ impl Emitter<'_> {
         waiting: Option<u32>,
     ) -> (u32, u32, u32) {
         let staged = |role: u8| q.staged.get(&(p, role)).copied();
-        let (weight, state) = (self.homes.weight[p as usize], self.homes.state[p as usize]);
+        let (weight, state) = (self.updated_from(p), self.homes.state[p as usize]);
         let (wb, sb, gb) = (
             self.weight_bytes(p),
             self.state_bytes(p),
@@ -67,10 +67,7 @@ impl Emitter<'_> {
     pub(super) fn stage(&mut self, q: &mut UpdateQueue, to: usize, gradients: bool) {
         while q.read < q.order.len().min(to + 1) {
             let p = q.order[q.read];
-            let mut homes = vec![
-                (0, self.homes.weight[p as usize]),
-                (1, self.homes.state[p as usize]),
-            ];
+            let mut homes = vec![(0, self.updated_from(p)), (1, self.homes.state[p as usize])];
             if gradients && let Some(g) = self.waiting(p) {
                 homes.push((2, g));
             }
@@ -107,7 +104,7 @@ impl Emitter<'_> {
             self.state_bytes(p),
             self.gradient_bytes(p),
         );
-        let weight_home = self.homes.weight[p as usize];
+        let weight_home = self.updated_from(p);
         let state_home = self.homes.state[p as usize];
         let waiting = self.waiting(p);
         let staged = |role: u8| q.staged.get(&(p, role)).copied();
@@ -168,17 +165,27 @@ impl Emitter<'_> {
         }
         let lane = if on_device { Lane::GPU } else { Lane::HOST };
         self.push(lane, Work::Update { piece: p }, args);
+        // A durable piece goes to its next versions, and to its copies.
+        let truth = self.next_of(self.homes.weight[p as usize]);
+        let weight_target = self.next_of(weight_home);
+        let state_target = self.next_of(state_home);
         if on_device {
-            self.send_back(weight, weight_home, wb);
-            self.send_back(state, state_home, sb);
+            self.send_back(weight, weight_target, wb);
+            self.send_back(state, state_target, sb);
         } else {
             if let Some(copy) = self.homes.resident[p as usize] {
                 self.copy(weight, copy, wb);
             }
-            for (slot, home) in [(weight, weight_home), (state, state_home)] {
+            for (slot, home) in [(weight, weight_target), (state, state_target)] {
                 if slot != home {
                     self.disk(slot, home);
                 }
+            }
+        }
+        if self.choice.durable && weight_target != truth {
+            match self.slots[weight_home as usize].tier {
+                Tier::Device => self.send_back(weight_home, truth, wb),
+                _ => self.disk(weight_home, truth),
             }
         }
         (weight != weight_home).then_some(if on_device {

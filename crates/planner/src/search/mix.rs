@@ -106,7 +106,8 @@ impl Mix {
         let others = || n - self.get(Count::Resident).min(n);
         match count {
             Count::Resident => {
-                let free = device(pins.weights)
+                let free = !pins.durable
+                    && device(pins.weights)
                     && device(pins.optimizer)
                     && pins.update != Some(Processor::Host);
                 if free { n - self.skip.min(n) } else { 0 }
@@ -128,7 +129,8 @@ impl Mix {
     /// host.
     pub(super) fn choice(&self, w: &Workload, pins: &Pins) -> Choice {
         let n = w.units.len();
-        let optimizer = pins.optimizer.unwrap_or(Tier::Host);
+        let durable = pins.durable.then_some(Tier::Disk);
+        let optimizer = pins.optimizer.or(durable).unwrap_or(Tier::Host);
         let update = match (pins.update, optimizer) {
             (_, Tier::Device) => Processor::Device,
             (pinned, _) => pinned.unwrap_or(Processor::Host),
@@ -147,7 +149,11 @@ impl Mix {
                 .map(|u| vec![Saved::Keep; u.saved().len()])
                 .collect(),
             prefetch: self.prefetch,
+            durable: false,
         };
+        if pins.durable {
+            choice.make_durable();
+        }
         let resident = self.skip..self.skip + self.get(Count::Resident);
         for u in resident.clone() {
             choice.weights[u] = Tier::Device;

@@ -55,6 +55,8 @@ pub struct Pins {
     pub pieces: Option<Pieces>,
     /// Where updates run.
     pub update: Option<Processor>,
+    /// Weights and optimizer state in two versions on disk, committed by each update.
+    pub durable: bool,
 }
 
 /// What to plan.

@@ -47,6 +47,25 @@ impl MetricsLog {
     }
 }
 
+/// Whether a metrics file has a line of `step` with a value `key`.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn has_step(path: &Path, step: u64, key: &str) -> Result<bool, DataError> {
+    let text = std::fs::read_to_string(path).map_err(|e| DataError::io(path, e))?;
+    // Lines come in the order of their steps, so the one looked for is among the last.
+    let lines = text.lines().rev().map_while(|line| {
+        let record = serde_json::from_str::<Value>(line).ok()?;
+        record["step"]
+            .as_u64()
+            .is_none_or(|s| s >= step)
+            .then_some(record)
+    });
+    Ok(lines
+        .into_iter()
+        .any(|r| r["step"] == step && r.get(key).is_some()))
+}
+
 /// Length of the whole lines whose step is at most `last_step`.
 fn bytes_up_to(file: &File, last_step: u64) -> std::io::Result<u64> {
     let mut reader = BufReader::new(file);

@@ -3,5 +3,5 @@
 pub mod jsonl;
 pub mod tensorboard;
 
-pub use jsonl::MetricsLog;
+pub use jsonl::{MetricsLog, has_step};
 pub use tensorboard::EventFile;

@@ -5,7 +5,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use lowtide_device::{Queue, View, memory};
-use lowtide_executor::{Bound, EngineError, TaskCall};
+use lowtide_executor::{Bound, EngineError, Record, TaskCall};
 use lowtide_kernels::adamw::{self, Hyper, MomentViews};
 use lowtide_kernels::gradient;
 use lowtide_model::{Arg, Call, Decoder, Phase};
@@ -13,6 +13,7 @@ use lowtide_planner::plan::moments_offset;
 use lowtide_planner::{Clip, Piece, Plan, Use, Work};
 use lowtide_workload::Batch;
 
+use super::commit::{About, Commits, Mark};
 use crate::data::Micro;
 use crate::random::Philox;
 
@@ -66,6 +67,10 @@ pub struct StepData {
     /// Settings of the updates that run in this part (with exact clipping those of the batch
     /// before); `grad_scale` is put in by the update.
     pub update: Option<Hyper>,
+    /// Where the run stands behind this batch (durable runs).
+    mark: Option<Mark>,
+    /// Which step's update this part makes and commits (durable runs).
+    commits: Option<u64>,
     outcome: Mutex<Outcome>,
     ready: Condvar,
 }
@@ -74,6 +79,17 @@ impl StepData {
     /// A part's data; the loss is the mean over the supervised tokens of all micro-batches.
     #[must_use]
     pub fn new(inputs: Vec<Micro>, update: Option<Hyper>) -> Arc<Self> {
+        Self::marked(inputs, update, None, None)
+    }
+
+    /// As [`StepData::new`], for a journal: the batch's own mark, and the step whose update this
+    /// part commits.
+    pub(super) fn marked(
+        inputs: Vec<Micro>,
+        update: Option<Hyper>,
+        mark: Option<Mark>,
+        commits: Option<u64>,
+    ) -> Arc<Self> {
         let supervised: usize = inputs
             .iter()
             .map(|m| m.labels.iter().filter(|&&l| l >= 0).count())
@@ -82,6 +98,8 @@ impl StepData {
             inputs,
             loss_scale: 1.0 / supervised.max(1) as f32,
             update,
+            mark,
+            commits,
             outcome: Mutex::default(),
             ready: Condvar::new(),
         })
@@ -124,6 +142,7 @@ pub struct Engine {
     /// Each piece's parameters, for kernels that walk them.
     segments: Vec<Vec<gradient::Segment>>,
     updates: Vec<Vec<adamw::Segment>>,
+    commits: Commits,
 }
 
 impl Engine {
@@ -175,7 +194,13 @@ impl Engine {
             clip,
             segments,
             updates,
+            commits: Commits::default(),
         }
+    }
+
+    /// Sets what the journal says of the run as a whole, with every commit.
+    pub fn set_about(&self, about: About) {
+        self.commits.set_about(about);
     }
 
     fn compute(
@@ -301,16 +326,18 @@ impl Engine {
             let loss: f64 = losses.iter().map(|l| l.0).sum();
             format!("loss sum {loss}, gradient norm {norm}")
         });
-        step.set(|o| {
-            *o = Outcome {
-                losses,
-                norm,
-                skipped,
-                nonfinite: nonfinite.clone(),
-                done: true,
-                ..Outcome::default()
-            };
-        });
+        let outcome = Outcome {
+            losses,
+            norm,
+            skipped,
+            nonfinite: nonfinite.clone(),
+            done: true,
+            ..Outcome::default()
+        };
+        if let Some(mark) = &step.mark {
+            self.commits.note(mark, &outcome);
+        }
+        step.set(|o| *o = outcome);
         nonfinite.map_or(Ok(()), |what| Err(EngineError(what)))
     }
 }
@@ -387,12 +414,18 @@ impl lowtide_executor::Engine for Engine {
                 memory::load(&call.args[0].view, &mut logits);
                 step.set(|o| (o.logits, o.done) = (logits, true));
             }
-            Work::Copy | Work::Read | Work::Write => {
+            Work::Copy | Work::Read | Work::Write | Work::Commit => {
                 return Err(EngineError(
                     "a transfer is not the engine's work".to_owned(),
                 ));
             }
         }
         Ok(())
+    }
+
+    fn record(&self, call: &TaskCall<'_>, step: &StepData) -> Result<Record, EngineError> {
+        let mut words = [0.0f64; CLIP_WORDS];
+        memory::load(&call.args[0].view.part(0, 8 * CLIP_WORDS), &mut words);
+        self.commits.record(step.commits, &words)
     }
 }

@@ -125,6 +125,8 @@ pub struct Homes<'a> {
     plan: &'a Plan,
     workload: &'a Workload,
     tiers: &'a Tiers,
+    /// Durable extents have changed places.
+    flipped: bool,
     /// Staging that nobody uses now.
     spare: Mutex<Vec<Memory>>,
     /// Held by who rewrites units of the disk that hold another's bytes too.
@@ -132,7 +134,8 @@ pub struct Homes<'a> {
 }
 
 impl<'a> Homes<'a> {
-    /// Access to the homes of `plan` in `tiers`.
+    /// Access to the homes of `plan` in `tiers`; of durable ones to the current version, which is the
+    /// second extent where `flipped`.
     ///
     /// # Errors
     /// When there is no memory for the staging.
@@ -140,6 +143,7 @@ impl<'a> Homes<'a> {
         plan: &'a Plan,
         workload: &'a Workload,
         tiers: &'a Tiers,
+        flipped: bool,
     ) -> Result<Self, TierError> {
         let spare = match tiers.disk {
             Some(_) => vec![staging()?],
@@ -149,6 +153,7 @@ impl<'a> Homes<'a> {
             plan,
             workload,
             tiers,
+            flipped,
             spare: Mutex::new(spare),
             mended: Mutex::new(()),
         })
@@ -158,7 +163,7 @@ impl<'a> Homes<'a> {
     fn disk(
         &self,
         kind: Kind,
-        slot: &Slot,
+        (idx, _): (u32, &Slot),
         range: Range<u64>,
         staging: &Memory,
     ) -> Result<(), TierError> {
@@ -168,7 +173,7 @@ impl<'a> Homes<'a> {
             .submit(Request {
                 kind,
                 extent: Extent {
-                    offset: slot.offset + range.start,
+                    offset: self.plan.offset(idx, self.flipped) + range.start,
                     bytes,
                 },
                 memory: staging.arena().range(0, bytes)?,
@@ -187,8 +192,9 @@ impl<'a> Homes<'a> {
     }
 
     /// Reads bytes of a slot; from a disk at most [`STAGED`].
-    fn load(&self, slot: &Slot, offset: u64, out: &mut [u8]) -> Result<(), TierError> {
+    fn load(&self, home: (u32, &Slot), offset: u64, out: &mut [u8]) -> Result<(), TierError> {
         let bytes = out.len() as u64;
+        let slot = home.1;
         if slot.tier != Tier::Disk {
             memory::load(&self.home(slot, offset, bytes), out);
             return Ok(());
@@ -196,7 +202,7 @@ impl<'a> Homes<'a> {
         let range = whole_units(offset, bytes);
         let skip = offset - range.start;
         self.staged(|staging| {
-            self.disk(Kind::Read, slot, range, staging)?;
+            self.disk(Kind::Read, home, range, staging)?;
             memory::load(&staging.view(skip, bytes), out);
             Ok(())
         })
@@ -204,8 +210,9 @@ impl<'a> Homes<'a> {
 
     /// Writes bytes of a slot; to a disk at most [`STAGED`]. What lies beside them in the disk's
     /// units stays.
-    fn store(&self, slot: &Slot, offset: u64, bytes: &[u8]) -> Result<(), TierError> {
+    fn store(&self, home: (u32, &Slot), offset: u64, bytes: &[u8]) -> Result<(), TierError> {
         let len = bytes.len() as u64;
+        let slot = home.1;
         if slot.tier != Tier::Disk {
             memory::store(&self.home(slot, offset, len), bytes);
             return Ok(());
@@ -216,10 +223,10 @@ impl<'a> Homes<'a> {
             // Two that share a unit would each write back what the other has replaced.
             let _alone = shared.then(|| lock(&self.mended));
             if shared {
-                self.disk(Kind::Read, slot, range.clone(), staging)?;
+                self.disk(Kind::Read, home, range.clone(), staging)?;
             }
             memory::store(&staging.view(offset - range.start, len), bytes);
-            self.disk(Kind::Write, slot, range, staging)
+            self.disk(Kind::Write, home, range, staging)
         })
     }
 
@@ -232,7 +239,7 @@ impl<'a> Homes<'a> {
     }
 
     /// Slots of a role of a piece (a weight may have a resident copy too) and its first byte there.
-    fn slots(&self, piece: u32, role: Role) -> (Vec<&Slot>, u64) {
+    fn slots(&self, piece: u32, role: Role) -> (Vec<(u32, &Slot)>, u64) {
         let n = self.plan.pieces[piece as usize].elements;
         let moments = moments_offset(self.plan.precision, n);
         let layout = self.plan.moments.layout(n);
@@ -244,7 +251,7 @@ impl<'a> Homes<'a> {
             Role::FirstScale => (Tensor::State(piece), moments + layout.first_scale.start),
             Role::SecondScale => (Tensor::State(piece), moments + layout.second_scale.start),
         };
-        (self.plan.homes(tensor).map(|(_, s)| s).collect(), offset)
+        (self.plan.homes(tensor).collect(), offset)
     }
 
     fn roles(&self) -> &'static [Role] {
@@ -309,6 +316,31 @@ impl<'a> Homes<'a> {
                     for slot in slots {
                         self.store(slot, base + from / block * size, &bytes)?;
                     }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Fills every copy of weights that stays on device or host from the truth.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn refresh_copies(&self) -> Result<(), TierError> {
+        let size = self.plan.precision.size();
+        let mut bytes = Vec::new();
+        for (piece_idx, piece) in self.plan.pieces.iter().enumerate() {
+            let (slots, _) = self.slots(piece_idx as u32, Role::Weight);
+            let (truth, copies) = slots.split_first().expect("weights have a home");
+            if copies.is_empty() {
+                continue;
+            }
+            for from in (0..piece.elements).step_by(CHUNK as usize) {
+                let to = (from + CHUNK).min(piece.elements);
+                bytes.resize(((to - from) * size) as usize, 0);
+                self.load(*truth, from * size, &mut bytes)?;
+                for copy in copies {
+                    self.store(*copy, from * size, &bytes)?;
                 }
             }
         }

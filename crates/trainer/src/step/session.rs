@@ -10,8 +10,9 @@ use lowtide_executor::{ExecError, Measured, Mode, Options, Runner, Tiers};
 use lowtide_kernels::adamw::Hyper;
 use lowtide_model::Decoder;
 use lowtide_planner::{Clip, PartName, Plan, Slot, Tensor, Tier};
-use lowtide_tiers::{Arena, Disk, DiskConfig, Fill, TierError, limits};
+use lowtide_tiers::{Arena, Disk, DiskConfig, Fill, Open, TierError, limits};
 
+use super::commit::{About, Mark};
 use super::engine::{ClipRule, Engine, Outcome, StepData, first_clip};
 use super::homes::Homes;
 use crate::data::Micro;
@@ -24,6 +25,15 @@ pub enum DiskChoice {
     None,
     /// Files in these directories, each with its share of the traffic.
     Directories(Vec<(PathBuf, f64)>),
+    /// Files in these directories that outlive a session which does not end well.
+    Durable {
+        /// Each with its share of the traffic.
+        drives: Vec<(PathBuf, f64)>,
+        /// Whose files they are.
+        run: u128,
+        /// Whether there are files, and what of them.
+        open: Open,
+    },
     /// A disk that was opened elsewhere (tests).
     Open(Disk),
 }
@@ -62,6 +72,14 @@ impl Default for SessionOptions {
     }
 }
 
+/// Settings for drives whose directories are there.
+fn config_in(drives: &[(PathBuf, f64)]) -> Result<DiskConfig, TrainError> {
+    for (dir, _) in drives {
+        std::fs::create_dir_all(dir).map_err(TrainError::io(dir))?;
+    }
+    Ok(DiskConfig::new(drives.to_vec()))
+}
+
 /// The words of a home of the clip factor, on the host or where updates on the device read it.
 fn clip_view<'a>(tiers: &'a Tiers, slot: &Slot) -> View<'a> {
     let memory = match slot.tier {
@@ -76,8 +94,10 @@ pub struct Session {
     runner: Runner<Engine>,
     decoder: Arc<Decoder>,
     clip: ClipRule,
-    /// With exact clipping: settings of the batch whose gradients wait for their update.
-    pending: Option<Hyper>,
+    /// With exact clipping: settings of the batch whose gradients wait for their update, and which
+    /// step of a run it is.
+    pending: Option<(Hyper, Option<u64>)>,
+    engine: Arc<Engine>,
     /// A norm of an earlier step is known (`previous`).
     has_norm: bool,
     /// Nothing runs beside the caller: a wait has to run the tasks.
@@ -102,11 +122,15 @@ impl Session {
         };
         let need = plan.tier(Tier::Disk).planned_bytes;
         let config = match &options.disk {
-            DiskChoice::Directories(drives) if need.0 > 0 => {
-                for (dir, _) in drives {
-                    std::fs::create_dir_all(dir).map_err(TrainError::io(dir))?;
-                }
-                Some(DiskConfig::new(drives.clone()).fit(need)?)
+            DiskChoice::Directories(drives) if need.0 > 0 => Some(config_in(drives)?.fit(need)?),
+            DiskChoice::Durable { drives, run, open } => {
+                let config = DiskConfig {
+                    keep: true,
+                    run: *run,
+                    open: *open,
+                    ..config_in(drives)?
+                };
+                Some(config.fit(need)?)
             }
             _ => None,
         };
@@ -152,12 +176,13 @@ impl Session {
             watchdog: options.watchdog,
             trace_events: options.trace_events,
         };
-        let runner = Runner::new(plan, workload, engine, tiers, options)?;
+        let runner = Runner::new(plan, workload, Arc::clone(&engine), tiers, options)?;
         Ok(Self {
             runner,
             decoder,
             clip,
             pending: None,
+            engine,
             has_norm: false,
             shuffled,
         })
@@ -181,16 +206,32 @@ impl Session {
     /// # Errors
     /// What stopped the run.
     pub fn submit(&mut self, inputs: Vec<Micro>, hyper: Hyper) -> Result<Arc<StepData>, ExecError> {
+        self.submit_marked(inputs, hyper, None)
+    }
+
+    /// As [`Session::submit`], of a run: what the journal of a durable plan is to say when the
+    /// batch's update is made.
+    ///
+    /// # Errors
+    /// What stopped the run.
+    pub fn submit_marked(
+        &mut self,
+        inputs: Vec<Micro>,
+        hyper: Hyper,
+        mark: Option<Mark>,
+    ) -> Result<Arc<StepData>, ExecError> {
+        let own = (hyper, mark.as_ref().map(|m| m.step));
         let (part, update) = match self.clip.mode {
-            Clip::Exact => match self.pending.replace(hyper) {
+            Clip::Exact => match self.pending.replace(own) {
                 None => (PartName::First, None),
                 Some(before) => (PartName::Steady, Some(before)),
             },
-            Clip::Previous if !self.has_norm => (PartName::First, Some(hyper)),
-            Clip::Previous | Clip::None => (PartName::Steady, Some(hyper)),
+            Clip::Previous if !self.has_norm => (PartName::First, Some(own)),
+            Clip::Previous | Clip::None => (PartName::Steady, Some(own)),
         };
         self.has_norm = true;
-        let data = StepData::new(inputs, update);
+        let commits = update.and_then(|u| u.1);
+        let data = StepData::marked(inputs, update.map(|u| u.0), mark, commits);
         self.runner.submit(part, Arc::clone(&data))?;
         Ok(data)
     }
@@ -223,9 +264,9 @@ impl Session {
     /// # Errors
     /// What stopped the run.
     pub fn drain(&mut self) -> Result<(), ExecError> {
-        if let Some(hyper) = self.pending.take() {
-            self.runner
-                .submit(PartName::Drain, StepData::new(Vec::new(), Some(hyper)))?;
+        if let Some((hyper, step)) = self.pending.take() {
+            let data = StepData::marked(Vec::new(), Some(hyper), None, step);
+            self.runner.submit(PartName::Drain, data)?;
         }
         self.runner.wait()
     }
@@ -270,7 +311,29 @@ impl Session {
             self.runner.plan(),
             self.decoder.workload(),
             self.runner.tiers(),
+            self.runner.flipped(),
         )
+    }
+
+    /// Goes on from a committed version that the disk was opened with: nothing ran yet.
+    ///
+    /// # Errors
+    /// The disk's, where copies of weights are read from it.
+    pub fn resume_version(&mut self, version: u32) -> Result<(), TierError> {
+        self.runner.flip(version == 1);
+        self.homes()?.refresh_copies()
+    }
+
+    /// Sets what the journal says of the run as a whole, with every commit.
+    pub fn set_about(&self, about: About) {
+        self.engine.set_about(about);
+    }
+
+    /// The state files need not outlive the session: what they hold is saved elsewhere.
+    pub fn discard_disk(&self) {
+        if let Some(disk) = &self.runner.tiers().disk {
+            disk.discard();
+        }
     }
 
     /// The rounded gradient of a piece that waits for its update, as bytes; exact clipping, after
