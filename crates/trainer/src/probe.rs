@@ -142,10 +142,14 @@ fn together(options: &ProbeOptions) -> Result<Vec<Together>, TrainError> {
     let (seconds, rounds) = match (thorough, &options.gpu) {
         (true, _) => (0.2, 2),
         (false, Some(_)) => (0.1, 1),
-        (false, None) => (0.04, 1),
+        (false, None) => (0.02, 1),
     };
     if !thorough {
         config.disk = Bytes::MIB * 256;
+        if options.gpu.is_none() {
+            config.parameters = config.parameters.min(1 << 20);
+            config.disk = Bytes::MIB * 64;
+        }
     }
     let lanes = Lanes::new(config)?;
     Ok(lanes.speeds(&lanes.sets(), seconds, rounds)?.1)
