@@ -15,6 +15,7 @@
 mod bind;
 mod disk_lane;
 mod error;
+mod options;
 mod progress;
 mod runner;
 mod shuffled;
@@ -23,5 +24,6 @@ mod timeline;
 
 pub use bind::{Bound, Engine, Record, TaskCall, Tiers};
 pub use error::{EngineError, ExecError};
-pub use runner::{Mode, Options, Runner};
+pub use options::{Mode, Options};
+pub use runner::Runner;
 pub use timeline::{LaneMeasure, Measured, task_label};

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use lowtide_device::cuda::{CudaError, Gpu};
+use lowtide_device::cuda::CudaError;
 use lowtide_device::{Memory, Queue};
 use lowtide_planner::plan::LANES;
 use lowtide_planner::{Lane, LaneKind, PartName, Plan, Tier, check};
@@ -17,53 +17,11 @@ use lowtide_workload::Workload;
 use crate::bind::{Engine, Surroundings, Tiers, run_task};
 use crate::disk_lane;
 use crate::error::ExecError;
+use crate::options::{Mode, Options};
 use crate::progress::Progress;
 use crate::shuffled::Shuffle;
 use crate::streams::Streams;
 use crate::timeline::{Event, Measured, Record, seconds, task_label, write_trace};
-
-/// How tasks are driven.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mode {
-    /// One thread a lane.
-    Threads,
-    /// One thread in all, in an order drawn from this seed among those the edges allow.
-    Shuffled(u64),
-}
-
-/// Settings of a runner.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// How tasks are driven.
-    pub mode: Mode,
-    /// The device whose streams the gpu, h2d and d2h lanes are; `None`: the CPU device.
-    pub gpu: Option<Gpu>,
-    /// Wait for every task of a stream before the next is given to it: slow, but an error of the
-    /// device then names its task.
-    pub synchronous: bool,
-    /// Threads of the gpu lane's and of the host lane's queue, each.
-    pub threads: usize,
-    /// Fill a slot with NaN when the life in it ends, so that a use after it shows.
-    pub poison: bool,
-    /// Report a standstill after this long.
-    pub watchdog: Duration,
-    /// Events kept a lane for the trace.
-    pub trace_events: usize,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self {
-            mode: Mode::Threads,
-            gpu: None,
-            synchronous: false,
-            threads: std::thread::available_parallelism().map_or(1, usize::from),
-            poison: false,
-            watchdog: Duration::from_secs(300),
-            trace_events: 0,
-        }
-    }
-}
 
 /// One submitted part.
 pub(crate) struct Submission<S> {

@@ -1,0 +1,48 @@
+//! Settings of a runner.
+
+use std::time::Duration;
+
+use lowtide_device::cuda::Gpu;
+
+/// How tasks are driven.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// One thread a lane.
+    Threads,
+    /// One thread in all, in an order drawn from this seed among those the edges allow.
+    Shuffled(u64),
+}
+
+/// Settings of a runner.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// How tasks are driven.
+    pub mode: Mode,
+    /// The device whose streams the gpu, h2d and d2h lanes are; `None`: the CPU device.
+    pub gpu: Option<Gpu>,
+    /// Wait for every task of a stream before the next is given to it: slow, but an error of the
+    /// device then names its task.
+    pub synchronous: bool,
+    /// Threads of the gpu lane's and of the host lane's queue, each.
+    pub threads: usize,
+    /// Fill a slot with NaN when the life in it ends, so that a use after it shows.
+    pub poison: bool,
+    /// Report a standstill after this long.
+    pub watchdog: Duration,
+    /// Events kept a lane for the trace.
+    pub trace_events: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            mode: Mode::Threads,
+            gpu: None,
+            synchronous: false,
+            threads: std::thread::available_parallelism().map_or(1, usize::from),
+            poison: false,
+            watchdog: Duration::from_secs(300),
+            trace_events: 0,
+        }
+    }
+}
