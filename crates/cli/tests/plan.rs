@@ -177,12 +177,12 @@ fn a_model_of_175b_is_planned_in_seconds() {
         let start = Instant::now();
         plan = answer(&args).1;
         best = best.min(start.elapsed());
-        if best < Duration::from_secs(6) {
+        if best < Duration::from_secs(8) {
             break;
         }
     }
     assert!(
-        cfg!(debug_assertions) || best < Duration::from_secs(6),
+        cfg!(debug_assertions) || best < Duration::from_secs(8),
         "{best:?}"
     );
     assert_eq!(plan["fits"], true, "{plan}");
