@@ -167,3 +167,29 @@ const SLOWEST: DiskRates = DiskRates {
     mixed: BytesPerSecond(0.5e9),
     latency: Seconds(1e-3),
 };
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing;
+
+    /// Rates of f32 moments say what others take, and the other way round; the overhead stays.
+    #[test]
+    fn an_update_takes_the_bytes_that_it_moves() {
+        let mut machine = testing::machine();
+        let work = |m: &Machine, moments| {
+            let s = m.update(Lane::HOST, 1 << 30, moments) - m.host_overhead;
+            s.0
+        };
+        let f32s = work(&machine, Moments::F32);
+        assert!((work(&machine, Moments::Bf16) / f32s - 18.0 / 26.0).abs() < 1e-9);
+        assert!((work(&machine, Moments::Int8) / f32s - 14.125 / 26.0).abs() < 1e-9);
+        machine.adamw_moments = Moments::Bf16;
+        assert_eq!(
+            work(&machine, Moments::Bf16),
+            f32s,
+            "measured with the run's own"
+        );
+        assert!((work(&machine, Moments::F32) / f32s - 26.0 / 18.0).abs() < 1e-9);
+    }
+}

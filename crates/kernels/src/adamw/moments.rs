@@ -351,8 +351,9 @@ mod tests {
     /// halves do not follow each other.
     #[test]
     fn random_bits_are_even() {
+        type Stream = (&'static str, fn(u32) -> u32);
         let n = 1 << 16;
-        let streams: [(&str, fn(u32) -> u32); 4] = [
+        let streams: [Stream; 4] = [
             ("position", |i| Random::new(7, 1).bits(i)),
             ("parameter", |i| Random::new(7, i).bits(1000)),
             ("step", |i| Random::new(u64::from(i), 3).bits(5)),

@@ -85,7 +85,11 @@ pub(super) fn extremes(a: &mut Arrays) {
     let mut rng = Rng(0xed9e);
     let mut pick = |from: &[f32]| from[rng.bits() as usize % from.len()];
     for i in a.used() {
-        let n = if i / BLOCK % 3 == 0 { ends.len() } else { 6 };
+        let n = if (i / BLOCK).is_multiple_of(3) {
+            ends.len()
+        } else {
+            6
+        };
         let (both, from) = (&signed[..2 * n], &ends[..n]);
         let (p, m, v, g) = (pick(&signed), pick(both), pick(from), pick(both));
         a.set(i, p, m, v, g);
