@@ -274,6 +274,40 @@ fn no_lane_is_busier_than_the_step_and_more_memory_never_slows() {
     assert!(large < small, "{large} < {small}");
 }
 
+/// Neither with everything on the host nor with everything on the device: some of each.
+#[test]
+fn state_that_neither_tier_holds_alone_is_split() {
+    let (w, m) = (workload(6, 1), machine());
+    let n = w.units.len();
+    let mut c = Choice::resident(&w);
+    let all_on_device = crate::testing::needs(&w, &c, Clip::Exact);
+    c.weights = vec![Tier::Host; n];
+    c.optimizer = vec![Tier::Host; n];
+    c.update = vec![Processor::Host; n];
+    c.gradients = vec![Tier::Host; n];
+    c.keep_last_blocks(&w, 0);
+    let all_on_host = crate::testing::needs(&w, &c, Clip::Exact);
+    let request = |device: u64| Request {
+        workload: &w,
+        machine: &m,
+        budgets: Budgets {
+            device: Bytes(device),
+            host: Bytes(all_on_host[1] * 7 / 10),
+            disk: Bytes::ZERO,
+        },
+        clip: Clip::Exact,
+        pins: Pins::default(),
+    };
+    assert!(matches!(
+        plan(&request(all_on_host[0])),
+        Err(PlanError::Refused(_))
+    ));
+    let between = u64::midpoint(all_on_host[0], all_on_device[0]);
+    let p = plan(&request(between)).expect("a part on each");
+    let resident = p.choice.optimizer.iter().filter(|&&t| t == Tier::Device);
+    assert!((1..n).contains(&resident.count()), "{:?}", p.choice);
+}
+
 #[test]
 fn bytes_written_are_at_least_the_state_that_lives_on_disk() {
     let w = workload(4, 1);

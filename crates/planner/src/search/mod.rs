@@ -402,6 +402,42 @@ impl Search<'_> {
             }
         }
         found.retain(|(_, choice)| self.holds_whole(choice));
+        if found.is_empty() {
+            found = self.crowded();
+        }
+        found
+    }
+
+    /// Where host and disk are too small for all that is not in motion, and the device for all of
+    /// it: as many units on the device as it holds.
+    fn crowded(&self) -> Vec<(Mix, Choice)> {
+        let (w, pins) = (self.r.workload, &self.r.pins);
+        let with = |way: &Mix, n: usize| way.with(Count::Resident, n, w, pins);
+        let on_device = |mix: &Mix| {
+            let need = self.size(&mix.choice(w, pins)).need;
+            need[Tier::Device as usize] <= self.r.budgets.device.0
+        };
+        let mut found = Vec::new();
+        for way in self.ways(self.disk) {
+            // Each unit more takes more of the device: the last count that it holds.
+            let (mut holds, mut beyond) = (0, way.most(Count::Resident, w, pins) + 1);
+            while beyond - holds > 1 {
+                let middle = usize::midpoint(holds, beyond);
+                if on_device(&with(&way, middle)) {
+                    holds = middle;
+                } else {
+                    beyond = middle;
+                }
+            }
+            // A unit less may be what lets the rest lie as it must.
+            for n in (1..=holds).rev().take(2) {
+                let mix = with(&way, n);
+                if let Some(choice) = self.settled(&mix).filter(|c| self.holds_whole(c)) {
+                    found.push((mix, choice));
+                    break;
+                }
+            }
+        }
         found
     }
 
