@@ -131,8 +131,8 @@ struct Size {
 const IMPROVED: usize = 3;
 
 /// Work that spending on a start, and each climb, may do: what bounds the time of planning.
-const SPEND: u64 = 100_000;
-const CLIMB: u64 = 400_000;
+const SPEND: u64 = 150_000;
+const CLIMB: u64 = 600_000;
 
 /// How many of the improved starting points are climbed from.
 const CLIMBED: usize = 2;
