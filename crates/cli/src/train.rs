@@ -189,8 +189,19 @@ fn summary(r: &TrainReport, events: Option<&Path>) -> String {
         "steps",
         format!("{}, {} tokens in {}", r.steps, r.tokens, seconds(r.seconds)),
     );
-    line("loss", format!("{:.4} -> {:.4}", r.loss_first, r.loss_last));
-    let loss = |x: Option<f64>| x.map_or("-".to_owned(), |x| format!("{x:.4}"));
+    // Not a number where nothing was left to train.
+    let loss = |x: Option<f64>| match x {
+        Some(x) if !x.is_nan() => format!("{x:.4}"),
+        _ => "-".to_owned(),
+    };
+    line(
+        "loss",
+        format!(
+            "{} -> {}",
+            loss(Some(r.loss_first)),
+            loss(Some(r.loss_last))
+        ),
+    );
     if r.eval_loss_first.is_some() || r.eval_loss_last.is_some() {
         line(
             "eval loss",

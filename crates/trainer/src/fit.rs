@@ -704,7 +704,7 @@ impl Fit<'_> {
             steps: self.state.step,
             tokens: self.state.tokens,
             loss_first: self.state.loss_first.unwrap_or(f64::NAN),
-            loss_last: tail.iter().sum::<f64>() / tail.len().max(1) as f64,
+            loss_last: tail.iter().sum::<f64>() / tail.len() as f64,
             eval_loss_first: ends.eval_loss_first,
             eval_loss_last: ends.eval_loss_last,
             exact_match_before: self.state.exact_match_before,
