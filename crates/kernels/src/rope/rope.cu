@@ -17,30 +17,6 @@ constexpr int BACK_DEPTH = 2, BLOCKS = 3;
 constexpr int BACK_DEPTH = 1, BLOCKS = 2;
 #endif
 
-// Eight numbers as they lie in memory: half the registers of eight floats for bf16.
-#ifdef BF16
-typedef uint4 Raw;
-__device__ __forceinline__ Raw load_raw(const E* p) { return *reinterpret_cast<const uint4*>(p); }
-__device__ __forceinline__ void store_raw(E* p, const Raw& r) { *reinterpret_cast<uint4*>(p) = r; }
-__device__ __forceinline__ Raw zero_raw() { return make_uint4(0, 0, 0, 0); }
-__device__ __forceinline__ Eight widen8(const Raw& r) {
-    u32 w[4] = {r.x, r.y, r.z, r.w};
-    Eight e;
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-        e.x[2 * i] = __uint_as_float(w[i] << 16);
-        e.x[2 * i + 1] = __uint_as_float(w[i] & 0xffff0000u);
-    }
-    return e;
-}
-#else
-typedef Eight Raw;
-__device__ __forceinline__ Raw load_raw(const E* p) { return load8(p); }
-__device__ __forceinline__ void store_raw(E* p, const Raw& r) { store8(p, r); }
-__device__ __forceinline__ Raw zero_raw() { return {{0, 0, 0, 0, 0, 0, 0, 0}}; }
-__device__ __forceinline__ Eight widen8(const Raw& r) { return r; }
-#endif
-
 __device__ __forceinline__ float nan_float() { return __uint_as_float(0x7fc00000u); }
 
 // Heads of a row.
