@@ -84,6 +84,8 @@ pub type Alone = Vec<(Lane, f64)>;
 pub struct Lanes {
     /// Dropped before the memory that it moves bytes of.
     disk: Option<Disk>,
+    /// Dropped after the files in them.
+    _scratch: Vec<Scratch>,
     config: LanesConfig,
     host: Memory,
     device: Memory,
@@ -148,6 +150,7 @@ impl Lanes {
         }
         let lanes = Self {
             disk,
+            _scratch: scratch,
             config,
             host,
             device,
@@ -159,7 +162,8 @@ impl Lanes {
         Ok(lanes)
     }
 
-    /// Usual numbers in the optimizer state (zeros and subnormal ones take other times), and bytes on the drives: space that was only reserved reads as zeros without touching them.
+    /// Usual numbers in the optimizer state (zeros and subnormal ones take other times), and bytes on
+    /// the drives: space that was only reserved reads as zeros without touching them.
     fn fill(&self) -> Result<(), TrainError> {
         let n = self.config.parameters;
         memory::store(&self.host.view(STATE_BYTES * n, 24), &[1.0f64, 0.0, 1.0]);
