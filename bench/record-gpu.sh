@@ -31,7 +31,7 @@ step() { # NAME SHAPE DEVICE HOST MICRO_BATCH ACCUMULATE STEPS [MORE...]
     shift 7
     record "step-$name" "$lowtide" bench step --shape "$shape" --micro-batch "$batch" --seq 2048 \
         --accumulate "$accumulate" --device-memory "$device" --host-memory "$host" \
-        --steps "$steps" --json "$@"
+        --steps "$steps" --json --set "plan.machine=$work/$shape.json" "$@"
 }
 
 # Rates at the run's own shapes, and what they make of a step.

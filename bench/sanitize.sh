@@ -16,13 +16,30 @@ compute-sanitizer --tool memcheck --error-exitcode 9 "$tests" --skip bench --ski
 tail -n 1 "$out/memcheck.txt"
 
 # TESTS KERNEL: kernels whose names contain KERNEL, in tests whose names contain TESTS.
-while read -r filter kernel; do
-    log=$out/racecheck-$kernel.txt
-    timeout "$limit" compute-sanitizer --tool racecheck --error-exitcode 9 --kernel-name "kns=$kernel" \
-        "$tests" "$filter" --test-threads 2 --skip 2048 --skip cudnn >"$log" 2>&1
-    rc=$?
-    echo "$filter $kernel: rc $rc, $(grep -c '\.\.\. ok' "$log") tests passed, $(grep 'RACECHECK SUMMARY' "$log" | tail -n 1)"
-done <<'LIST' | tee "$out/racecheck.txt"
+check() {
+    local log=$out/racecheck-${1//:/_}-$2.txt
+    timeout "$limit" compute-sanitizer --tool racecheck --error-exitcode 9 --kernel-name "kns=$2" \
+        "$tests" "$1" --test-threads 2 --skip 2048 --skip cudnn >"$log" 2>&1
+    local rc=$?
+    echo "$1 $2: rc $rc, $(grep -c '\.\.\. ok' "$log") tests passed, $(grep 'RACECHECK SUMMARY' "$log" | tail -n 1)"
+}
+export -f check
+export out limit tests
+# Several at once: most of the time goes into the tool's work on the processor. The longest first.
+xargs -L 1 -P 6 bash -c 'check "$@"' _ <<'LIST' | tee "$out/racecheck.txt"
+attention::tests::agrees flash_backward_kv
+attention::tests::agrees flash_backward_q
+attention::tests::agrees flash_forward
+attention::tests::wide flash_forward
+attention::tests::wide flash_backward_kv
+attention::tests::wide flash_backward_q
+head::tests::agrees loss_
+head::tests::agrees gradient_
+head::tests::agrees totals
+adamw::tests::device step
+attention::tests::agrees flash_delta
+attention::tests::agrees plain_
+matmul::tests::agrees runs
 rmsnorm::tests::agrees forward
 rmsnorm::tests::agrees backward
 rmsnorm::tests::agrees sum_partials
@@ -36,18 +53,5 @@ embedding::tests merge
 embedding::tests bounds
 embedding::tests few
 embedding::tests many
-head::tests::agrees loss_
-head::tests::agrees gradient_
-head::tests::agrees totals
-attention::tests::agrees plain_
-attention::tests::agrees flash_forward
-attention::tests::agrees flash_delta
-attention::tests::agrees flash_backward_kv
-attention::tests::agrees flash_backward_q
-attention::tests::wide flash_forward
-attention::tests::wide flash_backward_kv
-attention::tests::wide flash_backward_q
-matmul::tests::agrees runs
-adamw::tests::device step
 LIST
 ! grep -v ': rc 0, [1-9]' "$out/racecheck.txt" && [ $failed = 0 ]
