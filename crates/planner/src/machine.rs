@@ -157,7 +157,8 @@ impl Machine {
     }
 
     /// How much of the drives' time is left when reads and writes run at once: the sum of both
-    /// lanes' speeds where they were measured together, else as [`Machine::fair_mix_factor`].
+    /// lanes' speeds where they were measured together, else the measured mixed rate over what fair
+    /// sharing would give.
     #[must_use]
     pub fn disk_mix_factor(&self) -> f64 {
         let both = |t: &Together| {
