@@ -172,9 +172,10 @@ fn durable_state_needs_a_disk_and_is_on_it() {
         b[end - 64..].fill(0xff);
     });
     refused(&again, &[durable, &shared], &["step 1"]);
+    let elsewhere = format!("output={}", dir.path().join("elsewhere").display());
     refused(
         &run,
-        &[&shared, "output=elsewhere", "plan.optimizer=disk"],
+        &[&shared, &elsewhere, "plan.optimizer=disk"],
         &["kept state"],
     );
     // Its own run begins anew.

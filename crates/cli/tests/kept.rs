@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{answer, lowtide, root};
+use common::{answer, lowtide, plan_of, root};
 use serde_json::Value;
 
 #[track_caller]
@@ -51,25 +51,12 @@ fn models_on_machines() {
         let file = root().join(format!("examples/machines/{machine}.json"));
         let file = file.to_str().expect("UTF-8");
         for (model, micro_batch, accumulate, device, host, disk) in RUNS {
-            let args = [
-                "plan",
-                "--shape",
+            let mut args = plan_of(
                 model,
-                "--micro-batch",
-                micro_batch,
-                "--seq",
-                "2048",
-                "--accumulate",
-                accumulate,
-                "--device-memory",
-                device,
-                "--host-memory",
-                host,
-                "--disk",
-                disk,
-                "--machine",
-                file,
-            ];
+                [micro_batch, "2048", accumulate],
+                [device, host, disk],
+            );
+            args.extend(["--machine", file]);
             let (code, plan) = answer(&args);
             assert_eq!(code, 0, "{plan}");
             let gib = |tier: &str| {

@@ -4,7 +4,7 @@ mod common;
 
 use std::process::Command;
 
-use common::{answer, complaint, lowtide, root};
+use common::{answer, complaint, lowtide, plan_of, root};
 use serde_json::Value;
 
 const GIB: u64 = 1 << 30;
@@ -16,24 +16,7 @@ fn number(json: &Value, path: &str) -> f64 {
 }
 
 fn shape<'a>(name: &'a str, device: &'a str, host: &'a str, disk: &'a str) -> Vec<&'a str> {
-    let mut args = vec![
-        "plan",
-        "--shape",
-        name,
-        "--micro-batch",
-        "1",
-        "--seq",
-        "512",
-    ];
-    args.extend([
-        "--device-memory",
-        device,
-        "--host-memory",
-        host,
-        "--disk",
-        disk,
-    ]);
-    args
+    plan_of(name, ["1", "512", "1"], [device, host, disk])
 }
 
 #[test]
@@ -177,21 +160,7 @@ fn processor_seconds(args: &[&str]) -> f64 {
 
 #[test]
 fn a_model_of_175b_is_planned_in_nine_processor_seconds() {
-    let args = [
-        "plan",
-        "--shape",
-        "gpt3-175b",
-        "--micro-batch",
-        "1",
-        "--seq",
-        "2048",
-        "--device-memory",
-        "24GiB",
-        "--host-memory",
-        "256GiB",
-        "--disk",
-        "4TB",
-    ];
+    let args = plan_of("gpt3-175b", ["1", "2048", "1"], ["24GiB", "256GiB", "4TB"]);
     let plan = answer(&args).1;
     // Processor seconds, all threads together: the machine may be busy with other tests. Half of
     // them are the look around the plan, which a run does without.

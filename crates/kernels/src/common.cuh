@@ -45,8 +45,8 @@ struct Eight {
     float x[8];
 };
 
-__device__ __forceinline__ Eight load8(const u16* p) {
-    uint4 v = *reinterpret_cast<const uint4*>(p);
+// Eight bf16 of a wide load.
+__device__ __forceinline__ Eight widen8(const uint4& v) {
     u32 w[4] = {v.x, v.y, v.z, v.w};
     Eight r;
 #pragma unroll
@@ -55,6 +55,11 @@ __device__ __forceinline__ Eight load8(const u16* p) {
         r.x[2 * i + 1] = __uint_as_float(w[i] & 0xffff0000u);
     }
     return r;
+}
+
+__device__ __forceinline__ Eight load8(const u16* p) {
+    uint4 v = *reinterpret_cast<const uint4*>(p);  // one access: by reference it would become four
+    return widen8(v);
 }
 __device__ __forceinline__ Eight load8(const float* p) {
     float4 a = *reinterpret_cast<const float4*>(p);
@@ -80,16 +85,6 @@ typedef uint4 Raw;
 __device__ __forceinline__ Raw load_raw(const E* p) { return *reinterpret_cast<const uint4*>(p); }
 __device__ __forceinline__ void store_raw(E* p, const Raw& r) { *reinterpret_cast<uint4*>(p) = r; }
 __device__ __forceinline__ Raw zero_raw() { return make_uint4(0, 0, 0, 0); }
-__device__ __forceinline__ Eight widen8(const Raw& r) {
-    u32 w[4] = {r.x, r.y, r.z, r.w};
-    Eight e;
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-        e.x[2 * i] = __uint_as_float(w[i] << 16);
-        e.x[2 * i + 1] = __uint_as_float(w[i] & 0xffff0000u);
-    }
-    return e;
-}
 #else
 typedef Eight Raw;
 __device__ __forceinline__ Raw load_raw(const E* p) { return load8(p); }

@@ -428,15 +428,7 @@ fn adamw_rate(q: &Queue, n: u64, kind: Moments, seconds: f64) -> Result<f64, Tra
         param: 0,
         start: 0,
     }];
-    let hyper = Hyper {
-        lr: 1e-4,
-        beta1: 0.9,
-        beta2: 0.999,
-        eps: 1e-8,
-        weight_decay: 0.0,
-        step: 1,
-        grad_scale: 1.0,
-    };
+    let hyper = Hyper::usual(1);
     let s = timed(q, seconds, || {
         adamw::step_clipped(
             q,

@@ -440,15 +440,7 @@ impl Lanes {
         };
         let moments = self.config.moments;
         let stored = self.host.view(6 * n, moments.bytes(n));
-        let hyper = Hyper {
-            lr: 1e-4,
-            beta1: 0.9,
-            beta2: 0.999,
-            eps: 1e-8,
-            weight_decay: 0.0,
-            step,
-            grad_scale: 1.0,
-        };
+        let hyper = Hyper::usual(step);
         adamw::step_clipped(
             self.queue(Lane::HOST),
             at(0, 2),

@@ -40,3 +40,17 @@ pub fn answer(args: &[&str]) -> (i32, Value) {
         json.unwrap_or_else(|e| panic!("{e}: {last:?}\n{}", complaint(&output))),
     )
 }
+
+/// Arguments of `lowtide plan` for a built-in shape: micro-batch, sequence and accumulation, then
+/// budgets of device, host and disk.
+pub fn plan_of<'a>(shape: &'a str, batch: [&'a str; 3], budgets: [&'a str; 3]) -> Vec<&'a str> {
+    let [micro_batch, seq, accumulate] = batch;
+    let [device, host, disk] = budgets;
+    [
+        ["plan", "--shape", shape].as_slice(),
+        &["--micro-batch", micro_batch, "--seq", seq],
+        &["--accumulate", accumulate, "--device-memory", device],
+        &["--host-memory", host, "--disk", disk],
+    ]
+    .concat()
+}

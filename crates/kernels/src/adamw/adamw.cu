@@ -190,6 +190,34 @@ __device__ __forceinline__ bool go(Factors& c, const double* clip, const double*
     return !__syncthreads_or(bad);
 }
 
+// A walk over tiles in rising order: the segments one after the other, each cut into tiles of its
+// own.
+struct Walk {
+    const u64 *place, *length;
+    int segment;
+    u64 first, own;  // first tile of the segment, and how many it has
+
+    __device__ __forceinline__ Walk(const u64* place, const u64* length)
+        : place(place), length(length), segment(0), first(0), own((length[0] + TILE - 1) / TILE) {}
+    __device__ __forceinline__ void to(u64 tile) {
+        while (tile >= first + own) {
+            first += own;
+            segment++;
+            own = (length[segment] + TILE - 1) / TILE;
+        }
+    }
+    // Numbers of the segment, and where it starts.
+    __device__ __forceinline__ u64 end() const { return length[segment]; }
+    __device__ __forceinline__ u64 offset() const { return place[segment] & ~1ull; }
+    __device__ __forceinline__ float keep(const Factors& c) const {
+        return (place[segment] & 1) ? c.keep : 1.0f;
+    }
+    // The first of this thread's four numbers in the segment.
+    __device__ __forceinline__ u64 own_first(u64 tile) const {
+        return (tile - first) * TILE + 4 * threadIdx.x;
+    }
+};
+
 // Moments of type M, float or bf16. `random` is the list of the segments' random bits, for bf16.
 template <typename G, typename M>
 __device__ __forceinline__ void steps(E* w, u16* rem, M* m, M* v, const G* grad, Factors c,
@@ -197,20 +225,15 @@ __device__ __forceinline__ void steps(E* w, u16* rem, M* m, M* v, const G* grad,
                                       bool wide, u64 tiles, const u64* place, const u64* length,
                                       const u64* random) {
     if (!go(c, clip, parts, n_parts)) return;
-    int segment = 0;
-    u64 first = 0; // tile of the segment's start
-    u64 own = (length[0] + TILE - 1) / TILE;
+    Walk walk(place, length);
     for (u64 tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
-        while (tile >= first + own) {
-            first += own;
-            segment++;
-            own = (length[segment] + TILE - 1) / TILE;
-        }
-        u64 end = length[segment], offset = place[segment] & ~1ull;
-        float keep = (place[segment] & 1) ? c.keep : 1.0f;
+        walk.to(tile);
+        u64 end = walk.end(), offset = walk.offset();
+        float keep = walk.keep(c);
         Random from = {0, 0};
-        if (sizeof(M) == 2) from = {(u32)random[segment], (u32)(random[segment] >> 32)};
-        u64 i = (tile - first) * TILE + 4 * threadIdx.x;
+        if (sizeof(M) == 2)
+            from = {(u32)random[walk.segment], (u32)(random[walk.segment] >> 32)};
+        u64 i = walk.own_first(tile);
         if (wide && i + 4 <= end) {
             u64 at = offset + i;
             E ws[4];
@@ -249,19 +272,12 @@ __device__ __forceinline__ void steps8(E* w, u16* rem, u8* m, u8* v, const G* gr
                                        bool wide, u64 tiles, const u64* place, const u64* length,
                                        float* m_scale, float* v_scale) {
     if (!go(c, clip, parts, n_parts)) return;
-
-    int segment = 0;
-    u64 first_tile = 0;
-    u64 own = (length[0] + TILE - 1) / TILE;
+    Walk walk(place, length);
     for (u64 tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
-        while (tile >= first_tile + own) {
-            first_tile += own;
-            segment++;
-            own = (length[segment] + TILE - 1) / TILE;
-        }
-        u64 end = length[segment], offset = place[segment] & ~1ull;
-        float keep = (place[segment] & 1) ? c.keep : 1.0f;
-        u64 i = (tile - first_tile) * TILE + 4 * threadIdx.x;
+        walk.to(tile);
+        u64 end = walk.end(), offset = walk.offset();
+        float keep = walk.keep(c);
+        u64 i = walk.own_first(tile);
         if ((i & ~127ull) >= end) continue; // the whole warp is behind the end
         int n = i >= end ? 0 : i + 4 <= end ? 4 : (int)(end - i);
         bool four = wide && n == 4;

@@ -237,12 +237,8 @@ impl State {
         };
         let hyper = Hyper {
             lr: 1e-5,
-            beta1: 0.9,
-            beta2: 0.999,
-            eps: 1e-8,
             weight_decay: 0.01,
-            step: self.steps,
-            grad_scale: 1.0,
+            ..Hyper::usual(self.steps)
         };
         let segment = Segment {
             offset: 0,

@@ -189,24 +189,7 @@ impl Emitter<'_> {
         } else {
             Lane::D2H
         };
-        self.push(
-            lane,
-            Work::Copy,
-            vec![
-                Arg {
-                    slot: from,
-                    offset: 0,
-                    bytes,
-                    access: Use::Read,
-                },
-                Arg {
-                    slot: to,
-                    offset: to_offset,
-                    bytes,
-                    access: Use::Write,
-                },
-            ],
-        );
+        self.transfer(lane, Work::Copy, from, (to, to_offset), bytes);
     }
 
     /// Moves all of an extent to or from a host slot.
@@ -217,23 +200,21 @@ impl Emitter<'_> {
         } else {
             (Lane::DISK_WRITE, Work::Write)
         };
+        self.transfer(lane, work, from, (to, 0), bytes);
+    }
+
+    /// The first `bytes` of `from`, to an offset in another slot.
+    fn transfer(&mut self, lane: Lane, work: Work, from: u32, to: (u32, u64), bytes: u64) {
+        let arg = |(slot, offset), access| Arg {
+            slot,
+            offset,
+            bytes,
+            access,
+        };
         self.push(
             lane,
             work,
-            vec![
-                Arg {
-                    slot: from,
-                    offset: 0,
-                    bytes,
-                    access: Use::Read,
-                },
-                Arg {
-                    slot: to,
-                    offset: 0,
-                    bytes,
-                    access: Use::Write,
-                },
-            ],
+            vec![arg((from, 0), Use::Read), arg(to, Use::Write)],
         );
     }
 

@@ -140,12 +140,7 @@ fn a_constant_gradient_makes_the_second_moment_its_square() {
             for step in 1..=6000 {
                 let h = Hyper {
                     lr: 1e-6,
-                    beta1: 0.9,
-                    beta2: 0.999,
-                    eps: 1e-8,
-                    weight_decay: 0.0,
-                    step,
-                    grad_scale: 1.0,
+                    ..Hyper::usual(step)
                 };
                 a.step(path, &q, DTYPES[0], &h);
             }
