@@ -33,13 +33,13 @@ attention::tests::agrees flash_forward
 attention::tests::wide flash_forward
 attention::tests::wide flash_backward_kv
 attention::tests::wide flash_backward_q
-head::tests::agrees loss_
-head::tests::agrees gradient_
-head::tests::agrees totals
+head::tests::the_kernels_alone loss_
+head::tests::the_kernels_alone gradient_
+head::tests::the_kernels_alone totals
 adamw::tests::device step
 attention::tests::agrees flash_delta
 attention::tests::agrees plain_
-matmul::tests::agrees runs
+matmul::tests::sums_for_a_bias runs
 rmsnorm::tests::agrees forward
 rmsnorm::tests::agrees backward
 rmsnorm::tests::agrees sum_partials

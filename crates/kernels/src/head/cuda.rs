@@ -87,8 +87,7 @@ fn chunk<'a>(
     dtype: Dtype,
     s: Scratch<'a>,
 ) -> View<'a> {
-    let e = size(dtype);
-    let logits = s.logits.part(0, n * d.vocab * e);
+    let logits = s.logits.part(0, n * d.vocab * size(dtype));
     matmul::forward(
         on.queue,
         logits,
@@ -102,7 +101,34 @@ fn chunk<'a>(
     );
     let labels = from.labels.part(first * 4, n * 4);
     let losses = s.losses.part(0, n * size_of::<f64>());
-    let bytes = d.vocab * e;
+    let to = (loss, losses);
+    after_product(
+        on.stream,
+        to,
+        logits,
+        labels,
+        first == 0,
+        scale,
+        d.vocab,
+        dtype,
+    );
+    logits
+}
+
+/// Losses of a chunk's rows, one each, and their sum and number written to `loss`, or added to it unless
+/// the chunk is the `first`; with a scale the logits become their gradient.
+pub(super) fn after_product(
+    stream: &cuda::Queue,
+    (loss, losses): (View<'_>, View<'_>),
+    logits: View<'_>,
+    labels: View<'_>,
+    first: bool,
+    scale: Option<f32>,
+    vocab: usize,
+    dtype: Dtype,
+) {
+    let e = size(dtype);
+    let (rows, bytes) = (labels.bytes() / 4, vocab * e);
     let wide = bytes.is_multiple_of(16) && logits.address().is_multiple_of(16);
     // Small rows share a multiprocessor, so that one's barriers are another's copies.
     let threads = match bytes {
@@ -111,20 +137,20 @@ fn chunk<'a>(
         _ => 1024,
     };
     let kernel = |name| {
-        on.stream
+        stream
             .kernel(&SOURCE, define(dtype), name)
-            .grid(n, 1, 1)
+            .grid(rows, 1, 1)
             .block(threads)
             .arg(logits)
             .arg(losses)
             .arg(labels)
-            .arg(d.vocab)
+            .arg(vocab)
     };
     match scale {
         Some(scale) => {
             // How much of a row is kept on chip shows in no bit, so it may be the device's affair.
             let unit = if wide { 16 } else { e };
-            let most = on.stream.gpu().shared_memory() as usize;
+            let most = stream.gpu().shared_memory() as usize;
             let kept = bytes.min(most.saturating_sub(OWN)) / unit;
             let name = if wide {
                 "gradient_wide"
@@ -139,17 +165,16 @@ fn chunk<'a>(
         }
         None => kernel(if wide { "loss_wide" } else { "loss_narrow" }).launch(),
     }
-    on.stream
+    stream
         .kernel(&SOURCE, define(dtype), "totals")
         .grid(1, 1, 1)
         .block(256)
         .arg(loss)
         .arg(losses)
         .arg(labels)
-        .arg(n)
-        .arg(first == 0)
+        .arg(rows)
+        .arg(first)
         .launch();
-    logits
 }
 
 /// As the operation; in the stream when the call returns.

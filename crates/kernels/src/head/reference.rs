@@ -43,13 +43,10 @@ pub fn train(
     for (row, label) in labels.iter().enumerate().filter(|(_, label)| **label >= 0) {
         let h = &h[row * c..][..c];
         let logits: Vec<f64> = logits(h, w, c).into_iter().map(&round).collect();
-        let most = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        let lse = most + logits.iter().map(|x| (x - most).exp()).sum::<f64>().ln();
-        out.loss += lse - logits[*label as usize];
+        let (loss, d) = row_of(&logits, *label as usize, scale);
+        out.loss += loss;
         out.count += 1.0;
-        for (v, logit) in logits.iter().enumerate() {
-            let onehot = if v == *label as usize { 1.0 } else { 0.0 };
-            let d = round(((logit - lse).exp() - onehot) * scale);
+        for (v, d) in d.into_iter().map(&round).enumerate() {
             for i in 0..c {
                 out.dh[row * c + i] += d * w[v * c + i];
                 out.dw[v * c + i] += d * h[i];
@@ -57,4 +54,19 @@ pub fn train(
         }
     }
     out
+}
+
+/// Cross-entropy of one row's logits against its label, and its gradient times `scale`.
+#[must_use]
+pub fn row_of(logits: &[f64], label: usize, scale: f64) -> (f64, Vec<f64>) {
+    let most = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let lse = most + logits.iter().map(|x| (x - most).exp()).sum::<f64>().ln();
+    let gradient = |(v, x): (usize, &f64)| {
+        let onehot = if v == label { 1.0 } else { 0.0 };
+        ((x - lse).exp() - onehot) * scale
+    };
+    (
+        lse - logits[label],
+        logits.iter().enumerate().map(gradient).collect(),
+    )
 }

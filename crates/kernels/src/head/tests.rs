@@ -117,6 +117,68 @@ fn agrees_with_the_reference() {
     }
 }
 
+/// Without the library's products, whose kernels compute-sanitizer cannot run beside its race check.
+#[test]
+fn the_kernels_alone_agree_with_the_reference() {
+    for (rows, _, vocab, _) in SHAPES {
+        for dtype in DTYPES {
+            for scale in [None, Some(0.37_f32)] {
+                check_alone(rows, vocab, dtype, scale);
+            }
+        }
+    }
+}
+
+#[track_caller]
+fn check_alone(rows: usize, vocab: usize, dtype: Dtype, scale: Option<f32>) {
+    let mut rng = Rng((rows * 37 + vocab) as u64);
+    let given = rng.tensor(rows * vocab, dtype, 4.0);
+    let labels = labels(&mut rng, rows, vocab);
+    // What an earlier chunk left.
+    let before = [2.5_f64, 3.0];
+    for first in [true, false] {
+        let got = on_gpu(|q| {
+            let mut logits = given.clone();
+            let (mut labels, mut losses) =
+                (Numbers::of(&labels), Numbers::of(&vec![f64::NAN; rows]));
+            let mut sums = Numbers::of(if first { &[f64::NAN; 2] } else { &before });
+            let (x, l) = (logits.on(q), labels.on(q));
+            let to = (sums.on(q), losses.on(q));
+            let stream = q.cuda().expect("a GPU");
+            cuda::after_product(stream, to, x, l, first, scale, vocab, dtype);
+            settle(q);
+            (logits, sums.values())
+        });
+        let Some((logits, sums)) = got else { return };
+        let values = given.values();
+        let mut want = values.clone();
+        let mut sum = if first { [0.0; 2] } else { before };
+        for (row, &label) in labels.iter().enumerate() {
+            let at = row * vocab..(row + 1) * vocab;
+            let factor = f64::from(scale.unwrap_or(0.0));
+            if let Ok(label) = usize::try_from(label) {
+                let (loss, gradient) = reference::row_of(&values[at.clone()], label, factor);
+                (sum[0], sum[1]) = (sum[0] + loss, sum[1] + 1.0);
+                want[at].copy_from_slice(&gradient);
+            } else {
+                want[at].fill(0.0);
+            }
+        }
+        assert_eq!(sums[1], sum[1]);
+        let off = (sums[0] - sum[0]).abs();
+        assert!(
+            off <= 1e-6 * (1.0 + sum[0]),
+            "loss {} for {}",
+            sums[0],
+            sum[0]
+        );
+        if scale.is_none() {
+            want = values;
+        }
+        close(&format!("{rows} rows of {vocab}"), &logits, &want, 3e-6);
+    }
+}
+
 #[test]
 fn logits_of_marked_rows() {
     let (seq, n) = (5, 7);

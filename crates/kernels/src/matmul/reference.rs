@@ -26,22 +26,18 @@ pub struct Gradients {
     pub dx: Vec<f64>,
     /// (n, k).
     pub dw: Vec<f64>,
-    /// (n).
-    pub db: Vec<f64>,
 }
 
-/// `dy·w`, `dyᵀ·x` and the column sums of `dy`.
+/// `dy·w` and `dyᵀ·x`.
 #[must_use]
 pub fn backward(dy: &[f64], x: &[f64], w: &[f64], d: Dims) -> Gradients {
     let mut g = Gradients {
         dx: vec![0.0; d.rows * d.inner],
         dw: vec![0.0; d.cols * d.inner],
-        db: vec![0.0; d.cols],
     };
     for i in 0..d.rows {
         for j in 0..d.cols {
             let dy = dy[i * d.cols + j];
-            g.db[j] += dy;
             for p in 0..d.inner {
                 g.dx[i * d.inner + p] += dy * w[j * d.inner + p];
                 g.dw[j * d.inner + p] += dy * x[i * d.inner + p];
@@ -49,4 +45,14 @@ pub fn backward(dy: &[f64], x: &[f64], w: &[f64], d: Dims) -> Gradients {
         }
     }
     g
+}
+
+/// The column sums of `dy`, rows of `cols` numbers: the gradient of a bias.
+#[must_use]
+pub fn backward_bias(dy: &[f64], cols: usize) -> Vec<f64> {
+    let mut sums = vec![0.0; cols];
+    for row in dy.chunks_exact(cols) {
+        sums.iter_mut().zip(row).for_each(|(sum, dy)| *sum += dy);
+    }
+    sums
 }
