@@ -27,13 +27,14 @@ record() { # NAME COMMAND...: the command line, then its raw output
     echo "$name: $(grep -E 'tokens/s|tokens_per_second|G parameters/s|GB/s|does not fit|error' "$out/$name.txt" | tail -n 1 | cut -c1-160)"
 }
 
-# One probe a shape and batch; its file holds the rates at the run's own shapes.
-rates() { # SHAPE: prints the file
-    local file=$scratch/$1.json
+# One probe a shape and kind of moments; its file holds the rates at the run's own shapes.
+rates() { # SHAPE MOMENTS: prints the file
+    local name=$1-$2
+    local file=$scratch/$name.json
     if [ ! -e "$file" ]; then
-        printf 'model: { shape: %s, init: random }\ndata: { packing: false }\ntrain: { micro_batch: 8, seq: 2048 }\nbudget: { disk: [{ dir: %s, size: 1GiB }] }\n' \
-            "$1" "$scratch/disk" >"$scratch/$1.yaml"
-        record "probe-$1" "$lowtide" probe "$scratch/$1.yaml" --out "$file" >&2
+        printf 'model: { shape: %s, init: random }\ndata: { packing: false }\ntrain: { micro_batch: 8, seq: 2048 }\noptimizer: { moments: %s }\nbudget: { disk: [{ dir: %s, size: 1GiB }] }\n' \
+            "$1" "$2" "$scratch/disk" >"$scratch/$name.yaml"
+        record "probe-$name" "$lowtide" probe "$scratch/$name.yaml" --out "$file" >&2
     fi
     echo "$file"
 }
@@ -41,9 +42,11 @@ rates() { # SHAPE: prints the file
 step() { # NAME SHAPE DEVICE HOST ACCUMULATE STEPS [MORE...]
     local name=$1 shape=$2 device=$3 host=$4 accumulate=$5 steps=$6
     shift 6
+    local moments=f32
+    [[ " $* " =~ optimizer\.moments=([a-z0-9]+) ]] && moments=${BASH_REMATCH[1]}
     record "step-$name" "$lowtide" bench step --shape "$shape" --micro-batch 8 --seq 2048 \
         --accumulate "$accumulate" --device-memory "$device" --host-memory "$host" --steps "$steps" --json \
-        --set "plan.machine=$(rates "$shape")" "$@"
+        --set "plan.machine=$(rates "$shape" "$moments")" "$@"
 }
 
 budgets() {
@@ -70,7 +73,7 @@ large() {
 }
 
 disk() {
-    step qwen2.5-3b-disk qwen2.5-3b 24GiB 16GiB 1 2 --disk "$scratch/disk=60GiB"
+    step qwen2.5-3b-disk qwen2.5-3b 24GiB 16GiB 1 5 --disk "$scratch/disk=60GiB"
 }
 
 lanes() {

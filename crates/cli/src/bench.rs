@@ -29,8 +29,7 @@ pub fn bench(args: &BenchArgs, out: Out) -> Answer {
 fn bench_host(args: &BenchHostArgs, out: Out) -> Answer {
     let device = device_named(Some(&args.device), None)?;
     out.text(&device.note);
-    let usual = || usual_threads(device.gpu.is_some());
-    let threads = args.threads.map_or_else(usual, |n| n as usize);
+    let threads = args.threads.map_or_else(usual_threads, |n| n as usize);
     let report = host(&HostOptions {
         threads,
         parameters: args.parameters,
@@ -81,16 +80,19 @@ fn gb(x: f64) -> String {
 
 fn host_table(r: &HostReport) -> String {
     let mut text = format!(
-        "AdamW on {} threads, {} M parameters: {:.3} G parameters/s, {} GB/s at 26 bytes each\n\
-         {:.1}% of a copy of memory on {} cores ({} GB/s)\n\
+        "AdamW in turn with copies of memory, {} cores, {} M parameters: {:.3} G parameters/s, {} GB/s at 26 bytes each\n\
+         {:.1}% of the better copy ({} GB/s)\n\
+         a run's host lane, {} threads, alone: {:.3} G parameters/s, {} GB/s\n\
          memory {}, {} of it on huge pages",
-        r.threads,
+        r.bound.cores,
         r.parameters / 1_000_000,
+        r.bound.parameters_per_second / 1e9,
+        gb(r.bound.bytes_per_second),
+        100.0 * r.bound.share_of_copy,
+        gb(r.bound.copy_bytes_per_second),
+        r.threads,
         r.parameters_per_second / 1e9,
         gb(r.bytes_per_second),
-        100.0 * r.share_of_copy,
-        r.cores,
-        gb(r.copy_bytes_per_second),
         bytes(r.arena_bytes),
         r.huge_bytes.map_or("not told how much".to_owned(), bytes),
     );

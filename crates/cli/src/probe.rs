@@ -37,8 +37,8 @@ pub fn probe(args: &ProbeArgs, out: Out) -> Answer {
     }
     let threads = match (args.threads, &run) {
         (Some(n), _) => n as usize,
-        (None, Some(run)) => threads_of(run, device.gpu.is_some()),
-        (None, None) => usual_threads(device.gpu.is_some()),
+        (None, Some(run)) => threads_of(run),
+        (None, None) => usual_threads(),
     };
     let options = ProbeOptions {
         threads,

@@ -128,7 +128,7 @@ pub const KEYS: &[Key] = &[
         name: "threads",
         doc: "Threads that compute on the host. Changes no result.",
         kind: Kind::Count { min: 1, max: 4096 },
-        default: Unset("all cores; beside a GPU two less, from eight on"),
+        default: Unset("all cores; beside a GPU they give way to what submits to it"),
         elsewhere: &["num_threads", "dataset_num_proc", "n_threads"],
     },
     Key {

@@ -23,20 +23,24 @@ impl Pool {
     }
 
     /// As [`Pool::new`]; where the machine has several NUMA nodes, each thread stays on a core of
-    /// its own, on the nodes in turn.
+    /// its own, on the nodes in turn. With `give_way` they leave their cores to whoever of the usual
+    /// priority wakes ([`numa::give_way`]).
     ///
     /// # Panics
     /// As [`Pool::new`].
     #[must_use]
-    pub fn spread(lane: &str, threads: usize) -> Self {
-        Self::build(lane, threads, |i| {
+    pub fn spread(lane: &str, threads: usize, give_way: bool) -> Self {
+        Self::build(lane, threads, move |i| {
             if let Some(core) = numa::core_of(i) {
                 numa::stay_on(&[core]);
+            }
+            if give_way {
+                numa::give_way();
             }
         })
     }
 
-    fn build(lane: &str, threads: usize, start: fn(usize)) -> Self {
+    fn build(lane: &str, threads: usize, start: impl Fn(usize) + Send + Sync + 'static) -> Self {
         let name = lane.to_owned();
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(threads)

@@ -26,13 +26,14 @@ impl Queue {
         Self::Cpu(Pool::new(lane, threads))
     }
 
-    /// A CPU queue whose threads are spread over the machine's NUMA nodes: [`Pool::spread`].
+    /// A CPU queue whose threads are spread over the machine's NUMA nodes and, when told to, give way
+    /// to others: [`Pool::spread`].
     ///
     /// # Panics
     /// When the system refuses to start a thread.
     #[must_use]
-    pub fn spread(lane: &str, threads: usize) -> Self {
-        Self::Cpu(Pool::spread(lane, threads))
+    pub fn spread(lane: &str, threads: usize, give_way: bool) -> Self {
+        Self::Cpu(Pool::spread(lane, threads, give_way))
     }
 
     /// Which make of device it is a queue of.

@@ -720,7 +720,12 @@ fn work<E: Engine>(shared: &Shared<E>, lane: Lane, receiver: &Receiver<Arc<Submi
     let l = lane.idx();
     let own = match (lane, &shared.streams) {
         (_, Some(streams)) if streams.is_stream(l) => None,
-        (Lane::HOST, _) => Some(Queue::spread(lane.name(), shared.options.threads)),
+        // Beside a GPU updates take every core: what submits to its streams and serves I/O goes first.
+        (Lane::HOST, _) => Some(Queue::spread(
+            lane.name(),
+            shared.options.threads,
+            shared.streams.is_some(),
+        )),
         (Lane::GPU, _) => Some(Queue::new(lane.name(), shared.options.threads)),
         _ => Some(Queue::new(lane.name(), 1)),
     };

@@ -70,6 +70,17 @@ pub fn stay_on(cores: &[usize]) {
     let _ = sched_setaffinity(None, &set);
 }
 
+/// From now on the calling thread gives way to threads of the usual priority: one that wakes gets its
+/// core at once. So updates may take every core, and those that submit to a GPU and serve I/O still run
+/// when they must. Where the system refuses, nothing changes.
+pub fn give_way() {
+    // Without a process's number Linux means the calling thread, not its process.
+    let _ = rustix::process::setpriority_process(None, NICE);
+}
+
+/// A tenth of the usual weight.
+const NICE: i32 = 10;
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -94,6 +105,18 @@ mod tests {
         let turns: Vec<_> = (0..5).map(|i| turn(&some, i)).collect();
         assert_eq!(turns, [1, 5, 3, 7, 1].map(Some));
         assert_eq!(turn(&all[..1], 3), None);
+    }
+
+    #[test]
+    fn a_thread_that_gives_way_does_so_alone() {
+        let mine = || rustix::process::getpriority_process(None).unwrap();
+        let before = mine();
+        let its = std::thread::spawn(move || {
+            give_way();
+            mine()
+        });
+        assert_eq!(its.join().unwrap(), NICE.max(before));
+        assert_eq!(mine(), before);
     }
 
     #[test]

@@ -3,7 +3,8 @@
 mod rates;
 
 pub use rates::{
-    Beside, DiskReport, DiskRow, HostOptions, HostReport, LinkRow, LinksReport, disk, host, links,
+    Beside, CopyBound, DiskReport, DiskRow, HostOptions, HostReport, LinkRow, LinksReport, disk,
+    host, links,
 };
 
 use std::collections::{BTreeMap, VecDeque};

@@ -60,7 +60,7 @@ pub fn machine_of(
         return load_machine(path);
     }
     let options = ProbeOptions {
-        threads: threads_of(run, device.gpu.is_some()),
+        threads: threads_of(run),
         directories: directories_of(run),
         seconds: 0.1,
         moments: run.optimizer.moments,
@@ -142,7 +142,7 @@ fn open_on(
     disk: DiskChoice,
 ) -> Result<Session, TrainError> {
     let options = SessionOptions {
-        threads: threads_of(run, planned.device.gpu.is_some()),
+        threads: threads_of(run),
         mode: Mode::Threads,
         trace_events,
         disk,

@@ -14,7 +14,7 @@ use lowtide_kernels::adamw::{self, Hyper, MomentViews, Segment};
 use lowtide_kernels::gradient;
 use lowtide_kernels::matmul::{self, Dims};
 use lowtide_model::{Arg, Call, Decoder, Phase};
-use lowtide_planner::{DiskRates, Machine, Shared, Source, Together};
+use lowtide_planner::{DiskRates, Lane, Machine, Shared, Source, Together};
 use lowtide_tiers::{Arena, Fill, ProbeConfig, TierError, process};
 use lowtide_units::{Bytes, BytesPerSecond, FlopsPerSecond, Seconds};
 use lowtide_workload::{Access, Dtype, Moments, Op, Operand, Unit, UnitKind, What, Workload};
@@ -22,7 +22,7 @@ use lowtide_workload::{Access, Dtype, Moments, Op, Operand, Unit, UnitKind, What
 use crate::data::Micro;
 use crate::error::TrainError;
 use crate::random::Philox;
-use crate::together::{Lanes, LanesConfig};
+use crate::together::{Alone, Lanes, LanesConfig};
 
 /// What to measure.
 #[derive(Clone, Debug)]
@@ -101,24 +101,28 @@ pub fn probe(
     decoder: Option<&Decoder>,
     sample: Option<&Micro>,
 ) -> Result<Machine, TrainError> {
-    let host = Queue::new("probe", options.threads);
     let disk = match options.directories.as_slice() {
         [] => None,
         dirs => Some(disk_rates(dirs, options.seconds)?),
     };
-    let machine = match &options.gpu {
-        None => cpu(options, &host)?,
-        Some(gpu) => gpu_rates(options, &host, gpu)?,
+    let (q, machine, together) = match &options.gpu {
+        None => {
+            let host = Queue::new("probe", options.threads);
+            let machine = cpu(options, &host)?;
+            (host, machine, together(options)?.1)
+        }
+        Some(gpu) => {
+            let (alone, together) = together(options)?;
+            let host = alone.iter().find(|(lane, _)| *lane == Lane::HOST);
+            let host_adamw = host.expect("there is a host lane").1;
+            let machine = gpu_rates(options, host_adamw, gpu)?;
+            (Queue::Cuda(cuda::Queue::new(gpu)?), machine, together)
+        }
     };
-    let together = together(options)?;
     let mut machine = Machine {
         disk,
         together,
         ..machine
-    };
-    let q = match &options.gpu {
-        None => host,
-        Some(gpu) => Queue::Cuda(cuda::Queue::new(gpu)?),
     };
     if let Some(decoder) = decoder {
         machine.ops = operations(&q, decoder, sample, options.seconds.min(0.03))?;
@@ -132,27 +136,29 @@ pub fn probe(
     Ok(machine)
 }
 
-/// Speeds of lanes beside each other. Where a probe has little time (a run's start), so has this.
-fn together(options: &ProbeOptions) -> Result<Vec<Together>, TrainError> {
+/// Lanes alone, and their speeds beside each other. Where a probe has little time (a run's start), so
+/// has this.
+fn together(options: &ProbeOptions) -> Result<(Alone, Vec<Together>), TrainError> {
     let drives = options.directories.iter().map(|d| (d.clone(), 1.0));
     let gpu = options.gpu.clone();
     let mut config =
         LanesConfig::for_probe(options.threads, gpu, drives.collect(), options.moments);
     let thorough = options.seconds >= THOROUGH;
     let (seconds, rounds) = match (thorough, &options.gpu) {
-        (true, _) => (0.2, 2),
+        (true, _) => (0.2, 3),
         (false, Some(_)) => (0.1, 1),
         (false, None) => (0.02, 1),
     };
     if !thorough {
         config.disk = Bytes::MIB * 256;
+        config.parameters = config.parameters.min(1 << 27);
         if options.gpu.is_none() {
             config.parameters = config.parameters.min(1 << 20);
             config.disk = Bytes::MIB * 64;
         }
     }
     let lanes = Lanes::new(config)?;
-    Ok(lanes.speeds(&lanes.sets(), seconds, rounds)?.1)
+    lanes.speeds(&lanes.sets(), seconds, rounds)
 }
 
 /// What this process holds on a GPU now, while no arena is allocated, and a little for streams.
@@ -214,7 +220,8 @@ fn cpu(options: &ProbeOptions, q: &Queue) -> Result<Machine, TrainError> {
     })
 }
 
-fn gpu_rates(options: &ProbeOptions, host: &Queue, gpu: &Gpu) -> Result<Machine, TrainError> {
+/// Rates of a GPU and its links, with what the host's lane gave (parameters a second).
+fn gpu_rates(options: &ProbeOptions, host_adamw: f64, gpu: &Gpu) -> Result<Machine, TrainError> {
     gpu.set_tuning(true);
     let q = Queue::Cuda(cuda::Queue::new(gpu)?);
     let seconds = options.seconds.min(0.2);
@@ -229,8 +236,6 @@ fn gpu_rates(options: &ProbeOptions, host: &Queue, gpu: &Gpu) -> Result<Machine,
     };
     let device_adamw = adamw_rate(&q, 1 << 27, options.moments, seconds)?;
     finish_once(&q)?;
-    // Enough parameters that the host's caches do not hold them.
-    let host_adamw = adamw_rate(host, 1 << 26, options.moments, options.seconds)?;
     let links = links(gpu, &q, seconds)?;
     let op_overhead = {
         let arena = device_arena(&q, Bytes(512))?;

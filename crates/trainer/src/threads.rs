@@ -5,49 +5,33 @@ use lowtide_tiers::numa;
 
 /// Threads of a run's lanes that compute on the host: the run's own number, or [`usual_threads`].
 #[must_use]
-pub fn threads_of(run: &Run, gpu: bool) -> usize {
-    run.threads
-        .map_or_else(|| usual_threads(gpu), |n| n as usize)
+pub fn threads_of(run: &Run) -> usize {
+    run.threads.map_or_else(usual_threads, |n| n as usize)
 }
 
-/// All cores; beside a GPU, from eight cores on, two less: they submit to its streams and serve
-/// I/O while updates run, which memory feeds with fewer threads than there are cores.
+/// All cores. Beside a GPU too: what submits to its streams and serves I/O takes little of them, and
+/// updates give way to it.
 #[must_use]
-pub fn usual_threads(gpu: bool) -> usize {
-    leave(
-        std::thread::available_parallelism().map_or(1, usize::from),
-        gpu,
-    )
-}
-
-fn leave(cores: usize, gpu: bool) -> usize {
-    if gpu && cores >= 8 { cores - 2 } else { cores }
+pub fn usual_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 /// One line for people: how many threads update, and where they and their memory are.
 #[must_use]
 pub fn host_note(run: &Run, gpu: bool) -> String {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let threads = threads_of(run, gpu);
-    let why = match (run.threads, cores.saturating_sub(threads)) {
-        (Some(_), _) => "as the run says".to_owned(),
-        (None, 0) => format!("all of {cores} cores"),
-        (None, left) => format!("{left} of {cores} cores left for submission and I/O"),
+    let threads = threads_of(run);
+    let why = match run.threads {
+        Some(_) => "as the run says",
+        None => "all cores",
+    };
+    let way = if gpu {
+        ", which give way to submission and I/O"
+    } else {
+        ""
     };
     let memory = match numa::nodes().len() {
         0 | 1 => "one NUMA node".to_owned(),
         n => format!("spread over {n} NUMA nodes, memory on them in turn"),
     };
-    format!("host: {threads} threads ({why}); {memory}")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn cores_are_left_beside_a_gpu_where_there_are_enough() {
-        assert_eq!([2, 7, 8, 16].map(|c| leave(c, true)), [2, 7, 6, 14]);
-        assert_eq!([2, 16].map(|c| leave(c, false)), [2, 16]);
-    }
+    format!("host: {threads} threads ({why}){way}; {memory}")
 }

@@ -20,6 +20,7 @@ use lowtide_tiers::{
 };
 use lowtide_units::Bytes;
 use lowtide_workload::{Dtype, Moments};
+use rayon::prelude::*;
 
 use crate::error::TrainError;
 
@@ -32,7 +33,7 @@ pub struct LanesConfig {
     pub gpu: Option<Gpu>,
     /// Directories of the drives with their shares of the traffic; none: no disk lanes.
     pub drives: Vec<(PathBuf, f64)>,
-    /// Parameters that the host lane updates at a time.
+    /// Parameters that the host lane updates, [`WINDOW`] at a time.
     pub parameters: u64,
     /// How their moments are stored.
     pub moments: Moments,
@@ -53,7 +54,7 @@ impl LanesConfig {
         moments: Moments,
     ) -> Self {
         let (parameters, copy) = match gpu {
-            Some(_) => (1 << 27, Bytes::MIB * 64),
+            Some(_) => (1 << 29, Bytes::MIB * 64),
             None => (1 << 22, Bytes::MIB * 4),
         };
         let spare = HostMemory::available().0 / 4;
@@ -69,6 +70,8 @@ impl LanesConfig {
     }
 }
 
+/// Most parameters of one update: about a piece of a large block, so that a rate has many of them.
+const WINDOW: u64 = 1 << 26;
 /// Bytes of host memory that a parameter's state takes: weight, remainder, moments, gradient.
 const STATE_BYTES: u64 = 14;
 /// Copies between two looks at the clock on a GPU: their launches then cost nothing beside them.
@@ -135,7 +138,10 @@ impl Lanes {
             Some(Disk::open(&disk.fit(bytes)?, Some(host.arena()))?)
         };
         let stream = |gpu| cuda::Queue::new(gpu).map(Queue::Cuda);
-        let mut queues = vec![(Lane::HOST, Queue::spread("host", config.threads))];
+        let mut queues = vec![(
+            Lane::HOST,
+            Queue::spread("host", config.threads, gpu.is_some()),
+        )];
         for lane in [Lane::H2D, Lane::D2H] {
             queues.push((
                 lane,
@@ -179,11 +185,14 @@ impl Lanes {
         let chunk = n.min(1 << 20);
         for ((word, offset), size) in words.into_iter().zip(offsets).zip(sizes) {
             let numbers = vec![word; (chunk * size / 4) as usize];
-            for at in (0..n).step_by(chunk as usize) {
-                let bytes = size * chunk.min(n - at);
-                let view = self.host.view(offset * n + size * at, bytes);
-                memory::store(&view, &numbers[..(bytes / 4) as usize]);
-            }
+            // By the threads that update: one alone would take seconds, most of them for new pages.
+            self.queue(Lane::HOST).run(|| {
+                (0..n.div_ceil(chunk)).into_par_iter().for_each(|i| {
+                    let bytes = size * chunk.min(n - i * chunk);
+                    let view = self.host.view(offset * n + size * i * chunk, bytes);
+                    memory::store(&view, &numbers[..(bytes / 4) as usize]);
+                });
+            });
         }
         if let Some(disk) = &self.disk {
             let mut writer = self.transfers(Kind::Write);
@@ -324,8 +333,8 @@ impl Lanes {
         Ok(rates)
     }
 
-    /// Each lane alone, and the speeds of each set: `rounds` times in turn, so that a disturbance
-    /// hits all of them; of a lane alone the best counts, of a set the mean.
+    /// Each lane alone, and the speeds of each set: means of `rounds` turns, so that a disturbance
+    /// hits all of them. Means, not best ones: what else runs on a machine runs beside a run too.
     ///
     /// # Errors
     /// When a lane fails.
@@ -339,8 +348,8 @@ impl Lanes {
         let mut alone = vec![0.0f64; lanes.len()];
         let mut sums: Vec<Vec<f64>> = sets.iter().map(|s| vec![0.0; s.len()]).collect();
         for _ in 0..rounds.max(1) {
-            for (best, &lane) in alone.iter_mut().zip(&lanes) {
-                *best = best.max(self.rates(&[lane], seconds)?[0]);
+            for (mean, &lane) in alone.iter_mut().zip(&lanes) {
+                *mean += self.rates(&[lane], seconds)?[0] / rounds.max(1) as f64;
             }
             for (set, sums) in sets.iter().zip(&mut sums) {
                 for (sum, rate) in sums.iter_mut().zip(self.rates(set, seconds)?) {
@@ -382,7 +391,7 @@ impl Lanes {
             Lane::HOST => {
                 let mut step = 0;
                 Party {
-                    amount: self.config.parameters as f64,
+                    amount: self.window() as f64,
                     work: Box::new(Repeat(move || {
                         step += 1;
                         self.update(step);
@@ -427,13 +436,19 @@ impl Lanes {
         Ok(())
     }
 
-    /// One AdamW step on the host lane's threads, as the engine calls it.
+    /// Parameters of one update.
+    fn window(&self) -> u64 {
+        self.config.parameters.min(WINDOW)
+    }
+
+    /// One AdamW step over the next window, on the host lane's threads, as the engine calls it.
     fn update(&self, step: u64) {
         let n = self.config.parameters;
         let at = |offset: u64, bytes: u64| self.host.view(offset * n, bytes * n);
+        let window = self.window();
         let segment = Segment {
-            offset: 0,
-            elements: n as usize,
+            offset: (step % (n / window) * window) as usize,
+            elements: window as usize,
             decay: true,
             param: 0,
             start: 0,

@@ -93,7 +93,7 @@ pub fn verify(
     let got = train(run, &mut first, &whole, &inputs, plant_fault)?;
     let measured = first.measured();
     let options = SessionOptions {
-        threads: threads_of(run, device.gpu.is_some()),
+        threads: threads_of(run),
         disk: DiskChoice::None,
         gpu: device.gpu.clone(),
         ..SessionOptions::default()

@@ -124,29 +124,6 @@ pub fn bench(threads: usize, parameters: usize, moments: Moments) -> BenchReport
     report
 }
 
-/// The better of `memcpy` and a copy with non-temporal stores of `bytes` bytes on `threads` threads,
-/// median of samples as in [`bench()`]: bytes read plus bytes written. Takes twice `bytes` of memory,
-/// released on return.
-///
-/// # Panics
-/// When `threads` or `bytes` is 0.
-#[must_use]
-pub fn copy_bound(threads: usize, bytes: usize) -> BytesPerSecond {
-    assert!(
-        threads > 0 && bytes > 0,
-        "a copy of {bytes} bytes, {threads} threads"
-    );
-    let q = Queue::new("copy", threads);
-    let copies = Copies::new(&q, bytes);
-    let rate = |copy| {
-        let sample = |_| best(copies.traffic(), || copies.run(&q, copy));
-        median((0..SAMPLES).map(sample).collect()).expect("samples were taken")
-    };
-    let plain = rate(memcpy_chunk);
-    let non_temporal = non_temporal_chunk().map_or(0.0, |copy| rate(copy).0);
-    BytesPerSecond(plain.0.max(non_temporal))
-}
-
 /// The best rate of several runs.
 fn best(traffic: Bytes, mut run: impl FnMut()) -> BytesPerSecond {
     let seconds = (0..RUNS).map(|_| {

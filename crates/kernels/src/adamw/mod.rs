@@ -62,7 +62,7 @@ mod split;
 #[cfg(test)]
 mod tests;
 
-pub use bench::{BenchReport, PathRate, bench, copy_bound};
+pub use bench::{BenchReport, PathRate, bench};
 pub use split::{MASTER_MAX, join, split};
 
 use lowtide_device::{Plain, Queue, View, memory};
