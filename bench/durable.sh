@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
-# A durable run that is killed (kill -9) at random moments and goes on, beside the same run unbroken: losses, norms
-# and every byte of the final model must be the same, and no step that was completed may be lost.
+# A durable run that is killed (kill -9) in the middle of steps and goes on, beside the same run unbroken:
+# losses, norms and every byte of the final model must be the same, and no step that was completed may be lost.
 #
 #   bench/durable.sh FOLDER [KILLS [KEY=VALUE...]]
 #
-# Without KEY=VALUE: qwen2.5-1.5b from random weights, device 24 GiB, host 30 GiB, disk 50 GiB, 5 steps.
+# Without KEY=VALUE: qwen2.5-1.5b from random weights, device 24 GiB, host 30 GiB, disk 50 GiB, 4 steps. The
+# folder's drive needs 60 GiB.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=$(realpath -m "${1:?a folder}")
-kills=${2:-3}
+kills=${2:-2}
 shift $(($# < 2 ? $# : 2))
 lowtide=${LOWTIDE:-target/gpu/lowtide}
 mkdir -p "$out"
@@ -17,7 +18,7 @@ model: { shape: qwen2.5-1.5b, init: random, tokenizer: $PWD/examples/quickstart/
 precision: bf16
 budget: { device: 24GiB, host: 30GiB, disk: [{ dir: $out/disk, size: 50GiB }] }
 data: { train: $PWD/examples/quickstart/train.jsonl }
-train: { steps: 5, micro_batch: 4, seq: 256, learning_rate: 1e-4 }
+train: { steps: 4, micro_batch: 4, seq: 256, learning_rate: 1e-4 }
 checkpoint: { durable: true, every_steps: 1000000 }
 YAML
 sets=()
@@ -35,29 +36,39 @@ for line in open(sys.argv[1]):
         print(step["step"], step["loss"], step["grad_norm"])
 PY
 }
+steps() { # NAME: how many steps it has completed
+    (losses "$1" || true) 2>/dev/null | wc -l
+}
+keep() { # NAME: what is compared; the rest makes room
+    losses "$1" >"$out/$1.losses"
+    (cd "$out/$1/model" && sha256sum ./*.safetensors) >"$out/$1.sum"
+    rm -rf "${out:?}/$1" "$out/disk"
+}
 
 echo "unbroken:"
 began=$(date +%s.%N)
 run whole
-took=$(awk -v a="$began" -v b="$(date +%s.%N)" 'BEGIN { printf "%.1f", b - a }')
-rm -rf "$out/disk"
-echo "  $took s"
+awk -v a="$began" -v b="$(date +%s.%N)" 'BEGIN { printf "  %.1f s\n", b - a }'
+# Seconds between steps, to kill in the middle of one.
+each=$(sed -n 's/^a step *\([0-9.]*\) \(ms\|s\) measured.*/\1 \2/p' "$out/whole.log" | awk '{ print ($2 == "ms" ? $1 / 1000 : $1) }')
+keep whole
 echo "killed:"
 RANDOM=${SEED:-1}
 for i in $(seq "$kills"); do
+    had=$(steps broken)
     run broken &
     pid=$!
-    # Not in the first third, in which nothing steps yet.
-    after=$(awk -v t="$took" -v r=$RANDOM 'BEGIN { printf "%.1f", t * (0.35 + 0.4 * r / 32767) }')
+    # One step more, and then some of the next.
+    while [ "$(steps broken)" -le "$had" ] && kill -0 "$pid" 2>/dev/null; do sleep 0.1; done
+    after=$(awk -v t="$each" -v r=$RANDOM 'BEGIN { printf "%.2f", t * (0.15 + 0.7 * r / 32767) }')
     sleep "$after"
     # The function's shell and the command below it.
     pkill -9 -P "$pid" || true
     wait "$pid" 2>/dev/null || true
-    echo "  after $after s, $( (losses broken || true) 2>/dev/null | wc -l) steps in the metrics"
+    echo "  $after s after a step of $each s, $(steps broken) steps in the metrics"
 done
 run broken
 grep -h "went on from\|resumed from" "$out/broken.log" | sed 's/^/  /' || true
-diff <(losses whole) <(losses broken) && echo "same losses and norms, $(losses whole | wc -l) steps"
-(cd "$out/whole/model" && sha256sum ./*.safetensors) >"$out/whole.sum"
-(cd "$out/broken/model" && sha256sum ./*.safetensors) | diff "$out/whole.sum" - && echo "same bytes of the model"
-rm -rf "$out/whole" "$out/broken"
+keep broken
+diff "$out/whole.losses" "$out/broken.losses" && echo "same losses and norms, $(wc -l <"$out/whole.losses") steps"
+diff "$out/whole.sum" "$out/broken.sum" && echo "same bytes of the model"

@@ -127,8 +127,11 @@ def main():
     if args.mode == "zero-infinity":
         os.makedirs(args.nvme, exist_ok=True)
 
-    import deepspeed
     import torch
+
+    # DeepSpeed's builder knows no architecture with a letter, such as the 9.0a that some images set.
+    os.environ["TORCH_CUDA_ARCH_LIST"] = "{}.{}".format(*torch.cuda.get_device_capability())
+    import deepspeed
 
     peak = Peak()
     peak.start()

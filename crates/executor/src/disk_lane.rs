@@ -126,9 +126,8 @@ impl<E: Engine> DiskLane<'_, E> {
                     }
                     continue;
                 }
-                lock(&self.shown).flying.push_back((s.part, task, memory));
+                let start = self.take_off((s.part, task, memory));
                 self.show_next(LaneState::Idle);
-                let start = seconds(shared.epoch);
                 let flying = Flying {
                     ticket: submit_transfer(
                         &shared.plan,
@@ -172,12 +171,30 @@ impl<E: Engine> DiskLane<'_, E> {
             last = event.end;
             let task = &shared.plan.part(s.part)[f.task as usize];
             lock(&shared.records[l]).add(task, event);
-            let mut shown = lock(&self.shown);
-            shown.flying.pop_front();
-            *lock(&shared.states[l]) = shown.state();
-            drop(shown);
+            self.land(last);
             shared.progress.complete(l);
         }
+    }
+
+    /// A transfer goes to the drive: when.
+    fn take_off(&self, transfer: (PartName, u32, Range<u64>)) -> f64 {
+        let mut shown = lock(&self.shown);
+        let now = seconds(self.shared.epoch);
+        if shown.flying.is_empty() {
+            lock(&self.shared.drives).enter(now);
+        }
+        shown.flying.push_back(transfer);
+        now
+    }
+
+    /// The oldest transfer has ended.
+    fn land(&self, now: f64) {
+        let mut shown = lock(&self.shown);
+        shown.flying.pop_front();
+        if shown.flying.is_empty() {
+            lock(&self.shared.drives).leave(now);
+        }
+        *lock(&self.shared.states[self.lane]) = shown.state();
     }
 
     fn show_next(&self, next: LaneState) {

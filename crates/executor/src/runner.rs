@@ -21,7 +21,7 @@ use crate::options::{Mode, Options};
 use crate::progress::Progress;
 use crate::shuffled::Shuffle;
 use crate::streams::Streams;
-use crate::timeline::{Event, Measured, Record, seconds, task_label, write_trace};
+use crate::timeline::{AnyBusy, Event, Measured, Record, seconds, task_label, write_trace};
 
 /// One submitted part.
 pub(crate) struct Submission<S> {
@@ -75,6 +75,7 @@ pub(crate) struct Shared<E: Engine> {
     pub error: Mutex<Option<ExecError>>,
     pub states: [Mutex<LaneState>; LANES],
     pub records: [Mutex<Record>; LANES],
+    pub drives: Mutex<AnyBusy>,
     pub epoch: Instant,
 }
 
@@ -452,6 +453,7 @@ impl<E: Engine> Runner<E> {
             error: Mutex::new(None),
             states: std::array::from_fn(|_| Mutex::new(LaneState::Idle)),
             records: std::array::from_fn(|_| Mutex::new(Record::new(trace_events))),
+            drives: Mutex::default(),
             epoch,
         });
         let mut runner = Self {
@@ -655,6 +657,7 @@ impl<E: Engine> Runner<E> {
         for (sum, record) in m.lanes.iter_mut().zip(&self.shared.records) {
             *sum = lock(record).measure;
         }
+        m.drive_seconds = lock(&self.shared.drives).seconds(seconds(self.shared.epoch));
         m
     }
 

@@ -65,6 +65,8 @@ pub struct LaneMeasure {
 pub struct Measured {
     /// By lane.
     pub lanes: [LaneMeasure; LANES],
+    /// Seconds in which a drive read or wrote: both at once count once.
+    pub drive_seconds: f64,
 }
 
 impl Measured {
@@ -83,6 +85,7 @@ impl Measured {
             a.bytes += b.bytes;
             a.tasks += b.tasks;
         }
+        d.drive_seconds += other.drive_seconds;
         d
     }
 
@@ -95,7 +98,44 @@ impl Measured {
             a.bytes -= b.bytes;
             a.tasks -= b.tasks;
         }
+        d.drive_seconds -= before.drive_seconds;
         d
+    }
+}
+
+/// How long at least one of several lanes was busy.
+#[derive(Debug, Default)]
+pub(crate) struct AnyBusy {
+    lanes: u32,
+    since: f64,
+    seconds: f64,
+}
+
+impl AnyBusy {
+    /// A lane that was idle has work.
+    pub fn enter(&mut self, now: f64) {
+        if self.lanes == 0 {
+            self.since = now;
+        }
+        self.lanes += 1;
+    }
+
+    /// A lane has no more work.
+    pub fn leave(&mut self, now: f64) {
+        self.lanes -= 1;
+        if self.lanes == 0 {
+            self.seconds += now - self.since;
+        }
+    }
+
+    /// Seconds until `now`.
+    pub fn seconds(&self, now: f64) -> f64 {
+        let running = if self.lanes > 0 {
+            now - self.since
+        } else {
+            0.0
+        };
+        self.seconds + running
     }
 }
 
@@ -193,4 +233,22 @@ pub(crate) fn write_trace(
         "{{\"ph\":\"M\",\"pid\":0,\"name\":\"process_name\",\"args\":{{\"name\":\"lowtide\"}}}}"
     )?;
     writeln!(out, "]}}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lanes_that_are_busy_at_once_count_once() {
+        let mut busy = AnyBusy::default();
+        busy.enter(1.0);
+        busy.enter(2.0);
+        busy.leave(3.0);
+        assert_eq!(busy.seconds(3.5), 2.5, "one still runs");
+        busy.leave(4.0);
+        busy.enter(6.0);
+        busy.leave(6.5);
+        assert_eq!(busy.seconds(9.0), 3.5);
+    }
 }

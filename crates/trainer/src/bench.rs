@@ -165,15 +165,14 @@ pub fn step(
     let step_seconds = times[times.len() / 2];
     let model_tflops = w.model_flops.0 / step_seconds / 1e12;
     let matmul_tflops = planned.machine.matmul_bf16.0 / 1e12;
-    // Sums run from the last step that was complete at the start to the drain: a step or so more.
-    let counted = lanes.lane(Lane::GPU).tasks as f64
-        / plan
-            .part(lowtide_planner::PartName::Steady)
-            .iter()
-            .filter(|t| t.lane == Lane::GPU)
-            .count()
-            .max(1) as f64;
-    let gpu_busy = lanes.lane(Lane::GPU).busy_seconds / counted;
+    // Sums run from a norm to the drain, which is another number of steps for each lane: the last
+    // update has no forward pass beside it.
+    let steady = plan.part(lowtide_planner::PartName::Steady);
+    let counted = |lane: Lane| {
+        let tasks = steady.iter().filter(|t| t.lane == lane).count().max(1);
+        (lanes.lane(lane).tasks as f64 / tasks as f64).max(1e-9)
+    };
+    let gpu_busy = lanes.lane(Lane::GPU).busy_seconds / counted(Lane::GPU);
     let device_bytes = planned
         .device
         .gpu
@@ -200,10 +199,9 @@ pub fn step(
             + planned.machine.device_reserve.0,
         host_peak_bytes: process::peak_rss_bytes().map(|b| b.0),
         planned_host_bytes: planned_host(&plan, &planned.machine),
-        moved_bytes_per_step: moved_bytes(&lanes)
-            .into_iter()
-            .map(|(lane, n)| (lane, (n as f64 / counted) as u64))
-            .collect(),
+        moved_bytes_per_step: moved_bytes(|lane| {
+            (lanes.lane(lane).bytes as f64 / counted(lane)).round() as u64
+        }),
         recomputed_blocks: plan.choice.recomputed_blocks(),
         losses: [losses[0], losses[losses.len() - 1]],
         start_seconds,

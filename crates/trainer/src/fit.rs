@@ -695,8 +695,8 @@ impl Fit<'_> {
         let tail = &losses[losses.len().saturating_sub(10)..];
         let prediction = &planned.plan.prediction;
         let n = losses.len().max(1) as f64;
-        let lanes = compare_lanes(prediction, &moved, n);
-        let moved_bytes = moved_bytes(&moved);
+        let lanes = compare_lanes(prediction, &moved, |_| n);
+        let moved_bytes = moved_bytes(|lane| moved.lane(lane).bytes);
         let planned_bytes = Tier::ALL
             .map(|t| (t.name().to_owned(), planned.plan.tier(t).planned_bytes.0))
             .into();

@@ -489,14 +489,16 @@ fn disk_rates(dirs: &[PathBuf], seconds: f64) -> Result<DiskRates, TierError> {
             path: dir.clone(),
             os: (&e).into(),
         })?;
+        // A run's start has less time than a probe, which waits until a drive's first burst is over: a
+        // run moves tens of gigabytes without a pause.
+        let (bytes, seconds) = if seconds < THOROUGH {
+            (Bytes::GIB, seconds.max(0.1))
+        } else {
+            (Bytes::GIB * 4, seconds.max(2.0))
+        };
         let config = ProbeConfig {
-            // A run's start has less time than a probe.
-            bytes: if seconds < THOROUGH {
-                Bytes::GIB
-            } else {
-                Bytes::GIB * 4
-            },
-            time: Duration::from_secs_f64(seconds.max(0.1)),
+            bytes,
+            time: Duration::from_secs_f64(seconds),
             ..ProbeConfig::default()
         };
         let rates = lowtide_tiers::probe(dir, &config)?;

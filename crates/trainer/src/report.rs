@@ -59,28 +59,33 @@ pub trait Observer {
 pub struct LaneCompared {
     /// Predicted seconds of work.
     pub predicted_seconds: f64,
-    /// Measured seconds inside tasks, mean over the steps.
+    /// Measured seconds inside tasks, of the disk lanes together; mean over the steps.
     pub measured_seconds: f64,
 }
 
-/// Predicted work of a step and measured work of `steps` steps, by lane.
+/// Predicted work of a step and measured work of a step, by lane; while a drive reads and writes at
+/// once, its seconds count once. `steps`: how many steps' work of a lane was measured.
 pub(crate) fn compare_lanes(
     prediction: &Prediction,
     measured: &Measured,
-    steps: f64,
+    steps: impl Fn(Lane) -> f64,
 ) -> BTreeMap<String, LaneCompared> {
     LaneKind::ALL
         .iter()
         .zip(&prediction.lanes)
         .map(|(kind, lane)| {
-            let busy: f64 = Lane::ALL
-                .iter()
-                .filter(|l| l.kind == *kind)
-                .map(|&l| measured.lane(l).busy_seconds)
-                .sum();
+            let sum = |of: &dyn Fn(Lane) -> f64| -> f64 {
+                let lanes = Lane::ALL.iter().filter(|l| l.kind == *kind);
+                lanes.map(|&l| of(l)).sum()
+            };
+            let seconds = |l| measured.lane(l).busy_seconds;
+            let mut busy = sum(&|l| seconds(l) / steps(l));
+            if *kind == LaneKind::Disk && busy > 0.0 {
+                busy *= measured.drive_seconds / sum(&seconds);
+            }
             let compared = LaneCompared {
                 predicted_seconds: lane.busy_seconds.0,
-                measured_seconds: busy / steps,
+                measured_seconds: busy,
             };
             (kind.name().to_owned(), compared)
         })
@@ -88,14 +93,14 @@ pub(crate) fn compare_lanes(
 }
 
 /// Bytes that the lanes moved, by name.
-pub(crate) fn moved_bytes(measured: &Measured) -> BTreeMap<String, u64> {
+pub(crate) fn moved_bytes(of: impl Fn(Lane) -> u64) -> BTreeMap<String, u64> {
     [
         ("h2d", Lane::H2D),
         ("d2h", Lane::D2H),
         ("disk_read", Lane::DISK_READ),
         ("disk_write", Lane::DISK_WRITE),
     ]
-    .map(|(name, lane)| (name.to_owned(), measured.lane(lane).bytes))
+    .map(|(name, lane)| (name.to_owned(), of(lane)))
     .into()
 }
 

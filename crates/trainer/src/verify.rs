@@ -117,7 +117,7 @@ pub fn verify(
         });
     let (state, compared_bytes) = compare(&first, &second)?;
     difference = difference.or(state);
-    let moved_bytes = moved_bytes(&measured);
+    let moved_bytes = moved_bytes(|lane| measured.lane(lane).bytes);
     Ok(VerifyReport {
         equal: difference.is_none(),
         steps,
