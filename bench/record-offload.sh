@@ -4,7 +4,7 @@
 #
 #   bench/record-offload.sh MACHINE PART... [-- OUTPUT FOLDER]
 #
-# Parts: budgets (24 GiB for 3B and 7B), share (16k to 128k tokens a step, and all resident), large (14B), disk
+# Parts: budgets (24 GiB for 3B and 7B), share (the same at 16k to 128k tokens a step, and all resident), large (14B), disk
 # (optimizer state on disk), lanes (host, links and disk alone), peers (DeepSpeed on the same shapes).
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -57,11 +57,11 @@ budgets() {
 
 share() {
     for accumulate in 1 2 4 8; do
-        local tokens=$((accumulate * 16))k
-        step "qwen2.5-3b-resident-$tokens" qwen2.5-3b 135GiB 60GiB $accumulate 3
-        step "qwen2.5-3b-24GiB-$tokens" qwen2.5-3b 24GiB 60GiB $accumulate 3
-        step "llama2-7b-resident-$tokens" llama2-7b 138GiB 90GiB $accumulate 2
-        step "llama2-7b-24GiB-$tokens" llama2-7b 24GiB 105GiB $accumulate 2
+        local tokens=$((accumulate * 16))k steps=$((accumulate < 4 ? 4 / accumulate : 1))
+        step "qwen2.5-3b-resident-$tokens" qwen2.5-3b 135GiB 60GiB $accumulate $steps
+        step "qwen2.5-3b-24GiB-$tokens" qwen2.5-3b 24GiB 60GiB $accumulate $steps
+        step "llama2-7b-resident-$tokens" llama2-7b 138GiB 90GiB $accumulate $steps
+        step "llama2-7b-24GiB-$tokens" llama2-7b 24GiB 105GiB $accumulate $steps
     done
     python3 bench/share.py "$out"/step-*k.txt --plot "$out/share.svg" | tee "$out/share.md"
 }
