@@ -14,6 +14,7 @@
 mod arbiter;
 mod arena;
 mod checksums;
+mod direct_file;
 mod disk;
 mod error;
 mod journal;
@@ -33,6 +34,7 @@ mod uring;
 
 pub use arena::{Arena, Fill, RawRange};
 pub use checksums::Checksums;
+pub use direct_file::{DirectFile, Window};
 pub use disk::{Backend, Counters, Disk, DiskConfig, DriveConfig, Extent, Kind, Open, Request};
 pub use error::{Os, TierError};
 pub use journal::{ABOUT_MAX, Committed, RECORD_MAX, committed, kept_by, state_path};

@@ -3,25 +3,33 @@
 //! A checkpoint is a directory `step-00000120` with `state.safetensors` (weight, remainder and
 //! moments of every parameter, under names like `blocks.0.qkv.first_moment`) and `run.json` (step,
 //! place in the data, last norm, numerics key, checksums). It is written under another name, synced
-//! and renamed, so one that has its name is whole. Writing and reading go through a few MiB of
-//! staging: neither holds a copy of the state.
+//! and renamed, so one that has its name is whole. Writing and reading go in chunks, on all cores,
+//! through a few MiB of staging each: neither holds a copy of the state.
+//!
+//! Bound: the state's bytes (12 a parameter) over what a drive writes, and over what it reads where
+//! the state lives on one too.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{BufWriter, Write};
+use std::io::Write;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use lowtide_workload::{Dtype, Moments, Workload};
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+
+use lowtide_tiers::{DirectFile, Window};
 
 use crate::data::State;
 use crate::error::TrainError;
 use crate::step::{Homes, Role};
 
-/// Numbers moved at a time.
-const CHUNK: u64 = 1 << 20;
+/// Bytes of the state file written at a time.
+const WINDOW: u64 = 4 << 20;
 const STATE: &str = "state.safetensors";
 const RUN: &str = "run.json";
 const FORMAT: u32 = 1;
@@ -79,8 +87,31 @@ impl RunState {
 /// Where each array lies in the state file.
 struct Layout {
     header: Vec<u8>,
+    /// Arrays in the file's order: parameter, role, its bytes in the file.
+    arrays: Vec<(u32, Role, Range<u64>)>,
     /// First byte of each role of each parameter.
     at: BTreeMap<(u32, &'static str), u64>,
+}
+
+impl Layout {
+    /// Bytes of the file.
+    fn bytes(&self) -> u64 {
+        let end = self.arrays.last().map(|array| array.2.end);
+        end.unwrap_or(self.header.len() as u64)
+    }
+
+    /// The parts of arrays that lie in these bytes of the file: parameter, role, bytes of the array.
+    fn parts(&self, bytes: &Range<u64>) -> impl Iterator<Item = (u32, Role, Range<u64>)> {
+        let first = self.arrays.partition_point(|a| a.2.end <= bytes.start);
+        let bytes = bytes.clone();
+        self.arrays[first..]
+            .iter()
+            .take_while(move |a| a.2.start < bytes.end)
+            .map(move |(p, role, at)| {
+                let (from, to) = (bytes.start.max(at.start), bytes.end.min(at.end));
+                (*p, *role, from - at.start..to - at.start)
+            })
+    }
 }
 
 fn array_name(w: &Workload, param: u32, role: Role) -> String {
@@ -89,7 +120,7 @@ fn array_name(w: &Workload, param: u32, role: Role) -> String {
 
 fn layout(w: &Workload) -> Layout {
     let mut entries = serde_json::Map::new();
-    let mut at = BTreeMap::new();
+    let mut arrays = Vec::new();
     let mut offset = 0u64;
     for (p, param) in w.params.iter().enumerate() {
         for &role in Role::all(w.precision, w.moments) {
@@ -110,7 +141,7 @@ fn layout(w: &Workload) -> Layout {
                     "data_offsets": [offset, offset + bytes],
                 }),
             );
-            at.insert((p as u32, role.name()), offset);
+            arrays.push((p as u32, role, offset..offset + bytes));
             offset += bytes;
         }
     }
@@ -120,10 +151,14 @@ fn layout(w: &Workload) -> Layout {
     json.resize(padded, b' ');
     let mut header = (json.len() as u64).to_le_bytes().to_vec();
     header.extend(json);
-    for start in at.values_mut() {
-        *start += header.len() as u64;
+    for (_, _, bytes) in &mut arrays {
+        *bytes = bytes.start + header.len() as u64..bytes.end + header.len() as u64;
     }
-    Layout { header, at }
+    let at = arrays
+        .iter()
+        .map(|(p, role, bytes)| ((*p, role.name()), bytes.start))
+        .collect();
+    Layout { header, arrays, at }
 }
 
 /// The directory that checkpoints of an output directory are in.
@@ -171,31 +206,38 @@ pub fn save(
 
 fn write(dir: &Path, w: &Workload, homes: &Homes<'_>, state: &RunState) -> Result<(), TrainError> {
     let path = dir.join(STATE);
-    let file = File::create(&path).map_err(TrainError::io(&path))?;
-    let mut out = BufWriter::with_capacity(1 << 20, file);
-    out.write_all(&layout(w).header)
+    let layout = layout(w);
+    let data = layout.header.len() as u64..layout.bytes();
+    let file = DirectFile::create(&path, data.end).map_err(TrainError::io(&path))?;
+    file.write(&layout.header, 0)
         .map_err(TrainError::io(&path))?;
-    let mut checksums = BTreeMap::new();
-    let mut bytes = Vec::new();
-    for (p, param) in w.params.iter().enumerate() {
-        for &role in Role::all(w.precision, w.moments) {
-            let mut crc = 0;
-            let entries = role.entries(param.elements);
-            for from in (0..entries).step_by(CHUNK as usize) {
-                let to = (from + CHUNK).min(entries);
+    let starts: Vec<u64> = data.clone().step_by(WINDOW as usize).collect();
+    let make = || (Window::new(WINDOW as usize), Vec::new());
+    let sums: Vec<Sums> = starts
+        .into_par_iter()
+        .map_init(make, |(window, entries), at| {
+            let range = at..(at + WINDOW).min(data.end);
+            let out = &mut window.bytes()[..(range.end - at) as usize];
+            let mut sums = Sums::new();
+            let mut done = 0;
+            for (p, role, part) in layout.parts(&range) {
+                let to = &mut out[done..][..(part.end - part.start) as usize];
+                done += to.len();
+                // Whole entries around the part: a window's end may cut one.
                 let size = role.size(w.precision, w.moments);
-                bytes.resize(((to - from) * size) as usize, 0);
-                homes.read(p as u32, role, from..to, &mut bytes)?;
-                crc = crc32c::crc32c_append(crc, &bytes);
-                out.write_all(&bytes).map_err(TrainError::io(&path))?;
+                let whole = part.start / size..part.end.div_ceil(size);
+                entries.resize(((whole.end - whole.start) * size) as usize, 0);
+                homes.read(p, role, whole.clone(), entries)?;
+                let skip = (part.start - whole.start * size) as usize;
+                to.copy_from_slice(&entries[skip..][..to.len()]);
+                sums.push((p, role, part.start, crc32c::crc32c(to), to.len()));
             }
-            checksums.insert(array_name(w, p as u32, role), crc);
-        }
-    }
-    let file = out
-        .into_inner()
-        .map_err(|e| TrainError::io(&path)(e.into_error()))?;
-    file.sync_all().map_err(TrainError::io(&path))?;
+            file.write(out, at).map_err(TrainError::io(&path))?;
+            Ok(sums)
+        })
+        .collect::<Result<_, TrainError>>()?;
+    let checksums = joined(w, sums.into_iter().flatten().collect());
+    file.sync().map_err(TrainError::io(&path))?;
     let path = dir.join(RUN);
     let json = serde_json::to_vec_pretty(&RunState {
         checksums,
@@ -207,6 +249,20 @@ fn write(dir: &Path, w: &Workload, homes: &Homes<'_>, state: &RunState) -> Resul
     file.write_all(&json).map_err(TrainError::io(&path))?;
     file.sync_all().map_err(TrainError::io(&path))?;
     sync_dir(dir)
+}
+
+/// Checksum of each part of an array: parameter, role, where it begins, CRC-32C, bytes.
+type Sums = Vec<(u32, Role, u64, u32, usize)>;
+
+/// Checksums of whole arrays by name, from those of their parts in any order.
+fn joined(w: &Workload, mut parts: Sums) -> BTreeMap<String, u32> {
+    parts.sort_by_key(|&(p, role, first, ..)| (p, role.name(), first));
+    let mut all = BTreeMap::new();
+    for (p, role, _, crc, bytes) in parts {
+        let sum = all.entry(array_name(w, p, role)).or_insert(0);
+        *sum = crc32c::crc32c_combine(*sum, crc, bytes);
+    }
+    all
 }
 
 fn sync_dir(dir: &Path) -> Result<(), TrainError> {
@@ -278,19 +334,23 @@ pub fn load(
             "holds the state of another model, precision or kind of moments".to_owned(),
         ));
     }
-    let mut sums: BTreeMap<(u32, &'static str), u32> = BTreeMap::new();
+    let sums = Mutex::new(Sums::new());
     homes.write_all(|param, range, role, bytes| -> Result<(), TrainError> {
         let at = layout.at[&(param, role.name())] + range.start * role.size(w.precision, w.moments);
         file.read_exact_at(bytes, at)
             .map_err(TrainError::io(&path))?;
-        let sum = sums.entry((param, role.name())).or_insert(0);
-        *sum = crc32c::crc32c_append(*sum, bytes);
+        let sum = (param, role, range.start, crc32c::crc32c(bytes), bytes.len());
+        sums.lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(sum);
         Ok(())
     })?;
+    let sums = sums.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let found = joined(w, sums);
     for (p, _) in w.params.iter().enumerate() {
         for &role in Role::all(w.precision, w.moments) {
             let name = array_name(w, p as u32, role);
-            let found = sums.get(&(p as u32, role.name())).copied().unwrap_or(0);
+            let found = found.get(&name).copied().unwrap_or(0);
             if state.checksums.get(&name) != Some(&found) {
                 return Err(damaged(format!("{name} is damaged: its checksum differs")));
             }
@@ -329,4 +389,43 @@ fn difference(at: &str, a: &Value, b: &Value) -> Option<(String, String, String)
         });
     }
     (a != b).then(|| (at.to_owned(), a.to_string(), b.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn windows_of_any_size_cover_every_byte_of_every_array_once() {
+        // Odd lengths, an empty array, and one that ends with a window.
+        let mut arrays = Vec::new();
+        let mut start = 16;
+        for (p, length) in [5u64, 0, 14, 1, 40, 2].into_iter().enumerate() {
+            arrays.push((p as u32, Role::Weight, start..start + length));
+            start += length;
+        }
+        let layout = Layout {
+            header: vec![0; 16],
+            arrays: arrays.clone(),
+            at: BTreeMap::new(),
+        };
+        assert_eq!(layout.bytes(), 78);
+        for size in [1, 7, 19, 100] {
+            let mut found: Vec<(u32, u64)> = Vec::new();
+            for at in (16..78).step_by(size) {
+                let window = at..(at + size as u64).min(78);
+                let parts: Vec<_> = layout.parts(&window).collect();
+                let bytes: u64 = parts.iter().map(|p| p.2.end - p.2.start).sum();
+                assert_eq!(bytes, window.end - window.start);
+                found.extend(
+                    parts
+                        .into_iter()
+                        .flat_map(|(p, _, b)| b.map(move |i| (p, i))),
+                );
+            }
+            let all = arrays.iter();
+            let want = all.flat_map(|(p, _, b)| (0..b.end - b.start).map(|i| (*p, i)));
+            assert!(found.into_iter().eq(want), "windows of {size} bytes");
+        }
+    }
 }

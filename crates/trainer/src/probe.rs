@@ -41,9 +41,12 @@ pub struct ProbeOptions {
     pub gpu: Option<Gpu>,
 }
 
-/// Host memory that a run takes after its probe, beside its arenas: stacks of lanes, staging of
-/// files, events of the trace.
-const LATER: Bytes = Bytes(128 << 20);
+/// Host memory that a run takes after its probe, beside its arenas: stacks of lanes, events of the
+/// trace, and what each core stages while weights are filled and checkpoints written.
+fn later() -> Bytes {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from) as u64;
+    Bytes::MIB * 128.max(10 * cores)
+}
 
 /// Seconds a figure from which on a probe is thorough; with less it is a run's start.
 const THOROUGH: f64 = 0.3;
@@ -132,7 +135,7 @@ pub fn probe(
         gpu.synchronize()?;
         machine.device_reserve = reserve(gpu)?;
     }
-    machine.host_reserve = process::rss_bytes().unwrap_or_default() + LATER;
+    machine.host_reserve = process::rss_bytes().unwrap_or_default() + later();
     Ok(machine)
 }
 

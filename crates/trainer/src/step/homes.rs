@@ -284,17 +284,31 @@ impl<'a> Homes<'a> {
         Ok(())
     }
 
+    /// Chunks of all pieces: piece and first number.
+    fn chunks(&self) -> Vec<(usize, u64)> {
+        let pieces = self.plan.pieces.iter().enumerate();
+        pieces
+            .flat_map(|(i, p)| {
+                let starts = (0..p.elements).step_by(CHUNK as usize);
+                starts.map(move |from| (i, from))
+            })
+            .collect()
+    }
+
     /// Writes every role of every piece from `fill(param, range, role, bytes)`, which puts these
-    /// entries of the parameter into `bytes`; padding becomes zero.
+    /// entries of the parameter into `bytes`; padding becomes zero. On all cores: `fill` is called in
+    /// any order, from several threads.
     ///
     /// # Errors
-    /// The disk's, or the first of `fill`.
-    pub fn write_all<E: From<TierError>>(
+    /// The disk's, or one of `fill`.
+    pub fn write_all<E: From<TierError> + Send>(
         &self,
-        mut fill: impl FnMut(u32, Range<u64>, Role, &mut [u8]) -> Result<(), E>,
+        fill: impl Fn(u32, Range<u64>, Role, &mut [u8]) -> Result<(), E> + Sync,
     ) -> Result<(), E> {
-        for (piece_idx, piece) in self.plan.pieces.iter().enumerate() {
-            for from in (0..piece.elements).step_by(CHUNK as usize) {
+        self.chunks()
+            .into_par_iter()
+            .try_for_each(|(piece_idx, from)| {
+                let piece = &self.plan.pieces[piece_idx];
                 let to = (from + CHUNK).min(piece.elements);
                 for &role in self.roles() {
                     let size = self.size(role);
@@ -317,9 +331,8 @@ impl<'a> Homes<'a> {
                         self.store(slot, base + from / block * size, &bytes)?;
                     }
                 }
-            }
-        }
-        Ok(())
+                Ok(())
+            })
     }
 
     /// Fills every copy of weights that stays on device or host from the truth.
@@ -372,49 +385,44 @@ impl<'a> Homes<'a> {
         &self,
         source: impl Fn(u32, Range<u64>, &mut [f32]) -> Result<(), E> + Sync,
     ) -> Result<(), E> {
-        let pieces = self.plan.pieces.iter().enumerate();
-        let chunks: Vec<(usize, u64)> = pieces
-            .flat_map(|(i, p)| {
-                let starts = (0..p.elements).step_by(CHUNK as usize);
-                starts.map(move |from| (i, from))
+        self.chunks()
+            .into_par_iter()
+            .try_for_each(|(piece_idx, from)| {
+                let piece = &self.plan.pieces[piece_idx];
+                let to = (from + CHUNK).min(piece.elements);
+                let mut numbers = vec![0f32; (to - from) as usize];
+                for (p, &offset) in piece.params.clone().zip(&piece.offsets) {
+                    let elements = self.workload.params[p as usize].elements;
+                    let (a, b) = (from.max(offset), to.min(offset + elements));
+                    if a < b {
+                        let part = &mut numbers[(a - from) as usize..(b - from) as usize];
+                        source(p, a - offset..b - offset, part)?;
+                    }
+                }
+                let mut bytes = Vec::new();
+                for &role in self.roles() {
+                    let (size, block) = (self.size(role), role.block());
+                    bytes.clear();
+                    let weights = numbers.iter();
+                    match (role, self.plan.precision) {
+                        (Role::Weight, Dtype::F32) => {
+                            bytes.extend(weights.flat_map(|x| x.to_le_bytes()));
+                        }
+                        (Role::Weight, Dtype::Bf16) => {
+                            bytes.extend(weights.flat_map(|&x| adamw::split(x).0.to_le_bytes()));
+                        }
+                        (Role::Remainder, _) => {
+                            bytes.extend(weights.flat_map(|&x| adamw::split(x).1.to_le_bytes()));
+                        }
+                        _ => bytes.resize(((to - from) / block * size) as usize, 0),
+                    }
+                    let (slots, base) = self.slots(piece_idx as u32, role);
+                    for slot in slots {
+                        self.store(slot, base + from / block * size, &bytes)?;
+                    }
+                }
+                Ok(())
             })
-            .collect();
-        chunks.into_par_iter().try_for_each(|(piece_idx, from)| {
-            let piece = &self.plan.pieces[piece_idx];
-            let to = (from + CHUNK).min(piece.elements);
-            let mut numbers = vec![0f32; (to - from) as usize];
-            for (p, &offset) in piece.params.clone().zip(&piece.offsets) {
-                let elements = self.workload.params[p as usize].elements;
-                let (a, b) = (from.max(offset), to.min(offset + elements));
-                if a < b {
-                    let part = &mut numbers[(a - from) as usize..(b - from) as usize];
-                    source(p, a - offset..b - offset, part)?;
-                }
-            }
-            let mut bytes = Vec::new();
-            for &role in self.roles() {
-                let (size, block) = (self.size(role), role.block());
-                bytes.clear();
-                let weights = numbers.iter();
-                match (role, self.plan.precision) {
-                    (Role::Weight, Dtype::F32) => {
-                        bytes.extend(weights.flat_map(|x| x.to_le_bytes()));
-                    }
-                    (Role::Weight, Dtype::Bf16) => {
-                        bytes.extend(weights.flat_map(|&x| adamw::split(x).0.to_le_bytes()));
-                    }
-                    (Role::Remainder, _) => {
-                        bytes.extend(weights.flat_map(|&x| adamw::split(x).1.to_le_bytes()));
-                    }
-                    _ => bytes.resize(((to - from) / block * size) as usize, 0),
-                }
-                let (slots, base) = self.slots(piece_idx as u32, role);
-                for slot in slots {
-                    self.store(slot, base + from / block * size, &bytes)?;
-                }
-            }
-            Ok(())
-        })
     }
 
     /// A parameter's weights as the device reads them, widened to f32.
