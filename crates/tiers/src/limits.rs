@@ -13,20 +13,22 @@ use crate::{DiskConfig, HostMemory, TierError, process};
 /// open keep more than this free.
 pub const BESIDE: Bytes = Bytes(128 << 20);
 
-/// Holds what a run will reserve against what there is: `arenas` bytes of host memory in all, and
-/// what `disk` asks of each file system. Touches nothing.
+/// Holds what a run will reserve against what there is: `arenas` bytes of host memory in all, beside
+/// what the process will hold in the end (`process`, where that is known; what it holds already counts
+/// no more), and what `disk` asks of each file system. Touches nothing.
 ///
 /// # Errors
 /// [`TierError::HostMemory`] with the limit that is too low, [`TierError::Space`] with the first
 /// directory whose file system has too little for all that would lie on it.
-pub fn check(arenas: Bytes, disk: Option<&DiskConfig>) -> Result<(), TierError> {
+pub fn check(arenas: Bytes, process: Bytes, disk: Option<&DiskConfig>) -> Result<(), TierError> {
+    let held = process::rss_bytes().unwrap_or_default();
     let host = HostMemory::now();
-    holds(&host, arenas)?;
+    holds(&host, arenas, process.saturating_sub(held))?;
     disk.map_or(Ok(()), space)
 }
 
-fn holds(host: &HostMemory, arenas: Bytes) -> Result<(), TierError> {
-    let need = Bytes(arenas.0.saturating_add(BESIDE.0));
+fn holds(host: &HostMemory, arenas: Bytes, beside: Bytes) -> Result<(), TierError> {
+    let need = Bytes(arenas.0.saturating_add(beside.max(BESIDE).0));
     if need <= host.available {
         return Ok(());
     }
@@ -95,8 +97,9 @@ mod tests {
             available: Bytes::GIB,
             limit: "cgroup v2",
         };
-        assert_eq!(holds(&host, Bytes::GIB - BESIDE), Ok(()));
-        let error = holds(&host, Bytes::GIB - BESIDE + Bytes(1)).unwrap_err();
+        let none = Bytes::ZERO;
+        assert_eq!(holds(&host, Bytes::GIB - BESIDE, none), Ok(()));
+        let error = holds(&host, Bytes::GIB - BESIDE + Bytes(1), none).unwrap_err();
         let told = TierError::HostMemory {
             need: Bytes::GIB + Bytes(1),
             have: Bytes::GIB,
@@ -104,7 +107,11 @@ mod tests {
         };
         assert_eq!(error, told);
         assert!(error.to_string().contains("cgroup v2"), "{error}");
-        assert!(holds(&host, Bytes(u64::MAX)).is_err());
+        assert!(holds(&host, Bytes(u64::MAX), none).is_err());
+        // A GPU's context and libraries are more than the usual.
+        let more = BESIDE * 4;
+        assert_eq!(holds(&host, Bytes::GIB - more, more), Ok(()));
+        assert!(holds(&host, Bytes::GIB - BESIDE, more).is_err());
     }
 
     #[test]
@@ -117,9 +124,12 @@ mod tests {
             disk.drives.iter_mut().for_each(|d| d.bytes = Bytes(each));
             disk
         };
-        assert_eq!(check(Bytes::ZERO, Some(&disk(1 << 20))), Ok(()));
+        assert_eq!(
+            check(Bytes::ZERO, Bytes::ZERO, Some(&disk(1 << 20))),
+            Ok(())
+        );
         // Each fits alone, both do not.
-        let error = check(Bytes::ZERO, Some(&disk(free / 4 * 3))).unwrap_err();
+        let error = check(Bytes::ZERO, Bytes::ZERO, Some(&disk(free / 4 * 3))).unwrap_err();
         assert!(
             matches!(&error, TierError::Space { need, free, path }
                 if need > free && path.starts_with(a.path())),

@@ -74,8 +74,10 @@ pub fn stay_on(cores: &[usize]) {
 /// core at once. So updates may take every core, and those that submit to a GPU and serve I/O still run
 /// when they must. Where the system refuses, nothing changes.
 pub fn give_way() {
+    use rustix::process::{getpriority_process, setpriority_process};
     // Without a process's number Linux means the calling thread, not its process.
-    let _ = rustix::process::setpriority_process(None, NICE);
+    let now = getpriority_process(None).unwrap_or(0);
+    let _ = setpriority_process(None, now.max(NICE));
 }
 
 /// A tenth of the usual weight.

@@ -147,6 +147,7 @@ fn open_on(
         trace_events,
         disk,
         gpu: planned.device.gpu.clone(),
+        process: planned.machine.host_reserve,
         ..SessionOptions::default()
     };
     Session::open(

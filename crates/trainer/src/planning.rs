@@ -121,8 +121,9 @@ pub fn clip_of(run: &Run) -> ClipRule {
 /// # Errors
 /// When a GPU has less memory free than the run's budget.
 pub fn budgets_of(run: &Run, device: &Device) -> Result<Budgets, TrainError> {
-    let free = HostMemory::available().saturating_sub(Bytes::MIB * 512);
     if let Some(gpu) = &device.gpu {
+        // A GPU's context, libraries and their kernels take most of a gigabyte of the host too.
+        let free = HostMemory::available().saturating_sub(Bytes::GIB);
         // What this process holds already counts against its budget, not against what is free.
         let (free_device, total) = gpu.memory()?;
         let mine = process_memory(gpu.bus()).and_then(|m| m.process);

@@ -96,6 +96,7 @@ pub fn verify(
         threads: threads_of(run),
         disk: DiskChoice::None,
         gpu: device.gpu.clone(),
+        process: machine.host_reserve,
         ..SessionOptions::default()
     };
     let mut second = Session::open(decoder, Arc::clone(&resident), clip, options)?;

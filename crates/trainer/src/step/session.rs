@@ -11,6 +11,7 @@ use lowtide_kernels::adamw::Hyper;
 use lowtide_model::Decoder;
 use lowtide_planner::{Clip, PartName, Plan, Slot, Tensor, Tier};
 use lowtide_tiers::{Arena, Disk, DiskConfig, Fill, Open, TierError, limits};
+use lowtide_units::Bytes;
 
 use super::commit::{About, Mark};
 use super::engine::{ClipRule, Engine, Outcome, StepData, first_clip};
@@ -55,6 +56,10 @@ pub struct SessionOptions {
     pub disk: DiskChoice,
     /// The CUDA device that the plan is for; `None`: the CPU device.
     pub gpu: Option<Gpu>,
+    /// Host memory that the process will hold beside its arenas, as far as that is known
+    /// ([`Machine::host_reserve`](lowtide_planner::Machine::host_reserve)): held against the limits
+    /// together with them.
+    pub process: Bytes,
 }
 
 impl Default for SessionOptions {
@@ -68,6 +73,7 @@ impl Default for SessionOptions {
             trace_events: 0,
             disk: DiskChoice::None,
             gpu: None,
+            process: Bytes::ZERO,
         }
     }
 }
@@ -138,7 +144,7 @@ impl Session {
         if options.gpu.is_none() {
             arenas += plan.tier(Tier::Device).planned_bytes;
         }
-        limits::check(arenas, config.as_ref())?;
+        limits::check(arenas, options.process, config.as_ref())?;
         let arena = |tier| Arena::new(plan.tier(tier).planned_bytes, fill);
         let (device, host) = match &options.gpu {
             None => (
