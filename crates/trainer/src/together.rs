@@ -33,7 +33,7 @@ pub struct LanesConfig {
     pub gpu: Option<Gpu>,
     /// Directories of the drives with their shares of the traffic; none: no disk lanes.
     pub drives: Vec<(PathBuf, f64)>,
-    /// Parameters that the host lane updates, [`WINDOW`] at a time.
+    /// Parameters that the host lane updates, 2^26 of them at most at a time.
     pub parameters: u64,
     /// How their moments are stored.
     pub moments: Moments,
