@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # A durable run that is killed (kill -9) in the middle of steps and goes on, beside the same run unbroken:
-# losses, norms and every byte of the final model must be the same, and no step that was completed may be lost.
+# losses, norms and every byte of the final model must be the same, and no completed step may be lost. A step is
+# complete when its update is on the drive, which goes on during the next step: of the steps that have told their loss
+# at most the last is made again.
 #
 #   bench/durable.sh FOLDER [KILLS [KEY=VALUE...]]
 #
@@ -24,8 +26,8 @@ YAML
 sets=()
 for pair in "$@"; do sets+=(--set "$pair"); done
 
-run() { # NAME: one attempt, until it ends
-    "$lowtide" train "$out/run.yaml" --set "output=$out/$1" "${sets[@]}" >>"$out/$1.log" 2>&1
+run() { # NAME LOG: one attempt, until it ends
+    "$lowtide" train "$out/run.yaml" --set "output=$out/$1" "${sets[@]}" >"$out/$2.log" 2>&1
 }
 losses() { # NAME: step, loss and norm of every step
     python3 - "$out/$1/metrics.jsonl" <<'PY'
@@ -47,28 +49,34 @@ keep() { # NAME: what is compared; the rest makes room
 
 echo "unbroken:"
 began=$(date +%s.%N)
-run whole
+run whole whole
 awk -v a="$began" -v b="$(date +%s.%N)" 'BEGIN { printf "  %.1f s\n", b - a }'
 # Seconds between steps, to kill in the middle of one.
 each=$(sed -n 's/^a step *\([0-9.]*\) \(ms\|s\) measured.*/\1 \2/p' "$out/whole.log" | awk '{ print ($2 == "ms" ? $1 / 1000 : $1) }')
 keep whole
 echo "killed:"
 RANDOM=${SEED:-1}
+told=()
 for i in $(seq "$kills"); do
     had=$(steps broken)
-    run broken &
+    run broken "broken-$i" &
     pid=$!
     # One step more, and then some of the next.
     while [ "$(steps broken)" -le "$had" ] && kill -0 "$pid" 2>/dev/null; do sleep 0.1; done
-    after=$(awk -v t="$each" -v r=$RANDOM 'BEGIN { printf "%.2f", t * (0.15 + 0.7 * r / 32767) }')
-    sleep "$after"
+    pause=$(awk -v t="$each" -v r=$RANDOM 'BEGIN { printf "%.2f", t * (0.15 + 0.7 * r / 32767) }')
+    sleep "$pause"
     # The function's shell and the command below it.
     pkill -9 -P "$pid" || true
     wait "$pid" 2>/dev/null || true
-    echo "  $after s after a step of $each s, $(steps broken) steps in the metrics"
+    told+=("$(steps broken)")
+    echo "  $pause s after a step of $each s, ${told[-1]} steps in the metrics"
 done
-run broken
-grep -h "went on from\|resumed from" "$out/broken.log" | sed 's/^/  /' || true
+run broken "broken-$((kills + 1))"
+for i in "${!told[@]}"; do
+    after=$(sed -n 's/.*went on from .* after step \([0-9]*\)$/\1/p' "$out/broken-$((i + 2)).log")
+    echo "  went on after step ${after:-0}"
+    [ "${after:-0}" -ge $((told[i] - 1)) ] || { echo "a completed step was lost"; exit 1; }
+done
 keep broken
 diff "$out/whole.losses" "$out/broken.losses" && echo "same losses and norms, $(wc -l <"$out/whole.losses") steps"
 diff "$out/whole.sum" "$out/broken.sum" && echo "same bytes of the model"

@@ -21,11 +21,7 @@ fn main() {
     let mut shares = Vec::new();
     for round in 0..rounds {
         let report = bench(threads, parameters, moments);
-        let best = report
-            .paths
-            .iter()
-            .max_by(|a, b| a.share_of_bound.total_cmp(&b.share_of_bound))
-            .expect("the portable path always runs");
+        let best = report.fastest();
         println!(
             "round {round}: {:?} {:.3} G parameters/s, {}, bound {}, share {:.3}",
             best.path,

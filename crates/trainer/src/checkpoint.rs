@@ -17,12 +17,11 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
+use lowtide_tiers::{DirectFile, Window};
 use lowtide_workload::{Dtype, Moments, Workload};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-
-use lowtide_tiers::{DirectFile, Window};
 
 use crate::data::State;
 use crate::error::TrainError;
@@ -87,10 +86,8 @@ impl RunState {
 /// Where each array lies in the state file.
 struct Layout {
     header: Vec<u8>,
-    /// Arrays in the file's order: parameter, role, its bytes in the file.
+    /// Arrays in the file's order, by parameter: parameter, role, its bytes in the file.
     arrays: Vec<(u32, Role, Range<u64>)>,
-    /// First byte of each role of each parameter.
-    at: BTreeMap<(u32, &'static str), u64>,
 }
 
 impl Layout {
@@ -98,6 +95,13 @@ impl Layout {
     fn bytes(&self) -> u64 {
         let end = self.arrays.last().map(|array| array.2.end);
         end.unwrap_or(self.header.len() as u64)
+    }
+
+    /// First byte of a parameter's role in the file.
+    fn start(&self, param: u32, role: Role) -> u64 {
+        let first = self.arrays.partition_point(|a| a.0 < param);
+        let array = self.arrays[first..].iter().find(|a| a.1 == role);
+        array.expect("every parameter has every role").2.start
     }
 
     /// The parts of arrays that lie in these bytes of the file: parameter, role, bytes of the array.
@@ -154,11 +158,7 @@ fn layout(w: &Workload) -> Layout {
     for (_, _, bytes) in &mut arrays {
         *bytes = bytes.start + header.len() as u64..bytes.end + header.len() as u64;
     }
-    let at = arrays
-        .iter()
-        .map(|(p, role, bytes)| ((*p, role.name()), bytes.start))
-        .collect();
-    Layout { header, arrays, at }
+    Layout { header, arrays }
 }
 
 /// The directory that checkpoints of an output directory are in.
@@ -336,7 +336,7 @@ pub fn load(
     }
     let sums = Mutex::new(Sums::new());
     homes.write_all(|param, range, role, bytes| -> Result<(), TrainError> {
-        let at = layout.at[&(param, role.name())] + range.start * role.size(w.precision, w.moments);
+        let at = layout.start(param, role) + range.start * role.size(w.precision, w.moments);
         file.read_exact_at(bytes, at)
             .map_err(TrainError::io(&path))?;
         let sum = (param, role, range.start, crc32c::crc32c(bytes), bytes.len());
@@ -407,9 +407,9 @@ mod tests {
         let layout = Layout {
             header: vec![0; 16],
             arrays: arrays.clone(),
-            at: BTreeMap::new(),
         };
         assert_eq!(layout.bytes(), 78);
+        assert_eq!(layout.start(2, Role::Weight), 21);
         for size in [1, 7, 19, 100] {
             let mut found: Vec<(u32, u64)> = Vec::new();
             for at in (16..78).step_by(size) {

@@ -51,6 +51,19 @@ pub struct PathRate {
 }
 
 impl BenchReport {
+    /// The rate of the fastest path.
+    ///
+    /// # Panics
+    /// Never on a report of [`bench()`]: the portable path always runs.
+    #[must_use]
+    pub fn fastest(&self) -> &PathRate {
+        let by_rate = |a: &&PathRate, b: &&PathRate| {
+            a.parameters_per_second.total_cmp(&b.parameters_per_second)
+        };
+        let fastest = self.paths.iter().max_by(by_rate);
+        fastest.expect("the portable path always runs")
+    }
+
     /// The better of the two copies: the rate that the update is held against.
     #[must_use]
     pub fn bound(&self) -> BytesPerSecond {

@@ -73,11 +73,7 @@ pub struct CopyBound {
 impl CopyBound {
     fn measure(cores: usize, parameters: u64) -> Self {
         let report = adamw::bench(cores, parameters as usize, Moments::F32);
-        let fastest = |a: &&adamw::PathRate, b: &&adamw::PathRate| {
-            a.parameters_per_second.total_cmp(&b.parameters_per_second)
-        };
-        let best = report.paths.iter().max_by(fastest);
-        let best = best.expect("the portable path always runs");
+        let best = report.fastest();
         Self {
             cores,
             parameters_per_second: best.parameters_per_second,
