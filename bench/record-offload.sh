@@ -5,7 +5,7 @@
 #   bench/record-offload.sh MACHINE PART... [-- OUTPUT FOLDER]
 #
 # Parts: budgets (24 GiB for 3B and 7B), share (the same at 16k to 128k tokens a step, and all resident), large (14B), disk
-# (optimizer state on disk), lanes (host, links and disk alone), peers (DeepSpeed on the same shapes).
+# (optimizer state on disk), lanes (host, links and disk alone), peers (DeepSpeed on the same shapes; PEERS picks modes).
 set -uo pipefail
 cd "$(dirname "$0")/.."
 machine=${1:?a short name of the machine}
@@ -83,9 +83,9 @@ lanes() {
 }
 
 peers() {
-    for mode in zero3-offload zero-infinity; do
+    for mode in ${PEERS:-zero3-offload zero-infinity}; do
         record "deepspeed-$mode-qwen2.5-3b" python3 bench/peers/deepspeed_step.py --shape qwen2.5-3b --mode $mode \
-            --steps 3 --warm-up 1 --nvme "$scratch/deepspeed"
+            --steps 2 --warm-up 1 --nvme "$scratch/deepspeed"
         rm -rf "$scratch/deepspeed"
     done
     python3 bench/peers/ratios.py "$out"/step-*.txt "$out"/deepspeed-*.txt | tee "$out/ratios.md"

@@ -2,11 +2,14 @@
 # The kernels' tests under compute-sanitizer: memcheck over all of them, racecheck kernel by kernel (it is hundreds
 # of times slower, and the libraries' own kernels are not ours to check). `cargo xtask gpu` before.
 #
-#   bench/sanitize.sh OUTPUT FOLDER [SECONDS FOR EACH RACECHECK]
+#   bench/sanitize.sh OUTPUT FOLDER [SECONDS FOR EACH RACECHECK [PATTERN]]
+#
+# With PATTERN, racecheck only those of its lines below that match.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 out=${1:?a folder}
 limit=${2:-60}
+pattern=${3:-.}
 tests=target/gpu/lowtide_kernels
 mkdir -p "$out"
 export LOWTIDE_REQUIRE_CUDA=1
@@ -26,7 +29,7 @@ check() {
 export -f check
 export out limit tests
 # Several at once: most of the time goes into the tool's work on the processor. The longest first.
-xargs -L 1 -P 6 bash -c 'check "$@"' _ <<'LIST' | tee "$out/racecheck.txt"
+grep -E "$pattern" <<'LIST' | xargs -L 1 -P 6 bash -c 'check "$@"' _ | tee "$out/racecheck.txt"
 attention::tests::agrees flash_backward_kv
 attention::tests::agrees flash_backward_q
 attention::tests::agrees flash_forward

@@ -16,9 +16,9 @@ def last_json(path):
 def main():
     runs = [(path, last_json(path)) for path in sys.argv[1:]]
     for path, run in runs:
-        if run is None:
+        if run is None or "model" not in run:
             print(f"{path}: no result (see its last lines)", file=sys.stderr)
-    runs = [run for _, run in runs if run]
+    runs = [run for _, run in runs if run and "model" in run]
     ours = [run for run in runs if "system" not in run]
     peers = [run for run in runs if "system" in run]
     gib = 2**30

@@ -1,5 +1,6 @@
 //! `lowtide train`: the run with a progress bar, and what came of it.
 
+use std::fmt::Write as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -132,15 +133,21 @@ impl Observer for Show {
     }
 
     fn step(&mut self, line: &StepLine) {
-        let about = format!(
-            "loss {:.4}, norm {:.3}{}, {:.0} tokens/s, {:.0}% of bound, {}",
+        let mut about = format!(
+            "loss {:.4}, norm {:.3}{}",
             line.loss,
             line.grad_norm,
             if line.skipped { " (left out)" } else { "" },
-            line.tokens_per_second,
-            100.0 * line.share_of_bound,
-            line.ruling_lane,
         );
+        if line.share_of_bound.is_finite() {
+            let _ = write!(
+                about,
+                ", {:.0} tokens/s, {:.0}% of bound, {}",
+                line.tokens_per_second,
+                100.0 * line.share_of_bound,
+                line.ruling_lane,
+            );
+        }
         if self.stop.load(Ordering::Relaxed) && !std::mem::replace(&mut self.stopping, true) {
             self.clear();
             complain("stopping: saving a checkpoint; a second signal stops at once");

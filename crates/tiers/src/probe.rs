@@ -128,11 +128,11 @@ pub struct Share {
 
 /// Numbers of threads among which the bound is looked for.
 const PLAIN: [usize; 3] = [4, 8, 16];
-/// Times that lane and bound are measured in turn; the best of each counts.
+/// Times that lane and each of [`PLAIN`] are measured in turn; the best counts.
 const ROUNDS: u32 = 3;
 
-/// Measures the disk lane against the drive it is on, mix by mix, in turn on the same file. Each
-/// figure takes `config.time` in all. Also tells how I/O is done ([`Disk::describe`]).
+/// Measures the disk lane against the drive it is on, mix by mix, in turn on the same file. Lane and
+/// each number of threads take `config.time` a mix. Also tells how I/O is done ([`Disk::describe`]).
 ///
 /// # Errors
 /// As [`probe()`].
@@ -159,9 +159,10 @@ pub fn shares(
             threads: 0,
         };
         for _ in 0..ROUNDS {
-            let lane = run.moved(mix, |_, spent| spent < time)?;
-            share.lane = faster(share.lane, lane);
+            // As many tries for the lane as for its bound: the best of more is more.
             for threads in PLAIN {
+                let lane = run.moved(mix, |_, spent| spent < time)?;
+                share.lane = faster(share.lane, lane);
                 let rate = run.plain(&file, &path, mix, threads, time)?;
                 if rate.0 > share.bound.0 {
                     (share.bound, share.threads) = (rate, threads);

@@ -127,7 +127,7 @@ pub fn step(
     let mut flying = VecDeque::new();
     let (mut times, mut losses) = (Vec::new(), Vec::new());
     let mut last = Instant::now();
-    let mut before = session.measured();
+    let (mut before, mut after) = (session.measured(), session.measured());
     for s in 1..=total + 1 {
         if s <= total {
             flying.push_back(session.submit(inputs.clone(), hyper(run, 1e-5, s))?);
@@ -146,14 +146,16 @@ pub fn step(
             outcome.norm
         ));
         last = Instant::now();
+        after = session.measured();
         if losses.len() as u64 > WARM_UP {
             times.push(seconds);
-        } else if losses.len() as u64 == WARM_UP {
-            before = session.measured();
+        } else {
+            before = after;
         }
     }
     session.drain()?;
-    let lanes = session.measured().since(&before);
+    // From a norm to a norm, the work of so many steps on every lane.
+    let lanes = after.since(&before);
     if let Some(path) = trace {
         let mut file =
             std::io::BufWriter::new(std::fs::File::create(path).map_err(TrainError::io(path))?);
@@ -165,14 +167,7 @@ pub fn step(
     let step_seconds = times[times.len() / 2];
     let model_tflops = w.model_flops.0 / step_seconds / 1e12;
     let matmul_tflops = planned.machine.matmul_bf16.0 / 1e12;
-    // Sums run from a norm to the drain, which is another number of steps for each lane: the last
-    // update has no forward pass beside it.
-    let steady = plan.part(lowtide_planner::PartName::Steady);
-    let counted = |lane: Lane| {
-        let tasks = steady.iter().filter(|t| t.lane == lane).count().max(1);
-        (lanes.lane(lane).tasks as f64 / tasks as f64).max(1e-9)
-    };
-    let gpu_busy = lanes.lane(Lane::GPU).busy_seconds / counted(Lane::GPU);
+    let gpu_busy = lanes.lane(Lane::GPU).busy_seconds / steps as f64;
     let device_bytes = planned
         .device
         .gpu
@@ -192,16 +187,14 @@ pub fn step(
         matmul_tflops,
         share_of_matmul: model_tflops / matmul_tflops,
         predicted_step_seconds: plan.prediction.step_seconds.0,
-        lanes: compare_lanes(&plan.prediction, &lanes, counted),
+        lanes: compare_lanes(&plan.prediction, &lanes, steps as f64),
         gpu_gap_share: trace.map(|_| 1.0 - gpu_busy / step_seconds),
         device_bytes,
         planned_device_bytes: plan.tier(Tier::Device).planned_bytes.0
             + planned.machine.device_reserve.0,
         host_peak_bytes: process::peak_rss_bytes().map(|b| b.0),
         planned_host_bytes: planned_host(&plan, &planned.machine),
-        moved_bytes_per_step: moved_bytes(|lane| {
-            (lanes.lane(lane).bytes as f64 / counted(lane)).round() as u64
-        }),
+        moved_bytes_per_step: moved_bytes(|lane| lanes.lane(lane).bytes / steps),
         recomputed_blocks: plan.choice.recomputed_blocks(),
         losses: [losses[0], losses[losses.len() - 1]],
         start_seconds,

@@ -553,7 +553,14 @@ impl Fit<'_> {
             .iter()
             .map(|l| l.busy_seconds.0)
             .fold(0.0, f64::max);
-        let (seconds, ruling_lane) = tally.lap(self.session.measured());
+        let lap = tally.lap(self.session.measured());
+        let rate = |of: f64| {
+            if lap.whole {
+                of / lap.seconds
+            } else {
+                f64::NAN
+            }
+        };
         let line = StepLine {
             step: f.step,
             steps: self.total,
@@ -561,10 +568,10 @@ impl Fit<'_> {
             grad_norm: outcome.norm,
             learning_rate: f.lr,
             tokens: f.tokens,
-            seconds,
-            tokens_per_second: f.tokens as f64 / seconds,
-            share_of_bound: bound / seconds,
-            ruling_lane,
+            seconds: lap.seconds,
+            tokens_per_second: rate(f.tokens as f64),
+            share_of_bound: rate(bound),
+            ruling_lane: lap.ruling_lane,
             skipped: outcome.skipped,
         };
         self.state.step = f.step;
@@ -696,7 +703,7 @@ impl Fit<'_> {
         let tail = &losses[losses.len().saturating_sub(10)..];
         let prediction = &planned.plan.prediction;
         let n = losses.len().max(1) as f64;
-        let lanes = compare_lanes(prediction, &moved, |_| n);
+        let lanes = compare_lanes(prediction, &moved, n);
         let moved_bytes = moved_bytes(|lane| moved.lane(lane).bytes);
         let planned_bytes = Tier::ALL
             .map(|t| (t.name().to_owned(), planned.plan.tier(t).planned_bytes.0))

@@ -23,12 +23,13 @@ pub struct StepLine {
     pub learning_rate: f64,
     /// Real tokens of the batch; padding is not counted.
     pub tokens: u64,
-    /// Time since the step before was finished.
+    /// Time since the loss of the step before was known.
     pub seconds: f64,
-    /// Real tokens a second.
+    /// Real tokens a second. Not a number for the first step after a start, an evaluation or a
+    /// checkpoint: no update lies in its time.
     pub tokens_per_second: f64,
     /// Share of the bound that this step reached: the predicted work of the busiest lane over the
-    /// time taken.
+    /// time taken. Not a number where `tokens_per_second` is not.
     pub share_of_bound: f64,
     /// The lane that was busiest in this step.
     pub ruling_lane: &'static str,
@@ -63,29 +64,25 @@ pub struct LaneCompared {
     pub measured_seconds: f64,
 }
 
-/// Predicted work of a step and measured work of a step, by lane; while a drive reads and writes at
-/// once, its seconds count once. `steps`: how many steps' work of a lane was measured.
+/// Predicted work of a step and measured work of a step, the mean of `steps`, by lane; while a drive
+/// reads and writes at once, its seconds count once.
 pub(crate) fn compare_lanes(
     prediction: &Prediction,
     measured: &Measured,
-    steps: impl Fn(Lane) -> f64,
+    steps: f64,
 ) -> BTreeMap<String, LaneCompared> {
     LaneKind::ALL
         .iter()
         .zip(&prediction.lanes)
         .map(|(kind, lane)| {
-            let sum = |of: &dyn Fn(Lane) -> f64| -> f64 {
-                let lanes = Lane::ALL.iter().filter(|l| l.kind == *kind);
-                lanes.map(|&l| of(l)).sum()
+            let lanes = Lane::ALL.iter().filter(|l| l.kind == *kind);
+            let busy = match kind {
+                LaneKind::Disk => measured.drive_seconds,
+                _ => lanes.map(|&l| measured.lane(l).busy_seconds).sum(),
             };
-            let seconds = |l| measured.lane(l).busy_seconds;
-            let mut busy = sum(&|l| seconds(l) / steps(l));
-            if *kind == LaneKind::Disk && busy > 0.0 {
-                busy *= measured.drive_seconds / sum(&seconds);
-            }
             let compared = LaneCompared {
                 predicted_seconds: lane.busy_seconds.0,
-                measured_seconds: busy,
+                measured_seconds: busy / steps,
             };
             (kind.name().to_owned(), compared)
         })

@@ -9,6 +9,8 @@ use lowtide_planner::Lane;
 pub(crate) struct Tally {
     last: Instant,
     last_measured: Measured,
+    // Whether a step was under way at `last`: its update then lies between that and the next loss.
+    under_way: bool,
     pub times: Vec<f64>,
     pub losses: Vec<f64>,
     pub tokens: u64,
@@ -16,11 +18,20 @@ pub(crate) struct Tally {
     pub moved: Measured,
 }
 
+/// The time between two losses.
+pub(crate) struct Lap {
+    pub seconds: f64,
+    /// Whether it holds a step's whole work.
+    pub whole: bool,
+    pub ruling_lane: &'static str,
+}
+
 impl Tally {
     pub fn new(measured: Measured) -> Self {
         Self {
             last: Instant::now(),
             last_measured: measured,
+            under_way: false,
             times: Vec::new(),
             losses: Vec::new(),
             tokens: 0,
@@ -39,17 +50,26 @@ impl Tally {
         (seconds, lanes)
     }
 
-    /// A step is done: its time, and the lane that was busiest.
-    pub fn lap(&mut self, measured: Measured) -> (f64, &'static str) {
+    /// A step's loss is known: the time since the one before, and the lane that was busiest. The
+    /// first after a start or a pause has no update in its time, and is not among `times`.
+    pub fn lap(&mut self, measured: Measured) -> Lap {
         let (seconds, lanes) = self.advance(measured);
-        self.times.push(seconds);
-        (seconds, ruling(&lanes))
+        let whole = std::mem::replace(&mut self.under_way, true);
+        if whole {
+            self.times.push(seconds);
+        }
+        Lap {
+            seconds,
+            whole,
+            ruling_lane: ruling(&lanes),
+        }
     }
 
     /// What happened since the last step was no step.
     pub fn pause(&mut self, measured: Measured) {
         self.last = Instant::now();
         self.last_measured = measured;
+        self.under_way = false;
     }
 
     /// The last updates are done.

@@ -6,13 +6,22 @@ use lowtide_workload::Dtype;
 
 use super::cpu::{Gradients, Saved};
 use crate::cuda::define;
-use crate::rmsnorm::cuda::{HEADERS, Runs, Teams, aligned, plain_threads, sum_partials};
+use crate::rmsnorm::cuda::{GROUPS, HEADERS, Runs, Teams, aligned, plain_threads, sum_partials};
 
 static SOURCE: Source = Source {
     name: "layernorm.cu",
     text: include_str!("layernorm.cu"),
     headers: HEADERS,
 };
+
+/// Dynamic shared memory that every GPU since 8.0 grants a block (8.6 has 99 KiB), less what is
+/// static.
+const SHARED: usize = 96 << 10;
+
+/// Bytes of shared memory for the backward kernel's two sums over rows.
+fn shared(teams: Teams) -> usize {
+    2 * 8 * GROUPS * teams.threads() as usize * size_of::<f32>()
+}
 
 pub(super) fn forward(
     q: &Queue,
@@ -22,7 +31,7 @@ pub(super) fn forward(
     eps: f32,
     dtype: Dtype,
 ) {
-    match Teams::new(c).filter(|_| aligned(&[y, x, w, b])) {
+    match Teams::new(c, GROUPS).filter(|_| aligned(&[y, x, w, b])) {
         Some(teams) => q
             .kernel(&SOURCE, define(dtype), "forward")
             .grid(rows.div_ceil(teams.teams), 1, 1)
@@ -67,12 +76,12 @@ pub(super) fn backward(
 ) {
     let runs = Runs::new(rows);
     let wide = aligned(&[to.dx, dy, saved.x, saved.w, residual.unwrap_or(dy), ws]);
-    let teams = Teams::new(c).filter(|_| wide);
-    let launch = match teams.and_then(|t| Some((t, t.shared(2)?))) {
-        Some((teams, shared)) => q
+    let teams = Teams::new(c, GROUPS).filter(|t| wide && shared(*t) <= SHARED);
+    let launch = match teams {
+        Some(teams) => q
             .kernel(&SOURCE, define(dtype), "backward")
             .block(teams.threads())
-            .shared(shared),
+            .shared(shared(teams)),
         None => q
             .kernel(&SOURCE, define(dtype), "backward_plain")
             .block(plain_threads(c)),

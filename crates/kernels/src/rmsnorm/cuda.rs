@@ -22,11 +22,10 @@ pub(crate) static SOURCE: Source = Source {
 };
 
 /// Groups of eight numbers that a thread holds, and most warps of a block: as in `norm.cuh`.
-const GROUPS: usize = 4;
+pub(crate) const GROUPS: usize = 4;
 const WARPS: usize = 16;
-/// Dynamic shared memory that every GPU since 8.0 grants a block (8.6 has 99 KiB), less what is
-/// static.
-const SHARED: usize = 96 << 10;
+/// Groups that a thread of the backward kernel holds: as in `rmsnorm.cu`.
+const BACK_GROUPS: usize = 2;
 
 /// How rows are cut when each run of them leaves one partial sum.
 #[derive(Clone, Copy, Debug)]
@@ -69,9 +68,10 @@ pub(crate) struct Teams {
 }
 
 impl Teams {
-    /// For rows of `c` numbers; none where the plain kernels have to do.
-    pub(crate) fn new(c: usize) -> Option<Self> {
-        let warps = c.div_ceil(8 * 32 * GROUPS).max(1);
+    /// For rows of `c` numbers, of which a thread holds up to `groups` groups of eight; none where
+    /// the plain kernels have to do.
+    pub(crate) fn new(c: usize, groups: usize) -> Option<Self> {
+        let warps = c.div_ceil(8 * 32 * groups).max(1);
         (c.is_multiple_of(8) && warps <= WARPS).then_some(Self {
             warps,
             teams: (8 / warps).max(1),
@@ -81,12 +81,6 @@ impl Teams {
     /// Threads of a block.
     pub(crate) fn threads(self) -> u32 {
         (32 * self.warps * self.teams) as u32
-    }
-
-    /// Bytes of shared memory for `sums` sums over rows, where a block may have them.
-    pub(crate) fn shared(self, sums: usize) -> Option<usize> {
-        let bytes = sums * 8 * GROUPS * self.threads() as usize * size_of::<f32>();
-        (bytes <= SHARED).then_some(bytes)
     }
 }
 
@@ -129,7 +123,7 @@ pub(super) fn forward(
     eps: f32,
     dtype: Dtype,
 ) {
-    match Teams::new(c).filter(|_| aligned(&[y, x, w])) {
+    match Teams::new(c, GROUPS).filter(|_| aligned(&[y, x, w])) {
         Some(teams) => q
             .kernel(&SOURCE, define(dtype), "forward")
             .grid(rows.div_ceil(teams.teams), 1, 1)
@@ -170,12 +164,13 @@ pub(super) fn backward(
 ) {
     let runs = Runs::new(rows);
     let wide = aligned(&[dx, dy, x, w, residual.unwrap_or(dy), ws]);
-    let teams = Teams::new(c).filter(|_| wide);
-    let launch = match teams.and_then(|t| Some((t, t.shared(1)?))) {
-        Some((teams, shared)) => q
+    let teams = Teams::new(c, BACK_GROUPS).filter(|_| wide);
+    let launch = match teams {
+        Some(teams) => q
             .kernel(&SOURCE, define(dtype), "backward")
             .block(teams.threads())
-            .shared(shared),
+            // Each team's sums: 32 KiB at most, as a team holds its row in 512 threads or fewer.
+            .shared(teams.teams * c * size_of::<f32>()),
         None => q
             .kernel(&SOURCE, define(dtype), "backward_plain")
             .block(plain_threads(c)),

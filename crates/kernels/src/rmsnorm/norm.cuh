@@ -1,9 +1,9 @@
 // RMSNorm and LayerNorm: the same kernels but for the mean. `CENTER` says whether there is one.
 //
 // Where C is a multiple of eight and not too wide, a *team* of warps owns a row and each thread
-// keeps up to GROUPS groups of eight of its numbers in registers, so that a tensor is read once. A
-// block has one team or several, each with a barrier of its own. Other shapes take the plain
-// kernels, a block a row, which read a row again from the caches.
+// keeps a few groups of eight of its numbers in registers, so that a tensor is read once. A block
+// has one team or several, each with a barrier of its own. Other shapes take the plain kernels, a
+// block a row, which read a row again from the caches.
 #pragma once
 #include "common.cuh"
 
@@ -164,116 +164,11 @@ __device__ __forceinline__ void norm_forward_plain(E* __restrict__ y, float* __r
     }
 }
 
-__device__ __forceinline__ void add4(float4& to, float a, float b, float c, float d) {
-    to.x += a;
-    to.y += b;
-    to.z += c;
-    to.w += d;
-}
-
-// A block a run of rows; its teams take the run's rows in turn. Sums of dw (and db) lie in dynamic
-// shared memory, each number one thread's: registers would cost warps, and so loads in flight. A
-// team has 8·GROUPS·threads numbers there for each sum, thread t's groups of four at
-// [2·group + half][t], which has no bank conflicts. At the end the teams' sums are added in order
-// and become the run's partial: C numbers of dw, then C of db.
-template <bool CENTER>
-__device__ __forceinline__ void norm_backward(E* __restrict__ dx, float* __restrict__ partials,
-                                              const E* __restrict__ dy, const E* __restrict__ x,
-                                              const float* __restrict__ means,
-                                              const float* __restrict__ rstds,
-                                              const E* __restrict__ w,
-                                              const E* __restrict__ residual, u64 rows, u64 c,
-                                              u64 run, int warps) {
-    constexpr int SUMS = CENTER ? 2 : 1;
-    extern __shared__ float4 sums[];
-    __shared__ float scratch[2][WARPS][SUMS];
-    Team team(warps);
-    const int groups = (int)(c / 8), slots = 2 * GROUPS * team.threads;
-    float4* dw = sums + team.id * SUMS * slots + team.thread;
-    float4* db = dw + slots;  // only with a mean
-#pragma unroll
-    for (int i = 0; i < 2 * GROUPS; i++) {
-        dw[i * team.threads] = make_float4(0, 0, 0, 0);
-        if (CENTER) db[i * team.threads] = make_float4(0, 0, 0, 0);
-    }
-    float n = (float)c;
-    u64 first = blockIdx.x * run, end = first + run < rows ? first + run : rows;
-    for (u64 row = first + team.id; row < end; row += team.teams()) {
-        u64 at = row * c;
-        Raw raw_dy[GROUPS], raw_x[GROUPS], raw_residual[GROUPS];
-#pragma unroll
-        for (int v = 0; v < GROUPS; v++) {
-            int g = v * team.threads + team.thread;
-            raw_dy[v] = raw_x[v] = raw_residual[v] = zero_raw();
-            if (g < groups) {
-                raw_dy[v] = load_raw(dy + at + 8 * g);
-                raw_x[v] = load_raw(x + at + 8 * g);
-                if (residual) raw_residual[v] = load_raw(residual + at + 8 * g);
-            }
-        }
-        float rstd = rstds[row], mean = CENTER ? means[row] : 0.0f;
-        float total[SUMS];
-#pragma unroll
-        for (int i = 0; i < SUMS; i++) total[i] = 0;
-#pragma unroll
-        for (int v = 0; v < GROUPS; v++) {
-            int g = v * team.threads + team.thread;
-            if (g >= groups) continue;
-            Eight d = widen8(raw_dy[v]), hat = widen8(raw_x[v]), weight = load8(w + 8 * g);
-#pragma unroll
-            for (int i = 0; i < 8; i++) {
-                hat.x[i] = (CENTER ? hat.x[i] - mean : hat.x[i]) * rstd;
-                float gradient = d.x[i] * weight.x[i];
-                total[0] += gradient * hat.x[i];
-                if (CENTER) total[SUMS - 1] += gradient;
-            }
-#pragma unroll
-            for (int h = 0; h < 2; h++) {
-                int slot = (2 * v + h) * team.threads;
-                const float *p = d.x + 4 * h, *q = hat.x + 4 * h;
-                float4 sum = dw[slot];
-                add4(sum, p[0] * q[0], p[1] * q[1], p[2] * q[2], p[3] * q[3]);
-                dw[slot] = sum;
-                if (CENTER) {
-                    sum = db[slot];
-                    add4(sum, p[0], p[1], p[2], p[3]);
-                    db[slot] = sum;
-                }
-            }
-        }
-        team_sum<SUMS>(total, team, scratch);
-        float mean_g_hat = total[0] / n, mean_g = CENTER ? total[SUMS - 1] / n : 0.0f;
-#pragma unroll
-        for (int v = 0; v < GROUPS; v++) {
-            int g = v * team.threads + team.thread;
-            if (g >= groups) continue;
-            Eight d = widen8(raw_dy[v]), e = widen8(raw_x[v]), weight = load8(w + 8 * g);
-            Eight r = widen8(raw_residual[v]);
-#pragma unroll
-            for (int i = 0; i < 8; i++) {
-                float hat = (CENTER ? e.x[i] - mean : e.x[i]) * rstd;
-                float gradient = d.x[i] * weight.x[i];
-                if (CENTER) gradient -= mean_g;
-                d.x[i] = rstd * (gradient - hat * mean_g_hat);
-                if (residual) d.x[i] += r.x[i];
-            }
-            store8(dx + at + 8 * g, d);
-        }
-    }
-    __syncthreads();
-    float* partial = partials + blockIdx.x * SUMS * c;
-    for (int i = threadIdx.x; i < SUMS * slots; i += blockDim.x) {
-        int sum = i / slots, slot = i - sum * slots;
-        int row = slot / team.threads, thread = slot - row * team.threads;
-        int g = (row >> 1) * team.threads + thread;
-        if (g >= groups) continue;
-        float4 total = sums[i];
-        for (int t = 1; t < team.teams(); t++) {
-            float4 more = sums[t * SUMS * slots + i];
-            add4(total, more.x, more.y, more.z, more.w);
-        }
-        *reinterpret_cast<float4*>(partial + sum * c + 8 * g + 4 * (row & 1)) = total;
-    }
+__device__ __forceinline__ void add(float4& to, const float4& x) {
+    to.x += x.x;
+    to.y += x.y;
+    to.z += x.z;
+    to.w += x.w;
 }
 
 // A block a run of rows, of any C; the partial is added up where it lies, each number by one

@@ -3,7 +3,7 @@
 use super::*;
 use crate::testing::{DTYPES, Rng, Scratch, Tensor, close, differences, dot, everywhere, plus};
 
-const SHAPES: [(usize, usize); 19] = [
+const SHAPES: [(usize, usize); 22] = [
     (1, 1),
     (1, 7),
     (7, 8),
@@ -17,14 +17,17 @@ const SHAPES: [(usize, usize); 19] = [
     (300, 896),
     (2500, 128),
     (17, 1024),
-    // Teams of two, three, four, five and sixteen warps.
+    // Teams of two to five warps forward, of four to ten backward, where they take many runs' rows in turn.
     (21, 2048),
     (19, 2064),
+    (2600, 2048),
     (70, 4096),
     (9, 5120),
+    // The widest of a team backward, then forward, and wider.
+    (3, 8192),
+    (3, 8200),
     (3, 13824),
     (2, 16384),
-    // Wider than teams go.
     (2, 16392),
 ];
 /// Large, so that its place in the formula shows.

@@ -16,8 +16,6 @@ static SOURCE: Source = source!("rope", "rope.cu");
 const THREADS: usize = 256;
 /// Warps of a block.
 const WARPS: usize = THREADS / 32;
-/// Heads that a thread has under way: `DEPTH` of the kernels.
-const DEPTH: usize = 4;
 
 /// Copies of a table on devices, by their number.
 pub(super) type Copies = [OnceLock<Memory>; 16];
@@ -44,24 +42,16 @@ pub(super) fn table<'a>(q: &Queue, table: &'a Table) -> Result<View<'a>, CudaErr
     Ok(whole(slot.get_or_init(|| copy)))
 }
 
-/// Threads that have a head in the wide kernels, where they can have it: eight numbers of its first
-/// half and eight of its second each.
-fn lanes(heads: Heads, views: &[View<'_>]) -> Option<usize> {
-    let lanes = heads.head_dim / 16;
-    (heads.head_dim.is_multiple_of(16) && (1..=THREADS).contains(&lanes) && aligned(views))
-        .then_some(lanes)
+/// Whether a head can be spread over some threads of a warp, eight numbers of its first half and
+/// eight of its second each: what the wide kernels need.
+fn wide(heads: Heads, views: &[View<'_>]) -> bool {
+    let d = heads.head_dim;
+    d.is_multiple_of(16) && (16..=512).contains(&d) && aligned(views)
 }
 
-/// As [`lanes`], where the threads of a head also sum over it, by exchanges within a warp.
-fn summing_lanes(heads: Heads, views: &[View<'_>]) -> Option<usize> {
-    lanes(heads, views).filter(|n| n.is_power_of_two() && *n <= 32)
-}
-
-/// Blocks, and rows of a block, that give each thread `DEPTH` heads at a time.
-fn blocks(rows: usize, heads: Heads, lanes: usize) -> (usize, usize) {
-    let all = heads.heads + 2 * heads.kv_heads;
-    let block_rows = (DEPTH * (THREADS / lanes) / all.max(1)).max(1);
-    (rows.div_ceil(block_rows), block_rows)
+/// As [`wide`], where the threads of a head also sum over it, by exchanges within the warp.
+fn wide_sums(heads: Heads, views: &[View<'_>]) -> bool {
+    wide(heads, views) && heads.head_dim.is_power_of_two()
 }
 
 /// What all kernels take after their tensors.
@@ -97,27 +87,19 @@ fn rotate(
     dtype: Dtype,
     back: bool,
 ) {
-    if let Some(lanes) = lanes(heads, &[y, x]) {
-        let (blocks, block_rows) = blocks(rows, heads, lanes);
-        let launch = q
-            .kernel(&SOURCE, define(dtype), "rotate_heads")
-            .grid(blocks, 1, 1)
-            .arg(y)
-            .arg(x);
-        shape(launch, positions, table, rows, heads)
-            .arg(block_rows as u32)
-            .arg(back)
-            .launch();
+    let (name, blocks) = if wide(heads, &[y, x]) {
+        ("rotate_heads", rows.div_ceil(WARPS))
     } else {
-        let launch = q
-            .kernel(&SOURCE, define(dtype), "rotate_heads_plain")
-            .grid(plain_blocks(rows, heads), 1, 1)
-            .arg(y)
-            .arg(x);
-        shape(launch, positions, table, rows, heads)
-            .arg(back)
-            .launch();
-    }
+        ("rotate_heads_plain", plain_blocks(rows, heads))
+    };
+    let launch = q
+        .kernel(&SOURCE, define(dtype), name)
+        .grid(blocks, 1, 1)
+        .arg(y)
+        .arg(x);
+    shape(launch, positions, table, rows, heads)
+        .arg(back)
+        .launch();
 }
 
 /// Blocks of the plain kernel, a warp a head.
@@ -144,23 +126,17 @@ pub(super) fn forward(
     let Some(norm) = norm else {
         return rotate(q, (y, x), positions, turns, rows, heads, dtype, false);
     };
-    let launch = if let Some(lanes) = summing_lanes(heads, &[y, x, norm.wq, norm.wk]) {
-        let (blocks, block_rows) = blocks(rows, heads, lanes);
-        let launch = q
-            .kernel(&SOURCE, define(dtype), "rotate_normed")
-            .grid(blocks, 1, 1)
-            .arg(y)
-            .arg(x);
-        shape(launch, positions, turns, rows, heads).arg(block_rows as u32)
+    let (name, blocks) = if wide_sums(heads, &[y, x, norm.wq, norm.wk]) {
+        ("rotate_normed", rows.div_ceil(WARPS))
     } else {
-        let launch = q
-            .kernel(&SOURCE, define(dtype), "rotate_normed_plain")
-            .grid(plain_blocks(rows, heads), 1, 1)
-            .arg(y)
-            .arg(x);
-        shape(launch, positions, turns, rows, heads)
+        ("rotate_normed_plain", plain_blocks(rows, heads))
     };
-    launch
+    let launch = q
+        .kernel(&SOURCE, define(dtype), name)
+        .grid(blocks, 1, 1)
+        .arg(y)
+        .arg(x);
+    shape(launch, positions, turns, rows, heads)
         .arg(norm.wq)
         .arg(norm.wk)
         .arg(norm.rstd)
@@ -195,8 +171,7 @@ pub(super) fn backward(
         runs.run,
         heads.width()
     );
-    let wide = summing_lanes(heads, &[dx, dy, norm.x, norm.wq, norm.wk]).is_some();
-    let name = if wide {
+    let name = if wide_sums(heads, &[dx, dy, norm.x, norm.wq, norm.wk]) {
         "backward_normed"
     } else {
         "backward_normed_plain"

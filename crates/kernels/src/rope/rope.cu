@@ -1,20 +1,19 @@
 // Rotary positions, with or without the norm of each query and key head.
 //
 // Where D/2 is a multiple of eight, a thread has eight numbers of a head and the eight that turn
-// with them; D/16 threads have a head, a block a few rows. Other head sizes take the plain
-// kernels, a warp a head.
+// with them; D/16 threads have a head, a warp a row. Other head sizes take the plain kernels, a
+// warp a head.
 //
 // `table` has D floats a position, D/2 cosines, then D/2 sines. A position that it lacks makes the
 // row's rotated heads NaN: the processor's version panics there, a kernel must not read past it.
 #include "common.cuh"
 
 // Independent heads that a thread has under way, and blocks that a multiprocessor should hold: what
-// the registers allow. `DEPTH` as in the launcher.
-constexpr int DEPTH = 4;
+// the registers allow.
 #ifdef BF16
-constexpr int BACK_DEPTH = 2, BLOCKS = 3;
+constexpr int DEPTH = 3, BACK_DEPTH = 2, BLOCKS = 3;
 #else
-constexpr int BACK_DEPTH = 1, BLOCKS = 2;
+constexpr int DEPTH = 2, BACK_DEPTH = 1, BLOCKS = 2;
 #endif
 
 __device__ __forceinline__ float nan_float() { return __uint_as_float(0x7fc00000u); }
@@ -48,51 +47,44 @@ __device__ __forceinline__ float head_sum(float x, u32 lanes) {
     return x;
 }
 
-// y = the rotated x; `back` turns the other way. A block has `block_rows` rows. Threads beyond the
-// last whole head's only keep the others' company: with NORM the launcher sees to it that there
-// are none.
+// y = the rotated x; `back` turns the other way. A warp a row: its threads read the row's cosines and
+// sines once. Threads beyond the last whole head's only keep the others' company: with NORM the
+// launcher sees to it that there are none.
 template <bool NORM>
 __device__ __forceinline__ void rotate(E* __restrict__ y, const E* __restrict__ x,
                                        const int* __restrict__ positions,
                                        const float* __restrict__ table, u64 table_rows,
                                        const E* __restrict__ wq, const E* __restrict__ wk,
                                        float* __restrict__ rstds, float eps, u64 rows, Shape s,
-                                       u32 block_rows, bool back) {
-    const u32 half = s.d / 2, lanes = s.d / 16, slots = blockDim.x / lanes;
-    const u32 slot = threadIdx.x / lanes, lane = threadIdx.x - slot * lanes;
-    const u64 first = (u64)blockIdx.x * block_rows;
-    const u32 have = rows - first < block_rows ? (u32)(rows - first) : block_rows;
-    const u32 items = have * s.all;
-    const u64 width = (u64)s.all * s.d;
-    for (u32 base = 0; base < items; base += DEPTH * slots) {
+                                       bool back) {
+    const u32 half = s.d / 2, lanes = s.d / 16, slots = 32 / lanes;
+    const u32 slot = (threadIdx.x & 31) / lanes, lane = (threadIdx.x & 31) - slot * lanes;
+    const u64 row = (u64)blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
+    if (row >= rows) return;  // the whole warp
+    x += row * s.all * s.d + 8 * lane;
+    y += row * s.all * s.d + 8 * lane;
+    Turn t = turn_at(table, table_rows, positions[row], s.d, 8 * lane);
+    if (back) {
+#pragma unroll
+        for (int i = 0; i < 8; i++) t.sin.x[i] = -t.sin.x[i];
+    }
+    for (u32 base = 0; base < s.all; base += DEPTH * slots) {
         Raw low[DEPTH], high[DEPTH];
-        u64 row[DEPTH];
-        u32 head[DEPTH];
-        int position[DEPTH];
-        bool here[DEPTH];
 #pragma unroll
         for (int k = 0; k < DEPTH; k++) {
-            u32 item = base + k * slots + slot;
-            here[k] = slot < slots && item < items;
+            u32 head = base + k * slots + slot;
             low[k] = high[k] = zero_raw();
-            position[k] = 0;
-            head[k] = 0;
-            row[k] = first;
-            if (here[k]) {
-                u32 local = item / s.all;
-                head[k] = item - local * s.all;
-                row[k] = first + local;
-                const E* from = x + row[k] * width + head[k] * s.d + 8 * lane;
-                low[k] = load_raw(from);
-                high[k] = load_raw(from + half);
-                position[k] = positions[row[k]];
+            if (slot < slots && head < s.all) {
+                low[k] = load_raw(x + head * s.d);
+                high[k] = load_raw(x + head * s.d + half);
             }
         }
 #pragma unroll
         for (int k = 0; k < DEPTH; k++) {
-            const bool turns = here[k] && head[k] < s.rotated;
-            E* to = y + row[k] * width + head[k] * s.d + 8 * lane;
-            if (here[k] && !turns) {
+            u32 head = base + k * slots + slot;
+            const bool here = slot < slots && head < s.all, turns = here && head < s.rotated;
+            E* to = y + head * s.d;
+            if (here && !turns) {
                 store_raw(to, low[k]);
                 store_raw(to + half, high[k]);
             }
@@ -107,8 +99,8 @@ __device__ __forceinline__ void rotate(E* __restrict__ y, const E* __restrict__ 
             }
             if (!turns) continue;
             if (NORM) {
-                if (lane == 0) rstds[row[k] * s.rotated + head[k]] = rstd;
-                const E* w = (head[k] < s.heads ? wq : wk) + 8 * lane;
+                if (lane == 0) rstds[row * s.rotated + head] = rstd;
+                const E* w = (head < s.heads ? wq : wk) + 8 * lane;
                 Eight w1 = load8(w), w2 = load8(w + half);
 #pragma unroll
                 for (int i = 0; i < 8; i++) {
@@ -116,13 +108,11 @@ __device__ __forceinline__ void rotate(E* __restrict__ y, const E* __restrict__ 
                     b.x[i] = b.x[i] * rstd * w2.x[i];
                 }
             }
-            Turn t = turn_at(table, table_rows, position[k], s.d, 8 * lane);
             Eight y1, y2;
 #pragma unroll
             for (int i = 0; i < 8; i++) {
-                float sin = back ? -t.sin.x[i] : t.sin.x[i];
-                y1.x[i] = a.x[i] * t.cos.x[i] - b.x[i] * sin;
-                y2.x[i] = b.x[i] * t.cos.x[i] + a.x[i] * sin;
+                y1.x[i] = a.x[i] * t.cos.x[i] - b.x[i] * t.sin.x[i];
+                y2.x[i] = b.x[i] * t.cos.x[i] + a.x[i] * t.sin.x[i];
             }
             store8(to, y1);
             store8(to + half, y2);
@@ -175,17 +165,17 @@ __device__ __forceinline__ void rotate_plain(E* __restrict__ y, const E* __restr
 
 extern "C" __global__ void __launch_bounds__(256, BLOCKS)
     rotate_heads(E* y, const E* x, const int* positions, const float* table, u64 table_rows,
-                 u64 rows, u32 heads, u32 rotated, u32 all, u32 d, u32 block_rows, int back) {
+                 u64 rows, u32 heads, u32 rotated, u32 all, u32 d, int back) {
     rotate<false>(y, x, positions, table, table_rows, nullptr, nullptr, nullptr, 0.0f, rows,
-                  {heads, rotated, all, d}, block_rows, back);
+                  {heads, rotated, all, d}, back);
 }
 
 extern "C" __global__ void __launch_bounds__(256, BLOCKS)
     rotate_normed(E* y, const E* x, const int* positions, const float* table, u64 table_rows,
-                  u64 rows, u32 heads, u32 rotated, u32 all, u32 d, u32 block_rows, const E* wq,
-                  const E* wk, float* rstd, float eps) {
+                  u64 rows, u32 heads, u32 rotated, u32 all, u32 d, const E* wq, const E* wk,
+                  float* rstd, float eps) {
     rotate<true>(y, x, positions, table, table_rows, wq, wk, rstd, eps, rows,
-                 {heads, rotated, all, d}, block_rows, false);
+                 {heads, rotated, all, d}, false);
 }
 
 extern "C" __global__ void __launch_bounds__(256)
