@@ -32,6 +32,20 @@ pub struct DiskRates {
     pub latency: Seconds,
 }
 
+impl DiskRates {
+    /// The means of two measurements.
+    #[must_use]
+    pub fn mean(&self, other: &Self) -> Self {
+        let rate = |a: BytesPerSecond, b: BytesPerSecond| BytesPerSecond((a.0 + b.0) / 2.0);
+        Self {
+            read: rate(self.read, other.read),
+            write: rate(self.write, other.write),
+            mixed: rate(self.mixed, other.mixed),
+            latency: Seconds((self.latency.0 + other.latency.0) / 2.0),
+        }
+    }
+}
+
 /// Something that several lanes draw on at once.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Shared {

@@ -9,7 +9,9 @@ use lowtide_units::{Bytes, Seconds};
 use lowtide_workload::Workload;
 
 use crate::machine::Machine;
-use crate::plan::{LANES, LaneKind, LaneUse, PartName, Phase, Piece, Plan, Prediction, Task, Work};
+use crate::plan::{
+    LANES, Lane, LaneKind, LaneUse, PartName, Phase, Piece, Plan, Prediction, Task, Work,
+};
 use crate::together::Speeds;
 
 /// Time of each task of a part when nothing else runs.
@@ -110,7 +112,11 @@ pub fn simulate(plan: &Plan, w: &Workload, machine: &Machine, sequence: &[PartNa
             waits
         })
         .collect();
-    let speeds = Speeds::new(machine);
+    let on = |lane| {
+        let tasks = |&p: &PartName| plan.part(p).iter().any(|t| t.lane == lane);
+        sequence.iter().any(tasks)
+    };
+    let speeds = Speeds::new(machine, on(Lane::DISK_READ) && on(Lane::DISK_WRITE));
     let mut out = Simulated {
         parts: sequence
             .iter()

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::machine::Machine;
+use crate::machine::{DiskRates, Machine};
 use crate::plan::{LANES, Lane};
 
 /// Lanes that were measured while they ran at once.
@@ -38,6 +38,22 @@ impl Together {
         }
     }
 
+    /// Makes what sets say of a drive that reads and writes at once agree with its mixed rate. Sets are
+    /// measured in short turns, in which a drive shows its cache or whoever shares it; `mixed` is of
+    /// seconds without a pause, as a step's I/O is. What other lanes cost the drive stays as measured.
+    pub fn settle(sets: &mut [Self], disk: &DiskRates) {
+        let both = |t: &Self| Some((t.get(Lane::DISK_READ)?, t.get(Lane::DISK_WRITE)?));
+        let pair = sets.iter().filter(|t| t.speed.len() == 2).find_map(both);
+        let Some((read, write)) = pair else { return };
+        let factor = disk.mixed.0 / (disk.read.0 * read + disk.write.0 * write);
+        for t in sets.iter_mut().filter(|t| both(t).is_some()) {
+            for lane in [Lane::DISK_READ, Lane::DISK_WRITE] {
+                let speed = t.speed.get_mut(lane.name()).expect("one of the set");
+                *speed = (*speed * factor).min(1.0);
+            }
+        }
+    }
+
     /// Speed of a lane, where it is one of the set.
     #[must_use]
     pub fn get(&self, lane: Lane) -> Option<f64> {
@@ -58,7 +74,8 @@ pub(crate) struct Speeds {
 }
 
 impl Speeds {
-    pub(crate) fn new(machine: &Machine) -> Self {
+    /// Speeds for a step; `both_ways`: it reads drives and writes them.
+    pub(crate) fn new(machine: &Machine, both_ways: bool) -> Self {
         let mut parts: Vec<Part> = machine.together.iter().map(part).collect();
         // Larger parts first; among equals the first measured.
         parts.sort_by_key(|p| std::cmp::Reverse(p.lanes.count_ones()));
@@ -68,7 +85,14 @@ impl Speeds {
             .map(|set| {
                 std::array::from_fn(|lane| match set >> lane & 1 {
                     0 => 1.0,
-                    _ => speed(lane, set, &parts, &shares, mix),
+                    _ => {
+                        let in_turn = if both_ways {
+                            turns(lane, set, mix)
+                        } else {
+                            1.0
+                        };
+                        speed(lane, set, &parts, &shares, mix) * in_turn
+                    }
                 })
             })
             .collect();
@@ -110,6 +134,22 @@ fn speed(lane: usize, set: usize, parts: &[Part], shares: &[[f64; LANES]], mix: 
     1.0 / (slow + 1.0 / rest)
 }
 
+/// Bits of a drive's two lanes.
+fn drive() -> usize {
+    (1 << Lane::DISK_READ.idx()) | (1 << Lane::DISK_WRITE.idx())
+}
+
+/// What a drive that does one thing at a time gives of its rates alone. A step that writes also reads,
+/// and a cache that took a write works it off during the next read: both in turn give no more than
+/// the mixed rate either.
+fn turns(lane: usize, set: usize, mix: f64) -> f64 {
+    if drive() >> lane & 1 == 1 && set & drive() != drive() {
+        mix.min(1.0)
+    } else {
+        1.0
+    }
+}
+
 /// Even sharing of what several lanes draw on.
 fn even(lane: usize, set: usize, shares: &[[f64; LANES]], mix: f64) -> f64 {
     let mut speed = 1.0f64;
@@ -120,8 +160,7 @@ fn even(lane: usize, set: usize, shares: &[[f64; LANES]], mix: f64) -> f64 {
             .sum();
         speed = speed.min(1.0 / wanted.max(1.0));
     }
-    let drive = (1 << Lane::DISK_READ.idx()) | (1 << Lane::DISK_WRITE.idx());
-    if set & drive == drive && drive >> lane & 1 == 1 {
+    if set & drive() == drive() && drive() >> lane & 1 == 1 {
         speed = speed.min(mix / 2.0);
     }
     speed
@@ -138,6 +177,8 @@ fn shares(machine: &Machine) -> Vec<[f64; LANES]> {
 
 #[cfg(test)]
 mod tests {
+    use lowtide_units::{BytesPerSecond, Seconds};
+
     use super::*;
     use crate::build::build;
     use crate::choice::{Budgets, Choice, Clip};
@@ -152,11 +193,62 @@ mod tests {
 
     #[track_caller]
     fn check(machine: &Machine, set: usize, want: &[(Lane, f64)]) {
-        let speeds = Speeds::new(machine);
+        let speeds = Speeds::new(machine, set & drive() != 0);
         for &(lane, want) in want {
             let got = speeds.of(set)[lane.idx()];
             assert!((got - want).abs() < 1e-12, "{lane}: {got}, want {want}");
         }
+    }
+
+    #[test]
+    fn a_drive_that_reads_and_writes_gives_its_mixed_rate() {
+        let rate = |r: f64| BytesPerSecond(r);
+        let disk = DiskRates {
+            read: rate(2.0),
+            write: rate(4.0),
+            mixed: rate(2.5),
+            latency: Seconds(0.0),
+        };
+        let (read, write) = (Lane::DISK_READ, Lane::DISK_WRITE);
+        let untouched = Together::of([(read, 0.9), (Lane::HOST, 0.9)]);
+        let mut sets = [
+            Together::of([(read, 0.4), (write, 0.2), (Lane::HOST, 0.7)]),
+            untouched.clone(),
+            Together::of([(read, 0.5), (write, 0.25)]),
+        ];
+        Together::settle(&mut sets, &disk);
+        // 2 x 0.5 + 4 x 0.25 = 2 would be the pair's rate: a quarter more, with other lanes too.
+        let want = [(read, 0.625), (write, 0.3125)];
+        assert_eq!(sets[2], Together::of(want));
+        assert_eq!(sets[1], untouched);
+        let want = [(read, 0.5), (write, 0.25), (Lane::HOST, 0.7)];
+        assert_eq!(sets[0], Together::of(want));
+        // Nothing is faster than alone.
+        let fast = DiskRates {
+            mixed: rate(9.0),
+            ..disk
+        };
+        Together::settle(&mut sets, &fast);
+        assert_eq!(sets[2], Together::of([(read, 1.0), (write, 1.0)]));
+    }
+
+    #[test]
+    fn a_drive_that_takes_turns_gives_its_mixed_rate_too() {
+        let mut m = testing::machine();
+        m.together.clear();
+        let d = m.disk.as_mut().expect("a drive");
+        (d.read, d.write) = (BytesPerSecond(2e9), BytesPerSecond(6e9));
+        // In turn they would give 3 GB/s.
+        d.mixed = BytesPerSecond(2.4e9);
+        check(&m, READ, &[(Lane::DISK_READ, 0.8)]);
+        check(&m, WRITE, &[(Lane::DISK_WRITE, 0.8)]);
+        // A drive that gains by doing both at once is no faster with one.
+        m.disk.as_mut().expect("a drive").mixed = BytesPerSecond(3.6e9);
+        check(&m, READ, &[(Lane::DISK_READ, 1.0)]);
+        // Neither is one that has nothing to write.
+        m.disk.as_mut().expect("a drive").mixed = BytesPerSecond(2.4e9);
+        let read = Speeds::new(&m, false).of(READ)[Lane::DISK_READ.idx()];
+        assert!((read - 1.0).abs() < 1e-12, "{read}");
     }
 
     #[test]

@@ -587,16 +587,7 @@ impl Fit<'_> {
         if line.step.is_multiple_of(self.run.log.every_steps) || line.step == self.total {
             self.metrics.write(line)?;
             if let Some(events) = &mut self.events {
-                events.scalars(
-                    line.step,
-                    &[
-                        ("train/loss", line.loss as f32),
-                        ("train/grad_norm", line.grad_norm as f32),
-                        ("train/learning_rate", line.learning_rate as f32),
-                        ("train/tokens_per_second", line.tokens_per_second as f32),
-                        ("train/share_of_bound", line.share_of_bound as f32),
-                    ],
-                )?;
+                events.scalars(line.step, &line.curves())?;
             }
         }
         self.observer.step(line);

@@ -104,10 +104,11 @@ pub fn probe(
     decoder: Option<&Decoder>,
     sample: Option<&Micro>,
 ) -> Result<Machine, TrainError> {
-    let disk = match options.directories.as_slice() {
-        [] => None,
-        dirs => Some(disk_rates(dirs, options.seconds)?),
+    let disk = || match options.directories.as_slice() {
+        [] => Ok(None),
+        dirs => disk_rates(dirs, options.seconds).map(Some),
     };
+    let mut rates = disk()?;
     let (q, machine, together) = match &options.gpu {
         None => {
             let host = Queue::new("probe", options.threads);
@@ -122,11 +123,19 @@ pub fn probe(
             (Queue::Cuda(cuda::Queue::new(gpu)?), machine, together)
         }
     };
+    // Half a minute later: a drive's rate changes by a tenth from one moment to the next, and more
+    // where it is shared.
+    if options.seconds >= THOROUGH {
+        rates = rates.zip(disk()?).map(|(a, b)| a.mean(&b));
+    }
     let mut machine = Machine {
-        disk,
+        disk: rates,
         together,
         ..machine
     };
+    if let Some(disk) = &machine.disk {
+        Together::settle(&mut machine.together, disk);
+    }
     if let Some(decoder) = decoder {
         machine.ops = operations(&q, decoder, sample, options.seconds.min(0.03))?;
     }

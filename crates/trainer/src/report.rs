@@ -37,6 +37,22 @@ pub struct StepLine {
     pub skipped: bool,
 }
 
+impl StepLine {
+    /// Its points on TensorBoard's curves, but for what is not known.
+    pub(crate) fn curves(&self) -> Vec<(&'static str, f32)> {
+        let mut points = vec![
+            ("train/loss", self.loss as f32),
+            ("train/grad_norm", self.grad_norm as f32),
+            ("train/learning_rate", self.learning_rate as f32),
+        ];
+        if self.share_of_bound.is_finite() {
+            points.push(("train/tokens_per_second", self.tokens_per_second as f32));
+            points.push(("train/share_of_bound", self.share_of_bound as f32));
+        }
+        points
+    }
+}
+
 /// Who is told what happens. Every method has a default that does nothing.
 pub trait Observer {
     /// Something worth knowing.

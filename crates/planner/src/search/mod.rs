@@ -127,15 +127,13 @@ struct Size {
     bound: f64,
 }
 
-/// How many starting points are improved.
-const IMPROVED: usize = 3;
+/// How many starting points are improved, and climbed from: what is fastest with everything offloaded
+/// need not be so when the bytes that are left are spent.
+const IMPROVED: usize = 5;
 
 /// Work that spending on a start, and each climb, may do: what bounds the time of planning.
 const SPEND: u64 = 150_000;
 const CLIMB: u64 = 600_000;
-
-/// How many of the improved starting points are climbed from.
-const CLIMBED: usize = 2;
 
 /// Plans a request.
 ///
@@ -305,7 +303,6 @@ impl Search<'_> {
         let mut spent = self.each(starts, |search, start| search.spend(start, SPEND));
         spent.sort_by(first);
         spent.dedup_by(|a, b| a.mix == b.mix);
-        spent.truncate(CLIMBED);
         let climbed = self.each(spent, |search, from| search.climb(from, CLIMB));
         Ok(climbed.into_iter().min_by(first).expect("not empty"))
     }

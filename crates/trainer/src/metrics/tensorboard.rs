@@ -52,11 +52,11 @@ impl EventFile {
         &self.path
     }
 
-    /// Writes one point of each named curve at `step`, but for what is not a number. The record is
-    /// with the system when the call returns.
+    /// Writes one point of each named curve at `step`. The record is with the system when the
+    /// call returns.
     pub fn scalars(&mut self, step: u64, values: &[(&str, f32)]) -> Result<(), DataError> {
         let mut summary = Vec::new();
-        for (tag, x) in values.iter().filter(|(_, x)| !x.is_nan()) {
+        for (tag, x) in values {
             let mut value = Vec::new();
             bytes_field(&mut value, 1, tag.as_bytes());
             value.push(2 << 3 | FIXED32);
