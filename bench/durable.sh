@@ -61,8 +61,9 @@ for i in $(seq "$kills"); do
     had=$(steps broken)
     run broken "broken-$i" &
     pid=$!
-    # One step more, and then some of the next.
-    while [ "$(steps broken)" -le "$had" ] && kill -0 "$pid" 2>/dev/null; do sleep 0.1; done
+    # One step more, two at least (the last one's update may not be on the drive), and then some of the next.
+    least=$((had < 1 ? 2 : had + 1))
+    while [ "$(steps broken)" -lt "$least" ] && kill -0 "$pid" 2>/dev/null; do sleep 0.1; done
     pause=$(awk -v t="$each" -v r=$RANDOM 'BEGIN { printf "%.2f", t * (0.15 + 0.7 * r / 32767) }')
     sleep "$pause"
     # The function's shell and the command below it.
