@@ -76,6 +76,19 @@ fn shape<'a>(
         .arg(heads.head_dim as u32)
 }
 
+/// A kernel that makes `y` of `x`, and its blocks.
+fn turning<'a>(
+    q: &'a Queue,
+    dtype: Dtype,
+    (name, blocks): (&'static str, usize),
+    (y, x): (View<'_>, View<'_>),
+) -> Launch<'a> {
+    q.kernel(&SOURCE, define(dtype), name)
+        .grid(blocks, 1, 1)
+        .arg(y)
+        .arg(x)
+}
+
 /// Rotates one way or the other, without a norm.
 fn rotate(
     q: &Queue,
@@ -92,11 +105,7 @@ fn rotate(
     } else {
         ("rotate_heads_plain", plain_blocks(rows, heads))
     };
-    let launch = q
-        .kernel(&SOURCE, define(dtype), name)
-        .grid(blocks, 1, 1)
-        .arg(y)
-        .arg(x);
+    let launch = turning(q, dtype, (name, blocks), (y, x));
     shape(launch, positions, table, rows, heads)
         .arg(back)
         .launch();
@@ -131,11 +140,7 @@ pub(super) fn forward(
     } else {
         ("rotate_normed_plain", plain_blocks(rows, heads))
     };
-    let launch = q
-        .kernel(&SOURCE, define(dtype), name)
-        .grid(blocks, 1, 1)
-        .arg(y)
-        .arg(x);
+    let launch = turning(q, dtype, (name, blocks), (y, x));
     shape(launch, positions, turns, rows, heads)
         .arg(norm.wq)
         .arg(norm.wk)
