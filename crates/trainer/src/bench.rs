@@ -122,18 +122,17 @@ pub fn step(
     let inputs: Vec<Micro> = (0..u64::from(w.batch.accumulate))
         .map(|m| Micro::random(&w.batch, shape.vocab, m))
         .collect();
-    // A step ends when its norm is known; the next one is in the lanes by then.
+    // A step ends when its norm is known; the next one is in the lanes by then, after the last that is
+    // timed too.
     let total = WARM_UP + steps;
     let mut flying = VecDeque::new();
     let (mut times, mut losses) = (Vec::new(), Vec::new());
     let mut last = Instant::now();
     let (mut before, mut after) = (session.measured(), session.measured());
     for s in 1..=total + 1 {
-        if s <= total {
-            flying.push_back(session.submit(inputs.clone(), hyper(run, 1e-5, s))?);
-            if s == 1 {
-                continue;
-            }
+        flying.push_back(session.submit(inputs.clone(), hyper(run, 1e-5, s))?);
+        if s == 1 {
+            continue;
         }
         let data = flying.pop_front().expect("one was submitted");
         let outcome = session.outcome(&data)?;
