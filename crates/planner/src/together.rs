@@ -5,7 +5,7 @@
 //! measured parts of the set, the largest part first and no other lane counted twice: two lanes that
 //! take a quarter of memory each cost a third one what both cost it alone. What no measured part
 //! covers shares evenly, by the shares that a machine's file gives (`Machine::shared`), and reads
-//! and writes of a drive by its mixed rate.
+//! and writes of a drive by its mixed rate, at once and in turn.
 
 use std::collections::BTreeMap;
 
