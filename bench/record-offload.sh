@@ -67,9 +67,9 @@ share() {
 }
 
 large() {
-    step qwen2.5-14b-24GiB-bf16-moments qwen2.5-14b 24GiB 105GiB 1 2 \
+    step qwen2.5-14b-24GiB-bf16-moments qwen2.5-14b 24GiB 105GiB 1 4 \
         --disk "$scratch/disk=50GiB" --set optimizer.moments=bf16
-    step qwen2.5-14b-24GiB-int8-moments qwen2.5-14b 24GiB 105GiB 1 2 --set optimizer.moments=int8
+    step qwen2.5-14b-24GiB-int8-moments qwen2.5-14b 24GiB 105GiB 1 4 --set optimizer.moments=int8
 }
 
 disk() {

@@ -502,11 +502,12 @@ fn disk_rates(dirs: &[PathBuf], seconds: f64) -> Result<DiskRates, TierError> {
             os: (&e).into(),
         })?;
         // A run's start has less time than a probe, which waits until a drive's first burst is over: a
-        // run moves tens of gigabytes without a pause.
+        // run moves tens of gigabytes without a pause. A shared drive's rate changes by a third from one
+        // second to the next, and by a tenth between means of five.
         let (bytes, seconds) = if seconds < THOROUGH {
             (Bytes::GIB, seconds.max(0.1))
         } else {
-            (Bytes::GIB * 4, seconds.max(2.0))
+            (Bytes::GIB * 4, seconds.max(5.0))
         };
         let config = ProbeConfig {
             bytes,
