@@ -3,7 +3,8 @@
 use lowtide_planner::explain::explain;
 use lowtide_planner::{Machine, Plan};
 use lowtide_trainer::bench::{
-    DiskReport, HostOptions, HostReport, LinksReport, StepReport, disk, host, links, step,
+    DiskReport, HostOptions, HostReport, LinksReport, StepReport, disk, host, least_file, links,
+    step,
 };
 use lowtide_trainer::fit::{Observer, usual_threads};
 use lowtide_trainer::{Bytes, CudaError, Gpu, TrainError};
@@ -59,6 +60,12 @@ fn bench_disk(args: &BenchDiskArgs, out: Out) -> Answer {
         what: format!("--size {}: {e}", args.size),
         help: "a size such as 4GiB",
     })?;
+    if size < least_file() {
+        return Err(CliError::Usage {
+            what: format!("--size {}: at least {}", args.size, least_file()),
+            help: "more than the drive's own cache, such as 4GiB",
+        });
+    }
     let report = disk(&args.dir, size, figure_seconds(args.seconds)?)?;
     out.text(&disk_table(&report));
     Ok((json!(report), 0))

@@ -19,6 +19,18 @@ fn refuses(args: &[&str], words: &[&str]) {
     assert!(!text.contains("bug in lowtide"), "{text}");
 }
 
+#[test]
+fn a_bench_of_nothing_is_refused() {
+    let bench = ["bench", "disk", "--dir", "."];
+    for (more, words) in [
+        (["--size", "0"], ["--size 0: at least 128.0 MiB", "4GiB"]),
+        (["--size", "lots"], ["--size lots", "a size such as"]),
+        (["--seconds", "0"], ["--seconds 0", "from 0.001"]),
+    ] {
+        refuses(&[&bench[..], &more].concat(), &words);
+    }
+}
+
 /// On a machine with a GPU this asks for nothing that is missing.
 #[test]
 fn a_gpu_that_is_not_there_is_told_with_what_to_do() {

@@ -22,7 +22,8 @@ use crate::{Arena, Backend, Disk, DiskConfig, Extent, Fill, Kind, Request, TierE
 /// How to measure.
 #[derive(Clone, Copy, Debug)]
 pub struct ProbeConfig {
-    /// Bytes of the file; more than the drive's own cache, and free on it.
+    /// Bytes of the file; more than the drive's own cache, and free on it. Less than
+    /// [`ProbeConfig::least`] is taken for that.
     pub bytes: Bytes,
     /// How long each of the three figures takes.
     pub time: Duration,
@@ -45,6 +46,15 @@ impl Default for ProbeConfig {
             depth: disk.depth,
             backend: disk.backend,
         }
+    }
+}
+
+impl ProbeConfig {
+    /// The least that the file has: each kind of a mix has a part of its own, and twice the blocks in
+    /// flight are in hand.
+    #[must_use]
+    pub fn least(&self) -> Bytes {
+        self.block * (4 * self.depth as u64)
     }
 }
 
@@ -209,7 +219,7 @@ impl Run {
         disk.stripe = config.block;
         disk.depth = config.depth;
         disk.backend = config.backend;
-        let n_blocks = (config.bytes.0 / config.block.0).max(2 * in_hand as u64);
+        let n_blocks = config.bytes.max(config.least()).0 / config.block.0;
         let disk = Disk::open(&disk.fit(config.block * n_blocks)?, Some(&arena))?;
         let run = Self {
             disk,

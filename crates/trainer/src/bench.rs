@@ -4,7 +4,7 @@ mod rates;
 
 pub use rates::{
     Beside, CopyBound, DiskReport, DiskRow, HostOptions, HostReport, LinkRow, LinksReport, disk,
-    host, links,
+    host, least_file, links,
 };
 
 use std::collections::{BTreeMap, VecDeque};

@@ -294,8 +294,14 @@ pub struct DiskRow {
 /// the update whose weights are at hand: 10 bytes read, 12 written.
 const MIXES: [Mix; 4] = [Mix::READS, Mix::WRITES, Mix::new(12, 12), Mix::new(10, 12)];
 
+/// The smallest file that [`disk`] measures on.
+#[must_use]
+pub fn least_file() -> Bytes {
+    ProbeConfig::default().least()
+}
+
 /// Measures a directory's drive through the disk lane, at its depth and size of transfers, against
-/// plain threads on the same file.
+/// plain threads on the same file of `size` bytes, [`least_file`] or more.
 ///
 /// # Errors
 /// When the directory cannot be used.
