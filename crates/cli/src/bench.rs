@@ -6,7 +6,8 @@ use lowtide_trainer::bench::{
     DiskReport, HostOptions, HostReport, LinksReport, StepReport, disk, host, least_file, links,
     step,
 };
-use lowtide_trainer::fit::{Observer, usual_threads};
+use lowtide_trainer::report::Observer;
+use lowtide_trainer::threads::usual_threads;
 use lowtide_trainer::{Bytes, CudaError, Gpu, TrainError};
 use serde_json::json;
 

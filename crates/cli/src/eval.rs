@@ -1,9 +1,10 @@
 //! `lowtide eval`: how good a model is on the run's evaluation data.
 
 use lowtide_trainer::data::prompts;
-use lowtide_trainer::fit::{evaluate, load_weights, open_session, plan_run};
+use lowtide_trainer::fit::evaluate;
 use lowtide_trainer::generate::exact_match;
 use lowtide_trainer::inputs::{load_inputs, load_options, open_tokenizer};
+use lowtide_trainer::open::{load_weights, open_session, plan_run};
 use serde_json::json;
 
 use crate::Answer;

@@ -3,9 +3,9 @@
 use lowtide_config::{ModelSource, Run};
 use lowtide_trainer::RecordProblem;
 use lowtide_trainer::data::Tokenizer;
-use lowtide_trainer::fit::{load_weights, open_session, plan_run};
 use lowtide_trainer::generate::{Sampling, generate as continue_text};
 use lowtide_trainer::inputs::open_tokenizer;
+use lowtide_trainer::open::{load_weights, open_session, plan_run};
 use serde_json::json;
 
 use crate::Answer;

@@ -10,8 +10,8 @@ use lowtide_planner::waits::waits;
 use lowtide_planner::{Machine, Plan, Source, Tier};
 use lowtide_trainer::TrainError;
 use lowtide_trainer::device::{self, target_of};
-use lowtide_trainer::fit::machine_of;
 use lowtide_trainer::inputs::sample_of;
+use lowtide_trainer::open::machine_of;
 use lowtide_trainer::planning::{
     budgets_of, cpu_budgets_of, decoder_of, load_machine, plan_and_look, shape_of,
 };
@@ -272,7 +272,7 @@ pub fn describe(plan: &Plan, answer: &mut Value) {
 
 /// Predicted and measured seconds of a step by lane, as a table.
 pub fn compare(
-    lanes: &std::collections::BTreeMap<String, lowtide_trainer::fit::LaneCompared>,
+    lanes: &std::collections::BTreeMap<String, lowtide_trainer::report::LaneCompared>,
 ) -> String {
     let mut text = format!("{:<6}{:>14}{:>14}", "lane", "predicted", "measured");
     for kind in LaneKind::ALL {

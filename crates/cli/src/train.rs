@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use indicatif::{ProgressBar, ProgressStyle};
 use lowtide_planner::explain::explain;
 use lowtide_planner::{Machine, Plan};
-use lowtide_trainer::fit::{self, Observer, StepLine, TrainReport};
+use lowtide_trainer::fit;
+use lowtide_trainer::report::{Observer, StepLine, TrainReport};
 use serde_json::json;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 

@@ -21,11 +21,13 @@ use serde::Serialize;
 use crate::data::Micro;
 use crate::device;
 use crate::error::TrainError;
-use crate::fit::{host_note, hyper, machine_of, open_session};
+use crate::fit::hyper;
+use crate::open::{machine_of, open_session};
 use crate::planning::{Planned, budgets_of, clip_of, decoder_of, plan_with, shape_of};
 use crate::random::Philox;
-use crate::report::{LaneCompared, Observer, compare_lanes, moved_bytes};
+use crate::report::{LaneCompared, Observer, compare_lanes, median, moved_bytes};
 use crate::step::Session;
+use crate::threads::host_note;
 
 /// Steps before the first that is timed.
 const WARM_UP: u64 = 2;
@@ -163,7 +165,7 @@ pub fn step(
             .map_err(TrainError::io(path))?;
     }
     times.sort_by(f64::total_cmp);
-    let step_seconds = median(&times);
+    let step_seconds = median(&times).expect("one step at least");
     let model_tflops = w.model_flops.0 / step_seconds / 1e12;
     let matmul_tflops = planned.machine.matmul_bf16.0 / 1e12;
     let gpu_busy = lanes.lane(Lane::GPU).busy_seconds / steps as f64;
@@ -201,16 +203,6 @@ pub fn step(
     })
 }
 
-/// The median of sorted numbers: of an even count the mean of the middle two.
-fn median(sorted: &[f64]) -> f64 {
-    let middle = sorted.len() / 2;
-    if sorted.len() % 2 == 1 {
-        sorted[middle]
-    } else {
-        (sorted[middle - 1] + sorted[middle]) / 2.0
-    }
-}
-
 /// Bytes of host memory of a run: the host's arena, the CPU device's where there is no GPU, and what
 /// the process holds beside them.
 pub(crate) fn planned_host(plan: &Plan, machine: &Machine) -> u64 {
@@ -236,18 +228,4 @@ fn fill(session: &Session) -> Result<(), TrainError> {
         }
         Ok::<(), TrainError>(())
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    #[expect(clippy::float_cmp, reason = "means of small whole numbers are exact")]
-    fn the_median_of_two_is_their_mean() {
-        assert_eq!(median(&[3.0]), 3.0);
-        assert_eq!(median(&[1.0, 4.0]), 2.5);
-        assert_eq!(median(&[1.0, 2.0, 9.0]), 2.0);
-        assert_eq!(median(&[1.0, 2.0, 6.0, 9.0]), 4.0);
-    }
 }

@@ -12,13 +12,14 @@ pub mod generate;
 pub mod inputs;
 pub mod learning_rate;
 pub mod metrics;
+pub mod open;
 pub mod planning;
 pub mod probe;
 pub mod random;
 pub mod report;
 pub mod step;
 mod tally;
-mod threads;
+pub mod threads;
 pub mod together;
 pub mod verify;
 

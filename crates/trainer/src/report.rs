@@ -117,6 +117,13 @@ pub(crate) fn moved_bytes(of: impl Fn(Lane) -> u64) -> BTreeMap<String, u64> {
     .into()
 }
 
+/// The median of sorted numbers, the mean of the middle two where they are even; `None` of none.
+pub(crate) fn median(sorted: &[f64]) -> Option<f64> {
+    let upper = sorted.get(sorted.len() / 2)?;
+    let lower = sorted[(sorted.len() - 1) / 2];
+    Some(f64::midpoint(lower, *upper))
+}
+
 /// What a run did.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct TrainReport {
@@ -166,4 +173,18 @@ pub struct TrainReport {
     pub metrics: PathBuf,
     /// The trace for Perfetto.
     pub trace: Option<PathBuf>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_median_of_two_is_their_mean() {
+        assert_eq!(median(&[]), None);
+        assert_eq!(median(&[3.0]), Some(3.0));
+        assert_eq!(median(&[1.0, 4.0]), Some(2.5));
+        assert_eq!(median(&[1.0, 2.0, 9.0]), Some(2.0));
+        assert_eq!(median(&[1.0, 2.0, 6.0, 9.0]), Some(4.0));
+    }
 }

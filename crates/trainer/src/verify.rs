@@ -15,11 +15,13 @@ use serde::Serialize;
 use crate::data::{BatchShape, Batches, Micro};
 use crate::device::{self, Device, Target};
 use crate::error::TrainError;
-use crate::fit::{hyper, machine_of, open_session, schedule_of, threads_of};
+use crate::fit::{hyper, schedule_of};
 use crate::inputs::{load_inputs, open_tokenizer, sample_of};
+use crate::open::{machine_of, open_session};
 use crate::planning::{Planned, budgets_of, clip_of, options_of, plan_with, shape_of};
 use crate::report::moved_bytes;
 use crate::step::{DiskChoice, Role, Session, SessionOptions};
+use crate::threads::threads_of;
 
 /// What a comparison found.
 #[derive(Clone, Debug, PartialEq, Serialize)]

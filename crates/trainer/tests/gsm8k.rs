@@ -7,7 +7,8 @@ use std::sync::atomic::AtomicBool;
 
 use lowtide_config::Run;
 use lowtide_model::{Checkpoint, load_shape};
-use lowtide_trainer::fit::{Observer, train};
+use lowtide_trainer::fit::train;
+use lowtide_trainer::report::Observer;
 
 struct Silent;
 impl Observer for Silent {}

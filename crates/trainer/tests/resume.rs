@@ -10,7 +10,8 @@ use std::time::Duration;
 use lowtide_config::Run;
 use lowtide_tiers::committed;
 use lowtide_trainer::TrainError;
-use lowtide_trainer::fit::{Observer, StepLine, TrainReport, train};
+use lowtide_trainer::fit::train;
+use lowtide_trainer::report::{Observer, StepLine, TrainReport};
 use lowtide_trainer::step::CommitRecord;
 
 const CONFIG: &str = r#"{"architectures": ["LlamaForCausalLM"], "model_type": "llama",

@@ -14,6 +14,7 @@ use super::Fit;
 use crate::checkpoint::{self, RunState};
 use crate::error::TrainError;
 use crate::metrics::has_step;
+use crate::open::{disk_of, open_on};
 use crate::planning::{Planned, directories_of, pins_of};
 use crate::report::StepLine;
 use crate::step::{About, CommitRecord, DiskChoice, Session, StepNumbers};
@@ -114,7 +115,7 @@ impl Start {
         } else {
             clear(run)?;
         }
-        let disk = match (self, super::disk_of(run, &planned.plan)) {
+        let disk = match (self, disk_of(run, &planned.plan)) {
             (_, disk) if !durable => disk,
             (Self::Journal(journal), DiskChoice::Directories(drives)) => DiskChoice::Durable {
                 drives,
@@ -128,7 +129,7 @@ impl Start {
             },
             (_, other) => other,
         };
-        let opened = super::open_on(run, planned, trace_events, disk);
+        let opened = open_on(run, planned, trace_events, disk);
         match (self, opened) {
             (Self::Journal(j), Err(TrainError::Tier(TierError::BadFile { path, what }))) => {
                 Err(j.unusable(&format!("{}: {what}", path.display())))

@@ -1,0 +1,153 @@
+//! From a run's settings to a session: rates, plan, memory, weights.
+
+use std::sync::Arc;
+
+use lowtide_config::{Init, ModelSource, Run};
+use lowtide_executor::Mode;
+use lowtide_model::{Checkpoint, Decoder, random_init};
+use lowtide_planner::{Machine, Plan, Tier};
+
+use crate::data::Micro;
+use crate::device::{self, Device};
+use crate::error::TrainError;
+use crate::inputs::sample_of;
+use crate::planning::{
+    Planned, budgets_of, clip_of, decoder_of, directories_of, load_machine, plan_with, shape_of,
+};
+use crate::probe::{ProbeOptions, probe};
+use crate::step::{DiskChoice, Session, SessionOptions};
+use crate::threads::threads_of;
+
+/// Rates for a run: of its machine file, or measured now at the run's own shapes, on a sample of
+/// its inputs where there is one.
+///
+/// # Errors
+/// The machine file, or a directory that cannot be measured.
+pub fn machine_of(
+    run: &Run,
+    device: &Device,
+    decoder: &Decoder,
+    sample: Option<&Micro>,
+) -> Result<Machine, TrainError> {
+    if let Some(path) = &run.plan.machine {
+        return load_machine(path);
+    }
+    let options = ProbeOptions {
+        threads: threads_of(run),
+        directories: directories_of(run),
+        seconds: 0.1,
+        moments: run.optimizer.moments,
+        date: today(),
+        gpu: device.gpu.clone(),
+    };
+    probe(&options, Some(decoder), sample)
+}
+
+/// Today in UTC, `2026-11-21`.
+#[must_use]
+pub fn today() -> String {
+    let days = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |d| d.as_secs() / 86_400) as i64;
+    // Civil date from days since 1970 (Howard Hinnant's algorithm).
+    let z = days + 719_468;
+    let era = z.div_euclid(146_097);
+    let doe = z.rem_euclid(146_097);
+    let yoe = (doe - doe / 1460 + doe / 36_524 - doe / 146_096) / 365;
+    let doy = doe - (365 * yoe + yoe / 4 - yoe / 100);
+    let mp = (5 * doy + 2) / 153;
+    let (day, month) = (
+        doy - (153 * mp + 2) / 5 + 1,
+        if mp < 10 { mp + 3 } else { mp - 9 },
+    );
+    format!(
+        "{:04}-{month:02}-{day:02}",
+        yoe + era * 400 + i64::from(month <= 2)
+    )
+}
+
+/// Decoder, rates and plan of a run that makes no steps: nothing of it is durable.
+///
+/// # Errors
+/// Anything wrong with shape, machine file or budgets.
+pub fn plan_run(run: &Run) -> Result<Planned, TrainError> {
+    let mut run = run.clone();
+    run.checkpoint.durable = false;
+    let run = &run;
+    let device = device::open(run, &shape_of(run)?)?;
+    let decoder = decoder_of(run, run.batch(), device.target)?;
+    let machine = machine_of(run, &device, &decoder, sample_of(run).as_ref())?;
+    let budgets = budgets_of(run, &device)?;
+    let plan = plan_with(run, &decoder, &machine, budgets, device.target)?;
+    Ok(Planned {
+        device,
+        decoder,
+        plan: Arc::new(plan),
+        machine,
+        clip: clip_of(run),
+    })
+}
+
+/// Opens a session for a plan on the run's own disks.
+///
+/// # Errors
+/// What cannot be reserved.
+pub fn open_session(
+    run: &Run,
+    planned: &Planned,
+    trace_events: usize,
+) -> Result<Session, TrainError> {
+    open_on(run, planned, trace_events, disk_of(run, &planned.plan))
+}
+
+/// The run's drives, where its plan has bytes on them.
+pub(crate) fn disk_of(run: &Run, plan: &Plan) -> DiskChoice {
+    if plan.tier(Tier::Disk).planned_bytes.0 == 0 {
+        return DiskChoice::None;
+    }
+    let drives = run.budget.disk.iter();
+    DiskChoice::Directories(drives.map(|d| (d.dir.clone(), d.size.0 as f64)).collect())
+}
+
+/// Opens a session for a plan on these disks.
+pub(crate) fn open_on(
+    run: &Run,
+    planned: &Planned,
+    trace_events: usize,
+    disk: DiskChoice,
+) -> Result<Session, TrainError> {
+    let options = SessionOptions {
+        threads: threads_of(run),
+        mode: Mode::Threads,
+        trace_events,
+        disk,
+        gpu: planned.device.gpu.clone(),
+        process: planned.machine.host_reserve,
+        ..SessionOptions::default()
+    };
+    Session::open(
+        Arc::clone(&planned.decoder),
+        Arc::clone(&planned.plan),
+        planned.clip,
+        options,
+    )
+}
+
+/// Fills the weights from the run's model directory, or at random.
+///
+/// # Errors
+/// Files that do not fit the model.
+pub fn load_weights(run: &Run, session: &Session) -> Result<(), TrainError> {
+    let shape = session.decoder().shape().clone();
+    let homes = session.homes()?;
+    match (&run.model.source, run.model.init) {
+        (ModelSource::Path(dir), Init::Pretrained) => {
+            let files = Checkpoint::open(dir, &shape)?;
+            homes.initialise(|p, range, out| Ok::<(), TrainError>(files.read(p, range, out)?))
+        }
+        _ => homes.initialise(|p, range, out| {
+            random_init(&shape, run.seed, p, range, out);
+            Ok::<(), TrainError>(())
+        }),
+    }
+}
