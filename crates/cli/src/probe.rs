@@ -2,9 +2,9 @@
 
 use lowtide_config::Run;
 use lowtide_planner::Machine;
+use lowtide_trainer::clock::today;
 use lowtide_trainer::device::{self, Device};
 use lowtide_trainer::inputs::sample_of;
-use lowtide_trainer::open::today;
 use lowtide_trainer::planning::{decoder_of, directories_of, shape_of};
 use lowtide_trainer::probe::{ProbeOptions, probe as measure};
 use lowtide_trainer::threads::{threads_of, usual_threads};

@@ -7,6 +7,7 @@ use lowtide_executor::Mode;
 use lowtide_model::{Checkpoint, Decoder, random_init};
 use lowtide_planner::{Machine, Plan, Tier};
 
+use crate::clock::today;
 use crate::data::Micro;
 use crate::device::{self, Device};
 use crate::error::TrainError;
@@ -41,29 +42,6 @@ pub fn machine_of(
         gpu: device.gpu.clone(),
     };
     probe(&options, Some(decoder), sample)
-}
-
-/// Today in UTC, `2026-11-21`.
-#[must_use]
-pub fn today() -> String {
-    let days = std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .map_or(0, |d| d.as_secs() / 86_400) as i64;
-    // Civil date from days since 1970 (Howard Hinnant's algorithm).
-    let z = days + 719_468;
-    let era = z.div_euclid(146_097);
-    let doe = z.rem_euclid(146_097);
-    let yoe = (doe - doe / 1460 + doe / 36_524 - doe / 146_096) / 365;
-    let doy = doe - (365 * yoe + yoe / 4 - yoe / 100);
-    let mp = (5 * doy + 2) / 153;
-    let (day, month) = (
-        doy - (153 * mp + 2) / 5 + 1,
-        if mp < 10 { mp + 3 } else { mp - 9 },
-    );
-    format!(
-        "{:04}-{month:02}-{day:02}",
-        yoe + era * 400 + i64::from(month <= 2)
-    )
 }
 
 /// Decoder, rates and plan of a run that makes no steps: nothing of it is durable.

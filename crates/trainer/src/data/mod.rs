@@ -28,4 +28,5 @@ pub use jsonl::{Fields, Format};
 pub use mask::LossOn;
 pub use packing::{PackReport, Packed, TooLong};
 pub use prompts::{Prompt, prompts};
+pub(crate) use python::strftime;
 pub use tokenizer::Tokenizer;

@@ -2,11 +2,11 @@
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::{Map, Value};
 
 use super::chat::ChatTemplate;
+use crate::clock::now;
 use crate::error::{DataError, RecordProblem};
 
 /// A tokenizer with its special tokens and, if it has one, its chat template.
@@ -67,9 +67,6 @@ impl Tokenizer {
             (None, [only]) => Some(only.clone()),
             _ => None,
         };
-        let now = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |d| d.as_secs());
         let mut tokenizer = Self {
             inner,
             path: file,
@@ -78,7 +75,7 @@ impl Tokenizer {
             special_texts,
             special_tokens: beside.special_tokens,
             templates: beside.templates,
-            now_unix_s: now as i64,
+            now_unix_s: now().as_secs() as i64,
             template: None,
         };
         if let Some(text) = eos {

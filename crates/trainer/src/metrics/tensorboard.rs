@@ -8,8 +8,8 @@
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
 
+use crate::clock::now;
 use crate::error::DataError;
 
 /// An event file open for writing.
@@ -29,7 +29,7 @@ impl EventFile {
             "" => "localhost",
             name => name,
         };
-        let (now, pid) = (now_s(), std::process::id());
+        let (now, pid) = (now().as_secs_f64(), std::process::id());
         for n in 0u32.. {
             let name = format!("events.out.tfevents.{:010}.{host}.{pid}.{n}", now as u64);
             let path = dir.join(name);
@@ -63,7 +63,9 @@ impl EventFile {
             value.extend(x.to_le_bytes());
             bytes_field(&mut summary, 1, &value);
         }
-        self.record(&event(now_s(), step, |e| bytes_field(e, 5, &summary)))
+        self.record(&event(now().as_secs_f64(), step, |e| {
+            bytes_field(e, 5, &summary)
+        }))
     }
 
     fn record(&mut self, message: &[u8]) -> Result<(), DataError> {
@@ -113,12 +115,6 @@ fn masked_crc(bytes: &[u8]) -> u32 {
     crc32c::crc32c(bytes)
         .rotate_right(15)
         .wrapping_add(0xa282_ead8)
-}
-
-fn now_s() -> f64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0.0, |d| d.as_secs_f64())
 }
 
 #[cfg(test)]
