@@ -503,7 +503,7 @@ fn disk_rates(dirs: &[PathBuf], seconds: f64) -> Result<DiskRates, TierError> {
         })?;
         // A run's start has less time than a probe, which waits until a drive's first burst is over: a
         // run moves tens of gigabytes without a pause. A shared drive's rate changes by a third from one
-        // second to the next, and by a tenth between means of five.
+        // second to the next.
         let (bytes, seconds) = if seconds < THOROUGH {
             (Bytes::GIB, seconds.max(0.1))
         } else {
