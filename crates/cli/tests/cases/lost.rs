@@ -1,0 +1,1 @@
+//! Nothing lost: exports, checkpoints, full disks, links, two runs in one directory.

@@ -1,0 +1,13 @@
+//! What came from outside and once went wrong: other people's files, full disks, signals, attacks.
+//!
+//! One test a case; its files lie under `inputs/`, with a README that says what should happen. The
+//! table in docs/robustness.md tells which kind of fault each case stands for.
+
+mod durable;
+mod looks;
+mod lost;
+mod masks;
+mod records;
+mod scratch;
+mod signals;
+mod strangers;

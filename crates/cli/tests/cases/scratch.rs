@@ -1,0 +1,137 @@
+//! A scratch folder for a case: the quickstart's base model as `m/`, its data, the case's own files over it.
+
+#![allow(dead_code, reason = "each area uses its part")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// A folder that is removed when the test ends.
+pub struct Scratch {
+    dir: TempDir,
+}
+
+/// What a command ended with.
+pub struct Ended {
+    pub code: Option<i32>,
+    pub out: String,
+    pub err: String,
+}
+
+impl Ended {
+    fn of(output: &Output) -> Self {
+        Self {
+            code: output.status.code(),
+            out: String::from_utf8_lossy(&output.stdout).into_owned(),
+            err: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+
+    /// All that was printed.
+    pub fn text(&self) -> String {
+        format!("{}{}", self.out, self.err)
+    }
+
+    /// The answer of a command with `--json`.
+    #[track_caller]
+    pub fn json(&self) -> Value {
+        let last = self.out.lines().last().unwrap_or_default();
+        serde_json::from_str(last).unwrap_or_else(|e| panic!("{e}: {last:?}\n{}", self.err))
+    }
+
+    /// It ended with exit code 2 and its complaint has each of these words.
+    #[track_caller]
+    pub fn refused(&self, words: &[&str]) {
+        assert_eq!(self.code, Some(2), "{}", self.text());
+        for word in words {
+            assert!(self.err.contains(word), "{word:?} in {}", self.err);
+        }
+    }
+
+    /// It ended with exit code 0.
+    #[track_caller]
+    pub fn fine(&self) -> &Self {
+        assert_eq!(self.code, Some(0), "{}", self.text());
+        self
+    }
+}
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+/// Copies what is in a folder into another, over what is there.
+pub fn copy_over(from: &Path, to: &Path) {
+    fs::create_dir_all(to).expect("a folder");
+    for entry in fs::read_dir(from).expect("a folder of inputs") {
+        let entry = entry.expect("readable");
+        let target = to.join(entry.file_name());
+        if entry.file_type().expect("known").is_dir() {
+            copy_over(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), &target).expect("copied");
+        }
+    }
+}
+
+impl Scratch {
+    /// The base model as `m/`, the quickstart's data, and the files of case `name`.
+    pub fn new(name: &str) -> Self {
+        let scratch = Self::bare();
+        let inputs = root().join("crates/cli/tests/cases/inputs").join(name);
+        copy_over(&inputs, scratch.path());
+        scratch
+    }
+
+    /// The base model as `m/` and the quickstart's data alone.
+    pub fn bare() -> Self {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let from = root().join("examples/quickstart");
+        copy_over(&from.join("base"), &dir.path().join("m"));
+        for name in ["train.jsonl", "eval.jsonl"] {
+            fs::copy(from.join(name), dir.path().join(name)).expect("copied");
+        }
+        Self { dir }
+    }
+
+    pub fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// A file of the folder.
+    pub fn at(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub fn write(&self, name: &str, bytes: impl AsRef<[u8]>) {
+        fs::write(self.at(name), bytes).expect("written");
+    }
+
+    pub fn read(&self, name: &str) -> String {
+        fs::read_to_string(self.at(name)).expect("a text file")
+    }
+
+    /// `lowtide` with these arguments, in the folder.
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_lowtide"));
+        command.args(args).current_dir(self.dir.path());
+        command
+    }
+
+    /// Runs it to its end.
+    pub fn run(&self, args: &[&str]) -> Ended {
+        Ended::of(&self.command(args).output().expect("the binary starts"))
+    }
+
+    /// `lowtide train run.yaml` with these `--set`s.
+    pub fn train(&self, sets: &[&str]) -> Ended {
+        let mut args = vec!["train", "run.yaml"];
+        for set in sets {
+            args.extend(["--set", set]);
+        }
+        self.run(&args)
+    }
+}

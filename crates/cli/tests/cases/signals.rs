@@ -1,0 +1,1 @@
+//! Signals and deadlines: a run stops when it is told to, wherever it stands.

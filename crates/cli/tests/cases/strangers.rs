@@ -1,0 +1,1 @@
+//! Model directories that are a stranger's: hostile, damaged, of another make.
