@@ -10,24 +10,18 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use lowtide_config::{Length, ModelSource, Run, ScheduleShape};
+use lowtide_config::{Length, Run, ScheduleShape};
 use lowtide_device::cuda::Gpu;
 use lowtide_executor::ExecError;
 use lowtide_kernels::adamw::Hyper;
-use lowtide_model::HfWriter;
-use lowtide_planner::Tier;
 use lowtide_tiers::process;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::bench::planned_host;
 use crate::checkpoint::{self, RunState};
-use crate::data::{
-    BatchShape, Batches, EvalBatches, Micro, Packed, Prompt, State, Tokenizer, prompts,
-};
+use crate::data::{BatchShape, Batches, Micro, Packed, Prompt, State, Tokenizer, prompts};
 use crate::device;
 use crate::error::TrainError;
-use crate::generate::exact_match;
 use crate::inputs::{Inputs, load_inputs, load_options, open_tokenizer};
 use crate::learning_rate::{Decay, LearningRate};
 use crate::metrics::{EventFile, MetricsLog};
@@ -35,13 +29,19 @@ use crate::open::{load_weights, machine_of};
 use crate::planning::{
     Planned, budgets_of, clip_of, decoder_of, options_of, plan_pinned, shape_of,
 };
-use crate::report::{Observer, StepLine, TrainReport, compare_lanes, median, moved_bytes};
+use crate::report::{Observer, StepLine, TrainReport};
 use crate::step::{Mark, Session, StepData};
 use crate::tally::Tally;
 use crate::threads::host_note;
 use start::Start;
+use summary::Ends;
 
+mod evaluate;
+mod export;
 mod start;
+mod summary;
+
+pub use evaluate::evaluate;
 
 /// The learning rate of each step.
 #[must_use]
@@ -460,37 +460,6 @@ impl Fit<'_> {
         Ok(())
     }
 
-    fn evaluate(&mut self, step: u64) -> Result<Option<f64>, TrainError> {
-        let Some(packed) = &self.eval else {
-            return Ok(None);
-        };
-        let loss = evaluate(&mut self.session, packed, self.run)?;
-        self.observer.evaluated(step, loss);
-        self.metrics
-            .write(&json!({ "step": step, "eval_loss": loss }))?;
-        if let Some(events) = &mut self.events {
-            events.scalars(step, &[("eval/loss", loss as f32)])?;
-        }
-        Ok(Some(loss))
-    }
-
-    fn exact_match(&mut self, when: &str) -> Result<Option<f64>, TrainError> {
-        if self.prompts.is_empty() {
-            return Ok(None);
-        }
-        let n = self.prompts.len();
-        let observer = &mut *self.observer;
-        let share = exact_match(
-            &mut self.session,
-            &self.tokenizer,
-            &self.prompts,
-            self.run.eval.generate.max_new_tokens as usize,
-            |done| observer.answering(done, n),
-        )?;
-        self.observer.answered(when, share, n);
-        Ok(Some(share))
-    }
-
     fn save(&mut self) -> Result<(), TrainError> {
         let step = self.state.step;
         self.checked(step, |s| s.session.drain())?;
@@ -510,97 +479,6 @@ impl Fit<'_> {
         self.last_checkpoint = Some(path);
         Ok(())
     }
-
-    /// Writes the model beside its final name and then renames it: the name means it is whole.
-    fn export(&mut self) -> Result<PathBuf, TrainError> {
-        let target = self.run.output.join("model");
-        let pending = self.run.output.join(".model.pending");
-        let _ = fs::remove_dir_all(&pending);
-        let source = match &self.run.model.source {
-            ModelSource::Path(dir) => Some(dir.as_path()),
-            _ => None,
-        };
-        let shape = self.session.decoder().shape().clone();
-        let homes = self.session.homes()?;
-        HfWriter::new(&shape, self.run.precision, source).write(&pending, |p, range, out| {
-            Ok::<(), TrainError>(homes.weights(p, range, out)?)
-        })?;
-        copy_tokenizer(self.tokenizer.path(), &pending)?;
-        if target.exists() {
-            fs::remove_dir_all(&target).map_err(TrainError::io(&target))?;
-        }
-        fs::rename(&pending, &target).map_err(TrainError::io(&target))?;
-        Ok(target)
-    }
-
-    fn trace(&self) -> Result<Option<PathBuf>, TrainError> {
-        if !self.run.log.trace {
-            return Ok(None);
-        }
-        let path = self.run.output.join("trace.json");
-        let file = fs::File::create(&path).map_err(TrainError::io(&path))?;
-        let mut out = std::io::BufWriter::new(file);
-        self.session
-            .write_trace(&mut out)
-            .and_then(|()| std::io::Write::flush(&mut out))
-            .map_err(TrainError::io(&path))?;
-        Ok(Some(path))
-    }
-
-    fn report(&self, planned: &Planned, tally: Tally, ends: Ends) -> TrainReport {
-        let Tally {
-            mut times,
-            losses,
-            tokens: tokens_run,
-            seconds,
-            moved,
-            ..
-        } = tally;
-        times.sort_by(f64::total_cmp);
-        let tail = &losses[losses.len().saturating_sub(10)..];
-        let prediction = &planned.plan.prediction;
-        let n = losses.len().max(1) as f64;
-        let lanes = compare_lanes(prediction, &moved, n);
-        let moved_bytes = moved_bytes(|lane| moved.lane(lane).bytes);
-        let planned_bytes = Tier::ALL
-            .map(|t| (t.name().to_owned(), planned.plan.tier(t).planned_bytes.0))
-            .into();
-        TrainReport {
-            steps: self.state.step,
-            tokens: self.state.tokens,
-            loss_first: self.state.loss_first.unwrap_or(f64::NAN),
-            loss_last: tail.iter().sum::<f64>() / tail.len() as f64,
-            eval_loss_first: ends.eval_loss_first,
-            eval_loss_last: ends.eval_loss_last,
-            exact_match_before: self.state.exact_match_before,
-            exact_match_after: ends.exact_match_after,
-            seconds,
-            tokens_per_second: tokens_run as f64 / seconds,
-            step_seconds: median(&times).unwrap_or(0.0),
-            predicted_step_seconds: prediction.step_seconds.0,
-            lanes,
-            moved_bytes,
-            parameter_bytes: planned.decoder.workload().parameters()
-                * planned.plan.precision.size(),
-            planned_bytes,
-            planned_rss_bytes: planned_host(&planned.plan, &planned.machine),
-            peak_rss_bytes: process::peak_rss_bytes().map(|b| b.0),
-            stopped: ends.stopped,
-            output: ends.output,
-            checkpoint: self.last_checkpoint.clone(),
-            metrics: self.run.output.join("metrics.jsonl"),
-            trace: ends.trace,
-        }
-    }
-}
-
-struct Ends {
-    eval_loss_first: Option<f64>,
-    eval_loss_last: Option<f64>,
-    exact_match_after: Option<f64>,
-    output: Option<PathBuf>,
-    trace: Option<PathBuf>,
-    stopped: bool,
 }
 
 /// A step's settings of the optimizer.
@@ -614,47 +492,4 @@ pub(crate) fn hyper(run: &Run, lr: f64, step: u64) -> Hyper {
         step,
         grad_scale: 1.0,
     }
-}
-
-/// Mean loss of the supervised tokens of evaluation data. Drains first.
-///
-/// # Errors
-/// What stopped the run.
-pub fn evaluate(session: &mut Session, packed: &Arc<Packed>, run: &Run) -> Result<f64, TrainError> {
-    let shape = BatchShape {
-        micro_batch: run.train.micro_batch as usize,
-        accumulate: run.train.accumulate as usize,
-    };
-    let (mut sum, mut count, mut micro) = (0.0, 0.0, 0);
-    for batch in EvalBatches::new(Arc::clone(packed), shape)? {
-        if run.eval.batches.is_some_and(|max| micro >= max) {
-            break;
-        }
-        micro += batch.micro.len() as u64;
-        for (s, n) in session.evaluate(batch.micro)?.losses {
-            sum += s;
-            count += n;
-        }
-    }
-    Ok(sum / count)
-}
-
-/// The files that make a directory a tokenizer's, where they exist and are not there yet.
-fn copy_tokenizer(tokenizer: &Path, to: &Path) -> Result<(), TrainError> {
-    let from = tokenizer.parent().unwrap_or(Path::new("."));
-    for name in [
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "special_tokens_map.json",
-        "chat_template.jinja",
-        "vocab.json",
-        "merges.txt",
-        "added_tokens.json",
-    ] {
-        let (source, target) = (from.join(name), to.join(name));
-        if source.exists() && !target.exists() {
-            fs::copy(&source, &target).map_err(TrainError::io(&source))?;
-        }
-    }
-    Ok(())
 }

@@ -1,0 +1,68 @@
+//! What a run leaves behind: the fine-tuned model and the trace.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use lowtide_config::ModelSource;
+use lowtide_model::HfWriter;
+
+use super::Fit;
+use crate::error::TrainError;
+
+impl Fit<'_> {
+    /// Writes the model beside its final name and then renames it: the name means it is whole.
+    pub(super) fn export(&mut self) -> Result<PathBuf, TrainError> {
+        let target = self.run.output.join("model");
+        let pending = self.run.output.join(".model.pending");
+        let _ = fs::remove_dir_all(&pending);
+        let source = match &self.run.model.source {
+            ModelSource::Path(dir) => Some(dir.as_path()),
+            _ => None,
+        };
+        let shape = self.session.decoder().shape().clone();
+        let homes = self.session.homes()?;
+        HfWriter::new(&shape, self.run.precision, source).write(&pending, |p, range, out| {
+            Ok::<(), TrainError>(homes.weights(p, range, out)?)
+        })?;
+        copy_tokenizer(self.tokenizer.path(), &pending)?;
+        if target.exists() {
+            fs::remove_dir_all(&target).map_err(TrainError::io(&target))?;
+        }
+        fs::rename(&pending, &target).map_err(TrainError::io(&target))?;
+        Ok(target)
+    }
+
+    pub(super) fn trace(&self) -> Result<Option<PathBuf>, TrainError> {
+        if !self.run.log.trace {
+            return Ok(None);
+        }
+        let path = self.run.output.join("trace.json");
+        let file = fs::File::create(&path).map_err(TrainError::io(&path))?;
+        let mut out = std::io::BufWriter::new(file);
+        self.session
+            .write_trace(&mut out)
+            .and_then(|()| std::io::Write::flush(&mut out))
+            .map_err(TrainError::io(&path))?;
+        Ok(Some(path))
+    }
+}
+
+/// The files that make a directory a tokenizer's, where they exist and are not there yet.
+fn copy_tokenizer(tokenizer: &Path, to: &Path) -> Result<(), TrainError> {
+    let from = tokenizer.parent().unwrap_or(Path::new("."));
+    for name in [
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "chat_template.jinja",
+        "vocab.json",
+        "merges.txt",
+        "added_tokens.json",
+    ] {
+        let (source, target) = (from.join(name), to.join(name));
+        if source.exists() && !target.exists() {
+            fs::copy(&source, &target).map_err(TrainError::io(&source))?;
+        }
+    }
+    Ok(())
+}

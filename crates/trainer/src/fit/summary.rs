@@ -1,0 +1,70 @@
+//! What came of a run.
+
+use std::path::PathBuf;
+
+use lowtide_planner::Tier;
+use lowtide_tiers::process;
+
+use super::Fit;
+use crate::bench::planned_host;
+use crate::planning::Planned;
+use crate::report::{TrainReport, compare_lanes, median, moved_bytes};
+use crate::tally::Tally;
+
+/// What the end of a run adds to its report.
+pub(super) struct Ends {
+    pub(super) eval_loss_first: Option<f64>,
+    pub(super) eval_loss_last: Option<f64>,
+    pub(super) exact_match_after: Option<f64>,
+    pub(super) output: Option<PathBuf>,
+    pub(super) trace: Option<PathBuf>,
+    pub(super) stopped: bool,
+}
+
+impl Fit<'_> {
+    pub(super) fn report(&self, planned: &Planned, tally: Tally, ends: Ends) -> TrainReport {
+        let Tally {
+            mut times,
+            losses,
+            tokens: tokens_run,
+            seconds,
+            moved,
+            ..
+        } = tally;
+        times.sort_by(f64::total_cmp);
+        let tail = &losses[losses.len().saturating_sub(10)..];
+        let prediction = &planned.plan.prediction;
+        let n = losses.len().max(1) as f64;
+        let lanes = compare_lanes(prediction, &moved, n);
+        let moved_bytes = moved_bytes(|lane| moved.lane(lane).bytes);
+        let planned_bytes = Tier::ALL
+            .map(|t| (t.name().to_owned(), planned.plan.tier(t).planned_bytes.0))
+            .into();
+        TrainReport {
+            steps: self.state.step,
+            tokens: self.state.tokens,
+            loss_first: self.state.loss_first.unwrap_or(f64::NAN),
+            loss_last: tail.iter().sum::<f64>() / tail.len() as f64,
+            eval_loss_first: ends.eval_loss_first,
+            eval_loss_last: ends.eval_loss_last,
+            exact_match_before: self.state.exact_match_before,
+            exact_match_after: ends.exact_match_after,
+            seconds,
+            tokens_per_second: tokens_run as f64 / seconds,
+            step_seconds: median(&times).unwrap_or(0.0),
+            predicted_step_seconds: prediction.step_seconds.0,
+            lanes,
+            moved_bytes,
+            parameter_bytes: planned.decoder.workload().parameters()
+                * planned.plan.precision.size(),
+            planned_bytes,
+            planned_rss_bytes: planned_host(&planned.plan, &planned.machine),
+            peak_rss_bytes: process::peak_rss_bytes().map(|b| b.0),
+            stopped: ends.stopped,
+            output: ends.output,
+            checkpoint: self.last_checkpoint.clone(),
+            metrics: self.run.output.join("metrics.jsonl"),
+            trace: ends.trace,
+        }
+    }
+}
