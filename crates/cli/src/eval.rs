@@ -5,6 +5,7 @@ use lowtide_trainer::fit::evaluate;
 use lowtide_trainer::generate::exact_match;
 use lowtide_trainer::inputs::{load_inputs, load_options, open_tokenizer};
 use lowtide_trainer::open::{load_weights, open_session, plan_run};
+use lowtide_trainer::stops::stops_of;
 use serde_json::json;
 
 use crate::Answer;
@@ -16,6 +17,7 @@ use crate::out::Out;
 pub fn eval(args: &EvalArgs, out: Out) -> Answer {
     let run = args.run.load_with_model(args.model.as_deref())?;
     let tokenizer = open_tokenizer(&run, None)?;
+    let stops = stops_of(&run, &tokenizer)?;
     let inputs = load_inputs(&run, &tokenizer)?;
     let Some(data) = inputs.eval else {
         return Err(CliError::Usage {
@@ -39,7 +41,7 @@ pub fn eval(args: &EvalArgs, out: Out) -> Answer {
     let mut share = None;
     if !all.is_empty() {
         let most = run.eval.generate.max_new_tokens as usize;
-        let right = exact_match(&mut session, &tokenizer, &all, most, |_| ())?;
+        let right = exact_match(&mut session, &tokenizer, &stops, &all, most, |_| ())?;
         out.text(&format!(
             "exact match {:.1}% of {} prompts",
             100.0 * right,

@@ -6,6 +6,7 @@ use lowtide_trainer::data::Tokenizer;
 use lowtide_trainer::generate::{Sampling, generate as continue_text};
 use lowtide_trainer::inputs::open_tokenizer;
 use lowtide_trainer::open::{load_weights, open_session, plan_run};
+use lowtide_trainer::stops::stops_of;
 use serde_json::json;
 
 use crate::Answer;
@@ -37,6 +38,7 @@ pub fn generate(args: &GenerateArgs, out: Out) -> Answer {
         return Err(usage(what, "1 leaves every token in"));
     }
     let tokenizer = open_tokenizer(&run, None)?;
+    let stops = stops_of(&run, &tokenizer)?;
     let tokens = tokens(args, &run, &tokenizer)?;
     if tokens.is_empty() {
         return Err(usage(
@@ -59,7 +61,7 @@ pub fn generate(args: &GenerateArgs, out: Out) -> Answer {
             .max_new_tokens
             .unwrap_or(run.eval.generate.max_new_tokens) as usize,
     };
-    let all = continue_text(&mut session, &[tokens], tokenizer.eos(), &sampling, |_| ())?;
+    let all = continue_text(&mut session, &[tokens], &stops, &sampling, |_| ())?;
     let new = all.into_iter().next().unwrap_or_default();
     let text = tokenizer.decode(&new, false);
     out.text(&text);

@@ -31,6 +31,7 @@ use crate::planning::{
 };
 use crate::report::{Observer, StepLine, TrainReport};
 use crate::step::{Mark, Session, StepData};
+use crate::stops::{Stops, stops_of};
 use crate::tally::Tally;
 use crate::threads::host_note;
 use start::Start;
@@ -68,6 +69,7 @@ struct Fit<'a> {
     stop: &'a AtomicBool,
     session: Session,
     tokenizer: Tokenizer,
+    stops: Stops,
     batches: Batches,
     eval: Option<Arc<Packed>>,
     prompts: Vec<Prompt>,
@@ -116,6 +118,7 @@ pub fn train(
     let start = Start::find(run)?;
     let now = start.state().map(|s| s.now_unix_s);
     let tokenizer = open_tokenizer(run, now)?;
+    let stops = stops_of(run, &tokenizer)?;
     let device = device::open(run, &shape_of(run)?)?;
     observer.note(&device.note);
     observer.note(&host_note(run, device.gpu.is_some()));
@@ -198,6 +201,7 @@ pub fn train(
         stop,
         session,
         tokenizer,
+        stops,
         batches,
         eval,
         prompts,

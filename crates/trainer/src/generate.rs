@@ -6,6 +6,7 @@ use lowtide_executor::ExecError;
 use crate::data::{Micro, Prompt, Tokenizer};
 use crate::random::Philox;
 use crate::step::Session;
+use crate::stops::Stops;
 
 /// How the next token is chosen.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -20,15 +21,15 @@ pub struct Sampling {
     pub max_new_tokens: usize,
 }
 
-/// Continues each prompt until the end-of-sequence token, `max_new_tokens` or the sequence length.
-/// Prompts that leave no room give nothing. Calls `progress` with the number finished.
+/// Continues each prompt until one of `stops`, `max_new_tokens` or the sequence length.
+/// Prompts that leave no room give nothing; the token that stopped it is no part of an answer. Calls `progress` with the number finished.
 ///
 /// # Errors
 /// What stopped the run.
 pub fn generate(
     session: &mut Session,
     prompts: &[Vec<i32>],
-    eos: Option<i32>,
+    stops: &Stops,
     sampling: &Sampling,
     mut progress: impl FnMut(usize),
 ) -> Result<Vec<Vec<i32>>, ExecError> {
@@ -57,16 +58,11 @@ pub fn generate(
                     rng.unit(drawn),
                 );
                 row.push(token);
-                open[i] = Some(token) != eos && row.len() < t;
+                open[i] = !stops.contains(token) && row.len() < t;
             }
         }
         for (row, prompt) in rows.iter().zip(group) {
-            let answer = &row[prompt.len()..];
-            let end = answer
-                .iter()
-                .position(|&x| Some(x) == eos)
-                .unwrap_or(answer.len());
-            answers.push(answer[..end].to_vec());
+            answers.push(stops.before(&row[prompt.len()..]).to_vec());
         }
         progress(answers.len());
     }
@@ -140,6 +136,7 @@ fn choose(logits: &[f32], sampling: &Sampling, u: f64) -> i32 {
 pub fn exact_match(
     session: &mut Session,
     tokenizer: &Tokenizer,
+    stops: &Stops,
     prompts: &[Prompt],
     max_new_tokens: usize,
     progress: impl FnMut(usize),
@@ -151,7 +148,7 @@ pub fn exact_match(
         seed: 0,
         max_new_tokens,
     };
-    let answers = generate(session, &tokens, tokenizer.eos(), &greedy, progress)?;
+    let answers = generate(session, &tokens, stops, &greedy, progress)?;
     let right = answers
         .iter()
         .zip(prompts)

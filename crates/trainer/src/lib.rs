@@ -19,6 +19,7 @@ pub mod probe;
 pub mod random;
 pub mod report;
 pub mod step;
+pub mod stops;
 mod tally;
 pub mod threads;
 pub mod together;

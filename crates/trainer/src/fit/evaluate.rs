@@ -35,6 +35,7 @@ impl Fit<'_> {
         let share = exact_match(
             &mut self.session,
             &self.tokenizer,
+            &self.stops,
             &self.prompts,
             self.run.eval.generate.max_new_tokens as usize,
             |done| observer.answering(done, n),

@@ -1,0 +1,121 @@
+//! The tokens at which an answer ends: what the tokenizer and the model's own files say.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use lowtide_config::{ModelSource, Run};
+use serde_json::Value;
+
+use crate::data::Tokenizer;
+use crate::error::TrainError;
+
+/// Bytes of a model's JSON file that are read at most: a config of this size is not a config.
+const FILE_BYTES_MAX: u64 = 16 << 20;
+
+/// The token ids at which decoding stops. An answer is what stands before the first of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Stops(BTreeSet<i32>);
+
+impl Stops {
+    /// These ids.
+    #[must_use]
+    pub fn of(ids: impl IntoIterator<Item = i32>) -> Self {
+        Self(ids.into_iter().collect())
+    }
+
+    /// Whether an answer ends at `token`.
+    #[must_use]
+    pub fn contains(&self, token: i32) -> bool {
+        self.0.contains(&token)
+    }
+
+    /// The ids, ascending.
+    pub fn ids(&self) -> impl Iterator<Item = i32> + '_ {
+        self.0.iter().copied()
+    }
+
+    /// What stands before the first stop.
+    #[must_use]
+    pub fn before<'a>(&self, answer: &'a [i32]) -> &'a [i32] {
+        let end = answer.iter().position(|&t| self.contains(t));
+        &answer[..end.unwrap_or(answer.len())]
+    }
+}
+
+/// The stops of a run: the tokenizer's end of sequence, and every `eos_token_id` of the model's
+/// `generation_config.json` and `config.json`.
+///
+/// # Errors
+/// A file that is there and is not what it must be.
+pub fn stops_of(run: &Run, tokenizer: &Tokenizer) -> Result<Stops, TrainError> {
+    let mut ids: BTreeSet<i32> = tokenizer.eos().into_iter().collect();
+    if let ModelSource::Path(dir) = &run.model.source {
+        for name in ["generation_config.json", "config.json"] {
+            ids.extend(eos_ids(&dir.join(name))?);
+        }
+    }
+    Ok(Stops(ids))
+}
+
+/// The `eos_token_id` of a JSON file, a number or a list of them; none where there is no file.
+///
+/// Ids that no vocabulary has (some files say -1 for none) are left out: nothing can stop there.
+fn eos_ids(path: &Path) -> Result<Vec<i32>, TrainError> {
+    let fail = |what: String| TrainError::File {
+        path: path.to_owned(),
+        what,
+    };
+    let Some(file) = json_object(path)? else {
+        return Ok(Vec::new());
+    };
+    let ids: Vec<&Value> = match file.get("eos_token_id") {
+        None | Some(Value::Null) => Vec::new(),
+        Some(Value::Array(list)) => list.iter().collect(),
+        Some(one) => vec![one],
+    };
+    let id = |value: &Value| {
+        value.as_i64().ok_or_else(|| {
+            fail(format!(
+                "eos_token_id has {value} where a token id must stand"
+            ))
+        })
+    };
+    let ids: Vec<i64> = ids.into_iter().map(id).collect::<Result<_, _>>()?;
+    Ok(ids
+        .into_iter()
+        .filter_map(|id| i32::try_from(id).ok().filter(|&id| id >= 0))
+        .collect())
+}
+
+/// The object in a JSON file of a model, or nothing where there is no file.
+fn json_object(path: &Path) -> Result<Option<serde_json::Map<String, Value>>, TrainError> {
+    let fail = |what: String| TrainError::File {
+        path: path.to_owned(),
+        what,
+    };
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(TrainError::io(path)(e)),
+    };
+    if !file.metadata().map_err(TrainError::io(path))?.is_file() {
+        return Err(fail("not a file".to_owned()));
+    }
+    let mut bytes = Vec::new();
+    file.take(FILE_BYTES_MAX + 1)
+        .read_to_end(&mut bytes)
+        .map_err(TrainError::io(path))?;
+    if bytes.len() as u64 > FILE_BYTES_MAX {
+        return Err(fail(format!("longer than {FILE_BYTES_MAX} bytes")));
+    }
+    let object = serde_json::from_slice(&bytes);
+    object
+        .map(Some)
+        .map_err(|e| fail(format!("not a JSON object: {e}")))
+}
+
+#[cfg(test)]
+#[path = "stops_tests.rs"]
+mod tests;
