@@ -177,6 +177,50 @@ pub enum RecordProblem {
         /// The role.
         role: String,
     },
+    /// A message is marked for training, or against it, by something other than yes or no.
+    #[error("'{field}' is {found}, expected 0 or 1, false or true")]
+    Mark {
+        /// The mark, with its place: `messages[2].weight`.
+        field: String,
+        /// What stands there, as JSON.
+        found: String,
+    },
+    /// A message has two marks, one for training and one against it.
+    #[error("{place}: '{one}' and '{other}' say the opposite of each other")]
+    MarksDisagree {
+        /// The message: `messages[2]`.
+        place: String,
+        /// One mark's key.
+        one: &'static str,
+        /// The other's.
+        other: &'static str,
+    },
+    /// A message that is not the assistant's is marked against training where everything is to be
+    /// trained on.
+    #[error(
+        "message {message} ({role}) is marked not to be trained on, and 'data.train_on: all' can leave out \
+         only what the assistant says"
+    )]
+    MarkedAgainst {
+        /// Index of the message.
+        message: usize,
+        /// Who speaks it.
+        role: String,
+    },
+    /// Some messages are marked, and it cannot be told which of the template's generation blocks belong
+    /// to which message.
+    #[error(
+        "a message is marked not to be trained on, and it cannot be told which of the chat template's \
+         {blocks} generation blocks message {message} is in ({turns} turns of the assistant)"
+    )]
+    BlocksOfTurn {
+        /// Index of the message.
+        message: usize,
+        /// Blocks in the rendered conversation.
+        blocks: usize,
+        /// The assistant's messages.
+        turns: usize,
+    },
     /// The first record fits none of the known formats.
     #[error("no known format has the fields {have}; looked for {looked_for}")]
     UnknownFormat {

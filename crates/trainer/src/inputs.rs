@@ -127,7 +127,9 @@ pub fn sample_of(run: &Run) -> Option<Micro> {
 /// A record that cannot be used, with file and line; data in which nothing is supervised.
 pub fn load_inputs(run: &Run, tokenizer: &Tokenizer) -> Result<Inputs, TrainError> {
     let options = load_options(run);
+    let mut notes = Vec::new();
     let mut data = Dataset::load(&run.data.train, &options, tokenizer)?;
+    remark("train", &data, &mut notes);
     let mut eval = None;
     if run.data.eval.is_empty() && run.data.eval_split > 0.0 {
         let n = data.len();
@@ -141,14 +143,15 @@ pub fn load_inputs(run: &Run, tokenizer: &Tokenizer) -> Result<Inputs, TrainErro
         eval = Some(data.select(&theirs));
         data = data.select(&mine);
     } else if !run.data.eval.is_empty() {
-        eval = Some(Dataset::load(&run.data.eval, &options, tokenizer)?);
+        let data = Dataset::load(&run.data.eval, &options, tokenizer)?;
+        remark("eval", &data, &mut notes);
+        eval = Some(data);
     }
     if let Some(most) = run.data.max_examples
         && (most as usize) < data.len()
     {
         data = data.select(&(0..most as usize).collect::<Vec<_>>());
     }
-    let mut notes = Vec::new();
     let train = pack(run, data)?;
     describe("train", &train, &mut notes);
     let eval = eval.map(|e| pack(run, e)).transpose()?;
@@ -156,6 +159,19 @@ pub fn load_inputs(run: &Run, tokenizer: &Tokenizer) -> Result<Inputs, TrainErro
         describe("eval", eval, &mut notes);
     }
     Ok(Inputs { train, eval, notes })
+}
+
+/// What was noticed while a data set was read, before it was split or cut.
+fn remark(name: &str, data: &Dataset, notes: &mut Vec<String>) {
+    let n_unsupervised = data.report().n_unsupervised;
+    if n_unsupervised > 0 {
+        notes.push(format!(
+            "{name} data: {n_unsupervised} records left out, nothing in them is supervised"
+        ));
+    }
+    for sentence in data.remarks().sentences() {
+        notes.push(format!("{name} data: {sentence}"));
+    }
 }
 
 fn describe(name: &str, packed: &Packed, notes: &mut Vec<String>) {
@@ -171,12 +187,6 @@ fn describe(name: &str, packed: &Packed, notes: &mut Vec<String>) {
         100.0 * packed.report().fill(packed.seq()),
         r.mask_hash,
     ));
-    if r.n_unsupervised > 0 {
-        notes.push(format!(
-            "{name} data: {} records left out, nothing in them is supervised",
-            r.n_unsupervised
-        ));
-    }
     if packed.report().n_tokens_lost > 0 {
         notes.push(format!(
             "{name} data: {} records are longer than {} tokens, {} tokens cut off",

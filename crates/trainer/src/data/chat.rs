@@ -84,6 +84,12 @@ impl ChatTemplate {
         self.marks_assistant
     }
 
+    /// Whether a word stands anywhere in a template's source.
+    pub(crate) fn mentions(&self, word: &str) -> bool {
+        let mut templates = self.engine.templates();
+        templates.any(|(_, template)| template.source().contains(word))
+    }
+
     /// Renders messages; with `add_generation_prompt`, up to where the assistant's answer begins.
     pub fn render(
         &self,

@@ -6,6 +6,7 @@ use rayon::prelude::*;
 
 use super::jsonl::{Fields, Format, LINE_BYTES_MAX, Lines, Schema};
 use super::mask::{Encoder, Example, LossOn};
+use super::remarks::Remarks;
 use super::tokenizer::Tokenizer;
 use crate::error::{DataError, RecordProblem};
 
@@ -66,6 +67,7 @@ pub struct Dataset {
     supervised: Vec<bool>,
     ends: Vec<usize>,
     report: LoadReport,
+    remarks: Remarks,
 }
 
 /// One example of a [`Dataset`].
@@ -94,10 +96,12 @@ impl Dataset {
         let format = read(paths, options, tokenizer, |encoder, path, chunk| {
             let examples: Vec<_> = chunk
                 .par_iter()
-                .map(|(_, line)| encoder.example(line))
+                .map(|(_, line)| encoder.encode(line))
                 .collect();
             for (example, (line, _)) in examples.into_iter().zip(chunk) {
-                data.add(&example.map_err(|e| DataError::record(path, *line, e))?);
+                let (example, remarks) = example.map_err(|e| DataError::record(path, *line, e))?;
+                data.add(&example);
+                data.remarks.add(remarks);
             }
             Ok(())
         })?;
@@ -136,6 +140,7 @@ impl Dataset {
             supervised: Vec::new(),
             ends: Vec::with_capacity(places.len()),
             report: self.report,
+            remarks: self.remarks.clone(),
         };
         for &i in places {
             let example = self.example(i);
@@ -170,6 +175,12 @@ impl Dataset {
     #[must_use]
     pub fn report(&self) -> &LoadReport {
         &self.report
+    }
+
+    /// What was noticed in the records read.
+    #[must_use]
+    pub fn remarks(&self) -> &Remarks {
+        &self.remarks
     }
 
     /// The first file, for error messages.
@@ -259,6 +270,7 @@ struct Gathered {
     n_records: u64,
     n_unsupervised: u64,
     n_tokens_read: u64,
+    remarks: Remarks,
 }
 
 impl Gathered {
@@ -308,6 +320,7 @@ impl Gathered {
             tokens,
             supervised,
             ends,
+            remarks,
             ..
         } = self;
         let data = Dataset {
@@ -316,6 +329,7 @@ impl Gathered {
             supervised,
             ends,
             report,
+            remarks,
         };
         Ok(data.counted())
     }

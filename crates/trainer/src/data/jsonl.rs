@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
+use super::marks;
 use crate::error::{DataError, RecordProblem};
 
 /// Longest line accepted unless told otherwise: a file that is not JSONL (one line of many
@@ -78,10 +79,13 @@ impl Default for Fields {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Record {
     /// A conversation. Every message is an object with a known `role` and a string `content`
-    /// (`content` may be null or absent beside `tool_calls`); other keys are as in the file.
+    /// (`content` may be null or absent beside `tool_calls`); other keys are as in the file, but for
+    /// the marks.
     Messages {
         /// The messages, at least one.
         messages: Vec<Value>,
+        /// For each of them, whether the file marks it for training or against it.
+        marks: Vec<Option<bool>>,
         /// The tools, if the record has any.
         tools: Option<Value>,
     },
@@ -147,7 +151,7 @@ impl Schema {
         }
         match self.format {
             Format::Messages => {
-                let messages = match object.remove(&fields.messages) {
+                let mut messages = match object.remove(&fields.messages) {
                     Some(Value::Array(list)) => list,
                     other => {
                         return Err(wrong_type(&fields.messages, "a list", &other.into()));
@@ -158,8 +162,12 @@ impl Schema {
                         field: fields.messages.clone(),
                     });
                 }
-                for (i, message) in messages.iter().enumerate() {
-                    check_message(message, &format!("{}[{i}]", fields.messages))?;
+                let mut marks = Vec::with_capacity(messages.len());
+                for (i, message) in messages.iter_mut().enumerate() {
+                    let place = format!("{}[{i}]", fields.messages);
+                    check_message(message, &place)?;
+                    let message = message.as_object_mut().expect("checked");
+                    marks.push(marks::take(message, &place)?);
                 }
                 let tools = match object.remove(&fields.tools) {
                     None | Some(Value::Null) => None,
@@ -168,7 +176,11 @@ impl Schema {
                     }
                     Some(other) => return Err(wrong_type(&fields.tools, "a list", &other)),
                 };
-                Ok(Record::Messages { messages, tools })
+                Ok(Record::Messages {
+                    messages,
+                    marks,
+                    tools,
+                })
             }
             Format::PromptCompletion => Ok(Record::PromptCompletion {
                 prompt: text(&mut object, &fields.prompt)?,

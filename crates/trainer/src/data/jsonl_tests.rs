@@ -173,7 +173,10 @@ fn each_problem_is_named() {
 #[test]
 fn a_message_keeps_its_further_keys() {
     let line = r#"{"messages": [{"role": "assistant", "content": null, "tool_calls": [{"b": 1, "a": 2}]}], "tools": [{"n": "f"}]}"#;
-    let Ok(Record::Messages { messages, tools }) = schema(Format::Messages).parse(line) else {
+    let Ok(Record::Messages {
+        messages, tools, ..
+    }) = schema(Format::Messages).parse(line)
+    else {
         panic!("not read");
     };
     assert_eq!(

@@ -8,8 +8,9 @@ use std::ops::Range;
 
 use serde_json::Value;
 
-use super::chat::ChatTemplate;
+use super::chat::{ChatTemplate, Rendered};
 use super::jsonl::{Record, Schema};
+use super::remarks::Remarks;
 use super::tokenizer::Tokenizer;
 use crate::error::{DataError, RecordProblem};
 
@@ -99,9 +100,15 @@ impl<'a> Encoder<'a> {
 
     fn parse(&self, line: &str) -> Result<Record, RecordProblem> {
         let mut record = self.schema.parse(line)?;
-        if let (Record::Messages { messages, .. }, Some(system)) = (&mut record, &self.system)
+        if let (
+            Record::Messages {
+                messages, marks, ..
+            },
+            Some(system),
+        ) = (&mut record, &self.system)
             && messages.first().is_some_and(|m| m["role"] != "system")
         {
+            marks.insert(0, None);
             messages.insert(
                 0,
                 serde_json::json!({ "role": "system", "content": system }),
@@ -118,9 +125,27 @@ impl<'a> Encoder<'a> {
 
     /// The tokens of one line and which of them are supervised.
     pub fn example(&self, line: &str) -> Result<Example, RecordProblem> {
+        self.encode(line).map(|(example, _)| example)
+    }
+
+    /// The same, with what people should hear of the line.
+    pub(crate) fn encode(&self, line: &str) -> Result<(Example, Remarks), RecordProblem> {
+        let mut remarks = Remarks::default();
         let mut example = match (self.parse(line)?, &self.ending) {
-            (Record::Messages { messages, tools }, Ending::Template(template)) => {
-                self.conversation(template, &messages, tools.as_ref())?
+            (
+                Record::Messages {
+                    messages,
+                    marks,
+                    tools,
+                },
+                Ending::Template(template),
+            ) => {
+                remarks.of_messages(&messages, &marks, template);
+                if self.loss_on == LossOn::Everything {
+                    remarks.n_marked_others = 0;
+                }
+                let example = self.conversation(template, &messages, &marks, tools.as_ref())?;
+                return Ok((example, remarks));
             }
             (Record::PromptCompletion { prompt, completion }, Ending::Eos(eos)) => {
                 let (prompt, completion) = self.prompt_completion(&prompt, &completion)?;
@@ -142,14 +167,19 @@ impl<'a> Encoder<'a> {
         if self.loss_on == LossOn::Everything {
             example.supervised.fill(true);
         }
-        Ok(example)
+        Ok((example, remarks))
     }
 
     /// The tokens to generate from and the text of the answer expected after them: the
     /// conversation up to its last assistant turn, or prompt and completion.
     pub fn prompt(&self, line: &str) -> Result<(Vec<i32>, String), RecordProblem> {
         match (self.parse(line)?, &self.ending) {
-            (Record::Messages { messages, tools }, Ending::Template(template)) => {
+            (
+                Record::Messages {
+                    messages, tools, ..
+                },
+                Ending::Template(template),
+            ) => {
                 let last = messages.iter().rposition(is_assistant);
                 let last = last.ok_or(RecordProblem::NoReference)?;
                 let reference = messages[last]["content"]
@@ -200,26 +230,46 @@ impl<'a> Encoder<'a> {
         &self,
         template: &ChatTemplate,
         messages: &[Value],
+        marks: &[Option<bool>],
         tools: Option<&Value>,
     ) -> Result<Example, RecordProblem> {
         let whole = template.render(messages, tools, false)?;
-        let spoken = if self.loss_on == LossOn::Everything {
-            Vec::new()
-        } else if template.marks_assistant() {
+        let everything = self.loss_on == LossOn::Everything;
+        // The turns to find: what is trained on, or of everything what is not.
+        let wanted: Vec<usize> = (0..messages.len())
+            .filter(|&i| is_assistant(&messages[i]) && (marks[i] == Some(false)) == everything)
+            .collect();
+        if everything
+            && let Some(i) = (0..messages.len())
+                .find(|&i| marks[i] == Some(false) && !is_assistant(&messages[i]))
+        {
+            return Err(RecordProblem::MarkedAgainst {
+                message: i,
+                role: messages[i]["role"].as_str().unwrap_or_default().to_owned(),
+            });
+        }
+        let none_marked = !marks.contains(&Some(false));
+        let spoken = if template.marks_assistant() && none_marked && !everything {
             whole.generated
+        } else if template.marks_assistant() {
+            blocks_of(&wanted, template, messages, tools, &whole)?
         } else {
             let render = |n: usize, prompt| template.render(&messages[..n], tools, prompt);
-            let turns = (0..messages.len()).filter(|&i| is_assistant(&messages[i]));
-            turns
-                .map(|i| {
+            wanted
+                .iter()
+                .map(|&i| {
                     let (before, with) = (render(i, true)?.text, render(i + 1, false)?.text);
                     self.turn(i, &messages[i], &whole.text, &before, &with)
                 })
                 .collect::<Result<_, _>>()?
         };
         let tokens = self.tokenizer.encode_with_ranges(&whole.text)?;
+        let mut supervised = overlapping(tokens.iter().map(|(_, range)| range), &spoken);
+        if everything {
+            supervised.iter_mut().for_each(|s| *s = !*s);
+        }
         Ok(Example {
-            supervised: overlapping(tokens.iter().map(|(_, range)| range), &spoken),
+            supervised,
             tokens: tokens.into_iter().map(|(id, _)| id).collect(),
         })
     }
@@ -273,7 +323,49 @@ impl<'a> Encoder<'a> {
     }
 }
 
-fn is_assistant(message: &Value) -> bool {
+/// Those of the template's generation blocks that messages `wanted` (the assistant's, in order) are in.
+///
+/// A message's blocks lie between the ends of the conversation without it and with it, where both are
+/// prefixes of the whole. Templates that render a turn differently once another follows have no such
+/// ends; then each of the assistant's messages must have one block.
+fn blocks_of(
+    wanted: &[usize],
+    template: &ChatTemplate,
+    messages: &[Value],
+    tools: Option<&Value>,
+    whole: &Rendered,
+) -> Result<Vec<Range<usize>>, RecordProblem> {
+    let turns: Vec<usize> = (0..messages.len())
+        .filter(|&i| is_assistant(&messages[i]))
+        .collect();
+    let end = |n: usize| {
+        if n == 0 {
+            return Some(0);
+        }
+        let text = template.render(&messages[..n], tools, false).ok()?.text;
+        whole.text.starts_with(&text).then_some(text.len())
+    };
+    let one_each = turns.len() == whole.generated.len();
+    let mut blocks = Vec::new();
+    for &i in wanted {
+        if let (Some(from), Some(to)) = (end(i), end(i + 1)) {
+            let inside = |block: &&Range<usize>| from <= block.start && block.end <= to;
+            blocks.extend(whole.generated.iter().filter(inside).cloned());
+        } else if one_each {
+            let at = turns.iter().position(|&turn| turn == i).expect("a turn");
+            blocks.push(whole.generated[at].clone());
+        } else {
+            return Err(RecordProblem::BlocksOfTurn {
+                message: i,
+                blocks: whole.generated.len(),
+                turns: turns.len(),
+            });
+        }
+    }
+    Ok(blocks)
+}
+
+pub(super) fn is_assistant(message: &Value) -> bool {
     message["role"] == "assistant"
 }
 

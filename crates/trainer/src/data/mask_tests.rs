@@ -340,3 +340,122 @@ fn a_token_is_supervised_where_it_overlaps() {
     );
     assert_eq!(mask(&[]), [false; 7]);
 }
+
+/// A conversation of three answers, the marks of which a test sets.
+fn three(marks: [Option<bool>; 3]) -> serde_json::Value {
+    let mut messages = vec![json!({"role": "system", "content": "be kind"})];
+    for (i, mark) in marks.into_iter().enumerate() {
+        messages.push(json!({"role": "user", "content": format!("question {i}")}));
+        let mut answer = json!({"role": "assistant", "content": format!("answer {i}")});
+        if let Some(mark) = mark {
+            answer["weight"] = json!(u8::from(mark));
+        }
+        messages.push(answer);
+    }
+    json!({ "messages": messages })
+}
+
+/// Marked turns leave the loss, under templates with and without generation blocks, and nothing else
+/// changes: the tokens are those of the unmarked conversation, the other turns those of its mask.
+#[test]
+fn turns_marked_against_training_are_not_trained_on() {
+    let twin = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}\
+                {% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] + '<|im_end|>' }}{% endgeneration %}\
+                {% else %}{{ m['content'] + '<|im_end|>' }}{% endif %}{{ '\n' }}{% endfor %}\
+                {% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
+    let marked = testing::tokenizer().with_chat_template(twin).unwrap();
+    let plain = twin
+        .replace("{% generation %}", "")
+        .replace("{% endgeneration %}", "");
+    let plain = testing::tokenizer().with_chat_template(&plain).unwrap();
+    for tokenizer in [&marked, &plain] {
+        let encode = |marks, loss_on| {
+            let schema = Schema {
+                format: Format::Messages,
+                fields: Fields::default(),
+            };
+            let encoder = Encoder::new(schema, tokenizer, loss_on, "").unwrap();
+            encoder.encode(&three(marks).to_string()).unwrap()
+        };
+        let unmarked = encode([None; 3], LossOn::Answers).0;
+        assert_eq!(spoken(tokenizer, &unmarked).len(), 3);
+        for bits in 0..8 {
+            let marks = [0, 1, 2].map(|i| Some(bits >> i & 1 == 1));
+            let (example, remarks) = encode(marks, LossOn::Answers);
+            assert_eq!(example.tokens, unmarked.tokens);
+            let want: Vec<String> = (0..3)
+                .filter(|&i| marks[i] == Some(true))
+                .map(|i| format!("answer {i}<|im_end|>"))
+                .collect();
+            assert_eq!(spoken(tokenizer, &example), want, "{marks:?}");
+            assert_eq!(remarks.n_marked_against, 3 - want.len() as u64);
+
+            let (all, _) = encode(marks, LossOn::Everything);
+            for (t, &supervised) in all.supervised.iter().enumerate() {
+                let against = unmarked.supervised[t] && !example.supervised[t];
+                assert_eq!(supervised, !against, "{marks:?}, token {t}");
+            }
+        }
+    }
+}
+
+/// A template that drops all answers' thoughts but the last one's has blocks that no prefix finds; one
+/// block a turn tells them apart, two for one turn do not.
+#[test]
+fn blocks_that_cannot_be_told_apart_are_refused() {
+    let template = |before: &str, inside: &str| {
+        format!(
+            "{{% for m in messages %}}{{{{ m.role }}}}:{{% if m.role == 'assistant' %}}\
+             {{% if loop.last %}}{before}{{% endif %}}{{% generation %}}{{% if loop.last %}}{inside}{{% endif %}}\
+             {{{{ m.content }}}}{{% endgeneration %}}{{% else %}}{{{{ m.content }}}}{{% endif %}}{{% endfor %}}\
+             {{% if add_generation_prompt %}}assistant:{{% endif %}}"
+        )
+    };
+    let line = three([Some(false), None, Some(false)]).to_string();
+    let one = testing::tokenizer()
+        .with_chat_template(&template("", "<think>"))
+        .unwrap();
+    let example = encoder(&one, Format::Messages).example(&line).unwrap();
+    assert_eq!(spoken(&one, &example), ["answer 1"]);
+    let two = template("{% generation %}<think>{% endgeneration %}|", "");
+    let two = testing::tokenizer().with_chat_template(&two).unwrap();
+    let problem = encoder(&two, Format::Messages).example(&line).unwrap_err();
+    let want = RecordProblem::BlocksOfTurn {
+        message: 4,
+        blocks: 4,
+        turns: 3,
+    };
+    assert_eq!(problem, want);
+}
+
+#[test]
+fn marks_on_others_are_refused_or_remarked_on() {
+    let tokenizer = testing::with_template("chatml");
+    let line = json!({"messages": [
+        {"role": "user", "content": "hi", "train": true, "mood": "good"},
+        {"role": "assistant", "content": "yes", "mood": "calm"},
+    ]});
+    let chat = encoder(&tokenizer, Format::Messages);
+    let (_, remarks) = chat.encode(&line.to_string()).unwrap();
+    let sentences = remarks.sentences().join("\n");
+    assert!(
+        sentences.contains("1 messages that are not the assistant's"),
+        "{sentences}"
+    );
+    assert!(
+        sentences.ends_with("neither the chat template nor lowtide: 'mood' (2)"),
+        "{sentences}"
+    );
+
+    let against = line.to_string().replace("true", "false");
+    assert!(
+        chat.example(&against).is_ok(),
+        "a question is not trained on anyway"
+    );
+    let all = Encoder::new(chat.schema().clone(), &tokenizer, LossOn::Everything, "").unwrap();
+    let problem = all.example(&against).unwrap_err().to_string();
+    assert!(
+        problem.starts_with("message 0 (user) is marked"),
+        "{problem}"
+    );
+}

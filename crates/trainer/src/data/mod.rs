@@ -13,10 +13,12 @@ pub mod batches;
 pub mod chat;
 pub mod dataset;
 pub mod jsonl;
+mod marks;
 pub mod mask;
 pub mod packing;
 pub mod prompts;
 mod python;
+mod remarks;
 #[cfg(test)]
 mod testing;
 pub mod tokenizer;
@@ -29,4 +31,5 @@ pub use mask::LossOn;
 pub use packing::{PackReport, Packed, TooLong};
 pub use prompts::{Prompt, prompts};
 pub(crate) use python::strftime;
+pub use remarks::Remarks;
 pub use tokenizer::Tokenizer;

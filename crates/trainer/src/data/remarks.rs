@@ -1,0 +1,94 @@
+//! What people should hear of their data although nothing in it is an error.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+
+use super::chat::ChatTemplate;
+use super::marks;
+use super::mask::is_assistant;
+
+/// Most names of keys that are kept: a file may have a new one in every line.
+const NAMES_MAX: usize = 16;
+
+/// Counts of what was noticed in records, in one or in many.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Remarks {
+    /// Messages of the assistant that the file marks as not to be trained on.
+    pub n_marked_against: u64,
+    /// Messages of others that the file marks to be trained on, which they are not.
+    pub n_marked_others: u64,
+    /// Keys of messages that neither the template nor lowtide reads, with the number of messages; the
+    /// first 16 of them.
+    pub unknown_keys: BTreeMap<String, u64>,
+}
+
+impl Remarks {
+    /// Notes what is special about a conversation.
+    pub(super) fn of_messages(
+        &mut self,
+        messages: &[Value],
+        marks: &[Option<bool>],
+        template: &ChatTemplate,
+    ) {
+        for (message, mark) in messages.iter().zip(marks) {
+            match (is_assistant(message), mark) {
+                (true, Some(false)) => self.n_marked_against += 1,
+                (false, Some(true)) => self.n_marked_others += 1,
+                _ => {}
+            }
+            for key in message.as_object().into_iter().flat_map(|m| m.keys()) {
+                if !marks::is_known(key) && !template.mentions(key) {
+                    let name = key.chars().take(40).collect();
+                    self.unknown_key(name, 1);
+                }
+            }
+        }
+    }
+
+    fn unknown_key(&mut self, name: String, n: u64) {
+        if self.unknown_keys.len() < NAMES_MAX || self.unknown_keys.contains_key(&name) {
+            *self.unknown_keys.entry(name).or_default() += n;
+        }
+    }
+
+    /// Adds what was noticed in another record.
+    pub(super) fn add(&mut self, other: Self) {
+        self.n_marked_against += other.n_marked_against;
+        self.n_marked_others += other.n_marked_others;
+        for (name, n) in other.unknown_keys {
+            self.unknown_key(name, n);
+        }
+    }
+
+    /// A sentence each, for people.
+    #[must_use]
+    pub fn sentences(&self) -> Vec<String> {
+        let mut all = Vec::new();
+        if self.n_marked_against > 0 {
+            all.push(format!(
+                "{} messages of the assistant are marked not to be trained on and are left out of the loss",
+                self.n_marked_against
+            ));
+        }
+        if self.n_marked_others > 0 {
+            all.push(format!(
+                "{} messages that are not the assistant's are marked to be trained on; data.train_on decides, and \
+                 they are not",
+                self.n_marked_others
+            ));
+        }
+        if !self.unknown_keys.is_empty() {
+            let names: Vec<String> = self
+                .unknown_keys
+                .iter()
+                .map(|(name, n)| format!("'{name}' ({n})"))
+                .collect();
+            all.push(format!(
+                "keys of messages that nothing reads, neither the chat template nor lowtide: {}",
+                names.join(", ")
+            ));
+        }
+        all
+    }
+}
