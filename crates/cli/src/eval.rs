@@ -27,7 +27,7 @@ pub fn eval(args: &EvalArgs, out: Out) -> Answer {
     };
     out.text(&format!("model: {}", crate::generate::name(&run)));
     let planned = plan_run(&run)?;
-    let mut session = open_session(&run, &planned, 0)?;
+    let mut session = open_session(&run, &planned)?;
     load_weights(&run, &session)?;
     let eval_loss = evaluate(&mut session, &data, &run)?;
     out.text(&format!("evaluation loss {eval_loss:.4}"));

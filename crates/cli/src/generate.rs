@@ -51,7 +51,7 @@ pub fn generate(args: &GenerateArgs, out: Out) -> Answer {
         return Err(usage(what, "raise it with --set train.seq=N"));
     }
     let planned = plan_run(&run)?;
-    let mut session = open_session(&run, &planned, 0)?;
+    let mut session = open_session(&run, &planned)?;
     load_weights(&run, &session)?;
     let sampling = Sampling {
         temperature: args.temperature,

@@ -728,7 +728,7 @@ pub const KEYS: &[Key] = &[
     },
     Key {
         name: "log.trace",
-        doc: "Write the lanes' real times as a Perfetto trace.",
+        doc: "Write the lanes' real times in the first steps as a Perfetto trace.",
         kind: Kind::Flag,
         default: Value("true"),
         elsewhere: &["profiler", "enable_profiling"],

@@ -170,7 +170,7 @@ impl<E: Engine> DiskLane<'_, E> {
             };
             last = event.end;
             let task = &shared.plan.part(s.part)[f.task as usize];
-            lock(&shared.records[l]).add(task, event);
+            lock(&shared.records[l]).add(task, event, s.traced);
             self.land(last);
             shared.progress.complete(l);
         }

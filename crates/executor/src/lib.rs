@@ -21,9 +21,11 @@ mod runner;
 mod shuffled;
 mod streams;
 mod timeline;
+mod trace;
 
 pub use bind::{Bound, Engine, Record, TaskCall, Tiers};
 pub use error::{EngineError, ExecError};
 pub use options::{Mode, Options};
 pub use runner::Runner;
 pub use timeline::{LaneMeasure, Measured, task_label};
+pub use trace::Trace;

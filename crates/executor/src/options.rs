@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use lowtide_device::cuda::Gpu;
 
+use crate::trace::Trace;
+
 /// How tasks are driven.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
@@ -29,8 +31,8 @@ pub struct Options {
     pub poison: bool,
     /// Report a standstill after this long.
     pub watchdog: Duration,
-    /// Events kept a lane for the trace.
-    pub trace_events: usize,
+    /// What is recorded for the trace.
+    pub trace: Trace,
 }
 
 impl Default for Options {
@@ -42,7 +44,7 @@ impl Default for Options {
             threads: std::thread::available_parallelism().map_or(1, usize::from),
             poison: false,
             watchdog: Duration::from_secs(300),
-            trace_events: 0,
+            trace: Trace::NONE,
         }
     }
 }

@@ -22,6 +22,7 @@ use crate::progress::Progress;
 use crate::shuffled::Shuffle;
 use crate::streams::Streams;
 use crate::timeline::{AnyBusy, Event, Measured, Record, seconds, task_label, write_trace};
+use crate::trace::Tracing;
 
 /// One submitted part.
 pub(crate) struct Submission<S> {
@@ -36,6 +37,8 @@ pub(crate) struct Submission<S> {
     pub before: Option<(PartName, [u64; LANES])>,
     /// Uses left of each slot that lives inside the part.
     pub uses: Vec<AtomicU32>,
+    /// Every task has its events, and they are kept for the trace.
+    pub traced: bool,
 }
 
 /// What is known of each part before it runs.
@@ -89,6 +92,7 @@ pub struct Runner<E: Engine> {
     workers: Vec<JoinHandle<()>>,
     shuffle: Option<Shuffle<E>>,
     submitted: u32,
+    tracing: Tracing,
     flipped: bool,
     last: Option<Arc<Submission<E::Step>>>,
     flying: VecDeque<Flying<E::Step>>,
@@ -125,11 +129,10 @@ impl<E: Engine> Shared<E> {
             task: self.label(s.part, task_idx),
             source,
         };
-        let traced = self.traced();
         let start = seconds(self.epoch);
         if let Some(streams) = stream {
             streams
-                .begin(lane, s.part, task_idx, count, traced)
+                .begin(lane, s.part, task_idx, count, s.traced)
                 .map_err(device)?;
         }
         let deadline = (u64::from(s.seq) << 32) | u64::from(task_idx);
@@ -153,12 +156,12 @@ impl<E: Engine> Shared<E> {
                 start,
                 end: seconds(self.epoch),
             };
-            lock(&self.records[lane]).add(task, event);
+            lock(&self.records[lane]).add(task, event, s.traced);
             self.progress.complete(lane);
             return Ok(());
         };
         streams
-            .end(lane, s.part, task_idx, count, traced)
+            .end(lane, s.part, task_idx, count, s.traced)
             .map_err(device)?;
         if self.in_turn() {
             let done = || {
@@ -180,11 +183,6 @@ impl<E: Engine> Shared<E> {
     /// Whether each task of a stream is complete before the next is given to it.
     fn in_turn(&self) -> bool {
         self.options.synchronous || self.options.poison || self.options.mode != Mode::Threads
-    }
-
-    /// Whether every task has its events: while a trace is recorded.
-    pub fn traced(&self) -> bool {
-        self.options.trace_events > 0
     }
 
     /// Waits for another lane's tasks: a host lane until they are complete, a stream until they
@@ -234,16 +232,18 @@ impl<E: Engine> Shared<E> {
                 l,
                 s.part,
                 (tasks, s.base[l]),
-                self.traced(),
+                s.traced,
                 |task, start, end| events.push((task, start, end)),
                 |seconds| busy += seconds,
             )?;
-            if self.traced() {
-                // Without the gaps between tasks that do not wait for anything.
-                busy = events.iter().map(|(_, start, end)| end - start).sum();
-            }
             for &task in tasks {
                 record.count(&self.plan.part(s.part)[task as usize]);
+            }
+            if s.traced {
+                // Without the gaps between tasks that do not wait for anything.
+                busy = events.iter().map(|(_, start, end)| end - start).sum();
+            } else {
+                events.clear(); // those whose events had another use
             }
             record.measure.busy_seconds += busy;
             for (task, start, end) in events {
@@ -439,7 +439,7 @@ impl<E: Engine> Runner<E> {
             .as_ref()
             .map(|gpu| Streams::new(gpu, &plan, &tables, epoch))
             .transpose()?;
-        let trace_events = options.trace_events;
+        let trace_events = options.trace.events;
         let mode = options.mode;
         let shared = Arc::new(Shared {
             plan,
@@ -462,6 +462,7 @@ impl<E: Engine> Runner<E> {
             workers: Vec::new(),
             shuffle: None,
             submitted: 0,
+            tracing: Tracing::default(),
             flipped: false,
             last: None,
             flying: VecDeque::new(),
@@ -507,6 +508,9 @@ impl<E: Engine> Runner<E> {
         let before = overlap
             .then(|| self.last.as_ref().map(|l| (l.part, l.base)))
             .flatten();
+        let traced = self
+            .tracing
+            .takes(part, &table.lanes, self.shared.options.trace);
         let submission = Arc::new(Submission {
             seq: self.submitted,
             part,
@@ -519,6 +523,7 @@ impl<E: Engine> Runner<E> {
             } else {
                 Vec::new()
             },
+            traced,
         });
         for (goal, lane) in self.goal.iter_mut().zip(&table.lanes) {
             *goal += lane.len() as u64;

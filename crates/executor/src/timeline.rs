@@ -148,7 +148,7 @@ pub(crate) struct Event {
     pub end: f64,
 }
 
-/// One lane's record. Events are kept up to a limit that is reserved at the start.
+/// One lane's record. Events are kept up to a limit.
 #[derive(Debug)]
 pub(crate) struct Record {
     pub measure: LaneMeasure,
@@ -160,16 +160,19 @@ impl Record {
     pub fn new(limit: usize) -> Self {
         Self {
             measure: LaneMeasure::default(),
-            events: Vec::with_capacity(limit),
+            events: Vec::new(),
             limit,
         }
     }
 
-    /// A task that ran from `event.start` to `event.end`.
-    pub fn add(&mut self, task: &Task, event: Event) {
+    /// A task that ran from `event.start` to `event.end`; its event is kept for the trace where
+    /// `traced`.
+    pub fn add(&mut self, task: &Task, event: Event, traced: bool) {
         self.measure.busy_seconds += event.end - event.start;
         self.count(task);
-        self.keep(event);
+        if traced {
+            self.keep(event);
+        }
     }
 
     /// A task whose time is added as a part of a longer stretch.

@@ -14,6 +14,7 @@ use std::time::Instant;
 
 use lowtide_config::Run;
 use lowtide_device::cuda::process_memory;
+use lowtide_executor::Trace;
 use lowtide_planner::{Lane, Machine, Plan, Tier};
 use lowtide_tiers::process;
 use serde::Serialize;
@@ -22,7 +23,7 @@ use crate::data::Micro;
 use crate::device;
 use crate::error::TrainError;
 use crate::fit::hyper;
-use crate::open::{machine_of, open_session};
+use crate::open::{disk_of, machine_of, open_on};
 use crate::planning::{Planned, budgets_of, clip_of, decoder_of, plan_with, shape_of};
 use crate::random::Philox;
 use crate::report::{LaneCompared, Observer, compare_lanes, median, moved_bytes};
@@ -114,8 +115,8 @@ pub fn step(
         machine,
         clip: clip_of(run),
     };
-    let trace_events = if trace.is_some() { 200_000 } else { 0 };
-    let mut session = open_session(run, &planned, trace_events)?;
+    let traced = trace.map_or(Trace::NONE, |_| Trace::ALL);
+    let mut session = open_on(run, &planned, traced, disk_of(run, &planned.plan))?;
     fill(&session)?;
     let start_seconds = begin.elapsed().as_secs_f64();
     observer.note(&format!("ready after {start_seconds:.1} s"));

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use lowtide_config::{Length, Run, ScheduleShape};
 use lowtide_device::cuda::Gpu;
-use lowtide_executor::ExecError;
+use lowtide_executor::{ExecError, Trace};
 use lowtide_kernels::adamw::Hyper;
 use lowtide_tiers::process;
 use serde::Serialize;
@@ -159,8 +159,12 @@ pub fn train(
         machine,
         clip: clip_of(run),
     };
-    let trace_events = if run.log.trace { 100_000 } else { 0 };
-    let session = start.open(run, &planned, trace_events)?;
+    let trace = if run.log.trace {
+        Trace::FIRST_STEPS
+    } else {
+        Trace::NONE
+    };
+    let session = start.open(run, &planned, trace)?;
     if let Some(how) = session.describe_disk() {
         observer.note(&format!("disk: {how}"));
     }

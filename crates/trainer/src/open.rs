@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use lowtide_config::{Init, ModelSource, Run};
-use lowtide_executor::Mode;
+use lowtide_executor::{Mode, Trace};
 use lowtide_model::{Checkpoint, Decoder, random_init};
 use lowtide_planner::{Machine, Plan, Tier};
 
@@ -66,16 +66,12 @@ pub fn plan_run(run: &Run) -> Result<Planned, TrainError> {
     })
 }
 
-/// Opens a session for a plan on the run's own disks.
+/// Opens a session for a plan on the run's own disks. Nothing is traced.
 ///
 /// # Errors
 /// What cannot be reserved.
-pub fn open_session(
-    run: &Run,
-    planned: &Planned,
-    trace_events: usize,
-) -> Result<Session, TrainError> {
-    open_on(run, planned, trace_events, disk_of(run, &planned.plan))
+pub fn open_session(run: &Run, planned: &Planned) -> Result<Session, TrainError> {
+    open_on(run, planned, Trace::NONE, disk_of(run, &planned.plan))
 }
 
 /// The run's drives, where its plan has bytes on them.
@@ -91,13 +87,13 @@ pub(crate) fn disk_of(run: &Run, plan: &Plan) -> DiskChoice {
 pub(crate) fn open_on(
     run: &Run,
     planned: &Planned,
-    trace_events: usize,
+    trace: Trace,
     disk: DiskChoice,
 ) -> Result<Session, TrainError> {
     let options = SessionOptions {
         threads: threads_of(run),
         mode: Mode::Threads,
-        trace_events,
+        trace,
         disk,
         gpu: planned.device.gpu.clone(),
         process: planned.machine.host_reserve,

@@ -91,7 +91,7 @@ pub fn verify(
         machine: machine.clone(),
         clip,
     };
-    let mut first = open_session(run, &planned, 0)?;
+    let mut first = open_session(run, &planned)?;
     let got = train(run, &mut first, &whole, &inputs, plant_fault)?;
     let measured = first.measured();
     let options = SessionOptions {

@@ -5,6 +5,7 @@ mod common;
 use std::sync::Arc;
 
 use common::*;
+use lowtide_executor::Trace;
 use lowtide_planner::{Budgets, Choice, Clip, PartName, Plan, Tier, Work, build, check};
 use lowtide_tiers::{Pace, RamConfig, RamDisk};
 use lowtide_trainer::step::{DiskChoice, SessionOptions};
@@ -72,7 +73,7 @@ fn the_drive_is_never_idle_while_updates_run() {
     for _ in 0..8 {
         let options = SessionOptions {
             threads: 1,
-            trace_events: 100_000,
+            trace: Trace::ALL,
             disk: DiskChoice::Open(RamDisk::open(&config).unwrap().0),
             ..SessionOptions::default()
         };

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use lowtide_config::{Resume, Run};
+use lowtide_executor::Trace;
 use lowtide_planner::{Pieces, Pins, Plan};
 use lowtide_tiers::{self as tiers, Disk, DiskConfig, Open, TierError};
 use lowtide_units::Bytes;
@@ -105,7 +106,7 @@ impl Start {
         &self,
         run: &Run,
         planned: &Planned,
-        trace_events: usize,
+        trace: Trace,
     ) -> Result<Session, TrainError> {
         let durable = planned.plan.choice.durable;
         if let Self::Journal(journal) = self {
@@ -129,7 +130,7 @@ impl Start {
             },
             (_, other) => other,
         };
-        let opened = open_on(run, planned, trace_events, disk);
+        let opened = open_on(run, planned, trace, disk);
         match (self, opened) {
             (Self::Journal(j), Err(TrainError::Tier(TierError::BadFile { path, what }))) => {
                 Err(j.unusable(&format!("{}: {what}", path.display())))

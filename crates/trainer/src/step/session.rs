@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use lowtide_device::cuda::Gpu;
 use lowtide_device::{Memory, View, memory};
-use lowtide_executor::{ExecError, Measured, Mode, Options, Runner, Tiers};
+use lowtide_executor::{ExecError, Measured, Mode, Options, Runner, Tiers, Trace};
 use lowtide_kernels::adamw::Hyper;
 use lowtide_model::Decoder;
 use lowtide_planner::{Clip, PartName, Plan, Slot, Tensor, Tier};
@@ -50,8 +50,8 @@ pub struct SessionOptions {
     pub poison: bool,
     /// Report a standstill after this long.
     pub watchdog: Duration,
-    /// Events kept a lane for the trace.
-    pub trace_events: usize,
+    /// What is recorded for the trace.
+    pub trace: Trace,
     /// Where extents go.
     pub disk: DiskChoice,
     /// The CUDA device that the plan is for; `None`: the CPU device.
@@ -70,7 +70,7 @@ impl Default for SessionOptions {
             mode: o.mode,
             poison: o.poison,
             watchdog: o.watchdog,
-            trace_events: 0,
+            trace: Trace::NONE,
             disk: DiskChoice::None,
             gpu: None,
             process: Bytes::ZERO,
@@ -180,7 +180,7 @@ impl Session {
             threads: options.threads,
             poison: options.poison,
             watchdog: options.watchdog,
-            trace_events: options.trace_events,
+            trace: options.trace,
         };
         let runner = Runner::new(plan, workload, Arc::clone(&engine), tiers, options)?;
         Ok(Self {
