@@ -18,6 +18,9 @@ pub struct Args {
     /// Print one JSON object as the last line of standard output, and the rest on standard error.
     #[arg(long, global = true)]
     pub json: bool,
+    /// Tell more: the planner's choices, threads, how the disk is reached, hashes of masks.
+    #[arg(long, short, global = true)]
+    pub verbose: bool,
 }
 
 /// The commands.

@@ -1,12 +1,13 @@
 //! `lowtide bench`: how fast this machine is at what a run does.
 
-use lowtide_planner::explain::explain;
+use lowtide_planner::explain::{explain, explain_choices, lane_of};
+use lowtide_planner::plan::LaneKind;
 use lowtide_planner::{Machine, Plan};
 use lowtide_trainer::bench::{
     DiskReport, HostOptions, HostReport, LinksReport, StepReport, disk, host, least_file, links,
     step,
 };
-use lowtide_trainer::report::Observer;
+use lowtide_trainer::report::{Observer, Phase};
 use lowtide_trainer::threads::usual_threads;
 use lowtide_trainer::{Bytes, CudaError, Gpu, TrainError};
 use serde_json::json;
@@ -17,6 +18,7 @@ use crate::error::CliError;
 use crate::out::{Out, bytes, seconds};
 use crate::plan::{compare, rates_line, run_of};
 use crate::probe::device_named;
+use crate::progress::Waiting;
 
 /// Runs one bench.
 pub fn bench(args: &BenchArgs, out: Out) -> Answer {
@@ -171,13 +173,20 @@ fn bench_step(args: &BenchStepArgs, out: Out) -> Answer {
     if let Some(machine) = &args.plan.machine {
         run.plan.machine = Some(machine.clone());
     }
-    let report = step(&run, args.steps, args.trace.as_deref(), &mut Show { out })?;
-    out.text(&table(&report));
+    let mut show = Show {
+        out,
+        cuda: false,
+        waiting: None,
+    };
+    let report = step(&run, args.steps, args.trace.as_deref(), &mut show)?;
+    out.text(&table(&report, show.cuda));
     Ok((json!(report), 0))
 }
 
 struct Show {
     out: Out,
+    cuda: bool,
+    waiting: Option<Waiting>,
 }
 
 impl Observer for Show {
@@ -186,17 +195,34 @@ impl Observer for Show {
     }
 
     fn planned(&mut self, plan: &Plan, machine: &Machine) {
+        self.waiting = None;
         self.out.text(&rates_line(machine));
-        self.out.text(explain(plan).trim_end());
+        self.out.text(explain(plan, self.cuda).trim_end());
+        self.out.text(explain_choices(plan).trim_end());
+    }
+
+    fn device(&mut self, note: &str, gpu: bool) {
+        self.cuda = gpu;
+        self.note(note);
+    }
+
+    fn detail(&mut self, text: &str) {
+        self.out.detail(text);
+    }
+
+    fn phase(&mut self, phase: Option<Phase>) {
+        self.waiting = None;
+        self.waiting = phase.map(|p| Waiting::begin(p.name()));
     }
 }
 
-fn table(r: &StepReport) -> String {
-    let size = |n: Option<u64>| n.map_or("not told".to_owned(), bytes);
+fn table(r: &StepReport, cuda: bool) -> String {
+    // What a device holds is known where its driver tells.
+    let size = |n: Option<u64>| n.map_or(String::new(), |n| format!("{} of ", bytes(n)));
     let mut text = format!(
         "{} on {}: {:.0} tokens/s, {} a step of {} tokens ({} to {}), predicted {}\n\
          {:.1} model TFLOP/s, {:.1}% of a large matrix product's {:.1}\n\
-         device {} of {} planned, host {} of {} planned\n{}",
+         device {}{} planned, host {}{} planned\n{}",
         r.model,
         r.machine,
         r.tokens_per_second,
@@ -212,10 +238,14 @@ fn table(r: &StepReport) -> String {
         bytes(r.planned_device_bytes),
         size(r.host_peak_bytes),
         bytes(r.planned_host_bytes),
-        compare(&r.lanes),
+        compare(&r.lanes, cuda),
     );
     if let Some(gap) = r.gpu_gap_share {
-        text += &format!("\ngpu idle {:.2}% of a step", 100.0 * gap);
+        text += &format!(
+            "\n{} idle {:.2}% of a step",
+            lane_of(LaneKind::Gpu, cuda),
+            100.0 * gap
+        );
     }
     text
 }

@@ -6,6 +6,8 @@ use lowtide_trainer::data::Tokenizer;
 use lowtide_trainer::generate::{Sampling, generate as continue_text};
 use lowtide_trainer::inputs::open_tokenizer;
 use lowtide_trainer::open::{load_weights, open_session, plan_run};
+use lowtide_trainer::report::Phase;
+use lowtide_trainer::step::Session;
 use lowtide_trainer::stops::stops_of;
 use serde_json::json;
 
@@ -13,6 +15,7 @@ use crate::Answer;
 use crate::args::GenerateArgs;
 use crate::error::CliError;
 use crate::out::Out;
+use crate::progress::Waiting;
 
 /// Which model a run would use, for people.
 pub fn name(run: &Run) -> String {
@@ -50,9 +53,7 @@ pub fn generate(args: &GenerateArgs, out: Out) -> Answer {
         let what = format!("{} tokens of {} leave no room", tokens.len(), run.train.seq);
         return Err(usage(what, "raise it with --set train.seq=N"));
     }
-    let planned = plan_run(&run)?;
-    let mut session = open_session(&run, &planned)?;
-    load_weights(&run, &session)?;
+    let mut session = ready(&run)?;
     let sampling = Sampling {
         temperature: args.temperature,
         top_p: args.top_p,
@@ -61,7 +62,9 @@ pub fn generate(args: &GenerateArgs, out: Out) -> Answer {
             .max_new_tokens
             .unwrap_or(run.eval.generate.max_new_tokens) as usize,
     };
+    let waiting = Waiting::begin("decoding");
     let all = continue_text(&mut session, &[tokens], &stops, &sampling, |_| ())?;
+    drop(waiting);
     let new = all.into_iter().next().unwrap_or_default();
     let text = tokenizer.decode(&new, false);
     out.text(&text);
@@ -69,6 +72,21 @@ pub fn generate(args: &GenerateArgs, out: Out) -> Answer {
         json!({ "text": text, "tokens": new, "model": name(&run) }),
         0,
     ))
+}
+
+/// A session of a run that makes no steps, with its weights.
+pub fn ready(run: &Run) -> Result<Session, CliError> {
+    let waiting = Waiting::begin(if run.plan.machine.is_some() {
+        "planning"
+    } else {
+        "measuring this machine and planning"
+    });
+    let planned = plan_run(run)?;
+    drop(waiting);
+    let _waiting = Waiting::begin(Phase::Weights.name());
+    let session = open_session(run, &planned)?;
+    load_weights(run, &session)?;
+    Ok(session)
 }
 
 /// The tokens to go on from.

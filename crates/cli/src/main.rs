@@ -12,6 +12,7 @@ mod generate;
 mod out;
 mod plan;
 mod probe;
+mod progress;
 mod train;
 mod verify;
 
@@ -30,7 +31,7 @@ type Answer = Result<(Value, u8), CliError>;
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    let out = Out::new(args.json);
+    let out = Out::new(args.json, args.verbose);
     set_hook(Box::new(|info| {
         out::complain(&format!("error: this is a bug in lowtide: {info}"));
         out::complain("  help: please report it with the command and its output");

@@ -1,6 +1,7 @@
 //! Where text goes. A closed pipe (`lowtide plan | head`) is no error.
 
 use std::io::{Write, stderr, stdout};
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -8,12 +9,21 @@ use serde_json::Value;
 #[derive(Clone, Copy, Debug)]
 pub struct Out {
     json: bool,
+    verbose: bool,
 }
 
 impl Out {
     /// `json`: people read standard error, a program the last line of standard output.
-    pub fn new(json: bool) -> Self {
-        Self { json }
+    /// `verbose`: people want to look inside.
+    pub fn new(json: bool, verbose: bool) -> Self {
+        Self { json, verbose }
+    }
+
+    /// Prints for people who want to look inside.
+    pub fn detail(self, text: &str) {
+        if self.verbose {
+            self.text(text);
+        }
     }
 
     /// Prints for people.
@@ -64,6 +74,17 @@ pub fn seconds(s: f64) -> String {
     }
 }
 
+/// A length of time as people read it: `3 min 20 s`.
+pub fn duration(d: Duration) -> String {
+    match d.as_secs() {
+        s @ 0..10 => format!("{s}.{} s", d.subsec_millis() / 100),
+        s @ 10..60 => format!("{s} s"),
+        s @ 60..3600 => format!("{} min {} s", s / 60, s % 60),
+        s @ 3600..86_400 => format!("{} h {} min", s / 3600, s % 3600 / 60),
+        s => format!("{} d {} h", s / 86_400, s % 86_400 / 3600),
+    }
+}
+
 /// A size to paste back that is not less than `n`: whole MiB.
 pub fn enough(n: u64) -> String {
     format!("{}MiB", n.div_ceil(1 << 20))
@@ -80,5 +101,11 @@ mod tests {
         assert_eq!(bytes(u64::MAX >> 2), "4194304.0 TiB");
         assert_eq!(enough((1 << 20) + 1), "2MiB");
         assert_eq!(seconds(0.0123), "12.3 ms");
+        let length = |s: f64| duration(Duration::from_secs_f64(s));
+        assert_eq!(length(0.25), "0.2 s");
+        assert_eq!(length(59.9), "59 s");
+        assert_eq!(length(200.0), "3 min 20 s");
+        assert_eq!(length(7260.0), "2 h 1 min");
+        assert_eq!(length(90_000.0), "1 d 1 h");
     }
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use lowtide_config::Run;
-use lowtide_planner::explain::{explain, explain_updates, split};
+use lowtide_planner::explain::{explain, explain_choices, explain_updates, lane_of, split};
 use lowtide_planner::plan::LaneKind;
 use lowtide_planner::search::outlook::{Change, Outlook};
 use lowtide_planner::waits::waits;
@@ -15,12 +15,14 @@ use lowtide_trainer::open::machine_of;
 use lowtide_trainer::planning::{
     budgets_of, cpu_budgets_of, decoder_of, load_machine, plan_and_look, shape_of,
 };
+use lowtide_trainer::report::Phase;
 use serde_json::{Map, Value, json};
 
 use crate::Answer;
 use crate::args::{Clip, PlanArgs, Precision, quoted};
 use crate::error::{CliError, machine_json};
 use crate::out::{Out, bytes, seconds};
+use crate::progress::Waiting;
 
 /// What a shape is planned for where no machine is given.
 const REFERENCE: &str = include_str!("../../../examples/machines/h200.json");
@@ -49,7 +51,9 @@ pub fn plan(args: &PlanArgs, out: Out) -> Answer {
             let device = device::open(&run, &shape)?;
             out.text(&device.note);
             let decoder = decoder_of(&run, run.batch(), device.target)?;
+            let waiting = Waiting::begin(Phase::Measuring.name());
             let machine = machine_of(&run, &device, &decoder, sample_of(&run).as_ref())?;
+            drop(waiting);
             let budgets = budgets_of(&run, &device)?;
             (device.target, decoder, machine, budgets)
         }
@@ -63,7 +67,10 @@ pub fn plan(args: &PlanArgs, out: Out) -> Answer {
         "moments": workload.moments.name(),
         "machine": machine_json(&machine),
     });
-    let (plan, outlook) = match plan_and_look(&run, &decoder, &machine, budgets, target) {
+    let waiting = Waiting::begin(Phase::Planning.name());
+    let looked = plan_and_look(&run, &decoder, &machine, budgets, target);
+    drop(waiting);
+    let (plan, outlook) = match looked {
         Ok(both) => both,
         Err(TrainError::Refused(refused)) => return Err(CliError::Refused { refused, about }),
         Err(e) => return Err(e.into()),
@@ -80,8 +87,10 @@ pub fn plan(args: &PlanArgs, out: Out) -> Answer {
         batch.accumulate,
     ));
     out.text(&rates_line(&machine));
-    out.text(explain(&plan).trim_end());
-    out.text(explain_updates(&plan, &machine).trim_end());
+    let cuda = target.is_gpu();
+    out.text(explain(&plan, cuda).trim_end());
+    out.text(explain_choices(&plan).trim_end());
+    out.text(explain_updates(&plan, &machine, cuda).trim_end());
     let waits = waits(&plan, workload, &machine);
     let waited: f64 = waits.iter().map(|(_, s)| s.0).sum();
     if waited > 0.005 * step {
@@ -91,7 +100,8 @@ pub fn plan(args: &PlanArgs, out: Out) -> Answer {
             .map(|(cause, s)| format!("{} {}", cause.name(), seconds(s.0)))
             .collect();
         out.text(&format!(
-            "gpu waits {} a step: {}",
+            "{} waits {} a step: {}",
+            lane_of(LaneKind::Gpu, cuda),
             seconds(waited),
             each.join(", ")
         ));
@@ -99,7 +109,7 @@ pub fn plan(args: &PlanArgs, out: Out) -> Answer {
     out.text(&format!(
         "{tokens_per_second:.1} tokens/s, {model_tflops:.2} model TFLOP/s"
     ));
-    out.text(outlook_text(&outlook, step).trim_end());
+    out.text(outlook_text(&outlook, step, cuda).trim_end());
     if plan.tier(Tier::Disk).planned_bytes.0 > 0 && machine.disk.is_none() {
         out.text("the machine's drives are not measured: a slow one is assumed");
     }
@@ -118,7 +128,7 @@ pub fn plan(args: &PlanArgs, out: Out) -> Answer {
 }
 
 /// Other plans, what more memory would buy, and what other numbers would.
-fn outlook_text(outlook: &Outlook, step: f64) -> String {
+fn outlook_text(outlook: &Outlook, step: f64, cuda: bool) -> String {
     let mut text = String::new();
     let change = |other: f64| format!("{:+.1}%", 100.0 * (other / step - 1.0));
     for a in &outlook.alternatives {
@@ -133,7 +143,7 @@ fn outlook_text(outlook: &Outlook, step: f64) -> String {
             a.kind,
             seconds(a.step_seconds.0),
             change(a.step_seconds.0),
-            a.ruling_lane.name(),
+            lane_of(a.ruling_lane, cuda),
             need.join(", ")
         );
     }
@@ -273,13 +283,14 @@ pub fn describe(plan: &Plan, answer: &mut Value) {
 /// Predicted and measured seconds of a step by lane, as a table.
 pub fn compare(
     lanes: &std::collections::BTreeMap<String, lowtide_trainer::report::LaneCompared>,
+    cuda: bool,
 ) -> String {
-    let mut text = format!("{:<6}{:>14}{:>14}", "lane", "predicted", "measured");
+    let mut text = format!("{:<8}{:>14}{:>14}", "lane", "predicted", "measured");
     for kind in LaneKind::ALL {
         if let Some(lane) = lanes.get(kind.name()) {
             text += &format!(
-                "\n{:<6}{:>14}{:>14}",
-                kind.name(),
+                "\n{:<8}{:>14}{:>14}",
+                lane_of(kind, cuda),
                 seconds(lane.predicted_seconds),
                 seconds(lane.measured_seconds)
             );

@@ -7,6 +7,7 @@ use lowtide_trainer::device::{self, Device};
 use lowtide_trainer::inputs::sample_of;
 use lowtide_trainer::planning::{decoder_of, directories_of, shape_of};
 use lowtide_trainer::probe::{ProbeOptions, probe as measure};
+use lowtide_trainer::report::Phase;
 use lowtide_trainer::threads::{threads_of, usual_threads};
 use serde_json::json;
 
@@ -14,6 +15,7 @@ use crate::Answer;
 use crate::args::ProbeArgs;
 use crate::error::CliError;
 use crate::out::{Out, seconds};
+use crate::progress::Waiting;
 
 /// Seconds spent on each figure, about.
 const SECONDS: f64 = 0.5;
@@ -52,11 +54,13 @@ pub fn probe(args: &ProbeArgs, out: Out) -> Answer {
         date: today(),
         gpu: device.gpu.clone(),
     };
+    let waiting = Waiting::begin(Phase::Measuring.name());
     let machine = measure(
         &options,
         decoder.as_deref(),
         run.as_ref().and_then(sample_of).as_ref(),
     )?;
+    drop(waiting);
     out.text(&table(&machine));
     let text = serde_json::to_string_pretty(&machine).expect("plain values") + "\n";
     std::fs::write(&args.out, text).map_err(|source| CliError::Write {

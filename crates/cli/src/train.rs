@@ -4,20 +4,22 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
-use lowtide_planner::explain::explain;
+use lowtide_planner::explain::{explain, explain_choices};
 use lowtide_planner::{Machine, Plan};
 use lowtide_trainer::fit;
-use lowtide_trainer::report::{Observer, StepLine, TrainReport};
+use lowtide_trainer::report::{Observer, Phase, StepLine, TrainReport};
 use serde_json::json;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::Answer;
 use crate::args::RunArgs;
 use crate::error::CliError;
-use crate::out::{Out, bytes, complain, seconds};
+use crate::out::{Out, bytes, complain, duration, seconds};
 use crate::plan::{compare, moved, rates_line};
+use crate::progress::{Pace, Waiting, terminal};
 
 /// Exit code when a second signal ends the process at once, as shells count it: 128 + SIGINT.
 const INTERRUPTED: i32 = 130;
@@ -25,14 +27,12 @@ const INTERRUPTED: i32 = 130;
 /// Trains a run.
 pub fn train(args: &RunArgs, out: Out) -> Answer {
     let run = args.load()?;
-    out.text(&match run.optimizer.moments.name() {
-        "f32" => {
-            "strategies that change numbers: none (where a tensor lives never does)".to_owned()
-        }
-        name => {
-            format!("strategies that change numbers: optimizer.moments {name}, in place of f32")
-        }
-    });
+    match run.optimizer.moments.name() {
+        "f32" => out.detail("strategies that change numbers: none"),
+        name => out.text(&format!(
+            "optimizer.moments is {name}: other numbers than with f32"
+        )),
+    }
     let stop = stop_on_signals()?;
     let mut show = Show::new(out, Arc::clone(&stop));
     let result = fit::train(&run, &mut show, &stop);
@@ -40,7 +40,7 @@ pub fn train(args: &RunArgs, out: Out) -> Answer {
     let report = result?;
     let events = run.output.join("tensorboard");
     let events = run.log.tensorboard.then_some(events.as_path());
-    out.text(&summary(&report, events));
+    out.text(&summary(&report, events, show.cuda));
     Ok((json!(report), 0))
 }
 
@@ -60,50 +60,68 @@ fn stop_on_signals() -> Result<Arc<AtomicBool>, CliError> {
     Ok(stop)
 }
 
-/// Shows a run while it goes: a bar on a terminal, otherwise a line for each twentieth of the run.
+/// A line at least this often, where there is no bar.
+const OFTEN: Duration = Duration::from_secs(60);
+
+/// Shows a run while it goes: a bar on a terminal, otherwise a line for each twentieth of the run, and
+/// at least one a minute.
 struct Show {
     out: Out,
     stop: Arc<AtomicBool>,
     bar: Option<ProgressBar>,
+    waiting: Option<Waiting>,
     terminal: bool,
-    /// Twentieths of what is going on that have been told.
+    /// Whether the device is a GPU.
+    cuda: bool,
+    pace: Pace,
+    /// Twentieths of what is going on that have been told, and when.
     told: u64,
+    told_at: Instant,
     stopping: bool,
 }
 
 impl Show {
     fn new(out: Out, stop: Arc<AtomicBool>) -> Self {
-        let terminal = !ProgressBar::new(1).is_hidden();
         Self {
             out,
             stop,
             bar: None,
-            terminal,
+            waiting: None,
+            terminal: terminal(),
+            cuda: false,
+            pace: Pace::default(),
             told: 0,
+            told_at: Instant::now(),
             stopping: false,
         }
     }
 
-    /// Prints above the bar.
-    fn text(&self, text: &str) {
-        match &self.bar {
-            Some(bar) => bar.suspend(|| self.out.text(text)),
-            None => self.out.text(text),
+    /// Prints above what is drawn.
+    fn above(&self, print: impl FnOnce()) {
+        match (&self.waiting, &self.bar) {
+            (Some(waiting), _) => waiting.above(print),
+            (None, Some(bar)) => bar.suspend(print),
+            (None, None) => print(),
         }
+    }
+
+    fn text(&self, text: &str) {
+        self.above(|| self.out.text(text));
     }
 
     fn clear(&mut self) {
         self.told = 0;
+        self.waiting = None;
         if let Some(bar) = self.bar.take() {
             bar.finish_and_clear();
         }
     }
 
-    /// Advances to `at` of `of`; without a terminal tells it when another twentieth is done.
+    /// Advances to `at` of `of`; without a terminal tells it now and then.
     fn advance(&mut self, what: &'static str, at: u64, of: u64, about: String) {
         if self.terminal {
             let bar = self.bar.get_or_insert_with(|| {
-                let style = "{prefix} {bar:8} {pos}/{len} {eta} {wide_msg}";
+                let style = "{prefix} {bar:8} {pos}/{len} {wide_msg}";
                 let style = ProgressStyle::with_template(style).expect("a constant template");
                 ProgressBar::new(of).with_style(style).with_prefix(what)
             });
@@ -111,8 +129,9 @@ impl Show {
             bar.set_message(about);
         } else {
             let twentieth = (20 * at).checked_div(of).unwrap_or(20);
-            if twentieth > self.told || (self.told == 0 && at == 1) {
-                self.told = twentieth;
+            let first = self.told == 0 && at == 1;
+            if twentieth > self.told || first || self.told_at.elapsed() >= OFTEN {
+                (self.told, self.told_at) = (twentieth, Instant::now());
                 self.out
                     .text(format!("{what} {at}/{of} {about}").trim_end());
             }
@@ -128,26 +147,47 @@ impl Observer for Show {
         self.text(text);
     }
 
+    fn device(&mut self, note: &str, gpu: bool) {
+        self.cuda = gpu;
+        self.note(note);
+    }
+
+    fn detail(&mut self, text: &str) {
+        self.above(|| self.out.detail(text));
+    }
+
+    fn phase(&mut self, phase: Option<Phase>) {
+        // One after the other: the end of the last is told before the next begins.
+        self.waiting = None;
+        // A terminal's bar stays while a run evaluates and saves.
+        let bar = self.terminal && self.bar.is_some();
+        self.waiting = phase.filter(|_| !bar).map(|p| Waiting::begin(p.name()));
+    }
+
     fn planned(&mut self, plan: &Plan, machine: &Machine) {
-        self.text(&rates_line(machine));
-        self.text(explain(plan).trim_end());
+        self.detail(&rates_line(machine));
+        self.text(explain(plan, self.cuda).trim_end());
+        self.detail(explain_choices(plan).trim_end());
     }
 
     fn step(&mut self, line: &StepLine) {
+        self.waiting = None;
         let mut about = format!(
             "loss {:.4}, norm {:.3}{}",
             line.loss,
             line.grad_norm,
             if line.skipped { " (left out)" } else { "" },
         );
-        if line.share_of_bound.is_finite() {
+        if let (Some(rate), Some(took)) = (line.tokens_per_second, line.seconds) {
+            let (took, predicted) = (seconds(took), seconds(line.predicted_seconds));
             let _ = write!(
                 about,
-                ", {:.0} tokens/s, {:.0}% of bound, {}",
-                line.tokens_per_second,
-                100.0 * line.share_of_bound,
-                line.ruling_lane,
+                ", {rate:.0} tokens/s, {took} (predicted {predicted})"
             );
+        }
+        let left = self.pace.left(Instant::now(), line.step, line.steps);
+        if let Some(left) = left {
+            let _ = write!(about, ", {} left", duration(left));
         }
         if self.stop.load(Ordering::Relaxed) && !std::mem::replace(&mut self.stopping, true) {
             self.clear();
@@ -161,9 +201,11 @@ impl Observer for Show {
     }
 
     fn answering(&mut self, done: usize, of: usize) {
-        // Elsewhere the line with the result is enough.
-        if self.terminal {
-            self.advance("answering", done as u64, of as u64, String::new());
+        // A run's own bar, if it is there, stays as it is.
+        if self.bar.is_none() {
+            let waiting = &mut self.waiting;
+            let waiting = waiting.get_or_insert_with(|| Waiting::begin("answering prompts"));
+            waiting.at(done as u64, of as u64);
         }
     }
 
@@ -181,7 +223,7 @@ impl Observer for Show {
 }
 
 /// What came of a run, for people.
-fn summary(r: &TrainReport, events: Option<&Path>) -> String {
+fn summary(r: &TrainReport, events: Option<&Path>, cuda: bool) -> String {
     let mut text = String::new();
     let mut line = |name: &str, value: String| text += &format!("{name:<14}{value}\n");
     if r.stopped {
@@ -193,53 +235,85 @@ fn summary(r: &TrainReport, events: Option<&Path>) -> String {
             ),
         );
     }
+    let rate = |r: Option<f64>| r.map_or(String::new(), |r| format!(", {r:.0} tokens/s"));
     line(
         "steps",
-        format!("{}, {} tokens in {}", r.steps, r.tokens, seconds(r.seconds)),
-    );
-    // Not a number where nothing was left to train.
-    let loss = |x: Option<f64>| match x {
-        Some(x) if !x.is_nan() => format!("{x:.4}"),
-        _ => "-".to_owned(),
-    };
-    line(
-        "loss",
         format!(
-            "{} -> {}",
-            loss(Some(r.loss_first)),
-            loss(Some(r.loss_last))
+            "{}, {} tokens in {}{}",
+            r.steps,
+            r.tokens,
+            seconds(r.seconds),
+            rate(r.tokens_per_second)
         ),
     );
-    if r.eval_loss_first.is_some() || r.eval_loss_last.is_some() {
+    if r.part.after_step > 0 {
         line(
-            "eval loss",
-            format!("{} -> {}", loss(r.eval_loss_first), loss(r.eval_loss_last)),
+            "of them here",
+            format!(
+                "{}, {} tokens in {}; earlier ones up to step {}",
+                r.part.steps,
+                r.part.tokens,
+                seconds(r.part.seconds),
+                r.part.after_step
+            ),
         );
     }
-    let share = |x: Option<f64>| x.map_or("-".to_owned(), |x| format!("{:.1}%", 100.0 * x));
-    if r.exact_match_before.is_some() || r.exact_match_after.is_some() {
-        let (before, after) = (share(r.exact_match_before), share(r.exact_match_after));
-        line("exact match", format!("{before} -> {after}"));
+    if let (Some(first), Some(last)) = (r.loss_first, r.loss_last) {
+        let of = match r.loss_last_steps {
+            1 => format!("at step {}", r.steps),
+            n => format!("mean of the last {n} steps"),
+        };
+        line("loss", format!("{first:.4} at step 1, {last:.4} {of}"));
     }
-    line(
-        "a step",
-        format!(
-            "{} measured, {} predicted; {:.0} tokens/s",
-            seconds(r.step_seconds),
-            seconds(r.predicted_step_seconds),
-            r.tokens_per_second
-        ),
+    // Each figure with its place, those that are known.
+    let mut two = |name: &str, each: [Option<String>; 2]| {
+        let known: Vec<String> = each.into_iter().flatten().collect();
+        if !known.is_empty() {
+            line(name, known.join(", "));
+        }
+    };
+    two(
+        "eval loss",
+        [
+            r.eval_loss_first.map(|x| format!("{x:.4} before step 1")),
+            r.eval_loss_last
+                .map(|x| format!("{x:.4} after step {}", r.steps)),
+        ],
     );
-    for row in compare(&r.lanes).lines() {
-        line("", row.to_owned());
+    let share = |x: f64, when: &str| format!("{:.1}% {when} training", 100.0 * x);
+    two(
+        "exact match",
+        [
+            r.exact_match_before.map(|x| share(x, "before")),
+            r.exact_match_after.map(|x| share(x, "after")),
+        ],
+    );
+    if let Some(median) = r.step_seconds {
+        let predicted = seconds(r.predicted_step_seconds);
+        line(
+            "a step",
+            format!(
+                "{} measured (median), {predicted} predicted",
+                seconds(median)
+            ),
+        );
     }
-    line("moved", moved(&r.moved_bytes));
+    // Without a step there is nothing to compare.
+    if r.part.steps > 0 {
+        for row in compare(&r.lanes, cuda).lines() {
+            line("", row.to_owned());
+        }
+        line("moved", moved(&r.moved_bytes));
+    }
     line(
         "host memory",
         format!(
-            "{} planned with the process, {} resident at most",
+            "{} planned with the process{}",
             bytes(r.planned_rss_bytes),
-            r.peak_rss_bytes.map_or("-".to_owned(), bytes)
+            r.peak_rss_bytes.map_or(String::new(), |n| format!(
+                ", {} resident at most",
+                bytes(n)
+            ))
         ),
     );
     let mut path = |name: &str, path: Option<&Path>| {

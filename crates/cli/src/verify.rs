@@ -8,11 +8,14 @@ use crate::args::VerifyArgs;
 use crate::error::OURS;
 use crate::out::{Out, bytes};
 use crate::plan::moved;
+use crate::progress::Waiting;
 
 /// Trains a slice under the plan and all resident, and compares every bit.
 pub fn verify(args: &VerifyArgs, out: Out) -> Answer {
     let run = args.run.load()?;
+    let waiting = Waiting::begin("training a slice under the plan and all resident");
     let report = compare(&run, args.steps, args.blocks, args.plant_fault)?;
+    drop(waiting);
     out.text(&format!(
         "{} steps of {} blocks: plan {} against all-resident plan {}",
         report.steps, report.blocks, report.plan_hash, report.resident_hash

@@ -10,9 +10,19 @@ use crate::choice::{LoopOrder, Processor};
 use crate::machine::Machine;
 use crate::plan::{Lane, LaneKind, Plan, Tier, TierUse, state_bytes};
 
-/// The table that `lowtide plan` prints.
+/// A lane's name for people: on a machine without a GPU the device's work is the device's.
 #[must_use]
-pub fn explain(plan: &Plan) -> String {
+pub const fn lane_of(kind: LaneKind, cuda: bool) -> &'static str {
+    match kind {
+        LaneKind::Gpu if !cuda => "device",
+        kind => kind.name(),
+    }
+}
+
+/// What a plan comes to: the table of memory, and what a step is predicted to take. `cuda`: the device is
+/// a GPU.
+#[must_use]
+pub fn explain(plan: &Plan, cuda: bool) -> String {
     let mut text = String::new();
     let show = |bytes: Bytes| {
         if bytes.0 == 0 {
@@ -43,15 +53,59 @@ pub fn explain(plan: &Plan) -> String {
             cells[0], cells[1], cells[2]
         );
     }
+    if plan.moments != Moments::F32 {
+        let _ = writeln!(
+            text,
+            "moments in {}: {} bytes a parameter of state and weight",
+            plan.moments.name(),
+            plan.precision.size() as f64
+                + state_bytes(plan.precision, plan.moments, Moments::BLOCK) as f64
+                    / Moments::BLOCK as f64
+        );
+    }
+    if plan.choice.durable {
+        let _ = writeln!(
+            text,
+            "durable: weights and optimizer state in two versions on disk"
+        );
+    }
+    let p = &plan.prediction;
+    let lanes: Vec<String> = LaneKind::ALL
+        .iter()
+        .zip(&p.lanes)
+        .map(|(kind, lane)| {
+            let name = lane_of(*kind, cuda);
+            format!("{name} {}", lane.busy_seconds)
+        })
+        .collect();
+    let _ = writeln!(
+        text,
+        "predicted step {}, ruled by {}: {}",
+        p.step_seconds,
+        lane_of(LaneKind::ALL[p.ruling_lane as usize], cuda),
+        lanes.join(", ")
+    );
+    if p.disk_bytes_written.0 > 0 {
+        let _ = writeln!(
+            text,
+            "disk: {} read, {} written a step",
+            p.disk_bytes_read, p.disk_bytes_written
+        );
+    }
+    text
+}
+
+/// How a plan turned the planner's knobs, in a line.
+#[must_use]
+pub fn explain_choices(plan: &Plan) -> String {
     let c = &plan.choice;
     let order = match c.order {
         LoopOrder::LayerMajor => "layer-major",
         LoopOrder::BatchMajor => "batch-major",
     };
     let on_device = c.update.iter().filter(|&&p| p == Processor::Device).count();
-    let _ = writeln!(
-        text,
-        "{order}, {} of {} blocks recomputed, updates on {}, {} pieces, prefetch {}",
+    format!(
+        "{order}, {} of {} blocks recomputed, updates on {}, {} pieces, prefetch {}\n",
         c.recomputed_blocks(),
         plan.unit_names.len().saturating_sub(2),
         match on_device {
@@ -64,44 +118,7 @@ pub fn explain(plan: &Plan) -> String {
         },
         plan.pieces.len(),
         c.prefetch,
-    );
-    if plan.moments != Moments::F32 {
-        let _ = writeln!(
-            text,
-            "moments in {}: {} bytes a parameter of state and weight",
-            plan.moments.name(),
-            plan.precision.size() as f64
-                + state_bytes(plan.precision, plan.moments, Moments::BLOCK) as f64
-                    / Moments::BLOCK as f64
-        );
-    }
-    if c.durable {
-        let _ = writeln!(
-            text,
-            "durable: weights and optimizer state in two versions on disk"
-        );
-    }
-    let p = &plan.prediction;
-    let lanes: Vec<String> = LaneKind::ALL
-        .iter()
-        .zip(&p.lanes)
-        .map(|(kind, lane)| format!("{} {}", kind.name(), lane.busy_seconds))
-        .collect();
-    let _ = writeln!(
-        text,
-        "step {}, ruled by {}: {}",
-        p.step_seconds,
-        LaneKind::ALL[p.ruling_lane as usize].name(),
-        lanes.join(", ")
-    );
-    if p.disk_bytes_written.0 > 0 {
-        let _ = writeln!(
-            text,
-            "disk: {} read, {} written a step",
-            p.disk_bytes_read, p.disk_bytes_written
-        );
-    }
-    text
+    )
 }
 
 /// One of the ways to update, and how much of a plan goes it.
@@ -150,11 +167,11 @@ pub fn split(plan: &Plan, machine: &Machine) -> [Share; 3] {
 
 /// Where the updates of a plan run, in a line for each way that is used.
 #[must_use]
-pub fn explain_updates(plan: &Plan, machine: &Machine) -> String {
+pub fn explain_updates(plan: &Plan, machine: &Machine, cuda: bool) -> String {
     let ways = [
-        ("on the host", "host"),
-        ("on the device, state resident", "gpu"),
-        ("on the device, state streamed", "h2d"),
+        ("on the host", LaneKind::Host),
+        ("on the device, state resident", LaneKind::Gpu),
+        ("on the device, state streamed", LaneKind::H2d),
     ];
     let mut text = String::new();
     for (share, (way, lane)) in split(plan, machine).iter().zip(ways) {
@@ -164,7 +181,8 @@ pub fn explain_updates(plan: &Plan, machine: &Machine) -> String {
                 "updates {way}: {} units, {:.1} M parameters, {lane} {}",
                 share.units,
                 share.parameters as f64 / 1e6,
-                share.seconds
+                share.seconds,
+                lane = lane_of(lane, cuda),
             );
         }
     }

@@ -26,7 +26,7 @@ use crate::fit::hyper;
 use crate::open::{disk_of, machine_of, open_on};
 use crate::planning::{Planned, budgets_of, clip_of, decoder_of, plan_with, shape_of};
 use crate::random::Philox;
-use crate::report::{LaneCompared, Observer, compare_lanes, median, moved_bytes};
+use crate::report::{LaneCompared, Observer, Phase, compare_lanes, median, moved_bytes};
 use crate::step::Session;
 use crate::threads::host_note;
 
@@ -100,13 +100,16 @@ pub fn step(
     let begin = Instant::now();
     let shape = shape_of(run)?;
     let device = device::open(run, &shape)?;
-    observer.note(&device.note);
-    observer.note(&host_note(run, device.gpu.is_some()));
+    observer.device(&device.note, device.gpu.is_some());
+    observer.detail(&host_note(run, device.gpu.is_some()));
     let decoder = decoder_of(run, run.batch(), device.target)?;
+    observer.phase(run.plan.machine.is_none().then_some(Phase::Measuring));
     let machine = machine_of(run, &device, &decoder, None)?;
+    observer.phase(Some(Phase::Planning));
     let budgets = budgets_of(run, &device)?;
     let plan = Arc::new(plan_with(run, &decoder, &machine, budgets, device.target)?);
     observer.planned(&plan, &machine);
+    observer.phase(Some(Phase::Weights));
     process::reset_peak_rss();
     let planned = Planned {
         device,
@@ -118,6 +121,7 @@ pub fn step(
     let traced = trace.map_or(Trace::NONE, |_| Trace::ALL);
     let mut session = open_on(run, &planned, traced, disk_of(run, &planned.plan))?;
     fill(&session)?;
+    observer.phase(None);
     let start_seconds = begin.elapsed().as_secs_f64();
     observer.note(&format!("ready after {start_seconds:.1} s"));
 

@@ -26,6 +26,7 @@ use serde_json::Value;
 use crate::data::State;
 use crate::error::TrainError;
 use crate::step::{Homes, Role};
+use crate::tally::Totals;
 
 /// Bytes of the state file written at a time.
 const WINDOW: u64 = 4 << 20;
@@ -59,6 +60,9 @@ pub struct RunState {
     pub loss_first: Option<f64>,
     /// Exact match before training, if it was measured.
     pub exact_match_before: Option<f64>,
+    /// Times and losses of the whole run so far, for its summary.
+    #[serde(default)]
+    pub totals: Totals,
     /// CRC-32C of each array.
     pub checksums: BTreeMap<String, u32>,
 }
@@ -78,6 +82,7 @@ impl RunState {
             tokens: 0,
             loss_first: None,
             exact_match_before: None,
+            totals: Totals::default(),
             checksums: BTreeMap::new(),
         }
     }

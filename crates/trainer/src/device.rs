@@ -19,6 +19,14 @@ pub struct Target {
     pub attention: Engine,
 }
 
+impl Target {
+    /// Whether it is a GPU.
+    #[must_use]
+    pub fn is_gpu(&self) -> bool {
+        self.make == Make::Cuda
+    }
+}
+
 /// A run's device.
 #[derive(Clone, Debug)]
 pub struct Device {

@@ -29,7 +29,7 @@ use crate::open::{load_weights, machine_of};
 use crate::planning::{
     Planned, budgets_of, clip_of, decoder_of, options_of, plan_pinned, shape_of,
 };
-use crate::report::{Observer, StepLine, TrainReport};
+use crate::report::{Observer, Phase, StepLine, TrainReport};
 use crate::step::{Mark, Session, StepData};
 use crate::stops::{Stops, stops_of};
 use crate::tally::Tally;
@@ -83,6 +83,10 @@ struct Fit<'a> {
     state: RunState,
     /// Real tokens of all batches handed out.
     dealt: u64,
+    /// Totals of the processes before this one: seconds and the tokens they are for.
+    earlier: (f64, u64),
+    /// A step's time by the plan.
+    predicted_seconds: f64,
     durable: bool,
     last_checkpoint: Option<PathBuf>,
 }
@@ -117,11 +121,12 @@ pub fn train(
     run.training_ready()?;
     let start = Start::find(run)?;
     let now = start.state().map(|s| s.now_unix_s);
+    observer.phase(Some(Phase::Data));
     let tokenizer = open_tokenizer(run, now)?;
     let stops = stops_of(run, &tokenizer)?;
     let device = device::open(run, &shape_of(run)?)?;
-    observer.note(&device.note);
-    observer.note(&host_note(run, device.gpu.is_some()));
+    observer.device(&device.note, device.gpu.is_some());
+    observer.detail(&host_note(run, device.gpu.is_some()));
     if let (Some(gpu), Some(state)) = (&device.gpu, start.state()) {
         gpu.set_choices(&state.products)?;
     }
@@ -133,8 +138,14 @@ pub fn train(
             vocab,
         });
     }
-    let Inputs { train, eval, notes } = load_inputs(run, &tokenizer)?;
+    let Inputs {
+        train,
+        eval,
+        notes,
+        details,
+    } = load_inputs(run, &tokenizer)?;
     notes.iter().for_each(|n| observer.note(n));
+    details.iter().for_each(|n| observer.detail(n));
     prepare_output(&run.output)?;
     let shape = BatchShape {
         micro_batch: run.train.micro_batch as usize,
@@ -143,12 +154,15 @@ pub fn train(
     let batches = Batches::new(Arc::clone(&train), shape, run.seed)?;
     let mut preview = Batches::new(Arc::clone(&train), shape, run.seed)?;
     let sample = preview.next_batch().micro.swap_remove(0);
+    observer.phase(run.plan.machine.is_none().then_some(Phase::Measuring));
     let machine = machine_of(run, &device, &decoder, Some(&sample))?;
+    observer.phase(Some(Phase::Planning));
     let budgets = budgets_of(run, &device)?;
     let pins = start.pins(run);
     let plan = plan_pinned(run, &decoder, &machine, budgets, device.target, pins)?;
     let plan = Arc::new(plan);
     observer.planned(&plan, &machine);
+    observer.phase(Some(Phase::Reserving));
     process::reset_peak_rss();
     write_json(&run.output.join("machine.json"), &machine)?;
     write_json(&run.output.join("run.json"), run)?;
@@ -166,7 +180,7 @@ pub fn train(
     };
     let session = start.open(run, &planned, trace)?;
     if let Some(how) = session.describe_disk() {
-        observer.note(&format!("disk: {how}"));
+        observer.detail(&format!("disk: {how}"));
     }
 
     let total = match run.train.length {
@@ -217,15 +231,24 @@ pub fn train(
         events,
         state,
         dealt: 0,
+        earlier: (0.0, 0),
+        predicted_seconds: planned.plan.prediction.step_seconds.0,
         durable: planned.plan.choice.durable,
         last_checkpoint: None,
     };
+    fit.observer.phase(Some(match start {
+        Start::Anew => Phase::Weights,
+        _ => Phase::Resuming,
+    }));
     match start {
         Start::Journal(journal) => fit.go_on(*journal)?,
         Start::Checkpoint(dir, state) => fit.resume(&dir, *state)?,
         Start::Anew => load_weights(run, &fit.session)?,
     }
+    fit.observer.phase(None);
     fit.dealt = fit.state.tokens;
+    let totals = &fit.state.totals;
+    fit.earlier = (totals.seconds, totals.timed_tokens);
     if fit.durable {
         fit.write_journal(&planned.plan);
     }
@@ -286,11 +309,11 @@ impl Fit<'_> {
         if self.state.step == 0 {
             self.state.exact_match_before = self.exact_match("before")?;
         }
-        let eval_loss_first = if self.state.step == 0 {
-            self.evaluate(0)?
-        } else {
-            None
-        };
+        if self.state.step == 0 {
+            let loss = self.evaluate(0)?;
+            self.state.totals.eval_loss_first = loss.map(f64::to_bits);
+        }
+        let after_step = self.state.step;
         if self.durable {
             self.make_up()?;
         }
@@ -304,7 +327,11 @@ impl Fit<'_> {
             let (save, eval) = (self.run.checkpoint.every_steps, self.run.eval.every_steps);
             if let Some(f) = flight.take_if(|f| due(save, f.step) || due(eval, f.step)) {
                 let (save, eval) = (due(save, f.step), due(eval, f.step));
-                self.finish(f, planned, &mut tally)?;
+                self.finish(f, &mut tally)?;
+                let at = self.state.step;
+                self.checked(at, |s| s.session.drain())?;
+                tally.drain(self.session.measured());
+                self.count(&tally);
                 if eval {
                     self.evaluate(self.state.step)?;
                 }
@@ -333,6 +360,7 @@ impl Fit<'_> {
                         exact_match_before: self.state.exact_match_before.map(f64::to_bits),
                         batch_tokens: tokens,
                         learning_rate: lr.to_bits(),
+                        totals: self.state.totals.clone(),
                     });
                     let submit = |s: &mut Self| s.session.submit_marked(micro, hyper, mark);
                     let data = self.checked(step, submit)?;
@@ -349,7 +377,7 @@ impl Fit<'_> {
             };
             let ended = submitted.is_none();
             if let Some(done) = std::mem::replace(&mut flight, submitted) {
-                self.finish(done, planned, &mut tally)?;
+                self.finish(done, &mut tally)?;
             }
             if ended && flight.is_none() {
                 break;
@@ -358,19 +386,22 @@ impl Fit<'_> {
         let step_now = self.state.step;
         self.checked(step_now, |s| s.session.drain())?;
         tally.end(self.session.measured());
+        self.count(&tally);
         let stopped = self.state.step < self.total;
         let (mut eval_loss_last, mut exact_match_after, mut output) = (None, None, None);
         self.save()?;
         if !stopped {
             eval_loss_last = self.evaluate(self.state.step)?;
+            self.observer.phase(Some(Phase::Exporting));
             output = Some(self.export()?);
+            self.observer.phase(None);
             exact_match_after = self.exact_match("after")?;
         }
         let trace = self.trace()?;
         // The state is in a checkpoint now.
         self.session.discard_disk();
         let ends = Ends {
-            eval_loss_first,
+            after_step,
             eval_loss_last,
             exact_match_after,
             output,
@@ -414,27 +445,9 @@ impl Fit<'_> {
     }
 
     /// Waits for a batch's loss and norm, and accounts for it.
-    fn finish(
-        &mut self,
-        f: Flight,
-        planned: &Planned,
-        tally: &mut Tally,
-    ) -> Result<(), TrainError> {
+    fn finish(&mut self, f: Flight, tally: &mut Tally) -> Result<(), TrainError> {
         let outcome = self.checked(f.step, |s| s.session.outcome(&f.data))?;
-        let prediction = &planned.plan.prediction;
-        let bound = prediction
-            .lanes
-            .iter()
-            .map(|l| l.busy_seconds.0)
-            .fold(0.0, f64::max);
         let lap = tally.lap(self.session.measured());
-        let rate = |of: f64| {
-            if lap.whole {
-                of / lap.seconds
-            } else {
-                f64::NAN
-            }
-        };
         let line = StepLine {
             step: f.step,
             steps: self.total,
@@ -442,19 +455,28 @@ impl Fit<'_> {
             grad_norm: outcome.norm,
             learning_rate: f.lr,
             tokens: f.tokens,
-            seconds: lap.seconds,
-            tokens_per_second: rate(f.tokens as f64),
-            share_of_bound: rate(bound),
-            ruling_lane: lap.ruling_lane,
+            seconds: Some(lap.seconds),
+            tokens_per_second: lap.whole.then(|| f.tokens as f64 / lap.seconds),
+            predicted_seconds: self.predicted_seconds,
+            ruling_lane: Some(lap.ruling_lane),
             skipped: outcome.skipped,
         };
         self.state.step = f.step;
         self.state.data = f.after;
         self.state.tokens += f.tokens;
         self.state.loss_first.get_or_insert(line.loss);
-        tally.losses.push(line.loss);
+        self.state.totals.loss(f.step, line.loss.to_bits());
+        tally.steps += 1;
         tally.tokens += f.tokens;
+        self.count(tally);
         self.log(&line)
+    }
+
+    /// Brings the run's totals to what this process has done so far.
+    fn count(&mut self, tally: &Tally) {
+        let (seconds, tokens) = self.earlier;
+        self.state.totals.seconds = seconds + tally.seconds;
+        self.state.totals.timed_tokens = tokens + tally.tokens;
     }
 
     fn log(&mut self, line: &StepLine) -> Result<(), TrainError> {
@@ -470,6 +492,7 @@ impl Fit<'_> {
 
     fn save(&mut self) -> Result<(), TrainError> {
         let step = self.state.step;
+        self.observer.phase(Some(Phase::Saving));
         self.checked(step, |s| s.session.drain())?;
         self.state.clip = self.session.clip_words().map(f64::to_bits);
         if let Some(gpu) = &self.gpu {
@@ -483,6 +506,7 @@ impl Fit<'_> {
             &self.state,
             self.run.checkpoint.keep as usize,
         )?;
+        self.observer.phase(None);
         self.observer.saved(&path);
         self.last_checkpoint = Some(path);
         Ok(())

@@ -21,6 +21,8 @@ pub struct Inputs {
     pub eval: Option<Arc<Packed>>,
     /// What was counted, for people.
     pub notes: Vec<String>,
+    /// What those want to know who look inside.
+    pub details: Vec<String>,
 }
 
 /// Random numbers of the evaluation split.
@@ -158,7 +160,20 @@ pub fn load_inputs(run: &Run, tokenizer: &Tokenizer) -> Result<Inputs, TrainErro
     if let Some(eval) = &eval {
         describe("eval", eval, &mut notes);
     }
-    Ok(Inputs { train, eval, notes })
+    let hash = |name: &str, packed: &Packed| {
+        format!(
+            "{name} data: masks {:016x}",
+            packed.data().report().mask_hash
+        )
+    };
+    let mut details = vec![hash("train", &train)];
+    details.extend(eval.as_ref().map(|eval| hash("eval", eval)));
+    Ok(Inputs {
+        train,
+        eval,
+        notes,
+        details,
+    })
 }
 
 /// What was noticed while a data set was read, before it was split or cut.
@@ -178,14 +193,13 @@ fn describe(name: &str, packed: &Packed, notes: &mut Vec<String>) {
     let data = packed.data();
     let r = data.report();
     notes.push(format!(
-        "{name} data: {} examples, {} tokens, {} supervised, {} rows of {} ({:.0}% filled), masks {:016x}",
+        "{name} data: {} examples, {} tokens, {} supervised, {} rows of {} ({:.0}% filled)",
         data.len(),
         r.n_tokens,
         r.n_supervised,
         packed.n_rows(),
         packed.seq(),
         100.0 * packed.report().fill(packed.seq()),
-        r.mask_hash,
     ));
     if packed.report().n_tokens_lost > 0 {
         notes.push(format!(

@@ -26,6 +26,7 @@ pub mod together;
 pub mod verify;
 
 pub use error::{DataError, RecordProblem, TrainError};
+pub use tally::Totals;
 // Errors of the crates below that [`TrainError`] carries, for whoever tells them apart.
 pub use lowtide_device::cuda::{CudaError, Gpu};
 pub use lowtide_executor::ExecError;

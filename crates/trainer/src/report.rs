@@ -23,16 +23,18 @@ pub struct StepLine {
     pub learning_rate: f64,
     /// Real tokens of the batch; padding is not counted.
     pub tokens: u64,
-    /// Time since the loss of the step before was known.
-    pub seconds: f64,
-    /// Real tokens a second. Not a number for the first step after a start, an evaluation or a
-    /// checkpoint: no update lies in its time.
-    pub tokens_per_second: f64,
-    /// Share of the bound that this step reached: the predicted work of the busiest lane over the
-    /// time taken. Not a number where `tokens_per_second` is not.
-    pub share_of_bound: f64,
-    /// The lane that was busiest in this step.
-    pub ruling_lane: &'static str,
+    /// Time since the loss of the step before was known; evaluations and checkpoints in between are
+    /// not counted, the update before them is. `None` where the process that made the step has died.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seconds: Option<f64>,
+    /// Real tokens a second. `None` for the first step of a process: no update lies in its time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tokens_per_second: Option<f64>,
+    /// Seconds of a step as the plan predicts them.
+    pub predicted_seconds: f64,
+    /// The lane that was busiest in this step, where that is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ruling_lane: Option<&'static str>,
     /// The update was left out: its norm was not finite.
     pub skipped: bool,
 }
@@ -45,11 +47,52 @@ impl StepLine {
             ("train/grad_norm", self.grad_norm as f32),
             ("train/learning_rate", self.learning_rate as f32),
         ];
-        if self.share_of_bound.is_finite() {
-            points.push(("train/tokens_per_second", self.tokens_per_second as f32));
-            points.push(("train/share_of_bound", self.share_of_bound as f32));
+        if let (Some(rate), Some(seconds)) = (self.tokens_per_second, self.seconds) {
+            points.push(("train/tokens_per_second", rate as f32));
+            points.push(("train/step_seconds", seconds as f32));
         }
         points
+    }
+}
+
+/// What takes a while and is no step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Data is read, tokenised and packed.
+    Data,
+    /// The machine's rates are measured.
+    Measuring,
+    /// The plan is made.
+    Planning,
+    /// Memory and disk space are reserved.
+    Reserving,
+    /// Weights are filled.
+    Weights,
+    /// A checkpoint, or the state of a durable run, is read.
+    Resuming,
+    /// Loss on the evaluation data.
+    Evaluating,
+    /// A checkpoint is written.
+    Saving,
+    /// The model is written.
+    Exporting,
+}
+
+impl Phase {
+    /// For people.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Data => "reading and tokenising data",
+            Self::Measuring => "measuring this machine",
+            Self::Planning => "planning",
+            Self::Reserving => "reserving memory and disk space",
+            Self::Weights => "filling weights",
+            Self::Resuming => "reading the saved state",
+            Self::Evaluating => "evaluating",
+            Self::Saving => "saving a checkpoint",
+            Self::Exporting => "writing the model",
+        }
     }
 }
 
@@ -57,6 +100,15 @@ impl StepLine {
 pub trait Observer {
     /// Something worth knowing.
     fn note(&mut self, _text: &str) {}
+    /// What computes: a line about it, and whether it is a GPU.
+    fn device(&mut self, note: &str, _gpu: bool) {
+        self.note(note);
+    }
+    /// Something for those who look inside.
+    fn detail(&mut self, _text: &str) {}
+    /// Something begins that may take a while. It lasts until the next phase, the next step, or
+    /// `None`.
+    fn phase(&mut self, _phase: Option<Phase>) {}
     /// The plan is made and everything is about to be reserved.
     fn planned(&mut self, _plan: &Plan, _machine: &Machine) {}
     /// A step is finished.
@@ -124,17 +176,33 @@ pub(crate) fn median(sorted: &[f64]) -> Option<f64> {
     Some(f64::midpoint(lower, *upper))
 }
 
-/// What a run did.
+/// What this process did of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Part {
+    /// Updates that earlier processes had made.
+    pub after_step: u64,
+    /// Updates made here.
+    pub steps: u64,
+    /// Real tokens of them.
+    pub tokens: u64,
+    /// Seconds of them, evaluations and checkpoints not counted.
+    pub seconds: f64,
+}
+
+/// What a run did. Steps, tokens, seconds and losses are those of the whole run, whichever process
+/// made them; times by lane, moved bytes and memory are those of this process.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct TrainReport {
     /// Updates made in all.
     pub steps: u64,
     /// Real tokens trained on.
     pub tokens: u64,
-    /// Loss of the first step.
-    pub loss_first: f64,
-    /// Mean loss of the last steps (up to ten).
-    pub loss_last: f64,
+    /// Loss of the first step; `None` before it.
+    pub loss_first: Option<f64>,
+    /// Mean loss of the last steps; `None` before the first.
+    pub loss_last: Option<f64>,
+    /// How many steps that mean is of: ten, or fewer.
+    pub loss_last_steps: u64,
     /// Evaluation loss before the first and after the last step, if there is evaluation data.
     pub eval_loss_first: Option<f64>,
     /// As above.
@@ -143,12 +211,14 @@ pub struct TrainReport {
     pub exact_match_before: Option<f64>,
     /// Exact match after training.
     pub exact_match_after: Option<f64>,
-    /// Seconds from the first step to the last.
+    /// Seconds of all steps, evaluations and checkpoints not counted.
     pub seconds: f64,
-    /// Real tokens a second.
-    pub tokens_per_second: f64,
-    /// Median measured time of a step.
-    pub step_seconds: f64,
+    /// Real tokens a second of the steps whose time is known; `None` without one.
+    pub tokens_per_second: Option<f64>,
+    /// This process's part.
+    pub part: Part,
+    /// Median measured time of a step; `None` where no step was timed.
+    pub step_seconds: Option<f64>,
     /// Predicted time of a step.
     pub predicted_step_seconds: f64,
     /// By lane.

@@ -4,6 +4,43 @@ use std::time::Instant;
 
 use lowtide_executor::Measured;
 use lowtide_planner::Lane;
+use serde::{Deserialize, Serialize};
+
+/// How many of the last steps' losses a run remembers, for their mean.
+const LAST: usize = 10;
+
+/// Sums over a whole run, whichever process made its steps: saved with its state.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Totals {
+    /// Seconds of the steps, evaluations and checkpoints not counted.
+    pub seconds: f64,
+    /// Real tokens that these seconds are for. A process that dies takes its times with it.
+    pub timed_tokens: u64,
+    /// Bits of the evaluation loss before the first step, if it was measured.
+    pub eval_loss_first: Option<u64>,
+    /// The last steps, the newest last: which, and the bits of its loss.
+    pub last_losses: Vec<(u64, u64)>,
+}
+
+impl Totals {
+    /// A step's loss is known. One that is known already, or older than that, is left out.
+    pub(crate) fn loss(&mut self, step: u64, bits: u64) {
+        if self.last_losses.last().is_some_and(|last| last.0 >= step) {
+            return;
+        }
+        self.last_losses.push((step, bits));
+        let extra = self.last_losses.len().saturating_sub(LAST);
+        self.last_losses.drain(..extra);
+    }
+
+    /// Mean loss of the last steps, up to ten; `None` before the first.
+    pub(crate) fn mean_loss(&self) -> Option<f64> {
+        let losses = self.last_losses.iter().map(|l| f64::from_bits(l.1));
+        let n = self.last_losses.len();
+        (n > 0).then(|| losses.sum::<f64>() / n as f64)
+    }
+}
 
 /// Times and sums of the steps of this process.
 pub(crate) struct Tally {
@@ -11,8 +48,10 @@ pub(crate) struct Tally {
     last_measured: Measured,
     // Whether a step was under way at `last`: its update then lies between that and the next loss.
     under_way: bool,
+    // Seconds of the update that was drained before a pause; they belong to the next lap.
+    drained: f64,
     pub times: Vec<f64>,
-    pub losses: Vec<f64>,
+    pub steps: u64,
     pub tokens: u64,
     pub seconds: f64,
     pub moved: Measured,
@@ -32,8 +71,9 @@ impl Tally {
             last: Instant::now(),
             last_measured: measured,
             under_way: false,
+            drained: 0.0,
             times: Vec::new(),
-            losses: Vec::new(),
+            steps: 0,
             tokens: 0,
             seconds: 0.0,
             moved: Measured::default(),
@@ -51,9 +91,10 @@ impl Tally {
     }
 
     /// A step's loss is known: the time since the one before, and the lane that was busiest. The
-    /// first after a start or a pause has no update in its time, and is not among `times`.
+    /// first after a start has no update in its time, and is not among `times`.
     pub fn lap(&mut self, measured: Measured) -> Lap {
         let (seconds, lanes) = self.advance(measured);
+        let seconds = seconds + std::mem::take(&mut self.drained);
         let whole = std::mem::replace(&mut self.under_way, true);
         if whole {
             self.times.push(seconds);
@@ -65,11 +106,15 @@ impl Tally {
         }
     }
 
-    /// What happened since the last step was no step.
+    /// The update under way is done, ahead of a pause.
+    pub fn drain(&mut self, measured: Measured) {
+        self.drained = self.advance(measured).0;
+    }
+
+    /// What happened since the drain was no step.
     pub fn pause(&mut self, measured: Measured) {
         self.last = Instant::now();
         self.last_measured = measured;
-        self.under_way = false;
     }
 
     /// The last updates are done.
@@ -88,4 +133,50 @@ fn ruling(m: &Measured) -> &'static str {
                 .total_cmp(&m.lane(**b).busy_seconds)
         })
         .map_or("gpu", |l| l.kind.name())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn the_mean_is_of_the_last_ten_losses_each_counted_once() {
+        let mut totals = Totals::default();
+        assert_eq!(totals.mean_loss(), None);
+        for step in 1..=12u64 {
+            totals.loss(step, (step as f64).to_bits());
+        }
+        // As after a resume, when the journal tells again of steps that are known.
+        totals.loss(11, 99f64.to_bits());
+        totals.loss(12, 99f64.to_bits());
+        assert_eq!(totals.mean_loss(), Some(7.5));
+        let text = serde_json::to_string(&totals).unwrap();
+        assert_eq!(serde_json::from_str::<Totals>(&text).unwrap(), totals);
+        // A state of before there were totals.
+        assert_eq!(
+            serde_json::from_str::<Totals>("{}").unwrap(),
+            Totals::default()
+        );
+    }
+
+    #[test]
+    fn a_pause_is_not_counted_and_the_update_before_it_is() {
+        let none = Measured::default;
+        let wait = |ms| std::thread::sleep(Duration::from_millis(ms));
+        let mut tally = Tally::new(none());
+        assert!(!tally.lap(none()).whole, "no update is in the first");
+        wait(20);
+        tally.drain(none());
+        wait(300);
+        tally.pause(none());
+        wait(20);
+        let lap = tally.lap(none());
+        assert!(lap.whole && lap.seconds >= 0.04, "{}", lap.seconds);
+        assert!(lap.seconds < 0.3 && tally.seconds < 0.3, "{}", lap.seconds);
+        assert_eq!(tally.times, [lap.seconds]);
+        // The drained update counts once.
+        assert!(tally.lap(none()).seconds < 0.02);
+    }
 }

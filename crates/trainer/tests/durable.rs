@@ -11,9 +11,9 @@ use common::{batch, checked, choice, decoder, hyper, llama, quick, rule};
 use lowtide_model::{Decoder, random_init};
 use lowtide_planner::{Clip, Pieces, Plan, Processor, Tier, Version};
 use lowtide_tiers::{Committed, Extent, Faults, Open, RamConfig, RamDisk, TierError, committed};
-use lowtide_trainer::TrainError;
 use lowtide_trainer::data::State;
 use lowtide_trainer::step::{CommitRecord, DiskChoice, Mark, Session, SessionOptions, StepNumbers};
+use lowtide_trainer::{Totals, TrainError};
 use lowtide_units::Bytes;
 use lowtide_workload::Dtype;
 
@@ -44,6 +44,7 @@ fn mark(step: u64) -> Mark {
         exact_match_before: Some(0.25f64.to_bits()),
         batch_tokens: 100,
         learning_rate: 1e-3f64.to_bits(),
+        totals: Totals::default(),
     }
 }
 

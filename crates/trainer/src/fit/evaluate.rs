@@ -9,6 +9,7 @@ use super::Fit;
 use crate::data::{BatchShape, EvalBatches, Packed};
 use crate::error::TrainError;
 use crate::generate::exact_match;
+use crate::report::Phase;
 use crate::step::Session;
 
 impl Fit<'_> {
@@ -16,7 +17,9 @@ impl Fit<'_> {
         let Some(packed) = &self.eval else {
             return Ok(None);
         };
+        self.observer.phase(Some(Phase::Evaluating));
         let loss = evaluate(&mut self.session, packed, self.run)?;
+        self.observer.phase(None);
         self.observer.evaluated(step, loss);
         self.metrics
             .write(&json!({ "step": step, "eval_loss": loss }))?;

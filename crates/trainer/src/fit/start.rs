@@ -178,6 +178,7 @@ impl Journal {
             tokens: mark.tokens,
             loss_first: mark.loss_first.map(f64::from_bits),
             exact_match_before: mark.exact_match_before.map(f64::from_bits),
+            totals: mark.totals,
             ..RunState::new()
         };
         Ok(Some(Self {
@@ -273,6 +274,7 @@ impl Fit<'_> {
         self.last_checkpoint = checkpoint::list(&self.run.output).pop().map(|(_, p)| p);
         self.state = journal.state;
         for step in &journal.steps {
+            self.state.totals.loss(step.step, step.loss);
             self.catch_up(step)?;
         }
         Ok(())
@@ -291,10 +293,10 @@ impl Fit<'_> {
             grad_norm: f64::from_bits(step.norm),
             learning_rate: f64::from_bits(step.learning_rate),
             tokens: step.tokens,
-            seconds: f64::NAN,
-            tokens_per_second: f64::NAN,
-            share_of_bound: f64::NAN,
-            ruling_lane: "",
+            seconds: None,
+            tokens_per_second: None,
+            predicted_seconds: self.predicted_seconds,
+            ruling_lane: None,
             skipped: step.skipped,
         })?)
     }

@@ -8,12 +8,13 @@ use lowtide_tiers::process;
 use super::Fit;
 use crate::bench::planned_host;
 use crate::planning::Planned;
-use crate::report::{TrainReport, compare_lanes, median, moved_bytes};
+use crate::report::{Part, TrainReport, compare_lanes, median, moved_bytes};
 use crate::tally::Tally;
 
 /// What the end of a run adds to its report.
 pub(super) struct Ends {
-    pub(super) eval_loss_first: Option<f64>,
+    /// Updates that were made before this process.
+    pub(super) after_step: u64,
     pub(super) eval_loss_last: Option<f64>,
     pub(super) exact_match_after: Option<f64>,
     pub(super) output: Option<PathBuf>,
@@ -25,17 +26,16 @@ impl Fit<'_> {
     pub(super) fn report(&self, planned: &Planned, tally: Tally, ends: Ends) -> TrainReport {
         let Tally {
             mut times,
-            losses,
-            tokens: tokens_run,
+            steps,
+            tokens,
             seconds,
             moved,
             ..
         } = tally;
         times.sort_by(f64::total_cmp);
-        let tail = &losses[losses.len().saturating_sub(10)..];
+        let totals = &self.state.totals;
         let prediction = &planned.plan.prediction;
-        let n = losses.len().max(1) as f64;
-        let lanes = compare_lanes(prediction, &moved, n);
+        let lanes = compare_lanes(prediction, &moved, steps.max(1) as f64);
         let moved_bytes = moved_bytes(|lane| moved.lane(lane).bytes);
         let planned_bytes = Tier::ALL
             .map(|t| (t.name().to_owned(), planned.plan.tier(t).planned_bytes.0))
@@ -43,15 +43,23 @@ impl Fit<'_> {
         TrainReport {
             steps: self.state.step,
             tokens: self.state.tokens,
-            loss_first: self.state.loss_first.unwrap_or(f64::NAN),
-            loss_last: tail.iter().sum::<f64>() / tail.len() as f64,
-            eval_loss_first: ends.eval_loss_first,
+            loss_first: self.state.loss_first,
+            loss_last: totals.mean_loss(),
+            loss_last_steps: totals.last_losses.len() as u64,
+            eval_loss_first: totals.eval_loss_first.map(f64::from_bits),
             eval_loss_last: ends.eval_loss_last,
             exact_match_before: self.state.exact_match_before,
             exact_match_after: ends.exact_match_after,
-            seconds,
-            tokens_per_second: tokens_run as f64 / seconds,
-            step_seconds: median(&times).unwrap_or(0.0),
+            seconds: totals.seconds,
+            tokens_per_second: (totals.timed_tokens > 0 && totals.seconds > 0.0)
+                .then(|| totals.timed_tokens as f64 / totals.seconds),
+            part: Part {
+                after_step: ends.after_step,
+                steps,
+                tokens,
+                seconds,
+            },
+            step_seconds: median(&times),
             predicted_step_seconds: prediction.step_seconds.0,
             lanes,
             moved_bytes,

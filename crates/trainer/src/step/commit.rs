@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::engine::Outcome;
 use crate::data::State;
+use crate::tally::Totals;
 
 /// Where a run stands when a batch's update is made.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -31,6 +32,9 @@ pub struct Mark {
     pub batch_tokens: u64,
     /// Bits of this batch's learning rate.
     pub learning_rate: u64,
+    /// Times and losses of the run so far; those of this batch are not known yet.
+    #[serde(default)]
+    pub totals: Totals,
 }
 
 /// What the metrics file says of a step, as bits where it is a real number.
