@@ -227,6 +227,9 @@ fn data_advice(e: &DataError) -> Vec<String> {
         DataError::NothingSupervised { .. } => {
             "check data.format, data.train_on and train.seq: no token would carry loss"
         }
+        DataError::AllDropped { .. } => {
+            "set train.last_batch to keep or fill, or lower train.micro_batch or train.accumulate"
+        }
         DataError::Missing { .. } => "paths in a run file are relative to that file",
         _ => return Vec::new(),
     };

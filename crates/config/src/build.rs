@@ -137,6 +137,7 @@ fn train(low: &Low, precision: Dtype) -> Train {
         micro_batch: count("train.micro_batch"),
         seq: count("train.seq"),
         accumulate: count("train.accumulate"),
+        last_batch: low.word("train.last_batch").expect("has a default"),
         learning_rate: number("train.learning_rate"),
         schedule: Schedule {
             shape: low.word("train.schedule").expect("has a default"),

@@ -5,9 +5,11 @@ use std::ops::Bound::{Excluded, Included, Unbounded};
 use crate::key::KeyDefault::{Unset, Value};
 use crate::key::{Key, Kind};
 use crate::words::{
-    ClipMode, DTYPE_ALIASES, DTYPES, Device, Format, Init, LoopOrder, MOMENT_ALIASES, MOMENTS,
-    NonFinite, OptimizerName, Pieces, ScheduleShape, Tier, TrainOn, UpdateOn,
+    ClipMode, DTYPE_ALIASES, DTYPES, Device, Init, LastBatch, LoopOrder, MOMENT_ALIASES, MOMENTS,
+    NonFinite, OptimizerName, Pieces, ScheduleShape, Tier, UpdateOn,
 };
+
+mod data;
 
 /// Every section with what it is about, in the order of the reference. The first is the top.
 pub const SECTIONS: &[(&str, &str)] = &[
@@ -42,7 +44,23 @@ pub const SECTIONS: &[(&str, &str)] = &[
 ];
 
 /// Every key, in the order of the reference.
-pub const KEYS: &[Key] = &[
+pub const KEYS: &[Key] = &{
+    const PARTS: [&[Key]; 3] = [BEFORE_DATA, data::KEYS, AFTER_DATA];
+    const N: usize = PARTS[0].len() + PARTS[1].len() + PARTS[2].len();
+    let (mut all, mut part, mut n) = ([PARTS[0][0]; N], 0, 0);
+    while part < PARTS.len() {
+        let mut i = 0;
+        while i < PARTS[part].len() {
+            all[n] = PARTS[part][i];
+            (i, n) = (i + 1, n + 1);
+        }
+        part += 1;
+    }
+    all
+};
+
+/// Those before the keys of data.
+const BEFORE_DATA: &[Key] = &[
     Key {
         name: "model.path",
         doc: "Hugging Face model directory (`config.json`, safetensors, tokenizer).",
@@ -152,133 +170,10 @@ pub const KEYS: &[Key] = &[
         default: Value("0"),
         elsewhere: &["nvme", "nvme_path", "offload_folder"],
     },
-    Key {
-        name: "data.train",
-        doc: "Files to train on, JSONL: one example a line.",
-        kind: Kind::Paths,
-        default: Unset("none; training needs it, planning does not"),
-        elsewhere: &[
-            "datasets",
-            "dataset",
-            "train_file",
-            "dataset_path",
-            "train_data",
-        ],
-    },
-    Key {
-        name: "data.eval",
-        doc: "Files to evaluate on.",
-        kind: Kind::Paths,
-        default: Unset("none"),
-        elsewhere: &[
-            "validation_file",
-            "test_datasets",
-            "eval_dataset",
-            "eval_file",
-            "val_data",
-        ],
-    },
-    Key {
-        name: "data.eval_split",
-        doc: "Share of the training examples kept for evaluation instead.",
-        kind: Kind::Number {
-            low: Included(0.0),
-            high: Included(0.5),
-        },
-        default: Value("0"),
-        elsewhere: &["val_set_size", "validation_split_percentage", "val_size"],
-    },
-    Key {
-        name: "data.format",
-        doc: "How an example is laid out.",
-        kind: Kind::word(Format::WORDS),
-        default: Value("auto"),
-        elsewhere: &["type", "dataset_format"],
-    },
-    Key {
-        name: "data.fields.messages",
-        doc: "Field with the list of messages.",
-        kind: Kind::Text,
-        default: Value("messages"),
-        elsewhere: &["field_messages", "conversation_column"],
-    },
-    Key {
-        name: "data.fields.prompt",
-        doc: "Field with the prompt.",
-        kind: Kind::Text,
-        default: Value("prompt"),
-        elsewhere: &["field_instruction", "prompt_column"],
-    },
-    Key {
-        name: "data.fields.completion",
-        doc: "Field with the completion.",
-        kind: Kind::Text,
-        default: Value("completion"),
-        elsewhere: &["field_output", "response_column"],
-    },
-    Key {
-        name: "data.fields.text",
-        doc: "Field with plain text.",
-        kind: Kind::Text,
-        default: Value("text"),
-        elsewhere: &["dataset_text_field", "text_column"],
-    },
-    Key {
-        name: "data.packing",
-        doc: "Fill each sequence with several examples.",
-        kind: Kind::Flag,
-        default: Value("true"),
-        elsewhere: &["sample_packing", "packed"],
-    },
-    Key {
-        name: "data.train_on",
-        doc: "Which tokens carry loss.",
-        kind: Kind::word(TrainOn::WORDS),
-        default: Value("assistant"),
-        elsewhere: &[
-            "train_on_inputs",
-            "completion_only_loss",
-            "assistant_only_loss",
-        ],
-    },
-    Key {
-        name: "data.shuffle",
-        doc: "Draw the examples in another order each epoch, from the seed.",
-        kind: Kind::Flag,
-        default: Value("true"),
-        elsewhere: &["shuffle_dataset"],
-    },
-    Key {
-        name: "data.max_examples",
-        doc: "Use only so many training examples, the first ones.",
-        kind: Kind::Count {
-            min: 1,
-            max: u64::MAX,
-        },
-        default: Unset("all"),
-        elsewhere: &["max_train_samples", "max_samples"],
-    },
-    Key {
-        name: "data.system",
-        doc: "System prompt for examples that bring none.",
-        kind: Kind::Text,
-        default: Unset("none"),
-        elsewhere: &["system_prompt", "default_system_message"],
-    },
-    Key {
-        name: "data.separator",
-        doc: "Text between prompt and completion, a part of the prompt; \"\\n\" for a new line.",
-        kind: Kind::Text,
-        default: Unset("nothing"),
-        elsewhere: &["prompt_separator"],
-    },
-    Key {
-        name: "data.chat_template",
-        doc: "File with a Jinja chat template.",
-        kind: Kind::Path,
-        default: Unset("the tokenizer's"),
-        elsewhere: &["chat_template_path", "chat_template_jinja", "template"],
-    },
+];
+
+/// Those behind the keys of data.
+const AFTER_DATA: &[Key] = &[
     Key {
         name: "train.steps",
         doc: "Updates to make. Excludes `train.epochs`.",
@@ -347,6 +242,13 @@ pub const KEYS: &[Key] = &[
         ],
     },
     Key {
+        name: "train.last_batch",
+        doc: "What becomes of the rows that are left when an epoch does not come out even.",
+        kind: Kind::word(LastBatch::WORDS),
+        default: Value("fill"),
+        elsewhere: &["dataloader_drop_last", "drop_last"],
+    },
+    Key {
         name: "train.learning_rate",
         doc: "Peak learning rate.",
         kind: Kind::Number {
@@ -370,7 +272,8 @@ pub const KEYS: &[Key] = &[
     },
     Key {
         name: "train.warmup_steps",
-        doc: "Steps over which the learning rate rises from 0. Excludes `train.warmup_ratio`.",
+        doc: "Steps of warm-up. Step i of w has i/w of the peak: the first has 1/w, not 0, and the last has all of it. \
+              Excludes `train.warmup_ratio`.",
         kind: Kind::Count {
             min: 0,
             max: 1_000_000_000,

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::run::{Length, Run, Schedule, Warmup};
-use crate::words::{ClipMode, ScheduleShape};
+use crate::words::{ClipMode, LastBatch, ScheduleShape};
 
 impl Run {
     /// What decides the run's numbers, as JSON. Two runs with equal keys, equal model files and
@@ -16,7 +16,7 @@ impl Run {
     #[must_use]
     pub fn numerics_key(&self) -> Value {
         let (train, data, optimizer) = (&self.train, &self.data, &self.optimizer);
-        json!({
+        let mut key = json!({
             "device": self.device,
             "precision": self.precision,
             "seed": self.seed,
@@ -51,7 +51,12 @@ impl Run {
                 "system": data.system,
                 "separator": data.separator,
             },
-        })
+        });
+        // What came later is in it where it is not the default, which is what was done before.
+        if train.last_batch != LastBatch::Fill {
+            key["train"]["last_batch"] = json!(train.last_batch);
+        }
+        key
     }
 }
 

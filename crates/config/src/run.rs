@@ -11,8 +11,8 @@ use crate::error::ConfigError;
 use crate::low::Low;
 use crate::rules;
 use crate::words::{
-    ClipMode, Device, Format, Init, LoopOrder, NonFinite, OptimizerName, Pieces, ScheduleShape,
-    Tier, TrainOn, UpdateOn,
+    ClipMode, Device, Format, Init, LastBatch, LoopOrder, NonFinite, OptimizerName, Pieces,
+    ScheduleShape, Tier, TrainOn, UpdateOn,
 };
 
 /// A run that is allowed. Whether its files exist and the machine holds it is for others to see.
@@ -167,6 +167,8 @@ pub struct Train {
     pub seq: u32,
     /// M: micro-batches of one update.
     pub accumulate: u32,
+    /// What becomes of the rows that do not fill an epoch's last batch.
+    pub last_batch: LastBatch,
     /// Peak learning rate.
     pub learning_rate: f64,
     /// How it moves.
@@ -196,7 +198,7 @@ pub enum Length {
 pub struct Schedule {
     /// After the warm-up.
     pub shape: ScheduleShape,
-    /// The rise from 0.
+    /// The rise to the peak.
     pub warmup: Warmup,
     /// Share of all steps over which `wsd` falls.
     pub decay_ratio: f64,

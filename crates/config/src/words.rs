@@ -105,6 +105,18 @@ words! {
 }
 
 words! {
+    /// What becomes of the rows that are left at the end of an epoch, fewer than a batch.
+    LastBatch {
+        /// the batch goes on with the first rows of the next epoch, so that all batches are equally large
+        Fill = "fill",
+        /// a batch of those rows alone, as in transformers; its loss is the mean over its own tokens
+        Keep = "keep",
+        /// they are left out, other ones each epoch where the data is shuffled
+        Drop = "drop",
+    }
+}
+
+words! {
     /// How the learning rate moves after the warm-up.
     ScheduleShape {
         /// stays at its peak

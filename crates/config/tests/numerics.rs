@@ -50,6 +50,7 @@ fn other(name: &str, kind: &Kind) -> String {
         "train.decay_ratio" | "train.min_lr_ratio" | "train.warmup_ratio" => "0.3".into(),
         "model.init" => "random".into(),
         "train.schedule" => "linear".into(),
+        "train.last_batch" => "keep".into(),
         "optimizer.moments" => "bf16".into(),
         "train.clip.mode" => "previous".into(),
         "data.train_on" => "all".into(),

@@ -128,6 +128,7 @@ train:
   micro_batch: 2
   seq: 512
   accumulate: 3
+  last_batch: keep
   learning_rate: 1e-5
   schedule: wsd
   warmup_steps: 10
@@ -180,7 +181,7 @@ log: {every_steps: 10, tensorboard: false, trace: false}
         },
         "train": {
             "length": {"steps": 1000}, "micro_batch": 2, "seq": 512, "accumulate": 3,
-            "learning_rate": 1e-5,
+            "last_batch": "keep", "learning_rate": 1e-5,
             "schedule": {"shape": "wsd", "warmup": {"steps": 10}, "decay_ratio": 0.25,
                 "min_lr_ratio": 0.125},
             "clip": {"mode": "previous", "norm": 2.0}, "gradient": "bf16",

@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use lowtide_config::{Length, Run};
 use lowtide_trainer::data::{Batch, BatchShape, Batches, EvalBatches};
-use lowtide_trainer::inputs::{Inputs, load_inputs, open_tokenizer};
+use lowtide_trainer::inputs::{Inputs, dealing, load_inputs, open_tokenizer};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -32,7 +32,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         micro_batch: run.train.micro_batch as usize,
         accumulate: run.train.accumulate as usize,
     };
-    let mut batches = Batches::new(Arc::clone(&train), shape, run.seed)?;
+    let mut batches = Batches::new(Arc::clone(&train), shape, dealing(&run))?;
     let steps = match run.train.length {
         Length::Steps(n) => n,
         Length::Epochs(epochs) => batches.batches_for(epochs),

@@ -106,6 +106,17 @@ pub enum DataError {
         /// The range it must lie in.
         need: &'static str,
     },
+    /// No batch would ever be dealt out.
+    #[error(
+        "an epoch has {n_rows} rows, a batch needs {batch_rows}, and 'train.last_batch: drop' leaves out what \
+         does not fill one"
+    )]
+    AllDropped {
+        /// Rows in an epoch.
+        n_rows: u64,
+        /// Rows of a batch: micro-batch times accumulation.
+        batch_rows: u64,
+    },
     /// A stored position does not exist in this data.
     #[error("position {position} of epoch {epoch} does not exist: an epoch has {n_rows} rows")]
     Position {

@@ -22,7 +22,7 @@ use crate::checkpoint::{self, RunState};
 use crate::data::{BatchShape, Batches, Micro, Packed, Prompt, State, Tokenizer, prompts};
 use crate::device;
 use crate::error::TrainError;
-use crate::inputs::{Inputs, load_inputs, load_options, open_tokenizer};
+use crate::inputs::{Inputs, dealing, load_inputs, load_options, open_tokenizer};
 use crate::learning_rate::{Decay, LearningRate};
 use crate::metrics::{EventFile, MetricsLog};
 use crate::open::{load_weights, machine_of};
@@ -151,8 +151,8 @@ pub fn train(
         micro_batch: run.train.micro_batch as usize,
         accumulate: run.train.accumulate as usize,
     };
-    let batches = Batches::new(Arc::clone(&train), shape, run.seed)?;
-    let mut preview = Batches::new(Arc::clone(&train), shape, run.seed)?;
+    let batches = Batches::new(Arc::clone(&train), shape, dealing(run))?;
+    let mut preview = Batches::new(Arc::clone(&train), shape, dealing(run))?;
     let sample = preview.next_batch().micro.swap_remove(0);
     observer.phase(run.plan.machine.is_none().then_some(Phase::Measuring));
     let machine = machine_of(run, &device, &decoder, Some(&sample))?;

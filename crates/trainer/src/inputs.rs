@@ -7,7 +7,8 @@ use lowtide_config::Run;
 
 use crate::data::packing::TooLong;
 use crate::data::{
-    BatchShape, Batches, Dataset, Fields, Format, LoadOptions, LossOn, Micro, Packed, Tokenizer,
+    BatchShape, Batches, Dataset, Dealing, Fields, Format, LastBatch, LoadOptions, LossOn, Micro,
+    Packed, Packing, Tokenizer,
 };
 use crate::error::TrainError;
 use crate::random::Philox;
@@ -78,7 +79,21 @@ pub fn load_options(run: &Run) -> LoadOptions {
     }
 }
 
-fn pack(run: &Run, data: Dataset) -> Result<Arc<Packed>, TrainError> {
+/// In which order the run's rows are dealt out.
+#[must_use]
+pub fn dealing(run: &Run) -> Dealing {
+    Dealing {
+        seed: run.data.shuffle.then_some(run.seed),
+        last_batch: match run.train.last_batch {
+            config::LastBatch::Fill => LastBatch::Fill,
+            config::LastBatch::Keep => LastBatch::Keep,
+            config::LastBatch::Drop => LastBatch::Drop,
+        },
+    }
+}
+
+/// `in_order`: whether packing keeps the order of the examples.
+fn pack(run: &Run, data: Dataset, in_order: bool) -> Result<Arc<Packed>, TrainError> {
     let too_long = if data.report().format == Format::Text {
         TooLong::Split
     } else {
@@ -87,7 +102,11 @@ fn pack(run: &Run, data: Dataset) -> Result<Arc<Packed>, TrainError> {
     Ok(Arc::new(Packed::new(
         data,
         run.train.seq as usize,
-        run.data.packing,
+        match run.data.packing {
+            false => Packing::No,
+            true if in_order => Packing::InOrder,
+            true => Packing::BestFit,
+        },
         too_long,
     )?))
 }
@@ -115,7 +134,7 @@ pub fn sample_of(run: &Run) -> Option<Micro> {
         accumulate: 1,
     };
     Some(
-        Batches::new(train, shape, run.seed)
+        Batches::new(train, shape, dealing(run))
             .ok()?
             .next_batch()
             .micro
@@ -154,9 +173,9 @@ pub fn load_inputs(run: &Run, tokenizer: &Tokenizer) -> Result<Inputs, TrainErro
     {
         data = data.select(&(0..most as usize).collect::<Vec<_>>());
     }
-    let train = pack(run, data)?;
+    let train = pack(run, data, !run.data.shuffle)?;
     describe("train", &train, &mut notes);
-    let eval = eval.map(|e| pack(run, e)).transpose()?;
+    let eval = eval.map(|e| pack(run, e, false)).transpose()?;
     if let Some(eval) = &eval {
         describe("eval", eval, &mut notes);
     }

@@ -16,7 +16,7 @@ use crate::data::{BatchShape, Batches, Micro};
 use crate::device::{self, Device, Target};
 use crate::error::TrainError;
 use crate::fit::{hyper, schedule_of};
-use crate::inputs::{load_inputs, open_tokenizer, sample_of};
+use crate::inputs::{dealing, load_inputs, open_tokenizer, sample_of};
 use crate::open::{machine_of, open_session};
 use crate::planning::{Planned, budgets_of, clip_of, options_of, plan_with, shape_of};
 use crate::report::moved_bytes;
@@ -192,7 +192,7 @@ fn batches(run: &Run, shape: &ModelShape, steps: u64) -> Result<Vec<Vec<Micro>>,
             micro_batch: run.train.micro_batch as usize,
             accumulate: run.train.accumulate as usize,
         };
-        let mut batches = Batches::new(data.train, batch, run.seed)?;
+        let mut batches = Batches::new(data.train, batch, dealing(run))?;
         return Ok((0..steps).map(|_| batches.next_batch().micro).collect());
     }
     let b = run.batch();

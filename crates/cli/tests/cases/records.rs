@@ -1,5 +1,7 @@
 //! Data files: formats, marks in records, truncation, broken lines, keys that must do what they say.
 
+use serde_json::Value;
+
 use crate::scratch::{Ended, Scratch};
 
 /// The note of the training data, cut into words: `N supervised` and the like can be looked up.
@@ -67,4 +69,137 @@ fn message_weight_zero() {
         some.text()
             .contains("2 records left out, nothing in them is supervised")
     );
+}
+
+/// A field of each step's line in the metrics.
+fn column(case: &Scratch, output: &str, field: &str) -> Vec<f64> {
+    let text = case.read(&format!("{output}/metrics.jsonl"));
+    let lines = text
+        .lines()
+        .map(|l| serde_json::from_str::<Value>(l).expect("JSON"));
+    lines.filter_map(|l| l.get(field)?.as_f64()).collect()
+}
+
+/// A run file whose every row is one example, so that a step's tokens say which examples it had.
+const EACH_A_ROW: &str = "
+model: {path: m}
+device: cpu
+budget: {device: 1GiB, host: 256MiB}
+log: {trace: false, tensorboard: false}
+train: {steps: 10, micro_batch: 1, seq: 64, schedule: constant, warmup_steps: 0}
+data: {train: d.jsonl, packing: false, shuffle: false}
+";
+
+/// Five examples, each longer than the one before.
+fn lengths(case: &Scratch) {
+    let lines: String = (1..=5)
+        .map(|n| format!("{{\"text\": \"{}\"}}\n", "the ".repeat(3 * n)))
+        .collect();
+    case.write("d.jsonl", lines);
+    case.write("run.yaml", EACH_A_ROW);
+}
+
+#[test]
+fn unshuffled_data_is_dealt_out_in_the_order_of_the_file() {
+    let case = Scratch::bare();
+    lengths(&case);
+    case.train(&[]).fine();
+    let tokens = column(&case, "out", "tokens");
+    assert_eq!(tokens.len(), 10);
+    assert!(tokens[..5].windows(2).all(|w| w[0] < w[1]), "{tokens:?}");
+    assert_eq!(tokens[..5], tokens[5..], "each epoch");
+    let loss = column(&case, "out", "loss");
+
+    // A run that was stopped in the middle of an epoch goes on in the same order, to the same bits.
+    case.train(&["output=half", "train.steps=3"]).fine();
+    case.train(&["output=half"]).fine();
+    assert_eq!(column(&case, "half", "tokens"), tokens);
+    assert_eq!(column(&case, "half", "loss"), loss);
+
+    case.train(&["output=shuffled", "data.shuffle=true"]).fine();
+    let shuffled = column(&case, "shuffled", "tokens");
+    assert_ne!(shuffled, tokens);
+    let sorted = |part: &[f64]| {
+        let mut part = part.to_vec();
+        part.sort_by(f64::total_cmp);
+        part
+    };
+    assert_eq!(sorted(&shuffled[..5]), tokens[..5]);
+    case.train(&["output=shuffled", "data.shuffle=false", "train.steps=20"])
+        .refused(&["data.shuffle", "true there, false here"]);
+
+    // Packed: two rows, the first examples in the first.
+    let packed = [
+        "output=packed",
+        "data.packing=true",
+        "train.seq=32",
+        "train.steps=2",
+    ];
+    case.train(&packed).fine();
+    let packed = column(&case, "packed", "tokens");
+    let head: Vec<f64> = (1..5).map(|n| tokens[..n].iter().sum()).collect();
+    assert!(head.contains(&packed[0]), "{packed:?} of {tokens:?}");
+}
+
+#[test]
+fn the_rest_of_an_epoch_is_filled_kept_or_dropped() {
+    let case = Scratch::bare();
+    lengths(&case);
+    let epochs = ["train.steps=", "train.epochs=2", "train.micro_batch=2"];
+    let mut got = Vec::new();
+    for rest in ["fill", "keep", "drop"] {
+        let output = format!("output={rest}");
+        let last = format!("train.last_batch={rest}");
+        case.train(&[epochs[0], epochs[1], epochs[2], &output, &last])
+            .fine();
+        got.push(column(&case, rest, "tokens"));
+    }
+    case.train(&["output=each", "train.steps=5"]).fine();
+    let each = column(&case, "each", "tokens");
+    let &[a, b, c, d, e] = &each[..] else {
+        panic!("{each:?}");
+    };
+    assert_eq!(got[0], [a + b, c + d, e + a, b + c, d + e]);
+    assert_eq!(got[1], [a + b, c + d, e, a + b, c + d, e]);
+    assert_eq!(got[2], [a + b, c + d, a + b, c + d]);
+    case.train(&[
+        "train.micro_batch=8",
+        "train.last_batch=drop",
+        "output=none",
+    ])
+    .refused(&["5 rows", "8", "train.last_batch"]);
+}
+
+/// Padding in a kept rest adds nothing: loss and norm are those of a batch that has the row alone.
+#[test]
+fn a_kept_rest_has_the_gradient_of_its_own_rows() {
+    let case = Scratch::bare();
+    lengths(&case);
+    let one = case
+        .read("d.jsonl")
+        .lines()
+        .next()
+        .expect("a line")
+        .to_owned();
+    case.write("d.jsonl", one);
+    let sets = ["precision=f32", "train.steps=2", "train.last_batch=keep"];
+    let run = |output: &str, more: &[&str]| {
+        let output = format!("output={output}");
+        case.train(&[&sets[..], more, &[&output]].concat()).fine();
+    };
+    run("alone", &[]);
+    run("padded", &["train.micro_batch=3", "train.accumulate=2"]);
+    for field in ["loss", "grad_norm"] {
+        let (alone, padded) = (
+            column(&case, "alone", field),
+            column(&case, "padded", field),
+        );
+        assert_eq!(alone.len(), 2);
+        for (x, y) in alone.iter().zip(&padded) {
+            assert!(
+                (x - y).abs() <= 1e-6 * x.abs(),
+                "{field}: {alone:?} {padded:?}"
+            );
+        }
+    }
 }

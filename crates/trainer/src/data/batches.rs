@@ -1,6 +1,7 @@
-//! Dealing rows out as batches: shuffled anew each epoch, resumable from two numbers.
+//! Dealing rows out as batches: shuffled anew each epoch or in the files' order, resumable from two
+//! numbers.
 //!
-//! The order of an epoch is a function of (seed, epoch), so the whole state of a pass over the
+//! The order of an epoch is a function of (seed, epoch) or the same in each, so the whole state of a pass over the
 //! data is (epoch, position), and a resumed run sees the batches of an unbroken one.
 
 use std::sync::Arc;
@@ -124,27 +125,60 @@ pub struct State {
     pub position: u64,
 }
 
-/// Training batches without end. Each epoch deals every row once, in an order of its own; a batch
-/// that an epoch does not fill goes on with the next epoch's first rows.
+/// What becomes of the rows that are left at the end of an epoch, fewer than a batch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LastBatch {
+    /// The batch goes on with the next epoch's first rows.
+    #[default]
+    Fill,
+    /// They are a batch of their own. Places beyond them are padding without a label, which adds
+    /// nothing to a loss that is averaged over labels, nor to a gradient.
+    Keep,
+    /// They are not dealt out.
+    Drop,
+}
+
+/// In which order rows are dealt out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Dealing {
+    /// Seed of the order; `None`: each epoch in the order of the rows.
+    pub seed: Option<u64>,
+    /// What becomes of an epoch's rest.
+    pub last_batch: LastBatch,
+}
+
+/// Training batches without end. Each epoch deals every row once, in an order of its own if the
+/// dealing has a seed; what its last batch is, the dealing says.
 #[derive(Debug)]
 pub struct Batches {
     packed: Arc<Packed>,
     shape: BatchShape,
-    seed: u64,
+    dealing: Dealing,
     state: State,
     /// The order of the present epoch.
     order: Vec<u32>,
 }
 
 impl Batches {
-    /// Batches from the beginning of epoch 0.
-    pub fn new(packed: Arc<Packed>, shape: BatchShape, seed: u64) -> Result<Self, DataError> {
+    /// Batches from the beginning of epoch 0. Fails where every epoch would be dropped whole: fewer
+    /// rows than a batch, and the rest of an epoch is not dealt out.
+    pub fn new(
+        packed: Arc<Packed>,
+        shape: BatchShape,
+        dealing: Dealing,
+    ) -> Result<Self, DataError> {
         let shape = shape.check()?;
-        let order = order(&packed, seed, 0);
+        if dealing.last_batch == LastBatch::Drop && packed.n_rows() < shape.rows() {
+            return Err(DataError::AllDropped {
+                n_rows: packed.n_rows() as u64,
+                batch_rows: shape.rows() as u64,
+            });
+        }
+        let order = order(&packed, dealing, 0);
         Ok(Self {
             packed,
             shape,
-            seed,
+            dealing,
             state: State::default(),
             order,
         })
@@ -152,21 +186,37 @@ impl Batches {
 
     /// The next batch. The state behind it is in [`state`](Self::state) when the call returns.
     pub fn next_batch(&mut self) -> Batch {
-        let rows: Vec<usize> = (0..self.shape.rows()).map(|_| self.next_row()).collect();
+        let (n, left) = (self.shape.rows(), self.left());
+        let rows: Vec<usize> = match self.dealing.last_batch {
+            LastBatch::Keep => (0..n.min(left)).map(|_| self.next_row()).collect(),
+            LastBatch::Fill | LastBatch::Drop => (0..n).map(|_| self.next_row()).collect(),
+        };
+        if self.dealing.last_batch == LastBatch::Drop && self.left() < n {
+            self.next_epoch();
+        }
         Batch::of(&self.packed, self.shape, rows)
+    }
+
+    /// Rows of the present epoch that were not dealt out yet, at least one.
+    fn left(&self) -> usize {
+        self.order.len() - self.state.position as usize
     }
 
     fn next_row(&mut self) -> usize {
         let row = self.order[self.state.position as usize] as usize;
         self.state.position += 1;
-        if self.state.position as usize == self.order.len() {
-            self.state = State {
-                epoch: self.state.epoch + 1,
-                position: 0,
-            };
-            self.order = order(&self.packed, self.seed, self.state.epoch);
+        if self.left() == 0 {
+            self.next_epoch();
         }
         row
+    }
+
+    fn next_epoch(&mut self) {
+        self.state = State {
+            epoch: self.state.epoch + 1,
+            position: 0,
+        };
+        self.order = order(&self.packed, self.dealing, self.state.epoch);
     }
 
     /// The place behind the last batch: with the same data, shape and seed, [`Self::restore`]
@@ -188,22 +238,32 @@ impl Batches {
                 n_rows,
             });
         }
-        self.order = order(&self.packed, self.seed, epoch);
+        self.order = order(&self.packed, self.dealing, epoch);
         self.state = state;
         Ok(())
     }
 
-    /// Batches that deal out one epoch, the last perhaps with rows of the next.
+    /// Batches that deal out one epoch; with [`LastBatch::Fill`] the last perhaps has rows of the
+    /// next.
     #[must_use]
     pub fn batches_per_epoch(&self) -> u64 {
-        self.packed.n_rows().div_ceil(self.shape.rows()) as u64
+        let (n_rows, n) = (self.packed.n_rows(), self.shape.rows());
+        match self.dealing.last_batch {
+            LastBatch::Fill | LastBatch::Keep => n_rows.div_ceil(n) as u64,
+            LastBatch::Drop => (n_rows / n) as u64,
+        }
     }
 
     /// Batches that deal out `epochs` epochs (0.5: half of one), at least one.
     #[must_use]
     pub fn batches_for(&self, epochs: f64) -> u64 {
-        let rows = epochs * self.packed.n_rows() as f64;
-        ((rows / self.shape.rows() as f64).ceil() as u64).max(1)
+        let batches = match self.dealing.last_batch {
+            // The rest of an epoch is in a batch with the next epoch's rows, so that epochs do not
+            // each have a number of batches.
+            LastBatch::Fill => epochs * self.packed.n_rows() as f64 / self.shape.rows() as f64,
+            LastBatch::Keep | LastBatch::Drop => epochs * self.batches_per_epoch() as f64,
+        };
+        (batches.ceil() as u64).max(1)
     }
 
     /// The data.
@@ -213,8 +273,12 @@ impl Batches {
     }
 }
 
-fn order(packed: &Packed, seed: u64, epoch: u64) -> Vec<u32> {
-    Philox::new(seed, SHUFFLE_STREAMS | epoch).permutation(packed.n_rows())
+fn order(packed: &Packed, dealing: Dealing, epoch: u64) -> Vec<u32> {
+    match dealing.seed {
+        Some(seed) => Philox::new(seed, SHUFFLE_STREAMS | epoch).permutation(packed.n_rows()),
+        // The number of rows fits: packing has checked that of examples, and permutations too.
+        None => (0..packed.n_rows() as u32).collect(),
+    }
 }
 
 /// Evaluation batches: every row once, in order; the last batch is filled up with padding.

@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::super::mask::Example;
-use super::super::{Dataset, TooLong};
+use super::super::{Dataset, Packing, TooLong};
 use super::*;
 
 /// `n` rows of one document each; token `i + 1` stands for row `i`.
@@ -11,7 +11,7 @@ fn rows(n: usize) -> Arc<Packed> {
         supervised: vec![false, true, true],
     };
     let data = Dataset::of(&(0..n).map(row).collect::<Vec<_>>()).unwrap();
-    Arc::new(Packed::new(data, 4, false, TooLong::Truncate).unwrap())
+    Arc::new(Packed::new(data, 4, Packing::No, TooLong::Truncate).unwrap())
 }
 
 fn batches(n: usize, micro_batch: usize, accumulate: usize, seed: u64) -> Batches {
@@ -21,9 +21,16 @@ fn batches(n: usize, micro_batch: usize, accumulate: usize, seed: u64) -> Batche
             micro_batch,
             accumulate,
         },
-        seed,
+        shuffled(seed),
     )
     .unwrap()
+}
+
+fn shuffled(seed: u64) -> Dealing {
+    Dealing {
+        seed: Some(seed),
+        last_batch: LastBatch::Fill,
+    }
 }
 
 /// The rows of a batch, by their first tokens; 0 is padding.
@@ -99,6 +106,92 @@ fn the_order_of_a_seed_is_fixed() {
 const FIRST_EPOCH: [i32; 8] = [7, 4, 3, 6, 1, 5, 2, 8];
 const SECOND_EPOCH: [i32; 8] = [3, 4, 6, 1, 2, 5, 8, 7];
 
+fn dealt(n: usize, rows_of_batch: usize, dealing: Dealing) -> Batches {
+    let shape = BatchShape {
+        micro_batch: rows_of_batch,
+        accumulate: 1,
+    };
+    Batches::new(rows(n), shape, dealing).unwrap()
+}
+
+#[test]
+fn without_a_seed_every_epoch_has_the_order_of_the_rows() {
+    for last_batch in [LastBatch::Fill, LastBatch::Keep, LastBatch::Drop] {
+        let dealing = Dealing {
+            seed: None,
+            last_batch,
+        };
+        let mut b = dealt(5, 2, dealing);
+        let got: Vec<i32> = (0..6).flat_map(|_| ids(&b.next_batch())).collect();
+        let want: [i32; 12] = match last_batch {
+            LastBatch::Fill => [1, 2, 3, 4, 5, 1, 2, 3, 4, 5, 1, 2],
+            LastBatch::Keep => [1, 2, 3, 4, 5, 0, 1, 2, 3, 4, 5, 0],
+            LastBatch::Drop => [1, 2, 3, 4, 1, 2, 3, 4, 1, 2, 3, 4],
+        };
+        assert_eq!(got, want, "{last_batch:?}");
+        let per_epoch = if last_batch == LastBatch::Drop { 2 } else { 3 };
+        let three = if last_batch == LastBatch::Fill {
+            8
+        } else {
+            3 * per_epoch
+        };
+        assert_eq!(
+            (b.batches_per_epoch(), b.batches_for(3.0)),
+            (per_epoch, three)
+        );
+        let state = match last_batch {
+            LastBatch::Fill => (2, 2),
+            LastBatch::Keep => (2, 0),
+            LastBatch::Drop => (3, 0),
+        };
+        assert_eq!(
+            (b.state().epoch, b.state().position),
+            state,
+            "{last_batch:?}"
+        );
+    }
+}
+
+/// The rest of an epoch as a batch: its rows once, padding that has no label and is not counted.
+#[test]
+fn a_kept_rest_counts_its_own_labels_alone() {
+    let dealing = Dealing {
+        seed: Some(3),
+        last_batch: LastBatch::Keep,
+    };
+    let mut b = dealt(7, 4, dealing);
+    let (whole, rest) = (b.next_batch(), b.next_batch());
+    assert_eq!((whole.supervised_tokens, whole.real_tokens), (8, 12));
+    assert_eq!((rest.supervised_tokens, rest.real_tokens), (6, 9));
+    let mut all = [ids(&whole), ids(&rest)].concat();
+    all.sort_unstable();
+    assert_eq!(all, [0, 1, 2, 3, 4, 5, 6, 7]);
+    assert_eq!(rest.micro[0].labels[12..], [-100; 4]);
+}
+
+#[test]
+fn dropping_all_there_is_is_refused() {
+    let dealing = Dealing {
+        seed: None,
+        last_batch: LastBatch::Drop,
+    };
+    let shape = BatchShape {
+        micro_batch: 2,
+        accumulate: 3,
+    };
+    let error = Batches::new(rows(5), shape, dealing).unwrap_err();
+    assert!(
+        matches!(
+            error,
+            DataError::AllDropped {
+                n_rows: 5,
+                batch_rows: 6
+            }
+        ),
+        "{error}"
+    );
+}
+
 #[test]
 fn a_place_that_does_not_exist_is_refused() {
     let mut b = batches(7, 2, 1, 5);
@@ -121,7 +214,7 @@ fn a_place_that_does_not_exist_is_refused() {
             accumulate,
         };
         assert!(matches!(
-            Batches::new(rows(1), shape, 0),
+            Batches::new(rows(1), shape, shuffled(0)),
             Err(DataError::Shape { .. })
         ));
     }
@@ -148,12 +241,15 @@ proptest! {
     /// batches of an unbroken pass.
     #[test]
     fn a_resumed_pass_is_the_unbroken_one(
-        n in 1usize..30, micro_batch in 1usize..5, accumulate in 1usize..4, seed: u64, stop in 0usize..40,
+        n in 1usize..30, rows_of_batch in 1usize..9, seed: Option<u64>, rest in 0usize..3, stop in 0usize..40,
     ) {
-        let mut unbroken = batches(n, micro_batch, accumulate, seed);
+        let last_batch = [LastBatch::Fill, LastBatch::Keep, LastBatch::Drop][rest];
+        prop_assume!(last_batch != LastBatch::Drop || n >= rows_of_batch);
+        let new = || dealt(n, rows_of_batch, Dealing { seed, last_batch });
+        let mut unbroken = new();
         (0..stop).for_each(|_| _ = unbroken.next_batch());
         let stored = serde_json::to_string(&unbroken.state()).unwrap();
-        let mut resumed = batches(n, micro_batch, accumulate, seed);
+        let mut resumed = new();
         resumed.restore(serde_json::from_str(&stored).unwrap()).unwrap();
         for _ in 0..20 {
             prop_assert_eq!(unbroken.next_batch(), resumed.next_batch());

@@ -1,6 +1,6 @@
 use std::fmt::Write as _;
 
-use super::super::{Packed, TooLong, prompts, testing};
+use super::super::{Packed, Packing, TooLong, prompts, testing};
 use super::*;
 
 fn write(dir: &tempfile::TempDir, name: &str, text: &str) -> PathBuf {
@@ -178,7 +178,7 @@ fn gsm8k_reads_packs_and_prompts() {
         );
     }
     let n_supervised = data.report().n_supervised;
-    let packed = Packed::new(data, 1024, true, TooLong::Truncate).unwrap();
+    let packed = Packed::new(data, 1024, Packing::BestFit, TooLong::Truncate).unwrap();
     assert_eq!(packed.report().n_supervised, n_supervised);
     // Best fit leaves 2 rows of 204 more than the tokens need.
     assert!(

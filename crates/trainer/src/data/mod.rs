@@ -3,7 +3,7 @@
 //! The way of a record: [`jsonl`] reads and checks it, [`chat`] renders messages as text,
 //! [`mask`] turns it into tokens and marks the supervised ones, [`dataset`] keeps them all,
 //! [`packing`] lays documents into rows of T tokens, [`batches`] deals the rows out, shuffled by
-//! (seed, epoch) alone.
+//! (seed, epoch) alone or in the files' order.
 //!
 //! Everything is tokenised before the first step and held in memory at 5 bytes a token: a billion
 //! tokens are 4.7 GiB. Tokenising runs at 1 to 2 million tokens a second and thread, so it costs
@@ -23,12 +23,12 @@ mod remarks;
 mod testing;
 pub mod tokenizer;
 
-pub use batches::{Batch, BatchShape, Batches, EvalBatches, Micro, State};
+pub use batches::{Batch, BatchShape, Batches, Dealing, EvalBatches, LastBatch, Micro, State};
 pub use chat::ChatTemplate;
 pub use dataset::{Dataset, LoadOptions, LoadReport};
 pub use jsonl::{Fields, Format};
 pub use mask::LossOn;
-pub use packing::{PackReport, Packed, TooLong};
+pub use packing::{PackReport, Packed, Packing, TooLong};
 pub use prompts::{Prompt, prompts};
 pub(crate) use python::strftime;
 pub use remarks::Remarks;

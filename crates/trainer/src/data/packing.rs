@@ -4,7 +4,7 @@
 //! tokens a second that matter. Documents stay apart: positions restart at 0, attention does not
 //! look across a document's start, and no label crosses it.
 //!
-//! Best fit, longest first: each document goes into the fullest row that still holds it. The free
+//! Best fit, longest first, unless the documents' order is to be kept: each document goes into the fullest row that still holds it. The free
 //! space of rows is kept in a sorted map, so n documents take O(n log T).
 
 use std::collections::BTreeMap;
@@ -26,6 +26,18 @@ pub enum TooLong {
     /// It goes on in further rows, each beginning at position 0 with nothing to look back to. No
     /// label is lost: the last token of a piece still predicts the first of the next.
     Split,
+}
+
+/// How documents are laid into rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Packing {
+    /// One a row.
+    No,
+    /// Several a row, each in the fullest row that still holds it. Rows are in the order of their
+    /// first documents, which is not quite the order of the documents.
+    BestFit,
+    /// Several a row, in the order of the documents: a row ends where the next one does not fit.
+    InOrder,
 }
 
 /// A stretch of an example in a row.
@@ -82,13 +94,12 @@ pub(crate) struct Row<'a> {
 }
 
 impl Packed {
-    /// Lays `data` into rows of `seq` tokens: with `pack` several documents a row where they
-    /// fit, without it one. The result depends on the arguments alone. Fails if not one label is
+    /// Lays `data` into rows of `seq` tokens. The result depends on the arguments alone. Fails if not one label is
     /// left, or `seq` is below 2.
     pub fn new(
         data: Dataset,
         seq: usize,
-        pack: bool,
+        packing: Packing,
         too_long: TooLong,
     ) -> Result<Self, DataError> {
         if seq < 2 || i32::try_from(seq).is_err() {
@@ -114,10 +125,10 @@ impl Packed {
                 n_cut: report.n_cut,
             });
         }
-        let rows = if pack {
-            best_fit(pieces, seq)
-        } else {
-            pieces.into_iter().map(|p| vec![p]).collect()
+        let rows = match packing {
+            Packing::BestFit => best_fit(pieces, seq),
+            Packing::InOrder => in_order(pieces, seq),
+            Packing::No => pieces.into_iter().map(|p| vec![p]).collect(),
         };
         report.n_rows = rows.len() as u64;
         let (mut pieces, mut row_ends) = (Vec::new(), Vec::with_capacity(rows.len()));
@@ -270,6 +281,24 @@ fn cut(data: &Dataset, seq: usize, too_long: TooLong) -> (Vec<Piece>, PackReport
         report.n_cut += u64::from(!any);
     }
     (pieces, report)
+}
+
+/// Rows of pieces that follow each other.
+fn in_order(pieces: Vec<Piece>, seq: usize) -> Vec<Vec<Piece>> {
+    let mut rows: Vec<Vec<Piece>> = Vec::new();
+    let mut space = 0;
+    for piece in pieces {
+        let len = piece.len as usize;
+        match rows.last_mut() {
+            Some(row) if len <= space => row.push(piece),
+            _ => {
+                rows.push(vec![piece]);
+                space = seq;
+            }
+        }
+        space -= len;
+    }
+    rows
 }
 
 /// Rows of pieces: longest first (ties in order), each into the fullest row that holds it.

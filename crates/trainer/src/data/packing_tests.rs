@@ -22,12 +22,22 @@ fn packed(
     pack: bool,
     too_long: TooLong,
 ) -> Result<Packed, DataError> {
+    let packing = if pack { Packing::BestFit } else { Packing::No };
+    packed_as(masks, seq, packing, too_long)
+}
+
+fn packed_as(
+    masks: &[Vec<bool>],
+    seq: usize,
+    packing: Packing,
+    too_long: TooLong,
+) -> Result<Packed, DataError> {
     let examples: Vec<_> = masks
         .iter()
         .enumerate()
         .map(|(i, m)| example(i, m))
         .collect();
-    Packed::new(Dataset::of(&examples)?, seq, pack, too_long)
+    Packed::new(Dataset::of(&examples)?, seq, packing, too_long)
 }
 
 struct Written {
@@ -153,6 +163,36 @@ fn best_fit_fills_the_fullest_row() {
     assert_eq!(write(&p, 0).doc_start[9], 6, "example 2 behind example 0");
 }
 
+/// A row ends where the next document does not fit, even if a later one would.
+#[test]
+fn packing_in_order_keeps_the_order_of_the_documents() {
+    let examples: Vec<Example> = [4, 5, 3, 10, 1, 2, 12]
+        .iter()
+        .enumerate()
+        .map(|(i, &n)| example(i, &vec![true; n]))
+        .collect();
+    let of = |too_long| {
+        let data = Dataset::of(&examples).unwrap();
+        let p = Packed::new(data, 10, Packing::InOrder, too_long).unwrap();
+        let firsts = |i| -> Vec<i32> {
+            let w = write(&p, i);
+            let starts = (0..w.n_tokens as usize).filter(|&t| w.doc_start[t] as usize == t);
+            starts.map(|t| w.tokens[t]).collect()
+        };
+        (0..p.n_rows()).map(firsts).collect::<Vec<_>>()
+    };
+    // The document of one token has no label and is not there.
+    let want = [
+        vec![1, 1001],
+        vec![2001],
+        vec![3001],
+        vec![5001],
+        vec![6001],
+    ];
+    assert_eq!(of(TooLong::Truncate), want);
+    assert_eq!(of(TooLong::Split), [&want[..], &[vec![6011]]].concat());
+}
+
 #[test]
 fn the_fingerprint_sees_tokens_masks_and_layout() {
     let base = [vec![true; 5], vec![true; 3], vec![false, true]];
@@ -182,11 +222,12 @@ proptest! {
         masks in proptest::collection::vec(
             proptest::collection::vec(proptest::bool::weighted(0.7), 1..60), 1..40),
         seq in 2usize..40,
-        pack: bool,
+        packing in 0usize..3,
         split: bool,
     ) {
         let too_long = if split { TooLong::Split } else { TooLong::Truncate };
-        let Ok(p) = packed(&masks, seq, pack, too_long) else { return Ok(()) };
+        let packing = [Packing::No, Packing::BestFit, Packing::InOrder][packing];
+        let Ok(p) = packed_as(&masks, seq, packing, too_long) else { return Ok(()) };
         // Examples that loading keeps, by their numbers in `masks`.
         let kept: Vec<usize> =
             (0..masks.len()).filter(|&i| masks[i].iter().skip(1).any(|&s| s)).collect();

@@ -1,0 +1,140 @@
+//! The keys of data: what is trained on, and how it is read.
+
+use std::ops::Bound::Included;
+
+use crate::key::KeyDefault::{Unset, Value};
+use crate::key::{Key, Kind};
+use crate::words::{Format, TrainOn};
+
+/// Those keys, in the order of the reference.
+pub(super) const KEYS: &[Key] = &[
+    Key {
+        name: "data.train",
+        doc: "Files to train on, JSONL: one example a line.",
+        kind: Kind::Paths,
+        default: Unset("none; training needs it, planning does not"),
+        elsewhere: &[
+            "datasets",
+            "dataset",
+            "train_file",
+            "dataset_path",
+            "train_data",
+        ],
+    },
+    Key {
+        name: "data.eval",
+        doc: "Files to evaluate on.",
+        kind: Kind::Paths,
+        default: Unset("none"),
+        elsewhere: &[
+            "validation_file",
+            "test_datasets",
+            "eval_dataset",
+            "eval_file",
+            "val_data",
+        ],
+    },
+    Key {
+        name: "data.eval_split",
+        doc: "Share of the training examples kept for evaluation instead.",
+        kind: Kind::Number {
+            low: Included(0.0),
+            high: Included(0.5),
+        },
+        default: Value("0"),
+        elsewhere: &["val_set_size", "validation_split_percentage", "val_size"],
+    },
+    Key {
+        name: "data.format",
+        doc: "How an example is laid out.",
+        kind: Kind::word(Format::WORDS),
+        default: Value("auto"),
+        elsewhere: &["type", "dataset_format"],
+    },
+    Key {
+        name: "data.fields.messages",
+        doc: "Field with the list of messages.",
+        kind: Kind::Text,
+        default: Value("messages"),
+        elsewhere: &["field_messages", "conversation_column"],
+    },
+    Key {
+        name: "data.fields.prompt",
+        doc: "Field with the prompt.",
+        kind: Kind::Text,
+        default: Value("prompt"),
+        elsewhere: &["field_instruction", "prompt_column"],
+    },
+    Key {
+        name: "data.fields.completion",
+        doc: "Field with the completion.",
+        kind: Kind::Text,
+        default: Value("completion"),
+        elsewhere: &["field_output", "response_column"],
+    },
+    Key {
+        name: "data.fields.text",
+        doc: "Field with plain text.",
+        kind: Kind::Text,
+        default: Value("text"),
+        elsewhere: &["dataset_text_field", "text_column"],
+    },
+    Key {
+        name: "data.packing",
+        doc: "Fill each sequence with several examples.",
+        kind: Kind::Flag,
+        default: Value("true"),
+        elsewhere: &["sample_packing", "packed"],
+    },
+    Key {
+        name: "data.train_on",
+        doc: "Which tokens carry loss.",
+        kind: Kind::word(TrainOn::WORDS),
+        default: Value("assistant"),
+        elsewhere: &[
+            "train_on_inputs",
+            "completion_only_loss",
+            "assistant_only_loss",
+        ],
+    },
+    Key {
+        name: "data.shuffle",
+        doc: "Draw the examples in another order each epoch, from the seed. `false`: each epoch in the order of \
+              the files; packing then fills a sequence with examples that follow each other, which leaves more \
+              of it empty.",
+        kind: Kind::Flag,
+        default: Value("true"),
+        elsewhere: &["shuffle_dataset"],
+    },
+    Key {
+        name: "data.max_examples",
+        doc: "Use only so many training examples, the first ones.",
+        kind: Kind::Count {
+            min: 1,
+            max: u64::MAX,
+        },
+        default: Unset("all"),
+        elsewhere: &["max_train_samples", "max_samples"],
+    },
+    Key {
+        name: "data.system",
+        doc: "System prompt for examples that bring none.",
+        kind: Kind::Text,
+        default: Unset("none"),
+        elsewhere: &["system_prompt", "default_system_message"],
+    },
+    Key {
+        name: "data.separator",
+        doc: "Text between prompt and completion, a part of the prompt; \"\\n\" for a new line.",
+        kind: Kind::Text,
+        default: Unset("nothing"),
+        elsewhere: &["prompt_separator"],
+    },
+    Key {
+        name: "data.chat_template",
+        doc: "File with a Jinja chat template.",
+        kind: Kind::Path,
+        default: Unset("the tokenizer's"),
+        elsewhere: &["chat_template_path", "chat_template_jinja", "template"],
+    },
+];
