@@ -206,7 +206,7 @@ fn advice(e: &TrainError) -> Vec<String> {
         TrainError::Cuda(e) | TrainError::Exec(ExecError::Device { source: e, .. }) => {
             cuda_advice(e)
         }
-        TrainError::Device(_) => Vec::new(),
+        TrainError::Device(_) | TrainError::Stopped => Vec::new(),
         TrainError::Exec(ExecError::Disk { .. }) => one(
             "check the drive; the newest checkpoint is whole (of a durable run the last step too, if \
              its drive can be read), and the same command goes on from it",

@@ -2,7 +2,8 @@
 //!
 //! People read standard output, progress is drawn on standard error. With `--json` everything for
 //! people goes to standard error and standard output's last line is one JSON object. Exit codes:
-//! 0 done, 2 something the user can put right, 1 our bug or a difference found by `verify`.
+//! 0 done, 2 something the user can put right, 1 our bug or a difference found by `verify`, 128 and the
+//! number of the signal where one ended it.
 
 mod args;
 mod bench;
@@ -13,6 +14,7 @@ mod out;
 mod plan;
 mod probe;
 mod progress;
+mod signals;
 mod train;
 mod verify;
 
@@ -49,8 +51,9 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args, out: Out) -> Answer {
+    let watch = signals::watch(args.json)?;
     match &args.command {
-        Command::Train(a) => train::train(a, out),
+        Command::Train(a) => train::train(a, out, &watch),
         Command::Plan(a) => plan::plan(a, out),
         Command::Probe(a) => probe::probe(a, out),
         Command::Verify(a) => verify::verify(a, out),

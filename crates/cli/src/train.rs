@@ -2,8 +2,6 @@
 
 use std::fmt::Write as _;
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -12,20 +10,16 @@ use lowtide_planner::{Machine, Plan};
 use lowtide_trainer::fit;
 use lowtide_trainer::report::{Observer, Phase, StepLine, TrainReport};
 use serde_json::json;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::Answer;
 use crate::args::RunArgs;
-use crate::error::CliError;
 use crate::out::{Out, bytes, complain, duration, seconds};
 use crate::plan::{compare, moved, rates_line};
 use crate::progress::{Pace, Waiting, terminal};
+use crate::signals::{Signal, Watch};
 
-/// Exit code when a second signal ends the process at once, as shells count it: 128 + SIGINT.
-const INTERRUPTED: i32 = 130;
-
-/// Trains a run.
-pub fn train(args: &RunArgs, out: Out) -> Answer {
+/// Trains a run. Signals ask it to save and to stop.
+pub fn train(args: &RunArgs, out: Out, watch: &Watch) -> Answer {
     let run = args.load()?;
     match run.optimizer.moments.name() {
         "f32" => out.detail("strategies that change numbers: none"),
@@ -33,31 +27,17 @@ pub fn train(args: &RunArgs, out: Out) -> Answer {
             "optimizer.moments is {name}: other numbers than with f32"
         )),
     }
-    let stop = stop_on_signals()?;
-    let mut show = Show::new(out, Arc::clone(&stop));
-    let result = fit::train(&run, &mut show, &stop);
+    let mut show = Show::new(out, watch.clone());
+    let result = fit::train(&run, &mut show, &watch.requests);
     show.clear();
     let report = result?;
     let events = run.output.join("tensorboard");
     let events = run.log.tensorboard.then_some(events.as_path());
     out.text(&summary(&report, events, show.cuda));
-    Ok((json!(report), 0))
-}
-
-/// The first signal asks the run to save and stop, a second one ends the process.
-fn stop_on_signals() -> Result<Arc<AtomicBool>, CliError> {
-    let stop = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM, SIGHUP] {
-        // In this order: the first looks at what the second has not set yet.
-        let at_once = Arc::clone(&stop);
-        signal_hook::flag::register_conditional_shutdown(signal, INTERRUPTED, at_once)
-            .and_then(|_| signal_hook::flag::register(signal, Arc::clone(&stop)))
-            .map_err(|source| CliError::Write {
-                path: "signal handler".into(),
-                source,
-            })?;
-    }
-    Ok(stop)
+    let mut answer = json!(report);
+    let signal = watch.stopped_by().filter(|_| report.stopped);
+    answer["signal"] = json!(signal.map(Signal::name));
+    Ok((answer, signal.map_or(0, Signal::code)))
 }
 
 /// A line at least this often, where there is no bar.
@@ -67,7 +47,7 @@ const OFTEN: Duration = Duration::from_secs(60);
 /// at least one a minute.
 struct Show {
     out: Out,
-    stop: Arc<AtomicBool>,
+    watch: Watch,
     bar: Option<ProgressBar>,
     waiting: Option<Waiting>,
     terminal: bool,
@@ -81,10 +61,10 @@ struct Show {
 }
 
 impl Show {
-    fn new(out: Out, stop: Arc<AtomicBool>) -> Self {
+    fn new(out: Out, watch: Watch) -> Self {
         Self {
             out,
-            stop,
+            watch,
             bar: None,
             waiting: None,
             terminal: terminal(),
@@ -114,6 +94,14 @@ impl Show {
         self.waiting = None;
         if let Some(bar) = self.bar.take() {
             bar.finish_and_clear();
+        }
+    }
+
+    /// Says once that the run ends, as soon as that is seen.
+    fn tell_stopping(&mut self) {
+        if self.watch.requests.stopping() && !std::mem::replace(&mut self.stopping, true) {
+            self.clear();
+            complain("stopping: saving what is not saved; a second signal stops at once");
         }
     }
 
@@ -189,10 +177,7 @@ impl Observer for Show {
         if let Some(left) = left {
             let _ = write!(about, ", {} left", duration(left));
         }
-        if self.stop.load(Ordering::Relaxed) && !std::mem::replace(&mut self.stopping, true) {
-            self.clear();
-            complain("stopping: saving a checkpoint; a second signal stops at once");
-        }
+        self.tell_stopping();
         self.advance("step", line.step, line.steps, about);
     }
 

@@ -147,7 +147,8 @@ fn a_signal_stops_a_run_with_a_checkpoint() {
         .status();
     assert!(signal.expect("kill is there").success());
     let rest: Vec<String> = lines.map_while(Result::ok).collect();
-    assert_eq!(child.wait().expect("it ends").code(), Some(0), "{rest:#?}");
+    let code = child.wait().expect("it ends").code();
+    assert_eq!(code, Some(128 + 15), "{rest:#?}");
     assert!(rest.iter().any(|l| l.starts_with("stopped")), "{rest:#?}");
     let saved = std::fs::read_dir(dir.path().join("out/checkpoints"))
         .expect("a checkpoint")

@@ -42,6 +42,7 @@ pub use memory::HostMemory;
 pub use probe::{Mix, ProbeConfig, Rates, Share, probe, shares};
 pub use ram::{ChosenFault, Fault, Faults, Pace, RamConfig, RamDisk};
 pub use scratch::Scratch;
+pub use state_file::abandon;
 pub use ticket::{Ticket, Times};
 
 /// Extents, and the memory they are read into or written from, start and end on multiples of this

@@ -4,12 +4,14 @@
 //! whatever the drive has inside). The lock (`flock`) lives as long as the open file, so a killed
 //! process leaves none behind.
 
+use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use lowtide_units::Bytes;
 use rustix::fs::{FallocateFlags, FlockOperation};
@@ -91,13 +93,13 @@ impl StateFile {
             Ok(file) => state.direct = Some(file),
             Err(why) => state.note = Some(format!("O_DIRECT {why}")),
         }
-        state.keep = AtomicBool::new(header.keep);
+        state.set_keep(header.keep);
         Ok(state)
     }
 
     /// Empties the file, reserves all of its space, and only then writes the header.
     fn fill(&mut self, header: &Header) -> Result<(), TierError> {
-        *self.keep.get_mut() = false; // whatever it held is gone now
+        self.set_keep(false); // whatever it held is gone now
         let fail = |action, e: io::Error| TierError::file(action, &self.path, &e);
         self.file.set_len(0).map_err(|e| fail("emptying", e))?;
         self.reserve(DATA + header.share, 0)?;
@@ -167,7 +169,16 @@ impl StateFile {
 
     /// The file goes when it is closed, whatever its header says.
     pub(crate) fn discard(&self) {
-        self.keep.store(false, Ordering::Relaxed);
+        self.set_keep(false);
+    }
+
+    fn set_keep(&self, keep: bool) {
+        self.keep.store(keep, Ordering::Relaxed);
+        let mut unkept = UNKEPT.lock().unwrap_or_else(PoisonError::into_inner);
+        match keep {
+            true => unkept.remove(&self.path),
+            false => unkept.insert(self.path.clone()),
+        };
     }
 
     /// Opens it again for direct I/O and reads the header through that, as a trial.
@@ -215,6 +226,21 @@ impl Drop for StateFile {
         if !self.keep.load(Ordering::Relaxed) {
             // Still under the lock; if it fails there is nobody to tell and nothing is lost.
             let _ = std::fs::remove_file(&self.path);
+            self.set_keep(true);
+        }
+    }
+}
+
+/// Files of this process that go with it.
+static UNKEPT: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+
+/// Removes the state files of this process that are not kept. For a process that ends at once, without
+/// closing anything: nothing may be read or written by them afterwards.
+pub fn abandon() {
+    // Whoever holds the lock holds it for a moment; a process that ends does not wait for more.
+    if let Ok(unkept) = UNKEPT.try_lock() {
+        for path in unkept.iter() {
+            let _ = std::fs::remove_file(path);
         }
     }
 }

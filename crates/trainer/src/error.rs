@@ -340,6 +340,9 @@ pub enum TrainError {
     /// The CUDA device.
     #[error(transparent)]
     Cuda(#[from] lowtide_device::cuda::CudaError),
+    /// The run was asked to end before this was done.
+    #[error("stopped before it was done")]
+    Stopped,
     /// The run asks for what the device cannot do.
     #[error("{0}")]
     Device(String),

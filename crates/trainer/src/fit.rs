@@ -8,7 +8,6 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use lowtide_config::{Length, Run, ScheduleShape};
 use lowtide_device::cuda::Gpu;
@@ -30,6 +29,7 @@ use crate::planning::{
     Planned, budgets_of, clip_of, decoder_of, options_of, plan_pinned, shape_of,
 };
 use crate::report::{Observer, Phase, StepLine, TrainReport};
+use crate::requests::Requests;
 use crate::step::{Mark, Session, StepData};
 use crate::stops::{Stops, stops_of};
 use crate::tally::Tally;
@@ -66,13 +66,13 @@ pub fn schedule_of(run: &Run, total: u64) -> LearningRate {
 struct Fit<'a> {
     run: &'a Run,
     observer: &'a mut dyn Observer,
-    stop: &'a AtomicBool,
+    requests: Requests,
     session: Session,
-    tokenizer: Tokenizer,
+    tokenizer: Arc<Tokenizer>,
     stops: Stops,
     batches: Batches,
     eval: Option<Arc<Packed>>,
-    prompts: Vec<Prompt>,
+    prompts: Arc<[Prompt]>,
     numerics: Value,
     gpu: Option<Gpu>,
     total: u64,
@@ -89,6 +89,8 @@ struct Fit<'a> {
     predicted_seconds: f64,
     durable: bool,
     last_checkpoint: Option<PathBuf>,
+    /// The step whose state is in the newest checkpoint of the output directory, as far as known.
+    saved: Option<u64>,
 }
 
 /// A batch that is ready to be submitted.
@@ -108,15 +110,16 @@ struct Flight {
     after: State,
 }
 
-/// Trains a run. `stop` may be set at any time (a signal handler does): the run then saves a
-/// checkpoint and returns.
+/// Trains a run. Requests may come at any time (signals make them): to save and go on, or to save
+/// and return. A step that is under way is finished first; an evaluation, answers and an export are
+/// broken off, leave nothing behind, and are done again by the run that goes on.
 ///
 /// # Errors
 /// Everything that can be wrong with the run; the newest checkpoint stays intact.
 pub fn train(
     run: &Run,
     observer: &mut dyn Observer,
-    stop: &AtomicBool,
+    requests: &Requests,
 ) -> Result<TrainReport, TrainError> {
     run.training_ready()?;
     let start = Start::find(run)?;
@@ -216,13 +219,13 @@ pub fn train(
     let mut fit = Fit {
         run,
         observer,
-        stop,
+        requests: requests.clone(),
         session,
-        tokenizer,
+        tokenizer: Arc::new(tokenizer),
         stops,
         batches,
         eval,
-        prompts,
+        prompts: prompts.into(),
         numerics,
         gpu: planned.device.gpu.clone(),
         total,
@@ -235,6 +238,7 @@ pub fn train(
         predicted_seconds: planned.plan.prediction.step_seconds.0,
         durable: planned.plan.choice.durable,
         last_checkpoint: None,
+        saved: None,
     };
     fit.observer.phase(Some(match start {
         Start::Anew => Phase::Weights,
@@ -300,6 +304,8 @@ impl Fit<'_> {
             dir.display(),
             state.step
         ));
+        let own = dir.starts_with(checkpoint::directory(&self.run.output));
+        self.saved = own.then_some(state.step);
         self.last_checkpoint = Some(dir.to_owned());
         self.state = state;
         Ok(())
@@ -308,15 +314,13 @@ impl Fit<'_> {
     fn go(mut self, planned: &Planned) -> Result<TrainReport, TrainError> {
         if self.state.step == 0 {
             self.state.exact_match_before = self.exact_match("before")?;
-        }
-        if self.state.step == 0 {
             let loss = self.evaluate(0)?;
             self.state.totals.eval_loss_first = loss.map(f64::to_bits);
         }
         let after_step = self.state.step;
-        if self.durable {
-            self.make_up()?;
-        }
+        self.make_up()?;
+        // Now there is something to lose.
+        self.requests.guard();
         let mut tally = Tally::new(self.session.measured());
         let mut flight: Option<Flight> = None;
         let mut step = self.state.step;
@@ -325,7 +329,8 @@ impl Fit<'_> {
             // Saving and evaluating need drained state, so they happen between two batches.
             let due = |n: u64, step: u64| n > 0 && step.is_multiple_of(n) && step < self.total;
             let (save, eval) = (self.run.checkpoint.every_steps, self.run.eval.every_steps);
-            if let Some(f) = flight.take_if(|f| due(save, f.step) || due(eval, f.step)) {
+            let asked = self.requests.saving();
+            if let Some(f) = flight.take_if(|f| asked || due(save, f.step) || due(eval, f.step)) {
                 let (save, eval) = (due(save, f.step), due(eval, f.step));
                 self.finish(f, &mut tally)?;
                 let at = self.state.step;
@@ -335,12 +340,12 @@ impl Fit<'_> {
                 if eval {
                     self.evaluate(self.state.step)?;
                 }
-                if save {
-                    self.save()?;
+                if self.requests.take_save() || save {
+                    self.save_now()?;
                 }
                 tally.pause(self.session.measured());
             }
-            let more = step < self.total && !self.stop.load(Ordering::Relaxed);
+            let more = step < self.total && !self.requests.stopping();
             let submitted = match next.take() {
                 Some(batch) if more => {
                     step += 1;
@@ -387,15 +392,19 @@ impl Fit<'_> {
         self.checked(step_now, |s| s.session.drain())?;
         tally.end(self.session.measured());
         self.count(&tally);
-        let stopped = self.state.step < self.total;
+        let mut stopped = self.state.step < self.total;
         let (mut eval_loss_last, mut exact_match_after, mut output) = (None, None, None);
-        self.save()?;
+        self.save_now()?;
         if !stopped {
             eval_loss_last = self.evaluate(self.state.step)?;
             self.observer.phase(Some(Phase::Exporting));
-            output = Some(self.export()?);
+            output = self.export()?;
             self.observer.phase(None);
             exact_match_after = self.exact_match("after")?;
+            let whole = (self.eval.is_none() || eval_loss_last.is_some())
+                && output.is_some()
+                && (self.prompts.is_empty() || exact_match_after.is_some());
+            stopped = !whole;
         }
         let trace = self.trace()?;
         // The state is in a checkpoint now.
@@ -490,8 +499,12 @@ impl Fit<'_> {
         Ok(())
     }
 
-    fn save(&mut self) -> Result<(), TrainError> {
+    /// Saves what is not saved yet. Before the first step that is nothing.
+    fn save_now(&mut self) -> Result<(), TrainError> {
         let step = self.state.step;
+        if step == 0 || self.saved == Some(step) {
+            return Ok(());
+        }
         self.observer.phase(Some(Phase::Saving));
         self.checked(step, |s| s.session.drain())?;
         self.state.clip = self.session.clip_words().map(f64::to_bits);
@@ -509,6 +522,7 @@ impl Fit<'_> {
         self.observer.phase(None);
         self.observer.saved(&path);
         self.last_checkpoint = Some(path);
+        self.saved = Some(step);
         Ok(())
     }
 }

@@ -2,10 +2,11 @@
 //! prefix again, so this is for looking at results, not for serving.
 
 use lowtide_executor::ExecError;
+use lowtide_workload::Batch;
 
 use crate::data::{Micro, Prompt, Tokenizer};
 use crate::random::Philox;
-use crate::step::Session;
+use crate::step::{Outcome, Session};
 use crate::stops::Stops;
 
 /// How the next token is chosen.
@@ -21,6 +22,37 @@ pub struct Sampling {
     pub max_new_tokens: usize,
 }
 
+/// Runs the tokens of answers.
+pub trait Decoder {
+    /// What stops it.
+    type Error;
+    /// Logits at each row's marked position; `None`: asked to end.
+    ///
+    /// # Errors
+    /// What stopped the run.
+    fn infer(&mut self, inputs: Micro) -> Result<Option<Outcome>, Self::Error>;
+    /// So many prompts are answered.
+    fn progress(&mut self, done: usize);
+}
+
+/// A session that nothing is asked of.
+struct Plain<'a, P> {
+    session: &'a mut Session,
+    progress: P,
+}
+
+impl<P: FnMut(usize)> Decoder for Plain<'_, P> {
+    type Error = ExecError;
+
+    fn infer(&mut self, inputs: Micro) -> Result<Option<Outcome>, ExecError> {
+        self.session.infer(inputs).map(Some)
+    }
+
+    fn progress(&mut self, done: usize) {
+        (self.progress)(done);
+    }
+}
+
 /// Continues each prompt until one of `stops`, `max_new_tokens` or the sequence length.
 /// Prompts that leave no room give nothing; the token that stopped it is no part of an answer. Calls `progress` with the number finished.
 ///
@@ -31,9 +63,25 @@ pub fn generate(
     prompts: &[Vec<i32>],
     stops: &Stops,
     sampling: &Sampling,
-    mut progress: impl FnMut(usize),
+    progress: impl FnMut(usize),
 ) -> Result<Vec<Vec<i32>>, ExecError> {
     let batch = session.decoder().workload().batch;
+    let mut plain = Plain { session, progress };
+    let answers = decode(&mut plain, batch, prompts, stops, sampling)?;
+    Ok(answers.expect("nobody asks it to end"))
+}
+
+/// As [`generate`], with whatever runs the tokens, at this batch; `None`: it was asked to end.
+///
+/// # Errors
+/// What stopped the run.
+pub fn decode<D: Decoder>(
+    decoder: &mut D,
+    batch: Batch,
+    prompts: &[Vec<i32>],
+    stops: &Stops,
+    sampling: &Sampling,
+) -> Result<Option<Vec<Vec<i32>>>, D::Error> {
     let (b, t) = (batch.micro_batch as usize, batch.seq as usize);
     let rng = Philox::new(sampling.seed, GENERATE_STREAM);
     let mut drawn = 0;
@@ -45,7 +93,10 @@ pub fn generate(
             if !open.contains(&true) {
                 break;
             }
-            let logits = session.infer(inputs(&rows, &open, b, t))?.logits;
+            let Some(outcome) = decoder.infer(inputs(&rows, &open, b, t))? else {
+                return Ok(None);
+            };
+            let logits = outcome.logits;
             let vocab = logits.len() / b;
             for (i, row) in rows.iter_mut().enumerate() {
                 if !open[i] {
@@ -64,9 +115,9 @@ pub fn generate(
         for (row, prompt) in rows.iter().zip(group) {
             answers.push(stops.before(&row[prompt.len()..]).to_vec());
         }
-        progress(answers.len());
+        decoder.progress(answers.len());
     }
-    Ok(answers)
+    Ok(Some(answers))
 }
 
 /// Random numbers of the choice of tokens.
@@ -141,6 +192,24 @@ pub fn exact_match(
     max_new_tokens: usize,
     progress: impl FnMut(usize),
 ) -> Result<f64, ExecError> {
+    let batch = session.decoder().workload().batch;
+    let mut plain = Plain { session, progress };
+    let share = share_right(&mut plain, batch, tokenizer, stops, prompts, max_new_tokens)?;
+    Ok(share.expect("nobody asks it to end"))
+}
+
+/// As [`exact_match`], with whatever runs the tokens, at this batch; `None`: it was asked to end.
+///
+/// # Errors
+/// What stopped the run.
+pub fn share_right<D: Decoder>(
+    decoder: &mut D,
+    batch: Batch,
+    tokenizer: &Tokenizer,
+    stops: &Stops,
+    prompts: &[Prompt],
+    max_new_tokens: usize,
+) -> Result<Option<f64>, D::Error> {
     let tokens: Vec<Vec<i32>> = prompts.iter().map(|p| p.tokens.clone()).collect();
     let greedy = Sampling {
         temperature: 0.0,
@@ -148,11 +217,13 @@ pub fn exact_match(
         seed: 0,
         max_new_tokens,
     };
-    let answers = generate(session, &tokens, stops, &greedy, progress)?;
+    let Some(answers) = decode(decoder, batch, &tokens, stops, &greedy)? else {
+        return Ok(None);
+    };
     let right = answers
         .iter()
         .zip(prompts)
         .filter(|(a, p)| tokenizer.decode(a, false).trim() == p.reference.trim())
         .count();
-    Ok(right as f64 / prompts.len().max(1) as f64)
+    Ok(Some(right as f64 / prompts.len().max(1) as f64))
 }

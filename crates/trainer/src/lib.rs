@@ -18,6 +18,7 @@ pub mod planning;
 pub mod probe;
 pub mod random;
 pub mod report;
+pub mod requests;
 pub mod step;
 pub mod stops;
 mod tally;

@@ -3,12 +3,12 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
 
 use lowtide_config::Run;
 use lowtide_model::{Checkpoint, load_shape};
 use lowtide_trainer::fit::train;
 use lowtide_trainer::report::Observer;
+use lowtide_trainer::requests::Requests;
 
 struct Silent;
 impl Observer for Silent {}
@@ -49,7 +49,7 @@ log: {{tensorboard: false, trace: false}}
     let file = dir.path().join("run.yaml");
     fs::write(&file, text).expect("a writable directory");
     let run = Run::load(&file, &[]).expect("a valid run file");
-    let report = train(&run, &mut Silent, &AtomicBool::new(false)).expect("trains");
+    let report = train(&run, &mut Silent, &Requests::new()).expect("trains");
     let (first, last) = (
         report.eval_loss_first.expect("eval"),
         report.eval_loss_last.expect("eval"),

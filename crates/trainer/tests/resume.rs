@@ -4,7 +4,6 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use lowtide_config::Run;
@@ -12,6 +11,7 @@ use lowtide_tiers::committed;
 use lowtide_trainer::TrainError;
 use lowtide_trainer::fit::train;
 use lowtide_trainer::report::{Observer, StepLine, TrainReport};
+use lowtide_trainer::requests::Requests;
 use lowtide_trainer::step::CommitRecord;
 
 const CONFIG: &str = r#"{"architectures": ["LlamaForCausalLM"], "model_type": "llama",
@@ -93,7 +93,7 @@ log: {{tensorboard: false, trace: false}}
 
 struct StopAfter<'a> {
     step: u64,
-    stop: &'a AtomicBool,
+    stop: &'a Requests,
     notes: Vec<String>,
 }
 
@@ -104,7 +104,7 @@ impl Observer for StopAfter<'_> {
 
     fn step(&mut self, line: &StepLine) {
         if line.step == self.step {
-            self.stop.store(true, Ordering::Relaxed);
+            self.stop.stop();
         }
     }
 }
@@ -121,7 +121,7 @@ fn try_go(
 ) -> Result<(TrainReport, Vec<String>), TrainError> {
     let sets: Vec<String> = sets.iter().map(|&s| s.to_owned()).collect();
     let run = Run::load(file, &sets).expect("a valid run file");
-    let stop = AtomicBool::new(false);
+    let stop = Requests::new();
     let mut observer = StopAfter {
         step: stop_after,
         stop: &stop,
@@ -170,10 +170,10 @@ fn a_resumed_run_of_small_moments_equals_an_unbroken_one() {
             &run,
             &mut StopAfter {
                 step: 0,
-                stop: &AtomicBool::new(false),
+                stop: &Requests::new(),
                 notes: Vec::new(),
             },
-            &AtomicBool::new(false),
+            &Requests::new(),
         ) {
             Err(TrainError::OtherRun {
                 key, theirs, ours, ..

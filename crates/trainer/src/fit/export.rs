@@ -11,7 +11,8 @@ use crate::error::TrainError;
 
 impl Fit<'_> {
     /// Writes the model beside its final name and then renames it: the name means it is whole.
-    pub(super) fn export(&mut self) -> Result<PathBuf, TrainError> {
+    /// `None`: the run was asked to end, and nothing of it is left.
+    pub(super) fn export(&mut self) -> Result<Option<PathBuf>, TrainError> {
         let target = self.run.output.join("model");
         let pending = self.run.output.join(".model.pending");
         let _ = fs::remove_dir_all(&pending);
@@ -21,15 +22,25 @@ impl Fit<'_> {
         };
         let shape = self.session.decoder().shape().clone();
         let homes = self.session.homes()?;
-        HfWriter::new(&shape, self.run.precision, source).write(&pending, |p, range, out| {
-            Ok::<(), TrainError>(homes.weights(p, range, out)?)
-        })?;
+        let requests = &self.requests;
+        let writer = HfWriter::new(&shape, self.run.precision, source);
+        let written = writer.write(&pending, |p, range, out| {
+            if requests.stopping() {
+                return Err(TrainError::Stopped);
+            }
+            Ok(homes.weights(p, range, out)?)
+        });
+        if let Err(TrainError::Stopped) = written {
+            fs::remove_dir_all(&pending).map_err(TrainError::io(&pending))?;
+            return Ok(None);
+        }
+        written?;
         copy_tokenizer(self.tokenizer.path(), &pending)?;
         if target.exists() {
             fs::remove_dir_all(&target).map_err(TrainError::io(&target))?;
         }
         fs::rename(&pending, &target).map_err(TrainError::io(&target))?;
-        Ok(target)
+        Ok(Some(target))
     }
 
     pub(super) fn trace(&self) -> Result<Option<PathBuf>, TrainError> {

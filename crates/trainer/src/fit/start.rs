@@ -301,17 +301,23 @@ impl Fit<'_> {
         })?)
     }
 
-    /// Evaluates and saves where the run died after a step and before what was due behind it.
+    /// Evaluates and saves where the run ended after a step and before what was due behind it.
     pub(super) fn make_up(&mut self) -> Result<(), TrainError> {
         let (step, total) = (self.state.step, self.total);
         let due = |n: u64| n > 0 && step > 0 && step.is_multiple_of(n) && step < total;
+        if !self.durable && self.saved != Some(step) {
+            return Ok(()); // another directory's run has recorded it there
+        }
         let metrics = self.run.output.join("metrics.jsonl");
         if due(self.run.eval.every_steps) && !has_step(&metrics, step, "eval_loss")? {
             self.evaluate(step)?;
         }
         let newest = checkpoint::list(&self.run.output).pop();
-        if due(self.run.checkpoint.every_steps) && newest.is_none_or(|(at, _)| at < step) {
-            self.save()?;
+        if self.durable
+            && due(self.run.checkpoint.every_steps)
+            && newest.is_none_or(|(at, _)| at < step)
+        {
+            self.save_now()?;
         }
         Ok(())
     }

@@ -1,6 +1,7 @@
 //! Does the work of a plan's tasks: the model's operations, gradients' ends,
 //! updates, norms, inputs and results.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -16,6 +17,7 @@ use lowtide_workload::Batch;
 use super::commit::{About, Commits, Mark};
 use crate::data::Micro;
 use crate::random::Philox;
+use crate::requests::Requests;
 
 /// How gradients are clipped and what happens when one is not finite.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -71,6 +73,9 @@ pub struct StepData {
     mark: Option<Mark>,
     /// Which step's update this part makes and commits (durable runs).
     commits: Option<u64>,
+    /// What breaks it off (parts that leave nothing behind).
+    requests: Option<Requests>,
+    broken_off: AtomicBool,
     outcome: Mutex<Outcome>,
     ready: Condvar,
 }
@@ -90,19 +95,52 @@ impl StepData {
         mark: Option<Mark>,
         commits: Option<u64>,
     ) -> Arc<Self> {
+        Arc::new(Self {
+            mark,
+            commits,
+            ..Self::of(inputs, update)
+        })
+    }
+
+    /// Data of a part that leaves nothing behind (an evaluation, a token): once anything is asked,
+    /// the rest of its work is left out and its outcome means nothing.
+    pub(super) fn until(inputs: Vec<Micro>, requests: &Requests) -> Arc<Self> {
+        Arc::new(Self {
+            requests: Some(requests.clone()),
+            ..Self::of(inputs, None)
+        })
+    }
+
+    fn of(inputs: Vec<Micro>, update: Option<Hyper>) -> Self {
         let supervised: usize = inputs
             .iter()
             .map(|m| m.labels.iter().filter(|&&l| l >= 0).count())
             .sum();
-        Arc::new(Self {
+        Self {
             inputs,
             loss_scale: 1.0 / supervised.max(1) as f32,
             update,
-            mark,
-            commits,
+            mark: None,
+            commits: None,
+            requests: None,
+            broken_off: AtomicBool::new(false),
             outcome: Mutex::default(),
             ready: Condvar::new(),
-        })
+        }
+    }
+
+    /// Whether work was left out, or is from here on.
+    pub(super) fn breaks_off(&self) -> bool {
+        let asked = self.requests.as_ref().is_some_and(Requests::pending);
+        if asked {
+            self.broken_off.store(true, Ordering::Relaxed);
+        }
+        self.broken_off.load(Ordering::Relaxed)
+    }
+
+    /// Whether work was left out.
+    pub(super) fn is_broken_off(&self) -> bool {
+        self.broken_off.load(Ordering::Relaxed)
     }
 
     fn lock(&self) -> MutexGuard<'_, Outcome> {
@@ -394,6 +432,7 @@ impl lowtide_executor::Engine for Engine {
 
     fn run(&self, queue: &Queue, call: &TaskCall<'_>, step: &StepData) -> Result<(), EngineError> {
         match call.work {
+            Work::Compute { .. } if step.breaks_off() => {}
             Work::Compute {
                 unit, phase, op, ..
             } => {

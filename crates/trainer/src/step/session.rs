@@ -18,6 +18,7 @@ use super::engine::{ClipRule, Engine, Outcome, StepData, first_clip};
 use super::homes::Homes;
 use crate::data::Micro;
 use crate::error::TrainError;
+use crate::requests::Requests;
 
 /// Where a plan's extents go.
 #[derive(Debug)]
@@ -282,7 +283,19 @@ impl Session {
     /// # Errors
     /// What stopped the run.
     pub fn evaluate(&mut self, inputs: Vec<Micro>) -> Result<Outcome, ExecError> {
-        self.forward(PartName::Evaluate, inputs)
+        self.forward(PartName::Evaluate, StepData::new(inputs, None))
+    }
+
+    /// As [`Session::evaluate`], broken off as soon as anything is asked: then there is no outcome.
+    ///
+    /// # Errors
+    /// What stopped the run.
+    pub fn evaluate_until(
+        &mut self,
+        inputs: Vec<Micro>,
+        requests: &Requests,
+    ) -> Result<Option<Outcome>, ExecError> {
+        self.forward_until(PartName::Evaluate, inputs, requests)
     }
 
     /// Logits of one micro-batch at each row's marked position. Drains first.
@@ -290,12 +303,34 @@ impl Session {
     /// # Errors
     /// What stopped the run.
     pub fn infer(&mut self, inputs: Micro) -> Result<Outcome, ExecError> {
-        self.forward(PartName::Infer, vec![inputs])
+        self.forward(PartName::Infer, StepData::new(vec![inputs], None))
     }
 
-    fn forward(&mut self, part: PartName, inputs: Vec<Micro>) -> Result<Outcome, ExecError> {
+    /// As [`Session::infer`], broken off as soon as anything is asked: then there is no outcome.
+    ///
+    /// # Errors
+    /// What stopped the run.
+    pub fn infer_until(
+        &mut self,
+        inputs: Micro,
+        requests: &Requests,
+    ) -> Result<Option<Outcome>, ExecError> {
+        self.forward_until(PartName::Infer, vec![inputs], requests)
+    }
+
+    fn forward_until(
+        &mut self,
+        part: PartName,
+        inputs: Vec<Micro>,
+        requests: &Requests,
+    ) -> Result<Option<Outcome>, ExecError> {
+        let data = StepData::until(inputs, requests);
+        let outcome = self.forward(part, Arc::clone(&data))?;
+        Ok((!data.is_broken_off()).then_some(outcome))
+    }
+
+    fn forward(&mut self, part: PartName, data: Arc<StepData>) -> Result<Outcome, ExecError> {
         self.drain()?;
-        let data = StepData::new(inputs, None);
         self.runner.submit(part, Arc::clone(&data))?;
         self.runner.wait()?;
         Ok(data.peek())

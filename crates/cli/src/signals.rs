@@ -1,0 +1,141 @@
+//! Signals: what they ask of a run, and the exit code that tells which one ended it.
+//!
+//! A thread waits for them. While a run has nothing to lose (any command but `train`, and the start of
+//! that) the thread ends the process itself, so it ends at once wherever it stands: loading data,
+//! planning, probing, filling weights, compiling kernels. After that the run is asked, and a second
+//! signal ends the process: a checkpoint that has its name is whole.
+
+use std::io::{Write, stdout};
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::time::Duration;
+
+use lowtide_trainer::requests::Requests;
+use serde_json::json;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2, SIGXFSZ};
+use signal_hook::iterator::Signals;
+use signal_hook::low_level::{exit, signal_name};
+
+use crate::error::CliError;
+use crate::out::complain;
+
+/// Signals that end a run, after a save where there is something to save.
+const STOPPING: [i32; 4] = [SIGINT, SIGTERM, SIGHUP, SIGUSR2];
+
+/// How long the last words of a process may take: its reader may be asleep.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+
+/// The signals that a process has got, and what they ask of its run.
+#[derive(Clone, Debug)]
+pub struct Watch {
+    pub requests: Requests,
+    /// The signal that asked the run to stop; 0: none.
+    stopped_by: Arc<AtomicI32>,
+}
+
+impl Watch {
+    /// The signal that asked the run to stop.
+    pub fn stopped_by(&self) -> Option<Signal> {
+        match self.stopped_by.load(Ordering::Acquire) {
+            0 => None,
+            number => Some(Signal(number)),
+        }
+    }
+}
+
+/// A signal that ends a process.
+#[derive(Clone, Copy, Debug)]
+pub struct Signal(i32);
+
+impl Signal {
+    /// `SIGTERM`.
+    pub fn name(self) -> &'static str {
+        signal_name(self.0).unwrap_or("a signal")
+    }
+
+    /// The exit code of a process that it ended, as shells count it.
+    pub fn code(self) -> u8 {
+        128 + self.0 as u8
+    }
+}
+
+/// Watches for signals from here on; `json`: the answer of a command that a signal ends is wanted.
+///
+/// # Errors
+/// When the system takes no handler.
+pub fn watch(json: bool) -> Result<Watch, CliError> {
+    let failed = |source| CliError::Write {
+        path: "signal handler".into(),
+        source,
+    };
+    // A write beyond the limit on files' sizes fails like any other, and its error names the file.
+    let beyond = Arc::new(AtomicBool::new(false));
+    signal_hook::flag::register(SIGXFSZ, beyond).map_err(failed)?;
+    let ignored = ignored();
+    let asked = [SIGUSR1].into_iter().chain(STOPPING);
+    // Under `nohup` a hang-up is nothing to stop for.
+    let asked = asked.filter(|&s| s != SIGHUP || !ignored(s));
+    let mut signals = Signals::new(asked).map_err(failed)?;
+    let watch = Watch {
+        requests: Requests::new(),
+        stopped_by: Arc::default(),
+    };
+    let mine = watch.clone();
+    std::thread::Builder::new()
+        .name("signals".to_owned())
+        .spawn(move || {
+            for signal in &mut signals {
+                mine.got(signal, json);
+            }
+        })
+        .map_err(failed)?;
+    Ok(watch)
+}
+
+impl Watch {
+    fn got(&self, signal: i32, json: bool) {
+        if signal == SIGUSR1 {
+            return self.requests.save();
+        }
+        let first = self.stopped_by.swap(signal, Ordering::AcqRel) == 0;
+        if first && self.requests.guarded() {
+            return self.requests.stop();
+        }
+        end(Signal(signal), json);
+    }
+}
+
+/// Ends the process without waiting for anything that it does.
+fn end(signal: Signal, json: bool) {
+    let code = i32::from(signal.code());
+    // Nothing below may hold the end up: whoever reads may be asleep, and another thread may hold a lock.
+    let timer = std::thread::Builder::new().spawn(move || {
+        std::thread::sleep(LAST_WORDS);
+        exit(code);
+    });
+    if timer.is_err() {
+        exit(code);
+    }
+    lowtide_trainer::requests::abandon();
+    if json {
+        let answer = json!({ "stopped": true, "signal": signal.name(), "exit_code": code });
+        // Past the lock of standard output, which a thread that stands still may hold.
+        if let Ok(fd) = stdout().as_fd().try_clone_to_owned() {
+            let _ = std::fs::File::from(fd).write_all(format!("{answer}\n").as_bytes());
+        }
+    }
+    complain(&format!("stopped by {}", signal.name()));
+    exit(code);
+}
+
+/// Which signals this process was started with as ignored (`nohup` does so).
+fn ignored() -> impl Fn(i32) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status
+        .lines()
+        .find_map(|l| l.strip_prefix("SigIgn:"))
+        .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
+        .unwrap_or(0);
+    move |signal| mask >> (signal - 1) & 1 == 1
+}

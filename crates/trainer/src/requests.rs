@@ -1,0 +1,97 @@
+//! What is asked of a run from outside while it goes: to save, to stop.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Requests to a run, as signals make them. A handle: clones share what was asked.
+///
+/// A run looks at them between steps, between the batches of an evaluation and between the tokens of
+/// answers; the work of an evaluation or a token that is under way is broken off. Whoever hands them
+/// over may end the process by itself while the run is not [`guarded`](Requests::guarded).
+#[derive(Clone, Debug, Default)]
+pub struct Requests(Arc<Asked>);
+
+#[derive(Debug, Default)]
+struct Asked {
+    stop: AtomicBool,
+    save: AtomicBool,
+    guarded: AtomicBool,
+}
+
+impl Requests {
+    /// Nothing is asked.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Asks the run to save and to end.
+    pub fn stop(&self) {
+        self.0.stop.store(true, Ordering::Release);
+    }
+
+    /// Asks the run to save and to go on.
+    pub fn save(&self) {
+        self.0.save.store(true, Ordering::Release);
+    }
+
+    /// Whether the run was asked to end.
+    #[must_use]
+    pub fn stopping(&self) -> bool {
+        self.0.stop.load(Ordering::Acquire)
+    }
+
+    /// Whether the run was asked to save and has not done so.
+    #[must_use]
+    pub fn saving(&self) -> bool {
+        self.0.save.load(Ordering::Acquire)
+    }
+
+    /// Whether anything is asked that the run has not done.
+    #[must_use]
+    pub fn pending(&self) -> bool {
+        self.stopping() || self.saving()
+    }
+
+    /// Takes a request to save: it is being done.
+    pub(crate) fn take_save(&self) -> bool {
+        self.0.save.swap(false, Ordering::AcqRel)
+    }
+
+    /// From here on the run ends by itself when it is asked to: ending its process would lose steps,
+    /// or leave something half written.
+    pub(crate) fn guard(&self) {
+        self.0.guarded.store(true, Ordering::Release);
+    }
+
+    /// Whether the run has something to lose. Before that (while it reads data, measures, plans,
+    /// loads) a request to stop is best answered by ending the process.
+    #[must_use]
+    pub fn guarded(&self) -> bool {
+        self.0.guarded.load(Ordering::Acquire)
+    }
+}
+
+/// Before a process ends without unwinding: removes the state files on its drives that nobody will ask
+/// for again. Kept ones (a durable run's) stay.
+pub fn abandon() {
+    lowtide_tiers::abandon();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clones_share_what_was_asked_and_a_save_is_done_once() {
+        let (requests, other) = (Requests::new(), Requests::new());
+        let clone = requests.clone();
+        assert!(!requests.pending());
+        clone.save();
+        assert!(requests.saving() && requests.pending() && !requests.stopping());
+        assert!(requests.take_save() && !requests.take_save() && !clone.pending());
+        clone.stop();
+        assert!(requests.stopping() && requests.pending() && !requests.saving());
+        assert!(!other.pending());
+    }
+}
