@@ -227,6 +227,7 @@ fn data_advice(e: &DataError) -> Vec<String> {
         DataError::NothingSupervised { .. } => {
             "check data.format, data.train_on and train.seq: no token would carry loss"
         }
+        DataError::SplitOfOne { .. } => "name a file in data.eval, or add examples",
         DataError::AllDropped { .. } => {
             "set train.last_batch to keep or fill, or lower train.micro_batch or train.accumulate"
         }

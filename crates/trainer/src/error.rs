@@ -86,6 +86,17 @@ pub enum DataError {
         /// Records whose supervised tokens all lie beyond the sequence length.
         n_cut: u64,
     },
+    /// A share of the examples was to be kept for evaluation and none would be left to train on.
+    #[error(
+        "{path}: 'data.eval_split: {share}' keeps at least one example for evaluation, and there is only one that \
+         can be trained on"
+    )]
+    SplitOfOne {
+        /// The (first) file.
+        path: PathBuf,
+        /// The share.
+        share: f64,
+    },
     /// Prompts were to be left out of the loss and not one token was.
     #[error("{path}: all {n_tokens} tokens in {n_records} records are supervised, prompts too")]
     EverythingSupervised {
@@ -297,6 +308,12 @@ pub enum RecordProblem {
         /// The format.
         format: &'static str,
     },
+    /// The completion cannot be tokenised as what follows the prompt.
+    #[error(
+        "the tokenizer puts a space before the completion, which a token of prompt and completion together \
+         reaches into; move the characters at the border into the prompt or into the completion"
+    )]
+    Border,
     /// The tokenizer failed.
     #[error("tokenizer: {reason}")]
     Tokenize {

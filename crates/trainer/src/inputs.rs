@@ -10,7 +10,7 @@ use crate::data::{
     BatchShape, Batches, Dataset, Dealing, Fields, Format, LastBatch, LoadOptions, LossOn, Micro,
     Packed, Packing, Tokenizer,
 };
-use crate::error::TrainError;
+use crate::error::{DataError, TrainError};
 use crate::random::Philox;
 
 /// What a run trains and evaluates on.
@@ -154,6 +154,13 @@ pub fn load_inputs(run: &Run, tokenizer: &Tokenizer) -> Result<Inputs, TrainErro
     let mut eval = None;
     if run.data.eval.is_empty() && run.data.eval_split > 0.0 {
         let n = data.len();
+        if n < 2 {
+            return Err(DataError::SplitOfOne {
+                path: data.path().to_owned(),
+                share: run.data.eval_split,
+            }
+            .into());
+        }
         let held = ((n as f64 * run.data.eval_split).ceil() as usize).clamp(1, n - 1);
         let order = Philox::new(run.seed, SPLIT_STREAM).permutation(n);
         let mut mine: Vec<usize> = order[held..].iter().map(|&i| i as usize).collect();
@@ -209,23 +216,41 @@ fn remark(name: &str, data: &Dataset, notes: &mut Vec<String>) {
 }
 
 fn describe(name: &str, packed: &Packed, notes: &mut Vec<String>) {
-    let data = packed.data();
-    let r = data.report();
+    let (n_examples, seq) = (packed.data().len() as u64, packed.seq());
+    let r = packed.report();
     notes.push(format!(
-        "{name} data: {} examples, {} tokens, {} supervised, {} rows of {} ({:.0}% filled)",
-        data.len(),
+        "{name} data: {} examples, {} tokens, {} supervised, {} rows of {seq} ({:.0}% filled)",
+        n_examples - r.n_cut,
         r.n_tokens,
         r.n_supervised,
-        packed.n_rows(),
-        packed.seq(),
-        100.0 * packed.report().fill(packed.seq()),
+        r.n_rows,
+        100.0 * r.fill(seq),
     ));
-    if packed.report().n_tokens_lost > 0 {
+    if r.n_truncated > 0 {
         notes.push(format!(
-            "{name} data: {} records are longer than {} tokens, {} tokens cut off",
-            packed.report().n_cut,
-            packed.seq(),
-            packed.report().n_tokens_lost
+            "{name} data: {} of {n_examples} records are longer than {seq} tokens, {} tokens cut off",
+            r.n_truncated, r.n_tokens_lost,
+        ));
+    }
+    if r.n_answers_cut > 0 {
+        let left_out = match r.n_cut {
+            0 => String::new(),
+            n => format!("; {n} have nothing of it left and are left out"),
+        };
+        let enough = if r.seq_for_99 > seq {
+            format!(
+                "train.seq {} would hold 99 % of the records whole, {} all of them",
+                r.seq_for_99, r.seq_for_all
+            )
+        } else {
+            format!("train.seq {} would hold all of them", r.seq_for_all)
+        };
+        notes.push(format!(
+            "warning: {name} data: {} of {n_examples} records ({:.1} %) lose the end of their answer and with it their \
+             end of turn, {} supervised tokens{left_out}; {enough}",
+            r.n_answers_cut,
+            100.0 * r.n_answers_cut as f64 / n_examples as f64,
+            r.n_labels_lost,
         ));
     }
 }

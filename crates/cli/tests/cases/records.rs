@@ -203,3 +203,77 @@ fn a_kept_rest_has_the_gradient_of_its_own_rows() {
         }
     }
 }
+
+/// The end of a sequence that a completion has written out is not put there again.
+#[test]
+fn doubled_bos_eos() {
+    let case = Scratch::new("doubled-bos-eos");
+    let with = case.train(&[]);
+    with.fine();
+    assert!(
+        with.text()
+            .contains("2 records have the end of a sequence written out")
+    );
+    case.write("e.jsonl", case.read("d.jsonl").replace("<|im_end|>", ""));
+    let without = case.train(&["data.train=e.jsonl", "output=out2"]);
+    without.fine();
+    assert_eq!(
+        (count(&with, "supervised"), count(&without, "supervised")),
+        (8, 8)
+    );
+    assert_eq!(count(&with, "tokens"), count(&without, "tokens"));
+    assert_eq!(column(&case, "out", "loss"), column(&case, "out2", "loss"));
+}
+
+/// The one example there is cannot be kept for evaluation.
+#[test]
+fn eval_split_of_one() {
+    let case = Scratch::new("eval-split-of-one");
+    case.train(&[])
+        .refused(&["d.jsonl", "data.eval_split: 0.1", "only one", "data.eval"]);
+    case.run(&["eval", "run.yaml"])
+        .refused(&["data.eval_split"]);
+    case.write("d.jsonl", case.read("d.jsonl").repeat(2));
+    case.train(&[]).fine();
+}
+
+/// How many answers lose their end, and which length would hold them.
+#[test]
+fn truncation_miscounted() {
+    let case = Scratch::new("truncation-miscounted");
+    let longer = case.read("m/config.json").replace(
+        "\"max_position_embeddings\": 256",
+        "\"max_position_embeddings\": 512",
+    );
+    case.write("m/config.json", longer);
+    let cut = case.train(&[]);
+    cut.fine();
+    let text = cut.text();
+    assert!(
+        text.contains("4 of 4 records are longer than 128 tokens, 1020 tokens cut off"),
+        "{text}"
+    );
+    let warning = text.lines().find(|l| l.contains("warning: train data:"));
+    let warning = warning.unwrap_or_else(|| panic!("no warning: {text}"));
+    assert!(
+        warning.contains("4 of 4 records (100.0 %) lose the end of their answer"),
+        "{warning}"
+    );
+    // Each row is full, and its first tokens are the prompt's.
+    assert!(count(&cut, "supervised") < 4 * 127, "{text}");
+    let words: Vec<&str> = warning.split(' ').collect();
+    let at = words
+        .iter()
+        .position(|w| *w == "train.seq")
+        .expect("a length");
+    let seq = format!("train.seq={}", words[at + 1]);
+    let whole = case.train(&[&seq, "output=out2"]);
+    whole.fine();
+    assert!(!whole.text().contains("cut off") && !whole.text().contains("warning: train"));
+    // All that was cut off but the line end behind each turn, which is the frame's.
+    assert!(warning.contains(", 1016 supervised tokens"), "{warning}");
+    assert_eq!(
+        count(&whole, "supervised"),
+        count(&cut, "supervised") + 1016
+    );
+}

@@ -58,6 +58,14 @@ impl ChatTemplate {
         let mut engine = engine(now_unix_s);
         let mut marks_assistant = false;
         for (name, source) in sources {
+            // Jinja2 reads every line end as `\n`.
+            let source = &source.replace("\r\n", "\n").replace('\r', "\n");
+            if let Some(method) = python::printed_method(source) {
+                return Err(fail(format!(
+                    "it prints the method '{method}' itself, which Python shows with an address in memory; \
+                     '{method}()' calls it, ['{method}'] is the key"
+                )));
+            }
             let marked = mark_generation(source);
             marks_assistant |= marked != *source;
             engine
@@ -134,7 +142,11 @@ fn engine(now_unix_s: i64) -> Environment<'static> {
         .lstrip_blocks(true)
         .build();
     engine.set_syntax(syntax.expect("the default delimiters"));
-    engine.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    engine.set_unknown_method_callback(|state, value, method, args| match value.as_str() {
+        Some(text) if method == "title" && args.is_empty() => Ok(python::title(text).into()),
+        _ => minijinja_contrib::pycompat::unknown_method_callback(state, value, method, args),
+    });
+    engine.add_test("sequence", python::is_sequence);
     engine.set_formatter(|out, _, value| {
         out.write_str(&python::print(value))
             .map_err(|e| Error::new(ErrorKind::BadSerialization, e.to_string()))
@@ -148,7 +160,7 @@ fn engine(now_unix_s: i64) -> Environment<'static> {
         },
     );
     engine.add_function("strftime_now", move |format: String| {
-        python::strftime(now_unix_s, &format)
+        super::dates::strftime(now_unix_s, &format)
     });
     engine
 }

@@ -144,3 +144,41 @@ fn the_tool_template_renders_conversations_with_tools() {
         "tools"
     );
 }
+
+/// Expected texts are Jinja2's (3.1.6, with transformers' settings).
+#[test]
+fn line_ends_methods_and_tests_are_those_of_jinja() {
+    let messages = [serde_json::json!({"role": "user", "content": "it's A x-ray"})];
+    for (source, want) in [
+        // A line end is read as \n, in the text and in strings, and the last one is not part of it.
+        ("a\r\n{% if true %}\r\nb\r\n{% endif %}\r\nc\r\n", "a\nb\nc"),
+        ("{{ 'x\r\ny' }}\rz\r\n\r\n", "x\ny\nz\n"),
+        ("{{ messages[0].content.title() }}", "It'S A X-Ray"),
+        (
+            "{{ 'x' is sequence }}{{ {} is sequence }}{{ [] is sequence }}{{ 1 is sequence }}",
+            "TrueTrueTrueFalse",
+        ),
+        (
+            "{{ 'x' is iterable }}{{ 1 is iterable }}{{ none is sequence }}",
+            "TrueFalseFalse",
+        ),
+        (
+            "{{ strftime_now('%j %U %W %V %w %u %D %x %Z|') }}",
+            "208 29 30 30 5 5 07/26/24 07/26/24 |",
+        ),
+    ] {
+        let source = [("default".to_owned(), source.to_owned())];
+        let template =
+            ChatTemplate::new(&source, Vec::new(), 1_721_995_200, Path::new("t")).unwrap();
+        let text = template.render(&messages, None, false).unwrap().text;
+        assert_eq!(text, want, "{source:?}");
+    }
+    let source = [("default".to_owned(), "{{ messages[0].items }}".to_owned())];
+    let error = ChatTemplate::new(&source, Vec::new(), 0, Path::new("t")).unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains("prints the method 'items' itself"),
+        "{error}"
+    );
+}

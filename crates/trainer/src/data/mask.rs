@@ -39,6 +39,22 @@ impl Example {
         self.tokens.extend(tokens);
         self.supervised.resize(self.tokens.len(), supervised);
     }
+
+    /// Ends the example with `eos`, which is supervised; whether it ended with it before.
+    fn end(&mut self, eos: i32) -> bool {
+        let had = self.tokens.last() == Some(&eos);
+        if !had {
+            self.push(&[eos], true);
+        }
+        had
+    }
+}
+
+/// The tokens of a text that begins a sequence, with the tokenizer's beginning.
+struct First {
+    tokens: Vec<i32>,
+    /// Whether the text had the beginning written out.
+    had_begin: bool,
 }
 
 /// Turns lines of one schema into examples.
@@ -150,16 +166,20 @@ impl<'a> Encoder<'a> {
             (Record::PromptCompletion { prompt, completion }, Ending::Eos(eos)) => {
                 let (prompt, completion) = self.prompt_completion(&prompt, &completion)?;
                 let mut example = Example::default();
-                example.push(&prompt, false);
+                remarks.n_had_begin += u64::from(prompt.had_begin);
+                example.push(&prompt.tokens, false);
                 example.push(&completion, true);
-                example.push(&[*eos], true);
+                remarks.n_had_end += u64::from(example.end(*eos));
                 example
             }
             (Record::Text(text), Ending::Eos(eos)) => {
                 let mut example = Example::default();
-                example.push(self.tokenizer.prefix(), false);
-                example.push(&self.tokenizer.encode(&text)?, true);
-                example.push(&[*eos], true);
+                let first = self.encode_first(&text)?;
+                remarks.n_had_begin += u64::from(first.had_begin);
+                let prefix = self.tokenizer.prefix().len();
+                example.push(&first.tokens[..prefix], false);
+                example.push(&first.tokens[prefix..], true);
+                remarks.n_had_end += u64::from(example.end(*eos));
                 example
             }
             _ => unreachable!("the schema decides both the record and its ending"),
@@ -192,8 +212,9 @@ impl<'a> Encoder<'a> {
                 Ok((self.tokenizer.encode(&text)?, reference))
             }
             (Record::PromptCompletion { prompt, completion }, _) => Ok((
-                self.encode_first(&format!("{prompt}{}", self.separator))?,
-                completion,
+                self.encode_first(&format!("{prompt}{}", self.separator))?
+                    .tokens,
+                self.without_end(completion),
             )),
             _ => Err(RecordProblem::NoPrompt {
                 format: self.schema.format.name(),
@@ -201,27 +222,47 @@ impl<'a> Encoder<'a> {
         }
     }
 
-    /// The tokens of a text that begins a sequence.
-    fn encode_first(&self, text: &str) -> Result<Vec<i32>, RecordProblem> {
-        let mut tokens = self.tokenizer.prefix().to_vec();
-        tokens.extend(self.tokenizer.encode(text)?);
-        Ok(tokens)
+    /// A reference answer is compared with an answer's text, which has no end of sequence.
+    fn without_end(&self, completion: String) -> String {
+        let Ending::Eos(eos) = self.ending else {
+            return completion;
+        };
+        let end = self.tokenizer.decode(&[eos], true);
+        match completion.strip_suffix(&end) {
+            Some(answer) if !end.is_empty() => answer.to_owned(),
+            _ => completion,
+        }
+    }
+
+    /// The tokens of a text that begins a sequence. A beginning that the text has written out is not
+    /// put in front of it once more.
+    fn encode_first(&self, text: &str) -> Result<First, RecordProblem> {
+        let (prefix, tokens) = (self.tokenizer.prefix(), self.tokenizer.encode(text)?);
+        let had_begin = !prefix.is_empty() && tokens.starts_with(prefix);
+        Ok(First {
+            tokens: if had_begin {
+                tokens
+            } else {
+                [prefix, &tokens].concat()
+            },
+            had_begin,
+        })
     }
 
     /// Prompt and completion, cut where generation will cut them: the prompt's tokens are those
     /// of the prompt alone. Where the tokens of the whole do not begin so (a token would reach
-    /// over the border), the completion is tokenised alone too.
+    /// over the border), the completion is tokenised as what stands in the middle of a text.
     fn prompt_completion(
         &self,
         prompt: &str,
         completion: &str,
-    ) -> Result<(Vec<i32>, Vec<i32>), RecordProblem> {
+    ) -> Result<(First, Vec<i32>), RecordProblem> {
         let prompt = format!("{prompt}{}", self.separator);
         let whole = self.encode_first(&format!("{prompt}{completion}"))?;
         let prompt = self.encode_first(&prompt)?;
-        let completion = match whole.strip_prefix(&prompt[..]) {
+        let completion = match whole.tokens.strip_prefix(&prompt.tokens[..]) {
             Some(rest) => rest.to_vec(),
-            None => self.tokenizer.encode(completion)?,
+            None => self.tokenizer.encode_inside(completion)?,
         };
         Ok((prompt, completion))
     }

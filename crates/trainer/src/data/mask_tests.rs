@@ -459,3 +459,112 @@ fn marks_on_others_are_refused_or_remarked_on() {
         "{problem}"
     );
 }
+
+/// A tokenizer of SentencePiece's kind: a space in front of every text, or of the first.
+fn spaced(scheme: &str) -> Tokenizer {
+    let (normalizer, pre_tokenizer) = match scheme {
+        "prepend" => (
+            json!({"type": "Sequence", "normalizers": [
+                {"type": "Prepend", "prepend": "▁"},
+                {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+            ]}),
+            json!(null),
+        ),
+        scheme => (
+            json!(null),
+            json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": true}),
+        ),
+    };
+    let special = |id: u32, content: &str| {
+        json!({"id": id, "content": content, "special": true, "single_word": false,
+            "lstrip": false, "rstrip": false, "normalized": false})
+    };
+    let mut vocab = serde_json::Map::new();
+    for piece in ["<s>", "</s>", "▁R", "▁"] {
+        vocab.insert(piece.into(), json!(vocab.len()));
+    }
+    for c in ('a'..='z').chain('A'..='Z').chain(":.?0\n".chars()) {
+        vocab.insert(c.into(), json!(vocab.len()));
+    }
+    let tokenizer = json!({
+        "version": "1.0", "truncation": null, "padding": null,
+        "added_tokens": [special(0, "<s>"), special(1, "</s>")],
+        "normalizer": normalizer, "pre_tokenizer": pre_tokenizer, "decoder": null,
+        "post_processor": {"type": "TemplateProcessing", "single": [
+            {"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": [], "special_tokens": {"<s>": {"id": "<s>", "ids": [0], "tokens": ["<s>"]}}},
+        "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+            "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "vocab": vocab,
+            "merges": [["▁", "R"]]},
+    });
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
+    let config = r#"{"bos_token": "<s>", "eos_token": "</s>"}"#;
+    std::fs::write(dir.path().join("tokenizer_config.json"), config).unwrap();
+    Tokenizer::open(dir.path()).unwrap()
+}
+
+/// The tokens as they are in the vocabulary.
+fn pieces(tokenizer: &Tokenizer, tokens: &[i32]) -> String {
+    let texts = tokens.iter().map(|&t| tokenizer.piece(t).unwrap());
+    texts.collect::<Vec<_>>().join(" ")
+}
+
+#[test]
+fn no_space_appears_at_the_border_of_prompt_and_completion() {
+    for scheme in ["prepend", "always", "first"] {
+        let tokenizer = spaced(scheme);
+        let encoder = encoder(&tokenizer, Format::PromptCompletion);
+        for (prompt, completion, want) in [
+            // A token of the whole would reach over the border.
+            ("A: ", "Rabat", "<s> ▁ A : ▁ R a b a t </s>"),
+            ("A:", " Rabat", "<s> ▁ A : ▁R a b a t </s>"),
+            ("A:", "Rabat", "<s> ▁ A : R a b a t </s>"),
+        ] {
+            let line = json!({"prompt": prompt, "completion": completion}).to_string();
+            let example = encoder.example(&line).unwrap();
+            assert_eq!(
+                pieces(&tokenizer, &example.tokens),
+                want,
+                "{scheme}: {line}"
+            );
+        }
+    }
+}
+
+/// What the file has written out is not put there again, and the mask is as without it.
+#[test]
+fn beginnings_and_ends_that_are_there_are_not_doubled() {
+    let tokenizer = spaced("always");
+    for (format, with, without) in [
+        (
+            Format::PromptCompletion,
+            json!({"prompt": "<s>Q:", "completion": "Rabat</s>"}),
+            json!({"prompt": "Q:", "completion": "Rabat"}),
+        ),
+        (
+            Format::Text,
+            json!({"text": "<s>Rabat</s>"}),
+            json!({"text": "Rabat"}),
+        ),
+    ] {
+        let encoder = encoder(&tokenizer, format);
+        let (with, remarks) = encoder.encode(&with.to_string()).unwrap();
+        let (without, none) = encoder.encode(&without.to_string()).unwrap();
+        assert_eq!((remarks.n_had_begin, remarks.n_had_end), (1, 1));
+        assert_eq!(none, Remarks::default());
+        assert_eq!(with.supervised, without.supervised);
+        assert_eq!(
+            pieces(&tokenizer, &with.tokens),
+            pieces(&tokenizer, &without.tokens)
+        );
+    }
+    let line = json!({"prompt": "<s>Q:", "completion": "Rabat</s>"}).to_string();
+    let encoder = encoder(&tokenizer, Format::PromptCompletion);
+    let (tokens, reference) = encoder.prompt(&line).unwrap();
+    assert_eq!(pieces(&tokenizer, &tokens), "<s> ▁ Q :");
+    assert_eq!(
+        reference, "Rabat",
+        "an answer's text has no end of sequence"
+    );
+}

@@ -59,6 +59,14 @@ pub struct PackReport {
     pub n_supervised: u64,
     /// Examples whose end was cut off.
     pub n_truncated: u64,
+    /// Examples that lost a label to the cut: an answer without its end.
+    pub n_answers_cut: u64,
+    /// Labels that were cut off.
+    pub n_labels_lost: u64,
+    /// Tokens of a row that would hold 99 of 100 examples whole.
+    pub seq_for_99: usize,
+    /// The same for all of them.
+    pub seq_for_all: usize,
     /// Examples left out because all their labels were in the end cut off.
     pub n_cut: u64,
     /// Tokens left out, by cutting off and leaving out.
@@ -244,6 +252,10 @@ fn cut(data: &Dataset, seq: usize, too_long: TooLong) -> (Vec<Piece>, PackReport
         n_tokens: 0,
         n_supervised: 0,
         n_truncated: 0,
+        n_answers_cut: 0,
+        n_labels_lost: 0,
+        seq_for_99: length_of(data, 0.99),
+        seq_for_all: data.report().tokens_max,
         n_cut: 0,
         n_tokens_lost: 0,
     };
@@ -258,6 +270,9 @@ fn cut(data: &Dataset, seq: usize, too_long: TooLong) -> (Vec<Piece>, PackReport
         };
         report.n_truncated += u64::from(kept < n);
         report.n_tokens_lost += (n - kept) as u64;
+        let lost = example.supervised[kept..].iter().filter(|&&s| s).count() as u64;
+        report.n_labels_lost += lost;
+        report.n_answers_cut += u64::from(lost > 0);
         let mut any = false;
         for from in (0..kept).step_by(seq) {
             let len = seq.min(kept - from);
@@ -281,6 +296,18 @@ fn cut(data: &Dataset, seq: usize, too_long: TooLong) -> (Vec<Piece>, PackReport
         report.n_cut += u64::from(!any);
     }
     (pieces, report)
+}
+
+/// The least length that so large a share of the examples does not exceed.
+fn length_of(data: &Dataset, share: f64) -> usize {
+    let mut lengths: Vec<usize> = (0..data.len())
+        .map(|i| data.example(i).tokens.len())
+        .collect();
+    let at = ((lengths.len() as f64 * share).ceil() as usize).clamp(1, lengths.len().max(1)) - 1;
+    match at < lengths.len() {
+        true => *lengths.select_nth_unstable(at).1,
+        false => 0,
+    }
 }
 
 /// Rows of pieces that follow each other.

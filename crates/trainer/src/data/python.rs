@@ -220,92 +220,59 @@ impl Dump {
     }
 }
 
-const DAYS: [&str; 7] = [
-    "Thursday",
-    "Friday",
-    "Saturday",
-    "Sunday",
-    "Monday",
-    "Tuesday",
-    "Wednesday",
-];
-const MONTHS: [&str; 12] = [
-    "January",
-    "February",
-    "March",
-    "April",
-    "May",
-    "June",
-    "July",
-    "August",
-    "September",
-    "October",
-    "November",
-    "December",
-];
-
-/// C's `strftime` for the directives that dates in templates use, in UTC; others stay as written.
-pub fn strftime(unix_s: i64, format: &str) -> String {
-    let (days, second) = (unix_s.div_euclid(86_400), unix_s.rem_euclid(86_400));
-    let (year, month, day) = civil(days);
-    let (h, m, s) = (second / 3600, second / 60 % 60, second % 60);
-    let h12 = (h + 11) % 12 + 1;
-    let weekday = DAYS[days.rem_euclid(7) as usize];
-    let month_name = MONTHS[(month - 1) as usize];
-    let mut out = String::new();
-    let mut rest = format.chars().peekable();
-    while let Some(c) = rest.next() {
-        if c != '%' {
-            out.push(c);
-            continue;
+/// `str.title()`: a letter behind anything but a letter is large, all others are small.
+pub fn title(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut inside = false;
+    for c in text.chars() {
+        if inside {
+            out.extend(c.to_lowercase());
+        } else {
+            out.extend(c.to_uppercase());
         }
-        let unpadded = rest.next_if_eq(&'-').is_some();
-        let two = |n: i64| {
-            if unpadded {
-                n.to_string()
-            } else {
-                format!("{n:02}")
-            }
-        };
-        match rest.next() {
-            Some('Y') => _ = write!(out, "{year}"),
-            Some('y') => out.push_str(&two(year.rem_euclid(100))),
-            Some('m') => out.push_str(&two(month)),
-            Some('d') => out.push_str(&two(day)),
-            Some('e') => _ = write!(out, "{day:2}"),
-            Some('H') => out.push_str(&two(h)),
-            Some('I') => out.push_str(&two(h12)),
-            Some('M') => out.push_str(&two(m)),
-            Some('S') => out.push_str(&two(s)),
-            Some('p') => out.push_str(if h < 12 { "AM" } else { "PM" }),
-            Some('B') => out.push_str(month_name),
-            Some('b' | 'h') => out.push_str(&month_name[..3]),
-            Some('A') => out.push_str(weekday),
-            Some('a') => out.push_str(&weekday[..3]),
-            Some('F') => _ = write!(out, "{year}-{month:02}-{day:02}"),
-            Some('T') => _ = write!(out, "{h:02}:{m:02}:{s:02}"),
-            Some('%') => out.push('%'),
-            other => {
-                out.push_str(if unpadded { "%-" } else { "%" });
-                out.extend(other);
-            }
-        }
+        inside = c.is_alphabetic();
     }
     out
 }
 
-/// Year, month and day of a day count from 1970-01-01, in the Gregorian calendar: counted in
-/// years that begin in March, whose months' lengths repeat every five (Hinnant's algorithm).
-fn civil(days: i64) -> (i64, i64, i64) {
-    let z = days + 719_468;
-    let era = z.div_euclid(146_097);
-    let of_era = z.rem_euclid(146_097);
-    let year = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
-    let of_year = of_era - (365 * year + year / 4 - year / 100);
-    let month = (5 * of_year + 2) / 153;
-    let day = of_year - (153 * month + 2) / 5 + 1;
-    let month = if month < 10 { month + 3 } else { month - 9 };
-    (era * 400 + year + i64::from(month <= 2), month, day)
+/// Jinja2's test `sequence`: what has a length and can be indexed, so strings and mappings too.
+pub fn is_sequence(value: &Value) -> bool {
+    value.is_undefined()
+        || matches!(
+            value.kind(),
+            ValueKind::Seq | ValueKind::String | ValueKind::Map
+        )
+}
+
+/// Methods of a dictionary. `x.items` is the method in Python, whatever keys `x` has.
+const METHODS: [&str; 10] = [
+    "items",
+    "keys",
+    "values",
+    "get",
+    "pop",
+    "popitem",
+    "update",
+    "copy",
+    "setdefault",
+    "clear",
+];
+
+/// The method that a template prints without calling it (`{{ x.items }}`), if it does so. Python would
+/// print where the method lies in memory, which no two runs have in common.
+pub fn printed_method(source: &str) -> Option<&'static str> {
+    source.split("{{").skip(1).find_map(|rest| {
+        let inner = rest.split("}}").next()?;
+        let inner = inner
+            .trim_start_matches(['-', '+'])
+            .trim_end_matches(['-', '+'])
+            .trim();
+        let (object, name) = inner.rsplit_once('.')?;
+        let plain =
+            |c: char| c.is_alphanumeric() || matches!(c, '_' | '.' | '[' | ']' | '\'' | '"');
+        let method = METHODS.iter().find(|m| **m == name)?;
+        (!object.is_empty() && object.chars().all(plain)).then_some(*method)
+    })
 }
 
 #[cfg(test)]
@@ -314,21 +281,35 @@ mod tests {
 
     use super::*;
 
+    /// Expected strings are those of Python 3.
     #[test]
-    fn dates_are_those_of_the_calendar() {
-        for (unix_s, want) in [
-            (0, "Thursday 1970-01-01 00:00:00 12 AM"),
-            (951_782_400, "Tuesday 2000-02-29 00:00:00 12 AM"),
-            (1_700_000_000, "Tuesday 2023-11-14 22:13:20 10 PM"),
-            (4_107_542_399, "Sunday 2100-02-28 23:59:59 11 PM"),
-            (-1, "Wednesday 1969-12-31 23:59:59 11 PM"),
+    fn titles_are_those_of_python() {
+        for (text, want) in [
+            ("it's a USER's x-ray", "It'S A User'S X-Ray"),
+            ("get_weather2day", "Get_Weather2Day"),
+            ("\u{e9}t\u{e9} (a)[b]", "\u{c9}t\u{e9} (A)[B]"),
         ] {
-            assert_eq!(strftime(unix_s, "%A %Y-%m-%d %H:%M:%S %I %p"), want);
+            assert_eq!(title(text), want);
         }
-        assert_eq!(
-            strftime(951_782_400, "%d %b %y, %-m/%e %B %j%% %"),
-            "29 Feb 00, 2/29 February %j% %"
-        );
+    }
+
+    #[test]
+    fn a_method_that_is_printed_is_found() {
+        for (source, want) in [
+            ("a {{ T.items }}", Some("items")),
+            ("{{- tools[0]['function'].keys -}}", Some("keys")),
+            (
+                "{{ T.items() }}{{ T['items'] }}{{ T.itemsize }}{{ '.items' }}",
+                None,
+            ),
+            (
+                "{% for k in T.items() %}{{ k }}{% endfor %}{{ items }}",
+                None,
+            ),
+            ("{{ 'see T.items' }}", None),
+        ] {
+            assert_eq!(printed_method(source), want, "{source}");
+        }
     }
 
     #[test]

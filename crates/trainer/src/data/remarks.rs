@@ -18,6 +18,10 @@ pub struct Remarks {
     pub n_marked_against: u64,
     /// Messages of others that the file marks to be trained on, which they are not.
     pub n_marked_others: u64,
+    /// Texts and prompts that begin with the tokenizer's beginning of a sequence written out.
+    pub n_had_begin: u64,
+    /// Texts and completions that end with the end of a sequence written out.
+    pub n_had_end: u64,
     /// Keys of messages that neither the template nor lowtide reads, with the number of messages; the
     /// first 16 of them.
     pub unknown_keys: BTreeMap<String, u64>,
@@ -56,6 +60,8 @@ impl Remarks {
     pub(super) fn add(&mut self, other: Self) {
         self.n_marked_against += other.n_marked_against;
         self.n_marked_others += other.n_marked_others;
+        self.n_had_begin += other.n_had_begin;
+        self.n_had_end += other.n_had_end;
         for (name, n) in other.unknown_keys {
             self.unknown_key(name, n);
         }
@@ -76,6 +82,18 @@ impl Remarks {
                 "{} messages that are not the assistant's are marked to be trained on; data.train_on decides, and \
                  they are not",
                 self.n_marked_others
+            ));
+        }
+        if self.n_had_begin > 0 {
+            all.push(format!(
+                "{} records have the beginning of a sequence written out; it is not put there again",
+                self.n_had_begin
+            ));
+        }
+        if self.n_had_end > 0 {
+            all.push(format!(
+                "{} records have the end of a sequence written out; it is not put there again",
+                self.n_had_end
             ));
         }
         if !self.unknown_keys.is_empty() {

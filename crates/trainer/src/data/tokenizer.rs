@@ -164,6 +164,33 @@ impl Tokenizer {
         Ok(encoding.get_ids().iter().map(|&id| id as i32).collect())
     }
 
+    /// A token as it stands in the vocabulary.
+    #[cfg(test)]
+    pub(crate) fn piece(&self, token: i32) -> Option<String> {
+        self.inner.id_to_token(token as u32)
+    }
+
+    /// The tokens of a text that goes on from another, without anything added: tokenizers of
+    /// SentencePiece's kind put a space before what they take for the beginning of a text. Where one
+    /// does, the text is tokenised behind some other text whose tokens stay the same.
+    pub fn encode_inside(&self, text: &str) -> Result<Vec<i32>, RecordProblem> {
+        let alone = self.encode(text)?;
+        let is_space = |c| matches!(c, ' ' | '▁' | 'Ġ');
+        let first = alone
+            .first()
+            .and_then(|&id| self.inner.id_to_token(id as u32));
+        if text.starts_with(is_space) || !first.is_some_and(|t| t.starts_with(['▁', 'Ġ'])) {
+            return Ok(alone);
+        }
+        for before in ["\n", "a", "0", ".", ")", "\u{4e00}"] {
+            let whole = self.encode(&format!("{before}{text}"))?;
+            if let Some(rest) = whole.strip_prefix(&self.encode(before)?[..]) {
+                return Ok(rest.to_vec());
+            }
+        }
+        Err(RecordProblem::Border)
+    }
+
     /// The tokens of a text and the bytes of it that each stands for. Tokens of one character
     /// that was cut into several all have the range of the character.
     pub fn encode_with_ranges(
