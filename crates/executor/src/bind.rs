@@ -35,6 +35,8 @@ pub struct TaskCall<'a> {
     pub lane: Lane,
     /// On which bytes, in plan order.
     pub args: &'a [Bound<'a>],
+    /// Micro-batches that the task runs later than it says.
+    pub shift: u32,
 }
 
 /// Whoever can do the work that is not a transfer.
@@ -68,8 +70,8 @@ pub struct Record {
 }
 
 /// The bytes of one argument; panics when it is on disk.
-pub(crate) fn bind<'a>(plan: &Plan, tiers: &'a Tiers, arg: &Arg) -> Bound<'a> {
-    let slot = &plan.slots[arg.slot as usize];
+pub(crate) fn bind<'a>(plan: &Plan, tiers: &'a Tiers, arg: &Arg, shift: u32) -> Bound<'a> {
+    let slot = &plan.slots[plan.shifted(arg.slot, shift) as usize];
     let offset = slot.offset + arg.offset;
     let view = match slot.tier {
         Tier::Device => tiers.device.view(offset, arg.bytes),
@@ -91,6 +93,8 @@ pub(crate) struct Surroundings<'a, E: Engine> {
     pub step: &'a E::Step,
     /// An odd number of commits came before this part.
     pub flipped: bool,
+    /// Micro-batches that the part runs later than it says.
+    pub shift: u32,
 }
 
 /// Does one task. `deadline` orders disk requests, `label` names the task in errors.
@@ -107,15 +111,16 @@ pub(crate) fn run_task<E: Engine>(
         queue,
         step,
         flipped,
+        shift,
     } = *around;
     match task.work {
         Work::Copy => {
-            let from = bind(plan, tiers, &task.args[0]);
-            let to = bind(plan, tiers, &task.args[1]);
+            let from = bind(plan, tiers, &task.args[0], shift);
+            let to = bind(plan, tiers, &task.args[1], shift);
             queue.copy(&to.view, &from.view);
             Ok(())
         }
-        Work::Read | Work::Write => submit_transfer(plan, tiers, task, deadline, flipped)
+        Work::Read | Work::Write => submit_transfer(plan, tiers, task, deadline, (flipped, shift))
             .wait()
             .map_err(|source| ExecError::Disk {
                 task: label(),
@@ -124,11 +129,12 @@ pub(crate) fn run_task<E: Engine>(
         Work::Commit => {
             let in_memory = |a: &&Arg| plan.slots[a.slot as usize].tier != Tier::Disk;
             let args = task.args.iter().filter(in_memory);
-            let args: Vec<Bound<'_>> = args.map(|a| bind(plan, tiers, a)).collect();
+            let args: Vec<Bound<'_>> = args.map(|a| bind(plan, tiers, a, shift)).collect();
             let call = TaskCall {
                 work: task.work,
                 lane: task.lane,
                 args: &args,
+                shift,
             };
             let said = engine.record(&call, step);
             let Record { about, record } = said.map_err(|source| ExecError::Engine {
@@ -143,11 +149,16 @@ pub(crate) fn run_task<E: Engine>(
                 })
         }
         _ => {
-            let args: Vec<Bound<'_>> = task.args.iter().map(|a| bind(plan, tiers, a)).collect();
+            let args: Vec<Bound<'_>> = task
+                .args
+                .iter()
+                .map(|a| bind(plan, tiers, a, shift))
+                .collect();
             let call = TaskCall {
                 work: task.work,
                 lane: task.lane,
                 args: &args,
+                shift,
             };
             let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
                 engine.run(queue, &call, step)
@@ -173,20 +184,21 @@ pub(crate) fn run_task<E: Engine>(
     }
 }
 
-/// Gives a read or a write to the disk; `flipped`: an odd number of commits came before its part.
+/// Gives a read or a write to the disk; `flipped`: an odd number of commits came before its part; `shift`:
+/// micro-batches that the part runs later than it says.
 pub(crate) fn submit_transfer(
     plan: &Plan,
     tiers: &Tiers,
     task: &Task,
     deadline: u64,
-    flipped: bool,
+    (flipped, shift): (bool, u32),
 ) -> Ticket {
     let (kind, disk_arg, host_arg) = if task.work == Work::Read {
         (Kind::Read, &task.args[0], &task.args[1])
     } else {
         (Kind::Write, &task.args[1], &task.args[0])
     };
-    let host = &plan.slots[host_arg.slot as usize];
+    let host = &plan.slots[plan.shifted(host_arg.slot, shift) as usize];
     let disk = tiers.disk.as_ref().expect("a plan with extents has a disk");
     let memory = tiers
         .host
@@ -194,7 +206,7 @@ pub(crate) fn submit_transfer(
         .range(host.offset + host_arg.offset, host_arg.bytes)
         .expect("the checker proved that slots lie inside");
     let extent = Extent {
-        offset: plan.offset(disk_arg.slot, flipped) + disk_arg.offset,
+        offset: plan.offset(plan.shifted(disk_arg.slot, shift), flipped) + disk_arg.offset,
         bytes: disk_arg.bytes,
     };
     disk.submit(Request {

@@ -134,7 +134,7 @@ impl<E: Engine> DiskLane<'_, E> {
                         &shared.tiers,
                         &shared.plan.part(s.part)[task as usize],
                         (u64::from(s.seq) << 32) | u64::from(task),
-                        s.flipped,
+                        (s.flipped, s.shift),
                     ),
                     submission: Arc::clone(&s),
                     task,
@@ -212,7 +212,7 @@ impl<E: Engine> DiskLane<'_, E> {
             Work::Write => &task.args[0],
             _ => return 0..0,
         };
-        let start = plan.slots[arg.slot as usize].offset + arg.offset;
+        let start = plan.slots[plan.shifted(arg.slot, s.shift) as usize].offset + arg.offset;
         start..start + arg.bytes
     }
 

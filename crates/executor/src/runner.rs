@@ -28,6 +28,8 @@ use crate::trace::Tracing;
 pub(crate) struct Submission<S> {
     pub seq: u32,
     pub part: PartName,
+    /// Micro-batches that the part runs later than it says.
+    pub shift: u32,
     pub step: Arc<S>,
     /// An odd number of commits came before: durable extents have changed places.
     pub flipped: bool,
@@ -143,6 +145,7 @@ impl<E: Engine> Shared<E> {
             queue,
             step: &s.step,
             flipped: s.flipped,
+            shift: s.shift,
         };
         run_task(&around, task, deadline, || self.label(s.part, task_idx))?;
         let Some(streams) = stream else {
@@ -487,13 +490,26 @@ impl<E: Engine> Runner<E> {
         Ok(runner)
     }
 
-    /// Queues a part behind what was submitted before and returns. At most two parts are in
-    /// flight: blocks until the one before the last is complete, and until all are where the plan
-    /// has no seam for the two to overlap.
+    /// Queues a part, of a batch in rounds all that belong to it, behind what was submitted before and
+    /// returns. At most two parts are in flight: blocks until the one before the last is complete, and
+    /// until all are where the plan has no seam for the two to overlap.
     ///
     /// # Errors
     /// What stopped the run.
     pub fn submit(&mut self, part: PartName, step: Arc<E::Step>) -> Result<(), ExecError> {
+        let plan = Arc::clone(self.plan());
+        for (part, shift) in plan.round_parts(part) {
+            self.submit_one(part, shift, Arc::clone(&step))?;
+        }
+        Ok(())
+    }
+
+    fn submit_one(
+        &mut self,
+        part: PartName,
+        shift: u32,
+        step: Arc<E::Step>,
+    ) -> Result<(), ExecError> {
         let overlap = self
             .last
             .as_ref()
@@ -514,6 +530,7 @@ impl<E: Engine> Runner<E> {
         let submission = Arc::new(Submission {
             seq: self.submitted,
             part,
+            shift,
             step,
             flipped: self.flipped,
             base: self.goal,

@@ -18,6 +18,12 @@ pub fn task_label(plan: &Plan, w: &Workload, part: PartName, idx: u32) -> String
             plan.unit_names[piece.unit as usize], piece.params.start, piece.params.end
         )
     };
+    // A part that repeats has other micro-batches each time.
+    let repeats = matches!(part, PartName::Middle | PartName::Evaluate) && !plan.rounds().one();
+    let micro = |m: u32| match repeats {
+        true => format!("m{} of a round", m - plan.rounds().span(part).start),
+        false => format!("m{m}"),
+    };
     match task.work {
         Work::Compute {
             unit,
@@ -33,7 +39,8 @@ pub fn task_label(plan: &Plan, w: &Workload, part: PartName, idx: u32) -> String
                 Phase::Evaluate => (&u.evaluate, ""),
                 Phase::Infer => (&u.infer, ""),
             };
-            format!("{} {}{mark} m{micro_batch}", u.name, list[op as usize].name)
+            let name = &list[op as usize].name;
+            format!("{} {name}{mark} {}", u.name, micro(micro_batch))
         }
         Work::Finish { piece: p } => format!("finish gradient {}", piece(p)),
         Work::Update { piece: p } => format!("update {}", piece(p)),
@@ -41,7 +48,7 @@ pub fn task_label(plan: &Plan, w: &Workload, part: PartName, idx: u32) -> String
             let tensor = plan.slots[task.args[0].slot as usize].tensor;
             format!("{} {}", task.lane, tensor.name(plan))
         }
-        Work::Load { micro_batch } => format!("load inputs m{micro_batch}"),
+        Work::Load { micro_batch } => format!("load inputs {}", micro(micro_batch)),
         Work::Norm => "norm".to_owned(),
         Work::Commit => "commit".to_owned(),
         Work::Losses => "losses".to_owned(),

@@ -1,5 +1,7 @@
 //! Puts a plan together: draft, layout, edges inside parts and across their seams, prediction.
 
+use std::ops::Range;
+
 use lowtide_units::Bytes;
 use lowtide_workload::Workload;
 
@@ -10,6 +12,7 @@ use crate::edges::Edges;
 use crate::layout::{Layout, layout};
 use crate::machine::Machine;
 use crate::plan::{PartName, Plan, Prediction, Seam, Slot, Task, Tensor, Tier, TierUse};
+use crate::rounds::Rounds;
 use crate::simulate::predict;
 
 /// Builds, lays out and predicts the plan of one set of choices. Does not check it.
@@ -37,7 +40,7 @@ pub fn build(
         match s.tensor {
             Tensor::Weight(_) => tier.weights += Bytes(s.bytes),
             Tensor::State(_) => tier.optimizer += Bytes(s.bytes),
-            Tensor::Gradient(_) => tier.gradients += Bytes(s.bytes),
+            Tensor::Gradient(_) | Tensor::Accumulator(_) => tier.gradients += Bytes(s.bytes),
             _ => tier.transient += Bytes(s.bytes),
         }
     }
@@ -57,7 +60,14 @@ pub(crate) fn assemble(
     names: &[PartName],
 ) -> Plan {
     let mut parts = d.parts;
-    let seams = join_parts(&l.slots, &mut parts, &overlapping(clip), names);
+    let rounds = choice.rounds(w);
+    let join = Join {
+        slots: &l.slots,
+        late: &d.late,
+        rounds,
+        pairs: overlapping(clip, rounds),
+    };
+    let seams = join.parts(&mut parts, names);
     Plan {
         model: w.model.clone(),
         unit_names: w.units.iter().map(|u| u.name.clone()).collect(),
@@ -72,56 +82,90 @@ pub(crate) fn assemble(
         tiers: Vec::new(),
         prediction: Prediction::default(),
         accumulate: w.batch.accumulate,
+        late: d.late,
     }
 }
 
 /// Every two parts of which the later may begin while the earlier runs.
-fn overlapping(clip: Clip) -> Vec<(PartName, PartName)> {
+fn overlapping(clip: Clip, rounds: Rounds) -> Vec<(PartName, PartName)> {
     let mut pairs = Vec::new();
-    for pair in sequences(clip).iter().flat_map(|s| s.windows(2)) {
-        let pair = (pair[0], pair[1]);
-        if overlaps(pair.0, pair.1) && !pairs.contains(&pair) {
-            pairs.push(pair);
+    for sequence in sequences(clip) {
+        let sequence: Vec<PartName> = sequence
+            .into_iter()
+            .flat_map(|part| rounds.parts(part, clip == Clip::Previous))
+            .map(|(part, _)| part)
+            .collect();
+        for pair in sequence.windows(2) {
+            let pair = (pair[0], pair[1]);
+            if overlaps(pair.0, pair.1) && !pairs.contains(&pair) {
+                pairs.push(pair);
+            }
         }
     }
     pairs
 }
 
-/// Derives the edges inside the parts named and across the seams between them.
-fn join_parts(
-    slots: &[Slot],
-    parts: &mut [Vec<Task>],
-    pairs: &[(PartName, PartName)],
-    names: &[PartName],
-) -> Vec<Seam> {
-    let mut seams = Vec::new();
-    let mut inside: Vec<(PartName, Vec<Vec<u32>>)> = Vec::new();
-    for &name in names {
-        let mut past = Edges::new(slots);
-        inside.push((name, past.extend(&parts[name as usize])));
-        let n = parts[name as usize].len() as u32;
-        for (i, &(from, to)) in pairs.iter().enumerate() {
-            if from == name && names.contains(&to) {
-                let found = past.clone().extend(&parts[to as usize]);
-                let across = |after: Vec<u32>| after.into_iter().filter(|&d| d < n);
-                let edges = found.into_iter().enumerate();
-                let edges = edges.flat_map(|(t, after)| across(after).map(move |d| (t as u32, d)));
-                seams.push((
-                    i,
-                    Seam {
-                        from,
-                        to,
-                        edges: edges.collect(),
-                    },
-                ));
+/// Derives the edges inside parts and across the seams between them.
+struct Join<'a> {
+    slots: &'a [Slot],
+    late: &'a Range<u32>,
+    rounds: Rounds,
+    pairs: Vec<(PartName, PartName)>,
+}
+
+impl Join<'_> {
+    fn parts(&self, parts: &mut [Vec<Task>], names: &[PartName]) -> Vec<Seam> {
+        let mut seams = Vec::new();
+        let mut inside: Vec<(PartName, Vec<Vec<u32>>)> = Vec::new();
+        for &name in names {
+            let tasks = &parts[name as usize];
+            let mut past = Edges::new(self.slots, self.late);
+            inside.push((name, past.extend(tasks, 0)));
+            for (i, &(from, to)) in self.pairs.iter().enumerate() {
+                if from == name && names.contains(&to) {
+                    let next = &parts[to as usize];
+                    let edges = self.across((from, tasks, &past), (to, next));
+                    seams.push((i, Seam { from, to, edges }));
+                }
             }
         }
-    }
-    for (name, found) in inside {
-        for (task, after) in parts[name as usize].iter_mut().zip(found) {
-            task.after = after;
+        for (name, found) in inside {
+            for (task, after) in parts[name as usize].iter_mut().zip(found) {
+                task.after = after;
+            }
         }
+        seams.sort_by_key(|&(i, _)| i);
+        seams.into_iter().map(|(_, seam)| seam).collect()
     }
-    seams.sort_by_key(|&(i, _)| i);
-    seams.into_iter().map(|(_, seam)| seam).collect()
+
+    /// The edges from a part, with what it leaves behind, into another one.
+    fn across(
+        &self,
+        (from, tasks, past): (PartName, &[Task], &Edges<'_>),
+        (to, next): (PartName, &[Task]),
+    ) -> Vec<(u32, u32)> {
+        use PartName::Middle;
+        let round = self.rounds.each();
+        // How much later than it says the part runs that is followed, and the one that follows it.
+        let (before, shift) = match (from, to) {
+            (Middle, Middle) => (0, round),
+            (Middle, _) => (self.rounds.middles().saturating_sub(1) * round, 0),
+            _ => (0, 0),
+        };
+        let mut past = if before == 0 || self.late.is_empty() {
+            past.clone()
+        } else {
+            let mut past = Edges::new(self.slots, self.late);
+            past.extend(tasks, before);
+            past
+        };
+        let n = tasks.len() as u32;
+        let found = past.extend(next, shift).into_iter().enumerate();
+        found
+            .flat_map(|(t, after)| {
+                let across = after.into_iter().filter(move |&d| d < n);
+                across.map(move |d| (t as u32, d))
+            })
+            .collect()
+    }
 }

@@ -11,10 +11,11 @@
 //! 5. when a run is drained, every home holds the newest version;
 //! 6. of a durable plan: weights and state have two extents each; nothing but an update writes the
 //!    next versions, nothing at all the current ones; each update ends in one commit, which finds
-//!    every next version new and whole, and until which the current versions stay as they are.
+//!    every next version new and whole, and until which the current versions stay as they are;
+//! 7. the first operation of a batch that has a share in a gradient overwrites it, every other one adds.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 
 use crate::choice::Clip;
@@ -66,8 +67,27 @@ pub fn sequences(clip: Clip) -> Vec<Vec<PartName>> {
 /// Whether the part may begin while the one before it still runs.
 #[must_use]
 pub fn overlaps(from: PartName, to: PartName) -> bool {
-    use PartName::{Drain, First, Steady};
-    matches!((from, to), (First | Steady, Steady | Drain))
+    use PartName::{Drain, First, Last, LastFirst, Middle, Steady};
+    matches!(
+        (from, to),
+        (First | Steady | Last | LastFirst, Steady | Drain)
+            | (First | Steady | Middle, Middle | Last | LastFirst)
+    )
+}
+
+/// A sequence part by part: each round, with how many micro-batches later than it says it runs. All
+/// rounds but the first and the last are alike, and no more than two parts are in flight: of many of them
+/// the first and the last two stand for all.
+fn walked(plan: &Plan, sequence: &[PartName]) -> Vec<(PartName, u32)> {
+    let rounds = plan.rounds();
+    let most = (rounds.middles().saturating_sub(1)) * rounds.each();
+    let stands = |&(part, shift): &(PartName, u32)| match part {
+        PartName::Middle => shift == 0 || shift + rounds.each() >= most,
+        PartName::Evaluate => shift <= rounds.each(),
+        _ => true,
+    };
+    let parts = sequence.iter().flat_map(|&p| plan.round_parts(p));
+    parts.filter(stands).collect()
 }
 
 /// For each lane, how many of the sequence's tasks on it are known to be complete.
@@ -101,8 +121,12 @@ struct Walk<'a> {
     latest: HashMap<Tensor, u64>,
     /// Durable extents have changed places: the updates committed so far are odd in number.
     flipped: bool,
-    /// Version of each weight that the part's operations read.
+    /// Micro-batches that the part runs later than it says.
+    shift: u32,
+    /// Version of each weight that the batch's operations read.
     batch: HashMap<Tensor, u64>,
+    /// Gradients, by piece and first byte, that the batch has added to.
+    summed: HashSet<(u32, u64)>,
     count: Clock,
     here: (PartName, u32),
 }
@@ -120,13 +144,16 @@ pub fn check(plan: &Plan, clip: Clip) -> Result<(), Fault> {
             holders: Default::default(),
             latest: HashMap::new(),
             flipped: false,
+            shift: 0,
             batch: HashMap::new(),
+            summed: HashSet::new(),
             count: [0; LANES],
             here: (PartName::First, 0),
         };
         walk.start()?;
         let mut before: Option<(PartName, Vec<Clock>, Clock)> = None;
-        for part in sequence {
+        for (part, shift) in walked(plan, &sequence) {
+            walk.shift = shift;
             before = Some(walk.part(part, before)?);
             if clip != Clip::Exact || matches!(part, PartName::Drain | PartName::Evaluate) {
                 walk.drained()?;
@@ -165,6 +192,7 @@ fn bounds(plan: &Plan) -> Result<(), Fault> {
             }
         }
     }
+    lates(plan)?;
     if plan.choice.durable {
         for piece in 0..plan.pieces.len() as u32 {
             for t in [Tensor::Weight(piece), Tensor::State(piece)] {
@@ -201,6 +229,53 @@ fn bounds(plan: &Plan) -> Result<(), Fault> {
             }
             if task.after.iter().any(|&d| d as usize >= i) {
                 return bad("waits for itself or a later task".to_owned());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Of a batch in rounds: the slots that each micro-batch has its own of are alike, and a round that
+/// repeats names those of its own micro-batches alone.
+fn lates(plan: &Plan) -> Result<(), Fault> {
+    let fault = |part: PartName, task: usize, what: String| {
+        Err(Fault {
+            part,
+            task: task as u32,
+            what,
+        })
+    };
+    let late = plan.late.clone();
+    if late.is_empty() {
+        return Ok(());
+    }
+    let slots = late.clone().map(|s| plan.slots.get(s as usize));
+    let mut alike = (0..).zip(slots).map(|(m, s)| match s {
+        Some(s) => match s.tensor {
+            Tensor::Local(u, i, of) if of == m && s.persistent => Some((s.tier, s.bytes, u, i)),
+            _ => None,
+        },
+        None => None,
+    });
+    let first = alike.next().flatten();
+    if first.is_none() || late.len() != plan.accumulate as usize || !alike.all(|s| s == first) {
+        let what = "a slot for each micro-batch is missing or unlike the others".to_owned();
+        return fault(PartName::First, 0, what);
+    }
+    let rounds = plan.rounds();
+    for part in [PartName::First, PartName::Steady, PartName::Middle] {
+        let own = rounds.span(part);
+        for (i, task) in plan.part(part).iter().enumerate() {
+            let named = task.args.iter().filter(|a| late.contains(&a.slot));
+            if let Some(a) = named
+                .into_iter()
+                .find(|a| !own.contains(&(a.slot - late.start)))
+            {
+                let what = format!(
+                    "uses {} in another round",
+                    plan.slots[a.slot as usize].tensor.name(plan)
+                );
+                return fault(part, i, what);
             }
         }
     }
@@ -303,7 +378,10 @@ impl Walk<'_> {
         before: Option<(PartName, Vec<Clock>, Clock)>,
     ) -> Result<(PartName, Vec<Clock>, Clock), Fault> {
         let start = self.count;
-        self.batch.clear();
+        if name.begins() {
+            self.batch.clear();
+            self.summed.clear();
+        }
         let plan = self.plan;
         let tasks = plan.part(name);
         // What is complete when a lane begins this part: everything if the part before was waited
@@ -370,11 +448,44 @@ impl Walk<'_> {
         Ok((name, known, start))
     }
 
-    /// The slot whose bytes an argument means: versions change places with each commit.
+    /// The slot whose bytes an argument means: versions change places with each commit, and a round
+    /// that repeats goes on to the next micro-batches.
     fn place(&self, slot: u32) -> u32 {
+        if self.plan.late.contains(&slot) {
+            return self.plan.late.start + self.stands_for(slot - self.plan.late.start);
+        }
         match self.plan.slots[slot as usize].version {
             Some((_, other)) if self.flipped => other,
             _ => slot,
+        }
+    }
+
+    /// The micro-batch that stands for one that a task of this part names: what runs once, at the end,
+    /// names those of every round, also of rounds that another stands for.
+    fn stands_for(&self, m: u32) -> u32 {
+        let rounds = self.plan.rounds();
+        let each = rounds.each();
+        if matches!(self.here.0, PartName::Middle | PartName::Evaluate) {
+            return m + self.shift;
+        }
+        let (round, middles) = (m / each, rounds.middles());
+        if (2..middles.saturating_sub(1)).contains(&round) {
+            each + m % each
+        } else {
+            m
+        }
+    }
+
+    /// The tensor that a slot means, with the micro-batch that it is of.
+    fn tensor(&self, slot: u32) -> Tensor {
+        let tensor = self.plan.slots[slot as usize].tensor;
+        if self.plan.late.contains(&slot) {
+            return tensor;
+        }
+        match tensor {
+            Tensor::Local(u, i, m) => Tensor::Local(u, i, self.stands_for(m)),
+            Tensor::Inputs(m) => Tensor::Inputs(m + self.shift),
+            t => t,
         }
     }
 
@@ -387,7 +498,9 @@ impl Walk<'_> {
             self.unspoilt(a)?;
         }
         let mut placed = Cow::Borrowed(task);
-        if self.flipped {
+        let moves =
+            self.shift > 0 || self.here.0 == PartName::Last || self.here.0 == PartName::LastFirst;
+        if self.flipped || (moves && !self.plan.late.is_empty()) {
             for a in &mut placed.to_mut().args {
                 a.slot = self.place(a.slot);
             }
@@ -420,12 +533,33 @@ impl Walk<'_> {
                 }
                 for a in &task.args {
                     if a.access != Use::Read {
+                        self.adds_up(task, a)?;
                         self.written(a);
                     }
                 }
                 Ok(())
             }
         }
+    }
+
+    /// Rule 7: the first operation of a batch that has a share in a gradient overwrites it, every other
+    /// one adds.
+    fn adds_up(&mut self, task: &Task, a: &Arg) -> Result<(), Fault> {
+        let (Tensor::Accumulator(p) | Tensor::Gradient(p)) = self.tensor(a.slot) else {
+            return Ok(());
+        };
+        if !matches!(task.work, Work::Compute { .. }) {
+            return Ok(());
+        }
+        let first = self.summed.insert((p, a.offset));
+        if first != (a.access == Use::Write) {
+            let name = self.tensor(a.slot).name(self.plan);
+            return self.fault(match first {
+                true => format!("adds to {name} of the batch before"),
+                false => format!("overwrites {name}, which is not complete"),
+            });
+        }
+        Ok(())
     }
 
     /// Rule 6, of one use: durable extents are written whole, and only as next versions.
@@ -555,7 +689,7 @@ impl Walk<'_> {
     }
 
     fn written(&mut self, a: &Arg) {
-        let tensor = self.plan.slots[a.slot as usize].tensor;
+        let tensor = self.tensor(a.slot);
         let version = self.latest.entry(tensor).or_insert(0);
         *version += 1;
         let version = *version;
@@ -564,7 +698,7 @@ impl Walk<'_> {
 
     fn moved(&mut self, from: &Arg, to: &Arg) -> Result<(), Fault> {
         let (tensor, version) = self.read(from)?;
-        let target = self.plan.slots[to.slot as usize].tensor;
+        let target = self.tensor(to.slot);
         if tensor == target {
             self.held.get_mut(&to.slot).expect("held").content = Some((tensor, version));
             return Ok(());

@@ -5,6 +5,12 @@ use lowtide_workload::{Access, Unit, UnitKind, What, Workload};
 use serde::{Deserialize, Serialize};
 
 use crate::plan::Tier;
+use crate::rounds::Rounds;
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // serde's signature
+fn whole(round: &u32) -> bool {
+    *round == 0
+}
 
 /// The order in which blocks and micro-batches are visited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -86,6 +92,9 @@ pub struct Choice {
     pub saved: Vec<Vec<Saved>>,
     /// Windows that are fetched ahead of their use; 0: just in time.
     pub prefetch: u8,
+    /// Micro-batches of a [round](crate::rounds), layer-major inside; 0: the whole batch is one.
+    #[serde(default, skip_serializing_if = "whole")]
+    pub round: u32,
     /// Weights and optimizer state in two versions on disk, the newer one committed by each update.
     /// The optimizer state then lives on disk alone; `weights` on device or host is a copy.
     #[serde(default)]
@@ -111,8 +120,15 @@ impl Choice {
                 .map(|u| vec![Saved::Keep; u.saved().len()])
                 .collect(),
             prefetch: 1,
+            round: 0,
             durable: false,
         }
+    }
+
+    /// How a batch of the workload is cut into rounds.
+    #[must_use]
+    pub fn rounds(&self, w: &Workload) -> Rounds {
+        Rounds::new(self.round, w.batch.accumulate)
     }
 
     /// Makes weights and optimizer state durable: the truth of both goes to disk.

@@ -2,6 +2,7 @@
 //! order and its other edges already guarantee.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use crate::plan::{LANES, Slot, Task, Tier, Use, Work};
 
@@ -115,6 +116,8 @@ impl Users {
 #[derive(Clone)]
 pub(crate) struct Edges<'a> {
     slots: &'a [Slot],
+    /// Slots that each micro-batch has its own of, see [`crate::plan::Plan::late`].
+    late: Range<u32>,
     /// An odd number of updates was committed: durable extents have changed places.
     flipped: bool,
     arenas: [Ranges; 3],
@@ -124,9 +127,10 @@ pub(crate) struct Edges<'a> {
 }
 
 impl<'a> Edges<'a> {
-    pub(crate) fn new(slots: &'a [Slot]) -> Self {
+    pub(crate) fn new(slots: &'a [Slot], late: &Range<u32>) -> Self {
         Self {
             slots,
+            late: late.clone(),
             flipped: false,
             arenas: Default::default(),
             known: Vec::new(),
@@ -135,21 +139,26 @@ impl<'a> Edges<'a> {
     }
 
     /// For every task, behind those before, the tasks (by position in the whole sequence) that it
-    /// must wait for, no more than one a lane.
-    pub(crate) fn extend(&mut self, tasks: &[Task]) -> Vec<Vec<u32>> {
+    /// must wait for, no more than one a lane. The tasks run `shift` micro-batches later than they say.
+    pub(crate) fn extend(&mut self, tasks: &[Task], shift: u32) -> Vec<Vec<u32>> {
         self.known.reserve(tasks.len());
-        let after = tasks.iter().map(|task| self.next(task)).collect();
+        let after = tasks.iter().map(|task| self.next(task, shift)).collect();
         self.flipped ^= tasks.iter().any(|t| t.work == Work::Commit);
         after
     }
 
-    fn next(&mut self, task: &Task) -> Vec<u32> {
+    fn next(&mut self, task: &Task, shift: u32) -> Vec<u32> {
         let i = self.known.len();
         let lane = task.lane.idx();
         let mark = i as u32 + 1;
         let mut needs: Clock = [0; LANES];
         for arg in &task.args {
-            let mut slot = &self.slots[arg.slot as usize];
+            let shift = if self.late.contains(&arg.slot) {
+                shift
+            } else {
+                0
+            };
+            let mut slot = &self.slots[(arg.slot + shift) as usize];
             if let Some((_, other)) = slot.version.filter(|_| self.flipped) {
                 slot = &self.slots[other as usize];
             }

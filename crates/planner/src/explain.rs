@@ -99,9 +99,15 @@ pub fn explain(plan: &Plan, cuda: bool) -> String {
 #[must_use]
 pub fn explain_choices(plan: &Plan) -> String {
     let c = &plan.choice;
+    let rounds = plan.rounds();
     let order = match c.order {
-        LoopOrder::LayerMajor => "layer-major",
-        LoopOrder::BatchMajor => "batch-major",
+        _ if !rounds.one() => format!(
+            "{} rounds of {} micro-batches",
+            rounds.count(),
+            rounds.each()
+        ),
+        LoopOrder::LayerMajor => "layer-major".to_owned(),
+        LoopOrder::BatchMajor => "batch-major".to_owned(),
     };
     let on_device = c.update.iter().filter(|&&p| p == Processor::Device).count();
     format!(

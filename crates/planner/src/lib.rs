@@ -16,6 +16,7 @@ mod layout;
 pub mod machine;
 pub mod plan;
 mod program;
+pub mod rounds;
 pub mod search;
 pub mod simulate;
 pub mod together;
@@ -27,11 +28,14 @@ pub use machine::{DiskRates, Machine, Shared, Source};
 pub use plan::{
     Arg, Lane, LaneKind, PartName, Phase, Piece, Plan, Slot, Task, Tensor, Tier, Use, Version, Work,
 };
+pub use rounds::Rounds;
 pub use search::{Pins, PlanError, Refusal, Request, plan as make};
 pub use together::Together;
 
 #[cfg(test)]
 mod durable_tests;
+#[cfg(test)]
+mod rounds_tests;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]

@@ -12,6 +12,9 @@
 //! | `evaluate` | drained | drained | forward, loss |
 //! | `infer` | drained | drained | forward, logits at marked positions |
 //!
+//! A batch of many micro-batches is cut into [rounds](crate::rounds): `first`, `steady` and `evaluate` are
+//! then its first round, and `middle` and `last` the others.
+//!
 //! With clipping `none`, and with `previous` once a norm is known, updates run inside the batch's
 //! own part (under backward), `steady` goes from drained to drained and `drain` is empty; `first`
 //! then also updates, after its own norm.
@@ -22,6 +25,8 @@ use std::ops::Range;
 use lowtide_units::{Bytes, Seconds};
 use lowtide_workload::{Dtype, Moments, PIECE_ALIGN, What, Workload};
 use serde::{Deserialize, Serialize};
+
+use crate::rounds::Rounds;
 
 /// Where bytes live.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -251,7 +256,7 @@ pub enum Tensor {
     AllNormParts,
     /// Clip factor and norm.
     Clip,
-    /// Loss sum and count of every micro-batch, f64.
+    /// Loss sum and count of every micro-batch of a round, f64.
     Losses,
     /// Inputs of a micro-batch.
     Inputs(u32),
@@ -387,13 +392,14 @@ pub enum Work {
     Write,
     /// Fills the host slot args\[0\] with a micro-batch's inputs.
     Load {
-        /// Micro-batch.
+        /// Micro-batch, when the part runs for the first time.
         micro_batch: u32,
     },
     /// Sums the norm parts args\[0\] in parameter order, writes norm and clip factor args\[1\];
-    /// args\[2\]: losses.
+    /// args\[2\]: losses of the last round.
     Norm,
-    /// Hands the losses args\[0\] to the caller (evaluation).
+    /// Hands the losses args\[0\] to the caller, behind those of the rounds before (evaluation, and rounds
+    /// that do not end in a norm).
     Losses,
     /// Hands the logits args\[0\] to the caller.
     Logits {
@@ -440,17 +446,41 @@ pub enum PartName {
     Evaluate,
     /// Logits.
     Infer,
+    /// Of a batch in rounds (then `first`, `steady` and `evaluate` are its first round): any round
+    /// between the first and the last.
+    Middle,
+    /// The last round of a batch: gradients are complete, and the norm.
+    Last,
+    /// With `previous` the last round of the first batch of all, whose updates wait for its norm.
+    #[serde(rename = "last-first")]
+    LastFirst,
+    /// The last round of an evaluation.
+    #[serde(rename = "last-evaluate")]
+    LastEvaluate,
 }
 
 impl PartName {
     /// All, in the order of [`Plan::parts`].
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 9] = [
         Self::First,
         Self::Steady,
         Self::Drain,
         Self::Evaluate,
         Self::Infer,
+        Self::Middle,
+        Self::Last,
+        Self::LastFirst,
+        Self::LastEvaluate,
     ];
+
+    /// Whether a batch begins with this part.
+    #[must_use]
+    pub const fn begins(self) -> bool {
+        !matches!(
+            self,
+            Self::Middle | Self::Last | Self::LastFirst | Self::LastEvaluate
+        )
+    }
 }
 
 /// Edges from one part into the part submitted right after it.
@@ -539,9 +569,37 @@ pub struct Plan {
     pub prediction: Prediction,
     /// Micro-batches of a batch.
     pub accumulate: u32,
+    /// Of a batch in rounds: slots that each micro-batch has its own of across rounds, in the order of
+    /// micro-batches. A task of a part that repeats names those of the first time that it runs; see
+    /// [`Plan::shifted`].
+    #[serde(default, skip_serializing_if = "Range::is_empty")]
+    pub late: Range<u32>,
 }
 
 impl Plan {
+    /// How the batch is cut into rounds.
+    #[must_use]
+    pub fn rounds(&self) -> Rounds {
+        Rounds::new(self.choice.round, self.accumulate)
+    }
+
+    /// The parts that make up a whole `First`, `Steady` or `Evaluate`, in order, each with how many
+    /// micro-batches later than it names it runs.
+    pub fn round_parts(&self, part: PartName) -> impl Iterator<Item = (PartName, u32)> + use<> {
+        let unnormed = !self.part(PartName::LastFirst).is_empty();
+        self.rounds().parts(part, unnormed)
+    }
+
+    /// The slot that a task means which runs `shift` micro-batches later than it says.
+    #[must_use]
+    pub fn shifted(&self, slot: u32, shift: u32) -> u32 {
+        if self.late.contains(&slot) {
+            slot + shift
+        } else {
+            slot
+        }
+    }
+
     /// Tasks of a part.
     #[must_use]
     pub fn part(&self, name: PartName) -> &[Task] {
@@ -626,7 +684,11 @@ impl Plan {
         for s in &self.slots {
             h.add(&[s.tier as u64, s.offset, s.bytes, u64::from(s.persistent)]);
         }
-        for part in &self.parts {
+        for (i, part) in self.parts.iter().enumerate() {
+            // Parts that only a batch in rounds has.
+            if part.is_empty() && i > PartName::Infer as usize {
+                continue;
+            }
             h.add(&[part.len() as u64]);
             for t in part {
                 h.add(&[t.lane.idx() as u64, t.args.len() as u64]);

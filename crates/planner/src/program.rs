@@ -5,12 +5,13 @@
 //! several, with an offload after a window that wrote and a fetch before one that reads.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 
 use lowtide_workload::{Access, Dtype, Op, Unit, UnitKind, What, Workload};
 
 use crate::choice::{Choice, LoopOrder, Saved};
 use crate::fast::FastMap;
-use crate::plan::{Phase, Piece, Tensor, Use, Work, canonical};
+use crate::plan::{PartName, Phase, Piece, Tensor, Use, Work, canonical};
 
 /// One use of a tensor by an operation.
 #[derive(Clone, Copy, Debug)]
@@ -39,6 +40,47 @@ pub(crate) enum Purpose {
     Train,
     Evaluate,
     Infer,
+}
+
+/// The micro-batches of a part, and which ends of a batch it has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Span {
+    pub micro_batches: Range<u32>,
+    /// Nothing was added to a gradient before.
+    pub begins: bool,
+    /// Gradients are complete behind it.
+    pub ends: bool,
+    /// The batch is cut into rounds.
+    pub rounds: bool,
+    /// Micro-batches of the whole batch.
+    pub batch: u32,
+}
+
+impl Span {
+    pub(crate) fn new(w: &Workload, choice: &Choice, part: PartName) -> Self {
+        let rounds = choice.rounds(w);
+        let last = matches!(part, PartName::Last | PartName::LastFirst);
+        Self {
+            micro_batches: rounds.span(part),
+            begins: matches!(part, PartName::First | PartName::Steady),
+            ends: last || rounds.one(),
+            rounds: !rounds.one(),
+            batch: w.batch.accumulate,
+        }
+    }
+
+    /// Whether the embedding's backward waits for the end of the batch: a tied embedding adds up in the
+    /// same order in every cut, the head's share of all micro-batches first.
+    pub(crate) fn late(&self, w: &Workload) -> bool {
+        self.rounds && tied(w)
+    }
+}
+
+/// Whether the head adds to a gradient of the embedding's.
+pub(crate) fn tied(w: &Workload) -> bool {
+    let (embedding, head) = (&w.units[0], &w.units[w.units.len() - 1]);
+    let mut operands = head.backward.iter().flat_map(|op| &op.operands);
+    operands.any(|o| matches!(o.what, What::Gradient(p) if embedding.params.contains(&p)))
 }
 
 pub(crate) struct Program {
@@ -73,6 +115,8 @@ struct Builder<'a> {
     run: u32,
     last: Option<(u32, bool, u32)>,
     touched: Vec<bool>,
+    /// The micro-batch whose losses come first in their slot.
+    base: u32,
 }
 
 impl Builder<'_> {
@@ -146,7 +190,7 @@ impl Builder<'_> {
                 )
             }
             What::Inputs => (0, self.w.batch.input_bytes().0),
-            What::Loss => (u64::from(m) * 16, 16),
+            What::Loss => (u64::from(m - self.base) * 16, 16),
         }
     }
 
@@ -222,6 +266,7 @@ pub(crate) fn program(
     pieces: &[Piece],
     piece_of: &[u32],
     purpose: Purpose,
+    span: &Span,
 ) -> Program {
     let mut b = Builder {
         w,
@@ -231,15 +276,12 @@ pub(crate) fn program(
         visits: Vec::new(),
         run: 0,
         last: None,
-        touched: vec![false; w.params.len()],
+        touched: vec![!span.begins; w.params.len()],
+        base: span.micro_batches.start,
     };
     let n = w.units.len() as u32;
     let head = n - 1;
-    let m_all = if purpose == Purpose::Infer {
-        1
-    } else {
-        w.batch.accumulate
-    };
+    let all = || span.micro_batches.clone();
     let recompute: Vec<Vec<u16>> = w
         .units
         .iter()
@@ -251,20 +293,30 @@ pub(crate) fn program(
         Purpose::Evaluate => Phase::Evaluate,
         Purpose::Infer => Phase::Infer,
     };
-    match choice.order {
+    let order = if span.rounds {
+        LoopOrder::LayerMajor
+    } else {
+        choice.order
+    };
+    match order {
         LoopOrder::LayerMajor => {
             for unit in 0..head {
-                (0..m_all).for_each(|m| b.all(unit, Phase::Forward, false, m));
+                all().for_each(|m| b.all(unit, Phase::Forward, false, m));
             }
-            (0..m_all).for_each(|m| b.all(head, head_phase, true, m));
+            all().for_each(|m| b.all(head, head_phase, true, m));
             if purpose == Purpose::Train {
-                for unit in (0..head).rev() {
-                    (0..m_all).for_each(|m| b.backward(unit, m, &recompute[unit as usize]));
+                for unit in (1..head).rev() {
+                    all().for_each(|m| b.backward(unit, m, &recompute[unit as usize]));
+                }
+                match (span.late(w), span.ends) {
+                    (false, _) => all().for_each(|m| b.backward(0, m, &recompute[0])),
+                    (true, true) => (0..span.batch).for_each(|m| b.backward(0, m, &recompute[0])),
+                    (true, false) => {}
                 }
             }
         }
         LoopOrder::BatchMajor => {
-            for m in 0..m_all {
+            for m in all() {
                 (0..head).for_each(|unit| b.all(unit, Phase::Forward, false, m));
                 b.all(head, head_phase, true, m);
                 if purpose == Purpose::Train {
@@ -277,7 +329,7 @@ pub(crate) fn program(
             // up in the same order as layer-major does, head first.
             if purpose == Purpose::Train {
                 debug_assert_eq!(w.units[0].kind, UnitKind::Embedding);
-                (0..m_all).for_each(|m| b.backward(0, m, &[]));
+                all().for_each(|m| b.backward(0, m, &[]));
             }
         }
     }
@@ -285,7 +337,7 @@ pub(crate) fn program(
         ops: b.ops,
         visits: b.visits,
     };
-    if purpose == Purpose::Train {
+    if purpose == Purpose::Train && span.ends {
         finish_gradients(&mut program, w, pieces);
     }
     program
@@ -362,8 +414,14 @@ fn finish_gradients(program: &mut Program, w: &Workload, pieces: &[Piece]) {
 
 impl Program {
     /// The windows of every tensor, in order of first use. `resident` tensors get one window for
-    /// each content; others are split where more than `gap` runs lie between two uses.
-    pub fn windows(&self, resident: impl Fn(Tensor) -> bool, gap: u32) -> Vec<Window> {
+    /// each content; others are split where more than `gap` runs lie between two uses. What
+    /// `outlives` the program is not over with its last window.
+    pub fn windows(
+        &self,
+        resident: impl Fn(Tensor) -> bool,
+        outlives: impl Fn(Tensor) -> bool,
+        gap: u32,
+    ) -> Vec<Window> {
         let mut open: FastMap<Tensor, Window> = FastMap::default();
         let mut done: Vec<Window> = Vec::new();
         for (i, op) in self.ops.iter().enumerate() {
@@ -408,7 +466,10 @@ impl Program {
                 }
             }
         }
-        done.extend(open.into_values());
+        done.extend(open.into_values().map(|window| Window {
+            continues: outlives(window.tensor),
+            ..window
+        }));
         done.sort_by_key(|w| (w.first, w.tensor));
         done
     }

@@ -5,6 +5,8 @@
 //! speed that was measured for it beside the others, or at the fraction of a shared resource that
 //! is left to it (`together.rs`).
 
+use std::ops::Range;
+
 use lowtide_units::{Bytes, Seconds};
 use lowtide_workload::Workload;
 
@@ -12,6 +14,7 @@ use crate::machine::Machine;
 use crate::plan::{
     LANES, Lane, LaneKind, LaneUse, PartName, Phase, Piece, Plan, Prediction, Task, Work,
 };
+use crate::rounds::Rounds;
 use crate::together::Speeds;
 
 /// Time of each task of a part when nothing else runs.
@@ -215,29 +218,37 @@ pub(crate) struct Busy {
     pub busiest: Seconds,
 }
 
-/// Adds up the tasks of the steady part.
-pub(crate) fn busy(steady: &[Task], pieces: &[Piece], w: &Workload, machine: &Machine) -> Busy {
+/// Adds up the tasks of a steady step's parts, each as often as it runs.
+pub(crate) fn busy(
+    parts: &[(&[Task], u32)],
+    pieces: &[Piece],
+    w: &Workload,
+    machine: &Machine,
+) -> Busy {
     let mut lanes = vec![LaneUse::default(); LaneKind::ALL.len()];
     let (mut written, mut read) = (Bytes::ZERO, Bytes::ZERO);
     let (mut reads, mut writes) = (Seconds::ZERO, Seconds::ZERO);
-    for task in steady {
-        let time = task_alone(pieces, w, machine, task);
-        let lane = &mut lanes[task.lane.kind as usize];
-        lane.busy_seconds += time;
-        lane.tasks += 1;
-        if matches!(task.work, Work::Copy | Work::Read | Work::Write) {
-            lane.bytes += Bytes(task.args[0].bytes);
-        }
-        match task.work {
-            Work::Write => {
-                written += Bytes(task.args[0].bytes);
-                writes += time;
+    for &(tasks, times) in parts {
+        for task in tasks {
+            let time = task_alone(pieces, w, machine, task) * f64::from(times);
+            let lane = &mut lanes[task.lane.kind as usize];
+            lane.busy_seconds += time;
+            lane.tasks += times;
+            if matches!(task.work, Work::Copy | Work::Read | Work::Write) {
+                let bytes = Bytes(task.args[0].bytes * u64::from(times));
+                lane.bytes += bytes;
+                match task.work {
+                    Work::Write => {
+                        written += bytes;
+                        writes += time;
+                    }
+                    Work::Read => {
+                        read += bytes;
+                        reads += time;
+                    }
+                    _ => {}
+                }
             }
-            Work::Read => {
-                read += Bytes(task.args[0].bytes);
-                reads += time;
-            }
-            _ => {}
         }
     }
     // Reads and writes of the drives may overlap; what no schedule can beat is their joint bound.
@@ -255,37 +266,98 @@ pub(crate) fn busy(steady: &[Task], pieces: &[Piece], w: &Workload, machine: &Ma
     }
 }
 
-/// Time of a steady step. Looks at the part `steady` and at the seam between two of it.
+/// A few steady steps in parts to simulate, and how to read one step's time off them.
+pub(crate) struct Steps {
+    pub sequence: Vec<PartName>,
+    /// The end of one step and the end of the next, in the middle of a run.
+    pub step: Range<usize>,
+    /// Steps between the two.
+    pub steps: f64,
+    /// Of a batch in rounds: a part of that step, how often it repeats beyond the times that it is in the
+    /// sequence.
+    pub repeat: Option<(usize, u32)>,
+}
+
+/// Rounds in the middle of a batch that are simulated; the others take as long as the last two of them
+/// do in the mean (a round may leave the next one less to do).
+const MIDDLES: u32 = 4;
+
+impl Steps {
+    pub(crate) fn new(rounds: Rounds) -> Self {
+        if rounds.one() {
+            return Self {
+                sequence: vec![PartName::Steady; 4],
+                step: 1..3,
+                steps: 2.0,
+                repeat: None,
+            };
+        }
+        let middles = rounds.middles().min(MIDDLES) as usize;
+        let mut step = vec![PartName::Steady];
+        step.extend(std::iter::repeat_n(PartName::Middle, middles));
+        step.push(PartName::Last);
+        let n = step.len();
+        let beyond = rounds.middles() - middles as u32;
+        Self {
+            sequence: step.repeat(2),
+            step: n - 1..2 * n - 1,
+            steps: 1.0,
+            repeat: (beyond > 0).then_some((2 * n - 2, beyond)),
+        }
+    }
+}
+
+/// Time of a steady step. Looks at its parts and at the seams between them.
 pub(crate) fn steady_seconds(
     plan: &Plan,
     w: &Workload,
     machine: &Machine,
     busiest: Seconds,
 ) -> Seconds {
-    use PartName::Steady;
-    let run = simulate(plan, w, machine, &[Steady; 4]);
-    Seconds((run.end(3) - run.end(1)) / 2.0).max(busiest)
+    let steps = Steps::new(plan.rounds());
+    let run = simulate(plan, w, machine, &steps.sequence);
+    let mut seconds = (run.end(steps.step.end) - run.end(steps.step.start)) / steps.steps;
+    if let Some((part, times)) = steps.repeat {
+        seconds += f64::from(times) * (run.end(part) - run.end(part - 2)) / 2.0;
+    }
+    Seconds(seconds).max(busiest)
 }
 
 /// The figures of a plan's steady step.
 #[must_use]
 pub fn predict(plan: &Plan, w: &Workload, machine: &Machine) -> Prediction {
+    let parts: Vec<(&[Task], u32)> = plan
+        .rounds()
+        .steady()
+        .into_iter()
+        .map(|(part, times)| (plan.part(part), times))
+        .collect();
     let Busy {
         lanes,
         written,
         read,
         busiest,
-    } = busy(plan.part(PartName::Steady), &plan.pieces, w, machine);
+    } = busy(&parts, &plan.pieces, w, machine);
     let ruling_lane = (0..lanes.len())
         .max_by(|&a, &b| lanes[a].busy_seconds.0.total_cmp(&lanes[b].busy_seconds.0))
         .expect("five lanes") as u8;
-    let evaluation = simulate(plan, w, machine, &[PartName::Evaluate]);
     Prediction {
         step_seconds: steady_seconds(plan, w, machine, busiest),
         lanes,
         ruling_lane,
         disk_bytes_written: written,
         disk_bytes_read: read,
-        evaluate_seconds: Seconds(evaluation.end(0)),
+        evaluate_seconds: evaluate_seconds(plan, w, machine),
     }
+}
+
+/// Time of one evaluation batch; its rounds do not overlap.
+fn evaluate_seconds(plan: &Plan, w: &Workload, machine: &Machine) -> Seconds {
+    let rounds = plan.rounds();
+    let one = simulate(plan, w, machine, &[PartName::Evaluate]).end(0);
+    if rounds.one() {
+        return Seconds(one);
+    }
+    let last = simulate(plan, w, machine, &[PartName::LastEvaluate]).end(0);
+    Seconds(one * f64::from(rounds.count() - 1) + last)
 }

@@ -210,6 +210,29 @@ pub(crate) fn workload(layers: u32, accumulate: u32) -> Workload {
     }
 }
 
+/// As [`workload`], with a matrix of the head's own.
+pub(crate) fn untied(layers: u32, accumulate: u32) -> Workload {
+    let mut w = workload(layers, accumulate);
+    let own = w.params.len() as u32;
+    let unit = w.units.len() - 1;
+    w.params.push(Param {
+        name: "head.own".into(),
+        unit: unit as u32,
+        ..w.params[0].clone()
+    });
+    let head = &mut w.units[unit];
+    head.params.end += 1;
+    let lists = [&mut head.backward, &mut head.evaluate, &mut head.infer];
+    for o in lists.into_iter().flatten().flat_map(|op| &mut op.operands) {
+        match o.what {
+            What::Weight(0) => o.what = What::Weight(own),
+            What::Gradient(0) => o.what = What::Gradient(own),
+            _ => {}
+        }
+    }
+    w
+}
+
 /// Round rates.
 pub(crate) fn machine() -> Machine {
     let share = |list: &[(&str, f64)]| list.iter().map(|&(k, v)| (k.to_owned(), v)).collect();

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::machine::Machine;
 use crate::plan::{Lane, PartName, Plan, Tensor, Work};
-use crate::simulate::{Simulated, simulate};
+use crate::simulate::{Simulated, Steps, simulate};
 
 /// What the gpu lane waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -55,68 +55,106 @@ impl Cause {
 /// had not.
 #[must_use]
 pub fn waits(plan: &Plan, w: &Workload, machine: &Machine) -> Vec<(Cause, Seconds)> {
-    let sequence = [PartName::Steady; 4];
-    let run = simulate(plan, w, machine, &sequence);
-    let tasks = plan.part(PartName::Steady);
-    let seam = plan.seam(PartName::Steady, PartName::Steady);
-    let mut across: Vec<Vec<u32>> = vec![Vec::new(); tasks.len()];
-    for &(to, from) in seam.iter().flat_map(|s| &s.edges) {
-        across[to as usize].push(from);
-    }
-    let gpu: Vec<usize> = (0..tasks.len())
-        .filter(|&i| tasks[i].lane == Lane::GPU)
+    let steps = Steps::new(plan.rounds());
+    let run = simulate(plan, w, machine, &steps.sequence);
+    let names = &steps.sequence;
+    let across: Vec<Vec<Vec<u32>>> = (0..names.len())
+        .map(|k| {
+            let mut across = vec![Vec::new(); plan.part(names[k]).len()];
+            let seam = k.checked_sub(1).and_then(|b| plan.seam(names[b], names[k]));
+            for &(to, from) in seam.iter().flat_map(|s| &s.edges) {
+                across[to as usize].push(from);
+            }
+            across
+        })
         .collect();
+    let traced = Traced {
+        plan,
+        names,
+        run: &run,
+        across: &across,
+    };
     let mut found: Vec<(Cause, f64)> = Vec::new();
     // From the end of the gpu's work of one step to that of the next, in the middle of the run.
-    let part = 2;
-    let mut before = gpu.last().map_or(0.0, |&i| run.parts[part - 1][i].1);
-    for &i in &gpu {
-        let (start, end) = run.parts[part][i];
-        if start > before {
-            let cause = cause(plan, &run, &across, (part, i));
-            match found.iter_mut().find(|(c, _)| *c == cause) {
-                Some((_, seconds)) => *seconds += start - before,
-                None => found.push((cause, start - before)),
+    let first = steps.step.start + 1;
+    let last = if plan.rounds().one() {
+        first
+    } else {
+        steps.step.end
+    };
+    for part in first..=last {
+        let times = match steps.repeat {
+            Some((repeated, beyond)) if repeated == part => 1.0 + f64::from(beyond),
+            _ => 1.0,
+        };
+        let gpu = |part: usize| {
+            let tasks = plan.part(names[part]);
+            (0..tasks.len()).filter(move |&i| tasks[i].lane == Lane::GPU)
+        };
+        let mut before = gpu(part - 1)
+            .next_back()
+            .map_or(0.0, |i| run.parts[part - 1][i].1);
+        for i in gpu(part) {
+            let (start, end) = run.parts[part][i];
+            if start > before {
+                let cause = traced.cause((part, i));
+                let seconds = times * (start - before);
+                match found.iter_mut().find(|(c, _)| *c == cause) {
+                    Some((_, sum)) => *sum += seconds,
+                    None => found.push((cause, seconds)),
+                }
             }
+            before = end;
         }
-        before = end;
     }
     found.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
     found.into_iter().map(|(c, s)| (c, Seconds(s))).collect()
 }
 
-/// Follows a pause back to the task on another lane that no other lane had held up.
-fn cause(plan: &Plan, run: &Simulated, across: &[Vec<u32>], at: (usize, usize)) -> Cause {
-    let tasks = plan.part(PartName::Steady);
-    let mut at = at;
-    loop {
-        let (k, i) = at;
-        let here = tasks[i].after.iter().map(|&d| (k, d as usize));
-        let earlier = across[i].iter().filter(|_| k > 0);
-        let earlier = earlier.map(|&d| (k - 1, d as usize));
-        // What ended just when this began is what it waited for.
-        let held = here
-            .chain(earlier)
-            .filter(|&(_, d)| tasks[d].lane != Lane::GPU)
-            .find(|&(p, d)| run.parts[p][d].1 >= run.parts[k][i].0);
-        match held {
-            Some(next) => at = next,
-            None => break,
+/// A simulated run, to ask why.
+struct Traced<'a> {
+    plan: &'a Plan,
+    names: &'a [PartName],
+    run: &'a Simulated,
+    /// By part and task, the tasks of the part before that it waits for.
+    across: &'a [Vec<Vec<u32>>],
+}
+
+impl Traced<'_> {
+    /// Follows a pause back to the task on another lane that no other lane had held up.
+    fn cause(&self, at: (usize, usize)) -> Cause {
+        let (plan, run) = (self.plan, self.run);
+        let tasks = |k: usize| plan.part(self.names[k]);
+        let mut at = at;
+        loop {
+            let (k, i) = at;
+            let here = tasks(k)[i].after.iter().map(|&d| (k, d as usize));
+            let earlier = self.across[k][i].iter();
+            let earlier = earlier.map(|&d| (k - 1, d as usize));
+            // What ended just when this began is what it waited for.
+            let held = here
+                .chain(earlier)
+                .filter(|&(p, d)| tasks(p)[d].lane != Lane::GPU)
+                .find(|&(p, d)| run.parts[p][d].1 >= run.parts[k][i].0);
+            match held {
+                Some(next) => at = next,
+                None => break,
+            }
         }
-    }
-    let task = &tasks[at.1];
-    match task.work {
-        Work::Update { .. } if task.lane == Lane::HOST => Cause::HostUpdate,
-        Work::Norm => Cause::Norm,
-        Work::Read | Work::Write => Cause::Disk,
-        Work::Copy => match plan.slots[task.args[0].slot as usize].tensor {
-            Tensor::Weight(_) => Cause::Weights,
-            Tensor::State(_) => Cause::State,
-            Tensor::Gradient(_) | Tensor::Accumulator(_) => Cause::Gradients,
-            Tensor::Local(..) => Cause::Activations,
-            Tensor::NormParts(_) | Tensor::AllNormParts | Tensor::Clip => Cause::Norm,
-            Tensor::Losses | Tensor::Inputs(_) | Tensor::Workspace => Cause::Other,
-        },
-        _ => Cause::Other,
+        let task = &tasks(at.0)[at.1];
+        match task.work {
+            Work::Update { .. } if task.lane == Lane::HOST => Cause::HostUpdate,
+            Work::Norm => Cause::Norm,
+            Work::Read | Work::Write => Cause::Disk,
+            Work::Copy => match plan.slots[task.args[0].slot as usize].tensor {
+                Tensor::Weight(_) => Cause::Weights,
+                Tensor::State(_) => Cause::State,
+                Tensor::Gradient(_) | Tensor::Accumulator(_) => Cause::Gradients,
+                Tensor::Local(..) => Cause::Activations,
+                Tensor::NormParts(_) | Tensor::AllNormParts | Tensor::Clip => Cause::Norm,
+                Tensor::Losses | Tensor::Inputs(_) | Tensor::Workspace => Cause::Other,
+            },
+            _ => Cause::Other,
+        }
     }
 }

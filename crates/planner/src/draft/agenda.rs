@@ -5,6 +5,7 @@ use super::*;
 /// A program, when its tensors are on the device, and where they are otherwise.
 pub(super) struct Schedule<'p> {
     pub(super) program: &'p Program,
+    pub(super) span: Span,
     pub(super) tiers: FastMap<Tensor, Tier>,
     pub(super) windows: Vec<Window>,
     pub(super) agenda: Agenda,

@@ -7,6 +7,7 @@
 //! deadline first is decided.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use lowtide_units::Bytes;
 use lowtide_workload::{Dtype, What, Workload};
@@ -16,11 +17,12 @@ use crate::fast::FastMap;
 use crate::plan::{
     Arg, Lane, PartName, Piece, Task, Tensor, Tier, Use, Version, Work, state_bytes,
 };
-use crate::program::{Program, Purpose, Window, program};
+use crate::program::{Program, Purpose, Span, Window, program};
 use agenda::{Agenda, Schedule, first_use_table, first_uses, ready_order};
 use updates::UpdateQueue;
 
 mod agenda;
+mod between;
 mod slots;
 mod updates;
 
@@ -45,6 +47,8 @@ pub(crate) struct Draft {
     pub pieces: Vec<Piece>,
     pub slots: Vec<DraftSlot>,
     pub parts: Vec<Vec<Task>>,
+    /// Slots of each micro-batch, see [`crate::plan::Plan::late`].
+    pub late: Range<u32>,
 }
 
 /// Cuts the parameters into pieces.
@@ -90,7 +94,7 @@ struct Emitter<'a> {
     part: usize,
     homes: Homes,
     /// Device slots of this part's inputs, by micro-batch.
-    inputs: Vec<u32>,
+    inputs: FastMap<u32, u32>,
     /// Saved tensors of each unit.
     saved: Vec<Vec<u16>>,
     /// Gradients that wait inside this part only (`previous`, first batch).
@@ -110,6 +114,10 @@ struct Homes {
     host_copy: Vec<Option<u32>>,
     state: Vec<u32>,
     gradient: Vec<Option<u32>>,
+    /// Of a batch in rounds: where a gradient stays that is not complete.
+    accumulator: Vec<Option<u32>>,
+    /// Of a batch in rounds: output gradients of a tied embedding, by micro-batch.
+    late: Range<u32>,
     norm_parts: u32,
     clip: u32,
     /// The clip factor where updates on the device read it, if there are any.
@@ -155,7 +163,7 @@ fn emitter<'a>(
         tasks: Vec::new(),
         part: 0,
         homes: Homes::default(),
-        inputs: Vec::new(),
+        inputs: FastMap::default(),
         saved: Vec::new(),
         waiting: FastMap::default(),
         reads: Version::Current,
@@ -176,39 +184,64 @@ pub(crate) fn draft(w: &Workload, choice: &Choice, clip: Clip, names: &[PartName
     let mut e = emitter(w, choice, clip, &pieces);
     e.saved = w.units.iter().map(lowtide_workload::Unit::saved).collect();
     e.place_homes();
-    let train = program(w, choice, &pieces, &piece_of, Purpose::Train);
-    let train = e.schedule(&train);
+    let programs = |purpose, part| {
+        let span = Span::new(w, choice, part);
+        let made = program(w, choice, &pieces, &piece_of, purpose, &span);
+        (made, span)
+    };
+    let begin = programs(Purpose::Train, PartName::Steady);
+    let begin = e.schedule(&begin.0, begin.1);
     let parts = PartName::ALL
         .iter()
         .enumerate()
         .map(|(i, &name)| {
-            if !names.contains(&name) {
+            if !names.contains(&name) || !has(w, choice, clip, name) {
                 return Vec::new();
             }
             e.part = i;
             e.tasks = Vec::new();
             e.waiting.clear();
             e.reads = Version::Current;
-            let mut forward = |purpose| {
-                let program = program(w, choice, &pieces, &piece_of, purpose);
-                let schedule = e.schedule(&program);
-                e.forward(&schedule, purpose);
-            };
             match name {
-                PartName::First => e.train(&train, Updates::first(clip)),
-                PartName::Steady => e.train(&train, Updates::steady(clip)),
-                PartName::Drain => e.drain(train.program),
-                PartName::Evaluate => forward(Purpose::Evaluate),
-                PartName::Infer => forward(Purpose::Infer),
+                PartName::First | PartName::Steady => e.train(&begin, Updates::of(name, clip)),
+                PartName::Middle | PartName::Last | PartName::LastFirst => {
+                    let (program, span) = programs(Purpose::Train, name);
+                    let schedule = e.schedule(&program, span);
+                    e.train(&schedule, Updates::of(name, clip));
+                }
+                PartName::Drain => e.drain(begin.program),
+                PartName::Evaluate | PartName::LastEvaluate => {
+                    let (program, span) = programs(Purpose::Evaluate, name);
+                    let schedule = e.schedule(&program, span);
+                    e.forward(&schedule, Purpose::Evaluate);
+                }
+                PartName::Infer => {
+                    let (program, span) = programs(Purpose::Infer, name);
+                    let schedule = e.schedule(&program, span);
+                    e.forward(&schedule, Purpose::Infer);
+                }
             }
             std::mem::take(&mut e.tasks)
         })
         .collect();
+    let late = e.homes.late.clone();
     let slots = e.slots;
     Draft {
         pieces,
         slots,
         parts,
+        late,
+    }
+}
+
+/// Whether a plan has a part at all.
+fn has(w: &Workload, choice: &Choice, clip: Clip, name: PartName) -> bool {
+    let rounds = choice.rounds(w);
+    match name {
+        PartName::Middle => rounds.middles() > 0,
+        PartName::Last | PartName::LastEvaluate => !rounds.one(),
+        PartName::LastFirst => !rounds.one() && clip == Clip::Previous,
+        _ => true,
     }
 }
 
@@ -226,18 +259,14 @@ enum Updates {
 }
 
 impl Updates {
-    fn first(clip: Clip) -> Self {
-        match clip {
-            Clip::Exact => Self::Never,
-            Clip::Previous => Self::AfterNorm,
-            Clip::None => Self::UnderBackward,
-        }
-    }
-
-    fn steady(clip: Clip) -> Self {
-        match clip {
-            Clip::Exact => Self::UnderForward,
-            Clip::Previous | Clip::None => Self::UnderBackward,
+    fn of(part: PartName, clip: Clip) -> Self {
+        match (part, clip) {
+            (PartName::Steady, Clip::Exact) => Self::UnderForward,
+            (PartName::First | PartName::LastFirst, Clip::Previous) => Self::AfterNorm,
+            (PartName::First | PartName::Steady | PartName::Last, Clip::Previous | Clip::None) => {
+                Self::UnderBackward
+            }
+            _ => Self::Never,
         }
     }
 }
@@ -270,8 +299,8 @@ impl Emitter<'_> {
         self.commit();
     }
 
-    fn norm(&mut self) {
-        let (norm, losses) = (self.norm_bytes(), self.losses_bytes());
+    fn norm(&mut self, micro_batches: u32) {
+        let (norm, losses) = (self.norm_bytes(), Self::losses_bytes(micro_batches));
         self.copy(self.homes.losses_device, self.homes.losses_host, losses);
         self.push(
             Lane::HOST,
@@ -304,13 +333,24 @@ impl Emitter<'_> {
 
     fn train(&mut self, schedule: &Schedule<'_>, updates: Updates) {
         let train = schedule.program;
+        // Gradients are complete, and the norm is known, at the end of the last round.
+        let updates = match updates {
+            Updates::UnderForward => updates,
+            _ if schedule.span.ends => updates,
+            _ => Updates::Never,
+        };
         let order = match updates {
             Updates::UnderBackward => ready_order(train).into_iter().map(|(_, p)| p).collect(),
             _ => first_uses(train, self.pieces.len()),
         };
         let q = self.queue(order);
-        let mut q = self.run(schedule, Purpose::Train, updates, q);
-        self.norm();
+        let mut q = self.run(schedule, updates, q);
+        let micro_batches = schedule.span.micro_batches.len() as u32;
+        if schedule.span.ends {
+            self.norm(micro_batches);
+        } else {
+            self.losses(micro_batches);
+        }
         if updates == Updates::AfterNorm {
             for k in 0..q.order.len() {
                 self.update(&mut q, k, None);
@@ -323,25 +363,14 @@ impl Emitter<'_> {
 
     fn forward(&mut self, schedule: &Schedule<'_>, purpose: Purpose) {
         let q = self.queue(Vec::new());
-        self.run(schedule, purpose, Updates::Never, q);
+        self.run(schedule, Updates::Never, q);
         if purpose == Purpose::Evaluate {
-            let bytes = self.losses_bytes();
-            self.copy(self.homes.losses_device, self.homes.losses_host, bytes);
-            self.push(
-                Lane::HOST,
-                Work::Losses,
-                vec![Arg {
-                    slot: self.homes.losses_host,
-                    offset: 0,
-                    bytes,
-                    access: Use::Read,
-                }],
-            );
+            self.losses(schedule.span.micro_batches.len() as u32);
         }
     }
 
     /// What is on the device when, in a program.
-    fn schedule<'p>(&self, program: &'p Program) -> Schedule<'p> {
+    fn schedule<'p>(&self, program: &'p Program, span: Span) -> Schedule<'p> {
         let prefetch = usize::from(self.choice.prefetch);
         let mut tiers: FastMap<Tensor, Tier> = FastMap::default();
         for o in program.ops.iter().flat_map(|op| &op.operands) {
@@ -350,11 +379,14 @@ impl Emitter<'_> {
                 .or_insert_with(|| self.home_tier(o.tensor));
         }
         let gap = if prefetch == 0 { 1 } else { 2 };
-        let windows = program.windows(|t| tiers[&t] == Tier::Device, gap);
+        let resident = |t: Tensor| tiers[&t] == Tier::Device;
+        let outlives = |t: Tensor| !span.ends && self.outer_home(t).is_some();
+        let windows = program.windows(resident, outlives, gap);
         let agenda = Agenda::new(program, &windows, &tiers, prefetch);
         let first_use = first_use_table(&windows);
         Schedule {
             program,
+            span,
             tiers,
             windows,
             agenda,
@@ -366,13 +398,13 @@ impl Emitter<'_> {
     fn run(
         &mut self,
         schedule: &Schedule<'_>,
-        purpose: Purpose,
         updates: Updates,
         mut q: UpdateQueue,
     ) -> UpdateQueue {
         let prefetch = usize::from(self.choice.prefetch);
         let Schedule {
             program,
+            span,
             tiers,
             windows,
             agenda,
@@ -423,7 +455,9 @@ impl Emitter<'_> {
             self.reads = Version::Next;
         }
         let mut committed = !under_forward;
-        self.load_inputs(purpose);
+        self.inputs.clear();
+        span.micro_batches.clone().for_each(|m| self.load_inputs(m));
+        let mut late_inputs = self.late_inputs(program, span);
         let mut st = Live {
             device: FastMap::default(),
             staged: FastMap::default(),
@@ -433,6 +467,9 @@ impl Emitter<'_> {
         };
         self.persistent_operands(&mut st);
         for (i, op) in program.ops.iter().enumerate() {
+            for m in late_inputs.remove(&i).into_iter().flatten() {
+                self.load_inputs(m);
+            }
             for &k in lifts.get(&i).into_iter().flatten() {
                 self.lift(&mut q, k);
             }
@@ -508,28 +545,21 @@ impl Emitter<'_> {
             }
         }
         st.device.insert(Tensor::Losses, self.homes.losses_device);
-    }
-
-    fn load_inputs(&mut self, purpose: Purpose) {
-        let m_all = if purpose == Purpose::Infer {
-            1
-        } else {
-            self.w.batch.accumulate
-        };
-        let bytes = self.w.batch.input_bytes().0;
-        self.inputs.clear();
-        for m in 0..m_all {
-            let host = self.slot(Tier::Host, bytes, Tensor::Inputs(m));
-            let arg = Arg {
-                slot: host,
-                offset: 0,
-                bytes,
-                access: Use::Write,
+        if self.choice.rounds(self.w).one() {
+            return;
+        }
+        let sums = (0..self.pieces.len() as u32).map(Tensor::Accumulator);
+        let late = self
+            .homes
+            .late
+            .clone()
+            .map(|s| self.slots[s as usize].tensor);
+        for t in sums.chain(late) {
+            let home = self.outer_home(t).expect("it stays between rounds");
+            match self.slots[home as usize].tier {
+                Tier::Device => st.device.insert(t, home),
+                _ => st.spilled.insert(t, home),
             };
-            self.push(Lane::HOST, Work::Load { micro_batch: m }, vec![arg]);
-            let device = self.slot(Tier::Device, bytes, Tensor::Inputs(m));
-            self.copy(host, device, bytes);
-            self.inputs.push(device);
         }
     }
 
@@ -605,12 +635,10 @@ impl Emitter<'_> {
                     self.homes.gradient[p as usize].is_some()
                         && self.choice.gradients[self.unit_of(p)] == Tier::Device
                 }
-                Tensor::Accumulator(p) => {
-                    self.w.gradient == Dtype::F32
-                        && self.homes.gradient[p as usize].is_some()
-                        && self.choice.gradients[self.unit_of(p)] == Tier::Device
-                }
-                _ => false,
+                Tensor::Accumulator(p) if self.sums_in_gradient(p) => true,
+                t => self
+                    .outer_home(t)
+                    .is_some_and(|home| self.slots[home as usize].tier == Tier::Device),
             };
             if !fixed {
                 let bytes = self.tensor_bytes(t);
@@ -623,7 +651,7 @@ impl Emitter<'_> {
             .iter()
             .map(|o| {
                 let slot = match o.tensor {
-                    Tensor::Inputs(m) => self.inputs[m as usize],
+                    Tensor::Inputs(m) => self.inputs[&m],
                     t => st.device[&t],
                 };
                 Arg {

@@ -55,8 +55,9 @@ impl Emitter<'_> {
         self.pieces[p as usize].unit as usize
     }
 
-    pub(super) fn losses_bytes(&self) -> u64 {
-        16 * u64::from(self.w.batch.accumulate)
+    /// Bytes of the losses of so many micro-batches.
+    pub(super) fn losses_bytes(micro_batches: u32) -> u64 {
+        16 * u64::from(micro_batches)
     }
 
     pub(super) fn norm_bytes(&self) -> u64 {
@@ -89,7 +90,8 @@ impl Emitter<'_> {
                 waits.then(|| self.home(self.choice.gradients[unit], bytes, Tensor::Gradient(p))),
             );
         }
-        let (norm, losses) = (self.norm_bytes(), self.losses_bytes());
+        let each = self.choice.rounds(self.w).each();
+        let (norm, losses) = (self.norm_bytes(), Self::losses_bytes(each));
         homes.norm_parts = self.home(Tier::Host, norm, Tensor::AllNormParts);
         homes.clip = self.home(Tier::Host, 64, Tensor::Clip);
         let on_device = self.choice.update.contains(&Processor::Device);
@@ -97,6 +99,7 @@ impl Emitter<'_> {
         homes.losses_device = self.home(Tier::Device, losses, Tensor::Losses);
         homes.losses_host = self.home(Tier::Host, losses, Tensor::Losses);
         self.homes = homes;
+        self.place_between_rounds();
     }
 
     /// The home of weights or state; of durable ones both versions, and the slot of the current one.
@@ -271,8 +274,12 @@ impl Emitter<'_> {
                         Saved::Disk => Tier::Disk,
                     };
                 }
-                let late_embedding =
-                    self.choice.order == LoopOrder::BatchMajor && u == 1 && unit.d_input == Some(i);
+                let late_embedding = u == 1
+                    && unit.d_input == Some(i)
+                    && match self.choice.rounds(self.w).one() {
+                        true => self.choice.order == LoopOrder::BatchMajor,
+                        false => !self.homes.late.is_empty(),
+                    };
                 if unit.output == Some(i) || late_embedding {
                     self.choice.inputs
                 } else {
@@ -293,7 +300,7 @@ impl Emitter<'_> {
             Tensor::NormParts(p) => self.pieces[p as usize].norm_chunks * 8,
             Tensor::AllNormParts => self.norm_bytes(),
             Tensor::Clip => 64,
-            Tensor::Losses => self.losses_bytes(),
+            Tensor::Losses => Self::losses_bytes(self.choice.rounds(self.w).each()),
             Tensor::Inputs(_) => self.w.batch.input_bytes().0,
             Tensor::Local(u, i, _) => self.w.units[u as usize].tensors[i as usize].bytes.0,
             Tensor::Workspace => 0,

@@ -292,7 +292,11 @@ impl Climb<'_, '_> {
                 add(&|m| m.pieces = pieces);
             }
         }
-        if pins.order.is_none() && w.batch.accumulate > 1 {
+        if pins.order.is_none() && mix.round > 0 {
+            let most = self.search.most_in_a_part();
+            add(&|m| m.round = (m.round * 2).min(most));
+            add(&|m| m.round = (m.round / 2).max(1));
+        } else if pins.order.is_none() && w.batch.accumulate > 1 {
             for order in [LoopOrder::LayerMajor, LoopOrder::BatchMajor] {
                 add(&|m| m.order = order);
             }

@@ -54,6 +54,8 @@ impl Count {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Mix {
     pub order: LoopOrder,
+    /// Micro-batches of a round; 0: the whole batch is one.
+    pub round: u32,
     pub pieces: Pieces,
     /// Where gradients wait that do not wait on the device.
     pub waiting: Tier,
@@ -70,6 +72,7 @@ impl Mix {
     pub(super) fn least(order: LoopOrder, pieces: Pieces, waiting: Tier, inputs: Tier) -> Self {
         Self {
             order,
+            round: 0,
             pieces,
             waiting,
             inputs,
@@ -149,6 +152,7 @@ impl Mix {
                 .map(|u| vec![Saved::Keep; u.saved().len()])
                 .collect(),
             prefetch: self.prefetch,
+            round: self.round,
             durable: false,
         };
         if pins.durable {

@@ -12,7 +12,7 @@
 use std::cell::{Cell, RefCell};
 
 use lowtide_units::Seconds;
-use lowtide_workload::Workload;
+use lowtide_workload::{Unit, Workload};
 use serde::{Deserialize, Serialize};
 
 use crate::build::{assemble, build};
@@ -22,8 +22,9 @@ use crate::draft::{Draft, draft, persistent_bytes};
 use crate::fast::FastMap;
 use crate::layout::{Layout, layout};
 use crate::machine::Machine;
-use crate::plan::{PartName, Plan, Tier};
-use crate::simulate::{busy, steady_seconds};
+use crate::plan::{PartName, Plan, Task, Tier};
+use crate::rounds::Rounds;
+use crate::simulate::{Busy, Steps, busy, steady_seconds};
 use climb::Candidate;
 use mix::{Count, Mix};
 
@@ -145,13 +146,31 @@ pub fn plan(r: &Request<'_>) -> Result<Plan, PlanError> {
     search.made(&search.best()?)
 }
 
+/// Operations of a part that is planned task by task; a batch of more is cut into rounds.
+const LARGEST: u32 = 30_000;
+
 /// The parts that are made to size and time a choice. Before the first norm is known the gradients
-/// of `previous` wait inside `first`, which then needs more than a steady step.
-fn timed_parts(clip: Clip) -> &'static [PartName] {
-    match clip {
-        Clip::Previous => &[PartName::First, PartName::Steady],
-        Clip::Exact | Clip::None => &[PartName::Steady],
+/// of `previous` wait inside the batch's own part, which then needs more than a steady step.
+fn timed_parts(clip: Clip, rounds: Rounds) -> Vec<PartName> {
+    let mut parts: Vec<PartName> = rounds.steady().into_iter().map(|(part, _)| part).collect();
+    if clip == Clip::Previous {
+        parts.push(if rounds.one() {
+            PartName::First
+        } else {
+            PartName::LastFirst
+        });
     }
+    parts
+}
+
+/// What the lanes of a drafted steady step do.
+fn busy_of(d: &Draft, rounds: Rounds, w: &Workload, machine: &Machine) -> Busy {
+    let parts: Vec<(&[Task], u32)> = rounds
+        .steady()
+        .into_iter()
+        .map(|(part, times)| (&*d.parts[part as usize], times))
+        .collect();
+    busy(&parts, &d.pieces, w, machine)
 }
 
 fn fits(need: &[u64; 3], budgets: &Budgets) -> bool {
@@ -200,12 +219,11 @@ impl Search<'_> {
             machine,
             ..
         } = self.r;
-        let d = draft(w, choice, clip, timed_parts(clip));
+        let rounds = choice.rounds(w);
+        let d = draft(w, choice, clip, &timed_parts(clip, rounds));
         let l = layout(&d.slots, PartName::ALL.len());
         self.worked(d.parts.iter().map(Vec::len).sum());
-        let bound = busy(&d.parts[PartName::Steady as usize], &d.pieces, w, machine)
-            .busiest
-            .0;
+        let bound = busy_of(&d, rounds, w, machine).busiest.0;
         let size = Size {
             need: l.totals,
             bound,
@@ -268,17 +286,21 @@ impl Search<'_> {
             ..
         } = self.r;
         let bound = self.size(choice).bound;
+        let rounds = choice.rounds(w);
         let newest = self.seen.newest.borrow_mut().take_if(|(c, ..)| c == choice);
         let (d, l) = newest.map_or_else(
             || {
-                let d = draft(w, choice, clip, timed_parts(clip));
+                let d = draft(w, choice, clip, &timed_parts(clip, rounds));
                 let l = layout(&d.slots, PartName::ALL.len());
                 (d, l)
             },
             |(_, d, l)| (d, l),
         );
-        let plan = assemble(w, choice, clip, d, l, &[PartName::Steady]);
-        self.worked(3 * plan.part(PartName::Steady).len());
+        let parts: Vec<PartName> = rounds.steady().into_iter().map(|(part, _)| part).collect();
+        let plan = assemble(w, choice, clip, d, l, &parts);
+        let simulated = Steps::new(rounds).sequence;
+        let tasks: usize = simulated.iter().map(|&p| plan.part(p).len()).sum();
+        self.worked(tasks * 3 / 4);
         let seconds = steady_seconds(&plan, w, machine, Seconds(bound)).0;
         self.seen
             .seconds
@@ -348,16 +370,46 @@ impl Search<'_> {
         }
     }
 
+    /// Micro-batches that one part may have.
+    fn most_in_a_part(&self) -> u32 {
+        let w = self.r.workload;
+        let each = |u: &Unit| 2 * u.forward.len() + u.backward.len();
+        let operations: usize = w.units.iter().map(each).sum();
+        (LARGEST / operations.max(1) as u32).max(1)
+    }
+
+    /// Whether the search may cut the batch into rounds: it is too long to be planned as one, and no order
+    /// of all its micro-batches was asked for.
+    fn in_rounds(&self) -> bool {
+        self.r.pins.order != Some(LoopOrder::LayerMajor)
+            && self.r.workload.batch.accumulate > self.most_in_a_part()
+    }
+
+    /// Orders of the loops that have to be tried, with the micro-batches of a round.
+    fn loops(&self) -> Vec<(LoopOrder, u32)> {
+        let batch = self.r.workload.batch.accumulate;
+        match self.r.pins.order {
+            Some(LoopOrder::BatchMajor) if self.in_rounds() => vec![(LoopOrder::BatchMajor, 1)],
+            Some(order) => vec![(order, 0)],
+            None if batch == 1 => vec![(LoopOrder::LayerMajor, 0)],
+            None if !self.in_rounds() => {
+                vec![(LoopOrder::LayerMajor, 0), (LoopOrder::BatchMajor, 0)]
+            }
+            None => {
+                let most = self.most_in_a_part();
+                let mut rounds = vec![1, 4.min(most), most];
+                rounds.dedup();
+                let order = LoopOrder::LayerMajor;
+                rounds.into_iter().map(|round| (order, round)).collect()
+            }
+        }
+    }
+
     /// Every way that has to be tried, with as little as possible on device and host.
     fn ways(&self, disk: bool) -> Vec<Mix> {
         let (w, pins) = (self.r.workload, &self.r.pins);
-        let orders = match pins.order {
-            Some(o) => vec![o],
-            None if w.batch.accumulate == 1 => vec![LoopOrder::LayerMajor],
-            None => vec![LoopOrder::LayerMajor, LoopOrder::BatchMajor],
-        };
         let mut ways = Vec::new();
-        for &order in &orders {
+        for (order, round) in self.loops() {
             for pieces in self.cuts() {
                 for &gradients in &self.tiers(pins.gradients, disk) {
                     for &inputs in &self.tiers(pins.inputs, disk) {
@@ -366,6 +418,7 @@ impl Search<'_> {
                             tier => tier,
                         };
                         let mut mix = Mix::least(order, pieces, waiting, inputs);
+                        mix.round = round;
                         mix.prefetch = pins.prefetch.unwrap_or(1);
                         if gradients == Tier::Device {
                             mix = mix.with(Count::Near, usize::MAX, w, pins);

@@ -7,10 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use super::climb::Candidate;
 use super::mix::{Count, Mix};
-use super::{PlanError, Request, Search, Seen};
+use super::{PlanError, Request, Search, Seen, busy_of, timed_parts};
 use crate::choice::{Budgets, Clip, LoopOrder};
 use crate::plan::{LaneKind, Plan, Tier};
-use crate::simulate::busy;
 
 /// A plan of another kind than the one that was chosen.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -183,7 +182,9 @@ impl Search<'_> {
                 break;
             }
             let applies = match kind {
-                "the other loop order" => w.batch.accumulate > 1 && pins.order.is_none(),
+                "the other loop order" => {
+                    w.batch.accumulate > 1 && pins.order.is_none() && mix.round == 0
+                }
                 "block inputs on the other tier" => pins.inputs.is_none(),
                 "gradients wait on disk" => self.disk && pins.gradients.is_none(),
                 _ => true,
@@ -216,9 +217,9 @@ impl Search<'_> {
             machine,
             ..
         } = self.r;
-        let d = crate::draft::draft(w, choice, clip, &[crate::plan::PartName::Steady]);
-        let steady = &d.parts[crate::plan::PartName::Steady as usize];
-        let lanes = busy(steady, &d.pieces, w, machine).lanes;
+        let rounds = choice.rounds(w);
+        let d = crate::draft::draft(w, choice, clip, &timed_parts(clip, rounds));
+        let lanes = busy_of(&d, rounds, w, machine).lanes;
         let busiest = |a: &&LaneKind, b: &&LaneKind| {
             let of = |k: LaneKind| lanes[k as usize].busy_seconds.0;
             of(**a).total_cmp(&of(**b))
@@ -330,8 +331,16 @@ fn suggestions(r: &Request<'_>, best: &Candidate, more: &[(u32, &Workload)]) -> 
 fn quick(r: &Request<'_>, near: &Mix) -> Result<Seconds, PlanError> {
     let seen = Seen::default();
     let search = Search::new(*r, &seen);
-    let as_it_is = search.filled(near, Count::Resident);
-    let as_it_is = as_it_is.unwrap_or_else(|| near.clone());
+    // A batch that was planned as one may now be too long for that.
+    let near = match near.round {
+        0 if search.in_rounds() => Mix {
+            round: search.most_in_a_part(),
+            ..near.clone()
+        },
+        _ => near.clone(),
+    };
+    let as_it_is = search.filled(&near, Count::Resident);
+    let as_it_is = as_it_is.unwrap_or(near);
     let choice = search.settled(&as_it_is);
     let best = match choice.filter(|c| search.holds_whole(c)) {
         Some(choice) => Candidate {

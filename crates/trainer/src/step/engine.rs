@@ -143,6 +143,11 @@ impl StepData {
         self.broken_off.load(Ordering::Relaxed)
     }
 
+    /// Whether these are the losses of all micro-batches.
+    fn is_evaluated(&self, losses: usize) -> bool {
+        losses >= self.inputs.len()
+    }
+
     fn lock(&self) -> MutexGuard<'_, Outcome> {
         self.outcome.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -349,7 +354,8 @@ impl Engine {
     fn norm(&self, args: &[Bound<'_>], step: &StepData) -> Result<(), EngineError> {
         let mut parts = vec![0.0f64; args[0].view.bytes() / 8];
         memory::load(&args[0].view, &mut parts);
-        let losses = losses(&args[2].view);
+        let mut losses = losses(&args[2].view);
+        losses.splice(..0, std::mem::take(&mut step.lock().losses));
         let norm = parts.iter().sum::<f64>().sqrt();
         let factor = match self.clip.mode {
             Clip::None => 1.0,
@@ -442,11 +448,15 @@ impl lowtide_executor::Engine for Engine {
             Work::Update { piece } => return self.update(queue, call.args, piece, step),
             Work::Norm => return self.norm(call.args, step),
             Work::Load { micro_batch } => {
-                step.inputs[micro_batch as usize].store(&call.args[0].view);
+                step.inputs[(micro_batch + call.shift) as usize].store(&call.args[0].view);
             }
             Work::Losses => {
                 let losses = losses(&call.args[0].view);
-                step.set(|o| (o.losses, o.done) = (losses, true));
+                // Of a batch in rounds there are more to come.
+                step.set(|o| {
+                    o.losses.extend(losses);
+                    o.done = step.is_evaluated(o.losses.len());
+                });
             }
             Work::Logits { .. } => {
                 let mut logits = vec![0.0f32; call.args[0].view.bytes() / 4];

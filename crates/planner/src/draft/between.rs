@@ -1,0 +1,108 @@
+//! What holds the rounds of a batch together: homes for what stays between two of them, inputs that are
+//! loaded again, losses that are handed on.
+
+use super::*;
+use crate::program::tied;
+
+impl Emitter<'_> {
+    /// What stays between two rounds of a batch: accumulators, and a tied embedding's output gradients.
+    pub(super) fn place_between_rounds(&mut self) {
+        let rounds = self.choice.rounds(self.w);
+        self.homes.accumulator = vec![None; self.pieces.len()];
+        if rounds.one() {
+            return;
+        }
+        for p in 0..self.pieces.len() as u32 {
+            if !self.sums_in_gradient(p) {
+                let (tier, t) = (
+                    self.choice.gradients[self.unit_of(p)],
+                    Tensor::Accumulator(p),
+                );
+                let home = self.home(tier, self.tensor_bytes(t), t);
+                self.homes.accumulator[p as usize] = Some(home);
+            }
+        }
+        let start = self.slots.len() as u32;
+        if let Some(i) = self.w.units[1].d_input.filter(|_| tied(self.w)) {
+            for m in 0..self.w.batch.accumulate {
+                let t = Tensor::Local(1, i, m);
+                self.home(self.choice.inputs, self.tensor_bytes(t), t);
+            }
+        }
+        self.homes.late = start..self.slots.len() as u32;
+    }
+
+    /// Whether a piece's gradient adds up where it will wait.
+    pub(super) fn sums_in_gradient(&self, p: u32) -> bool {
+        self.w.gradient == Dtype::F32
+            && self.homes.gradient[p as usize].is_some()
+            && self.choice.gradients[self.unit_of(p)] == Tier::Device
+    }
+
+    /// Where a tensor is that was there before the part, or will be after it.
+    pub(super) fn outer_home(&self, t: Tensor) -> Option<u32> {
+        match t {
+            Tensor::Accumulator(p) if self.sums_in_gradient(p) => self.homes.gradient[p as usize],
+            Tensor::Accumulator(p) => self.homes.accumulator[p as usize],
+            Tensor::Local(1, i, m) if self.w.units[1].d_input == Some(i) => {
+                let late = self.homes.late.clone();
+                late.into_iter().nth(m as usize)
+            }
+            _ => None,
+        }
+    }
+
+    /// Hands the losses of a round to the caller.
+    pub(super) fn losses(&mut self, micro_batches: u32) {
+        let bytes = Self::losses_bytes(micro_batches);
+        self.copy(self.homes.losses_device, self.homes.losses_host, bytes);
+        let arg = Arg {
+            slot: self.homes.losses_host,
+            offset: 0,
+            bytes,
+            access: Use::Read,
+        };
+        self.push(Lane::HOST, Work::Losses, vec![arg]);
+    }
+
+    /// Reads a micro-batch's inputs and sends them to the device.
+    pub(super) fn load_inputs(&mut self, m: u32) {
+        let bytes = self.w.batch.input_bytes().0;
+        let host = self.slot(Tier::Host, bytes, Tensor::Inputs(m));
+        let arg = Arg {
+            slot: host,
+            offset: 0,
+            bytes,
+            access: Use::Write,
+        };
+        self.push(Lane::HOST, Work::Load { micro_batch: m }, vec![arg]);
+        let device = self.slot(Tier::Device, bytes, Tensor::Inputs(m));
+        self.copy(host, device, bytes);
+        self.inputs.insert(m, device);
+    }
+
+    /// Inputs of micro-batches of earlier rounds, by the operation before which they are loaded again:
+    /// a few before the one that reads them.
+    pub(super) fn late_inputs(&self, program: &Program, span: &Span) -> BTreeMap<usize, Vec<u32>> {
+        const AHEAD: usize = 2;
+        let mut uses: Vec<(usize, u32)> = Vec::new();
+        if span.ends && span.rounds {
+            for (i, op) in program.ops.iter().enumerate() {
+                for o in &op.operands {
+                    if let Tensor::Inputs(m) = o.tensor
+                        && m < span.micro_batches.start
+                        && uses.last().is_none_or(|&(_, last)| last != m)
+                    {
+                        uses.push((i, m));
+                    }
+                }
+            }
+        }
+        let mut loads: BTreeMap<usize, Vec<u32>> = BTreeMap::new();
+        for (k, &(_, m)) in uses.iter().enumerate() {
+            let before = uses[k.saturating_sub(AHEAD)].0;
+            loads.entry(before).or_default().push(m);
+        }
+        loads
+    }
+}

@@ -1,0 +1,241 @@
+//! Batches in rounds: every cut is a right plan, and what is simulated of it stands for all of it.
+
+use crate::build::build;
+use crate::check::check;
+use crate::choice::{Budgets, Choice, Clip, LoopOrder, Processor, Saved};
+use crate::plan::{PartName, Plan, Tensor, Tier, Work};
+use crate::simulate::{predict, simulate};
+use crate::testing::{machine, untied, workload};
+use lowtide_workload::{Dtype, Workload};
+
+const CLIPS: [Clip; 3] = [Clip::Exact, Clip::Previous, Clip::None];
+
+/// Homes in turn: every combination of where gradients, inputs and state are.
+fn homes(w: &Workload, round: u32) -> Vec<Choice> {
+    let n = w.units.len();
+    let mut all = Vec::new();
+    for gradients in Tier::ALL {
+        for inputs in Tier::ALL {
+            for (k, optimizer) in Tier::ALL.into_iter().enumerate() {
+                let saved = [Saved::Keep, Saved::Recompute, Saved::Host][k];
+                let mut c = Choice::resident(w);
+                c.round = round;
+                c.weights = vec![Tier::ALL[(k + 1) % 3]; n];
+                c.optimizer = vec![optimizer; n];
+                let on_device = k == 0 || round.is_multiple_of(2);
+                c.update = vec![
+                    if on_device {
+                        Processor::Device
+                    } else {
+                        Processor::Host
+                    };
+                    n
+                ];
+                c.gradients = vec![gradients; n];
+                c.inputs = inputs;
+                c.saved.iter_mut().for_each(|s| s.fill(saved));
+                c.prefetch = k as u8;
+                if optimizer == Tier::Disk && round == 1 {
+                    c.make_durable();
+                }
+                all.push(c);
+            }
+        }
+    }
+    all
+}
+
+/// Micro-batches of a batch and of a round.
+const CUTS: [(u32, u32); 7] = [(2, 1), (3, 2), (4, 2), (5, 2), (6, 1), (7, 2), (13, 2)];
+
+#[test]
+fn every_cut_passes_the_checker() {
+    for (i, &(accumulate, round)) in CUTS.iter().enumerate() {
+        for mut w in [workload(2, accumulate), untied(2, accumulate)] {
+            for (k, c) in homes(&w, round).into_iter().enumerate() {
+                w.gradient = [Dtype::Bf16, Dtype::F32][k % 2];
+                let clip = CLIPS[(i + k) % 3];
+                let plan = build(&w, &c, clip, Budgets::UNLIMITED, &machine());
+                if let Err(fault) = check(&plan, clip) {
+                    panic!("{fault}\n{round} of {accumulate} {clip:?} {c:?}");
+                }
+            }
+        }
+    }
+}
+
+fn in_rounds(accumulate: u32, round: u32) -> (Workload, Choice) {
+    let w = workload(2, accumulate);
+    let n = w.units.len();
+    let mut c = Choice::resident(&w);
+    c.round = round;
+    c.weights = vec![Tier::Host; n];
+    c.optimizer = vec![Tier::Host; n];
+    c.update = vec![Processor::Host; n];
+    c.gradients = vec![Tier::Host; n];
+    c.inputs = Tier::Host;
+    (w, c)
+}
+
+#[test]
+fn no_edge_between_rounds_is_superfluous_and_every_missing_one_is_found() {
+    let (w, c) = in_rounds(13, 2);
+    for clip in CLIPS {
+        let good = build(&w, &c, clip, Budgets::UNLIMITED, &machine());
+        check(&good, clip).expect("the whole plan is right");
+        for part in [PartName::Steady, PartName::Middle, PartName::Last] {
+            for task in 0..good.part(part).len() {
+                for k in 0..good.part(part)[task].after.len() {
+                    let mut broken = good.clone();
+                    broken.parts[part as usize][task].after.remove(k);
+                    assert!(check(&broken, clip).is_err(), "{clip:?} {part:?} {task}");
+                }
+            }
+        }
+        let mut pairs = Vec::new();
+        for s in 0..good.seams.len() {
+            pairs.push((good.seams[s].from, good.seams[s].to));
+            for k in 0..good.seams[s].edges.len() {
+                let mut broken = good.clone();
+                broken.seams[s].edges.remove(k);
+                assert!(
+                    check(&broken, clip).is_err(),
+                    "{clip:?} {:?} {k}",
+                    pairs.last()
+                );
+            }
+        }
+        for pair in [
+            (PartName::Steady, PartName::Middle),
+            (PartName::Middle, PartName::Middle),
+            (PartName::Middle, PartName::Last),
+            (PartName::Last, PartName::Steady),
+        ] {
+            assert!(pairs.contains(&pair), "{pair:?}");
+        }
+    }
+}
+
+/// The first task of a part that uses a slot of this kind.
+fn find(plan: &Plan, part: PartName, what: impl Fn(Tensor) -> bool) -> (usize, usize) {
+    let tasks = plan.part(part).iter().enumerate();
+    let mut args = tasks.flat_map(|(t, task)| (0..task.args.len()).map(move |a| (t, a)));
+    let slot = |t: usize, a: usize| plan.part(part)[t].args[a].slot as usize;
+    args.find(|&(t, a)| {
+        let s = &plan.slots[slot(t, a)];
+        s.persistent && what(s.tensor)
+    })
+    .expect("one does")
+}
+
+#[test]
+fn planted_faults_between_rounds_are_found() {
+    let (w, c) = in_rounds(13, 2);
+    let good = build(&w, &c, Clip::Exact, Budgets::UNLIMITED, &machine());
+    let fails = |plan: &Plan, words: &str| {
+        let fault = check(plan, Clip::Exact).expect_err(words);
+        assert!(fault.what.contains(words), "{fault} instead of {words}");
+    };
+    let late = |t: Tensor| matches!(t, Tensor::Local(1, ..));
+    // An output gradient of the embedding's goes where that of another micro-batch belongs.
+    let mut broken = good.clone();
+    let (t, a) = find(&good, PartName::Middle, late);
+    let before = broken.parts[PartName::Middle as usize][t].args[a].slot;
+    broken.parts[PartName::Middle as usize][t].args[a].slot = before + 1;
+    fails(&broken, "moves");
+    // A round writes another round's.
+    let mut broken = good.clone();
+    broken.parts[PartName::Middle as usize][t].args[a].slot = good.late.start;
+    fails(&broken, "in another round");
+    // One micro-batch has none.
+    let mut broken = good.clone();
+    broken.late.end -= 1;
+    fails(&broken, "for each micro-batch");
+    // Two of them share bytes, far from both ends.
+    let mut broken = good.clone();
+    let at = good.late.start as usize + 6;
+    broken.slots[at].offset = broken.slots[at + 1].offset;
+    fails(&broken, "which stays");
+    // A round that does not put its sums back.
+    let sums = |t: Tensor| matches!(t, Tensor::Accumulator(_));
+    let mut broken = good.clone();
+    let tasks = &mut broken.parts[PartName::Middle as usize];
+    for task in tasks.iter_mut().filter(|t| t.work == Work::Copy) {
+        let to = &good.slots[task.args[1].slot as usize];
+        if to.persistent && sums(to.tensor) {
+            task.work = Work::Losses;
+            task.args.clear();
+        }
+    }
+    fails(&broken, "stale");
+    // Rounds that do not add up: the last one begins anew, or the first one goes on.
+    let mut broken = good.clone();
+    let tasks = broken.parts[PartName::Last as usize].iter_mut();
+    let mut args = tasks.flat_map(|t| &mut t.args);
+    let sum = |s: u32| matches!(good.slots[s as usize].tensor, Tensor::Accumulator(_));
+    let share = args.find(|a| sum(a.slot) && a.access == crate::plan::Use::Update);
+    share.expect("a gradient goes on").access = crate::plan::Use::Write;
+    fails(&broken, "overwrites");
+    let c = Choice {
+        gradients: vec![Tier::Device; w.units.len()],
+        ..c
+    };
+    let good = build(&w, &c, Clip::Exact, Budgets::UNLIMITED, &machine());
+    let mut broken = good.clone();
+    let first = broken.parts[PartName::Steady as usize].iter_mut();
+    let sum = |s: u32| matches!(good.slots[s as usize].tensor, Tensor::Accumulator(_));
+    let mut args = first.flat_map(|t| &mut t.args);
+    let share = args.find(|a| sum(a.slot) && a.access == crate::plan::Use::Write);
+    share.expect("a gradient begins").access = crate::plan::Use::Update;
+    fails(&broken, "of the batch before");
+}
+
+/// All rounds one by one take as long as what stands for them.
+#[test]
+fn the_repeat_takes_as_long_as_all_rounds() {
+    let m = machine();
+    for (accumulate, round) in [(12, 1), (24, 2), (31, 2), (40, 4)] {
+        for mut c in homes(&workload(3, accumulate), round) {
+            c.durable = false;
+            let w = workload(3, accumulate);
+            let clip = CLIPS[accumulate as usize % 3];
+            let plan = build(&w, &c, clip, Budgets::UNLIMITED, &m);
+            let all: Vec<PartName> = plan.round_parts(PartName::Steady).map(|p| p.0).collect();
+            let n = all.len();
+            let run = simulate(&plan, &w, &m, &all.repeat(3));
+            let step = run.end(3 * n - 1) - run.end(2 * n - 1);
+            let predicted = predict(&plan, &w, &m).step_seconds.0;
+            assert!(
+                (predicted / step - 1.0).abs() < 0.01,
+                "{round} of {accumulate}: {predicted} predicted, {step} of all\n{c:?}"
+            );
+        }
+    }
+}
+
+/// Of a long batch the plan is as large as its rounds.
+#[test]
+fn a_longer_batch_has_no_more_tasks() {
+    let tasks = |accumulate| {
+        let (w, c) = in_rounds(accumulate, 4);
+        let plan = build(&w, &c, Clip::Exact, Budgets::UNLIMITED, &machine());
+        let steady = plan.rounds().steady();
+        let all: usize = steady.iter().map(|&(p, _)| plan.part(p).len()).sum();
+        // Each micro-batch has the embedding's backward at the end: inputs loaded and copied, the output
+        // gradient fetched, the operation.
+        all - 4 * accumulate as usize
+    };
+    assert_eq!(tasks(1024), tasks(64));
+}
+
+#[test]
+fn a_round_of_all_is_no_cut() {
+    let (w, c) = in_rounds(4, 4);
+    let whole = Choice {
+        round: 0,
+        ..c.clone()
+    };
+    let of = |c: &Choice| build(&w, c, Clip::Exact, Budgets::UNLIMITED, &machine());
+    assert_eq!(of(&c).hash(), of(&whole).hash());
+    assert_eq!(c.order, LoopOrder::LayerMajor);
+}
