@@ -10,6 +10,8 @@ use serde_json::{Value, json};
 
 use crate::out::{complain, enough};
 
+mod records;
+
 /// Exit code of a bug, and of a difference that `verify` found.
 pub const OURS: u8 = 1;
 /// Exit code of what the user can put right.
@@ -221,6 +223,12 @@ fn advice(e: &TrainError) -> Vec<String> {
 
 fn data_advice(e: &DataError) -> Vec<String> {
     let text = match e {
+        DataError::Record { problem, .. } => return records::advice(problem),
+        DataError::ForeignFile { what, path } => return records::conversion(*what, path),
+        DataError::AllSkipped { .. } => {
+            "data.on_error=stop shows what is wrong with the first record"
+        }
+        DataError::NotAFile { .. } => "write it to a file first: it is read more than once",
         DataError::NoChatTemplate { .. } => {
             "give data.chat_template, or a tokenizer directory that has one"
         }

@@ -115,6 +115,11 @@ fn data(low: &Low) -> Data {
         train_on: low.word("data.train_on").expect("has a default"),
         shuffle: low.flag("data.shuffle"),
         max_examples: low.count("data.max_examples"),
+        on_error: low.word("data.on_error").expect("has a default"),
+        max_line: match low.any("data.max_line") {
+            Some(Value::Size(size)) => size,
+            other => panic!("data.max_line has a default: {other:?}"),
+        },
         system: low.text("data.system"),
         separator: low.text("data.separator"),
         chat_template: low.path("data.chat_template"),

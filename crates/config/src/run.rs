@@ -11,8 +11,8 @@ use crate::error::ConfigError;
 use crate::low::Low;
 use crate::rules;
 use crate::words::{
-    ClipMode, Device, Format, Init, LastBatch, LoopOrder, NonFinite, OptimizerName, Pieces,
-    ScheduleShape, Tier, TrainOn, UpdateOn,
+    ClipMode, Device, Format, Init, LastBatch, LoopOrder, NonFinite, OnError, OptimizerName,
+    Pieces, ScheduleShape, Tier, TrainOn, UpdateOn,
 };
 
 /// A run that is allowed. Whether its files exist and the machine holds it is for others to see.
@@ -127,6 +127,10 @@ pub struct Data {
     pub shuffle: bool,
     /// Only so many training examples; `None`: all.
     pub max_examples: Option<u64>,
+    /// What becomes of a record that cannot be used.
+    pub on_error: OnError,
+    /// Longest line of a file.
+    pub max_line: Bytes,
     /// System prompt for examples that bring none.
     pub system: Option<String>,
     /// Stands between prompt and completion; `None`: nothing.

@@ -105,6 +105,16 @@ words! {
 }
 
 words! {
+    /// What becomes of a record that cannot be used.
+    OnError {
+        /// the run ends with its file, line and cause
+        Stop = "stop",
+        /// it is left out; how many there were and the first places are told
+        Skip = "skip",
+    }
+}
+
+words! {
     /// What becomes of the rows that are left at the end of an epoch, fewer than a batch.
     LastBatch {
         /// the batch goes on with the first rows of the next epoch, so that all batches are equally large

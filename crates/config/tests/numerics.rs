@@ -29,6 +29,9 @@ const OUTSIDE: &[&str] = &[
     "threads",
     "budget.",
     "data.train",
+    // Which records are left out shows in the data's fingerprint.
+    "data.on_error",
+    "data.max_line",
     "data.eval",
     "data.chat_template",
     "optimizer.name",

@@ -121,6 +121,8 @@ data:
   train_on: all
   shuffle: off
   max_examples: 7
+  on_error: skip
+  max_line: 1MiB
   system: 'You are: kind'
   chat_template: t.jinja
 train:
@@ -177,6 +179,7 @@ log: {every_steps: 10, tensorboard: false, trace: false}
             "eval_split": 0.0, "format": "chat",
             "fields": {"messages": "m", "prompt": "question", "completion": "answer", "text": "t"},
             "packing": false, "train_on": "all", "shuffle": false, "max_examples": 7,
+            "on_error": "skip", "max_line": 1 << 20,
             "system": "You are: kind", "separator": null, "chat_template": "/runs/first/t.jinja"
         },
         "train": {

@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::data::{ForeignFile, ForeignRecord};
+
 /// Why data, a tokenizer or a metrics file cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum DataError {
@@ -28,6 +30,32 @@ pub enum DataError {
         line: u64,
         /// What is wrong with it.
         problem: RecordProblem,
+    },
+    /// A data file is of another format.
+    #[error("{path}: {what}; a data file is JSONL: one JSON object a line")]
+    ForeignFile {
+        /// The file.
+        path: PathBuf,
+        /// What it looks like.
+        what: ForeignFile,
+    },
+    /// A data file is no regular file.
+    #[error("{path}: {found}, not a file")]
+    NotAFile {
+        /// The path.
+        path: PathBuf,
+        /// What it is.
+        found: &'static str,
+    },
+    /// Records that cannot be used are left out, and there are no others.
+    #[error("{path}: not one of {n} records can be used; the first: {first}")]
+    AllSkipped {
+        /// The (first) file.
+        path: PathBuf,
+        /// Records there are.
+        n: u64,
+        /// The first one's place and problem.
+        first: String,
     },
     /// The files hold no record at all.
     #[error("{path}: no records")]
@@ -161,6 +189,30 @@ pub enum RecordProblem {
         /// What the parser said; its column counts within this line.
         reason: String,
     },
+    /// Python wrote what JSON does not have.
+    #[error("'{found}' at column {column}: JSON has no such number")]
+    NotANumber {
+        /// The word.
+        found: &'static str,
+        /// Where it begins, in characters from 1.
+        column: usize,
+    },
+    /// A string should hold JSON and does not.
+    #[error("'{field}' is a string that is not JSON: {reason}")]
+    InnerJson {
+        /// The field.
+        field: String,
+        /// What the parser said.
+        reason: String,
+    },
+    /// A record of another trainer's format.
+    #[error("no field '{field}': it looks like {like}")]
+    Foreign {
+        /// The field that is missing.
+        field: String,
+        /// What it looks like.
+        like: ForeignRecord,
+    },
     /// The line is JSON, but not an object.
     #[error("{found} where an object is expected")]
     NotAnObject {
@@ -244,12 +296,17 @@ pub enum RecordProblem {
         turns: usize,
     },
     /// The first record fits none of the known formats.
-    #[error("no known format has the fields {have}; looked for {looked_for}")]
+    #[error(
+        "no known format has the fields {have}; looked for {looked_for}{}",
+        like.as_ref().map_or(String::new(), |like| format!("; it looks like {like}"))
+    )]
     UnknownFormat {
         /// The fields that are there.
         have: String,
         /// The field names of the known formats.
         looked_for: String,
+        /// What it looks like.
+        like: Option<ForeignRecord>,
     },
     /// The first record fits several formats.
     #[error("fits several formats: {formats}")]

@@ -8,7 +8,7 @@ use lowtide_config::Run;
 use crate::data::packing::TooLong;
 use crate::data::{
     BatchShape, Batches, Dataset, Dealing, Fields, Format, LastBatch, LoadOptions, LossOn, Micro,
-    Packed, Packing, Tokenizer,
+    OnError, Packed, Packing, Tokenizer,
 };
 use crate::error::{DataError, TrainError};
 use crate::random::Philox;
@@ -73,9 +73,13 @@ pub fn load_options(run: &Run) -> LoadOptions {
             config::TrainOn::Assistant => LossOn::Answers,
             config::TrainOn::All => LossOn::Everything,
         },
+        line_bytes_max: usize::try_from(d.max_line.0).unwrap_or(usize::MAX),
+        on_error: match d.on_error {
+            config::OnError::Stop => OnError::Stop,
+            config::OnError::Skip => OnError::Skip,
+        },
         system: d.system.clone(),
         separator: d.separator.clone().unwrap_or_default(),
-        ..LoadOptions::default()
     }
 }
 

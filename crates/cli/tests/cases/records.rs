@@ -277,3 +277,164 @@ fn truncation_miscounted() {
         count(&cut, "supervised") + 1016
     );
 }
+
+/// Tools as a JSON string are those of the list.
+#[test]
+fn tools_as_json_string() {
+    let case = Scratch::new("tools-as-json-string");
+    // A template that shows the tools, so that they are in the tokens.
+    let source = "{{ tools | tojson if tools }}{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + \
+                  m['content'] + '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}\
+                  {{ '<|im_start|>assistant\n' }}{% endif %}";
+    case.write("t.jinja", source);
+    let template = "data.chat_template=t.jinja";
+    let string = case.train(&[template]);
+    string.fine();
+    let record: Value = serde_json::from_str(case.read("d.jsonl").lines().next().expect("a line"))
+        .expect("a record");
+    let mut list = record.clone();
+    list["tools"] =
+        serde_json::from_str(record["tools"].as_str().expect("a string")).expect("JSON");
+    case.write("list.jsonl", format!("{list}\n").repeat(2));
+    let list = case.train(&[template, "data.train=list.jsonl", "output=out2"]);
+    list.fine();
+    assert_eq!(column(&case, "out", "loss"), column(&case, "out2", "loss"));
+    assert_eq!(count(&string, "tokens"), count(&list, "tokens"));
+}
+
+/// Files and records of other formats: what they are, and what to do.
+#[test]
+fn other_formats_are_named_with_a_way_out() {
+    let case = Scratch::bare();
+    case.write("run.yaml", EACH_A_ROW);
+    let shared =
+        r#"{"conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "yes"}]}"#;
+    let one_a_line = "one JSON object a line";
+    for (name, text, words) in [
+        (
+            "a.json",
+            "[{\"text\": \"a\"}]",
+            &["a JSON array", one_a_line, "jq -c '.[]'"][..],
+        ),
+        (
+            "a.json",
+            "[\n {\"text\": \"a\"},\n {\"text\": \"b\"}\n]\n",
+            &["a JSON array", one_a_line],
+        ),
+        (
+            "p.json",
+            "{\n \"text\": \"a\"\n}\n",
+            &["over several lines", one_a_line],
+        ),
+        (
+            "t.csv",
+            "text,label\na,1\n",
+            &["CSV", one_a_line, "csv.DictReader"],
+        ),
+        ("g.jsonl", "\u{1f}\u{8b}", &["g.jsonl:1"]),
+        (
+            "q.jsonl",
+            "{\"question\": \"a\", \"answer\": \"b\"}",
+            &[
+                "q.jsonl:1",
+                "question, answer",
+                "data.fields.prompt=question",
+                "data.fields.completion=answer",
+            ],
+        ),
+        (
+            "u.jsonl",
+            "{\"body\": \"a\"}",
+            &["u.jsonl:1", "body", "data.fields.text"],
+        ),
+        (
+            "s.jsonl",
+            shared,
+            &[
+                "s.jsonl:1",
+                "ShareGPT",
+                "not supported yet",
+                "role",
+                "content",
+            ],
+        ),
+        (
+            "i.jsonl",
+            "{\"instruction\": \"a\", \"input\": \"\", \"output\": \"b\"}",
+            &[
+                "Alpaca",
+                "not supported yet",
+                "data.fields.prompt=instruction",
+                "data.fields.completion=output",
+            ],
+        ),
+        (
+            "n.jsonl",
+            "{\"text\": \"a\"}\n{\"text\": \"b\", \"score\": NaN}",
+            &["n.jsonl:2", "'NaN' at column 24", "JSON has no such number"],
+        ),
+    ] {
+        case.write(name, text);
+        let train = format!("data.train={name}");
+        case.train(&[&train]).refused(words);
+    }
+    // The ways out lead somewhere.
+    case.train(&[
+        "data.train=q.jsonl",
+        "train.steps=1",
+        "data.fields.prompt=question",
+        "data.fields.completion=answer",
+    ])
+    .fine();
+    case.train(&["data.train=s.jsonl", "data.fields.messages=conversations"])
+        .refused(&["ShareGPT", "conversations"]);
+    case.train(&["data.train=i.jsonl", "data.format=completion"])
+        .refused(&["Alpaca"]);
+    case.train(&["data.train=m"])
+        .refused(&["a directory, not a file"]);
+}
+
+/// One bad record among many ends the run, or is left out and counted.
+#[test]
+fn bad_records_stop_the_run_or_are_skipped() {
+    let case = Scratch::bare();
+    lengths(&case);
+    let good = case.read("d.jsonl");
+    let long = format!("{{\"text\": \"{}\"}}\n", "x".repeat(2000));
+    case.write(
+        "d.jsonl",
+        format!("{{\"text\": 1}}\n{good}{{broken\n{long}"),
+    );
+    let sets = ["train.steps=5", "data.max_line=1KiB"];
+    case.train(&sets)
+        .refused(&["d.jsonl:1: 'text' is a number", "data.on_error=skip"]);
+    let skip = [&sets[..], &["data.on_error=skip"]].concat();
+    let skipped = case.train(&skip);
+    skipped.fine();
+    let text = skipped.text();
+    for words in [
+        "3 records left out",
+        "d.jsonl:1: ",
+        "d.jsonl:7: not JSON",
+        "d.jsonl:8: line is longer than 1024",
+    ] {
+        assert!(text.contains(words), "{words:?} in {text}");
+    }
+    case.write("clean.jsonl", good);
+    case.train(&["train.steps=5", "data.train=clean.jsonl", "output=clean"])
+        .fine();
+    assert_eq!(column(&case, "out", "loss"), column(&case, "clean", "loss"));
+    // The same records are left out where answers are decoded.
+    let prompts = "{\"prompt\": \"a\", \"completion\": \"b\"}\n{\"prompt\": 3}\n";
+    case.write("p.jsonl", prompts);
+    case.train(&[
+        "data.train=p.jsonl",
+        "data.eval=p.jsonl",
+        "train.steps=1",
+        "output=p",
+        "data.on_error=skip",
+        "eval.generate.exact_match=true",
+        "eval.generate.max_new_tokens=2",
+    ])
+    .fine();
+}

@@ -4,7 +4,7 @@ use std::ops::Bound::Included;
 
 use crate::key::KeyDefault::{Unset, Value};
 use crate::key::{Key, Kind};
-use crate::words::{Format, TrainOn};
+use crate::words::{Format, OnError, TrainOn};
 
 /// Those keys, in the order of the reference.
 pub(super) const KEYS: &[Key] = &[
@@ -115,6 +115,20 @@ pub(super) const KEYS: &[Key] = &[
         },
         default: Unset("all"),
         elsewhere: &["max_train_samples", "max_samples"],
+    },
+    Key {
+        name: "data.on_error",
+        doc: "What becomes of a record that cannot be used.",
+        kind: Kind::word(OnError::WORDS),
+        default: Value("stop"),
+        elsewhere: &["on_bad_lines", "skip_bad_records"],
+    },
+    Key {
+        name: "data.max_line",
+        doc: "Longest line of a data file. A longer one is a record that cannot be used.",
+        kind: Kind::Size,
+        default: Value("16MiB"),
+        elsewhere: &["max_line_length"],
     },
     Key {
         name: "data.system",

@@ -4,11 +4,22 @@ use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 
-use super::jsonl::{Fields, Format, LINE_BYTES_MAX, Lines, Schema};
+use super::foreign;
+use super::jsonl::{Fields, Format, LINE_BYTES_MAX, Line, Lines, Schema};
 use super::mask::{Encoder, Example, LossOn};
 use super::remarks::Remarks;
 use super::tokenizer::Tokenizer;
 use crate::error::{DataError, RecordProblem};
+
+/// What becomes of a record that cannot be used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnError {
+    /// Reading ends with its place and what is wrong with it.
+    #[default]
+    Stop,
+    /// It is left out and counted.
+    Skip,
+}
 
 /// How to read data files.
 #[derive(Clone, Debug)]
@@ -25,6 +36,8 @@ pub struct LoadOptions {
     pub system: Option<String>,
     /// Longest line accepted, in bytes.
     pub line_bytes_max: usize,
+    /// What becomes of a record that cannot be used.
+    pub on_error: OnError,
 }
 
 impl Default for LoadOptions {
@@ -36,6 +49,7 @@ impl Default for LoadOptions {
             separator: String::new(),
             system: None,
             line_bytes_max: LINE_BYTES_MAX,
+            on_error: OnError::default(),
         }
     }
 }
@@ -83,7 +97,7 @@ impl Dataset {
     /// Reads and tokenises all files, in order; on all of rayon's threads, with the same result
     /// for any number of them. Every file must have the format of the first record.
     ///
-    /// Stops at the first record that is wrong. Records in which nothing is supervised are left
+    /// Stops at the first record that is wrong, or leaves such out and counts them. Records in which nothing is supervised are left
     /// out and counted. Refuses data in which no token is supervised, and data with prompts in
     /// which every token is.
     pub fn load(
@@ -93,18 +107,18 @@ impl Dataset {
     ) -> Result<Self, DataError> {
         let first = paths.first().cloned().unwrap_or_default();
         let mut data = Gathered::default();
-        let format = read(paths, options, tokenizer, |encoder, path, chunk| {
-            let examples: Vec<_> = chunk
-                .par_iter()
-                .map(|(_, line)| encoder.encode(line))
-                .collect();
-            for (example, (line, _)) in examples.into_iter().zip(chunk) {
-                let (example, remarks) = example.map_err(|e| DataError::record(path, *line, e))?;
+        let encode = |encoder: &Encoder<'_>, line: &str| encoder.encode(line);
+        let (format, left_out) = read(
+            paths,
+            options,
+            tokenizer,
+            encode,
+            |_, (example, remarks)| {
                 data.add(&example);
                 data.remarks.add(remarks);
-            }
-            Ok(())
-        })?;
+            },
+        )?;
+        data.remarks.add(left_out);
         data.finish(first, format, options.loss_on)
     }
 
@@ -202,61 +216,127 @@ impl Dataset {
 const CHUNK_LINES: usize = 1024;
 const CHUNK_BYTES: usize = 16 << 20;
 
-/// Calls `handle` with an encoder, a file and its lines, chunk by chunk; gives the format.
-pub(crate) fn read(
+/// Does `work` on every line of the files, on all of rayon's threads, and hands `take` what comes of it
+/// with the line's number, in order. Gives the format and what was left out.
+pub(crate) fn read<T: Send>(
     paths: &[PathBuf],
     options: &LoadOptions,
     tokenizer: &Tokenizer,
-    mut handle: impl FnMut(&Encoder<'_>, &Path, &[(u64, String)]) -> Result<(), DataError>,
-) -> Result<Format, DataError> {
+    work: impl Fn(&Encoder<'_>, &str) -> Result<T, RecordProblem> + Sync,
+    mut take: impl FnMut(u64, T),
+) -> Result<(Format, Remarks), DataError> {
     let mut encoder = None;
+    let (mut left_out, mut n_taken) = (Remarks::default(), 0u64);
     for path in paths {
         let mut lines = Lines::open(path, options.line_bytes_max)?;
+        let mut is_first = true;
         loop {
             let chunk = chunk(&mut lines)?;
-            let Some((number, line)) = chunk.first() else {
+            if chunk.is_empty() {
                 break;
+            }
+            if encoder.is_none()
+                && let Some(schema) = schema(options, &chunk)
+            {
+                let (loss_on, separator) = (options.loss_on, &options.separator);
+                let new = Encoder::new(schema, tokenizer, loss_on, separator)?;
+                encoder = Some(new.with_system(options.system.clone()));
+            }
+            let numbers: Vec<u64> = chunk.iter().map(|line| line.number).collect();
+            let done: Vec<Result<T, RecordProblem>> = match &encoder {
+                Some(encoder) => chunk
+                    .into_par_iter()
+                    .map(|line| work(encoder, &line.text?))
+                    .collect(),
+                None => chunk
+                    .into_iter()
+                    .map(|line| Err(no_format(line, options)))
+                    .collect(),
             };
-            let encoder = match &encoder {
-                Some(encoder) => encoder,
-                None => {
-                    let schema = schema(options, line)
-                        .map_err(|problem| DataError::record(path, *number, problem))?;
-                    let (loss_on, separator) = (options.loss_on, &options.separator);
-                    let new = Encoder::new(schema, tokenizer, loss_on, separator)?;
-                    encoder.insert(new.with_system(options.system.clone()))
+            for (number, done) in numbers.into_iter().zip(done) {
+                match (done, options.on_error) {
+                    (Ok(value), _) => {
+                        n_taken += 1;
+                        take(number, value);
+                    }
+                    (Err(problem), OnError::Skip) => left_out.left_out(path, number, &problem),
+                    (Err(problem), OnError::Stop) => {
+                        let foreign = is_first.then(|| foreign_file(path)).flatten();
+                        return Err(
+                            foreign.unwrap_or_else(|| DataError::record(path, number, problem))
+                        );
+                    }
                 }
-            };
-            handle(encoder, path, &chunk)?;
-        }
-    }
-    let none = || DataError::NoRecords {
-        path: paths.first().cloned().unwrap_or_default(),
-    };
-    encoder.map(|e| e.schema().format).ok_or_else(none)
-}
-
-fn schema(options: &LoadOptions, line: &str) -> Result<Schema, RecordProblem> {
-    match options.format {
-        Some(format) => Ok(Schema {
-            format,
-            fields: options.fields.clone(),
-        }),
-        None => Schema::detect(line, &options.fields),
-    }
-}
-
-fn chunk(lines: &mut Lines) -> Result<Vec<(u64, String)>, DataError> {
-    let (mut chunk, mut n_bytes) = (Vec::new(), 0);
-    while chunk.len() < CHUNK_LINES && n_bytes < CHUNK_BYTES {
-        match lines.next() {
-            None => break,
-            Some(line) => {
-                let (number, line) = line?;
-                n_bytes += line.len();
-                chunk.push((number, line));
+                is_first = false;
             }
         }
+    }
+    match encoder {
+        Some(encoder) if n_taken > 0 => Ok((encoder.schema().format, left_out)),
+        _ => Err(nothing(paths, &left_out)),
+    }
+}
+
+/// Why files without one record that can be used are refused.
+fn nothing(paths: &[PathBuf], left_out: &Remarks) -> DataError {
+    let path = paths.first().cloned().unwrap_or_default();
+    let Some(first) = left_out.places.first() else {
+        return DataError::NoRecords { path };
+    };
+    foreign_file(&path).unwrap_or_else(|| DataError::AllSkipped {
+        path,
+        n: left_out.n_left_out,
+        first: first.clone(),
+    })
+}
+
+fn foreign_file(path: &Path) -> Option<DataError> {
+    foreign::file(path).map(|what| DataError::ForeignFile {
+        path: path.to_owned(),
+        what,
+    })
+}
+
+/// Why a line has no text, or no format.
+fn no_format(line: Line, options: &LoadOptions) -> RecordProblem {
+    let schema = line
+        .text
+        .and_then(|text| Schema::detect(&text, &options.fields));
+    match schema {
+        Err(problem) => problem,
+        // Only the first line decides where a wrong one ends all; the error is that one's.
+        Ok(schema) => RecordProblem::MixedFormats {
+            first: "other",
+            found: schema.format.name(),
+        },
+    }
+}
+
+/// The format that is told, or that of the first line; of the first that has one where others are left
+/// out.
+fn schema(options: &LoadOptions, chunk: &[Line]) -> Option<Schema> {
+    if let Some(format) = options.format {
+        return Some(Schema {
+            format,
+            fields: options.fields.clone(),
+        });
+    }
+    let detect = |line: &Line| Schema::detect(line.text.as_ref().ok()?, &options.fields).ok();
+    match options.on_error {
+        OnError::Stop => chunk.first().and_then(detect),
+        OnError::Skip => chunk.iter().find_map(detect),
+    }
+}
+
+fn chunk(lines: &mut Lines) -> Result<Vec<Line>, DataError> {
+    let (mut chunk, mut n_bytes) = (Vec::new(), 0);
+    while chunk.len() < CHUNK_LINES && n_bytes < CHUNK_BYTES {
+        let Some(line) = lines.next() else {
+            break;
+        };
+        let line = line?;
+        n_bytes += line.text.as_ref().map_or(0, String::len);
+        chunk.push(line);
     }
     Ok(chunk)
 }

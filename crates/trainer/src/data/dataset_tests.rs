@@ -187,3 +187,99 @@ fn gsm8k_reads_packs_and_prompts() {
         packed.report().fill(1024)
     );
 }
+
+/// Records that cannot be used, of every kind, among good ones: left out, counted, the first ones named.
+#[test]
+fn bad_records_are_left_out_when_asked_to() {
+    let good = "{\"text\": \"fine\"}\n";
+    let bad = [
+        "{\"text\": 7}\n",
+        "{\n",
+        "{\"text\": NaN}\n",
+        "nonsense\n",
+        "{\"txt\": \"x\"}\n",
+    ];
+    let mut bytes = bad[0].as_bytes().to_vec();
+    for line in bad {
+        bytes.extend(good.as_bytes());
+        bytes.extend(line.as_bytes());
+    }
+    bytes.extend(b"\xff\n");
+    bytes.extend([b' '; 200]);
+    bytes.extend(good.repeat(1500).as_bytes());
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("d.jsonl");
+    std::fs::write(&path, bytes).unwrap();
+    let tokenizer = testing::tokenizer();
+    let mut options = LoadOptions {
+        line_bytes_max: 100,
+        on_error: OnError::Skip,
+        ..LoadOptions::default()
+    };
+    let data = Dataset::load(std::slice::from_ref(&path), &options, &tokenizer).unwrap();
+    assert_eq!(data.len(), 5 + 1499);
+    let remarks = data.remarks();
+    assert_eq!((remarks.n_left_out, remarks.places.len()), (8, 3));
+    assert!(
+        remarks.places[0].contains("d.jsonl:1: 'text' is a number"),
+        "{}",
+        remarks.places[0]
+    );
+    assert!(
+        remarks.places[1].contains("d.jsonl:3: 'text' is a number"),
+        "{}",
+        remarks.places[1]
+    );
+    let said = remarks.sentences().join("");
+    assert!(
+        said.contains("8 records left out") && said.ends_with("and 5 more"),
+        "{said}"
+    );
+
+    options.on_error = OnError::Stop;
+    let error = Dataset::load(std::slice::from_ref(&path), &options, &tokenizer).unwrap_err();
+    assert!(
+        error.to_string().contains("d.jsonl:1: 'text' is a number"),
+        "{error}"
+    );
+    options.on_error = OnError::Skip;
+    let all_bad = write(&dir, "bad.jsonl", &bad.concat());
+    let error = Dataset::load(&[all_bad], &options, &tokenizer).unwrap_err();
+    assert!(
+        matches!(error, DataError::AllSkipped { n: 5, .. }),
+        "{error}"
+    );
+}
+
+#[test]
+fn files_of_other_formats_are_named() {
+    for (text, want) in [
+        ("[{\"text\": \"a\"},\n{\"text\": \"b\"}]\n", "a JSON array"),
+        (
+            "{\n  \"text\": \"a\"\n}\n",
+            "a JSON object over several lines",
+        ),
+        ("question,answer\n1,2\n", "a table (CSV)"),
+    ] {
+        for on_error in [OnError::Stop, OnError::Skip] {
+            let dir = tempfile::tempdir().unwrap();
+            let options = LoadOptions {
+                on_error,
+                ..LoadOptions::default()
+            };
+            let path = write(&dir, "d.json", text);
+            let error = Dataset::load(&[path], &options, &testing::tokenizer()).unwrap_err();
+            let error = error.to_string();
+            let want = format!("d.json: {want}; a data file is JSONL: one JSON object a line");
+            assert!(error.ends_with(&want), "{error}");
+        }
+    }
+    // Behind good records a broken one is a broken record.
+    let error = load("{\"text\": \"a\"}\n[1]\n", None)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.ends_with("d.jsonl:2: a list where an object is expected"),
+        "{error}"
+    );
+}

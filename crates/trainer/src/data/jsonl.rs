@@ -7,12 +7,13 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
+use super::foreign::{self, ForeignRecord};
 use super::marks;
 use crate::error::{DataError, RecordProblem};
 
 /// Longest line accepted unless told otherwise: a file that is not JSONL (one line of many
 /// gigabytes) must end in an error, not fill the memory.
-pub const LINE_BYTES_MAX: usize = 64 << 20;
+pub const LINE_BYTES_MAX: usize = 16 << 20;
 
 /// What the records of a file are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,6 +133,7 @@ impl Schema {
                 looked_for: Format::ALL
                     .map(|f| required(f, fields).join(" + "))
                     .join(", "),
+                like: foreign::record(&object),
             }),
             _ => Err(RecordProblem::AmbiguousFormat {
                 formats: fits.iter().map(|f| f.name()).collect::<Vec<_>>().join(", "),
@@ -169,13 +171,7 @@ impl Schema {
                     let message = message.as_object_mut().expect("checked");
                     marks.push(marks::take(message, &place)?);
                 }
-                let tools = match object.remove(&fields.tools) {
-                    None | Some(Value::Null) => None,
-                    Some(list @ Value::Array(_)) => {
-                        Some(list).filter(|l| l != &Value::Array(vec![]))
-                    }
-                    Some(other) => return Err(wrong_type(&fields.tools, "a list", &other)),
-                };
+                let tools = tools(object.remove(&fields.tools), &fields.tools)?;
                 Ok(Record::Messages {
                     messages,
                     marks,
@@ -202,12 +198,49 @@ impl Schema {
                 first: self.format.name(),
                 found: found.name(),
             },
-            None => RecordProblem::MissingField {
-                field: field.to_owned(),
-                have: names(object),
+            None => match foreign::record(object) {
+                Some(like) => RecordProblem::Foreign {
+                    field: field.to_owned(),
+                    like,
+                },
+                None => RecordProblem::MissingField {
+                    field: field.to_owned(),
+                    have: names(object),
+                },
             },
         }
     }
+}
+
+/// The tools of a record. Arrow and Parquet hold lists of objects as strings, so a string is read as
+/// the JSON in it; so is one that stands for a single tool.
+fn tools(value: Option<Value>, field: &str) -> Result<Option<Value>, RecordProblem> {
+    let inner = |text: &str, field: &str| {
+        serde_json::from_str(text).map_err(|e| RecordProblem::InnerJson {
+            field: field.to_owned(),
+            reason: e.to_string(),
+        })
+    };
+    let value = match value {
+        Some(Value::String(text)) if text.trim().is_empty() => None,
+        Some(Value::String(text)) => Some(inner(&text, field)?),
+        value => value,
+    };
+    let mut list = match value {
+        None | Some(Value::Null) => return Ok(None),
+        Some(Value::Array(list)) => list,
+        Some(other) => return Err(wrong_type(field, "a list", &other)),
+    };
+    for (i, tool) in list.iter_mut().enumerate() {
+        let place = format!("{field}[{i}]");
+        if let Value::String(text) = tool {
+            *tool = inner(text, &place)?;
+        }
+        if !tool.is_object() {
+            return Err(wrong_type(&place, "an object", tool));
+        }
+    }
+    Ok((!list.is_empty()).then_some(Value::Array(list)))
 }
 
 fn required(format: Format, fields: &Fields) -> Vec<&str> {
@@ -224,10 +257,28 @@ fn object(line: &str) -> Result<Map<String, Value>, RecordProblem> {
         Ok(other) => Err(RecordProblem::NotAnObject {
             found: type_name(&other),
         }),
-        Err(e) => Err(RecordProblem::NotJson {
-            reason: e.to_string(),
+        Err(e) => Err(match not_a_number(line, e.column()) {
+            Some((found, column)) => RecordProblem::NotANumber { found, column },
+            None => RecordProblem::NotJson {
+                reason: e.to_string(),
+            },
         }),
     }
+}
+
+/// The word at or just before a parser's column (in bytes, from 1) that Python writes for a number
+/// that is none, and its column in characters.
+fn not_a_number(line: &str, column: usize) -> Option<(&'static str, usize)> {
+    ["-Infinity", "Infinity", "NaN"]
+        .into_iter()
+        .find_map(|word| {
+            let found = (column.saturating_sub(3)..=column).find(|&at| {
+                line.as_bytes()
+                    .get(at..)
+                    .is_some_and(|rest| rest.starts_with(word.as_bytes()))
+            })?;
+            Some((word, line[..found].chars().count() + 1))
+        })
 }
 
 fn text(object: &mut Map<String, Value>, field: &str) -> Result<String, RecordProblem> {
@@ -257,6 +308,15 @@ fn check_message(message: &Value, place: &str) -> Result<(), RecordProblem> {
             }
         },
         Some(other) => return Err(wrong_type(&field("role"), "a string", other)),
+        None if foreign::is_sharegpt(fields) => {
+            let list = place.split('[').next().unwrap_or(place);
+            return Err(RecordProblem::Foreign {
+                field: field("role"),
+                like: ForeignRecord::ShareGpt {
+                    field: list.to_owned(),
+                },
+            });
+        }
         None => {
             return Err(RecordProblem::MissingField {
                 field: field("role"),
@@ -312,19 +372,43 @@ fn names(object: &Map<String, Value>) -> String {
     all.join(", ")
 }
 
+/// A line of a data file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Line {
+    /// Its number, from 1.
+    pub number: u64,
+    /// Its text, or why it has none.
+    pub text: Result<String, RecordProblem>,
+}
+
 /// The lines of a JSONL file with their numbers from 1. Blank lines are left out; a byte order
-/// mark and carriage returns are taken off. Holds one line at a time.
+/// mark and carriage returns are taken off. Holds one line at a time, and of a line above its bound
+/// no more than that.
 #[derive(Debug)]
 pub struct Lines {
     reader: BufReader<File>,
     path: PathBuf,
     line: u64,
     bytes_max: usize,
+    /// The rest of the last line is still to be passed over.
+    inside: bool,
 }
 
 impl Lines {
-    /// Opens a file. A line above `bytes_max` bytes will be an error.
+    /// Opens a file, which must be a regular one: a pipe can be read once only, and a device may have
+    /// no end. A line above `bytes_max` bytes will have no text.
     pub fn open(path: &Path, bytes_max: usize) -> Result<Self, DataError> {
+        let about = std::fs::metadata(path).map_err(|e| DataError::io(path, e))?;
+        if !about.is_file() {
+            return Err(DataError::NotAFile {
+                path: path.to_owned(),
+                found: if about.is_dir() {
+                    "a directory"
+                } else {
+                    "a pipe, a socket or a device"
+                },
+            });
+        }
         let file = File::open(path).map_err(|e| DataError::io(path, e))?;
         let reader = BufReader::with_capacity(1 << 18, file);
         Ok(Self {
@@ -332,11 +416,12 @@ impl Lines {
             path: path.to_owned(),
             line: 0,
             bytes_max,
+            inside: false,
         })
     }
 
     /// Reads one line without its end; `None` at the end of the file.
-    fn read_line(&mut self) -> Result<Option<Vec<u8>>, DataError> {
+    fn read_line(&mut self) -> Result<Option<Result<Vec<u8>, RecordProblem>>, DataError> {
         let mut line = Vec::new();
         let mut any = false;
         loop {
@@ -345,51 +430,63 @@ impl Lines {
                 .fill_buf()
                 .map_err(|e| DataError::io(&self.path, e))?;
             if chunk.is_empty() {
-                return Ok(any.then_some(line));
+                return Ok(any.then_some(Ok(line)));
             }
-            any = true;
             let end = chunk.iter().position(|&b| b == b'\n');
             let body = end.unwrap_or(chunk.len());
+            let passed = body + usize::from(end.is_some());
+            if self.inside {
+                self.inside = end.is_none();
+                self.reader.consume(passed);
+                continue;
+            }
+            any = true;
             if line.len() + body > self.bytes_max {
-                let problem = RecordProblem::LineTooLong {
-                    max: self.bytes_max,
-                };
-                return Err(DataError::record(&self.path, self.line + 1, problem));
+                self.inside = end.is_none();
+                self.reader.consume(passed);
+                let max = self.bytes_max;
+                return Ok(Some(Err(RecordProblem::LineTooLong { max })));
             }
             line.extend_from_slice(&chunk[..body]);
-            self.reader.consume(body + usize::from(end.is_some()));
+            self.reader.consume(passed);
             if end.is_some() {
-                return Ok(Some(line));
+                return Ok(Some(Ok(line)));
             }
         }
     }
 
-    fn next_text(&mut self) -> Result<Option<(u64, String)>, DataError> {
+    fn next_line(&mut self) -> Result<Option<Line>, DataError> {
         while let Some(bytes) = self.read_line()? {
             self.line += 1;
-            let mut text = String::from_utf8(bytes).map_err(|e| {
-                let valid = e.utf8_error().valid_up_to();
-                DataError::record(&self.path, self.line, RecordProblem::NotUtf8 { valid })
-            })?;
-            if self.line == 1 && text.starts_with('\u{feff}') {
-                text.remove(0);
-            }
+            let number = self.line;
+            let text = bytes.and_then(|bytes| {
+                String::from_utf8(bytes).map_err(|e| RecordProblem::NotUtf8 {
+                    valid: e.utf8_error().valid_up_to(),
+                })
+            });
+            let text = text.map(|mut text| {
+                if number == 1 && text.starts_with('\u{feff}') {
+                    text.remove(0);
+                }
+                text
+            });
             // The line's own end (a carriage return) is white space to JSON.
-            if !text.trim().is_empty() {
-                return Ok(Some((self.line, text)));
+            if text.as_ref().is_ok_and(|text| text.trim().is_empty()) {
+                continue;
             }
+            return Ok(Some(Line { number, text }));
         }
         Ok(None)
     }
 }
 
 impl Iterator for Lines {
-    type Item = Result<(u64, String), DataError>;
+    type Item = Result<Line, DataError>;
 
-    /// After an error the iterator goes on behind the line at fault only where that was read
-    /// whole; callers stop at the first error.
+    /// A line that is too long or not UTF-8 is an item like any other; an error of the system is the
+    /// last.
     fn next(&mut self) -> Option<Self::Item> {
-        self.next_text().transpose()
+        self.next_line().transpose()
     }
 }
 

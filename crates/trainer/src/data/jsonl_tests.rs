@@ -10,9 +10,13 @@ fn file(bytes: &[u8]) -> tempfile::NamedTempFile {
     file
 }
 
-fn lines(bytes: &[u8]) -> Result<Vec<(u64, String)>, DataError> {
+fn lines(bytes: &[u8]) -> Vec<(u64, Result<String, String>)> {
     let file = file(bytes);
-    Lines::open(file.path(), 64)?.collect()
+    let lines = Lines::open(file.path(), 64).unwrap();
+    lines
+        .map(|line| line.unwrap())
+        .map(|line| (line.number, line.text.map_err(|e| e.to_string())))
+        .collect()
 }
 
 fn schema(format: Format) -> Schema {
@@ -24,31 +28,49 @@ fn schema(format: Format) -> Schema {
 
 #[test]
 fn lines_keep_their_numbers_across_blanks_and_any_line_end() {
-    let got = lines(b"\xef\xbb\xbf{\"a\":1}\r\n\r\n  \t\n{\"b\":2}\n\n{\"c\":3}").unwrap();
-    let got: Vec<_> = got.iter().map(|(n, s)| (*n, s.trim())).collect();
+    let got = lines(b"\xef\xbb\xbf{\"a\":1}\r\n\r\n  \t\n{\"b\":2}\n\n{\"c\":3}");
+    let got: Vec<_> = got
+        .iter()
+        .map(|(n, s)| (*n, s.as_ref().unwrap().trim()))
+        .collect();
     assert_eq!(got, [(1, "{\"a\":1}"), (4, "{\"b\":2}"), (6, "{\"c\":3}")]);
-    assert!(lines(b"").unwrap().is_empty());
-    assert!(lines(b"\n\n").unwrap().is_empty());
+    assert!(lines(b"").is_empty());
+    assert!(lines(b"\n\n").is_empty());
 }
 
 #[test]
 fn a_line_at_the_bound_is_read_and_one_above_it_is_not() {
     let mut bytes = vec![b'x'; 64];
     bytes.push(b'\n');
-    assert_eq!(lines(&bytes).unwrap()[0].1.len(), 64);
+    assert_eq!(lines(&bytes)[0].1.as_ref().unwrap().len(), 64);
     bytes.insert(0, b'\n');
     bytes.insert(1, b'x');
-    let error = lines(&bytes).unwrap_err().to_string();
-    assert!(
-        error.ends_with(":2: line is longer than 64 bytes"),
-        "{error}"
+    let too_long = || Err("line is longer than 64 bytes".to_owned());
+    assert_eq!(lines(&bytes), [(2, too_long())]);
+    // What comes behind it keeps its number, however the file is read in pieces.
+    let huge = [&vec![b'y'; 1 << 20][..], b"\n{}\n", &[b'z'; 65]].concat();
+    assert_eq!(
+        lines(&huge),
+        [(1, too_long()), (2, Ok("{}".to_owned())), (3, too_long())]
     );
 }
 
 #[test]
+fn what_is_no_regular_file_is_refused() {
+    for (path, want) in [
+        ("/dev/zero", "a pipe, a socket or a device, not a file"),
+        ("/tmp", "a directory, not a file"),
+    ] {
+        let error = Lines::open(Path::new(path), 64).unwrap_err().to_string();
+        assert!(error.ends_with(want), "{error}");
+    }
+}
+
+#[test]
 fn bad_bytes_name_file_and_line() {
-    let error = lines(b"{}\nab\xffcd\n").unwrap_err().to_string();
-    assert!(error.ends_with(":2: not UTF-8 after 2 bytes"), "{error}");
+    let got = lines(b"{}\nab\xffcd\n{}");
+    assert_eq!(got[1], (2, Err("not UTF-8 after 2 bytes".to_owned())));
+    assert_eq!(got[2], (3, Ok("{}".to_owned())));
     let error = Lines::open(Path::new("/no/such.jsonl"), 1).unwrap_err();
     assert!(matches!(error, DataError::Missing { .. }), "{error}");
 }
@@ -164,6 +186,42 @@ fn each_problem_is_named() {
             r#"{"messages": [{"role": "user", "content": "a"}], "tools": {}}"#,
             "'tools' is an object, expected a list",
         ),
+        (
+            Messages,
+            r#"{"messages": [{"role": "user", "content": "x"}], "tools": "[{"}"#,
+            "'tools' is a string that is not JSON: EOF while parsing an object at line 1 column 2",
+        ),
+        (
+            Messages,
+            r#"{"messages": [{"role": "user", "content": "x"}], "tools": [{}, "3"]}"#,
+            "'tools[1]' is a number, expected an object",
+        ),
+        (
+            Messages,
+            r#"{"messages": [{"from": "human", "value": "x"}]}"#,
+            "no field 'messages[0].role': it looks like a ShareGPT record ('messages' with from and value), \
+             which is not supported yet",
+        ),
+        (
+            PromptCompletion,
+            r#"{"question": "a", "answer": "b"}"#,
+            "no field 'prompt': it looks like a prompt and completion called 'question' and 'answer'",
+        ),
+        (
+            Text,
+            r#"{"text": "éé", "n": NaN}"#,
+            "'NaN' at column 21: JSON has no such number",
+        ),
+        (
+            Text,
+            r#"{"n": [1, -Infinity], "text": "a"}"#,
+            "'-Infinity' at column 11: JSON has no such number",
+        ),
+        (
+            Text,
+            r#"{"text": "NaN", "n": Infinity}"#,
+            "'Infinity' at column 22: JSON has no such number",
+        ),
     ] {
         let problem = schema(format).parse(line).unwrap_err();
         assert_eq!(problem.to_string(), want, "{line}");
@@ -237,10 +295,9 @@ proptest! {
         ]
     ) {
         let n_lines = bytes.split(|&b| b == b'\n').count() as u64;
-        if let Ok(lines) = lines(&bytes) {
-            prop_assert!(lines.windows(2).all(|w| w[0].0 < w[1].0));
-            prop_assert!(lines.last().is_none_or(|l| l.0 <= n_lines));
-        }
+        let lines = lines(&bytes);
+        prop_assert!(lines.windows(2).all(|w| w[0].0 < w[1].0));
+        prop_assert!(lines.last().is_none_or(|l| l.0 <= n_lines));
     }
 
     /// Whatever strings a record holds, they come back as they were.
@@ -261,4 +318,33 @@ fn nesting_beyond_reason_is_an_error() {
     );
     let problem = schema(Format::Text).parse(&deep).unwrap_err();
     assert!(problem.to_string().contains("recursion limit"), "{problem}");
+}
+
+/// A list of tools, the same as a string, as Arrow holds it, and as a list of strings.
+#[test]
+fn tools_in_a_string_are_read_like_the_list() {
+    let tools =
+        serde_json::json!([{"type": "function", "function": {"name": "f", "parameters": {}}}]);
+    let read = |tools: Value| {
+        let line = serde_json::json!({
+            "messages": [{"role": "user", "content": "x"}], "tools": tools
+        });
+        match schema(Format::Messages).parse(&line.to_string()).unwrap() {
+            Record::Messages { tools, .. } => tools,
+            other => panic!("{other:?}"),
+        }
+    };
+    let want = Some(tools.clone());
+    assert_eq!(read(tools.clone()), want);
+    assert_eq!(read(Value::String(tools.to_string())), want);
+    assert_eq!(read(serde_json::json!([tools[0].to_string()])), want);
+    for none in [
+        Value::Null,
+        "[]".into(),
+        "".into(),
+        "null".into(),
+        serde_json::json!([]),
+    ] {
+        assert_eq!(read(none.clone()), None, "{none}");
+    }
 }

@@ -13,6 +13,7 @@ pub mod batches;
 pub mod chat;
 pub mod dataset;
 mod dates;
+mod foreign;
 pub mod jsonl;
 mod marks;
 pub mod mask;
@@ -26,8 +27,9 @@ pub mod tokenizer;
 
 pub use batches::{Batch, BatchShape, Batches, Dealing, EvalBatches, LastBatch, Micro, State};
 pub use chat::ChatTemplate;
-pub use dataset::{Dataset, LoadOptions, LoadReport};
+pub use dataset::{Dataset, LoadOptions, LoadReport, OnError};
 pub(crate) use dates::strftime;
+pub use foreign::{ForeignFile, ForeignRecord};
 pub use jsonl::{Fields, Format};
 pub use mask::LossOn;
 pub use packing::{PackReport, Packed, Packing, TooLong};

@@ -2,9 +2,8 @@
 
 use std::path::Path;
 
-use rayon::prelude::*;
-
 use super::dataset::{LoadOptions, read};
+use super::mask::Encoder;
 use super::tokenizer::Tokenizer;
 use crate::error::DataError;
 
@@ -28,24 +27,18 @@ pub fn prompts(
     tokenizer: &Tokenizer,
 ) -> Result<Vec<Prompt>, DataError> {
     let mut all = Vec::new();
+    let prompt = |encoder: &Encoder<'_>, line: &str| encoder.prompt(line);
     read(
         &[path.to_owned()],
         options,
         tokenizer,
-        |encoder, path, chunk| {
-            let new: Result<Vec<Prompt>, DataError> = chunk
-                .par_iter()
-                .map(|(line, text)| match encoder.prompt(text) {
-                    Ok((tokens, reference)) => Ok(Prompt {
-                        tokens,
-                        reference,
-                        line: *line,
-                    }),
-                    Err(problem) => Err(DataError::record(path, *line, problem)),
-                })
-                .collect();
-            all.extend(new?);
-            Ok(())
+        prompt,
+        |line, (tokens, reference)| {
+            all.push(Prompt {
+                tokens,
+                reference,
+                line,
+            });
         },
     )?;
     Ok(all)

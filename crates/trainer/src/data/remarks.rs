@@ -1,19 +1,28 @@
 //! What people should hear of their data although nothing in it is an error.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use serde_json::Value;
 
 use super::chat::ChatTemplate;
 use super::marks;
 use super::mask::is_assistant;
+use crate::error::RecordProblem;
 
 /// Most names of keys that are kept: a file may have a new one in every line.
 const NAMES_MAX: usize = 16;
 
+/// Most places of records left out that are kept.
+const PLACES_MAX: usize = 3;
+
 /// Counts of what was noticed in records, in one or in many.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Remarks {
+    /// Records left out because they cannot be used.
+    pub n_left_out: u64,
+    /// Place and problem of the first three of them.
+    pub places: Vec<String>,
     /// Messages of the assistant that the file marks as not to be trained on.
     pub n_marked_against: u64,
     /// Messages of others that the file marks to be trained on, which they are not.
@@ -50,6 +59,15 @@ impl Remarks {
         }
     }
 
+    /// Notes a record that is left out.
+    pub(super) fn left_out(&mut self, path: &Path, line: u64, problem: &RecordProblem) {
+        self.n_left_out += 1;
+        if self.places.len() < PLACES_MAX {
+            self.places
+                .push(format!("{}:{line}: {problem}", path.display()));
+        }
+    }
+
     fn unknown_key(&mut self, name: String, n: u64) {
         if self.unknown_keys.len() < NAMES_MAX || self.unknown_keys.contains_key(&name) {
             *self.unknown_keys.entry(name).or_default() += n;
@@ -60,6 +78,9 @@ impl Remarks {
     pub(super) fn add(&mut self, other: Self) {
         self.n_marked_against += other.n_marked_against;
         self.n_marked_others += other.n_marked_others;
+        self.n_left_out += other.n_left_out;
+        let room = PLACES_MAX - self.places.len();
+        self.places.extend(other.places.into_iter().take(room));
         self.n_had_begin += other.n_had_begin;
         self.n_had_end += other.n_had_end;
         for (name, n) in other.unknown_keys {
@@ -71,6 +92,19 @@ impl Remarks {
     #[must_use]
     pub fn sentences(&self) -> Vec<String> {
         let mut all = Vec::new();
+        if self.n_left_out > 0 {
+            let more = self.n_left_out - self.places.len() as u64;
+            all.push(format!(
+                "{} records left out, they cannot be used (data.on_error: skip): {}{}",
+                self.n_left_out,
+                self.places.join("; "),
+                if more > 0 {
+                    format!("; and {more} more")
+                } else {
+                    String::new()
+                },
+            ));
+        }
         if self.n_marked_against > 0 {
             all.push(format!(
                 "{} messages of the assistant are marked not to be trained on and are left out of the loss",

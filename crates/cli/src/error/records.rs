@@ -1,0 +1,128 @@
+//! What to do about a data file or a record that cannot be used.
+
+use std::path::Path;
+
+use lowtide_trainer::RecordProblem;
+use lowtide_trainer::data::{ForeignFile, ForeignRecord};
+
+/// What to do about one record.
+pub fn advice(problem: &RecordProblem) -> Vec<String> {
+    let mut lines = match problem {
+        RecordProblem::UnknownFormat {
+            like: Some(like), ..
+        }
+        | RecordProblem::Foreign { like, .. } => mapping(like),
+        RecordProblem::UnknownFormat { like: None, .. } => vec![names()],
+        RecordProblem::MissingField { field, .. } if !field.contains('[') => vec![names()],
+        RecordProblem::AmbiguousFormat { .. } => {
+            vec!["say which with data.format: chat, completion or text".to_owned()]
+        }
+        RecordProblem::LineTooLong { .. } => {
+            vec!["--set data.max_line=SIZE allows longer lines, where it is one record".to_owned()]
+        }
+        RecordProblem::NotANumber { .. } => vec![
+            "write null or leave the field out; Python's json.dumps(..., allow_nan=False) refuses to write it"
+                .to_owned(),
+        ],
+        RecordProblem::MarkedAgainst { .. } => {
+            vec!["set data.train_on: assistant, which trains on no other role".to_owned()]
+        }
+        RecordProblem::BlocksOfTurn { .. } => vec![
+            "give data.chat_template one generation block a turn, or leave the marks out".to_owned(),
+        ],
+        _ => Vec::new(),
+    };
+    lines.push(
+        "--set data.on_error=skip leaves out records that cannot be used, and counts them"
+            .to_owned(),
+    );
+    lines
+}
+
+fn names() -> String {
+    "say what your fields are called: --set data.fields.prompt=NAME --set data.fields.completion=NAME, or \
+     data.fields.messages, or data.fields.text"
+        .to_owned()
+}
+
+/// How records of another make are read, or turned into what is read.
+fn mapping(like: &ForeignRecord) -> Vec<String> {
+    let text = match like {
+        ForeignRecord::ShareGpt { field } => {
+            return vec![
+                "turn each message into {\"role\": ..., \"content\": ...}: human is user, gpt is assistant, value is \
+                 content"
+                    .to_owned(),
+                format!(
+                    "jq -c '.{field} |= map({{role: ({{human: \"user\", gpt: \"assistant\"}}[.from] // .from), \
+                     content: .value}})' FILE > NEW, then --set data.fields.messages={field}"
+                ),
+            ];
+        }
+        ForeignRecord::Conversation { field } => format!("--set data.fields.messages={field}"),
+        ForeignRecord::Alpaca { has_input: false } => {
+            return vec![
+                "where no record has an input: --set data.fields.prompt=instruction --set data.fields.completion=output"
+                    .to_owned(),
+                alpaca(),
+            ];
+        }
+        ForeignRecord::Alpaca { has_input: true } => alpaca(),
+        ForeignRecord::Pair { prompt, completion } => {
+            format!("--set data.fields.prompt={prompt} --set data.fields.completion={completion}")
+        }
+        ForeignRecord::Preference => {
+            "lowtide trains on answers; make prompt and completion, or messages, of the chosen ones"
+                .to_owned()
+        }
+    };
+    vec![text]
+}
+
+fn alpaca() -> String {
+    "otherwise join instruction and input: jq -c '{prompt: (.instruction + (if (.input // \"\") == \"\" then \"\" else \
+     \"\\n\" + .input end) + \"\\n\"), completion: .output}' FILE > NEW"
+        .to_owned()
+}
+
+/// How to turn a file into JSONL.
+pub fn conversion(what: ForeignFile, path: &Path) -> Vec<String> {
+    let (file, new) = (path.display(), path.with_extension("jsonl"));
+    // A new name where the old one is a .jsonl already.
+    let new = if new == path {
+        path.with_extension("lines.jsonl")
+    } else {
+        new
+    };
+    let new = new.display();
+    let text = match what {
+        ForeignFile::JsonArray => format!("jq -c '.[]' {file} > {new}"),
+        ForeignFile::JsonObject => {
+            format!(
+                "jq -c . {file} > {new} where each object is a record; jq -c '.NAME[]' where a list in it is"
+            )
+        }
+        ForeignFile::Csv => format!(
+            "python3 -c 'import csv, json, sys; [print(json.dumps(r)) for r in csv.DictReader(sys.stdin)]' \
+             < {file} > {new}"
+        ),
+        ForeignFile::Parquet => format!(
+            "python3 -c 'import pandas; pandas.read_parquet(\"{file}\").to_json(\"{new}\", orient=\"records\", \
+             lines=True, force_ascii=False)'"
+        ),
+        ForeignFile::Arrow => format!(
+            "python3 -c 'import datasets; datasets.Dataset.from_file(\"{file}\").to_json(\"{new}\", \
+             force_ascii=False)'"
+        ),
+        ForeignFile::Compressed => {
+            "decompress it first (gunzip, zstd -d, bunzip2, unxz)".to_owned()
+        }
+        ForeignFile::Zip => format!("unzip {file} first"),
+        ForeignFile::Html => {
+            "a download gave a page in place of the file: take the file's own address".to_owned()
+        }
+        ForeignFile::LfsPointer => "git lfs pull brings the file itself".to_owned(),
+        ForeignFile::Utf16 => format!("iconv -f UTF-16 -t UTF-8 {file} > {new}"),
+    };
+    vec![text]
+}

@@ -1,0 +1,278 @@
+//! Files and records of other formats, told by what they look like.
+//!
+//! Nothing here reads them. A file that cannot be read is looked at once more, so that its error names
+//! what it is, and the command line can say how to turn it into what is read.
+
+use std::fmt;
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+/// Bytes of a file's head that are looked at.
+const HEAD: u64 = 4096;
+
+/// What a file is that is not JSONL.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ForeignFile {
+    /// One JSON array of records.
+    JsonArray,
+    /// One JSON object over several lines.
+    JsonObject,
+    /// Comma- or tab-separated values, or plain text.
+    Csv,
+    /// Apache Parquet.
+    Parquet,
+    /// Apache Arrow.
+    Arrow,
+    /// gzip, zstd, bzip2, xz.
+    Compressed,
+    /// A zip archive.
+    Zip,
+    /// A web page.
+    Html,
+    /// The pointer that Git LFS leaves in place of a file.
+    LfsPointer,
+    /// A text in UTF-16.
+    Utf16,
+}
+
+impl fmt::Display for ForeignFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::JsonArray => "a JSON array",
+            Self::JsonObject => "a JSON object over several lines",
+            Self::Csv => "a table (CSV)",
+            Self::Parquet => "a Parquet file",
+            Self::Arrow => "an Arrow file",
+            Self::Compressed => "a compressed file",
+            Self::Zip => "a zip archive",
+            Self::Html => "a web page (HTML)",
+            Self::LfsPointer => "a Git LFS pointer, not the file itself",
+            Self::Utf16 => "a text in UTF-16",
+        })
+    }
+}
+
+/// What a file that cannot be read as JSONL is, if its head tells.
+pub(super) fn file(path: &Path) -> Option<ForeignFile> {
+    let mut head = Vec::new();
+    File::open(path)
+        .ok()?
+        .take(HEAD)
+        .read_to_end(&mut head)
+        .ok()?;
+    told(&head)
+}
+
+fn told(head: &[u8]) -> Option<ForeignFile> {
+    let magics: [(&[u8], ForeignFile); 11] = [
+        (b"PAR1", ForeignFile::Parquet),
+        (b"ARROW1", ForeignFile::Arrow),
+        (b"\x1f\x8b", ForeignFile::Compressed),
+        (b"\x28\xb5\x2f\xfd", ForeignFile::Compressed),
+        (b"BZh", ForeignFile::Compressed),
+        (b"\xfd7zXZ", ForeignFile::Compressed),
+        (b"PK\x03\x04", ForeignFile::Zip),
+        (b"\xff\xfe", ForeignFile::Utf16),
+        (b"\xfe\xff", ForeignFile::Utf16),
+        (b"version https://git-lfs", ForeignFile::LfsPointer),
+        // The stream format of Arrow: a continuation mark before the first message's length.
+        (b"\xff\xff\xff\xff", ForeignFile::Arrow),
+    ];
+    if let Some((_, what)) = magics.iter().find(|(magic, _)| head.starts_with(magic)) {
+        return Some(*what);
+    }
+    let text = String::from_utf8_lossy(head);
+    let text = text.trim_start_matches('\u{feff}').trim_start();
+    let line = text.lines().next()?.trim_end();
+    let lower = text.get(..64).unwrap_or(text).to_ascii_lowercase();
+    if lower.starts_with("<!doctype html") || lower.starts_with("<html") {
+        return Some(ForeignFile::Html);
+    }
+    match text.chars().next()? {
+        '[' => Some(ForeignFile::JsonArray),
+        // A whole record stands on its line; what ends within one goes on below.
+        '{' => {
+            let cut = serde_json::from_str::<Value>(line).is_err_and(|e| e.is_eof());
+            let more = text.len() > line.len();
+            (cut && more).then_some(ForeignFile::JsonObject)
+        }
+        _ => {
+            let cells = line.split([',', '\t', ';']).count();
+            (cells > 1 && !line.contains(['{', '}'])).then_some(ForeignFile::Csv)
+        }
+    }
+}
+
+/// What a record is of that fits no format.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ForeignRecord {
+    /// ShareGPT: a list, in the field named, of messages with `from` and `value`.
+    ShareGpt {
+        /// The list's field.
+        field: String,
+    },
+    /// A conversation of ours under another name.
+    Conversation {
+        /// Its field.
+        field: String,
+    },
+    /// Alpaca: `instruction`, perhaps `input`, `output`.
+    Alpaca {
+        /// Whether this record's `input` says something.
+        has_input: bool,
+    },
+    /// A prompt and an answer under other names.
+    Pair {
+        /// The prompt's field.
+        prompt: &'static str,
+        /// The completion's field.
+        completion: &'static str,
+    },
+    /// Preferences: `chosen` and `rejected`.
+    Preference,
+}
+
+impl fmt::Display for ForeignRecord {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::ShareGpt { field } => write!(
+                f,
+                "a ShareGPT record ('{field}' with from and value), which is not supported yet"
+            ),
+            Self::Conversation { field } => write!(f, "a conversation in the field '{field}'"),
+            Self::Alpaca { .. } => f.write_str(
+                "an Alpaca record (instruction, input, output), which is not supported yet",
+            ),
+            Self::Pair { prompt, completion } => {
+                write!(
+                    f,
+                    "a prompt and completion called '{prompt}' and '{completion}'"
+                )
+            }
+            Self::Preference => {
+                f.write_str("a record of preferences (chosen, rejected), which is not supported")
+            }
+        }
+    }
+}
+
+/// Names under which other data sets have a prompt and its answer.
+const PAIRS: [(&str, &str); 8] = [
+    ("question", "answer"),
+    ("query", "response"),
+    ("prompt", "response"),
+    ("instruction", "response"),
+    ("input", "output"),
+    ("prompt", "answer"),
+    ("question", "response"),
+    ("source", "target"),
+];
+
+/// What a record's fields look like.
+pub(super) fn record(object: &Map<String, Value>) -> Option<ForeignRecord> {
+    let has = |name: &str| object.contains_key(name);
+    for (field, value) in object {
+        let first = value.as_array().and_then(|list| list.first()?.as_object());
+        if first.is_some_and(is_sharegpt) {
+            return Some(ForeignRecord::ShareGpt {
+                field: field.clone(),
+            });
+        }
+        if first.is_some_and(|m| m.contains_key("role") && m.contains_key("content"))
+            && !has("chosen")
+        {
+            return Some(ForeignRecord::Conversation {
+                field: field.clone(),
+            });
+        }
+    }
+    if has("chosen") && has("rejected") {
+        return Some(ForeignRecord::Preference);
+    }
+    if has("instruction") && has("output") {
+        let input = object.get("input").and_then(Value::as_str);
+        return Some(ForeignRecord::Alpaca {
+            has_input: input.is_some_and(|text| !text.trim().is_empty()),
+        });
+    }
+    let (prompt, completion) = PAIRS.into_iter().find(|(p, c)| has(p) && has(c))?;
+    Some(ForeignRecord::Pair { prompt, completion })
+}
+
+/// Whether a message is one of ShareGPT's.
+pub(super) fn is_sharegpt(message: &Map<String, Value>) -> bool {
+    message.contains_key("from") && message.contains_key("value") && !message.contains_key("role")
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn files_are_told_by_their_heads() {
+        for (head, want) in [
+            (&b"[{\"text\": \"a\"}]"[..], Some(ForeignFile::JsonArray)),
+            (b"\n [\n  {\n", Some(ForeignFile::JsonArray)),
+            (b"\xef\xbb\xbf[", Some(ForeignFile::JsonArray)),
+            (b"{\n  \"text\": \"a\"\n}\n", Some(ForeignFile::JsonObject)),
+            (b"{\"data\": [\n", Some(ForeignFile::JsonObject)),
+            (b"{\"text\": \"a\"}\n", None),
+            (b"{\"text\": NaN}\n{}", None),
+            (b"{'text': 'a'}\n", None),
+            (b"question,answer\n1,2\n", Some(ForeignFile::Csv)),
+            (b"question\tanswer\n", Some(ForeignFile::Csv)),
+            (b"a line of text\n", None),
+            (b"PAR1\x15\x04", Some(ForeignFile::Parquet)),
+            (b"\x1f\x8b\x08", Some(ForeignFile::Compressed)),
+            (b"PK\x03\x04", Some(ForeignFile::Zip)),
+            (b"\xff\xff\xff\xff\x10", Some(ForeignFile::Arrow)),
+            (b"\xff\xfe{\0", Some(ForeignFile::Utf16)),
+            (b"<!DOCTYPE html><html>", Some(ForeignFile::Html)),
+            (
+                b"version https://git-lfs.github.com/spec/v1\noid",
+                Some(ForeignFile::LfsPointer),
+            ),
+            (b"", None),
+        ] {
+            assert_eq!(told(head), want, "{}", String::from_utf8_lossy(head));
+        }
+    }
+
+    #[test]
+    fn records_are_told_by_their_fields() {
+        let sharegpt = json!([{"from": "human", "value": "hi"}]);
+        let ours = json!([{"role": "user", "content": "hi"}]);
+        for (object, want) in [
+            (
+                json!({"conversations": sharegpt}),
+                "a ShareGPT record ('conversations' with",
+            ),
+            (
+                json!({"dialog": ours}),
+                "a conversation in the field 'dialog'",
+            ),
+            (
+                json!({"instruction": "a", "input": "", "output": "b"}),
+                "an Alpaca record",
+            ),
+            (
+                json!({"question": "a", "answer": "b"}),
+                "called 'question' and 'answer'",
+            ),
+            (
+                json!({"prompt": "a", "chosen": ours, "rejected": ours}),
+                "a record of preferences",
+            ),
+            (json!({"id": 1}), "nothing"),
+        ] {
+            let told = record(object.as_object().unwrap());
+            let told = told.map_or("nothing".to_owned(), |r| r.to_string());
+            assert!(told.contains(want), "{object}: {told}");
+        }
+    }
+}
