@@ -188,9 +188,20 @@ fn advice(e: &TrainError) -> Vec<String> {
             });
             lines
         }
-        TrainError::OtherRun { .. } => one(
-            "put the key back to go on with that run, or start anew with another output directory \
-             or --set checkpoint.resume=never",
+        TrainError::OtherRun { may_change, .. } => {
+            let mut lines = vec![
+                "put the key back to go on with that run, or start anew with another output \
+                 directory or --set checkpoint.resume=never"
+                    .to_owned(),
+            ];
+            lines.extend(may_change.map(|key| {
+                format!("or go on with the new value from there: --set checkpoint.change=[{key}]")
+            }));
+            lines
+        }
+        TrainError::Beyond { .. } => one(
+            "make the run longer, or start anew with another output directory or \
+             --set checkpoint.resume=never",
         ),
         TrainError::Durable { .. } => vec![
             "put back what changed (checkpoint.durable, budget.disk, plan.pieces) to go on from that step"

@@ -1,9 +1,9 @@
 //! `lowtide eval`: how good a model is on the run's evaluation data.
 
-use lowtide_trainer::data::prompts;
+use lowtide_trainer::answers::{Extract, answer_all, questions, right};
 use lowtide_trainer::fit::evaluate;
-use lowtide_trainer::generate::exact_match;
-use lowtide_trainer::inputs::{load_inputs, load_options, open_tokenizer};
+use lowtide_trainer::generate::Plain;
+use lowtide_trainer::inputs::{load_inputs, open_tokenizer};
 use lowtide_trainer::report::Phase;
 use lowtide_trainer::stops::stops_of;
 use serde_json::json;
@@ -28,6 +28,8 @@ pub fn eval(args: &EvalArgs, out: Out) -> Answer {
             help: "give data.eval or data.eval_split",
         });
     };
+    let extract = Extract::of(&run);
+    let questions = questions(&run, &tokenizer, &extract)?;
     drop(waiting);
     out.text(&format!("model: {}", crate::generate::name(&run)));
     let mut session = ready(&run)?;
@@ -35,28 +37,35 @@ pub fn eval(args: &EvalArgs, out: Out) -> Answer {
     let eval_loss = evaluate(&mut session, &data, &run)?;
     drop(waiting);
     out.text(&format!("evaluation loss {eval_loss:.4}"));
-    let mut all = Vec::new();
-    if run.eval.generate.exact_match {
-        for path in &run.data.eval {
-            all.extend(prompts(path, &load_options(&run), &tokenizer)?);
-        }
-        all.truncate(run.eval.generate.max_examples as usize);
-    }
-    let mut share = None;
-    if !all.is_empty() {
+    let mut answers = Vec::new();
+    if !questions.is_empty() {
         let most = run.eval.generate.max_new_tokens as usize;
         let waiting = Waiting::begin("answering prompts");
-        let of = all.len() as u64;
-        let told = |done| waiting.at(done as u64, of);
-        let right = exact_match(&mut session, &tokenizer, &stops, &all, most, told)?;
+        let of = questions.len() as u64;
+        let batch = session.decoder().workload().batch;
+        let mut plain = Plain {
+            session: &mut session,
+            progress: |done| waiting.at(done as u64, of),
+        };
+        let made = answer_all(
+            &mut plain, batch, &tokenizer, &stops, &questions, &extract, most,
+        )?;
         drop(waiting);
+        answers = made.expect("nobody asks it to end");
         out.text(&format!(
             "exact match {:.1}% of {} prompts",
-            100.0 * right,
-            all.len()
+            100.0 * right(&answers) as f64 / answers.len() as f64,
+            answers.len()
         ));
-        share = Some(right);
     }
-    let answer = json!({ "eval_loss": eval_loss, "exact_match": share, "prompts": all.len() });
+    let n = answers.len();
+    let share = (n > 0).then(|| right(&answers) as f64 / n as f64);
+    let answer = json!({
+        "eval_loss": eval_loss,
+        "exact_match": share,
+        "right": right(&answers),
+        "prompts": n,
+        "answers": answers,
+    });
     Ok((answer, 0))
 }

@@ -31,6 +31,9 @@ pub fn train(args: &RunArgs, out: Out, watch: &Watch) -> Answer {
     let result = fit::train(&run, &mut show, &watch.requests);
     show.clear();
     let report = result?;
+    if report.nothing_to_do {
+        out.text(&format!("finished at step {}; nothing to do", report.steps));
+    }
     let events = run.output.join("tensorboard");
     let events = run.log.tensorboard.then_some(events.as_path());
     out.text(&summary(&report, events, show.cuda));

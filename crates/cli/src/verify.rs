@@ -20,6 +20,23 @@ pub fn verify(args: &VerifyArgs, out: Out) -> Answer {
         "{} steps of {} blocks: plan {} against all-resident plan {}",
         report.steps, report.blocks, report.plan_hash, report.resident_hash
     ));
+    if report.sent_away {
+        out.text(
+            "the run's plan keeps everything on the device; the slice was sent away all the same",
+        );
+    } else {
+        out.text(&format!(
+            "as the run's plan: {}",
+            report.exercised.join(", ")
+        ));
+    }
+    if !report.sent_away && !report.not_exercised.is_empty() {
+        out.text(&format!(
+            "not in {} blocks: {}; more with --blocks",
+            report.blocks,
+            report.not_exercised.join(", ")
+        ));
+    }
     out.text(&format!(
         "moved under the plan: {}",
         moved(&report.moved_bytes)

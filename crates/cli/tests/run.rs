@@ -155,3 +155,48 @@ fn a_signal_stops_a_run_with_a_checkpoint() {
         .count();
     assert_eq!(saved, 1);
 }
+
+/// The slice alone would need no disk: it takes the choices of the run's plan for the whole model.
+#[test]
+fn verify_shows_the_tiers_of_the_runs_own_plan() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let file = run_file(&dir);
+    let sets = [
+        "plan.optimizer=auto",
+        "plan.weights=auto",
+        "train.seq=128",
+        "budget.device=10MiB",
+        "budget.host=4MiB",
+    ];
+    let with = |args: &[&'static str]| {
+        let mut all = vec![args[0], &*file];
+        all.extend(&args[1..]);
+        sets.iter().for_each(|set| all.extend(["--set", set]));
+        answer(&all)
+    };
+    let (code, plan) = with(&["plan"]);
+    assert_eq!(code, 0, "{plan}");
+    let planned = |tier: &str| plan["tiers"][tier]["planned_bytes"].as_u64();
+    assert!(planned("disk") > Some(0), "{plan}");
+    for blocks in ["1", "2"] {
+        let (code, report) = with(&["verify", "--steps", "2", "--blocks", blocks]);
+        assert_eq!((code, &report["equal"]), (0, &true.into()), "{report}");
+        assert_eq!(report["sent_away"], false, "{report}");
+        let exercised = report["exercised"].to_string();
+        assert!(
+            exercised.contains("optimizer state on the disk"),
+            "{exercised}"
+        );
+        for lane in ["disk_read", "disk_write", "h2d", "d2h"] {
+            assert!(
+                report["moved_bytes"][lane].as_u64() > Some(0),
+                "{lane}: {report}"
+            );
+        }
+        let left_out = report["not_exercised"].to_string();
+        assert!(
+            !left_out.contains("weights on") && !left_out.contains("state on"),
+            "{left_out}"
+        );
+    }
+}

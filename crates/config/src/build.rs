@@ -209,6 +209,10 @@ fn eval(low: &Low) -> Eval {
             max_examples: low
                 .count("eval.generate.max_examples")
                 .expect("has a default"),
+            extract: low.text("eval.generate.extract"),
+            every_steps: low
+                .count("eval.generate.every_steps")
+                .expect("has a default"),
         },
     }
 }
@@ -225,5 +229,6 @@ fn checkpoint(low: &Low) -> Checkpoint {
         keep: low.count32("checkpoint.keep").expect("has a default"),
         resume,
         durable: low.flag("checkpoint.durable"),
+        change: low.words("checkpoint.change"),
     }
 }

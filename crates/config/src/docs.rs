@@ -64,6 +64,11 @@ fn typed(kind: &Kind) -> Json {
         Kind::Count { min, max } => count(*min, *max),
         Kind::Number { low, high } => number(*low, *high),
         Kind::Text | Kind::Path => json!({ "type": "string" }),
+        Kind::Pattern => json!({ "type": "string", "format": "regex" }),
+        Kind::Words { .. } => {
+            let word = json!({ "enum": kind.words() });
+            json!({ "anyOf": [word.clone(), { "type": "array", "items": word }] })
+        }
         Kind::Paths => json!({ "anyOf": [
             { "type": "string" },
             { "type": "array", "items": { "type": "string" } },
@@ -146,6 +151,7 @@ fn as_json(value: &Value) -> Json {
             disks.iter().map(disk).collect()
         }
         Value::Word(word) => json!(word),
+        Value::Words(words) => json!(words),
     }
 }
 

@@ -113,6 +113,18 @@ pub enum ConfigError {
         /// The words it knows.
         allowed: String,
     },
+    /// A regular expression that is none.
+    #[error("{at}: '{key}' is '{found}', no regular expression: {why}")]
+    Pattern {
+        /// Where.
+        at: Place,
+        /// The whole key.
+        key: String,
+        /// The text as typed.
+        found: String,
+        /// What is wrong with it.
+        why: String,
+    },
     /// A value that is meant to work and does not yet.
     #[error("{at}: '{key}: {found}' is not supported yet; supported: {supported}")]
     NotSupported {
@@ -170,6 +182,7 @@ impl ConfigError {
             | Self::WrongType { key, .. }
             | Self::OutOfRange { key, .. }
             | Self::UnknownWord { key, .. }
+            | Self::Pattern { key, .. }
             | Self::NotSupported { key, .. }
             | Self::Conflict { key, .. }
             | Self::Needs { key, .. }
@@ -188,6 +201,7 @@ impl ConfigError {
             | Self::WrongType { at, .. }
             | Self::OutOfRange { at, .. }
             | Self::UnknownWord { at, .. }
+            | Self::Pattern { at, .. }
             | Self::NotSupported { at, .. }
             | Self::Conflict { at, .. }
             | Self::Needs { at, .. } => Some(at),

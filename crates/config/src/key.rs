@@ -78,6 +78,13 @@ pub enum Kind {
         /// Most; the least is none.
         max: u64,
     },
+    /// One word or a list of words.
+    Words {
+        /// Spellings and meanings.
+        words: Words,
+    },
+    /// A regular expression.
+    Pattern,
     /// One word, or else a path.
     WordOrPath {
         /// Spellings and meanings.
@@ -118,6 +125,8 @@ impl Kind {
             Self::PinCount { words, max } => {
                 format!("auto, {} or a whole number from 0 to {max}", spell(words))
             }
+            Self::Words { words } => format!("one or a list of {}", spell(words)),
+            Self::Pattern => "a regular expression (the syntax of Rust's regex crate)".to_owned(),
             Self::WordOrPath { words } => format!("{} or a path", spell(words)),
             Self::Shape => lowtide_workload::builtin_names().join(", "),
         }
@@ -127,7 +136,9 @@ impl Kind {
     pub(crate) fn words(&self) -> Vec<&'static str> {
         let spelled = |words: Words| words.iter().map(|w| w.0);
         match *self {
-            Self::Word { words, .. } | Self::WordOrPath { words } => spelled(words).collect(),
+            Self::Word { words, .. } | Self::WordOrPath { words } | Self::Words { words } => {
+                spelled(words).collect()
+            }
             Self::Pin { words } | Self::PinCount { words, .. } => {
                 std::iter::once(AUTO).chain(spelled(words)).collect()
             }

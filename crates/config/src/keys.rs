@@ -556,6 +556,24 @@ const AFTER_DATA: &[Key] = &[
         elsewhere: &["eval_table_size"],
     },
     Key {
+        name: "eval.generate.extract",
+        doc: "Regular expression of what is compared: its first group, or all of it, in its last match in the \
+              reference and in the answer, spaces around it ignored (for GSM8K `#### (.*)`).",
+        kind: Kind::Pattern,
+        default: Unset("the whole texts"),
+        elsewhere: &["answer_regex", "regex_pattern"],
+    },
+    Key {
+        name: "eval.generate.every_steps",
+        doc: "Answer each so many steps too; 0: before and after training only.",
+        kind: Kind::Count {
+            min: 0,
+            max: 1_000_000_000,
+        },
+        default: Value("0"),
+        elsewhere: &[],
+    },
+    Key {
         name: "checkpoint.every_steps",
         doc: "Save each so many steps; 0: at the end only.",
         kind: Kind::Count {
@@ -606,6 +624,16 @@ const AFTER_DATA: &[Key] = &[
         kind: Kind::Flag,
         default: Value("false"),
         elsewhere: &[],
+    },
+    Key {
+        name: "checkpoint.change",
+        doc: "Keys that may differ from those of the checkpoint that the run goes on from: to train for longer, or \
+              at another rate, from there on.",
+        kind: Kind::Words {
+            words: crate::change::WORDS,
+        },
+        default: Unset("a checkpoint of another key's value is refused"),
+        elsewhere: &["ignore_data_skip", "override_opt_param_scheduler"],
     },
     Key {
         name: "log.every_steps",

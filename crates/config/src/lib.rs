@@ -14,6 +14,7 @@
 //! (`optimizer.name: lion`) say so rather than pass as unknown.
 
 mod build;
+mod change;
 mod docs;
 mod error;
 mod key;
@@ -27,6 +28,7 @@ mod tree;
 mod value;
 mod words;
 
+pub use change::{keys_that_change, may_change};
 pub use docs::{reference_markdown, schema};
 pub use error::{ConfigError, Place};
 pub use key::{Key, KeyDefault, Kind};

@@ -123,8 +123,8 @@ impl Low {
         let at = Place::Set(shortened(set).into());
         let parsed = |text: &str| tree::parse(text, &|_, _| at.clone());
         if let Some(key) = find(name) {
-            let flow =
-                text.starts_with(['[', '{']) && matches!(key.kind, Kind::Paths | Kind::Disks);
+            let flow = text.starts_with(['[', '{'])
+                && matches!(key.kind, Kind::Paths | Kind::Disks | Kind::Words { .. });
             // Outside quotes and lists the text is the value, whatever YAML would make of it.
             let node = if flow || text.starts_with(['"', '\'']) {
                 parsed(text)?
@@ -220,6 +220,15 @@ impl Low {
             Value::Text(text) => text,
             other => panic!("{name} is no text: {other:?}"),
         })
+    }
+
+    /// Words of a list; none when the key was not given.
+    pub fn words(&self, name: &str) -> Vec<&'static str> {
+        match self.value(name) {
+            None => Vec::new(),
+            Some(Value::Words(words)) => words,
+            Some(other) => panic!("{name} is no list of words: {other:?}"),
+        }
     }
 
     /// Whatever value it is, for keys that take several kinds.

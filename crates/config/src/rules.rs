@@ -27,6 +27,7 @@ pub(crate) fn together(low: &Low, run: &Run) -> Result<(), ConfigError> {
     clipping(low, run)?;
     data(low, run)?;
     eval(low, run)?;
+    answers(low, run)?;
     tiers(low, run)?;
     durable(low, run)
 }
@@ -129,6 +130,13 @@ fn data(low: &Low, run: &Run) -> Result<(), ConfigError> {
 }
 
 fn eval(low: &Low, run: &Run) -> Result<(), ConfigError> {
+    if run.eval.generate.exact_match && run.data.eval.is_empty() && run.data.has_eval() {
+        return needs(
+            low,
+            "eval.generate.exact_match",
+            "'data.eval', whose prompts are answered ('data.eval_split' keeps rows apart, not prompts)",
+        );
+    }
     if run.data.has_eval() {
         return Ok(());
     }
@@ -138,6 +146,19 @@ fn eval(low: &Low, run: &Run) -> Result<(), ConfigError> {
     }
     if run.eval.generate.exact_match {
         return needs(low, "eval.generate.exact_match", needed);
+    }
+    Ok(())
+}
+
+/// How answers are compared, and when, where none are asked for.
+fn answers(low: &Low, run: &Run) -> Result<(), ConfigError> {
+    let asked = "'eval.generate.exact_match: true'";
+    let governor = "eval.generate.exact_match";
+    if run.eval.generate.exact_match {
+        return Ok(());
+    }
+    for key in ["eval.generate.extract", "eval.generate.every_steps"] {
+        idle(low, key, governor, asked)?;
     }
     Ok(())
 }

@@ -295,7 +295,7 @@ pub enum Recompute {
 }
 
 /// Evaluation.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Eval {
     /// Each so many steps; 0: after the last only.
     pub every_steps: u64,
@@ -306,7 +306,7 @@ pub struct Eval {
 }
 
 /// Greedy answers to the prompts of the evaluation data.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Generate {
     /// Count answers that equal the reference, before and after training.
     pub exact_match: bool,
@@ -314,6 +314,10 @@ pub struct Generate {
     pub max_new_tokens: u32,
     /// Most prompts.
     pub max_examples: u64,
+    /// What of an answer and of its reference is compared; `None`: all of both.
+    pub extract: Option<String>,
+    /// Also each so many steps; 0: before and after training only.
+    pub every_steps: u64,
 }
 
 /// Saving and resuming.
@@ -327,6 +331,8 @@ pub struct Checkpoint {
     pub resume: Resume,
     /// Each update is committed on disk.
     pub durable: bool,
+    /// Keys that may differ from those of what the run goes on from.
+    pub change: Vec<&'static str>,
 }
 
 /// Where to go on from.

@@ -22,6 +22,7 @@ pub(crate) enum Value {
     Disks(Vec<(String, Bytes)>),
     /// One of the key's words, `auto` among them.
     Word(&'static str),
+    Words(Vec<&'static str>),
 }
 
 /// Reads `node` as `kind`. `key` is its whole name, for errors. `node` is not empty.
@@ -30,6 +31,7 @@ pub(crate) fn check(key: &str, kind: &Kind, node: &Node) -> Result<Value, Config
     match kind {
         Kind::Paths => item.paths(),
         Kind::Disks => item.disks(),
+        Kind::Words { .. } => item.words(),
         _ => item.scalar(),
     }
 }
@@ -50,12 +52,13 @@ impl Item<'_> {
             Kind::Count { min, max } => self.count(text, min, max),
             Kind::Number { low, high } => self.number(text, low, high),
             Kind::Text | Kind::Path => Ok(Value::Text(text.clone())),
+            Kind::Pattern => self.pattern(text),
             Kind::Size | Kind::Disks => self.size(text).map(Value::Size),
             Kind::Paths => Ok(Value::Paths(vec![text.clone()])),
             Kind::Word {
                 aliases, planned, ..
             } => self.word(text, aliases, planned),
-            Kind::Pin { .. } | Kind::Shape => self.word(text, &[], &[]),
+            Kind::Pin { .. } | Kind::Shape | Kind::Words { .. } => self.word(text, &[], &[]),
             Kind::PinCount { max, .. } if digits(text) => self.count(text, 0, max),
             Kind::PinCount { .. } => self.word(text, &[], &[]),
             Kind::WordOrPath { .. } => {
@@ -127,6 +130,33 @@ impl Item<'_> {
             nearest,
             allowed,
         })
+    }
+
+    fn pattern(&self, text: &str) -> Result<Value, ConfigError> {
+        match regex::Regex::new(text) {
+            Ok(_) => Ok(Value::Text(text.to_owned())),
+            Err(e) => Err(ConfigError::Pattern {
+                at: self.node.at.clone(),
+                key: self.key.to_owned(),
+                found: shortened(text),
+                why: said(&e.to_string()),
+            }),
+        }
+    }
+
+    fn words(&self) -> Result<Value, ConfigError> {
+        let one = |item: &Item<'_>| match item.scalar()? {
+            Value::Word(word) => Ok(word),
+            other => panic!("a word is read as a word: {other:?}"),
+        };
+        let Tree::List(items) = &self.node.tree else {
+            return one(self).map(|word| Value::Words(vec![word]));
+        };
+        let each = items.iter().enumerate().map(|(i, node)| {
+            let key = &format!("{}[{i}]", self.key);
+            one(&Item { key, node, ..*self })
+        });
+        each.collect::<Result<_, _>>().map(Value::Words)
     }
 
     fn paths(&self) -> Result<Value, ConfigError> {
@@ -248,6 +278,12 @@ pub(crate) fn join(section: &str, key: &str) -> String {
     } else {
         format!("{section}.{key}")
     }
+}
+
+/// What a message of several lines says: its last one, those before draw it.
+fn said(message: &str) -> String {
+    let last = message.lines().last().unwrap_or_default();
+    last.trim_start_matches("error: ").trim().to_owned()
 }
 
 fn digits(text: &str) -> bool {

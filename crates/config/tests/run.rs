@@ -153,8 +153,8 @@ plan:
 eval:
   every_steps: 50
   batches: 4
-  generate: {max_new_tokens: 8, exact_match: true, max_examples: 9}
-checkpoint: {every_steps: 100, keep: 5, resume: old/step-7, durable: true}
+  generate: {max_new_tokens: 8, exact_match: true, max_examples: 9, extract: '#### (.*)', every_steps: 25}
+checkpoint: {every_steps: 100, keep: 5, resume: old/step-7, durable: true, change: [train.steps, device]}
 log: {every_steps: 10, tensorboard: false, trace: false}
 ",
         &[],
@@ -196,9 +196,11 @@ log: {every_steps: 10, tensorboard: false, trace: false}
             "gradients": "host", "inputs": "disk", "recompute": {"blocks": 12}, "prefetch": 2,
             "pieces": "split", "machine": "/runs/first/machine.json"},
         "eval": {"every_steps": 50, "batches": 4,
-            "generate": {"exact_match": true, "max_new_tokens": 8, "max_examples": 9}},
+            "generate": {"exact_match": true, "max_new_tokens": 8, "max_examples": 9,
+                "extract": "#### (.*)", "every_steps": 25}},
         "checkpoint": {"every_steps": 100, "keep": 5,
-            "resume": {"path": "/runs/first/old/step-7"}, "durable": true},
+            "resume": {"path": "/runs/first/old/step-7"}, "durable": true,
+            "change": ["train.steps", "device"]},
         "log": {"every_steps": 10, "tensorboard": false, "trace": false}
     });
     assert_eq!(json, want);
@@ -684,6 +686,22 @@ fn rules_between_keys() {
         (
             "eval: {generate: {exact_match: true}}",
             "run.yaml:2:32: 'eval.generate.exact_match' needs evaluation data: 'data.eval' or 'data.eval_split'",
+        ),
+        (
+            "data: {train: a, eval_split: 0.1}\neval: {generate: {exact_match: true}}",
+            "run.yaml:3:32: 'eval.generate.exact_match' needs 'data.eval', whose prompts are answered ('data.eval_split' keeps rows apart, not prompts)",
+        ),
+        (
+            "data: {eval: a}\neval: {generate: {exact_match: true, extract: '('}}",
+            "run.yaml:3:47: 'eval.generate.extract' is '(', no regular expression: unclosed group",
+        ),
+        (
+            "data: {eval: a}\neval: {generate: {extract: a}}",
+            "run.yaml:3:28: 'eval.generate.extract' needs 'eval.generate.exact_match: true'",
+        ),
+        (
+            "checkpoint: {change: [train.steps, seed]}",
+            "run.yaml:2:36: 'checkpoint.change[1]' is 'seed'; allowed: one or a list of train.steps, train.epochs, train.learning_rate, train.schedule, train.warmup_steps, train.warmup_ratio, train.decay_ratio, train.min_lr_ratio, train.clip.mode, train.clip.norm, train.on_nonfinite, optimizer.beta1, optimizer.beta2, optimizer.eps, optimizer.weight_decay, device",
         ),
         (
             "plan: {optimizer: disk}",

@@ -34,6 +34,33 @@ const STATE: &str = "state.safetensors";
 const RUN: &str = "run.json";
 const FORMAT: u32 = 1;
 
+/// A setting that a run went on with instead of its checkpoint's.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Change {
+    /// The last step with the setting of before.
+    pub after_step: u64,
+    /// The key that named it (`checkpoint.change`).
+    pub key: String,
+    /// The part of the numerics key.
+    pub part: String,
+    /// As it was; null: not there.
+    pub from: Value,
+    /// As it is now.
+    pub to: Value,
+}
+
+impl Change {
+    /// For people: the key, with the part where it has several.
+    #[must_use]
+    pub fn name(&self) -> String {
+        if self.part == self.key || self.part.starts_with("train.schedule.length") {
+            self.key.clone()
+        } else {
+            format!("{} ({})", self.key, self.part)
+        }
+    }
+}
+
 /// What a checkpoint says beside the state.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RunState {
@@ -49,6 +76,9 @@ pub struct RunState {
     pub clip: [u64; 3],
     /// All that decides the numbers.
     pub numerics: Value,
+    /// What was changed of that on the way, oldest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub changes: Vec<Change>,
     /// Which algorithm computed which matrix product on a GPU: a run goes on with the same ones.
     #[serde(default)]
     pub products: BTreeMap<String, Vec<u64>>,
@@ -77,6 +107,7 @@ impl RunState {
             data_fingerprint: 0,
             clip: [0; 3],
             numerics: Value::Null,
+            changes: Vec::new(),
             products: BTreeMap::new(),
             now_unix_s: 0,
             tokens: 0,
@@ -293,6 +324,12 @@ pub fn list(output: &Path) -> Vec<(u64, PathBuf)> {
     all
 }
 
+/// The file in which a checkpoint says what it says beside the state.
+#[must_use]
+pub fn run_path(dir: &Path) -> PathBuf {
+    dir.join(RUN)
+}
+
 /// Reads what a checkpoint says beside the state.
 ///
 /// # Errors
@@ -364,36 +401,32 @@ pub fn load(
     Ok(())
 }
 
-/// Refuses a checkpoint whose numerics differ from this run's.
-///
-/// # Errors
-/// [`TrainError::OtherRun`] with the first key that differs.
-pub fn same_numerics(dir: &Path, theirs: &Value, ours: &Value) -> Result<(), TrainError> {
-    match difference("", theirs, ours) {
-        None => Ok(()),
-        Some((key, theirs, ours)) => Err(TrainError::OtherRun {
-            path: dir.to_owned(),
-            key,
-            theirs,
-            ours,
-        }),
-    }
+/// Where two numerics keys differ: the part's name, theirs and ours (null: it is not there).
+#[must_use]
+pub fn differences(theirs: &Value, ours: &Value) -> Vec<(String, Value, Value)> {
+    let mut all = Vec::new();
+    differ("", theirs, ours, &mut all);
+    all
 }
 
-fn difference(at: &str, a: &Value, b: &Value) -> Option<(String, String, String)> {
-    if let (Value::Object(x), Value::Object(y)) = (a, b) {
-        let keys: std::collections::BTreeSet<&String> = x.keys().chain(y.keys()).collect();
-        return keys.into_iter().find_map(|k| {
-            let at = if at.is_empty() {
-                k.clone()
-            } else {
-                format!("{at}.{k}")
-            };
-            let null = Value::Null;
-            difference(&at, x.get(k).unwrap_or(&null), y.get(k).unwrap_or(&null))
-        });
+fn differ(at: &str, a: &Value, b: &Value, all: &mut Vec<(String, Value, Value)>) {
+    let (Value::Object(x), Value::Object(y)) = (a, b) else {
+        if a != b {
+            all.push((at.to_owned(), a.clone(), b.clone()));
+        }
+        return;
+    };
+    let keys: std::collections::BTreeSet<&String> = x.keys().chain(y.keys()).collect();
+    for key in keys {
+        let at = if at.is_empty() {
+            key.clone()
+        } else {
+            format!("{at}.{key}")
+        };
+        let null = Value::Null;
+        let of = |map: &serde_json::Map<_, Value>| map.get(key).unwrap_or(&null).clone();
+        differ(&at, &of(x), &of(y), all);
     }
-    (a != b).then(|| (at.to_owned(), a.to_string(), b.to_string()))
 }
 
 #[cfg(test)]

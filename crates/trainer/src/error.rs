@@ -171,6 +171,12 @@ pub enum DataError {
 /// What is wrong with one record of a data file.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RecordProblem {
+    /// `eval.generate.extract` finds nothing in the reference answer.
+    #[error("nothing in the reference answer matches eval.generate.extract, '{pattern}'")]
+    NothingExtracted {
+        /// The expression.
+        pattern: String,
+    },
     /// The line is longer than the bound.
     #[error("line is longer than {max} bytes")]
     LineTooLong {
@@ -493,6 +499,18 @@ pub enum TrainError {
         theirs: String,
         /// Its value in this run.
         ours: String,
+        /// The key whose naming in `checkpoint.change` would allow it, if one would.
+        may_change: Option<&'static str>,
+    },
+    /// A checkpoint is beyond the end of the run.
+    #[error("{}: made after step {step}, the run ends at step {total}", path.display())]
+    Beyond {
+        /// The checkpoint, or the journal.
+        path: PathBuf,
+        /// Its step.
+        step: u64,
+        /// Steps of the run.
+        total: u64,
     },
 }
 

@@ -13,15 +13,17 @@ use lowtide_config::{Length, Run, ScheduleShape};
 use lowtide_device::cuda::Gpu;
 use lowtide_executor::{ExecError, Trace};
 use lowtide_kernels::adamw::Hyper;
+use lowtide_model::Decoder;
 use lowtide_tiers::process;
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use crate::answers::{Extract, Question, questions};
 use crate::checkpoint::{self, RunState};
-use crate::data::{BatchShape, Batches, Micro, Packed, Prompt, State, Tokenizer, prompts};
-use crate::device;
+use crate::data::{BatchShape, Batches, Micro, Packed, State, Tokenizer};
+use crate::device::{self, Device};
 use crate::error::TrainError;
-use crate::inputs::{Inputs, dealing, load_inputs, load_options, open_tokenizer};
+use crate::inputs::{Inputs, dealing, load_inputs, open_tokenizer};
 use crate::learning_rate::{Decay, LearningRate};
 use crate::metrics::{EventFile, MetricsLog};
 use crate::open::{load_weights, machine_of};
@@ -35,8 +37,9 @@ use crate::stops::{Stops, stops_of};
 use crate::tally::Tally;
 use crate::threads::host_note;
 use start::Start;
-use summary::Ends;
 
+mod change;
+mod ends;
 mod evaluate;
 mod export;
 mod start;
@@ -72,12 +75,15 @@ struct Fit<'a> {
     stops: Stops,
     batches: Batches,
     eval: Option<Arc<Packed>>,
-    prompts: Arc<[Prompt]>,
+    questions: Arc<[Question]>,
+    extract: Extract,
     numerics: Value,
     gpu: Option<Gpu>,
     total: u64,
     schedule: LearningRate,
     metrics: MetricsLog,
+    /// Answers to prompts, where the run asks for them.
+    answers: Option<MetricsLog>,
     events: Option<EventFile>,
     /// State of the data after each batch that is not yet saved.
     state: RunState,
@@ -99,6 +105,19 @@ struct Prepared {
     tokens: u64,
     lr: f64,
     after: State,
+}
+
+/// What needs drained state, so that it happens between two batches.
+struct Due {
+    save: bool,
+    evaluation: bool,
+    answers: bool,
+}
+
+impl Due {
+    fn any(&self) -> bool {
+        self.save || self.evaluation || self.answers
+    }
 }
 
 /// A batch in flight.
@@ -130,9 +149,6 @@ pub fn train(
     let device = device::open(run, &shape_of(run)?)?;
     observer.device(&device.note, device.gpu.is_some());
     observer.detail(&host_note(run, device.gpu.is_some()));
-    if let (Some(gpu), Some(state)) = (&device.gpu, start.state()) {
-        gpu.set_choices(&state.products)?;
-    }
     let decoder = decoder_of(run, run.batch(), device.target)?;
     let vocab = decoder.shape().vocab;
     if tokenizer.vocab_size() > vocab as usize {
@@ -149,12 +165,31 @@ pub fn train(
     } = load_inputs(run, &tokenizer)?;
     notes.iter().for_each(|n| observer.note(n));
     details.iter().for_each(|n| observer.detail(n));
-    prepare_output(&run.output)?;
+    let extract = Extract::of(run);
+    let questions = questions(run, &tokenizer, &extract)?;
     let shape = BatchShape {
         micro_batch: run.train.micro_batch as usize,
         accumulate: run.train.accumulate as usize,
     };
     let batches = Batches::new(Arc::clone(&train), shape, dealing(run))?;
+    let total = match run.train.length {
+        Length::Steps(n) => n,
+        Length::Epochs(e) => batches.batches_for(e),
+    };
+    let numerics = numerics_of(run, &device, &decoder, &train);
+    let changes = start.changes(run, &numerics, total)?;
+    let asks = (eval.is_some(), !questions.is_empty());
+    if let Some(report) = ends::finished(run, &start, total, asks) {
+        observer.phase(None);
+        return Ok(report);
+    }
+    prepare_output(&run.output)?;
+    // A run goes on with the products of its GPU; on another one it chooses anew.
+    if let (Some(gpu), Some(state)) = (&device.gpu, start.state())
+        && state.numerics["device"] == numerics["device"]
+    {
+        gpu.set_choices(&state.products)?;
+    }
     let mut preview = Batches::new(Arc::clone(&train), shape, dealing(run))?;
     let sample = preview.next_batch().micro.swap_remove(0);
     observer.phase(run.plan.machine.is_none().then_some(Phase::Measuring));
@@ -186,21 +221,6 @@ pub fn train(
         observer.detail(&format!("disk: {how}"));
     }
 
-    let total = match run.train.length {
-        Length::Steps(n) => n,
-        Length::Epochs(e) => batches.batches_for(e),
-    };
-    let prompts = if run.eval.generate.exact_match && !run.data.eval.is_empty() {
-        let mut all = Vec::new();
-        for path in &run.data.eval {
-            all.extend(prompts(path, &load_options(run), &tokenizer)?);
-        }
-        all.truncate(run.eval.generate.max_examples as usize);
-        all
-    } else {
-        Vec::new()
-    };
-    let numerics = numerics_of(run, &planned, &train);
     let state = RunState {
         data: batches.state(),
         data_fingerprint: train.fingerprint(),
@@ -209,8 +229,12 @@ pub fn train(
         now_unix_s: tokenizer.now_unix_s(),
         ..RunState::new()
     };
-    let resumed_step = start.state().map_or(0, |s| s.step);
+    let resumed_step = start.state().map(|s| s.step);
     let metrics = MetricsLog::open(&run.output.join("metrics.jsonl"), resumed_step)?;
+    let answers = run.output.join("answers.jsonl");
+    let answers = (!questions.is_empty())
+        .then(|| MetricsLog::open(&answers, resumed_step))
+        .transpose()?;
     let events = if run.log.tensorboard {
         Some(EventFile::create(&run.output.join("tensorboard"))?)
     } else {
@@ -225,12 +249,14 @@ pub fn train(
         stops,
         batches,
         eval,
-        prompts: prompts.into(),
+        questions: questions.into(),
+        extract,
         numerics,
         gpu: planned.device.gpu.clone(),
         total,
         schedule: schedule_of(run, total),
         metrics,
+        answers,
         events,
         state,
         dealt: 0,
@@ -250,6 +276,7 @@ pub fn train(
         Start::Anew => load_weights(run, &fit.session)?,
     }
     fit.observer.phase(None);
+    fit.change(changes);
     fit.dealt = fit.state.tokens;
     let totals = &fit.state.totals;
     fit.earlier = (totals.seconds, totals.timed_tokens);
@@ -273,9 +300,8 @@ fn write_json(path: &Path, value: &impl Serialize) -> Result<(), TrainError> {
 
 /// The run's numerics key with everything resolved that the run leaves open, and what the files
 /// hold.
-fn numerics_of(run: &Run, planned: &Planned, train: &Packed) -> Value {
+fn numerics_of(run: &Run, device: &Device, decoder: &Decoder, train: &Packed) -> Value {
     let mut key = run.numerics_key();
-    let (device, decoder) = (&planned.device, &planned.decoder);
     let options = options_of(run, run.batch(), device.target);
     key["device"] = match &device.gpu {
         None => json!("cpu"),
@@ -292,7 +318,6 @@ fn numerics_of(run: &Run, planned: &Planned, train: &Packed) -> Value {
 
 impl Fit<'_> {
     fn resume(&mut self, dir: &Path, state: RunState) -> Result<(), TrainError> {
-        checkpoint::same_numerics(dir, &state.numerics, &self.numerics)?;
         self.batches.restore(state.data)?;
         let decoder = Arc::clone(self.session.decoder());
         checkpoint::load(dir, decoder.workload(), &self.session.homes()?, &state)?;
@@ -327,20 +352,21 @@ impl Fit<'_> {
         let mut next = self.prepare(step + 1);
         loop {
             // Saving and evaluating need drained state, so they happen between two batches.
-            let due = |n: u64, step: u64| n > 0 && step.is_multiple_of(n) && step < self.total;
-            let (save, eval) = (self.run.checkpoint.every_steps, self.run.eval.every_steps);
             let asked = self.requests.saving();
-            if let Some(f) = flight.take_if(|f| asked || due(save, f.step) || due(eval, f.step)) {
-                let (save, eval) = (due(save, f.step), due(eval, f.step));
+            if let Some(f) = flight.take_if(|f| asked || self.due(f.step).any()) {
+                let due = self.due(f.step);
                 self.finish(f, &mut tally)?;
                 let at = self.state.step;
                 self.checked(at, |s| s.session.drain())?;
                 tally.drain(self.session.measured());
                 self.count(&tally);
-                if eval {
+                if due.evaluation {
                     self.evaluate(self.state.step)?;
                 }
-                if self.requests.take_save() || save {
+                if due.answers {
+                    self.exact_match("during")?;
+                }
+                if self.requests.take_save() || due.save {
                     self.save_now()?;
                 }
                 tally.pause(self.session.measured());
@@ -392,32 +418,25 @@ impl Fit<'_> {
         self.checked(step_now, |s| s.session.drain())?;
         tally.end(self.session.measured());
         self.count(&tally);
-        let mut stopped = self.state.step < self.total;
-        let (mut eval_loss_last, mut exact_match_after, mut output) = (None, None, None);
-        self.save_now()?;
-        if !stopped {
-            eval_loss_last = self.evaluate(self.state.step)?;
-            self.observer.phase(Some(Phase::Exporting));
-            output = self.export()?;
-            self.observer.phase(None);
-            exact_match_after = self.exact_match("after")?;
-            let whole = (self.eval.is_none() || eval_loss_last.is_some())
-                && output.is_some()
-                && (self.prompts.is_empty() || exact_match_after.is_some());
-            stopped = !whole;
+        let mut ends = self.end(after_step)?;
+        if self.state.step > after_step {
+            ends.trace = self.trace()?;
         }
-        let trace = self.trace()?;
         // The state is in a checkpoint now.
         self.session.discard_disk();
-        let ends = Ends {
-            after_step,
-            eval_loss_last,
-            exact_match_after,
-            output,
-            trace,
-            stopped,
-        };
-        Ok(self.report(planned, tally, ends))
+        let report = self.report(planned, tally, ends);
+        self.mark_finished(&report)?;
+        Ok(report)
+    }
+
+    /// What is due between this step and the next.
+    fn due(&self, step: u64) -> Due {
+        let due = |n: u64| n > 0 && step > 0 && step.is_multiple_of(n) && step < self.total;
+        Due {
+            save: due(self.run.checkpoint.every_steps),
+            evaluation: due(self.run.eval.every_steps),
+            answers: due(self.run.eval.generate.every_steps),
+        }
     }
 
     /// Runs something of the session; a failure over a number that is not finite says which step.

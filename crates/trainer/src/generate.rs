@@ -4,7 +4,7 @@
 use lowtide_executor::ExecError;
 use lowtide_workload::Batch;
 
-use crate::data::{Micro, Prompt, Tokenizer};
+use crate::data::Micro;
 use crate::random::Philox;
 use crate::step::{Outcome, Session};
 use crate::stops::Stops;
@@ -35,10 +35,12 @@ pub trait Decoder {
     fn progress(&mut self, done: usize);
 }
 
-/// A session that nothing is asked of.
-struct Plain<'a, P> {
-    session: &'a mut Session,
-    progress: P,
+/// A session that nothing is asked of, and who is told of progress.
+pub struct Plain<'a, P> {
+    /// The session.
+    pub session: &'a mut Session,
+    /// Called with the number of prompts answered.
+    pub progress: P,
 }
 
 impl<P: FnMut(usize)> Decoder for Plain<'_, P> {
@@ -178,52 +180,4 @@ fn choose(logits: &[f32], sampling: &Sampling, u: f64) -> i32 {
         }
     }
     order[n - 1] as i32
-}
-
-/// Share of prompts whose greedy answer equals the reference, spaces around both ignored.
-///
-/// # Errors
-/// What stopped the run.
-pub fn exact_match(
-    session: &mut Session,
-    tokenizer: &Tokenizer,
-    stops: &Stops,
-    prompts: &[Prompt],
-    max_new_tokens: usize,
-    progress: impl FnMut(usize),
-) -> Result<f64, ExecError> {
-    let batch = session.decoder().workload().batch;
-    let mut plain = Plain { session, progress };
-    let share = share_right(&mut plain, batch, tokenizer, stops, prompts, max_new_tokens)?;
-    Ok(share.expect("nobody asks it to end"))
-}
-
-/// As [`exact_match`], with whatever runs the tokens, at this batch; `None`: it was asked to end.
-///
-/// # Errors
-/// What stopped the run.
-pub fn share_right<D: Decoder>(
-    decoder: &mut D,
-    batch: Batch,
-    tokenizer: &Tokenizer,
-    stops: &Stops,
-    prompts: &[Prompt],
-    max_new_tokens: usize,
-) -> Result<Option<f64>, D::Error> {
-    let tokens: Vec<Vec<i32>> = prompts.iter().map(|p| p.tokens.clone()).collect();
-    let greedy = Sampling {
-        temperature: 0.0,
-        top_p: 1.0,
-        seed: 0,
-        max_new_tokens,
-    };
-    let Some(answers) = decode(decoder, batch, &tokens, stops, &greedy)? else {
-        return Ok(None);
-    };
-    let right = answers
-        .iter()
-        .zip(prompts)
-        .filter(|(a, p)| tokenizer.decode(a, false).trim() == p.reference.trim())
-        .count();
-    Ok(Some(right as f64 / prompts.len().max(1) as f64))
 }

@@ -2,6 +2,7 @@
 //!
 //! See ARCHITECTURE.md.
 
+pub mod answers;
 pub mod bench;
 pub mod checkpoint;
 pub mod clock;

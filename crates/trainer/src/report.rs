@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use lowtide_executor::Measured;
 use lowtide_planner::plan::Prediction;
 use lowtide_planner::{Lane, LaneKind, Machine, Plan};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// One finished step, for people and for the metrics file.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -124,7 +124,7 @@ pub trait Observer {
 }
 
 /// Predicted and measured seconds of one lane in one step.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LaneCompared {
     /// Predicted seconds of work.
     pub predicted_seconds: f64,
@@ -177,7 +177,7 @@ pub(crate) fn median(sorted: &[f64]) -> Option<f64> {
 }
 
 /// What this process did of a run.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Part {
     /// Updates that earlier processes had made.
     pub after_step: u64,
@@ -191,7 +191,7 @@ pub struct Part {
 
 /// What a run did. Steps, tokens, seconds and losses are those of the whole run, whichever process
 /// made them; times by lane, moved bytes and memory are those of this process.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TrainReport {
     /// Updates made in all.
     pub steps: u64,
@@ -235,6 +235,9 @@ pub struct TrainReport {
     pub peak_rss_bytes: Option<u64>,
     /// Stopped by a signal; the same command goes on.
     pub stopped: bool,
+    /// All of it was done before: nothing was read or written but what says so.
+    #[serde(default)]
+    pub nothing_to_do: bool,
     /// The fine-tuned model (absent when stopped).
     pub output: Option<PathBuf>,
     /// The newest checkpoint.

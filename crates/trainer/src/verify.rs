@@ -18,10 +18,12 @@ use crate::error::TrainError;
 use crate::fit::{hyper, schedule_of};
 use crate::inputs::{dealing, load_inputs, open_tokenizer, sample_of};
 use crate::open::{machine_of, open_session};
-use crate::planning::{Planned, budgets_of, clip_of, options_of, plan_with, shape_of};
+use crate::planning::{Planned, budgets_of, clip_of, decoder_of, options_of, plan_with, shape_of};
 use crate::report::moved_bytes;
 use crate::step::{DiskChoice, Role, Session, SessionOptions};
 use crate::threads::threads_of;
+
+mod slice;
 
 /// What a comparison found.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -34,6 +36,12 @@ pub struct VerifyReport {
     pub blocks: u32,
     /// Bytes of weights and optimizer state compared.
     pub compared_bytes: u64,
+    /// What the run's plan does and the slice's plan too, in words.
+    pub exercised: Vec<String>,
+    /// What the run's plan does and the slice's does not: too few blocks.
+    pub not_exercised: Vec<String>,
+    /// The run's plan keeps everything on the device; the slice was sent away all the same.
+    pub sent_away: bool,
     /// Hash of the run's plan for the slice.
     pub plan_hash: String,
     /// Hash of the resident plan.
@@ -48,8 +56,10 @@ pub struct VerifyReport {
 /// knobs and again all resident, and compares. `plant_fault` spoils one weight between two steps of
 /// the planned run, to show that a difference is found.
 ///
-/// The device budget is cut in proportion to the slice where the plan would otherwise keep all of
-/// it resident, so that the slice travels as the whole model does.
+/// The slice's plan has the choices of the run's own plan for the whole model, of those blocks that
+/// together show the most of them; every tier that holds weights or state there does so here. Where the
+/// run's plan keeps everything on the device, the slice is sent away all the same, so that something is
+/// compared.
 ///
 /// # Errors
 /// As for training the run.
@@ -70,7 +80,8 @@ pub fn verify(
     let decoder = Arc::new(Decoder::new(&shape, &options)?);
     let clip = clip_of(run);
     let machine = machine_of(run, &device, &decoder, sample_of(run).as_ref())?;
-    let plan = slice_plan(run, &device, &decoder, &machine, &whole)?;
+    let sliced = slice_plan(run, &device, &decoder, &machine)?;
+    let plan = Arc::clone(&sliced.plan);
     let resident = {
         let w = decoder.workload();
         let plan = build(
@@ -126,6 +137,9 @@ pub fn verify(
         steps,
         blocks,
         compared_bytes,
+        exercised: sliced.exercised,
+        not_exercised: sliced.not_exercised,
+        sent_away: sliced.sent_away,
         plan_hash: format!("{:016x}", plan.hash()),
         resident_hash: format!("{:016x}", resident.hash()),
         moved_bytes,
@@ -133,15 +147,54 @@ pub fn verify(
     })
 }
 
-/// The plan of the slice: under the run's budgets cut in proportion, under device budgets halved
-/// until something moves, or with everything sent away by hand.
+/// A slice's plan, and how much of the run's plan it shows.
+struct Sliced {
+    plan: Arc<Plan>,
+    exercised: Vec<String>,
+    not_exercised: Vec<String>,
+    sent_away: bool,
+}
+
+/// The plan of the slice: the choices of the run's own plan. Of a run that is resident altogether: under
+/// device budgets halved until something moves, or with everything sent away by hand.
 fn slice_plan(
     run: &Run,
     device: &Device,
     decoder: &Arc<Decoder>,
     machine: &Machine,
-    whole: &ModelShape,
-) -> Result<Arc<Plan>, TrainError> {
+) -> Result<Sliced, TrainError> {
+    let whole = decoder_of(run, run.batch(), device.target)?;
+    let budgets = budgets_of(run, device)?;
+    let own = plan_with(run, &whole, machine, budgets, device.target)?;
+    let (w, clip) = (decoder.workload(), clip_of(run).mode);
+    let does = slice::told(whole.workload(), &own.choice);
+    let mut choice = slice::slice_choice(whole.workload(), &own.choice, w);
+    slice::use_every_tier(&own.choice, &mut choice, w);
+    let resident = slice::told(whole.workload(), &Choice::resident(whole.workload()));
+    let sent_away = does.is_subset(&resident);
+    let plan = if sent_away {
+        away(run, device, decoder, machine)?
+    } else {
+        let plan = build(w, &choice, clip, Budgets::UNLIMITED, machine);
+        check::check(&plan, clip).map_err(TrainError::WrongPlan)?;
+        plan
+    };
+    let shows = slice::told(w, &plan.choice);
+    Ok(Sliced {
+        plan: Arc::new(plan),
+        exercised: does.intersection(&shows).cloned().collect(),
+        not_exercised: does.difference(&shows).cloned().collect(),
+        sent_away,
+    })
+}
+
+/// A plan of the slice that moves something, whatever the run's budgets.
+fn away(
+    run: &Run,
+    device: &Device,
+    decoder: &Arc<Decoder>,
+    machine: &Machine,
+) -> Result<Plan, TrainError> {
     // The weights go up at least once a step, two bytes a number.
     let moves = |plan: &Plan| {
         plan.prediction.lanes[LaneKind::H2d as usize].bytes.0 > decoder.workload().parameters()
@@ -149,18 +202,6 @@ fn slice_plan(
     let mut budgets = budgets_of(run, device)?;
     let plan_with =
         |run: &Run, budgets: Budgets| plan_with(run, decoder, machine, budgets, device.target);
-    let share = f64::from(decoder.shape().layers) / f64::from(whole.layers.max(1));
-    let cut = |b: Bytes| Bytes((b.0 as f64 * share) as u64);
-    let smaller = Budgets {
-        device: cut(budgets.device),
-        host: cut(budgets.host),
-        ..budgets
-    };
-    if let Ok(plan) = plan_with(run, smaller)
-        && moves(&plan)
-    {
-        return Ok(Arc::new(plan));
-    }
     let mut best = plan_with(run, budgets)?;
     while !moves(&best) {
         budgets.device = Bytes(budgets.device.0 / 2);
@@ -180,7 +221,7 @@ fn slice_plan(
         });
         best = plan_with(&pinned, budgets_of(run, device)?).unwrap_or(best);
     }
-    Ok(Arc::new(best))
+    Ok(best)
 }
 
 /// The run's own batches, or random ones where it names no data.

@@ -6,10 +6,13 @@ use lowtide_config::Run;
 use lowtide_executor::ExecError;
 use serde_json::json;
 
+use serde::Serialize;
+
 use super::Fit;
+use crate::answers::{self, Answer, answer_all};
 use crate::data::{BatchShape, EvalBatches, Micro, Packed};
 use crate::error::TrainError;
-use crate::generate::{Decoder, share_right};
+use crate::generate::Decoder;
 use crate::report::Phase;
 use crate::requests::Requests;
 use crate::step::{Outcome, Session};
@@ -44,21 +47,53 @@ impl Fit<'_> {
         Ok(Some(loss))
     }
 
-    /// Share of prompts answered as their reference; `None`: there are none, or the run was asked to
-    /// end before all were answered.
-    pub(super) fn exact_match(&mut self, when: &str) -> Result<Option<f64>, TrainError> {
-        if self.prompts.is_empty() {
+    /// Share of prompts answered as their reference, recorded with the answers; `None`: there are
+    /// none, or the run was asked to end before all were answered. `when`: before, during or after
+    /// training.
+    pub(super) fn exact_match(&mut self, when: &'static str) -> Result<Option<f64>, TrainError> {
+        if self.questions.is_empty() {
             return Ok(None);
         }
-        let prompts = Arc::clone(&self.prompts);
+        let (questions, extract) = (Arc::clone(&self.questions), self.extract.clone());
         let (tokenizer, stops) = (Arc::clone(&self.tokenizer), self.stops.clone());
         let batch = self.session.decoder().workload().batch;
         let most = self.run.eval.generate.max_new_tokens as usize;
-        let share = share_right(self, batch, &tokenizer, &stops, &prompts, most)?;
-        if let Some(share) = share {
-            self.observer.answered(when, share, prompts.len());
+        let made = answer_all(self, batch, &tokenizer, &stops, &questions, &extract, most)?;
+        let Some(made) = made else {
+            return Ok(None);
+        };
+        let share = answers::right(&made) as f64 / made.len() as f64;
+        self.observer.answered(when, share, made.len());
+        self.record_answers(when, &made, share)?;
+        Ok(Some(share))
+    }
+
+    /// The answers first: a share in the metrics says that all of its answers are recorded.
+    fn record_answers(
+        &mut self,
+        when: &'static str,
+        made: &[Answer],
+        share: f64,
+    ) -> Result<(), TrainError> {
+        let step = self.state.step;
+        if let Some(log) = &mut self.answers {
+            log.forget(step, when)?;
+            for answer in made {
+                log.write(&Recorded { step, when, answer })?;
+            }
         }
-        Ok(share)
+        self.metrics.write(&json!({
+            "step": step,
+            "when": when,
+            "exact_match": share,
+            "right": answers::right(made),
+            "prompts": made.len(),
+        }))?;
+        if let Some(events) = &mut self.events {
+            events.scalars(step, &[("eval/exact_match", share as f32)])?;
+            events.text(step, "eval/answers", &markdown(made))?;
+        }
+        Ok(())
     }
 
     /// Work that leaves nothing behind, done again where a request to save broke it off; `None`: the
@@ -93,8 +128,40 @@ impl Decoder for Fit<'_> {
     }
 
     fn progress(&mut self, done: usize) {
-        self.observer.answering(done, self.prompts.len());
+        self.observer.answering(done, self.questions.len());
     }
+}
+
+/// A line of `answers.jsonl`.
+#[derive(Serialize)]
+struct Recorded<'a> {
+    step: u64,
+    when: &'static str,
+    #[serde(flatten)]
+    answer: &'a Answer,
+}
+
+/// Answers that TensorBoard shows.
+const SHOWN: usize = 5;
+
+/// The first answers, each part as it is.
+fn markdown(answers: &[Answer]) -> String {
+    let quoted = |text: &str| {
+        text.lines()
+            .map(|l| format!("    {l}\n"))
+            .collect::<String>()
+    };
+    let one = |(i, a): (usize, &Answer)| {
+        let verdict = if a.right { "right" } else { "wrong" };
+        format!(
+            "**{} ({verdict})**\n\n{}\nreference\n\n{}\nanswer\n\n{}\n",
+            i + 1,
+            quoted(&a.prompt),
+            quoted(&a.reference),
+            quoted(&a.answer),
+        )
+    };
+    answers.iter().take(SHOWN).enumerate().map(one).collect()
 }
 
 /// Batches of an evaluation.

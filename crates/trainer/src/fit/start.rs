@@ -12,9 +12,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::Fit;
-use crate::checkpoint::{self, RunState};
+use super::change::changes;
+use crate::checkpoint::{self, Change, RunState};
 use crate::error::TrainError;
-use crate::metrics::has_step;
+use crate::metrics::{has_step, value_at};
 use crate::open::{disk_of, open_on};
 use crate::planning::{Planned, directories_of, pins_of};
 use crate::report::StepLine;
@@ -33,6 +34,8 @@ struct AboutRun {
     layout: u64,
     data_fingerprint: u64,
     numerics: Value,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    changes: Vec<Change>,
     products: BTreeMap<String, Vec<u64>>,
     now_unix_s: i64,
 }
@@ -90,6 +93,29 @@ impl Start {
             Self::Checkpoint(_, state) => Some(state),
             Self::Journal(journal) => Some(&journal.state),
         }
+    }
+
+    /// What of its settings this run changes, and that it is not at its end already.
+    pub(super) fn changes(
+        &self,
+        run: &Run,
+        numerics: &Value,
+        total: u64,
+    ) -> Result<Vec<Change>, TrainError> {
+        let (path, state) = match self {
+            Self::Anew => return Ok(Vec::new()),
+            Self::Checkpoint(dir, state) => (dir, &**state),
+            Self::Journal(journal) => (&journal.path, &journal.state),
+        };
+        let changes = changes(run, path, state, numerics)?;
+        if state.step > total {
+            return Err(TrainError::Beyond {
+                path: path.clone(),
+                step: state.step,
+                total,
+            });
+        }
+        Ok(changes)
     }
 
     /// The run's knobs. Extents are found by how the parameters are cut, so that is held fast.
@@ -173,6 +199,7 @@ impl Journal {
             data_fingerprint: about.data_fingerprint,
             clip: record.clip,
             numerics: about.numerics,
+            changes: about.changes,
             products: about.products,
             now_unix_s: about.now_unix_s,
             tokens: mark.tokens,
@@ -243,6 +270,7 @@ impl Fit<'_> {
             layout: plan.durable_layout(),
             data_fingerprint: self.state.data_fingerprint,
             numerics: self.numerics.clone(),
+            changes: self.state.changes.clone(),
             products: self.state.products.clone(),
             now_unix_s: self.state.now_unix_s,
         };
@@ -261,7 +289,6 @@ impl Fit<'_> {
 
     /// Goes on from the extents.
     pub(super) fn go_on(&mut self, journal: Journal) -> Result<(), TrainError> {
-        checkpoint::same_numerics(&journal.path, &journal.state.numerics, &self.numerics)?;
         self.batches.restore(journal.state.data)?;
         self.session.resume_version(journal.version)?;
         self.session
@@ -303,20 +330,21 @@ impl Fit<'_> {
 
     /// Evaluates and saves where the run ended after a step and before what was due behind it.
     pub(super) fn make_up(&mut self) -> Result<(), TrainError> {
-        let (step, total) = (self.state.step, self.total);
-        let due = |n: u64| n > 0 && step > 0 && step.is_multiple_of(n) && step < total;
+        let step = self.state.step;
+        let due = self.due(step);
         if !self.durable && self.saved != Some(step) {
             return Ok(()); // another directory's run has recorded it there
         }
         let metrics = self.run.output.join("metrics.jsonl");
-        if due(self.run.eval.every_steps) && !has_step(&metrics, step, "eval_loss")? {
+        if due.evaluation && !has_step(&metrics, step, "eval_loss")? {
             self.evaluate(step)?;
         }
+        let answered = value_at(&metrics, step, Some("during"), "exact_match")?;
+        if due.answers && answered.is_none() {
+            self.exact_match("during")?;
+        }
         let newest = checkpoint::list(&self.run.output).pop();
-        if self.durable
-            && due(self.run.checkpoint.every_steps)
-            && newest.is_none_or(|(at, _)| at < step)
-        {
+        if self.durable && due.save && newest.is_none_or(|(at, _)| at < step) {
             self.save_now()?;
         }
         Ok(())

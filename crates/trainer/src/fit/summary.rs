@@ -12,6 +12,7 @@ use crate::report::{Part, TrainReport, compare_lanes, median, moved_bytes};
 use crate::tally::Tally;
 
 /// What the end of a run adds to its report.
+#[derive(Default)]
 pub(super) struct Ends {
     /// Updates that were made before this process.
     pub(super) after_step: u64,
@@ -69,6 +70,7 @@ impl Fit<'_> {
             planned_rss_bytes: planned_host(&planned.plan, &planned.machine),
             peak_rss_bytes: process::peak_rss_bytes().map(|b| b.0),
             stopped: ends.stopped,
+            nothing_to_do: false,
             output: ends.output,
             checkpoint: self.last_checkpoint.clone(),
             metrics: self.run.output.join("metrics.jsonl"),

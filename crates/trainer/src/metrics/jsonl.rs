@@ -20,7 +20,9 @@ impl MetricsLog {
     /// Opens `path` for appending, or creates it, keeping only what a run at `last_step` has
     /// written: from the first line on that is torn, not JSON or has a `step` beyond `last_step`,
     /// the file is cut. So the file of a run that died and went on is that of an unbroken run.
-    pub fn open(path: &Path, last_step: u64) -> Result<Self, DataError> {
+    ///
+    /// `None`: a run that begins; nothing that has a step is kept.
+    pub fn open(path: &Path, last_step: Option<u64>) -> Result<Self, DataError> {
         let fail = |e| DataError::io(path, e);
         let file = OpenOptions::new()
             .create(true)
@@ -34,6 +36,15 @@ impl MetricsLog {
             file,
             path: path.to_owned(),
         })
+    }
+
+    /// Cuts the file from the first line that is a record of this step and occasion (`when`) on: what
+    /// a run that died has written of something it is to write again.
+    pub fn forget(&mut self, step: u64, when: &str) -> Result<(), DataError> {
+        let fail = |e| DataError::io(&self.path, e);
+        let same = |r: &Value| r["step"] == step && r["when"] == when;
+        let keep = bytes_while(&self.file, |r| !same(r)).map_err(fail)?;
+        self.file.set_len(keep).map_err(fail)
     }
 
     /// Appends `record` as one line. The line is with the system when the call returns (a killed
@@ -66,8 +77,36 @@ pub fn has_step(path: &Path, step: u64, key: &str) -> Result<bool, DataError> {
         .any(|r| r["step"] == step && r.get(key).is_some()))
 }
 
-/// Length of the whole lines whose step is at most `last_step`.
-fn bytes_up_to(file: &File, last_step: u64) -> std::io::Result<u64> {
+/// The value of `key` in a metrics file's line of `step`, with this `when` where one is given.
+///
+/// # Errors
+/// When the file cannot be read.
+pub fn value_at(
+    path: &Path,
+    step: u64,
+    when: Option<&str>,
+    key: &str,
+) -> Result<Option<f64>, DataError> {
+    let text = std::fs::read_to_string(path).map_err(|e| DataError::io(path, e))?;
+    let records = text.lines().rev().map(serde_json::from_str::<Value>);
+    let of = |r: &Value| r["step"] == step && when.is_none_or(|when| r["when"] == when);
+    let found = records.flatten().filter(of).find_map(|r| r[key].as_f64());
+    Ok(found)
+}
+
+/// Length of the whole lines whose step is at most `last_step`; of none of a step where it is `None`.
+fn bytes_up_to(file: &File, last_step: Option<u64>) -> std::io::Result<u64> {
+    bytes_while(file, |r| {
+        r["step"]
+            .as_u64()
+            .is_none_or(|step| Some(step) <= last_step)
+    })
+}
+
+/// Length of the whole lines, from the first on, that are records which `keeps` keeps.
+fn bytes_while(file: &File, keeps: impl Fn(&Value) -> bool) -> std::io::Result<u64> {
+    let mut file = file;
+    std::io::Seek::rewind(&mut file)?;
     let mut reader = BufReader::new(file);
     let (mut keep, mut line) = (0, Vec::new());
     loop {
@@ -79,9 +118,7 @@ fn bytes_up_to(file: &File, last_step: u64) -> std::io::Result<u64> {
             .filter(|_| whole);
         // A line without a step (a header) belongs to the run, not to a step.
         match record {
-            Some(r) if r["step"].as_u64().is_none_or(|step| step <= last_step) => {
-                keep += line.len() as u64;
-            }
+            Some(r) if keeps(&r) => keep += line.len() as u64,
             _ => return Ok(keep),
         }
     }
@@ -97,7 +134,7 @@ mod tests {
     fn each_record_is_a_line_that_is_there_at_once() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("metrics.jsonl");
-        let mut log = MetricsLog::open(&path, 0).unwrap();
+        let mut log = MetricsLog::open(&path, Some(0)).unwrap();
         log.write(&json!({"step": 1, "loss": 2.5})).unwrap();
         log.write(&json!({"step": 2, "loss": 2.25})).unwrap();
         let text = std::fs::read_to_string(&path).unwrap();
@@ -120,7 +157,7 @@ mod tests {
             "\0\n",
         ] {
             std::fs::write(&path, format!("{kept}{rest}")).unwrap();
-            MetricsLog::open(&path, 2)
+            MetricsLog::open(&path, Some(2))
                 .unwrap()
                 .write(&json!({"step": 3, "new": true}))
                 .unwrap();
@@ -134,8 +171,33 @@ mod tests {
     }
 
     #[test]
+    fn a_run_that_begins_keeps_no_step_and_what_is_written_again_goes_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("m.jsonl");
+        let old = "{\"run\":\"a\"}\n{\"step\":0,\"when\":\"before\"}\n{\"step\":1}\n";
+        std::fs::write(&path, old).unwrap();
+        let mut log = MetricsLog::open(&path, None).unwrap();
+        let text = || std::fs::read_to_string(&path).unwrap();
+        assert_eq!(text(), "{\"run\":\"a\"}\n");
+        for when in ["before", "after"] {
+            log.write(&json!({"step": 0, "when": when, "x": 0.5}))
+                .unwrap();
+        }
+        let whole = text();
+        log.forget(0, "never").unwrap();
+        assert_eq!(text(), whole);
+        assert_eq!(value_at(&path, 0, Some("after"), "x").unwrap(), Some(0.5));
+        assert_eq!(value_at(&path, 1, None, "x").unwrap(), None);
+        log.forget(0, "after").unwrap();
+        assert_eq!(value_at(&path, 0, Some("after"), "x").unwrap(), None);
+        log.write(&json!({"step": 0, "when": "after", "x": 0.5}))
+            .unwrap();
+        assert_eq!(text(), whole);
+    }
+
+    #[test]
     fn an_unwritable_path_is_an_error_with_its_name() {
-        let error = MetricsLog::open(Path::new("/nonexistent/m.jsonl"), 0).unwrap_err();
+        let error = MetricsLog::open(Path::new("/nonexistent/m.jsonl"), None).unwrap_err();
         assert!(
             error.to_string().contains("/nonexistent/m.jsonl"),
             "{error}"

@@ -3,5 +3,5 @@
 pub mod jsonl;
 pub mod tensorboard;
 
-pub use jsonl::{MetricsLog, has_step};
+pub use jsonl::{MetricsLog, has_step, value_at};
 pub use tensorboard::EventFile;

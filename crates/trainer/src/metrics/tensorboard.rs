@@ -3,7 +3,7 @@
 //! A file is a row of records: length (u64), masked CRC-32C of the length, an `Event` message,
 //! masked CRC-32C of the message; all little-endian. Of `Event` three fields are used: wall time
 //! (1), step (2), and either file version (3) or a summary (5) of values, each a tag (1) and a
-//! plain f32 (2).
+//! plain f32 (2) or a text (a tensor, 8, with metadata, 9).
 
 use std::fs::File;
 use std::io::Write;
@@ -68,6 +68,28 @@ impl EventFile {
         }))
     }
 
+    /// Writes a text, as Markdown, under TensorBoard's tab of texts.
+    pub fn text(&mut self, step: u64, tag: &str, text: &str) -> Result<(), DataError> {
+        // A tensor of one string, with the name of the plugin that shows it.
+        let mut plugin = Vec::new();
+        bytes_field(&mut plugin, 1, b"text");
+        let mut metadata = Vec::new();
+        bytes_field(&mut metadata, 1, &plugin);
+        let mut tensor = vec![1 << 3 | VARINT, DT_STRING];
+        // One dimension of size 1.
+        bytes_field(&mut tensor, 2, &[2 << 3 | BYTES, 2, 1 << 3 | VARINT, 1]);
+        bytes_field(&mut tensor, 8, text.as_bytes());
+        let mut value = Vec::new();
+        bytes_field(&mut value, 1, tag.as_bytes());
+        bytes_field(&mut value, 9, &metadata);
+        bytes_field(&mut value, 8, &tensor);
+        let mut summary = Vec::new();
+        bytes_field(&mut summary, 1, &value);
+        self.record(&event(now().as_secs_f64(), step, |e| {
+            bytes_field(e, 5, &summary)
+        }))
+    }
+
     fn record(&mut self, message: &[u8]) -> Result<(), DataError> {
         let length = (message.len() as u64).to_le_bytes();
         let mut out = Vec::with_capacity(message.len() + 16);
@@ -86,6 +108,9 @@ const VARINT: u8 = 0;
 const FIXED64: u8 = 1;
 const BYTES: u8 = 2;
 const FIXED32: u8 = 5;
+
+/// TensorFlow's type of strings.
+const DT_STRING: u8 = 7;
 
 fn event(wall_s: f64, step: u64, what: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
     let mut e = vec![1 << 3 | FIXED64];
@@ -227,6 +252,30 @@ mod tests {
                 assert_eq!(value[1].3, x.to_le_bytes());
             }
         }
+    }
+
+    #[test]
+    fn a_text_is_a_tensor_of_one_string_for_the_plugin_of_texts() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut file = EventFile::create(dir.path()).unwrap();
+        file.text(7, "answers", "**1**").unwrap();
+        let records = reader::records(&std::fs::read(file.path()).unwrap());
+        let event = reader::fields(&records[1]);
+        assert_eq!((event[1].0, event[1].2), (2, 7));
+        let value = reader::fields(&reader::fields(&event[2].3)[0].3);
+        let field = |of: &[(u64, u64, u64, Vec<u8>)], n: u64| {
+            let found = of.iter().find(|f| f.0 == n);
+            found.expect("there").clone()
+        };
+        assert_eq!(field(&value, 1).3, b"answers");
+        let metadata = reader::fields(&field(&value, 9).3);
+        let plugin = reader::fields(&field(&metadata, 1).3);
+        assert_eq!(field(&plugin, 1).3, b"text");
+        let tensor = reader::fields(&field(&value, 8).3);
+        assert_eq!(field(&tensor, 1).2, u64::from(DT_STRING));
+        let shape = reader::fields(&field(&tensor, 2).3);
+        assert_eq!(reader::fields(&field(&shape, 2).3)[0].2, 1);
+        assert_eq!(field(&tensor, 8).3, b"**1**");
     }
 
     #[test]

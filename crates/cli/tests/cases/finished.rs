@@ -1,0 +1,321 @@
+//! A run that is done, one that lacks only its last things, one that goes on with other settings; what
+//! of answers is compared and recorded.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use serde_json::Value;
+
+use crate::scratch::{Ended, Scratch};
+
+const NO_ANSWERS: &str = "eval.generate.exact_match=false";
+
+fn case() -> Scratch {
+    Scratch::new("sigterm-during-answers")
+}
+
+fn train(scratch: &Scratch, sets: &[&str]) -> Ended {
+    let mut args = vec!["train", "run.yaml", "--json"];
+    for set in sets {
+        args.extend(["--set", set]);
+    }
+    scratch.run(&args)
+}
+
+/// Every file and folder below, with when it was changed and what is in it.
+fn everything(dir: &Path) -> BTreeMap<PathBuf, (SystemTime, Vec<u8>)> {
+    let mut all = BTreeMap::new();
+    let mut open = vec![dir.to_owned()];
+    while let Some(path) = open.pop() {
+        let meta = fs::metadata(&path).expect("there");
+        let bytes = if meta.is_dir() {
+            let entries = fs::read_dir(&path).expect("readable");
+            open.extend(entries.map(|e| e.expect("readable").path()));
+            Vec::new()
+        } else {
+            fs::read(&path).expect("readable")
+        };
+        all.insert(path, (meta.modified().expect("a time"), bytes));
+    }
+    all
+}
+
+fn lines(scratch: &Scratch, file: &str) -> Vec<Value> {
+    let text = scratch.read(file);
+    let lines = text.lines().map(|l| serde_json::from_str(l).expect("JSON"));
+    lines.collect()
+}
+
+fn losses(scratch: &Scratch) -> Vec<(u64, String)> {
+    let lines = lines(scratch, "out/metrics.jsonl");
+    let of = |l: &Value| Some((l["step"].as_u64()?, l.get("loss")?.to_string()));
+    lines.iter().filter_map(of).collect()
+}
+
+#[test]
+fn a_finished_run_has_nothing_to_do_and_touches_nothing() {
+    let scratch = case();
+    let few = [
+        "train.steps=3",
+        "eval.generate.max_examples=2",
+        "log.trace=true",
+    ];
+    let first = train(&scratch, &few);
+    let done = first.fine().json();
+    assert_eq!(done["nothing_to_do"], false);
+    let before = everything(&scratch.at("out"));
+    let again = train(&scratch, &few);
+    let answer = again.fine().json();
+    assert!(
+        again.err.contains("finished at step 3; nothing to do"),
+        "{}",
+        again.err
+    );
+    assert_eq!(answer["nothing_to_do"], true, "{answer}");
+    for key in [
+        "steps",
+        "loss_last",
+        "eval_loss_last",
+        "exact_match_after",
+        "output",
+        "checkpoint",
+        "trace",
+    ] {
+        assert_eq!(answer[key], done[key], "{key}");
+    }
+    let after = everything(&scratch.at("out"));
+    assert!(before == after, "{:?}", changed(&before, &after));
+    // Another run in its place is refused, and touches nothing either.
+    train(&scratch, &[&few[..], &["seed=5"]].concat()).refused(&["seed"]);
+    train(
+        &scratch,
+        &[
+            &few[1..],
+            &["train.steps=2", "checkpoint.change=train.steps"],
+        ]
+        .concat(),
+    )
+    .refused(&["after step 3", "ends at step 2"]);
+    let after = everything(&scratch.at("out"));
+    assert!(before == after, "{:?}", changed(&before, &after));
+    // What the run did not ask for before is missing now.
+    fs::remove_file(scratch.at("out/answers.jsonl")).expect("there");
+    let more = train(
+        &scratch,
+        &[
+            few[0],
+            few[2],
+            "eval.generate.max_examples=2",
+            "checkpoint.resume=never",
+        ],
+    );
+    assert_eq!(more.fine().json()["nothing_to_do"], false);
+}
+
+fn changed(
+    a: &BTreeMap<PathBuf, (SystemTime, Vec<u8>)>,
+    b: &BTreeMap<PathBuf, (SystemTime, Vec<u8>)>,
+) -> Vec<PathBuf> {
+    let keys = a.keys().chain(b.keys());
+    keys.filter(|k| a.get(*k) != b.get(*k)).cloned().collect()
+}
+
+#[test]
+fn what_a_run_lacks_after_its_last_step_is_made_up() {
+    let scratch = case();
+    let few = ["train.steps=3", "eval.generate.max_examples=2"];
+    train(&scratch, &few).fine();
+    let model = fs::read(scratch.at("out/model/model.safetensors")).expect("there");
+    let metrics = scratch.read("out/metrics.jsonl");
+    let checkpoint = everything(&scratch.at("out/checkpoints"));
+    // Killed between the last save and the export: no model, no mark, no answers.
+    fs::remove_dir_all(scratch.at("out/model")).expect("there");
+    let cut: Vec<&str> = metrics.lines().filter(|l| !l.contains("after")).collect();
+    scratch.write("out/metrics.jsonl", cut.join("\n") + "\n");
+    let _ = fs::remove_file(scratch.at("out/finished.json"));
+    let again = train(&scratch, &few);
+    let answer = again.fine().json();
+    assert_eq!(answer["nothing_to_do"], false);
+    assert_eq!(
+        fs::read(scratch.at("out/model/model.safetensors")).expect("there"),
+        model
+    );
+    assert_eq!(
+        scratch.read("out/metrics.jsonl"),
+        metrics,
+        "each line once, as it was"
+    );
+    assert_eq!(
+        everything(&scratch.at("out/checkpoints")),
+        checkpoint,
+        "saved again"
+    );
+    // The model alone is missing.
+    fs::remove_dir_all(scratch.at("out/model")).expect("there");
+    assert_eq!(train(&scratch, &few).fine().json()["nothing_to_do"], false);
+    assert!(scratch.at("out/model/model.safetensors").exists());
+    assert_eq!(train(&scratch, &few).fine().json()["nothing_to_do"], true);
+    // Answers are asked for by a run that had none.
+    let scratch = case();
+    train(&scratch, &["train.steps=3", NO_ANSWERS]).fine();
+    let answer = train(&scratch, &few).fine().json();
+    assert!(answer["exact_match_after"].is_f64(), "{answer}");
+}
+
+#[test]
+fn settings_change_where_the_run_names_them() {
+    let scratch = case();
+    let short = [NO_ANSWERS, "train.steps=4"];
+    train(&scratch, &short).fine();
+    let kept = everything(&scratch.at("out"));
+    // Longer and at another rate: each has to be named.
+    let long = [NO_ANSWERS, "train.steps=6", "train.learning_rate=5e-4"];
+    train(&scratch, &long).refused(&["checkpoint.change=["]);
+    let one = [&long[..], &["checkpoint.change=train.steps"]].concat();
+    train(&scratch, &one).refused(&[
+        "train.learning_rate",
+        "checkpoint.change=[train.learning_rate]",
+    ]);
+    let both = [
+        &long[..],
+        &["checkpoint.change=[train.steps, train.learning_rate]"],
+    ]
+    .concat();
+    let seed = [&both[..], &["seed=9"]].concat();
+    train(&scratch, &seed).refused(&["seed"]);
+    assert!(
+        kept == everything(&scratch.at("out")),
+        "a refusal changes nothing"
+    );
+    let ended = train(&scratch, &both);
+    let answer = ended.fine().json();
+    assert_eq!(answer["steps"], 6, "{answer}");
+    for told in [
+        "train.steps: 4 -> 6",
+        "train.learning_rate: 0.001 -> 0.0005",
+        "not the steps that a run",
+    ] {
+        assert!(ended.err.contains(told), "{told} in {}", ended.err);
+    }
+    let run = scratch.read("out/checkpoints/step-00000006/run.json");
+    let run: Value = serde_json::from_str(&run).expect("JSON");
+    let changes = run["changes"].as_array().expect("a list");
+    assert_eq!(changes.len(), 2, "{changes:?}");
+    assert!(changes.iter().all(|c| c["after_step"] == 4), "{changes:?}");
+    // The rates of the steps after it are those of the new curve.
+    let rates: Vec<f64> = lines(&scratch, "out/metrics.jsonl")
+        .iter()
+        .filter_map(|l| l["learning_rate"].as_f64())
+        .collect();
+    assert_eq!(rates.len(), 6);
+    assert!(rates[4] < 5e-4 && rates[4] > rates[5], "{rates:?}");
+    // From now on they are its own: no naming, and nothing to do.
+    assert_eq!(train(&scratch, &long).fine().json()["nothing_to_do"], true);
+    train(&scratch, &short).refused(&["train.learning_rate"]);
+    // A name that nothing goes by is a mistake in the run file.
+    train(&scratch, &["checkpoint.change=data.train"])
+        .refused(&["checkpoint.change", "train.steps"]);
+}
+
+/// A named change of nothing changes nothing: the numbers are those of a run without it.
+#[test]
+fn naming_what_does_not_differ_is_allowed_and_changes_no_bit() {
+    let (plain, named) = (case(), case());
+    let sets = [NO_ANSWERS, "train.steps=4"];
+    train(&plain, &sets).fine();
+    train(
+        &named,
+        &[&sets[..], &["checkpoint.change=[train.steps]"]].concat(),
+    )
+    .fine();
+    assert_eq!(losses(&plain), losses(&named));
+    let weights = |s: &Scratch| fs::read(s.at("out/model/model.safetensors")).expect("there");
+    assert_eq!(weights(&plain), weights(&named));
+}
+
+#[test]
+fn answers_are_compared_by_what_is_extracted_and_recorded() {
+    let scratch = case();
+    // References that no model gives word for word, with a final answer like GSM8K's.
+    let eval: String = scratch
+        .read("eval.jsonl")
+        .lines()
+        .take(6)
+        .map(|line| {
+            let mut record: Value = serde_json::from_str(line).expect("JSON");
+            let messages = record["messages"].as_array_mut();
+            let field = match messages {
+                Some(messages) => &mut messages.last_mut().expect("a turn")["content"],
+                None => &mut record["completion"],
+            };
+            let text = field.as_str().expect("a reference").to_owned();
+            *field = format!("so it is\n#### {text}").into();
+            record.to_string() + "\n"
+        })
+        .collect();
+    scratch.write("final.jsonl", &eval);
+    let sets = [
+        "data.eval=final.jsonl",
+        "train.steps=2",
+        "eval.generate.max_new_tokens=12",
+        "eval.generate.every_steps=1",
+        "log.tensorboard=true",
+    ];
+    let any = [&sets[..], &["eval.generate.extract=(?s)(?:#### )?(.*)"]].concat();
+    let answer = train(&scratch, &any).fine().json();
+    let answers = lines(&scratch, "out/answers.jsonl");
+    let of = |when: &str| answers.iter().filter(|a| a["when"] == when).count();
+    assert_eq!((of("before"), of("during"), of("after")), (6, 6, 6));
+    for a in &answers {
+        for key in ["prompt", "reference", "answer", "wanted"] {
+            assert!(a[key].is_string(), "{key}: {a}");
+        }
+        assert_eq!(a["right"], a["extracted"] == a["wanted"], "{a}");
+    }
+    let after: Vec<&Value> = answers.iter().filter(|a| a["when"] == "after").collect();
+    let right = after.iter().filter(|a| a["right"] == true).count();
+    assert_eq!(answer["exact_match_after"], right as f64 / 6.0);
+    let metrics = lines(&scratch, "out/metrics.jsonl");
+    let recorded: Vec<(&Value, &Value, &Value)> = metrics
+        .iter()
+        .filter(|l| l.get("exact_match").is_some())
+        .map(|l| (&l["step"], &l["when"], &l["right"]))
+        .collect();
+    assert_eq!(recorded.len(), 3, "{recorded:?}");
+    assert_eq!(recorded[2], (&2.into(), &"after".into(), &right.into()));
+    let events = fs::read_dir(scratch.at("out/tensorboard")).expect("events");
+    let events: Vec<u8> = events
+        .flat_map(|e| fs::read(e.expect("readable").path()).expect("events"))
+        .collect();
+    let has = |text: &str| events.windows(text.len()).any(|w| w == text.as_bytes());
+    assert!(has("eval/exact_match") && has("eval/answers") && has("so it is"));
+    // `eval` counts the same answers of the same model.
+    let mut args = vec!["eval", "run.yaml", "--json", "--model", "out/model"];
+    any.iter().for_each(|set| args.extend(["--set", set]));
+    let evaluated = scratch.run(&args);
+    let evaluated = evaluated.fine().json();
+    assert_eq!(evaluated["right"], right, "{evaluated}");
+    assert_eq!(evaluated["answers"].as_array().map(Vec::len), Some(6));
+    for (a, b) in evaluated["answers"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .zip(&after)
+    {
+        assert_eq!(a["answer"], b["answer"]);
+    }
+}
+
+#[test]
+fn an_expression_that_cannot_be_used_is_an_error_that_names_its_place() {
+    let scratch = case();
+    train(&scratch, &["eval.generate.extract=#### (.*"])
+        .refused(&["eval.generate.extract", "unclosed group"]);
+    // The reference of line 1 of this file has no such line.
+    train(&scratch, &["eval.generate.extract=#### (.*)"]).refused(&["eval.jsonl:1", "#### (.*)"]);
+    // Without answers it would do nothing.
+    train(&scratch, &["eval.generate.extract=a", NO_ANSWERS])
+        .refused(&["eval.generate.extract", "exact_match"]);
+}

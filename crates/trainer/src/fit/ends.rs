@@ -1,0 +1,140 @@
+//! The end of a run: what it does after its last step, and the mark that all of it is done.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use lowtide_config::{Resume, Run};
+use serde::{Deserialize, Serialize};
+
+use super::start::Start;
+use super::summary::Ends;
+use super::{Fit, write_json};
+use crate::checkpoint;
+use crate::error::TrainError;
+use crate::metrics::value_at;
+use crate::report::{Phase, TrainReport};
+
+/// Version of [`Finished`].
+const FORMAT: u32 = 1;
+
+/// `finished.json`: everything that was to be done after the last step is done.
+#[derive(Debug, Serialize, Deserialize)]
+struct Finished {
+    format: u32,
+    /// CRC-32C of the `run.json` of the checkpoint that it is about.
+    checkpoint: u32,
+    evaluated: bool,
+    answered: bool,
+    report: TrainReport,
+}
+
+fn mark_of(output: &Path) -> PathBuf {
+    output.join("finished.json")
+}
+
+/// The checksum of what a checkpoint says of its run.
+fn checksum(checkpoint: &Path) -> Option<u32> {
+    let bytes = fs::read(checkpoint::run_path(checkpoint)).ok()?;
+    Some(crc32c::crc32c(&bytes))
+}
+
+/// The report of a run that has nothing left to do: its newest checkpoint is that of its last step,
+/// and the model and all that the run asks for were made of it. Touches nothing.
+pub(super) fn finished(
+    run: &Run,
+    start: &Start,
+    total: u64,
+    asks: (bool, bool),
+) -> Option<TrainReport> {
+    let Start::Checkpoint(dir, state) = start else {
+        return None;
+    };
+    if run.checkpoint.resume != Resume::Auto || state.step != total {
+        return None;
+    }
+    let text = fs::read_to_string(mark_of(&run.output)).ok()?;
+    let mark: Finished = serde_json::from_str(&text).ok()?;
+    let model = run.output.join("model");
+    let (evaluates, answers) = asks;
+    let whole = mark.format == FORMAT
+        && checksum(dir) == Some(mark.checkpoint)
+        && (mark.evaluated || !evaluates)
+        && (mark.answered || !answers)
+        && model.join("config.json").exists();
+    // Where things are now: the directory may have been moved.
+    whole.then(|| TrainReport {
+        nothing_to_do: true,
+        output: Some(model),
+        checkpoint: Some(dir.clone()),
+        metrics: run.output.join("metrics.jsonl"),
+        trace: mark
+            .report
+            .trace
+            .clone()
+            .map(|_| run.output.join("trace.json")),
+        ..mark.report
+    })
+}
+
+impl Fit<'_> {
+    /// Saves, and after the last step evaluates, writes the model and answers: what is recorded of
+    /// that already is not done again. What the run was asked to stop in is left out.
+    pub(super) fn end(&mut self, after_step: u64) -> Result<Ends, TrainError> {
+        let step = self.state.step;
+        let mut ends = Ends {
+            after_step,
+            stopped: step < self.total,
+            ..Ends::default()
+        };
+        self.save_now()?;
+        if ends.stopped {
+            return Ok(ends);
+        }
+        ends.eval_loss_last = match self.recorded(after_step, None, "eval_loss")? {
+            Some(loss) => Some(loss),
+            None => self.evaluate(step)?,
+        };
+        self.observer.phase(Some(Phase::Exporting));
+        ends.output = self.export()?;
+        self.observer.phase(None);
+        ends.exact_match_after = match self.recorded(after_step, Some("after"), "exact_match")? {
+            Some(share) => Some(share),
+            None => self.exact_match("after")?,
+        };
+        let whole = (self.eval.is_none() || ends.eval_loss_last.is_some())
+            && ends.output.is_some()
+            && (self.questions.is_empty() || ends.exact_match_after.is_some());
+        ends.stopped = !whole;
+        Ok(ends)
+    }
+
+    /// What an earlier process has recorded of the last step.
+    fn recorded(
+        &self,
+        after_step: u64,
+        when: Option<&str>,
+        key: &str,
+    ) -> Result<Option<f64>, TrainError> {
+        if after_step < self.state.step {
+            return Ok(None);
+        }
+        let metrics = self.run.output.join("metrics.jsonl");
+        Ok(value_at(&metrics, self.state.step, when, key)?)
+    }
+
+    /// Notes that everything is done.
+    pub(super) fn mark_finished(&self, report: &TrainReport) -> Result<(), TrainError> {
+        let newest = self.last_checkpoint.as_deref().and_then(checksum);
+        let Some(checkpoint) = newest.filter(|_| !report.stopped) else {
+            return Ok(());
+        };
+        let mark = Finished {
+            format: FORMAT,
+            checkpoint,
+            evaluated: self.eval.is_some(),
+            answered: !self.questions.is_empty(),
+            report: report.clone(),
+        };
+        write_json(&mark_of(&self.run.output), &mark)
+    }
+}
