@@ -345,22 +345,30 @@ pub enum RecordProblem {
     UnpairedMarkers,
     /// The template renders a conversation's beginning differently from the conversation.
     #[error(
-        "message {message}: the chat template has no generation markers, and the text it renders \
-         up to this turn is not a prefix of the whole (they part at byte {parts_at})"
+        "message {message}: where the answer begins cannot be told: the chat template has no \
+         generation markers, and what it renders to generate this turn from is not how the whole \
+         conversation begins (they part at byte {parts_at}: {alone:?} alone, {whole:?} in the whole)"
     )]
     NotAPrefix {
         /// Index of the assistant's message.
         message: usize,
         /// First byte that differs.
         parts_at: usize,
+        /// What stands around it in what the turn would be generated from.
+        alone: String,
+        /// What stands around it in the whole conversation.
+        whole: String,
     },
     /// The end of an assistant's turn cannot be told.
-    #[error("message {message}: the end of the assistant's turn cannot be found: {reason}")]
+    #[error(
+        "message {message}: which text is the assistant's cannot be told: the chat template has no \
+         generation markers, and {reason}"
+    )]
     TurnEnd {
         /// Index of the assistant's message.
         message: usize,
-        /// What was tried.
-        reason: &'static str,
+        /// What the renderings were.
+        reason: String,
     },
     /// A prompt was asked for and the record has no assistant turn to leave out.
     #[error("no assistant turn to use as the reference answer")]

@@ -12,6 +12,7 @@ use super::chat::{ChatTemplate, Rendered};
 use super::jsonl::{Record, Schema};
 use super::remarks::Remarks;
 use super::tokenizer::Tokenizer;
+use super::turns::Turns;
 use crate::error::{DataError, RecordProblem};
 
 /// Which tokens are supervised.
@@ -71,7 +72,7 @@ pub struct Encoder<'a> {
 /// What marks ends in this data, looked up before the first record.
 #[derive(Debug)]
 enum Ending<'a> {
-    Template(&'a ChatTemplate),
+    Template(Turns<'a>),
     Eos(i32),
 }
 
@@ -87,11 +88,12 @@ impl<'a> Encoder<'a> {
     ) -> Result<Self, DataError> {
         let path = || tokenizer.path().to_owned();
         let ending = match schema.format {
-            super::Format::Messages => Ending::Template(
-                tokenizer
-                    .chat_template()
-                    .ok_or_else(|| DataError::NoChatTemplate { path: path() })?,
-            ),
+            super::Format::Messages => {
+                let template = tokenizer.chat_template();
+                let template =
+                    template.ok_or_else(|| DataError::NoChatTemplate { path: path() })?;
+                Ending::Template(Turns::new(template, tokenizer))
+            }
             _ => Ending::Eos(
                 tokenizer
                     .eos()
@@ -154,13 +156,13 @@ impl<'a> Encoder<'a> {
                     marks,
                     tools,
                 },
-                Ending::Template(template),
+                Ending::Template(turns),
             ) => {
-                remarks.of_messages(&messages, &marks, template);
+                remarks.of_messages(&messages, &marks, turns.template());
                 if self.loss_on == LossOn::Everything {
                     remarks.n_marked_others = 0;
                 }
-                let example = self.conversation(template, &messages, &marks, tools.as_ref())?;
+                let example = self.conversation(turns, &messages, &marks, tools.as_ref())?;
                 return Ok((example, remarks));
             }
             (Record::PromptCompletion { prompt, completion }, Ending::Eos(eos)) => {
@@ -198,7 +200,7 @@ impl<'a> Encoder<'a> {
                 Record::Messages {
                     messages, tools, ..
                 },
-                Ending::Template(template),
+                Ending::Template(turns),
             ) => {
                 let last = messages.iter().rposition(is_assistant);
                 let last = last.ok_or(RecordProblem::NoReference)?;
@@ -206,9 +208,7 @@ impl<'a> Encoder<'a> {
                     .as_str()
                     .unwrap_or_default()
                     .to_owned();
-                let text = template
-                    .render(&messages[..last], tools.as_ref(), true)?
-                    .text;
+                let text = turns.prompt(&messages[..last], tools.as_ref())?;
                 Ok((self.tokenizer.encode(&text)?, reference))
             }
             (Record::PromptCompletion { prompt, completion }, _) => Ok((
@@ -269,11 +269,12 @@ impl<'a> Encoder<'a> {
 
     fn conversation(
         &self,
-        template: &ChatTemplate,
+        turns: &Turns<'_>,
         messages: &[Value],
         marks: &[Option<bool>],
         tools: Option<&Value>,
     ) -> Result<Example, RecordProblem> {
+        let template = turns.template();
         let whole = template.render(messages, tools, false)?;
         let everything = self.loss_on == LossOn::Everything;
         // The turns to find: what is trained on, or of everything what is not.
@@ -295,14 +296,7 @@ impl<'a> Encoder<'a> {
         } else if template.marks_assistant() {
             blocks_of(&wanted, template, messages, tools, &whole)?
         } else {
-            let render = |n: usize, prompt| template.render(&messages[..n], tools, prompt);
-            wanted
-                .iter()
-                .map(|&i| {
-                    let (before, with) = (render(i, true)?.text, render(i + 1, false)?.text);
-                    self.turn(i, &messages[i], &whole.text, &before, &with)
-                })
-                .collect::<Result<_, _>>()?
+            turns.spoken(messages, tools, &whole.text, &wanted)?
         };
         let tokens = self.tokenizer.encode_with_ranges(&whole.text)?;
         let mut supervised = overlapping(tokens.iter().map(|(_, range)| range), &spoken);
@@ -313,54 +307,6 @@ impl<'a> Encoder<'a> {
             supervised,
             tokens: tokens.into_iter().map(|(id, _)| id).collect(),
         })
-    }
-
-    /// Where in `whole` the assistant speaks in message `i`: `before` is what leads up to it,
-    /// `with` the conversation that ends with it.
-    ///
-    /// It begins where `before` ends, which must be a prefix of the whole. It ends where `with`
-    /// ends if that is one too. Some templates render the last turn differently from the same
-    /// turn further up (they drop its thoughts); then it ends at the end-of-turn token, the one
-    /// that `with` ends with.
-    fn turn(
-        &self,
-        i: usize,
-        message: &Value,
-        whole: &str,
-        before: &str,
-        with: &str,
-    ) -> Result<Range<usize>, RecordProblem> {
-        let from = before.len();
-        if !whole.starts_with(before) {
-            let parts_at = common_prefix(whole, before);
-            return Err(RecordProblem::NotAPrefix {
-                message: i,
-                parts_at,
-            });
-        }
-        let end_of_turn = self.tokenizer.special_at_end(with.trim_end());
-        if with.len() > from && whole.starts_with(with) {
-            // White space after the end of turn belongs to the frame, not to the answer.
-            let to = if end_of_turn.is_some() {
-                with.trim_end().len()
-            } else {
-                with.len()
-            };
-            return Ok(from..to.max(from));
-        }
-        let fail = |reason| RecordProblem::TurnEnd { message: i, reason };
-        let end_of_turn = end_of_turn.ok_or_else(|| {
-            fail("the whole renders it differently and it ends with no special token")
-        })?;
-        if message["content"]
-            .as_str()
-            .is_some_and(|content| content.contains(end_of_turn))
-        {
-            return Err(fail("its content contains the end-of-turn token"));
-        }
-        let found = whole[from..].find(end_of_turn);
-        let at = found.ok_or_else(|| fail("the whole has no end-of-turn token after it"))?;
-        Ok(from..from + at + end_of_turn.len())
     }
 }
 
@@ -410,11 +356,6 @@ pub(super) fn is_assistant(message: &Value) -> bool {
     message["role"] == "assistant"
 }
 
-/// Length of what two texts begin with in common, in bytes.
-fn common_prefix(a: &str, b: &str) -> usize {
-    a.bytes().zip(b.bytes()).take_while(|(a, b)| a == b).count()
-}
-
 /// For each token, whether its bytes overlap a range of `spans` (in order, apart from each
 /// other). A token of no bytes counts where it stands.
 fn overlapping<'r>(
@@ -435,3 +376,7 @@ fn overlapping<'r>(
 #[cfg(test)]
 #[path = "mask_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "shapes_tests.rs"]
+mod shapes;

@@ -156,7 +156,9 @@ fn a_template_whose_beginnings_are_no_prefix_is_refused() {
         problem,
         RecordProblem::NotAPrefix {
             message: 1,
-            parts_at: 0
+            parts_at: 0,
+            alone: "1u1</s>".into(),
+            whole: "4u1</s>a1</s>u2</s>a2</s>".into(),
         }
     );
     // Like DeepSeek-R1's: the generation prompt opens a thought that the turn does not have.
@@ -170,25 +172,44 @@ fn a_template_whose_beginnings_are_no_prefix_is_refused() {
 }
 
 #[test]
-fn a_turn_end_that_cannot_be_told_is_refused() {
-    // The last turn is marked: what ends with it is no prefix of what goes on.
-    let last = "{% for m in messages %}<s>{% if loop.last %}!{% endif %}{{ m.content }}END{% endfor %}\
-                {% if add_generation_prompt %}<s>{% endif %}";
-    // (The prompt's own end is a turn too: it must not be marked.)
-    let last = last.replace("loop.last", "loop.last and m.role == 'assistant'");
-    let problem = chat(&last, two_turns()).unwrap_err();
-    assert!(
-        matches!(problem, RecordProblem::TurnEnd { message: 1, .. }),
-        "{problem}"
-    );
+fn a_last_turn_that_is_marked_ends_where_its_frame_ends() {
+    // What ends with the turn is no prefix of what goes on.
+    let last = "{% for m in messages %}<s>{% if loop.last and m.role == 'assistant' %}!{% endif %}\
+                {{ m.content }}END{% endfor %}{% if add_generation_prompt %}<s>{% endif %}";
+    assert_eq!(chat(last, two_turns()).unwrap(), ["a1END", "!a2END"]);
     let ends = last.replace("END", "</s>");
     assert_eq!(chat(&ends, two_turns()).unwrap(), ["a1</s>", "!a2</s>"]);
     let mut forged = two_turns();
     forged[1]["content"] = "a1</s>more".into();
-    let problem = chat(&ends, forged).unwrap_err();
-    assert!(
-        matches!(problem, RecordProblem::TurnEnd { message: 1, .. }),
-        "{problem}"
+    assert_eq!(chat(&ends, forged).unwrap(), ["a1</s>more</s>", "!a2</s>"]);
+}
+
+#[test]
+fn what_no_rendering_tells_is_refused_with_the_renderings() {
+    let refused = |template: &str, words: &[&str]| {
+        let problem = chat(template, two_turns()).unwrap_err();
+        assert!(
+            matches!(problem, RecordProblem::TurnEnd { message: 1, .. }),
+            "{problem}"
+        );
+        for word in words {
+            assert!(problem.to_string().contains(word), "{word} in {problem}");
+        }
+    };
+    // The end of a last turn and the next header begin with the same text.
+    refused(
+        "{% for m in messages %}[{{ m.role }}] {{ m.content }}{% endfor %}{% if messages[-1].role == 'assistant' %}[end]{% endif %}",
+        &["[end]", "[user] "],
+    );
+    // Contents come out changed.
+    refused(
+        "{% for m in messages %}<s>{{ m.content | upper }}</s>{% endfor %}",
+        &["as it is, once"],
+    );
+    // Each answer is said twice.
+    refused(
+        "{% for m in messages %}<s>{{ m.content }}{{ m.content }}</s>{% endfor %}",
+        &["as it is, once"],
     );
 }
 

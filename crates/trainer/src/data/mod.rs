@@ -14,6 +14,7 @@ pub mod chat;
 pub mod dataset;
 mod dates;
 mod foreign;
+mod frame;
 pub mod jsonl;
 mod marks;
 pub mod mask;
@@ -24,6 +25,7 @@ mod remarks;
 #[cfg(test)]
 mod testing;
 pub mod tokenizer;
+mod turns;
 
 pub use batches::{Batch, BatchShape, Batches, Dealing, EvalBatches, LastBatch, Micro, State};
 pub use chat::ChatTemplate;

@@ -20,6 +20,7 @@ pub struct Tokenizer {
     prefix: Vec<i32>,
     eos: Option<i32>,
     special_texts: Vec<String>,
+    added_texts: Vec<String>,
     special_tokens: Vec<(String, Value)>,
     templates: Vec<(String, String)>,
     now_unix_s: i64,
@@ -57,11 +58,15 @@ impl Tokenizer {
         inner.with_post_processor(None::<tokenizers::PostProcessorWrapper>);
 
         let beside = Beside::read(file.parent().unwrap_or(Path::new(".")))?;
-        let special_texts: Vec<String> = inner
-            .get_added_tokens_decoder()
-            .into_values()
-            .filter_map(|token| token.special.then_some(token.content))
+        let added = inner.get_added_tokens_decoder();
+        let special_texts: Vec<String> = added
+            .values()
+            .filter(|token| token.special)
+            .map(|token| token.content.clone())
             .collect();
+        let mut added_texts: Vec<String> = added.into_values().map(|token| token.content).collect();
+        added_texts.retain(|text| !text.trim().is_empty());
+        added_texts.sort_unstable();
         let eos = match (beside.special_token("eos_token"), &special_texts[..]) {
             (Some(text), _) => Some(text.to_owned()),
             (None, [only]) => Some(only.clone()),
@@ -73,6 +78,7 @@ impl Tokenizer {
             prefix,
             eos: None,
             special_texts,
+            added_texts,
             special_tokens: beside.special_tokens,
             templates: beside.templates,
             now_unix_s: now().as_secs() as i64,
@@ -144,6 +150,19 @@ impl Tokenizer {
     #[must_use]
     pub fn chat_template(&self) -> Option<&ChatTemplate> {
         self.template.as_ref()
+    }
+
+    /// The text of the token that ends a sequence, if one is known.
+    #[must_use]
+    pub fn eos_text(&self) -> Option<&str> {
+        let named = self.special_tokens.iter().find(|(n, _)| n == "eos_token");
+        named.and_then(|(_, text)| text.as_str())
+    }
+
+    /// The tokens that are looked for in a text before it is cut into pieces, special or not, but for
+    /// white space; in order.
+    pub(crate) fn added_texts(&self) -> &[String] {
+        &self.added_texts
     }
 
     /// The longest special token that `text` ends with.

@@ -1,0 +1,321 @@
+//! Where the assistant speaks in a conversation that a template without `{% generation %}` renders.
+//!
+//! A turn begins where the prompt for generation ends: from there on the model speaks for itself. Where
+//! a template ignores `add_generation_prompt`, the header that it writes before the content is not the
+//! model's to say. A turn ends behind what the template writes directly behind its content
+//! ([`Frame::end`]); what belongs to the next turn, and what is written once at the end of a
+//! conversation, is not part of it. Each place is proven by a rendering of this very conversation;
+//! what no rendering proves is refused.
+
+use std::cell::OnceCell;
+use std::ops::Range;
+
+use serde_json::Value;
+
+use super::chat::ChatTemplate;
+use super::frame::{Frame, behind, excerpt, ignored, message};
+use super::tokenizer::Tokenizer;
+use crate::error::RecordProblem;
+
+/// Finds the assistant's turns under one template.
+#[derive(Debug)]
+pub(crate) struct Turns<'a> {
+    template: &'a ChatTemplate,
+    tokenizer: &'a Tokenizer,
+    frame: Result<Frame, String>,
+}
+
+/// One conversation.
+struct Conversation<'a> {
+    turns: &'a Turns<'a>,
+    messages: &'a [Value],
+    tools: Option<&'a Value>,
+    whole: &'a str,
+    /// A content that is nowhere in it.
+    probe: String,
+    /// The frame as this conversation's beginning shows it, where the template's alone does not fit.
+    own: OnceCell<Result<Frame, String>>,
+}
+
+impl<'a> Turns<'a> {
+    /// Asks the template what it writes around a turn.
+    pub fn new(template: &'a ChatTemplate, tokenizer: &'a Tokenizer) -> Self {
+        let render = |messages: &[Value], prompt| Ok(template.render(messages, None, prompt)?.text);
+        Self {
+            template,
+            tokenizer,
+            frame: Frame::of_template(&render, tokenizer),
+        }
+    }
+
+    /// The template.
+    pub fn template(&self) -> &'a ChatTemplate {
+        self.template
+    }
+
+    /// What the template writes around a turn, or why that cannot be told from it alone.
+    pub fn frame(&self) -> Result<&Frame, &str> {
+        self.frame.as_ref().map_err(String::as_str)
+    }
+
+    /// The byte ranges of `whole` in which the assistant speaks, in order and none empty, for messages `wanted` (indices, ascending).
+    pub fn spoken(
+        &self,
+        messages: &[Value],
+        tools: Option<&Value>,
+        whole: &str,
+        wanted: &[usize],
+    ) -> Result<Vec<Range<usize>>, RecordProblem> {
+        let conversation = Conversation {
+            turns: self,
+            messages,
+            tools,
+            whole,
+            probe: absent_from(whole),
+            own: OnceCell::new(),
+        };
+        let mut spoken = wanted
+            .iter()
+            .map(|&i| conversation.spoken(i))
+            .collect::<Result<Vec<_>, _>>()?;
+        spoken.retain(|range| !range.is_empty());
+        Ok(spoken)
+    }
+
+    /// The text to generate from behind `messages`: the template's prompt, with the header of the
+    /// assistant's turn also where the template ignores `add_generation_prompt`.
+    pub fn prompt(
+        &self,
+        messages: &[Value],
+        tools: Option<&Value>,
+    ) -> Result<String, RecordProblem> {
+        let text = self.template.render(messages, tools, true)?.text;
+        let header = self.frame.as_ref().ok().and_then(|f| f.header.as_deref());
+        if header.is_some_and(|h| text.ends_with(h)) {
+            return Ok(text);
+        }
+        let probe = absent_from(&text);
+        let mut with = messages.to_vec();
+        with.push(message("assistant", &probe));
+        let (Ok(without), Ok(with)) = (
+            self.template.render(messages, tools, false),
+            self.template.render(&with, tools, false),
+        ) else {
+            return Ok(text);
+        };
+        if !ignored(&without.text, &text) {
+            return Ok(text);
+        }
+        // The template's own marks say better than the content where the answer begins.
+        let begins = match with.generated.last() {
+            Some(range) => Some(range.start),
+            None => with.text.find(&probe),
+        };
+        let header = begins.and_then(|at| with.text[..at].strip_prefix(&text));
+        Ok(match header {
+            Some(header) if !header.trim().is_empty() => text + header,
+            _ => text,
+        })
+    }
+}
+
+/// A word that `text` does not hold.
+fn absent_from(text: &str) -> String {
+    (0..)
+        .map(|n| format!("Qkv7{n}Lq"))
+        .find(|word| !text.contains(word))
+        .expect("a text is finite")
+}
+
+impl Conversation<'_> {
+    fn render(&self, n: usize, prompt: bool) -> Result<String, RecordProblem> {
+        let messages = &self.messages[..n];
+        Ok(self
+            .turns
+            .template
+            .render(messages, self.tools, prompt)?
+            .text)
+    }
+
+    /// The first `n` messages, with the probe for what the assistant says in message `i`.
+    fn probed(&self, n: usize, i: usize) -> Result<String, RecordProblem> {
+        let mut messages = self.messages[..n].to_vec();
+        messages[i] = message("assistant", &self.probe);
+        Ok(self
+            .turns
+            .template
+            .render(&messages, self.tools, false)?
+            .text)
+    }
+
+    /// Where the assistant speaks in message `i`.
+    fn spoken(&self, i: usize) -> Result<Range<usize>, RecordProblem> {
+        let first = match self.turns.frame() {
+            Ok(frame) => self.turn(i, frame),
+            Err(reason) => Err(self.no_end(i, reason)),
+        };
+        match first {
+            Err(RecordProblem::TurnEnd { .. }) => match self.own_frame() {
+                Ok(own) if self.turns.frame() != Ok(own) => self.turn(i, own),
+                _ => first,
+            },
+            first => first,
+        }
+    }
+
+    /// What the template writes around a turn, behind the messages that lead up to this conversation's
+    /// first one: some templates render nothing without tools or a system prompt.
+    fn own_frame(&self) -> &Result<Frame, String> {
+        self.own.get_or_init(|| {
+            let first = self.messages.iter().position(|m| m["role"] == "assistant");
+            let render = |messages: &[Value], prompt| {
+                Ok(self
+                    .turns
+                    .template
+                    .render(messages, self.tools, prompt)?
+                    .text)
+            };
+            let before = &self.messages[..first.unwrap_or(0)];
+            Frame::derive(&render, self.turns.tokenizer, before)
+        })
+    }
+
+    fn turn(&self, i: usize, frame: &Frame) -> Result<Range<usize>, RecordProblem> {
+        let before = match self.render(i, true) {
+            Err(RecordProblem::Render { reason }) if i == 0 => {
+                let reason = format!("it renders nothing to begin with: {reason}");
+                return Err(self.no_end(i, &reason));
+            }
+            before => before?,
+        };
+        if !self.whole.starts_with(&before) {
+            return Err(self.not_a_prefix(i, &before));
+        }
+        let mut from = before.len();
+        if !frame.header.as_deref().is_some_and(|h| before.ends_with(h)) {
+            let header = self.header(i, &before)?;
+            if !self.whole[from..].starts_with(&header) {
+                return Err(self.no_end(
+                    i,
+                    &format!(
+                        "it writes {header:?} before another content and {:?} here",
+                        excerpt(self.whole, from)
+                    ),
+                ));
+            }
+            from += header.len();
+        }
+        let (to, end) = self.end(i, frame, from)?;
+        // White space behind a token that ends the turn belongs to the frame, not to the answer.
+        let trimmed = self.whole[..to].trim_end();
+        let ends = |text: &str| self.turns.tokenizer.special_at_end(text).is_some();
+        let trim = ends(end.trim_end()) && ends(trimmed);
+        let to = if trim { trimmed.len() } else { to };
+        Ok(from..to.max(from))
+    }
+
+    /// What stands between `before` and the content of message `i` and is not the model's to say: the
+    /// header, where the template does not write it for generation.
+    fn header(&self, i: usize, before: &str) -> Result<String, RecordProblem> {
+        let probed = self.probed(i + 1, i)?;
+        let header = probed
+            .strip_prefix(before)
+            .and_then(|rest| rest.split_once(&self.probe))
+            .map(|(header, _)| header);
+        let Some(header) = header else {
+            return Err(self.no_end(i, "it does not write the assistant's content as it is"));
+        };
+        if header.trim().is_empty() || !ignored(&self.render(i, false)?, before) {
+            return Ok(String::new());
+        }
+        Ok(header.to_owned())
+    }
+
+    /// Where message `i`, whose turn begins at `from`, ends in the whole, and with what.
+    fn end<'f>(
+        &self,
+        i: usize,
+        frame: &'f Frame,
+        from: usize,
+    ) -> Result<(usize, &'f str), RecordProblem> {
+        let (end, tail): (&str, &str) = (&frame.end, &frame.tail);
+        let last = i + 1 == self.messages.len();
+        // Behind an end that decoding does not stop at, the model learns the last thing that a
+        // conversation ends with.
+        let to_the_last = last && !frame.end_stops && !frame.tail_has_header;
+        // The conversation up to this turn ends with it, but for a header.
+        let up_to = match &frame.header {
+            Some(header) if frame.header_follows => self
+                .render(i + 1, true)?
+                .strip_suffix(header)
+                .map(str::to_owned),
+            _ if tail == end && !last => Some(self.render(i + 1, false)?),
+            _ => None,
+        };
+        if let Some(up_to) = up_to
+            && up_to.len() >= from
+            && self.whole.starts_with(&up_to)
+        {
+            return Ok(match to_the_last {
+                true => (self.whole.len(), tail),
+                false => (up_to.len(), end),
+            });
+        }
+        // The same conversation with another content: what stands behind that stands behind this one.
+        let probed = self.probed(self.messages.len(), i)?;
+        let Some(behind_probe) = behind(&probed, &self.probe) else {
+            return Err(self.no_end(
+                i,
+                "it does not write the assistant's content as it is, once",
+            ));
+        };
+        let body = self.whole.strip_suffix(behind_probe);
+        let Some(body) = body.filter(|body| body.len() >= from) else {
+            return Err(self.no_end(
+                i,
+                &format!(
+                    "behind another content it writes {:?}, and the whole goes on with {:?}",
+                    excerpt(behind_probe, 0),
+                    excerpt(self.whole, from)
+                ),
+            ));
+        };
+        let body = body.len();
+        let shown = if behind_probe.starts_with(end) {
+            end
+        } else {
+            end.trim_end()
+        };
+        match behind_probe.starts_with(shown) {
+            true if to_the_last => Ok((self.whole.len(), tail)),
+            true => Ok((body + shown.len(), end)),
+            // At the end of a conversation it writes another end of turn.
+            false if last && !frame.tail_has_header => Ok((self.whole.len(), tail)),
+            false => Err(self.no_end(
+                i,
+                &format!(
+                    "behind the content of a last message it writes {end:?}, and here {:?}",
+                    excerpt(behind_probe, 0)
+                ),
+            )),
+        }
+    }
+
+    fn not_a_prefix(&self, i: usize, before: &str) -> RecordProblem {
+        let common = before.bytes().zip(self.whole.bytes());
+        let parts_at = common.take_while(|(a, b)| a == b).count();
+        RecordProblem::NotAPrefix {
+            message: i,
+            parts_at,
+            alone: excerpt(before, parts_at),
+            whole: excerpt(self.whole, parts_at),
+        }
+    }
+
+    fn no_end(&self, i: usize, reason: &str) -> RecordProblem {
+        RecordProblem::TurnEnd {
+            message: i,
+            reason: reason.to_owned(),
+        }
+    }
+}
