@@ -20,8 +20,11 @@ pub fn eval(args: &EvalArgs, out: Out) -> Answer {
     let run = args.run.load_with_model(args.model.as_deref())?;
     let waiting = Waiting::begin(Phase::Data.name());
     let tokenizer = open_tokenizer(&run, None)?;
-    let stops = stops_of(&run, &tokenizer)?;
+    let mut stops = stops_of(&run, &tokenizer)?;
     let inputs = load_inputs(&run, &tokenizer)?;
+    if inputs.is_chat() {
+        stops = stops.with_turns(&tokenizer);
+    }
     let Some(data) = inputs.eval else {
         return Err(CliError::Usage {
             what: format!("{}: no evaluation data", run.file),

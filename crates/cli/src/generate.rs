@@ -2,7 +2,7 @@
 
 use lowtide_config::{ModelSource, Run};
 use lowtide_trainer::RecordProblem;
-use lowtide_trainer::data::Tokenizer;
+use lowtide_trainer::data::{Tokenizer, generation_prompt};
 use lowtide_trainer::generate::{Sampling, generate as continue_text};
 use lowtide_trainer::inputs::open_tokenizer;
 use lowtide_trainer::open::{load_weights, open_session, plan_run};
@@ -41,7 +41,10 @@ pub fn generate(args: &GenerateArgs, out: Out) -> Answer {
         return Err(usage(what, "1 leaves every token in"));
     }
     let tokenizer = open_tokenizer(&run, None)?;
-    let stops = stops_of(&run, &tokenizer)?;
+    let mut stops = stops_of(&run, &tokenizer)?;
+    if args.message.is_some() {
+        stops = stops.with_turns(&tokenizer);
+    }
     let tokens = tokens(args, &run, &tokenizer)?;
     if tokens.is_empty() {
         return Err(usage(
@@ -101,15 +104,17 @@ fn tokens(args: &GenerateArgs, run: &Run, tokenizer: &Tokenizer) -> Result<Vec<i
         tokens.extend(tokenizer.encode(text).map_err(failed)?);
         return Ok(tokens);
     };
-    let Some(template) = tokenizer.chat_template() else {
-        let path = tokenizer.path().to_owned();
-        return Err(lowtide_trainer::DataError::NoChatTemplate { path }.into());
-    };
     let mut messages = Vec::new();
     if let Some(system) = &run.data.system {
         messages.push(json!({ "role": "system", "content": system }));
     }
     messages.push(json!({ "role": "user", "content": message }));
-    let text = template.render(&messages, None, true).map_err(failed)?.text;
+    let text = match generation_prompt(tokenizer, &messages, None) {
+        Some(text) => text.map_err(failed)?,
+        None => {
+            let path = tokenizer.path().to_owned();
+            return Err(lowtide_trainer::DataError::NoChatTemplate { path }.into());
+        }
+    };
     tokenizer.encode(&text).map_err(failed)
 }

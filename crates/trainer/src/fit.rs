@@ -44,6 +44,7 @@ mod evaluate;
 mod export;
 mod start;
 mod summary;
+mod tokenizer_files;
 
 pub use evaluate::evaluate;
 
@@ -145,7 +146,7 @@ pub fn train(
     let now = start.state().map(|s| s.now_unix_s);
     observer.phase(Some(Phase::Data));
     let tokenizer = open_tokenizer(run, now)?;
-    let stops = stops_of(run, &tokenizer)?;
+    let mut stops = stops_of(run, &tokenizer)?;
     let device = device::open(run, &shape_of(run)?)?;
     observer.device(&device.note, device.gpu.is_some());
     observer.detail(&host_note(run, device.gpu.is_some()));
@@ -157,12 +158,16 @@ pub fn train(
             vocab,
         });
     }
+    let inputs = load_inputs(run, &tokenizer)?;
+    if inputs.is_chat() {
+        stops = stops.with_turns(&tokenizer);
+    }
     let Inputs {
         train,
         eval,
         notes,
         details,
-    } = load_inputs(run, &tokenizer)?;
+    } = inputs;
     notes.iter().for_each(|n| observer.note(n));
     details.iter().for_each(|n| observer.detail(n));
     let extract = Extract::of(run);

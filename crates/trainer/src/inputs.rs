@@ -12,6 +12,7 @@ use crate::data::{
 };
 use crate::error::{DataError, TrainError};
 use crate::random::Philox;
+use crate::stops::note_of_ends;
 
 /// What a run trains and evaluates on.
 #[derive(Debug)]
@@ -24,6 +25,14 @@ pub struct Inputs {
     pub notes: Vec<String>,
     /// What those want to know who look inside.
     pub details: Vec<String>,
+}
+
+impl Inputs {
+    /// Whether the data are conversations.
+    #[must_use]
+    pub fn is_chat(&self) -> bool {
+        self.train.data().report().format == Format::Messages
+    }
 }
 
 /// Random numbers of the evaluation split.
@@ -183,6 +192,9 @@ pub fn load_inputs(run: &Run, tokenizer: &Tokenizer) -> Result<Inputs, TrainErro
         && (most as usize) < data.len()
     {
         data = data.select(&(0..most as usize).collect::<Vec<_>>());
+    }
+    if data.report().format == Format::Messages {
+        notes.extend(note_of_ends(tokenizer));
     }
     let train = pack(run, data, !run.data.shuffle)?;
     describe("train", &train, &mut notes);

@@ -1,4 +1,4 @@
-//! The tokens at which an answer ends: what the tokenizer and the model's own files say.
+//! The tokens at which an answer ends: what the tokenizer, the chat template and the model's own files say.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -6,9 +6,9 @@ use std::io::Read;
 use std::path::Path;
 
 use lowtide_config::{ModelSource, Run};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
-use crate::data::Tokenizer;
+use crate::data::{Tokenizer, end_of_turn};
 use crate::error::TrainError;
 
 /// Bytes of a model's JSON file that are read at most: a config of this size is not a config.
@@ -16,24 +16,48 @@ const FILE_BYTES_MAX: u64 = 16 << 20;
 
 /// The token ids at which decoding stops. An answer is what stands before the first of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Stops(BTreeSet<i32>);
+pub struct Stops {
+    ids: BTreeSet<i32>,
+    end_of_turn: Option<(i32, String)>,
+}
 
 impl Stops {
     /// These ids.
     #[must_use]
     pub fn of(ids: impl IntoIterator<Item = i32>) -> Self {
-        Self(ids.into_iter().collect())
+        Self {
+            ids: ids.into_iter().collect(),
+            end_of_turn: None,
+        }
     }
 
     /// Whether an answer ends at `token`.
     #[must_use]
     pub fn contains(&self, token: i32) -> bool {
-        self.0.contains(&token)
+        self.ids.contains(&token)
     }
 
     /// The ids, ascending.
     pub fn ids(&self) -> impl Iterator<Item = i32> + '_ {
-        self.0.iter().copied()
+        self.ids.iter().copied()
+    }
+
+    /// The same, and for chats the tokens with which the chat template ends the assistant's turns.
+    #[must_use]
+    pub fn with_turns(mut self, tokenizer: &Tokenizer) -> Self {
+        if let Ok(Some(end)) = end_of_turn(tokenizer) {
+            self.ids.extend(end.tokens.iter().map(|(id, _)| id));
+            self.end_of_turn = end.tokens.into_iter().next();
+        }
+        self
+    }
+
+    /// The token with which the chat template ends a turn, and its text; none if the data are no chats.
+    #[must_use]
+    pub fn end_of_turn(&self) -> Option<(i32, &str)> {
+        self.end_of_turn
+            .as_ref()
+            .map(|(id, text)| (*id, text.as_str()))
     }
 
     /// What stands before the first stop.
@@ -56,19 +80,60 @@ pub fn stops_of(run: &Run, tokenizer: &Tokenizer) -> Result<Stops, TrainError> {
             ids.extend(eos_ids(&dir.join(name))?);
         }
     }
-    Ok(Stops(ids))
+    Ok(Stops::of(ids))
+}
+
+/// What people should hear before chats are trained on: an end of turn that is not the tokenizer's end
+/// of sequence, or one that no answer can stop at.
+#[must_use]
+pub fn note_of_ends(tokenizer: &Tokenizer) -> Option<String> {
+    let end = match end_of_turn(tokenizer) {
+        Ok(end) => end?,
+        Err(reason) => {
+            return Some(format!(
+                "chat template: where it ends a turn cannot be told ({reason}): decoding stops at the \
+                 tokenizer's end of sequence alone"
+            ));
+        }
+    };
+    let names: Vec<&str> = end.tokens.iter().map(|(_, text)| text.as_str()).collect();
+    let eos = tokenizer.eos_text();
+    if names.is_empty() {
+        let text = end.text.chars().take(40).collect::<String>();
+        return Some(format!(
+            "chat template: it writes {text:?} behind an answer, which is no token to stop at: the model does \
+             not learn where to stop"
+        ));
+    }
+    if eos.is_some_and(|eos| names.contains(&eos)) {
+        return None;
+    }
+    Some(format!(
+        "chat template: it ends turns with {}, the tokenizer names {} as the end of sequence: decoding stops \
+         at {} too, and so does the exported model",
+        names.join(" and "),
+        eos.unwrap_or("no token"),
+        if names.len() == 1 { "it" } else { "them" }
+    ))
 }
 
 /// The `eos_token_id` of a JSON file, a number or a list of them; none where there is no file.
 ///
 /// Ids that no vocabulary has (some files say -1 for none) are left out: nothing can stop there.
 fn eos_ids(path: &Path) -> Result<Vec<i32>, TrainError> {
+    let file = json_object(path)?.unwrap_or_default();
+    let ids = eos_values(&file, path)?;
+    Ok(ids
+        .into_iter()
+        .filter_map(|id| i32::try_from(id).ok().filter(|&id| id >= 0))
+        .collect())
+}
+
+/// What `eos_token_id` lists in the object of a JSON file, as it stands there; `path` is for errors.
+pub(crate) fn eos_values(file: &Map<String, Value>, path: &Path) -> Result<Vec<i64>, TrainError> {
     let fail = |what: String| TrainError::File {
         path: path.to_owned(),
         what,
-    };
-    let Some(file) = json_object(path)? else {
-        return Ok(Vec::new());
     };
     let ids: Vec<&Value> = match file.get("eos_token_id") {
         None | Some(Value::Null) => Vec::new(),
@@ -82,15 +147,11 @@ fn eos_ids(path: &Path) -> Result<Vec<i32>, TrainError> {
             ))
         })
     };
-    let ids: Vec<i64> = ids.into_iter().map(id).collect::<Result<_, _>>()?;
-    Ok(ids
-        .into_iter()
-        .filter_map(|id| i32::try_from(id).ok().filter(|&id| id >= 0))
-        .collect())
+    ids.into_iter().map(id).collect()
 }
 
 /// The object in a JSON file of a model, or nothing where there is no file.
-fn json_object(path: &Path) -> Result<Option<serde_json::Map<String, Value>>, TrainError> {
+pub(crate) fn json_object(path: &Path) -> Result<Option<Map<String, Value>>, TrainError> {
     let fail = |what: String| TrainError::File {
         path: path.to_owned(),
         what,

@@ -1,6 +1,8 @@
 //! Which tokens are supervised under templates of all shapes; where an answer ends; what the export says.
 
-use super::scratch::{Ended, Scratch};
+use serde_json::{Value, json};
+
+use super::scratch::{Ended, Scratch, copy_over};
 
 /// The tokens after "The capital", eight of them if nothing stops.
 fn continued(scratch: &Scratch) -> Vec<u64> {
@@ -116,4 +118,107 @@ fn a_template_whose_turns_cannot_be_told_apart_is_refused_with_advice() {
     assert_ne!(source, marked);
     scratch.write("marked.jinja", marked);
     assert!(supervised_under(&scratch, "marked.jinja") > 0);
+}
+
+/// The quickstart with another end of sequence: answers end where the template ends them.
+#[test]
+fn answers_end_where_the_template_ends_a_turn() {
+    let scratch = Scratch::new("eos-is-not-end-of-turn");
+    let data = ["train.jsonl", "eval.jsonl"].map(|name| scratch.at(name).display().to_string());
+    let ended = scratch.run(&[
+        "train",
+        "run.yaml",
+        "--json",
+        "--set",
+        &format!("data.train={}", data[0]),
+        "--set",
+        &format!("data.eval={}", data[1]),
+        "--set",
+        "train={steps: 100, micro_batch: 2, accumulate: 2, seq: 256, learning_rate: 6e-4, warmup_steps: 10}",
+        "--set",
+        "optimizer.beta2=0.95",
+        "--set",
+        "eval={generate: {exact_match: true, max_new_tokens: 24, max_examples: 20}}",
+    ]);
+    let text = ended.fine().text();
+    assert!(
+        text.contains("it ends turns with <|im_end|>, the tokenizer names <|endoftext|>"),
+        "{text}"
+    );
+    let answer = ended.json();
+    let share = answer["exact_match_after"].as_f64().expect("a share");
+    assert!(share > 0.8, "{answer}");
+    // The exported model stops there by itself: by its own files and no template of the run's.
+    let config = json_of(&scratch, "out/model/generation_config.json");
+    assert_eq!(config["eos_token_id"], json!([0, 2]), "{config}");
+    let tokenizer = json_of(&scratch, "out/model/tokenizer_config.json");
+    assert_eq!(tokenizer["eos_token"], "<|im_end|>");
+}
+
+fn json_of(scratch: &Scratch, name: &str) -> Value {
+    serde_json::from_str(&scratch.read(name)).expect("JSON")
+}
+
+#[test]
+fn the_export_has_the_template_it_was_trained_with() {
+    let scratch = Scratch::new("template-not-exported");
+    scratch.train(&["data.chat_template=t.jinja"]).fine();
+    assert_eq!(
+        scratch.read("out/model/chat_template.jinja"),
+        scratch.read("t.jinja")
+    );
+    let config = json_of(&scratch, "out/model/tokenizer_config.json");
+    assert!(config.get("chat_template").is_none(), "{config}");
+    let before = json_of(&scratch, "m/tokenizer_config.json");
+    assert_eq!(config["model_max_length"], before["model_max_length"]);
+    // It is what the model is used with from now on.
+    let ended = scratch.run(&[
+        "train",
+        "run.yaml",
+        "--set",
+        "model.path=out/model",
+        "--set",
+        "output=again",
+    ]);
+    assert_eq!(
+        supervised(&ended),
+        supervised(&scratch.train(&["data.chat_template=t.jinja", "output=third"]))
+    );
+    assert_eq!(
+        scratch.read("again/model/chat_template.jinja"),
+        scratch.read("t.jinja")
+    );
+}
+
+#[test]
+fn the_export_has_the_tokenizer_it_was_trained_with() {
+    let scratch = Scratch::new("template-not-exported");
+    copy_over(&scratch.at("m"), &scratch.at("tok"));
+    for name in ["tok/model.safetensors", "tok/config.json"] {
+        std::fs::remove_file(scratch.at(name)).expect("removed");
+    }
+    let config = scratch
+        .read("tok/tokenizer_config.json")
+        .replace("256", "255");
+    scratch.write("tok/tokenizer_config.json", config);
+    let template = "other{% for m in messages %}{{ m.role + '\\n' + m.content + '<|im_end|>' }}{% endfor %}\
+                    {% if add_generation_prompt %}{{ 'assistant\\n' }}{% endif %}";
+    scratch.write("tok/chat_template.jinja", template);
+    scratch.write("tok/spiece.model", "pieces");
+    scratch.write("m/added_tokens.json", "{\"of the model\": 3}");
+    scratch.train(&["model.tokenizer=tok"]).fine();
+    for name in [
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+        "spiece.model",
+    ] {
+        let exported = scratch.read(&format!("out/model/{name}"));
+        assert_eq!(exported, scratch.read(&format!("tok/{name}")), "{name}");
+    }
+    assert!(
+        !scratch.at("out/model/added_tokens.json").exists(),
+        "the model's tokenizer"
+    );
+    assert!(scratch.at("m/added_tokens.json").exists());
 }

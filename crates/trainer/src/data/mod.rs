@@ -38,3 +38,4 @@ pub use packing::{PackReport, Packed, Packing, TooLong};
 pub use prompts::{Prompt, prompts};
 pub use remarks::Remarks;
 pub use tokenizer::Tokenizer;
+pub use turns::{EndOfTurn, end_of_turn, generation_prompt};

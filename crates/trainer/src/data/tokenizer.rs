@@ -23,6 +23,7 @@ pub struct Tokenizer {
     added_texts: Vec<String>,
     special_tokens: Vec<(String, Value)>,
     templates: Vec<(String, String)>,
+    template_given: bool,
     now_unix_s: i64,
     template: Option<ChatTemplate>,
 }
@@ -81,6 +82,7 @@ impl Tokenizer {
             added_texts,
             special_tokens: beside.special_tokens,
             templates: beside.templates,
+            template_given: false,
             now_unix_s: now().as_secs() as i64,
             template: None,
         };
@@ -103,8 +105,25 @@ impl Tokenizer {
     /// Renders chats with this template instead of the tokenizer's own.
     pub fn with_chat_template(mut self, source: &str) -> Result<Self, DataError> {
         self.templates = vec![("default".into(), source.into())];
+        self.template_given = true;
         self.parse_template()?;
         Ok(self)
+    }
+
+    /// The source of the template that takes the place of the tokenizer's own, if one was given.
+    #[must_use]
+    pub fn given_template(&self) -> Option<&str> {
+        self.templates
+            .first()
+            .filter(|_| self.template_given)
+            .map(|(_, source)| source.as_str())
+    }
+
+    /// Whether the word stands in a template's source.
+    pub(crate) fn templates_mention(&self, word: &str) -> bool {
+        self.templates
+            .iter()
+            .any(|(_, source)| source.contains(word))
     }
 
     /// Shows templates this time (seconds since 1970, UTC) instead of the time of opening. A
@@ -251,8 +270,13 @@ impl Tokenizer {
             path: self.path.clone(),
             token: token.to_owned(),
         };
-        let id = self.inner.token_to_id(token).ok_or_else(unknown)?;
-        i32::try_from(id).map_err(|_| unknown())
+        self.token_id(token).ok_or_else(unknown)
+    }
+
+    /// The id of a token, if the vocabulary has it.
+    #[must_use]
+    pub fn token_id(&self, token: &str) -> Option<i32> {
+        i32::try_from(self.inner.token_to_id(token)?).ok()
     }
 
     fn parse_template(&mut self) -> Result<(), DataError> {

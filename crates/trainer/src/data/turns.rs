@@ -119,6 +119,48 @@ impl<'a> Turns<'a> {
     }
 }
 
+/// Where a chat template ends the assistant's turns.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EndOfTurn {
+    /// What it writes behind an answer, before anything of the next turn.
+    pub text: String,
+    /// Of the tokens in it those at which decoding stops, with their ids; a template may end the last
+    /// turn of a conversation otherwise than the others.
+    pub tokens: Vec<(i32, String)>,
+}
+
+/// Where the tokenizer's chat template ends the assistant's turns; none without a template.
+///
+/// # Errors
+/// Why its renderings do not tell.
+pub fn end_of_turn(tokenizer: &Tokenizer) -> Result<Option<EndOfTurn>, String> {
+    let Some(template) = tokenizer.chat_template() else {
+        return Ok(None);
+    };
+    let turns = Turns::new(template, tokenizer);
+    let frame = turns.frame.as_ref().map_err(Clone::clone)?;
+    let with_id = |text: &str| Some((tokenizer.token_id(text)?, text.to_owned()));
+    let stops = frame.stops(tokenizer).into_iter();
+    Ok(Some(EndOfTurn {
+        text: frame.end.clone(),
+        tokens: stops.filter_map(with_id).collect(),
+    }))
+}
+
+/// The text to generate an answer to `messages` from, header of the answer included; none without a chat
+/// template.
+///
+/// # Errors
+/// What the template said of these messages.
+pub fn generation_prompt(
+    tokenizer: &Tokenizer,
+    messages: &[Value],
+    tools: Option<&Value>,
+) -> Option<Result<String, RecordProblem>> {
+    let template = tokenizer.chat_template()?;
+    Some(Turns::new(template, tokenizer).prompt(messages, tools))
+}
+
 /// A word that `text` does not hold.
 fn absent_from(text: &str) -> String {
     (0..)

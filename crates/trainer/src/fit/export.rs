@@ -1,12 +1,12 @@
 //! What a run leaves behind: the fine-tuned model and the trace.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use lowtide_config::ModelSource;
 use lowtide_model::HfWriter;
 
-use super::Fit;
+use super::{Fit, tokenizer_files};
 use crate::error::TrainError;
 
 impl Fit<'_> {
@@ -35,7 +35,7 @@ impl Fit<'_> {
             return Ok(None);
         }
         written?;
-        copy_tokenizer(self.tokenizer.path(), &pending)?;
+        tokenizer_files::write(&self.tokenizer, &self.stops, &pending)?;
         if target.exists() {
             fs::remove_dir_all(&target).map_err(TrainError::io(&target))?;
         }
@@ -56,24 +56,4 @@ impl Fit<'_> {
             .map_err(TrainError::io(&path))?;
         Ok(Some(path))
     }
-}
-
-/// The files that make a directory a tokenizer's, where they exist and are not there yet.
-fn copy_tokenizer(tokenizer: &Path, to: &Path) -> Result<(), TrainError> {
-    let from = tokenizer.parent().unwrap_or(Path::new("."));
-    for name in [
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "special_tokens_map.json",
-        "chat_template.jinja",
-        "vocab.json",
-        "merges.txt",
-        "added_tokens.json",
-    ] {
-        let (source, target) = (from.join(name), to.join(name));
-        if source.exists() && !target.exists() {
-            fs::copy(&source, &target).map_err(TrainError::io(&source))?;
-        }
-    }
-    Ok(())
 }
