@@ -43,7 +43,8 @@ pub const SECTIONS: &[(&str, &str)] = &[
     ("log", "What is recorded beside the metrics."),
 ];
 
-/// Every key, in the order of the reference.
+/// Every key, in the order of the reference. Each has a row in `crates/cli/tests/keys.rs`, which looks for
+/// what changing it changes.
 pub const KEYS: &[Key] = &{
     const PARTS: [&[Key]; 3] = [BEFORE_DATA, data::KEYS, AFTER_DATA];
     const N: usize = PARTS[0].len() + PARTS[1].len() + PARTS[2].len();

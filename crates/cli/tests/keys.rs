@@ -1,0 +1,504 @@
+//! Every key of a run file does what it says: changing it changes what can be seen of a run.
+//!
+//! One row a key: two values, what else holds for both, and where to look. A key without a row fails
+//! the test, so that none is parsed and then forgotten.
+
+#[path = "cases/scratch.rs"]
+mod scratch;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use lowtide_config::KEYS;
+use scratch::{Ended, Scratch, copy_over};
+use serde_json::{Value, json};
+
+/// What all runs are but for the row's own keys.
+const RUN: &str = "
+model: {path: m}
+device: cpu
+budget: {device: 1GiB, host: 256MiB}
+log: {trace: false, tensorboard: false}
+plan: {machine: machine.json}
+train: {steps: 2, seq: 64, schedule: constant, learning_rate: 1e-3, warmup_steps: 0, clip: {norm: 1e-3}}
+data: {train: d.jsonl}
+";
+
+/// A run that ended, and its output directory.
+struct Seen {
+    ended: Ended,
+    output: PathBuf,
+}
+
+type Look = fn(&Seen) -> Value;
+
+/// One key: its two values (an empty one: not given), what else is set, the command, where to look.
+struct Row {
+    key: &'static str,
+    values: [&'static str; 2],
+    with: &'static [&'static str],
+    command: &'static str,
+    look: Look,
+}
+
+const fn trained(
+    key: &'static str,
+    values: [&'static str; 2],
+    with: &'static [&'static str],
+    look: Look,
+) -> Row {
+    Row {
+        key,
+        values,
+        with,
+        command: "train",
+        look,
+    }
+}
+
+const fn planned(
+    key: &'static str,
+    values: [&'static str; 2],
+    with: &'static [&'static str],
+    look: Look,
+) -> Row {
+    Row {
+        key,
+        values,
+        with,
+        command: "plan",
+        look,
+    }
+}
+
+fn lines(seen: &Seen) -> Vec<Value> {
+    let text = fs::read_to_string(seen.output.join("metrics.jsonl")).unwrap_or_default();
+    text.lines()
+        .map(|line| serde_json::from_str(line).expect("JSON"))
+        .collect()
+}
+
+fn column(seen: &Seen, field: &str) -> Value {
+    lines(seen)
+        .iter()
+        .filter_map(|l| l.get(field))
+        .cloned()
+        .collect()
+}
+
+fn loss(seen: &Seen) -> Value {
+    column(seen, "loss")
+}
+
+fn norm(seen: &Seen) -> Value {
+    column(seen, "grad_norm")
+}
+
+fn rate(seen: &Seen) -> Value {
+    column(seen, "learning_rate")
+}
+
+fn tokens(seen: &Seen) -> Value {
+    column(seen, "tokens")
+}
+
+fn evaluated(seen: &Seen) -> Value {
+    column(seen, "eval_loss")
+}
+
+/// A hash of the trained weights.
+fn weights(seen: &Seen) -> Value {
+    use std::hash::{DefaultHasher, Hash, Hasher};
+    let mut hash = DefaultHasher::new();
+    let bytes = fs::read(seen.output.join("model/model.safetensors")).expect("a model");
+    bytes.hash(&mut hash);
+    json!(hash.finish())
+}
+
+/// Names of all that the run wrote.
+fn files(seen: &Seen) -> Value {
+    fn walk(dir: &Path, under: &str, names: &mut BTreeSet<String>) {
+        for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+            let name = format!("{under}{}", entry.file_name().to_string_lossy());
+            match entry.file_type().is_ok_and(|t| t.is_dir()) {
+                true => walk(&entry.path(), &format!("{name}/"), names),
+                // Its name has the time in it.
+                false if name.contains("tfevents") => _ = names.insert("events".to_owned()),
+                false => _ = names.insert(name),
+            }
+        }
+    }
+    let mut names = BTreeSet::new();
+    walk(&seen.output, "", &mut names);
+    json!(names)
+}
+
+fn code(seen: &Seen) -> Value {
+    json!(seen.ended.code)
+}
+
+/// The lines of all that was printed that have one of these words.
+fn said(seen: &Seen, words: &[&str]) -> Value {
+    let text = seen.ended.text();
+    let wanted = |line: &&str| words.iter().any(|word| line.contains(word));
+    text.lines().filter(wanted).map(str::to_owned).collect()
+}
+
+fn data(seen: &Seen) -> Value {
+    said(seen, &["train data:"])
+}
+
+fn host(seen: &Seen) -> Value {
+    said(seen, &["threads ("])
+}
+
+fn device(seen: &Seen) -> Value {
+    let text = seen.ended.text();
+    let told = |line: &&str| line.starts_with("device: ") || line.starts_with("error: ");
+    text.lines().filter(told).map(str::to_owned).collect()
+}
+
+fn resumed(seen: &Seen) -> Value {
+    json!(seen.ended.text().contains("resumed from"))
+}
+
+fn exact(seen: &Seen) -> Value {
+    said(seen, &["exact"])
+}
+
+/// The plan's choices, what it takes of each tier and which model it is for.
+fn plan(seen: &Seen) -> Value {
+    let answer = seen.ended.json();
+    let parts = [
+        "choice",
+        "tiers",
+        "fits",
+        "machine",
+        "parameters",
+        "needed",
+        "allowed",
+    ];
+    parts.iter().map(|part| answer[part].clone()).collect()
+}
+
+const CHUNK: &[&str] = &["train.micro_batch=2"];
+const ROWS_OF_ONE: &[&str] = &["data.packing=false", "train.steps=6"];
+const COMPLETIONS: &[&str] = &["data.train=all.jsonl", "data.format=completion"];
+const FALLS: &[&str] = &["train.schedule=linear", "train.steps=4"];
+const SMALL: &[&str] = &["budget.device=8MiB"];
+const ANSWERS: &[&str] = &[
+    "data.eval=answers.jsonl",
+    "eval.generate.exact_match=true",
+    "train.learning_rate=0",
+];
+
+const LONG_ANSWERS: &[&str] = &[
+    "data.eval=answers.jsonl",
+    "eval.generate.exact_match=true",
+    "eval.generate.max_new_tokens=9",
+    "train.learning_rate=0",
+];
+
+const ROWS: &[Row] = &[
+    trained("model.path", ["", "m2"], &[], loss),
+    planned("model.shape", ["llama2-7b", "gpt3-175b"], &[], plan),
+    planned("model.config", ["m/config.json", "deeper.json"], &[], plan),
+    trained("model.init", ["pretrained", "random"], &[], loss),
+    trained("model.tokenizer", ["m", "t2"], &[], tokens),
+    trained("precision", ["bf16", "f32"], &[], loss),
+    // Without a GPU the second is refused, with one it computes there.
+    trained("device", ["cpu", "cuda:0"], &["plan.machine="], device),
+    trained("seed", ["0", "2"], ROWS_OF_ONE, loss),
+    trained("output", ["", "elsewhere"], &[], files),
+    trained("threads", ["1", "2"], &[], host),
+    planned("budget.device", ["1GiB", "8MiB"], &[], plan),
+    planned("budget.host", ["256MiB", "1MiB"], SMALL, plan),
+    planned("budget.disk", ["0", "1GiB"], SMALL, plan),
+    trained("data.train", ["", "other.jsonl"], &[], tokens),
+    trained("data.eval", ["", "other.jsonl"], &[], evaluated),
+    trained("data.eval_split", ["0", "0.3"], &[], evaluated),
+    trained(
+        "data.format",
+        ["completion", "text"],
+        &["data.train=all.jsonl"],
+        data,
+    ),
+    trained(
+        "data.fields.messages",
+        ["messages", "chat"],
+        &["data.train=all.jsonl", "data.format=chat"],
+        tokens,
+    ),
+    trained(
+        "data.fields.prompt",
+        ["prompt", "question"],
+        COMPLETIONS,
+        tokens,
+    ),
+    trained(
+        "data.fields.completion",
+        ["completion", "answer"],
+        COMPLETIONS,
+        tokens,
+    ),
+    trained(
+        "data.fields.text",
+        ["text", "question"],
+        &["data.train=all.jsonl", "data.format=text"],
+        tokens,
+    ),
+    trained("data.packing", ["true", "false"], &[], tokens),
+    trained("data.train_on", ["assistant", "all"], &[], data),
+    trained("data.shuffle", ["true", "false"], ROWS_OF_ONE, tokens),
+    trained("data.max_examples", ["", "2"], ROWS_OF_ONE, data),
+    trained(
+        "data.on_error",
+        ["stop", "skip"],
+        &["data.train=bad.jsonl"],
+        code,
+    ),
+    trained("data.max_line", ["16MiB", "100"], &[], code),
+    trained("data.system", ["", "Be kind."], &[], tokens),
+    trained("data.separator", ["", "and then"], COMPLETIONS, tokens),
+    trained("data.chat_template", ["", "t.jinja"], &[], tokens),
+    trained("train.steps", ["2", "3"], &[], tokens),
+    trained("train.epochs", ["1", "2"], &["data.packing=false"], tokens),
+    trained("train.micro_batch", ["1", "2"], &[], tokens),
+    trained("train.seq", ["64", "32"], &[], tokens),
+    trained("train.accumulate", ["1", "2"], &[], tokens),
+    trained(
+        "train.last_batch",
+        ["fill", "keep"],
+        &["data.packing=false", "train.micro_batch=4"],
+        tokens,
+    ),
+    trained("train.learning_rate", ["1e-3", "1e-4"], &[], rate),
+    trained(
+        "train.schedule",
+        ["constant", "cosine"],
+        &["train.steps=4"],
+        rate,
+    ),
+    trained("train.warmup_steps", ["0", "2"], &[], rate),
+    trained("train.warmup_ratio", ["0", "1"], &[], rate),
+    trained(
+        "train.decay_ratio",
+        ["0.1", "0.9"],
+        &["train.schedule=wsd", "train.steps=10"],
+        rate,
+    ),
+    trained("train.min_lr_ratio", ["0", "0.5"], FALLS, rate),
+    trained("train.clip.mode", ["exact", "none"], &[], weights),
+    trained("train.clip.norm", ["1e-3", "1e-6"], &[], weights),
+    trained("train.gradient", ["bf16", "f32"], &[], norm),
+    // Their gradient is not finite: the one stops, the other goes on to the end.
+    trained(
+        "train.on_nonfinite",
+        ["stop", "skip"],
+        &["model.path=steep"],
+        code,
+    ),
+    planned("train.logits_chunk", ["0", "8"], CHUNK, plan),
+    // The only optimizer there is: others are refused by name.
+    trained("optimizer.name", ["adamw", "lion"], &[], code),
+    trained("optimizer.beta1", ["0.9", "0.5"], &[], weights),
+    trained("optimizer.beta2", ["0.999", "0.5"], &[], weights),
+    trained("optimizer.eps", ["1e-8", "1e-3"], &[], weights),
+    trained("optimizer.weight_decay", ["0", "1"], &[], weights),
+    trained("optimizer.moments", ["f32", "bf16"], &[], weights),
+    planned("optimizer.update", ["host", "device"], &[], plan),
+    planned(
+        "plan.loop",
+        ["layer-major", "batch-major"],
+        &["train.accumulate=2"],
+        plan,
+    ),
+    planned("plan.weights", ["device", "host"], &[], plan),
+    planned("plan.optimizer", ["device", "host"], &[], plan),
+    planned("plan.gradients", ["device", "host"], &[], plan),
+    planned("plan.inputs", ["device", "host"], &[], plan),
+    planned("plan.recompute", ["none", "all"], &[], plan),
+    planned("plan.prefetch", ["0", "2"], &["plan.weights=host"], plan),
+    planned("plan.pieces", ["block", "split"], &[], plan),
+    planned("plan.machine", ["machine.json", "renamed.json"], &[], plan),
+    trained(
+        "eval.every_steps",
+        ["0", "1"],
+        &["data.eval=other.jsonl"],
+        evaluated,
+    ),
+    trained("eval.batches", ["", "1"], &["data.eval=d.jsonl"], evaluated),
+    trained(
+        "eval.generate.exact_match",
+        ["false", "true"],
+        &["data.eval=d.jsonl", "eval.generate.max_new_tokens=2"],
+        exact,
+    ),
+    trained("eval.generate.max_new_tokens", ["3", "9"], ANSWERS, exact),
+    trained("eval.generate.max_examples", ["1", "2"], ANSWERS, exact),
+    // The first letter of what is said in more tokens than the reference has.
+    trained(
+        "eval.generate.extract",
+        ["", r"^\s*(\S)"],
+        LONG_ANSWERS,
+        exact,
+    ),
+    trained("eval.generate.every_steps", ["0", "1"], ANSWERS, exact),
+    trained("checkpoint.every_steps", ["0", "1"], &[], files),
+    trained(
+        "checkpoint.keep",
+        ["1", "2"],
+        &["checkpoint.every_steps=1"],
+        files,
+    ),
+    trained(
+        "checkpoint.resume",
+        ["auto", "never"],
+        &["train.steps=3"],
+        resumed,
+    ),
+    trained(
+        "checkpoint.change",
+        ["", "train.learning_rate"],
+        &["train.steps=3", "train.learning_rate=1e-4"],
+        code,
+    ),
+    planned(
+        "checkpoint.durable",
+        ["false", "true"],
+        &["budget.disk=1GiB"],
+        plan,
+    ),
+    trained("log.every_steps", ["1", "2"], &[], tokens),
+    trained("log.tensorboard", ["false", "true"], &[], files),
+    trained("log.trace", ["false", "true"], &[], files),
+];
+
+/// Files that rows name.
+fn prepare(case: &Scratch) {
+    let records: Vec<String> = case
+        .read("train.jsonl")
+        .lines()
+        .take(6)
+        .map(str::to_owned)
+        .collect();
+    case.write("d.jsonl", records.join("\n"));
+    case.write(
+        "other.jsonl",
+        "{\"messages\": [{\"role\": \"user\", \"content\": \"Say it.\"}, \
+        {\"role\": \"assistant\", \"content\": \"It is said, and more than once.\"}]}\n",
+    );
+    let chat = |words: &str| json!([{"role": "user", "content": "hi"}, {"role": "assistant", "content": words}]);
+    let all = json!({"messages": chat("yes"), "chat": chat("yes, and then some"), "prompt": "a", "completion": "b",
+        "question": "a longer prompt than the other", "answer": "a longer answer than the other", "text": "short"});
+    case.write("all.jsonl", format!("{all}\n"));
+    case.write("bad.jsonl", format!("{}\nnonsense\n", records[0]));
+    let config = case.read("m/config.json");
+    let deeper = config.replace("\"num_hidden_layers\": 4", "\"num_hidden_layers\": 5");
+    assert_ne!(config, deeper);
+    case.write("deeper.json", deeper);
+    let mut tokenizer: Value =
+        serde_json::from_str(&case.read("m/tokenizer_config.json")).expect("JSON");
+    let template = tokenizer["chat_template"].as_str().expect("a template");
+    let template = format!("Once more. {template}");
+    case.write("t.jinja", &template);
+    tokenizer["chat_template"] = template.into();
+    copy_over(&case.at("m"), &case.at("t2"));
+    case.write("t2/tokenizer_config.json", tokenizer.to_string());
+
+    // This machine's rates once, and other weights.
+    case.write("run.yaml", RUN);
+    case.train(&["plan.machine=", "output=first"]).fine();
+    fs::copy(case.at("first/machine.json"), case.at("machine.json")).expect("a machine");
+    let machine = case.read("machine.json");
+    let mut renamed: Value = serde_json::from_str(&machine).expect("JSON");
+    renamed["name"] = "another machine".into();
+    case.write("renamed.json", renamed.to_string());
+    copy_over(&case.at("first/model"), &case.at("m2"));
+    copy_over(&case.at("m"), &case.at("steep"));
+    steepen(&case.at("steep/model.safetensors"));
+
+    // What the model says in three tokens, as the reference answer.
+    let prompt = "{\"prompt\": \"What is\", \"completion\": \"x\"}\n";
+    let generate = [
+        "generate",
+        "run.yaml",
+        "--prompt",
+        "What is",
+        "--max-new-tokens",
+        "3",
+        "--json",
+    ];
+    let answer = case.run(&generate).fine().json();
+    let mut record: Value = serde_json::from_str(prompt).expect("JSON");
+    record["completion"] = answer["text"].clone();
+    assert!(record["completion"].is_string(), "{answer}");
+    case.write("answers.jsonl", format!("{record}\n").repeat(2));
+}
+
+/// Makes the last norm's weights so large that the loss is finite and its gradient is not.
+fn steepen(path: &Path) {
+    let mut bytes = fs::read(path).expect("weights");
+    let n = u64::from_le_bytes(bytes[..8].try_into().expect("8 bytes")) as usize;
+    let header: Value = serde_json::from_slice(&bytes[8..8 + n]).expect("a header");
+    let norm = &header["model.norm.weight"];
+    assert_eq!(norm["dtype"], "BF16");
+    let at = |i: usize| 8 + n + norm["data_offsets"][i].as_u64().expect("an offset") as usize;
+    for weight in bytes[at(0)..at(1)].chunks_exact_mut(2) {
+        weight.copy_from_slice(&0x7e97_u16.to_le_bytes()); // 1e38
+    }
+    fs::write(path, bytes).expect("written");
+}
+
+#[test]
+fn every_key_changes_what_it_says() {
+    let rows: BTreeMap<&str, &Row> = ROWS.iter().map(|row| (row.key, row)).collect();
+    assert_eq!(rows.len(), ROWS.len(), "a key twice");
+    let keys: BTreeSet<&str> = KEYS.iter().map(|key| key.name).collect();
+    let have: BTreeSet<&str> = rows.keys().copied().collect();
+    assert_eq!(keys, have, "keys, and rows that look for what each changes");
+
+    let case = Scratch::bare();
+    prepare(&case);
+    let mut idle = Vec::new();
+    for (i, row) in ROWS.iter().enumerate() {
+        let looks = row.values.map(|value| {
+            let output = format!("o{i}-{}", value == row.values[1]);
+            if ["checkpoint.resume", "checkpoint.change"].contains(&row.key) {
+                copy_over(&case.at("first"), &case.at(&output));
+            }
+            let mut args = vec![
+                row.command.to_owned(),
+                "run.yaml".to_owned(),
+                "--verbose".to_owned(),
+            ];
+            if row.command == "plan" {
+                args.push("--json".to_owned());
+            }
+            let mut set = |text: String| args.extend(["--set".to_owned(), text]);
+            set(format!("output={output}"));
+            row.with.iter().for_each(|with| set((*with).to_owned()));
+            if !value.is_empty() {
+                set(format!("{}={value}", row.key));
+            }
+            let ended = case.run(&args.iter().map(String::as_str).collect::<Vec<_>>());
+            let code_is_looked_at = row.look as usize == code as Look as usize;
+            if value == row.values[0] && !code_is_looked_at && row.command == "train" {
+                ended.fine();
+            }
+            (row.look)(&Seen {
+                ended,
+                output: case.at(&output),
+            })
+        });
+        if looks[0] == looks[1] {
+            idle.push(format!("{}: {:?} gives {}", row.key, row.values, looks[0]));
+        }
+    }
+    assert!(
+        idle.is_empty(),
+        "keys that change nothing:\n{}",
+        idle.join("\n")
+    );
+}
