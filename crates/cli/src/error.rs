@@ -1,6 +1,6 @@
 //! From an error's facts to an exit code and advice: only the command line knows its own flags.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use lowtide_config::{ConfigError, nearest};
 use lowtide_planner::Machine;
@@ -210,6 +210,9 @@ fn advice(e: &TrainError) -> Vec<String> {
              --set checkpoint.resume=never starts anew"
                 .to_owned(),
         ],
+        TrainError::KeptState {
+            files, checkpoint, ..
+        } => kept_advice(files, checkpoint.as_deref()),
         TrainError::Config(ConfigError::UnknownKey { .. }) => {
             one("`lowtide schema --markdown` lists every key")
         }
@@ -305,13 +308,35 @@ fn cuda_advice(e: &CudaError) -> Vec<String> {
     vec![text.to_owned()]
 }
 
+fn kept_advice(files: &[PathBuf], checkpoint: Option<&Path>) -> Vec<String> {
+    let files: Vec<String> = files.iter().map(|f| f.display().to_string()).collect();
+    let then = match checkpoint {
+        Some(dir) => format!("goes on from {}", dir.display()),
+        None => "begins at step 1, no checkpoint was saved".to_owned(),
+    };
+    vec![
+        "nothing was changed: put back what is missing or was damaged, if you can (a drive that is not \
+         mounted, a copy of the file)"
+            .to_owned(),
+        format!("or move or delete {}: the same command then {then}", files.join(" and ")),
+    ]
+}
+
 fn tier_advice(e: &TierError) -> Vec<String> {
     let text = match e {
         TierError::Space { .. } => {
             "free some space, or spread budget.disk over several directories"
         }
         TierError::InUse { .. } => {
-            "another run holds it: wait for that one, or give this one another directory"
+            "another run or probe uses it: wait for that one, or give this one another directory"
+        }
+        TierError::NoLocks { .. } => {
+            "its file system has no locks (flock), so two runs could write there at once: name a \
+             directory on a local drive, or mount that file system with locks (NFS: with lockd; \
+             Lustre: -o flock)"
+        }
+        TierError::BadFile { .. } => {
+            "move it away or delete it if nobody needs it, or name another directory"
         }
         TierError::HostMemory { limit, .. } if limit.starts_with("cgroup") => {
             "raise the memory limit of the container (its control group), or lower budget.host and \

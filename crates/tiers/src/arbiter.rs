@@ -9,7 +9,7 @@ use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -19,6 +19,7 @@ use crate::disk::Kind;
 use crate::queue::{Job, Queue};
 use crate::stripe::Stripe;
 use crate::ticket::Part;
+use crate::versions::Versions;
 use crate::{ALIGN, Checksums, Counters, Extent, RawRange, TierError};
 
 /// How often in a row a block may be interrupted or move nothing before it counts as failed;
@@ -67,6 +68,7 @@ pub(crate) struct Setup {
     pub(crate) block: u64,
     pub(crate) depth: usize,
     pub(crate) checksums: Option<Arc<Checksums>>,
+    pub(crate) versions: Arc<OnceLock<Versions>>,
 }
 
 /// One drive's part of a request.
@@ -299,11 +301,15 @@ impl Loop {
                 bytes,
                 at: data + local.start,
             };
-            if let (Kind::Write, Some(sums)) = (io.kind, &self.setup.checksums) {
+            if io.kind == Kind::Write {
                 // SAFETY: mapped while the piece lives; not written until it is done (contract).
-                sums.record(flat, unsafe {
-                    std::slice::from_raw_parts(io.memory, bytes)
-                });
+                let bytes = unsafe { std::slice::from_raw_parts(io.memory, bytes) };
+                if let Some(sums) = &self.setup.checksums {
+                    sums.record(flat, bytes);
+                }
+                if let Some(versions) = self.setup.versions.get() {
+                    versions.record(flat, bytes);
+                }
             }
             self.free.pop();
             self.slots[slot] = Some(Block {
@@ -455,6 +461,7 @@ mod tests {
             block: ALIGN,
             depth: 1,
             checksums: None,
+            versions: Arc::default(),
         };
         let made = || {
             Ok((

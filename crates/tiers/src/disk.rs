@@ -2,17 +2,19 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use lowtide_units::Bytes;
 
 use crate::arbiter::{Arbiter, Piece, Setup};
-use crate::journal::{self, Committed, Journal, Place};
-use crate::state_file::{self, Header, StateFile};
+use crate::header::Header;
+use crate::journal::{Journal, Place};
+use crate::state_file::{self, StateFile};
 use crate::stripe::Stripe;
 use crate::threads::Threads;
 use crate::uring::Uring;
-use crate::{ALIGN, Arena, Checksums, RawRange, Ticket, TierError};
+use crate::versions::Versions;
+use crate::{ALIGN, Arena, Checksums, DirLock, RawRange, Scratch, Ticket, TierError};
 
 /// What a disk is made of. [`DiskConfig::new`] gives what suits NVMe drives.
 #[derive(Clone, Debug)]
@@ -68,7 +70,7 @@ pub enum Backend {
 pub enum Open {
     /// Begin anew; refuse to touch a file that an earlier run asked to keep.
     Create,
-    /// Begin anew, over kept files too.
+    /// Begin anew, in the place of kept files too: they stay until [`Disk::publish`].
     Replace,
     /// Go on with the bytes of a kept run that had the same drives, stripes and run id. Where this
     /// disk is larger, what it has more is unspecified.
@@ -137,12 +139,16 @@ pub struct Counters {
 pub struct Disk {
     arbiters: Vec<Arbiter>,
     files: Vec<Arc<StateFile>>,
-    stripe: Arc<Stripe>,
+    /// Of each directory; dropped after the files.
+    locks: Vec<DirLock>,
+    pub(crate) stripe: Arc<Stripe>,
     bytes: u64,
     /// Extents must be multiples of this: [`ALIGN`], or the unit of checksums.
     align: u64,
     checksums: Option<Arc<Checksums>>,
-    journal: Option<Journal>,
+    /// Set where commits are proven; the drives' threads look in here.
+    pub(crate) versions: Arc<OnceLock<Versions>>,
+    pub(crate) journal: Option<Journal>,
     /// Held while a request's parts are handed out, so that all drives see one order.
     order: Mutex<()>,
     description: String,
@@ -261,18 +267,20 @@ impl Layout<'_> {
 }
 
 impl Disk {
-    /// Makes or takes over the state files, reserves all space, chooses a backend for each drive
-    /// by trial and starts the arbiters. `host` is the arena most requests will come from: with
+    /// Locks the directories, makes or takes over the state files, reserves all space, chooses a backend
+    /// for each drive by trial and starts the arbiters. `host` is the arena most requests will come from: with
     /// io_uring its pages are registered once, where the limit on locked memory allows.
     ///
     /// # Errors
-    /// [`TierError::Setting`], [`TierError::Space`], [`TierError::InUse`], [`TierError::Kept`],
-    /// [`TierError::BadFile`], [`TierError::File`], [`TierError::Backend`]; files made so far are
-    /// removed again.
+    /// [`TierError::Setting`], [`TierError::Space`], [`TierError::InUse`], [`TierError::NoLocks`],
+    /// [`TierError::Kept`], [`TierError::BadFile`], [`TierError::OtherDisk`], [`TierError::File`], [`TierError::Backend`]; files
+    /// made so far are removed again.
     pub fn open(config: &DiskConfig, host: Option<&Arena>) -> Result<Self, TierError> {
         let stripe = Arc::new(config.checked()?);
         let shares: Vec<u64> = config.drives.iter().map(|d| d.bytes.0).collect();
         let bytes = stripe.capacity(&shares);
+        let locks = config.drives.iter().map(|d| DirLock::take(&d.dir));
+        let locks: Vec<DirLock> = locks.collect::<Result<_, _>>()?;
         let mut files = Vec::new();
         for (i, drive) in config.drives.iter().enumerate() {
             let header = Header {
@@ -282,6 +290,8 @@ impl Disk {
                 share: stripe.local_len(i, bytes),
                 stripe: (*stripe).clone(),
             };
+            // What a killed probe has left takes space.
+            Scratch::remove_stale(&drive.dir)?;
             let file = StateFile::open(&drive.dir, &header, config.open, config.direct)?;
             files.push(Arc::new(file));
         }
@@ -308,12 +318,23 @@ impl Disk {
             })?;
             disk.add(arbiter, &how);
         }
-        let first = &files[0];
-        let reserved = first.read_reserved()?;
-        let last = journal::newest(config.run, &reserved);
-        let (last, at) = last.map_or((None, 0), |(c, at)| (Some(c), at));
-        disk.journal_in(Place::File(Arc::clone(first)), last.as_ref(), at);
-        disk.files = files;
+        let place = Place::File(Arc::clone(&files[0]));
+        let last = match config.open {
+            Open::Existing => {
+                let (kept, _) = Journal::new(place.clone(), config.run, None).read()?;
+                let kept = kept.map_err(|what| TierError::BadFile {
+                    path: files[0].path.clone(),
+                    what,
+                })?;
+                kept.commits.into_iter().next()
+            }
+            Open::Create | Open::Replace => None,
+        };
+        disk.journal = Some(Journal::new(place, config.run, last.as_ref()));
+        (disk.files, disk.locks) = (files, locks);
+        if config.open == Open::Create {
+            disk.publish()?;
+        }
         Ok(disk)
     }
 
@@ -325,6 +346,8 @@ impl Disk {
         Self {
             arbiters: Vec::new(),
             files: Vec::new(),
+            locks: Vec::new(),
+            versions: Arc::default(),
             stripe,
             bytes,
             align: verify_reads.map_or(ALIGN, |unit| unit.0),
@@ -335,9 +358,24 @@ impl Disk {
         }
     }
 
-    /// Where commits are noted, and the last one there.
-    pub(crate) fn journal_in(&mut self, place: Place, last: Option<&Committed>, about_at: usize) {
-        self.journal = Some(Journal::new(place, last, about_at));
+    /// Where commits of a new disk are noted.
+    pub(crate) fn journal_in(&mut self, place: Place) {
+        self.journal = Some(Journal::new(place, 0, None));
+    }
+
+    /// Gives new files their names, in the place of kept ones: those are gone then. To be called when
+    /// what they hold is on this disk or is not wanted any more.
+    ///
+    /// # Errors
+    /// [`TierError::File`] when the system refuses.
+    pub fn publish(&self) -> Result<(), TierError> {
+        self.files.iter().try_for_each(|file| file.publish())
+    }
+
+    /// Where the journal is.
+    pub(crate) fn first_path(&self) -> PathBuf {
+        let first = self.files.first();
+        first.map_or_else(|| PathBuf::from("ram"), |file| file.path.clone())
     }
 
     /// What the next arbiter needs to know.
@@ -350,6 +388,7 @@ impl Disk {
             block: block.0,
             depth,
             checksums: self.checksums.clone(),
+            versions: Arc::clone(&self.versions),
         }
     }
 
@@ -477,17 +516,25 @@ impl Disk {
     }
 
     /// Makes every write whose ticket is done survive a power loss, then says so in the journal:
-    /// that `version` is whole, and `about` and `record` of it. When this returns,
-    /// [`crate::committed`] finds exactly that, whatever happens to the process or the machine;
-    /// until then it finds the commit before.
+    /// that `version` is whole, its checksums, and `about` and `record` of it. When this returns,
+    /// [`Disk::prove`] finds exactly that, whatever happens to the process or the machine; until then it
+    /// finds the commit before.
     ///
     /// # Errors
-    /// [`TierError::Journal`] for what is too long; [`TierError::File`] when a drive refuses.
+    /// [`TierError::Journal`] for what is too long; [`TierError::NotWritten`] when not all of the
+    /// version was written; [`TierError::File`] when a drive refuses.
     pub fn commit(&self, version: u32, about: &[u8], record: &[u8]) -> Result<(), TierError> {
         let journal = self.journal.as_ref().expect("set where a disk is opened");
-        journal.prepare(about)?;
+        let versions = self.versions.get();
+        let table = versions.map(|v| v.table(version)).transpose()?;
+        journal.prepare(version, about, &table.unwrap_or_default())?;
         self.sync()?;
-        journal.commit(version, record)
+        journal.commit(version, record)?;
+        if let Some(versions) = versions {
+            // The other one is written next.
+            versions.forget(1 - version);
+        }
+        Ok(())
     }
 
     /// The state files go when the disk is dropped, also those that were to be kept.
@@ -506,6 +553,9 @@ impl Drop for Disk {
         // All are told before any is waited for.
         self.arbiters.iter().for_each(Arbiter::stop);
         self.arbiters.clear();
+        self.journal = None;
+        // The first drive's file has the journal and goes last: without it the others say nothing.
+        while self.files.pop().is_some() {}
     }
 }
 

@@ -107,11 +107,21 @@ pub enum TierError {
         /// Bytes free for it.
         free: Bytes,
     },
-    /// Another live process, or another disk of this one, holds the state file.
-    #[error("{} is held by a running process", path.display())]
+    /// Another live process, or another disk of this one, holds the directory.
+    #[error("{} is in use by {}", path.display(), who(*holder))]
     InUse {
-        /// The state file.
+        /// The directory.
         path: PathBuf,
+        /// The process that says so of itself, perhaps on another machine.
+        holder: Option<u32>,
+    },
+    /// A file system that has no locks, so two processes could use the directory at once.
+    #[error("{} cannot be locked: {os}", path.display())]
+    NoLocks {
+        /// The directory.
+        path: PathBuf,
+        /// The system's reason.
+        os: Os,
     },
     /// A state file that an earlier run asked to keep.
     #[error("{} holds the kept state of run {run:032x}", path.display())]
@@ -128,6 +138,12 @@ pub enum TierError {
         path: PathBuf,
         /// What does not fit.
         what: String,
+    },
+    /// A kept state file that does not go with this disk.
+    #[error("{}: written by another run, for another drive or another striping", path.display())]
+    OtherDisk {
+        /// The state file.
+        path: PathBuf,
     },
     /// The system failed an operation on a file as a whole.
     #[error("{} {}: {os}", action, path.display())]
@@ -191,7 +207,7 @@ pub enum TierError {
         /// What does not fit.
         what: String,
     },
-    /// What a commit has to say does not fit the journal.
+    /// What a commit has to say does not fit the journal of a durable run.
     #[error("the journal's {what} is {have} bytes, it has room for {max}")]
     Journal {
         /// Which part of it.
@@ -200,6 +216,22 @@ pub enum TierError {
         have: usize,
         /// Bytes there are.
         max: usize,
+    },
+    /// A version that is to be committed was not written once from end to end.
+    #[error("{extent} is to be committed, and {have} bytes were written into it")]
+    NotWritten {
+        /// The first extent that was not.
+        extent: Extent,
+        /// Bytes that were written into it since its last commit.
+        have: u64,
+    },
+    /// No version of what was committed is whole.
+    #[error("{}: no committed version is whole: {what}", path.display())]
+    NotWhole {
+        /// The first drive's state file.
+        path: PathBuf,
+        /// What is wrong with each.
+        what: String,
     },
     /// The disk was shut down, or its arbiter died, before the request was done.
     #[error("the disk stopped before the request was done")]
@@ -215,4 +247,11 @@ impl TierError {
             os: os.into(),
         }
     }
+}
+
+fn who(holder: Option<u32>) -> String {
+    holder.map_or_else(
+        || "another process".to_owned(),
+        |pid| format!("process {pid}"),
+    )
 }

@@ -1,18 +1,24 @@
-//! The journal of a durable run, in the first MiB of the first drive's state file: which of two
+//! The journal of a durable run, in the first 2 MiB of the first drive's state file: which of two
 //! versions of everything is whole, and what its owner wants to know of it.
 //!
-//! Two records of 4 KiB are written in turn, each with a sequence number and a checksum; the newer
-//! whole one counts, so a torn write leaves the one before. What does not change with every commit
-//! (`about`) has two places of its own, written in turn too, only when it changes; a record names
-//! the one it was made with by its checksum.
+//! Two records of 4 KiB are written in turn, each with a sequence number and a checksum. A record names,
+//! by their checksums, the `about` it was made with (what does not change with every commit; two places,
+//! written in turn when it changes) and the table of checksums of its version (two places, one a
+//! version). So a record can be held against the bytes of its version ([`crate::Disk::prove`]), and only
+//! a version that has them is gone on with: the newest, or the one before while nobody has written into it.
+//!
+//! A new file has a first record that says that nothing was committed. A file without a record that can
+//! be read was therefore damaged.
 
-use std::io::ErrorKind::{NotADirectory, NotFound, UnexpectedEof};
+use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::TierError;
-use crate::state_file::{self, StateFile};
+use crate::header::Header;
+use crate::lock::open_own;
+use crate::state_file::{self, Found, StateFile};
 
 /// Where in the file the two records are.
 const RECORDS: [u64; 2] = [4096, 8192];
@@ -20,25 +26,33 @@ const RECORD: usize = 4096;
 /// Where in the file the two places of `about` are, and how long they are.
 const ABOUTS: [u64; 2] = [64 << 10, 544 << 10];
 const ABOUT: usize = 480 << 10;
+/// Where in the file each version's table of checksums is, and how long it may be.
+const TABLES: [u64; 2] = [1 << 20, 3 << 19];
+/// The longest table of checksums, in bytes.
+pub(crate) const TABLE_MAX: usize = 512 << 10;
 
-const MAGIC: &[u8; 8] = b"LTJRNL01";
-const HEAD: usize = 32;
+const MAGIC: &[u8; 8] = b"LTJRNL02";
+const HEAD: usize = 40;
 const ABOUT_HEAD: usize = 8;
+/// The version of a record that says that nothing was committed.
+const NONE: u32 = u32::MAX;
 
 /// The longest record, in bytes.
 pub const RECORD_MAX: usize = RECORD - HEAD - 4;
 /// The longest `about`, in bytes.
 pub const ABOUT_MAX: usize = ABOUT - ABOUT_HEAD;
 
-const _: () = assert!(ABOUTS[1] + ABOUT as u64 <= state_file::DATA);
+const _: () = assert!(ABOUTS[1] + ABOUT as u64 <= TABLES[0]);
 const _: () = assert!(ABOUTS[0] + ABOUT as u64 <= ABOUTS[1] && RECORDS[1] + 4096 <= ABOUTS[0]);
+const _: () = assert!(TABLES[0] + TABLE_MAX as u64 <= TABLES[1]);
+const _: () = assert!(TABLES[1] + TABLE_MAX as u64 <= state_file::DATA);
 
-/// The last commit of a disk.
+/// One commit of a disk, as its record tells of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Committed {
     /// The run that made it.
     pub run: u128,
-    /// How many commits came before it on this disk.
+    /// How many commits came before it on this disk, and one.
     pub sequence: u64,
     /// Which version is whole.
     pub version: u32,
@@ -46,9 +60,26 @@ pub struct Committed {
     pub about: Vec<u8>,
     /// What holds for this one.
     pub record: Vec<u8>,
+    /// Which place has its `about`.
+    pub(crate) about_at: usize,
+    /// Checksum of the table of its version's checksums.
+    pub(crate) table_sum: u32,
+}
+
+/// What a kept state file says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kept {
+    /// The run that asked to keep it.
+    pub run: u128,
+    /// The commits whose records can be read, the newest first: two, one, or none where nothing was
+    /// committed. Which of their versions are whole, [`crate::Disk::prove`] says.
+    pub commits: Vec<Committed>,
+    /// What is wrong with the other record: a write of it that was cut off, or damage.
+    pub damaged: Option<String>,
 }
 
 /// Where a journal's bytes are.
+#[derive(Clone)]
 pub(crate) enum Place {
     File(Arc<StateFile>),
     Memory(Arc<Mutex<Vec<u8>>>),
@@ -57,7 +88,10 @@ pub(crate) enum Place {
 impl Place {
     /// The reserved bytes of a disk in memory.
     pub(crate) fn memory() -> Arc<Mutex<Vec<u8>>> {
-        Arc::new(Mutex::new(vec![0; state_file::DATA as usize]))
+        let mut bytes = vec![0; state_file::DATA as usize];
+        let (at, born) = born();
+        bytes[at as usize..at as usize + RECORD].copy_from_slice(&born);
+        Arc::new(Mutex::new(bytes))
     }
 
     fn write(&self, at: u64, bytes: &[u8]) -> Result<(), TierError> {
@@ -67,6 +101,16 @@ impl Place {
                 let mut memory = memory.lock().unwrap_or_else(PoisonError::into_inner);
                 memory[at as usize..at as usize + bytes.len()].copy_from_slice(bytes);
                 Ok(())
+            }
+        }
+    }
+
+    fn read(&self) -> Result<Vec<u8>, TierError> {
+        match self {
+            Self::File(file) => file.read_reserved(),
+            Self::Memory(memory) => {
+                let memory = memory.lock().unwrap_or_else(PoisonError::into_inner);
+                Ok(memory.clone())
             }
         }
     }
@@ -85,24 +129,35 @@ struct Next {
     sequence: u64,
     /// Place and checksum of the `about` in force.
     about: Option<(usize, u32)>,
+    /// Checksum of the table that was written for the next record.
+    table: u32,
+}
+
+impl Next {
+    fn behind(last: Option<&Committed>) -> Self {
+        Self {
+            // The first record of a new file has number 0.
+            sequence: last.map_or(1, |c| c.sequence + 1),
+            about: last.map(|c| (c.about_at, crc32c::crc32c(&c.about))),
+            table: 0,
+        }
+    }
 }
 
 /// A journal that is being written.
 pub(crate) struct Journal {
     place: Place,
+    run: u128,
     next: Mutex<Next>,
 }
 
 impl Journal {
     /// Goes on behind `last`, or begins.
-    pub(crate) fn new(place: Place, last: Option<&Committed>, about_at: usize) -> Self {
-        let next = last.map_or_else(Next::default, |c| Next {
-            sequence: c.sequence + 1,
-            about: Some((about_at, crc32c::crc32c(&c.about))),
-        });
+    pub(crate) fn new(place: Place, run: u128, last: Option<&Committed>) -> Self {
         Self {
             place,
-            next: Mutex::new(next),
+            run,
+            next: Mutex::new(Next::behind(last)),
         }
     }
 
@@ -110,9 +165,29 @@ impl Journal {
         self.next.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Writes `about` beside the one in force, if it differs. To be synced before the record.
-    pub(crate) fn prepare(&self, about: &[u8]) -> Result<(), TierError> {
+    /// What it says, and its bytes.
+    pub(crate) fn read(&self) -> Result<(Result<Kept, String>, Vec<u8>), TierError> {
+        let reserved = self.place.read()?;
+        Ok((read(self.run, &reserved), reserved))
+    }
+
+    /// Goes on behind this commit: later ones count no more.
+    pub(crate) fn go_on_behind(&self, last: &Committed) {
+        *self.next() = Next::behind(Some(last));
+    }
+
+    /// Writes `about` beside the one in force, if it differs, and the table of checksums of `version`.
+    /// To be synced before the record.
+    pub(crate) fn prepare(
+        &self,
+        version: u32,
+        about: &[u8],
+        table: &[u8],
+    ) -> Result<(), TierError> {
         let mut next = self.next();
+        check("table of checksums", table.len(), TABLE_MAX)?;
+        self.place.write(TABLES[version as usize % 2], table)?;
+        next.table = crc32c::crc32c(table);
         let sum = crc32c::crc32c(about);
         if next.about.is_some_and(|(_, old)| old == sum) {
             return Ok(());
@@ -128,12 +203,13 @@ impl Journal {
         Ok(())
     }
 
-    /// Writes and syncs a record for the prepared `about`.
+    /// Writes and syncs a record for what was prepared.
     pub(crate) fn commit(&self, version: u32, record: &[u8]) -> Result<(), TierError> {
         let mut next = self.next();
         check("record", record.len(), RECORD_MAX)?;
         let (at, sum) = next.about.expect("prepared before");
-        let bytes = encode(next.sequence, version, at as u32, sum, record);
+        let words = [version, at as u32, sum, record.len() as u32, next.table];
+        let bytes = encode(next.sequence, words, record);
         let place = RECORDS[(next.sequence % 2) as usize];
         self.place.write(place, &bytes)?;
         self.place.sync()?;
@@ -149,12 +225,17 @@ fn check(what: &'static str, have: usize, max: usize) -> Result<(), TierError> {
     Err(TierError::Journal { what, have, max })
 }
 
-/// magic, sequence, version, place and checksum of `about`, length, record, crc32c.
-fn encode(sequence: u64, version: u32, at: u32, about: u32, record: &[u8]) -> [u8; RECORD] {
+/// The record of a new file, and where it goes: nothing was committed.
+pub(crate) fn born() -> (u64, [u8; RECORD]) {
+    (RECORDS[0], encode(0, [NONE, 0, 0, 0, 0], &[]))
+}
+
+/// magic, sequence, then `words`: version, place and checksum of `about`, length, checksum of the
+/// table; 4 bytes of zero, record, crc32c.
+fn encode(sequence: u64, words: [u32; 5], record: &[u8]) -> [u8; RECORD] {
     let mut bytes = [0; RECORD];
     bytes[..8].copy_from_slice(MAGIC);
     bytes[8..16].copy_from_slice(&sequence.to_le_bytes());
-    let words = [version, at, about, record.len() as u32];
     for (i, word) in words.into_iter().enumerate() {
         bytes[16 + 4 * i..20 + 4 * i].copy_from_slice(&word.to_le_bytes());
     }
@@ -164,56 +245,143 @@ fn encode(sequence: u64, version: u32, at: u32, about: u32, record: &[u8]) -> [u
     bytes
 }
 
-/// The newest whole record among the reserved bytes, with the place of its `about`.
-pub(crate) fn newest(run: u128, reserved: &[u8]) -> Option<(Committed, usize)> {
-    let records = RECORDS.iter().filter_map(|&at| decode(run, reserved, at));
-    records.max_by_key(|(c, _)| c.sequence)
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(bytes[at..at + 4].try_into().expect("4"))
 }
 
-fn decode(run: u128, reserved: &[u8], at: u64) -> Option<(Committed, usize)> {
-    let bytes = reserved.get(at as usize..at as usize + RECORD)?;
-    let u32_at = |b: &[u8], at: usize| u32::from_le_bytes(b[at..at + 4].try_into().expect("4"));
-    if &bytes[..8] != MAGIC || u32_at(bytes, RECORD - 4) != crc32c::crc32c(&bytes[..RECORD - 4]) {
-        return None;
-    }
-    let len = u32_at(bytes, 28) as usize;
-    let place = u32_at(bytes, 20) as usize;
-    let about = reserved.get(*ABOUTS.get(place)? as usize..)?;
-    let about_len = u32_at(about, 0) as usize;
-    let about = about.get(ABOUT_HEAD..ABOUT_HEAD + about_len)?;
-    if crc32c::crc32c(about) != u32_at(bytes, 24) {
-        return None;
-    }
-    let committed = Committed {
-        run,
-        sequence: u64::from_le_bytes(bytes[8..16].try_into().expect("8")),
-        version: u32_at(bytes, 16),
-        about: about.to_vec(),
-        record: bytes.get(HEAD..HEAD + len)?.to_vec(),
+/// What stands in the place of a record.
+enum Stands {
+    /// No record was ever written there.
+    Zeros,
+    /// The first one of a new file.
+    Born,
+    Commit(Committed),
+    Damaged(&'static str),
+}
+
+/// What the reserved bytes say; or why that cannot be told.
+pub(crate) fn read(run: u128, reserved: &[u8]) -> Result<Kept, String> {
+    let kept = |commits, damaged: Option<&str>| {
+        Ok(Kept {
+            run,
+            commits,
+            damaged: damaged.map(str::to_owned),
+        })
     };
-    Some((committed, place))
+    match (stands(run, reserved, 0), stands(run, reserved, 1)) {
+        (Stands::Born, Stands::Zeros) => kept(vec![], None),
+        // Record 1 alone can be there while the first one is: nothing was committed before it.
+        (Stands::Born, Stands::Damaged(what)) => kept(vec![], Some(what)),
+        (Stands::Born, Stands::Commit(c)) if c.sequence == 1 => kept(vec![c], None),
+        (Stands::Commit(a), Stands::Commit(b)) if a.sequence.abs_diff(b.sequence) == 1 => {
+            let newer_first = if a.sequence > b.sequence {
+                [a, b]
+            } else {
+                [b, a]
+            };
+            kept(newer_first.into(), None)
+        }
+        (Stands::Commit(c), Stands::Damaged(what)) | (Stands::Damaged(what), Stands::Commit(c)) => {
+            kept(vec![c], Some(what))
+        }
+        (Stands::Commit(c), Stands::Zeros) | (Stands::Zeros, Stands::Commit(c)) => {
+            kept(vec![c], Some("one of its journal's records is gone"))
+        }
+        (Stands::Damaged(what), _) | (_, Stands::Damaged(what)) => Err(format!(
+            "neither of its journal's records can be read: {what}"
+        )),
+        (Stands::Zeros, Stands::Zeros) => Err("both of its journal's records are gone".to_owned()),
+        _ => Err("its journal's records do not belong to each other".to_owned()),
+    }
 }
 
-/// The last commit of the durable run whose first state file is in `dir`; `None` where there is no
-/// such file, it is not kept, or nothing was committed. Takes no lock and changes nothing.
+fn stands(run: u128, reserved: &[u8], slot: usize) -> Stands {
+    let at = RECORDS[slot] as usize;
+    let bytes = &reserved[at..at + RECORD];
+    if bytes.iter().all(|&b| b == 0) {
+        return Stands::Zeros;
+    }
+    if &bytes[..8] != MAGIC || u32_at(bytes, RECORD - 4) != crc32c::crc32c(&bytes[..RECORD - 4]) {
+        return Stands::Damaged("a record of its journal does not have its checksum");
+    }
+    let sequence = u64::from_le_bytes(bytes[8..16].try_into().expect("8"));
+    let (version, place, len) = (u32_at(bytes, 16), u32_at(bytes, 20), u32_at(bytes, 28));
+    if version == NONE && sequence == 0 && slot == 0 {
+        return Stands::Born;
+    }
+    let record = bytes[HEAD..RECORD - 4].get(..len as usize);
+    let (Some(&about_at), Some(record)) = (ABOUTS.get(place as usize), record) else {
+        return Stands::Damaged("a record of its journal is not one of this program");
+    };
+    if version > 1 || sequence % 2 != slot as u64 {
+        return Stands::Damaged("a record of its journal is not one of this program");
+    }
+    let about = &reserved[about_at as usize..about_at as usize + ABOUT];
+    let about = about[ABOUT_HEAD..].get(..u32_at(about, 0) as usize);
+    let about = about.filter(|a| crc32c::crc32c(a) == u32_at(bytes, 24));
+    let Some(about) = about else {
+        return Stands::Damaged("what its journal says of the run does not have its checksum");
+    };
+    Stands::Commit(Committed {
+        run,
+        sequence,
+        version,
+        about: about.to_vec(),
+        record: record.to_vec(),
+        about_at: place as usize,
+        table_sum: u32_at(bytes, 32),
+    })
+}
+
+/// The table of a commit's version among the reserved bytes, `bytes` long; `None` when it is not the
+/// one that the commit was made with.
+pub(crate) fn table<'a>(reserved: &'a [u8], commit: &Committed, bytes: usize) -> Option<&'a [u8]> {
+    let from = TABLES[commit.version as usize] as usize;
+    let table = reserved[from..from + TABLE_MAX].get(..bytes)?;
+    (crc32c::crc32c(table) == commit.table_sum).then_some(table)
+}
+
+/// What the durable run whose first state file is in `dir` has committed; `None` where there is no
+/// file, or it is not kept. Takes no lock and changes nothing.
 ///
 /// # Errors
-/// [`TierError::File`] when there is a file that cannot be read.
-pub fn committed(dir: &Path) -> Result<Option<Committed>, TierError> {
-    let Some(reserved) = reserved_in(dir)? else {
+/// [`TierError::BadFile`] when there is something that cannot be read, or was damaged;
+/// [`TierError::File`] when the system refuses.
+pub fn kept(dir: &Path) -> Result<Option<Kept>, TierError> {
+    let path = state_path(dir);
+    let Some(header) = kept_header(&path)? else {
         return Ok(None);
     };
-    let newest = state_file::kept_run(&reserved).and_then(|run| newest(run, &reserved));
-    Ok(newest.map(|found| found.0))
+    let bad = |what| TierError::BadFile {
+        path: path.clone(),
+        what,
+    };
+    let file = open_own(&path, OpenOptions::new().read(true))?;
+    let meta = file.metadata();
+    let meta = meta.map_err(|e| TierError::file("looking at", &path, &e))?;
+    if let Some(what) = state_file::too_short(meta.len(), &header) {
+        return Err(bad(what));
+    }
+    let reserved = reserved_of(&file, &path)?;
+    read(header.run, &reserved).map(Some).map_err(bad)
+}
+
+/// The last commit of the durable run whose first state file is in `dir`, as far as its record tells.
+///
+/// # Errors
+/// As [`kept`].
+pub fn committed(dir: &Path) -> Result<Option<Committed>, TierError> {
+    let kept = kept(dir)?;
+    Ok(kept.and_then(|k| k.commits.into_iter().next()))
 }
 
 /// The run that asked to keep the state file in `dir`, whether it committed anything or not; `None`
 /// where there is no such file. Takes no lock.
 ///
 /// # Errors
-/// [`TierError::File`] when there is a file that cannot be read.
+/// As [`kept`], for its header.
 pub fn kept_by(dir: &Path) -> Result<Option<u128>, TierError> {
-    Ok(reserved_in(dir)?.and_then(|bytes| state_file::kept_run(&bytes)))
+    Ok(kept_header(&state_path(dir))?.map(|header| header.run))
 }
 
 /// The name of the state file in a directory.
@@ -222,19 +390,22 @@ pub fn state_path(dir: &Path) -> PathBuf {
     dir.join(state_file::NAME)
 }
 
-fn reserved_in(dir: &Path) -> Result<Option<Vec<u8>>, TierError> {
-    let path = state_path(dir);
-    let file = match std::fs::File::open(&path) {
-        Ok(file) => file,
-        Err(e) if matches!(e.kind(), NotFound | NotADirectory) => return Ok(None),
-        Err(e) => return Err(TierError::file("opening", &path, &e)),
-    };
-    let mut reserved = vec![0; state_file::DATA as usize];
-    match file.read_exact_at(&mut reserved, 0) {
-        Ok(()) => Ok(Some(reserved)),
-        Err(e) if e.kind() == UnexpectedEof => Ok(None),
-        Err(e) => Err(TierError::file("reading", &path, &e)),
+fn kept_header(path: &Path) -> Result<Option<Header>, TierError> {
+    match state_file::look(path)? {
+        Found::Ours(header) => Ok(header.keep.then_some(*header)),
+        Found::Nothing | Found::Stale => Ok(None),
+        Found::Foreign(what) => Err(TierError::BadFile {
+            path: path.to_owned(),
+            what,
+        }),
     }
+}
+
+fn reserved_of(file: &File, path: &Path) -> Result<Vec<u8>, TierError> {
+    let mut reserved = vec![0; state_file::DATA as usize];
+    let read = file.read_exact_at(&mut reserved, 0);
+    read.map_err(|e| TierError::file("reading", path, &e))?;
+    Ok(reserved)
 }
 
 #[cfg(test)]
@@ -243,103 +414,165 @@ mod tests {
 
     fn made(commits: u64) -> (Arc<Mutex<Vec<u8>>>, Journal) {
         let memory = Place::memory();
-        let journal = Journal::new(Place::Memory(Arc::clone(&memory)), None, 0);
-        for i in 0..commits {
+        let journal = Journal::new(Place::Memory(Arc::clone(&memory)), 7, None);
+        for i in 1..=commits {
             commit(&journal, i);
         }
         (memory, journal)
     }
 
-    /// `about` changes every third time.
-    fn commit(journal: &Journal, i: u64) {
-        journal
-            .prepare(format!("about {}", i / 3).as_bytes())
-            .unwrap();
-        journal
-            .commit((i % 2) as u32, format!("record {i}").as_bytes())
-            .unwrap();
+    fn about(i: u64) -> String {
+        format!("about {}", i / 3)
     }
 
-    fn number(memory: &Mutex<Vec<u8>>) -> Option<u64> {
-        let (c, _) = newest(7, &memory.lock().unwrap())?;
-        assert_eq!(c.record, format!("record {}", c.sequence).as_bytes());
-        assert_eq!(c.about, format!("about {}", c.sequence / 3).as_bytes());
-        assert_eq!((c.run, u64::from(c.version)), (7, c.sequence % 2));
-        Some(c.sequence)
+    /// `about` changes every third time.
+    fn commit(journal: &Journal, i: u64) {
+        let (version, table) = ((i % 2) as u32, format!("table {i}"));
+        journal
+            .prepare(version, about(i).as_bytes(), table.as_bytes())
+            .unwrap();
+        let record = format!("record {i}");
+        journal.commit(version, record.as_bytes()).unwrap();
+    }
+
+    /// The numbers of the commits that can be read, each of which is what it was.
+    fn numbers(bytes: &[u8]) -> Result<Vec<u64>, String> {
+        let kept = read(7, bytes)?;
+        assert_eq!(kept.run, 7);
+        let numbers = kept.commits.iter().map(|c| {
+            assert_eq!(c.record, format!("record {}", c.sequence).as_bytes());
+            assert_eq!(c.about, about(c.sequence).as_bytes());
+            assert_eq!(u64::from(c.version), c.sequence % 2);
+            c.sequence
+        });
+        Ok(numbers.collect())
+    }
+
+    fn bytes(memory: &Mutex<Vec<u8>>) -> Vec<u8> {
+        memory.lock().unwrap().clone()
     }
 
     #[test]
-    fn the_newest_whole_record_counts() {
-        assert_eq!(number(&made(0).0), None);
+    fn the_newest_record_and_the_one_before_are_read() {
+        assert_eq!(numbers(&bytes(&made(0).0)), Ok(vec![]));
+        assert_eq!(numbers(&bytes(&made(1).0)), Ok(vec![1]));
+        for n in 2..10 {
+            let whole = bytes(&made(n).0);
+            // The one before may have had another `about`, whose place is still there.
+            assert_eq!(numbers(&whole), Ok(vec![n, n - 1]), "{n}");
+            let kept = read(7, &whole).unwrap();
+            assert_eq!(kept.damaged, None);
+            for c in &kept.commits {
+                let want = format!("table {}", c.sequence);
+                assert_eq!(table(&whole, c, want.len()), Some(want.as_bytes()));
+                assert_eq!(table(&whole, c, want.len() - 1), None);
+                assert_eq!(table(&whole, c, TABLE_MAX + 1), None);
+            }
+        }
+    }
+
+    #[test]
+    fn a_torn_record_leaves_the_one_before() {
         for n in 1..10 {
-            let (memory, _) = made(n);
-            assert_eq!(number(&memory), Some(n - 1));
-            // The last record's write is torn: any prefix of it over the one before the last.
-            let whole = memory.lock().unwrap().clone();
-            let old = if n > 2 {
-                made(n - 1).0.lock().unwrap().clone()
-            } else {
-                vec![0; whole.len()]
-            };
-            let at = RECORDS[((n - 1) % 2) as usize] as usize;
+            let (whole, old) = (bytes(&made(n).0), bytes(&made(n - 1).0));
+            let at = RECORDS[(n % 2) as usize] as usize;
             for torn in [0, 8, 16, 40, 512, 2048, 4088, 4095] {
                 let mut bytes = whole.clone();
                 bytes[at + torn..at + RECORD].copy_from_slice(&old[at + torn..at + RECORD]);
-                let changed = bytes != whole;
-                *memory.lock().unwrap() = bytes;
-                let want = if changed {
-                    (n > 1).then(|| n - 2)
-                } else {
-                    Some(n - 1)
-                };
-                assert_eq!(number(&memory), want, "{n} commits, torn at {torn}");
+                let mut want: Vec<u64> = (1..=n).rev().take(2).collect();
+                if bytes != whole {
+                    want.remove(0);
+                    // What was there before stands there whole when nothing of the new was written; the
+                    // first 8 bytes are the same in both.
+                    if torn <= 8 && n > 2 {
+                        want.push(n - 2);
+                    }
+                }
+                assert_eq!(numbers(&bytes), Ok(want), "{n} commits, torn at {torn}");
             }
         }
     }
 
     #[test]
-    fn damage_of_any_byte_of_a_record_or_its_about_falls_back() {
-        let (memory, _) = made(7);
-        let whole = memory.lock().unwrap().clone();
-        // Record 6 is the first with about 2, at the place of about 0.
-        let about = ABOUTS[0] as usize;
-        let record = RECORDS[0] as usize;
-        for at in (record..record + RECORD)
-            .step_by(7)
-            .chain(about..about + 15)
-        {
-            if (about + 4..about + 8).contains(&at) {
-                continue; // the copy of the checksum beside it, for people
+    fn a_changed_byte_is_never_read_as_another_commit_or_as_nothing() {
+        for n in [0, 1, 2, 7] {
+            let whole = bytes(&made(n).0);
+            let newest: Vec<u64> = (1..=n).rev().take(2).collect();
+            let abouts = ABOUTS.iter().flat_map(|&a| a as usize..a as usize + 20);
+            let records = RECORDS
+                .iter()
+                .flat_map(|&a| a as usize..a as usize + RECORD);
+            for at in records.chain(abouts) {
+                let mut bad = whole.clone();
+                bad[at] ^= 4;
+                // The commits that are left, or an error; nothing was committed only where that is so
+                // or where the first record alone was lost.
+                match numbers(&bad) {
+                    Ok(left) if left.is_empty() => assert!(n <= 1, "byte {at} of {n} commits"),
+                    Ok(left) => assert!(left.iter().all(|n| newest.contains(n)), "byte {at}"),
+                    Err(what) => assert!(what.contains("journal"), "{what}"),
+                }
             }
-            let mut bytes = whole.clone();
-            bytes[at] ^= 4;
-            *memory.lock().unwrap() = bytes;
-            assert_eq!(number(&memory), Some(5), "byte {at}");
         }
     }
 
     #[test]
-    fn a_journal_goes_on_behind_its_last_record() {
+    fn zeroed_records_are_damage() {
+        for n in [0, 1, 2, 7] {
+            let whole = bytes(&made(n).0);
+            let mut both = whole.clone();
+            both[4096..12288].fill(0);
+            assert!(numbers(&both).is_err(), "{n} commits");
+            for slot in [0, 1] {
+                let mut one = whole.clone();
+                one[RECORDS[slot] as usize..][..RECORD].fill(0);
+                if one != whole {
+                    let left = (1..=n).rev().take(2).find(|i| i % 2 != slot as u64);
+                    match left {
+                        Some(i) => {
+                            assert_eq!(numbers(&one), Ok(vec![i]));
+                            assert!(read(7, &one).unwrap().damaged.is_some());
+                        }
+                        // Record 1 gone looks like a file in which nothing was committed.
+                        None if n == 1 => assert_eq!(numbers(&one), Ok(vec![])),
+                        None => assert!(numbers(&one).is_err(), "{n} commits, {slot}"),
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_journal_goes_on_behind_its_last_record_and_behind_the_one_before() {
         let (memory, _) = made(5);
-        let (last, at) = newest(7, &memory.lock().unwrap()).unwrap();
-        let again = Journal::new(Place::Memory(Arc::clone(&memory)), Some(&last), at);
-        for i in 5..9 {
+        let last = read(7, &bytes(&memory)).unwrap().commits;
+        let again = Journal::new(Place::Memory(Arc::clone(&memory)), 7, Some(&last[0]));
+        for i in 6..9 {
             commit(&again, i);
-            assert_eq!(number(&memory), Some(i));
+            assert_eq!(numbers(&bytes(&memory)), Ok(vec![i, i - 1]));
+        }
+        let last = read(7, &bytes(&memory)).unwrap().commits;
+        again.go_on_behind(&last[1]);
+        for i in 8..12 {
+            commit(&again, i);
+            assert_eq!(numbers(&bytes(&memory)), Ok(vec![i, i - 1]));
         }
     }
 
     #[test]
     fn what_is_too_long_is_refused() {
         let (_, journal) = made(1);
-        let long = vec![0; ABOUT_MAX + 1];
-        assert!(matches!(
-            journal.prepare(&long),
-            Err(TierError::Journal { what: "about", .. })
-        ));
-        journal.prepare(&long[1..]).unwrap();
+        let long = vec![0; TABLE_MAX + 1];
+        let about = &long[..=ABOUT_MAX];
+        let too_long = |what: &str, told: Result<(), TierError>| match told {
+            Err(TierError::Journal { what: told, .. }) => assert_eq!(told, what),
+            other => panic!("{other:?}"),
+        };
+        too_long("about", journal.prepare(0, about, &[]));
+        too_long("table of checksums", journal.prepare(0, &about[1..], &long));
+        journal.prepare(0, &about[1..], &long[1..]).unwrap();
         let record = &long[..=RECORD_MAX];
-        assert!(journal.commit(0, record).is_err());
+        too_long("record", journal.commit(0, record));
         journal.commit(0, &record[1..]).unwrap();
     }
 }

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use lowtide_units::Bytes;
 
-use crate::state_file::{DATA, NAME};
-use crate::{DiskConfig, HostMemory, TierError, process};
+use crate::state_file::{DATA, Found, NAME, PENDING, look};
+use crate::{DiskConfig, HostMemory, Open, TierError, process};
 
 /// What a process takes beside its arenas: threads, libraries, staging, data. Budgets that are left
 /// open keep more than this free.
@@ -46,8 +46,13 @@ fn space(disk: &DiskConfig) -> Result<(), TierError> {
         let file = drive.dir.join(NAME);
         let meta =
             fs::metadata(&drive.dir).map_err(|e| TierError::file("looking at", &drive.dir, &e))?;
-        // A file of an earlier run is emptied first.
-        let old = fs::metadata(&file).map_or(0, |m| m.blocks() * 512);
+        let size = |path: &Path| fs::symlink_metadata(path).map_or(0, |m| m.blocks() * 512);
+        // A file of an earlier run is gone on with or removed first, unless it was to be kept: then it
+        // stays until what replaces it is whole.
+        let stays = disk.open == Open::Replace
+            && matches!(look(&file)?, Found::Ours(header) if header.keep);
+        let pending = size(&drive.dir.join(PENDING));
+        let old = pending + if stays { 0 } else { size(&file) };
         let need = DATA.saturating_add(drive.bytes.0);
         match systems.iter_mut().find(|s| s.0 == meta.dev()) {
             Some(system) => {

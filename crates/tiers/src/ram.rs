@@ -179,7 +179,7 @@ impl RamDisk {
             disk.add(arbiter, &how);
         }
         let reserved = Place::memory();
-        disk.journal_in(Place::Memory(Arc::clone(&reserved)), None, 0);
+        disk.journal_in(Place::Memory(Arc::clone(&reserved)));
         let door = Self {
             drives,
             stripe,
@@ -207,7 +207,8 @@ impl RamDisk {
     #[must_use]
     pub fn committed(&self) -> Option<Committed> {
         let reserved = self.reserved.lock().unwrap_or_else(PoisonError::into_inner);
-        journal::newest(0, &reserved).map(|found| found.0)
+        let kept = journal::read(0, &reserved).expect("a record that can be read");
+        kept.commits.into_iter().next()
     }
 
     /// Flips a bit of every byte of an extent on the medium.

@@ -2,38 +2,117 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::TierError;
+use crate::state_file::remove_stale;
+use crate::{DirLock, TierError, litter};
+
+/// The name in the directory that is measured.
+const DIR: &str = ".lowtide-probe";
 
 /// A directory `.lowtide-probe` in another one, that goes when it is dropped: a state file that a
-/// durable run has left must not be opened, let alone overwritten, to measure its drive.
+/// durable run has left must not be opened, let alone overwritten, to measure its drive. The other one
+/// is locked as long: two that measure, or one beside a run, would measure each other.
 #[derive(Debug)]
-pub struct Scratch(PathBuf);
+pub struct Scratch {
+    path: PathBuf,
+    _lock: DirLock,
+}
 
 impl Scratch {
-    /// Makes it in `dir`, or shares it with whoever measures there too.
+    /// Locks `dir` and makes it there.
     ///
     /// # Errors
-    /// [`TierError::File`] when it cannot be made.
+    /// Those of [`DirLock::take`]; [`TierError::File`] when it cannot be made.
     pub fn new(dir: &Path) -> Result<Self, TierError> {
-        let path = dir.join(".lowtide-probe");
+        let lock = DirLock::take(dir)?;
+        Self::remove_stale(dir)?;
+        let path = dir.join(DIR);
         match std::fs::create_dir(&path) {
-            Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => {
-                Err(TierError::file("creating", &path, &e))
+            Err(e) => Err(TierError::file("creating", &path, &e)),
+            Ok(()) => {
+                litter::add(&path);
+                Ok(Self { path, _lock: lock })
             }
-            _ => Ok(Self(path)),
         }
     }
 
     /// Where it is.
     #[must_use]
     pub fn path(&self) -> &Path {
-        &self.0
+        &self.path
+    }
+
+    /// Removes what a killed process has left of one in `dir`, which is locked: lowtide's files alone.
+    pub(crate) fn remove_stale(dir: &Path) -> Result<(), TierError> {
+        let path = dir.join(DIR);
+        match std::fs::symlink_metadata(&path) {
+            Ok(meta) if meta.is_dir() => {}
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            Err(e) => return Err(TierError::file("looking at", &path, &e)),
+            Ok(_) => {
+                return Err(TierError::BadFile {
+                    path,
+                    what: "it is no directory".to_owned(),
+                });
+            }
+        }
+        remove_stale(&path)?;
+        let lock = path.join(DirLock::NAME);
+        match std::fs::remove_file(&lock) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                return Err(TierError::file("removing", &lock, &e));
+            }
+            _ => {}
+        }
+        std::fs::remove_dir(&path).map_err(|e| TierError::file("removing", &path, &e))
     }
 }
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        // Not empty: another probe runs there, and removes it.
-        let _ = std::fs::remove_dir(&self.0);
+        // If it fails there is nobody to tell; who comes next removes it.
+        let _ = std::fs::remove_dir(&self.path);
+        litter::remove(&self.path);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state_file::PENDING;
+
+    fn names(dir: &Path) -> usize {
+        std::fs::read_dir(dir).unwrap().count()
+    }
+
+    #[test]
+    fn one_at_a_time_and_nothing_is_left() {
+        let dir = tempfile::tempdir().unwrap();
+        let scratch = Scratch::new(dir.path()).unwrap();
+        let second = Scratch::new(dir.path());
+        assert!(matches!(second, Err(TierError::InUse { .. })));
+        drop(scratch);
+        assert_eq!(names(dir.path()), 0);
+    }
+
+    #[test]
+    fn what_a_killed_probe_left_goes_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(DIR);
+        let leave = |name: &str, bytes: &[u8]| {
+            std::fs::create_dir_all(&path).unwrap();
+            std::fs::write(path.join(name), bytes).unwrap();
+        };
+        leave(PENDING, &[0; 9000]);
+        leave(DirLock::NAME, b"1\n");
+        drop(Scratch::new(dir.path()).unwrap());
+        assert_eq!(names(dir.path()), 0);
+        leave("thesis", b"text");
+        assert!(Scratch::new(dir.path()).is_err());
+        assert_eq!(std::fs::read(path.join("thesis")).unwrap(), b"text");
+        std::fs::remove_dir_all(&path).unwrap();
+        let elsewhere = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink(elsewhere.path(), &path).unwrap();
+        let refused = Scratch::new(dir.path());
+        assert!(matches!(refused, Err(TierError::BadFile { .. })));
     }
 }

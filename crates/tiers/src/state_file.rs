@@ -1,60 +1,50 @@
-//! One drive's state file: found or made, locked, its space reserved, opened for direct I/O.
+//! One drive's state file: found or made, its space reserved, opened for direct I/O. Its directory is
+//! locked ([`crate::DirLock`]) by whoever opens it.
 //!
-//! Layout: a 4 KiB header at 0, the drive's bytes from 1 MiB on (so that blocks stay aligned to
-//! whatever the drive has inside). The lock (`flock`) lives as long as the open file, so a killed
-//! process leaves none behind.
+//! Layout: a 4 KiB header at 0, the drive's bytes from 2 MiB on (so that blocks stay aligned to
+//! whatever the drive has inside). A new file gets its name when it is whole: it is made under the
+//! name [`PENDING`] and renamed, so a file of the name [`NAME`] that cannot be read was damaged.
 
-use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 use lowtide_units::Bytes;
-use rustix::fs::{FallocateFlags, FlockOperation};
+use rustix::fs::FallocateFlags;
 
 use crate::disk::Open;
-use crate::stripe::Stripe;
-use crate::{ALIGN, TierError, process};
+use crate::header::{HEADER, Header, MAGIC, Unread};
+use crate::lock::open_own;
+use crate::{ALIGN, TierError, journal, litter, process};
 
 /// The name in every directory.
 pub(crate) const NAME: &str = "lowtide-state.bin";
+/// The name of a file that is not whole yet, or that shall not take the place of another one yet.
+pub(crate) const PENDING: &str = "lowtide-state.bin.pending";
 /// Where in the file the drive's bytes begin.
-pub(crate) const DATA: u64 = 1 << 20;
+pub(crate) const DATA: u64 = 2 << 20;
 
-const HEADER: usize = 4096;
-const MAGIC: &[u8; 8] = b"LOWTIDE\n";
-const VERSION: u32 = 1;
-const KEEP: u32 = 1;
-
-/// What a header says. A file can be used again only by a disk that would write the same.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Header {
-    pub(crate) run: u128,
-    pub(crate) keep: bool,
-    pub(crate) drive: u32,
-    /// Bytes of data in this file.
-    pub(crate) share: u64,
-    pub(crate) stripe: Stripe,
-}
-
-/// An open state file. Dropping it removes the file unless its header says keep.
+/// An open state file. Dropping it removes the file unless it has its name and its header says keep.
 #[derive(Debug)]
 pub(crate) struct StateFile {
+    /// The name that it has or will have.
     pub(crate) path: PathBuf,
-    /// Holds the lock; page cache I/O.
+    /// Page cache I/O.
     file: File,
     /// What blocks are moved through; `None` where the file system refuses O_DIRECT.
     direct: Option<File>,
     /// Why `direct` is `None`.
     pub(crate) note: Option<String>,
     keep: AtomicBool,
+    /// It has its name.
+    named: AtomicBool,
 }
 
 impl StateFile {
+    /// The file in `dir`, which is locked. A new one still has to be named ([`StateFile::publish`]).
     pub(crate) fn open(
         dir: &Path,
         header: &Header,
@@ -62,28 +52,32 @@ impl StateFile {
         direct: bool,
     ) -> Result<Self, TierError> {
         let path = dir.join(NAME);
-        let file = lock(&path, open)?;
-        let found = found(&path, &file)?;
-        // From here on a failure must not leave a file of ours behind, nor remove another's.
-        let mut state = Self {
-            path,
-            file,
-            direct: None,
-            note: None,
-            keep: AtomicBool::new(true),
+        let bad = |what: String| TierError::BadFile {
+            path: path.clone(),
+            what,
         };
-        match (open, found) {
-            (Open::Existing, Found::Ours(old)) if old.goes_on_as(header) => state.grow(header)?,
-            (Open::Existing, _) => return Err(state.bad("written by another run or striping")),
-            (Open::Create, Found::Ours(old)) if old.keep => {
-                return Err(TierError::Kept {
-                    path: state.path.clone(),
-                    run: old.run,
-                });
+        let mut state = match (open, look(&path)?) {
+            (_, Found::Foreign(what)) => return Err(bad(what)),
+            (Open::Existing, Found::Nothing | Found::Stale) => {
+                return Err(bad("it is missing".to_owned()));
             }
-            (_, Found::Foreign) => return Err(state.bad("not a state file of lowtide")),
-            (Open::Create | Open::Replace, _) => state.fill(header)?,
-        }
+            (Open::Existing, Found::Ours(old)) if !old.goes_on_as(header) => {
+                return Err(TierError::OtherDisk { path });
+            }
+            (Open::Existing, Found::Ours(old)) => Self::take(path, &old, header)?,
+            (Open::Create, Found::Ours(old)) if old.keep => {
+                return Err(TierError::Kept { path, run: old.run });
+            }
+            (Open::Replace, Found::Ours(old)) if old.keep => Self::make(path, header)?,
+            (Open::Create | Open::Replace, found) => {
+                // Of a run that was killed and asked for nothing to be kept. Its space is needed.
+                if !matches!(found, Found::Nothing) {
+                    let gone = std::fs::remove_file(&path);
+                    gone.map_err(|e| TierError::file("removing", &path, &e))?;
+                }
+                Self::make(path, header)?
+            }
+        };
         let opened = if direct {
             state.open_direct()
         } else {
@@ -93,41 +87,88 @@ impl StateFile {
             Ok(file) => state.direct = Some(file),
             Err(why) => state.note = Some(format!("O_DIRECT {why}")),
         }
-        state.set_keep(header.keep);
         Ok(state)
     }
 
-    /// Empties the file, reserves all of its space, and only then writes the header.
-    fn fill(&mut self, header: &Header) -> Result<(), TierError> {
-        self.set_keep(false); // whatever it held is gone now
-        let fail = |action, e: io::Error| TierError::file(action, &self.path, &e);
-        self.file.set_len(0).map_err(|e| fail("emptying", e))?;
-        self.reserve(DATA + header.share, 0)?;
-        self.file
-            .write_all_at(&header.encode(), 0)
-            .map_err(|e| fail("writing", e))?;
-        self.file.sync_all().map_err(|e| fail("syncing", e))?;
-        if header.keep {
-            // Its name must survive a power loss too.
-            let dir = self.dir();
-            let synced = File::open(dir).and_then(|d| d.sync_all());
-            synced.map_err(|e| TierError::file("syncing", dir, &e))?;
+    /// Goes on with a kept file, which has to be as long as its header says.
+    fn take(path: PathBuf, old: &Header, header: &Header) -> Result<Self, TierError> {
+        let file = open_own(&path, OpenOptions::new().read(true).write(true))?;
+        let state = Self {
+            path,
+            file,
+            direct: None,
+            note: None,
+            // Whatever goes wrong from here on, it stays.
+            keep: AtomicBool::new(true),
+            named: AtomicBool::new(true),
+        };
+        let meta = state.meta()?;
+        if let Some(what) = too_short(meta.len(), old) {
+            return Err(TierError::BadFile {
+                path: state.path.clone(),
+                what,
+            });
         }
-        Ok(())
+        // What it lacks of the new header's share, and holes. Its own header stays as it is: a header
+        // half written would lose the run.
+        let need = DATA + header.share;
+        let have = (meta.blocks() * 512).min(need);
+        if meta.len() < need || have < need {
+            state.reserve(need, have)?;
+            let synced = state.file.sync_all();
+            synced.map_err(|e| TierError::file("syncing", &state.path, &e))?;
+        }
+        Ok(state)
     }
 
-    /// Reserves what a kept file lacks of the header's share. Its own header stays as it is: a
-    /// header half written would lose the run.
-    fn grow(&self, header: &Header) -> Result<(), TierError> {
-        let meta = self.file.metadata();
-        let have = meta.map_err(|e| TierError::file("looking at", &self.path, &e))?;
-        let need = DATA + header.share;
-        if have.len() >= need {
+    /// A file without its name: all of its space reserved, and only then its header written.
+    fn make(path: PathBuf, header: &Header) -> Result<Self, TierError> {
+        let pending = path.with_file_name(PENDING);
+        remove_pending(&pending)?;
+        let mut new = OpenOptions::new();
+        let file = open_own(&pending, new.read(true).write(true).create_new(true))?;
+        let state = Self {
+            path,
+            file,
+            direct: None,
+            note: None,
+            keep: AtomicBool::new(header.keep),
+            named: AtomicBool::new(false),
+        };
+        litter::add(&pending);
+        let fail = |action, e: io::Error| TierError::file(action, &pending, &e);
+        state.reserve(DATA + header.share, 0)?;
+        let written = state.file.write_all_at(&header.encode(), 0);
+        written.map_err(|e| fail("writing", e))?;
+        if header.drive == 0 {
+            let (at, born) = journal::born();
+            let written = state.file.write_all_at(&born, at);
+            written.map_err(|e| fail("writing", e))?;
+        }
+        state.file.sync_all().map_err(|e| fail("syncing", e))?;
+        Ok(state)
+    }
+
+    /// Gives a new file its name, in the place of one that had it. Its name survives a power loss too.
+    pub(crate) fn publish(&self) -> Result<(), TierError> {
+        if self.named.load(Ordering::Relaxed) {
             return Ok(());
         }
-        self.reserve(need, have.len())?;
-        let synced = self.file.sync_all();
-        synced.map_err(|e| TierError::file("syncing", &self.path, &e))
+        let renamed = std::fs::rename(self.path.with_file_name(PENDING), &self.path);
+        renamed.map_err(|e| TierError::file("naming", &self.path, &e))?;
+        self.named.store(true, Ordering::Relaxed);
+        litter::remove(&self.path.with_file_name(PENDING));
+        if !self.keep.load(Ordering::Relaxed) {
+            litter::add(&self.path);
+        }
+        let dir = self.dir();
+        let synced = File::open(dir).and_then(|d| d.sync_all());
+        synced.map_err(|e| TierError::file("syncing", dir, &e))
+    }
+
+    fn meta(&self) -> Result<std::fs::Metadata, TierError> {
+        let meta = self.file.metadata();
+        meta.map_err(|e| TierError::file("looking at", &self.path, &e))
     }
 
     fn dir(&self) -> &Path {
@@ -169,16 +210,8 @@ impl StateFile {
 
     /// The file goes when it is closed, whatever its header says.
     pub(crate) fn discard(&self) {
-        self.set_keep(false);
-    }
-
-    fn set_keep(&self, keep: bool) {
-        self.keep.store(keep, Ordering::Relaxed);
-        let mut unkept = UNKEPT.lock().unwrap_or_else(PoisonError::into_inner);
-        match keep {
-            true => unkept.remove(&self.path),
-            false => unkept.insert(self.path.clone()),
-        };
+        self.keep.store(false, Ordering::Relaxed);
+        litter::add(&self.now());
     }
 
     /// Opens it again for direct I/O and reads the header through that, as a trial.
@@ -187,9 +220,9 @@ impl StateFile {
         options
             .read(true)
             .write(true)
-            .custom_flags(libc::O_DIRECT | libc::O_CLOEXEC);
+            .custom_flags(libc::O_DIRECT | libc::O_NOFOLLOW | libc::O_CLOEXEC);
         let file = options
-            .open(&self.path)
+            .open(self.now())
             .map_err(|e| format!("refused: {e}"))?;
         let mut trial = Aligned([0; HEADER]);
         let n = file
@@ -213,34 +246,23 @@ impl StateFile {
         self.direct.as_ref().unwrap_or(&self.file).as_raw_fd()
     }
 
-    fn bad(&self, what: &str) -> TierError {
-        TierError::BadFile {
-            path: self.path.clone(),
-            what: what.to_owned(),
+    /// The name that it has now.
+    fn now(&self) -> PathBuf {
+        if self.named.load(Ordering::Relaxed) {
+            self.path.clone()
+        } else {
+            self.path.with_file_name(PENDING)
         }
     }
 }
 
 impl Drop for StateFile {
     fn drop(&mut self) {
-        if !self.keep.load(Ordering::Relaxed) {
-            // Still under the lock; if it fails there is nobody to tell and nothing is lost.
-            let _ = std::fs::remove_file(&self.path);
-            self.set_keep(true);
-        }
-    }
-}
-
-/// Files of this process that go with it.
-static UNKEPT: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
-
-/// Removes the state files of this process that are not kept. For a process that ends at once, without
-/// closing anything: nothing may be read or written by them afterwards.
-pub fn abandon() {
-    // Whoever holds the lock holds it for a moment; a process that ends does not wait for more.
-    if let Ok(unkept) = UNKEPT.try_lock() {
-        for path in unkept.iter() {
-            let _ = std::fs::remove_file(path);
+        let named = self.named.load(Ordering::Relaxed);
+        if !named || !self.keep.load(Ordering::Relaxed) {
+            // The directory is still locked; if it fails there is nobody to tell and nothing is lost.
+            let _ = std::fs::remove_file(self.now());
+            litter::remove(&self.now());
         }
     }
 }
@@ -248,67 +270,87 @@ pub fn abandon() {
 #[repr(align(4096))]
 struct Aligned([u8; HEADER]);
 
-/// The run whose state file begins with these bytes, if it asked to keep it.
-pub(crate) fn kept_run(bytes: &[u8]) -> Option<u128> {
-    let header = Header::decode(bytes.first_chunk()?)?;
-    header.keep.then_some(header.run)
-}
-
-/// Opens or makes the file and takes its lock.
-fn lock(path: &Path, open: Open) -> Result<File, TierError> {
-    let fail = |action, e: &io::Error| TierError::file(action, path, e);
-    loop {
-        let mut options = OpenOptions::new();
-        options
-            .read(true)
-            .write(true)
-            .create(open != Open::Existing)
-            .truncate(false)
-            .mode(0o600);
-        let file = options.open(path).map_err(|e| fail("opening", &e))?;
-        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => {
-                return Err(TierError::InUse {
-                    path: path.to_owned(),
-                });
-            }
-            Err(e) => return Err(TierError::file("locking", path, e)),
-        }
-        // Its last holder may have removed it between our open and our lock: then the name now
-        // means another file, or none, and ours is a ghost.
-        let ours = file.metadata().map_err(|e| fail("looking at", &e))?;
-        match std::fs::metadata(path) {
-            Ok(named) if (named.dev(), named.ino()) == (ours.dev(), ours.ino()) => return Ok(file),
-            Ok(_) => {}
-            Err(e) if e.kind() == io::ErrorKind::NotFound && open != Open::Existing => {}
-            Err(e) => return Err(fail("looking at", &e)),
-        }
-    }
-}
-
-enum Found {
+/// What has the name of a state file.
+pub(crate) enum Found {
     Nothing,
     Ours(Box<Header>),
-    Foreign,
+    /// Of an earlier version of lowtide, which asked for nothing to be kept.
+    Stale,
+    /// Something that must not be touched, and why.
+    Foreign(String),
 }
 
-fn found(path: &Path, file: &File) -> Result<Found, TierError> {
-    let fail = |e: &io::Error| TierError::file("reading", path, e);
-    if file.metadata().map_err(|e| fail(&e))?.len() == 0 {
-        return Ok(Found::Nothing);
-    }
+/// What is at a path, by its header alone. Follows no link and waits for nobody.
+pub(crate) fn look(path: &Path) -> Result<Found, TierError> {
+    let file = match open_own(path, OpenOptions::new().read(true)) {
+        Ok(file) => file,
+        Err(TierError::File { os, .. }) if matches!(os.0, libc::ENOENT | libc::ENOTDIR) => {
+            return Ok(Found::Nothing);
+        }
+        Err(TierError::BadFile { what, .. }) => return Ok(Found::Foreign(what)),
+        Err(e) => return Err(e),
+    };
     let mut bytes = [0; HEADER];
     match file.read_exact_at(&mut bytes, 0) {
         Ok(()) => {}
-        Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(Found::Foreign),
-        Err(e) => return Err(fail(&e)),
+        Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => {
+            let meta = file.metadata();
+            let len = meta.map_err(|e| TierError::file("looking at", path, &e))?;
+            let what = format!(
+                "it has {} bytes, less than a header: its end was cut off, or it is no state file of lowtide",
+                len.len()
+            );
+            return Ok(Found::Foreign(what));
+        }
+        Err(e) => return Err(TierError::file("reading", path, &e)),
     }
-    // All zeros: space was reserved, and the process died before it wrote the header.
-    if bytes.iter().all(|&b| b == 0) {
-        return Ok(Found::Nothing);
+    Ok(match Header::decode(&bytes) {
+        Ok(header) => Found::Ours(Box::new(header)),
+        Err(Unread::Format { keep: false, .. }) => Found::Stale,
+        Err(unread) => Found::Foreign(unread.tell()),
+    })
+}
+
+/// Why a file of this length does not hold what its header says.
+pub(crate) fn too_short(len: u64, header: &Header) -> Option<String> {
+    let need = DATA + header.share;
+    (len < need)
+        .then(|| format!("it has {len} bytes where its header says {need}: its end was cut off"))
+}
+
+/// Removes what a killed process has left under the name of a file that was not whole yet.
+fn remove_pending(path: &Path) -> Result<(), TierError> {
+    let file = match open_own(path, OpenOptions::new().read(true)) {
+        Ok(file) => file,
+        Err(TierError::File { os, .. }) if os.0 == libc::ENOENT => return Ok(()),
+        Err(e) => return Err(e),
+    };
+    let mut first = [0; 8];
+    let n = file.read_at(&mut first, 0);
+    let n = n.map_err(|e| TierError::file("reading", path, &e))?;
+    // Nothing, reserved space, or a header.
+    if first[..n].iter().any(|&b| b != 0) && first != *MAGIC {
+        return Err(TierError::BadFile {
+            path: path.to_owned(),
+            what: "it is no state file of lowtide".to_owned(),
+        });
     }
-    Ok(Header::decode(&bytes).map_or(Found::Foreign, |header| Found::Ours(Box::new(header))))
+    std::fs::remove_file(path).map_err(|e| TierError::file("removing", path, &e))
+}
+
+/// Removes from a locked directory what killed processes left there and nobody asked to keep: a state
+/// file, one that was not whole yet.
+pub(crate) fn remove_stale(dir: &Path) -> Result<(), TierError> {
+    let path = dir.join(NAME);
+    let stale = match look(&path)? {
+        Found::Ours(header) => !header.keep,
+        Found::Stale => true,
+        Found::Nothing | Found::Foreign(_) => false,
+    };
+    if stale {
+        std::fs::remove_file(&path).map_err(|e| TierError::file("removing", &path, &e))?;
+    }
+    remove_pending(&dir.join(PENDING))
 }
 
 fn reserve(file: &File, bytes: u64) -> io::Result<()> {
@@ -325,143 +367,183 @@ fn reserve(file: &File, bytes: u64) -> io::Result<()> {
     }
 }
 
-impl Header {
-    /// Whether a disk of the header `new` finds its bytes where this one's put them. Each drive's
-    /// bytes lie the same whatever its share is.
-    fn goes_on_as(&self, new: &Self) -> bool {
-        let share = new.share;
-        Self {
-            share,
-            ..self.clone()
-        } == *new
-    }
-
-    /// magic, version, flags, run, share, drive, drives, unit, units, pattern, crc32c.
-    fn encode(&self) -> [u8; HEADER] {
-        let (pattern, unit) = self.stripe.pattern();
-        let mut text = Vec::with_capacity(HEADER);
-        text.extend_from_slice(MAGIC);
-        text.extend_from_slice(&VERSION.to_le_bytes());
-        text.extend_from_slice(&(if self.keep { KEEP } else { 0 }).to_le_bytes());
-        text.extend_from_slice(&self.run.to_le_bytes());
-        text.extend_from_slice(&self.share.to_le_bytes());
-        text.extend_from_slice(&self.drive.to_le_bytes());
-        text.extend_from_slice(&(self.stripe.n_drives() as u32).to_le_bytes());
-        text.extend_from_slice(&unit.to_le_bytes());
-        text.extend_from_slice(&(pattern.len() as u32).to_le_bytes());
-        text.extend(pattern.iter().flat_map(|drive| drive.to_le_bytes()));
-        let mut bytes = [0; HEADER];
-        bytes[..text.len()].copy_from_slice(&text);
-        let sum = crc32c::crc32c(&bytes[..HEADER - 4]).to_le_bytes();
-        bytes[HEADER - 4..].copy_from_slice(&sum);
-        bytes
-    }
-
-    fn decode(bytes: &[u8; HEADER]) -> Option<Self> {
-        let u32_at = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("4"));
-        let u64_at = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("8"));
-        let sum = crc32c::crc32c(&bytes[..HEADER - 4]);
-        if &bytes[..8] != MAGIC || u32_at(8) != VERSION || u32_at(HEADER - 4) != sum {
-            return None;
-        }
-        let n = u32_at(56) as usize;
-        let pattern: Vec<u32> = (0..n.min(1000)).map(|i| u32_at(60 + 4 * i)).collect();
-        Some(Self {
-            keep: u32_at(12) & KEEP != 0,
-            run: u128::from_le_bytes(bytes[16..32].try_into().expect("16")),
-            share: u64_at(32),
-            drive: u32_at(40),
-            stripe: Stripe::from_pattern(u64_at(48), u32_at(44) as usize, pattern)?,
-        })
-    }
-}
-
 const _: () = assert!(DATA.is_multiple_of(ALIGN) && DATA >= HEADER as u64);
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::header::tests::header;
 
-    fn header(keep: bool) -> Header {
-        let stripe = Stripe::new(1 << 20, &[3.0, 2.0]);
-        Header {
-            run: 0xfeed << 100,
-            keep,
-            drive: 1,
-            share: 5 << 20,
-            stripe,
+    fn opened(dir: &Path, header: &Header, open: Open) -> Result<StateFile, TierError> {
+        let state = StateFile::open(dir, header, open, true)?;
+        state.publish()?;
+        Ok(state)
+    }
+
+    fn refused(dir: &Path, header: &Header, open: Open) -> String {
+        match StateFile::open(dir, header, open, true) {
+            Err(TierError::BadFile { what, .. }) => what,
+            other => panic!("{other:?}"),
         }
     }
 
     #[test]
-    fn headers_survive_and_damage_shows() {
-        let bytes = header(true).encode();
-        assert_eq!(Header::decode(&bytes), Some(header(true)));
-        for at in [0, 8, 12, 17, 33, 40, 44, 50, 56, 60, 100, 4000, 4095] {
-            let mut bad = bytes;
-            bad[at] ^= 1;
-            assert_eq!(Header::decode(&bad), None, "byte {at}");
-        }
-    }
-
-    #[test]
-    fn a_file_is_reserved_locked_and_removed() {
+    fn a_file_is_reserved_named_and_removed() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(NAME);
         let state = StateFile::open(dir.path(), &header(false), Open::Create, true).unwrap();
+        assert!(!path.exists() && dir.path().join(PENDING).exists());
+        state.publish().unwrap();
         let meta = std::fs::metadata(&path).unwrap();
         assert_eq!(meta.len(), DATA + (5 << 20));
         assert!(meta.blocks() * 512 >= 5 << 20, "space is not reserved");
-        for open in [Open::Create, Open::Replace, Open::Existing] {
-            let error = StateFile::open(dir.path(), &header(false), open, true).unwrap_err();
-            assert_eq!(error, TierError::InUse { path: path.clone() });
-        }
         drop(state);
-        assert!(!path.exists(), "the state file stayed");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 
     #[test]
     fn kept_and_foreign_files_are_safe() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(NAME);
-        let open = |header: &Header, open| StateFile::open(dir.path(), header, open, true);
-        drop(open(&header(true), Open::Create).unwrap());
-        let error = open(&header(false), Open::Create).unwrap_err();
-        assert_eq!(
-            error,
-            TierError::Kept {
-                path: path.clone(),
-                run: 0xfeed << 100
-            }
-        );
+        drop(opened(dir.path(), &header(true), Open::Create).unwrap());
+        let kept = std::fs::read(&path).unwrap();
+        let error = opened(dir.path(), &header(false), Open::Create).unwrap_err();
+        let want = TierError::Kept {
+            path: path.clone(),
+            run: 0xfeed << 100,
+        };
+        assert_eq!(error, want);
         let mut other = header(true);
         other.drive = 0;
-        assert!(matches!(
-            open(&other, Open::Existing),
-            Err(TierError::BadFile { .. })
-        ));
-        drop(open(&header(true), Open::Existing).unwrap());
-        assert!(path.exists());
-        drop(open(&header(false), Open::Replace).unwrap());
-        assert!(!path.exists());
+        let error = StateFile::open(dir.path(), &other, Open::Existing, true).unwrap_err();
+        assert_eq!(error, TierError::OtherDisk { path: path.clone() });
+        drop(opened(dir.path(), &header(true), Open::Existing).unwrap());
+        // What replaces it does so when it is told to, not before.
+        let new = StateFile::open(dir.path(), &header(false), Open::Replace, true).unwrap();
+        assert!(std::fs::read(&path).unwrap() == kept);
+        drop(new);
+        assert!(std::fs::read(&path).unwrap() == kept);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+        drop(opened(dir.path(), &header(false), Open::Replace).unwrap());
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
 
-        std::fs::write(&path, "somebody's thesis").unwrap();
-        for how in [Open::Create, Open::Replace, Open::Existing] {
-            assert!(matches!(
-                open(&header(false), how),
-                Err(TierError::BadFile { .. })
-            ));
+        let long = "somebody's thesis ".repeat(400);
+        for text in ["", "somebody's thesis", &long] {
+            for name in [NAME, PENDING] {
+                let path = dir.path().join(name);
+                std::fs::write(&path, text).unwrap();
+                for how in [Open::Create, Open::Replace, Open::Existing] {
+                    if name == NAME || (how != Open::Existing && !text.is_empty()) {
+                        let what = refused(dir.path(), &header(false), how);
+                        assert!(what.contains("state file"), "{what}");
+                    }
+                }
+                assert_eq!(std::fs::read(&path).unwrap(), text.as_bytes());
+                std::fs::remove_file(path).unwrap();
+            }
         }
-        assert_eq!(std::fs::read(&path).unwrap(), b"somebody's thesis");
     }
 
     #[test]
-    fn a_stale_file_of_a_killed_run_is_used_again() {
+    fn a_kept_file_of_another_format_is_refused_and_another_one_replaced() {
         let dir = tempfile::tempdir().unwrap();
-        let state = StateFile::open(dir.path(), &header(false), Open::Create, true).unwrap();
-        std::fs::copy(dir.path().join(NAME), dir.path().join("copy")).unwrap();
+        let path = dir.path().join(NAME);
+        let old = |keep| {
+            let mut bytes = header(keep).encode();
+            bytes[8] = 1;
+            let sum = crc32c::crc32c(&bytes[..HEADER - 4]).to_le_bytes();
+            bytes[HEADER - 4..].copy_from_slice(&sum);
+            std::fs::write(&path, bytes).unwrap();
+        };
+        for how in [Open::Create, Open::Replace, Open::Existing] {
+            old(true);
+            let what = refused(dir.path(), &header(true), how);
+            assert!(what.contains("format 1"), "{what}");
+            assert!(crate::kept(dir.path()).is_err());
+        }
+        old(false);
+        assert_eq!(crate::kept(dir.path()), Ok(None));
+        drop(opened(dir.path(), &header(false), Open::Create).unwrap());
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn nothing_but_a_regular_file_is_opened() {
+        let dir = tempfile::tempdir().unwrap();
+        let thesis = dir.path().join("thesis");
+        for name in [NAME, PENDING] {
+            let path = dir.path().join(name);
+            let how = |open| refused(dir.path(), &header(false), open);
+            std::fs::write(&thesis, "somebody's").unwrap();
+            std::os::unix::fs::symlink(&thesis, &path).unwrap();
+            assert!(how(Open::Create).contains("symbolic link"));
+            assert!(how(Open::Replace).contains("symbolic link"));
+            std::fs::remove_file(&path).unwrap();
+            std::os::unix::fs::symlink(dir.path().join("nowhere"), &path).unwrap();
+            assert!(how(Open::Create).contains("symbolic link"));
+            std::fs::remove_file(&path).unwrap();
+            std::fs::create_dir(&path).unwrap();
+            assert!(how(Open::Create).contains("directory"));
+            std::fs::remove_dir(&path).unwrap();
+            let made = std::process::Command::new("mkfifo").arg(&path).status();
+            assert!(made.unwrap().success());
+            assert!(how(Open::Create).contains("FIFO"));
+            std::fs::remove_file(&path).unwrap();
+            assert_eq!(std::fs::read(&thesis).unwrap(), b"somebody's");
+            std::fs::remove_file(&thesis).unwrap();
+            assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+        }
+    }
+
+    #[test]
+    fn what_a_killed_process_left_is_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(NAME);
+        let state = opened(dir.path(), &header(false), Open::Create).unwrap();
+        let bytes = std::fs::read(&path).unwrap();
         drop(state);
-        std::fs::rename(dir.path().join("copy"), dir.path().join(NAME)).unwrap();
-        StateFile::open(dir.path(), &header(false), Open::Create, true).unwrap();
+        for (name, bytes) in [
+            (NAME, &bytes[..]),
+            (PENDING, &bytes[..]),
+            (PENDING, &[0; 5000]),
+            (PENDING, &[]),
+        ] {
+            std::fs::write(dir.path().join(name), bytes).unwrap();
+            drop(opened(dir.path(), &header(false), Open::Create).unwrap());
+            assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+            std::fs::write(dir.path().join(name), bytes).unwrap();
+            remove_stale(dir.path()).unwrap();
+            assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+        }
+        drop(opened(dir.path(), &header(true), Open::Create).unwrap());
+        remove_stale(dir.path()).unwrap();
+        assert!(path.exists(), "a kept file is not stale");
+    }
+
+    #[test]
+    fn a_file_that_is_shorter_than_its_header_says_is_refused_and_a_hole_is_filled() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(NAME);
+        drop(opened(dir.path(), &header(true), Open::Create).unwrap());
+        let whole = DATA + (5 << 20);
+        let file = OpenOptions::new().write(true).open(&path).unwrap();
+        for len in [whole - 1, whole - 4096, 3 << 20, DATA, DATA - 1, 4096] {
+            file.set_len(len).unwrap();
+            let what = refused(dir.path(), &header(true), Open::Existing);
+            assert!(
+                what.contains(&len.to_string()) && what.contains("cut off"),
+                "{what}"
+            );
+            assert_eq!(path.metadata().unwrap().len(), len, "it was touched");
+        }
+        file.set_len(whole).unwrap();
+        drop(opened(dir.path(), &header(true), Open::Existing).unwrap());
+        assert!(
+            path.metadata().unwrap().blocks() * 512 >= whole,
+            "a hole stayed"
+        );
+        // A longer file is one that has grown.
+        file.set_len(whole + 8192).unwrap();
+        drop(opened(dir.path(), &header(true), Open::Existing).unwrap());
     }
 }

@@ -496,6 +496,18 @@ pub enum TrainError {
         /// What does not fit.
         what: String,
     },
+    /// State that an earlier run asked to keep, which cannot be gone on with and is not given up unasked.
+    #[error("{}: {what}", path.display())]
+    KeptState {
+        /// The file that it is about.
+        path: PathBuf,
+        /// What is wrong.
+        what: String,
+        /// The state files of the run's drives that are there.
+        files: Vec<PathBuf>,
+        /// The newest checkpoint.
+        checkpoint: Option<PathBuf>,
+    },
     /// A checkpoint belongs to a run with other numbers.
     #[error("{}: made by a run with another {key}: {theirs} there, {ours} here", path.display())]
     OtherRun {

@@ -26,7 +26,7 @@ use crate::error::TrainError;
 use crate::inputs::{Inputs, dealing, load_inputs, open_tokenizer};
 use crate::learning_rate::{Decay, LearningRate};
 use crate::metrics::{EventFile, MetricsLog};
-use crate::open::{load_weights, machine_of};
+use crate::open::machine_of;
 use crate::planning::{
     Planned, budgets_of, clip_of, decoder_of, options_of, plan_pinned, shape_of,
 };
@@ -42,6 +42,7 @@ mod change;
 mod ends;
 mod evaluate;
 mod export;
+mod journal;
 mod start;
 mod summary;
 mod tokenizer_files;
@@ -142,7 +143,9 @@ pub fn train(
     requests: &Requests,
 ) -> Result<TrainReport, TrainError> {
     run.training_ready()?;
-    let start = Start::find(run)?;
+    let mut kept_notes = Vec::new();
+    let mut start = Start::find(run, &mut kept_notes)?;
+    kept_notes.iter().for_each(|n| observer.note(n));
     let now = start.state().map(|s| s.now_unix_s);
     observer.phase(Some(Phase::Data));
     let tokenizer = open_tokenizer(run, now)?;
@@ -176,7 +179,7 @@ pub fn train(
         micro_batch: run.train.micro_batch as usize,
         accumulate: run.train.accumulate as usize,
     };
-    let batches = Batches::new(Arc::clone(&train), shape, dealing(run))?;
+    let mut batches = Batches::new(Arc::clone(&train), shape, dealing(run))?;
     let total = match run.train.length {
         Length::Steps(n) => n,
         Length::Epochs(e) => batches.batches_for(e),
@@ -207,8 +210,6 @@ pub fn train(
     observer.planned(&plan, &machine);
     observer.phase(Some(Phase::Reserving));
     process::reset_peak_rss();
-    write_json(&run.output.join("machine.json"), &machine)?;
-    write_json(&run.output.join("run.json"), run)?;
     let planned = Planned {
         device,
         decoder,
@@ -221,10 +222,18 @@ pub fn train(
     } else {
         Trace::NONE
     };
-    let session = start.open(run, &planned, trace)?;
+    let mut session = start.open(run, &planned, trace)?;
     if let Some(how) = session.describe_disk() {
         observer.detail(&format!("disk: {how}"));
     }
+    observer.phase(Some(match start {
+        Start::Anew => Phase::Weights,
+        _ => Phase::Resuming,
+    }));
+    // Nothing of an earlier run is changed before this has worked.
+    start.load(run, &mut session, &mut batches)?;
+    write_json(&run.output.join("machine.json"), &planned.machine)?;
+    write_json(&run.output.join("run.json"), run)?;
 
     let state = RunState {
         data: batches.state(),
@@ -271,14 +280,10 @@ pub fn train(
         last_checkpoint: None,
         saved: None,
     };
-    fit.observer.phase(Some(match start {
-        Start::Anew => Phase::Weights,
-        _ => Phase::Resuming,
-    }));
     match start {
         Start::Journal(journal) => fit.go_on(*journal)?,
-        Start::Checkpoint(dir, state) => fit.resume(&dir, *state)?,
-        Start::Anew => load_weights(run, &fit.session)?,
+        Start::Checkpoint(dir, state) => fit.resume(&dir, *state),
+        Start::Anew => {}
     }
     fit.observer.phase(None);
     fit.change(changes);
@@ -322,13 +327,8 @@ fn numerics_of(run: &Run, device: &Device, decoder: &Decoder, train: &Packed) ->
 }
 
 impl Fit<'_> {
-    fn resume(&mut self, dir: &Path, state: RunState) -> Result<(), TrainError> {
-        self.batches.restore(state.data)?;
-        let decoder = Arc::clone(self.session.decoder());
-        checkpoint::load(dir, decoder.workload(), &self.session.homes()?, &state)?;
-        if state.step > 0 {
-            self.session.restore_clip(state.clip.map(f64::from_bits));
-        }
+    /// Goes on from a checkpoint that was loaded.
+    fn resume(&mut self, dir: &Path, state: RunState) {
         self.observer.note(&format!(
             "resumed from {} after step {}",
             dir.display(),
@@ -338,7 +338,6 @@ impl Fit<'_> {
         self.saved = own.then_some(state.step);
         self.last_checkpoint = Some(dir.to_owned());
         self.state = state;
-        Ok(())
     }
 
     fn go(mut self, planned: &Planned) -> Result<TrainReport, TrainError> {

@@ -115,9 +115,9 @@ fn go_on(d: &Arc<Decoder>, plan: &Arc<Plan>, clip: Clip, dir: &Path) -> (Session
         .expect("readable")
         .expect("committed");
     assert_eq!(found.run, 7);
-    let said = record(&found);
     let mut session = on_files(d, plan, clip, dir, Open::Existing).expect("files are there");
-    session.resume_version(found.version).expect("readable");
+    let found = session.resume().expect("a version is whole");
+    let said = record(&found);
     session.restore_clip(said.clip.map(f64::from_bits));
     (session, said.mark.step)
 }
@@ -288,7 +288,7 @@ fn a_session_needs_the_files_of_its_own_run() {
     let gone = on_files(&d, &plan, Clip::Exact, dir.path(), Open::Existing);
     assert!(matches!(
         gone.err(),
-        Some(TrainError::Tier(TierError::File { .. }))
+        Some(TrainError::Tier(TierError::BadFile { .. }))
     ));
 }
 

@@ -31,6 +31,8 @@ impl Dirs {
 }
 
 const TOTAL: u64 = 8 << 20;
+/// Where in a state file the drive's bytes begin.
+const DATA: u64 = 2 << 20;
 
 #[track_caller]
 fn check_round_trip(weights: &[f64], backend: Backend, direct: bool) {
@@ -96,7 +98,7 @@ fn every_drive_takes_its_share() {
     );
     let disk = disk.unwrap();
     assert_eq!(disk.paths().count(), 3);
-    let sizes = [0, 1, 2].map(|i| dirs.state(i).metadata().unwrap().len() - (1 << 20));
+    let sizes = [0, 1, 2].map(|i| dirs.state(i).metadata().unwrap().len() - DATA);
     assert_eq!(sizes.iter().sum::<u64>(), 96 << 20);
     for (size, share) in sizes.iter().zip([0.5, 1.0 / 3.0, 1.0 / 6.0]) {
         let got = *size as f64 / (96 << 20) as f64;
@@ -141,7 +143,7 @@ fn space_that_is_not_there_is_refused_at_the_start() {
         panic!("{error}")
     };
     assert_eq!(*path, dirs.state(0));
-    assert_eq!(need.0, (1 << 54) + (1 << 20));
+    assert_eq!(need.0, (1 << 54) + DATA);
     let now = process::disk_free(dirs.0[0].path()).unwrap();
     assert!(
         free.0.abs_diff(now.0) < now.0 / 2 + (1 << 30),
@@ -165,7 +167,8 @@ fn a_directory_has_one_disk() {
     assert_eq!(
         error,
         TierError::InUse {
-            path: dirs.state(1)
+            path: dirs.0[1].path().to_owned(),
+            holder: Some(std::process::id()),
         }
     );
     assert!(
@@ -295,7 +298,7 @@ fn a_kept_run_is_read_and_checked_by_a_later_one() {
         .write(true)
         .open(dirs.state(1))
         .unwrap();
-    std::os::unix::fs::FileExt::write_all_at(&file, &[0x55; 64], (1 << 20) + 70_000).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, &[0x55; 64], DATA + 70_000).unwrap();
     file.sync_all().unwrap();
     let disk = Disk::open(&config, None).unwrap();
     disk.load_checksums(&Checksums::from_bytes(&saved).unwrap())
@@ -306,14 +309,14 @@ fn a_kept_run_is_read_and_checked_by_a_later_one() {
     };
     assert_eq!(
         (path, *offset),
-        (&dirs.state(1), (1 << 20) + 70_000 / ALIGN * ALIGN)
+        (&dirs.state(1), DATA + 70_000 / ALIGN * ALIGN)
     );
     drop(disk);
 
     config.run = 78;
     assert!(matches!(
         Disk::open(&config, None),
-        Err(TierError::BadFile { .. })
+        Err(TierError::OtherDisk { .. })
     ));
 }
 
@@ -349,7 +352,7 @@ fn a_file_cut_short_under_a_running_disk_is_typed() {
             .write(true)
             .open(dirs.state(0))
             .unwrap();
-        file.set_len((1 << 20) + (100 << 10)).unwrap();
+        file.set_len(DATA + (100 << 10)).unwrap();
         assert!(read(&disk, 0, 100 << 10).unwrap().iter().all(|&b| b == 0));
         let error = read(&disk, 64 << 10, 64 << 10).unwrap_err();
         let TierError::Stalled {
@@ -362,6 +365,6 @@ fn a_file_cut_short_under_a_running_disk_is_typed() {
             panic!("{error}")
         };
         assert_eq!((*left, path), (extent(100 << 10, 28 << 10), &dirs.state(0)));
-        assert_eq!(*offset, (1 << 20) + (100 << 10));
+        assert_eq!(*offset, DATA + (100 << 10));
     }
 }

@@ -1,5 +1,6 @@
 //! The disk from outside: every backend against a model, faults, and what opening refuses.
 
+mod committed;
 mod faults;
 mod files;
 mod model;

@@ -1,6 +1,6 @@
 //! A plan with its memory reserved: submits batches, keeps track of drained and pending state.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,8 +9,8 @@ use lowtide_device::{Memory, View, memory};
 use lowtide_executor::{ExecError, Measured, Mode, Options, Runner, Tiers, Trace};
 use lowtide_kernels::adamw::Hyper;
 use lowtide_model::Decoder;
-use lowtide_planner::{Clip, PartName, Plan, Slot, Tensor, Tier};
-use lowtide_tiers::{Arena, Disk, DiskConfig, Fill, Open, TierError, limits};
+use lowtide_planner::{Clip, PartName, Plan, Slot, Tensor, Tier, Version};
+use lowtide_tiers::{Arena, Committed, Disk, DiskConfig, Extent, Fill, Open, TierError, limits};
 use lowtide_units::Bytes;
 
 use super::commit::{About, Mark};
@@ -36,6 +36,9 @@ pub enum DiskChoice {
         /// Whether there are files, and what of them.
         open: Open,
     },
+    /// As `Directories`, in the place of files that an earlier run asked to keep: those stay until
+    /// [`Session::publish_disk`].
+    Instead(Vec<(PathBuf, f64)>),
     /// A disk that was opened elsewhere (tests).
     Open(Disk),
 }
@@ -87,6 +90,22 @@ fn config_in(drives: &[(PathBuf, f64)]) -> Result<DiskConfig, TrainError> {
     Ok(DiskConfig::new(drives.to_vec()))
 }
 
+/// The extents of either version of everything durable.
+fn durable_extents(plan: &Plan) -> [Vec<Extent>; 2] {
+    let current = plan.slots.iter().enumerate();
+    let current = current.filter(|(_, s)| matches!(s.version, Some((Version::Current, _))));
+    let mut current: Vec<(u32, u64)> = current.map(|(i, s)| (i as u32, s.bytes)).collect();
+    // An order that the layout alone decides.
+    current.sort_unstable_by_key(|&(slot, _)| plan.offset(slot, false));
+    [false, true].map(|flipped| {
+        let each = current.iter().map(|&(slot, bytes)| Extent {
+            offset: plan.offset(slot, flipped),
+            bytes,
+        });
+        each.collect()
+    })
+}
+
 /// The words of a home of the clip factor, on the host or where updates on the device read it.
 fn clip_view<'a>(tiers: &'a Tiers, slot: &Slot) -> View<'a> {
     let memory = match slot.tier {
@@ -130,6 +149,13 @@ impl Session {
         let need = plan.tier(Tier::Disk).planned_bytes;
         let config = match &options.disk {
             DiskChoice::Directories(drives) if need.0 > 0 => Some(config_in(drives)?.fit(need)?),
+            DiskChoice::Instead(drives) if need.0 > 0 => {
+                let config = DiskConfig {
+                    open: Open::Replace,
+                    ..config_in(drives)?
+                };
+                Some(config.fit(need)?)
+            }
             DiskChoice::Durable { drives, run, open } => {
                 let config = DiskConfig {
                     keep: true,
@@ -166,6 +192,11 @@ impl Session {
             (_, Some(config)) => Some(Disk::open(&config, Some(host.arena()))?),
             _ => None,
         };
+        if let Some(disk) = &disk
+            && plan.choice.durable
+        {
+            disk.set_versions(durable_extents(&plan))?;
+        }
         let tiers = Tiers { device, host, disk };
         // The clip factor has a value before the first norm.
         for (_, slot) in plan.homes(Tensor::Clip) {
@@ -356,18 +387,41 @@ impl Session {
         )
     }
 
-    /// Goes on from a committed version that the disk was opened with: nothing ran yet.
+    /// Goes on from what is committed on the disk that it was opened with, after all of it was read
+    /// and found to be what was committed: nothing ran yet.
     ///
     /// # Errors
-    /// The disk's, where copies of weights are read from it.
-    pub fn resume_version(&mut self, version: u32) -> Result<(), TierError> {
-        self.runner.flip(version == 1);
-        self.homes()?.refresh_copies()
+    /// Those of [`Disk::prove`], and the disk's where copies of weights are read from it.
+    ///
+    /// # Panics
+    /// Where the plan is not durable.
+    pub fn resume(&mut self) -> Result<Committed, TierError> {
+        let disk = self.runner.tiers().disk.as_ref();
+        let found = disk.expect("a durable plan has a disk").prove()?;
+        self.runner.flip(found.version == 1);
+        self.homes()?.refresh_copies()?;
+        Ok(found)
     }
 
     /// Sets what the journal says of the run as a whole, with every commit.
     pub fn set_about(&self, about: About) {
         self.engine.set_about(about);
+    }
+
+    /// New state files take their names, and the place of those that an earlier run asked to keep.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn publish_disk(&self) -> Result<(), TierError> {
+        let disk = self.runner.tiers().disk.as_ref();
+        disk.map_or(Ok(()), Disk::publish)
+    }
+
+    /// The state file of each drive.
+    #[must_use]
+    pub fn disk_paths(&self) -> Vec<PathBuf> {
+        let disk = self.runner.tiers().disk.iter();
+        disk.flat_map(Disk::paths).map(Path::to_owned).collect()
     }
 
     /// The state files need not outlive the session: what they hold is saved elsewhere.

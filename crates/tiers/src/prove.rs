@@ -1,0 +1,129 @@
+//! Whether what a journal says of a version is so: every byte of it read and held against the checksums
+//! that were committed with it.
+
+use std::collections::VecDeque;
+
+use lowtide_units::Bytes;
+
+use crate::journal::{self, Committed};
+use crate::versions::Versions;
+use crate::{Arena, Disk, Extent, Fill, Kind, Request, Ticket, TierError};
+
+/// Bytes read at a time.
+const BLOCK: u64 = 4 << 20;
+/// Reads in hand for each drive, and in all.
+const IN_HAND: usize = 4;
+const IN_HAND_MAX: usize = 16;
+
+impl Disk {
+    /// Says which extents hold the two versions of everything durable, each list in the same order:
+    /// from then on a commit takes note of their checksums. To be called once, before any write.
+    ///
+    /// # Errors
+    /// [`TierError::Journal`] when there are more than the journal has room for.
+    pub fn set_versions(&self, extents: [Vec<Extent>; 2]) -> Result<(), TierError> {
+        let versions = Versions::new(extents)?;
+        // Set twice it would be the same: it follows from the plan.
+        let _ = self.versions.set(versions);
+        Ok(())
+    }
+
+    /// The newest commit whose version is whole, which the next commit then follows: the last one, or
+    /// the one before it while nobody has written into its version. Reads all of a version. Nothing may
+    /// have been submitted before.
+    ///
+    /// # Errors
+    /// [`TierError::NotWhole`] when no version is; those of the journal's own file.
+    ///
+    /// # Panics
+    /// Before [`Disk::set_versions`].
+    pub fn prove(&self) -> Result<Committed, TierError> {
+        let journal = self.journal.as_ref().expect("set where a disk is opened");
+        let versions = self.versions.get().expect("versions are set");
+        let bad = |what| TierError::NotWhole {
+            path: self.first_path(),
+            what,
+        };
+        let (kept, reserved) = journal.read()?;
+        let kept = kept.map_err(bad)?;
+        let mut why = Vec::new();
+        if let Some(damaged) = kept.damaged {
+            why.push(damaged);
+        }
+        for commit in kept.commits {
+            let table = journal::table(&reserved, &commit, versions.table_bytes());
+            let sums = table.and_then(|t| versions.sums(commit.version, t));
+            let Some(sums) = sums else {
+                why.push(format!(
+                    "the checksums of commit {} are not those it was made with",
+                    commit.sequence
+                ));
+                continue;
+            };
+            let extents = versions.extents(commit.version);
+            match self.differs(extents, &sums) {
+                Ok(None) => {
+                    journal.go_on_behind(&commit);
+                    (0..2).for_each(|version| versions.forget(version));
+                    return Ok(commit);
+                }
+                Ok(Some(extent)) => why.push(format!(
+                    "{extent} does not have the bytes of commit {}",
+                    commit.sequence
+                )),
+                Err(e) => why.push(format!("commit {}: {e}", commit.sequence)),
+            }
+        }
+        Err(bad(why.join("; ")))
+    }
+
+    /// The first of these extents that does not have its checksum.
+    fn differs(&self, extents: &[Extent], sums: &[u32]) -> Result<Option<Extent>, TierError> {
+        let drives = self.stripe.n_drives();
+        let in_hand = (IN_HAND * drives).min(IN_HAND_MAX);
+        let arena = Arena::new(Bytes(in_hand as u64 * BLOCK), Fill::Zero)?;
+        let mut parts = extents.iter().enumerate().flat_map(|(i, e)| {
+            let ends = e.offset + e.bytes;
+            let starts = (e.offset..ends).step_by(BLOCK as usize);
+            starts.map(move |at| (i, at, BLOCK.min(ends - at), at + BLOCK >= ends))
+        });
+        let mut flying: VecDeque<(Ticket, crate::RawRange, usize, bool)> = VecDeque::new();
+        let (mut sent, mut sum) = (0u64, 0);
+        loop {
+            while flying.len() < in_hand
+                && let Some((i, offset, bytes, last)) = parts.next()
+            {
+                // The memory of the one that ended longest ago.
+                let memory = arena.range(sent % in_hand as u64 * BLOCK, bytes)?;
+                let ticket = self.submit(Request {
+                    kind: Kind::Read,
+                    extent: Extent { offset, bytes },
+                    memory: memory.clone(),
+                    deadline: sent,
+                });
+                flying.push_back((ticket, memory, i, last));
+                sent += 1;
+            }
+            let Some((ticket, memory, i, last)) = flying.pop_front() else {
+                return Ok(None);
+            };
+            let read = ticket.wait();
+            // Nobody reads into the arena any more when it goes.
+            let end = |e| {
+                flying.iter().for_each(|f| drop(f.0.wait()));
+                e
+            };
+            if let Err(e) = read {
+                return end(Err(e));
+            }
+            // SAFETY: the only request on this memory is done, and the next one on it is sent later.
+            sum = crc32c::crc32c_append(sum, unsafe { memory.as_slice() });
+            if last {
+                if sum != sums[i] {
+                    return end(Ok(Some(extents[i])));
+                }
+                sum = 0;
+            }
+        }
+    }
+}

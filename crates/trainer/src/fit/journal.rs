@@ -1,0 +1,284 @@
+//! The journal of a durable run that died: what it says, and how a run goes on from it.
+
+use std::collections::BTreeMap;
+use std::fmt::Display;
+use std::path::{Path, PathBuf};
+
+use lowtide_config::Run;
+use lowtide_planner::{Pieces, Plan};
+use lowtide_tiers::{self as tiers, Committed};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::Fit;
+use super::start::{kept_state, ours, readable};
+use crate::checkpoint::{self, Change, RunState};
+use crate::error::TrainError;
+use crate::metrics::{has_step, value_at};
+use crate::planning::directories_of;
+use crate::report::StepLine;
+use crate::step::{About, CommitRecord, StepNumbers};
+
+/// Version of [`AboutRun`].
+const FORMAT: u32 = 1;
+
+/// What a journal says of its run as a whole.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct AboutRun {
+    format: u32,
+    /// How the parameters are cut: where everything lies follows from it.
+    pieces: Pieces,
+    /// [`Plan::durable_layout`].
+    layout: u64,
+    data_fingerprint: u64,
+    numerics: Value,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    changes: Vec<Change>,
+    products: BTreeMap<String, Vec<u64>>,
+    now_unix_s: i64,
+}
+
+/// States that are on disk, in extents, as the journal tells of them.
+#[derive(Debug)]
+pub(super) struct Journal {
+    /// The first drive's state file.
+    path: PathBuf,
+    /// Whose files they are.
+    run: u128,
+    /// The one that counts: the newest, until it is known which is whole.
+    at: usize,
+    /// Newest first.
+    told: Vec<Told>,
+}
+
+/// One commit.
+#[derive(Debug)]
+struct Told {
+    sequence: u64,
+    state: RunState,
+    pieces: Pieces,
+    layout: u64,
+    steps: Vec<StepNumbers>,
+}
+
+impl Told {
+    fn read(found: &Committed) -> Result<Self, String> {
+        let unreadable = |e: &dyn Display| format!("its journal is not this program's: {e}");
+        let about: AboutRun = serde_json::from_slice(&found.about).map_err(|e| unreadable(&e))?;
+        let record: CommitRecord =
+            serde_json::from_slice(&found.record).map_err(|e| unreadable(&e))?;
+        if about.format != FORMAT {
+            let what = format!(
+                "format {}, this program reads format {FORMAT}",
+                about.format
+            );
+            return Err(unreadable(&what));
+        }
+        let mark = record.mark;
+        let state = RunState {
+            step: mark.step,
+            data: mark.data,
+            data_fingerprint: about.data_fingerprint,
+            clip: record.clip,
+            numerics: about.numerics,
+            changes: about.changes,
+            products: about.products,
+            now_unix_s: about.now_unix_s,
+            tokens: mark.tokens,
+            loss_first: mark.loss_first.map(f64::from_bits),
+            exact_match_before: mark.exact_match_before.map(f64::from_bits),
+            totals: mark.totals,
+            ..RunState::new()
+        };
+        Ok(Self {
+            sequence: found.sequence,
+            state,
+            pieces: about.pieces,
+            layout: about.layout,
+            steps: record.steps,
+        })
+    }
+}
+
+impl Journal {
+    /// The journal of this run among its drives; `None` where there is none or nothing was committed.
+    pub(super) fn find(run: &Run, notes: &mut Vec<String>) -> Result<Option<Self>, TrainError> {
+        let dirs = directories_of(run);
+        let Some((dir, others)) = dirs.split_first() else {
+            return Ok(None);
+        };
+        let path = tiers::state_path(dir);
+        match tiers::kept_by(dir).map_err(|e| readable(run, e))? {
+            Some(by) if ours(run, dir, by) => {}
+            first => {
+                // Without the journal the others say nothing; but it may be on a drive that is not there.
+                for other in others {
+                    let by = tiers::kept_by(other).map_err(|e| readable(run, e))?;
+                    if first.is_none() && by.is_some_and(|by| ours(run, other, by)) {
+                        let what = format!(
+                            "holds a part of this run's state, but the file with its journal is not \
+                             there: {}",
+                            path.display()
+                        );
+                        return Err(kept_state(run, &tiers::state_path(other), what));
+                    }
+                }
+                return Ok(None);
+            }
+        }
+        let kept = tiers::kept(dir).map_err(|e| readable(run, e))?;
+        let Some(kept) = kept else {
+            return Ok(None);
+        };
+        if let Some(damaged) = &kept.damaged {
+            notes.push(format!("{}: {damaged}", path.display()));
+        }
+        let told = kept.commits.iter().map(Told::read);
+        let told = told
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|what| kept_state(run, &path, what))?;
+        Ok((!told.is_empty()).then_some(Self {
+            path,
+            run: kept.run,
+            at: 0,
+            told,
+        }))
+    }
+
+    fn told(&self) -> &Told {
+        &self.told[self.at]
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(super) fn run(&self) -> u128 {
+        self.run
+    }
+
+    pub(super) fn state(&self) -> &RunState {
+        &self.told().state
+    }
+
+    pub(super) fn pieces(&self) -> Pieces {
+        self.told().pieces
+    }
+
+    /// The plan finds everything where it lies.
+    pub(super) fn fits(&self, plan: &Plan) -> Result<(), TrainError> {
+        if self.told().layout == plan.durable_layout() {
+            return Ok(());
+        }
+        Err(self.unusable("the parameters are cut into other pieces now"))
+    }
+
+    /// The commit of this number is the one whose bytes are whole.
+    pub(super) fn settle(&mut self, sequence: u64) {
+        let at = self.told.iter().position(|t| t.sequence == sequence);
+        self.at = at.expect("nobody else writes this journal: its directory is locked");
+    }
+
+    pub(super) fn unusable(&self, what: &str) -> TrainError {
+        TrainError::Durable {
+            path: self.path.clone(),
+            step: self.state().step,
+            what: what.to_owned(),
+        }
+    }
+}
+
+impl Fit<'_> {
+    /// Has the journal say what holds for the whole run.
+    pub(super) fn write_journal(&mut self, plan: &Plan) {
+        let about = AboutRun {
+            format: FORMAT,
+            pieces: plan.choice.pieces,
+            layout: plan.durable_layout(),
+            data_fingerprint: self.state.data_fingerprint,
+            numerics: self.numerics.clone(),
+            changes: self.state.changes.clone(),
+            products: self.state.products.clone(),
+            now_unix_s: self.state.now_unix_s,
+        };
+        let gpu = self.gpu.clone();
+        let about: About = Box::new(move || {
+            // Products of new shapes get their algorithms while the run goes on.
+            let products = gpu.as_ref().map(|gpu| gpu.choices());
+            let about = AboutRun {
+                products: products.unwrap_or_default(),
+                ..about.clone()
+            };
+            serde_json::to_vec(&about).expect("plain values")
+        });
+        self.session.set_about(about);
+    }
+
+    /// Goes on from extents that were found whole.
+    pub(super) fn go_on(&mut self, journal: Journal) -> Result<(), TrainError> {
+        let Journal {
+            path, at, mut told, ..
+        } = journal;
+        let path = path.display();
+        if at > 0 {
+            self.observer.note(&format!(
+                "{path}: the state after step {} is not whole, the one before it is",
+                told[0].state.step
+            ));
+        }
+        let told = told.swap_remove(at);
+        let step = told.state.step;
+        self.observer
+            .note(&format!("went on from {path} after step {step}"));
+        self.last_checkpoint = checkpoint::list(&self.run.output).pop().map(|(_, p)| p);
+        self.state = told.state;
+        for step in &told.steps {
+            self.state.totals.loss(step.step, step.loss);
+            self.catch_up(step)?;
+        }
+        Ok(())
+    }
+
+    /// Writes a step's metrics line if the run died before it did. How long the step took is lost.
+    fn catch_up(&mut self, step: &StepNumbers) -> Result<(), TrainError> {
+        let due = step.step.is_multiple_of(self.run.log.every_steps) || step.step == self.total;
+        if !due || has_step(&self.run.output.join("metrics.jsonl"), step.step, "loss")? {
+            return Ok(());
+        }
+        Ok(self.metrics.write(&StepLine {
+            step: step.step,
+            steps: self.total,
+            loss: f64::from_bits(step.loss),
+            grad_norm: f64::from_bits(step.norm),
+            learning_rate: f64::from_bits(step.learning_rate),
+            tokens: step.tokens,
+            seconds: None,
+            tokens_per_second: None,
+            predicted_seconds: self.predicted_seconds,
+            ruling_lane: None,
+            skipped: step.skipped,
+        })?)
+    }
+
+    /// Evaluates and saves where the run ended after a step and before what was due behind it.
+    pub(super) fn make_up(&mut self) -> Result<(), TrainError> {
+        let step = self.state.step;
+        let due = self.due(step);
+        if !self.durable && self.saved != Some(step) {
+            return Ok(()); // another directory's run has recorded it there
+        }
+        let metrics = self.run.output.join("metrics.jsonl");
+        if due.evaluation && !has_step(&metrics, step, "eval_loss")? {
+            self.evaluate(step)?;
+        }
+        let answered = value_at(&metrics, step, Some("during"), "exact_match")?;
+        if due.answers && answered.is_none() {
+            self.exact_match("during")?;
+        }
+        let newest = checkpoint::list(&self.run.output).pop();
+        if self.durable && due.save && newest.is_none_or(|(at, _)| at < step) {
+            self.save_now()?;
+        }
+        Ok(())
+    }
+}
