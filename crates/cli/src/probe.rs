@@ -5,8 +5,9 @@ use lowtide_planner::Machine;
 use lowtide_trainer::clock::today;
 use lowtide_trainer::device::{self, Device};
 use lowtide_trainer::inputs::sample_of;
-use lowtide_trainer::planning::{decoder_of, directories_of, shape_of};
-use lowtide_trainer::probe::{ProbeOptions, probe as measure};
+use lowtide_trainer::open::probed;
+use lowtide_trainer::planning::{decoder_of, shape_of};
+use lowtide_trainer::probe::{Drive, ProbeOptions, probe as measure};
 use lowtide_trainer::report::Phase;
 use lowtide_trainer::threads::{threads_of, usual_threads};
 use serde_json::json;
@@ -32,11 +33,15 @@ pub fn probe(args: &ProbeArgs, out: Out) -> Answer {
         Some(run) => Some(decoder_of(run, run.batch(), device.target)?),
         None => None,
     };
-    let mut directories = args.disk.clone();
+    let named = args.disk.iter().map(|dir| Drive {
+        dir: dir.clone(),
+        most: None,
+    });
+    let mut drives: Vec<Drive> = named.collect();
     if let Some(run) = &run
-        && directories.is_empty()
+        && drives.is_empty()
     {
-        directories = directories_of(run);
+        drives = probed(run);
     }
     let threads = match (args.threads, &run) {
         (Some(n), _) => n as usize,
@@ -45,7 +50,7 @@ pub fn probe(args: &ProbeArgs, out: Out) -> Answer {
     };
     let options = ProbeOptions {
         threads,
-        directories,
+        drives,
         seconds: SECONDS,
         moments: run
             .as_ref()

@@ -17,7 +17,7 @@ use crate::Scratch;
 use crate::arbiter::Io;
 use crate::state_file::DATA;
 use crate::threads::transfer;
-use crate::{Arena, Backend, Disk, DiskConfig, Extent, Fill, Kind, Request, TierError};
+use crate::{ALIGN, Arena, Backend, Disk, DiskConfig, Extent, Fill, Kind, Request, TierError};
 
 /// How to measure.
 #[derive(Clone, Copy, Debug)]
@@ -50,6 +50,18 @@ impl Default for ProbeConfig {
 }
 
 impl ProbeConfig {
+    /// The same in a file of at most `most` bytes: with smaller operations where that is little, which a
+    /// drive serves at a lower rate.
+    #[must_use]
+    pub fn within(self, most: Bytes) -> Self {
+        let block = most.0 / (4 * self.depth as u64) / ALIGN * ALIGN;
+        Self {
+            bytes: self.bytes.min(most),
+            block: Bytes(block.clamp(ALIGN, self.block.0)),
+            ..self
+        }
+    }
+
     /// The least that the file has: each kind of a mix has a part of its own, and twice the blocks in
     /// flight are in hand.
     #[must_use]
@@ -338,6 +350,27 @@ mod tests {
                 assert!(rate.0 > 1e6 && rate.0 < 1e12, "{rates:?}");
             }
             assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+        }
+    }
+
+    /// C16: less than a good figure takes is what there is.
+    #[test]
+    fn a_probe_keeps_within_what_it_may_write() {
+        let dir = tempfile::tempdir().unwrap();
+        for most in [Bytes::MIB * 200, Bytes::MIB * 20, Bytes::KIB * 200] {
+            let config = ProbeConfig {
+                bytes: Bytes::GIB,
+                time: Duration::from_millis(5),
+                ..ProbeConfig::default()
+            };
+            let run = Run::new(dir.path(), &config.within(most)).unwrap();
+            let path = run.disk.paths().next().unwrap();
+            let bytes = path.metadata().unwrap().len();
+            assert!(
+                bytes <= DATA + most.0 && bytes > DATA + most.0 / 2,
+                "{bytes}"
+            );
+            run.moved(Mix::new(1, 1), |sent, _| sent < 100).unwrap();
         }
     }
 

@@ -13,9 +13,9 @@ use crate::device::{self, Device};
 use crate::error::TrainError;
 use crate::inputs::sample_of;
 use crate::planning::{
-    Planned, budgets_of, clip_of, decoder_of, directories_of, load_machine, plan_with, shape_of,
+    Planned, budgets_of, clip_of, decoder_of, load_machine, plan_with, shape_of,
 };
-use crate::probe::{ProbeOptions, probe};
+use crate::probe::{Drive, ProbeOptions, probe};
 use crate::step::{DiskChoice, Session, SessionOptions};
 use crate::threads::threads_of;
 
@@ -35,13 +35,23 @@ pub fn machine_of(
     }
     let options = ProbeOptions {
         threads: threads_of(run),
-        directories: directories_of(run),
+        drives: probed(run),
         seconds: 0.1,
         moments: run.optimizer.moments,
         date: today(),
         gpu: device.gpu.clone(),
     };
     probe(&options, Some(decoder), sample)
+}
+
+/// A run's drives, to be measured within what the run may take of them.
+#[must_use]
+pub fn probed(run: &Run) -> Vec<Drive> {
+    let drives = run.budget.disk.iter().map(|d| Drive {
+        dir: d.dir.clone(),
+        most: Some(d.size),
+    });
+    drives.collect()
 }
 
 /// Decoder, rates and plan of a run that makes no steps: nothing of it is durable.

@@ -29,8 +29,8 @@ use crate::together::{Alone, Lanes, LanesConfig};
 pub struct ProbeOptions {
     /// Threads that compute.
     pub threads: usize,
-    /// Directories of the drives; none: the disk is not measured.
-    pub directories: Vec<PathBuf>,
+    /// The drives; none: the disk is not measured.
+    pub drives: Vec<Drive>,
     /// Seconds spent on each figure, about.
     pub seconds: f64,
     /// Moments that AdamW is measured with: the run's.
@@ -39,6 +39,16 @@ pub struct ProbeOptions {
     pub date: String,
     /// The GPU; `None`: the CPU device.
     pub gpu: Option<Gpu>,
+}
+
+/// A drive to measure.
+#[derive(Clone, Debug)]
+pub struct Drive {
+    /// A directory on it.
+    pub dir: PathBuf,
+    /// The most bytes to write there: a run's probe takes no more of a drive than the run may. `None`:
+    /// as many as good figures take.
+    pub most: Option<Bytes>,
 }
 
 /// Host memory that a run takes after its probe, beside its arenas: stacks of lanes, events of the
@@ -104,9 +114,9 @@ pub fn probe(
     decoder: Option<&Decoder>,
     sample: Option<&Micro>,
 ) -> Result<Machine, TrainError> {
-    let disk = || match options.directories.as_slice() {
+    let disk = || match options.drives.as_slice() {
         [] => Ok(None),
-        dirs => disk_rates(dirs, options.seconds).map(Some),
+        drives => disk_rates(drives, options.seconds).map(Some),
     };
     let mut rates = disk()?;
     let (q, machine, together) = match &options.gpu {
@@ -151,7 +161,7 @@ pub fn probe(
 /// Lanes alone, and their speeds beside each other. Where a probe has little time (a run's start), so
 /// has this.
 fn together(options: &ProbeOptions) -> Result<(Alone, Vec<Together>), TrainError> {
-    let drives = options.directories.iter().map(|d| (d.clone(), 1.0));
+    let drives = options.drives.iter().map(|d| (d.dir.clone(), 1.0));
     let gpu = options.gpu.clone();
     let mut config =
         LanesConfig::for_probe(options.threads, gpu, drives.collect(), options.moments);
@@ -168,6 +178,10 @@ fn together(options: &ProbeOptions) -> Result<(Alone, Vec<Together>), TrainError
             config.parameters = config.parameters.min(1 << 20);
             config.disk = Bytes::MIB * 64;
         }
+    }
+    // The drives have equal shares here.
+    if let Some(least) = options.drives.iter().filter_map(|d| d.most).min() {
+        config.disk = config.disk.min(least * options.drives.len() as u64);
     }
     let lanes = Lanes::new(config)?;
     lanes.speeds(&lanes.sets(), seconds, rounds)
@@ -493,9 +507,9 @@ fn wake_time() -> f64 {
     start.elapsed().as_secs_f64() / f64::from(2 * ROUNDS)
 }
 
-fn disk_rates(dirs: &[PathBuf], seconds: f64) -> Result<DiskRates, TierError> {
+fn disk_rates(drives: &[Drive], seconds: f64) -> Result<DiskRates, TierError> {
     let (mut read, mut write, mut mixed) = (0.0, 0.0, 0.0);
-    for dir in dirs {
+    for Drive { dir, most } in drives {
         std::fs::create_dir_all(dir).map_err(|e| TierError::File {
             action: "creating",
             path: dir.clone(),
@@ -514,6 +528,7 @@ fn disk_rates(dirs: &[PathBuf], seconds: f64) -> Result<DiskRates, TierError> {
             time: Duration::from_secs_f64(seconds),
             ..ProbeConfig::default()
         };
+        let config = most.map_or(config, |most| config.within(most));
         let rates = lowtide_tiers::probe(dir, &config)?;
         // Striping by measured rate makes them add up.
         read += rates.read.0;
@@ -703,7 +718,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let options = ProbeOptions {
             threads: 2,
-            directories: vec![dir.path().to_owned()],
+            drives: vec![Drive {
+                dir: dir.path().to_owned(),
+                most: None,
+            }],
             seconds: 0.02,
             date: "2026-11-21".to_owned(),
             moments: Moments::F32,

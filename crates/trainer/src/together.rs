@@ -16,7 +16,8 @@ use lowtide_kernels::adamw::{self, Hyper, MomentViews, Segment};
 use lowtide_kernels::matmul::{self, Dims};
 use lowtide_planner::{Lane, Together};
 use lowtide_tiers::{
-    Arena, Disk, DiskConfig, Extent, Fill, HostMemory, Kind, RawRange, Request, Scratch, Ticket,
+    ALIGN, Arena, Disk, DiskConfig, Extent, Fill, HostMemory, Kind, RawRange, Request, Scratch,
+    Ticket,
 };
 use lowtide_units::Bytes;
 use lowtide_workload::{Dtype, Moments};
@@ -115,6 +116,9 @@ impl Lanes {
         } else {
             2 * disk.depth as u64
         };
+        // Where the drives have little room, smaller ones.
+        let room = config.disk.0 / (4 * config.drives.len().max(1) as u64) / ALIGN * ALIGN;
+        disk.block = Bytes(disk.block.0.min(room.max(ALIGN)));
         let block = disk.block.0;
         let copies = COPIES * config.copy.0;
         let state = (STATE_BYTES * config.parameters + 64).next_multiple_of(block);
@@ -133,7 +137,7 @@ impl Lanes {
         let disk = if config.drives.is_empty() {
             None
         } else {
-            let bytes = Bytes(config.disk.0.next_multiple_of(2 * block)).max(Bytes(4 * block));
+            let bytes = Bytes(config.disk.0 / (2 * block) * 2 * block).max(Bytes(4 * block));
             disk.stripe = disk.block;
             Some(Disk::open(&disk.fit(bytes)?, Some(host.arena()))?)
         };
