@@ -1,5 +1,6 @@
 //! From a checked run to a plan: the model's shape, its workload, the machine's rates, the search.
 
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -326,12 +327,54 @@ pub fn load_machine(path: &Path) -> Result<Machine, TrainError> {
         path: path.to_owned(),
         what,
     };
-    let text = std::fs::read_to_string(path).map_err(|e| fail(e.to_string()))?;
+    // A FIFO would be waited for, a device read for ever.
+    let meta = std::fs::metadata(path).map_err(|e| fail(e.to_string()))?;
+    if !meta.is_file() {
+        return Err(fail("it is no regular file".to_owned()));
+    }
+    let mut text = String::new();
+    std::fs::File::open(path)
+        .and_then(|file| file.take(MACHINE_MAX + 1).read_to_string(&mut text))
+        .map_err(|e| fail(e.to_string()))?;
+    if text.len() as u64 > MACHINE_MAX {
+        let what = format!("it has more than {MACHINE_MAX} bytes, too many for a machine file");
+        return Err(fail(what));
+    }
     serde_json::from_str(&text).map_err(|e| fail(format!("not a machine file: {e}")))
 }
+
+/// The longest machine file, in bytes: `lowtide probe` writes some ten thousand.
+const MACHINE_MAX: u64 = 16 << 20;
 
 /// Directories of a run's drives.
 #[must_use]
 pub fn directories_of(run: &Run) -> Vec<PathBuf> {
     run.budget.disk.iter().map(|d| d.dir.clone()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// E29: nothing is read without a limit.
+    #[test]
+    fn a_machine_file_is_a_regular_file_of_some_size() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let refused = |path: &Path, word: &str| {
+            let error = load_machine(path).expect_err("refused").to_string();
+            let name = path.display().to_string();
+            assert!(error.contains(word) && error.contains(&name), "{error}");
+        };
+        refused(Path::new("/dev/zero"), "regular file");
+        refused(dir.path(), "regular file");
+        let fifo = dir.path().join("fifo");
+        let made = std::process::Command::new("mkfifo").arg(&fifo).status();
+        assert!(made.expect("mkfifo").success());
+        refused(&fifo, "regular file");
+        let long = dir.path().join("long.json");
+        let file = std::fs::File::create(&long).expect("a file");
+        file.set_len(1 << 40).expect("a sparse file");
+        refused(&long, "more than");
+        refused(&dir.path().join("gone"), "No such file");
+    }
 }
