@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use lowtide_config::{ConfigError, nearest};
 use lowtide_planner::Machine;
 use lowtide_trainer::planning::Refused;
-use lowtide_trainer::{CudaError, DataError, ExecError, RecordProblem, TierError, TrainError};
+use lowtide_trainer::{CudaError, DataError, ExecError, TierError, TrainError};
 use serde_json::{Value, json};
 
 use crate::out::{complain, enough};
@@ -252,13 +252,6 @@ fn data_advice(e: &DataError) -> Vec<String> {
         DataError::SplitOfOne { .. } => "name a file in data.eval, or add examples",
         DataError::AllDropped { .. } => {
             "set train.last_batch to keep or fill, or lower train.micro_batch or train.accumulate"
-        }
-        DataError::Record {
-            problem: RecordProblem::NotAPrefix { .. } | RecordProblem::TurnEnd { .. },
-            ..
-        } => {
-            "give data.chat_template a copy of the template with {% generation %} and {% endgeneration %} \
-             around what the assistant says, its end of turn included: then the template decides by itself"
         }
         DataError::Missing { .. } => "paths in a run file are relative to that file",
         _ => return Vec::new(),
