@@ -1,5 +1,6 @@
 //! The command line's grammar.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use clap::{Parser, Subcommand, ValueEnum};
@@ -54,15 +55,16 @@ pub struct RunArgs {
     /// The run file.
     #[arg(value_name = "RUN.yaml")]
     pub file: PathBuf,
-    /// Override a key of the run file; may be repeated, later ones win.
+    /// Override a key of the run file; may be repeated, later ones win. Paths in it are relative to the
+    /// current directory (those in the file to the file's).
     #[arg(long = "set", value_name = "KEY=VALUE")]
-    pub sets: Vec<String>,
+    pub sets: Vec<OsString>,
 }
 
 impl RunArgs {
     /// Reads and checks the run.
     pub fn load(&self) -> Result<Run, CliError> {
-        Ok(Run::load(&self.file, &self.sets)?)
+        Ok(Run::load(&self.file, &texts("--set", &self.sets)?)?)
     }
 
     /// The run with another model: `model` if given, else the one that the run has made already,
@@ -75,11 +77,34 @@ impl RunArgs {
             None if made.exists() => made,
             None => return Ok(run),
         };
-        let mut sets = self.sets.clone();
-        sets.push(format!("model.path={}", quoted(&model)));
-        sets.push("model.init=pretrained".to_owned());
-        Ok(Run::load(&self.file, &sets)?)
+        Ok(run.with_model(model))
     }
+}
+
+/// Arguments that must be text: a run file and its overrides are.
+pub fn texts(flag: &str, given: &[OsString]) -> Result<Vec<String>, CliError> {
+    let text = |arg: &OsString| {
+        let known = arg.to_str().map(str::to_owned);
+        known.ok_or_else(|| CliError::Usage {
+            what: format!("{flag} {}: not UTF-8", arg.to_string_lossy()),
+            help: "go into the directory and give a relative path, or give a link to it that has a \
+                   name in UTF-8",
+        })
+    };
+    given.iter().map(text).collect()
+}
+
+/// Directories of drives, no more than a run can be striped over, and each once.
+pub fn directories(flag: &str, given: &[PathBuf]) -> Result<Vec<PathBuf>, CliError> {
+    let whole = |dir: &PathBuf| std::path::absolute(dir).unwrap_or_else(|_| dir.clone());
+    let all: std::collections::BTreeSet<PathBuf> = given.iter().map(whole).collect();
+    let what = match (given.len(), all.len()) {
+        (n, _) if n > 64 => format!("{flag}: {n} directories, at most 64 drives are possible"),
+        (n, m) if n != m => format!("{flag}: one directory is given twice"),
+        _ => return Ok(given.to_vec()),
+    };
+    let help = "give one directory for each drive";
+    Err(CliError::Usage { what, help })
 }
 
 /// A path as a value of `--set` that is taken as it is.
@@ -119,7 +144,7 @@ pub struct PlanArgs {
     pub host_memory: Option<String>,
     /// Disk space allowed: a size, or a size in a directory (then repeatable, one a drive).
     #[arg(long, value_name = "[DIR=]SIZE")]
-    pub disk: Vec<String>,
+    pub disk: Vec<OsString>,
     /// Rates to plan with, as `lowtide probe` writes them. Without: the run's `plan.machine` or
     /// this machine, probed; for a shape the reference H200 of examples/machines/h200.json.
     #[arg(long, value_name = "FILE")]
@@ -130,9 +155,10 @@ pub struct PlanArgs {
     /// Clipping mode.
     #[arg(long)]
     pub clip: Option<Clip>,
-    /// Override a key of the run; may be repeated, later ones win.
+    /// Override a key of the run; may be repeated, later ones win. Paths in it are relative to the
+    /// current directory (those in the file to the file's).
     #[arg(long = "set", value_name = "KEY=VALUE")]
-    pub sets: Vec<String>,
+    pub sets: Vec<OsString>,
 }
 
 /// Types of numbers that `--precision` knows.
@@ -173,9 +199,10 @@ pub struct ProbeArgs {
     /// Threads that compute; without: the run's, or all cores.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub threads: Option<u32>,
-    /// Override a key of the run file; may be repeated, later ones win.
+    /// Override a key of the run file; may be repeated, later ones win. Paths in it are relative to the
+    /// current directory (those in the file to the file's).
     #[arg(long = "set", value_name = "KEY=VALUE", requires = "file")]
-    pub sets: Vec<String>,
+    pub sets: Vec<OsString>,
 }
 
 /// What to bench.
@@ -216,7 +243,12 @@ pub struct BenchHostArgs {
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     pub device: String,
     /// Seconds for each figure.
-    #[arg(long, value_name = "S", default_value_t = 0.3)]
+    #[arg(
+        long,
+        value_name = "S",
+        default_value_t = 0.3,
+        allow_negative_numbers = true
+    )]
     pub seconds: f64,
 }
 
@@ -224,7 +256,12 @@ pub struct BenchHostArgs {
 #[derive(Debug, clap::Args)]
 pub struct BenchLinksArgs {
     /// Seconds for each figure.
-    #[arg(long, value_name = "S", default_value_t = 0.3)]
+    #[arg(
+        long,
+        value_name = "S",
+        default_value_t = 0.3,
+        allow_negative_numbers = true
+    )]
     pub seconds: f64,
 }
 
@@ -238,7 +275,12 @@ pub struct BenchDiskArgs {
     #[arg(long, value_name = "SIZE", default_value = "4GiB")]
     pub size: String,
     /// Seconds for each figure.
-    #[arg(long, value_name = "S", default_value_t = 3.0)]
+    #[arg(
+        long,
+        value_name = "S",
+        default_value_t = 3.0,
+        allow_negative_numbers = true
+    )]
     pub seconds: f64,
 }
 
@@ -250,7 +292,7 @@ pub struct BenchStepArgs {
     pub plan: PlanArgs,
     /// Steps that are timed, after two that are not.
     #[arg(long, value_name = "N", default_value_t = 8,
-        value_parser = clap::value_parser!(u64).range(1..))]
+        value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     pub steps: u64,
     /// Write what every lane did to this file, for Perfetto; the steps then take a little longer.
     #[arg(long, value_name = "FILE")]
@@ -265,7 +307,7 @@ pub struct VerifyArgs {
     pub run: RunArgs,
     /// Steps to train both ways.
     #[arg(long, value_name = "N", default_value_t = 3,
-        value_parser = clap::value_parser!(u64).range(1..))]
+        value_parser = clap::value_parser!(u64).range(1..=10_000))]
     pub steps: u64,
     /// Blocks of the slice.
     #[arg(long, value_name = "K", default_value_t = 2,
@@ -307,10 +349,20 @@ pub struct GenerateArgs {
     #[arg(long, value_name = "N")]
     pub max_new_tokens: Option<u32>,
     /// 0 takes the most likely token each time.
-    #[arg(long, value_name = "X", default_value_t = 0.0)]
+    #[arg(
+        long,
+        value_name = "X",
+        default_value_t = 0.0,
+        allow_negative_numbers = true
+    )]
     pub temperature: f64,
     /// Choose among the most likely tokens that together have this probability.
-    #[arg(long, value_name = "P", default_value_t = 1.0)]
+    #[arg(
+        long,
+        value_name = "P",
+        default_value_t = 1.0,
+        allow_negative_numbers = true
+    )]
     pub top_p: f64,
     /// Seed of the choice.
     #[arg(long, value_name = "S", default_value_t = 0)]

@@ -13,7 +13,9 @@ use lowtide_trainer::{Bytes, CudaError, Gpu, TrainError};
 use serde_json::json;
 
 use crate::Answer;
-use crate::args::{Bench, BenchArgs, BenchDiskArgs, BenchHostArgs, BenchLinksArgs, BenchStepArgs};
+use crate::args::{
+    Bench, BenchArgs, BenchDiskArgs, BenchHostArgs, BenchLinksArgs, BenchStepArgs, directories,
+};
 use crate::error::CliError;
 use crate::out::{Out, bytes, seconds};
 use crate::plan::{compare, rates_line, run_of};
@@ -38,7 +40,7 @@ fn bench_host(args: &BenchHostArgs, out: Out) -> Answer {
         threads,
         parameters: args.parameters,
         gpu: device.gpu.clone(),
-        directories: args.disk.clone(),
+        directories: directories("--disk", &args.disk)?,
         seconds: figure_seconds(args.seconds)?,
     })?;
     out.text(&host_table(&report));

@@ -2,12 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
-use lowtide_config::{ConfigError, nearest};
+use lowtide_config::{ConfigError, DiskBudget, nearest};
 use lowtide_planner::Machine;
+use lowtide_trainer::paths::PathProblem;
 use lowtide_trainer::planning::Refused;
 use lowtide_trainer::{CudaError, DataError, ExecError, TierError, TrainError};
 use serde_json::{Value, json};
 
+use crate::args::quoted;
 use crate::out::{complain, enough};
 
 mod records;
@@ -96,8 +98,16 @@ impl CliError {
         match self {
             Self::Refused { refused, .. } => fitting(refused),
             Self::Usage { help, .. } => vec![(*help).to_owned()],
-            Self::Write { .. } => Vec::new(),
-            Self::Train(e) => advice(e),
+            Self::Write { .. } => {
+                vec!["check that the directory is there and can be written".to_owned()]
+            }
+            Self::Train(e) => {
+                let lines = advice(e);
+                match lines.is_empty() {
+                    true => vec![general(e).to_owned()],
+                    false => lines,
+                }
+            }
         }
     }
 }
@@ -142,14 +152,110 @@ fn fitting(refused: &Refused) -> Vec<String> {
     let sets: Vec<String> = tiers
         .iter()
         .filter(|(_, have, need)| need > have)
-        .map(|(tier, _, need)| format!("--set budget.{tier}={}", enough(*need)))
+        .map(|(tier, _, need)| match (*tier, refused.disks.as_slice()) {
+            ("disk", [_, ..]) => format!("--set {}", drives(&refused.disks, *need)),
+            (tier, _) => format!("--set budget.{tier}={}", enough(*need)),
+        })
         .collect();
     let mut lines = vec![format!("the nearest budgets that fit: {}", sets.join(" "))];
+    if let Some(disk) = refused.refusal.with_disk {
+        lines.push(format!(
+            "or a drive, with the memory that is allowed: --set budget.disk={}",
+            enough(disk.0)
+        ));
+    }
     if let Some(b) = refused.nearest_micro_batch {
         lines.push(format!(
             "or fewer sequences at once: --set train.micro_batch={b}"
         ));
     }
+    lines
+}
+
+/// What to do about errors that say all that there is to say of themselves: where to look.
+fn general(e: &TrainError) -> &'static str {
+    match e {
+        TrainError::Config(ConfigError::Read { .. }) => {
+            "give a run file: YAML, such as examples/quickstart/run.yaml"
+        }
+        TrainError::Config(ConfigError::Syntax { .. }) => {
+            "a run file is one YAML document: keys nested by spaces, special characters in quotes; \
+             examples/quickstart/run.yaml is one"
+        }
+        TrainError::Config(_) => {
+            "correct it there, or override it with --set KEY=VALUE; `lowtide schema --markdown` describes \
+             every key"
+        }
+        TrainError::Model(_) => {
+            "model.path needs a whole Hugging Face directory (config.json, safetensors, tokenizer): if \
+             its download was cut off, get it again"
+        }
+        TrainError::Data(DataError::Record { .. } | DataError::NoRecords { .. }) => {
+            "data files hold one JSON object a line; data.format and data.fields say which fields are read"
+        }
+        TrainError::Data(
+            DataError::Corrupt { .. } | DataError::Template { .. } | DataError::UnknownToken { .. },
+        ) => "get the tokenizer's files again, or give others: model.tokenizer, data.chat_template",
+        TrainError::Device(_) => "set device=cpu to run without a GPU",
+        _ => "put right what is named, and start the same command again",
+    }
+}
+
+/// `budget.disk` with so many bytes in all on the directories that the run names, in the same shares; for a
+/// shell, in quotes.
+fn drives(disks: &[DiskBudget], need: u64) -> String {
+    let all: u128 = disks.iter().map(|d| u128::from(d.size.0)).sum();
+    let each = disks.iter().map(|d| {
+        let share = u128::from(need) * u128::from(d.size.0) / all.max(1);
+        // One more byte than the share rounded down: together they are not less than the need.
+        let size = enough(u64::try_from(share).unwrap_or(u64::MAX - 1) + 1);
+        format!("{{dir: {}, size: {size}}}", quoted(&d.dir))
+    });
+    let each: Vec<String> = each.collect();
+    format!("'budget.disk=[{}]'", each.join(", "))
+}
+
+/// What to do about a path that a key names.
+fn path_advice(key: &str, problem: &PathProblem) -> Vec<String> {
+    let relative = "a relative path in the run file begins at that file's directory, one of --set at the \
+                    current directory";
+    let lines: Vec<String> = match (key, problem) {
+        (_, PathProblem::HubName { name }) => {
+            let dir = name.rsplit('/').next().unwrap_or(name);
+            vec![
+                format!(
+                    "lowtide does not download models; get it first: hf download {name} --local-dir {dir}"
+                ),
+                format!(
+                    "(older: huggingface-cli download {name} --local-dir {dir}), then --set {key}={dir}"
+                ),
+                relative.to_owned(),
+            ]
+        }
+        ("model.path", PathProblem::Missing) => vec![
+            relative.to_owned(),
+            "lowtide does not download models: hf download ORG/NAME --local-dir DIR does"
+                .to_owned(),
+        ],
+        (
+            _,
+            PathProblem::Kind {
+                found: "a named pipe" | "a device" | "a socket",
+                needed: "a file",
+            },
+        ) => vec!["write it to a file first: it is read more than once".to_owned()],
+        ("model.path", PathProblem::Kind { .. }) => vec![
+            "give the directory of a Hugging Face model: config.json, safetensors, tokenizer"
+                .to_owned(),
+        ],
+        ("output" | "budget.disk", _) => vec![format!("give another directory: --set {key}=DIR")],
+        ("checkpoint.resume", PathProblem::Kind { .. }) => vec![
+            "give the directory of a checkpoint, such as OUTPUT/checkpoints/step-00000100"
+                .to_owned(),
+        ],
+        (_, PathProblem::Kind { .. }) => vec![format!("give another path: --set {key}=PATH")],
+        _ => vec![relative.to_owned()],
+    };
     lines
 }
 
@@ -168,6 +274,22 @@ fn advice(e: &TrainError) -> Vec<String> {
                 None => vec![format!("there are {all}")],
             }
         }
+        TrainError::Path { key, problem, .. } => path_advice(key, problem),
+        TrainError::Budget { key, .. } if *key == "budget.disk" => one(
+            "lower budget.disk, or spread it over directories on several drives: \
+             'budget.disk=[{dir: A, size: 100GiB}, {dir: B, size: 100GiB}]'",
+        ),
+        TrainError::Budget { key, .. } if key.starts_with("train.") => one(
+            "lower train.micro_batch (train.accumulate can rise by as much), train.seq or train.accumulate",
+        ),
+        TrainError::Budget { key, .. } if key.starts_with("--") => one("give fewer, or leave it out"),
+        TrainError::Threads { .. } => one(
+            "leave threads out to take all cores, or raise the limit on processes (ulimit -u, pids.max)",
+        ),
+        TrainError::Budget { .. } => one(
+            "lower budget.host (and, on a CPU, budget.device, whose memory is host memory too); without \
+             one the run takes what is free",
+        ),
         TrainError::TooLong { positions, .. } => {
             vec![format!(
                 "--set train.seq={positions} is the longest this model takes"
@@ -190,7 +312,7 @@ fn advice(e: &TrainError) -> Vec<String> {
         }
         TrainError::OtherRun { may_change, .. } => {
             let mut lines = vec![
-                "put the key back to go on with that run, or start anew with another output \
+                "put it back to go on with that run, or start anew with another output \
                  directory or --set checkpoint.resume=never"
                     .to_owned(),
             ];
@@ -253,7 +375,10 @@ fn data_advice(e: &DataError) -> Vec<String> {
         DataError::AllDropped { .. } => {
             "set train.last_batch to keep or fill, or lower train.micro_batch or train.accumulate"
         }
-        DataError::Missing { .. } => "paths in a run file are relative to that file",
+        DataError::Missing { .. } => {
+            "a relative path in the run file begins at that file's directory, one of --set at the current \
+             directory"
+        }
         _ => return Vec::new(),
     };
     vec![text.to_owned()]

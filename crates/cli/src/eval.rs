@@ -1,9 +1,11 @@
 //! `lowtide eval`: how good a model is on the run's evaluation data.
 
+use lowtide_trainer::TrainError;
 use lowtide_trainer::answers::{Extract, answer_all, questions, right};
 use lowtide_trainer::fit::evaluate;
 use lowtide_trainer::generate::Plain;
 use lowtide_trainer::inputs::{load_inputs, open_tokenizer};
+use lowtide_trainer::paths;
 use lowtide_trainer::report::Phase;
 use lowtide_trainer::stops::stops_of;
 use serde_json::json;
@@ -18,6 +20,8 @@ use crate::progress::Waiting;
 /// Loss and, if the run asks for it, exact match.
 pub fn eval(args: &EvalArgs, out: Out) -> Answer {
     let run = args.run.load_with_model(args.model.as_deref())?;
+    run.training_ready().map_err(TrainError::from)?;
+    paths::inputs(&run)?;
     let waiting = Waiting::begin(Phase::Data.name());
     let tokenizer = open_tokenizer(&run, None)?;
     let mut stops = stops_of(&run, &tokenizer)?;

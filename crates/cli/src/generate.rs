@@ -6,6 +6,7 @@ use lowtide_trainer::data::{Tokenizer, generation_prompt};
 use lowtide_trainer::generate::{Sampling, generate as continue_text};
 use lowtide_trainer::inputs::open_tokenizer;
 use lowtide_trainer::open::{load_weights, open_session, plan_run};
+use lowtide_trainer::paths;
 use lowtide_trainer::report::Phase;
 use lowtide_trainer::step::Session;
 use lowtide_trainer::stops::stops_of;
@@ -40,6 +41,7 @@ pub fn generate(args: &GenerateArgs, out: Out) -> Answer {
         let what = format!("--top-p {}: must be above 0 and at most 1", args.top_p);
         return Err(usage(what, "1 leaves every token in"));
     }
+    paths::reading(&run)?;
     let tokenizer = open_tokenizer(&run, None)?;
     let mut stops = stops_of(&run, &tokenizer)?;
     if args.message.is_some() {

@@ -19,7 +19,7 @@ use lowtide_trainer::report::Phase;
 use serde_json::{Map, Value, json};
 
 use crate::Answer;
-use crate::args::{Clip, PlanArgs, Precision, quoted};
+use crate::args::{Clip, PlanArgs, Precision, quoted, texts};
 use crate::error::{CliError, machine_json};
 use crate::out::{Out, bytes, seconds};
 use crate::progress::Waiting;
@@ -190,7 +190,7 @@ pub fn run_of(args: &PlanArgs) -> Result<Run, CliError> {
     set("train.accumulate", args.accumulate.map(|n| n.to_string()));
     set("budget.device", args.device_memory.clone());
     set("budget.host", args.host_memory.clone());
-    set("budget.disk", disks(&args.disk)?);
+    set("budget.disk", disks(&texts("--disk", &args.disk)?)?);
     set(
         "precision",
         args.precision.map(|p| match p {
@@ -207,7 +207,7 @@ pub fn run_of(args: &PlanArgs) -> Result<Run, CliError> {
         }),
     );
     // Last, so that advice can be pasted behind the flags.
-    sets.extend_from_slice(&args.sets);
+    sets.extend(texts("--set", &args.sets)?);
     match (&args.file, &args.shape) {
         (Some(file), _) => Ok(Run::load(file, &sets)?),
         (None, shape) => {

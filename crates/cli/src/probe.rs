@@ -13,7 +13,7 @@ use lowtide_trainer::threads::{threads_of, usual_threads};
 use serde_json::json;
 
 use crate::Answer;
-use crate::args::ProbeArgs;
+use crate::args::{ProbeArgs, directories, texts};
 use crate::error::CliError;
 use crate::out::{Out, seconds};
 use crate::progress::Waiting;
@@ -24,7 +24,7 @@ const SECONDS: f64 = 0.5;
 /// Measures and stores.
 pub fn probe(args: &ProbeArgs, out: Out) -> Answer {
     let run = match &args.file {
-        Some(file) => Some(Run::load(file, &args.sets)?),
+        Some(file) => Some(Run::load(file, &texts("--set", &args.sets)?)?),
         None => None,
     };
     let device = device_named(args.device.as_deref(), run.as_ref())?;
@@ -33,10 +33,9 @@ pub fn probe(args: &ProbeArgs, out: Out) -> Answer {
         Some(run) => Some(decoder_of(run, run.batch(), device.target)?),
         None => None,
     };
-    let named = args.disk.iter().map(|dir| Drive {
-        dir: dir.clone(),
-        most: None,
-    });
+    let named = directories("--disk", &args.disk)?
+        .into_iter()
+        .map(|dir| Drive { dir, most: None });
     let mut drives: Vec<Drive> = named.collect();
     if let Some(run) = &run
         && drives.is_empty()
@@ -77,7 +76,7 @@ pub fn probe(args: &ProbeArgs, out: Out) -> Answer {
         args.out.display()
     ));
     let mut answer = json!(machine);
-    answer["file"] = json!(args.out);
+    answer["file"] = json!(args.out.display().to_string());
     Ok((answer, 0))
 }
 

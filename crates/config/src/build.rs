@@ -64,6 +64,8 @@ fn model(low: &Low) -> Result<Model, ConfigError> {
     Ok(Model {
         source,
         init: low.word("model.init").unwrap_or(init),
+        path_typed: low.text("model.path"),
+        tokenizer_typed: low.text("model.tokenizer"),
         tokenizer: low.path("model.tokenizer").or(directory),
     })
 }

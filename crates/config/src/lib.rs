@@ -24,6 +24,7 @@ mod nearest;
 mod numerics;
 mod rules;
 mod run;
+pub mod shown;
 mod tree;
 mod value;
 mod words;

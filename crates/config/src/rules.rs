@@ -29,6 +29,7 @@ pub(crate) fn together(low: &Low, run: &Run) -> Result<(), ConfigError> {
     eval(low, run)?;
     answers(low, run)?;
     tiers(low, run)?;
+    drives(low, run)?;
     durable(low, run)
 }
 
@@ -186,6 +187,23 @@ fn tiers(low: &Low, run: &Run) -> Result<(), ConfigError> {
                 key,
                 &format!("a 'budget.{tier}' above 0 to be pinned to {tier}"),
             );
+        }
+    }
+    Ok(())
+}
+
+/// Each drive has a directory of its own.
+fn drives(low: &Low, run: &Run) -> Result<(), ConfigError> {
+    let disks = &run.budget.disk;
+    for (i, disk) in disks.iter().enumerate() {
+        if let Some(first) = disks[..i].iter().position(|d| d.dir == disk.dir) {
+            let why = format!("both are {}", disk.dir.display());
+            return Err(ConfigError::Conflict {
+                at: place(low, &["budget.disk"]),
+                key: format!("budget.disk[{first}].dir"),
+                other: format!("budget.disk[{i}].dir"),
+                why,
+            });
         }
     }
     Ok(())

@@ -1,5 +1,7 @@
 //! The run as checked: plain data, every default filled in, every path absolute.
 
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use lowtide_units::Bytes;
@@ -10,6 +12,7 @@ use crate::build::build;
 use crate::error::ConfigError;
 use crate::low::Low;
 use crate::rules;
+use crate::shown;
 use crate::words::{
     ClipMode, Device, Format, Init, LastBatch, LoopOrder, NonFinite, OnError, OptimizerName,
     Pieces, ScheduleShape, Tier, TrainOn, UpdateOn,
@@ -29,6 +32,7 @@ pub struct Run {
     /// Seed of the shuffle and of random weights.
     pub seed: u64,
     /// Directory of everything the run writes.
+    #[serde(serialize_with = "shown::path")]
     pub output: PathBuf,
     /// Threads that compute; `None`: all cores.
     pub threads: Option<u32>,
@@ -57,7 +61,14 @@ pub struct Model {
     pub source: ModelSource,
     /// Where its first weights come from; always random without a directory.
     pub init: Init,
+    /// `model.path` as typed, for messages.
+    #[serde(skip)]
+    pub path_typed: Option<String>,
+    /// `model.tokenizer` as typed, for messages.
+    #[serde(skip)]
+    pub tokenizer_typed: Option<String>,
     /// Directory of the tokenizer or its `tokenizer.json`: the one given, or the model's directory.
+    #[serde(serialize_with = "shown::option")]
     pub tokenizer: Option<PathBuf>,
 }
 
@@ -66,10 +77,12 @@ pub struct Model {
 #[serde(rename_all = "lowercase")]
 pub enum ModelSource {
     /// A Hugging Face directory.
+    #[serde(serialize_with = "shown::path")]
     Path(PathBuf),
     /// A built-in shape, one of [`lowtide_workload::builtin_names`].
     Shape(String),
     /// A `config.json`.
+    #[serde(serialize_with = "shown::path")]
     Config(PathBuf),
 }
 
@@ -101,6 +114,7 @@ impl Budget {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct DiskBudget {
     /// Where; it may not exist yet.
+    #[serde(serialize_with = "shown::path")]
     pub dir: PathBuf,
     /// How much, more than nothing.
     pub size: Bytes,
@@ -110,8 +124,10 @@ pub struct DiskBudget {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Data {
     /// Training files; may be empty, see [`Run::training_ready`].
+    #[serde(serialize_with = "shown::list")]
     pub train: Vec<PathBuf>,
     /// Evaluation files; may be empty.
+    #[serde(serialize_with = "shown::list")]
     pub eval: Vec<PathBuf>,
     /// Share of the training examples kept for evaluation; 0 where `eval` is not empty.
     pub eval_split: f64,
@@ -136,6 +152,7 @@ pub struct Data {
     /// Stands between prompt and completion; `None`: nothing.
     pub separator: Option<String>,
     /// A chat template's file; `None`: the tokenizer's.
+    #[serde(serialize_with = "shown::option")]
     pub chat_template: Option<PathBuf>,
 }
 
@@ -279,6 +296,7 @@ pub struct Plan {
     /// Grain of a fetch.
     pub pieces: Option<Pieces>,
     /// Measured rates; `None`: this machine is probed.
+    #[serde(serialize_with = "shown::option")]
     pub machine: Option<PathBuf>,
 }
 
@@ -344,6 +362,7 @@ pub enum Resume {
     /// Start anew.
     Never,
     /// This checkpoint.
+    #[serde(serialize_with = "shown::path")]
     Path(PathBuf),
 }
 
@@ -358,6 +377,30 @@ pub struct Log {
     pub trace: bool,
 }
 
+/// No run file is larger, and what is larger is none.
+const LARGEST: u64 = 4 << 20;
+
+/// A run file's text. A pipe or a device may have no end, or nobody at the other one.
+fn read(path: &Path) -> io::Result<String> {
+    let not = |why: &str| Err(io::Error::new(io::ErrorKind::InvalidInput, why));
+    let meta = std::fs::metadata(path)?;
+    if !meta.is_file() {
+        return not("not a file");
+    }
+    if meta.len() > LARGEST {
+        return not("larger than 4 MiB, which no run file is");
+    }
+    let mut text = String::new();
+    File::open(path)?
+        .take(LARGEST)
+        .read_to_string(&mut text)
+        .map_err(|e| match e.kind() {
+            io::ErrorKind::InvalidData => io::Error::new(e.kind(), "not text in UTF-8"),
+            _ => e,
+        })?;
+    Ok(text)
+}
+
 impl Run {
     /// Reads a run file and overrides of the form `key.path=value`, later ones over earlier ones
     /// and all over the file. Paths in the file are relative to its directory, paths in overrides
@@ -370,7 +413,7 @@ impl Run {
             path: path.to_owned(),
             source,
         };
-        let text = std::fs::read_to_string(path).map_err(failed)?;
+        let text = read(path).map_err(failed)?;
         let whole = std::path::absolute(path).map_err(failed)?;
         let base = whole.parent().unwrap_or(Path::new("/"));
         Self::parse(&text, &path.display().to_string(), base, sets)
@@ -393,6 +436,23 @@ impl Run {
         let run = build(&low)?;
         rules::together(&low, &run)?;
         Ok(run)
+    }
+
+    /// The run with another model, the Hugging Face directory `dir`; its tokenizer too, unless the run
+    /// has one of its own.
+    #[must_use]
+    pub fn with_model(mut self, dir: PathBuf) -> Self {
+        let model = &mut self.model;
+        let of_model = match (&model.source, &model.tokenizer) {
+            (ModelSource::Path(old), Some(tokenizer)) => old == tokenizer,
+            (_, tokenizer) => tokenizer.is_none(),
+        };
+        if of_model {
+            model.tokenizer = Some(dir.clone());
+        }
+        (model.path_typed, model.init) = (None, Init::Pretrained);
+        model.source = ModelSource::Path(dir);
+        self
     }
 
     /// B, T and M of the run.

@@ -25,6 +25,9 @@ pub(crate) enum Value {
     Words(Vec<&'static str>),
 }
 
+/// Drives that one run can be striped over.
+pub(crate) const MOST_DRIVES: usize = 64;
+
 /// Reads `node` as `kind`. `key` is its whole name, for errors. `node` is not empty.
 pub(crate) fn check(key: &str, kind: &Kind, node: &Node) -> Result<Value, ConfigError> {
     let item = Item { key, kind, node };
@@ -182,6 +185,12 @@ impl Item<'_> {
 
     fn disks(&self) -> Result<Value, ConfigError> {
         match &self.node.tree {
+            Tree::List(items) if items.len() > MOST_DRIVES => Err(ConfigError::OutOfRange {
+                at: self.node.at.clone(),
+                key: self.key.to_owned(),
+                found: format!("a list of {} drives", items.len()),
+                allowed: format!("up to {MOST_DRIVES}"),
+            }),
             Tree::List(items) => {
                 let disk = |(i, node)| disk(&format!("{}[{i}]", self.key), node, self.kind);
                 items

@@ -36,6 +36,17 @@ pub fn disk_free(path: &Path) -> Result<Bytes, TierError> {
     Ok(Bytes(stat.f_bavail.saturating_mul(stat.f_frsize)))
 }
 
+/// All bytes of the file system that holds `path`, and which one it is.
+///
+/// # Errors
+/// As [`disk_free`].
+pub fn disk_total(path: &Path) -> Result<(Bytes, u64), TierError> {
+    let fail = |e| TierError::file("asking for the size of", path, e);
+    let stat = rustix::fs::statvfs(path).map_err(fail)?;
+    let dev = rustix::fs::stat(path).map_err(fail)?.st_dev;
+    Ok((Bytes(stat.f_blocks.saturating_mul(stat.f_frsize)), dev))
+}
+
 /// How much of these bytes of this process lies on transparent huge pages; `None` where the system
 /// does not say. A mapping that is only partly inside counts as far as it can be inside.
 #[must_use]

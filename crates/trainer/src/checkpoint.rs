@@ -401,11 +401,14 @@ pub fn load(
     Ok(())
 }
 
-/// Where two numerics keys differ: the part's name, theirs and ours (null: it is not there).
+/// Where two numerics keys differ: the part's name, theirs and ours (null: it is not there). What other
+/// parts decide too comes last: the hash of the packed data, the default of the logits' chunk.
 #[must_use]
 pub fn differences(theirs: &Value, ours: &Value) -> Vec<(String, Value, Value)> {
     let mut all = Vec::new();
     differ("", theirs, ours, &mut all);
+    let follows = ["data.fingerprint", "train.logits_chunk"];
+    all.sort_by_key(|(part, ..)| follows.contains(&part.as_str()));
     all
 }
 

@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use lowtide_units::Bytes;
+
 use crate::data::{ForeignFile, ForeignRecord};
 
 /// Why data, a tokenizer or a metrics file cannot be used.
@@ -413,6 +415,31 @@ impl DataError {
     }
 }
 
+/// The run file's keys behind a name in the numerics key.
+fn keys_of(name: &str) -> String {
+    let schedule = name.strip_prefix("train.schedule.");
+    match name {
+        "data.fingerprint" => {
+            "training set as packed (data.train, data.eval_split, the tokenizer, its \
+             chat template or train.seq; this is its hash)"
+                .to_owned()
+        }
+        "init" => "model.init".to_owned(),
+        "shape" => "model".to_owned(),
+        _ if name.starts_with("shape.") => format!("model ({name})"),
+        _ if name.starts_with("device.") => format!("device ({name})"),
+        _ => match schedule.map(|s| s.split('.').next().unwrap_or(s)) {
+            Some("shape") => "train.schedule".to_owned(),
+            Some("warmup") => "train.warmup_steps or train.warmup_ratio".to_owned(),
+            Some("length") => {
+                "train.steps or train.epochs, on which the schedule depends".to_owned()
+            }
+            Some(own) => format!("train.{own}"),
+            None => name.to_owned(),
+        },
+    }
+}
+
 /// Why a run cannot start, go on or be saved.
 #[derive(Debug, thiserror::Error)]
 pub enum TrainError {
@@ -478,6 +505,38 @@ pub enum TrainError {
         /// The newest checkpoint, which is intact.
         checkpoint: Option<PathBuf>,
     },
+    /// A path that a key of the run names cannot be used.
+    #[error("{key}: {}: {problem}", path.display())]
+    Path {
+        /// The key.
+        key: &'static str,
+        /// The path.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: crate::paths::PathProblem,
+    },
+    /// A budget beyond what there is.
+    #[error("{key}: {asked} asked for, {what} has {have}")]
+    Budget {
+        /// The key, or the keys together.
+        key: &'static str,
+        /// Bytes asked for.
+        asked: Bytes,
+        /// Bytes that there are.
+        have: Bytes,
+        /// What has them: the machine, its control group, a file system.
+        what: String,
+    },
+    /// The system starts fewer threads than were asked for.
+    #[error("threads: {asked} asked for, about {started} can be started: {why}")]
+    Threads {
+        /// Threads asked for.
+        asked: usize,
+        /// About how many could be started.
+        started: usize,
+        /// What the system said.
+        why: String,
+    },
     /// A file cannot be used.
     #[error("{}: {what}", path.display())]
     File {
@@ -509,11 +568,11 @@ pub enum TrainError {
         checkpoint: Option<PathBuf>,
     },
     /// A checkpoint belongs to a run with other numbers.
-    #[error("{}: made by a run with another {key}: {theirs} there, {ours} here", path.display())]
+    #[error("{}: made by a run with another {}: {theirs} there, {ours} here", path.display(), keys_of(key))]
     OtherRun {
         /// The checkpoint.
         path: PathBuf,
-        /// Which key differs.
+        /// What differs, as the numerics key names it.
         key: String,
         /// Its value in the checkpoint.
         theirs: String,

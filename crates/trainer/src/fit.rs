@@ -26,9 +26,11 @@ use crate::error::TrainError;
 use crate::inputs::{Inputs, dealing, load_inputs, open_tokenizer};
 use crate::learning_rate::{Decay, LearningRate};
 use crate::metrics::{EventFile, MetricsLog};
-use crate::open::machine_of;
+use crate::open::{check_weights, machine_of};
+use crate::paths;
 use crate::planning::{
-    Planned, budgets_of, clip_of, decoder_of, options_of, plan_pinned, shape_of,
+    Planned, budgets_of, check_budgets, clip_of, decoder_of, load_machine, options_of, plan_pinned,
+    shape_of,
 };
 use crate::report::{Observer, Phase, StepLine, TrainReport};
 use crate::requests::Requests;
@@ -143,6 +145,8 @@ pub fn train(
     requests: &Requests,
 ) -> Result<TrainReport, TrainError> {
     run.training_ready()?;
+    paths::inputs(run)?;
+    paths::outputs(run)?;
     let mut kept_notes = Vec::new();
     let mut start = Start::find(run, &mut kept_notes)?;
     kept_notes.iter().for_each(|n| observer.note(n));
@@ -152,6 +156,7 @@ pub fn train(
     let mut stops = stops_of(run, &tokenizer)?;
     let device = device::open(run, &shape_of(run)?)?;
     observer.device(&device.note, device.gpu.is_some());
+    check_budgets(run, &device)?;
     observer.detail(&host_note(run, device.gpu.is_some()));
     let decoder = decoder_of(run, run.batch(), device.target)?;
     let vocab = decoder.shape().vocab;
@@ -175,6 +180,13 @@ pub fn train(
     details.iter().for_each(|n| observer.detail(n));
     let extract = Extract::of(run);
     let questions = questions(run, &tokenizer, &extract)?;
+    // What would be found wrong after minutes of measuring and planning is looked at now.
+    if let Some(path) = &run.plan.machine {
+        load_machine(path)?;
+    }
+    if start.state().is_none() {
+        check_weights(run, decoder.shape())?;
+    }
     let shape = BatchShape {
         micro_batch: run.train.micro_batch as usize,
         accumulate: run.train.accumulate as usize,
@@ -191,6 +203,7 @@ pub fn train(
         observer.phase(None);
         return Ok(report);
     }
+    let made = !run.output.exists();
     prepare_output(&run.output)?;
     // A run goes on with the products of its GPU; on another one it chooses anew.
     if let (Some(gpu), Some(state)) = (&device.gpu, start.state())
@@ -205,7 +218,13 @@ pub fn train(
     observer.phase(Some(Phase::Planning));
     let budgets = budgets_of(run, &device)?;
     let pins = start.pins(run);
-    let plan = plan_pinned(run, &decoder, &machine, budgets, device.target, pins)?;
+    let plan = plan_pinned(run, &decoder, &machine, budgets, device.target, pins);
+    let plan = plan.inspect_err(|_| {
+        if made {
+            // Nothing came of it. Only an empty directory is removed.
+            let _ = fs::remove_dir(&run.output);
+        }
+    })?;
     let plan = Arc::new(plan);
     observer.planned(&plan, &machine);
     observer.phase(Some(Phase::Reserving));

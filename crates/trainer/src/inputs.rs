@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use lowtide_config as config;
 use lowtide_config::Run;
+use lowtide_units::Bytes;
+use lowtide_workload::Batch;
 
 use crate::data::packing::TooLong;
 use crate::data::{
@@ -11,6 +13,7 @@ use crate::data::{
     OnError, Packed, Packing, Tokenizer,
 };
 use crate::error::{DataError, TrainError};
+use crate::planning::batch_bytes;
 use crate::random::Philox;
 use crate::stops::note_of_ends;
 
@@ -137,7 +140,11 @@ pub fn sample_of(run: &Run) -> Option<Micro> {
         .filter_map(|p| std::fs::metadata(p).ok())
         .map(|m| m.len())
         .sum();
-    if bytes > MOST {
+    let one = Batch {
+        accumulate: 1,
+        ..run.batch()
+    };
+    if bytes > MOST || batch_bytes(one) > Bytes::GIB {
         return None;
     }
     let tokenizer = open_tokenizer(run, None).ok()?;

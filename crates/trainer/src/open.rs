@@ -6,6 +6,7 @@ use lowtide_config::{Init, ModelSource, Run};
 use lowtide_executor::{Mode, Trace};
 use lowtide_model::{Checkpoint, Decoder, random_init};
 use lowtide_planner::{Machine, Plan, Tier};
+use lowtide_workload::ModelShape;
 
 use crate::clock::today;
 use crate::data::Micro;
@@ -115,6 +116,18 @@ pub(crate) fn open_on(
         planned.clip,
         options,
     )
+}
+
+/// Looks at the files that [`load_weights`] will read: they are there, whole by their headers, and fit
+/// the model. Reads no weights.
+///
+/// # Errors
+/// As [`load_weights`].
+pub fn check_weights(run: &Run, shape: &ModelShape) -> Result<(), TrainError> {
+    if let (ModelSource::Path(dir), Init::Pretrained) = (&run.model.source, run.model.init) {
+        Checkpoint::open(dir, shape)?;
+    }
+    Ok(())
 }
 
 /// Fills the weights from the run's model directory, or at random.

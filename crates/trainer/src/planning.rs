@@ -1,5 +1,6 @@
 //! From a checked run to a plan: the model's shape, its workload, the machine's rates, the search.
 
+use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,13 +14,15 @@ use lowtide_planner::{
     Budgets, Clip, LoopOrder, Machine, Pieces, Pins, Plan, PlanError, Processor, Refusal, Request,
     Tier,
 };
-use lowtide_tiers::HostMemory;
+use lowtide_tiers::{HostMemory, process};
 use lowtide_units::Bytes;
 use lowtide_workload::{Batch, ModelShape};
 
 use crate::device::{Device, Target};
 use crate::error::TrainError;
+use crate::paths;
 use crate::step::ClipRule;
+use crate::threads::check_threads;
 
 /// A run with a plan.
 #[derive(Debug)]
@@ -43,6 +46,8 @@ pub struct Refused {
     pub refusal: Refusal,
     /// The largest micro-batch (of the same sequence length) that fits the allowed budgets.
     pub nearest_micro_batch: Option<u32>,
+    /// The drives that the run allows, whose directories advice on more space has to keep.
+    pub disks: Vec<config::DiskBudget>,
 }
 
 /// The shape a run names.
@@ -50,6 +55,7 @@ pub struct Refused {
 /// # Errors
 /// An unknown name, or a `config.json` that cannot be read or is not supported.
 pub fn shape_of(run: &Run) -> Result<ModelShape, TrainError> {
+    paths::model(run)?;
     let shape = match &run.model.source {
         ModelSource::Path(dir) => lowtide_model::load_shape(dir)?,
         ModelSource::Shape(name) => ModelShape::builtin(name)
@@ -116,12 +122,77 @@ pub fn clip_of(run: &Run) -> ClipRule {
     }
 }
 
+/// Bytes of the tokens of a batch with labels, positions and where documents begin.
+pub(crate) fn batch_bytes(batch: Batch) -> Bytes {
+    let rows = u64::from(batch.micro_batch).saturating_mul(u64::from(batch.accumulate));
+    Bytes(rows.saturating_mul(u64::from(batch.seq)).saturating_mul(16))
+}
+
+/// Holds a run's budgets against what the machine has at all, free or not: a plan for more would be
+/// made and could not be kept.
+///
+/// # Errors
+/// [`TrainError::Budget`] with what was asked for and what there is; [`TrainError::Threads`].
+pub fn check_budgets(run: &Run, device: &Device) -> Result<(), TrainError> {
+    check_threads(run)?;
+    let host = HostMemory::now();
+    let (on_device, on_host) = (run.budget.device, run.budget.host);
+    let open = Bytes::ZERO;
+    let (key, asked) = match (device.gpu.is_none(), on_device, on_host) {
+        (true, Some(_), None) => ("budget.device", on_device),
+        // The CPU device's arena is host memory too.
+        (true, Some(d), Some(h)) => (
+            "budget.device and budget.host together",
+            Some(Bytes(d.0.saturating_add(h.0))),
+        ),
+        _ => ("budget.host", on_host),
+    };
+    // One batch in flight and one prepared.
+    let tokens = Bytes(2_u64.saturating_mul(batch_bytes(run.batch()).0));
+    let batch = "train.micro_batch, train.seq and train.accumulate together";
+    for (key, asked) in [(batch, tokens), (key, asked.unwrap_or(open))] {
+        if asked > host.total {
+            let what = match host.limit {
+                "machine" => "the machine".to_owned(),
+                group => format!("the machine or this process's {group}"),
+            };
+            let have = host.total;
+            return Err(TrainError::Budget {
+                key,
+                asked,
+                have,
+                what,
+            });
+        }
+    }
+    // Directories of one file system share it.
+    let mut systems: BTreeMap<u64, u64> = BTreeMap::new();
+    for disk in &run.budget.disk {
+        let there = disk.dir.ancestors().find(|dir| dir.exists());
+        let Some((have, system)) = there.and_then(|dir| process::disk_total(dir).ok()) else {
+            continue;
+        };
+        let asked = systems.entry(system).or_default();
+        *asked = asked.saturating_add(disk.size.0);
+        if *asked > have.0 {
+            return Err(TrainError::Budget {
+                key: "budget.disk",
+                asked: Bytes(*asked),
+                have,
+                what: format!("the file system of {}", disk.dir.display()),
+            });
+        }
+    }
+    Ok(())
+}
+
 /// A run's budgets; what it leaves open is what is free now, less a reserve for everything that is
 /// not in an arena.
 ///
 /// # Errors
-/// When a GPU has less memory free than the run's budget.
+/// As [`check_budgets`], and when a GPU has less memory free than the run's budget.
 pub fn budgets_of(run: &Run, device: &Device) -> Result<Budgets, TrainError> {
+    check_budgets(run, device)?;
     if let Some(gpu) = &device.gpu {
         // A GPU's context, libraries and their kernels take most of a gigabyte of the host too.
         let free = HostMemory::available().saturating_sub(Bytes::GIB);
@@ -313,6 +384,7 @@ fn planned<T>(
             Err(TrainError::Refused(Box::new(Refused {
                 refusal: *refusal,
                 nearest_micro_batch,
+                disks: run.budget.disk.clone(),
             })))
         }
     }

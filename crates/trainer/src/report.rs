@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use lowtide_config::shown;
 use lowtide_executor::Measured;
 use lowtide_planner::plan::Prediction;
 use lowtide_planner::{Lane, LaneKind, Machine, Plan};
@@ -239,12 +240,16 @@ pub struct TrainReport {
     #[serde(default)]
     pub nothing_to_do: bool,
     /// The fine-tuned model (absent when stopped).
+    #[serde(serialize_with = "shown::option")]
     pub output: Option<PathBuf>,
     /// The newest checkpoint.
+    #[serde(serialize_with = "shown::option")]
     pub checkpoint: Option<PathBuf>,
     /// Metrics, one JSON object a line.
+    #[serde(serialize_with = "shown::path")]
     pub metrics: PathBuf,
     /// The trace for Perfetto.
+    #[serde(serialize_with = "shown::option")]
     pub trace: Option<PathBuf>,
 }
 

@@ -1,7 +1,11 @@
 //! How many threads compute on the host, and where they are.
 
+use std::sync::mpsc;
+
 use lowtide_config::Run;
 use lowtide_tiers::numa;
+
+use crate::error::TrainError;
 
 /// Threads of a run's lanes that compute on the host: the run's own number, or [`usual_threads`].
 #[must_use]
@@ -14,6 +18,46 @@ pub fn threads_of(run: &Run) -> usize {
 #[must_use]
 pub fn usual_threads() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// Pools of a run that each have as many threads as the run says: the host's and the device's lane, and
+/// one that fills weights and reads data.
+const POOLS: usize = 3;
+
+/// Tries whether the system lets as many threads start as a run asks for, where that is more than there
+/// are cores. They end at once.
+///
+/// # Errors
+/// [`TrainError::Threads`].
+pub fn check_threads(run: &Run) -> Result<(), TrainError> {
+    let asked = threads_of(run);
+    if asked <= usual_threads() {
+        return Ok(());
+    }
+    // Each waits until the last was started.
+    let mut waiting = Vec::new();
+    for _ in 0..POOLS * asked {
+        let (open, closed) = mpsc::channel::<()>();
+        let started = std::thread::Builder::new().spawn(move || {
+            let _ = closed.recv();
+        });
+        match started {
+            Ok(thread) => waiting.push((open, thread)),
+            Err(e) => {
+                return Err(TrainError::Threads {
+                    asked,
+                    started: waiting.len() / POOLS,
+                    why: e.to_string(),
+                });
+            }
+        }
+    }
+    // Gone before the run's own threads start.
+    for (open, thread) in waiting {
+        drop(open);
+        let _ = thread.join();
+    }
+    Ok(())
 }
 
 /// One line for people: how many threads update, and where they and their memory are.

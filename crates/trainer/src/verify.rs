@@ -18,6 +18,7 @@ use crate::error::TrainError;
 use crate::fit::{hyper, schedule_of};
 use crate::inputs::{dealing, load_inputs, open_tokenizer, sample_of};
 use crate::open::{machine_of, open_session};
+use crate::paths;
 use crate::planning::{Planned, budgets_of, clip_of, decoder_of, options_of, plan_with, shape_of};
 use crate::report::moved_bytes;
 use crate::step::{DiskChoice, Role, Session, SessionOptions};
@@ -69,6 +70,9 @@ pub fn verify(
     blocks: u32,
     plant_fault: bool,
 ) -> Result<VerifyReport, TrainError> {
+    if run.training_ready().is_ok() {
+        paths::inputs(run)?;
+    }
     let whole = shape_of(run)?;
     let blocks = blocks.clamp(1, whole.layers);
     let shape = ModelShape {

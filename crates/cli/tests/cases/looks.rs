@@ -1,13 +1,15 @@
 //! What people see: errors on wrong input, paths of any kind, and what a run tells.
 
+use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 
 use serde_json::Value;
 
 use crate::scratch::Scratch;
 
 /// A short run on the quickstart's model and data, in a scratch folder.
-const RUN: &str = "
+pub const RUN: &str = "
 model: {path: m}
 output: out
 device: cpu
@@ -21,7 +23,7 @@ log: {trace: false, tensorboard: false}
 ";
 
 /// The run in a folder, with rates so that nothing is measured.
-fn scratch() -> Scratch {
+pub fn scratch() -> Scratch {
     let scratch = Scratch::bare();
     scratch.write("run.yaml", RUN);
     let machines = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/machines");
@@ -156,4 +158,269 @@ fn the_default_view_is_for_users_and_verbose_for_insiders() {
         !bench.contains("gpu") && !bench.contains("not told"),
         "{bench}"
     );
+}
+
+/// A name that is not UTF-8.
+fn strange() -> &'static OsStr {
+    OsStr::from_bytes(b"strange_\xff")
+}
+
+/// Every path of a run lies in a directory whose name is not UTF-8; in JSON it is shown with U+FFFD.
+#[test]
+fn paths_that_are_not_utf8_are_paths() {
+    let scratch = Scratch::new("non-utf8-path");
+    let dir = scratch.path().join(strange());
+    fs::create_dir(&dir).expect("made");
+    for name in ["m", "d.jsonl", "run.yaml"] {
+        fs::rename(scratch.at(name), dir.join(name)).expect("moved");
+    }
+    let template = "{% for m in messages %}{{ m.content }}{% if m.role == 'assistant' %}{{ eos_token }}\
+        {% endif %}\n{% endfor %}";
+    fs::write(dir.join("t.jinja"), template).expect("written");
+    let run = |args: &[&str]| {
+        let mut command = scratch.command(args);
+        let output = command
+            .current_dir(&dir)
+            .output()
+            .expect("the binary starts");
+        let err = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(0), "{args:?}: {err}");
+        assert!(!err.contains("bug in lowtide"), "{args:?}: {err}");
+        let out = String::from_utf8_lossy(&output.stdout).into_owned();
+        let last = out.lines().last().unwrap_or_default().to_owned();
+        serde_json::from_str::<Value>(&last).unwrap_or_else(|e| panic!("{e}: {last}"))
+    };
+    // The machine file, as written by a probe and read by all that follows.
+    let probed = run(&[
+        "probe",
+        "--device",
+        "cpu",
+        "--disk",
+        ".",
+        "--out",
+        "machine.json",
+        "--json",
+    ]);
+    assert_eq!(probed["file"], "machine.json");
+    let sets = [
+        "run.yaml",
+        "--json",
+        "--set",
+        "plan.machine=machine.json",
+        "--set",
+        "device=cpu",
+        "--set",
+        "budget={device: 64MiB, host: 64MiB, disk: [{dir: disk, size: 64MiB}]}",
+        "--set",
+        "data.eval=d.jsonl",
+        "--set",
+        "log.trace=true",
+        "--set",
+        "log.tensorboard=true",
+        "--set",
+        "checkpoint.durable=true",
+    ];
+    let with =
+        |command: &'static str, more: &[&'static str]| [&[command], &sets[..], more].concat();
+    run(&with("plan", &[]));
+    run(&with("verify", &["--steps", "1", "--blocks", "1"]));
+    let report = run(&with("train", &[]));
+    for key in ["output", "checkpoint", "metrics", "trace"] {
+        let shown = report[key].as_str().expect("a path");
+        assert!(shown.contains("strange_\u{fffd}/out/"), "{key}: {shown}");
+    }
+    assert!(dir.join("out/model/model.safetensors").is_file());
+    let kept = fs::read(dir.join("out/run.json")).expect("written");
+    let kept: Value = serde_json::from_slice(&kept).expect("JSON");
+    let shown = kept["model"]["source"]["path"].as_str().expect("a path");
+    assert!(shown.ends_with("strange_\u{fffd}/m"), "{shown}");
+    run(&with(
+        "train",
+        &[
+            "--set",
+            "train.steps=2",
+            "--set",
+            "train.schedule=constant",
+            "--set",
+            "output=other",
+            "--set",
+            "data.chat_template=t.jinja",
+        ],
+    ));
+    // The run's own model, and one that is named.
+    let trained = run(&with("eval", &[]));
+    assert_eq!(trained["eval_loss"], report["eval_loss_last"]);
+    let base = run(&with("eval", &["--model", "m"]));
+    assert_ne!(base["eval_loss"], trained["eval_loss"]);
+    run(&with(
+        "generate",
+        &["--prompt", "The", "--max-new-tokens", "1"],
+    ));
+    // The run file named by its whole path, from elsewhere.
+    let mut command = scratch.command(&["plan", "--json"]);
+    let output = command
+        .arg(dir.join("run.yaml"))
+        .output()
+        .expect("it starts");
+    assert_eq!(
+        output.status.code(),
+        Some(0),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let mut command = scratch.command(&["train"]);
+    let output = command
+        .arg(dir.join("none.yaml"))
+        .output()
+        .expect("it starts");
+    let err = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.code() == Some(2) && err.contains("none.yaml"),
+        "{err}"
+    );
+}
+
+/// A relative path of the file begins at the file's directory, one of `--set` at the current one; help
+/// and docs say so.
+#[test]
+fn paths_of_overrides_begin_at_the_current_directory() {
+    let scratch = scratch();
+    fs::create_dir_all(scratch.at("runs/deep")).expect("made");
+    let text = RUN.replace("path: m}", "path: ../../m}");
+    let text = text.replace(
+        "train: train.jsonl, eval: eval.jsonl",
+        "train: ../../train.jsonl",
+    );
+    let text = text.replace("machine: machine", "machine: ../../machine");
+    scratch.write(
+        "runs/deep/run.yaml",
+        text.replace("eval: {batches: 1}\n", ""),
+    );
+    let run = ["train", "runs/deep/run.yaml", "--set", "train.steps=1"];
+    scratch
+        .run(&[&run[..], &["--set", "output=here"]].concat())
+        .fine();
+    assert!(scratch.at("here/model").is_dir() && !scratch.at("runs/deep/here").exists());
+    scratch.run(&run).fine();
+    assert!(scratch.at("runs/deep/out/model").is_dir());
+    let missing = scratch.run(&[&run[..], &["--set", "data.train=none.jsonl"]].concat());
+    let place = format!("data.train: {}", scratch.at("none.jsonl").display());
+    missing.refused(&[&place, "one of --set at the current directory"]);
+    for command in ["train", "plan", "probe", "eval", "verify", "generate"] {
+        let help = scratch.run(&[command, "--help"]).fine().text();
+        let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(
+            help.contains("relative to the current directory"),
+            "{command}: {help}"
+        );
+    }
+    let docs = scratch.run(&["schema", "--markdown"]).fine().text();
+    let docs = docs.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(
+        docs.contains("paths in `--set` to the current directory"),
+        "{docs}"
+    );
+}
+
+/// A checkpoint of other numbers names keys of the run file, never the hash alone.
+#[test]
+fn a_checkpoint_of_another_run_names_what_changed() {
+    let scratch = scratch();
+    scratch.train(&["train.steps=4"]).fine();
+    scratch.write(
+        "some.jsonl",
+        scratch
+            .read("train.jsonl")
+            .lines()
+            .take(50)
+            .collect::<Vec<_>>()
+            .join("\n"),
+    );
+    let resumed = |sets: &[&str]| {
+        let steps = ["train.steps=6", "train.schedule=constant"];
+        scratch.train(&[&steps[..], sets].concat())
+    };
+    let first = ["output=fresh", "train.steps=4", "train.schedule=constant"];
+    scratch.train(&first).fine();
+    for (set, words) in [
+        (
+            "data.train=some.jsonl",
+            &["data.train", "tokenizer", "chat template", "train.seq"][..],
+        ),
+        ("train.seq=48", &["another train.seq: 64 there, 48 here"]),
+        ("precision=f32", &["another precision"]),
+        ("train.learning_rate=0.5", &["another train.learning_rate"]),
+        ("seed=7", &["another seed"]),
+    ] {
+        let ended = resumed(&["output=fresh", set]);
+        ended.refused(&[words, &["help: put it back", "checkpoint.resume=never"]].concat());
+        assert!(!ended.err.contains("data.fingerprint"), "{}", ended.err);
+    }
+}
+
+/// Advice on budgets keeps the drives of the run, and names a drive where memory alone falls short.
+#[test]
+fn advice_on_budgets_does_not_forget_the_disk() {
+    let scratch = scratch();
+    let shape = "model={shape: qwen2.5-0.5b}";
+    let plan = |sets: &[&str]| {
+        let mut args = vec![
+            "plan",
+            "run.yaml",
+            "--set",
+            shape,
+            "--set",
+            "plan.optimizer=",
+        ];
+        for set in sets {
+            args.extend(["--set", set]);
+        }
+        scratch.run(&args)
+    };
+    let pasted = |advice: &str| -> Vec<String> {
+        let sets = advice.split("--set ").skip(1);
+        sets.map(|s| s.trim().trim_matches('\'').to_owned())
+            .collect()
+    };
+    let line = |err: &str, about: &str| {
+        let line = err.lines().find(|l| l.contains(about));
+        line.unwrap_or_else(|| panic!("no {about:?} in {err}"))
+            .to_owned()
+    };
+    // No drive allowed: more host memory, or one.
+    let memory = ["budget.device=2GiB", "budget.host=3GiB", "budget.disk=0"];
+    let refused = plan(&memory);
+    refused.refused(&["nearest budgets", "or a drive"]);
+    let sets = pasted(&line(&refused.err, "or a drive"));
+    assert!(
+        sets.len() == 1 && sets[0].starts_with("budget.disk="),
+        "{sets:?}"
+    );
+    let sets: Vec<&str> = memory
+        .iter()
+        .copied()
+        .chain(sets.iter().map(String::as_str))
+        .collect();
+    plan(&sets).fine();
+    // Drives that are too small keep their places and shares.
+    let drives = "budget.disk=[{dir: a, size: 100MiB}, {dir: b, size: 300MiB}]";
+    let memory = ["budget.device=2GiB", "budget.host=3GiB", drives];
+    let refused = plan(&memory);
+    let advice = line(&refused.err, "nearest budgets");
+    refused.refused(&["nearest budgets"]);
+    if advice.contains("budget.disk") {
+        for dir in ["a", "b"] {
+            assert!(
+                advice.contains(&format!("{}\"", scratch.at(dir).display())),
+                "{advice}"
+            );
+        }
+    }
+    let sets = pasted(&advice);
+    let sets: Vec<&str> = memory
+        .iter()
+        .copied()
+        .chain(sets.iter().map(String::as_str))
+        .collect();
+    plan(&sets).fine();
 }

@@ -12,3 +12,4 @@ mod records;
 mod scratch;
 mod signals;
 mod strangers;
+mod wrong;

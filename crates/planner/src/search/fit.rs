@@ -97,6 +97,7 @@ impl Search<'_> {
     pub(super) fn refusal(&self) -> Refusal {
         let allowed = self.r.budgets;
         let mut best: Option<(f64, [u64; 3])> = None;
+        let mut on_disk: Option<u64> = None;
         // One tier free, the others as allowed; then two; then all.
         let free: [[bool; 3]; 7] = [
             [true, false, false],
@@ -141,6 +142,9 @@ impl Search<'_> {
                     for choice in search.fit(choice, &limits).into_iter().chain([spilled]) {
                         let need = self.size(&choice).need;
                         let cost = excess(&need, &allowed);
+                        if mask == [false, false, true] && fits(&need, &limits) {
+                            on_disk = Some(on_disk.map_or(need[2], |least| least.min(need[2])));
+                        }
                         if fits(&need, &limits) && best.as_ref().is_none_or(|(c, _)| cost < *c) {
                             best = Some((cost, need));
                         }
@@ -168,6 +172,9 @@ impl Search<'_> {
                 host: budget(1, allowed.host),
                 disk: budget(2, allowed.disk),
             },
+            with_disk: on_disk
+                .filter(|_| allowed.disk.0 == 0 && need[2] == 0)
+                .map(Bytes),
         }
     }
 }

@@ -11,7 +11,7 @@
 
 use std::cell::{Cell, RefCell};
 
-use lowtide_units::Seconds;
+use lowtide_units::{Bytes, Seconds};
 use lowtide_workload::{Unit, Workload};
 use serde::{Deserialize, Serialize};
 
@@ -88,6 +88,9 @@ pub struct Refusal {
     pub allowed: Budgets,
     /// The budgets nearest to the allowed ones that do fit.
     pub nearest: Budgets,
+    /// Where no disk is allowed and the nearest budgets ask for none: the disk space with which the
+    /// device and host memory that are allowed do, if any does.
+    pub with_disk: Option<Bytes>,
 }
 
 /// Why planning failed.

@@ -109,6 +109,18 @@ pub fn host(options: &HostOptions) -> Result<HostReport, TrainError> {
     // The state takes 14 bytes a parameter, what is copied for the bound as many. One after the other.
     let fits = HostMemory::available().0 / 2 / 28;
     let parameters = options.parameters.unwrap_or((1 << 28).min(fits)).max(256) / 256 * 256;
+    let (asked, have) = (
+        Bytes(parameters.saturating_mul(28)),
+        HostMemory::available(),
+    );
+    if asked > have {
+        return Err(TrainError::Budget {
+            key: "--parameters",
+            asked,
+            have,
+            what: "this machine's free memory".to_owned(),
+        });
+    }
     for dir in &options.directories {
         std::fs::create_dir_all(dir).map_err(TrainError::io(dir))?;
     }
@@ -260,6 +272,7 @@ fn with_shares(mut rows: Vec<LinkRow>) -> Vec<LinkRow> {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct DiskReport {
     /// The directory.
+    #[serde(serialize_with = "lowtide_config::shown::path")]
     pub dir: PathBuf,
     /// How I/O is done.
     pub how: String,

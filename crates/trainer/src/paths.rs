@@ -1,0 +1,258 @@
+//! Paths of a run before anything of it is opened: what is not there, or is of another kind than its
+//! key needs, is told with the key.
+//!
+//! A pipe or a device in place of a file is refused: files are read more than once, and some of those
+//! have no end.
+
+use std::fs::{self, FileType, Metadata};
+use std::io::ErrorKind;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+
+use lowtide_config::{ModelSource, Resume, Run};
+
+use crate::error::TrainError;
+
+/// What is wrong with a path that a key names.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PathProblem {
+    /// Nothing is there.
+    #[error("no such file or directory")]
+    Missing,
+    /// A link to nothing.
+    #[error("a link to {}, which does not exist", to.display())]
+    Dangling {
+        /// What it names.
+        to: PathBuf,
+    },
+    /// Nothing is there, and it is written as a name on the Hugging Face Hub is.
+    #[error("no such directory, and '{name}' looks like a name on the Hugging Face Hub")]
+    HubName {
+        /// The name as typed.
+        name: String,
+    },
+    /// Something else is there.
+    #[error("{found}, not {needed}")]
+    Kind {
+        /// What is there.
+        found: &'static str,
+        /// What must be.
+        needed: &'static str,
+    },
+    /// The system cannot look at it.
+    #[error("{0}")]
+    Unreadable(String),
+}
+
+/// What a key needs.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Need {
+    File,
+    Directory,
+    Either,
+}
+
+impl Need {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::File => "a file",
+            Self::Directory => "a directory",
+            Self::Either => "a directory or a file",
+        }
+    }
+}
+
+/// A run's model: its directory or its `config.json`.
+///
+/// # Errors
+/// [`TrainError::Path`].
+pub fn model(run: &Run) -> Result<(), TrainError> {
+    match &run.model.source {
+        ModelSource::Path(dir) => {
+            let typed = run.model.path_typed.as_deref();
+            look("model.path", dir, Need::Directory, typed)
+        }
+        ModelSource::Config(path) => look("model.config", path, Need::File, None),
+        ModelSource::Shape(_) => Ok(()),
+    }
+}
+
+/// What reads text: the model, its tokenizer, the chat template; and the machine file.
+///
+/// # Errors
+/// [`TrainError::Path`] with the first key whose path cannot be used.
+pub fn reading(run: &Run) -> Result<(), TrainError> {
+    model(run)?;
+    if let Some(path) = &run.model.tokenizer {
+        let typed = run.model.tokenizer_typed.as_deref();
+        look("model.tokenizer", path, Need::Either, typed)?;
+    }
+    if let Some(path) = &run.data.chat_template {
+        look("data.chat_template", path, Need::File, None)?;
+    }
+    if let Some(path) = &run.plan.machine {
+        look("plan.machine", path, Need::File, None)?;
+    }
+    Ok(())
+}
+
+/// As [`reading`], and the data.
+///
+/// # Errors
+/// As [`reading`].
+pub fn inputs(run: &Run) -> Result<(), TrainError> {
+    reading(run)?;
+    for (key, paths) in [
+        ("data.train", &run.data.train),
+        ("data.eval", &run.data.eval),
+    ] {
+        for path in paths {
+            look(key, path, Need::File, None)?;
+        }
+    }
+    Ok(())
+}
+
+/// Where a run writes, and the checkpoint that it is told to go on from.
+///
+/// # Errors
+/// [`TrainError::Path`] where something that is no directory stands in the way.
+pub fn outputs(run: &Run) -> Result<(), TrainError> {
+    can_be_directory("output", &run.output)?;
+    for disk in &run.budget.disk {
+        can_be_directory("budget.disk", &disk.dir)?;
+    }
+    if let Resume::Path(dir) = &run.checkpoint.resume {
+        look("checkpoint.resume", dir, Need::Directory, None)?;
+    }
+    Ok(())
+}
+
+fn look(key: &'static str, path: &Path, need: Need, typed: Option<&str>) -> Result<(), TrainError> {
+    let problem = match fs::metadata(path) {
+        Ok(meta) => wrong_kind(&meta, need),
+        Err(e) => Some(match (e.kind(), fs::read_link(path), typed) {
+            (ErrorKind::NotFound, Ok(to), _) => PathProblem::Dangling { to },
+            (ErrorKind::NotFound, _, Some(name)) if hub_name(name) => PathProblem::HubName {
+                name: name.to_owned(),
+            },
+            (ErrorKind::NotFound, ..) => PathProblem::Missing,
+            _ => PathProblem::Unreadable(e.to_string()),
+        }),
+    };
+    problem.map_or(Ok(()), |problem| Err(at(key, path, problem)))
+}
+
+fn at(key: &'static str, path: &Path, problem: PathProblem) -> TrainError {
+    TrainError::Path {
+        key,
+        path: path.to_owned(),
+        problem,
+    }
+}
+
+fn wrong_kind(meta: &Metadata, need: Need) -> Option<PathProblem> {
+    let right = match need {
+        Need::File => meta.is_file(),
+        Need::Directory => meta.is_dir(),
+        Need::Either => meta.is_file() || meta.is_dir(),
+    };
+    (!right).then(|| PathProblem::Kind {
+        found: kind(meta.file_type()),
+        needed: need.name(),
+    })
+}
+
+fn kind(t: FileType) -> &'static str {
+    match t {
+        t if t.is_dir() => "a directory",
+        t if t.is_file() => "a file",
+        t if t.is_fifo() => "a named pipe",
+        t if t.is_socket() => "a socket",
+        t if t.is_char_device() || t.is_block_device() => "a device",
+        _ => "neither a file nor a directory",
+    }
+}
+
+/// Whether a directory is there or can be made: the nearest of its parents that exists is one.
+fn can_be_directory(key: &'static str, path: &Path) -> Result<(), TrainError> {
+    let mut way = path.ancestors();
+    let fail = |at_path: &Path, problem| Err(at(key, at_path, problem));
+    way.find_map(|part| match fs::metadata(part) {
+        Ok(meta) if meta.is_dir() => Some(Ok(())),
+        Ok(meta) => Some(fail(
+            part,
+            PathProblem::Kind {
+                found: kind(meta.file_type()),
+                needed: Need::Directory.name(),
+            },
+        )),
+        Err(e) if e.kind() == ErrorKind::NotFound => match fs::read_link(part) {
+            Ok(to) => Some(fail(part, PathProblem::Dangling { to })),
+            Err(_) => None,
+        },
+        // A file among the parents; the parents say which.
+        Err(e) if e.kind() == ErrorKind::NotADirectory => None,
+        Err(e) => Some(fail(part, PathProblem::Unreadable(e.to_string()))),
+    })
+    .unwrap_or(Ok(()))
+}
+
+/// Whether a path is typed as names on the Hub are: `org/name`, of letters, digits, `-`, `_` and `.`.
+fn hub_name(typed: &str) -> bool {
+    let part = |p: &str| {
+        !p.is_empty()
+            && p.len() <= 96
+            && !p.starts_with('.')
+            && p.bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+    };
+    let mut parts = typed.split('/');
+    matches!((parts.next(), parts.next(), parts.next()),
+        (Some(org), Some(name), None) if part(org) && part(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_on_the_hub_are_told_from_paths() {
+        for name in [
+            "Qwen/Qwen2.5-0.5B-Instruct",
+            "HuggingFaceTB/SmolLM2-135M",
+            "a/b",
+        ] {
+            assert!(hub_name(name), "{name}");
+        }
+        for path in [
+            "./Qwen", "../a/b", "/a/b", "a", "a/b/c", "a//b", "a/", "~/a", "a b/c", "ä/b", "",
+        ] {
+            assert!(!hub_name(path), "{path}");
+        }
+    }
+
+    #[test]
+    fn a_directory_can_be_made_where_no_file_stands_in_the_way() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        fs::write(&file, b"x").unwrap();
+        let way = |path: &Path| can_be_directory("output", path);
+        assert!(way(dir.path()).is_ok() && way(&dir.path().join("a/b/c")).is_ok());
+        for path in [file.clone(), file.join("a"), file.join("a/b")] {
+            let error = way(&path).unwrap_err();
+            assert!(
+                matches!(&error, TrainError::Path { path, problem: PathProblem::Kind { found: "a file", .. }, .. }
+                    if *path == file),
+                "{error}"
+            );
+        }
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(dir.path().join("gone"), &link).unwrap();
+        let error = way(&link.join("a")).unwrap_err().to_string();
+        assert!(
+            error.contains("a link to") && error.starts_with("output: "),
+            "{error}"
+        );
+    }
+}
