@@ -13,12 +13,16 @@ use minijinja::value::{Serde, Value};
 use minijinja::{Environment, Error, ErrorKind};
 use serde_json::Value as Json;
 
+use super::program::{Bounds, Program, add_guards, charge, check_length, look_through};
 use super::python;
 use crate::error::{DataError, RecordProblem};
 
 // Noncharacters: Unicode keeps them out of text for internal use like this one.
 const OPEN: char = '\u{fdd0}';
 const CLOSE: char = '\u{fdd1}';
+
+/// Longest `{% generation %}`, with its spaces, in bytes.
+const TAG_MAX: usize = 200;
 
 const DEFAULT: &str = "default";
 const TOOL_USE: &str = "tool_use";
@@ -27,6 +31,7 @@ const TOOL_USE: &str = "tool_use";
 #[derive(Debug)]
 pub struct ChatTemplate {
     engine: Environment<'static>,
+    programs: Vec<(String, Program)>,
     special_tokens: Vec<(String, Json)>,
     marks_assistant: bool,
 }
@@ -55,9 +60,11 @@ impl ChatTemplate {
             path: path.to_owned(),
             reason,
         };
-        let mut engine = engine(now_unix_s);
+        let engine = engine(now_unix_s);
+        let mut programs = Vec::new();
         let mut marks_assistant = false;
         for (name, source) in sources {
+            check_length(source).map_err(|e| fail(describe(&e)))?;
             // Jinja2 reads every line end as `\n`.
             let source = &source.replace("\r\n", "\n").replace('\r', "\n");
             if let Some(method) = python::printed_method(source) {
@@ -68,11 +75,10 @@ impl ChatTemplate {
             }
             let marked = mark_generation(source);
             marks_assistant |= marked != *source;
-            engine
-                .add_template_owned(name.clone(), marked)
-                .map_err(|e| fail(describe(&e)))?;
+            let program = Program::new(&marked, &syntax()).map_err(|e| fail(describe(&e)))?;
+            programs.push((name.clone(), program));
         }
-        if engine.get_template(DEFAULT).is_err() {
+        if !programs.iter().any(|(name, _)| name == DEFAULT) {
             let names: Vec<_> = sources.iter().map(|(name, _)| name.as_str()).collect();
             return Err(fail(format!(
                 "none is named 'default' (names: {})",
@@ -81,6 +87,7 @@ impl ChatTemplate {
         }
         Ok(Self {
             engine,
+            programs,
             special_tokens,
             marks_assistant,
         })
@@ -94,8 +101,8 @@ impl ChatTemplate {
 
     /// Whether a word stands anywhere in a template's source.
     pub(crate) fn mentions(&self, word: &str) -> bool {
-        let mut templates = self.engine.templates();
-        templates.any(|(_, template)| template.source().contains(word))
+        let mut programs = self.programs.iter();
+        programs.any(|(_, program)| program.source().contains(word))
     }
 
     /// Renders messages; with `add_generation_prompt`, up to where the assistant's answer begins.
@@ -122,33 +129,64 @@ impl ChatTemplate {
         let fail = |e: Error| RecordProblem::Render {
             reason: describe(&e),
         };
-        let named = tools.and_then(|_| self.engine.get_template(TOOL_USE).ok());
-        let template = match named {
-            Some(template) => template,
-            None => self.engine.get_template(DEFAULT).map_err(fail)?,
-        };
-        let marked = template
-            .render(Value::from_pairs(variables))
+        let named = |wanted: &str| self.programs.iter().rfind(|(name, _)| name == wanted);
+        let special = tools.and_then(|_| named(TOOL_USE));
+        let (_, program) = special
+            .or_else(|| named(DEFAULT))
+            .expect("new has looked for it");
+        let (mut values, mut bytes) = (0, 0);
+        for value in messages.iter().chain(tools) {
+            weigh(value, &mut values, &mut bytes);
+        }
+        let bounds = Bounds::of(messages.len(), values, bytes);
+        let mut engine = self.engine.clone();
+        engine.set_fuel(Some(bounds.fuel));
+        let (marked, ..) = program
+            .render(&engine, Value::from_pairs(variables), bounds)
             .map_err(fail)?;
         take_marks(&marked)
     }
 }
 
-/// minijinja set up as transformers sets up Jinja2.
-fn engine(now_unix_s: i64) -> Environment<'static> {
-    let mut engine = Environment::new();
+/// Counts a JSON value's parts, and the bytes of its strings.
+fn weigh(value: &Json, values: &mut usize, bytes: &mut usize) {
+    *values += 1;
+    match value {
+        Json::String(s) => *bytes += s.len(),
+        Json::Array(list) => list.iter().for_each(|v| weigh(v, values, bytes)),
+        Json::Object(map) => map.iter().for_each(|(k, v)| {
+            *bytes += k.len();
+            weigh(v, values, bytes);
+        }),
+        _ => {}
+    }
+}
+
+/// Jinja2's syntax as transformers sets it.
+pub(super) fn syntax() -> SyntaxConfig {
     let syntax = SyntaxConfig::builder()
         .trim_blocks(true)
         .lstrip_blocks(true)
         .build();
-    engine.set_syntax(syntax.expect("the default delimiters"));
+    syntax.expect("the default delimiters")
+}
+
+/// minijinja set up as transformers sets up Jinja2.
+pub(super) fn engine(now_unix_s: i64) -> Environment<'static> {
+    let mut engine = Environment::new();
+    add_guards(&mut engine);
     engine.set_unknown_method_callback(|state, value, method, args| match value.as_str() {
         Some(text) if method == "title" && args.is_empty() => Ok(python::title(text).into()),
         _ => minijinja_contrib::pycompat::unknown_method_callback(state, value, method, args),
     });
     engine.add_test("sequence", python::is_sequence);
     engine.set_formatter(|out, _, value| {
-        out.write_str(&python::print(value))
+        if value.as_str().is_none() {
+            look_through(value)?;
+        }
+        let text = python::print(value);
+        charge(text.len() as u64)?;
+        out.write_str(&text)
             .map_err(|e| Error::new(ErrorKind::BadSerialization, e.to_string()))
     });
     engine.add_filter("tojson", python::tojson);
@@ -222,7 +260,9 @@ fn mark_generation(source: &str) -> String {
 /// control, length.
 fn generation_tag(text: &str) -> Option<(&str, bool, &str, usize)> {
     let body = text.strip_prefix("{%")?;
-    let end = body.find("%}")?;
+    // No further than a real one is long, or a source of openings alone is read once for each.
+    let near = &body.as_bytes()[..body.len().min(TAG_MAX)];
+    let end = near.windows(2).position(|w| w == b"%}")?;
     let (mut inner, controls) = (&body[..end], ['-', '+']);
     let left = &inner[..usize::from(inner.starts_with(controls))];
     inner = &inner[left.len()..];

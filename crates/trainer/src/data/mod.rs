@@ -19,6 +19,7 @@ pub mod jsonl;
 mod marks;
 pub mod mask;
 pub mod packing;
+mod program;
 pub mod prompts;
 mod python;
 mod remarks;
