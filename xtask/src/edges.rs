@@ -8,13 +8,17 @@ use serde_json::Value;
 /// Each crate with the crates of this workspace that it may use. Tests may use more.
 pub const EDGES: &[(&str, &[&str])] = &[
     ("units", &[]),
+    ("files", &[]),
     ("workload", &["units"]),
-    ("config", &["units", "workload"]),
+    ("config", &["units", "files", "workload"]),
     ("planner", &["units", "workload"]),
     ("tiers", &["units"]),
     ("device", &["units", "tiers"]),
     ("kernels", &["units", "workload", "device"]),
-    ("model", &["units", "workload", "device", "kernels"]),
+    (
+        "model",
+        &["units", "files", "workload", "device", "kernels"],
+    ),
     (
         "executor",
         &["units", "workload", "tiers", "device", "planner"],
@@ -22,8 +26,8 @@ pub const EDGES: &[(&str, &[&str])] = &[
     (
         "trainer",
         &[
-            "units", "workload", "config", "planner", "tiers", "device", "kernels", "model",
-            "executor",
+            "units", "files", "workload", "config", "planner", "tiers", "device", "kernels",
+            "model", "executor",
         ],
     ),
     ("cli", &["config", "planner", "trainer"]),

@@ -6,7 +6,10 @@ use lowtide_config::{ConfigError, DiskBudget, nearest};
 use lowtide_planner::Machine;
 use lowtide_trainer::paths::PathProblem;
 use lowtide_trainer::planning::Refused;
-use lowtide_trainer::{CudaError, DataError, ExecError, TierError, TrainError};
+use lowtide_trainer::{
+    CudaError, DataError, ExecError, FileError, Foreign, JsonProblem, ModelError, TierError,
+    TrainError,
+};
 use serde_json::{Value, json};
 
 use crate::args::quoted;
@@ -338,7 +341,11 @@ fn advice(e: &TrainError) -> Vec<String> {
         TrainError::Config(ConfigError::UnknownKey { .. }) => {
             one("`lowtide schema --markdown` lists every key")
         }
-        TrainError::Config(_) | TrainError::File { .. } | TrainError::Model(_) => Vec::new(),
+        TrainError::Read(e)
+        | TrainError::Config(ConfigError::Read(e))
+        | TrainError::Model(ModelError::File(e)) => file_advice(e),
+        TrainError::Model(e) => model_advice(e),
+        TrainError::Config(_) | TrainError::File { .. } => Vec::new(),
         TrainError::Data(e) => data_advice(e),
         TrainError::Tier(e) => tier_advice(e),
         TrainError::Cuda(e) | TrainError::Exec(ExecError::Device { source: e, .. }) => {
@@ -357,6 +364,77 @@ fn advice(e: &TrainError) -> Vec<String> {
     }
 }
 
+/// What to do about a file that is not what its name says.
+fn file_advice(e: &FileError) -> Vec<String> {
+    let text = match e {
+        FileError::Missing { .. } => "paths in a run file are relative to that file",
+        FileError::Dangling { .. } => {
+            "fetch or copy the file that the link names (in a cache of Hugging Face's, download the \
+             model again)"
+        }
+        FileError::NotRegular { .. } => {
+            "such files are read more than once and with a known end: write the bytes to a file and \
+             name that one"
+        }
+        FileError::Foreign { kind, .. } => foreign_advice(*kind),
+        FileError::Empty { .. } => "fetch the file again",
+        FileError::Json {
+            problem: JsonProblem::NotANumber { .. },
+            ..
+        } => {
+            "Python's json writes NaN and Infinity, which JSON does not have: put a number or null in \
+             its place, or leave the key out"
+        }
+        _ => return Vec::new(),
+    };
+    vec![text.to_owned()]
+}
+
+/// What to do about a model directory.
+fn model_advice(e: &ModelError) -> Vec<String> {
+    let text = match e {
+        ModelError::NoConfig { found, .. } => match found.as_deref() {
+            Some("params.json") => {
+                "it has weights as their makers published them: fetch the version for transformers"
+            }
+            Some("adapter_config.json") => {
+                "it is an adapter (LoRA), not a model: merge it into its base model with peft's \
+                 merge_and_unload(), and save that one"
+            }
+            _ => {
+                "a model directory is what save_pretrained(DIR) of transformers writes: config.json, \
+                 model.safetensors, tokenizer.json"
+            }
+        },
+        ModelError::NoWeights { found: Some(_), .. } => foreign_advice(Foreign::Zip),
+        ModelError::NonFinite { .. } => {
+            "the file is damaged, or the model diverged before it was saved: fetch it again, or take an \
+             older one"
+        }
+        ModelError::TiedHead { .. } => {
+            "set tie_word_embeddings to false in config.json if the model has a head of its own (as \
+             transformers 5 takes it), or remove the tensor"
+        }
+        _ => return Vec::new(),
+    };
+    vec![text.to_owned()]
+}
+
+fn foreign_advice(kind: Foreign) -> &'static str {
+    match kind {
+        Foreign::LfsPointer => {
+            "the repository was cloned without its large files: run `git lfs pull` in its directory"
+        }
+        Foreign::Page => "the download saved a page instead of the file: fetch the file again",
+        Foreign::Zip | Foreign::Gguf => {
+            "weights must be safetensors: load the model with transformers and save it with \
+             save_pretrained(DIR)"
+        }
+        Foreign::Gzip | Foreign::Zstd => "unpack it first",
+        Foreign::Parquet => "write it as JSONL first (datasets: Dataset.to_json)",
+    }
+}
+
 fn data_advice(e: &DataError) -> Vec<String> {
     let text = match e {
         DataError::Record { problem, .. } => return records::advice(problem),
@@ -364,9 +442,16 @@ fn data_advice(e: &DataError) -> Vec<String> {
         DataError::AllSkipped { .. } => {
             "data.on_error=stop shows what is wrong with the first record"
         }
-        DataError::NotAFile { .. } => "write it to a file first: it is read more than once",
+        DataError::File(e) => return file_advice(e),
         DataError::NoChatTemplate { .. } => {
             "give data.chat_template, or a tokenizer directory that has one"
+        }
+        DataError::OtherTokenizer { .. } => {
+            "convert it once: python -c \"from transformers import AutoTokenizer as T; \
+             T.from_pretrained('DIR').save_pretrained('DIR')\" (needs sentencepiece or tiktoken)"
+        }
+        DataError::Hostile { .. } => {
+            "the file is damaged or made to harm: fetch it again from where the model was published"
         }
         DataError::NothingSupervised { .. } => {
             "check data.format, data.train_on and train.seq: no token would carry loss"

@@ -42,6 +42,12 @@ pub fn eval(args: &EvalArgs, out: Out) -> Answer {
     let mut session = ready(&run)?;
     let waiting = Waiting::begin(Phase::Evaluating.name());
     let eval_loss = evaluate(&mut session, &data, &run)?;
+    if !eval_loss.is_finite() {
+        return Err(CliError::Usage {
+            what: format!("the evaluation loss is {eval_loss}: numbers of the model overflow"),
+            help: "its weights are finite, so it was saved after it diverged: take an older checkpoint",
+        });
+    }
     drop(waiting);
     out.text(&format!("evaluation loss {eval_loss:.4}"));
     let mut answers = Vec::new();

@@ -22,6 +22,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, set_hook};
 use std::process::ExitCode;
 
 use clap::Parser;
+use lowtide_trainer::data::trial::{become_trial, in_foreign_code};
 use serde_json::{Value, json};
 
 use crate::args::{Args, Command};
@@ -32,9 +33,15 @@ use crate::out::Out;
 type Answer = Result<(Value, u8), CliError>;
 
 fn main() -> ExitCode {
+    if let Some(code) = become_trial() {
+        return code;
+    }
     let args = Args::parse();
     let out = Out::new(args.json, args.verbose);
     set_hook(Box::new(|info| {
+        if in_foreign_code() {
+            return;
+        }
         out::complain(&format!("error: this is a bug in lowtide: {info}"));
         out::complain("  help: please report it with the command and its output");
     }));

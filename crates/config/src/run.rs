@@ -1,9 +1,8 @@
 //! The run as checked: plain data, every default filled in, every path absolute.
 
-use std::fs::File;
-use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
+use lowtide_files::FileError;
 use lowtide_units::Bytes;
 use lowtide_workload::{Batch, Dtype, Moments};
 use serde::Serialize;
@@ -377,30 +376,6 @@ pub struct Log {
     pub trace: bool,
 }
 
-/// No run file is larger, and what is larger is none.
-const LARGEST: u64 = 4 << 20;
-
-/// A run file's text. A pipe or a device may have no end, or nobody at the other one.
-fn read(path: &Path) -> io::Result<String> {
-    let not = |why: &str| Err(io::Error::new(io::ErrorKind::InvalidInput, why));
-    let meta = std::fs::metadata(path)?;
-    if !meta.is_file() {
-        return not("not a file");
-    }
-    if meta.len() > LARGEST {
-        return not("larger than 4 MiB, which no run file is");
-    }
-    let mut text = String::new();
-    File::open(path)?
-        .take(LARGEST)
-        .read_to_string(&mut text)
-        .map_err(|e| match e.kind() {
-            io::ErrorKind::InvalidData => io::Error::new(e.kind(), "not text in UTF-8"),
-            _ => e,
-        })?;
-    Ok(text)
-}
-
 impl Run {
     /// Reads a run file and overrides of the form `key.path=value`, later ones over earlier ones
     /// and all over the file. Paths in the file are relative to its directory, paths in overrides
@@ -409,12 +384,11 @@ impl Run {
     /// # Errors
     /// The file cannot be read, or as [`Run::parse`].
     pub fn load(path: &Path, sets: &[String]) -> Result<Self, ConfigError> {
-        let failed = |source| ConfigError::Read {
+        let text = lowtide_files::read_text(path, lowtide_files::SMALL)?;
+        let whole = std::path::absolute(path).map_err(|source| FileError::Io {
             path: path.to_owned(),
             source,
-        };
-        let text = read(path).map_err(failed)?;
-        let whole = std::path::absolute(path).map_err(failed)?;
+        })?;
         let base = whole.parent().unwrap_or(Path::new("/"));
         Self::parse(&text, &path.display().to_string(), base, sets)
     }

@@ -8,6 +8,7 @@
 use std::fs;
 use std::path::Path;
 
+use lowtide_files::FileError;
 use lowtide_workload::{Dtype, Family, ModelShape, Rope, RopeScaling};
 use serde_json::{Map, Value, json};
 
@@ -20,24 +21,67 @@ const ROPES: &str = "default, linear, llama3";
 /// Reads `config.json` in `dir`; the model is named after the directory.
 ///
 /// # Errors
-/// As [`parse_config`], and when the file cannot be read or is not JSON.
+/// As [`load_shape_for`].
 pub fn load_shape(dir: &Path) -> Result<ModelShape, ModelError> {
+    load_shape_for(dir, u32::MAX)
+}
+
+/// The same for sequences of at most `longest` tokens.
+///
+/// # Errors
+/// As [`parse_config_for`], and when the file cannot be read or is not JSON.
+pub fn load_shape_for(dir: &Path, longest: u32) -> Result<ModelShape, ModelError> {
     let path = dir.join("config.json");
-    let text = fs::read_to_string(&path).map_err(ModelError::io(&path))?;
-    let json = serde_json::from_str(&text).map_err(|source| ModelError::Json { path, source })?;
+    let json = match read_config(&path) {
+        Err(ModelError::File(FileError::Missing { .. })) if dir.is_dir() => {
+            let others = [
+                "params.json",
+                "adapter_config.json",
+                ".gguf",
+                "model_index.json",
+            ];
+            return Err(ModelError::NoConfig {
+                found: lowtide_files::find(dir, &others),
+                dir: dir.to_owned(),
+            });
+        }
+        json => json?,
+    };
     let full = fs::canonicalize(dir).unwrap_or_else(|_| dir.to_owned());
     let name = full
         .file_name()
         .map_or_else(|| "model".into(), |n| n.to_string_lossy());
-    parse_config(&json, &name)
+    parse_config_for(&json, &name, longest)
 }
 
-/// The shape that a `config.json` describes, named `name`.
+/// The JSON of a `config.json`, in which no key has two values.
+///
+/// # Errors
+/// [`ModelError::File`].
+pub fn read_config(path: &Path) -> Result<Value, ModelError> {
+    let bytes = lowtide_files::read(path, lowtide_files::SMALL)?;
+    let json = lowtide_files::unique_json(&bytes);
+    Ok(json.map_err(|problem| FileError::Json {
+        path: path.to_owned(),
+        problem,
+    })?)
+}
+
+/// The shape that a `config.json` describes, named `name`, for sequences of any length.
+///
+/// # Errors
+/// As [`parse_config_for`].
+pub fn parse_config(json: &Value, name: &str) -> Result<ModelShape, ModelError> {
+    parse_config_for(json, name, u32::MAX)
+}
+
+/// The shape that a `config.json` describes, named `name`, for sequences of at most `longest` tokens:
+/// attention to a window that is no shorter is attention to all of them.
 ///
 /// # Errors
 /// [`ModelError::MissingKey`], [`ModelError::BadValue`] or [`ModelError::Unsupported`] with the
 /// key; [`ModelError::Dimensions`] when the sizes do not go together.
-pub fn parse_config(json: &Value, name: &str) -> Result<ModelShape, ModelError> {
+pub fn parse_config_for(json: &Value, name: &str, longest: u32) -> Result<ModelShape, ModelError> {
     let Some(map) = json.as_object() else {
         return Err(bad("config.json", json, "an object"));
     };
@@ -52,14 +96,16 @@ pub fn parse_config(json: &Value, name: &str) -> Result<ModelShape, ModelError> 
     let kind = config.required("model_type")?;
     let shape = match kind.as_str() {
         Some("gpt2") => gpt2(&config, name),
-        Some(family @ ("llama" | "mistral" | "qwen2" | "qwen3")) => llama(&config, family, name),
+        Some(family @ ("llama" | "mistral" | "qwen2" | "qwen3")) => {
+            llama(&config, family, name, longest)
+        }
         _ => Err(unsupported("model_type", kind, TYPES)),
     }?;
     check::shape(&shape)?;
     Ok(shape)
 }
 
-fn llama(c: &Config<'_>, family: &str, name: &str) -> Result<ModelShape, ModelError> {
+fn llama(c: &Config<'_>, family: &str, name: &str, longest: u32) -> Result<ModelShape, ModelError> {
     c.one_of("hidden_act", &["silu", "swish"], "silu")?;
     let (hidden, heads) = (c.size("hidden_size")?, c.size("num_attention_heads")?);
     let kv_default = match family {
@@ -88,7 +134,7 @@ fn llama(c: &Config<'_>, family: &str, name: &str) -> Result<ModelShape, ModelEr
             _ => 32_768,
         },
     )?;
-    window(c, family, max_positions)?;
+    window(c, family, max_positions.min(longest))?;
     let attention_bias = match family {
         "llama" | "qwen3" => c.flag("attention_bias", false)?,
         _ => false,
@@ -114,8 +160,8 @@ fn llama(c: &Config<'_>, family: &str, name: &str) -> Result<ModelShape, ModelEr
     })
 }
 
-/// A sliding window is accepted where it can never slide.
-fn window(c: &Config<'_>, family: &str, max_positions: u32) -> Result<(), ModelError> {
+/// A sliding window is accepted where it can never slide: over no sequence of `longest` tokens.
+fn window(c: &Config<'_>, family: &str, longest: u32) -> Result<(), ModelError> {
     let used = match family {
         "mistral" => true,
         "qwen2" | "qwen3" => c.flag("use_sliding_window", false)?,
@@ -140,22 +186,28 @@ fn window(c: &Config<'_>, family: &str, max_positions: u32) -> Result<(), ModelE
         Some(_) => c.size("sliding_window")?,
         None => 4096,
     };
-    if window < max_positions {
+    if window < longest {
         let value = Value::from(window);
         return Err(unsupported(
             "sliding_window",
             &value,
-            "null, or at least max_position_embeddings",
+            "null, or at least train.seq or max_position_embeddings",
         ));
     }
     Ok(())
 }
 
 /// `rope_theta` and `rope_scaling`, or the newer `rope_parameters` that holds both.
+///
+/// Where both are there, transformers 5 takes `rope_scaling` unless it is null or empty, and of the
+/// other not even `rope_theta` (`convert_rope_params_to_dict` in `modeling_rope_utils.py`:
+/// `rope_scaling or rope_parameters`, then `rope_theta` of that, of the configuration, 10,000).
 fn rope(c: &Config<'_>) -> Result<Rope, ModelError> {
-    let (key, value) = match (c.get("rope_parameters"), c.get("rope_scaling")) {
-        (Some(value), _) => ("rope_parameters", value),
-        (None, Some(value)) => ("rope_scaling", value),
+    let empty_value = |v: &&Value| v.as_object().is_some_and(Map::is_empty);
+    let scaling = c.get("rope_scaling").filter(|v| !empty_value(v));
+    let (key, value) = match (scaling, c.get("rope_parameters")) {
+        (Some(value), _) => ("rope_scaling", value),
+        (None, Some(value)) => ("rope_parameters", value),
         (None, None) => ("rope_scaling", &Value::Null),
     };
     let empty = Map::new();

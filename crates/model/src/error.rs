@@ -3,6 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use lowtide_files::FileError;
+
 /// Why a model cannot be described, read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
@@ -14,14 +16,9 @@ pub enum ModelError {
         /// What the system said.
         source: io::Error,
     },
-    /// A file that should be JSON is not, or not of the expected form.
-    #[error("{}: {source}", path.display())]
-    Json {
-        /// The file.
-        path: PathBuf,
-        /// What the parser said, with line and column.
-        source: serde_json::Error,
-    },
+    /// A file is not there, or is not what its name says.
+    #[error(transparent)]
+    File(#[from] FileError),
     /// A key that the configuration must have is absent.
     #[error("config key '{key}' is missing")]
     MissingKey {
@@ -58,11 +55,49 @@ pub enum ModelError {
         /// What it must be.
         need: String,
     },
+    /// A directory without `config.json`.
+    #[error("{}: no config.json{}", dir.display(), instead(found))]
+    NoConfig {
+        /// The directory.
+        dir: PathBuf,
+        /// A file that says what it is the directory of.
+        found: Option<String>,
+    },
+    /// A weight that is no number.
+    #[error("{}: tensor '{tensor}' has {value} at {place:?}", file.display())]
+    NonFinite {
+        /// The file.
+        file: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// NaN or an infinity.
+        value: f32,
+        /// Its indices in the tensor as stored, from 0.
+        place: Vec<u64>,
+    },
+    /// A head of its own in the files of a model whose configuration has none.
+    #[error(
+        "{}: tensor '{tensor}' differs from the embedding, and config key 'tie_word_embeddings' says \
+         that they are one",
+        file.display()
+    )]
+    TiedHead {
+        /// The file.
+        file: PathBuf,
+        /// The head.
+        tensor: String,
+    },
     /// Neither `model.safetensors` nor `model.safetensors.index.json` is there.
-    #[error("{}: neither model.safetensors nor model.safetensors.index.json", dir.display())]
+    #[error(
+        "{}: neither model.safetensors nor model.safetensors.index.json{}",
+        dir.display(),
+        instead(found)
+    )]
     NoWeights {
         /// The directory.
         dir: PathBuf,
+        /// A file with weights of another make.
+        found: Option<String>,
     },
     /// The header's length, a file's first eight bytes, is impossible.
     #[error("{}: the header takes {need} bytes, at most {have} are possible", file.display())]
@@ -181,6 +216,13 @@ pub enum ModelError {
         /// The file that is in the way.
         path: PathBuf,
     },
+}
+
+/// A file that is there instead.
+fn instead(found: &Option<String>) -> String {
+    found
+        .as_ref()
+        .map_or(String::new(), |name| format!(" ({name} is there)"))
 }
 
 /// The first names of a list that may be long.

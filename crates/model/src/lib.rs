@@ -17,7 +17,9 @@ mod rope;
 mod run;
 mod weights;
 
-pub use config_json::{config_json, load_shape, parse_config};
+pub use config_json::{
+    config_json, load_shape, load_shape_for, parse_config, parse_config_for, read_config,
+};
 pub use describe::{Options, Phase, describe};
 pub use error::ModelError;
 pub use params::{HfTensor, hf_tensors};

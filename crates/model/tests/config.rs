@@ -176,7 +176,11 @@ fn what_is_not_supported_is_named() {
             "rope_scaling.rope_type",
         ),
         (
-            with(llama31(), "rope_parameters", by_layer),
+            with(
+                with(llama31(), "rope_scaling", Value::Null),
+                "rope_parameters",
+                by_layer,
+            ),
             "rope_parameters",
         ),
         (
@@ -301,4 +305,28 @@ fn a_written_configuration_reads_back() {
         let back = parse_config(&serde_json::from_str(&text).unwrap(), &shape.name).unwrap();
         assert_eq!(back, shape, "{text}");
     }
+}
+
+/// `rope_scaling or rope_parameters`, then `rope_theta` of that, of the configuration, 10,000.
+#[test]
+fn where_rope_is_given_twice_transformers_rule_holds() {
+    let newer = json!({"rope_type": "default", "rope_theta": 5e5});
+    let base = with(
+        with(llama31(), "rope_parameters", newer),
+        "rope_theta",
+        json!(7e4),
+    );
+    let rope = |config: &Value| parse_config(config, "x").unwrap().rope.unwrap();
+    for nothing in [json!(null), json!({})] {
+        let one = rope(&with(base.clone(), "rope_scaling", nothing));
+        assert_eq!((one.theta, one.scaling), (5e5, RopeScaling::None));
+    }
+    let linear = json!({"rope_type": "linear", "factor": 4.0});
+    let both = rope(&with(base.clone(), "rope_scaling", linear.clone()));
+    assert_eq!((both.theta, both.scaling), (7e4, RopeScaling::Linear(4.0)));
+    let mut bare = with(base, "rope_scaling", linear);
+    bare.as_object_mut().unwrap().remove("rope_theta");
+    assert_eq!(rope(&bare).theta, 1e4);
+    let own = json!({"rope_type": "linear", "factor": 4.0, "rope_theta": 3.0});
+    assert_eq!(rope(&with(bare, "rope_scaling", own)).theta, 3.0);
 }

@@ -225,6 +225,7 @@ fn a_failed_export_leaves_no_model() {
         }
         Err(ModelError::NoWeights {
             dir: "planted".into(),
+            found: None,
         })
     });
     assert!(matches!(failed, Err(ModelError::NoWeights { .. })));

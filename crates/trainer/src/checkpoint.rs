@@ -336,8 +336,8 @@ pub fn run_path(dir: &Path) -> PathBuf {
 /// When it is missing or does not say what it must.
 pub fn read_run(dir: &Path) -> Result<RunState, TrainError> {
     let path = dir.join(RUN);
-    let bytes = fs::read(&path).map_err(TrainError::io(&path))?;
-    let state: RunState = serde_json::from_slice(&bytes).map_err(|e| TrainError::File {
+    let bytes = lowtide_files::read(&path, lowtide_files::LIST)?;
+    let state: RunState = lowtide_files::json_from_slice(&bytes).map_err(|e| TrainError::File {
         path: path.clone(),
         what: format!("not a run state: {e}"),
     })?;
@@ -366,7 +366,7 @@ pub fn load(
         path: path.clone(),
         what,
     };
-    let file = File::open(&path).map_err(TrainError::io(&path))?;
+    let file = lowtide_files::open(&path)?.file;
     let layout = layout(w);
     let mut header = vec![0u8; layout.header.len()];
     file.read_exact_at(&mut header, 0)

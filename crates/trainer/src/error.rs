@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use lowtide_files::FileError;
 use lowtide_units::Bytes;
 
 use crate::data::{ForeignFile, ForeignRecord};
@@ -23,6 +24,9 @@ pub enum DataError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// A file is not what its name says.
+    #[error(transparent)]
+    File(FileError),
     /// One record of a JSONL file cannot be used.
     #[error("{path}:{line}: {problem}")]
     Record {
@@ -40,14 +44,6 @@ pub enum DataError {
         path: PathBuf,
         /// What it looks like.
         what: ForeignFile,
-    },
-    /// A data file is no regular file.
-    #[error("{path}: {found}, not a file")]
-    NotAFile {
-        /// The path.
-        path: PathBuf,
-        /// What it is.
-        found: &'static str,
     },
     /// Records that cannot be used are left out, and there are no others.
     #[error("{path}: not one of {n} records can be used; the first: {first}")]
@@ -72,6 +68,22 @@ pub enum DataError {
         path: PathBuf,
         /// What its reader said.
         reason: String,
+    },
+    /// A tokenizer that is not in `tokenizer.json`.
+    #[error("{path}: {found} is a tokenizer of another make; tokenizer.json is read")]
+    OtherTokenizer {
+        /// What was to be opened.
+        path: PathBuf,
+        /// The file.
+        found: String,
+    },
+    /// A tokenizer that cannot be loaded within bounds of time and memory.
+    #[error("{path}: this tokenizer cannot be used: {what}")]
+    Hostile {
+        /// The file.
+        path: PathBuf,
+        /// What it does.
+        what: String,
     },
     /// A chat template does not parse.
     #[error("{path}: chat template: {reason}")]
@@ -395,6 +407,15 @@ pub enum RecordProblem {
     },
 }
 
+impl From<FileError> for DataError {
+    fn from(e: FileError) -> Self {
+        match e {
+            FileError::Missing { path } => Self::Missing { path },
+            e => Self::File(e),
+        }
+    }
+}
+
 impl DataError {
     /// An I/O error with its file; a missing file becomes [`DataError::Missing`].
     pub(crate) fn io(path: &Path, source: std::io::Error) -> Self {
@@ -482,10 +503,18 @@ pub enum TrainError {
         positions: u32,
     },
     /// The tokenizer has tokens that the model has no row for.
-    #[error("the tokenizer has {tokens} tokens, the model has rows for {vocab}")]
+    #[error(
+        "the tokenizer has {tokens} tokens, the last of them '{token}' with id {id}; the model has rows \
+         for the ids up to {}",
+        vocab - 1
+    )]
     Vocabulary {
         /// Tokens of the tokenizer.
         tokens: usize,
+        /// The one with the largest id.
+        token: String,
+        /// That id.
+        id: i32,
         /// Rows of the embedding.
         vocab: u32,
     },
@@ -505,6 +534,9 @@ pub enum TrainError {
         /// The newest checkpoint, which is intact.
         checkpoint: Option<PathBuf>,
     },
+    /// A file is not there, or is not what its name says.
+    #[error(transparent)]
+    Read(#[from] FileError),
     /// A path that a key of the run names cannot be used.
     #[error("{key}: {}: {problem}", path.display())]
     Path {

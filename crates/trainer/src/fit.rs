@@ -151,6 +151,9 @@ pub fn train(
     let mut start = Start::find(run, &mut kept_notes)?;
     kept_notes.iter().for_each(|n| observer.note(n));
     let now = start.state().map(|s| s.now_unix_s);
+    if start.state().is_none() {
+        check_weights(run, &shape_of(run)?)?;
+    }
     observer.phase(Some(Phase::Data));
     let tokenizer = open_tokenizer(run, now)?;
     let mut stops = stops_of(run, &tokenizer)?;
@@ -159,13 +162,6 @@ pub fn train(
     check_budgets(run, &device)?;
     observer.detail(&host_note(run, device.gpu.is_some()));
     let decoder = decoder_of(run, run.batch(), device.target)?;
-    let vocab = decoder.shape().vocab;
-    if tokenizer.vocab_size() > vocab as usize {
-        return Err(TrainError::Vocabulary {
-            tokens: tokenizer.vocab_size(),
-            vocab,
-        });
-    }
     let inputs = load_inputs(run, &tokenizer)?;
     if inputs.is_chat() {
         stops = stops.with_turns(&tokenizer);
@@ -183,9 +179,6 @@ pub fn train(
     // What would be found wrong after minutes of measuring and planning is looked at now.
     if let Some(path) = &run.plan.machine {
         load_machine(path)?;
-    }
-    if start.state().is_none() {
-        check_weights(run, decoder.shape())?;
     }
     let shape = BatchShape {
         micro_batch: run.train.micro_batch as usize,

@@ -13,7 +13,7 @@ use crate::data::{
     OnError, Packed, Packing, Tokenizer,
 };
 use crate::error::{DataError, TrainError};
-use crate::planning::batch_bytes;
+use crate::planning::{batch_bytes, shape_of};
 use crate::random::Philox;
 use crate::stops::note_of_ends;
 
@@ -41,10 +41,11 @@ impl Inputs {
 /// Random numbers of the evaluation split.
 const SPLIT_STREAM: u64 = 2 << 62;
 
-/// The run's tokenizer, with its chat template; `now` is what templates see as the time.
+/// The run's tokenizer, with its chat template; `now` is what templates see as the time. The model
+/// has a row for each of its tokens.
 ///
 /// # Errors
-/// Files that are missing or not what they must be.
+/// Files that are missing or not what they must be; a token beyond the model's rows.
 pub fn open_tokenizer(run: &Run, now: Option<i64>) -> Result<Tokenizer, TrainError> {
     run.training_ready()?;
     let path = run
@@ -54,11 +55,21 @@ pub fn open_tokenizer(run: &Run, now: Option<i64>) -> Result<Tokenizer, TrainErr
         .expect("training_ready has checked");
     let mut tokenizer = Tokenizer::open(path)?;
     if let Some(template) = &run.data.chat_template {
-        let source = std::fs::read_to_string(template).map_err(TrainError::io(template))?;
+        let source = lowtide_files::read_text(template, lowtide_files::SMALL)?;
         tokenizer = tokenizer.with_chat_template(&source)?;
     }
     if let Some(now) = now {
         tokenizer = tokenizer.with_now(now)?;
+    }
+    let vocab = shape_of(run)?.vocab;
+    let (token, id) = tokenizer.largest();
+    if i64::from(id) >= i64::from(vocab) {
+        return Err(TrainError::Vocabulary {
+            tokens: tokenizer.vocab_size(),
+            token: token.chars().take(80).collect(),
+            id,
+            vocab,
+        });
     }
     Ok(tokenizer)
 }

@@ -33,6 +33,7 @@ pub use tally::Totals;
 // Errors of the crates below that [`TrainError`] carries, for whoever tells them apart.
 pub use lowtide_device::cuda::{CudaError, Gpu};
 pub use lowtide_executor::ExecError;
+pub use lowtide_files::{FileError, Foreign, JsonProblem};
 pub use lowtide_model::ModelError;
 pub use lowtide_tiers::TierError;
 pub use lowtide_units::Bytes;

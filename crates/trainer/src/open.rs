@@ -140,6 +140,7 @@ pub fn load_weights(run: &Run, session: &Session) -> Result<(), TrainError> {
     match (&run.model.source, run.model.init) {
         (ModelSource::Path(dir), Init::Pretrained) => {
             let files = Checkpoint::open(dir, &shape)?;
+            files.check_tied_head()?;
             homes.initialise(|p, range, out| Ok::<(), TrainError>(files.read(p, range, out)?))
         }
         _ => homes.initialise(|p, range, out| {

@@ -1,7 +1,6 @@
 //! From a checked run to a plan: the model's shape, its workload, the machine's rates, the search.
 
 use std::collections::BTreeMap;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -57,10 +56,10 @@ pub struct Refused {
 pub fn shape_of(run: &Run) -> Result<ModelShape, TrainError> {
     paths::model(run)?;
     let shape = match &run.model.source {
-        ModelSource::Path(dir) => lowtide_model::load_shape(dir)?,
+        ModelSource::Path(dir) => lowtide_model::load_shape_for(dir, run.train.seq)?,
         ModelSource::Shape(name) => ModelShape::builtin(name)
             .ok_or_else(|| TrainError::UnknownShape { name: name.clone() })?,
-        ModelSource::Config(path) => config_shape(path)?,
+        ModelSource::Config(path) => config_shape(path, run.train.seq)?,
     };
     if run.train.seq > shape.max_positions && shape.rope.is_none() {
         return Err(TrainError::TooLong {
@@ -71,18 +70,13 @@ pub fn shape_of(run: &Run) -> Result<ModelShape, TrainError> {
     Ok(shape)
 }
 
-fn config_shape(path: &Path) -> Result<ModelShape, TrainError> {
-    let fail = |what: String| TrainError::File {
-        path: path.to_owned(),
-        what,
-    };
-    let text = std::fs::read_to_string(path).map_err(|e| fail(e.to_string()))?;
-    let json = serde_json::from_str(&text).map_err(|e| fail(format!("not JSON: {e}")))?;
+fn config_shape(path: &Path, longest: u32) -> Result<ModelShape, TrainError> {
+    let json = lowtide_model::read_config(path)?;
     let name = path
         .parent()
         .and_then(Path::file_name)
         .map_or("model".into(), |n| n.to_string_lossy());
-    Ok(lowtide_model::parse_config(&json, &name)?)
+    Ok(lowtide_model::parse_config_for(&json, &name, longest)?)
 }
 
 /// The decoder of a run, at its batch, for a device.
@@ -399,20 +393,8 @@ pub fn load_machine(path: &Path) -> Result<Machine, TrainError> {
         path: path.to_owned(),
         what,
     };
-    // A FIFO would be waited for, a device read for ever.
-    let meta = std::fs::metadata(path).map_err(|e| fail(e.to_string()))?;
-    if !meta.is_file() {
-        return Err(fail("it is no regular file".to_owned()));
-    }
-    let mut text = String::new();
-    std::fs::File::open(path)
-        .and_then(|file| file.take(MACHINE_MAX + 1).read_to_string(&mut text))
-        .map_err(|e| fail(e.to_string()))?;
-    if text.len() as u64 > MACHINE_MAX {
-        let what = format!("it has more than {MACHINE_MAX} bytes, too many for a machine file");
-        return Err(fail(what));
-    }
-    serde_json::from_str(&text).map_err(|e| fail(format!("not a machine file: {e}")))
+    let bytes = lowtide_files::read(path, MACHINE_MAX)?;
+    lowtide_files::json_from_slice(&bytes).map_err(|e| fail(format!("not a machine file: {e}")))
 }
 
 /// The longest machine file, in bytes: `lowtide probe` writes some ten thousand.
@@ -437,12 +419,12 @@ mod tests {
             let name = path.display().to_string();
             assert!(error.contains(word) && error.contains(&name), "{error}");
         };
-        refused(Path::new("/dev/zero"), "regular file");
-        refused(dir.path(), "regular file");
+        refused(Path::new("/dev/zero"), "not a file");
+        refused(dir.path(), "not a file");
         let fifo = dir.path().join("fifo");
         let made = std::process::Command::new("mkfifo").arg(&fifo).status();
         assert!(made.expect("mkfifo").success());
-        refused(&fifo, "regular file");
+        refused(&fifo, "not a file");
         let long = dir.path().join("long.json");
         let file = std::fs::File::create(&long).expect("a file");
         file.set_len(1 << 40).expect("a sparse file");

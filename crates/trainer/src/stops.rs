@@ -1,8 +1,6 @@
 //! The tokens at which an answer ends: what the tokenizer, the chat template and the model's own files say.
 
 use std::collections::BTreeSet;
-use std::fs::File;
-use std::io::Read;
 use std::path::Path;
 
 use lowtide_config::{ModelSource, Run};
@@ -10,9 +8,6 @@ use serde_json::{Map, Value};
 
 use crate::data::{Tokenizer, end_of_turn};
 use crate::error::TrainError;
-
-/// Bytes of a model's JSON file that are read at most: a config of this size is not a config.
-const FILE_BYTES_MAX: u64 = 16 << 20;
 
 /// The token ids at which decoding stops. An answer is what stands before the first of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -156,22 +151,12 @@ pub(crate) fn json_object(path: &Path) -> Result<Option<Map<String, Value>>, Tra
         path: path.to_owned(),
         what,
     };
-    let file = match File::open(path) {
-        Ok(file) => file,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(TrainError::io(path)(e)),
+    let bytes = match lowtide_files::read(path, lowtide_files::SMALL) {
+        Ok(bytes) => bytes,
+        Err(e) if e.is_missing() => return Ok(None),
+        Err(e) => return Err(e.into()),
     };
-    if !file.metadata().map_err(TrainError::io(path))?.is_file() {
-        return Err(fail("not a file".to_owned()));
-    }
-    let mut bytes = Vec::new();
-    file.take(FILE_BYTES_MAX + 1)
-        .read_to_end(&mut bytes)
-        .map_err(TrainError::io(path))?;
-    if bytes.len() as u64 > FILE_BYTES_MAX {
-        return Err(fail(format!("longer than {FILE_BYTES_MAX} bytes")));
-    }
-    let object = serde_json::from_slice(&bytes);
+    let object = lowtide_files::json_from_slice(&bytes);
     object
         .map(Some)
         .map_err(|e| fail(format!("not a JSON object: {e}")))

@@ -12,4 +12,5 @@ mod records;
 mod scratch;
 mod signals;
 mod strangers;
+mod tokenizers;
 mod wrong;

@@ -31,8 +31,8 @@ pub(crate) fn shape(s: &ModelShape) -> Result<(), ModelError> {
         }
     }
     // The widest product and the number of tensors stay far inside 64 bits.
-    if s.layers > 1 << 16 {
-        return Err(wrong("number of layers", s.layers, "at most 65536"));
+    if s.layers > 1 << 12 {
+        return Err(wrong("number of layers", s.layers, "at most 4096"));
     }
     let width = u64::from(s.heads) * u64::from(s.head_dim);
     if width > 1 << 30 {

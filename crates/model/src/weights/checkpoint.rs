@@ -1,13 +1,14 @@
 //! Reads a Hugging Face directory, any range of any parameter at a time.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::fs::{self, File};
+use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use half::{bf16, f16};
+use lowtide_files::Regular;
 use lowtide_workload::ModelShape;
 use serde::Deserialize;
 
@@ -27,12 +28,16 @@ pub struct Checkpoint {
     params: Vec<Vec<Source>>,
     /// Part of the transposed tensor that was read last.
     band: Mutex<Option<Band>>,
+    /// Where the files of a tied model hold a head too.
+    head: Option<Source>,
     pub(super) band_bytes: u64,
 }
 
 /// A file's tensor and its place in a parameter.
 #[derive(Clone, Debug)]
 struct Source {
+    /// Its name in the file.
+    name: String,
     file: usize,
     /// First byte in the file.
     at: u64,
@@ -61,8 +66,8 @@ impl Checkpoint {
     /// Opens `model.safetensors` or the shards of `model.safetensors.index.json` in `dir` and
     /// checks every header against `shape`. No tensor is read.
     ///
-    /// Names may lack their leading `model.` or `transformer.`; masks, rotary tables and a tied
-    /// head's copy of the embedding are ignored.
+    /// Names may lack their leading `model.` or `transformer.`; masks and rotary tables are ignored,
+    /// and of a tied head [`check_tied_head`](Self::check_tied_head) says whether it is the embedding.
     ///
     /// # Errors
     /// Files that cannot be read or are damaged, tensors that are missing, unknown, stored twice,
@@ -72,8 +77,7 @@ impl Checkpoint {
         let mut found: HashMap<String, (usize, StoredTensor)> = HashMap::new();
         let (paths, index) = shards(dir)?;
         for path in paths {
-            let mut file = File::open(&path).map_err(ModelError::io(&path))?;
-            let len = file.metadata().map_err(ModelError::io(&path))?.len();
+            let Regular { mut file, len } = lowtide_files::open(&path)?;
             let header = SafetensorsHeader::read(&path, &mut file, len)?;
             for tensor in header.tensors {
                 let name = tensor.name.clone();
@@ -110,10 +114,24 @@ impl Checkpoint {
                 tensors: missing,
             });
         }
+        let head = match found.remove("lm_head.weight") {
+            Some((file, tensor)) if shape.tied => {
+                let want = HfTensor {
+                    name: tensor.name.clone(),
+                    ..wanted[0].clone()
+                };
+                Some(source(&files[file].0, file, tensor, &want)?)
+            }
+            Some(other) => {
+                found.insert("lm_head.weight".to_owned(), other);
+                None
+            }
+            None => None,
+        };
         let mut unexpected: Vec<String> = found
             .into_values()
             .map(|(_, tensor)| tensor.name)
-            .filter(|name| !ignored(name, shape))
+            .filter(|name| !ignored(name))
             .collect();
         if !unexpected.is_empty() {
             unexpected.sort();
@@ -125,6 +143,7 @@ impl Checkpoint {
         Ok(Self {
             files,
             params,
+            head,
             band: Mutex::new(None),
             band_bytes: BAND_BYTES,
         })
@@ -146,7 +165,8 @@ impl Checkpoint {
     /// file holds the transpose: about 64 MiB of such a tensor are kept for the next call.
     ///
     /// # Errors
-    /// [`ModelError::Io`] when the file cannot be read or has become shorter.
+    /// [`ModelError::Io`] when the file cannot be read or has become shorter;
+    /// [`ModelError::NonFinite`] for a weight that is no number: what is trained from it is lost.
     ///
     /// # Panics
     /// When the model has no such parameter or element, or `out` is not as long as `range`.
@@ -178,9 +198,55 @@ impl Checkpoint {
             rest = after;
             let inside = begin - own.start..end - own.start;
             if source.transposed {
-                self.read_transposed(source, inside, part)?;
+                self.read_transposed(source, inside.clone(), part)?;
             } else {
-                self.read_plain(source, inside, part)?;
+                self.read_plain(source, inside.clone(), part)?;
+            }
+            self.finite(source, inside.start, part)?;
+        }
+        Ok(())
+    }
+
+    /// Every number of a source's part from element `first` is finite.
+    fn finite(&self, source: &Source, first: u64, part: &[f32]) -> Result<(), ModelError> {
+        let Some(bad) = part.iter().position(|x| !x.is_finite()) else {
+            return Ok(());
+        };
+        let at = first + bad as u64;
+        let (row, col) = (at / source.cols, at % source.cols);
+        Err(ModelError::NonFinite {
+            file: self.files[source.file].0.clone(),
+            tensor: source.name.clone(),
+            value: part[bad],
+            place: match (source.cols, source.transposed) {
+                (1, _) => vec![row],
+                (_, false) => vec![row, col],
+                (_, true) => vec![col, row],
+            },
+        })
+    }
+
+    /// A tied model's files may hold its head as a copy of the embedding. transformers takes one
+    /// that differs as a head of its own, whatever the configuration says; so it is refused here.
+    ///
+    /// # Errors
+    /// [`ModelError::TiedHead`]; as [`Self::read`].
+    pub fn check_tied_head(&self) -> Result<(), ModelError> {
+        let Some(head) = &self.head else {
+            return Ok(());
+        };
+        let elements = (head.rows.end - head.rows.start) * head.cols;
+        let (mut ours, mut theirs) = (vec![0.0; READ_BYTES], vec![0.0; READ_BYTES]);
+        for from in (0..elements).step_by(READ_BYTES) {
+            let n = (elements - from).min(READ_BYTES as u64) as usize;
+            let (ours, theirs) = (&mut ours[..n], &mut theirs[..n]);
+            self.read(0, from..from + n as u64, ours)?;
+            self.read_plain(head, from..from + n as u64, theirs)?;
+            if ours != theirs {
+                return Err(ModelError::TiedHead {
+                    file: self.files[head.file].0.clone(),
+                    tensor: head.name.clone(),
+                });
             }
         }
         Ok(())
@@ -278,15 +344,18 @@ fn shards(dir: &Path) -> Result<(Vec<PathBuf>, Option<Index>), ModelError> {
     }
     let path = index_path(dir);
     if !path.exists() {
+        // A link to nothing is named, not overlooked.
+        for path in [&single, &path] {
+            if path.is_symlink() {
+                lowtide_files::open(path)?;
+            }
+        }
         return Err(ModelError::NoWeights {
+            found: lowtide_files::find(dir, &[".bin", ".pt", ".pth", ".gguf", ".safetensors"]),
             dir: dir.to_owned(),
         });
     }
-    let text = fs::read(&path).map_err(ModelError::io(&path))?;
-    let index: Index = serde_json::from_slice(&text).map_err(|source| ModelError::Json {
-        path: path.clone(),
-        source,
-    })?;
+    let index: Index = lowtide_files::read_json(&path, lowtide_files::LIST)?;
     for (tensor, shard) in &index.weight_map {
         // A plain file name: no way out of the directory.
         if Path::new(shard)
@@ -341,11 +410,10 @@ fn canonical(name: &str) -> &str {
 }
 
 /// Tensors that some checkpoints carry and no decoder here needs.
-fn ignored(name: &str, shape: &ModelShape) -> bool {
+fn ignored(name: &str) -> bool {
     name.ends_with(".attn.bias")
         || name.ends_with(".attn.masked_bias")
         || name.ends_with("rotary_emb.inv_freq")
-        || (shape.tied && name == "lm_head.weight")
 }
 
 fn source(
@@ -371,6 +439,7 @@ fn source(
         });
     }
     Ok(Source {
+        name: tensor.name,
         file,
         at: tensor.begin,
         dtype: tensor.dtype,

@@ -14,7 +14,7 @@ use serde_json::{Map, Value, json};
 
 use super::BAND_BYTES;
 use crate::ModelError;
-use crate::config_json::{config_json, torch_dtype};
+use crate::config_json::{config_json, read_config, torch_dtype};
 use crate::params::{HfTensor, hf_tensors};
 
 /// Elements asked for at a time.
@@ -258,25 +258,39 @@ impl<'a> HfWriter<'a> {
         if let Some(source) = self.source {
             let path = source.join("config.json");
             if path.exists() {
-                let text = fs::read(&path).map_err(ModelError::io(&path))?;
-                config = serde_json::from_slice(&text)
-                    .map_err(|source| ModelError::Json { path, source })?;
-                // Newer versions of transformers call it `dtype`.
-                let newer = config.get("dtype").is_some();
+                config = read_config(&path)?;
                 if let Some(map) = config.as_object_mut() {
-                    let key = if newer { "dtype" } else { "torch_dtype" };
-                    map.insert(key.to_owned(), json!(torch_dtype(self.dtype)));
+                    say_dtype(map, torch_dtype(self.dtype));
                 }
             }
             for name in COPIED {
                 let from = source.join(name);
                 if from.exists() {
-                    let bytes = fs::read(&from).map_err(ModelError::io(&from))?;
+                    let bytes = lowtide_files::read(&from, lowtide_files::VOCABULARY)?;
                     write_file(dir.join(name), &bytes)?;
                 }
             }
         }
         write_file(dir.join("config.json"), format!("{config:#}\n").as_bytes())
+    }
+}
+
+/// Says the numbers' type under every name that a configuration has for it. Newer versions of
+/// transformers write `dtype`, older ones read `torch_dtype`; a stale one would load the model as
+/// another type than it has.
+fn say_dtype(config: &mut Map<String, Value>, dtype: &str) {
+    let names = ["dtype", "torch_dtype"];
+    let there: Vec<&str> = names
+        .into_iter()
+        .filter(|name| config.contains_key(*name))
+        .collect();
+    let there = if there.is_empty() {
+        &names[1..]
+    } else {
+        &there
+    };
+    for name in there {
+        config.insert((*name).to_owned(), json!(dtype));
     }
 }
 

@@ -398,19 +398,7 @@ impl Lines {
     /// Opens a file, which must be a regular one: a pipe can be read once only, and a device may have
     /// no end. A line above `bytes_max` bytes will have no text.
     pub fn open(path: &Path, bytes_max: usize) -> Result<Self, DataError> {
-        let about = std::fs::metadata(path).map_err(|e| DataError::io(path, e))?;
-        if !about.is_file() {
-            return Err(DataError::NotAFile {
-                path: path.to_owned(),
-                found: if about.is_dir() {
-                    "a directory"
-                } else {
-                    "a pipe, a socket or a device"
-                },
-            });
-        }
-        let file = File::open(path).map_err(|e| DataError::io(path, e))?;
-        let reader = BufReader::with_capacity(1 << 18, file);
+        let reader = BufReader::with_capacity(1 << 18, lowtide_files::open_any(path)?.file);
         Ok(Self {
             reader,
             path: path.to_owned(),

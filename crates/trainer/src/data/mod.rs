@@ -26,6 +26,7 @@ mod remarks;
 #[cfg(test)]
 mod testing;
 pub mod tokenizer;
+pub mod trial;
 mod turns;
 
 pub use batches::{Batch, BatchShape, Batches, Dealing, EvalBatches, LastBatch, Micro, State};

@@ -1,3 +1,4 @@
+#![allow(clippy::print_stdout, reason = "tells what was measured")]
 use std::path::Path;
 
 use minijinja::value::Serde;

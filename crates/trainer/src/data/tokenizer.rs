@@ -3,9 +3,12 @@
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use lowtide_files::JsonProblem;
 use serde_json::{Map, Value};
+use tokenizers::ModelWrapper;
 
 use super::chat::ChatTemplate;
+use super::trial;
 use crate::clock::now;
 use crate::error::{DataError, RecordProblem};
 
@@ -19,6 +22,9 @@ pub struct Tokenizer {
     path: PathBuf,
     prefix: Vec<i32>,
     eos: Option<i32>,
+    /// The token with the largest id, and that id plus one.
+    largest: String,
+    ids_end: i32,
     special_texts: Vec<String>,
     added_texts: Vec<String>,
     special_tokens: Vec<(String, Value)>,
@@ -41,19 +47,45 @@ impl Tokenizer {
         } else {
             path.to_owned()
         };
+        if let Some(found) = other_make(path, &file) {
+            return Err(DataError::OtherTokenizer {
+                path: path.to_owned(),
+                found,
+            });
+        }
         let corrupt = |reason: String| DataError::Corrupt {
             path: file.clone(),
             reason,
         };
-        let bytes = std::fs::read(&file).map_err(|e| DataError::io(&file, e))?;
-        let mut inner =
-            tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| corrupt(e.to_string()))?;
+        let bytes = lowtide_files::read(&file, lowtide_files::VOCABULARY)?;
+        if let Some(word) = not_json(&bytes) {
+            return Err(corrupt(word));
+        }
+        trial::harmless(&bytes).map_err(|what| DataError::Hostile {
+            path: file.clone(),
+            what,
+        })?;
+        let loaded = trial::foreign(|| tokenizers::Tokenizer::from_bytes(&bytes));
+        let mut inner = loaded
+            .map_err(&corrupt)?
+            .map_err(|e| corrupt(e.to_string()))?;
+        drop(bytes);
+        deterministic(&inner).map_err(&corrupt)?;
+        bounded_growth(&inner).map_err(&corrupt)?;
         // Settings of whoever saved the file last, not of the model.
         inner
             .with_truncation(None)
             .map_err(|e| corrupt(e.to_string()))?;
         inner.with_padding(None);
+        let (largest, ids_end) = largest_id(&inner).ok_or_else(|| {
+            corrupt("the vocabulary is empty, or an id in it is beyond 2^31".to_owned())
+        })?;
         let prefix = prefix(&inner).map_err(|e| corrupt(e.to_string()))?;
+        if let Some(id) = prefix.iter().find(|id| !(0..ids_end).contains(*id)) {
+            return Err(corrupt(format!(
+                "its post_processor puts token {id} in front, which the vocabulary does not have"
+            )));
+        }
         // It adds special tokens, which `prefix` now knows, and narrows offsets by white space,
         // which the loss mask must not have.
         inner.with_post_processor(None::<tokenizers::PostProcessorWrapper>);
@@ -78,6 +110,8 @@ impl Tokenizer {
             path: file,
             prefix,
             eos: None,
+            largest,
+            ids_end,
             special_texts,
             added_texts,
             special_tokens: beside.special_tokens,
@@ -146,8 +180,14 @@ impl Tokenizer {
         &self.path
     }
 
-    /// Number of tokens, added ones too. Every id that encoding gives is below the largest id
-    /// plus one, which is this number for vocabularies without gaps.
+    /// The token with the largest id, and that id. Every id that encoding gives is at most this one;
+    /// it is the number of tokens less one only where the vocabulary has no gaps.
+    #[must_use]
+    pub fn largest(&self) -> (&str, i32) {
+        (&self.largest, self.ids_end - 1)
+    }
+
+    /// Number of tokens, added ones too.
     #[must_use]
     pub fn vocab_size(&self) -> usize {
         self.inner.get_vocab_size(true)
@@ -195,10 +235,7 @@ impl Tokenizer {
 
     /// The tokens of a text, without anything added.
     pub fn encode(&self, text: &str) -> Result<Vec<i32>, RecordProblem> {
-        let encoding = self
-            .inner
-            .encode_fast(text, false)
-            .map_err(|e| tokenize(&*e))?;
+        let encoding = self.encoding(|| self.inner.encode_fast(text, false))?;
         Ok(encoding.get_ids().iter().map(|&id| id as i32).collect())
     }
 
@@ -235,11 +272,30 @@ impl Tokenizer {
         &self,
         text: &str,
     ) -> Result<Vec<(i32, Range<usize>)>, RecordProblem> {
-        let encoding = self.inner.encode(text, false).map_err(|e| tokenize(&*e))?;
+        let encoding = self.encoding(|| self.inner.encode(text, false))?;
         let ids = encoding.get_ids().iter().map(|&id| id as i32);
         Ok(ids
             .zip(encoding.get_offsets().iter().map(|&(a, b)| a..b))
             .collect())
+    }
+
+    /// What the tokenizer makes of a text, with every id in its vocabulary.
+    fn encoding(
+        &self,
+        encode: impl FnOnce() -> tokenizers::Result<tokenizers::Encoding>,
+    ) -> Result<tokenizers::Encoding, RecordProblem> {
+        let fail = |reason: String| RecordProblem::Tokenize { reason };
+        let encoding = trial::foreign(encode)
+            .map_err(fail)?
+            .map_err(|e| fail(e.to_string()))?;
+        match encoding
+            .get_ids()
+            .iter()
+            .find(|&&id| id >= self.ids_end as u32)
+        {
+            Some(id) => Err(fail(format!("token {id} is not in the vocabulary"))),
+            None => Ok(encoding),
+        }
     }
 
     /// The text of tokens, special ones written out if `with_special`. Unknown ids give nothing.
@@ -249,7 +305,10 @@ impl Tokenizer {
             .iter()
             .filter_map(|&t| u32::try_from(t).ok())
             .collect();
-        self.inner.decode(&ids, !with_special).unwrap_or_default()
+        trial::foreign(|| self.inner.decode(&ids, !with_special))
+            .ok()
+            .and_then(Result::ok)
+            .unwrap_or_default()
     }
 
     /// One token as a person reads it; a space that decoding a single token would drop is kept.
@@ -293,14 +352,84 @@ impl Tokenizer {
     }
 }
 
-fn tokenize(error: &(dyn std::error::Error + Send + Sync)) -> RecordProblem {
-    RecordProblem::Tokenize {
-        reason: error.to_string(),
+/// What is wrong with a JSON text, where only Python reads it; everything else is for the crate to say.
+fn not_json(bytes: &[u8]) -> Option<String> {
+    match lowtide_files::json_from_slice::<serde::de::IgnoredAny>(bytes) {
+        Err(e @ (JsonProblem::NotANumber { .. } | JsonProblem::ByteOrderMark)) => {
+            Some(e.to_string())
+        }
+        _ => None,
     }
 }
 
+/// Equal texts must become equal tokens, in every process.
+fn deterministic(inner: &tokenizers::Tokenizer) -> Result<(), String> {
+    let random = match inner.get_model() {
+        ModelWrapper::BPE(bpe) if bpe.dropout.is_some_and(|p| p != 0.0) => "BPE dropout",
+        ModelWrapper::Unigram(unigram) if unigram.alpha.is_some() => "sampling (alpha)",
+        _ => return Ok(()),
+    };
+    Err(format!(
+        "{random} makes other tokens of the same text each time"
+    ))
+}
+
+/// Most that the replacements of a tokenizer may lengthen a text. Real ones make three bytes of a
+/// space.
+const GROWTH_MAX: f64 = 256.0;
+
+/// Replacements that feed each other make a page of a letter and a library of a page.
+fn bounded_growth(inner: &tokenizers::Tokenizer) -> Result<(), String> {
+    let part = |value: serde_json::Result<Value>| value.map_err(|e| e.to_string());
+    let parts = [
+        part(serde_json::to_value(inner.get_normalizer()))?,
+        part(serde_json::to_value(inner.get_decoder()))?,
+    ];
+    for part in parts {
+        let growth = growth(&part);
+        if growth > GROWTH_MAX {
+            return Err(format!(
+                "its replacements lengthen a text up to {growth:.0} times, at most {GROWTH_MAX} is allowed"
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// How many times longer a text may become by all replacements in a part of the tokenizer.
+fn growth(part: &Value) -> f64 {
+    match part {
+        Value::Array(steps) => steps.iter().map(growth).product(),
+        Value::Object(map) => {
+            let inner: f64 = map.values().map(growth).product();
+            let text = |value: Option<&Value>| value.and_then(Value::as_str).map(str::len);
+            let content = text(map.get("content")).or(text(map.get("prepend")));
+            let own = match (
+                content,
+                text(map.get("pattern").and_then(|p| p.get("String"))),
+            ) {
+                (Some(content), Some(pattern)) if pattern > 0 => {
+                    (content as f64 / pattern as f64).max(1.0)
+                }
+                // A regular expression may match anywhere, and nothing.
+                (Some(content), _) => 1.0 + content as f64,
+                (None, _) => 1.0,
+            };
+            own * inner
+        }
+        _ => 1.0,
+    }
+}
+
+/// The token with the largest id, and that id plus one.
+fn largest_id(inner: &tokenizers::Tokenizer) -> Option<(String, i32)> {
+    let all = inner.get_vocab(true).into_iter();
+    let (token, id) = all.max_by(|a, b| (a.1, &a.0).cmp(&(b.1, &b.0)))?;
+    Some((token, i32::try_from(id.checked_add(1)?).ok()?))
+}
+
 /// What the tokenizer's own rule for special tokens puts in front of a text.
-fn prefix(inner: &tokenizers::Tokenizer) -> tokenizers::Result<Vec<i32>> {
+pub(super) fn prefix(inner: &tokenizers::Tokenizer) -> tokenizers::Result<Vec<i32>> {
     let (bare, whole) = (
         inner.encode_fast("a", false)?,
         inner.encode_fast("a", true)?,
@@ -329,9 +458,9 @@ impl Beside {
             beside.add_special_tokens(file);
         }
         let jinja = dir.join("chat_template.jinja");
-        match std::fs::read_to_string(&jinja) {
+        match lowtide_files::read_text(&jinja, lowtide_files::SMALL) {
             Ok(source) => beside.templates.push(("default".into(), source)),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            Err(e) if e.is_missing() => {
                 beside.templates = templates(config.get("chat_template")).map_err(|reason| {
                     DataError::Corrupt {
                         path: config_path,
@@ -339,7 +468,7 @@ impl Beside {
                     }
                 })?;
             }
-            Err(e) => return Err(DataError::io(&jinja, e)),
+            Err(e) => return Err(e.into()),
         }
         Ok(beside)
     }
@@ -370,15 +499,36 @@ impl Beside {
 
 /// The object in a JSON file, or an empty one where there is no file.
 fn json_object(path: &Path) -> Result<Map<String, Value>, DataError> {
-    let bytes = match std::fs::read(path) {
+    let bytes = match lowtide_files::read(path, lowtide_files::LIST) {
         Ok(bytes) => bytes,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Map::new()),
-        Err(e) => return Err(DataError::io(path, e)),
+        Err(e) if e.is_missing() => return Ok(Map::new()),
+        Err(e) => return Err(e.into()),
     };
-    serde_json::from_slice(&bytes).map_err(|e| DataError::Corrupt {
+    lowtide_files::json_from_slice(&bytes).map_err(|e| DataError::Corrupt {
         path: path.to_owned(),
         reason: e.to_string(),
     })
+}
+
+/// A tokenizer of another make, where there is no `tokenizer.json`.
+fn other_make(path: &Path, file: &Path) -> Option<String> {
+    let makes = [
+        "tokenizer.model",
+        "spiece.model",
+        ".bpe.model",
+        "tiktoken.model",
+        ".tiktoken",
+        "tekken.json",
+        "merges.txt",
+        "vocab.txt",
+        "vocab.json",
+    ];
+    let name = path.file_name().map(|n| n.to_string_lossy().into_owned());
+    match name.filter(|_| path.is_file()) {
+        Some(name) => makes.iter().any(|m| name.ends_with(m)).then_some(name),
+        None if file.symlink_metadata().is_err() => lowtide_files::find(path, &makes),
+        None => None,
+    }
 }
 
 /// The `chat_template` of a tokenizer's configuration: a string, or a list of named ones.
