@@ -129,7 +129,7 @@ fn a_loss_that_is_not_finite_stops_and_leaves_the_last_checkpoint() {
     let (fresh, bad) = quickstart();
     damage(&fresh.path().join("base/model.safetensors"), |b| {
         let end = b.len();
-        b[end - 64..].fill(0xff);
+        b[end - 64..].fill(0x7f); // finite, and too large for a sum
     });
     refused(&bad, &[], &["step 1", "NaN"]);
     assert!(!fresh.path().join("out/model").exists());
@@ -169,7 +169,7 @@ fn durable_state_needs_a_disk_and_is_on_it() {
     // A loss that is not finite ends a durable run without an end: its files stay.
     damage(&other.path().join("base/model.safetensors"), |b| {
         let end = b.len();
-        b[end - 64..].fill(0xff);
+        b[end - 64..].fill(0x7f); // finite, and too large for a sum
     });
     refused(&again, &[durable, &shared], &["step 1"]);
     let elsewhere = format!("output={}", dir.path().join("elsewhere").display());

@@ -428,7 +428,7 @@ mod tests {
         let long = dir.path().join("long.json");
         let file = std::fs::File::create(&long).expect("a file");
         file.set_len(1 << 40).expect("a sparse file");
-        refused(&long, "more than");
-        refused(&dir.path().join("gone"), "No such file");
+        refused(&long, "at most");
+        refused(&dir.path().join("gone"), "o such file");
     }
 }

@@ -217,7 +217,7 @@ fn plans(d: &Decoder) -> Vec<Choice> {
 /// Bytes behind the headers of the state files below `dir`, and bytes the file system gave them.
 fn on_drives(dirs: &[std::path::PathBuf]) -> (u64, u64) {
     use std::os::unix::fs::MetadataExt;
-    let header = 1 << 20;
+    let header = 2 << 20;
     let files = dirs
         .iter()
         .map(|d| std::fs::metadata(d.join("lowtide-state.bin")));

@@ -123,7 +123,7 @@ fn pipes_devices_and_directories_in_place_of_files() {
             let _ = fs::remove_file(&at);
             make(&at, kind);
             let word = match kind {
-                "pipe" => "a named pipe (FIFO), not a file",
+                "pipe" => "a named pipe",
                 "device" => "a device, not a file",
                 "directory" => "a directory, not a file",
                 _ => "a symbolic link to nowhere, which is not there",

@@ -139,7 +139,7 @@ fn run_files_that_are_none() {
         text + &format!("a{}: &a{} [*a{i}, *a{i}, *a{i}]\n", i + 1, i + 1)
     });
     let texts: Vec<(Vec<u8>, &[&str])> = vec![
-        (b"".to_vec(), &["model.path"]),
+        (b"".to_vec(), &["empty"]),
         (b"[]".to_vec(), &["run.yaml:1:1"]),
         (b"just text".to_vec(), &["run.yaml:1:1"]),
         (b"null".to_vec(), &["model.path"]),
