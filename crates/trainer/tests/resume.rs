@@ -28,7 +28,7 @@ const DURABLE: [&str; 3] = [
     "plan: {weights: host, gradients: host}",
     "plan: {weights: device, gradients: device, prefetch: 2}",
 ];
-const DURABLE_STEPS: u64 = 40;
+const DURABLE_STEPS: u64 = 80;
 const RESIDENT: &str = "plan: {weights: device, optimizer: device, gradients: device}";
 
 fn root() -> PathBuf {
