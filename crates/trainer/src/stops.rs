@@ -100,6 +100,13 @@ pub fn note_of_ends(tokenizer: &Tokenizer) -> Option<String> {
              not learn where to stop"
         ));
     }
+    if end.unmarked {
+        return Some(format!(
+            "chat template: its {{% generation %}} leaves out {}, with which it ends a turn: the model does not \
+             learn where to stop",
+            names[0]
+        ));
+    }
     if eos.is_some_and(|eos| names.contains(&eos)) {
         return None;
     }

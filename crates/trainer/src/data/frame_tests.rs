@@ -1,4 +1,4 @@
-use super::super::turns::Turns;
+use super::super::turns::{Turns, end_of_turn};
 use super::super::{ChatTemplate, testing};
 use super::*;
 
@@ -113,6 +113,22 @@ fn a_prompt_ends_with_the_header_also_where_the_template_ignores_the_flag() {
     // White space is the model's to say, as in training.
     let inst = "{% for m in messages %}{{ '[I]' ~ m.content ~ '[/I]' if m.role == 'user' else ' ' ~ m.content ~ '</s>' }}{% endfor %}";
     assert_eq!(prompt(inst), "[I]hi[/I]");
+}
+
+#[test]
+fn an_end_that_is_not_marked_is_told() {
+    let unmarked = |source: &str| {
+        let tokenizer = testing::tokenizer().with_chat_template(source).unwrap();
+        end_of_turn(&tokenizer).unwrap().unwrap().unmarked
+    };
+    let marked = |said: &str| MESSAGES.replace("{{ m.content }}<|im_end|>", said);
+    assert!(unmarked(&marked(
+        "{% generation %}{{ m.content }}{% endgeneration %}<|im_end|>"
+    )));
+    assert!(!unmarked(&marked(
+        "{% generation %}{{ m.content }}<|im_end|>{% endgeneration %}"
+    )));
+    assert!(!unmarked(MESSAGES), "renderings decide");
 }
 
 #[test]

@@ -53,6 +53,26 @@ impl<'a> Turns<'a> {
         self.template
     }
 
+    /// Whether `{% generation %}` reaches over the token that ends an answer.
+    fn marks_its_end(&self) -> bool {
+        const ANSWER: &str = "Qkv7Lq";
+        let messages = [message("user", "Hv9Rd"), message("assistant", ANSWER)];
+        let (Ok(rendered), Ok(frame)) = (self.template.render(&messages, None, false), &self.frame)
+        else {
+            return true;
+        };
+        let Some(tail) = behind(&rendered.text, ANSWER) else {
+            return true;
+        };
+        let body = rendered.text.len() - tail.len();
+        let token = frame
+            .stops(self.tokenizer)
+            .into_iter()
+            .find_map(|t| Some(tail.find(t)? + t.len()));
+        let marked = rendered.generated.last().map_or(0, |range| range.end);
+        token.is_none_or(|n| marked >= body + n)
+    }
+
     /// What the template writes around a turn, or why that cannot be told from it alone.
     pub fn frame(&self) -> Result<&Frame, &str> {
         self.frame.as_ref().map_err(String::as_str)
@@ -127,6 +147,9 @@ pub struct EndOfTurn {
     /// Of the tokens in it those at which decoding stops, with their ids; a template may end the last
     /// turn of a conversation otherwise than the others.
     pub tokens: Vec<(i32, String)>,
+    /// Whether a template with `{% generation %}` leaves the first of them outside of it, so that nothing
+    /// is learned of it.
+    pub unmarked: bool,
 }
 
 /// Where the tokenizer's chat template ends the assistant's turns; none without a template.
@@ -144,6 +167,7 @@ pub fn end_of_turn(tokenizer: &Tokenizer) -> Result<Option<EndOfTurn>, String> {
     Ok(Some(EndOfTurn {
         text: frame.end.clone(),
         tokens: stops.filter_map(with_id).collect(),
+        unmarked: template.marks_assistant() && !turns.marks_its_end(),
     }))
 }
 
