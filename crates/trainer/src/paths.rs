@@ -20,7 +20,7 @@ pub enum PathProblem {
     #[error("no such file or directory")]
     Missing,
     /// A link to nothing.
-    #[error("a link to {}, which does not exist", to.display())]
+    #[error("a symbolic link to {}, which is not there", to.display())]
     Dangling {
         /// What it names.
         to: PathBuf,
@@ -251,7 +251,7 @@ mod tests {
         std::os::unix::fs::symlink(dir.path().join("gone"), &link).unwrap();
         let error = way(&link.join("a")).unwrap_err().to_string();
         assert!(
-            error.contains("a link to") && error.starts_with("output: "),
+            error.contains("a symbolic link to") && error.starts_with("output: "),
             "{error}"
         );
     }
