@@ -328,6 +328,30 @@ fn advice(e: &TrainError) -> Vec<String> {
             "make the run longer, or start anew with another output directory or \
              --set checkpoint.resume=never",
         ),
+        TrainError::Link { .. } => one("remove the link, or choose another output directory"),
+        TrainError::NotOurs { .. } => {
+            one("move it away, or choose another output directory: --set output=DIR")
+        }
+        TrainError::Overlap { .. } => one("choose another output directory: --set output=DIR"),
+        TrainError::Locked { .. } => {
+            one("wait for that run to end, or give this one another directory: --set output=DIR")
+        }
+        TrainError::NoLocks { .. } => one(
+            "choose an output directory on a file system with locks (a local drive; NFS with its lock \
+             service running; Lustre mounted with -o flock): --set output=DIR",
+        ),
+        TrainError::Room { .. } => one(
+            "free some space there, keep fewer checkpoints (--set checkpoint.keep=1), or choose another \
+             output directory (--set output=DIR)",
+        ),
+        TrainError::Unsaved { older, .. } => vec![match older {
+            Some(path) => format!(
+                "free some space; the same command goes on from {}, which is whole",
+                path.display()
+            ),
+            None => "free some space; there is no earlier checkpoint".to_owned(),
+        }],
+        TrainError::Broken { path, whole, .. } => going_on(path, whole.as_deref()),
         TrainError::Durable { .. } => vec![
             "put back what changed (checkpoint.durable, budget.disk, plan.pieces) to go on from that step"
                 .to_owned(),
@@ -361,6 +385,26 @@ fn advice(e: &TrainError) -> Vec<String> {
             one("this is a bug in lowtide: please report it with the command and its output")
         }
         TrainError::Exec(_) => Vec::new(),
+    }
+}
+
+/// How to go on without a checkpoint that is broken.
+fn going_on(broken: &Path, whole: Option<&Path>) -> Vec<String> {
+    match whole {
+        Some(whole) => vec![
+            format!("{} is whole", whole.display()),
+            format!(
+                "to go on from it: --set checkpoint.resume={}",
+                whole.display()
+            ),
+        ],
+        None => vec![
+            format!(
+                "no other checkpoint of this run is whole; put {} back from a copy, if there is one",
+                broken.display()
+            ),
+            "to start anew: --set checkpoint.resume=never".to_owned(),
+        ],
     }
 }
 

@@ -346,6 +346,7 @@ const ROWS: &[Row] = &[
     ),
     trained("eval.generate.every_steps", ["0", "1"], ANSWERS, exact),
     trained("checkpoint.every_steps", ["0", "1"], &[], files),
+    trained("checkpoint.every_minutes", ["0", "1e-6"], &[], files),
     trained(
         "checkpoint.keep",
         ["1", "2"],

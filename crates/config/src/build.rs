@@ -226,11 +226,15 @@ fn checkpoint(low: &Low) -> Checkpoint {
         Some(Value::Text(path)) => Resume::Path(low.absolute("checkpoint.resume", &path)),
         other => panic!("checkpoint.resume has a default: {other:?}"),
     };
+    let durable = low.flag("checkpoint.durable");
     Checkpoint {
         every_steps: low.count("checkpoint.every_steps").expect("has a default"),
+        every_minutes: low
+            .number("checkpoint.every_minutes")
+            .unwrap_or(if durable { 0.0 } else { 30.0 }),
         keep: low.count32("checkpoint.keep").expect("has a default"),
         resume,
-        durable: low.flag("checkpoint.durable"),
+        durable,
         change: low.words("checkpoint.change"),
     }
 }

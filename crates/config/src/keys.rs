@@ -576,7 +576,7 @@ const AFTER_DATA: &[Key] = &[
     },
     Key {
         name: "checkpoint.every_steps",
-        doc: "Save each so many steps; 0: at the end only.",
+        doc: "Save each so many steps; 0: not by steps.",
         kind: Kind::Count {
             min: 0,
             max: 1_000_000_000,
@@ -588,6 +588,17 @@ const AFTER_DATA: &[Key] = &[
             "save_interval",
             "save_every",
         ],
+    },
+    Key {
+        name: "checkpoint.every_minutes",
+        doc: "Save between two steps when so many minutes have passed since the last save; 0: never by \
+              time. With `checkpoint.durable` each step is on disk without it.",
+        kind: Kind::Number {
+            low: Included(0.0),
+            high: Included(1e6),
+        },
+        default: Unset("30; 0 with `checkpoint.durable`"),
+        elsewhere: &["save_interval_minutes"],
     },
     Key {
         name: "checkpoint.keep",

@@ -340,8 +340,10 @@ pub struct Generate {
 /// Saving and resuming.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Checkpoint {
-    /// Each so many steps; 0: at the end only.
+    /// Each so many steps; 0: not by steps.
     pub every_steps: u64,
+    /// When so many minutes have passed; 0: not by time.
+    pub every_minutes: f64,
     /// Checkpoints kept, at least 1.
     pub keep: u32,
     /// Where to go on from.

@@ -23,7 +23,8 @@ plan.loop plan.weights plan.optimizer plan.gradients plan.inputs plan.recompute 
 plan.pieces plan.machine
 eval.every_steps eval.batches eval.generate.exact_match eval.generate.max_new_tokens
 eval.generate.max_examples eval.generate.extract eval.generate.every_steps
-checkpoint.every_steps checkpoint.keep checkpoint.resume checkpoint.durable checkpoint.change
+checkpoint.every_steps checkpoint.every_minutes checkpoint.keep checkpoint.resume checkpoint.durable
+checkpoint.change
 log.every_steps log.tensorboard log.trace
 ";
 

@@ -91,6 +91,10 @@ fn a_run_with_nothing_but_a_model_is_the_defaults() {
         (r.checkpoint.keep, r.checkpoint.resume.clone()),
         (2, Resume::Auto)
     );
+    assert_eq!(
+        (r.checkpoint.every_steps, r.checkpoint.every_minutes),
+        (0, 30.0)
+    );
     assert_eq!((r.eval.every_steps, r.eval.batches), (0, None));
     assert_eq!(
         (r.eval.generate.max_new_tokens, r.eval.generate.exact_match),
@@ -198,7 +202,7 @@ log: {every_steps: 10, tensorboard: false, trace: false}
         "eval": {"every_steps": 50, "batches": 4,
             "generate": {"exact_match": true, "max_new_tokens": 8, "max_examples": 9,
                 "extract": "#### (.*)", "every_steps": 25}},
-        "checkpoint": {"every_steps": 100, "keep": 5,
+        "checkpoint": {"every_steps": 100, "every_minutes": 0.0, "keep": 5,
             "resume": {"path": "/runs/first/old/step-7"}, "durable": true,
             "change": ["train.steps", "device"]},
         "log": {"every_steps": 10, "tensorboard": false, "trace": false}

@@ -20,12 +20,17 @@ pub struct DirectFile {
 
 impl DirectFile {
     /// Creates or empties the file and reserves `bytes` bytes, its final length, where the file system
-    /// can.
+    /// can. A symbolic link of that name is not followed.
     ///
     /// # Errors
-    /// The system's; among them that there is no space for all of it.
+    /// The system's; among them that there is no space for all of it, and that there is a link.
     pub fn create(path: &Path, bytes: u64) -> io::Result<Self> {
-        let plain = File::create(path)?;
+        let plain = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .custom_flags(libc::O_NOFOLLOW)
+            .open(path)?;
         match rustix::fs::fallocate(&plain, FallocateFlags::empty(), 0, bytes.max(1)) {
             Err(rustix::io::Errno::OPNOTSUPP) => {}
             other => other?,
@@ -33,7 +38,7 @@ impl DirectFile {
         plain.set_len(bytes)?;
         let direct = OpenOptions::new()
             .write(true)
-            .custom_flags(libc::O_DIRECT | libc::O_CLOEXEC)
+            .custom_flags(libc::O_DIRECT | libc::O_NOFOLLOW | libc::O_CLOEXEC)
             .open(path);
         Ok(Self {
             plain,
@@ -124,6 +129,16 @@ mod tests {
             file.sync().unwrap();
             assert_eq!(std::fs::read(&path).unwrap(), want);
         }
+    }
+
+    #[test]
+    fn a_link_is_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (target, link) = (dir.path().join("target"), dir.path().join("link"));
+        std::fs::write(&target, "precious").unwrap();
+        std::os::unix::fs::symlink(&target, &link).unwrap();
+        assert!(DirectFile::create(&link, 10).is_err());
+        assert_eq!(std::fs::read(&target).unwrap(), b"precious");
     }
 
     #[test]

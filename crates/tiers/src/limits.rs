@@ -39,13 +39,19 @@ fn holds(host: &HostMemory, arenas: Bytes, beside: Bytes) -> Result<(), TierErro
     })
 }
 
+/// Bytes that a directory's state file of an earlier run takes; a run empties it before it makes its own.
+#[must_use]
+pub fn state_file_bytes(dir: &Path) -> Bytes {
+    Bytes(fs::metadata(dir.join(NAME)).map_or(0, |m| m.blocks() * 512))
+}
+
 /// Directories may share a file system: then their state files must fit together.
 fn space(disk: &DiskConfig) -> Result<(), TierError> {
     let mut systems: Vec<(u64, &Path, u64, u64)> = Vec::new();
     for drive in &disk.drives {
-        let file = drive.dir.join(NAME);
         let meta =
             fs::metadata(&drive.dir).map_err(|e| TierError::file("looking at", &drive.dir, &e))?;
+        let file = drive.dir.join(NAME);
         let size = |path: &Path| fs::symlink_metadata(path).map_or(0, |m| m.blocks() * 512);
         // A file of an earlier run is gone on with or removed first, unless it was to be kept: then it
         // stays until what replaces it is whole.

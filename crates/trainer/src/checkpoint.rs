@@ -3,15 +3,15 @@
 //! A checkpoint is a directory `step-00000120` with `state.safetensors` (weight, remainder and
 //! moments of every parameter, under names like `blocks.0.qkv.first_moment`) and `run.json` (step,
 //! place in the data, last norm, numerics key, checksums). It is written under another name, synced
-//! and renamed, so one that has its name is whole. Writing and reading go in chunks, on all cores,
-//! through a few MiB of staging each: neither holds a copy of the state.
+//! and renamed, so one that has its name is whole; `whole.rs` says of one that a stranger or a drive
+//! broke what is wrong with it. Writing and reading go in chunks, on all cores, through a few MiB of
+//! staging each: neither holds a copy of the state.
 //!
 //! Bound: the state's bytes (12 a parameter) over what a drive writes, and over what it reads where
 //! the state lives on one too.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::Write;
+use std::fs;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -25,14 +25,23 @@ use serde_json::Value;
 
 use crate::data::State;
 use crate::error::TrainError;
+use crate::output::folder::Folder;
+use crate::output::mark::Holds;
+use crate::output::replace::Shelf;
+use crate::output::{CHECKPOINTS, Output};
 use crate::step::{Homes, Role};
 use crate::tally::Totals;
+use whole::broken;
+pub(crate) use whole::with_whole_one;
+pub use whole::{look, read_run, verify};
+
+mod whole;
 
 /// Bytes of the state file written at a time.
 const WINDOW: u64 = 4 << 20;
 const STATE: &str = "state.safetensors";
 const RUN: &str = "run.json";
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// A setting that a run went on with instead of its checkpoint's.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -200,48 +209,89 @@ fn layout(w: &Workload) -> Layout {
 /// The directory that checkpoints of an output directory are in.
 #[must_use]
 pub fn directory(output: &Path) -> PathBuf {
-    output.join("checkpoints")
+    output.join(CHECKPOINTS)
 }
 
-/// Saves a checkpoint and removes the oldest beyond `keep`. When it returns, the checkpoint is on
-/// the disk under its name; when it fails, nothing has that name and older ones are untouched.
+/// What a checkpoint is called.
+fn name_of(step: u64) -> String {
+    format!("step-{step:08}")
+}
+
+/// The step that a checkpoint's name says; `None` of other names.
+#[must_use]
+pub fn step_of(name: &str) -> Option<u64> {
+    let step = name.strip_prefix("step-")?.parse().ok()?;
+    (name_of(step) == name).then_some(step)
+}
+
+/// The checkpoints in their directory.
+pub(crate) fn shelf(checkpoints: &Folder) -> Shelf<'_> {
+    Shelf {
+        folder: checkpoints,
+        holds: Holds::Checkpoint,
+        always: &[STATE, RUN],
+    }
+}
+
+/// Bytes of a checkpoint, but for a few KiB beside the state.
+#[must_use]
+pub fn bytes(w: &Workload) -> u64 {
+    layout(w).bytes()
+}
+
+/// Saves a checkpoint. When it returns, the checkpoint is on the disk under its name; when it fails,
+/// nothing has that name that had not before, and older ones are untouched. Says what was a stranger's in
+/// one of that step that it replaced.
 ///
 /// # Errors
 /// Files, or the disk that state is read from.
 pub fn save(
-    output: &Path,
+    output: &Output,
     w: &Workload,
     homes: &Homes<'_>,
     state: &RunState,
-    keep: usize,
-) -> Result<PathBuf, TrainError> {
-    let parent = directory(output);
-    fs::create_dir_all(&parent).map_err(TrainError::io(&parent))?;
-    let name = format!("step-{:08}", state.step);
-    let pending = parent.join(format!(".{name}.pending"));
-    let _ = fs::remove_dir_all(&pending);
-    fs::create_dir(&pending).map_err(TrainError::io(&pending))?;
-    let written = write(&pending, w, homes, state);
-    if let Err(error) = written {
-        let _ = fs::remove_dir_all(&pending);
-        return Err(error);
-    }
-    let target = parent.join(&name);
-    if target.exists() {
-        fs::remove_dir_all(&target).map_err(TrainError::io(&target))?;
-    }
-    fs::rename(&pending, &target).map_err(TrainError::io(&target))?;
-    sync_dir(&parent)?;
-    let mut all = list(output);
-    while all.len() > keep.max(1) {
-        let (_, oldest) = all.remove(0);
-        fs::remove_dir_all(&oldest).map_err(TrainError::io(&oldest))?;
-    }
-    Ok(target)
+) -> Result<(PathBuf, Vec<String>), TrainError> {
+    let checkpoints = output.folder().make(CHECKPOINTS)?;
+    let name = name_of(state.step);
+    let told = shelf(&checkpoints).put(&name, |folder| write(folder, w, homes, state))?;
+    Ok((checkpoints.at(&name), told))
 }
 
-fn write(dir: &Path, w: &Workload, homes: &Homes<'_>, state: &RunState) -> Result<(), TrainError> {
-    let path = dir.join(STATE);
+/// Removes checkpoints beyond `keep`, but never that of `step`, which was saved just now: first those of
+/// later steps, which a run left that was given up for this one, then the oldest.
+///
+/// # Errors
+/// Files.
+pub fn prune(output: &Output, step: u64, keep: usize) -> Result<Vec<String>, TrainError> {
+    let Some(checkpoints) = output.folder().sub(CHECKPOINTS)? else {
+        return Ok(Vec::new());
+    };
+    let steps: Vec<u64> = list(output.folder().path())
+        .into_iter()
+        .map(|(step, _)| step)
+        .collect();
+    let mut told = Vec::new();
+    for old in superfluous(&steps, step, keep) {
+        told.extend(shelf(&checkpoints).give_up(&name_of(old))?);
+    }
+    Ok(told)
+}
+
+/// Which of these steps, in ascending order, go.
+fn superfluous(steps: &[u64], just_saved: u64, keep: usize) -> Vec<u64> {
+    let later = steps.iter().rev().filter(|s| **s > just_saved);
+    let older = steps.iter().filter(|s| **s < just_saved);
+    let n = steps.len().saturating_sub(keep.max(1));
+    later.chain(older).copied().take(n).collect()
+}
+
+fn write(
+    folder: &Folder,
+    w: &Workload,
+    homes: &Homes<'_>,
+    state: &RunState,
+) -> Result<(), TrainError> {
+    let path = folder.at(STATE);
     let layout = layout(w);
     let data = layout.header.len() as u64..layout.bytes();
     let file = DirectFile::create(&path, data.end).map_err(TrainError::io(&path))?;
@@ -274,17 +324,11 @@ fn write(dir: &Path, w: &Workload, homes: &Homes<'_>, state: &RunState) -> Resul
         .collect::<Result<_, TrainError>>()?;
     let checksums = joined(w, sums.into_iter().flatten().collect());
     file.sync().map_err(TrainError::io(&path))?;
-    let path = dir.join(RUN);
-    let json = serde_json::to_vec_pretty(&RunState {
+    let said = whole::encode(&RunState {
         checksums,
-        format: FORMAT,
         ..state.clone()
-    })
-    .expect("plain values");
-    let mut file = File::create(&path).map_err(TrainError::io(&path))?;
-    file.write_all(&json).map_err(TrainError::io(&path))?;
-    file.sync_all().map_err(TrainError::io(&path))?;
-    sync_dir(dir)
+    });
+    folder.write(RUN, |out| out.write_all(&said))
 }
 
 /// Checksum of each part of an array: parameter, role, where it begins, CRC-32C, bytes.
@@ -301,12 +345,6 @@ fn joined(w: &Workload, mut parts: Sums) -> BTreeMap<String, u32> {
     all
 }
 
-fn sync_dir(dir: &Path) -> Result<(), TrainError> {
-    File::open(dir)
-        .and_then(|d| d.sync_all())
-        .map_err(TrainError::io(dir))
-}
-
 /// The checkpoints of an output directory by step, oldest first.
 #[must_use]
 pub fn list(output: &Path) -> Vec<(u64, PathBuf)> {
@@ -315,10 +353,7 @@ pub fn list(output: &Path) -> Vec<(u64, PathBuf)> {
     };
     let mut all: Vec<(u64, PathBuf)> = entries
         .flatten()
-        .filter_map(|e| {
-            let name = e.file_name().into_string().ok()?;
-            Some((name.strip_prefix("step-")?.parse().ok()?, e.path()))
-        })
+        .filter_map(|e| Some((step_of(e.file_name().to_str()?)?, e.path())))
         .collect();
     all.sort();
     all
@@ -330,31 +365,10 @@ pub fn run_path(dir: &Path) -> PathBuf {
     dir.join(RUN)
 }
 
-/// Reads what a checkpoint says beside the state.
-///
-/// # Errors
-/// When it is missing or does not say what it must.
-pub fn read_run(dir: &Path) -> Result<RunState, TrainError> {
-    let path = dir.join(RUN);
-    let bytes = lowtide_files::read(&path, lowtide_files::LIST)?;
-    let state: RunState = lowtide_files::json_from_slice(&bytes).map_err(|e| TrainError::File {
-        path: path.clone(),
-        what: format!("not a run state: {e}"),
-    })?;
-    if state.format != FORMAT {
-        let what = format!(
-            "format {}, this program reads format {FORMAT}",
-            state.format
-        );
-        return Err(TrainError::File { path, what });
-    }
-    Ok(state)
-}
-
 /// Loads a checkpoint's state into its homes and checks every array's checksum.
 ///
 /// # Errors
-/// A state file that is damaged, or of another model, precision or kind of moments.
+/// [`TrainError::Broken`] for one that is damaged; one of another model, precision or kind of moments.
 pub fn load(
     dir: &Path,
     w: &Workload,
@@ -362,25 +376,21 @@ pub fn load(
     state: &RunState,
 ) -> Result<(), TrainError> {
     let path = dir.join(STATE);
-    let damaged = |what: String| TrainError::File {
-        path: path.clone(),
-        what,
-    };
-    let file = lowtide_files::open(&path)?.file;
+    let unread = |e: std::io::Error| broken(dir, format!("{STATE} cannot be read: {e}"));
+    let file = lowtide_files::open(&path)
+        .map_err(|e| broken(dir, e.to_string()))?
+        .file;
     let layout = layout(w);
     let mut header = vec![0u8; layout.header.len()];
-    file.read_exact_at(&mut header, 0)
-        .map_err(TrainError::io(&path))?;
+    file.read_exact_at(&mut header, 0).map_err(unread)?;
     if header != layout.header {
-        return Err(damaged(
-            "holds the state of another model, precision or kind of moments".to_owned(),
-        ));
+        let what = "holds the state of another model, precision or kind of moments".to_owned();
+        return Err(TrainError::File { path, what });
     }
     let sums = Mutex::new(Sums::new());
     homes.write_all(|param, range, role, bytes| -> Result<(), TrainError> {
         let at = layout.start(param, role) + range.start * role.size(w.precision, w.moments);
-        file.read_exact_at(bytes, at)
-            .map_err(TrainError::io(&path))?;
+        file.read_exact_at(bytes, at).map_err(unread)?;
         let sum = (param, role, range.start, crc32c::crc32c(bytes), bytes.len());
         sums.lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -394,7 +404,7 @@ pub fn load(
             let name = array_name(w, p as u32, role);
             let found = found.get(&name).copied().unwrap_or(0);
             if state.checksums.get(&name) != Some(&found) {
-                return Err(damaged(format!("{name} is damaged: its checksum differs")));
+                return Err(broken(dir, whole::damaged(&name)));
             }
         }
     }
@@ -435,6 +445,33 @@ fn differ(at: &str, a: &Value, b: &Value, all: &mut Vec<(String, Value, Value)>)
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_saved_now_stays_and_what_was_given_up_goes_first() {
+        assert_eq!(superfluous(&[1, 2, 3], 3, 2), [1]);
+        assert_eq!(superfluous(&[3], 3, 1), [0; 0]);
+        // After going on from 4 with a later one broken.
+        assert_eq!(superfluous(&[4, 5, 6], 5, 2), [6]);
+        assert_eq!(superfluous(&[5, 6], 5, 1), [6]);
+        // Begun anew over an old run.
+        assert_eq!(superfluous(&[2, 50, 100], 2, 2), [100]);
+        assert_eq!(superfluous(&[2, 3, 50, 100], 3, 1), [100, 50, 2]);
+        assert_eq!(superfluous(&[1, 2, 3], 3, 0), [1, 2]);
+    }
+
+    #[test]
+    fn only_names_that_are_written_are_checkpoints() {
+        assert_eq!(step_of("step-00000120"), Some(120));
+        assert_eq!(step_of("step-123456789"), Some(123_456_789));
+        for other in [
+            "step-120",
+            "step-+0000120",
+            "step-00000120.kept",
+            ".step-00000120.pending",
+        ] {
+            assert_eq!(step_of(other), None, "{other}");
+        }
+    }
 
     #[test]
     fn windows_of_any_size_cover_every_byte_of_every_array_once() {

@@ -577,6 +577,78 @@ pub enum TrainError {
         /// What is wrong.
         what: String,
     },
+    /// A symbolic link stands at the name of an output.
+    #[error("{}: a symbolic link, and lowtide does not write through links", path.display())]
+    Link {
+        /// The link.
+        path: PathBuf,
+    },
+    /// Something that lowtide did not write stands at the name of an output.
+    #[error("{}: not written by lowtide, and the run would replace it", path.display())]
+    NotOurs {
+        /// What stands there.
+        path: PathBuf,
+    },
+    /// An input of the run stands where an output goes.
+    #[error("{key}: {} is (in) {}, which the run writes", input.display(), output.display())]
+    Overlap {
+        /// The input's key.
+        key: &'static str,
+        /// The input.
+        input: PathBuf,
+        /// The output.
+        output: PathBuf,
+    },
+    /// Another run has the output directory.
+    #[error("{}: another run of lowtide writes into this directory", path.display())]
+    Locked {
+        /// The lock.
+        path: PathBuf,
+    },
+    /// The output directory's file system has no locks.
+    #[error("{}: cannot be locked against a second run: {what}", path.display())]
+    NoLocks {
+        /// The lock.
+        path: PathBuf,
+        /// What the system said.
+        what: String,
+    },
+    /// A file system has too little room for what the run will write.
+    #[error(
+        "{}: the run needs {need} on this file system ({}), and {have} are free",
+        path.display(),
+        parts.iter().map(|(what, bytes)| format!("{bytes} {what}")).collect::<Vec<_>>().join(", ")
+    )]
+    Room {
+        /// Where the file system is mounted.
+        path: PathBuf,
+        /// Bytes for all of it.
+        need: lowtide_units::Bytes,
+        /// Bytes that this user can still write there.
+        have: lowtide_units::Bytes,
+        /// What takes how many.
+        parts: Vec<(String, lowtide_units::Bytes)>,
+    },
+    /// A checkpoint cannot be gone on from.
+    #[error("{}: a broken checkpoint: {what}", path.display())]
+    Broken {
+        /// The checkpoint.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: String,
+        /// The newest other one of the run; every byte of it is right.
+        whole: Option<PathBuf>,
+    },
+    /// The state at the end of a run could not be saved.
+    #[error("the checkpoint of step {step} was not saved: {source}")]
+    Unsaved {
+        /// Updates that were made.
+        step: u64,
+        /// Why.
+        source: Box<Self>,
+        /// The newest checkpoint that is there; it is whole.
+        older: Option<PathBuf>,
+    },
     /// A durable run's state, newer than its checkpoints, that this run does not fit.
     #[error("{}: holds the state after step {step}, and this run cannot go on from it: {what}", path.display())]
     Durable {

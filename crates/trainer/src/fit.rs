@@ -5,9 +5,9 @@
 //! next one is prepared; its loss is shown as soon as its norm is known, while its update runs
 //! under the next batch's forward.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Instant;
 
 use lowtide_config::{Length, Run, ScheduleShape};
 use lowtide_device::cuda::Gpu;
@@ -27,6 +27,9 @@ use crate::inputs::{Inputs, dealing, load_inputs, open_tokenizer};
 use crate::learning_rate::{Decay, LearningRate};
 use crate::metrics::{EventFile, MetricsLog};
 use crate::open::{check_weights, machine_of};
+use crate::output::folder::Folder;
+use crate::output::room::Room;
+use crate::output::{self, Output};
 use crate::paths;
 use crate::planning::{
     Planned, budgets_of, check_budgets, clip_of, decoder_of, load_machine, options_of, plan_pinned,
@@ -38,6 +41,7 @@ use crate::step::{Mark, Session, StepData};
 use crate::stops::{Stops, stops_of};
 use crate::tally::Tally;
 use crate::threads::host_note;
+use saving::{Cadence, Sizes};
 use start::Start;
 
 mod change;
@@ -45,6 +49,7 @@ mod ends;
 mod evaluate;
 mod export;
 mod journal;
+mod saving;
 mod start;
 mod summary;
 mod tokenizer_files;
@@ -74,6 +79,11 @@ struct Fit<'a> {
     run: &'a Run,
     observer: &'a mut dyn Observer,
     requests: Requests,
+    output: Output,
+    /// Kept free for the checkpoints and the model to come.
+    room: Room,
+    sizes: Sizes,
+    cadence: Cadence,
     session: Session,
     tokenizer: Arc<Tokenizer>,
     stops: Stops,
@@ -147,6 +157,8 @@ pub fn train(
     run.training_ready()?;
     paths::inputs(run)?;
     paths::outputs(run)?;
+    let mut output = Output::open(run)?;
+    output.take_notes().iter().for_each(|n| observer.note(n));
     let mut kept_notes = Vec::new();
     let mut start = Start::find(run, &mut kept_notes)?;
     kept_notes.iter().for_each(|n| observer.note(n));
@@ -196,8 +208,6 @@ pub fn train(
         observer.phase(None);
         return Ok(report);
     }
-    let made = !run.output.exists();
-    prepare_output(&run.output)?;
     // A run goes on with the products of its GPU; on another one it chooses anew.
     if let (Some(gpu), Some(state)) = (&device.gpu, start.state())
         && state.numerics["device"] == numerics["device"]
@@ -211,13 +221,7 @@ pub fn train(
     observer.phase(Some(Phase::Planning));
     let budgets = budgets_of(run, &device)?;
     let pins = start.pins(run);
-    let plan = plan_pinned(run, &decoder, &machine, budgets, device.target, pins);
-    let plan = plan.inspect_err(|_| {
-        if made {
-            // Nothing came of it. Only an empty directory is removed.
-            let _ = fs::remove_dir(&run.output);
-        }
-    })?;
+    let plan = plan_pinned(run, &decoder, &machine, budgets, device.target, pins)?;
     let plan = Arc::new(plan);
     observer.planned(&plan, &machine);
     observer.phase(Some(Phase::Reserving));
@@ -229,6 +233,8 @@ pub fn train(
         machine,
         clip: clip_of(run),
     };
+    let ahead = total - start.state().map_or(0, |s| s.step);
+    let (sizes, room) = saving::take_room(run, &planned, &output, ahead)?;
     let trace = if run.log.trace {
         Trace::FIRST_STEPS
     } else {
@@ -244,8 +250,8 @@ pub fn train(
     }));
     // Nothing of an earlier run is changed before this has worked.
     start.load(run, &mut session, &mut batches)?;
-    write_json(&run.output.join("machine.json"), &planned.machine)?;
-    write_json(&run.output.join("run.json"), run)?;
+    write_json(output.folder(), output::MACHINE, &planned.machine)?;
+    write_json(output.folder(), output::RUN, run)?;
 
     let state = RunState {
         data: batches.state(),
@@ -256,20 +262,27 @@ pub fn train(
         ..RunState::new()
     };
     let resumed_step = start.state().map(|s| s.step);
-    let metrics = MetricsLog::open(&run.output.join("metrics.jsonl"), resumed_step)?;
-    let answers = run.output.join("answers.jsonl");
+    let log = |name| MetricsLog::open(output.folder(), name, resumed_step);
+    let metrics = log(output::METRICS)?;
     let answers = (!questions.is_empty())
-        .then(|| MetricsLog::open(&answers, resumed_step))
+        .then(|| log(output::ANSWERS))
         .transpose()?;
     let events = if run.log.tensorboard {
-        Some(EventFile::create(&run.output.join("tensorboard"))?)
+        let folder = output.folder().make(output::TENSORBOARD)?;
+        Some(EventFile::create(&folder)?)
     } else {
         None
     };
+    let cadence = Cadence::of(run);
+    observer.note(&cadence.told(run.checkpoint.keep));
     let mut fit = Fit {
         run,
         observer,
         requests: requests.clone(),
+        output,
+        room,
+        sizes,
+        cadence,
         session,
         tokenizer: Arc::new(tokenizer),
         stops,
@@ -308,16 +321,9 @@ pub fn train(
     fit.go(&planned)
 }
 
-fn prepare_output(output: &Path) -> Result<(), TrainError> {
-    fs::create_dir_all(output).map_err(TrainError::io(output))?;
-    let trial = output.join(".lowtide-write-test");
-    fs::write(&trial, b"").map_err(TrainError::io(output))?;
-    fs::remove_file(&trial).map_err(TrainError::io(output))
-}
-
-fn write_json(path: &Path, value: &impl Serialize) -> Result<(), TrainError> {
+fn write_json(folder: &Folder, name: &str, value: &impl Serialize) -> Result<(), TrainError> {
     let text = serde_json::to_string_pretty(value).expect("plain values");
-    fs::write(path, text + "\n").map_err(TrainError::io(path))
+    folder.write(name, |out| writeln!(out, "{text}"))
 }
 
 /// The run's numerics key with everything resolved that the run leaves open, and what the files
@@ -383,7 +389,7 @@ impl Fit<'_> {
                     self.exact_match("during")?;
                 }
                 if self.requests.take_save() || due.save {
-                    self.save_now()?;
+                    self.save()?;
                 }
                 tally.pause(self.session.measured());
             }
@@ -436,8 +442,14 @@ impl Fit<'_> {
         self.count(&tally);
         let mut ends = self.end(after_step)?;
         if self.state.step > after_step {
-            ends.trace = self.trace()?;
+            ends.trace = self.trace();
         }
+        let missing = [
+            self.metrics.missing(),
+            self.answers.as_ref().and_then(MetricsLog::missing),
+            self.events.as_ref().and_then(EventFile::missing),
+        ];
+        self.tell(missing.into_iter().flatten());
         // The state is in a checkpoint now.
         self.session.discard_disk();
         let report = self.report(planned, tally, ends);
@@ -447,9 +459,10 @@ impl Fit<'_> {
 
     /// What is due between this step and the next.
     fn due(&self, step: u64) -> Due {
-        let due = |n: u64| n > 0 && step > 0 && step.is_multiple_of(n) && step < self.total;
+        let between = step > 0 && step < self.total;
+        let due = |n: u64| between && n > 0 && step.is_multiple_of(n);
         Due {
-            save: due(self.run.checkpoint.every_steps),
+            save: between && self.cadence.due(step, Instant::now()),
             evaluation: due(self.run.eval.every_steps),
             answers: due(self.run.eval.generate.every_steps),
         }
@@ -513,7 +526,8 @@ impl Fit<'_> {
         tally.steps += 1;
         tally.tokens += f.tokens;
         self.count(tally);
-        self.log(&line)
+        self.log(&line);
+        Ok(())
     }
 
     /// Brings the run's totals to what this process has done so far.
@@ -523,42 +537,15 @@ impl Fit<'_> {
         self.state.totals.timed_tokens = tokens + tally.tokens;
     }
 
-    fn log(&mut self, line: &StepLine) -> Result<(), TrainError> {
+    fn log(&mut self, line: &StepLine) {
         if line.step.is_multiple_of(self.run.log.every_steps) || line.step == self.total {
-            self.metrics.write(line)?;
-            if let Some(events) = &mut self.events {
-                events.scalars(line.step, &line.curves())?;
-            }
+            let told = self.metrics.write(line);
+            self.tell(told);
+            let events = self.events.as_mut();
+            let told = events.and_then(|e| e.scalars(line.step, &line.curves()));
+            self.tell(told);
         }
         self.observer.step(line);
-        Ok(())
-    }
-
-    /// Saves what is not saved yet. Before the first step that is nothing.
-    fn save_now(&mut self) -> Result<(), TrainError> {
-        let step = self.state.step;
-        if step == 0 || self.saved == Some(step) {
-            return Ok(());
-        }
-        self.observer.phase(Some(Phase::Saving));
-        self.checked(step, |s| s.session.drain())?;
-        self.state.clip = self.session.clip_words().map(f64::to_bits);
-        if let Some(gpu) = &self.gpu {
-            self.state.products = gpu.choices();
-        }
-        let decoder = Arc::clone(self.session.decoder());
-        let path = checkpoint::save(
-            &self.run.output,
-            decoder.workload(),
-            &self.session.homes()?,
-            &self.state,
-            self.run.checkpoint.keep as usize,
-        )?;
-        self.observer.phase(None);
-        self.observer.saved(&path);
-        self.last_checkpoint = Some(path);
-        self.saved = Some(step);
-        Ok(())
     }
 }
 

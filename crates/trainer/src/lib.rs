@@ -15,6 +15,7 @@ pub mod inputs;
 pub mod learning_rate;
 pub mod metrics;
 pub mod open;
+pub mod output;
 pub mod paths;
 pub mod planning;
 pub mod probe;

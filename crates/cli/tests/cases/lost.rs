@@ -1,1 +1,571 @@
 //! Nothing lost: exports, checkpoints, full disks, links, two runs in one directory.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use serde_json::Value;
+
+use super::scratch::{Ended, Scratch};
+
+/// Four steps, a checkpoint each two.
+const RUN: &str = "
+model: {path: m}
+output: out
+budget: {device: 1GiB, host: 256MiB}
+log: {trace: false, tensorboard: false}
+train: {steps: 4, micro_batch: 2, seq: 64, learning_rate: 1e-3, warmup_steps: 0}
+data: {train: train.jsonl, max_examples: 40}
+checkpoint: {every_steps: 2}
+";
+
+/// Every file under a directory with its bytes.
+fn files(dir: &Path) -> BTreeMap<String, Vec<u8>> {
+    let mut all = BTreeMap::new();
+    for entry in fs::read_dir(dir).expect("a directory").flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if entry.file_type().expect("known").is_dir() {
+            let below = files(&entry.path()).into_iter();
+            all.extend(below.map(|(n, b)| (format!("{name}/{n}"), b)));
+        } else {
+            all.insert(name, fs::read(entry.path()).expect("readable"));
+        }
+    }
+    all
+}
+
+fn names(dir: &Path) -> Vec<String> {
+    files(dir).into_keys().collect()
+}
+
+#[test]
+fn the_base_model_is_never_replaced() {
+    let s = Scratch::new("base-model-deleted");
+    fs::rename(s.at("m"), s.at("model")).unwrap();
+    s.write("model/my-notes.txt", "precious");
+    let run = s.read("run.yaml");
+    s.write(
+        "run.yaml",
+        run.replace("path: m", "path: model")
+            .replace("output: out", "output: ./"),
+    );
+    let before = files(s.path());
+    s.train(&[]).refused(&["model.path", "model", "output="]);
+    assert_eq!(files(s.path()), before);
+    // Under another name, and as the output directory itself.
+    std::os::unix::fs::symlink(s.at("model"), s.at("alias")).unwrap();
+    s.train(&["model.path=alias"]).refused(&["model.path"]);
+    s.train(&["model.path=model", "output=model"])
+        .refused(&["model.path"]);
+    fs::remove_file(s.at("alias")).unwrap();
+    assert_eq!(files(s.path()), before);
+    // Elsewhere it is no hindrance.
+    s.train(&["output=out"]).fine();
+    assert!(s.at("out/model/model.safetensors").is_file());
+    for (name, bytes) in &before {
+        assert_eq!(&fs::read(s.at(name)).unwrap(), bytes, "{name}");
+    }
+}
+
+#[test]
+fn a_strangers_model_is_refused_and_files_in_ours_are_kept() {
+    let s = Scratch::bare();
+    s.write("run.yaml", RUN);
+    fs::create_dir_all(s.at("out/model")).unwrap();
+    s.write("out/model/model.safetensors", "a stranger's");
+    s.train(&[])
+        .refused(&["out/model", "not written by lowtide", "move it away"]);
+    assert_eq!(names(&s.at("out")), ["model/model.safetensors"]);
+    fs::remove_dir_all(s.at("out")).unwrap();
+    s.train(&[]).fine();
+    let ours = fs::read(s.at("out/model/model.safetensors")).unwrap();
+    // A second run over it, with a file of the user's, and one of ours that the user changed.
+    s.write("out/model/notes.txt", "mine");
+    s.write("out/model/config.json", "{\"mine\": true}");
+    let again = s.train(&["checkpoint.resume=never"]);
+    again.fine();
+    assert!(
+        again.text().contains("notes.txt: not lowtide's, kept"),
+        "{}",
+        again.text()
+    );
+    assert_eq!(s.read("out/model/notes.txt"), "mine");
+    assert_eq!(s.read("out/model.kept/config.json"), "{\"mine\": true}");
+    assert_eq!(fs::read(s.at("out/model/model.safetensors")).unwrap(), ours);
+    assert!(s.read("out/model/config.json").contains("hidden_size"));
+}
+
+#[test]
+fn a_run_that_cannot_start_leaves_no_directory() {
+    let s = Scratch::bare();
+    s.write("run.yaml", RUN);
+    s.train(&["data.train=nothing.jsonl"])
+        .refused(&["nothing.jsonl"]);
+    assert!(!s.at("out").exists());
+}
+
+#[test]
+fn links_at_the_names_of_outputs_are_refused() {
+    let s = Scratch::bare();
+    s.write("run.yaml", RUN);
+    s.write("precious", "precious");
+    fs::create_dir(s.at("elsewhere")).unwrap();
+    s.write("elsewhere/keep", "precious");
+    for (name, target) in [
+        ("metrics.jsonl", "precious"),
+        ("machine.json", "precious"),
+        ("run.json", "precious"),
+        ("trace.json", "nothing-there"),
+        ("model", "elsewhere"),
+        ("checkpoints", "elsewhere"),
+        ("tensorboard", "elsewhere"),
+        ("disk", "elsewhere"),
+    ] {
+        fs::create_dir(s.at("out")).unwrap();
+        let link = s.at("out").join(name);
+        std::os::unix::fs::symlink(s.at(target), &link).unwrap();
+        s.train(&[]).refused(&[name, "symbolic link"]);
+        assert_eq!(fs::read_dir(s.at("out")).unwrap().count(), 1);
+        fs::remove_dir_all(s.at("out")).unwrap();
+    }
+    assert_eq!(s.read("precious"), "precious");
+    assert_eq!(names(&s.at("elsewhere")), ["keep"]);
+    assert!(!s.at("nothing-there").exists());
+}
+
+/// A child that ends when the test does.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Starts a run and returns when it has printed a line with `word`.
+fn started(
+    s: &Scratch,
+    sets: &[&str],
+    word: &str,
+) -> (Running, BufReader<std::process::ChildStdout>) {
+    let mut args = vec!["train", "run.yaml"];
+    sets.iter().for_each(|set| args.extend(["--set", set]));
+    let mut child = s
+        .command(&args)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("the binary starts");
+    let mut out = BufReader::new(child.stdout.take().expect("piped"));
+    let running = Running(child);
+    let mut line = String::new();
+    while !line.contains(word) {
+        line.clear();
+        assert!(
+            out.read_line(&mut line).expect("text") > 0,
+            "ended before {word:?}"
+        );
+    }
+    (running, out)
+}
+
+#[test]
+fn two_runs_with_one_output_directory_are_refused() {
+    let s = Scratch::bare();
+    s.write("run.yaml", RUN);
+    let long = ["train.steps=100000", "checkpoint.every_steps=0"];
+    let (first, _out) = started(&s, &long, "step 1/");
+    s.train(&[])
+        .refused(&["another run", "out/.lowtide", "output="]);
+    // The lock dies with its process.
+    drop(first);
+    s.train(&[]).fine();
+}
+
+/// `script` in a shell that has a file system of `size` at `small`, which nobody else sees and which goes
+/// with it. `None`, told as skipped, where this user may not mount.
+#[allow(clippy::print_stdout, reason = "what is skipped must be seen")]
+fn with_small_disk(s: &Scratch, size: &str, script: &str) -> Option<Ended> {
+    fs::create_dir_all(s.at("small")).unwrap();
+    let whole = format!(
+        "mount -t tmpfs -o size={size} tmpfs small && echo mounted || exit 77\n\
+         lowtide=$0\n{script}"
+    );
+    for how in [&["-m"][..], &["-U", "-r", "-m"]] {
+        let output = Command::new("unshare")
+            .args(how)
+            .args([
+                "timeout",
+                "300",
+                "sh",
+                "-c",
+                &whole,
+                env!("CARGO_BIN_EXE_lowtide"),
+            ])
+            .current_dir(s.path())
+            .output();
+        match output {
+            Ok(output) if output.stdout.starts_with(b"mounted") => {
+                return Some(Ended {
+                    code: output.status.code(),
+                    out: String::from_utf8_lossy(&output.stdout).into_owned(),
+                    err: String::from_utf8_lossy(&output.stderr).into_owned(),
+                });
+            }
+            _ => {}
+        }
+    }
+    println!("skipped: no file system of its own can be mounted here");
+    None
+}
+
+#[test]
+fn too_little_room_is_refused_before_the_first_step() {
+    let s = Scratch::new("disk-full-at-first-save");
+    let script =
+        "$lowtide train run.yaml --set output=small/out; rc=$?; find small -type f; exit $rc";
+    let Some(ended) = with_small_disk(&s, "8m", script) else {
+        return;
+    };
+    ended.refused(&[
+        "small: the run needs",
+        "3 checkpoints",
+        "free",
+        "checkpoint.keep=1",
+    ]);
+    assert!(!ended.out.contains("step 1/"), "{}", ended.out);
+    assert!(!ended.out.contains("small/out"), "{}", ended.out);
+    // State files on the same file system count with the rest.
+    let disk = [
+        "output=first",
+        "budget.disk=64MiB",
+        "plan.optimizer=disk",
+        "train.steps=1",
+    ];
+    s.train(&disk).fine();
+    let script = "$lowtide train run.yaml --set output=small/out --set budget.disk=20MiB \
+                  --set plan.optimizer=disk --set plan.machine=first/machine.json";
+    let ended = with_small_disk(&s, "40m", script).expect("as above");
+    ended.refused(&["small: the run needs", "for state"]);
+    // And with all of it, it trains.
+    let script = "$lowtide train run.yaml --set output=small/out";
+    with_small_disk(&s, "40m", script).expect("as above").fine();
+}
+
+#[test]
+fn a_full_disk_costs_log_lines_and_nothing_else() {
+    let s = Scratch::new("log-disk-full");
+    let script = "
+        $lowtide train run.yaml --set output=small/out --set train.steps=300 \
+            --set log.tensorboard=true > log 2>&1 & p=$!
+        while ! grep -q 'step 30/' log; do kill -0 $p || exit 78; sleep 0.05; done
+        dd if=/dev/zero of=small/fill bs=1k 2>/dev/null
+        wait $p; rc=$?
+        cat log; ls small/out/checkpoints; ls small/out/model; exit $rc";
+    let Some(ended) = with_small_disk(&s, "40m", script) else {
+        return;
+    };
+    ended.fine();
+    for word in [
+        "warning: ",
+        "metrics.jsonl: No space",
+        "step 300/300",
+        "step-00000300",
+        "model.safetensors",
+    ] {
+        assert!(ended.out.contains(word), "{word:?} in {}", ended.out);
+    }
+    // Once when it begins, once when the run ends with lines missing; for the events too.
+    assert!(ended.out.matches("warning: ").count() <= 4, "{}", ended.out);
+}
+
+/// What a run came to: the model's bytes, and loss and norm of each step.
+fn result(s: &Scratch, output: &str) -> (Vec<u8>, Vec<(u64, String, String)>) {
+    let model = fs::read(s.at(output).join("model/model.safetensors")).expect("exported");
+    let metrics = fs::read_to_string(s.at(output).join("metrics.jsonl")).expect("metrics");
+    let line = |l: &str| {
+        let v: Value = serde_json::from_str(l).expect("JSON");
+        let step = v["step"].as_u64().expect("a step");
+        (step, v["loss"].to_string(), v["grad_norm"].to_string())
+    };
+    (model, metrics.lines().map(line).collect())
+}
+
+#[test]
+fn a_broken_newest_checkpoint_is_named_with_the_whole_one() {
+    let s = Scratch::new("newest-checkpoint-broken");
+    s.train(&[]).fine();
+    let want = result(&s, "out");
+    let (old, new) = (
+        "out/checkpoints/step-00000004",
+        "out/checkpoints/step-00000006",
+    );
+    let (run, state) = (
+        format!("{new}/run.json"),
+        format!("{new}/state.safetensors"),
+    );
+    let edited = |from: &str, to: &str| {
+        let text = s.read(&run);
+        assert!(text.contains(from), "{from} in {text}");
+        s.write(&run, text.replacen(from, to, 1));
+    };
+    let flipped = |at: u64| {
+        let file = fs::OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(s.at(&state))
+            .unwrap();
+        let mut byte = [0];
+        std::os::unix::fs::FileExt::read_exact_at(&file, &mut byte, at).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, &[byte[0] ^ 4], at).unwrap();
+    };
+    let cut = |to: u64| {
+        fs::OpenOptions::new()
+            .write(true)
+            .open(s.at(&state))
+            .unwrap()
+            .set_len(to)
+            .unwrap()
+    };
+    let length = fs::metadata(s.at(&state)).unwrap().len();
+    let empty = || {
+        fs::read_dir(s.at(new))
+            .unwrap()
+            .flatten()
+            .for_each(|e| fs::remove_file(e.path()).unwrap())
+    };
+    type Harm<'a> = (&'a str, Box<dyn Fn() + 'a>);
+    let harms: Vec<Harm<'_>> = vec![
+        (
+            "run.json",
+            Box::new(|| fs::remove_file(s.at(&run)).unwrap()),
+        ),
+        ("run.json", Box::new(|| s.write(&run, ""))),
+        ("run.json", Box::new(|| s.write(&run, &s.read(&run)[..200]))),
+        (
+            "run.json is of step 4",
+            Box::new(|| {
+                fs::copy(s.at(old).join("run.json"), s.at(&run)).unwrap();
+            }),
+        ),
+        (
+            "checksum differs",
+            Box::new(|| edited("\"step\": 6", "\"step\": 7")),
+        ),
+        (
+            "checksum differs",
+            Box::new(|| edited("\"epoch\": 0", "\"epoch\": 1")),
+        ),
+        (
+            "checksum differs",
+            Box::new(|| edited("\"position\": ", "\"position\": 1")),
+        ),
+        (
+            "no checksum",
+            Box::new(|| edited("\"checksum\": ", "\"checkmate\": ")),
+        ),
+        (
+            "state.safetensors: no such file",
+            Box::new(|| fs::remove_file(s.at(&state)).unwrap()),
+        ),
+        ("is cut", Box::new(|| s.write(&state, ""))),
+        ("is cut", Box::new(|| cut(100_000))),
+        ("is cut", Box::new(|| cut(length - 1))),
+        ("is damaged", Box::new(|| flipped(0))),
+        ("is damaged", Box::new(|| flipped(length / 2))),
+        ("is damaged", Box::new(|| flipped(length - 1))),
+        ("run.json", Box::new(empty)),
+    ];
+    let whole: BTreeMap<_, _> = files(&s.at(new));
+    let metrics = s.read("out/metrics.jsonl");
+    for (i, (word, harm)) in harms.iter().enumerate() {
+        harm();
+        let ended = s.train(&[]);
+        ended.refused(&[
+            new,
+            word,
+            &format!("{old} is whole"),
+            "--set checkpoint.resume=",
+        ]);
+        assert_eq!(s.read("out/metrics.jsonl"), metrics, "{i}");
+        let at = ended.err.find("checkpoint.resume=").expect("as above");
+        let set = ended.err[at..]
+            .split_whitespace()
+            .next()
+            .expect("a word")
+            .to_owned();
+        if i % 5 == 0 {
+            // What the message says is what works.
+            s.train(&[&set]).fine();
+            assert_eq!(result(&s, "out"), want, "{i}");
+        }
+        let _ = fs::remove_dir_all(s.at(new));
+        fs::create_dir(s.at(new)).unwrap();
+        whole
+            .iter()
+            .for_each(|(name, bytes)| s.write(&format!("{new}/{name}"), bytes));
+        s.write("out/metrics.jsonl", &metrics);
+    }
+    // With the older one broken too there is none, and that is said.
+    fs::remove_file(s.at(&run)).unwrap();
+    s.write(&format!("{old}/state.safetensors"), "");
+    s.train(&[]).refused(&[
+        new,
+        "no other checkpoint of this run is whole",
+        "checkpoint.resume=never",
+    ]);
+}
+
+#[test]
+fn an_earlier_versions_checkpoint_is_gone_on_from() {
+    let s = Scratch::bare();
+    s.write("run.yaml", RUN);
+    s.train(&[]).fine();
+    let want = result(&s, "out");
+    // As it was before there were marks and checksums: the first checkpoint, and what was written first.
+    let dir = "out/checkpoints/step-00000002";
+    let mut said: Value = serde_json::from_str(&s.read(&format!("{dir}/run.json"))).unwrap();
+    said["format"] = 1.into();
+    said.as_object_mut().unwrap().remove("checksum").unwrap();
+    s.write(&format!("{dir}/run.json"), said.to_string());
+    fs::remove_file(s.at(dir).join(".lowtide")).unwrap();
+    fs::remove_file(s.at("out/.lowtide")).unwrap();
+    fs::remove_dir_all(s.at("out/model")).unwrap();
+    fs::remove_dir_all(s.at("out/checkpoints/step-00000004")).unwrap();
+    fs::create_dir(s.at("out/checkpoints/.step-00000004.pending")).unwrap();
+    s.write(
+        "out/checkpoints/.step-00000004.pending/state.safetensors",
+        "half",
+    );
+    let ended = s.train(&["checkpoint.keep=1"]);
+    ended.fine();
+    assert!(ended.text().contains("after step 2"), "{}", ended.text());
+    assert_eq!(result(&s, "out"), want);
+    let left = names(&s.at("out/checkpoints"));
+    let want = [".lowtide", "run.json", "state.safetensors"];
+    assert_eq!(left, want.map(|f| format!("step-00000004/{f}")));
+    assert!(s.at("out/.lowtide").is_file());
+}
+
+#[test]
+fn saving_by_time_changes_no_number_and_is_told() {
+    let s = Scratch::bare();
+    s.write("run.yaml", RUN);
+    let plain = s.train(&["checkpoint.every_steps=0", "output=plain"]);
+    let told = "checkpoints: every 30 minutes, at the end; the newest 2 are kept";
+    assert!(plain.fine().out.contains(told), "{}", plain.out);
+    assert_eq!(
+        plain.out.matches("\ncheckpoint ").count(),
+        2,
+        "{}",
+        plain.out
+    );
+    let timed = s.train(&[
+        "checkpoint.every_steps=0",
+        "checkpoint.every_minutes=1e-6",
+        "output=timed",
+    ]);
+    // One behind each step but the last, one at the end, and the summary's.
+    assert_eq!(
+        timed.fine().out.matches("\ncheckpoint ").count(),
+        5,
+        "{}",
+        timed.out
+    );
+    assert_eq!(result(&s, "timed"), result(&s, "plain"));
+    let steps: Vec<String> = names(&s.at("timed/checkpoints"));
+    assert_eq!(steps.len(), 2 * 3, "{steps:?}");
+}
+
+#[test]
+fn a_checkpoint_that_cannot_be_written_is_told_and_the_run_goes_on() {
+    let s = Scratch::bare();
+    s.write("run.yaml", RUN);
+    let sets = [
+        "train.steps=200",
+        "checkpoint.every_steps=0",
+        "checkpoint.every_minutes=1e-6",
+        "checkpoint.keep=1",
+    ];
+    let (mut running, mut out) = started(&s, &sets, "step 20/");
+    // Where the checkpoints go stands a file for a while. A save may be quicker than we are.
+    let checkpoints = s.at("out/checkpoints");
+    for n in 0.. {
+        let _ = fs::rename(&checkpoints, s.at(&format!("aside-{n}")));
+        if fs::File::create_new(&checkpoints).is_ok() {
+            break;
+        }
+    }
+    let mut line = String::new();
+    while !line.contains("was not saved") {
+        line.clear();
+        assert!(out.read_line(&mut line).expect("text") > 0, "no warning");
+    }
+    for word in [
+        "warning: ",
+        "checkpoints: is not a directory",
+        "the run goes on",
+        "newest checkpoint is",
+    ] {
+        assert!(line.contains(word), "{word:?} in {line}");
+    }
+    fs::remove_file(&checkpoints).unwrap();
+    let rest: Vec<String> = out.lines().map(|l| l.expect("text")).collect();
+    assert!(running.0.wait().expect("a child").success(), "{rest:?}");
+    assert!(
+        rest.iter().any(|l| l.starts_with("step 200/200")),
+        "{rest:?}"
+    );
+    let want = [".lowtide", "run.json", "state.safetensors"];
+    assert_eq!(
+        names(&checkpoints),
+        want.map(|f| format!("step-00000200/{f}"))
+    );
+}
+
+#[test]
+fn what_a_killed_save_left_is_gone_after_the_next_start() {
+    let s = Scratch::bare();
+    s.write("run.yaml", RUN);
+    s.train(&[]).fine();
+    let want = result(&s, "out");
+    for name in [
+        "out/checkpoints/.step-00000003.pending",
+        "out/checkpoints/.step-00000001.given-up",
+        "out/checkpoints/.step-00000004.old",
+        "out/.model.pending",
+        "out/.model.old",
+    ] {
+        fs::create_dir(s.at(name)).unwrap();
+        if name.contains("checkpoints") {
+            s.write(&format!("{name}/state.safetensors"), "half");
+        }
+    }
+    s.write("out/.run.json.pending", "half");
+    // Names that only look like ours are not.
+    fs::create_dir(s.at("out/checkpoints/.step-3.pending")).unwrap();
+    s.train(&["checkpoint.resume=never"]).fine();
+    assert_eq!(result(&s, "out"), want);
+    let hidden = |dir: &str| {
+        let all = fs::read_dir(s.at(dir)).unwrap().flatten();
+        let all = all.map(|e| e.file_name().to_string_lossy().into_owned());
+        all.filter(|n| n.starts_with('.')).collect::<Vec<_>>()
+    };
+    assert_eq!(hidden("out"), [".lowtide"]);
+    assert_eq!(hidden("out/checkpoints"), [".step-3.pending"]);
+}
+
+#[test]
+fn a_pipe_in_place_of_an_output_is_refused() {
+    let s = Scratch::bare();
+    s.write("run.yaml", RUN);
+    fs::create_dir(s.at("out")).unwrap();
+    let made = Command::new("mkfifo")
+        .arg(s.at("out/metrics.jsonl"))
+        .status();
+    assert!(made.expect("mkfifo").success());
+    s.train(&[]).refused(&["metrics.jsonl", "not a plain file"]);
+}

@@ -141,7 +141,7 @@ fn pipes_devices_and_directories_in_place_of_files() {
     // Files that the run file names.
     for key in ["plan.machine", "data.chat_template", "model.tokenizer"] {
         let ended = scratch.train(&[&format!("{key}=/dev/zero")]);
-        ended.refused(&["/dev/zero: a device, not a file"]);
+        ended.refused(&[key, "/dev/zero: a device, not a "]);
     }
     scratch.train(&[]).fine();
 }

@@ -4,6 +4,7 @@
 //! their names when their bytes are on the disk, the one that makes the directory a model last.
 
 use std::fs::{self, File};
+use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -114,6 +115,15 @@ impl<'a> HfWriter<'a> {
             write_file(dir.join("model.safetensors.index.json"), index.as_bytes())?;
         }
         Ok(sync_dir(dir)?)
+    }
+
+    /// Bytes of all weights' files.
+    #[must_use]
+    pub fn file_bytes(&self) -> u64 {
+        let tensors = hf_tensors(self.shape);
+        let shards = self.cut(&tensors);
+        let headers = shards.iter().map(|s| self.header(s).len() as u64);
+        headers.sum::<u64>() + tensors.iter().map(|t| self.bytes(t)).sum::<u64>()
     }
 
     /// Bytes of a tensor in the file.
@@ -339,7 +349,14 @@ impl Pending {
             .to_owned();
         name.push(".tmp");
         let temporary = path.with_file_name(name);
-        let file = File::create(&temporary).map_err(ModelError::io(&temporary))?;
+        // A file of a write that was cut off; of a link, the link itself.
+        match fs::remove_file(&temporary) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                return Err(ModelError::io(&temporary)(e));
+            }
+            _ => {}
+        }
+        let file = File::create_new(&temporary).map_err(ModelError::io(&temporary))?;
         Ok(Self {
             path,
             temporary,

@@ -12,6 +12,7 @@ use super::{Fit, write_json};
 use crate::checkpoint;
 use crate::error::TrainError;
 use crate::metrics::value_at;
+use crate::output::{FINISHED, METRICS, MODEL, TRACE};
 use crate::report::{Phase, TrainReport};
 
 /// Version of [`Finished`].
@@ -29,7 +30,7 @@ struct Finished {
 }
 
 fn mark_of(output: &Path) -> PathBuf {
-    output.join("finished.json")
+    output.join(FINISHED)
 }
 
 /// The checksum of what a checkpoint says of its run.
@@ -54,7 +55,7 @@ pub(super) fn finished(
     }
     let text = fs::read_to_string(mark_of(&run.output)).ok()?;
     let mark: Finished = serde_json::from_str(&text).ok()?;
-    let model = run.output.join("model");
+    let model = run.output.join(MODEL);
     let (evaluates, answers) = asks;
     let whole = mark.format == FORMAT
         && checksum(dir) == Some(mark.checkpoint)
@@ -66,12 +67,8 @@ pub(super) fn finished(
         nothing_to_do: true,
         output: Some(model),
         checkpoint: Some(dir.clone()),
-        metrics: run.output.join("metrics.jsonl"),
-        trace: mark
-            .report
-            .trace
-            .clone()
-            .map(|_| run.output.join("trace.json")),
+        metrics: run.output.join(METRICS),
+        trace: mark.report.trace.clone().map(|_| run.output.join(TRACE)),
         ..mark.report
     })
 }
@@ -86,17 +83,20 @@ impl Fit<'_> {
             stopped: step < self.total,
             ..Ends::default()
         };
-        self.save_now()?;
+        let saved = self.save_last();
         if ends.stopped {
-            return Ok(ends);
+            return saved.map(|()| ends);
         }
         ends.eval_loss_last = match self.recorded(after_step, None, "eval_loss")? {
             Some(loss) => Some(loss),
             None => self.evaluate(step)?,
         };
         self.observer.phase(Some(Phase::Exporting));
-        ends.output = self.export()?;
+        // A model that is trained is written even where the state could not be saved.
+        let exported = self.export();
         self.observer.phase(None);
+        saved?;
+        ends.output = exported?;
         ends.exact_match_after = match self.recorded(after_step, Some("after"), "exact_match")? {
             Some(share) => Some(share),
             None => self.exact_match("after")?,
@@ -118,7 +118,7 @@ impl Fit<'_> {
         if after_step < self.state.step {
             return Ok(None);
         }
-        let metrics = self.run.output.join("metrics.jsonl");
+        let metrics = self.run.output.join(METRICS);
         Ok(value_at(&metrics, self.state.step, when, key)?)
     }
 
@@ -135,6 +135,6 @@ impl Fit<'_> {
             answered: !self.questions.is_empty(),
             report: report.clone(),
         };
-        write_json(&mark_of(&self.run.output), &mark)
+        write_json(self.output.folder(), FINISHED, &mark)
     }
 }

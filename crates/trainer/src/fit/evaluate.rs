@@ -39,11 +39,13 @@ impl Fit<'_> {
         let loss = mean.value();
         self.observer.phase(None);
         self.observer.evaluated(step, loss);
-        self.metrics
-            .write(&json!({ "step": step, "eval_loss": loss }))?;
-        if let Some(events) = &mut self.events {
-            events.scalars(step, &[("eval/loss", loss as f32)])?;
-        }
+        let told = self
+            .metrics
+            .write(&json!({ "step": step, "eval_loss": loss }));
+        self.tell(told);
+        let events = self.events.as_mut();
+        let told = events.and_then(|e| e.scalars(step, &[("eval/loss", loss as f32)]));
+        self.tell(told);
         Ok(Some(loss))
     }
 
@@ -78,20 +80,24 @@ impl Fit<'_> {
         let step = self.state.step;
         if let Some(log) = &mut self.answers {
             log.forget(step, when)?;
-            for answer in made {
-                log.write(&Recorded { step, when, answer })?;
-            }
+            let write = |answer| log.write(&Recorded { step, when, answer });
+            let told: Vec<String> = made.iter().filter_map(write).collect();
+            self.tell(told);
         }
-        self.metrics.write(&json!({
+        let told = self.metrics.write(&json!({
             "step": step,
             "when": when,
             "exact_match": share,
             "right": answers::right(made),
             "prompts": made.len(),
-        }))?;
+        }));
+        self.tell(told);
         if let Some(events) = &mut self.events {
-            events.scalars(step, &[("eval/exact_match", share as f32)])?;
-            events.text(step, "eval/answers", &markdown(made))?;
+            let told = [
+                events.scalars(step, &[("eval/exact_match", share as f32)]),
+                events.text(step, "eval/answers", &markdown(made)),
+            ];
+            self.tell(told.into_iter().flatten());
         }
         Ok(())
     }
@@ -111,7 +117,7 @@ impl Fit<'_> {
                     self.observer
                         .note("asked to save: before the first step there is nothing to save");
                 }
-                self.save_now()?;
+                self.save()?;
             }
             if let Some(done) = work(&mut self.session, &self.requests)? {
                 return Ok(Some(done));

@@ -1,59 +1,62 @@
 //! What a run leaves behind: the fine-tuned model and the trace.
 
-use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use lowtide_config::ModelSource;
+use lowtide_config::{ModelSource, Run};
 use lowtide_model::HfWriter;
 
 use super::{Fit, tokenizer_files};
 use crate::error::TrainError;
+use crate::output::{MODEL, TRACE};
+
+/// The directory that the model came from, if it came from one.
+pub(super) fn source_of(run: &Run) -> Option<&Path> {
+    match &run.model.source {
+        ModelSource::Path(dir) => Some(dir),
+        _ => None,
+    }
+}
 
 impl Fit<'_> {
     /// Writes the model beside its final name and then renames it: the name means it is whole.
     /// `None`: the run was asked to end, and nothing of it is left.
     pub(super) fn export(&mut self) -> Result<Option<PathBuf>, TrainError> {
-        let target = self.run.output.join("model");
-        let pending = self.run.output.join(".model.pending");
-        let _ = fs::remove_dir_all(&pending);
-        let source = match &self.run.model.source {
-            ModelSource::Path(dir) => Some(dir.as_path()),
-            _ => None,
-        };
+        let told = self.room.resize(self.output.folder(), 0);
+        self.tell(told);
         let shape = self.session.decoder().shape().clone();
         let homes = self.session.homes()?;
         let requests = &self.requests;
-        let writer = HfWriter::new(&shape, self.run.precision, source);
-        let written = writer.write(&pending, |p, range, out| {
-            if requests.stopping() {
-                return Err(TrainError::Stopped);
-            }
-            Ok(homes.weights(p, range, out)?)
+        let writer = HfWriter::new(&shape, self.run.precision, source_of(self.run));
+        let put = self.output.model().put(MODEL, |folder| {
+            let pending = folder.path();
+            writer.write(pending, |p, range, out| {
+                if requests.stopping() {
+                    return Err(TrainError::Stopped);
+                }
+                Ok(homes.weights(p, range, out)?)
+            })?;
+            tokenizer_files::write(&self.tokenizer, &self.stops, pending)
         });
-        if let Err(TrainError::Stopped) = written {
-            fs::remove_dir_all(&pending).map_err(TrainError::io(&pending))?;
-            return Ok(None);
+        match put {
+            Ok(told) => self.tell(told),
+            Err(TrainError::Stopped) => return Ok(None),
+            Err(e) => return Err(e),
         }
-        written?;
-        tokenizer_files::write(&self.tokenizer, &self.stops, &pending)?;
-        if target.exists() {
-            fs::remove_dir_all(&target).map_err(TrainError::io(&target))?;
-        }
-        fs::rename(&pending, &target).map_err(TrainError::io(&target))?;
-        Ok(Some(target))
+        Ok(Some(self.output.folder().at(MODEL)))
     }
 
-    pub(super) fn trace(&self) -> Result<Option<PathBuf>, TrainError> {
+    /// Writes the lanes' real times. They are not worth a run: where they cannot be written, that is told.
+    pub(super) fn trace(&mut self) -> Option<PathBuf> {
         if !self.run.log.trace {
-            return Ok(None);
+            return None;
         }
-        let path = self.run.output.join("trace.json");
-        let file = fs::File::create(&path).map_err(TrainError::io(&path))?;
-        let mut out = std::io::BufWriter::new(file);
-        self.session
-            .write_trace(&mut out)
-            .and_then(|()| std::io::Write::flush(&mut out))
-            .map_err(TrainError::io(&path))?;
-        Ok(Some(path))
+        let folder = self.output.folder();
+        match folder.write(TRACE, |out| self.session.write_trace(out)) {
+            Ok(()) => Some(folder.at(TRACE)),
+            Err(e) => {
+                self.observer.note(&format!("warning: {e}: no trace"));
+                None
+            }
+        }
     }
 }

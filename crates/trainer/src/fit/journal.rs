@@ -245,7 +245,7 @@ impl Fit<'_> {
         if !due || has_step(&self.run.output.join("metrics.jsonl"), step.step, "loss")? {
             return Ok(());
         }
-        Ok(self.metrics.write(&StepLine {
+        let told = self.metrics.write(&StepLine {
             step: step.step,
             steps: self.total,
             loss: f64::from_bits(step.loss),
@@ -257,7 +257,9 @@ impl Fit<'_> {
             predicted_seconds: self.predicted_seconds,
             ruling_lane: None,
             skipped: step.skipped,
-        })?)
+        });
+        self.tell(told);
+        Ok(())
     }
 
     /// Evaluates and saves where the run ended after a step and before what was due behind it.
@@ -277,7 +279,7 @@ impl Fit<'_> {
         }
         let newest = checkpoint::list(&self.run.output).pop();
         if self.durable && due.save && newest.is_none_or(|(at, _)| at < step) {
-            self.save_now()?;
+            self.save()?;
         }
         Ok(())
     }

@@ -55,8 +55,10 @@ impl Start {
         let Some(dir) = dir else {
             return Ok(Self::Anew);
         };
-        let state = checkpoint::read_run(&dir)?;
-        Ok(Self::Checkpoint(dir, Box::new(state)))
+        match checkpoint::look(&dir) {
+            Ok(state) => Ok(Self::Checkpoint(dir, Box::new(state))),
+            Err(e) => Err(checkpoint::with_whole_one(&run.output, e)),
+        }
     }
 
     pub(super) fn state(&self) -> Option<&RunState> {
@@ -162,7 +164,8 @@ impl Start {
             Self::Checkpoint(dir, state) => {
                 batches.restore(state.data)?;
                 let decoder = std::sync::Arc::clone(session.decoder());
-                checkpoint::load(dir, decoder.workload(), &session.homes()?, state)?;
+                checkpoint::load(dir, decoder.workload(), &session.homes()?, state)
+                    .map_err(|e| checkpoint::with_whole_one(&run.output, e))?;
                 if state.step > 0 {
                     session.restore_clip(state.clip.map(f64::from_bits));
                 }

@@ -1,60 +1,57 @@
 //! The metrics file: one JSON object a step, one line an object.
 
-use std::fs::{File, OpenOptions};
-use std::io::{BufRead, BufReader, Write};
-use std::path::{Path, PathBuf};
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
 
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::error::DataError;
+use super::appender::Appender;
+use crate::error::{DataError, TrainError};
+use crate::output::folder::Folder;
 
 /// A metrics file open for appending.
 #[derive(Debug)]
 pub struct MetricsLog {
-    file: File,
-    path: PathBuf,
+    lines: Appender,
 }
 
 impl MetricsLog {
-    /// Opens `path` for appending, or creates it, keeping only what a run at `last_step` has
-    /// written: from the first line on that is torn, not JSON or has a `step` beyond `last_step`,
+    /// Opens the file of this name for appending, or creates it, keeping only what a run at `last_step`
+    /// has written: from the first line on that is torn, not JSON or has a `step` beyond `last_step`,
     /// the file is cut. So the file of a run that died and went on is that of an unbroken run.
     ///
     /// `None`: a run that begins; nothing that has a step is kept.
-    pub fn open(path: &Path, last_step: Option<u64>) -> Result<Self, DataError> {
-        let fail = |e| DataError::io(path, e);
-        let file = OpenOptions::new()
-            .create(true)
-            .read(true)
-            .append(true)
-            .open(path)
-            .map_err(fail)?;
-        let keep = bytes_up_to(&file, last_step).map_err(fail)?;
-        file.set_len(keep).map_err(fail)?;
-        Ok(Self {
-            file,
-            path: path.to_owned(),
-        })
+    pub fn open(folder: &Folder, name: &str, last_step: Option<u64>) -> Result<Self, TrainError> {
+        let path = folder.at(name);
+        let file = folder.append(name)?;
+        let cut = bytes_up_to(&file, last_step).and_then(|keep| file.set_len(keep));
+        cut.map_err(TrainError::io(&path))?;
+        let lines = Appender::new(file, path);
+        Ok(Self { lines })
     }
 
     /// Cuts the file from the first line that is a record of this step and occasion (`when`) on: what
     /// a run that died has written of something it is to write again.
-    pub fn forget(&mut self, step: u64, when: &str) -> Result<(), DataError> {
-        let fail = |e| DataError::io(&self.path, e);
+    pub fn forget(&mut self, step: u64, when: &str) -> Result<(), TrainError> {
         let same = |r: &Value| r["step"] == step && r["when"] == when;
-        let keep = bytes_while(&self.file, |r| !same(r)).map_err(fail)?;
-        self.file.set_len(keep).map_err(fail)
+        let file = self.lines.file();
+        let cut = bytes_while(file, |r| !same(r)).and_then(|keep| file.set_len(keep));
+        cut.map_err(TrainError::io(self.lines.path()))
     }
 
-    /// Appends `record` as one line. The line is with the system when the call returns (a killed
-    /// process does not lose it; power loss may).
-    pub fn write(&mut self, record: &impl Serialize) -> Result<(), DataError> {
-        let fail = |e| DataError::io(&self.path, e);
-        let mut line = serde_json::to_vec(record).map_err(|e| fail(e.into()))?;
+    /// Appends `record` as one line; see [`Appender::append`].
+    pub fn write(&mut self, record: &impl Serialize) -> Option<String> {
+        let mut line = serde_json::to_vec(record).expect("plain values");
         line.push(b'\n');
-        self.file.write_all(&line).map_err(fail)?;
-        self.file.flush().map_err(fail)
+        self.lines.append(&line)
+    }
+
+    /// See [`Appender::missing`].
+    #[must_use]
+    pub fn missing(&self) -> Option<String> {
+        self.lines.missing()
     }
 }
 
@@ -134,9 +131,10 @@ mod tests {
     fn each_record_is_a_line_that_is_there_at_once() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("metrics.jsonl");
-        let mut log = MetricsLog::open(&path, Some(0)).unwrap();
-        log.write(&json!({"step": 1, "loss": 2.5})).unwrap();
-        log.write(&json!({"step": 2, "loss": 2.25})).unwrap();
+        let folder = Folder::open(dir.path()).unwrap();
+        let mut log = MetricsLog::open(&folder, "metrics.jsonl", Some(0)).unwrap();
+        assert_eq!(log.write(&json!({"step": 1, "loss": 2.5})), None);
+        assert_eq!(log.write(&json!({"step": 2, "loss": 2.25})), None);
         let text = std::fs::read_to_string(&path).unwrap();
         assert_eq!(
             text,
@@ -157,10 +155,9 @@ mod tests {
             "\0\n",
         ] {
             std::fs::write(&path, format!("{kept}{rest}")).unwrap();
-            MetricsLog::open(&path, Some(2))
-                .unwrap()
-                .write(&json!({"step": 3, "new": true}))
-                .unwrap();
+            let folder = Folder::open(dir.path()).unwrap();
+            let mut log = MetricsLog::open(&folder, "metrics.jsonl", Some(2)).unwrap();
+            assert_eq!(log.write(&json!({"step": 3, "new": true})), None);
             let text = std::fs::read_to_string(&path).unwrap();
             assert_eq!(
                 text,
@@ -176,12 +173,12 @@ mod tests {
         let path = dir.path().join("m.jsonl");
         let old = "{\"run\":\"a\"}\n{\"step\":0,\"when\":\"before\"}\n{\"step\":1}\n";
         std::fs::write(&path, old).unwrap();
-        let mut log = MetricsLog::open(&path, None).unwrap();
+        let folder = Folder::open(dir.path()).unwrap();
+        let mut log = MetricsLog::open(&folder, "m.jsonl", None).unwrap();
         let text = || std::fs::read_to_string(&path).unwrap();
         assert_eq!(text(), "{\"run\":\"a\"}\n");
         for when in ["before", "after"] {
-            log.write(&json!({"step": 0, "when": when, "x": 0.5}))
-                .unwrap();
+            assert_eq!(log.write(&json!({"step": 0, "when": when, "x": 0.5})), None);
         }
         let whole = text();
         log.forget(0, "never").unwrap();
@@ -190,18 +187,21 @@ mod tests {
         assert_eq!(value_at(&path, 1, None, "x").unwrap(), None);
         log.forget(0, "after").unwrap();
         assert_eq!(value_at(&path, 0, Some("after"), "x").unwrap(), None);
-        log.write(&json!({"step": 0, "when": "after", "x": 0.5}))
-            .unwrap();
+        assert_eq!(
+            log.write(&json!({"step": 0, "when": "after", "x": 0.5})),
+            None
+        );
         assert_eq!(text(), whole);
     }
 
     #[test]
-    fn an_unwritable_path_is_an_error_with_its_name() {
+    fn a_name_that_cannot_be_written_is_an_error_that_says_so() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("gone/m.jsonl");
-        let error = MetricsLog::open(&path, None).unwrap_err();
+        std::fs::create_dir(dir.path().join("m.jsonl")).unwrap();
+        let folder = Folder::open(dir.path()).unwrap();
+        let error = MetricsLog::open(&folder, "m.jsonl", None).unwrap_err();
         assert!(
-            error.to_string().contains(&path.display().to_string()),
+            error.to_string().contains("m.jsonl: is not a plain"),
             "{error}"
         );
     }

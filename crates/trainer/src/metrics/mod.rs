@@ -1,5 +1,6 @@
 //! What a run writes down about itself: one JSON object a step, and TensorBoard event files.
 
+pub mod appender;
 pub mod jsonl;
 pub mod tensorboard;
 

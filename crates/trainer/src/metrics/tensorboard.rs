@@ -5,25 +5,23 @@
 //! (1), step (2), and either file version (3) or a summary (5) of values, each a tag (1) and a
 //! plain f32 (2) or a text (a tensor, 8, with metadata, 9).
 
-use std::fs::File;
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
+use super::appender::Appender;
 use crate::clock::now;
-use crate::error::DataError;
+use crate::error::TrainError;
+use crate::output::folder::{Folder, Found};
 
 /// An event file open for writing.
 #[derive(Debug)]
 pub struct EventFile {
-    file: File,
-    path: PathBuf,
+    records: Appender,
 }
 
 impl EventFile {
-    /// Creates a new event file in `dir` (made if needed), under the name TensorBoard looks for.
+    /// Creates a new event file in a directory, under the name TensorBoard looks for.
     /// A resumed run makes a further file; TensorBoard joins the files of a directory by step.
-    pub fn create(dir: &Path) -> Result<Self, DataError> {
-        std::fs::create_dir_all(dir).map_err(|e| DataError::io(dir, e))?;
+    pub fn create(folder: &Folder) -> Result<Self, TrainError> {
         let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
         let host = match host.trim() {
             "" => "localhost",
@@ -32,15 +30,18 @@ impl EventFile {
         let (now, pid) = (now().as_secs_f64(), std::process::id());
         for n in 0u32.. {
             let name = format!("events.out.tfevents.{:010}.{host}.{pid}.{n}", now as u64);
-            let path = dir.join(name);
-            match File::create_new(&path) {
-                Ok(file) => {
-                    let mut new = Self { file, path };
-                    new.record(&event(now, 0, |e| bytes_field(e, 3, b"brain.Event:2")))?;
-                    return Ok(new);
-                }
-                Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {}
-                Err(e) => return Err(DataError::io(&path, e)),
+            if folder.found(&name)? == Found::Nothing {
+                let file = folder.create_new(&name)?;
+                let records = Appender::new(file, folder.at(&name));
+                let mut new = Self { records };
+                let told = new.record(&event(now, 0, |e| bytes_field(e, 3, b"brain.Event:2")));
+                return match told {
+                    None => Ok(new),
+                    Some(what) => Err(TrainError::File {
+                        path: folder.at(&name),
+                        what,
+                    }),
+                };
             }
         }
         unreachable!("2^32 event files of one process and second")
@@ -49,12 +50,11 @@ impl EventFile {
     /// Where the events go.
     #[must_use]
     pub fn path(&self) -> &Path {
-        &self.path
+        self.records.path()
     }
 
-    /// Writes one point of each named curve at `step`. The record is with the system when the
-    /// call returns.
-    pub fn scalars(&mut self, step: u64, values: &[(&str, f32)]) -> Result<(), DataError> {
+    /// Writes one point of each named curve at `step`; see [`Appender::append`].
+    pub fn scalars(&mut self, step: u64, values: &[(&str, f32)]) -> Option<String> {
         let mut summary = Vec::new();
         for (tag, x) in values {
             let mut value = Vec::new();
@@ -68,8 +68,8 @@ impl EventFile {
         }))
     }
 
-    /// Writes a text, as Markdown, under TensorBoard's tab of texts.
-    pub fn text(&mut self, step: u64, tag: &str, text: &str) -> Result<(), DataError> {
+    /// Writes a text, as Markdown, under TensorBoard's tab of texts; see [`Appender::append`].
+    pub fn text(&mut self, step: u64, tag: &str, text: &str) -> Option<String> {
         // A tensor of one string, with the name of the plugin that shows it.
         let mut plugin = Vec::new();
         bytes_field(&mut plugin, 1, b"text");
@@ -90,16 +90,20 @@ impl EventFile {
         }))
     }
 
-    fn record(&mut self, message: &[u8]) -> Result<(), DataError> {
+    /// See [`Appender::missing`].
+    #[must_use]
+    pub fn missing(&self) -> Option<String> {
+        self.records.missing()
+    }
+
+    fn record(&mut self, message: &[u8]) -> Option<String> {
         let length = (message.len() as u64).to_le_bytes();
         let mut out = Vec::with_capacity(message.len() + 16);
         out.extend(length);
         out.extend(masked_crc(&length).to_le_bytes());
         out.extend(message);
         out.extend(masked_crc(message).to_le_bytes());
-        self.file
-            .write_all(&out)
-            .map_err(|e| DataError::io(&self.path, e))
+        self.records.append(&out)
     }
 }
 
@@ -221,9 +225,9 @@ mod tests {
             "the reader's own check value"
         );
         let dir = tempfile::tempdir().unwrap();
-        let mut file = EventFile::create(&dir.path().join("tb")).unwrap();
-        file.scalars(1, &[("loss", 2.5), ("lr", 1e-5)]).unwrap();
-        file.scalars(300, &[("loss", f32::NAN)]).unwrap();
+        let mut file = EventFile::create(&Folder::open(dir.path()).unwrap()).unwrap();
+        assert_eq!(file.scalars(1, &[("loss", 2.5), ("lr", 1e-5)]), None);
+        assert_eq!(file.scalars(300, &[("loss", f32::NAN)]), None);
         let name = file.path().file_name().unwrap().to_str().unwrap();
         assert!(name.starts_with("events.out.tfevents."), "{name}");
 
@@ -257,8 +261,8 @@ mod tests {
     #[test]
     fn a_text_is_a_tensor_of_one_string_for_the_plugin_of_texts() {
         let dir = tempfile::tempdir().unwrap();
-        let mut file = EventFile::create(dir.path()).unwrap();
-        file.text(7, "answers", "**1**").unwrap();
+        let mut file = EventFile::create(&Folder::open(dir.path()).unwrap()).unwrap();
+        assert_eq!(file.text(7, "answers", "**1**"), None);
         let records = reader::records(&std::fs::read(file.path()).unwrap());
         let event = reader::fields(&records[1]);
         assert_eq!((event[1].0, event[1].2), (2, 7));
@@ -281,9 +285,10 @@ mod tests {
     #[test]
     fn two_files_of_one_second_do_not_collide() {
         let dir = tempfile::tempdir().unwrap();
+        let folder = Folder::open(dir.path()).unwrap();
         let (a, b) = (
-            EventFile::create(dir.path()).unwrap(),
-            EventFile::create(dir.path()).unwrap(),
+            EventFile::create(&folder).unwrap(),
+            EventFile::create(&folder).unwrap(),
         );
         assert_ne!(a.path(), b.path());
     }

@@ -1,0 +1,204 @@
+//! Which checkpoint is whole: what it says of itself, held against its name and its bytes.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use rayon::prelude::*;
+use serde_json::Value;
+
+use super::{FORMAT, RUN, RunState, STATE, WINDOW, list, step_of};
+use crate::error::TrainError;
+
+/// The format that had no checksum over what it says.
+const UNCHECKED: u32 = 1;
+/// Where the file keeps its own checksum.
+const CHECKSUM: &str = "checksum";
+/// Longest header that is read: it names each array.
+const LONGEST: u64 = lowtide_files::LIST;
+
+/// What a checkpoint says beside the state, as the bytes of its file: with a checksum over all of it.
+pub(super) fn encode(state: &RunState) -> Vec<u8> {
+    let text = serde_json::to_string(&RunState {
+        format: FORMAT,
+        ..state.clone()
+    })
+    .expect("plain values");
+    // Of the text as it is read: what a number's text becomes then is what the checksum is of.
+    let mut said: Value = serde_json::from_str(&text).expect("written above");
+    let sum = checksum(&said);
+    said[CHECKSUM] = sum.into();
+    let mut bytes = serde_json::to_vec_pretty(&said).expect("plain values");
+    bytes.push(b'\n');
+    bytes
+}
+
+/// CRC-32C of the values in the file's order, whatever the space between them.
+fn checksum(said: &Value) -> u32 {
+    crc32c::crc32c(said.to_string().as_bytes())
+}
+
+/// Reads what a checkpoint says beside the state, and holds it against its checksum and the directory's
+/// name.
+///
+/// # Errors
+/// [`TrainError::Broken`] when it is missing or does not say what it must.
+pub fn read_run(dir: &Path) -> Result<RunState, TrainError> {
+    let path = dir.join(RUN);
+    let broken = |what: String| broken(dir, what);
+    let bytes =
+        lowtide_files::read(&path, lowtide_files::LIST).map_err(|e| broken(e.to_string()))?;
+    let mut said: Value = lowtide_files::json_from_slice(&bytes)
+        .map_err(|e| broken(format!("{RUN} is damaged: {e}")))?;
+    let sum = said.as_object_mut().and_then(|o| o.shift_remove(CHECKSUM));
+    let format = said["format"].as_u64();
+    match sum {
+        Some(sum) if sum.as_u64() == Some(checksum(&said).into()) => {}
+        Some(_) => return Err(broken(format!("{RUN} is damaged: its checksum differs"))),
+        None if format == Some(UNCHECKED.into()) => {}
+        None => return Err(broken(format!("{RUN} is damaged: it has no checksum"))),
+    }
+    if format.is_some_and(|f| f > FORMAT.into()) {
+        let format = format.unwrap_or_default();
+        return Err(broken(format!(
+            "{RUN} has format {format}, this program reads formats up to {FORMAT}"
+        )));
+    }
+    let state: RunState = serde_json::from_value(said)
+        .map_err(|e| broken(format!("{RUN} is not a run's state: {e}")))?;
+    let named = dir.file_name().and_then(|n| step_of(n.to_str()?));
+    if let Some(named) = named
+        && named != state.step
+    {
+        return Err(broken(format!(
+            "{RUN} is of step {}, and the directory's name says {named}",
+            state.step
+        )));
+    }
+    Ok(state)
+}
+
+pub(super) fn broken(dir: &Path, what: String) -> TrainError {
+    TrainError::Broken {
+        path: dir.to_owned(),
+        what,
+        whole: None,
+    }
+}
+
+/// Arrays of a state file with where they lie in it.
+type Arrays = Vec<(String, Range<u64>)>;
+
+/// Reads the header of a state file and holds it against the file's length.
+fn arrays(file: &File) -> Result<Arrays, String> {
+    let have = file.metadata().map_err(|e| e.to_string())?.len();
+    let cut = || format!("is cut: {have} bytes");
+    let mut length = [0; 8];
+    if have < 8 {
+        return Err(cut());
+    }
+    file.read_exact_at(&mut length, 0)
+        .map_err(|e| e.to_string())?;
+    let length = u64::from_le_bytes(length);
+    if length > LONGEST {
+        return Err("is damaged: its header says no sensible length".to_owned());
+    }
+    let data = 8 + length;
+    if have < data {
+        return Err(cut());
+    }
+    let mut header = vec![0; length as usize];
+    file.read_exact_at(&mut header, 8)
+        .map_err(|e| e.to_string())?;
+    let damaged = |e: &dyn std::fmt::Display| format!("is damaged: its header: {e}");
+    let header: BTreeMap<String, Value> =
+        serde_json::from_slice(&header).map_err(|e| damaged(&e))?;
+    let mut all = Vec::new();
+    for (name, entry) in header {
+        let offset = |i: usize| entry["data_offsets"][i].as_u64();
+        match (offset(0), offset(1)) {
+            (Some(from), Some(to)) if from <= to && to <= u64::MAX - data => {
+                all.push((name, data + from..data + to));
+            }
+            _ => return Err(damaged(&format!("{name} has no place"))),
+        }
+    }
+    let end = all.iter().map(|a| a.1.end).max().unwrap_or(data);
+    if have != end {
+        return Err(format!("is cut: {have} bytes, its header says {end}"));
+    }
+    Ok(all)
+}
+
+/// What can be known of a checkpoint without reading its state: what it says, and that the state file has
+/// the length and the arrays that it must.
+///
+/// # Errors
+/// [`TrainError::Broken`].
+pub fn look(dir: &Path) -> Result<RunState, TrainError> {
+    let state = read_run(dir)?;
+    opened(dir, &state)?;
+    Ok(state)
+}
+
+fn opened(dir: &Path, state: &RunState) -> Result<(File, Arrays), TrainError> {
+    let broken = |what: String| broken(dir, format!("{STATE} {what}"));
+    let file = lowtide_files::open(&dir.join(STATE))
+        .map_err(|e| self::broken(dir, e.to_string()))?
+        .file;
+    let arrays = arrays(&file).map_err(&broken)?;
+    let told: Vec<&String> = state.checksums.keys().collect();
+    let found: Vec<&String> = arrays.iter().map(|a| &a.0).collect();
+    if told != found {
+        return Err(broken(format!("has not the arrays that {RUN} names")));
+    }
+    Ok((file, arrays))
+}
+
+/// Reads all of a checkpoint and holds every array against its checksum.
+///
+/// # Errors
+/// [`TrainError::Broken`] with the first array that differs.
+pub fn verify(dir: &Path) -> Result<RunState, TrainError> {
+    let state = read_run(dir)?;
+    let (file, arrays) = opened(dir, &state)?;
+    let found: Vec<(String, u32)> = arrays
+        .into_par_iter()
+        .map_init(Vec::new, |buffer, (name, range)| {
+            let mut sum = 0;
+            let mut at = range.start;
+            while at < range.end {
+                buffer.resize(WINDOW.min(range.end - at) as usize, 0u8);
+                file.read_exact_at(buffer, at)
+                    .map_err(|e| broken(dir, format!("{STATE} cannot be read: {e}")))?;
+                sum = crc32c::crc32c_append(sum, buffer);
+                at += buffer.len() as u64;
+            }
+            Ok((name, sum))
+        })
+        .collect::<Result<_, TrainError>>()?;
+    match found.iter().find(|(n, sum)| state.checksums[n] != *sum) {
+        None => Ok(state),
+        Some((name, _)) => Err(broken(dir, damaged(name))),
+    }
+}
+
+/// What is said of an array whose checksum differs.
+pub(super) fn damaged(name: &str) -> String {
+    format!("{STATE} is damaged: the checksum of {name} differs")
+}
+
+/// Adds to a broken checkpoint which other one of its run is whole: the newest whose every byte is.
+/// Other errors pass.
+pub(crate) fn with_whole_one(output: &Path, error: TrainError) -> TrainError {
+    let TrainError::Broken { path, what, .. } = error else {
+        return error;
+    };
+    let others = list(output).into_iter().rev().map(|(_, other)| other);
+    let whole: Option<PathBuf> = others
+        .filter(|other| *other != path)
+        .find(|other| verify(other).is_ok());
+    TrainError::Broken { path, what, whole }
+}

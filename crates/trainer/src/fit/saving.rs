@@ -1,0 +1,299 @@
+//! When a run saves, and what it does when it cannot.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use lowtide_config::Run;
+use lowtide_executor::Trace;
+use lowtide_model::HfWriter;
+use lowtide_planner::Tier;
+
+use super::Fit;
+use super::export::source_of;
+use crate::checkpoint;
+use crate::error::TrainError;
+use crate::output::Output;
+use crate::output::room::{self, Need};
+use crate::planning::Planned;
+use crate::report::Phase;
+
+/// Bytes of a step's line in the metrics file and of its TensorBoard record, at most.
+const LINE: u64 = 1024;
+/// Bytes of an event of the trace.
+const EVENT: u64 = 256;
+/// Bytes of a model's or checkpoint's small files.
+const SMALL: u64 = 1 << 20;
+
+/// Between which steps a run saves.
+#[derive(Debug)]
+pub(super) struct Cadence {
+    steps: u64,
+    every: Option<Duration>,
+    last: Instant,
+}
+
+impl Cadence {
+    pub(super) fn of(run: &Run) -> Self {
+        let minutes = run.checkpoint.every_minutes;
+        Self {
+            steps: run.checkpoint.every_steps,
+            every: (minutes > 0.0).then(|| Duration::from_secs_f64(60.0 * minutes)),
+            last: Instant::now(),
+        }
+    }
+
+    /// Whether a checkpoint is due after `step`, which is not the last.
+    pub(super) fn due(&self, step: u64, now: Instant) -> bool {
+        let by_steps = self.steps > 0 && step.is_multiple_of(self.steps);
+        let since = now.saturating_duration_since(self.last);
+        by_steps || self.every.is_some_and(|every| since >= every)
+    }
+
+    /// A checkpoint was saved, or tried to.
+    pub(super) fn saved(&mut self, now: Instant) {
+        self.last = now;
+    }
+
+    /// For people, with how many are kept.
+    pub(super) fn told(&self, keep: u32) -> String {
+        let mut when = Vec::new();
+        if self.steps > 0 {
+            when.push(format!("every {} steps", self.steps));
+        }
+        if let Some(every) = self.every {
+            when.push(format!("every {} minutes", every.as_secs_f64() / 60.0));
+        }
+        when.push("at the end".to_owned());
+        let kept = match keep {
+            1 => "the newest is kept".to_owned(),
+            n => format!("the newest {n} are kept"),
+        };
+        format!("checkpoints: {}; {kept}", when.join(", "))
+    }
+}
+
+/// Bytes that a run's saves and its model will take beside what is there.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sizes {
+    checkpoint: u64,
+    model: u64,
+}
+
+impl Sizes {
+    pub(super) fn of(run: &Run, planned: &Planned) -> Self {
+        let decoder = &planned.decoder;
+        let writer = HfWriter::new(decoder.shape(), run.precision, source_of(run));
+        Self {
+            checkpoint: checkpoint::bytes(decoder.workload()) + SMALL,
+            model: writer.file_bytes() + SMALL,
+        }
+    }
+
+    /// Bytes to keep free until the end, with so many checkpoints there: a new one is whole before an old
+    /// one goes.
+    fn ahead(self, keep: usize, there: usize) -> u64 {
+        let more = (keep + 1).saturating_sub(there).max(1) as u64;
+        more * self.checkpoint
+    }
+
+    /// What must fit before the first step, with the plan's state files: saves cannot be more than the
+    /// steps to come.
+    pub(super) fn needs(
+        self,
+        run: &Run,
+        planned: &Planned,
+        output: &Output,
+        steps: u64,
+    ) -> Vec<Need> {
+        let there = checkpoint::list(output.folder().path()).len();
+        let saves = match (
+            run.checkpoint.every_minutes > 0.0,
+            run.checkpoint.every_steps,
+        ) {
+            (true, _) => steps.max(1),
+            (false, 0) => 1,
+            (false, every) => steps / every + 1,
+        };
+        let dir = output.folder().path().to_owned();
+        let need = |what: String, bytes| Need {
+            dir: dir.clone(),
+            what,
+            bytes,
+        };
+        let n = (self.ahead(run.checkpoint.keep as usize, there) / self.checkpoint).min(saves);
+        let of = |n: u64| match n {
+            1 => "for a checkpoint".to_owned(),
+            n => format!("for {n} checkpoints"),
+        };
+        let lines = steps / run.log.every_steps + 2;
+        let tasks = planned.plan.parts.iter().map(Vec::len).sum::<usize>() as u64 * (steps + 1);
+        let trace = if run.log.trace {
+            tasks.min(Trace::FIRST_STEPS.events as u64) * EVENT
+        } else {
+            0
+        };
+        let mut all = vec![
+            need(of(n), n * self.checkpoint),
+            need("for the model".to_owned(), self.model),
+            need("for metrics and the trace".to_owned(), lines * LINE + trace),
+        ];
+        let state = planned.plan.tier(Tier::Disk).planned_bytes.0;
+        let total: u64 = run.budget.disk.iter().map(|d| d.size.0).sum();
+        for drive in run.budget.disk.iter().filter(|_| state > 0) {
+            let share = (state as f64 * drive.size.0 as f64 / total as f64) as u64;
+            let there = lowtide_tiers::limits::state_file_bytes(&drive.dir);
+            all.push(Need {
+                dir: existing(&drive.dir),
+                what: "for state".to_owned(),
+                bytes: share.saturating_sub(there.0),
+            });
+        }
+        all
+    }
+}
+
+/// The directory, or the nearest above it that is there.
+fn existing(dir: &std::path::Path) -> std::path::PathBuf {
+    let there = dir.ancestors().find(|d| d.is_dir());
+    there.unwrap_or(dir).to_owned()
+}
+
+/// Checks and takes the room that a run needs for `steps` more steps.
+pub(super) fn take_room(
+    run: &Run,
+    planned: &Planned,
+    output: &Output,
+    steps: u64,
+) -> Result<(Sizes, room::Room), TrainError> {
+    let sizes = Sizes::of(run, planned);
+    let needs = sizes.needs(run, planned, output, steps);
+    room::check(&needs)?;
+    let held = needs[0].bytes + needs[1].bytes;
+    Ok((sizes, room::Room::keep(output.folder(), held)?))
+}
+
+impl Fit<'_> {
+    /// Saves between two steps what is not saved yet. If the disk does not take it the run goes on: its state is in memory, and
+    /// the older checkpoints are whole.
+    pub(super) fn save(&mut self) -> Result<(), TrainError> {
+        match self.try_save() {
+            Err(TrainError::File { path, what }) => {
+                let path = path.display();
+                let older = match &self.last_checkpoint {
+                    Some(older) => format!("the newest checkpoint is {}", older.display()),
+                    None => "there is no checkpoint yet".to_owned(),
+                };
+                self.observer.note(&format!(
+                    "warning: the checkpoint of step {} was not saved: {path}: {what}; the run goes \
+                     on, {older}",
+                    self.state.step
+                ));
+                Ok(())
+            }
+            other => other,
+        }
+    }
+
+    /// Saves at the end.
+    pub(super) fn save_last(&mut self) -> Result<(), TrainError> {
+        self.try_save().map_err(|e| match e {
+            e @ TrainError::File { .. } => TrainError::Unsaved {
+                step: self.state.step,
+                source: Box::new(e),
+                older: self.last_checkpoint.clone(),
+            },
+            e => e,
+        })
+    }
+
+    /// Before the first step there is nothing to save.
+    fn try_save(&mut self) -> Result<(), TrainError> {
+        let step = self.state.step;
+        if step == 0 || self.saved == Some(step) {
+            self.cadence.saved(Instant::now());
+            return Ok(());
+        }
+        self.checked(step, |s| s.session.drain())?;
+        self.state.clip = self.session.clip_words().map(f64::to_bits);
+        if let Some(gpu) = &self.gpu {
+            self.state.products = gpu.choices();
+        }
+        self.observer.phase(Some(Phase::Saving));
+        self.cadence.saved(Instant::now());
+        let decoder = Arc::clone(self.session.decoder());
+        let told = self.room.resize(self.output.folder(), self.sizes.model);
+        self.tell(told);
+        let homes = self.session.homes()?;
+        let saved = checkpoint::save(&self.output, decoder.workload(), &homes, &self.state);
+        let keep = self.run.checkpoint.keep as usize;
+        self.observer.phase(None);
+        let saved = saved.map(|(path, told)| {
+            self.tell(told);
+            self.observer.saved(&path);
+            self.last_checkpoint = Some(path);
+            self.saved = Some(step);
+            // One too many is no reason to end a run.
+            let told = checkpoint::prune(&self.output, step, keep)
+                .unwrap_or_else(|e| vec![format!("warning: an old checkpoint stays: {e}")]);
+            self.tell(told);
+        });
+        let there = checkpoint::list(self.output.folder().path()).len();
+        let ahead = self.sizes.ahead(keep, there) + self.sizes.model;
+        if step < self.total {
+            let told = self.room.resize(self.output.folder(), ahead);
+            self.tell(told);
+        }
+        saved
+    }
+
+    /// Tells people.
+    pub(super) fn tell(&mut self, told: impl IntoIterator<Item = String>) {
+        told.into_iter().for_each(|t| self.observer.note(&t));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whichever_is_due_first() {
+        let begin = Instant::now();
+        let later = |s| begin + Duration::from_secs(s);
+        let cadence = |steps, every| Cadence {
+            steps,
+            every,
+            last: begin,
+        };
+        let minute = Some(Duration::from_secs(60));
+        assert!(cadence(3, None).due(6, later(0)));
+        assert!(!cadence(3, None).due(7, later(1_000_000)));
+        assert!(!cadence(0, minute).due(6, later(59)));
+        assert!(cadence(0, minute).due(6, later(60)));
+        assert!(cadence(3, minute).due(7, later(61)) && cadence(3, minute).due(9, later(1)));
+        assert!(!cadence(0, None).due(1, later(1_000_000)));
+        let mut one = cadence(0, minute);
+        one.saved(later(60));
+        assert!(!one.due(7, later(119)) && one.due(7, later(120)));
+        assert_eq!(
+            cadence(5, Some(Duration::from_secs(90))).told(2),
+            "checkpoints: every 5 steps, every 1.5 minutes, at the end; the newest 2 are kept"
+        );
+        assert_eq!(
+            cadence(0, None).told(1),
+            "checkpoints: at the end; the newest is kept"
+        );
+    }
+
+    #[test]
+    fn what_is_ahead_counts_what_is_there() {
+        let sizes = Sizes {
+            checkpoint: 10,
+            model: 3,
+        };
+        // The last one is whole before the oldest of `keep` goes.
+        for (keep, there, want) in [(2, 0, 30), (2, 1, 20), (2, 2, 10), (2, 5, 10), (1, 0, 20)] {
+            assert_eq!(sizes.ahead(keep, there), want, "{there} of {keep}");
+        }
+    }
+}

@@ -1,0 +1,231 @@
+//! lowtide's mark: a small file in every directory that it makes, which says what of it is lowtide's.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::FileExt;
+
+use serde::{Deserialize, Serialize};
+
+use super::folder::{self, Folder, Found};
+use crate::error::TrainError;
+
+/// The mark's name in every directory.
+pub const MARK: &str = ".lowtide";
+const PROGRAM: &str = "lowtide";
+const FORMAT: u32 = 1;
+/// Longest mark that is read: a model has a few files, and sharded ones a few hundred.
+const LONGEST: u64 = 4 << 20;
+/// Pieces of a file that its print is taken of, and their length.
+const PIECES: u64 = 64;
+const PIECE: u64 = 4096;
+
+/// What a marked directory is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Holds {
+    /// A run's output.
+    Output,
+    /// A fine-tuned model.
+    Model,
+    /// A checkpoint.
+    Checkpoint,
+}
+
+/// The mark.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Mark {
+    program: String,
+    version: String,
+    format: u32,
+    holds: Holds,
+    /// Every plain file of the directory is being written.
+    #[serde(default)]
+    pending: bool,
+    /// lowtide's files in it.
+    #[serde(default)]
+    files: BTreeMap<String, Print>,
+}
+
+/// By which a file is known again without reading all of it: its length, and CRC-32C of up to 64 pieces of
+/// 4 KiB, spread evenly.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Print {
+    bytes: u64,
+    crc32c: u32,
+}
+
+impl Print {
+    fn of(file: &File) -> std::io::Result<Self> {
+        let bytes = file.metadata()?.len();
+        let last = bytes.saturating_sub(PIECE);
+        let starts: Vec<u64> = if bytes <= PIECES * PIECE {
+            (0..bytes).step_by(PIECE as usize).collect()
+        } else {
+            let at = |i| (u128::from(last) * u128::from(i) / u128::from(PIECES - 1)) as u64;
+            (0..PIECES).map(at).collect()
+        };
+        let mut crc32c = 0;
+        let mut piece = vec![0; PIECE as usize];
+        for at in starts {
+            let piece = &mut piece[..PIECE.min(bytes - at) as usize];
+            file.read_exact_at(piece, at)?;
+            crc32c = crc32c::crc32c_append(crc32c, piece);
+        }
+        Ok(Self { bytes, crc32c })
+    }
+}
+
+impl Mark {
+    fn new(holds: Holds, pending: bool) -> Self {
+        Self {
+            program: PROGRAM.to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            format: FORMAT,
+            holds,
+            pending,
+            files: BTreeMap::new(),
+        }
+    }
+
+    /// Marks a directory while it is being filled: all in it is ours.
+    pub(super) fn begin(folder: &Folder, holds: Holds) -> Result<(), TrainError> {
+        Self::new(holds, true).write(folder)
+    }
+
+    /// Marks a directory that is complete: what is in it now is ours.
+    pub(super) fn finish(folder: &Folder, holds: Holds) -> Result<(), TrainError> {
+        let mut mark = Self::new(holds, false);
+        mark.add(folder, "")?;
+        mark.write(folder)
+    }
+
+    /// Adds every plain file of a folder, which is called `at` seen from the mark.
+    fn add(&mut self, folder: &Folder, at: &str) -> Result<(), TrainError> {
+        for (name, found) in folder.entries()? {
+            let Some(text) = name.to_str().filter(|n| *n != MARK) else {
+                continue;
+            };
+            let path = format!("{at}{text}");
+            if let Some(below) = (found == Found::Folder)
+                .then(|| folder.sub(&name))
+                .transpose()?
+                .flatten()
+            {
+                self.add(&below, &format!("{path}/"))?;
+            } else if found == Found::File {
+                let print = Print::of(&folder.read(&name)?);
+                let print = print.map_err(TrainError::io(&folder.at(&name)))?;
+                self.files.insert(path, print);
+            }
+        }
+        Ok(())
+    }
+
+    fn write(&self, folder: &Folder) -> Result<(), TrainError> {
+        let text = self.text();
+        folder.write(MARK, |out| out.write_all(text.as_bytes()))
+    }
+
+    /// As it is written.
+    pub(super) fn text(&self) -> String {
+        serde_json::to_string_pretty(self).expect("plain values") + "\n"
+    }
+
+    /// The mark of an output directory.
+    pub(super) fn output() -> Self {
+        Self::new(Holds::Output, false)
+    }
+
+    /// The mark of a directory; `None` when it has none that is lowtide's.
+    pub fn of(folder: &Folder) -> Result<Option<Self>, TrainError> {
+        if folder.found(MARK)? != Found::File {
+            return Ok(None);
+        }
+        let mut text = Vec::new();
+        let file = folder.read(MARK)?;
+        file.take(LONGEST)
+            .read_to_end(&mut text)
+            .map_err(TrainError::io(&folder.at(MARK)))?;
+        Ok(Self::parse(&text))
+    }
+
+    pub(super) fn parse(text: &[u8]) -> Option<Self> {
+        let mark: Self = serde_json::from_slice(text).ok()?;
+        (mark.program == PROGRAM).then_some(mark)
+    }
+
+    /// What its directory is.
+    #[must_use]
+    pub fn holds(&self) -> Holds {
+        self.holds
+    }
+
+    /// Whether lowtide wrote files in a folder, whose path from the mark ends with a slash.
+    pub(super) fn has_below(&self, at: &str) -> bool {
+        self.pending || self.files.keys().any(|f| f.starts_with(at))
+    }
+
+    /// Whether a plain file is what lowtide wrote: `name` in `folder`, which is called `at` seen from the
+    /// mark.
+    pub(super) fn wrote(&self, folder: &Folder, at: &str, name: &str) -> Result<bool, TrainError> {
+        let path = format!("{at}{name}");
+        if self.pending || path == folder::pending(MARK) {
+            return Ok(true);
+        }
+        let Some(print) = self.files.get(&path) else {
+            return Ok(false);
+        };
+        let found = Print::of(&folder.read(name)?).map_err(TrainError::io(&folder.at(name)))?;
+        Ok(found == *print)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_of_any_length_is_known_again_and_another_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = Folder::open(dir.path()).unwrap();
+        for len in [
+            0usize,
+            1,
+            4095,
+            4096,
+            4097,
+            64 * 4096,
+            64 * 4096 + 1,
+            1 << 20,
+        ] {
+            let bytes: Vec<u8> = (0..len).map(|i| (i * 7 % 251) as u8).collect();
+            std::fs::write(dir.path().join("f"), &bytes).unwrap();
+            Mark::finish(&folder, Holds::Model).unwrap();
+            let mark = Mark::of(&folder).unwrap().unwrap();
+            assert!(mark.wrote(&folder, "", "f").unwrap(), "{len}");
+            // Other numbers of the same length, one byte more, and at either end another byte.
+            let other: Vec<u8> = bytes.iter().map(|b| b ^ 1).collect();
+            let longer = [&bytes[..], b"x"].concat();
+            let mut changed = vec![other, longer];
+            for at in [0, len.saturating_sub(1)] {
+                let mut one = bytes.clone();
+                if let Some(b) = one.get_mut(at) {
+                    *b ^= 0x10;
+                    changed.push(one);
+                }
+            }
+            for bad in changed.iter().filter(|b| **b != bytes) {
+                std::fs::write(dir.path().join("f"), bad).unwrap();
+                assert!(!mark.wrote(&folder, "", "f").unwrap(), "{len}");
+            }
+        }
+        assert!(
+            !Mark::of(&folder)
+                .unwrap()
+                .unwrap()
+                .wrote(&folder, "", "g")
+                .unwrap()
+        );
+    }
+}

@@ -1,0 +1,264 @@
+//! The output directory of a run: its lock, its mark, and every file and directory that a run makes in it.
+//!
+//! Three rules. Nothing is written through a link: a link at the name of an output is refused. Nothing is
+//! removed that lowtide did not write: a directory has lowtide's mark, which says what of it is ours. And
+//! a name means a whole directory, always (`replace.rs`). One process at a time has the directory: the
+//! lock is on the open mark and dies with its process.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use lowtide_config::Run;
+use rustix::fs::FlockOperation;
+use rustix::io::Errno;
+
+use crate::checkpoint;
+use crate::error::TrainError;
+use folder::{Folder, Found};
+use mark::{Holds, MARK, Mark};
+use replace::Shelf;
+use steps::step;
+
+pub mod folder;
+pub mod mark;
+mod overlap;
+pub mod replace;
+pub mod room;
+mod steps;
+
+/// The fine-tuned model's directory.
+pub const MODEL: &str = "model";
+/// The checkpoints' directory.
+pub const CHECKPOINTS: &str = "checkpoints";
+/// The metrics file.
+pub const METRICS: &str = "metrics.jsonl";
+/// Answers to prompts.
+pub const ANSWERS: &str = "answers.jsonl";
+/// The report of a run that has nothing left to do.
+pub const FINISHED: &str = "finished.json";
+/// The directory of TensorBoard's event files.
+pub const TENSORBOARD: &str = "tensorboard";
+/// The lanes' real times.
+pub const TRACE: &str = "trace.json";
+/// The run as checked.
+pub const RUN: &str = "run.json";
+/// The rates that it was planned with.
+pub const MACHINE: &str = "machine.json";
+
+/// Plain files that a run writes anew or cuts.
+const FILES: [&str; 6] = [METRICS, ANSWERS, TRACE, RUN, MACHINE, FINISHED];
+/// Directories that a run makes; state files of drives lie in the last.
+const FOLDERS: [&str; 4] = [MODEL, CHECKPOINTS, TENSORBOARD, DISK];
+const DISK: &str = "disk";
+
+/// An output directory that this process has for itself.
+#[derive(Debug)]
+pub struct Output {
+    folder: Folder,
+    /// Its lock is ours as long as it is open.
+    _mark: File,
+    /// The directory was not there before.
+    made: bool,
+    notes: Vec<String>,
+}
+
+impl Output {
+    /// Takes a run's output directory, made where there is none: holds it against the run's inputs, locks
+    /// it, marks it, and puts in order what a killed run left. Nothing in it is changed if it is refused.
+    ///
+    /// # Errors
+    /// [`TrainError::Overlap`], [`TrainError::NotOurs`], [`TrainError::Link`], [`TrainError::Locked`],
+    /// [`TrainError::NoLocks`]; files.
+    pub fn open(run: &Run) -> Result<Self, TrainError> {
+        overlap::refuse(run)?;
+        let path = &run.output;
+        let made = !path.exists();
+        match std::fs::metadata(path) {
+            Ok(meta) if !meta.is_dir() => {
+                let what = "is not a directory, and the run's output goes into one".to_owned();
+                let path = path.clone();
+                return Err(TrainError::File { path, what });
+            }
+            Ok(_) => {}
+            Err(_) => std::fs::create_dir_all(path).map_err(TrainError::io(path))?,
+        }
+        let folder = Folder::open(path)?;
+        refuse_strange(&folder)?;
+        let mark = lock(&folder)?;
+        // What a kill left may be cleared only by who has the lock.
+        let mut notes = Vec::new();
+        for name in FILES {
+            let pending = folder::pending(name);
+            if folder.expect(&pending, Found::File)? {
+                folder.remove(&pending)?;
+            }
+        }
+        notes.extend(model_shelf(&folder).recover(|name| name == MODEL)?);
+        if let Some(checkpoints) = folder.sub(CHECKPOINTS)? {
+            let is_ours = |name: &str| checkpoint::step_of(name).is_some();
+            notes.extend(checkpoint::shelf(&checkpoints).recover(is_ours)?);
+        }
+        refuse_model(&folder)?;
+        Ok(Self {
+            folder,
+            _mark: mark,
+            made,
+            notes,
+        })
+    }
+
+    /// The directory.
+    #[must_use]
+    pub fn folder(&self) -> &Folder {
+        &self.folder
+    }
+
+    /// What was found and kept while it was opened, for people; once.
+    pub fn take_notes(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.notes)
+    }
+
+    /// Where the models of this output are.
+    #[must_use]
+    pub fn model(&self) -> Shelf<'_> {
+        model_shelf(&self.folder)
+    }
+}
+
+impl Drop for Output {
+    /// A run that was refused before it wrote anything leaves no directory that was not there before.
+    fn drop(&mut self) {
+        if !self.made {
+            return;
+        }
+        // A probe has made it, for its files.
+        let _ = self.folder.remove_empty(DISK);
+        let entries = self.folder.entries().unwrap_or_default();
+        if matches!(&entries[..], [(name, _)] if name == MARK) {
+            // Best effort; still under the lock.
+            let _ = self.folder.remove(MARK);
+            let _ = std::fs::remove_dir(self.folder.path());
+        }
+    }
+}
+
+fn model_shelf(folder: &Folder) -> Shelf<'_> {
+    Shelf {
+        folder,
+        holds: Holds::Model,
+        always: &[],
+    }
+}
+
+/// Refuses what stands at the names of outputs and is not lowtide's.
+fn refuse_strange(folder: &Folder) -> Result<(), TrainError> {
+    folder.expect(MARK, Found::File)?;
+    for name in FOLDERS {
+        folder.expect(name, Found::Folder)?;
+    }
+    for name in FILES {
+        folder.expect(name, Found::File)?;
+    }
+    refuse_model(folder)?;
+    if Mark::of(folder)?.is_some() || is_earlier(folder)? {
+        return Ok(());
+    }
+    for name in FILES {
+        if folder.found(name)? != Found::Nothing {
+            return Err(TrainError::NotOurs {
+                path: folder.at(name),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// A model's directory is replaced only if it has the mark, or nothing in it.
+fn refuse_model(folder: &Folder) -> Result<(), TrainError> {
+    let Some(model) = folder.sub(MODEL)? else {
+        return Ok(());
+    };
+    let ours = Mark::of(&model)?.is_some_and(|m| m.holds() == Holds::Model);
+    if ours || model.entries()?.is_empty() {
+        return Ok(());
+    }
+    Err(TrainError::NotOurs {
+        path: model.path().to_owned(),
+    })
+}
+
+/// Whether a directory without a mark is the output of an earlier version, which wrote the run as checked
+/// before all else.
+fn is_earlier(folder: &Folder) -> Result<bool, TrainError> {
+    if folder.found(RUN)? != Found::File {
+        return Ok(false);
+    }
+    let mut text = Vec::new();
+    let read = folder.read(RUN)?.take(1 << 20).read_to_end(&mut text);
+    read.map_err(TrainError::io(&folder.at(RUN)))?;
+    let run: serde_json::Value = serde_json::from_slice(&text).unwrap_or_default();
+    let keys = ["model", "budget", "train", "checkpoint", "output"];
+    Ok(keys.iter().all(|k| run.get(k).is_some()))
+}
+
+/// Opens the mark, written where there is none, and takes its lock.
+fn lock(folder: &Folder) -> Result<File, TrainError> {
+    let path = folder.at(MARK);
+    let mut mark = loop {
+        let mark = folder.open_or_make(MARK)?;
+        rustix::fs::flock(&mark, FlockOperation::NonBlockingLockExclusive)
+            .map_err(|e| unlocked(&path, e))?;
+        // Its last holder may have removed it between our open and our lock.
+        let ours = mark.metadata().map_err(TrainError::io(&path))?;
+        match folder.read(MARK).map(|f| f.metadata()) {
+            Ok(Ok(named)) if (named.dev(), named.ino()) == (ours.dev(), ours.ino()) => break mark,
+            _ => {}
+        }
+    };
+    let mut text = Vec::new();
+    let read = mark.read_to_end(&mut text);
+    read.map_err(TrainError::io(&path))?;
+    if text.is_empty() {
+        let text = Mark::output().text();
+        let written = step(|| {
+            mark.write_all(text.as_bytes())?;
+            mark.sync_all()
+        });
+        written.map_err(TrainError::io(&path))?;
+    } else if Mark::parse(&text).is_none_or(|m| m.holds() != Holds::Output) {
+        return Err(TrainError::NotOurs { path });
+    }
+    Ok(mark)
+}
+
+fn unlocked(path: &Path, e: Errno) -> TrainError {
+    let path = path.to_owned();
+    match e {
+        Errno::WOULDBLOCK => TrainError::Locked { path },
+        Errno::NOLCK | Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL => TrainError::NoLocks {
+            path,
+            what: std::io::Error::from(e).to_string(),
+        },
+        e => TrainError::io(&path)(e.into()),
+    }
+}
+
+/// The path that leads somewhere, with what exists of it resolved.
+fn resolved(path: &Path) -> PathBuf {
+    for ancestor in path.ancestors() {
+        if let Ok(real) = ancestor.canonicalize() {
+            return match path.strip_prefix(ancestor) {
+                Ok(rest) if rest.as_os_str().is_empty() => real,
+                Ok(rest) => real.join(rest),
+                Err(_) => real,
+            };
+        }
+    }
+    path.to_owned()
+}
+
+#[cfg(test)]
+#[path = "output_tests.rs"]
+mod tests;
