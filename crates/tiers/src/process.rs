@@ -8,16 +8,11 @@ use lowtide_units::Bytes;
 use crate::TierError;
 use crate::memory::field;
 
-/// The most memory that was resident at once in this process (`VmHWM`) since it began, or since
-/// [`reset_peak_rss`]; `None` where the system does not say.
+/// The most memory that was resident at once in this process (`VmHWM`) since it began; `None` where the
+/// system does not say.
 #[must_use]
 pub fn peak_rss_bytes() -> Option<Bytes> {
     status("VmHWM:")
-}
-
-/// Lets [`peak_rss_bytes`] count from now on. Where the system refuses, it goes on as before.
-pub fn reset_peak_rss() {
-    let _ = fs::write("/proc/self/clear_refs", "5");
 }
 
 /// Memory now resident in this process (`VmRSS`); `None` where the system does not say.

@@ -15,7 +15,7 @@ use std::time::Instant;
 use lowtide_config::Run;
 use lowtide_device::cuda::process_memory;
 use lowtide_executor::Trace;
-use lowtide_planner::{Lane, Machine, Plan, Tier};
+use lowtide_planner::{Lane, Tier};
 use lowtide_tiers::process;
 use serde::Serialize;
 
@@ -27,6 +27,7 @@ use crate::open::{disk_of, machine_of, open_on};
 use crate::planning::{Planned, budgets_of, clip_of, decoder_of, plan_with, shape_of};
 use crate::random::Philox;
 use crate::report::{LaneCompared, Observer, Phase, compare_lanes, median, moved_bytes};
+use crate::resident::Resident;
 use crate::step::Session;
 use crate::threads::host_note;
 
@@ -70,9 +71,9 @@ pub struct StepReport {
     pub device_bytes: Option<u64>,
     /// Planned on the device: arena and what is held beside it.
     pub planned_device_bytes: u64,
-    /// Peak resident memory of the process since the plan was made.
+    /// Peak resident memory of the process.
     pub host_peak_bytes: Option<u64>,
-    /// Planned on the host: arena and what the process holds beside it.
+    /// Planned on the host: arena and what the process holds beside it, or what it held before.
     pub planned_host_bytes: u64,
     /// Bytes moved in a step, by lane.
     pub moved_bytes_per_step: BTreeMap<String, u64>,
@@ -110,15 +111,16 @@ pub fn step(
     let plan = Arc::new(plan_with(run, &decoder, &machine, budgets, device.target)?);
     observer.planned(&plan, &machine);
     observer.phase(Some(Phase::Weights));
-    process::reset_peak_rss();
+    let traced = trace.map_or(Trace::NONE, |_| Trace::ALL);
+    let resident = Resident::count(&plan, decoder.workload(), &machine, traced);
     let planned = Planned {
         device,
         decoder: Arc::clone(&decoder),
         plan: Arc::clone(&plan),
         machine,
         clip: clip_of(run),
+        resident,
     };
-    let traced = trace.map_or(Trace::NONE, |_| Trace::ALL);
     let mut session = open_on(run, &planned, traced, disk_of(run, &planned.plan))?;
     fill(&session)?;
     observer.phase(None);
@@ -199,21 +201,13 @@ pub fn step(
         planned_device_bytes: plan.tier(Tier::Device).planned_bytes.0
             + planned.machine.device_reserve.0,
         host_peak_bytes: process::peak_rss_bytes().map(|b| b.0),
-        planned_host_bytes: planned_host(&plan, &planned.machine),
+        planned_host_bytes: resident.planned(&plan, &planned.machine).0,
         moved_bytes_per_step: moved_bytes(|lane| lanes.lane(lane).bytes / steps),
         recomputed_blocks: plan.choice.recomputed_blocks(),
         losses: [losses[0], losses[losses.len() - 1]],
         start_seconds,
         plan_hash: format!("{:016x}", plan.hash()),
     })
-}
-
-/// Bytes of host memory of a run: the host's arena, the CPU device's where there is no GPU, and what
-/// the process holds beside them.
-pub(crate) fn planned_host(plan: &Plan, machine: &Machine) -> u64 {
-    let arena = |tier| plan.tier(tier).planned_bytes.0;
-    let device = if machine.cuda { 0 } else { arena(Tier::Device) };
-    arena(Tier::Host) + device + machine.host_reserve.0
 }
 
 /// Weights from a table of random numbers: their values do not matter, only that they are not all

@@ -14,7 +14,6 @@ use lowtide_device::cuda::Gpu;
 use lowtide_executor::{ExecError, Trace};
 use lowtide_kernels::adamw::Hyper;
 use lowtide_model::Decoder;
-use lowtide_tiers::process;
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -37,6 +36,7 @@ use crate::planning::{
 };
 use crate::report::{Observer, Phase, StepLine, TrainReport};
 use crate::requests::Requests;
+use crate::resident::Resident;
 use crate::step::{Mark, Session, StepData};
 use crate::stops::{Stops, stops_of};
 use crate::tally::Tally;
@@ -225,21 +225,22 @@ pub fn train(
     let plan = Arc::new(plan);
     observer.planned(&plan, &machine);
     observer.phase(Some(Phase::Reserving));
-    process::reset_peak_rss();
+    let trace = if run.log.trace {
+        Trace::FIRST_STEPS
+    } else {
+        Trace::NONE
+    };
+    let resident = Resident::count(&plan, decoder.workload(), &machine, trace);
     let planned = Planned {
         device,
         decoder,
         plan,
         machine,
         clip: clip_of(run),
+        resident,
     };
     let ahead = total - start.state().map_or(0, |s| s.step);
     let (sizes, room) = saving::take_room(run, &planned, &output, ahead)?;
-    let trace = if run.log.trace {
-        Trace::FIRST_STEPS
-    } else {
-        Trace::NONE
-    };
     let mut session = start.open(run, &planned, trace)?;
     if let Some(how) = session.describe_disk() {
         observer.detail(&format!("disk: {how}"));

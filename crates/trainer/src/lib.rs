@@ -22,6 +22,7 @@ pub mod probe;
 pub mod random;
 pub mod report;
 pub mod requests;
+pub mod resident;
 pub mod step;
 pub mod stops;
 mod tally;

@@ -17,6 +17,7 @@ use crate::planning::{
     Planned, budgets_of, clip_of, decoder_of, load_machine, plan_with, shape_of,
 };
 use crate::probe::{Drive, ProbeOptions, probe};
+use crate::resident::Resident;
 use crate::step::{DiskChoice, Session, SessionOptions};
 use crate::threads::threads_of;
 
@@ -68,12 +69,14 @@ pub fn plan_run(run: &Run) -> Result<Planned, TrainError> {
     let machine = machine_of(run, &device, &decoder, sample_of(run).as_ref())?;
     let budgets = budgets_of(run, &device)?;
     let plan = plan_with(run, &decoder, &machine, budgets, device.target)?;
+    let resident = Resident::count(&plan, decoder.workload(), &machine, Trace::NONE);
     Ok(Planned {
         device,
         decoder,
         plan: Arc::new(plan),
         machine,
         clip: clip_of(run),
+        resident,
     })
 }
 
@@ -107,7 +110,7 @@ pub(crate) fn open_on(
         trace,
         disk,
         gpu: planned.device.gpu.clone(),
-        process: planned.machine.host_reserve,
+        process: planned.resident.beside,
         ..SessionOptions::default()
     };
     Session::open(

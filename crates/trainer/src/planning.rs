@@ -20,6 +20,7 @@ use lowtide_workload::{Batch, ModelShape};
 use crate::device::{Device, Target};
 use crate::error::TrainError;
 use crate::paths;
+use crate::resident::Resident;
 use crate::step::ClipRule;
 use crate::threads::check_threads;
 
@@ -36,6 +37,8 @@ pub struct Planned {
     pub machine: Machine,
     /// Clipping.
     pub clip: ClipRule,
+    /// Host memory of the process.
+    pub resident: Resident,
 }
 
 /// Why a run has no plan, and what would have one.

@@ -22,6 +22,7 @@ use lowtide_workload::{Access, Dtype, Moments, Op, Operand, Unit, UnitKind, What
 use crate::data::Micro;
 use crate::error::TrainError;
 use crate::random::Philox;
+use crate::resident::later;
 use crate::together::{Alone, Lanes, LanesConfig};
 
 /// What to measure.
@@ -49,13 +50,6 @@ pub struct Drive {
     /// The most bytes to write there: a run's probe takes no more of a drive than the run may. `None`:
     /// as many as good figures take.
     pub most: Option<Bytes>,
-}
-
-/// Host memory that a run takes after its probe, beside its arenas: stacks of lanes, events of the
-/// trace, and what each core stages while weights are filled and checkpoints written.
-fn later() -> Bytes {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from) as u64;
-    Bytes::MIB * 128.max(10 * cores)
 }
 
 /// Seconds a figure from which on a probe is thorough; with less it is a run's start.

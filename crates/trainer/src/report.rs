@@ -230,9 +230,11 @@ pub struct TrainReport {
     pub parameter_bytes: u64,
     /// Planned, which is reserved, bytes by tier.
     pub planned_bytes: BTreeMap<String, u64>,
-    /// Host memory planned for the process: arenas and what it holds beside them.
+    /// Host memory planned for the process: arenas and what it holds beside them, or what it held before.
     pub planned_rss_bytes: u64,
-    /// Peak resident memory of the process since the plan was made.
+    /// The most that was resident before the plan was made: reading data, measuring, planning.
+    pub start_rss_bytes: u64,
+    /// Peak resident memory of the process.
     pub peak_rss_bytes: Option<u64>,
     /// Stopped by a signal; the same command goes on.
     pub stopped: bool,

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use lowtide_config as config;
 use lowtide_config::{Init, ModelSource, Run};
+use lowtide_executor::Trace;
 use lowtide_model::{Checkpoint, Decoder, random_init};
 use lowtide_planner::{Budgets, Choice, LaneKind, Machine, Plan, build, check};
 use lowtide_units::Bytes;
@@ -21,6 +22,7 @@ use crate::open::{machine_of, open_session};
 use crate::paths;
 use crate::planning::{Planned, budgets_of, clip_of, decoder_of, options_of, plan_with, shape_of};
 use crate::report::moved_bytes;
+use crate::resident::Resident;
 use crate::step::{DiskChoice, Role, Session, SessionOptions};
 use crate::threads::threads_of;
 
@@ -105,6 +107,7 @@ pub fn verify(
         plan: Arc::clone(&plan),
         machine: machine.clone(),
         clip,
+        resident: Resident::count(&plan, decoder.workload(), &machine, Trace::NONE),
     };
     let mut first = open_session(run, &planned)?;
     let got = train(run, &mut first, &whole, &inputs, plant_fault)?;
@@ -113,7 +116,7 @@ pub fn verify(
         threads: threads_of(run),
         disk: DiskChoice::None,
         gpu: device.gpu.clone(),
-        process: machine.host_reserve,
+        process: planned.resident.beside,
         ..SessionOptions::default()
     };
     let mut second = Session::open(decoder, Arc::clone(&resident), clip, options)?;

@@ -8,6 +8,7 @@ mod finished;
 mod looks;
 mod lost;
 mod masks;
+mod memory;
 mod records;
 mod scratch;
 mod signals;

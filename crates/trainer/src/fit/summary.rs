@@ -6,7 +6,6 @@ use lowtide_planner::Tier;
 use lowtide_tiers::process;
 
 use super::Fit;
-use crate::bench::planned_host;
 use crate::planning::Planned;
 use crate::report::{Part, TrainReport, compare_lanes, median, moved_bytes};
 use crate::tally::Tally;
@@ -67,7 +66,8 @@ impl Fit<'_> {
             parameter_bytes: planned.decoder.workload().parameters()
                 * planned.plan.precision.size(),
             planned_bytes,
-            planned_rss_bytes: planned_host(&planned.plan, &planned.machine),
+            planned_rss_bytes: planned.resident.planned(&planned.plan, &planned.machine).0,
+            start_rss_bytes: planned.resident.start.0,
             peak_rss_bytes: process::peak_rss_bytes().map(|b| b.0),
             stopped: ends.stopped,
             nothing_to_do: false,

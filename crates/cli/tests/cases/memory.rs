@@ -1,0 +1,75 @@
+//! Host memory: what is told as planned is not exceeded, from the first instruction to the last.
+
+use std::fmt::Write;
+
+use crate::scratch::Scratch;
+
+const RUN: &str = "
+model: { path: m }
+output: out
+budget: { device: 96MiB, host: 256MiB, disk: 256MiB }
+plan: { weights: host, optimizer: disk, gradients: host }
+data: { train: train.jsonl }
+train: { steps: 3, micro_batch: 4, seq: 256, learning_rate: 1e-3 }
+checkpoint: { every_steps: 2 }
+";
+const MIB: u64 = 1 << 20;
+
+/// E29: planned covers measured, however many micro-batches a step has; and not by promising anything.
+#[test]
+fn planned_host_memory_covers_what_is_resident_at_any_accumulation() {
+    let case = Scratch::bare();
+    case.write("run.yaml", RUN);
+    let mut rows = String::new();
+    let mut slack = Vec::new();
+    for accumulate in [1, 8, 64] {
+        let sets = [
+            format!("train.accumulate={accumulate}"),
+            format!("output=out{accumulate}"),
+        ];
+        let args = [
+            "train", "run.yaml", "--json", "--set", &sets[0], "--set", &sets[1],
+        ];
+        let ended = case.run(&args);
+        let json = ended.fine().json();
+        let bytes = |key: &str| json[key].as_u64().expect(key);
+        let (planned, peak) = (bytes("planned_rss_bytes"), bytes("peak_rss_bytes"));
+        let arenas: u64 = ["device", "host"]
+            .map(|t| json["planned_bytes"][t].as_u64().expect(t))
+            .iter()
+            .sum();
+        writeln!(
+            rows,
+            "accumulate {accumulate}: {} MiB planned ({} in arenas), {} resident, {} at the start",
+            planned / MIB,
+            arenas / MIB,
+            peak / MIB,
+            bytes("start_rss_bytes") / MIB,
+        )
+        .expect("a string");
+        assert!(peak <= planned, "{rows}");
+        assert!(
+            arenas + bytes("start_rss_bytes") / 2 <= 2 * planned,
+            "{rows}"
+        );
+        slack.push(planned - peak);
+    }
+    // Threads' stacks and staging, which a run of this size does not fill.
+    assert!(slack.iter().all(|&s| s < 300 * MIB), "{slack:?}\n{rows}");
+}
+
+/// Reading the data counts: here it takes more than all arenas.
+#[test]
+fn reading_the_data_is_in_what_is_told() {
+    let case = Scratch::bare();
+    case.write("run.yaml", RUN);
+    let lines: String = case.read("train.jsonl").repeat(150);
+    assert!(lines.len() as u64 > 15 * MIB, "{}", lines.len());
+    case.write("train.jsonl", lines);
+    let ended = case.run(&["train", "run.yaml", "--json", "--set", "train.steps=1"]);
+    let json = ended.fine().json();
+    let bytes = |key: &str| json[key].as_u64().expect(key);
+    let (planned, peak) = (bytes("planned_rss_bytes"), bytes("peak_rss_bytes"));
+    assert!(peak <= planned, "{peak} resident, {planned} planned");
+    assert!(bytes("start_rss_bytes") <= peak);
+}

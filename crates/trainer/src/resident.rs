@@ -1,0 +1,66 @@
+//! Host memory that a run's process holds: counted when the plan is made, before anything is reserved.
+//!
+//! The promise: what is told as planned is not exceeded. It covers the whole process, from its first
+//! instruction: what reading data, measuring and planning took at their peak, and then the arenas with
+//! all that lies beside them.
+
+use lowtide_executor::Trace;
+use lowtide_planner::{Machine, PartName, Plan, Tier};
+use lowtide_tiers::process;
+use lowtide_units::Bytes;
+use lowtide_workload::Workload;
+
+/// Bytes that a runner holds for each task of a plan: its place in its lane, on a GPU the events that
+/// others wait for.
+const TASK: u64 = 2048;
+/// Bytes of an event of the trace, and lanes that have some.
+const EVENT: u64 = 40;
+const LANES: u64 = 6;
+/// Batches whose inputs are held at once: one that is prepared, those in flight, the sample that
+/// operations were measured on.
+const BATCHES: u64 = 5;
+
+/// Host memory that a process takes after its arenas are reserved, whatever the run: stacks of lanes,
+/// and what each core stages while weights are filled and checkpoints written.
+pub(crate) fn later() -> Bytes {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from) as u64;
+    Bytes::MIB * 128.max(10 * cores)
+}
+
+/// Host memory of a run's process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Resident {
+    /// What it holds beside its arenas while they are reserved, at most.
+    pub beside: Bytes,
+    /// The most that it held before: for its data, the measuring of rates, the search for a plan.
+    pub start: Bytes,
+}
+
+impl Resident {
+    /// Counts now: when the plan is made and nothing of it is reserved yet. What a machine file says of
+    /// libraries that are not loaded yet counts too.
+    #[must_use]
+    pub fn count(plan: &Plan, w: &Workload, machine: &Machine, trace: Trace) -> Self {
+        let tasks: usize = PartName::ALL.iter().map(|&p| plan.part(p).len()).sum();
+        let inputs = w.batch.input_bytes().0 * u64::from(w.batch.accumulate);
+        let run = TASK * tasks as u64 + BATCHES * inputs + EVENT * LANES * trace.events as u64;
+        let held = process::rss_bytes().unwrap_or_default();
+        Self {
+            beside: (held + later()).max(machine.host_reserve) + Bytes(run),
+            start: process::peak_rss_bytes().unwrap_or_default(),
+        }
+    }
+
+    /// The most that the process will have held: the host's arena, the CPU device's where there is no
+    /// GPU, and what lies beside them; or what it has held already, if that was more.
+    #[must_use]
+    pub fn planned(&self, plan: &Plan, machine: &Machine) -> Bytes {
+        let arena = |tier| plan.tier(tier).planned_bytes;
+        let device = if machine.cuda {
+            Bytes::ZERO
+        } else {
+            arena(Tier::Device)
+        };
+        self.start.max(arena(Tier::Host) + device + self.beside)
+    }
+}
