@@ -313,7 +313,8 @@ pub(crate) fn look(path: &Path) -> Result<Found, TierError> {
 
 /// Why a file of this length does not hold what its header says.
 pub(crate) fn too_short(len: u64, header: &Header) -> Option<String> {
-    let need = DATA + header.share;
+    // The header may say anything: it is the file's own.
+    let need = DATA.saturating_add(header.share);
     (len < need)
         .then(|| format!("it has {len} bytes where its header says {need}: its end was cut off"))
 }
