@@ -145,7 +145,7 @@ impl ModelShape {
     /// Width of q, k and v together: (H + 2·KV)·D.
     #[must_use]
     pub fn qkv_width(&self) -> u64 {
-        u64::from(self.heads + 2 * self.kv_heads) * u64::from(self.head_dim)
+        (u64::from(self.heads) + 2 * u64::from(self.kv_heads)) * u64::from(self.head_dim)
     }
 
     /// Width of the attention's output: H·D.

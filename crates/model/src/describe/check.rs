@@ -1,9 +1,10 @@
 //! Sizes that do not go together are told before anything is built from them.
 
-use lowtide_workload::{Family, ModelShape};
+use lowtide_workload::{Family, ModelShape, Workload};
 
 use super::Options;
 use crate::ModelError;
+use crate::params::{Spec, specs};
 
 fn wrong(what: &'static str, have: impl Into<u64>, need: impl Into<String>) -> ModelError {
     ModelError::Dimensions {
@@ -12,6 +13,18 @@ fn wrong(what: &'static str, have: impl Into<u64>, need: impl Into<String>) -> M
         need: need.into(),
     }
 }
+
+/// Most parameters of a model: 17 trillion, of which the state alone takes 200 TiB.
+const PARAMETERS_MAX: u128 = 1 << 44;
+/// Largest head. Attention's tables and sums are as wide.
+const HEAD_MAX: u32 = 1 << 13;
+/// Most numbers of the table of rotary angles, T·D: 1 GiB.
+const ANGLES_MAX: u64 = 1 << 28;
+/// Most that tokens of a micro-batch times parameters may be. No tensor, scratch or count of bytes touched of
+/// one unit is more than some twenty times that, so 64 bits hold them all.
+const WORK_MAX: u128 = 1 << 58;
+/// Most bytes of tensors of a whole batch: sums of them stay far inside 64 bits.
+const BATCH_BYTES_MAX: u128 = 1 << 60;
 
 /// Whether `shape` is a decoder that can be built.
 pub(crate) fn shape(s: &ModelShape) -> Result<(), ModelError> {
@@ -30,9 +43,15 @@ pub(crate) fn shape(s: &ModelShape) -> Result<(), ModelError> {
             return Err(wrong(what, size, "1 to 2^30"));
         }
     }
-    // The widest product and the number of tensors stay far inside 64 bits.
     if s.layers > 1 << 12 {
         return Err(wrong("number of layers", s.layers, "at most 4096"));
+    }
+    if s.head_dim > HEAD_MAX {
+        return Err(wrong(
+            "head size",
+            s.head_dim,
+            format!("at most {HEAD_MAX}"),
+        ));
     }
     let width = u64::from(s.heads) * u64::from(s.head_dim);
     if width > 1 << 30 {
@@ -73,7 +92,38 @@ pub(crate) fn shape(s: &ModelShape) -> Result<(), ModelError> {
             }
         }
     }
+    let n = parameters(s);
+    if n > PARAMETERS_MAX {
+        let have = u64::try_from(n).unwrap_or(u64::MAX);
+        return Err(wrong("number of parameters", have, "at most 2^44"));
+    }
     Ok(())
+}
+
+/// Parameters of a shape whose sizes are at most 2^30 and layers at most 2^12, in numbers that hold them.
+fn parameters(s: &ModelShape) -> u128 {
+    let one = ModelShape {
+        layers: 1,
+        ..s.clone()
+    };
+    let count = |spec: &Spec| u128::from(spec.rows) * u128::from(spec.cols);
+    let (block, ends): (Vec<Spec>, _) = specs(&one).into_iter().partition(|spec| spec.unit == 1);
+    let block: u128 = block.iter().map(count).sum();
+    block * u128::from(s.layers) + ends.iter().map(count).sum::<u128>()
+}
+
+/// Whether the tensors of all micro-batches can be counted in 64 bits.
+pub(crate) fn workload(w: &Workload) -> Result<(), ModelError> {
+    let tensors = w.units.iter().flat_map(|unit| &unit.tensors);
+    let bytes: u128 = tensors.map(|t| u128::from(t.bytes.0)).sum();
+    let bytes = bytes * u128::from(w.batch.accumulate);
+    match bytes <= BATCH_BYTES_MAX {
+        true => Ok(()),
+        false => {
+            let have = u64::try_from(bytes).unwrap_or(u64::MAX);
+            Err(wrong("bytes of a batch's tensors", have, "at most 2^60"))
+        }
+    }
 }
 
 /// Whether the batch suits the shape.
@@ -98,6 +148,17 @@ pub(crate) fn options(s: &ModelShape, o: &Options) -> Result<(), ModelError> {
     if o.batch.seq > s.max_positions {
         let need = format!("at most {}, the model's longest sequence", s.max_positions);
         return Err(wrong("sequence length", o.batch.seq, need));
+    }
+    let angles = u64::from(o.batch.seq) * u64::from(s.head_dim);
+    if s.rope.is_some() && angles > ANGLES_MAX {
+        let need = format!("at most {ANGLES_MAX}");
+        return Err(wrong("sequence length times head size", angles, need));
+    }
+    let work = u128::from(o.batch.rows()) * parameters(s);
+    if work > WORK_MAX {
+        let have = u64::try_from(work).unwrap_or(u64::MAX);
+        let what = "tokens of a micro-batch times parameters";
+        return Err(wrong(what, have, "at most 2^58"));
     }
     Ok(())
 }

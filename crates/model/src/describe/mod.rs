@@ -128,6 +128,7 @@ pub(crate) fn build(shape: &ModelShape, options: &Options) -> Result<Built, Mode
         params,
         model_flops,
     };
+    check::workload(&workload)?;
     Ok(Built {
         workload,
         kinds,
