@@ -19,6 +19,18 @@ pub enum Source {
     Published,
 }
 
+/// A value that no machine has.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[error("'{key}' is {value}, which must be {need}")]
+pub struct BadRate {
+    /// The key, with those that it is in.
+    pub key: String,
+    /// Its value.
+    pub value: f64,
+    /// What it must be.
+    pub need: &'static str,
+}
+
 /// One drive, or several that are striped.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DiskRates {
@@ -113,7 +125,63 @@ pub struct Machine {
     pub ops: BTreeMap<String, Seconds>,
 }
 
+/// Bounds of rates, and of seconds: what lies outside them is a slip of whoever wrote the file, and sums and
+/// quotients of what lies inside are finite.
+const RATE: (f64, f64) = (1.0, 1e24);
+const SECONDS: (f64, f64) = (0.0, 1e6);
+const RESERVE_MAX: u64 = 1 << 50;
+
 impl Machine {
+    /// Whether a plan can be made for it: with a rate of 0 or below nothing ever ends.
+    ///
+    /// # Errors
+    /// The first value that cannot be.
+    pub fn check(&self) -> Result<(), BadRate> {
+        let within = |key: String, value: f64, (least, most): (f64, f64), need| match (least..=most)
+            .contains(&value)
+        {
+            true => Ok(()),
+            false => Err(BadRate { key, value, need }),
+        };
+        let rate = |key: &str, value| within(key.to_owned(), value, RATE, "from 1 to 1e24");
+        let seconds = |key: &str, value: Seconds| {
+            within(key.to_owned(), value.0, SECONDS, "from 0 to 1e6 seconds")
+        };
+        rate("matmul_bf16", self.matmul_bf16.0)?;
+        rate("matmul_f32", self.matmul_f32.0)?;
+        rate("device_memory", self.device_memory.0)?;
+        rate("h2d", self.h2d.0)?;
+        rate("d2h", self.d2h.0)?;
+        rate("host_adamw", self.host_adamw)?;
+        rate("device_adamw", self.device_adamw)?;
+        seconds("op_overhead", self.op_overhead)?;
+        seconds("copy_overhead", self.copy_overhead)?;
+        seconds("host_overhead", self.host_overhead)?;
+        if let Some(disk) = &self.disk {
+            rate("disk.read", disk.read.0)?;
+            rate("disk.write", disk.write.0)?;
+            rate("disk.mixed", disk.mixed.0)?;
+            seconds("disk.latency", disk.latency)?;
+        }
+        for (name, time) in &self.ops {
+            seconds(&format!("ops.{name}"), *time)?;
+        }
+        for shared in &self.shared {
+            for (lane, &share) in &shared.share {
+                let key = format!("shared.{}.share.{lane}", shared.name);
+                within(key, share, (0.0, 1e6), "a share from 0 up")?;
+            }
+        }
+        for (key, reserve) in [
+            ("device_reserve", self.device_reserve),
+            ("host_reserve", self.host_reserve),
+        ] {
+            let most = (0.0, RESERVE_MAX as f64);
+            within(key.to_owned(), reserve.0 as f64, most, "at most 1 PiB")?;
+        }
+        Ok(())
+    }
+
     /// Time of one operation, alone.
     #[must_use]
     pub fn op(&self, op: &Op, dtype: Dtype) -> Seconds {
@@ -200,6 +268,58 @@ const SLOWEST: DiskRates = DiskRates {
 mod tests {
     use super::*;
     use crate::testing;
+
+    /// A simulation with such a value would not end, or end in no number.
+    #[test]
+    fn values_that_no_machine_has_are_found() {
+        let whole = testing::machine();
+        whole.check().expect("the tests' machine");
+        type Number = (&'static str, fn(&mut Machine) -> &mut f64);
+        let numbers: [Number; 14] = [
+            ("matmul_bf16", |m| &mut m.matmul_bf16.0),
+            ("matmul_f32", |m| &mut m.matmul_f32.0),
+            ("device_memory", |m| &mut m.device_memory.0),
+            ("op_overhead", |m| &mut m.op_overhead.0),
+            ("h2d", |m| &mut m.h2d.0),
+            ("d2h", |m| &mut m.d2h.0),
+            ("copy_overhead", |m| &mut m.copy_overhead.0),
+            ("host_adamw", |m| &mut m.host_adamw),
+            ("device_adamw", |m| &mut m.device_adamw),
+            ("host_overhead", |m| &mut m.host_overhead.0),
+            ("disk.read", |m| {
+                &mut m.disk.as_mut().expect("a drive").read.0
+            }),
+            ("disk.write", |m| {
+                &mut m.disk.as_mut().expect("a drive").write.0
+            }),
+            ("disk.mixed", |m| {
+                &mut m.disk.as_mut().expect("a drive").mixed.0
+            }),
+            ("disk.latency", |m| {
+                &mut m.disk.as_mut().expect("a drive").latency.0
+            }),
+        ];
+        for (key, number) in numbers {
+            for value in [-1.0, 1e300, f64::NAN, f64::INFINITY] {
+                let mut machine = whole.clone();
+                *number(&mut machine) = value;
+                let bad = machine.check().expect_err("it is refused");
+                assert_eq!(bad.key, key);
+            }
+        }
+        let mut huge = whole.clone();
+        huge.host_reserve = Bytes(u64::MAX);
+        assert_eq!(huge.check().expect_err("it is refused").key, "host_reserve");
+        let mut none = whole.clone();
+        none.h2d = BytesPerSecond(0.0);
+        assert_eq!(
+            none.check().expect_err("it is refused").to_string(),
+            "'h2d' is 0, which must be from 1 to 1e24"
+        );
+        none = whole;
+        none.ops.insert("x".to_owned(), Seconds(-1.0));
+        assert_eq!(none.check().expect_err("it is refused").key, "ops.x");
+    }
 
     /// Rates of f32 moments say what others take, and the other way round; the overhead stays.
     #[test]

@@ -390,14 +390,17 @@ fn planned<T>(
 /// Reads a machine's rates.
 ///
 /// # Errors
-/// When the file cannot be read or does not say what it must.
+/// When the file cannot be read or does not say what it must, or says what no machine can do.
 pub fn load_machine(path: &Path) -> Result<Machine, TrainError> {
     let fail = |what: String| TrainError::File {
         path: path.to_owned(),
         what,
     };
     let bytes = lowtide_files::read(path, MACHINE_MAX)?;
-    lowtide_files::json_from_slice(&bytes).map_err(|e| fail(format!("not a machine file: {e}")))
+    let machine: Machine = lowtide_files::json_from_slice(&bytes)
+        .map_err(|e| fail(format!("not a machine file: {e}")))?;
+    machine.check().map_err(|e| fail(e.to_string()))?;
+    Ok(machine)
 }
 
 /// The longest machine file, in bytes: `lowtide probe` writes some ten thousand.
