@@ -31,6 +31,12 @@ pub const EDGES: &[(&str, &[&str])] = &[
         ],
     ),
     ("cli", &["config", "planner", "trainer"]),
+    (
+        "fuzz",
+        &[
+            "units", "files", "workload", "config", "planner", "tiers", "model", "trainer",
+        ],
+    ),
 ];
 
 /// Crates whose tests, too, use only what [`EDGES`] allows: the planner never sees a model, and
