@@ -569,3 +569,25 @@ fn a_pipe_in_place_of_an_output_is_refused() {
     assert!(made.expect("mkfifo").success());
     s.train(&[]).refused(&["metrics.jsonl", "not a plain file"]);
 }
+
+/// A kill between the save of the last step and the removal of the oldest checkpoint.
+#[test]
+fn a_checkpoint_too_many_goes_with_the_next_start() {
+    let s = Scratch::new("newest-checkpoint-broken");
+    s.write("run.yaml", RUN);
+    let keep = |n: u32| format!("checkpoint.keep={n}");
+    s.train(&["output=out", &keep(3), "checkpoint.every_steps=1"])
+        .fine();
+    let steps = || {
+        let there = fs::read_dir(s.at("out/checkpoints")).unwrap().flatten();
+        let mut names: Vec<_> = there.map(|e| e.file_name()).collect();
+        names.sort();
+        names
+    };
+    assert_eq!(steps().len(), 3);
+    // As if it had died before it was done.
+    fs::remove_file(s.at("out/finished.json")).unwrap();
+    s.train(&["output=out", &keep(2), "checkpoint.every_steps=1"])
+        .fine();
+    assert_eq!(steps(), ["step-00000003", "step-00000004"]);
+}

@@ -211,6 +211,10 @@ impl Fit<'_> {
         let step = self.state.step;
         if step == 0 || self.saved == Some(step) {
             self.cadence.saved(Instant::now());
+            if step > 0 {
+                // The process that saved it may have died before this.
+                self.prune();
+            }
             return Ok(());
         }
         self.checked(step, |s| s.session.drain())?;
@@ -232,10 +236,7 @@ impl Fit<'_> {
             self.observer.saved(&path);
             self.last_checkpoint = Some(path);
             self.saved = Some(step);
-            // One too many is no reason to end a run.
-            let told = checkpoint::prune(&self.output, step, keep)
-                .unwrap_or_else(|e| vec![format!("warning: an old checkpoint stays: {e}")]);
-            self.tell(told);
+            self.prune();
         });
         let there = checkpoint::list(self.output.folder().path()).len();
         let ahead = self.sizes.ahead(keep, there) + self.sizes.model;
@@ -244,6 +245,14 @@ impl Fit<'_> {
             self.tell(told);
         }
         saved
+    }
+
+    /// Removes checkpoints that are too many. One that stays is no reason to end a run.
+    fn prune(&mut self) {
+        let keep = self.run.checkpoint.keep as usize;
+        let told = checkpoint::prune(&self.output, self.state.step, keep)
+            .unwrap_or_else(|e| vec![format!("warning: an old checkpoint stays: {e}")]);
+        self.tell(told);
     }
 
     /// Tells people.
