@@ -190,6 +190,16 @@ impl Choice {
         (kept, light)
     }
 
+    /// Bytes of the saved tensors of one micro-batch that stay on the device.
+    pub(crate) fn kept_bytes(&self, w: &Workload) -> u64 {
+        let of = |(unit, saved): (&Unit, &Vec<Saved>)| -> u64 {
+            let kept = unit.saved().into_iter().zip(saved);
+            let kept = kept.filter(|&(_, &s)| s == Saved::Keep);
+            kept.map(|(t, _)| unit.tensors[t as usize].bytes.0).sum()
+        };
+        w.units.iter().zip(&self.saved).map(of).sum()
+    }
+
     /// Blocks that recompute anything.
     #[must_use]
     pub fn recomputed_blocks(&self) -> usize {

@@ -8,6 +8,7 @@ use lowtide_config as config;
 use lowtide_config::{ModelSource, Run};
 use lowtide_device::cuda::{CudaError, process_memory};
 use lowtide_model::{Decoder, Options};
+use lowtide_planner::search::fits_any;
 use lowtide_planner::search::outlook::{Outlook, plan_with_outlook};
 use lowtide_planner::{
     Budgets, Clip, LoopOrder, Machine, Pieces, Pins, Plan, PlanError, Processor, Refusal, Request,
@@ -345,16 +346,14 @@ fn planned<T>(
         device: budgets.device.saturating_sub(reserve),
         ..budgets
     };
-    let request = |decoder: &Decoder| {
-        make(&Request {
-            workload: decoder.workload(),
-            machine,
-            budgets,
-            clip: clip.mode,
-            pins,
-        })
+    let request = Request {
+        workload: decoder.workload(),
+        machine,
+        budgets,
+        clip: clip.mode,
+        pins,
     };
-    match request(decoder) {
+    match make(&request) {
         Ok(plan) => Ok(plan),
         Err(PlanError::Wrong(fault)) => Err(TrainError::WrongPlan(fault)),
         Err(PlanError::Refused(mut refusal)) => {
@@ -372,7 +371,12 @@ fn planned<T>(
                     micro_batch: b,
                     ..run.batch()
                 };
-                if request(&*decoder_of(run, batch, target)?).is_ok() {
+                let smaller = decoder_of(run, batch, target)?;
+                let workload = smaller.workload();
+                if fits_any(&Request {
+                    workload,
+                    ..request
+                }) {
                     nearest_micro_batch = Some(b);
                     break;
                 }

@@ -10,6 +10,7 @@
 use super::Search;
 use super::mix::{Count, Mix};
 use crate::choice::{Choice, LoopOrder, Pieces};
+use crate::draft::persistent_bytes;
 use crate::plan::Tier;
 
 /// A mix, what it gives each unit once state that does not fit on the host went to disk, and how
@@ -39,24 +40,16 @@ impl Search<'_> {
     /// A start with the bytes that are left spent in the best of a few orders.
     pub(super) fn spend(&self, start: Candidate, work: u64) -> Candidate {
         let least = start.mix.clone();
-        let mut climb = Climb {
-            search: self,
-            best: start,
-            limit: self.seen.work.get() + work,
-        };
+        let mut climb = Climb::new(self, start, work);
         climb.spend(&least);
-        climb.best
+        climb.end()
     }
 
     /// The best that can be reached from a candidate, doing about `work` at most.
     pub(super) fn climb(&self, from: Candidate, work: u64) -> Candidate {
-        let mut climb = Climb {
-            search: self,
-            best: from,
-            limit: self.seen.work.get() + work,
-        };
+        let mut climb = Climb::new(self, from, work);
         climb.turn();
-        climb.best
+        climb.end()
     }
 
     /// The choice of a mix, with state and weights on disk that do not fit on the host.
@@ -69,6 +62,22 @@ impl Search<'_> {
         }
     }
 
+    /// About how many bytes of the device one choice takes more than another: what stays there, and saved
+    /// tensors between forward and backward.
+    fn more_on_device(&self, less: &Choice, more: &Choice) -> u64 {
+        let w = self.r.workload;
+        let together = match (more.order, more.round) {
+            (LoopOrder::BatchMajor, _) => 1,
+            (_, 0) => w.batch.accumulate,
+            (_, round) => round,
+        };
+        let bytes = |choice: &Choice| {
+            let stays = persistent_bytes(w, choice, self.r.clip)[Tier::Device as usize];
+            stays + u64::from(together) * choice.kept_bytes(w)
+        };
+        bytes(more).saturating_sub(bytes(less)).max(1)
+    }
+
     /// The mix with as much of one knob as fits, more or less than it has; nothing where it does
     /// not fit without any.
     pub(super) fn filled(&self, mix: &Mix, count: Count) -> Option<Mix> {
@@ -78,14 +87,15 @@ impl Search<'_> {
         let fits = |n: usize| self.settled(&at(n)).is_some();
         let now = mix.get(count);
         // What one more costs says where to look first.
-        let need = |n: usize| self.size(&at(n).choice(w, pins)).need[0];
-        let (have, budget) = (need(now), self.r.budgets.device.0);
+        let choice = |n: usize| at(n).choice(w, pins);
         let near = if now < most {
             now + 1
         } else {
             now.checked_sub(1)?
         };
-        let each = have.abs_diff(need(near)).max(1);
+        let each = self.more_on_device(&choice(now.min(near)), &choice(now.max(near)));
+        let settled = self.settled(&at(now)).unwrap_or_else(|| choice(now));
+        let (have, budget) = (self.size(&settled).need[0], self.r.budgets.device.0);
         let mut guess = if have <= budget {
             now.saturating_add(((budget - have) / each) as usize)
         } else {
@@ -94,6 +104,9 @@ impl Search<'_> {
         // It fits below `low` and not from `high` on.
         let (mut low, mut high, mut step) = (0, most + 1, 1);
         while high > low {
+            if self.seen.exhausted() {
+                return None;
+            }
             guess = guess.clamp(low, high - 1);
             if fits(guess) {
                 low = guess + 1;
@@ -108,6 +121,23 @@ impl Search<'_> {
             }
         }
         Some(at(low.checked_sub(1)?))
+    }
+}
+
+impl<'s, 'a> Climb<'s, 'a> {
+    fn new(search: &'s Search<'a>, best: Candidate, work: u64) -> Self {
+        let limit = search.seen.work.get() + work;
+        search.seen.limit.set(limit);
+        Self {
+            search,
+            best,
+            limit,
+        }
+    }
+
+    fn end(self) -> Candidate {
+        self.search.seen.limit.set(0);
+        self.best
     }
 }
 
@@ -292,11 +322,23 @@ impl Climb<'_, '_> {
                 add(&|m| m.pieces = pieces);
             }
         }
-        if pins.order.is_none() && mix.round > 0 {
-            let most = self.search.most_in_a_part();
-            add(&|m| m.round = (m.round * 2).min(most));
-            add(&|m| m.round = (m.round / 2).max(1));
-        } else if pins.order.is_none() && w.batch.accumulate > 1 {
+        let batch = w.batch.accumulate;
+        if pins.order.is_none() && batch > 2 {
+            let whole = !self.search.in_rounds();
+            let most = self.search.most_in_a_part().min(batch - 1);
+            if whole {
+                add(&|m| (m.round, m.order) = (0, LoopOrder::LayerMajor));
+            }
+            if self.search.by_batch() {
+                add(&|m| (m.round, m.order) = (0, LoopOrder::BatchMajor));
+            }
+            if mix.round == 0 {
+                add(&|m| (m.round, m.order) = (batch.div_ceil(2), LoopOrder::LayerMajor));
+            } else {
+                add(&|m| m.round = (m.round * 2).min(most));
+                add(&|m| m.round = (m.round / 2).max(1));
+            }
+        } else if pins.order.is_none() && batch == 2 {
             for order in [LoopOrder::LayerMajor, LoopOrder::BatchMajor] {
                 add(&|m| m.order = order);
             }

@@ -39,23 +39,27 @@ impl Search<'_> {
         if stays[0] > budgets.device.0 || stays[1] > budgets.host.0 {
             return None;
         }
+        let spill = |choice: &mut Choice, need: &[u64; 3]| {
+            let mut excess = need[1].saturating_sub(budgets.host.0);
+            let mut moved = false;
+            if states {
+                excess = self.spill(choice, excess, false, &mut moved);
+            }
+            if weights && excess > 0 {
+                self.spill(choice, excess, true, &mut moved);
+            }
+            moved
+        };
+        // What stays on the host is known without a draft.
+        let stays = persistent_bytes(self.r.workload, &choice, self.r.clip);
+        spill(&mut choice, &stays);
         for _ in 0..12 {
             let need = self.size(&choice).need;
             if fits(&need, budgets) {
                 return Some(choice);
             }
-            if need[0] > budgets.device.0 || need[2] > budgets.disk.0 {
-                return None;
-            }
-            let mut excess = need[1].saturating_sub(budgets.host.0);
-            let mut moved = false;
-            if states {
-                excess = self.spill(&mut choice, excess, false, &mut moved);
-            }
-            if weights && excess > 0 {
-                self.spill(&mut choice, excess, true, &mut moved);
-            }
-            if !moved {
+            if need[0] > budgets.device.0 || need[2] > budgets.disk.0 || !spill(&mut choice, &need)
+            {
                 return None;
             }
         }
@@ -129,6 +133,8 @@ impl Search<'_> {
                 disk: limits.disk.0 > 0,
                 ..*self
             };
+            // The least disk space with which the rest does is told too.
+            let asked = mask == [false, false, true] && allowed.disk.0 == 0;
             for way in search.ways(search.disk) {
                 for prefetch in [0, way.prefetch] {
                     let prefetch = self.r.pins.prefetch.unwrap_or(prefetch);
@@ -139,10 +145,21 @@ impl Search<'_> {
                     let choice = way.choice(self.r.workload, &self.r.pins);
                     // With a free host nothing would go to disk by itself.
                     let spilled = search.spilled(choice.clone());
-                    for choice in search.fit(choice, &limits).into_iter().chain([spilled]) {
+                    // What stays tells of most that they are no nearer, and takes no draft. The more lies
+                    // on disk, the less on the host.
+                    let stays = |c: &Choice| persistent_bytes(self.r.workload, c, self.r.clip);
+                    let (most, least) = (stays(&choice), stays(&spilled));
+                    let further = |need: &[u64; 3]| {
+                        let cost = excess(need, &allowed);
+                        !asked && best.as_ref().is_some_and(|(c, _)| *c <= cost)
+                    };
+                    let fitted = (!further(&[most[0], least[1], most[2]]))
+                        .then(|| search.fit(choice, &limits));
+                    let spilled = (!further(&least)).then_some(spilled);
+                    for choice in fitted.flatten().into_iter().chain(spilled) {
                         let need = self.size(&choice).need;
                         let cost = excess(&need, &allowed);
-                        if mask == [false, false, true] && fits(&need, &limits) {
+                        if asked && fits(&need, &limits) {
                             on_disk = Some(on_disk.map_or(need[2], |least| least.min(need[2])));
                         }
                         if fits(&need, &limits) && best.as_ref().is_none_or(|(c, _)| cost < *c) {

@@ -10,6 +10,7 @@
 //! inputs give an equal plan.
 
 use std::cell::{Cell, RefCell};
+use std::sync::Arc;
 
 use lowtide_units::{Bytes, Seconds};
 use lowtide_workload::{Unit, Workload};
@@ -34,6 +35,8 @@ mod mix;
 pub mod outlook;
 #[cfg(test)]
 mod twin;
+#[cfg(test)]
+mod work_tests;
 
 /// Knobs that the user holds fast; `None` is the planner's to choose.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -111,14 +114,33 @@ struct Search<'a> {
     seen: &'a Seen,
 }
 
-/// What is known of choices that were looked at: the same ones come up again and again.
+/// What is known of choices that were looked at: the same ones come up again and again. All of it depends
+/// on nothing but the choice, so it may come from anywhere.
+#[derive(Clone, Default)]
+struct Known {
+    sizes: FastMap<Choice, Size>,
+    whole: FastMap<Choice, [u64; 3]>,
+    seconds: FastMap<Choice, f64>,
+}
+
+impl Known {
+    fn extend(&mut self, other: Self) {
+        self.sizes.extend(other.sizes);
+        self.whole.extend(other.whole);
+        self.seconds.extend(other.seconds);
+    }
+}
+
+/// What one thread of a search knows and has done.
 #[derive(Default)]
 struct Seen {
-    sizes: RefCell<FastMap<Choice, Size>>,
-    whole: RefCell<FastMap<Choice, [u64; 3]>>,
-    seconds: RefCell<FastMap<Choice, f64>>,
+    /// What is known by every thread.
+    shared: RefCell<Arc<Known>>,
+    own: RefCell<Known>,
     /// Tasks that were drafted, and three for each that was simulated: about as long as it takes.
     work: Cell<u64>,
+    /// Where that count ends the looking for how much of a knob fits; zero: nowhere.
+    limit: Cell<u64>,
     /// The newest draft that fits; likely to be timed next.
     newest: RefCell<Option<(Choice, Draft, Layout)>>,
 }
@@ -135,9 +157,15 @@ struct Size {
 /// need not be so when the bytes that are left are spent.
 const IMPROVED: usize = 5;
 
-/// Work that spending on a start, and each climb, may do: what bounds the time of planning.
-const SPEND: u64 = 150_000;
-const CLIMB: u64 = 600_000;
+/// Work that spending on a start, a first climb from it, and a second one may do: what bounds the time
+/// of planning. A start that the first climb leaves behind is not climbed from further.
+const WORK: [u64; 3] = [100_000, 100_000, 400_000];
+
+/// The same of a batch in which rounds are a choice: each look costs more, and there is more to choose.
+const WORK_IN_ROUNDS: [u64; 3] = [150_000, 250_000, 600_000];
+
+/// How many are climbed from twice.
+const CLIMBED: usize = 2;
 
 /// Plans a request.
 ///
@@ -147,6 +175,15 @@ pub fn plan(r: &Request<'_>) -> Result<Plan, PlanError> {
     let seen = Seen::default();
     let search = Search::new(*r, &seen);
     search.made(&search.best()?)
+}
+
+/// Whether any plan fits a request. Looks for none that is fast, and for no reason where there is none.
+#[must_use]
+pub fn fits_any(r: &Request<'_>) -> bool {
+    let seen = Seen::default();
+    let search = Search::new(*r, &seen);
+    let holds = |(_, choice): &(Mix, Choice)| search.holds_whole(choice);
+    search.starting_points().iter().any(holds) || search.crowded().iter().any(holds)
 }
 
 /// Operations of a part that is planned task by task; a batch of more is cut into rounds.
@@ -182,15 +219,35 @@ fn fits(need: &[u64; 3], budgets: &Budgets) -> bool {
         .all(|&t| need[t as usize] <= budgets.of(t).0)
 }
 
-impl Clone for Seen {
-    fn clone(&self) -> Self {
+impl Seen {
+    /// What was learned before, for a thread of its own.
+    fn knowing(shared: Arc<Known>) -> Self {
         Self {
-            sizes: self.sizes.clone(),
-            whole: self.whole.clone(),
-            seconds: self.seconds.clone(),
-            work: self.work.clone(),
-            newest: RefCell::default(),
+            shared: RefCell::new(shared),
+            ..Self::default()
         }
+    }
+
+    fn get<T: Copy>(
+        &self,
+        choice: &Choice,
+        of: impl Fn(&Known) -> &FastMap<Choice, T>,
+    ) -> Option<T> {
+        let shared = of(&self.shared.borrow()).get(choice).copied();
+        shared.or_else(|| of(&self.own.borrow()).get(choice).copied())
+    }
+
+    /// Whether the work is done that may be done.
+    fn exhausted(&self) -> bool {
+        (1..=self.work.get()).contains(&self.limit.get())
+    }
+
+    /// Everything that is known, for others to know.
+    fn share(&self) -> Arc<Known> {
+        let own = self.own.take();
+        let mut shared = self.shared.borrow_mut();
+        Arc::make_mut(&mut shared).extend(own);
+        Arc::clone(&shared)
     }
 }
 
@@ -213,7 +270,7 @@ impl Search<'_> {
     /// What a steady step needs of a choice, and the bound of that step. Of the other parts few
     /// need more ([`Search::holds_whole`]).
     fn size(&self, choice: &Choice) -> Size {
-        if let Some(&size) = self.seen.sizes.borrow().get(choice) {
+        if let Some(size) = self.seen.get(choice, |k| &k.sizes) {
             return size;
         }
         let Request {
@@ -231,7 +288,8 @@ impl Search<'_> {
             need: l.totals,
             bound,
         };
-        self.seen.sizes.borrow_mut().insert(choice.clone(), size);
+        let mut own = self.seen.own.borrow_mut();
+        own.sizes.insert(choice.clone(), size);
         if fits(&size.need, &self.r.budgets) {
             *self.seen.newest.borrow_mut() = Some((choice.clone(), d, l));
         }
@@ -240,12 +298,14 @@ impl Search<'_> {
 
     /// What a choice needs in all parts, to the byte.
     fn whole(&self, choice: &Choice) -> [u64; 3] {
-        if let Some(&need) = self.seen.whole.borrow().get(choice) {
+        if let Some(need) = self.seen.get(choice, |k| &k.whole) {
             return need;
         }
         let d = draft(self.r.workload, choice, self.r.clip, &PartName::ALL);
         let need = layout(&d.slots, PartName::ALL.len()).totals;
-        self.seen.whole.borrow_mut().insert(choice.clone(), need);
+        self.worked(d.parts.iter().map(Vec::len).sum());
+        let mut own = self.seen.own.borrow_mut();
+        own.whole.insert(choice.clone(), need);
         need
     }
 
@@ -262,7 +322,7 @@ impl Search<'_> {
             budgets,
             ..
         } = &self.r;
-        let known = self.seen.sizes.borrow().get(choice).copied();
+        let known = self.seen.get(choice, |k| &k.sizes);
         match known {
             Some(size) => fits(&size.need, budgets),
             // What stays is known without a draft, and most of what does not fit fails by it.
@@ -279,7 +339,7 @@ impl Search<'_> {
 
     /// Simulated time of a step.
     fn seconds(&self, choice: &Choice) -> f64 {
-        if let Some(&seconds) = self.seen.seconds.borrow().get(choice) {
+        if let Some(seconds) = self.seen.get(choice, |k| &k.seconds) {
             return seconds;
         }
         let Request {
@@ -305,16 +365,17 @@ impl Search<'_> {
         let tasks: usize = simulated.iter().map(|&p| plan.part(p).len()).sum();
         self.worked(tasks * 3 / 4);
         let seconds = steady_seconds(&plan, w, machine, Seconds(bound)).0;
-        self.seen
-            .seconds
-            .borrow_mut()
-            .insert(choice.clone(), seconds);
+        let mut own = self.seen.own.borrow_mut();
+        own.seconds.insert(choice.clone(), seconds);
         seconds
     }
 
     /// The fastest starting points, or what would fit where there is none.
     fn starts(&self) -> Result<Vec<Candidate>, PlanError> {
-        let starts = self.fastest(self.starting_points());
+        let mut starts = self.fastest(self.starting_points());
+        if starts.is_empty() {
+            starts = self.fastest(self.crowded());
+        }
         if starts.is_empty() {
             return Err(PlanError::Refused(Box::new(self.refusal())));
         }
@@ -325,15 +386,25 @@ impl Search<'_> {
     fn best(&self) -> Result<Candidate, PlanError> {
         let starts = self.starts()?;
         let first = |a: &Candidate, b: &Candidate| a.seconds.total_cmp(&b.seconds);
-        let mut spent = self.each(starts, |search, start| search.spend(start, SPEND));
-        spent.sort_by(first);
-        spent.dedup_by(|a, b| a.mix == b.mix);
-        let climbed = self.each(spent, |search, from| search.climb(from, CLIMB));
+        let rounds = self.r.workload.batch.accumulate > 2 && self.r.pins.order.is_none();
+        let [spend, first_climb, second_climb] = if rounds { WORK_IN_ROUNDS } else { WORK };
+        let ranked = |mut found: Vec<Candidate>| {
+            found.sort_by(first);
+            found.dedup_by(|a, b| a.choice == b.choice);
+            found
+        };
+        let spent = self.each(starts, |search, start| search.spend(start, spend));
+        let climbed = self.each(ranked(spent), |search, from| {
+            search.climb(from, first_climb)
+        });
+        let mut best = ranked(climbed);
+        best.truncate(CLIMBED);
+        let climbed = self.each(best, |search, from| search.climb(from, second_climb));
         Ok(climbed.into_iter().min_by(first).expect("not empty"))
     }
 
-    /// The fastest few, fastest first; of equals the first. Those whose bound is above the time
-    /// of enough others are not simulated.
+    /// The fastest few that fit in all parts, fastest first; of equals the first. Those whose bound is
+    /// above the time of enough others are not looked at further.
     fn fastest(&self, starts: Vec<(Mix, Choice)>) -> Vec<Candidate> {
         let mut order: Vec<(f64, usize)> = starts
             .iter()
@@ -348,6 +419,9 @@ impl Search<'_> {
                 .is_some_and(|&(seconds, _)| seconds < bound)
             {
                 break;
+            }
+            if !self.holds_whole(&starts[i].1) {
+                continue;
             }
             best.push((self.seconds(&starts[i].1), i));
             best.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
@@ -388,6 +462,12 @@ impl Search<'_> {
             && self.r.workload.batch.accumulate > self.most_in_a_part()
     }
 
+    /// Whether all blocks for one micro-batch after the other are tried without rounds: as rounds of one, but
+    /// with sums that need no home of their own. Of many micro-batches that is a long plan.
+    fn by_batch(&self) -> bool {
+        (2..=8).contains(&self.r.workload.batch.accumulate) && !self.in_rounds()
+    }
+
     /// Orders of the loops that have to be tried, with the micro-batches of a round.
     fn loops(&self) -> Vec<(LoopOrder, u32)> {
         let batch = self.r.workload.batch.accumulate;
@@ -395,15 +475,21 @@ impl Search<'_> {
             Some(LoopOrder::BatchMajor) if self.in_rounds() => vec![(LoopOrder::BatchMajor, 1)],
             Some(order) => vec![(order, 0)],
             None if batch == 1 => vec![(LoopOrder::LayerMajor, 0)],
-            None if !self.in_rounds() => {
+            None if batch == 2 && self.by_batch() => {
                 vec![(LoopOrder::LayerMajor, 0), (LoopOrder::BatchMajor, 0)]
             }
             None => {
-                let most = self.most_in_a_part();
-                let mut rounds = vec![1, 4.min(most), most];
+                // Few micro-batches a round take least memory, many fetch weights least often.
+                let most = self.most_in_a_part().min(batch - 1);
+                let mut rounds = vec![1, 4.min(most)];
+                rounds.push(if self.in_rounds() { most } else { 0 });
                 rounds.dedup();
                 let order = LoopOrder::LayerMajor;
-                rounds.into_iter().map(|round| (order, round)).collect()
+                let mut loops: Vec<_> = rounds.into_iter().map(|round| (order, round)).collect();
+                if self.by_batch() {
+                    loops.push((LoopOrder::BatchMajor, 0));
+                }
+                loops
             }
         }
     }
@@ -434,11 +520,34 @@ impl Search<'_> {
         ways
     }
 
+    /// The ways that the device may hold: one for which it is too small with all that can wait elsewhere on
+    /// the host needs no less of it with that on disk.
+    fn hopeful(&self, disk: bool) -> Vec<Mix> {
+        let (w, pins) = (self.r.workload, &self.r.pins);
+        let mut asked: Vec<((LoopOrder, u32, Pieces), bool)> = Vec::new();
+        let mut hopeful = |way: &Mix| {
+            let key = (way.order, way.round, way.pieces);
+            if let Some(&(_, answer)) = asked.iter().find(|(k, _)| *k == key) {
+                return answer;
+            }
+            let mut mix = Mix::least(way.order, way.pieces, Tier::Host, Tier::Host);
+            mix.round = way.round;
+            mix.inputs = pins.inputs.unwrap_or(mix.inputs);
+            mix.prefetch = pins.prefetch.unwrap_or(0);
+            let need = self.size(&mix.choice(w, pins)).need;
+            let answer = need[Tier::Device as usize] <= self.r.budgets.device.0;
+            asked.push((key, answer));
+            answer
+        };
+        let ways = self.ways(disk).into_iter();
+        ways.filter(|way| hopeful(way)).collect()
+    }
+
     /// Those that fit, each as it is or with nothing fetched ahead.
     fn starting_points(&self) -> Vec<(Mix, Choice)> {
         let (w, pins) = (self.r.workload, &self.r.pins);
         let mut found = Vec::new();
-        for way in self.ways(self.disk) {
+        for way in self.hopeful(self.disk) {
             let mut mixes = vec![way.clone()];
             if pins.prefetch.is_none() {
                 mixes.push(Mix { prefetch: 0, ..way });
@@ -454,10 +563,6 @@ impl Search<'_> {
                 found.extend(self.settled(&mix).map(|c| (mix, c)));
             }
         }
-        found.retain(|(_, choice)| self.holds_whole(choice));
-        if found.is_empty() {
-            found = self.crowded();
-        }
         found
     }
 
@@ -467,11 +572,15 @@ impl Search<'_> {
         let (w, pins) = (self.r.workload, &self.r.pins);
         let with = |way: &Mix, n: usize| way.with(Count::Resident, n, w, pins);
         let on_device = |mix: &Mix| {
-            let need = self.size(&mix.choice(w, pins)).need;
-            need[Tier::Device as usize] <= self.r.budgets.device.0
+            let choice = mix.choice(w, pins);
+            let holds = |need: [u64; 3]| need[Tier::Device as usize] <= self.r.budgets.device.0;
+            holds(persistent_bytes(w, &choice, self.r.clip)) && holds(self.size(&choice).need)
         };
         let mut found = Vec::new();
-        for way in self.ways(self.disk) {
+        for way in self.hopeful(self.disk) {
+            if !on_device(&way) {
+                continue;
+            }
             // Each unit more takes more of the device: the last count that it holds.
             let (mut holds, mut beyond) = (0, way.most(Count::Resident, w, pins) + 1);
             while beyond - holds > 1 {
@@ -494,30 +603,41 @@ impl Search<'_> {
         found
     }
 
-    /// Does something with each candidate on a thread of its own; what one learns the others do
-    /// not see.
+    /// Does something with each candidate on a thread of its own; what one learns the others see when
+    /// all are done.
     fn each(
         &self,
         candidates: Vec<Candidate>,
         what: impl Fn(Search<'_>, Candidate) -> Candidate + Sync,
     ) -> Vec<Candidate> {
         let what = &what;
-        std::thread::scope(|scope| {
+        let known = self.seen.share();
+        let done: Vec<(Candidate, Known, usize)> = std::thread::scope(|scope| {
             let threads: Vec<_> = candidates
                 .into_iter()
                 .map(|candidate| {
-                    let seen = self.seen.clone();
+                    let seen = Seen::knowing(Arc::clone(&known));
                     let r = self.r;
-                    scope.spawn(move || what(Search::new(r, &seen), candidate))
+                    scope.spawn(move || {
+                        let done = what(Search::new(r, &seen), candidate);
+                        (done, seen.own.into_inner(), seen.work.get() as usize)
+                    })
                 })
                 .collect();
-            threads
-                .into_iter()
-                .map(|t| {
-                    t.join()
-                        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-                })
-                .collect()
-        })
+            threads.into_iter().map(|t| joined(t.join())).collect()
+        });
+        drop(known);
+        done.into_iter()
+            .map(|(candidate, learned, work)| {
+                self.seen.own.borrow_mut().extend(learned);
+                self.worked(work);
+                candidate
+            })
+            .collect()
     }
+}
+
+/// What a thread did; its panic goes on here.
+fn joined<T>(done: std::thread::Result<T>) -> T {
+    done.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }

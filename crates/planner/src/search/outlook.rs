@@ -1,13 +1,15 @@
 //! What was left on the table: plans of other kinds, what one more unit of each budget would buy,
 //! and what keys that change numbers would do.
 
+use std::sync::Arc;
+
 use lowtide_units::{Bytes, Seconds};
 use lowtide_workload::{UnitKind, Workload};
 use serde::{Deserialize, Serialize};
 
 use super::climb::Candidate;
 use super::mix::{Count, Mix};
-use super::{PlanError, Request, Search, Seen, busy_of, timed_parts};
+use super::{PlanError, Request, Search, Seen, busy_of, joined, timed_parts};
 use crate::choice::{Budgets, Clip, LoopOrder};
 use crate::plan::{LaneKind, Plan, Tier};
 
@@ -71,7 +73,7 @@ pub struct Outlook {
 const TOLD: usize = 3;
 
 /// Work for each question: a fraction of what the plan itself was worth.
-const WORK: u64 = 60_000;
+const WORK: u64 = 30_000;
 
 /// Plans a request and looks around it: as [`super::plan`], and what was left on the table.
 /// `more` are the workloads of the same model at other accumulations, with how many micro-batches.
@@ -86,11 +88,17 @@ pub fn plan_with_outlook(
     let search = Search::new(*r, &seen);
     let best = search.best()?;
     let made = search.made(&best)?;
-    let outlook = Outlook {
-        alternatives: search.alternatives(&best),
-        more: search.more(&best),
-        suggestions: suggestions(r, &best, more),
-    };
+    let known = seen.share();
+    let look = || Seen::knowing(Arc::clone(&known));
+    let outlook = std::thread::scope(|scope| {
+        let alternatives = scope.spawn(|| Search::new(*r, &look()).alternatives(&best));
+        let budgets = scope.spawn(|| Search::new(*r, &look()).more(&best));
+        Outlook {
+            suggestions: suggestions(r, &best, more),
+            alternatives: joined(alternatives.join()),
+            more: joined(budgets.join()),
+        }
+    });
     Ok((made, outlook))
 }
 
@@ -111,9 +119,12 @@ impl Search<'_> {
             change(&mut mix);
             mix
         };
-        let other_order = match mix.order {
-            LoopOrder::LayerMajor => LoopOrder::BatchMajor,
-            LoopOrder::BatchMajor => LoopOrder::LayerMajor,
+        let whole = !self.in_rounds();
+        let other_loop = |m: &mut Mix| match (w.batch.accumulate, m.round, m.order) {
+            (..=2, _, LoopOrder::LayerMajor) => m.order = LoopOrder::BatchMajor,
+            (..=2, ..) => m.order = LoopOrder::LayerMajor,
+            (_, round, _) if round > 0 && whole => (m.round, m.order) = (0, LoopOrder::LayerMajor),
+            _ => (m.round, m.order) = (1, LoopOrder::LayerMajor),
         };
         let blocks = w.units.iter().filter(|u| u.kind == UnitKind::Block).count();
         let all_updates = none(&[Count::Resident, Count::Streamed]);
@@ -155,7 +166,7 @@ impl Search<'_> {
             ),
             (
                 "the other loop order",
-                sorted(&|m| m.order = other_order),
+                sorted(&|m| other_loop(m)),
                 &[Count::Resident],
             ),
             (
@@ -183,18 +194,21 @@ impl Search<'_> {
             }
             let applies = match kind {
                 "the other loop order" => {
-                    w.batch.accumulate > 1 && pins.order.is_none() && mix.round == 0
+                    w.batch.accumulate > 1 && pins.order.is_none() && (whole || mix.round == 0)
                 }
                 "block inputs on the other tier" => pins.inputs.is_none(),
                 "gradients wait on disk" => self.disk && pins.gradients.is_none(),
                 _ => true,
             };
+            if !applies {
+                continue;
+            }
             for &count in takers {
                 if let Some(full) = self.filled(&mix, count) {
                     mix = full;
                 }
             }
-            let Some(choice) = self.settled(&mix).filter(|_| applies) else {
+            let Some(choice) = self.settled(&mix) else {
                 continue;
             };
             if choice == best.choice || !self.holds_whole(&choice) {

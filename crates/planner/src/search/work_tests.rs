@@ -1,0 +1,73 @@
+//! How much a search does, counted in drafted and simulated tasks: the same on every machine.
+
+use lowtide_units::Bytes;
+
+use super::{CLIMBED, IMPROVED, Pins, Request, Search, Seen, WORK, WORK_IN_ROUNDS, fits};
+use crate::choice::{Budgets, Choice, Clip};
+use crate::testing::{machine, needs, workload};
+
+/// Blocks and micro-batches of large and long plans.
+const BATCHES: [(u32, u32); 2] = [(96, 1), (32, 64)];
+
+/// Work and whether there is a plan, for shares of what a resident plan needs on the device.
+fn work(blocks: u32, micro_batches: u32, share: f64, host: f64, disk: bool) -> (u64, bool) {
+    let w = workload(blocks, micro_batches);
+    let one = workload(blocks, micro_batches.min(4));
+    let whole = needs(&one, &Choice::resident(&one), Clip::Exact)[0] as f64;
+    let m = machine();
+    let budgets = Budgets {
+        device: Bytes((whole * share) as u64),
+        host: Bytes((whole * host) as u64),
+        disk: Bytes(if disk { whole as u64 * 4 } else { 0 }),
+    };
+    let request = Request {
+        workload: &w,
+        machine: &m,
+        budgets,
+        clip: Clip::Exact,
+        pins: Pins::default(),
+    };
+    let seen = Seen::default();
+    let search = Search::new(request, &seen);
+    let found = search.best();
+    if let Ok(best) = &found {
+        assert!(fits(&search.whole(&best.choice), &budgets));
+    }
+    (seen.work.get(), found.is_ok())
+}
+
+#[test]
+fn the_work_of_a_search_is_bounded() {
+    let (mut planned, mut refused) = (0, 0);
+    for (blocks, micro_batches) in BATCHES {
+        // What the search may do from its starts, and as much again for finding them and for the last
+        // look of each climb.
+        let allowed = if micro_batches > 2 {
+            WORK_IN_ROUNDS
+        } else {
+            WORK
+        };
+        let [spend, first, second] = allowed.map(|w| w as usize);
+        let most = 2 * (IMPROVED * (spend + first) + CLIMBED * second) as u64;
+        for (share, host, disk) in [
+            (0.3, 4.0, false),
+            (0.3, 0.3, true),
+            (0.05, 4.0, false),
+            (0.05, 0.1, true),
+            (0.001, 0.001, true),
+        ] {
+            let (work, fits) = work(blocks, micro_batches, share, host, disk);
+            planned += u32::from(fits);
+            refused += u32::from(!fits);
+            assert!(
+                work <= most,
+                "{blocks} blocks, {micro_batches} micro-batches, {share} of the device, {host} of the \
+                 host, disk {disk}, fits {fits}: {work} done, {most} allowed"
+            );
+        }
+    }
+    assert!(
+        planned >= 8 && refused == 2,
+        "{planned} planned, {refused} refused"
+    );
+}
