@@ -11,7 +11,7 @@ cd "$(dirname "$0")/../.."
 to=${1:?a folder to pack into}
 host=x86_64-unknown-linux-gnu
 
-flags=(-Ctarget-feature=+crt-static -Clink-arg=-static-libstdc++ -Cpasses=sancov-module)
+flags=(-Ctarget-feature=+crt-static -Cpasses=sancov-module)
 for option in level=4 inline-8bit-counters pc-table trace-compares; do
     flags+=("-Cllvm-args=-sanitizer-coverage-$option")
 done

@@ -502,13 +502,14 @@ impl Constants {
             // Sums, differences and products are at most the product of each plus one; so are
             // quotients of whole numbers, but not those by a difference of fractions.
             Token::Int(n) => self.product = self.product.saturating_mul(u128::from(*n) + 1),
-            Token::Int128(n) => self.product = self.product.saturating_mul(**n),
+            Token::Int128(n) => self.product = self.product.saturating_mul(n.saturating_add(1)),
             Token::Str(s) => self.bytes += s.len() as u128,
             Token::String(s) => self.bytes += s.len() as u128,
             Token::Comma | Token::BracketOpen => self.bytes += 16,
             Token::Mul => self.times = true,
             Token::Float(x) => {
-                self.product = self.product.saturating_mul(x.abs() as u128 + 2);
+                let most = (x.abs() as u128).saturating_add(2);
+                self.product = self.product.saturating_mul(most);
                 self.float = true;
             }
             Token::Div | Token::FloorDiv => self.divides = true,
