@@ -17,6 +17,8 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Object, Value, ValueKind};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, State, machinery};
 
+use super::trial::foreign;
+
 /// Most bytes of a template's source. Real ones have up to 30 KiB.
 const SOURCE_MAX: usize = 512 << 10;
 /// Most words in one tag. Real ones have up to 200.
@@ -173,6 +175,18 @@ fn flat(value: Value) -> Result<Value, Error> {
     Ok(Value::from(items))
 }
 
+/// `a[b:c:d]`. minijinja 3.0.5 panics over what is empty and is read backwards (`messages[::-1]`).
+fn slice(state: &mut State, a: Value, b: Value, c: Value, d: Value) -> Result<Value, Error> {
+    if a.len() == Some(0) && d.as_i64().is_some_and(|step| step < 0) {
+        return Ok(match a.kind() {
+            ValueKind::String => Value::from(""),
+            _ => Value::from(Vec::<Value>::new()),
+        });
+    }
+    let slice = state.env().compile_expression("a[b:c:d]")?;
+    slice.eval(minijinja::context! { a, b, c, d })
+}
+
 /// The same of one that holds others.
 fn built(value: Value) -> Result<Value, Error> {
     limit(u128::from(shallow(&value)))?;
@@ -208,6 +222,7 @@ const FILTER: &str = "\u{fdd0}filter";
 const TEST: &str = "\u{fdd0}test";
 const METHOD: &str = "\u{fdd0}method";
 const TIMES: &str = "\u{fdd0}times";
+const SLICE: &str = "\u{fdd0}slice";
 
 /// Gives an environment the guards that a rewritten program calls.
 pub(super) fn add_guards(engine: &mut Environment<'static>) {
@@ -226,6 +241,7 @@ pub(super) fn add_guards(engine: &mut Environment<'static>) {
     ] {
         engine.add_global(name, Value::from_object(Guard(what)));
     }
+    engine.add_filter(SLICE, slice);
     engine.add_filter(TIMES, |state: &mut State, a: Value, b: Value| {
         let times = |n: &Value, of: &Value| {
             let n = n.as_i64().and_then(|n| u64::try_from(n).ok()).unwrap_or(0);
@@ -371,22 +387,25 @@ impl Program {
         let compiled = std::thread::Builder::new()
             .name("template".to_owned())
             .stack_size(512 << 20)
-            .spawn(move || -> Result<Self, Error> {
-                let tree = parse(source, "default", syntax)?;
-                let mut code = CodeGenerator::new("default", source);
-                code.compile_stmt(&tree);
-                let (main, blocks) = code.finish();
-                let blocks = blocks.into_iter().map(|(k, b)| Ok((k, guarded(&b)?)));
-                Ok(Self {
-                    source,
-                    main: guarded(&main)?,
-                    blocks: blocks.collect::<Result<_, Error>>()?,
-                })
-            });
+            .spawn(move || foreign(|| Self::compile(source, syntax)));
         let thread = compiled.map_err(|e| error(format!("no thread to compile it: {e}")))?;
-        thread
+        let compiled = thread
             .join()
-            .unwrap_or_else(|_| Err(error("its compiler panics".to_owned())))
+            .unwrap_or_else(|_| Err("no answer".to_owned()));
+        compiled.map_err(|panic| error(format!("it cannot be compiled: {panic}")))?
+    }
+
+    fn compile(source: &'static str, syntax: SyntaxConfig) -> Result<Self, Error> {
+        let tree = parse(source, "default", syntax)?;
+        let mut code = CodeGenerator::new("default", source);
+        code.compile_stmt(&tree);
+        let (main, blocks) = code.finish();
+        let blocks = blocks.into_iter().map(|(k, b)| Ok((k, guarded(&b)?)));
+        Ok(Self {
+            source,
+            main: guarded(&main)?,
+            blocks: blocks.collect::<Result<_, Error>>()?,
+        })
     }
 
     /// The text that it was compiled from.
@@ -408,13 +427,15 @@ impl Program {
             until: Instant::now() + bounds.time,
         };
         let before = BUDGET.replace(Some(budget));
-        let mut out = machinery::make_string_output(&mut text);
-        let none = AutoEscape::None;
-        let done = machinery::eval(engine, &self.main, variables, &self.blocks, &mut out, none);
-        let fuel = done.map(|(_, state)| state.fuel_levels().map_or(0, |f| f.0));
-        drop(out);
+        // A panic of the engine is the template's fault, not ours, and no reason to lose a run.
+        let ended = foreign(|| {
+            let mut out = machinery::make_string_output(&mut text);
+            let none = AutoEscape::None;
+            let done = machinery::eval(engine, &self.main, variables, &self.blocks, &mut out, none);
+            done.map(|(_, state)| state.fuel_levels().map_or(0, |f| f.0))
+        });
         let left = BUDGET.replace(before).map_or(0, |b| b.left);
-        match fuel {
+        match ended.map_err(|panic| error(format!("it cannot be rendered: {panic}")))? {
             Ok(fuel) => Ok((text, fuel, bounds.work - left)),
             Err(e) if e.kind() == ErrorKind::OutOfFuel => Err(error(format!(
                 "it takes more than {} instructions, the limit for this conversation",
@@ -595,7 +616,7 @@ fn guard(instruction: &Instruction<'static>) -> Result<Vec<Instruction<'static>>
             return Err(error("arguments with * are not supported".to_owned()));
         }
         I::Add | I::StringConcat => vec![own, call(MADE, 1)],
-        I::Slice => vec![own, call(FLAT, 1)],
+        I::Slice => vec![call(SLICE, 4), call(FLAT, 1)],
         I::BuildList(_)
         | I::BuildTuple(_)
         | I::BuildMap(_)

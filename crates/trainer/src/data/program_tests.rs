@@ -262,3 +262,37 @@ fn guarded_programs_say_the_same() {
         }
     }
 }
+
+/// minijinja 3.0.5 panics over the first three.
+#[test]
+fn what_is_empty_can_be_read_backwards() {
+    for (source, want) in [
+        ("{{ messages[::-1]|length }}{{ messages[::-2] }}", "0[]"),
+        ("{{ messages[5:1:-1]|list }}", "[]"),
+        ("{% set s = messages|join %}<{{ s[::-1] }}>", "<>"),
+        (
+            "{% set s = 'a' ~ 'bc' %}{{ s[::-1] }}{{ s[1:] }}{{ s[:-1] }}",
+            "cbabcab",
+        ),
+        (
+            "{% set l = [1] + [2, 3] %}{{ l[::-1] }}{{ l[::2] }}{{ l[-1:] }}",
+            "[3, 2, 1][1, 3][3]",
+        ),
+    ] {
+        let rendered = open(source).expect(source).render(&[], None, false);
+        assert_eq!(rendered.expect(source).text, want, "{source}");
+    }
+}
+
+#[test]
+fn a_panic_of_the_engine_is_the_templates_error() {
+    let mut engine = super::super::chat::engine(0);
+    engine.add_filter("boom", |_: Value| -> Value { panic!("out of range") });
+    let program = Program::new("{{ 1|boom }}", &super::super::chat::syntax()).expect("it compiles");
+    let rendered = program.render(&engine, Value::UNDEFINED, Bounds::of(1, 1, 1));
+    let error = rendered.expect_err("it is refused").to_string();
+    assert!(
+        error.contains("cannot be rendered") && error.contains("out of range"),
+        "{error}"
+    );
+}

@@ -45,13 +45,13 @@ pub fn become_trial() -> Option<ExitCode> {
     Some(ExitCode::from(try_here()))
 }
 
-/// Whether this thread runs code of a tokenizer, in which a panic is the file's fault.
+/// Whether this thread runs a tokenizer or a template, in which a panic is the file's fault.
 #[must_use]
 pub fn in_foreign_code() -> bool {
     FOREIGN.get()
 }
 
-/// Runs `work` on a stranger's tokenizer; a panic in it becomes an error.
+/// Runs `work` on a stranger's tokenizer or template; a panic in it becomes an error.
 pub(super) fn foreign<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     let before = FOREIGN.replace(true);
     let done = catch_unwind(AssertUnwindSafe(work));
