@@ -13,7 +13,7 @@ use minijinja::value::{Serde, Value};
 use minijinja::{Environment, Error, ErrorKind};
 use serde_json::Value as Json;
 
-use super::program::{Bounds, Program, add_guards, charge, check_length, look_through};
+use super::program::{Bounds, Program, add_guards, check_length, look_through, print};
 use super::python;
 use crate::error::{DataError, RecordProblem};
 
@@ -185,7 +185,7 @@ pub(super) fn engine(now_unix_s: i64) -> Environment<'static> {
             look_through(value)?;
         }
         let text = python::print(value);
-        charge(text.len() as u64)?;
+        print(text.len() as u64)?;
         out.write_str(&text)
             .map_err(|e| Error::new(ErrorKind::BadSerialization, e.to_string()))
     });

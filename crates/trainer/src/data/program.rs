@@ -39,7 +39,7 @@ const WIDTH_MAX: u64 = 10_000;
 pub(super) struct Bounds {
     /// Instructions.
     pub fuel: u64,
-    /// Bytes of one string, or items of one list.
+    /// Bytes of one string, or items of one list; bytes that are printed in all, into variables too.
     pub size: u64,
     /// Bytes that are made, printed or looked through in all; an item counts 16.
     pub work: u64,
@@ -64,6 +64,8 @@ impl Bounds {
 struct Budget {
     bounds: Bounds,
     left: u64,
+    /// Bytes that may still be printed.
+    prints: u64,
     until: Instant,
 }
 
@@ -93,6 +95,24 @@ pub(super) fn charge(bytes: u64) -> Result<(), Error> {
         )));
     }
     budget.left = left;
+    BUDGET.set(Some(budget));
+    Ok(())
+}
+
+/// Takes bytes that are printed. A conversation is rendered some dozen times to find its turns, and each text
+/// is looked through, so what one rendering prints is bounded closer than what it makes.
+pub(super) fn print(bytes: u64) -> Result<(), Error> {
+    charge(bytes)?;
+    let Some(mut budget) = BUDGET.get() else {
+        return Ok(());
+    };
+    let Some(prints) = budget.prints.checked_sub(bytes) else {
+        let most = budget.bounds.size >> 20;
+        return Err(error(format!(
+            "it prints more than {most} MiB, the limit for this conversation"
+        )));
+    };
+    budget.prints = prints;
     BUDGET.set(Some(budget));
     Ok(())
 }
@@ -424,6 +444,7 @@ impl Program {
         let budget = Budget {
             bounds,
             left: bounds.work,
+            prints: bounds.size,
             until: Instant::now() + bounds.time,
         };
         let before = BUDGET.replace(Some(budget));

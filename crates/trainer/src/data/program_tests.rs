@@ -36,6 +36,8 @@ fn hostile() -> Vec<(String, &'static str)> {
         ("{% macro f(n) %}{{ f(n) }}{{ f(n) }}{% endmacro %}{{ f(0) }}".into(), "recursion"),
         ("{% for x in [1, [1]] recursive %}{{ loop([x]) }}{% endfor %}".into(), ""),
         ("{% block a %}{{ self.a() }}{% endblock %}".into(), "recursion"),
+        // Text without end.
+        ("{{ 'a' * 1000000 }}".repeat(40), "prints more than"),
         // Strings that double.
         ("{% set ns = namespace(s='ab') %}{% for i in range(99) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}".into(), "bytes or items"),
         ("{% set ns = namespace(s='ab') %}{% for i in range(99) %}{% set ns.s = ns.s + ns.s %}{% endfor %}".into(), "bytes or items"),
