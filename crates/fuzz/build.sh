@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds the coverage-guided program and packs it with the seeds for another machine: one static program for
-# x86-64 Linux, which needs neither a toolchain nor a library there.
+# Builds the coverage-guided program and packs it with the seeds for another machine: one program for x86-64
+# Linux, which needs no toolchain there and of libraries only glibc (2.34 or newer) and libgcc.
 #
 #   crates/fuzz/build.sh FOLDER
 #
@@ -11,7 +11,8 @@ cd "$(dirname "$0")/../.."
 to=${1:?a folder to pack into}
 host=x86_64-unknown-linux-gnu
 
-flags=(-Ctarget-feature=+crt-static -Cpasses=sancov-module)
+# C++'s library is linked in. C's is not: libFuzzer looks its functions up while it runs.
+flags=(-Cpasses=sancov-module)
 for option in level=4 inline-8bit-counters pc-table trace-compares; do
     flags+=("-Cllvm-args=-sanitizer-coverage-$option")
 done
@@ -22,8 +23,8 @@ CXXSTDLIB="static=stdc++" RUSTFLAGS="${flags[*]}" cargo build --profile fuzz --l
 
 mkdir -p "$to"
 cp "target/$host/fuzz/lowtide-fuzz" "$to/lowtide-fuzz"
-# Names of functions and lines stay: without them a crash says nothing.
-strip --strip-unneeded --keep-section=.debug_line "$to/lowtide-fuzz" 2>/dev/null || true
+# Names of functions stay: without them a crash says little.
+objcopy --strip-debug "$to/lowtide-fuzz"
 xz --force "$to/lowtide-fuzz"
 tar -C crates/fuzz -cJf "$to/seeds.tar.xz" seeds
 cp crates/fuzz/go.sh "$to/go.sh"
