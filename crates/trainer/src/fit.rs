@@ -454,7 +454,15 @@ impl Fit<'_> {
         // The state is in a checkpoint now.
         self.session.discard_disk();
         let report = self.report(planned, tally, ends);
-        self.mark_finished(&report)?;
+        let marked = self.finished_mark(&report);
+        let Self {
+            session, output, ..
+        } = self;
+        // Closes the state files, which removes them: a run that says it is finished leaves none.
+        drop(session);
+        if let Some(mark) = marked {
+            write_json(output.folder(), output::FINISHED, &mark)?;
+        }
         Ok(report)
     }
 

@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use lowtide_config::{Resume, Run};
 use serde::{Deserialize, Serialize};
 
+use super::Fit;
 use super::start::Start;
 use super::summary::Ends;
-use super::{Fit, write_json};
 use crate::checkpoint;
 use crate::error::TrainError;
 use crate::metrics::value_at;
@@ -20,7 +20,7 @@ const FORMAT: u32 = 1;
 
 /// `finished.json`: everything that was to be done after the last step is done.
 #[derive(Debug, Serialize, Deserialize)]
-struct Finished {
+pub(super) struct Finished {
     format: u32,
     /// CRC-32C of the `run.json` of the checkpoint that it is about.
     checkpoint: u32,
@@ -122,19 +122,16 @@ impl Fit<'_> {
         Ok(value_at(&metrics, self.state.step, when, key)?)
     }
 
-    /// Notes that everything is done.
-    pub(super) fn mark_finished(&self, report: &TrainReport) -> Result<(), TrainError> {
+    /// What says that everything is done, if it is.
+    pub(super) fn finished_mark(&self, report: &TrainReport) -> Option<Finished> {
         let newest = self.last_checkpoint.as_deref().and_then(checksum);
-        let Some(checkpoint) = newest.filter(|_| !report.stopped) else {
-            return Ok(());
-        };
-        let mark = Finished {
+        let checkpoint = newest.filter(|_| !report.stopped)?;
+        Some(Finished {
             format: FORMAT,
             checkpoint,
             evaluated: self.eval.is_some(),
             answered: !self.questions.is_empty(),
             report: report.clone(),
-        };
-        write_json(self.output.folder(), FINISHED, &mark)
+        })
     }
 }
