@@ -4,7 +4,7 @@
 #   OUT=FOLDER ./go.sh SECONDS [PROCESSES]
 #
 # Targets share the processes (as many as there are processors) in turn, at least one each. Into OUT go, for each,
-# its log's end (NAME.N.log), inputs that were found to panic, hang (10 s) or take memory (2 GiB) under
+# its log's end (NAME.N.log), inputs that were found to panic, hang (25 s: what watches the program slows it by ten) or take memory (2 GiB) under
 # `found/`, and `summary.txt`: executions, coverage, what was found. Exit code 1 where anything was.
 set -euo pipefail
 seconds=${1:?seconds}
@@ -28,7 +28,7 @@ fuzz() { # target, number of the process
     # So does the number of runs: sources of chat templates are kept for the life of a process.
     while ((SECONDS < end && crashes < 20)); do
         TMPDIR=$work/tmp/$name.$n LOWTIDE_FUZZ=$name nice "$work/lowtide-fuzz" \
-            -max_total_time=$((end - SECONDS)) -runs=100000 -timeout=10 -rss_limit_mb=2048 -max_len=16384 -reload=30 \
+            -max_total_time=$((end - SECONDS)) -runs=100000 -timeout=25 -rss_limit_mb=2048 -max_len=16384 -reload=30 \
             -print_final_stats=1 -artifact_prefix="$out/found/$name-" \
             "$work/corpus/$name" "$work/seeds/$name" >>"$work/$name.$n.log" 2>&1 ||
             crashes=$((crashes + 1))

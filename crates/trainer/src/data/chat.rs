@@ -278,6 +278,13 @@ fn generation_tag(text: &str) -> Option<(&str, bool, &str, usize)> {
 
 /// Takes the reserved characters out and notes where they stood.
 fn take_marks(marked: &str) -> Result<Rendered, RecordProblem> {
+    // Looking for one character goes by whole words of memory, for one of two by the character.
+    if !marked.contains(OPEN) && !marked.contains(CLOSE) {
+        return Ok(Rendered {
+            text: marked.to_owned(),
+            generated: Vec::new(),
+        });
+    }
     let mut text = String::with_capacity(marked.len());
     let mut generated = Vec::new();
     let mut open = None;
