@@ -3,9 +3,10 @@
 #
 #   OUT=FOLDER ./go.sh SECONDS [PROCESSES]
 #
-# Targets share the processes (as many as there are processors) in turn, at least one each. Into OUT go, for each,
-# its log's end (NAME.N.log), inputs that were found to panic, hang (25 s: what watches the program slows it by ten) or take memory (2 GiB) under
-# `found/`, and `summary.txt`: executions, coverage, what was found. Exit code 1 where anything was.
+# Targets share the processes (as many as there are processors) in turn, at least one each. Into OUT go the end of
+# each log (NAME.N.log), under `found/` inputs that were found to panic, to hang (25 s: what watches a program slows
+# it by ten) or to take memory (2 GiB), and `summary.txt`: executions, coverage, what was found. Exit code 1 where
+# anything was.
 set -euo pipefail
 seconds=${1:?seconds}
 processes=${2:-$(nproc)}

@@ -39,8 +39,10 @@ const WIDTH_MAX: u64 = 10_000;
 pub(super) struct Bounds {
     /// Instructions.
     pub fuel: u64,
-    /// Bytes of one string, or items of one list; bytes that are printed in all, into variables too.
+    /// Bytes of one string, or items of one list.
     pub size: u64,
+    /// Bytes that are printed in all, into variables too.
+    pub prints: u64,
     /// Bytes that are made, printed or looked through in all; an item counts 16.
     pub work: u64,
     /// Time on the clock.
@@ -54,6 +56,7 @@ impl Bounds {
         Self {
             fuel: (1_000_000 + 2000 * (m + v) + 100 * m * m).min(1_000_000_000),
             size: (1 << 20) + 16 * b + 16 * v,
+            prints: (256 << 10) + 16 * b + 16 * v,
             work: ((64 << 20) + (2048 + 16 * m) * (b + 16 * v)).min(16 << 30),
             time: Duration::from_secs(30) + Duration::from_micros(10 * (b + v)),
         }
@@ -107,9 +110,9 @@ pub(super) fn print(bytes: u64) -> Result<(), Error> {
         return Ok(());
     };
     let Some(prints) = budget.prints.checked_sub(bytes) else {
-        let most = budget.bounds.size >> 20;
+        let most = budget.bounds.prints >> 10;
         return Err(error(format!(
-            "it prints more than {most} MiB, the limit for this conversation"
+            "it prints more than {most} KiB, the limit for this conversation"
         )));
     };
     budget.prints = prints;
@@ -444,7 +447,7 @@ impl Program {
         let budget = Budget {
             bounds,
             left: bounds.work,
-            prints: bounds.size,
+            prints: bounds.prints,
             until: Instant::now() + bounds.time,
         };
         let before = BUDGET.replace(Some(budget));
