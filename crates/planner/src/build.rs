@@ -7,7 +7,7 @@ use lowtide_workload::Workload;
 
 use crate::check::{overlaps, sequences};
 use crate::choice::{Budgets, Choice, Clip};
-use crate::draft::{Draft, draft};
+use crate::draft::{Draft, DraftSlot, draft};
 use crate::edges::Edges;
 use crate::layout::{Layout, layout};
 use crate::machine::Machine;
@@ -26,12 +26,14 @@ pub fn build(
 ) -> Plan {
     let d = draft(w, choice, clip, &PartName::ALL);
     let l = layout(&d.slots, PartName::ALL.len());
+    let activations = activations(&d.slots);
     let mut tiers: Vec<TierUse> = Tier::ALL
         .iter()
         .map(|&tier| TierUse {
             planned_bytes: Bytes(l.totals[tier as usize]),
             budget_bytes: budgets.of(tier),
             transient: Bytes(l.transient[tier as usize]),
+            activations: activations[tier as usize],
             ..TierUse::default()
         })
         .collect();
@@ -48,6 +50,46 @@ pub fn build(
     plan.tiers = tiers;
     plan.prediction = predict(&plan, w, machine);
     plan
+}
+
+/// The most bytes of each tier that local tensors take at once in a part that trains.
+fn activations(slots: &[DraftSlot]) -> [Bytes; 3] {
+    let training = |part: usize| {
+        !matches!(
+            PartName::ALL[part],
+            PartName::Evaluate | PartName::LastEvaluate | PartName::Infer | PartName::Drain
+        )
+    };
+    let local = |s: &&DraftSlot| matches!(s.tensor, Tensor::Local(..));
+    Tier::ALL.map(|tier| {
+        let of = || slots.iter().filter(local).filter(move |s| s.tier == tier);
+        let stays: u64 = of().filter(|s| s.persistent).map(|s| s.bytes).sum();
+        let most = (0..PartName::ALL.len()).filter(|&part| training(part));
+        let most = most.map(|part| {
+            let lives = of().filter(|s| !s.persistent && s.part == part);
+            most_at_once(lives.map(|s| (s.birth, s.death, s.bytes)))
+        });
+        Bytes(stays + most.max().unwrap_or(0))
+    })
+}
+
+/// The most bytes that live at once, of first and last use and bytes.
+fn most_at_once(lives: impl Iterator<Item = (usize, usize, u64)>) -> u64 {
+    // Births come before deaths at the same task: both use it.
+    let mut turns: Vec<(usize, bool, u64)> = lives
+        .flat_map(|(birth, death, bytes)| [(birth, false, bytes), (death, true, bytes)])
+        .collect();
+    turns.sort_unstable();
+    let (mut living, mut most) = (0, 0);
+    for (_, ends, bytes) in turns {
+        if ends {
+            living -= bytes;
+        } else {
+            living += bytes;
+            most = most.max(living);
+        }
+    }
+    most
 }
 
 /// A plan with edges in and between the parts named.

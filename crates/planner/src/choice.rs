@@ -1,7 +1,7 @@
 //! The knobs: everything that the planner may choose, and nothing that is in the numerics key.
 
 use lowtide_units::Bytes;
-use lowtide_workload::{Access, Unit, UnitKind, What, Workload};
+use lowtide_workload::{Access, Op, Operand, Unit, UnitKind, What, Workload};
 use serde::{Deserialize, Serialize};
 
 use crate::plan::Tier;
@@ -210,15 +210,34 @@ impl Choice {
     }
 }
 
-/// Whether a saved tensor is written by an operation with products.
+/// Whether computing a saved tensor again takes a product or attention: its writer, or a writer of what
+/// that reads and is not saved. (What is saved is there, or is computed again for nothing.)
 fn costly(unit: &Unit, tensor: u16) -> bool {
-    unit.forward.iter().any(|op| {
-        op.flops.0 > 0.0
-            && op
-                .operands
+    let saved = unit.saved();
+    let local = |o: &Operand, access| match o.what {
+        What::Local(i) if o.access == access => Some(i),
+        _ => None,
+    };
+    let mut wanted = vec![tensor];
+    let mut seen = Vec::new();
+    while let Some(t) = wanted.pop() {
+        let writes = |op: &&Op| {
+            op.operands
                 .iter()
-                .any(|o| o.what == What::Local(tensor) && o.access == Access::Write)
-    })
+                .any(|o| local(o, Access::Write) == Some(t))
+        };
+        let Some(op) = unit.forward.iter().find(writes) else {
+            continue;
+        };
+        if op.flops.0 > 0.0 {
+            return true;
+        }
+        seen.push(t);
+        let reads = op.operands.iter().filter_map(|o| local(o, Access::Read));
+        let there = |i: &u16| Some(*i) == unit.input || saved.contains(i) || seen.contains(i);
+        wanted.extend(reads.filter(|i| !there(i)));
+    }
+    false
 }
 
 /// What the user allows.

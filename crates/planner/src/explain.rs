@@ -37,11 +37,12 @@ pub fn explain(plan: &Plan, cuda: bool) -> String {
         "", "device", "host", "disk"
     );
     type Column = fn(&TierUse) -> Bytes;
-    let rows: [(&str, Column); 6] = [
+    let rows: [(&str, Column); 7] = [
         ("weights", |t| t.weights),
         ("optimizer", |t| t.optimizer),
         ("gradients", |t| t.gradients),
         ("in motion", |t| t.transient),
+        ("  activations", |t| t.activations),
         ("planned", |t| t.planned_bytes),
         ("budget", |t| t.budget_bytes),
     ];

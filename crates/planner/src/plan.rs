@@ -509,6 +509,10 @@ pub struct TierUse {
     pub gradients: Bytes,
     /// Everything that comes and goes: windows of weights, block inputs, saved tensors, staging.
     pub transient: Bytes,
+    /// The most bytes that local tensors (activations and their gradients) of a training part take at once;
+    /// they are among `transient`.
+    #[serde(default)]
+    pub activations: Bytes,
 }
 
 /// What one lane does in a steady step.

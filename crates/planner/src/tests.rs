@@ -1,12 +1,13 @@
 //! Plans of every kind pass the checker; a plan without one edge of any class does not.
 
 use lowtide_units::Bytes;
+use lowtide_workload::{UnitKind, What};
 
 use crate::build::build;
 use crate::check::check;
 use crate::choice::{Budgets, Choice, Clip, LoopOrder, Pieces, Processor, Saved};
 use crate::machine::Machine;
-use crate::plan::{LaneKind, PartName, Plan, Tensor, Tier, Work};
+use crate::plan::{LaneKind, PartName, Phase, Plan, Tensor, Tier, Work};
 use crate::search::{Pins, PlanError, Request, plan};
 use crate::testing::{machine, workload};
 
@@ -272,6 +273,68 @@ fn no_lane_is_busier_than_the_step_and_more_memory_never_slows() {
     let small = step(800 << 10, &m);
     let large = step(64 << 20, &m);
     assert!(large < small, "{large} < {small}");
+}
+
+/// A tensor that costs nothing to compute, from one that is not saved and costs a product, is kept by a
+/// block that recomputes only what is cheap.
+#[test]
+fn light_blocks_run_no_product_again() {
+    let mut w = workload(3, 1);
+    for unit in w.units.iter_mut().filter(|u| u.kind == UnitKind::Block) {
+        let backward = unit.backward.iter_mut().filter(|op| op.name == "act'");
+        for op in backward {
+            op.operands.retain(|o| o.what != What::Local(2));
+        }
+        assert_eq!(
+            unit.saved(),
+            [1, 3],
+            "the product's own result is not saved"
+        );
+    }
+    let mut c = Choice::resident(&w);
+    c.keep_blocks(&w, 0, 3);
+    assert_eq!(c.kept_blocks(&w), (0, 3));
+    let p = build(&w, &c, Clip::Exact, Budgets::UNLIMITED, &machine());
+    let again = p
+        .part(PartName::Steady)
+        .iter()
+        .filter_map(|t| match t.work {
+            Work::Compute {
+                unit,
+                phase: Phase::Recompute,
+                op,
+                ..
+            } => Some(&w.units[unit as usize].forward[op as usize]),
+            _ => None,
+        });
+    let names: Vec<&str> = again.clone().map(|op| op.name.as_str()).collect();
+    assert_eq!(names, ["norm", "norm", "norm"]);
+    assert!(again.clone().all(|op| op.flops.0 == 0.0));
+}
+
+/// Forward of a block that keeps everything leaves its saved tensors; backward of the last one adds
+/// gradients to those of all.
+#[test]
+fn the_peak_of_activations_is_counted() {
+    let (w, m) = (workload(3, 1), machine());
+    let peak = |kept: usize| {
+        let mut c = Choice::resident(&w);
+        c.keep_last_blocks(&w, kept);
+        let p = build(&w, &c, Clip::Exact, Budgets::UNLIMITED, &m);
+        let device = p.tier(Tier::Device);
+        assert!(device.activations <= device.transient);
+        assert!(device.activations.0 > 0);
+        device.activations.0
+    };
+    let unit = &w.units[1];
+    let saved = unit
+        .saved()
+        .into_iter()
+        .map(|i| unit.tensors[i as usize].bytes.0);
+    let saved: u64 = saved.sum();
+    // At the turn the last block's are there, kept or computed again; of the two below only kept ones.
+    assert_eq!(peak(3) - peak(1), 2 * saved);
+    assert_eq!(peak(3) - peak(2), saved);
 }
 
 /// Neither with everything on the host nor with everything on the device: some of each.
