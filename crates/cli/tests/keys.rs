@@ -187,6 +187,14 @@ const ROWS_OF_ONE: &[&str] = &["data.packing=false", "train.steps=6"];
 const COMPLETIONS: &[&str] = &["data.train=all.jsonl", "data.format=completion"];
 const FALLS: &[&str] = &["train.schedule=linear", "train.steps=4"];
 const SMALL: &[&str] = &["budget.device=8MiB"];
+/// A device that does not hold what the forward pass saves.
+const TIGHT: &[&str] = &[
+    "model.shape=qwen2.5-0.5b",
+    "train.micro_batch=4",
+    "train.seq=2048",
+    "budget.device=4GiB",
+    "budget.host=16GiB",
+];
 const ANSWERS: &[&str] = &[
     "data.eval=answers.jsonl",
     "eval.generate.exact_match=true",
@@ -319,6 +327,7 @@ const ROWS: &[Row] = &[
     planned("plan.gradients", ["device", "host"], &[], plan),
     planned("plan.inputs", ["device", "host"], &[], plan),
     planned("plan.recompute", ["none", "all"], &[], plan),
+    planned("plan.activations", ["recompute", "offload"], TIGHT, plan),
     planned("plan.prefetch", ["0", "2"], &["plan.weights=host"], plan),
     planned("plan.pieces", ["block", "split"], &[], plan),
     planned("plan.machine", ["machine.json", "renamed.json"], &[], plan),

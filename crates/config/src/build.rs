@@ -190,6 +190,7 @@ fn plan(low: &Low) -> Plan {
             Value::Count(n) => Recompute::Blocks(blocks(n)),
             other => panic!("plan.recompute is a word or a count: {other:?}"),
         }),
+        activations: low.word("plan.activations"),
         prefetch: pinned("plan.prefetch").map(|value| match value {
             Value::Count(n) => blocks(n),
             other => panic!("plan.prefetch is auto or a count: {other:?}"),

@@ -5,8 +5,8 @@ use std::ops::Bound::{Excluded, Included, Unbounded};
 use crate::key::KeyDefault::{Unset, Value};
 use crate::key::{Key, Kind};
 use crate::words::{
-    ClipMode, DTYPE_ALIASES, DTYPES, Device, Init, LastBatch, LoopOrder, MOMENT_ALIASES, MOMENTS,
-    NonFinite, OptimizerName, Pieces, ScheduleShape, Tier, UpdateOn,
+    Activations, ClipMode, DTYPE_ALIASES, DTYPES, Device, Init, LastBatch, LoopOrder,
+    MOMENT_ALIASES, MOMENTS, NonFinite, OptimizerName, Pieces, ScheduleShape, Tier, UpdateOn,
 };
 
 mod data;
@@ -480,6 +480,16 @@ const AFTER_DATA: &[Key] = &[
             "activation_checkpoint",
             "enable_activation_checkpointing",
         ],
+    },
+    Key {
+        name: "plan.activations",
+        doc: "What may become of tensors that the forward pass saves for the backward pass. `auto`: for each of \
+              them whatever makes the step shortest. Changes no result.",
+        kind: Kind::Pin {
+            words: Activations::WORDS,
+        },
+        default: Value("auto"),
+        elsewhere: &["offload_activations", "saved_tensors"],
     },
     Key {
         name: "plan.prefetch",

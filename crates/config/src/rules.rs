@@ -30,6 +30,7 @@ pub(crate) fn together(low: &Low, run: &Run) -> Result<(), ConfigError> {
     answers(low, run)?;
     tiers(low, run)?;
     drives(low, run)?;
+    activations(low, run)?;
     durable(low, run)
 }
 
@@ -205,6 +206,15 @@ fn drives(low: &Low, run: &Run) -> Result<(), ConfigError> {
                 why,
             });
         }
+    }
+    Ok(())
+}
+
+/// One key says which blocks compute again, or the other what may become of any tensor.
+fn activations(low: &Low, run: &Run) -> Result<(), ConfigError> {
+    if run.plan.recompute.is_some() && run.plan.activations.is_some() {
+        let why = "both say what becomes of saved tensors; leave one of them at auto";
+        return conflict(low, "plan.activations", "plan.recompute", why);
     }
     Ok(())
 }

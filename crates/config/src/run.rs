@@ -13,8 +13,8 @@ use crate::low::Low;
 use crate::rules;
 use crate::shown;
 use crate::words::{
-    ClipMode, Device, Format, Init, LastBatch, LoopOrder, NonFinite, OnError, OptimizerName,
-    Pieces, ScheduleShape, Tier, TrainOn, UpdateOn,
+    Activations, ClipMode, Device, Format, Init, LastBatch, LoopOrder, NonFinite, OnError,
+    OptimizerName, Pieces, ScheduleShape, Tier, TrainOn, UpdateOn,
 };
 
 /// A run that is allowed. Whether its files exist and the machine holds it is for others to see.
@@ -290,6 +290,8 @@ pub struct Plan {
     pub inputs: Option<Tier>,
     /// Which blocks are computed again.
     pub recompute: Option<Recompute>,
+    /// What may become of saved tensors.
+    pub activations: Option<Activations>,
     /// Blocks fetched ahead, 0 to 8.
     pub prefetch: Option<u32>,
     /// Grain of a fetch.

@@ -181,6 +181,18 @@ words! {
 }
 
 words! {
+    /// What may become of tensors that the forward pass saves for the backward pass.
+    Activations {
+        /// none moves: what does not stay on the device is computed again
+        Recompute = "recompute",
+        /// none is computed again: what does not stay on the device moves to the host
+        Offload = "offload",
+        /// all stay on the device
+        Keep = "keep",
+    }
+}
+
+words! {
     /// The order of micro-batches and blocks in one step.
     LoopOrder {
         /// for each block all micro-batches, then the next block: weights are fetched once a pass

@@ -101,6 +101,7 @@ fn placement_and_recording_are_not_in_it() {
         "plan.gradients=disk",
         "plan.inputs=host",
         "plan.recompute=3",
+        "plan.activations=offload",
         "plan.prefetch=1",
         "plan.pieces=split",
         "optimizer.update=host",

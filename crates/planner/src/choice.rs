@@ -47,6 +47,21 @@ pub enum Saved {
     Recompute,
 }
 
+/// What the user lets the planner do with saved tensors.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Activations {
+    /// Each tensor of each block stays, moves or is computed again, whichever makes the step shorter.
+    #[default]
+    Auto,
+    /// None moves: what does not stay is computed again.
+    Recompute,
+    /// None is computed again: what does not stay moves to the host.
+    Offload,
+    /// All stay.
+    Keep,
+}
+
 /// When the clip factor is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -188,6 +203,18 @@ impl Choice {
             }
         }
         (kept, light)
+    }
+
+    /// Saved tensors of all units that stay, that move to the host or to disk, and that are computed again.
+    #[must_use]
+    pub fn saved_tensors(&self) -> [usize; 3] {
+        let all = || self.saved.iter().flatten();
+        let count = |of: &[Saved]| all().filter(|s| of.contains(s)).count();
+        [
+            count(&[Saved::Keep]),
+            count(&[Saved::Host, Saved::Disk]),
+            count(&[Saved::Recompute]),
+        ]
     }
 
     /// Bytes of the saved tensors of one micro-batch that stay on the device.

@@ -111,10 +111,10 @@ pub fn explain_choices(plan: &Plan) -> String {
         LoopOrder::BatchMajor => "batch-major".to_owned(),
     };
     let on_device = c.update.iter().filter(|&&p| p == Processor::Device).count();
+    let [stay, move_away, again] = c.saved_tensors();
     format!(
-        "{order}, {} of {} blocks recomputed, updates on {}, {} pieces, prefetch {}\n",
-        c.recomputed_blocks(),
-        plan.unit_names.len().saturating_sub(2),
+        "{order}, of saved tensors {stay} stay, {move_away} move and {again} are computed again, \
+         updates on {}, {} pieces, prefetch {}\n",
         match on_device {
             0 => "the host".to_owned(),
             n if n == c.update.len() => "the device".to_owned(),

@@ -23,7 +23,7 @@ pub mod together;
 pub mod waits;
 
 pub use build::build;
-pub use choice::{Budgets, Choice, Clip, LoopOrder, Pieces, Processor, Saved};
+pub use choice::{Activations, Budgets, Choice, Clip, LoopOrder, Pieces, Processor, Saved};
 pub use machine::{BadRate, DiskRates, Machine, Shared, Source};
 pub use plan::{
     Arg, Lane, LaneKind, PartName, Phase, Piece, Plan, Slot, Task, Tensor, Tier, Use, Version, Work,

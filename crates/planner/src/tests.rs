@@ -5,7 +5,7 @@ use lowtide_workload::{UnitKind, What};
 
 use crate::build::build;
 use crate::check::check;
-use crate::choice::{Budgets, Choice, Clip, LoopOrder, Pieces, Processor, Saved};
+use crate::choice::{Activations, Budgets, Choice, Clip, LoopOrder, Pieces, Processor, Saved};
 use crate::machine::Machine;
 use crate::plan::{LaneKind, PartName, Phase, Plan, Tensor, Tier, Work};
 use crate::search::{Pins, PlanError, Request, plan};
@@ -335,6 +335,39 @@ fn the_peak_of_activations_is_counted() {
     // At the turn the last block's are there, kept or computed again; of the two below only kept ones.
     assert_eq!(peak(3) - peak(1), 2 * saved);
     assert_eq!(peak(3) - peak(2), saved);
+}
+
+/// What the user lets the planner do with saved tensors is what plans do with them.
+#[test]
+fn pinned_activations_stay_move_or_are_computed_again() {
+    let (w, m) = (workload(6, 1), machine());
+    let whole = crate::testing::needs(&w, &Choice::resident(&w), Clip::Exact)[0];
+    let planned = |activations: Activations, share: f64| {
+        let pins = Pins {
+            activations,
+            ..Pins::default()
+        };
+        let request = Request {
+            workload: &w,
+            machine: &m,
+            budgets: Budgets {
+                device: Bytes((whole as f64 * share) as u64),
+                host: Bytes(64 << 20),
+                disk: Bytes::ZERO,
+            },
+            clip: Clip::Exact,
+            pins,
+        };
+        plan(&request).map(|p| p.choice.saved_tensors())
+    };
+    let [stay, moved, again] = planned(Activations::Keep, 0.5).expect("fits");
+    assert!(stay > 0 && moved + again == 0, "{stay} {moved} {again}");
+    let [_, moved, again] = planned(Activations::Recompute, 0.15).expect("fits");
+    assert!(again > 0 && moved == 0, "{moved} {again}");
+    let [_, moved, again] = planned(Activations::Offload, 0.15).expect("fits");
+    assert!(moved > 0 && again == 0, "{moved} {again}");
+    assert!(planned(Activations::Keep, 0.05).is_err());
+    assert!(planned(Activations::Auto, 0.15).is_ok());
 }
 
 /// Neither with everything on the host nor with everything on the device: some of each.

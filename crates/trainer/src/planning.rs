@@ -11,8 +11,8 @@ use lowtide_model::{Decoder, Options};
 use lowtide_planner::search::fits_any;
 use lowtide_planner::search::outlook::{Outlook, plan_with_outlook};
 use lowtide_planner::{
-    Budgets, Clip, LoopOrder, Machine, Pieces, Pins, Plan, PlanError, Processor, Refusal, Request,
-    Tier,
+    Activations, Budgets, Clip, LoopOrder, Machine, Pieces, Pins, Plan, PlanError, Processor,
+    Refusal, Request, Tier,
 };
 use lowtide_tiers::{HostMemory, process};
 use lowtide_units::Bytes;
@@ -261,6 +261,11 @@ pub fn pins_of(run: &Run) -> Pins {
             config::Recompute::Nothing => 0,
             config::Recompute::All => u32::MAX,
             config::Recompute::Blocks(n) => n,
+        }),
+        activations: p.activations.map_or(Activations::Auto, |a| match a {
+            config::Activations::Recompute => Activations::Recompute,
+            config::Activations::Offload => Activations::Offload,
+            config::Activations::Keep => Activations::Keep,
         }),
         prefetch: p.prefetch.map(|n| n as u8),
         pieces: p.pieces.map(|p| match p {

@@ -45,6 +45,14 @@ impl Search<'_> {
         climb.end()
     }
 
+    /// A start with what is dear to compute again stored, and moved as far as it does not fit.
+    pub(super) fn moving(&self, start: Candidate, work: u64) -> Candidate {
+        let least = start.mix.clone();
+        let mut climb = Climb::new(self, start, work);
+        climb.moving(&least);
+        climb.end()
+    }
+
     /// The best that can be reached from a candidate, doing about `work` at most.
     pub(super) fn climb(&self, from: Candidate, work: u64) -> Candidate {
         let mut climb = Climb::new(self, from, work);
@@ -54,7 +62,7 @@ impl Search<'_> {
 
     /// The choice of a mix, with state and weights on disk that do not fit on the host.
     pub(super) fn settled(&self, mix: &Mix) -> Option<Choice> {
-        let choice = mix.choice(self.r.workload, &self.r.pins);
+        let choice = mix.choice(self.r.workload, self.knobs);
         if self.disk {
             self.fit(choice, &self.r.budgets)
         } else {
@@ -81,7 +89,7 @@ impl Search<'_> {
     /// The mix with as much of one knob as fits, more or less than it has; nothing where it does
     /// not fit without any.
     pub(super) fn filled(&self, mix: &Mix, count: Count) -> Option<Mix> {
-        let (w, pins) = (self.r.workload, &self.r.pins);
+        let (w, pins) = (self.r.workload, self.knobs);
         let at = |n: usize| mix.with(count, n, w, pins);
         let most = mix.most(count, w, pins);
         let fits = |n: usize| self.settled(&at(n)).is_some();
@@ -183,43 +191,76 @@ impl Climb<'_, '_> {
     /// Orders of spending the same bytes; the simulator says which was wiser.
     fn spend(&mut self, least: &Mix) {
         const ORDERS: [[Count; 3]; 4] = [
-            [Count::Light, Count::Kept, Count::Resident],
-            [Count::Resident, Count::Light, Count::Kept],
-            [Count::Copies, Count::Resident, Count::Light],
-            [Count::Near, Count::Resident, Count::Light],
+            [Count::Staying, Count::Stored, Count::Resident],
+            [Count::Resident, Count::Staying, Count::Stored],
+            [Count::Copies, Count::Resident, Count::Stored],
+            [Count::Near, Count::Resident, Count::Stored],
         ];
+        let (w, knobs) = (self.search.r.workload, self.search.knobs);
         for order in ORDERS {
-            let mut mix = least.clone();
+            // Nothing moves that need not.
+            let mut mix = least.with(Count::Staying, usize::MAX, w, knobs);
+            if self.search.settled(&mix).is_none() {
+                mix = least.clone();
+            }
             for count in order {
                 if let Some(full) = self.search.filled(&mix, count) {
                     // Half of it leaves room for the next.
-                    let (w, pins) = (self.search.r.workload, &self.search.r.pins);
                     let half = usize::midpoint(mix.get(count), full.get(count));
-                    self.try_mix(&full.with(count, half, w, pins));
+                    self.try_mix(&full.with(count, half, w, knobs));
                     self.try_mix(&full);
                     mix = full;
                 }
             }
             // The same with all of the others streamed, or half of them.
-            let (w, pins) = (self.search.r.workload, &self.search.r.pins);
-            let most = mix.most(Count::Streamed, w, pins);
+            let most = mix.most(Count::Streamed, w, knobs);
             for streamed in [most, most / 2] {
-                let mix = mix.with(Count::Streamed, streamed, w, pins);
+                let mix = mix.with(Count::Streamed, streamed, w, knobs);
                 self.fill(&mix, order[0]);
                 self.fill(&mix, Count::Resident);
             }
         }
     }
 
+    /// As much as fits of what is dear to compute again stored: as many blocks' as the device holds stay there,
+    /// the others' move. Then the same with all of it moved, and what that frees for resident units.
+    fn moving(&mut self, least: &Mix) {
+        let (w, knobs) = (self.search.r.workload, self.search.knobs);
+        let (n, dear) = (knobs.ladders.blocks.len(), knobs.ladders.dear());
+        let stored = |rungs: usize| {
+            let mix = least.with(Count::Stored, rungs, w, knobs);
+            self.search.filled(&mix, Count::Staying)
+        };
+        let (mut fits, mut beyond) = (0, dear * n + 1);
+        let mut best = None;
+        let mut guess = dear * n;
+        while beyond - fits > n.div_ceil(8) && !self.spent() {
+            match stored(guess) {
+                Some(mix) => (fits, best) = (guess, Some(mix)),
+                None => beyond = guess,
+            }
+            guess = usize::midpoint(fits, beyond);
+        }
+        let Some(best) = best else { return };
+        self.try_mix(&best);
+        let moved = best.with(Count::Staying, 0, w, knobs);
+        self.fill(&moved, Count::Resident);
+        let few = least.with(Count::Stored, n, w, knobs);
+        self.fill(&few, Count::Staying);
+        self.fill(&few, Count::Resident);
+    }
+
     /// Turns every knob until none helps.
     fn turn(&mut self) {
         let n = self.search.r.workload.units.len();
         let mut step = (n / 4).max(1);
+        self.stored(step);
         self.sorts();
         loop {
             let mut better = self.singles(step);
             better |= self.exchanges(step);
             better |= self.streamed(step);
+            better |= self.stored(step);
             if !better {
                 better |= self.sorts();
             }
@@ -236,9 +277,14 @@ impl Climb<'_, '_> {
     }
 
     fn moved(&self, count: Count, up: bool, step: usize) -> Option<Mix> {
-        let (w, pins) = (self.search.r.workload, &self.search.r.pins);
+        let (w, pins) = (self.search.r.workload, self.search.knobs);
         let mix = &self.best.mix;
         let at = mix.get(count);
+        // A step of blocks is one of all their dear rungs, until single ones are turned.
+        let step = match count {
+            Count::Stored if step > 1 => step * self.search.knobs.ladders.dear().max(1),
+            _ => step,
+        };
         let to = if up { at + step } else { at.checked_sub(step)? };
         let mix = mix.with(count, to, w, pins);
         (mix.get(count) != at).then_some(mix)
@@ -273,6 +319,18 @@ impl Climb<'_, '_> {
         better
     }
 
+    /// More or fewer tensors stored, and as many of them staying as then fit; more or fewer moved, and the
+    /// bytes' knobs refilled.
+    fn stored(&mut self, step: usize) -> bool {
+        let mut better = false;
+        for up in [true, false] {
+            if let Some(mix) = self.moved(Count::Stored, up, step) {
+                better |= self.fill(&mix, Count::Staying);
+            }
+        }
+        better
+    }
+
     /// One knob gives up bytes, another takes as much as then fits.
     fn exchanges(&mut self, step: usize) -> bool {
         let mut better = false;
@@ -295,14 +353,14 @@ impl Climb<'_, '_> {
             // It may need bytes, or free some.
             better |= self.try_mix(&mix)
                 || self.fill(&mix, Count::Resident)
-                || self.fill(&mix, Count::Light);
+                || self.fill(&mix, Count::Stored);
         }
         better
     }
 
     /// The mixes that differ in one knob that is no count.
     fn others_of(&self, mix: &Mix) -> Vec<Mix> {
-        let (w, pins) = (self.search.r.workload, &self.search.r.pins);
+        let (w, pins) = (self.search.r.workload, self.search.knobs);
         let mut all = Vec::new();
         let mut add = |change: &dyn Fn(&mut Mix)| {
             let mut other = mix.clone();
@@ -313,9 +371,9 @@ impl Climb<'_, '_> {
             }
         };
         if pins.prefetch.is_none() {
+            add(&|m| m.prefetch = m.prefetch.saturating_sub(1));
             add(&|m| m.prefetch += 1);
             add(&|m| m.prefetch *= 2);
-            add(&|m| m.prefetch = m.prefetch.saturating_sub(1));
         }
         if pins.pieces.is_none() {
             for pieces in self.search.cuts() {

@@ -142,7 +142,7 @@ impl Search<'_> {
                         prefetch,
                         ..way.clone()
                     };
-                    let choice = way.choice(self.r.workload, &self.r.pins);
+                    let choice = way.choice(self.r.workload, self.knobs);
                     // With a free host nothing would go to disk by itself.
                     let spilled = search.spilled(choice.clone());
                     // What stays tells of most that they are no nearer, and takes no draft. The more lies

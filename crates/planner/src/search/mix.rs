@@ -9,9 +9,27 @@
 
 use lowtide_workload::{UnitKind, Workload};
 
+use std::ops::Deref;
+
 use super::Pins;
-use crate::choice::{Choice, LoopOrder, Pieces, Processor, Saved};
+use super::ladder::Ladders;
+use crate::choice::{Activations, Choice, LoopOrder, Pieces, Processor, Saved};
 use crate::plan::Tier;
+
+/// What bounds the knobs: the user's pins, and what blocks may store.
+#[derive(Debug)]
+pub(super) struct Knobs {
+    pub pins: Pins,
+    pub ladders: Ladders,
+}
+
+impl Deref for Knobs {
+    type Target = Pins;
+
+    fn deref(&self) -> &Pins {
+        &self.pins
+    }
+}
 
 /// A knob that counts units.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,10 +42,10 @@ pub(super) enum Count {
     Copies,
     /// Of the others, the first of which gradients wait on the device.
     Near,
-    /// Blocks that recompute only what is cheap.
-    Light,
-    /// Blocks that recompute nothing.
-    Kept,
+    /// Rungs of the blocks' ladders: all blocks have so many, and the last of them one more.
+    Stored,
+    /// Blocks, the last ones, of which what is stored stays on the device; of the others it moves.
+    Staying,
 }
 
 impl Count {
@@ -36,8 +54,8 @@ impl Count {
         Self::Streamed,
         Self::Copies,
         Self::Near,
-        Self::Light,
-        Self::Kept,
+        Self::Stored,
+        Self::Staying,
     ];
 
     /// Those that pay with bytes of the device.
@@ -45,8 +63,8 @@ impl Count {
         Self::Resident,
         Self::Copies,
         Self::Near,
-        Self::Light,
-        Self::Kept,
+        Self::Stored,
+        Self::Staying,
     ];
 }
 
@@ -87,7 +105,7 @@ impl Mix {
     }
 
     /// With one knob set; the others are cut to what is left for them.
-    pub(super) fn with(&self, count: Count, value: usize, w: &Workload, pins: &Pins) -> Self {
+    pub(super) fn with(&self, count: Count, value: usize, w: &Workload, pins: &Knobs) -> Self {
         let mut mix = self.clone();
         mix.counts[count as usize] = value.min(mix.most(count, w, pins));
         mix.cut_to(w, pins);
@@ -95,16 +113,15 @@ impl Mix {
     }
 
     /// Cuts each knob to what is left for it.
-    pub(super) fn cut_to(&mut self, w: &Workload, pins: &Pins) {
+    pub(super) fn cut_to(&mut self, w: &Workload, pins: &Knobs) {
         for count in Count::ALL {
             self.counts[count as usize] = self.get(count).min(self.most(count, w, pins));
         }
     }
 
     /// The largest value of a knob, zero where a pin holds it fast.
-    pub(super) fn most(&self, count: Count, w: &Workload, pins: &Pins) -> usize {
+    pub(super) fn most(&self, count: Count, w: &Workload, pins: &Knobs) -> usize {
         let n = w.units.len();
-        let blocks = || w.units.iter().filter(|u| u.kind == UnitKind::Block).count();
         let device = |pin: Option<Tier>| pin.is_none_or(|t| t == Tier::Device);
         let others = || n - self.get(Count::Resident).min(n);
         match count {
@@ -120,17 +137,24 @@ impl Mix {
             }
             Count::Copies if pins.weights.is_none() => others(),
             Count::Near if pins.gradients.is_none() => others(),
-            Count::Kept if pins.recompute.is_none() => blocks(),
-            Count::Light if pins.recompute.is_none() => {
-                blocks() - self.get(Count::Kept).min(blocks())
-            }
+            Count::Stored | Count::Staying if pins.recompute.is_some() => 0,
+            Count::Stored => match pins.activations {
+                Activations::Auto | Activations::Recompute => {
+                    pins.ladders.blocks.len() * pins.ladders.steps
+                }
+                Activations::Offload | Activations::Keep => 0,
+            },
+            Count::Staying => match pins.activations {
+                Activations::Auto | Activations::Offload => pins.ladders.blocks.len(),
+                Activations::Recompute | Activations::Keep => 0,
+            },
             _ => 0,
         }
     }
 
     /// What every unit gets; where state and weights do not stay on the device they are on the
     /// host.
-    pub(super) fn choice(&self, w: &Workload, pins: &Pins) -> Choice {
+    pub(super) fn choice(&self, w: &Workload, pins: &Knobs) -> Choice {
         let n = w.units.len();
         let durable = pins.durable.then_some(Tier::Disk);
         let optimizer = pins.optimizer.or(durable).unwrap_or(Tier::Host);
@@ -185,8 +209,34 @@ impl Mix {
                 let blocks = w.units.iter().filter(|u| u.kind == UnitKind::Block).count();
                 choice.keep_last_blocks(w, blocks.saturating_sub(recomputed as usize));
             }
-            None => choice.keep_blocks(w, self.get(Count::Kept), self.get(Count::Light)),
+            None => self.store(&mut choice, pins),
         }
         choice
+    }
+
+    /// What becomes of the blocks' saved tensors.
+    fn store(&self, choice: &mut Choice, pins: &Knobs) {
+        let ladders = &pins.ladders;
+        let n = ladders.blocks.len();
+        let (stored, staying) = match pins.activations {
+            Activations::Auto => (self.get(Count::Stored), self.get(Count::Staying)),
+            Activations::Recompute => (self.get(Count::Stored), n),
+            Activations::Offload => (n * ladders.steps, self.get(Count::Staying)),
+            Activations::Keep => (n * ladders.steps, n),
+        };
+        for (i, &u) in ladders.blocks.iter().rev().enumerate() {
+            let steps = stored / n + usize::from(i < stored % n);
+            let way = if i < staying {
+                Saved::Keep
+            } else {
+                Saved::Host
+            };
+            for (value, &stored) in choice.saved[u]
+                .iter_mut()
+                .zip(&ladders.rung(u, steps).stored)
+            {
+                *value = if stored { way } else { Saved::Recompute };
+            }
+        }
     }
 }

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::build::{assemble, build};
 use crate::check::{Fault, check};
-use crate::choice::{Budgets, Choice, Clip, LoopOrder, Pieces, Processor};
+use crate::choice::{Activations, Budgets, Choice, Clip, LoopOrder, Pieces, Processor};
 use crate::draft::{Draft, draft, persistent_bytes};
 use crate::fast::FastMap;
 use crate::layout::{Layout, layout};
@@ -27,10 +27,12 @@ use crate::plan::{PartName, Plan, Task, Tier};
 use crate::rounds::Rounds;
 use crate::simulate::{Busy, Steps, busy, steady_seconds};
 use climb::Candidate;
-use mix::{Count, Mix};
+use ladder::Ladders;
+use mix::{Count, Knobs, Mix};
 
 mod climb;
 mod fit;
+mod ladder;
 mod mix;
 pub mod outlook;
 #[cfg(test)]
@@ -51,8 +53,10 @@ pub struct Pins {
     pub gradients: Option<Tier>,
     /// Home of block inputs.
     pub inputs: Option<Tier>,
-    /// How many blocks recompute.
+    /// How many blocks recompute everything; the others keep everything.
     pub recompute: Option<u32>,
+    /// What may become of saved tensors.
+    pub activations: Activations,
     /// Windows fetched ahead.
     pub prefetch: Option<u8>,
     /// Cut of the parameters.
@@ -110,6 +114,7 @@ pub enum PlanError {
 #[derive(Clone, Copy)]
 struct Search<'a> {
     r: Request<'a>,
+    knobs: &'a Knobs,
     disk: bool,
     seen: &'a Seen,
 }
@@ -159,29 +164,32 @@ const IMPROVED: usize = 5;
 
 /// Work that spending on a start, a first climb from it, and a second one may do: what bounds the time
 /// of planning. A start that the first climb leaves behind is not climbed from further.
-const WORK: [u64; 3] = [100_000, 100_000, 400_000];
+const WORK: [u64; 3] = [100_000, 100_000, 300_000];
 
 /// The same of a batch in which rounds are a choice: each look costs more, and there is more to choose.
-const WORK_IN_ROUNDS: [u64; 3] = [150_000, 250_000, 600_000];
+const WORK_IN_ROUNDS: [u64; 3] = [150_000, 250_000, 500_000];
+
+/// From how many starts saved tensors are moved: the fastest.
+const MOVING: usize = 2;
 
 /// How many are climbed from twice.
-const CLIMBED: usize = 2;
+const CLIMBED: usize = 3;
 
 /// Plans a request.
 ///
 /// # Errors
 /// [`PlanError::Refused`] when no plan fits the budgets, with what would.
 pub fn plan(r: &Request<'_>) -> Result<Plan, PlanError> {
-    let seen = Seen::default();
-    let search = Search::new(*r, &seen);
+    let (knobs, seen) = (Knobs::new(r), Seen::default());
+    let search = Search::new(*r, &knobs, &seen);
     search.made(&search.best()?)
 }
 
 /// Whether any plan fits a request. Looks for none that is fast, and for no reason where there is none.
 #[must_use]
 pub fn fits_any(r: &Request<'_>) -> bool {
-    let seen = Seen::default();
-    let search = Search::new(*r, &seen);
+    let (knobs, seen) = (Knobs::new(r), Seen::default());
+    let search = Search::new(*r, &knobs, &seen);
     let holds = |(_, choice): &(Mix, Choice)| search.holds_whole(choice);
     search.starting_points().iter().any(holds) || search.crowded().iter().any(holds)
 }
@@ -252,9 +260,23 @@ impl Seen {
 }
 
 impl<'a> Search<'a> {
-    fn new(r: Request<'a>, seen: &'a Seen) -> Self {
+    fn new(r: Request<'a>, knobs: &'a Knobs, seen: &'a Seen) -> Self {
         let disk = r.budgets.disk.0 > 0;
-        Self { r, disk, seen }
+        Self {
+            r,
+            knobs,
+            disk,
+            seen,
+        }
+    }
+}
+
+impl Knobs {
+    fn new(r: &Request<'_>) -> Self {
+        Self {
+            pins: r.pins,
+            ladders: Ladders::new(r.workload, r.machine),
+        }
     }
 }
 
@@ -393,14 +415,33 @@ impl Search<'_> {
             found.dedup_by(|a, b| a.choice == b.choice);
             found
         };
-        let spent = self.each(starts, |search, start| search.spend(start, spend));
-        let climbed = self.each(ranked(spent), |search, from| {
-            search.climb(from, first_climb)
-        });
-        let mut best = ranked(climbed);
-        best.truncate(CLIMBED);
+        let moving: Vec<Candidate> = starts.iter().take(MOVING).cloned().collect();
+        let mut spent = self.each(starts, |search, start| search.spend(start, spend));
+        spent.extend(self.each(moving, |search, start| search.moving(start, spend)));
+        let mut spent = ranked(spent);
+        spent.truncate(IMPROVED);
+        let climbed = self.each(spent, |search, from| search.climb(from, first_climb));
+        let best = self.promising(ranked(climbed));
         let climbed = self.each(best, |search, from| search.climb(from, second_climb));
         Ok(climbed.into_iter().min_by(first).expect("not empty"))
+    }
+
+    /// Of candidates, fastest first, the first few, the last of them the first of another kind than the fastest:
+    /// of another order of the loops where there is one, else with other tiers or another prefetch.
+    fn promising(&self, mut ranked: Vec<Candidate>) -> Vec<Candidate> {
+        let order = |m: &Mix| m.order;
+        let other = |m: &Mix| (m.waiting, m.inputs, m.prefetch == 0);
+        if let Some(best) = ranked.first().map(|c| c.mix.clone()) {
+            let of_other_order = ranked.iter().position(|c| order(&c.mix) != order(&best));
+            let of_other_tiers = || ranked.iter().position(|c| other(&c.mix) != other(&best));
+            if let Some(i) = of_other_order.or_else(of_other_tiers)
+                && i >= CLIMBED
+            {
+                ranked.swap(CLIMBED - 1, i);
+            }
+        }
+        ranked.truncate(CLIMBED);
+        ranked
     }
 
     /// The fastest few that fit in all parts, fastest first; of equals the first. Those whose bound is
@@ -427,6 +468,21 @@ impl Search<'_> {
             best.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
         }
         best.truncate(IMPROVED);
+        // All blocks for one micro-batch after the other fetch weights most often while nothing is on the
+        // device, and store least at once: that start is not to be judged by its first time.
+        let by_batch = |i: usize| starts[i].0.order == LoopOrder::BatchMajor;
+        if self.by_batch()
+            && best.len() == IMPROVED
+            && !best.iter().any(|&(_, i)| by_batch(i))
+            && let Some(i) = (0..starts.len())
+                .filter(|&i| by_batch(i) && self.holds_whole(&starts[i].1))
+                .min_by(|&a, &b| {
+                    let bound = |i: usize| self.size(&starts[i].1).bound;
+                    bound(a).total_cmp(&bound(b))
+                })
+        {
+            best[IMPROVED - 1] = (self.seconds(&starts[i].1), i);
+        }
         best.into_iter()
             .map(|(seconds, i)| {
                 let (mix, choice) = starts[i].clone();
@@ -496,7 +552,7 @@ impl Search<'_> {
 
     /// Every way that has to be tried, with as little as possible on device and host.
     fn ways(&self, disk: bool) -> Vec<Mix> {
-        let (w, pins) = (self.r.workload, &self.r.pins);
+        let (w, pins) = (self.r.workload, self.knobs);
         let mut ways = Vec::new();
         for (order, round) in self.loops() {
             for pieces in self.cuts() {
@@ -523,7 +579,7 @@ impl Search<'_> {
     /// The ways that the device may hold: one for which it is too small with all that can wait elsewhere on
     /// the host needs no less of it with that on disk.
     fn hopeful(&self, disk: bool) -> Vec<Mix> {
-        let (w, pins) = (self.r.workload, &self.r.pins);
+        let (w, pins) = (self.r.workload, self.knobs);
         let mut asked: Vec<((LoopOrder, u32, Pieces), bool)> = Vec::new();
         let mut hopeful = |way: &Mix| {
             let key = (way.order, way.round, way.pieces);
@@ -545,7 +601,7 @@ impl Search<'_> {
 
     /// Those that fit, each as it is or with nothing fetched ahead.
     fn starting_points(&self) -> Vec<(Mix, Choice)> {
-        let (w, pins) = (self.r.workload, &self.r.pins);
+        let (w, pins) = (self.r.workload, self.knobs);
         let mut found = Vec::new();
         for way in self.hopeful(self.disk) {
             let mut mixes = vec![way.clone()];
@@ -569,7 +625,7 @@ impl Search<'_> {
     /// Where host and disk are too small for all that is not in motion, and the device for all of
     /// it: as many units on the device as it holds.
     fn crowded(&self) -> Vec<(Mix, Choice)> {
-        let (w, pins) = (self.r.workload, &self.r.pins);
+        let (w, pins) = (self.r.workload, self.knobs);
         let with = |way: &Mix, n: usize| way.with(Count::Resident, n, w, pins);
         let on_device = |mix: &Mix| {
             let choice = mix.choice(w, pins);
@@ -617,9 +673,9 @@ impl Search<'_> {
                 .into_iter()
                 .map(|candidate| {
                     let seen = Seen::knowing(Arc::clone(&known));
-                    let r = self.r;
+                    let (r, knobs) = (self.r, self.knobs);
                     scope.spawn(move || {
-                        let done = what(Search::new(r, &seen), candidate);
+                        let done = what(Search::new(r, knobs, &seen), candidate);
                         (done, seen.own.into_inner(), seen.work.get() as usize)
                     })
                 })

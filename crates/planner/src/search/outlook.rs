@@ -4,11 +4,11 @@
 use std::sync::Arc;
 
 use lowtide_units::{Bytes, Seconds};
-use lowtide_workload::{UnitKind, Workload};
+use lowtide_workload::Workload;
 use serde::{Deserialize, Serialize};
 
 use super::climb::Candidate;
-use super::mix::{Count, Mix};
+use super::mix::{Count, Knobs, Mix};
 use super::{PlanError, Request, Search, Seen, busy_of, joined, timed_parts};
 use crate::choice::{Budgets, Clip, LoopOrder};
 use crate::plan::{LaneKind, Plan, Tier};
@@ -84,15 +84,15 @@ pub fn plan_with_outlook(
     r: &Request<'_>,
     more: &[(u32, &Workload)],
 ) -> Result<(Plan, Outlook), PlanError> {
-    let seen = Seen::default();
-    let search = Search::new(*r, &seen);
+    let (knobs, seen) = (Knobs::new(r), Seen::default());
+    let search = Search::new(*r, &knobs, &seen);
     let best = search.best()?;
     let made = search.made(&best)?;
     let known = seen.share();
     let look = || Seen::knowing(Arc::clone(&known));
     let outlook = std::thread::scope(|scope| {
-        let alternatives = scope.spawn(|| Search::new(*r, &look()).alternatives(&best));
-        let budgets = scope.spawn(|| Search::new(*r, &look()).more(&best));
+        let alternatives = scope.spawn(|| Search::new(*r, &knobs, &look()).alternatives(&best));
+        let budgets = scope.spawn(|| Search::new(*r, &knobs, &look()).more(&best));
         Outlook {
             suggestions: suggestions(r, &best, more),
             alternatives: joined(alternatives.join()),
@@ -105,7 +105,7 @@ pub fn plan_with_outlook(
 impl Search<'_> {
     /// The best of each other kind near a candidate.
     fn alternatives(&self, best: &Candidate) -> Vec<Alternative> {
-        let (w, pins) = (self.r.workload, &self.r.pins);
+        let (w, pins) = (self.r.workload, self.knobs);
         let mix = &best.mix;
         let none = |counts: &[Count]| {
             let mut mix = mix.clone();
@@ -126,23 +126,25 @@ impl Search<'_> {
             (_, round, _) if round > 0 && whole => (m.round, m.order) = (0, LoopOrder::LayerMajor),
             _ => (m.round, m.order) = (1, LoopOrder::LayerMajor),
         };
-        let blocks = w.units.iter().filter(|u| u.kind == UnitKind::Block).count();
+        let ladders = &pins.ladders;
+        let dear = ladders.blocks.len() * ladders.dear();
         let all_updates = none(&[Count::Resident, Count::Streamed]);
         let streamed = none(&[Count::Resident]).with(Count::Streamed, usize::MAX, w, pins);
-        let resident = none(&[Count::Light, Count::Kept]);
+        let resident = none(&[Count::Stored]);
         let near = none(&[Count::Resident]).with(Count::Near, usize::MAX, w, pins);
-        let light = none(&[Count::Resident, Count::Kept]).with(Count::Light, blocks, w, pins);
+        let light = none(&[Count::Resident]).with(Count::Stored, dear, w, pins);
+        let still = mix.with(Count::Staying, usize::MAX, w, pins);
         // Each with the knob that takes the bytes which that leaves.
-        let kinds: [(&str, Mix, &[Count]); 9] = [
+        let kinds: [(&str, Mix, &[Count]); 10] = [
             (
                 "every update on the host, nothing resident",
                 all_updates,
-                &[Count::Kept, Count::Light],
+                &[Count::Staying, Count::Stored],
             ),
             (
                 "every update on the device, all state streamed",
                 streamed,
-                &[Count::Light],
+                &[Count::Stored],
             ),
             (
                 "everything recomputed, bytes to resident units",
@@ -157,12 +159,17 @@ impl Search<'_> {
             (
                 "gradients wait on the device",
                 near,
-                &[Count::Near, Count::Light],
+                &[Count::Near, Count::Stored],
             ),
             (
                 "more saved tensors, no resident units",
                 light,
-                &[Count::Light, Count::Near],
+                &[Count::Staying, Count::Near],
+            ),
+            (
+                "no saved tensor moves",
+                still,
+                &[Count::Stored, Count::Resident],
             ),
             (
                 "the other loop order",
@@ -270,7 +277,7 @@ impl Search<'_> {
                 Tier::Disk => budgets.disk += unit,
             }
             let r = Request { budgets, ..self.r };
-            let search = Search::new(r, self.seen);
+            let search = Search::new(r, self.knobs, self.seen);
             // Where state is on disk, more of the host takes it back.
             let settled = search.settled(&best.mix);
             let again = settled.filter(|c| search.holds_whole(c)).map(|choice| {
@@ -343,8 +350,8 @@ fn suggestions(r: &Request<'_>, best: &Candidate, more: &[(u32, &Workload)]) -> 
 
 /// Time of a step of a plan that was looked for only a little, around one for another request.
 fn quick(r: &Request<'_>, near: &Mix) -> Result<Seconds, PlanError> {
-    let seen = Seen::default();
-    let search = Search::new(*r, &seen);
+    let (knobs, seen) = (Knobs::new(r), Seen::default());
+    let search = Search::new(*r, &knobs, &seen);
     // A batch that was planned as one may now be too long for that.
     let near = match near.round {
         0 if search.in_rounds() => Mix {

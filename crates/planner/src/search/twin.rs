@@ -3,8 +3,8 @@
 use lowtide_units::{Bytes, BytesPerSecond};
 use lowtide_workload::Workload;
 
-use super::{Pins, Request, Search, Seen, fits};
-use crate::choice::{Budgets, Choice, Clip, LoopOrder, Pieces, Processor};
+use super::{Knobs, Pins, Request, Search, Seen, fits};
+use crate::choice::{Budgets, Choice, Clip, LoopOrder, Pieces, Processor, Saved};
 use crate::machine::Machine;
 use crate::plan::Tier;
 use crate::testing::{machine, workload};
@@ -33,9 +33,18 @@ fn give(c: &mut Choice, u: usize, class: Class) {
     }
 }
 
+/// Of some units what was to stay moves to the host.
+fn move_saved(c: &mut Choice, units: std::ops::Range<usize>) {
+    for value in c.saved[units].iter_mut().flatten() {
+        if *value == Saved::Keep {
+            *value = Saved::Host;
+        }
+    }
+}
+
 /// Every choice of the grid: each unit a class of its own (the head goes with the last block, it
 /// is small here), gradients of the others on the device or the host, saved tensors of the last
-/// blocks, inputs, prefetch.
+/// blocks staying, of the others what is dear moved or not, inputs, prefetch.
 fn grid(w: &Workload) -> Vec<Choice> {
     let n = w.units.len();
     let blocks = n - 2;
@@ -43,7 +52,7 @@ fn grid(w: &Workload) -> Vec<Choice> {
     for code in 0..CLASSES.len().pow(n as u32 - 1) {
         for gradients in [Tier::Device, Tier::Host] {
             for kept in 0..=blocks {
-                for light in [0, blocks - kept] {
+                for (light, moved) in [(0, false), (blocks - kept, false), (blocks - kept, true)] {
                     for inputs in [Tier::Device, Tier::Host] {
                         for prefetch in [1, 2] {
                             for weights in [Tier::Device, Tier::Host] {
@@ -64,6 +73,9 @@ fn grid(w: &Workload) -> Vec<Choice> {
                                     }
                                 }
                                 c.keep_blocks(w, kept, light);
+                                if moved {
+                                    move_saved(&mut c, 1..1 + light);
+                                }
                                 all.push(c);
                             }
                         }
@@ -121,7 +133,8 @@ fn the_search_is_within_three_percent_of_trying_everything() {
                 clip: Clip::Exact,
                 pins: Pins::default(),
             };
-            let search = Search::new(request, &seen);
+            let knobs = Knobs::new(&request);
+            let search = Search::new(request, &knobs, &seen);
             let mut best = f64::INFINITY;
             let mut which = None;
             for c in &all {
@@ -134,7 +147,7 @@ fn the_search_is_within_three_percent_of_trying_everything() {
                 }
             }
             let fresh = Seen::default();
-            let candidate = Search::new(request, &fresh).best().expect("fits");
+            let candidate = Search::new(request, &knobs, &fresh).best().expect("fits");
             let found = candidate.seconds;
             worst = worst.max(found / best - 1.0);
             assert!(

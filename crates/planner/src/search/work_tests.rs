@@ -2,7 +2,9 @@
 
 use lowtide_units::Bytes;
 
-use super::{CLIMBED, IMPROVED, Pins, Request, Search, Seen, WORK, WORK_IN_ROUNDS, fits};
+use super::{
+    CLIMBED, IMPROVED, Knobs, MOVING, Pins, Request, Search, Seen, WORK, WORK_IN_ROUNDS, fits,
+};
 use crate::choice::{Budgets, Choice, Clip};
 use crate::testing::{machine, needs, workload};
 
@@ -27,8 +29,8 @@ fn work(blocks: u32, micro_batches: u32, share: f64, host: f64, disk: bool) -> (
         clip: Clip::Exact,
         pins: Pins::default(),
     };
-    let seen = Seen::default();
-    let search = Search::new(request, &seen);
+    let (knobs, seen) = (Knobs::new(&request), Seen::default());
+    let search = Search::new(request, &knobs, &seen);
     let found = search.best();
     if let Ok(best) = &found {
         assert!(fits(&search.whole(&best.choice), &budgets));
@@ -48,7 +50,7 @@ fn the_work_of_a_search_is_bounded() {
             WORK
         };
         let [spend, first, second] = allowed.map(|w| w as usize);
-        let most = 2 * (IMPROVED * (spend + first) + CLIMBED * second) as u64;
+        let most = 2 * ((IMPROVED + MOVING) * (spend + first) + CLIMBED * second) as u64;
         for (share, host, disk) in [
             (0.3, 4.0, false),
             (0.3, 0.3, true),
