@@ -202,3 +202,28 @@ pub(crate) fn with_whole_one(output: &Path, error: TrainError) -> TrainError {
         .find(|other| verify(other).is_ok());
     TrainError::Broken { path, what, whole }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A reader that rounds twice makes other numbers of these: then the checksum or the settings of a
+    /// whole checkpoint differ, and nobody goes on from it.
+    #[test]
+    fn what_is_said_is_read_back_to_the_bit() {
+        let dir = tempfile::tempdir().unwrap();
+        for x in [
+            0.000_410_047_047_661_976_93,
+            2.370_114_329_080_853_2e-7,
+            1e-30,
+        ] {
+            let state = RunState {
+                numerics: serde_json::json!({ "learning_rate": x }),
+                loss_first: Some(x),
+                ..RunState::new()
+            };
+            std::fs::write(dir.path().join(RUN), encode(&state)).unwrap();
+            assert_eq!(read_run(dir.path()).unwrap(), state, "{x}");
+        }
+    }
+}
