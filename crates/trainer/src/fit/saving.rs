@@ -72,6 +72,18 @@ impl Cadence {
     }
 }
 
+/// The most times that a run saves in so many steps to come, the end included.
+fn saves(run: &Run, steps: u64) -> u64 {
+    match (
+        run.checkpoint.every_minutes > 0.0,
+        run.checkpoint.every_steps,
+    ) {
+        (true, _) => steps.max(1),
+        (false, 0) => 1,
+        (false, every) => steps / every + 1,
+    }
+}
+
 /// Bytes that a run's saves and its model will take beside what is there.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Sizes {
@@ -89,11 +101,11 @@ impl Sizes {
         }
     }
 
-    /// Bytes to keep free until the end, with so many checkpoints there: a new one is whole before an old
-    /// one goes.
-    fn ahead(self, keep: usize, there: usize) -> u64 {
-        let more = (keep + 1).saturating_sub(there).max(1) as u64;
-        more * self.checkpoint
+    /// Checkpoints to keep room for, with so many there and so many saves to come: a new one is whole
+    /// before an old one goes.
+    fn ahead(keep: u32, there: usize, saves: u64) -> u64 {
+        let more = (u64::from(keep) + 1).saturating_sub(there as u64);
+        more.max(1).min(saves)
     }
 
     /// What must fit before the first step, with the plan's state files: saves cannot be more than the
@@ -106,21 +118,13 @@ impl Sizes {
         steps: u64,
     ) -> Vec<Need> {
         let there = checkpoint::list(output.folder().path()).len();
-        let saves = match (
-            run.checkpoint.every_minutes > 0.0,
-            run.checkpoint.every_steps,
-        ) {
-            (true, _) => steps.max(1),
-            (false, 0) => 1,
-            (false, every) => steps / every + 1,
-        };
         let dir = output.folder().path().to_owned();
         let need = |what: String, bytes| Need {
             dir: dir.clone(),
             what,
             bytes,
         };
-        let n = (self.ahead(run.checkpoint.keep as usize, there) / self.checkpoint).min(saves);
+        let n = Self::ahead(run.checkpoint.keep, there, saves(run, steps));
         let of = |n: u64| match n {
             1 => "for a checkpoint".to_owned(),
             n => format!("for {n} checkpoints"),
@@ -133,7 +137,7 @@ impl Sizes {
             0
         };
         let mut all = vec![
-            need(of(n), n * self.checkpoint),
+            need(of(n), n.saturating_mul(self.checkpoint)),
             need("for the model".to_owned(), self.model),
             need("for metrics and the trace".to_owned(), lines * LINE + trace),
         ];
@@ -229,7 +233,6 @@ impl Fit<'_> {
         self.tell(told);
         let homes = self.session.homes()?;
         let saved = checkpoint::save(&self.output, decoder.workload(), &homes, &self.state);
-        let keep = self.run.checkpoint.keep as usize;
         self.observer.phase(None);
         let saved = saved.map(|(path, told)| {
             self.tell(told);
@@ -239,8 +242,11 @@ impl Fit<'_> {
             self.prune();
         });
         let there = checkpoint::list(self.output.folder().path()).len();
-        let ahead = self.sizes.ahead(keep, there) + self.sizes.model;
         if step < self.total {
+            let saves = saves(self.run, self.total - step);
+            let n = Sizes::ahead(self.run.checkpoint.keep, there, saves);
+            let checkpoints = n.saturating_mul(self.sizes.checkpoint);
+            let ahead = checkpoints.saturating_add(self.sizes.model);
             let told = self.room.resize(self.output.folder(), ahead);
             self.tell(told);
         }
@@ -296,13 +302,18 @@ mod tests {
 
     #[test]
     fn what_is_ahead_counts_what_is_there() {
-        let sizes = Sizes {
-            checkpoint: 10,
-            model: 3,
-        };
-        // The last one is whole before the oldest of `keep` goes.
-        for (keep, there, want) in [(2, 0, 30), (2, 1, 20), (2, 2, 10), (2, 5, 10), (1, 0, 20)] {
-            assert_eq!(sizes.ahead(keep, there), want, "{there} of {keep}");
+        // The last one is whole before the oldest of `keep` goes; there are no more than the run will save.
+        for (keep, there, saves, want) in [
+            (2, 0, 9, 3),
+            (2, 1, 9, 2),
+            (2, 2, 9, 1),
+            (2, 5, 9, 1),
+            (1, 0, 9, 2),
+            (10, 1, 2, 2),
+            (u32::MAX, 0, 3, 3),
+        ] {
+            let n = Sizes::ahead(keep, there, saves);
+            assert_eq!(n, want, "{there} of {keep}, {saves} saves");
         }
     }
 }

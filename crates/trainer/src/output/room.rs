@@ -111,10 +111,14 @@ impl Room {
                 self.bytes = bytes;
                 None
             }
-            Err(e) => Some(format!(
-                "warning: {}: no room is left for another checkpoint ({e})",
-                folder.path().display()
-            )),
+            Err(e) => {
+                // What was taken before the disk was full would keep it full for everybody.
+                let _ = file.set_len(self.bytes);
+                Some(format!(
+                    "warning: {}: no room is left for the checkpoints to come ({e})",
+                    folder.path().display()
+                ))
+            }
         }
     }
 }
