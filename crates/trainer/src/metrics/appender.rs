@@ -19,7 +19,8 @@ pub struct Appender {
 }
 
 impl Appender {
-    /// Appends to `file`, which is open for that and called `path` in what is told.
+    /// Appends to `file`, which is open for writing at its end (`O_APPEND`: it is cut where a write fails)
+    /// and called `path` in what is told.
     pub fn new(file: File, path: PathBuf) -> Self {
         Self {
             file,

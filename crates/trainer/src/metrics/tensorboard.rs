@@ -282,6 +282,22 @@ mod tests {
         assert_eq!(field(&tensor, 8).3, b"**1**");
     }
 
+    /// As after a write that the disk took half of: the half is cut off again.
+    #[test]
+    fn what_is_written_behind_a_cut_follows_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut file = EventFile::create(&Folder::open(dir.path()).unwrap()).unwrap();
+        let path = file.path().to_owned();
+        let whole = std::fs::metadata(&path).unwrap().len();
+        assert_eq!(file.scalars(1, &[("loss", 2.5)]), None);
+        let other = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+        other.set_len(whole).unwrap();
+        assert_eq!(file.scalars(2, &[("loss", 2.25)]), None);
+        let records = reader::records(&std::fs::read(&path).unwrap());
+        let step = |record: &[u8]| reader::fields(record)[1].2;
+        assert_eq!((records.len(), step(&records[1])), (2, 2));
+    }
+
     #[test]
     fn two_files_of_one_second_do_not_collide() {
         let dir = tempfile::tempdir().unwrap();

@@ -160,11 +160,12 @@ impl Folder {
         self.file(name.as_ref(), OFlags::RDWR | OFlags::CREATE)
     }
 
-    /// Makes a file of a name that has nothing yet.
+    /// Makes a file of a name that has nothing yet, open for writing at its end.
     pub fn create_new(&self, name: impl AsRef<OsStr>) -> Result<File, TrainError> {
         let name = name.as_ref();
         let path = self.at(name);
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        let new = OFlags::CREATE | OFlags::EXCL;
+        let flags = OFlags::RDWR | OFlags::APPEND | OFlags::CLOEXEC | new;
         let fd = step(|| rustix::fs::openat(&self.fd, name, flags, FILE)).map_err(fail(&path))?;
         Ok(File::from(fd))
     }
