@@ -92,6 +92,10 @@ impl Shelf<'_> {
         if self.folder.expect(&gone, Found::Folder)? {
             self.take_apart(&gone, name, &mut told)?;
         }
+        // A link or a file under the other name would stop every start from here on.
+        if !self.folder.expect(name, Found::Folder)? {
+            return Ok(told);
+        }
         self.folder.rename(name, self.folder, &gone)?;
         self.folder.sync()?;
         self.take_apart(&gone, name, &mut told)?;

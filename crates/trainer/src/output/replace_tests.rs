@@ -221,6 +221,11 @@ fn links_and_files_in_place_of_directories_are_refused_and_stay() {
     for name in ["one", ".one.pending", ".one.given-up"] {
         let link = dir.path().join(name);
         std::os::unix::fs::symlink(elsewhere.path(), &link).unwrap();
+        if name == "one" {
+            let error = shelf.give_up("one");
+            assert!(matches!(error, Err(TrainError::Link { .. })), "{error:?}");
+            assert!(link.is_symlink());
+        }
         let error = match name {
             ".one.given-up" => shelf.give_up("one"),
             _ => shelf.put("one", fill("1")),
