@@ -198,12 +198,24 @@ fn an_export_keeps_configuration_and_tokenizer() {
     fs::write(from.path().join("config.json"), config.to_string()).unwrap();
     fs::write(from.path().join("tokenizer.json"), "{}").unwrap();
     fs::write(from.path().join("notes.txt"), "private").unwrap();
+    // Files that nobody reads are copied whatever is in them.
+    let pointer = "version https://git-lfs.github.com/spec/v1\n";
+    fs::write(from.path().join("tokenizer.model"), pointer).unwrap();
+    fs::write(from.path().join("merges.txt"), "").unwrap();
     let writer = HfWriter::new(&shape, Dtype::Bf16, Some(from.path()));
     export(&shape, &writer, to.path()).unwrap();
     assert_eq!(
         names(to.path()),
-        ["config.json", "model.safetensors", "tokenizer.json"]
+        [
+            "config.json",
+            "merges.txt",
+            "model.safetensors",
+            "tokenizer.json",
+            "tokenizer.model"
+        ]
     );
+    let copied = fs::read(to.path().join("tokenizer.model")).unwrap();
+    assert_eq!(copied, pointer.as_bytes());
     let config: Value =
         serde_json::from_slice(&fs::read(to.path().join("config.json")).unwrap()).unwrap();
     assert_eq!(config["eos_token_id"], 7);

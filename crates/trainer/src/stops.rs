@@ -123,7 +123,7 @@ pub fn note_of_ends(tokenizer: &Tokenizer) -> Option<String> {
 ///
 /// Ids that no vocabulary has (some files say -1 for none) are left out: nothing can stop there.
 fn eos_ids(path: &Path) -> Result<Vec<i32>, TrainError> {
-    let file = json_object(path)?.unwrap_or_default();
+    let file = json_object(path, lowtide_files::SMALL)?.unwrap_or_default();
     let ids = eos_values(&file, path)?;
     Ok(ids
         .into_iter()
@@ -152,13 +152,16 @@ pub(crate) fn eos_values(file: &Map<String, Value>, path: &Path) -> Result<Vec<i
     ids.into_iter().map(id).collect()
 }
 
-/// The object in a JSON file of a model, or nothing where there is no file.
-pub(crate) fn json_object(path: &Path) -> Result<Option<Map<String, Value>>, TrainError> {
+/// The object in a JSON file of a model of at most `most` bytes, or nothing where there is no file.
+pub(crate) fn json_object(
+    path: &Path,
+    most: u64,
+) -> Result<Option<Map<String, Value>>, TrainError> {
     let fail = |what: String| TrainError::File {
         path: path.to_owned(),
         what,
     };
-    let bytes = match lowtide_files::read(path, lowtide_files::SMALL) {
+    let bytes = match lowtide_files::read(path, most) {
         Ok(bytes) => bytes,
         Err(e) if e.is_missing() => return Ok(None),
         Err(e) => return Err(e.into()),

@@ -275,9 +275,8 @@ impl<'a> HfWriter<'a> {
             }
             for name in COPIED {
                 let from = source.join(name);
-                if from.exists() {
-                    let bytes = lowtide_files::read(&from, lowtide_files::VOCABULARY)?;
-                    write_file(dir.join(name), &bytes)?;
+                if from.is_file() {
+                    copy_file(&from, dir.join(name))?;
                 }
             }
         }
@@ -322,6 +321,16 @@ fn refuse_existing(dir: &Path) -> Result<(), ModelError> {
 fn write_file(path: PathBuf, bytes: &[u8]) -> Result<(), ModelError> {
     let pending = Pending::create(path)?;
     pending.write_at(bytes, 0)?;
+    pending.sync()?;
+    pending.keep()
+}
+
+/// Copies a file as it is. Who reads it has looked at it before; a model that is trained is not lost over
+/// one that nobody reads, be it empty or a pointer of Git LFS.
+fn copy_file(from: &Path, to: PathBuf) -> Result<(), ModelError> {
+    let mut file = lowtide_files::open_any(from)?.file;
+    let pending = Pending::create(to)?;
+    io::copy(&mut file, &mut &pending.file).map_err(ModelError::io(&pending.temporary))?;
     pending.sync()?;
     pending.keep()
 }

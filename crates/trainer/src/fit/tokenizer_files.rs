@@ -2,9 +2,10 @@
 //! chat template, and where an answer ends.
 
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::Path;
 
+use lowtide_files::{LIST, SMALL};
 use serde_json::{Map, Value, json};
 
 use crate::data::Tokenizer;
@@ -118,17 +119,22 @@ fn belongs(name: &str) -> bool {
         || (name.starts_with("tokenization_") && name.ends_with(".py"))
 }
 
+/// Copies what is in a file, not its permissions: models are often read-only, and some of their files are
+/// changed here.
 fn copy_file(from: &Path, to: &Path) -> Result<(), TrainError> {
     remove(to)?;
-    fs::copy(from, to).map_err(TrainError::io(from))?;
-    File::open(to)
-        .and_then(|f| f.sync_all())
-        .map_err(TrainError::io(to))
+    let mut source = File::open(from).map_err(TrainError::io(from))?;
+    let mut copy = || {
+        let mut file = File::create_new(to)?;
+        io::copy(&mut source, &mut file)?;
+        file.sync_all()
+    };
+    copy().map_err(TrainError::io(to))
 }
 
 fn remove(path: &Path) -> Result<(), TrainError> {
     match fs::remove_file(path) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(TrainError::io(path)(e)),
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(TrainError::io(path)(e)),
         _ => Ok(()),
     }
 }
@@ -142,7 +148,7 @@ fn set_template(template: &str, dir: &Path) -> Result<(), TrainError> {
         fs::remove_dir_all(&more).map_err(TrainError::io(&more))?;
     }
     let path = dir.join("tokenizer_config.json");
-    if let Some(mut config) = json_object(&path)?
+    if let Some(mut config) = json_object(&path, LIST)?
         && config.remove("chat_template").is_some()
     {
         put_json(&path, &config)?;
@@ -154,8 +160,8 @@ fn set_template(template: &str, dir: &Path) -> Result<(), TrainError> {
 /// does where there was no such file.
 fn generation_config(stops: &Stops, dir: &Path) -> Result<Stops, TrainError> {
     let (path, config_path) = (dir.join("generation_config.json"), dir.join("config.json"));
-    let existing = json_object(&path)?;
-    let config = json_object(&config_path)?.unwrap_or_default();
+    let existing = json_object(&path, SMALL)?;
+    let config = json_object(&config_path, SMALL)?.unwrap_or_default();
     let mut listed = match &existing {
         Some(object) => eos_values(object, &path)?,
         None => eos_values(&config, &config_path)?,
@@ -191,7 +197,7 @@ fn set_eos_token(text: &str, dir: &Path) -> Result<(), TrainError> {
         ("special_tokens_map.json", false),
     ] {
         let path = dir.join(name);
-        let Some(mut object) = json_object(&path)?.or_else(|| needed.then(Map::new)) else {
+        let Some(mut object) = json_object(&path, LIST)?.or_else(|| needed.then(Map::new)) else {
             continue;
         };
         object.insert("eos_token".to_owned(), json!(text));

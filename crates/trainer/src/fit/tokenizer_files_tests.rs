@@ -109,6 +109,27 @@ fn the_tokenizers_files_take_the_place_of_the_models() {
     );
 }
 
+/// Models are often read-only, and the configuration of some tokenizers lists every token.
+#[test]
+fn a_read_only_and_a_long_configuration_are_no_hindrance() {
+    use std::os::unix::fs::PermissionsExt;
+    let folders = Folders::new();
+    let long = "x".repeat(lowtide_files::SMALL as usize);
+    let name = "tokenizer/tokenizer_config.json";
+    let text = json!({"eos_token": "</s>", "chat_template": "old", "long": long});
+    folders.put(name, &text.to_string());
+    fs::set_permissions(folders.at(name), fs::Permissions::from_mode(0o444)).unwrap();
+    folders.export(&folders.tokenizer().with_chat_template(CHATML).unwrap());
+    let config = folders.json("export/tokenizer_config.json");
+    assert_eq!(
+        (&config["eos_token"], &config["long"]),
+        (&json!("<|im_end|>"), &json!(long))
+    );
+    // Who may do everything would not notice.
+    let written = fs::metadata(folders.at("export/tokenizer_config.json")).unwrap();
+    assert_eq!(written.permissions().mode() & 0o200, 0o200);
+}
+
 fn path(folders: &Folders, folder: &str, name: &str) -> PathBuf {
     folders.at(folder).join(name)
 }
