@@ -15,7 +15,7 @@ pub const MARK: &str = ".lowtide";
 const PROGRAM: &str = "lowtide";
 const FORMAT: u32 = 1;
 /// Longest mark that is read: a model has a few files, and sharded ones a few hundred.
-const LONGEST: u64 = 4 << 20;
+pub(super) const LONGEST: u64 = 4 << 20;
 /// Pieces of a file that its print is taken of, and their length.
 const PIECES: u64 = 64;
 const PIECE: u64 = 4096;

@@ -218,7 +218,7 @@ fn lock(folder: &Folder) -> Result<File, TrainError> {
         }
     };
     let mut text = Vec::new();
-    let read = mark.read_to_end(&mut text);
+    let read = (&mark).take(mark::LONGEST).read_to_end(&mut text);
     read.map_err(TrainError::io(&path))?;
     if text.is_empty() {
         let text = Mark::output().text();
