@@ -15,6 +15,7 @@ use super::start::{kept_state, ours, readable};
 use crate::checkpoint::{self, Change, RunState};
 use crate::error::TrainError;
 use crate::metrics::{has_step, value_at};
+use crate::output::METRICS;
 use crate::planning::directories_of;
 use crate::report::StepLine;
 use crate::step::{About, CommitRecord, StepNumbers};
@@ -242,7 +243,7 @@ impl Fit<'_> {
     /// Writes a step's metrics line if the run died before it did. How long the step took is lost.
     fn catch_up(&mut self, step: &StepNumbers) -> Result<(), TrainError> {
         let due = step.step.is_multiple_of(self.run.log.every_steps) || step.step == self.total;
-        if !due || has_step(&self.run.output.join("metrics.jsonl"), step.step, "loss")? {
+        if !due || has_step(&self.run.output.join(METRICS), step.step, "loss")? {
             return Ok(());
         }
         let told = self.metrics.write(&StepLine {
@@ -269,12 +270,12 @@ impl Fit<'_> {
         if !self.durable && self.saved != Some(step) {
             return Ok(()); // another directory's run has recorded it there
         }
-        let metrics = self.run.output.join("metrics.jsonl");
+        let metrics = self.run.output.join(METRICS);
         if due.evaluation && !has_step(&metrics, step, "eval_loss")? {
             self.evaluate(step)?;
         }
-        let answered = value_at(&metrics, step, Some("during"), "exact_match")?;
-        if due.answers && answered.is_none() {
+        let answered = || value_at(&metrics, step, Some("during"), "exact_match");
+        if due.answers && answered()?.is_none() {
             self.exact_match("during")?;
         }
         let newest = checkpoint::list(&self.run.output).pop();

@@ -6,6 +6,7 @@ use lowtide_planner::Tier;
 use lowtide_tiers::process;
 
 use super::Fit;
+use crate::output::METRICS;
 use crate::planning::Planned;
 use crate::report::{Part, TrainReport, compare_lanes, median, moved_bytes};
 use crate::tally::Tally;
@@ -73,7 +74,7 @@ impl Fit<'_> {
             nothing_to_do: false,
             output: ends.output,
             checkpoint: self.last_checkpoint.clone(),
-            metrics: self.run.output.join("metrics.jsonl"),
+            metrics: self.run.output.join(METRICS),
             trace: ends.trace,
         }
     }

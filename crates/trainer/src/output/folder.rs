@@ -303,12 +303,6 @@ impl Folder {
         all.sort_by(|a, b| a.0.cmp(&b.0));
         Ok(all)
     }
-
-    /// Device and number of the directory itself.
-    pub fn identity(&self) -> Result<(u64, u64), TrainError> {
-        let stat = rustix::fs::fstat(&self.fd).map_err(fail(&self.path))?;
-        Ok((stat.st_dev, stat.st_ino))
-    }
 }
 
 /// Has the file system set bytes aside for a file. A signal does not end it.
