@@ -79,7 +79,6 @@ struct Fit<'a> {
     run: &'a Run,
     observer: &'a mut dyn Observer,
     requests: Requests,
-    output: Output,
     /// Kept free for the checkpoints and the model to come.
     room: Room,
     sizes: Sizes,
@@ -111,6 +110,8 @@ struct Fit<'a> {
     last_checkpoint: Option<PathBuf>,
     /// The step whose state is in the newest checkpoint of the output directory, as far as known.
     saved: Option<u64>,
+    /// Last, so that its lock outlives all that is written and removed.
+    output: Output,
 }
 
 /// A batch that is ready to be submitted.

@@ -8,8 +8,8 @@ use lowtide_executor::Trace;
 use lowtide_model::HfWriter;
 use lowtide_planner::Tier;
 
-use super::Fit;
 use super::export::source_of;
+use super::{Fit, tokenizer_files};
 use crate::checkpoint;
 use crate::error::TrainError;
 use crate::output::Output;
@@ -21,7 +21,7 @@ use crate::report::Phase;
 const LINE: u64 = 1024;
 /// Bytes of an event of the trace.
 const EVENT: u64 = 256;
-/// Bytes of a model's or checkpoint's small files.
+/// Bytes of a model's or checkpoint's small files, the tokenizer's not counted.
 const SMALL: u64 = 1 << 20;
 
 /// Between which steps a run saves.
@@ -95,9 +95,11 @@ impl Sizes {
     pub(super) fn of(run: &Run, planned: &Planned) -> Self {
         let decoder = &planned.decoder;
         let writer = HfWriter::new(decoder.shape(), run.precision, source_of(run));
+        let tokenizer = run.model.tokenizer.as_deref();
+        let tokenizer = tokenizer.map_or(0, tokenizer_files::bytes);
         Self {
             checkpoint: checkpoint::bytes(decoder.workload()) + SMALL,
-            model: writer.file_bytes() + SMALL,
+            model: writer.file_bytes() + tokenizer + SMALL,
         }
     }
 

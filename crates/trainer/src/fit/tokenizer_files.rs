@@ -112,6 +112,21 @@ fn copy(file: &Path, dir: &Path) -> Result<(), TrainError> {
     Ok(())
 }
 
+/// Bytes of the files of the tokenizer at `path`, a `tokenizer.json` or its directory: an export has them.
+pub(super) fn bytes(path: &Path) -> u64 {
+    let (dir, file) = match path.is_dir() {
+        true => (path, path.join("tokenizer.json")),
+        false => (path.parent().unwrap_or(Path::new(".")), path.to_owned()),
+    };
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    let beside = entries.filter(|e| e.file_name().to_str().is_some_and(belongs));
+    let all = beside.map(|e| e.path()).chain([file]);
+    all.filter_map(|f| fs::metadata(f).ok())
+        .filter(|meta| meta.is_file())
+        .map(|meta| meta.len())
+        .sum()
+}
+
 /// Whether a file of a tokenizer's directory is the tokenizer's, by its name. Some have their own code.
 fn belongs(name: &str) -> bool {
     FILES.contains(&name)

@@ -71,7 +71,18 @@ fn the_tokenizers_files_take_the_place_of_the_models() {
         .put("tokenizer/tokenization_x.py", "code")
         .put("tokenizer/model.safetensors", "not the tokenizer's")
         .put("tokenizer/notes.txt", "not the tokenizer's");
+    let counted = [
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "spiece.model",
+        "x.tiktoken",
+        "tokenization_x.py",
+    ];
+    let counted = counted.map(|n| fs::metadata(path(&folders, "tokenizer", n)).unwrap().len());
     fs::create_dir(folders.at("tokenizer/vocab.txt")).unwrap();
+    for of in ["tokenizer", "tokenizer/tokenizer.json"] {
+        assert_eq!(bytes(&folders.at(of)), counted.iter().sum::<u64>(), "{of}");
+    }
     fs::create_dir(folders.at("tokenizer/additional_chat_templates")).unwrap();
     folders.put(
         "tokenizer/additional_chat_templates/tool_use.jinja",
