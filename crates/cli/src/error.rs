@@ -22,6 +22,10 @@ pub const OURS: u8 = 1;
 /// Exit code of what the user can put right.
 pub const USERS: u8 = 2;
 
+/// Where relative paths begin.
+const RELATIVE: &str = "a relative path in the run file begins at that file's directory, one of --set at the \
+                        current directory";
+
 /// Why a command has no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum CliError {
@@ -220,8 +224,6 @@ fn drives(disks: &[DiskBudget], need: u64) -> String {
 
 /// What to do about a path that a key names.
 fn path_advice(key: &str, problem: &PathProblem) -> Vec<String> {
-    let relative = "a relative path in the run file begins at that file's directory, one of --set at the \
-                    current directory";
     let lines: Vec<String> = match (key, problem) {
         (_, PathProblem::HubName { name }) => {
             let dir = name.rsplit('/').next().unwrap_or(name);
@@ -232,11 +234,11 @@ fn path_advice(key: &str, problem: &PathProblem) -> Vec<String> {
                 format!(
                     "(older: huggingface-cli download {name} --local-dir {dir}), then --set {key}={dir}"
                 ),
-                relative.to_owned(),
+                RELATIVE.to_owned(),
             ]
         }
         ("model.path", PathProblem::Missing) => vec![
-            relative.to_owned(),
+            RELATIVE.to_owned(),
             "lowtide does not download models: hf download ORG/NAME --local-dir DIR does"
                 .to_owned(),
         ],
@@ -257,7 +259,7 @@ fn path_advice(key: &str, problem: &PathProblem) -> Vec<String> {
                 .to_owned(),
         ],
         (_, PathProblem::Kind { .. }) => vec![format!("give another path: --set {key}=PATH")],
-        _ => vec![relative.to_owned()],
+        _ => vec![RELATIVE.to_owned()],
     };
     lines
 }
@@ -411,7 +413,7 @@ fn going_on(broken: &Path, whole: Option<&Path>) -> Vec<String> {
 /// What to do about a file that is not what its name says.
 fn file_advice(e: &FileError) -> Vec<String> {
     let text = match e {
-        FileError::Missing { .. } => "paths in a run file are relative to that file",
+        FileError::Missing { .. } => RELATIVE,
         FileError::Dangling { .. } => {
             "fetch or copy the file that the link names (in a cache of Hugging Face's, download the \
              model again)"
@@ -504,10 +506,7 @@ fn data_advice(e: &DataError) -> Vec<String> {
         DataError::AllDropped { .. } => {
             "set train.last_batch to keep or fill, or lower train.micro_batch or train.accumulate"
         }
-        DataError::Missing { .. } => {
-            "a relative path in the run file begins at that file's directory, one of --set at the current \
-             directory"
-        }
+        DataError::Missing { .. } => RELATIVE,
         _ => return Vec::new(),
     };
     vec![text.to_owned()]
