@@ -18,7 +18,7 @@ use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Resource, Rlimit, setrlimit};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokenizers::Tokenizer;
 
 /// First argument of the process that only tries a tokenizer.
@@ -201,9 +201,12 @@ fn try_here() -> u8 {
         (Resource::Cpu, cpu),
         (Resource::Core, 0),
     ] {
+        // A limit that the process has already may be lower, and cannot be raised.
+        let own = getrlimit(resource).maximum;
+        let most = Some(own.map_or(most, |own| own.min(most)));
         let limit = Rlimit {
-            current: Some(most),
-            maximum: Some(most),
+            current: most,
+            maximum: most,
         };
         if setrlimit(resource, limit).is_err() {
             return 2;
