@@ -1,11 +1,14 @@
 //! `lowtide probe`: this machine's rates, stored with their date.
 
+use std::path::Path;
+
 use lowtide_config::Run;
 use lowtide_planner::Machine;
 use lowtide_trainer::clock::today;
 use lowtide_trainer::device::{self, Device};
 use lowtide_trainer::inputs::sample_of;
 use lowtide_trainer::open::probed;
+use lowtide_trainer::output::folder::{Folder, Found, pending};
 use lowtide_trainer::planning::{decoder_of, shape_of};
 use lowtide_trainer::probe::{Drive, ProbeOptions, probe as measure};
 use lowtide_trainer::report::Phase;
@@ -23,6 +26,9 @@ const SECONDS: f64 = 0.5;
 
 /// Measures and stores.
 pub fn probe(args: &ProbeArgs, out: Out) -> Answer {
+    // What cannot be written is told before minutes of measuring, and a file that is there stays until the
+    // new one is whole.
+    let (folder, name) = place(&args.out)?;
     let run = match &args.file {
         Some(file) => Some(Run::load(file, &texts("--set", &args.sets)?)?),
         None => None,
@@ -67,10 +73,7 @@ pub fn probe(args: &ProbeArgs, out: Out) -> Answer {
     drop(waiting);
     out.text(&table(&machine));
     let text = serde_json::to_string_pretty(&machine).expect("plain values") + "\n";
-    std::fs::write(&args.out, text).map_err(|source| CliError::Write {
-        path: args.out.clone(),
-        source,
-    })?;
+    folder.write(&name, |out| out.write_all(text.as_bytes()))?;
     out.text(&format!(
         "stored in {}; use it as plan.machine",
         args.out.display()
@@ -78,6 +81,25 @@ pub fn probe(args: &ProbeArgs, out: Out) -> Answer {
     let mut answer = json!(machine);
     answer["file"] = json!(args.out.display().to_string());
     Ok((answer, 0))
+}
+
+/// The directory and the name of a file to write, which was tried.
+fn place(out: &Path) -> Result<(Folder, String), CliError> {
+    let Some(name) = out.file_name().and_then(|name| name.to_str()) else {
+        return Err(CliError::Usage {
+            what: format!("--out {}: no name of a file", out.display()),
+            help: "give a path that ends in a name of plain text",
+        });
+    };
+    let above = out.parent().filter(|p| !p.as_os_str().is_empty());
+    let folder = Folder::open(above.unwrap_or(Path::new(".")))?;
+    folder.expect(name, Found::File)?;
+    let tried = pending(name);
+    if !folder.expect(&tried, Found::File)? {
+        folder.create_new(&tried)?;
+    }
+    folder.remove(&tried)?;
+    Ok((folder, name.to_owned()))
 }
 
 /// The device to measure: the one named, else the run's, else what `auto` gives.

@@ -355,9 +355,13 @@ pub(crate) fn remove_stale(dir: &Path) -> Result<(), TierError> {
 }
 
 fn reserve(file: &File, bytes: u64) -> io::Result<()> {
-    match rustix::fs::fallocate(file, FallocateFlags::empty(), 0, bytes) {
-        Err(rustix::io::Errno::OPNOTSUPP) => {}
-        other => return other.map_err(io::Error::from),
+    loop {
+        match rustix::fs::fallocate(file, FallocateFlags::empty(), 0, bytes) {
+            Err(rustix::io::Errno::OPNOTSUPP) => break,
+            // A signal does not end it.
+            Err(rustix::io::Errno::INTR) => {}
+            other => return other.map_err(io::Error::from),
+        }
     }
     // The C library then writes into every block itself: slow, but the space is ours.
     let len = libc::off_t::try_from(bytes).map_err(|_| io::ErrorKind::FileTooLarge)?;

@@ -230,7 +230,15 @@ pub(crate) fn shelf(checkpoints: &Folder) -> Shelf<'_> {
         folder: checkpoints,
         holds: Holds::Checkpoint,
         always: &[STATE, RUN],
+        earlier: is_earlier,
     }
+}
+
+/// Whether a directory without a mark is a checkpoint of an earlier version, or what a killed save of one
+/// left: it wrote the state first.
+fn is_earlier(dir: &Path) -> bool {
+    let name = dir.file_name().unwrap_or_default().as_encoded_bytes();
+    read_run(dir).is_ok() || name.ends_with(b".pending") && !dir.join(RUN).exists()
 }
 
 /// Bytes of a checkpoint, but for a few KiB beside the state.

@@ -488,14 +488,19 @@ impl Fit<'_> {
             ExecError::Engine { source, .. }
                 if source.0.contains("not finite") || source.0.contains("loss sum") =>
             {
-                TrainError::NonFinite {
-                    step,
-                    what: source.0,
-                    checkpoint: checkpoint::list(&self.run.output).pop().map(|(_, p)| p),
-                }
+                self.diverged(step, source.0)
             }
             e => TrainError::Exec(e),
         })
+    }
+
+    /// A number of this step is none.
+    fn diverged(&self, step: u64, what: String) -> TrainError {
+        TrainError::NonFinite {
+            step,
+            what,
+            checkpoint: checkpoint::list(&self.run.output).pop().map(|(_, p)| p),
+        }
     }
 
     fn prepare(&mut self, step: u64) -> Option<Prepared> {
@@ -531,7 +536,9 @@ impl Fit<'_> {
         self.state.step = f.step;
         self.state.data = f.after;
         self.state.tokens += f.tokens;
-        self.state.loss_first.get_or_insert(line.loss);
+        if line.loss.is_finite() {
+            self.state.loss_first.get_or_insert(line.loss);
+        }
         self.state.totals.loss(f.step, line.loss.to_bits());
         tally.steps += 1;
         tally.tokens += f.tokens;

@@ -16,9 +16,11 @@ pub struct StepLine {
     pub step: u64,
     /// Of how many.
     pub steps: u64,
-    /// Mean loss of the batch's supervised tokens.
+    /// Mean loss of the batch's supervised tokens. Left out of the line where it is no number.
+    #[serde(skip_serializing_if = "is_no_number")]
     pub loss: f64,
-    /// Norm of the gradients before clipping.
+    /// Norm of the gradients before clipping; left out likewise.
+    #[serde(skip_serializing_if = "is_no_number")]
     pub grad_norm: f64,
     /// Learning rate.
     pub learning_rate: f64,
@@ -40,6 +42,12 @@ pub struct StepLine {
     pub skipped: bool,
 }
 
+/// JSON has no word for it.
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "as serde wants it")]
+fn is_no_number(x: &f64) -> bool {
+    !x.is_finite()
+}
+
 impl StepLine {
     /// Its points on TensorBoard's curves, but for what is not known.
     pub(crate) fn curves(&self) -> Vec<(&'static str, f32)> {
@@ -52,6 +60,7 @@ impl StepLine {
             points.push(("train/tokens_per_second", rate as f32));
             points.push(("train/step_seconds", seconds as f32));
         }
+        points.retain(|p| p.1.is_finite());
         points
     }
 }

@@ -24,9 +24,11 @@ pub struct Totals {
 }
 
 impl Totals {
-    /// A step's loss is known. One that is known already, or older than that, is left out.
+    /// A step's loss is known. One that is known already, or older than that, is left out, and one that is
+    /// no number: its step was skipped.
     pub(crate) fn loss(&mut self, step: u64, bits: u64) {
-        if self.last_losses.last().is_some_and(|last| last.0 >= step) {
+        let known = self.last_losses.last().is_some_and(|last| last.0 >= step);
+        if known || !f64::from_bits(bits).is_finite() {
             return;
         }
         self.last_losses.push((step, bits));

@@ -541,6 +541,8 @@ fn what_a_killed_save_left_is_gone_after_the_next_start() {
     ] {
         fs::create_dir(s.at(name)).unwrap();
         if name.contains("checkpoints") {
+            let mark = r#"{"program": "lowtide", "version": "0", "format": 1, "holds": "checkpoint", "pending": true}"#;
+            s.write(&format!("{name}/.lowtide"), mark);
             s.write(&format!("{name}/state.safetensors"), "half");
         }
     }

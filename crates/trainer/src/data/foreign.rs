@@ -96,7 +96,8 @@ fn told(head: &[u8]) -> Option<ForeignFile> {
         // A whole record stands on its line; what ends within one goes on below.
         '{' => {
             let cut = serde_json::from_str::<Value>(line).is_err_and(|e| e.is_eof());
-            let more = text.len() > line.len();
+            // One that is torn within a value is a record with a mistake.
+            let more = text.len() > line.len() && line.ends_with(['{', '[', ',', ':']);
             (cut && more).then_some(ForeignFile::JsonObject)
         }
         _ => {

@@ -38,6 +38,9 @@ impl Fit<'_> {
         }
         let loss = mean.value();
         self.observer.phase(None);
+        if !loss.is_finite() {
+            return Err(self.diverged(step, format!("the evaluation loss is {loss}")));
+        }
         self.observer.evaluated(step, loss);
         let told = self
             .metrics

@@ -243,7 +243,7 @@ impl Fit<'_> {
     /// Writes a step's metrics line if the run died before it did. How long the step took is lost.
     fn catch_up(&mut self, step: &StepNumbers) -> Result<(), TrainError> {
         let due = step.step.is_multiple_of(self.run.log.every_steps) || step.step == self.total;
-        if !due || has_step(&self.run.output.join(METRICS), step.step, "loss")? {
+        if !due || has_step(&self.run.output.join(METRICS), step.step, "learning_rate")? {
             return Ok(());
         }
         let told = self.metrics.write(&StepLine {

@@ -257,7 +257,7 @@ impl Folder {
             Ok(()) => Ok(true),
             Err(Errno::EXIST | Errno::NOTEMPTY) => Ok(false),
             // The file system has no such flag. Only this process, which has the lock, takes names here.
-            Err(Errno::INVAL | Errno::NOSYS) => {
+            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
                 if to.found(name)? != Found::Nothing {
                     return Ok(false);
                 }

@@ -52,6 +52,8 @@ const FILES: [&str; 6] = [METRICS, ANSWERS, TRACE, RUN, MACHINE, FINISHED];
 /// Directories that a run makes; state files of drives lie in the last.
 const FOLDERS: [&str; 4] = [MODEL, CHECKPOINTS, TENSORBOARD, DISK];
 const DISK: &str = "disk";
+/// More processes than this do not come and go between an open and a lock.
+const LOCK_TRIES: u32 = 100;
 
 /// An output directory that this process has for itself.
 #[derive(Debug)]
@@ -149,6 +151,7 @@ fn model_shelf(folder: &Folder) -> Shelf<'_> {
         folder,
         holds: Holds::Model,
         always: &[],
+        earlier: |_| false,
     }
 }
 
@@ -206,6 +209,7 @@ fn is_earlier(folder: &Folder) -> Result<bool, TrainError> {
 /// Opens the mark, written where there is none, and takes its lock.
 fn lock(folder: &Folder) -> Result<File, TrainError> {
     let path = folder.at(MARK);
+    let mut tries = 0;
     let mut mark = loop {
         let mark = folder.open_or_make(MARK)?;
         rustix::fs::flock(&mark, FlockOperation::NonBlockingLockExclusive)
@@ -215,6 +219,11 @@ fn lock(folder: &Folder) -> Result<File, TrainError> {
         match folder.read(MARK).map(|f| f.metadata()) {
             Ok(Ok(named)) if (named.dev(), named.ino()) == (ours.dev(), ours.ino()) => break mark,
             _ => {}
+        }
+        tries += 1;
+        if tries == LOCK_TRIES {
+            let what = "is another file each time it is opened".to_owned();
+            return Err(TrainError::File { path, what });
         }
     };
     let mut text = Vec::new();

@@ -8,6 +8,7 @@
 //! now, or to `NAME.kept`.
 
 use std::ffi::OsStr;
+use std::path::Path;
 
 use super::folder::{Folder, Found, pending};
 use super::mark::{Holds, MARK, Mark};
@@ -28,8 +29,10 @@ pub struct Shelf<'a> {
     pub folder: &'a Folder,
     /// What they are.
     pub holds: Holds,
-    /// Files that are lowtide's wherever they stand in a directory without a mark, or changed since.
+    /// Files that are lowtide's in a directory of its own without a mark, or changed since.
     pub always: &'static [&'static str],
+    /// Whether a directory without a mark is lowtide's, from a version that made none.
+    pub earlier: fn(&Path) -> bool,
 }
 
 impl Shelf<'_> {
@@ -61,6 +64,9 @@ impl Shelf<'_> {
             new
         } else {
             let old = aside(name);
+            if self.folder.expect(&old, Found::Folder)? {
+                self.take_apart(&old, name, &mut told)?;
+            }
             self.folder.rename(name, self.folder, &old)?;
             self.folder.rename(&new, self.folder, name)?;
             old
@@ -145,7 +151,11 @@ impl Shelf<'_> {
             return Ok(());
         };
         let mark = Mark::of(&old)?;
-        self.remove_ours(&old, "", mark.as_ref())?;
+        let always = match &mark {
+            None if !(self.earlier)(old.path()) => &[],
+            _ => self.always,
+        };
+        self.remove_ours(&old, "", mark.as_ref(), always)?;
         for (entry, _) in old.entries()? {
             if entry != MARK {
                 told.push(self.keep(&old, &entry, name)?);
@@ -164,8 +174,10 @@ impl Shelf<'_> {
         folder: &Folder,
         at: &str,
         mark: Option<&Mark>,
+        always: &[&str],
     ) -> Result<(), TrainError> {
-        for (entry, found) in folder.entries()? {
+        // Backwards: `run.json`, by which a directory is known, goes after the state.
+        for (entry, found) in folder.entries()?.into_iter().rev() {
             let Some(text) = entry.to_str().filter(|n| *n != MARK) else {
                 continue;
             };
@@ -175,7 +187,7 @@ impl Shelf<'_> {
                 if let Some(sub) = folder.sub(text)?
                     && mark.is_some_and(|m| m.has_below(&below))
                 {
-                    self.remove_ours(&sub, &below, mark)?;
+                    self.remove_ours(&sub, &below, mark, always)?;
                     if sub.entries()?.is_empty() {
                         folder.remove_empty(text)?;
                     }
@@ -183,7 +195,7 @@ impl Shelf<'_> {
                 continue;
             }
             let ours = found == Found::File
-                && (at.is_empty() && self.always.contains(&text)
+                && (at.is_empty() && always.contains(&text)
                     || match mark {
                         Some(mark) => mark.wrote(folder, at, text)?,
                         // Killed while the first mark was written.

@@ -16,6 +16,7 @@ fn shelf<'a>(folder: &'a Folder, always: &'static [&'static str]) -> Shelf<'a> {
         folder,
         holds: Holds::Checkpoint,
         always,
+        earlier: |_| true,
     }
 }
 
@@ -251,4 +252,37 @@ fn links_and_files_in_place_of_directories_are_refused_and_stay() {
         fs::read_to_string(dir.path().join("one")).unwrap(),
         "a file"
     );
+}
+
+#[test]
+fn what_has_no_mark_and_is_not_lowtides_is_moved_and_not_removed() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = Folder::open(dir.path()).unwrap();
+    for (earlier, moved) in [(true, false), (false, true)] {
+        fs::create_dir(dir.path().join("n")).unwrap();
+        fs::write(dir.path().join("n/a"), "a stranger's").unwrap();
+        let shelf = Shelf {
+            earlier: if earlier { |_| true } else { |_| false },
+            ..shelf(&folder, ALWAYS)
+        };
+        let told = shelf.give_up("n").unwrap();
+        assert_eq!(told.len(), usize::from(moved), "{told:?}");
+        assert_eq!(dir.path().join("n.kept/a").exists(), moved);
+        assert!(!dir.path().join("n").exists());
+    }
+}
+
+#[test]
+fn a_directory_that_was_left_aside_does_not_stop_the_next() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = Folder::open(dir.path()).unwrap();
+    set_exchanges(false);
+    let shelf = shelf(&folder, ALWAYS);
+    shelf.put("n", fill("1")).unwrap();
+    fs::create_dir(dir.path().join(".n.old")).unwrap();
+    fs::write(dir.path().join(".n.old/a"), "0").unwrap();
+    shelf.put("n", fill("2")).unwrap();
+    set_exchanges(true);
+    assert_eq!(fs::read_to_string(dir.path().join("n/a")).unwrap(), "2");
+    assert!(!dir.path().join(".n.old").exists());
 }
