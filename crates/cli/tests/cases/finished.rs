@@ -156,6 +156,15 @@ fn what_a_run_lacks_after_its_last_step_is_made_up() {
     fs::remove_dir_all(scratch.at("out/model")).expect("there");
     assert_eq!(train(&scratch, &few).fine().json()["nothing_to_do"], false);
     assert!(scratch.at("out/model/model.safetensors").exists());
+    // A part of it is missing, or is cut off.
+    fs::remove_file(scratch.at("out/model/tokenizer.json")).expect("there");
+    assert_eq!(train(&scratch, &few).fine().json()["nothing_to_do"], false);
+    scratch.write("out/model/model.safetensors", &model[..1000]);
+    assert_eq!(train(&scratch, &few).fine().json()["nothing_to_do"], false);
+    assert_eq!(
+        fs::read(scratch.at("out/model/model.safetensors")).expect("there"),
+        model
+    );
     assert_eq!(train(&scratch, &few).fine().json()["nothing_to_do"], true);
     // Answers are asked for by a run that had none.
     let scratch = case();

@@ -593,3 +593,36 @@ fn a_checkpoint_too_many_goes_with_the_next_start() {
         .fine();
     assert_eq!(steps(), ["step-00000003", "step-00000004"]);
 }
+
+/// A user may move a checkpoint to another drive and link it back, or leave something under a name to come.
+#[test]
+fn links_and_files_under_names_of_checkpoints_cost_no_run() {
+    let s = Scratch::bare();
+    s.write("run.yaml", RUN);
+    s.train(&[]).fine();
+    let want = result(&s, "out");
+    fs::create_dir(s.at("big")).unwrap();
+    let checkpoint = |step: u32| s.at(&format!("out/checkpoints/step-{step:08}"));
+    fs::rename(checkpoint(4), s.at("big/step-00000004")).unwrap();
+    std::os::unix::fs::symlink(s.at("big/step-00000004"), checkpoint(4)).unwrap();
+    std::os::unix::fs::symlink("nowhere", checkpoint(6)).unwrap();
+    fs::write(checkpoint(7), "a file").unwrap();
+    let first = format!("checkpoint.resume={}", checkpoint(2).display());
+    let more = [
+        "train.steps=8",
+        "checkpoint.change=train.steps",
+        "checkpoint.keep=1",
+    ];
+    let ended = s.train(&[&more[..], &[&first]].concat());
+    ended.fine();
+    assert!(
+        ended.text().contains("of step 6 was not saved"),
+        "{}",
+        ended.text()
+    );
+    // And no later start is stopped by what stays.
+    let again = s.train(&[&more[..], &["train.steps=9"]].concat());
+    again.fine();
+    assert!(fs::read_link(checkpoint(6)).is_ok() && s.at("big/step-00000004").is_dir());
+    assert_ne!(result(&s, "out"), want);
+}

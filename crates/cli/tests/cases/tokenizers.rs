@@ -329,6 +329,10 @@ fn cases(scratch: &Scratch) -> Vec<Case> {
         file[part] = value;
         all.push((format!("{part}: {short}"), file.to_string(), word));
     }
+    let mut file = good.clone();
+    file["model"] = small("BPE", json!({}));
+    let name = "added tokens and no vocabulary".to_owned();
+    all.push((name, file.to_string(), "the vocabulary is empty"));
     let nest =
         |open: &str, close: &str, n: usize| format!("{}1{}", open.repeat(n), close.repeat(n));
     let sequence = "{\"type\":\"Sequence\",\"normalizers\":[";

@@ -313,8 +313,10 @@ impl<'a> Encoder<'a> {
 /// Those of the template's generation blocks that messages `wanted` (the assistant's, in order) are in.
 ///
 /// A message's blocks lie between the ends of the conversation without it and with it, where both are
-/// prefixes of the whole. Templates that render a turn differently once another follows have no such
-/// ends; then each of the assistant's messages must have one block.
+/// prefixes of the whole. A template may write more behind a turn once another follows, such as a
+/// separator: a block that begins in the turn then ends before the content of the next message. Templates
+/// that render a turn differently once another follows have no such ends; then each of the assistant's
+/// messages must have one block.
 fn blocks_of(
     wanted: &[usize],
     template: &ChatTemplate,
@@ -336,7 +338,10 @@ fn blocks_of(
     let mut blocks = Vec::new();
     for &i in wanted {
         if let (Some(from), Some(to)) = (end(i), end(i + 1)) {
-            let inside = |block: &&Range<usize>| from <= block.start && block.end <= to;
+            let next = next_content(template, messages, tools, i, &whole.text).unwrap_or(to);
+            let inside = |block: &&Range<usize>| {
+                from <= block.start && (block.end <= to || block.start < to && block.end <= next)
+            };
             blocks.extend(whole.generated.iter().filter(inside).cloned());
         } else if one_each {
             let at = turns.iter().position(|&turn| turn == i).expect("a turn");
@@ -350,6 +355,29 @@ fn blocks_of(
         }
     }
     Ok(blocks)
+}
+
+/// Where in the text of the whole conversation the content of the message behind message `i` begins, at the
+/// latest: up to there it is the same with another content.
+fn next_content(
+    template: &ChatTemplate,
+    messages: &[Value],
+    tools: Option<&Value>,
+    i: usize,
+    whole: &str,
+) -> Option<usize> {
+    let mut up_to = messages.get(..i + 2)?.to_vec();
+    let content = &mut up_to[i + 1]["content"];
+    let begins = |c: char| {
+        content
+            .as_str()
+            .is_some_and(|s| s.trim_start().starts_with(c))
+    };
+    let other = if begins('0') { "1" } else { "0" };
+    *content = Value::from(other);
+    let text = template.render(&up_to, tools, false).ok()?.text;
+    let same = whole.bytes().zip(text.bytes()).take_while(|(a, b)| a == b);
+    Some(same.count())
 }
 
 pub(super) fn is_assistant(message: &Value) -> bool {

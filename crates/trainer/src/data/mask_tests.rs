@@ -420,6 +420,26 @@ fn turns_marked_against_training_are_not_trained_on() {
     }
 }
 
+/// The separator behind a turn is within its block, and is not there while the turn is the last.
+#[test]
+fn a_block_may_reach_to_the_next_message() {
+    let template = "{% for m in messages %}{% if m.role == 'assistant' %}{{ '<|im_start|>' }}{% generation %}\
+                    {{ m.content }}{% if not loop.last %}{{ '<|im_end|>' }}{% endif %}{% endgeneration %}\
+                    {% else %}{{ '<|im_start|>' + m.role + m.content }}{% if not loop.last %}{{ '<|im_end|>' }}\
+                    {% endif %}{% endif %}{% endfor %}";
+    let tokenizer = testing::tokenizer().with_chat_template(template).unwrap();
+    let encoder = encoder(&tokenizer, Format::Messages);
+    for bits in 1..8u8 {
+        let marks = [0, 1, 2].map(|i| Some(bits >> i & 1 == 1));
+        let example = encoder.example(&three(marks).to_string()).unwrap();
+        let want: Vec<String> = (0..3)
+            .filter(|&i| marks[i] == Some(true))
+            .map(|i| format!("answer {i}{}", if i < 2 { "<|im_end|>" } else { "" }))
+            .collect();
+        assert_eq!(spoken(&tokenizer, &example), want, "{marks:?}");
+    }
+}
+
 /// A template that drops all answers' thoughts but the last one's has blocks that no prefix finds; one
 /// block a turn tells them apart, two for one turn do not.
 #[test]

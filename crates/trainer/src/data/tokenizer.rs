@@ -77,6 +77,10 @@ impl Tokenizer {
             .with_truncation(None)
             .map_err(|e| corrupt(e.to_string()))?;
         inner.with_padding(None);
+        // Added tokens alone make no vocabulary: all text would vanish.
+        if inner.get_vocab_size(false) == 0 {
+            return Err(corrupt("the vocabulary is empty".to_owned()));
+        }
         let (largest, ids_end) = largest_id(&inner).ok_or_else(|| {
             corrupt("the vocabulary is empty, or an id in it is beyond 2^31".to_owned())
         })?;

@@ -12,6 +12,8 @@ use super::summary::Ends;
 use crate::checkpoint;
 use crate::error::TrainError;
 use crate::metrics::value_at;
+use crate::output::folder::Folder;
+use crate::output::mark::Mark;
 use crate::output::{FINISHED, METRICS, MODEL, TRACE};
 use crate::report::{Phase, TrainReport};
 
@@ -39,6 +41,15 @@ fn checksum(checkpoint: &Path) -> Option<u32> {
     Some(crc32c::crc32c(&bytes))
 }
 
+/// Whether all that was written of a model is still there.
+fn is_whole(model: &Path) -> bool {
+    let Ok(folder) = Folder::open(model) else {
+        return false;
+    };
+    let mark = Mark::of(&folder);
+    mark.is_ok_and(|mark| mark.is_some_and(|mark| mark.is_whole(&folder)))
+}
+
 /// The report of a run that has nothing left to do: its newest checkpoint is that of its last step,
 /// and the model and all that the run asks for were made of it. Touches nothing.
 pub(super) fn finished(
@@ -61,7 +72,7 @@ pub(super) fn finished(
         && checksum(dir) == Some(mark.checkpoint)
         && (mark.evaluated || !evaluates)
         && (mark.answered || !answers)
-        && model.join("config.json").exists();
+        && is_whole(&model);
     // Where things are now: the directory may have been moved.
     whole.then(|| TrainReport {
         nothing_to_do: true,

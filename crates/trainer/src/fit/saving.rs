@@ -178,20 +178,26 @@ pub(super) fn take_room(
     Ok((sizes, room::Room::keep(output.folder(), held)?))
 }
 
+/// Whether an error is about what stands in the output directory, not about the run.
+fn of_files(e: &TrainError) -> bool {
+    matches!(
+        e,
+        TrainError::File { .. } | TrainError::Link { .. } | TrainError::NotOurs { .. }
+    )
+}
+
 impl Fit<'_> {
     /// Saves between two steps what is not saved yet. If the disk does not take it the run goes on: its state is in memory, and
     /// the older checkpoints are whole.
     pub(super) fn save(&mut self) -> Result<(), TrainError> {
         match self.try_save() {
-            Err(TrainError::File { path, what }) => {
-                let path = path.display();
+            Err(e) if of_files(&e) => {
                 let older = match &self.last_checkpoint {
                     Some(older) => format!("the newest checkpoint is {}", older.display()),
                     None => "there is no checkpoint yet".to_owned(),
                 };
                 self.observer.note(&format!(
-                    "warning: the checkpoint of step {} was not saved: {path}: {what}; the run goes \
-                     on, {older}",
+                    "warning: the checkpoint of step {} was not saved: {e}; the run goes on, {older}",
                     self.state.step
                 ));
                 Ok(())
@@ -203,7 +209,7 @@ impl Fit<'_> {
     /// Saves at the end.
     pub(super) fn save_last(&mut self) -> Result<(), TrainError> {
         self.try_save().map_err(|e| match e {
-            e @ TrainError::File { .. } => TrainError::Unsaved {
+            e if of_files(&e) => TrainError::Unsaved {
                 step: self.state.step,
                 source: Box::new(e),
                 older: self.last_checkpoint.clone(),

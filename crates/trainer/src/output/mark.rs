@@ -155,6 +155,16 @@ impl Mark {
         (mark.program == PROGRAM).then_some(mark)
     }
 
+    /// Whether every file that lowtide wrote in its directory is there with its length.
+    #[must_use]
+    pub fn is_whole(&self, folder: &Folder) -> bool {
+        let there = |(path, print): (&String, &Print)| {
+            let meta = std::fs::symlink_metadata(folder.at(path));
+            meta.is_ok_and(|m| m.is_file() && m.len() == print.bytes)
+        };
+        !self.pending && self.files.iter().all(there)
+    }
+
     /// What its directory is.
     #[must_use]
     pub fn holds(&self) -> Holds {

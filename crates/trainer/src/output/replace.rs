@@ -131,8 +131,14 @@ impl Shelf<'_> {
                 "old" => {}
                 _ => continue,
             }
-            if self.folder.expect(&entry, Found::Folder)? {
-                self.take_apart(&entry, name, &mut told)?;
+            let cleared = self.folder.expect(&entry, Found::Folder);
+            let cleared = cleared.and_then(|_| self.take_apart(&entry, name, &mut told));
+            match cleared {
+                // It is in the way of no save and no export.
+                Err(e) if suffix == "given-up" => {
+                    told.push(format!("warning: {e}: it is left over from an earlier run"));
+                }
+                cleared => cleared?,
             }
         }
         Ok(told)
