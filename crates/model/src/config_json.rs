@@ -243,7 +243,7 @@ fn rope(c: &Config<'_>) -> Result<Rope, ModelError> {
             factor: inner.positive("factor")?,
             low_freq_factor: inner.positive("low_freq_factor")?,
             high_freq_factor: inner.positive("high_freq_factor")?,
-            original: inner.positive("original_max_position_embeddings")?,
+            original: inner.length("original_max_position_embeddings")?,
         },
         Some((value, _)) => return Err(unsupported(&format!("{key}.rope_type"), value, ROPES)),
     };
@@ -480,6 +480,17 @@ impl<'a> Config<'a> {
             Some(n) => Ok(n),
             None => Err(bad(key, value, "a number above 0")),
         }
+    }
+
+    /// A number of positions, which an export writes as a whole number.
+    fn length(&self, key: &str) -> Result<f64, ModelError> {
+        const MOST: f64 = (1u64 << 53) as f64;
+        let n = self.positive(key)?;
+        if n.fract() == 0.0 && n <= MOST {
+            return Ok(n);
+        }
+        let value = self.required(key)?;
+        Err(bad(key, value, "a whole number from 1 to 2^53"))
     }
 
     fn positive_or(&self, key: &str, default: f64) -> Result<f64, ModelError> {
