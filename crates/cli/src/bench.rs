@@ -18,7 +18,7 @@ use crate::args::{
 };
 use crate::error::CliError;
 use crate::out::{Out, bytes, seconds};
-use crate::plan::{compare, rates_line, run_of};
+use crate::plan::{compare, compare_waits, rates_line, run_of};
 use crate::probe::device_named;
 use crate::progress::Waiting;
 
@@ -242,6 +242,7 @@ fn table(r: &StepReport, cuda: bool) -> String {
         bytes(r.planned_host_bytes),
         compare(&r.lanes, cuda),
     );
+    text += &format!("\n{}", compare_waits(&r.gpu_waits, r.step_seconds, cuda));
     if let Some(gap) = r.gpu_gap_share {
         text += &format!(
             "\n{} idle {:.2}% of a step",

@@ -15,7 +15,7 @@ use lowtide_trainer::open::machine_of;
 use lowtide_trainer::planning::{
     budgets_of, cpu_budgets_of, decoder_of, load_machine, plan_and_look, shape_of,
 };
-use lowtide_trainer::report::Phase;
+use lowtide_trainer::report::{Phase, WaitCompared};
 use serde_json::{Map, Value, json};
 
 use crate::Answer;
@@ -295,6 +295,28 @@ pub fn compare(
                 seconds(lane.measured_seconds)
             );
         }
+    }
+    text
+}
+
+/// What the gpu lane waited for, predicted and measured, as lines below those of [`compare`]: causes of at
+/// least a thousandth of a step.
+pub fn compare_waits(waits: &[WaitCompared], step_seconds: f64, cuda: bool) -> String {
+    let sum = |each: fn(&WaitCompared) -> f64| seconds(waits.iter().map(each).sum());
+    let lane = lane_of(LaneKind::Gpu, cuda);
+    let mut text = format!(
+        "{lane:<8}{:>14}{:>14}  waiting, of it for",
+        sum(|w| w.predicted_seconds),
+        sum(|w| w.measured_seconds)
+    );
+    for w in waits.iter().filter(|w| w.longer() >= 0.001 * step_seconds) {
+        text += &format!(
+            "\n{:<8}{:>14}{:>14}  {}",
+            "",
+            seconds(w.predicted_seconds),
+            seconds(w.measured_seconds),
+            w.cause.name()
+        );
     }
     text
 }

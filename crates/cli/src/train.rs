@@ -14,7 +14,7 @@ use serde_json::json;
 use crate::Answer;
 use crate::args::RunArgs;
 use crate::out::{Out, bytes, complain, duration, seconds};
-use crate::plan::{compare, moved, rates_line};
+use crate::plan::{compare, compare_waits, moved, rates_line};
 use crate::progress::{Pace, Waiting, terminal};
 use crate::signals::{Signal, Watch};
 
@@ -289,6 +289,10 @@ fn summary(r: &TrainReport, events: Option<&Path>, cuda: bool) -> String {
     // Without a step there is nothing to compare.
     if r.part.steps > 0 {
         for row in compare(&r.lanes, cuda).lines() {
+            line("", row.to_owned());
+        }
+        let step = r.step_seconds.unwrap_or(r.predicted_step_seconds);
+        for row in compare_waits(&r.gpu_waits, step, cuda).lines() {
             line("", row.to_owned());
         }
         line("moved", moved(&r.moved_bytes));

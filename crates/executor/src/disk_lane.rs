@@ -21,7 +21,7 @@ use lowtide_tiers::Ticket;
 use crate::bind::{Engine, submit_transfer};
 use crate::error::ExecError;
 use crate::runner::{LaneState, Shared, Submission, lock};
-use crate::timeline::{Event, seconds};
+use crate::timeline::{Edge, Event, seconds};
 
 /// Transfers of a lane that are submitted and not complete. With two, the drive has the next one's
 /// blocks when the last blocks of this one are in flight; more would only hold slots longer.
@@ -171,6 +171,10 @@ impl<E: Engine> DiskLane<'_, E> {
             last = event.end;
             let task = &shared.plan.part(s.part)[f.task as usize];
             lock(&shared.records[l]).add(task, event, s.traced);
+            let position = shared.tables[s.part as usize].position[f.task as usize];
+            let count = s.base[l] + u64::from(position) + 1;
+            shared.moments.set(l, count, Edge::Start, event.start);
+            shared.moments.set(l, count, Edge::End, event.end);
             self.land(last);
             shared.progress.complete(l);
         }

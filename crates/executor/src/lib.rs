@@ -22,6 +22,7 @@ mod shuffled;
 mod streams;
 mod timeline;
 mod trace;
+mod waits;
 
 pub use bind::{Bound, Engine, Record, TaskCall, Tiers};
 pub use error::{EngineError, ExecError};

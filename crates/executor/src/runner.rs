@@ -20,14 +20,17 @@ use crate::error::ExecError;
 use crate::options::{Mode, Options};
 use crate::progress::Progress;
 use crate::shuffled::Shuffle;
-use crate::streams::Streams;
-use crate::timeline::{AnyBusy, Event, Measured, Record, seconds, task_label, write_trace};
+use crate::streams::{Marks, Streams, marks};
+use crate::timeline::{AnyBusy, Edge, Event, Measured, Record, seconds, task_label, write_trace};
 use crate::trace::Tracing;
+use crate::waits::{Moments, Waits};
 
 /// One submitted part.
 pub(crate) struct Submission<S> {
     pub seq: u32,
     pub part: PartName,
+    /// When it was submitted, in seconds since the runner began.
+    pub at: f64,
     /// Micro-batches that the part runs later than it says.
     pub shift: u32,
     pub step: Arc<S>,
@@ -51,6 +54,8 @@ pub(crate) struct PartTable {
     pub position: Vec<u32>,
     /// Uses of each slot, one a task.
     pub uses: Vec<u32>,
+    /// Which tasks begin and end a wait of their lane.
+    pub marks: Marks,
 }
 
 #[derive(Clone, Debug)]
@@ -81,6 +86,8 @@ pub(crate) struct Shared<E: Engine> {
     pub states: [Mutex<LaneState>; LANES],
     pub records: [Mutex<Record>; LANES],
     pub drives: Mutex<AnyBusy>,
+    pub moments: Moments,
+    pub waits: Mutex<Waits<E::Step>>,
     pub epoch: Instant,
 }
 
@@ -131,10 +138,12 @@ impl<E: Engine> Shared<E> {
             task: self.label(s.part, task_idx),
             source,
         };
+        let marks = &self.tables[s.part as usize].marks;
         let start = seconds(self.epoch);
+        self.moments.set(lane, count, Edge::Start, start);
         if let Some(streams) = stream {
             streams
-                .begin(lane, s.part, task_idx, count, s.traced)
+                .begin(lane, count, s.traced || marks.start[task_idx as usize])
                 .map_err(device)?;
         }
         let deadline = (u64::from(s.seq) << 32) | u64::from(task_idx);
@@ -160,11 +169,12 @@ impl<E: Engine> Shared<E> {
                 end: seconds(self.epoch),
             };
             lock(&self.records[lane]).add(task, event, s.traced);
+            self.moments.set(lane, count, Edge::End, event.end);
             self.progress.complete(lane);
             return Ok(());
         };
         streams
-            .end(lane, s.part, task_idx, count, s.traced)
+            .end(lane, count, s.traced || marks.end[task_idx as usize])
             .map_err(device)?;
         if self.in_turn() {
             let done = || {
@@ -217,49 +227,6 @@ impl<E: Engine> Shared<E> {
             self.progress.reach(other, count);
         }
         Ok(true)
-    }
-
-    /// Adds up the times of a completed part's stream lanes.
-    fn retire(&self, s: &Submission<E::Step>) -> Result<(), CudaError> {
-        let Some(streams) = &self.streams else {
-            return Ok(());
-        };
-        for (l, tasks) in self.tables[s.part as usize].lanes.iter().enumerate() {
-            if !streams.is_stream(l) {
-                continue;
-            }
-            let mut record = lock(&self.records[l]);
-            let mut busy = 0.0;
-            let mut events = Vec::new();
-            streams.times(
-                l,
-                s.part,
-                (tasks, s.base[l]),
-                s.traced,
-                |task, start, end| events.push((task, start, end)),
-                |seconds| busy += seconds,
-            )?;
-            for &task in tasks {
-                record.count(&self.plan.part(s.part)[task as usize]);
-            }
-            if s.traced {
-                // Without the gaps between tasks that do not wait for anything.
-                busy = events.iter().map(|(_, start, end)| end - start).sum();
-            } else {
-                events.clear(); // those whose events had another use
-            }
-            record.measure.busy_seconds += busy;
-            for (task, start, end) in events {
-                record.keep(Event {
-                    part: s.part,
-                    submission: s.seq,
-                    task,
-                    start,
-                    end,
-                });
-            }
-        }
-        Ok(())
     }
 
     /// Poisons the slots whose last use this task was. The next holder of any of their bytes waits
@@ -440,8 +407,9 @@ impl<E: Engine> Runner<E> {
         let streams = options
             .gpu
             .as_ref()
-            .map(|gpu| Streams::new(gpu, &plan, &tables, epoch))
+            .map(|gpu| Streams::new(gpu, &tables, epoch))
             .transpose()?;
+        let moments = Moments::new(&tables);
         let trace_events = options.trace.events;
         let mode = options.mode;
         let shared = Arc::new(Shared {
@@ -457,6 +425,8 @@ impl<E: Engine> Runner<E> {
             states: std::array::from_fn(|_| Mutex::new(LaneState::Idle)),
             records: std::array::from_fn(|_| Mutex::new(Record::new(trace_events))),
             drives: Mutex::default(),
+            moments,
+            waits: Mutex::default(),
             epoch,
         });
         let mut runner = Self {
@@ -530,6 +500,7 @@ impl<E: Engine> Runner<E> {
         let submission = Arc::new(Submission {
             seq: self.submitted,
             part,
+            at: seconds(self.shared.epoch),
             shift,
             step,
             flipped: self.flipped,
@@ -679,6 +650,7 @@ impl<E: Engine> Runner<E> {
         for (sum, record) in m.lanes.iter_mut().zip(&self.shared.records) {
             *sum = lock(record).measure;
         }
+        m.gpu_waits = lock(&self.shared.waits).seconds;
         m.drive_seconds = lock(&self.shared.drives).seconds(seconds(self.shared.epoch));
         m
     }
@@ -731,6 +703,7 @@ fn table(plan: &Plan, part: PartName) -> PartTable {
         }
     }
     PartTable {
+        marks: marks(plan, part, &lanes),
         lanes,
         position,
         uses,

@@ -19,7 +19,7 @@ use lowtide_planner::plan::{LANES, LaneKind};
 use lowtide_planner::{Lane, PartName, Plan};
 
 use crate::runner::PartTable;
-use crate::timeline::seconds;
+use crate::timeline::{Edge, seconds};
 
 /// Whether a lane is a stream of the device.
 pub(crate) fn is_stream(lane: Lane) -> bool {
@@ -29,7 +29,9 @@ pub(crate) fn is_stream(lane: Lane) -> bool {
 /// Which of a part's tasks have an event at their start and at their end.
 #[derive(Debug, Default)]
 pub(crate) struct Marks {
+    /// The first of its lane, and those that wait for another lane.
     pub start: Vec<bool>,
+    /// The last of its lane, those that another lane waits for, and those before a marked start.
     pub end: Vec<bool>,
 }
 
@@ -38,8 +40,6 @@ pub(crate) struct Marks {
 pub(crate) struct Streams {
     pub gpu: Gpu,
     lanes: [Option<Stream>; LANES],
-    /// By part.
-    marks: Vec<Marks>,
 }
 
 #[derive(Debug)]
@@ -63,12 +63,7 @@ struct Clock {
 
 impl Streams {
     /// A stream for each lane that has one, with its events.
-    pub fn new(
-        gpu: &Gpu,
-        plan: &Plan,
-        tables: &[PartTable],
-        epoch: Instant,
-    ) -> Result<Self, CudaError> {
+    pub fn new(gpu: &Gpu, tables: &[PartTable], epoch: Instant) -> Result<Self, CudaError> {
         let mut lanes: [Option<Stream>; LANES] = Default::default();
         for lane in Lane::ALL {
             if !is_stream(lane) {
@@ -93,14 +88,9 @@ impl Streams {
             stream.clock().seconds = seconds(epoch);
             lanes[l] = Some(stream);
         }
-        let marks = PartName::ALL
-            .iter()
-            .map(|&part| marks(plan, part, &tables[part as usize]))
-            .collect();
         Ok(Self {
             gpu: gpu.clone(),
             lanes,
-            marks,
         })
     }
 
@@ -132,16 +122,9 @@ impl Streams {
         self.stream(lane).end(count).happened()
     }
 
-    /// Before the lane's task number `count` (from 1), the part's task `task`.
-    pub fn begin(
-        &self,
-        lane: usize,
-        part: PartName,
-        task: u32,
-        count: u64,
-        all: bool,
-    ) -> Result<(), CudaError> {
-        if all || self.marks[part as usize].start[task as usize] {
+    /// Before the lane's task number `count` (from 1); `marked`: its start has an event.
+    pub fn begin(&self, lane: usize, count: u64, marked: bool) -> Result<(), CudaError> {
+        if marked {
             let s = self.stream(lane);
             s.cuda().record(s.start(count))?;
         }
@@ -149,22 +132,34 @@ impl Streams {
     }
 
     /// After it. The first error of what was given to the stream since the last call.
-    pub fn end(
-        &self,
-        lane: usize,
-        part: PartName,
-        task: u32,
-        count: u64,
-        all: bool,
-    ) -> Result<(), CudaError> {
+    pub fn end(&self, lane: usize, count: u64, marked: bool) -> Result<(), CudaError> {
         let s = self.stream(lane);
         if let Some(e) = s.cuda().take_error() {
             return Err(e);
         }
-        if all || self.marks[part as usize].end[task as usize] {
+        if marked {
             s.cuda().record(s.end(count))?;
         }
         Ok(())
+    }
+
+    /// Seconds since the runner began at which the lane's task number `count` began or ended, by the gpu lane's
+    /// clock. That end of it has an event, and has happened.
+    pub fn moment(&self, lane: usize, count: u64, edge: Edge) -> Result<f64, CudaError> {
+        let (s, gpu) = (self.stream(lane), self.stream(Lane::GPU.idx()));
+        let clock = *gpu.clock();
+        let event = match edge {
+            Edge::Start => s.start(count),
+            Edge::End => s.end(count),
+        };
+        Ok(clock.seconds + event.seconds_since(gpu.end(clock.task))?)
+    }
+
+    /// Sets the clocks of all lanes forward.
+    pub fn set_forward(&self, seconds: f64) {
+        for stream in self.lanes.iter().flatten() {
+            stream.clock().seconds += seconds;
+        }
     }
 
     /// Times of a completed part's tasks on a stream lane: `each(task, start, end)` for every task
@@ -174,7 +169,7 @@ impl Streams {
     pub fn times(
         &self,
         lane: usize,
-        part: PartName,
+        marks: &Marks,
         (tasks, base): (&[u32], u64),
         all: bool,
         mut each: impl FnMut(u32, f64, f64),
@@ -184,7 +179,6 @@ impl Streams {
             return Ok(());
         };
         let s = self.stream(lane);
-        let marks = &self.marks[part as usize];
         let mut clock = s.clock();
         let zero = s.end(clock.task);
         let mut open: Option<f64> = None;
@@ -238,8 +232,8 @@ impl Stream {
     }
 }
 
-/// Where a part's events are.
-fn marks(plan: &Plan, part: PartName, table: &PartTable) -> Marks {
+/// Where a part's events are; `lanes` are its tasks by lane.
+pub(crate) fn marks(plan: &Plan, part: PartName, lanes: &[Vec<u32>; LANES]) -> Marks {
     let tasks = plan.part(part);
     let mut m = Marks {
         start: vec![false; tasks.len()],
@@ -263,7 +257,7 @@ fn marks(plan: &Plan, part: PartName, table: &PartTable) -> Marks {
             }
         }
     }
-    for lane in &table.lanes {
+    for lane in lanes {
         if let (Some(&first), Some(&last)) = (lane.first(), lane.last()) {
             m.start[first as usize] = true;
             m.end[last as usize] = true;

@@ -4,6 +4,7 @@ use std::io::{self, Write};
 use std::time::Instant;
 
 use lowtide_planner::plan::LANES;
+use lowtide_planner::waits::Cause;
 use lowtide_planner::{Lane, PartName, Phase, Plan, Task, Work};
 use lowtide_workload::Workload;
 
@@ -74,6 +75,8 @@ pub struct Measured {
     pub lanes: [LaneMeasure; LANES],
     /// Seconds in which a drive read or wrote: both at once count once.
     pub drive_seconds: f64,
+    /// Seconds in which the gpu lane stood still, by cause in the order of [`Cause::ALL`].
+    pub gpu_waits: [f64; Cause::ALL.len()],
 }
 
 impl Measured {
@@ -93,6 +96,9 @@ impl Measured {
             a.tasks += b.tasks;
         }
         d.drive_seconds += other.drive_seconds;
+        for (a, b) in d.gpu_waits.iter_mut().zip(other.gpu_waits) {
+            *a += b;
+        }
         d
     }
 
@@ -106,6 +112,9 @@ impl Measured {
             a.tasks -= b.tasks;
         }
         d.drive_seconds -= before.drive_seconds;
+        for (a, b) in d.gpu_waits.iter_mut().zip(before.gpu_waits) {
+            *a -= b;
+        }
         d
     }
 }
@@ -196,6 +205,13 @@ impl Record {
             self.events.push(event);
         }
     }
+}
+
+/// Which end of a task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Edge {
+    Start,
+    End,
 }
 
 /// Seconds since the runner began.

@@ -6,7 +6,7 @@ use lowtide_workload::Workload;
 use serde::{Deserialize, Serialize};
 
 use crate::machine::Machine;
-use crate::plan::{Lane, PartName, Plan, Tensor, Work};
+use crate::plan::{Lane, PartName, Plan, Task, Tensor, Work};
 use crate::simulate::{Simulated, Steps, simulate};
 
 /// What the gpu lane waits for.
@@ -29,9 +29,47 @@ pub enum Cause {
     Disk,
     /// Inputs, losses, and other small things.
     Other,
+    /// Everything it needed was done, and the host had not handed it over yet. Only measured: a
+    /// simulation hands over at once.
+    Launch,
+    /// No part of the plan was submitted. Only measured.
+    Unsubmitted,
 }
 
 impl Cause {
+    /// All of them.
+    pub const ALL: [Self; 10] = [
+        Self::HostUpdate,
+        Self::Norm,
+        Self::Weights,
+        Self::State,
+        Self::Gradients,
+        Self::Activations,
+        Self::Disk,
+        Self::Other,
+        Self::Launch,
+        Self::Unsubmitted,
+    ];
+
+    /// What a lane that waits for this task of another lane waits for.
+    #[must_use]
+    pub fn of(plan: &Plan, task: &Task) -> Self {
+        match task.work {
+            Work::Update { .. } if task.lane == Lane::HOST => Self::HostUpdate,
+            Work::Norm => Self::Norm,
+            Work::Read | Work::Write => Self::Disk,
+            Work::Copy => match plan.slots[task.args[0].slot as usize].tensor {
+                Tensor::Weight(_) => Self::Weights,
+                Tensor::State(_) => Self::State,
+                Tensor::Gradient(_) | Tensor::Accumulator(_) => Self::Gradients,
+                Tensor::Local(..) => Self::Activations,
+                Tensor::NormParts(_) | Tensor::AllNormParts | Tensor::Clip => Self::Norm,
+                Tensor::Losses | Tensor::Inputs(_) | Tensor::Workspace => Self::Other,
+            },
+            _ => Self::Other,
+        }
+    }
+
     /// For people.
     #[must_use]
     pub const fn name(self) -> &'static str {
@@ -44,6 +82,8 @@ impl Cause {
             Self::Activations => "activations in motion",
             Self::Disk => "the disk",
             Self::Other => "inputs and small copies",
+            Self::Launch => "the host's launches",
+            Self::Unsubmitted => "the next step's submission",
         }
     }
 }
@@ -141,20 +181,6 @@ impl Traced<'_> {
                 None => break,
             }
         }
-        let task = &tasks(at.0)[at.1];
-        match task.work {
-            Work::Update { .. } if task.lane == Lane::HOST => Cause::HostUpdate,
-            Work::Norm => Cause::Norm,
-            Work::Read | Work::Write => Cause::Disk,
-            Work::Copy => match plan.slots[task.args[0].slot as usize].tensor {
-                Tensor::Weight(_) => Cause::Weights,
-                Tensor::State(_) => Cause::State,
-                Tensor::Gradient(_) | Tensor::Accumulator(_) => Cause::Gradients,
-                Tensor::Local(..) => Cause::Activations,
-                Tensor::NormParts(_) | Tensor::AllNormParts | Tensor::Clip => Cause::Norm,
-                Tensor::Losses | Tensor::Inputs(_) | Tensor::Workspace => Cause::Other,
-            },
-            _ => Cause::Other,
-        }
+        Cause::of(plan, &tasks(at.0)[at.1])
     }
 }

@@ -26,7 +26,9 @@ use crate::fit::hyper;
 use crate::open::{disk_of, machine_of, open_on};
 use crate::planning::{Planned, budgets_of, clip_of, decoder_of, plan_with, shape_of};
 use crate::random::Philox;
-use crate::report::{LaneCompared, Observer, Phase, compare_lanes, median, moved_bytes};
+use crate::report::{
+    LaneCompared, Observer, Phase, WaitCompared, compare_lanes, compare_waits, median, moved_bytes,
+};
 use crate::resident::Resident;
 use crate::step::Session;
 use crate::threads::host_note;
@@ -64,6 +66,8 @@ pub struct StepReport {
     pub predicted_step_seconds: f64,
     /// By lane.
     pub lanes: BTreeMap<String, LaneCompared>,
+    /// What the gpu lane waited for, the longest first.
+    pub gpu_waits: Vec<WaitCompared>,
     /// Share of a step in which the gpu lane does nothing; known where a trace is recorded.
     pub gpu_gap_share: Option<f64>,
     /// Bytes that the driver says this process holds on the device. All of it is allocated before
@@ -196,6 +200,7 @@ pub fn step(
         share_of_matmul: model_tflops / matmul_tflops,
         predicted_step_seconds: plan.prediction.step_seconds.0,
         lanes: compare_lanes(&plan.prediction, &lanes, steps as f64),
+        gpu_waits: compare_waits(&planned, &lanes, steps as f64),
         gpu_gap_share: trace.map(|_| 1.0 - gpu_busy / step_seconds),
         device_bytes,
         planned_device_bytes: plan.tier(Tier::Device).planned_bytes.0

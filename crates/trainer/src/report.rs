@@ -6,8 +6,11 @@ use std::path::{Path, PathBuf};
 use lowtide_config::shown;
 use lowtide_executor::Measured;
 use lowtide_planner::plan::Prediction;
+use lowtide_planner::waits::{Cause, waits};
 use lowtide_planner::{Lane, LaneKind, Machine, Plan};
 use serde::{Deserialize, Serialize};
+
+use crate::planning::Planned;
 
 /// One finished step, for people and for the metrics file.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -167,6 +170,49 @@ pub(crate) fn compare_lanes(
         .collect()
 }
 
+/// Predicted and measured seconds of one step in which the gpu lane stands still for one cause.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct WaitCompared {
+    /// What it waits for.
+    pub cause: Cause,
+    /// Predicted seconds.
+    pub predicted_seconds: f64,
+    /// Measured seconds; mean over the steps.
+    pub measured_seconds: f64,
+}
+
+/// Predicted and measured pauses of the gpu lane in a step, the mean of `steps`, the longest first.
+pub(crate) fn compare_waits(
+    planned: &Planned,
+    measured: &Measured,
+    steps: f64,
+) -> Vec<WaitCompared> {
+    let predicted = waits(&planned.plan, planned.decoder.workload(), &planned.machine);
+    let mut compared: Vec<WaitCompared> = Cause::ALL
+        .iter()
+        .zip(measured.gpu_waits)
+        .map(|(&cause, seconds)| WaitCompared {
+            cause,
+            predicted_seconds: predicted
+                .iter()
+                .find(|(c, _)| *c == cause)
+                .map_or(0.0, |(_, s)| s.0),
+            measured_seconds: seconds / steps,
+        })
+        .filter(|w| w.predicted_seconds > 0.0 || w.measured_seconds > 0.0)
+        .collect();
+    compared.sort_by(|a, b| b.longer().total_cmp(&a.longer()));
+    compared
+}
+
+impl WaitCompared {
+    /// The longer of both.
+    #[must_use]
+    pub fn longer(&self) -> f64 {
+        self.predicted_seconds.max(self.measured_seconds)
+    }
+}
+
 /// Bytes that the lanes moved, by name.
 pub(crate) fn moved_bytes(of: impl Fn(Lane) -> u64) -> BTreeMap<String, u64> {
     [
@@ -233,6 +279,9 @@ pub struct TrainReport {
     pub predicted_step_seconds: f64,
     /// By lane.
     pub lanes: BTreeMap<String, LaneCompared>,
+    /// What the gpu lane waited for, the longest first.
+    #[serde(default)]
+    pub gpu_waits: Vec<WaitCompared>,
     /// Bytes moved by lane: h2d, d2h, disk_read, disk_write.
     pub moved_bytes: BTreeMap<String, u64>,
     /// Bytes of the parameters as the device reads them.

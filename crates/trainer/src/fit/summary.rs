@@ -8,7 +8,7 @@ use lowtide_tiers::process;
 use super::Fit;
 use crate::output::METRICS;
 use crate::planning::Planned;
-use crate::report::{Part, TrainReport, compare_lanes, median, moved_bytes};
+use crate::report::{Part, TrainReport, compare_lanes, compare_waits, median, moved_bytes};
 use crate::tally::Tally;
 
 /// What the end of a run adds to its report.
@@ -37,6 +37,7 @@ impl Fit<'_> {
         let totals = &self.state.totals;
         let prediction = &planned.plan.prediction;
         let lanes = compare_lanes(prediction, &moved, steps.max(1) as f64);
+        let gpu_waits = compare_waits(planned, &moved, steps.max(1) as f64);
         let moved_bytes = moved_bytes(|lane| moved.lane(lane).bytes);
         let planned_bytes = Tier::ALL
             .map(|t| (t.name().to_owned(), planned.plan.tier(t).planned_bytes.0))
@@ -63,6 +64,7 @@ impl Fit<'_> {
             step_seconds: median(&times),
             predicted_step_seconds: prediction.step_seconds.0,
             lanes,
+            gpu_waits,
             moved_bytes,
             parameter_bytes: planned.decoder.workload().parameters()
                 * planned.plan.precision.size(),

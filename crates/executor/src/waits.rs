@@ -1,0 +1,271 @@
+//! Why the gpu lane stood still, as measured: what `lowtide_planner::waits` predicts, of what really
+//! happened.
+//!
+//! A pause of the gpu lane lies before a task that waits for another lane, or before the first task of a part.
+//! It is cut in three: until the part was submitted; until the last task that it waited for had ended, which
+//! counts for that task's cause; and the rest, in which the host had not handed the task over.
+//! Pauses inside a stretch of tasks that wait for nothing are not seen; they count as work.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use lowtide_device::cuda::CudaError;
+use lowtide_planner::Lane;
+use lowtide_planner::plan::LANES;
+use lowtide_planner::waits::Cause;
+
+use crate::bind::Engine;
+use crate::options::Mode;
+use crate::runner::{PartTable, Shared, Submission, lock};
+use crate::timeline::{Edge, Event, seconds};
+
+/// When the tasks of the host's lanes began and ended, and when those of a stream were handed to it (as their
+/// start), in seconds since the runner began. Kept for the parts in flight and the one before them.
+#[derive(Debug)]
+pub(crate) struct Moments {
+    lanes: [Vec<[AtomicU64; 2]>; LANES],
+}
+
+impl Moments {
+    pub fn new(tables: &[PartTable]) -> Self {
+        Self {
+            lanes: std::array::from_fn(|l| {
+                let most = tables.iter().map(|t| t.lanes[l].len()).max().unwrap_or(0);
+                (0..4 * most + 1).map(|_| Default::default()).collect()
+            }),
+        }
+    }
+
+    /// Of the lane's task number `count`, from 1. Whoever reads it has seen the task complete.
+    pub fn set(&self, lane: usize, count: u64, edge: Edge, seconds: f64) {
+        self.cell(lane, count, edge)
+            .store(seconds.to_bits(), Ordering::Relaxed);
+    }
+
+    fn get(&self, lane: usize, count: u64, edge: Edge) -> f64 {
+        f64::from_bits(self.cell(lane, count, edge).load(Ordering::Relaxed))
+    }
+
+    fn cell(&self, lane: usize, count: u64, edge: Edge) -> &AtomicU64 {
+        let ring = &self.lanes[lane];
+        &ring[(count % ring.len() as u64) as usize][edge as usize]
+    }
+}
+
+/// Pauses of the gpu lane so far.
+pub(crate) struct Waits<S> {
+    /// By cause, in the order of [`Cause::ALL`].
+    pub seconds: [f64; Cause::ALL.len()],
+    /// When the lane's last task ended.
+    last: f64,
+    /// The part before the one that is looked at.
+    before: Option<Arc<Submission<S>>>,
+}
+
+impl<S> Default for Waits<S> {
+    fn default() -> Self {
+        Self {
+            seconds: Default::default(),
+            last: 0.0,
+            before: None,
+        }
+    }
+}
+
+impl<S> Waits<S> {
+    /// The lane stood still until `until`, for this.
+    fn add(&mut self, from: &mut f64, until: f64, cause: Cause) {
+        if until > *from {
+            self.seconds[cause as usize] += until - *from;
+            *from = until;
+        }
+    }
+}
+
+/// A task of a lane: how many tasks the lane has completed with it.
+#[derive(Clone, Copy)]
+struct At {
+    lane: usize,
+    count: u64,
+}
+
+impl<E: Engine> Shared<E> {
+    /// Adds up the times of a completed part: the gpu lane's waits, and what the stream lanes did.
+    pub fn retire(&self, s: &Arc<Submission<E::Step>>) -> Result<(), CudaError> {
+        // In a drawn order lanes wait for the draw.
+        if self.options.mode == Mode::Threads {
+            self.add_waits(s)?;
+        }
+        let Some(streams) = &self.streams else {
+            return Ok(());
+        };
+        let table = &self.tables[s.part as usize];
+        for (l, tasks) in table.lanes.iter().enumerate() {
+            if !streams.is_stream(l) {
+                continue;
+            }
+            let mut record = lock(&self.records[l]);
+            let mut busy = 0.0;
+            let mut events = Vec::new();
+            streams.times(
+                l,
+                &table.marks,
+                (tasks, s.base[l]),
+                s.traced,
+                |task, start, end| events.push((task, start, end)),
+                |seconds| busy += seconds,
+            )?;
+            for &task in tasks {
+                record.count(&self.plan.part(s.part)[task as usize]);
+            }
+            if s.traced {
+                // Without the gaps between tasks that do not wait for anything.
+                busy = events.iter().map(|(_, start, end)| end - start).sum();
+            } else {
+                events.clear(); // those whose events had another use
+            }
+            record.measure.busy_seconds += busy;
+            for (task, start, end) in events {
+                record.keep(Event {
+                    part: s.part,
+                    submission: s.seq,
+                    task,
+                    start,
+                    end,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds the pauses of the gpu lane before tasks of a completed part.
+    fn add_waits(&self, s: &Arc<Submission<E::Step>>) -> Result<(), CudaError> {
+        let l = Lane::GPU.idx();
+        let table = &self.tables[s.part as usize];
+        let (tasks, base) = (&table.lanes[l], s.base[l]);
+        let mut waits = lock(&self.waits);
+        if !tasks.is_empty() {
+            self.set_clock(&table.marks.start, tasks, base)?;
+        }
+        for (i, &task) in tasks.iter().enumerate() {
+            if !table.marks.start[task as usize] {
+                continue;
+            }
+            let at = At {
+                lane: l,
+                count: base + i as u64 + 1,
+            };
+            let start = self.moment(at, Edge::Start)?;
+            let mut from = match i {
+                0 => waits.last,
+                _ => self.moment(self.earlier(at), Edge::End)?,
+            };
+            if start <= from {
+                continue;
+            }
+            waits.add(&mut from, s.at.min(start), Cause::Unsubmitted);
+            if let Some((needed, end)) = self.last_need(s, task, l)?
+                && end > from
+            {
+                let cause = self.cause(s, waits.before.as_ref(), needed)?;
+                waits.add(&mut from, end.min(start), cause);
+            }
+            waits.add(&mut from, start, Cause::Launch);
+        }
+        if !tasks.is_empty() {
+            let count = base + tasks.len() as u64;
+            waits.last = self.moment(At { lane: l, count }, Edge::End)?;
+        }
+        waits.before = Some(Arc::clone(s));
+        Ok(())
+    }
+
+    /// Sets the streams' clocks by what is known of both sides: no task began before it was handed to its stream,
+    /// and none that is complete ended after now. The two clocks drift apart by some microseconds a second.
+    fn set_clock(&self, marked: &[bool], tasks: &[u32], base: u64) -> Result<(), CudaError> {
+        let Some(streams) = &self.streams else {
+            return Ok(());
+        };
+        let lane = Lane::GPU.idx();
+        let count = base + tasks.len() as u64;
+        let end = streams.moment(lane, count, Edge::End)?;
+        let mut forward = (seconds(self.epoch) - end).min(0.0);
+        for (i, &task) in tasks.iter().enumerate() {
+            if marked[task as usize] {
+                let count = base + i as u64 + 1;
+                let given = self.moments.get(lane, count, Edge::Start);
+                let start = streams.moment(lane, count, Edge::Start)?;
+                forward = forward.max(given - start);
+            }
+        }
+        streams.set_forward(forward);
+        Ok(())
+    }
+
+    /// When a task began or ended. That end of a stream's task has an event.
+    fn moment(&self, at: At, edge: Edge) -> Result<f64, CudaError> {
+        match &self.streams {
+            Some(streams) if streams.is_stream(at.lane) => streams.moment(at.lane, at.count, edge),
+            _ => Ok(self.moments.get(at.lane, at.count, edge)),
+        }
+    }
+
+    fn earlier(&self, at: At) -> At {
+        At {
+            count: at.count - 1,
+            ..at
+        }
+    }
+
+    /// Of the tasks of other lanes that a task of `lane` waits for, the one that ended last, and when.
+    fn last_need(
+        &self,
+        s: &Submission<E::Step>,
+        task: u32,
+        lane: usize,
+    ) -> Result<Option<(At, f64)>, CudaError> {
+        let mut last: Option<(At, f64)> = None;
+        for (other, count) in self.needs(s, task, self.seam(s)) {
+            if other == lane {
+                continue;
+            }
+            let at = At { lane: other, count };
+            let end = self.moment(at, Edge::End)?;
+            if last.is_none_or(|(_, e)| end > e) {
+                last = Some((at, end));
+            }
+        }
+        Ok(last)
+    }
+
+    /// What a pause counts for that a task of another lane ended: that task, or, where it had itself waited for
+    /// another lane and not only for its turn, the one that it waited for, and so on.
+    fn cause(
+        &self,
+        s: &Arc<Submission<E::Step>>,
+        before: Option<&Arc<Submission<E::Step>>>,
+        at: At,
+    ) -> Result<Cause, CudaError> {
+        let gpu = Lane::GPU.idx();
+        let (mut at, mut found) = (at, Cause::Other);
+        let parts = [Some(s), before];
+        while let Some(part) = parts
+            .into_iter()
+            .flatten()
+            .find(|p| p.base[at.lane] < at.count)
+        {
+            let table = &self.tables[part.part as usize];
+            let task = table.lanes[at.lane][(at.count - part.base[at.lane] - 1) as usize];
+            found = Cause::of(&self.plan, &self.plan.part(part.part)[task as usize]);
+            if !table.marks.start[task as usize] || at.count == 1 {
+                break;
+            }
+            let turn = self.moment(self.earlier(at), Edge::End)?;
+            match self.last_need(part, task, at.lane)? {
+                Some((next, end)) if end > turn && next.lane != gpu => at = next,
+                _ => break,
+            }
+        }
+        Ok(found)
+    }
+}
