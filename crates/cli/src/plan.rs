@@ -6,7 +6,7 @@ use lowtide_config::Run;
 use lowtide_planner::explain::{explain, explain_choices, explain_updates, lane_of, split};
 use lowtide_planner::plan::LaneKind;
 use lowtide_planner::search::outlook::{Change, Outlook};
-use lowtide_planner::waits::waits;
+use lowtide_planner::waits::steady_step;
 use lowtide_planner::{Machine, Plan, Source, Tier};
 use lowtide_trainer::TrainError;
 use lowtide_trainer::device::{self, target_of};
@@ -91,7 +91,7 @@ pub fn plan(args: &PlanArgs, out: Out) -> Answer {
     out.text(explain(&plan, cuda).trim_end());
     out.text(explain_choices(&plan).trim_end());
     out.text(explain_updates(&plan, &machine, cuda).trim_end());
-    let waits = waits(&plan, workload, &machine);
+    let waits = steady_step(&plan, workload, &machine).gpu_waits;
     let waited: f64 = waits.iter().map(|(_, s)| s.0).sum();
     if waited > 0.005 * step {
         let each: Vec<String> = waits

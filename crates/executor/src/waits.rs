@@ -1,8 +1,8 @@
 //! Why the gpu lane stood still, as measured: what `lowtide_planner::waits` predicts, of what really
 //! happened.
 //!
-//! A pause of the gpu lane lies before a task that waits for another lane, or before the first task of a part.
-//! It is cut in three: until the part was submitted; until the last task that it waited for had ended, which
+//! A pause of the gpu lane lies before a task that waits for another lane, or before the first task of a part. (The
+//! time before a part that overlaps none, after a checkpoint or an evaluation, is no pause.) It is cut in three: until the part was submitted; until the last task that it waited for had ended, which
 //! counts for that task's cause; and the rest, in which the host had not handed the task over.
 //! Pauses inside a stretch of tasks that wait for nothing are not seen; they count as work.
 
@@ -157,7 +157,9 @@ impl<E: Engine> Shared<E> {
             };
             let start = self.moment(at, Edge::Start)?;
             let mut from = match i {
-                0 => waits.last,
+                // It follows a step closely, or whatever was done between the two.
+                0 if s.before.is_some() => waits.last,
+                0 => waits.last.max(s.at),
                 _ => self.moment(self.earlier(at), Edge::End)?,
             };
             if start <= from {

@@ -1,12 +1,12 @@
-//! Why the gpu lane stands still: every pause of it in a simulated steady step, by what it waited
-//! for.
+//! A simulated steady step, looked at: how long each lane works while the others do, and every pause of
+//! the gpu lane by what it waited for.
 
 use lowtide_units::Seconds;
 use lowtide_workload::Workload;
 use serde::{Deserialize, Serialize};
 
 use crate::machine::Machine;
-use crate::plan::{Lane, PartName, Plan, Task, Tensor, Work};
+use crate::plan::{Lane, LaneKind, PartName, Plan, Task, Tensor, Work};
 use crate::simulate::{Simulated, Steps, simulate};
 
 /// What the gpu lane waits for.
@@ -88,13 +88,24 @@ impl Cause {
     }
 }
 
-/// Seconds of a steady step in which the gpu lane stands still, by cause, longest first.
-///
-/// A pause counts for the task that ended last before it. Where that task itself had waited for
-/// another lane until it could begin, the pause counts for the other, and so on back to one that
-/// had not.
+/// A steady step as simulated.
+#[derive(Clone, Debug)]
+pub struct SteadyStep {
+    /// Seconds inside tasks by kind of lane, in the order of [`LaneKind::ALL`]: with what lanes that work at once
+    /// take from each other, unlike [`Prediction::lanes`](crate::plan::Prediction::lanes). While a drive reads and
+    /// writes, its seconds count once.
+    pub lanes: [Seconds; LaneKind::ALL.len()],
+    /// Seconds in which the gpu lane stands still, by cause, longest first.
+    ///
+    /// A pause counts for the task that ended last before it. Where that task itself had waited for
+    /// another lane until it could begin, the pause counts for the other, and so on back to one that
+    /// had not.
+    pub gpu_waits: Vec<(Cause, Seconds)>,
+}
+
+/// Simulates some steps and looks at one in the middle.
 #[must_use]
-pub fn waits(plan: &Plan, w: &Workload, machine: &Machine) -> Vec<(Cause, Seconds)> {
+pub fn steady_step(plan: &Plan, w: &Workload, machine: &Machine) -> SteadyStep {
     let steps = Steps::new(plan.rounds());
     let run = simulate(plan, w, machine, &steps.sequence);
     let names = &steps.sequence;
@@ -114,6 +125,7 @@ pub fn waits(plan: &Plan, w: &Workload, machine: &Machine) -> Vec<(Cause, Second
         run: &run,
         across: &across,
     };
+    let mut lanes = [Seconds::ZERO; LaneKind::ALL.len()];
     let mut found: Vec<(Cause, f64)> = Vec::new();
     // From the end of the gpu's work of one step to that of the next, in the middle of the run.
     let first = steps.step.start + 1;
@@ -127,28 +139,22 @@ pub fn waits(plan: &Plan, w: &Workload, machine: &Machine) -> Vec<(Cause, Second
             Some((repeated, beyond)) if repeated == part => 1.0 + f64::from(beyond),
             _ => 1.0,
         };
-        let gpu = |part: usize| {
-            let tasks = plan.part(names[part]);
-            (0..tasks.len()).filter(move |&i| tasks[i].lane == Lane::GPU)
-        };
-        let mut before = gpu(part - 1)
-            .next_back()
-            .map_or(0.0, |i| run.parts[part - 1][i].1);
-        for i in gpu(part) {
-            let (start, end) = run.parts[part][i];
-            if start > before {
-                let cause = traced.cause((part, i));
-                let seconds = times * (start - before);
-                match found.iter_mut().find(|(c, _)| *c == cause) {
-                    Some((_, sum)) => *sum += seconds,
-                    None => found.push((cause, seconds)),
-                }
-            }
-            before = end;
+        for (kind, busy) in LaneKind::ALL.into_iter().zip(&mut lanes) {
+            *busy += traced.busy(part, kind) * times;
         }
+        traced.waits(part, |cause, seconds| {
+            let seconds = times * seconds;
+            match found.iter_mut().find(|(c, _)| *c == cause) {
+                Some((_, sum)) => *sum += seconds,
+                None => found.push((cause, seconds)),
+            }
+        });
     }
     found.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
-    found.into_iter().map(|(c, s)| (c, Seconds(s))).collect()
+    SteadyStep {
+        lanes,
+        gpu_waits: found.into_iter().map(|(c, s)| (c, Seconds(s))).collect(),
+    }
 }
 
 /// A simulated run, to ask why.
@@ -161,6 +167,39 @@ struct Traced<'a> {
 }
 
 impl Traced<'_> {
+    /// Tasks of a part on lanes of this kind.
+    fn tasks(&self, part: usize, kind: LaneKind) -> impl DoubleEndedIterator<Item = usize> {
+        let tasks = self.plan.part(self.names[part]);
+        (0..tasks.len()).filter(move |&i| tasks[i].lane.kind == kind)
+    }
+
+    /// Seconds in which a lane of this kind is inside a task of the part.
+    fn busy(&self, part: usize, kind: LaneKind) -> Seconds {
+        let times = |i| self.run.parts[part][i];
+        let mut times: Vec<(f64, f64)> = self.tasks(part, kind).map(times).collect();
+        times.sort_by(|a, b| a.0.total_cmp(&b.0));
+        let (mut busy, mut until) = (0.0, f64::NEG_INFINITY);
+        for (start, end) in times {
+            busy += (end - start.max(until)).max(0.0);
+            until = until.max(end);
+        }
+        Seconds(busy)
+    }
+
+    /// Every pause of the gpu lane before a task of the part: its cause and its seconds.
+    fn waits(&self, part: usize, mut found: impl FnMut(Cause, f64)) {
+        let run = self.run;
+        let before = self.tasks(part - 1, LaneKind::Gpu).next_back();
+        let mut before = before.map_or(0.0, |i| run.parts[part - 1][i].1);
+        for i in self.tasks(part, LaneKind::Gpu) {
+            let (start, end) = run.parts[part][i];
+            if start > before {
+                found(self.cause((part, i)), start - before);
+            }
+            before = end;
+        }
+    }
+
     /// Follows a pause back to the task on another lane that no other lane had held up.
     fn cause(&self, at: (usize, usize)) -> Cause {
         let (plan, run) = (self.plan, self.run);
@@ -182,5 +221,54 @@ impl Traced<'_> {
             }
         }
         Cause::of(plan, &tasks(at.0)[at.1])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lowtide_units::Bytes;
+
+    use super::*;
+    use crate::choice::{Budgets, Clip};
+    use crate::search::{Pins, Request, plan};
+    use crate::testing::{machine, workload};
+
+    #[test]
+    fn work_and_waits_of_the_gpu_make_a_step_and_sharing_only_adds_work() {
+        let mut waited = 0;
+        for (blocks, micro_batches, device) in
+            [(6, 1, 800), (6, 1, 1600), (6, 1, 64 << 10), (4, 8, 800)]
+        {
+            let (w, m) = (workload(blocks, micro_batches), machine());
+            let budgets = Budgets {
+                device: Bytes(device << 10),
+                host: Bytes(64 << 20),
+                disk: Bytes(64 << 20),
+            };
+            let p = plan(&Request {
+                workload: &w,
+                machine: &m,
+                budgets,
+                clip: Clip::Exact,
+                pins: Pins::default(),
+            })
+            .expect("fits");
+            let step = steady_step(&p, &w, &m);
+            let waits: f64 = step.gpu_waits.iter().map(|(_, s)| s.0).sum();
+            waited += usize::from(waits > 0.0);
+            if p.rounds().one() {
+                let sum = step.lanes[LaneKind::Gpu as usize].0 + waits;
+                let predicted = p.prediction.step_seconds.0;
+                assert!((sum / predicted - 1.0).abs() < 0.02, "{sum} {predicted}");
+            }
+            for (lane, nominal) in step.lanes.iter().zip(&p.prediction.lanes) {
+                // The drives' figure of a plan is a bound for reads and writes of one mixed rate.
+                assert!(
+                    lane.0 >= nominal.busy_seconds.0 * 0.98,
+                    "{lane} {nominal:?}"
+                );
+            }
+        }
+        assert!(waited > 0, "some plan waits");
     }
 }

@@ -26,9 +26,7 @@ use crate::fit::hyper;
 use crate::open::{disk_of, machine_of, open_on};
 use crate::planning::{Planned, budgets_of, clip_of, decoder_of, plan_with, shape_of};
 use crate::random::Philox;
-use crate::report::{
-    LaneCompared, Observer, Phase, WaitCompared, compare_lanes, compare_waits, median, moved_bytes,
-};
+use crate::report::{LaneCompared, Observer, Phase, WaitCompared, compare, median, moved_bytes};
 use crate::resident::Resident;
 use crate::step::Session;
 use crate::threads::host_note;
@@ -179,6 +177,7 @@ pub fn step(
     let step_seconds = median(&times).expect("one step at least");
     let model_tflops = w.model_flops.0 / step_seconds / 1e12;
     let matmul_tflops = planned.machine.matmul_bf16.0 / 1e12;
+    let (by_lane, gpu_waits) = compare(&planned, &lanes, steps as f64);
     let gpu_busy = lanes.lane(Lane::GPU).busy_seconds / steps as f64;
     let device_bytes = planned
         .device
@@ -199,8 +198,8 @@ pub fn step(
         matmul_tflops,
         share_of_matmul: model_tflops / matmul_tflops,
         predicted_step_seconds: plan.prediction.step_seconds.0,
-        lanes: compare_lanes(&plan.prediction, &lanes, steps as f64),
-        gpu_waits: compare_waits(&planned, &lanes, steps as f64),
+        lanes: by_lane,
+        gpu_waits,
         gpu_gap_share: trace.map(|_| 1.0 - gpu_busy / step_seconds),
         device_bytes,
         planned_device_bytes: plan.tier(Tier::Device).planned_bytes.0

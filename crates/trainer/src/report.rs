@@ -5,8 +5,7 @@ use std::path::{Path, PathBuf};
 
 use lowtide_config::shown;
 use lowtide_executor::Measured;
-use lowtide_planner::plan::Prediction;
-use lowtide_planner::waits::{Cause, waits};
+use lowtide_planner::waits::{Cause, steady_step};
 use lowtide_planner::{Lane, LaneKind, Machine, Plan};
 use serde::{Deserialize, Serialize};
 
@@ -139,35 +138,47 @@ pub trait Observer {
 /// Predicted and measured seconds of one lane in one step.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LaneCompared {
-    /// Predicted seconds of work.
+    /// Predicted seconds of work, with what lanes that work at once take from each other.
     pub predicted_seconds: f64,
     /// Measured seconds inside tasks, of the disk lanes together; mean over the steps.
     pub measured_seconds: f64,
 }
 
-/// Predicted work of a step and measured work of a step, the mean of `steps`, by lane; while a drive
-/// reads and writes at once, its seconds count once.
-pub(crate) fn compare_lanes(
-    prediction: &Prediction,
+/// Predicted and measured work of a step by lane, and what the gpu lane waited for, the longest first; measured is the
+/// mean of `steps`.
+pub(crate) fn compare(
+    planned: &Planned,
     measured: &Measured,
     steps: f64,
-) -> BTreeMap<String, LaneCompared> {
-    LaneKind::ALL
-        .iter()
-        .zip(&prediction.lanes)
-        .map(|(kind, lane)| {
-            let lanes = Lane::ALL.iter().filter(|l| l.kind == *kind);
-            let busy = match kind {
-                LaneKind::Disk => measured.drive_seconds,
-                _ => lanes.map(|&l| measured.lane(l).busy_seconds).sum(),
-            };
-            let compared = LaneCompared {
-                predicted_seconds: lane.busy_seconds.0,
-                measured_seconds: busy / steps,
-            };
-            (kind.name().to_owned(), compared)
+) -> (BTreeMap<String, LaneCompared>, Vec<WaitCompared>) {
+    let step = steady_step(&planned.plan, planned.decoder.workload(), &planned.machine);
+    let lanes = LaneKind::ALL.iter().zip(step.lanes).map(|(kind, lane)| {
+        let lanes = Lane::ALL.iter().filter(|l| l.kind == *kind);
+        let busy = match kind {
+            LaneKind::Disk => measured.drive_seconds,
+            _ => lanes.map(|&l| measured.lane(l).busy_seconds).sum(),
+        };
+        let compared = LaneCompared {
+            predicted_seconds: lane.0,
+            measured_seconds: busy / steps,
+        };
+        (kind.name().to_owned(), compared)
+    });
+    let waits = Cause::ALL.iter().zip(measured.gpu_waits);
+    let mut waits: Vec<WaitCompared> = waits
+        .map(|(&cause, seconds)| WaitCompared {
+            cause,
+            predicted_seconds: step
+                .gpu_waits
+                .iter()
+                .find(|(c, _)| *c == cause)
+                .map_or(0.0, |(_, s)| s.0),
+            measured_seconds: seconds / steps,
         })
-        .collect()
+        .filter(|w| w.longer() > 0.0)
+        .collect();
+    waits.sort_by(|a, b| b.longer().total_cmp(&a.longer()));
+    (lanes.collect(), waits)
 }
 
 /// Predicted and measured seconds of one step in which the gpu lane stands still for one cause.
@@ -179,30 +190,6 @@ pub struct WaitCompared {
     pub predicted_seconds: f64,
     /// Measured seconds; mean over the steps.
     pub measured_seconds: f64,
-}
-
-/// Predicted and measured pauses of the gpu lane in a step, the mean of `steps`, the longest first.
-pub(crate) fn compare_waits(
-    planned: &Planned,
-    measured: &Measured,
-    steps: f64,
-) -> Vec<WaitCompared> {
-    let predicted = waits(&planned.plan, planned.decoder.workload(), &planned.machine);
-    let mut compared: Vec<WaitCompared> = Cause::ALL
-        .iter()
-        .zip(measured.gpu_waits)
-        .map(|(&cause, seconds)| WaitCompared {
-            cause,
-            predicted_seconds: predicted
-                .iter()
-                .find(|(c, _)| *c == cause)
-                .map_or(0.0, |(_, s)| s.0),
-            measured_seconds: seconds / steps,
-        })
-        .filter(|w| w.predicted_seconds > 0.0 || w.measured_seconds > 0.0)
-        .collect();
-    compared.sort_by(|a, b| b.longer().total_cmp(&a.longer()));
-    compared
 }
 
 impl WaitCompared {

@@ -8,7 +8,7 @@ use lowtide_tiers::process;
 use super::Fit;
 use crate::output::METRICS;
 use crate::planning::Planned;
-use crate::report::{Part, TrainReport, compare_lanes, compare_waits, median, moved_bytes};
+use crate::report::{Part, TrainReport, compare, median, moved_bytes};
 use crate::tally::Tally;
 
 /// What the end of a run adds to its report.
@@ -36,8 +36,7 @@ impl Fit<'_> {
         times.sort_by(f64::total_cmp);
         let totals = &self.state.totals;
         let prediction = &planned.plan.prediction;
-        let lanes = compare_lanes(prediction, &moved, steps.max(1) as f64);
-        let gpu_waits = compare_waits(planned, &moved, steps.max(1) as f64);
+        let (lanes, gpu_waits) = compare(planned, &moved, steps.max(1) as f64);
         let moved_bytes = moved_bytes(|lane| moved.lane(lane).bytes);
         let planned_bytes = Tier::ALL
             .map(|t| (t.name().to_owned(), planned.plan.tier(t).planned_bytes.0))
