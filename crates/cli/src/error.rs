@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use lowtide_config::{ConfigError, DiskBudget, nearest};
 use lowtide_planner::Machine;
+use lowtide_trainer::error::Absent;
 use lowtide_trainer::paths::PathProblem;
 use lowtide_trainer::planning::Refused;
 use lowtide_trainer::{
@@ -364,6 +365,12 @@ fn advice(e: &TrainError) -> Vec<String> {
         TrainError::KeptState {
             files, checkpoint, ..
         } => kept_advice(files, checkpoint.as_deref()),
+        TrainError::Lost {
+            path,
+            absent,
+            checkpoint,
+            ..
+        } => lost_advice(path, *absent, checkpoint.as_deref()),
         TrainError::Config(ConfigError::UnknownKey { .. }) => {
             one("`lowtide schema --markdown` lists every key")
         }
@@ -554,17 +561,53 @@ fn cuda_advice(e: &CudaError) -> Vec<String> {
     vec![text.to_owned()]
 }
 
+/// How to go on where what a run has kept is not there.
+fn lost_advice(path: &Path, absent: Absent, checkpoint: Option<&Path>) -> Vec<String> {
+    let dir = path.parent().unwrap_or(path);
+    let back = match absent {
+        Absent::Checkpoint => "put it back from a copy, if there is one".to_owned(),
+        Absent::State => format!("put it back (is the drive of {} mounted?)", dir.display()),
+        Absent::Elsewhere => format!(
+            "name that directory again to go on from there: budget.disk in the run file, {}",
+            dir.display()
+        ),
+    };
+    let mut lines = vec![format!("nothing was changed: {back}")];
+    lines.extend(checkpoint.map(|dir| {
+        format!(
+            "or go on from the newest checkpoint, and make the steps behind it again: --set \
+             checkpoint.resume={}",
+            dir.display()
+        )
+    }));
+    lines.push(
+        "or begin again at step 1, over what is there: --set checkpoint.resume=never; or elsewhere: --set \
+         output=DIR"
+            .to_owned(),
+    );
+    lines
+}
+
 fn kept_advice(files: &[PathBuf], checkpoint: Option<&Path>) -> Vec<String> {
     let files: Vec<String> = files.iter().map(|f| f.display().to_string()).collect();
-    let then = match checkpoint {
-        Some(dir) => format!("goes on from {}", dir.display()),
-        None => "begins at step 1, no checkpoint was saved".to_owned(),
+    let (resume, then) = match checkpoint {
+        Some(dir) => (
+            dir.display().to_string(),
+            format!("goes on from {}", dir.display()),
+        ),
+        None => (
+            "never".to_owned(),
+            "begins at step 1, no checkpoint was saved".to_owned(),
+        ),
     };
     vec![
         "nothing was changed: put back what is missing or was damaged, if you can (a drive that is not \
          mounted, a copy of the file)"
             .to_owned(),
-        format!("or move or delete {}: the same command then {then}", files.join(" and ")),
+        format!(
+            "or move or delete {} and start with --set checkpoint.resume={resume}: the run then {then}",
+            files.join(" and ")
+        ),
     ]
 }
 

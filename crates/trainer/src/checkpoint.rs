@@ -217,6 +217,12 @@ fn name_of(step: u64) -> String {
     format!("step-{step:08}")
 }
 
+/// Where the checkpoint of a step is in an output directory.
+#[must_use]
+pub fn path_of(output: &Path, step: u64) -> PathBuf {
+    directory(output).join(name_of(step))
+}
+
 /// The step that a checkpoint's name says; `None` of other names.
 #[must_use]
 pub fn step_of(name: &str) -> Option<u64> {

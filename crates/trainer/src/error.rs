@@ -461,6 +461,20 @@ fn keys_of(name: &str) -> String {
     }
 }
 
+/// What a run has kept to go on from and a start does not find.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Absent {
+    /// A checkpoint.
+    #[error("the checkpoint is not there")]
+    Checkpoint,
+    /// The state file of a durable run that has not come to its end.
+    #[error("the state file of this durable run is not there")]
+    State,
+    /// The same: it is there, and the run names other drives.
+    #[error("has the state of this durable run, and budget.disk names another directory now")]
+    Elsewhere,
+}
+
 /// Why a run cannot start, go on or be saved.
 #[derive(Debug, thiserror::Error)]
 pub enum TrainError {
@@ -669,6 +683,31 @@ pub enum TrainError {
         /// The state files of the run's drives that are there.
         files: Vec<PathBuf>,
         /// The newest checkpoint.
+        checkpoint: Option<PathBuf>,
+    },
+    /// A run had kept steps that this start would not go on from.
+    #[error(
+        "{}: {absent}, and the run would {}: the steps up to {told}, of which {by} tells, would be lost",
+        path.display(),
+        match from {
+            0 => "begin at step 1".to_owned(),
+            step => format!("go on from step {step}"),
+        }
+    )]
+    Lost {
+        /// Where what was kept is expected.
+        path: PathBuf,
+        /// What of it is not there.
+        absent: Absent,
+        /// The run's output.
+        output: PathBuf,
+        /// The last step that is told of.
+        told: u64,
+        /// What tells of it.
+        by: String,
+        /// The step that the start would go on from; 0: from none.
+        from: u64,
+        /// The newest checkpoint that is there.
         checkpoint: Option<PathBuf>,
     },
     /// A checkpoint belongs to a run with other numbers.

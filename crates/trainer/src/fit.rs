@@ -27,6 +27,7 @@ use crate::learning_rate::{Decay, LearningRate};
 use crate::metrics::{EventFile, MetricsLog};
 use crate::open::{check_weights, machine_of};
 use crate::output::folder::Folder;
+use crate::output::mark::Kept;
 use crate::output::room::Room;
 use crate::output::{self, Output};
 use crate::paths;
@@ -49,6 +50,7 @@ mod ends;
 mod evaluate;
 mod export;
 mod journal;
+mod lost;
 mod saving;
 mod start;
 mod summary;
@@ -162,6 +164,7 @@ pub fn train(
     output.take_notes().iter().for_each(|n| observer.note(n));
     let mut kept_notes = Vec::new();
     let mut start = Start::find(run, &mut kept_notes)?;
+    kept_notes.extend(lost::refuse(run, &output, &start)?);
     kept_notes.iter().for_each(|n| observer.note(n));
     let now = start.state().map(|s| s.now_unix_s);
     if start.state().is_none() {
@@ -252,6 +255,8 @@ pub fn train(
     }));
     // Nothing of an earlier run is changed before this has worked.
     start.load(run, &mut session, &mut batches)?;
+    let durable = planned.plan.choice.durable;
+    output.keep(start.kept(run, &output, &session, durable))?;
     write_json(output.folder(), output::MACHINE, &planned.machine)?;
     write_json(output.folder(), output::RUN, run)?;
 
@@ -303,7 +308,7 @@ pub fn train(
         dealt: 0,
         earlier: (0.0, 0),
         predicted_seconds: planned.plan.prediction.step_seconds.0,
-        durable: planned.plan.choice.durable,
+        durable,
         last_checkpoint: None,
         saved: None,
     };
@@ -457,10 +462,16 @@ impl Fit<'_> {
         let report = self.report(planned, tally, ends);
         let marked = self.finished_mark(&report);
         let Self {
-            session, output, ..
+            session,
+            mut output,
+            ..
         } = self;
         // Closes the state files, which removes them: a run that says it is finished leaves none.
         drop(session);
+        output.keep(Kept {
+            state_file: None,
+            ..output.kept().clone()
+        })?;
         if let Some(mark) = marked {
             write_json(output.folder(), output::FINISHED, &mark)?;
         }

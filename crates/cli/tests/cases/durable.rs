@@ -220,7 +220,9 @@ fn a_damaged_state_file_is_refused_or_gone_on_from_to_the_same_bits() {
     let case = copy(&origin);
     patch(&case.at(STATE), 0, flip, 1);
     fs::rename(case.at(STATE), case.at("aside")).expect("moved");
-    case.train(&[]).fine();
+    case.train(&[])
+        .refused(&[file_name, "is not there", "checkpoint.resume=never"]);
+    case.train(&["checkpoint.resume=never"]).fine();
     assert!(model(&case) == want);
     // And nothing wrong at all.
     let ended = origin.train(&[]);
@@ -329,6 +331,68 @@ fn kept_state_is_given_up_only_for_what_was_loaded() {
             0
         );
     }
+}
+
+/// State that is not where it was, or that the run does not look for any more, is missed: the steps that
+/// it holds are not begun anew silently.
+#[test]
+fn state_that_is_not_found_is_missed() {
+    let whole = fresh();
+    whole.train(&[]).fine();
+    let want = model(&whole);
+    let origin = fresh();
+    fs::copy(whole.at("machine.json"), origin.at("machine.json")).expect("copied");
+    killed(&origin);
+    let never = "checkpoint.resume=never";
+    let elsewhere = "budget.disk=[{dir: elsewhere, size: 64MiB}]";
+    let none = "plan.optimizer=host";
+    let off = "checkpoint.durable=false";
+
+    let case = copy(&origin);
+    fs::rename(case.at("out/disk"), case.at("unmounted")).expect("moved");
+    for sets in [&[][..], &[off], &[off, none], &[elsewhere]] {
+        let words = [STATE, "is not there", "mounted", never];
+        refused(&format!("gone {sets:?}"), &case, sets, &words);
+        assert!(!case.at("elsewhere").exists(), "{sets:?}");
+    }
+    // Mounted again, be it somewhere else with all of the output.
+    fs::rename(case.at("unmounted"), case.at("out/disk")).expect("back");
+    fs::rename(case.at("out"), case.at("moved")).expect("moved");
+    let ended = case.train(&["output=moved"]);
+    assert!(went_on(ended.fine()), "{}", ended.text());
+    let moved = fs::read(case.at("moved/model/model.safetensors"));
+    assert!(moved.expect("exported") == want);
+
+    let case = copy(&origin);
+    for sets in [&[elsewhere][..], &[elsewhere, off]] {
+        let words = [STATE, "budget.disk names another directory", never];
+        refused(&format!("other drives {sets:?}"), &case, sets, &words);
+        assert!(!case.at("elsewhere").exists(), "{sets:?}");
+    }
+    let ended = case.train(&[]);
+    assert!(went_on(ended.fine()), "{}", ended.text());
+    assert!(model(&case) == want);
+
+    // A checkpoint is there: it is older, and named.
+    let case = copy(&origin);
+    let saved = ["train.steps=2", "output=saved", "checkpoint.every_steps=0"];
+    case.train(&saved).fine();
+    copy_over(&case.at("saved/checkpoints"), &case.at("out/checkpoints"));
+    fs::rename(case.at(STATE), case.at("aside")).expect("moved");
+    let from = "checkpoint.resume=out/checkpoints/step-00000002";
+    let words = [
+        STATE,
+        "go on from step 2",
+        "out/checkpoints/step-00000002",
+        never,
+    ];
+    refused("older", &case, &[], &words);
+    let change = "checkpoint.change=[train.steps]";
+    case.train(&[from, change]).fine();
+    assert!(!case.at(STATE).exists());
+    // What came to its end is missed by nobody.
+    let again = case.train(&[change]);
+    assert!(again.fine().text().contains("nothing to do"));
 }
 
 /// B13: one process at a time in a disk directory, run or probe; the lock dies with its process.

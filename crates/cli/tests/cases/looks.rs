@@ -62,10 +62,11 @@ fn a_summary_is_of_the_whole_run_across_resumes() {
     let want = whole.run(&["train", "run.yaml", "--json"]).fine().json();
     let parts = scratch();
     parts.run(&["train", "run.yaml", "--json"]).fine();
-    // The run died after step 4 was saved.
+    // As if the run had died after step 4 was saved.
     fs::remove_dir_all(parts.at("out/checkpoints/step-00000008")).expect("it is there");
     fs::remove_dir_all(parts.at("out/model")).expect("it is there");
-    let ended = parts.run(&["train", "run.yaml", "--json"]);
+    let from = "checkpoint.resume=out/checkpoints/step-00000004";
+    let ended = parts.run(&["train", "run.yaml", "--json", "--set", from]);
     let got = ended.fine().json();
     for key in [
         "steps",

@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 
 use serde_json::Value;
 
-use super::scratch::{Ended, Scratch};
+use super::scratch::{Ended, Scratch, copy_over};
 
 /// Four steps, a checkpoint each two.
 const RUN: &str = "
@@ -433,6 +433,7 @@ fn an_earlier_versions_checkpoint_is_gone_on_from() {
     s.write(&format!("{dir}/run.json"), said.to_string());
     fs::remove_file(s.at(dir).join(".lowtide")).unwrap();
     fs::remove_file(s.at("out/.lowtide")).unwrap();
+    fs::remove_file(s.at("out/finished.json")).unwrap();
     fs::remove_dir_all(s.at("out/model")).unwrap();
     fs::remove_dir_all(s.at("out/checkpoints/step-00000004")).unwrap();
     fs::create_dir(s.at("out/checkpoints/.step-00000004.pending")).unwrap();
@@ -570,6 +571,96 @@ fn a_pipe_in_place_of_an_output_is_refused() {
         .status();
     assert!(made.expect("mkfifo").success());
     s.train(&[]).refused(&["metrics.jsonl", "not a plain file"]);
+}
+
+/// Steps that were kept and can't be gone on from are missed, whatever tells of them, before anything is
+/// touched; each way on that is offered works.
+#[test]
+fn a_start_that_would_lose_kept_steps_is_refused() {
+    let whole = Scratch::bare();
+    whole.write("run.yaml", RUN);
+    whole.train(&[]).fine();
+    let want = result(&whole, "out");
+    let (all, newest, older) = (
+        "out/checkpoints",
+        "out/checkpoints/step-00000004",
+        "out/checkpoints/step-00000002",
+    );
+    let copy = || {
+        let s = Scratch::bare();
+        copy_over(whole.path(), s.path());
+        s
+    };
+    for gone in [
+        &[all][..],
+        &[newest],
+        &[all, "out/finished.json"],
+        &[newest, "out/finished.json"],
+        &[all, "out/metrics.jsonl"],
+        &[all, "out/.lowtide"],
+        &[all, "out/model", "out/finished.json"],
+    ] {
+        let s = copy();
+        for name in gone {
+            let path = s.at(name);
+            if path.is_dir() {
+                fs::remove_dir_all(path).unwrap();
+            } else {
+                fs::remove_file(path).unwrap();
+            }
+        }
+        let unmarked = gone.contains(&"out/.lowtide");
+        let before = files(&s.at("out"));
+        let refused = s.train(&[]);
+        refused.refused(&[
+            newest,
+            "is not there",
+            "up to 4",
+            "checkpoint.resume=never",
+            "output=DIR",
+        ]);
+        let mut after = files(&s.at("out"));
+        if unmarked {
+            after.remove(".lowtide");
+        }
+        assert!(before == after, "{gone:?}: something was touched");
+        let offers_older = refused.err.contains(older);
+        assert_eq!(offers_older, gone.contains(&newest), "{}", refused.err);
+        if offers_older {
+            s.train(&[&format!("checkpoint.resume={older}")]).fine();
+        } else {
+            s.train(&["checkpoint.resume=never"]).fine();
+        }
+        assert_eq!(result(&s, "out"), want, "{gone:?}");
+        // And then nothing is missed any more.
+        let again = s.train(&[]);
+        assert!(again.fine().text().contains("nothing to do"), "{gone:?}");
+    }
+    // Put back.
+    let s = copy();
+    fs::rename(s.at(all), s.at("aside")).unwrap();
+    s.train(&[]).refused(&[newest]);
+    fs::rename(s.at("aside"), s.at(all)).unwrap();
+    assert!(s.train(&[]).fine().text().contains("nothing to do"));
+    // Elsewhere.
+    fs::remove_dir_all(s.at(all)).unwrap();
+    s.train(&["output=other"]).fine();
+    // What was never saved is nobody's loss, and told.
+    for name in [all, "out/model"] {
+        let _ = fs::remove_dir_all(s.at(name));
+    }
+    fs::remove_file(s.at("out/finished.json")).unwrap();
+    let mut mark: Value = serde_json::from_str(&s.read("out/.lowtide")).unwrap();
+    assert_eq!(mark["kept"]["saved"], 4);
+    mark.as_object_mut().unwrap().remove("kept").unwrap();
+    s.write("out/.lowtide", mark.to_string());
+    let ended = s.train(&[]);
+    let text = ended.fine().text();
+    assert!(
+        text.contains("the run before made 4 steps here") && text.contains("begins at step 1"),
+        "{text}"
+    );
+    assert_eq!(result(&s, "out"), want);
 }
 
 /// A kill between the save of the last step and the removal of the oldest checkpoint.

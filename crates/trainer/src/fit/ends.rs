@@ -50,6 +50,17 @@ fn is_whole(model: &Path) -> bool {
     mark.is_ok_and(|mark| mark.is_some_and(|mark| mark.is_whole(&folder)))
 }
 
+/// The last step of the run that says it is finished at `output`, if one does.
+pub(super) fn finished_at(output: &Path) -> Option<u64> {
+    Some(read_mark(output)?.report.steps)
+}
+
+fn read_mark(output: &Path) -> Option<Finished> {
+    let text = fs::read_to_string(mark_of(output)).ok()?;
+    let mark: Finished = serde_json::from_str(&text).ok()?;
+    (mark.format == FORMAT).then_some(mark)
+}
+
 /// The report of a run that has nothing left to do: its newest checkpoint is that of its last step,
 /// and the model and all that the run asks for were made of it. Touches nothing.
 pub(super) fn finished(
@@ -64,12 +75,10 @@ pub(super) fn finished(
     if run.checkpoint.resume != Resume::Auto || state.step != total {
         return None;
     }
-    let text = fs::read_to_string(mark_of(&run.output)).ok()?;
-    let mark: Finished = serde_json::from_str(&text).ok()?;
+    let mark = read_mark(&run.output)?;
     let model = run.output.join(MODEL);
     let (evaluates, answers) = asks;
-    let whole = mark.format == FORMAT
-        && checksum(dir) == Some(mark.checkpoint)
+    let whole = checksum(dir) == Some(mark.checkpoint)
         && (mark.evaluated || !evaluates)
         && (mark.answered || !answers)
         && is_whole(&model);
@@ -129,8 +138,7 @@ impl Fit<'_> {
         if after_step < self.state.step {
             return Ok(None);
         }
-        let metrics = self.run.output.join(METRICS);
-        Ok(value_at(&metrics, self.state.step, when, key)?)
+        value_at(self.output.folder(), METRICS, self.state.step, when, key)
     }
 
     /// What says that everything is done, if it is.

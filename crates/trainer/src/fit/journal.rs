@@ -243,7 +243,8 @@ impl Fit<'_> {
     /// Writes a step's metrics line if the run died before it did. How long the step took is lost.
     fn catch_up(&mut self, step: &StepNumbers) -> Result<(), TrainError> {
         let due = step.step.is_multiple_of(self.run.log.every_steps) || step.step == self.total;
-        if !due || has_step(&self.run.output.join(METRICS), step.step, "learning_rate")? {
+        let logged = |key| has_step(self.output.folder(), METRICS, step.step, key);
+        if !due || logged("learning_rate")? {
             return Ok(());
         }
         let told = self.metrics.write(&StepLine {
@@ -270,12 +271,13 @@ impl Fit<'_> {
         if !self.durable && self.saved != Some(step) {
             return Ok(()); // another directory's run has recorded it there
         }
-        let metrics = self.run.output.join(METRICS);
-        if due.evaluation && !has_step(&metrics, step, "eval_loss")? {
+        if due.evaluation && !has_step(self.output.folder(), METRICS, step, "eval_loss")? {
             self.evaluate(step)?;
         }
-        let answered = || value_at(&metrics, step, Some("during"), "exact_match");
-        if due.answers && answered()?.is_none() {
+        let when = Some("during");
+        if due.answers
+            && value_at(self.output.folder(), METRICS, step, when, "exact_match")?.is_none()
+        {
             self.exact_match("during")?;
         }
         let newest = checkpoint::list(&self.run.output).pop();

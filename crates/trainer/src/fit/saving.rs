@@ -13,6 +13,7 @@ use super::{Fit, tokenizer_files};
 use crate::checkpoint;
 use crate::error::TrainError;
 use crate::output::Output;
+use crate::output::mark::Kept;
 use crate::output::room::{self, Need};
 use crate::planning::Planned;
 use crate::report::Phase;
@@ -247,6 +248,12 @@ impl Fit<'_> {
             self.observer.saved(&path);
             self.last_checkpoint = Some(path);
             self.saved = Some(step);
+            let kept = Kept {
+                saved: Some(step),
+                ..self.output.kept().clone()
+            };
+            let marked = self.output.keep(kept);
+            self.tell(marked.err().map(|e| format!("warning: {e}")));
             self.prune();
         });
         let there = checkpoint::list(self.output.folder().path()).len();

@@ -18,6 +18,8 @@ use crate::checkpoint::{self, Change, RunState};
 use crate::data::Batches;
 use crate::error::TrainError;
 use crate::open::{disk_of, load_weights, open_on};
+use crate::output::Output;
+use crate::output::mark::Kept;
 use crate::planning::{Planned, directories_of, pins_of};
 use crate::step::{DiskChoice, Session};
 
@@ -151,6 +153,26 @@ impl Start {
         })
     }
 
+    /// What the run has kept once it has begun so.
+    pub(super) fn kept(
+        &self,
+        run: &Run,
+        output: &Output,
+        session: &Session,
+        durable: bool,
+    ) -> Kept {
+        let saved = match self {
+            Self::Anew => None,
+            Self::Checkpoint(dir, state) => {
+                let own = dir.starts_with(checkpoint::directory(&run.output));
+                own.then_some(state.step)
+            }
+            Self::Journal(_) => output.kept().saved,
+        };
+        let first = session.disk_paths().into_iter().next();
+        Kept::of(&run.output, saved, first.filter(|_| durable))
+    }
+
     /// Fills the session, and gives up what an earlier run kept and this one takes the place of: not
     /// before everything has been loaded.
     pub(super) fn load(
@@ -191,18 +213,18 @@ impl Start {
 }
 
 /// A state file that an earlier run asked to keep.
-struct Kept {
+struct KeptFile {
     dir: PathBuf,
     /// This run's own.
     ours: bool,
 }
 
 /// Those in the directories of a run's drives.
-fn kept_files(run: &Run) -> Result<Vec<Kept>, TrainError> {
+fn kept_files(run: &Run) -> Result<Vec<KeptFile>, TrainError> {
     let mut kept = Vec::new();
     for dir in directories_of(run) {
         let by = tiers::kept_by(&dir).map_err(|e| readable(run, e))?;
-        kept.extend(by.map(|by| Kept {
+        kept.extend(by.map(|by| KeptFile {
             ours: ours(run, &dir, by),
             dir,
         }));

@@ -1,15 +1,14 @@
 //! The metrics file: one JSON object a step, one line an object.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader};
-use std::path::Path;
+use std::io::{BufRead, BufReader, Read};
 
 use serde::Serialize;
 use serde_json::Value;
 
 use super::appender::Appender;
-use crate::error::{DataError, TrainError};
-use crate::output::folder::Folder;
+use crate::error::TrainError;
+use crate::output::folder::{Folder, Found};
 
 /// A metrics file open for appending.
 #[derive(Debug)]
@@ -55,12 +54,35 @@ impl MetricsLog {
     }
 }
 
+/// The last step that a metrics file has a loss of; `None` where it has none, or is not there.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn last_step(folder: &Folder, name: &str) -> Result<Option<u64>, TrainError> {
+    if folder.found(name)? == Found::Nothing {
+        return Ok(None);
+    }
+    let fail = TrainError::io(folder.path());
+    let mut reader = BufReader::new(folder.read(name)?);
+    let (mut last, mut line) = (None, Vec::new());
+    loop {
+        line.clear();
+        if reader.read_until(b'\n', &mut line).map_err(&fail)? == 0 {
+            return Ok(last);
+        }
+        let record = serde_json::from_slice::<Value>(&line).unwrap_or_default();
+        if record.get("loss").is_some() {
+            last = last.max(record["step"].as_u64());
+        }
+    }
+}
+
 /// Whether a metrics file has a line of `step` with a value `key`.
 ///
 /// # Errors
 /// When it cannot be read.
-pub fn has_step(path: &Path, step: u64, key: &str) -> Result<bool, DataError> {
-    let text = std::fs::read_to_string(path).map_err(|e| DataError::io(path, e))?;
+pub fn has_step(folder: &Folder, name: &str, step: u64, key: &str) -> Result<bool, TrainError> {
+    let text = text(folder, name)?;
     // Lines come in the order of their steps, so the one looked for is among the last.
     let lines = text.lines().rev().map_while(|line| {
         let record = serde_json::from_str::<Value>(line).ok()?;
@@ -79,16 +101,24 @@ pub fn has_step(path: &Path, step: u64, key: &str) -> Result<bool, DataError> {
 /// # Errors
 /// When the file cannot be read.
 pub fn value_at(
-    path: &Path,
+    folder: &Folder,
+    name: &str,
     step: u64,
     when: Option<&str>,
     key: &str,
-) -> Result<Option<f64>, DataError> {
-    let text = std::fs::read_to_string(path).map_err(|e| DataError::io(path, e))?;
+) -> Result<Option<f64>, TrainError> {
+    let text = text(folder, name)?;
     let records = text.lines().rev().map(serde_json::from_str::<Value>);
     let of = |r: &Value| r["step"] == step && when.is_none_or(|when| r["when"] == when);
     let found = records.flatten().filter(of).find_map(|r| r[key].as_f64());
     Ok(found)
+}
+
+fn text(folder: &Folder, name: &str) -> Result<String, TrainError> {
+    let mut text = String::new();
+    let read = folder.read(name)?.read_to_string(&mut text);
+    read.map_err(TrainError::io(&folder.at(name)))?;
+    Ok(text)
 }
 
 /// Length of the whole lines whose step is at most `last_step`; of none of a step where it is `None`.
@@ -183,10 +213,11 @@ mod tests {
         let whole = text();
         log.forget(0, "never").unwrap();
         assert_eq!(text(), whole);
-        assert_eq!(value_at(&path, 0, Some("after"), "x").unwrap(), Some(0.5));
-        assert_eq!(value_at(&path, 1, None, "x").unwrap(), None);
+        let value = |step, when| value_at(&folder, "m.jsonl", step, when, "x").unwrap();
+        assert_eq!(value(0, Some("after")), Some(0.5));
+        assert_eq!(value(1, None), None);
         log.forget(0, "after").unwrap();
-        assert_eq!(value_at(&path, 0, Some("after"), "x").unwrap(), None);
+        assert_eq!(value(0, Some("after")), None);
         assert_eq!(
             log.write(&json!({"step": 0, "when": "after", "x": 0.5})),
             None

@@ -196,6 +196,19 @@ impl Folder {
         name: &str,
         write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
     ) -> Result<(), TrainError> {
+        self.write_with(name, |file| {
+            let mut out = io::BufWriter::new(file);
+            write(&mut out)?;
+            out.flush()
+        })
+    }
+
+    /// The same with the open file itself, which becomes the one of that name.
+    pub fn write_with(
+        &self,
+        name: &str,
+        write: impl FnOnce(&File) -> io::Result<()>,
+    ) -> Result<(), TrainError> {
         self.expect(name, Found::File)?;
         let pending = pending(name);
         if self.expect(&pending, Found::File)? {
@@ -203,9 +216,7 @@ impl Folder {
         }
         let file = self.create_new(&pending)?;
         let done = step(|| {
-            let mut out = io::BufWriter::new(&file);
-            write(&mut out)?;
-            out.flush()?;
+            write(&file)?;
             file.sync_all()
         })
         .map_err(TrainError::io(&self.at(name)))

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
 use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -45,6 +46,39 @@ pub struct Mark {
     /// lowtide's files in it.
     #[serde(default)]
     files: BTreeMap<String, Print>,
+    /// Of an output: what its run has kept to go on from.
+    #[serde(default, skip_serializing_if = "Kept::is_nothing")]
+    kept: Kept,
+}
+
+/// What a run has kept to go on from, wherever it is: so that its loss is not taken for a beginning.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Kept {
+    /// The step of the newest checkpoint that it has saved in its output.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub saved: Option<u64>,
+    /// The first state file of a durable run that has not come to its end; a relative path is one in the
+    /// output.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state_file: Option<PathBuf>,
+}
+
+impl Kept {
+    fn is_nothing(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// What the run of `output` has kept: its newest checkpoint there, its first state file.
+    pub fn of(output: &Path, saved: Option<u64>, state_file: Option<PathBuf>) -> Self {
+        let within = |file: PathBuf| match file.strip_prefix(output) {
+            Ok(inside) => inside.to_owned(),
+            Err(_) => std::path::absolute(&file).unwrap_or(file),
+        };
+        Self {
+            saved,
+            state_file: state_file.map(within),
+        }
+    }
 }
 
 /// By which a file is known again without reading all of it: its length, and CRC-32C of up to 64 pieces of
@@ -85,6 +119,7 @@ impl Mark {
             holds,
             pending,
             files: BTreeMap::new(),
+            kept: Kept::default(),
         }
     }
 
@@ -133,8 +168,16 @@ impl Mark {
     }
 
     /// The mark of an output directory.
-    pub(super) fn output() -> Self {
-        Self::new(Holds::Output, false)
+    pub(super) fn output(kept: Kept) -> Self {
+        Self {
+            kept,
+            ..Self::new(Holds::Output, false)
+        }
+    }
+
+    /// What the run of an output directory has kept.
+    pub(super) fn kept(self) -> Kept {
+        self.kept
     }
 
     /// The mark of a directory; `None` when it has none that is lowtide's.

@@ -17,7 +17,7 @@ use rustix::io::Errno;
 use crate::checkpoint;
 use crate::error::TrainError;
 use folder::{Folder, Found};
-use mark::{Holds, MARK, Mark};
+use mark::{Holds, Kept, MARK, Mark};
 use replace::Shelf;
 use steps::step;
 
@@ -60,7 +60,8 @@ const LOCK_TRIES: u32 = 100;
 pub struct Output {
     folder: Folder,
     /// Its lock is ours as long as it is open.
-    _mark: File,
+    mark: File,
+    kept: Kept,
     /// The directory was not there before.
     made: bool,
     notes: Vec<String>,
@@ -88,10 +89,10 @@ impl Output {
         }
         let folder = Folder::open(path)?;
         refuse_strange(&folder)?;
-        let mark = lock(&folder)?;
+        let (mark, kept) = lock(&folder)?;
         // What a kill left may be cleared only by who has the lock.
         let mut notes = Vec::new();
-        for name in FILES {
+        for name in FILES.into_iter().chain([MARK]) {
             let pending = folder::pending(name);
             if folder.expect(&pending, Found::File)? {
                 folder.remove(&pending)?;
@@ -105,7 +106,8 @@ impl Output {
         refuse_model(&folder)?;
         Ok(Self {
             folder,
-            _mark: mark,
+            mark,
+            kept,
             made,
             notes,
         })
@@ -120,6 +122,42 @@ impl Output {
     /// What was found and kept while it was opened, for people; once.
     pub fn take_notes(&mut self) -> Vec<String> {
         std::mem::take(&mut self.notes)
+    }
+
+    /// What its run has kept to go on from, as its mark says.
+    #[must_use]
+    pub fn kept(&self) -> &Kept {
+        &self.kept
+    }
+
+    /// The first state file of its durable run that has not come to its end.
+    #[must_use]
+    pub fn state_file(&self) -> Option<PathBuf> {
+        let file = self.kept.state_file.as_ref()?;
+        Some(self.folder.path().join(file))
+    }
+
+    /// Has the mark say what the run has kept. A new mark takes the name with its lock taken, so nobody
+    /// else has the directory in between.
+    ///
+    /// # Errors
+    /// Files; the mark then says what it said before.
+    pub fn keep(&mut self, kept: Kept) -> Result<(), TrainError> {
+        if kept == self.kept {
+            return Ok(());
+        }
+        let text = Mark::output(kept.clone()).text();
+        let mut new = None;
+        self.folder.write_with(MARK, |mut file| {
+            file.write_all(text.as_bytes())?;
+            rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive)?;
+            new = Some(file.try_clone()?);
+            Ok(())
+        })?;
+        // Only now the lock on the old one goes: its name is gone.
+        self.mark = new.expect("written");
+        self.kept = kept;
+        Ok(())
     }
 
     /// Where the models of this output are.
@@ -207,7 +245,7 @@ fn is_earlier(folder: &Folder) -> Result<bool, TrainError> {
 }
 
 /// Opens the mark, written where there is none, and takes its lock.
-fn lock(folder: &Folder) -> Result<File, TrainError> {
+fn lock(folder: &Folder) -> Result<(File, Kept), TrainError> {
     let path = folder.at(MARK);
     let mut tries = 0;
     let mut mark = loop {
@@ -230,16 +268,18 @@ fn lock(folder: &Folder) -> Result<File, TrainError> {
     let read = (&mark).take(mark::LONGEST).read_to_end(&mut text);
     read.map_err(TrainError::io(&path))?;
     if text.is_empty() {
-        let text = Mark::output().text();
+        let text = Mark::output(Kept::default()).text();
         let written = step(|| {
             mark.write_all(text.as_bytes())?;
             mark.sync_all()
         });
         written.map_err(TrainError::io(&path))?;
-    } else if Mark::parse(&text).is_none_or(|m| m.holds() != Holds::Output) {
-        return Err(TrainError::NotOurs { path });
+        return Ok((mark, Kept::default()));
     }
-    Ok(mark)
+    match Mark::parse(&text) {
+        Some(said) if said.holds() == Holds::Output => Ok((mark, said.kept())),
+        _ => Err(TrainError::NotOurs { path }),
+    }
 }
 
 fn unlocked(path: &Path, e: Errno) -> TrainError {

@@ -38,6 +38,35 @@ fn one_run_at_a_time_and_none_after_it() {
     assert!(path.is_file());
 }
 
+/// The mark is replaced when it says more, and nobody gets the directory in between.
+#[test]
+fn what_was_kept_is_said_under_the_lock() {
+    let dir = scratch();
+    let run = run(dir.path(), &[]);
+    let mut first = Output::open(&run).unwrap();
+    assert_eq!(first.kept(), &Kept::default());
+    let file = dir.path().join("drive/lowtide-state.bin");
+    for (step, file) in [(2, file.clone()), (4, run.output.join("disk/s"))] {
+        let kept = Kept::of(&run.output, Some(step), Some(file.clone()));
+        first.keep(kept.clone()).unwrap();
+        assert_eq!(first.state_file(), Some(file));
+        assert!(matches!(Output::open(&run), Err(TrainError::Locked { .. })));
+        assert_eq!(first.kept(), &kept);
+    }
+    // A path in the output is one of wherever the output is.
+    assert_eq!(
+        first.kept().state_file.as_deref(),
+        Some(Path::new("disk/s"))
+    );
+    fs::write(dir.path().join("out/metrics.jsonl"), "").unwrap();
+    let pending = dir.path().join("out").join(folder::pending(MARK));
+    fs::write(&pending, "half").unwrap();
+    drop(first);
+    let next = Output::open(&run).unwrap();
+    assert_eq!(next.kept().saved, Some(4));
+    assert!(!pending.exists());
+}
+
 #[test]
 fn a_run_that_wrote_nothing_leaves_nothing_that_was_not_there() {
     let dir = scratch();
