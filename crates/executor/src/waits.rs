@@ -2,8 +2,9 @@
 //! happened.
 //!
 //! A pause of the gpu lane lies before a task that waits for another lane, or before the first task of a part. (The
-//! time before a part that overlaps none, after a checkpoint or an evaluation, is no pause.) It is cut in three: until the part was submitted; until the last task that it waited for had ended, which
-//! counts for that task's cause; and the rest, in which the host had not handed the task over.
+//! time before a part that overlaps none, after a checkpoint or an evaluation, is no pause.) It is followed back from
+//! its end as `planner::waits` does. What lies between the end of all that a task waited for and its start is the
+//! host's: it had not handed the task over, or not submitted the part.
 //! Pauses inside a stretch of tasks that wait for nothing are not seen; they count as work.
 
 use std::sync::Arc;
@@ -73,12 +74,8 @@ impl<S> Default for Waits<S> {
 }
 
 impl<S> Waits<S> {
-    /// The lane stood still until `until`, for this.
-    fn add(&mut self, from: &mut f64, until: f64, cause: Cause) {
-        if until > *from {
-            self.seconds[cause as usize] += until - *from;
-            *from = until;
-        }
+    fn add(&mut self, cause: Cause, seconds: f64) {
+        self.seconds[cause as usize] += seconds;
     }
 }
 
@@ -156,23 +153,15 @@ impl<E: Engine> Shared<E> {
                 count: base + i as u64 + 1,
             };
             let start = self.moment(at, Edge::Start)?;
-            let mut from = match i {
+            let from = match i {
                 // It follows a step closely, or whatever was done between the two.
                 0 if s.before.is_some() => waits.last,
                 0 => waits.last.max(s.at),
                 _ => self.moment(self.earlier(at), Edge::End)?,
             };
-            if start <= from {
-                continue;
+            if start > from {
+                self.explain(s, at, (from, start), &mut waits)?;
             }
-            waits.add(&mut from, s.at.min(start), Cause::Unsubmitted);
-            if let Some((needed, end)) = self.last_need(s, task, l)?
-                && end > from
-            {
-                let cause = self.cause(s, waits.before.as_ref(), needed)?;
-                waits.add(&mut from, end.min(start), cause);
-            }
-            waits.add(&mut from, start, Cause::Launch);
         }
         if !tasks.is_empty() {
             let count = base + tasks.len() as u64;
@@ -240,34 +229,54 @@ impl<E: Engine> Shared<E> {
         Ok(last)
     }
 
-    /// What a pause counts for that a task of another lane ended: that task, or, where it had itself waited for
-    /// another lane and not only for its turn, the one that it waited for, and so on.
-    fn cause(
+    /// Follows a pause back that lasted until the start of a task of part `s`.
+    fn explain(
         &self,
         s: &Arc<Submission<E::Step>>,
-        before: Option<&Arc<Submission<E::Step>>>,
         at: At,
-    ) -> Result<Cause, CudaError> {
-        let gpu = Lane::GPU.idx();
-        let (mut at, mut found) = (at, Cause::Other);
-        let parts = [Some(s), before];
-        while let Some(part) = parts
-            .into_iter()
-            .flatten()
-            .find(|p| p.base[at.lane] < at.count)
-        {
+        (from, until): (f64, f64),
+        waits: &mut Waits<E::Step>,
+    ) -> Result<(), CudaError> {
+        let (mut at, mut until) = (at, until);
+        let before = waits.before.clone();
+        while until > from {
+            let part = [Some(s), before.as_ref()];
+            let mut parts = part.into_iter().flatten();
+            let Some(part) = parts.find(|p| p.base[at.lane] < at.count) else {
+                waits.add(Cause::Other, until - from);
+                return Ok(());
+            };
             let table = &self.tables[part.part as usize];
-            let task = table.lanes[at.lane][(at.count - part.base[at.lane] - 1) as usize];
-            found = Cause::of(&self.plan, &self.plan.part(part.part)[task as usize]);
-            if !table.marks.start[task as usize] || at.count == 1 {
-                break;
+            let tasks = &table.lanes[at.lane];
+            let i = (at.count - part.base[at.lane] - 1) as usize;
+            // What a lane does without waiting has an event at its start: the first of a part is one.
+            let marked = |&i: &usize| table.marks.start[tasks[i] as usize];
+            let first = (0..=i).rev().find(marked).unwrap_or(0);
+            let head = At {
+                count: at.count - (i - first) as u64,
+                ..at
+            };
+            if at.lane != Lane::GPU.idx() {
+                let start = self.moment(head, Edge::Start)?.clamp(from, until);
+                let task = &self.plan.part(part.part)[tasks[i] as usize];
+                waits.add(Cause::of(&self.plan, task), until - start);
+                until = start;
             }
-            let turn = self.moment(self.earlier(at), Edge::End)?;
-            match self.last_need(part, task, at.lane)? {
-                Some((next, end)) if end > turn && next.lane != gpu => at = next,
-                _ => break,
+            let turn = self.earlier(head);
+            let mut last = (turn, self.moment(turn, Edge::End)?);
+            if let Some(need) = self.last_need(part, tasks[first], at.lane)?
+                && need.1 > last.1
+            {
+                last = need;
             }
+            if last.1 < until {
+                let submitted = part.at.clamp(last.1.max(from), until);
+                waits.add(Cause::Launch, until - submitted);
+                waits.add(Cause::Unsubmitted, submitted - last.1.max(from));
+                until = last.1;
+            }
+            at = last.0;
         }
-        Ok(found)
+        Ok(())
     }
 }

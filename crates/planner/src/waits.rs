@@ -97,9 +97,9 @@ pub struct SteadyStep {
     pub lanes: [Seconds; LaneKind::ALL.len()],
     /// Seconds in which the gpu lane stands still, by cause, longest first.
     ///
-    /// A pause counts for the task that ended last before it. Where that task itself had waited for
-    /// another lane until it could begin, the pause counts for the other, and so on back to one that
-    /// had not.
+    /// A pause is followed back from its end: through the task that ended last before it, on whatever lane, the one
+    /// that this one had waited for (another lane's, or the one before it on its own), and so on until the pause
+    /// began. Each of them counts for its time.
     pub gpu_waits: Vec<(Cause, Seconds)>,
 }
 
@@ -194,33 +194,45 @@ impl Traced<'_> {
         for i in self.tasks(part, LaneKind::Gpu) {
             let (start, end) = run.parts[part][i];
             if start > before {
-                found(self.cause((part, i)), start - before);
+                self.explain((part, i), before, &mut found);
             }
             before = end;
         }
     }
 
-    /// Follows a pause back to the task on another lane that no other lane had held up.
-    fn cause(&self, at: (usize, usize)) -> Cause {
-        let (plan, run) = (self.plan, self.run);
-        let tasks = |k: usize| plan.part(self.names[k]);
-        let mut at = at;
-        loop {
-            let (k, i) = at;
-            let here = tasks(k)[i].after.iter().map(|&d| (k, d as usize));
-            let earlier = self.across[k][i].iter();
-            let earlier = earlier.map(|&d| (k - 1, d as usize));
-            // What ended just when this began is what it waited for.
-            let held = here
-                .chain(earlier)
-                .filter(|&(p, d)| tasks(p)[d].lane != Lane::GPU)
-                .find(|&(p, d)| run.parts[p][d].1 >= run.parts[k][i].0);
-            match held {
-                Some(next) => at = next,
-                None => break,
-            }
+    /// Follows a pause back that began at `from` and ended with the start of a task.
+    fn explain(&self, at: (usize, usize), from: f64, found: &mut impl FnMut(Cause, f64)) {
+        let time = |(k, i): (usize, usize)| self.run.parts[k][i];
+        let (mut at, mut until) = (at, time(at).0);
+        while until > from {
+            let candidates = self.needs(at).chain(self.earlier(at));
+            let last = candidates.max_by(|&a, &b| time(a).1.total_cmp(&time(b).1));
+            let Some(next) = last.filter(|&n| time(n).1 > from) else {
+                return found(Cause::Other, until - from);
+            };
+            let start = time(next).0.max(from);
+            let task = &self.plan.part(self.names[next.0])[next.1];
+            found(Cause::of(self.plan, task), until - start);
+            (at, until) = (next, start);
         }
-        Cause::of(plan, &tasks(at.0)[at.1])
+    }
+
+    /// Tasks that a task waits for: part and index.
+    fn needs(&self, (k, i): (usize, usize)) -> impl Iterator<Item = (usize, usize)> {
+        let here = self.plan.part(self.names[k])[i].after.iter();
+        let earlier = self.across[k][i].iter().map(move |&d| (k - 1, d as usize));
+        here.map(move |&d| (k, d as usize)).chain(earlier)
+    }
+
+    /// The task before this one on its lane, in its part or the one before.
+    fn earlier(&self, (k, i): (usize, usize)) -> Option<(usize, usize)> {
+        let tasks = |k: usize| self.plan.part(self.names[k]);
+        let lane = tasks(k)[i].lane;
+        let of = |k: usize, end: usize| tasks(k)[..end].iter().rposition(|t| t.lane == lane);
+        of(k, i).map(|i| (k, i)).or_else(|| {
+            let before = k.checked_sub(1)?;
+            of(before, tasks(before).len()).map(|i| (before, i))
+        })
     }
 }
 
@@ -229,7 +241,9 @@ mod tests {
     use lowtide_units::Bytes;
 
     use super::*;
-    use crate::choice::{Budgets, Clip};
+    use crate::build::build;
+    use crate::choice::{Budgets, Choice, Clip, Processor};
+    use crate::plan::Tier;
     use crate::search::{Pins, Request, plan};
     use crate::testing::{machine, workload};
 
@@ -270,5 +284,34 @@ mod tests {
             }
         }
         assert!(waited > 0, "some plan waits");
+    }
+
+    /// Of updates on the host, slower by a factor, next to nothing else is to be waited for: not the gradients that they
+    /// begin with, nor copies that stand in line behind the weights that they make.
+    #[test]
+    fn each_task_that_leads_to_the_end_of_a_pause_counts_for_its_own_time() {
+        let waits = |units: usize, slower: f64| {
+            let (w, mut m) = (workload(6, 1), machine());
+            m.host_adamw /= slower;
+            let mut c = Choice::resident(&w);
+            c.optimizer[..units].fill(Tier::Host);
+            c.update[..units].fill(Processor::Host);
+            let p = build(&w, &c, Clip::Exact, Budgets::UNLIMITED, &m);
+            steady_step(&p, &w, &m).gpu_waits
+        };
+        for units in [2, 8] {
+            let (normal, slow) = (waits(units, 1.0), waits(units, 50.0));
+            let sum = |waits: &[(Cause, Seconds)], updates: bool| -> f64 {
+                let of = waits
+                    .iter()
+                    .filter(|w| (w.0 == Cause::HostUpdate) == updates);
+                of.map(|w| w.1.0).sum()
+            };
+            assert!(
+                sum(&slow, true) > 10.0 * sum(&normal, true),
+                "{normal:?} {slow:?}"
+            );
+            assert!(sum(&slow, false) < 0.1 * sum(&slow, true), "{slow:?}");
+        }
     }
 }
