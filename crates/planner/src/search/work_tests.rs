@@ -6,6 +6,7 @@ use super::{
     CLIMBED, IMPROVED, Knobs, MOVING, Pins, Request, Search, Seen, WORK, WORK_IN_ROUNDS, fits,
 };
 use crate::choice::{Budgets, Choice, Clip};
+use crate::plan::Tier;
 use crate::testing::{machine, needs, workload};
 
 /// Blocks and micro-batches of large and long plans.
@@ -71,5 +72,38 @@ fn the_work_of_a_search_is_bounded() {
     assert!(
         planned >= 8 && refused == 2,
         "{planned} planned, {refused} refused"
+    );
+}
+
+/// Updates on the host that win less than a prediction's error are not worth being late.
+#[test]
+fn state_that_fits_stays_on_the_device_unless_the_host_wins_clearly() {
+    let w = workload(6, 1);
+    let mut seen_both = [false; 2];
+    for host_adamw in [2e8, 4e8, 5e8, 6e8, 7e8, 8e8, 1e9, 2e9] {
+        let mut m = machine();
+        m.host_adamw = host_adamw;
+        let request = Request {
+            workload: &w,
+            machine: &m,
+            budgets: Budgets::UNLIMITED,
+            clip: Clip::Exact,
+            pins: Pins::default(),
+        };
+        let (knobs, seen) = (Knobs::new(&request), Seen::default());
+        let search = Search::new(request, &knobs, &seen);
+        let fastest = search.fastest_of_all().expect("fits");
+        if !fastest.choice.optimizer.contains(&Tier::Host) {
+            continue;
+        }
+        let resident = search.resident(&fastest).expect("fits");
+        let best = search.best().expect("fits");
+        let clearly = resident.seconds > 1.03 * fastest.seconds;
+        assert_eq!(best.choice.optimizer.contains(&Tier::Host), clearly);
+        seen_both[usize::from(clearly)] = true;
+    }
+    assert_eq!(
+        seen_both, [true; 2],
+        "some host wins a little, some host much"
     );
 }
