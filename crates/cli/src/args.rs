@@ -159,6 +159,25 @@ pub struct PlanArgs {
     /// current directory (those in the file to the file's).
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub sets: Vec<OsString>,
+    /// Plan also what becomes of saved tensors (recompute, offload, auto) over device memory, or over
+    /// micro-batches of other sizes, which are other numbers. Takes some twenty plans.
+    #[arg(long, value_name = "OVER")]
+    pub curve: Option<CurveOver>,
+    /// The curve as a picture.
+    #[arg(long, value_name = "FILE", requires = "curve")]
+    pub svg: Option<PathBuf>,
+    /// The curve as a page: picture and table.
+    #[arg(long, value_name = "FILE", requires = "curve")]
+    pub html: Option<PathBuf>,
+}
+
+/// What `--curve` goes over.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum CurveOver {
+    /// Device memory allowed.
+    Device,
+    /// Sequences of a micro-batch.
+    Batch,
 }
 
 /// Types of numbers that `--precision` knows.

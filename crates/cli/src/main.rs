@@ -7,6 +7,7 @@
 
 mod args;
 mod bench;
+mod curve;
 mod error;
 mod eval;
 mod generate;

@@ -1,6 +1,6 @@
 //! `lowtide plan`: arithmetic only, for this machine or any other.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use lowtide_config::Run;
 use lowtide_planner::explain::{explain, explain_choices, explain_updates, lane_of, split};
@@ -9,6 +9,7 @@ use lowtide_planner::search::outlook::{Change, Outlook};
 use lowtide_planner::waits::steady_step;
 use lowtide_planner::{Machine, Plan, Source, Tier};
 use lowtide_trainer::TrainError;
+use lowtide_trainer::curve::{Along, Question, curve};
 use lowtide_trainer::device::{self, target_of};
 use lowtide_trainer::inputs::sample_of;
 use lowtide_trainer::open::machine_of;
@@ -19,9 +20,11 @@ use lowtide_trainer::report::{Phase, WaitCompared};
 use serde_json::{Map, Value, json};
 
 use crate::Answer;
-use crate::args::{Clip, PlanArgs, Precision, quoted, texts};
+use crate::args::{Clip, CurveOver, PlanArgs, Precision, quoted, texts};
+use crate::curve::{html, svg, table};
 use crate::error::{CliError, machine_json};
 use crate::out::{Out, bytes, seconds};
+use crate::probe::place;
 use crate::progress::Waiting;
 
 /// What a shape is planned for where no machine is given.
@@ -31,6 +34,12 @@ const REFERENCE: &str = include_str!("../../../examples/machines/h200.json");
 pub fn plan(args: &PlanArgs, out: Out) -> Answer {
     let run = run_of(args)?;
     let shape = shape_of(&run)?;
+    // Files that cannot be written are told before minutes of planning.
+    let place_of = |flag, file: &Option<PathBuf>| file.as_ref().map(|f| place(flag, f)).transpose();
+    let files = [
+        place_of("--svg", &args.svg)?,
+        place_of("--html", &args.html)?,
+    ];
     // A machine that is told by a file is planned for without asking anything of this one.
     let told = match (&args.machine, &args.file, &run.plan.machine) {
         (Some(path), _, _) | (None, _, Some(path)) => Some(load_machine(path)?),
@@ -124,6 +133,33 @@ pub fn plan(args: &PlanArgs, out: Out) -> Answer {
         .map(|(cause, s)| json!({"cause": cause, "seconds": s}))
         .collect();
     answer["outlook"] = json!(outlook);
+    if let Some(over) = args.curve {
+        let along = match over {
+            CurveOver::Device => Along::Device,
+            CurveOver::Batch => Along::Batch,
+        };
+        let question = Question {
+            run: &run,
+            decoder: &decoder,
+            machine: &machine,
+            budgets,
+            target,
+            along,
+        };
+        let waiting = Waiting::begin("planning the curve");
+        let found = curve(&question, &plan, |done, of| {
+            waiting.at(done as u64, of as u64)
+        })?;
+        drop(waiting);
+        out.text(&table(&found));
+        for (place, made) in files.iter().zip([svg, html]) {
+            if let Some((folder, name)) = place {
+                let made = made(&found);
+                folder.write(name, |file| file.write_all(made.as_bytes()))?;
+            }
+        }
+        answer["curve"] = json!(found);
+    }
     Ok((answer, 0))
 }
 

@@ -28,7 +28,7 @@ const SECONDS: f64 = 0.5;
 pub fn probe(args: &ProbeArgs, out: Out) -> Answer {
     // What cannot be written is told before minutes of measuring, and a file that is there stays until the
     // new one is whole.
-    let (folder, name) = place(&args.out)?;
+    let (folder, name) = place("--out", &args.out)?;
     let run = match &args.file {
         Some(file) => Some(Run::load(file, &texts("--set", &args.sets)?)?),
         None => None,
@@ -84,10 +84,10 @@ pub fn probe(args: &ProbeArgs, out: Out) -> Answer {
 }
 
 /// The directory and the name of a file to write, which was tried.
-fn place(out: &Path) -> Result<(Folder, String), CliError> {
+pub fn place(flag: &str, out: &Path) -> Result<(Folder, String), CliError> {
     let Some(name) = out.file_name().and_then(|name| name.to_str()) else {
         return Err(CliError::Usage {
-            what: format!("--out {}: no name of a file", out.display()),
+            what: format!("{flag} {}: no name of a file", out.display()),
             help: "give a path that ends in a name of plain text",
         });
     };

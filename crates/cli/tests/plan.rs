@@ -224,3 +224,53 @@ fn several_drives_are_one_budget() {
     let (code, answer) = answer(&args);
     assert_eq!(code, 2, "{answer}");
 }
+
+/// Device memory buys speed whatever becomes of saved tensors, and the planner's choice is no slower than the others
+/// wherever all of them fit.
+#[test]
+fn a_curve_has_every_plan_and_its_files() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = |name: &str| folder.path().join(name).display().to_string();
+    let (picture, page) = (file("curve.svg"), file("curve.html"));
+    let mut args = plan_of("qwen2.5-0.5b", ["4", "1024", "1"], ["4GiB", "24GiB", "0"]);
+    args.extend(["--curve", "device", "--svg", &picture, "--html", &page]);
+    let (code, plan) = answer(&args);
+    assert_eq!(code, 0, "{plan}");
+    let curve = &plan["curve"];
+    let points = curve["points"].as_array().expect("a list");
+    let refused = curve["refused"].as_array().expect("a list");
+    assert_eq!(points.len() + refused.len(), 21);
+    let rate = |strategy: &str, allowed: f64| {
+        let mut of = points.iter().filter(|p| p["activations"] == strategy);
+        let point = of.find(|p| number(p, "/allowed") == allowed)?;
+        assert!(number(point, "/activation_peak") <= number(point, "/device"));
+        assert!(number(point, "/device") <= allowed);
+        Some(number(point, "/tokens_per_second"))
+    };
+    let mut compared = 0;
+    for eighths in [2, 3, 4, 6, 8, 12, 16] {
+        let allowed = (eighths * GIB / 2) as f64;
+        let Some(auto) = rate("auto", allowed) else {
+            assert_eq!(rate("recompute", allowed), None, "{eighths}");
+            continue;
+        };
+        for other in ["recompute", "offload"] {
+            if let Some(other) = rate(other, allowed) {
+                compared += 1;
+                assert!(auto >= 0.99 * other, "{eighths}: {auto} {other}");
+            }
+        }
+    }
+    assert!(compared > 6, "{curve}");
+    assert_eq!(
+        number(curve, "/own/step_seconds"),
+        number(&plan, "/step_seconds")
+    );
+    let read = |path: &str| std::fs::read_to_string(path).expect("a file");
+    assert!(read(&picture).ends_with("</svg>"));
+    assert!(read(&page).contains(read(&picture).as_str()));
+    // Without a curve there is nothing to draw.
+    let mut args = shape("qwen2.5-0.5b", "2GiB", "4GiB", "20GiB");
+    args.extend(["--svg", &picture]);
+    assert!(complaint(&lowtide(&args).output().expect("the binary starts")).contains("--curve"));
+}

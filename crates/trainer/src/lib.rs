@@ -6,6 +6,7 @@ pub mod answers;
 pub mod bench;
 pub mod checkpoint;
 pub mod clock;
+pub mod curve;
 pub mod data;
 pub mod device;
 pub mod error;

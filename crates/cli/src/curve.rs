@@ -1,0 +1,455 @@
+//! `lowtide plan --curve`: what becomes of saved tensors, as a table, a picture and a page.
+
+use std::fmt::Write;
+
+use lowtide_planner::Activations;
+use lowtide_trainer::curve::{Along, Curve, Point, STRATEGIES};
+
+use crate::out::{bytes, seconds};
+
+/// A picture's width; its height without the panel of writes and the last line.
+const WIDTH: f64 = 760.0;
+const HEIGHT: f64 = 430.0;
+/// The last line: whose rates.
+const FOOT: f64 = 22.0;
+/// Characters that it has room for.
+const NAME: usize = 110;
+/// Around the picture's upper panel.
+const LEFT: f64 = 84.0;
+const RIGHT: f64 = 20.0;
+const TOP: f64 = 64.0;
+const BOTTOM: f64 = 54.0;
+/// The panel of writes to the drives.
+const WRITES: f64 = 110.0;
+
+/// How a strategy is drawn: name, colour, dash pattern.
+fn style(of: Activations) -> (&'static str, &'static str, &'static str) {
+    match of {
+        Activations::Recompute => ("recompute", "#b35900", "7 4"),
+        Activations::Offload => ("offload", "#1f6fb2", "2 4"),
+        Activations::Keep => ("keep", "#666666", "10 3 2 3"),
+        Activations::Auto => ("auto", "#1a1a1a", "none"),
+    }
+}
+
+/// A point's place on the axis, in GiB or sequences.
+fn along(curve: &Curve, p: &Point) -> f64 {
+    match curve.along {
+        Along::Device => gib(p.allowed.0),
+        Along::Batch => gib(p.activation_peak.0),
+    }
+}
+
+fn gib(n: u64) -> f64 {
+    n as f64 / f64::from(1 << 30)
+}
+
+/// A curve's points for people, one a line.
+pub fn table(curve: &Curve) -> String {
+    let mut text = format!(
+        "{:<11}{:>12}{:>12}{:>16}{:>12}{:>12}{:>13}{:>13}",
+        "activations",
+        "micro-batch",
+        "allowed",
+        "activation peak",
+        "device",
+        "host",
+        "step",
+        "tokens/s"
+    );
+    for p in &curve.points {
+        let _ = write!(
+            text,
+            "\n{:<11}{:>12}{:>12}{:>16}{:>12}{:>12}{:>13}{:>13.1}",
+            style(p.activations).0,
+            p.micro_batch,
+            bytes(p.allowed.0),
+            bytes(p.activation_peak.0),
+            bytes(p.device.0),
+            bytes(p.host.0),
+            seconds(p.step_seconds),
+            p.tokens_per_second
+        );
+    }
+    for &(activations, device, micro_batch) in &curve.refused {
+        let _ = write!(
+            text,
+            "\n{:<11}{:>12}{:>12}  does not fit",
+            style(activations).0,
+            micro_batch,
+            bytes(device.0)
+        );
+    }
+    text
+}
+
+/// A whole page: the picture and the table, without a script.
+pub fn html(curve: &Curve) -> String {
+    let mut rows = String::new();
+    for p in &curve.points {
+        let _ = writeln!(
+            rows,
+            "<tr><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{:.1}</td><td>{}</td></tr>",
+            style(p.activations).0,
+            p.micro_batch,
+            bytes(p.allowed.0),
+            bytes(p.activation_peak.0),
+            bytes(p.device.0),
+            bytes(p.host.0),
+            seconds(p.step_seconds),
+            p.tokens_per_second,
+            bytes(p.disk_written.0)
+        );
+    }
+    for &(activations, device, micro_batch) in &curve.refused {
+        let _ = writeln!(
+            rows,
+            "<tr><td>{}</td><td>{micro_batch}</td><td>{}</td><td colspan=\"6\">does not fit</td></tr>",
+            style(activations).0,
+            bytes(device.0)
+        );
+    }
+    format!(
+        "<!doctype html>\n<html lang=\"en\">\n<meta charset=\"utf-8\">\n<title>{title}</title>\n\
+         <style>body{{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}}\
+         table{{border-collapse:collapse}}td,th{{padding:.2rem .8rem;text-align:right;border-bottom:1px solid #ddd}}\
+         td:first-child,th:first-child{{text-align:left}}svg{{max-width:100%;height:auto}}</style>\n\
+         <h1>{title}</h1>\n{picture}\n<table>\n<tr><th>activations</th><th>micro-batch</th><th>device allowed</th>\
+         <th>activation peak</th><th>device planned</th><th>host planned</th><th>step</th><th>tokens/s</th>\
+         <th>written a step</th></tr>\n{rows}</table>\n\
+         <p>Every row is a plan that was drafted, simulated and checked. Times are predicted with the rates of {machine}.</p>\n</html>\n",
+        machine = escaped(&curve.machine),
+        title = escaped(&title(curve)),
+        picture = svg(curve),
+    )
+}
+
+fn title(curve: &Curve) -> String {
+    let what = match curve.along {
+        Along::Device => "over device memory",
+        Along::Batch => "over the micro-batch",
+    };
+    format!("{}: saved tensors {what}", curve.model)
+}
+
+fn escaped(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '&' => out.push_str("&amp;"),
+            '<' => out.push_str("&lt;"),
+            '>' => out.push_str("&gt;"),
+            '"' => out.push_str("&quot;"),
+            c if c.is_control() => out.push(' '),
+            c => out.push(c),
+        }
+    }
+    out
+}
+
+/// From values to places on the picture.
+struct Scale {
+    values: [f64; 2],
+    places: [f64; 2],
+    step: f64,
+}
+
+impl Scale {
+    /// From zero to a round number that is no less than `most`.
+    fn to(most: f64, places: [f64; 2]) -> Self {
+        let most = if most > 0.0 { most } else { 1.0 };
+        let ten = 10f64.powf((most / 5.0).log10().floor());
+        let step = [1.0, 2.0, 2.5, 5.0, 10.0]
+            .into_iter()
+            .map(|n| n * ten)
+            .find(|s| s * 6.0 >= most)
+            .unwrap_or(10.0 * ten);
+        Self {
+            values: [0.0, (most / step).ceil() * step],
+            places,
+            step,
+        }
+    }
+
+    fn place(&self, value: f64) -> f64 {
+        let share = (value - self.values[0]) / (self.values[1] - self.values[0]);
+        self.places[0] + share * (self.places[1] - self.places[0])
+    }
+
+    fn ticks(&self) -> impl Iterator<Item = f64> {
+        let n = (self.values[1] / self.step).round() as u32;
+        (0..=n).map(|i| f64::from(i) * self.step)
+    }
+}
+
+/// A number of a tick: no more digits than it has.
+fn number(x: f64) -> String {
+    match x {
+        x if x >= 1e6 => format!("{}M", number(x / 1e6)),
+        x if x >= 1e4 => format!("{}k", number(x / 1e3)),
+        x => {
+            let text = format!("{x:.2}");
+            text.trim_end_matches('0').trim_end_matches('.').to_owned()
+        }
+    }
+}
+
+/// The picture. Equal curves give equal bytes.
+pub fn svg(curve: &Curve) -> String {
+    let writes = curve.points.iter().any(|p| p.disk_written.0 > 0);
+    let height = HEIGHT + FOOT + if writes { WRITES } else { 0.0 };
+    let all = || curve.points.iter().chain([&curve.own]);
+    let most = |of: &dyn Fn(&Point) -> f64| all().map(of).fold(0.0, f64::max);
+    let x = Scale::to(most(&|p| along(curve, p)), [LEFT, WIDTH - RIGHT]);
+    let y = Scale::to(most(&|p| p.tokens_per_second), [HEIGHT - BOTTOM, TOP]);
+    let mut text = format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" width=\"{WIDTH}\" height=\"{height}\" \
+         role=\"img\" aria-labelledby=\"title desc\" font-family=\"system-ui, sans-serif\" font-size=\"13\">\n\
+         <title id=\"title\">{}</title>\n<desc id=\"desc\">{}</desc>\n\
+         <rect width=\"{WIDTH}\" height=\"{height}\" fill=\"#ffffff\"/>\n\
+         <text x=\"{LEFT}\" y=\"22\" font-size=\"15\" font-weight=\"600\">{}</text>\n",
+        escaped(&title(curve)),
+        escaped(&in_words(curve)),
+        escaped(&title(curve)),
+    );
+    let name = match curve.along {
+        Along::Device => "device memory allowed, GiB",
+        Along::Batch => {
+            "peak of activations on the device, GiB (number: sequences of a micro-batch)"
+        }
+    };
+    axes(&mut text, &x, &y, name, "tokens/s");
+    for (i, strategy) in STRATEGIES.into_iter().enumerate() {
+        let points: Vec<&Point> = curve
+            .points
+            .iter()
+            .filter(|p| p.activations == strategy)
+            .collect();
+        let place = |p: &&Point| (x.place(along(curve, p)), y.place(p.tokens_per_second));
+        line(&mut text, strategy, points.iter().map(place));
+        if curve.along == Along::Batch {
+            for p in &points {
+                let (at, of) = place(p);
+                let _ = writeln!(
+                    text,
+                    "<text x=\"{:.1}\" y=\"{:.1}\" font-size=\"11\" fill=\"{}\">{}</text>",
+                    at + 6.0,
+                    of + 14.0,
+                    style(strategy).1,
+                    p.micro_batch
+                );
+            }
+        }
+        legend(&mut text, strategy, LEFT + 110.0 * i as f64);
+    }
+    let (at, of) = (
+        x.place(along(curve, &curve.own)),
+        y.place(curve.own.tokens_per_second),
+    );
+    let _ = writeln!(
+        text,
+        "<circle cx=\"{at:.1}\" cy=\"{of:.1}\" r=\"7\" fill=\"none\" stroke=\"#c01c28\" stroke-width=\"2\"/>\n\
+         <circle cx=\"{:.1}\" cy=\"46\" r=\"6\" fill=\"none\" stroke=\"#c01c28\" stroke-width=\"2\"/>\
+         <text x=\"{:.1}\" y=\"50\">this plan</text>",
+        LEFT + 340.0,
+        LEFT + 352.0,
+    );
+    if writes {
+        panel(&mut text, curve, &x);
+    }
+    let machine: String = curve.machine.chars().take(NAME).collect();
+    let _ = write!(
+        text,
+        "<text x=\"{LEFT}\" y=\"{:.1}\" font-size=\"11\" fill=\"#666666\">predicted with the rates of {}</text>\n</svg>",
+        height - 8.0,
+        escaped(&machine)
+    );
+    text
+}
+
+/// Bytes written a step, below.
+fn panel(text: &mut String, curve: &Curve, x: &Scale) {
+    let most = curve.points.iter().map(|p| gib(p.disk_written.0));
+    let y = Scale::to(
+        most.fold(0.0, f64::max),
+        [HEIGHT + WRITES - 34.0, HEIGHT + 6.0],
+    );
+    axes(text, x, &y, "", "GiB written");
+    for strategy in STRATEGIES {
+        let points = curve.points.iter().filter(|p| p.activations == strategy);
+        let place = |p: &Point| (x.place(along(curve, p)), y.place(gib(p.disk_written.0)));
+        line(text, strategy, points.map(place));
+    }
+}
+
+fn axes(text: &mut String, x: &Scale, y: &Scale, below: &str, left: &str) {
+    let [bottom, top] = y.places;
+    let [from, to] = x.places;
+    for value in y.ticks() {
+        let at = y.place(value);
+        let _ = writeln!(
+            text,
+            "<line x1=\"{from}\" y1=\"{at:.1}\" x2=\"{to}\" y2=\"{at:.1}\" stroke=\"#e2e2e2\"/>\
+             <text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>",
+            from - 8.0,
+            at + 4.0,
+            number(value)
+        );
+    }
+    for value in x.ticks() {
+        let at = x.place(value);
+        let _ = writeln!(
+            text,
+            "<line x1=\"{at:.1}\" y1=\"{bottom}\" x2=\"{at:.1}\" y2=\"{:.1}\" stroke=\"#444444\"/>\
+             <text x=\"{at:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text>",
+            bottom + 5.0,
+            bottom + 20.0,
+            number(value)
+        );
+    }
+    let _ = writeln!(
+        text,
+        "<line x1=\"{from}\" y1=\"{bottom}\" x2=\"{to}\" y2=\"{bottom}\" stroke=\"#444444\"/>\n\
+         <text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{below}</text>\n\
+         <text transform=\"translate(18 {:.1}) rotate(-90)\" text-anchor=\"middle\">{left}</text>",
+        f64::midpoint(from, to),
+        bottom + 42.0,
+        f64::midpoint(bottom, top)
+    );
+}
+
+fn line(text: &mut String, strategy: Activations, points: impl Iterator<Item = (f64, f64)>) {
+    let (_, colour, dash) = style(strategy);
+    let places: Vec<(f64, f64)> = points.collect();
+    let each: Vec<String> = places
+        .iter()
+        .map(|(x, y)| format!("{x:.1},{y:.1}"))
+        .collect();
+    let _ = writeln!(
+        text,
+        "<polyline points=\"{}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"2\" stroke-dasharray=\"{dash}\"/>",
+        each.join(" ")
+    );
+    for (x, y) in places {
+        let _ = writeln!(
+            text,
+            "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"3\" fill=\"{colour}\"/>"
+        );
+    }
+}
+
+fn legend(text: &mut String, strategy: Activations, x: f64) {
+    let (name, colour, dash) = style(strategy);
+    let _ = writeln!(
+        text,
+        "<line x1=\"{x}\" y1=\"46\" x2=\"{:.1}\" y2=\"46\" stroke=\"{colour}\" stroke-width=\"2\" stroke-dasharray=\"{dash}\"/>\
+         <text x=\"{:.1}\" y=\"50\">{name}</text>",
+        x + 28.0,
+        x + 34.0
+    );
+}
+
+/// What the picture shows, for those who do not see it.
+fn in_words(curve: &Curve) -> String {
+    let best = |strategy: Activations| {
+        let of = curve.points.iter().filter(|p| p.activations == strategy);
+        let best = of.max_by(|a, b| a.tokens_per_second.total_cmp(&b.tokens_per_second));
+        best.map(|p| {
+            format!(
+                "{} reaches {:.0} tokens/s with {} of device memory",
+                style(strategy).0,
+                p.tokens_per_second,
+                bytes(p.allowed.0)
+            )
+        })
+    };
+    let each: Vec<String> = STRATEGIES.into_iter().filter_map(best).collect();
+    format!(
+        "{}. This plan: {:.0} tokens/s with {}.",
+        each.join("; "),
+        curve.own.tokens_per_second,
+        bytes(curve.own.allowed.0)
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use lowtide_trainer::Bytes;
+
+    use super::*;
+
+    fn point(activations: Activations, gib: u64, tokens_per_second: f64, written: u64) -> Point {
+        Point {
+            activations,
+            allowed: Bytes(gib << 30),
+            micro_batch: gib as u32,
+            device: Bytes(gib << 30),
+            host: Bytes(3 << 30),
+            activation_peak: Bytes(gib << 29),
+            step_seconds: 1000.0 / tokens_per_second,
+            tokens_per_second,
+            disk_written: Bytes(written << 30),
+            hash: "0".to_owned(),
+        }
+    }
+
+    fn sample(along: Along, written: u64) -> Curve {
+        let of = |a, rates: [f64; 3]| {
+            let each = [6, 12, 24].into_iter().zip(rates);
+            each.map(move |(gib, rate)| point(a, gib, rate, written * gib))
+        };
+        Curve {
+            along,
+            model: "model <&\" name".to_owned(),
+            machine: "test".to_owned(),
+            seq: 1024,
+            points: of(Activations::Recompute, [9000.0, 11_000.0, 12_000.0])
+                .chain(of(Activations::Offload, [7000.0, 10_500.0, 12_500.0]))
+                .chain(of(Activations::Auto, [9500.0, 12_000.0, 13_000.0]))
+                .collect(),
+            refused: vec![(Activations::Offload, Bytes(3 << 30), 8)],
+            own: point(Activations::Auto, 12, 12_000.0, 0),
+        }
+    }
+
+    /// The pictures as they were looked at. `BLESS=1` writes them anew.
+    #[test]
+    fn pictures_are_these() {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/curve");
+        for (name, curve) in [
+            ("device.svg", sample(Along::Device, 0)),
+            ("batch.svg", sample(Along::Batch, 1)),
+        ] {
+            let (path, drawn) = (folder.join(name), svg(&curve) + "\n");
+            if std::env::var_os("BLESS").is_some() {
+                std::fs::create_dir_all(&folder).expect("a folder");
+                std::fs::write(&path, &drawn).expect("a file");
+            }
+            let want = std::fs::read_to_string(&path).expect("a picture");
+            assert_eq!(drawn, want, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_page_has_every_plan_and_no_markup_of_a_name() {
+        let page = html(&sample(Along::Device, 0));
+        assert_eq!(page.matches("<tr>").count(), 1 + 9 + 1);
+        assert!(page.contains("does not fit"));
+        assert!(page.contains("model &lt;&amp;&quot; name"));
+        assert!(!page.contains("<&"));
+        assert!(!page.contains("<script"));
+    }
+
+    #[test]
+    fn ticks_are_round_and_hold_all() {
+        for most in [0.0, 1e-6, 0.3, 1.0, 7.3, 24.0, 99.0, 13_000.0, 4e9] {
+            let scale = Scale::to(most, [0.0, 100.0]);
+            assert!(scale.values[1] >= most);
+            assert!((2..=8).contains(&scale.ticks().count()), "{most}");
+            assert!(scale.place(most) <= 100.0 + 1e-9);
+        }
+        assert_eq!(number(12_500.0), "12.5k");
+        assert_eq!(number(2.5), "2.5");
+        assert_eq!(number(0.0), "0");
+    }
+}

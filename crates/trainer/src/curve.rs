@@ -1,0 +1,181 @@
+//! The recompute–offload–keep curve: what a step costs by what becomes of saved tensors, over device memory or
+//! over the size of a micro-batch. Every point is a whole plan, drafted, simulated and checked.
+
+use std::sync::Arc;
+
+use lowtide_config::Run;
+use lowtide_model::Decoder;
+use lowtide_planner::{Activations, Budgets, Machine, Plan, Tier};
+use lowtide_units::Bytes;
+use lowtide_workload::Batch;
+use serde::Serialize;
+
+use crate::TrainError;
+use crate::device::Target;
+use crate::planning::{decoder_of, pins_of, plan_pinned};
+
+/// What changes along a curve.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Along {
+    /// Device memory allowed. The numbers that are trained stay the same.
+    Device,
+    /// Sequences of a micro-batch, device memory as the run has it. Other batches are other numbers.
+    Batch,
+}
+
+/// What may become of saved tensors, in the order in which curves are told.
+pub const STRATEGIES: [Activations; 3] = [
+    Activations::Recompute,
+    Activations::Offload,
+    Activations::Auto,
+];
+
+/// A plan of a curve.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Point {
+    /// What may become of saved tensors.
+    pub activations: Activations,
+    /// Device memory allowed to the process.
+    pub allowed: Bytes,
+    /// Sequences of a micro-batch.
+    pub micro_batch: u32,
+    /// Device memory planned for the arena.
+    pub device: Bytes,
+    /// Host memory planned for the arena.
+    pub host: Bytes,
+    /// The most bytes of the device that local tensors take at once.
+    pub activation_peak: Bytes,
+    /// Time of a step.
+    pub step_seconds: f64,
+    /// Tokens of a step, padding included, over that.
+    pub tokens_per_second: f64,
+    /// Bytes written to the drives a step.
+    pub disk_written: Bytes,
+    /// The plan.
+    pub hash: String,
+}
+
+/// A curve for each strategy.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Curve {
+    /// What changes along it.
+    pub along: Along,
+    /// The model, and on which machine.
+    pub model: String,
+    /// Whose rates.
+    pub machine: String,
+    /// Tokens of a sequence.
+    pub seq: u32,
+    /// Plans that fit, by strategy in the order of [`STRATEGIES`], along the axis.
+    pub points: Vec<Point>,
+    /// Plans that do not fit: strategy, device memory, micro-batch.
+    pub refused: Vec<(Activations, Bytes, u32)>,
+    /// The run's own plan.
+    pub own: Point,
+}
+
+/// Shares of the run's device budget that a curve looks at, in eighths.
+const EIGHTHS: [u64; 7] = [2, 3, 4, 6, 8, 12, 16];
+
+/// Micro-batches that a curve looks at: these multiples, in quarters, of the run's.
+const QUARTERS: [u32; 5] = [1, 2, 4, 8, 16];
+
+/// What a curve is of.
+#[derive(Debug)]
+pub struct Question<'a> {
+    /// The run.
+    pub run: &'a Run,
+    /// Its model and batch.
+    pub decoder: &'a Arc<Decoder>,
+    /// Whose rates.
+    pub machine: &'a Machine,
+    /// What the run allows, with what the process holds on a GPU.
+    pub budgets: Budgets,
+    /// What computes.
+    pub target: Target,
+    /// What changes along the curve.
+    pub along: Along,
+}
+
+/// Plans every point of a curve; `told` hears after each how many of how many are done.
+///
+/// # Errors
+/// [`TrainError`] where a batch is none for the model, or a plan is wrong; a plan that does not fit is no error.
+pub fn curve(
+    q: &Question<'_>,
+    own: &Plan,
+    mut told: impl FnMut(usize, usize),
+) -> Result<Curve, TrainError> {
+    let batch = q.run.batch();
+    let places: Vec<(Bytes, u32)> = match q.along {
+        Along::Device => EIGHTHS
+            .map(|n| (Bytes(q.budgets.device.0 / 8 * n), batch.micro_batch))
+            .into(),
+        Along::Batch => {
+            let quarters = QUARTERS.iter().map(|&n| batch.micro_batch * n / 4);
+            let mut sizes: Vec<u32> = quarters.filter(|&n| n > 0).collect();
+            sizes.dedup();
+            sizes.iter().map(|&n| (q.budgets.device, n)).collect()
+        }
+    };
+    let (mut points, mut refused) = (Vec::new(), Vec::new());
+    let all = STRATEGIES.len() * places.len();
+    let mut decoders: Vec<(u32, Arc<Decoder>)> = vec![(batch.micro_batch, Arc::clone(q.decoder))];
+    for activations in STRATEGIES {
+        for &(device, micro_batch) in &places {
+            let known = decoders.iter().find(|(n, _)| *n == micro_batch);
+            let decoder = match known {
+                Some((_, decoder)) => Arc::clone(decoder),
+                None => {
+                    let other = Batch {
+                        micro_batch,
+                        ..batch
+                    };
+                    let decoder = decoder_of(q.run, other, q.target)?;
+                    decoders.push((micro_batch, Arc::clone(&decoder)));
+                    decoder
+                }
+            };
+            let mut pins = pins_of(q.run);
+            (pins.activations, pins.recompute) = (activations, None);
+            let budgets = Budgets {
+                device,
+                ..q.budgets
+            };
+            match plan_pinned(q.run, &decoder, q.machine, budgets, q.target, pins) {
+                Ok(plan) => points.push(point(&plan, &decoder, activations, device)),
+                Err(TrainError::Refused(_)) => refused.push((activations, device, micro_batch)),
+                Err(other) => return Err(other),
+            }
+            told(points.len() + refused.len(), all);
+        }
+    }
+    Ok(Curve {
+        along: q.along,
+        model: own.model.clone(),
+        machine: q.machine.name.clone(),
+        seq: batch.seq,
+        points,
+        refused,
+        own: point(own, q.decoder, pins_of(q.run).activations, q.budgets.device),
+    })
+}
+
+fn point(plan: &Plan, decoder: &Decoder, activations: Activations, allowed: Bytes) -> Point {
+    let batch = decoder.workload().batch;
+    let step_seconds = plan.prediction.step_seconds.0;
+    let device = plan.tier(Tier::Device);
+    Point {
+        activations,
+        allowed,
+        micro_batch: batch.micro_batch,
+        device: device.planned_bytes,
+        host: plan.tier(Tier::Host).planned_bytes,
+        activation_peak: device.activations,
+        step_seconds,
+        tokens_per_second: batch.tokens() as f64 / step_seconds,
+        disk_written: plan.prediction.disk_bytes_written,
+        hash: format!("{:016x}", plan.hash()),
+    }
+}
