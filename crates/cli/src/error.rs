@@ -201,9 +201,12 @@ fn general(e: &TrainError) -> &'static str {
         TrainError::Data(DataError::Record { .. } | DataError::NoRecords { .. }) => {
             "data files hold one JSON object a line; data.format and data.fields say which fields are read"
         }
-        TrainError::Data(
-            DataError::Corrupt { .. } | DataError::Template { .. } | DataError::UnknownToken { .. },
-        ) => "get the tokenizer's files again, or give others: model.tokenizer, data.chat_template",
+        TrainError::Data(DataError::Template { .. }) => {
+            "correct the template there, or give another: data.chat_template"
+        }
+        TrainError::Data(DataError::Corrupt { .. } | DataError::UnknownToken { .. }) => {
+            "get the tokenizer's files again, or give others: model.tokenizer, data.chat_template"
+        }
         TrainError::Device(_) => "set device=cpu to run without a GPU",
         _ => "put right what is named, and start the same command again",
     }

@@ -86,10 +86,12 @@ pub enum DataError {
         what: String,
     },
     /// A chat template does not parse.
-    #[error("{path}: chat template: {reason}")]
+    #[error("{path}: chat template{}: {reason}", at_line(*line))]
     Template {
-        /// Where the template came from.
+        /// The file that holds the template.
         path: PathBuf,
+        /// Line of the template, from 1, if it is known.
+        line: Option<usize>,
         /// What the template engine said.
         reason: String,
     },
@@ -343,10 +345,45 @@ pub enum RecordProblem {
         found: &'static str,
     },
     /// The chat template refused the messages or failed on them.
-    #[error("chat template: {reason}")]
+    #[error("chat template{}: {reason}", at_line(*line))]
     Render {
-        /// What the template engine said.
+        /// Line of the template, from 1, if it is known.
+        line: Option<usize>,
+        /// What the template, or the engine, said; not longer than a few lines.
         reason: String,
+        /// Whether it fails on a plain conversation of a user and an assistant too.
+        always: bool,
+    },
+    /// The chat template went beyond what rendering this conversation may take.
+    #[error(
+        "chat template {}{}: {} {what}",
+        template.display(),
+        at_line(*line),
+        if construct.is_empty() { "it" } else { construct }
+    )]
+    TemplateLimit {
+        /// The file that holds the template.
+        template: PathBuf,
+        /// Line of the template, from 1, if it is known.
+        line: Option<usize>,
+        /// The filters, tests, functions, methods or operators that it was in; empty outside of them.
+        construct: String,
+        /// What it does, and the limit.
+        what: String,
+    },
+    /// The chat template's renderings took too much work together; no later record can be rendered.
+    #[error(
+        "chat template {}: its renderings took over {mib} MiB of work more than the conversations account for{}",
+        template.display(),
+        if most.is_empty() { String::new() } else { format!(", most of it {most}") }
+    )]
+    TemplateWork {
+        /// The file that holds the template.
+        template: PathBuf,
+        /// The limit of all records together, in MiB of text made and looked through.
+        mib: u64,
+        /// The construct that took most of the dearest rendering.
+        most: String,
     },
     /// A string holds a character that is reserved for marking the assistant's text.
     #[error("a string holds the reserved character U+{code:04X}")]
@@ -416,6 +453,13 @@ impl From<FileError> for DataError {
     }
 }
 
+impl RecordProblem {
+    /// Whether no later record can be used either, whatever becomes of records that cannot be used.
+    pub(crate) fn ends_all(&self) -> bool {
+        matches!(self, Self::TemplateWork { .. })
+    }
+}
+
 impl DataError {
     /// An I/O error with its file; a missing file becomes [`DataError::Missing`].
     pub(crate) fn io(path: &Path, source: std::io::Error) -> Self {
@@ -434,6 +478,11 @@ impl DataError {
             problem,
         }
     }
+}
+
+/// A line of a template, as errors show it.
+fn at_line(line: Option<usize>) -> String {
+    line.map_or(String::new(), |line| format!(", line {line}"))
 }
 
 /// The run file's keys behind a name in the numerics key.

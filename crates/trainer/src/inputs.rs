@@ -55,8 +55,7 @@ pub fn open_tokenizer(run: &Run, now: Option<i64>) -> Result<Tokenizer, TrainErr
         .expect("training_ready has checked");
     let mut tokenizer = Tokenizer::open(path)?;
     if let Some(template) = &run.data.chat_template {
-        let source = lowtide_files::read_text(template, lowtide_files::SMALL)?;
-        tokenizer = tokenizer.with_chat_template(&source)?;
+        tokenizer = tokenizer.with_chat_template_file(template)?;
     }
     if let Some(now) = now {
         tokenizer = tokenizer.with_now(now)?;

@@ -35,6 +35,25 @@ pub fn advice(problem: &RecordProblem) -> Vec<String> {
         RecordProblem::BlocksOfTurn { .. } => vec![
             "give data.chat_template one generation block a turn, or leave the marks out".to_owned(),
         ],
+        RecordProblem::Render { always: true, .. } => {
+            return vec![
+                "it fails on every conversation, also on a plain one: correct the template, or give another with \
+                 data.chat_template"
+                    .to_owned(),
+            ];
+        }
+        RecordProblem::Render { always: false, .. } => vec![
+            "other conversations it renders: change this one as the template asks, or give another with \
+             data.chat_template"
+                .to_owned(),
+        ],
+        RecordProblem::TemplateLimit { .. } | RecordProblem::TemplateWork { .. } => {
+            return vec![
+                "templates as models are published with stay far below this limit: fetch the template again, or \
+                 give another with data.chat_template"
+                    .to_owned(),
+            ];
+        }
         _ => Vec::new(),
     };
     lines.push(

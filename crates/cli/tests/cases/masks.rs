@@ -120,6 +120,100 @@ fn a_template_whose_turns_cannot_be_told_apart_is_refused_with_advice() {
     assert!(supervised_under(&scratch, "marked.jinja") > 0);
 }
 
+#[test]
+fn errors_of_a_template_name_the_file_it_stands_in() {
+    let scratch = Scratch::new("mask-eos-at-end");
+    let broken = "{{ bos_token }}\n{% for m in %}{% endfor %}";
+    scratch.write("broken.jinja", broken);
+    let given = scratch.train(&["data.chat_template=broken.jinja"]);
+    given.refused(&[
+        "broken.jinja",
+        "line 2",
+        "syntax error",
+        "data.chat_template",
+    ]);
+    assert!(!given.text().contains("tokenizer.json"), "{}", given.text());
+    scratch.write("m/chat_template.jinja", broken);
+    scratch
+        .train(&[])
+        .refused(&["m/chat_template.jinja", "line 2", "syntax error"]);
+    std::fs::remove_file(scratch.at("m/chat_template.jinja")).expect("removed");
+    let mut config = json_of(&scratch, "m/tokenizer_config.json");
+    config["chat_template"] = json!(broken);
+    scratch.write("m/tokenizer_config.json", config.to_string());
+    scratch
+        .train(&[])
+        .refused(&["m/tokenizer_config.json", "line 2", "syntax error"]);
+    scratch
+        .train(&["data.chat_template=none.jinja"])
+        .refused(&["none.jinja", "data.chat_template"]);
+}
+
+#[test]
+fn a_fault_of_the_template_is_not_told_as_one_of_the_record() {
+    let scratch = Scratch::new("mask-eos-at-end");
+    let skip = "data.on_error=skip";
+    let long = "x".repeat(10_000);
+    scratch.write(
+        "never.jinja",
+        format!("{{{{ raise_exception('never {long}') }}}}"),
+    );
+    let never = scratch.train(&["data.chat_template=never.jinja"]);
+    never.refused(&[
+        "d.jsonl:1",
+        "chat template, line 1",
+        "never xxx",
+        "every conversation",
+    ]);
+    assert!(!never.text().contains(skip), "{}", never.text());
+    assert!(never.text().len() < 2000, "{}", never.text().len());
+    let plain = scratch.read("plain.jinja");
+    let refuses = "{% if messages|length > 2 %}{{ raise_exception('two at most') }}{% endif %}";
+    scratch.write("two.jinja", format!("{refuses}{plain}"));
+    let two = scratch.train(&["data.chat_template=two.jinja"]);
+    two.refused(&["d.jsonl:1", "two at most", skip]);
+}
+
+/// Each rendering of these templates stays within its own limits, or every record is left out: the load ends all
+/// the same.
+#[test]
+fn templates_that_work_for_nothing_end_the_load() {
+    let scratch = Scratch::new("mask-eos-at-end");
+    let plain = scratch.read("plain.jinja");
+    let line = scratch
+        .read("d.jsonl")
+        .lines()
+        .next()
+        .expect("a record")
+        .to_owned();
+    scratch.write("many.jsonl", format!("{line}\n").repeat(3000));
+    let search = "{% set x = range(20000)|list %}{% set y = x|select('in', x)|list %}";
+    scratch.write("search.jinja", format!("{search}{plain}"));
+    let count = "{% set x = 'a' * 1000000 %}{% set y = x.count('a') %}";
+    scratch.write("count.jinja", format!("{count}{plain}"));
+    let data = "data.train=many.jsonl";
+    let stopped = scratch.train(&["data.chat_template=search.jinja", data]);
+    stopped.refused(&[
+        "many.jsonl:1",
+        "search.jinja, line 1",
+        "filter 'select' with test 'in'",
+        "64 MiB",
+    ]);
+    for (name, construct) in [
+        ("search.jinja", "filter 'select'"),
+        ("count.jinja", "method 'count'"),
+    ] {
+        let template = format!("data.chat_template={name}");
+        let skipped = scratch.train(&[&template, data, "data.on_error=skip"]);
+        skipped.refused(&["many.jsonl", name, "1024 MiB", construct]);
+        assert!(
+            !skipped.text().contains("data.on_error=skip"),
+            "{}",
+            skipped.text()
+        );
+    }
+}
+
 /// The quickstart with another end of sequence: answers end where the template ends them.
 #[test]
 fn answers_end_where_the_template_ends_a_turn() {

@@ -6,14 +6,18 @@
 //! two reserved characters before parsing; where they come out they mark the loss mask.
 
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Serde, Value};
 use minijinja::{Environment, Error, ErrorKind};
 use serde_json::Value as Json;
 
-use super::program::{Bounds, Program, add_guards, check_length, look_through, print};
+use super::costs;
+use super::guards::{Bounds, Spent, add_operators, print, printed};
+use super::program::{Program, check_length};
 use super::python;
 use crate::error::{DataError, RecordProblem};
 
@@ -23,6 +27,12 @@ const CLOSE: char = '\u{fdd1}';
 
 /// Longest `{% generation %}`, with its spaces, in bytes.
 const TAG_MAX: usize = 200;
+
+/// Units of work by which all renderings of a template together may go beyond what honest ones take.
+const EXCESS_MAX: u64 = 1 << 30;
+
+/// Longest text of an error that a template or the engine gives, in characters.
+const REASON_MAX: usize = 300;
 
 const DEFAULT: &str = "default";
 const TOOL_USE: &str = "tool_use";
@@ -34,6 +44,39 @@ pub struct ChatTemplate {
     programs: Vec<(String, Program)>,
     special_tokens: Vec<(String, Json)>,
     marks_assistant: bool,
+    path: PathBuf,
+    work: Work,
+    fails_always: OnceLock<bool>,
+}
+
+/// What all renderings of a template took. Only what goes beyond an honest template's share is added up, so
+/// the sum is the same in whatever order threads render, and never grows for an honest template.
+#[derive(Debug, Default)]
+struct Work {
+    excess: AtomicU64,
+    /// The largest excess of one rendering, and the construct that took most of it.
+    most: Mutex<(u64, String)>,
+}
+
+impl Work {
+    fn add(&self, spent: &Spent, bounds: &Bounds) {
+        let excess = spent.units().saturating_sub(bounds.honest);
+        if excess == 0 {
+            return;
+        }
+        self.excess.fetch_add(excess, Ordering::Relaxed);
+        let mut most = self.most.lock().unwrap_or_else(PoisonError::into_inner);
+        if excess > most.0 {
+            *most = (excess, spent.most.clone());
+        }
+    }
+
+    fn exhausted(&self) -> Option<String> {
+        (self.excess.load(Ordering::Relaxed) > EXCESS_MAX).then(|| {
+            let most = self.most.lock().unwrap_or_else(PoisonError::into_inner);
+            most.1.clone()
+        })
+    }
 }
 
 /// A rendered conversation.
@@ -56,40 +99,48 @@ impl ChatTemplate {
         now_unix_s: i64,
         path: &Path,
     ) -> Result<Self, DataError> {
-        let fail = |reason: String| DataError::Template {
+        let fail = |line: Option<usize>, reason: String| DataError::Template {
             path: path.to_owned(),
+            line,
             reason,
         };
         let engine = engine(now_unix_s);
         let mut programs = Vec::new();
         let mut marks_assistant = false;
         for (name, source) in sources {
-            check_length(source).map_err(|e| fail(describe(&e)))?;
+            check_length(source).map_err(|e| fail(e.line(), describe(&e)))?;
             // Jinja2 reads every line end as `\n`.
             let source = &source.replace("\r\n", "\n").replace('\r', "\n");
             if let Some(method) = python::printed_method(source) {
-                return Err(fail(format!(
-                    "it prints the method '{method}' itself, which Python shows with an address in memory; \
+                return Err(fail(
+                    None,
+                    format!(
+                        "it prints the method '{method}' itself, which Python shows with an address in memory; \
                      '{method}()' calls it, ['{method}'] is the key"
-                )));
+                    ),
+                ));
             }
             let marked = mark_generation(source);
             marks_assistant |= marked != *source;
-            let program = Program::new(&marked, &syntax()).map_err(|e| fail(describe(&e)))?;
+            let program =
+                Program::new(&marked, &syntax()).map_err(|e| fail(e.line(), describe(&e)))?;
             programs.push((name.clone(), program));
         }
         if !programs.iter().any(|(name, _)| name == DEFAULT) {
             let names: Vec<_> = sources.iter().map(|(name, _)| name.as_str()).collect();
-            return Err(fail(format!(
-                "none is named 'default' (names: {})",
-                names.join(", ")
-            )));
+            return Err(fail(
+                None,
+                format!("none is named 'default' (names: {})", names.join(", ")),
+            ));
         }
         Ok(Self {
             engine,
             programs,
             special_tokens,
             marks_assistant,
+            path: path.to_owned(),
+            work: Work::default(),
+            fails_always: OnceLock::new(),
         })
     }
 
@@ -115,20 +166,6 @@ impl ChatTemplate {
         if self.marks_assistant && (messages.iter().any(reserved) || tools.is_some_and(reserved)) {
             return Err(RecordProblem::ReservedCharacter { code: OPEN as u32 });
         }
-        let mut variables: Vec<(&str, Value)> = vec![
-            ("messages", Value::from(Serde(messages))),
-            ("tools", Value::from(Serde(tools))),
-            ("documents", Value::from(())),
-            ("add_generation_prompt", Value::from(add_generation_prompt)),
-        ];
-        variables.extend(
-            self.special_tokens
-                .iter()
-                .map(|(k, v)| (k.as_str(), Value::from(Serde(v)))),
-        );
-        let fail = |e: Error| RecordProblem::Render {
-            reason: describe(&e),
-        };
         let named = |wanted: &str| self.programs.iter().rfind(|(name, _)| name == wanted);
         let special = tools.and_then(|_| named(TOOL_USE));
         let (_, program) = special
@@ -139,12 +176,82 @@ impl ChatTemplate {
             weigh(value, &mut values, &mut bytes);
         }
         let bounds = Bounds::of(messages.len(), values, bytes);
+        if let Some(most) = self.work.exhausted() {
+            return Err(RecordProblem::TemplateWork {
+                template: self.path.clone(),
+                mib: EXCESS_MAX >> 20,
+                most,
+            });
+        }
         let mut engine = self.engine.clone();
         engine.set_fuel(Some(bounds.fuel));
-        let (marked, ..) = program
-            .render(&engine, Value::from_pairs(variables), bounds)
-            .map_err(fail)?;
+        let (rendered, spent) = program.render(
+            &engine,
+            self.variables(messages, tools, add_generation_prompt),
+            bounds,
+        );
+        self.work.add(&spent, &bounds);
+        if let Some(exceeded) = spent.exceeded {
+            return Err(RecordProblem::TemplateLimit {
+                template: self.path.clone(),
+                line: rendered.err().and_then(|e| e.line()),
+                construct: exceeded.construct,
+                what: exceeded.what,
+            });
+        }
+        let marked = rendered.map_err(|e| RecordProblem::Render {
+            line: e.line(),
+            reason: describe(&e),
+            always: self.fails_always(),
+        })?;
         take_marks(&marked)
+    }
+
+    /// Whether it fails on the plainest conversations too: then the fault is the template's and no record's.
+    fn fails_always(&self) -> bool {
+        if let Some(known) = self.fails_always.get() {
+            return *known;
+        }
+        let talk = |roles: &[&str]| -> Vec<Json> {
+            let message = |role| serde_json::json!({ "role": role, "content": "Hv9Rd" });
+            roles.iter().map(message).collect()
+        };
+        let bounds = Bounds::of(3, 9, 100);
+        let mut engine = self.engine.clone();
+        engine.set_fuel(Some(bounds.fuel));
+        let fails = |roles: &[&str]| {
+            let messages = talk(roles);
+            let variables = self.variables(&messages, None, false);
+            self.programs.iter().all(|(_, program)| {
+                let (rendered, spent) = program.render(&engine, variables.clone(), bounds);
+                self.work.add(&spent, &bounds);
+                rendered.is_err()
+            })
+        };
+        let always = fails(&["user", "assistant"]) && fails(&["system", "user", "assistant"]);
+        *self.fails_always.get_or_init(|| always)
+    }
+
+    /// What a template can see.
+    fn variables(&self, messages: &[Json], tools: Option<&Json>, prompt: bool) -> Value {
+        let mut variables: Vec<(&str, Value)> = vec![
+            ("messages", Value::from(Serde(messages))),
+            ("tools", Value::from(Serde(tools))),
+            ("documents", Value::from(())),
+            ("add_generation_prompt", Value::from(prompt)),
+        ];
+        variables.extend(
+            self.special_tokens
+                .iter()
+                .map(|(k, v)| (k.as_str(), Value::from(Serde(v)))),
+        );
+        Value::from_pairs(variables)
+    }
+
+    /// Units of work that its renderings took beyond an honest template's share.
+    #[cfg(test)]
+    pub(super) fn excess(&self) -> u64 {
+        self.work.excess.load(Ordering::Relaxed)
     }
 }
 
@@ -173,45 +280,48 @@ pub(super) fn syntax() -> SyntaxConfig {
 
 /// minijinja set up as transformers sets up Jinja2.
 pub(super) fn engine(now_unix_s: i64) -> Environment<'static> {
-    let mut engine = Environment::new();
-    add_guards(&mut engine);
-    engine.set_unknown_method_callback(|state, value, method, args| match value.as_str() {
-        Some(text) if method == "title" && args.is_empty() => Ok(python::title(text).into()),
-        _ => minijinja_contrib::pycompat::unknown_method_callback(state, value, method, args),
-    });
-    engine.add_test("sequence", python::is_sequence);
+    // Nothing is there but what has a cost.
+    let mut engine = Environment::empty();
+    costs::add_all(&mut engine, now_unix_s);
+    add_operators(&mut engine);
     engine.set_formatter(|out, _, value| {
-        if value.as_str().is_none() {
-            look_through(value)?;
-        }
-        let text = python::print(value);
+        let text = printed(value)?;
         print(text.len() as u64)?;
         out.write_str(&text)
             .map_err(|e| Error::new(ErrorKind::BadSerialization, e.to_string()))
     });
-    engine.add_filter("tojson", python::tojson);
-    engine.add_filter("string", |value: Value| python::print(&value));
-    engine.add_function(
-        "raise_exception",
-        |message: String| -> Result<Value, Error> {
-            Err(Error::new(ErrorKind::InvalidOperation, message))
-        },
-    );
-    engine.add_function("strftime_now", move |format: String| {
-        super::dates::strftime(now_unix_s, &format)
-    });
     engine
 }
 
-/// The error and what caused it, on one line.
+/// The error and what caused it, on one line and not longer than a few. Where it stands in the template is
+/// told beside it.
 fn describe(error: &Error) -> String {
-    let mut text = error.to_string();
+    let told = |e: &Error| {
+        let text = e.to_string();
+        let place = e.line().map(|line| format!(" (in {DEFAULT}:{line})"));
+        match place.and_then(|place| text.strip_suffix(&place).map(str::to_owned)) {
+            Some(text) => text,
+            None => text,
+        }
+    };
+    let mut text = told(error);
     let mut source = std::error::Error::source(error);
     while let Some(cause) = source {
-        text = format!("{text}: {cause}");
+        let cause_text = cause
+            .downcast_ref::<Error>()
+            .map_or_else(|| cause.to_string(), told);
+        text = format!("{text}: {cause_text}");
         source = cause.source();
     }
-    text
+    let mut shown: String = text
+        .chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .take(REASON_MAX)
+        .collect();
+    if shown.len() < text.len() {
+        shown.push_str("...");
+    }
+    shown
 }
 
 fn reserved(value: &Json) -> bool {

@@ -117,7 +117,9 @@ fn a_template_that_does_not_parse_is_named() {
         let sources = [("default".to_owned(), source.to_owned())];
         let error = ChatTemplate::new(&sources, vec![], 0, Path::new("t.json")).unwrap_err();
         assert!(
-            error.to_string().starts_with("t.json: chat template: "),
+            error
+                .to_string()
+                .starts_with("t.json: chat template, line 1: syntax error"),
             "{error}"
         );
     }
@@ -181,4 +183,33 @@ fn line_ends_methods_and_tests_are_those_of_jinja() {
             .contains("prints the method 'items' itself"),
         "{error}"
     );
+}
+
+#[test]
+fn what_a_template_says_is_cut_and_told_on_one_line() {
+    let problem = render("{{ raise_exception('no\n\x1b[31m' ~ 'x' * 100000) }}").unwrap_err();
+    let text = problem.to_string();
+    assert!(
+        text.contains("no  [31mxxx") && text.ends_with("xx..."),
+        "{text}"
+    );
+    assert!(text.len() < 400, "{}", text.len());
+    let RecordProblem::Render { line, always, .. } = problem else {
+        panic!("{text}");
+    };
+    assert_eq!((line, always), (Some(1), true));
+    // A template that refuses one conversation does not fail on every one.
+    let refuses = "\n{% if messages[0].content == 'x' %}{{ raise_exception('not x') }}{% endif %}";
+    let messages = [json!({"role": "user", "content": "x"})];
+    let problem = template(refuses)
+        .render(&messages, None, false)
+        .unwrap_err();
+    assert_eq!(
+        problem.to_string(),
+        "chat template, line 2: invalid operation: not x"
+    );
+    assert!(matches!(
+        problem,
+        RecordProblem::Render { always: false, .. }
+    ));
 }

@@ -259,8 +259,10 @@ pub(crate) fn read<T: Send>(
                         n_taken += 1;
                         take(number, value);
                     }
-                    (Err(problem), OnError::Skip) => left_out.left_out(path, number, &problem),
-                    (Err(problem), OnError::Stop) => {
+                    (Err(problem), OnError::Skip) if !problem.ends_all() => {
+                        left_out.left_out(path, number, &problem);
+                    }
+                    (Err(problem), _) => {
                         let foreign = is_first.then(|| foreign_file(path)).flatten();
                         return Err(
                             foreign.unwrap_or_else(|| DataError::record(path, number, problem))

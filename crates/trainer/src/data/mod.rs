@@ -11,10 +11,12 @@
 
 pub mod batches;
 pub mod chat;
+mod costs;
 pub mod dataset;
 mod dates;
 mod foreign;
 mod frame;
+mod guards;
 pub mod jsonl;
 mod marks;
 pub mod mask;
@@ -23,6 +25,7 @@ mod program;
 pub mod prompts;
 mod python;
 mod remarks;
+mod rewrite;
 #[cfg(test)]
 mod testing;
 pub mod tokenizer;

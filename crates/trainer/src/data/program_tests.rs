@@ -4,6 +4,8 @@ use std::path::Path;
 use minijinja::value::Serde;
 use serde_json::{Value as Json, json};
 
+use std::time::{Duration, Instant};
+
 use super::super::chat::ChatTemplate;
 use super::*;
 use crate::error::{DataError, RecordProblem};
@@ -75,7 +77,7 @@ fn hostile() -> Vec<(String, &'static str)> {
         ("{% set n = 99999999 %}{{ ([0] * n)|list|length }}".into(), "bytes or items"),
         ("{{ range(1000000000)|list }}".into(), "range"),
         // Lists that double, share and nest.
-        ("{% set ns = namespace(l=[1]) %}{% for i in range(99) %}{% set ns.l = ns.l + ns.l %}{% endfor %}".into(), "bytes or items"),
+        ("{% set ns = namespace(l=[1]) %}{% for i in range(99) %}{% set ns.l = ns.l + ns.l %}{% endfor %}".into(), "limit for this conversation"),
         ("{% set ns = namespace(l=[1]) %}{% for i in range(60) %}{% set ns.l = [ns.l, ns.l] %}{% endfor %}{{ ns.l }}".into(), "MiB"),
         ("{% set ns = namespace(l=[1]) %}{% for i in range(60) %}{% set ns.l = {'a': ns.l, 'b': ns.l} %}{% endfor %}{{ ns.l|tojson }}".into(), "MiB"),
         ("{% set ns = namespace(l=[1]) %}{% for i in range(99999) %}{% set ns.l = [ns.l] %}{% endfor %}".into(), "deep"),
@@ -203,14 +205,24 @@ fn bounds_lie_far_above_real_templates() {
             let bounds = Bounds::of(turns, values, turns * (bytes + 20));
             engine.set_fuel(Some(bounds.fuel));
             let variables = Value::from_pairs([("messages", Value::from(Serde(&messages)))]);
-            let (text, fuel, work) = program.render(&engine, variables, bounds).unwrap();
+            let (text, spent) = program.render(&engine, variables, bounds);
+            let (text, fuel, work) = (text.unwrap(), spent.fuel, spent.work);
             assert!(text.len() >= turns * (bytes - 1));
             println!(
-                "{turns} turns of {bytes} bytes: fuel {fuel} of {}, work {work} of {}",
-                bounds.fuel, bounds.work
+                "{turns} turns of {bytes} bytes: fuel {fuel} of {}, work {work} of {}, all {} of {}",
+                bounds.fuel,
+                bounds.work,
+                spent.units(),
+                bounds.honest
             );
             assert!(5 * fuel < bounds.fuel, "fuel {fuel} of {}", bounds.fuel);
             assert!(2 * work < bounds.work, "work {work} of {}", bounds.work);
+            assert!(
+                spent.units() < bounds.honest,
+                "{} of {}",
+                spent.units(),
+                bounds.honest
+            );
         }
     }
 }
@@ -242,7 +254,7 @@ fn guarded_programs_say_the_same() {
         "{{ undefined_thing }}{{ undefined_thing.x }}",
         "{{ raise_exception('no') }}",
         "{% block a %}x{% endblock %}{{ self.a() }}",
-        "{% set a, b = [1, 2] %}{{ a }}{{ b }}{% if a and not b or a %}y{% endif %}{{ none is none }}{{ 'x' ~ 1 ~ none }}",
+        "{% set a, b = [1, 2] %}{{ a }}{{ b }}{% if a and not b or a %}y{% endif %}{{ none is none }}{{ 'x' ~ 1 ~ 'y' }}",
     ] {
         let mut engine = super::super::chat::engine(0);
         engine.set_syntax(super::super::chat::syntax());
@@ -252,7 +264,7 @@ fn guarded_programs_say_the_same() {
         let guarded = open(source).unwrap().render(&messages, None, false);
         match (plain, guarded) {
             (Ok(plain), Ok(guarded)) => assert_eq!(guarded.text, plain, "{source}"),
-            (Err(plain), Err(RecordProblem::Render { reason })) => {
+            (Err(plain), Err(RecordProblem::Render { reason, .. })) => {
                 let plain = plain.to_string();
                 assert_eq!(
                     reason.split(" (in").next(),
@@ -291,7 +303,7 @@ fn a_panic_of_the_engine_is_the_templates_error() {
     let mut engine = super::super::chat::engine(0);
     engine.add_filter("boom", |_: Value| -> Value { panic!("out of range") });
     let program = Program::new("{{ 1|boom }}", &super::super::chat::syntax()).expect("it compiles");
-    let rendered = program.render(&engine, Value::UNDEFINED, Bounds::of(1, 1, 1));
+    let (rendered, _) = program.render(&engine, Value::UNDEFINED, Bounds::of(1, 1, 1));
     let error = rendered.expect_err("it is refused").to_string();
     assert!(
         error.contains("cannot be rendered") && error.contains("out of range"),

@@ -334,6 +334,13 @@ fn compare(shape: &Shape) -> Figures {
                 .push(format!("{at}\n  want {want:?}\n  got  {got:?}")),
         }
     }
+    let excess = plain.chat_template().expect("given").excess();
+    if excess > 0 {
+        figures.wrong.push(format!(
+            "{}: its renderings take {excess} units more than the conversations account for",
+            shape.name
+        ));
+    }
     figures
 }
 

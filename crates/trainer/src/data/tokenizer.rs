@@ -29,6 +29,8 @@ pub struct Tokenizer {
     added_texts: Vec<String>,
     special_tokens: Vec<(String, Value)>,
     templates: Vec<(String, String)>,
+    /// The file that they stand in.
+    templates_path: PathBuf,
     template_given: bool,
     now_unix_s: i64,
     template: Option<ChatTemplate>,
@@ -111,7 +113,7 @@ impl Tokenizer {
         };
         let mut tokenizer = Self {
             inner,
-            path: file,
+            path: file.clone(),
             prefix,
             eos: None,
             largest,
@@ -120,6 +122,7 @@ impl Tokenizer {
             added_texts,
             special_tokens: beside.special_tokens,
             templates: beside.templates,
+            templates_path: beside.templates_path.unwrap_or(file),
             template_given: false,
             now_unix_s: now().as_secs() as i64,
             template: None,
@@ -146,6 +149,13 @@ impl Tokenizer {
         self.template_given = true;
         self.parse_template()?;
         Ok(self)
+    }
+
+    /// The same with the template in a file, which errors name.
+    pub fn with_chat_template_file(mut self, path: &Path) -> Result<Self, DataError> {
+        let source = lowtide_files::read_text(path, lowtide_files::SMALL)?;
+        self.templates_path = path.to_owned();
+        self.with_chat_template(&source)
     }
 
     /// The source of the template that takes the place of the tokenizer's own, if one was given.
@@ -349,7 +359,7 @@ impl Tokenizer {
                 &self.templates,
                 self.special_tokens.clone(),
                 self.now_unix_s,
-                &self.path,
+                &self.templates_path,
             )?),
         };
         Ok(())
@@ -451,6 +461,8 @@ pub(super) fn prefix(inner: &tokenizers::Tokenizer) -> tokenizers::Result<Vec<i3
 struct Beside {
     special_tokens: Vec<(String, Value)>,
     templates: Vec<(String, String)>,
+    /// The file that they stand in.
+    templates_path: Option<PathBuf>,
 }
 
 impl Beside {
@@ -463,14 +475,18 @@ impl Beside {
         }
         let jinja = dir.join("chat_template.jinja");
         match lowtide_files::read_text(&jinja, lowtide_files::SMALL) {
-            Ok(source) => beside.templates.push(("default".into(), source)),
+            Ok(source) => {
+                beside.templates.push(("default".into(), source));
+                beside.templates_path = Some(jinja);
+            }
             Err(e) if e.is_missing() => {
                 beside.templates = templates(config.get("chat_template")).map_err(|reason| {
                     DataError::Corrupt {
-                        path: config_path,
+                        path: config_path.clone(),
                         reason,
                     }
                 })?;
+                beside.templates_path = Some(config_path);
             }
             Err(e) => return Err(e.into()),
         }

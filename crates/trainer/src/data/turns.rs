@@ -248,7 +248,7 @@ impl Conversation<'_> {
 
     fn turn(&self, i: usize, frame: &Frame) -> Result<Range<usize>, RecordProblem> {
         let before = match self.render(i, true) {
-            Err(RecordProblem::Render { reason }) if i == 0 => {
+            Err(RecordProblem::Render { reason, .. }) if i == 0 => {
                 let reason = format!("it renders nothing to begin with: {reason}");
                 return Err(self.no_end(i, &reason));
             }
