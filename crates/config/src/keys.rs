@@ -568,8 +568,9 @@ const AFTER_DATA: &[Key] = &[
     },
     Key {
         name: "eval.generate.extract",
-        doc: "Regular expression of what is compared: its first group, or all of it, in its last match in the \
-              reference and in the answer, spaces around it ignored (for GSM8K `#### (.*)`).",
+        doc: "Regular expression of what is compared: the first group that takes part, or all of it where it has no \
+              group, in its last match in the reference and in the answer, spaces around it ignored (for GSM8K \
+              `#### (.*)`).",
         kind: Kind::Pattern,
         default: Unset("the whole texts"),
         elsewhere: &["answer_regex", "regex_pattern"],

@@ -26,8 +26,8 @@ impl Extract {
         Self(pattern.map(|p| Regex::new(p).expect("checked with the run file")))
     }
 
-    /// What is compared of a text: without an expression all of it; with one, the first group (of an
-    /// expression without groups the whole) of its last match, without the commas between digits
+    /// What is compared of a text: without an expression all of it; with one, the first group that took part
+    /// (of an expression without groups the whole) in its last match, without the commas between digits
     /// (`1,234` is `1234`). Spaces around it are left out. `None`: nothing matches.
     #[must_use]
     pub fn from(&self, text: &str) -> Option<String> {
@@ -37,7 +37,7 @@ impl Extract {
         let last = regex.captures_iter(text).last()?;
         let found = match last.len() {
             1 => last.get(0),
-            _ => last.get(1),
+            _ => last.iter().skip(1).flatten().next(),
         };
         Some(without_commas(found?.as_str().trim()))
     }
@@ -174,7 +174,7 @@ mod tests {
         );
         assert_eq!(of("#### $1,5 and, so").as_deref(), Some("$15 and, so"));
         assert_eq!(of("the answer is 4"), None);
-        // Without a group all of the match; a group that takes no part is no match.
+        // Without a group all of the match; where no group takes part there is no match.
         assert_eq!(
             extract(r"-?[\d,]+")
                 .from("of 12 and -1,000 left")
@@ -183,6 +183,12 @@ mod tests {
         );
         assert_eq!(extract("a(b)?").from("ab a"), None);
         assert_eq!(extract("(a)|b").from("b a b a").as_deref(), Some("a"));
+        // Of several groups the first that took part.
+        let either = extract(r"#### (\d+)|answer is (\w+)|(never)");
+        assert_eq!(either.from("#### 3, the answer is 4").as_deref(), Some("4"));
+        assert_eq!(either.from("the answer is 4 #### 3").as_deref(), Some("3"));
+        assert_eq!(extract("(a)|(is)").from("a is").as_deref(), Some("is"));
+        assert_eq!(extract("(a(b))").from("ab").as_deref(), Some("ab"));
     }
 
     #[test]
