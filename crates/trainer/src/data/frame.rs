@@ -20,8 +20,10 @@ pub(crate) struct Frame {
     pub header: Option<String>,
     /// Whether it adds the same behind an assistant's turn, and nothing more.
     pub header_follows: bool,
-    /// Behind an assistant's content, and belonging to its turn.
+    /// Behind an assistant's content, and belonging to its turn: up to where decoding stops at the latest.
     pub end: String,
+    /// Whether text stands behind `end`, before anything of the next turn: nothing can say it.
+    pub end_goes_on: bool,
     /// Behind the content of the last message, if that is the assistant's: often `end`.
     pub tail: String,
     /// Whether `tail` goes on after `end` with the header of the next turn.
@@ -119,6 +121,14 @@ struct Derivation<'a> {
     content: &'a str,
 }
 
+/// An end of turn that the last turn does not have.
+enum Hidden<'t> {
+    /// The prompt for generation writes it before the header.
+    BeforePrompt(&'t str),
+    /// It is only seen where another turn follows.
+    InTheMiddle(&'t str),
+}
+
 /// Renderings of one conversation.
 struct Texts {
     /// Up to the assistant's turn, without and with the prompt for generation.
@@ -204,16 +214,23 @@ impl Derivation<'_> {
         } else {
             self.common(&texts.tail, &texts.followed)?
         };
-        let hidden = self.hidden_end(&texts, end, header)?;
-        let end = hidden.unwrap_or(end);
-        let header = match (header, hidden) {
-            (Some(_), Some(_)) => Some(&texts.prompted[end.len()..]),
-            (header, _) => header,
+        let shown = match tail_has_header {
+            true => "",
+            false => prompted.unwrap_or(&texts.tail),
         };
+        let (end, header) = match self.hidden_end(&texts, end, header, shown)? {
+            None => (end, header),
+            Some(Hidden::BeforePrompt(hidden)) => {
+                (hidden, header.map(|_| &texts.prompted[hidden.len()..]))
+            }
+            Some(Hidden::InTheMiddle(hidden)) => (hidden, header),
+        };
+        let said = self.atoms.said(end);
         Ok(Frame {
             header: header.map(str::to_owned),
             header_follows,
-            end: end.to_owned(),
+            end: end[..said].to_owned(),
+            end_goes_on: said < end.len(),
             tail_has_header,
             end_stops: self.atoms.first(end).is_some(),
             tail: texts.tail.clone(),
@@ -234,13 +251,14 @@ impl Derivation<'_> {
 
     /// The end of a turn that the last message of a conversation does not have, be it a user's or the
     /// assistant's: it looks like the beginning of the next header, but for the first message's header,
-    /// which has nothing before it.
+    /// which has nothing before it. `shown` is what the last turn ends with: nothing, or another end.
     fn hidden_end<'t>(
         &self,
         texts: &'t Texts,
         end: &str,
         header: Option<&str>,
-    ) -> Result<Option<&'t str>, String> {
+        shown: &str,
+    ) -> Result<Option<Hidden<'t>>, String> {
         if self.atoms.first(end).is_some() {
             return Ok(None);
         }
@@ -248,8 +266,19 @@ impl Derivation<'_> {
         let (hidden, _) = texts.followed.split_at(texts.followed.len() - shared);
         if alone && self.atoms.first(hidden).is_some() {
             let rest = texts.prompted.strip_prefix(hidden);
-            let fits = header.is_none_or(|h| rest.is_some_and(|r| !r.is_empty() && h.ends_with(r)));
-            return Ok(Some(hidden).filter(|_| fits));
+            if header.is_none_or(|h| rest.is_some_and(|r| !r.is_empty() && h.ends_with(r))) {
+                return Ok(Some(Hidden::BeforePrompt(hidden)));
+            }
+            // The last turn ends with a token, so turns do end with one; others have it in another place.
+            let other = self.atoms.first(shown).is_some();
+            return Ok(other.then_some(Hidden::InTheMiddle(hidden)));
+        }
+        if !alone && self.atoms.first(shown).is_some() && self.may_begin_with_end(texts, header) {
+            return Err(format!(
+                "it ends the last turn with {:?}, and where the others end in {:?} cannot be told",
+                excerpt(shown, 0),
+                excerpt(&texts.followed, 0)
+            ));
         }
         if !alone && header.is_some() && !texts.with.starts_with(&texts.without) {
             return Err(format!(
@@ -258,6 +287,16 @@ impl Derivation<'_> {
             ));
         }
         Ok(None)
+    }
+
+    /// Whether what stands before the next turn's content may begin with an end: with a token that does not
+    /// begin headers.
+    fn may_begin_with_end(&self, texts: &Texts, header: Option<&str>) -> bool {
+        let begin = |text: &str| {
+            let first = self.atoms.of_text(text.trim_start()).next();
+            first.filter(|atom| self.atoms.has(atom)).map(str::to_owned)
+        };
+        begin(&texts.followed).is_some_and(|token| header.and_then(begin).as_ref() != Some(&token))
     }
 
     /// White space behind a token is the frame's.
@@ -358,6 +397,24 @@ impl<'a> Atoms<'a> {
     /// The first token that is looked for in `text`.
     pub fn first<'t>(&self, text: &'t str) -> Option<&'t str> {
         self.of_text(text).find(|atom| self.has(atom))
+    }
+
+    /// Bytes of `end` that a turn can say: decoding stops at the first token that is looked for, so text
+    /// behind it, and behind tokens that follow it at once, is the template's.
+    pub fn said(&self, end: &str) -> usize {
+        let (mut at, mut last) = (0, None);
+        for atom in self.of_text(end) {
+            at += atom.len();
+            if self.has(atom) {
+                last = Some(at);
+            } else if last.is_some() && !atom.trim().is_empty() {
+                break;
+            }
+        }
+        match last {
+            Some(last) if !end[last..].trim().is_empty() => last,
+            _ => end.len(),
+        }
     }
 
     /// Bytes of the atoms that both begin with.

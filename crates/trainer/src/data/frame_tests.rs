@@ -33,6 +33,7 @@ fn a_frame_says_what_stands_around_a_turn() {
         header: Some("<|im_start|>assistant ".into()),
         header_follows: true,
         end: "<|im_end|>\n\n".into(),
+        end_goes_on: false,
         tail: "<|im_end|>\n\n".into(),
         tail_has_header: false,
         end_stops: true,
@@ -71,6 +72,29 @@ fn decoding_stops_where_a_turn_can_end() {
         stops(&format!("{MESSAGES}<|im_start|>assistant ")),
         ["<|im_end|>"]
     );
+    // Nor text behind it.
+    let over = chatml.replace("<|im_end|>\n\n", "<|im_end|> (over)\n\n");
+    assert_eq!(stops(&over), ["<|im_end|>"]);
+    let frame_of = frame(&over).unwrap();
+    assert_eq!(
+        (frame_of.end.as_str(), frame_of.end_goes_on),
+        ("<|im_end|>", true)
+    );
+    // Another end in the last turn, whether a prompt for generation is asked for or not.
+    let always = "{% for m in messages %}<s>{{ m.role }} {{ m.content }}{% if loop.last and m.role == 'assistant' \
+                  %}</s>{% else %}<|im_end|>{% endif %}{% endfor %}{% if add_generation_prompt %}<s>assistant \
+                  {% endif %}";
+    assert_eq!(stops(always), ["<|im_end|>", "</s>"]);
+    // The same where the others' end cannot be told from the user's header.
+    let own = format!(
+        "{{% if messages[0].role != 'system' %}}<s>system Be of use<|im_end|>{{% endif %}}{always}"
+    );
+    let own = own.replace(
+        "<s>{{ m.role }} ",
+        "{{ '<s>' if m.role == 'assistant' }}{{ m.role }} ",
+    );
+    let refused = frame(&own).unwrap_err();
+    assert!(refused.contains("where the others end"), "{refused}");
     // Another end in the last turn, as gpt-oss has it.
     let last = "{% for m in messages %}<s>{{ m.role }} {{ m.content }}{% if loop.last and not \
                 add_generation_prompt %}</s>{% else %}<|im_end|>{% endif %}{% endfor %}{% if \

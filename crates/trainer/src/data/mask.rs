@@ -166,7 +166,8 @@ impl<'a> Encoder<'a> {
                 return Ok((example, remarks));
             }
             (Record::PromptCompletion { prompt, completion }, Ending::Eos(eos)) => {
-                let (prompt, completion) = self.prompt_completion(&prompt, &completion)?;
+                let completion = self.up_to_end(&completion, *eos)?;
+                let (prompt, completion) = self.prompt_completion(&prompt, completion)?;
                 let mut example = Example::default();
                 remarks.n_had_begin += u64::from(prompt.had_begin);
                 example.push(&prompt.tokens, false);
@@ -176,7 +177,7 @@ impl<'a> Encoder<'a> {
             }
             (Record::Text(text), Ending::Eos(eos)) => {
                 let mut example = Example::default();
-                let first = self.encode_first(&text)?;
+                let first = self.encode_first(self.up_to_end(&text, *eos)?)?;
                 remarks.n_had_begin += u64::from(first.had_begin);
                 let prefix = self.tokenizer.prefix().len();
                 example.push(&first.tokens[..prefix], false);
@@ -222,13 +223,25 @@ impl<'a> Encoder<'a> {
         }
     }
 
+    /// A text without the white space behind the end of sequence that it has written out: nothing can be said
+    /// there.
+    fn up_to_end<'t>(&self, text: &'t str, eos: i32) -> Result<&'t str, RecordProblem> {
+        let trimmed = text.trim_end();
+        let end = self.tokenizer.decode(&[eos], true);
+        let ends = trimmed.len() < text.len() && !end.is_empty() && trimmed.ends_with(&end);
+        Ok(match ends && self.tokenizer.encode(&end)? == [eos] {
+            true => trimmed,
+            false => text,
+        })
+    }
+
     /// A reference answer is compared with an answer's text, which has no end of sequence.
     fn without_end(&self, completion: String) -> String {
         let Ending::Eos(eos) = self.ending else {
             return completion;
         };
         let end = self.tokenizer.decode(&[eos], true);
-        match completion.strip_suffix(&end) {
+        match completion.trim_end().strip_suffix(&end) {
             Some(answer) if !end.is_empty() => answer.to_owned(),
             _ => completion,
         }

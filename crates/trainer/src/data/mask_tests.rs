@@ -583,6 +583,17 @@ fn beginnings_and_ends_that_are_there_are_not_doubled() {
             json!({"prompt": "<s>Q:", "completion": "Rabat</s>"}),
             json!({"prompt": "Q:", "completion": "Rabat"}),
         ),
+        // Nothing can be said behind the end, so white space there is left out.
+        (
+            Format::PromptCompletion,
+            json!({"prompt": "<s>Q:", "completion": "Rabat</s> \n"}),
+            json!({"prompt": "Q:", "completion": "Rabat"}),
+        ),
+        (
+            Format::Text,
+            json!({"text": "<s>Rabat</s>\n"}),
+            json!({"text": "Rabat"}),
+        ),
         (
             Format::Text,
             json!({"text": "<s>Rabat</s>"}),
@@ -600,12 +611,29 @@ fn beginnings_and_ends_that_are_there_are_not_doubled() {
             pieces(&tokenizer, &without.tokens)
         );
     }
-    let line = json!({"prompt": "<s>Q:", "completion": "Rabat</s>"}).to_string();
     let encoder = encoder(&tokenizer, Format::PromptCompletion);
-    let (tokens, reference) = encoder.prompt(&line).unwrap();
-    assert_eq!(pieces(&tokenizer, &tokens), "<s> ▁ Q :");
-    assert_eq!(
-        reference, "Rabat",
-        "an answer's text has no end of sequence"
-    );
+    for completion in ["Rabat</s>", "Rabat</s>\n"] {
+        let line = json!({"prompt": "<s>Q:", "completion": completion}).to_string();
+        let (tokens, reference) = encoder.prompt(&line).unwrap();
+        assert_eq!(pieces(&tokenizer, &tokens), "<s> ▁ Q :");
+        assert_eq!(
+            reference, "Rabat",
+            "an answer's text has no end of sequence"
+        );
+    }
+    // An end in the prompt is none of the completion, and one in the middle is none of the text.
+    for (prompt, completion) in [("Q</s>", "\n"), ("Q:", "Rabat</s> and Fes")] {
+        let line = json!({"prompt": prompt, "completion": completion}).to_string();
+        let (example, remarks) = encoder.encode(&line).unwrap();
+        assert_eq!(remarks.n_had_end, 0, "{line}");
+        assert_eq!(example.tokens.last().copied(), tokenizer.eos(), "{line}");
+        assert_eq!(
+            example
+                .tokens
+                .iter()
+                .filter(|&&t| Some(t) == tokenizer.eos())
+                .count(),
+            2
+        );
+    }
 }

@@ -353,6 +353,13 @@ fn may_be_refused(shape: &str, conversation: &str) -> bool {
         // A system prompt of its own ends as an answer does, and nothing ends with an answer.
         ("qwen2, header always", _) => true,
         ("counts its messages", _) => true,
+        // The system prompt of its own ends as a turn does, and the last turn ends otherwise.
+        ("another end in the last turn, a system prompt of its own", _) => true,
+        // A question is rendered otherwise once another follows.
+        ("the last question is told not to think", name) => !matches!(
+            name,
+            "one" | "system" | "a single thought" | "questions in a row"
+        ),
         // The system prompt moves into the last question.
         ("mistral v3", name) => name.contains("system"),
         // They render nothing without a message, or not as they begin a conversation.
@@ -404,6 +411,6 @@ fn derived_masks_are_those_of_the_marked_twins() {
     // In docs/robustness.md too.
     assert_eq!(
         (shapes.len(), n, equal, refused, unfit),
-        (77, 56, 3976, 313, 23)
+        (101, 56, 5206, 427, 23)
     );
 }

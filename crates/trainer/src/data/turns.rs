@@ -13,7 +13,7 @@ use std::ops::Range;
 use serde_json::Value;
 
 use super::chat::ChatTemplate;
-use super::frame::{Frame, behind, excerpt, ignored, message};
+use super::frame::{Atoms, Frame, behind, excerpt, ignored, message};
 use super::tokenizer::Tokenizer;
 use crate::error::RecordProblem;
 
@@ -309,8 +309,10 @@ impl Conversation<'_> {
         // Behind an end that decoding does not stop at, the model learns the last thing that a
         // conversation ends with.
         let to_the_last = last && !frame.end_stops && !frame.tail_has_header;
+        let said = |end: &str| Atoms::of(self.turns.tokenizer).said(end);
         // The conversation up to this turn ends with it, but for a header.
         let up_to = match &frame.header {
+            _ if frame.end_goes_on => None,
             Some(header) if frame.header_follows => self
                 .render(i + 1, true)?
                 .strip_suffix(header)
@@ -322,8 +324,9 @@ impl Conversation<'_> {
             && up_to.len() >= from
             && self.whole.starts_with(&up_to)
         {
+            let unsaid = tail.len() - said(tail);
             return Ok(match to_the_last {
-                true => (self.whole.len(), tail),
+                true => (self.whole.len() - unsaid, &tail[..tail.len() - unsaid]),
                 false => (up_to.len(), end),
             });
         }
@@ -353,10 +356,12 @@ impl Conversation<'_> {
             end.trim_end()
         };
         match behind_probe.starts_with(shown) {
-            true if to_the_last => Ok((self.whole.len(), tail)),
+            true if to_the_last => Ok((body + said(behind_probe), &tail[..said(tail)])),
             true => Ok((body + shown.len(), end)),
             // At the end of a conversation it writes another end of turn.
-            false if last && !frame.tail_has_header => Ok((self.whole.len(), tail)),
+            false if last && !frame.tail_has_header => {
+                Ok((body + said(behind_probe), &tail[..said(tail)]))
+            }
             false => Err(self.no_end(
                 i,
                 &format!(
