@@ -97,11 +97,10 @@ pub(crate) struct Surroundings<'a, E: Engine> {
     pub shift: u32,
 }
 
-/// Does one task. `deadline` orders disk requests, `label` names the task in errors.
+/// Does one task that is no disk transfer. `label` names it in errors.
 pub(crate) fn run_task<E: Engine>(
     around: &Surroundings<'_, E>,
     task: &Task,
-    deadline: u64,
     label: impl Fn() -> String,
 ) -> Result<(), ExecError> {
     let Surroundings {
@@ -120,12 +119,7 @@ pub(crate) fn run_task<E: Engine>(
             queue.copy(&to.view, &from.view);
             Ok(())
         }
-        Work::Read | Work::Write => submit_transfer(plan, tiers, task, deadline, (flipped, shift))
-            .wait()
-            .map_err(|source| ExecError::Disk {
-                task: label(),
-                source,
-            }),
+        Work::Read | Work::Write => unreachable!("disk lanes submit their transfers themselves"),
         Work::Commit => {
             let in_memory = |a: &&Arg| plan.slots[a.slot as usize].tier != Tier::Disk;
             let args = task.args.iter().filter(in_memory);
@@ -184,8 +178,26 @@ pub(crate) fn run_task<E: Engine>(
     }
 }
 
-/// Gives a read or a write to the disk; `flipped`: an odd number of commits came before its part; `shift`:
-/// micro-batches that the part runs later than it says.
+/// What a read or a write moves: which way, and where on disk; then its argument in memory.
+pub(crate) fn extent_of<'a>(
+    plan: &Plan,
+    task: &'a Task,
+    (flipped, shift): (bool, u32),
+) -> (Kind, Extent, &'a Arg) {
+    let (kind, disk_arg, host_arg) = if task.work == Work::Read {
+        (Kind::Read, &task.args[0], &task.args[1])
+    } else {
+        (Kind::Write, &task.args[1], &task.args[0])
+    };
+    let extent = Extent {
+        offset: plan.offset(plan.shifted(disk_arg.slot, shift), flipped) + disk_arg.offset,
+        bytes: disk_arg.bytes,
+    };
+    (kind, extent, host_arg)
+}
+
+/// Gives a read or a write to the disk; `deadline` orders requests; `flipped`: an odd number of commits
+/// came before its part; `shift`: micro-batches that the part runs later than it says.
 pub(crate) fn submit_transfer(
     plan: &Plan,
     tiers: &Tiers,
@@ -193,11 +205,7 @@ pub(crate) fn submit_transfer(
     deadline: u64,
     (flipped, shift): (bool, u32),
 ) -> Ticket {
-    let (kind, disk_arg, host_arg) = if task.work == Work::Read {
-        (Kind::Read, &task.args[0], &task.args[1])
-    } else {
-        (Kind::Write, &task.args[1], &task.args[0])
-    };
+    let (kind, extent, host_arg) = extent_of(plan, task, (flipped, shift));
     let host = &plan.slots[plan.shifted(host_arg.slot, shift) as usize];
     let disk = tiers.disk.as_ref().expect("a plan with extents has a disk");
     let memory = tiers
@@ -205,10 +213,6 @@ pub(crate) fn submit_transfer(
         .arena()
         .range(host.offset + host_arg.offset, host_arg.bytes)
         .expect("the checker proved that slots lie inside");
-    let extent = Extent {
-        offset: plan.offset(plan.shifted(disk_arg.slot, shift), flipped) + disk_arg.offset,
-        bytes: disk_arg.bytes,
-    };
     disk.submit(Request {
         kind,
         extent,

@@ -6,7 +6,8 @@
 //! always saw: a lane that completes its tasks one after the other. What tasks of one lane owe each
 //! other because the lane is serial holds still: writes to the same extent are kept in order by the
 //! drive's arbiter, and a read into memory that an unfinished one of the lane fills waits for it, as
-//! does everything that is no transfer.
+//! does everything that is no transfer. Shuffled lanes ([`crate::shuffled`]) begin and complete
+//! transfers by the same rules.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -15,7 +16,7 @@ use std::sync::{Arc, Mutex};
 
 use lowtide_device::Queue;
 use lowtide_planner::plan::LANES;
-use lowtide_planner::{Lane, PartName, Work};
+use lowtide_planner::{Lane, PartName, Plan, Work};
 use lowtide_tiers::Ticket;
 
 use crate::bind::{Engine, submit_transfer};
@@ -112,14 +113,15 @@ impl<E: Engine> DiskLane<'_, E> {
                 // Tasks of this lane before this one.
                 let before = s.base[l] + u64::from(table.position[task as usize]);
                 let work = shared.plan.part(s.part)[task as usize].work;
-                let transfer = matches!(work, Work::Read | Work::Write);
-                let memory = self.memory(&s, task);
-                let alone = !transfer || (work == Work::Read && self.is_being_filled(&memory));
-                let ahead = if alone { 0 } else { AHEAD - 1 };
+                let memory = memory_of(&shared.plan, &s, task);
+                let ahead = {
+                    let shown = lock(&self.shown);
+                    ahead(work, &memory, shown.flying.iter().map(|f| &f.2))
+                };
                 if !shared.progress.wait(l, before.saturating_sub(ahead)) {
                     return;
                 }
-                if !transfer {
+                if !is_transfer(work) {
                     self.show_next(LaneState::Running { part: s.part, task });
                     if let Err(error) = shared.run(&self.queue, &s, task) {
                         return shared.fail(error);
@@ -206,22 +208,33 @@ impl<E: Engine> DiskLane<'_, E> {
         shown.next = next;
         *lock(&self.shared.states[self.lane]) = shown.state();
     }
+}
 
-    /// The bytes of the host arena that a transfer reads or writes; empty for other work.
-    fn memory(&self, s: &Submission<E::Step>, task: u32) -> Range<u64> {
-        let plan = &self.shared.plan;
-        let task = &plan.part(s.part)[task as usize];
-        let arg = match task.work {
-            Work::Read => &task.args[1],
-            Work::Write => &task.args[0],
-            _ => return 0..0,
-        };
-        let start = plan.slots[plan.shifted(arg.slot, s.shift) as usize].offset + arg.offset;
-        start..start + arg.bytes
-    }
+pub(crate) fn is_transfer(work: Work) -> bool {
+    matches!(work, Work::Read | Work::Write)
+}
 
-    fn is_being_filled(&self, memory: &Range<u64>) -> bool {
-        let overlaps = |other: &Range<u64>| other.start < memory.end && memory.start < other.end;
-        lock(&self.shown).flying.iter().any(|f| overlaps(&f.2))
-    }
+/// The bytes of the host arena that a transfer reads or writes; empty for other work.
+pub(crate) fn memory_of<S>(plan: &Plan, s: &Submission<S>, task: u32) -> Range<u64> {
+    let task = &plan.part(s.part)[task as usize];
+    let arg = match task.work {
+        Work::Read => &task.args[1],
+        Work::Write => &task.args[0],
+        _ => return 0..0,
+    };
+    let start = plan.slots[plan.shifted(arg.slot, s.shift) as usize].offset + arg.offset;
+    start..start + arg.bytes
+}
+
+/// How many tasks of the lane before this one may be unfinished when it begins. `memory` is its own,
+/// `flying` that of the lane's transfers that have not ended.
+pub(crate) fn ahead<'a>(
+    work: Work,
+    memory: &Range<u64>,
+    mut flying: impl Iterator<Item = &'a Range<u64>>,
+) -> u64 {
+    let mut is_being_filled =
+        || flying.any(|other| other.start < memory.end && memory.start < other.end);
+    let alone = !is_transfer(work) || (work == Work::Read && is_being_filled());
+    if alone { 0 } else { AHEAD - 1 }
 }

@@ -146,7 +146,6 @@ impl<E: Engine> Shared<E> {
                 .begin(lane, count, s.traced || marks.start[task_idx as usize])
                 .map_err(device)?;
         }
-        let deadline = (u64::from(s.seq) << 32) | u64::from(task_idx);
         let around = Surroundings {
             plan: &self.plan,
             tiers: &self.tiers,
@@ -156,7 +155,7 @@ impl<E: Engine> Shared<E> {
             flipped: s.flipped,
             shift: s.shift,
         };
-        run_task(&around, task, deadline, || self.label(s.part, task_idx))?;
+        run_task(&around, task, || self.label(s.part, task_idx))?;
         let Some(streams) = stream else {
             if self.options.poison {
                 self.release(queue, s, task_idx);

@@ -1,14 +1,23 @@
 //! Shuffled lanes: every interleaving that the edges allow, one for each seed, on one thread.
+//!
+//! A disk transfer begins and ends at different moments here too, two of a lane at once by the rules
+//! of [`crate::disk_lane`]. When between the two its bytes move is drawn: at once, at its end, or
+//! because another transfer has to wait for it on the drive.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::Arc;
 
 use lowtide_device::Queue;
-use lowtide_planner::plan::LANES;
+use lowtide_planner::plan::{LANES, LaneKind};
+use lowtide_planner::{Lane, Work};
+use lowtide_tiers::{Extent, Kind};
 
-use crate::bind::Engine;
+use crate::bind::{Engine, extent_of, submit_transfer};
+use crate::disk_lane::{ahead, is_transfer, memory_of};
 use crate::error::ExecError;
 use crate::runner::{LaneState, Shared, Submission, lock};
+use crate::timeline::{Event, seconds};
 
 /// A task of a submitted part.
 type Waiting<E> = (Arc<Submission<<E as Engine>::Step>>, u32);
@@ -17,8 +26,22 @@ pub(crate) struct Shuffle<E: Engine> {
     shared: Arc<Shared<E>>,
     queue: Queue,
     state: u64,
-    /// Each lane's tasks that have not run.
+    /// Each lane's tasks that have not begun.
     lanes: [VecDeque<Waiting<E>>; LANES],
+    /// Transfers that have begun and not ended, in the order in which they began.
+    flying: Vec<Flight<E>>,
+}
+
+/// A transfer between its beginning and its end.
+struct Flight<E: Engine> {
+    lane: usize,
+    waiting: Waiting<E>,
+    memory: Range<u64>,
+    kind: Kind,
+    extent: Extent,
+    start: f64,
+    /// What the drive said, once the bytes have moved.
+    moved: Option<Result<(), ExecError>>,
 }
 
 impl<E: Engine> Shuffle<E> {
@@ -29,6 +52,7 @@ impl<E: Engine> Shuffle<E> {
             queue,
             state: seed,
             lanes: Default::default(),
+            flying: Vec::new(),
         }
     }
 
@@ -66,22 +90,46 @@ impl<E: Engine> Shuffle<E> {
         }
     }
 
-    /// Runs ready tasks in random order until every lane has completed `goal` tasks. Each draw
-    /// first picks a lane to favour for a while, so that lanes also run far apart.
+    fn work(&self, waiting: &Waiting<E>) -> Work {
+        self.shared.plan.part(waiting.0.part)[waiting.1 as usize].work
+    }
+
+    fn flying(&self, lane: usize) -> impl Iterator<Item = &Flight<E>> {
+        self.flying.iter().filter(move |f| f.lane == lane)
+    }
+
+    /// Whether the next task of a lane may begin.
+    fn begins(&self, lane: usize) -> bool {
+        let Some(waiting) = self.lanes[lane].front() else {
+            return false;
+        };
+        let (s, task) = (&waiting.0, waiting.1);
+        let shared = &self.shared;
+        let needs = shared.needs(s, task, shared.seam(s));
+        let met = |&(lane, count): &(usize, u64)| shared.progress.count(lane) >= count;
+        if !needs.iter().all(met) {
+            return false;
+        }
+        let memory = memory_of(&shared.plan, s, task);
+        let others = self.flying(lane).map(|f| &f.memory);
+        let unfinished = self.flying(lane).count() as u64;
+        Lane::ALL[lane].kind != LaneKind::Disk
+            || unfinished <= ahead(self.work(waiting), &memory, others)
+    }
+
+    /// Whether a transfer of a lane may end.
+    fn ends(&self, lane: usize) -> bool {
+        self.flying(lane).next().is_some()
+    }
+
+    /// Begins tasks and ends transfers in random order until every lane has completed `goal` tasks.
+    /// Each draw first picks a lane to favour for a while, so that lanes also run far apart.
     pub fn run_until(&mut self, goal: &[u64; LANES]) {
         let shared = Arc::clone(&self.shared);
         let mut favour = (0, 0);
         while (0..LANES).any(|l| shared.progress.count(l) < goal[l]) && !shared.progress.failed() {
-            let ready: Vec<usize> = (0..LANES)
-                .filter(|&l| {
-                    self.lanes[l].front().is_some_and(|(s, t)| {
-                        shared
-                            .needs(s, *t, shared.seam(s))
-                            .iter()
-                            .all(|&(lane, count)| shared.progress.count(lane) >= count)
-                    })
-                })
-                .collect();
+            let ready = (0..LANES).filter(|&l| self.begins(l) || self.ends(l));
+            let ready: Vec<usize> = ready.collect();
             if ready.is_empty() {
                 self.note_states();
                 let chain = shared.chain();
@@ -93,11 +141,93 @@ impl<E: Engine> Shuffle<E> {
             } else {
                 favour.1 -= 1;
             }
-            let (s, task) = self.lanes[favour.0].pop_front().expect("it is ready");
-            let queue = shared.streams.as_ref().and_then(|s| s.queue(favour.0));
-            if let Err(error) = shared.run(queue.unwrap_or(&self.queue), &s, task) {
+            let lane = favour.0;
+            let ends = self.ends(lane) && (!self.begins(lane) || self.draw(2) == 0);
+            let done = if ends {
+                self.end(lane)
+            } else {
+                self.begin(lane)
+            };
+            if let Err(error) = done {
                 shared.fail(error);
             }
         }
+    }
+
+    fn begin(&mut self, lane: usize) -> Result<(), ExecError> {
+        let waiting = self.lanes[lane].pop_front().expect("it may begin");
+        let (s, task) = (Arc::clone(&waiting.0), waiting.1);
+        let shared = Arc::clone(&self.shared);
+        if !is_transfer(self.work(&waiting)) {
+            let queue = shared.streams.as_ref().and_then(|s| s.queue(lane));
+            return shared.run(queue.unwrap_or(&self.queue), &s, task);
+        }
+        let planned = &shared.plan.part(s.part)[task as usize];
+        let (kind, extent, _) = extent_of(&shared.plan, planned, (s.flipped, s.shift));
+        self.flying.push(Flight {
+            lane,
+            memory: memory_of(&shared.plan, &s, task),
+            waiting,
+            kind,
+            extent,
+            start: seconds(shared.epoch),
+            moved: None,
+        });
+        if self.draw(2) == 0 {
+            self.moves(self.flying.len() - 1);
+        }
+        Ok(())
+    }
+
+    /// Moves a transfer's bytes, those first of earlier ones that a drive keeps before it.
+    fn moves(&mut self, at: usize) {
+        if self.flying[at].moved.is_some() {
+            return;
+        }
+        for before in 0..at {
+            let (a, b) = (&self.flying[before], &self.flying[at]);
+            let ends = |e: Extent| e.offset + e.bytes;
+            let (x, y) = (a.extent, b.extent);
+            let overlap = x.offset < ends(y) && y.offset < ends(x);
+            if overlap && (a.kind == Kind::Write || b.kind == Kind::Write) {
+                self.moves(before);
+            }
+        }
+        let shared = &self.shared;
+        let (s, task) = &self.flying[at].waiting;
+        let planned = &shared.plan.part(s.part)[*task as usize];
+        let deadline = (u64::from(s.seq) << 32) | u64::from(*task);
+        let place = (s.flipped, s.shift);
+        let ticket = submit_transfer(&shared.plan, &shared.tiers, planned, deadline, place);
+        let done = ticket.wait().map_err(|source| ExecError::Disk {
+            task: shared.label(s.part, *task),
+            source,
+        });
+        self.flying[at].moved = Some(done);
+    }
+
+    /// The oldest transfer of a lane ends.
+    fn end(&mut self, lane: usize) -> Result<(), ExecError> {
+        let oldest = self.flying.iter().position(|f| f.lane == lane);
+        let at = oldest.expect("one is flying");
+        self.moves(at);
+        let flight = self.flying.remove(at);
+        flight.moved.expect("moved above")?;
+        let (s, task) = flight.waiting;
+        let shared = &self.shared;
+        if shared.options.poison {
+            shared.release(&self.queue, &s, task);
+        }
+        let event = Event {
+            part: s.part,
+            submission: s.seq,
+            task,
+            start: flight.start,
+            end: seconds(shared.epoch),
+        };
+        let planned = &shared.plan.part(s.part)[task as usize];
+        lock(&shared.records[lane]).add(planned, event, s.traced);
+        shared.progress.complete(lane);
+        Ok(())
     }
 }
