@@ -7,6 +7,7 @@ use crate::check::check;
 use crate::choice::{Budgets, Choice, Clip, LoopOrder, Pieces, Processor, Saved};
 use crate::draft::draft;
 use crate::layout::layout;
+use crate::mutants::without_task;
 use crate::plan::{Lane, PartName, Plan, Task, Tensor, Tier, Use, Version, Work};
 use crate::search::{Pins, PlanError, Request, plan};
 use crate::testing::{machine, workload};
@@ -25,13 +26,13 @@ fn durable(weights: Tier, update: Processor) -> Choice {
 
 fn built(c: &Choice, clip: Clip) -> Plan {
     let plan = build(&workload(2, 2), c, clip, Budgets::UNLIMITED, &machine());
-    check(&plan, clip).unwrap_or_else(|fault| panic!("{fault}: {c:?}"));
+    check(&plan, &workload(2, 2), clip).unwrap_or_else(|fault| panic!("{fault}: {c:?}"));
     plan
 }
 
 #[track_caller]
 fn fails(plan: &Plan, clip: Clip, words: &str) {
-    let fault = check(plan, clip).expect_err(words);
+    let fault = check(plan, &workload(2, 2), clip).expect_err(words);
     assert!(fault.what.contains(words), "{fault} instead of {words}");
 }
 
@@ -90,7 +91,7 @@ fn a_read_of_the_wrong_version_is_found() {
         let mut broken = good.clone();
         let at = first_use(&good, part, Work::Read, version);
         other_version(&mut broken, part, at);
-        let fault = check(&broken, clip).expect_err("the wrong version");
+        let fault = check(&broken, &workload(2, 2), clip).expect_err("the wrong version");
         let told = ["unwritten", "stale", "still uses"];
         assert!(told.iter().any(|w| fault.what.contains(w)), "{fault}");
     }
@@ -117,9 +118,7 @@ fn a_commit_that_misses_something_is_found() {
                 fails(&broken, clip, "commits without");
             }
             // No commit at all, and one before the last write.
-            let mut broken = good.clone();
-            broken.parts[part as usize][commit].work = Work::Losses;
-            broken.parts[part as usize][commit].args.clear();
+            let broken = without_task(&good, part, commit);
             fails(&broken, clip, "0 commits");
             let last = |t: &&Task| {
                 t.work == Work::Write && good.slots[t.args[1].slot as usize].version.is_some()
@@ -134,7 +133,10 @@ fn a_commit_that_misses_something_is_found() {
             broken.parts[part as usize][write].work = Work::Commit;
             broken.parts[part as usize][commit].args = a.clone();
             broken.parts[part as usize][commit].work = Work::Write;
-            assert!(check(&broken, clip).is_err(), "{clip:?} {weights}");
+            assert!(
+                check(&broken, &workload(2, 2), clip).is_err(),
+                "{clip:?} {weights}"
+            );
         }
     }
 }
@@ -149,18 +151,15 @@ fn a_write_over_the_version_that_is_being_left_waits_for_the_commit() {
     let mut d = draft(&w, &c, clip, &PartName::ALL);
     let tasks = &mut d.parts[PartName::Steady as usize];
     let commit = tasks.iter().position(|t| t.work == Work::Commit);
-    let commit = &mut tasks[commit.expect("a commit")];
-    let late = Task {
+    let commit = tasks.remove(commit.expect("a commit"));
+    tasks.push(Task {
         lane: Lane::GPU,
-        ..commit.clone()
-    };
-    commit.work = Work::Losses;
-    commit.args.clear();
-    tasks.push(late);
+        ..commit
+    });
     let l = layout(&d.slots, PartName::ALL.len());
     let mut moved = assemble(&w, &c, clip, d, l, &PartName::ALL);
     moved.tiers = built(&c, clip).tiers;
-    check(&moved, clip).expect("edges make up for the lane");
+    check(&moved, &workload(2, 2), clip).expect("edges make up for the lane");
     let mut broken = moved.clone();
     let mut cut = 0;
     for seam in &mut broken.seams {
@@ -183,7 +182,10 @@ fn every_edge_of_a_durable_plan_is_needed() {
                 for k in 0..good.part(part)[task].after.len() {
                     let mut broken = good.clone();
                     broken.parts[part as usize][task].after.remove(k);
-                    assert!(check(&broken, clip).is_err(), "{part:?} {task} {k}");
+                    assert!(
+                        check(&broken, &workload(2, 2), clip).is_err(),
+                        "{part:?} {task} {k}"
+                    );
                 }
             }
         }
@@ -191,7 +193,10 @@ fn every_edge_of_a_durable_plan_is_needed() {
             for k in 0..good.seams[s].edges.len() {
                 let mut broken = good.clone();
                 broken.seams[s].edges.remove(k);
-                assert!(check(&broken, clip).is_err(), "seam {s} {k}");
+                assert!(
+                    check(&broken, &workload(2, 2), clip).is_err(),
+                    "seam {s} {k}"
+                );
             }
         }
     }

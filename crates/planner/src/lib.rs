@@ -35,6 +35,10 @@ pub use together::Together;
 #[cfg(test)]
 mod durable_tests;
 #[cfg(test)]
+mod mutants;
+#[cfg(test)]
+mod mutants_tests;
+#[cfg(test)]
 mod rounds_tests;
 #[cfg(test)]
 mod testing;

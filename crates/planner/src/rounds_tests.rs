@@ -3,7 +3,8 @@
 use crate::build::build;
 use crate::check::check;
 use crate::choice::{Budgets, Choice, Clip, LoopOrder, Processor, Saved};
-use crate::plan::{PartName, Plan, Tensor, Tier, Work};
+use crate::mutants::without_task;
+use crate::plan::{PartName, Plan, Task, Tensor, Tier, Work};
 use crate::simulate::{predict, simulate};
 use crate::testing::{machine, untied, workload};
 use lowtide_workload::{Dtype, Workload};
@@ -56,7 +57,7 @@ fn every_cut_passes_the_checker() {
                 w.gradient = [Dtype::Bf16, Dtype::F32][k % 2];
                 let clip = CLIPS[(i + k) % 3];
                 let plan = build(&w, &c, clip, Budgets::UNLIMITED, &machine());
-                if let Err(fault) = check(&plan, clip) {
+                if let Err(fault) = check(&plan, &w, clip) {
                     panic!("{fault}\n{round} of {accumulate} {clip:?} {c:?}");
                 }
             }
@@ -82,13 +83,16 @@ fn no_edge_between_rounds_is_superfluous_and_every_missing_one_is_found() {
     let (w, c) = in_rounds(13, 2);
     for clip in CLIPS {
         let good = build(&w, &c, clip, Budgets::UNLIMITED, &machine());
-        check(&good, clip).expect("the whole plan is right");
+        check(&good, &w, clip).expect("the whole plan is right");
         for part in [PartName::Steady, PartName::Middle, PartName::Last] {
             for task in 0..good.part(part).len() {
                 for k in 0..good.part(part)[task].after.len() {
                     let mut broken = good.clone();
                     broken.parts[part as usize][task].after.remove(k);
-                    assert!(check(&broken, clip).is_err(), "{clip:?} {part:?} {task}");
+                    assert!(
+                        check(&broken, &w, clip).is_err(),
+                        "{clip:?} {part:?} {task}"
+                    );
                 }
             }
         }
@@ -99,7 +103,7 @@ fn no_edge_between_rounds_is_superfluous_and_every_missing_one_is_found() {
                 let mut broken = good.clone();
                 broken.seams[s].edges.remove(k);
                 assert!(
-                    check(&broken, clip).is_err(),
+                    check(&broken, &w, clip).is_err(),
                     "{clip:?} {:?} {k}",
                     pairs.last()
                 );
@@ -133,7 +137,7 @@ fn planted_faults_between_rounds_are_found() {
     let (w, c) = in_rounds(13, 2);
     let good = build(&w, &c, Clip::Exact, Budgets::UNLIMITED, &machine());
     let fails = |plan: &Plan, words: &str| {
-        let fault = check(plan, Clip::Exact).expect_err(words);
+        let fault = check(plan, &w, Clip::Exact).expect_err(words);
         assert!(fault.what.contains(words), "{fault} instead of {words}");
     };
     let late = |t: Tensor| matches!(t, Tensor::Local(1, ..));
@@ -159,13 +163,13 @@ fn planted_faults_between_rounds_are_found() {
     // A round that does not put its sums back.
     let sums = |t: Tensor| matches!(t, Tensor::Accumulator(_));
     let mut broken = good.clone();
-    let tasks = &mut broken.parts[PartName::Middle as usize];
-    for task in tasks.iter_mut().filter(|t| t.work == Work::Copy) {
-        let to = &good.slots[task.args[1].slot as usize];
-        if to.persistent && sums(to.tensor) {
-            task.work = Work::Losses;
-            task.args.clear();
-        }
+    let back = |p: &Plan, t: &Task| {
+        let to = t.args.get(1).map(|a| &p.slots[a.slot as usize]);
+        t.work == Work::Copy && to.is_some_and(|s| s.persistent && sums(s.tensor))
+    };
+    let first = |p: &Plan| p.part(PartName::Middle).iter().position(|t| back(p, t));
+    while let Some(at) = first(&broken) {
+        broken = without_task(&broken, PartName::Middle, at);
     }
     fails(&broken, "stale");
     // Rounds that do not add up: the last one begins anew, or the first one goes on.

@@ -7,6 +7,7 @@ use crate::build::build;
 use crate::check::check;
 use crate::choice::{Activations, Budgets, Choice, Clip, LoopOrder, Pieces, Processor, Saved};
 use crate::machine::Machine;
+use crate::mutants::without_task;
 use crate::plan::{LaneKind, PartName, Phase, Plan, Tensor, Tier, Work};
 use crate::search::{Pins, PlanError, Request, plan};
 use crate::testing::{machine, workload};
@@ -69,7 +70,7 @@ fn every_combination_of_choices_passes_the_checker() {
         for (i, (w, c)) in every_choice(2, accumulate).into_iter().enumerate() {
             let clip = CLIPS[(i + accumulate as usize) % 3];
             let plan = build(&w, &c, clip, Budgets::UNLIMITED, &machine());
-            if let Err(fault) = check(&plan, clip) {
+            if let Err(fault) = check(&plan, &w, clip) {
                 panic!("{fault}\n{c:?} {clip:?} M {accumulate}");
             }
         }
@@ -94,7 +95,7 @@ fn no_edge_is_superfluous_and_every_missing_one_is_found() {
     c.inputs = Tier::Host;
     c.saved.iter_mut().for_each(|s| s.fill(Saved::Recompute));
     let good = build(&w, &c, Clip::Exact, Budgets::UNLIMITED, &machine());
-    check(&good, Clip::Exact).expect("the whole plan is right");
+    check(&good, &w, Clip::Exact).expect("the whole plan is right");
     let mut found = 0;
     for part in PartName::ALL {
         for task in 0..good.part(part).len() {
@@ -102,7 +103,7 @@ fn no_edge_is_superfluous_and_every_missing_one_is_found() {
                 let broken = without_edge(&good, part, task, k);
                 let t = &good.part(part)[task];
                 assert!(
-                    check(&broken, Clip::Exact).is_err(),
+                    check(&broken, &w, Clip::Exact).is_err(),
                     "{part:?} {task}: {t:?} after {:?}",
                     good.part(part)[t.after[k] as usize]
                 );
@@ -115,7 +116,7 @@ fn no_edge_is_superfluous_and_every_missing_one_is_found() {
         for k in 0..good.seams[s].edges.len() {
             let mut broken = good.clone();
             broken.seams[s].edges.remove(k);
-            assert!(check(&broken, Clip::Exact).is_err(), "seam {s} {k}");
+            assert!(check(&broken, &w, Clip::Exact).is_err(), "seam {s} {k}");
         }
     }
 }
@@ -129,27 +130,25 @@ fn planted_faults_are_found() {
     c.update = vec![Processor::Host; w.units.len()];
     let good = build(&w, &c, Clip::Exact, Budgets::UNLIMITED, &machine());
     let fails = |plan: &Plan, words: &str| {
-        let fault = check(plan, Clip::Exact).expect_err(words);
+        let fault = check(plan, &w, Clip::Exact).expect_err(words);
         assert!(fault.what.contains(words), "{fault} instead of {words}");
     };
     // A resident copy that is not refreshed after its update.
     c.weights = vec![Tier::Device; w.units.len()];
     let resident = build(&w, &c, Clip::Exact, Budgets::UNLIMITED, &machine());
     for part in [PartName::Steady, PartName::Drain] {
-        let mut broken = resident.clone();
-        let tasks = &mut broken.parts[part as usize];
-        let refresh = tasks
+        let refresh = resident
+            .part(part)
             .iter()
             .position(|t| {
                 t.work == Work::Copy
                     && matches!(
-                        broken.slots[t.args[1].slot as usize].tensor,
+                        resident.slots[t.args[1].slot as usize].tensor,
                         Tensor::Weight(_)
                     )
             })
             .expect("weights are refreshed");
-        tasks[refresh].work = Work::Losses;
-        tasks[refresh].args.clear();
+        let broken = without_task(&resident, part, refresh);
         fails(&broken, "stale");
     }
     // Two living tensors in one slot.
@@ -167,7 +166,7 @@ fn planted_faults_are_found() {
     let mut broken = good.clone();
     broken.parts[0][0].after = vec![1];
     fails(&broken, "later task");
-    // A read of nothing.
+    // A load that reads.
     let copy = good
         .part(PartName::First)
         .iter()
@@ -175,6 +174,15 @@ fn planted_faults_are_found() {
         .expect("inputs are loaded");
     let mut broken = good.clone();
     broken.parts[0][copy].args[0].access = crate::plan::Use::Read;
+    fails(&broken, "has Read for inputs");
+    // A read of nothing.
+    let copy = |t: &crate::plan::Task| {
+        let inputs =
+            |a: &crate::plan::Arg| matches!(good.slots[a.slot as usize].tensor, Tensor::Inputs(_));
+        t.work == Work::Copy && inputs(&t.args[0])
+    };
+    let copy = good.part(PartName::First).iter().position(copy);
+    let broken = without_task(&good, PartName::First, copy.expect("inputs are copied"));
     fails(&broken, "unwritten");
 }
 

@@ -97,7 +97,7 @@ pub fn verify(
             Budgets::UNLIMITED,
             &machine,
         );
-        check::check(&plan, clip.mode).map_err(TrainError::WrongPlan)?;
+        check::check(&plan, w, clip.mode).map_err(TrainError::WrongPlan)?;
         Arc::new(plan)
     };
     let inputs = batches(run, &shape, steps)?;
@@ -183,7 +183,7 @@ fn slice_plan(
         away(run, device, decoder, machine)?
     } else {
         let plan = build(w, &choice, clip, Budgets::UNLIMITED, machine);
-        check::check(&plan, clip).map_err(TrainError::WrongPlan)?;
+        check::check(&plan, w, clip).map_err(TrainError::WrongPlan)?;
         plan
     };
     let shows = slice::told(w, &plan.choice);

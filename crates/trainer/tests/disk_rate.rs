@@ -58,7 +58,7 @@ fn the_drive_is_never_idle_while_updates_run() {
     c.gradients.fill(Tier::Host);
     c.prefetch = 2;
     let plan = build(w, &c, Clip::Exact, Budgets::UNLIMITED, &machine());
-    check::check(&plan, Clip::Exact).unwrap();
+    check::check(&plan, w, Clip::Exact).unwrap();
     let plan = Arc::new(plan);
     let each = BytesPerSecond(64e6);
     let config = RamConfig {

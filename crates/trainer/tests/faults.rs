@@ -604,7 +604,7 @@ fn a_standstill_is_reported_with_who_waits_for_whom() {
         Clip::Exact,
     );
     let plan = circle(&whole);
-    let fault = check::check(&plan, Clip::Exact).expect_err("the checker sees it");
+    let fault = check::check(&plan, d.workload(), Clip::Exact).expect_err("the checker sees it");
     assert!(fault.what.contains("waits for"), "{fault}");
     let plan = Arc::new(plan);
     for mode in [Mode::Shuffled(3), Mode::Threads] {

@@ -245,7 +245,7 @@ fn every_class_is_needed(
             .fold(Plan::clone(&plan), |plan, c| without(&plan, c));
         let plan = Arc::new(plan);
         assert!(
-            check::check(&plan, clip).is_err(),
+            check::check(&plan, d.workload(), clip).is_err(),
             "the checker lets this go: {kind}"
         );
         let shown = (0..SEEDS).find(|&seed| {

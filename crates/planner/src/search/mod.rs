@@ -291,7 +291,7 @@ impl Search<'_> {
     fn made(&self, best: &Candidate) -> Result<Plan, PlanError> {
         let r = &self.r;
         let plan = build(r.workload, &best.choice, r.clip, r.budgets, r.machine);
-        check(&plan, r.clip).map_err(PlanError::Wrong)?;
+        check(&plan, r.workload, r.clip).map_err(PlanError::Wrong)?;
         Ok(plan)
     }
 

@@ -198,7 +198,7 @@ pub fn choice(d: &Decoder, weights: Tier, optimizer: Tier, inputs: Tier) -> Choi
 
 pub fn checked(d: &Decoder, c: &Choice, clip: Clip) -> Arc<Plan> {
     let plan = build(d.workload(), c, clip, Budgets::UNLIMITED, &machine());
-    check::check(&plan, clip).unwrap_or_else(|e| panic!("{e}"));
+    check::check(&plan, d.workload(), clip).unwrap_or_else(|e| panic!("{e}"));
     Arc::new(plan)
 }
 

@@ -1,0 +1,124 @@
+//! Rules 1 and 4, without a walk: slots, tiers, arguments and edges are in bounds.
+
+use super::Fault;
+use crate::plan::{PartName, Plan, Tensor, Tier};
+
+/// The first thing that lies outside of where it may.
+pub(super) fn bounds(plan: &Plan) -> Result<(), Fault> {
+    let fault = |what: String| {
+        Err(Fault {
+            part: PartName::First,
+            task: 0,
+            what,
+        })
+    };
+    for (i, s) in plan.slots.iter().enumerate() {
+        let tier = plan.tier(s.tier);
+        if s.offset + s.bytes > tier.planned_bytes.0 {
+            return fault(format!("slot {i} ends outside the {} tier", s.tier));
+        }
+        if s.offset % s.tier.align() != 0 || s.bytes % s.tier.align() != 0 {
+            return fault(format!("slot {i} of the {} tier is not aligned", s.tier));
+        }
+    }
+    for (i, s) in plan.slots.iter().enumerate() {
+        let truth = s.persistent && matches!(s.tensor, Tensor::Weight(_) | Tensor::State(_));
+        if let Some((version, other)) = s.version {
+            let pair = plan.slots.get(other as usize).filter(|o| {
+                (o.tensor, o.bytes, o.tier) == (s.tensor, s.bytes, Tier::Disk)
+                    && o.version.is_some_and(|v| v.0 != version && v.1 == i as u32)
+            });
+            if !truth || s.tier != Tier::Disk || pair.is_none() {
+                return fault(format!("slot {i} is no half of two versions on disk"));
+            }
+        }
+    }
+    lates(plan)?;
+    if plan.choice.durable {
+        for piece in 0..plan.pieces.len() as u32 {
+            for t in [Tensor::Weight(piece), Tensor::State(piece)] {
+                if !plan.homes(t).any(|(_, s)| s.version.is_some()) {
+                    return fault(format!("{} is not durable", t.name(plan)));
+                }
+            }
+        }
+    }
+    for (tier, used) in Tier::ALL.iter().zip(&plan.tiers) {
+        if used.planned_bytes > used.budget_bytes {
+            return fault(format!(
+                "{tier} tier needs {} but holds {}",
+                used.planned_bytes, used.budget_bytes
+            ));
+        }
+    }
+    for part in PartName::ALL {
+        for (i, task) in plan.part(part).iter().enumerate() {
+            let bad = |what: String| {
+                Err(Fault {
+                    part,
+                    task: i as u32,
+                    what,
+                })
+            };
+            for a in &task.args {
+                let Some(s) = plan.slots.get(a.slot as usize) else {
+                    return bad(format!("uses slot {} which does not exist", a.slot));
+                };
+                if a.offset + a.bytes > s.bytes {
+                    return bad(format!("uses bytes outside slot {}", a.slot));
+                }
+            }
+            if task.after.iter().any(|&d| d as usize >= i) {
+                return bad("waits for itself or a later task".to_owned());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Of a batch in rounds: the slots that each micro-batch has its own of are alike, and a round that
+/// repeats names those of its own micro-batches alone.
+fn lates(plan: &Plan) -> Result<(), Fault> {
+    let fault = |part: PartName, task: usize, what: String| {
+        Err(Fault {
+            part,
+            task: task as u32,
+            what,
+        })
+    };
+    let late = plan.late.clone();
+    if late.is_empty() {
+        return Ok(());
+    }
+    let slots = late.clone().map(|s| plan.slots.get(s as usize));
+    let mut alike = (0..).zip(slots).map(|(m, s)| match s {
+        Some(s) => match s.tensor {
+            Tensor::Local(u, i, of) if of == m && s.persistent => Some((s.tier, s.bytes, u, i)),
+            _ => None,
+        },
+        None => None,
+    });
+    let first = alike.next().flatten();
+    if first.is_none() || late.len() != plan.accumulate as usize || !alike.all(|s| s == first) {
+        let what = "a slot for each micro-batch is missing or unlike the others".to_owned();
+        return fault(PartName::First, 0, what);
+    }
+    let rounds = plan.rounds();
+    for part in [PartName::First, PartName::Steady, PartName::Middle] {
+        let own = rounds.span(part);
+        for (i, task) in plan.part(part).iter().enumerate() {
+            let named = task.args.iter().filter(|a| late.contains(&a.slot));
+            if let Some(a) = named
+                .into_iter()
+                .find(|a| !own.contains(&(a.slot - late.start)))
+            {
+                let what = format!(
+                    "uses {} in another round",
+                    plan.slots[a.slot as usize].tensor.name(plan)
+                );
+                return fault(part, i, what);
+            }
+        }
+    }
+    Ok(())
+}

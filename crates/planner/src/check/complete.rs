@@ -1,0 +1,169 @@
+//! Rule 8, of a step: all work of the workload is there, each piece of it exactly once.
+
+use lowtide_workload::{Access, UnitKind, What, Workload};
+
+use super::Fault;
+use super::operands::ops;
+use crate::choice::Clip;
+use crate::fast::FastMap;
+use crate::plan::{PartName, Phase, Plan, Work};
+
+/// Work that must be there exactly once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+enum Item {
+    Compute(u32, Phase, u16, u32),
+    Finish(u32),
+    Update(u32),
+    Load(u32),
+    Norm,
+    Losses,
+    Logits(u32),
+}
+
+/// The first part whose work is not that of the workload.
+pub(super) fn complete(plan: &Plan, w: &Workload, clip: Clip) -> Result<(), Fault> {
+    PartName::ALL
+        .into_iter()
+        .try_for_each(|part| whole(plan, w, clip, part))
+}
+
+fn whole(plan: &Plan, w: &Workload, clip: Clip, part: PartName) -> Result<(), Fault> {
+    let fault = |task: usize, what: String| {
+        Err(Fault {
+            part,
+            task: task as u32,
+            what,
+        })
+    };
+    let wanted = wanted(plan, w, clip, part);
+    let mut left: FastMap<Item, bool> = wanted.iter().map(|&item| (item, false)).collect();
+    let mut normed = false;
+    for (i, task) in plan.part(part).iter().enumerate() {
+        let item = match task.work {
+            // As often as wanted, of what the part's backward needs.
+            Work::Compute {
+                unit,
+                phase: Phase::Recompute,
+                op,
+                micro_batch,
+            } => {
+                let forward = Item::Compute(unit, Phase::Forward, op, micro_batch);
+                if left.contains_key(&forward) {
+                    continue;
+                }
+                return fault(i, "recomputes what the part does not compute".to_owned());
+            }
+            Work::Copy | Work::Read | Work::Write | Work::Commit => continue,
+            Work::Compute {
+                unit,
+                phase,
+                op,
+                micro_batch,
+            } => Item::Compute(unit, phase, op, micro_batch),
+            Work::Finish { piece } => Item::Finish(piece),
+            Work::Update { piece } => {
+                if normed != updates_after_norm(clip, part) {
+                    let side = if normed { "after" } else { "before" };
+                    return fault(i, format!("updates {side} the norm"));
+                }
+                Item::Update(piece)
+            }
+            Work::Load { micro_batch } => Item::Load(micro_batch),
+            Work::Norm => {
+                normed = true;
+                Item::Norm
+            }
+            Work::Losses => Item::Losses,
+            Work::Logits { micro_batch } => Item::Logits(micro_batch),
+        };
+        match left.get_mut(&item) {
+            None => return fault(i, format!("{item:?} is not this part's work")),
+            Some(true) => return fault(i, format!("{item:?} is there twice")),
+            Some(done) => *done = true,
+        }
+    }
+    match wanted.iter().find(|item| !left[item]) {
+        None => Ok(()),
+        Some(item) => fault(0, format!("{item:?} is not there")),
+    }
+}
+
+/// Whether a part's updates use the norm of their own batch, which the part makes.
+fn updates_after_norm(clip: Clip, part: PartName) -> bool {
+    clip == Clip::Previous && matches!(part, PartName::First | PartName::LastFirst)
+}
+
+/// What a part is to do, by the rounds of the batch and how gradients are clipped.
+fn wanted(plan: &Plan, w: &Workload, clip: Clip, part: PartName) -> Vec<Item> {
+    use PartName::{Drain, Evaluate, First, Infer, Last, LastEvaluate, LastFirst, Middle, Steady};
+    let rounds = plan.rounds();
+    let (one, span) = (rounds.one(), rounds.span(part));
+    let pieces = || 0..plan.pieces.len() as u32;
+    let mut all = Vec::new();
+    let there = match part {
+        Middle => rounds.middles() > 0,
+        Last | LastEvaluate => !one,
+        LastFirst => !one && clip == Clip::Previous,
+        _ => true,
+    };
+    if !there {
+        return all;
+    }
+    if part == Drain {
+        if clip == Clip::Exact {
+            all.extend(pieces().map(Item::Update));
+        }
+        return all;
+    }
+    let trains = !matches!(part, Evaluate | LastEvaluate | Infer);
+    let ends = trains && (one || matches!(part, Last | LastFirst));
+    let mut push = |u: usize, phase: Phase, m: u32| {
+        let list = 0..ops(&w.units[u], phase).len() as u16;
+        all.extend(list.map(|op| Item::Compute(u as u32, phase, op, m)));
+    };
+    // Of a batch in rounds a tied embedding's gradient gets its own shares at the end.
+    let late = !one && is_tied(w);
+    for m in span.clone() {
+        for (u, unit) in w.units.iter().enumerate() {
+            push(u, Phase::Forward, m);
+            let head = unit.kind == UnitKind::Head;
+            match part {
+                Evaluate | LastEvaluate if head => push(u, Phase::Evaluate, m),
+                Infer if head => push(u, Phase::Infer, m),
+                _ if trains && !(late && u == 0) => push(u, Phase::Backward, m),
+                _ => {}
+            }
+        }
+    }
+    let again = if late && ends { 0..span.start } else { 0..0 };
+    if late && ends {
+        (0..plan.accumulate).for_each(|m| push(0, Phase::Backward, m));
+    }
+    all.extend(again.chain(span.clone()).map(Item::Load));
+    if ends {
+        all.extend(pieces().map(Item::Finish));
+        all.push(Item::Norm);
+    } else if part == Infer {
+        all.extend(span.map(Item::Logits));
+    } else {
+        all.push(Item::Losses);
+    }
+    let updates = match clip {
+        Clip::Exact => part == Steady,
+        Clip::Previous | Clip::None => ends && matches!(part, First | Steady | Last | LastFirst),
+    };
+    if updates {
+        all.extend(pieces().map(Item::Update));
+    }
+    all
+}
+
+/// Whether another unit adds to a gradient of the first one's.
+fn is_tied(w: &Workload) -> bool {
+    let own = &w.units[0].params;
+    let others = w.units[1..].iter().flat_map(|u| &u.backward);
+    others.flat_map(|op| &op.operands).any(|o| {
+        let adds = o.access == Access::Accumulate;
+        matches!(o.what, What::Gradient(p) if adds && own.contains(&p))
+    })
+}

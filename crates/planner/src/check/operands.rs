@@ -1,0 +1,397 @@
+//! Rule 8, of one task: it has the operands that its work has in the workload, each the right bytes
+//! of the right tensor, on a lane that reaches them.
+
+use lowtide_workload::{
+    Access, Dtype, Op, PARAM_ALIGN, PIECE_ALIGN, Unit, UnitKind, What, Workload,
+};
+
+use super::{CLIP_BYTES, Fault, LOSS_BYTES, size};
+use crate::choice::Clip;
+use crate::plan::{Arg, Lane, PartName, Phase, Plan, Task, Tensor, Tier, Use, Work};
+
+/// The first task that is not one of the workload's.
+pub(super) fn operands(plan: &Plan, w: &Workload, clip: Clip) -> Result<(), Fault> {
+    pieces(plan, w).map_err(|what| Fault {
+        part: PartName::First,
+        task: 0,
+        what,
+    })?;
+    let mut piece_of = vec![0; w.params.len()];
+    for (i, piece) in (0..).zip(&plan.pieces) {
+        piece.params.clone().for_each(|p| piece_of[p as usize] = i);
+    }
+    for part in PartName::ALL {
+        let here = Here {
+            plan,
+            w,
+            clip,
+            part,
+            piece_of: &piece_of,
+        };
+        for (i, task) in plan.part(part).iter().enumerate() {
+            here.task(task).map_err(|what| Fault {
+                part,
+                task: i as u32,
+                what,
+            })?;
+        }
+    }
+    Ok(())
+}
+
+/// Pieces hold every parameter once, in order and apart.
+fn pieces(plan: &Plan, w: &Workload) -> Result<(), String> {
+    let (mut next, mut chunks) = (0, 0);
+    for (i, p) in plan.pieces.iter().enumerate() {
+        let params = w.params.get(p.params.start as usize..p.params.end as usize);
+        let Some(params) = params.filter(|x| p.params.start == next && !x.is_empty()) else {
+            return Err(format!("piece {i} is not the next parameters"));
+        };
+        let mut at = 0;
+        for (k, param) in params.iter().enumerate() {
+            let offset = p.offsets.get(k).copied().unwrap_or(u64::MAX);
+            if param.unit != p.unit || offset < at || !offset.is_multiple_of(PARAM_ALIGN) {
+                return Err(format!("{} has no place in piece {i}", param.name));
+            }
+            at = offset.saturating_add(param.elements);
+        }
+        let parts: u64 = params
+            .iter()
+            .map(lowtide_workload::Param::norm_chunks)
+            .sum();
+        let norm = (p.norm_offset, p.norm_chunks) == (chunks, parts);
+        if at > p.elements || !p.elements.is_multiple_of(PIECE_ALIGN) || !norm {
+            return Err(format!("piece {i} has not the size of its parameters"));
+        }
+        next = p.params.end;
+        chunks += parts;
+    }
+    let units = plan.unit_names.len() == w.units.len();
+    if next as usize != w.params.len() || !units || plan.accumulate != w.batch.accumulate {
+        return Err("the plan is of another workload".to_owned());
+    }
+    let storage = (plan.precision, plan.gradient, plan.moments);
+    if storage != (w.precision, w.gradient, w.moments) {
+        return Err("the plan stores numbers otherwise than the workload".to_owned());
+    }
+    Ok(())
+}
+
+/// The operations of a unit in a phase.
+pub(super) fn ops(unit: &Unit, phase: Phase) -> &[Op] {
+    match phase {
+        Phase::Forward | Phase::Recompute => &unit.forward,
+        Phase::Backward => &unit.backward,
+        Phase::Evaluate => &unit.evaluate,
+        Phase::Infer => &unit.infer,
+    }
+}
+
+/// What an argument must be: a tensor, its bytes, and what is done with them.
+struct Want {
+    tensor: Tensor,
+    offset: u64,
+    bytes: u64,
+    access: Use,
+}
+
+/// Where a task stands.
+struct Here<'a> {
+    plan: &'a Plan,
+    w: &'a Workload,
+    clip: Clip,
+    part: PartName,
+    piece_of: &'a [u32],
+}
+
+impl Here<'_> {
+    fn task(&self, task: &Task) -> Result<(), String> {
+        match task.work {
+            Work::Compute {
+                unit,
+                phase,
+                op,
+                micro_batch,
+            } => self.compute(task, (unit, phase, op, micro_batch)),
+            Work::Finish { piece } => self.finish(task, self.known(piece)?),
+            Work::Update { piece } => self.update(task, self.known(piece)?),
+            Work::Copy | Work::Read | Work::Write => self.transfer(task),
+            Work::Load { micro_batch } => {
+                let all = [self.whole(Tensor::Inputs(micro_batch), Use::Write)];
+                self.on(task, Lane::HOST, Tier::Host, &all)
+            }
+            Work::Norm => {
+                let all = [
+                    self.whole(Tensor::AllNormParts, Use::Read),
+                    self.whole(Tensor::Clip, Use::Write),
+                    self.losses(),
+                ];
+                self.on(task, Lane::HOST, Tier::Host, &all)
+            }
+            Work::Losses => self.on(task, Lane::HOST, Tier::Host, &[self.losses()]),
+            Work::Logits { micro_batch } => self.logits(task, micro_batch),
+            Work::Commit => self.commit(task),
+        }
+    }
+
+    fn known(&self, piece: u32) -> Result<u32, String> {
+        if (piece as usize) < self.plan.pieces.len() {
+            Ok(piece)
+        } else {
+            Err(format!("is of piece {piece}, which does not exist"))
+        }
+    }
+
+    /// All of a tensor.
+    fn whole(&self, tensor: Tensor, access: Use) -> Want {
+        Want {
+            tensor,
+            offset: 0,
+            bytes: size(self.plan, self.w, tensor),
+            access,
+        }
+    }
+
+    /// The losses of the part's micro-batches.
+    fn losses(&self) -> Want {
+        let span = self.plan.rounds().span(self.part);
+        Want {
+            tensor: Tensor::Losses,
+            offset: 0,
+            bytes: u64::from(span.end - span.start) * LOSS_BYTES,
+            access: Use::Read,
+        }
+    }
+
+    /// The task's arguments are these, in this order, all of one tier.
+    fn on(&self, task: &Task, lane: Lane, tier: Tier, want: &[Want]) -> Result<(), String> {
+        if task.lane != lane {
+            return Err(format!("runs on lane {}, not {lane}", task.lane));
+        }
+        if task.args.len() != want.len() {
+            let (have, want) = (task.args.len(), want.len());
+            return Err(format!("has {have} arguments, not {want}"));
+        }
+        let pairs = task.args.iter().zip(want);
+        pairs.into_iter().try_for_each(|(a, w)| self.is(a, tier, w))
+    }
+
+    fn is(&self, a: &Arg, tier: Tier, want: &Want) -> Result<(), String> {
+        let slot = &self.plan.slots[a.slot as usize];
+        let name = || want.tensor.name(self.plan);
+        let same = slot.tensor == want.tensor || self.sums(slot.tensor, want.tensor);
+        if !same {
+            let found = slot.tensor.name(self.plan);
+            return Err(format!("has {found} where {} belongs", name()));
+        }
+        if slot.tier != tier {
+            return Err(format!("finds {} on the {}", name(), slot.tier));
+        }
+        if (a.offset, a.bytes) != (want.offset, want.bytes) {
+            let (from, bytes) = (a.offset, a.bytes);
+            return Err(format!("uses bytes {from}+{bytes} of {}", name()));
+        }
+        if a.access != want.access {
+            return Err(format!("has {:?} for {}", a.access, name()));
+        }
+        Ok(())
+    }
+
+    /// A gradient in f32 adds up where it will wait, or waits where it added up.
+    fn sums(&self, have: Tensor, want: Tensor) -> bool {
+        let pair = matches!((have, want), (Tensor::Gradient(p), Tensor::Accumulator(q))
+            | (Tensor::Accumulator(p), Tensor::Gradient(q)) if p == q);
+        pair && self.w.gradient == Dtype::F32
+    }
+
+    fn compute(&self, task: &Task, at: (u32, Phase, u16, u32)) -> Result<(), String> {
+        let (u, phase, op, m) = at;
+        let unit = self.w.units.get(u as usize);
+        let Some(o) = unit.and_then(|unit| ops(unit, phase).get(op as usize)) else {
+            return Err(format!(
+                "is operation {op} of unit {u}, which does not exist"
+            ));
+        };
+        if m >= self.plan.accumulate {
+            return Err(format!("is of micro-batch {m}, which does not exist"));
+        }
+        let n = o.operands.len();
+        let scratch = u64::from(o.workspace.0 > 0);
+        if task.lane != Lane::GPU || task.args.len() as u64 != n as u64 + scratch {
+            return Err(format!(
+                "has {} arguments on {}",
+                task.args.len(),
+                task.lane
+            ));
+        }
+        for (a, operand) in task.args.iter().zip(&o.operands) {
+            let mut want = self.operand(u, operand.what, m)?;
+            want.access = match operand.access {
+                Access::Read => Use::Read,
+                Access::Write => Use::Write,
+                // Rule 7 tells which.
+                Access::Accumulate if a.access == Use::Write => Use::Write,
+                Access::Accumulate => Use::Update,
+            };
+            self.is(a, Tier::Device, &want)?;
+        }
+        for a in &task.args[n..] {
+            let slot = &self.plan.slots[a.slot as usize];
+            let place = (slot.tensor, slot.tier, a.access);
+            if place != (Tensor::Workspace, Tier::Device, Use::Write) || a.bytes < o.workspace.0 {
+                return Err(format!("lacks {} of scratch", o.workspace));
+            }
+        }
+        Ok(())
+    }
+
+    /// The bytes of an operand of unit `u`. A unit's input is the output of the unit below; the
+    /// gradient of its output is the input gradient of the unit above.
+    fn operand(&self, u: u32, what: What, m: u32) -> Result<Want, String> {
+        let unit = &self.w.units[u as usize];
+        let of = |unit: Option<u32>, i: fn(&Unit) -> Option<u16>| {
+            let there = unit.and_then(|n| Some((n, i(self.w.units.get(n as usize)?)?)));
+            let (n, i) = there.ok_or("has an operand of a unit that is not there")?;
+            Ok::<_, String>(self.whole(Tensor::Local(n, i, m), Use::Read))
+        };
+        let part = |p: u32, tensor: fn(u32) -> Tensor, bytes: u64| {
+            let piece = self.piece_of[p as usize];
+            Want {
+                tensor: tensor(piece),
+                offset: self.plan.pieces[piece as usize].offset_of(p) * bytes,
+                bytes: self.w.params[p as usize].elements * bytes,
+                access: Use::Read,
+            }
+        };
+        Ok(match what {
+            What::Local(i) if unit.input == Some(i) => of(u.checked_sub(1), |b| b.output)?,
+            What::Local(i) if unit.d_output == Some(i) => of(Some(u + 1), |a| a.d_input)?,
+            What::Local(i) => self.whole(Tensor::Local(u, i, m), Use::Read),
+            What::Weight(p) => part(p, Tensor::Weight, self.w.precision.size()),
+            What::Gradient(p) => part(p, Tensor::Accumulator, 4),
+            What::Inputs => self.whole(Tensor::Inputs(m), Use::Read),
+            What::Loss => {
+                let first = self.plan.rounds().span(self.part).start;
+                Want {
+                    tensor: Tensor::Losses,
+                    offset: u64::from(m.wrapping_sub(first)) * LOSS_BYTES,
+                    bytes: LOSS_BYTES,
+                    access: Use::Write,
+                }
+            }
+        })
+    }
+
+    fn finish(&self, task: &Task, p: u32) -> Result<(), String> {
+        let parts = self.whole(Tensor::NormParts(p), Use::Write);
+        let want = match self.w.gradient {
+            Dtype::F32 => vec![self.whole(Tensor::Accumulator(p), Use::Update), parts],
+            Dtype::Bf16 => vec![
+                self.whole(Tensor::Gradient(p), Use::Write),
+                parts,
+                self.whole(Tensor::Accumulator(p), Use::Read),
+            ],
+        };
+        self.on(task, Lane::GPU, Tier::Device, &want)
+    }
+
+    fn update(&self, task: &Task, p: u32) -> Result<(), String> {
+        let tier = match task.lane {
+            Lane::GPU => Tier::Device,
+            Lane::HOST => Tier::Host,
+            lane => return Err(format!("runs on lane {lane}")),
+        };
+        let mut want = vec![
+            self.whole(Tensor::Weight(p), Use::Update),
+            self.whole(Tensor::State(p), Use::Update),
+            self.whole(Tensor::Gradient(p), Use::Read),
+            self.whole(Tensor::Clip, Use::Read),
+        ];
+        // The piece's own norm parts, with which an update knows that its gradient is finite; with a
+        // norm that was made before it needs none.
+        let normed = self.clip == Clip::Exact
+            || self.clip == Clip::Previous
+                && matches!(self.part, PartName::First | PartName::LastFirst);
+        match task
+            .args
+            .get(4)
+            .map(|a| self.plan.slots[a.slot as usize].tensor)
+        {
+            Some(Tensor::NormParts(_)) => want.push(self.whole(Tensor::NormParts(p), Use::Read)),
+            Some(_) => {
+                let piece = &self.plan.pieces[p as usize];
+                want.push(Want {
+                    tensor: Tensor::AllNormParts,
+                    offset: piece.norm_offset * 8,
+                    bytes: piece.norm_chunks * 8,
+                    access: Use::Read,
+                });
+            }
+            None if normed && tier == Tier::Device => {}
+            None => return Err("does not see the norm of its gradient".to_owned()),
+        }
+        self.on(task, task.lane, tier, &want)
+    }
+
+    fn transfer(&self, task: &Task) -> Result<(), String> {
+        let [from, to] = task.args.as_slice() else {
+            return Err(format!("has {} arguments, not 2", task.args.len()));
+        };
+        let tier = |a: &Arg| self.plan.slots[a.slot as usize].tier;
+        let way = match (task.work, tier(from), tier(to)) {
+            (Work::Copy, Tier::Host, Tier::Device) => Lane::H2D,
+            (Work::Copy, Tier::Device, Tier::Host) => Lane::D2H,
+            (Work::Read, Tier::Disk, Tier::Host) => Lane::DISK_READ,
+            (Work::Write, Tier::Host, Tier::Disk) => Lane::DISK_WRITE,
+            (_, from, to) => return Err(format!("moves from the {from} to the {to}")),
+        };
+        if task.lane != way {
+            return Err(format!("runs on lane {}, not {way}", task.lane));
+        }
+        if (from.access, to.access) != (Use::Read, Use::Write) || from.bytes != to.bytes {
+            return Err("moves other bytes than it reads".to_owned());
+        }
+        if from.bytes == 0 {
+            return Err("moves nothing".to_owned());
+        }
+        let align = Tier::Disk.align();
+        let whole = |a: &Arg| a.offset.is_multiple_of(align) && a.bytes.is_multiple_of(align);
+        if task.work != Work::Copy && !(whole(from) && whole(to)) {
+            return Err("moves a part of a sector".to_owned());
+        }
+        Ok(())
+    }
+
+    fn logits(&self, task: &Task, m: u32) -> Result<(), String> {
+        let head = self.w.units.iter().rposition(|u| u.kind == UnitKind::Head);
+        let (u, last) = head
+            .and_then(|u| Some((u, self.w.units[u].infer.last()?)))
+            .ok_or("is of a workload without a head")?;
+        let made = last.operands.iter().find_map(|o| match (o.what, o.access) {
+            (What::Local(i), Access::Write) => Some(Tensor::Local(u as u32, i, m)),
+            _ => None,
+        });
+        let logits = made.ok_or("is of a head without logits")?;
+        let want = [self.whole(logits, Use::Read)];
+        self.on(task, Lane::HOST, Tier::Host, &want)
+    }
+
+    /// Which extents a commit must have is rule 6; it has them whole, and the clip factor last.
+    fn commit(&self, task: &Task) -> Result<(), String> {
+        let Some((clip, extents)) = task.args.split_last() else {
+            return Err("commits nothing".to_owned());
+        };
+        for a in extents {
+            let s = &self.plan.slots[a.slot as usize];
+            let whole = (a.offset, a.bytes, a.access) == (0, s.bytes, Use::Read);
+            if s.tier != Tier::Disk || !whole {
+                return Err(format!("commits a part of {}", s.tensor.name(self.plan)));
+            }
+        }
+        let want = Want {
+            bytes: CLIP_BYTES,
+            ..self.whole(Tensor::Clip, Use::Read)
+        };
+        self.is(clip, Tier::Host, &want)
+    }
+}
