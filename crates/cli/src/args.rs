@@ -209,6 +209,10 @@ pub struct ProbeArgs {
     /// A directory on a drive to measure; may be repeated, one a drive.
     #[arg(long, value_name = "DIR")]
     pub disk: Vec<PathBuf>,
+    /// Bytes that these drives together are rated for over their life, such as 600TB, as their maker says: `plan` then
+    /// tells how long a run may go on.
+    #[arg(long, value_name = "SIZE", requires = "disk")]
+    pub disk_rated_writes: Option<String>,
     /// Where the rates are stored.
     #[arg(long, value_name = "FILE", default_value = "machine.json")]
     pub out: PathBuf,

@@ -292,6 +292,9 @@ fn advice(e: &TrainError) -> Vec<String> {
             "lower train.micro_batch (train.accumulate can rise by as much), train.seq or train.accumulate",
         ),
         TrainError::Budget { key, .. } if key.starts_with("--") => one("give fewer, or leave it out"),
+        TrainError::DiskWrites { .. } => one(
+            "allow more, train for fewer steps, or give more host or device memory, so that less lies on the drives",
+        ),
         TrainError::Threads { .. } => one(
             "leave threads out to take all cores, or raise the limit on processes (ulimit -u, pids.max)",
         ),

@@ -122,6 +122,15 @@ pub fn plan(args: &PlanArgs, out: Out) -> Answer {
     if plan.tier(Tier::Disk).planned_bytes.0 > 0 && machine.disk.is_none() {
         out.text("the machine's drives are not measured: a slow one is assumed");
     }
+    if let Some(rated) = machine.disk.and_then(|d| d.rated_writes)
+        && let written @ 1.. = plan.prediction.disk_bytes_written.0
+    {
+        let days = rated.0 as f64 / written as f64 * step / 86_400.0;
+        out.text(&format!(
+            "the drives' rated writes, {}, last {days:.0} days of such steps",
+            bytes(rated.0)
+        ));
+    }
     let mut answer = about;
     describe(&plan, &mut answer);
     answer["tokens_per_second"] = json!(tokens_per_second);

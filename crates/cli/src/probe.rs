@@ -4,6 +4,7 @@ use std::path::Path;
 
 use lowtide_config::Run;
 use lowtide_planner::Machine;
+use lowtide_trainer::Bytes;
 use lowtide_trainer::clock::today;
 use lowtide_trainer::device::{self, Device};
 use lowtide_trainer::inputs::sample_of;
@@ -33,6 +34,11 @@ pub fn probe(args: &ProbeArgs, out: Out) -> Answer {
         Some(file) => Some(Run::load(file, &texts("--set", &args.sets)?)?),
         None => None,
     };
+    let rated = args.disk_rated_writes.as_deref().map(str::parse::<Bytes>);
+    let rated = rated.transpose().map_err(|e| CliError::Usage {
+        what: format!("--disk-rated-writes: {e}"),
+        help: "--disk-rated-writes 600TB",
+    })?;
     let device = device_named(args.device.as_deref(), run.as_ref())?;
     out.text(&device.note);
     let decoder = match &run {
@@ -65,12 +71,15 @@ pub fn probe(args: &ProbeArgs, out: Out) -> Answer {
         gpu: device.gpu.clone(),
     };
     let waiting = Waiting::begin(Phase::Measuring.name());
-    let machine = measure(
+    let mut machine = measure(
         &options,
         decoder.as_deref(),
         run.as_ref().and_then(sample_of).as_ref(),
     )?;
     drop(waiting);
+    if let Some(disk) = &mut machine.disk {
+        disk.rated_writes = rated;
+    }
     out.text(&table(&machine));
     let text = serde_json::to_string_pretty(&machine).expect("plain values") + "\n";
     folder.write(&name, |out| out.write_all(text.as_bytes()))?;

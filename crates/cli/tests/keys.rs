@@ -223,6 +223,12 @@ const ROWS: &[Row] = &[
     planned("budget.device", ["1GiB", "8MiB"], &[], plan),
     planned("budget.host", ["256MiB", "1MiB"], SMALL, plan),
     planned("budget.disk", ["0", "1GiB"], SMALL, plan),
+    trained(
+        "budget.disk_writes",
+        ["1GiB", "1MiB"],
+        &["budget.disk=1GiB", "plan.optimizer=disk"],
+        code,
+    ),
     trained("data.train", ["", "other.jsonl"], &[], tokens),
     trained("data.eval", ["", "other.jsonl"], &[], evaluated),
     trained("data.eval_split", ["0", "0.3"], &[], evaluated),

@@ -96,6 +96,7 @@ fn budget(low: &Low, output: &Path) -> Budget {
     Budget {
         device: size("budget.device"),
         host: size("budget.host"),
+        disk_writes: size("budget.disk_writes"),
         disk,
     }
 }

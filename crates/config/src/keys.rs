@@ -171,6 +171,14 @@ const BEFORE_DATA: &[Key] = &[
         default: Value("0"),
         elsewhere: &["nvme", "nvme_path", "offload_folder"],
     },
+    Key {
+        name: "budget.disk_writes",
+        doc: "What the run may write to these drives in all, over all its processes. One that would write more is refused \
+              before its first step: flash wears out.",
+        kind: Kind::Size,
+        default: Unset("no limit"),
+        elsewhere: &[],
+    },
 ];
 
 /// Those behind the keys of data.

@@ -92,6 +92,8 @@ pub struct Budget {
     pub device: Option<Bytes>,
     /// Bytes of host memory; `None`: what is free at the start.
     pub host: Option<Bytes>,
+    /// Bytes that may be written to the disks by the whole run; `None`: any number.
+    pub disk_writes: Option<Bytes>,
     /// Space on disks, none of them empty; no entry: no disk.
     pub disk: Vec<DiskBudget>,
 }

@@ -87,9 +87,10 @@ pub fn explain(plan: &Plan, cuda: bool) -> String {
         lanes.join(", ")
     );
     if p.disk_bytes_written.0 > 0 {
+        let day = Bytes((p.disk_bytes_written.0 as f64 * 86_400.0 / p.step_seconds.0) as u64);
         let _ = writeln!(
             text,
-            "disk: {} read, {} written a step",
+            "disk: {} read, {} written a step, {day} written a day",
             p.disk_bytes_read, p.disk_bytes_written
         );
     }

@@ -42,6 +42,9 @@ pub struct DiskRates {
     pub mixed: BytesPerSecond,
     /// Time of the smallest transfer.
     pub latency: Seconds,
+    /// Bytes that the drives together are rated for over their life, as their maker says; never measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rated_writes: Option<Bytes>,
 }
 
 impl DiskRates {
@@ -54,6 +57,7 @@ impl DiskRates {
             write: rate(self.write, other.write),
             mixed: rate(self.mixed, other.mixed),
             latency: Seconds((self.latency.0 + other.latency.0) / 2.0),
+            rated_writes: self.rated_writes.or(other.rated_writes),
         }
     }
 }
@@ -262,6 +266,7 @@ const SLOWEST: DiskRates = DiskRates {
     write: BytesPerSecond(0.5e9),
     mixed: BytesPerSecond(0.5e9),
     latency: Seconds(1e-3),
+    rated_writes: None,
 };
 
 #[cfg(test)]

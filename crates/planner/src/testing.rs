@@ -257,6 +257,7 @@ pub(crate) fn machine() -> Machine {
             write: BytesPerSecond(1e9),
             mixed: BytesPerSecond(1.2e9),
             latency: Seconds(1e-4),
+            rated_writes: None,
         }),
         shared: vec![Shared {
             name: "host memory".into(),

@@ -14,6 +14,8 @@ use lowtide_device::cuda::Gpu;
 use lowtide_executor::{ExecError, Trace};
 use lowtide_kernels::adamw::Hyper;
 use lowtide_model::Decoder;
+use lowtide_planner::Lane;
+use lowtide_units::Bytes;
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -40,7 +42,7 @@ use crate::requests::Requests;
 use crate::resident::Resident;
 use crate::step::{Mark, Session, StepData};
 use crate::stops::{Stops, stops_of};
-use crate::tally::Tally;
+use crate::tally::{Tally, Totals};
 use crate::threads::host_note;
 use saving::{Cadence, Sizes};
 use start::Start;
@@ -55,6 +57,7 @@ mod saving;
 mod start;
 mod summary;
 mod tokenizer_files;
+mod wear;
 
 pub use evaluate::evaluate;
 
@@ -105,7 +108,9 @@ struct Fit<'a> {
     /// Real tokens of all batches handed out.
     dealt: u64,
     /// Totals of the processes before this one: seconds and the tokens they are for.
-    earlier: (f64, u64),
+    earlier: Totals,
+    /// Bytes that this start has written to the drives.
+    filled: u64,
     /// A step's time by the plan.
     predicted_seconds: f64,
     durable: bool,
@@ -228,6 +233,14 @@ pub fn train(
     let plan = plan_pinned(run, &decoder, &machine, budgets, device.target, pins)?;
     let plan = Arc::new(plan);
     observer.planned(&plan, &machine);
+    let ahead = total - start.state().map_or(0, |s| s.step);
+    let filled = match start {
+        // Its state is on the drives.
+        Start::Journal(_) => Bytes::ZERO,
+        Start::Anew | Start::Checkpoint(..) => wear::fill(&plan),
+    };
+    let written = start.state().map_or(0, |s| s.totals.disk_written);
+    wear::check(run, &plan, (written, filled, ahead))?;
     observer.phase(Some(Phase::Reserving));
     let trace = if run.log.trace {
         Trace::FIRST_STEPS
@@ -243,7 +256,6 @@ pub fn train(
         clip: clip_of(run),
         resident,
     };
-    let ahead = total - start.state().map_or(0, |s| s.step);
     let (sizes, room) = saving::take_room(run, &planned, &output, ahead)?;
     let mut session = start.open(run, &planned, trace)?;
     if let Some(how) = session.describe_disk() {
@@ -306,7 +318,8 @@ pub fn train(
         events,
         state,
         dealt: 0,
-        earlier: (0.0, 0),
+        earlier: Totals::default(),
+        filled: filled.0,
         predicted_seconds: planned.plan.prediction.step_seconds.0,
         durable,
         last_checkpoint: None,
@@ -320,8 +333,7 @@ pub fn train(
     fit.observer.phase(None);
     fit.change(changes);
     fit.dealt = fit.state.tokens;
-    let totals = &fit.state.totals;
-    fit.earlier = (totals.seconds, totals.timed_tokens);
+    fit.earlier = fit.state.totals.clone();
     if fit.durable {
         fit.write_journal(&planned.plan);
     }
@@ -542,6 +554,7 @@ impl Fit<'_> {
             tokens_per_second: lap.whole.then(|| f.tokens as f64 / lap.seconds),
             predicted_seconds: self.predicted_seconds,
             ruling_lane: Some(lap.ruling_lane),
+            disk_written: self.state.totals.disk_written,
             skipped: outcome.skipped,
         };
         self.state.step = f.step;
@@ -560,9 +573,11 @@ impl Fit<'_> {
 
     /// Brings the run's totals to what this process has done so far.
     fn count(&mut self, tally: &Tally) {
-        let (seconds, tokens) = self.earlier;
-        self.state.totals.seconds = seconds + tally.seconds;
-        self.state.totals.timed_tokens = tokens + tally.tokens;
+        let (earlier, totals) = (&self.earlier, &mut self.state.totals);
+        totals.seconds = earlier.seconds + tally.seconds;
+        totals.timed_tokens = earlier.timed_tokens + tally.tokens;
+        let written = tally.moved.lane(Lane::DISK_WRITE).bytes;
+        totals.disk_written = earlier.disk_written + self.filled + written;
     }
 
     fn log(&mut self, line: &StepLine) {

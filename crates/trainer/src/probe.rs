@@ -534,6 +534,7 @@ fn disk_rates(drives: &[Drive], seconds: f64) -> Result<DiskRates, TierError> {
         write: BytesPerSecond(write),
         mixed: BytesPerSecond(mixed),
         latency: Seconds(2e-4),
+        rated_writes: None,
     })
 }
 

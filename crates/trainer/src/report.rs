@@ -40,8 +40,16 @@ pub struct StepLine {
     /// The lane that was busiest in this step, where that is known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ruling_lane: Option<&'static str>,
+    /// Bytes that the run has written to its drives so far, whichever process wrote them; left out where none.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub disk_written: u64,
     /// The update was left out: its norm was not finite.
     pub skipped: bool,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "as serde wants it")]
+fn is_zero(n: &u64) -> bool {
+    *n == 0
 }
 
 /// JSON has no word for it.
@@ -271,6 +279,9 @@ pub struct TrainReport {
     pub gpu_waits: Vec<WaitCompared>,
     /// Bytes moved by lane: h2d, d2h, disk_read, disk_write.
     pub moved_bytes: BTreeMap<String, u64>,
+    /// Bytes written to the drives by the whole run, the filling of each start among them.
+    #[serde(default)]
+    pub disk_written: u64,
     /// Bytes of the parameters as the device reads them.
     pub parameter_bytes: u64,
     /// Planned, which is reserved, bytes by tier.

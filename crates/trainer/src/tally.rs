@@ -17,6 +17,8 @@ pub struct Totals {
     pub seconds: f64,
     /// Real tokens that these seconds are for. A process that dies takes its times with it.
     pub timed_tokens: u64,
+    /// Bytes written to the drives of `budget.disk`: steps, evaluations, and what each start filled them with.
+    pub disk_written: u64,
     /// Bits of the evaluation loss before the first step, if it was measured.
     pub eval_loss_first: Option<u64>,
     /// The last steps, the newest last: which, and the bits of its loss.

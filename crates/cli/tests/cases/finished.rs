@@ -328,3 +328,40 @@ fn an_expression_that_cannot_be_used_is_an_error_that_names_its_place() {
     train(&scratch, &["eval.generate.extract=a", NO_ANSWERS])
         .refused(&["eval.generate.extract", "exact_match"]);
 }
+
+/// What a run may write to its drives holds for all of its processes together.
+#[test]
+fn a_run_that_would_wear_its_drives_out_is_refused_before_its_first_step() {
+    let scratch = case();
+    let run = |steps: u64, allowed: Option<u64>| {
+        let (steps, allowed) = (
+            format!("train.steps={steps}"),
+            allowed.map(|n| format!("budget.disk_writes={n}")),
+        );
+        let mut sets = vec![
+            NO_ANSWERS,
+            "budget.disk=1GiB",
+            "plan.optimizer=disk",
+            "checkpoint.change=train.steps",
+            &steps,
+        ];
+        sets.extend(allowed.as_deref());
+        train(&scratch, &sets)
+    };
+    let written = |ended: &Ended| {
+        ended.fine().json()["disk_written"]
+            .as_u64()
+            .expect("a number")
+    };
+    let refused = run(2, Some(1 << 20));
+    refused.refused(&["budget.disk_writes", "1.0 MiB allowed", "2 steps to come"]);
+    assert!(!scratch.at("out/metrics.jsonl").exists());
+    // A filling and two steps; another filling and two more.
+    let two = written(&run(2, None));
+    let last = lines(&scratch, "out/metrics.jsonl");
+    let last = last.iter().rev().find_map(|l| l["disk_written"].as_u64());
+    assert!(last.expect("is counted") <= two);
+    run(4, Some(2 * two - 1)).refused(&["budget.disk_writes", "are written"]);
+    let four = written(&run(4, Some(2 * two)));
+    assert_eq!(four, 2 * two);
+}

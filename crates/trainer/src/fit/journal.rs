@@ -258,6 +258,7 @@ impl Fit<'_> {
             tokens_per_second: None,
             predicted_seconds: self.predicted_seconds,
             ruling_lane: None,
+            disk_written: self.state.totals.disk_written,
             skipped: step.skipped,
         });
         self.tell(told);

@@ -65,6 +65,7 @@ impl Fit<'_> {
             lanes,
             gpu_waits,
             moved_bytes,
+            disk_written: totals.disk_written,
             parameter_bytes: planned.decoder.workload().parameters()
                 * planned.plan.precision.size(),
             planned_bytes,

@@ -1,0 +1,37 @@
+//! How much a run writes to its drives, held against what it may.
+
+use lowtide_config::Run;
+use lowtide_planner::{Plan, Tier};
+use lowtide_units::Bytes;
+
+use crate::TrainError;
+
+/// Bytes that filling the drives at a start writes: what stays on them between steps.
+pub(super) fn fill(plan: &Plan) -> Bytes {
+    let disk = plan.tier(Tier::Disk);
+    disk.weights + disk.optimizer
+}
+
+/// Refuses a run that would write more in all than it may: `written` by the processes before this one, this start,
+/// and `ahead` steps.
+pub(super) fn check(
+    run: &Run,
+    plan: &Plan,
+    (written, start, ahead): (u64, Bytes, u64),
+) -> Result<(), TrainError> {
+    let Some(allowed) = run.budget.disk_writes else {
+        return Ok(());
+    };
+    let step = plan.prediction.disk_bytes_written;
+    let needed = step.0.saturating_mul(ahead).saturating_add(start.0);
+    if written.saturating_add(needed) <= allowed.0 {
+        return Ok(());
+    }
+    Err(TrainError::DiskWrites {
+        allowed,
+        written: Bytes(written),
+        needed: Bytes(needed),
+        steps: ahead,
+        step,
+    })
+}
