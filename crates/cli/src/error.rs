@@ -292,7 +292,7 @@ fn advice(e: &TrainError) -> Vec<String> {
             "lower train.micro_batch (train.accumulate can rise by as much), train.seq or train.accumulate",
         ),
         TrainError::Budget { key, .. } if key.starts_with("--") => one("give fewer, or leave it out"),
-        TrainError::DiskWrites { .. } => one(
+        TrainError::DiskWrites(_) => one(
             "allow more, train for fewer steps, or give more host or device memory, so that less lies on the drives",
         ),
         TrainError::Threads { .. } => one(

@@ -623,22 +623,8 @@ pub enum TrainError {
         what: String,
     },
     /// The run would write more to its drives than it may.
-    #[error(
-        "budget.disk_writes: {allowed} allowed; {written} are written, the {steps} steps to come would write {needed} \
-         ({step} each)"
-    )]
-    DiskWrites {
-        /// Bytes that the run may write in all.
-        allowed: Bytes,
-        /// Bytes written by its processes before this one.
-        written: Bytes,
-        /// Bytes that this start and the steps to come write.
-        needed: Bytes,
-        /// Steps to come.
-        steps: u64,
-        /// Bytes that a step writes.
-        step: Bytes,
-    },
+    #[error(transparent)]
+    DiskWrites(Box<crate::wear::TooMuch>),
     /// The system starts fewer threads than were asked for.
     #[error("threads: {asked} asked for, about {started} can be started: {why}")]
     Threads {

@@ -44,6 +44,7 @@ use crate::step::{Mark, Session, StepData};
 use crate::stops::{Stops, stops_of};
 use crate::tally::{Tally, Totals};
 use crate::threads::host_note;
+use crate::wear;
 use saving::{Cadence, Sizes};
 use start::Start;
 
@@ -57,7 +58,6 @@ mod saving;
 mod start;
 mod summary;
 mod tokenizer_files;
-mod wear;
 
 pub use evaluate::evaluate;
 

@@ -30,6 +30,7 @@ mod tally;
 pub mod threads;
 pub mod together;
 pub mod verify;
+pub mod wear;
 
 pub use error::{DataError, RecordProblem, TrainError};
 pub use tally::Totals;

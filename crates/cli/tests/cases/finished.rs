@@ -333,6 +333,9 @@ fn an_expression_that_cannot_be_used_is_an_error_that_names_its_place() {
 #[test]
 fn a_run_that_would_wear_its_drives_out_is_refused_before_its_first_step() {
     let scratch = case();
+    // One machine's rates, so that both processes have one plan.
+    let rates = include_str!("../../../../examples/machines/h200.json");
+    scratch.write("machine.json", rates);
     let run = |steps: u64, allowed: Option<u64>| {
         let (steps, allowed) = (
             format!("train.steps={steps}"),
@@ -342,6 +345,7 @@ fn a_run_that_would_wear_its_drives_out_is_refused_before_its_first_step() {
             NO_ANSWERS,
             "budget.disk=1GiB",
             "plan.optimizer=disk",
+            "plan.machine=machine.json",
             "checkpoint.change=train.steps",
             &steps,
         ];

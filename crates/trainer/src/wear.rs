@@ -6,15 +6,34 @@ use lowtide_units::Bytes;
 
 use crate::TrainError;
 
+/// A run would write more than it may.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "budget.disk_writes: {allowed} allowed; {written} are written, the {steps} steps to come would write {needed} \
+     ({step} each)"
+)]
+pub struct TooMuch {
+    /// Bytes that the run may write in all.
+    pub allowed: Bytes,
+    /// Bytes written by its processes before this one.
+    pub written: Bytes,
+    /// Bytes that this start and the steps to come write.
+    pub needed: Bytes,
+    /// Steps to come.
+    pub steps: u64,
+    /// Bytes that a step writes.
+    pub step: Bytes,
+}
+
 /// Bytes that filling the drives at a start writes: what stays on them between steps.
-pub(super) fn fill(plan: &Plan) -> Bytes {
+pub(crate) fn fill(plan: &Plan) -> Bytes {
     let disk = plan.tier(Tier::Disk);
     disk.weights + disk.optimizer
 }
 
 /// Refuses a run that would write more in all than it may: `written` by the processes before this one, this start,
 /// and `ahead` steps.
-pub(super) fn check(
+pub(crate) fn check(
     run: &Run,
     plan: &Plan,
     (written, start, ahead): (u64, Bytes, u64),
@@ -27,11 +46,11 @@ pub(super) fn check(
     if written.saturating_add(needed) <= allowed.0 {
         return Ok(());
     }
-    Err(TrainError::DiskWrites {
+    Err(TrainError::DiskWrites(Box::new(TooMuch {
         allowed,
         written: Bytes(written),
         needed: Bytes(needed),
         steps: ahead,
         step,
-    })
+    })))
 }
