@@ -148,7 +148,7 @@ fn test_table() -> Vec<Entry> {
     add!(C::Through(1), tests::is_gt, "gt", "greaterthan", ">");
     add!(C::Through(4), tests::is_in, "in");
     add!(C::Glance, tests::is_integer, "integer", "int");
-    add!(C::Items, tests::is_iterable, "iterable");
+    add!(C::Items, python::is_iterable, "iterable");
     add!(C::Through(1), tests::is_le, "le", "<=");
     add!(C::Through(2), tests::is_lower, "lower");
     add!(C::Through(1), tests::is_lt, "lt", "lessthan", "<");

@@ -245,7 +245,7 @@ fn a_limit_names_the_construct_and_the_line() {
 
 /// As Jinja2 prints them.
 #[test]
-fn what_is_put_behind_text_is_printed_as_in_python() {
+fn values_are_printed_and_told_apart_as_in_python() {
     for (source, want) in [
         (
             "{{ 'x' ~ none ~ true ~ 1.0 ~ ['a'] ~ {'b': 'c'} }}",
@@ -255,6 +255,10 @@ fn what_is_put_behind_text_is_printed_as_in_python() {
         (
             "{{ ['a'] + ['b', none] }}{{ [1] * 2 }}",
             "['a', 'b', None][1, 1]",
+        ),
+        (
+            "{{ none is iterable }}{{ 3 is iterable }}{{ '' is iterable }}{{ x is iterable }}{{ {} is iterable }}",
+            "FalseFalseTrueTrueTrue",
         ),
         (
             "{% set m = {'a': 1}|chain({'b': 2}) %}{{ m.a }}{{ m['b'] }}",

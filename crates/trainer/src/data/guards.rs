@@ -49,7 +49,7 @@ impl Bounds {
             size: (1 << 20) + 16 * b + 16 * v,
             prints: (256 << 10) + 16 * b + 16 * v,
             work: ((64 << 20) + (2048 + 16 * m) * (b + 16 * v)).min(4 << 30),
-            honest: (256 << 10) + (32 + 4 * m) * (b + 64 * v) + 8192 * m,
+            honest: (256 << 10) + (32 + 4 * m) * (b + 64 * v) + 8192 * (m + 2 * v),
             time: Duration::from_secs(120) + Duration::from_micros(10 * (b + v)),
         }
     }

@@ -244,6 +244,12 @@ pub fn is_sequence(value: &Value) -> bool {
         )
 }
 
+/// Jinja2's test `iterable`: what Python can iterate over. That is not none, which minijinja reads as an empty
+/// list.
+pub fn is_iterable(value: &Value) -> bool {
+    !value.is_none() && value.try_iter().is_ok()
+}
+
 /// Methods of a dictionary. `x.items` is the method in Python, whatever keys `x` has.
 const METHODS: [&str; 10] = [
     "items",
