@@ -5,8 +5,8 @@ what a system does that compresses first: for W = W0 + kappa P S Qt the gradient
 out of it, Adam does not see the scale). Nothing here saves memory; it says what the numbers are.
 
 `Block` is lowtide's scheme: block-diagonal orthonormal projectors, learned from a sketch of one batch's gradient or drawn.
-`Sparse` is the paper's: rows with r values at random positions, learned by Adam, applied in place. `Galore` (arXiv
-2403.03507) and `Apollo` (arXiv 2412.05270) project one side. `Exact` is AdamW.
+`OneSide` projects the shorter side alone, densely. `Sparse` is the paper's: rows with r values at random positions, learned by
+Adam, applied in place. `Galore` (arXiv 2403.03507) and `Apollo` (arXiv 2412.05270) project one side. `Exact` is AdamW.
 """
 
 import math
@@ -242,6 +242,59 @@ class Sparse:
         self.w.add_(self.p @ delta @ self.q.mT, alpha=-lr * self.kappa)
 
 
+class OneSide:
+    """A dense orthonormal projector of the shorter side: leading directions, from a sketch of k = 2 r columns or the whole gradient.
+    Moments are turned as `Block`'s are."""
+
+    def __init__(self, w, seed=0, share=1 / 16, every=100, learn="sketch"):
+        self.w, self.every, self.learn = w, every, learn
+        _, m, n = w.shape
+        self.by_rows = m < n
+        self.r = int(min(m, n) * share)
+        self.kappa = math.sqrt(min(m, n) / self.r)
+        self.gen = torch.Generator(w.device).manual_seed(seed)
+        self.q, self.adam, self.bias = None, Adam(), []
+        self.w0 = w.clone()
+        self.s = w.new_zeros(w.shape[0], max(m, n), self.r)
+
+    def whole(self, s):
+        x = s @ self.q.mT
+        return x.mT if self.by_rows else x
+
+    def refresh(self, g):
+        if self.learn == "sketch":
+            signs = torch.randint(0, 2, (*g.shape[:2], 2 * self.r), generator=self.gen, device=g.device).float() * 2 - 1
+            z = torch.linalg.qr(g.mT @ signs)
+            u, _, _ = torch.linalg.svd(z.R.cpu())
+            q = z.Q @ u[..., : self.r].to(g.device)
+        else:
+            q = torch.linalg.eigh((g.mT @ g).double().cpu()).eigenvectors[..., -self.r :].float().to(g.device)
+        if self.q is not None:
+            kept = (g @ self.q).square().sum()
+            self.bias.append(math.sqrt(max(0.0, 1 - (kept / g.square().sum()).item())))
+            self.w0 += self.kappa * self.whole(self.s)
+            b = q.mT @ self.q
+            b1, b2 = self.adam.betas
+            c1, c2 = 1 - b1**self.adam.t, 1 - b2**self.adam.t
+            m, v = self.adam.m / c1, self.adam.v / c2
+            turned = m @ b.mT
+            v = ((v - m * m) @ (b * b).mT + turned * turned).abs()
+            self.adam.m, self.adam.v = turned * c1, v * c2
+        self.q = q
+        self.s.zero_()
+
+    def reduce(self, g, step):
+        g = g.mT if self.by_rows else g
+        if self.q is None or (step - 1) % self.every == 0:
+            self.refresh(g)
+        self.g_small = g @ self.q
+        return self.g_small.square().sum()
+
+    def update(self, scale, lr):
+        self.s.add_(self.adam.step(self.g_small * scale), alpha=-lr)
+        self.w.copy_(self.w0).add_(self.whole(self.s), alpha=self.kappa)
+
+
 class Galore:
     """One side projected to its leading singular vectors, moments kept across changes, as released."""
 
@@ -299,4 +352,4 @@ class Apollo:
         self.w.add_(x.mT if self.by_rows else x, alpha=-lr)
 
 
-METHODS = {"exact": Exact, "block": Block, "sparse": Sparse, "galore": Galore, "apollo": Apollo}
+METHODS = {"exact": Exact, "block": Block, "one side": OneSide, "sparse": Sparse, "galore": Galore, "apollo": Apollo}
