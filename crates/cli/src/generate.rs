@@ -89,8 +89,8 @@ pub fn ready(run: &Run) -> Result<Session, CliError> {
     let planned = plan_run(run)?;
     drop(waiting);
     let _waiting = Waiting::begin(Phase::Weights.name());
-    let session = open_session(run, &planned)?;
-    load_weights(run, &session)?;
+    let mut session = open_session(run, &planned)?;
+    load_weights(run, &mut session)?;
     Ok(session)
 }
 

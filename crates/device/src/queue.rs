@@ -1,7 +1,7 @@
 //! Where kernels run, on either device.
 
 use crate::cpu::Pool;
-use crate::view::View;
+use crate::view::{Dst, Src};
 use crate::{Make, cuda, memory};
 
 /// Where one lane's kernels and copies run.
@@ -74,19 +74,46 @@ impl Queue {
         }
     }
 
-    /// Copies all bytes of `from` to `to`; both are equally long.
-    pub fn copy(&self, to: &View<'_>, from: &View<'_>) {
+    /// Copies all bytes of `from` to `to`, both equally long and in the memory of the queue's device.
+    pub fn copy(&self, to: Dst<'_>, from: Src<'_>) {
         match self {
             Self::Cpu(_) => memory::copy(to, from),
             Self::Cuda(q) => q.copy(to, from),
         }
     }
 
-    /// Fills a view with `0xff`, NaN in every float format.
-    pub fn poison(&self, view: &View<'_>) {
+    /// Copies all bytes of `from` to `to`, both equally long, between the device and the host.
+    ///
+    /// # Safety
+    /// On a CUDA queue the copy is done when the stream has come past it: until then both ranges stay
+    /// allocated, nobody writes `from` and nobody uses `to`.
+    pub unsafe fn transfer(&self, to: Dst<'_>, from: Src<'_>) {
         match self {
-            Self::Cpu(_) => memory::poison(view),
-            Self::Cuda(q) => q.fill(view, 0xff),
+            Self::Cpu(_) => memory::copy(to, from),
+            // SAFETY: the caller's promise.
+            Self::Cuda(q) => unsafe { q.transfer(to, from) },
+        }
+    }
+
+    /// Copies each pair, wherever its ranges lie. Done when it returns.
+    ///
+    /// # Errors
+    /// The device's.
+    ///
+    /// # Panics
+    /// When the lengths of a pair differ.
+    pub fn copy_all(&self, pairs: cuda::Pairs<'_>) -> Result<(), cuda::CudaError> {
+        match self {
+            Self::Cpu(_) => {
+                pairs
+                    .into_iter()
+                    .for_each(|(to, from)| memory::copy(to, from));
+                Ok(())
+            }
+            Self::Cuda(q) => {
+                let n = pairs.len() as u64;
+                cuda::copy_rounds(&mut [(q, pairs)], n)
+            }
         }
     }
 }

@@ -1,4 +1,52 @@
-//! Ranges of memory without a type.
+//! Ranges of memory without a type: a [`Src`] is read, a [`Dst`] is written.
+//!
+//! They are to memory of any place what `&[u8]` and `&mut [u8]` are to the processor's, and keep the
+//! same rule: bytes are shared by readers or belong to one writer. Whoever *makes* one without a
+//! borrow promises that rule (`unsafe`); whoever uses one need not. So an operation that writes what it
+//! also reads has to say so in its signature, by taking the bytes once, as a [`Dst`].
+//!
+//! The second use of a view is refused:
+//!
+//! ```compile_fail,E0382
+//! use lowtide_device::{Dst, memory};
+//! let mut bytes = [0u8; 4];
+//! let to = Dst::of(&mut bytes);
+//! memory::poison(to);
+//! memory::poison(to); // moved above
+//! ```
+//!
+//! So is a copy onto itself:
+//!
+//! ```compile_fail,E0505
+//! use lowtide_device::{Dst, memory};
+//! let mut bytes = [0u8; 4];
+//! let to = Dst::of(&mut bytes);
+//! let from = to.src();
+//! memory::copy(to, from); // still read
+//! ```
+//!
+//! And a write beside a read on another thread:
+//!
+//! ```compile_fail,E0505
+//! use lowtide_device::{Dst, memory};
+//! let mut bytes = [0u8; 4];
+//! let to = Dst::of(&mut bytes);
+//! let from = to.src();
+//! std::thread::scope(|scope| {
+//!     scope.spawn(move || memory::store(to, &[1u8; 4]));
+//!     memory::load(from, &mut [0u8; 4]);
+//! });
+//! ```
+//!
+//! What is allowed in place takes the bytes once:
+//!
+//! ```
+//! use lowtide_device::{Dst, memory};
+//! let mut bytes = [1u8, 2, 3, 4];
+//! let (to, from) = Dst::of(&mut bytes).split_at(2);
+//! memory::copy(to, from.src());
+//! assert_eq!(bytes, [3, 4, 3, 4]);
+//! ```
 
 use std::marker::PhantomData;
 
@@ -11,159 +59,52 @@ pub enum Place {
     Cuda(u8),
 }
 
-/// A range of memory. Copying the view copies no bytes.
+/// Types whose every bit pattern is a value, so that bytes may be read as them.
 ///
-/// Whoever holds a view may use it only while the plan lets its task use those bytes; no two tasks
-/// that run at once hold overlapping views of which one is written.
+/// # Safety
+/// Every pattern of `size_of::<Self>()` bytes is a value, and a value has no byte without one (no
+/// padding). `bool`, `char` and references are not such types; to make one of them such a type takes
+/// an `unsafe`:
+///
+/// ```compile_fail,E0200
+/// #[derive(Clone, Copy)]
+/// struct Flag(bool);
+/// impl lowtide_device::Plain for Flag {}
+/// ```
+pub unsafe trait Plain: Copy + Send + Sync + 'static {}
+
+macro_rules! plain {
+    ($($t:ty),*) => {$(
+        // SAFETY: a primitive number: every pattern is a value, and there is no padding.
+        unsafe impl Plain for $t {}
+    )*};
+}
+plain!(u8, u16, i16, i32, u32, f32, f64);
+
+/// An address and a length.
 #[derive(Clone, Copy, Debug)]
-pub struct View<'a> {
+struct Raw {
     ptr: *mut u8,
     bytes: usize,
     place: Place,
-    arena: PhantomData<&'a [u8]>,
 }
 
-// SAFETY: a view is an address and a length; the plan keeps concurrent users of the same bytes
-// apart (checker: every pair of conflicting accesses is ordered by a path of events).
-unsafe impl Send for View<'_> {}
-// SAFETY: as above; shared views only hand out slices through the `unsafe` methods below.
-unsafe impl Sync for View<'_> {}
-
-/// Types whose every bit pattern is a value, so that bytes may be read as them.
-pub trait Plain: Copy + Send + Sync + 'static {}
-impl Plain for u8 {}
-impl Plain for u16 {}
-impl Plain for i16 {}
-impl Plain for i32 {}
-impl Plain for u32 {}
-impl Plain for f32 {}
-impl Plain for f64 {}
-
-impl<'a> View<'a> {
-    /// A view of `bytes` bytes at `ptr`.
-    ///
-    /// # Safety
-    /// The range must be valid for reads and writes for `'a`, and uses of the view must be ordered
-    /// against all other uses of the same bytes, as the type's head says.
-    #[must_use]
-    pub unsafe fn new(ptr: *mut u8, bytes: usize) -> Self {
-        Self {
-            ptr,
-            bytes,
-            place: Place::Host,
-            arena: PhantomData,
-        }
-    }
-
-    /// A view of `bytes` bytes at `address` of CUDA device `ordinal`.
-    ///
-    /// # Safety
-    /// The range must stay allocated there for `'a`, and uses of the view must be ordered against
-    /// all other uses of the same bytes, as the type's head says.
-    #[must_use]
-    pub unsafe fn on_cuda(address: u64, bytes: usize, ordinal: u8) -> Self {
-        Self {
-            ptr: std::ptr::without_provenance_mut(address as usize),
-            bytes,
-            place: Place::Cuda(ordinal),
-            arena: PhantomData,
-        }
-    }
-
-    /// Whose memory it lies in.
-    #[must_use]
-    pub fn place(&self) -> Place {
-        self.place
-    }
-
-    /// Where it starts, in its place's address space.
-    #[must_use]
-    pub fn address(&self) -> u64 {
-        self.ptr.addr() as u64
-    }
-
-    /// A view of a slice, which it borrows for as long as it lives.
-    #[must_use]
-    pub fn of<T: Plain>(slice: &'a mut [T]) -> Self {
-        Self {
-            ptr: slice.as_mut_ptr().cast(),
-            bytes: size_of_val(slice),
-            place: Place::Host,
-            arena: PhantomData,
-        }
-    }
-
-    /// Length in bytes.
-    #[must_use]
-    pub fn bytes(&self) -> usize {
-        self.bytes
-    }
-
-    /// `len` bytes from `offset`. Panics when they are not all inside.
-    #[must_use]
-    pub fn part(&self, offset: usize, len: usize) -> Self {
+impl Raw {
+    fn part(self, offset: usize, len: usize) -> Self {
         assert!(
             offset.checked_add(len).is_some_and(|end| end <= self.bytes),
             "bytes {offset}+{len} of a view of {}",
             self.bytes
         );
-        let ptr = self.ptr.wrapping_add(offset);
         Self {
-            ptr,
+            ptr: self.ptr.wrapping_add(offset),
             bytes: len,
             place: self.place,
-            arena: PhantomData,
         }
     }
 
-    /// The bytes as numbers. Panics when the length or the address does not suit `T`.
-    ///
-    /// # Safety
-    /// No writer of these bytes may run while the slice lives.
-    #[must_use]
-    pub unsafe fn read<T: Plain>(&self) -> &'a [T] {
-        let n = self.count::<T>();
-        // SAFETY: valid range (`new`), aligned and whole (`count`), no writer (caller).
-        unsafe { std::slice::from_raw_parts(self.ptr.cast(), n) }
-    }
-
-    /// The bytes as numbers that may be written.
-    ///
-    /// # Safety
-    /// No other user of these bytes may run while the slice lives.
-    #[must_use]
-    pub unsafe fn write<T: Plain>(&self) -> &'a mut [T] {
-        let n = self.count::<T>();
-        // SAFETY: valid range (`new`), aligned and whole (`count`), no other user (caller).
-        unsafe { std::slice::from_raw_parts_mut(self.ptr.cast(), n) }
-    }
-
-    /// Copies all bytes of `from`. Both must be equally long and not overlap.
-    ///
-    /// # Safety
-    /// No other user of the destination, no writer of the source while the call runs.
-    ///
-    /// # Panics
-    /// When one of them is not in host memory, or their lengths differ.
-    pub unsafe fn copy_from(&self, from: &View<'_>) {
-        assert_eq!(
-            self.bytes, from.bytes,
-            "copy between views of different lengths"
-        );
-        assert!(
-            self.place == Place::Host && from.place == Place::Host,
-            "the processor cannot reach {:?}",
-            if self.place == Place::Host {
-                from.place
-            } else {
-                self.place
-            }
-        );
-        // SAFETY: both ranges valid for `bytes` (`new`); disjoint and unused by others (caller).
-        unsafe { std::ptr::copy_nonoverlapping(from.ptr, self.ptr, self.bytes) }
-    }
-
-    fn count<T: Plain>(&self) -> usize {
+    /// Its length in numbers. Panics when the processor cannot read it as such.
+    fn count<T: Plain>(self) -> usize {
         assert!(
             self.place == Place::Host,
             "the processor cannot reach {:?}",
@@ -178,5 +119,285 @@ impl<'a> View<'a> {
             std::any::type_name::<T>()
         );
         self.bytes / size_of::<T>()
+    }
+}
+
+/// Bytes to read: nobody writes them while this lives.
+#[derive(Clone, Copy, Debug)]
+pub struct Src<'a> {
+    raw: Raw,
+    life: PhantomData<&'a [u8]>,
+}
+
+/// Bytes to write: nobody else reads or writes them while this lives.
+#[derive(Debug)]
+pub struct Dst<'a> {
+    raw: Raw,
+    life: PhantomData<&'a mut [u8]>,
+}
+
+// SAFETY: as `&[u8]`: shared bytes that nobody writes.
+unsafe impl Send for Src<'_> {}
+// SAFETY: as above.
+unsafe impl Sync for Src<'_> {}
+// SAFETY: as `&mut [u8]`: bytes of one holder, who may be any thread.
+unsafe impl Send for Dst<'_> {}
+// SAFETY: as `&&mut [u8]`: a shared one only reads, but for `slice`, whose caller keeps the rule.
+unsafe impl Sync for Dst<'_> {}
+
+impl<'a> Src<'a> {
+    /// A slice, which it borrows for as long as it lives.
+    #[must_use]
+    pub fn of<T: Plain>(slice: &'a [T]) -> Self {
+        // SAFETY: the slice's own bytes, borrowed for `'a`.
+        unsafe { Self::new(slice.as_ptr().cast(), size_of_val(slice)) }
+    }
+
+    /// `bytes` bytes at `ptr`.
+    ///
+    /// # Safety
+    /// The range is valid for reads for `'a`, and nobody writes it during `'a`.
+    #[must_use]
+    pub unsafe fn new(ptr: *const u8, bytes: usize) -> Self {
+        let (ptr, place) = (ptr.cast_mut(), Place::Host);
+        let raw = Raw { ptr, bytes, place };
+        Self {
+            raw,
+            life: PhantomData,
+        }
+    }
+
+    /// `bytes` bytes at `address` of CUDA device `ordinal`.
+    ///
+    /// # Safety
+    /// The range stays allocated there for `'a`, and nothing that is ordered neither before nor behind
+    /// the reads writes it.
+    #[must_use]
+    pub unsafe fn on_cuda(address: u64, bytes: usize, ordinal: u8) -> Self {
+        Self {
+            raw: on_cuda(address, bytes, ordinal),
+            life: PhantomData,
+        }
+    }
+
+    /// Whose memory it lies in.
+    #[must_use]
+    pub fn place(self) -> Place {
+        self.raw.place
+    }
+
+    /// Where it starts, in its place's address space.
+    #[must_use]
+    pub fn address(self) -> u64 {
+        self.raw.ptr.addr() as u64
+    }
+
+    /// Length in bytes.
+    #[must_use]
+    pub fn bytes(self) -> usize {
+        self.raw.bytes
+    }
+
+    /// `len` bytes from `offset`. Panics when they are not all inside.
+    #[must_use]
+    pub fn part(self, offset: usize, len: usize) -> Self {
+        Self {
+            raw: self.raw.part(offset, len),
+            life: PhantomData,
+        }
+    }
+
+    /// The bytes as numbers.
+    ///
+    /// # Panics
+    /// When the length or the address does not suit `T`, or it is a device's memory.
+    #[must_use]
+    pub fn read<T: Plain>(self) -> &'a [T] {
+        let n = self.raw.count::<T>();
+        // SAFETY: a valid range that nobody writes (who made it), aligned and whole (`count`); every
+        // pattern of bytes is a `T`.
+        unsafe { std::slice::from_raw_parts(self.raw.ptr.cast(), n) }
+    }
+}
+
+impl<'a> Dst<'a> {
+    /// A slice, which it borrows for as long as it lives.
+    #[must_use]
+    pub fn of<T: Plain>(slice: &'a mut [T]) -> Self {
+        // SAFETY: the slice's own bytes, borrowed for `'a`; any bytes are values of `T`.
+        unsafe { Self::new(slice.as_mut_ptr().cast(), size_of_val(slice)) }
+    }
+
+    /// `bytes` bytes at `ptr`.
+    ///
+    /// # Safety
+    /// The range is valid for reads and writes for `'a`, and nobody else uses it during `'a`.
+    #[must_use]
+    pub unsafe fn new(ptr: *mut u8, bytes: usize) -> Self {
+        let place = Place::Host;
+        let raw = Raw { ptr, bytes, place };
+        Self {
+            raw,
+            life: PhantomData,
+        }
+    }
+
+    /// `bytes` bytes at `address` of CUDA device `ordinal`.
+    ///
+    /// # Safety
+    /// The range stays allocated there for `'a`, and nothing uses it that is ordered neither before nor
+    /// behind what uses this.
+    #[must_use]
+    pub unsafe fn on_cuda(address: u64, bytes: usize, ordinal: u8) -> Self {
+        Self {
+            raw: on_cuda(address, bytes, ordinal),
+            life: PhantomData,
+        }
+    }
+
+    /// No bytes at all, of memory of that place.
+    #[must_use]
+    pub fn none(place: Place) -> Self {
+        let ptr = std::ptr::without_provenance_mut(4096); // suits every type
+        let raw = Raw {
+            ptr,
+            bytes: 0,
+            place,
+        };
+        Self {
+            raw,
+            life: PhantomData,
+        }
+    }
+
+    /// Whose memory it lies in.
+    #[must_use]
+    pub fn place(&self) -> Place {
+        self.raw.place
+    }
+
+    /// Where it starts, in its place's address space.
+    #[must_use]
+    pub fn address(&self) -> u64 {
+        self.raw.ptr.addr() as u64
+    }
+
+    /// Length in bytes.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.raw.bytes
+    }
+
+    /// `len` bytes from `offset`. Panics when they are not all inside.
+    #[must_use]
+    pub fn part(self, offset: usize, len: usize) -> Self {
+        Self {
+            raw: self.raw.part(offset, len),
+            life: PhantomData,
+        }
+    }
+
+    /// As [`Dst::part`], for as long as `self` is borrowed.
+    #[must_use]
+    pub fn lend(&mut self, offset: usize, len: usize) -> Dst<'_> {
+        Dst {
+            raw: self.raw.part(offset, len),
+            life: PhantomData,
+        }
+    }
+
+    /// A second view of some of it.
+    ///
+    /// # Safety
+    /// While it lives, nobody uses these bytes through anything else.
+    pub(crate) unsafe fn alias(&self, offset: usize, len: usize) -> Dst<'_> {
+        Dst {
+            raw: self.raw.part(offset, len),
+            life: PhantomData,
+        }
+    }
+
+    /// All of it, for as long as `self` is borrowed.
+    #[must_use]
+    pub fn again(&mut self) -> Dst<'_> {
+        self.lend(0, self.raw.bytes)
+    }
+
+    /// What lies before byte `at`, and the rest.
+    #[must_use]
+    pub fn split_at(self, at: usize) -> (Self, Self) {
+        let (front, behind) = (self.raw.part(0, at), self.raw.part(at, self.raw.bytes - at));
+        let of = |raw| Self {
+            raw,
+            life: PhantomData,
+        };
+        (of(front), of(behind))
+    }
+
+    /// Pieces of `bytes` bytes, one behind the other; the last may be shorter.
+    #[must_use]
+    pub fn chunks(self, bytes: usize) -> Vec<Self> {
+        let (mut chunks, mut rest) = (Vec::new(), self);
+        while rest.bytes() > bytes {
+            let (chunk, behind) = rest.split_at(bytes);
+            chunks.push(chunk);
+            rest = behind;
+        }
+        chunks.push(rest);
+        chunks
+    }
+
+    /// The same bytes to read, while nobody writes them.
+    #[must_use]
+    pub fn src(&self) -> Src<'_> {
+        Src {
+            raw: self.raw,
+            life: PhantomData,
+        }
+    }
+
+    /// The same bytes to read from now on.
+    #[must_use]
+    pub fn into_src(self) -> Src<'a> {
+        Src {
+            raw: self.raw,
+            life: PhantomData,
+        }
+    }
+
+    /// The bytes as numbers that may be written.
+    ///
+    /// # Panics
+    /// When the length or the address does not suit `T`, or it is a device's memory.
+    #[must_use]
+    pub fn write<T: Plain>(self) -> &'a mut [T] {
+        let n = self.raw.count::<T>();
+        // SAFETY: a valid range of this holder alone (who made it), aligned and whole (`count`); every
+        // pattern of bytes is a `T`, and any `T` may be written.
+        unsafe { std::slice::from_raw_parts_mut(self.raw.ptr.cast(), n) }
+    }
+
+    /// Numbers `start .. start + len`, for one of several threads that write parts of it.
+    ///
+    /// # Safety
+    /// While the slice lives, nobody else uses these numbers.
+    ///
+    /// # Panics
+    /// As [`Dst::write`], and when they are not all inside.
+    #[must_use]
+    #[allow(clippy::mut_from_ref, reason = "exclusive by the caller's promise")]
+    pub unsafe fn slice<T: Plain>(&self, start: usize, len: usize) -> &mut [T] {
+        let raw = self.raw.part(start * size_of::<T>(), len * size_of::<T>());
+        let n = raw.count::<T>();
+        // SAFETY: as `write`; these numbers have no other user (caller).
+        unsafe { std::slice::from_raw_parts_mut(raw.ptr.cast(), n) }
+    }
+}
+
+fn on_cuda(address: u64, bytes: usize, ordinal: u8) -> Raw {
+    Raw {
+        ptr: std::ptr::without_provenance_mut(address as usize),
+        bytes,
+        place: Place::Cuda(ordinal),
     }
 }

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use lowtide_device::cuda::{Format, Gpu, PRODUCT_WORKSPACE, Product, Queue, product};
+use lowtide_device::cuda::{Format, Gpu, PRODUCT_WORKSPACE, Plus, Product, Queue, product};
 use lowtide_device::{Memory, memory};
 use lowtide_units::Bytes;
 
@@ -51,20 +51,23 @@ fn measured_choices_are_right_kept_and_restored() {
         })
         .collect();
     let sizes = [x.len(), w.len(), c.len(), c.len(), PRODUCT_WORKSPACE / 4];
-    let all = sizes.map(|n| {
+    let mut all = sizes.map(|n| {
         let bytes = 4 * n as u64;
         (Memory::cuda(&gpu, Bytes(bytes)).unwrap(), bytes)
     });
-    let [xv, wv, cv, dv, ws] = all.each_ref().map(|(memory, bytes)| memory.view(0, *bytes));
-    memory::store(&xv, &x);
-    memory::store(&wv, &w);
-    memory::store(&cv, &c);
-    let run = || {
-        q.fill(&dv, 0xff);
-        product(&q, &p, xv, wv, Some(cv), dv, None, ws).unwrap();
+    let views = all.each_mut().map(|(memory, bytes)| memory.part(0, *bytes));
+    let [mut xv, mut wv, mut cv, mut dv, mut ws] = views;
+    memory::store(xv.again(), &x);
+    memory::store(wv.again(), &w);
+    memory::store(cv.again(), &c);
+    let (xv, wv, cv) = (xv.into_src(), wv.into_src(), cv.into_src());
+    let mut run = || {
+        q.fill(dv.again(), 0xff);
+        let plus = Plus::Other(cv);
+        product(&q, &p, xv, wv, plus, dv.again(), None, ws.again()).unwrap();
         q.synchronize().unwrap();
         let mut d = vec![0.0f32; c.len()];
-        memory::load(&dv, &mut d);
+        memory::load(dv.src(), &mut d);
         assert!(d == want, "wrong numbers");
     };
 
@@ -112,11 +115,11 @@ fn measured_choices_are_right_kept_and_restored() {
 
     // What is added to itself gains the product once, also the first time.
     gpu.set_choices(&BTreeMap::new()).unwrap();
-    memory::store(&dv, &c);
-    product(&q, &p, xv, wv, Some(dv), dv, None, ws).unwrap();
+    memory::store(dv.again(), &c);
+    product(&q, &p, xv, wv, Plus::Itself, dv.again(), None, ws.again()).unwrap();
     q.synchronize().unwrap();
     let mut d = vec![0.0f32; c.len()];
-    memory::load(&dv, &mut d);
+    memory::load(dv.src(), &mut d);
     assert!(d == want, "added more than once");
     let _ = std::fs::remove_dir_all(&folder);
 }

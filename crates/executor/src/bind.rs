@@ -1,10 +1,11 @@
 //! From a task's arguments to bytes.
 
-use lowtide_device::{Memory, Queue, View};
-use lowtide_planner::{Arg, Lane, Plan, Task, Tier, Use, Work};
+use lowtide_device::{Dst, Lender, Memory, Place, Queue, Src};
+use lowtide_planner::{Arg, Lane, Plan, Slot, Task, Tier, Use, Work};
 use lowtide_tiers::{Disk, Extent, Kind, Request, Ticket};
 
 use crate::error::{EngineError, ExecError};
+use crate::runner::Runner;
 
 /// The memory and disk that a plan's slots lie in, each exactly as large as planned.
 #[derive(Debug)]
@@ -17,13 +18,61 @@ pub struct Tiers {
     pub disk: Option<Disk>,
 }
 
+impl Tiers {
+    /// A tier that is memory.
+    fn memory(&self, tier: Tier) -> &Memory {
+        match tier {
+            Tier::Device => &self.device,
+            Tier::Host => &self.host,
+            Tier::Disk => unreachable!("extents are read and written by transfers only"),
+        }
+    }
+}
+
 /// One argument with its bytes.
-#[derive(Clone, Copy, Debug)]
-pub struct Bound<'a> {
-    /// The bytes.
-    pub view: View<'a>,
-    /// What the task does with them.
-    pub access: Use,
+#[derive(Debug)]
+pub enum Bound<'a> {
+    /// It is read.
+    Read(Src<'a>),
+    /// It is overwritten.
+    Write(Dst<'a>),
+    /// It is read and written.
+    Update(Dst<'a>),
+}
+
+impl<'a> Bound<'a> {
+    /// Whose memory it lies in.
+    #[must_use]
+    pub fn place(&self) -> Place {
+        match self {
+            Self::Read(from) => from.place(),
+            Self::Write(to) | Self::Update(to) => to.place(),
+        }
+    }
+
+    /// What is read.
+    ///
+    /// # Panics
+    /// When it is written: a mistake in the plan.
+    #[must_use]
+    pub fn src(&self) -> Src<'a> {
+        match self {
+            Self::Read(from) => *from,
+            other => panic!("{other:?} is only read"),
+        }
+    }
+
+    /// What is written.
+    ///
+    /// # Panics
+    /// When it is only read: a mistake in the plan.
+    #[must_use]
+    pub fn dst(self) -> Dst<'a> {
+        match self {
+            Self::Write(to) | Self::Update(to) => to,
+            Self::Read(from) => panic!("{from:?} is written"),
+        }
+    }
 }
 
 /// A task with its bytes.
@@ -34,9 +83,72 @@ pub struct TaskCall<'a> {
     /// On which lane (an update may be the gpu's or the host's).
     pub lane: Lane,
     /// On which bytes, in plan order.
-    pub args: &'a [Bound<'a>],
+    pub args: Vec<Bound<'a>>,
     /// Micro-batches that the task runs later than it says.
     pub shift: u32,
+}
+
+impl<'a> TaskCall<'a> {
+    /// All arguments.
+    ///
+    /// # Panics
+    /// When there are not as many: a mistake in the plan.
+    #[must_use]
+    pub fn take<const N: usize>(self) -> [Bound<'a>; N] {
+        let n = self.args.len();
+        self.args
+            .try_into()
+            .unwrap_or_else(|_| panic!("{n} arguments of {:?}, not {N}", self.work))
+    }
+}
+
+/// The tiers while nothing runs: ranges of the memory are lent to whoever asks, one holder at a time.
+#[derive(Debug)]
+pub struct Idle<'a> {
+    /// Device arena.
+    pub device: Lender<'a>,
+    /// Host arena.
+    pub host: Lender<'a>,
+    /// Disk, where the plan uses one.
+    pub disk: Option<&'a Disk>,
+}
+
+impl<'a> Idle<'a> {
+    /// Of tiers that no runner has yet.
+    #[must_use]
+    pub fn new(tiers: &'a mut Tiers) -> Self {
+        Self {
+            device: Lender::of(&mut tiers.device),
+            host: Lender::of(&mut tiers.host),
+            disk: tiers.disk.as_ref(),
+        }
+    }
+
+    /// Of a runner that is idle.
+    ///
+    /// # Safety
+    /// As long as this lives no task runs or is in a stream.
+    pub(crate) unsafe fn of(tiers: &'a Tiers) -> Self {
+        // SAFETY: nobody else has views of the memory: those of tasks end with them (caller).
+        let all = |memory: &'a Memory| unsafe { memory.dst(0, memory.bytes().0) };
+        Self {
+            device: Lender::new(all(&tiers.device)),
+            host: Lender::new(all(&tiers.host)),
+            disk: tiers.disk.as_ref(),
+        }
+    }
+}
+
+impl<E: Engine> Runner<E> {
+    /// The tiers, for whoever loads and saves homes. Nothing can be submitted while they are lent.
+    ///
+    /// # Panics
+    /// When something still runs.
+    pub fn idle_tiers(&mut self) -> Idle<'_> {
+        assert!(self.idle(), "homes are read and written while nothing runs");
+        // SAFETY: everything that was submitted is complete, on every lane, and `self` is borrowed.
+        unsafe { Idle::of(self.tiers()) }
+    }
 }
 
 /// Whoever can do the work that is not a transfer.
@@ -49,15 +161,14 @@ pub trait Engine: Send + Sync + 'static {
     ///
     /// # Errors
     /// What makes it impossible; the run stops.
-    fn run(&self, queue: &Queue, call: &TaskCall<'_>, step: &Self::Step)
-    -> Result<(), EngineError>;
+    fn run(&self, queue: &Queue, call: TaskCall<'_>, step: &Self::Step) -> Result<(), EngineError>;
 
     /// What the journal is to say of a commit, beside which version is whole. `call` has the commit's
     /// arguments in memory (the clip factor). Everything before it is done.
     ///
     /// # Errors
     /// What makes it impossible; the run stops.
-    fn record(&self, call: &TaskCall<'_>, step: &Self::Step) -> Result<Record, EngineError>;
+    fn record(&self, call: TaskCall<'_>, step: &Self::Step) -> Result<Record, EngineError>;
 }
 
 /// What a journal keeps of a commit; see [`lowtide_tiers::Disk::commit`].
@@ -69,18 +180,62 @@ pub struct Record {
     pub record: Vec<u8>,
 }
 
-/// The bytes of one argument; panics when it is on disk.
-pub(crate) fn bind<'a>(plan: &Plan, tiers: &'a Tiers, arg: &Arg, shift: u32) -> Bound<'a> {
-    let slot = &plan.slots[plan.shifted(arg.slot, shift) as usize];
-    let offset = slot.offset + arg.offset;
-    let view = match slot.tier {
-        Tier::Device => tiers.device.view(offset, arg.bytes),
-        Tier::Host => tiers.host.view(offset, arg.bytes),
-        Tier::Disk => unreachable!("disk extents are read and written by transfers only"),
+/// The bytes of a task's arguments in memory, in plan order; extents are left to the transfers.
+///
+/// The one place where views of a plan's memory are made without a borrow.
+///
+/// # Panics
+/// When the task writes bytes that another of its arguments has: the plan did not pass the checker.
+fn bind<'a>(plan: &Plan, tiers: &'a Tiers, args: &[Arg], shift: u32) -> Vec<Bound<'a>> {
+    let place = |a: &Arg| {
+        let slot = &plan.slots[plan.shifted(a.slot, shift) as usize];
+        let from = slot.offset + a.offset;
+        (slot.tier, from, from + a.bytes)
     };
-    Bound {
-        view,
-        access: arg.access,
+    let in_memory = |a: &&Arg| place(a).0 != Tier::Disk;
+    for (i, a) in args.iter().enumerate().filter(|(_, a)| in_memory(a)) {
+        let (tier, from, to) = place(a);
+        for b in args[..i].iter() {
+            let (other, start, end) = place(b);
+            let reads = a.access == Use::Read && b.access == Use::Read;
+            let apart = reads || tier != other || to <= start || end <= from;
+            assert!(
+                apart,
+                "a task has bytes {from}..{to} and {start}..{end} of the {tier} and writes one"
+            );
+        }
+    }
+    let bound = |a: &Arg| {
+        let (tier, from, to) = place(a);
+        let memory = tiers.memory(tier);
+        // SAFETY: `lowtide_planner::check` has proved of the plan that every two uses of the same bytes
+        // by two tasks, one of them a write, are ordered by lane order and edges (rule 3), and the lane
+        // runs a task only when what its edges name is complete: on a stream, in the stream's order.
+        // Within the task nothing that is written overlaps anything (asserted above). So these bytes
+        // have no other user as long as the task runs, and the view is dropped before it is complete.
+        unsafe {
+            match a.access {
+                Use::Read => Bound::Read(memory.src(from, to - from)),
+                Use::Write => Bound::Write(memory.dst(from, to - from)),
+                Use::Update => Bound::Update(memory.dst(from, to - from)),
+            }
+        }
+    };
+    args.iter().filter(in_memory).map(bound).collect()
+}
+
+/// Fills a slot with poison when the last task that uses it has run. On a stream, in its order.
+pub(crate) fn poison(tiers: &Tiers, slot: &Slot, queue: &Queue) {
+    let memory = tiers.memory(slot.tier);
+    // SAFETY: every user of the slot has run, and the next holder of any of its bytes waits for all of
+    // them, so also for the task that is not complete before this returns or is in its stream.
+    unsafe {
+        let slot = memory.dst(slot.offset, slot.bytes);
+        match queue.cuda() {
+            // A stream reaches both memories; the host only its own.
+            Some(q) => q.fill_later(slot, 0xff),
+            None => lowtide_device::memory::poison(slot),
+        }
     }
 }
 
@@ -97,8 +252,27 @@ pub(crate) struct Surroundings<'a, E: Engine> {
     pub shift: u32,
 }
 
-/// Does one task that is no disk transfer. `label` names it in errors.
+/// Does one task that is no disk transfer. `label` names it in errors. A panic is an error too.
 pub(crate) fn run_task<E: Engine>(
+    around: &Surroundings<'_, E>,
+    task: &Task,
+    label: impl Fn() -> String,
+) -> Result<(), ExecError> {
+    let run = std::panic::AssertUnwindSafe(|| run_bound(around, task, &label));
+    std::panic::catch_unwind(run).unwrap_or_else(|panic| {
+        let message = panic
+            .downcast_ref::<String>()
+            .cloned()
+            .or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()))
+            .unwrap_or_else(|| "unknown".to_owned());
+        Err(ExecError::Panic {
+            task: label(),
+            message,
+        })
+    })
+}
+
+fn run_bound<E: Engine>(
     around: &Surroundings<'_, E>,
     task: &Task,
     label: impl Fn() -> String,
@@ -112,25 +286,23 @@ pub(crate) fn run_task<E: Engine>(
         flipped,
         shift,
     } = *around;
+    let call = TaskCall {
+        work: task.work,
+        lane: task.lane,
+        args: bind(plan, tiers, &task.args, shift),
+        shift,
+    };
     match task.work {
         Work::Copy => {
-            let from = bind(plan, tiers, &task.args[0], shift);
-            let to = bind(plan, tiers, &task.args[1], shift);
-            queue.copy(&to.view, &from.view);
+            let [from, to] = call.take();
+            // SAFETY: the bytes are the task's until it is complete, which it is when the stream has
+            // come past the copy (`bind`); the tiers outlive the streams (`Runner`'s drop).
+            unsafe { queue.transfer(to.dst(), from.src()) };
             Ok(())
         }
         Work::Read | Work::Write => unreachable!("disk lanes submit their transfers themselves"),
         Work::Commit => {
-            let in_memory = |a: &&Arg| plan.slots[a.slot as usize].tier != Tier::Disk;
-            let args = task.args.iter().filter(in_memory);
-            let args: Vec<Bound<'_>> = args.map(|a| bind(plan, tiers, a, shift)).collect();
-            let call = TaskCall {
-                work: task.work,
-                lane: task.lane,
-                args: &args,
-                shift,
-            };
-            let said = engine.record(&call, step);
+            let said = engine.record(call, step);
             let Record { about, record } = said.map_err(|source| ExecError::Engine {
                 task: label(),
                 source,
@@ -142,39 +314,12 @@ pub(crate) fn run_task<E: Engine>(
                     source,
                 })
         }
-        _ => {
-            let args: Vec<Bound<'_>> = task
-                .args
-                .iter()
-                .map(|a| bind(plan, tiers, a, shift))
-                .collect();
-            let call = TaskCall {
-                work: task.work,
-                lane: task.lane,
-                args: &args,
-                shift,
-            };
-            let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-                engine.run(queue, &call, step)
-            }));
-            match done {
-                Ok(result) => result.map_err(|source| ExecError::Engine {
-                    task: label(),
-                    source,
-                }),
-                Err(panic) => {
-                    let message = panic
-                        .downcast_ref::<String>()
-                        .cloned()
-                        .or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()))
-                        .unwrap_or_else(|| "unknown".to_owned());
-                    Err(ExecError::Panic {
-                        task: label(),
-                        message,
-                    })
-                }
-            }
-        }
+        _ => engine
+            .run(queue, call, step)
+            .map_err(|source| ExecError::Engine {
+                task: label(),
+                source,
+            }),
     }
 }
 
@@ -213,10 +358,14 @@ pub(crate) fn submit_transfer(
         .arena()
         .range(host.offset + host_arg.offset, host_arg.bytes)
         .expect("the checker proved that slots lie inside");
-    disk.submit(Request {
+    let request = Request {
         kind,
         extent,
         memory,
         deadline,
-    })
+    };
+    // SAFETY: as in `bind`: the task's bytes have no other user until it is complete, which it is not
+    // before the ticket is done. Of two transfers of one lane in flight none reads into memory that the
+    // other has: see `disk_lane::ahead`.
+    unsafe { disk.submit(request) }
 }

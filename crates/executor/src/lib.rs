@@ -24,7 +24,7 @@ mod timeline;
 mod trace;
 mod waits;
 
-pub use bind::{Bound, Engine, Record, TaskCall, Tiers};
+pub use bind::{Bound, Engine, Idle, Record, TaskCall, Tiers};
 pub use error::{EngineError, ExecError};
 pub use options::{Mode, Options};
 pub use runner::Runner;

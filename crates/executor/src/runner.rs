@@ -8,13 +8,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use lowtide_device::Queue;
 use lowtide_device::cuda::CudaError;
-use lowtide_device::{Memory, Queue};
 use lowtide_planner::plan::LANES;
 use lowtide_planner::{Lane, LaneKind, PartName, Plan, Tier, check};
+use lowtide_tiers::Disk;
+use lowtide_units::Bytes;
 use lowtide_workload::Workload;
 
-use crate::bind::{Engine, Surroundings, Tiers, run_task};
+use crate::bind::{Engine, Surroundings, Tiers, poison, run_task};
 use crate::disk_lane;
 use crate::error::ExecError;
 use crate::options::{Mode, Options};
@@ -241,17 +243,7 @@ impl<E: Engine> Shared<E> {
                 continue;
             }
             if s.uses[arg.slot as usize].fetch_sub(1, Ordering::AcqRel) == 1 {
-                let memory: &Memory = if slot.tier == Tier::Device {
-                    &self.tiers.device
-                } else {
-                    &self.tiers.host
-                };
-                let view = memory.view(slot.offset, slot.bytes);
-                match queue.cuda() {
-                    // A stream reaches both memories; the host only its own.
-                    Some(q) => q.fill(&view, 0xff),
-                    None => lowtide_device::memory::poison(&view),
-                }
+                poison(&self.tiers, slot, queue);
             }
         }
     }
@@ -636,10 +628,21 @@ impl<E: Engine> Runner<E> {
         &self.shared.plan
     }
 
-    /// The tiers, for whoever loads and saves homes while the runner is idle.
-    #[must_use]
-    pub fn tiers(&self) -> &Tiers {
+    pub(crate) fn tiers(&self) -> &Tiers {
         &self.shared.tiers
+    }
+
+    /// The disk, if there is one.
+    #[must_use]
+    pub fn disk(&self) -> Option<&Disk> {
+        self.shared.tiers.disk.as_ref()
+    }
+
+    /// Bytes of the device's memory and the host's.
+    #[must_use]
+    pub fn reserved(&self) -> [Bytes; 2] {
+        let tiers = &self.shared.tiers;
+        [tiers.device.bytes(), tiers.host.bytes()]
     }
 
     /// Sums of what the lanes did so far.

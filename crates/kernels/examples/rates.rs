@@ -8,7 +8,7 @@
 
 use std::time::Instant;
 
-use lowtide_device::{Queue, View};
+use lowtide_device::{Dst, Queue, Src};
 use lowtide_kernels::attention::Attn;
 use lowtide_kernels::gradient::Segment;
 use lowtide_kernels::head::Head;
@@ -107,8 +107,8 @@ fn numbers(n: usize, dtype: Dtype) -> Vec<u32> {
         .collect()
 }
 
-fn part<'a>(words: &'a mut [u32], n: usize, dtype: Dtype) -> View<'a> {
-    View::of(words).part(0, n * dtype.size() as usize)
+fn part<'a>(words: &'a mut [u32], n: usize, dtype: Dtype) -> Dst<'a> {
+    Dst::of(words).part(0, n * dtype.size() as usize)
 }
 
 fn scratch(bytes: usize) -> Vec<f64> {
@@ -128,20 +128,26 @@ fn matmuls(q: &Queue, d: Dims, dtype: Dtype) {
     );
     let mut dw = vec![0.0_f32; n * k];
     let mut ws = scratch(matmul::workspace(d, dtype, lowtide_device::Make::Cpu));
-    let (x, w, y) = (
+    let (mut x, w, mut y) = (
         part(&mut x, m * k, dtype),
-        part(&mut w, n * k, dtype),
+        part(&mut w, n * k, dtype).into_src(),
         part(&mut y, m * n, dtype),
     );
-    let (dw, ws) = (View::of(&mut dw), View::of(&mut ws));
+    let (mut dw, mut ws) = (Dst::of(&mut dw), Dst::of(&mut ws));
     let flops = 2.0 * (m * k * n) as f64;
     let name = |what: &str| format!("matmul {what} m{m} k{k} n{n}");
-    let dx = best(|| matmul::backward_input(q, x, y, w, d, dtype, ws));
+    let dx = best(|| matmul::backward_input(q, x.again(), y.src(), w, d, dtype, ws.again()));
     line(&name("backward_input"), dtype, flops, "GFLOP/s", dx);
-    let dw = best(|| matmul::backward_weight(q, dw, y, x, d, true, dtype, ws));
-    line(&name("backward_weight"), dtype, flops, "GFLOP/s", dw);
-    let y = best(|| matmul::forward(q, y, x, w, None, None, d, dtype, ws));
-    line(&name("forward"), dtype, flops, "GFLOP/s", y);
+    let t = best(|| {
+        let (y, x) = (y.src(), x.src());
+        matmul::backward_weight(q, dw.again(), y, x, d, true, dtype, ws.again());
+    });
+    line(&name("backward_weight"), dtype, flops, "GFLOP/s", t);
+    let t = best(|| {
+        let (y, x) = (y.again(), x.src());
+        matmul::forward(q, y, x, w, None, None, d, dtype, ws.again());
+    });
+    line(&name("forward"), dtype, flops, "GFLOP/s", t);
 }
 
 fn attentions(q: &Queue, a: &Attn, dtype: Dtype) {
@@ -152,11 +158,15 @@ fn attentions(q: &Queue, a: &Attn, dtype: Dtype) {
     );
     let (mut qkv, mut d_qkv) = (numbers(n, dtype), numbers(n, dtype));
     let (mut out, mut d_out) = (numbers(n_out, dtype), numbers(n_out, dtype));
-    let (mut lse, mut starts) = (vec![0.0_f32; rows * a.heads], vec![0_i32; rows]);
+    let (mut lse, starts) = (vec![0.0_f32; rows * a.heads], vec![0_i32; rows]);
     let mut ws = scratch(attention::workspace(a, dtype, lowtide_device::Make::Cpu));
-    let (qkv, d_qkv) = (part(&mut qkv, n, dtype), part(&mut d_qkv, n, dtype));
-    let (out, d_out) = (part(&mut out, n_out, dtype), part(&mut d_out, n_out, dtype));
-    let (lse, starts, ws) = (View::of(&mut lse), View::of(&mut starts), View::of(&mut ws));
+    let (qkv, mut d_qkv) = (
+        part(&mut qkv, n, dtype).into_src(),
+        part(&mut d_qkv, n, dtype),
+    );
+    let (mut out, d_out) = (part(&mut out, n_out, dtype), part(&mut d_out, n_out, dtype));
+    let (mut lse, starts, mut ws) = (Dst::of(&mut lse), Src::of(&starts), Dst::of(&mut ws));
+    let d_out = d_out.into_src();
     let pairs = (a.batch * a.heads * a.seq * (a.seq + 1) / 2) as f64;
     let name = |what: &str| {
         let Attn {
@@ -169,7 +179,10 @@ fn attentions(q: &Queue, a: &Attn, dtype: Dtype) {
         } = a;
         format!("attention {what} B{batch} T{seq} H{heads} KV{kv_heads} D{head_dim}")
     };
-    let forward = best(|| attention::forward(q, out, lse, qkv, starts, a, dtype, ws));
+    let forward = best(|| {
+        let (out, lse) = (out.again(), lse.again());
+        attention::forward(q, out, lse, qkv, starts, a, dtype, ws.again());
+    });
     line(
         &name("forward"),
         dtype,
@@ -177,8 +190,10 @@ fn attentions(q: &Queue, a: &Attn, dtype: Dtype) {
         "GFLOP/s",
         forward,
     );
-    let backward =
-        best(|| attention::backward(q, d_qkv, d_out, qkv, out, lse, starts, a, dtype, ws));
+    let backward = best(|| {
+        let (to, out, lse) = (d_qkv.again(), out.src(), lse.src());
+        attention::backward(q, to, d_out, qkv, out, lse, starts, a, dtype, ws.again());
+    });
     line(
         &name("backward"),
         dtype,
@@ -196,16 +211,22 @@ fn heads(q: &Queue, d: Head, dtype: Dtype) {
         numbers(n_w, dtype),
     );
     let (mut dw, mut loss) = (vec![0.0_f32; n_w], [0.0_f64; 2]);
-    let mut labels: Vec<i32> = (0..d.rows).map(|i| (i * 7 % d.vocab) as i32).collect();
+    let labels: Vec<i32> = (0..d.rows).map(|i| (i * 7 % d.vocab) as i32).collect();
     let mut ws = scratch(head::workspace(&d, dtype, lowtide_device::Make::Cpu));
-    let (h, dh) = (part(&mut h, n_h, dtype), part(&mut dh, n_h, dtype));
-    let (w, dw, loss) = (
-        part(&mut w, n_w, dtype),
-        View::of(&mut dw),
-        View::of(&mut loss),
+    let (h, mut dh) = (
+        part(&mut h, n_h, dtype).into_src(),
+        part(&mut dh, n_h, dtype),
     );
-    let (labels, ws) = (View::of(&mut labels), View::of(&mut ws));
-    let seconds = best(|| head::train(q, dh, dw, loss, h, w, labels, 1e-3, &d, true, dtype, ws));
+    let (w, mut dw, mut loss) = (
+        part(&mut w, n_w, dtype).into_src(),
+        Dst::of(&mut dw),
+        Dst::of(&mut loss),
+    );
+    let (labels, mut ws) = (Src::of(&labels), Dst::of(&mut ws));
+    let seconds = best(|| {
+        let (dh, dw, loss, ws) = (dh.again(), dw.again(), loss.again(), ws.again());
+        head::train(q, dh, dw, loss, h, w, labels, 1e-3, &d, true, dtype, ws);
+    });
     let name = format!("head train rows{} C{} V{}", d.rows, d.hidden, d.vocab);
     line(
         &name,
@@ -220,13 +241,17 @@ fn heads(q: &Queue, d: Head, dtype: Dtype) {
 fn memory_bound(q: &Queue, rows: usize, c: usize, dtype: Dtype) {
     let n = rows * c;
     let mut buffers: [Vec<u32>; 5] = std::array::from_fn(|_| numbers(n, dtype));
-    let [a, b, x, y, z] = buffers.each_mut().map(|buffer| part(buffer, n, dtype));
+    let [mut a, b, x, mut y, mut z] = buffers.each_mut().map(|buffer| part(buffer, n, dtype));
     let (mut w, mut bias) = (numbers(c, dtype), numbers(c, dtype));
-    let (w, bias) = (part(&mut w, c, dtype), part(&mut bias, c, dtype));
+    let (w, bias) = (
+        part(&mut w, c, dtype).into_src(),
+        part(&mut bias, c, dtype).into_src(),
+    );
+    let (b, x) = (b.into_src(), x.into_src());
     let (mut mean, mut rstd) = (vec![0.0_f32; rows], vec![0.0_f32; rows]);
-    let (mean, rstd) = (View::of(&mut mean), View::of(&mut rstd));
+    let (mut mean, mut rstd) = (Dst::of(&mut mean), Dst::of(&mut rstd));
     let (mut dw, mut db) = (vec![0.0_f32; c], vec![0.0_f32; c]);
-    let (dw, db) = (View::of(&mut dw), View::of(&mut db));
+    let (mut dw, mut db) = (Dst::of(&mut dw), Dst::of(&mut db));
     let mut ws = scratch(
         layernorm::workspace(rows, c, lowtide_device::Make::Cpu).max(embedding::workspace(
             rows,
@@ -234,7 +259,7 @@ fn memory_bound(q: &Queue, rows: usize, c: usize, dtype: Dtype) {
             lowtide_device::Make::Cpu,
         )),
     );
-    let ws = View::of(&mut ws);
+    let mut ws = Dst::of(&mut ws);
     let bytes = (n as u64 * dtype.size()) as f64;
     let say = |what: &str, passes: f64, seconds: f64| {
         line(
@@ -246,16 +271,23 @@ fn memory_bound(q: &Queue, rows: usize, c: usize, dtype: Dtype) {
         );
     };
 
-    let t = best(|| rmsnorm::forward(q, y, rstd, x, w, rows, c, 1e-5, dtype));
+    let t = best(|| rmsnorm::forward(q, y.again(), rstd.again(), x, w, rows, c, 1e-5, dtype));
     say("rmsnorm forward", 2.0, t);
     let t = best(|| {
-        rmsnorm::backward(q, a, dw, b, x, rstd, w, Some(y), rows, c, true, dtype, ws);
+        let (a, dw, ws) = (a.again(), dw.again(), ws.again());
+        let (rstd, with) = (rstd.src(), Some(y.src()));
+        rmsnorm::backward(q, a, dw, b, x, rstd, w, with, rows, c, true, dtype, ws);
     });
     say("rmsnorm backward", 4.0, t);
-    let t = best(|| layernorm::forward(q, y, mean, rstd, x, w, bias, rows, c, 1e-5, dtype));
+    let t = best(|| {
+        let (y, mean, rstd) = (y.again(), mean.again(), rstd.again());
+        layernorm::forward(q, y, mean, rstd, x, w, bias, rows, c, 1e-5, dtype);
+    });
     say("layernorm forward", 2.0, t);
     let t = best(|| {
-        let residual = Some(y);
+        let residual = Some(y.src());
+        let (a, dw, db, ws) = (a.again(), dw.again(), db.again(), ws.again());
+        let (mean, rstd) = (mean.src(), rstd.src());
         layernorm::backward(
             q, a, dw, db, b, x, mean, rstd, w, residual, rows, c, true, dtype, ws,
         );
@@ -271,37 +303,47 @@ fn memory_bound(q: &Queue, rows: usize, c: usize, dtype: Dtype) {
         .map(|i| 1e4_f64.powf(f64::from(i) / -32.0))
         .collect();
     let table = Table::new(&inv_freq, 1.0, rows);
-    let mut positions: Vec<i32> = (0..rows as i32).collect();
-    let positions = View::of(&mut positions);
-    let t = best(|| rope::forward(q, y, x, positions, &table, None, rows, shape, dtype));
+    let positions: Vec<i32> = (0..rows as i32).collect();
+    let positions = Src::of(&positions);
+    let t = best(|| rope::forward(q, y.again(), x, positions, &table, None, rows, shape, dtype));
     say("rope forward", 2.0, t);
 
     let half = n / 2 * dtype.size() as usize;
-    let (small, d_small) = (y.part(0, half), z.part(0, half));
-    let t = best(|| swiglu::forward(q, small, x, rows, c / 2, dtype));
+    let t = best(|| swiglu::forward(q, y.lend(0, half), x, rows, c / 2, dtype));
     say("swiglu forward", 1.5, t);
-    let t = best(|| swiglu::backward(q, a, d_small, x, rows, c / 2, dtype));
+    let t = best(|| {
+        let from = z.src().part(0, half);
+        swiglu::backward(q, a.again(), from, x, rows, c / 2, dtype);
+    });
     say("swiglu backward", 2.5, t);
-    let t = best(|| gelu::forward(q, y, x, n, dtype));
+    let t = best(|| gelu::forward(q, y.again(), x, n, dtype));
     say("gelu forward", 2.0, t);
-    let t = best(|| gelu::backward(q, a, b, x, n, dtype));
+    let t = best(|| gelu::backward(q, a.again(), b, x, n, dtype));
     say("gelu backward", 3.0, t);
 
-    let mut tokens: Vec<i32> = (0..rows).map(|i| (i * 7919 % rows) as i32).collect();
-    let tokens = View::of(&mut tokens);
-    let t = best(|| embedding::forward(q, y, tokens, x, None, rows, c, rows, dtype));
+    let tokens: Vec<i32> = (0..rows).map(|i| (i * 7919 % rows) as i32).collect();
+    let tokens = Src::of(&tokens);
+    let t = best(|| {
+        embedding::forward(q, y.again(), tokens, x, None, rows, c, rows, dtype);
+    });
     say("embedding forward", 2.0, t);
     let mut acc = vec![0.0_f32; n];
-    let acc = View::of(&mut acc);
-    let t = best(|| embedding::backward(q, acc, y, tokens, rows, c, rows, false, dtype, ws));
+    let mut acc = Dst::of(&mut acc);
+    let t = best(|| {
+        let (acc, y, ws) = (acc.again(), y.src(), ws.again());
+        embedding::backward(q, acc, y, tokens, rows, c, rows, false, dtype, ws);
+    });
     say("embedding backward", 1.0 + 4.0 / dtype.size() as f64, t);
     let params = [Segment {
         offset: 0,
         elements: n,
     }];
     let mut parts = vec![0.0_f64; params[0].norm_chunks()];
-    let parts = View::of(&mut parts);
-    let t = best(|| gradient::finish(q, z, parts, acc, &params, n, dtype));
+    let mut parts = Dst::of(&mut parts);
+    let t = best(|| {
+        let (to, parts, acc) = (z.again(), parts.again(), Some(acc.src()));
+        gradient::finish(q, to, parts, acc, &params, n, dtype);
+    });
     say("gradient finish", 1.0 + 4.0 / dtype.size() as f64, t);
     let d = Dims {
         rows,
@@ -309,7 +351,7 @@ fn memory_bound(q: &Queue, rows: usize, c: usize, dtype: Dtype) {
         cols: c,
     };
     let mut ws = scratch(matmul::workspace(d, dtype, lowtide_device::Make::Cpu));
-    let ws = View::of(&mut ws);
-    let t = best(|| matmul::backward_bias(q, db, x, d, true, dtype, ws));
+    let mut ws = Dst::of(&mut ws);
+    let t = best(|| matmul::backward_bias(q, db.again(), x, d, true, dtype, ws.again()));
     say("backward_bias", 1.0, t);
 }

@@ -1,4 +1,12 @@
-//! What the CUDA versions of all operations share: headers, and how a source is named.
+//! What the CUDA versions of all operations share: headers, how a source is named, and why each launch
+//! is safe ([`Launch::launch`](lowtide_device::cuda::Launch::launch) asks for three things).
+//!
+//! 1. A launcher gives its kernel the arguments that stand in the `.cu` beside it, in that order.
+//! 2. Before that the operation has compared the bytes of every view with its shape (`expect`), from which
+//!    grid, block and sizes are derived; every operation runs on odd shapes against its reference, and under
+//!    compute-sanitizer, which sees any access outside of an allocation.
+//! 3. Ranges of a device's memory are freed behind what is in its streams, nobody has a reference to
+//!    them, and the plan's events order tasks on them.
 
 use lowtide_workload::Dtype;
 

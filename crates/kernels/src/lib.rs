@@ -1,11 +1,24 @@
 //! One folder an operation: what it computes, its checks of shapes and its launcher (`mod.rs`), the
 //! CPU version (`cpu.rs`) and a plain version in `f64` (`reference.rs`) against which it is tested.
 //!
-//! Launchers take [`View`](lowtide_device::View)s of device memory. Three rules hold for all:
+//! Launchers take what they read as [`Src`](lowtide_device::Src) and what they write as
+//! [`Dst`](lowtide_device::Dst), so an operation runs in place only where its signature has the bytes
+//! once:
 //!
-//! - **A call is a task of the plan.** The plan gives a task its views and keeps every other user
-//!   of the same bytes away while it runs; that is the safety argument of each `unsafe` here. On a
-//!   CPU queue the call returns when its work is done, on a CUDA queue when it is in the stream. Shapes that do not fit the views are bugs and panic.
+//! ```compile_fail,E0505
+//! use lowtide_device::{Dst, Queue};
+//! let (q, mut numbers) = (Queue::new("gpu", 1), [0.5_f32; 8]);
+//! let y = Dst::of(&mut numbers);
+//! let x = y.src();
+//! lowtide_kernels::gelu::forward(&q, y, x, 8, lowtide_workload::Dtype::F32);
+//! ```
+//!
+//! Three rules hold for all:
+//!
+//! - **A call is a task of the plan.** On a CPU queue the call returns when its work is done, on a CUDA
+//!   queue when it is in the stream. Shapes that do not fit the views are bugs and panic. What is
+//!   `unsafe` here is threads that share one output, each of which writes numbers of its own, and launches
+//!   (see `cuda.rs`).
 //! - **Storage is bf16 or f32, arithmetic is f32.** Tensors of the model (marked E in the
 //!   documentation) have the run's [`Dtype`](lowtide_workload::Dtype); a result is rounded once, to
 //!   nearest even, when it is stored. Statistics and gradient accumulators are `f32`, norm partials

@@ -6,8 +6,7 @@
 //! number of lanes and nothing is contracted that is not written as `mul_add`, so these loops give
 //! the same bits on every one of those targets.
 
-use lowtide_device::Plain;
-use lowtide_device::View;
+use lowtide_device::{Dst, Plain, Src};
 use multiversion::multiversion;
 
 /// How a number lies in memory: `u16` is bf16, as its bits; `f32` is itself.
@@ -62,11 +61,29 @@ pub(crate) fn size(dtype: lowtide_workload::Dtype) -> usize {
     dtype.size() as usize
 }
 
+/// A view of either kind.
+pub(crate) trait Range {
+    /// Its length in bytes.
+    fn range_bytes(&self) -> usize;
+}
+
+impl Range for Src<'_> {
+    fn range_bytes(&self) -> usize {
+        self.bytes()
+    }
+}
+
+impl Range for &Dst<'_> {
+    fn range_bytes(&self) -> usize {
+        self.bytes()
+    }
+}
+
 /// Panics unless `view` holds exactly `elements` numbers of `size` bytes: a wrong shape is a bug of
 /// the caller.
 #[track_caller]
-pub(crate) fn expect(what: &str, view: View<'_>, elements: usize, size: usize) {
-    let have = view.bytes();
+pub(crate) fn expect(what: &str, view: impl Range, elements: usize, size: usize) {
+    let have = view.range_bytes();
     assert!(
         have == elements * size,
         "{what}: {have} bytes for {elements} numbers of {size} bytes"
@@ -75,7 +92,7 @@ pub(crate) fn expect(what: &str, view: View<'_>, elements: usize, size: usize) {
 
 /// Panics unless `ws` has at least `need` bytes.
 #[track_caller]
-pub(crate) fn expect_workspace(ws: View<'_>, need: usize) {
+pub(crate) fn expect_workspace(ws: &Dst<'_>, need: usize) {
     assert!(
         ws.bytes() >= need,
         "workspace of {} bytes, need {need}",
@@ -84,27 +101,24 @@ pub(crate) fn expect_workspace(ws: View<'_>, need: usize) {
 }
 
 /// Numbers `start .. start + len` of a view.
-///
-/// # Safety
-/// As [`View::read`].
-pub(crate) unsafe fn read<'a, E: Plain>(view: View<'a>, start: usize, len: usize) -> &'a [E] {
-    // SAFETY: the caller's promise.
-    unsafe {
-        view.part(start * size_of::<E>(), len * size_of::<E>())
-            .read()
-    }
+pub(crate) fn read<'a, E: Plain>(view: Src<'a>, start: usize, len: usize) -> &'a [E] {
+    view.part(start * size_of::<E>(), len * size_of::<E>())
+        .read()
 }
 
-/// Numbers `start .. start + len` of a view, to be written.
+/// Numbers `start .. start + len` of a view, to be written by one of several threads.
 ///
 /// # Safety
-/// As [`View::write`].
-pub(crate) unsafe fn write<'a, E: Plain>(view: View<'a>, start: usize, len: usize) -> &'a mut [E] {
+/// As [`Dst::slice`]: while the slice lives no other thread uses these numbers, nor this one through
+/// another slice.
+#[allow(clippy::mut_from_ref, reason = "exclusive by the caller's promise")]
+pub(crate) unsafe fn write<'a, E: Plain>(
+    view: &'a Dst<'_>,
+    start: usize,
+    len: usize,
+) -> &'a mut [E] {
     // SAFETY: the caller's promise.
-    unsafe {
-        view.part(start * size_of::<E>(), len * size_of::<E>())
-            .write()
-    }
+    unsafe { view.slice(start, len) }
 }
 
 /// Lanes of a sum: enough independent additions to hide their latency at 256 and 512 bits.

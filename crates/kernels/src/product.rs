@@ -8,7 +8,7 @@
 use std::cell::RefCell;
 
 use gemm::Parallelism;
-use lowtide_device::View;
+use lowtide_device::{Dst, Src};
 use rayon::prelude::*;
 
 use crate::number::{self, Number};
@@ -97,7 +97,7 @@ pub(crate) fn gemm(
 #[derive(Clone, Copy)]
 pub(crate) struct Operand<'a> {
     /// The numbers.
-    pub view: View<'a>,
+    pub view: Src<'a>,
     /// Numbers of a row in memory.
     pub stride: usize,
     /// Whether a row in memory runs over the inner dimension (`x` and `w` of `x·wᵀ`) or over an
@@ -208,7 +208,7 @@ pub(crate) fn product<E: Number>(
     a: Operand<'_>,
     b: Operand<'_>,
     (m, n, k): (usize, usize, usize),
-    ws: View<'_>,
+    ws: Dst<'_>,
     finish: impl Fn(Tile<'_>) + Sync,
 ) {
     let widened = size_of::<E>() != size_of::<f32>();
@@ -219,8 +219,7 @@ pub(crate) fn product<E: Number>(
             j: 0..n,
             p: 0..k,
         };
-        // SAFETY: nobody writes the operands while the task runs.
-        let (x, y) = unsafe { (a.view.read::<f32>(), b.view.read::<f32>()) };
+        let (x, y) = (a.view.read::<f32>(), b.view.read::<f32>());
         tiles(
             &cuts,
             &block,
@@ -233,9 +232,11 @@ pub(crate) fn product<E: Number>(
     }
     let [a_len, b_len, partial_len] = cuts.panels();
     let bytes = |len: usize| len.next_multiple_of(64) * 4;
-    let a_panel = ws.part(0, a_len * 4);
-    let b_panel = ws.part(bytes(a_len), b_len * 4);
-    let partial = ws.part(bytes(a_len) + bytes(b_len), partial_len * 4);
+    let (a_panel, rest) = ws.split_at(bytes(a_len));
+    let (b_panel, rest) = rest.split_at(bytes(b_len));
+    let mut a_panel = a_panel.part(0, a_len * 4);
+    let mut b_panel = b_panel.part(0, b_len * 4);
+    let partial = rest.part(0, partial_len * 4);
     let (bm, bn, bk) = cuts.block;
     for i in (0..m).step_by(bm) {
         for j in (0..n).step_by(bn) {
@@ -246,15 +247,14 @@ pub(crate) fn product<E: Number>(
                     p: p..k.min(p + bk),
                 };
                 if j == 0 || cuts.inner_blocks() > 1 {
-                    widen_panel::<E>(a_panel, a, block.i.clone(), block.p.clone());
+                    widen_panel::<E>(a_panel.again(), a, block.i.clone(), block.p.clone());
                 }
-                widen_panel::<E>(b_panel, b, block.j.clone(), block.p.clone());
-                // SAFETY: the panels are complete; they are written again after the tiles.
-                let (x, y) = unsafe { (a_panel.read::<f32>(), b_panel.read::<f32>()) };
+                widen_panel::<E>(b_panel.again(), b, block.j.clone(), block.p.clone());
+                let (x, y) = (a_panel.src().read::<f32>(), b_panel.src().read::<f32>());
                 let inner = block.p.len();
                 let x = matrix(a, x, if a.along_inner { inner } else { block.i.len() });
                 let y = matrix(b, y, if b.along_inner { inner } else { block.j.len() });
-                let partial = (cuts.inner_blocks() > 1).then_some(partial);
+                let partial = (cuts.inner_blocks() > 1).then_some(&partial);
                 tiles(&cuts, &block, x, y.t(), partial, &finish);
             }
         }
@@ -276,7 +276,7 @@ fn matrix<'a>(operand: Operand<'_>, data: &'a [f32], stride: usize) -> Matrix<'a
 
 /// Widens `outer × inner` of an operand to `panel`, rows in memory order and without gaps.
 fn widen_panel<E: Number>(
-    panel: View<'_>,
+    panel: Dst<'_>,
     from: Operand<'_>,
     outer: std::ops::Range<usize>,
     inner: std::ops::Range<usize>,
@@ -288,13 +288,11 @@ fn widen_panel<E: Number>(
     };
     crate::rows::each(rows.len(), cols.len(), |first, end| {
         for row in first..end {
-            // SAFETY: the task owns the workspace and each row of the panel is one thread's;
-            // nobody writes the operand.
-            unsafe {
-                let at = (rows.start + row) * from.stride + cols.start;
-                let source = number::read::<E>(from.view, at, cols.len());
-                number::widen(number::write(panel, row * cols.len(), cols.len()), source);
-            }
+            let at = (rows.start + row) * from.stride + cols.start;
+            let source = number::read::<E>(from.view, at, cols.len());
+            // SAFETY: each row of the panel is one thread's.
+            let to = unsafe { number::write(&panel, row * cols.len(), cols.len()) };
+            number::widen(to, source);
         }
     });
 }
@@ -305,7 +303,7 @@ fn tiles(
     block: &Block,
     a: Matrix<'_>,
     b: Matrix<'_>,
-    partial: Option<View<'_>>,
+    partial: Option<&Dst<'_>>,
     finish: &(impl Fn(Tile<'_>) + Sync),
 ) {
     let (tm, tn) = cuts.tile;
@@ -339,7 +337,7 @@ fn tiles(
                     done(data);
                 }),
                 Some(partial) => {
-                    // SAFETY: the task owns the workspace; each tile has a slot of its own.
+                    // SAFETY: each tile has a slot of its own.
                     let data = unsafe { number::write(partial, t * tm * tn, rows * cols) };
                     gemm(data, cols, shape, a, b, block.p.start > 0);
                     if last {

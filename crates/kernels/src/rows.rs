@@ -1,6 +1,6 @@
 //! Rows in parallel, and sums over rows with an order that no thread count changes.
 
-use lowtide_device::View;
+use lowtide_device::{Dst, Src};
 use rayon::prelude::*;
 
 use crate::number;
@@ -47,7 +47,7 @@ impl Runs {
     /// `ws`) is zero on entry.
     pub(crate) fn each(
         self,
-        ws: View<'_>,
+        ws: &Dst<'_>,
         width: usize,
         work: impl Fn(usize, usize, &mut [f32]) + Sync,
     ) {
@@ -63,9 +63,9 @@ impl Runs {
     /// [`Self::each`] left in `ws`.
     pub(crate) fn sum_partials(
         self,
-        to: View<'_>,
+        to: Dst<'_>,
         from: usize,
-        ws: View<'_>,
+        ws: Src<'_>,
         width: usize,
         accumulate: bool,
     ) {
@@ -75,12 +75,11 @@ impl Runs {
             let (start, len) = (i * COLUMNS, COLUMNS.min(n - i * COLUMNS));
             let mut total = [0.0_f32; COLUMNS];
             for run in 0..self.count() {
-                // SAFETY: nobody writes partials any more.
-                let partial = unsafe { number::read(ws, run * width + from + start, len) };
+                let partial = number::read(ws, run * width + from + start, len);
                 number::add::<f32>(&mut total, partial);
             }
             // SAFETY: the task owns `to`; each run of columns is one thread's.
-            let to = unsafe { number::write::<f32>(to, start, len) };
+            let to = unsafe { number::write::<f32>(&to, start, len) };
             put(to, &total, accumulate);
         });
     }

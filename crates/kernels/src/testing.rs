@@ -3,7 +3,7 @@
 
 use half::bf16;
 use lowtide_device::cuda::{self, Gpu};
-use lowtide_device::{Memory, Queue, View, memory};
+use lowtide_device::{Dst, Memory, Queue, Src, memory};
 use lowtide_units::Bytes;
 use lowtide_workload::Dtype;
 
@@ -46,13 +46,24 @@ impl Rng {
 }
 
 /// Numbers in memory as a kernel sees them.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct Tensor {
     dtype: Dtype,
     n: usize,
     words: Vec<u32>,
     /// Where [`Tensor::on`] put them.
     device: Option<Memory>,
+}
+
+impl Clone for Tensor {
+    fn clone(&self) -> Self {
+        Self {
+            dtype: self.dtype,
+            n: self.n,
+            words: self.bits(),
+            device: None,
+        }
+    }
 }
 
 impl PartialEq for Tensor {
@@ -89,32 +100,39 @@ impl Tensor {
 
     /// A view for kernels of `q`: of host memory for a CPU queue, of a copy on the device for a
     /// CUDA queue, which [`Tensor::values`] and comparisons then read.
-    pub(crate) fn on(&mut self, q: &Queue) -> View<'_> {
+    pub(crate) fn on(&mut self, q: &Queue) -> Dst<'_> {
         let bytes = self.n * self.dtype.size() as usize;
         let Some(q) = q.cuda() else {
             return self.view();
         };
         let device = self.device.get_or_insert_with(|| {
             let bytes = Bytes(4 * self.words.len() as u64);
-            let device = Memory::cuda(q.gpu(), bytes).unwrap();
-            memory::store(&device.view(0, bytes.0), &self.words);
+            let mut device = Memory::cuda(q.gpu(), bytes).unwrap();
+            memory::store(device.all(), &self.words);
             device
         });
-        device.view(0, bytes as u64)
+        device.part(0, bytes as u64)
+    }
+
+    /// As [`Tensor::on`], to read.
+    pub(crate) fn src(&mut self, q: &Queue) -> Src<'_> {
+        self.on(q).into_src()
     }
 
     /// The words, from wherever they are.
     fn bits(&self) -> Vec<u32> {
         let mut words = self.words.clone();
         if let Some(device) = &self.device {
-            memory::load(&device.view(0, 4 * words.len() as u64), &mut words);
+            // SAFETY: views of it borrow `self`, so there is none.
+            let all = unsafe { device.src(0, 4 * words.len() as u64) };
+            memory::load(all, &mut words);
         }
         words
     }
 
-    pub(crate) fn view(&mut self) -> View<'_> {
+    pub(crate) fn view(&mut self) -> Dst<'_> {
         let bytes = self.n * self.dtype.size() as usize;
-        View::of(&mut self.words).part(0, bytes)
+        Dst::of(&mut self.words).part(0, bytes)
     }
 
     pub(crate) fn values(&self) -> Vec<f64> {
@@ -138,20 +156,20 @@ impl Scratch {
     }
 
     /// A view for kernels of `q`, poisoned on the device too.
-    pub(crate) fn on(&mut self, q: &Queue) -> View<'_> {
+    pub(crate) fn on(&mut self, q: &Queue) -> Dst<'_> {
         let Some(q) = q.cuda() else {
             return self.view();
         };
         let device = self.2.get_or_insert_with(|| {
-            let device = Memory::cuda(q.gpu(), Bytes(8 * self.0.len() as u64)).unwrap();
-            memory::store(&device.view(0, 8 * self.0.len() as u64), &self.0);
+            let mut device = Memory::cuda(q.gpu(), Bytes(8 * self.0.len() as u64)).unwrap();
+            memory::store(device.all(), &self.0);
             device
         });
-        device.view(0, self.1 as u64)
+        device.part(0, self.1 as u64)
     }
 
-    pub(crate) fn view(&mut self) -> View<'_> {
-        View::of(&mut self.0).part(0, self.1)
+    pub(crate) fn view(&mut self) -> Dst<'_> {
+        Dst::of(&mut self.0).part(0, self.1)
     }
 }
 
@@ -164,27 +182,31 @@ impl<T: lowtide_device::Plain> Numbers<T> {
     }
 
     /// As [`Tensor::on`].
-    pub(crate) fn on(&mut self, q: &Queue) -> View<'_> {
+    pub(crate) fn on(&mut self, q: &Queue) -> Dst<'_> {
         let bytes = size_of_val(self.0.as_slice()) as u64;
         let Some(q) = q.cuda() else {
-            return View::of(&mut self.0);
+            return Dst::of(&mut self.0);
         };
         let device = self.1.get_or_insert_with(|| {
-            let device = Memory::cuda(q.gpu(), Bytes(bytes)).unwrap();
-            memory::store(&device.view(0, bytes), &self.0);
+            let mut device = Memory::cuda(q.gpu(), Bytes(bytes)).unwrap();
+            memory::store(device.all(), &self.0);
             device
         });
-        device.view(0, bytes)
+        device.part(0, bytes)
+    }
+
+    /// As [`Tensor::src`].
+    pub(crate) fn src(&mut self, q: &Queue) -> Src<'_> {
+        self.on(q).into_src()
     }
 
     /// The numbers, from wherever they are.
     pub(crate) fn values(&self) -> Vec<T> {
         let mut numbers = self.0.clone();
         if let Some(device) = &self.1 {
-            memory::load(
-                &device.view(0, size_of_val(self.0.as_slice()) as u64),
-                &mut numbers,
-            );
+            // SAFETY: as in `Tensor::bits`.
+            let all = unsafe { device.src(0, size_of_val(self.0.as_slice()) as u64) };
+            memory::load(all, &mut numbers);
         }
         numbers
     }
@@ -194,6 +216,9 @@ impl<T: lowtide_device::Plain> Numbers<T> {
 /// `LOWTIDE_REQUIRE_CUDA` set, panics.
 #[allow(clippy::print_stderr, reason = "what is skipped must be seen")]
 pub(crate) fn gpu() -> Option<Queue> {
+    if cfg!(miri) {
+        return None; // it opens no libraries
+    }
     match Gpu::open(0).and_then(|gpu| cuda::Queue::new(&gpu)) {
         Ok(q) => Some(Queue::Cuda(q)),
         Err(e) => {

@@ -5,7 +5,7 @@
 //! table of rotary angles, so operations may run in any order that their operands allow, and a
 //! recomputed forward gives the same bits.
 
-use lowtide_device::{Queue, View};
+use lowtide_device::{Dst, Queue, Src};
 use lowtide_kernels::rope::{QkNorm, QkNormBack, Table};
 use lowtide_kernels::{attention, embedding, gelu, head, layernorm, matmul, rmsnorm, rope, swiglu};
 use lowtide_workload::{ModelShape, Workload};
@@ -25,18 +25,20 @@ pub struct Decoder {
     shape: ModelShape,
 }
 
-/// One operand of a call.
-#[derive(Clone, Copy, Debug)]
-pub struct Arg<'a> {
-    /// Its bytes: of the tensor exactly, without padding.
-    pub view: View<'a>,
-    /// For a gradient: nothing was added to it in this batch yet, so overwrite it. Gradients of
-    /// one operation that belong to one kernel (a norm's scale and bias) share the first's flag.
-    pub fresh: bool,
+/// One operand of a call: the bytes of its tensor exactly, without padding.
+#[derive(Debug)]
+pub enum Arg<'a> {
+    /// It is read.
+    Read(Src<'a>),
+    /// It is overwritten; a gradient to which nothing was added in this batch yet too. Gradients of one
+    /// operation that belong to one kernel (a norm's scale and bias) are treated as the first is.
+    Write(Dst<'a>),
+    /// A gradient to which is added.
+    Add(Dst<'a>),
 }
 
 /// One operation on one micro-batch.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub struct Call<'a> {
     /// Index into [`Workload::units`].
     pub unit: usize,
@@ -45,9 +47,9 @@ pub struct Call<'a> {
     /// Index into that list.
     pub op: usize,
     /// One for each operand, in order.
-    pub args: &'a [Arg<'a>],
+    pub args: Vec<Arg<'a>>,
     /// Scratch of at least [`lowtide_workload::Op::workspace`] bytes; garbage before and after.
-    pub workspace: View<'a>,
+    pub workspace: Dst<'a>,
     /// What the loss's gradient is multiplied with, usually one over the batch's supervised
     /// tokens. Read by the head's backward only.
     pub loss_scale: f32,
@@ -90,8 +92,8 @@ impl Decoder {
     ///
     /// # Panics
     /// When the call names no operation of the workload, or a view does not have its operand's
-    /// length: a mistake in the plan or its executor.
-    pub fn run(&self, q: &Queue, call: &Call<'_>) {
+    /// length, or is read where the operation writes: a mistake in the plan or its executor.
+    pub fn run(&self, q: &Queue, call: Call<'_>) {
         let unit = &self.workload.units[call.unit];
         let op = &call.phase.ops(unit)[call.op];
         let kind = call.phase.kinds(&self.kinds[call.unit])[call.op];
@@ -111,26 +113,27 @@ impl Decoder {
             op.workspace,
             call.workspace.bytes()
         );
+        let (ws, scale) = (call.workspace, call.loss_scale);
         let args = &mut Args {
-            rest: call.args.iter(),
+            rest: call.args.into_iter(),
         };
         match kind {
             Kind::Embedding { .. }
             | Kind::EmbeddingBackward { .. }
             | Kind::HeadTrain
             | Kind::HeadLoss
-            | Kind::HeadLogits => self.run_ends(q, kind, args, call),
+            | Kind::HeadLogits => self.run_ends(q, kind, args, ws, scale),
             Kind::RmsNorm
             | Kind::RmsNormBackward { .. }
             | Kind::LayerNorm
-            | Kind::LayerNormBackward { .. } => self.run_norm(q, kind, args, call.workspace),
+            | Kind::LayerNormBackward { .. } => self.run_norm(q, kind, args, ws),
             Kind::Linear { .. } | Kind::LinearWeight { .. } | Kind::LinearInput { .. } => {
-                self.run_linear(q, kind, args, call.workspace);
+                self.run_linear(q, kind, args, ws);
             }
             Kind::Rope { .. }
             | Kind::RopeBackward { .. }
             | Kind::Attention
-            | Kind::AttentionBackward => self.run_attention(q, kind, args, call.workspace),
+            | Kind::AttentionBackward => self.run_attention(q, kind, args, ws),
             Kind::Swiglu | Kind::SwigluBackward | Kind::Gelu | Kind::GeluBackward => {
                 self.run_activation(q, kind, args);
             }
@@ -142,30 +145,31 @@ impl Decoder {
         );
     }
 
-    fn run_ends(&self, q: &Queue, kind: Kind, args: &mut Args<'_>, call: &Call<'_>) {
+    fn run_ends(&self, q: &Queue, kind: Kind, args: &mut Args<'_>, mut ws: Dst<'_>, scale: f32) {
         let s = &self.sizes;
-        let (rows, c, v, dtype, ws) = (s.rows, s.hidden, s.vocab, s.dtype, call.workspace);
+        let (rows, c, v, dtype) = (s.rows, s.hidden, s.vocab, s.dtype);
         match kind {
             Kind::Embedding { positions } => {
-                let (y, inputs) = (args.view(), Inputs::of(args.view(), rows));
-                let tokens = args.view();
-                let table = positions.then(|| (args.view(), inputs.positions));
+                let (y, inputs) = (args.dst(), Inputs::of(args.src(), rows));
+                let tokens = args.src();
+                let table = positions.then(|| (args.src(), inputs.positions));
                 embedding::forward(q, y, inputs.tokens, tokens, table, rows, c, v, dtype);
             }
             Kind::EmbeddingBackward { positions, .. } => {
                 let (dw, add) = args.gradient();
                 let table = positions.then(|| args.gradient());
-                let (dy, inputs) = (args.view(), Inputs::of(args.view(), rows));
-                embedding::backward(q, dw, dy, inputs.tokens, rows, c, v, add, dtype, ws);
+                let (dy, inputs) = (args.src(), Inputs::of(args.src(), rows));
+                let scratch = ws.again();
+                embedding::backward(q, dw, dy, inputs.tokens, rows, c, v, add, dtype, scratch);
                 if let Some((dp, add)) = table {
                     let p = s.positions;
                     embedding::backward(q, dp, dy, inputs.positions, rows, c, p, add, dtype, ws);
                 }
             }
             Kind::HeadTrain => {
-                let (dh, (dw, add), loss) = (args.view(), args.gradient(), args.view());
-                let (h, w, inputs) = (args.view(), args.view(), Inputs::of(args.view(), rows));
-                let (labels, scale) = (inputs.labels, call.loss_scale);
+                let (dh, (dw, add), loss) = (args.dst(), args.gradient(), args.dst());
+                let (h, w, inputs) = (args.src(), args.src(), Inputs::of(args.src(), rows));
+                let labels = inputs.labels;
                 head::train(
                     q,
                     dh,
@@ -182,43 +186,43 @@ impl Decoder {
                 );
             }
             Kind::HeadLoss => {
-                let (loss, h, w) = (args.view(), args.view(), args.view());
-                let labels = Inputs::of(args.view(), rows).labels;
+                let (loss, h, w) = (args.dst(), args.src(), args.src());
+                let labels = Inputs::of(args.src(), rows).labels;
                 head::loss(q, loss, h, w, labels, &s.head(), dtype, ws);
             }
             Kind::HeadLogits => {
-                let (out, h, w) = (args.view(), args.view(), args.view());
-                let labels = Inputs::of(args.view(), rows).labels;
+                let (out, h, w) = (args.dst(), args.src(), args.src());
+                let labels = Inputs::of(args.src(), rows).labels;
                 head::logits(q, out, h, w, labels, s.seq, &s.head(), dtype, ws);
             }
             other => unreachable!("{other:?} is not at an end"),
         }
     }
 
-    fn run_norm(&self, q: &Queue, kind: Kind, args: &mut Args<'_>, ws: View<'_>) {
+    fn run_norm(&self, q: &Queue, kind: Kind, args: &mut Args<'_>, ws: Dst<'_>) {
         let s = &self.sizes;
         let (rows, c, eps, dtype) = (s.rows, s.hidden, s.eps, s.dtype);
         match kind {
             Kind::RmsNorm => {
-                let (y, rstd, x, w) = (args.view(), args.view(), args.view(), args.view());
+                let (y, rstd, x, w) = (args.dst(), args.dst(), args.src(), args.src());
                 rmsnorm::forward(q, y, rstd, x, w, rows, c, eps, dtype);
             }
             Kind::RmsNormBackward { residual } => {
-                let (dx, (dw, add)) = (args.view(), args.gradient());
-                let (dy, x, rstd, w) = (args.view(), args.view(), args.view(), args.view());
-                let with = residual.then(|| args.view());
+                let (dx, (dw, add)) = (args.dst(), args.gradient());
+                let (dy, x, rstd, w) = (args.src(), args.src(), args.src(), args.src());
+                let with = residual.then(|| args.src());
                 rmsnorm::backward(q, dx, dw, dy, x, rstd, w, with, rows, c, add, dtype, ws);
             }
             Kind::LayerNorm => {
-                let (y, mean, rstd) = (args.view(), args.view(), args.view());
-                let (x, w, b) = (args.view(), args.view(), args.view());
+                let (y, mean, rstd) = (args.dst(), args.dst(), args.dst());
+                let (x, w, b) = (args.src(), args.src(), args.src());
                 layernorm::forward(q, y, mean, rstd, x, w, b, rows, c, eps, dtype);
             }
             Kind::LayerNormBackward { residual } => {
-                let (dx, (dw, add), (db, _)) = (args.view(), args.gradient(), args.gradient());
-                let (dy, x, mean) = (args.view(), args.view(), args.view());
-                let (rstd, w) = (args.view(), args.view());
-                let with = residual.then(|| args.view());
+                let (dx, (dw, add), (db, _)) = (args.dst(), args.gradient(), args.gradient());
+                let (dy, x, mean) = (args.src(), args.src(), args.src());
+                let (rstd, w) = (args.src(), args.src());
+                let with = residual.then(|| args.src());
                 layernorm::backward(
                     q, dx, dw, db, dy, x, mean, rstd, w, with, rows, c, add, dtype, ws,
                 );
@@ -227,7 +231,7 @@ impl Decoder {
         }
     }
 
-    fn run_linear(&self, q: &Queue, kind: Kind, args: &mut Args<'_>, ws: View<'_>) {
+    fn run_linear(&self, q: &Queue, kind: Kind, args: &mut Args<'_>, mut ws: Dst<'_>) {
         let s = &self.sizes;
         match kind {
             Kind::Linear {
@@ -235,37 +239,38 @@ impl Decoder {
                 bias,
                 residual,
             } => {
-                let (y, x, w) = (args.view(), args.view(), args.view());
-                let bias = bias.then(|| args.view());
-                let residual = residual.then(|| args.view());
+                let (y, x, w) = (args.dst(), args.src(), args.src());
+                let bias = bias.then(|| args.src());
+                let residual = residual.then(|| args.src());
                 matmul::forward(q, y, x, w, bias, residual, dims.dims(s), s.dtype, ws);
             }
             Kind::LinearWeight { dims, bias } => {
                 let (dw, add) = args.gradient();
                 let db = bias.then(|| args.gradient());
-                let (dy, x) = (args.view(), args.view());
-                matmul::backward_weight(q, dw, dy, x, dims.dims(s), add, s.dtype, ws);
+                let (dy, x) = (args.src(), args.src());
+                let scratch = ws.again();
+                matmul::backward_weight(q, dw, dy, x, dims.dims(s), add, s.dtype, scratch);
                 if let Some((db, add)) = db {
                     matmul::backward_bias(q, db, dy, dims.dims(s), add, s.dtype, ws);
                 }
             }
             Kind::LinearInput { dims } => {
-                let (dx, dy, w) = (args.view(), args.view(), args.view());
+                let (dx, dy, w) = (args.dst(), args.src(), args.src());
                 matmul::backward_input(q, dx, dy, w, dims.dims(s), s.dtype, ws);
             }
             other => unreachable!("{other:?} is not a product"),
         }
     }
 
-    fn run_attention(&self, q: &Queue, kind: Kind, args: &mut Args<'_>, ws: View<'_>) {
+    fn run_attention(&self, q: &Queue, kind: Kind, args: &mut Args<'_>, ws: Dst<'_>) {
         let s = &self.sizes;
         let (rows, dtype) = (s.rows, s.dtype);
         match kind {
             Kind::Rope { norm } => {
-                let (y, x) = (args.view(), args.view());
-                let at = Inputs::of(args.view(), rows).positions;
+                let (y, x) = (args.dst(), args.src());
+                let at = Inputs::of(args.src(), rows).positions;
                 let norm = norm.then(|| {
-                    let (rstd, wq, wk) = (args.view(), args.view(), args.view());
+                    let (rstd, wq, wk) = (args.dst(), args.src(), args.src());
                     QkNorm {
                         wq,
                         wk,
@@ -276,11 +281,11 @@ impl Decoder {
                 rope::forward(q, y, x, at, self.table(), norm, rows, s.heads, dtype);
             }
             Kind::RopeBackward { norm } => {
-                let (dx, dy) = (args.view(), args.view());
-                let at = Inputs::of(args.view(), rows).positions;
+                let (dx, dy) = (args.dst(), args.src());
+                let at = Inputs::of(args.src(), rows).positions;
                 let norm = norm.then(|| {
                     let ((dwq, add), (dwk, _)) = (args.gradient(), args.gradient());
-                    let (x, rstd, wq, wk) = (args.view(), args.view(), args.view(), args.view());
+                    let (x, rstd, wq, wk) = (args.src(), args.src(), args.src(), args.src());
                     QkNormBack {
                         x,
                         rstd,
@@ -294,14 +299,14 @@ impl Decoder {
                 rope::backward(q, dx, dy, at, self.table(), norm, rows, s.heads, dtype, ws);
             }
             Kind::Attention => {
-                let (out, lse, qkv) = (args.view(), args.view(), args.view());
-                let doc_start = Inputs::of(args.view(), rows).doc_start;
+                let (out, lse, qkv) = (args.dst(), args.dst(), args.src());
+                let doc_start = Inputs::of(args.src(), rows).doc_start;
                 attention::forward(q, out, lse, qkv, doc_start, &s.attn(), dtype, ws);
             }
             Kind::AttentionBackward => {
-                let (d_qkv, d_out, qkv) = (args.view(), args.view(), args.view());
-                let (out, lse) = (args.view(), args.view());
-                let start = Inputs::of(args.view(), rows).doc_start;
+                let (d_qkv, d_out, qkv) = (args.dst(), args.src(), args.src());
+                let (out, lse) = (args.src(), args.src());
+                let start = Inputs::of(args.src(), rows).doc_start;
                 attention::backward(q, d_qkv, d_out, qkv, out, lse, start, &s.attn(), dtype, ws);
             }
             other => unreachable!("{other:?} is not of the attention"),
@@ -312,13 +317,13 @@ impl Decoder {
         let s = &self.sizes;
         let (rows, f, dtype) = (s.rows, s.intermediate, s.dtype);
         match kind {
-            Kind::Swiglu => swiglu::forward(q, args.view(), args.view(), rows, f, dtype),
+            Kind::Swiglu => swiglu::forward(q, args.dst(), args.src(), rows, f, dtype),
             Kind::SwigluBackward => {
-                swiglu::backward(q, args.view(), args.view(), args.view(), rows, f, dtype);
+                swiglu::backward(q, args.dst(), args.src(), args.src(), rows, f, dtype);
             }
-            Kind::Gelu => gelu::forward(q, args.view(), args.view(), rows * f, dtype),
+            Kind::Gelu => gelu::forward(q, args.dst(), args.src(), rows * f, dtype),
             Kind::GeluBackward => {
-                gelu::backward(q, args.view(), args.view(), args.view(), rows * f, dtype);
+                gelu::backward(q, args.dst(), args.src(), args.src(), rows * f, dtype);
             }
             other => unreachable!("{other:?} is not an activation"),
         }
@@ -333,20 +338,34 @@ impl Decoder {
 
 /// The operands of a call, taken from the front.
 struct Args<'a> {
-    rest: std::slice::Iter<'a, Arg<'a>>,
+    rest: std::vec::IntoIter<Arg<'a>>,
 }
 
 impl<'a> Args<'a> {
-    fn view(&mut self) -> View<'a> {
-        self.rest
-            .next()
-            .expect("as many arguments as operands")
-            .view
+    fn next(&mut self) -> Arg<'a> {
+        self.rest.next().expect("as many arguments as operands")
+    }
+
+    fn src(&mut self) -> Src<'a> {
+        match self.next() {
+            Arg::Read(from) => from,
+            other => panic!("{other:?} is only read"),
+        }
+    }
+
+    fn dst(&mut self) -> Dst<'a> {
+        match self.next() {
+            Arg::Write(to) => to,
+            other => panic!("{other:?} is overwritten"),
+        }
     }
 
     /// A gradient's accumulator, and whether to add to it.
-    fn gradient(&mut self) -> (View<'a>, bool) {
-        let arg = self.rest.next().expect("as many arguments as operands");
-        (arg.view, !arg.fresh)
+    fn gradient(&mut self) -> (Dst<'a>, bool) {
+        match self.next() {
+            Arg::Write(to) => (to, false),
+            Arg::Add(to) => (to, true),
+            Arg::Read(from) => panic!("{from:?} is a gradient"),
+        }
     }
 }

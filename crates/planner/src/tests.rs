@@ -175,6 +175,16 @@ fn planted_faults_are_found() {
     let mut broken = good.clone();
     broken.parts[0][copy].args[0].access = crate::plan::Use::Read;
     fails(&broken, "has Read for inputs");
+    // Two slots of one task share bytes.
+    let mut broken = good.clone();
+    let transient = |a: &&crate::plan::Arg| !good.slots[a.slot as usize].persistent;
+    let two = good.part(PartName::First).iter().find_map(|t| {
+        let mut args = t.args.iter().filter(transient);
+        (t.lane == crate::plan::Lane::GPU).then(|| Some((args.next()?.slot, args.next()?.slot)))?
+    });
+    let (a, b) = two.expect("an operation between two tensors");
+    broken.slots[a as usize].offset = broken.slots[b as usize].offset;
+    fails(&broken, "over its own argument");
     // A read of nothing.
     let copy = |t: &crate::plan::Task| {
         let inputs =

@@ -37,10 +37,11 @@ pub(crate) struct Io {
     pub(crate) at: u64,
 }
 
-// SAFETY: an address that the arbiter keeps valid; the contract of arenas orders its users.
+// SAFETY: an address that the arbiter keeps valid, of bytes that are the request's (`Disk::submit`).
 unsafe impl Send for Io {}
 
-/// How blocks reach a medium. At most `depth` are started and not yet reported at any time.
+/// How blocks reach a medium. At most `depth` are started and not yet reported at any time. Dropping it
+/// blocks until all of them have ended.
 pub(crate) trait Lane {
     /// Starts an operation, or prepares to start it with the next `wait`.
     fn start(&mut self, slot: usize, io: Io);
@@ -218,6 +219,8 @@ impl Drop for Closing {
 struct Loop {
     setup: Setup,
     shared: Arc<Shared>,
+    // Dropped before the queue, also by a panic: a lane ends when nothing is in flight any more, so no
+    // ticket fails whose memory is still in use.
     lane: Box<dyn Lane>,
     queue: Queue<Piece>,
     slots: Vec<Option<Block>>,
@@ -302,7 +305,7 @@ impl Loop {
                 at: data + local.start,
             };
             if io.kind == Kind::Write {
-                // SAFETY: mapped while the piece lives; not written until it is done (contract).
+                // SAFETY: mapped while the piece lives; nobody writes it until it is done (`Disk::submit`).
                 let bytes = unsafe { std::slice::from_raw_parts(io.memory, bytes) };
                 if let Some(sums) = &self.setup.checksums {
                     sums.record(flat, bytes);
@@ -415,8 +418,8 @@ impl Loop {
         let (Kind::Read, Some(sums)) = (block.io.kind, &self.setup.checksums) else {
             return Ok(());
         };
-        // SAFETY: the block has been read whole, and nobody writes there until the request is
-        // done (contract of arenas).
+        // SAFETY: the block has been read whole, and nobody else writes there until the request is done
+        // (`Disk::submit`), which the drive is with this block.
         let bytes = unsafe { std::slice::from_raw_parts(block.io.memory, block.io.bytes) };
         sums.differs(block.flat, bytes).map_or(Ok(()), |at| {
             Err(TierError::Corrupt {

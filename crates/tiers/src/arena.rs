@@ -40,8 +40,8 @@ pub struct Arena {
 ///
 /// # The contract of arenas
 /// Whoever makes a reference into an arena, or a pointer access, promises (in `unsafe`) that no
-/// request on those bytes is unfinished. Submitting a request is safe code because it makes no
-/// reference; two unfinished requests that overlap in memory leave unspecified bytes there.
+/// request on those bytes is unfinished; whoever submits a request, that nobody has one while it is
+/// ([`crate::Disk::submit`]). [`crate::Block`] keeps both by having the bytes alone.
 #[derive(Clone)]
 pub struct RawRange {
     map: Arc<Mapping>,
@@ -96,6 +96,12 @@ impl Arena {
         Bytes(self.map.bytes as u64)
     }
 
+    /// Whether this is the only handle, and no [`RawRange`] of it is left.
+    #[must_use]
+    pub fn is_unshared(&self) -> bool {
+        Arc::strong_count(&self.map) == 1
+    }
+
     /// How much of it lies on huge pages; `None` where the system does not say.
     #[must_use]
     pub fn huge_bytes(&self) -> Option<Bytes> {
@@ -124,6 +130,13 @@ impl Arena {
 }
 
 impl RawRange {
+    /// A handle of the arena that it is of.
+    #[must_use]
+    pub fn arena(&self) -> Arena {
+        let map = Arc::clone(&self.map);
+        Arena { map }
+    }
+
     /// The first byte. Valid while `self` or a clone lives.
     #[must_use]
     pub fn as_ptr(&self) -> *mut u8 {

@@ -117,8 +117,7 @@ pub struct Request {
     pub kind: Kind,
     /// Where on disk.
     pub extent: Extent,
-    /// Where in memory: as long as the extent, its address a multiple of [`ALIGN`]. Until the
-    /// ticket is done it must not be written, and for a read not be read either.
+    /// Where in memory: as long as the extent, its address a multiple of [`ALIGN`].
     pub memory: RawRange,
     /// Smaller is served sooner; for instance the index of the task that waits for it.
     pub deadline: u64,
@@ -448,8 +447,21 @@ impl Disk {
     ///
     /// Requests of one kind run in order of their deadlines, reads and writes in turn, except that
     /// of two whose extents overlap, one of them a write, the one submitted first is served first.
+    ///
+    /// # Safety
+    /// From the call on until the ticket is done ([`Ticket::wait`] has returned, well or badly) the
+    /// memory is the request's: nobody writes it, and for a read nobody reads it either. That goes for
+    /// other requests too: of two that share a byte of memory and are not done, both write it to a drive.
+    /// The disk itself reads and writes it by the processor: where reads are verified, checksums are
+    /// recorded or commits are proven, and on a disk in memory. [`Disk::start`] keeps all this by itself.
+    ///
+    /// ```compile_fail,E0133
+    /// fn f(disk: &lowtide_tiers::Disk, request: lowtide_tiers::Request) {
+    ///     let _ = disk.submit(request);
+    /// }
+    /// ```
     #[must_use = "the ticket is the only way to learn of the end or an error"]
-    pub fn submit(&self, request: Request) -> Ticket {
+    pub unsafe fn submit(&self, request: Request) -> Ticket {
         if let Err(error) = self.check(&request) {
             return Ticket::refused(error);
         }

@@ -13,6 +13,7 @@
 
 mod arbiter;
 mod arena;
+mod block;
 mod checksums;
 mod direct_file;
 mod disk;
@@ -38,6 +39,7 @@ mod uring;
 mod versions;
 
 pub use arena::{Arena, Fill, RawRange};
+pub use block::{Block, Movement};
 pub use checksums::Checksums;
 pub use direct_file::{DirectFile, Window};
 pub use disk::{Backend, Counters, Disk, DiskConfig, DriveConfig, Extent, Kind, Open, Request};

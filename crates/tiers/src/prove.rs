@@ -7,7 +7,7 @@ use lowtide_units::Bytes;
 
 use crate::journal::{self, Committed};
 use crate::versions::Versions;
-use crate::{Arena, Disk, Extent, Fill, Kind, Request, Ticket, TierError};
+use crate::{Block, Disk, Extent, Fill, Kind, Movement, TierError};
 
 /// Bytes read at a time.
 const BLOCK: u64 = 4 << 20;
@@ -81,46 +81,34 @@ impl Disk {
     fn differs(&self, extents: &[Extent], sums: &[u32]) -> Result<Option<Extent>, TierError> {
         let drives = self.stripe.n_drives();
         let in_hand = (IN_HAND * drives).min(IN_HAND_MAX);
-        let arena = Arena::new(Bytes(in_hand as u64 * BLOCK), Fill::Zero)?;
+        let memory = Block::new(Bytes(in_hand as u64 * BLOCK), Fill::Zero)?;
+        let mut free = memory.cut(BLOCK as usize);
         let mut parts = extents.iter().enumerate().flat_map(|(i, e)| {
             let ends = e.offset + e.bytes;
             let starts = (e.offset..ends).step_by(BLOCK as usize);
             starts.map(move |at| (i, at, BLOCK.min(ends - at), at + BLOCK >= ends))
         });
-        let mut flying: VecDeque<(Ticket, crate::RawRange, usize, bool)> = VecDeque::new();
+        let mut flying: VecDeque<(Movement, usize, usize, bool)> = VecDeque::new();
         let (mut sent, mut sum) = (0u64, 0);
         loop {
-            while flying.len() < in_hand
+            while !free.is_empty()
                 && let Some((i, offset, bytes, last)) = parts.next()
             {
-                // The memory of the one that ended longest ago.
-                let memory = arena.range(sent % in_hand as u64 * BLOCK, bytes)?;
-                let ticket = self.submit(Request {
-                    kind: Kind::Read,
-                    extent: Extent { offset, bytes },
-                    memory: memory.clone(),
-                    deadline: sent,
-                });
-                flying.push_back((ticket, memory, i, last));
+                let (block, extent) = (free.pop().expect("one is left"), Extent { offset, bytes });
+                let moving = self.start(Kind::Read, extent, block, sent);
+                flying.push_back((moving, bytes as usize, i, last));
                 sent += 1;
             }
-            let Some((ticket, memory, i, last)) = flying.pop_front() else {
+            let Some((moving, bytes, i, last)) = flying.pop_front() else {
                 return Ok(None);
             };
-            let read = ticket.wait();
-            // Nobody reads into the arena any more when it goes.
-            let end = |e| {
-                flying.iter().for_each(|f| drop(f.0.wait()));
-                e
-            };
-            if let Err(e) = read {
-                return end(Err(e));
-            }
-            // SAFETY: the only request on this memory is done, and the next one on it is sent later.
-            sum = crc32c::crc32c_append(sum, unsafe { memory.as_slice() });
+            let (block, read) = moving.wait();
+            read?;
+            sum = crc32c::crc32c_append(sum, &block.as_slice()[..bytes]);
+            free.push(block);
             if last {
                 if sum != sums[i] {
-                    return end(Ok(Some(extents[i])));
+                    return Ok(Some(extents[i]));
                 }
                 sum = 0;
             }

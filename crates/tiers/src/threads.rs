@@ -53,8 +53,8 @@ impl Threads {
                 loop {
                     let next = todo.lock().unwrap_or_else(PoisonError::into_inner).recv();
                     let Ok((slot, io)) = next else { return };
-                    // SAFETY: the arbiter keeps the memory valid, and by the contract of arenas
-                    // unused, until the end is reported.
+                    // SAFETY: the arbiter keeps the memory valid until the end is reported, and by the
+                    // contract of `Disk::submit` nobody else uses it.
                     let result = unsafe { medium.run(&io) };
                     if tell.send(Event::Ended(slot, result)).is_err() {
                         return;

@@ -267,14 +267,14 @@ mod tests {
         let image: Vec<u8> = (0..bytes).map(|i| ((i * i) >> 7) as u8).collect();
         let run = |kind, arena: &Arena| {
             let (memory, extent) = (arena.range(0, bytes).unwrap(), Extent { offset: 0, bytes });
-            disk.submit(Request {
+            let request = Request {
                 kind,
                 extent,
                 memory,
                 deadline: 0,
-            })
-            .wait()
-            .unwrap();
+            };
+            // SAFETY: it is waited for at once.
+            unsafe { disk.submit(request) }.wait().unwrap();
         };
         for (from, to) in [(&host, &other), (&other, &host), (&host, &host)] {
             let (from_all, to_all) = (from.range(0, bytes).unwrap(), to.range(0, bytes).unwrap());

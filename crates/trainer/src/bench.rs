@@ -124,7 +124,7 @@ pub fn step(
         resident,
     };
     let mut session = open_on(run, &planned, traced, disk_of(run, &planned.plan))?;
-    fill(&session)?;
+    fill(&mut session)?;
     observer.phase(None);
     let start_seconds = begin.elapsed().as_secs_f64();
     observer.note(&format!("ready after {start_seconds:.1} s"));
@@ -216,7 +216,7 @@ pub fn step(
 
 /// Weights from a table of random numbers: their values do not matter, only that they are not all
 /// alike, and a large model is filled in seconds.
-fn fill(session: &Session) -> Result<(), TrainError> {
+fn fill(session: &mut Session) -> Result<(), TrainError> {
     let random = Philox::new(0, 0);
     let table: Vec<f32> = (0..1u64 << 20)
         .map(|i| (random.below(i, 1 << 20) as f32 / (1u64 << 19) as f32 - 1.0) * 0.035)

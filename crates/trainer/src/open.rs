@@ -137,7 +137,7 @@ pub fn check_weights(run: &Run, shape: &ModelShape) -> Result<(), TrainError> {
 ///
 /// # Errors
 /// Files that do not fit the model.
-pub fn load_weights(run: &Run, session: &Session) -> Result<(), TrainError> {
+pub fn load_weights(run: &Run, session: &mut Session) -> Result<(), TrainError> {
     let shape = session.decoder().shape().clone();
     let homes = session.homes()?;
     match (&run.model.source, run.model.init) {

@@ -249,18 +249,18 @@ fn gpu_rates(options: &ProbeOptions, host_adamw: f64, gpu: &Gpu) -> Result<Machi
     let matmul_f32 = product(&q, 2048, Dtype::F32, seconds)?;
     let device_memory = {
         let bytes = 1u64 << 29;
-        let arena = device_arena(&q, Bytes(2 * bytes))?;
-        let (to, from) = (arena.view(bytes, bytes), arena.view(0, bytes));
-        let s = timed(&q, seconds, || q.copy(&to, &from))?;
+        let mut arena = device_arena(&q, Bytes(2 * bytes))?;
+        let [mut to, from] = arena.parts([(bytes, bytes), (0, bytes)]);
+        let s = timed(&q, seconds, || q.copy(to.again(), from.src()))?;
         BytesPerSecond(2.0 * bytes as f64 / s)
     };
     let device_adamw = adamw_rate(&q, 1 << 27, options.moments, seconds)?;
     finish_once(&q)?;
     let links = links(gpu, &q, seconds)?;
     let op_overhead = {
-        let arena = device_arena(&q, Bytes(512))?;
-        let (to, from) = (arena.view(256, 256), arena.view(0, 256));
-        timed(&q, 0.02, || q.copy(&to, &from))?
+        let mut arena = device_arena(&q, Bytes(512))?;
+        let [mut to, from] = arena.parts([(256, 256), (0, 256)]);
+        timed(&q, 0.02, || q.copy(to.again(), from.src()))?
     };
     let wake = wake_time();
     // What AdamW moves through host memory; what passes it in a copy, once.
@@ -317,21 +317,35 @@ struct Links {
 /// Copies between pinned host memory and the device: each way, and both at once.
 fn links(gpu: &Gpu, q: &Queue, seconds: f64) -> Result<Links, TrainError> {
     let bytes = 1u64 << 28;
-    let host = Memory::pinned(Arena::new(Bytes(2 * bytes), Fill::Zero)?, gpu)?;
-    let device = Memory::cuda(gpu, Bytes(2 * bytes))?;
-    let (h0, h1) = (host.view(0, bytes), host.view(bytes, bytes));
-    let (d0, d1) = (device.view(0, bytes), device.view(bytes, bytes));
-    let up = timed(q, seconds, || q.copy(&d0, &h0))?;
-    let down = timed(q, seconds, || q.copy(&h1, &d1))?;
+    let mut host = Memory::pinned(Arena::new(Bytes(2 * bytes), Fill::Zero)?, gpu)?;
+    let mut device = Memory::cuda(gpu, Bytes(2 * bytes))?;
+    let ranges = [(0, bytes), (bytes, bytes)];
+    let ([h0, h1], [d0, d1]) = (host.parts(ranges), device.parts(ranges));
+    let stream = q.cuda().expect("a link has a stream at one end");
     let other = cuda::Queue::new(gpu)?;
-    let begin = Instant::now();
-    let rounds = 8;
-    for _ in 0..rounds {
-        q.copy(&d0, &h0);
-        other.copy(&h1, &d1);
-    }
-    gpu.synchronize()?;
-    let both = begin.elapsed().as_secs_f64() / f64::from(rounds);
+    let mut up = [(stream, vec![(d0, h0.into_src())])];
+    let mut down = [(&other, vec![(h1, d1.into_src())])];
+    let seconds_of = |jobs: &mut [(&cuda::Queue, cuda::Pairs<'_>)]| -> Result<f64, TrainError> {
+        let mut each = |rounds: u64| -> Result<f64, TrainError> {
+            let begin = Instant::now();
+            cuda::copy_rounds(jobs, rounds)?;
+            Ok(begin.elapsed().as_secs_f64() / rounds as f64)
+        };
+        each(1)?;
+        let rounds = (seconds / 5.0 / each(2)?).clamp(1.0, 200.0) as u64;
+        let mut times = [0.0; 5];
+        for t in &mut times {
+            *t = each(rounds)?;
+        }
+        times.sort_by(f64::total_cmp);
+        Ok(times[2])
+    };
+    let (up_alone, down_alone) = (seconds_of(&mut up)?, seconds_of(&mut down)?);
+    let both = {
+        let ([up], [down]) = (up, down);
+        seconds_of(&mut [up, down])?
+    };
+    let (up, down) = (up_alone, down_alone);
     Ok(Links {
         h2d: bytes as f64 / up,
         d2h: bytes as f64 / down,
@@ -347,13 +361,15 @@ fn finish_once(q: &Queue) -> Result<(), TrainError> {
         elements: n as usize,
     }];
     let chunks = segments[0].norm_chunks() as u64;
-    let arena = device_arena(q, Bytes(8 * n + 8 * chunks))?;
+    let mut arena = device_arena(q, Bytes(8 * n + 8 * chunks))?;
     for dtype in [Dtype::Bf16, Dtype::F32] {
+        let ranges = [(4 * n, n * dtype.size()), (8 * n, 8 * chunks), (0, 4 * n)];
+        let [to, parts, sum] = arena.parts(ranges);
         gradient::finish(
             q,
-            arena.view(4 * n, n * dtype.size()),
-            arena.view(8 * n, 8 * chunks),
-            arena.view(0, 4 * n),
+            to,
+            parts,
+            Some(sum.into_src()),
             &segments,
             n as usize,
             dtype,
@@ -370,7 +386,7 @@ fn device_arena(q: &Queue, bytes: Bytes) -> Result<Memory, TrainError> {
     let Some(stream) = q.cuda() else {
         return Ok(Memory::new(Arena::new(bytes, Fill::Zero)?));
     };
-    let memory = Memory::cuda(stream.gpu(), bytes)?;
+    let mut memory = Memory::cuda(stream.gpu(), bytes)?;
     // bf16 about normally distributed, in pairs: read as f32 they are such numbers too. A product
     // of numbers with few different exponents takes more power, and a warm chip slows down for it:
     // uniform exponents ran 20% faster than the tensors of a step do.
@@ -390,11 +406,11 @@ fn device_arena(q: &Queue, bytes: Bytes) -> Result<Memory, TrainError> {
         if n == 0 {
             break;
         }
-        let view = memory.view(at, 2 * n);
         if at == 0 {
-            memory::store(&view, &pattern[..n as usize]);
+            memory::store(memory.part(0, 2 * n), &pattern[..n as usize]);
         } else {
-            q.copy(&view, &memory.view(0, 2 * n));
+            let [to, from] = memory.parts([(at, 2 * n), (0, 2 * n)]);
+            q.copy(to, from.into_src());
         }
         at += 2 * n;
     }
@@ -414,29 +430,20 @@ fn product(q: &Queue, n: u64, dtype: Dtype, seconds: f64) -> Result<FlopsPerSeco
     let ws = matmul::workspace(d, dtype, q.make()).max(1) as u64;
     let (x, w, y) = (m * k * size, n * k * size, m * n * size);
     let scratch = (x + w + y).next_multiple_of(256);
-    let arena = device_arena(q, Bytes(scratch + ws))?;
+    let mut arena = device_arena(q, Bytes(scratch + ws))?;
+    let [x, w, mut y, mut ws] = arena.parts([(0, x), (x, w), (x + w, y), (scratch, ws)]);
+    let (x, w) = (x.into_src(), w.into_src());
     let s = timed(q, seconds, || {
-        matmul::forward(
-            q,
-            arena.view(x + w, y),
-            arena.view(0, x),
-            arena.view(x, w),
-            None,
-            None,
-            d,
-            dtype,
-            arena.view(scratch, ws),
-        );
+        matmul::forward(q, y.again(), x, w, None, None, d, dtype, ws.again());
     })?;
     Ok(FlopsPerSecond(2.0 * (m * n * k) as f64 / s))
 }
 
 fn copy_rate(seconds: f64) -> Result<f64, TierError> {
     let bytes = 32u64 << 20;
-    let arena = Memory::new(Arena::new(Bytes(2 * bytes), Fill::Zero)?);
-    let s = quartile(seconds, || {
-        memory::copy(&arena.view(bytes, bytes), &arena.view(0, bytes))
-    });
+    let mut arena = Memory::new(Arena::new(Bytes(2 * bytes), Fill::Zero)?);
+    let [mut to, from] = arena.parts([(bytes, bytes), (0, bytes)]);
+    let s = quartile(seconds, || memory::copy(to.again(), from.src()));
     Ok(bytes as f64 / s)
 }
 
@@ -444,8 +451,15 @@ fn copy_rate(seconds: f64) -> Result<f64, TierError> {
 fn adamw_rate(q: &Queue, n: u64, kind: Moments, seconds: f64) -> Result<f64, TrainError> {
     let stored = kind.bytes(n);
     let clip = 6 * n + stored;
-    let arena = device_arena(q, Bytes(clip + 64))?;
-    memory::store(&arena.view(clip, 24), &[1.0f64, 0.0, 1.0]);
+    let mut arena = device_arena(q, Bytes(clip + 64))?;
+    memory::store(arena.part(clip, 24), &[1.0f64, 0.0, 1.0]);
+    let [mut w, mut rem, grad, mut moments, clip] = arena.parts([
+        (0, 2 * n),
+        (2 * n, 2 * n),
+        (4 * n, 2 * n),
+        (6 * n, stored),
+        (clip, 24),
+    ]);
     let segments = [Segment {
         offset: 0,
         elements: n as usize,
@@ -457,15 +471,15 @@ fn adamw_rate(q: &Queue, n: u64, kind: Moments, seconds: f64) -> Result<f64, Tra
     let s = timed(q, seconds, || {
         adamw::step_clipped(
             q,
-            arena.view(0, 2 * n),
-            Some(arena.view(2 * n, 2 * n)),
-            MomentViews::of(kind, arena.view(6 * n, stored), n as usize),
-            arena.view(4 * n, 2 * n),
+            w.again(),
+            Some(rem.again()),
+            MomentViews::of(kind, moments.again(), n as usize),
+            grad.src(),
             Dtype::Bf16,
             Dtype::Bf16,
             &segments,
             &hyper,
-            arena.view(clip, 24),
+            clip.src(),
             None,
         );
     })?;
@@ -602,35 +616,38 @@ fn operations(
     let places = if q.cuda().is_some() { 8 } else { 1 };
     let zone = |bytes: u64| (bytes + 256 + (places - 1) * PLACE).next_multiple_of(256);
     let (reads, writes) = (zone(most(true)), zone(most(false)));
-    let arena = device_arena(q, Bytes(reads + writes + w.batch.input_bytes().0))?;
-    let tokens = arena.view(reads + writes, w.batch.input_bytes().0);
-    sample.store(&tokens);
-    let run = |at: usize, place: u64| {
+    let mut arena = device_arena(q, Bytes(reads + writes + w.batch.input_bytes().0))?;
+    let inputs = (reads + writes, w.batch.input_bytes().0);
+    sample.store(arena.part(inputs.0, inputs.1));
+    let mut run = |at: usize, place: u64| {
         let (unit, phase, i, op, sizes) = &all[at];
         let from = place % places * PLACE;
         let (mut from, mut to) = (from, reads + from);
-        let args: Vec<Arg<'_>> = sizes
-            .iter()
-            .zip(&op.operands)
-            .map(|(&s, operand)| {
-                let next = if read(operand) { &mut from } else { &mut to };
-                let view = match operand.what {
-                    What::Inputs => tokens,
-                    _ => arena.view(*next, s),
-                };
-                *next += s.next_multiple_of(256);
-                Arg { view, fresh: true }
-            })
-            .collect();
+        let mut ranges = vec![inputs];
+        for (&s, operand) in sizes.iter().zip(&op.operands) {
+            let next = if read(operand) { &mut from } else { &mut to };
+            ranges.push((*next, s));
+            *next += s.next_multiple_of(256);
+        }
+        ranges.push((to, op.workspace.0));
+        let mut parts = arena.cut(&ranges).into_iter();
+        let mut next = || parts.next().expect("a part for each operand");
+        let tokens = next().into_src();
+        let arg = |operand: &Operand| match (operand.what, next()) {
+            (What::Inputs, _) => Arg::Read(tokens),
+            (_, part) if read(operand) => Arg::Read(part.into_src()),
+            (_, part) => Arg::Write(part),
+        };
+        let args = op.operands.iter().map(arg).collect();
         let call = Call {
             unit: *unit,
             phase: *phase,
             op: *i,
-            args: &args,
-            workspace: arena.view(to, op.workspace.0),
+            args,
+            workspace: next(),
             loss_scale: 1.0,
         };
-        decoder.run(q, &call);
+        decoder.run(q, call);
     };
     let mut times = BTreeMap::new();
     for (at, (_, _, _, op, _)) in all.iter().enumerate() {

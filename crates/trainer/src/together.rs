@@ -6,18 +6,17 @@
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
-use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Barrier, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use lowtide_device::cuda::{self, Gpu};
-use lowtide_device::{Memory, Queue, memory};
+use lowtide_device::{Dst, Memory, Queue, memory};
 use lowtide_kernels::adamw::{self, Hyper, MomentViews, Segment};
 use lowtide_kernels::matmul::{self, Dims};
 use lowtide_planner::{Lane, Together};
 use lowtide_tiers::{
-    ALIGN, Arena, Disk, DiskConfig, Extent, Fill, HostMemory, Kind, RawRange, Request, Scratch,
-    Ticket,
+    ALIGN, Arena, Block, Disk, DiskConfig, Extent, Fill, HostMemory, Kind, Movement, Scratch,
 };
 use lowtide_units::Bytes;
 use lowtide_workload::{Dtype, Moments};
@@ -91,11 +90,27 @@ pub struct Lanes {
     /// Dropped after the files in them.
     _scratch: Vec<Scratch>,
     config: LanesConfig,
+    /// Optimizer state, which the host lane updates.
+    state: Mutex<Memory>,
+    /// Both ends of the copies up, and of those down.
+    copies: [Mutex<Ends>; 2],
+    /// What the gpu lane of the CPU device multiplies.
+    product: Option<Mutex<Memory>>,
+    /// Blocks that are read, and blocks that are written.
+    blocks: [Mutex<Vec<Block>>; 2],
+    queues: Vec<(Lane, Queue)>,
+    block: u64,
+}
+
+/// Memory at both ends of a link.
+struct Ends {
     host: Memory,
     device: Memory,
-    queues: Vec<(Lane, Queue)>,
-    in_hand: u64,
-    block: u64,
+}
+
+/// A lane's own memory. A panic leaves numbers there that are as good as any.
+fn lock<T>(memory: &Mutex<T>) -> MutexGuard<'_, T> {
+    memory.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Lanes {
@@ -122,24 +137,38 @@ impl Lanes {
         let block = disk.block.0;
         let copies = COPIES * config.copy.0;
         let state = (STATE_BYTES * config.parameters + 64).next_multiple_of(block);
-        let arena = Arena::new(
-            Bytes(state + 2 * copies.next_multiple_of(block) + 2 * in_hand * block),
-            Fill::Zero,
-        )?;
-        let host = match gpu {
-            Some(gpu) => Memory::pinned(arena, gpu)?,
-            None => Memory::new(arena),
+        let host = |bytes: u64| -> Result<Memory, TrainError> {
+            let arena = Arena::new(Bytes(bytes), Fill::Zero)?;
+            Ok(match gpu {
+                Some(gpu) => Memory::pinned(arena, gpu)?,
+                None => Memory::new(arena),
+            })
         };
-        let device = match gpu {
-            Some(gpu) => Memory::cuda(gpu, Bytes(2 * copies))?,
-            None => Memory::new(Arena::new(Bytes(2 * copies + PRODUCT), Fill::Zero)?),
+        let device = |bytes: u64| -> Result<Memory, TrainError> {
+            Ok(match gpu {
+                Some(gpu) => Memory::cuda(gpu, Bytes(bytes))?,
+                None => Memory::new(Arena::new(Bytes(bytes), Fill::Zero)?),
+            })
         };
+        let ends = || -> Result<Mutex<Ends>, TrainError> {
+            let (host, device) = (host(copies)?, device(copies)?);
+            Ok(Mutex::new(Ends { host, device }))
+        };
+        let blocks = Block::new(Bytes(2 * in_hand * block), Fill::Zero)?;
         let disk = if config.drives.is_empty() {
             None
         } else {
             let bytes = Bytes(config.disk.0 / (2 * block) * 2 * block).max(Bytes(4 * block));
             disk.stripe = disk.block;
-            Some(Disk::open(&disk.fit(bytes)?, Some(host.arena()))?)
+            Some(Disk::open(&disk.fit(bytes)?, Some(&blocks.arena()))?)
+        };
+        let (read, written) = blocks.split_at((in_hand * block) as usize);
+        let cut = |half: Block| Mutex::new(half.cut(block as usize));
+        let blocks = [cut(read), cut(written)];
+        let (state, copies) = (Mutex::new(host(state)?), [ends()?, ends()?]);
+        let product = match gpu {
+            Some(_) => None,
+            None => Some(Mutex::new(device(PRODUCT)?)),
         };
         let stream = |gpu| cuda::Queue::new(gpu).map(Queue::Cuda);
         let mut queues = vec![(
@@ -162,10 +191,11 @@ impl Lanes {
             disk,
             _scratch: scratch,
             config,
-            host,
-            device,
+            state,
+            copies,
+            product,
+            blocks,
             queues,
-            in_hand,
             block,
         };
         lanes.fill()?;
@@ -176,7 +206,8 @@ impl Lanes {
     /// the drives: space that was only reserved reads as zeros without touching them.
     fn fill(&self) -> Result<(), TrainError> {
         let n = self.config.parameters;
-        memory::store(&self.host.view(STATE_BYTES * n, 24), &[1.0f64, 0.0, 1.0]);
+        let mut state = lock(&self.state);
+        memory::store(state.part(STATE_BYTES * n, 24), &[1.0f64, 0.0, 1.0]);
         // Weights of 1/32 and their remainders, moments, gradients of 1/128.
         let words = [
             0x3d00_3d00u32,
@@ -186,18 +217,15 @@ impl Lanes {
             0x3c00_3c00,
         ];
         let (offsets, sizes) = ([0, 2, 6, 10, 4], [2, 2, 4, 4, 2]);
-        let chunk = n.min(1 << 20);
         for ((word, offset), size) in words.into_iter().zip(offsets).zip(sizes) {
-            let numbers = vec![word; (chunk * size / 4) as usize];
+            let numbers = state.part(offset * n, size * n).write::<u32>();
             // By the threads that update: one alone would take seconds, most of them for new pages.
             self.queue(Lane::HOST).run(|| {
-                (0..n.div_ceil(chunk)).into_par_iter().for_each(|i| {
-                    let bytes = size * chunk.min(n - i * chunk);
-                    let view = self.host.view(offset * n + size * i * chunk, bytes);
-                    memory::store(&view, &numbers[..(bytes / 4) as usize]);
-                });
+                let chunks = numbers.par_chunks_mut(1 << 20);
+                chunks.for_each(|chunk| chunk.fill(word));
             });
         }
+        drop(state);
         if let Some(disk) = &self.disk {
             let mut writer = self.transfers(Kind::Write);
             (writer.first, writer.blocks) = (0, disk.bytes().0 / self.block);
@@ -265,10 +293,11 @@ impl Lanes {
         self.disk.as_ref().map(Disk::describe)
     }
 
-    /// The host arena, for whoever wants to know what pages it lies on.
+    /// Bytes of the optimizer state, and how many of them lie on huge pages where the system says.
     #[must_use]
-    pub fn host(&self) -> &Memory {
-        &self.host
+    pub fn state_pages(&self) -> (Bytes, Option<Bytes>) {
+        let state = lock(&self.state);
+        (state.bytes(), state.arena().huge_bytes())
     }
 
     /// Rates of these lanes while all of them run, for about `seconds`: parameters a second of the
@@ -415,29 +444,18 @@ impl Lanes {
         &queue.expect("a lane of this device").1
     }
 
-    /// Where copies begin in host memory; blocks of the drives follow them.
-    fn copies_at(&self) -> u64 {
-        (STATE_BYTES * self.config.parameters + 64).next_multiple_of(self.block)
-    }
-
     fn copies(&self, lane: Lane) -> Result<(), TrainError> {
         let q = self.queue(lane);
-        let bytes = self.config.copy.0;
-        let way = u64::from(lane == Lane::D2H);
-        let all = COPIES * bytes;
-        let host = self.copies_at() + way * all.next_multiple_of(self.block);
-        for i in 0..COPIES {
-            let host = self.host.view(host + i * bytes, bytes);
-            let device = self.device.view(way * all + i * bytes, bytes);
-            match lane {
-                Lane::H2D => q.copy(&device, &host),
-                _ => q.copy(&host, &device),
-            }
-        }
-        if let Some(stream) = q.cuda() {
-            stream.synchronize()?;
-        }
-        Ok(())
+        let bytes = self.config.copy.usize();
+        let mut ends = lock(&self.copies[usize::from(lane == Lane::D2H)]);
+        let Ends { host, device } = &mut *ends;
+        let (to, from) = match lane {
+            Lane::H2D => (device, host),
+            _ => (host, device),
+        };
+        let (to, from) = (to.all().chunks(bytes), from.all().chunks(bytes));
+        let pairs = to.into_iter().zip(from.into_iter().map(Dst::into_src));
+        Ok(q.copy_all(pairs.collect())?)
     }
 
     /// Parameters of one update.
@@ -448,7 +466,6 @@ impl Lanes {
     /// One AdamW step over the next window, on the host lane's threads, as the engine calls it.
     fn update(&self, step: u64) {
         let n = self.config.parameters;
-        let at = |offset: u64, bytes: u64| self.host.view(offset * n, bytes * n);
         let window = self.window();
         let segment = Segment {
             offset: (step % (n / window) * window) as usize,
@@ -458,19 +475,26 @@ impl Lanes {
             start: 0,
         };
         let moments = self.config.moments;
-        let stored = self.host.view(6 * n, moments.bytes(n));
+        let mut state = lock(&self.state);
+        let [w, rem, grad, stored, clip] = state.parts([
+            (0, 2 * n),
+            (2 * n, 2 * n),
+            (4 * n, 2 * n),
+            (6 * n, moments.bytes(n)),
+            (STATE_BYTES * n, 24),
+        ]);
         let hyper = Hyper::usual(step);
         adamw::step_clipped(
             self.queue(Lane::HOST),
-            at(0, 2),
-            Some(at(2, 2)),
+            w,
+            Some(rem),
             MomentViews::of(moments, stored, n as usize),
-            at(4, 2),
+            grad.into_src(),
             Dtype::Bf16,
             Dtype::Bf16,
             &[segment],
             &hyper,
-            self.host.view(STATE_BYTES * n, 24),
+            clip.into_src(),
             None,
         );
     }
@@ -483,46 +507,38 @@ impl Lanes {
             inner: SIDE as usize,
             cols: SIDE as usize,
         };
-        let at = 2 * COPIES * self.config.copy.0;
         let bytes = 2 * SIDE * SIDE;
         let ws = matmul::workspace(d, Dtype::Bf16, q.make()).max(1) as u64;
         assert!(
             3 * bytes + ws <= PRODUCT,
             "a product needs {ws} bytes of scratch"
         );
-        matmul::forward(
-            q,
-            self.device.view(at, bytes),
-            self.device.view(at + bytes, bytes),
-            self.device.view(at + 2 * bytes, bytes),
-            None,
-            None,
-            d,
-            Dtype::Bf16,
-            self.device.view(at + 3 * bytes, ws),
-        );
+        let product = self.product.as_ref();
+        let mut memory = lock(product.expect("a gpu lane of the CPU device"));
+        let [y, x, w, ws] = memory.parts([
+            (0, bytes),
+            (bytes, bytes),
+            (2 * bytes, bytes),
+            (3 * bytes, ws),
+        ]);
+        let (x, w) = (x.into_src(), w.into_src());
+        matmul::forward(q, y, x, w, None, None, d, Dtype::Bf16, ws);
     }
 
     fn transfers(&self, kind: Kind) -> Transfers<'_> {
         let disk = self.disk.as_ref().expect("a lane of a disk that is there");
         let blocks = disk.bytes().0 / self.block / 2;
         let way = u64::from(kind == Kind::Write);
-        let copies = COPIES * self.config.copy.0;
-        let at = self.copies_at() + 2 * copies.next_multiple_of(self.block);
-        let bytes = self.in_hand * self.block;
+        let spare = &self.blocks[usize::from(kind == Kind::Write)];
         Transfers {
             disk,
             kind,
-            memory: self
-                .host
-                .arena()
-                .range(at + way * bytes, bytes)
-                .expect("reserved for this"),
+            spare,
+            blocks_in_hand: std::mem::take(&mut *lock(spare)).into(),
             block: self.block,
             first: way * blocks,
             blocks,
-            in_hand: self.in_hand,
-            tickets: VecDeque::new(),
+            moving: VecDeque::new(),
             sent: 0,
         }
     }
@@ -568,12 +584,14 @@ impl<F: FnMut() -> Result<(), TrainError> + Send> Work for Repeat<F> {
 struct Transfers<'a> {
     disk: &'a Disk,
     kind: Kind,
-    memory: RawRange,
+    /// Whose memory it is when they end.
+    spare: &'a Mutex<Vec<Block>>,
+    /// Memory of the next transfers, the one first that was used longest ago.
+    blocks_in_hand: VecDeque<Block>,
     block: u64,
     first: u64,
     blocks: u64,
-    in_hand: u64,
-    tickets: VecDeque<Ticket>,
+    moving: VecDeque<Movement>,
     sent: u64,
 }
 
@@ -586,43 +604,60 @@ impl<'a> Transfers<'a> {
     }
 
     fn send(&mut self) {
-        let memory = (self.sent % self.in_hand * self.block) as usize;
-        self.tickets.push_back(self.disk.submit(Request {
-            kind: self.kind,
-            extent: Extent {
-                offset: (self.first + self.sent % self.blocks) * self.block,
-                bytes: self.block,
-            },
-            memory: self.memory.part(memory, self.block as usize),
-            // Both kinds count their own blocks: the drive serves one of each in turn.
-            deadline: self.sent,
-        }));
+        let block = self.blocks_in_hand.pop_front();
+        let block = block.expect("the oldest was waited for");
+        let extent = Extent {
+            offset: (self.first + self.sent % self.blocks) * self.block,
+            bytes: self.block,
+        };
+        // Both kinds count their own blocks: the drive serves one of each in turn.
+        let moving = self.disk.start(self.kind, extent, block, self.sent);
+        self.moving.push_back(moving);
         self.sent += 1;
+    }
+
+    /// Waits for the oldest, if there is one.
+    fn end(&mut self) -> Result<(), TrainError> {
+        let Some(oldest) = self.moving.pop_front() else {
+            return Ok(());
+        };
+        let (block, done) = oldest.wait();
+        self.blocks_in_hand.push_back(block);
+        Ok(done?)
     }
 }
 
 impl Work for Transfers<'_> {
     fn warm(&mut self) -> Result<(), TrainError> {
-        while (self.tickets.len() as u64) < self.in_hand {
+        while !self.blocks_in_hand.is_empty() {
             self.send();
         }
         Ok(())
     }
 
     fn unit(&mut self) -> Result<(), TrainError> {
-        if self.tickets.len() as u64 == self.in_hand {
-            let oldest = self.tickets.pop_front().expect("some are in hand");
-            oldest.wait()?;
+        if self.blocks_in_hand.is_empty() {
+            self.end()?;
         }
         self.send();
         Ok(())
     }
 
     fn drain(&mut self) -> Result<(), TrainError> {
-        while let Some(ticket) = self.tickets.pop_front() {
-            ticket.wait()?;
+        while !self.moving.is_empty() {
+            self.end()?;
         }
         Ok(())
+    }
+}
+
+impl Drop for Transfers<'_> {
+    fn drop(&mut self) {
+        // What a failed one still moves comes back too.
+        for moving in self.moving.drain(..) {
+            self.blocks_in_hand.push_back(moving.wait().0);
+        }
+        lock(self.spare).extend(self.blocks_in_hand.drain(..));
     }
 }
 

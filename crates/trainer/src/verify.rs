@@ -136,7 +136,7 @@ pub fn verify(
                 f64::from_bits(b.1)
             )
         });
-    let (state, compared_bytes) = compare(&first, &second)?;
+    let (state, compared_bytes) = compare(&mut first, &mut second)?;
     difference = difference.or(state);
     let moved_bytes = moved_bytes(|lane| measured.lane(lane).bytes);
     Ok(VerifyReport {
@@ -283,15 +283,16 @@ fn train(
 }
 
 /// Weights of the slice: its blocks are the model's first; embedding and head are the model's.
-fn load_slice(run: &Run, session: &Session, whole: &ModelShape) -> Result<(), TrainError> {
+fn load_slice(run: &Run, session: &mut Session, whole: &ModelShape) -> Result<(), TrainError> {
     let shape = session.decoder().shape().clone();
+    let decoder = Arc::clone(session.decoder());
     let homes = session.homes()?;
     match (&run.model.source, run.model.init) {
         (ModelSource::Path(dir), Init::Pretrained) => {
             let files = Checkpoint::open(dir, whole)?;
             let w =
                 lowtide_model::describe(whole, &options_of(run, run.batch(), Target::default()))?;
-            let names = &session.decoder().workload().params;
+            let names = &decoder.workload().params;
             let of_whole: Vec<u32> = names
                 .iter()
                 .map(|p| {
@@ -311,9 +312,10 @@ fn load_slice(run: &Run, session: &Session, whole: &ModelShape) -> Result<(), Tr
 }
 
 /// The first array that differs, and the bytes compared.
-fn compare(a: &Session, b: &Session) -> Result<(Option<String>, u64), TrainError> {
+fn compare(a: &mut Session, b: &mut Session) -> Result<(Option<String>, u64), TrainError> {
     const CHUNK: u64 = 1 << 19;
-    let w = a.decoder().workload();
+    let decoder = Arc::clone(a.decoder());
+    let w = decoder.workload();
     let (ha, hb) = (a.homes()?, b.homes()?);
     let mut difference = None;
     let mut compared = 0;

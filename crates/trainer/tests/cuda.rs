@@ -82,7 +82,7 @@ fn open(gpu: &Gpu, attention: Engine) -> Session {
         threads: 4,
         ..quick_on(Some(gpu), false)
     };
-    let session = Session::open(Arc::clone(&d), plan, rule, options).expect("memory");
+    let mut session = Session::open(Arc::clone(&d), plan, rule, options).expect("memory");
     session
         .homes()
         .expect("staging")

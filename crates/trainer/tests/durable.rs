@@ -48,7 +48,7 @@ fn mark(step: u64) -> Mark {
     }
 }
 
-fn initialise(session: &Session, d: &Decoder) -> Result<(), TrainError> {
+fn initialise(session: &mut Session, d: &Decoder) -> Result<(), TrainError> {
     session
         .homes()?
         .initialise(|p, range, out| -> Result<(), TrainError> {
@@ -78,7 +78,7 @@ fn steps(session: &mut Session, which: std::ops::RangeInclusive<u64>) -> Result<
     Ok(shown)
 }
 
-fn fingerprint(session: &Session) -> u64 {
+fn fingerprint(session: &mut Session) -> u64 {
     session
         .homes()
         .expect("staging")
@@ -135,10 +135,10 @@ fn a_session_goes_on_from_its_files_in_another_placement() {
         ];
         let plan = |i: usize| &plans[(i + k) % 3];
         let mut unbroken = on_files(&d, plan(0), clip, whole.path(), Open::Create).expect("opens");
-        initialise(&unbroken, &d).expect("written");
+        initialise(&mut unbroken, &d).expect("written");
         let want = steps(&mut unbroken, 1..=9).expect("a run");
         let mut first = on_files(&d, plan(0), clip, dir.path(), Open::Create).expect("opens");
-        initialise(&first, &d).expect("written");
+        initialise(&mut first, &d).expect("written");
         assert_eq!(committed(&dir.path().join("a")).expect("readable"), None);
         let mut got = steps(&mut first, 1..=2).expect("a run");
         drop(first);
@@ -147,7 +147,11 @@ fn a_session_goes_on_from_its_files_in_another_placement() {
             assert_eq!(at, from - 1, "{clip:?}");
             got.extend(steps(&mut session, from..=to).expect("goes on"));
             if to == 9 {
-                assert_eq!(fingerprint(&session), fingerprint(&unbroken), "{clip:?}");
+                assert_eq!(
+                    fingerprint(&mut session),
+                    fingerprint(&mut unbroken),
+                    "{clip:?}"
+                );
             }
         }
         assert_eq!(got, want, "{clip:?}");
@@ -200,12 +204,12 @@ fn a_torn_record_or_a_torn_uncommitted_version_changes_nothing() {
         let plan = durable_plan(&d, clip, Tier::Host, Processor::Host);
         let whole = tempfile::tempdir().expect("a directory");
         let mut unbroken = on_files(&d, &plan, clip, whole.path(), Open::Create).expect("opens");
-        initialise(&unbroken, &d).expect("written");
+        initialise(&mut unbroken, &d).expect("written");
         let want = steps(&mut unbroken, 1..=7).expect("a run");
         for (torn, last) in [(0, 5), (1, 4), (300, 5), (4000, 4)] {
             let dir = tempfile::tempdir().expect("a directory");
             let mut first = on_files(&d, &plan, clip, dir.path(), Open::Create).expect("opens");
-            initialise(&first, &d).expect("written");
+            initialise(&mut first, &d).expect("written");
             steps(&mut first, 1..=last).expect("a run");
             drop(first);
             // The power went in the middle of the last record.
@@ -231,14 +235,14 @@ fn a_torn_record_or_a_torn_uncommitted_version_changes_nothing() {
             let (mut session, at) = go_on(&d, &plan, clip, dir.path());
             let got = steps(&mut session, at + 1..=7).expect("goes on");
             assert_eq!(got, want[at as usize..], "{clip:?} torn at {torn}");
-            assert_eq!(fingerprint(&session), fingerprint(&unbroken));
+            assert_eq!(fingerprint(&mut session), fingerprint(&mut unbroken));
         }
     }
 }
 
 /// Fills an extent of the two drives with noise, found through the tiers themselves.
 fn scribble(dir: &Path, offset: u64, bytes: u64) -> u64 {
-    use lowtide_tiers::{Arena, Disk, DiskConfig, Fill, Kind, Request};
+    use lowtide_tiers::{Block, Disk, DiskConfig, Fill, Kind};
     let drives = [(dir.join("a"), 1.0), (dir.join("b"), 2.0)];
     let config = DiskConfig {
         keep: true,
@@ -248,17 +252,10 @@ fn scribble(dir: &Path, offset: u64, bytes: u64) -> u64 {
     };
     let disk =
         Disk::open(&config.fit(Bytes(offset + bytes)).expect("drives"), None).expect("there");
-    let arena = Arena::new(Bytes(bytes), Fill::Poison).expect("memory");
-    let memory = arena.range(0, bytes).expect("all of it");
+    let block = Block::new(Bytes(bytes), Fill::Poison).expect("memory");
     let extent = Extent { offset, bytes };
-    disk.submit(Request {
-        kind: Kind::Write,
-        extent,
-        memory,
-        deadline: 0,
-    })
-    .wait()
-    .expect("written");
+    let (_, written) = disk.start(Kind::Write, extent, block, 0).wait();
+    written.expect("written");
     bytes
 }
 
@@ -268,7 +265,7 @@ fn a_session_needs_the_files_of_its_own_run() {
     let plan = durable_plan(&d, Clip::Exact, Tier::Host, Processor::Host);
     let dir = tempfile::tempdir().expect("a directory");
     let mut first = on_files(&d, &plan, Clip::Exact, dir.path(), Open::Create).expect("opens");
-    initialise(&first, &d).expect("written");
+    initialise(&mut first, &d).expect("written");
     steps(&mut first, 1..=1).expect("a run");
     drop(first);
     // Kept files are not begun anew by mistake.
@@ -328,9 +325,9 @@ fn a_run_cut_off_at_any_write_leaves_the_committed_version_whole() {
                 disk: DiskChoice::Open(disk),
                 ..quick()
             };
-            let session = Session::open(Arc::clone(&d), Arc::clone(&plan), rule(clip), options)
+            let mut session = Session::open(Arc::clone(&d), Arc::clone(&plan), rule(clip), options)
                 .expect("a session");
-            let begun = initialise(&session, &d);
+            let begun = initialise(&mut session, &d);
             (session, medium, begun)
         };
         let wholes: Vec<_> = (0..=STEPS)

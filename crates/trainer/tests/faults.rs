@@ -14,7 +14,9 @@ use common::{
 };
 use lowtide_executor::{ExecError, Mode};
 use lowtide_model::{Decoder, random_init};
-use lowtide_planner::{Choice, Clip, Lane, PartName, Plan, Saved, Slot, Task, Tensor, Tier, check};
+use lowtide_planner::{
+    Arg, Choice, Clip, Lane, PartName, Plan, Saved, Slot, Task, Tensor, Tier, Use, check,
+};
 use lowtide_tiers::{
     ChosenFault, Disk, Extent, Fault, Faults, Kind, RamConfig, RamDisk, TierError,
 };
@@ -83,7 +85,7 @@ fn on(
         disk: DiskChoice::Open(disk),
         ..quick()
     };
-    let session = Session::open(Arc::clone(d), Arc::clone(plan), rule, options)?;
+    let mut session = Session::open(Arc::clone(d), Arc::clone(plan), rule, options)?;
     session
         .homes()?
         .initialise(|p, range, out| -> Result<(), TierError> {
@@ -391,9 +393,9 @@ fn homes_on(medium: &RamDisk, plan: &Plan) -> Vec<Vec<u8>> {
 }
 
 /// Overwrites the weights of parameter 0 with `weights`, or with NaN; gives what was there.
-fn set_weights(session: &Session, weights: Option<&[u8]>) -> Vec<u8> {
-    let homes = session.homes().expect("staging");
+fn set_weights(session: &mut Session, weights: Option<&[u8]>) -> Vec<u8> {
     let elements = session.decoder().workload().params[0].elements;
+    let homes = session.homes().expect("staging");
     let mut before = vec![0; 2 * elements as usize];
     homes
         .read(0, Role::Weight, 0..elements, &mut before)
@@ -433,7 +435,7 @@ fn a_loss_that_is_not_finite_stops_the_run_and_exact_clipping_keeps_the_state() 
         let (disk, medium) = faulty(&plan, Faults::default(), None);
         let mut session = on(disk, &d, &plan, rule(clip)).expect("a session");
         try_train(&mut session).expect("a run");
-        set_weights(&session, None);
+        set_weights(&mut session, None);
         let before = homes_on(&medium, &plan);
         let data = session
             .submit(batch(4, ACCUMULATE), hyper(4))
@@ -531,7 +533,7 @@ fn one_left_out(d: &Arc<Decoder>, plan: &Arc<Plan>) {
     let mut session = start();
     let mut losses = Vec::new();
     for step in 1..=STEPS {
-        let good = set_weights(&session, None);
+        let good = set_weights(&mut session, None);
         let spoilt = session
             .homes()
             .expect("staging")
@@ -557,7 +559,7 @@ fn one_left_out(d: &Arc<Decoder>, plan: &Arc<Plan>) {
             after, spoilt,
             "the batch that was left out changed the state"
         );
-        set_weights(&session, Some(&good));
+        set_weights(&mut session, Some(&good));
 
         let data = session
             .submit(batch(step, ACCUMULATE), hyper(step))
@@ -593,6 +595,49 @@ fn circle(plan: &Plan) -> Plan {
     let (gpu, fetch) = waits.expect("the gpu waits for what is fetched");
     tasks[fetch as usize].after.push(gpu as u32);
     plan
+}
+
+/// A plan that no checker has seen, whose first norm writes over what it reads: memory safety does not
+/// hang on the checker within a task.
+#[test]
+fn a_task_that_writes_over_its_own_argument_is_not_run() {
+    let d = two_blocks();
+    let whole = checked(
+        &d,
+        &choice(&d, Tier::Host, Tier::Host, Tier::Host),
+        Clip::Exact,
+    );
+    let mut plan = Plan::clone(&whole);
+    let slots = &whole.slots;
+    let tasks = &mut plan.parts[PartName::First as usize];
+    let in_place = |t: &&mut Task| {
+        let gpu = t.lane == Lane::GPU && t.args[0].access == Use::Write;
+        let fits = |a: &Arg| a.access == Use::Read && a.bytes == t.args[0].bytes;
+        gpu && t.args.iter().any(fits)
+    };
+    let task = tasks.iter_mut().find(in_place).expect("a norm");
+    let bytes = task.args[0].bytes;
+    let read = task.args.iter().position(|a| {
+        let device = slots[a.slot as usize].tier == Tier::Device;
+        device && a.access == Use::Read && a.bytes == bytes
+    });
+    (task.args[0].slot, task.args[0].offset) = {
+        let read = &task.args[read.expect("found above")];
+        (read.slot, read.offset)
+    };
+    let fault = check::check(&plan, d.workload(), Clip::Exact).expect_err("the checker sees it");
+    assert!(fault.what.contains("belongs"), "{fault}");
+    let plan = Arc::new(plan);
+    for mode in [Mode::Shuffled(1), Mode::Threads] {
+        let options = SessionOptions { mode, ..quick() };
+        let mut session = open(&d, &plan, Clip::Exact, options);
+        let data = session.submit(batch(1, ACCUMULATE), hyper(1));
+        let error = session.outcome(&data.expect("submitted"));
+        let Err(ExecError::Panic { message, .. }) = &error else {
+            panic!("{mode:?}: {error:?}")
+        };
+        assert!(message.contains("and writes one"), "{message}");
+    }
 }
 
 #[test]

@@ -178,7 +178,7 @@ fn open(
         disk: ram_disk(&plan),
         ..quick_on(gpu, true)
     };
-    let session = Session::open(Arc::clone(&d), plan, clip, options).expect("memory");
+    let mut session = Session::open(Arc::clone(&d), plan, clip, options).expect("memory");
     let weights = Checkpoint::open(&folder(model), &shape).expect("the weights fit the shape");
     session
         .homes()

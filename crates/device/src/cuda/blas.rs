@@ -33,7 +33,7 @@ use self::library::{
 };
 use super::module::cache_folder;
 use super::{CudaError, Event, Gpu, KernelArg, Queue};
-use crate::view::View;
+use crate::view::{Dst, Src};
 
 /// Most bytes of scratch that a product uses.
 ///
@@ -93,14 +93,24 @@ pub struct Product {
     pub output: Format,
 }
 
+/// What is added to a product.
+#[derive(Clone, Copy, Debug)]
+pub enum Plus<'a> {
+    /// Nothing: the output is overwritten unread.
+    Nothing,
+    /// What the output holds already.
+    Itself,
+    /// Another matrix.
+    Other(Src<'a>),
+}
+
 /// The library has no algorithm for a product; nothing was launched.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NoAlgorithm(pub CudaError);
 
 /// Puts a product into the queue's stream and returns before it is done.
 ///
-/// `c` may be `d` itself; without it `d` is overwritten unread. The sum is `f32` to the end and
-/// rounded once. `ws` is scratch; at most [`PRODUCT_WORKSPACE`] bytes of it are used. Other errors
+/// `c` is what is added. The sum is `f32` to the end and rounded once. `ws` is scratch; at most [`PRODUCT_WORKSPACE`] bytes of it are used. Other errors
 /// than the one below are kept in the queue.
 ///
 /// # Errors
@@ -115,27 +125,29 @@ pub struct NoAlgorithm(pub CudaError);
 pub fn product(
     q: &Queue,
     p: &Product,
-    a: View<'_>,
-    b: View<'_>,
-    c: Option<View<'_>>,
-    d: View<'_>,
-    bias: Option<View<'_>>,
-    ws: View<'_>,
+    a: Src<'_>,
+    b: Src<'_>,
+    c: Plus<'_>,
+    d: Dst<'_>,
+    bias: Option<Src<'_>>,
+    ws: Dst<'_>,
 ) -> Result<(), NoAlgorithm> {
-    let expect = |what: &str, view: &View<'_>, numbers: usize, format: Format| {
-        assert_eq!(view.bytes(), numbers * format.size(), "{what} of {p:?}");
+    let expect = |what: &str, bytes: usize, numbers: usize, format: Format| {
+        assert_eq!(bytes, numbers * format.size(), "{what} of {p:?}");
     };
-    expect("a", &a, p.rows * p.inner, p.input);
-    expect("b", &b, p.inner * p.cols, p.input);
-    expect("d", &d, p.rows * p.cols, p.output);
-    c.iter()
-        .for_each(|c| expect("c", c, p.rows * p.cols, p.output));
-    bias.iter()
-        .for_each(|bias| expect("bias", bias, p.cols, p.output));
+    expect("a", a.bytes(), p.rows * p.inner, p.input);
+    expect("b", b.bytes(), p.inner * p.cols, p.input);
+    expect("d", d.bytes(), p.rows * p.cols, p.output);
+    if let Plus::Other(c) = c {
+        expect("c", c.bytes(), p.rows * p.cols, p.output);
+    }
+    if let Some(bias) = bias {
+        expect("bias", bias.bytes(), p.cols, p.output);
+    }
     if p.rows == 0 || p.cols == 0 {
         return Ok(());
     }
-    let (key, at) = Operands::of(p, a, b, c, d, bias, ws);
+    let (key, at) = Operands::of(p, a, b, c, &d, bias, &ws);
     let products = q.gpu().products();
     let tuning = products.tuning.load(Ordering::Relaxed);
     match products.lock().product(q, &key, &at, tuning) {
@@ -165,12 +177,12 @@ struct Operands {
 impl Operands {
     fn of(
         p: &Product,
-        a: View<'_>,
-        b: View<'_>,
-        c: Option<View<'_>>,
-        d: View<'_>,
-        bias: Option<View<'_>>,
-        ws: View<'_>,
+        a: Src<'_>,
+        b: Src<'_>,
+        c: Plus<'_>,
+        d: &Dst<'_>,
+        bias: Option<Src<'_>>,
+        ws: &Dst<'_>,
     ) -> (Key, Self) {
         // Scratch starts at a multiple of 256, as the library's own does.
         let skip = ws.address().wrapping_neg() as usize % 256;
@@ -178,7 +190,10 @@ impl Operands {
         let at = Self {
             a: a.bits(),
             b: b.bits(),
-            c: c.map_or(d.bits(), |c| c.bits()),
+            c: match c {
+                Plus::Other(c) => c.bits(),
+                Plus::Nothing | Plus::Itself => d.bits(),
+            },
             d: d.bits(),
             bias: bias.bits(),
             ws: if scratch == 0 {
@@ -199,9 +214,9 @@ impl Operands {
             a_turned: p.a_turned,
             b_turned: p.b_turned,
             add: match c {
-                None => Add::Nothing,
-                Some(_) if at.c == at.d => Add::Itself,
-                Some(_) => Add::Other,
+                Plus::Nothing => Add::Nothing,
+                Plus::Itself => Add::Itself,
+                Plus::Other(_) => Add::Other,
             },
             bias: bias.is_some(),
             aligned: [
@@ -589,8 +604,8 @@ impl Opened {
         let beta: f32 = if key.add == Add::Nothing { 0.0 } else { 1.0 };
         let pointer = |address: u64| address as usize as *mut c_void;
         // SAFETY: the operands have the sizes of their layouts (`product` has compared them), lie
-        // on this device and are used as the plan allows (`View`'s contract); the two numbers are
-        // read before the call returns.
+        // on this device, were borrowed for the call (`Src`, `Dst`) and are freed behind what is in the
+        // stream; the two numbers are read before the call returns.
         Ok(unsafe {
             (self.lib.cublasLtMatmul)(
                 self.handle,

@@ -24,7 +24,7 @@ use cudarc::driver::sys::CUstream;
 
 use super::libraries::functions;
 use super::{CudaError, Gpu, Queue};
-use crate::view::{Place, View};
+use crate::view::{Dst, Place, Src};
 
 mod graph;
 mod plan;
@@ -154,6 +154,44 @@ pub fn prepare(gpu: &Gpu, graph: &Graph) -> Result<usize, CudaError> {
     Ok(device.plan(graph)?.workspace)
 }
 
+/// A real tensor of a graph in memory.
+#[derive(Clone, Copy, Debug)]
+pub struct Operand<'a> {
+    id: Id,
+    place: Place,
+    address: u64,
+    bytes: usize,
+    life: std::marker::PhantomData<&'a ()>,
+}
+
+impl<'a> Operand<'a> {
+    /// A tensor that the graph reads.
+    #[must_use]
+    pub fn read(id: Id, from: Src<'a>) -> Self {
+        Self {
+            id,
+            place: from.place(),
+            address: from.address(),
+            bytes: from.bytes(),
+            life: std::marker::PhantomData,
+        }
+    }
+
+    /// A tensor that the graph writes, from byte `at` on of what is borrowed for it. Tensors with
+    /// strides lie between each other's rows, so several of one graph may have one range.
+    #[must_use]
+    pub fn write(id: Id, to: &'a Dst<'_>, at: usize) -> Self {
+        assert!(at <= to.bytes(), "byte {at} of a view of {}", to.bytes());
+        Self {
+            id,
+            place: to.place(),
+            address: to.address() + at as u64,
+            bytes: to.bytes() - at,
+            life: std::marker::PhantomData,
+        }
+    }
+}
+
 /// Executes a graph with its real tensors in `views`, each of which may be longer than its tensor;
 /// returns when the work is in the queue's stream, which runs it in order. Workspace is garbage
 /// before and after. What goes wrong is the queue's error.
@@ -161,33 +199,33 @@ pub fn prepare(gpu: &Gpu, graph: &Graph) -> Result<usize, CudaError> {
 /// # Panics
 /// When a real tensor has no view or more than one, or a view is shorter than its tensor or not
 /// aligned as the tensor says.
-pub fn execute(q: &Queue, graph: &Graph, views: &[(Id, View<'_>)], workspace: View<'_>) {
+pub fn execute(q: &Queue, graph: &Graph, views: &[Operand<'_>], workspace: Dst<'_>) {
     q.keep(start(q, graph, views, workspace));
 }
 
 fn start(
     q: &Queue,
     graph: &Graph,
-    views: &[(Id, View<'_>)],
-    workspace: View<'_>,
+    views: &[Operand<'_>],
+    workspace: Dst<'_>,
 ) -> Result<(), CudaError> {
     let here = Place::Cuda(q.gpu().ordinal());
     assert_eq!(workspace.place(), here, "workspace of another device");
     // Scalars are read from host memory while the call runs.
     let mut scalars = Vec::new();
     for (i, t) in graph.tensors.iter().enumerate() {
-        let mut given = views.iter().filter(|(id, _)| id.0 == i).map(|(_, v)| v);
+        let mut given = views.iter().filter(|v| v.id.0 == i);
         match t.role {
             Role::Real { align } => {
                 let view = given.next().expect("a real tensor has a view");
                 assert!(
-                    view.bytes() >= t.extent()
-                        && view.address().is_multiple_of(align as u64)
-                        && view.place() == here,
+                    view.bytes >= t.extent()
+                        && view.address.is_multiple_of(align as u64)
+                        && view.place == here,
                     "{} bytes at {:#x} of {:?} for {t:?}",
-                    view.bytes(),
-                    view.address(),
-                    view.place()
+                    view.bytes,
+                    view.address,
+                    view.place
                 );
             }
             Role::Scalar(bits) => scalars.push((Id(i), f32::from_bits(bits))),
@@ -197,12 +235,12 @@ fn start(
     }
     let uids: Vec<i64> = views
         .iter()
-        .map(|(id, _)| id.uid())
+        .map(|v| v.id.uid())
         .chain(scalars.iter().map(|(id, _)| id.uid()))
         .collect();
     let pointers: Vec<u64> = views
         .iter()
-        .map(|(_, view)| view.address())
+        .map(|v| v.address)
         .chain(scalars.iter().map(|(_, x)| (&raw const *x).addr() as u64))
         .collect();
 
@@ -238,8 +276,8 @@ fn start(
     )?;
     pack.finalize("addresses")?;
     // SAFETY: our own handle, plan and stream, of one device whose context is current; every
-    // address is valid for its tensor's extent (asserted) and used as the plan of the run allows
-    // (`View`'s contract); scalars live until the call returns, which copies them.
+    // address is valid for its tensor's extent (asserted), was borrowed for the call and is freed behind
+    // what is in the stream; scalars live until the call returns, which copies them.
     unsafe {
         lib.ok("cudnnSetStream", (lib.cudnnSetStream)(handle, q.stream()))?;
         lib.ok(

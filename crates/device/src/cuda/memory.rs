@@ -8,7 +8,7 @@ use lowtide_units::Bytes;
 
 use super::error::{message, ok};
 use super::{CudaError, Gpu, gpu};
-use crate::view::{Place, View};
+use crate::view::{Dst, Place, Src};
 
 /// One allocation, freed with its last handle.
 #[derive(Clone, Debug)]
@@ -139,7 +139,7 @@ impl Drop for Registration {
 ///
 /// # Panics
 /// When lengths differ, or the device has failed.
-pub(crate) fn copy_now(to: &View<'_>, from: &View<'_>) {
+pub(crate) fn copy_now(to: Dst<'_>, from: Src<'_>) {
     assert_eq!(
         to.bytes(),
         from.bytes(),
@@ -150,7 +150,7 @@ pub(crate) fn copy_now(to: &View<'_>, from: &View<'_>) {
         _ => unreachable!("host memory is copied by the processor"),
     };
     let done = gpu::bind(ordinal).and_then(|()| {
-        // SAFETY: both ranges are valid (`View`'s contract); addresses are unified.
+        // SAFETY: both ranges are valid and ours until this returns (`Src`, `Dst`); addresses are unified.
         ok("cuMemcpy", unsafe {
             sys::cuMemcpy(to.address(), from.address(), to.bytes())
         })?;
@@ -167,12 +167,12 @@ pub(crate) fn copy_now(to: &View<'_>, from: &View<'_>) {
 ///
 /// # Panics
 /// When the device has failed.
-pub(crate) fn fill_now(view: &View<'_>, byte: u8) {
+pub(crate) fn fill_now(view: Dst<'_>, byte: u8) {
     let Place::Cuda(ordinal) = view.place() else {
         unreachable!("host memory is filled by the processor")
     };
     let done = gpu::bind(ordinal).and_then(|()| {
-        // SAFETY: a valid range (`View`'s contract).
+        // SAFETY: a valid range that is ours (`Dst`).
         ok("cuMemsetD8", unsafe {
             sys::cuMemsetD8_v2(view.address(), byte, view.bytes())
         })?;

@@ -16,7 +16,7 @@ mod module;
 mod nvml;
 mod queue;
 
-pub use blas::{Format, NoAlgorithm, PRODUCT_WORKSPACE, Product, product};
+pub use blas::{Format, NoAlgorithm, PRODUCT_WORKSPACE, Plus, Product, product};
 pub use error::CudaError;
 pub use gpu::Gpu;
 pub use libraries::{Libraries, Library};
@@ -24,4 +24,4 @@ pub use memory::{DeviceMemory, Pinned};
 pub(crate) use memory::{copy_now, fill_now};
 pub use module::{Source, compile};
 pub use nvml::{ProcessMemory, process_memory};
-pub use queue::{Event, KernelArg, Launch, Queue};
+pub use queue::{Event, KernelArg, Launch, Pairs, Queue, copy_rounds};

@@ -7,7 +7,7 @@ use cudarc::driver::sys;
 
 use super::error::ok;
 use super::{CudaError, Gpu, Source};
-use crate::view::{Place, View};
+use crate::view::{Dst, Place, Src};
 
 /// One stream of a device. Work given to it runs in order; calls return before it is done.
 ///
@@ -97,9 +97,33 @@ impl Queue {
         })
     }
 
+    /// Copies all bytes of `from` to `to`, both in this device's memory.
+    ///
+    /// # Panics
+    /// When the lengths differ, or one of them is elsewhere.
+    pub fn copy(&self, to: Dst<'_>, from: Src<'_>) {
+        let here = Place::Cuda(self.gpu.ordinal());
+        assert!(
+            to.place() == here && from.place() == here,
+            "a copy within {here:?} from {:?} to {:?}",
+            from.place(),
+            to.place()
+        );
+        // SAFETY: a device's memory is freed behind all that was given before, and no reference to it
+        // exists: what else uses it is ordered by streams, or finds other numbers in it.
+        unsafe { self.transfer(to, from) }
+    }
+
     /// Copies all bytes of `from` to `to`, between any two places; beside other work only where
     /// host memory is pinned.
-    pub fn copy(&self, to: &View<'_>, from: &View<'_>) {
+    ///
+    /// # Safety
+    /// The copy is done when the stream has come past it: until then both ranges stay allocated, nobody
+    /// writes `from` and nobody uses `to`.
+    ///
+    /// # Panics
+    /// When the lengths differ.
+    pub unsafe fn transfer(&self, to: Dst<'_>, from: Src<'_>) {
         assert_eq!(
             to.bytes(),
             from.bytes(),
@@ -109,7 +133,7 @@ impl Queue {
             return;
         }
         let done = self.gpu.bind().and_then(|()| {
-            // SAFETY: valid ranges, used as the plan allows (`View`'s contract).
+            // SAFETY: valid ranges, which stay so and have no other user meanwhile (caller).
             ok("cuMemcpyAsync", unsafe {
                 sys::cuMemcpyAsync(to.address(), from.address(), to.bytes(), self.stream.0)
             })
@@ -117,18 +141,41 @@ impl Queue {
         self.keep(done);
     }
 
-    /// Fills a view of device memory.
-    pub fn fill(&self, view: &View<'_>, byte: u8) {
-        if view.bytes() == 0 {
+    /// Fills device memory.
+    ///
+    /// # Panics
+    /// When it is not a device's.
+    pub fn fill(&self, to: Dst<'_>, byte: u8) {
+        assert_ne!(to.place(), Place::Host, "a fill of host memory");
+        // SAFETY: as `copy`.
+        unsafe { self.fill_later(to, byte) }
+    }
+
+    /// Fills memory of this device, or pinned memory of the host.
+    ///
+    /// # Safety
+    /// Until the stream has come past it the range stays allocated and nobody uses it.
+    pub unsafe fn fill_later(&self, to: Dst<'_>, byte: u8) {
+        if to.bytes() == 0 {
             return;
         }
         let done = self.gpu.bind().and_then(|()| {
-            // SAFETY: a valid range, used as the plan allows (`View`'s contract).
+            // SAFETY: a valid range, which stays so and has no other user meanwhile (caller).
             ok("cuMemsetD8Async", unsafe {
-                sys::cuMemsetD8Async(view.address(), byte, view.bytes(), self.stream.0)
+                sys::cuMemsetD8Async(to.address(), byte, to.bytes(), self.stream.0)
             })
         });
         self.keep(done);
+    }
+
+    /// Blocks until everything given to it is done, also where something could not be given.
+    fn finish(&self) -> Result<(), CudaError> {
+        self.gpu.bind()?;
+        // SAFETY: our own stream.
+        let done = ok("cuStreamSynchronize", unsafe {
+            sys::cuStreamSynchronize(self.stream.0)
+        });
+        self.take_error().map_or(done, Err)
     }
 
     /// Lets `event` happen when everything given so far is done.
@@ -173,6 +220,38 @@ impl Queue {
             args: Vec::with_capacity(16),
         }
     }
+}
+
+/// Ranges that are copied from one to the other, again and again.
+pub type Pairs<'a> = Vec<(Dst<'a>, Src<'a>)>;
+
+/// Copies in `rounds` turns, in each of which every queue is given the next of its pairs, round and
+/// round, wherever they lie. Done when it returns.
+///
+/// # Errors
+/// The first error of a copy.
+///
+/// # Panics
+/// When the lengths of a pair differ, or a queue has no pair.
+pub fn copy_rounds(jobs: &mut [(&Queue, Pairs<'_>)], rounds: u64) -> Result<(), CudaError> {
+    for (_, pairs) in &*jobs {
+        assert!(!pairs.is_empty(), "a queue without copies");
+        for (to, from) in pairs {
+            assert_eq!(to.bytes(), from.bytes(), "copy between different lengths");
+        }
+    }
+    for round in 0..rounds {
+        for (queue, pairs) in &mut *jobs {
+            let at = (round % pairs.len() as u64) as usize;
+            let (to, from) = &mut pairs[at];
+            // SAFETY: the ranges are borrowed until this returns, which it does when the queues are done;
+            // nothing panics before. What is written belongs to one pair, whose queue keeps its copies in
+            // order.
+            unsafe { queue.transfer(to.again(), *from) };
+        }
+    }
+    let done: Vec<_> = jobs.iter().map(|(queue, _)| queue.finish()).collect();
+    done.into_iter().collect()
 }
 
 impl Drop for Queue {
@@ -285,17 +364,29 @@ pub trait KernelArg {
     fn bits(&self) -> u64;
 }
 
-impl KernelArg for View<'_> {
+/// Where a range of device memory starts.
+fn device_address(place: Place, address: u64) -> u64 {
+    assert!(
+        matches!(place, Place::Cuda(_)),
+        "a kernel was given host memory"
+    );
+    address
+}
+
+impl KernelArg for Src<'_> {
     fn bits(&self) -> u64 {
-        assert!(
-            matches!(self.place(), Place::Cuda(_)),
-            "a kernel was given host memory"
-        );
-        self.address()
+        device_address(self.place(), self.address())
     }
 }
 
-impl KernelArg for Option<View<'_>> {
+impl KernelArg for &Dst<'_> {
+    fn bits(&self) -> u64 {
+        device_address(self.place(), self.address())
+    }
+}
+
+/// Without one, the null pointer.
+impl<T: KernelArg> KernelArg for Option<T> {
     fn bits(&self) -> u64 {
         self.as_ref().map_or(0, KernelArg::bits)
     }
@@ -363,7 +454,23 @@ impl Launch<'_> {
     }
 
     /// Launches. A grid without blocks is no work.
-    pub fn launch(mut self) {
+    ///
+    /// # Safety
+    /// Nothing of this can be seen from here:
+    /// 1. The arguments are those of the kernel, in number, order and type. Of a missing one the driver
+    ///    reads past the end of the list; of one of another type the kernel reads other bits.
+    /// 2. The kernel stays inside the ranges that its addresses are the starts of, for this grid, these
+    ///    blocks and these sizes, and writes only those that were given to it to write. An address may
+    ///    also be a plain number, which nothing ties to a range.
+    /// 3. It runs when the stream comes to it, after this has returned: until then and while it runs its
+    ///    ranges stay allocated, and what else uses them is ordered by the same stream or by events.
+    ///
+    /// ```compile_fail,E0133
+    /// fn f(launch: lowtide_device::cuda::Launch<'_>) {
+    ///     launch.arg(0u64).launch();
+    /// }
+    /// ```
+    pub unsafe fn launch(mut self) {
         if self.grid.contains(&0) || self.queue.lock().is_some() {
             return;
         }
@@ -380,9 +487,8 @@ impl Launch<'_> {
         let mut pointers: Vec<*mut c_void> =
             self.args.iter_mut().map(|a| (&raw mut *a).cast()).collect();
         let ([gx, gy, gz], [bx, by, bz]) = (self.grid, self.block);
-        // SAFETY: the arguments are those of the kernel (each launcher's own affair, tested on
-        // every shape against a reference, and under compute-sanitizer); their storage lives until
-        // the call returns, which copies them.
+        // SAFETY: the arguments are those of the kernel, which stays inside its ranges (`launch`); their
+        // storage lives until the call returns, which copies them.
         let told = unsafe {
             sys::cuLaunchKernel(
                 function.0,

@@ -7,9 +7,7 @@
 use std::path::Path;
 use std::sync::OnceLock;
 
-use lowtide_tiers::{
-    Arena, Backend, Disk, DiskConfig, DriveConfig, Extent, Fill, Kind, Open, Request,
-};
+use lowtide_tiers::{Backend, Block, Disk, DiskConfig, DriveConfig, Extent, Fill, Kind, Open};
 use lowtide_units::Bytes;
 
 use super::told;
@@ -152,15 +150,12 @@ fn whole() -> &'static Vec<u8> {
         let disk = Disk::open(&config(&dir, Open::Create), None).expect("a disk");
         disk.set_versions(versions()).expect("versions that fit");
         disk.publish().expect("the file gets its name");
-        let arena = Arena::new(Bytes(8 << 10), Fill::Zero).expect("a little memory");
+        let mut block = Block::new(Bytes(8 << 10), Fill::Zero).expect("a little memory");
         for step in 0..3u32 {
-            let written = disk.submit(Request {
-                kind: Kind::Write,
-                extent: versions()[step as usize % 2][0],
-                memory: arena.range(0, 8 << 10).expect("all of it"),
-                deadline: 0,
-            });
-            written.wait().expect("written");
+            let extent = versions()[step as usize % 2][0];
+            let (back, written) = disk.start(Kind::Write, extent, block, 0).wait();
+            written.expect("written");
+            block = back;
             let about = format!("about {}", step / 2);
             let record = format!("{{\"step\":{step}}}");
             disk.commit(step % 2, about.as_bytes(), record.as_bytes())

@@ -93,7 +93,7 @@ pub fn bench(threads: usize, parameters: usize, moments: Moments) -> BenchReport
     );
     let q = Queue::new("bench", threads);
     let mut state = State::new(&q, parameters, moments);
-    let copies = Copies::new(&q, 7 * parameters);
+    let mut copies = Copies::new(&q, 7 * parameters);
     let paths: Vec<Path> = Path::ALL.into_iter().filter(|p| p.is_available()).collect();
     let mut memcpy = Vec::new();
     let mut non_temporal = Vec::new();
@@ -174,33 +174,26 @@ impl State {
             2 * room,
             moments.bytes(room as u64) as usize,
         ];
-        let arrays = sizes.map(Memory::new);
-        let views = [0, 1, 2].map(|i| arrays[i].view());
-        let stored = arrays[3].view();
+        let mut arrays = sizes.map(Memory::new);
+        let [w, rem, grad, stored] = arrays.each_mut().map(Memory::dst);
+        let stored = stored.write::<u8>();
+        let (w, rem) = (w.write::<u16>(), rem.write::<i16>());
+        let grad = grad.write::<u16>();
         q.run(|| {
-            (0..stored.bytes().div_ceil(CHUNK))
-                .into_par_iter()
-                .for_each(|chunk| {
-                    let bytes = CHUNK.min(stored.bytes() - chunk * CHUNK);
-                    // SAFETY: each turn has bytes of its own; nothing else uses the array yet.
-                    unsafe { stored.part(chunk * CHUNK, bytes).write::<u8>() }.fill(0);
-                });
-            (0..parameters.div_ceil(CHUNK))
-                .into_par_iter()
-                .for_each(|chunk| {
-                    let start = chunk * CHUNK;
-                    let n = CHUNK.min(parameters - start);
-                    let part = |i: usize| views[i].part(2 * start, 2 * n);
-                    // SAFETY: each turn has numbers of its own; nothing else uses the arrays yet.
-                    let (w, rem, grad) =
-                        unsafe { (part(0).write(), part(1).write(), part(2).write::<u16>()) };
-                    for i in 0..n {
-                        let hash = (start + i).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
-                        let x = hash as f32 / (1 << 24) as f32 - 0.499;
-                        (w[i], rem[i]) = split(x);
-                        grad[i] = split(0.02 * x).0;
-                    }
-                });
+            stored.par_chunks_mut(CHUNK).for_each(|chunk| chunk.fill(0));
+            let weights = w[..parameters].par_chunks_mut(CHUNK);
+            let remainders = rem[..parameters].par_chunks_mut(CHUNK);
+            let gradients = grad[..parameters].par_chunks_mut(CHUNK);
+            let chunks = weights.zip(remainders).zip(gradients).enumerate();
+            chunks.for_each(|(chunk, ((w, rem), grad))| {
+                for i in 0..w.len() {
+                    let at = chunk * CHUNK + i;
+                    let hash = at.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
+                    let x = hash as f32 / (1 << 24) as f32 - 0.499;
+                    (w[i], rem[i]) = split(x);
+                    grad[i] = split(0.02 * x).0;
+                }
+            });
         });
         let mut state = Self {
             arrays,
@@ -216,12 +209,12 @@ impl State {
     /// One step over the first `parameters`.
     fn step(&mut self, q: &Queue, path: Path, parameters: usize) {
         self.steps += 1;
-        let [w, rem, grad, moments] = &self.arrays;
+        let [w, rem, grad, moments] = &mut self.arrays;
         let piece = Piece {
-            w: w.view(),
-            rem: Some(rem.view()),
-            moments: MomentViews::of(self.moments, moments.view(), self.room),
-            grad: grad.view(),
+            w: w.dst(),
+            rem: Some(rem.dst()),
+            moments: MomentViews::of(self.moments, moments.dst(), self.room),
+            grad: grad.src(),
             grad_dtype: Dtype::Bf16,
             dtype: Dtype::Bf16,
         };
@@ -269,11 +262,8 @@ mod tests {
         let n = CHUNK + 5;
         let mut state = State::new(&q, n, Moments::F32);
         (0..100).for_each(|_| state.step(&q, Path::best(), n));
-        // SAFETY: no call is running.
-        let v = unsafe {
-            let moments = MomentViews::of(Moments::F32, state.arrays[3].view(), state.room);
-            moments.v.part(0, 4 * n).read::<f32>()
-        };
+        let moments = MomentViews::of(Moments::F32, state.arrays[3].dst(), state.room);
+        let v = moments.v.part(0, 4 * n).into_src().read::<f32>();
         assert!(
             v.iter().all(|v| v.is_normal()),
             "subnormal numbers would be timed"

@@ -6,7 +6,7 @@
 //! launch. The factor of clipping and the parts of the norm are read by every block itself: the
 //! host waits for nothing, and there is no flag that two streams could share.
 
-use lowtide_device::View;
+use lowtide_device::Src;
 use lowtide_device::cuda::{self, Source};
 use lowtide_workload::{Dtype, Moments};
 
@@ -32,18 +32,21 @@ pub(super) fn step(
     piece: &Piece<'_>,
     segments: &[Segment],
     c: &Constants,
-    clip: Option<View<'_>>,
-    parts: Option<View<'_>>,
+    clip: Option<Src<'_>>,
+    parts: Option<Src<'_>>,
 ) {
     let full: Vec<Segment> = segments
         .iter()
         .copied()
         .filter(|s| s.elements > 0)
         .collect();
-    let wide = [&piece.w, &piece.moments.m, &piece.moments.v, &piece.grad]
-        .into_iter()
+    let moments = &piece.moments;
+    let written = [&piece.w, &moments.m, &moments.v].into_iter();
+    let wide = written
         .chain(&piece.rem)
-        .all(|v| v.address().is_multiple_of(16));
+        .map(lowtide_device::Dst::address)
+        .chain([piece.grad.address()])
+        .all(|at| at.is_multiple_of(16));
     let name = match (piece.grad_dtype, piece.moments.kind) {
         (Dtype::Bf16, Moments::F32) => "step_bf16",
         (Dtype::F32, Moments::F32) => "step_f32",
@@ -59,10 +62,10 @@ pub(super) fn step(
             .kernel(&SOURCE, define(piece.dtype), name)
             .grid(tiles.min(most), 1, 1)
             .block(THREADS)
-            .arg(piece.w)
-            .arg(piece.rem)
-            .arg(piece.moments.m)
-            .arg(piece.moments.v)
+            .arg(&piece.w)
+            .arg(piece.rem.as_ref())
+            .arg(&moments.m)
+            .arg(&moments.v)
             .arg(piece.grad)
             .arg(c.grad_scale)
             .arg(c.one_minus_beta1)
@@ -83,7 +86,7 @@ pub(super) fn step(
                 .map_or((0, 0), |s| (s.offset | usize::from(s.decay), s.elements));
             launch = launch.arg(place).arg(length);
         }
-        match (piece.moments.kind, piece.moments.scales) {
+        match (moments.kind, &moments.scales) {
             (Moments::F32, _) => (),
             (Moments::Bf16, _) => {
                 for i in 0..SEGMENTS {
@@ -95,10 +98,14 @@ pub(super) fn step(
                 }
             }
             (Moments::Int8, scales) => {
-                let [m_scale, v_scale] = scales.expect("checked: 8-bit moments have scales");
+                let [m_scale, v_scale] =
+                    scales.as_ref().expect("checked: 8-bit moments have scales");
                 launch = launch.arg(m_scale).arg(v_scale);
             }
         }
-        launch.launch();
+        // SAFETY: the kernel's own arguments, of the sizes that the operation checked (`crate::cuda`).
+        unsafe {
+            launch.launch();
+        }
     }
 }

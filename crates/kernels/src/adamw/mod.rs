@@ -65,11 +65,11 @@ mod tests;
 pub use bench::{BenchReport, PathRate, bench};
 pub use split::{MASTER_MAX, join, split};
 
-use lowtide_device::{Plain, Queue, View, memory};
+use lowtide_device::{Dst, Plain, Queue, Src, memory};
 use lowtide_workload::{Dtype, Moments, PARAM_ALIGN};
 use rayon::prelude::*;
 
-use crate::number::expect;
+use crate::number::{expect, read};
 use cpu::{Chunk, Gradients, Master, Stored};
 use moments::{BLOCK, Random};
 
@@ -187,16 +187,16 @@ pub struct Segment {
 }
 
 /// The moments of a piece, wherever they lie.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub struct MomentViews<'a> {
     /// How they are stored.
     pub kind: Moments,
     /// First moments: f32, bf16 bits, or codes.
-    pub m: View<'a>,
+    pub m: Dst<'a>,
     /// Second moments, likewise.
-    pub v: View<'a>,
+    pub v: Dst<'a>,
     /// For [`Moments::Int8`], the scales of both: f32, one for each 128 numbers.
-    pub scales: Option<[View<'a>; 2]>,
+    pub scales: Option<[Dst<'a>; 2]>,
 }
 
 impl<'a> MomentViews<'a> {
@@ -205,16 +205,24 @@ impl<'a> MomentViews<'a> {
     /// # Panics
     /// When `all` is shorter than that.
     #[must_use]
-    pub fn of(kind: Moments, all: View<'a>, elements: usize) -> Self {
+    pub fn of(kind: Moments, all: Dst<'a>, elements: usize) -> Self {
         let layout = kind.layout(elements as u64);
-        let part = |r: std::ops::Range<u64>| all.part(r.start as usize, (r.end - r.start) as usize);
-        Self {
-            kind,
-            m: part(layout.first),
-            v: part(layout.second),
-            scales: (kind == Moments::Int8)
-                .then(|| [part(layout.first_scale), part(layout.second_scale)]),
-        }
+        let ranges = [
+            layout.first,
+            layout.second,
+            layout.first_scale,
+            layout.second_scale,
+        ];
+        let mut rest = Some((0, all));
+        let [m, v, m_scale, v_scale] = ranges.map(|r| {
+            // In the order in which they lie.
+            let (at, left) = rest.take().expect("put back below");
+            let (front, behind) = left.split_at((r.end - at) as usize);
+            rest = Some((r.end, behind));
+            front.part((r.start - at) as usize, (r.end - r.start) as usize)
+        });
+        let scales = (kind == Moments::Int8).then_some([m_scale, v_scale]);
+        Self { kind, m, v, scales }
     }
 }
 
@@ -268,17 +276,17 @@ impl Path {
 /// holds f32 weights and `rem` is `None`. `grad` holds gradients of type `grad_dtype`. Position i of
 /// each view belongs to position i of the others (of scales, to position i / 128); a view may be
 /// longer than the last segment's end. `w`, `rem` and `moments` are updated in place, `grad` is read,
-/// and padding is neither read nor written. Views must not overlap.
+/// and padding is neither read nor written.
 ///
 /// # Panics
 /// When segments are unordered, overlap, start off a multiple of 128 or end outside a view; when
 /// `rem` does not fit `dtype` or scales do not fit the moments; when a view is not aligned to its type; when `hyper.step` is 0.
 pub fn step(
     q: &Queue,
-    w: View<'_>,
-    rem: Option<View<'_>>,
+    w: Dst<'_>,
+    rem: Option<Dst<'_>>,
     moments: MomentViews<'_>,
-    grad: View<'_>,
+    grad: Src<'_>,
     grad_dtype: Dtype,
     dtype: Dtype,
     segments: &[Segment],
@@ -310,16 +318,16 @@ pub fn step(
 /// As [`step`], and when `clip` is not three numbers.
 pub fn step_clipped(
     q: &Queue,
-    w: View<'_>,
-    rem: Option<View<'_>>,
+    w: Dst<'_>,
+    rem: Option<Dst<'_>>,
     moments: MomentViews<'_>,
-    grad: View<'_>,
+    grad: Src<'_>,
     grad_dtype: Dtype,
     dtype: Dtype,
     segments: &[Segment],
     hyper: &Hyper,
-    clip: View<'_>,
-    parts: Option<View<'_>>,
+    clip: Src<'_>,
+    parts: Option<Src<'_>>,
 ) {
     let piece = Piece {
         w,
@@ -337,12 +345,12 @@ pub fn step_clipped(
     }
     let [factor, _, go] = {
         let mut words = [0.0_f64; 3];
-        memory::load(&clip, &mut words);
+        memory::load(clip, &mut words);
         words
     };
     let finite = parts.is_none_or(|parts| {
         let mut numbers = vec![0.0_f64; parts.bytes() / size_of::<f64>()];
-        memory::load(&parts, &mut numbers);
+        memory::load(parts, &mut numbers);
         numbers.iter().all(|x| x.is_finite())
     });
     if go == 0.0 || !finite {
@@ -357,10 +365,10 @@ pub fn step_clipped(
 
 /// The arrays of a piece and their types.
 struct Piece<'a> {
-    w: View<'a>,
-    rem: Option<View<'a>>,
+    w: Dst<'a>,
+    rem: Option<Dst<'a>>,
     moments: MomentViews<'a>,
-    grad: View<'a>,
+    grad: Src<'a>,
     grad_dtype: Dtype,
     dtype: Dtype,
 }
@@ -378,8 +386,8 @@ fn run(path: Path, q: &Queue, piece: &Piece<'_>, segments: &[Segment], c: &Const
     q.run(|| {
         cuts.par_iter().for_each(|cut| {
             let keep = if cut.decay { c.keep } else { 1.0 };
-            // SAFETY: cuts are disjoint (`check` asserts it of the segments), so no other thread
-            // of this call has these numbers; the plan keeps other tasks off the views.
+            // SAFETY: cuts are disjoint (`check` asserts it of the segments), so no other thread has
+            // these numbers.
             let chunk = unsafe { piece.chunk(cut, keep, c.step) };
             update(path, chunk, c);
         });
@@ -416,7 +424,7 @@ fn update(path: Path, chunk: Chunk<'_>, c: &Constants) {
     }
 }
 
-impl<'a> Piece<'a> {
+impl Piece<'_> {
     fn check(&self, segments: &[Segment]) {
         assert_eq!(
             self.rem.is_some(),
@@ -464,9 +472,8 @@ impl<'a> Piece<'a> {
     /// The slices of one chunk.
     ///
     /// # Safety
-    /// No other user of these numbers of `w`, `rem`, `m`, `v` and no writer of these of `grad` may
-    /// run while the chunk lives.
-    unsafe fn chunk(&self, cut: &Segment, keep: f32, step: u64) -> Chunk<'a> {
+    /// While the chunk lives no other one has these numbers.
+    unsafe fn chunk(&self, cut: &Segment, keep: f32, step: u64) -> Chunk<'_> {
         // SAFETY: the caller keeps other users off these numbers.
         unsafe {
             let master = match &self.rem {
@@ -474,8 +481,8 @@ impl<'a> Piece<'a> {
                 None => Master::Whole(write(&self.w, cut)),
             };
             let grad = match self.grad_dtype {
-                Dtype::Bf16 => Gradients::Bf16(part::<u16>(&self.grad, cut).read()),
-                Dtype::F32 => Gradients::F32(part::<f32>(&self.grad, cut).read()),
+                Dtype::Bf16 => Gradients::Bf16(read(self.grad, cut.offset, cut.elements)),
+                Dtype::F32 => Gradients::F32(read(self.grad, cut.offset, cut.elements)),
             };
             let MomentViews { kind, m, v, scales } = &self.moments;
             let moments = match (kind, scales) {
@@ -505,16 +512,12 @@ impl<'a> Piece<'a> {
     }
 }
 
-/// The bytes of a cut in a view of numbers of type `T`.
-fn part<'a, T: Plain>(view: &View<'a>, cut: &Segment) -> View<'a> {
-    view.part(cut.offset * size_of::<T>(), cut.elements * size_of::<T>())
-}
-
 /// The numbers of a cut, to be written.
 ///
 /// # Safety
-/// No other user of these numbers may run while the slice lives.
-unsafe fn write<'a, T: Plain>(view: &View<'a>, cut: &Segment) -> &'a mut [T] {
+/// As [`Dst::slice`].
+#[allow(clippy::mut_from_ref, reason = "exclusive by the caller's promise")]
+unsafe fn write<'a, T: Plain>(view: &'a Dst<'_>, cut: &Segment) -> &'a mut [T] {
     // SAFETY: as the caller promises.
-    unsafe { part::<T>(view, cut).write() }
+    unsafe { view.slice(cut.offset, cut.elements) }
 }

@@ -183,36 +183,36 @@ impl Arrays {
     fn step(&mut self, path: Path, q: &Queue, (dtype, grad_dtype): (Dtype, Dtype), h: &Hyper) {
         let bf16 = dtype == Dtype::Bf16;
         let w = if bf16 {
-            View::of(&mut self.w16)
+            Dst::of(&mut self.w16)
         } else {
-            View::of(&mut self.w32)
+            Dst::of(&mut self.w32)
         };
         let piece = Piece {
             w,
-            rem: bf16.then(|| View::of(&mut self.rem)),
+            rem: bf16.then(|| Dst::of(&mut self.rem)),
             moments: match self.kind {
                 Moments::F32 => MomentViews {
                     kind: self.kind,
-                    m: View::of(&mut self.m),
-                    v: View::of(&mut self.v),
+                    m: Dst::of(&mut self.m),
+                    v: Dst::of(&mut self.v),
                     scales: None,
                 },
                 Moments::Bf16 => MomentViews {
                     kind: self.kind,
-                    m: View::of(&mut self.m16),
-                    v: View::of(&mut self.v16),
+                    m: Dst::of(&mut self.m16),
+                    v: Dst::of(&mut self.v16),
                     scales: None,
                 },
                 Moments::Int8 => MomentViews {
                     kind: self.kind,
-                    m: View::of(&mut self.m8),
-                    v: View::of(&mut self.v8),
-                    scales: Some([View::of(&mut self.m_scale), View::of(&mut self.v_scale)]),
+                    m: Dst::of(&mut self.m8),
+                    v: Dst::of(&mut self.v8),
+                    scales: Some([Dst::of(&mut self.m_scale), Dst::of(&mut self.v_scale)]),
                 },
             },
             grad: match grad_dtype {
-                Dtype::Bf16 => View::of(&mut self.g16),
-                Dtype::F32 => View::of(&mut self.g32),
+                Dtype::Bf16 => Src::of(&self.g16),
+                Dtype::F32 => Src::of(&self.g32),
             },
             grad_dtype,
             dtype,
@@ -293,15 +293,15 @@ fn step_with(change: impl FnOnce(&mut Vec<Segment>), rem: bool, step_number: u64
     let q = Queue::new("test", 1);
     step(
         &q,
-        View::of(&mut a.w16),
-        rem.then(|| View::of(&mut a.rem)),
+        Dst::of(&mut a.w16),
+        rem.then(|| Dst::of(&mut a.rem)),
         MomentViews {
             kind: a.kind,
-            m: View::of(&mut a.m),
-            v: View::of(&mut a.v),
+            m: Dst::of(&mut a.m),
+            v: Dst::of(&mut a.v),
             scales: None,
         },
-        View::of(&mut a.g16),
+        Src::of(&a.g16),
         Dtype::Bf16,
         Dtype::Bf16,
         &a.segments,
@@ -351,18 +351,18 @@ fn a_segment_inside_a_block_is_refused() {
 #[should_panic(expected = "scales belong to 8-bit moments")]
 fn missing_scales_are_refused() {
     let mut a = Arrays::new(&[100]);
-    let state = View::of(&mut a.m8);
+    let state = Dst::of(&mut a.m8);
     let moments = MomentViews {
         kind: Moments::Int8,
         m: state,
-        v: View::of(&mut a.v8),
+        v: Dst::of(&mut a.v8),
         scales: None,
     };
     let piece = Piece {
-        w: View::of(&mut a.w32),
+        w: Dst::of(&mut a.w32),
         rem: None,
         moments,
-        grad: View::of(&mut a.g32),
+        grad: Src::of(&a.g32),
         grad_dtype: Dtype::F32,
         dtype: Dtype::F32,
     };

@@ -4,7 +4,7 @@
 //! tile is complete after its keys, dk and dv are summed in the workspace over everything. So no
 //! two threads add to one number and probabilities are recomputed once, from lse.
 
-use lowtide_device::View;
+use lowtide_device::{Dst, Src};
 use multiversion::multiversion;
 use rayon::prelude::*;
 
@@ -16,11 +16,11 @@ use crate::product::{Matrix, gemm, with_scratch};
 /// What backward reads.
 #[derive(Clone, Copy)]
 pub(super) struct Saved<'a> {
-    pub d_out: View<'a>,
-    pub qkv: View<'a>,
-    pub out: View<'a>,
-    pub lse: View<'a>,
-    pub doc_start: View<'a>,
+    pub d_out: Src<'a>,
+    pub qkv: Src<'a>,
+    pub out: Src<'a>,
+    pub lse: Src<'a>,
+    pub doc_start: Src<'a>,
 }
 
 /// Numbers of the sums of one key head: dk and dv, (T, D) each.
@@ -34,7 +34,7 @@ pub(super) fn slots(a: &Attn) -> usize {
     (a.batch * a.kv_heads).min(16.max(BYTES / (slot(a) * size_of::<f32>()).max(1)))
 }
 
-pub(super) fn run<E: Number>(d_qkv: View<'_>, saved: Saved<'_>, a: &Attn, ws: View<'_>) {
+pub(super) fn run<E: Number>(d_qkv: Dst<'_>, saved: Saved<'_>, a: &Attn, ws: Dst<'_>) {
     let pairs = a.batch * a.kv_heads;
     let slots = slots(a);
     for first in (0..pairs).step_by(slots.max(1)) {
@@ -42,9 +42,9 @@ pub(super) fn run<E: Number>(d_qkv: View<'_>, saved: Saved<'_>, a: &Attn, ws: Vi
             .into_par_iter()
             .for_each(|pair| {
                 // SAFETY: the task owns the workspace; each key head in work has a slot of its own.
-                let sums = unsafe { number::write(ws, (pair - first) * slot(a), slot(a)) };
+                let sums = unsafe { number::write(&ws, (pair - first) * slot(a), slot(a)) };
                 key_head::<E>(
-                    d_qkv,
+                    &d_qkv,
                     saved,
                     a,
                     (pair / a.kv_heads, pair % a.kv_heads),
@@ -56,7 +56,7 @@ pub(super) fn run<E: Number>(d_qkv: View<'_>, saved: Saved<'_>, a: &Attn, ws: Vi
 
 /// Everything of one key head of one row of tokens.
 fn key_head<E: Number>(
-    d_qkv: View<'_>,
+    d_qkv: &Dst<'_>,
     saved: Saved<'_>,
     a: &Attn,
     (batch, kv_head): (usize, usize),
@@ -139,7 +139,7 @@ impl<'a> Scratch<'a> {
 
 /// Writes dq of a tile of queries and adds its part of dk and dv.
 fn queries<E: Number>(
-    d_qkv: View<'_>,
+    d_qkv: &Dst<'_>,
     saved: Saved<'_>,
     a: &Attn,
     place: Place,
@@ -154,14 +154,9 @@ fn queries<E: Number>(
         n,
     } = place;
     let (d, row) = (a.head_dim, batch * a.seq);
-    // SAFETY: nobody writes what forward saved.
-    let (starts, lse) = unsafe {
-        let at = (batch * a.heads + head) * a.seq + first;
-        (
-            number::read::<i32>(saved.doc_start, row + first, n),
-            number::read::<f32>(saved.lse, at, n),
-        )
-    };
+    let at = (batch * a.heads + head) * a.seq + first;
+    let starts = number::read::<i32>(saved.doc_start, row + first, n);
+    let lse = number::read::<f32>(saved.lse, at, n);
     let visible = Visible { starts, first };
     gather::<E>(
         s.queries,
@@ -180,8 +175,7 @@ fn queries<E: Number>(
     // The softmax's gradient subtracts Σ p·dp, which is d_out·out.
     let mut delta = [0.0_f32; QUERIES];
     for (i, delta) in delta.iter_mut().enumerate().take(n) {
-        // SAFETY: nobody writes what forward saved.
-        let out = unsafe { number::read::<E>(saved.out, a.output(row + first + i, head), d) };
+        let out = number::read::<E>(saved.out, a.output(row + first + i, head), d);
         *delta = dot(&s.d_out[i * d..][..d], out);
     }
     let range = visible.keys();

@@ -6,8 +6,8 @@
 //! pair for the 10·D that are counted. In exchange nothing is added in memory, so the bits do not
 //! depend on which block comes first.
 
-use lowtide_device::View;
 use lowtide_device::cuda::{Queue, Source};
+use lowtide_device::{Dst, Src};
 use lowtide_workload::Dtype;
 
 use super::Attn;
@@ -106,8 +106,8 @@ impl Tiles {
 }
 
 /// Whether 16-byte accesses reach every head of these tensors; heads are multiples of 16 bytes.
-fn aligned(views: &[View<'_>]) -> bool {
-    views.iter().all(|v| v.address().is_multiple_of(16))
+fn aligned(addresses: &[u64]) -> bool {
+    addresses.iter().all(|at| at.is_multiple_of(16))
 }
 
 /// Bytes of scratch, enough for either direction: `Σ d_out·out` of each query, f32 (B, H, T).
@@ -120,15 +120,15 @@ pub(super) fn workspace(a: &Attn, dtype: Dtype) -> usize {
 /// queue's stream.
 pub(super) fn forward(
     q: &Queue,
-    out: View<'_>,
-    lse: View<'_>,
-    qkv: View<'_>,
-    doc_start: View<'_>,
+    out: Dst<'_>,
+    lse: Dst<'_>,
+    qkv: Src<'_>,
+    doc_start: Src<'_>,
     a: &Attn,
     dtype: Dtype,
-    _ws: View<'_>,
+    _ws: Dst<'_>,
 ) {
-    let tiles = Tiles::of(a, dtype).filter(|_| aligned(&[out, qkv]));
+    let tiles = Tiles::of(a, dtype).filter(|_| aligned(&[out.address(), qkv.address()]));
     let launch = match tiles {
         Some(t) => q
             .kernel(&FORWARD, t.define, "flash_forward")
@@ -141,48 +141,57 @@ pub(super) fn forward(
             .block(32)
             .shared((a.head_dim + 32) * size_of::<f32>()),
     };
-    launch
-        .arg(out)
-        .arg(lse)
-        .arg(qkv)
-        .arg(doc_start)
-        .arg(a.seq)
-        .arg(a.heads)
-        .arg(a.kv_heads)
-        .arg(a.head_dim)
-        .arg(a.scale)
-        .launch();
+    // SAFETY: the kernel's own arguments, of the sizes that the operation checked (`crate::cuda`).
+    unsafe {
+        launch
+            .arg(&out)
+            .arg(&lse)
+            .arg(qkv)
+            .arg(doc_start)
+            .arg(a.seq)
+            .arg(a.heads)
+            .arg(a.kv_heads)
+            .arg(a.head_dim)
+            .arg(a.scale)
+            .launch();
+    }
 }
 
 /// [`super::backward`] on a CUDA device. When the call returns the work is in the queue's stream.
 pub(super) fn backward(
     q: &Queue,
-    d_qkv: View<'_>,
-    d_out: View<'_>,
-    qkv: View<'_>,
-    out: View<'_>,
-    lse: View<'_>,
-    doc_start: View<'_>,
+    d_qkv: Dst<'_>,
+    d_out: Src<'_>,
+    qkv: Src<'_>,
+    out: Src<'_>,
+    lse: Src<'_>,
+    doc_start: Src<'_>,
     a: &Attn,
     dtype: Dtype,
-    ws: View<'_>,
+    ws: Dst<'_>,
 ) {
     let delta = ws.part(0, workspace(a, dtype));
-    let wide = aligned(&[d_out, out]) && (a.head_dim * size(dtype)).is_multiple_of(16);
-    q.kernel(&PLAIN, define(dtype), "flash_delta")
-        .grid((16 * a.rows() * a.heads).div_ceil(128), 1, 1)
-        .block(128)
-        .arg(delta)
-        .arg(d_out)
-        .arg(out)
-        .arg(a.batch)
-        .arg(a.seq)
-        .arg(a.heads)
-        .arg(a.head_dim)
-        .arg(wide && a.head_dim.is_multiple_of(8))
-        .launch();
+    let wide =
+        aligned(&[d_out.address(), out.address()]) && (a.head_dim * size(dtype)).is_multiple_of(16);
+    // SAFETY: the kernel's own arguments, of the sizes that the operation checked (`crate::cuda`).
+    unsafe {
+        q.kernel(&PLAIN, define(dtype), "flash_delta")
+            .grid((16 * a.rows() * a.heads).div_ceil(128), 1, 1)
+            .block(128)
+            .arg(&delta)
+            .arg(d_out)
+            .arg(out)
+            .arg(a.batch)
+            .arg(a.seq)
+            .arg(a.heads)
+            .arg(a.head_dim)
+            .arg(wide && a.head_dim.is_multiple_of(8))
+            .launch();
+    }
     let row = a.head_dim * size_of::<f32>();
-    let launches = match Tiles::of(a, dtype).filter(|_| aligned(&[d_qkv, d_out, qkv])) {
+    let launches = match Tiles::of(a, dtype)
+        .filter(|_| aligned(&[d_qkv.address(), d_out.address(), qkv.address()]))
+    {
         Some(t) => [
             q.kernel(&BACKWARD, t.define, "flash_backward_kv")
                 .grid(a.seq.div_ceil(t.keys.0), a.kv_heads, a.batch)
@@ -205,18 +214,21 @@ pub(super) fn backward(
         ],
     };
     for launch in launches {
-        launch
-            .arg(d_qkv)
-            .arg(d_out)
-            .arg(qkv)
-            .arg(lse)
-            .arg(delta)
-            .arg(doc_start)
-            .arg(a.seq)
-            .arg(a.heads)
-            .arg(a.kv_heads)
-            .arg(a.head_dim)
-            .arg(a.scale)
-            .launch();
+        // SAFETY: the kernel's own arguments, of the sizes that the operation checked (`crate::cuda`).
+        unsafe {
+            launch
+                .arg(&d_qkv)
+                .arg(d_out)
+                .arg(qkv)
+                .arg(lse)
+                .arg(&delta)
+                .arg(doc_start)
+                .arg(a.seq)
+                .arg(a.heads)
+                .arg(a.kv_heads)
+                .arg(a.head_dim)
+                .arg(a.scale)
+                .launch();
+        }
     }
 }

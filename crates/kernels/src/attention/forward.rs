@@ -1,6 +1,6 @@
 //! Attention forward on threads: one task for each tile of queries of each head.
 
-use lowtide_device::View;
+use lowtide_device::{Dst, Src};
 use multiversion::multiversion;
 use rayon::prelude::*;
 
@@ -9,10 +9,10 @@ use crate::number::{self, Number, exp, sum};
 use crate::product::{Matrix, gemm, with_scratch};
 
 pub(super) fn run<E: Number>(
-    out: View<'_>,
-    lse: View<'_>,
-    qkv: View<'_>,
-    doc_start: View<'_>,
+    out: Dst<'_>,
+    lse: Dst<'_>,
+    qkv: Src<'_>,
+    doc_start: Src<'_>,
     a: &Attn,
 ) {
     let tiles = a.seq.div_ceil(QUERIES);
@@ -22,23 +22,22 @@ pub(super) fn run<E: Number>(
             // The last tiles see the most keys; started first, they do not end last.
             let (pair, tile) = (task / tiles, tiles - 1 - task % tiles);
             let (batch, head) = (pair / a.heads, pair % a.heads);
-            tile_forward::<E>(out, lse, qkv, doc_start, a, (batch, head, tile * QUERIES));
+            tile_forward::<E>(&out, &lse, qkv, doc_start, a, (batch, head, tile * QUERIES));
         });
 }
 
 /// Queries `first ..` of one head.
 fn tile_forward<E: Number>(
-    out: View<'_>,
-    lse: View<'_>,
-    qkv: View<'_>,
-    doc_start: View<'_>,
+    out: &Dst<'_>,
+    lse: &Dst<'_>,
+    qkv: Src<'_>,
+    doc_start: Src<'_>,
     a: &Attn,
     (batch, head, first): (usize, usize, usize),
 ) {
     let (d, n) = (a.head_dim, QUERIES.min(a.seq - first));
     let (row, kv_head) = (batch * a.seq, head / a.group());
-    // SAFETY: nobody writes the document starts while the task runs.
-    let starts = unsafe { number::read::<i32>(doc_start, row + first, n) };
+    let starts = number::read::<i32>(doc_start, row + first, n);
     let visible = Visible { starts, first };
     with_scratch((2 * QUERIES + KEYS) * d + QUERIES * KEYS, |scratch| {
         let (queries, rest) = scratch.split_at_mut(QUERIES * d);
@@ -100,13 +99,12 @@ fn tile_forward<E: Number>(
 /// apart.
 pub(super) fn gather<E: Number>(
     to: &mut [f32],
-    from: View<'_>,
+    from: Src<'_>,
     (start, stride): (usize, usize),
     (n, d): (usize, usize),
     factor: f32,
 ) {
-    // SAFETY: nobody writes the operands of the task.
-    let from = unsafe { number::read::<E>(from, start, (n - 1) * stride + d) };
+    let from = number::read::<E>(from, start, (n - 1) * stride + d);
     widen_rows(&mut to[..n * d], from, stride, d, factor);
 }
 

@@ -14,10 +14,10 @@ mod forward;
 pub mod reference;
 
 use lowtide_device::cuda::Gpu;
-use lowtide_device::{Make, Queue, View};
+use lowtide_device::{Dst, Make, Queue, Src};
 use lowtide_workload::Dtype;
 
-use crate::number::{expect, expect_workspace, size, with_dtype};
+use crate::number::{Range, expect, expect_workspace, size, with_dtype};
 
 /// Who computes attention on a CUDA device. Part of what fixes a run's numbers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -84,7 +84,7 @@ impl Attn {
         (row * self.heads + head) * self.head_dim
     }
 
-    fn check(&self, qkv: View<'_>, out: View<'_>, lse: View<'_>, docs: View<'_>, e: usize) {
+    fn check(&self, qkv: Src<'_>, out: impl Range, lse: impl Range, docs: Src<'_>, e: usize) {
         assert!(
             self.kv_heads > 0 && self.heads.is_multiple_of(self.kv_heads),
             "{} query heads do not divide among {} key heads",
@@ -126,16 +126,16 @@ pub fn workspace(a: &Attn, dtype: Dtype, make: Make) -> usize {
 /// of T, of the token's document, which [`Engine::Cudnn`] does not read.
 pub fn forward(
     q: &Queue,
-    out: View<'_>,
-    lse: View<'_>,
-    qkv: View<'_>,
-    doc_start: View<'_>,
+    out: Dst<'_>,
+    lse: Dst<'_>,
+    qkv: Src<'_>,
+    doc_start: Src<'_>,
     a: &Attn,
     dtype: Dtype,
-    ws: View<'_>,
+    ws: Dst<'_>,
 ) {
-    a.check(qkv, out, lse, doc_start, size(dtype));
-    expect_workspace(ws, workspace(a, dtype, q.make()));
+    a.check(qkv, &out, &lse, doc_start, size(dtype));
+    expect_workspace(&ws, workspace(a, dtype, q.make()));
     if let Some(q) = q.cuda() {
         return match a.engine {
             Engine::Own => flash::forward(q, out, lse, qkv, doc_start, a, dtype, ws),
@@ -152,20 +152,20 @@ pub fn forward(
 /// rounded once; by [`Engine::Cudnn`] each head's part is rounded before it is added.
 pub fn backward(
     q: &Queue,
-    d_qkv: View<'_>,
-    d_out: View<'_>,
-    qkv: View<'_>,
-    out: View<'_>,
-    lse: View<'_>,
-    doc_start: View<'_>,
+    d_qkv: Dst<'_>,
+    d_out: Src<'_>,
+    qkv: Src<'_>,
+    out: Src<'_>,
+    lse: Src<'_>,
+    doc_start: Src<'_>,
     a: &Attn,
     dtype: Dtype,
-    ws: View<'_>,
+    ws: Dst<'_>,
 ) {
     a.check(qkv, out, lse, doc_start, size(dtype));
-    expect("d_qkv", d_qkv, a.rows() * a.width(), size(dtype));
+    expect("d_qkv", &d_qkv, a.rows() * a.width(), size(dtype));
     expect("d_out", d_out, a.rows() * a.heads * a.head_dim, size(dtype));
-    expect_workspace(ws, workspace(a, dtype, q.make()));
+    expect_workspace(&ws, workspace(a, dtype, q.make()));
     if let Some(q) = q.cuda() {
         return match a.engine {
             Engine::Own => {

@@ -49,11 +49,24 @@ impl Case {
         let (mut qkv, mut d_out) = (self.qkv.clone(), self.d_out.clone());
         let mut starts = Numbers::of(&self.starts);
         let mut ws = Scratch::new(workspace(a, dtype, q.make()));
-        let (qkv, docs, ws) = (qkv.on(q), starts.on(q), ws.on(q));
-        let (out, lse, d_qkv) = (done.out.on(q), done.lse.on(q), done.d_qkv.on(q));
-        forward(q, out, lse, qkv, docs, a, dtype, ws);
-        let from = d_out.on(q);
-        backward(q, d_qkv, from, qkv, out, lse, docs, a, dtype, ws);
+        let (qkv, docs, ws) = (qkv.src(q), starts.src(q), ws.on(q));
+        let mut ws = ws;
+        let (mut out, mut lse) = (done.out.on(q), done.lse.on(q));
+        let (o, l) = (out.again(), lse.again());
+        forward(q, o, l, qkv, docs, a, dtype, ws.again());
+        let (from, d_qkv) = (d_out.src(q), done.d_qkv.on(q));
+        backward(
+            q,
+            d_qkv,
+            from,
+            qkv,
+            out.src(),
+            lse.src(),
+            docs,
+            a,
+            dtype,
+            ws,
+        );
         settle(q);
         done
     }
@@ -246,9 +259,9 @@ fn what_cudnn_does_not_do_is_refused_cleanly() {
         let mut lse = Tensor::nan(a.rows() * a.heads, Dtype::F32);
         let (mut qkv, mut starts) = (case.qkv.clone(), Numbers::of(&case.starts));
         let mut ws = Scratch::new(workspace(&a, dtype, Make::Cuda));
-        let docs = starts.on(&q);
+        let docs = starts.src(&q);
         let ws = ws.on(&q);
-        forward(&q, out.on(&q), lse.on(&q), qkv.on(&q), docs, &a, dtype, ws);
+        forward(&q, out.on(&q), lse.on(&q), qkv.src(&q), docs, &a, dtype, ws);
         assert!(stream.take_error().is_some(), "{a:?} on {dtype:?}");
         assert!(stream.synchronize().is_ok(), "the queue goes on after it");
     }
@@ -267,27 +280,31 @@ fn more_key_heads_than_fit_at_once() {
     let n_out = a.rows() * a.heads * a.head_dim;
     let d_row = rng.tensor(n_out / a.batch, dtype, 1.0).values();
     let mut d_out = Tensor::of(&d_row.repeat(a.batch), dtype);
-    let mut starts: Vec<i32> = (0..a.rows()).map(|i| (i % a.seq / 8 * 8) as i32).collect();
+    let starts: Vec<i32> = (0..a.rows()).map(|i| (i % a.seq / 8 * 8) as i32).collect();
     let [mut out, mut lse] = [n_out, a.rows() * a.heads].map(|n| Tensor::nan(n, dtype));
     let mut d_qkv = Tensor::nan(a.rows() * a.width(), dtype);
     let mut ws = Scratch::new(workspace(&a, dtype, lowtide_device::Make::Cpu));
-    let (q, docs) = (Queue::new("test", 2), View::of(&mut starts));
+    let (q, docs) = (Queue::new("test", 2), Src::of(&starts));
     forward(
         &q,
         out.view(),
         lse.view(),
-        qkv.view(),
+        qkv.view().into_src(),
         docs,
         &a,
         dtype,
         ws.view(),
     );
-    let (from, o, l) = (d_out.view(), out.view(), lse.view());
+    let (from, o, l) = (
+        d_out.view().into_src(),
+        out.view().into_src(),
+        lse.view().into_src(),
+    );
     backward(
         &q,
         d_qkv.view(),
         from,
-        qkv.view(),
+        qkv.view().into_src(),
         o,
         l,
         docs,
@@ -315,8 +332,17 @@ fn large_scores_do_not_overflow() {
         let mut lse = Tensor::nan(a.rows(), dtype);
         let (mut qkv, mut starts) = (qkv.clone(), Numbers::of(&vec![0_i32; a.rows()]));
         let mut ws = Scratch::new(workspace(&a, dtype, q.make()));
-        let (docs, scratch) = (starts.on(q), ws.on(q));
-        forward(q, out.on(q), lse.on(q), qkv.on(q), docs, &a, dtype, scratch);
+        let (docs, scratch) = (starts.src(q), ws.on(q));
+        forward(
+            q,
+            out.on(q),
+            lse.on(q),
+            qkv.src(q),
+            docs,
+            &a,
+            dtype,
+            scratch,
+        );
         settle(q);
         (out, lse)
     });
@@ -346,9 +372,9 @@ fn other_documents_do_not_matter() {
         let mut out = Tensor::nan(a.rows() * 32, Dtype::F32);
         let mut lse = Tensor::nan(a.rows() * 2, Dtype::F32);
         let mut ws = Scratch::new(workspace(a, Dtype::F32, q.make()));
-        let (docs, scratch) = (starts.on(q), ws.on(q));
+        let (docs, scratch) = (starts.src(q), ws.on(q));
         let dtype = Dtype::F32;
-        forward(q, out.on(q), lse.on(q), qkv.on(q), docs, a, dtype, scratch);
+        forward(q, out.on(q), lse.on(q), qkv.src(q), docs, a, dtype, scratch);
         settle(q);
         out
     };

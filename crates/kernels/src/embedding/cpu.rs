@@ -1,6 +1,6 @@
 //! The embedding on threads.
 
-use lowtide_device::View;
+use lowtide_device::{Dst, Src};
 use multiversion::multiversion;
 use rayon::prelude::*;
 
@@ -13,10 +13,10 @@ fn index(i: i32) -> usize {
 }
 
 pub(super) fn forward<E: Number>(
-    y: View<'_>,
-    tokens: View<'_>,
-    w: View<'_>,
-    positions: Option<(View<'_>, View<'_>)>,
+    y: Dst<'_>,
+    tokens: Src<'_>,
+    w: Src<'_>,
+    positions: Option<(Src<'_>, Src<'_>)>,
     rows: usize,
     c: usize,
 ) {
@@ -24,7 +24,7 @@ pub(super) fn forward<E: Number>(
         for row in first..end {
             // SAFETY: the task owns `y`, a row is one thread's; nobody writes the rest.
             unsafe {
-                let y = number::write::<E>(y, row * c, c);
+                let y = number::write::<E>(&y, row * c, c);
                 let token = index(number::read::<i32>(tokens, row, 1)[0]);
                 let w = number::read::<E>(w, token * c, c);
                 if let Some((wpe, positions)) = positions {
@@ -48,19 +48,19 @@ fn add_rows<E: Number>(y: &mut [E], a: &[E], b: &[E]) {
 /// Sorts rows by token (counting sort, so rows of one token stay in order); then each row of the
 /// table is one thread's.
 pub(super) fn backward<E: Number>(
-    dw: View<'_>,
-    dy: View<'_>,
-    tokens: View<'_>,
+    dw: Dst<'_>,
+    dy: Src<'_>,
+    tokens: Src<'_>,
     (rows, c, vocab): (usize, usize, usize),
     accumulate: bool,
-    ws: View<'_>,
+    ws: Dst<'_>,
 ) {
     // SAFETY: the task owns the workspace; nobody writes the tokens.
     let (tokens, ends, order) = unsafe {
         (
             number::read::<i32>(tokens, 0, rows),
-            number::write::<u32>(ws, 0, vocab + 1),
-            number::write::<u32>(ws, vocab + 1, rows),
+            number::write::<u32>(&ws, 0, vocab + 1),
+            number::write::<u32>(&ws, vocab + 1, rows),
         )
     };
     sort(tokens, ends, order);
@@ -71,13 +71,12 @@ pub(super) fn backward<E: Number>(
         for v in i * run..vocab.min((i + 1) * run) {
             let start = if v == 0 { 0 } else { ends[v - 1] as usize };
             // SAFETY: the task owns `dw`; a row of it is one thread's.
-            let dw = unsafe { number::write::<f32>(dw, v * c, c) };
+            let dw = unsafe { number::write::<f32>(&dw, v * c, c) };
             if !accumulate {
                 dw.fill(0.0);
             }
             for row in &order[start..ends[v] as usize] {
-                // SAFETY: nobody writes `dy` while the task runs.
-                number::add(dw, unsafe { number::read::<E>(dy, *row as usize * c, c) });
+                number::add(dw, number::read::<E>(dy, *row as usize * c, c));
             }
         }
     });

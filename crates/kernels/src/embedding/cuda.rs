@@ -5,8 +5,8 @@
 //! or one block's where many rows have its token. The sort is some twenty short launches, tens of
 //! microseconds beside the table's own bytes.
 
-use lowtide_device::View;
 use lowtide_device::cuda::{self, Source};
+use lowtide_device::{Dst, Src};
 use lowtide_workload::Dtype;
 
 use crate::cuda::{define, source};
@@ -43,10 +43,10 @@ fn starts(vocab: usize) -> usize {
 /// the call returns.
 pub(super) fn forward(
     q: &cuda::Queue,
-    y: View<'_>,
-    tokens: View<'_>,
-    w: View<'_>,
-    positions: Option<(View<'_>, View<'_>)>,
+    y: Dst<'_>,
+    tokens: Src<'_>,
+    w: Src<'_>,
+    positions: Option<(Src<'_>, Src<'_>)>,
     (rows, c, vocab): (usize, usize, usize),
     dtype: Dtype,
 ) {
@@ -55,113 +55,134 @@ pub(super) fn forward(
     }
     let (wpe, positions) = positions.unzip();
     let places = wpe.map_or(0, |wpe| wpe.bytes() / (c * size(dtype)));
-    q.kernel(&SOURCE, define(dtype), "forward")
-        .grid(rows.div_ceil(WARPS), 1, 1)
-        .block(32 * WARPS as u32)
-        .arg(y)
-        .arg(tokens)
-        .arg(w)
-        .arg(wpe)
-        .arg(positions)
-        .arg(rows)
-        .arg(c)
-        .arg(vocab)
-        .arg(places)
-        .launch();
+    // SAFETY: the kernel's own arguments, of the sizes that the operation checked (`crate::cuda`).
+    unsafe {
+        q.kernel(&SOURCE, define(dtype), "forward")
+            .grid(rows.div_ceil(WARPS), 1, 1)
+            .block(32 * WARPS as u32)
+            .arg(&y)
+            .arg(tokens)
+            .arg(w)
+            .arg(wpe)
+            .arg(positions)
+            .arg(rows)
+            .arg(c)
+            .arg(vocab)
+            .arg(places)
+            .launch();
+    }
 }
 
 /// As the operation, except that a row whose token is outside the table counts nowhere; in the
 /// stream when the call returns.
 pub(super) fn backward(
     q: &cuda::Queue,
-    dw: View<'_>,
-    dy: View<'_>,
-    tokens: View<'_>,
+    dw: Dst<'_>,
+    dy: Src<'_>,
+    tokens: Src<'_>,
     (rows, c, vocab): (usize, usize, usize),
     accumulate: bool,
     dtype: Dtype,
-    ws: View<'_>,
+    ws: Dst<'_>,
 ) {
     if rows * c == 0 {
         if !accumulate {
-            q.fill(&dw, 0);
+            q.fill(dw, 0);
         }
         return;
     }
     assert!(u32::try_from(rows).is_ok(), "{rows} rows are not counted");
     let n = keys(rows);
-    let sorted = ws.part(0, 8 * n);
-    let starts_at = |i: usize| ws.part(8 * n + i * starts(vocab), starts(vocab));
+    let (sorted, rest) = ws.split_at(8 * n);
+    let mut bounds = rest.part(0, 2 * starts(vocab));
+    q.fill(bounds.again(), 0);
+    let (first, end) = bounds.split_at(starts(vocab));
     let kernel = |name| q.kernel(&SOURCE, define(dtype), name);
-    kernel("sort_local")
-        .grid(n / LOCAL, 1, 1)
-        .block(SORT_THREADS)
-        .arg(sorted)
-        .arg(tokens)
-        .arg(rows)
-        .arg(vocab)
-        .launch();
+    // SAFETY: the kernel's own arguments, of the sizes that the operation checked (`crate::cuda`).
+    unsafe {
+        kernel("sort_local")
+            .grid(n / LOCAL, 1, 1)
+            .block(SORT_THREADS)
+            .arg(&sorted)
+            .arg(tokens)
+            .arg(rows)
+            .arg(vocab)
+            .launch();
+    }
     let mut k = 2 * LOCAL;
     while k <= n {
         let mut j = k / 2;
         while j >= LOCAL {
-            kernel("merge_step")
-                .grid(n / 2 / SORT_THREADS as usize, 1, 1)
-                .block(SORT_THREADS)
-                .arg(sorted)
-                .arg(n)
-                .arg(k)
-                .arg(j)
-                .launch();
+            // SAFETY: the kernel's own arguments, of the sizes that the operation checked (`crate::cuda`).
+            unsafe {
+                kernel("merge_step")
+                    .grid(n / 2 / SORT_THREADS as usize, 1, 1)
+                    .block(SORT_THREADS)
+                    .arg(&sorted)
+                    .arg(n)
+                    .arg(k)
+                    .arg(j)
+                    .launch();
+            }
             j /= 2;
         }
-        kernel("merge_local")
-            .grid(n / LOCAL, 1, 1)
-            .block(SORT_THREADS)
-            .arg(sorted)
-            .arg(k)
-            .launch();
+        // SAFETY: the kernel's own arguments, of the sizes that the operation checked (`crate::cuda`).
+        unsafe {
+            kernel("merge_local")
+                .grid(n / LOCAL, 1, 1)
+                .block(SORT_THREADS)
+                .arg(&sorted)
+                .arg(k)
+                .launch();
+        }
         k *= 2;
     }
-    let (first, end) = (starts_at(0), starts_at(1));
-    q.fill(&ws.part(8 * n, 2 * starts(vocab)), 0);
-    kernel("bounds")
-        .grid(rows.div_ceil(256), 1, 1)
-        .block(256)
-        .arg(first)
-        .arg(end)
-        .arg(sorted)
-        .arg(rows)
-        .launch();
+    // SAFETY: the kernel's own arguments, of the sizes that the operation checked (`crate::cuda`).
+    unsafe {
+        kernel("bounds")
+            .grid(rows.div_ceil(256), 1, 1)
+            .block(256)
+            .arg(&first)
+            .arg(&end)
+            .arg(&sorted)
+            .arg(rows)
+            .launch();
+    }
     let wide = c.is_multiple_of(8)
-        && [&dw, &dy]
+        && [dw.address(), dy.address()]
             .into_iter()
-            .all(|v| v.address().is_multiple_of(16));
-    kernel("few")
-        .grid(vocab.div_ceil(WARPS), c.div_ceil(SLAB * SLABS), 1)
-        .block(32 * WARPS as u32)
-        .arg(dw)
-        .arg(dy)
-        .arg(sorted)
-        .arg(first)
-        .arg(end)
-        .arg(c)
-        .arg(vocab)
-        .arg(accumulate)
-        .arg(wide)
-        .launch();
-    if rows > FEW {
-        kernel("many")
-            .grid(rows.div_ceil(FEW), c.div_ceil(SLAB), 1)
-            .block(32 * PARTS)
-            .arg(dw)
+            .all(|at| at.is_multiple_of(16));
+    // SAFETY: the kernel's own arguments, of the sizes that the operation checked (`crate::cuda`).
+    unsafe {
+        kernel("few")
+            .grid(vocab.div_ceil(WARPS), c.div_ceil(SLAB * SLABS), 1)
+            .block(32 * WARPS as u32)
+            .arg(&dw)
             .arg(dy)
-            .arg(sorted)
-            .arg(first)
-            .arg(end)
+            .arg(&sorted)
+            .arg(&first)
+            .arg(&end)
             .arg(c)
+            .arg(vocab)
             .arg(accumulate)
             .arg(wide)
             .launch();
+    }
+    if rows > FEW {
+        // SAFETY: the kernel's own arguments, of the sizes that the operation checked (`crate::cuda`).
+        unsafe {
+            kernel("many")
+                .grid(rows.div_ceil(FEW), c.div_ceil(SLAB), 1)
+                .block(32 * PARTS)
+                .arg(&dw)
+                .arg(dy)
+                .arg(&sorted)
+                .arg(&first)
+                .arg(&end)
+                .arg(c)
+                .arg(accumulate)
+                .arg(wide)
+                .launch();
+        }
     }
 }

@@ -7,7 +7,7 @@ mod cpu;
 mod cuda;
 pub mod reference;
 
-use lowtide_device::{Make, Queue, View};
+use lowtide_device::{Dst, Make, Queue, Src};
 use lowtide_workload::Dtype;
 
 use crate::number::{expect, expect_workspace, size, with_dtype};
@@ -29,17 +29,17 @@ pub fn workspace(rows: usize, vocab: usize, make: Make) -> usize {
 /// returns.
 pub fn forward(
     q: &Queue,
-    y: View<'_>,
-    tokens: View<'_>,
-    w: View<'_>,
-    positions: Option<(View<'_>, View<'_>)>,
+    y: Dst<'_>,
+    tokens: Src<'_>,
+    w: Src<'_>,
+    positions: Option<(Src<'_>, Src<'_>)>,
     rows: usize,
     c: usize,
     vocab: usize,
     dtype: Dtype,
 ) {
     let e = size(dtype);
-    expect("y", y, rows * c, e);
+    expect("y", &y, rows * c, e);
     expect("tokens", tokens, rows, size_of::<i32>());
     expect("w", w, vocab * c, e);
     if let Some((_, positions)) = positions {
@@ -61,20 +61,20 @@ pub fn forward(
 /// Finished, or in the stream of a CUDA queue, when the call returns.
 pub fn backward(
     q: &Queue,
-    dw: View<'_>,
-    dy: View<'_>,
-    tokens: View<'_>,
+    dw: Dst<'_>,
+    dy: Src<'_>,
+    tokens: Src<'_>,
     rows: usize,
     c: usize,
     vocab: usize,
     accumulate: bool,
     dtype: Dtype,
-    ws: View<'_>,
+    ws: Dst<'_>,
 ) {
-    expect("dw", dw, vocab * c, size_of::<f32>());
+    expect("dw", &dw, vocab * c, size_of::<f32>());
     expect("dy", dy, rows * c, size(dtype));
     expect("tokens", tokens, rows, size_of::<i32>());
-    expect_workspace(ws, workspace(rows, vocab, q.make()));
+    expect_workspace(&ws, workspace(rows, vocab, q.make()));
     if let Some(q) = q.cuda() {
         return cuda::backward(q, dw, dy, tokens, (rows, c, vocab), accumulate, dtype, ws);
     }

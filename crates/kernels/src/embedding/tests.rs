@@ -36,8 +36,8 @@ fn check((rows, c, vocab, places): (usize, usize, usize, usize), dtype: Dtype) {
             let mut y = Tensor::nan(rows * c, dtype);
             let (mut w, mut wpe) = (w.clone(), wpe.clone());
             let (mut tokens, mut positions) = (Numbers::of(&tokens), Numbers::of(&positions));
-            let positions = with_positions.then(|| (wpe.on(q), positions.on(q)));
-            let (to, tokens, w) = (y.on(q), tokens.on(q), w.on(q));
+            let positions = with_positions.then(|| (wpe.src(q), positions.src(q)));
+            let (to, tokens, w) = (y.on(q), tokens.src(q), w.src(q));
             forward(q, to, tokens, w, positions, rows, c, vocab, dtype);
             settle(q);
             y
@@ -58,7 +58,7 @@ fn check((rows, c, vocab, places): (usize, usize, usize, usize), dtype: Dtype) {
             };
             let (mut dy, mut tokens) = (dy.clone(), Numbers::of(&tokens));
             let mut ws = Scratch::new(workspace(rows, vocab, q.make()));
-            let (to, from, tokens, ws) = (dw.on(q), dy.on(q), tokens.on(q), ws.on(q));
+            let (to, from, tokens, ws) = (dw.on(q), dy.src(q), tokens.src(q), ws.on(q));
             backward(q, to, from, tokens, rows, c, vocab, accumulate, dtype, ws);
             settle(q);
             dw
@@ -101,7 +101,7 @@ fn rows_of_one_token_are_added_in_order() {
             let mut dw = Tensor::nan(2, Dtype::F32);
             let mut tokens = Numbers::of(&[1, 1, 1]);
             let mut ws = Scratch::new(workspace(3, 2, q.make()));
-            let (to, from, tokens, ws) = (dw.on(q), dy.on(q), tokens.on(q), ws.on(q));
+            let (to, from, tokens, ws) = (dw.on(q), dy.src(q), tokens.src(q), ws.on(q));
             backward(q, to, from, tokens, 3, 1, 2, false, Dtype::F32, ws);
             settle(q);
             dw
@@ -126,9 +126,9 @@ fn tokens_outside_the_table_reach_no_memory_of_a_device() {
             let mut dy = Tensor::of(&vec![1.0; rows * c], dtype);
             let mut dw = Tensor::nan(vocab * c, Dtype::F32);
             let mut ws = Scratch::new(workspace(rows, vocab, q.make()));
-            let (to, ids) = (y.on(q), tokens.on(q));
-            forward(q, to, ids, w.on(q), None, rows, c, vocab, dtype);
-            let (acc, from, ws) = (dw.on(q), dy.on(q), ws.on(q));
+            let (to, ids) = (y.on(q), tokens.src(q));
+            forward(q, to, ids, w.src(q), None, rows, c, vocab, dtype);
+            let (acc, from, ws) = (dw.on(q), dy.src(q), ws.on(q));
             backward(q, acc, from, ids, rows, c, vocab, false, dtype, ws);
             settle(q);
             let nans: Vec<bool> = y.values().iter().map(|x| x.is_nan()).collect();
@@ -149,7 +149,17 @@ fn tokens_outside_the_table_reach_no_memory_of_a_device() {
 #[should_panic(expected = "view of 8")]
 fn a_token_outside_the_table_panics() {
     let (mut y, mut w) = (Tensor::nan(1, Dtype::F32), Tensor::nan(2, Dtype::F32));
-    let (q, mut tokens) = (Queue::new("test", 1), [2]);
-    let tokens = View::of(&mut tokens);
-    forward(&q, y.view(), tokens, w.view(), None, 1, 1, 2, Dtype::F32);
+    let (q, tokens) = (Queue::new("test", 1), [2]);
+    let tokens = Src::of(&tokens);
+    forward(
+        &q,
+        y.view(),
+        tokens,
+        w.view().into_src(),
+        None,
+        1,
+        1,
+        2,
+        Dtype::F32,
+    );
 }

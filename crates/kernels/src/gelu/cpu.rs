@@ -1,6 +1,6 @@
 //! GELU on threads. ½·(1 + tanh(u)) is sigmoid(2u), which needs one exponential.
 
-use lowtide_device::View;
+use lowtide_device::{Dst, Src};
 use multiversion::multiversion;
 
 use crate::number::{self, Number, sigmoid};
@@ -10,12 +10,12 @@ use crate::rows;
 const TWICE_SLOPE: f32 = 1.595_769_2;
 const CUBIC: f32 = 0.044_715;
 
-pub(super) fn forward<E: Number>(y: View<'_>, x: View<'_>, n: usize) {
+pub(super) fn forward<E: Number>(y: Dst<'_>, x: Src<'_>, n: usize) {
     rows::each(n, 1, |first, end| {
         // SAFETY: the task owns `y`, a run of it is one thread's; nobody writes `x`.
         unsafe {
             let x = number::read::<E>(x, first, end - first);
-            forward_run(number::write::<E>(y, first, end - first), x);
+            forward_run(number::write::<E>(&y, first, end - first), x);
         }
     });
 }
@@ -28,13 +28,13 @@ fn forward_run<E: Number>(y: &mut [E], x: &[E]) {
     }
 }
 
-pub(super) fn backward<E: Number>(dx: View<'_>, dy: View<'_>, x: View<'_>, n: usize) {
+pub(super) fn backward<E: Number>(dx: Dst<'_>, dy: Src<'_>, x: Src<'_>, n: usize) {
     rows::each(n, 1, |first, end| {
         // SAFETY: the task owns `dx`, a run of it is one thread's; nobody writes the rest.
         unsafe {
             let x = number::read::<E>(x, first, end - first);
             let dy = number::read::<E>(dy, first, end - first);
-            backward_run(number::write::<E>(dx, first, end - first), dy, x);
+            backward_run(number::write::<E>(&dx, first, end - first), dy, x);
         }
     });
 }

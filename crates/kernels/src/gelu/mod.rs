@@ -6,14 +6,14 @@ mod cpu;
 mod cuda;
 pub mod reference;
 
-use lowtide_device::{Queue, View};
+use lowtide_device::{Dst, Queue, Src};
 use lowtide_workload::Dtype;
 
 use crate::number::{expect, size, with_dtype};
 
 /// `y = gelu(x)`, both E (n).
-pub fn forward(q: &Queue, y: View<'_>, x: View<'_>, n: usize, dtype: Dtype) {
-    expect("y", y, n, size(dtype));
+pub fn forward(q: &Queue, y: Dst<'_>, x: Src<'_>, n: usize, dtype: Dtype) {
+    expect("y", &y, n, size(dtype));
     expect("x", x, n, size(dtype));
     if let Some(q) = q.cuda() {
         return cuda::forward(q, y, x, n, dtype);
@@ -22,8 +22,8 @@ pub fn forward(q: &Queue, y: View<'_>, x: View<'_>, n: usize, dtype: Dtype) {
 }
 
 /// `dx = dy·gelu'(x)`, all E (n).
-pub fn backward(q: &Queue, dx: View<'_>, dy: View<'_>, x: View<'_>, n: usize, dtype: Dtype) {
-    expect("dx", dx, n, size(dtype));
+pub fn backward(q: &Queue, dx: Dst<'_>, dy: Src<'_>, x: Src<'_>, n: usize, dtype: Dtype) {
+    expect("dx", &dx, n, size(dtype));
     expect("dy", dy, n, size(dtype));
     expect("x", x, n, size(dtype));
     if let Some(q) = q.cuda() {

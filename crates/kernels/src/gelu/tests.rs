@@ -12,8 +12,8 @@ fn agrees_with_the_reference() {
             let done = everywhere(|q| {
                 let (mut y, mut dx) = (Tensor::nan(n, dtype), Tensor::nan(n, dtype));
                 let (mut x, mut dy) = (x.clone(), dy.clone());
-                forward(q, y.on(q), x.on(q), n, dtype);
-                backward(q, dx.on(q), dy.on(q), x.on(q), n, dtype);
+                forward(q, y.on(q), x.src(q), n, dtype);
+                backward(q, dx.on(q), dy.src(q), x.src(q), n, dtype);
                 (y, dx)
             });
             let want = reference::forward(&x.values());
@@ -36,9 +36,9 @@ fn views_may_start_at_any_number() {
         let done = everywhere(|q| {
             let (mut y, mut dx) = (Tensor::nan(n, dtype), Tensor::nan(n, dtype));
             let (mut all, mut dy) = (all.clone(), dy.clone());
-            let x = all.on(q).part(size(dtype), n * size(dtype));
+            let x = all.src(q).part(size(dtype), n * size(dtype));
             forward(q, y.on(q), x, n, dtype);
-            backward(q, dx.on(q), dy.on(q), x, n, dtype);
+            backward(q, dx.on(q), dy.src(q), x, n, dtype);
             (y, dx)
         });
         let x = &all.values()[1..];
@@ -56,8 +56,8 @@ fn extreme_inputs_saturate() {
     let done = everywhere(|q| {
         let [mut y, mut dx] = [Tensor::nan(4, Dtype::F32), Tensor::nan(4, Dtype::F32)];
         let (mut x, mut dy) = (x.clone(), Tensor::of(&[1.0; 4], Dtype::F32));
-        forward(q, y.on(q), x.on(q), 4, Dtype::F32);
-        backward(q, dx.on(q), dy.on(q), x.on(q), 4, Dtype::F32);
+        forward(q, y.on(q), x.src(q), 4, Dtype::F32);
+        backward(q, dx.on(q), dy.src(q), x.src(q), 4, Dtype::F32);
         (y, dx)
     });
     for (device, (y, dx)) in &done {

@@ -1,6 +1,6 @@
 //! The end of a gradient on threads: one task for each run of the norm.
 
-use lowtide_device::View;
+use lowtide_device::{Dst, Src};
 use lowtide_workload::NORM_CHUNK;
 use multiversion::multiversion;
 use rayon::prelude::*;
@@ -11,46 +11,36 @@ use crate::number::{self, Number};
 const CHUNK: usize = NORM_CHUNK as usize;
 
 /// A bf16 gradient: never the accumulator's bytes.
-pub(super) fn round(
-    grad: View<'_>,
-    parts: View<'_>,
-    acc: View<'_>,
-    params: &[Segment],
-    piece: usize,
-) {
+pub(super) fn round(grad: Dst<'_>, parts: Dst<'_>, acc: Src<'_>, params: &[Segment], piece: usize) {
     each_chunk(params, |i, start, len| {
         // SAFETY: the task owns `grad` and `parts`, a run is one thread's; nobody writes `acc`.
         unsafe {
-            let grad = number::write::<u16>(grad, start, len);
-            let part = &mut number::write::<f64>(parts, i, 1)[0];
+            let grad = number::write::<u16>(&grad, start, len);
+            let part = &mut number::write::<f64>(&parts, i, 1)[0];
             *part = round_run(grad, number::read(acc, start, len));
         }
     });
     clear_padding::<u16>(grad, params, piece);
 }
 
-/// An f32 gradient, which may be the accumulator itself.
+/// An f32 gradient; without `acc` the sums are in it.
 pub(super) fn keep(
-    grad: View<'_>,
-    parts: View<'_>,
-    acc: View<'_>,
+    grad: Dst<'_>,
+    parts: Dst<'_>,
+    acc: Option<Src<'_>>,
     params: &[Segment],
     piece: usize,
 ) {
-    // SAFETY: only the address is taken.
-    let address = |view: View<'_>| unsafe { view.read::<f32>() }.as_ptr();
-    let same = address(grad) == address(acc);
     each_chunk(params, |i, start, len| {
-        // SAFETY: the task owns `grad` and `parts`, a run is one thread's; nobody writes `acc`
-        // unless it is `grad`, and then it is not read through `acc` while it is written.
-        unsafe {
-            if !same {
-                number::write::<f32>(grad, start, len)
-                    .copy_from_slice(number::read(acc, start, len));
-            }
-            let part = &mut number::write::<f64>(parts, i, 1)[0];
-            *part = squares(number::read::<f32>(grad, start, len));
+        // SAFETY: a run of `grad` and `parts` is one thread's.
+        let (grad, part) = unsafe {
+            let grad = number::write::<f32>(&grad, start, len);
+            (grad, &mut number::write::<f64>(&parts, i, 1)[0])
+        };
+        if let Some(acc) = acc {
+            grad.copy_from_slice(number::read(acc, start, len));
         }
+        *part = squares(grad);
     });
     clear_padding::<f32>(grad, params, piece);
 }
@@ -78,7 +68,7 @@ fn each_chunk(params: &[Segment], work: impl Fn(usize, usize, usize) + Sync) {
 }
 
 /// Zero before, between and after the segments.
-fn clear_padding<E: Number>(grad: View<'_>, params: &[Segment], piece: usize) {
+fn clear_padding<E: Number>(grad: Dst<'_>, params: &[Segment], piece: usize) {
     let mut start = 0;
     for (offset, elements) in params
         .iter()
@@ -86,7 +76,7 @@ fn clear_padding<E: Number>(grad: View<'_>, params: &[Segment], piece: usize) {
         .chain(std::iter::once((piece, 0)))
     {
         // SAFETY: the task owns `grad` and no thread writes it any more.
-        unsafe { number::write::<E>(grad, start, offset - start) }.fill(E::narrow(0.0));
+        unsafe { number::write::<E>(&grad, start, offset - start) }.fill(E::narrow(0.0));
         start = offset + elements;
     }
 }

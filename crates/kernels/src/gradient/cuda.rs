@@ -3,8 +3,8 @@
 //! Bound: bytes over the memory's rate, four read and two (bf16) or four (f32) written a number. A
 //! block takes a run of the norm, a launch sixteen segments with the padding behind them.
 
-use lowtide_device::View;
 use lowtide_device::cuda::{self, Source};
+use lowtide_device::{Dst, Src};
 use lowtide_workload::Dtype;
 
 use super::Segment;
@@ -20,16 +20,16 @@ const SEGMENTS: usize = 16;
 /// As the operation; in the stream when the call returns.
 pub(super) fn finish(
     q: &cuda::Queue,
-    grad: View<'_>,
-    parts: View<'_>,
-    acc: View<'_>,
+    grad: Dst<'_>,
+    mut parts: Dst<'_>,
+    acc: Option<Src<'_>>,
     params: &[Segment],
     piece: usize,
     dtype: Dtype,
 ) {
     let full: Vec<Segment> = params.iter().copied().filter(|s| s.elements > 0).collect();
     if full.is_empty() {
-        q.fill(&grad, 0);
+        q.fill(grad, 0);
         return;
     }
     let mut part = 0;
@@ -43,9 +43,9 @@ pub(super) fn finish(
             .kernel(&SOURCE, define(dtype), "finish")
             .grid(runs, 1, 1)
             .block(THREADS)
-            .arg(grad)
-            .arg(parts.part(part * size, runs * size))
-            .arg(acc)
+            .arg(&grad)
+            .arg(&parts.lend(part * size, runs * size))
+            .arg(acc.unwrap_or(grad.src()))
             .arg(clear_from);
         for i in 0..SEGMENTS {
             let (place, length, next) = some.get(i).map_or((0, 0, 0), |s| {
@@ -54,7 +54,10 @@ pub(super) fn finish(
             });
             launch = launch.arg(place).arg(length).arg(next);
         }
-        launch.launch();
+        // SAFETY: the kernel's own arguments, of the sizes that the operation checked (`crate::cuda`).
+        unsafe {
+            launch.launch();
+        }
         part += runs;
     }
 }

@@ -7,7 +7,7 @@ mod cpu;
 mod cuda;
 pub mod reference;
 
-use lowtide_device::{Queue, View};
+use lowtide_device::{Dst, Queue, Src};
 use lowtide_workload::{Dtype, NORM_CHUNK};
 
 use crate::number::{expect, size};
@@ -34,24 +34,27 @@ impl Segment {
 /// run.
 ///
 /// `grad` is bf16 or f32 (`dtype_of_grad`) and `acc` is f32, both `piece_elements` long; `parts` is
-/// f64. `params` is in order of offset, without overlap. `grad` may be the same view as `acc` when
-/// it is f32. Finished, or in the stream of a CUDA queue, when the call returns.
+/// f64. `params` is in order of offset, without overlap. Without `acc` the sums are in
+/// `grad` already, which is f32 then. Finished, or in the stream of a CUDA queue, when the call returns.
 ///
 /// Sums have a fixed order on each device, the same wherever the piece lies; the devices' orders
 /// differ, so their sums agree within a few units of f64.
 pub fn finish(
     q: &Queue,
-    grad: View<'_>,
-    parts: View<'_>,
-    acc: View<'_>,
+    grad: Dst<'_>,
+    parts: Dst<'_>,
+    acc: Option<Src<'_>>,
     params: &[Segment],
     piece_elements: usize,
     dtype_of_grad: Dtype,
 ) {
-    expect("grad", grad, piece_elements, size(dtype_of_grad));
-    expect("acc", acc, piece_elements, size_of::<f32>());
+    expect("grad", &grad, piece_elements, size(dtype_of_grad));
+    match acc {
+        Some(acc) => expect("acc", acc, piece_elements, size_of::<f32>()),
+        None => assert_eq!(dtype_of_grad, Dtype::F32, "sums in place are f32"),
+    }
     let chunks = params.iter().map(|s| s.norm_chunks()).sum();
-    expect("parts", parts, chunks, size_of::<f64>());
+    expect("parts", &parts, chunks, size_of::<f64>());
     let mut end = 0;
     for s in params {
         assert!(
@@ -68,7 +71,10 @@ pub fn finish(
         return cuda::finish(q, grad, parts, acc, params, piece_elements, dtype_of_grad);
     }
     q.run(|| match dtype_of_grad {
-        Dtype::Bf16 => cpu::round(grad, parts, acc, params, piece_elements),
+        Dtype::Bf16 => {
+            let acc = acc.expect("asserted above");
+            cpu::round(grad, parts, acc, params, piece_elements);
+        }
         Dtype::F32 => cpu::keep(grad, parts, acc, params, piece_elements),
     });
 }

@@ -25,9 +25,10 @@ fn check(params: &[Segment], piece: usize, dtype: Dtype, in_place: bool) {
         let p = parts.on(q);
         if in_place {
             let acc = acc.on(q);
-            finish(q, acc, p, acc, params, piece, dtype);
+            finish(q, acc, p, None, params, piece, dtype);
         } else {
-            finish(q, grad.on(q), p, acc.on(q), params, piece, dtype);
+            let from = Some(acc.src(q));
+            finish(q, grad.on(q), p, from, params, piece, dtype);
         }
         settle(q);
         (if in_place { acc } else { grad }, parts.values())
@@ -113,7 +114,7 @@ fn rounding_is_to_nearest_even_and_norms_are_of_rounded_values() {
         let mut acc = Tensor::of(&acc, Dtype::F32);
         let mut grad = Tensor::nan(4, Dtype::Bf16);
         let mut parts = Numbers::of(&[f64::NAN]);
-        let (to, p, from) = (grad.on(q), parts.on(q), acc.on(q));
+        let (to, p, from) = (grad.on(q), parts.on(q), Some(acc.src(q)));
         finish(q, to, p, from, &[segment(0, 4)], 4, Dtype::Bf16);
         settle(q);
         (grad, parts.values())
@@ -137,7 +138,7 @@ fn the_sum_does_not_depend_on_where_the_run_lies() {
                 let mut acc = Tensor::of(&piece, Dtype::F32);
                 let mut grad = Tensor::nan(piece.len(), Dtype::Bf16);
                 let mut parts = Numbers::of(&[f64::NAN]);
-                let (to, p, from) = (grad.on(q), parts.on(q), acc.on(q));
+                let (to, p, from) = (grad.on(q), parts.on(q), Some(acc.src(q)));
                 let params = [segment(offset, elements)];
                 finish(q, to, p, from, &params, piece.len(), Dtype::Bf16);
                 settle(q);
@@ -160,7 +161,7 @@ fn a_nan_stays_one() {
         let mut acc = Numbers::of(&acc);
         let mut grad = Tensor::nan(3, Dtype::Bf16);
         let mut parts = Numbers::of(&[0.0_f64]);
-        let (to, p, from) = (grad.on(q), parts.on(q), acc.on(q));
+        let (to, p, from) = (grad.on(q), parts.on(q), Some(acc.src(q)));
         finish(q, to, p, from, &[segment(0, 3)], 3, Dtype::Bf16);
         settle(q);
         // Which NaN it is, each device may choose.

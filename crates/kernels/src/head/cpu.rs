@@ -1,6 +1,6 @@
 //! The head on threads.
 
-use lowtide_device::View;
+use lowtide_device::{Dst, Src};
 use multiversion::multiversion;
 
 use super::{Head, Scratch};
@@ -10,81 +10,77 @@ use crate::product::{Operand, product};
 use crate::rows;
 
 /// What training writes.
-#[derive(Clone, Copy)]
 pub(super) struct Outputs<'a> {
-    pub dh: View<'a>,
-    pub dw: View<'a>,
-    pub loss: View<'a>,
+    pub dh: Dst<'a>,
+    pub dw: Dst<'a>,
+    pub loss: Dst<'a>,
 }
 
 /// What every operation reads.
 #[derive(Clone, Copy)]
 pub(super) struct Inputs<'a> {
-    pub h: View<'a>,
-    pub w: View<'a>,
-    pub labels: View<'a>,
+    pub h: Src<'a>,
+    pub w: Src<'a>,
+    pub labels: Src<'a>,
 }
 
 pub(super) fn train<E: Number>(
-    to: Outputs<'_>,
+    mut to: Outputs<'_>,
     from: Inputs<'_>,
     scale: f32,
     d: &Head,
     accumulate: bool,
-    s: Scratch<'_>,
+    mut s: Scratch<'_>,
 ) {
     let mut total = [0.0; 2];
     let row_bytes = d.hidden * size_of::<E>();
     for (first, n) in d.chunks() {
         let h = from.h.part(first * row_bytes, n * row_bytes);
-        chunk_logits::<E>(h, from.w, n, d, s);
-        chunk_losses::<E>(from.labels, (first, n), Some(scale), d, s, &mut total);
-        let dlogits = s.logits.part(0, n * d.vocab * size_of::<E>());
-        let dh = to.dh.part(first * row_bytes, n * row_bytes);
-        matmul::backward_input::<E>(dh, dlogits, from.w, d.dims(n), s.product);
+        chunk_logits::<E>(h, from.w, n, d, &mut s);
+        chunk_losses::<E>(from.labels, (first, n), Some(scale), d, &s, &mut total);
+        let dlogits = s.logits.src().part(0, n * d.vocab * size_of::<E>());
+        let dh = to.dh.lend(first * row_bytes, n * row_bytes);
+        matmul::backward_input::<E>(dh, dlogits, from.w, d.dims(n), s.product.again());
         let add = accumulate || first > 0;
-        matmul::backward_weight::<E>(to.dw, dlogits, h, d.dims(n), add, s.product);
+        matmul::backward_weight::<E>(to.dw.again(), dlogits, h, d.dims(n), add, s.product.again());
     }
-    // SAFETY: the task owns `loss`.
-    unsafe { number::write::<f64>(to.loss, 0, 2) }.copy_from_slice(&total);
+    to.loss.write().copy_from_slice(&total);
 }
 
-pub(super) fn loss<E: Number>(to: View<'_>, from: Inputs<'_>, d: &Head, s: Scratch<'_>) {
+pub(super) fn loss<E: Number>(to: Dst<'_>, from: Inputs<'_>, d: &Head, mut s: Scratch<'_>) {
     let mut total = [0.0; 2];
     let row_bytes = d.hidden * size_of::<E>();
     for (first, n) in d.chunks() {
         let h = from.h.part(first * row_bytes, n * row_bytes);
-        chunk_logits::<E>(h, from.w, n, d, s);
-        chunk_losses::<E>(from.labels, (first, n), None, d, s, &mut total);
+        chunk_logits::<E>(h, from.w, n, d, &mut s);
+        chunk_losses::<E>(from.labels, (first, n), None, d, &s, &mut total);
     }
-    // SAFETY: the task owns `loss`.
-    unsafe { number::write::<f64>(to, 0, 2) }.copy_from_slice(&total);
+    to.write().copy_from_slice(&total);
 }
 
 /// Logits of `n` rows of h into the scratch.
-fn chunk_logits<E: Number>(h: View<'_>, w: View<'_>, n: usize, d: &Head, s: Scratch<'_>) {
-    let logits = s.logits.part(0, n * d.vocab * size_of::<E>());
-    matmul::forward::<E>(logits, h, w, None, None, d.dims(n), s.product);
+fn chunk_logits<E: Number>(h: Src<'_>, w: Src<'_>, n: usize, d: &Head, s: &mut Scratch<'_>) {
+    let logits = s.logits.lend(0, n * d.vocab * size_of::<E>());
+    matmul::forward::<E>(logits, h, w, None, None, d.dims(n), s.product.again());
 }
 
 /// Adds a chunk's losses and count to `total`, row by row; with a scale, the logits become their
 /// gradient.
 fn chunk_losses<E: Number>(
-    labels: View<'_>,
+    labels: Src<'_>,
     (first, n): (usize, usize),
     scale: Option<f32>,
     d: &Head,
-    s: Scratch<'_>,
+    s: &Scratch<'_>,
     total: &mut [f64; 2],
 ) {
-    // SAFETY: nobody writes the labels while the task runs.
-    let labels = unsafe { number::read::<i32>(labels, first, n) };
+    let labels = number::read::<i32>(labels, first, n);
     rows::each(n, d.vocab, |first, end| {
         for (row, label) in labels.iter().enumerate().take(end).skip(first) {
             // SAFETY: the task owns the workspace; a row of it is one thread's.
             let (logits, loss) = unsafe {
-                let loss = &mut number::write::<f64>(s.losses, row, 1)[0];
-                (number::write::<E>(s.logits, row * d.vocab, d.vocab), loss)
+                let loss = &mut number::write::<f64>(&s.losses, row, 1)[0];
+                (number::write::<E>(&s.logits, row * d.vocab, d.vocab), loss)
             };
             *loss = 0.0;
             match (usize::try_from(*label), scale) {
@@ -99,8 +95,7 @@ fn chunk_losses<E: Number>(
             }
         }
     });
-    // SAFETY: the losses are complete.
-    let losses = unsafe { number::read::<f64>(s.losses, 0, n) };
+    let losses = number::read::<f64>(s.losses.src(), 0, n);
     for (loss, label) in losses.iter().zip(labels) {
         if *label >= 0 {
             total[0] += loss;
@@ -142,33 +137,30 @@ fn gradient_row<E: Number>(logits: &mut [E], label: usize, row: Row, scale: f32)
 }
 
 pub(super) fn logits<E: Number>(
-    out: View<'_>,
+    out: Dst<'_>,
     from: Inputs<'_>,
     seq: usize,
     d: &Head,
-    s: Scratch<'_>,
+    mut s: Scratch<'_>,
 ) {
-    // SAFETY: nobody writes the labels while the task runs.
-    let labels = unsafe { number::read::<i32>(from.labels, 0, d.rows) };
+    let labels = number::read::<i32>(from.labels, 0, d.rows);
     let marked = |i: usize| labels[i * seq..][..seq].iter().position(|l| *l >= 0);
     let rows_out = d.rows / seq;
     for first in (0..rows_out).step_by(d.most().max(1)) {
         let n = d.most().min(rows_out - first);
         for i in 0..n {
-            // SAFETY: the task owns the workspace; nobody writes `h`.
-            unsafe {
-                let to = number::write::<E>(s.logits, i * d.hidden, d.hidden);
-                match marked(first + i) {
-                    Some(t) => to.copy_from_slice(number::read::<E>(
-                        from.h,
-                        ((first + i) * seq + t) * d.hidden,
-                        d.hidden,
-                    )),
-                    None => to.fill(E::narrow(0.0)),
-                }
+            let row = d.hidden * size_of::<E>();
+            let to = s.logits.lend(i * row, row).write::<E>();
+            match marked(first + i) {
+                Some(t) => to.copy_from_slice(number::read::<E>(
+                    from.h,
+                    ((first + i) * seq + t) * d.hidden,
+                    d.hidden,
+                )),
+                None => to.fill(E::narrow(0.0)),
             }
         }
-        let h = s.logits.part(0, n * d.hidden * size_of::<E>());
+        let h = s.logits.src().part(0, n * d.hidden * size_of::<E>());
         let h = Operand {
             view: h,
             stride: d.hidden,
@@ -179,11 +171,11 @@ pub(super) fn logits<E: Number>(
             stride: d.hidden,
             along_inner: true,
         };
-        product::<E>(h, w, (n, d.vocab, d.hidden), s.product, |tile| {
+        product::<E>(h, w, (n, d.vocab, d.hidden), s.product.again(), |tile| {
             for (row, data) in tile.data.chunks_exact(tile.cols).enumerate() {
                 let at = (first + tile.i + row) * d.vocab + tile.j;
                 // SAFETY: the task owns `out`; tiles do not overlap.
-                unsafe { number::write::<f32>(out, at, tile.cols) }.copy_from_slice(data);
+                unsafe { number::write::<f32>(&out, at, tile.cols) }.copy_from_slice(data);
             }
         });
     }

@@ -8,7 +8,7 @@ mod cpu;
 mod cuda;
 pub mod reference;
 
-use lowtide_device::{Make, Queue, View};
+use lowtide_device::{Dst, Make, Queue, Src};
 use lowtide_workload::Dtype;
 
 use crate::matmul::{self, Dims};
@@ -55,10 +55,10 @@ impl Head {
 
     fn check(
         &self,
-        h: View<'_>,
-        w: View<'_>,
-        labels: View<'_>,
-        ws: View<'_>,
+        h: Src<'_>,
+        w: Src<'_>,
+        labels: Src<'_>,
+        ws: &Dst<'_>,
         dtype: Dtype,
         make: Make,
     ) {
@@ -70,23 +70,24 @@ impl Head {
 }
 
 /// How a chunk's scratch is laid out.
-#[derive(Clone, Copy)]
 struct Scratch<'a> {
     /// E (chunk, max(V, C)): logits, or rows of h that were gathered.
-    logits: View<'a>,
+    logits: Dst<'a>,
     /// f64 (chunk): losses of rows.
-    losses: View<'a>,
+    losses: Dst<'a>,
     /// The products' own.
-    product: View<'a>,
+    product: Dst<'a>,
 }
 
 impl<'a> Scratch<'a> {
-    fn new(ws: View<'a>, d: &Head, dtype: Dtype, make: Make) -> Self {
+    fn new(ws: Dst<'a>, d: &Head, dtype: Dtype, make: Make) -> Self {
         let [logits, losses, product] = Self::bytes(d, dtype, make);
+        let (front, rest) = ws.split_at(logits);
+        let (middle, rest) = rest.split_at(losses);
         Self {
-            logits: ws.part(0, logits),
-            losses: ws.part(logits, losses),
-            product: ws.part(logits + losses, product),
+            logits: front,
+            losses: middle,
+            product: rest.part(0, product),
         }
     }
 
@@ -124,22 +125,22 @@ pub fn workspace(d: &Head, dtype: Dtype, make: Make) -> usize {
 /// gradient of its row, NaN. Finished, or in the stream of a CUDA queue, when the call returns.
 pub fn train(
     q: &Queue,
-    dh: View<'_>,
-    dw: View<'_>,
-    loss: View<'_>,
-    h: View<'_>,
-    w: View<'_>,
-    labels: View<'_>,
+    dh: Dst<'_>,
+    dw: Dst<'_>,
+    loss: Dst<'_>,
+    h: Src<'_>,
+    w: Src<'_>,
+    labels: Src<'_>,
     scale: f32,
     d: &Head,
     accumulate: bool,
     dtype: Dtype,
-    ws: View<'_>,
+    ws: Dst<'_>,
 ) {
-    expect("dh", dh, d.rows * d.hidden, size(dtype));
-    expect("dw", dw, d.vocab * d.hidden, size_of::<f32>());
-    expect("loss", loss, 2, size_of::<f64>());
-    d.check(h, w, labels, ws, dtype, q.make());
+    expect("dh", &dh, d.rows * d.hidden, size(dtype));
+    expect("dw", &dw, d.vocab * d.hidden, size_of::<f32>());
+    expect("loss", &loss, 2, size_of::<f64>());
+    d.check(h, w, labels, &ws, dtype, q.make());
     let to = cpu::Outputs { dh, dw, loss };
     let from = cpu::Inputs { h, w, labels };
     let scratch = Scratch::new(ws, d, dtype, q.make());
@@ -154,16 +155,16 @@ pub fn train(
 /// when the call returns.
 pub fn loss(
     q: &Queue,
-    loss: View<'_>,
-    h: View<'_>,
-    w: View<'_>,
-    labels: View<'_>,
+    loss: Dst<'_>,
+    h: Src<'_>,
+    w: Src<'_>,
+    labels: Src<'_>,
     d: &Head,
     dtype: Dtype,
-    ws: View<'_>,
+    ws: Dst<'_>,
 ) {
-    expect("loss", loss, 2, size_of::<f64>());
-    d.check(h, w, labels, ws, dtype, q.make());
+    expect("loss", &loss, 2, size_of::<f64>());
+    d.check(h, w, labels, &ws, dtype, q.make());
     let from = cpu::Inputs { h, w, labels };
     let scratch = Scratch::new(ws, d, dtype, q.make());
     if let Some(stream) = q.cuda() {
@@ -180,22 +181,22 @@ pub fn loss(
 /// the call returns.
 pub fn logits(
     q: &Queue,
-    out: View<'_>,
-    h: View<'_>,
-    w: View<'_>,
-    labels: View<'_>,
+    out: Dst<'_>,
+    h: Src<'_>,
+    w: Src<'_>,
+    labels: Src<'_>,
     seq: usize,
     d: &Head,
     dtype: Dtype,
-    ws: View<'_>,
+    ws: Dst<'_>,
 ) {
     assert!(
         seq > 0 && d.rows.is_multiple_of(seq),
         "{} rows in sequences of {seq}",
         d.rows
     );
-    expect("out", out, d.rows / seq * d.vocab, size_of::<f32>());
-    d.check(h, w, labels, ws, dtype, q.make());
+    expect("out", &out, d.rows / seq * d.vocab, size_of::<f32>());
+    d.check(h, w, labels, &ws, dtype, q.make());
     let from = cpu::Inputs { h, w, labels };
     let scratch = Scratch::new(ws, d, dtype, q.make());
     if let Some(stream) = q.cuda() {

@@ -70,10 +70,11 @@ fn check((rows, hidden, vocab, chunk): (usize, usize, usize, usize), dtype: Dtyp
             let (mut h, mut w, mut labels) = (h.clone(), w.clone(), Numbers::of(&labels));
             let (mut sums, mut alone) = (Numbers::of(&[f64::NAN; 2]), Numbers::of(&[f64::NAN; 2]));
             let mut ws = Scratch::new(workspace(&d, dtype, q.make()));
-            let (hv, wv, lv) = (h.on(q), w.on(q), labels.on(q));
-            let (to, acc, ws, sum) = (dh.on(q), dw.on(q), ws.on(q), sums.on(q));
+            let (hv, wv, lv) = (h.src(q), w.src(q), labels.src(q));
+            let (to, acc, mut ws, sum) = (dh.on(q), dw.on(q), ws.on(q), sums.on(q));
+            let scratch = ws.again();
             train(
-                q, to, acc, sum, hv, wv, lv, scale, &d, accumulate, dtype, ws,
+                q, to, acc, sum, hv, wv, lv, scale, &d, accumulate, dtype, scratch,
             );
             loss(q, alone.on(q), hv, wv, lv, &d, dtype, ws);
             settle(q);
@@ -142,7 +143,7 @@ fn check_alone(rows: usize, vocab: usize, dtype: Dtype, scale: Option<f32>) {
             let (mut labels, mut losses) =
                 (Numbers::of(&labels), Numbers::of(&vec![f64::NAN; rows]));
             let mut sums = Numbers::of(if first { &[f64::NAN; 2] } else { &before });
-            let (x, l) = (logits.on(q), labels.on(q));
+            let (x, l) = (logits.on(q), labels.src(q));
             let to = (sums.on(q), losses.on(q));
             let stream = q.cuda().expect("a GPU");
             cuda::after_product(stream, to, x, l, first, scale, vocab, dtype);
@@ -199,8 +200,8 @@ fn logits_of_marked_rows() {
             let mut out = Tensor::nan(n * d.vocab, Dtype::F32);
             let (mut h, mut w, mut marks) = (h.clone(), w.clone(), Numbers::of(&marks));
             let mut ws = Scratch::new(workspace(&d, dtype, q.make()));
-            let (to, hv, wv) = (out.on(q), h.on(q), w.on(q));
-            logits(q, to, hv, wv, marks.on(q), seq, &d, dtype, ws.on(q));
+            let (to, hv, wv) = (out.on(q), h.src(q), w.src(q));
+            logits(q, to, hv, wv, marks.src(q), seq, &d, dtype, ws.on(q));
             settle(q);
             out
         });
@@ -231,8 +232,8 @@ fn large_logits_do_not_overflow() {
         let (mut labels, mut sums) = (Numbers::of(&[0, 0]), Numbers::of(&[f64::NAN; 2]));
         let (mut dh, mut dw) = (Tensor::nan(2, dtype), Tensor::nan(3, dtype));
         let mut ws = Scratch::new(workspace(&d, dtype, q.make()));
-        let (sum, l, ws) = (sums.on(q), labels.on(q), ws.on(q));
-        let (to, acc, hv, wv) = (dh.on(q), dw.on(q), h.on(q), w.on(q));
+        let (sum, l, ws) = (sums.on(q), labels.src(q), ws.on(q));
+        let (to, acc, hv, wv) = (dh.on(q), dw.on(q), h.src(q), w.src(q));
         train(q, to, acc, sum, hv, wv, l, 1.0, &d, false, dtype, ws);
         settle(q);
         (sums.values(), dh, dw)
@@ -264,8 +265,8 @@ fn a_label_outside_the_table_is_a_loss_that_is_no_number_on_a_device() {
             let mut dh = Tensor::nan(d.rows * d.hidden, dtype);
             let mut dw = Tensor::nan(d.vocab * d.hidden, Dtype::F32);
             let mut ws = Scratch::new(workspace(&d, dtype, q.make()));
-            let (sum, l, ws) = (sums.on(q), labels.on(q), ws.on(q));
-            let (to, acc, hv, wv) = (dh.on(q), dw.on(q), h.on(q), w.on(q));
+            let (sum, l, ws) = (sums.on(q), labels.src(q), ws.on(q));
+            let (to, acc, hv, wv) = (dh.on(q), dw.on(q), h.src(q), w.src(q));
             train(q, to, acc, sum, hv, wv, l, 1.0, &d, false, dtype, ws);
             settle(q);
             let nans: Vec<bool> = dh.values().iter().map(|x| x.is_nan()).collect();

@@ -1,6 +1,6 @@
 //! LayerNorm on threads.
 
-use lowtide_device::View;
+use lowtide_device::{Dst, Src};
 use multiversion::multiversion;
 
 use crate::number::{self, Number, sum};
@@ -9,27 +9,26 @@ use crate::rows::{self, Runs};
 /// What forward left for backward.
 #[derive(Clone, Copy)]
 pub(super) struct Saved<'a> {
-    pub x: View<'a>,
-    pub mean: View<'a>,
-    pub rstd: View<'a>,
-    pub w: View<'a>,
+    pub x: Src<'a>,
+    pub mean: Src<'a>,
+    pub rstd: Src<'a>,
+    pub w: Src<'a>,
 }
 
 /// What backward writes.
-#[derive(Clone, Copy)]
 pub(super) struct Gradients<'a> {
-    pub dx: View<'a>,
-    pub dw: View<'a>,
-    pub db: View<'a>,
+    pub dx: Dst<'a>,
+    pub dw: Dst<'a>,
+    pub db: Dst<'a>,
 }
 
 pub(super) fn forward<E: Number>(
-    y: View<'_>,
-    mean: View<'_>,
-    rstd: View<'_>,
-    x: View<'_>,
-    w: View<'_>,
-    b: View<'_>,
+    y: Dst<'_>,
+    mean: Dst<'_>,
+    rstd: Dst<'_>,
+    x: Src<'_>,
+    w: Src<'_>,
+    b: Src<'_>,
     rows: usize,
     c: usize,
     eps: f32,
@@ -39,12 +38,12 @@ pub(super) fn forward<E: Number>(
             // SAFETY: the task owns `y`, `mean` and `rstd`, a row is one thread's; nobody writes
             // the rest.
             unsafe {
-                let y = number::write::<E>(y, row * c, c);
+                let y = number::write::<E>(&y, row * c, c);
                 let x = number::read::<E>(x, row * c, c);
                 let (w, b) = (number::read::<E>(w, 0, c), number::read::<E>(b, 0, c));
                 let (m, r) = forward_row(y, x, w, b, eps);
-                number::write::<f32>(mean, row, 1)[0] = m;
-                number::write::<f32>(rstd, row, 1)[0] = r;
+                number::write::<f32>(&mean, row, 1)[0] = m;
+                number::write::<f32>(&rstd, row, 1)[0] = r;
             }
         }
     });
@@ -66,16 +65,16 @@ fn forward_row<E: Number>(y: &mut [E], x: &[E], w: &[E], b: &[E], eps: f32) -> (
 
 pub(super) fn backward<E: Number>(
     to: Gradients<'_>,
-    dy: View<'_>,
+    dy: Src<'_>,
     saved: Saved<'_>,
-    residual: Option<View<'_>>,
+    residual: Option<Src<'_>>,
     rows: usize,
     c: usize,
     accumulate: bool,
-    ws: View<'_>,
+    ws: Dst<'_>,
 ) {
     let runs = Runs::new(rows);
-    runs.each(ws, 2 * c, |first, end, partial| {
+    runs.each(&ws, 2 * c, |first, end, partial| {
         let (dw, db) = partial.split_at_mut(c);
         // SAFETY: the task owns `dx`, a row is one thread's; nobody writes the rest.
         unsafe {
@@ -83,7 +82,7 @@ pub(super) fn backward<E: Number>(
             let mean = number::read::<f32>(saved.mean, 0, rows);
             let rstd = number::read::<f32>(saved.rstd, 0, rows);
             for row in first..end {
-                let dx = number::write::<E>(to.dx, row * c, c);
+                let dx = number::write::<E>(&to.dx, row * c, c);
                 let dy = number::read::<E>(dy, row * c, c);
                 let x = number::read::<E>(saved.x, row * c, c);
                 let residual = residual.map(|r| number::read::<E>(r, row * c, c));
@@ -91,8 +90,8 @@ pub(super) fn backward<E: Number>(
             }
         }
     });
-    runs.sum_partials(to.dw, 0, ws, 2 * c, accumulate);
-    runs.sum_partials(to.db, c, ws, 2 * c, accumulate);
+    runs.sum_partials(to.dw, 0, ws.src(), 2 * c, accumulate);
+    runs.sum_partials(to.db, c, ws.src(), 2 * c, accumulate);
 }
 
 /// One row of dx; adds the row's part of dw and db.

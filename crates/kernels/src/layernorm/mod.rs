@@ -6,7 +6,7 @@ mod cpu;
 mod cuda;
 pub mod reference;
 
-use lowtide_device::{Make, Queue, View};
+use lowtide_device::{Dst, Make, Queue, Src};
 use lowtide_workload::Dtype;
 
 use crate::number::{expect, expect_workspace, size, with_dtype};
@@ -27,21 +27,21 @@ pub fn workspace(rows: usize, c: usize, make: Make) -> usize {
 /// `y` and `x` are E (rows, C), `mean` and `rstd` are f32 (rows), `w` and `b` are E (C).
 pub fn forward(
     q: &Queue,
-    y: View<'_>,
-    mean: View<'_>,
-    rstd: View<'_>,
-    x: View<'_>,
-    w: View<'_>,
-    b: View<'_>,
+    y: Dst<'_>,
+    mean: Dst<'_>,
+    rstd: Dst<'_>,
+    x: Src<'_>,
+    w: Src<'_>,
+    b: Src<'_>,
     rows: usize,
     c: usize,
     eps: f32,
     dtype: Dtype,
 ) {
     let e = size(dtype);
-    expect("y", y, rows * c, e);
-    expect("mean", mean, rows, size_of::<f32>());
-    expect("rstd", rstd, rows, size_of::<f32>());
+    expect("y", &y, rows * c, e);
+    expect("mean", &mean, rows, size_of::<f32>());
+    expect("rstd", &rstd, rows, size_of::<f32>());
     expect("x", x, rows * c, e);
     expect("w", w, c, e);
     expect("b", b, c, e);
@@ -58,25 +58,25 @@ pub fn forward(
 /// f32 (rows), `w` is E (C). The sum with the residual is rounded once.
 pub fn backward(
     q: &Queue,
-    dx: View<'_>,
-    dw: View<'_>,
-    db: View<'_>,
-    dy: View<'_>,
-    x: View<'_>,
-    mean: View<'_>,
-    rstd: View<'_>,
-    w: View<'_>,
-    residual: Option<View<'_>>,
+    dx: Dst<'_>,
+    dw: Dst<'_>,
+    db: Dst<'_>,
+    dy: Src<'_>,
+    x: Src<'_>,
+    mean: Src<'_>,
+    rstd: Src<'_>,
+    w: Src<'_>,
+    residual: Option<Src<'_>>,
     rows: usize,
     c: usize,
     accumulate: bool,
     dtype: Dtype,
-    ws: View<'_>,
+    ws: Dst<'_>,
 ) {
     let e = size(dtype);
-    expect("dx", dx, rows * c, e);
-    expect("dw", dw, c, size_of::<f32>());
-    expect("db", db, c, size_of::<f32>());
+    expect("dx", &dx, rows * c, e);
+    expect("dw", &dw, c, size_of::<f32>());
+    expect("db", &db, c, size_of::<f32>());
     expect("dy", dy, rows * c, e);
     expect("x", x, rows * c, e);
     expect("mean", mean, rows, size_of::<f32>());
@@ -85,7 +85,7 @@ pub fn backward(
     residual
         .into_iter()
         .for_each(|r| expect("residual", r, rows * c, e));
-    expect_workspace(ws, workspace(rows, c, q.make()));
+    expect_workspace(&ws, workspace(rows, c, q.make()));
     let saved = cpu::Saved { x, mean, rstd, w };
     let to = cpu::Gradients { dx, dw, db };
     if let Some(q) = q.cuda() {

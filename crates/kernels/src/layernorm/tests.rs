@@ -54,7 +54,7 @@ fn check((rows, c): (usize, usize), dtype: Dtype) {
         let (mut mean, mut rstd) = (Tensor::nan(rows, Dtype::F32), Tensor::nan(rows, Dtype::F32));
         let (mut x, mut w, mut b) = (x.clone(), w.clone(), b.clone());
         let (yv, mv, rv) = (y.on(q), mean.on(q), rstd.on(q));
-        let (xv, wv, bv) = (x.on(q), w.on(q), b.on(q));
+        let (xv, wv, bv) = (x.src(q), w.src(q), b.src(q));
         forward(q, yv, mv, rv, xv, wv, bv, rows, c, EPS, dtype);
         (y, mean, rstd)
     });
@@ -89,12 +89,12 @@ fn check((rows, c): (usize, usize), dtype: Dtype) {
                 dx.on(q),
                 dw.on(q),
                 db.on(q),
-                dy.on(q),
-                x.on(q),
-                mean.on(q),
-                rstd.on(q),
-                w.on(q),
-                with_residual.then(|| residual.on(q)),
+                dy.src(q),
+                x.src(q),
+                mean.src(q),
+                rstd.src(q),
+                w.src(q),
+                with_residual.then(|| residual.src(q)),
                 rows,
                 c,
                 accumulate,
@@ -137,7 +137,7 @@ fn a_far_mean_does_not_cancel() {
         let [mut y, mut mean, mut rstd] = [c, 1, 1].map(|n| Tensor::nan(n, Dtype::F32));
         let (mut x, mut w, mut b) = (x.clone(), w.clone(), b.clone());
         let (yv, mv, rv) = (y.on(q), mean.on(q), rstd.on(q));
-        let (xv, wv, bv) = (x.on(q), w.on(q), b.on(q));
+        let (xv, wv, bv) = (x.src(q), w.src(q), b.src(q));
         forward(q, yv, mv, rv, xv, wv, bv, rows, c, 1e-5, Dtype::F32);
         rstd
     });

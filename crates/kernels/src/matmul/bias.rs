@@ -3,8 +3,8 @@
 //! Bound: the bytes of dy over the memory's rate. Runs of rows are summed apart, by as many blocks
 //! as fill a device, and then added in order: the order depends on the shape alone.
 
-use lowtide_device::View;
 use lowtide_device::cuda::{self, Source};
+use lowtide_device::{Dst, Src};
 use lowtide_workload::Dtype;
 
 use crate::cuda::{define, source};
@@ -33,17 +33,17 @@ pub(super) fn bias_workspace(rows: usize, cols: usize) -> usize {
 /// returns. The complete sum is added to what is there, in one addition a number.
 pub(super) fn backward_bias(
     q: &cuda::Queue,
-    db: View<'_>,
-    dy: View<'_>,
+    db: Dst<'_>,
+    dy: Src<'_>,
     rows: usize,
     cols: usize,
     accumulate: bool,
     dtype: Dtype,
-    ws: View<'_>,
+    ws: Dst<'_>,
 ) {
     if rows == 0 {
         if !accumulate {
-            q.fill(&db, 0);
+            q.fill(db, 0);
         }
         return;
     }
@@ -51,23 +51,29 @@ pub(super) fn backward_bias(
     let runs = rows.div_ceil(run);
     let parts = ws.part(0, bias_workspace(rows, cols));
     let wide = cols.is_multiple_of(8) && dy.address().is_multiple_of(16);
-    q.kernel(&SOURCE, define(dtype), "runs")
-        .grid(cols.div_ceil(SLAB), runs, 1)
-        .block(32 * WARPS as u32)
-        .arg(parts)
-        .arg(dy)
-        .arg(rows)
-        .arg(cols)
-        .arg(run)
-        .arg(wide)
-        .launch();
-    q.kernel(&SOURCE, define(dtype), "total")
-        .grid(cols.div_ceil(32), 1, 1)
-        .block(32 * WARPS as u32)
-        .arg(db)
-        .arg(parts)
-        .arg(runs)
-        .arg(cols)
-        .arg(accumulate)
-        .launch();
+    // SAFETY: the kernel's own arguments, of the sizes that the operation checked (`crate::cuda`).
+    unsafe {
+        q.kernel(&SOURCE, define(dtype), "runs")
+            .grid(cols.div_ceil(SLAB), runs, 1)
+            .block(32 * WARPS as u32)
+            .arg(&parts)
+            .arg(dy)
+            .arg(rows)
+            .arg(cols)
+            .arg(run)
+            .arg(wide)
+            .launch();
+    }
+    // SAFETY: the kernel's own arguments, of the sizes that the operation checked (`crate::cuda`).
+    unsafe {
+        q.kernel(&SOURCE, define(dtype), "total")
+            .grid(cols.div_ceil(32), 1, 1)
+            .block(32 * WARPS as u32)
+            .arg(&db)
+            .arg(&parts)
+            .arg(runs)
+            .arg(cols)
+            .arg(accumulate)
+            .launch();
+    }
 }

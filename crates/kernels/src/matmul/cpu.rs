@@ -1,6 +1,6 @@
 //! Linear layers on threads.
 
-use lowtide_device::View;
+use lowtide_device::{Dst, Src};
 use multiversion::multiversion;
 use rayon::prelude::*;
 
@@ -11,13 +11,13 @@ use crate::rows;
 
 /// `y = x·wᵀ + bias + residual`.
 pub(crate) fn forward<E: Number>(
-    y: View<'_>,
-    x: View<'_>,
-    w: View<'_>,
-    bias: Option<View<'_>>,
-    residual: Option<View<'_>>,
+    y: Dst<'_>,
+    x: Src<'_>,
+    w: Src<'_>,
+    bias: Option<Src<'_>>,
+    residual: Option<Src<'_>>,
     d: Dims,
-    ws: View<'_>,
+    ws: Dst<'_>,
 ) {
     let x = Operand {
         view: x,
@@ -30,17 +30,17 @@ pub(crate) fn forward<E: Number>(
         along_inner: true,
     };
     product::<E>(x, w, (d.rows, d.cols, d.inner), ws, |tile| {
-        store::<E>(y, bias, residual, d.cols, &tile);
+        store::<E>(&y, bias, residual, d.cols, &tile);
     });
 }
 
 /// `dx = dy·w`.
 pub(crate) fn backward_input<E: Number>(
-    dx: View<'_>,
-    dy: View<'_>,
-    w: View<'_>,
+    dx: Dst<'_>,
+    dy: Src<'_>,
+    w: Src<'_>,
     d: Dims,
-    ws: View<'_>,
+    ws: Dst<'_>,
 ) {
     let dy = Operand {
         view: dy,
@@ -53,18 +53,18 @@ pub(crate) fn backward_input<E: Number>(
         along_inner: false,
     };
     product::<E>(dy, w, (d.rows, d.inner, d.cols), ws, |tile| {
-        store::<E>(dx, None, None, d.inner, &tile);
+        store::<E>(&dx, None, None, d.inner, &tile);
     });
 }
 
 /// `dw (+)= dyᵀ·x`.
 pub(crate) fn backward_weight<E: Number>(
-    dw: View<'_>,
-    dy: View<'_>,
-    x: View<'_>,
+    dw: Dst<'_>,
+    dy: Src<'_>,
+    x: Src<'_>,
     d: Dims,
     accumulate: bool,
-    ws: View<'_>,
+    ws: Dst<'_>,
 ) {
     let dy = Operand {
         view: dy,
@@ -79,7 +79,7 @@ pub(crate) fn backward_weight<E: Number>(
     product::<E>(dy, x, (d.cols, d.inner, d.rows), ws, |tile| {
         for (row, data) in tile.data.chunks_exact(tile.cols).enumerate() {
             // SAFETY: the task owns `dw`; tiles do not overlap.
-            let to = unsafe { number::write(dw, (tile.i + row) * d.inner + tile.j, tile.cols) };
+            let to = unsafe { number::write(&dw, (tile.i + row) * d.inner + tile.j, tile.cols) };
             rows::put(to, data, accumulate);
         }
     });
@@ -87,14 +87,13 @@ pub(crate) fn backward_weight<E: Number>(
 
 /// Rounds a tile of the result into a matrix with `stride` numbers a row.
 fn store<E: Number>(
-    y: View<'_>,
-    bias: Option<View<'_>>,
-    residual: Option<View<'_>>,
+    y: &Dst<'_>,
+    bias: Option<Src<'_>>,
+    residual: Option<Src<'_>>,
     stride: usize,
     tile: &Tile<'_>,
 ) {
-    // SAFETY: nobody writes the bias while the task runs.
-    let bias = bias.map(|b| unsafe { number::read::<E>(b, tile.j, tile.cols) });
+    let bias = bias.map(|b| number::read::<E>(b, tile.j, tile.cols));
     for (row, data) in tile.data.chunks_exact(tile.cols).enumerate() {
         let at = (tile.i + row) * stride + tile.j;
         // SAFETY: the task owns `y`, tiles do not overlap, and nobody writes the residual.
@@ -126,7 +125,7 @@ fn store_sums<E: Number>(y: &mut [E], product: &[f32], bias: &[E], residual: &[E
 
 /// `db (+)= Σ dy` over rows: runs of columns in parallel, runs of rows summed apart first, which
 /// keeps the error of a long sum small.
-pub(crate) fn backward_bias<E: Number>(db: View<'_>, dy: View<'_>, d: Dims, accumulate: bool) {
+pub(crate) fn backward_bias<E: Number>(db: Dst<'_>, dy: Src<'_>, d: Dims, accumulate: bool) {
     const COLUMNS: usize = 64;
     const ROWS: usize = 128;
     (0..d.cols.div_ceil(COLUMNS)).into_par_iter().for_each(|i| {
@@ -135,14 +134,12 @@ pub(crate) fn backward_bias<E: Number>(db: View<'_>, dy: View<'_>, d: Dims, accu
         for first in (0..d.rows).step_by(ROWS) {
             let mut run = [0.0_f32; COLUMNS];
             let rows = ROWS.min(d.rows - first);
-            // SAFETY: nobody writes `dy` while the task runs.
-            let dy =
-                unsafe { number::read::<E>(dy, first * d.cols + start, (rows - 1) * d.cols + len) };
+            let dy = number::read::<E>(dy, first * d.cols + start, (rows - 1) * d.cols + len);
             add_rows(&mut run[..len], dy, d.cols);
             number::add(&mut total, &run);
         }
         // SAFETY: the task owns `db`; each run of columns is one thread's.
-        let db = unsafe { number::write(db, start, len) };
+        let db = unsafe { number::write(&db, start, len) };
         rows::put(db, &total, accumulate);
     });
 }

@@ -3,10 +3,10 @@
 //! Bound: 2·m·n·k operations over the rate of the tensor cores (bf16) or of `fma` (f32); for a few
 //! rows, the weight's bytes over the bandwidth.
 
-use lowtide_device::View;
 use lowtide_device::cuda::{
-    self, Format, NoAlgorithm, PRODUCT_WORKSPACE, Product, Queue, Source, product,
+    self, Format, NoAlgorithm, PRODUCT_WORKSPACE, Plus, Product, Queue, Source, product,
 };
+use lowtide_device::{Dst, Src};
 use lowtide_workload::Dtype;
 
 use super::Dims;
@@ -50,14 +50,14 @@ fn keep(q: &Queue, done: Result<(), NoAlgorithm>) {
 /// `y = x·wᵀ + bias + residual`, rounded once: the library adds both to its `f32` sums.
 pub(crate) fn forward(
     q: &Queue,
-    y: View<'_>,
-    x: View<'_>,
-    w: View<'_>,
-    bias: Option<View<'_>>,
-    residual: Option<View<'_>>,
+    mut y: Dst<'_>,
+    x: Src<'_>,
+    w: Src<'_>,
+    bias: Option<Src<'_>>,
+    residual: Option<Src<'_>>,
     d: Dims,
     dtype: Dtype,
-    ws: View<'_>,
+    mut ws: Dst<'_>,
 ) {
     // Where rows are no multiple of 16 bytes the library may add the bias in a pass of its own,
     // after a rounding that must not be there.
@@ -66,7 +66,8 @@ pub(crate) fn forward(
         return forward_apart(q, y, x, w, bias, residual, d, dtype, ws);
     }
     let p = linear(d, dtype, format(dtype));
-    let done = product(q, &p, x, w, residual, y, bias, ws);
+    let plus = residual.map_or(Plus::Nothing, Plus::Other);
+    let done = product(q, &p, x, w, plus, y.again(), bias, ws.again());
     match done {
         Err(_) if bias.is_some() || residual.is_some() => {
             forward_apart(q, y, x, w, bias, residual, d, dtype, ws);
@@ -79,14 +80,14 @@ pub(crate) fn forward(
 /// multiple of 16 bytes): products of runs of rows in `f32`, then the sums.
 pub(super) fn forward_apart(
     q: &Queue,
-    y: View<'_>,
-    x: View<'_>,
-    w: View<'_>,
-    bias: Option<View<'_>>,
-    residual: Option<View<'_>>,
+    mut y: Dst<'_>,
+    x: Src<'_>,
+    w: Src<'_>,
+    bias: Option<Src<'_>>,
+    residual: Option<Src<'_>>,
     d: Dims,
     dtype: Dtype,
-    ws: View<'_>,
+    mut ws: Dst<'_>,
 ) {
     let (e, four) = (size(dtype), size_of::<f32>());
     let half = PRODUCT_WORKSPACE / 2;
@@ -104,48 +105,51 @@ pub(super) fn forward_apart(
             ..d
         };
         let (at, len) = (first * d.cols * e, d.rows * d.cols * e);
-        let p = ws.part(0, d.rows * d.cols * four);
+        let (sums, rest) = ws.lend(0, PRODUCT_WORKSPACE).split_at(half);
+        let mut p = sums.part(0, d.rows * d.cols * four);
         let x = x.part(first * d.inner * e, d.rows * d.inner * e);
-        let rest = ws.part(half, PRODUCT_WORKSPACE - half);
-        forward_f32(q, p, x, w, d, dtype, rest);
-        q.kernel(&STORE, define(dtype), "store")
-            .grid(d.rows, 1, 1)
-            .block(256)
-            .arg(y.part(at, len))
-            .arg(p)
-            .arg(bias)
-            .arg(residual.map(|r| r.part(at, len)))
-            .arg(d.cols)
-            .launch();
+        forward_f32(q, p.again(), x, w, d, dtype, rest);
+        // SAFETY: the kernel's own arguments, of the sizes that the operation checked (`crate::cuda`).
+        unsafe {
+            q.kernel(&STORE, define(dtype), "store")
+                .grid(d.rows, 1, 1)
+                .block(256)
+                .arg(&y.lend(at, len))
+                .arg(&p)
+                .arg(bias)
+                .arg(residual.map(|r| r.part(at, len)))
+                .arg(d.cols)
+                .launch();
+        }
     }
 }
 
 /// `y = x·wᵀ` without rounding to E: `y` is f32 (m, n), `x` is E (m, k), `w` is E (n, k).
 pub(crate) fn forward_f32(
     q: &Queue,
-    y: View<'_>,
-    x: View<'_>,
-    w: View<'_>,
+    y: Dst<'_>,
+    x: Src<'_>,
+    w: Src<'_>,
     d: Dims,
     dtype: Dtype,
-    ws: View<'_>,
+    ws: Dst<'_>,
 ) {
-    expect("y", y, d.rows * d.cols, size_of::<f32>());
+    expect("y", &y, d.rows * d.cols, size_of::<f32>());
     expect("x", x, d.rows * d.inner, size(dtype));
     expect("w", w, d.cols * d.inner, size(dtype));
     let p = linear(d, dtype, Format::F32);
-    keep(q, product(q, &p, x, w, None, y, None, ws));
+    keep(q, product(q, &p, x, w, Plus::Nothing, y, None, ws));
 }
 
 /// `dx = dy·w`.
 pub(crate) fn backward_input(
     q: &Queue,
-    dx: View<'_>,
-    dy: View<'_>,
-    w: View<'_>,
+    dx: Dst<'_>,
+    dy: Src<'_>,
+    w: Src<'_>,
     d: Dims,
     dtype: Dtype,
-    ws: View<'_>,
+    ws: Dst<'_>,
 ) {
     let p = Product {
         rows: d.rows,
@@ -156,19 +160,19 @@ pub(crate) fn backward_input(
         input: format(dtype),
         output: format(dtype),
     };
-    keep(q, product(q, &p, dy, w, None, dx, None, ws));
+    keep(q, product(q, &p, dy, w, Plus::Nothing, dx, None, ws));
 }
 
 /// `dw (+)= dyᵀ·x`, in `f32`.
 pub(crate) fn backward_weight(
     q: &Queue,
-    dw: View<'_>,
-    dy: View<'_>,
-    x: View<'_>,
+    dw: Dst<'_>,
+    dy: Src<'_>,
+    x: Src<'_>,
     d: Dims,
     accumulate: bool,
     dtype: Dtype,
-    ws: View<'_>,
+    ws: Dst<'_>,
 ) {
     let p = Product {
         rows: d.cols,
@@ -179,6 +183,10 @@ pub(crate) fn backward_weight(
         input: format(dtype),
         output: Format::F32,
     };
-    let old = accumulate.then_some(dw);
+    let old = if accumulate {
+        Plus::Itself
+    } else {
+        Plus::Nothing
+    };
     keep(q, product(q, &p, dy, x, old, dw, None, ws));
 }

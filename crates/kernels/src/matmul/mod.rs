@@ -8,7 +8,7 @@ pub(crate) mod cpu;
 pub(crate) mod cuda;
 pub mod reference;
 
-use lowtide_device::{Make, Queue, View};
+use lowtide_device::{Dst, Make, Queue, Src};
 use lowtide_workload::Dtype;
 
 use crate::number::{expect, expect_workspace, size, with_dtype};
@@ -50,24 +50,24 @@ pub fn workspace(d: Dims, dtype: Dtype, make: Make) -> usize {
 /// `y` and `residual` are E (m, n), `x` is E (m, k), `w` is E (n, k), `bias` is E (n).
 pub fn forward(
     q: &Queue,
-    y: View<'_>,
-    x: View<'_>,
-    w: View<'_>,
-    bias: Option<View<'_>>,
-    residual: Option<View<'_>>,
+    y: Dst<'_>,
+    x: Src<'_>,
+    w: Src<'_>,
+    bias: Option<Src<'_>>,
+    residual: Option<Src<'_>>,
     d: Dims,
     dtype: Dtype,
-    ws: View<'_>,
+    ws: Dst<'_>,
 ) {
     let e = size(dtype);
-    expect("y", y, d.rows * d.cols, e);
+    expect("y", &y, d.rows * d.cols, e);
     expect("x", x, d.rows * d.inner, e);
     expect("w", w, d.cols * d.inner, e);
     bias.into_iter().for_each(|b| expect("bias", b, d.cols, e));
     residual
         .into_iter()
         .for_each(|r| expect("residual", r, d.rows * d.cols, e));
-    expect_workspace(ws, workspace(d, dtype, q.make()));
+    expect_workspace(&ws, workspace(d, dtype, q.make()));
     if let Some(q) = q.cuda() {
         return cuda::forward(q, y, x, w, bias, residual, d, dtype, ws);
     }
@@ -77,18 +77,18 @@ pub fn forward(
 /// `dx = dy·w`: `dx` is E (m, k), `dy` is E (m, n), `w` is E (n, k).
 pub fn backward_input(
     q: &Queue,
-    dx: View<'_>,
-    dy: View<'_>,
-    w: View<'_>,
+    dx: Dst<'_>,
+    dy: Src<'_>,
+    w: Src<'_>,
     d: Dims,
     dtype: Dtype,
-    ws: View<'_>,
+    ws: Dst<'_>,
 ) {
     let e = size(dtype);
-    expect("dx", dx, d.rows * d.inner, e);
+    expect("dx", &dx, d.rows * d.inner, e);
     expect("dy", dy, d.rows * d.cols, e);
     expect("w", w, d.cols * d.inner, e);
-    expect_workspace(ws, workspace(d, dtype, q.make()));
+    expect_workspace(&ws, workspace(d, dtype, q.make()));
     if let Some(q) = q.cuda() {
         return cuda::backward_input(q, dx, dy, w, d, dtype, ws);
     }
@@ -100,19 +100,19 @@ pub fn backward_input(
 /// With `accumulate` the complete product is added to what is there, in one addition a number.
 pub fn backward_weight(
     q: &Queue,
-    dw: View<'_>,
-    dy: View<'_>,
-    x: View<'_>,
+    dw: Dst<'_>,
+    dy: Src<'_>,
+    x: Src<'_>,
     d: Dims,
     accumulate: bool,
     dtype: Dtype,
-    ws: View<'_>,
+    ws: Dst<'_>,
 ) {
     let e = size(dtype);
-    expect("dw", dw, d.cols * d.inner, size_of::<f32>());
+    expect("dw", &dw, d.cols * d.inner, size_of::<f32>());
     expect("dy", dy, d.rows * d.cols, e);
     expect("x", x, d.rows * d.inner, e);
-    expect_workspace(ws, workspace(d, dtype, q.make()));
+    expect_workspace(&ws, workspace(d, dtype, q.make()));
     if let Some(q) = q.cuda() {
         return cuda::backward_weight(q, dw, dy, x, d, accumulate, dtype, ws);
     }
@@ -122,16 +122,16 @@ pub fn backward_weight(
 /// `db (+)= Σ dy` over rows: `db` is f32 (n), `dy` is E (m, n).
 pub fn backward_bias(
     q: &Queue,
-    db: View<'_>,
-    dy: View<'_>,
+    db: Dst<'_>,
+    dy: Src<'_>,
     d: Dims,
     accumulate: bool,
     dtype: Dtype,
-    ws: View<'_>,
+    ws: Dst<'_>,
 ) {
-    expect("db", db, d.cols, size_of::<f32>());
+    expect("db", &db, d.cols, size_of::<f32>());
     expect("dy", dy, d.rows * d.cols, size(dtype));
-    expect_workspace(ws, workspace(d, dtype, q.make()));
+    expect_workspace(&ws, workspace(d, dtype, q.make()));
     if let Some(q) = q.cuda() {
         return bias::backward_bias(q, db, dy, d.rows, d.cols, accumulate, dtype, ws);
     }

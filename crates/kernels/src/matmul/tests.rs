@@ -67,9 +67,9 @@ fn check((m, k, n): (usize, usize, usize), dtype: Dtype) {
             let (mut x, mut w) = (x.clone(), w.clone());
             let (mut bias, mut residual) = (bias.clone(), residual.clone());
             let mut ws = Scratch::new(workspace(d, dtype, q.make()));
-            let bias = with_bias.then(|| bias.on(q));
-            let residual = with_residual.then(|| residual.on(q));
-            let (yv, x, w) = (y.on(q), x.on(q), w.on(q));
+            let bias = with_bias.then(|| bias.src(q));
+            let residual = with_residual.then(|| residual.src(q));
+            let (yv, x, w) = (y.on(q), x.src(q), w.src(q));
             forward(q, yv, x, w, bias, residual, d, dtype, ws.on(q));
             y
         });
@@ -104,9 +104,9 @@ fn check((m, k, n): (usize, usize, usize), dtype: Dtype) {
             let mut dw = old(&old_w, n * k);
             let (mut x, mut w, mut dy) = (x.clone(), w.clone(), dy.clone());
             let mut ws = Scratch::new(workspace(d, dtype, q.make()));
-            let (dwv, dyv, ws) = (dw.on(q), dy.on(q), ws.on(q));
-            backward_input(q, dx.on(q), dyv, w.on(q), d, dtype, ws);
-            backward_weight(q, dwv, dyv, x.on(q), d, accumulate, dtype, ws);
+            let (dwv, dyv, mut ws) = (dw.on(q), dy.src(q), ws.on(q));
+            backward_input(q, dx.on(q), dyv, w.src(q), d, dtype, ws.again());
+            backward_weight(q, dwv, dyv, x.src(q), d, accumulate, dtype, ws);
             (dx, dw)
         });
         let mut want_dw = want.dw.clone();
@@ -151,7 +151,7 @@ fn check_bias((m, k, n): (usize, usize, usize), dtype: Dtype) {
             };
             let mut dy = dy.clone();
             let mut ws = Scratch::new(workspace(d, dtype, q.make()));
-            let (dbv, dyv) = (db.on(q), dy.on(q));
+            let (dbv, dyv) = (db.on(q), dy.src(q));
             backward_bias(q, dbv, dyv, d, accumulate, dtype, ws.on(q));
             db
         });
@@ -199,7 +199,7 @@ fn accumulating_is_one_addition_of_the_whole_product() {
         let mut run = |dw: &mut Tensor, accumulate| {
             let mut ws = Scratch::new(workspace(d, dtype, lowtide_device::Make::Cpu));
             let q = Queue::new("test", 2);
-            let (dy, x) = (dy.view(), x.view());
+            let (dy, x) = (dy.view().into_src(), x.view().into_src());
             backward_weight(&q, dw.view(), dy, x, d, accumulate, dtype, ws.view());
         };
         let (mut product, mut sum) = (Tensor::nan(n * k, Dtype::F32), old.clone());
@@ -253,8 +253,8 @@ fn a_wrong_shape_panics() {
     forward(
         &q,
         y.view(),
-        x.view(),
-        w.view(),
+        x.view().into_src(),
+        w.view().into_src(),
         None,
         None,
         d,
@@ -285,9 +285,9 @@ fn a_sum_apart_from_the_product_is_the_same_sum() {
                     let (mut x, mut w) = (x.clone(), w.clone());
                     let (mut bias, mut residual) = (bias.clone(), residual.clone());
                     let mut ws = Scratch::new(workspace(d, dtype, q.make()));
-                    let bias = with_bias.then(|| bias.on(q));
-                    let residual = with_residual.then(|| residual.on(q));
-                    let (yv, x, w, ws) = (y.on(q), x.on(q), w.on(q), ws.on(q));
+                    let bias = with_bias.then(|| bias.src(q));
+                    let residual = with_residual.then(|| residual.src(q));
+                    let (yv, x, w, ws) = (y.on(q), x.src(q), w.src(q), ws.on(q));
                     let q = q.cuda().unwrap();
                     cuda::forward_apart(q, yv, x, w, bias, residual, d, dtype, ws);
                     q.synchronize().unwrap();
@@ -329,7 +329,7 @@ fn products_of_either_type_are_stored_unrounded() {
                 let mut y = Tensor::nan(m * n, Dtype::F32);
                 let (mut x, mut w) = (x.clone(), w.clone());
                 let mut ws = Scratch::new(workspace(d, dtype, q.make()));
-                let (yv, x, w, ws) = (y.on(q), x.on(q), w.on(q), ws.on(q));
+                let (yv, x, w, ws) = (y.on(q), x.src(q), w.src(q), ws.on(q));
                 let q = q.cuda().unwrap();
                 cuda::forward_f32(q, yv, x, w, d, dtype, ws);
                 q.synchronize().unwrap();
@@ -365,7 +365,7 @@ fn operands_in_the_wrong_order_are_found() {
             let mut y = Tensor::nan(n * n, dtype);
             let (mut x, mut w) = (x.clone(), w.clone());
             let mut ws = Scratch::new(workspace(d, dtype, q.make()));
-            let (yv, x, w) = (y.on(q), x.on(q), w.on(q));
+            let (yv, x, w) = (y.on(q), x.src(q), w.src(q));
             forward(q, yv, w, x, None, None, d, dtype, ws.on(q)); // w·xᵀ
             y
         });

@@ -1,6 +1,6 @@
 //! RMSNorm on threads.
 
-use lowtide_device::View;
+use lowtide_device::{Dst, Src};
 use multiversion::multiversion;
 
 use crate::number::{self, Number, sum};
@@ -9,16 +9,16 @@ use crate::rows::{self, Runs};
 /// What forward left for backward.
 #[derive(Clone, Copy)]
 pub(super) struct Saved<'a> {
-    pub x: View<'a>,
-    pub rstd: View<'a>,
-    pub w: View<'a>,
+    pub x: Src<'a>,
+    pub rstd: Src<'a>,
+    pub w: Src<'a>,
 }
 
 pub(super) fn forward<E: Number>(
-    y: View<'_>,
-    rstd: View<'_>,
-    x: View<'_>,
-    w: View<'_>,
+    y: Dst<'_>,
+    rstd: Dst<'_>,
+    x: Src<'_>,
+    w: Src<'_>,
     rows: usize,
     c: usize,
     eps: f32,
@@ -27,9 +27,9 @@ pub(super) fn forward<E: Number>(
         for row in first..end {
             // SAFETY: the task owns `y` and `rstd`, a row is one thread's; nobody writes the rest.
             unsafe {
-                let y = number::write::<E>(y, row * c, c);
+                let y = number::write::<E>(&y, row * c, c);
                 let x = number::read::<E>(x, row * c, c);
-                let rstd = &mut number::write::<f32>(rstd, row, 1)[0];
+                let rstd = &mut number::write::<f32>(&rstd, row, 1)[0];
                 *rstd = forward_row(y, x, number::read::<E>(w, 0, c), eps);
             }
         }
@@ -48,23 +48,23 @@ pub(crate) fn forward_row<E: Number>(y: &mut [E], x: &[E], w: &[E], eps: f32) ->
 }
 
 pub(super) fn backward<E: Number>(
-    dx: View<'_>,
-    dw: View<'_>,
-    dy: View<'_>,
+    dx: Dst<'_>,
+    dw: Dst<'_>,
+    dy: Src<'_>,
     saved: Saved<'_>,
-    residual: Option<View<'_>>,
+    residual: Option<Src<'_>>,
     (rows, c): (usize, usize),
     accumulate: bool,
-    ws: View<'_>,
+    ws: Dst<'_>,
 ) {
     let runs = Runs::new(rows);
-    runs.each(ws, c, |first, end, dw| {
+    runs.each(&ws, c, |first, end, dw| {
         // SAFETY: the task owns `dx`, a row is one thread's; nobody writes the rest.
         unsafe {
             let w = number::read::<E>(saved.w, 0, c);
             let rstd = number::read::<f32>(saved.rstd, 0, rows);
             for (row, rstd) in rstd.iter().enumerate().take(end).skip(first) {
-                let dx = number::write::<E>(dx, row * c, c);
+                let dx = number::write::<E>(&dx, row * c, c);
                 let dy = number::read::<E>(dy, row * c, c);
                 let x = number::read::<E>(saved.x, row * c, c);
                 let residual = residual.map(|r| number::read::<E>(r, row * c, c));
@@ -72,7 +72,7 @@ pub(super) fn backward<E: Number>(
             }
         }
     });
-    runs.sum_partials(dw, 0, ws, c, accumulate);
+    runs.sum_partials(dw, 0, ws.src(), c, accumulate);
 }
 
 /// One row of dx; adds the row's part of dw.

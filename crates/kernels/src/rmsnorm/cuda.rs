@@ -3,8 +3,8 @@
 //! Runs of rows leave partial sums in `ws`, a second kernel adds them up. Where runs end is a
 //! matter of the number of rows alone, so bits do not depend on the GPU.
 
-use lowtide_device::View;
 use lowtide_device::cuda::{Queue, Source};
+use lowtide_device::{Dst, Src};
 use lowtide_workload::Dtype;
 
 use crate::cuda::define;
@@ -53,9 +53,9 @@ impl Runs {
     }
 }
 
-/// Whether every view starts where 16 bytes may be read at once.
-pub(crate) fn aligned(views: &[View<'_>]) -> bool {
-    views.iter().all(|v| v.address().is_multiple_of(16))
+/// Whether every address is one where 16 bytes may be read at once.
+pub(crate) fn aligned(addresses: &[u64]) -> bool {
+    addresses.iter().all(|at| at.is_multiple_of(16))
 }
 
 /// Teams of warps, each with a row of registers.
@@ -93,77 +93,90 @@ pub(crate) fn plain_threads(c: usize) -> u32 {
 /// `ws`. The kernel is the same for either `dtype`: that of the module that is loaded anyway.
 pub(crate) fn sum_partials(
     q: &Queue,
-    (to, second): (View<'_>, Option<View<'_>>),
-    ws: View<'_>,
+    (to, second): (Dst<'_>, Option<Dst<'_>>),
+    ws: Src<'_>,
     (n, width): (usize, usize),
     runs: Runs,
     accumulate: bool,
     dtype: Dtype,
 ) {
-    q.kernel(&SOURCE, define(dtype), "sum_partials")
-        .grid(n.div_ceil(32), 1 + usize::from(second.is_some()), 1)
-        .block(512)
-        .arg(to)
-        .arg(second)
-        .arg(ws)
-        .arg(n)
-        .arg(width)
-        .arg(runs.count)
-        .arg(accumulate)
-        .launch();
+    // SAFETY: the kernel's own arguments, of the sizes that the operation checked (`crate::cuda`).
+    unsafe {
+        q.kernel(&SOURCE, define(dtype), "sum_partials")
+            .grid(n.div_ceil(32), 1 + usize::from(second.is_some()), 1)
+            .block(512)
+            .arg(&to)
+            .arg(second.as_ref())
+            .arg(ws)
+            .arg(n)
+            .arg(width)
+            .arg(runs.count)
+            .arg(accumulate)
+            .launch();
+    }
 }
 
 pub(super) fn forward(
     q: &Queue,
-    y: View<'_>,
-    rstd: View<'_>,
-    x: View<'_>,
-    w: View<'_>,
+    y: Dst<'_>,
+    rstd: Dst<'_>,
+    x: Src<'_>,
+    w: Src<'_>,
     (rows, c): (usize, usize),
     eps: f32,
     dtype: Dtype,
 ) {
-    match Teams::new(c, GROUPS).filter(|_| aligned(&[y, x, w])) {
-        Some(teams) => q
-            .kernel(&SOURCE, define(dtype), "forward")
-            .grid(rows.div_ceil(teams.teams), 1, 1)
-            .block(teams.threads())
-            .arg(y)
-            .arg(rstd)
-            .arg(x)
-            .arg(w)
-            .arg(rows)
-            .arg(c)
-            .arg(teams.warps as i32)
-            .arg(eps)
-            .launch(),
-        None => q
-            .kernel(&SOURCE, define(dtype), "forward_plain")
-            .grid(rows, 1, 1)
-            .block(plain_threads(c))
-            .arg(y)
-            .arg(rstd)
-            .arg(x)
-            .arg(w)
-            .arg(c)
-            .arg(eps)
-            .launch(),
+    let launch =
+        match Teams::new(c, GROUPS).filter(|_| aligned(&[y.address(), x.address(), w.address()])) {
+            Some(teams) => q
+                .kernel(&SOURCE, define(dtype), "forward")
+                .grid(rows.div_ceil(teams.teams), 1, 1)
+                .block(teams.threads())
+                .arg(&y)
+                .arg(&rstd)
+                .arg(x)
+                .arg(w)
+                .arg(rows)
+                .arg(c)
+                .arg(teams.warps as i32)
+                .arg(eps),
+            None => q
+                .kernel(&SOURCE, define(dtype), "forward_plain")
+                .grid(rows, 1, 1)
+                .block(plain_threads(c))
+                .arg(&y)
+                .arg(&rstd)
+                .arg(x)
+                .arg(w)
+                .arg(c)
+                .arg(eps),
+        };
+    // SAFETY: the kernel's own arguments, of the sizes that the operation checked (`crate::cuda`).
+    unsafe {
+        launch.launch();
     }
 }
 
 pub(super) fn backward(
     q: &Queue,
-    (dx, dw): (View<'_>, View<'_>),
-    dy: View<'_>,
-    (x, rstd, w): (View<'_>, View<'_>, View<'_>),
-    residual: Option<View<'_>>,
+    (dx, dw): (Dst<'_>, Dst<'_>),
+    dy: Src<'_>,
+    (x, rstd, w): (Src<'_>, Src<'_>, Src<'_>),
+    residual: Option<Src<'_>>,
     (rows, c): (usize, usize),
     accumulate: bool,
     dtype: Dtype,
-    ws: View<'_>,
+    ws: Dst<'_>,
 ) {
     let runs = Runs::new(rows);
-    let wide = aligned(&[dx, dy, x, w, residual.unwrap_or(dy), ws]);
+    let wide = aligned(&[
+        dx.address(),
+        dy.address(),
+        x.address(),
+        w.address(),
+        residual.unwrap_or(dy).address(),
+        ws.address(),
+    ]);
     let teams = Teams::new(c, BACK_GROUPS).filter(|_| wide);
     let launch = match teams {
         Some(teams) => q
@@ -176,19 +189,22 @@ pub(super) fn backward(
             .block(plain_threads(c)),
     };
     // The plain kernel has no parameter for the last argument, which is then not read.
-    launch
-        .grid(runs.count, 1, 1)
-        .arg(dx)
-        .arg(ws)
-        .arg(dy)
-        .arg(x)
-        .arg(rstd)
-        .arg(w)
-        .arg(residual)
-        .arg(rows)
-        .arg(c)
-        .arg(runs.run)
-        .arg(teams.map_or(0, |t| t.warps as i32))
-        .launch();
-    sum_partials(q, (dw, None), ws, (c, c), runs, accumulate, dtype);
+    // SAFETY: the kernel's own arguments, of the sizes that the operation checked (`crate::cuda`).
+    unsafe {
+        launch
+            .grid(runs.count, 1, 1)
+            .arg(&dx)
+            .arg(&ws)
+            .arg(dy)
+            .arg(x)
+            .arg(rstd)
+            .arg(w)
+            .arg(residual)
+            .arg(rows)
+            .arg(c)
+            .arg(runs.run)
+            .arg(teams.map_or(0, |t| t.warps as i32))
+            .launch();
+    }
+    sum_partials(q, (dw, None), ws.src(), (c, c), runs, accumulate, dtype);
 }

@@ -7,7 +7,7 @@ mod cpu;
 pub(crate) mod cuda;
 pub mod reference;
 
-use lowtide_device::{Make, Queue, View};
+use lowtide_device::{Dst, Make, Queue, Src};
 use lowtide_workload::Dtype;
 
 use crate::number::{expect, expect_workspace, size, with_dtype};
@@ -27,18 +27,18 @@ pub fn workspace(rows: usize, c: usize, make: Make) -> usize {
 /// `y` and `x` are E (rows, C), `rstd` is f32 (rows), `w` is E (C).
 pub fn forward(
     q: &Queue,
-    y: View<'_>,
-    rstd: View<'_>,
-    x: View<'_>,
-    w: View<'_>,
+    y: Dst<'_>,
+    rstd: Dst<'_>,
+    x: Src<'_>,
+    w: Src<'_>,
     rows: usize,
     c: usize,
     eps: f32,
     dtype: Dtype,
 ) {
     let e = size(dtype);
-    expect("y", y, rows * c, e);
-    expect("rstd", rstd, rows, size_of::<f32>());
+    expect("y", &y, rows * c, e);
+    expect("rstd", &rstd, rows, size_of::<f32>());
     expect("x", x, rows * c, e);
     expect("w", w, c, e);
     if let Some(q) = q.cuda() {
@@ -54,22 +54,22 @@ pub fn forward(
 /// E (C). The residual is the gradient that goes around the norm; the sum is rounded once.
 pub fn backward(
     q: &Queue,
-    dx: View<'_>,
-    dw: View<'_>,
-    dy: View<'_>,
-    x: View<'_>,
-    rstd: View<'_>,
-    w: View<'_>,
-    residual: Option<View<'_>>,
+    dx: Dst<'_>,
+    dw: Dst<'_>,
+    dy: Src<'_>,
+    x: Src<'_>,
+    rstd: Src<'_>,
+    w: Src<'_>,
+    residual: Option<Src<'_>>,
     rows: usize,
     c: usize,
     accumulate: bool,
     dtype: Dtype,
-    ws: View<'_>,
+    ws: Dst<'_>,
 ) {
     let e = size(dtype);
-    expect("dx", dx, rows * c, e);
-    expect("dw", dw, c, size_of::<f32>());
+    expect("dx", &dx, rows * c, e);
+    expect("dw", &dw, c, size_of::<f32>());
     expect("dy", dy, rows * c, e);
     expect("x", x, rows * c, e);
     expect("rstd", rstd, rows, size_of::<f32>());
@@ -77,7 +77,7 @@ pub fn backward(
     residual
         .into_iter()
         .for_each(|r| expect("residual", r, rows * c, e));
-    expect_workspace(ws, workspace(rows, c, q.make()));
+    expect_workspace(&ws, workspace(rows, c, q.make()));
     if let Some(q) = q.cuda() {
         let (to, saved) = ((dx, dw), (x, rstd, w));
         return cuda::backward(q, to, dy, saved, residual, (rows, c), accumulate, dtype, ws);

@@ -44,7 +44,7 @@ fn check((rows, c): (usize, usize), dtype: Dtype) {
     let forwards = everywhere(|q| {
         let (mut y, mut rstd) = (Tensor::nan(rows * c, dtype), Tensor::nan(rows, Dtype::F32));
         let (mut x, mut w) = (x.clone(), w.clone());
-        let (yv, rv, xv, wv) = (y.on(q), rstd.on(q), x.on(q), w.on(q));
+        let (yv, rv, xv, wv) = (y.on(q), rstd.on(q), x.src(q), w.src(q));
         forward(q, yv, rv, xv, wv, rows, c, EPS, dtype);
         (y, rstd)
     });
@@ -67,9 +67,9 @@ fn check((rows, c): (usize, usize), dtype: Dtype) {
             let (mut dy, mut x, mut w) = (dy.clone(), x.clone(), w.clone());
             let (mut rstd, mut residual) = (rstd.clone(), residual.clone());
             let mut ws = Scratch::new(workspace(rows, c, q.make()));
-            let residual = with_residual.then(|| residual.on(q));
-            let (dxv, dwv, dyv, xv) = (dx.on(q), dw.on(q), dy.on(q), x.on(q));
-            let (rstd, w, ws) = (rstd.on(q), w.on(q), ws.on(q));
+            let residual = with_residual.then(|| residual.src(q));
+            let (dxv, dwv, dyv, xv) = (dx.on(q), dw.on(q), dy.src(q), x.src(q));
+            let (rstd, w, ws) = (rstd.src(q), w.src(q), ws.on(q));
             backward(
                 q, dxv, dwv, dyv, xv, rstd, w, residual, rows, c, accumulate, dtype, ws,
             );
@@ -113,10 +113,11 @@ fn views_may_start_at_any_number() {
             let (mut rstd, mut dw) = (Tensor::nan(rows, Dtype::F32), Tensor::nan(c, Dtype::F32));
             let (mut all, mut w, mut dy) = (all.clone(), w.clone(), dy.clone());
             let mut ws = Scratch::new(workspace(rows, c, q.make()));
-            let x = all.on(q).part(size(dtype), rows * c * size(dtype));
-            let (rv, wv) = (rstd.on(q), w.on(q));
+            let x = all.src(q).part(size(dtype), rows * c * size(dtype));
+            let (rv, wv) = (rstd.on(q), w.src(q));
             forward(q, y.on(q), rv, x, wv, rows, c, EPS, dtype);
-            let (dxv, dwv, dyv, ws) = (dx.on(q), dw.on(q), dy.on(q), ws.on(q));
+            let rv = rstd.src(q);
+            let (dxv, dwv, dyv, ws) = (dx.on(q), dw.on(q), dy.src(q), ws.on(q));
             backward(q, dxv, dwv, dyv, x, rv, wv, None, rows, c, false, dtype, ws);
             (y, dx, dw)
         });

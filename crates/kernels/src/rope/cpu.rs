@@ -1,6 +1,6 @@
 //! Rotary positions on threads.
 
-use lowtide_device::View;
+use lowtide_device::{Dst, Src};
 use multiversion::multiversion;
 
 use super::{Heads, QkNorm, QkNormBack, Table};
@@ -8,9 +8,9 @@ use crate::number::{self, Number, sum};
 use crate::rows::{self, Runs};
 
 pub(super) fn forward<E: Number>(
-    y: View<'_>,
-    x: View<'_>,
-    positions: View<'_>,
+    y: Dst<'_>,
+    x: Src<'_>,
+    positions: Src<'_>,
     table: &Table,
     norm: Option<QkNorm<'_>>,
     rows: usize,
@@ -21,14 +21,14 @@ pub(super) fn forward<E: Number>(
         for row in first..end {
             // SAFETY: the task owns `y` and `rstd`, a row is one thread's; nobody writes the rest.
             let (y, x, position, norm) = unsafe {
-                let norm = norm.map(|norm| Norm {
+                let norm = norm.as_ref().map(|norm| Norm {
                     wq: number::read::<E>(norm.wq, 0, d),
                     wk: number::read::<E>(norm.wk, 0, d),
-                    rstd: number::write(norm.rstd, row * heads.rotated(), heads.rotated()),
+                    rstd: number::write(&norm.rstd, row * heads.rotated(), heads.rotated()),
                     eps: norm.eps,
                 });
                 (
-                    number::write::<E>(y, row * width, width),
+                    number::write::<E>(&y, row * width, width),
                     number::read::<E>(x, row * width, width),
                     number::read::<i32>(positions, row, 1)[0],
                     norm,
@@ -90,20 +90,20 @@ fn forward_row<E: Number>(
 }
 
 pub(super) fn backward<E: Number>(
-    dx: View<'_>,
-    dy: View<'_>,
-    positions: View<'_>,
+    dx: Dst<'_>,
+    dy: Src<'_>,
+    positions: Src<'_>,
     table: &Table,
     norm: Option<QkNormBack<'_>>,
     rows: usize,
     heads: Heads,
-    ws: View<'_>,
+    ws: Dst<'_>,
 ) {
     let (width, d) = (heads.width(), heads.head_dim);
     // SAFETY: the task owns `dx`, a row is one thread's; nobody writes the rest.
     let row_views = |row: usize| unsafe {
         (
-            number::write::<E>(dx, row * width, width),
+            number::write::<E>(&dx, row * width, width),
             number::read::<E>(dy, row * width, width),
             table.at(number::read::<i32>(positions, row, 1)[0]),
         )
@@ -118,23 +118,20 @@ pub(super) fn backward<E: Number>(
         return;
     };
     let runs = Runs::new(rows);
-    runs.each(ws, 2 * d, |first, end, dw| {
+    runs.each(&ws, 2 * d, |first, end, dw| {
         for row in first..end {
             let (dx, dy, turn) = row_views(row);
-            // SAFETY: nobody writes what forward saved, nor the weights.
-            let saved = unsafe {
-                Saved {
-                    x: number::read::<E>(norm.x, row * width, width),
-                    rstd: number::read(norm.rstd, row * heads.rotated(), heads.rotated()),
-                    wq: number::read::<E>(norm.wq, 0, d),
-                    wk: number::read::<E>(norm.wk, 0, d),
-                }
+            let saved = Saved {
+                x: number::read::<E>(norm.x, row * width, width),
+                rstd: number::read(norm.rstd, row * heads.rotated(), heads.rotated()),
+                wq: number::read::<E>(norm.wq, 0, d),
+                wk: number::read::<E>(norm.wk, 0, d),
             };
             backward_norm_row(dx, dw, dy, turn, saved, heads);
         }
     });
-    runs.sum_partials(norm.dwq, 0, ws, 2 * d, norm.accumulate);
-    runs.sum_partials(norm.dwk, d, ws, 2 * d, norm.accumulate);
+    runs.sum_partials(norm.dwq, 0, ws.src(), 2 * d, norm.accumulate);
+    runs.sum_partials(norm.dwk, d, ws.src(), 2 * d, norm.accumulate);
 }
 
 /// [`QkNormBack`] of one row.

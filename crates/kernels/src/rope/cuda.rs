@@ -1,9 +1,9 @@
 //! Rotary positions on a GPU, and the table's copy there.
 
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use lowtide_device::cuda::{CudaError, Launch, Queue, Source};
-use lowtide_device::{Memory, View, memory};
+use lowtide_device::{Dst, Memory, Src, memory};
 use lowtide_units::Bytes;
 use lowtide_workload::Dtype;
 
@@ -18,12 +18,13 @@ const THREADS: usize = 256;
 const WARPS: usize = THREADS / 32;
 
 /// Copies of a table on devices, by their number.
-pub(super) type Copies = [OnceLock<Memory>; 16];
+pub(super) type Copies = Arc<[OnceLock<Memory>; 16]>;
 
 /// The table on this queue's device; copied there when it is first asked for, which blocks.
-pub(super) fn table<'a>(q: &Queue, table: &'a Table) -> Result<View<'a>, CudaError> {
+pub(super) fn table<'a>(q: &Queue, table: &'a Table) -> Result<Src<'a>, CudaError> {
     let slot = &table.devices[usize::from(q.gpu().ordinal())];
-    let whole = |m: &'a Memory| m.view(0, m.bytes().0);
+    // SAFETY: once it is in its place nobody writes the copy any more.
+    let whole = |m: &'a Memory| unsafe { m.src(0, m.bytes().0) };
     if let Some(memory) = slot.get() {
         return Ok(whole(memory));
     }
@@ -34,9 +35,9 @@ pub(super) fn table<'a>(q: &Queue, table: &'a Table) -> Result<View<'a>, CudaErr
         .flat_map(|(cos, sin)| cos.iter().chain(sin).copied())
         .collect();
     let bytes = Bytes(size_of_val(numbers.as_slice()) as u64);
-    let copy = Memory::cuda(q.gpu(), bytes)?;
+    let mut copy = Memory::cuda(q.gpu(), bytes)?;
     if bytes.0 > 0 {
-        memory::store(&copy.view(0, bytes.0), &numbers);
+        memory::store(copy.all(), &numbers);
     }
     // Where two threads came at once, one of two equal copies stays.
     Ok(whole(slot.get_or_init(|| copy)))
@@ -44,21 +45,21 @@ pub(super) fn table<'a>(q: &Queue, table: &'a Table) -> Result<View<'a>, CudaErr
 
 /// Whether a head can be spread over some threads of a warp, eight numbers of its first half and
 /// eight of its second each: what the wide kernels need.
-fn wide(heads: Heads, views: &[View<'_>]) -> bool {
+fn wide(heads: Heads, addresses: &[u64]) -> bool {
     let d = heads.head_dim;
-    d.is_multiple_of(16) && (16..=512).contains(&d) && aligned(views)
+    d.is_multiple_of(16) && (16..=512).contains(&d) && aligned(addresses)
 }
 
 /// As [`wide`], where the threads of a head also sum over it, by exchanges within the warp.
-fn wide_sums(heads: Heads, views: &[View<'_>]) -> bool {
-    wide(heads, views) && heads.head_dim.is_power_of_two()
+fn wide_sums(heads: Heads, addresses: &[u64]) -> bool {
+    wide(heads, addresses) && heads.head_dim.is_power_of_two()
 }
 
 /// What all kernels take after their tensors.
 fn shape<'a>(
     launch: Launch<'a>,
-    positions: View<'_>,
-    (on_device, table): (View<'_>, &Table),
+    positions: Src<'_>,
+    (on_device, table): (Src<'_>, &Table),
     rows: usize,
     heads: Heads,
 ) -> Launch<'a> {
@@ -81,7 +82,7 @@ fn turning<'a>(
     q: &'a Queue,
     dtype: Dtype,
     (name, blocks): (&'static str, usize),
-    (y, x): (View<'_>, View<'_>),
+    (y, x): (&Dst<'_>, Src<'_>),
 ) -> Launch<'a> {
     q.kernel(&SOURCE, define(dtype), name)
         .grid(blocks, 1, 1)
@@ -92,23 +93,26 @@ fn turning<'a>(
 /// Rotates one way or the other, without a norm.
 fn rotate(
     q: &Queue,
-    (y, x): (View<'_>, View<'_>),
-    positions: View<'_>,
-    table: (View<'_>, &Table),
+    (y, x): (&Dst<'_>, Src<'_>),
+    positions: Src<'_>,
+    table: (Src<'_>, &Table),
     rows: usize,
     heads: Heads,
     dtype: Dtype,
     back: bool,
 ) {
-    let (name, blocks) = if wide(heads, &[y, x]) {
+    let (name, blocks) = if wide(heads, &[y.address(), x.address()]) {
         ("rotate_heads", rows.div_ceil(WARPS))
     } else {
         ("rotate_heads_plain", plain_blocks(rows, heads))
     };
     let launch = turning(q, dtype, (name, blocks), (y, x));
-    shape(launch, positions, table, rows, heads)
-        .arg(back)
-        .launch();
+    // SAFETY: the kernel's own arguments, of the sizes that the operation checked (`crate::cuda`).
+    unsafe {
+        shape(launch, positions, table, rows, heads)
+            .arg(back)
+            .launch();
+    }
 }
 
 /// Blocks of the plain kernel, a warp a head.
@@ -118,9 +122,9 @@ fn plain_blocks(rows: usize, heads: Heads) -> usize {
 
 pub(super) fn forward(
     q: &Queue,
-    y: View<'_>,
-    x: View<'_>,
-    positions: View<'_>,
+    y: Dst<'_>,
+    x: Src<'_>,
+    positions: Src<'_>,
     turns: &Table,
     norm: Option<QkNorm<'_>>,
     rows: usize,
@@ -133,33 +137,44 @@ pub(super) fn forward(
     };
     let turns = (on_device, turns);
     let Some(norm) = norm else {
-        return rotate(q, (y, x), positions, turns, rows, heads, dtype, false);
+        return rotate(q, (&y, x), positions, turns, rows, heads, dtype, false);
     };
-    let (name, blocks) = if wide_sums(heads, &[y, x, norm.wq, norm.wk]) {
+    let (name, blocks) = if wide_sums(
+        heads,
+        &[
+            y.address(),
+            x.address(),
+            norm.wq.address(),
+            norm.wk.address(),
+        ],
+    ) {
         ("rotate_normed", rows.div_ceil(WARPS))
     } else {
         ("rotate_normed_plain", plain_blocks(rows, heads))
     };
-    let launch = turning(q, dtype, (name, blocks), (y, x));
-    shape(launch, positions, turns, rows, heads)
-        .arg(norm.wq)
-        .arg(norm.wk)
-        .arg(norm.rstd)
-        .arg(norm.eps)
-        .launch();
+    let launch = turning(q, dtype, (name, blocks), (&y, x));
+    // SAFETY: the kernel's own arguments, of the sizes that the operation checked (`crate::cuda`).
+    unsafe {
+        shape(launch, positions, turns, rows, heads)
+            .arg(norm.wq)
+            .arg(norm.wk)
+            .arg(&norm.rstd)
+            .arg(norm.eps)
+            .launch();
+    }
 }
 
 pub(super) fn backward(
     q: &Queue,
-    dx: View<'_>,
-    dy: View<'_>,
-    positions: View<'_>,
+    dx: Dst<'_>,
+    dy: Src<'_>,
+    positions: Src<'_>,
     turns: &Table,
     norm: Option<QkNormBack<'_>>,
     rows: usize,
     heads: Heads,
     dtype: Dtype,
-    ws: View<'_>,
+    ws: Dst<'_>,
 ) {
     let on_device = match table(q, turns) {
         Ok(view) => view,
@@ -167,7 +182,7 @@ pub(super) fn backward(
     };
     let turns = (on_device, turns);
     let Some(norm) = norm else {
-        return rotate(q, (dx, dy), positions, turns, rows, heads, dtype, true);
+        return rotate(q, (&dx, dy), positions, turns, rows, heads, dtype, true);
     };
     let (runs, d) = (Runs::new(rows), heads.head_dim);
     assert!(
@@ -176,7 +191,16 @@ pub(super) fn backward(
         runs.run,
         heads.width()
     );
-    let name = if wide_sums(heads, &[dx, dy, norm.x, norm.wq, norm.wk]) {
+    let name = if wide_sums(
+        heads,
+        &[
+            dx.address(),
+            dy.address(),
+            norm.x.address(),
+            norm.wq.address(),
+            norm.wk.address(),
+        ],
+    ) {
         "backward_normed"
     } else {
         "backward_normed_plain"
@@ -185,16 +209,19 @@ pub(super) fn backward(
         .kernel(&SOURCE, define(dtype), name)
         .grid(runs.count, 1, 1)
         .shared(WARPS * 2 * d * size_of::<f32>())
-        .arg(dx)
-        .arg(ws)
+        .arg(&dx)
+        .arg(&ws)
         .arg(dy);
-    shape(launch, positions, turns, rows, heads)
-        .arg(runs.run)
-        .arg(norm.x)
-        .arg(norm.rstd)
-        .arg(norm.wq)
-        .arg(norm.wk)
-        .launch();
+    // SAFETY: the kernel's own arguments, of the sizes that the operation checked (`crate::cuda`).
+    unsafe {
+        shape(launch, positions, turns, rows, heads)
+            .arg(runs.run)
+            .arg(norm.x)
+            .arg(norm.rstd)
+            .arg(norm.wq)
+            .arg(norm.wk)
+            .launch();
+    }
     let to = (norm.dwq, Some(norm.dwk));
-    sum_partials(q, to, ws, (d, 2 * d), runs, norm.accumulate, dtype);
+    sum_partials(q, to, ws.src(), (d, 2 * d), runs, norm.accumulate, dtype);
 }

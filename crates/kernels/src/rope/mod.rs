@@ -8,7 +8,7 @@ mod cpu;
 mod cuda;
 pub mod reference;
 
-use lowtide_device::{Make, Queue, View};
+use lowtide_device::{Dst, Make, Queue, Src};
 use lowtide_workload::Dtype;
 
 use crate::number::{expect, expect_workspace, size, with_dtype};
@@ -104,33 +104,33 @@ impl Table {
 }
 
 /// The norm of query and key heads in [`forward`].
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub struct QkNorm<'a> {
     /// Weight of query heads, E (D).
-    pub wq: View<'a>,
+    pub wq: Src<'a>,
     /// Weight of key heads, E (D).
-    pub wk: View<'a>,
+    pub wk: Src<'a>,
     /// f32 (rows, H+KV), written: 1/√(mean(x²) + eps) of each head.
-    pub rstd: View<'a>,
+    pub rstd: Dst<'a>,
     /// Added to the mean square.
     pub eps: f32,
 }
 
 /// The norm of query and key heads in [`backward`].
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub struct QkNormBack<'a> {
     /// What forward read, E (rows, (H+2KV)·D).
-    pub x: View<'a>,
+    pub x: Src<'a>,
     /// What forward wrote, f32 (rows, H+KV).
-    pub rstd: View<'a>,
+    pub rstd: Src<'a>,
     /// Weight of query heads, E (D).
-    pub wq: View<'a>,
+    pub wq: Src<'a>,
     /// Weight of key heads, E (D).
-    pub wk: View<'a>,
+    pub wk: Src<'a>,
     /// Gradient of `wq`, f32 (D).
-    pub dwq: View<'a>,
+    pub dwq: Dst<'a>,
     /// Gradient of `wk`, f32 (D).
-    pub dwk: View<'a>,
+    pub dwk: Dst<'a>,
     /// Whether to add to `dwq` and `dwk`.
     pub accumulate: bool,
 }
@@ -154,9 +154,9 @@ pub fn workspace(rows: usize, heads: Heads, norm: bool, make: Make) -> usize {
 /// row NaN on a CUDA device.
 pub fn forward(
     q: &Queue,
-    y: View<'_>,
-    x: View<'_>,
-    positions: View<'_>,
+    y: Dst<'_>,
+    x: Src<'_>,
+    positions: Src<'_>,
     table: &Table,
     norm: Option<QkNorm<'_>>,
     rows: usize,
@@ -164,14 +164,14 @@ pub fn forward(
     dtype: Dtype,
 ) {
     let e = size(dtype);
-    expect("y", y, rows * heads.width(), e);
+    expect("y", &y, rows * heads.width(), e);
     expect("x", x, rows * heads.width(), e);
     expect("positions", positions, rows, size_of::<i32>());
     assert_eq!(2 * table.half, heads.head_dim, "table of another head size");
-    if let Some(norm) = norm {
+    if let Some(norm) = &norm {
         expect("wq", norm.wq, heads.head_dim, e);
         expect("wk", norm.wk, heads.head_dim, e);
-        expect("rstd", norm.rstd, rows * heads.rotated(), size_of::<f32>());
+        expect("rstd", &norm.rstd, rows * heads.rotated(), size_of::<f32>());
     }
     if let Some(q) = q.cuda() {
         return cuda::forward(q, y, x, positions, table, norm, rows, heads, dtype);
@@ -189,30 +189,30 @@ pub fn forward(
 /// `dx` and `dy` are E (rows, (H+2KV)·D), `positions` is i32 (rows).
 pub fn backward(
     q: &Queue,
-    dx: View<'_>,
-    dy: View<'_>,
-    positions: View<'_>,
+    dx: Dst<'_>,
+    dy: Src<'_>,
+    positions: Src<'_>,
     table: &Table,
     norm: Option<QkNormBack<'_>>,
     rows: usize,
     heads: Heads,
     dtype: Dtype,
-    ws: View<'_>,
+    ws: Dst<'_>,
 ) {
     let e = size(dtype);
-    expect("dx", dx, rows * heads.width(), e);
+    expect("dx", &dx, rows * heads.width(), e);
     expect("dy", dy, rows * heads.width(), e);
     expect("positions", positions, rows, size_of::<i32>());
     assert_eq!(2 * table.half, heads.head_dim, "table of another head size");
-    if let Some(norm) = norm {
+    if let Some(norm) = &norm {
         expect("x", norm.x, rows * heads.width(), e);
         expect("rstd", norm.rstd, rows * heads.rotated(), size_of::<f32>());
         expect("wq", norm.wq, heads.head_dim, e);
         expect("wk", norm.wk, heads.head_dim, e);
-        expect("dwq", norm.dwq, heads.head_dim, size_of::<f32>());
-        expect("dwk", norm.dwk, heads.head_dim, size_of::<f32>());
+        expect("dwq", &norm.dwq, heads.head_dim, size_of::<f32>());
+        expect("dwk", &norm.dwk, heads.head_dim, size_of::<f32>());
     }
-    expect_workspace(ws, workspace(rows, heads, norm.is_some(), q.make()));
+    expect_workspace(&ws, workspace(rows, heads, norm.is_some(), q.make()));
     if let Some(q) = q.cuda() {
         return cuda::backward(q, dx, dy, positions, table, norm, rows, heads, dtype, ws);
     }

@@ -60,12 +60,12 @@ fn check(rows: usize, heads: Heads, with_norm: bool, dtype: Dtype) {
         let (mut x, mut wq, mut wk) = (x.clone(), wq.clone(), wk.clone());
         let mut positions = Numbers::of(&positions);
         let norm = with_norm.then(|| QkNorm {
-            wq: wq.on(q),
-            wk: wk.on(q),
+            wq: wq.src(q),
+            wk: wk.src(q),
             rstd: rstd.on(q),
             eps: EPS,
         });
-        let (to, from, at) = (y.on(q), x.on(q), positions.on(q));
+        let (to, from, at) = (y.on(q), x.src(q), positions.src(q));
         forward(q, to, from, at, &table, norm, rows, heads, dtype);
         (y, with_norm.then_some(rstd))
     });
@@ -102,16 +102,16 @@ fn check(rows: usize, heads: Heads, with_norm: bool, dtype: Dtype) {
             let mut positions = Numbers::of(&positions);
             let mut ws = Scratch::new(workspace(rows, heads, with_norm, q.make()));
             let norm = with_norm.then(|| QkNormBack {
-                x: x.on(q),
-                rstd: rstd.on(q),
-                wq: wq.on(q),
-                wk: wk.on(q),
+                x: x.src(q),
+                rstd: rstd.src(q),
+                wq: wq.src(q),
+                wk: wk.src(q),
                 dwq: dwq.on(q),
                 dwk: dwk.on(q),
                 accumulate,
             });
-            let (positions, ws) = (positions.on(q), ws.on(q));
-            let (to, from) = (dx.on(q), dy.on(q));
+            let (positions, ws) = (positions.src(q), ws.on(q));
+            let (to, from) = (dx.on(q), dy.src(q));
             backward(q, to, from, positions, &table, norm, rows, heads, dtype, ws);
             (dx, dwq, dwk)
         });

@@ -1,19 +1,19 @@
 //! SwiGLU on threads.
 
-use lowtide_device::View;
+use lowtide_device::{Dst, Src};
 use multiversion::multiversion;
 
 use crate::number::{self, Number, sigmoid};
 use crate::rows;
 
-pub(super) fn forward<E: Number>(y: View<'_>, gate_up: View<'_>, rows: usize, f: usize) {
+pub(super) fn forward<E: Number>(y: Dst<'_>, gate_up: Src<'_>, rows: usize, f: usize) {
     rows::each(rows, 2 * f, |first, end| {
         for row in first..end {
             // SAFETY: the task owns `y`, a row is one thread's; nobody writes `gate_up`.
             unsafe {
                 let gate = number::read::<E>(gate_up, row * 2 * f, f);
                 let up = number::read::<E>(gate_up, row * 2 * f + f, f);
-                forward_row(number::write::<E>(y, row * f, f), gate, up);
+                forward_row(number::write::<E>(&y, row * f, f), gate, up);
             }
         }
     });
@@ -28,9 +28,9 @@ fn forward_row<E: Number>(y: &mut [E], gate: &[E], up: &[E]) {
 }
 
 pub(super) fn backward<E: Number>(
-    d_gate_up: View<'_>,
-    dy: View<'_>,
-    gate_up: View<'_>,
+    d_gate_up: Dst<'_>,
+    dy: Src<'_>,
+    gate_up: Src<'_>,
     rows: usize,
     f: usize,
 ) {
@@ -41,7 +41,7 @@ pub(super) fn backward<E: Number>(
                 let gate = number::read::<E>(gate_up, row * 2 * f, f);
                 let up = number::read::<E>(gate_up, row * 2 * f + f, f);
                 let dy = number::read::<E>(dy, row * f, f);
-                let d = number::write::<E>(d_gate_up, row * 2 * f, 2 * f);
+                let d = number::write::<E>(&d_gate_up, row * 2 * f, 2 * f);
                 backward_row(d, dy, gate, up);
             }
         }

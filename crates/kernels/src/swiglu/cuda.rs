@@ -1,7 +1,7 @@
 //! SwiGLU on a GPU.
 
-use lowtide_device::View;
 use lowtide_device::cuda::{Queue, Source};
+use lowtide_device::{Dst, Src};
 use lowtide_workload::Dtype;
 
 use crate::cuda::{define, source};
@@ -22,42 +22,49 @@ fn grid(rows: usize, f: usize, wide: bool) -> usize {
 
 pub(super) fn forward(
     q: &Queue,
-    y: View<'_>,
-    gate_up: View<'_>,
+    y: Dst<'_>,
+    gate_up: Src<'_>,
     rows: usize,
     f: usize,
     dtype: Dtype,
 ) {
-    let wide = f.is_multiple_of(8) && aligned(&[y, gate_up]);
+    let wide = f.is_multiple_of(8) && aligned(&[y.address(), gate_up.address()]);
     let name = if wide { "forward" } else { "forward_plain" };
-    q.kernel(&SOURCE, define(dtype), name)
-        .grid(grid(rows, f, wide), 1, 1)
-        .block(THREADS as u32)
-        .arg(y)
-        .arg(gate_up)
-        .arg(rows)
-        .arg(f)
-        .launch();
+    // SAFETY: the kernel's own arguments, of the sizes that the operation checked (`crate::cuda`).
+    unsafe {
+        q.kernel(&SOURCE, define(dtype), name)
+            .grid(grid(rows, f, wide), 1, 1)
+            .block(THREADS as u32)
+            .arg(&y)
+            .arg(gate_up)
+            .arg(rows)
+            .arg(f)
+            .launch();
+    }
 }
 
 pub(super) fn backward(
     q: &Queue,
-    d_gate_up: View<'_>,
-    dy: View<'_>,
-    gate_up: View<'_>,
+    d_gate_up: Dst<'_>,
+    dy: Src<'_>,
+    gate_up: Src<'_>,
     rows: usize,
     f: usize,
     dtype: Dtype,
 ) {
-    let wide = f.is_multiple_of(8) && aligned(&[d_gate_up, dy, gate_up]);
+    let wide =
+        f.is_multiple_of(8) && aligned(&[d_gate_up.address(), dy.address(), gate_up.address()]);
     let name = if wide { "backward" } else { "backward_plain" };
-    q.kernel(&SOURCE, define(dtype), name)
-        .grid(grid(rows, f, wide), 1, 1)
-        .block(THREADS as u32)
-        .arg(d_gate_up)
-        .arg(dy)
-        .arg(gate_up)
-        .arg(rows)
-        .arg(f)
-        .launch();
+    // SAFETY: the kernel's own arguments, of the sizes that the operation checked (`crate::cuda`).
+    unsafe {
+        q.kernel(&SOURCE, define(dtype), name)
+            .grid(grid(rows, f, wide), 1, 1)
+            .block(THREADS as u32)
+            .arg(&d_gate_up)
+            .arg(dy)
+            .arg(gate_up)
+            .arg(rows)
+            .arg(f)
+            .launch();
+    }
 }

@@ -28,8 +28,8 @@ fn agrees_with_the_reference() {
                 let mut y = Tensor::nan(rows * f, dtype);
                 let mut d = Tensor::nan(rows * 2 * f, dtype);
                 let (mut gate_up, mut dy) = (gate_up.clone(), dy.clone());
-                forward(q, y.on(q), gate_up.on(q), rows, f, dtype);
-                backward(q, d.on(q), dy.on(q), gate_up.on(q), rows, f, dtype);
+                forward(q, y.on(q), gate_up.src(q), rows, f, dtype);
+                backward(q, d.on(q), dy.src(q), gate_up.src(q), rows, f, dtype);
                 (y, d)
             });
             let values = gate_up.values();
@@ -51,8 +51,8 @@ fn extreme_gates_saturate() {
         let (mut x, mut y) = (x.clone(), Tensor::nan(4, Dtype::F32));
         let mut dy = Tensor::of(&[1.0; 4], Dtype::F32);
         let mut d = Tensor::nan(8, Dtype::F32);
-        forward(q, y.on(q), x.on(q), 1, 4, Dtype::F32);
-        backward(q, d.on(q), dy.on(q), x.on(q), 1, 4, Dtype::F32);
+        forward(q, y.on(q), x.src(q), 1, 4, Dtype::F32);
+        backward(q, d.on(q), dy.src(q), x.src(q), 1, 4, Dtype::F32);
         (y, d)
     });
     for (device, (y, d)) in &done {

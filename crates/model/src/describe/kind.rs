@@ -1,6 +1,6 @@
 //! The operations of a decoder: what each computes, costs and expects as operands.
 
-use lowtide_device::{Make, View};
+use lowtide_device::{Make, Src};
 use lowtide_kernels::attention::{Attn, Engine};
 use lowtide_kernels::head::Head;
 use lowtide_kernels::matmul::Dims;
@@ -305,14 +305,14 @@ impl Kind {
 /// Four planes of B·T `i32`: what [`lowtide_workload::Batch::input_bytes`] lays out.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Inputs<'a> {
-    pub tokens: View<'a>,
-    pub labels: View<'a>,
-    pub positions: View<'a>,
-    pub doc_start: View<'a>,
+    pub tokens: Src<'a>,
+    pub labels: Src<'a>,
+    pub positions: Src<'a>,
+    pub doc_start: Src<'a>,
 }
 
 impl<'a> Inputs<'a> {
-    pub fn of(view: View<'a>, rows: usize) -> Self {
+    pub fn of(view: Src<'a>, rows: usize) -> Self {
         assert_eq!(
             view.bytes(),
             16 * rows,

@@ -8,7 +8,7 @@
 use std::collections::{HashMap, HashSet};
 
 use half::bf16;
-use lowtide_device::{Queue, View};
+use lowtide_device::{Dst, Queue};
 use lowtide_model::{Arg, Call, Decoder, Options, Phase, random_init};
 use lowtide_workload::{
     Access, Batch, Dtype, Family, ModelShape, Moments, Rope, RopeScaling, What, Workload,
@@ -344,24 +344,27 @@ impl Driver {
         let mut scratch = vec![u64::MAX; what.workspace.usize().div_ceil(8)];
         let args: Vec<Arg<'_>> = taken
             .iter_mut()
-            .map(|(key, bytes, memory)| Arg {
-                view: View::of(bytemuck::cast_slice_mut::<u64, f64>(memory)).part(0, *bytes),
-                fresh: match key {
-                    Key::Gradient(i) => self.touched.insert(*i),
-                    _ => false,
-                },
+            .zip(&what.operands)
+            .map(|((key, bytes, memory), operand)| {
+                let memory = bytemuck::cast_slice_mut::<u64, f64>(memory);
+                let bytes = Dst::of(memory).part(0, *bytes);
+                match (operand.access, key) {
+                    (Access::Read, _) => Arg::Read(bytes.into_src()),
+                    (_, Key::Gradient(i)) if !self.touched.insert(*i) => Arg::Add(bytes),
+                    _ => Arg::Write(bytes),
+                }
             })
             .collect();
-        let workspace = View::of(bytemuck::cast_slice_mut::<u64, f64>(&mut scratch));
+        let workspace = Dst::of(bytemuck::cast_slice_mut::<u64, f64>(&mut scratch));
         let call = Call {
             unit,
             phase,
             op,
-            args: &args,
+            args,
             workspace,
             loss_scale,
         };
-        self.decoder.run(&self.queue, &call);
+        self.decoder.run(&self.queue, call);
         for ((operand, (key, _, after)), before) in what.operands.iter().zip(&taken).zip(&before) {
             if operand.access == Access::Read {
                 assert!(

@@ -62,12 +62,15 @@ fn check_round_trip(weights: &[f64], backend: Backend, direct: bool) {
     // From the registered arena too.
     let range = host.range(0, 4 << 20).unwrap();
     let (kind, extent) = (Kind::Read, extent(1 << 20, 4 << 20));
-    let ticket = disk.submit(Request {
-        kind,
-        extent,
-        memory: range.clone(),
-        deadline: 0,
-    });
+    // SAFETY: the memory is not used before the ticket is done.
+    let ticket = unsafe {
+        disk.submit(Request {
+            kind,
+            extent,
+            memory: range.clone(),
+            deadline: 0,
+        })
+    };
     ticket.wait().unwrap();
     // SAFETY: the only request on it is done.
     assert!(unsafe { range.as_slice() } == &image[1 << 20..5 << 20]);
@@ -226,12 +229,15 @@ fn impossible_requests_are_typed() {
     let memory = Memory::new(1 << 20);
     let ask = |offset, bytes, at, len| {
         let (kind, memory) = (Kind::Write, memory.range(at, len));
-        let ticket = disk.submit(Request {
-            kind,
-            extent: extent(offset, bytes),
-            memory,
-            deadline: 0,
-        });
+        // SAFETY: the memory is not used before the ticket is done.
+        let ticket = unsafe {
+            disk.submit(Request {
+                kind,
+                extent: extent(offset, bytes),
+                memory,
+                deadline: 0,
+            })
+        };
         assert!(ticket.is_done());
         ticket.wait().unwrap_err()
     };
@@ -329,12 +335,15 @@ fn dropping_the_disk_finishes_what_was_submitted() {
         let disk = Disk::open(&config, None).unwrap();
         let memory = Memory::new(TOTAL);
         let (kind, all) = (Kind::Write, memory.range(0, TOTAL));
-        let ticket = disk.submit(Request {
-            kind,
-            extent: extent(0, TOTAL),
-            memory: all,
-            deadline: 0,
-        });
+        // SAFETY: the memory is not used before the ticket is done.
+        let ticket = unsafe {
+            disk.submit(Request {
+                kind,
+                extent: extent(0, TOTAL),
+                memory: all,
+                deadline: 0,
+            })
+        };
         drop(disk);
         assert!(ticket.is_done());
         ticket.wait().unwrap();

@@ -47,12 +47,15 @@ fn write(disk: &Disk, at: u64, bytes: &[u8]) -> Result<(), TierError> {
     memory.set(0, bytes);
     let all = memory.range(0, bytes.len() as u64);
     let extent = extent(at, bytes.len() as u64);
-    disk.submit(Request {
-        kind: Kind::Write,
-        extent,
-        memory: all,
-        deadline: 0,
-    })
+    // SAFETY: the memory is not used before the ticket is done.
+    unsafe {
+        disk.submit(Request {
+            kind: Kind::Write,
+            extent,
+            memory: all,
+            deadline: 0,
+        })
+    }
     .wait()
 }
 
@@ -60,12 +63,15 @@ fn write(disk: &Disk, at: u64, bytes: &[u8]) -> Result<(), TierError> {
 fn read(disk: &Disk, at: u64, bytes: u64) -> Result<Vec<u8>, TierError> {
     let memory = Memory::new(bytes);
     let (extent, all) = (extent(at, bytes), memory.range(0, bytes));
-    disk.submit(Request {
-        kind: Kind::Read,
-        extent,
-        memory: all,
-        deadline: 0,
-    })
+    // SAFETY: the memory is not used before the ticket is done.
+    unsafe {
+        disk.submit(Request {
+            kind: Kind::Read,
+            extent,
+            memory: all,
+            deadline: 0,
+        })
+    }
     .wait()?;
     Ok(memory.get(0, bytes))
 }

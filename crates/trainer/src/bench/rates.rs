@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use lowtide_device::cuda::{self, Gpu};
-use lowtide_device::{Memory, Queue};
+use lowtide_device::{Dst, Memory};
 use lowtide_kernels::adamw;
 use lowtide_planner::{Lane, Together};
 use lowtide_tiers::{Arena, Fill, HostMemory, Mix, ProbeConfig, shares};
@@ -146,15 +146,15 @@ pub fn host(options: &HostOptions) -> Result<HostReport, TrainError> {
         .find(|a| a.0 == Lane::HOST)
         .expect("there is a host lane")
         .1;
-    let arena = lanes.host().arena();
+    let (state_bytes, huge_bytes) = lanes.state_pages();
     Ok(HostReport {
         threads: options.threads,
         parameters,
         parameters_per_second: rate,
         bytes_per_second: rate * Moments::F32.moved_each(),
         bound,
-        arena_bytes: arena.bytes().0,
-        huge_bytes: arena.huge_bytes().map(|b| b.0),
+        arena_bytes: state_bytes.0,
+        huge_bytes: huge_bytes.map(|b| b.0),
         disk: lanes.describe_disk().map(str::to_owned),
         beside: together.iter().map(Beside::of).collect(),
     })
@@ -206,30 +206,31 @@ const SIZES: [u64; 8] = [
 /// When memory cannot be had, or the GPU fails.
 pub fn links(gpu: &Gpu, seconds: f64) -> Result<LinksReport, TrainError> {
     let most = SIZES[SIZES.len() - 1];
-    let host = Memory::pinned(Arena::new(Bytes(2 * most), Fill::Zero)?, gpu)?;
-    let device = Memory::cuda(gpu, Bytes(2 * most))?;
-    let (up, down) = (
-        Queue::Cuda(cuda::Queue::new(gpu)?),
-        Queue::Cuda(cuda::Queue::new(gpu)?),
-    );
+    let mut host = Memory::pinned(Arena::new(Bytes(2 * most), Fill::Zero)?, gpu)?;
+    let mut device = Memory::cuda(gpu, Bytes(2 * most))?;
+    let (up, down) = (cuda::Queue::new(gpu)?, cuda::Queue::new(gpu)?);
     // Seconds of so many copies, one way or both. Each starts where the one before ended.
-    let time = |bytes: u64, n: u64, ways: (bool, bool)| -> Result<f64, TrainError> {
+    let mut time = |bytes: u64, n: u64, ways: (bool, bool)| -> Result<f64, TrainError> {
+        let half = (most / bytes) as usize;
+        let (mut host, mut device) = (
+            host.all().chunks(bytes as usize),
+            device.all().chunks(bytes as usize),
+        );
+        let (back, here) = (host.split_off(half), device.split_off(half));
+        let mut jobs: Vec<(&cuda::Queue, cuda::Pairs<'_>)> = Vec::new();
+        if ways.0 {
+            let pairs = device.into_iter().zip(host.into_iter().map(Dst::into_src));
+            jobs.push((&up, pairs.collect()));
+        }
+        if ways.1 {
+            let pairs = back.into_iter().zip(here.into_iter().map(Dst::into_src));
+            jobs.push((&down, pairs.collect()));
+        }
         let begin = Instant::now();
-        for i in 0..n {
-            let at = i * bytes % most;
-            if ways.0 {
-                up.copy(&device.view(at, bytes), &host.view(at, bytes));
-            }
-            if ways.1 {
-                down.copy(&host.view(most + at, bytes), &device.view(most + at, bytes));
-            }
-        }
-        for q in [&up, &down] {
-            q.cuda().map_or(Ok(()), cuda::Queue::synchronize)?;
-        }
+        cuda::copy_rounds(&mut jobs, n)?;
         Ok(begin.elapsed().as_secs_f64())
     };
-    let rate = |bytes: u64, ways: (bool, bool)| -> Result<f64, TrainError> {
+    let mut rate = |bytes: u64, ways: (bool, bool)| -> Result<f64, TrainError> {
         let (few, sides) = (4, f64::from(u8::from(ways.0) + u8::from(ways.1)));
         let once = (time(bytes, few, ways)?.min(time(bytes, few, ways)?)) / few as f64;
         let n = (seconds / 3.0 / once).clamp(4.0, 20_000.0) as u64;

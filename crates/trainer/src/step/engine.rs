@@ -5,13 +5,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use lowtide_device::{Queue, View, memory};
+use lowtide_device::{Dst, Queue, Src, memory};
 use lowtide_executor::{Bound, EngineError, Record, TaskCall};
 use lowtide_kernels::adamw::{self, Hyper, MomentViews};
 use lowtide_kernels::gradient;
 use lowtide_model::{Arg, Call, Decoder, Phase};
 use lowtide_planner::plan::moments_offset;
-use lowtide_planner::{Clip, Piece, Plan, Use, Work};
+use lowtide_planner::{Clip, Piece, Plan, Work};
 use lowtide_workload::Batch;
 
 use super::commit::{About, Commits, Mark};
@@ -249,7 +249,7 @@ impl Engine {
     fn compute(
         &self,
         q: &Queue,
-        args: &[Bound<'_>],
+        mut args: Vec<Bound<'_>>,
         at: (u32, lowtide_planner::Phase, u16),
         step: &StepData,
     ) {
@@ -264,60 +264,64 @@ impl Engine {
         let unit = unit as usize;
         let ops = phase.ops(&self.decoder.workload().units[unit]);
         let n = ops[op as usize].operands.len();
-        let operands: Vec<Arg<'_>> = args[..n]
-            .iter()
-            .map(|a| Arg {
-                view: a.view,
-                fresh: a.access == Use::Write,
-            })
-            .collect();
-        let workspace = args
-            .get(n)
-            .map_or_else(|| args[0].view.part(0, 0), |a| a.view);
-        self.decoder.run(
-            q,
-            &Call {
-                unit,
-                phase,
-                op: op as usize,
-                args: &operands,
-                workspace,
-                loss_scale: step.loss_scale,
-            },
-        );
+        let place = args[0].place();
+        let scratch = (args.len() > n).then(|| args.remove(n).dst());
+        let operands = args.into_iter().map(|a| match a {
+            Bound::Read(from) => Arg::Read(from),
+            Bound::Write(to) => Arg::Write(to),
+            Bound::Update(to) => Arg::Add(to),
+        });
+        let call = Call {
+            unit,
+            phase,
+            op: op as usize,
+            args: operands.collect(),
+            workspace: scratch.unwrap_or_else(|| Dst::none(place)),
+            loss_scale: step.loss_scale,
+        };
+        self.decoder.run(q, call);
     }
 
-    fn finish(&self, q: &Queue, args: &[Bound<'_>], piece: u32) {
-        let dtype = self.plan.gradient;
-        let gradient = args[0].view;
-        let sum = args.get(2).map_or(gradient, |a| a.view);
+    fn finish(&self, q: &Queue, args: Vec<Bound<'_>>, piece: u32) {
+        let mut args = args.into_iter();
+        let mut next = || args.next();
+        let (Some(gradient), Some(parts)) = (next(), next()) else {
+            panic!("a gradient and its norm parts")
+        };
         gradient::finish(
             q,
-            gradient,
-            args[1].view,
-            sum,
+            gradient.dst(),
+            parts.dst(),
+            next().map(|sum| sum.src()),
             &self.segments[piece as usize],
             self.plan.pieces[piece as usize].elements as usize,
-            dtype,
+            self.plan.gradient,
         );
     }
 
     fn update(
         &self,
         q: &Queue,
-        args: &[Bound<'_>],
+        args: Vec<Bound<'_>>,
         piece_idx: u32,
         step: &StepData,
     ) -> Result<(), EngineError> {
+        let mut args = args.into_iter();
+        let mut next = || args.next();
+        let (Some(weight), Some(state), Some(gradient), Some(clip)) =
+            (next(), next(), next(), next())
+        else {
+            panic!("weight, state, gradient and clip factor")
+        };
         // With `exact` the norm has told before the first update; on a GPU without it the update
         // looks at its own parts, and the norm reports what it saw.
         let parts = match self.clip.mode {
             Clip::Exact => None,
-            _ => args.get(4).map(|a| a.view),
+            _ => next().map(|a| a.src()),
         };
         if let Some(view) = parts.filter(|_| q.cuda().is_none()) {
             let mut parts = vec![0.0f64; view.bytes() / 8];
-            memory::load(&view, &mut parts);
+            memory::load(view, &mut parts);
             if parts.iter().any(|p| !p.is_finite()) {
                 let what = "a gradient is not finite".to_owned();
                 step.set(|o| o.nonfinite = Some(what.clone()));
@@ -326,35 +330,38 @@ impl Engine {
         }
         let piece = &self.plan.pieces[piece_idx as usize];
         let n = piece.elements as usize;
-        let state = args[1].view;
         let kind = self.plan.moments;
         let rem_bytes = moments_offset(self.plan.precision, piece.elements) as usize;
-        let rem = (rem_bytes > 0).then(|| state.part(0, rem_bytes));
-        let moments = state.part(rem_bytes, kind.bytes(piece.elements) as usize);
+        let (rem, moments) = state.dst().split_at(rem_bytes);
+        let moments = moments.part(0, kind.bytes(piece.elements) as usize);
         let hyper = step.update.ok_or_else(|| {
             EngineError("an update without settings: the step was submitted wrongly".to_owned())
         })?;
         adamw::step_clipped(
             q,
-            args[0].view,
-            rem,
+            weight.dst(),
+            (rem_bytes > 0).then_some(rem),
             MomentViews::of(kind, moments, n),
-            args[2].view,
+            gradient.src(),
             self.plan.gradient,
             self.plan.precision,
             &self.updates[piece_idx as usize],
             &hyper,
-            args[3].view.part(0, 8 * CLIP_WORDS),
+            clip.src().part(0, 8 * CLIP_WORDS),
             parts,
         );
         Ok(())
     }
 
     /// Sums the parts in parameter order; writes factor, norm and go-ahead.
-    fn norm(&self, args: &[Bound<'_>], step: &StepData) -> Result<(), EngineError> {
-        let mut parts = vec![0.0f64; args[0].view.bytes() / 8];
-        memory::load(&args[0].view, &mut parts);
-        let mut losses = losses(&args[2].view);
+    fn norm(
+        &self,
+        [all, clip, losses_of]: [Bound<'_>; 3],
+        step: &StepData,
+    ) -> Result<(), EngineError> {
+        let mut parts = vec![0.0f64; all.src().bytes() / 8];
+        memory::load(all.src(), &mut parts);
+        let mut losses = losses(losses_of.src());
         losses.splice(..0, std::mem::take(&mut step.lock().losses));
         let norm = parts.iter().sum::<f64>().sqrt();
         let factor = match self.clip.mode {
@@ -365,7 +372,7 @@ impl Engine {
         let finite = norm.is_finite() && losses.iter().all(|l| l.0.is_finite());
         let skipped = !finite && self.clip.mode == Clip::Exact && self.clip.skip_nonfinite;
         let words = [factor, norm, if finite { 1.0 } else { 0.0 }];
-        memory::store(&args[1].view.part(0, 8 * CLIP_WORDS), &words);
+        memory::store(clip.dst().part(0, 8 * CLIP_WORDS), &words);
         let nonfinite = (!finite && !skipped).then(|| {
             let loss: f64 = losses.iter().map(|l| l.0).sum();
             format!("loss sum {loss}, gradient norm {norm}")
@@ -412,11 +419,11 @@ impl Micro {
     ///
     /// # Panics
     /// When the view is not as long as the planes.
-    pub fn store(&self, view: &View<'_>) {
-        let plane = view.bytes() / 4;
+    pub fn store(&self, mut to: Dst<'_>) {
+        let plane = to.bytes() / 4;
         let planes = [&self.tokens, &self.labels, &self.positions, &self.doc_start];
         for (i, numbers) in planes.into_iter().enumerate() {
-            memory::store(&view.part(i * plane, plane), numbers.as_slice());
+            memory::store(to.lend(i * plane, plane), numbers.as_slice());
         }
     }
 }
@@ -427,7 +434,7 @@ pub(crate) fn first_clip() -> [f64; CLIP_WORDS] {
     [1.0, 0.0, 1.0]
 }
 
-fn losses(view: &View<'_>) -> Vec<(f64, f64)> {
+fn losses(view: Src<'_>) -> Vec<(f64, f64)> {
     let mut words = vec![0.0f64; view.bytes() / 8];
     memory::load(view, &mut words);
     words.chunks_exact(2).map(|p| (p[0], p[1])).collect()
@@ -436,7 +443,7 @@ fn losses(view: &View<'_>) -> Vec<(f64, f64)> {
 impl lowtide_executor::Engine for Engine {
     type Step = StepData;
 
-    fn run(&self, queue: &Queue, call: &TaskCall<'_>, step: &StepData) -> Result<(), EngineError> {
+    fn run(&self, queue: &Queue, call: TaskCall<'_>, step: &StepData) -> Result<(), EngineError> {
         match call.work {
             Work::Compute { .. } if step.breaks_off() => {}
             Work::Compute {
@@ -446,12 +453,15 @@ impl lowtide_executor::Engine for Engine {
             }
             Work::Finish { piece } => self.finish(queue, call.args, piece),
             Work::Update { piece } => return self.update(queue, call.args, piece, step),
-            Work::Norm => return self.norm(call.args, step),
+            Work::Norm => return self.norm(call.take(), step),
             Work::Load { micro_batch } => {
-                step.inputs[(micro_batch + call.shift) as usize].store(&call.args[0].view);
+                let inputs = &step.inputs[(micro_batch + call.shift) as usize];
+                let [to] = call.take();
+                inputs.store(to.dst());
             }
             Work::Losses => {
-                let losses = losses(&call.args[0].view);
+                let [from] = call.take();
+                let losses = losses(from.src());
                 // Of a batch in rounds there are more to come.
                 step.set(|o| {
                     o.losses.extend(losses);
@@ -459,8 +469,9 @@ impl lowtide_executor::Engine for Engine {
                 });
             }
             Work::Logits { .. } => {
-                let mut logits = vec![0.0f32; call.args[0].view.bytes() / 4];
-                memory::load(&call.args[0].view, &mut logits);
+                let [from] = call.take();
+                let mut logits = vec![0.0f32; from.src().bytes() / 4];
+                memory::load(from.src(), &mut logits);
                 step.set(|o| (o.logits, o.done) = (logits, true));
             }
             Work::Copy | Work::Read | Work::Write | Work::Commit => {
@@ -472,9 +483,10 @@ impl lowtide_executor::Engine for Engine {
         Ok(())
     }
 
-    fn record(&self, call: &TaskCall<'_>, step: &StepData) -> Result<Record, EngineError> {
+    fn record(&self, call: TaskCall<'_>, step: &StepData) -> Result<Record, EngineError> {
         let mut words = [0.0f64; CLIP_WORDS];
-        memory::load(&call.args[0].view.part(0, 8 * CLIP_WORDS), &mut words);
+        let [clip] = call.take();
+        memory::load(clip.src().part(0, 8 * CLIP_WORDS), &mut words);
         self.commits.record(step.commits, &words)
     }
 }

@@ -2,14 +2,14 @@
 //! placement. Only while no task runs.
 
 use std::ops::Range;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use lowtide_device::{Memory, View, memory};
-use lowtide_executor::Tiers;
+use lowtide_device::{Lent, memory};
+use lowtide_executor::Idle;
 use lowtide_kernels::adamw;
 use lowtide_planner::plan::moments_offset;
 use lowtide_planner::{Plan, Slot, Tensor, Tier};
-use lowtide_tiers::{ALIGN, Arena, Extent, Fill, Kind, Request, TierError};
+use lowtide_tiers::{ALIGN, Block, Extent, Fill, Kind, TierError};
 use lowtide_units::Bytes;
 use lowtide_workload::{Dtype, Moments, Workload};
 use rayon::prelude::*;
@@ -107,11 +107,8 @@ fn whole_units(offset: u64, bytes: u64) -> Range<u64> {
     offset / ALIGN * ALIGN..(offset + bytes).next_multiple_of(ALIGN)
 }
 
-fn staging() -> Result<Memory, TierError> {
-    Ok(Memory::new(Arena::new(
-        Bytes(STAGED + 2 * ALIGN),
-        Fill::Zero,
-    )?))
+fn staging() -> Result<Block, TierError> {
+    Block::new(Bytes(STAGED + 2 * ALIGN), Fill::Zero)
 }
 
 fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -122,13 +119,13 @@ fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
 /// and written where they are, the disk through a few MiB of staging for each caller at a time.
 #[derive(Debug)]
 pub struct Homes<'a> {
-    plan: &'a Plan,
+    plan: Arc<Plan>,
     workload: &'a Workload,
-    tiers: &'a Tiers,
+    tiers: Idle<'a>,
     /// Durable extents have changed places.
     flipped: bool,
     /// Staging that nobody uses now.
-    spare: Mutex<Vec<Memory>>,
+    spare: Mutex<Vec<Block>>,
     /// Held by who rewrites units of the disk that hold another's bytes too.
     mended: Mutex<()>,
 }
@@ -140,9 +137,9 @@ impl<'a> Homes<'a> {
     /// # Errors
     /// When there is no memory for the staging.
     pub fn new(
-        plan: &'a Plan,
+        plan: Arc<Plan>,
         workload: &'a Workload,
-        tiers: &'a Tiers,
+        tiers: Idle<'a>,
         flipped: bool,
     ) -> Result<Self, TierError> {
         let spare = match tiers.disk {
@@ -164,30 +161,25 @@ impl<'a> Homes<'a> {
         &self,
         kind: Kind,
         (idx, _): (u32, &Slot),
-        range: Range<u64>,
-        staging: &Memory,
-    ) -> Result<(), TierError> {
-        let bytes = range.end - range.start;
-        let disk = self.tiers.disk.as_ref();
-        disk.expect("a plan with extents has a disk")
-            .submit(Request {
-                kind,
-                extent: Extent {
-                    offset: self.plan.offset(idx, self.flipped) + range.start,
-                    bytes,
-                },
-                memory: staging.arena().range(0, bytes)?,
-                deadline: 0,
-            })
-            .wait()
+        range: &Range<u64>,
+        staging: Block,
+    ) -> (Block, Result<(), TierError>) {
+        let extent = Extent {
+            offset: self.plan.offset(idx, self.flipped) + range.start,
+            bytes: range.end - range.start,
+        };
+        let disk = self.tiers.disk.expect("a plan with extents has a disk");
+        disk.start(kind, extent, staging, 0).wait()
     }
 
-    /// Does `work` with a staging of its own.
-    fn staged(&self, work: impl FnOnce(&Memory) -> Result<(), TierError>) -> Result<(), TierError> {
+    /// Does `work` with a staging of its own, which comes back from it.
+    fn staged(
+        &self,
+        work: impl FnOnce(Block) -> (Block, Result<(), TierError>),
+    ) -> Result<(), TierError> {
         let spare = lock(&self.spare).pop();
-        let memory = spare.map_or_else(staging, Ok)?;
-        let done = work(&memory);
-        lock(&self.spare).push(memory);
+        let (block, done) = work(spare.map_or_else(staging, Ok)?);
+        lock(&self.spare).push(block);
         done
     }
 
@@ -196,15 +188,17 @@ impl<'a> Homes<'a> {
         let bytes = out.len() as u64;
         let slot = home.1;
         if slot.tier != Tier::Disk {
-            memory::load(&self.home(slot, offset, bytes), out);
+            memory::load(self.home(slot, offset, bytes).src(), out);
             return Ok(());
         }
         let range = whole_units(offset, bytes);
-        let skip = offset - range.start;
+        let skip = (offset - range.start) as usize;
         self.staged(|staging| {
-            self.disk(Kind::Read, home, range, staging)?;
-            memory::load(&staging.view(skip, bytes), out);
-            Ok(())
+            let (staging, done) = self.disk(Kind::Read, home, &range, staging);
+            if done.is_ok() {
+                out.copy_from_slice(&staging.as_slice()[skip..][..out.len()]);
+            }
+            (staging, done)
         })
     }
 
@@ -214,28 +208,34 @@ impl<'a> Homes<'a> {
         let len = bytes.len() as u64;
         let slot = home.1;
         if slot.tier != Tier::Disk {
-            memory::store(&self.home(slot, offset, len), bytes);
+            memory::store(self.home(slot, offset, len).dst(), bytes);
             return Ok(());
         }
         let range = whole_units(offset, len);
-        self.staged(|staging| {
+        let skip = (offset - range.start) as usize;
+        self.staged(|mut staging| {
             let shared = range != (offset..offset + len);
             // Two that share a unit would each write back what the other has replaced.
             let _alone = shared.then(|| lock(&self.mended));
             if shared {
-                self.disk(Kind::Read, home, range.clone(), staging)?;
+                let done;
+                (staging, done) = self.disk(Kind::Read, home, &range, staging);
+                if done.is_err() {
+                    return (staging, done);
+                }
             }
-            memory::store(&staging.view(offset - range.start, len), bytes);
-            self.disk(Kind::Write, home, range, staging)
+            staging.as_mut_slice()[skip..][..bytes.len()].copy_from_slice(bytes);
+            self.disk(Kind::Write, home, &range, staging)
         })
     }
 
     /// Bytes of a slot in memory.
-    fn home(&self, slot: &Slot, offset: u64, bytes: u64) -> View<'_> {
-        match slot.tier {
-            Tier::Device => self.tiers.device.view(slot.offset + offset, bytes),
-            _ => self.tiers.host.view(slot.offset + offset, bytes),
-        }
+    fn home(&self, slot: &Slot, offset: u64, bytes: u64) -> Lent<'_> {
+        let memory = match slot.tier {
+            Tier::Device => &self.tiers.device,
+            _ => &self.tiers.host,
+        };
+        memory.lend(slot.offset + offset, bytes)
     }
 
     /// Slots of a role of a piece (a weight may have a resident copy too) and its first byte there.

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lowtide_device::cuda::Gpu;
-use lowtide_device::{Memory, View, memory};
-use lowtide_executor::{ExecError, Measured, Mode, Options, Runner, Tiers, Trace};
+use lowtide_device::{Lent, Memory, memory};
+use lowtide_executor::{ExecError, Idle, Measured, Mode, Options, Runner, Tiers, Trace};
 use lowtide_kernels::adamw::Hyper;
 use lowtide_model::Decoder;
 use lowtide_planner::{Clip, PartName, Plan, Slot, Tensor, Tier, Version};
@@ -107,12 +107,12 @@ fn durable_extents(plan: &Plan) -> [Vec<Extent>; 2] {
 }
 
 /// The words of a home of the clip factor, on the host or where updates on the device read it.
-fn clip_view<'a>(tiers: &'a Tiers, slot: &Slot) -> View<'a> {
+fn clip_words<'a>(tiers: &'a Idle<'_>, slot: &Slot) -> Lent<'a> {
     let memory = match slot.tier {
         Tier::Device => &tiers.device,
         Tier::Host | Tier::Disk => &tiers.host,
     };
-    memory.view(slot.offset, 24)
+    memory.lend(slot.offset, 24)
 }
 
 /// Reserved memory, and a runner on it.
@@ -180,9 +180,9 @@ impl Session {
             ),
             Some(gpu) => {
                 // The device first: a machine short of it says so before host memory is touched.
-                let device = Memory::cuda(gpu, plan.tier(Tier::Device).planned_bytes)?;
+                let mut device = Memory::cuda(gpu, plan.tier(Tier::Device).planned_bytes)?;
                 if options.poison {
-                    memory::poison(&device.view(0, device.bytes().0));
+                    memory::poison(device.all());
                 }
                 (device, Memory::pinned(arena(Tier::Host)?, gpu)?)
             }
@@ -197,11 +197,13 @@ impl Session {
         {
             disk.set_versions(durable_extents(&plan))?;
         }
-        let tiers = Tiers { device, host, disk };
+        let mut tiers = Tiers { device, host, disk };
         // The clip factor has a value before the first norm.
+        let idle = Idle::new(&mut tiers);
         for (_, slot) in plan.homes(Tensor::Clip) {
-            memory::store(&clip_view(&tiers, slot), &first_clip());
+            memory::store(clip_words(&idle, slot).dst(), &first_clip());
         }
+        drop(idle);
         let workload = Arc::new(decoder.workload().clone());
         let engine = Arc::new(Engine::new(Arc::clone(&decoder), Arc::clone(&plan), clip));
         let shuffled = options.mode != Mode::Threads;
@@ -374,17 +376,11 @@ impl Session {
     ///
     /// # Panics
     /// When something still runs.
-    pub fn homes(&self) -> Result<Homes<'_>, TierError> {
-        assert!(
-            self.runner.idle(),
-            "homes are read and written while nothing runs"
-        );
-        Homes::new(
-            self.runner.plan(),
-            self.decoder.workload(),
-            self.runner.tiers(),
-            self.runner.flipped(),
-        )
+    pub fn homes(&mut self) -> Result<Homes<'_>, TierError> {
+        let plan = Arc::clone(self.runner.plan());
+        let flipped = self.runner.flipped();
+        let tiers = self.runner.idle_tiers();
+        Homes::new(plan, self.decoder.workload(), tiers, flipped)
     }
 
     /// Goes on from what is committed on the disk that it was opened with, after all of it was read
@@ -396,7 +392,7 @@ impl Session {
     /// # Panics
     /// Where the plan is not durable.
     pub fn resume(&mut self) -> Result<Committed, TierError> {
-        let disk = self.runner.tiers().disk.as_ref();
+        let disk = self.runner.disk();
         let found = disk.expect("a durable plan has a disk").prove()?;
         self.runner.flip(found.version == 1);
         self.homes()?.refresh_copies()?;
@@ -413,20 +409,20 @@ impl Session {
     /// # Errors
     /// The system's.
     pub fn publish_disk(&self) -> Result<(), TierError> {
-        let disk = self.runner.tiers().disk.as_ref();
+        let disk = self.runner.disk();
         disk.map_or(Ok(()), Disk::publish)
     }
 
     /// The state file of each drive.
     #[must_use]
     pub fn disk_paths(&self) -> Vec<PathBuf> {
-        let disk = self.runner.tiers().disk.iter();
+        let disk = self.runner.disk().into_iter();
         disk.flat_map(Disk::paths).map(Path::to_owned).collect()
     }
 
     /// The state files need not outlive the session: what they hold is saved elsewhere.
     pub fn discard_disk(&self) {
-        if let Some(disk) = &self.runner.tiers().disk {
+        if let Some(disk) = self.runner.disk() {
             disk.discard();
         }
     }
@@ -439,7 +435,7 @@ impl Session {
     pub fn waiting_gradient(&mut self, piece: u32) -> Result<Option<Vec<u8>>, ExecError> {
         self.runner.wait()?;
         let plan = Arc::clone(self.runner.plan());
-        let tiers = self.runner.tiers();
+        let tiers = self.runner.idle_tiers();
         let found = plan.homes(Tensor::Gradient(piece)).next();
         Ok(found.and_then(|(_, slot)| {
             let memory = match slot.tier {
@@ -449,26 +445,34 @@ impl Session {
             };
             let bytes = plan.pieces[piece as usize].elements * plan.gradient.size();
             let mut out = vec![0u8; bytes as usize];
-            memory::load(&memory.view(slot.offset, bytes), &mut out);
+            memory::load(memory.lend(slot.offset, bytes).src(), &mut out);
             Some(out)
         }))
     }
 
     /// The norm of the last batch and the factor it gives, to save with a checkpoint.
+    ///
+    /// # Panics
+    /// When something still runs.
     #[must_use]
-    pub fn clip_words(&self) -> [f64; 3] {
+    pub fn clip_words(&mut self) -> [f64; 3] {
         let mut words = first_clip();
-        for (_, slot) in self.runner.plan().homes(Tensor::Clip) {
-            memory::load(&clip_view(self.runner.tiers(), slot), &mut words);
+        let plan = Arc::clone(self.runner.plan());
+        let tiers = self.runner.idle_tiers();
+        for (_, slot) in plan.homes(Tensor::Clip) {
+            memory::load(clip_words(&tiers, slot).src(), &mut words);
         }
         words
     }
 
     /// Restores what [`Session::clip_words`] gave; `previous` then goes on as if unbroken.
     pub fn restore_clip(&mut self, words: [f64; 3]) {
-        for (_, slot) in self.runner.plan().homes(Tensor::Clip) {
-            memory::store(&clip_view(self.runner.tiers(), slot), &words);
+        let plan = Arc::clone(self.runner.plan());
+        let tiers = self.runner.idle_tiers();
+        for (_, slot) in plan.homes(Tensor::Clip) {
+            memory::store(clip_words(&tiers, slot).dst(), &words);
         }
+        drop(tiers);
         self.has_norm = true;
     }
 
@@ -481,22 +485,15 @@ impl Session {
     /// Bytes reserved in each tier: device, host, disk.
     #[must_use]
     pub fn reserved(&self) -> [u64; 3] {
-        let t = self.runner.tiers();
-        [
-            t.device.bytes().0,
-            t.host.bytes().0,
-            t.disk.as_ref().map_or(0, |d| d.bytes().0),
-        ]
+        let [device, host] = self.runner.reserved();
+        let disk = self.runner.disk().map_or(0, |d| d.bytes().0);
+        [device.0, host.0, disk]
     }
 
     /// One line a drive: how I/O is done there.
     #[must_use]
     pub fn describe_disk(&self) -> Option<String> {
-        self.runner
-            .tiers()
-            .disk
-            .as_ref()
-            .map(|d| d.describe().to_owned())
+        self.runner.disk().map(|d| d.describe().to_owned())
     }
 
     /// Writes the recorded events for Perfetto.

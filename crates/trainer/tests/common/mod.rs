@@ -232,7 +232,7 @@ pub fn open(d: &Arc<Decoder>, plan: &Arc<Plan>, clip: Clip, options: SessionOpti
         },
         _ => options,
     };
-    let session = Session::open(Arc::clone(d), Arc::clone(plan), rule(clip), options)
+    let mut session = Session::open(Arc::clone(d), Arc::clone(plan), rule(clip), options)
         .expect("memory for a tiny model");
     session
         .homes()

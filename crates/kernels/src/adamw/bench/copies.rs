@@ -1,8 +1,8 @@
 //! The memory that benches use and the two copies that the update is held against.
 
-use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
+use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 
-use lowtide_device::{Queue, View};
+use lowtide_device::{Dst, Queue, Src};
 use lowtide_units::Bytes;
 use rayon::prelude::*;
 
@@ -16,16 +16,18 @@ pub(super) struct Memory {
     layout: Layout,
 }
 
-// SAFETY: memory has no thread of its own; what is done in it is the users' to order.
+// SAFETY: an allocation of our own, which only views that borrow it reach.
+unsafe impl Send for Memory {}
+// SAFETY: as above.
 unsafe impl Sync for Memory {}
 
 impl Memory {
-    /// `bytes` bytes, at least one, not yet written.
+    /// `bytes` bytes, at least one; zeros, whose pages the system gives when they are first touched.
     pub(super) fn new(bytes: usize) -> Self {
         let layout = Layout::from_size_align(bytes.next_multiple_of(HUGE_PAGE), HUGE_PAGE)
             .expect("a size that memory can have");
         // SAFETY: the size is not zero (a multiple of a huge page, from at least one byte).
-        let start = unsafe { alloc(layout) };
+        let start = unsafe { alloc_zeroed(layout) };
         if start.is_null() {
             handle_alloc_error(layout);
         }
@@ -39,10 +41,14 @@ impl Memory {
         Self { start, layout }
     }
 
-    pub(super) fn view(&self) -> View<'_> {
-        // SAFETY: the allocation lives as long as `self`; uses are ordered by this module: one
-        // call at a time, whose threads have disjoint parts.
-        unsafe { View::new(self.start, self.layout.size()) }
+    pub(super) fn dst(&mut self) -> Dst<'_> {
+        // SAFETY: the allocation lives as long as `self`, which is borrowed.
+        unsafe { Dst::new(self.start, self.layout.size()) }
+    }
+
+    pub(super) fn src(&self) -> Src<'_> {
+        // SAFETY: as `dst`: it is written through `&mut self` only.
+        unsafe { Src::new(self.start, self.layout.size()) }
     }
 }
 
@@ -60,48 +66,43 @@ pub(super) struct Copies {
     bytes: usize,
 }
 
-/// Copies one view to another of the same length that does not overlap it.
-pub(super) type Copy = fn(View<'_>, View<'_>);
+/// Copies one range to another of the same length.
+pub(super) type Copy = fn(&[u8], &mut [u8]);
 
 impl Copies {
     pub(super) fn new(q: &Queue, bytes: usize) -> Self {
         let bytes = bytes.next_multiple_of(COPY_CHUNK);
-        let copies = Self {
-            from: Memory::new(bytes),
-            to: Memory::new(bytes),
-            bytes,
-        };
-        copies.each(q, |from, to| {
-            // SAFETY: each turn has bytes of its own.
-            let (from, to) = unsafe { (from.write::<u8>(), to.write::<u8>()) };
-            from.fill(1);
-            to.fill(2);
+        let (mut from, mut to) = (Memory::new(bytes), Memory::new(bytes));
+        q.run(|| {
+            let chunks = |m: &mut Memory, byte| {
+                let all = m.dst().part(0, bytes).write::<u8>();
+                let chunks = all.par_chunks_mut(COPY_CHUNK);
+                chunks.for_each(|chunk| chunk.fill(byte));
+            };
+            chunks(&mut from, 1);
+            chunks(&mut to, 2);
         });
-        copies
+        Self { from, to, bytes }
     }
 
     pub(super) fn traffic(&self) -> Bytes {
         Bytes(2 * self.bytes as u64)
     }
 
-    pub(super) fn run(&self, q: &Queue, copy: Copy) {
-        self.each(q, copy);
-    }
-
-    fn each(&self, q: &Queue, work: impl Fn(View<'_>, View<'_>) + Sync) {
-        let (from, to) = (self.from.view(), self.to.view());
+    pub(super) fn run(&mut self, q: &Queue, copy: Copy) {
+        let from = self.from.src().part(0, self.bytes).read::<u8>();
+        let to = self.to.dst().part(0, self.bytes).write::<u8>();
         q.run(|| {
-            (0..self.bytes / COPY_CHUNK).into_par_iter().for_each(|i| {
-                let start = i * COPY_CHUNK;
-                work(from.part(start, COPY_CHUNK), to.part(start, COPY_CHUNK));
-            });
+            let pairs = from
+                .par_chunks(COPY_CHUNK)
+                .zip(to.par_chunks_mut(COPY_CHUNK));
+            pairs.for_each(|(from, to)| copy(from, to));
         });
     }
 }
 
-pub(super) fn memcpy_chunk(from: View<'_>, to: View<'_>) {
-    // SAFETY: two allocations, and this thread alone has these parts of them.
-    unsafe { to.copy_from(&from) }
+pub(super) fn memcpy_chunk(from: &[u8], to: &mut [u8]) {
+    to.copy_from_slice(from);
 }
 
 /// The copy with non-temporal stores that this processor has.
@@ -124,17 +125,13 @@ pub(super) fn non_temporal_chunk() -> Option<Copy> {
 mod x86 {
     use std::arch::x86_64::*;
 
-    use lowtide_device::View;
-
     /// How far ahead the source is asked for, in bytes, as the update asks (1 to 3 % faster).
     const AHEAD: usize = 2048;
 
     macro_rules! copy {
         ($name:ident, $feature:literal, $load:ident, $store:ident, $register:ty) => {
             #[target_feature(enable = $feature)]
-            pub(super) fn $name(from: View<'_>, to: View<'_>) {
-                // SAFETY: two allocations, and this thread alone has these parts of them.
-                let (from, to) = unsafe { (from.read::<u8>(), to.write::<u8>()) };
+            pub(super) fn $name(from: &[u8], to: &mut [u8]) {
                 let width = size_of::<$register>();
                 assert!(from.len() == to.len() && to.as_ptr().align_offset(width) == 0);
                 for (from, to) in from.chunks_exact(width).zip(to.chunks_exact_mut(width)) {
@@ -175,11 +172,10 @@ mod tests {
             .into_iter()
             .flatten()
         {
-            let copies = Copies::new(&q, 3 * COPY_CHUNK - 5);
+            let mut copies = Copies::new(&q, 3 * COPY_CHUNK - 5);
             assert_eq!(copies.bytes, 3 * COPY_CHUNK);
             copies.run(&q, copy);
-            // SAFETY: no call is running.
-            let to = unsafe { copies.to.view().read::<u8>() };
+            let to = copies.to.src().read::<u8>();
             assert!(to[..copies.bytes].iter().all(|&byte| byte == 1));
         }
     }

@@ -63,8 +63,8 @@ impl Loaded {
                     .then(|| [self.m_scale.on(q), self.v_scale.on(q)]),
             },
             grad: match grad_dtype {
-                Dtype::Bf16 => self.g16.on(q),
-                Dtype::F32 => self.g32.on(q),
+                Dtype::Bf16 => self.g16.src(q),
+                Dtype::F32 => self.g32.src(q),
             },
             grad_dtype,
             dtype,
@@ -97,7 +97,7 @@ impl Loaded {
 }
 
 /// One step by the public call.
-fn take(q: &Queue, p: &Piece<'_>, segments: &[Segment], h: &Hyper) {
+fn take(q: &Queue, p: Piece<'_>, segments: &[Segment], h: &Hyper) {
     step(
         q,
         p.w,
@@ -150,7 +150,7 @@ fn a_hundred_steps_have_the_hosts_bits() {
                 // The state stays where it is; a step brings gradients only.
                 (on.g16, on.g32) = (Numbers::of(&a.g16), Numbers::of(&a.g32));
                 let h = Hyper { step: n, ..HYPER };
-                take(q, &on.piece(q, types), &a.segments, &h);
+                take(q, on.piece(q, types), &a.segments, &h);
                 if let Some(stream) = q.cuda() {
                     stream.synchronize().unwrap();
                 }
@@ -172,7 +172,7 @@ fn the_ends_of_the_range_have_the_hosts_bits() {
             let mut on = Loaded::new(&start);
             for n in 3..6 {
                 let h = Hyper { step: n, ..HYPER };
-                take(q, &on.piece(q, types), &start.segments, &h);
+                take(q, on.piece(q, types), &start.segments, &h);
             }
             on.arrays(q, &start).bits(types.0)
         });
@@ -205,7 +205,7 @@ fn the_kernel_has_the_bits_of_exact_arithmetic() {
                 v: v.on(q),
                 scales: None,
             },
-            grad: grad.on(q),
+            grad: grad.src(q),
             grad_dtype: Dtype::F32,
             dtype: Dtype::F32,
         };
@@ -254,8 +254,8 @@ fn clipped(
             p.dtype,
             &start.segments,
             &h,
-            clip.on(q),
-            parts.as_mut().map(|x| x.on(q)),
+            clip.src(q),
+            parts.as_mut().map(|x| x.src(q)),
         );
         on.arrays(q, start).bits(types.0)
     })
