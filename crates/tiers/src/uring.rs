@@ -3,6 +3,7 @@
 //! Its gain over threads is processor time, not bandwidth. Registered memory saves pinning the
 //! pages of every block; where the limit on locked memory forbids it, blocks go unregistered.
 
+use std::any::Any;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
@@ -21,12 +22,15 @@ const PIECE: usize = if cfg!(test) { 64 << 10 } else { 1 << 30 };
 const WAKE: u64 = u64::MAX;
 
 pub(crate) struct Uring {
-    // Dropped first: closing the ring ends the kernel's use of all below.
+    // Dropped first, when nothing is in flight any more (`drop`). Closing a ring with blocks in flight
+    // does not end them: the kernel cancels what it can, some time later.
     ring: IoUring,
     event: Arc<Event>,
     event_polled: bool,
+    /// Blocks that were started and whose end was not taken yet.
+    in_flight: usize,
     /// Registered under index 0.
-    _file: Arc<StateFile>,
+    _file: Arc<dyn Any + Send + Sync>,
     registered: Option<Arena>,
 }
 
@@ -67,11 +71,12 @@ impl Uring {
                 (None, why)
             }
         };
-        let _file = Arc::clone(file);
+        let _file: Arc<dyn Any + Send + Sync> = Arc::clone(file) as _;
         let mut lane = Self {
             ring,
             event,
             event_polled: false,
+            in_flight: 0,
             _file,
             registered,
         };
@@ -113,6 +118,24 @@ impl Uring {
         (inside && whole).then_some((start / PIECE) as u16)
     }
 
+    /// Submits what was pushed and sleeps until something has ended.
+    fn enter(&mut self) -> io::Result<()> {
+        loop {
+            match self.ring.submit_and_wait(1) {
+                Ok(_) => return Ok(()),
+                Err(e) => match e.raw_os_error() {
+                    // Interrupted, or short of resources until ends are taken: both pass.
+                    Some(libc::EINTR | libc::EAGAIN | libc::EBUSY) => {
+                        if !self.ring.completion().is_empty() {
+                            return Ok(());
+                        }
+                    }
+                    _ => return Err(e),
+                },
+            }
+        }
+    }
+
     fn push(&mut self, entry: &squeue::Entry) {
         // SAFETY: the memory of an entry is valid until its end is reported (`Io`), and the file
         // and the event live as long as the ring.
@@ -139,6 +162,7 @@ impl Lane for Uring {
                 .build(),
         };
         self.push(&entry.user_data(slot as u64));
+        self.in_flight += 1;
     }
 
     fn wait(&mut self, ended: &mut Vec<(usize, io::Result<usize>)>) {
@@ -147,19 +171,8 @@ impl Lane for Uring {
             self.push(&poll.build().user_data(WAKE));
             self.event_polled = true;
         }
-        loop {
-            match self.ring.submit_and_wait(1) {
-                Ok(_) => break,
-                Err(e) => match e.raw_os_error() {
-                    // Interrupted, or short of resources until ends are taken: both pass.
-                    Some(libc::EINTR | libc::EAGAIN | libc::EBUSY) => {
-                        if !self.ring.completion().is_empty() {
-                            break;
-                        }
-                    }
-                    _ => panic!("io_uring_enter: {e}"),
-                },
-            }
+        if let Err(e) = self.enter() {
+            panic!("io_uring_enter: {e}");
         }
         for end in self.ring.completion() {
             if end.user_data() == WAKE {
@@ -173,7 +186,24 @@ impl Lane for Uring {
                 n if n >= 0 => Ok(n as usize),
                 e => Err(io::Error::from_raw_os_error(-e)),
             };
+            self.in_flight -= 1;
             ended.push((end.user_data() as usize, result));
+        }
+    }
+}
+
+impl Drop for Uring {
+    /// Waits until the kernel is through with every block, well or badly: it writes to their memory until
+    /// then.
+    fn drop(&mut self) {
+        while self.in_flight > 0 {
+            if self.enter().is_err() {
+                // Memory that is written to at any time cannot be given back, nor can the process go on
+                // with it.
+                std::process::abort();
+            }
+            let ends = self.ring.completion().filter(|end| end.user_data() != WAKE);
+            self.in_flight -= ends.count();
         }
     }
 }
@@ -287,5 +317,64 @@ mod tests {
                 assert!(to_all.as_slice() == image, "{}", disk.describe());
             }
         }
+    }
+
+    /// A read of a pipe ends when somebody writes into it: until then the kernel has its memory.
+    #[test]
+    fn a_ring_is_closed_when_nothing_is_in_flight_any_more() {
+        use std::io::Write;
+        use std::sync::atomic::{AtomicBool, Ordering};
+
+        let (reader, mut writer) = std::io::pipe().unwrap();
+        let ring = build(4);
+        let registered = ring.and_then(|ring| {
+            let done = ring.submitter().register_files(&[reader.as_raw_fd()]);
+            done.map(|()| ring)
+        });
+        let ring = match registered {
+            Ok(ring) => ring,
+            Err(e) => {
+                #[allow(clippy::print_stderr, reason = "a skipped test says so")]
+                {
+                    eprintln!("skipped: {e}");
+                }
+                return;
+            }
+        };
+        let mut lane = Uring {
+            ring,
+            event: Arc::new(Event::new().unwrap()),
+            event_polled: false,
+            in_flight: 0,
+            _file: Arc::new(reader),
+            registered: None,
+        };
+        let page = Arena::new(Bytes(4096), Fill::Zero).unwrap();
+        lane.start(
+            0,
+            Io {
+                kind: Kind::Read,
+                memory: page.base(),
+                bytes: 4096,
+                at: u64::MAX, // no place: it is a pipe
+            },
+        );
+        lane.ring.submit().unwrap();
+        let written = Arc::new(AtomicBool::new(false));
+        let late = Arc::clone(&written);
+        let thread = std::thread::spawn(move || {
+            std::thread::sleep(std::time::Duration::from_millis(100));
+            late.store(true, Ordering::Release);
+            writer.write_all(b"late").unwrap();
+        });
+        drop(lane);
+        assert!(
+            written.load(Ordering::Acquire),
+            "the ring was closed with a read in flight"
+        );
+        let all = page.range(0, 4).unwrap();
+        // SAFETY: nothing is in flight any more.
+        assert_eq!(unsafe { all.as_slice() }, b"late");
+        thread.join().unwrap();
     }
 }
