@@ -183,7 +183,9 @@ fn planted_faults_are_found() {
         (t.lane == crate::plan::Lane::GPU).then(|| Some((args.next()?.slot, args.next()?.slot)))?
     });
     let (a, b) = two.expect("an operation between two tensors");
-    broken.slots[a as usize].offset = broken.slots[b as usize].offset;
+    let size = |slot: u32| good.slots[slot as usize].bytes;
+    let (small, large) = if size(a) < size(b) { (a, b) } else { (b, a) };
+    broken.slots[small as usize].offset = broken.slots[large as usize].offset;
     fails(&broken, "over its own argument");
     // A read of nothing.
     let copy = |t: &crate::plan::Task| {
