@@ -353,13 +353,7 @@ fn advice(e: &TrainError) -> Vec<String> {
             "free some space there, keep fewer checkpoints (--set checkpoint.keep=1), or choose another \
              output directory (--set output=DIR)",
         ),
-        TrainError::Unsaved { older, .. } => vec![match older {
-            Some(path) => format!(
-                "free some space; the same command goes on from {}, which is whole",
-                path.display()
-            ),
-            None => "free some space; there is no earlier checkpoint".to_owned(),
-        }],
+        TrainError::Unsaved { older, source, .. } => unsaved_advice(source, older.as_deref()),
         TrainError::Broken { path, whole, .. } => going_on(path, whole.as_deref()),
         TrainError::Durable { .. } => vec![
             "put back what changed (checkpoint.durable, budget.disk, plan.pieces) to go on from that step"
@@ -401,6 +395,26 @@ fn advice(e: &TrainError) -> Vec<String> {
         }
         TrainError::Exec(_) => Vec::new(),
     }
+}
+
+/// What to do about the last save, and where the run stands.
+fn unsaved_advice(why: &TrainError, older: Option<&Path>) -> Vec<String> {
+    let full = ["No space left", "quota exceeded"];
+    let first = match why {
+        TrainError::Room { .. } => "free some space".to_owned(),
+        e if full.iter().any(|word| e.to_string().contains(word)) => "free some space".to_owned(),
+        e => advice(e)
+            .into_iter()
+            .next()
+            .unwrap_or_else(|| "put right what is named".to_owned()),
+    };
+    vec![match older {
+        Some(path) => format!(
+            "{first}; the same command goes on from {}, which is whole",
+            path.display()
+        ),
+        None => format!("{first}; there is no earlier checkpoint"),
+    }]
 }
 
 /// How to go on without a checkpoint that is broken.

@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::FlockOperation;
+use rustix::fs::{AtFlags, FlockOperation};
 use rustix::io::Errno;
 
 use crate::{TierError, litter};
@@ -15,6 +15,8 @@ use crate::{TierError, litter};
 #[derive(Debug)]
 pub struct DirLock {
     path: PathBuf,
+    /// The directory, wherever it is by now.
+    dir: File,
     /// The lock is this open file's.
     _file: File,
 }
@@ -65,16 +67,23 @@ impl DirLock {
             // For whoever finds it locked; nothing depends on it.
             let text = format!("{:<20}\n", std::process::id());
             let _ = file.write_all_at(text.as_bytes(), 0);
+            let opened = File::open(dir);
+            let dir = opened.map_err(|e| TierError::file("opening", dir, &e))?;
             litter::add(&path);
-            return Ok(Self { path, _file: file });
+            return Ok(Self {
+                path,
+                dir,
+                _file: file,
+            });
         }
     }
 }
 
 impl Drop for DirLock {
     fn drop(&mut self) {
-        // Still under the lock; if it fails there is nobody to tell, and the next holder takes it over.
-        let _ = std::fs::remove_file(&self.path);
+        // Still under the lock; if it fails there is nobody to tell, and the next holder takes it over. By
+        // the directory: what its path leads to by now may be another one, with another's lock.
+        let _ = rustix::fs::unlinkat(&self.dir, Self::NAME, AtFlags::empty());
         litter::remove(&self.path);
     }
 }

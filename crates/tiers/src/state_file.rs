@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use lowtide_units::Bytes;
-use rustix::fs::FallocateFlags;
+use rustix::fs::{AtFlags, FallocateFlags};
 
 use crate::disk::Open;
 use crate::header::{HEADER, Header, MAGIC, Unread};
@@ -32,6 +32,8 @@ pub(crate) const DATA: u64 = 2 << 20;
 pub(crate) struct StateFile {
     /// The name that it has or will have.
     pub(crate) path: PathBuf,
+    /// Its directory, wherever that is by now.
+    parent: File,
     /// Page cache I/O.
     file: File,
     /// What blocks are moved through; `None` where the file system refuses O_DIRECT.
@@ -94,6 +96,7 @@ impl StateFile {
     fn take(path: PathBuf, old: &Header, header: &Header) -> Result<Self, TierError> {
         let file = open_own(&path, OpenOptions::new().read(true).write(true))?;
         let state = Self {
+            parent: parent(&path)?,
             path,
             file,
             direct: None,
@@ -126,8 +129,10 @@ impl StateFile {
         let pending = path.with_file_name(PENDING);
         remove_pending(&pending)?;
         let mut new = OpenOptions::new();
+        let parent = parent(&path)?;
         let file = open_own(&pending, new.read(true).write(true).create_new(true))?;
         let state = Self {
+            parent,
             path,
             file,
             direct: None,
@@ -260,11 +265,19 @@ impl Drop for StateFile {
     fn drop(&mut self) {
         let named = self.named.load(Ordering::Relaxed);
         if !named || !self.keep.load(Ordering::Relaxed) {
-            // The directory is still locked; if it fails there is nobody to tell and nothing is lost.
-            let _ = std::fs::remove_file(self.now());
+            // The directory is still locked; if it fails there is nobody to tell and nothing is lost. By the
+            // directory: what its path leads to by now may be another one, with another's state.
+            let name = if named { NAME } else { PENDING };
+            let _ = rustix::fs::unlinkat(&self.parent, name, AtFlags::empty());
             litter::remove(&self.now());
         }
     }
+}
+
+/// The open directory of a file.
+fn parent(path: &Path) -> Result<File, TierError> {
+    let dir = path.parent().expect("a file in a directory");
+    File::open(dir).map_err(|e| TierError::file("opening", dir, &e))
 }
 
 #[repr(align(4096))]

@@ -281,10 +281,7 @@ pub fn prune(output: &Output, step: u64, keep: usize) -> Result<Vec<String>, Tra
     let Some(checkpoints) = output.folder().sub(CHECKPOINTS)? else {
         return Ok(Vec::new());
     };
-    let steps: Vec<u64> = list(output.folder().path())
-        .into_iter()
-        .map(|(step, _)| step)
-        .collect();
+    let steps = steps(&checkpoints)?;
     let mut told = Vec::new();
     for old in superfluous(&steps, step, keep) {
         match shelf(&checkpoints).give_up(&name_of(old)) {
@@ -293,6 +290,25 @@ pub fn prune(output: &Output, step: u64, keep: usize) -> Result<Vec<String>, Tra
         }
     }
     Ok(told)
+}
+
+/// How many checkpoints an output has.
+///
+/// # Errors
+/// When their directory cannot be read.
+pub fn count(output: &Output) -> Result<usize, TrainError> {
+    let checkpoints = output.folder().sub(CHECKPOINTS)?;
+    checkpoints.map_or(Ok(0), |folder| Ok(steps(&folder)?.len()))
+}
+
+/// The steps of the checkpoints in their directory, ascending.
+fn steps(checkpoints: &Folder) -> Result<Vec<u64>, TrainError> {
+    let names = checkpoints.entries()?.into_iter();
+    let mut steps: Vec<u64> = names
+        .filter_map(|(name, _)| step_of(name.to_str()?))
+        .collect();
+    steps.sort_unstable();
+    Ok(steps)
 }
 
 /// Which of these steps, in ascending order, go.
@@ -312,7 +328,9 @@ fn write(
     let path = folder.at(STATE);
     let layout = layout(w);
     let data = layout.header.len() as u64..layout.bytes();
-    let file = DirectFile::create(&path, data.end).map_err(TrainError::io(&path))?;
+    // By the descriptor: the output directory may have been renamed since.
+    let file = DirectFile::create(&folder.reach().join(STATE), data.end);
+    let file = file.map_err(TrainError::io(&path))?;
     file.write(&layout.header, 0)
         .map_err(TrainError::io(&path))?;
     let starts: Vec<u64> = data.clone().step_by(WINDOW as usize).collect();

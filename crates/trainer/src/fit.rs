@@ -522,7 +522,9 @@ impl Fit<'_> {
         TrainError::NonFinite {
             step,
             what,
-            checkpoint: checkpoint::list(&self.run.output).pop().map(|(_, p)| p),
+            checkpoint: checkpoint::list(self.output.folder().path())
+                .pop()
+                .map(|(_, p)| p),
         }
     }
 
@@ -582,6 +584,8 @@ impl Fit<'_> {
 
     fn log(&mut self, line: &StepLine) {
         if line.step.is_multiple_of(self.run.log.every_steps) || line.step == self.total {
+            // Where it cannot, the next save tells why.
+            let _ = self.follow();
             let told = self.metrics.write(line);
             self.tell(told);
             let events = self.events.as_mut();

@@ -185,6 +185,72 @@ fn two_runs_with_one_output_directory_are_refused() {
     s.train(&[]).fine();
 }
 
+/// What a run holds is the directory that it began in: renamed or replaced, all goes on there; removed, all
+/// that is still in memory goes to a new one. Nothing is written into a directory that took its name.
+#[test]
+fn an_output_directory_that_is_moved_replaced_or_removed_costs_nothing() {
+    let s = Scratch::bare();
+    s.write("run.yaml", RUN);
+    let disk = "budget.disk=64MiB";
+    let sets = |output: &'static str| {
+        [
+            output,
+            disk,
+            "plan.optimizer=disk",
+            "train.steps=60",
+            "checkpoint.every_steps=20",
+        ]
+    };
+    s.train(&sets("output=want")).fine();
+    let want = result(&s, "want");
+    let kept = names(&s.at("want"));
+    let until = |sets: &[&str], act: &dyn Fn()| {
+        let (mut running, mut out) = started(&s, sets, "step 1/");
+        act();
+        let mut text = String::new();
+        std::io::Read::read_to_string(&mut out, &mut text).expect("text");
+        assert!(running.0.wait().expect("a child").success(), "{text}");
+        text
+    };
+    // Renamed.
+    let text = until(&sets("output=out"), &|| {
+        fs::rename(s.at("out"), s.at("moved")).unwrap();
+    });
+    assert!(text.contains("was moved or replaced"), "{text}");
+    assert_eq!(text.matches("was moved").count(), 1, "{text}");
+    let told = s.at("moved/checkpoints/step-00000060");
+    assert!(text.contains(&told.display().to_string()), "{text}");
+    assert!(!s.at("out").exists());
+    assert_eq!(result(&s, "moved"), want);
+    assert_eq!(names(&s.at("moved")), kept);
+    // Replaced, by what another run could have made.
+    copy_over(&s.at("want"), &s.at("other"));
+    fs::create_dir(s.at("other/disk")).unwrap();
+    s.write("other/disk/lowtide-state.bin", "another run's");
+    let other = files(&s.at("other"));
+    let text = until(&sets("output=out"), &|| {
+        fs::rename(s.at("out"), s.at("again")).unwrap();
+        fs::rename(s.at("other"), s.at("out")).unwrap();
+    });
+    assert!(text.contains("was moved or replaced"), "{text}");
+    assert_eq!(result(&s, "again"), want);
+    assert_eq!(names(&s.at("again")), kept);
+    assert!(files(&s.at("out")) == other, "another's was touched");
+    // Removed: what was recorded is gone, what is in memory is not.
+    let text = until(&sets("output=third"), &|| {
+        fs::remove_dir_all(s.at("third")).unwrap();
+    });
+    assert!(text.contains("was removed"), "{text}");
+    let (model, metrics) = result(&s, "third");
+    assert_eq!(model, want.0);
+    assert!(
+        !metrics.is_empty() && want.1.ends_with(&metrics),
+        "{metrics:?}"
+    );
+    let again = s.train(&sets("output=third"));
+    assert!(again.fine().text().contains("nothing to do"));
+}
+
 /// `script` in a shell that has a file system of `size` at `small`, which nobody else sees and which goes
 /// with it. `None`, told as skipped, where this user may not mount.
 #[allow(clippy::print_stdout, reason = "what is skipped must be seen")]

@@ -21,6 +21,7 @@ impl Fit<'_> {
     /// Writes the model beside its final name and then renames it: the name means it is whole.
     /// `None`: the run was asked to end, and nothing of it is left.
     pub(super) fn export(&mut self) -> Result<Option<PathBuf>, TrainError> {
+        self.follow()?;
         let told = self.room.resize(self.output.folder(), 0);
         self.tell(told);
         let shape = self.session.decoder().shape().clone();
@@ -28,14 +29,16 @@ impl Fit<'_> {
         let requests = &self.requests;
         let writer = HfWriter::new(&shape, self.run.precision, source_of(self.run));
         let put = self.output.model().put(MODEL, |folder| {
-            let pending = folder.path();
-            writer.write(pending, |p, range, out| {
+            let pending = &folder.reach();
+            let written = writer.write(pending, |p, range, out| {
                 if requests.stopping() {
                     return Err(TrainError::Stopped);
                 }
                 Ok(homes.weights(p, range, out)?)
-            })?;
-            tokenizer_files::write(&self.tokenizer, &self.stops, pending)
+            });
+            written
+                .and_then(|()| tokenizer_files::write(&self.tokenizer, &self.stops, pending))
+                .map_err(|e| folder.known(e))
         });
         match put {
             Ok(told) => self.tell(told),

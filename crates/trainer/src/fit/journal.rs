@@ -231,7 +231,8 @@ impl Fit<'_> {
         let step = told.state.step;
         self.observer
             .note(&format!("went on from {path} after step {step}"));
-        self.last_checkpoint = checkpoint::list(&self.run.output).pop().map(|(_, p)| p);
+        let output = self.output.folder().path();
+        self.last_checkpoint = checkpoint::list(output).pop().map(|(_, p)| p);
         self.state = told.state;
         for step in &told.steps {
             self.state.totals.loss(step.step, step.loss);
@@ -281,7 +282,7 @@ impl Fit<'_> {
         {
             self.exact_match("during")?;
         }
-        let newest = checkpoint::list(&self.run.output).pop();
+        let newest = checkpoint::list(self.output.folder().path()).pop();
         if self.durable && due.save && newest.is_none_or(|(at, _)| at < step) {
             self.save()?;
         }

@@ -12,9 +12,10 @@ use super::export::source_of;
 use super::{Fit, tokenizer_files};
 use crate::checkpoint;
 use crate::error::TrainError;
-use crate::output::Output;
+use crate::metrics::{EventFile, MetricsLog};
 use crate::output::mark::Kept;
 use crate::output::room::{self, Need};
+use crate::output::{self, ANSWERS, Followed, METRICS, Output, TENSORBOARD};
 use crate::planning::Planned;
 use crate::report::Phase;
 
@@ -183,7 +184,12 @@ pub(super) fn take_room(
 fn of_files(e: &TrainError) -> bool {
     matches!(
         e,
-        TrainError::File { .. } | TrainError::Link { .. } | TrainError::NotOurs { .. }
+        TrainError::File { .. }
+            | TrainError::Link { .. }
+            | TrainError::NotOurs { .. }
+            | TrainError::Locked { .. }
+            | TrainError::NoLocks { .. }
+            | TrainError::Overlap { .. }
     )
 }
 
@@ -222,6 +228,7 @@ impl Fit<'_> {
     /// Before the first step there is nothing to save.
     fn try_save(&mut self) -> Result<(), TrainError> {
         let step = self.state.step;
+        self.follow()?;
         if step == 0 || self.saved == Some(step) {
             self.cadence.saved(Instant::now());
             if step > 0 {
@@ -256,7 +263,7 @@ impl Fit<'_> {
             self.tell(marked.err().map(|e| format!("warning: {e}")));
             self.prune();
         });
-        let there = checkpoint::list(self.output.folder().path()).len();
+        let there = checkpoint::count(&self.output).unwrap_or(0);
         if step < self.total {
             let saves = saves(self.run, self.total - step);
             let n = Sizes::ahead(self.run.checkpoint.keep, there, saves);
@@ -266,6 +273,51 @@ impl Fit<'_> {
             self.tell(told);
         }
         saved
+    }
+
+    /// Goes after the output directory if it was renamed or removed since; one that was removed is made
+    /// again, and what is recorded from here on goes there.
+    pub(super) fn follow(&mut self) -> Result<(), TrainError> {
+        let Some(followed) = self.output.follow(self.run)? else {
+            return Ok(());
+        };
+        let folder = self.output.folder();
+        let now = folder.path().display();
+        match followed {
+            Followed::Moved { was } => {
+                let told = format!(
+                    "warning: {} was moved or replaced; the run goes on writing into the directory that it \
+                     began in, which is {now} now",
+                    was.display()
+                );
+                self.last_checkpoint = self.last_checkpoint.take().map(|path| {
+                    let within = path.strip_prefix(&was).map(|rest| folder.at(rest));
+                    within.unwrap_or(path)
+                });
+                self.tell([told]);
+            }
+            Followed::Anew { was } => {
+                let told = format!(
+                    "warning: {} was removed with what the run had written there: checkpoints, metrics and the \
+                     model go to a new directory, {now}",
+                    was.display()
+                );
+                self.saved = None;
+                self.last_checkpoint = None;
+                let log = |name| MetricsLog::open(folder, name, Some(self.state.step));
+                self.metrics = log(METRICS)?;
+                self.answers = match self.answers {
+                    Some(_) => Some(log(ANSWERS)?),
+                    None => None,
+                };
+                if self.events.is_some() {
+                    self.events = Some(EventFile::create(&folder.make(TENSORBOARD)?)?);
+                }
+                super::write_json(folder, output::RUN, self.run)?;
+                self.tell([told]);
+            }
+        }
+        Ok(())
     }
 
     /// Removes checkpoints that are too many. One that stays is no reason to end a run.

@@ -76,7 +76,7 @@ impl Fit<'_> {
             nothing_to_do: false,
             output: ends.output,
             checkpoint: self.last_checkpoint.clone(),
-            metrics: self.run.output.join(METRICS),
+            metrics: self.output.folder().at(METRICS),
             trace: ends.trace,
         }
     }

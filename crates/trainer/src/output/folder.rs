@@ -4,7 +4,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
@@ -40,6 +40,15 @@ pub enum Found {
     Other,
 }
 
+/// What became of a directory whose path does not lead to it any more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Moved {
+    /// It has another path.
+    To(PathBuf),
+    /// It was removed: nothing can be made in it.
+    Gone,
+}
+
 impl From<FileType> for Found {
     fn from(kind: FileType) -> Self {
         match kind {
@@ -64,6 +73,49 @@ impl Folder {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The way to it through its descriptor, for whom takes paths: it leads here whatever became of the
+    /// path. See [`Folder::known`].
+    pub(crate) fn reach(&self) -> PathBuf {
+        let by_descriptor = PathBuf::from(format!("/proc/self/fd/{}", self.fd.as_raw_fd()));
+        if by_descriptor.exists() {
+            by_descriptor
+        } else {
+            self.path.clone()
+        }
+    }
+
+    /// An error about a path that begins with [`Folder::reach`], with the path that people know.
+    pub(crate) fn known(&self, mut error: TrainError) -> TrainError {
+        use lowtide_model::ModelError;
+        if let TrainError::File { path, .. }
+        | TrainError::Model(ModelError::Io { path, .. } | ModelError::ExportExists { path }) =
+            &mut error
+            && let Ok(rest) = path.strip_prefix(self.reach())
+        {
+            *path = self.path.join(rest);
+        }
+        error
+    }
+
+    /// Whether its path leads elsewhere now, or nowhere.
+    pub(super) fn moved(&self) -> Option<Moved> {
+        let own = rustix::fs::fstat(&self.fd).ok()?;
+        if own.st_nlink == 0 {
+            return Some(Moved::Gone);
+        }
+        match rustix::fs::stat(&self.path) {
+            Ok(named) if (named.st_dev, named.st_ino) == (own.st_dev, own.st_ino) => return None,
+            _ => {}
+        }
+        let now = std::fs::read_link(self.reach()).ok()?;
+        (now != self.path).then_some(Moved::To(now))
+    }
+
+    /// Calls it by the path that it has now.
+    pub(super) fn call(&mut self, path: PathBuf) {
+        self.path = path;
     }
 
     /// Where `name` is in it.

@@ -16,7 +16,7 @@ use rustix::io::Errno;
 
 use crate::checkpoint;
 use crate::error::TrainError;
-use folder::{Folder, Found};
+use folder::{Folder, Found, Moved};
 use mark::{Holds, Kept, MARK, Mark};
 use replace::Shelf;
 use steps::step;
@@ -160,11 +160,52 @@ impl Output {
         Ok(())
     }
 
+    /// Looks whether the directory was renamed, replaced or removed since. All goes on in the one that is
+    /// held: it is what is locked, and what was written is in it. If it was removed there is nothing to
+    /// go on in, and the run's output is taken anew, so that what is still in memory can be saved.
+    ///
+    /// # Errors
+    /// As [`Output::open`], where it was removed.
+    pub fn follow(&mut self, run: &Run) -> Result<Option<Followed>, TrainError> {
+        let was = self.folder.path().to_owned();
+        match self.folder.moved() {
+            None => Ok(None),
+            Some(Moved::To(now)) => {
+                self.folder.call(now);
+                Ok(Some(Followed::Moved { was }))
+            }
+            Some(Moved::Gone) => {
+                let mut new = Self::open(run)?;
+                new.keep(Kept {
+                    saved: None,
+                    ..self.kept.clone()
+                })?;
+                *self = new;
+                Ok(Some(Followed::Anew { was }))
+            }
+        }
+    }
+
     /// Where the models of this output are.
     #[must_use]
     pub fn model(&self) -> Shelf<'_> {
         model_shelf(&self.folder)
     }
+}
+
+/// What [`Output::follow`] has found.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Followed {
+    /// The directory has another path than it had.
+    Moved {
+        /// That one.
+        was: PathBuf,
+    },
+    /// It was removed, and this is another one, with nothing in it.
+    Anew {
+        /// Where it was.
+        was: PathBuf,
+    },
 }
 
 impl Drop for Output {
