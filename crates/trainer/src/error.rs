@@ -436,6 +436,18 @@ pub enum RecordProblem {
          reaches into; move the characters at the border into the prompt or into the completion"
     )]
     Border,
+    /// Reading the record would take more memory than the run may have.
+    #[error(
+        "{bytes} of text take up to {need} of host memory while they are read, and {have} are allowed"
+    )]
+    Memory {
+        /// Bytes of the record, or of a text that it makes.
+        bytes: Bytes,
+        /// Bytes of memory for them.
+        need: Bytes,
+        /// Bytes that may be taken (`budget.host`).
+        have: Bytes,
+    },
     /// The tokenizer failed.
     #[error("tokenizer: {reason}")]
     Tokenize {

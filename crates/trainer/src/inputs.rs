@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use lowtide_config as config;
 use lowtide_config::Run;
+use lowtide_tiers::HostMemory;
 use lowtide_units::Bytes;
 use lowtide_workload::Batch;
 
@@ -60,6 +61,7 @@ pub fn open_tokenizer(run: &Run, now: Option<i64>) -> Result<Tokenizer, TrainErr
     if let Some(now) = now {
         tokenizer = tokenizer.with_now(now)?;
     }
+    tokenizer = tokenizer.with_memory(reading_memory(run));
     let vocab = shape_of(run)?.vocab;
     let (token, id) = tokenizer.largest();
     if i64::from(id) >= i64::from(vocab) {
@@ -102,7 +104,14 @@ pub fn load_options(run: &Run) -> LoadOptions {
         },
         system: d.system.clone(),
         separator: d.separator.clone().unwrap_or_default(),
+        memory: reading_memory(run).0,
     }
+}
+
+/// Host memory that may be taken while data are read: nothing else of the run is there yet.
+fn reading_memory(run: &Run) -> Bytes {
+    let free = HostMemory::available();
+    run.budget.host.map_or(free, |budget| budget.min(free))
 }
 
 /// In which order the run's rows are dealt out.

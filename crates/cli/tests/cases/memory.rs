@@ -54,6 +54,54 @@ fn planned_host_memory_covers_what_is_resident_at_any_accumulation() {
     assert!(slack.iter().all(|&s| s < 300 * MIB), "{slack:?}\n{rows}");
 }
 
+/// The tokenizers' crate takes 140 bytes for each byte of a text; a long one is given to it in windows. What still
+/// does not fit is refused before it is tried.
+#[test]
+fn a_long_record_is_read_in_bounds_or_refused() {
+    let case = Scratch::bare();
+    // Rates of before, and no drive: what is held before the plan is the data alone.
+    let run = RUN.replace(", disk: 256MiB", "").replace(
+        "plan: { weights: host, optimizer: disk, gradients: host }",
+        "",
+    );
+    case.write("run.yaml", &run);
+    case.train(&["train.steps=1", "output=first"]).fine();
+    case.write("run.yaml", run + "plan: { machine: first/machine.json }\n");
+    let quick = case.read("train.jsonl");
+    let record = |mib: u64| {
+        let text = "How do we call the young of the pig? ".repeat((mib * MIB / 37) as usize);
+        let (user, answer) = (
+            "{\"role\": \"user\", \"content\": ",
+            "{\"role\": \"assistant\", \"content\": ",
+        );
+        format!("{{\"messages\": [{user}\"{text}\"}}, {answer}\"A piglet.\"}}]}}\n")
+    };
+    let lines = quick.lines().count();
+    case.write("train.jsonl", format!("{quick}{}", record(4)));
+    let args = ["train", "run.yaml", "--json", "--set", "train.steps=1"];
+    let json = case.run(&args).fine().json();
+    let start = json["start_rss_bytes"].as_u64().expect("measured");
+    assert!(
+        start < 120 * MIB,
+        "{} MiB while 4 MiB were read",
+        start / MIB
+    );
+    case.write("train.jsonl", format!("{quick}{}", record(8)));
+    let line = format!("train.jsonl:{}: ", lines + 1);
+    case.train(&["train.steps=1"]).refused(&[
+        &line,
+        "host memory",
+        "256.0 MiB are allowed",
+        "budget.host",
+    ]);
+    let skipped = case.train(&["train.steps=1", "data.on_error=skip", "output=skipped"]);
+    assert!(
+        skipped.fine().text().contains("host memory"),
+        "{}",
+        skipped.text()
+    );
+}
+
 /// Reading the data counts: here it takes more than all arenas.
 #[test]
 fn reading_the_data_is_in_what_is_told() {

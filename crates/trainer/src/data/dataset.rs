@@ -1,14 +1,16 @@
 //! All examples of the data files, tokenised, with what was counted on the way.
 
+use std::iter::Peekable;
 use std::path::{Path, PathBuf};
 
+use lowtide_units::Bytes;
 use rayon::prelude::*;
 
 use super::foreign;
 use super::jsonl::{Fields, Format, LINE_BYTES_MAX, Line, Lines, Schema};
 use super::mask::{Encoder, Example, LossOn};
 use super::remarks::Remarks;
-use super::tokenizer::Tokenizer;
+use super::tokenizer::{Tokenizer, WHOLE_COST, WINDOW};
 use crate::error::{DataError, RecordProblem};
 
 /// What becomes of a record that cannot be used.
@@ -38,6 +40,8 @@ pub struct LoadOptions {
     pub line_bytes_max: usize,
     /// What becomes of a record that cannot be used.
     pub on_error: OnError,
+    /// Bytes of host memory that records may take while they are read.
+    pub memory: u64,
 }
 
 impl Default for LoadOptions {
@@ -50,6 +54,7 @@ impl Default for LoadOptions {
             system: None,
             line_bytes_max: LINE_BYTES_MAX,
             on_error: OnError::default(),
+            memory: u64::MAX,
         }
     }
 }
@@ -228,10 +233,10 @@ pub(crate) fn read<T: Send>(
     let mut encoder = None;
     let (mut left_out, mut n_taken) = (Remarks::default(), 0u64);
     for path in paths {
-        let mut lines = Lines::open(path, options.line_bytes_max)?;
+        let mut lines = Lines::open(path, options.line_bytes_max)?.peekable();
         let mut is_first = true;
         loop {
-            let chunk = chunk(&mut lines)?;
+            let chunk = chunk(&mut lines, options.memory)?;
             if chunk.is_empty() {
                 break;
             }
@@ -246,7 +251,11 @@ pub(crate) fn read<T: Send>(
             let done: Vec<Result<T, RecordProblem>> = match &encoder {
                 Some(encoder) => chunk
                     .into_par_iter()
-                    .map(|line| work(encoder, &line.text?))
+                    .map(|line| {
+                        let text = line.text?;
+                        affordable(text.len(), options.memory)?;
+                        work(encoder, &text)
+                    })
                     .collect(),
                 None => chunk
                     .into_iter()
@@ -330,14 +339,46 @@ fn schema(options: &LoadOptions, chunk: &[Line]) -> Option<Schema> {
     }
 }
 
-fn chunk(lines: &mut Lines) -> Result<Vec<Line>, DataError> {
+/// Bytes of memory that a record takes for each of its line's while it is read: the line, its values (two copies),
+/// its texts as rendered, their tokens with their places. English takes 14, a token for each character 33, tools
+/// in small pieces 35 (docs/robustness.md). Of its text a window is tokenised at a time.
+const RECORD_COST: u64 = 40;
+
+/// Most bytes of memory that a record takes while it is read.
+fn cost(bytes: usize) -> u64 {
+    let bytes = bytes as u64;
+    let window = bytes.min(WINDOW as u64) * WHOLE_COST;
+    bytes.saturating_mul(RECORD_COST).saturating_add(window)
+}
+
+/// Refuses a record that cannot be read within so much memory.
+fn affordable(bytes: usize, memory: u64) -> Result<(), RecordProblem> {
+    let need = cost(bytes);
+    match need <= memory {
+        true => Ok(()),
+        false => Err(RecordProblem::Memory {
+            bytes: Bytes(bytes as u64),
+            need: Bytes(need),
+            have: Bytes(memory),
+        }),
+    }
+}
+
+/// The next lines, as many as may be read at once: one at least. Threads tokenise a window each.
+fn chunk(lines: &mut Peekable<Lines>, memory: u64) -> Result<Vec<Line>, DataError> {
+    let windows = rayon::current_num_threads() as u64 * cost(WINDOW);
+    let rest = memory.saturating_sub(windows).max(memory / 2) / RECORD_COST;
+    let most = usize::try_from(rest).unwrap_or(usize::MAX).min(CHUNK_BYTES);
     let (mut chunk, mut n_bytes) = (Vec::new(), 0);
-    while chunk.len() < CHUNK_LINES && n_bytes < CHUNK_BYTES {
-        let Some(line) = lines.next() else {
-            break;
-        };
+    let bytes = |line: &Line| line.text.as_ref().map_or(0, String::len);
+    while chunk.len() < CHUNK_LINES
+        && let Some(line) = lines.next_if(|line| {
+            let next = line.as_ref().map_or(0, bytes);
+            n_bytes == 0 || n_bytes + next <= most
+        })
+    {
         let line = line?;
-        n_bytes += line.text.as_ref().map_or(0, String::len);
+        n_bytes += bytes(&line);
         chunk.push(line);
     }
     Ok(chunk)

@@ -31,6 +31,7 @@ mod testing;
 pub mod tokenizer;
 pub mod trial;
 mod turns;
+mod windows;
 
 pub use batches::{Batch, BatchShape, Batches, Dealing, EvalBatches, LastBatch, Micro, State};
 pub use chat::ChatTemplate;

@@ -4,11 +4,12 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use lowtide_files::JsonProblem;
+use lowtide_units::Bytes;
 use serde_json::{Map, Value};
 use tokenizers::ModelWrapper;
 
 use super::chat::ChatTemplate;
-use super::trial;
+use super::{trial, windows};
 use crate::clock::now;
 use crate::error::{DataError, RecordProblem};
 
@@ -34,7 +35,17 @@ pub struct Tokenizer {
     template_given: bool,
     now_unix_s: i64,
     template: Option<ChatTemplate>,
+    /// Bytes of memory that a text may take while it is tokenised.
+    memory: u64,
 }
+
+/// Longest text that is tokenised in one go.
+pub(super) const WINDOW: usize = 64 << 10;
+/// Bytes of a text that two windows of it share.
+const OVERLAP: usize = 8 << 10;
+/// Bytes of memory that the crate takes for a byte of text while it tokenises it, measured on English: normalised
+/// pieces with the place of each byte, a string for each token.
+pub(super) const WHOLE_COST: u64 = 150;
 
 impl Tokenizer {
     /// Opens `path`, a `tokenizer.json` or the directory that holds one.
@@ -126,6 +137,7 @@ impl Tokenizer {
             template_given: false,
             now_unix_s: now().as_secs() as i64,
             template: None,
+            memory: u64::MAX,
         };
         if let Some(text) = eos {
             tokenizer.eos = Some(tokenizer.id(&text)?);
@@ -172,6 +184,15 @@ impl Tokenizer {
         self.templates
             .iter()
             .any(|(_, source)| source.contains(word))
+    }
+
+    /// Refuses a text that would take more bytes of memory than this while it is tokenised.
+    #[must_use]
+    pub fn with_memory(self, memory: Bytes) -> Self {
+        Self {
+            memory: memory.0,
+            ..self
+        }
     }
 
     /// Shows templates this time (seconds since 1970, UTC) instead of the time of opening. A
@@ -249,6 +270,10 @@ impl Tokenizer {
 
     /// The tokens of a text, without anything added.
     pub fn encode(&self, text: &str) -> Result<Vec<i32>, RecordProblem> {
+        if text.len() > WINDOW {
+            let tokens = self.encode_with_ranges(text)?;
+            return Ok(tokens.into_iter().map(|(id, _)| id).collect());
+        }
         let encoding = self.encoding(|| self.inner.encode_fast(text, false))?;
         Ok(encoding.get_ids().iter().map(|&id| id as i32).collect())
     }
@@ -283,6 +308,29 @@ impl Tokenizer {
     /// The tokens of a text and the bytes of it that each stands for. Tokens of one character
     /// that was cut into several all have the range of the character.
     pub fn encode_with_ranges(
+        &self,
+        text: &str,
+    ) -> Result<Vec<(i32, Range<usize>)>, RecordProblem> {
+        if text.len() > WINDOW {
+            let part = |range: Range<usize>| self.encode_whole(&text[range]);
+            if let Some(tokens) = windows::tokens(text, WINDOW, OVERLAP, &part)? {
+                return Ok(tokens);
+            }
+            // A few texts have no two windows that agree: a word longer than a window, for instance.
+            let need = WHOLE_COST.saturating_mul(text.len() as u64);
+            if need > self.memory {
+                return Err(RecordProblem::Memory {
+                    bytes: Bytes(text.len() as u64),
+                    need: Bytes(need),
+                    have: Bytes(self.memory),
+                });
+            }
+        }
+        self.encode_whole(text)
+    }
+
+    /// The same in one go, which takes about [`WHOLE_COST`] bytes of memory for each of the text's.
+    pub(super) fn encode_whole(
         &self,
         text: &str,
     ) -> Result<Vec<(i32, Range<usize>)>, RecordProblem> {
