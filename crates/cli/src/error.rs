@@ -165,7 +165,14 @@ fn fitting(refused: &Refused) -> Vec<String> {
             (tier, _) => format!("--set budget.{tier}={}", enough(*need)),
         })
         .collect();
-    let mut lines = vec![format!("the nearest budgets that fit: {}", sets.join(" "))];
+    let sets = sets.join(" ");
+    let mut lines = vec![match refused.beyond() {
+        None => format!("the nearest budgets that fit: {sets}"),
+        Some((need, total)) => format!(
+            "the nearest budgets that fit take {need} of host memory and this machine has {total}: {sets} is for a \
+             larger one"
+        ),
+    }];
     if let Some(disk) = refused.refusal.with_disk {
         lines.push(format!(
             "or a drive, with the memory that is allowed: --set budget.disk={}",
@@ -295,7 +302,7 @@ fn advice(e: &TrainError) -> Vec<String> {
         TrainError::DiskWrites(_) => one(
             "allow more, train for fewer steps, or give more host or device memory, so that less lies on the drives",
         ),
-        TrainError::Threads { .. } => one(
+        TrainError::Threads { .. } | TrainError::Exec(ExecError::Threads { .. }) => one(
             "leave threads out to take all cores, or raise the limit on processes (ulimit -u, pids.max)",
         ),
         TrainError::Budget { .. } => one(
@@ -354,6 +361,14 @@ fn advice(e: &TrainError) -> Vec<String> {
              output directory (--set output=DIR)",
         ),
         TrainError::Unsaved { older, source, .. } => unsaved_advice(source, older.as_deref()),
+        TrainError::NotACheckpoint { newest, .. } => vec![
+            format!(
+                "the newest checkpoint in it: --set checkpoint.resume={}",
+                newest.display()
+            ),
+            "or --set checkpoint.resume=auto, which goes on from the newest one in the output directory"
+                .to_owned(),
+        ],
         TrainError::Broken { path, whole, .. } => going_on(path, whole.as_deref()),
         TrainError::Durable { .. } => vec![
             "put back what changed (checkpoint.durable, budget.disk, plan.pieces) to go on from that step"
@@ -466,6 +481,15 @@ fn file_advice(e: &FileError) -> Vec<String> {
 /// What to do about a model directory.
 fn model_advice(e: &ModelError) -> Vec<String> {
     let text = match e {
+        ModelError::Config { source, .. } => match &**source {
+            ModelError::Unsupported { .. } => {
+                "lowtide does not compute such a model: which it does, README says under \"Your own model and data\""
+            }
+            ModelError::MissingKey { .. } => {
+                "add the key to that file, as the model's makers published it"
+            }
+            _ => "correct it in that file, as the model's makers published it",
+        },
         ModelError::NoConfig { found, .. } => match found.as_deref() {
             Some("params.json") => {
                 "it has weights as their makers published them: fetch the version for transformers"

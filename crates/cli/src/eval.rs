@@ -38,6 +38,8 @@ pub fn eval(args: &EvalArgs, out: Out) -> Answer {
     let extract = Extract::of(&run);
     let questions = questions(&run, &tokenizer, &extract)?;
     drop(waiting);
+    inputs.notes.iter().for_each(|note| out.text(note));
+    inputs.details.iter().for_each(|detail| out.detail(detail));
     out.text(&format!("model: {}", crate::generate::name(&run)));
     let mut session = ready(&run)?;
     let waiting = Waiting::begin(Phase::Evaluating.name());

@@ -227,9 +227,14 @@ fn summary(r: &TrainReport, events: Option<&Path>, cuda: bool) -> String {
     line(
         "steps",
         format!(
-            "{}, {} tokens in {}{}",
+            "{}, {} tokens{}{}{}",
             r.steps,
             r.tokens,
+            // A process that was killed took the times of its last steps with it.
+            match r.timed_tokens {
+                n if n == r.tokens || n == 0 => " in ".to_owned(),
+                n => format!("; {n} of them in "),
+            },
             seconds(r.seconds),
             rate(r.tokens_per_second)
         ),

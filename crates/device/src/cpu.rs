@@ -1,5 +1,7 @@
 //! The CPU device: kernels on threads of its own.
 
+use std::io;
+
 use lowtide_tiers::numa;
 
 /// A pool of threads of one lane, on which CPU kernels run.
@@ -15,22 +17,20 @@ pub struct Pool {
 impl Pool {
     /// A pool of `threads` threads, named after its lane.
     ///
-    /// # Panics
+    /// # Errors
     /// When the system refuses to start a thread.
-    #[must_use]
-    pub fn new(lane: &str, threads: usize) -> Self {
-        Self::build(lane, threads, |_| ())
+    pub fn new(lane: &str, threads: usize) -> io::Result<Self> {
+        Self::build(lane, threads, None, |_| ())
     }
 
     /// As [`Pool::new`]; where the machine has several NUMA nodes, each thread stays on a core of
     /// its own, on the nodes in turn. With `give_way` they leave their cores to whoever of the usual
     /// priority wakes ([`numa::give_way`]).
     ///
-    /// # Panics
+    /// # Errors
     /// As [`Pool::new`].
-    #[must_use]
-    pub fn spread(lane: &str, threads: usize, give_way: bool) -> Self {
-        Self::build(lane, threads, move |i| {
+    pub fn spread(lane: &str, threads: usize, give_way: bool) -> io::Result<Self> {
+        Self::build(lane, threads, None, move |i| {
             if let Some(core) = numa::core_of(i) {
                 numa::stay_on(&[core]);
             }
@@ -40,15 +40,22 @@ impl Pool {
         })
     }
 
-    fn build(lane: &str, threads: usize, start: impl Fn(usize) + Send + Sync + 'static) -> Self {
+    fn build(
+        lane: &str,
+        threads: usize,
+        stack: Option<usize>,
+        start: impl Fn(usize) + Send + Sync + 'static,
+    ) -> io::Result<Self> {
         let name = lane.to_owned();
-        let pool = rayon::ThreadPoolBuilder::new()
+        let mut pool = rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
             .thread_name(move |i| format!("{name}-{i}"))
-            .start_handler(start)
-            .build()
-            .expect("threads can be started");
-        Self { pool, threads }
+            .start_handler(start);
+        if let Some(bytes) = stack {
+            pool = pool.stack_size(bytes);
+        }
+        let pool = pool.build().map_err(io::Error::other)?;
+        Ok(Self { pool, threads })
     }
 
     /// How many threads it has.
@@ -60,5 +67,18 @@ impl Pool {
     /// Runs `work` on the pool's threads; `rayon`'s parallel iterators inside it use them.
     pub fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
         self.pool.install(work)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn threads_that_cannot_be_started_are_an_error() {
+        // No address space has room for such a stack.
+        let error = Pool::build("gpu", 2, Some(1 << 62), |_| ()).unwrap_err();
+        assert!(!error.to_string().is_empty());
+        assert_eq!(Pool::new("gpu", 2).unwrap().threads(), 2);
     }
 }

@@ -1,5 +1,7 @@
 //! Where kernels run, on either device.
 
+use std::io;
+
 use crate::cpu::Pool;
 use crate::view::{Dst, Src};
 use crate::{Make, cuda, memory};
@@ -23,17 +25,24 @@ impl Queue {
     /// When the system refuses to start a thread.
     #[must_use]
     pub fn new(lane: &str, threads: usize) -> Self {
-        Self::Cpu(Pool::new(lane, threads))
+        Self::start(lane, threads).expect("threads can be started")
+    }
+
+    /// The same, for whom a refusal is no bug.
+    ///
+    /// # Errors
+    /// When the system refuses to start a thread.
+    pub fn start(lane: &str, threads: usize) -> io::Result<Self> {
+        Pool::new(lane, threads).map(Self::Cpu)
     }
 
     /// A CPU queue whose threads are spread over the machine's NUMA nodes and, when told to, give way
     /// to others: [`Pool::spread`].
     ///
-    /// # Panics
+    /// # Errors
     /// When the system refuses to start a thread.
-    #[must_use]
-    pub fn spread(lane: &str, threads: usize, give_way: bool) -> Self {
-        Self::Cpu(Pool::spread(lane, threads, give_way))
+    pub fn spread(lane: &str, threads: usize, give_way: bool) -> io::Result<Self> {
+        Pool::spread(lane, threads, give_way).map(Self::Cpu)
     }
 
     /// Which make of device it is a queue of.

@@ -21,7 +21,7 @@ use lowtide_tiers::Ticket;
 
 use crate::bind::{Engine, submit_transfer};
 use crate::error::ExecError;
-use crate::runner::{LaneState, Shared, Submission, lock};
+use crate::runner::{LaneState, Shared, Submission, lock, threads};
 use crate::timeline::{Edge, Event, seconds};
 
 /// Transfers of a lane that are submitted and not complete. With two, the drive has the next one's
@@ -64,10 +64,14 @@ pub(crate) fn work<E: Engine>(
     lane: Lane,
     receiver: &Receiver<Arc<Submission<E::Step>>>,
 ) {
+    let queue = match Queue::start(lane.name(), 1) {
+        Ok(queue) => queue,
+        Err(e) => return shared.fail(threads(lane, 1, &e)),
+    };
     let lane = DiskLane {
         shared,
         lane: lane.idx(),
-        queue: Queue::new(lane.name(), 1),
+        queue,
         shown: Mutex::new(Shown {
             flying: VecDeque::new(),
             next: LaneState::Idle,

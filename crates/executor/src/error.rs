@@ -43,6 +43,16 @@ pub enum ExecError {
         /// The panic's text.
         message: String,
     },
+    /// The system does not start a lane's threads.
+    #[error("lane {lane}: {threads} threads cannot be started: {why}")]
+    Threads {
+        /// The lane.
+        lane: String,
+        /// How many it was to have.
+        threads: usize,
+        /// What the system said.
+        why: String,
+    },
     /// No task completed for too long.
     #[error("no task completed in {seconds} s: {chain}")]
     Stuck {

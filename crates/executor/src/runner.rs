@@ -438,13 +438,16 @@ impl<E: Engine> Runner<E> {
             Mode::Threads => {
                 for lane in Lane::ALL {
                     let (sender, receiver) = channel();
-                    let shared = Arc::clone(&shared);
+                    let its = Arc::clone(&shared);
                     let worker = std::thread::Builder::new()
                         .name(format!("lane-{lane}"))
-                        .spawn(move || work(&shared, lane, &receiver))
-                        .expect("threads can be started");
+                        .spawn(move || work(&its, lane, &receiver));
                     runner.senders.push(sender);
-                    runner.workers.push(worker);
+                    match worker {
+                        Ok(worker) => runner.workers.push(worker),
+                        // Told by whatever is asked of the runner next.
+                        Err(e) => shared.fail(threads(lane, 1, &e)),
+                    }
                 }
             }
         }
@@ -713,21 +716,31 @@ fn table(plan: &Plan, part: PartName) -> PartTable {
 }
 
 /// One lane's thread: takes parts in order, runs its tasks of each in order.
+/// Why a lane has no threads.
+pub(crate) fn threads(lane: Lane, threads: usize, why: &std::io::Error) -> ExecError {
+    ExecError::Threads {
+        lane: lane.name().to_owned(),
+        threads,
+        why: why.to_string(),
+    }
+}
+
 fn work<E: Engine>(shared: &Shared<E>, lane: Lane, receiver: &Receiver<Arc<Submission<E::Step>>>) {
     if lane.kind == LaneKind::Disk {
         return disk_lane::work(shared, lane, receiver);
     }
     let l = lane.idx();
+    let n = shared.options.threads;
     let own = match (lane, &shared.streams) {
-        (_, Some(streams)) if streams.is_stream(l) => None,
+        (_, Some(streams)) if streams.is_stream(l) => Ok(None),
         // Beside a GPU updates take every core: what submits to its streams and serves I/O goes first.
-        (Lane::HOST, _) => Some(Queue::spread(
-            lane.name(),
-            shared.options.threads,
-            shared.streams.is_some(),
-        )),
-        (Lane::GPU, _) => Some(Queue::new(lane.name(), shared.options.threads)),
-        _ => Some(Queue::new(lane.name(), 1)),
+        (Lane::HOST, streams) => Queue::spread(lane.name(), n, streams.is_some()).map(Some),
+        (Lane::GPU, _) => Queue::start(lane.name(), n).map(Some),
+        _ => Queue::start(lane.name(), 1).map(Some),
+    };
+    let own = match own {
+        Ok(own) => own,
+        Err(e) => return shared.fail(threads(lane, n, &e)),
     };
     let queue = own
         .as_ref()

@@ -29,7 +29,8 @@ pub fn load_shape(dir: &Path) -> Result<ModelShape, ModelError> {
 /// The same for sequences of at most `longest` tokens.
 ///
 /// # Errors
-/// As [`parse_config_for`], and when the file cannot be read or is not JSON.
+/// [`ModelError::Config`] with the file and one of [`parse_config_for`]'s; when the file cannot be read or is
+/// not JSON.
 pub fn load_shape_for(dir: &Path, longest: u32) -> Result<ModelShape, ModelError> {
     let path = dir.join("config.json");
     let json = match read_config(&path) {
@@ -51,7 +52,27 @@ pub fn load_shape_for(dir: &Path, longest: u32) -> Result<ModelShape, ModelError
     let name = full
         .file_name()
         .map_or_else(|| "model".into(), |n| n.to_string_lossy());
-    parse_config_for(&json, &name, longest)
+    parse_of(&path, &json, &name, longest)
+}
+
+/// The shape that the configuration in a file describes, for sequences of at most `longest` tokens; the model
+/// is named after the file's directory.
+///
+/// # Errors
+/// As [`load_shape_for`].
+pub fn load_config_for(path: &Path, longest: u32) -> Result<ModelShape, ModelError> {
+    let name = path
+        .parent()
+        .and_then(Path::file_name)
+        .map_or("model".into(), |n| n.to_string_lossy());
+    parse_of(path, &read_config(path)?, &name, longest)
+}
+
+fn parse_of(path: &Path, json: &Value, name: &str, longest: u32) -> Result<ModelShape, ModelError> {
+    parse_config_for(json, name, longest).map_err(|e| ModelError::Config {
+        path: path.to_owned(),
+        source: Box::new(e),
+    })
 }
 
 /// The JSON of a `config.json`, in which no key has two values.

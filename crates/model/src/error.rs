@@ -19,6 +19,14 @@ pub enum ModelError {
     /// A file is not there, or is not what its name says.
     #[error(transparent)]
     File(#[from] FileError),
+    /// Something is wrong with what a configuration says.
+    #[error("{}: {source}", path.display())]
+    Config {
+        /// Its file.
+        path: PathBuf,
+        /// What.
+        source: Box<Self>,
+    },
     /// A key that the configuration must have is absent.
     #[error("config key '{key}' is missing")]
     MissingKey {

@@ -381,10 +381,25 @@ fn joined(w: &Workload, mut parts: Sums) -> BTreeMap<String, u32> {
     all
 }
 
+/// The newest checkpoint in a directory that is none itself: an output, or the directory of its checkpoints.
+#[must_use]
+pub fn newest_in(dir: &Path) -> Option<PathBuf> {
+    if run_path(dir).exists() && dir.join(STATE).exists() {
+        return None;
+    }
+    let mut all = list_in(dir);
+    all.append(&mut list(dir));
+    all.pop().map(|(_, dir)| dir)
+}
+
 /// The checkpoints of an output directory by step, oldest first.
 #[must_use]
 pub fn list(output: &Path) -> Vec<(u64, PathBuf)> {
-    let Ok(entries) = fs::read_dir(directory(output)) else {
+    list_in(&directory(output))
+}
+
+fn list_in(dir: &Path) -> Vec<(u64, PathBuf)> {
+    let Ok(entries) = fs::read_dir(dir) else {
         return Vec::new();
     };
     let mut all: Vec<(u64, PathBuf)> = entries

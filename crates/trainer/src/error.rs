@@ -569,13 +569,23 @@ pub enum TrainError {
         /// The name.
         name: String,
     },
-    /// Sequences are longer than the position table.
-    #[error("train.seq is {seq}, the model has {positions} positions")]
+    /// Sequences are longer than the model's longest.
+    #[error(
+        "train.seq is {seq}, and {}",
+        match config {
+            Some(path) => format!("{}: '{key}' is {positions}", path.display()),
+            None => format!("the shape of model.shape has {positions} positions"),
+        }
+    )]
     TooLong {
         /// Tokens of a sequence.
         seq: u32,
-        /// Rows of the table.
+        /// Positions that the model has.
         positions: u32,
+        /// Where it says so.
+        config: Option<PathBuf>,
+        /// Under which key.
+        key: &'static str,
     },
     /// The tokenizer has tokens that the model has no row for.
     #[error(
@@ -706,6 +716,17 @@ pub enum TrainError {
         have: lowtide_units::Bytes,
         /// What takes how many.
         parts: Vec<(String, lowtide_units::Bytes)>,
+    },
+    /// A directory that is to be gone on from is no checkpoint, but has some.
+    #[error(
+        "checkpoint.resume: {}: no checkpoint, but a directory that holds checkpoints",
+        path.display()
+    )]
+    NotACheckpoint {
+        /// The directory.
+        path: PathBuf,
+        /// The newest checkpoint in it.
+        newest: PathBuf,
     },
     /// A checkpoint cannot be gone on from.
     #[error("{}: a broken checkpoint: {what}", path.display())]

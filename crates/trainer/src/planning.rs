@@ -16,7 +16,7 @@ use lowtide_planner::{
 };
 use lowtide_tiers::{HostMemory, process};
 use lowtide_units::Bytes;
-use lowtide_workload::{Batch, ModelShape};
+use lowtide_workload::{Batch, Family, ModelShape};
 
 use crate::device::{Device, Target};
 use crate::error::TrainError;
@@ -51,6 +51,26 @@ pub struct Refused {
     pub nearest_micro_batch: Option<u32>,
     /// The drives that the run allows, whose directories advice on more space has to keep.
     pub disks: Vec<config::DiskBudget>,
+    /// Host memory of this machine, where the plan is for it.
+    pub host_total: Option<Bytes>,
+    /// Whether the device's memory is host memory too.
+    pub device_is_host: bool,
+}
+
+impl Refused {
+    /// Host memory that the nearest budgets take, where this machine has less than that.
+    #[must_use]
+    pub fn beyond(&self) -> Option<(Bytes, Bytes)> {
+        let nearest = &self.refusal.nearest;
+        let device = match self.device_is_host {
+            true => nearest.device.0,
+            false => 0,
+        };
+        let need = Bytes(nearest.host.0.saturating_add(device));
+        self.host_total
+            .filter(|&total| need > total)
+            .map(|total| (need, total))
+    }
 }
 
 /// The shape a run names.
@@ -63,24 +83,24 @@ pub fn shape_of(run: &Run) -> Result<ModelShape, TrainError> {
         ModelSource::Path(dir) => lowtide_model::load_shape_for(dir, run.train.seq)?,
         ModelSource::Shape(name) => ModelShape::builtin(name)
             .ok_or_else(|| TrainError::UnknownShape { name: name.clone() })?,
-        ModelSource::Config(path) => config_shape(path, run.train.seq)?,
+        ModelSource::Config(path) => lowtide_model::load_config_for(path, run.train.seq)?,
     };
-    if run.train.seq > shape.max_positions && shape.rope.is_none() {
+    if run.train.seq > shape.max_positions {
         return Err(TrainError::TooLong {
             seq: run.train.seq,
             positions: shape.max_positions,
+            config: match &run.model.source {
+                ModelSource::Path(dir) => Some(dir.join("config.json")),
+                ModelSource::Config(path) => Some(path.clone()),
+                ModelSource::Shape(_) => None,
+            },
+            key: match shape.family {
+                Family::Gpt2 => "n_positions",
+                Family::Llama => "max_position_embeddings",
+            },
         });
     }
     Ok(shape)
-}
-
-fn config_shape(path: &Path, longest: u32) -> Result<ModelShape, TrainError> {
-    let json = lowtide_model::read_config(path)?;
-    let name = path
-        .parent()
-        .and_then(Path::file_name)
-        .map_or("model".into(), |n| n.to_string_lossy());
-    Ok(lowtide_model::parse_config_for(&json, &name, longest)?)
 }
 
 /// The decoder of a run, at its batch, for a device.
@@ -307,7 +327,14 @@ pub fn plan_pinned(
     pins: Pins,
 ) -> Result<Plan, TrainError> {
     let make = lowtide_planner::make;
-    planned(run, decoder, machine, budgets, target, pins, make)
+    let planned = planned(run, decoder, machine, budgets, target, pins, make);
+    planned.map_err(|e| match e {
+        TrainError::Refused(refused) => TrainError::Refused(Box::new(Refused {
+            host_total: Some(HostMemory::now().total),
+            ..*refused
+        })),
+        e => e,
+    })
 }
 
 /// As [`plan_with`], and what was left on the table: other kinds of plans, what more of each budget
@@ -391,6 +418,9 @@ fn planned<T>(
                 refusal: *refusal,
                 nearest_micro_batch,
                 disks: run.budget.disk.clone(),
+                // A machine file may be another machine's.
+                host_total: run.plan.machine.is_none().then(|| HostMemory::now().total),
+                device_is_host: !target.is_gpu(),
             })))
         }
     }
@@ -425,7 +455,7 @@ pub fn directories_of(run: &Run) -> Vec<PathBuf> {
 mod tests {
     use super::*;
 
-    /// E29: nothing is read without a limit.
+    /// A stranger names the file: nothing is read without a limit.
     #[test]
     fn a_machine_file_is_a_regular_file_of_some_size() {
         let dir = tempfile::tempdir().expect("a directory");

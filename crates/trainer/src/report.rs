@@ -264,6 +264,9 @@ pub struct TrainReport {
     pub exact_match_after: Option<f64>,
     /// Seconds of all steps, evaluations and checkpoints not counted.
     pub seconds: f64,
+    /// Real tokens of the steps whose time is known: a process that was killed took its times with it.
+    #[serde(default)]
+    pub timed_tokens: u64,
     /// Real tokens a second of the steps whose time is known; `None` without one.
     pub tokens_per_second: Option<f64>,
     /// This process's part.

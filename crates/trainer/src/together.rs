@@ -5,6 +5,7 @@
 //! ended while all parties of the set were running.
 
 use std::collections::VecDeque;
+use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Barrier, Mutex, MutexGuard, PoisonError};
@@ -12,6 +13,7 @@ use std::time::Instant;
 
 use lowtide_device::cuda::{self, Gpu};
 use lowtide_device::{Dst, Memory, Queue, memory};
+use lowtide_executor::ExecError;
 use lowtide_kernels::adamw::{self, Hyper, MomentViews, Segment};
 use lowtide_kernels::matmul::{self, Dims};
 use lowtide_planner::{Lane, Together};
@@ -171,21 +173,26 @@ impl Lanes {
             None => Some(Mutex::new(device(PRODUCT)?)),
         };
         let stream = |gpu| cuda::Queue::new(gpu).map(Queue::Cuda);
-        let mut queues = vec![(
-            Lane::HOST,
-            Queue::spread("host", config.threads, gpu.is_some()),
-        )];
+        let n = config.threads;
+        let started = |lane: Lane, n, queue: io::Result<Queue>| {
+            queue
+                .map(|queue| (lane, queue))
+                .map_err(|e| ExecError::Threads {
+                    lane: lane.name().to_owned(),
+                    threads: n,
+                    why: e.to_string(),
+                })
+        };
+        let host_queue = Queue::spread(Lane::HOST.name(), n, gpu.is_some());
+        let mut queues = vec![started(Lane::HOST, n, host_queue)?];
         for lane in [Lane::H2D, Lane::D2H] {
-            queues.push((
-                lane,
-                match gpu {
-                    Some(gpu) => stream(gpu)?,
-                    None => Queue::new(lane.name(), 1),
-                },
-            ));
+            queues.push(match gpu {
+                Some(gpu) => (lane, stream(gpu)?),
+                None => started(lane, 1, Queue::start(lane.name(), 1))?,
+            });
         }
         if gpu.is_none() {
-            queues.push((Lane::GPU, Queue::new("gpu", config.threads)));
+            queues.push(started(Lane::GPU, n, Queue::start("gpu", n))?);
         }
         let lanes = Self {
             disk,

@@ -1,8 +1,9 @@
 //! What people see: errors on wrong input, paths of any kind, and what a run tells.
 
 use std::ffi::OsStr;
-use std::fs;
+use std::fs::{self, OpenOptions};
 use std::os::unix::ffi::OsStrExt;
+use std::process::Stdio;
 
 use serde_json::Value;
 
@@ -360,6 +361,84 @@ fn a_checkpoint_of_another_run_names_what_changed() {
 }
 
 /// Advice on budgets keeps the drives of the run, and names a drive where memory alone falls short.
+/// What standard output does not take is lost for whoever reads it: an error. A reader that went away is none.
+#[test]
+fn what_standard_output_refuses_is_an_error() {
+    let scratch = scratch();
+    let to = |args: &[&str], to: Stdio| {
+        let mut command = scratch.command(args);
+        let output = command.stdout(to).output().expect("the binary starts");
+        let err = String::from_utf8_lossy(&output.stderr).into_owned();
+        (output.status.code(), err)
+    };
+    let commands: [&[&str]; 6] = [
+        &["schema"],
+        &["schema", "--markdown"],
+        &["--help"],
+        &["--version"],
+        &["plan", "run.yaml"],
+        &["train", "run.yaml", "--json"],
+    ];
+    for args in commands {
+        let full = OpenOptions::new().write(true).open("/dev/full");
+        let (code, err) = to(args, full.expect("a device").into());
+        assert_eq!(code, Some(2), "{args:?}: {err}");
+        assert!(
+            err.contains("standard output: No space left"),
+            "{args:?}: {err}"
+        );
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        drop(reader);
+        let (code, err) = to(args, writer.into());
+        assert_eq!(code, Some(0), "{args:?}: {err}");
+        assert!(!err.contains("standard output"), "{args:?}: {err}");
+    }
+    // An error of its own has its own code and words.
+    let full = OpenOptions::new().write(true).open("/dev/full");
+    let (code, err) = to(
+        &["train", "nowhere.yaml", "--json"],
+        full.expect("a device").into(),
+    );
+    assert_eq!(code, Some(2), "{err}");
+    assert!(err.contains("nowhere.yaml"), "{err}");
+}
+
+#[test]
+fn an_evaluation_tells_what_was_noticed_in_its_data() {
+    let scratch = scratch();
+    let ended = scratch.run(&["eval", "run.yaml"]);
+    assert!(ended.fine().out.contains("eval data: "), "{}", ended.out);
+}
+
+#[test]
+fn advice_on_budgets_knows_what_the_machine_has() {
+    let scratch = scratch();
+    let args = |shape: &str| {
+        let model = format!("model={{shape: {shape}, tokenizer: m}}");
+        let sets = [
+            &model,
+            "plan.optimizer=",
+            "budget.device=1GiB",
+            "budget.host=1GiB",
+            "budget.disk=0",
+        ];
+        let mut args = vec!["train".to_owned(), "run.yaml".to_owned()];
+        args.extend(
+            sets.iter()
+                .flat_map(|s| ["--set".to_owned(), (*s).to_owned()]),
+        );
+        args
+    };
+    let train = |shape: &str| {
+        let args = args(shape);
+        scratch.run(&args.iter().map(String::as_str).collect::<Vec<_>>())
+    };
+    // 175 billion parameters have more state than any machine that tests run on has memory.
+    train("gpt3-175b").refused(&["this machine has", "is for a larger one"]);
+    let small = train("qwen2.5-0.5b");
+    small.refused(&["the nearest budgets that fit: --set"]);
+}
+
 #[test]
 fn advice_on_budgets_does_not_forget_the_disk() {
     let scratch = scratch();

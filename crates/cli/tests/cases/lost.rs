@@ -251,6 +251,68 @@ fn an_output_directory_that_is_moved_replaced_or_removed_costs_nothing() {
     assert!(again.fine().text().contains("nothing to do"));
 }
 
+/// A drive's directory that was made for a command goes with what was in it.
+#[test]
+fn no_empty_directories_of_drives_are_left() {
+    let s = Scratch::bare();
+    s.write("run.yaml", RUN);
+    let disk = [
+        "--set",
+        "budget.disk=64MiB",
+        "--set",
+        "plan.optimizer=disk",
+        "--set",
+        "data.eval=eval.jsonl",
+    ];
+    for command in ["verify", "eval", "train"] {
+        let args = [&[command, "run.yaml"], &disk[..]].concat();
+        s.run(&args).fine();
+        assert!(!s.at("out/disk").exists(), "{command}");
+        assert_eq!(s.at("out").exists(), command == "train", "{command}");
+    }
+    // Of a finished run that gets an evaluation, and what a killed process has left.
+    let more = [
+        "eval.generate.exact_match=true",
+        "eval.generate.max_examples=1",
+    ];
+    fs::create_dir(s.at("out/disk")).unwrap();
+    let sets = [
+        "budget.disk=64MiB",
+        "plan.optimizer=disk",
+        "data.eval=eval.jsonl",
+    ];
+    s.train(&[&sets[..], &more].concat()).fine();
+    assert!(!s.at("out/disk").exists());
+    // Somebody's file in it stays, with its place.
+    fs::create_dir(s.at("out/disk")).unwrap();
+    s.write("out/disk/notes", "mine");
+    s.train(&sets).fine();
+    assert_eq!(s.read("out/disk/notes"), "mine");
+}
+
+/// A directory that holds checkpoints is no checkpoint: the newest in it is named.
+#[test]
+fn an_output_named_as_a_checkpoint_is_told_apart() {
+    let s = Scratch::bare();
+    s.write("run.yaml", RUN);
+    s.train(&[]).fine();
+    let before = files(&s.at("out"));
+    for dir in ["out", "out/checkpoints", "out/"] {
+        let resume = format!("checkpoint.resume={dir}");
+        s.train(&[&resume, "output=new"]).refused(&[
+            "checkpoint.resume: ",
+            "holds checkpoints",
+            "out/checkpoints/step-00000004",
+        ]);
+    }
+    assert!(before == files(&s.at("out")) && !s.at("new").exists());
+    let named = "checkpoint.resume=out/checkpoints/step-00000004";
+    s.train(&[named, "output=new"]).fine();
+    // What holds none stays what it was said to be.
+    s.train(&["checkpoint.resume=m", "output=other"])
+        .refused(&["a broken checkpoint", "run.json"]);
+}
+
 /// `script` in a shell that has a file system of `size` at `small`, which nobody else sees and which goes
 /// with it. `None`, told as skipped, where this user may not mount.
 #[allow(clippy::print_stdout, reason = "what is skipped must be seen")]

@@ -15,7 +15,7 @@ checkpoint: { every_steps: 2 }
 ";
 const MIB: u64 = 1 << 20;
 
-/// E29: planned covers measured, however many micro-batches a step has; and not by promising anything.
+/// Planned covers measured, however many micro-batches a step has; and not by promising anything.
 #[test]
 fn planned_host_memory_covers_what_is_resident_at_any_accumulation() {
     let case = Scratch::bare();

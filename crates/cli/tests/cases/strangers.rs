@@ -182,12 +182,29 @@ fn hostile_configurations_name_the_key() {
         let began = Instant::now();
         let ended = scratch.train(&[]);
         assert_eq!(ended.code, Some(2), "{key} {value}: {}", ended.text());
+        let file = ended.err.contains("config.json") || ended.err.contains("tensor");
+        assert!(file, "{key} {value}: {}", ended.err);
         let words = key.split('_').next().unwrap_or_default();
         let named =
             ended.err.contains(key) || ended.err.contains("tensor") || ended.err.contains(words);
         assert!(named, "{key} {value}: {}", ended.err);
         assert!(began.elapsed() < Duration::from_secs(20), "{key} {value}");
     }
+    // What the model cannot do of what the run asks for: both keys, and the file.
+    scratch.write("m/config.json", &text);
+    let longest = &good["max_position_embeddings"];
+    scratch.train(&["train.seq=4096"]).refused(&[
+        "train.seq is 4096",
+        "m/config.json",
+        &format!("'max_position_embeddings' is {longest}"),
+        &format!("train.seq={longest}"),
+    ]);
+    let mut config = good.clone();
+    config["num_attention_heads"] = json!(3);
+    scratch.write("m/config.json", config.to_string());
+    let ended = scratch.train(&[]);
+    ended.refused(&["m/config.json", "correct it in that file"]);
+    assert!(!ended.err.contains("download"), "{}", ended.err);
     for (text, word) in [
         (
             text.replacen('{', "{\"hidden_size\": 1, ", 1),

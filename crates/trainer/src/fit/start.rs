@@ -37,7 +37,15 @@ impl Start {
     pub(super) fn find(run: &Run, notes: &mut Vec<String>) -> Result<Self, TrainError> {
         let dir = match &run.checkpoint.resume {
             Resume::Never => None,
-            Resume::Path(dir) => Some(dir.clone()),
+            Resume::Path(dir) => {
+                if let Some(newest) = checkpoint::newest_in(dir) {
+                    return Err(TrainError::NotACheckpoint {
+                        path: dir.clone(),
+                        newest,
+                    });
+                }
+                Some(dir.clone())
+            }
             Resume::Auto => {
                 let newest = checkpoint::list(&run.output).pop();
                 // The journal's state is in place already, and is read whole before it is used.

@@ -52,6 +52,7 @@ impl Fit<'_> {
             exact_match_before: self.state.exact_match_before,
             exact_match_after: ends.exact_match_after,
             seconds: totals.seconds,
+            timed_tokens: totals.timed_tokens,
             tokens_per_second: (totals.timed_tokens > 0 && totals.seconds > 0.0)
                 .then(|| totals.timed_tokens as f64 / totals.seconds),
             part: Part {
