@@ -19,6 +19,7 @@ mod signals;
 mod train;
 mod verify;
 
+use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind, set_hook};
 use std::process::ExitCode;
 
@@ -27,7 +28,7 @@ use lowtide_trainer::data::trial::{become_trial, in_foreign_code};
 use serde_json::{Value, json};
 
 use crate::args::{Args, Command};
-use crate::error::{CliError, OURS};
+use crate::error::{CliError, OURS, USERS};
 use crate::out::Out;
 
 /// What a command answers: its JSON object, and the exit code.
@@ -37,7 +38,17 @@ fn main() -> ExitCode {
     if let Some(code) = become_trial() {
         return code;
     }
-    let args = Args::parse();
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(e) => {
+            let printed = e.print();
+            if !e.use_stderr() {
+                out::noted(&printed.and_then(|()| std::io::stdout().flush()));
+            }
+            let code = u8::try_from(e.exit_code()).unwrap_or(USERS);
+            return ExitCode::from(if out::refused() { USERS } else { code });
+        }
+    };
     let out = Out::new(args.json, args.verbose);
     set_hook(Box::new(|info| {
         if in_foreign_code() {
@@ -55,7 +66,10 @@ fn main() -> ExitCode {
         ),
     };
     out.answer(&answer);
-    ExitCode::from(code)
+    ExitCode::from(match code {
+        0 if out::refused() => USERS,
+        code => code,
+    })
 }
 
 fn run(args: &Args, out: Out) -> Answer {

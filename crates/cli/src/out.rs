@@ -1,6 +1,8 @@
-//! Where text goes. A closed pipe (`lowtide plan | head`) is no error.
+//! Where text goes. A closed pipe (`lowtide plan | head`) is no error; any other standard output that does not
+//! take what it is given makes the command end with one.
 
-use std::io::{Write, stderr, stdout};
+use std::io::{ErrorKind, Write, stderr, stdout};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -31,16 +33,45 @@ impl Out {
         if self.json {
             let _ = writeln!(stderr(), "{text}");
         } else {
-            let _ = writeln!(stdout(), "{text}");
+            print(format_args!("{text}\n"));
         }
     }
 
     /// Prints a command's answer, if a program reads it.
     pub fn answer(self, answer: &Value) {
         if self.json {
-            let _ = writeln!(stdout(), "{answer}");
+            print(format_args!("{answer}\n"));
         }
     }
+}
+
+/// Why standard output did not take all that it was given: the first refusal.
+static REFUSED: OnceLock<String> = OnceLock::new();
+
+fn print(text: std::fmt::Arguments<'_>) {
+    let mut to = stdout().lock();
+    noted(&to.write_fmt(text).and_then(|()| to.flush()));
+}
+
+/// Remembers a refusal; a reader that went away is none.
+pub fn noted(written: &std::io::Result<()>) {
+    if let Err(e) = written
+        && e.kind() != ErrorKind::BrokenPipe
+    {
+        let _ = REFUSED.set(e.to_string());
+    }
+}
+
+/// Says on standard error if some of what a command printed is lost.
+pub fn refused() -> bool {
+    let Some(why) = REFUSED.get() else {
+        return false;
+    };
+    complain(&format!(
+        "error: standard output: {why}: not all was printed"
+    ));
+    complain("  help: free some space where it goes to, or send it elsewhere");
+    true
 }
 
 /// Prints on standard error.

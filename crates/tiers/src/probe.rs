@@ -356,7 +356,7 @@ mod tests {
         }
     }
 
-    /// C16: less than a good figure takes is what there is.
+    /// Less than a good figure takes is what there is.
     #[test]
     fn a_probe_keeps_within_what_it_may_write() {
         let dir = tempfile::tempdir().unwrap();

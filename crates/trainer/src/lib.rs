@@ -14,6 +14,7 @@ pub mod fit;
 pub mod generate;
 pub mod inputs;
 pub mod learning_rate;
+mod made;
 pub mod metrics;
 pub mod open;
 pub mod output;

@@ -21,6 +21,7 @@ use lowtide_workload::{Access, Dtype, Moments, Op, Operand, Unit, UnitKind, What
 
 use crate::data::Micro;
 use crate::error::TrainError;
+use crate::made::MadeDirs;
 use crate::random::Philox;
 use crate::resident::later;
 use crate::together::{Alone, Lanes, LanesConfig};
@@ -108,6 +109,15 @@ pub fn probe(
     decoder: Option<&Decoder>,
     sample: Option<&Micro>,
 ) -> Result<Machine, TrainError> {
+    // They go again where nothing stays in them; a run makes its own.
+    let mut made = MadeDirs::default();
+    for Drive { dir, .. } in &options.drives {
+        made.make(dir).map_err(|e| TierError::File {
+            action: "creating",
+            path: dir.clone(),
+            os: (&e).into(),
+        })?;
+    }
     let disk = || match options.drives.as_slice() {
         [] => Ok(None),
         drives => disk_rates(drives, options.seconds).map(Some),
@@ -518,11 +528,6 @@ fn wake_time() -> f64 {
 fn disk_rates(drives: &[Drive], seconds: f64) -> Result<DiskRates, TierError> {
     let (mut read, mut write, mut mixed) = (0.0, 0.0, 0.0);
     for Drive { dir, most } in drives {
-        std::fs::create_dir_all(dir).map_err(|e| TierError::File {
-            action: "creating",
-            path: dir.clone(),
-            os: (&e).into(),
-        })?;
         // A run's start has less time than a probe, which waits until a drive's first burst is over: a
         // run moves tens of gigabytes without a pause. A shared drive's rate changes by a third from one
         // second to the next.

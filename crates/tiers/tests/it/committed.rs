@@ -123,7 +123,7 @@ fn the_last_commit_is_gone_on_from() {
     assert!(matches!(none.proven(), Err(TierError::NotWhole { .. })));
 }
 
-/// E23: the record before the newest counts only while nobody has written into its version.
+/// The record before the newest counts only while nobody has written into its version.
 #[test]
 fn a_lost_record_falls_back_while_the_version_before_is_whole_and_never_later() {
     for n in [2, 3, 4] {

@@ -14,10 +14,12 @@ use crate::error::TrainError;
 /// The mark's name in every directory.
 pub const MARK: &str = ".lowtide";
 const PROGRAM: &str = "lowtide";
-const FORMAT: u32 = 1;
+/// From 2 on a file's checksum is of all of it.
+const FORMAT: u32 = 2;
+const SAMPLED: u32 = 1;
 /// Longest mark that is read: a model has a few files, and sharded ones a few hundred.
 pub(super) const LONGEST: u64 = 4 << 20;
-/// Pieces of a file that its print is taken of, and their length.
+/// Pieces of a file that its print was taken of in format 1, and their length.
 const PIECES: u64 = 64;
 const PIECE: u64 = 4096;
 
@@ -59,8 +61,41 @@ pub struct Kept {
     pub saved: Option<u64>,
     /// The first state file of a durable run that has not come to its end; a relative path is one in the
     /// output.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "any_path")]
     pub state_file: Option<PathBuf>,
+}
+
+/// A path as JSON: its text, or its bytes where it is none.
+mod any_path {
+    use std::ffi::OsString;
+    use std::os::unix::ffi::{OsStrExt, OsStringExt};
+    use std::path::PathBuf;
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    #[derive(Serialize, Deserialize)]
+    #[serde(untagged)]
+    enum Path {
+        Text(String),
+        Bytes(Vec<u8>),
+    }
+
+    #[allow(clippy::ref_option, reason = "serde's signature")]
+    pub fn serialize<S: Serializer>(path: &Option<PathBuf>, to: S) -> Result<S::Ok, S::Error> {
+        let path = path.as_ref().map(|path| match path.to_str() {
+            Some(text) => Path::Text(text.to_owned()),
+            None => Path::Bytes(path.as_os_str().as_bytes().to_vec()),
+        });
+        path.serialize(to)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<PathBuf>, D::Error> {
+        let path = Option::<Path>::deserialize(from)?;
+        Ok(path.map(|path| match path {
+            Path::Text(text) => text.into(),
+            Path::Bytes(bytes) => OsString::from_vec(bytes).into(),
+        }))
+    }
 }
 
 impl Kept {
@@ -81,16 +116,46 @@ impl Kept {
     }
 }
 
-/// By which a file is known again without reading all of it: its length, and CRC-32C of up to 64 pieces of
-/// 4 KiB, spread evenly.
+/// By which a file is known again: its length, and CRC-32C of all of it. (A sample, as in format 1, does not see
+/// an edit elsewhere.) It costs one reading of the file, mostly from the cache, when it was written, and one when
+/// it is replaced: seconds for each ten gigabytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Print {
     bytes: u64,
     crc32c: u32,
 }
 
+/// Bytes of a file that are read at a time for its checksum.
+const READ: usize = 1 << 20;
+
 impl Print {
     fn of(file: &File) -> std::io::Result<Self> {
+        let mut print = Self {
+            bytes: 0,
+            crc32c: 0,
+        };
+        let mut buffer = vec![0; READ];
+        loop {
+            match file.read_at(&mut buffer, print.bytes) {
+                Ok(0) => return Ok(print),
+                Ok(n) => {
+                    print.bytes += n as u64;
+                    print.crc32c = crc32c::crc32c_append(print.crc32c, &buffer[..n]);
+                }
+                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+    }
+
+    /// The length alone, of a file that is lowtide's whatever is in it.
+    fn length(file: &File) -> std::io::Result<Self> {
+        let bytes = file.metadata()?.len();
+        Ok(Self { bytes, crc32c: 0 })
+    }
+
+    /// As format 1 has it.
+    fn sampled(file: &File) -> std::io::Result<Self> {
         let bytes = file.metadata()?.len();
         let last = bytes.saturating_sub(PIECE);
         let starts: Vec<u64> = if bytes <= PIECES * PIECE {
@@ -129,14 +194,15 @@ impl Mark {
     }
 
     /// Marks a directory that is complete: what is in it now is ours.
-    pub(super) fn finish(folder: &Folder, holds: Holds) -> Result<(), TrainError> {
+    /// Those whose name is among `always` are so whatever will be in them, and are not read.
+    pub(super) fn finish(folder: &Folder, holds: Holds, always: &[&str]) -> Result<(), TrainError> {
         let mut mark = Self::new(holds, false);
-        mark.add(folder, "")?;
+        mark.add(folder, "", always)?;
         mark.write(folder)
     }
 
     /// Adds every plain file of a folder, which is called `at` seen from the mark.
-    fn add(&mut self, folder: &Folder, at: &str) -> Result<(), TrainError> {
+    fn add(&mut self, folder: &Folder, at: &str, always: &[&str]) -> Result<(), TrainError> {
         for (name, found) in folder.entries()? {
             let Some(text) = name.to_str().filter(|n| *n != MARK) else {
                 continue;
@@ -147,9 +213,13 @@ impl Mark {
                 .transpose()?
                 .flatten()
             {
-                self.add(&below, &format!("{path}/"))?;
+                self.add(&below, &format!("{path}/"), &[])?;
             } else if found == Found::File {
-                let print = Print::of(&folder.read(&name)?);
+                let file = folder.read(&name)?;
+                let print = match always.contains(&text) {
+                    true => Print::length(&file),
+                    false => Print::of(&file),
+                };
                 let print = print.map_err(TrainError::io(&folder.at(&name)))?;
                 self.files.insert(path, print);
             }
@@ -229,7 +299,12 @@ impl Mark {
         let Some(print) = self.files.get(&path) else {
             return Ok(false);
         };
-        let found = Print::of(&folder.read(name)?).map_err(TrainError::io(&folder.at(name)))?;
+        let file = folder.read(name)?;
+        let found = match self.format {
+            ..=SAMPLED => Print::sampled(&file),
+            _ => Print::of(&file),
+        };
+        let found = found.map_err(TrainError::io(&folder.at(name)))?;
         Ok(found == *print)
     }
 }
@@ -237,6 +312,24 @@ impl Mark {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_mark_of_format_1_is_read_as_it_was_meant() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = Folder::open(dir.path()).unwrap();
+        let path = dir.path().join("f");
+        std::fs::write(&path, vec![7; 1 << 20]).unwrap();
+        let mut mark = Mark::new(Holds::Model, false);
+        mark.format = SAMPLED;
+        let print = Print::sampled(&File::open(&path).unwrap()).unwrap();
+        assert_ne!(print, Print::of(&File::open(&path).unwrap()).unwrap());
+        mark.files.insert("f".to_owned(), print);
+        mark.write(&folder).unwrap();
+        let mark = Mark::of(&folder).unwrap().unwrap();
+        assert!(mark.wrote(&folder, "", "f").unwrap());
+        std::fs::write(&path, vec![8; 1 << 20]).unwrap();
+        assert!(!mark.wrote(&folder, "", "f").unwrap());
+    }
 
     #[test]
     fn a_file_of_any_length_is_known_again_and_another_is_not() {
@@ -251,17 +344,19 @@ mod tests {
             64 * 4096,
             64 * 4096 + 1,
             1 << 20,
+            (2 << 20) + 11,
         ] {
             let bytes: Vec<u8> = (0..len).map(|i| (i * 7 % 251) as u8).collect();
             std::fs::write(dir.path().join("f"), &bytes).unwrap();
-            Mark::finish(&folder, Holds::Model).unwrap();
+            Mark::finish(&folder, Holds::Model, &[]).unwrap();
             let mark = Mark::of(&folder).unwrap().unwrap();
             assert!(mark.wrote(&folder, "", "f").unwrap(), "{len}");
             // Other numbers of the same length, one byte more, and at either end another byte.
             let other: Vec<u8> = bytes.iter().map(|b| b ^ 1).collect();
             let longer = [&bytes[..], b"x"].concat();
             let mut changed = vec![other, longer];
-            for at in [0, len.saturating_sub(1)] {
+            // In a large file, between what a sample would see, too.
+            for at in [0, 5000, len / 3, len / 2 + 7, len.saturating_sub(1)] {
                 let mut one = bytes.clone();
                 if let Some(b) = one.get_mut(at) {
                     *b ^= 0x10;

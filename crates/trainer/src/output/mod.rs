@@ -64,6 +64,8 @@ pub struct Output {
     kept: Kept,
     /// The directory was not there before.
     made: bool,
+    /// A drive of the run is in it.
+    drive: bool,
     notes: Vec<String>,
 }
 
@@ -109,6 +111,7 @@ impl Output {
             mark,
             kept,
             made,
+            drive: run.budget.disk.iter().any(|d| d.dir == path.join(DISK)),
             notes,
         })
     }
@@ -211,11 +214,13 @@ pub enum Followed {
 impl Drop for Output {
     /// A run that was refused before it wrote anything leaves no directory that was not there before.
     fn drop(&mut self) {
+        // Made for state files, by this process or one that was killed; one with something in it stays.
+        if self.drive {
+            let _ = self.folder.remove_empty(DISK);
+        }
         if !self.made {
             return;
         }
-        // A probe has made it, for its files.
-        let _ = self.folder.remove_empty(DISK);
         let entries = self.folder.entries().unwrap_or_default();
         if matches!(&entries[..], [(name, _)] if name == MARK) {
             // Best effort; still under the lock.

@@ -46,12 +46,20 @@ fn what_was_kept_is_said_under_the_lock() {
     let mut first = Output::open(&run).unwrap();
     assert_eq!(first.kept(), &Kept::default());
     let file = dir.path().join("drive/lowtide-state.bin");
-    for (step, file) in [(2, file.clone()), (4, run.output.join("disk/s"))] {
+    // A path need not be text.
+    let bytes = <std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(b"/x/\xff/y");
+    for (step, file) in [
+        (2, file),
+        (3, PathBuf::from(bytes)),
+        (4, run.output.join("disk/s")),
+    ] {
         let kept = Kept::of(&run.output, Some(step), Some(file.clone()));
         first.keep(kept.clone()).unwrap();
         assert_eq!(first.state_file(), Some(file));
         assert!(matches!(Output::open(&run), Err(TrainError::Locked { .. })));
         assert_eq!(first.kept(), &kept);
+        let said = Mark::of(first.folder()).unwrap().unwrap();
+        assert_eq!(said.kept(), kept);
     }
     // A path in the output is one of wherever the output is.
     assert_eq!(

@@ -87,7 +87,7 @@ impl Shelf<'_> {
         let folder = self.folder.make(name)?;
         Mark::begin(&folder, self.holds)?;
         fill(&folder)?;
-        Mark::finish(&folder, self.holds)?;
+        Mark::finish(&folder, self.holds, self.always)?;
         folder.sync()
     }
 

@@ -18,6 +18,7 @@ use super::engine::{ClipRule, Engine, Outcome, StepData, first_clip};
 use super::homes::Homes;
 use crate::data::Micro;
 use crate::error::TrainError;
+use crate::made::MadeDirs;
 use crate::requests::Requests;
 
 /// Where a plan's extents go.
@@ -83,9 +84,9 @@ impl Default for SessionOptions {
 }
 
 /// Settings for drives whose directories are there.
-fn config_in(drives: &[(PathBuf, f64)]) -> Result<DiskConfig, TrainError> {
+fn config_in(drives: &[(PathBuf, f64)], made: &mut MadeDirs) -> Result<DiskConfig, TrainError> {
     for (dir, _) in drives {
-        std::fs::create_dir_all(dir).map_err(TrainError::io(dir))?;
+        made.make(dir).map_err(TrainError::io(dir))?;
     }
     Ok(DiskConfig::new(drives.to_vec()))
 }
@@ -128,6 +129,8 @@ pub struct Session {
     has_norm: bool,
     /// Nothing runs beside the caller: a wait has to run the tasks.
     shuffled: bool,
+    /// Last: empty when the state files are closed.
+    _made: MadeDirs,
 }
 
 impl Session {
@@ -147,12 +150,15 @@ impl Session {
             Fill::Zero
         };
         let need = plan.tier(Tier::Disk).planned_bytes;
+        let mut made = MadeDirs::default();
         let config = match &options.disk {
-            DiskChoice::Directories(drives) if need.0 > 0 => Some(config_in(drives)?.fit(need)?),
+            DiskChoice::Directories(drives) if need.0 > 0 => {
+                Some(config_in(drives, &mut made)?.fit(need)?)
+            }
             DiskChoice::Instead(drives) if need.0 > 0 => {
                 let config = DiskConfig {
                     open: Open::Replace,
-                    ..config_in(drives)?
+                    ..config_in(drives, &mut made)?
                 };
                 Some(config.fit(need)?)
             }
@@ -161,7 +167,7 @@ impl Session {
                     keep: true,
                     run: *run,
                     open: *open,
-                    ..config_in(drives)?
+                    ..config_in(drives, &mut made)?
                 };
                 Some(config.fit(need)?)
             }
@@ -225,6 +231,7 @@ impl Session {
             engine,
             has_norm: false,
             shuffled,
+            _made: made,
         })
     }
 
