@@ -9,6 +9,7 @@ mod looks;
 mod lost;
 mod masks;
 mod memory;
+mod outputs;
 mod records;
 mod scratch;
 mod signals;
