@@ -85,6 +85,15 @@ pub fn shape_of(run: &Run) -> Result<ModelShape, TrainError> {
             .ok_or_else(|| TrainError::UnknownShape { name: name.clone() })?,
         ModelSource::Config(path) => lowtide_model::load_config_for(path, run.train.seq)?,
     };
+    // Where positions are a table; elsewhere when the model is used at this length.
+    if shape.rope.is_none() {
+        check_length(run, &shape)?;
+    }
+    Ok(shape)
+}
+
+/// Whether the model has positions for the run's sequences.
+pub(crate) fn check_length(run: &Run, shape: &ModelShape) -> Result<(), TrainError> {
     if run.train.seq > shape.max_positions {
         return Err(TrainError::TooLong {
             seq: run.train.seq,
@@ -100,7 +109,7 @@ pub fn shape_of(run: &Run) -> Result<ModelShape, TrainError> {
             },
         });
     }
-    Ok(shape)
+    Ok(())
 }
 
 /// The decoder of a run, at its batch, for a device.
@@ -109,7 +118,9 @@ pub fn shape_of(run: &Run) -> Result<ModelShape, TrainError> {
 /// As [`shape_of`].
 pub fn decoder_of(run: &Run, batch: Batch, target: Target) -> Result<Arc<Decoder>, TrainError> {
     let options = options_of(run, batch, target);
-    Ok(Arc::new(Decoder::new(&shape_of(run)?, &options)?))
+    let shape = shape_of(run)?;
+    check_length(run, &shape)?;
+    Ok(Arc::new(Decoder::new(&shape, &options)?))
 }
 
 /// What beside its shape decides the work of a run's model.

@@ -20,7 +20,9 @@ use crate::fit::{hyper, schedule_of};
 use crate::inputs::{dealing, load_inputs, open_tokenizer, sample_of};
 use crate::open::{machine_of, open_session};
 use crate::paths;
-use crate::planning::{Planned, budgets_of, clip_of, decoder_of, options_of, plan_with, shape_of};
+use crate::planning::{
+    Planned, budgets_of, check_length, clip_of, decoder_of, options_of, plan_with, shape_of,
+};
 use crate::report::moved_bytes;
 use crate::resident::Resident;
 use crate::step::{DiskChoice, Role, Session, SessionOptions};
@@ -76,6 +78,7 @@ pub fn verify(
         paths::inputs(run)?;
     }
     let whole = shape_of(run)?;
+    check_length(run, &whole)?;
     let blocks = blocks.clamp(1, whole.layers);
     let shape = ModelShape {
         layers: blocks,
