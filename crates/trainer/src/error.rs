@@ -7,6 +7,11 @@ use lowtide_units::Bytes;
 
 use crate::data::{ForeignFile, ForeignRecord};
 
+pub use parts::Absent;
+use parts::keys_of;
+
+mod parts;
+
 /// Why data, a tokenizer or a metrics file cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum DataError {
@@ -495,45 +500,6 @@ impl DataError {
 /// A line of a template, as errors show it.
 fn at_line(line: Option<usize>) -> String {
     line.map_or(String::new(), |line| format!(", line {line}"))
-}
-
-/// The run file's keys behind a name in the numerics key.
-fn keys_of(name: &str) -> String {
-    let schedule = name.strip_prefix("train.schedule.");
-    match name {
-        "data.fingerprint" => {
-            "training set as packed (data.train, data.eval_split, the tokenizer, its \
-             chat template or train.seq; this is its hash)"
-                .to_owned()
-        }
-        "init" => "model.init".to_owned(),
-        "shape" => "model".to_owned(),
-        _ if name.starts_with("shape.") => format!("model ({name})"),
-        _ if name.starts_with("device.") => format!("device ({name})"),
-        _ => match schedule.map(|s| s.split('.').next().unwrap_or(s)) {
-            Some("shape") => "train.schedule".to_owned(),
-            Some("warmup") => "train.warmup_steps or train.warmup_ratio".to_owned(),
-            Some("length") => {
-                "train.steps or train.epochs, on which the schedule depends".to_owned()
-            }
-            Some(own) => format!("train.{own}"),
-            None => name.to_owned(),
-        },
-    }
-}
-
-/// What a run has kept to go on from and a start does not find.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Absent {
-    /// A checkpoint.
-    #[error("the checkpoint is not there")]
-    Checkpoint,
-    /// The state file of a durable run that has not come to its end.
-    #[error("the state file of this durable run is not there")]
-    State,
-    /// The same: it is there, and the run names other drives.
-    #[error("has the state of this durable run, and budget.disk names another directory now")]
-    Elsewhere,
 }
 
 /// Why a run cannot start, go on or be saved.
