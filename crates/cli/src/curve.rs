@@ -182,13 +182,17 @@ impl Scale {
     }
 }
 
-/// A number of a tick: no more digits than it has.
-fn number(x: f64) -> String {
+/// A number of a tick: no more digits than it has, of numbers so far apart.
+fn number(x: f64, step: f64) -> String {
     match x {
-        x if x >= 1e6 => format!("{}M", number(x / 1e6)),
-        x if x >= 1e4 => format!("{}k", number(x / 1e3)),
+        x if x >= 1e6 => format!("{}M", number(x / 1e6, step / 1e6)),
+        x if x >= 1e4 => format!("{}k", number(x / 1e3, step / 1e3)),
         x => {
-            let text = format!("{x:.2}");
+            let digits = (2.0 - step.log10().floor()).clamp(0.0, 12.0) as usize;
+            let text = format!("{x:.digits$}");
+            if digits == 0 {
+                return text;
+            }
             text.trim_end_matches('0').trim_end_matches('.').to_owned()
         }
     }
@@ -293,7 +297,7 @@ fn axes(text: &mut String, x: &Scale, y: &Scale, below: &str, left: &str) {
              <text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>",
             from - 8.0,
             at + 4.0,
-            number(value)
+            number(value, y.step)
         );
     }
     for value in x.ticks() {
@@ -304,7 +308,7 @@ fn axes(text: &mut String, x: &Scale, y: &Scale, below: &str, left: &str) {
              <text x=\"{at:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text>",
             bottom + 5.0,
             bottom + 20.0,
-            number(value)
+            number(value, x.step)
         );
     }
     let _ = writeln!(
@@ -448,8 +452,10 @@ mod tests {
             assert!((2..=8).contains(&scale.ticks().count()), "{most}");
             assert!(scale.place(most) <= 100.0 + 1e-9);
         }
-        assert_eq!(number(12_500.0), "12.5k");
-        assert_eq!(number(2.5), "2.5");
-        assert_eq!(number(0.0), "0");
+        assert_eq!(number(12_500.0, 2500.0), "12.5k");
+        assert_eq!(number(2.5, 2.5), "2.5");
+        assert_eq!(number(0.0, 1.0), "0");
+        assert_eq!(number(0.0025, 0.0005), "0.0025");
+        assert_eq!(number(300.0, 100.0), "300");
     }
 }

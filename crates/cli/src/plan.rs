@@ -350,7 +350,7 @@ pub fn compare_waits(waits: &[WaitCompared], step_seconds: f64, cuda: bool) -> S
     let sum = |each: fn(&WaitCompared) -> f64| seconds(waits.iter().map(each).sum());
     let lane = lane_of(LaneKind::Gpu, cuda);
     let mut text = format!(
-        "{lane:<8}{:>14}{:>14}  waiting, of it for",
+        "{lane:<8}{:>14}{:>14}  waiting for:",
         sum(|w| w.predicted_seconds),
         sum(|w| w.measured_seconds)
     );

@@ -173,8 +173,8 @@ const BEFORE_DATA: &[Key] = &[
     },
     Key {
         name: "budget.disk_writes",
-        doc: "What the run may write to these drives in all, over all its processes. One that would write more is refused \
-              before its first step: flash wears out.",
+        doc: "What the run may write to these drives in all, over all its processes (one that was killed counts up to its last \
+              line of metrics). One that would write more is refused before its first step: flash wears out.",
         kind: Kind::Size,
         default: Unset("no limit"),
         elsewhere: &[],

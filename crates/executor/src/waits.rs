@@ -5,7 +5,8 @@
 //! time before a part that overlaps none, after a checkpoint or an evaluation, is no pause.) It is followed back from
 //! its end as `planner::waits` does. What lies between the end of all that a task waited for and its start is the
 //! host's: it had not handed the task over, or not submitted the part.
-//! Pauses inside a stretch of tasks that wait for nothing are not seen; they count as work.
+//! Pauses inside a stretch of tasks that wait for nothing are not seen; they count as work. Copies of one stretch of a
+//! stream count for the last of them.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -249,8 +250,10 @@ impl<E: Engine> Shared<E> {
             let table = &self.tables[part.part as usize];
             let tasks = &table.lanes[at.lane];
             let i = (at.count - part.base[at.lane] - 1) as usize;
-            // What a lane does without waiting has an event at its start: the first of a part is one.
-            let marked = |&i: &usize| table.marks.start[tasks[i] as usize];
+            // Of what a stream does without waiting only the first task has an event at its start, and the stretch counts
+            // for its last one. A part's first task has one.
+            let stream = self.streams.as_ref().is_some_and(|s| s.is_stream(at.lane));
+            let marked = |&i: &usize| !stream || table.marks.start[tasks[i] as usize];
             let first = (0..=i).rev().find(marked).unwrap_or(0);
             let head = At {
                 count: at.count - (i - first) as u64,

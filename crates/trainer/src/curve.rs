@@ -101,7 +101,7 @@ pub struct Question<'a> {
 /// Plans every point of a curve; `told` hears after each how many of how many are done.
 ///
 /// # Errors
-/// [`TrainError`] where a batch is none for the model, or a plan is wrong; a plan that does not fit is no error.
+/// [`TrainError`] where a plan is wrong; one that does not fit is no error, nor is a batch beyond a limit of the model.
 pub fn curve(
     q: &Question<'_>,
     own: &Plan,
@@ -132,7 +132,12 @@ pub fn curve(
                         micro_batch,
                         ..batch
                     };
-                    let decoder = decoder_of(q.run, other, q.target)?;
+                    // A batch beyond a limit of the model does not fit either.
+                    let Ok(decoder) = decoder_of(q.run, other, q.target) else {
+                        refused.push((activations, device, micro_batch));
+                        told(points.len() + refused.len(), all);
+                        continue;
+                    };
                     decoders.push((micro_batch, Arc::clone(&decoder)));
                     decoder
                 }

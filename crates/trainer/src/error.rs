@@ -471,9 +471,10 @@ impl From<FileError> for DataError {
 }
 
 impl RecordProblem {
-    /// Whether no later record can be used either, whatever becomes of records that cannot be used.
+    /// Whether the load ends here, whatever becomes of records that cannot be used.
     pub(crate) fn ends_all(&self) -> bool {
-        matches!(self, Self::TemplateWork { .. })
+        // Which records fit in memory is not for the data to change from start to start.
+        matches!(self, Self::TemplateWork { .. } | Self::Memory { .. })
     }
 }
 

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use lowtide_config::{Length, Run, ScheduleShape};
+use lowtide_config::{Length, Resume, Run, ScheduleShape};
 use lowtide_device::cuda::Gpu;
 use lowtide_executor::{ExecError, Trace};
 use lowtide_kernels::adamw::Hyper;
@@ -26,9 +26,9 @@ use crate::device::{self, Device};
 use crate::error::TrainError;
 use crate::inputs::{Inputs, dealing, load_inputs, open_tokenizer};
 use crate::learning_rate::{Decay, LearningRate};
-use crate::metrics::{EventFile, MetricsLog};
+use crate::metrics::{EventFile, MetricsLog, last_written};
 use crate::open::{check_weights, machine_of};
-use crate::output::folder::Folder;
+use crate::output::folder::{Folder, Found};
 use crate::output::mark::Kept;
 use crate::output::room::Room;
 use crate::output::{self, Output};
@@ -109,8 +109,6 @@ struct Fit<'a> {
     dealt: u64,
     /// Totals of the processes before this one: seconds and the tokens they are for.
     earlier: Totals,
-    /// Bytes that this start has written to the drives.
-    filled: u64,
     /// A step's time by the plan.
     predicted_seconds: f64,
     durable: bool,
@@ -239,7 +237,12 @@ pub fn train(
         Start::Journal(_) => Bytes::ZERO,
         Start::Anew | Start::Checkpoint(..) => wear::fill(&plan),
     };
-    let written = start.state().map_or(0, |s| s.totals.disk_written);
+    // A process that was killed has told of more than its last checkpoint knows.
+    let told = match run.checkpoint.resume {
+        Resume::Never => 0,
+        _ => last_written(output.folder(), output::METRICS)?,
+    };
+    let written = start.state().map_or(0, |s| s.totals.disk_written).max(told);
     wear::check(run, &plan, (written, filled, ahead))?;
     observer.phase(Some(Phase::Reserving));
     let trace = if run.log.trace {
@@ -269,6 +272,10 @@ pub fn train(
     start.load(run, &mut session, &mut batches)?;
     let durable = planned.plan.choice.durable;
     output.keep(start.kept(run, &output, &session, durable))?;
+    // This run has not ended, and it may have begun before the step that the last one ended at.
+    if output.folder().found(output::FINISHED)? != Found::Nothing {
+        output.folder().remove(output::FINISHED)?;
+    }
     write_json(output.folder(), output::MACHINE, &planned.machine)?;
     write_json(output.folder(), output::RUN, run)?;
 
@@ -319,7 +326,6 @@ pub fn train(
         state,
         dealt: 0,
         earlier: Totals::default(),
-        filled: filled.0,
         predicted_seconds: planned.plan.prediction.step_seconds.0,
         durable,
         last_checkpoint: None,
@@ -333,6 +339,7 @@ pub fn train(
     fit.observer.phase(None);
     fit.change(changes);
     fit.dealt = fit.state.tokens;
+    fit.state.totals.disk_written = written + filled.0;
     fit.earlier = fit.state.totals.clone();
     if fit.durable {
         fit.write_journal(&planned.plan);
@@ -545,6 +552,9 @@ impl Fit<'_> {
     fn finish(&mut self, f: Flight, tally: &mut Tally) -> Result<(), TrainError> {
         let outcome = self.checked(f.step, |s| s.session.outcome(&f.data))?;
         let lap = tally.lap(self.session.measured());
+        tally.steps += 1;
+        tally.tokens += f.tokens;
+        self.count(tally);
         let line = StepLine {
             step: f.step,
             steps: self.total,
@@ -566,9 +576,6 @@ impl Fit<'_> {
             self.state.loss_first.get_or_insert(line.loss);
         }
         self.state.totals.loss(f.step, line.loss.to_bits());
-        tally.steps += 1;
-        tally.tokens += f.tokens;
-        self.count(tally);
         self.log(&line);
         Ok(())
     }
@@ -578,8 +585,9 @@ impl Fit<'_> {
         let (earlier, totals) = (&self.earlier, &mut self.state.totals);
         totals.seconds = earlier.seconds + tally.seconds;
         totals.timed_tokens = earlier.timed_tokens + tally.tokens;
-        let written = tally.moved.lane(Lane::DISK_WRITE).bytes;
-        totals.disk_written = earlier.disk_written + self.filled + written;
+        // With those of evaluations and answers.
+        let written = self.session.measured().lane(Lane::DISK_WRITE).bytes;
+        totals.disk_written = earlier.disk_written + written;
     }
 
     fn log(&mut self, line: &StepLine) {

@@ -1,7 +1,8 @@
 //! How much a run writes to its drives, held against what it may.
 
 use lowtide_config::Run;
-use lowtide_planner::{Plan, Tier};
+use lowtide_planner::plan::Version;
+use lowtide_planner::{Plan, Slot, Tensor, Tier};
 use lowtide_units::Bytes;
 
 use crate::TrainError;
@@ -25,10 +26,15 @@ pub struct TooMuch {
     pub step: Bytes,
 }
 
-/// Bytes that filling the drives at a start writes: what stays on them between steps.
+/// Bytes that filling the drives at a start writes: weights and optimizer state that stay on them, of durable ones the
+/// version that is current.
 pub(crate) fn fill(plan: &Plan) -> Bytes {
-    let disk = plan.tier(Tier::Disk);
-    disk.weights + disk.optimizer
+    let next = |s: &Slot| matches!(s.version, Some((Version::Next, _)));
+    let filled = |s: &&Slot| {
+        let state = matches!(s.tensor, Tensor::Weight(_) | Tensor::State(_));
+        s.tier == Tier::Disk && s.persistent && state && !next(s)
+    };
+    Bytes(plan.slots.iter().filter(filled).map(|s| s.bytes).sum())
 }
 
 /// Refuses a run that would write more in all than it may: `written` by the processes before this one, this start,

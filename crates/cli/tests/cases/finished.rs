@@ -368,4 +368,14 @@ fn a_run_that_would_wear_its_drives_out_is_refused_before_its_first_step() {
     run(4, Some(2 * two - 1)).refused(&["budget.disk_writes", "are written"]);
     let four = written(&run(4, Some(2 * two)));
     assert_eq!(four, 2 * two);
+    // What a killed process wrote counts by its last line of metrics, though no checkpoint knows of it.
+    let told = lines(&scratch, "out/metrics.jsonl");
+    let last = told.into_iter().rfind(|l| l["disk_written"].is_u64());
+    let mut more = last.expect("a step's line");
+    (more["step"], more["disk_written"]) = (5.into(), (2 * two + 1000).into());
+    let text = scratch.read("out/metrics.jsonl") + &format!("{more}\n");
+    scratch.write("out/metrics.jsonl", text);
+    run(6, Some(3 * two)).refused(&["budget.disk_writes"]);
+    let six = written(&run(6, Some(3 * two + 1000)));
+    assert_eq!(six, 3 * two + 1000);
 }

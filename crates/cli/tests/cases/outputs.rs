@@ -98,6 +98,28 @@ fn a_start_that_would_lose_kept_steps_is_refused() {
     assert_eq!(result(&s, "out"), want);
 }
 
+/// A run that was begun again and killed after its first save goes on from there, whatever the one before had reached.
+#[test]
+fn a_run_that_was_begun_again_and_killed_goes_on() {
+    let s = Scratch::bare();
+    s.write("run.yaml", RUN);
+    let long = ["train.steps=60", "checkpoint.every_steps=2"];
+    s.train(&long).fine();
+    fs::remove_dir_all(s.at("out/checkpoints")).unwrap();
+    let again = ["train", "run.yaml", "--set", long[0], "--set", long[1]];
+    let never = [&again[..], &["--set", "checkpoint.resume=never"]].concat();
+    let mut killed = s.command(&never).spawn().unwrap();
+    while !s.at("out/checkpoints/step-00000002").exists() {
+        assert!(killed.try_wait().unwrap().is_none(), "it was too fast");
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    killed.kill().unwrap();
+    killed.wait().unwrap();
+    assert!(!s.at("out/finished.json").exists());
+    let ended = s.run(&again);
+    assert!(!ended.fine().text().contains("begins at step 1"));
+}
+
 /// What a run holds is the directory that it began in: renamed or replaced, all goes on there; removed, all
 /// that is still in memory goes to a new one. Nothing is written into a directory that took its name.
 #[test]

@@ -26,6 +26,8 @@ const CALL: u64 = 16;
 pub(super) enum Cost {
     /// No more for a large value than for a small one.
     Glance,
+    /// All of a string, whose characters are counted; nothing of a list.
+    Length,
     /// The items of its arguments, not what is in them; all of a string.
     Items,
     /// One item of the first by the key in the second.
@@ -82,7 +84,7 @@ fn filter_table() -> Vec<Entry> {
         f("bool", call!(filters::bool), C::Glance),
         f("capitalize", call!(filters::capitalize), C::Through(2)),
         f("chain", call!(chain), C::Items),
-        f("count", call!(filters::length), C::Glance),
+        f("count", call!(filters::length), C::Length),
         f("d", call!(filters::default), C::Glance),
         f("default", call!(filters::default), C::Glance),
         f("dictsort", call!(filters::dictsort), C::Sort),
@@ -97,7 +99,7 @@ fn filter_table() -> Vec<Entry> {
         f("items", call!(filters::items), C::Items),
         f("join", call!(filters::join), C::Join),
         f("last", call!(filters::last), C::Items),
-        f("length", call!(filters::length), C::Glance),
+        f("length", call!(filters::length), C::Length),
         f("lines", call!(filters::lines), C::Lines),
         f("list", call!(filters::list), C::Items),
         f("lower", call!(filters::lower), C::Through(2)),
@@ -374,6 +376,7 @@ fn pay(cost: Cost, args: &[Value]) -> Result<(), Error> {
     let len = |i: usize| text(i).len() as u64;
     match cost {
         Cost::Glance => Ok(()),
+        Cost::Length => charge(len(0)),
         Cost::Items => args.iter().try_for_each(|arg| match arg.as_str() {
             Some(text) => charge(2 * ITEM * text.len() as u64),
             None => charge(own_units(arg)),

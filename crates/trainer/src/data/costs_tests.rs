@@ -94,6 +94,9 @@ fn hostile() -> Vec<String> {
         format!("{setup}{{% for i in range({n}) %}}{body}{{% endfor %}}")
     };
     let mut all = vec![
+        often(90_000, BIG, "{% set z = x|length %}"),
+        often(90_000, BIG, "{% set z = x|count %}"),
+        often(90_000, BIG, "{% for c in x %}{% break %}{% endfor %}"),
         format!("{LIST}{{{{ x | select('in', x) | list | length }}}}"),
         format!("{LIST}{{{{ x | reject('in', x) | list | length }}}}"),
         format!("{LIST}{{{{ (x + ['a'] + x)|sort|list|length }}}}{{{{ x | map('string') | select('in', x) | list | length }}}}"),

@@ -446,6 +446,8 @@ pub(super) fn printed(value: &Value) -> Result<String, Error> {
 /// Names of the guards; no template can write them.
 pub(super) const MADE: &str = "\u{fdd0}made";
 pub(super) const BUILT: &str = "\u{fdd0}built";
+/// All of a string that is walked through: its characters are counted first.
+pub(super) const WALK: &str = "\u{fdd0}walk";
 pub(super) const LOOK: &str = "\u{fdd0}look";
 pub(super) const FIND: &str = "\u{fdd0}find";
 pub(super) const KEPT: &str = "\u{fdd0}kept";
@@ -460,6 +462,11 @@ pub(super) fn add_operators(engine: &mut Environment<'static>) {
     engine.set_recursion_limit(RECURSION_MAX);
     engine.add_filter(MADE, made);
     engine.add_filter(BUILT, built);
+    engine.add_filter(WALK, |value: Value| {
+        let text = value.as_str().map_or(0, str::len);
+        within_construct(("{% for %}", ""), || charge(text as u64))?;
+        Ok::<_, Error>(value)
+    });
     engine.add_filter(LOOK, |value: Value| {
         within_construct(("a comparison", ""), || measure(&value))?;
         Ok::<_, Error>(value)

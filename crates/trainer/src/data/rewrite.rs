@@ -9,7 +9,9 @@ use minijinja::machinery::{Instruction, Instructions};
 use minijinja::value::Value;
 
 use super::costs::METHOD;
-use super::guards::{BUILT, CONCAT, FIND, INDEX, KEPT, LOOK, MADE, SLICE, TICK, TIMES, error};
+use super::guards::{
+    BUILT, CONCAT, FIND, INDEX, KEPT, LOOK, MADE, SLICE, TICK, TIMES, WALK, error,
+};
 
 /// One copy of each source for the life of the process: compiled templates borrow theirs.
 pub(super) fn interned(source: &str) -> &'static str {
@@ -96,6 +98,7 @@ fn guard(instruction: &Instruction<'static>) -> Result<Vec<Instruction<'static>>
         I::In | I::CompareAndPreserve(_) => {
             vec![I::Swap, call(FIND, 1), I::Swap, call(FIND, 1), own]
         }
+        I::PushLoop(_) => vec![call(WALK, 1), own],
         I::Iterate(_) => vec![own, call(TICK, 1)],
         _ => vec![own],
     })

@@ -59,10 +59,31 @@ impl MetricsLog {
 /// # Errors
 /// When it cannot be read.
 pub fn last_step(folder: &Folder, name: &str) -> Result<Option<u64>, TrainError> {
+    greatest(folder, name, |record| {
+        record.get("loss").and_then(|_| record["step"].as_u64())
+    })
+}
+
+/// The most bytes that a line of a metrics file says were written to the drives.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn last_written(folder: &Folder, name: &str) -> Result<u64, TrainError> {
+    let written = greatest(folder, name, |record| record["disk_written"].as_u64())?;
+    Ok(written.unwrap_or(0))
+}
+
+/// The greatest of what is found in a file's lines; `None` where there is none, or no file.
+fn greatest(
+    folder: &Folder,
+    name: &str,
+    of: impl Fn(&Value) -> Option<u64>,
+) -> Result<Option<u64>, TrainError> {
     if folder.found(name)? == Found::Nothing {
         return Ok(None);
     }
-    let fail = TrainError::io(folder.path());
+    let path = folder.at(name);
+    let fail = TrainError::io(&path);
     let mut reader = BufReader::new(folder.read(name)?);
     let (mut last, mut line) = (None, Vec::new());
     loop {
@@ -71,9 +92,7 @@ pub fn last_step(folder: &Folder, name: &str) -> Result<Option<u64>, TrainError>
             return Ok(last);
         }
         let record = serde_json::from_slice::<Value>(&line).unwrap_or_default();
-        if record.get("loss").is_some() {
-            last = last.max(record["step"].as_u64());
-        }
+        last = last.max(of(&record));
     }
 }
 
