@@ -20,9 +20,11 @@ pub fn advice(problem: &RecordProblem) -> Vec<String> {
         RecordProblem::LineTooLong { .. } => {
             vec!["--set data.max_line=SIZE allows longer lines, where it is one record".to_owned()]
         }
-        RecordProblem::Memory { .. } => vec![
-            "raise budget.host, or cut the record into several".to_owned(),
-        ],
+        RecordProblem::Memory { .. } => {
+            return vec![
+                "raise budget.host, cut the record into several, or leave it out of the file".to_owned(),
+            ];
+        }
         RecordProblem::NotANumber { .. } => vec![
             "write null or leave the field out; Python's json.dumps(..., allow_nan=False) refuses to write it"
                 .to_owned(),
