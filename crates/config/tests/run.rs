@@ -116,6 +116,7 @@ budget:
   device: 24GiB
   host: 1.5 GiB
   disk: [{dir: /nvme, size: 400GB}, {dir: swap, size: 16384}]
+  disk_writes: 5TB
 data:
   train: [a.jsonl, /b.jsonl]
   eval: e.jsonl
@@ -174,7 +175,7 @@ log: {every_steps: 10, tensorboard: false, trace: false}
         },
         "precision": "f32", "device": "cpu", "seed": u64::MAX,
         "output": "/runs/first/../o", "threads": 3,
-        "budget": {"device": 24 * gib, "host": 3 * gib / 2, "disk": [
+        "budget": {"device": 24 * gib, "host": 3 * gib / 2, "disk_writes": 5_000_000_000_000_u64, "disk": [
             {"dir": "/nvme", "size": 400_000_000_000_u64},
             {"dir": "/runs/first/swap", "size": 16384}
         ]},
