@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use lowtide_config::Run;
+use lowtide_config::{Length, Run};
 use lowtide_planner::explain::{explain, explain_choices, explain_updates, lane_of, split};
 use lowtide_planner::plan::LaneKind;
 use lowtide_planner::search::outlook::{Change, Outlook};
@@ -17,6 +17,7 @@ use lowtide_trainer::planning::{
     budgets_of, cpu_budgets_of, decoder_of, load_machine, plan_and_look, shape_of,
 };
 use lowtide_trainer::report::{Phase, WaitCompared};
+use lowtide_trainer::wear;
 use serde_json::{Map, Value, json};
 
 use crate::Answer;
@@ -35,11 +36,22 @@ pub fn plan(args: &PlanArgs, out: Out) -> Answer {
     let run = run_of(args)?;
     let shape = shape_of(&run)?;
     // Files that cannot be written are told before minutes of planning.
-    let place_of = |flag, file: &Option<PathBuf>| file.as_ref().map(|f| place(flag, f)).transpose();
+    let place_of = |flag, file: &Option<PathBuf>, begin: &'static str| {
+        let ours = |head: &str| head.starts_with(begin);
+        file.as_ref().map(|f| place(flag, f, ours)).transpose()
+    };
     let files = [
-        place_of("--svg", &args.svg)?,
-        place_of("--html", &args.html)?,
+        place_of("--svg", &args.svg, "<svg ")?,
+        place_of("--html", &args.html, "<!doctype html>")?,
     ];
+    if let [Some((a, picture)), Some((b, page))] = &files
+        && a.at(picture) == b.at(page)
+    {
+        return Err(CliError::Usage {
+            what: format!("--svg and --html are both {}", a.at(page).display()),
+            help: "give each a name of its own",
+        });
+    }
     // A machine that is told by a file is planned for without asking anything of this one.
     let told = match (&args.machine, &args.file, &run.plan.machine) {
         (Some(path), _, _) | (None, _, Some(path)) => Some(load_machine(path)?),
@@ -84,6 +96,10 @@ pub fn plan(args: &PlanArgs, out: Out) -> Answer {
         Err(TrainError::Refused(refused)) => return Err(CliError::Refused { refused, about }),
         Err(e) => return Err(e.into()),
     };
+    if let Length::Steps(steps) = run.train.length {
+        // Of epochs only the data say how many steps they are.
+        wear::check(&run, &plan, (0, wear::fill(&plan), steps))?;
+    }
     let step = plan.prediction.step_seconds.0;
     let tokens_per_second = batch.tokens() as f64 / step;
     let model_tflops = workload.model_flops.0 / step / 1e12;

@@ -1,5 +1,6 @@
 //! `lowtide probe`: this machine's rates, stored with their date.
 
+use std::io::Read;
 use std::path::Path;
 
 use lowtide_config::Run;
@@ -22,6 +23,9 @@ use crate::error::CliError;
 use crate::out::{Out, seconds};
 use crate::progress::Waiting;
 
+/// Bytes of a file by which it is known.
+const HEAD: u64 = 4096;
+
 /// Seconds spent on each figure, about.
 const SECONDS: f64 = 0.5;
 
@@ -29,7 +33,8 @@ const SECONDS: f64 = 0.5;
 pub fn probe(args: &ProbeArgs, out: Out) -> Answer {
     // What cannot be written is told before minutes of measuring, and a file that is there stays until the
     // new one is whole.
-    let (folder, name) = place("--out", &args.out)?;
+    let rates = |head: &str| head.trim_start().starts_with('{') && head.contains("\"matmul_bf16\"");
+    let (folder, name) = place("--out", &args.out, rates)?;
     let run = match &args.file {
         Some(file) => Some(Run::load(file, &texts("--set", &args.sets)?)?),
         None => None,
@@ -92,8 +97,13 @@ pub fn probe(args: &ProbeArgs, out: Out) -> Answer {
     Ok((answer, 0))
 }
 
-/// The directory and the name of a file to write, which was tried.
-pub fn place(flag: &str, out: &Path) -> Result<(Folder, String), CliError> {
+/// The directory and the name of a file to write, which was tried. A file that is there must be one of those that
+/// this option writes, by its first bytes: whatever else has that name is not lowtide's to replace.
+pub fn place(
+    flag: &str,
+    out: &Path,
+    ours: impl Fn(&str) -> bool,
+) -> Result<(Folder, String), CliError> {
     let Some(name) = out.file_name().and_then(|name| name.to_str()) else {
         return Err(CliError::Usage {
             what: format!("{flag} {}: no name of a file", out.display()),
@@ -102,11 +112,30 @@ pub fn place(flag: &str, out: &Path) -> Result<(Folder, String), CliError> {
     };
     let above = out.parent().filter(|p| !p.as_os_str().is_empty());
     let folder = Folder::open(above.unwrap_or(Path::new(".")))?;
-    folder.expect(name, Found::File)?;
-    let tried = pending(name);
-    if !folder.expect(&tried, Found::File)? {
-        folder.create_new(&tried)?;
+    let usage = |what: &str, help| CliError::Usage {
+        what: format!("{flag} {}: {what}", out.display()),
+        help,
+    };
+    if folder.expect(name, Found::File)? {
+        let mut head = Vec::new();
+        let mut file = folder.read(name)?.take(HEAD);
+        file.read_to_end(&mut head)
+            .map_err(|e| usage(&format!("cannot be read: {e}"), "give another name"))?;
+        if !head.is_empty() && !ours(&String::from_utf8_lossy(&head)) {
+            return Err(usage(
+                "a file of that name is there, which no such command wrote",
+                "give another name, or remove it",
+            ));
+        }
     }
+    let tried = pending(name);
+    if folder.found(&tried)? != Found::Nothing {
+        return Err(usage(
+            &format!("{tried} is in the way"),
+            "a command that was killed may have left it: remove it, or give another name",
+        ));
+    }
+    folder.create_new(&tried)?;
     folder.remove(&tried)?;
     Ok((folder, name.to_owned()))
 }

@@ -269,6 +269,29 @@ fn a_curve_has_every_plan_and_its_files() {
     let read = |path: &str| std::fs::read_to_string(path).expect("a file");
     assert!(read(&picture).ends_with("</svg>"));
     assert!(read(&page).contains(read(&picture).as_str()));
+    // Its own files it replaces, and nothing else.
+    let refused = |args: &[&str], word: &str| {
+        let output = lowtide(args).output().expect("the binary starts");
+        assert_eq!(output.status.code(), Some(2));
+        assert!(complaint(&output).contains(word), "{}", complaint(&output));
+    };
+    let mine = file("mine.yaml");
+    std::fs::write(&mine, "mine").expect("a file");
+    let mut args = plan_of("qwen2.5-0.5b", ["4", "1024", "1"], ["4GiB", "24GiB", "0"]);
+    args.extend(["--curve", "device", "--svg"]);
+    refused(
+        &[&args[..], &[&mine]].concat(),
+        "a file of that name is there",
+    );
+    refused(
+        &[&args[..], &[&page]].concat(),
+        "a file of that name is there",
+    );
+    let new = file("new");
+    refused(&[&args[..], &[&new, "--html", &new]].concat(), "both");
+    std::fs::write(file(".new.pending"), "mine").expect("a file");
+    refused(&[&args[..], &[&new]].concat(), "in the way");
+    assert_eq!(read(&mine) + &read(&file(".new.pending")), "minemine");
     // Without a curve there is nothing to draw.
     let mut args = shape("qwen2.5-0.5b", "2GiB", "4GiB", "20GiB");
     args.extend(["--svg", &picture]);

@@ -28,7 +28,8 @@ pub struct TooMuch {
 
 /// Bytes that filling the drives at a start writes: weights and optimizer state that stay on them, of durable ones the
 /// version that is current.
-pub(crate) fn fill(plan: &Plan) -> Bytes {
+#[must_use]
+pub fn fill(plan: &Plan) -> Bytes {
     let next = |s: &Slot| matches!(s.version, Some((Version::Next, _)));
     let filled = |s: &&Slot| {
         let state = matches!(s.tensor, Tensor::Weight(_) | Tensor::State(_));
@@ -39,7 +40,10 @@ pub(crate) fn fill(plan: &Plan) -> Bytes {
 
 /// Refuses a run that would write more in all than it may: `written` by the processes before this one, this start,
 /// and `ahead` steps.
-pub(crate) fn check(
+///
+/// # Errors
+/// [`TrainError::DiskWrites`].
+pub fn check(
     run: &Run,
     plan: &Plan,
     (written, start, ahead): (u64, Bytes, u64),

@@ -359,6 +359,16 @@ fn a_run_that_would_wear_its_drives_out_is_refused_before_its_first_step() {
     };
     let refused = run(2, Some(1 << 20));
     refused.refused(&["budget.disk_writes", "1.0 MiB allowed", "2 steps to come"]);
+    let sets = [
+        "budget.disk=1GiB",
+        "plan.optimizer=disk",
+        "plan.machine=machine.json",
+        "budget.disk_writes=1MiB",
+        "train.steps=2",
+    ];
+    let mut plan = vec!["plan", "run.yaml"];
+    plan.extend(sets.iter().flat_map(|set| ["--set", set]));
+    scratch.run(&plan).refused(&["budget.disk_writes"]);
     assert!(!scratch.at("out/metrics.jsonl").exists());
     // A filling and two steps; another filling and two more.
     let two = written(&run(2, None));
