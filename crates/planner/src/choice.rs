@@ -78,7 +78,7 @@ pub enum Clip {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Pieces {
-    /// One piece a unit.
+    /// One piece a unit, or two where another unit adds to some of its gradients only.
     Unit,
     /// As many pieces as parameters allow, none smaller than this many numbers unless alone.
     Split(u64),

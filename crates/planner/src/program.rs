@@ -259,6 +259,25 @@ pub(crate) fn recomputed_ops(unit: &Unit, choice: &[Saved]) -> Vec<u16> {
     ops.into_iter().collect()
 }
 
+/// Parameters that operations before the part have added to a gradient of. Where the embedding's backward waits
+/// for the end of the batch, what only that adds to has no share yet.
+fn touched(w: &Workload, span: &Span) -> Vec<bool> {
+    let mut touched = vec![!span.begins; w.params.len()];
+    if span.late(w) {
+        let head = &w.units[w.units.len() - 1];
+        let mut adds = vec![false; w.params.len()];
+        for o in head.backward.iter().flat_map(|op| &op.operands) {
+            if let What::Gradient(p) = o.what {
+                adds[p as usize] = true;
+            }
+        }
+        for p in w.units[0].params.clone() {
+            touched[p as usize] &= adds[p as usize];
+        }
+    }
+    touched
+}
+
 /// The gpu lane's operations of one part.
 pub(crate) fn program(
     w: &Workload,
@@ -276,7 +295,7 @@ pub(crate) fn program(
         visits: Vec::new(),
         run: 0,
         last: None,
-        touched: vec![!span.begins; w.params.len()],
+        touched: touched(w, span),
         base: span.micro_batches.start,
     };
     let n = w.units.len() as u32;

@@ -2,11 +2,11 @@
 
 use crate::build::build;
 use crate::check::check;
-use crate::choice::{Budgets, Choice, Clip, LoopOrder, Processor, Saved};
+use crate::choice::{Budgets, Choice, Clip, LoopOrder, Pieces, Processor, Saved};
 use crate::mutants::without_task;
 use crate::plan::{PartName, Plan, Task, Tensor, Tier, Work};
 use crate::simulate::{predict, simulate};
-use crate::testing::{machine, untied, workload};
+use crate::testing::{machine, untied, with_positions, workload};
 use lowtide_workload::{Dtype, Workload};
 
 const CLIPS: [Clip; 3] = [Clip::Exact, Clip::Previous, Clip::None];
@@ -52,7 +52,7 @@ const CUTS: [(u32, u32); 7] = [(2, 1), (3, 2), (4, 2), (5, 2), (6, 1), (7, 2), (
 #[test]
 fn every_cut_passes_the_checker() {
     for (i, &(accumulate, round)) in CUTS.iter().enumerate() {
-        for mut w in [workload(2, accumulate), untied(2, accumulate)] {
+        for mut w in [workload, untied, with_positions].map(|of| of(2, accumulate)) {
             for (k, c) in homes(&w, round).into_iter().enumerate() {
                 w.gradient = [Dtype::Bf16, Dtype::F32][k % 2];
                 let clip = CLIPS[(i + k) % 3];
@@ -242,4 +242,31 @@ fn a_round_of_all_is_no_cut() {
     let of = |c: &Choice| build(&w, c, Clip::Exact, Budgets::UNLIMITED, &machine());
     assert_eq!(of(&c).hash(), of(&whole).hash());
     assert_eq!(c.order, LoopOrder::LayerMajor);
+}
+
+/// Of a tied embedding with positions only the table gets a share from the head: the positions' gradient begins with
+/// the embedding's backward, in every cut, and what moves before holds nothing of it.
+#[test]
+fn positions_of_a_tied_embedding_begin_their_own_gradient() {
+    for (accumulate, round) in [(1, 0), (2, 0), (6, 2), (13, 2)] {
+        let w = with_positions(3, accumulate);
+        for gradients in Tier::ALL {
+            for (k, order) in [LoopOrder::LayerMajor, LoopOrder::BatchMajor]
+                .into_iter()
+                .enumerate()
+            {
+                for pieces in [Pieces::Unit, Pieces::Split(1000)] {
+                    let mut c = Choice::resident(&w);
+                    c.round = round;
+                    c.order = order;
+                    c.pieces = pieces;
+                    c.gradients.fill(gradients);
+                    let clip = CLIPS[(k + accumulate as usize) % 3];
+                    let plan = build(&w, &c, clip, Budgets::UNLIMITED, &machine());
+                    let at = format!("{round} of {accumulate}, {gradients}, {clip:?}, {c:?}");
+                    check(&plan, &w, clip).unwrap_or_else(|fault| panic!("{fault}, {at}"));
+                }
+            }
+        }
+    }
 }

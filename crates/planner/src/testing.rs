@@ -233,6 +233,39 @@ pub(crate) fn untied(layers: u32, accumulate: u32) -> Workload {
     w
 }
 
+/// As [`workload`], with positions in the embedding that the head has no part in.
+pub(crate) fn with_positions(layers: u32, accumulate: u32) -> Workload {
+    let mut w = workload(layers, accumulate);
+    let positions = Param {
+        name: "positions".into(),
+        ..w.params[0].clone()
+    };
+    w.params.insert(1, positions);
+    w.units[0].params.end += 1;
+    for unit in &mut w.units[1..] {
+        unit.params = unit.params.start + 1..unit.params.end + 1;
+    }
+    for unit in &mut w.units {
+        let lists = [
+            &mut unit.forward,
+            &mut unit.backward,
+            &mut unit.evaluate,
+            &mut unit.infer,
+        ];
+        let operations = lists.into_iter().flatten();
+        for o in operations.flat_map(|op| &mut op.operands) {
+            match &mut o.what {
+                What::Weight(p) | What::Gradient(p) if *p > 0 => *p += 1,
+                _ => {}
+            }
+        }
+    }
+    let embedding = &mut w.units[0];
+    embedding.forward[0].operands.push(weight(1));
+    embedding.backward[0].operands.push(Operand::gradient(1));
+    w
+}
+
 /// Round rates.
 pub(crate) fn machine() -> Machine {
     let share = |list: &[(&str, f64)]| list.iter().map(|&(k, v)| (k.to_owned(), v)).collect();

@@ -5,7 +5,7 @@ mod common;
 
 use std::sync::Arc;
 
-use common::{batch, checked, choice, decoder, hyper, llama, open, quick};
+use common::{batch, checked, choice, decoder, gpt2, hyper, llama, open, quick};
 use lowtide_executor::Mode;
 use lowtide_model::Decoder;
 use lowtide_planner::{Choice, Clip, PartName, Pieces, Saved, Tier};
@@ -77,16 +77,16 @@ fn homes(d: &Decoder, round: u32) -> Vec<Choice> {
 
 #[test]
 fn rounds_train_to_the_same_bits() {
-    for tied in [true, false] {
+    for shape in [llama(2, true), llama(2, false), gpt2(2, true)] {
         for precision in [Dtype::Bf16, Dtype::F32] {
-            let d = decoder(&llama(2, tied), precision, ACCUMULATE);
+            let d = decoder(&shape, precision, ACCUMULATE);
             for clip in CLIPS {
                 let whole = choice(&d, Tier::Device, Tier::Device, Tier::Device);
                 let want = run(&d, &whole, clip, quick());
                 for round in 1..=4 {
                     for c in homes(&d, round) {
                         let got = run(&d, &c, clip, quick());
-                        assert_eq!(got, want, "tied {tied} {precision:?} {clip:?} {c:?}");
+                        assert_eq!(got, want, "{shape:?} {precision:?} {clip:?} {c:?}");
                     }
                 }
             }

@@ -51,8 +51,11 @@ pub(crate) struct Draft {
     pub late: Range<u32>,
 }
 
-/// Cuts the parameters into pieces.
+/// Cuts the parameters into pieces. Those of one piece get their gradients from the same units: what moves between
+/// two of them moves whole, and a part that nobody has added to yet has no content. Of a tied embedding with learned
+/// positions the head adds to the table only.
 pub(crate) fn cut(w: &Workload, how: Pieces) -> Vec<Piece> {
+    let shared = shared_gradients(w);
     let mut pieces: Vec<Piece> = Vec::new();
     let mut norm_offset = 0;
     let mut push = |unit: usize, range: std::ops::Range<u32>, pieces: &mut Vec<Piece>| {
@@ -60,28 +63,46 @@ pub(crate) fn cut(w: &Workload, how: Pieces) -> Vec<Piece> {
         norm_offset += piece.norm_chunks;
         pieces.push(piece);
     };
+    let least = match how {
+        Pieces::Unit => u64::MAX,
+        Pieces::Split(least) => least,
+    };
     for (u, unit) in w.units.iter().enumerate() {
         if unit.params.is_empty() {
             continue;
         }
-        match how {
-            Pieces::Unit => push(u, unit.params.clone(), &mut pieces),
-            Pieces::Split(least) => {
-                let mut start = unit.params.start;
-                let mut sum = 0;
-                for p in unit.params.clone() {
-                    let next = w.params[p as usize].elements;
-                    if sum >= least && next >= least {
-                        push(u, start..p, &mut pieces);
-                        (start, sum) = (p, 0);
-                    }
-                    sum += next;
+        let mut start = unit.params.start;
+        let mut sum = 0;
+        for p in unit.params.clone() {
+            let next = w.params[p as usize].elements;
+            let apart = p > start && shared.get(&p) != shared.get(&(p - 1));
+            if apart || (sum >= least && next >= least) {
+                push(u, start..p, &mut pieces);
+                (start, sum) = (p, 0);
+            }
+            sum += next;
+        }
+        push(u, start..unit.params.end, &mut pieces);
+    }
+    pieces
+}
+
+/// The other units whose backward adds to a parameter's gradient, of those parameters that have such.
+fn shared_gradients(w: &Workload) -> FastMap<u32, Vec<usize>> {
+    let mut shared: FastMap<u32, Vec<usize>> = FastMap::default();
+    for (u, unit) in w.units.iter().enumerate() {
+        for o in unit.backward.iter().flat_map(|op| &op.operands) {
+            if let What::Gradient(p) = o.what
+                && !unit.params.contains(&p)
+            {
+                let others = shared.entry(p).or_default();
+                if others.last() != Some(&u) {
+                    others.push(u);
                 }
-                push(u, start..unit.params.end, &mut pieces);
             }
         }
     }
-    pieces
+    shared
 }
 
 struct Emitter<'a> {

@@ -39,6 +39,18 @@ pub fn llama(layers: u32, tied: bool) -> ModelShape {
     }
 }
 
+/// Learned positions and layer norms.
+pub fn gpt2(layers: u32, tied: bool) -> ModelShape {
+    ModelShape {
+        family: Family::Gpt2,
+        kv_heads: 4,
+        out_bias: true,
+        mlp_bias: true,
+        rope: None,
+        ..llama(layers, tied)
+    }
+}
+
 pub fn decoder(shape: &ModelShape, precision: Dtype, accumulate: u32) -> Arc<Decoder> {
     decoder_on(None, shape, precision, accumulate)
 }
