@@ -9,6 +9,8 @@ use serde_json::Value;
 pub const EDGES: &[(&str, &[&str])] = &[
     ("units", &[]),
     ("files", &[]),
+    ("random", &[]),
+    ("data", &["units", "files", "random"]),
     ("workload", &["units"]),
     ("config", &["units", "files", "workload"]),
     ("planner", &["units", "workload"]),
@@ -26,22 +28,22 @@ pub const EDGES: &[(&str, &[&str])] = &[
     (
         "trainer",
         &[
-            "units", "files", "workload", "config", "planner", "tiers", "device", "kernels",
-            "model", "executor",
+            "units", "files", "random", "data", "workload", "config", "planner", "tiers", "device",
+            "kernels", "model", "executor",
         ],
     ),
-    ("cli", &["config", "planner", "trainer"]),
+    ("cli", &["config", "data", "planner", "trainer"]),
     (
         "fuzz",
         &[
-            "units", "files", "workload", "config", "planner", "tiers", "model", "trainer",
+            "units", "files", "data", "workload", "config", "planner", "tiers", "model", "trainer",
         ],
     ),
 ];
 
 /// Crates whose tests, too, use only what [`EDGES`] allows: the planner never sees a model, and
 /// what has no dependencies keeps none.
-const STRICT: &[&str] = &["units", "workload", "planner"];
+const STRICT: &[&str] = &["units", "random", "workload", "planner"];
 
 /// Compares the workspace at `root` with [`EDGES`].
 pub fn check(root: &Path) -> Vec<String> {

@@ -3,13 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use lowtide_config::{ConfigError, DiskBudget, nearest};
+use lowtide_data::DataError;
 use lowtide_planner::Machine;
 use lowtide_trainer::error::Absent;
 use lowtide_trainer::paths::PathProblem;
 use lowtide_trainer::planning::Refused;
 use lowtide_trainer::{
-    CudaError, DataError, ExecError, FileError, Foreign, JsonProblem, ModelError, TierError,
-    TrainError,
+    CudaError, ExecError, FileError, Foreign, JsonProblem, ModelError, TierError, TrainError,
 };
 use serde_json::{Value, json};
 

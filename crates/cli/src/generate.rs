@@ -1,8 +1,8 @@
 //! `lowtide generate`: a look at what a model says.
 
 use lowtide_config::{ModelSource, Run};
-use lowtide_trainer::RecordProblem;
-use lowtide_trainer::data::{Tokenizer, generation_prompt};
+use lowtide_data::RecordProblem;
+use lowtide_data::{Tokenizer, generation_prompt};
 use lowtide_trainer::generate::{Sampling, generate as continue_text};
 use lowtide_trainer::inputs::open_tokenizer;
 use lowtide_trainer::open::{load_weights, open_session, plan_run};
@@ -115,7 +115,7 @@ fn tokens(args: &GenerateArgs, run: &Run, tokenizer: &Tokenizer) -> Result<Vec<i
         Some(text) => text.map_err(failed)?,
         None => {
             let path = tokenizer.path().to_owned();
-            return Err(lowtide_trainer::DataError::NoChatTemplate { path }.into());
+            return Err(lowtide_data::DataError::NoChatTemplate { path }.into());
         }
     };
     tokenizer.encode(&text).map_err(failed)

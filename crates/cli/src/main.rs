@@ -24,7 +24,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, set_hook};
 use std::process::ExitCode;
 
 use clap::Parser;
-use lowtide_trainer::data::trial::{become_trial, in_foreign_code};
+use lowtide_data::trial::{become_trial, in_foreign_code};
 use serde_json::{Value, json};
 
 use crate::args::{Args, Command};

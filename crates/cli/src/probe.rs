@@ -4,9 +4,9 @@ use std::io::Read;
 use std::path::Path;
 
 use lowtide_config::Run;
+use lowtide_data::clock::today;
 use lowtide_planner::Machine;
 use lowtide_trainer::Bytes;
-use lowtide_trainer::clock::today;
 use lowtide_trainer::device::{self, Device};
 use lowtide_trainer::inputs::sample_of;
 use lowtide_trainer::open::probed;

@@ -12,8 +12,8 @@ mod weights;
 
 use std::sync::OnceLock;
 
+use lowtide_data::Tokenizer;
 use lowtide_model::Options;
-use lowtide_trainer::data::Tokenizer;
 use lowtide_workload::{Batch, Dtype, Moments};
 
 /// How a file's bytes are laid out: what a mutation has to keep for the file to mean something.
@@ -117,10 +117,10 @@ fn options(batch: Batch) -> Options {
 }
 
 /// A small tokenizer of bytes and a few merges.
-const TOKENIZER: &[u8] = include_bytes!("../../trainer/testdata/chat/tokenizer/tokenizer.json");
+const TOKENIZER: &[u8] = include_bytes!("../../data/testdata/chat/tokenizer/tokenizer.json");
 /// What stands beside it.
 const TOKENIZER_CONFIG: &[u8] =
-    include_bytes!("../../trainer/testdata/chat/tokenizer/tokenizer_config.json");
+    include_bytes!("../../data/testdata/chat/tokenizer/tokenizer_config.json");
 
 /// Opens that tokenizer.
 fn small_tokenizer() -> Tokenizer {
@@ -134,7 +134,7 @@ fn small_tokenizer() -> Tokenizer {
 fn chat_tokenizer() -> &'static Tokenizer {
     static OPENED: OnceLock<Tokenizer> = OnceLock::new();
     OPENED.get_or_init(|| {
-        let template = include_str!("../../trainer/testdata/chat/chatml.jinja");
+        let template = include_str!("../../data/testdata/chat/chatml.jinja");
         let with = small_tokenizer().with_chat_template(template);
         with.expect("the template can be read")
     })

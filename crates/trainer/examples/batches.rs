@@ -16,7 +16,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use lowtide_config::{Length, Run};
-use lowtide_trainer::data::{Batch, BatchShape, Batches, EvalBatches};
+use lowtide_data::{Batch, BatchShape, Batches, EvalBatches};
 use lowtide_trainer::inputs::{Inputs, dealing, load_inputs, open_tokenizer};
 
 fn main() -> Result<(), Box<dyn Error>> {

@@ -5,11 +5,12 @@ use lowtide_workload::Batch;
 use regex::Regex;
 use serde::Serialize;
 
-use crate::data::{Prompt, Tokenizer, prompts};
-use crate::error::{DataError, RecordProblem, TrainError};
+use crate::error::TrainError;
 use crate::generate::{Decoder, Sampling, decode};
 use crate::inputs::load_options;
 use crate::stops::Stops;
+use lowtide_data::{DataError, RecordProblem};
+use lowtide_data::{Prompt, Tokenizer, prompts};
 
 /// What of an answer, and of its reference, is compared.
 #[derive(Clone, Debug, Default)]

@@ -19,17 +19,17 @@ use lowtide_planner::{Lane, Tier};
 use lowtide_tiers::process;
 use serde::Serialize;
 
-use crate::data::Micro;
 use crate::device;
 use crate::error::TrainError;
 use crate::fit::hyper;
 use crate::open::{disk_of, machine_of, open_on};
 use crate::planning::{Planned, budgets_of, clip_of, decoder_of, plan_with, shape_of};
-use crate::random::Philox;
 use crate::report::{LaneCompared, Observer, Phase, WaitCompared, compare, median, moved_bytes};
 use crate::resident::Resident;
 use crate::step::Session;
 use crate::threads::host_note;
+use lowtide_data::Micro;
+use lowtide_random::Philox;
 
 /// Steps before the first that is timed.
 const WARM_UP: u64 = 2;
@@ -131,7 +131,7 @@ pub fn step(
 
     let w = decoder.workload();
     let inputs: Vec<Micro> = (0..u64::from(w.batch.accumulate))
-        .map(|m| Micro::random(&w.batch, shape.vocab, m))
+        .map(|m| Micro::random(w.batch.micro_batch, w.batch.seq, shape.vocab, m))
         .collect();
     // A step ends when its norm is known; the next one is in the lanes by then, after the last that is
     // timed too.

@@ -23,7 +23,6 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::data::State;
 use crate::error::TrainError;
 use crate::output::folder::Folder;
 use crate::output::mark::Holds;
@@ -31,6 +30,7 @@ use crate::output::replace::Shelf;
 use crate::output::{CHECKPOINTS, Output};
 use crate::step::{Homes, Role};
 use crate::tally::Totals;
+use lowtide_data::State;
 use whole::broken;
 pub(crate) use whole::with_whole_one;
 pub use whole::{look, read_run, verify};

@@ -21,7 +21,6 @@ use serde_json::{Value, json};
 
 use crate::answers::{Extract, Question, questions};
 use crate::checkpoint::{self, RunState};
-use crate::data::{BatchShape, Batches, Micro, Packed, State, Tokenizer};
 use crate::device::{self, Device};
 use crate::error::TrainError;
 use crate::inputs::{Inputs, dealing, load_inputs, open_tokenizer};
@@ -45,6 +44,7 @@ use crate::stops::{Stops, stops_of};
 use crate::tally::{Tally, Totals};
 use crate::threads::host_note;
 use crate::wear;
+use lowtide_data::{BatchShape, Batches, Micro, Packed, State, Tokenizer};
 use saving::{Cadence, Sizes};
 use start::Start;
 

@@ -8,15 +8,16 @@ use lowtide_tiers::HostMemory;
 use lowtide_units::Bytes;
 use lowtide_workload::Batch;
 
-use crate::data::packing::TooLong;
-use crate::data::{
+use crate::error::TrainError;
+use crate::planning::{batch_bytes, shape_of};
+use crate::stops::note_of_ends;
+use lowtide_data::DataError;
+use lowtide_data::packing::TooLong;
+use lowtide_data::{
     BatchShape, Batches, Dataset, Dealing, Fields, Format, LastBatch, LoadOptions, LossOn, Micro,
     OnError, Packed, Packing, Tokenizer,
 };
-use crate::error::{DataError, TrainError};
-use crate::planning::{batch_bytes, shape_of};
-use crate::random::Philox;
-use crate::stops::note_of_ends;
+use lowtide_random::Philox;
 
 /// What a run trains and evaluates on.
 #[derive(Debug)]

@@ -5,9 +5,7 @@
 pub mod answers;
 pub mod bench;
 pub mod checkpoint;
-pub mod clock;
 pub mod curve;
-pub mod data;
 pub mod device;
 pub mod error;
 pub mod fit;
@@ -21,7 +19,6 @@ pub mod output;
 pub mod paths;
 pub mod planning;
 pub mod probe;
-pub mod random;
 pub mod report;
 pub mod requests;
 pub mod resident;
@@ -33,7 +30,7 @@ pub mod together;
 pub mod verify;
 pub mod wear;
 
-pub use error::{DataError, RecordProblem, TrainError};
+pub use error::TrainError;
 pub use tally::Totals;
 // Errors of the crates below that [`TrainError`] carries, for whoever tells them apart.
 pub use lowtide_device::cuda::{CudaError, Gpu};

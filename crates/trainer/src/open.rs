@@ -8,8 +8,6 @@ use lowtide_model::{Checkpoint, Decoder, random_init};
 use lowtide_planner::{Machine, Plan, Tier};
 use lowtide_workload::ModelShape;
 
-use crate::clock::today;
-use crate::data::Micro;
 use crate::device::{self, Device};
 use crate::error::TrainError;
 use crate::inputs::sample_of;
@@ -20,6 +18,8 @@ use crate::probe::{Drive, ProbeOptions, probe};
 use crate::resident::Resident;
 use crate::step::{DiskChoice, Session, SessionOptions};
 use crate::threads::threads_of;
+use lowtide_data::Micro;
+use lowtide_data::clock::today;
 
 /// Rates for a run: of its machine file, or measured now at the run's own shapes, on a sample of
 /// its inputs where there is one.

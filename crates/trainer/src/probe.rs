@@ -19,12 +19,13 @@ use lowtide_tiers::{Arena, Fill, ProbeConfig, TierError, process};
 use lowtide_units::{Bytes, BytesPerSecond, FlopsPerSecond, Seconds};
 use lowtide_workload::{Access, Dtype, Moments, Op, Operand, Unit, UnitKind, What, Workload};
 
-use crate::data::Micro;
 use crate::error::TrainError;
 use crate::made::MadeDirs;
-use crate::random::Philox;
 use crate::resident::later;
+use crate::step::store_inputs;
 use crate::together::{Alone, Lanes, LanesConfig};
+use lowtide_data::Micro;
+use lowtide_random::Philox;
 
 /// What to measure.
 #[derive(Clone, Debug)]
@@ -569,7 +570,7 @@ fn operations(
     let sample = match sample {
         Some(sample) => sample,
         None => {
-            made = Micro::random(&w.batch, decoder.shape().vocab, 0);
+            made = Micro::random(w.batch.micro_batch, w.batch.seq, decoder.shape().vocab, 0);
             &made
         }
     };
@@ -623,7 +624,7 @@ fn operations(
     let (reads, writes) = (zone(most(true)), zone(most(false)));
     let mut arena = device_arena(q, Bytes(reads + writes + w.batch.input_bytes().0))?;
     let inputs = (reads + writes, w.batch.input_bytes().0);
-    sample.store(arena.part(inputs.0, inputs.1));
+    store_inputs(sample, arena.part(inputs.0, inputs.1));
     let mut run = |at: usize, place: u64| {
         let (unit, phase, i, op, sizes) = &all[at];
         let from = place % places * PLACE;

@@ -6,8 +6,8 @@ use std::path::Path;
 use lowtide_config::{ModelSource, Run};
 use serde_json::{Map, Value};
 
-use crate::data::{Tokenizer, end_of_turn};
 use crate::error::TrainError;
+use lowtide_data::{Tokenizer, end_of_turn};
 
 /// The token ids at which decoding stops. An answer is what stands before the first of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

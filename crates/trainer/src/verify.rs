@@ -13,7 +13,6 @@ use lowtide_units::Bytes;
 use lowtide_workload::ModelShape;
 use serde::Serialize;
 
-use crate::data::{BatchShape, Batches, Micro};
 use crate::device::{self, Device, Target};
 use crate::error::TrainError;
 use crate::fit::{hyper, schedule_of};
@@ -27,6 +26,7 @@ use crate::report::moved_bytes;
 use crate::resident::Resident;
 use crate::step::{DiskChoice, Role, Session, SessionOptions};
 use crate::threads::threads_of;
+use lowtide_data::{BatchShape, Batches, Micro};
 
 mod slice;
 
@@ -251,7 +251,7 @@ fn batches(run: &Run, shape: &ModelShape, steps: u64) -> Result<Vec<Vec<Micro>>,
     Ok((0..steps)
         .map(|s| {
             (0..each)
-                .map(|m| Micro::random(&b, shape.vocab, run.seed + s * each + m))
+                .map(|m| Micro::random(b.micro_batch, b.seq, shape.vocab, run.seed + s * each + m))
                 .collect()
         })
         .collect())

@@ -14,13 +14,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use common::{checked, choice, gpu, quick_on};
+use lowtide_data::Micro;
 use lowtide_device::Make;
 use lowtide_device::cuda::Gpu;
 use lowtide_kernels::adamw::Hyper;
 use lowtide_kernels::attention::Engine;
 use lowtide_model::{Decoder, HfWriter, ModelError, Options, random_init};
 use lowtide_planner::{Clip, Tier};
-use lowtide_trainer::data::Micro;
 use lowtide_trainer::step::{ClipRule, Session, SessionOptions};
 use lowtide_workload::{Batch, Dtype, Family, ModelShape, Moments, Rope, RopeScaling};
 

@@ -8,10 +8,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use common::{batch, checked, choice, decoder, hyper, llama, quick, rule};
+use lowtide_data::State;
 use lowtide_model::{Decoder, random_init};
 use lowtide_planner::{Clip, Pieces, Plan, Processor, Tier, Version};
 use lowtide_tiers::{Committed, Extent, Faults, Open, RamConfig, RamDisk, TierError, committed};
-use lowtide_trainer::data::State;
 use lowtide_trainer::step::{CommitRecord, DiskChoice, Mark, Session, SessionOptions, StepNumbers};
 use lowtide_trainer::{Totals, TrainError};
 use lowtide_units::Bytes;

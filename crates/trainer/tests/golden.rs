@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use common::{checked, choice, devices, make_of, quick_on, ram_disk};
+use lowtide_data::Micro;
 use lowtide_device::cuda::Gpu;
 use lowtide_kernels::adamw::Hyper;
 use lowtide_model::{
@@ -22,7 +23,6 @@ use lowtide_model::{
 };
 use lowtide_planner::{Choice, Clip, LoopOrder, Pieces, Saved, Tier};
 use lowtide_tiers::TierError;
-use lowtide_trainer::data::Micro;
 use lowtide_trainer::step::{ClipRule, Role, Session, SessionOptions};
 use lowtide_workload::{Batch, Dtype, Moments};
 

@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use lowtide_trainer::RecordProblem;
-use lowtide_trainer::data::{ForeignFile, ForeignRecord};
+use lowtide_data::RecordProblem;
+use lowtide_data::{ForeignFile, ForeignRecord};
 
 /// What to do about one record.
 pub fn advice(problem: &RecordProblem) -> Vec<String> {

@@ -35,7 +35,7 @@ fn on_panic(info: &PanicHookInfo<'_>, print: &dyn Fn(&PanicHookInfo<'_>)) {
     let ours = info
         .location()
         .is_none_or(|at| at.file().starts_with("crates/") || at.file().contains("/lowtide"));
-    if ours || !lowtide_trainer::data::trial::in_foreign_code() {
+    if ours || !lowtide_data::trial::in_foreign_code() {
         print(info);
         std::process::abort();
     }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use lowtide_trainer::data::{
+use lowtide_data::{
     BatchShape, Batches, Dataset, Dealing, LastBatch, LoadOptions, OnError, Packed, Packing,
     TooLong, prompts,
 };

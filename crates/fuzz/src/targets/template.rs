@@ -3,9 +3,9 @@
 use std::cell::RefCell;
 use std::path::Path;
 
-use lowtide_trainer::data::jsonl::Schema;
-use lowtide_trainer::data::mask::Encoder;
-use lowtide_trainer::data::{
+use lowtide_data::jsonl::Schema;
+use lowtide_data::mask::Encoder;
+use lowtide_data::{
     ChatTemplate, Fields, Format, LossOn, Tokenizer, end_of_turn, generation_prompt,
 };
 

@@ -1,6 +1,6 @@
 //! `tokenizer_config.json` beside a tokenizer, with its chat template.
 
-use lowtide_trainer::data::Tokenizer;
+use lowtide_data::Tokenizer;
 
 use super::{TOKENIZER, template, told};
 use crate::scratch;

@@ -10,12 +10,12 @@ use serde::Serialize;
 
 use super::Fit;
 use crate::answers::{self, Answer, answer_all};
-use crate::data::{BatchShape, EvalBatches, Micro, Packed};
 use crate::error::TrainError;
 use crate::generate::Decoder;
 use crate::report::Phase;
 use crate::requests::Requests;
 use crate::step::{Outcome, Session};
+use lowtide_data::{BatchShape, EvalBatches, Micro, Packed};
 
 impl Fit<'_> {
     /// Evaluation loss, recorded; `None`: there is nothing to evaluate on, or the run was asked to

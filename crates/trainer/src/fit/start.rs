@@ -15,13 +15,13 @@ use serde_json::Value;
 use super::change::changes;
 use super::journal::Journal;
 use crate::checkpoint::{self, Change, RunState};
-use crate::data::Batches;
 use crate::error::TrainError;
 use crate::open::{disk_of, load_weights, open_on};
 use crate::output::Output;
 use crate::output::mark::Kept;
 use crate::planning::{Planned, directories_of, pins_of};
 use crate::step::{DiskChoice, Session};
+use lowtide_data::Batches;
 
 /// Where a run goes on from.
 #[derive(Debug)]

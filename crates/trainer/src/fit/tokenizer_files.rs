@@ -8,9 +8,9 @@ use std::path::Path;
 use lowtide_files::{LIST, SMALL};
 use serde_json::{Map, Value, json};
 
-use crate::data::Tokenizer;
 use crate::error::TrainError;
 use crate::stops::{Stops, eos_values, json_object};
+use lowtide_data::Tokenizer;
 
 /// Names of files that make a directory a tokenizer's, beside `tokenizer.json`.
 const FILES: [&str; 16] = [

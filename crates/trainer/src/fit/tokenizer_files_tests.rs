@@ -15,8 +15,8 @@ impl Folders {
         let folders = Self {
             dir: tempfile::tempdir().unwrap(),
         };
-        let from =
-            Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/chat/tokenizer/tokenizer.json");
+        let from = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("../data/testdata/chat/tokenizer/tokenizer.json");
         for folder in ["tokenizer", "export"] {
             fs::create_dir(folders.at(folder)).unwrap();
         }

@@ -8,9 +8,9 @@
 use std::path::Path;
 
 use super::appender::Appender;
-use crate::clock::now;
 use crate::error::TrainError;
 use crate::output::folder::{Folder, Found};
+use lowtide_data::clock::now;
 
 /// An event file open for writing.
 #[derive(Debug)]

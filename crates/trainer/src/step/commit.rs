@@ -12,8 +12,8 @@ use lowtide_executor::{EngineError, Record};
 use serde::{Deserialize, Serialize};
 
 use super::engine::Outcome;
-use crate::data::State;
 use crate::tally::Totals;
+use lowtide_data::State;
 
 /// Where a run stands when a batch's update is made.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

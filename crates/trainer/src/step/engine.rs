@@ -12,12 +12,10 @@ use lowtide_kernels::gradient;
 use lowtide_model::{Arg, Call, Decoder, Phase};
 use lowtide_planner::plan::moments_offset;
 use lowtide_planner::{Clip, Piece, Plan, Work};
-use lowtide_workload::Batch;
 
 use super::commit::{About, Commits, Mark};
-use crate::data::Micro;
-use crate::random::Philox;
 use crate::requests::Requests;
+use lowtide_data::Micro;
 
 /// How gradients are clipped and what happens when one is not finite.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -393,38 +391,20 @@ impl Engine {
     }
 }
 
-/// Random numbers of inputs where a run names no data.
-const INPUT_STREAM: u64 = 1 << 62;
-
-impl Micro {
-    /// A micro-batch of random tokens, every one supervised, one document a row.
-    #[must_use]
-    pub fn random(b: &Batch, vocab: u32, seed: u64) -> Self {
-        let (n, seq) = (b.rows() as usize, b.seq as usize);
-        let random = Philox::new(seed, INPUT_STREAM);
-        let tokens = |from: u64| {
-            (0..n as u64)
-                .map(|i| random.below(from + i, u64::from(vocab)) as i32)
-                .collect()
-        };
-        Self {
-            tokens: tokens(0),
-            labels: tokens(n as u64),
-            positions: (0..n).map(|i| (i % seq) as i32).collect(),
-            doc_start: vec![0; n],
-        }
-    }
-
-    /// Writes the four planes of [`lowtide_workload::Batch::input_bytes`], one behind another.
-    ///
-    /// # Panics
-    /// When the view is not as long as the planes.
-    pub fn store(&self, mut to: Dst<'_>) {
-        let plane = to.bytes() / 4;
-        let planes = [&self.tokens, &self.labels, &self.positions, &self.doc_start];
-        for (i, numbers) in planes.into_iter().enumerate() {
-            memory::store(to.lend(i * plane, plane), numbers.as_slice());
-        }
+/// Writes the four planes of [`lowtide_workload::Batch::input_bytes`], one behind another.
+///
+/// # Panics
+/// When the view is not as long as the planes.
+pub(crate) fn store_inputs(micro: &Micro, mut to: Dst<'_>) {
+    let plane = to.bytes() / 4;
+    let planes = [
+        &micro.tokens,
+        &micro.labels,
+        &micro.positions,
+        &micro.doc_start,
+    ];
+    for (i, numbers) in planes.into_iter().enumerate() {
+        memory::store(to.lend(i * plane, plane), numbers.as_slice());
     }
 }
 
@@ -457,7 +437,7 @@ impl lowtide_executor::Engine for Engine {
             Work::Load { micro_batch } => {
                 let inputs = &step.inputs[(micro_batch + call.shift) as usize];
                 let [to] = call.take();
-                inputs.store(to.dst());
+                store_inputs(inputs, to.dst());
             }
             Work::Losses => {
                 let [from] = call.take();

@@ -6,6 +6,7 @@ mod homes;
 mod session;
 
 pub use commit::{About, CommitRecord, Mark, StepNumbers};
+pub(crate) use engine::store_inputs;
 pub use engine::{ClipRule, Engine, Outcome, StepData};
 pub use homes::{Homes, Role};
 pub use session::{DiskChoice, Session, SessionOptions};

@@ -16,10 +16,10 @@ use lowtide_units::Bytes;
 use super::commit::{About, Mark};
 use super::engine::{ClipRule, Engine, Outcome, StepData, first_clip};
 use super::homes::Homes;
-use crate::data::Micro;
 use crate::error::TrainError;
 use crate::made::MadeDirs;
 use crate::requests::Requests;
+use lowtide_data::Micro;
 
 /// Where a plan's extents go.
 #[derive(Debug)]

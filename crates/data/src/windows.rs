@@ -96,8 +96,8 @@ fn meeting(now: &[Token], first: usize, next: &[Token], least: usize) -> Option<
 mod tests {
     use super::super::testing;
     use super::*;
-    use crate::data::Tokenizer;
-    use crate::random::Philox;
+    use crate::Tokenizer;
+    use lowtide_random::Philox;
     use serde_json::json;
 
     /// Texts that are cut at every kind of place: words, lines, long runs of one character, special tokens and

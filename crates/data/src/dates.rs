@@ -230,7 +230,7 @@ mod tests {
     #[test]
     fn every_directive_is_that_of_python() {
         let cases: Vec<serde_json::Value> =
-            serde_json::from_str(include_str!("../../testdata/dates.json")).unwrap();
+            serde_json::from_str(include_str!("../testdata/dates.json")).unwrap();
         assert!(cases.len() >= 500);
         for case in &cases {
             let (unix_s, format) = (case[0].as_i64().unwrap(), case[1].as_str().unwrap());

@@ -8,12 +8,16 @@
 //! Everything is tokenised before the first step and held in memory at 5 bytes a token: a billion
 //! tokens are 4.7 GiB. Tokenising runs at 1 to 2 million tokens a second and thread, so it costs
 //! seconds where the training costs hours.
+//!
+//! See ARCHITECTURE.md.
 
 pub mod batches;
 pub mod chat;
+pub mod clock;
 mod costs;
 pub mod dataset;
 mod dates;
+pub mod error;
 mod foreign;
 mod frame;
 mod guards;
@@ -37,6 +41,7 @@ pub use batches::{Batch, BatchShape, Batches, Dealing, EvalBatches, LastBatch, M
 pub use chat::ChatTemplate;
 pub use dataset::{Dataset, LoadOptions, LoadReport, OnError};
 pub(crate) use dates::strftime;
+pub use error::{DataError, RecordProblem};
 pub use foreign::{ForeignFile, ForeignRecord};
 pub use jsonl::{Fields, Format};
 pub use mask::LossOn;

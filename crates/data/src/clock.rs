@@ -2,10 +2,11 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::data::strftime;
+use crate::strftime;
 
 /// Since 1970; nothing on a machine whose clock is before.
-pub(crate) fn now() -> Duration {
+#[must_use]
+pub fn now() -> Duration {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default()

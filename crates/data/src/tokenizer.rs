@@ -180,7 +180,8 @@ impl Tokenizer {
     }
 
     /// Whether the word stands in a template's source.
-    pub(crate) fn templates_mention(&self, word: &str) -> bool {
+    #[must_use]
+    pub fn templates_mention(&self, word: &str) -> bool {
         self.templates
             .iter()
             .any(|(_, source)| source.contains(word))

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::packing::{NO_LABEL, Packed, Row, pad};
 use crate::error::DataError;
-use crate::random::Philox;
+use lowtide_random::Philox;
 
 /// First of the streams of random numbers that shuffle epochs; other uses of the run's seed keep
 /// below it.
@@ -61,7 +61,28 @@ pub struct Micro {
     pub doc_start: Vec<i32>,
 }
 
+/// Random numbers of inputs where a run names no data.
+const INPUT_STREAM: u64 = 1 << 62;
+
 impl Micro {
+    /// `micro_batch` rows of `seq` random tokens, every one supervised, one document a row.
+    #[must_use]
+    pub fn random(micro_batch: u32, seq: u32, vocab: u32, seed: u64) -> Self {
+        let (n, seq) = (micro_batch as usize * seq as usize, seq as usize);
+        let random = Philox::new(seed, INPUT_STREAM);
+        let tokens = |from: u64| {
+            (0..n as u64)
+                .map(|i| random.below(from + i, u64::from(vocab)) as i32)
+                .collect()
+        };
+        Self {
+            tokens: tokens(0),
+            labels: tokens(n as u64),
+            positions: (0..n).map(|i| (i % seq) as i32).collect(),
+            doc_start: vec![0; n],
+        }
+    }
+
     /// B rows of padding, all without loss.
     fn padding(micro_batch: usize, seq: usize) -> Self {
         let n = micro_batch * seq;
