@@ -26,13 +26,30 @@ pub const EDGES: &[(&str, &[&str])] = &[
         &["units", "workload", "tiers", "device", "planner"],
     ),
     (
-        "trainer",
+        "session",
         &[
-            "units", "files", "random", "data", "workload", "config", "planner", "tiers", "device",
+            "units", "data", "workload", "planner", "tiers", "device", "kernels", "model",
+            "executor",
+        ],
+    ),
+    (
+        "measure",
+        &[
+            "units", "files", "random", "data", "workload", "planner", "tiers", "device",
             "kernels", "model", "executor",
         ],
     ),
-    ("cli", &["config", "data", "planner", "trainer"]),
+    (
+        "trainer",
+        &[
+            "units", "files", "random", "data", "workload", "config", "planner", "tiers", "device",
+            "kernels", "model", "executor", "session", "measure",
+        ],
+    ),
+    (
+        "cli",
+        &["config", "data", "planner", "session", "measure", "trainer"],
+    ),
     (
         "fuzz",
         &[

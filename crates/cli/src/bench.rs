@@ -1,12 +1,12 @@
 //! `lowtide bench`: how fast this machine is at what a run does.
 
+use lowtide_measure::bench::{
+    DiskReport, HostOptions, HostReport, LinksReport, disk, host, least_file, links,
+};
 use lowtide_planner::explain::{explain, explain_choices, lane_of};
 use lowtide_planner::plan::LaneKind;
 use lowtide_planner::{Machine, Plan};
-use lowtide_trainer::bench::{
-    DiskReport, HostOptions, HostReport, LinksReport, StepReport, disk, host, least_file, links,
-    step,
-};
+use lowtide_trainer::bench::{StepReport, step};
 use lowtide_trainer::report::{Observer, Phase};
 use lowtide_trainer::threads::usual_threads;
 use lowtide_trainer::{Bytes, CudaError, Gpu, TrainError};

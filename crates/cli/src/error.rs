@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use lowtide_config::{ConfigError, DiskBudget, nearest};
 use lowtide_data::DataError;
+use lowtide_measure::MeasureError;
 use lowtide_planner::Machine;
 use lowtide_trainer::error::Absent;
 use lowtide_trainer::paths::PathProblem;
@@ -67,6 +68,12 @@ impl From<ConfigError> for CliError {
 
 impl From<ExecError> for CliError {
     fn from(e: ExecError) -> Self {
+        Self::Train(e.into())
+    }
+}
+
+impl From<MeasureError> for CliError {
+    fn from(e: MeasureError) -> Self {
         Self::Train(e.into())
     }
 }

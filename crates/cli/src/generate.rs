@@ -3,12 +3,12 @@
 use lowtide_config::{ModelSource, Run};
 use lowtide_data::RecordProblem;
 use lowtide_data::{Tokenizer, generation_prompt};
+use lowtide_session::Session;
 use lowtide_trainer::generate::{Sampling, generate as continue_text};
 use lowtide_trainer::inputs::open_tokenizer;
 use lowtide_trainer::open::{load_weights, open_session, plan_run};
 use lowtide_trainer::paths;
 use lowtide_trainer::report::Phase;
-use lowtide_trainer::step::Session;
 use lowtide_trainer::stops::stops_of;
 use serde_json::json;
 

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use lowtide_config::Run;
 use lowtide_data::clock::today;
+use lowtide_measure::{Drive, ProbeOptions, probe as measure};
 use lowtide_planner::Machine;
 use lowtide_trainer::Bytes;
 use lowtide_trainer::device::{self, Device};
@@ -12,7 +13,6 @@ use lowtide_trainer::inputs::sample_of;
 use lowtide_trainer::open::probed;
 use lowtide_trainer::output::folder::{Folder, Found, pending};
 use lowtide_trainer::planning::{decoder_of, shape_of};
-use lowtide_trainer::probe::{Drive, ProbeOptions, probe as measure};
 use lowtide_trainer::report::Phase;
 use lowtide_trainer::threads::{threads_of, usual_threads};
 use serde_json::json;

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::time::Duration;
 
-use lowtide_trainer::requests::Requests;
+use lowtide_session::Requests;
 use serde_json::json;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2, SIGXFSZ};
 use signal_hook::iterator::Signals;
@@ -117,7 +117,7 @@ fn end(signal: Signal, json: bool) {
     if timer.is_err() {
         exit(code);
     }
-    lowtide_trainer::requests::abandon();
+    lowtide_session::abandon();
     if json {
         let answer = json!({ "stopped": true, "signal": signal.name(), "exit_code": code });
         // Past the lock of standard output, which a thread that stands still may hold.

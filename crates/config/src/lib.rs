@@ -24,7 +24,6 @@ mod nearest;
 mod numerics;
 mod rules;
 mod run;
-pub mod shown;
 mod tree;
 mod value;
 mod words;

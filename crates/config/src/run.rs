@@ -11,11 +11,11 @@ use crate::build::build;
 use crate::error::ConfigError;
 use crate::low::Low;
 use crate::rules;
-use crate::shown;
 use crate::words::{
     Activations, ClipMode, Device, Format, Init, LastBatch, LoopOrder, NonFinite, OnError,
     OptimizerName, Pieces, ScheduleShape, Tier, TrainOn, UpdateOn,
 };
+use lowtide_files::shown;
 
 /// A run that is allowed. Whether its files exist and the machine holds it is for others to see.
 #[derive(Clone, Debug, PartialEq, Serialize)]

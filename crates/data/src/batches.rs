@@ -83,6 +83,12 @@ impl Micro {
         }
     }
 
+    /// The four planes, in the order in which a model reads them.
+    #[must_use]
+    pub fn planes(&self) -> [&[i32]; 4] {
+        [&self.tokens, &self.labels, &self.positions, &self.doc_start]
+    }
+
     /// B rows of padding, all without loss.
     fn padding(micro_batch: usize, seq: usize) -> Self {
         let n = micro_batch * seq;

@@ -11,6 +11,7 @@ mod error;
 mod foreign;
 mod json;
 mod read;
+pub mod shown;
 
 pub use error::FileError;
 pub use foreign::{Foreign, NotRegular};

@@ -12,6 +12,7 @@
 mod config_json;
 mod describe;
 mod error;
+mod inputs;
 mod params;
 mod rope;
 mod run;
@@ -23,6 +24,7 @@ pub use config_json::{
 };
 pub use describe::{Options, Phase, describe};
 pub use error::ModelError;
+pub use inputs::store_inputs;
 pub use params::{HfTensor, hf_tensors};
 pub use run::{Arg, Call, Decoder};
 pub use weights::{

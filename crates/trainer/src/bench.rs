@@ -1,12 +1,5 @@
 //! A synthetic run of a named shape, to time its steps; and one part of the machine at a time.
 
-mod rates;
-
-pub use rates::{
-    Beside, CopyBound, DiskReport, DiskRow, HostOptions, HostReport, LinkRow, LinksReport, disk,
-    host, least_file, links,
-};
-
 use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
 use std::sync::Arc;
@@ -26,10 +19,10 @@ use crate::open::{disk_of, machine_of, open_on};
 use crate::planning::{Planned, budgets_of, clip_of, decoder_of, plan_with, shape_of};
 use crate::report::{LaneCompared, Observer, Phase, WaitCompared, compare, median, moved_bytes};
 use crate::resident::Resident;
-use crate::step::Session;
 use crate::threads::host_note;
 use lowtide_data::Micro;
 use lowtide_random::Philox;
+use lowtide_session::Session;
 
 /// Steps before the first that is timed.
 const WARM_UP: u64 = 2;

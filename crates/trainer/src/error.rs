@@ -4,12 +4,49 @@ use std::path::{Path, PathBuf};
 
 use lowtide_data::DataError;
 use lowtide_files::FileError;
+use lowtide_measure::MeasureError;
+use lowtide_session::SessionError;
 use lowtide_units::Bytes;
 
 pub use parts::Absent;
 use parts::keys_of;
 
 mod parts;
+
+/// Flat: whoever tells errors apart looks for one of memory or of the device in one place.
+impl From<SessionError> for TrainError {
+    fn from(e: SessionError) -> Self {
+        match e {
+            SessionError::Tier(e) => Self::Tier(e),
+            SessionError::Cuda(e) => Self::Cuda(e),
+            SessionError::Exec(e) => Self::Exec(e),
+            SessionError::File { path, what } => Self::File { path, what },
+        }
+    }
+}
+
+/// Flat, as those of a session.
+impl From<MeasureError> for TrainError {
+    fn from(e: MeasureError) -> Self {
+        match e {
+            MeasureError::Tier(e) => Self::Tier(e),
+            MeasureError::Cuda(e) => Self::Cuda(e),
+            MeasureError::Exec(e) => Self::Exec(e),
+            MeasureError::File { path, what } => Self::File { path, what },
+            MeasureError::Budget {
+                key,
+                asked,
+                have,
+                what,
+            } => Self::Budget {
+                key,
+                asked,
+                have,
+                what,
+            },
+        }
+    }
+}
 
 /// Why a run cannot start, go on or be saved.
 #[derive(Debug, thiserror::Error)]

@@ -37,14 +37,15 @@ use crate::planning::{
     shape_of,
 };
 use crate::report::{Observer, Phase, StepLine, TrainReport};
-use crate::requests::Requests;
 use crate::resident::Resident;
-use crate::step::{Mark, Session, StepData};
 use crate::stops::{Stops, stops_of};
-use crate::tally::{Tally, Totals};
+use crate::tally::Tally;
 use crate::threads::host_note;
 use crate::wear;
 use lowtide_data::{BatchShape, Batches, Micro, Packed, State, Tokenizer};
+use lowtide_session::Requests;
+use lowtide_session::Totals;
+use lowtide_session::{Mark, Session, StepData};
 use saving::{Cadence, Sizes};
 use start::Start;
 

@@ -4,10 +4,10 @@
 use lowtide_executor::ExecError;
 use lowtide_workload::Batch;
 
-use crate::step::{Outcome, Session};
 use crate::stops::Stops;
 use lowtide_data::Micro;
 use lowtide_random::Philox;
+use lowtide_session::{Outcome, Session};
 
 /// How the next token is chosen.
 #[derive(Clone, Copy, Debug, PartialEq)]

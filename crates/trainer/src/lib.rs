@@ -1,4 +1,4 @@
-//! The training run around the compiled step: data, learning-rate schedule, metrics.
+//! The training run around the compiled step: learning-rate schedule, checkpoints, metrics, evaluation.
 //!
 //! See ARCHITECTURE.md.
 
@@ -12,26 +12,20 @@ pub mod fit;
 pub mod generate;
 pub mod inputs;
 pub mod learning_rate;
-mod made;
 pub mod metrics;
 pub mod open;
 pub mod output;
 pub mod paths;
 pub mod planning;
-pub mod probe;
 pub mod report;
-pub mod requests;
 pub mod resident;
-pub mod step;
 pub mod stops;
 mod tally;
 pub mod threads;
-pub mod together;
 pub mod verify;
 pub mod wear;
 
 pub use error::TrainError;
-pub use tally::Totals;
 // Errors of the crates below that [`TrainError`] carries, for whoever tells them apart.
 pub use lowtide_device::cuda::{CudaError, Gpu};
 pub use lowtide_executor::ExecError;

@@ -14,12 +14,12 @@ use crate::inputs::sample_of;
 use crate::planning::{
     Planned, budgets_of, clip_of, decoder_of, load_machine, plan_with, shape_of,
 };
-use crate::probe::{Drive, ProbeOptions, probe};
 use crate::resident::Resident;
-use crate::step::{DiskChoice, Session, SessionOptions};
 use crate::threads::threads_of;
 use lowtide_data::Micro;
 use lowtide_data::clock::today;
+use lowtide_measure::{Drive, ProbeOptions, probe};
+use lowtide_session::{DiskChoice, Session, SessionOptions};
 
 /// Rates for a run: of its machine file, or measured now at the run's own shapes, on a sample of
 /// its inputs where there is one.
@@ -43,7 +43,7 @@ pub fn machine_of(
         date: today(),
         gpu: device.gpu.clone(),
     };
-    probe(&options, Some(decoder), sample)
+    Ok(probe(&options, Some(decoder), sample)?)
 }
 
 /// A run's drives, to be measured within what the run may take of them.
@@ -113,12 +113,12 @@ pub(crate) fn open_on(
         process: planned.resident.beside,
         ..SessionOptions::default()
     };
-    Session::open(
+    Ok(Session::open(
         Arc::clone(&planned.decoder),
         Arc::clone(&planned.plan),
         planned.clip,
         options,
-    )
+    )?)
 }
 
 /// Looks at the files that [`load_weights`] will read: they are there, whole by their headers, and fit

@@ -22,8 +22,8 @@ use crate::device::{Device, Target};
 use crate::error::TrainError;
 use crate::paths;
 use crate::resident::Resident;
-use crate::step::ClipRule;
 use crate::threads::check_threads;
+use lowtide_session::ClipRule;
 
 /// A run with a plan.
 #[derive(Debug)]

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use lowtide_config::shown;
 use lowtide_executor::Measured;
+use lowtide_files::shown;
 use lowtide_planner::waits::{Cause, steady_step};
 use lowtide_planner::{Lane, LaneKind, Machine, Plan};
 use serde::{Deserialize, Serialize};

@@ -5,6 +5,7 @@
 //! all that lies beside them.
 
 use lowtide_executor::Trace;
+use lowtide_measure::later;
 use lowtide_planner::{Machine, PartName, Plan, Tier};
 use lowtide_tiers::process;
 use lowtide_units::Bytes;
@@ -19,13 +20,6 @@ const LANES: u64 = 6;
 /// Batches whose inputs are held at once: one that is prepared, those in flight, the sample that
 /// operations were measured on.
 const BATCHES: u64 = 5;
-
-/// Host memory that a process takes after its arenas are reserved, whatever the run: stacks of lanes,
-/// and what each core stages while weights are filled and checkpoints written.
-pub(crate) fn later() -> Bytes {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from) as u64;
-    Bytes::MIB * 128.max(10 * cores)
-}
 
 /// Host memory of a run's process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,50 +1,9 @@
-//! Times and sums over the steps of a run.
+//! Times of the steps of this process.
 
 use std::time::Instant;
 
 use lowtide_executor::Measured;
 use lowtide_planner::Lane;
-use serde::{Deserialize, Serialize};
-
-/// How many of the last steps' losses a run remembers, for their mean.
-const LAST: usize = 10;
-
-/// Sums over a whole run, whichever process made its steps: saved with its state.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Totals {
-    /// Seconds of the steps, evaluations and checkpoints not counted.
-    pub seconds: f64,
-    /// Real tokens that these seconds are for. A process that dies takes its times with it.
-    pub timed_tokens: u64,
-    /// Bytes written to the drives of `budget.disk`: steps, evaluations, and what each start filled them with.
-    pub disk_written: u64,
-    /// Bits of the evaluation loss before the first step, if it was measured.
-    pub eval_loss_first: Option<u64>,
-    /// The last steps, the newest last: which, and the bits of its loss.
-    pub last_losses: Vec<(u64, u64)>,
-}
-
-impl Totals {
-    /// A step's loss is known. One that is known already, or older than that, is left out, and one that is
-    /// no number: its step was skipped.
-    pub(crate) fn loss(&mut self, step: u64, bits: u64) {
-        let known = self.last_losses.last().is_some_and(|last| last.0 >= step);
-        if known || !f64::from_bits(bits).is_finite() {
-            return;
-        }
-        self.last_losses.push((step, bits));
-        let extra = self.last_losses.len().saturating_sub(LAST);
-        self.last_losses.drain(..extra);
-    }
-
-    /// Mean loss of the last steps, up to ten; `None` before the first.
-    pub(crate) fn mean_loss(&self) -> Option<f64> {
-        let losses = self.last_losses.iter().map(|l| f64::from_bits(l.1));
-        let n = self.last_losses.len();
-        (n > 0).then(|| losses.sum::<f64>() / n as f64)
-    }
-}
 
 /// Times and sums of the steps of this process.
 pub(crate) struct Tally {
@@ -144,26 +103,6 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-
-    #[test]
-    fn the_mean_is_of_the_last_ten_losses_each_counted_once() {
-        let mut totals = Totals::default();
-        assert_eq!(totals.mean_loss(), None);
-        for step in 1..=12u64 {
-            totals.loss(step, (step as f64).to_bits());
-        }
-        // As after a resume, when the journal tells again of steps that are known.
-        totals.loss(11, 99f64.to_bits());
-        totals.loss(12, 99f64.to_bits());
-        assert_eq!(totals.mean_loss(), Some(7.5));
-        let text = serde_json::to_string(&totals).unwrap();
-        assert_eq!(serde_json::from_str::<Totals>(&text).unwrap(), totals);
-        // A state of before there were totals.
-        assert_eq!(
-            serde_json::from_str::<Totals>("{}").unwrap(),
-            Totals::default()
-        );
-    }
 
     #[test]
     fn a_pause_is_not_counted_and_the_update_before_it_is() {

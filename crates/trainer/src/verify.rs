@@ -24,9 +24,9 @@ use crate::planning::{
 };
 use crate::report::moved_bytes;
 use crate::resident::Resident;
-use crate::step::{DiskChoice, Role, Session, SessionOptions};
 use crate::threads::threads_of;
 use lowtide_data::{BatchShape, Batches, Micro};
+use lowtide_session::{DiskChoice, Role, Session, SessionOptions};
 
 mod slice;
 

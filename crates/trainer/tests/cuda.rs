@@ -21,7 +21,7 @@ use lowtide_kernels::adamw::Hyper;
 use lowtide_kernels::attention::Engine;
 use lowtide_model::{Decoder, HfWriter, ModelError, Options, random_init};
 use lowtide_planner::{Clip, Tier};
-use lowtide_trainer::step::{ClipRule, Session, SessionOptions};
+use lowtide_session::{ClipRule, Session, SessionOptions};
 use lowtide_workload::{Batch, Dtype, Family, ModelShape, Moments, Rope, RopeScaling};
 
 const BATCH: Batch = Batch {

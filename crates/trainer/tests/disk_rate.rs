@@ -7,8 +7,8 @@ use std::sync::Arc;
 use common::*;
 use lowtide_executor::Trace;
 use lowtide_planner::{Budgets, Choice, Clip, PartName, Plan, Tier, Work, build, check};
+use lowtide_session::{DiskChoice, SessionOptions};
 use lowtide_tiers::{Pace, RamConfig, RamDisk};
-use lowtide_trainer::step::{DiskChoice, SessionOptions};
 use lowtide_units::BytesPerSecond;
 use lowtide_workload::{Dtype, ModelShape};
 

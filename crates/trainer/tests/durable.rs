@@ -11,9 +11,9 @@ use common::{batch, checked, choice, decoder, hyper, llama, quick, rule};
 use lowtide_data::State;
 use lowtide_model::{Decoder, random_init};
 use lowtide_planner::{Clip, Pieces, Plan, Processor, Tier, Version};
+use lowtide_session::{CommitRecord, DiskChoice, Mark, Session, SessionOptions, StepNumbers};
+use lowtide_session::{SessionError, Totals};
 use lowtide_tiers::{Committed, Extent, Faults, Open, RamConfig, RamDisk, TierError, committed};
-use lowtide_trainer::step::{CommitRecord, DiskChoice, Mark, Session, SessionOptions, StepNumbers};
-use lowtide_trainer::{Totals, TrainError};
 use lowtide_units::Bytes;
 use lowtide_workload::Dtype;
 
@@ -48,10 +48,10 @@ fn mark(step: u64) -> Mark {
     }
 }
 
-fn initialise(session: &mut Session, d: &Decoder) -> Result<(), TrainError> {
+fn initialise(session: &mut Session, d: &Decoder) -> Result<(), SessionError> {
     session
         .homes()?
-        .initialise(|p, range, out| -> Result<(), TrainError> {
+        .initialise(|p, range, out| -> Result<(), SessionError> {
             random_init(d.shape(), 7, p, range, out);
             Ok(())
         })
@@ -60,7 +60,10 @@ fn initialise(session: &mut Session, d: &Decoder) -> Result<(), TrainError> {
 /// Loss and norm of each step, as bits.
 type Shown = Vec<(u64, u64)>;
 
-fn steps(session: &mut Session, which: std::ops::RangeInclusive<u64>) -> Result<Shown, TrainError> {
+fn steps(
+    session: &mut Session,
+    which: std::ops::RangeInclusive<u64>,
+) -> Result<Shown, SessionError> {
     let mut shown = Vec::new();
     let mut running = None;
     for step in which {
@@ -97,7 +100,7 @@ fn on_files(
     clip: Clip,
     dir: &Path,
     open: Open,
-) -> Result<Session, TrainError> {
+) -> Result<Session, SessionError> {
     let options = SessionOptions {
         disk: DiskChoice::Durable {
             drives: vec![(dir.join("a"), 1.0), (dir.join("b"), 2.0)],
@@ -272,20 +275,20 @@ fn a_session_needs_the_files_of_its_own_run() {
     let again = on_files(&d, &plan, Clip::Exact, dir.path(), Open::Create);
     assert!(matches!(
         again.err(),
-        Some(TrainError::Tier(TierError::Kept { run: 7, .. }))
+        Some(SessionError::Tier(TierError::Kept { run: 7, .. }))
     ));
     // A drive whose file is gone, or another's.
     damage(&dir.path().join("b/lowtide-state.bin"), 16, &[1; 16]);
     let other = on_files(&d, &plan, Clip::Exact, dir.path(), Open::Existing);
     assert!(matches!(
         other.err(),
-        Some(TrainError::Tier(TierError::BadFile { .. }))
+        Some(SessionError::Tier(TierError::BadFile { .. }))
     ));
     std::fs::remove_file(dir.path().join("b/lowtide-state.bin")).expect("there");
     let gone = on_files(&d, &plan, Clip::Exact, dir.path(), Open::Existing);
     assert!(matches!(
         gone.err(),
-        Some(TrainError::Tier(TierError::BadFile { .. }))
+        Some(SessionError::Tier(TierError::BadFile { .. }))
     ));
 }
 

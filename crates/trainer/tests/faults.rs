@@ -17,11 +17,11 @@ use lowtide_model::{Decoder, random_init};
 use lowtide_planner::{
     Arg, Choice, Clip, Lane, PartName, Plan, Saved, Slot, Task, Tensor, Tier, Use, check,
 };
+use lowtide_session::{ClipRule, DiskChoice, Role, Session, SessionOptions};
 use lowtide_tiers::{
     ChosenFault, Disk, Extent, Fault, Faults, Kind, RamConfig, RamDisk, TierError,
 };
 use lowtide_trainer::TrainError;
-use lowtide_trainer::step::{ClipRule, DiskChoice, Role, Session, SessionOptions};
 use lowtide_units::Bytes;
 use lowtide_workload::Dtype;
 

@@ -22,8 +22,8 @@ use lowtide_model::{
     Checkpoint, Decoder, HfTensor, Options, SafetensorsHeader, hf_tensors, load_shape,
 };
 use lowtide_planner::{Choice, Clip, LoopOrder, Pieces, Saved, Tier};
+use lowtide_session::{ClipRule, Role, Session, SessionOptions};
 use lowtide_tiers::TierError;
-use lowtide_trainer::step::{ClipRule, Role, Session, SessionOptions};
 use lowtide_workload::{Batch, Dtype, Moments};
 
 const MODELS: [&str; 5] = ["llama", "llama-tied", "qwen2", "qwen3", "gpt2"];

@@ -17,7 +17,7 @@ use lowtide_planner::{
     Arg, Choice, Clip, LoopOrder, PartName, Phase, Pieces, Plan, Saved, Task, Tensor, Tier, Use,
     Work, check,
 };
-use lowtide_trainer::step::SessionOptions;
+use lowtide_session::SessionOptions;
 use lowtide_workload::Dtype;
 
 const ACCUMULATE: u32 = 3;

@@ -10,7 +10,7 @@ use lowtide_model::Decoder;
 use lowtide_planner::{
     Choice, Clip, LoopOrder, PartName, Phase, Pieces, Plan, Processor, Saved, Tensor, Tier, Work,
 };
-use lowtide_trainer::step::{DiskChoice, Session, SessionOptions};
+use lowtide_session::{DiskChoice, Session, SessionOptions};
 use lowtide_workload::{Access, Dtype, What};
 
 const ACCUMULATE: u32 = 2;

@@ -9,7 +9,7 @@ use common::{batch, checked, choice, decoder, gpt2, hyper, llama, open, quick};
 use lowtide_executor::Mode;
 use lowtide_model::Decoder;
 use lowtide_planner::{Choice, Clip, PartName, Pieces, Saved, Tier};
-use lowtide_trainer::step::{Session, SessionOptions};
+use lowtide_session::{Session, SessionOptions};
 use lowtide_workload::Dtype;
 
 const CLIPS: [Clip; 3] = [Clip::Exact, Clip::Previous, Clip::None];

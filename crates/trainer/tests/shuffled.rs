@@ -15,7 +15,7 @@ use common::{batch, checked, choice, decoder, hyper, llama, micro, open, quick};
 use lowtide_executor::{ExecError, Mode};
 use lowtide_model::Decoder;
 use lowtide_planner::{Choice, Clip, Lane, LoopOrder, PartName, Pieces, Plan, Saved, Tier, check};
-use lowtide_trainer::step::{Outcome, Session, SessionOptions};
+use lowtide_session::{Outcome, Session, SessionOptions};
 use lowtide_workload::Dtype;
 
 const SEEDS: u64 = 200;

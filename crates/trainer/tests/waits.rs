@@ -12,8 +12,8 @@ use common::{batch, checked, choice, decoder, hyper, llama, open, quick, rule};
 use lowtide_model::{Decoder, random_init};
 use lowtide_planner::waits::Cause;
 use lowtide_planner::{Clip, Lane, Plan, Tier};
+use lowtide_session::{DiskChoice, Session, SessionOptions};
 use lowtide_tiers::{Faults, RamConfig, RamDisk, TierError};
-use lowtide_trainer::step::{DiskChoice, Session, SessionOptions};
 use lowtide_workload::Dtype;
 
 const STEPS: u64 = 6;

@@ -13,9 +13,9 @@ use crate::answers::{self, Answer, answer_all};
 use crate::error::TrainError;
 use crate::generate::Decoder;
 use crate::report::Phase;
-use crate::requests::Requests;
-use crate::step::{Outcome, Session};
 use lowtide_data::{BatchShape, EvalBatches, Micro, Packed};
+use lowtide_session::Requests;
+use lowtide_session::{Outcome, Session};
 
 impl Fit<'_> {
     /// Evaluation loss, recorded; `None`: there is nothing to evaluate on, or the run was asked to

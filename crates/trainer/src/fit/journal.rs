@@ -18,7 +18,7 @@ use crate::metrics::{has_step, value_at};
 use crate::output::METRICS;
 use crate::planning::directories_of;
 use crate::report::StepLine;
-use crate::step::{About, CommitRecord, StepNumbers};
+use lowtide_session::{About, CommitRecord, StepNumbers};
 
 /// Version of [`AboutRun`].
 const FORMAT: u32 = 1;

@@ -20,8 +20,8 @@ use crate::open::{disk_of, load_weights, open_on};
 use crate::output::Output;
 use crate::output::mark::Kept;
 use crate::planning::{Planned, directories_of, pins_of};
-use crate::step::{DiskChoice, Session};
 use lowtide_data::Batches;
+use lowtide_session::{DiskChoice, Session};
 
 /// Where a run goes on from.
 #[derive(Debug)]

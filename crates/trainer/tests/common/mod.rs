@@ -9,8 +9,8 @@ use lowtide_device::cuda::Gpu;
 use lowtide_kernels::adamw::Hyper;
 use lowtide_model::{Decoder, Options, random_init};
 use lowtide_planner::{Budgets, Choice, Clip, Machine, Plan, Processor, Tier, build, check};
+use lowtide_session::{ClipRule, DiskChoice, Session, SessionOptions};
 use lowtide_tiers::{RamConfig, RamDisk, TierError};
-use lowtide_trainer::step::{ClipRule, DiskChoice, Session, SessionOptions};
 use lowtide_units::{Bytes, BytesPerSecond, FlopsPerSecond, Seconds};
 use lowtide_workload::{Batch, Dtype, Family, ModelShape, Moments, Rope, RopeScaling};
 

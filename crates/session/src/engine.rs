@@ -9,7 +9,7 @@ use lowtide_device::{Dst, Queue, Src, memory};
 use lowtide_executor::{Bound, EngineError, Record, TaskCall};
 use lowtide_kernels::adamw::{self, Hyper, MomentViews};
 use lowtide_kernels::gradient;
-use lowtide_model::{Arg, Call, Decoder, Phase};
+use lowtide_model::{Arg, Call, Decoder, Phase, store_inputs};
 use lowtide_planner::plan::moments_offset;
 use lowtide_planner::{Clip, Piece, Plan, Work};
 
@@ -391,23 +391,6 @@ impl Engine {
     }
 }
 
-/// Writes the four planes of [`lowtide_workload::Batch::input_bytes`], one behind another.
-///
-/// # Panics
-/// When the view is not as long as the planes.
-pub(crate) fn store_inputs(micro: &Micro, mut to: Dst<'_>) {
-    let plane = to.bytes() / 4;
-    let planes = [
-        &micro.tokens,
-        &micro.labels,
-        &micro.positions,
-        &micro.doc_start,
-    ];
-    for (i, numbers) in planes.into_iter().enumerate() {
-        memory::store(to.lend(i * plane, plane), numbers.as_slice());
-    }
-}
-
 /// The clip slot of a run that has no norm yet: no clipping, updates apply.
 #[must_use]
 pub(crate) fn first_clip() -> [f64; CLIP_WORDS] {
@@ -437,7 +420,7 @@ impl lowtide_executor::Engine for Engine {
             Work::Load { micro_batch } => {
                 let inputs = &step.inputs[(micro_batch + call.shift) as usize];
                 let [to] = call.take();
-                store_inputs(inputs, to.dst());
+                store_inputs(inputs.planes(), to.dst());
             }
             Work::Losses => {
                 let [from] = call.take();

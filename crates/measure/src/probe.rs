@@ -13,17 +13,15 @@ use lowtide_device::{Memory, Queue, memory};
 use lowtide_kernels::adamw::{self, Hyper, MomentViews, Segment};
 use lowtide_kernels::gradient;
 use lowtide_kernels::matmul::{self, Dims};
-use lowtide_model::{Arg, Call, Decoder, Phase};
+use lowtide_model::{Arg, Call, Decoder, Phase, store_inputs};
 use lowtide_planner::{DiskRates, Lane, Machine, Shared, Source, Together};
-use lowtide_tiers::{Arena, Fill, ProbeConfig, TierError, process};
+use lowtide_tiers::{Arena, Fill, MadeDirs, ProbeConfig, TierError, process};
 use lowtide_units::{Bytes, BytesPerSecond, FlopsPerSecond, Seconds};
 use lowtide_workload::{Access, Dtype, Moments, Op, Operand, Unit, UnitKind, What, Workload};
 
-use crate::error::TrainError;
-use crate::made::MadeDirs;
-use crate::resident::later;
-use crate::step::store_inputs;
-use crate::together::{Alone, Lanes, LanesConfig};
+use crate::contention::{Alone, Lanes, LanesConfig};
+use crate::error::MeasureError;
+use crate::later;
 use lowtide_data::Micro;
 use lowtide_random::Philox;
 
@@ -74,12 +72,12 @@ fn quartile(seconds: f64, mut work: impl FnMut()) -> f64 {
 
 /// The time of `work` on a queue: as [`quartile`] on the CPU; on a GPU the median over batches of
 /// launches between two events, so that launching one runs under the one before.
-fn timed(q: &Queue, seconds: f64, mut work: impl FnMut()) -> Result<f64, TrainError> {
+fn timed(q: &Queue, seconds: f64, mut work: impl FnMut()) -> Result<f64, MeasureError> {
     let Some(stream) = q.cuda() else {
         return Ok(quartile(seconds, work));
     };
     let (start, end) = (Event::new(stream.gpu())?, Event::new(stream.gpu())?);
-    let mut batch = |n: u32| -> Result<f64, TrainError> {
+    let mut batch = |n: u32| -> Result<f64, MeasureError> {
         stream.record(&start)?;
         (0..n).for_each(|_| work());
         stream.record(&end)?;
@@ -109,7 +107,7 @@ pub fn probe(
     options: &ProbeOptions,
     decoder: Option<&Decoder>,
     sample: Option<&Micro>,
-) -> Result<Machine, TrainError> {
+) -> Result<Machine, MeasureError> {
     // They go again where nothing stays in them; a run makes its own.
     let mut made = MadeDirs::default();
     for Drive { dir, .. } in &options.drives {
@@ -165,7 +163,7 @@ pub fn probe(
 
 /// Lanes alone, and their speeds beside each other. Where a probe has little time (a run's start), so
 /// has this.
-fn together(options: &ProbeOptions) -> Result<(Alone, Vec<Together>), TrainError> {
+fn together(options: &ProbeOptions) -> Result<(Alone, Vec<Together>), MeasureError> {
     let drives = options.drives.iter().map(|d| (d.dir.clone(), 1.0));
     let gpu = options.gpu.clone();
     let mut config =
@@ -193,7 +191,7 @@ fn together(options: &ProbeOptions) -> Result<(Alone, Vec<Together>), TrainError
 }
 
 /// What this process holds on a GPU now, while no arena is allocated, and a little for streams.
-fn reserve(gpu: &Gpu) -> Result<Bytes, TrainError> {
+fn reserve(gpu: &Gpu) -> Result<Bytes, MeasureError> {
     let held = match cuda::process_memory(gpu.bus()) {
         Some(m) => m.process.unwrap_or(m.used),
         None => {
@@ -204,7 +202,7 @@ fn reserve(gpu: &Gpu) -> Result<Bytes, TrainError> {
     Ok(held + Bytes::MIB * 48)
 }
 
-fn cpu(options: &ProbeOptions, q: &Queue) -> Result<Machine, TrainError> {
+fn cpu(options: &ProbeOptions, q: &Queue) -> Result<Machine, MeasureError> {
     let (matmul_bf16, matmul_f32) = (
         product(q, 256, Dtype::Bf16, options.seconds)?,
         product(q, 256, Dtype::F32, options.seconds)?,
@@ -252,7 +250,7 @@ fn cpu(options: &ProbeOptions, q: &Queue) -> Result<Machine, TrainError> {
 }
 
 /// Rates of a GPU and its links, with what the host's lane gave (parameters a second).
-fn gpu_rates(options: &ProbeOptions, host_adamw: f64, gpu: &Gpu) -> Result<Machine, TrainError> {
+fn gpu_rates(options: &ProbeOptions, host_adamw: f64, gpu: &Gpu) -> Result<Machine, MeasureError> {
     gpu.set_tuning(true);
     let q = Queue::Cuda(cuda::Queue::new(gpu)?);
     let seconds = options.seconds.min(0.2);
@@ -326,7 +324,7 @@ struct Links {
 }
 
 /// Copies between pinned host memory and the device: each way, and both at once.
-fn links(gpu: &Gpu, q: &Queue, seconds: f64) -> Result<Links, TrainError> {
+fn links(gpu: &Gpu, q: &Queue, seconds: f64) -> Result<Links, MeasureError> {
     let bytes = 1u64 << 28;
     let mut host = Memory::pinned(Arena::new(Bytes(2 * bytes), Fill::Zero)?, gpu)?;
     let mut device = Memory::cuda(gpu, Bytes(2 * bytes))?;
@@ -336,8 +334,8 @@ fn links(gpu: &Gpu, q: &Queue, seconds: f64) -> Result<Links, TrainError> {
     let other = cuda::Queue::new(gpu)?;
     let mut up = [(stream, vec![(d0, h0.into_src())])];
     let mut down = [(&other, vec![(h1, d1.into_src())])];
-    let seconds_of = |jobs: &mut [(&cuda::Queue, cuda::Pairs<'_>)]| -> Result<f64, TrainError> {
-        let mut each = |rounds: u64| -> Result<f64, TrainError> {
+    let seconds_of = |jobs: &mut [(&cuda::Queue, cuda::Pairs<'_>)]| -> Result<f64, MeasureError> {
+        let mut each = |rounds: u64| -> Result<f64, MeasureError> {
             let begin = Instant::now();
             cuda::copy_rounds(jobs, rounds)?;
             Ok(begin.elapsed().as_secs_f64() / rounds as f64)
@@ -365,7 +363,7 @@ fn links(gpu: &Gpu, q: &Queue, seconds: f64) -> Result<Links, TrainError> {
 }
 
 /// Loads the kernels that end a gradient.
-fn finish_once(q: &Queue) -> Result<(), TrainError> {
+fn finish_once(q: &Queue) -> Result<(), MeasureError> {
     let n = 1u64 << 20;
     let segments = [gradient::Segment {
         offset: 0,
@@ -393,7 +391,7 @@ fn finish_once(q: &Queue) -> Result<(), TrainError> {
 }
 
 /// Memory for kernels of `q`, filled with numbers: a product of zeros runs faster than any other.
-fn device_arena(q: &Queue, bytes: Bytes) -> Result<Memory, TrainError> {
+fn device_arena(q: &Queue, bytes: Bytes) -> Result<Memory, MeasureError> {
     let Some(stream) = q.cuda() else {
         return Ok(Memory::new(Arena::new(bytes, Fill::Zero)?));
     };
@@ -430,7 +428,7 @@ fn device_arena(q: &Queue, bytes: Bytes) -> Result<Memory, TrainError> {
 }
 
 /// Rate of a product of three square matrices (on the CPU a smaller one).
-fn product(q: &Queue, n: u64, dtype: Dtype, seconds: f64) -> Result<FlopsPerSecond, TrainError> {
+fn product(q: &Queue, n: u64, dtype: Dtype, seconds: f64) -> Result<FlopsPerSecond, MeasureError> {
     let d = Dims {
         rows: n as usize,
         inner: n.max(512) as usize,
@@ -459,7 +457,7 @@ fn copy_rate(seconds: f64) -> Result<f64, TierError> {
 }
 
 /// Parameters a second of AdamW on `n` of them, a multiple of 128.
-fn adamw_rate(q: &Queue, n: u64, kind: Moments, seconds: f64) -> Result<f64, TrainError> {
+fn adamw_rate(q: &Queue, n: u64, kind: Moments, seconds: f64) -> Result<f64, MeasureError> {
     let stored = kind.bytes(n);
     let clip = 6 * n + stored;
     let mut arena = device_arena(q, Bytes(clip + 64))?;
@@ -564,7 +562,7 @@ fn operations(
     decoder: &Decoder,
     sample: Option<&Micro>,
     seconds: f64,
-) -> Result<BTreeMap<String, Seconds>, TrainError> {
+) -> Result<BTreeMap<String, Seconds>, MeasureError> {
     let w = decoder.workload();
     let made;
     let sample = match sample {
@@ -624,7 +622,7 @@ fn operations(
     let (reads, writes) = (zone(most(true)), zone(most(false)));
     let mut arena = device_arena(q, Bytes(reads + writes + w.batch.input_bytes().0))?;
     let inputs = (reads + writes, w.batch.input_bytes().0);
-    store_inputs(sample, arena.part(inputs.0, inputs.1));
+    store_inputs(sample.planes(), arena.part(inputs.0, inputs.1));
     let mut run = |at: usize, place: u64| {
         let (unit, phase, i, op, sizes) = &all[at];
         let from = place % places * PLACE;

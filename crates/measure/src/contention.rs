@@ -24,7 +24,7 @@ use lowtide_units::Bytes;
 use lowtide_workload::{Dtype, Moments};
 use rayon::prelude::*;
 
-use crate::error::TrainError;
+use crate::error::MeasureError;
 
 /// What lanes are measured on.
 #[derive(Clone, Debug)]
@@ -120,7 +120,7 @@ impl Lanes {
     ///
     /// # Errors
     /// What cannot be had.
-    pub fn new(config: LanesConfig) -> Result<Self, TrainError> {
+    pub fn new(config: LanesConfig) -> Result<Self, MeasureError> {
         let gpu = config.gpu.as_ref();
         let scratch = config.drives.iter().map(|(dir, _)| Scratch::new(dir));
         let scratch: Vec<Scratch> = scratch.collect::<Result<_, _>>()?;
@@ -139,20 +139,20 @@ impl Lanes {
         let block = disk.block.0;
         let copies = COPIES * config.copy.0;
         let state = (STATE_BYTES * config.parameters + 64).next_multiple_of(block);
-        let host = |bytes: u64| -> Result<Memory, TrainError> {
+        let host = |bytes: u64| -> Result<Memory, MeasureError> {
             let arena = Arena::new(Bytes(bytes), Fill::Zero)?;
             Ok(match gpu {
                 Some(gpu) => Memory::pinned(arena, gpu)?,
                 None => Memory::new(arena),
             })
         };
-        let device = |bytes: u64| -> Result<Memory, TrainError> {
+        let device = |bytes: u64| -> Result<Memory, MeasureError> {
             Ok(match gpu {
                 Some(gpu) => Memory::cuda(gpu, Bytes(bytes))?,
                 None => Memory::new(Arena::new(Bytes(bytes), Fill::Zero)?),
             })
         };
-        let ends = || -> Result<Mutex<Ends>, TrainError> {
+        let ends = || -> Result<Mutex<Ends>, MeasureError> {
             let (host, device) = (host(copies)?, device(copies)?);
             Ok(Mutex::new(Ends { host, device }))
         };
@@ -211,7 +211,7 @@ impl Lanes {
 
     /// Usual numbers in the optimizer state (zeros and subnormal ones take other times), and bytes on
     /// the drives: space that was only reserved reads as zeros without touching them.
-    fn fill(&self) -> Result<(), TrainError> {
+    fn fill(&self) -> Result<(), MeasureError> {
         let n = self.config.parameters;
         let mut state = lock(&self.state);
         memory::store(state.part(STATE_BYTES * n, 24), &[1.0f64, 0.0, 1.0]);
@@ -312,18 +312,18 @@ impl Lanes {
     ///
     /// # Errors
     /// When a lane fails.
-    pub fn rates(&self, lanes: &[Lane], seconds: f64) -> Result<Vec<f64>, TrainError> {
+    pub fn rates(&self, lanes: &[Lane], seconds: f64) -> Result<Vec<f64>, MeasureError> {
         let mut parties: Vec<Party<'_>> = lanes.iter().map(|&l| self.party(l)).collect();
         let (barrier, stop) = (Barrier::new(parties.len() + 1), AtomicBool::new(false));
         // Parties that have units enough for a rate; all of them once the set may end.
         let ready = AtomicUsize::new(0);
         let n = parties.len();
         let (barrier, stop, ready) = (&barrier, &stop, &ready);
-        let run = |party: &mut Party<'_>| -> Result<Vec<Instant>, TrainError> {
+        let run = |party: &mut Party<'_>| -> Result<Vec<Instant>, MeasureError> {
             let warm = party.work.warm();
             barrier.wait();
             let mut ends = vec![Instant::now()];
-            let go = || -> Result<(), TrainError> {
+            let go = || -> Result<(), MeasureError> {
                 warm?;
                 while !stop.load(Ordering::Relaxed) {
                     party.work.unit()?;
@@ -383,7 +383,7 @@ impl Lanes {
         sets: &[Vec<Lane>],
         seconds: f64,
         rounds: usize,
-    ) -> Result<(Alone, Vec<Together>), TrainError> {
+    ) -> Result<(Alone, Vec<Together>), MeasureError> {
         let lanes = self.all();
         let mut alone = vec![0.0f64; lanes.len()];
         let mut sums: Vec<Vec<f64>> = sets.iter().map(|s| vec![0.0; s.len()]).collect();
@@ -451,7 +451,7 @@ impl Lanes {
         &queue.expect("a lane of this device").1
     }
 
-    fn copies(&self, lane: Lane) -> Result<(), TrainError> {
+    fn copies(&self, lane: Lane) -> Result<(), MeasureError> {
         let q = self.queue(lane);
         let bytes = self.config.copy.usize();
         let mut ends = lock(&self.copies[usize::from(lane == Lane::D2H)]);
@@ -565,11 +565,11 @@ struct Party<'a> {
 
 trait Work: Send {
     /// What comes before the first unit that counts.
-    fn warm(&mut self) -> Result<(), TrainError>;
+    fn warm(&mut self) -> Result<(), MeasureError>;
     /// One unit.
-    fn unit(&mut self) -> Result<(), TrainError>;
+    fn unit(&mut self) -> Result<(), MeasureError>;
     /// Waits for what is under way.
-    fn drain(&mut self) -> Result<(), TrainError> {
+    fn drain(&mut self) -> Result<(), MeasureError> {
         Ok(())
     }
 }
@@ -577,11 +577,11 @@ trait Work: Send {
 /// Work that is done when it returns.
 struct Repeat<F>(F);
 
-impl<F: FnMut() -> Result<(), TrainError> + Send> Work for Repeat<F> {
-    fn warm(&mut self) -> Result<(), TrainError> {
+impl<F: FnMut() -> Result<(), MeasureError> + Send> Work for Repeat<F> {
+    fn warm(&mut self) -> Result<(), MeasureError> {
         (self.0)()
     }
-    fn unit(&mut self) -> Result<(), TrainError> {
+    fn unit(&mut self) -> Result<(), MeasureError> {
         (self.0)()
     }
 }
@@ -624,7 +624,7 @@ impl<'a> Transfers<'a> {
     }
 
     /// Waits for the oldest, if there is one.
-    fn end(&mut self) -> Result<(), TrainError> {
+    fn end(&mut self) -> Result<(), MeasureError> {
         let Some(oldest) = self.moving.pop_front() else {
             return Ok(());
         };
@@ -635,14 +635,14 @@ impl<'a> Transfers<'a> {
 }
 
 impl Work for Transfers<'_> {
-    fn warm(&mut self) -> Result<(), TrainError> {
+    fn warm(&mut self) -> Result<(), MeasureError> {
         while !self.blocks_in_hand.is_empty() {
             self.send();
         }
         Ok(())
     }
 
-    fn unit(&mut self) -> Result<(), TrainError> {
+    fn unit(&mut self) -> Result<(), MeasureError> {
         if self.blocks_in_hand.is_empty() {
             self.end()?;
         }
@@ -650,7 +650,7 @@ impl Work for Transfers<'_> {
         Ok(())
     }
 
-    fn drain(&mut self) -> Result<(), TrainError> {
+    fn drain(&mut self) -> Result<(), MeasureError> {
         while !self.moving.is_empty() {
             self.end()?;
         }

@@ -10,14 +10,15 @@ use lowtide_executor::{ExecError, Idle, Measured, Mode, Options, Runner, Tiers, 
 use lowtide_kernels::adamw::Hyper;
 use lowtide_model::Decoder;
 use lowtide_planner::{Clip, PartName, Plan, Slot, Tensor, Tier, Version};
-use lowtide_tiers::{Arena, Committed, Disk, DiskConfig, Extent, Fill, Open, TierError, limits};
+use lowtide_tiers::{
+    Arena, Committed, Disk, DiskConfig, Extent, Fill, MadeDirs, Open, TierError, limits,
+};
 use lowtide_units::Bytes;
 
 use super::commit::{About, Mark};
 use super::engine::{ClipRule, Engine, Outcome, StepData, first_clip};
 use super::homes::Homes;
-use crate::error::TrainError;
-use crate::made::MadeDirs;
+use crate::error::SessionError;
 use crate::requests::Requests;
 use lowtide_data::Micro;
 
@@ -84,9 +85,9 @@ impl Default for SessionOptions {
 }
 
 /// Settings for drives whose directories are there.
-fn config_in(drives: &[(PathBuf, f64)], made: &mut MadeDirs) -> Result<DiskConfig, TrainError> {
+fn config_in(drives: &[(PathBuf, f64)], made: &mut MadeDirs) -> Result<DiskConfig, SessionError> {
     for (dir, _) in drives {
-        made.make(dir).map_err(TrainError::io(dir))?;
+        made.make(dir).map_err(SessionError::io(dir))?;
     }
     Ok(DiskConfig::new(drives.to_vec()))
 }
@@ -143,7 +144,7 @@ impl Session {
         plan: Arc<Plan>,
         clip: ClipRule,
         options: SessionOptions,
-    ) -> Result<Self, TrainError> {
+    ) -> Result<Self, SessionError> {
         let fill = if options.poison {
             Fill::Poison
         } else {

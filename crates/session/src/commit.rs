@@ -12,7 +12,7 @@ use lowtide_executor::{EngineError, Record};
 use serde::{Deserialize, Serialize};
 
 use super::engine::Outcome;
-use crate::tally::Totals;
+use crate::totals::Totals;
 use lowtide_data::State;
 
 /// Where a run stands when a batch's update is made.

@@ -54,13 +54,13 @@ impl Requests {
     }
 
     /// Takes a request to save: it is being done.
-    pub(crate) fn take_save(&self) -> bool {
+    pub fn take_save(&self) -> bool {
         self.0.save.swap(false, Ordering::AcqRel)
     }
 
     /// From here on the run ends by itself when it is asked to: ending its process would lose steps,
     /// or leave something half written.
-    pub(crate) fn guard(&self) {
+    pub fn guard(&self) {
         self.0.guarded.store(true, Ordering::Release);
     }
 
@@ -70,12 +70,6 @@ impl Requests {
     pub fn guarded(&self) -> bool {
         self.0.guarded.load(Ordering::Acquire)
     }
-}
-
-/// Before a process ends without unwinding: removes the state files on its drives that nobody will ask
-/// for again. Kept ones (a durable run's) stay.
-pub fn abandon() {
-    lowtide_tiers::abandon();
 }
 
 #[cfg(test)]

@@ -5,10 +5,13 @@ use std::path::{Path, PathBuf};
 
 /// Directories that this process has made; dropping it removes those that are empty then.
 #[derive(Debug, Default)]
-pub(crate) struct MadeDirs(Vec<PathBuf>);
+pub struct MadeDirs(Vec<PathBuf>);
 
 impl MadeDirs {
     /// Makes a directory with those above it that are not there.
+    ///
+    /// # Errors
+    /// What the system says.
     pub fn make(&mut self, dir: &Path) -> io::Result<()> {
         let above = dir.ancestors().filter(|d| !d.as_os_str().is_empty());
         let mut missing: Vec<PathBuf> = above

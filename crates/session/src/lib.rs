@@ -1,12 +1,21 @@
 //! The compiled step at work: a plan, its memory, the model's kernels, and steps submitted to it.
+//!
+//! See ARCHITECTURE.md.
 
 mod commit;
 mod engine;
+mod error;
 mod homes;
+mod requests;
 mod session;
+mod totals;
 
 pub use commit::{About, CommitRecord, Mark, StepNumbers};
-pub(crate) use engine::store_inputs;
 pub use engine::{ClipRule, Engine, Outcome, StepData};
+pub use error::SessionError;
 pub use homes::{Homes, Role};
+pub use requests::Requests;
 pub use session::{DiskChoice, Session, SessionOptions};
+pub use totals::Totals;
+// What a process that ends without unwinding still has to do.
+pub use lowtide_tiers::abandon;

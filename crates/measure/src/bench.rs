@@ -12,8 +12,8 @@ use lowtide_units::Bytes;
 use lowtide_workload::Moments;
 use serde::Serialize;
 
-use crate::error::TrainError;
-use crate::together::{Lanes, LanesConfig};
+use crate::contention::{Lanes, LanesConfig};
+use crate::error::MeasureError;
 
 /// How to measure the host's updates.
 #[derive(Clone, Debug)]
@@ -104,7 +104,7 @@ impl Beside {
 ///
 /// # Errors
 /// When memory or a directory cannot be had, or the GPU fails.
-pub fn host(options: &HostOptions) -> Result<HostReport, TrainError> {
+pub fn host(options: &HostOptions) -> Result<HostReport, MeasureError> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     // The state takes 14 bytes a parameter, what is copied for the bound as many. One after the other.
     let fits = HostMemory::available().0 / 2 / 28;
@@ -114,7 +114,7 @@ pub fn host(options: &HostOptions) -> Result<HostReport, TrainError> {
         HostMemory::available(),
     );
     if asked > have {
-        return Err(TrainError::Budget {
+        return Err(MeasureError::Budget {
             key: "--parameters",
             asked,
             have,
@@ -122,7 +122,7 @@ pub fn host(options: &HostOptions) -> Result<HostReport, TrainError> {
         });
     }
     for dir in &options.directories {
-        std::fs::create_dir_all(dir).map_err(TrainError::io(dir))?;
+        std::fs::create_dir_all(dir).map_err(MeasureError::io(dir))?;
     }
     let drives = options.directories.iter().map(|d| (d.clone(), 1.0));
     let bound = CopyBound::measure(cores, parameters);
@@ -204,13 +204,13 @@ const SIZES: [u64; 8] = [
 ///
 /// # Errors
 /// When memory cannot be had, or the GPU fails.
-pub fn links(gpu: &Gpu, seconds: f64) -> Result<LinksReport, TrainError> {
+pub fn links(gpu: &Gpu, seconds: f64) -> Result<LinksReport, MeasureError> {
     let most = SIZES[SIZES.len() - 1];
     let mut host = Memory::pinned(Arena::new(Bytes(2 * most), Fill::Zero)?, gpu)?;
     let mut device = Memory::cuda(gpu, Bytes(2 * most))?;
     let (up, down) = (cuda::Queue::new(gpu)?, cuda::Queue::new(gpu)?);
     // Seconds of so many copies, one way or both. Each starts where the one before ended.
-    let mut time = |bytes: u64, n: u64, ways: (bool, bool)| -> Result<f64, TrainError> {
+    let mut time = |bytes: u64, n: u64, ways: (bool, bool)| -> Result<f64, MeasureError> {
         let half = (most / bytes) as usize;
         let (mut host, mut device) = (
             host.all().chunks(bytes as usize),
@@ -230,7 +230,7 @@ pub fn links(gpu: &Gpu, seconds: f64) -> Result<LinksReport, TrainError> {
         cuda::copy_rounds(&mut jobs, n)?;
         Ok(begin.elapsed().as_secs_f64())
     };
-    let mut rate = |bytes: u64, ways: (bool, bool)| -> Result<f64, TrainError> {
+    let mut rate = |bytes: u64, ways: (bool, bool)| -> Result<f64, MeasureError> {
         let (few, sides) = (4, f64::from(u8::from(ways.0) + u8::from(ways.1)));
         let once = (time(bytes, few, ways)?.min(time(bytes, few, ways)?)) / few as f64;
         let n = (seconds / 3.0 / once).clamp(4.0, 20_000.0) as u64;
@@ -273,7 +273,7 @@ fn with_shares(mut rows: Vec<LinkRow>) -> Vec<LinkRow> {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct DiskReport {
     /// The directory.
-    #[serde(serialize_with = "lowtide_config::shown::path")]
+    #[serde(serialize_with = "lowtide_files::shown::path")]
     pub dir: PathBuf,
     /// How I/O is done.
     pub how: String,
@@ -319,8 +319,8 @@ pub fn least_file() -> Bytes {
 ///
 /// # Errors
 /// When the directory cannot be used.
-pub fn disk(dir: &Path, size: Bytes, seconds: f64) -> Result<DiskReport, TrainError> {
-    std::fs::create_dir_all(dir).map_err(TrainError::io(dir))?;
+pub fn disk(dir: &Path, size: Bytes, seconds: f64) -> Result<DiskReport, MeasureError> {
+    std::fs::create_dir_all(dir).map_err(MeasureError::io(dir))?;
     let config = ProbeConfig {
         bytes: size,
         time: Duration::from_secs_f64(seconds),
