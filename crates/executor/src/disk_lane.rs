@@ -21,7 +21,8 @@ use lowtide_tiers::Ticket;
 
 use crate::bind::{Engine, submit_transfer};
 use crate::error::ExecError;
-use crate::runner::{LaneState, Shared, Submission, lock, threads};
+use crate::parts::Submission;
+use crate::shared::{LaneState, Shared, lock, threads};
 use crate::timeline::{Edge, Event, seconds};
 
 /// Transfers of a lane that are submitted and not complete. With two, the drive has the next one's

@@ -2,96 +2,31 @@
 
 use std::collections::VecDeque;
 use std::io::Write;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::AtomicU32;
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use lowtide_device::Queue;
 use lowtide_device::cuda::CudaError;
 use lowtide_planner::plan::LANES;
-use lowtide_planner::{Lane, LaneKind, PartName, Plan, Tier, check};
+use lowtide_planner::{Lane, PartName, Plan, Tier, check};
 use lowtide_tiers::Disk;
 use lowtide_units::Bytes;
 use lowtide_workload::Workload;
 
-use crate::bind::{Engine, Surroundings, Tiers, poison, run_task};
-use crate::disk_lane;
+use crate::bind::{Engine, Tiers};
 use crate::error::ExecError;
 use crate::options::{Mode, Options};
+use crate::parts::{PartTable, Submission};
 use crate::progress::Progress;
+use crate::shared::{LaneState, Shared, lock, threads};
 use crate::shuffled::Shuffle;
-use crate::streams::{Marks, Streams, marks};
-use crate::timeline::{AnyBusy, Edge, Event, Measured, Record, seconds, task_label, write_trace};
+use crate::streams::Streams;
+use crate::timeline::{Event, Measured, Record, seconds, write_trace};
 use crate::trace::Tracing;
-use crate::waits::{Moments, Waits};
-
-/// One submitted part.
-pub(crate) struct Submission<S> {
-    pub seq: u32,
-    pub part: PartName,
-    /// When it was submitted, in seconds since the runner began.
-    pub at: f64,
-    /// Micro-batches that the part runs later than it says.
-    pub shift: u32,
-    pub step: Arc<S>,
-    /// An odd number of commits came before: durable extents have changed places.
-    pub flipped: bool,
-    /// Tasks each lane completes before this part begins.
-    pub base: [u64; LANES],
-    /// The same of the part before, when this one overlaps it.
-    pub before: Option<(PartName, [u64; LANES])>,
-    /// Uses left of each slot that lives inside the part.
-    pub uses: Vec<AtomicU32>,
-    /// Every task has its events, and they are kept for the trace.
-    pub traced: bool,
-}
-
-/// What is known of each part before it runs.
-pub(crate) struct PartTable {
-    /// Task indices by lane.
-    pub lanes: [Vec<u32>; LANES],
-    /// Position of each task in its lane.
-    pub position: Vec<u32>,
-    /// Uses of each slot, one a task.
-    pub uses: Vec<u32>,
-    /// Which tasks begin and end a wait of their lane.
-    pub marks: Marks,
-}
-
-#[derive(Clone, Debug)]
-pub(crate) enum LaneState {
-    Idle,
-    Running {
-        part: PartName,
-        task: u32,
-    },
-    Waiting {
-        part: PartName,
-        task: u32,
-        lane: usize,
-        count: u64,
-    },
-}
-
-pub(crate) struct Shared<E: Engine> {
-    pub plan: Arc<Plan>,
-    pub workload: Arc<Workload>,
-    pub engine: Arc<E>,
-    pub tiers: Tiers,
-    pub options: Options,
-    pub streams: Option<Streams>,
-    pub tables: Vec<PartTable>,
-    pub progress: Progress,
-    pub error: Mutex<Option<ExecError>>,
-    pub states: [Mutex<LaneState>; LANES],
-    pub records: [Mutex<Record>; LANES],
-    pub drives: Mutex<AnyBusy>,
-    pub moments: Moments,
-    pub waits: Mutex<Waits<E::Step>>,
-    pub epoch: Instant,
-}
+use crate::waits::Moments;
+use crate::worker::work;
 
 /// A submitted part whose times were not read yet, with the tasks each lane has after it.
 type Flying<S> = (Arc<Submission<S>>, [u64; LANES]);
@@ -111,264 +46,6 @@ pub struct Runner<E: Engine> {
     goal: [u64; LANES],
     /// Tasks complete when the watchdog last saw their number change, and when that was.
     seen: (u64, Instant),
-}
-
-pub(crate) fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Every critical section leaves its data whole, so a panic elsewhere spoils nothing.
-    m.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-impl<E: Engine> Shared<E> {
-    pub fn label(&self, part: PartName, task: u32) -> String {
-        task_label(&self.plan, &self.workload, part, task)
-    }
-
-    /// Runs a task whose edges are satisfied (on a stream: whose waits are in it), records it,
-    /// completes it or gives it to the stream.
-    pub fn run(
-        &self,
-        queue: &Queue,
-        s: &Submission<E::Step>,
-        task_idx: u32,
-    ) -> Result<(), ExecError> {
-        let task = &self.plan.part(s.part)[task_idx as usize];
-        let lane = task.lane.idx();
-        let stream = self.streams.as_ref().filter(|st| st.is_stream(lane));
-        let count =
-            s.base[lane] + u64::from(self.tables[s.part as usize].position[task_idx as usize]) + 1;
-        let device = |source: CudaError| ExecError::Device {
-            task: self.label(s.part, task_idx),
-            source,
-        };
-        let marks = &self.tables[s.part as usize].marks;
-        let start = seconds(self.epoch);
-        self.moments.set(lane, count, Edge::Start, start);
-        if let Some(streams) = stream {
-            streams
-                .begin(lane, count, s.traced || marks.start[task_idx as usize])
-                .map_err(device)?;
-        }
-        let around = Surroundings {
-            plan: &self.plan,
-            tiers: &self.tiers,
-            engine: &*self.engine,
-            queue,
-            step: &s.step,
-            flipped: s.flipped,
-            shift: s.shift,
-        };
-        run_task(&around, task, || self.label(s.part, task_idx))?;
-        let Some(streams) = stream else {
-            if self.options.poison {
-                self.release(queue, s, task_idx);
-            }
-            let event = Event {
-                part: s.part,
-                submission: s.seq,
-                task: task_idx,
-                start,
-                end: seconds(self.epoch),
-            };
-            lock(&self.records[lane]).add(task, event, s.traced);
-            self.moments.set(lane, count, Edge::End, event.end);
-            self.progress.complete(lane);
-            return Ok(());
-        };
-        streams
-            .end(lane, count, s.traced || marks.end[task_idx as usize])
-            .map_err(device)?;
-        if self.in_turn() {
-            let done = || {
-                queue
-                    .cuda()
-                    .map_or(Ok(()), lowtide_device::cuda::Queue::synchronize)
-            };
-            done().map_err(device)?;
-            if self.options.poison {
-                self.release(queue, s, task_idx);
-                done().map_err(device)?;
-            }
-            self.progress.reach(lane, count);
-        }
-        self.progress.give(lane);
-        Ok(())
-    }
-
-    /// Whether each task of a stream is complete before the next is given to it.
-    fn in_turn(&self) -> bool {
-        self.options.synchronous || self.options.poison || self.options.mode != Mode::Threads
-    }
-
-    /// Waits for another lane's tasks: a host lane until they are complete, a stream until they
-    /// are given, and then puts the wait in the stream. `waited` are the counts that this lane has
-    /// waited for. False when the run has failed.
-    pub fn await_need(
-        &self,
-        lane: usize,
-        (other, count): (usize, u64),
-        waited: &mut [u64; LANES],
-    ) -> Result<bool, CudaError> {
-        if waited[other] >= count {
-            return Ok(true);
-        }
-        waited[other] = count;
-        let Some(streams) = self.streams.as_ref().filter(|s| s.is_stream(other)) else {
-            return Ok(self.progress.wait(other, count));
-        };
-        if lane == other {
-            return Ok(true); // a stream's own order
-        }
-        if !self.progress.wait_given(other, count, None) {
-            return Ok(false);
-        }
-        if streams.is_stream(lane) {
-            streams.wait(lane, other, count)?;
-        } else if self.progress.count(other) < count {
-            streams.synchronize(other, count)?;
-            self.progress.reach(other, count);
-        }
-        Ok(true)
-    }
-
-    /// Poisons the slots whose last use this task was. The next holder of any of their bytes waits
-    /// for every user, so also for this one, which has not completed yet.
-    pub fn release(&self, queue: &Queue, s: &Submission<E::Step>, task_idx: u32) {
-        let task = &self.plan.part(s.part)[task_idx as usize];
-        for (i, arg) in task.args.iter().enumerate() {
-            if task.args[..i].iter().any(|a| a.slot == arg.slot) {
-                continue;
-            }
-            let slot = &self.plan.slots[arg.slot as usize];
-            if slot.persistent || slot.tier == Tier::Disk {
-                continue;
-            }
-            if s.uses[arg.slot as usize].fetch_sub(1, Ordering::AcqRel) == 1 {
-                poison(&self.tiers, slot, queue);
-            }
-        }
-    }
-
-    pub fn fail(&self, error: ExecError) {
-        lock(&self.error).get_or_insert(error);
-        self.progress.fail();
-    }
-
-    /// The device failed in something that was given to `lane` and is not complete.
-    pub fn lost(&self, lane: usize, source: CudaError) -> ExecError {
-        let task = match &*lock(&self.states[lane]) {
-            LaneState::Running { part, task } | LaneState::Waiting { part, task, .. } => format!(
-                "{} at or before {} (with LOWTIDE_SYNC=1 the task itself is named)",
-                Lane::ALL[lane],
-                self.label(*part, *task)
-            ),
-            LaneState::Idle => format!(
-                "{} (with LOWTIDE_SYNC=1 the task itself is named)",
-                Lane::ALL[lane]
-            ),
-        };
-        ExecError::Device { task, source }
-    }
-
-    /// What a task must wait for: (lane, tasks completed on it).
-    pub fn needs(
-        &self,
-        s: &Submission<E::Step>,
-        task_idx: u32,
-        seam: &[(u32, u32)],
-    ) -> Vec<(usize, u64)> {
-        let task = &self.plan.part(s.part)[task_idx as usize];
-        let of = |part: PartName, base: &[u64; LANES], d: u32| {
-            let lane = self.plan.part(part)[d as usize].lane.idx();
-            (
-                lane,
-                base[lane] + u64::from(self.tables[part as usize].position[d as usize]) + 1,
-            )
-        };
-        let mut needs: Vec<(usize, u64)> =
-            task.after.iter().map(|&d| of(s.part, &s.base, d)).collect();
-        if let Some((part, base)) = &s.before {
-            let from = seam.partition_point(|e| e.0 < task_idx);
-            needs.extend(
-                seam[from..]
-                    .iter()
-                    .take_while(|e| e.0 == task_idx)
-                    .map(|e| of(*part, base, e.1)),
-            );
-        }
-        needs
-    }
-
-    /// Edges from the part before into `s`, sorted by the later task.
-    pub fn seam(&self, s: &Submission<E::Step>) -> &[(u32, u32)] {
-        s.before
-            .as_ref()
-            .and_then(|(from, _)| self.plan.seam(*from, s.part))
-            .map_or(&[], |seam| &seam.edges)
-    }
-
-    /// Who waits for whom, starting from the lane that has waited for the others' sake longest.
-    pub fn chain(&self) -> String {
-        let states: Vec<LaneState> = self.states.iter().map(|s| lock(s).clone()).collect();
-        let start = (0..LANES).find(|&l| matches!(states[l], LaneState::Waiting { .. }));
-        let running = || {
-            (0..LANES)
-                .filter_map(|l| match &states[l] {
-                    LaneState::Running { part, task } => Some(format!(
-                        "{} runs {}",
-                        Lane::ALL[l],
-                        self.label(*part, *task)
-                    )),
-                    _ => None,
-                })
-                .collect::<Vec<_>>()
-                .join("; ")
-        };
-        let Some(mut lane) = start else {
-            let text = running();
-            return if text.is_empty() {
-                "every lane is idle".to_owned()
-            } else {
-                text
-            };
-        };
-        let mut text = String::new();
-        let mut seen = [false; LANES];
-        loop {
-            if std::mem::replace(&mut seen[lane], true) {
-                text.push_str(", which closes a circle");
-                return text;
-            }
-            match &states[lane] {
-                LaneState::Waiting {
-                    part,
-                    task,
-                    lane: other,
-                    count,
-                } => {
-                    let label = self.label(*part, *task);
-                    text.push_str(&format!(
-                        "{} waits with {label} until {} has completed {count} tasks (it has {}); ",
-                        Lane::ALL[lane],
-                        Lane::ALL[*other],
-                        self.progress.count(*other)
-                    ));
-                    lane = *other;
-                }
-                LaneState::Running { part, task } => {
-                    text.push_str(&format!(
-                        "{} is still running {}",
-                        Lane::ALL[lane],
-                        self.label(*part, *task)
-                    ));
-                    return text;
-                }
-                LaneState::Idle => {
-                    text.push_str(&format!("{} has nothing more to do", Lane::ALL[lane]));
-                    return text;
-                }
-            }
-        }
-    }
 }
 
 impl<E: Engine> Runner<E> {
@@ -393,7 +70,10 @@ impl<E: Engine> Runner<E> {
                 "{tier} arena"
             );
         }
-        let tables: Vec<PartTable> = PartName::ALL.iter().map(|&p| table(&plan, p)).collect();
+        let tables: Vec<PartTable> = PartName::ALL
+            .iter()
+            .map(|&p| PartTable::new(&plan, p))
+            .collect();
         let epoch = Instant::now();
         let streams = options
             .gpu
@@ -689,92 +369,5 @@ impl<E: Engine> Drop for Runner<E> {
             // Memory is freed after this; what failed there was reported.
             let _ = streams.gpu.synchronize();
         }
-    }
-}
-
-fn table(plan: &Plan, part: PartName) -> PartTable {
-    let tasks = plan.part(part);
-    let mut lanes: [Vec<u32>; LANES] = Default::default();
-    let mut position = Vec::with_capacity(tasks.len());
-    let mut uses = vec![0; plan.slots.len()];
-    for (i, task) in tasks.iter().enumerate() {
-        let lane = &mut lanes[task.lane.idx()];
-        position.push(lane.len() as u32);
-        lane.push(i as u32);
-        for (k, arg) in task.args.iter().enumerate() {
-            if !task.args[..k].iter().any(|a| a.slot == arg.slot) {
-                uses[arg.slot as usize] += 1;
-            }
-        }
-    }
-    PartTable {
-        marks: marks(plan, part, &lanes),
-        lanes,
-        position,
-        uses,
-    }
-}
-
-/// One lane's thread: takes parts in order, runs its tasks of each in order.
-/// Why a lane has no threads.
-pub(crate) fn threads(lane: Lane, threads: usize, why: &std::io::Error) -> ExecError {
-    ExecError::Threads {
-        lane: lane.name().to_owned(),
-        threads,
-        why: why.to_string(),
-    }
-}
-
-fn work<E: Engine>(shared: &Shared<E>, lane: Lane, receiver: &Receiver<Arc<Submission<E::Step>>>) {
-    if lane.kind == LaneKind::Disk {
-        return disk_lane::work(shared, lane, receiver);
-    }
-    let l = lane.idx();
-    let n = shared.options.threads;
-    let own = match (lane, &shared.streams) {
-        (_, Some(streams)) if streams.is_stream(l) => Ok(None),
-        // Beside a GPU updates take every core: what submits to its streams and serves I/O goes first.
-        (Lane::HOST, streams) => Queue::spread(lane.name(), n, streams.is_some()).map(Some),
-        (Lane::GPU, _) => Queue::start(lane.name(), n).map(Some),
-        _ => Queue::start(lane.name(), 1).map(Some),
-    };
-    let own = match own {
-        Ok(own) => own,
-        Err(e) => return shared.fail(threads(lane, n, &e)),
-    };
-    let queue = own
-        .as_ref()
-        .or_else(|| shared.streams.as_ref().and_then(|s| s.queue(l)))
-        .expect("a lane has threads or a stream");
-    let mut waited = [0; LANES];
-    for s in receiver {
-        let seam = shared.seam(&s);
-        for &task in &shared.tables[s.part as usize].lanes[l] {
-            for (other, count) in shared.needs(&s, task, seam) {
-                if waited[other] >= count {
-                    continue;
-                }
-                *lock(&shared.states[l]) = LaneState::Waiting {
-                    part: s.part,
-                    task,
-                    lane: other,
-                    count,
-                };
-                match shared.await_need(l, (other, count), &mut waited) {
-                    Ok(true) => {}
-                    Ok(false) => return,
-                    Err(source) => return shared.fail(shared.lost(other, source)),
-                }
-            }
-            if shared.progress.failed() {
-                return;
-            }
-            *lock(&shared.states[l]) = LaneState::Running { part: s.part, task };
-            if let Err(error) = shared.run(queue, &s, task) {
-                shared.fail(error);
-                return;
-            }
-        }
-        *lock(&shared.states[l]) = LaneState::Idle;
     }
 }

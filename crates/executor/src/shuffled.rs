@@ -16,7 +16,8 @@ use lowtide_tiers::{Extent, Kind};
 use crate::bind::{Engine, extent_of, submit_transfer};
 use crate::disk_lane::{ahead, is_transfer, memory_of};
 use crate::error::ExecError;
-use crate::runner::{LaneState, Shared, Submission, lock};
+use crate::parts::Submission;
+use crate::shared::{LaneState, Shared, lock};
 use crate::timeline::{Event, seconds};
 
 /// A task of a submitted part.

@@ -15,24 +15,15 @@ use std::time::Instant;
 
 use lowtide_device::Queue;
 use lowtide_device::cuda::{self, CudaError, Event, Gpu};
+use lowtide_planner::Lane;
 use lowtide_planner::plan::{LANES, LaneKind};
-use lowtide_planner::{Lane, PartName, Plan};
 
-use crate::runner::PartTable;
+use crate::parts::{Marks, PartTable};
 use crate::timeline::{Edge, seconds};
 
 /// Whether a lane is a stream of the device.
 pub(crate) fn is_stream(lane: Lane) -> bool {
     matches!(lane.kind, LaneKind::Gpu | LaneKind::H2d | LaneKind::D2h)
-}
-
-/// Which of a part's tasks have an event at their start and at their end.
-#[derive(Debug, Default)]
-pub(crate) struct Marks {
-    /// The first of its lane, and those that wait for another lane.
-    pub start: Vec<bool>,
-    /// The last of its lane, those that another lane waits for, and those before a marked start.
-    pub end: Vec<bool>,
 }
 
 /// The streams of a run.
@@ -230,43 +221,4 @@ impl Stream {
     fn clock(&self) -> MutexGuard<'_, Clock> {
         self.clock.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// Where a part's events are; `lanes` are its tasks by lane.
-pub(crate) fn marks(plan: &Plan, part: PartName, lanes: &[Vec<u32>; LANES]) -> Marks {
-    let tasks = plan.part(part);
-    let mut m = Marks {
-        start: vec![false; tasks.len()],
-        end: vec![false; tasks.len()],
-    };
-    for (t, task) in tasks.iter().enumerate() {
-        for &d in &task.after {
-            if tasks[d as usize].lane != task.lane {
-                m.start[t] = true;
-                m.end[d as usize] = true;
-            }
-        }
-    }
-    for seam in &plan.seams {
-        for &(t, d) in &seam.edges {
-            if seam.to == part {
-                m.start[t as usize] = true;
-            }
-            if seam.from == part {
-                m.end[d as usize] = true;
-            }
-        }
-    }
-    for lane in lanes {
-        if let (Some(&first), Some(&last)) = (lane.first(), lane.last()) {
-            m.start[first as usize] = true;
-            m.end[last as usize] = true;
-        }
-        for pair in lane.windows(2) {
-            if m.start[pair[1] as usize] {
-                m.end[pair[0] as usize] = true;
-            }
-        }
-    }
-    m
 }

@@ -1,11 +1,12 @@
-//! From a task's arguments to bytes.
+//! From a task's arguments to bytes: the one place where views of a plan's memory are made without a borrow.
 
-use lowtide_device::{Dst, Lender, Memory, Place, Queue, Src};
+pub mod idle;
+
+use lowtide_device::{Dst, Memory, Place, Queue, Src};
 use lowtide_planner::{Arg, Lane, Plan, Slot, Task, Tier, Use, Work};
 use lowtide_tiers::{Disk, Extent, Kind, Request, Ticket};
 
 use crate::error::{EngineError, ExecError};
-use crate::runner::Runner;
 
 /// The memory and disk that a plan's slots lie in, each exactly as large as planned.
 #[derive(Debug)]
@@ -99,55 +100,6 @@ impl<'a> TaskCall<'a> {
         self.args
             .try_into()
             .unwrap_or_else(|_| panic!("{n} arguments of {:?}, not {N}", self.work))
-    }
-}
-
-/// The tiers while nothing runs: ranges of the memory are lent to whoever asks, one holder at a time.
-#[derive(Debug)]
-pub struct Idle<'a> {
-    /// Device arena.
-    pub device: Lender<'a>,
-    /// Host arena.
-    pub host: Lender<'a>,
-    /// Disk, where the plan uses one.
-    pub disk: Option<&'a Disk>,
-}
-
-impl<'a> Idle<'a> {
-    /// Of tiers that no runner has yet.
-    #[must_use]
-    pub fn new(tiers: &'a mut Tiers) -> Self {
-        Self {
-            device: Lender::of(&mut tiers.device),
-            host: Lender::of(&mut tiers.host),
-            disk: tiers.disk.as_ref(),
-        }
-    }
-
-    /// Of a runner that is idle.
-    ///
-    /// # Safety
-    /// As long as this lives no task runs or is in a stream.
-    pub(crate) unsafe fn of(tiers: &'a Tiers) -> Self {
-        // SAFETY: nobody else has views of the memory: those of tasks end with them (caller).
-        let all = |memory: &'a Memory| unsafe { memory.dst(0, memory.bytes().0) };
-        Self {
-            device: Lender::new(all(&tiers.device)),
-            host: Lender::new(all(&tiers.host)),
-            disk: tiers.disk.as_ref(),
-        }
-    }
-}
-
-impl<E: Engine> Runner<E> {
-    /// The tiers, for whoever loads and saves homes. Nothing can be submitted while they are lent.
-    ///
-    /// # Panics
-    /// When something still runs.
-    pub fn idle_tiers(&mut self) -> Idle<'_> {
-        assert!(self.idle(), "homes are read and written while nothing runs");
-        // SAFETY: everything that was submitted is complete, on every lane, and `self` is borrowed.
-        unsafe { Idle::of(self.tiers()) }
     }
 }
 

@@ -1,0 +1,114 @@
+//! A part of a plan as the lanes see it: before it runs, and as one that was submitted.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
+
+use lowtide_planner::plan::LANES;
+use lowtide_planner::{PartName, Plan};
+
+/// One submitted part.
+pub(crate) struct Submission<S> {
+    pub seq: u32,
+    pub part: PartName,
+    /// When it was submitted, in seconds since the runner began.
+    pub at: f64,
+    /// Micro-batches that the part runs later than it says.
+    pub shift: u32,
+    pub step: Arc<S>,
+    /// An odd number of commits came before: durable extents have changed places.
+    pub flipped: bool,
+    /// Tasks each lane completes before this part begins.
+    pub base: [u64; LANES],
+    /// The same of the part before, when this one overlaps it.
+    pub before: Option<(PartName, [u64; LANES])>,
+    /// Uses left of each slot that lives inside the part.
+    pub uses: Vec<AtomicU32>,
+    /// Every task has its events, and they are kept for the trace.
+    pub traced: bool,
+}
+
+/// What is known of each part before it runs.
+pub(crate) struct PartTable {
+    /// Task indices by lane.
+    pub lanes: [Vec<u32>; LANES],
+    /// Position of each task in its lane.
+    pub position: Vec<u32>,
+    /// Uses of each slot, one a task.
+    pub uses: Vec<u32>,
+    /// Which tasks begin and end a wait of their lane.
+    pub marks: Marks,
+}
+
+/// Which of a part's tasks have an event at their start and at their end.
+#[derive(Debug, Default)]
+pub(crate) struct Marks {
+    /// The first of its lane, and those that wait for another lane.
+    pub start: Vec<bool>,
+    /// The last of its lane, those that another lane waits for, and those before a marked start.
+    pub end: Vec<bool>,
+}
+
+impl PartTable {
+    /// Of a part of a plan.
+    pub fn new(plan: &Plan, part: PartName) -> Self {
+        let tasks = plan.part(part);
+        let mut lanes: [Vec<u32>; LANES] = Default::default();
+        let mut position = Vec::with_capacity(tasks.len());
+        let mut uses = vec![0; plan.slots.len()];
+        for (i, task) in tasks.iter().enumerate() {
+            let lane = &mut lanes[task.lane.idx()];
+            position.push(lane.len() as u32);
+            lane.push(i as u32);
+            for (k, arg) in task.args.iter().enumerate() {
+                if !task.args[..k].iter().any(|a| a.slot == arg.slot) {
+                    uses[arg.slot as usize] += 1;
+                }
+            }
+        }
+        Self {
+            marks: marks(plan, part, &lanes),
+            lanes,
+            position,
+            uses,
+        }
+    }
+}
+
+/// Where a part's events are; `lanes` are its tasks by lane.
+fn marks(plan: &Plan, part: PartName, lanes: &[Vec<u32>; LANES]) -> Marks {
+    let tasks = plan.part(part);
+    let mut m = Marks {
+        start: vec![false; tasks.len()],
+        end: vec![false; tasks.len()],
+    };
+    for (t, task) in tasks.iter().enumerate() {
+        for &d in &task.after {
+            if tasks[d as usize].lane != task.lane {
+                m.start[t] = true;
+                m.end[d as usize] = true;
+            }
+        }
+    }
+    for seam in &plan.seams {
+        for &(t, d) in &seam.edges {
+            if seam.to == part {
+                m.start[t as usize] = true;
+            }
+            if seam.from == part {
+                m.end[d as usize] = true;
+            }
+        }
+    }
+    for lane in lanes {
+        if let (Some(&first), Some(&last)) = (lane.first(), lane.last()) {
+            m.start[first as usize] = true;
+            m.end[last as usize] = true;
+        }
+        for pair in lane.windows(2) {
+            if m.start[pair[1] as usize] {
+                m.end[pair[0] as usize] = true;
+            }
+        }
+    }
+    m
+}

@@ -1,0 +1,256 @@
+//! What the lanes of a run share, and how any of them does a task.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use lowtide_device::Queue;
+use lowtide_device::cuda::CudaError;
+use lowtide_planner::plan::LANES;
+use lowtide_planner::{Lane, PartName, Plan, Tier};
+use lowtide_workload::Workload;
+
+use crate::bind::{Engine, Surroundings, Tiers, poison, run_task};
+use crate::error::ExecError;
+use crate::options::{Mode, Options};
+use crate::parts::{PartTable, Submission};
+use crate::progress::Progress;
+use crate::streams::Streams;
+use crate::timeline::{AnyBusy, Edge, Event, Record, seconds, task_label};
+use crate::waits::{Moments, Waits};
+
+#[derive(Clone, Debug)]
+pub(crate) enum LaneState {
+    Idle,
+    Running {
+        part: PartName,
+        task: u32,
+    },
+    Waiting {
+        part: PartName,
+        task: u32,
+        lane: usize,
+        count: u64,
+    },
+}
+
+pub(crate) struct Shared<E: Engine> {
+    pub plan: Arc<Plan>,
+    pub workload: Arc<Workload>,
+    pub engine: Arc<E>,
+    pub tiers: Tiers,
+    pub options: Options,
+    pub streams: Option<Streams>,
+    pub tables: Vec<PartTable>,
+    pub progress: Progress,
+    pub error: Mutex<Option<ExecError>>,
+    pub states: [Mutex<LaneState>; LANES],
+    pub records: [Mutex<Record>; LANES],
+    pub drives: Mutex<AnyBusy>,
+    pub moments: Moments,
+    pub waits: Mutex<Waits<E::Step>>,
+    pub epoch: Instant,
+}
+
+pub(crate) fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Every critical section leaves its data whole, so a panic elsewhere spoils nothing.
+    m.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl<E: Engine> Shared<E> {
+    pub fn label(&self, part: PartName, task: u32) -> String {
+        task_label(&self.plan, &self.workload, part, task)
+    }
+
+    /// Runs a task whose edges are satisfied (on a stream: whose waits are in it), records it,
+    /// completes it or gives it to the stream.
+    pub fn run(
+        &self,
+        queue: &Queue,
+        s: &Submission<E::Step>,
+        task_idx: u32,
+    ) -> Result<(), ExecError> {
+        let task = &self.plan.part(s.part)[task_idx as usize];
+        let lane = task.lane.idx();
+        let stream = self.streams.as_ref().filter(|st| st.is_stream(lane));
+        let count =
+            s.base[lane] + u64::from(self.tables[s.part as usize].position[task_idx as usize]) + 1;
+        let device = |source: CudaError| ExecError::Device {
+            task: self.label(s.part, task_idx),
+            source,
+        };
+        let marks = &self.tables[s.part as usize].marks;
+        let start = seconds(self.epoch);
+        self.moments.set(lane, count, Edge::Start, start);
+        if let Some(streams) = stream {
+            streams
+                .begin(lane, count, s.traced || marks.start[task_idx as usize])
+                .map_err(device)?;
+        }
+        let around = Surroundings {
+            plan: &self.plan,
+            tiers: &self.tiers,
+            engine: &*self.engine,
+            queue,
+            step: &s.step,
+            flipped: s.flipped,
+            shift: s.shift,
+        };
+        run_task(&around, task, || self.label(s.part, task_idx))?;
+        let Some(streams) = stream else {
+            if self.options.poison {
+                self.release(queue, s, task_idx);
+            }
+            let event = Event {
+                part: s.part,
+                submission: s.seq,
+                task: task_idx,
+                start,
+                end: seconds(self.epoch),
+            };
+            lock(&self.records[lane]).add(task, event, s.traced);
+            self.moments.set(lane, count, Edge::End, event.end);
+            self.progress.complete(lane);
+            return Ok(());
+        };
+        streams
+            .end(lane, count, s.traced || marks.end[task_idx as usize])
+            .map_err(device)?;
+        if self.in_turn() {
+            let done = || {
+                queue
+                    .cuda()
+                    .map_or(Ok(()), lowtide_device::cuda::Queue::synchronize)
+            };
+            done().map_err(device)?;
+            if self.options.poison {
+                self.release(queue, s, task_idx);
+                done().map_err(device)?;
+            }
+            self.progress.reach(lane, count);
+        }
+        self.progress.give(lane);
+        Ok(())
+    }
+
+    /// Whether each task of a stream is complete before the next is given to it.
+    fn in_turn(&self) -> bool {
+        self.options.synchronous || self.options.poison || self.options.mode != Mode::Threads
+    }
+
+    /// Waits for another lane's tasks: a host lane until they are complete, a stream until they
+    /// are given, and then puts the wait in the stream. `waited` are the counts that this lane has
+    /// waited for. False when the run has failed.
+    pub fn await_need(
+        &self,
+        lane: usize,
+        (other, count): (usize, u64),
+        waited: &mut [u64; LANES],
+    ) -> Result<bool, CudaError> {
+        if waited[other] >= count {
+            return Ok(true);
+        }
+        waited[other] = count;
+        let Some(streams) = self.streams.as_ref().filter(|s| s.is_stream(other)) else {
+            return Ok(self.progress.wait(other, count));
+        };
+        if lane == other {
+            return Ok(true); // a stream's own order
+        }
+        if !self.progress.wait_given(other, count, None) {
+            return Ok(false);
+        }
+        if streams.is_stream(lane) {
+            streams.wait(lane, other, count)?;
+        } else if self.progress.count(other) < count {
+            streams.synchronize(other, count)?;
+            self.progress.reach(other, count);
+        }
+        Ok(true)
+    }
+
+    /// Poisons the slots whose last use this task was. The next holder of any of their bytes waits
+    /// for every user, so also for this one, which has not completed yet.
+    pub fn release(&self, queue: &Queue, s: &Submission<E::Step>, task_idx: u32) {
+        let task = &self.plan.part(s.part)[task_idx as usize];
+        for (i, arg) in task.args.iter().enumerate() {
+            if task.args[..i].iter().any(|a| a.slot == arg.slot) {
+                continue;
+            }
+            let slot = &self.plan.slots[arg.slot as usize];
+            if slot.persistent || slot.tier == Tier::Disk {
+                continue;
+            }
+            if s.uses[arg.slot as usize].fetch_sub(1, Ordering::AcqRel) == 1 {
+                poison(&self.tiers, slot, queue);
+            }
+        }
+    }
+
+    pub fn fail(&self, error: ExecError) {
+        lock(&self.error).get_or_insert(error);
+        self.progress.fail();
+    }
+
+    /// The device failed in something that was given to `lane` and is not complete.
+    pub fn lost(&self, lane: usize, source: CudaError) -> ExecError {
+        let task = match &*lock(&self.states[lane]) {
+            LaneState::Running { part, task } | LaneState::Waiting { part, task, .. } => format!(
+                "{} at or before {} (with LOWTIDE_SYNC=1 the task itself is named)",
+                Lane::ALL[lane],
+                self.label(*part, *task)
+            ),
+            LaneState::Idle => format!(
+                "{} (with LOWTIDE_SYNC=1 the task itself is named)",
+                Lane::ALL[lane]
+            ),
+        };
+        ExecError::Device { task, source }
+    }
+
+    /// What a task must wait for: (lane, tasks completed on it).
+    pub fn needs(
+        &self,
+        s: &Submission<E::Step>,
+        task_idx: u32,
+        seam: &[(u32, u32)],
+    ) -> Vec<(usize, u64)> {
+        let task = &self.plan.part(s.part)[task_idx as usize];
+        let of = |part: PartName, base: &[u64; LANES], d: u32| {
+            let lane = self.plan.part(part)[d as usize].lane.idx();
+            (
+                lane,
+                base[lane] + u64::from(self.tables[part as usize].position[d as usize]) + 1,
+            )
+        };
+        let mut needs: Vec<(usize, u64)> =
+            task.after.iter().map(|&d| of(s.part, &s.base, d)).collect();
+        if let Some((part, base)) = &s.before {
+            let from = seam.partition_point(|e| e.0 < task_idx);
+            needs.extend(
+                seam[from..]
+                    .iter()
+                    .take_while(|e| e.0 == task_idx)
+                    .map(|e| of(*part, base, e.1)),
+            );
+        }
+        needs
+    }
+
+    /// Edges from the part before into `s`, sorted by the later task.
+    pub fn seam(&self, s: &Submission<E::Step>) -> &[(u32, u32)] {
+        s.before
+            .as_ref()
+            .and_then(|(from, _)| self.plan.seam(*from, s.part))
+            .map_or(&[], |seam| &seam.edges)
+    }
+}
+
+/// Why a lane has no threads.
+pub(crate) fn threads(lane: Lane, threads: usize, why: &std::io::Error) -> ExecError {
+    ExecError::Threads {
+        lane: lane.name().to_owned(),
+        threads,
+        why: why.to_string(),
+    }
+}
