@@ -15,49 +15,19 @@ use std::time::Duration;
 
 use lowtide_units::Bytes;
 
-use crate::disk::Kind;
+use crate::extent::Extent;
+use crate::lane::{Io, Lane, Made, Wake};
 use crate::queue::{Job, Queue};
+use crate::request::{Counters, Kind};
 use crate::stripe::Stripe;
 use crate::ticket::Part;
 use crate::versions::Versions;
-use crate::{ALIGN, Checksums, Counters, Extent, RawRange, TierError};
+use crate::{ALIGN, Checksums, RawRange, TierError};
 
 /// How often in a row a block may be interrupted or move nothing before it counts as failed;
 /// after the first few, with [`PAUSE`] between.
 const IDLE_MAX: u32 = 200;
 const PAUSE: Duration = Duration::from_millis(1);
-
-/// One operation for a backend. The memory stays valid until its end is reported.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Io {
-    pub(crate) kind: Kind,
-    pub(crate) memory: *mut u8,
-    pub(crate) bytes: usize,
-    /// Where in the file.
-    pub(crate) at: u64,
-}
-
-// SAFETY: an address that the arbiter keeps valid, of bytes that are the request's (`Disk::submit`).
-unsafe impl Send for Io {}
-
-/// How blocks reach a medium. At most `depth` are started and not yet reported at any time. Dropping it
-/// blocks until all of them have ended.
-pub(crate) trait Lane {
-    /// Starts an operation, or prepares to start it with the next `wait`.
-    fn start(&mut self, slot: usize, io: Io);
-
-    /// Sleeps until at least one operation ended or `wake` was called since the last return;
-    /// appends the slots that ended and what the system said of each: bytes moved, or an error.
-    fn wait(&mut self, ended: &mut Vec<(usize, io::Result<usize>)>);
-}
-
-/// Ends the sleep of a lane from another thread.
-pub(crate) trait Wake: Send + Sync {
-    fn wake(&self);
-}
-
-/// A lane, its waker, and a line on how it works.
-pub(crate) type Made = (Box<dyn Lane>, Arc<dyn Wake>, String);
 
 /// What an arbiter needs to know of its drive.
 pub(crate) struct Setup {

@@ -7,130 +7,16 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use lowtide_units::Bytes;
 
 use crate::arbiter::{Arbiter, Piece, Setup};
-use crate::header::Header;
+use crate::config::{Backend, DiskConfig, Open};
+use crate::header::{DATA, Header};
 use crate::journal::{Journal, Place};
-use crate::state_file::{self, StateFile};
+use crate::request::{Counters, Request};
+use crate::state_file::StateFile;
 use crate::stripe::Stripe;
 use crate::threads::Threads;
 use crate::uring::Uring;
 use crate::versions::Versions;
-use crate::{ALIGN, Arena, Checksums, DirLock, RawRange, Scratch, Ticket, TierError};
-
-/// What a disk is made of. [`DiskConfig::new`] gives what suits NVMe drives.
-#[derive(Clone, Debug)]
-pub struct DiskConfig {
-    /// The drives, one directory each, 1 to 64; their order is part of the layout.
-    pub drives: Vec<DriveConfig>,
-    /// The most that goes to a drive as one operation; a multiple of [`ALIGN`], at most 1 GiB.
-    pub block: Bytes,
-    /// Bytes that lie together on one drive; a multiple of [`ALIGN`], best one block.
-    pub stripe: Bytes,
-    /// Blocks in flight on each drive, 1 to 1024.
-    pub depth: usize,
-    /// How I/O is done.
-    pub backend: Backend,
-    /// Whether to try O_DIRECT. Without it all bytes pass through the page cache.
-    pub direct: bool,
-    /// What to do about state files that are there already.
-    pub open: Open,
-    /// Whether the state files stay when the disk is dropped.
-    pub keep: bool,
-    /// Which run the state belongs to; [`Open::Existing`] must name the same.
-    pub run: u128,
-    /// Keeps a checksum of every unit of this many bytes that is written, and checks what is
-    /// read. `block`, `stripe` and then every extent must be multiples of it, itself of [`ALIGN`].
-    pub verify_reads: Option<Bytes>,
-}
-
-/// One drive of a disk.
-#[derive(Clone, Debug)]
-pub struct DriveConfig {
-    /// Where its state file goes: a directory that exists.
-    pub dir: PathBuf,
-    /// Bytes to reserve there.
-    pub bytes: Bytes,
-    /// Its share of the traffic, relative to the others'; best its measured bandwidth.
-    pub weight: f64,
-}
-
-/// How I/O is done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Backend {
-    /// io_uring where a trial works, threads elsewhere; [`Disk::describe`] tells which and why.
-    Auto,
-    /// io_uring or an error.
-    Uring,
-    /// `pread` and `pwrite` on up to 8 threads a drive.
-    Threads,
-}
-
-/// What to do about state files that are there already. A file that is not ours, or that a living
-/// process holds, is always an error.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Open {
-    /// Begin anew; refuse to touch a file that an earlier run asked to keep.
-    Create,
-    /// Begin anew, in the place of kept files too: they stay until [`Disk::publish`].
-    Replace,
-    /// Go on with the bytes of a kept run that had the same drives, stripes and run id. Where this
-    /// disk is larger, what it has more is unspecified.
-    Existing,
-}
-
-/// Whether bytes go from disk to memory or the other way.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Kind {
-    /// From disk to memory.
-    Read,
-    /// From memory to disk.
-    Write,
-}
-
-impl Kind {
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Read => "read",
-            Self::Write => "write",
-        }
-    }
-}
-
-/// A range of the disk's flat address space; both numbers are multiples of [`ALIGN`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Extent {
-    /// The first byte.
-    pub offset: u64,
-    /// How many bytes.
-    pub bytes: u64,
-}
-
-impl fmt::Display for Extent {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "extent {}+{}", self.offset, self.bytes)
-    }
-}
-
-/// One movement of bytes.
-#[derive(Clone, Debug)]
-pub struct Request {
-    /// Which way.
-    pub kind: Kind,
-    /// Where on disk.
-    pub extent: Extent,
-    /// Where in memory: as long as the extent, its address a multiple of [`ALIGN`].
-    pub memory: RawRange,
-    /// Smaller is served sooner; for instance the index of the task that waits for it.
-    pub deadline: u64,
-}
-
-/// What a disk has moved since it was opened.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counters {
-    /// Bytes read.
-    pub read: Bytes,
-    /// Bytes written.
-    pub written: Bytes,
-}
+use crate::{ALIGN, Arena, Checksums, DirLock, Scratch, Ticket, TierError};
 
 /// Drives striped to one flat address space, each served by an arbiter thread of its own.
 ///
@@ -151,118 +37,6 @@ pub struct Disk {
     /// Held while a request's parts are handed out, so that all drives see one order.
     order: Mutex<()>,
     description: String,
-}
-
-impl DiskConfig {
-    /// Settings for these directories and weights: 4 MiB blocks and stripes, depth 8, no bytes
-    /// reserved yet ([`DiskConfig::fit`]), run id 0.
-    #[must_use]
-    pub fn new(drives: impl IntoIterator<Item = (PathBuf, f64)>) -> Self {
-        let drives = drives.into_iter();
-        Self {
-            drives: drives
-                .map(|(dir, weight)| DriveConfig {
-                    dir,
-                    bytes: Bytes::ZERO,
-                    weight,
-                })
-                .collect(),
-            block: Bytes::MIB * 4,
-            stripe: Bytes::MIB * 4,
-            depth: 8,
-            backend: Backend::Auto,
-            direct: true,
-            open: Open::Create,
-            keep: false,
-            run: 0,
-            verify_reads: None,
-        }
-    }
-
-    /// The same with each drive's bytes set to what a disk of `total` bytes needs of it. Set
-    /// `stripe` before.
-    ///
-    /// # Errors
-    /// [`TierError::Setting`] when the drives or the stripe make no disk.
-    pub fn fit(mut self, total: Bytes) -> Result<Self, TierError> {
-        let stripe = self.checked()?;
-        for (i, drive) in self.drives.iter_mut().enumerate() {
-            drive.bytes = Bytes(stripe.local_len(i, total.align_up(ALIGN).0));
-        }
-        Ok(self)
-    }
-
-    fn checked(&self) -> Result<Stripe, TierError> {
-        let weights: Vec<f64> = self.drives.iter().map(|d| d.weight).collect();
-        let layout = Layout {
-            weights: &weights,
-            block: self.block,
-            stripe: self.stripe,
-            depth: self.depth,
-            verify_reads: self.verify_reads,
-        };
-        layout.checked()
-    }
-}
-
-/// The settings that file-backed disks and those in memory share.
-pub(crate) struct Layout<'a> {
-    pub(crate) weights: &'a [f64],
-    pub(crate) block: Bytes,
-    pub(crate) stripe: Bytes,
-    pub(crate) depth: usize,
-    pub(crate) verify_reads: Option<Bytes>,
-}
-
-impl Layout<'_> {
-    pub(crate) fn checked(&self) -> Result<Stripe, TierError> {
-        let check = |fine, key, value: &dyn fmt::Debug, need| {
-            let error = || TierError::Setting {
-                key,
-                value: format!("{value:?}"),
-                need,
-            };
-            if fine { Ok(()) } else { Err(error()) }
-        };
-        let unit = self.verify_reads.map_or(ALIGN, |unit| unit.0);
-        let whole = |bytes: Bytes, of: u64| bytes.0 > 0 && bytes.0.is_multiple_of(of);
-        let weight = |w: &f64| w.is_finite() && *w > 0.0;
-        let Self {
-            weights,
-            block,
-            stripe,
-            depth,
-            ..
-        } = *self;
-        let n = weights.len();
-        check((1..=64).contains(&n), "drives", &n, "1 to 64 directories")?;
-        check(
-            weights.iter().all(weight),
-            "weight",
-            &weights,
-            "greater than zero",
-        )?;
-        check((1..=1024).contains(&depth), "depth", &depth, "1 to 1024")?;
-        check(
-            whole(Bytes(unit), ALIGN),
-            "verify_reads",
-            &unit,
-            "a multiple of 4 KiB",
-        )?;
-        check(
-            whole(block, unit) && block <= Bytes::GIB,
-            "block",
-            &block.0,
-            "a multiple of 4 KiB and of the checksum unit, at most 1 GiB",
-        )?;
-        check(
-            whole(stripe, unit),
-            "stripe",
-            &stripe.0,
-            "a multiple of 4 KiB and of the checksum unit",
-        )?;
-        Ok(Stripe::new(stripe.0, weights))
-    }
 }
 
 impl Disk {
@@ -296,12 +70,7 @@ impl Disk {
         }
         let mut disk = Self::without_arbiters(bytes, stripe, config.verify_reads);
         for file in &files {
-            let setup = disk.setup(
-                file.path.clone(),
-                state_file::DATA,
-                config.block,
-                config.depth,
-            );
+            let setup = disk.setup(file.path.clone(), DATA, config.block, config.depth);
             let (file, host) = (Arc::clone(file), host.cloned());
             let (depth, backend) = (config.depth, config.backend);
             let (arbiter, how) = Arbiter::spawn(setup, move || match backend {

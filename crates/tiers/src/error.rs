@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use lowtide_units::Bytes;
 
-use crate::Extent;
+use crate::extent::Extent;
 
 /// An error number of the operating system. Shown as its message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

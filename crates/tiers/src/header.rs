@@ -4,6 +4,8 @@ use crate::stripe::Stripe;
 
 /// Bytes of a header.
 pub(crate) const HEADER: usize = 4096;
+/// Where in the file the drive's bytes begin.
+pub(crate) const DATA: u64 = 2 << 20;
 pub(crate) const MAGIC: &[u8; 8] = b"LOWTIDE\n";
 const VERSION: u32 = 2;
 const KEEP: u32 = 1;

@@ -10,73 +10,15 @@
 //! A new file has a first record that says that nothing was committed. A file without a record that can
 //! be read was therefore damaged.
 
-use std::fs::{File, OpenOptions};
-use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::TierError;
-use crate::header::Header;
-use crate::lock::open_own;
-use crate::state_file::{self, Found, StateFile};
-
-/// Where in the file the two records are.
-const RECORDS: [u64; 2] = [4096, 8192];
-const RECORD: usize = 4096;
-/// Where in the file the two places of `about` are, and how long they are.
-const ABOUTS: [u64; 2] = [64 << 10, 544 << 10];
-const ABOUT: usize = 480 << 10;
-/// Where in the file each version's table of checksums is, and how long it may be.
-const TABLES: [u64; 2] = [1 << 20, 3 << 19];
-/// The longest table of checksums, in bytes.
-pub(crate) const TABLE_MAX: usize = 512 << 10;
-
-const MAGIC: &[u8; 8] = b"LTJRNL02";
-const HEAD: usize = 40;
-const ABOUT_HEAD: usize = 8;
-/// The version of a record that says that nothing was committed.
-const NONE: u32 = u32::MAX;
-
-/// The longest record, in bytes.
-pub const RECORD_MAX: usize = RECORD - HEAD - 4;
-/// The longest `about`, in bytes.
-pub const ABOUT_MAX: usize = ABOUT - ABOUT_HEAD;
-
-const _: () = assert!(ABOUTS[1] + ABOUT as u64 <= TABLES[0]);
-const _: () = assert!(ABOUTS[0] + ABOUT as u64 <= ABOUTS[1] && RECORDS[1] + 4096 <= ABOUTS[0]);
-const _: () = assert!(TABLES[0] + TABLE_MAX as u64 <= TABLES[1]);
-const _: () = assert!(TABLES[1] + TABLE_MAX as u64 <= state_file::DATA);
-
-/// One commit of a disk, as its record tells of it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Committed {
-    /// The run that made it.
-    pub run: u128,
-    /// How many commits came before it on this disk, and one.
-    pub sequence: u64,
-    /// Which version is whole.
-    pub version: u32,
-    /// What holds for many commits.
-    pub about: Vec<u8>,
-    /// What holds for this one.
-    pub record: Vec<u8>,
-    /// Which place has its `about`.
-    pub(crate) about_at: usize,
-    /// Checksum of the table of its version's checksums.
-    pub(crate) table_sum: u32,
-}
-
-/// What a kept state file says.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Kept {
-    /// The run that asked to keep it.
-    pub run: u128,
-    /// The commits whose records can be read, the newest first: two, one, or none where nothing was
-    /// committed. Which of their versions are whole, [`crate::Disk::prove`] says.
-    pub commits: Vec<Committed>,
-    /// What is wrong with the other record: a write of it that was cut off, or damage.
-    pub damaged: Option<String>,
-}
+use crate::header::DATA;
+use crate::record::{
+    ABOUT_HEAD, ABOUT_MAX, ABOUTS, Committed, Kept, RECORD, RECORD_MAX, RECORDS, TABLE_MAX, TABLES,
+    born, encode, read,
+};
+use crate::state_file::StateFile;
 
 /// Where a journal's bytes are.
 #[derive(Clone)]
@@ -88,7 +30,7 @@ pub(crate) enum Place {
 impl Place {
     /// The reserved bytes of a disk in memory.
     pub(crate) fn memory() -> Arc<Mutex<Vec<u8>>> {
-        let mut bytes = vec![0; state_file::DATA as usize];
+        let mut bytes = vec![0; DATA as usize];
         let (at, born) = born();
         bytes[at as usize..at as usize + RECORD].copy_from_slice(&born);
         Arc::new(Mutex::new(bytes))
@@ -225,192 +167,10 @@ fn check(what: &'static str, have: usize, max: usize) -> Result<(), TierError> {
     Err(TierError::Journal { what, have, max })
 }
 
-/// The record of a new file, and where it goes: nothing was committed.
-pub(crate) fn born() -> (u64, [u8; RECORD]) {
-    (RECORDS[0], encode(0, [NONE, 0, 0, 0, 0], &[]))
-}
-
-/// magic, sequence, then `words`: version, place and checksum of `about`, length, checksum of the
-/// table; 4 bytes of zero, record, crc32c.
-fn encode(sequence: u64, words: [u32; 5], record: &[u8]) -> [u8; RECORD] {
-    let mut bytes = [0; RECORD];
-    bytes[..8].copy_from_slice(MAGIC);
-    bytes[8..16].copy_from_slice(&sequence.to_le_bytes());
-    for (i, word) in words.into_iter().enumerate() {
-        bytes[16 + 4 * i..20 + 4 * i].copy_from_slice(&word.to_le_bytes());
-    }
-    bytes[HEAD..HEAD + record.len()].copy_from_slice(record);
-    let sum = crc32c::crc32c(&bytes[..RECORD - 4]);
-    bytes[RECORD - 4..].copy_from_slice(&sum.to_le_bytes());
-    bytes
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    u32::from_le_bytes(bytes[at..at + 4].try_into().expect("4"))
-}
-
-/// What stands in the place of a record.
-enum Stands {
-    /// No record was ever written there.
-    Zeros,
-    /// The first one of a new file.
-    Born,
-    Commit(Committed),
-    Damaged(&'static str),
-}
-
-/// What the reserved bytes say; or why that cannot be told.
-pub(crate) fn read(run: u128, reserved: &[u8]) -> Result<Kept, String> {
-    let kept = |commits, damaged: Option<&str>| {
-        Ok(Kept {
-            run,
-            commits,
-            damaged: damaged.map(str::to_owned),
-        })
-    };
-    match (stands(run, reserved, 0), stands(run, reserved, 1)) {
-        (Stands::Born, Stands::Zeros) => kept(vec![], None),
-        // Record 1 alone can be there while the first one is: nothing was committed before it.
-        (Stands::Born, Stands::Damaged(what)) => kept(vec![], Some(what)),
-        (Stands::Born, Stands::Commit(c)) if c.sequence == 1 => kept(vec![c], None),
-        (Stands::Commit(a), Stands::Commit(b)) if a.sequence.abs_diff(b.sequence) == 1 => {
-            let newer_first = if a.sequence > b.sequence {
-                [a, b]
-            } else {
-                [b, a]
-            };
-            kept(newer_first.into(), None)
-        }
-        (Stands::Commit(c), Stands::Damaged(what)) | (Stands::Damaged(what), Stands::Commit(c)) => {
-            kept(vec![c], Some(what))
-        }
-        (Stands::Commit(c), Stands::Zeros) | (Stands::Zeros, Stands::Commit(c)) => {
-            kept(vec![c], Some("one of its journal's records is gone"))
-        }
-        (Stands::Damaged(what), _) | (_, Stands::Damaged(what)) => Err(format!(
-            "neither of its journal's records can be read: {what}"
-        )),
-        (Stands::Zeros, Stands::Zeros) => Err("both of its journal's records are gone".to_owned()),
-        _ => Err("its journal's records do not belong to each other".to_owned()),
-    }
-}
-
-fn stands(run: u128, reserved: &[u8], slot: usize) -> Stands {
-    let at = RECORDS[slot] as usize;
-    let bytes = &reserved[at..at + RECORD];
-    if bytes.iter().all(|&b| b == 0) {
-        return Stands::Zeros;
-    }
-    if &bytes[..8] != MAGIC || u32_at(bytes, RECORD - 4) != crc32c::crc32c(&bytes[..RECORD - 4]) {
-        return Stands::Damaged("a record of its journal does not have its checksum");
-    }
-    let sequence = u64::from_le_bytes(bytes[8..16].try_into().expect("8"));
-    let (version, place, len) = (u32_at(bytes, 16), u32_at(bytes, 20), u32_at(bytes, 28));
-    if version == NONE && sequence == 0 && slot == 0 {
-        return Stands::Born;
-    }
-    let record = bytes[HEAD..RECORD - 4].get(..len as usize);
-    let (Some(&about_at), Some(record)) = (ABOUTS.get(place as usize), record) else {
-        return Stands::Damaged("a record of its journal is not one of this program");
-    };
-    if version > 1 || sequence % 2 != slot as u64 {
-        return Stands::Damaged("a record of its journal is not one of this program");
-    }
-    let about = &reserved[about_at as usize..about_at as usize + ABOUT];
-    let about = about[ABOUT_HEAD..].get(..u32_at(about, 0) as usize);
-    let about = about.filter(|a| crc32c::crc32c(a) == u32_at(bytes, 24));
-    let Some(about) = about else {
-        return Stands::Damaged("what its journal says of the run does not have its checksum");
-    };
-    Stands::Commit(Committed {
-        run,
-        sequence,
-        version,
-        about: about.to_vec(),
-        record: record.to_vec(),
-        about_at: place as usize,
-        table_sum: u32_at(bytes, 32),
-    })
-}
-
-/// The table of a commit's version among the reserved bytes, `bytes` long; `None` when it is not the
-/// one that the commit was made with.
-pub(crate) fn table<'a>(reserved: &'a [u8], commit: &Committed, bytes: usize) -> Option<&'a [u8]> {
-    let from = TABLES[commit.version as usize] as usize;
-    let table = reserved[from..from + TABLE_MAX].get(..bytes)?;
-    (crc32c::crc32c(table) == commit.table_sum).then_some(table)
-}
-
-/// What the durable run whose first state file is in `dir` has committed; `None` where there is no
-/// file, or it is not kept. Takes no lock and changes nothing.
-///
-/// # Errors
-/// [`TierError::BadFile`] when there is something that cannot be read, or was damaged;
-/// [`TierError::File`] when the system refuses.
-pub fn kept(dir: &Path) -> Result<Option<Kept>, TierError> {
-    let path = state_path(dir);
-    let Some(header) = kept_header(&path)? else {
-        return Ok(None);
-    };
-    let bad = |what| TierError::BadFile {
-        path: path.clone(),
-        what,
-    };
-    let file = open_own(&path, OpenOptions::new().read(true))?;
-    let meta = file.metadata();
-    let meta = meta.map_err(|e| TierError::file("looking at", &path, &e))?;
-    if let Some(what) = state_file::too_short(meta.len(), &header) {
-        return Err(bad(what));
-    }
-    let reserved = reserved_of(&file, &path)?;
-    read(header.run, &reserved).map(Some).map_err(bad)
-}
-
-/// The last commit of the durable run whose first state file is in `dir`, as far as its record tells.
-///
-/// # Errors
-/// As [`kept`].
-pub fn committed(dir: &Path) -> Result<Option<Committed>, TierError> {
-    let kept = kept(dir)?;
-    Ok(kept.and_then(|k| k.commits.into_iter().next()))
-}
-
-/// The run that asked to keep the state file in `dir`, whether it committed anything or not; `None`
-/// where there is no such file. Takes no lock.
-///
-/// # Errors
-/// As [`kept`], for its header.
-pub fn kept_by(dir: &Path) -> Result<Option<u128>, TierError> {
-    Ok(kept_header(&state_path(dir))?.map(|header| header.run))
-}
-
-/// The name of the state file in a directory.
-#[must_use]
-pub fn state_path(dir: &Path) -> PathBuf {
-    dir.join(state_file::NAME)
-}
-
-fn kept_header(path: &Path) -> Result<Option<Header>, TierError> {
-    match state_file::look(path)? {
-        Found::Ours(header) => Ok(header.keep.then_some(*header)),
-        Found::Nothing | Found::Stale => Ok(None),
-        Found::Foreign(what) => Err(TierError::BadFile {
-            path: path.to_owned(),
-            what,
-        }),
-    }
-}
-
-fn reserved_of(file: &File, path: &Path) -> Result<Vec<u8>, TierError> {
-    let mut reserved = vec![0; state_file::DATA as usize];
-    let read = file.read_exact_at(&mut reserved, 0);
-    read.map_err(|e| TierError::file("reading", path, &e))?;
-    Ok(reserved)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::record::table;
 
     fn made(commits: u64) -> (Arc<Mutex<Vec<u8>>>, Journal) {
         let memory = Place::memory();

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use lowtide_units::Bytes;
 
-use crate::state_file::{DATA, Found, NAME, PENDING, look};
+use crate::header::DATA;
+use crate::state_file::{Found, NAME, PENDING, look};
 use crate::{DiskConfig, HostMemory, Open, TierError, process};
 
 /// What a process takes beside its arenas: threads, libraries, staging, data. Budgets that are left

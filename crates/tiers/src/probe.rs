@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 use lowtide_units::{Bytes, BytesPerSecond, Seconds};
 
 use crate::Scratch;
-use crate::arbiter::Io;
-use crate::state_file::DATA;
+use crate::header::DATA;
+use crate::lane::Io;
 use crate::threads::transfer;
 use crate::{ALIGN, Arena, Backend, Disk, DiskConfig, Extent, Fill, Kind, Request, TierError};
 

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 
 use lowtide_units::Bytes;
 
-use crate::journal::{self, Committed};
+use crate::record::{self, Committed};
 use crate::versions::Versions;
 use crate::{Block, Disk, Extent, Fill, Kind, Movement, TierError};
 
@@ -51,7 +51,7 @@ impl Disk {
             why.push(damaged);
         }
         for commit in kept.commits {
-            let table = journal::table(&reserved, &commit, versions.table_bytes());
+            let table = record::table(&reserved, &commit, versions.table_bytes());
             let sums = table.and_then(|t| versions.sums(commit.version, t));
             let Some(sums) = sums else {
                 why.push(format!(

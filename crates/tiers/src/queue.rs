@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use crate::TierError;
-use crate::disk::Kind;
+use crate::request::Kind;
 
 /// What a drive needs to know of one request's part on it.
 pub(crate) trait Job {

@@ -21,9 +21,13 @@ use std::time::{Duration, Instant};
 
 use lowtide_units::{Bytes, BytesPerSecond};
 
-use crate::arbiter::{Arbiter, Io};
-use crate::disk::{Disk, Kind, Layout};
-use crate::journal::{self, Place};
+use crate::arbiter::Arbiter;
+use crate::config::Layout;
+use crate::disk::Disk;
+use crate::journal::Place;
+use crate::lane::Io;
+use crate::record;
+use crate::request::Kind;
 use crate::stripe::Stripe;
 use crate::threads::{Medium, Threads};
 use crate::{ALIGN, Committed, Extent, TierError};
@@ -207,7 +211,7 @@ impl RamDisk {
     #[must_use]
     pub fn committed(&self) -> Option<Committed> {
         let reserved = self.reserved.lock().unwrap_or_else(PoisonError::into_inner);
-        let kept = journal::read(0, &reserved).expect("a record that can be read");
+        let kept = record::read(0, &reserved).expect("a record that can be read");
         kept.commits.into_iter().next()
     }
 

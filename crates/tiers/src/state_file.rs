@@ -15,17 +15,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use lowtide_units::Bytes;
 use rustix::fs::{AtFlags, FallocateFlags};
 
-use crate::disk::Open;
-use crate::header::{HEADER, Header, MAGIC, Unread};
+use crate::config::Open;
+use crate::header::{DATA, HEADER, Header, MAGIC, Unread};
 use crate::lock::open_own;
-use crate::{ALIGN, TierError, journal, litter, process};
+use crate::{ALIGN, TierError, litter, process, record};
 
 /// The name in every directory.
 pub(crate) const NAME: &str = "lowtide-state.bin";
 /// The name of a file that is not whole yet, or that shall not take the place of another one yet.
 pub(crate) const PENDING: &str = "lowtide-state.bin.pending";
-/// Where in the file the drive's bytes begin.
-pub(crate) const DATA: u64 = 2 << 20;
 
 /// An open state file. Dropping it removes the file unless it has its name and its header says keep.
 #[derive(Debug)]
@@ -146,7 +144,7 @@ impl StateFile {
         let written = state.file.write_all_at(&header.encode(), 0);
         written.map_err(|e| fail("writing", e))?;
         if header.drive == 0 {
-            let (at, born) = journal::born();
+            let (at, born) = record::born();
             let written = state.file.write_all_at(&born, at);
             written.map_err(|e| fail("writing", e))?;
         }

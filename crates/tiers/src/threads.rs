@@ -6,8 +6,8 @@ use std::os::fd::RawFd;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
 
-use crate::arbiter::{Io, Lane, Made, Wake};
-use crate::disk::Kind;
+use crate::lane::{Io, Lane, Made, Wake};
+use crate::request::Kind;
 use crate::state_file::StateFile;
 
 /// More threads than this gain nothing with large blocks.

@@ -11,8 +11,8 @@ use std::sync::Arc;
 use io_uring::{IoUring, Probe, opcode, squeue, types};
 
 use crate::Arena;
-use crate::arbiter::{Io, Lane, Made, Wake};
-use crate::disk::Kind;
+use crate::lane::{Io, Lane, Made, Wake};
+use crate::request::Kind;
 use crate::state_file::StateFile;
 use crate::threads::how_direct;
 

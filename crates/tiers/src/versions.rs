@@ -8,7 +8,7 @@
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use crate::journal::TABLE_MAX;
+use crate::record::TABLE_MAX;
 use crate::{Extent, TierError};
 
 const HEAD: usize = 8;
