@@ -13,9 +13,10 @@ use lowtide_kernels::attention::Attn;
 use lowtide_kernels::gradient::Segment;
 use lowtide_kernels::head::Head;
 use lowtide_kernels::matmul::Dims;
-use lowtide_kernels::rope::{Heads, Table};
+use lowtide_kernels::operands::{Planes, Sum};
+use lowtide_kernels::rope::{Heads, Rotation, Table};
 use lowtide_kernels::{
-    attention, embedding, gelu, gradient, head, layernorm, matmul, rmsnorm, rope, swiglu,
+    Rows, attention, embedding, gelu, gradient, head, layernorm, matmul, rmsnorm, rope, swiglu,
 };
 use lowtide_workload::Dtype;
 
@@ -111,6 +112,14 @@ fn part<'a>(words: &'a mut [u32], n: usize, dtype: Dtype) -> Dst<'a> {
     Dst::of(words).part(0, n * dtype.size() as usize)
 }
 
+/// A gradient to which is added.
+fn sum(to: Dst<'_>) -> Sum<'_> {
+    Sum {
+        to,
+        accumulate: true,
+    }
+}
+
 fn scratch(bytes: usize) -> Vec<f64> {
     vec![0.0; bytes / 8 + 1]
 }
@@ -136,16 +145,24 @@ fn matmuls(q: &Queue, d: Dims, dtype: Dtype) {
     let (mut dw, mut ws) = (Dst::of(&mut dw), Dst::of(&mut ws));
     let flops = 2.0 * (m * k * n) as f64;
     let name = |what: &str| format!("matmul {what} m{m} k{k} n{n}");
-    let dx = best(|| matmul::backward_input(q, x.again(), y.src(), w, d, dtype, ws.again()));
+    let dx = best(|| {
+        let (dx, dy) = (x.again(), y.src());
+        matmul::backward_input(q, matmul::Input { dx, dy, w }, d, dtype, ws.again());
+    });
     line(&name("backward_input"), dtype, flops, "GFLOP/s", dx);
     let t = best(|| {
-        let (y, x) = (y.src(), x.src());
-        matmul::backward_weight(q, dw.again(), y, x, d, true, dtype, ws.again());
+        let o = matmul::Weight {
+            dw: sum(dw.again()),
+            db: None,
+            dy: y.src(),
+            x: x.src(),
+        };
+        matmul::backward_weight(q, o, d, dtype, ws.again());
     });
     line(&name("backward_weight"), dtype, flops, "GFLOP/s", t);
     let t = best(|| {
-        let (y, x) = (y.again(), x.src());
-        matmul::forward(q, y, x, w, None, None, d, dtype, ws.again());
+        let o = matmul::Forward::product(y.again(), x.src(), w);
+        matmul::forward(q, o, d, dtype, ws.again());
     });
     line(&name("forward"), dtype, flops, "GFLOP/s", t);
 }
@@ -180,8 +197,13 @@ fn attentions(q: &Queue, a: &Attn, dtype: Dtype) {
         format!("attention {what} B{batch} T{seq} H{heads} KV{kv_heads} D{head_dim}")
     };
     let forward = best(|| {
-        let (out, lse) = (out.again(), lse.again());
-        attention::forward(q, out, lse, qkv, starts, a, dtype, ws.again());
+        let o = attention::Forward {
+            out: out.again(),
+            lse: lse.again(),
+            qkv,
+            inputs: Planes::all(starts),
+        };
+        attention::forward(q, o, a, dtype, ws.again());
     });
     line(
         &name("forward"),
@@ -191,8 +213,15 @@ fn attentions(q: &Queue, a: &Attn, dtype: Dtype) {
         forward,
     );
     let backward = best(|| {
-        let (to, out, lse) = (d_qkv.again(), out.src(), lse.src());
-        attention::backward(q, to, d_out, qkv, out, lse, starts, a, dtype, ws.again());
+        let o = attention::Backward {
+            d_qkv: d_qkv.again(),
+            d_out,
+            qkv,
+            out: out.src(),
+            lse: lse.src(),
+            inputs: Planes::all(starts),
+        };
+        attention::backward(q, o, a, dtype, ws.again());
     });
     line(
         &name("backward"),
@@ -224,8 +253,15 @@ fn heads(q: &Queue, d: Head, dtype: Dtype) {
     );
     let (labels, mut ws) = (Src::of(&labels), Dst::of(&mut ws));
     let seconds = best(|| {
-        let (dh, dw, loss, ws) = (dh.again(), dw.again(), loss.again(), ws.again());
-        head::train(q, dh, dw, loss, h, w, labels, 1e-3, &d, true, dtype, ws);
+        let o = head::Train {
+            dh: dh.again(),
+            dw: sum(dw.again()),
+            loss: loss.again(),
+            h,
+            w,
+            inputs: Planes::all(labels),
+        };
+        head::train(q, o, 1e-3, &d, dtype, ws.again());
     });
     let name = format!("head train rows{} C{} V{}", d.rows, d.hidden, d.vocab);
     line(
@@ -271,26 +307,54 @@ fn memory_bound(q: &Queue, rows: usize, c: usize, dtype: Dtype) {
         );
     };
 
-    let t = best(|| rmsnorm::forward(q, y.again(), rstd.again(), x, w, rows, c, 1e-5, dtype));
+    let d = Rows {
+        rows,
+        width: c,
+        dtype,
+    };
+    let t = best(|| {
+        let (y, rstd) = (y.again(), rstd.again());
+        rmsnorm::forward(q, rmsnorm::Forward { y, rstd, x, w }, d, 1e-5);
+    });
     say("rmsnorm forward", 2.0, t);
     let t = best(|| {
-        let (a, dw, ws) = (a.again(), dw.again(), ws.again());
-        let (rstd, with) = (rstd.src(), Some(y.src()));
-        rmsnorm::backward(q, a, dw, b, x, rstd, w, with, rows, c, true, dtype, ws);
+        let o = rmsnorm::Backward {
+            dx: a.again(),
+            dw: sum(dw.again()),
+            dy: b,
+            x,
+            rstd: rstd.src(),
+            w,
+            residual: Some(y.src()),
+        };
+        rmsnorm::backward(q, o, d, ws.again());
     });
     say("rmsnorm backward", 4.0, t);
     let t = best(|| {
-        let (y, mean, rstd) = (y.again(), mean.again(), rstd.again());
-        layernorm::forward(q, y, mean, rstd, x, w, bias, rows, c, 1e-5, dtype);
+        let o = layernorm::Forward {
+            y: y.again(),
+            mean: mean.again(),
+            rstd: rstd.again(),
+            x,
+            w,
+            b: bias,
+        };
+        layernorm::forward(q, o, d, 1e-5);
     });
     say("layernorm forward", 2.0, t);
     let t = best(|| {
-        let residual = Some(y.src());
-        let (a, dw, db, ws) = (a.again(), dw.again(), db.again(), ws.again());
-        let (mean, rstd) = (mean.src(), rstd.src());
-        layernorm::backward(
-            q, a, dw, db, b, x, mean, rstd, w, residual, rows, c, true, dtype, ws,
-        );
+        let o = layernorm::Backward {
+            dx: a.again(),
+            dw: sum(dw.again()),
+            db: sum(db.again()),
+            dy: b,
+            x,
+            mean: mean.src(),
+            rstd: rstd.src(),
+            w,
+            residual: Some(y.src()),
+        };
+        layernorm::backward(q, o, d, ws.again());
     });
     say("layernorm backward", 4.0, t);
 
@@ -305,33 +369,81 @@ fn memory_bound(q: &Queue, rows: usize, c: usize, dtype: Dtype) {
     let table = Table::new(&inv_freq, 1.0, rows);
     let positions: Vec<i32> = (0..rows as i32).collect();
     let positions = Src::of(&positions);
-    let t = best(|| rope::forward(q, y.again(), x, positions, &table, None, rows, shape, dtype));
+    let turns = Rotation {
+        table: &table,
+        rows,
+        heads: shape,
+        eps: 1e-5,
+        dtype,
+    };
+    let t = best(|| {
+        let o = rope::Forward {
+            y: y.again(),
+            x,
+            inputs: Planes::all(positions),
+            norm: None,
+        };
+        rope::forward(q, o, turns);
+    });
     say("rope forward", 2.0, t);
 
     let half = n / 2 * dtype.size() as usize;
-    let t = best(|| swiglu::forward(q, y.lend(0, half), x, rows, c / 2, dtype));
+    let halves = Rows { width: c / 2, ..d };
+    let t = best(|| {
+        let y = y.lend(0, half);
+        swiglu::forward(q, swiglu::Forward { y, gate_up: x }, halves);
+    });
     say("swiglu forward", 1.5, t);
     let t = best(|| {
-        let from = z.src().part(0, half);
-        swiglu::backward(q, a.again(), from, x, rows, c / 2, dtype);
+        let o = swiglu::Backward {
+            d_gate_up: a.again(),
+            dy: z.src().part(0, half),
+            gate_up: x,
+        };
+        swiglu::backward(q, o, halves);
     });
     say("swiglu backward", 2.5, t);
-    let t = best(|| gelu::forward(q, y.again(), x, n, dtype));
+    let t = best(|| {
+        let y = y.again();
+        gelu::forward(q, gelu::Forward { y, x }, n, dtype);
+    });
     say("gelu forward", 2.0, t);
-    let t = best(|| gelu::backward(q, a.again(), b, x, n, dtype));
+    let t = best(|| {
+        let dx = a.again();
+        gelu::backward(q, gelu::Backward { dx, dy: b, x }, n, dtype);
+    });
     say("gelu backward", 3.0, t);
 
     let tokens: Vec<i32> = (0..rows).map(|i| (i * 7919 % rows) as i32).collect();
     let tokens = Src::of(&tokens);
+    let tables = embedding::Dims {
+        rows: d,
+        vocab: rows,
+        positions: 0,
+    };
     let t = best(|| {
-        embedding::forward(q, y.again(), tokens, x, None, rows, c, rows, dtype);
+        let o = embedding::Forward {
+            y: y.again(),
+            inputs: Planes::all(tokens),
+            tokens: x,
+            positions: None,
+        };
+        embedding::forward(q, o, tables);
     });
     say("embedding forward", 2.0, t);
     let mut acc = vec![0.0_f32; n];
     let mut acc = Dst::of(&mut acc);
     let t = best(|| {
-        let (acc, y, ws) = (acc.again(), y.src(), ws.again());
-        embedding::backward(q, acc, y, tokens, rows, c, rows, false, dtype, ws);
+        let o = embedding::Backward {
+            dtokens: Sum {
+                to: acc.again(),
+                accumulate: false,
+            },
+            dpositions: None,
+            dy: y.src(),
+            inputs: Planes::all(tokens),
+        };
+        embedding::backward(q, o, tables, ws.again());
     });
     say("embedding backward", 1.0 + 4.0 / dtype.size() as f64, t);
     let params = [Segment {
@@ -352,6 +464,6 @@ fn memory_bound(q: &Queue, rows: usize, c: usize, dtype: Dtype) {
     };
     let mut ws = scratch(matmul::workspace(d, dtype, lowtide_device::Make::Cpu));
     let mut ws = Dst::of(&mut ws);
-    let t = best(|| matmul::backward_bias(q, db.again(), x, d, true, dtype, ws.again()));
+    let t = best(|| matmul::backward_bias(q, sum(db.again()), x, d, dtype, ws.again()));
     say("backward_bias", 1.0, t);
 }

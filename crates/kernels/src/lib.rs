@@ -1,16 +1,17 @@
 //! One folder an operation: what it computes, its checks of shapes and its launcher (`mod.rs`), the
 //! CPU version (`cpu.rs`) and a plain version in `f64` (`reference.rs`) against which it is tested.
 //!
-//! Launchers take what they read as [`Src`](lowtide_device::Src) and what they write as
-//! [`Dst`](lowtide_device::Dst), so an operation runs in place only where its signature has the bytes
-//! once:
+//! Launchers take a struct of their operands ([`operands`]: the one definition that a description and a run share), then
+//! sizes, then scratch. What is read is a [`Src`](lowtide_device::Src), what is written a
+//! [`Dst`](lowtide_device::Dst), so an operation runs in place only where its operands have the bytes once:
 //!
 //! ```compile_fail,E0505
 //! use lowtide_device::{Dst, Queue};
 //! let (q, mut numbers) = (Queue::new("gpu", 1), [0.5_f32; 8]);
 //! let y = Dst::of(&mut numbers);
 //! let x = y.src();
-//! lowtide_kernels::gelu::forward(&q, y, x, 8, lowtide_workload::Dtype::F32);
+//! let operands = lowtide_kernels::gelu::Forward { y, x };
+//! lowtide_kernels::gelu::forward(&q, operands, 8, lowtide_workload::Dtype::F32);
 //! ```
 //!
 //! Three rules hold for all:
@@ -26,13 +27,14 @@
 //! - **Bits do not depend on threads.** Work is cut by shape alone, sums have a fixed order, and no
 //!   two threads add to one number.
 //!
-//! Gradients of weights go to `f32` accumulators: `accumulate = false` overwrites (the first
+//! Gradients of weights go to `f32` accumulators ([`operands::Sum`]): `accumulate = false` overwrites (the first
 //! micro-batch of a batch), `true` adds. Every other output is overwritten in full. `ws` is scratch
 //! of at least the operation's `workspace` bytes, garbage before and after.
 
-// A kernel's operands are its documentation; bundling them in structs would only move the names.
-#![allow(clippy::too_many_arguments)]
-
+#[allow(
+    clippy::too_many_arguments,
+    reason = "an update is no operation of a description; which arrays it has is the optimizer's"
+)]
 pub mod adamw;
 pub mod attention;
 pub mod embedding;
@@ -41,6 +43,7 @@ pub mod gradient;
 pub mod head;
 pub mod layernorm;
 pub mod matmul;
+pub mod operands;
 pub mod rmsnorm;
 pub mod rope;
 pub mod swiglu;
@@ -49,5 +52,7 @@ mod cuda;
 mod number;
 mod product;
 mod rows;
+pub use rows::Rows;
+
 #[cfg(test)]
 mod testing;

@@ -1,9 +1,29 @@
 //! Rows in parallel, and sums over rows with an order that no thread count changes.
 
 use lowtide_device::{Dst, Src};
+use lowtide_workload::Dtype;
 use rayon::prelude::*;
 
 use crate::number;
+use crate::operands::Sum;
+
+/// Rows of numbers: what an operation on each row by itself has for sizes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rows {
+    /// How many.
+    pub rows: usize,
+    /// Numbers of one.
+    pub width: usize,
+    /// How numbers of the model's tensors (E) are stored.
+    pub dtype: Dtype,
+}
+
+impl Rows {
+    /// Numbers of all of them.
+    pub(crate) fn numbers(self) -> usize {
+        self.rows * self.width
+    }
+}
 
 /// Numbers that a task of a memory-bound loop should touch at least: some microseconds of work.
 const TASK_NUMBERS: usize = 1 << 14;
@@ -59,18 +79,11 @@ impl Runs {
         });
     }
 
-    /// `to (+)= Σ partials[from .. from + to]`, runs in order, for partials of `width` numbers that
+    /// `sum (+)= Σ partials[from .. from + sum]`, runs in order, for partials of `width` numbers that
     /// [`Self::each`] left in `ws`.
-    pub(crate) fn sum_partials(
-        self,
-        to: Dst<'_>,
-        from: usize,
-        ws: Src<'_>,
-        width: usize,
-        accumulate: bool,
-    ) {
+    pub(crate) fn sum_partials(self, sum: Sum<'_>, from: usize, ws: Src<'_>, width: usize) {
         const COLUMNS: usize = 256;
-        let n = to.bytes() / size_of::<f32>();
+        let n = sum.to.bytes() / size_of::<f32>();
         (0..n.div_ceil(COLUMNS)).into_par_iter().for_each(|i| {
             let (start, len) = (i * COLUMNS, COLUMNS.min(n - i * COLUMNS));
             let mut total = [0.0_f32; COLUMNS];
@@ -78,9 +91,9 @@ impl Runs {
                 let partial = number::read(ws, run * width + from + start, len);
                 number::add::<f32>(&mut total, partial);
             }
-            // SAFETY: the task owns `to`; each run of columns is one thread's.
-            let to = unsafe { number::write::<f32>(&to, start, len) };
-            put(to, &total, accumulate);
+            // SAFETY: the task owns `sum`; each run of columns is one thread's.
+            let to = unsafe { number::write::<f32>(&sum.to, start, len) };
+            put(to, &total, sum.accumulate);
         });
     }
 }

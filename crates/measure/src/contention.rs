@@ -529,7 +529,8 @@ impl Lanes {
             (3 * bytes, ws),
         ]);
         let (x, w) = (x.into_src(), w.into_src());
-        matmul::forward(q, y, x, w, None, None, d, Dtype::Bf16, ws);
+        let o = matmul::Forward::product(y, x, w);
+        matmul::forward(q, o, d, Dtype::Bf16, ws);
     }
 
     fn transfers(&self, kind: Kind) -> Transfers<'_> {

@@ -443,7 +443,8 @@ fn product(q: &Queue, n: u64, dtype: Dtype, seconds: f64) -> Result<FlopsPerSeco
     let [x, w, mut y, mut ws] = arena.parts([(0, x), (x, w), (x + w, y), (scratch, ws)]);
     let (x, w) = (x.into_src(), w.into_src());
     let s = timed(q, seconds, || {
-        matmul::forward(q, y.again(), x, w, None, None, d, dtype, ws.again());
+        let o = matmul::Forward::product(y.again(), x, w);
+        matmul::forward(q, o, d, dtype, ws.again());
     })?;
     Ok(FlopsPerSecond(2.0 * (m * n * k) as f64 / s))
 }

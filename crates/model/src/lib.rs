@@ -25,8 +25,9 @@ pub use config_json::{
 pub use describe::{Options, Phase, describe};
 pub use error::ModelError;
 pub use inputs::store_inputs;
+pub use lowtide_kernels::operands::Arg;
 pub use params::{HfTensor, hf_tensors};
-pub use run::{Arg, Call, Decoder};
+pub use run::{Call, Decoder};
 pub use weights::{
     Checkpoint, HfWriter, SafetensorsHeader, StoredDtype, StoredTensor, random_init,
 };

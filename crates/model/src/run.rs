@@ -5,17 +5,18 @@
 //! table of rotary angles, so operations may run in any order that their operands allow, and a
 //! recomputed forward gives the same bits.
 
-use lowtide_device::{Dst, Queue, Src};
-use lowtide_kernels::rope::{QkNorm, QkNormBack, Table};
+use lowtide_device::{Dst, Queue};
+use lowtide_kernels::operands::{Arg, Args, Named};
+use lowtide_kernels::rope::{Rotation, Table};
 use lowtide_kernels::{attention, embedding, gelu, head, layernorm, matmul, rmsnorm, rope, swiglu};
 use lowtide_workload::{ModelShape, Workload};
 
 use crate::ModelError;
-use crate::describe::kind::{Inputs, Kind, Sizes};
+use crate::describe::kind::{Kind, Sizes};
 use crate::describe::{Options, Phase, UnitKinds, build};
 use crate::rope::inverse_frequencies;
 
-/// A decoder of one shape at one batch, ready to run on the CPU device.
+/// A decoder of one shape at one batch, ready to run on the make of device that it was described for.
 #[derive(Debug)]
 pub struct Decoder {
     workload: Workload,
@@ -23,18 +24,6 @@ pub struct Decoder {
     sizes: Sizes,
     rope: Option<Table>,
     shape: ModelShape,
-}
-
-/// One operand of a call: the bytes of its tensor exactly, without padding.
-#[derive(Debug)]
-pub enum Arg<'a> {
-    /// It is read.
-    Read(Src<'a>),
-    /// It is overwritten; a gradient to which nothing was added in this batch yet too. Gradients of one
-    /// operation that belong to one kernel (a norm's scale and bias) are treated as the first is.
-    Write(Dst<'a>),
-    /// A gradient to which is added.
-    Add(Dst<'a>),
 }
 
 /// One operation on one micro-batch.
@@ -113,259 +102,58 @@ impl Decoder {
             op.workspace,
             call.workspace.bytes()
         );
-        let (ws, scale) = (call.workspace, call.loss_scale);
-        let args = &mut Args {
-            rest: call.args.into_iter(),
-        };
-        match kind {
-            Kind::Embedding { .. }
-            | Kind::EmbeddingBackward { .. }
-            | Kind::HeadTrain
-            | Kind::HeadLoss
-            | Kind::HeadLogits => self.run_ends(q, kind, args, ws, scale),
-            Kind::RmsNorm
-            | Kind::RmsNormBackward { .. }
-            | Kind::LayerNorm
-            | Kind::LayerNormBackward { .. } => self.run_norm(q, kind, args, ws),
-            Kind::Linear { .. } | Kind::LinearWeight { .. } | Kind::LinearInput { .. } => {
-                self.run_linear(q, kind, args, ws);
-            }
-            Kind::Rope { .. }
-            | Kind::RopeBackward { .. }
-            | Kind::Attention
-            | Kind::AttentionBackward => self.run_attention(q, kind, args, ws),
-            Kind::Swiglu | Kind::SwigluBackward | Kind::Gelu | Kind::GeluBackward => {
-                self.run_activation(q, kind, args);
-            }
-        }
-        assert!(
-            args.rest.next().is_none(),
-            "operands of {} left over",
-            op.name
-        );
+        let args = &mut Args::new(call.args);
+        self.launch(q, kind, args, call.workspace, call.loss_scale);
+        assert!(args.left() == 0, "operands of {} left over", op.name);
     }
 
-    fn run_ends(&self, q: &Queue, kind: Kind, args: &mut Args<'_>, mut ws: Dst<'_>, scale: f32) {
+    /// Takes the operation's bytes from `args` and hands them to its kernel.
+    fn launch(&self, q: &Queue, kind: Kind, args: &mut Args<'_>, ws: Dst<'_>, scale: f32) {
         let s = &self.sizes;
-        let (rows, c, v, dtype) = (s.rows, s.hidden, s.vocab, s.dtype);
+        let (eps, dtype) = (s.eps, s.dtype);
+        let (c, f) = (s.rows_of(s.hidden), s.rows_of(s.intermediate));
         match kind {
-            Kind::Embedding { positions } => {
-                let (y, inputs) = (args.dst(), Inputs::of(args.src(), rows));
-                let tokens = args.src();
-                let table = positions.then(|| (args.src(), inputs.positions));
-                embedding::forward(q, y, inputs.tokens, tokens, table, rows, c, v, dtype);
+            Kind::Embedding(o) => embedding::forward(q, o.bind(args), s.tables()),
+            Kind::EmbeddingBackward(o, _) => {
+                embedding::backward(q, o.bind(args), s.tables(), ws);
             }
-            Kind::EmbeddingBackward { positions, .. } => {
-                let (dw, add) = args.gradient();
-                let table = positions.then(|| args.gradient());
-                let (dy, inputs) = (args.src(), Inputs::of(args.src(), rows));
-                let scratch = ws.again();
-                embedding::backward(q, dw, dy, inputs.tokens, rows, c, v, add, dtype, scratch);
-                if let Some((dp, add)) = table {
-                    let p = s.positions;
-                    embedding::backward(q, dp, dy, inputs.positions, rows, c, p, add, dtype, ws);
-                }
+            Kind::RmsNorm(o) => rmsnorm::forward(q, o.bind(args), c, eps),
+            Kind::RmsNormBackward(o) => rmsnorm::backward(q, o.bind(args), c, ws),
+            Kind::LayerNorm(o) => layernorm::forward(q, o.bind(args), c, eps),
+            Kind::LayerNormBackward(o) => layernorm::backward(q, o.bind(args), c, ws),
+            Kind::Linear(o, dims) => matmul::forward(q, o.bind(args), dims.dims(s), dtype, ws),
+            Kind::LinearWeight(o, dims) => {
+                matmul::backward_weight(q, o.bind(args), dims.dims(s), dtype, ws);
             }
-            Kind::HeadTrain => {
-                let (dh, (dw, add), loss) = (args.dst(), args.gradient(), args.dst());
-                let (h, w, inputs) = (args.src(), args.src(), Inputs::of(args.src(), rows));
-                let labels = inputs.labels;
-                head::train(
-                    q,
-                    dh,
-                    dw,
-                    loss,
-                    h,
-                    w,
-                    labels,
-                    scale,
-                    &s.head(),
-                    add,
-                    dtype,
-                    ws,
-                );
+            Kind::LinearInput(o, dims) => {
+                matmul::backward_input(q, o.bind(args), dims.dims(s), dtype, ws);
             }
-            Kind::HeadLoss => {
-                let (loss, h, w) = (args.dst(), args.src(), args.src());
-                let labels = Inputs::of(args.src(), rows).labels;
-                head::loss(q, loss, h, w, labels, &s.head(), dtype, ws);
+            Kind::Rope(o) => rope::forward(q, o.bind(args), self.rotation()),
+            Kind::RopeBackward(o) => rope::backward(q, o.bind(args), self.rotation(), ws),
+            Kind::Attention(o) => attention::forward(q, o.bind(args), &s.attn(), dtype, ws),
+            Kind::AttentionBackward(o) => {
+                attention::backward(q, o.bind(args), &s.attn(), dtype, ws);
             }
-            Kind::HeadLogits => {
-                let (out, h, w) = (args.dst(), args.src(), args.src());
-                let labels = Inputs::of(args.src(), rows).labels;
-                head::logits(q, out, h, w, labels, s.seq, &s.head(), dtype, ws);
+            Kind::Swiglu(o) => swiglu::forward(q, o.bind(args), f),
+            Kind::SwigluBackward(o) => swiglu::backward(q, o.bind(args), f),
+            Kind::Gelu(o) => gelu::forward(q, o.bind(args), s.rows * s.intermediate, dtype),
+            Kind::GeluBackward(o) => {
+                gelu::backward(q, o.bind(args), s.rows * s.intermediate, dtype);
             }
-            other => unreachable!("{other:?} is not at an end"),
+            Kind::HeadTrain(o) => head::train(q, o.bind(args), scale, &s.head(), dtype, ws),
+            Kind::HeadLoss(o) => head::loss(q, o.bind(args), &s.head(), dtype, ws),
+            Kind::HeadLogits(o) => head::logits(q, o.bind(args), s.seq, &s.head(), dtype, ws),
         }
     }
 
-    fn run_norm(&self, q: &Queue, kind: Kind, args: &mut Args<'_>, ws: Dst<'_>) {
-        let s = &self.sizes;
-        let (rows, c, eps, dtype) = (s.rows, s.hidden, s.eps, s.dtype);
-        match kind {
-            Kind::RmsNorm => {
-                let (y, rstd, x, w) = (args.dst(), args.dst(), args.src(), args.src());
-                rmsnorm::forward(q, y, rstd, x, w, rows, c, eps, dtype);
-            }
-            Kind::RmsNormBackward { residual } => {
-                let (dx, (dw, add)) = (args.dst(), args.gradient());
-                let (dy, x, rstd, w) = (args.src(), args.src(), args.src(), args.src());
-                let with = residual.then(|| args.src());
-                rmsnorm::backward(q, dx, dw, dy, x, rstd, w, with, rows, c, add, dtype, ws);
-            }
-            Kind::LayerNorm => {
-                let (y, mean, rstd) = (args.dst(), args.dst(), args.dst());
-                let (x, w, b) = (args.src(), args.src(), args.src());
-                layernorm::forward(q, y, mean, rstd, x, w, b, rows, c, eps, dtype);
-            }
-            Kind::LayerNormBackward { residual } => {
-                let (dx, (dw, add), (db, _)) = (args.dst(), args.gradient(), args.gradient());
-                let (dy, x, mean) = (args.src(), args.src(), args.src());
-                let (rstd, w) = (args.src(), args.src());
-                let with = residual.then(|| args.src());
-                layernorm::backward(
-                    q, dx, dw, db, dy, x, mean, rstd, w, with, rows, c, add, dtype, ws,
-                );
-            }
-            other => unreachable!("{other:?} is not a norm"),
-        }
-    }
-
-    fn run_linear(&self, q: &Queue, kind: Kind, args: &mut Args<'_>, mut ws: Dst<'_>) {
-        let s = &self.sizes;
-        match kind {
-            Kind::Linear {
-                dims,
-                bias,
-                residual,
-            } => {
-                let (y, x, w) = (args.dst(), args.src(), args.src());
-                let bias = bias.then(|| args.src());
-                let residual = residual.then(|| args.src());
-                matmul::forward(q, y, x, w, bias, residual, dims.dims(s), s.dtype, ws);
-            }
-            Kind::LinearWeight { dims, bias } => {
-                let (dw, add) = args.gradient();
-                let db = bias.then(|| args.gradient());
-                let (dy, x) = (args.src(), args.src());
-                let scratch = ws.again();
-                matmul::backward_weight(q, dw, dy, x, dims.dims(s), add, s.dtype, scratch);
-                if let Some((db, add)) = db {
-                    matmul::backward_bias(q, db, dy, dims.dims(s), add, s.dtype, ws);
-                }
-            }
-            Kind::LinearInput { dims } => {
-                let (dx, dy, w) = (args.dst(), args.src(), args.src());
-                matmul::backward_input(q, dx, dy, w, dims.dims(s), s.dtype, ws);
-            }
-            other => unreachable!("{other:?} is not a product"),
-        }
-    }
-
-    fn run_attention(&self, q: &Queue, kind: Kind, args: &mut Args<'_>, ws: Dst<'_>) {
-        let s = &self.sizes;
-        let (rows, dtype) = (s.rows, s.dtype);
-        match kind {
-            Kind::Rope { norm } => {
-                let (y, x) = (args.dst(), args.src());
-                let at = Inputs::of(args.src(), rows).positions;
-                let norm = norm.then(|| {
-                    let (rstd, wq, wk) = (args.dst(), args.src(), args.src());
-                    QkNorm {
-                        wq,
-                        wk,
-                        rstd,
-                        eps: s.eps,
-                    }
-                });
-                rope::forward(q, y, x, at, self.table(), norm, rows, s.heads, dtype);
-            }
-            Kind::RopeBackward { norm } => {
-                let (dx, dy) = (args.dst(), args.src());
-                let at = Inputs::of(args.src(), rows).positions;
-                let norm = norm.then(|| {
-                    let ((dwq, add), (dwk, _)) = (args.gradient(), args.gradient());
-                    let (x, rstd, wq, wk) = (args.src(), args.src(), args.src(), args.src());
-                    QkNormBack {
-                        x,
-                        rstd,
-                        wq,
-                        wk,
-                        dwq,
-                        dwk,
-                        accumulate: add,
-                    }
-                });
-                rope::backward(q, dx, dy, at, self.table(), norm, rows, s.heads, dtype, ws);
-            }
-            Kind::Attention => {
-                let (out, lse, qkv) = (args.dst(), args.dst(), args.src());
-                let doc_start = Inputs::of(args.src(), rows).doc_start;
-                attention::forward(q, out, lse, qkv, doc_start, &s.attn(), dtype, ws);
-            }
-            Kind::AttentionBackward => {
-                let (d_qkv, d_out, qkv) = (args.dst(), args.src(), args.src());
-                let (out, lse) = (args.src(), args.src());
-                let start = Inputs::of(args.src(), rows).doc_start;
-                attention::backward(q, d_qkv, d_out, qkv, out, lse, start, &s.attn(), dtype, ws);
-            }
-            other => unreachable!("{other:?} is not of the attention"),
-        }
-    }
-
-    fn run_activation(&self, q: &Queue, kind: Kind, args: &mut Args<'_>) {
-        let s = &self.sizes;
-        let (rows, f, dtype) = (s.rows, s.intermediate, s.dtype);
-        match kind {
-            Kind::Swiglu => swiglu::forward(q, args.dst(), args.src(), rows, f, dtype),
-            Kind::SwigluBackward => {
-                swiglu::backward(q, args.dst(), args.src(), args.src(), rows, f, dtype);
-            }
-            Kind::Gelu => gelu::forward(q, args.dst(), args.src(), rows * f, dtype),
-            Kind::GeluBackward => {
-                gelu::backward(q, args.dst(), args.src(), args.src(), rows * f, dtype);
-            }
-            other => unreachable!("{other:?} is not an activation"),
-        }
-    }
-
-    fn table(&self) -> &Table {
-        self.rope
-            .as_ref()
-            .expect("a shape with rotary positions has their table")
-    }
-}
-
-/// The operands of a call, taken from the front.
-struct Args<'a> {
-    rest: std::vec::IntoIter<Arg<'a>>,
-}
-
-impl<'a> Args<'a> {
-    fn next(&mut self) -> Arg<'a> {
-        self.rest.next().expect("as many arguments as operands")
-    }
-
-    fn src(&mut self) -> Src<'a> {
-        match self.next() {
-            Arg::Read(from) => from,
-            other => panic!("{other:?} is only read"),
-        }
-    }
-
-    fn dst(&mut self) -> Dst<'a> {
-        match self.next() {
-            Arg::Write(to) => to,
-            other => panic!("{other:?} is overwritten"),
-        }
-    }
-
-    /// A gradient's accumulator, and whether to add to it.
-    fn gradient(&mut self) -> (Dst<'a>, bool) {
-        match self.next() {
-            Arg::Write(to) => (to, false),
-            Arg::Add(to) => (to, true),
-            Arg::Read(from) => panic!("{from:?} is a gradient"),
+    fn rotation(&self) -> Rotation<'_> {
+        let table = self.rope.as_ref();
+        Rotation {
+            table: table.expect("a shape with rotary positions has their table"),
+            rows: self.sizes.rows,
+            heads: self.sizes.heads,
+            eps: self.sizes.eps,
+            dtype: self.sizes.dtype,
         }
     }
 }

@@ -4,24 +4,15 @@
 //! tile is complete after its keys, dk and dv are summed in the workspace over everything. So no
 //! two threads add to one number and probabilities are recomputed once, from lse.
 
-use lowtide_device::{Dst, Src};
+use lowtide_device::Dst;
 use multiversion::multiversion;
 use rayon::prelude::*;
 
 use super::forward::gather;
-use super::{Attn, KEYS, QUERIES, Visible};
+use super::{Attn, Backward, KEYS, QUERIES, Visible};
 use crate::number::{self, Number, exp, sum};
+use crate::operands::Views;
 use crate::product::{Matrix, gemm, with_scratch};
-
-/// What backward reads.
-#[derive(Clone, Copy)]
-pub(super) struct Saved<'a> {
-    pub d_out: Src<'a>,
-    pub qkv: Src<'a>,
-    pub out: Src<'a>,
-    pub lse: Src<'a>,
-    pub doc_start: Src<'a>,
-}
 
 /// Numbers of the sums of one key head: dk and dv, (T, D) each.
 pub(super) fn slot(a: &Attn) -> usize {
@@ -34,7 +25,7 @@ pub(super) fn slots(a: &Attn) -> usize {
     (a.batch * a.kv_heads).min(16.max(BYTES / (slot(a) * size_of::<f32>()).max(1)))
 }
 
-pub(super) fn run<E: Number>(d_qkv: Dst<'_>, saved: Saved<'_>, a: &Attn, ws: Dst<'_>) {
+pub(super) fn run<E: Number>(o: Backward<Views<'_>>, a: &Attn, ws: Dst<'_>) {
     let pairs = a.batch * a.kv_heads;
     let slots = slots(a);
     for first in (0..pairs).step_by(slots.max(1)) {
@@ -43,21 +34,14 @@ pub(super) fn run<E: Number>(d_qkv: Dst<'_>, saved: Saved<'_>, a: &Attn, ws: Dst
             .for_each(|pair| {
                 // SAFETY: the task owns the workspace; each key head in work has a slot of its own.
                 let sums = unsafe { number::write(&ws, (pair - first) * slot(a), slot(a)) };
-                key_head::<E>(
-                    &d_qkv,
-                    saved,
-                    a,
-                    (pair / a.kv_heads, pair % a.kv_heads),
-                    sums,
-                );
+                key_head::<E>(&o, a, (pair / a.kv_heads, pair % a.kv_heads), sums);
             });
     }
 }
 
 /// Everything of one key head of one row of tokens.
 fn key_head<E: Number>(
-    d_qkv: &Dst<'_>,
-    saved: Saved<'_>,
+    o: &Backward<Views<'_>>,
     a: &Attn,
     (batch, kv_head): (usize, usize),
     sums: &mut [f32],
@@ -75,16 +59,16 @@ fn key_head<E: Number>(
                 n: QUERIES.min(a.seq - first),
             };
             with_scratch(Scratch::len(d), |scratch| {
-                queries::<E>(d_qkv, saved, a, place, Scratch::new(scratch, d), (dk, dv));
+                queries::<E>(o, a, place, Scratch::new(scratch, d), (dk, dv));
             });
         }
     }
     for t in 0..a.seq {
         // SAFETY: the task owns `d_qkv`; each key head is one thread's.
         unsafe {
-            let to = number::write::<E>(d_qkv, a.key(row + t, kv_head), d);
+            let to = number::write::<E>(&o.d_qkv, a.key(row + t, kv_head), d);
             number::narrow(to, &dk[t * d..][..d]);
-            let to = number::write::<E>(d_qkv, a.value(row + t, kv_head), d);
+            let to = number::write::<E>(&o.d_qkv, a.value(row + t, kv_head), d);
             number::narrow(to, &dv[t * d..][..d]);
         }
     }
@@ -139,8 +123,7 @@ impl<'a> Scratch<'a> {
 
 /// Writes dq of a tile of queries and adds its part of dk and dv.
 fn queries<E: Number>(
-    d_qkv: &Dst<'_>,
-    saved: Saved<'_>,
+    o: &Backward<Views<'_>>,
     a: &Attn,
     place: Place,
     s: Scratch<'_>,
@@ -155,19 +138,19 @@ fn queries<E: Number>(
     } = place;
     let (d, row) = (a.head_dim, batch * a.seq);
     let at = (batch * a.heads + head) * a.seq + first;
-    let starts = number::read::<i32>(saved.doc_start, row + first, n);
-    let lse = number::read::<f32>(saved.lse, at, n);
+    let starts = number::read::<i32>(o.inputs.doc_start, row + first, n);
+    let lse = number::read::<f32>(o.lse, at, n);
     let visible = Visible { starts, first };
     gather::<E>(
         s.queries,
-        saved.qkv,
+        o.qkv,
         (a.query(row + first, head), a.width()),
         (n, d),
         a.scale,
     );
     gather::<E>(
         s.d_out,
-        saved.d_out,
+        o.d_out,
         (a.output(row + first, head), a.heads * d),
         (n, d),
         1.0,
@@ -175,7 +158,7 @@ fn queries<E: Number>(
     // The softmax's gradient subtracts Σ p·dp, which is d_out·out.
     let mut delta = [0.0_f32; QUERIES];
     for (i, delta) in delta.iter_mut().enumerate().take(n) {
-        let out = number::read::<E>(saved.out, a.output(row + first + i, head), d);
+        let out = number::read::<E>(o.out, a.output(row + first + i, head), d);
         *delta = dot(&s.d_out[i * d..][..d], out);
     }
     let range = visible.keys();
@@ -183,14 +166,14 @@ fn queries<E: Number>(
         let len = KEYS.min(range.end - from);
         gather::<E>(
             s.keys,
-            saved.qkv,
+            o.qkv,
             (a.key(row + from, kv_head), a.width()),
             (len, d),
             1.0,
         );
         gather::<E>(
             s.values,
-            saved.qkv,
+            o.qkv,
             (a.value(row + from, kv_head), a.width()),
             (len, d),
             1.0,
@@ -210,7 +193,7 @@ fn queries<E: Number>(
     }
     for i in 0..n {
         // SAFETY: the task owns `d_qkv`; each query head is one thread's.
-        let to = unsafe { number::write::<E>(d_qkv, a.query(row + first + i, head), d) };
+        let to = unsafe { number::write::<E>(&o.d_qkv, a.query(row + first + i, head), d) };
         number::narrow_scaled(to, &s.d_queries[i * d..][..d], a.scale);
     }
 }

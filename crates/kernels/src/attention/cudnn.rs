@@ -20,6 +20,7 @@ use lowtide_device::{Dst, Src};
 use lowtide_workload::Dtype;
 
 use super::Attn;
+use crate::operands::Views;
 
 /// Bytes of workspace that a slice of backward may want, where it can be cut at all.
 const MOST: usize = 5 << 28;
@@ -437,9 +438,7 @@ fn ready(q: &cuda::Queue, a: &Attn, dtype: Dtype) -> bool {
 /// [`super::forward`], without documents.
 pub(super) fn forward(
     q: &cuda::Queue,
-    out: Dst<'_>,
-    lse: Dst<'_>,
-    qkv: Src<'_>,
+    o: super::Forward<Views<'_>>,
     a: &Attn,
     dtype: Dtype,
     mut ws: Dst<'_>,
@@ -451,11 +450,11 @@ pub(super) fn forward(
         let (token, query) = (row * a.seq, head * a.group());
         let f = Forward::new(a, slice);
         let views = [
-            from(f.q, qkv, a.query(token, query), 2),
-            from(f.k, qkv, a.key(token, head), 2),
-            from(f.v, qkv, a.value(token, head), 2),
-            into(f.out, &out, a.output(token, query), 2),
-            into(f.lse, &lse, (row * a.heads + query) * a.seq, 4),
+            from(f.q, o.qkv, a.query(token, query), 2),
+            from(f.k, o.qkv, a.key(token, head), 2),
+            from(f.v, o.qkv, a.value(token, head), 2),
+            into(f.out, &o.out, a.output(token, query), 2),
+            into(f.lse, &o.lse, (row * a.heads + query) * a.seq, 4),
         ];
         dnn::execute(q, &f.graph, &views, ws.again());
     }
@@ -464,11 +463,7 @@ pub(super) fn forward(
 /// [`super::backward`], without documents.
 pub(super) fn backward(
     q: &cuda::Queue,
-    d_qkv: Dst<'_>,
-    d_out: Src<'_>,
-    qkv: Src<'_>,
-    out: Src<'_>,
-    lse: Src<'_>,
+    o: super::Backward<Views<'_>>,
     a: &Attn,
     dtype: Dtype,
     mut ws: Dst<'_>,
@@ -481,16 +476,16 @@ pub(super) fn backward(
         let b = Backward::new(a, slice);
         let (sums, rest) = ws.again().split_at(delta(a, slice));
         let views = [
-            from(b.q, qkv, a.query(token, query), 2),
-            from(b.k, qkv, a.key(token, head), 2),
-            from(b.v, qkv, a.value(token, head), 2),
-            from(b.out, out, a.output(token, query), 2),
-            from(b.d_out, d_out, a.output(token, query), 2),
-            from(b.lse, lse, (row * a.heads + query) * a.seq, 4),
+            from(b.q, o.qkv, a.query(token, query), 2),
+            from(b.k, o.qkv, a.key(token, head), 2),
+            from(b.v, o.qkv, a.value(token, head), 2),
+            from(b.out, o.out, a.output(token, query), 2),
+            from(b.d_out, o.d_out, a.output(token, query), 2),
+            from(b.lse, o.lse, (row * a.heads + query) * a.seq, 4),
             into(b.delta, &sums, 0, 1),
-            into(b.dq, &d_qkv, a.query(token, query), 2),
-            into(b.dk, &d_qkv, a.key(token, head), 2),
-            into(b.dv, &d_qkv, a.value(token, head), 2),
+            into(b.dq, &o.d_qkv, a.query(token, query), 2),
+            into(b.dk, &o.d_qkv, a.key(token, head), 2),
+            into(b.dv, &o.d_qkv, a.value(token, head), 2),
         ];
         dnn::execute(q, &b.graph, &views, rest);
     }

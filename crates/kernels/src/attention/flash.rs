@@ -6,13 +6,14 @@
 //! pair for the 10·D that are counted. In exchange nothing is added in memory, so the bits do not
 //! depend on which block comes first.
 
+use lowtide_device::Dst;
 use lowtide_device::cuda::{Queue, Source};
-use lowtide_device::{Dst, Src};
 use lowtide_workload::Dtype;
 
-use super::Attn;
+use super::{Attn, Backward, Forward};
 use crate::cuda::{define, source};
 use crate::number::size;
+use crate::operands::Views;
 
 /// Headers of the tensor-core kernels.
 const HEADERS: &[(&str, &str)] = &[
@@ -118,17 +119,8 @@ pub(super) fn workspace(a: &Attn, dtype: Dtype) -> usize {
 
 /// [`super::forward`] on a CUDA device; uses no scratch. When the call returns the work is in the
 /// queue's stream.
-pub(super) fn forward(
-    q: &Queue,
-    out: Dst<'_>,
-    lse: Dst<'_>,
-    qkv: Src<'_>,
-    doc_start: Src<'_>,
-    a: &Attn,
-    dtype: Dtype,
-    _ws: Dst<'_>,
-) {
-    let tiles = Tiles::of(a, dtype).filter(|_| aligned(&[out.address(), qkv.address()]));
+pub(super) fn forward(q: &Queue, o: Forward<Views<'_>>, a: &Attn, dtype: Dtype) {
+    let tiles = Tiles::of(a, dtype).filter(|_| aligned(&[o.out.address(), o.qkv.address()]));
     let launch = match tiles {
         Some(t) => q
             .kernel(&FORWARD, t.define, "flash_forward")
@@ -144,10 +136,10 @@ pub(super) fn forward(
     // SAFETY: the kernel's own arguments, of the sizes that the operation checked (`crate::cuda`).
     unsafe {
         launch
-            .arg(&out)
-            .arg(&lse)
-            .arg(qkv)
-            .arg(doc_start)
+            .arg(&o.out)
+            .arg(&o.lse)
+            .arg(o.qkv)
+            .arg(o.inputs.doc_start)
             .arg(a.seq)
             .arg(a.heads)
             .arg(a.kv_heads)
@@ -158,29 +150,18 @@ pub(super) fn forward(
 }
 
 /// [`super::backward`] on a CUDA device. When the call returns the work is in the queue's stream.
-pub(super) fn backward(
-    q: &Queue,
-    d_qkv: Dst<'_>,
-    d_out: Src<'_>,
-    qkv: Src<'_>,
-    out: Src<'_>,
-    lse: Src<'_>,
-    doc_start: Src<'_>,
-    a: &Attn,
-    dtype: Dtype,
-    ws: Dst<'_>,
-) {
+pub(super) fn backward(q: &Queue, o: Backward<Views<'_>>, a: &Attn, dtype: Dtype, ws: Dst<'_>) {
     let delta = ws.part(0, workspace(a, dtype));
-    let wide =
-        aligned(&[d_out.address(), out.address()]) && (a.head_dim * size(dtype)).is_multiple_of(16);
+    let wide = aligned(&[o.d_out.address(), o.out.address()])
+        && (a.head_dim * size(dtype)).is_multiple_of(16);
     // SAFETY: the kernel's own arguments, of the sizes that the operation checked (`crate::cuda`).
     unsafe {
         q.kernel(&PLAIN, define(dtype), "flash_delta")
             .grid((16 * a.rows() * a.heads).div_ceil(128), 1, 1)
             .block(128)
             .arg(&delta)
-            .arg(d_out)
-            .arg(out)
+            .arg(o.d_out)
+            .arg(o.out)
             .arg(a.batch)
             .arg(a.seq)
             .arg(a.heads)
@@ -190,7 +171,7 @@ pub(super) fn backward(
     }
     let row = a.head_dim * size_of::<f32>();
     let launches = match Tiles::of(a, dtype)
-        .filter(|_| aligned(&[d_qkv.address(), d_out.address(), qkv.address()]))
+        .filter(|_| aligned(&[o.d_qkv.address(), o.d_out.address(), o.qkv.address()]))
     {
         Some(t) => [
             q.kernel(&BACKWARD, t.define, "flash_backward_kv")
@@ -217,12 +198,12 @@ pub(super) fn backward(
         // SAFETY: the kernel's own arguments, of the sizes that the operation checked (`crate::cuda`).
         unsafe {
             launch
-                .arg(&d_qkv)
-                .arg(d_out)
-                .arg(qkv)
-                .arg(lse)
+                .arg(&o.d_qkv)
+                .arg(o.d_out)
+                .arg(o.qkv)
+                .arg(o.lse)
                 .arg(&delta)
-                .arg(doc_start)
+                .arg(o.inputs.doc_start)
                 .arg(a.seq)
                 .arg(a.heads)
                 .arg(a.kv_heads)

@@ -1,20 +1,15 @@
 //! Attention forward on threads: one task for each tile of queries of each head.
 
-use lowtide_device::{Dst, Src};
+use lowtide_device::Src;
 use multiversion::multiversion;
 use rayon::prelude::*;
 
-use super::{Attn, KEYS, QUERIES, Visible};
+use super::{Attn, Forward, KEYS, QUERIES, Visible};
 use crate::number::{self, Number, exp, sum};
+use crate::operands::Views;
 use crate::product::{Matrix, gemm, with_scratch};
 
-pub(super) fn run<E: Number>(
-    out: Dst<'_>,
-    lse: Dst<'_>,
-    qkv: Src<'_>,
-    doc_start: Src<'_>,
-    a: &Attn,
-) {
+pub(super) fn run<E: Number>(o: Forward<Views<'_>>, a: &Attn) {
     let tiles = a.seq.div_ceil(QUERIES);
     (0..a.batch * a.heads * tiles)
         .into_par_iter()
@@ -22,22 +17,19 @@ pub(super) fn run<E: Number>(
             // The last tiles see the most keys; started first, they do not end last.
             let (pair, tile) = (task / tiles, tiles - 1 - task % tiles);
             let (batch, head) = (pair / a.heads, pair % a.heads);
-            tile_forward::<E>(&out, &lse, qkv, doc_start, a, (batch, head, tile * QUERIES));
+            tile_forward::<E>(&o, a, (batch, head, tile * QUERIES));
         });
 }
 
 /// Queries `first ..` of one head.
 fn tile_forward<E: Number>(
-    out: &Dst<'_>,
-    lse: &Dst<'_>,
-    qkv: Src<'_>,
-    doc_start: Src<'_>,
+    o: &Forward<Views<'_>>,
     a: &Attn,
     (batch, head, first): (usize, usize, usize),
 ) {
     let (d, n) = (a.head_dim, QUERIES.min(a.seq - first));
     let (row, kv_head) = (batch * a.seq, head / a.group());
-    let starts = number::read::<i32>(doc_start, row + first, n);
+    let starts = number::read::<i32>(o.inputs.doc_start, row + first, n);
     let visible = Visible { starts, first };
     with_scratch((2 * QUERIES + KEYS) * d + QUERIES * KEYS, |scratch| {
         let (queries, rest) = scratch.split_at_mut(QUERIES * d);
@@ -47,7 +39,7 @@ fn tile_forward<E: Number>(
         sums.fill(0.0);
         gather::<E>(
             queries,
-            qkv,
+            o.qkv,
             (a.query(row + first, head), a.width()),
             (n, d),
             a.scale,
@@ -57,7 +49,7 @@ fn tile_forward<E: Number>(
             let len = KEYS.min(range.end - from);
             gather::<E>(
                 keys,
-                qkv,
+                o.qkv,
                 (a.key(row + from, kv_head), a.width()),
                 (len, d),
                 1.0,
@@ -75,7 +67,7 @@ fn tile_forward<E: Number>(
             }
             gather::<E>(
                 keys,
-                qkv,
+                o.qkv,
                 (a.value(row + from, kv_head), a.width()),
                 (len, d),
                 1.0,
@@ -86,10 +78,10 @@ fn tile_forward<E: Number>(
         for (i, state) in softmax.iter().enumerate().take(n) {
             // SAFETY: the task owns `out` and `lse`; each query and head is one thread's.
             unsafe {
-                let out = number::write::<E>(out, a.output(row + first + i, head), d);
+                let out = number::write::<E>(&o.out, a.output(row + first + i, head), d);
                 number::narrow_scaled(out, &sums[i * d..][..d], 1.0 / state.sum);
                 let at = (batch * a.heads + head) * a.seq + first + i;
-                number::write::<f32>(lse, at, 1)[0] = state.most + state.sum.ln();
+                number::write::<f32>(&o.lse, at, 1)[0] = state.most + state.sum.ln();
             }
         }
     });

@@ -1,7 +1,7 @@
 //! Causal attention inside documents, grouped-query, on the fused (B·T, (H+2KV)·D) projection.
 //!
 //! Token t of a row attends to the tokens s of the same row with `doc_start[t] <= s <= t`, so
-//! documents packed into one row do not see each other. Softmax is online over tiles of keys:
+//! documents packed into one row do not see each other (`doc_start` counts inside the row). Softmax is online over tiles of keys:
 //! memory grows with T, never with T².
 //!
 //! Bound: matrix products, 4·D operations a (query, key) pair of each head in forward and 10·D in
@@ -18,6 +18,7 @@ use lowtide_device::{Dst, Make, Queue, Src};
 use lowtide_workload::Dtype;
 
 use crate::number::{Range, expect, expect_workspace, size, with_dtype};
+use crate::operands::{Views, operands};
 
 /// Who computes attention on a CUDA device. Part of what fixes a run's numbers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -119,69 +120,68 @@ pub fn workspace(a: &Attn, dtype: Dtype, make: Make) -> usize {
     }
 }
 
+operands! {
+    /// Operands of [`forward`].
+    pub struct Forward<F> {
+        /// E (B·T, H·D).
+        pub out: F::Write,
+        /// f32 (B, H, T): the logarithm of the sum of exponentials, for backward.
+        pub lse: F::Write,
+        /// E (B·T, (H+2KV)·D).
+        pub qkv: F::Read,
+        /// Of which `doc_start`, i32 (B·T), which [`Engine::Cudnn`] does not read.
+        pub inputs: F::Inputs,
+    }
+}
+
+operands! {
+    /// Operands of [`backward`].
+    pub struct Backward<F> {
+        /// E (B·T, (H+2KV)·D).
+        pub d_qkv: F::Write,
+        /// E (B·T, H·D).
+        pub d_out: F::Read,
+        /// What forward read, E (B·T, (H+2KV)·D).
+        pub qkv: F::Read,
+        /// What forward wrote, E (B·T, H·D).
+        pub out: F::Read,
+        /// What forward wrote, f32 (B, H, T).
+        pub lse: F::Read,
+        /// As in forward.
+        pub inputs: F::Inputs,
+    }
+}
+
 /// `out = softmax(scale·q·kᵀ)·v` for each head, over the keys that a token may see.
-///
-/// `out` is E (B·T, H·D), `lse` is f32 (B, H, T): the logarithm of the sum of exponentials, for
-/// backward. `qkv` is E (B·T, (H+2KV)·D), `doc_start` is i32 (B·T): the first index, inside its row
-/// of T, of the token's document, which [`Engine::Cudnn`] does not read.
-pub fn forward(
-    q: &Queue,
-    out: Dst<'_>,
-    lse: Dst<'_>,
-    qkv: Src<'_>,
-    doc_start: Src<'_>,
-    a: &Attn,
-    dtype: Dtype,
-    ws: Dst<'_>,
-) {
-    a.check(qkv, &out, &lse, doc_start, size(dtype));
+pub fn forward(q: &Queue, o: Forward<Views<'_>>, a: &Attn, dtype: Dtype, ws: Dst<'_>) {
+    a.check(o.qkv, &o.out, &o.lse, o.inputs.doc_start, size(dtype));
     expect_workspace(&ws, workspace(a, dtype, q.make()));
     if let Some(q) = q.cuda() {
         return match a.engine {
-            Engine::Own => flash::forward(q, out, lse, qkv, doc_start, a, dtype, ws),
-            Engine::Cudnn => cudnn::forward(q, out, lse, qkv, a, dtype, ws),
+            Engine::Own => flash::forward(q, o, a, dtype),
+            Engine::Cudnn => cudnn::forward(q, o, a, dtype, ws),
         };
     }
-    q.run(|| with_dtype!(dtype, forward::run(out, lse, qkv, doc_start, a)));
+    q.run(|| with_dtype!(dtype, forward::run(o, a)));
 }
 
 /// Gradient of [`forward`].
 ///
-/// `d_qkv` and `qkv` are E (B·T, (H+2KV)·D), `d_out` and `out` are E (B·T, H·D), `lse` and
-/// `doc_start` as in forward. The gradient of a key head is the sum over its query heads in order,
-/// rounded once; by [`Engine::Cudnn`] each head's part is rounded before it is added.
-pub fn backward(
-    q: &Queue,
-    d_qkv: Dst<'_>,
-    d_out: Src<'_>,
-    qkv: Src<'_>,
-    out: Src<'_>,
-    lse: Src<'_>,
-    doc_start: Src<'_>,
-    a: &Attn,
-    dtype: Dtype,
-    ws: Dst<'_>,
-) {
-    a.check(qkv, out, lse, doc_start, size(dtype));
-    expect("d_qkv", &d_qkv, a.rows() * a.width(), size(dtype));
-    expect("d_out", d_out, a.rows() * a.heads * a.head_dim, size(dtype));
+/// The gradient of a key head is the sum over its query heads in order, rounded once; by
+/// [`Engine::Cudnn`] each head's part is rounded before it is added.
+pub fn backward(q: &Queue, o: Backward<Views<'_>>, a: &Attn, dtype: Dtype, ws: Dst<'_>) {
+    a.check(o.qkv, o.out, o.lse, o.inputs.doc_start, size(dtype));
+    expect("d_qkv", &o.d_qkv, a.rows() * a.width(), size(dtype));
+    let outputs = a.rows() * a.heads * a.head_dim;
+    expect("d_out", o.d_out, outputs, size(dtype));
     expect_workspace(&ws, workspace(a, dtype, q.make()));
     if let Some(q) = q.cuda() {
         return match a.engine {
-            Engine::Own => {
-                flash::backward(q, d_qkv, d_out, qkv, out, lse, doc_start, a, dtype, ws);
-            }
-            Engine::Cudnn => cudnn::backward(q, d_qkv, d_out, qkv, out, lse, a, dtype, ws),
+            Engine::Own => flash::backward(q, o, a, dtype, ws),
+            Engine::Cudnn => cudnn::backward(q, o, a, dtype, ws),
         };
     }
-    let saved = backward::Saved {
-        d_out,
-        qkv,
-        out,
-        lse,
-        doc_start,
-    };
-    q.run(|| with_dtype!(dtype, backward::run(d_qkv, saved, a, ws)));
+    q.run(|| with_dtype!(dtype, backward::run(o, a, ws)));
 }
 
 /// Queries of a tile.

@@ -1,6 +1,7 @@
 //! Attention against `f64`.
 
 use super::*;
+use crate::operands::Planes;
 use crate::testing::{
     DTYPES, Numbers, Rng, Scratch, Tensor, close, differences, dot, everywhere, gpu, on_gpu, packed,
 };
@@ -49,24 +50,24 @@ impl Case {
         let (mut qkv, mut d_out) = (self.qkv.clone(), self.d_out.clone());
         let mut starts = Numbers::of(&self.starts);
         let mut ws = Scratch::new(workspace(a, dtype, q.make()));
-        let (qkv, docs, ws) = (qkv.src(q), starts.src(q), ws.on(q));
-        let mut ws = ws;
+        let (qkv, inputs, mut ws) = (qkv.src(q), Planes::all(starts.src(q)), ws.on(q));
         let (mut out, mut lse) = (done.out.on(q), done.lse.on(q));
-        let (o, l) = (out.again(), lse.again());
-        forward(q, o, l, qkv, docs, a, dtype, ws.again());
-        let (from, d_qkv) = (d_out.src(q), done.d_qkv.on(q));
-        backward(
-            q,
-            d_qkv,
-            from,
+        let o = Forward {
+            out: out.again(),
+            lse: lse.again(),
             qkv,
-            out.src(),
-            lse.src(),
-            docs,
-            a,
-            dtype,
-            ws,
-        );
+            inputs,
+        };
+        forward(q, o, a, dtype, ws.again());
+        let o = Backward {
+            d_qkv: done.d_qkv.on(q),
+            d_out: d_out.src(q),
+            qkv,
+            out: out.src(),
+            lse: lse.src(),
+            inputs,
+        };
+        backward(q, o, a, dtype, ws);
         settle(q);
         done
     }
@@ -259,9 +260,13 @@ fn what_cudnn_does_not_do_is_refused_cleanly() {
         let mut lse = Tensor::nan(a.rows() * a.heads, Dtype::F32);
         let (mut qkv, mut starts) = (case.qkv.clone(), Numbers::of(&case.starts));
         let mut ws = Scratch::new(workspace(&a, dtype, Make::Cuda));
-        let docs = starts.src(&q);
-        let ws = ws.on(&q);
-        forward(&q, out.on(&q), lse.on(&q), qkv.src(&q), docs, &a, dtype, ws);
+        let o = Forward {
+            out: out.on(&q),
+            lse: lse.on(&q),
+            qkv: qkv.src(&q),
+            inputs: Planes::all(starts.src(&q)),
+        };
+        forward(&q, o, &a, dtype, ws.on(&q));
         assert!(stream.take_error().is_some(), "{a:?} on {dtype:?}");
         assert!(stream.synchronize().is_ok(), "the queue goes on after it");
     }
@@ -284,34 +289,23 @@ fn more_key_heads_than_fit_at_once() {
     let [mut out, mut lse] = [n_out, a.rows() * a.heads].map(|n| Tensor::nan(n, dtype));
     let mut d_qkv = Tensor::nan(a.rows() * a.width(), dtype);
     let mut ws = Scratch::new(workspace(&a, dtype, lowtide_device::Make::Cpu));
-    let (q, docs) = (Queue::new("test", 2), Src::of(&starts));
-    forward(
-        &q,
-        out.view(),
-        lse.view(),
-        qkv.view().into_src(),
-        docs,
-        &a,
-        dtype,
-        ws.view(),
-    );
-    let (from, o, l) = (
-        d_out.view().into_src(),
-        out.view().into_src(),
-        lse.view().into_src(),
-    );
-    backward(
-        &q,
-        d_qkv.view(),
-        from,
-        qkv.view().into_src(),
-        o,
-        l,
-        docs,
-        &a,
-        dtype,
-        ws.view(),
-    );
+    let (q, inputs) = (Queue::new("test", 2), Planes::all(Src::of(&starts)));
+    let o = Forward {
+        out: out.view(),
+        lse: lse.view(),
+        qkv: qkv.view().into_src(),
+        inputs,
+    };
+    forward(&q, o, &a, dtype, ws.view());
+    let o = Backward {
+        d_qkv: d_qkv.view(),
+        d_out: d_out.view().into_src(),
+        qkv: qkv.view().into_src(),
+        out: out.view().into_src(),
+        lse: lse.view().into_src(),
+        inputs,
+    };
+    backward(&q, o, &a, dtype, ws.view());
     let got = d_qkv.values();
     let first = &got[..a.seq * a.width()];
     assert!(first.iter().all(|x| x.is_finite()));
@@ -332,17 +326,13 @@ fn large_scores_do_not_overflow() {
         let mut lse = Tensor::nan(a.rows(), dtype);
         let (mut qkv, mut starts) = (qkv.clone(), Numbers::of(&vec![0_i32; a.rows()]));
         let mut ws = Scratch::new(workspace(&a, dtype, q.make()));
-        let (docs, scratch) = (starts.src(q), ws.on(q));
-        forward(
-            q,
-            out.on(q),
-            lse.on(q),
-            qkv.src(q),
-            docs,
-            &a,
-            dtype,
-            scratch,
-        );
+        let o = Forward {
+            out: out.on(q),
+            lse: lse.on(q),
+            qkv: qkv.src(q),
+            inputs: Planes::all(starts.src(q)),
+        };
+        forward(q, o, &a, dtype, ws.on(q));
         settle(q);
         (out, lse)
     });
@@ -372,9 +362,13 @@ fn other_documents_do_not_matter() {
         let mut out = Tensor::nan(a.rows() * 32, Dtype::F32);
         let mut lse = Tensor::nan(a.rows() * 2, Dtype::F32);
         let mut ws = Scratch::new(workspace(a, Dtype::F32, q.make()));
-        let (docs, scratch) = (starts.src(q), ws.on(q));
-        let dtype = Dtype::F32;
-        forward(q, out.on(q), lse.on(q), qkv.src(q), docs, a, dtype, scratch);
+        let o = Forward {
+            out: out.on(q),
+            lse: lse.on(q),
+            qkv: qkv.src(q),
+            inputs: Planes::all(starts.src(q)),
+        };
+        forward(q, o, a, Dtype::F32, ws.on(q));
         settle(q);
         out
     };

@@ -4,7 +4,10 @@ use lowtide_device::{Dst, Src};
 use multiversion::multiversion;
 use rayon::prelude::*;
 
+use super::Forward;
+use crate::Rows;
 use crate::number::{self, Number};
+use crate::operands::{Sum, Views};
 use crate::rows;
 
 /// A token or position as an index. Panics when it is negative.
@@ -12,23 +15,17 @@ fn index(i: i32) -> usize {
     usize::try_from(i).unwrap_or_else(|_| panic!("index {i} of a table"))
 }
 
-pub(super) fn forward<E: Number>(
-    y: Dst<'_>,
-    tokens: Src<'_>,
-    w: Src<'_>,
-    positions: Option<(Src<'_>, Src<'_>)>,
-    rows: usize,
-    c: usize,
-) {
+pub(super) fn forward<E: Number>(o: Forward<Views<'_>>, d: Rows) {
+    let (rows, c) = (d.rows, d.width);
     rows::each(rows, c, |first, end| {
         for row in first..end {
             // SAFETY: the task owns `y`, a row is one thread's; nobody writes the rest.
             unsafe {
-                let y = number::write::<E>(&y, row * c, c);
-                let token = index(number::read::<i32>(tokens, row, 1)[0]);
-                let w = number::read::<E>(w, token * c, c);
-                if let Some((wpe, positions)) = positions {
-                    let position = index(number::read::<i32>(positions, row, 1)[0]);
+                let y = number::write::<E>(&o.y, row * c, c);
+                let token = index(number::read::<i32>(o.inputs.tokens, row, 1)[0]);
+                let w = number::read::<E>(o.tokens, token * c, c);
+                if let Some(wpe) = o.positions {
+                    let position = index(number::read::<i32>(o.inputs.positions, row, 1)[0]);
                     add_rows(y, w, number::read::<E>(wpe, position * c, c));
                 } else {
                     y.copy_from_slice(w);
@@ -47,14 +44,14 @@ fn add_rows<E: Number>(y: &mut [E], a: &[E], b: &[E]) {
 
 /// Sorts rows by token (counting sort, so rows of one token stay in order); then each row of the
 /// table is one thread's.
-pub(super) fn backward<E: Number>(
-    dw: Dst<'_>,
-    dy: Src<'_>,
-    tokens: Src<'_>,
-    (rows, c, vocab): (usize, usize, usize),
-    accumulate: bool,
+pub(super) fn table<E: Number>(
+    dw: Sum<'_>,
+    (dy, tokens): (Src<'_>, Src<'_>),
+    d: Rows,
+    vocab: usize,
     ws: Dst<'_>,
 ) {
+    let (rows, c) = (d.rows, d.width);
     // SAFETY: the task owns the workspace; nobody writes the tokens.
     let (tokens, ends, order) = unsafe {
         (
@@ -71,12 +68,12 @@ pub(super) fn backward<E: Number>(
         for v in i * run..vocab.min((i + 1) * run) {
             let start = if v == 0 { 0 } else { ends[v - 1] as usize };
             // SAFETY: the task owns `dw`; a row of it is one thread's.
-            let dw = unsafe { number::write::<f32>(&dw, v * c, c) };
-            if !accumulate {
-                dw.fill(0.0);
+            let to = unsafe { number::write::<f32>(&dw.to, v * c, c) };
+            if !dw.accumulate {
+                to.fill(0.0);
             }
             for row in &order[start..ends[v] as usize] {
-                number::add(dw, number::read::<E>(dy, *row as usize * c, c));
+                number::add(to, number::read::<E>(dy, *row as usize * c, c));
             }
         }
     });

@@ -7,10 +7,11 @@
 
 use lowtide_device::cuda::{self, Source};
 use lowtide_device::{Dst, Src};
-use lowtide_workload::Dtype;
 
+use super::{Dims, Forward};
+use crate::Rows;
 use crate::cuda::{define, source};
-use crate::number::size;
+use crate::operands::{Sum, Views};
 
 static SOURCE: Source = source!("embedding", "embedding.cu");
 
@@ -29,7 +30,7 @@ fn keys(rows: usize) -> usize {
     rows.next_power_of_two().max(LOCAL)
 }
 
-/// Bytes of scratch of [`backward`]: keys of 8 bytes, start and end of each token's rows.
+/// Bytes of scratch of [`table`]: keys of 8 bytes, start and end of each token's rows.
 pub(super) fn workspace(rows: usize, vocab: usize) -> usize {
     8 * keys(rows) + 2 * starts(vocab)
 }
@@ -41,33 +42,26 @@ fn starts(vocab: usize) -> usize {
 
 /// As the operation, except that an index outside its table makes its row NaN; in the stream when
 /// the call returns.
-pub(super) fn forward(
-    q: &cuda::Queue,
-    y: Dst<'_>,
-    tokens: Src<'_>,
-    w: Src<'_>,
-    positions: Option<(Src<'_>, Src<'_>)>,
-    (rows, c, vocab): (usize, usize, usize),
-    dtype: Dtype,
-) {
+pub(super) fn forward(q: &cuda::Queue, o: Forward<Views<'_>>, d: Dims) {
+    let (rows, c) = (d.rows.rows, d.rows.width);
     if rows * c == 0 {
         return;
     }
-    let (wpe, positions) = positions.unzip();
-    let places = wpe.map_or(0, |wpe| wpe.bytes() / (c * size(dtype)));
+    let positions = o.positions.map(|_| o.inputs.positions);
+    let places = o.positions.map_or(0, |_| d.positions);
     // SAFETY: the kernel's own arguments, of the sizes that the operation checked (`crate::cuda`).
     unsafe {
-        q.kernel(&SOURCE, define(dtype), "forward")
+        q.kernel(&SOURCE, define(d.rows.dtype), "forward")
             .grid(rows.div_ceil(WARPS), 1, 1)
             .block(32 * WARPS as u32)
-            .arg(&y)
-            .arg(tokens)
-            .arg(w)
-            .arg(wpe)
+            .arg(&o.y)
+            .arg(o.inputs.tokens)
+            .arg(o.tokens)
+            .arg(o.positions)
             .arg(positions)
             .arg(rows)
             .arg(c)
-            .arg(vocab)
+            .arg(d.vocab)
             .arg(places)
             .launch();
     }
@@ -75,19 +69,18 @@ pub(super) fn forward(
 
 /// As the operation, except that a row whose token is outside the table counts nowhere; in the
 /// stream when the call returns.
-pub(super) fn backward(
+pub(super) fn table(
     q: &cuda::Queue,
-    dw: Dst<'_>,
-    dy: Src<'_>,
-    tokens: Src<'_>,
-    (rows, c, vocab): (usize, usize, usize),
-    accumulate: bool,
-    dtype: Dtype,
+    dw: Sum<'_>,
+    (dy, tokens): (Src<'_>, Src<'_>),
+    d: Rows,
+    vocab: usize,
     ws: Dst<'_>,
 ) {
+    let (rows, c) = (d.rows, d.width);
     if rows * c == 0 {
-        if !accumulate {
-            q.fill(dw, 0);
+        if !dw.accumulate {
+            q.fill(dw.to, 0);
         }
         return;
     }
@@ -97,7 +90,7 @@ pub(super) fn backward(
     let mut bounds = rest.part(0, 2 * starts(vocab));
     q.fill(bounds.again(), 0);
     let (first, end) = bounds.split_at(starts(vocab));
-    let kernel = |name| q.kernel(&SOURCE, define(dtype), name);
+    let kernel = |name| q.kernel(&SOURCE, define(d.dtype), name);
     // SAFETY: the kernel's own arguments, of the sizes that the operation checked (`crate::cuda`).
     unsafe {
         kernel("sort_local")
@@ -149,7 +142,7 @@ pub(super) fn backward(
             .launch();
     }
     let wide = c.is_multiple_of(8)
-        && [dw.address(), dy.address()]
+        && [dw.to.address(), dy.address()]
             .into_iter()
             .all(|at| at.is_multiple_of(16));
     // SAFETY: the kernel's own arguments, of the sizes that the operation checked (`crate::cuda`).
@@ -157,14 +150,14 @@ pub(super) fn backward(
         kernel("few")
             .grid(vocab.div_ceil(WARPS), c.div_ceil(SLAB * SLABS), 1)
             .block(32 * WARPS as u32)
-            .arg(&dw)
+            .arg(&dw.to)
             .arg(dy)
             .arg(&sorted)
             .arg(&first)
             .arg(&end)
             .arg(c)
             .arg(vocab)
-            .arg(accumulate)
+            .arg(dw.accumulate)
             .arg(wide)
             .launch();
     }
@@ -174,13 +167,13 @@ pub(super) fn backward(
             kernel("many")
                 .grid(rows.div_ceil(FEW), c.div_ceil(SLAB), 1)
                 .block(32 * PARTS)
-                .arg(&dw)
+                .arg(&dw.to)
                 .arg(dy)
                 .arg(&sorted)
                 .arg(&first)
                 .arg(&end)
                 .arg(c)
-                .arg(accumulate)
+                .arg(dw.accumulate)
                 .arg(wide)
                 .launch();
         }

@@ -8,11 +8,13 @@ mod cuda;
 pub mod reference;
 
 use lowtide_device::{Dst, Make, Queue, Src};
-use lowtide_workload::Dtype;
 
+use crate::Rows;
 use crate::number::{expect, expect_workspace, size, with_dtype};
+use crate::operands::{Sum, Views, operands};
 
-/// Bytes of scratch of [`backward`]: the rows sorted by token, and where each token's are.
+/// Bytes of scratch of [`backward`] for a table of `vocab` rows: the rows sorted by token, and where each
+/// token's are. Tables use it one after the other.
 #[must_use]
 pub fn workspace(rows: usize, vocab: usize, make: Make) -> usize {
     match make {
@@ -21,69 +23,108 @@ pub fn workspace(rows: usize, vocab: usize, make: Make) -> usize {
     }
 }
 
-/// `y = w[token]`, plus `wpe[position]` where `positions` is given: (wpe, position of each row).
-///
-/// `y` is E (rows, C), `tokens` and the positions are i32 (rows), `w` is E (V, C), `wpe` is E
-/// (P, C). The sum is rounded once. A token or position outside its table panics; on a CUDA
-/// queue it makes its row of `y` NaN. Finished, or in the stream of a CUDA queue, when the call
-/// returns.
-pub fn forward(
-    q: &Queue,
-    y: Dst<'_>,
-    tokens: Src<'_>,
-    w: Src<'_>,
-    positions: Option<(Src<'_>, Src<'_>)>,
-    rows: usize,
-    c: usize,
-    vocab: usize,
-    dtype: Dtype,
-) {
-    let e = size(dtype);
-    expect("y", &y, rows * c, e);
-    expect("tokens", tokens, rows, size_of::<i32>());
-    expect("w", w, vocab * c, e);
-    if let Some((_, positions)) = positions {
-        expect("positions", positions, rows, size_of::<i32>());
-    }
-    if let Some(q) = q.cuda() {
-        return cuda::forward(q, y, tokens, w, positions, (rows, c, vocab), dtype);
-    }
-    q.run(|| with_dtype!(dtype, cpu::forward(y, tokens, w, positions, rows, c)));
+/// Sizes of an embedding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Dims {
+    /// Rows of width C.
+    pub rows: Rows,
+    /// V: rows of the table of tokens.
+    pub vocab: usize,
+    /// P: rows of the table of positions, if there is one.
+    pub positions: usize,
 }
 
-/// `dw[v] (+)= Σ dy` over the rows whose token is v, in the order of rows; `accumulate = false`
-/// makes the rest of `dw` zero.
-///
-/// `dw` is f32 (V, C), `dy` is E (rows, C), `tokens` is i32 (rows). The gradient of a position
-/// table is the same with positions for tokens. A token outside the table panics; on a CUDA queue
-/// its row counts nowhere. There, a token's rows are summed first and added to `dw` once, and those
-/// of a token with more than 32 rows are summed in sixteen runs, which are then added in order.
-/// Finished, or in the stream of a CUDA queue, when the call returns.
-pub fn backward(
-    q: &Queue,
-    dw: Dst<'_>,
-    dy: Src<'_>,
-    tokens: Src<'_>,
-    rows: usize,
-    c: usize,
-    vocab: usize,
-    accumulate: bool,
-    dtype: Dtype,
-    ws: Dst<'_>,
-) {
-    expect("dw", &dw, vocab * c, size_of::<f32>());
-    expect("dy", dy, rows * c, size(dtype));
-    expect("tokens", tokens, rows, size_of::<i32>());
-    expect_workspace(&ws, workspace(rows, vocab, q.make()));
-    if let Some(q) = q.cuda() {
-        return cuda::backward(q, dw, dy, tokens, (rows, c, vocab), accumulate, dtype, ws);
+operands! {
+    /// Operands of [`forward`].
+    pub struct Forward<F> {
+        /// E (rows, C).
+        pub y: F::Write,
+        /// Of which tokens, and positions where there is a table of them; both i32 (rows).
+        pub inputs: F::Inputs,
+        /// E (V, C).
+        pub tokens: F::Read,
+        /// E (P, C).
+        pub positions: Option<F::Read>,
     }
-    q.run(|| {
-        with_dtype!(
-            dtype,
-            cpu::backward(dw, dy, tokens, (rows, c, vocab), accumulate, ws)
-        )
-    });
+}
+
+operands! {
+    /// Operands of [`backward`].
+    pub struct Backward<F> {
+        /// f32 (V, C).
+        pub dtokens: F::Add,
+        /// f32 (P, C).
+        pub dpositions: Option<F::Add>,
+        /// E (rows, C).
+        pub dy: F::Read,
+        /// As in forward.
+        pub inputs: F::Inputs,
+    }
+}
+
+/// `y = tokens[token]`, plus `positions[position]` where there is such a table.
+///
+/// The sum is rounded once. A token or position outside its table panics; on a CUDA queue it makes its
+/// row of `y` NaN. Finished, or in the stream of a CUDA queue, when the call returns.
+pub fn forward(q: &Queue, o: Forward<Views<'_>>, d: Dims) {
+    let (e, c) = (size(d.rows.dtype), d.rows.width);
+    expect("y", &o.y, d.rows.numbers(), e);
+    expect(
+        "tokens of the inputs",
+        o.inputs.tokens,
+        d.rows.rows,
+        size_of::<i32>(),
+    );
+    expect("tokens", o.tokens, d.vocab * c, e);
+    if let Some(positions) = o.positions {
+        let of = o.inputs.positions;
+        expect("positions of the inputs", of, d.rows.rows, size_of::<i32>());
+        expect("positions", positions, d.positions * c, e);
+    }
+    if let Some(q) = q.cuda() {
+        return cuda::forward(q, o, d);
+    }
+    q.run(|| with_dtype!(d.rows.dtype, cpu::forward(o, d.rows)));
+}
+
+/// `dtokens[v] (+)= Σ dy` over the rows whose token is v, in the order of rows, and where there is a table
+/// of positions the same of it; a gradient that is overwritten is zero elsewhere.
+///
+/// A token outside the table panics; on a CUDA queue its row counts nowhere. There, a token's rows are
+/// summed first and added once, and those of a token with more than 32 rows are summed in sixteen runs,
+/// which are then added in order. Finished, or in the stream of a CUDA queue, when the call returns.
+pub fn backward(q: &Queue, o: Backward<Views<'_>>, d: Dims, mut ws: Dst<'_>) {
+    expect("dy", o.dy, d.rows.numbers(), size(d.rows.dtype));
+    let Backward { dy, inputs, .. } = o;
+    table(
+        q,
+        o.dtokens,
+        (dy, inputs.tokens),
+        d.rows,
+        d.vocab,
+        ws.again(),
+    );
+    if let Some(dpositions) = o.dpositions {
+        let from = (dy, inputs.positions);
+        table(q, dpositions, from, d.rows, d.positions, ws);
+    }
+}
+
+/// The gradient of a table of `entries` rows, f32 (entries, C), from `dy` and the row of the table that each
+/// of its rows is of.
+fn table(q: &Queue, dw: Sum<'_>, from: (Src<'_>, Src<'_>), d: Rows, entries: usize, ws: Dst<'_>) {
+    expect(
+        "gradient of a table",
+        &dw.to,
+        entries * d.width,
+        size_of::<f32>(),
+    );
+    expect("rows of the table", from.1, d.rows, size_of::<i32>());
+    expect_workspace(&ws, workspace(d.rows, entries, q.make()));
+    if let Some(q) = q.cuda() {
+        return cuda::table(q, dw, from, d, entries, ws);
+    }
+    q.run(|| with_dtype!(d.dtype, cpu::table(dw, from, d, entries, ws)));
 }
 
 #[cfg(test)]

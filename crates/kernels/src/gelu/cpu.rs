@@ -1,21 +1,22 @@
 //! GELU on threads. ½·(1 + tanh(u)) is sigmoid(2u), which needs one exponential.
 
-use lowtide_device::{Dst, Src};
 use multiversion::multiversion;
 
+use super::{Backward, Forward};
 use crate::number::{self, Number, sigmoid};
+use crate::operands::Views;
 use crate::rows;
 
 /// 2·√(2/π).
 const TWICE_SLOPE: f32 = 1.595_769_2;
 const CUBIC: f32 = 0.044_715;
 
-pub(super) fn forward<E: Number>(y: Dst<'_>, x: Src<'_>, n: usize) {
+pub(super) fn forward<E: Number>(o: Forward<Views<'_>>, n: usize) {
     rows::each(n, 1, |first, end| {
         // SAFETY: the task owns `y`, a run of it is one thread's; nobody writes `x`.
         unsafe {
-            let x = number::read::<E>(x, first, end - first);
-            forward_run(number::write::<E>(&y, first, end - first), x);
+            let x = number::read::<E>(o.x, first, end - first);
+            forward_run(number::write::<E>(&o.y, first, end - first), x);
         }
     });
 }
@@ -28,13 +29,13 @@ fn forward_run<E: Number>(y: &mut [E], x: &[E]) {
     }
 }
 
-pub(super) fn backward<E: Number>(dx: Dst<'_>, dy: Src<'_>, x: Src<'_>, n: usize) {
+pub(super) fn backward<E: Number>(o: Backward<Views<'_>>, n: usize) {
     rows::each(n, 1, |first, end| {
         // SAFETY: the task owns `dx`, a run of it is one thread's; nobody writes the rest.
         unsafe {
-            let x = number::read::<E>(x, first, end - first);
-            let dy = number::read::<E>(dy, first, end - first);
-            backward_run(number::write::<E>(&dx, first, end - first), dy, x);
+            let x = number::read::<E>(o.x, first, end - first);
+            let dy = number::read::<E>(o.dy, first, end - first);
+            backward_run(number::write::<E>(&o.dx, first, end - first), dy, x);
         }
     });
 }

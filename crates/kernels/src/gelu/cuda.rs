@@ -1,10 +1,11 @@
 //! GELU on a GPU.
 
 use lowtide_device::cuda::{Queue, Source};
-use lowtide_device::{Dst, Src};
 use lowtide_workload::Dtype;
 
+use super::{Backward, Forward};
 use crate::cuda::{define, source};
+use crate::operands::Views;
 use crate::rmsnorm::cuda::aligned;
 
 static SOURCE: Source = source!("gelu", "gelu.cu");
@@ -19,31 +20,31 @@ fn shape(n: usize, wide: bool) -> (usize, usize) {
     (n.div_ceil(8 * THREADS * DEPTH), groups)
 }
 
-pub(super) fn forward(q: &Queue, y: Dst<'_>, x: Src<'_>, n: usize, dtype: Dtype) {
-    let (blocks, groups) = shape(n, aligned(&[y.address(), x.address()]));
+pub(super) fn forward(q: &Queue, o: Forward<Views<'_>>, n: usize, dtype: Dtype) {
+    let (blocks, groups) = shape(n, aligned(&[o.y.address(), o.x.address()]));
     // SAFETY: the kernel's own arguments, of the sizes that the operation checked (`crate::cuda`).
     unsafe {
         q.kernel(&SOURCE, define(dtype), "forward")
             .grid(blocks, 1, 1)
             .block(THREADS as u32)
-            .arg(&y)
-            .arg(x)
+            .arg(&o.y)
+            .arg(o.x)
             .arg(n)
             .arg(groups)
             .launch();
     }
 }
 
-pub(super) fn backward(q: &Queue, dx: Dst<'_>, dy: Src<'_>, x: Src<'_>, n: usize, dtype: Dtype) {
-    let (blocks, groups) = shape(n, aligned(&[dx.address(), dy.address(), x.address()]));
+pub(super) fn backward(q: &Queue, o: Backward<Views<'_>>, n: usize, dtype: Dtype) {
+    let (blocks, groups) = shape(n, aligned(&[o.dx.address(), o.dy.address(), o.x.address()]));
     // SAFETY: the kernel's own arguments, of the sizes that the operation checked (`crate::cuda`).
     unsafe {
         q.kernel(&SOURCE, define(dtype), "backward")
             .grid(blocks, 1, 1)
             .block(THREADS as u32)
-            .arg(&dx)
-            .arg(dy)
-            .arg(x)
+            .arg(&o.dx)
+            .arg(o.dy)
+            .arg(o.x)
             .arg(n)
             .arg(groups)
             .launch();

@@ -6,30 +6,53 @@ mod cpu;
 mod cuda;
 pub mod reference;
 
-use lowtide_device::{Dst, Queue, Src};
+use lowtide_device::Queue;
 use lowtide_workload::Dtype;
 
 use crate::number::{expect, size, with_dtype};
+use crate::operands::{Views, operands};
 
-/// `y = gelu(x)`, both E (n).
-pub fn forward(q: &Queue, y: Dst<'_>, x: Src<'_>, n: usize, dtype: Dtype) {
-    expect("y", &y, n, size(dtype));
-    expect("x", x, n, size(dtype));
-    if let Some(q) = q.cuda() {
-        return cuda::forward(q, y, x, n, dtype);
+operands! {
+    /// Operands of [`forward`], all E (n).
+    pub struct Forward<F> {
+        /// Result.
+        pub y: F::Write,
+        /// Input.
+        pub x: F::Read,
     }
-    q.run(|| with_dtype!(dtype, cpu::forward(y, x, n)));
 }
 
-/// `dx = dy·gelu'(x)`, all E (n).
-pub fn backward(q: &Queue, dx: Dst<'_>, dy: Src<'_>, x: Src<'_>, n: usize, dtype: Dtype) {
-    expect("dx", &dx, n, size(dtype));
-    expect("dy", dy, n, size(dtype));
-    expect("x", x, n, size(dtype));
-    if let Some(q) = q.cuda() {
-        return cuda::backward(q, dx, dy, x, n, dtype);
+operands! {
+    /// Operands of [`backward`], all E (n).
+    pub struct Backward<F> {
+        /// Gradient of `x`.
+        pub dx: F::Write,
+        /// Gradient of the result.
+        pub dy: F::Read,
+        /// What forward read.
+        pub x: F::Read,
     }
-    q.run(|| with_dtype!(dtype, cpu::backward(dx, dy, x, n)));
+}
+
+/// `y = gelu(x)`.
+pub fn forward(q: &Queue, o: Forward<Views<'_>>, n: usize, dtype: Dtype) {
+    expect("y", &o.y, n, size(dtype));
+    expect("x", o.x, n, size(dtype));
+    if let Some(q) = q.cuda() {
+        return cuda::forward(q, o, n, dtype);
+    }
+    q.run(|| with_dtype!(dtype, cpu::forward(o, n)));
+}
+
+/// `dx = dy·gelu'(x)`.
+pub fn backward(q: &Queue, o: Backward<Views<'_>>, n: usize, dtype: Dtype) {
+    expect("dx", &o.dx, n, size(dtype));
+    expect("dy", o.dy, n, size(dtype));
+    expect("x", o.x, n, size(dtype));
+    if let Some(q) = q.cuda() {
+        return cuda::backward(q, o, n, dtype);
+    }
+    q.run(|| with_dtype!(dtype, cpu::backward(o, n)));
 }
 
 #[cfg(test)]

@@ -12,8 +12,21 @@ fn agrees_with_the_reference() {
             let done = everywhere(|q| {
                 let (mut y, mut dx) = (Tensor::nan(n, dtype), Tensor::nan(n, dtype));
                 let (mut x, mut dy) = (x.clone(), dy.clone());
-                forward(q, y.on(q), x.src(q), n, dtype);
-                backward(q, dx.on(q), dy.src(q), x.src(q), n, dtype);
+                forward(
+                    q,
+                    Forward {
+                        y: y.on(q),
+                        x: x.src(q),
+                    },
+                    n,
+                    dtype,
+                );
+                let o = Backward {
+                    dx: dx.on(q),
+                    dy: dy.src(q),
+                    x: x.src(q),
+                };
+                backward(q, o, n, dtype);
                 (y, dx)
             });
             let want = reference::forward(&x.values());
@@ -37,8 +50,13 @@ fn views_may_start_at_any_number() {
             let (mut y, mut dx) = (Tensor::nan(n, dtype), Tensor::nan(n, dtype));
             let (mut all, mut dy) = (all.clone(), dy.clone());
             let x = all.src(q).part(size(dtype), n * size(dtype));
-            forward(q, y.on(q), x, n, dtype);
-            backward(q, dx.on(q), dy.src(q), x, n, dtype);
+            forward(q, Forward { y: y.on(q), x }, n, dtype);
+            let o = Backward {
+                dx: dx.on(q),
+                dy: dy.src(q),
+                x,
+            };
+            backward(q, o, n, dtype);
             (y, dx)
         });
         let x = &all.values()[1..];
@@ -56,8 +74,21 @@ fn extreme_inputs_saturate() {
     let done = everywhere(|q| {
         let [mut y, mut dx] = [Tensor::nan(4, Dtype::F32), Tensor::nan(4, Dtype::F32)];
         let (mut x, mut dy) = (x.clone(), Tensor::of(&[1.0; 4], Dtype::F32));
-        forward(q, y.on(q), x.src(q), 4, Dtype::F32);
-        backward(q, dx.on(q), dy.src(q), x.src(q), 4, Dtype::F32);
+        forward(
+            q,
+            Forward {
+                y: y.on(q),
+                x: x.src(q),
+            },
+            4,
+            Dtype::F32,
+        );
+        let o = Backward {
+            dx: dx.on(q),
+            dy: dy.src(q),
+            x: x.src(q),
+        };
+        backward(q, o, 4, Dtype::F32);
         (y, dx)
     });
     for (device, (y, dx)) in &done {

@@ -3,78 +3,65 @@
 use lowtide_device::{Dst, Src};
 use multiversion::multiversion;
 
-use super::{Head, Scratch};
-use crate::matmul::cpu as matmul;
+use super::{Head, Reads, Scratch, Train};
+use crate::matmul::{Forward, Input, cpu as matmul};
 use crate::number::{self, Number, exp, sum};
+use crate::operands::{Sum, Views};
 use crate::product::{Operand, product};
 use crate::rows;
 
-/// What training writes.
-pub(super) struct Outputs<'a> {
-    pub dh: Dst<'a>,
-    pub dw: Dst<'a>,
-    pub loss: Dst<'a>,
-}
-
-/// What every operation reads.
-#[derive(Clone, Copy)]
-pub(super) struct Inputs<'a> {
-    pub h: Src<'a>,
-    pub w: Src<'a>,
-    pub labels: Src<'a>,
-}
-
-pub(super) fn train<E: Number>(
-    mut to: Outputs<'_>,
-    from: Inputs<'_>,
-    scale: f32,
-    d: &Head,
-    accumulate: bool,
-    mut s: Scratch<'_>,
-) {
+pub(super) fn train<E: Number>(mut o: Train<Views<'_>>, scale: f32, d: &Head, mut s: Scratch<'_>) {
     let mut total = [0.0; 2];
+    let all = Reads::of(o.h, o.w, o.inputs);
     let row_bytes = d.hidden * size_of::<E>();
     for (first, n) in d.chunks() {
-        let h = from.h.part(first * row_bytes, n * row_bytes);
-        chunk_logits::<E>(h, from.w, n, d, &mut s);
-        chunk_losses::<E>(from.labels, (first, n), Some(scale), d, &s, &mut total);
-        let dlogits = s.logits.src().part(0, n * d.vocab * size_of::<E>());
-        let dh = to.dh.lend(first * row_bytes, n * row_bytes);
-        matmul::backward_input::<E>(dh, dlogits, from.w, d.dims(n), s.product.again());
-        let add = accumulate || first > 0;
-        matmul::backward_weight::<E>(to.dw.again(), dlogits, h, d.dims(n), add, s.product.again());
+        let from = all.rows((first, n), d, size_of::<E>());
+        chunk_logits::<E>(from, n, d, &mut s);
+        chunk_losses::<E>(from.labels, Some(scale), d, &s, &mut total);
+        let dy = s.logits.src().part(0, n * d.vocab * size_of::<E>());
+        let input = Input {
+            dx: o.dh.lend(first * row_bytes, n * row_bytes),
+            dy,
+            w: o.w,
+        };
+        matmul::backward_input::<E>(input, d.dims(n), s.product.again());
+        let dw = Sum {
+            to: o.dw.to.again(),
+            accumulate: o.dw.accumulate || first > 0,
+        };
+        matmul::backward_weight::<E>(dw, dy, from.h, d.dims(n), s.product.again());
     }
-    to.loss.write().copy_from_slice(&total);
+    o.loss.write().copy_from_slice(&total);
 }
 
-pub(super) fn loss<E: Number>(to: Dst<'_>, from: Inputs<'_>, d: &Head, mut s: Scratch<'_>) {
+pub(super) fn loss<E: Number>(to: Dst<'_>, all: Reads<'_>, d: &Head, mut s: Scratch<'_>) {
     let mut total = [0.0; 2];
-    let row_bytes = d.hidden * size_of::<E>();
     for (first, n) in d.chunks() {
-        let h = from.h.part(first * row_bytes, n * row_bytes);
-        chunk_logits::<E>(h, from.w, n, d, &mut s);
-        chunk_losses::<E>(from.labels, (first, n), None, d, &s, &mut total);
+        let from = all.rows((first, n), d, size_of::<E>());
+        chunk_logits::<E>(from, n, d, &mut s);
+        chunk_losses::<E>(from.labels, None, d, &s, &mut total);
     }
     to.write().copy_from_slice(&total);
 }
 
 /// Logits of `n` rows of h into the scratch.
-fn chunk_logits<E: Number>(h: Src<'_>, w: Src<'_>, n: usize, d: &Head, s: &mut Scratch<'_>) {
+fn chunk_logits<E: Number>(from: Reads<'_>, n: usize, d: &Head, s: &mut Scratch<'_>) {
     let logits = s.logits.lend(0, n * d.vocab * size_of::<E>());
-    matmul::forward::<E>(logits, h, w, None, None, d.dims(n), s.product.again());
+    let linear = Forward::product(logits, from.h, from.w);
+    matmul::forward::<E>(linear, d.dims(n), s.product.again());
 }
 
 /// Adds a chunk's losses and count to `total`, row by row; with a scale, the logits become their
 /// gradient.
 fn chunk_losses<E: Number>(
     labels: Src<'_>,
-    (first, n): (usize, usize),
     scale: Option<f32>,
     d: &Head,
     s: &Scratch<'_>,
     total: &mut [f64; 2],
 ) {
-    let labels = number::read::<i32>(labels, first, n);
+    let n = labels.bytes() / size_of::<i32>();
+    let labels = number::read::<i32>(labels, 0, n);
     rows::each(n, d.vocab, |first, end| {
         for (row, label) in labels.iter().enumerate().take(end).skip(first) {
             // SAFETY: the task owns the workspace; a row of it is one thread's.
@@ -138,7 +125,7 @@ fn gradient_row<E: Number>(logits: &mut [E], label: usize, row: Row, scale: f32)
 
 pub(super) fn logits<E: Number>(
     out: Dst<'_>,
-    from: Inputs<'_>,
+    from: Reads<'_>,
     seq: usize,
     d: &Head,
     mut s: Scratch<'_>,

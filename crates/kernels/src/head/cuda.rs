@@ -7,11 +7,11 @@ use lowtide_device::cuda::{self, Source};
 use lowtide_device::{Dst, Src};
 use lowtide_workload::Dtype;
 
-use super::cpu::{Inputs, Outputs};
-use super::{Head, Scratch};
+use super::{Head, Reads, Scratch, Train};
 use crate::cuda::{define, source};
-use crate::matmul;
+use crate::matmul::{self, Forward, Input, Weight};
 use crate::number::size;
+use crate::operands::{Sum, Views};
 
 static SOURCE: Source = source!("head", "head.cu");
 
@@ -29,28 +29,36 @@ pub(super) struct On<'a> {
 /// in the stream when the call returns.
 pub(super) fn train(
     on: On<'_>,
-    mut to: Outputs<'_>,
-    from: Inputs<'_>,
+    mut o: Train<Views<'_>>,
     scale: f32,
-    d: &Head,
-    accumulate: bool,
-    dtype: Dtype,
+    (d, dtype): (&Head, Dtype),
     mut s: Scratch<'_>,
 ) {
     let q = on.queue;
+    let all = Reads::of(o.h, o.w, o.inputs);
     let row = d.hidden * size(dtype);
-    begin(on, to.loss.again(), d);
+    begin(on, o.loss.again(), d);
     for (first, n) in d.chunks() {
-        let h = from.h.part(first * row, n * row);
-        let loss = to.loss.again();
-        chunk(on, loss, h, from, (first, n), Some(scale), d, dtype, &mut s);
-        let dlogits = s.logits.src().part(0, n * d.vocab * size(dtype));
-        let dh = to.dh.lend(first * row, n * row);
-        let ws = s.product.again();
-        matmul::backward_input(q, dh, dlogits, from.w, d.dims(n), dtype, ws);
-        let add = accumulate || first > 0;
-        let (dw, ws) = (to.dw.again(), s.product.again());
-        matmul::backward_weight(q, dw, dlogits, h, d.dims(n), add, dtype, ws);
+        let from = all.rows((first, n), d, size(dtype));
+        let loss = (o.loss.again(), first == 0);
+        chunk(on, loss, from, Some(scale), (d, dtype), &mut s);
+        let dy = s.logits.src().part(0, n * d.vocab * size(dtype));
+        let input = Input {
+            dx: o.dh.lend(first * row, n * row),
+            dy,
+            w: o.w,
+        };
+        matmul::backward_input(q, input, d.dims(n), dtype, s.product.again());
+        let weight = Weight {
+            dw: Sum {
+                to: o.dw.to.again(),
+                accumulate: o.dw.accumulate || first > 0,
+            },
+            db: None,
+            dy,
+            x: from.h,
+        };
+        matmul::backward_weight(q, weight, d.dims(n), dtype, s.product.again());
     }
 }
 
@@ -58,16 +66,15 @@ pub(super) fn train(
 pub(super) fn loss(
     on: On<'_>,
     mut to: Dst<'_>,
-    from: Inputs<'_>,
+    all: Reads<'_>,
     d: &Head,
     dtype: Dtype,
     mut s: Scratch<'_>,
 ) {
-    let row = d.hidden * size(dtype);
     begin(on, to.again(), d);
     for (first, n) in d.chunks() {
-        let h = from.h.part(first * row, n * row);
-        chunk(on, to.again(), h, from, (first, n), None, d, dtype, &mut s);
+        let from = all.rows((first, n), d, size(dtype));
+        chunk(on, (to.again(), first == 0), from, None, (d, dtype), &mut s);
     }
 }
 
@@ -78,58 +85,60 @@ fn begin(on: On<'_>, loss: Dst<'_>, d: &Head) {
     }
 }
 
-/// Logits of a chunk into the scratch, their losses into `loss`, and with a scale their gradient in
-/// their place.
+/// Logits of a chunk into the scratch, their losses into `loss` (of the first chunk, or not), and with a
+/// scale their gradient in their place.
 fn chunk(
     on: On<'_>,
-    loss: Dst<'_>,
-    h: Src<'_>,
-    from: Inputs<'_>,
-    (first, n): (usize, usize),
+    (loss, first): (Dst<'_>, bool),
+    from: Reads<'_>,
     scale: Option<f32>,
-    d: &Head,
-    dtype: Dtype,
+    (d, dtype): (&Head, Dtype),
     s: &mut Scratch<'_>,
 ) {
+    let n = from.labels.bytes() / size_of::<i32>();
     let mut logits = s.logits.lend(0, n * d.vocab * size(dtype));
-    matmul::forward(
-        on.queue,
-        logits.again(),
-        h,
-        from.w,
-        None,
-        None,
-        d.dims(n),
-        dtype,
-        s.product.again(),
-    );
-    let labels = from.labels.part(first * 4, n * 4);
-    let losses = s.losses.lend(0, n * size_of::<f64>());
-    let to = (loss, losses);
-    after_product(
-        on.stream,
-        to,
+    let linear = Forward::product(logits.again(), from.h, from.w);
+    matmul::forward(on.queue, linear, d.dims(n), dtype, s.product.again());
+    let chunk = Chunk {
         logits,
-        labels,
-        first == 0,
-        scale,
-        d.vocab,
-        dtype,
-    );
+        losses: s.losses.lend(0, n * size_of::<f64>()),
+        labels: from.labels,
+        vocab: d.vocab,
+        first,
+    };
+    after_product(on.stream, loss, chunk, scale, dtype);
+}
+
+/// The rows of a chunk behind its product.
+pub(super) struct Chunk<'a> {
+    /// E (n, V).
+    pub logits: Dst<'a>,
+    /// f64 (n), written.
+    pub losses: Dst<'a>,
+    /// i32 (n).
+    pub labels: Src<'a>,
+    /// V.
+    pub vocab: usize,
+    /// Whether it is the first.
+    pub first: bool,
 }
 
 /// Losses of a chunk's rows, one each, and their sum and number written to `loss`, or added to it unless
-/// the chunk is the `first`; with a scale the logits become their gradient.
+/// the chunk is the first; with a scale the logits become their gradient.
 pub(super) fn after_product(
     stream: &cuda::Queue,
-    (loss, losses): (Dst<'_>, Dst<'_>),
-    logits: Dst<'_>,
-    labels: Src<'_>,
-    first: bool,
+    loss: Dst<'_>,
+    chunk: Chunk<'_>,
     scale: Option<f32>,
-    vocab: usize,
     dtype: Dtype,
 ) {
+    let Chunk {
+        logits,
+        losses,
+        labels,
+        vocab,
+        first,
+    } = chunk;
     let e = size(dtype);
     let (rows, bytes) = (labels.bytes() / 4, vocab * e);
     let wide = bytes.is_multiple_of(16) && logits.address().is_multiple_of(16);
@@ -190,10 +199,9 @@ pub(super) fn after_product(
 pub(super) fn logits(
     on: On<'_>,
     mut out: Dst<'_>,
-    from: Inputs<'_>,
+    from: Reads<'_>,
     seq: usize,
-    d: &Head,
-    dtype: Dtype,
+    (d, dtype): (&Head, Dtype),
     mut s: Scratch<'_>,
 ) {
     let row = d.hidden * size(dtype);

@@ -13,6 +13,7 @@ use lowtide_workload::Dtype;
 
 use crate::matmul::{self, Dims};
 use crate::number::{expect, expect_workspace, size, with_dtype};
+use crate::operands::{Planes, Views, operands};
 
 /// The label of a row without a loss.
 pub const NO_LOSS: i32 = -100;
@@ -53,19 +54,40 @@ impl Head {
         self.chunk.max(1).min(self.rows)
     }
 
-    fn check(
-        &self,
-        h: Src<'_>,
-        w: Src<'_>,
-        labels: Src<'_>,
-        ws: &Dst<'_>,
-        dtype: Dtype,
-        make: Make,
-    ) {
-        expect("h", h, self.rows * self.hidden, size(dtype));
-        expect("w", w, self.vocab * self.hidden, size(dtype));
-        expect("labels", labels, self.rows, size_of::<i32>());
-        expect_workspace(ws, workspace(self, dtype, make));
+    fn check(&self, from: &Reads<'_>, dtype: Dtype) {
+        expect("h", from.h, self.rows * self.hidden, size(dtype));
+        expect("w", from.w, self.vocab * self.hidden, size(dtype));
+        expect("labels", from.labels, self.rows, size_of::<i32>());
+    }
+}
+
+/// What every operation reads.
+#[derive(Clone, Copy)]
+struct Reads<'a> {
+    h: Src<'a>,
+    w: Src<'a>,
+    labels: Src<'a>,
+}
+
+impl<'a> Reads<'a> {
+    fn of(h: Src<'a>, w: Src<'a>, inputs: Planes<'a>) -> Self {
+        Self {
+            h,
+            w,
+            labels: inputs.labels,
+        }
+    }
+
+    /// Those of a chunk: its first row and number of rows.
+    fn rows(self, (first, n): (usize, usize), d: &Head, size: usize) -> Self {
+        let row = d.hidden * size;
+        Self {
+            h: self.h.part(first * row, n * row),
+            w: self.w,
+            labels: self
+                .labels
+                .part(first * size_of::<i32>(), n * size_of::<i32>()),
+        }
     }
 }
 
@@ -115,95 +137,112 @@ pub fn workspace(d: &Head, dtype: Dtype, make: Make) -> usize {
     Scratch::bytes(d, dtype, make).iter().sum()
 }
 
-/// Cross-entropy of `h·wᵀ` against `labels`, and its gradients times `scale`.
+operands! {
+    /// Operands of [`train`].
+    pub struct Train<F> {
+        /// E (rows, C).
+        pub dh: F::Write,
+        /// f32 (V, C).
+        pub dw: F::Add,
+        /// Two f64: the sum of losses and the number of rows that have one.
+        pub loss: F::Write,
+        /// E (rows, C).
+        pub h: F::Read,
+        /// E (V, C).
+        pub w: F::Read,
+        /// Of which labels, i32 (rows), with [`NO_LOSS`] (or anything negative) for rows without a loss.
+        pub inputs: F::Inputs,
+    }
+}
+
+operands! {
+    /// Operands of [`loss`], as [`Train`]'s.
+    pub struct Loss<F> {
+        /// Two f64.
+        pub loss: F::Write,
+        /// E (rows, C).
+        pub h: F::Read,
+        /// E (V, C).
+        pub w: F::Read,
+        /// Of which labels.
+        pub inputs: F::Inputs,
+    }
+}
+
+operands! {
+    /// Operands of [`logits`].
+    pub struct Logits<F> {
+        /// f32 (rows / T, V), not rounded to E.
+        pub logits: F::Write,
+        /// E (rows, C).
+        pub h: F::Read,
+        /// E (V, C).
+        pub w: F::Read,
+        /// Of which labels.
+        pub inputs: F::Inputs,
+    }
+}
+
+/// Cross-entropy of `h·wᵀ` against the labels, and its gradients times `scale`.
 ///
-/// `dh` and `h` are E (rows, C), `dw` is f32 (V, C), `w` is E (V, C), `labels` is i32 (rows) with
-/// [`NO_LOSS`] (or anything negative) for rows without a loss. `loss` is two f64, overwritten: the
-/// sum of losses and the number of rows that have one. The gradient of a row's logits is
-/// `(softmax - onehot)·scale`, rounded to E as the logits are. `dw` gains chunk after chunk, in the
-/// order of rows. A label of V or more panics; on a CUDA queue it makes the sum of losses, and the
-/// gradient of its row, NaN. Finished, or in the stream of a CUDA queue, when the call returns.
-pub fn train(
-    q: &Queue,
-    dh: Dst<'_>,
-    dw: Dst<'_>,
-    loss: Dst<'_>,
-    h: Src<'_>,
-    w: Src<'_>,
-    labels: Src<'_>,
-    scale: f32,
-    d: &Head,
-    accumulate: bool,
-    dtype: Dtype,
-    ws: Dst<'_>,
-) {
-    expect("dh", &dh, d.rows * d.hidden, size(dtype));
-    expect("dw", &dw, d.vocab * d.hidden, size_of::<f32>());
-    expect("loss", &loss, 2, size_of::<f64>());
-    d.check(h, w, labels, &ws, dtype, q.make());
-    let to = cpu::Outputs { dh, dw, loss };
-    let from = cpu::Inputs { h, w, labels };
+/// The gradient of a row's logits is `(softmax - onehot)·scale`, rounded to E as the logits are. `dw`
+/// gains chunk after chunk, in the order of rows. A label of V or more panics; on a CUDA queue it makes
+/// the sum of losses, and the gradient of its row, NaN. Finished, or in the stream of a CUDA queue, when
+/// the call returns.
+pub fn train(q: &Queue, o: Train<Views<'_>>, scale: f32, d: &Head, dtype: Dtype, ws: Dst<'_>) {
+    expect("dh", &o.dh, d.rows * d.hidden, size(dtype));
+    expect("dw", &o.dw.to, d.vocab * d.hidden, size_of::<f32>());
+    expect("loss", &o.loss, 2, size_of::<f64>());
+    let from = Reads::of(o.h, o.w, o.inputs);
+    d.check(&from, dtype);
+    expect_workspace(&ws, workspace(d, dtype, q.make()));
     let scratch = Scratch::new(ws, d, dtype, q.make());
     if let Some(stream) = q.cuda() {
         let on = cuda::On { queue: q, stream };
-        return cuda::train(on, to, from, scale, d, accumulate, dtype, scratch);
+        return cuda::train(on, o, scale, (d, dtype), scratch);
     }
-    q.run(|| with_dtype!(dtype, cpu::train(to, from, scale, d, accumulate, scratch)));
+    q.run(|| with_dtype!(dtype, cpu::train(o, scale, d, scratch)));
 }
 
 /// The loss alone, with the same bits as [`train`]'s. Finished, or in the stream of a CUDA queue,
 /// when the call returns.
-pub fn loss(
-    q: &Queue,
-    loss: Dst<'_>,
-    h: Src<'_>,
-    w: Src<'_>,
-    labels: Src<'_>,
-    d: &Head,
-    dtype: Dtype,
-    ws: Dst<'_>,
-) {
-    expect("loss", &loss, 2, size_of::<f64>());
-    d.check(h, w, labels, &ws, dtype, q.make());
-    let from = cpu::Inputs { h, w, labels };
+pub fn loss(q: &Queue, o: Loss<Views<'_>>, d: &Head, dtype: Dtype, ws: Dst<'_>) {
+    expect("loss", &o.loss, 2, size_of::<f64>());
+    let from = Reads::of(o.h, o.w, o.inputs);
+    d.check(&from, dtype);
+    expect_workspace(&ws, workspace(d, dtype, q.make()));
     let scratch = Scratch::new(ws, d, dtype, q.make());
     if let Some(stream) = q.cuda() {
         let on = cuda::On { queue: q, stream };
-        return cuda::loss(on, loss, from, d, dtype, scratch);
+        return cuda::loss(on, o.loss, from, d, dtype, scratch);
     }
-    q.run(|| with_dtype!(dtype, cpu::loss(loss, from, d, scratch)));
+    q.run(|| with_dtype!(dtype, cpu::loss(o.loss, from, d, scratch)));
 }
 
 /// One row of logits for each sequence of `seq` rows, at its row whose label is not negative (the
-/// first, should there be several; zeros where there is none).
-///
-/// `out` is f32 (rows / seq, V), not rounded to E. Finished, or in the stream of a CUDA queue, when
-/// the call returns.
-pub fn logits(
-    q: &Queue,
-    out: Dst<'_>,
-    h: Src<'_>,
-    w: Src<'_>,
-    labels: Src<'_>,
-    seq: usize,
-    d: &Head,
-    dtype: Dtype,
-    ws: Dst<'_>,
-) {
+/// first, should there be several; zeros where there is none). Finished, or in the stream of a CUDA
+/// queue, when the call returns.
+pub fn logits(q: &Queue, o: Logits<Views<'_>>, seq: usize, d: &Head, dtype: Dtype, ws: Dst<'_>) {
     assert!(
         seq > 0 && d.rows.is_multiple_of(seq),
         "{} rows in sequences of {seq}",
         d.rows
     );
-    expect("out", &out, d.rows / seq * d.vocab, size_of::<f32>());
-    d.check(h, w, labels, &ws, dtype, q.make());
-    let from = cpu::Inputs { h, w, labels };
+    expect(
+        "logits",
+        &o.logits,
+        d.rows / seq * d.vocab,
+        size_of::<f32>(),
+    );
+    let from = Reads::of(o.h, o.w, o.inputs);
+    d.check(&from, dtype);
+    expect_workspace(&ws, workspace(d, dtype, q.make()));
     let scratch = Scratch::new(ws, d, dtype, q.make());
     if let Some(stream) = q.cuda() {
         let on = cuda::On { queue: q, stream };
-        return cuda::logits(on, out, from, seq, d, dtype, scratch);
+        return cuda::logits(on, o.logits, from, seq, (d, dtype), scratch);
     }
-    q.run(|| with_dtype!(dtype, cpu::logits(out, from, seq, d, scratch)));
+    q.run(|| with_dtype!(dtype, cpu::logits(o.logits, from, seq, d, scratch)));
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use half::bf16;
 
 use super::*;
+use crate::operands::Sum;
 use crate::testing::{
     DTYPES, Numbers, Rng, Scratch, Tensor, close, differences, everywhere, on_gpu, plus,
 };
@@ -71,12 +72,27 @@ fn check((rows, hidden, vocab, chunk): (usize, usize, usize, usize), dtype: Dtyp
             let (mut sums, mut alone) = (Numbers::of(&[f64::NAN; 2]), Numbers::of(&[f64::NAN; 2]));
             let mut ws = Scratch::new(workspace(&d, dtype, q.make()));
             let (hv, wv, lv) = (h.src(q), w.src(q), labels.src(q));
-            let (to, acc, mut ws, sum) = (dh.on(q), dw.on(q), ws.on(q), sums.on(q));
-            let scratch = ws.again();
-            train(
-                q, to, acc, sum, hv, wv, lv, scale, &d, accumulate, dtype, scratch,
-            );
-            loss(q, alone.on(q), hv, wv, lv, &d, dtype, ws);
+            let mut ws = ws.on(q);
+            let inputs = Planes::all(lv);
+            let o = Train {
+                dh: dh.on(q),
+                dw: Sum {
+                    to: dw.on(q),
+                    accumulate,
+                },
+                loss: sums.on(q),
+                h: hv,
+                w: wv,
+                inputs,
+            };
+            train(q, o, scale, &d, dtype, ws.again());
+            let o = Loss {
+                loss: alone.on(q),
+                h: hv,
+                w: wv,
+                inputs,
+            };
+            loss(q, o, &d, dtype, ws);
             settle(q);
             (dh, dw, sums.values(), alone.values())
         });
@@ -143,10 +159,15 @@ fn check_alone(rows: usize, vocab: usize, dtype: Dtype, scale: Option<f32>) {
             let (mut labels, mut losses) =
                 (Numbers::of(&labels), Numbers::of(&vec![f64::NAN; rows]));
             let mut sums = Numbers::of(if first { &[f64::NAN; 2] } else { &before });
-            let (x, l) = (logits.on(q), labels.src(q));
-            let to = (sums.on(q), losses.on(q));
+            let chunk = cuda::Chunk {
+                logits: logits.on(q),
+                losses: losses.on(q),
+                labels: labels.src(q),
+                vocab,
+                first,
+            };
             let stream = q.cuda().expect("a GPU");
-            cuda::after_product(stream, to, x, l, first, scale, vocab, dtype);
+            cuda::after_product(stream, sums.on(q), chunk, scale, dtype);
             settle(q);
             (logits, sums.values())
         });
@@ -200,8 +221,13 @@ fn logits_of_marked_rows() {
             let mut out = Tensor::nan(n * d.vocab, Dtype::F32);
             let (mut h, mut w, mut marks) = (h.clone(), w.clone(), Numbers::of(&marks));
             let mut ws = Scratch::new(workspace(&d, dtype, q.make()));
-            let (to, hv, wv) = (out.on(q), h.src(q), w.src(q));
-            logits(q, to, hv, wv, marks.src(q), seq, &d, dtype, ws.on(q));
+            let o = Logits {
+                logits: out.on(q),
+                h: h.src(q),
+                w: w.src(q),
+                inputs: Planes::all(marks.src(q)),
+            };
+            logits(q, o, seq, &d, dtype, ws.on(q));
             settle(q);
             out
         });
@@ -232,9 +258,18 @@ fn large_logits_do_not_overflow() {
         let (mut labels, mut sums) = (Numbers::of(&[0, 0]), Numbers::of(&[f64::NAN; 2]));
         let (mut dh, mut dw) = (Tensor::nan(2, dtype), Tensor::nan(3, dtype));
         let mut ws = Scratch::new(workspace(&d, dtype, q.make()));
-        let (sum, l, ws) = (sums.on(q), labels.src(q), ws.on(q));
-        let (to, acc, hv, wv) = (dh.on(q), dw.on(q), h.src(q), w.src(q));
-        train(q, to, acc, sum, hv, wv, l, 1.0, &d, false, dtype, ws);
+        let o = Train {
+            dh: dh.on(q),
+            dw: Sum {
+                to: dw.on(q),
+                accumulate: false,
+            },
+            loss: sums.on(q),
+            h: h.src(q),
+            w: w.src(q),
+            inputs: Planes::all(labels.src(q)),
+        };
+        train(q, o, 1.0, &d, dtype, ws.on(q));
         settle(q);
         (sums.values(), dh, dw)
     });
@@ -265,9 +300,18 @@ fn a_label_outside_the_table_is_a_loss_that_is_no_number_on_a_device() {
             let mut dh = Tensor::nan(d.rows * d.hidden, dtype);
             let mut dw = Tensor::nan(d.vocab * d.hidden, Dtype::F32);
             let mut ws = Scratch::new(workspace(&d, dtype, q.make()));
-            let (sum, l, ws) = (sums.on(q), labels.src(q), ws.on(q));
-            let (to, acc, hv, wv) = (dh.on(q), dw.on(q), h.src(q), w.src(q));
-            train(q, to, acc, sum, hv, wv, l, 1.0, &d, false, dtype, ws);
+            let o = Train {
+                dh: dh.on(q),
+                dw: Sum {
+                    to: dw.on(q),
+                    accumulate: false,
+                },
+                loss: sums.on(q),
+                h: h.src(q),
+                w: w.src(q),
+                inputs: Planes::all(labels.src(q)),
+            };
+            train(q, o, 1.0, &d, dtype, ws.on(q));
             settle(q);
             let nans: Vec<bool> = dh.values().iter().map(|x| x.is_nan()).collect();
             (sums.values()[0].is_nan(), sums.values()[1], nans)

@@ -1,49 +1,27 @@
 //! LayerNorm on threads.
 
-use lowtide_device::{Dst, Src};
+use lowtide_device::Dst;
 use multiversion::multiversion;
 
+use super::{Backward, Forward};
+use crate::Rows;
 use crate::number::{self, Number, sum};
+use crate::operands::Views;
 use crate::rows::{self, Runs};
 
-/// What forward left for backward.
-#[derive(Clone, Copy)]
-pub(super) struct Saved<'a> {
-    pub x: Src<'a>,
-    pub mean: Src<'a>,
-    pub rstd: Src<'a>,
-    pub w: Src<'a>,
-}
-
-/// What backward writes.
-pub(super) struct Gradients<'a> {
-    pub dx: Dst<'a>,
-    pub dw: Dst<'a>,
-    pub db: Dst<'a>,
-}
-
-pub(super) fn forward<E: Number>(
-    y: Dst<'_>,
-    mean: Dst<'_>,
-    rstd: Dst<'_>,
-    x: Src<'_>,
-    w: Src<'_>,
-    b: Src<'_>,
-    rows: usize,
-    c: usize,
-    eps: f32,
-) {
+pub(super) fn forward<E: Number>(o: Forward<Views<'_>>, d: Rows, eps: f32) {
+    let (rows, c) = (d.rows, d.width);
     rows::each(rows, c, |first, end| {
         for row in first..end {
             // SAFETY: the task owns `y`, `mean` and `rstd`, a row is one thread's; nobody writes
             // the rest.
             unsafe {
-                let y = number::write::<E>(&y, row * c, c);
-                let x = number::read::<E>(x, row * c, c);
-                let (w, b) = (number::read::<E>(w, 0, c), number::read::<E>(b, 0, c));
+                let y = number::write::<E>(&o.y, row * c, c);
+                let x = number::read::<E>(o.x, row * c, c);
+                let (w, b) = (number::read::<E>(o.w, 0, c), number::read::<E>(o.b, 0, c));
                 let (m, r) = forward_row(y, x, w, b, eps);
-                number::write::<f32>(&mean, row, 1)[0] = m;
-                number::write::<f32>(&rstd, row, 1)[0] = r;
+                number::write::<f32>(&o.mean, row, 1)[0] = m;
+                number::write::<f32>(&o.rstd, row, 1)[0] = r;
             }
         }
     });
@@ -63,43 +41,34 @@ fn forward_row<E: Number>(y: &mut [E], x: &[E], w: &[E], b: &[E], eps: f32) -> (
     (mean, rstd)
 }
 
-pub(super) fn backward<E: Number>(
-    to: Gradients<'_>,
-    dy: Src<'_>,
-    saved: Saved<'_>,
-    residual: Option<Src<'_>>,
-    rows: usize,
-    c: usize,
-    accumulate: bool,
-    ws: Dst<'_>,
-) {
+pub(super) fn backward<E: Number>(o: Backward<Views<'_>>, d: Rows, ws: Dst<'_>) {
+    let (rows, c) = (d.rows, d.width);
     let runs = Runs::new(rows);
     runs.each(&ws, 2 * c, |first, end, partial| {
         let (dw, db) = partial.split_at_mut(c);
         // SAFETY: the task owns `dx`, a row is one thread's; nobody writes the rest.
         unsafe {
-            let w = number::read::<E>(saved.w, 0, c);
-            let mean = number::read::<f32>(saved.mean, 0, rows);
-            let rstd = number::read::<f32>(saved.rstd, 0, rows);
+            let w = number::read::<E>(o.w, 0, c);
+            let mean = number::read::<f32>(o.mean, 0, rows);
+            let rstd = number::read::<f32>(o.rstd, 0, rows);
             for row in first..end {
-                let dx = number::write::<E>(&to.dx, row * c, c);
-                let dy = number::read::<E>(dy, row * c, c);
-                let x = number::read::<E>(saved.x, row * c, c);
-                let residual = residual.map(|r| number::read::<E>(r, row * c, c));
-                backward_row(dx, dw, db, dy, x, (mean[row], rstd[row]), w, residual);
+                let dx = number::write::<E>(&o.dx, row * c, c);
+                let dy = number::read::<E>(o.dy, row * c, c);
+                let x = number::read::<E>(o.x, row * c, c);
+                let residual = o.residual.map(|r| number::read::<E>(r, row * c, c));
+                backward_row(dx, (dw, db), dy, x, (mean[row], rstd[row]), w, residual);
             }
         }
     });
-    runs.sum_partials(to.dw, 0, ws.src(), 2 * c, accumulate);
-    runs.sum_partials(to.db, c, ws.src(), 2 * c, accumulate);
+    runs.sum_partials(o.dw, 0, ws.src(), 2 * c);
+    runs.sum_partials(o.db, c, ws.src(), 2 * c);
 }
 
 /// One row of dx; adds the row's part of dw and db.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma"))]
 fn backward_row<E: Number>(
     dx: &mut [E],
-    dw: &mut [f32],
-    db: &mut [f32],
+    (dw, db): (&mut [f32], &mut [f32]),
     dy: &[E],
     x: &[E],
     (mean, rstd): (f32, f32),

@@ -1,11 +1,12 @@
 //! LayerNorm on a GPU: RMSNorm's kernels with a mean, its runs and its second kernel.
 
+use lowtide_device::Dst;
 use lowtide_device::cuda::{Queue, Source};
-use lowtide_device::{Dst, Src};
-use lowtide_workload::Dtype;
 
-use super::cpu::{Gradients, Saved};
+use super::{Backward, Forward};
+use crate::Rows;
 use crate::cuda::define;
+use crate::operands::Views;
 use crate::rmsnorm::cuda::{GROUPS, HEADERS, Runs, Teams, aligned, plain_threads, sum_partials};
 
 static SOURCE: Source = Source {
@@ -23,41 +24,35 @@ fn shared(teams: Teams) -> usize {
     2 * 8 * GROUPS * teams.threads() as usize * size_of::<f32>()
 }
 
-pub(super) fn forward(
-    q: &Queue,
-    (y, mean, rstd): (Dst<'_>, Dst<'_>, Dst<'_>),
-    (x, w, b): (Src<'_>, Src<'_>, Src<'_>),
-    (rows, c): (usize, usize),
-    eps: f32,
-    dtype: Dtype,
-) {
+pub(super) fn forward(q: &Queue, o: Forward<Views<'_>>, d: Rows, eps: f32) {
+    let (rows, c) = (d.rows, d.width);
     let launch = match Teams::new(c, GROUPS)
-        .filter(|_| aligned(&[y.address(), x.address(), w.address(), b.address()]))
+        .filter(|_| aligned(&[o.y.address(), o.x.address(), o.w.address(), o.b.address()]))
     {
         Some(teams) => q
-            .kernel(&SOURCE, define(dtype), "forward")
+            .kernel(&SOURCE, define(d.dtype), "forward")
             .grid(rows.div_ceil(teams.teams), 1, 1)
             .block(teams.threads())
-            .arg(&y)
-            .arg(&mean)
-            .arg(&rstd)
-            .arg(x)
-            .arg(w)
-            .arg(b)
+            .arg(&o.y)
+            .arg(&o.mean)
+            .arg(&o.rstd)
+            .arg(o.x)
+            .arg(o.w)
+            .arg(o.b)
             .arg(rows)
             .arg(c)
             .arg(teams.warps as i32)
             .arg(eps),
         None => q
-            .kernel(&SOURCE, define(dtype), "forward_plain")
+            .kernel(&SOURCE, define(d.dtype), "forward_plain")
             .grid(rows, 1, 1)
             .block(plain_threads(c))
-            .arg(&y)
-            .arg(&mean)
-            .arg(&rstd)
-            .arg(x)
-            .arg(w)
-            .arg(b)
+            .arg(&o.y)
+            .arg(&o.mean)
+            .arg(&o.rstd)
+            .arg(o.x)
+            .arg(o.w)
+            .arg(o.b)
             .arg(c)
             .arg(eps),
     };
@@ -67,34 +62,25 @@ pub(super) fn forward(
     }
 }
 
-pub(super) fn backward(
-    q: &Queue,
-    to: Gradients<'_>,
-    dy: Src<'_>,
-    saved: Saved<'_>,
-    residual: Option<Src<'_>>,
-    (rows, c): (usize, usize),
-    accumulate: bool,
-    dtype: Dtype,
-    ws: Dst<'_>,
-) {
+pub(super) fn backward(q: &Queue, o: Backward<Views<'_>>, d: Rows, ws: Dst<'_>) {
+    let (rows, c) = (d.rows, d.width);
     let runs = Runs::new(rows);
     let wide = aligned(&[
-        to.dx.address(),
-        dy.address(),
-        saved.x.address(),
-        saved.w.address(),
-        residual.unwrap_or(dy).address(),
+        o.dx.address(),
+        o.dy.address(),
+        o.x.address(),
+        o.w.address(),
+        o.residual.unwrap_or(o.dy).address(),
         ws.address(),
     ]);
     let teams = Teams::new(c, GROUPS).filter(|t| wide && shared(*t) <= SHARED);
     let launch = match teams {
         Some(teams) => q
-            .kernel(&SOURCE, define(dtype), "backward")
+            .kernel(&SOURCE, define(d.dtype), "backward")
             .block(teams.threads())
             .shared(shared(teams)),
         None => q
-            .kernel(&SOURCE, define(dtype), "backward_plain")
+            .kernel(&SOURCE, define(d.dtype), "backward_plain")
             .block(plain_threads(c)),
     };
     // The plain kernel has no parameter for the last argument, which is then not read.
@@ -102,20 +88,20 @@ pub(super) fn backward(
     unsafe {
         launch
             .grid(runs.count, 1, 1)
-            .arg(&to.dx)
+            .arg(&o.dx)
             .arg(&ws)
-            .arg(dy)
-            .arg(saved.x)
-            .arg(saved.mean)
-            .arg(saved.rstd)
-            .arg(saved.w)
-            .arg(residual)
+            .arg(o.dy)
+            .arg(o.x)
+            .arg(o.mean)
+            .arg(o.rstd)
+            .arg(o.w)
+            .arg(o.residual)
             .arg(rows)
             .arg(c)
             .arg(runs.run)
             .arg(teams.map_or(0, |t| t.warps as i32))
             .launch();
     }
-    let to = (to.dw, Some(to.db));
-    sum_partials(q, to, ws.src(), (c, 2 * c), runs, accumulate, dtype);
+    let to = (o.dw, Some(o.db.to));
+    sum_partials(q, to, ws.src(), (c, 2 * c), runs, d.dtype);
 }

@@ -6,10 +6,11 @@ mod cpu;
 mod cuda;
 pub mod reference;
 
-use lowtide_device::{Dst, Make, Queue, Src};
-use lowtide_workload::Dtype;
+use lowtide_device::{Dst, Make, Queue};
 
+use crate::Rows;
 use crate::number::{expect, expect_workspace, size, with_dtype};
+use crate::operands::{Sum, Views, operands};
 use crate::rows::Runs;
 
 /// Bytes of scratch of [`backward`].
@@ -21,82 +22,90 @@ pub fn workspace(rows: usize, c: usize, make: Make) -> usize {
     }
 }
 
-/// `y = (x - mean)·rstd·w + b` with `rstd = 1/√(variance + eps)`, the variance that of the whole
-/// row (divided by C).
-///
-/// `y` and `x` are E (rows, C), `mean` and `rstd` are f32 (rows), `w` and `b` are E (C).
-pub fn forward(
-    q: &Queue,
-    y: Dst<'_>,
-    mean: Dst<'_>,
-    rstd: Dst<'_>,
-    x: Src<'_>,
-    w: Src<'_>,
-    b: Src<'_>,
-    rows: usize,
-    c: usize,
-    eps: f32,
-    dtype: Dtype,
-) {
-    let e = size(dtype);
-    expect("y", &y, rows * c, e);
-    expect("mean", &mean, rows, size_of::<f32>());
-    expect("rstd", &rstd, rows, size_of::<f32>());
-    expect("x", x, rows * c, e);
-    expect("w", w, c, e);
-    expect("b", b, c, e);
-    if let Some(q) = q.cuda() {
-        return cuda::forward(q, (y, mean, rstd), (x, w, b), (rows, c), eps, dtype);
+operands! {
+    /// Operands of [`forward`].
+    pub struct Forward<F> {
+        /// E (rows, C).
+        pub y: F::Write,
+        /// f32 (rows).
+        pub mean: F::Write,
+        /// f32 (rows).
+        pub rstd: F::Write,
+        /// E (rows, C).
+        pub x: F::Read,
+        /// E (C).
+        pub w: F::Read,
+        /// E (C).
+        pub b: F::Read,
     }
-    q.run(|| with_dtype!(dtype, cpu::forward(y, mean, rstd, x, w, b, rows, c, eps)));
+}
+
+operands! {
+    /// Operands of [`backward`]. Both gradients are treated as `dw` is: they are one kernel's.
+    pub struct Backward<F> {
+        /// E (rows, C).
+        pub dx: F::Write,
+        /// f32 (C).
+        pub dw: F::Add,
+        /// f32 (C).
+        pub db: F::Add,
+        /// E (rows, C).
+        pub dy: F::Read,
+        /// What forward read, E (rows, C).
+        pub x: F::Read,
+        /// What forward wrote, f32 (rows).
+        pub mean: F::Read,
+        /// What forward wrote, f32 (rows).
+        pub rstd: F::Read,
+        /// E (C).
+        pub w: F::Read,
+        /// The gradient that goes around the norm, E (rows, C).
+        pub residual: Option<F::Read>,
+    }
+}
+
+/// `y = (x - mean)·rstd·w + b` with `rstd = 1/√(variance + eps)`, the variance that of the whole
+/// row (divided by C), in rows of width C.
+pub fn forward(q: &Queue, o: Forward<Views<'_>>, d: Rows, eps: f32) {
+    let e = size(d.dtype);
+    expect("y", &o.y, d.numbers(), e);
+    expect("mean", &o.mean, d.rows, size_of::<f32>());
+    expect("rstd", &o.rstd, d.rows, size_of::<f32>());
+    expect("x", o.x, d.numbers(), e);
+    expect("w", o.w, d.width, e);
+    expect("b", o.b, d.width, e);
+    if let Some(q) = q.cuda() {
+        return cuda::forward(q, o, d, eps);
+    }
+    q.run(|| with_dtype!(d.dtype, cpu::forward(o, d, eps)));
 }
 
 /// `dx = rstd·(g - mean(g) - x̂·mean(g·x̂)) + residual` with `g = dy·w` and `x̂ = (x - mean)·rstd`;
-/// `dw (+)= Σ dy·x̂` and `db (+)= Σ dy` over rows.
-///
-/// `dx`, `dy`, `x` and `residual` are E (rows, C), `dw` and `db` are f32 (C), `mean` and `rstd` are
-/// f32 (rows), `w` is E (C). The sum with the residual is rounded once.
-pub fn backward(
-    q: &Queue,
-    dx: Dst<'_>,
-    dw: Dst<'_>,
-    db: Dst<'_>,
-    dy: Src<'_>,
-    x: Src<'_>,
-    mean: Src<'_>,
-    rstd: Src<'_>,
-    w: Src<'_>,
-    residual: Option<Src<'_>>,
-    rows: usize,
-    c: usize,
-    accumulate: bool,
-    dtype: Dtype,
-    ws: Dst<'_>,
-) {
-    let e = size(dtype);
-    expect("dx", &dx, rows * c, e);
-    expect("dw", &dw, c, size_of::<f32>());
-    expect("db", &db, c, size_of::<f32>());
-    expect("dy", dy, rows * c, e);
-    expect("x", x, rows * c, e);
-    expect("mean", mean, rows, size_of::<f32>());
-    expect("rstd", rstd, rows, size_of::<f32>());
-    expect("w", w, c, e);
-    residual
+/// `dw (+)= Σ dy·x̂` and `db (+)= Σ dy` over rows. The sum with the residual is rounded once.
+pub fn backward(q: &Queue, o: Backward<Views<'_>>, d: Rows, ws: Dst<'_>) {
+    let e = size(d.dtype);
+    expect("dx", &o.dx, d.numbers(), e);
+    expect("dw", &o.dw.to, d.width, size_of::<f32>());
+    expect("db", &o.db.to, d.width, size_of::<f32>());
+    expect("dy", o.dy, d.numbers(), e);
+    expect("x", o.x, d.numbers(), e);
+    expect("mean", o.mean, d.rows, size_of::<f32>());
+    expect("rstd", o.rstd, d.rows, size_of::<f32>());
+    expect("w", o.w, d.width, e);
+    o.residual
         .into_iter()
-        .for_each(|r| expect("residual", r, rows * c, e));
-    expect_workspace(&ws, workspace(rows, c, q.make()));
-    let saved = cpu::Saved { x, mean, rstd, w };
-    let to = cpu::Gradients { dx, dw, db };
+        .for_each(|r| expect("residual", r, d.numbers(), e));
+    expect_workspace(&ws, workspace(d.rows, d.width, q.make()));
+    let accumulate = o.dw.accumulate;
+    let db = Sum {
+        to: o.db.to,
+        accumulate,
+    };
+    let o = Backward { db, ..o };
     if let Some(q) = q.cuda() {
-        return cuda::backward(q, to, dy, saved, residual, (rows, c), accumulate, dtype, ws);
+        return cuda::backward(q, o, d, ws);
     }
-    q.run(|| {
-        with_dtype!(
-            dtype,
-            cpu::backward(to, dy, saved, residual, rows, c, accumulate, ws)
-        )
-    });
+    q.run(|| with_dtype!(d.dtype, cpu::backward(o, d, ws)));
 }
 
 #[cfg(test)]

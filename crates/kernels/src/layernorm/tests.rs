@@ -1,5 +1,7 @@
 //! LayerNorm against `f64`.
 
+use lowtide_workload::Dtype;
+
 use super::*;
 use crate::testing::{DTYPES, Rng, Scratch, Tensor, close, differences, dot, everywhere, plus};
 
@@ -40,6 +42,11 @@ fn input(rng: &mut Rng, n: usize, dtype: Dtype) -> Tensor {
 
 #[track_caller]
 fn check((rows, c): (usize, usize), dtype: Dtype) {
+    let size = Rows {
+        rows,
+        width: c,
+        dtype,
+    };
     let mut rng = Rng((rows * 31 + c) as u64);
     let x = input(&mut rng, rows * c, dtype);
     let (w, b) = (rng.tensor(c, dtype, 1.0), rng.tensor(c, dtype, 1.0));
@@ -53,9 +60,15 @@ fn check((rows, c): (usize, usize), dtype: Dtype) {
         let mut y = Tensor::nan(rows * c, dtype);
         let (mut mean, mut rstd) = (Tensor::nan(rows, Dtype::F32), Tensor::nan(rows, Dtype::F32));
         let (mut x, mut w, mut b) = (x.clone(), w.clone(), b.clone());
-        let (yv, mv, rv) = (y.on(q), mean.on(q), rstd.on(q));
-        let (xv, wv, bv) = (x.src(q), w.src(q), b.src(q));
-        forward(q, yv, mv, rv, xv, wv, bv, rows, c, EPS, dtype);
+        let o = Forward {
+            y: y.on(q),
+            mean: mean.on(q),
+            rstd: rstd.on(q),
+            x: x.src(q),
+            w: w.src(q),
+            b: b.src(q),
+        };
+        forward(q, o, size, EPS);
         (y, mean, rstd)
     });
     let want = reference::forward(&x.values(), &w.values(), &b.values(), f64::from(EPS));
@@ -84,23 +97,19 @@ fn check((rows, c): (usize, usize), dtype: Dtype) {
             let (mut mean, mut rstd) = (mean.clone(), rstd.clone());
             let mut residual = residual.clone();
             let mut ws = Scratch::new(workspace(rows, c, q.make()));
-            backward(
-                q,
-                dx.on(q),
-                dw.on(q),
-                db.on(q),
-                dy.src(q),
-                x.src(q),
-                mean.src(q),
-                rstd.src(q),
-                w.src(q),
-                with_residual.then(|| residual.src(q)),
-                rows,
-                c,
-                accumulate,
-                dtype,
-                ws.on(q),
-            );
+            let sum = |to| Sum { to, accumulate };
+            let o = Backward {
+                dx: dx.on(q),
+                dw: sum(dw.on(q)),
+                db: sum(db.on(q)),
+                dy: dy.src(q),
+                x: x.src(q),
+                mean: mean.src(q),
+                rstd: rstd.src(q),
+                w: w.src(q),
+                residual: with_residual.then(|| residual.src(q)),
+            };
+            backward(q, o, size, ws.on(q));
             (dx, dw, db)
         });
         let slack = 4e-6 + 2e-7 * rows as f64;
@@ -136,9 +145,20 @@ fn a_far_mean_does_not_cancel() {
     let done = everywhere(|q| {
         let [mut y, mut mean, mut rstd] = [c, 1, 1].map(|n| Tensor::nan(n, Dtype::F32));
         let (mut x, mut w, mut b) = (x.clone(), w.clone(), b.clone());
-        let (yv, mv, rv) = (y.on(q), mean.on(q), rstd.on(q));
-        let (xv, wv, bv) = (x.src(q), w.src(q), b.src(q));
-        forward(q, yv, mv, rv, xv, wv, bv, rows, c, 1e-5, Dtype::F32);
+        let o = Forward {
+            y: y.on(q),
+            mean: mean.on(q),
+            rstd: rstd.on(q),
+            x: x.src(q),
+            w: w.src(q),
+            b: b.src(q),
+        };
+        let size = Rows {
+            rows,
+            width: c,
+            dtype: Dtype::F32,
+        };
+        forward(q, o, size, 1e-5);
         rstd
     });
     for (device, rstd) in &done {

@@ -7,7 +7,9 @@ use lowtide_device::cuda::{self, Source};
 use lowtide_device::{Dst, Src};
 use lowtide_workload::Dtype;
 
+use super::Dims;
 use crate::cuda::{define, source};
+use crate::operands::Sum;
 
 static SOURCE: Source = source!("bias", "bias.cu");
 
@@ -33,17 +35,16 @@ pub(super) fn bias_workspace(rows: usize, cols: usize) -> usize {
 /// returns. The complete sum is added to what is there, in one addition a number.
 pub(super) fn backward_bias(
     q: &cuda::Queue,
-    db: Dst<'_>,
+    db: Sum<'_>,
     dy: Src<'_>,
-    rows: usize,
-    cols: usize,
-    accumulate: bool,
+    d: Dims,
     dtype: Dtype,
     ws: Dst<'_>,
 ) {
+    let (rows, cols) = (d.rows, d.cols);
     if rows == 0 {
-        if !accumulate {
-            q.fill(db, 0);
+        if !db.accumulate {
+            q.fill(db.to, 0);
         }
         return;
     }
@@ -69,11 +70,11 @@ pub(super) fn backward_bias(
         q.kernel(&SOURCE, define(dtype), "total")
             .grid(cols.div_ceil(32), 1, 1)
             .block(32 * WARPS as u32)
-            .arg(&db)
+            .arg(&db.to)
             .arg(&parts)
             .arg(runs)
             .arg(cols)
-            .arg(accumulate)
+            .arg(db.accumulate)
             .launch();
     }
 }

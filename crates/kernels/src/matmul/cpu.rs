@@ -4,66 +4,52 @@ use lowtide_device::{Dst, Src};
 use multiversion::multiversion;
 use rayon::prelude::*;
 
-use super::Dims;
+use super::{Dims, Forward, Input};
 use crate::number::{self, Number};
+use crate::operands::{Sum, Views};
 use crate::product::{Operand, Tile, product};
 use crate::rows;
 
 /// `y = x·wᵀ + bias + residual`.
-pub(crate) fn forward<E: Number>(
-    y: Dst<'_>,
-    x: Src<'_>,
-    w: Src<'_>,
-    bias: Option<Src<'_>>,
-    residual: Option<Src<'_>>,
-    d: Dims,
-    ws: Dst<'_>,
-) {
+pub(crate) fn forward<E: Number>(o: Forward<Views<'_>>, d: Dims, ws: Dst<'_>) {
     let x = Operand {
-        view: x,
+        view: o.x,
         stride: d.inner,
         along_inner: true,
     };
     let w = Operand {
-        view: w,
+        view: o.w,
         stride: d.inner,
         along_inner: true,
     };
     product::<E>(x, w, (d.rows, d.cols, d.inner), ws, |tile| {
-        store::<E>(&y, bias, residual, d.cols, &tile);
+        store::<E>(&o.y, o.bias, o.residual, d.cols, &tile);
     });
 }
 
 /// `dx = dy·w`.
-pub(crate) fn backward_input<E: Number>(
-    dx: Dst<'_>,
-    dy: Src<'_>,
-    w: Src<'_>,
-    d: Dims,
-    ws: Dst<'_>,
-) {
+pub(crate) fn backward_input<E: Number>(o: Input<Views<'_>>, d: Dims, ws: Dst<'_>) {
     let dy = Operand {
-        view: dy,
+        view: o.dy,
         stride: d.cols,
         along_inner: true,
     };
     let w = Operand {
-        view: w,
+        view: o.w,
         stride: d.inner,
         along_inner: false,
     };
     product::<E>(dy, w, (d.rows, d.inner, d.cols), ws, |tile| {
-        store::<E>(&dx, None, None, d.inner, &tile);
+        store::<E>(&o.dx, None, None, d.inner, &tile);
     });
 }
 
 /// `dw (+)= dyᵀ·x`.
 pub(crate) fn backward_weight<E: Number>(
-    dw: Dst<'_>,
+    dw: Sum<'_>,
     dy: Src<'_>,
     x: Src<'_>,
     d: Dims,
-    accumulate: bool,
     ws: Dst<'_>,
 ) {
     let dy = Operand {
@@ -79,8 +65,8 @@ pub(crate) fn backward_weight<E: Number>(
     product::<E>(dy, x, (d.cols, d.inner, d.rows), ws, |tile| {
         for (row, data) in tile.data.chunks_exact(tile.cols).enumerate() {
             // SAFETY: the task owns `dw`; tiles do not overlap.
-            let to = unsafe { number::write(&dw, (tile.i + row) * d.inner + tile.j, tile.cols) };
-            rows::put(to, data, accumulate);
+            let to = unsafe { number::write(&dw.to, (tile.i + row) * d.inner + tile.j, tile.cols) };
+            rows::put(to, data, dw.accumulate);
         }
     });
 }
@@ -125,7 +111,7 @@ fn store_sums<E: Number>(y: &mut [E], product: &[f32], bias: &[E], residual: &[E
 
 /// `db (+)= Σ dy` over rows: runs of columns in parallel, runs of rows summed apart first, which
 /// keeps the error of a long sum small.
-pub(crate) fn backward_bias<E: Number>(db: Dst<'_>, dy: Src<'_>, d: Dims, accumulate: bool) {
+pub(crate) fn backward_bias<E: Number>(db: Sum<'_>, dy: Src<'_>, d: Dims) {
     const COLUMNS: usize = 64;
     const ROWS: usize = 128;
     (0..d.cols.div_ceil(COLUMNS)).into_par_iter().for_each(|i| {
@@ -139,8 +125,8 @@ pub(crate) fn backward_bias<E: Number>(db: Dst<'_>, dy: Src<'_>, d: Dims, accumu
             number::add(&mut total, &run);
         }
         // SAFETY: the task owns `db`; each run of columns is one thread's.
-        let db = unsafe { number::write(&db, start, len) };
-        rows::put(db, &total, accumulate);
+        let to = unsafe { number::write(&db.to, start, len) };
+        rows::put(to, &total, db.accumulate);
     });
 }
 

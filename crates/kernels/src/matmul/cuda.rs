@@ -9,10 +9,11 @@ use lowtide_device::cuda::{
 use lowtide_device::{Dst, Src};
 use lowtide_workload::Dtype;
 
-use super::Dims;
 use super::bias;
+use super::{Dims, Forward, Input};
 use crate::cuda::{define, source};
 use crate::number::{expect, size};
+use crate::operands::{Sum, Views};
 
 static STORE: Source = source!("matmul/store", "store.cu");
 
@@ -50,11 +51,7 @@ fn keep(q: &Queue, done: Result<(), NoAlgorithm>) {
 /// `y = x·wᵀ + bias + residual`, rounded once: the library adds both to its `f32` sums.
 pub(crate) fn forward(
     q: &Queue,
-    mut y: Dst<'_>,
-    x: Src<'_>,
-    w: Src<'_>,
-    bias: Option<Src<'_>>,
-    residual: Option<Src<'_>>,
+    mut o: Forward<Views<'_>>,
     d: Dims,
     dtype: Dtype,
     mut ws: Dst<'_>,
@@ -62,15 +59,15 @@ pub(crate) fn forward(
     // Where rows are no multiple of 16 bytes the library may add the bias in a pass of its own,
     // after a rounding that must not be there.
     let whole = |n: usize| (n * size(dtype)).is_multiple_of(16);
-    if (bias.is_some() || residual.is_some()) && !(whole(d.cols) && whole(d.inner)) {
-        return forward_apart(q, y, x, w, bias, residual, d, dtype, ws);
+    if (o.bias.is_some() || o.residual.is_some()) && !(whole(d.cols) && whole(d.inner)) {
+        return forward_apart(q, o, d, dtype, ws);
     }
     let p = linear(d, dtype, format(dtype));
-    let plus = residual.map_or(Plus::Nothing, Plus::Other);
-    let done = product(q, &p, x, w, plus, y.again(), bias, ws.again());
+    let plus = o.residual.map_or(Plus::Nothing, Plus::Other);
+    let done = product(q, &p, o.x, o.w, plus, o.y.again(), o.bias, ws.again());
     match done {
-        Err(_) if bias.is_some() || residual.is_some() => {
-            forward_apart(q, y, x, w, bias, residual, d, dtype, ws);
+        Err(_) if o.bias.is_some() || o.residual.is_some() => {
+            forward_apart(q, o, d, dtype, ws);
         }
         done => keep(q, done),
     }
@@ -80,11 +77,7 @@ pub(crate) fn forward(
 /// multiple of 16 bytes): products of runs of rows in `f32`, then the sums.
 pub(super) fn forward_apart(
     q: &Queue,
-    mut y: Dst<'_>,
-    x: Src<'_>,
-    w: Src<'_>,
-    bias: Option<Src<'_>>,
-    residual: Option<Src<'_>>,
+    mut o: Forward<Views<'_>>,
     d: Dims,
     dtype: Dtype,
     mut ws: Dst<'_>,
@@ -107,17 +100,17 @@ pub(super) fn forward_apart(
         let (at, len) = (first * d.cols * e, d.rows * d.cols * e);
         let (sums, rest) = ws.lend(0, PRODUCT_WORKSPACE).split_at(half);
         let mut p = sums.part(0, d.rows * d.cols * four);
-        let x = x.part(first * d.inner * e, d.rows * d.inner * e);
-        forward_f32(q, p.again(), x, w, d, dtype, rest);
+        let x = o.x.part(first * d.inner * e, d.rows * d.inner * e);
+        forward_f32(q, p.again(), x, o.w, d, dtype, rest);
         // SAFETY: the kernel's own arguments, of the sizes that the operation checked (`crate::cuda`).
         unsafe {
             q.kernel(&STORE, define(dtype), "store")
                 .grid(d.rows, 1, 1)
                 .block(256)
-                .arg(&y.lend(at, len))
+                .arg(&o.y.lend(at, len))
                 .arg(&p)
-                .arg(bias)
-                .arg(residual.map(|r| r.part(at, len)))
+                .arg(o.bias)
+                .arg(o.residual.map(|r| r.part(at, len)))
                 .arg(d.cols)
                 .launch();
         }
@@ -142,15 +135,7 @@ pub(crate) fn forward_f32(
 }
 
 /// `dx = dy·w`.
-pub(crate) fn backward_input(
-    q: &Queue,
-    dx: Dst<'_>,
-    dy: Src<'_>,
-    w: Src<'_>,
-    d: Dims,
-    dtype: Dtype,
-    ws: Dst<'_>,
-) {
+pub(crate) fn backward_input(q: &Queue, o: Input<Views<'_>>, d: Dims, dtype: Dtype, ws: Dst<'_>) {
     let p = Product {
         rows: d.rows,
         cols: d.inner,
@@ -160,17 +145,15 @@ pub(crate) fn backward_input(
         input: format(dtype),
         output: format(dtype),
     };
-    keep(q, product(q, &p, dy, w, Plus::Nothing, dx, None, ws));
+    keep(q, product(q, &p, o.dy, o.w, Plus::Nothing, o.dx, None, ws));
 }
 
 /// `dw (+)= dyᵀ·x`, in `f32`.
 pub(crate) fn backward_weight(
     q: &Queue,
-    dw: Dst<'_>,
-    dy: Src<'_>,
-    x: Src<'_>,
+    dw: Sum<'_>,
+    (dy, x): (Src<'_>, Src<'_>),
     d: Dims,
-    accumulate: bool,
     dtype: Dtype,
     ws: Dst<'_>,
 ) {
@@ -183,10 +166,10 @@ pub(crate) fn backward_weight(
         input: format(dtype),
         output: Format::F32,
     };
-    let old = if accumulate {
+    let old = if dw.accumulate {
         Plus::Itself
     } else {
         Plus::Nothing
     };
-    keep(q, product(q, &p, dy, x, old, dw, None, ws));
+    keep(q, product(q, &p, dy, x, old, dw.to, None, ws));
 }

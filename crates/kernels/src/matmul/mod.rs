@@ -12,6 +12,7 @@ use lowtide_device::{Dst, Make, Queue, Src};
 use lowtide_workload::Dtype;
 
 use crate::number::{expect, expect_workspace, size, with_dtype};
+use crate::operands::{Sum, Views, operands};
 use crate::product;
 
 /// Sizes of a linear layer applied to rows.
@@ -45,97 +46,122 @@ pub fn workspace(d: Dims, dtype: Dtype, make: Make) -> usize {
     }
 }
 
+operands! {
+    /// Operands of [`forward`].
+    pub struct Forward<F> {
+        /// E (m, n).
+        pub y: F::Write,
+        /// E (m, k).
+        pub x: F::Read,
+        /// E (n, k).
+        pub w: F::Read,
+        /// E (n).
+        pub bias: Option<F::Read>,
+        /// E (m, n).
+        pub residual: Option<F::Read>,
+    }
+}
+
+operands! {
+    /// Operands of [`backward_weight`].
+    pub struct Weight<F> {
+        /// f32 (n, k).
+        pub dw: F::Add,
+        /// f32 (n).
+        pub db: Option<F::Add>,
+        /// E (m, n).
+        pub dy: F::Read,
+        /// What forward read, E (m, k).
+        pub x: F::Read,
+    }
+}
+
+operands! {
+    /// Operands of [`backward_input`].
+    pub struct Input<F> {
+        /// E (m, k).
+        pub dx: F::Write,
+        /// E (m, n).
+        pub dy: F::Read,
+        /// E (n, k).
+        pub w: F::Read,
+    }
+}
+
+impl<'a> Forward<Views<'a>> {
+    /// `y = x·wᵀ` alone.
+    #[must_use]
+    pub fn product(y: Dst<'a>, x: Src<'a>, w: Src<'a>) -> Self {
+        Self {
+            y,
+            x,
+            w,
+            bias: None,
+            residual: None,
+        }
+    }
+}
+
 /// `y = x·wᵀ + bias + residual`, rounded once.
-///
-/// `y` and `residual` are E (m, n), `x` is E (m, k), `w` is E (n, k), `bias` is E (n).
-pub fn forward(
-    q: &Queue,
-    y: Dst<'_>,
-    x: Src<'_>,
-    w: Src<'_>,
-    bias: Option<Src<'_>>,
-    residual: Option<Src<'_>>,
-    d: Dims,
-    dtype: Dtype,
-    ws: Dst<'_>,
-) {
+pub fn forward(q: &Queue, o: Forward<Views<'_>>, d: Dims, dtype: Dtype, ws: Dst<'_>) {
     let e = size(dtype);
-    expect("y", &y, d.rows * d.cols, e);
-    expect("x", x, d.rows * d.inner, e);
-    expect("w", w, d.cols * d.inner, e);
-    bias.into_iter().for_each(|b| expect("bias", b, d.cols, e));
-    residual
+    expect("y", &o.y, d.rows * d.cols, e);
+    expect("x", o.x, d.rows * d.inner, e);
+    expect("w", o.w, d.cols * d.inner, e);
+    o.bias
+        .into_iter()
+        .for_each(|b| expect("bias", b, d.cols, e));
+    o.residual
         .into_iter()
         .for_each(|r| expect("residual", r, d.rows * d.cols, e));
     expect_workspace(&ws, workspace(d, dtype, q.make()));
     if let Some(q) = q.cuda() {
-        return cuda::forward(q, y, x, w, bias, residual, d, dtype, ws);
+        return cuda::forward(q, o, d, dtype, ws);
     }
-    q.run(|| with_dtype!(dtype, cpu::forward(y, x, w, bias, residual, d, ws)));
+    q.run(|| with_dtype!(dtype, cpu::forward(o, d, ws)));
 }
 
-/// `dx = dy·w`: `dx` is E (m, k), `dy` is E (m, n), `w` is E (n, k).
-pub fn backward_input(
-    q: &Queue,
-    dx: Dst<'_>,
-    dy: Src<'_>,
-    w: Src<'_>,
-    d: Dims,
-    dtype: Dtype,
-    ws: Dst<'_>,
-) {
+/// `dx = dy·w`.
+pub fn backward_input(q: &Queue, o: Input<Views<'_>>, d: Dims, dtype: Dtype, ws: Dst<'_>) {
     let e = size(dtype);
-    expect("dx", &dx, d.rows * d.inner, e);
-    expect("dy", dy, d.rows * d.cols, e);
-    expect("w", w, d.cols * d.inner, e);
+    expect("dx", &o.dx, d.rows * d.inner, e);
+    expect("dy", o.dy, d.rows * d.cols, e);
+    expect("w", o.w, d.cols * d.inner, e);
     expect_workspace(&ws, workspace(d, dtype, q.make()));
     if let Some(q) = q.cuda() {
-        return cuda::backward_input(q, dx, dy, w, d, dtype, ws);
+        return cuda::backward_input(q, o, d, dtype, ws);
     }
-    q.run(|| with_dtype!(dtype, cpu::backward_input(dx, dy, w, d, ws)));
+    q.run(|| with_dtype!(dtype, cpu::backward_input(o, d, ws)));
 }
 
-/// `dw (+)= dyᵀ·x`: `dw` is f32 (n, k), `dy` is E (m, n), `x` is E (m, k).
+/// `dw (+)= dyᵀ·x`, then `db (+)= Σ dy` over rows ([`backward_bias`]).
 ///
-/// With `accumulate` the complete product is added to what is there, in one addition a number.
-pub fn backward_weight(
-    q: &Queue,
-    dw: Dst<'_>,
-    dy: Src<'_>,
-    x: Src<'_>,
-    d: Dims,
-    accumulate: bool,
-    dtype: Dtype,
-    ws: Dst<'_>,
-) {
+/// A gradient that is added to gets the complete product in one addition a number.
+pub fn backward_weight(q: &Queue, o: Weight<Views<'_>>, d: Dims, dtype: Dtype, mut ws: Dst<'_>) {
     let e = size(dtype);
-    expect("dw", &dw, d.cols * d.inner, size_of::<f32>());
+    let Weight { dw, db, dy, x } = o;
+    expect("dw", &dw.to, d.cols * d.inner, size_of::<f32>());
     expect("dy", dy, d.rows * d.cols, e);
     expect("x", x, d.rows * d.inner, e);
     expect_workspace(&ws, workspace(d, dtype, q.make()));
-    if let Some(q) = q.cuda() {
-        return cuda::backward_weight(q, dw, dy, x, d, accumulate, dtype, ws);
+    match q.cuda() {
+        Some(q) => cuda::backward_weight(q, dw, (dy, x), d, dtype, ws.again()),
+        None => q.run(|| with_dtype!(dtype, cpu::backward_weight(dw, dy, x, d, ws.again()))),
     }
-    q.run(|| with_dtype!(dtype, cpu::backward_weight(dw, dy, x, d, accumulate, ws)));
+    if let Some(db) = db {
+        backward_bias(q, db, dy, d, dtype, ws);
+    }
 }
 
 /// `db (+)= Σ dy` over rows: `db` is f32 (n), `dy` is E (m, n).
-pub fn backward_bias(
-    q: &Queue,
-    db: Dst<'_>,
-    dy: Src<'_>,
-    d: Dims,
-    accumulate: bool,
-    dtype: Dtype,
-    ws: Dst<'_>,
-) {
-    expect("db", &db, d.cols, size_of::<f32>());
+pub fn backward_bias(q: &Queue, db: Sum<'_>, dy: Src<'_>, d: Dims, dtype: Dtype, ws: Dst<'_>) {
+    expect("db", &db.to, d.cols, size_of::<f32>());
     expect("dy", dy, d.rows * d.cols, size(dtype));
     expect_workspace(&ws, workspace(d, dtype, q.make()));
     if let Some(q) = q.cuda() {
-        return bias::backward_bias(q, db, dy, d.rows, d.cols, accumulate, dtype, ws);
+        return bias::backward_bias(q, db, dy, d, dtype, ws);
     }
-    q.run(|| with_dtype!(dtype, cpu::backward_bias(db, dy, d, accumulate)));
+    q.run(|| with_dtype!(dtype, cpu::backward_bias(db, dy, d)));
 }
 
 #[cfg(test)]

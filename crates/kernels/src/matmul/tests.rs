@@ -69,8 +69,14 @@ fn check((m, k, n): (usize, usize, usize), dtype: Dtype) {
             let mut ws = Scratch::new(workspace(d, dtype, q.make()));
             let bias = with_bias.then(|| bias.src(q));
             let residual = with_residual.then(|| residual.src(q));
-            let (yv, x, w) = (y.on(q), x.src(q), w.src(q));
-            forward(q, yv, x, w, bias, residual, d, dtype, ws.on(q));
+            let o = Forward {
+                y: y.on(q),
+                x: x.src(q),
+                w: w.src(q),
+                bias,
+                residual,
+            };
+            forward(q, o, d, dtype, ws.on(q));
             y
         });
         let bias = if with_bias { bias.values() } else { Vec::new() };
@@ -104,9 +110,23 @@ fn check((m, k, n): (usize, usize, usize), dtype: Dtype) {
             let mut dw = old(&old_w, n * k);
             let (mut x, mut w, mut dy) = (x.clone(), w.clone(), dy.clone());
             let mut ws = Scratch::new(workspace(d, dtype, q.make()));
-            let (dwv, dyv, mut ws) = (dw.on(q), dy.src(q), ws.on(q));
-            backward_input(q, dx.on(q), dyv, w.src(q), d, dtype, ws.again());
-            backward_weight(q, dwv, dyv, x.src(q), d, accumulate, dtype, ws);
+            let (dy, mut ws) = (dy.src(q), ws.on(q));
+            let o = Input {
+                dx: dx.on(q),
+                dy,
+                w: w.src(q),
+            };
+            backward_input(q, o, d, dtype, ws.again());
+            let o = Weight {
+                dw: Sum {
+                    to: dw.on(q),
+                    accumulate,
+                },
+                db: None,
+                dy,
+                x: x.src(q),
+            };
+            backward_weight(q, o, d, dtype, ws);
             (dx, dw)
         });
         let mut want_dw = want.dw.clone();
@@ -151,8 +171,9 @@ fn check_bias((m, k, n): (usize, usize, usize), dtype: Dtype) {
             };
             let mut dy = dy.clone();
             let mut ws = Scratch::new(workspace(d, dtype, q.make()));
-            let (dbv, dyv) = (db.on(q), dy.src(q));
-            backward_bias(q, dbv, dyv, d, accumulate, dtype, ws.on(q));
+            let to = db.on(q);
+            let sum = Sum { to, accumulate };
+            backward_bias(q, sum, dy.src(q), d, dtype, ws.on(q));
             db
         });
         let want = if accumulate {
@@ -199,8 +220,16 @@ fn accumulating_is_one_addition_of_the_whole_product() {
         let mut run = |dw: &mut Tensor, accumulate| {
             let mut ws = Scratch::new(workspace(d, dtype, lowtide_device::Make::Cpu));
             let q = Queue::new("test", 2);
-            let (dy, x) = (dy.view().into_src(), x.view().into_src());
-            backward_weight(&q, dw.view(), dy, x, d, accumulate, dtype, ws.view());
+            let o = Weight {
+                dw: Sum {
+                    to: dw.view(),
+                    accumulate,
+                },
+                db: None,
+                dy: dy.view().into_src(),
+                x: x.view().into_src(),
+            };
+            backward_weight(&q, o, d, dtype, ws.view());
         };
         let (mut product, mut sum) = (Tensor::nan(n * k, Dtype::F32), old.clone());
         run(&mut product, false);
@@ -250,17 +279,8 @@ fn a_wrong_shape_panics() {
         cols: 4,
     };
     let q = Queue::new("test", 1);
-    forward(
-        &q,
-        y.view(),
-        x.view().into_src(),
-        w.view().into_src(),
-        None,
-        None,
-        d,
-        Dtype::F32,
-        ws.view(),
-    );
+    let o = Forward::product(y.view(), x.view().into_src(), w.view().into_src());
+    forward(&q, o, d, Dtype::F32, ws.view());
 }
 
 /// What the library cannot add is added by our own kernel, after products of runs of rows.
@@ -287,9 +307,16 @@ fn a_sum_apart_from_the_product_is_the_same_sum() {
                     let mut ws = Scratch::new(workspace(d, dtype, q.make()));
                     let bias = with_bias.then(|| bias.src(q));
                     let residual = with_residual.then(|| residual.src(q));
-                    let (yv, x, w, ws) = (y.on(q), x.src(q), w.src(q), ws.on(q));
+                    let o = Forward {
+                        y: y.on(q),
+                        x: x.src(q),
+                        w: w.src(q),
+                        bias,
+                        residual,
+                    };
+                    let ws = ws.on(q);
                     let q = q.cuda().unwrap();
-                    cuda::forward_apart(q, yv, x, w, bias, residual, d, dtype, ws);
+                    cuda::forward_apart(q, o, d, dtype, ws);
                     q.synchronize().unwrap();
                     y
                 });
@@ -365,8 +392,9 @@ fn operands_in_the_wrong_order_are_found() {
             let mut y = Tensor::nan(n * n, dtype);
             let (mut x, mut w) = (x.clone(), w.clone());
             let mut ws = Scratch::new(workspace(d, dtype, q.make()));
-            let (yv, x, w) = (y.on(q), x.src(q), w.src(q));
-            forward(q, yv, w, x, None, None, d, dtype, ws.on(q)); // w·xᵀ
+            // w·xᵀ
+            let o = Forward::product(y.on(q), w.src(q), x.src(q));
+            forward(q, o, d, dtype, ws.on(q));
             y
         });
         for (on, y) in results {

@@ -1,36 +1,24 @@
 //! RMSNorm on threads.
 
-use lowtide_device::{Dst, Src};
+use lowtide_device::Dst;
 use multiversion::multiversion;
 
+use super::{Backward, Forward};
+use crate::Rows;
 use crate::number::{self, Number, sum};
+use crate::operands::Views;
 use crate::rows::{self, Runs};
 
-/// What forward left for backward.
-#[derive(Clone, Copy)]
-pub(super) struct Saved<'a> {
-    pub x: Src<'a>,
-    pub rstd: Src<'a>,
-    pub w: Src<'a>,
-}
-
-pub(super) fn forward<E: Number>(
-    y: Dst<'_>,
-    rstd: Dst<'_>,
-    x: Src<'_>,
-    w: Src<'_>,
-    rows: usize,
-    c: usize,
-    eps: f32,
-) {
+pub(super) fn forward<E: Number>(o: Forward<Views<'_>>, d: Rows, eps: f32) {
+    let (rows, c) = (d.rows, d.width);
     rows::each(rows, c, |first, end| {
         for row in first..end {
             // SAFETY: the task owns `y` and `rstd`, a row is one thread's; nobody writes the rest.
             unsafe {
-                let y = number::write::<E>(&y, row * c, c);
-                let x = number::read::<E>(x, row * c, c);
-                let rstd = &mut number::write::<f32>(&rstd, row, 1)[0];
-                *rstd = forward_row(y, x, number::read::<E>(w, 0, c), eps);
+                let y = number::write::<E>(&o.y, row * c, c);
+                let x = number::read::<E>(o.x, row * c, c);
+                let rstd = &mut number::write::<f32>(&o.rstd, row, 1)[0];
+                *rstd = forward_row(y, x, number::read::<E>(o.w, 0, c), eps);
             }
         }
     });
@@ -47,32 +35,24 @@ pub(crate) fn forward_row<E: Number>(y: &mut [E], x: &[E], w: &[E], eps: f32) ->
     rstd
 }
 
-pub(super) fn backward<E: Number>(
-    dx: Dst<'_>,
-    dw: Dst<'_>,
-    dy: Src<'_>,
-    saved: Saved<'_>,
-    residual: Option<Src<'_>>,
-    (rows, c): (usize, usize),
-    accumulate: bool,
-    ws: Dst<'_>,
-) {
+pub(super) fn backward<E: Number>(o: Backward<Views<'_>>, d: Rows, ws: Dst<'_>) {
+    let (rows, c) = (d.rows, d.width);
     let runs = Runs::new(rows);
     runs.each(&ws, c, |first, end, dw| {
         // SAFETY: the task owns `dx`, a row is one thread's; nobody writes the rest.
         unsafe {
-            let w = number::read::<E>(saved.w, 0, c);
-            let rstd = number::read::<f32>(saved.rstd, 0, rows);
+            let w = number::read::<E>(o.w, 0, c);
+            let rstd = number::read::<f32>(o.rstd, 0, rows);
             for (row, rstd) in rstd.iter().enumerate().take(end).skip(first) {
-                let dx = number::write::<E>(&dx, row * c, c);
-                let dy = number::read::<E>(dy, row * c, c);
-                let x = number::read::<E>(saved.x, row * c, c);
-                let residual = residual.map(|r| number::read::<E>(r, row * c, c));
+                let dx = number::write::<E>(&o.dx, row * c, c);
+                let dy = number::read::<E>(o.dy, row * c, c);
+                let x = number::read::<E>(o.x, row * c, c);
+                let residual = o.residual.map(|r| number::read::<E>(r, row * c, c));
                 backward_row(dx, dw, dy, x, *rstd, w, residual);
             }
         }
     });
-    runs.sum_partials(dw, 0, ws.src(), c, accumulate);
+    runs.sum_partials(o.dw, 0, ws.src(), c);
 }
 
 /// One row of dx; adds the row's part of dw.

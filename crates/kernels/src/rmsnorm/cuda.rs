@@ -7,7 +7,10 @@ use lowtide_device::cuda::{Queue, Source};
 use lowtide_device::{Dst, Src};
 use lowtide_workload::Dtype;
 
+use super::{Backward, Forward};
+use crate::Rows;
 use crate::cuda::define;
+use crate::operands::{Sum, Views};
 
 /// Header of the kernels that RMSNorm and LayerNorm share, beside the common one.
 pub(crate) const HEADERS: &[(&str, &str)] = &[
@@ -89,15 +92,14 @@ pub(crate) fn plain_threads(c: usize) -> u32 {
     c.next_multiple_of(32).clamp(32, 256) as u32
 }
 
-/// `to (+)= Σ partials[..n]` and `second (+)= Σ partials[n..2n]` over runs of `width` numbers in
+/// `first (+)= Σ partials[..n]` and, as `first` is, `second (+)= Σ partials[n..2n]` over runs of `width` numbers in
 /// `ws`. The kernel is the same for either `dtype`: that of the module that is loaded anyway.
 pub(crate) fn sum_partials(
     q: &Queue,
-    (to, second): (Dst<'_>, Option<Dst<'_>>),
+    (first, second): (Sum<'_>, Option<Dst<'_>>),
     ws: Src<'_>,
     (n, width): (usize, usize),
     runs: Runs,
-    accumulate: bool,
     dtype: Dtype,
 ) {
     // SAFETY: the kernel's own arguments, of the sizes that the operation checked (`crate::cuda`).
@@ -105,87 +107,71 @@ pub(crate) fn sum_partials(
         q.kernel(&SOURCE, define(dtype), "sum_partials")
             .grid(n.div_ceil(32), 1 + usize::from(second.is_some()), 1)
             .block(512)
-            .arg(&to)
+            .arg(&first.to)
             .arg(second.as_ref())
             .arg(ws)
             .arg(n)
             .arg(width)
             .arg(runs.count)
-            .arg(accumulate)
+            .arg(first.accumulate)
             .launch();
     }
 }
 
-pub(super) fn forward(
-    q: &Queue,
-    y: Dst<'_>,
-    rstd: Dst<'_>,
-    x: Src<'_>,
-    w: Src<'_>,
-    (rows, c): (usize, usize),
-    eps: f32,
-    dtype: Dtype,
-) {
-    let launch =
-        match Teams::new(c, GROUPS).filter(|_| aligned(&[y.address(), x.address(), w.address()])) {
-            Some(teams) => q
-                .kernel(&SOURCE, define(dtype), "forward")
-                .grid(rows.div_ceil(teams.teams), 1, 1)
-                .block(teams.threads())
-                .arg(&y)
-                .arg(&rstd)
-                .arg(x)
-                .arg(w)
-                .arg(rows)
-                .arg(c)
-                .arg(teams.warps as i32)
-                .arg(eps),
-            None => q
-                .kernel(&SOURCE, define(dtype), "forward_plain")
-                .grid(rows, 1, 1)
-                .block(plain_threads(c))
-                .arg(&y)
-                .arg(&rstd)
-                .arg(x)
-                .arg(w)
-                .arg(c)
-                .arg(eps),
-        };
+pub(super) fn forward(q: &Queue, o: Forward<Views<'_>>, d: Rows, eps: f32) {
+    let (rows, c) = (d.rows, d.width);
+    let launch = match Teams::new(c, GROUPS)
+        .filter(|_| aligned(&[o.y.address(), o.x.address(), o.w.address()]))
+    {
+        Some(teams) => q
+            .kernel(&SOURCE, define(d.dtype), "forward")
+            .grid(rows.div_ceil(teams.teams), 1, 1)
+            .block(teams.threads())
+            .arg(&o.y)
+            .arg(&o.rstd)
+            .arg(o.x)
+            .arg(o.w)
+            .arg(rows)
+            .arg(c)
+            .arg(teams.warps as i32)
+            .arg(eps),
+        None => q
+            .kernel(&SOURCE, define(d.dtype), "forward_plain")
+            .grid(rows, 1, 1)
+            .block(plain_threads(c))
+            .arg(&o.y)
+            .arg(&o.rstd)
+            .arg(o.x)
+            .arg(o.w)
+            .arg(c)
+            .arg(eps),
+    };
     // SAFETY: the kernel's own arguments, of the sizes that the operation checked (`crate::cuda`).
     unsafe {
         launch.launch();
     }
 }
 
-pub(super) fn backward(
-    q: &Queue,
-    (dx, dw): (Dst<'_>, Dst<'_>),
-    dy: Src<'_>,
-    (x, rstd, w): (Src<'_>, Src<'_>, Src<'_>),
-    residual: Option<Src<'_>>,
-    (rows, c): (usize, usize),
-    accumulate: bool,
-    dtype: Dtype,
-    ws: Dst<'_>,
-) {
+pub(super) fn backward(q: &Queue, o: Backward<Views<'_>>, d: Rows, ws: Dst<'_>) {
+    let (rows, c) = (d.rows, d.width);
     let runs = Runs::new(rows);
     let wide = aligned(&[
-        dx.address(),
-        dy.address(),
-        x.address(),
-        w.address(),
-        residual.unwrap_or(dy).address(),
+        o.dx.address(),
+        o.dy.address(),
+        o.x.address(),
+        o.w.address(),
+        o.residual.unwrap_or(o.dy).address(),
         ws.address(),
     ]);
     let teams = Teams::new(c, BACK_GROUPS).filter(|_| wide);
     let launch = match teams {
         Some(teams) => q
-            .kernel(&SOURCE, define(dtype), "backward")
+            .kernel(&SOURCE, define(d.dtype), "backward")
             .block(teams.threads())
             // Each team's sums: 32 KiB at most, as a team holds its row in 512 threads or fewer.
             .shared(teams.teams * c * size_of::<f32>()),
         None => q
-            .kernel(&SOURCE, define(dtype), "backward_plain")
+            .kernel(&SOURCE, define(d.dtype), "backward_plain")
             .block(plain_threads(c)),
     };
     // The plain kernel has no parameter for the last argument, which is then not read.
@@ -193,18 +179,18 @@ pub(super) fn backward(
     unsafe {
         launch
             .grid(runs.count, 1, 1)
-            .arg(&dx)
+            .arg(&o.dx)
             .arg(&ws)
-            .arg(dy)
-            .arg(x)
-            .arg(rstd)
-            .arg(w)
-            .arg(residual)
+            .arg(o.dy)
+            .arg(o.x)
+            .arg(o.rstd)
+            .arg(o.w)
+            .arg(o.residual)
             .arg(rows)
             .arg(c)
             .arg(runs.run)
             .arg(teams.map_or(0, |t| t.warps as i32))
             .launch();
     }
-    sum_partials(q, (dw, None), ws.src(), (c, c), runs, accumulate, dtype);
+    sum_partials(q, (o.dw, None), ws.src(), (c, c), runs, d.dtype);
 }

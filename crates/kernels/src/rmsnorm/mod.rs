@@ -7,10 +7,11 @@ mod cpu;
 pub(crate) mod cuda;
 pub mod reference;
 
-use lowtide_device::{Dst, Make, Queue, Src};
-use lowtide_workload::Dtype;
+use lowtide_device::{Dst, Make, Queue};
 
+use crate::Rows;
 use crate::number::{expect, expect_workspace, size, with_dtype};
+use crate::operands::{Views, operands};
 use crate::rows::Runs;
 
 /// Bytes of scratch of [`backward`].
@@ -22,73 +23,71 @@ pub fn workspace(rows: usize, c: usize, make: Make) -> usize {
     }
 }
 
-/// `rstd = 1/√(mean(x²) + eps)` for each row, `y = x·rstd·w`.
-///
-/// `y` and `x` are E (rows, C), `rstd` is f32 (rows), `w` is E (C).
-pub fn forward(
-    q: &Queue,
-    y: Dst<'_>,
-    rstd: Dst<'_>,
-    x: Src<'_>,
-    w: Src<'_>,
-    rows: usize,
-    c: usize,
-    eps: f32,
-    dtype: Dtype,
-) {
-    let e = size(dtype);
-    expect("y", &y, rows * c, e);
-    expect("rstd", &rstd, rows, size_of::<f32>());
-    expect("x", x, rows * c, e);
-    expect("w", w, c, e);
-    if let Some(q) = q.cuda() {
-        return cuda::forward(q, y, rstd, x, w, (rows, c), eps, dtype);
+operands! {
+    /// Operands of [`forward`].
+    pub struct Forward<F> {
+        /// E (rows, C).
+        pub y: F::Write,
+        /// f32 (rows).
+        pub rstd: F::Write,
+        /// E (rows, C).
+        pub x: F::Read,
+        /// E (C).
+        pub w: F::Read,
     }
-    q.run(|| with_dtype!(dtype, cpu::forward(y, rstd, x, w, rows, c, eps)));
+}
+
+operands! {
+    /// Operands of [`backward`].
+    pub struct Backward<F> {
+        /// E (rows, C).
+        pub dx: F::Write,
+        /// f32 (C).
+        pub dw: F::Add,
+        /// E (rows, C).
+        pub dy: F::Read,
+        /// What forward read, E (rows, C).
+        pub x: F::Read,
+        /// What forward wrote, f32 (rows).
+        pub rstd: F::Read,
+        /// E (C).
+        pub w: F::Read,
+        /// The gradient that goes around the norm, E (rows, C).
+        pub residual: Option<F::Read>,
+    }
+}
+
+/// `rstd = 1/√(mean(x²) + eps)` for each row, `y = x·rstd·w`, in rows of width C.
+pub fn forward(q: &Queue, o: Forward<Views<'_>>, d: Rows, eps: f32) {
+    let e = size(d.dtype);
+    expect("y", &o.y, d.numbers(), e);
+    expect("rstd", &o.rstd, d.rows, size_of::<f32>());
+    expect("x", o.x, d.numbers(), e);
+    expect("w", o.w, d.width, e);
+    if let Some(q) = q.cuda() {
+        return cuda::forward(q, o, d, eps);
+    }
+    q.run(|| with_dtype!(d.dtype, cpu::forward(o, d, eps)));
 }
 
 /// `dx = rstd·(dy·w - x̂·mean(dy·w·x̂)) + residual` with `x̂ = x·rstd`, and `dw (+)= Σ dy·x̂` over
-/// rows.
-///
-/// `dx`, `dy`, `x` and `residual` are E (rows, C), `dw` is f32 (C), `rstd` is f32 (rows), `w` is
-/// E (C). The residual is the gradient that goes around the norm; the sum is rounded once.
-pub fn backward(
-    q: &Queue,
-    dx: Dst<'_>,
-    dw: Dst<'_>,
-    dy: Src<'_>,
-    x: Src<'_>,
-    rstd: Src<'_>,
-    w: Src<'_>,
-    residual: Option<Src<'_>>,
-    rows: usize,
-    c: usize,
-    accumulate: bool,
-    dtype: Dtype,
-    ws: Dst<'_>,
-) {
-    let e = size(dtype);
-    expect("dx", &dx, rows * c, e);
-    expect("dw", &dw, c, size_of::<f32>());
-    expect("dy", dy, rows * c, e);
-    expect("x", x, rows * c, e);
-    expect("rstd", rstd, rows, size_of::<f32>());
-    expect("w", w, c, e);
-    residual
+/// rows. The sum with the residual is rounded once.
+pub fn backward(q: &Queue, o: Backward<Views<'_>>, d: Rows, ws: Dst<'_>) {
+    let e = size(d.dtype);
+    expect("dx", &o.dx, d.numbers(), e);
+    expect("dw", &o.dw.to, d.width, size_of::<f32>());
+    expect("dy", o.dy, d.numbers(), e);
+    expect("x", o.x, d.numbers(), e);
+    expect("rstd", o.rstd, d.rows, size_of::<f32>());
+    expect("w", o.w, d.width, e);
+    o.residual
         .into_iter()
-        .for_each(|r| expect("residual", r, rows * c, e));
-    expect_workspace(&ws, workspace(rows, c, q.make()));
+        .for_each(|r| expect("residual", r, d.numbers(), e));
+    expect_workspace(&ws, workspace(d.rows, d.width, q.make()));
     if let Some(q) = q.cuda() {
-        let (to, saved) = ((dx, dw), (x, rstd, w));
-        return cuda::backward(q, to, dy, saved, residual, (rows, c), accumulate, dtype, ws);
+        return cuda::backward(q, o, d, ws);
     }
-    let saved = cpu::Saved { x, rstd, w };
-    q.run(|| {
-        with_dtype!(
-            dtype,
-            cpu::backward(dx, dw, dy, saved, residual, (rows, c), accumulate, ws)
-        )
-    });
+    q.run(|| with_dtype!(d.dtype, cpu::backward(o, d, ws)));
 }
 
 #[cfg(test)]

@@ -1,6 +1,9 @@
 //! RMSNorm against `f64`.
 
+use lowtide_workload::Dtype;
+
 use super::*;
+use crate::operands::Sum;
 use crate::testing::{DTYPES, Rng, Scratch, Tensor, close, differences, dot, everywhere, plus};
 
 const SHAPES: [(usize, usize); 22] = [
@@ -35,6 +38,11 @@ const EPS: f32 = 0.125;
 
 #[track_caller]
 fn check((rows, c): (usize, usize), dtype: Dtype) {
+    let size = Rows {
+        rows,
+        width: c,
+        dtype,
+    };
     let mut rng = Rng((rows * 31 + c) as u64);
     let x = rng.tensor(rows * c, dtype, 2.0);
     let w = rng.tensor(c, dtype, 1.0);
@@ -44,8 +52,13 @@ fn check((rows, c): (usize, usize), dtype: Dtype) {
     let forwards = everywhere(|q| {
         let (mut y, mut rstd) = (Tensor::nan(rows * c, dtype), Tensor::nan(rows, Dtype::F32));
         let (mut x, mut w) = (x.clone(), w.clone());
-        let (yv, rv, xv, wv) = (y.on(q), rstd.on(q), x.src(q), w.src(q));
-        forward(q, yv, rv, xv, wv, rows, c, EPS, dtype);
+        let o = Forward {
+            y: y.on(q),
+            rstd: rstd.on(q),
+            x: x.src(q),
+            w: w.src(q),
+        };
+        forward(q, o, size, EPS);
         (y, rstd)
     });
     let want = reference::forward(&x.values(), &w.values(), f64::from(EPS));
@@ -67,12 +80,19 @@ fn check((rows, c): (usize, usize), dtype: Dtype) {
             let (mut dy, mut x, mut w) = (dy.clone(), x.clone(), w.clone());
             let (mut rstd, mut residual) = (rstd.clone(), residual.clone());
             let mut ws = Scratch::new(workspace(rows, c, q.make()));
-            let residual = with_residual.then(|| residual.src(q));
-            let (dxv, dwv, dyv, xv) = (dx.on(q), dw.on(q), dy.src(q), x.src(q));
-            let (rstd, w, ws) = (rstd.src(q), w.src(q), ws.on(q));
-            backward(
-                q, dxv, dwv, dyv, xv, rstd, w, residual, rows, c, accumulate, dtype, ws,
-            );
+            let o = Backward {
+                dx: dx.on(q),
+                dw: Sum {
+                    to: dw.on(q),
+                    accumulate,
+                },
+                dy: dy.src(q),
+                x: x.src(q),
+                rstd: rstd.src(q),
+                w: w.src(q),
+                residual: with_residual.then(|| residual.src(q)),
+            };
+            backward(q, o, size, ws.on(q));
             (dx, dw)
         });
         let slack = 4e-6 + 1e-7 * rows as f64;
@@ -114,11 +134,32 @@ fn views_may_start_at_any_number() {
             let (mut all, mut w, mut dy) = (all.clone(), w.clone(), dy.clone());
             let mut ws = Scratch::new(workspace(rows, c, q.make()));
             let x = all.src(q).part(size(dtype), rows * c * size(dtype));
-            let (rv, wv) = (rstd.on(q), w.src(q));
-            forward(q, y.on(q), rv, x, wv, rows, c, EPS, dtype);
-            let rv = rstd.src(q);
-            let (dxv, dwv, dyv, ws) = (dx.on(q), dw.on(q), dy.src(q), ws.on(q));
-            backward(q, dxv, dwv, dyv, x, rv, wv, None, rows, c, false, dtype, ws);
+            let w = w.src(q);
+            let d = Rows {
+                rows,
+                width: c,
+                dtype,
+            };
+            let o = Forward {
+                y: y.on(q),
+                rstd: rstd.on(q),
+                x,
+                w,
+            };
+            forward(q, o, d, EPS);
+            let o = Backward {
+                dx: dx.on(q),
+                dw: Sum {
+                    to: dw.on(q),
+                    accumulate: false,
+                },
+                dy: dy.src(q),
+                x,
+                rstd: rstd.src(q),
+                w,
+                residual: None,
+            };
+            backward(q, o, d, ws.on(q));
             (y, dx, dw)
         });
         let x = &all.values()[1..];

@@ -1,45 +1,39 @@
 //! Rotary positions on threads.
 
-use lowtide_device::{Dst, Src};
+use lowtide_device::Dst;
 use multiversion::multiversion;
 
-use super::{Heads, QkNorm, QkNormBack, Table};
+use super::{Backward, Forward, Heads, Rotation};
 use crate::number::{self, Number, sum};
+use crate::operands::{Sum, Views};
 use crate::rows::{self, Runs};
 
-pub(super) fn forward<E: Number>(
-    y: Dst<'_>,
-    x: Src<'_>,
-    positions: Src<'_>,
-    table: &Table,
-    norm: Option<QkNorm<'_>>,
-    rows: usize,
-    heads: Heads,
-) {
+pub(super) fn forward<E: Number>(o: Forward<Views<'_>>, r: Rotation<'_>) {
+    let (rows, heads) = (r.rows, r.heads);
     let (width, d) = (heads.width(), heads.head_dim);
     rows::each(rows, width, |first, end| {
         for row in first..end {
             // SAFETY: the task owns `y` and `rstd`, a row is one thread's; nobody writes the rest.
             let (y, x, position, norm) = unsafe {
-                let norm = norm.as_ref().map(|norm| Norm {
+                let norm = o.norm.as_ref().map(|norm| Norm {
                     wq: number::read::<E>(norm.wq, 0, d),
                     wk: number::read::<E>(norm.wk, 0, d),
                     rstd: number::write(&norm.rstd, row * heads.rotated(), heads.rotated()),
-                    eps: norm.eps,
+                    eps: r.eps,
                 });
                 (
-                    number::write::<E>(&y, row * width, width),
-                    number::read::<E>(x, row * width, width),
-                    number::read::<i32>(positions, row, 1)[0],
+                    number::write::<E>(&o.y, row * width, width),
+                    number::read::<E>(o.x, row * width, width),
+                    number::read::<i32>(o.inputs.positions, row, 1)[0],
                     norm,
                 )
             };
-            forward_row(y, x, table.at(position), norm, heads);
+            forward_row(y, x, r.table.at(position), norm, heads);
         }
     });
 }
 
-/// [`QkNorm`] of one row.
+/// [`super::QkNorm`] of one row.
 struct Norm<'a, E> {
     wq: &'a [E],
     wk: &'a [E],
@@ -89,26 +83,19 @@ fn forward_row<E: Number>(
     y[rotated..].copy_from_slice(&x[rotated..]);
 }
 
-pub(super) fn backward<E: Number>(
-    dx: Dst<'_>,
-    dy: Src<'_>,
-    positions: Src<'_>,
-    table: &Table,
-    norm: Option<QkNormBack<'_>>,
-    rows: usize,
-    heads: Heads,
-    ws: Dst<'_>,
-) {
+pub(super) fn backward<E: Number>(o: Backward<Views<'_>>, r: Rotation<'_>, ws: Dst<'_>) {
+    let (rows, heads) = (r.rows, r.heads);
     let (width, d) = (heads.width(), heads.head_dim);
     // SAFETY: the task owns `dx`, a row is one thread's; nobody writes the rest.
     let row_views = |row: usize| unsafe {
         (
-            number::write::<E>(&dx, row * width, width),
-            number::read::<E>(dy, row * width, width),
-            table.at(number::read::<i32>(positions, row, 1)[0]),
+            number::write::<E>(&o.dx, row * width, width),
+            number::read::<E>(o.dy, row * width, width),
+            r.table
+                .at(number::read::<i32>(o.inputs.positions, row, 1)[0]),
         )
     };
-    let Some(norm) = norm else {
+    let Some(norm) = o.norm else {
         rows::each(rows, width, |first, end| {
             for row in first..end {
                 let (dx, dy, turn) = row_views(row);
@@ -130,11 +117,15 @@ pub(super) fn backward<E: Number>(
             backward_norm_row(dx, dw, dy, turn, saved, heads);
         }
     });
-    runs.sum_partials(norm.dwq, 0, ws.src(), 2 * d, norm.accumulate);
-    runs.sum_partials(norm.dwk, d, ws.src(), 2 * d, norm.accumulate);
+    let dwk = Sum {
+        accumulate: norm.dwq.accumulate,
+        ..norm.dwk
+    };
+    runs.sum_partials(norm.dwq, 0, ws.src(), 2 * d);
+    runs.sum_partials(dwk, d, ws.src(), 2 * d);
 }
 
-/// [`QkNormBack`] of one row.
+/// [`super::QkNormBackward`] of one row.
 struct Saved<'a, E> {
     x: &'a [E],
     rstd: &'a [f32],

@@ -7,8 +7,9 @@ use lowtide_device::{Dst, Memory, Src, memory};
 use lowtide_units::Bytes;
 use lowtide_workload::Dtype;
 
-use super::{Heads, QkNorm, QkNormBack, Table};
+use super::{Backward, Forward, Heads, Rotation, Table};
 use crate::cuda::{define, source};
+use crate::operands::Views;
 use crate::rmsnorm::cuda::{Runs, aligned, sum_partials};
 
 static SOURCE: Source = source!("rope", "rope.cu");
@@ -55,26 +56,52 @@ fn wide_sums(heads: Heads, addresses: &[u64]) -> bool {
     wide(heads, addresses) && heads.head_dim.is_power_of_two()
 }
 
-/// What all kernels take after their tensors.
-fn shape<'a>(
-    launch: Launch<'a>,
-    positions: Src<'_>,
-    (on_device, table): (Src<'_>, &Table),
-    rows: usize,
-    heads: Heads,
-) -> Launch<'a> {
-    let all = heads.heads + 2 * heads.kv_heads;
-    assert!(heads.width() < 1 << 31, "rows of {} numbers", heads.width());
-    launch
-        .block(THREADS as u32)
-        .arg(positions)
-        .arg(on_device)
-        .arg(table.cos.len() / table.half.max(1))
-        .arg(rows)
-        .arg(heads.heads as u32)
-        .arg(heads.rotated() as u32)
-        .arg(all as u32)
-        .arg(heads.head_dim as u32)
+/// Where a row's positions are, and the table on the device: what all kernels take after their tensors, with
+/// sizes.
+#[derive(Clone, Copy)]
+struct Turns<'a> {
+    positions: Src<'a>,
+    on_device: Src<'a>,
+    of: Rotation<'a>,
+}
+
+impl<'a> Turns<'a> {
+    /// `None` where the table does not get there; the queue has the reason.
+    fn new(q: &Queue, positions: Src<'a>, of: Rotation<'a>) -> Option<Self> {
+        match table(q, of.table) {
+            Ok(on_device) => Some(Self {
+                positions,
+                on_device,
+                of,
+            }),
+            Err(e) => {
+                q.fail(e);
+                None
+            }
+        }
+    }
+
+    fn args<'l>(self, launch: Launch<'l>) -> Launch<'l> {
+        let (heads, table) = (self.of.heads, self.of.table);
+        let all = heads.heads + 2 * heads.kv_heads;
+        assert!(heads.width() < 1 << 31, "rows of {} numbers", heads.width());
+        launch
+            .block(THREADS as u32)
+            .arg(self.positions)
+            .arg(self.on_device)
+            .arg(table.cos.len() / table.half.max(1))
+            .arg(self.of.rows)
+            .arg(heads.heads as u32)
+            .arg(heads.rotated() as u32)
+            .arg(all as u32)
+            .arg(heads.head_dim as u32)
+    }
+
+    /// Blocks of the plain kernel, a warp a head.
+    fn plain_blocks(self) -> usize {
+        let heads = self.of.heads;
+        (self.of.rows * (heads.heads + 2 * heads.kv_heads)).div_ceil(WARPS)
+    }
 }
 
 /// A kernel that makes `y` of `x`, and its blocks.
@@ -91,111 +118,72 @@ fn turning<'a>(
 }
 
 /// Rotates one way or the other, without a norm.
-fn rotate(
-    q: &Queue,
-    (y, x): (&Dst<'_>, Src<'_>),
-    positions: Src<'_>,
-    table: (Src<'_>, &Table),
-    rows: usize,
-    heads: Heads,
-    dtype: Dtype,
-    back: bool,
-) {
-    let (name, blocks) = if wide(heads, &[y.address(), x.address()]) {
-        ("rotate_heads", rows.div_ceil(WARPS))
+fn rotate(q: &Queue, (y, x): (&Dst<'_>, Src<'_>), turns: Turns<'_>, back: bool) {
+    let r = turns.of;
+    let (name, blocks) = if wide(r.heads, &[y.address(), x.address()]) {
+        ("rotate_heads", r.rows.div_ceil(WARPS))
     } else {
-        ("rotate_heads_plain", plain_blocks(rows, heads))
+        ("rotate_heads_plain", turns.plain_blocks())
     };
-    let launch = turning(q, dtype, (name, blocks), (y, x));
+    let launch = turning(q, r.dtype, (name, blocks), (y, x));
     // SAFETY: the kernel's own arguments, of the sizes that the operation checked (`crate::cuda`).
     unsafe {
-        shape(launch, positions, table, rows, heads)
-            .arg(back)
-            .launch();
+        turns.args(launch).arg(back).launch();
     }
 }
 
-/// Blocks of the plain kernel, a warp a head.
-fn plain_blocks(rows: usize, heads: Heads) -> usize {
-    (rows * (heads.heads + 2 * heads.kv_heads)).div_ceil(WARPS)
-}
-
-pub(super) fn forward(
-    q: &Queue,
-    y: Dst<'_>,
-    x: Src<'_>,
-    positions: Src<'_>,
-    turns: &Table,
-    norm: Option<QkNorm<'_>>,
-    rows: usize,
-    heads: Heads,
-    dtype: Dtype,
-) {
-    let on_device = match table(q, turns) {
-        Ok(view) => view,
-        Err(e) => return q.fail(e),
+pub(super) fn forward(q: &Queue, o: Forward<Views<'_>>, r: Rotation<'_>) {
+    let Some(turns) = Turns::new(q, o.inputs.positions, r) else {
+        return;
     };
-    let turns = (on_device, turns);
-    let Some(norm) = norm else {
-        return rotate(q, (&y, x), positions, turns, rows, heads, dtype, false);
+    let Some(norm) = o.norm else {
+        return rotate(q, (&o.y, o.x), turns, false);
     };
     let (name, blocks) = if wide_sums(
-        heads,
+        r.heads,
         &[
-            y.address(),
-            x.address(),
+            o.y.address(),
+            o.x.address(),
             norm.wq.address(),
             norm.wk.address(),
         ],
     ) {
-        ("rotate_normed", rows.div_ceil(WARPS))
+        ("rotate_normed", r.rows.div_ceil(WARPS))
     } else {
-        ("rotate_normed_plain", plain_blocks(rows, heads))
+        ("rotate_normed_plain", turns.plain_blocks())
     };
-    let launch = turning(q, dtype, (name, blocks), (&y, x));
+    let launch = turning(q, r.dtype, (name, blocks), (&o.y, o.x));
     // SAFETY: the kernel's own arguments, of the sizes that the operation checked (`crate::cuda`).
     unsafe {
-        shape(launch, positions, turns, rows, heads)
+        turns
+            .args(launch)
             .arg(norm.wq)
             .arg(norm.wk)
             .arg(&norm.rstd)
-            .arg(norm.eps)
+            .arg(r.eps)
             .launch();
     }
 }
 
-pub(super) fn backward(
-    q: &Queue,
-    dx: Dst<'_>,
-    dy: Src<'_>,
-    positions: Src<'_>,
-    turns: &Table,
-    norm: Option<QkNormBack<'_>>,
-    rows: usize,
-    heads: Heads,
-    dtype: Dtype,
-    ws: Dst<'_>,
-) {
-    let on_device = match table(q, turns) {
-        Ok(view) => view,
-        Err(e) => return q.fail(e),
+pub(super) fn backward(q: &Queue, o: Backward<Views<'_>>, r: Rotation<'_>, ws: Dst<'_>) {
+    let Some(turns) = Turns::new(q, o.inputs.positions, r) else {
+        return;
     };
-    let turns = (on_device, turns);
-    let Some(norm) = norm else {
-        return rotate(q, (&dx, dy), positions, turns, rows, heads, dtype, true);
+    let Some(norm) = o.norm else {
+        return rotate(q, (&o.dx, o.dy), turns, true);
     };
-    let (runs, d) = (Runs::new(rows), heads.head_dim);
+    let (runs, d) = (Runs::new(r.rows), r.heads.head_dim);
     assert!(
-        (runs.run * heads.width()) < 1 << 32,
+        (runs.run * r.heads.width()) < 1 << 32,
         "a run of {} rows of {} numbers",
         runs.run,
-        heads.width()
+        r.heads.width()
     );
     let name = if wide_sums(
-        heads,
+        r.heads,
         &[
-            dx.address(),
-            dy.address(),
+            o.dx.address(),
+            o.dy.address(),
             norm.x.address(),
             norm.wq.address(),
             norm.wk.address(),
@@ -206,15 +194,16 @@ pub(super) fn backward(
         "backward_normed_plain"
     };
     let launch = q
-        .kernel(&SOURCE, define(dtype), name)
+        .kernel(&SOURCE, define(r.dtype), name)
         .grid(runs.count, 1, 1)
         .shared(WARPS * 2 * d * size_of::<f32>())
-        .arg(&dx)
+        .arg(&o.dx)
         .arg(&ws)
-        .arg(dy);
+        .arg(o.dy);
     // SAFETY: the kernel's own arguments, of the sizes that the operation checked (`crate::cuda`).
     unsafe {
-        shape(launch, positions, turns, rows, heads)
+        turns
+            .args(launch)
             .arg(runs.run)
             .arg(norm.x)
             .arg(norm.rstd)
@@ -222,6 +211,6 @@ pub(super) fn backward(
             .arg(norm.wk)
             .launch();
     }
-    let to = (norm.dwq, Some(norm.dwk));
-    sum_partials(q, to, ws.src(), (d, 2 * d), runs, norm.accumulate, dtype);
+    let to = (norm.dwq, Some(norm.dwk.to));
+    sum_partials(q, to, ws.src(), (d, 2 * d), runs, r.dtype);
 }

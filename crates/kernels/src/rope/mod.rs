@@ -12,6 +12,7 @@ use lowtide_device::{Dst, Make, Queue, Src};
 use lowtide_workload::Dtype;
 
 use crate::number::{expect, expect_workspace, size, with_dtype};
+use crate::operands::{Views, operands};
 use crate::rows::Runs;
 
 /// Heads of the fused projection: H query heads, then KV key heads, then KV value heads.
@@ -103,36 +104,78 @@ impl Table {
     }
 }
 
-/// The norm of query and key heads in [`forward`].
-#[derive(Debug)]
-pub struct QkNorm<'a> {
-    /// Weight of query heads, E (D).
-    pub wq: Src<'a>,
-    /// Weight of key heads, E (D).
-    pub wk: Src<'a>,
-    /// f32 (rows, H+KV), written: 1/√(mean(x²) + eps) of each head.
-    pub rstd: Dst<'a>,
-    /// Added to the mean square.
+/// Sizes of a rotation, and what it turns by.
+#[derive(Clone, Copy, Debug)]
+pub struct Rotation<'a> {
+    /// Of head size D.
+    pub table: &'a Table,
+    /// Rows of x.
+    pub rows: usize,
+    /// Heads of a row.
+    pub heads: Heads,
+    /// Added to the mean square, where there is a norm.
     pub eps: f32,
+    /// How numbers are stored (E).
+    pub dtype: Dtype,
 }
 
-/// The norm of query and key heads in [`backward`].
-#[derive(Debug)]
-pub struct QkNormBack<'a> {
-    /// What forward read, E (rows, (H+2KV)·D).
-    pub x: Src<'a>,
-    /// What forward wrote, f32 (rows, H+KV).
-    pub rstd: Src<'a>,
-    /// Weight of query heads, E (D).
-    pub wq: Src<'a>,
-    /// Weight of key heads, E (D).
-    pub wk: Src<'a>,
-    /// Gradient of `wq`, f32 (D).
-    pub dwq: Dst<'a>,
-    /// Gradient of `wk`, f32 (D).
-    pub dwk: Dst<'a>,
-    /// Whether to add to `dwq` and `dwk`.
-    pub accumulate: bool,
+operands! {
+    /// Operands of [`forward`].
+    pub struct Forward<F> {
+        /// E (rows, (H+2KV)·D).
+        pub y: F::Write,
+        /// E (rows, (H+2KV)·D).
+        pub x: F::Read,
+        /// Of which positions, i32 (rows).
+        pub inputs: F::Inputs,
+        /// Where query and key heads are normed.
+        pub norm: Option<QkNorm<F>>,
+    }
+}
+
+operands! {
+    /// Operands of [`backward`].
+    pub struct Backward<F> {
+        /// E (rows, (H+2KV)·D).
+        pub dx: F::Write,
+        /// E (rows, (H+2KV)·D).
+        pub dy: F::Read,
+        /// As in forward.
+        pub inputs: F::Inputs,
+        /// Where query and key heads are normed.
+        pub norm: Option<QkNormBackward<F>>,
+    }
+}
+
+operands! {
+    /// The norm of query and key heads in [`forward`].
+    pub struct QkNorm<F> {
+        /// f32 (rows, H+KV): 1/√(mean(x²) + eps) of each head.
+        pub rstd: F::Write,
+        /// Weight of query heads, E (D).
+        pub wq: F::Read,
+        /// Weight of key heads, E (D).
+        pub wk: F::Read,
+    }
+}
+
+operands! {
+    /// The norm of query and key heads in [`backward`]. Both gradients are treated as `dwq` is: they are one
+    /// kernel's.
+    pub struct QkNormBackward<F> {
+        /// Gradient of `wq`, f32 (D).
+        pub dwq: F::Add,
+        /// Gradient of `wk`, f32 (D).
+        pub dwk: F::Add,
+        /// What forward read, E (rows, (H+2KV)·D).
+        pub x: F::Read,
+        /// What forward wrote, f32 (rows, H+KV).
+        pub rstd: F::Read,
+        /// Weight of query heads, E (D).
+        pub wq: F::Read,
+        /// Weight of key heads, E (D).
+        pub wk: F::Read,
+    }
 }
 
 /// Bytes of scratch of [`backward`], with or without the norm.
@@ -149,79 +192,51 @@ pub fn workspace(rows: usize, heads: Heads, norm: bool, make: Make) -> usize {
 /// Rotates query and key heads by their row's position, after their norm if there is one; copies
 /// value heads.
 ///
-/// `y` and `x` are E (rows, (H+2KV)·D), `positions` is i32 (rows). A number is rounded once, after
-/// the rotation. Every position is in the table: other ones panic on the CPU device and make their
-/// row NaN on a CUDA device.
-pub fn forward(
-    q: &Queue,
-    y: Dst<'_>,
-    x: Src<'_>,
-    positions: Src<'_>,
-    table: &Table,
-    norm: Option<QkNorm<'_>>,
-    rows: usize,
-    heads: Heads,
-    dtype: Dtype,
-) {
-    let e = size(dtype);
-    expect("y", &y, rows * heads.width(), e);
-    expect("x", x, rows * heads.width(), e);
-    expect("positions", positions, rows, size_of::<i32>());
-    assert_eq!(2 * table.half, heads.head_dim, "table of another head size");
-    if let Some(norm) = &norm {
+/// A number is rounded once, after the rotation. Every position is in the table: other ones panic on the
+/// CPU device and make their row NaN on a CUDA device.
+pub fn forward(q: &Queue, o: Forward<Views<'_>>, d: Rotation<'_>) {
+    let (e, rows, heads) = (size(d.dtype), d.rows, d.heads);
+    expect("y", &o.y, rows * heads.width(), e);
+    expect("x", o.x, rows * heads.width(), e);
+    d.check(o.inputs.positions);
+    if let Some(norm) = &o.norm {
         expect("wq", norm.wq, heads.head_dim, e);
         expect("wk", norm.wk, heads.head_dim, e);
         expect("rstd", &norm.rstd, rows * heads.rotated(), size_of::<f32>());
     }
     if let Some(q) = q.cuda() {
-        return cuda::forward(q, y, x, positions, table, norm, rows, heads, dtype);
+        return cuda::forward(q, o, d);
     }
-    q.run(|| {
-        with_dtype!(
-            dtype,
-            cpu::forward(y, x, positions, table, norm, rows, heads)
-        )
-    });
+    q.run(|| with_dtype!(d.dtype, cpu::forward(o, d)));
 }
 
 /// Gradient of [`forward`]: rotates back, then through the norm if there is one.
-///
-/// `dx` and `dy` are E (rows, (H+2KV)·D), `positions` is i32 (rows).
-pub fn backward(
-    q: &Queue,
-    dx: Dst<'_>,
-    dy: Src<'_>,
-    positions: Src<'_>,
-    table: &Table,
-    norm: Option<QkNormBack<'_>>,
-    rows: usize,
-    heads: Heads,
-    dtype: Dtype,
-    ws: Dst<'_>,
-) {
-    let e = size(dtype);
-    expect("dx", &dx, rows * heads.width(), e);
-    expect("dy", dy, rows * heads.width(), e);
-    expect("positions", positions, rows, size_of::<i32>());
-    assert_eq!(2 * table.half, heads.head_dim, "table of another head size");
-    if let Some(norm) = &norm {
+pub fn backward(q: &Queue, o: Backward<Views<'_>>, d: Rotation<'_>, ws: Dst<'_>) {
+    let (e, rows, heads) = (size(d.dtype), d.rows, d.heads);
+    expect("dx", &o.dx, rows * heads.width(), e);
+    expect("dy", o.dy, rows * heads.width(), e);
+    d.check(o.inputs.positions);
+    if let Some(norm) = &o.norm {
         expect("x", norm.x, rows * heads.width(), e);
         expect("rstd", norm.rstd, rows * heads.rotated(), size_of::<f32>());
         expect("wq", norm.wq, heads.head_dim, e);
         expect("wk", norm.wk, heads.head_dim, e);
-        expect("dwq", &norm.dwq, heads.head_dim, size_of::<f32>());
-        expect("dwk", &norm.dwk, heads.head_dim, size_of::<f32>());
+        expect("dwq", &norm.dwq.to, heads.head_dim, size_of::<f32>());
+        expect("dwk", &norm.dwk.to, heads.head_dim, size_of::<f32>());
     }
-    expect_workspace(&ws, workspace(rows, heads, norm.is_some(), q.make()));
+    expect_workspace(&ws, workspace(rows, heads, o.norm.is_some(), q.make()));
     if let Some(q) = q.cuda() {
-        return cuda::backward(q, dx, dy, positions, table, norm, rows, heads, dtype, ws);
+        return cuda::backward(q, o, d, ws);
     }
-    q.run(|| {
-        with_dtype!(
-            dtype,
-            cpu::backward(dx, dy, positions, table, norm, rows, heads, ws)
-        )
-    });
+    q.run(|| with_dtype!(d.dtype, cpu::backward(o, d, ws)));
+}
+
+impl Rotation<'_> {
+    fn check(&self, positions: Src<'_>) {
+        expect("positions", positions, self.rows, size_of::<i32>());
+        let (have, want) = (2 * self.table.half, self.heads.head_dim);
+        assert_eq!(have, want, "table of another head size");
+    }
 }
 
 #[cfg(test)]

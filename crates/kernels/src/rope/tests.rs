@@ -1,6 +1,7 @@
 //! Rotary positions against `f64`.
 
 use super::*;
+use crate::operands::{Planes, Sum};
 use crate::testing::{
     DTYPES, Numbers, Rng, Scratch, Tensor, close, differences, dot, everywhere, packed, plus,
 };
@@ -53,20 +54,30 @@ fn check(rows: usize, heads: Heads, with_norm: bool, dtype: Dtype) {
     let (_, positions) = packed(&mut rng, 1, rows);
     let most = *positions.iter().max().unwrap() as usize;
     let table = Table::new(&inv_freq(d), FACTOR, most + 1);
+    let size = Rotation {
+        table: &table,
+        rows,
+        heads,
+        eps: EPS,
+        dtype,
+    };
 
     let forwards = everywhere(|q| {
         let mut y = Tensor::nan(n, dtype);
         let mut rstd = Tensor::nan(rows * heads.rotated(), Dtype::F32);
         let (mut x, mut wq, mut wk) = (x.clone(), wq.clone(), wk.clone());
         let mut positions = Numbers::of(&positions);
-        let norm = with_norm.then(|| QkNorm {
-            wq: wq.src(q),
-            wk: wk.src(q),
-            rstd: rstd.on(q),
-            eps: EPS,
-        });
-        let (to, from, at) = (y.on(q), x.src(q), positions.src(q));
-        forward(q, to, from, at, &table, norm, rows, heads, dtype);
+        let o = Forward {
+            y: y.on(q),
+            x: x.src(q),
+            inputs: Planes::all(positions.src(q)),
+            norm: with_norm.then(|| QkNorm {
+                rstd: rstd.on(q),
+                wq: wq.src(q),
+                wk: wk.src(q),
+            }),
+        };
+        forward(q, o, size);
         (y, with_norm.then_some(rstd))
     });
     let rstd = forwards[0].1.1.as_ref();
@@ -101,18 +112,22 @@ fn check(rows: usize, heads: Heads, with_norm: bool, dtype: Dtype) {
             let mut rstd = rstd.clone().unwrap_or_else(|| Tensor::nan(0, Dtype::F32));
             let mut positions = Numbers::of(&positions);
             let mut ws = Scratch::new(workspace(rows, heads, with_norm, q.make()));
-            let norm = with_norm.then(|| QkNormBack {
+            let sum = |to| Sum { to, accumulate };
+            let norm = with_norm.then(|| QkNormBackward {
+                dwq: sum(dwq.on(q)),
+                dwk: sum(dwk.on(q)),
                 x: x.src(q),
                 rstd: rstd.src(q),
                 wq: wq.src(q),
                 wk: wk.src(q),
-                dwq: dwq.on(q),
-                dwk: dwk.on(q),
-                accumulate,
             });
-            let (positions, ws) = (positions.src(q), ws.on(q));
-            let (to, from) = (dx.on(q), dy.src(q));
-            backward(q, to, from, positions, &table, norm, rows, heads, dtype, ws);
+            let o = Backward {
+                dx: dx.on(q),
+                dy: dy.src(q),
+                inputs: Planes::all(positions.src(q)),
+                norm,
+            };
+            backward(q, o, size, ws.on(q));
             (dx, dwq, dwk)
         });
         let slack = 1e-5 + 1e-6 * rows as f64;

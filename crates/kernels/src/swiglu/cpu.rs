@@ -1,19 +1,22 @@
 //! SwiGLU on threads.
 
-use lowtide_device::{Dst, Src};
 use multiversion::multiversion;
 
+use super::{Backward, Forward};
+use crate::Rows;
 use crate::number::{self, Number, sigmoid};
+use crate::operands::Views;
 use crate::rows;
 
-pub(super) fn forward<E: Number>(y: Dst<'_>, gate_up: Src<'_>, rows: usize, f: usize) {
+pub(super) fn forward<E: Number>(o: Forward<Views<'_>>, d: Rows) {
+    let (rows, f) = (d.rows, d.width);
     rows::each(rows, 2 * f, |first, end| {
         for row in first..end {
             // SAFETY: the task owns `y`, a row is one thread's; nobody writes `gate_up`.
             unsafe {
-                let gate = number::read::<E>(gate_up, row * 2 * f, f);
-                let up = number::read::<E>(gate_up, row * 2 * f + f, f);
-                forward_row(number::write::<E>(&y, row * f, f), gate, up);
+                let gate = number::read::<E>(o.gate_up, row * 2 * f, f);
+                let up = number::read::<E>(o.gate_up, row * 2 * f + f, f);
+                forward_row(number::write::<E>(&o.y, row * f, f), gate, up);
             }
         }
     });
@@ -27,21 +30,16 @@ fn forward_row<E: Number>(y: &mut [E], gate: &[E], up: &[E]) {
     }
 }
 
-pub(super) fn backward<E: Number>(
-    d_gate_up: Dst<'_>,
-    dy: Src<'_>,
-    gate_up: Src<'_>,
-    rows: usize,
-    f: usize,
-) {
+pub(super) fn backward<E: Number>(o: Backward<Views<'_>>, d: Rows) {
+    let (rows, f) = (d.rows, d.width);
     rows::each(rows, 2 * f, |first, end| {
         for row in first..end {
             // SAFETY: the task owns `d_gate_up`, a row is one thread's; nobody writes the rest.
             unsafe {
-                let gate = number::read::<E>(gate_up, row * 2 * f, f);
-                let up = number::read::<E>(gate_up, row * 2 * f + f, f);
-                let dy = number::read::<E>(dy, row * f, f);
-                let d = number::write::<E>(&d_gate_up, row * 2 * f, 2 * f);
+                let gate = number::read::<E>(o.gate_up, row * 2 * f, f);
+                let up = number::read::<E>(o.gate_up, row * 2 * f + f, f);
+                let dy = number::read::<E>(o.dy, row * f, f);
+                let d = number::write::<E>(&o.d_gate_up, row * 2 * f, 2 * f);
                 backward_row(d, dy, gate, up);
             }
         }

@@ -1,10 +1,11 @@
 //! SwiGLU on a GPU.
 
 use lowtide_device::cuda::{Queue, Source};
-use lowtide_device::{Dst, Src};
-use lowtide_workload::Dtype;
 
+use super::{Backward, Forward};
+use crate::Rows;
 use crate::cuda::{define, source};
+use crate::operands::Views;
 use crate::rmsnorm::cuda::aligned;
 
 static SOURCE: Source = source!("swiglu", "swiglu.cu");
@@ -20,49 +21,36 @@ fn grid(rows: usize, f: usize, wide: bool) -> usize {
     (rows * groups).div_ceil(THREADS * DEPTH)
 }
 
-pub(super) fn forward(
-    q: &Queue,
-    y: Dst<'_>,
-    gate_up: Src<'_>,
-    rows: usize,
-    f: usize,
-    dtype: Dtype,
-) {
-    let wide = f.is_multiple_of(8) && aligned(&[y.address(), gate_up.address()]);
+pub(super) fn forward(q: &Queue, o: Forward<Views<'_>>, d: Rows) {
+    let (rows, f) = (d.rows, d.width);
+    let wide = f.is_multiple_of(8) && aligned(&[o.y.address(), o.gate_up.address()]);
     let name = if wide { "forward" } else { "forward_plain" };
     // SAFETY: the kernel's own arguments, of the sizes that the operation checked (`crate::cuda`).
     unsafe {
-        q.kernel(&SOURCE, define(dtype), name)
+        q.kernel(&SOURCE, define(d.dtype), name)
             .grid(grid(rows, f, wide), 1, 1)
             .block(THREADS as u32)
-            .arg(&y)
-            .arg(gate_up)
+            .arg(&o.y)
+            .arg(o.gate_up)
             .arg(rows)
             .arg(f)
             .launch();
     }
 }
 
-pub(super) fn backward(
-    q: &Queue,
-    d_gate_up: Dst<'_>,
-    dy: Src<'_>,
-    gate_up: Src<'_>,
-    rows: usize,
-    f: usize,
-    dtype: Dtype,
-) {
-    let wide =
-        f.is_multiple_of(8) && aligned(&[d_gate_up.address(), dy.address(), gate_up.address()]);
+pub(super) fn backward(q: &Queue, o: Backward<Views<'_>>, d: Rows) {
+    let (rows, f) = (d.rows, d.width);
+    let wide = f.is_multiple_of(8)
+        && aligned(&[o.d_gate_up.address(), o.dy.address(), o.gate_up.address()]);
     let name = if wide { "backward" } else { "backward_plain" };
     // SAFETY: the kernel's own arguments, of the sizes that the operation checked (`crate::cuda`).
     unsafe {
-        q.kernel(&SOURCE, define(dtype), name)
+        q.kernel(&SOURCE, define(d.dtype), name)
             .grid(grid(rows, f, wide), 1, 1)
             .block(THREADS as u32)
-            .arg(&d_gate_up)
-            .arg(dy)
-            .arg(gate_up)
+            .arg(&o.d_gate_up)
+            .arg(o.dy)
+            .arg(o.gate_up)
             .arg(rows)
             .arg(f)
             .launch();

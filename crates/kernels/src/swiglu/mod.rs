@@ -6,39 +6,55 @@ mod cpu;
 mod cuda;
 pub mod reference;
 
-use lowtide_device::{Dst, Queue, Src};
-use lowtide_workload::Dtype;
+use lowtide_device::Queue;
 
+use crate::Rows;
 use crate::number::{expect, size, with_dtype};
+use crate::operands::{Views, operands};
 
-/// `y = gate·sigmoid(gate)·up`: `y` is E (rows, F), `gate_up` is E (rows, 2F), in each row F gates,
-/// then F ups.
-pub fn forward(q: &Queue, y: Dst<'_>, gate_up: Src<'_>, rows: usize, f: usize, dtype: Dtype) {
-    expect("y", &y, rows * f, size(dtype));
-    expect("gate_up", gate_up, rows * 2 * f, size(dtype));
-    if let Some(q) = q.cuda() {
-        return cuda::forward(q, y, gate_up, rows, f, dtype);
+operands! {
+    /// Operands of [`forward`].
+    pub struct Forward<F> {
+        /// E (rows, F).
+        pub y: F::Write,
+        /// E (rows, 2F): in each row F gates, then F ups.
+        pub gate_up: F::Read,
     }
-    q.run(|| with_dtype!(dtype, cpu::forward(y, gate_up, rows, f)));
 }
 
-/// Gradient of [`forward`]: `d_gate_up` and `gate_up` are E (rows, 2F), `dy` is E (rows, F).
-pub fn backward(
-    q: &Queue,
-    d_gate_up: Dst<'_>,
-    dy: Src<'_>,
-    gate_up: Src<'_>,
-    rows: usize,
-    f: usize,
-    dtype: Dtype,
-) {
-    expect("d_gate_up", &d_gate_up, rows * 2 * f, size(dtype));
-    expect("dy", dy, rows * f, size(dtype));
-    expect("gate_up", gate_up, rows * 2 * f, size(dtype));
-    if let Some(q) = q.cuda() {
-        return cuda::backward(q, d_gate_up, dy, gate_up, rows, f, dtype);
+operands! {
+    /// Operands of [`backward`].
+    pub struct Backward<F> {
+        /// E (rows, 2F).
+        pub d_gate_up: F::Write,
+        /// E (rows, F).
+        pub dy: F::Read,
+        /// What forward read.
+        pub gate_up: F::Read,
     }
-    q.run(|| with_dtype!(dtype, cpu::backward(d_gate_up, dy, gate_up, rows, f)));
+}
+
+/// `y = gate·sigmoid(gate)·up`, in rows of width F.
+pub fn forward(q: &Queue, o: Forward<Views<'_>>, d: Rows) {
+    let e = size(d.dtype);
+    expect("y", &o.y, d.numbers(), e);
+    expect("gate_up", o.gate_up, 2 * d.numbers(), e);
+    if let Some(q) = q.cuda() {
+        return cuda::forward(q, o, d);
+    }
+    q.run(|| with_dtype!(d.dtype, cpu::forward(o, d)));
+}
+
+/// Gradient of [`forward`].
+pub fn backward(q: &Queue, o: Backward<Views<'_>>, d: Rows) {
+    let e = size(d.dtype);
+    expect("d_gate_up", &o.d_gate_up, 2 * d.numbers(), e);
+    expect("dy", o.dy, d.numbers(), e);
+    expect("gate_up", o.gate_up, 2 * d.numbers(), e);
+    if let Some(q) = q.cuda() {
+        return cuda::backward(q, o, d);
+    }
+    q.run(|| with_dtype!(d.dtype, cpu::backward(o, d)));
 }
 
 #[cfg(test)]

@@ -1,5 +1,7 @@
 //! SwiGLU against `f64`.
 
+use lowtide_workload::Dtype;
+
 use super::*;
 use crate::testing::{DTYPES, Rng, Tensor, close, differences, dot, everywhere};
 
@@ -28,8 +30,26 @@ fn agrees_with_the_reference() {
                 let mut y = Tensor::nan(rows * f, dtype);
                 let mut d = Tensor::nan(rows * 2 * f, dtype);
                 let (mut gate_up, mut dy) = (gate_up.clone(), dy.clone());
-                forward(q, y.on(q), gate_up.src(q), rows, f, dtype);
-                backward(q, d.on(q), dy.src(q), gate_up.src(q), rows, f, dtype);
+                let size = Rows {
+                    rows,
+                    width: f,
+                    dtype,
+                };
+                let gate_up = gate_up.src(q);
+                forward(
+                    q,
+                    Forward {
+                        y: y.on(q),
+                        gate_up,
+                    },
+                    size,
+                );
+                let o = Backward {
+                    d_gate_up: d.on(q),
+                    dy: dy.src(q),
+                    gate_up,
+                };
+                backward(q, o, size);
                 (y, d)
             });
             let values = gate_up.values();
@@ -51,8 +71,26 @@ fn extreme_gates_saturate() {
         let (mut x, mut y) = (x.clone(), Tensor::nan(4, Dtype::F32));
         let mut dy = Tensor::of(&[1.0; 4], Dtype::F32);
         let mut d = Tensor::nan(8, Dtype::F32);
-        forward(q, y.on(q), x.src(q), 1, 4, Dtype::F32);
-        backward(q, d.on(q), dy.src(q), x.src(q), 1, 4, Dtype::F32);
+        let size = Rows {
+            rows: 1,
+            width: 4,
+            dtype: Dtype::F32,
+        };
+        let gate_up = x.src(q);
+        forward(
+            q,
+            Forward {
+                y: y.on(q),
+                gate_up,
+            },
+            size,
+        );
+        let o = Backward {
+            d_gate_up: d.on(q),
+            dy: dy.src(q),
+            gate_up,
+        };
+        backward(q, o, size);
         (y, d)
     });
     for (device, (y, d)) in &done {

@@ -4,10 +4,12 @@
 //! weight gradient comes before its input gradient, so that the saved input is dead before the
 //! next gradient needs room.
 
+use lowtide_kernels::operands::{Add, Inputs};
+use lowtide_kernels::{attention, gelu, layernorm, matmul, rmsnorm, rope, swiglu};
 use lowtide_workload::{Family, Unit, UnitKind};
 
 use super::kind::{Kind, Product};
-use super::{Builder, Model, Phase, UnitKinds, gradient, inputs, read, weight, write};
+use super::{Builder, Model, Phase, UnitKinds, read, weight, write};
 
 /// Statistics of a norm: mean (layer norm only) and reciprocal root, one f32 a row.
 #[derive(Clone, Copy, Debug)]
@@ -27,18 +29,20 @@ impl Builder<'_> {
 
     /// `y` = norm(`x`), with the parameters `name` and, for a layer norm, `name_bias`.
     pub(super) fn norm(&mut self, phase: Phase, name: &str, y: u16, stats: Statistics, x: u16) {
+        let (y, rstd, x) = (write(y), write(stats.rstd), read(x));
         let w = weight(self.param(name));
-        match stats.mean {
-            None => {
-                let operands = vec![write(y), write(stats.rstd), read(x), w];
-                self.op(phase, name, Kind::RmsNorm, operands);
-            }
-            Some(mean) => {
-                let b = weight(self.param(&format!("{name}_bias")));
-                let operands = vec![write(y), write(mean), write(stats.rstd), read(x), w, b];
-                self.op(phase, name, Kind::LayerNorm, operands);
-            }
-        }
+        let kind = match stats.mean {
+            None => Kind::RmsNorm(rmsnorm::Forward { y, rstd, x, w }),
+            Some(mean) => Kind::LayerNorm(layernorm::Forward {
+                y,
+                mean: write(mean),
+                rstd,
+                x,
+                w,
+                b: weight(self.param(&format!("{name}_bias"))),
+            }),
+        };
+        self.op(phase, name, kind);
     }
 
     /// `dx` = gradient of the norm's input `x` [+ `residual`].
@@ -50,98 +54,130 @@ impl Builder<'_> {
         (x, stats): (u16, Statistics),
         residual: Option<u16>,
     ) {
-        let w = self.param(name);
-        let mut operands = vec![write(dx), gradient(w)];
-        let with = residual.is_some();
+        let param = self.param(name);
+        let (dx, dw, dy) = (write(dx), Add(param), read(dy));
+        let (x, rstd, w) = (read(x), read(stats.rstd), weight(param));
+        let residual = residual.map(read);
         let kind = match stats.mean {
-            None => {
-                operands.extend([read(dy), read(x), read(stats.rstd)]);
-                Kind::RmsNormBackward { residual: with }
-            }
-            Some(mean) => {
-                let b = self.param(&format!("{name}_bias"));
-                operands.extend([gradient(b), read(dy), read(x), read(mean), read(stats.rstd)]);
-                Kind::LayerNormBackward { residual: with }
-            }
+            None => Kind::RmsNormBackward(rmsnorm::Backward {
+                dx,
+                dw,
+                dy,
+                x,
+                rstd,
+                w,
+                residual,
+            }),
+            Some(mean) => Kind::LayerNormBackward(layernorm::Backward {
+                dx,
+                dw,
+                db: Add(self.param(&format!("{name}_bias"))),
+                dy,
+                x,
+                mean: read(mean),
+                rstd,
+                w,
+                residual,
+            }),
         };
-        operands.push(weight(w));
-        operands.extend(residual.map(read));
-        self.op(Phase::Backward, name, kind, operands);
+        self.op(Phase::Backward, name, kind);
     }
 
     /// `y` = `x` · `name`ᵀ [+ `name_bias`] [+ `residual`].
     fn linear(&mut self, name: &str, y: u16, x: u16, dims: Product, residual: Option<u16>) {
-        let bias = self.find(&format!("{name}_bias"));
-        let mut operands = vec![write(y), read(x), weight(self.param(name))];
-        operands.extend(bias.map(weight));
-        operands.extend(residual.map(read));
-        let kind = Kind::Linear {
-            dims,
-            bias: bias.is_some(),
-            residual: residual.is_some(),
+        let operands = matmul::Forward {
+            y: write(y),
+            x: read(x),
+            w: weight(self.param(name)),
+            bias: self.find(&format!("{name}_bias")).map(weight),
+            residual: residual.map(read),
         };
-        self.op(Phase::Forward, name, kind, operands);
+        self.op(Phase::Forward, name, Kind::Linear(operands, dims));
     }
 
     /// Gradients of `name` [and `name_bias`], then `dx` = `dy` · `name`.
     fn linear_backward(&mut self, name: &str, dx: u16, dy: u16, x: u16, dims: Product) {
         let w = self.param(name);
-        let bias = self.find(&format!("{name}_bias"));
-        let mut operands = vec![gradient(w)];
-        operands.extend(bias.map(gradient));
-        operands.extend([read(dy), read(x)]);
-        let kind = Kind::LinearWeight {
-            dims,
-            bias: bias.is_some(),
+        let operands = matmul::Weight {
+            dw: Add(w),
+            db: self.find(&format!("{name}_bias")).map(Add),
+            dy: read(dy),
+            x: read(x),
         };
-        self.op(Phase::Backward, &format!("{name}.weight"), kind, operands);
-        let operands = vec![write(dx), read(dy), weight(w)];
-        self.op(
-            Phase::Backward,
-            &format!("{name}.input"),
-            Kind::LinearInput { dims },
-            operands,
-        );
+        let kind = Kind::LinearWeight(operands, dims);
+        self.op(Phase::Backward, &format!("{name}.weight"), kind);
+        let operands = matmul::Input {
+            dx: write(dx),
+            dy: read(dy),
+            w: weight(w),
+        };
+        let kind = Kind::LinearInput(operands, dims);
+        self.op(Phase::Backward, &format!("{name}.input"), kind);
     }
 
     /// Rotates (and with `qk_rstd` first norms) q and k.
     fn rope(&mut self, y: u16, x: u16, qk_rstd: Option<u16>) {
-        let mut operands = vec![write(y), read(x), inputs()];
-        if let Some(rstd) = qk_rstd {
-            let (q, k) = (self.param("q_norm"), self.param("k_norm"));
-            operands.extend([write(rstd), weight(q), weight(k)]);
-        }
-        self.op(
-            Phase::Forward,
-            "rope",
-            Kind::Rope {
-                norm: qk_rstd.is_some(),
-            },
-            operands,
-        );
+        let norm = qk_rstd.map(|rstd| rope::QkNorm {
+            rstd: write(rstd),
+            wq: weight(self.param("q_norm")),
+            wk: weight(self.param("k_norm")),
+        });
+        let operands = rope::Forward {
+            y: write(y),
+            x: read(x),
+            inputs: Inputs,
+            norm,
+        };
+        self.op(Phase::Forward, "rope", Kind::Rope(operands));
     }
 
     fn rope_backward(&mut self, dx: u16, dy: u16, x: u16, qk_rstd: Option<u16>) {
-        let mut operands = vec![write(dx), read(dy), inputs()];
-        if let Some(rstd) = qk_rstd {
+        let norm = qk_rstd.map(|rstd| {
             let (q, k) = (self.param("q_norm"), self.param("k_norm"));
-            operands.extend([
-                gradient(q),
-                gradient(k),
-                read(x),
-                read(rstd),
-                weight(q),
-                weight(k),
-            ]);
-        }
-        self.op(
-            Phase::Backward,
-            "rope",
-            Kind::RopeBackward {
-                norm: qk_rstd.is_some(),
-            },
-            operands,
-        );
+            rope::QkNormBackward {
+                dwq: Add(q),
+                dwk: Add(k),
+                x: read(x),
+                rstd: read(rstd),
+                wq: weight(q),
+                wk: weight(k),
+            }
+        });
+        let operands = rope::Backward {
+            dx: write(dx),
+            dy: read(dy),
+            inputs: Inputs,
+            norm,
+        };
+        self.op(Phase::Backward, "rope", Kind::RopeBackward(operands));
+    }
+
+    /// The MLP between its products, on `pre`: gate and up of a gated one, or up alone.
+    fn activation(&mut self, gated: bool, act: u16, pre: u16) {
+        let (y, x) = (write(act), read(pre));
+        let (name, kind) = if gated {
+            let operands = swiglu::Forward { y, gate_up: x };
+            ("swiglu", Kind::Swiglu(operands))
+        } else {
+            ("gelu", Kind::Gelu(gelu::Forward { y, x }))
+        };
+        self.op(Phase::Forward, name, kind);
+    }
+
+    fn activation_backward(&mut self, gated: bool, d_pre: u16, d_act: u16, pre: u16) {
+        let (dx, dy, x) = (write(d_pre), read(d_act), read(pre));
+        let (name, kind) = if gated {
+            let operands = swiglu::Backward {
+                d_gate_up: dx,
+                dy,
+                gate_up: x,
+            };
+            ("swiglu", Kind::SwigluBackward(operands))
+        } else {
+            let operands = gelu::Backward { dx, dy, x };
+            ("gelu", Kind::GeluBackward(operands))
+        };
+        self.op(Phase::Backward, name, kind);
     }
 }
 
@@ -189,17 +225,17 @@ pub(super) fn block(model: &Model<'_>, l: u32) -> (Unit, UnitKinds) {
     if let Some(raw) = qkv_raw {
         b.rope(qkv, raw, qk_rstd);
     }
-    let operands = vec![write(att), write(lse), read(qkv), inputs()];
-    b.op(Phase::Forward, "attention", Kind::Attention, operands);
+    let operands = attention::Forward {
+        out: write(att),
+        lse: write(lse),
+        qkv: read(qkv),
+        inputs: Inputs,
+    };
+    b.op(Phase::Forward, "attention", Kind::Attention(operands));
     b.linear("o", x2, att, o_dims, Some(x));
     b.norm(Phase::Forward, "norm2", h2, stats2, x2);
     b.linear(up, pre, h2, up_dims, None);
-    let (name, forward, backward) = if llama {
-        ("swiglu", Kind::Swiglu, Kind::SwigluBackward)
-    } else {
-        ("gelu", Kind::Gelu, Kind::GeluBackward)
-    };
-    b.op(Phase::Forward, name, forward, vec![write(act), read(pre)]);
+    b.activation(llama, act, pre);
     b.linear("down", y, act, down_dims, Some(x2));
 
     // Backward's tensors, (B·T, ·).
@@ -215,29 +251,20 @@ pub(super) fn block(model: &Model<'_>, l: u32) -> (Unit, UnitKinds) {
     let dx = b.local("dx", model.rows(c));
 
     b.linear_backward("down", d_act, dy, act, down_dims);
-    b.op(
-        Phase::Backward,
-        name,
-        backward,
-        vec![write(d_pre), read(d_act), read(pre)],
-    );
+    b.activation_backward(llama, d_pre, d_act, pre);
     b.linear_backward(up, d_h2, d_pre, h2, up_dims);
     b.norm_backward("norm2", d_x2, d_h2, (x2, stats2), Some(dy));
     b.linear_backward("o", d_att, d_x2, att, o_dims);
-    let operands = vec![
-        write(d_qkv),
-        read(d_att),
-        read(qkv),
-        read(att),
-        read(lse),
-        inputs(),
-    ];
-    b.op(
-        Phase::Backward,
-        "attention",
-        Kind::AttentionBackward,
-        operands,
-    );
+    let operands = attention::Backward {
+        d_qkv: write(d_qkv),
+        d_out: read(d_att),
+        qkv: read(qkv),
+        out: read(att),
+        lse: read(lse),
+        inputs: Inputs,
+    };
+    let kind = Kind::AttentionBackward(operands);
+    b.op(Phase::Backward, "attention", kind);
     if let (Some(raw), Some(d_raw)) = (qkv_raw, d_raw) {
         b.rope_backward(d_raw, d_qkv, raw, qk_rstd);
     }

@@ -1,9 +1,11 @@
 //! The embedding and the head.
 
+use lowtide_kernels::operands::{Add, Inputs};
+use lowtide_kernels::{embedding, head};
 use lowtide_workload::{Family, Unit, UnitKind};
 
-use super::kind::Kind;
-use super::{Builder, Model, Phase, UnitKinds, gradient, inputs, loss, read, weight, write};
+use super::kind::{Kind, Tied};
+use super::{Builder, Model, Phase, UnitKinds, loss, read, weight, write};
 
 /// The tokens' table is the first parameter; a tied head refers to it.
 const TOKENS: u32 = 0;
@@ -15,22 +17,22 @@ pub(super) fn embedding(model: &Model<'_>) -> (Unit, UnitKinds) {
     let y = b.local("y", model.rows(c)); // (B·T, C)
     let dy = b.local("dy", model.rows(c)); // (B·T, C)
 
-    let positions = table.is_some();
-    let mut operands = vec![write(y), inputs(), weight(tokens)];
-    operands.extend(table.map(weight));
-    b.op(
-        Phase::Forward,
-        "embedding",
-        Kind::Embedding { positions },
-        operands,
-    );
+    let operands = embedding::Forward {
+        y: write(y),
+        inputs: Inputs,
+        tokens: weight(tokens),
+        positions: table.map(weight),
+    };
+    b.op(Phase::Forward, "embedding", Kind::Embedding(operands));
 
-    let tied = model.shape.tied;
-    let mut operands = vec![gradient(tokens)];
-    operands.extend(table.map(gradient));
-    operands.extend([read(dy), inputs()]);
-    let kind = Kind::EmbeddingBackward { positions, tied };
-    b.op(Phase::Backward, "embedding", kind, operands);
+    let operands = embedding::Backward {
+        dtokens: Add(tokens),
+        dpositions: table.map(Add),
+        dy: read(dy),
+        inputs: Inputs,
+    };
+    let kind = Kind::EmbeddingBackward(operands, Tied(model.shape.tied));
+    b.op(Phase::Backward, "embedding", kind);
 
     (b.unit.output, b.unit.d_output) = (Some(y), Some(dy));
     b.done()
@@ -57,13 +59,31 @@ pub(super) fn head(model: &Model<'_>) -> (Unit, UnitKinds) {
     for phase in [Phase::Backward, Phase::Evaluate, Phase::Infer] {
         b.norm(phase, "norm", h, stats, x);
     }
-    let operands = vec![write(dh), gradient(w), loss(), read(h), weight(w), inputs()];
-    b.op(Phase::Backward, "loss", Kind::HeadTrain, operands);
+    let (dw, h, w) = (Add(w), read(h), weight(w));
+    let operands = head::Train {
+        dh: write(dh),
+        dw,
+        loss: loss(),
+        h,
+        w,
+        inputs: Inputs,
+    };
+    b.op(Phase::Backward, "loss", Kind::HeadTrain(operands));
     b.norm_backward("norm", dx, dh, (x, stats), None);
-    let operands = vec![loss(), read(h), weight(w), inputs()];
-    b.op(Phase::Evaluate, "loss", Kind::HeadLoss, operands);
-    let operands = vec![write(logits), read(h), weight(w), inputs()];
-    b.op(Phase::Infer, "logits", Kind::HeadLogits, operands);
+    let operands = head::Loss {
+        loss: loss(),
+        h,
+        w,
+        inputs: Inputs,
+    };
+    b.op(Phase::Evaluate, "loss", Kind::HeadLoss(operands));
+    let operands = head::Logits {
+        logits: write(logits),
+        h,
+        w,
+        inputs: Inputs,
+    };
+    b.op(Phase::Infer, "logits", Kind::HeadLogits(operands));
 
     (b.unit.input, b.unit.d_input) = (Some(x), Some(dx));
     b.done()

@@ -1,13 +1,16 @@
 //! The operations of a decoder: what each computes, costs and expects as operands.
 
-use lowtide_device::{Make, Src};
+use lowtide_device::Make;
 use lowtide_kernels::attention::{Attn, Engine};
 use lowtide_kernels::head::Head;
 use lowtide_kernels::matmul::Dims;
+use lowtide_kernels::operands::{Named, Names};
 use lowtide_kernels::rope::Heads;
-use lowtide_kernels::{attention, embedding, head, layernorm, matmul, rmsnorm, rope};
+use lowtide_kernels::{
+    Rows, attention, embedding, gelu, head, layernorm, matmul, rmsnorm, rope, swiglu,
+};
 use lowtide_units::{Bytes, Flops};
-use lowtide_workload::{Dtype, ModelShape};
+use lowtide_workload::{Dtype, ModelShape, Operand};
 
 use super::Options;
 
@@ -84,6 +87,23 @@ impl Sizes {
         }
     }
 
+    /// B·T rows of `width` numbers.
+    pub fn rows_of(&self, width: usize) -> Rows {
+        Rows {
+            rows: self.rows,
+            width,
+            dtype: self.dtype,
+        }
+    }
+
+    pub fn tables(&self) -> embedding::Dims {
+        embedding::Dims {
+            rows: self.rows_of(self.hidden),
+            vocab: self.vocab,
+            positions: self.positions,
+        }
+    }
+
     pub fn head(&self) -> Head {
         Head {
             rows: self.rows,
@@ -94,55 +114,35 @@ impl Sizes {
     }
 }
 
-/// What an operation computes. Operands stand in this order, those in brackets where the flag
-/// says so; `y` and `dx` are written, gradients (`dw`, `db`) accumulated, the others read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// An operation and its operands by name, in the kernels' own structs.
+#[derive(Clone, Copy, Debug)]
 pub(crate) enum Kind {
-    /// y, inputs, tokens [, positions]
-    Embedding { positions: bool },
-    /// dtokens [, dpositions], dy, inputs
-    EmbeddingBackward { positions: bool, tied: bool },
-    /// y, rstd, x, w
-    RmsNorm,
-    /// dx, dw, dy, x, rstd, w [, residual]
-    RmsNormBackward { residual: bool },
-    /// y, mean, rstd, x, w, b
-    LayerNorm,
-    /// dx, dw, db, dy, x, mean, rstd, w [, residual]
-    LayerNormBackward { residual: bool },
-    /// y, x, w [, bias] [, residual]
-    Linear {
-        dims: Product,
-        bias: bool,
-        residual: bool,
-    },
-    /// dw [, db], dy, x
-    LinearWeight { dims: Product, bias: bool },
-    /// dx, dy, w
-    LinearInput { dims: Product },
-    /// y, x, inputs [, qk_rstd (written), q_norm, k_norm]
-    Rope { norm: bool },
-    /// dx, dy, inputs [, dq_norm, dk_norm, x, qk_rstd, q_norm, k_norm]
-    RopeBackward { norm: bool },
-    /// out, lse, qkv, inputs
-    Attention,
-    /// d_qkv, d_out, qkv, out, lse, inputs
-    AttentionBackward,
-    /// y, gate_up
-    Swiglu,
-    /// d_gate_up, dy, gate_up
-    SwigluBackward,
-    /// y, x
-    Gelu,
-    /// dx, dy, x
-    GeluBackward,
-    /// dh, dw, loss, h, w, inputs
-    HeadTrain,
-    /// loss, h, w, inputs
-    HeadLoss,
-    /// logits, h, w, inputs
-    HeadLogits,
+    Embedding(embedding::Forward<Names>),
+    /// `tied`: the head adds to the same table.
+    EmbeddingBackward(embedding::Backward<Names>, Tied),
+    RmsNorm(rmsnorm::Forward<Names>),
+    RmsNormBackward(rmsnorm::Backward<Names>),
+    LayerNorm(layernorm::Forward<Names>),
+    LayerNormBackward(layernorm::Backward<Names>),
+    Linear(matmul::Forward<Names>, Product),
+    LinearWeight(matmul::Weight<Names>, Product),
+    LinearInput(matmul::Input<Names>, Product),
+    Rope(rope::Forward<Names>),
+    RopeBackward(rope::Backward<Names>),
+    Attention(attention::Forward<Names>),
+    AttentionBackward(attention::Backward<Names>),
+    Swiglu(swiglu::Forward<Names>),
+    SwigluBackward(swiglu::Backward<Names>),
+    Gelu(gelu::Forward<Names>),
+    GeluBackward(gelu::Backward<Names>),
+    HeadTrain(head::Train<Names>),
+    HeadLoss(head::Loss<Names>),
+    HeadLogits(head::Logits<Names>),
 }
+
+/// Whether the head's matrix is the tokens' table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Tied(pub bool);
 
 /// Sizes of a matrix product: in features and out features, over B·T rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -162,6 +162,35 @@ impl Product {
 }
 
 impl Kind {
+    /// What the planner reads: every operand with its access, in the order in which a call brings them.
+    pub fn operands(self) -> Vec<Operand> {
+        let mut list = Vec::new();
+        let to = &mut list;
+        match self {
+            Self::Embedding(o) => o.list(to),
+            Self::EmbeddingBackward(o, _) => o.list(to),
+            Self::RmsNorm(o) => o.list(to),
+            Self::RmsNormBackward(o) => o.list(to),
+            Self::LayerNorm(o) => o.list(to),
+            Self::LayerNormBackward(o) => o.list(to),
+            Self::Linear(o, _) => o.list(to),
+            Self::LinearWeight(o, _) => o.list(to),
+            Self::LinearInput(o, _) => o.list(to),
+            Self::Rope(o) => o.list(to),
+            Self::RopeBackward(o) => o.list(to),
+            Self::Attention(o) => o.list(to),
+            Self::AttentionBackward(o) => o.list(to),
+            Self::Swiglu(o) => o.list(to),
+            Self::SwigluBackward(o) => o.list(to),
+            Self::Gelu(o) => o.list(to),
+            Self::GeluBackward(o) => o.list(to),
+            Self::HeadTrain(o) => o.list(to),
+            Self::HeadLoss(o) => o.list(to),
+            Self::HeadLogits(o) => o.list(to),
+        }
+        list
+    }
+
     /// Operation and sizes, equal for equal work.
     pub fn key(self, s: &Sizes) -> String {
         let (t, rows, c) = (s.dtype.name(), s.rows, s.hidden);
@@ -180,7 +209,10 @@ impl Kind {
             let with: String = with.iter().filter(|w| w.0).map(|w| w.1).collect();
             format!("matmul.{op} {t} m{rows} n{} k{}{with}", p.cols, p.inner)
         };
-        let table = |op: &str| format!("embedding.{op} {t} rows{rows} c{c} v{}", s.vocab);
+        let table = |op: &str, positions: bool| {
+            let with = if positions { " positions" } else { "" };
+            format!("embedding.{op} {t} rows{rows} c{c} v{}{with}", s.vocab)
+        };
         let rotary = |op: &str, norm: bool| {
             let with = if norm { " norm" } else { "" };
             format!("rope.{op} {t} rows{rows} h{heads} kv{kv_heads} d{head_dim}{with}")
@@ -197,36 +229,29 @@ impl Kind {
             )
         };
         match self {
-            Self::Embedding { positions: false } => table("forward"),
-            Self::Embedding { positions: true } => table("forward") + " positions",
-            Self::EmbeddingBackward {
-                positions: false, ..
-            } => table("backward"),
-            Self::EmbeddingBackward {
-                positions: true, ..
-            } => table("backward") + " positions",
-            Self::RmsNorm => norm("rmsnorm.forward", false),
-            Self::RmsNormBackward { residual } => norm("rmsnorm.backward", residual),
-            Self::LayerNorm => norm("layernorm.forward", false),
-            Self::LayerNormBackward { residual } => norm("layernorm.backward", residual),
-            Self::Linear {
-                dims,
-                bias,
-                residual,
-            } => product("forward", dims, &[(bias, " bias"), (residual, " residual")]),
-            Self::LinearWeight { dims, bias } => product("weight", dims, &[(bias, " bias")]),
-            Self::LinearInput { dims } => product("input", dims, &[]),
-            Self::Rope { norm } => rotary("forward", norm),
-            Self::RopeBackward { norm } => rotary("backward", norm),
-            Self::Attention => attention("forward"),
-            Self::AttentionBackward => attention("backward"),
-            Self::Swiglu => gated("swiglu.forward"),
-            Self::SwigluBackward => gated("swiglu.backward"),
-            Self::Gelu => gated("gelu.forward"),
-            Self::GeluBackward => gated("gelu.backward"),
-            Self::HeadTrain => head("train"),
-            Self::HeadLoss => head("loss"),
-            Self::HeadLogits => head("logits"),
+            Self::Embedding(o) => table("forward", o.positions.is_some()),
+            Self::EmbeddingBackward(o, _) => table("backward", o.dpositions.is_some()),
+            Self::RmsNorm(_) => norm("rmsnorm.forward", false),
+            Self::RmsNormBackward(o) => norm("rmsnorm.backward", o.residual.is_some()),
+            Self::LayerNorm(_) => norm("layernorm.forward", false),
+            Self::LayerNormBackward(o) => norm("layernorm.backward", o.residual.is_some()),
+            Self::Linear(o, dims) => {
+                let (bias, residual) = (o.bias.is_some(), o.residual.is_some());
+                product("forward", dims, &[(bias, " bias"), (residual, " residual")])
+            }
+            Self::LinearWeight(o, dims) => product("weight", dims, &[(o.db.is_some(), " bias")]),
+            Self::LinearInput(_, dims) => product("input", dims, &[]),
+            Self::Rope(o) => rotary("forward", o.norm.is_some()),
+            Self::RopeBackward(o) => rotary("backward", o.norm.is_some()),
+            Self::Attention(_) => attention("forward"),
+            Self::AttentionBackward(_) => attention("backward"),
+            Self::Swiglu(_) => gated("swiglu.forward"),
+            Self::SwigluBackward(_) => gated("swiglu.backward"),
+            Self::Gelu(_) => gated("gelu.forward"),
+            Self::GeluBackward(_) => gated("gelu.backward"),
+            Self::HeadTrain(_) => head("train"),
+            Self::HeadLoss(_) => head("loss"),
+            Self::HeadLogits(_) => head("logits"),
         }
     }
 
@@ -236,14 +261,14 @@ impl Kind {
         let attention = rows * (s.seq * s.attention_width()) as f64;
         let logits = 2.0 * (s.hidden as f64) * (s.vocab as f64);
         Flops(match self {
-            Self::Linear { dims, .. }
-            | Self::LinearWeight { dims, .. }
-            | Self::LinearInput { dims } => 2.0 * rows * dims.inner as f64 * dims.cols as f64,
-            Self::Attention => 2.0 * attention,
-            Self::AttentionBackward => 5.0 * attention,
-            Self::HeadTrain => 3.0 * rows * logits,
-            Self::HeadLoss => rows * logits,
-            Self::HeadLogits => s.batch as f64 * logits,
+            Self::Linear(_, dims) | Self::LinearWeight(_, dims) | Self::LinearInput(_, dims) => {
+                2.0 * rows * dims.inner as f64 * dims.cols as f64
+            }
+            Self::Attention(_) => 2.0 * attention,
+            Self::AttentionBackward(_) => 5.0 * attention,
+            Self::HeadTrain(_) => 3.0 * rows * logits,
+            Self::HeadLoss(_) => rows * logits,
+            Self::HeadLogits(_) => s.batch as f64 * logits,
             _ => 0.0,
         })
     }
@@ -252,20 +277,20 @@ impl Kind {
     pub fn workspace(self, s: &Sizes) -> Bytes {
         let m = s.make;
         let bytes = match self {
-            Self::EmbeddingBackward { positions, .. } => {
-                let table = if positions { s.positions } else { 0 };
+            Self::EmbeddingBackward(o, _) => {
+                let table = o.dpositions.map_or(0, |_| s.positions);
                 embedding::workspace(s.rows, s.vocab, m).max(embedding::workspace(s.rows, table, m))
             }
-            Self::RmsNormBackward { .. } => rmsnorm::workspace(s.rows, s.hidden, m),
-            Self::LayerNormBackward { .. } => layernorm::workspace(s.rows, s.hidden, m),
-            Self::Linear { dims, .. }
-            | Self::LinearWeight { dims, .. }
-            | Self::LinearInput { dims } => matmul::workspace(dims.dims(s), s.dtype, m),
-            Self::RopeBackward { norm } => rope::workspace(s.rows, s.heads, norm, m),
-            Self::Attention | Self::AttentionBackward => {
+            Self::RmsNormBackward(_) => rmsnorm::workspace(s.rows, s.hidden, m),
+            Self::LayerNormBackward(_) => layernorm::workspace(s.rows, s.hidden, m),
+            Self::Linear(_, dims) | Self::LinearWeight(_, dims) | Self::LinearInput(_, dims) => {
+                matmul::workspace(dims.dims(s), s.dtype, m)
+            }
+            Self::RopeBackward(o) => rope::workspace(s.rows, s.heads, o.norm.is_some(), m),
+            Self::Attention(_) | Self::AttentionBackward(_) => {
                 attention::workspace(&s.attn(), s.dtype, m)
             }
-            Self::HeadTrain | Self::HeadLoss | Self::HeadLogits => {
+            Self::HeadTrain(_) | Self::HeadLoss(_) | Self::HeadLogits(_) => {
                 head::workspace(&s.head(), s.dtype, m)
             }
             _ => 0,
@@ -282,48 +307,19 @@ impl Kind {
         let (rows, c, v) = (s.rows as u64, s.hidden as u64, s.vocab as u64);
         let chunks = rows.div_ceil(s.chunk as u64);
         Bytes(match self {
-            Self::Embedding { positions } => rows * c * e * if positions { 3 } else { 2 },
-            Self::EmbeddingBackward { positions, tied } => {
+            Self::Embedding(o) => rows * c * e * o.positions.map_or(2, |_| 3),
+            Self::EmbeddingBackward(o, tied) => {
                 let add = |table: u64| table * c * 4 + rows * c * (8 + e);
-                let tokens = if tied { 0 } else { v };
-                add(tokens)
-                    + if positions {
-                        add(s.positions as u64)
-                    } else {
-                        0
-                    }
+                let tokens = if tied.0 { 0 } else { v };
+                add(tokens) + o.dpositions.map_or(0, |_| add(s.positions as u64))
             }
             // Logits: written, read and overwritten with their gradient, read twice.
-            Self::HeadTrain => chunks * v * c * (2 * e + 8) + rows * v * 5 * e + rows * c * 3 * e,
-            Self::HeadLoss => chunks * v * c * e + rows * v * 2 * e + rows * c * e,
-            Self::HeadLogits => v * c * e + s.batch as u64 * (v * 4 + c * e),
+            Self::HeadTrain(_) => {
+                chunks * v * c * (2 * e + 8) + rows * v * 5 * e + rows * c * 3 * e
+            }
+            Self::HeadLoss(_) => chunks * v * c * e + rows * v * 2 * e + rows * c * e,
+            Self::HeadLogits(_) => v * c * e + s.batch as u64 * (v * 4 + c * e),
             _ => operands.0,
         })
-    }
-}
-
-/// Four planes of B·T `i32`: what [`lowtide_workload::Batch::input_bytes`] lays out.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Inputs<'a> {
-    pub tokens: Src<'a>,
-    pub labels: Src<'a>,
-    pub positions: Src<'a>,
-    pub doc_start: Src<'a>,
-}
-
-impl<'a> Inputs<'a> {
-    pub fn of(view: Src<'a>, rows: usize) -> Self {
-        assert_eq!(
-            view.bytes(),
-            16 * rows,
-            "bytes of the inputs of {rows} tokens"
-        );
-        let plane = |i: usize| view.part(4 * rows * i, 4 * rows);
-        Self {
-            tokens: plane(0),
-            labels: plane(1),
-            positions: plane(2),
-            doc_start: plane(3),
-        }
     }
 }

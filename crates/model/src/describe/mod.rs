@@ -1,8 +1,8 @@
 //! A decoder as a [`Workload`]: its units, parameters, local tensors and operations, in numbers.
 //!
-//! Every operation is made by one call of [`Builder::op`] from a [`Kind`], which also decides how
-//! it is run: the list that the planner reads and the list that [`crate::Decoder`] runs are
-//! written together and cannot drift apart. Nothing large is built: a 96-layer model takes about
+//! Every operation is made by one call of [`Builder::op`] from a [`Kind`], which has its operands by name and
+//! also decides how it is run: the list that the planner reads and what [`crate::Decoder`] hands to the kernel
+//! come from the same struct ([`lowtide_kernels::operands`]) and cannot drift apart. Nothing large is built: a 96-layer model takes about
 //! three thousand operations.
 
 mod block;
@@ -12,10 +12,10 @@ pub(crate) mod kind;
 
 use lowtide_device::Make;
 use lowtide_kernels::attention::Engine;
+use lowtide_kernels::operands::{Read, Write};
 use lowtide_units::{Bytes, Flops};
 use lowtide_workload::{
-    Access, Batch, Dtype, Local, ModelShape, Moments, Op, Operand, Param, Unit, UnitKind, What,
-    Workload,
+    Batch, Dtype, Local, ModelShape, Moments, Op, Operand, Param, Unit, UnitKind, What, Workload,
 };
 
 use crate::ModelError;
@@ -251,9 +251,10 @@ impl<'a> Builder<'a> {
         (self.unit.tensors.len() - 1) as u16
     }
 
-    /// Appends an operation. `operands` in the order that `kind` states.
-    fn op(&mut self, phase: Phase, name: &str, kind: Kind, operands: Vec<Operand>) {
+    /// Appends an operation.
+    fn op(&mut self, phase: Phase, name: &str, kind: Kind) {
         let sizes = &self.model.sizes;
+        let operands = kind.operands();
         let passed = operands.iter().map(|o| self.bytes(o)).sum();
         let op = Op {
             name: name.to_owned(),
@@ -292,34 +293,21 @@ impl<'a> Builder<'a> {
 }
 
 /// Reads local tensor `i`.
-fn read(i: u16) -> Operand {
-    Operand::read(What::Local(i))
+fn read(i: u16) -> Read {
+    Read(What::Local(i))
 }
 
 /// Writes local tensor `i`.
-fn write(i: u16) -> Operand {
-    Operand::write(What::Local(i))
+fn write(i: u16) -> Write {
+    Write(What::Local(i))
 }
 
 /// Reads a parameter's weight.
-fn weight(param: u32) -> Operand {
-    Operand::read(What::Weight(param))
-}
-
-/// Adds to a parameter's gradient.
-fn gradient(param: u32) -> Operand {
-    Operand::gradient(param)
-}
-
-/// Reads the micro-batch's inputs.
-fn inputs() -> Operand {
-    Operand::read(What::Inputs)
+fn weight(param: u32) -> Read {
+    Read(What::Weight(param))
 }
 
 /// Writes the micro-batch's loss.
-fn loss() -> Operand {
-    Operand {
-        what: What::Loss,
-        access: Access::Write,
-    }
+fn loss() -> Write {
+    Write(What::Loss)
 }
