@@ -6,7 +6,7 @@ use lowtide_config::{ConfigError, DiskBudget, nearest};
 use lowtide_data::DataError;
 use lowtide_measure::MeasureError;
 use lowtide_planner::Machine;
-use lowtide_trainer::error::Absent;
+use lowtide_trainer::error::{Absent, Asked};
 use lowtide_trainer::paths::PathProblem;
 use lowtide_trainer::planning::Refused;
 use lowtide_trainer::{
@@ -298,21 +298,31 @@ fn advice(e: &TrainError) -> Vec<String> {
             }
         }
         TrainError::Path { key, problem, .. } => path_advice(key, problem),
-        TrainError::Budget { key, .. } if *key == "budget.disk" => one(
+        TrainError::Budget {
+            of: Asked::Disk, ..
+        } => one(
             "lower budget.disk, or spread it over directories on several drives: \
              'budget.disk=[{dir: A, size: 100GiB}, {dir: B, size: 100GiB}]'",
         ),
-        TrainError::Budget { key, .. } if key.starts_with("train.") => one(
+        TrainError::Budget {
+            of: Asked::Batch, ..
+        } => one(
             "lower train.micro_batch (train.accumulate can rise by as much), train.seq or train.accumulate",
         ),
-        TrainError::Budget { key, .. } if key.starts_with("--") => one("give fewer, or leave it out"),
+        TrainError::Budget {
+            of: Asked::Parameters,
+            ..
+        } => one("give fewer, or leave it out"),
         TrainError::DiskWrites(_) => one(
             "allow more, train for fewer steps, or give more host or device memory, so that less lies on the drives",
         ),
         TrainError::Threads { .. } | TrainError::Exec(ExecError::Threads { .. }) => one(
             "leave threads out to take all cores, or raise the limit on processes (ulimit -u, pids.max)",
         ),
-        TrainError::Budget { .. } => one(
+        TrainError::Budget {
+            of: Asked::Host | Asked::Device | Asked::DeviceAndHost,
+            ..
+        } => one(
             "lower budget.host (and, on a CPU, budget.device, whose memory is host memory too); without \
              one the run takes what is free",
         ),
@@ -580,12 +590,8 @@ fn cuda_advice(e: &CudaError) -> Vec<String> {
         CudaError::Driver { .. } => {
             "update NVIDIA's driver, or install the -cu12 packages of the libraries"
         }
-        CudaError::Library { name, .. } => {
-            let package = match *name {
-                n if n.starts_with("libnvrtc") => "nvidia-cuda-nvrtc",
-                n if n.starts_with("libcublasLt") => "nvidia-cublas",
-                _ => "nvidia-cudnn-cu13",
-            };
+        CudaError::Library { library, .. } => {
+            let package = library.package();
             return vec![
                 format!("pip install {package} (any Python environment with PyTorch 2.11 has it)"),
                 "or set LOWTIDE_CUDA_LIBS to the folder of the library".to_owned(),
@@ -678,7 +684,7 @@ fn tier_advice(e: &TierError) -> Vec<String> {
         TierError::BadFile { .. } => {
             "move it away or delete it if nobody needs it, or name another directory"
         }
-        TierError::HostMemory { limit, .. } if limit.starts_with("cgroup") => {
+        TierError::HostMemory { limit, .. } if limit.is_group() => {
             "raise the memory limit of the container (its control group), or lower budget.host and \
              budget.device (the CPU device's memory is host memory too)"
         }

@@ -8,7 +8,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use lowtide_planner::explain::{explain, explain_choices};
 use lowtide_planner::{Machine, Plan};
 use lowtide_trainer::fit;
-use lowtide_trainer::report::{Observer, Phase, StepLine, TrainReport};
+use lowtide_trainer::report::{Observer, Phase, StepLine, TrainReport, When};
 use serde_json::json;
 
 use crate::Answer;
@@ -197,10 +197,11 @@ impl Observer for Show {
         }
     }
 
-    fn answered(&mut self, when: &str, share: f64, prompts: usize) {
+    fn answered(&mut self, when: When, share: f64, prompts: usize) {
         self.clear();
         self.text(&format!(
-            "exact match {when}: {:.1}% of {prompts} prompts",
+            "exact match {}: {:.1}% of {prompts} prompts",
+            when.name(),
             100.0 * share
         ));
     }
@@ -273,12 +274,12 @@ fn summary(r: &TrainReport, events: Option<&Path>, cuda: bool) -> String {
                 .map(|x| format!("{x:.4} after step {}", r.steps)),
         ],
     );
-    let share = |x: f64, when: &str| format!("{:.1}% {when} training", 100.0 * x);
+    let share = |x: f64, when: When| format!("{:.1}% {} training", 100.0 * x, when.name());
     two(
         "exact match",
         [
-            r.exact_match_before.map(|x| share(x, "before")),
-            r.exact_match_after.map(|x| share(x, "after")),
+            r.exact_match_before.map(|x| share(x, When::Before)),
+            r.exact_match_after.map(|x| share(x, When::After)),
         ],
     );
     if let Some(median) = r.step_seconds {

@@ -5,8 +5,14 @@ use lowtide_tiers::TierError;
 
 /// What an [`crate::Engine`] reports of a task that cannot be done.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
-#[error("{0}")]
-pub struct EngineError(pub String);
+pub enum EngineError {
+    /// A number of the step is not finite: the step's, not ours.
+    #[error("{0}")]
+    NonFinite(String),
+    /// The task or its step is not what it must be: our bug.
+    #[error("{0}")]
+    Wrong(String),
+}
 
 /// Why a plan's run stops. Once a runner has returned one, it runs nothing more.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]

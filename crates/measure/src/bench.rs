@@ -114,8 +114,7 @@ pub fn host(options: &HostOptions) -> Result<HostReport, MeasureError> {
         HostMemory::available(),
     );
     if asked > have {
-        return Err(MeasureError::Budget {
-            key: "--parameters",
+        return Err(MeasureError::Parameters {
             asked,
             have,
             what: "this machine's free memory".to_owned(),

@@ -16,11 +16,9 @@ pub enum MeasureError {
     /// A task failed.
     #[error(transparent)]
     Exec(#[from] lowtide_executor::ExecError),
-    /// A size beyond what there is.
-    #[error("{key}: {asked} asked for, {what} has {have}")]
-    Budget {
-        /// The key, or the keys together.
-        key: &'static str,
+    /// More parameters than there is memory for.
+    #[error("--parameters: {asked} asked for, {what} has {have}")]
+    Parameters {
         /// Bytes asked for.
         asked: Bytes,
         /// Bytes that there are.

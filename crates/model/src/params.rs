@@ -22,10 +22,63 @@ pub(crate) enum Role {
     Bias,
 }
 
+/// Which parameter of its unit; with [`Role::Bias`] the bias to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Part {
+    /// The embedding's table of tokens.
+    Tokens,
+    /// The embedding's table of positions.
+    Positions,
+    /// The norm before attention.
+    Norm1,
+    /// The product that makes queries, keys and values.
+    Qkv,
+    /// The norm of query heads.
+    QNorm,
+    /// The norm of key heads.
+    KNorm,
+    /// The product behind attention.
+    O,
+    /// The norm before the MLP.
+    Norm2,
+    /// The first product of a gated MLP.
+    GateUp,
+    /// The first product of another MLP.
+    Up,
+    /// The second product of an MLP.
+    Down,
+    /// The head's norm.
+    Norm,
+    /// The head's matrix, where it is not the table of tokens.
+    LmHead,
+}
+
+impl Part {
+    /// Last part of a parameter's name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Tokens => "tokens",
+            Self::Positions => "positions",
+            Self::Norm1 => "norm1",
+            Self::Qkv => "qkv",
+            Self::QNorm => "q_norm",
+            Self::KNorm => "k_norm",
+            Self::O => "o",
+            Self::Norm2 => "norm2",
+            Self::GateUp => "gate_up",
+            Self::Up => "up",
+            Self::Down => "down",
+            Self::Norm => "norm",
+            Self::LmHead => "lm_head",
+        }
+    }
+}
+
 /// One parameter.
 #[derive(Clone, Debug)]
 pub(crate) struct Spec {
     pub name: String,
+    pub part: Part,
     pub unit: u32,
     /// Output features, or elements of a vector.
     pub rows: u64,
@@ -116,12 +169,22 @@ pub(crate) fn specs(shape: &ModelShape) -> Vec<Spec> {
     let (c, v) = (u64::from(shape.hidden), u64::from(shape.vocab));
     match shape.family {
         Family::Llama => {
-            list.add("tokens", (v, c), Role::Matrix, "model.embed_tokens.weight");
+            list.add(
+                Part::Tokens,
+                (v, c),
+                Role::Matrix,
+                "model.embed_tokens.weight",
+            );
         }
         Family::Gpt2 => {
             let p = u64::from(shape.max_positions);
-            list.add("tokens", (v, c), Role::Matrix, "transformer.wte.weight");
-            list.add("positions", (p, c), Role::Matrix, "transformer.wpe.weight");
+            list.add(Part::Tokens, (v, c), Role::Matrix, "transformer.wte.weight");
+            list.add(
+                Part::Positions,
+                (p, c),
+                Role::Matrix,
+                "transformer.wpe.weight",
+            );
         }
     }
     for l in 0..shape.layers {
@@ -135,14 +198,14 @@ pub(crate) fn specs(shape: &ModelShape) -> Vec<Spec> {
     list.unit = shape.layers + 1;
     list.place = "head".to_owned();
     match shape.family {
-        Family::Llama => list.add("norm", (c, 1), Role::Norm, "model.norm.weight"),
+        Family::Llama => list.add(Part::Norm, (c, 1), Role::Norm, "model.norm.weight"),
         Family::Gpt2 => {
-            list.add("norm", (c, 1), Role::Norm, "transformer.ln_f.weight");
-            list.add("norm_bias", (c, 1), Role::Bias, "transformer.ln_f.bias");
+            list.add(Part::Norm, (c, 1), Role::Norm, "transformer.ln_f.weight");
+            list.add(Part::Norm, (c, 1), Role::Bias, "transformer.ln_f.bias");
         }
     }
     if !shape.tied {
-        list.add("lm_head", (v, c), Role::Matrix, "lm_head.weight");
+        list.add(Part::LmHead, (v, c), Role::Matrix, "lm_head.weight");
     }
     list.specs
 }
@@ -154,16 +217,18 @@ struct List {
 }
 
 impl List {
-    fn add(&mut self, name: &str, size: (u64, u64), role: Role, hf: &str) {
-        self.fused(name, size, role, vec![(hf.to_owned(), size.0)]);
+    fn add(&mut self, part: Part, size: (u64, u64), role: Role, hf: &str) {
+        self.fused(part, size, role, vec![(hf.to_owned(), size.0)]);
     }
 
-    fn fused(&mut self, name: &str, size: (u64, u64), role: Role, parts: Vec<(String, u64)>) {
-        let name = format!("{}.{name}", self.place);
+    fn fused(&mut self, part: Part, size: (u64, u64), role: Role, parts: Vec<(String, u64)>) {
+        let bias = if role == Role::Bias { "_bias" } else { "" };
+        let name = format!("{}.{}{bias}", self.place, part.name());
         let (rows, cols) = size;
         let unit = self.unit;
         self.specs.push(Spec {
             name,
+            part,
             unit,
             rows,
             cols,
@@ -174,8 +239,8 @@ impl List {
     }
 
     /// A matrix that the file holds as (input, output).
-    fn transposed(&mut self, name: &str, size: (u64, u64), role: Role, hf: &str) {
-        self.add(name, size, role, hf);
+    fn transposed(&mut self, part: Part, size: (u64, u64), role: Role, hf: &str) {
+        self.add(part, size, role, hf);
         self.specs.last_mut().expect("just added").transposed = true;
     }
 }
@@ -204,62 +269,62 @@ fn llama_block(list: &mut List, shape: &ModelShape, at: &str) {
     };
 
     list.add(
-        "norm1",
+        Part::Norm1,
         (c, 1),
         Norm,
         &format!("{at}.input_layernorm.weight"),
     );
-    list.fused("qkv", (all, c), Matrix, qkv("weight"));
+    list.fused(Part::Qkv, (all, c), Matrix, qkv("weight"));
     if shape.qkv_bias {
-        list.fused("qkv_bias", (all, 1), Bias, qkv("bias"));
+        list.fused(Part::Qkv, (all, 1), Bias, qkv("bias"));
     }
     if shape.qk_norm {
         list.add(
-            "q_norm",
+            Part::QNorm,
             (d, 1),
             Norm,
             &format!("{at}.self_attn.q_norm.weight"),
         );
         list.add(
-            "k_norm",
+            Part::KNorm,
             (d, 1),
             Norm,
             &format!("{at}.self_attn.k_norm.weight"),
         );
     }
     list.add(
-        "o",
+        Part::O,
         (c, q),
         Residual,
         &format!("{at}.self_attn.o_proj.weight"),
     );
     if shape.out_bias {
         list.add(
-            "o_bias",
+            Part::O,
             (c, 1),
             Bias,
             &format!("{at}.self_attn.o_proj.bias"),
         );
     }
     list.add(
-        "norm2",
+        Part::Norm2,
         (c, 1),
         Norm,
         &format!("{at}.post_attention_layernorm.weight"),
     );
-    list.fused("gate_up", (2 * f, c), Matrix, gate_up("weight"));
+    list.fused(Part::GateUp, (2 * f, c), Matrix, gate_up("weight"));
     if shape.mlp_bias {
-        list.fused("gate_up_bias", (2 * f, 1), Bias, gate_up("bias"));
+        list.fused(Part::GateUp, (2 * f, 1), Bias, gate_up("bias"));
     }
     list.add(
-        "down",
+        Part::Down,
         (c, f),
         Residual,
         &format!("{at}.mlp.down_proj.weight"),
     );
     if shape.mlp_bias {
         list.add(
-            "down_bias",
+            Part::Down,
             (c, 1),
             Bias,
             &format!("{at}.mlp.down_proj.bias"),
@@ -272,21 +337,31 @@ fn gpt2_block(list: &mut List, shape: &ModelShape, at: &str) {
     let (c, f) = (u64::from(shape.hidden), u64::from(shape.intermediate));
     let (q, all) = (shape.attention_width(), shape.qkv_width());
 
-    list.add("norm1", (c, 1), Norm, &format!("{at}.ln_1.weight"));
-    list.add("norm1_bias", (c, 1), Bias, &format!("{at}.ln_1.bias"));
-    list.transposed("qkv", (all, c), Matrix, &format!("{at}.attn.c_attn.weight"));
-    list.add(
-        "qkv_bias",
-        (all, 1),
-        Bias,
-        &format!("{at}.attn.c_attn.bias"),
+    list.add(Part::Norm1, (c, 1), Norm, &format!("{at}.ln_1.weight"));
+    list.add(Part::Norm1, (c, 1), Bias, &format!("{at}.ln_1.bias"));
+    list.transposed(
+        Part::Qkv,
+        (all, c),
+        Matrix,
+        &format!("{at}.attn.c_attn.weight"),
     );
-    list.transposed("o", (c, q), Residual, &format!("{at}.attn.c_proj.weight"));
-    list.add("o_bias", (c, 1), Bias, &format!("{at}.attn.c_proj.bias"));
-    list.add("norm2", (c, 1), Norm, &format!("{at}.ln_2.weight"));
-    list.add("norm2_bias", (c, 1), Bias, &format!("{at}.ln_2.bias"));
-    list.transposed("up", (f, c), Matrix, &format!("{at}.mlp.c_fc.weight"));
-    list.add("up_bias", (f, 1), Bias, &format!("{at}.mlp.c_fc.bias"));
-    list.transposed("down", (c, f), Residual, &format!("{at}.mlp.c_proj.weight"));
-    list.add("down_bias", (c, 1), Bias, &format!("{at}.mlp.c_proj.bias"));
+    list.add(Part::Qkv, (all, 1), Bias, &format!("{at}.attn.c_attn.bias"));
+    list.transposed(
+        Part::O,
+        (c, q),
+        Residual,
+        &format!("{at}.attn.c_proj.weight"),
+    );
+    list.add(Part::O, (c, 1), Bias, &format!("{at}.attn.c_proj.bias"));
+    list.add(Part::Norm2, (c, 1), Norm, &format!("{at}.ln_2.weight"));
+    list.add(Part::Norm2, (c, 1), Bias, &format!("{at}.ln_2.bias"));
+    list.transposed(Part::Up, (f, c), Matrix, &format!("{at}.mlp.c_fc.weight"));
+    list.add(Part::Up, (f, 1), Bias, &format!("{at}.mlp.c_fc.bias"));
+    list.transposed(
+        Part::Down,
+        (c, f),
+        Residual,
+        &format!("{at}.mlp.c_proj.weight"),
+    );
+    list.add(Part::Down, (c, 1), Bias, &format!("{at}.mlp.c_proj.bias"));
 }

@@ -130,7 +130,7 @@ impl Commits {
         let known: Vec<_> = known.collect();
         let mark = known.last().filter(|(m, _)| m.step == step);
         let Some((mark, _)) = mark else {
-            return Err(EngineError(format!(
+            return Err(EngineError::Wrong(format!(
                 "step {step} is committed before its norm is known"
             )));
         };

@@ -323,7 +323,7 @@ impl Engine {
             if parts.iter().any(|p| !p.is_finite()) {
                 let what = "a gradient is not finite".to_owned();
                 step.set(|o| o.nonfinite = Some(what.clone()));
-                return Err(EngineError(what));
+                return Err(EngineError::NonFinite(what));
             }
         }
         let piece = &self.plan.pieces[piece_idx as usize];
@@ -333,7 +333,9 @@ impl Engine {
         let (rem, moments) = state.dst().split_at(rem_bytes);
         let moments = moments.part(0, kind.bytes(piece.elements) as usize);
         let hyper = step.update.ok_or_else(|| {
-            EngineError("an update without settings: the step was submitted wrongly".to_owned())
+            EngineError::Wrong(
+                "an update without settings: the step was submitted wrongly".to_owned(),
+            )
         })?;
         adamw::step_clipped(
             q,
@@ -387,7 +389,7 @@ impl Engine {
             self.commits.note(mark, &outcome);
         }
         step.set(|o| *o = outcome);
-        nonfinite.map_or(Ok(()), |what| Err(EngineError(what)))
+        nonfinite.map_or(Ok(()), |what| Err(EngineError::NonFinite(what)))
     }
 }
 
@@ -438,7 +440,7 @@ impl lowtide_executor::Engine for Engine {
                 step.set(|o| (o.logits, o.done) = (logits, true));
             }
             Work::Copy | Work::Read | Work::Write | Work::Commit => {
-                return Err(EngineError(
+                return Err(EngineError::Wrong(
                     "a transfer is not the engine's work".to_owned(),
                 ));
             }

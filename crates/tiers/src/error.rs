@@ -41,7 +41,7 @@ pub enum TierError {
         /// Bytes that can still be touched.
         have: Bytes,
         /// What limits it: the machine or a control group.
-        limit: &'static str,
+        limit: crate::HostLimit,
     },
     /// The system refused address space.
     #[error("mapping {need} of memory: {os}")]

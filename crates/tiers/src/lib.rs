@@ -57,7 +57,7 @@ pub use kept::{committed, kept, kept_by, state_path};
 pub use litter::abandon;
 pub use lock::DirLock;
 pub use made::MadeDirs;
-pub use memory::HostMemory;
+pub use memory::{HostLimit, HostMemory};
 pub use probe::{Mix, ProbeConfig, Rates, Share, probe, shares};
 pub use ram::{ChosenFault, Fault, Faults, Pace, RamConfig, RamDisk};
 pub use record::{ABOUT_MAX, Committed, Kept, RECORD_MAX};

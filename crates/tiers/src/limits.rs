@@ -107,7 +107,7 @@ mod tests {
         let host = HostMemory {
             total: Bytes::GIB,
             available: Bytes::GIB,
-            limit: "cgroup v2",
+            limit: crate::HostLimit::GroupV2,
         };
         let none = Bytes::ZERO;
         assert_eq!(holds(&host, Bytes::GIB - BESIDE, none), Ok(()));
@@ -115,7 +115,7 @@ mod tests {
         let told = TierError::HostMemory {
             need: Bytes::GIB + Bytes(1),
             have: Bytes::GIB,
-            limit: "cgroup v2",
+            limit: crate::HostLimit::GroupV2,
         };
         assert_eq!(error, told);
         assert!(error.to_string().contains("cgroup v2"), "{error}");

@@ -1,7 +1,7 @@
 //! How much host memory can still be touched: the machine's word and the control group's.
 
-use std::fs;
 use std::path::{Path, PathBuf};
+use std::{fmt, fs};
 
 use lowtide_units::Bytes;
 
@@ -12,8 +12,37 @@ pub struct HostMemory {
     pub total: Bytes,
     /// What can still be touched without swapping or being killed. Page cache counts as free.
     pub available: Bytes,
-    /// Whose limit `available` is: `machine`, `cgroup v2` or `cgroup v1`.
-    pub limit: &'static str,
+    /// Whose limit `available` is.
+    pub limit: HostLimit,
+}
+
+/// Who says how much host memory there is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HostLimit {
+    /// The machine.
+    Machine,
+    /// A control group of version 1.
+    GroupV1,
+    /// A control group of version 2.
+    GroupV2,
+}
+
+impl HostLimit {
+    /// Whether it is a control group's, as a container has one.
+    #[must_use]
+    pub fn is_group(self) -> bool {
+        self != Self::Machine
+    }
+}
+
+impl fmt::Display for HostLimit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Machine => "machine",
+            Self::GroupV1 => "cgroup v1",
+            Self::GroupV2 => "cgroup v2",
+        })
+    }
 }
 
 impl HostMemory {
@@ -36,7 +65,7 @@ impl HostMemory {
         let mut host = Self {
             total: Bytes(kib("MemTotal:")),
             available: Bytes(kib("MemAvailable:")),
-            limit: "machine",
+            limit: HostLimit::Machine,
         };
         let groups = fs::read_to_string(root.join("proc/self/cgroup")).unwrap_or_default();
         for line in groups.lines() {
@@ -63,7 +92,7 @@ impl HostMemory {
                 self.total = self.total.min(Bytes(limit));
                 let left = Bytes(limit.saturating_sub(used));
                 if left < self.available {
-                    (self.available, self.limit) = (left, version.name);
+                    (self.available, self.limit) = (left, version.of);
                 }
             }
             if !at.pop() {
@@ -74,7 +103,7 @@ impl HostMemory {
 }
 
 struct Version {
-    name: &'static str,
+    of: HostLimit,
     mount: &'static str,
     limit: &'static str,
     usage: &'static str,
@@ -82,14 +111,14 @@ struct Version {
 }
 
 const V2: Version = Version {
-    name: "cgroup v2",
+    of: HostLimit::GroupV2,
     mount: "sys/fs/cgroup",
     limit: "memory.max",
     usage: "memory.current",
     reclaimable: "inactive_file",
 };
 const V1: Version = Version {
-    name: "cgroup v1",
+    of: HostLimit::GroupV1,
     mount: "sys/fs/cgroup/memory",
     limit: "memory.limit_in_bytes",
     usage: "memory.usage_in_bytes",
@@ -143,7 +172,7 @@ mod tests {
     );
 
     #[track_caller]
-    fn check(files: &[(&str, &str)], total: u64, available: u64, limit: &str) {
+    fn check(files: &[(&str, &str)], total: u64, available: u64, limit: HostLimit) {
         let dir = root(files);
         let got = HostMemory::under(dir.path());
         assert_eq!(
@@ -155,7 +184,7 @@ mod tests {
 
     #[test]
     fn the_tightest_limit_counts() {
-        check(&[MEMINFO], 1_024_000, 819_200, "machine");
+        check(&[MEMINFO], 1_024_000, 819_200, HostLimit::Machine);
         let v2 = ("proc/self/cgroup", "0::/a/b\n");
         check(
             &[
@@ -172,7 +201,7 @@ mod tests {
             ],
             500_000,
             300_000,
-            "cgroup v2",
+            HostLimit::GroupV2,
         );
         let v1 = ("proc/self/cgroup", "4:cpu:/x\n3:memory:/not/seen/here\n");
         check(
@@ -184,7 +213,7 @@ mod tests {
             ],
             600_000,
             100_000,
-            "cgroup v1",
+            HostLimit::GroupV1,
         );
         check(
             &[
@@ -198,7 +227,7 @@ mod tests {
             ],
             1_024_000,
             819_200,
-            "machine",
+            HostLimit::Machine,
         );
     }
 

@@ -8,8 +8,8 @@ use lowtide_measure::MeasureError;
 use lowtide_session::SessionError;
 use lowtide_units::Bytes;
 
-pub use parts::Absent;
 use parts::keys_of;
+pub use parts::{Absent, Asked};
 
 mod parts;
 
@@ -33,13 +33,8 @@ impl From<MeasureError> for TrainError {
             MeasureError::Cuda(e) => Self::Cuda(e),
             MeasureError::Exec(e) => Self::Exec(e),
             MeasureError::File { path, what } => Self::File { path, what },
-            MeasureError::Budget {
-                key,
-                asked,
-                have,
-                what,
-            } => Self::Budget {
-                key,
+            MeasureError::Parameters { asked, have, what } => Self::Budget {
+                of: Asked::Parameters,
                 asked,
                 have,
                 what,
@@ -145,10 +140,10 @@ pub enum TrainError {
         problem: crate::paths::PathProblem,
     },
     /// A budget beyond what there is.
-    #[error("{key}: {asked} asked for, {what} has {have}")]
+    #[error("{of}: {asked} asked for, {what} has {have}")]
     Budget {
-        /// The key, or the keys together.
-        key: &'static str,
+        /// What asked for it.
+        of: Asked,
         /// Bytes asked for.
         asked: Bytes,
         /// Bytes that there are.

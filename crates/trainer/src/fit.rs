@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use lowtide_config::{Length, Resume, Run, ScheduleShape};
 use lowtide_device::cuda::Gpu;
-use lowtide_executor::{ExecError, Trace};
+use lowtide_executor::{EngineError, ExecError, Trace};
 use lowtide_kernels::adamw::Hyper;
 use lowtide_model::Decoder;
 use lowtide_planner::Lane;
@@ -36,7 +36,7 @@ use crate::planning::{
     Planned, budgets_of, check_budgets, clip_of, decoder_of, load_machine, options_of, plan_pinned,
     shape_of,
 };
-use crate::report::{Observer, Phase, StepLine, TrainReport};
+use crate::report::{Observer, Phase, StepLine, TrainReport, When};
 use crate::resident::Resident;
 use crate::stops::{Stops, stops_of};
 use crate::tally::Tally;
@@ -387,7 +387,7 @@ impl Fit<'_> {
 
     fn go(mut self, planned: &Planned) -> Result<TrainReport, TrainError> {
         if self.state.step == 0 {
-            self.state.exact_match_before = self.exact_match("before")?;
+            self.state.exact_match_before = self.exact_match(When::Before)?;
             let loss = self.evaluate(0)?;
             self.state.totals.eval_loss_first = loss.map(f64::to_bits);
         }
@@ -413,7 +413,7 @@ impl Fit<'_> {
                     self.evaluate(self.state.step)?;
                 }
                 if due.answers {
-                    self.exact_match("during")?;
+                    self.exact_match(When::During)?;
                 }
                 if self.requests.take_save() || due.save {
                     self.save()?;
@@ -516,11 +516,10 @@ impl Fit<'_> {
         work: impl FnOnce(&mut Self) -> Result<T, ExecError>,
     ) -> Result<T, TrainError> {
         work(self).map_err(|e| match e {
-            ExecError::Engine { source, .. }
-                if source.0.contains("not finite") || source.0.contains("loss sum") =>
-            {
-                self.diverged(step, source.0)
-            }
+            ExecError::Engine {
+                source: EngineError::NonFinite(what),
+                ..
+            } => self.diverged(step, what),
             e => TrainError::Exec(e),
         })
     }

@@ -14,12 +14,12 @@ use lowtide_planner::{
     Activations, Budgets, Clip, LoopOrder, Machine, Pieces, Pins, Plan, PlanError, Processor,
     Refusal, Request, Tier,
 };
-use lowtide_tiers::{HostMemory, process};
+use lowtide_tiers::{HostLimit, HostMemory, process};
 use lowtide_units::Bytes;
 use lowtide_workload::{Batch, Family, ModelShape};
 
 use crate::device::{Device, Target};
-use crate::error::TrainError;
+use crate::error::{Asked, TrainError};
 use crate::paths;
 use crate::resident::Resident;
 use crate::threads::check_threads;
@@ -167,27 +167,23 @@ pub fn check_budgets(run: &Run, device: &Device) -> Result<(), TrainError> {
     let host = HostMemory::now();
     let (on_device, on_host) = (run.budget.device, run.budget.host);
     let open = Bytes::ZERO;
-    let (key, asked) = match (device.gpu.is_none(), on_device, on_host) {
-        (true, Some(_), None) => ("budget.device", on_device),
+    let (of, asked) = match (device.gpu.is_none(), on_device, on_host) {
+        (true, Some(_), None) => (Asked::Device, on_device),
         // The CPU device's arena is host memory too.
-        (true, Some(d), Some(h)) => (
-            "budget.device and budget.host together",
-            Some(Bytes(d.0.saturating_add(h.0))),
-        ),
-        _ => ("budget.host", on_host),
+        (true, Some(d), Some(h)) => (Asked::DeviceAndHost, Some(Bytes(d.0.saturating_add(h.0)))),
+        _ => (Asked::Host, on_host),
     };
     // One batch in flight and one prepared.
     let tokens = Bytes(2_u64.saturating_mul(batch_bytes(run.batch()).0));
-    let batch = "train.micro_batch, train.seq and train.accumulate together";
-    for (key, asked) in [(batch, tokens), (key, asked.unwrap_or(open))] {
+    for (of, asked) in [(Asked::Batch, tokens), (of, asked.unwrap_or(open))] {
         if asked > host.total {
             let what = match host.limit {
-                "machine" => "the machine".to_owned(),
+                HostLimit::Machine => "the machine".to_owned(),
                 group => format!("the machine or this process's {group}"),
             };
             let have = host.total;
             return Err(TrainError::Budget {
-                key,
+                of,
                 asked,
                 have,
                 what,
@@ -205,7 +201,7 @@ pub fn check_budgets(run: &Run, device: &Device) -> Result<(), TrainError> {
         *asked = asked.saturating_add(disk.size.0);
         if *asked > have.0 {
             return Err(TrainError::Budget {
-                key: "budget.disk",
+                of: Asked::Disk,
                 asked: Bytes(*asked),
                 have,
                 what: format!("the file system of {}", disk.dir.display()),

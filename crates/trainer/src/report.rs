@@ -11,6 +11,30 @@ use serde::{Deserialize, Serialize};
 
 use crate::planning::Planned;
 
+/// When prompts were answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum When {
+    /// Before training.
+    Before,
+    /// Between two steps.
+    During,
+    /// After training.
+    After,
+}
+
+impl When {
+    /// As records of it have it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Before => "before",
+            Self::During => "during",
+            Self::After => "after",
+        }
+    }
+}
+
 /// One finished step, for people and for the metrics file.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct StepLine {
@@ -138,7 +162,7 @@ pub trait Observer {
     /// So many of so many prompts are answered.
     fn answering(&mut self, _done: usize, _of: usize) {}
     /// Exact match was measured.
-    fn answered(&mut self, _when: &str, _share: f64, _prompts: usize) {}
+    fn answered(&mut self, _when: When, _share: f64, _prompts: usize) {}
     /// A checkpoint is on the disk.
     fn saved(&mut self, _path: &Path) {}
 }

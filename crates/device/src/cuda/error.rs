@@ -40,10 +40,10 @@ pub enum CudaError {
         need: String,
     },
     /// A library was not found.
-    #[error("{name} was not found; searched: {}", list(.searched))]
+    #[error("{} was not found; searched: {}", library.file(), list(.searched))]
     Library {
-        /// File name.
-        name: &'static str,
+        /// Which.
+        library: super::Library,
         /// Folders, in order.
         searched: Vec<PathBuf>,
     },

@@ -31,6 +31,12 @@ impl Library {
         }
     }
 
+    /// The preferred file name.
+    #[must_use]
+    pub fn file(self) -> &'static str {
+        self.files()[0]
+    }
+
     /// Start of the names of the files that belong to it.
     fn parts(self) -> &'static str {
         match self {
@@ -114,7 +120,7 @@ impl Libraries {
             }
         }
         Err(CudaError::Library {
-            name: library.files()[0],
+            library,
             searched: self.folders.clone(),
         })
     }

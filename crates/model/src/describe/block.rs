@@ -10,6 +10,7 @@ use lowtide_workload::{Family, Unit, UnitKind};
 
 use super::kind::{Kind, Product};
 use super::{Builder, Model, Phase, UnitKinds, read, weight, write};
+use crate::params::Part;
 
 /// Statistics of a norm: mean (layer norm only) and reciprocal root, one f32 a row.
 #[derive(Clone, Copy, Debug)]
@@ -27,10 +28,10 @@ impl Builder<'_> {
         Statistics { mean, rstd }
     }
 
-    /// `y` = norm(`x`), with the parameters `name` and, for a layer norm, `name_bias`.
-    pub(super) fn norm(&mut self, phase: Phase, name: &str, y: u16, stats: Statistics, x: u16) {
+    /// `y` = norm(`x`), with the parameters `part` and, for a layer norm, its bias.
+    pub(super) fn norm(&mut self, phase: Phase, part: Part, y: u16, stats: Statistics, x: u16) {
         let (y, rstd, x) = (write(y), write(stats.rstd), read(x));
-        let w = weight(self.param(name));
+        let w = weight(self.param(part));
         let kind = match stats.mean {
             None => Kind::RmsNorm(rmsnorm::Forward { y, rstd, x, w }),
             Some(mean) => Kind::LayerNorm(layernorm::Forward {
@@ -39,22 +40,22 @@ impl Builder<'_> {
                 rstd,
                 x,
                 w,
-                b: weight(self.param(&format!("{name}_bias"))),
+                b: weight(self.norm_bias(part)),
             }),
         };
-        self.op(phase, name, kind);
+        self.op(phase, part.name(), kind);
     }
 
     /// `dx` = gradient of the norm's input `x` [+ `residual`].
     pub(super) fn norm_backward(
         &mut self,
-        name: &str,
+        part: Part,
         dx: u16,
         dy: u16,
         (x, stats): (u16, Statistics),
         residual: Option<u16>,
     ) {
-        let param = self.param(name);
+        let param = self.param(part);
         let (dx, dw, dy) = (write(dx), Add(param), read(dy));
         let (x, rstd, w) = (read(x), read(stats.rstd), weight(param));
         let residual = residual.map(read);
@@ -71,7 +72,7 @@ impl Builder<'_> {
             Some(mean) => Kind::LayerNormBackward(layernorm::Backward {
                 dx,
                 dw,
-                db: Add(self.param(&format!("{name}_bias"))),
+                db: Add(self.norm_bias(part)),
                 dy,
                 x,
                 mean: read(mean),
@@ -80,27 +81,32 @@ impl Builder<'_> {
                 residual,
             }),
         };
-        self.op(Phase::Backward, name, kind);
+        self.op(Phase::Backward, part.name(), kind);
     }
 
-    /// `y` = `x` · `name`ᵀ [+ `name_bias`] [+ `residual`].
-    fn linear(&mut self, name: &str, y: u16, x: u16, dims: Product, residual: Option<u16>) {
+    /// The bias of a layer norm, which each has.
+    fn norm_bias(&self, part: Part) -> u32 {
+        self.bias(part).expect("a layer norm has a bias")
+    }
+
+    /// `y` = `x` · `part`ᵀ [+ its bias] [+ `residual`].
+    fn linear(&mut self, part: Part, y: u16, x: u16, dims: Product, residual: Option<u16>) {
         let operands = matmul::Forward {
             y: write(y),
             x: read(x),
-            w: weight(self.param(name)),
-            bias: self.find(&format!("{name}_bias")).map(weight),
+            w: weight(self.param(part)),
+            bias: self.bias(part).map(weight),
             residual: residual.map(read),
         };
-        self.op(Phase::Forward, name, Kind::Linear(operands, dims));
+        self.op(Phase::Forward, part.name(), Kind::Linear(operands, dims));
     }
 
-    /// Gradients of `name` [and `name_bias`], then `dx` = `dy` · `name`.
-    fn linear_backward(&mut self, name: &str, dx: u16, dy: u16, x: u16, dims: Product) {
-        let w = self.param(name);
+    /// Gradients of `part` [and its bias], then `dx` = `dy` · `part`.
+    fn linear_backward(&mut self, part: Part, dx: u16, dy: u16, x: u16, dims: Product) {
+        let (w, name) = (self.param(part), part.name());
         let operands = matmul::Weight {
             dw: Add(w),
-            db: self.find(&format!("{name}_bias")).map(Add),
+            db: self.bias(part).map(Add),
             dy: read(dy),
             x: read(x),
         };
@@ -119,8 +125,8 @@ impl Builder<'_> {
     fn rope(&mut self, y: u16, x: u16, qk_rstd: Option<u16>) {
         let norm = qk_rstd.map(|rstd| rope::QkNorm {
             rstd: write(rstd),
-            wq: weight(self.param("q_norm")),
-            wk: weight(self.param("k_norm")),
+            wq: weight(self.param(Part::QNorm)),
+            wk: weight(self.param(Part::KNorm)),
         });
         let operands = rope::Forward {
             y: write(y),
@@ -133,7 +139,7 @@ impl Builder<'_> {
 
     fn rope_backward(&mut self, dx: u16, dy: u16, x: u16, qk_rstd: Option<u16>) {
         let norm = qk_rstd.map(|rstd| {
-            let (q, k) = (self.param("q_norm"), self.param("k_norm"));
+            let (q, k) = (self.param(Part::QNorm), self.param(Part::KNorm));
             rope::QkNormBackward {
                 dwq: Add(q),
                 dwk: Add(k),
@@ -188,7 +194,11 @@ pub(super) fn block(model: &Model<'_>, l: u32) -> (Unit, UnitKinds) {
     let (c, f, q, all) = (s.hidden, s.intermediate, s.attention_width(), s.qkv_width());
     let llama = model.shape.family == Family::Llama;
     // The MLP's first product: gate and up of a gated MLP side by side, or up alone.
-    let (wide, up) = if llama { (2 * f, "gate_up") } else { (f, "up") };
+    let (wide, up) = if llama {
+        (2 * f, Part::GateUp)
+    } else {
+        (f, Part::Up)
+    };
 
     // Forward's tensors, (B·T, ·).
     let x = b.local("x", model.rows(c));
@@ -205,7 +215,7 @@ pub(super) fn block(model: &Model<'_>, l: u32) -> (Unit, UnitKinds) {
     let x2 = b.local("x2", model.rows(c));
     let h2 = b.local("h2", model.rows(c));
     let stats2 = b.statistics("2", !llama);
-    let pre = b.local(up, model.rows(wide));
+    let pre = b.local(up.name(), model.rows(wide));
     let act = b.local("act", model.rows(f));
     let y = b.local("y", model.rows(c));
 
@@ -220,8 +230,8 @@ pub(super) fn block(model: &Model<'_>, l: u32) -> (Unit, UnitKinds) {
     };
     let down_dims = Product { inner: f, cols: c };
 
-    b.norm(Phase::Forward, "norm1", h1, stats1, x);
-    b.linear("qkv", qkv_raw.unwrap_or(qkv), h1, qkv_dims, None);
+    b.norm(Phase::Forward, Part::Norm1, h1, stats1, x);
+    b.linear(Part::Qkv, qkv_raw.unwrap_or(qkv), h1, qkv_dims, None);
     if let Some(raw) = qkv_raw {
         b.rope(qkv, raw, qk_rstd);
     }
@@ -232,16 +242,16 @@ pub(super) fn block(model: &Model<'_>, l: u32) -> (Unit, UnitKinds) {
         inputs: Inputs,
     };
     b.op(Phase::Forward, "attention", Kind::Attention(operands));
-    b.linear("o", x2, att, o_dims, Some(x));
-    b.norm(Phase::Forward, "norm2", h2, stats2, x2);
+    b.linear(Part::O, x2, att, o_dims, Some(x));
+    b.norm(Phase::Forward, Part::Norm2, h2, stats2, x2);
     b.linear(up, pre, h2, up_dims, None);
     b.activation(llama, act, pre);
-    b.linear("down", y, act, down_dims, Some(x2));
+    b.linear(Part::Down, y, act, down_dims, Some(x2));
 
     // Backward's tensors, (B·T, ·).
     let dy = b.local("dy", model.rows(c));
     let d_act = b.local("d_act", model.rows(f));
-    let d_pre = b.local(&format!("d_{up}"), model.rows(wide));
+    let d_pre = b.local(&format!("d_{}", up.name()), model.rows(wide));
     let d_h2 = b.local("d_h2", model.rows(c));
     let d_x2 = b.local("d_x2", model.rows(c));
     let d_att = b.local("d_att", model.rows(q));
@@ -250,11 +260,11 @@ pub(super) fn block(model: &Model<'_>, l: u32) -> (Unit, UnitKinds) {
     let d_h1 = b.local("d_h1", model.rows(c));
     let dx = b.local("dx", model.rows(c));
 
-    b.linear_backward("down", d_act, dy, act, down_dims);
+    b.linear_backward(Part::Down, d_act, dy, act, down_dims);
     b.activation_backward(llama, d_pre, d_act, pre);
     b.linear_backward(up, d_h2, d_pre, h2, up_dims);
-    b.norm_backward("norm2", d_x2, d_h2, (x2, stats2), Some(dy));
-    b.linear_backward("o", d_att, d_x2, att, o_dims);
+    b.norm_backward(Part::Norm2, d_x2, d_h2, (x2, stats2), Some(dy));
+    b.linear_backward(Part::O, d_att, d_x2, att, o_dims);
     let operands = attention::Backward {
         d_qkv: write(d_qkv),
         d_out: read(d_att),
@@ -268,8 +278,8 @@ pub(super) fn block(model: &Model<'_>, l: u32) -> (Unit, UnitKinds) {
     if let (Some(raw), Some(d_raw)) = (qkv_raw, d_raw) {
         b.rope_backward(d_raw, d_qkv, raw, qk_rstd);
     }
-    b.linear_backward("qkv", d_h1, d_raw.unwrap_or(d_qkv), h1, qkv_dims);
-    b.norm_backward("norm1", dx, d_h1, (x, stats1), Some(d_x2));
+    b.linear_backward(Part::Qkv, d_h1, d_raw.unwrap_or(d_qkv), h1, qkv_dims);
+    b.norm_backward(Part::Norm1, dx, d_h1, (x, stats1), Some(d_x2));
 
     (b.unit.input, b.unit.output) = (Some(x), Some(y));
     (b.unit.d_output, b.unit.d_input) = (Some(dy), Some(dx));

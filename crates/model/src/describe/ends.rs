@@ -6,6 +6,7 @@ use lowtide_workload::{Family, Unit, UnitKind};
 
 use super::kind::{Kind, Tied};
 use super::{Builder, Model, Phase, UnitKinds, loss, read, weight, write};
+use crate::params::Part;
 
 /// The tokens' table is the first parameter; a tied head refers to it.
 const TOKENS: u32 = 0;
@@ -13,7 +14,7 @@ const TOKENS: u32 = 0;
 pub(super) fn embedding(model: &Model<'_>) -> (Unit, UnitKinds) {
     let mut b = Builder::new(model, "embedding".to_owned(), UnitKind::Embedding, 0);
     let c = model.sizes.hidden;
-    let (tokens, table) = (b.param("tokens"), b.find("positions"));
+    let (tokens, table) = (b.param(Part::Tokens), b.find(Part::Positions, false));
     let y = b.local("y", model.rows(c)); // (B·T, C)
     let dy = b.local("dy", model.rows(c)); // (B·T, C)
 
@@ -46,7 +47,7 @@ pub(super) fn head(model: &Model<'_>) -> (Unit, UnitKinds) {
     let w = if model.shape.tied {
         TOKENS
     } else {
-        b.param("lm_head")
+        b.param(Part::LmHead)
     };
     let x = b.local("x", model.rows(c)); // (B·T, C)
     let h = b.local("h", model.rows(c)); // (B·T, C)
@@ -57,7 +58,7 @@ pub(super) fn head(model: &Model<'_>) -> (Unit, UnitKinds) {
     let logits = b.local("logits", logit_bytes); // (B, V), f32
 
     for phase in [Phase::Backward, Phase::Evaluate, Phase::Infer] {
-        b.norm(phase, "norm", h, stats, x);
+        b.norm(phase, Part::Norm, h, stats, x);
     }
     let (dw, h, w) = (Add(w), read(h), weight(w));
     let operands = head::Train {
@@ -69,7 +70,7 @@ pub(super) fn head(model: &Model<'_>) -> (Unit, UnitKinds) {
         inputs: Inputs,
     };
     b.op(Phase::Backward, "loss", Kind::HeadTrain(operands));
-    b.norm_backward("norm", dx, dh, (x, stats), None);
+    b.norm_backward(Part::Norm, dx, dh, (x, stats), None);
     let operands = head::Loss {
         loss: loss(),
         h,

@@ -19,7 +19,7 @@ use lowtide_workload::{
 };
 
 use crate::ModelError;
-use crate::params::specs;
+use crate::params::{Part, Role, Spec, specs};
 use kind::{Kind, Sizes};
 
 /// Logits of one chunk take at most about this many bytes, when the chunk is chosen here: on the
@@ -98,14 +98,12 @@ pub(crate) struct Built {
 pub(crate) fn build(shape: &ModelShape, options: &Options) -> Result<Built, ModelError> {
     check::shape(shape)?;
     check::options(shape, options)?;
-    let params: Vec<Param> = specs(shape)
-        .iter()
-        .map(crate::params::Spec::param)
-        .collect();
+    let specs = specs(shape);
+    let params: Vec<Param> = specs.iter().map(Spec::param).collect();
     let model = Model {
         shape,
         sizes: Sizes::new(shape, options),
-        params: &params,
+        specs: &specs,
     };
 
     let mut units = vec![ends::embedding(&model)];
@@ -140,7 +138,7 @@ pub(crate) fn build(shape: &ModelShape, options: &Options) -> Result<Built, Mode
 pub(super) struct Model<'a> {
     shape: &'a ModelShape,
     sizes: Sizes,
-    params: &'a [Param],
+    specs: &'a [Spec],
 }
 
 impl Model<'_> {
@@ -199,8 +197,8 @@ impl Phase {
 
 impl<'a> Builder<'a> {
     fn new(model: &'a Model<'a>, name: String, kind: UnitKind, unit_idx: u32) -> Self {
-        let first = model.params.partition_point(|p| p.unit < unit_idx) as u32;
-        let end = model.params.partition_point(|p| p.unit <= unit_idx) as u32;
+        let first = model.specs.partition_point(|p| p.unit < unit_idx) as u32;
+        let end = model.specs.partition_point(|p| p.unit <= unit_idx) as u32;
         let unit = Unit {
             name,
             kind,
@@ -222,24 +220,24 @@ impl<'a> Builder<'a> {
         }
     }
 
-    /// Index of this unit's parameter `name`; `None` when the shape has none of that name.
-    fn find(&self, name: &str) -> Option<u32> {
-        let own =
-            &self.model.params[self.unit.params.start as usize..self.unit.params.end as usize];
-        let is = |p: &Param| {
-            p.name
-                .rsplit_once('.')
-                .is_some_and(|(_, last)| last == name)
-        };
+    /// Index of this unit's parameter `part`, or of the bias to it; `None` when the shape has none.
+    fn find(&self, part: Part, bias: bool) -> Option<u32> {
+        let start = self.unit.params.start;
+        let own = &self.model.specs[start as usize..self.unit.params.end as usize];
         own.iter()
-            .position(is)
-            .map(|i| self.unit.params.start + i as u32)
+            .position(|s| s.part == part && (s.role == Role::Bias) == bias)
+            .map(|i| start + i as u32)
     }
 
-    /// Index of this unit's parameter `name`, which every shape of the family has.
-    fn param(&self, name: &str) -> u32 {
-        self.find(name)
-            .unwrap_or_else(|| panic!("{} has no parameter {name}", self.unit.name))
+    /// Index of this unit's parameter `part`, which every shape of the family has.
+    fn param(&self, part: Part) -> u32 {
+        self.find(part, false)
+            .unwrap_or_else(|| panic!("{} has no parameter {part:?}", self.unit.name))
+    }
+
+    /// Index of the bias to this unit's parameter `part`, if the shape has it.
+    fn bias(&self, part: Part) -> Option<u32> {
+        self.find(part, true)
     }
 
     /// A new local tensor.
@@ -276,7 +274,7 @@ impl<'a> Builder<'a> {
 
     /// Bytes that pass when an operand is passed over once.
     fn bytes(&self, operand: &Operand) -> Bytes {
-        let elements = |i: u32| self.model.params[i as usize].elements;
+        let elements = |i: u32| self.model.specs[i as usize].elements();
         match operand.what {
             What::Local(i) => self.unit.tensors[usize::from(i)].bytes,
             What::Weight(i) => Bytes(elements(i) * self.model.sizes.dtype.size()),

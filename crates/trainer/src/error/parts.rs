@@ -14,6 +14,29 @@ pub enum Absent {
     Elsewhere,
 }
 
+/// What asks for more bytes than there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Asked {
+    /// Directories of `budget.disk`.
+    #[error("budget.disk")]
+    Disk,
+    /// The tokens of a batch.
+    #[error("train.micro_batch, train.seq and train.accumulate together")]
+    Batch,
+    /// `--parameters` of a bench.
+    #[error("--parameters")]
+    Parameters,
+    /// The host's budget.
+    #[error("budget.host")]
+    Host,
+    /// A CPU device's budget.
+    #[error("budget.device")]
+    Device,
+    /// Both, which are the same memory.
+    #[error("budget.device and budget.host together")]
+    DeviceAndHost,
+}
+
 /// The run file's keys behind a name in the numerics key.
 pub(super) fn keys_of(name: &str) -> String {
     let schedule = name.strip_prefix("train.schedule.");

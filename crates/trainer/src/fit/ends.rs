@@ -15,7 +15,7 @@ use crate::metrics::value_at;
 use crate::output::folder::Folder;
 use crate::output::mark::Mark;
 use crate::output::{FINISHED, METRICS, MODEL, TRACE};
-use crate::report::{Phase, TrainReport};
+use crate::report::{Phase, TrainReport, When};
 
 /// Version of [`Finished`].
 const FORMAT: u32 = 1;
@@ -117,10 +117,11 @@ impl Fit<'_> {
         self.observer.phase(None);
         saved?;
         ends.output = exported?;
-        ends.exact_match_after = match self.recorded(after_step, Some("after"), "exact_match")? {
-            Some(share) => Some(share),
-            None => self.exact_match("after")?,
-        };
+        ends.exact_match_after =
+            match self.recorded(after_step, Some(When::After), "exact_match")? {
+                Some(share) => Some(share),
+                None => self.exact_match(When::After)?,
+            };
         let whole = (self.eval.is_none() || ends.eval_loss_last.is_some())
             && ends.output.is_some()
             && (self.questions.is_empty() || ends.exact_match_after.is_some());
@@ -132,12 +133,13 @@ impl Fit<'_> {
     fn recorded(
         &self,
         after_step: u64,
-        when: Option<&str>,
+        when: Option<When>,
         key: &str,
     ) -> Result<Option<f64>, TrainError> {
         if after_step < self.state.step {
             return Ok(None);
         }
+        let when = when.map(When::name);
         value_at(self.output.folder(), METRICS, self.state.step, when, key)
     }
 

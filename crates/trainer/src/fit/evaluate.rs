@@ -12,7 +12,7 @@ use super::Fit;
 use crate::answers::{self, Answer, answer_all};
 use crate::error::TrainError;
 use crate::generate::Decoder;
-use crate::report::Phase;
+use crate::report::{Phase, When};
 use lowtide_data::{BatchShape, EvalBatches, Micro, Packed};
 use lowtide_session::Requests;
 use lowtide_session::{Outcome, Session};
@@ -55,7 +55,7 @@ impl Fit<'_> {
     /// Share of prompts answered as their reference, recorded with the answers; `None`: there are
     /// none, or the run was asked to end before all were answered. `when`: before, during or after
     /// training.
-    pub(super) fn exact_match(&mut self, when: &'static str) -> Result<Option<f64>, TrainError> {
+    pub(super) fn exact_match(&mut self, when: When) -> Result<Option<f64>, TrainError> {
         if self.questions.is_empty() {
             return Ok(None);
         }
@@ -76,13 +76,13 @@ impl Fit<'_> {
     /// The answers first: a share in the metrics says that all of its answers are recorded.
     fn record_answers(
         &mut self,
-        when: &'static str,
+        when: When,
         made: &[Answer],
         share: f64,
     ) -> Result<(), TrainError> {
         let step = self.state.step;
         if let Some(log) = &mut self.answers {
-            log.forget(step, when)?;
+            log.forget(step, when.name())?;
             let write = |answer| log.write(&Recorded { step, when, answer });
             let told: Vec<String> = made.iter().filter_map(write).collect();
             self.tell(told);
@@ -145,7 +145,7 @@ impl Decoder for Fit<'_> {
 #[derive(Serialize)]
 struct Recorded<'a> {
     step: u64,
-    when: &'static str,
+    when: When,
     #[serde(flatten)]
     answer: &'a Answer,
 }

@@ -17,7 +17,7 @@ use crate::error::TrainError;
 use crate::metrics::{has_step, value_at};
 use crate::output::METRICS;
 use crate::planning::directories_of;
-use crate::report::StepLine;
+use crate::report::{StepLine, When};
 use lowtide_session::{About, CommitRecord, StepNumbers};
 
 /// Version of [`AboutRun`].
@@ -276,11 +276,11 @@ impl Fit<'_> {
         if due.evaluation && !has_step(self.output.folder(), METRICS, step, "eval_loss")? {
             self.evaluate(step)?;
         }
-        let when = Some("during");
+        let when = Some(When::During.name());
         if due.answers
             && value_at(self.output.folder(), METRICS, step, when, "exact_match")?.is_none()
         {
-            self.exact_match("during")?;
+            self.exact_match(When::During)?;
         }
         let newest = checkpoint::list(self.output.folder().path()).pop();
         if self.durable && due.save && newest.is_none_or(|(at, _)| at < step) {
