@@ -107,11 +107,6 @@ pub fn directories(flag: &str, given: &[PathBuf]) -> Result<Vec<PathBuf>, CliErr
     Err(CliError::Usage { what, help })
 }
 
-/// A path as a value of `--set` that is taken as it is.
-pub fn quoted(path: &Path) -> String {
-    serde_json::Value::from(path.to_string_lossy()).to_string()
-}
-
 /// What to plan.
 #[derive(Debug, clap::Args)]
 #[command(group(clap::ArgGroup::new("what").required(true).args(["file", "shape"])))]

@@ -14,8 +14,7 @@ use lowtide_trainer::{
 };
 use serde_json::{Value, json};
 
-use crate::args::quoted;
-use crate::out::{complain, enough};
+use crate::out::{complain, enough, quoted};
 
 mod records;
 

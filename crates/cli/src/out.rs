@@ -2,6 +2,7 @@
 //! take what it is given makes the command end with one.
 
 use std::io::{ErrorKind, Write, stderr, stdout};
+use std::path::Path;
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -119,6 +120,11 @@ pub fn duration(d: Duration) -> String {
 /// A size to paste back that is not less than `n`: whole MiB.
 pub fn enough(n: u64) -> String {
     format!("{}MiB", n.div_ceil(1 << 20))
+}
+
+/// A path as a value of `--set` that is taken as it is.
+pub fn quoted(path: &Path) -> String {
+    serde_json::Value::from(path.to_string_lossy()).to_string()
 }
 
 #[cfg(test)]

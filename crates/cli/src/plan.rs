@@ -21,10 +21,10 @@ use lowtide_trainer::wear;
 use serde_json::{Map, Value, json};
 
 use crate::Answer;
-use crate::args::{Clip, CurveOver, PlanArgs, Precision, quoted, texts};
+use crate::args::{Clip, CurveOver, PlanArgs, Precision, texts};
 use crate::curve::{html, svg, table};
 use crate::error::{CliError, machine_json};
-use crate::out::{Out, bytes, seconds};
+use crate::out::{Out, bytes, quoted, seconds};
 use crate::probe::place;
 use crate::progress::Waiting;
 

@@ -19,6 +19,7 @@ mod docs;
 mod error;
 mod key;
 mod keys;
+mod load;
 mod low;
 mod nearest;
 mod numerics;

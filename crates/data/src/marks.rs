@@ -48,6 +48,11 @@ pub(super) fn is_known(key: &str) -> bool {
     KNOWN.contains(&key)
 }
 
+/// Whether a message is the assistant's.
+pub(super) fn is_assistant(message: &Value) -> bool {
+    message["role"] == "assistant"
+}
+
 /// Takes the marks out of a message. `None`: it has none. `place` is the message's, for errors.
 pub(super) fn take(
     message: &mut Map<String, Value>,

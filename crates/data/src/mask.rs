@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use super::chat::{ChatTemplate, Rendered};
 use super::jsonl::{Record, Schema};
+use super::marks::is_assistant;
 use super::remarks::Remarks;
 use super::tokenizer::Tokenizer;
 use super::turns::Turns;
@@ -391,10 +392,6 @@ fn next_content(
     let text = template.render(&up_to, tools, false).ok()?.text;
     let same = whole.bytes().zip(text.bytes()).take_while(|(a, b)| a == b);
     Some(same.count())
-}
-
-pub(super) fn is_assistant(message: &Value) -> bool {
-    message["role"] == "assistant"
 }
 
 /// For each token, whether its bytes overlap a range of `spans` (in order, apart from each

@@ -6,8 +6,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::chat::ChatTemplate;
-use super::marks;
-use super::mask::is_assistant;
+use super::marks::{self, is_assistant};
 use crate::error::RecordProblem;
 
 /// Most names of keys that are kept: a file may have a new one in every line.

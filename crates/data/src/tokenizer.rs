@@ -97,7 +97,7 @@ impl Tokenizer {
         let (largest, ids_end) = largest_id(&inner).ok_or_else(|| {
             corrupt("the vocabulary is empty, or an id in it is beyond 2^31".to_owned())
         })?;
-        let prefix = prefix(&inner).map_err(|e| corrupt(e.to_string()))?;
+        let prefix = trial::prefix(&inner).map_err(|e| corrupt(e.to_string()))?;
         if let Some(id) = prefix.iter().find(|id| !(0..ids_end).contains(*id)) {
             return Err(corrupt(format!(
                 "its post_processor puts token {id} in front, which the vocabulary does not have"
@@ -489,20 +489,6 @@ fn largest_id(inner: &tokenizers::Tokenizer) -> Option<(String, i32)> {
     let all = inner.get_vocab(true).into_iter();
     let (token, id) = all.max_by(|a, b| (a.1, &a.0).cmp(&(b.1, &b.0)))?;
     Some((token, i32::try_from(id.checked_add(1)?).ok()?))
-}
-
-/// What the tokenizer's own rule for special tokens puts in front of a text.
-pub(super) fn prefix(inner: &tokenizers::Tokenizer) -> tokenizers::Result<Vec<i32>> {
-    let (bare, whole) = (
-        inner.encode_fast("a", false)?,
-        inner.encode_fast("a", true)?,
-    );
-    let (bare, whole) = (bare.get_ids(), whole.get_ids());
-    let n = whole
-        .windows(bare.len().max(1))
-        .position(|w| w == bare)
-        .unwrap_or(0);
-    Ok(whole[..n].iter().map(|&id| id as i32).collect())
 }
 
 /// What the files beside `tokenizer.json` say.

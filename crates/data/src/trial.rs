@@ -225,6 +225,20 @@ fn try_here() -> u8 {
     }
 }
 
+/// What the tokenizer's own rule for special tokens puts in front of a text.
+pub(super) fn prefix(inner: &tokenizers::Tokenizer) -> tokenizers::Result<Vec<i32>> {
+    let (bare, whole) = (
+        inner.encode_fast("a", false)?,
+        inner.encode_fast("a", true)?,
+    );
+    let (bare, whole) = (bare.get_ids(), whole.get_ids());
+    let n = whole
+        .windows(bare.len().max(1))
+        .position(|w| w == bare)
+        .unwrap_or(0);
+    Ok(whole[..n].iter().map(|&id| id as i32).collect())
+}
+
 /// Loads the file and does what a run will do with it. What it refuses by an error is no harm.
 fn attempt(file: &[u8]) {
     let Ok(mut tokenizer) = Tokenizer::from_bytes(file) else {
@@ -232,7 +246,7 @@ fn attempt(file: &[u8]) {
     };
     let _ = tokenizer.with_truncation(None);
     tokenizer.with_padding(None);
-    let _ = super::tokenizer::prefix(&tokenizer);
+    let _ = prefix(&tokenizer);
     tokenizer.with_post_processor(None::<tokenizers::PostProcessorWrapper>);
     let _ = tokenizer.get_added_tokens_decoder();
     let size = tokenizer.get_vocab(true).len() as u32;

@@ -11,7 +11,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use lowtide_executor::{EngineError, Record};
 use serde::{Deserialize, Serialize};
 
-use super::engine::Outcome;
+use crate::outcome::Outcome;
 use crate::totals::Totals;
 use lowtide_data::State;
 

@@ -6,14 +6,16 @@ mod commit;
 mod engine;
 mod error;
 mod homes;
+mod outcome;
 mod requests;
 mod session;
 mod totals;
 
 pub use commit::{About, CommitRecord, Mark, StepNumbers};
-pub use engine::{ClipRule, Engine, Outcome, StepData};
+pub use engine::{ClipRule, Engine, StepData};
 pub use error::SessionError;
 pub use homes::{Homes, Role};
+pub use outcome::Outcome;
 pub use requests::Requests;
 pub use session::{DiskChoice, Session, SessionOptions};
 pub use totals::Totals;

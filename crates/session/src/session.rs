@@ -15,10 +15,11 @@ use lowtide_tiers::{
 };
 use lowtide_units::Bytes;
 
-use super::commit::{About, Mark};
-use super::engine::{ClipRule, Engine, Outcome, StepData, first_clip};
-use super::homes::Homes;
+use crate::commit::{About, Mark};
+use crate::engine::{ClipRule, Engine, StepData, first_clip};
 use crate::error::SessionError;
+use crate::homes::Homes;
+use crate::outcome::Outcome;
 use crate::requests::Requests;
 use lowtide_data::Micro;
 

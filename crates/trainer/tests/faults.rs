@@ -17,11 +17,11 @@ use lowtide_model::{Decoder, random_init};
 use lowtide_planner::{
     Arg, Choice, Clip, Lane, PartName, Plan, Saved, Slot, Task, Tensor, Tier, Use, check,
 };
+use lowtide_session::SessionError;
 use lowtide_session::{ClipRule, DiskChoice, Role, Session, SessionOptions};
 use lowtide_tiers::{
     ChosenFault, Disk, Extent, Fault, Faults, Kind, RamConfig, RamDisk, TierError,
 };
-use lowtide_trainer::TrainError;
 use lowtide_units::Bytes;
 use lowtide_workload::Dtype;
 
@@ -80,7 +80,7 @@ fn on(
     d: &Arc<Decoder>,
     plan: &Arc<Plan>,
     rule: ClipRule,
-) -> Result<Session, TrainError> {
+) -> Result<Session, SessionError> {
     let options = SessionOptions {
         disk: DiskChoice::Open(disk),
         ..quick()
@@ -96,7 +96,7 @@ fn on(
 }
 
 /// As [`train`], with errors.
-fn try_train(session: &mut Session) -> Result<Trained, TrainError> {
+fn try_train(session: &mut Session) -> Result<Trained, SessionError> {
     let mut losses = Vec::new();
     for step in 1..=STEPS {
         let data = session.submit(batch(step, ACCUMULATE), hyper(step))?;
@@ -116,7 +116,7 @@ fn run(
     plan: &Arc<Plan>,
     faults: Faults,
     verify_reads: Option<Bytes>,
-) -> (Result<Trained, TrainError>, RamDisk) {
+) -> (Result<Trained, SessionError>, RamDisk) {
     let (disk, medium) = faulty(plan, faults, verify_reads);
     let trained =
         on(disk, d, plan, rule(Clip::Exact)).and_then(|mut session| try_train(&mut session));
@@ -198,7 +198,7 @@ fn a_broken_place_stops_the_run_and_is_named() {
             );
             let mut session = on(disk, &d, &plan, rule(Clip::Exact)).expect("not hit yet");
             let error = try_train(&mut session).expect_err("the place is broken");
-            let TrainError::Exec(first) = error else {
+            let SessionError::Exec(first) = error else {
                 panic!("{error}")
             };
             let ExecError::Disk { task, source } = &first else {
@@ -253,7 +253,7 @@ fn no_space_at_the_start_is_told_before_anything_runs() {
         let left = std::fs::read_dir(dir.path()).expect("it exists").count();
         assert_eq!(left, 0, "{left} files of a session that did not start");
         match session.err().expect("a pebibyte is too much") {
-            TrainError::Tier(e) => e,
+            SessionError::Tier(e) => e,
             e => panic!("{e}"),
         }
     };
@@ -294,11 +294,11 @@ fn a_drive_that_fills_up_stops_the_run_wherever_it_is() {
             );
         };
         match got {
-            Err(TrainError::Tier(e)) => {
+            Err(SessionError::Tier(e)) => {
                 full(&e);
                 at_start += 1;
             }
-            Err(TrainError::Exec(ExecError::Disk { source, .. })) => {
+            Err(SessionError::Exec(ExecError::Disk { source, .. })) => {
                 full(&source);
                 in_run += 1;
             }
@@ -332,9 +332,9 @@ fn lying_writes(fault: Fault, verify_reads: Option<Bytes>) -> [u32; 3] {
                 ends[0] += 1;
                 continue;
             }
-            Err(TrainError::Exec(ExecError::Disk { source, .. }) | TrainError::Tier(source)) => {
-                source
-            }
+            Err(
+                SessionError::Exec(ExecError::Disk { source, .. }) | SessionError::Tier(source),
+            ) => source,
             // Other numbers, or what they lead to: not finite.
             Ok(_) | Err(_) => {
                 ends[2] += 1;
