@@ -215,6 +215,28 @@ impl Observer for Show {
 fn summary(r: &TrainReport, events: Option<&Path>, cuda: bool) -> String {
     let mut text = String::new();
     let mut line = |name: &str, value: String| text += &format!("{name:<14}{value}\n");
+    how_far(r, &mut line);
+    how_well(r, &mut line);
+    how_fast(r, cuda, &mut line);
+    let mut path = |name: &str, path: Option<&Path>| {
+        if let Some(path) = path {
+            line(name, path.display().to_string());
+        }
+    };
+    path("model", r.output.as_deref());
+    path("checkpoint", r.checkpoint.as_deref());
+    path("metrics", Some(&r.metrics));
+    path("tensorboard", events);
+    path("trace", r.trace.as_deref());
+    text.truncate(text.trim_end().len());
+    text
+}
+
+/// A line of the summary: its name and what it says.
+type Line<'a> = dyn FnMut(&str, String) + 'a;
+
+/// Steps, tokens and seconds.
+fn how_far(r: &TrainReport, line: &mut Line<'_>) {
     if r.stopped {
         line(
             "stopped",
@@ -252,6 +274,10 @@ fn summary(r: &TrainReport, events: Option<&Path>, cuda: bool) -> String {
             ),
         );
     }
+}
+
+/// Losses and exact answers.
+fn how_well(r: &TrainReport, line: &mut Line<'_>) {
     if let (Some(first), Some(last)) = (r.loss_first, r.loss_last) {
         let of = match r.loss_last_steps {
             1 => format!("at step {}", r.steps),
@@ -282,6 +308,10 @@ fn summary(r: &TrainReport, events: Option<&Path>, cuda: bool) -> String {
             r.exact_match_after.map(|x| share(x, When::After)),
         ],
     );
+}
+
+/// Times of a step, bytes moved, and memory, predicted and measured.
+fn how_fast(r: &TrainReport, cuda: bool, line: &mut Line<'_>) {
     if let Some(median) = r.step_seconds {
         let predicted = seconds(r.predicted_step_seconds);
         line(
@@ -314,16 +344,4 @@ fn summary(r: &TrainReport, events: Option<&Path>, cuda: bool) -> String {
             ))
         ),
     );
-    let mut path = |name: &str, path: Option<&Path>| {
-        if let Some(path) = path {
-            line(name, path.display().to_string());
-        }
-    };
-    path("model", r.output.as_deref());
-    path("checkpoint", r.checkpoint.as_deref());
-    path("metrics", Some(&r.metrics));
-    path("tensorboard", events);
-    path("trace", r.trace.as_deref());
-    text.truncate(text.trim_end().len());
-    text
 }

@@ -359,7 +359,8 @@ fn width(args: &[Value]) -> Result<u64, Error> {
     }
 }
 
-/// Charges a call, and refuses one that would make something huge.
+/// Charges a call, and refuses one that would make something huge. Long because each cost is its own few lines, which
+/// nothing else asks for.
 fn pay(cost: Cost, args: &[Value]) -> Result<(), Error> {
     charge(CALL * (1 + args.len() as u64))?;
     let Some(first) = args.first() else {

@@ -66,47 +66,12 @@ impl Tokenizer {
                 found,
             });
         }
-        let corrupt = |reason: String| DataError::Corrupt {
-            path: file.clone(),
-            reason,
-        };
-        let bytes = lowtide_files::read(&file, lowtide_files::VOCABULARY)?;
-        if let Some(word) = not_json(&bytes) {
-            return Err(corrupt(word));
-        }
-        trial::harmless(&bytes).map_err(|what| DataError::Hostile {
-            path: file.clone(),
-            what,
-        })?;
-        let loaded = trial::foreign(|| tokenizers::Tokenizer::from_bytes(&bytes));
-        let mut inner = loaded
-            .map_err(&corrupt)?
-            .map_err(|e| corrupt(e.to_string()))?;
-        drop(bytes);
-        deterministic(&inner).map_err(&corrupt)?;
-        bounded_growth(&inner).map_err(&corrupt)?;
-        // Settings of whoever saved the file last, not of the model.
-        inner
-            .with_truncation(None)
-            .map_err(|e| corrupt(e.to_string()))?;
-        inner.with_padding(None);
-        // Added tokens alone make no vocabulary: all text would vanish.
-        if inner.get_vocab_size(false) == 0 {
-            return Err(corrupt("the vocabulary is empty".to_owned()));
-        }
-        let (largest, ids_end) = largest_id(&inner).ok_or_else(|| {
-            corrupt("the vocabulary is empty, or an id in it is beyond 2^31".to_owned())
-        })?;
-        let prefix = trial::prefix(&inner).map_err(|e| corrupt(e.to_string()))?;
-        if let Some(id) = prefix.iter().find(|id| !(0..ids_end).contains(*id)) {
-            return Err(corrupt(format!(
-                "its post_processor puts token {id} in front, which the vocabulary does not have"
-            )));
-        }
-        // It adds special tokens, which `prefix` now knows, and narrows offsets by white space,
-        // which the loss mask must not have.
-        inner.with_post_processor(None::<tokenizers::PostProcessorWrapper>);
-
+        let Vocabulary {
+            inner,
+            prefix,
+            largest,
+            ids_end,
+        } = Vocabulary::load(&file)?;
         let beside = Beside::read(file.parent().unwrap_or(Path::new(".")))?;
         let added = inner.get_added_tokens_decoder();
         let special_texts: Vec<String> = added
@@ -481,6 +446,66 @@ fn growth(part: &Value) -> f64 {
             own * inner
         }
         _ => 1.0,
+    }
+}
+
+/// What `tokenizer.json` itself says.
+struct Vocabulary {
+    inner: tokenizers::Tokenizer,
+    prefix: Vec<i32>,
+    largest: String,
+    ids_end: i32,
+}
+
+impl Vocabulary {
+    /// Reads a file, once it was found harmless.
+    fn load(file: &Path) -> Result<Self, DataError> {
+        let corrupt = |reason: String| DataError::Corrupt {
+            path: file.to_owned(),
+            reason,
+        };
+        let bytes = lowtide_files::read(file, lowtide_files::VOCABULARY)?;
+        if let Some(word) = not_json(&bytes) {
+            return Err(corrupt(word));
+        }
+        trial::harmless(&bytes).map_err(|what| DataError::Hostile {
+            path: file.to_owned(),
+            what,
+        })?;
+        let loaded = trial::foreign(|| tokenizers::Tokenizer::from_bytes(&bytes));
+        let mut inner = loaded
+            .map_err(&corrupt)?
+            .map_err(|e| corrupt(e.to_string()))?;
+        drop(bytes);
+        deterministic(&inner).map_err(&corrupt)?;
+        bounded_growth(&inner).map_err(&corrupt)?;
+        // Settings of whoever saved the file last, not of the model.
+        inner
+            .with_truncation(None)
+            .map_err(|e| corrupt(e.to_string()))?;
+        inner.with_padding(None);
+        // Added tokens alone make no vocabulary: all text would vanish.
+        if inner.get_vocab_size(false) == 0 {
+            return Err(corrupt("the vocabulary is empty".to_owned()));
+        }
+        let (largest, ids_end) = largest_id(&inner).ok_or_else(|| {
+            corrupt("the vocabulary is empty, or an id in it is beyond 2^31".to_owned())
+        })?;
+        let prefix = trial::prefix(&inner).map_err(|e| corrupt(e.to_string()))?;
+        if let Some(id) = prefix.iter().find(|id| !(0..ids_end).contains(*id)) {
+            return Err(corrupt(format!(
+                "its post_processor puts token {id} in front, which the vocabulary does not have"
+            )));
+        }
+        // It adds special tokens, which `prefix` now knows, and narrows offsets by white space,
+        // which the loss mask must not have.
+        inner.with_post_processor(None::<tokenizers::PostProcessorWrapper>);
+        Ok(Self {
+            inner,
+            prefix,
+            largest,
+            ids_end,
+        })
     }
 }
 

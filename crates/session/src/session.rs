@@ -93,6 +93,49 @@ fn config_in(drives: &[(PathBuf, f64)], made: &mut MadeDirs) -> Result<DiskConfi
     Ok(DiskConfig::new(drives.to_vec()))
 }
 
+/// The disk that a plan of `need` bytes there is to have; `None` where it has none, or one is given.
+fn config_of(
+    choice: &DiskChoice,
+    need: Bytes,
+    made: &mut MadeDirs,
+) -> Result<Option<DiskConfig>, SessionError> {
+    let config = match choice {
+        DiskChoice::Directories(drives) if need.0 > 0 => config_in(drives, made)?,
+        DiskChoice::Instead(drives) if need.0 > 0 => DiskConfig {
+            open: Open::Replace,
+            ..config_in(drives, made)?
+        },
+        DiskChoice::Durable { drives, run, open } => DiskConfig {
+            keep: true,
+            run: *run,
+            open: *open,
+            ..config_in(drives, made)?
+        },
+        _ => return Ok(None),
+    };
+    Ok(Some(config.fit(need)?))
+}
+
+/// The device's memory and the host's, as large as planned.
+fn reserve(plan: &Plan, gpu: Option<&Gpu>, poison: bool) -> Result<(Memory, Memory), SessionError> {
+    let fill = if poison { Fill::Poison } else { Fill::Zero };
+    let arena = |tier| Arena::new(plan.tier(tier).planned_bytes, fill);
+    Ok(match gpu {
+        None => (
+            Memory::new(arena(Tier::Device)?),
+            Memory::new(arena(Tier::Host)?),
+        ),
+        Some(gpu) => {
+            // The device first: a machine short of it says so before host memory is touched.
+            let mut device = Memory::cuda(gpu, plan.tier(Tier::Device).planned_bytes)?;
+            if poison {
+                memory::poison(device.all());
+            }
+            (device, Memory::pinned(arena(Tier::Host)?, gpu)?)
+        }
+    })
+}
+
 /// The extents of either version of everything durable.
 fn durable_extents(plan: &Plan) -> [Vec<Extent>; 2] {
     let current = plan.slots.iter().enumerate();
@@ -146,55 +189,15 @@ impl Session {
         clip: ClipRule,
         options: SessionOptions,
     ) -> Result<Self, SessionError> {
-        let fill = if options.poison {
-            Fill::Poison
-        } else {
-            Fill::Zero
-        };
         let need = plan.tier(Tier::Disk).planned_bytes;
         let mut made = MadeDirs::default();
-        let config = match &options.disk {
-            DiskChoice::Directories(drives) if need.0 > 0 => {
-                Some(config_in(drives, &mut made)?.fit(need)?)
-            }
-            DiskChoice::Instead(drives) if need.0 > 0 => {
-                let config = DiskConfig {
-                    open: Open::Replace,
-                    ..config_in(drives, &mut made)?
-                };
-                Some(config.fit(need)?)
-            }
-            DiskChoice::Durable { drives, run, open } => {
-                let config = DiskConfig {
-                    keep: true,
-                    run: *run,
-                    open: *open,
-                    ..config_in(drives, &mut made)?
-                };
-                Some(config.fit(need)?)
-            }
-            _ => None,
-        };
+        let config = config_of(&options.disk, need, &mut made)?;
         let mut arenas = plan.tier(Tier::Host).planned_bytes;
         if options.gpu.is_none() {
             arenas += plan.tier(Tier::Device).planned_bytes;
         }
         limits::check(arenas, options.process, config.as_ref())?;
-        let arena = |tier| Arena::new(plan.tier(tier).planned_bytes, fill);
-        let (device, host) = match &options.gpu {
-            None => (
-                Memory::new(arena(Tier::Device)?),
-                Memory::new(arena(Tier::Host)?),
-            ),
-            Some(gpu) => {
-                // The device first: a machine short of it says so before host memory is touched.
-                let mut device = Memory::cuda(gpu, plan.tier(Tier::Device).planned_bytes)?;
-                if options.poison {
-                    memory::poison(device.all());
-                }
-                (device, Memory::pinned(arena(Tier::Host)?, gpu)?)
-            }
-        };
+        let (device, host) = reserve(&plan, options.gpu.as_ref(), options.poison)?;
         let disk = match (options.disk, config) {
             (DiskChoice::Open(disk), _) => Some(disk),
             (_, Some(config)) => Some(Disk::open(&config, Some(host.arena()))?),

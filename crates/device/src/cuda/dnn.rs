@@ -212,27 +212,7 @@ fn start(
     let here = Place::Cuda(q.gpu().ordinal());
     assert_eq!(workspace.place(), here, "workspace of another device");
     // Scalars are read from host memory while the call runs.
-    let mut scalars = Vec::new();
-    for (i, t) in graph.tensors.iter().enumerate() {
-        let mut given = views.iter().filter(|v| v.id.0 == i);
-        match t.role {
-            Role::Real { align } => {
-                let view = given.next().expect("a real tensor has a view");
-                assert!(
-                    view.bytes >= t.extent()
-                        && view.address.is_multiple_of(align as u64)
-                        && view.place == here,
-                    "{} bytes at {:#x} of {:?} for {t:?}",
-                    view.bytes,
-                    view.address,
-                    view.place
-                );
-            }
-            Role::Scalar(bits) => scalars.push((Id(i), f32::from_bits(bits))),
-            Role::Virtual => {}
-        }
-        assert!(given.next().is_none(), "tensor {i} has no use for a view");
-    }
+    let scalars = checked(graph, views, here);
     let uids: Vec<i64> = views
         .iter()
         .map(|v| v.id.uid())
@@ -258,23 +238,7 @@ fn start(
             ),
         });
     }
-    let pack = Descriptor::new(lib, Kind::CUDNN_BACKEND_VARIANT_PACK_DESCRIPTOR)?;
-    pack.set(
-        Name::CUDNN_ATTR_VARIANT_PACK_UNIQUE_IDS,
-        Type::CUDNN_TYPE_INT64,
-        &uids,
-    )?;
-    pack.set(
-        Name::CUDNN_ATTR_VARIANT_PACK_DATA_POINTERS,
-        Type::CUDNN_TYPE_VOID_PTR,
-        &pointers,
-    )?;
-    pack.set(
-        Name::CUDNN_ATTR_VARIANT_PACK_WORKSPACE,
-        Type::CUDNN_TYPE_VOID_PTR,
-        &[workspace.address()],
-    )?;
-    pack.finalize("addresses")?;
+    let pack = pack(lib, &uids, &pointers, workspace.address())?;
     // SAFETY: our own handle, plan and stream, of one device whose context is current; every
     // address is valid for its tensor's extent (asserted), was borrowed for the call and is freed behind
     // what is in the stream; scalars live until the call returns, which copies them.
@@ -285,6 +249,62 @@ fn start(
             (lib.cudnnBackendExecute)(handle, plan.plan.raw, pack.raw),
         )
     }
+}
+
+/// Holds the views against the graph's tensors, and gives its scalars.
+///
+/// # Panics
+/// As [`execute`].
+fn checked(graph: &Graph, views: &[Operand<'_>], here: Place) -> Vec<(Id, f32)> {
+    let mut scalars = Vec::new();
+    for (i, t) in graph.tensors.iter().enumerate() {
+        let mut given = views.iter().filter(|v| v.id.0 == i);
+        match t.role {
+            Role::Real { align } => {
+                let view = given.next().expect("a real tensor has a view");
+                assert!(
+                    view.bytes >= t.extent()
+                        && view.address.is_multiple_of(align as u64)
+                        && view.place == here,
+                    "{} bytes at {:#x} of {:?} for {t:?}",
+                    view.bytes,
+                    view.address,
+                    view.place
+                );
+            }
+            Role::Scalar(bits) => scalars.push((Id(i), f32::from_bits(bits))),
+            Role::Virtual => {}
+        }
+        assert!(given.next().is_none(), "tensor {i} has no use for a view");
+    }
+    scalars
+}
+
+/// The addresses of one execution.
+fn pack(
+    lib: &'static Cudnn,
+    uids: &[i64],
+    pointers: &[u64],
+    workspace: u64,
+) -> Result<Descriptor, CudaError> {
+    let pack = Descriptor::new(lib, Kind::CUDNN_BACKEND_VARIANT_PACK_DESCRIPTOR)?;
+    pack.set(
+        Name::CUDNN_ATTR_VARIANT_PACK_UNIQUE_IDS,
+        Type::CUDNN_TYPE_INT64,
+        uids,
+    )?;
+    pack.set(
+        Name::CUDNN_ATTR_VARIANT_PACK_DATA_POINTERS,
+        Type::CUDNN_TYPE_VOID_PTR,
+        pointers,
+    )?;
+    pack.set(
+        Name::CUDNN_ATTR_VARIANT_PACK_WORKSPACE,
+        Type::CUDNN_TYPE_VOID_PTR,
+        &[workspace],
+    )?;
+    pack.finalize("addresses")?;
+    Ok(pack)
 }
 
 /// Plans a graph for a device that is not present, described as cuDNN's

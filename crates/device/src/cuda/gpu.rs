@@ -76,35 +76,7 @@ impl Gpu {
     }
 
     fn new(ordinal: u32) -> Result<Self, CudaError> {
-        // SAFETY: only looks for the library.
-        if !unsafe { sys::is_culib_present() } {
-            return Err(CudaError::NoDevice(
-                "the driver's libcuda.so.1 is not installed".to_owned(),
-            ));
-        }
-        // SAFETY: the first call that a process makes.
-        let init = unsafe { sys::cuInit(0) };
-        if init != sys::CUresult::CUDA_SUCCESS {
-            return Err(CudaError::NoDevice(message(init)));
-        }
-        let mut have = 0;
-        // SAFETY: writes one number.
-        ok("cuDeviceGetCount", unsafe {
-            sys::cuDeviceGetCount(&raw mut have)
-        })?;
-        let have = have as u32;
-        if ordinal >= have.min(MOST as u32) {
-            return Err(if have == 0 {
-                CudaError::NoDevice("the driver sees none".to_owned())
-            } else {
-                CudaError::Ordinal { ordinal, have }
-            });
-        }
-        let mut device = 0;
-        // SAFETY: writes one handle; the ordinal exists.
-        ok("cuDeviceGet", unsafe {
-            sys::cuDeviceGet(&raw mut device, ordinal as i32)
-        })?;
+        let device = handle(ordinal)?;
         let attribute = |what: Attribute| -> Result<u32, CudaError> {
             let mut value = 0;
             // SAFETY: writes one number.
@@ -118,17 +90,13 @@ impl Gpu {
         ok("cuDeviceGetName", unsafe {
             sys::cuDeviceGetName(text.as_mut_ptr().cast(), 256, device)
         })?;
-        let name = std::ffi::CStr::from_bytes_until_nul(&text)
-            .map(|s| s.to_string_lossy().into_owned())
-            .unwrap_or_default();
+        let name = until_zero(&text);
         let mut text = [0u8; 32];
         // SAFETY: writes at most 32 bytes, ended by a zero.
         ok("cuDeviceGetPCIBusId", unsafe {
             sys::cuDeviceGetPCIBusId(text.as_mut_ptr().cast(), 32, device)
         })?;
-        let bus = std::ffi::CStr::from_bytes_until_nul(&text)
-            .map(|s| s.to_string_lossy().into_owned())
-            .unwrap_or_default();
+        let bus = until_zero(&text);
         let capability = (
             attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
             attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
@@ -138,12 +106,7 @@ impl Gpu {
             return Err(CudaError::TooOld { name, major, minor });
         }
         environment(std::env::var(TF32).ok())?;
-        let mut driver = 0;
-        // SAFETY: writes one number.
-        ok("cuDriverGetVersion", unsafe {
-            sys::cuDriverGetVersion(&raw mut driver)
-        })?;
-        let driver = (driver as u32 / 1000, driver as u32 % 1000 / 10);
+        let driver = driver_version()?;
         // Without these nothing runs; say it before anything is reserved.
         for library in [Library::Nvrtc, Library::CublasLt] {
             suits_driver(&Libraries::get().find(library)?, driver)?;
@@ -284,6 +247,57 @@ impl Gpu {
     pub(super) fn products(&self) -> &Products {
         &self.inner.products
     }
+}
+
+/// The driver's handle of a device that exists.
+fn handle(ordinal: u32) -> Result<sys::CUdevice, CudaError> {
+    // SAFETY: only looks for the library.
+    if !unsafe { sys::is_culib_present() } {
+        return Err(CudaError::NoDevice(
+            "the driver's libcuda.so.1 is not installed".to_owned(),
+        ));
+    }
+    // SAFETY: the first call that a process makes.
+    let init = unsafe { sys::cuInit(0) };
+    if init != sys::CUresult::CUDA_SUCCESS {
+        return Err(CudaError::NoDevice(message(init)));
+    }
+    let mut have = 0;
+    // SAFETY: writes one number.
+    ok("cuDeviceGetCount", unsafe {
+        sys::cuDeviceGetCount(&raw mut have)
+    })?;
+    let have = have as u32;
+    if ordinal >= have.min(MOST as u32) {
+        return Err(if have == 0 {
+            CudaError::NoDevice("the driver sees none".to_owned())
+        } else {
+            CudaError::Ordinal { ordinal, have }
+        });
+    }
+    let mut device = 0;
+    // SAFETY: writes one handle; the ordinal exists.
+    ok("cuDeviceGet", unsafe {
+        sys::cuDeviceGet(&raw mut device, ordinal as i32)
+    })?;
+    Ok(device)
+}
+
+/// The CUDA version that the driver supports, (major, minor).
+fn driver_version() -> Result<(u32, u32), CudaError> {
+    let mut driver = 0;
+    // SAFETY: writes one number.
+    ok("cuDriverGetVersion", unsafe {
+        sys::cuDriverGetVersion(&raw mut driver)
+    })?;
+    Ok((driver as u32 / 1000, driver as u32 % 1000 / 10))
+}
+
+/// The text that a call has written, up to its zero.
+fn until_zero(text: &[u8]) -> String {
+    std::ffi::CStr::from_bytes_until_nul(text)
+        .map(|s| s.to_string_lossy().into_owned())
+        .unwrap_or_default()
 }
 
 /// Makes the context of an opened device the calling thread's.

@@ -338,20 +338,61 @@ fn node(
     node: &Node,
     tensors: &[Raw],
 ) -> Result<(Descriptor, Option<Descriptor>), CudaError> {
-    use Type::{CUDNN_TYPE_BACKEND_DESCRIPTOR, CUDNN_TYPE_DATA_TYPE};
     let put = |d: &Descriptor, name: Name, id: Id| {
-        d.set(name, CUDNN_TYPE_BACKEND_DESCRIPTOR, &[tensors[id.0]])
+        d.set(name, Type::CUDNN_TYPE_BACKEND_DESCRIPTOR, &[tensors[id.0]])
     };
-    let (d, how) = match *node {
-        Node::Pointwise {
-            op,
-            math,
-            x,
-            b,
-            t,
-            y,
-            axis,
-        } => {
+    let how = how(lib, node)?;
+    let kind = match node {
+        Node::Pointwise { .. } => Kind::CUDNN_BACKEND_OPERATION_POINTWISE_DESCRIPTOR,
+        Node::Product { .. } => Kind::CUDNN_BACKEND_OPERATION_MATMUL_DESCRIPTOR,
+        Node::Reduce { .. } => Kind::CUDNN_BACKEND_OPERATION_REDUCTION_DESCRIPTOR,
+        Node::Reshape { .. } => Kind::CUDNN_BACKEND_OPERATION_RESHAPE_DESCRIPTOR,
+    };
+    let d = Descriptor::new(lib, kind)?;
+    let named = match node {
+        Node::Pointwise { .. } => Some(Name::CUDNN_ATTR_OPERATION_POINTWISE_PW_DESCRIPTOR),
+        Node::Product { .. } => Some(Name::CUDNN_ATTR_OPERATION_MATMUL_DESC),
+        Node::Reduce { .. } => Some(Name::CUDNN_ATTR_OPERATION_REDUCTION_DESC),
+        Node::Reshape { .. } => None,
+    };
+    if let (Some(name), Some(how)) = (named, &how) {
+        d.set_descriptor(name, how)?;
+    }
+    match *node {
+        Node::Pointwise { x, b, t, y, .. } => {
+            put(&d, Name::CUDNN_ATTR_OPERATION_POINTWISE_XDESC, x)?;
+            if let Some(b) = b {
+                put(&d, Name::CUDNN_ATTR_OPERATION_POINTWISE_BDESC, b)?;
+            }
+            if let Some(t) = t {
+                put(&d, Name::CUDNN_ATTR_OPERATION_POINTWISE_TDESC, t)?;
+            }
+            put(&d, Name::CUDNN_ATTR_OPERATION_POINTWISE_YDESC, y)?;
+        }
+        Node::Product { a, b, c } => {
+            put(&d, Name::CUDNN_ATTR_OPERATION_MATMUL_ADESC, a)?;
+            put(&d, Name::CUDNN_ATTR_OPERATION_MATMUL_BDESC, b)?;
+            put(&d, Name::CUDNN_ATTR_OPERATION_MATMUL_CDESC, c)?;
+        }
+        Node::Reduce { x, y, .. } => {
+            put(&d, Name::CUDNN_ATTR_OPERATION_REDUCTION_XDESC, x)?;
+            put(&d, Name::CUDNN_ATTR_OPERATION_REDUCTION_YDESC, y)?;
+        }
+        Node::Reshape { x, y } => {
+            put(&d, Name::CUDNN_ATTR_OPERATION_RESHAPE_XDESC, x)?;
+            put(&d, Name::CUDNN_ATTR_OPERATION_RESHAPE_YDESC, y)?;
+        }
+    }
+    d.finalize("operation")?;
+    Ok((d, how))
+}
+
+/// How an operation is done; a change of shape needs no saying.
+fn how(lib: &'static Cudnn, node: &Node) -> Result<Option<Descriptor>, CudaError> {
+    use Type::CUDNN_TYPE_DATA_TYPE;
+    let float = [Number::F32.data()];
+    let (how, what) = match *node {
+        Node::Pointwise { op, math, axis, .. } => {
             let how = Descriptor::new(lib, Kind::CUDNN_BACKEND_POINTWISE_DESCRIPTOR)?;
             how.set(
                 Name::CUDNN_ATTR_POINTWISE_MODE,
@@ -370,35 +411,18 @@ fn node(
                     &[axis],
                 )?;
             }
-            how.finalize("pointwise")?;
-            let d = Descriptor::new(lib, Kind::CUDNN_BACKEND_OPERATION_POINTWISE_DESCRIPTOR)?;
-            d.set_descriptor(Name::CUDNN_ATTR_OPERATION_POINTWISE_PW_DESCRIPTOR, &how)?;
-            put(&d, Name::CUDNN_ATTR_OPERATION_POINTWISE_XDESC, x)?;
-            if let Some(b) = b {
-                put(&d, Name::CUDNN_ATTR_OPERATION_POINTWISE_BDESC, b)?;
-            }
-            if let Some(t) = t {
-                put(&d, Name::CUDNN_ATTR_OPERATION_POINTWISE_TDESC, t)?;
-            }
-            put(&d, Name::CUDNN_ATTR_OPERATION_POINTWISE_YDESC, y)?;
-            (d, Some(how))
+            (how, "pointwise")
         }
-        Node::Product { a, b, c } => {
+        Node::Product { .. } => {
             let how = Descriptor::new(lib, Kind::CUDNN_BACKEND_MATMUL_DESCRIPTOR)?;
             how.set(
                 Name::CUDNN_ATTR_MATMUL_COMP_TYPE,
                 CUDNN_TYPE_DATA_TYPE,
-                &[Number::F32.data()],
+                &float,
             )?;
-            how.finalize("product")?;
-            let d = Descriptor::new(lib, Kind::CUDNN_BACKEND_OPERATION_MATMUL_DESCRIPTOR)?;
-            d.set_descriptor(Name::CUDNN_ATTR_OPERATION_MATMUL_DESC, &how)?;
-            put(&d, Name::CUDNN_ATTR_OPERATION_MATMUL_ADESC, a)?;
-            put(&d, Name::CUDNN_ATTR_OPERATION_MATMUL_BDESC, b)?;
-            put(&d, Name::CUDNN_ATTR_OPERATION_MATMUL_CDESC, c)?;
-            (d, Some(how))
+            (how, "product")
         }
-        Node::Reduce { op, x, y } => {
+        Node::Reduce { op, .. } => {
             let how = Descriptor::new(lib, Kind::CUDNN_BACKEND_REDUCTION_DESCRIPTOR)?;
             how.set(
                 Name::CUDNN_ATTR_REDUCTION_OPERATOR,
@@ -408,22 +432,12 @@ fn node(
             how.set(
                 Name::CUDNN_ATTR_REDUCTION_COMP_TYPE,
                 CUDNN_TYPE_DATA_TYPE,
-                &[Number::F32.data()],
+                &float,
             )?;
-            how.finalize("reduction")?;
-            let d = Descriptor::new(lib, Kind::CUDNN_BACKEND_OPERATION_REDUCTION_DESCRIPTOR)?;
-            d.set_descriptor(Name::CUDNN_ATTR_OPERATION_REDUCTION_DESC, &how)?;
-            put(&d, Name::CUDNN_ATTR_OPERATION_REDUCTION_XDESC, x)?;
-            put(&d, Name::CUDNN_ATTR_OPERATION_REDUCTION_YDESC, y)?;
-            (d, Some(how))
+            (how, "reduction")
         }
-        Node::Reshape { x, y } => {
-            let d = Descriptor::new(lib, Kind::CUDNN_BACKEND_OPERATION_RESHAPE_DESCRIPTOR)?;
-            put(&d, Name::CUDNN_ATTR_OPERATION_RESHAPE_XDESC, x)?;
-            put(&d, Name::CUDNN_ATTR_OPERATION_RESHAPE_YDESC, y)?;
-            (d, None)
-        }
+        Node::Reshape { .. } => return Ok(None),
     };
-    d.finalize("operation")?;
-    Ok((d, how))
+    how.finalize(what)?;
+    Ok(Some(how))
 }
