@@ -15,8 +15,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 
 use lowtide_device::Queue;
-use lowtide_planner::plan::LANES;
-use lowtide_planner::{Lane, PartName, Plan, Work};
+use lowtide_planner::{Lane, PartName, PerLane, Plan, Work};
 use lowtide_tiers::Ticket;
 
 use crate::bind::{Engine, submit_transfer};
@@ -54,7 +53,7 @@ impl Shown {
 
 struct DiskLane<'a, E: Engine> {
     shared: &'a Shared<E>,
-    lane: usize,
+    lane: Lane,
     queue: Queue,
     shown: Mutex<Shown>,
 }
@@ -71,7 +70,7 @@ pub(crate) fn work<E: Engine>(
     };
     let lane = DiskLane {
         shared,
-        lane: lane.idx(),
+        lane,
         queue,
         shown: Mutex::new(Shown {
             flying: VecDeque::new(),
@@ -93,7 +92,7 @@ impl<E: Engine> DiskLane<'_, E> {
         sender: &Sender<Flying<E::Step>>,
     ) {
         let (shared, l) = (self.shared, self.lane);
-        let mut waited = [0; LANES];
+        let mut waited = PerLane::default();
         for s in receiver {
             let seam = shared.seam(&s);
             let table = &shared.tables[s.part as usize];

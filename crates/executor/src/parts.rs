@@ -3,8 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 
-use lowtide_planner::plan::LANES;
-use lowtide_planner::{PartName, Plan};
+use lowtide_planner::{PartName, PerLane, Plan};
 
 /// One submitted part.
 pub(crate) struct Submission<S> {
@@ -18,9 +17,9 @@ pub(crate) struct Submission<S> {
     /// An odd number of commits came before: durable extents have changed places.
     pub flipped: bool,
     /// Tasks each lane completes before this part begins.
-    pub base: [u64; LANES],
+    pub base: PerLane<u64>,
     /// The same of the part before, when this one overlaps it.
-    pub before: Option<(PartName, [u64; LANES])>,
+    pub before: Option<(PartName, PerLane<u64>)>,
     /// Uses left of each slot that lives inside the part.
     pub uses: Vec<AtomicU32>,
     /// Every task has its events, and they are kept for the trace.
@@ -30,7 +29,7 @@ pub(crate) struct Submission<S> {
 /// What is known of each part before it runs.
 pub(crate) struct PartTable {
     /// Task indices by lane.
-    pub lanes: [Vec<u32>; LANES],
+    pub lanes: PerLane<Vec<u32>>,
     /// Position of each task in its lane.
     pub position: Vec<u32>,
     /// Uses of each slot, one a task.
@@ -52,11 +51,11 @@ impl PartTable {
     /// Of a part of a plan.
     pub fn new(plan: &Plan, part: PartName) -> Self {
         let tasks = plan.part(part);
-        let mut lanes: [Vec<u32>; LANES] = Default::default();
+        let mut lanes: PerLane<Vec<u32>> = PerLane::default();
         let mut position = Vec::with_capacity(tasks.len());
         let mut uses = vec![0; plan.slots.len()];
         for (i, task) in tasks.iter().enumerate() {
-            let lane = &mut lanes[task.lane.idx()];
+            let lane = &mut lanes[task.lane];
             position.push(lane.len() as u32);
             lane.push(i as u32);
             for (k, arg) in task.args.iter().enumerate() {
@@ -75,7 +74,7 @@ impl PartTable {
 }
 
 /// Where a part's events are; `lanes` are its tasks by lane.
-fn marks(plan: &Plan, part: PartName, lanes: &[Vec<u32>; LANES]) -> Marks {
+fn marks(plan: &Plan, part: PartName, lanes: &PerLane<Vec<u32>>) -> Marks {
     let tasks = plan.part(part);
     let mut m = Marks {
         start: vec![false; tasks.len()],
@@ -99,7 +98,7 @@ fn marks(plan: &Plan, part: PartName, lanes: &[Vec<u32>; LANES]) -> Marks {
             }
         }
     }
-    for lane in lanes {
+    for lane in lanes.values() {
         if let (Some(&first), Some(&last)) = (lane.first(), lane.last()) {
             m.start[first as usize] = true;
             m.end[last as usize] = true;

@@ -1,15 +1,14 @@
 //! Events: how many tasks each lane has completed, and given to its stream, since the runner began.
+use lowtide_planner::{Lane, PerLane};
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
-use lowtide_planner::plan::LANES;
-
 /// A counter for each lane that others can wait for.
 #[derive(Debug, Default)]
 pub(crate) struct Progress {
-    lanes: [Counter; LANES],
+    lanes: PerLane<Counter>,
     failed: AtomicBool,
 }
 
@@ -23,26 +22,29 @@ struct Counter {
 }
 
 impl Progress {
-    pub fn count(&self, lane: usize) -> u64 {
+    pub fn count(&self, lane: Lane) -> u64 {
         self.lanes[lane].count.load(Ordering::Acquire)
     }
 
     /// Grows whenever any lane gets on.
     pub fn total(&self) -> u64 {
-        let given = |l: usize| self.lanes[l].given.load(Ordering::Acquire);
-        (0..LANES).map(|l| self.count(l) + given(l)).sum()
+        let given = |l: Lane| self.lanes[l].given.load(Ordering::Acquire);
+        Lane::ALL
+            .into_iter()
+            .map(|l| self.count(l) + given(l))
+            .sum()
     }
 
     /// One more task of `lane` is complete. Everything it wrote happens before what a waiter does
     /// after it has seen the count (release here, acquire there).
-    pub fn complete(&self, lane: usize) {
+    pub fn complete(&self, lane: Lane) {
         let c = &self.lanes[lane];
         c.count.fetch_add(1, Ordering::Release);
         c.wake();
     }
 
     /// At least `count` tasks of `lane` are complete: somebody has seen it on the device.
-    pub fn reach(&self, lane: usize, count: u64) {
+    pub fn reach(&self, lane: Lane, count: u64) {
         let c = &self.lanes[lane];
         if c.count.fetch_max(count, Ordering::AcqRel) < count {
             c.wake();
@@ -50,7 +52,7 @@ impl Progress {
     }
 
     /// One more task of `lane` is in its stream, and the event that tells of its end is recorded.
-    pub fn give(&self, lane: usize) {
+    pub fn give(&self, lane: Lane) {
         let c = &self.lanes[lane];
         c.given.fetch_add(1, Ordering::Release);
         c.wake();
@@ -58,23 +60,23 @@ impl Progress {
 
     /// Blocks until `count` tasks of `lane` are in its stream. False when the run has failed, or
     /// after `limit`.
-    pub fn wait_given(&self, lane: usize, count: u64, limit: Option<Duration>) -> bool {
+    pub fn wait_given(&self, lane: Lane, count: u64, limit: Option<Duration>) -> bool {
         self.wait_on(lane, limit, |c| c.given.load(Ordering::Acquire) >= count)
     }
 
     /// Blocks until `lane` has completed `count` tasks. False when the run has failed.
-    pub fn wait(&self, lane: usize, count: u64) -> bool {
+    pub fn wait(&self, lane: Lane, count: u64) -> bool {
         self.wait_for(lane, count, None)
     }
 
     /// As [`Progress::wait`], giving up after `limit`: true only when the count was reached.
-    pub fn wait_for(&self, lane: usize, count: u64, limit: Option<Duration>) -> bool {
+    pub fn wait_for(&self, lane: Lane, count: u64, limit: Option<Duration>) -> bool {
         self.wait_on(lane, limit, |c| c.count.load(Ordering::Acquire) >= count)
     }
 
     fn wait_on(
         &self,
-        lane: usize,
+        lane: Lane,
         limit: Option<Duration>,
         reached: impl Fn(&Counter) -> bool,
     ) -> bool {
@@ -113,7 +115,7 @@ impl Progress {
     /// Wakes everybody; no wait succeeds any more.
     pub fn fail(&self) {
         self.failed.store(true, Ordering::Release);
-        for c in &self.lanes {
+        for c in self.lanes.values() {
             c.wake();
         }
     }

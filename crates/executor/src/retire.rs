@@ -16,7 +16,7 @@ use crate::waits::Waits;
 /// A task of a lane: how many tasks the lane has completed with it.
 #[derive(Clone, Copy)]
 struct At {
-    lane: usize,
+    lane: Lane,
     count: u64,
 }
 
@@ -31,7 +31,7 @@ impl<E: Engine> Shared<E> {
             return Ok(());
         };
         let table = &self.tables[s.part as usize];
-        for (l, tasks) in table.lanes.iter().enumerate() {
+        for (l, tasks) in table.lanes.iter() {
             if !streams.is_stream(l) {
                 continue;
             }
@@ -71,7 +71,7 @@ impl<E: Engine> Shared<E> {
 
     /// Adds the pauses of the gpu lane before tasks of a completed part.
     fn add_waits(&self, s: &Arc<Submission<E::Step>>) -> Result<(), CudaError> {
-        let l = Lane::GPU.idx();
+        let l = Lane::GPU;
         let table = &self.tables[s.part as usize];
         let (tasks, base) = (&table.lanes[l], s.base[l]);
         let mut waits = lock(&self.waits);
@@ -111,7 +111,7 @@ impl<E: Engine> Shared<E> {
         let Some(streams) = &self.streams else {
             return Ok(());
         };
-        let lane = Lane::GPU.idx();
+        let lane = Lane::GPU;
         let count = base + tasks.len() as u64;
         let end = streams.moment(lane, count, Edge::End)?;
         let mut forward = (seconds(self.epoch) - end).min(0.0);
@@ -147,7 +147,7 @@ impl<E: Engine> Shared<E> {
         &self,
         s: &Submission<E::Step>,
         task: u32,
-        lane: usize,
+        lane: Lane,
     ) -> Result<Option<(At, f64)>, CudaError> {
         let mut last: Option<(At, f64)> = None;
         for (other, count) in self.needs(s, task, self.seam(s)) {
@@ -192,7 +192,7 @@ impl<E: Engine> Shared<E> {
                 count: at.count - (i - first) as u64,
                 ..at
             };
-            if at.lane != Lane::GPU.idx() {
+            if at.lane != Lane::GPU {
                 let start = self.moment(head, Edge::Start)?.clamp(from, until);
                 let task = &self.plan.part(part.part)[tasks[i] as usize];
                 waits.add(Cause::of(&self.plan, task), until - start);

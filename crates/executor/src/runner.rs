@@ -9,8 +9,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use lowtide_device::cuda::CudaError;
-use lowtide_planner::plan::LANES;
-use lowtide_planner::{Lane, PartName, Plan, Tier, check};
+use lowtide_planner::{Lane, PartName, PerLane, Plan, Tier, check};
 use lowtide_tiers::Disk;
 use lowtide_units::Bytes;
 use lowtide_workload::Workload;
@@ -23,13 +22,13 @@ use crate::progress::Progress;
 use crate::shared::{LaneState, Shared, lock, threads};
 use crate::shuffled::Shuffle;
 use crate::streams::Streams;
-use crate::timeline::{Event, Measured, Record, seconds, write_trace};
+use crate::timeline::{Measured, Record, seconds, write_trace};
 use crate::trace::Tracing;
 use crate::waits::Moments;
 use crate::worker::work;
 
 /// A submitted part whose times were not read yet, with the tasks each lane has after it.
-type Flying<S> = (Arc<Submission<S>>, [u64; LANES]);
+type Flying<S> = (Arc<Submission<S>>, PerLane<u64>);
 
 /// Runs a checked plan.
 pub struct Runner<E: Engine> {
@@ -43,7 +42,7 @@ pub struct Runner<E: Engine> {
     last: Option<Arc<Submission<E::Step>>>,
     flying: VecDeque<Flying<E::Step>>,
     /// Tasks each lane has when everything submitted is complete; and when all but the last part.
-    goal: [u64; LANES],
+    goal: PerLane<u64>,
     /// Tasks complete when the watchdog last saw their number change, and when that was.
     seen: (u64, Instant),
 }
@@ -93,8 +92,8 @@ impl<E: Engine> Runner<E> {
             tables,
             progress: Progress::default(),
             error: Mutex::new(None),
-            states: std::array::from_fn(|_| Mutex::new(LaneState::Idle)),
-            records: std::array::from_fn(|_| Mutex::new(Record::new(trace_events))),
+            states: PerLane::of(|_| Mutex::new(LaneState::Idle)),
+            records: PerLane::of(|_| Mutex::new(Record::new(trace_events))),
             drives: Mutex::default(),
             moments,
             waits: Mutex::default(),
@@ -110,7 +109,7 @@ impl<E: Engine> Runner<E> {
             flipped: false,
             last: None,
             flying: VecDeque::new(),
-            goal: [0; LANES],
+            goal: PerLane::default(),
             seen: (0, epoch),
         };
         match mode {
@@ -187,8 +186,8 @@ impl<E: Engine> Runner<E> {
             },
             traced,
         });
-        for (goal, lane) in self.goal.iter_mut().zip(&table.lanes) {
-            *goal += lane.len() as u64;
+        for (lane, goal) in self.goal.iter_mut() {
+            *goal += table.lanes[lane].len() as u64;
         }
         self.submitted += 1;
         self.flipped ^= self.shared.plan.commits(part);
@@ -213,12 +212,12 @@ impl<E: Engine> Runner<E> {
         self.wait_until(self.goal)
     }
 
-    fn wait_until(&mut self, goal: [u64; LANES]) -> Result<(), ExecError> {
+    fn wait_until(&mut self, goal: PerLane<u64>) -> Result<(), ExecError> {
         if let Some(shuffle) = &mut self.shuffle {
             shuffle.run_until(&goal);
         }
         self.seen = (self.shared.progress.total(), Instant::now());
-        for (lane, &count) in goal.iter().enumerate() {
+        for (lane, &count) in goal.iter() {
             while !self.reached(lane, count) {
                 if self.shared.progress.failed() {
                     let error = lock(&self.shared.error).clone();
@@ -228,7 +227,7 @@ impl<E: Engine> Runner<E> {
             }
         }
         while let Some((s, end)) = self.flying.front()
-            && end.iter().zip(&goal).all(|(e, g)| e <= g)
+            && end.iter().all(|(lane, count)| *count <= goal[lane])
         {
             self.shared.retire(s).map_err(|source| ExecError::Device {
                 task: "reading the times of a step".to_owned(),
@@ -240,7 +239,7 @@ impl<E: Engine> Runner<E> {
     }
 
     /// Whether `lane` completes `count` tasks within a moment. Fails the run when the device did.
-    fn reached(&self, lane: usize, count: u64) -> bool {
+    fn reached(&self, lane: Lane, count: u64) -> bool {
         let shared = &*self.shared;
         let limit = Duration::from_millis(200).min(shared.options.watchdog);
         let Some(streams) = shared.streams.as_ref().filter(|s| s.is_stream(lane)) else {
@@ -285,7 +284,9 @@ impl<E: Engine> Runner<E> {
     /// Whether everything submitted is complete.
     #[must_use]
     pub fn idle(&self) -> bool {
-        (0..LANES).all(|l| self.shared.progress.count(l) >= self.goal[l])
+        Lane::ALL
+            .into_iter()
+            .all(|l| self.shared.progress.count(l) >= self.goal[l])
     }
 
     /// Whether the run has failed; the next wait says why.
@@ -332,8 +333,8 @@ impl<E: Engine> Runner<E> {
     #[must_use]
     pub fn measured(&self) -> Measured {
         let mut m = Measured::default();
-        for (sum, record) in m.lanes.iter_mut().zip(&self.shared.records) {
-            *sum = lock(record).measure;
+        for (lane, sum) in m.lanes.iter_mut() {
+            *sum = lock(&self.shared.records[lane]).measure;
         }
         m.gpu_waits = lock(&self.shared.waits).seconds;
         m.drive_seconds = lock(&self.shared.drives).seconds(seconds(self.shared.epoch));
@@ -345,12 +346,7 @@ impl<E: Engine> Runner<E> {
     /// # Errors
     /// The writer's.
     pub fn write_trace(&self, out: &mut dyn Write) -> std::io::Result<()> {
-        let lanes: Vec<Vec<Event>> = self
-            .shared
-            .records
-            .iter()
-            .map(|r| lock(r).events.clone())
-            .collect();
+        let lanes = PerLane::of(|lane| lock(&self.shared.records[lane]).events.clone());
         write_trace(out, &self.shared.plan, &self.shared.workload, &lanes)
     }
 }

@@ -6,8 +6,7 @@ use std::time::Instant;
 
 use lowtide_device::Queue;
 use lowtide_device::cuda::CudaError;
-use lowtide_planner::plan::LANES;
-use lowtide_planner::{Lane, PartName, Plan, Tier};
+use lowtide_planner::{Lane, PartName, PerLane, Plan, Tier};
 use lowtide_workload::Workload;
 
 use crate::bind::{Engine, Surroundings, Tiers, poison, run_task};
@@ -29,7 +28,7 @@ pub(crate) enum LaneState {
     Waiting {
         part: PartName,
         task: u32,
-        lane: usize,
+        lane: Lane,
         count: u64,
     },
 }
@@ -44,8 +43,8 @@ pub(crate) struct Shared<E: Engine> {
     pub tables: Vec<PartTable>,
     pub progress: Progress,
     pub error: Mutex<Option<ExecError>>,
-    pub states: [Mutex<LaneState>; LANES],
-    pub records: [Mutex<Record>; LANES],
+    pub states: PerLane<Mutex<LaneState>>,
+    pub records: PerLane<Mutex<Record>>,
     pub drives: Mutex<AnyBusy>,
     pub moments: Moments,
     pub waits: Mutex<Waits<E::Step>>,
@@ -71,7 +70,7 @@ impl<E: Engine> Shared<E> {
         task_idx: u32,
     ) -> Result<(), ExecError> {
         let task = &self.plan.part(s.part)[task_idx as usize];
-        let lane = task.lane.idx();
+        let lane = task.lane;
         let stream = self.streams.as_ref().filter(|st| st.is_stream(lane));
         let count =
             s.base[lane] + u64::from(self.tables[s.part as usize].position[task_idx as usize]) + 1;
@@ -143,9 +142,9 @@ impl<E: Engine> Shared<E> {
     /// waited for. False when the run has failed.
     pub fn await_need(
         &self,
-        lane: usize,
-        (other, count): (usize, u64),
-        waited: &mut [u64; LANES],
+        lane: Lane,
+        (other, count): (Lane, u64),
+        waited: &mut PerLane<u64>,
     ) -> Result<bool, CudaError> {
         if waited[other] >= count {
             return Ok(true);
@@ -193,17 +192,14 @@ impl<E: Engine> Shared<E> {
     }
 
     /// The device failed in something that was given to `lane` and is not complete.
-    pub fn lost(&self, lane: usize, source: CudaError) -> ExecError {
+    pub fn lost(&self, lane: Lane, source: CudaError) -> ExecError {
         let task = match &*lock(&self.states[lane]) {
             LaneState::Running { part, task } | LaneState::Waiting { part, task, .. } => format!(
                 "{} at or before {} (with LOWTIDE_SYNC=1 the task itself is named)",
-                Lane::ALL[lane],
+                lane,
                 self.label(*part, *task)
             ),
-            LaneState::Idle => format!(
-                "{} (with LOWTIDE_SYNC=1 the task itself is named)",
-                Lane::ALL[lane]
-            ),
+            LaneState::Idle => format!("{} (with LOWTIDE_SYNC=1 the task itself is named)", lane),
         };
         ExecError::Device { task, source }
     }
@@ -214,16 +210,16 @@ impl<E: Engine> Shared<E> {
         s: &Submission<E::Step>,
         task_idx: u32,
         seam: &[(u32, u32)],
-    ) -> Vec<(usize, u64)> {
+    ) -> Vec<(Lane, u64)> {
         let task = &self.plan.part(s.part)[task_idx as usize];
-        let of = |part: PartName, base: &[u64; LANES], d: u32| {
-            let lane = self.plan.part(part)[d as usize].lane.idx();
+        let of = |part: PartName, base: &PerLane<u64>, d: u32| {
+            let lane = self.plan.part(part)[d as usize].lane;
             (
                 lane,
                 base[lane] + u64::from(self.tables[part as usize].position[d as usize]) + 1,
             )
         };
-        let mut needs: Vec<(usize, u64)> =
+        let mut needs: Vec<(Lane, u64)> =
             task.after.iter().map(|&d| of(s.part, &s.base, d)).collect();
         if let Some((part, base)) = &s.before {
             let from = seam.partition_point(|e| e.0 < task_idx);

@@ -9,8 +9,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use lowtide_device::Queue;
-use lowtide_planner::plan::{LANES, LaneKind};
-use lowtide_planner::{Lane, Work};
+use lowtide_planner::{Lane, LaneKind, PerLane, Work};
 use lowtide_tiers::{Extent, Kind};
 
 use crate::bind::{Engine, extent_of, submit_transfer};
@@ -28,14 +27,14 @@ pub(crate) struct Shuffle<E: Engine> {
     queue: Queue,
     state: u64,
     /// Each lane's tasks that have not begun.
-    lanes: [VecDeque<Waiting<E>>; LANES],
+    lanes: PerLane<VecDeque<Waiting<E>>>,
     /// Transfers that have begun and not ended, in the order in which they began.
     flying: Vec<Flight<E>>,
 }
 
 /// A transfer between its beginning and its end.
 struct Flight<E: Engine> {
-    lane: usize,
+    lane: Lane,
     waiting: Waiting<E>,
     memory: Range<u64>,
     kind: Kind,
@@ -52,14 +51,14 @@ impl<E: Engine> Shuffle<E> {
             shared,
             queue,
             state: seed,
-            lanes: Default::default(),
+            lanes: PerLane::of(|_| VecDeque::new()),
             flying: Vec::new(),
         }
     }
 
     pub fn push(&mut self, s: Arc<Submission<E::Step>>) {
-        for (l, lane) in self.shared.tables[s.part as usize].lanes.iter().enumerate() {
-            self.lanes[l].extend(lane.iter().map(|&t| (Arc::clone(&s), t)));
+        for (lane, tasks) in self.shared.tables[s.part as usize].lanes.iter() {
+            self.lanes[lane].extend(tasks.iter().map(|&t| (Arc::clone(&s), t)));
         }
     }
 
@@ -75,19 +74,20 @@ impl<E: Engine> Shuffle<E> {
     /// What each lane waits for, for the report that none goes on.
     fn note_states(&self) {
         let shared = &self.shared;
-        for (lane, state) in self.lanes.iter().zip(&shared.states) {
-            *lock(state) = lane.front().map_or(LaneState::Idle, |&(ref s, task)| {
-                let needs = shared.needs(s, task, shared.seam(s));
-                needs
-                    .into_iter()
-                    .find(|&(lane, count)| shared.progress.count(lane) < count)
-                    .map_or(LaneState::Idle, |(lane, count)| LaneState::Waiting {
-                        part: s.part,
-                        task,
-                        lane,
-                        count,
-                    })
-            });
+        for (lane, tasks) in self.lanes.iter() {
+            *lock(&shared.states[lane]) =
+                tasks.front().map_or(LaneState::Idle, |&(ref s, task)| {
+                    let needs = shared.needs(s, task, shared.seam(s));
+                    needs
+                        .into_iter()
+                        .find(|&(lane, count)| shared.progress.count(lane) < count)
+                        .map_or(LaneState::Idle, |(lane, count)| LaneState::Waiting {
+                            part: s.part,
+                            task,
+                            lane,
+                            count,
+                        })
+                });
         }
     }
 
@@ -95,42 +95,47 @@ impl<E: Engine> Shuffle<E> {
         self.shared.plan.part(waiting.0.part)[waiting.1 as usize].work
     }
 
-    fn flying(&self, lane: usize) -> impl Iterator<Item = &Flight<E>> {
+    fn flying(&self, lane: Lane) -> impl Iterator<Item = &Flight<E>> {
         self.flying.iter().filter(move |f| f.lane == lane)
     }
 
     /// Whether the next task of a lane may begin.
-    fn begins(&self, lane: usize) -> bool {
+    fn begins(&self, lane: Lane) -> bool {
         let Some(waiting) = self.lanes[lane].front() else {
             return false;
         };
         let (s, task) = (&waiting.0, waiting.1);
         let shared = &self.shared;
         let needs = shared.needs(s, task, shared.seam(s));
-        let met = |&(lane, count): &(usize, u64)| shared.progress.count(lane) >= count;
+        let met = |&(lane, count): &(Lane, u64)| shared.progress.count(lane) >= count;
         if !needs.iter().all(met) {
             return false;
         }
         let memory = memory_of(&shared.plan, s, task);
         let others = self.flying(lane).map(|f| &f.memory);
         let unfinished = self.flying(lane).count() as u64;
-        Lane::ALL[lane].kind != LaneKind::Disk
-            || unfinished <= ahead(self.work(waiting), &memory, others)
+        lane.kind != LaneKind::Disk || unfinished <= ahead(self.work(waiting), &memory, others)
     }
 
     /// Whether a transfer of a lane may end.
-    fn ends(&self, lane: usize) -> bool {
+    fn ends(&self, lane: Lane) -> bool {
         self.flying(lane).next().is_some()
     }
 
     /// Begins tasks and ends transfers in random order until every lane has completed `goal` tasks.
     /// Each draw first picks a lane to favour for a while, so that lanes also run far apart.
-    pub fn run_until(&mut self, goal: &[u64; LANES]) {
+    pub fn run_until(&mut self, goal: &PerLane<u64>) {
         let shared = Arc::clone(&self.shared);
-        let mut favour = (0, 0);
-        while (0..LANES).any(|l| shared.progress.count(l) < goal[l]) && !shared.progress.failed() {
-            let ready = (0..LANES).filter(|&l| self.begins(l) || self.ends(l));
-            let ready: Vec<usize> = ready.collect();
+        let mut favour = (Lane::GPU, 0);
+        while Lane::ALL
+            .into_iter()
+            .any(|l| shared.progress.count(l) < goal[l])
+            && !shared.progress.failed()
+        {
+            let ready = Lane::ALL
+                .into_iter()
+                .filter(|&l| self.begins(l) || self.ends(l));
+            let ready: Vec<Lane> = ready.collect();
             if ready.is_empty() {
                 self.note_states();
                 let chain = shared.chain();
@@ -155,7 +160,7 @@ impl<E: Engine> Shuffle<E> {
         }
     }
 
-    fn begin(&mut self, lane: usize) -> Result<(), ExecError> {
+    fn begin(&mut self, lane: Lane) -> Result<(), ExecError> {
         let waiting = self.lanes[lane].pop_front().expect("it may begin");
         let (s, task) = (Arc::clone(&waiting.0), waiting.1);
         let shared = Arc::clone(&self.shared);
@@ -208,7 +213,7 @@ impl<E: Engine> Shuffle<E> {
     }
 
     /// The oldest transfer of a lane ends.
-    fn end(&mut self, lane: usize) -> Result<(), ExecError> {
+    fn end(&mut self, lane: Lane) -> Result<(), ExecError> {
         let oldest = self.flying.iter().position(|f| f.lane == lane);
         let at = oldest.expect("one is flying");
         self.moves(at);

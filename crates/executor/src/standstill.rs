@@ -1,7 +1,6 @@
 //! Who waits for whom, told when a run stands still.
 
-use lowtide_planner::Lane;
-use lowtide_planner::plan::LANES;
+use lowtide_planner::{Lane, PerLane};
 
 use crate::bind::Engine;
 use crate::shared::{LaneState, Shared, lock};
@@ -9,16 +8,17 @@ use crate::shared::{LaneState, Shared, lock};
 impl<E: Engine> Shared<E> {
     /// Who waits for whom, starting from the lane that has waited for the others' sake longest.
     pub fn chain(&self) -> String {
-        let states: Vec<LaneState> = self.states.iter().map(|s| lock(s).clone()).collect();
-        let start = (0..LANES).find(|&l| matches!(states[l], LaneState::Waiting { .. }));
+        let states = PerLane::of(|l| lock(&self.states[l]).clone());
+        let start = Lane::ALL
+            .into_iter()
+            .find(|&l| matches!(states[l], LaneState::Waiting { .. }));
         let running = || {
-            (0..LANES)
+            Lane::ALL
+                .into_iter()
                 .filter_map(|l| match &states[l] {
-                    LaneState::Running { part, task } => Some(format!(
-                        "{} runs {}",
-                        Lane::ALL[l],
-                        self.label(*part, *task)
-                    )),
+                    LaneState::Running { part, task } => {
+                        Some(format!("{} runs {}", l, self.label(*part, *task)))
+                    }
                     _ => None,
                 })
                 .collect::<Vec<_>>()
@@ -33,7 +33,7 @@ impl<E: Engine> Shared<E> {
             };
         };
         let mut text = String::new();
-        let mut seen = [false; LANES];
+        let mut seen = PerLane::default();
         loop {
             if std::mem::replace(&mut seen[lane], true) {
                 text.push_str(", which closes a circle");
@@ -49,8 +49,8 @@ impl<E: Engine> Shared<E> {
                     let label = self.label(*part, *task);
                     text.push_str(&format!(
                         "{} waits with {label} until {} has completed {count} tasks (it has {}); ",
-                        Lane::ALL[lane],
-                        Lane::ALL[*other],
+                        lane,
+                        *other,
                         self.progress.count(*other)
                     ));
                     lane = *other;
@@ -58,13 +58,13 @@ impl<E: Engine> Shared<E> {
                 LaneState::Running { part, task } => {
                     text.push_str(&format!(
                         "{} is still running {}",
-                        Lane::ALL[lane],
+                        lane,
                         self.label(*part, *task)
                     ));
                     return text;
                 }
                 LaneState::Idle => {
-                    text.push_str(&format!("{} has nothing more to do", Lane::ALL[lane]));
+                    text.push_str(&format!("{} has nothing more to do", lane));
                     return text;
                 }
             }

@@ -15,8 +15,7 @@ use std::time::Instant;
 
 use lowtide_device::Queue;
 use lowtide_device::cuda::{self, CudaError, Event, Gpu};
-use lowtide_planner::Lane;
-use lowtide_planner::plan::{LANES, LaneKind};
+use lowtide_planner::{Lane, LaneKind, PerLane};
 
 use crate::parts::{Marks, PartTable};
 use crate::timeline::{Edge, seconds};
@@ -30,7 +29,7 @@ pub(crate) fn is_stream(lane: Lane) -> bool {
 #[derive(Debug)]
 pub(crate) struct Streams {
     pub gpu: Gpu,
-    lanes: [Option<Stream>; LANES],
+    lanes: PerLane<Option<Stream>>,
 }
 
 #[derive(Debug)]
@@ -55,13 +54,16 @@ struct Clock {
 impl Streams {
     /// A stream for each lane that has one, with its events.
     pub fn new(gpu: &Gpu, tables: &[PartTable], epoch: Instant) -> Result<Self, CudaError> {
-        let mut lanes: [Option<Stream>; LANES] = Default::default();
+        let mut lanes: PerLane<Option<Stream>> = PerLane::default();
         for lane in Lane::ALL {
             if !is_stream(lane) {
                 continue;
             }
-            let l = lane.idx();
-            let most = tables.iter().map(|t| t.lanes[l].len()).max().unwrap_or(0);
+            let most = tables
+                .iter()
+                .map(|t| t.lanes[lane].len())
+                .max()
+                .unwrap_or(0);
             let events = || (0..4 * most + 1).map(|_| Event::new(gpu)).collect();
             let (starts, ends): (Result<Vec<_>, _>, Result<Vec<_>, _>) = (events(), events());
             let stream = Stream {
@@ -77,7 +79,7 @@ impl Streams {
             stream.cuda().record(stream.end(0))?;
             stream.end(0).synchronize()?;
             stream.clock().seconds = seconds(epoch);
-            lanes[l] = Some(stream);
+            lanes[lane] = Some(stream);
         }
         Ok(Self {
             gpu: gpu.clone(),
@@ -85,36 +87,36 @@ impl Streams {
         })
     }
 
-    pub fn queue(&self, lane: usize) -> Option<&Queue> {
+    pub fn queue(&self, lane: Lane) -> Option<&Queue> {
         self.lanes[lane].as_ref().map(|s| &s.queue)
     }
 
-    pub fn is_stream(&self, lane: usize) -> bool {
+    pub fn is_stream(&self, lane: Lane) -> bool {
         self.lanes[lane].is_some()
     }
 
-    fn stream(&self, lane: usize) -> &Stream {
+    fn stream(&self, lane: Lane) -> &Stream {
         self.lanes[lane].as_ref().expect("asked of stream lanes")
     }
 
     /// Lets `lane`'s stream wait until `other`'s has completed `count` tasks. Those must have been
     /// given.
-    pub fn wait(&self, lane: usize, other: usize, count: u64) -> Result<(), CudaError> {
+    pub fn wait(&self, lane: Lane, other: Lane, count: u64) -> Result<(), CudaError> {
         self.stream(lane).cuda().wait(self.stream(other).end(count))
     }
 
     /// Blocks until `lane` has completed `count` tasks, which must have been given.
-    pub fn synchronize(&self, lane: usize, count: u64) -> Result<(), CudaError> {
+    pub fn synchronize(&self, lane: Lane, count: u64) -> Result<(), CudaError> {
         self.stream(lane).end(count).synchronize()
     }
 
     /// Whether `lane` has completed `count` tasks, which must have been given.
-    pub fn happened(&self, lane: usize, count: u64) -> Result<bool, CudaError> {
+    pub fn happened(&self, lane: Lane, count: u64) -> Result<bool, CudaError> {
         self.stream(lane).end(count).happened()
     }
 
     /// Before the lane's task number `count` (from 1); `marked`: its start has an event.
-    pub fn begin(&self, lane: usize, count: u64, marked: bool) -> Result<(), CudaError> {
+    pub fn begin(&self, lane: Lane, count: u64, marked: bool) -> Result<(), CudaError> {
         if marked {
             let s = self.stream(lane);
             s.cuda().record(s.start(count))?;
@@ -123,7 +125,7 @@ impl Streams {
     }
 
     /// After it. The first error of what was given to the stream since the last call.
-    pub fn end(&self, lane: usize, count: u64, marked: bool) -> Result<(), CudaError> {
+    pub fn end(&self, lane: Lane, count: u64, marked: bool) -> Result<(), CudaError> {
         let s = self.stream(lane);
         if let Some(e) = s.cuda().take_error() {
             return Err(e);
@@ -136,8 +138,8 @@ impl Streams {
 
     /// Seconds since the runner began at which the lane's task number `count` began or ended, by the gpu lane's
     /// clock. That end of it has an event, and has happened.
-    pub fn moment(&self, lane: usize, count: u64, edge: Edge) -> Result<f64, CudaError> {
-        let (s, gpu) = (self.stream(lane), self.stream(Lane::GPU.idx()));
+    pub fn moment(&self, lane: Lane, count: u64, edge: Edge) -> Result<f64, CudaError> {
+        let (s, gpu) = (self.stream(lane), self.stream(Lane::GPU));
         let clock = *gpu.clock();
         let event = match edge {
             Edge::Start => s.start(count),
@@ -148,7 +150,7 @@ impl Streams {
 
     /// Sets the clocks of all lanes forward.
     pub fn set_forward(&self, seconds: f64) {
-        for stream in self.lanes.iter().flatten() {
+        for stream in self.lanes.values().flatten() {
             stream.clock().seconds += seconds;
         }
     }
@@ -159,7 +161,7 @@ impl Streams {
     /// `base + 1`.
     pub fn times(
         &self,
-        lane: usize,
+        lane: Lane,
         marks: &Marks,
         (tasks, base): (&[u32], u64),
         all: bool,

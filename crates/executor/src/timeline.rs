@@ -3,9 +3,8 @@
 use std::io::{self, Write};
 use std::time::Instant;
 
-use lowtide_planner::plan::LANES;
 use lowtide_planner::waits::Cause;
-use lowtide_planner::{Lane, PartName, Phase, Plan, Task, Work};
+use lowtide_planner::{Lane, PartName, PerLane, Phase, Plan, Task, Work};
 use lowtide_workload::Workload;
 
 /// A name for a task: what it does to what.
@@ -72,7 +71,7 @@ pub struct LaneMeasure {
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Measured {
     /// By lane.
-    pub lanes: [LaneMeasure; LANES],
+    pub lanes: PerLane<LaneMeasure>,
     /// Seconds in which a drive read or wrote: both at once count once.
     pub drive_seconds: f64,
     /// Seconds in which the gpu lane stood still, by cause in the order of [`Cause::ALL`].
@@ -83,14 +82,15 @@ impl Measured {
     /// The sums of one lane.
     #[must_use]
     pub fn lane(&self, lane: Lane) -> &LaneMeasure {
-        &self.lanes[lane.idx()]
+        &self.lanes[lane]
     }
 
     /// Both together.
     #[must_use]
     pub fn plus(&self, other: &Self) -> Self {
         let mut d = *self;
-        for (a, b) in d.lanes.iter_mut().zip(&other.lanes) {
+        for (lane, a) in d.lanes.iter_mut() {
+            let b = other.lanes[lane];
             a.busy_seconds += b.busy_seconds;
             a.bytes += b.bytes;
             a.tasks += b.tasks;
@@ -106,7 +106,8 @@ impl Measured {
     #[must_use]
     pub fn since(&self, before: &Self) -> Self {
         let mut d = *self;
-        for (a, b) in d.lanes.iter_mut().zip(&before.lanes) {
+        for (lane, a) in d.lanes.iter_mut() {
+            let b = before.lanes[lane];
             a.busy_seconds -= b.busy_seconds;
             a.bytes -= b.bytes;
             a.tasks -= b.tasks;
@@ -224,7 +225,7 @@ pub(crate) fn write_trace(
     out: &mut dyn Write,
     plan: &Plan,
     w: &Workload,
-    lanes: &[Vec<Event>],
+    lanes: &PerLane<Vec<Event>>,
 ) -> io::Result<()> {
     writeln!(out, "{{\"displayTimeUnit\":\"ms\",\"traceEvents\":[")?;
     for (l, lane) in Lane::ALL.iter().enumerate() {
@@ -240,7 +241,7 @@ pub(crate) fn write_trace(
             lane.rank
         )?;
     }
-    for (l, events) in lanes.iter().enumerate() {
+    for (l, events) in lanes.values().enumerate() {
         for e in events {
             let name = serde_json::Value::String(task_label(plan, w, e.part, e.task));
             writeln!(

@@ -1,7 +1,6 @@
 //! Which submissions of a part are traced.
 
-use lowtide_planner::PartName;
-use lowtide_planner::plan::LANES;
+use lowtide_planner::{PartName, PerLane};
 
 /// What of a run is traced. A traced task has an event at its start and one at its end, which cost
 /// the device about a microsecond each: several percent of a step of a small model.
@@ -37,19 +36,19 @@ pub(crate) struct Tracing {
     /// Times, by part.
     parts: [u32; PartName::ALL.len()],
     /// Events, by lane.
-    events: [usize; LANES],
+    events: PerLane<usize>,
 }
 
 impl Tracing {
     /// Whether this submission of a part is to be traced. Counts it if so.
-    pub fn takes(&mut self, part: PartName, lanes: &[Vec<u32>; LANES], trace: Trace) -> bool {
+    pub fn takes(&mut self, part: PartName, lanes: &PerLane<Vec<u32>>, trace: Trace) -> bool {
         let times = &mut self.parts[part as usize];
-        if *times >= trace.times || self.events.iter().any(|&n| n >= trace.events) {
+        if *times >= trace.times || self.events.values().any(|&n| n >= trace.events) {
             return false;
         }
         *times += 1;
-        for (events, lane) in self.events.iter_mut().zip(lanes) {
-            *events += lane.len();
+        for (lane, events) in self.events.iter_mut() {
+            *events += lanes[lane].len();
         }
         true
     }
@@ -57,13 +56,15 @@ impl Tracing {
 
 #[cfg(test)]
 mod tests {
+    use lowtide_planner::Lane;
+
     use super::*;
 
     #[test]
     fn the_first_times_of_each_part_are_traced_while_there_is_room() {
         let lanes = |tasks: u32| {
-            let mut lanes: [Vec<u32>; LANES] = Default::default();
-            lanes[0] = (0..tasks).collect();
+            let mut lanes: PerLane<Vec<u32>> = PerLane::default();
+            lanes[Lane::GPU] = (0..tasks).collect();
             lanes
         };
         let traced = |trace, submissions: &[(PartName, u32)]| -> Vec<bool> {

@@ -11,8 +11,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use lowtide_planner::plan::LANES;
 use lowtide_planner::waits::Cause;
+use lowtide_planner::{Lane, PerLane};
 
 use crate::parts::{PartTable, Submission};
 use crate::timeline::Edge;
@@ -21,13 +21,13 @@ use crate::timeline::Edge;
 /// start), in seconds since the runner began. Kept for the parts in flight and the one before them.
 #[derive(Debug)]
 pub(crate) struct Moments {
-    lanes: [Vec<[AtomicU64; 2]>; LANES],
+    lanes: PerLane<Vec<[AtomicU64; 2]>>,
 }
 
 impl Moments {
     pub fn new(tables: &[PartTable]) -> Self {
         Self {
-            lanes: std::array::from_fn(|l| {
+            lanes: PerLane::of(|l| {
                 let most = tables.iter().map(|t| t.lanes[l].len()).max().unwrap_or(0);
                 (0..4 * most + 1).map(|_| Default::default()).collect()
             }),
@@ -35,16 +35,16 @@ impl Moments {
     }
 
     /// Of the lane's task number `count`, from 1. Whoever reads it has seen the task complete.
-    pub fn set(&self, lane: usize, count: u64, edge: Edge, seconds: f64) {
+    pub fn set(&self, lane: Lane, count: u64, edge: Edge, seconds: f64) {
         self.cell(lane, count, edge)
             .store(seconds.to_bits(), Ordering::Relaxed);
     }
 
-    pub fn get(&self, lane: usize, count: u64, edge: Edge) -> f64 {
+    pub fn get(&self, lane: Lane, count: u64, edge: Edge) -> f64 {
         f64::from_bits(self.cell(lane, count, edge).load(Ordering::Relaxed))
     }
 
-    fn cell(&self, lane: usize, count: u64, edge: Edge) -> &AtomicU64 {
+    fn cell(&self, lane: Lane, count: u64, edge: Edge) -> &AtomicU64 {
         let ring = &self.lanes[lane];
         &ring[(count % ring.len() as u64) as usize][edge as usize]
     }

@@ -4,8 +4,7 @@ use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 
 use lowtide_device::Queue;
-use lowtide_planner::plan::LANES;
-use lowtide_planner::{Lane, LaneKind};
+use lowtide_planner::{Lane, LaneKind, PerLane};
 
 use crate::bind::Engine;
 use crate::disk_lane;
@@ -21,10 +20,9 @@ pub(crate) fn work<E: Engine>(
     if lane.kind == LaneKind::Disk {
         return disk_lane::work(shared, lane, receiver);
     }
-    let l = lane.idx();
     let n = shared.options.threads;
     let own = match (lane, &shared.streams) {
-        (_, Some(streams)) if streams.is_stream(l) => Ok(None),
+        (_, Some(streams)) if streams.is_stream(lane) => Ok(None),
         // Beside a GPU updates take every core: what submits to its streams and serves I/O goes first.
         (Lane::HOST, streams) => Queue::spread(lane.name(), n, streams.is_some()).map(Some),
         (Lane::GPU, _) => Queue::start(lane.name(), n).map(Some),
@@ -36,23 +34,23 @@ pub(crate) fn work<E: Engine>(
     };
     let queue = own
         .as_ref()
-        .or_else(|| shared.streams.as_ref().and_then(|s| s.queue(l)))
+        .or_else(|| shared.streams.as_ref().and_then(|s| s.queue(lane)))
         .expect("a lane has threads or a stream");
-    let mut waited = [0; LANES];
+    let mut waited = PerLane::default();
     for s in receiver {
         let seam = shared.seam(&s);
-        for &task in &shared.tables[s.part as usize].lanes[l] {
+        for &task in &shared.tables[s.part as usize].lanes[lane] {
             for (other, count) in shared.needs(&s, task, seam) {
                 if waited[other] >= count {
                     continue;
                 }
-                *lock(&shared.states[l]) = LaneState::Waiting {
+                *lock(&shared.states[lane]) = LaneState::Waiting {
                     part: s.part,
                     task,
                     lane: other,
                     count,
                 };
-                match shared.await_need(l, (other, count), &mut waited) {
+                match shared.await_need(lane, (other, count), &mut waited) {
                     Ok(true) => {}
                     Ok(false) => return,
                     Err(source) => return shared.fail(shared.lost(other, source)),
@@ -61,12 +59,12 @@ pub(crate) fn work<E: Engine>(
             if shared.progress.failed() {
                 return;
             }
-            *lock(&shared.states[l]) = LaneState::Running { part: s.part, task };
+            *lock(&shared.states[lane]) = LaneState::Running { part: s.part, task };
             if let Err(error) = shared.run(queue, &s, task) {
                 shared.fail(error);
                 return;
             }
         }
-        *lock(&shared.states[l]) = LaneState::Idle;
+        *lock(&shared.states[lane]) = LaneState::Idle;
     }
 }

@@ -12,6 +12,7 @@ mod draft;
 mod edges;
 pub mod explain;
 mod fast;
+mod lanes;
 mod layout;
 pub mod machine;
 pub mod plan;
@@ -19,6 +20,7 @@ mod program;
 pub mod rounds;
 pub mod search;
 pub mod simulate;
+mod tiers;
 pub mod together;
 pub mod waits;
 
@@ -26,7 +28,8 @@ pub use build::build;
 pub use choice::{Activations, Budgets, Choice, Clip, LoopOrder, Pieces, Processor, Saved};
 pub use machine::{BadRate, DiskRates, Machine, Shared, Source};
 pub use plan::{
-    Arg, Lane, LaneKind, PartName, Phase, Piece, Plan, Slot, Task, Tensor, Tier, Use, Version, Work,
+    Arg, Lane, LaneKind, PartName, PerLane, PerTier, Phase, Piece, Plan, Slot, Task, Tensor, Tier,
+    Use, Version, Work,
 };
 pub use rounds::Rounds;
 pub use search::{Pins, PlanError, Refusal, Request, plan as make};

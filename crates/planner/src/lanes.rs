@@ -1,0 +1,150 @@
+//! Lanes: what does one task at a time.
+
+use std::fmt;
+use std::ops::{Index, IndexMut};
+
+use serde::{Deserialize, Serialize};
+
+/// What a lane is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LaneKind {
+    /// Kernels on the device.
+    Gpu,
+    /// Host to device.
+    H2d,
+    /// Device to host.
+    D2h,
+    /// The drives; index 0 reads, index 1 writes.
+    Disk,
+    /// Work on the host: updates, norms, inputs.
+    Host,
+}
+
+impl LaneKind {
+    /// All five.
+    pub const ALL: [Self; 5] = [Self::Gpu, Self::H2d, Self::D2h, Self::Disk, Self::Host];
+
+    /// `gpu`, `h2d`, `d2h`, `disk` or `host`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Gpu => "gpu",
+            Self::H2d => "h2d",
+            Self::D2h => "d2h",
+            Self::Disk => "disk",
+            Self::Host => "host",
+        }
+    }
+}
+
+/// A resource that does one task at a time, in plan order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Lane {
+    /// Which process of a group (0 until there are several devices).
+    pub rank: u16,
+    /// What it does.
+    pub kind: LaneKind,
+    /// Which of its kind.
+    pub index: u16,
+}
+
+/// Number of lanes of one rank.
+pub const LANES: usize = 6;
+
+impl Lane {
+    /// Kernels.
+    pub const GPU: Self = Self::new(LaneKind::Gpu, 0);
+    /// Host to device.
+    pub const H2D: Self = Self::new(LaneKind::H2d, 0);
+    /// Device to host.
+    pub const D2H: Self = Self::new(LaneKind::D2h, 0);
+    /// Reads from the drives.
+    pub const DISK_READ: Self = Self::new(LaneKind::Disk, 0);
+    /// Writes to the drives.
+    pub const DISK_WRITE: Self = Self::new(LaneKind::Disk, 1);
+    /// Work on the host.
+    pub const HOST: Self = Self::new(LaneKind::Host, 0);
+    /// Every lane of rank 0, in the order of [`Lane::idx`].
+    pub const ALL: [Self; LANES] = [
+        Self::GPU,
+        Self::H2D,
+        Self::D2H,
+        Self::DISK_READ,
+        Self::DISK_WRITE,
+        Self::HOST,
+    ];
+
+    const fn new(kind: LaneKind, index: u16) -> Self {
+        Self {
+            rank: 0,
+            kind,
+            index,
+        }
+    }
+
+    /// Position in [`Lane::ALL`].
+    #[must_use]
+    pub fn idx(self) -> usize {
+        match (self.kind, self.index) {
+            (LaneKind::Gpu, _) => 0,
+            (LaneKind::H2d, _) => 1,
+            (LaneKind::D2h, _) => 2,
+            (LaneKind::Disk, 0) => 3,
+            (LaneKind::Disk, _) => 4,
+            (LaneKind::Host, _) => 5,
+        }
+    }
+
+    /// `gpu`, `h2d`, `d2h`, `disk-read`, `disk-write`, `host`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        ["gpu", "h2d", "d2h", "disk-read", "disk-write", "host"][self.idx()]
+    }
+}
+
+impl fmt::Display for Lane {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Something for every lane, indexed by it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PerLane<T>([T; LANES]);
+
+impl<T> PerLane<T> {
+    /// What `of` says of each.
+    pub fn of(of: impl FnMut(Lane) -> T) -> Self {
+        Self(Lane::ALL.map(of))
+    }
+
+    /// Each lane with what is its.
+    pub fn iter(&self) -> impl Iterator<Item = (Lane, &T)> {
+        Lane::ALL.into_iter().zip(&self.0)
+    }
+
+    /// As [`Self::iter`], to change.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = (Lane, &mut T)> {
+        Lane::ALL.into_iter().zip(&mut self.0)
+    }
+
+    /// In the order of [`Lane::ALL`].
+    pub fn values(&self) -> std::slice::Iter<'_, T> {
+        self.0.iter()
+    }
+}
+
+impl<T> Index<Lane> for PerLane<T> {
+    type Output = T;
+
+    fn index(&self, lane: Lane) -> &T {
+        &self.0[lane.idx()]
+    }
+}
+
+impl<T> IndexMut<Lane> for PerLane<T> {
+    fn index_mut(&mut self, lane: Lane) -> &mut T {
+        &mut self.0[lane.idx()]
+    }
+}
