@@ -4,13 +4,13 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use crate::plan::{LANES, Slot, Task, Tier, Use, Work};
+use crate::plan::{Lane, PerLane, PerTier, Slot, Task, Use, Work};
 
 /// For each lane one past the last task known to be complete; 0: none.
-pub(crate) type Clock = [u32; LANES];
+pub(crate) type Clock = PerLane<u32>;
 
 fn join(a: &mut Clock, b: &Clock) {
-    for (x, y) in a.iter_mut().zip(b) {
+    for (x, y) in a.zip_mut(b) {
         *x = (*x).max(*y);
     }
 }
@@ -42,7 +42,7 @@ impl Ranges {
         from: u64,
         to: u64,
         access: Use,
-        lane: usize,
+        lane: Lane,
         mark: u32,
         needs: &mut Clock,
     ) {
@@ -57,7 +57,7 @@ impl Ranges {
         }
     }
 
-    fn read(&mut self, from: u64, to: u64, lane: usize, mark: u32, needs: &mut Clock) {
+    fn read(&mut self, from: u64, to: u64, lane: Lane, mark: u32, needs: &mut Clock) {
         self.split(from);
         self.split(to);
         let mut at = from;
@@ -81,7 +81,7 @@ impl Ranges {
 
     /// The whole range becomes one: its bytes have one last user from here on. Without this,
     /// ranges would only ever get smaller.
-    fn write(&mut self, from: u64, to: u64, lane: usize, mark: u32, needs: &mut Clock) {
+    fn write(&mut self, from: u64, to: u64, lane: Lane, mark: u32, needs: &mut Clock) {
         self.split(from);
         self.split(to);
         let mut inside = Vec::new();
@@ -100,7 +100,7 @@ impl Ranges {
 }
 
 impl Users {
-    fn record(&mut self, access: Use, lane: usize, mark: u32, needs: &mut Clock) {
+    fn record(&mut self, access: Use, lane: Lane, mark: u32, needs: &mut Clock) {
         join(needs, &self.writer);
         if access == Use::Read {
             self.readers[lane] = mark;
@@ -120,10 +120,10 @@ pub(crate) struct Edges<'a> {
     late: Range<u32>,
     /// An odd number of updates was committed: durable extents have changed places.
     flipped: bool,
-    arenas: [Ranges; 3],
+    arenas: PerTier<Ranges>,
     /// Lane of each task so far, and what it knows to be complete.
-    known: Vec<(usize, Clock)>,
-    last_of_lane: [Option<usize>; LANES],
+    known: Vec<(Lane, Clock)>,
+    last_of_lane: PerLane<Option<usize>>,
 }
 
 impl<'a> Edges<'a> {
@@ -132,9 +132,9 @@ impl<'a> Edges<'a> {
             slots,
             late: late.clone(),
             flipped: false,
-            arenas: Default::default(),
+            arenas: PerTier::default(),
             known: Vec::new(),
-            last_of_lane: [None; LANES],
+            last_of_lane: PerLane::default(),
         }
     }
 
@@ -149,9 +149,9 @@ impl<'a> Edges<'a> {
 
     fn next(&mut self, task: &Task, shift: u32) -> Vec<u32> {
         let i = self.known.len();
-        let lane = task.lane.idx();
+        let lane = task.lane;
         let mark = i as u32 + 1;
-        let mut needs: Clock = [0; LANES];
+        let mut needs = Clock::default();
         for arg in &task.args {
             let shift = if self.late.contains(&arg.slot) {
                 shift
@@ -169,12 +169,11 @@ impl<'a> Edges<'a> {
             } else {
                 (slot.offset, slot.bytes)
             };
-            let arena = &mut self.arenas[slot.tier as usize];
-            debug_assert!(Tier::ALL[slot.tier as usize] == slot.tier);
+            let arena = &mut self.arenas[slot.tier];
             arena.access(from, from + bytes, arg.access, lane, mark, &mut needs);
         }
         // What the lane's own order guarantees.
-        let mut have: Clock = self.last_of_lane[lane].map_or([0; LANES], |p| {
+        let mut have = self.last_of_lane[lane].map_or(Clock::default(), |p| {
             let mut c = self.known[p].1;
             c[lane] = p as u32 + 1;
             c
@@ -183,7 +182,7 @@ impl<'a> Edges<'a> {
         let mut after = Vec::new();
         // Later tasks know more, so ask them first.
         loop {
-            let latest = needs.iter().copied().max().expect("there are lanes");
+            let latest = needs.values().copied().max().expect("there are lanes");
             if latest == 0 {
                 break;
             }

@@ -129,6 +129,14 @@ impl<T> PerLane<T> {
         Lane::ALL.into_iter().zip(&mut self.0)
     }
 
+    /// With what is the same lane's in `other`.
+    pub fn zip_mut<'a, U>(
+        &'a mut self,
+        other: &'a PerLane<U>,
+    ) -> impl Iterator<Item = (&'a mut T, &'a U)> {
+        self.0.iter_mut().zip(&other.0)
+    }
+
     /// In the order of [`Lane::ALL`].
     pub fn values(&self) -> std::slice::Iter<'_, T> {
         self.0.iter()

@@ -3,7 +3,7 @@
 
 use super::walk::{Clock, Held, Holder, Users, Walk, join};
 use super::{Fault, content::Spans};
-use crate::plan::{Arg, LANES, Use};
+use crate::plan::{Arg, Lane, Use};
 
 impl Walk<'_> {
     /// No two arguments of a task share bytes of which one is written, and none lies in a slot that
@@ -41,10 +41,10 @@ impl Walk<'_> {
     /// the clock of everybody who used those bytes before.
     pub(super) fn hold(&mut self, slot: u32) -> Result<Clock, Fault> {
         let s = &self.plan.slots[slot as usize];
-        let holders = &mut self.holders[s.tier as usize];
+        let holders = &mut self.holders[s.tier];
         let (from, to) = (s.offset, s.offset + s.bytes);
         if holders.get(&from) == Some(&(to, Holder::Slot(slot))) {
-            return Ok([0; LANES]);
+            return Ok(Clock::default());
         }
         let start = holders
             .range(..=from)
@@ -55,7 +55,7 @@ impl Walk<'_> {
             .range(start..to)
             .map(|(&k, &(end, holder))| (k, end, holder))
             .collect();
-        let mut clock = [0; LANES];
+        let mut clock = Clock::default();
         for (k, end, holder) in losers {
             let past = match holder {
                 Holder::Past(past) => past,
@@ -68,7 +68,7 @@ impl Walk<'_> {
                             loser.tensor.name(self.plan)
                         ));
                     }
-                    let mut past = [0; LANES];
+                    let mut past = Clock::default();
                     for (_, _, u) in self.held.remove(&other).iter().flat_map(|h| &h.users) {
                         join(&mut past, &u.writer);
                         join(&mut past, &u.readers);
@@ -77,7 +77,7 @@ impl Walk<'_> {
                 }
             };
             join(&mut clock, &past);
-            let holders = &mut self.holders[s.tier as usize];
+            let holders = &mut self.holders[s.tier];
             holders.remove(&k);
             if k < from {
                 holders.insert(k, (from, Holder::Past(past)));
@@ -86,7 +86,7 @@ impl Walk<'_> {
                 holders.insert(to, (end, Holder::Past(past)));
             }
         }
-        self.holders[s.tier as usize].insert(from, (to, Holder::Slot(slot)));
+        self.holders[s.tier].insert(from, (to, Holder::Slot(slot)));
         self.held.insert(
             slot,
             Held {
@@ -98,7 +98,7 @@ impl Walk<'_> {
     }
 
     /// Rule 3.
-    pub(super) fn ordered(&mut self, a: &Arg, lane: usize, clock: &Clock) -> Result<(), Fault> {
+    pub(super) fn ordered(&mut self, a: &Arg, lane: Lane, clock: &Clock) -> Result<(), Fault> {
         let before = self.hold(a.slot)?;
         let mark = self.count[lane] + 1;
         let mut needs = before;
@@ -136,10 +136,9 @@ impl Walk<'_> {
             }
             held.users.push((from, to, u));
         }
-        for l in 0..LANES {
-            if l != lane && needs[l] > clock[l] {
+        for other in Lane::ALL {
+            if other != lane && needs[other] > clock[other] {
                 let s = &self.plan.slots[a.slot as usize];
-                let other = crate::plan::Lane::ALL[l];
                 return self.fault(format!(
                     "does not wait for lane {other}, which still uses the bytes of {} on the {}",
                     s.tensor.name(self.plan),

@@ -8,10 +8,10 @@ use lowtide_workload::Workload;
 use super::content::Spans;
 use super::{Fault, overlaps};
 use crate::fast::FastMap;
-use crate::plan::{LANES, PartName, Plan, Task, Tensor, Use, Version, Work};
+use crate::plan::{Lane, PartName, PerLane, PerTier, Plan, Task, Tensor, Use, Version, Work};
 
 /// For each lane, how many of the sequence's tasks on it are known to be complete.
-pub(super) type Clock = [u32; LANES];
+pub(super) type Clock = PerLane<u32>;
 
 /// The version that everything has at the start.
 const START: u64 = 1;
@@ -42,7 +42,7 @@ pub(super) struct Walk<'a> {
     pub(super) w: &'a Workload,
     pub(super) held: FastMap<u32, Held>,
     /// By tier, who holds which bytes now: start -> (end, holder). Never overlapping.
-    pub(super) holders: [BTreeMap<u64, (u64, Holder)>; 3],
+    pub(super) holders: PerTier<BTreeMap<u64, (u64, Holder)>>,
     /// The newest version of each byte of what has a meaning now.
     pub(super) latest: FastMap<Tensor, Spans>,
     /// The last version that was given; each is of one write.
@@ -70,7 +70,7 @@ impl<'a> Walk<'a> {
             plan,
             w,
             held: FastMap::default(),
-            holders: Default::default(),
+            holders: PerTier::default(),
             latest: FastMap::default(),
             version: START,
             flipped: false,
@@ -79,7 +79,7 @@ impl<'a> Walk<'a> {
             batch: FastMap::default(),
             shares: FastMap::default(),
             complete: HashSet::new(),
-            count: [0; LANES],
+            count: Clock::default(),
             here: (PartName::First, 0),
         }
     }
@@ -144,24 +144,24 @@ impl<'a> Walk<'a> {
         }
         let mut known: Vec<Clock> = Vec::with_capacity(tasks.len());
         // Knowledge a lane carries: of its last task in the part before, when parts overlap.
-        let mut lane_known: [Clock; LANES] = [[0; LANES]; LANES];
-        for (l, k) in lane_known.iter_mut().enumerate() {
+        let mut lane_known: PerLane<Clock> = PerLane::default();
+        for (lane, k) in lane_known.iter_mut() {
             if overlap {
                 // Two parts back everything is complete: a part is submitted only then.
                 *k = before_start;
                 let (from, clocks, _) = before.as_ref().expect("as above");
-                let last = plan.part(*from).iter().rposition(|t| t.lane.idx() == l);
+                let last = plan.part(*from).iter().rposition(|t| t.lane == lane);
                 if let Some(last) = last {
                     join(k, &clocks[last]);
                 }
-                k[l] = start[l];
+                k[lane] = start[lane];
             } else {
                 *k = start;
             }
         }
         for (i, task) in tasks.iter().enumerate() {
             self.here = (name, i as u32);
-            let lane = task.lane.idx();
+            let lane = task.lane;
             let mut clock = lane_known[lane];
             for &d in &task.after {
                 join(&mut clock, &known[d as usize]);
@@ -231,7 +231,7 @@ impl<'a> Walk<'a> {
         }
     }
 
-    fn task(&mut self, task: &Task, lane: usize, clock: &Clock) -> Result<(), Fault> {
+    fn task(&mut self, task: &Task, lane: Lane, clock: &Clock) -> Result<(), Fault> {
         for a in &task.args {
             self.unspoilt(a)?;
         }
@@ -288,7 +288,7 @@ impl<'a> Walk<'a> {
 }
 
 pub(super) fn join(a: &mut Clock, b: &Clock) {
-    for (x, y) in a.iter_mut().zip(b) {
+    for (x, y) in a.zip_mut(b) {
         *x = (*x).max(*y);
     }
 }
