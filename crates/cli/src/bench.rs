@@ -91,11 +91,13 @@ fn gb(x: f64) -> String {
 }
 
 fn host_table(r: &HostReport) -> String {
+    let moved = r.bound.bytes_per_second / r.bound.parameters_per_second;
     let mut text = format!(
-        "AdamW in turn with copies of memory, {} cores, {} M parameters: {:.3} G parameters/s, {} GB/s at 26 bytes each\n\
+        "{} in turn with copies of memory, {} cores, {} M parameters: {:.3} G parameters/s, {} GB/s at {moved:.0} bytes each\n\
          {:.1}% of the better copy ({} GB/s)\n\
          a run's host lane, {} threads, alone: {:.3} G parameters/s, {} GB/s\n\
          memory {}, {} of it on huge pages",
+        r.optimizer,
         r.bound.cores,
         r.parameters / 1_000_000,
         r.bound.parameters_per_second / 1e9,

@@ -85,7 +85,8 @@ pub fn plan(args: &PlanArgs, out: Out) -> Answer {
         "model": workload.model,
         "parameters": workload.parameters(),
         "batch": batch,
-        "moments": workload.moments.name(),
+        "optimizer": workload.optimizer.name.name(),
+        "moments": workload.optimizer.moments.name(),
         "machine": machine_json(&machine),
     });
     let waiting = Waiting::begin(Phase::Planning.name());

@@ -68,9 +68,9 @@ pub fn probe(args: &ProbeArgs, out: Out) -> Answer {
         threads,
         drives,
         seconds: SECONDS,
-        moments: run
+        optimizer: run
             .as_ref()
-            .map(|run| run.optimizer.moments)
+            .map(|run| run.optimizer.what())
             .unwrap_or_default(),
         date: today(),
         gpu: device.gpu.clone(),
@@ -159,38 +159,37 @@ pub fn device_named(name: Option<&str>, run: Option<&Run>) -> Result<Device, Cli
 
 fn table(m: &Machine) -> String {
     let gb = |x: f64| format!("{:.2} GB/s", x / 1e9);
+    let row = |name: &str, value: String| (name.to_owned(), value);
     let mut rows = vec![
-        (
+        row(
             "matrix product, bf16",
             format!("{:.1} GFLOP/s", m.matmul_bf16.0 / 1e9),
         ),
-        (
+        row(
             "matrix product, f32",
             format!("{:.1} GFLOP/s", m.matmul_f32.0 / 1e9),
         ),
-        ("device memory", gb(m.device_memory.0)),
-        ("host to device", gb(m.h2d.0)),
-        ("device to host", gb(m.d2h.0)),
-        (
-            "AdamW on the host",
-            format!("{:.3} G parameters/s", m.host_adamw / 1e9),
-        ),
-        (
-            "AdamW on the device",
-            format!("{:.3} G parameters/s", m.device_adamw / 1e9),
-        ),
-        ("to start a task", seconds(m.host_overhead.0)),
+        row("device memory", gb(m.device_memory.0)),
+        row("host to device", gb(m.h2d.0)),
+        row("device to host", gb(m.d2h.0)),
     ];
+    for update in m.updates.iter() {
+        let title = update.optimizer.name.about().title;
+        let rate = |x: f64| format!("{:.3} G parameters/s", x / 1e9);
+        rows.push(row(&format!("{title} on the host"), rate(update.host)));
+        rows.push(row(&format!("{title} on the device"), rate(update.device)));
+    }
+    rows.push(row("to start a task", seconds(m.host_overhead.0)));
     match &m.disk {
-        None => rows.push(("disk", "not measured (--disk DIR)".to_owned())),
+        None => rows.push(row("disk", "not measured (--disk DIR)".to_owned())),
         Some(d) => rows.extend([
-            ("disk read", gb(d.read.0)),
-            ("disk write", gb(d.write.0)),
-            ("disk, both at once", gb(d.mixed.0)),
+            row("disk read", gb(d.read.0)),
+            row("disk write", gb(d.write.0)),
+            row("disk, both at once", gb(d.mixed.0)),
         ]),
     }
     if !m.ops.is_empty() {
-        rows.push(("operations timed", m.ops.len().to_string()));
+        rows.push(row("operations timed", m.ops.len().to_string()));
     }
     let rows: Vec<String> = rows
         .iter()

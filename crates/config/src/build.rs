@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use lowtide_units::Bytes;
-use lowtide_workload::Dtype;
+use lowtide_workload::{Dtype, OptimizerName};
 
 use crate::error::ConfigError;
 use crate::low::Low;
@@ -164,13 +164,15 @@ fn train(low: &Low, precision: Dtype) -> Train {
 }
 
 fn optimizer(low: &Low) -> Optimizer {
-    let number = |name| low.number(name).expect("has a default");
+    let name: OptimizerName = low.word("optimizer.name").expect("has a default");
+    let settings = name.about().settings.iter().map(|setting| {
+        let given = low.number_given(&format!("optimizer.{}", setting.key));
+        let default = || setting.default.parse().expect("a number");
+        (setting.key, given.unwrap_or_else(default))
+    });
     Optimizer {
-        name: low.word("optimizer.name").expect("has a default"),
-        beta1: number("optimizer.beta1"),
-        beta2: number("optimizer.beta2"),
-        eps: number("optimizer.eps"),
-        weight_decay: number("optimizer.weight_decay"),
+        name,
+        settings: settings.collect(),
         moments: low.word("optimizer.moments").expect("has a default"),
         update: low.word("optimizer.update"),
     }

@@ -6,7 +6,7 @@ use std::ops::Bound;
 use lowtide_units::Bytes;
 use serde_json::{Map, Value as Json, json};
 
-use crate::key::{AUTO, Key, KeyDefault, Kind};
+use crate::key::{AUTO, Key, Kind};
 use crate::keys::{KEYS, SECTIONS};
 use crate::low::default;
 use crate::value::{Value, join};
@@ -47,9 +47,9 @@ fn section(name: &str) -> Json {
 
 fn property(key: &Key) -> Json {
     let mut schema = typed(&key.kind);
-    schema["description"] = match key.default {
-        KeyDefault::Value(_) => json!(key.doc),
-        KeyDefault::Unset(else_) => json!(format!("{} Default: {else_}.", key.doc)),
+    schema["description"] = match default(key) {
+        Some(_) => json!(key.doc),
+        None => json!(format!("{} Default: {}.", key.doc, key.default_words(""))),
     };
     if let Some(value) = default(key) {
         schema["default"] = as_json(&value);
@@ -188,10 +188,7 @@ written `24GiB`, `512MiB`, `4TB` or in bytes; numbers may be written `1e-5` or `
 ";
 
 fn row(key: &Key, last: &str) -> String {
-    let default = match key.default {
-        KeyDefault::Value(text) => format!("`{text}`"),
-        KeyDefault::Unset(text) => text.to_owned(),
-    };
+    let default = key.default_words("`");
     let mut meaning = key.doc.to_owned();
     if let Kind::Word { words, .. }
     | Kind::Pin { words }

@@ -2,6 +2,8 @@
 
 use std::ops::Bound;
 
+use lowtide_workload::OptimizerName;
+
 use crate::words::Words;
 
 /// One key of a run file.
@@ -26,6 +28,8 @@ pub enum KeyDefault {
     Value(&'static str),
     /// No value; the words say what happens instead.
     Unset(&'static str),
+    /// The value that the run's optimizer has for it ([`lowtide_workload::Setting`]).
+    ByOptimizer,
 }
 
 /// What a key takes.
@@ -92,6 +96,38 @@ pub enum Kind {
     },
     /// The name of a built-in model shape.
     Shape,
+}
+
+impl Key {
+    /// What the optimizers that read this key have for it when it is not given.
+    pub(crate) fn by_optimizer(&self) -> Vec<(OptimizerName, &'static str)> {
+        let last = self.name.rsplit('.').next().unwrap_or(self.name);
+        let all = OptimizerName::ALL.iter();
+        all.filter_map(|&o| Some((o, o.setting(last)?.default)))
+            .collect()
+    }
+
+    /// The default in words, as text and with spellings in `quotes`.
+    pub(crate) fn default_words(&self, quote: &str) -> String {
+        match self.default {
+            KeyDefault::Value(text) => format!("{quote}{text}{quote}"),
+            KeyDefault::Unset(text) => text.to_owned(),
+            KeyDefault::ByOptimizer => {
+                let mut groups: Vec<(&str, Vec<&str>)> = Vec::new();
+                for (name, text) in self.by_optimizer() {
+                    match groups.iter_mut().find(|g| g.0 == text) {
+                        Some(group) => group.1.push(name.name()),
+                        None => groups.push((text, vec![name.name()])),
+                    }
+                }
+                let each = groups.iter().map(|(text, names)| match groups.len() {
+                    1 => format!("{quote}{text}{quote}"),
+                    _ => format!("{quote}{text}{quote} ({})", names.join(", ")),
+                });
+                each.collect::<Vec<_>>().join(", ")
+            }
+        }
+    }
 }
 
 impl Kind {

@@ -2,11 +2,14 @@
 
 use std::ops::Bound::{Excluded, Included, Unbounded};
 
-use crate::key::KeyDefault::{Unset, Value};
+use lowtide_workload::OptimizerName;
+
+use crate::key::KeyDefault::{ByOptimizer, Unset, Value};
 use crate::key::{Key, Kind};
 use crate::words::{
     Activations, ClipMode, DTYPE_ALIASES, DTYPES, Device, Init, LastBatch, LoopOrder,
-    MOMENT_ALIASES, MOMENTS, NonFinite, OptimizerName, Pieces, ScheduleShape, Tier, UpdateOn,
+    MOMENT_ALIASES, MOMENTS, NonFinite, OPTIMIZER_ALIASES, OPTIMIZERS, Pieces, ScheduleShape, Tier,
+    UpdateOn,
 };
 
 mod data;
@@ -375,9 +378,9 @@ const AFTER_DATA: &[Key] = &[
         name: "optimizer.name",
         doc: "The optimizer.",
         kind: Kind::Word {
-            words: OptimizerName::WORDS,
-            aliases: &[("adamw_torch", "adamw"), ("AdamW", "adamw")],
-            planned: &["adafactor", "lion", "muon", "sgd"],
+            words: OPTIMIZERS,
+            aliases: OPTIMIZER_ALIASES,
+            planned: OptimizerName::PLANNED,
         },
         default: Value("adamw"),
         elsewhere: &["optim"],
@@ -389,7 +392,7 @@ const AFTER_DATA: &[Key] = &[
             low: Included(0.0),
             high: Excluded(1.0),
         },
-        default: Value("0.9"),
+        default: ByOptimizer,
         elsewhere: &["adam_beta1", "betas"],
     },
     Key {
@@ -399,7 +402,7 @@ const AFTER_DATA: &[Key] = &[
             low: Included(0.0),
             high: Excluded(1.0),
         },
-        default: Value("0.999"),
+        default: ByOptimizer,
         elsewhere: &["adam_beta2"],
     },
     Key {
@@ -409,7 +412,7 @@ const AFTER_DATA: &[Key] = &[
             low: Excluded(0.0),
             high: Included(1.0),
         },
-        default: Value("1e-8"),
+        default: ByOptimizer,
         elsewhere: &["adam_epsilon", "epsilon"],
     },
     Key {
@@ -419,12 +422,12 @@ const AFTER_DATA: &[Key] = &[
             low: Included(0.0),
             high: Included(1.0),
         },
-        default: Value("0"),
+        default: ByOptimizer,
         elsewhere: &["decay"],
     },
     Key {
         name: "optimizer.moments",
-        doc: "Type in which the two moments are stored; arithmetic is f32. Changes the numbers.",
+        doc: "Type in which the moments are stored; arithmetic is f32. Changes the numbers.",
         kind: Kind::Word {
             words: MOMENTS,
             aliases: MOMENT_ALIASES,

@@ -208,6 +208,14 @@ impl Low {
         })
     }
 
+    /// A number that was given, whatever the key's default.
+    pub fn number_given(&self, name: &str) -> Option<f64> {
+        self.typed(name).map(|typed| match typed.value {
+            Value::Number(n) => n,
+            ref other => panic!("{name} is no number: {other:?}"),
+        })
+    }
+
     pub fn flag(&self, name: &str) -> bool {
         match self.value(name) {
             Some(Value::Flag(flag)) => flag,
@@ -275,8 +283,13 @@ impl Low {
 
 /// The default of a key as a value.
 pub(crate) fn default(key: &Key) -> Option<Value> {
-    let KeyDefault::Value(text) = key.default else {
-        return None;
+    let text = match key.default {
+        KeyDefault::Value(text) => text,
+        KeyDefault::Unset(_) => return None,
+        KeyDefault::ByOptimizer => match key.by_optimizer().as_slice() {
+            [(_, text), rest @ ..] if rest.iter().all(|other| other.1 == *text) => text,
+            _ => return None,
+        },
     };
     let node = Node::scalar(text, Place::Set("default".into()));
     Some(check(key.name, &key.kind, &node).expect("a key's default is allowed"))

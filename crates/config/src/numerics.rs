@@ -34,11 +34,6 @@ impl Run {
             },
             "optimizer": {
                 "name": optimizer.name,
-                "beta1": optimizer.beta1,
-                "beta2": optimizer.beta2,
-                "eps": optimizer.eps,
-                "weight_decay": optimizer.weight_decay,
-                "moments": optimizer.moments,
             },
             "data": {
                 "format": data.format,
@@ -52,6 +47,10 @@ impl Run {
                 "separator": data.separator,
             },
         });
+        for (setting, value) in &optimizer.settings {
+            key["optimizer"][setting] = json!(value);
+        }
+        key["optimizer"]["moments"] = json!(optimizer.moments);
         // What came later is in it where it is not the default, which is what was done before.
         if train.last_batch != LastBatch::Fill {
             key["train"]["last_batch"] = json!(train.last_batch);

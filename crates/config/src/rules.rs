@@ -3,7 +3,8 @@
 use lowtide_units::Bytes;
 
 use crate::error::{ConfigError, Place};
-use crate::keys::EXCLUSIVE;
+use crate::key::KeyDefault;
+use crate::keys::{EXCLUSIVE, KEYS};
 use crate::low::{Low, Typed};
 use crate::run::{Length, ModelSource, Run, Warmup};
 use crate::value::Value;
@@ -25,6 +26,7 @@ pub(crate) fn together(low: &Low, run: &Run) -> Result<(), ConfigError> {
     model(low, run)?;
     schedule(low, run)?;
     clipping(low, run)?;
+    optimizer(low, run)?;
     data(low, run)?;
     eval(low, run)?;
     answers(low, run)?;
@@ -97,6 +99,19 @@ fn clipping(low: &Low, run: &Run) -> Result<(), ConfigError> {
             "train.on_nonfinite",
             "'train.clip.mode: exact' to skip a step",
         );
+    }
+    Ok(())
+}
+
+/// Settings that the optimizer does not read.
+fn optimizer(low: &Low, run: &Run) -> Result<(), ConfigError> {
+    for key in KEYS.iter().filter(|k| k.default == KeyDefault::ByOptimizer) {
+        let readers = key.by_optimizer();
+        if readers.iter().all(|r| r.0 != run.optimizer.name) {
+            let names: Vec<&str> = readers.iter().map(|r| r.0.name()).collect();
+            let needed = format!("'optimizer.name' {}, which reads it", names.join(" or "));
+            idle(low, key.name, "optimizer.name", &needed)?;
+        }
     }
     Ok(())
 }

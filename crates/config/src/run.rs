@@ -3,13 +3,13 @@
 use std::path::PathBuf;
 
 use lowtide_units::Bytes;
-use lowtide_workload::{Batch, Dtype, Moments};
+use lowtide_workload::{Batch, Dtype, Moments, OptimizerName};
 use serde::Serialize;
 
 use crate::error::ConfigError;
 use crate::words::{
-    Activations, ClipMode, Device, Format, Init, LastBatch, LoopOrder, NonFinite, OnError,
-    OptimizerName, Pieces, ScheduleShape, Tier, TrainOn, UpdateOn,
+    Activations, ClipMode, Device, Format, Init, LastBatch, LoopOrder, NonFinite, OnError, Pieces,
+    ScheduleShape, Tier, TrainOn, UpdateOn,
 };
 use lowtide_files::shown;
 
@@ -255,22 +255,43 @@ pub struct Clip {
 }
 
 /// The optimizer.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Optimizer {
     /// Which.
     pub name: OptimizerName,
-    /// Decay of the first moment.
-    pub beta1: f64,
-    /// Decay of the second moment.
-    pub beta2: f64,
-    /// Added to the root.
-    pub eps: f64,
-    /// Decoupled decay.
-    pub weight_decay: f64,
+    /// Its own settings by key, in the order of its table.
+    #[serde(flatten, serialize_with = "as_map")]
+    pub settings: Vec<(&'static str, f64)>,
     /// How the moments are stored.
     pub moments: Moments,
     /// Where it runs; `None`: the planner chooses.
     pub update: Option<UpdateOn>,
+}
+
+impl Optimizer {
+    /// What decides the bytes of its state.
+    #[must_use]
+    pub fn what(&self) -> lowtide_workload::Optimizer {
+        lowtide_workload::Optimizer {
+            name: self.name,
+            moments: self.moments,
+        }
+    }
+
+    /// A setting of its table; `None` where it reads none of that name.
+    #[must_use]
+    pub fn setting(&self, key: &str) -> Option<f64> {
+        let mut all = self.settings.iter();
+        all.find(|s| s.0 == key).map(|s| s.1)
+    }
+}
+
+/// Settings as keys beside the others.
+fn as_map<S: serde::Serializer>(
+    settings: &[(&'static str, f64)],
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(settings.iter().copied())
 }
 
 /// The planner's knobs; `None` leaves one to the planner. None of them changes a result.

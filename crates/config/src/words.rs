@@ -1,6 +1,6 @@
 //! Values that are one word out of a few, each with its spelling and meaning in one place.
 
-use lowtide_workload::{Dtype, Moments};
+use lowtide_workload::{Dtype, Moments, OptimizerName};
 use serde::{Serialize, Serializer};
 
 /// The spellings of a choice, each with its meaning.
@@ -163,14 +163,6 @@ words! {
 }
 
 words! {
-    /// The optimizer.
-    OptimizerName {
-        /// AdamW with decoupled decay and epsilon outside the root, as in PyTorch
-        AdamW = "adamw",
-    }
-}
-
-words! {
     /// Which processor runs the optimizer.
     UpdateOn {
         /// the host's cores
@@ -239,13 +231,52 @@ impl Word for Dtype {
     }
 }
 
+/// Spellings of [`OptimizerName`].
+pub(crate) const OPTIMIZERS: Words = &{
+    const ALL: &[OptimizerName] = OptimizerName::ALL;
+    let (mut words, mut i) = ([("", ""); ALL.len()], 0);
+    while i < ALL.len() {
+        words[i] = (ALL[i].name(), ALL[i].about().doc);
+        i += 1;
+    }
+    words
+};
+
+/// Spellings of [`OptimizerName`] that other tools use, and ours.
+pub(crate) const OPTIMIZER_ALIASES: Words = &{
+    const ALL: &[OptimizerName] = OptimizerName::ALL;
+    const N: usize = {
+        let (mut n, mut i) = (0, 0);
+        while i < ALL.len() {
+            (n, i) = (n + ALL[i].about().aliases.len(), i + 1);
+        }
+        n
+    };
+    let (mut words, mut n, mut i) = ([("", ""); N], 0, 0);
+    while i < ALL.len() {
+        let (aliases, mut k) = (ALL[i].about().aliases, 0);
+        while k < aliases.len() {
+            words[n] = (aliases[k], ALL[i].name());
+            (n, k) = (n + 1, k + 1);
+        }
+        i += 1;
+    }
+    words
+};
+
+impl Word for OptimizerName {
+    fn from_word(word: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|o| o.name() == word)
+    }
+}
+
 /// Spellings of [`Moments`].
 pub(crate) const MOMENTS: Words = &[
-    ("f32", "IEEE single, 8 bytes a parameter"),
-    ("bf16", "bfloat16, rounded stochastically, 4 bytes"),
+    ("f32", "IEEE single, 4 bytes a number of each"),
+    ("bf16", "bfloat16, rounded stochastically, 2 bytes"),
     (
         "int8",
-        "8-bit codes with a scale for each 128 numbers, 2.06 bytes",
+        "8-bit codes with a scale for each 128 numbers, 1.03 bytes",
     ),
 ];
 

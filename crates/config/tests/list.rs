@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use lowtide_config::{KEYS, KeyDefault, Kind, SECTIONS, reference_markdown, schema};
+use lowtide_workload::OptimizerName;
 use serde_json::Value;
 
 /// Every key, frozen: a run file of today is one of tomorrow. A change here is a change for users
@@ -72,6 +73,17 @@ fn each_key_has_a_section_a_doc_line_a_default_and_a_schema() {
             KeyDefault::Value(text) => {
                 assert!(property.get("default").is_some(), "{}", key.name);
                 assert!(page.contains(&format!("| `{text}` |")), "{}", key.name);
+            }
+            KeyDefault::ByOptimizer => {
+                let said = property.get("default").is_some() || described.contains("Default: ");
+                assert!(said, "{}", key.name);
+                for name in OptimizerName::ALL {
+                    let Some(setting) = name.setting(last) else {
+                        continue;
+                    };
+                    let default = format!("`{}`", setting.default);
+                    assert!(page.contains(&default), "{}", key.name);
+                }
             }
             KeyDefault::Unset(words) => {
                 assert!(

@@ -14,7 +14,7 @@ use std::sync::OnceLock;
 
 use lowtide_data::Tokenizer;
 use lowtide_model::Options;
-use lowtide_workload::{Batch, Dtype, Moments};
+use lowtide_workload::{Batch, Dtype, Optimizer};
 
 /// How a file's bytes are laid out: what a mutation has to keep for the file to mean something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,7 +108,7 @@ fn options(batch: Batch) -> Options {
     Options {
         precision: Dtype::Bf16,
         gradient: Dtype::Bf16,
-        moments: Moments::F32,
+        optimizer: Optimizer::default(),
         batch,
         logits_chunk: 0,
         make: cpu.make,

@@ -31,11 +31,7 @@
 //! micro-batch of a batch), `true` adds. Every other output is overwritten in full. `ws` is scratch
 //! of at least the operation's `workspace` bytes, garbage before and after.
 
-#[allow(
-    clippy::too_many_arguments,
-    reason = "an update is no operation of a description; which arrays it has is the optimizer's"
-)]
-pub mod adamw;
+mod adamw;
 pub mod attention;
 pub mod embedding;
 pub mod gelu;
@@ -47,6 +43,7 @@ pub mod operands;
 pub mod rmsnorm;
 pub mod rope;
 pub mod swiglu;
+pub mod update;
 
 mod cuda;
 mod number;

@@ -5,11 +5,11 @@ use std::time::{Duration, Instant};
 
 use lowtide_device::cuda::{self, Gpu};
 use lowtide_device::{Dst, Memory};
-use lowtide_kernels::adamw;
+use lowtide_kernels::update;
 use lowtide_planner::{Lane, Together};
 use lowtide_tiers::{Arena, Fill, HostMemory, Mix, ProbeConfig, shares};
 use lowtide_units::Bytes;
-use lowtide_workload::Moments;
+use lowtide_workload::Optimizer;
 use serde::Serialize;
 
 use crate::contention::{Lanes, LanesConfig};
@@ -30,9 +30,11 @@ pub struct HostOptions {
     pub seconds: f64,
 }
 
-/// AdamW on the host, alone and beside others.
+/// Updates on the host, alone and beside others.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct HostReport {
+    /// By which optimizer.
+    pub optimizer: String,
     /// Threads that updated.
     pub threads: usize,
     /// Parameters whose state was in memory.
@@ -40,7 +42,7 @@ pub struct HostReport {
     /// Parameters updated in a second, alone: mean of three turns, on the memory and threads of a run's
     /// host lane.
     pub parameters_per_second: f64,
-    /// The same as memory traffic, 26 bytes a parameter.
+    /// The same as memory traffic, [`Optimizer::moved_each`] bytes a parameter.
     pub bytes_per_second: f64,
     /// Updates and copies of memory in turn.
     pub bound: CopyBound,
@@ -72,7 +74,7 @@ pub struct CopyBound {
 
 impl CopyBound {
     fn measure(cores: usize, parameters: u64) -> Self {
-        let report = adamw::bench(cores, parameters as usize, Moments::F32);
+        let report = update::bench(cores, parameters as usize, Optimizer::default());
         let best = report.fastest();
         Self {
             cores,
@@ -100,7 +102,7 @@ impl Beside {
     }
 }
 
-/// Measures AdamW on the host: alone, against a copy of memory, and beside the other lanes.
+/// Measures updates on the host: alone, against a copy of memory, and beside the other lanes.
 ///
 /// # Errors
 /// When memory or a directory cannot be had, or the GPU fails.
@@ -131,7 +133,7 @@ pub fn host(options: &HostOptions) -> Result<HostReport, MeasureError> {
             options.threads,
             options.gpu.clone(),
             drives.collect(),
-            Moments::F32,
+            Optimizer::default(),
         )
     })?;
     let sets: Vec<Vec<Lane>> = lanes
@@ -147,10 +149,11 @@ pub fn host(options: &HostOptions) -> Result<HostReport, MeasureError> {
         .1;
     let (state_bytes, huge_bytes) = lanes.state_pages();
     Ok(HostReport {
+        optimizer: Optimizer::default().title(),
         threads: options.threads,
         parameters,
         parameters_per_second: rate,
-        bytes_per_second: rate * Moments::F32.moved_each(),
+        bytes_per_second: rate * Optimizer::default().moved_each(),
         bound,
         arena_bytes: state_bytes.0,
         huge_bytes: huge_bytes.map(|b| b.0),

@@ -14,14 +14,14 @@ use std::time::Instant;
 use lowtide_device::cuda::{self, Gpu};
 use lowtide_device::{Dst, Memory, Queue, memory};
 use lowtide_executor::ExecError;
-use lowtide_kernels::adamw::{self, Hyper, MomentViews, Segment};
 use lowtide_kernels::matmul::{self, Dims};
+use lowtide_kernels::update::{self, Hyper, Operands, Segment, Types};
 use lowtide_planner::{Lane, Together};
 use lowtide_tiers::{
     ALIGN, Arena, Block, Disk, DiskConfig, Extent, Fill, HostMemory, Kind, Movement, Scratch,
 };
 use lowtide_units::Bytes;
-use lowtide_workload::{Dtype, Moments};
+use lowtide_workload::{Dtype, Optimizer, Role};
 use rayon::prelude::*;
 
 use crate::error::MeasureError;
@@ -37,8 +37,8 @@ pub struct LanesConfig {
     pub drives: Vec<(PathBuf, f64)>,
     /// Parameters that the host lane updates, 2^26 of them at most at a time.
     pub parameters: u64,
-    /// How their moments are stored.
-    pub moments: Moments,
+    /// By which optimizer.
+    pub optimizer: Optimizer,
     /// Bytes of one copy.
     pub copy: Bytes,
     /// Bytes on the drives that reads and writes go round in.
@@ -53,7 +53,7 @@ impl LanesConfig {
         threads: usize,
         gpu: Option<Gpu>,
         drives: Vec<(PathBuf, f64)>,
-        moments: Moments,
+        optimizer: Optimizer,
     ) -> Self {
         let (parameters, copy) = match gpu {
             Some(_) => (1 << 29, Bytes::MIB * 64),
@@ -64,8 +64,10 @@ impl LanesConfig {
             threads,
             gpu,
             drives,
-            parameters: parameters.min(spare / STATE_BYTES).next_multiple_of(256),
-            moments,
+            parameters: parameters
+                .min(spare / bytes_of(optimizer, 1 << 10) * (1 << 10))
+                .next_multiple_of(256),
+            optimizer,
             copy,
             disk: Bytes::GIB,
         }
@@ -74,8 +76,14 @@ impl LanesConfig {
 
 /// Most parameters of one update: about a piece of a large block, so that a rate has many of them.
 const WINDOW: u64 = 1 << 26;
-/// Bytes of host memory that a parameter's state takes: weight, remainder, moments, gradient.
-const STATE_BYTES: u64 = 14;
+/// Storage of what the host lane updates.
+const TYPES: Dtype = Dtype::Bf16;
+
+/// Bytes of host memory that so many parameters take: weights, gradients, state.
+fn bytes_of(optimizer: Optimizer, parameters: u64) -> u64 {
+    2 * TYPES.size() * parameters + optimizer.state_bytes(TYPES, parameters)
+}
+
 /// Copies between two looks at the clock on a GPU: their launches then cost nothing beside them.
 const COPIES: u64 = 4;
 
@@ -138,7 +146,8 @@ impl Lanes {
         disk.block = Bytes(disk.block.0.min(room.max(ALIGN)));
         let block = disk.block.0;
         let copies = COPIES * config.copy.0;
-        let state = (STATE_BYTES * config.parameters + 64).next_multiple_of(block);
+        let state = bytes_of(config.optimizer, config.parameters);
+        let state = (state + 64).next_multiple_of(block);
         let host = |bytes: u64| -> Result<Memory, MeasureError> {
             let arena = Arena::new(Bytes(bytes), Fill::Zero)?;
             Ok(match gpu {
@@ -214,18 +223,20 @@ impl Lanes {
     fn fill(&self) -> Result<(), MeasureError> {
         let n = self.config.parameters;
         let mut state = lock(&self.state);
-        memory::store(state.part(STATE_BYTES * n, 24), &[1.0f64, 0.0, 1.0]);
-        // Weights of 1/32 and their remainders, moments, gradients of 1/128.
-        let words = [
-            0x3d00_3d00u32,
-            0,
-            1e-3f32.to_bits(),
-            1e-6f32.to_bits(),
-            0x3c00_3c00,
-        ];
-        let (offsets, sizes) = ([0, 2, 6, 10, 4], [2, 2, 4, 4, 2]);
-        for ((word, offset), size) in words.into_iter().zip(offsets).zip(sizes) {
-            let numbers = state.part(offset * n, size * n).write::<u32>();
+        let [weight, gradient, own, clip] = self.places();
+        memory::store(state.part(clip.0, clip.1), &[1.0f64, 0.0, 1.0]);
+        // Weights of 1/32, gradients of 1/128, remainders of 0, a first moment of 1e-3, a second of 1e-6.
+        let mut parts = vec![(weight, 0x3d00_3d00u32), (gradient, 0x3c00_3c00)];
+        let mut moment = 1e-3f32;
+        for array in self.config.optimizer.layout(TYPES, n) {
+            let word = match array.spec.role {
+                Role::REMAINDER => 0,
+                _ => std::mem::replace(&mut moment, 1e-6).to_bits(),
+            };
+            parts.push(((own.0 + array.start, array.bytes), word));
+        }
+        for ((at, bytes), word) in parts {
+            let numbers = state.part(at, bytes).write::<u32>();
             // By the threads that update: one alone would take seconds, most of them for new pages.
             self.queue(Lane::HOST).run(|| {
                 let chunks = numbers.par_chunks_mut(1 << 20);
@@ -470,7 +481,21 @@ impl Lanes {
         self.config.parameters.min(WINDOW)
     }
 
-    /// One AdamW step over the next window, on the host lane's threads, as the engine calls it.
+    /// Where weights, gradients, optimizer state and the words of clipping lie: first byte and bytes.
+    fn places(&self) -> [(u64, u64); 4] {
+        let n = self.config.parameters;
+        let numbers = TYPES.size() * n;
+        let own = self.config.optimizer.state_bytes(TYPES, n);
+        let end = 2 * numbers + own;
+        [
+            (0, numbers),
+            (numbers, numbers),
+            (2 * numbers, own),
+            (end, 24),
+        ]
+    }
+
+    /// One step of the optimizer over the next window, on the host lane's threads, as the engine calls it.
     fn update(&self, step: u64) {
         let n = self.config.parameters;
         let window = self.window();
@@ -481,28 +506,28 @@ impl Lanes {
             param: 0,
             start: 0,
         };
-        let moments = self.config.moments;
-        let mut state = lock(&self.state);
-        let [w, rem, grad, stored, clip] = state.parts([
-            (0, 2 * n),
-            (2 * n, 2 * n),
-            (4 * n, 2 * n),
-            (6 * n, moments.bytes(n)),
-            (STATE_BYTES * n, 24),
-        ]);
-        let hyper = Hyper::usual(step);
-        adamw::step_clipped(
+        let mut memory = lock(&self.state);
+        let [weight, gradient, state, clip] = memory.parts(self.places());
+        let types = Types {
+            optimizer: self.config.optimizer,
+            precision: TYPES,
+            gradient: TYPES,
+        };
+        let hyper = Hyper::usual(types.optimizer.name, step);
+        let operands = Operands {
+            weight,
+            state,
+            gradient: gradient.into_src(),
+            clip: clip.into_src(),
+            parts: None,
+        };
+        update::step(
             self.queue(Lane::HOST),
-            w,
-            Some(rem),
-            MomentViews::of(moments, stored, n as usize),
-            grad.into_src(),
-            Dtype::Bf16,
-            Dtype::Bf16,
+            types,
+            n,
+            operands,
             &[segment],
             &hyper,
-            clip.into_src(),
-            None,
         );
     }
 
@@ -681,7 +706,7 @@ mod tests {
             gpu: None,
             drives: vec![(dir.path().to_owned(), 1.0)],
             parameters: 1 << 18,
-            moments: Moments::F32,
+            optimizer: Optimizer::default(),
             copy: Bytes::MIB,
             disk: Bytes::MIB * 32,
         };

@@ -10,14 +10,14 @@ use std::time::{Duration, Instant};
 
 use lowtide_device::cuda::{self, Event, Gpu};
 use lowtide_device::{Memory, Queue, memory};
-use lowtide_kernels::adamw::{self, Hyper, MomentViews, Segment};
 use lowtide_kernels::gradient;
 use lowtide_kernels::matmul::{self, Dims};
+use lowtide_kernels::update::{self, Hyper, Operands, Segment, Types};
 use lowtide_model::{Arg, Call, Decoder, Phase, store_inputs};
-use lowtide_planner::{DiskRates, Lane, Machine, Shared, Source, Together};
+use lowtide_planner::{DiskRates, Lane, Machine, Shared, Source, Together, UpdateRate, Updates};
 use lowtide_tiers::{Arena, Fill, MadeDirs, ProbeConfig, TierError, process};
 use lowtide_units::{Bytes, BytesPerSecond, FlopsPerSecond, Seconds};
-use lowtide_workload::{Access, Dtype, Moments, Op, Operand, Unit, UnitKind, What, Workload};
+use lowtide_workload::{Access, Dtype, Op, Operand, Optimizer, Unit, UnitKind, What, Workload};
 
 use crate::contention::{Alone, Lanes, LanesConfig};
 use crate::error::MeasureError;
@@ -34,8 +34,8 @@ pub struct ProbeOptions {
     pub drives: Vec<Drive>,
     /// Seconds spent on each figure, about.
     pub seconds: f64,
-    /// Moments that AdamW is measured with: the run's.
-    pub moments: Moments,
+    /// The optimizer whose updates are measured: the run's.
+    pub optimizer: Optimizer,
     /// Day of measurement.
     pub date: String,
     /// The GPU; `None`: the CPU device.
@@ -131,8 +131,8 @@ pub fn probe(
         Some(gpu) => {
             let (alone, together) = together(options)?;
             let host = alone.iter().find(|(lane, _)| *lane == Lane::HOST);
-            let host_adamw = host.expect("there is a host lane").1;
-            let machine = gpu_rates(options, host_adamw, gpu)?;
+            let host = host.expect("there is a host lane").1;
+            let machine = gpu_rates(options, host, gpu)?;
             (Queue::Cuda(cuda::Queue::new(gpu)?), machine, together)
         }
     };
@@ -167,7 +167,7 @@ fn together(options: &ProbeOptions) -> Result<(Alone, Vec<Together>), MeasureErr
     let drives = options.drives.iter().map(|d| (d.dir.clone(), 1.0));
     let gpu = options.gpu.clone();
     let mut config =
-        LanesConfig::for_probe(options.threads, gpu, drives.collect(), options.moments);
+        LanesConfig::for_probe(options.threads, gpu, drives.collect(), options.optimizer);
     let thorough = options.seconds >= THOROUGH;
     let (seconds, rounds) = match (thorough, &options.gpu) {
         (true, _) => (0.2, 3),
@@ -208,7 +208,7 @@ fn cpu(options: &ProbeOptions, q: &Queue) -> Result<Machine, MeasureError> {
         product(q, 256, Dtype::F32, options.seconds)?,
     );
     let copy = copy_rate(options.seconds)?;
-    let adamw = adamw_rate(q, 1 << 21, options.moments, options.seconds)?;
+    let updates = update_rate(q, 1 << 21, options.optimizer, options.seconds)?;
     let install = quartile(options.seconds.min(0.05), || q.run(|| ()));
     let wake = wake_time();
     let cores = options.threads as f64;
@@ -225,9 +225,11 @@ fn cpu(options: &ProbeOptions, q: &Queue) -> Result<Machine, MeasureError> {
         h2d: BytesPerSecond(copy),
         d2h: BytesPerSecond(copy),
         copy_overhead: Seconds(wake),
-        host_adamw: adamw,
-        device_adamw: adamw,
-        adamw_moments: options.moments,
+        updates: Updates::of(UpdateRate {
+            optimizer: options.optimizer,
+            host: updates,
+            device: updates,
+        }),
         host_overhead: Seconds(wake + install),
         disk: None,
         // On the CPU device every lane computes on the same cores.
@@ -250,7 +252,7 @@ fn cpu(options: &ProbeOptions, q: &Queue) -> Result<Machine, MeasureError> {
 }
 
 /// Rates of a GPU and its links, with what the host's lane gave (parameters a second).
-fn gpu_rates(options: &ProbeOptions, host_adamw: f64, gpu: &Gpu) -> Result<Machine, MeasureError> {
+fn gpu_rates(options: &ProbeOptions, host: f64, gpu: &Gpu) -> Result<Machine, MeasureError> {
     gpu.set_tuning(true);
     let q = Queue::Cuda(cuda::Queue::new(gpu)?);
     let seconds = options.seconds.min(0.2);
@@ -263,7 +265,7 @@ fn gpu_rates(options: &ProbeOptions, host_adamw: f64, gpu: &Gpu) -> Result<Machi
         let s = timed(&q, seconds, || q.copy(to.again(), from.src()))?;
         BytesPerSecond(2.0 * bytes as f64 / s)
     };
-    let device_adamw = adamw_rate(&q, 1 << 27, options.moments, seconds)?;
+    let device = update_rate(&q, 1 << 27, options.optimizer, seconds)?;
     finish_once(&q)?;
     let links = links(gpu, &q, seconds)?;
     let op_overhead = {
@@ -272,8 +274,8 @@ fn gpu_rates(options: &ProbeOptions, host_adamw: f64, gpu: &Gpu) -> Result<Machi
         timed(&q, 0.02, || q.copy(to.again(), from.src()))?
     };
     let wake = wake_time();
-    // What AdamW moves through host memory; what passes it in a copy, once.
-    let memory = host_adamw * options.moments.moved_each();
+    // What an update moves through host memory; what passes it in a copy, once.
+    let memory = host * options.optimizer.moved_each();
     let share = |rate: f64| rate / memory;
     let both = 1.0 / links.both_over_one.max(1.0);
     Ok(Machine {
@@ -288,9 +290,11 @@ fn gpu_rates(options: &ProbeOptions, host_adamw: f64, gpu: &Gpu) -> Result<Machi
         h2d: BytesPerSecond(links.h2d),
         d2h: BytesPerSecond(links.d2h),
         copy_overhead: Seconds(op_overhead.max(5e-6)),
-        host_adamw,
-        device_adamw,
-        adamw_moments: options.moments,
+        updates: Updates::of(UpdateRate {
+            optimizer: options.optimizer,
+            host,
+            device,
+        }),
         host_overhead: Seconds(wake + 2e-5),
         disk: None,
         shared: vec![
@@ -457,19 +461,19 @@ fn copy_rate(seconds: f64) -> Result<f64, TierError> {
     Ok(bytes as f64 / s)
 }
 
-/// Parameters a second of AdamW on `n` of them, a multiple of 128.
-fn adamw_rate(q: &Queue, n: u64, kind: Moments, seconds: f64) -> Result<f64, MeasureError> {
-    let stored = kind.bytes(n);
-    let clip = 6 * n + stored;
+/// Parameters a second of an optimizer on `n` of them, a multiple of 128.
+fn update_rate(q: &Queue, n: u64, optimizer: Optimizer, seconds: f64) -> Result<f64, MeasureError> {
+    let types = Types {
+        optimizer,
+        precision: Dtype::Bf16,
+        gradient: Dtype::Bf16,
+    };
+    let own = optimizer.state_bytes(types.precision, n);
+    let clip = 4 * n + own;
     let mut arena = device_arena(q, Bytes(clip + 64))?;
     memory::store(arena.part(clip, 24), &[1.0f64, 0.0, 1.0]);
-    let [mut w, mut rem, grad, mut moments, clip] = arena.parts([
-        (0, 2 * n),
-        (2 * n, 2 * n),
-        (4 * n, 2 * n),
-        (6 * n, stored),
-        (clip, 24),
-    ]);
+    let [mut weight, gradient, mut state, clip] =
+        arena.parts([(0, 2 * n), (2 * n, 2 * n), (4 * n, own), (clip, 24)]);
     let segments = [Segment {
         offset: 0,
         elements: n as usize,
@@ -477,21 +481,16 @@ fn adamw_rate(q: &Queue, n: u64, kind: Moments, seconds: f64) -> Result<f64, Mea
         param: 0,
         start: 0,
     }];
-    let hyper = Hyper::usual(1);
+    let hyper = Hyper::usual(optimizer.name, 1);
     let s = timed(q, seconds, || {
-        adamw::step_clipped(
-            q,
-            w.again(),
-            Some(rem.again()),
-            MomentViews::of(kind, moments.again(), n as usize),
-            grad.src(),
-            Dtype::Bf16,
-            Dtype::Bf16,
-            &segments,
-            &hyper,
-            clip.src(),
-            None,
-        );
+        let operands = Operands {
+            weight: weight.again(),
+            state: state.again(),
+            gradient: gradient.src(),
+            clip: clip.src(),
+            parts: None,
+        };
+        update::step(q, types, n, operands, &segments, &hyper);
     })?;
     Ok(n as f64 / s)
 }
@@ -741,7 +740,7 @@ mod tests {
             }],
             seconds: 0.02,
             date: "2026-11-21".to_owned(),
-            moments: Moments::F32,
+            optimizer: Optimizer::default(),
             gpu: None,
         };
         let machine = probe(&options, None, None).unwrap();

@@ -102,6 +102,7 @@ impl Spec {
             name: self.name.clone(),
             unit: self.unit,
             elements: self.elements(),
+            cols: self.cols,
             decay,
         }
     }

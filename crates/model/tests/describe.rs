@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use driver::tiny_shapes;
 use lowtide_model::{ModelError, Options, Phase, describe, hf_tensors};
 use lowtide_workload::{
-    Access, Batch, Dtype, ModelShape, Moments, Unit, UnitKind, What, Workload, builtin_names,
+    Access, Batch, Dtype, ModelShape, Optimizer, Unit, UnitKind, What, Workload, builtin_names,
 };
 
 fn options(micro_batch: u32, seq: u32, accumulate: u32) -> Options {
@@ -20,7 +20,7 @@ fn options(micro_batch: u32, seq: u32, accumulate: u32) -> Options {
     Options {
         precision: Dtype::Bf16,
         gradient: Dtype::Bf16,
-        moments: Moments::F32,
+        optimizer: Optimizer::default(),
         batch,
         logits_chunk: 0,
         make: lowtide_device::Make::Cpu,

@@ -115,7 +115,7 @@ pub(crate) fn assemble(
         unit_names: w.units.iter().map(|u| u.name.clone()).collect(),
         precision: w.precision,
         gradient: w.gradient,
-        moments: w.moments,
+        optimizer: w.optimizer,
         choice: choice.clone(),
         pieces: d.pieces,
         slots: l.slots,

@@ -3,12 +3,12 @@
 use std::fmt::Write as _;
 
 use lowtide_units::{Bytes, Seconds};
-use lowtide_workload::Moments;
+use lowtide_workload::{Optimizer, OptimizerName};
 use serde::{Deserialize, Serialize};
 
 use crate::choice::{LoopOrder, Processor};
 use crate::machine::Machine;
-use crate::plan::{Lane, LaneKind, Plan, Tier, TierUse, state_bytes};
+use crate::plan::{Lane, LaneKind, Plan, Tier, TierUse};
 
 /// A lane's name for people: on a machine without a GPU the device's work is the device's.
 #[must_use]
@@ -54,14 +54,16 @@ pub fn explain(plan: &Plan, cuda: bool) -> String {
             cells[0], cells[1], cells[2]
         );
     }
-    if plan.moments != Moments::F32 {
+    if plan.optimizer != Optimizer::default() {
+        let optimizer = match plan.optimizer.name {
+            name if name == OptimizerName::default() => String::new(),
+            name => format!("{}, ", name.about().title),
+        };
         let _ = writeln!(
             text,
-            "moments in {}: {} bytes a parameter of state and weight",
-            plan.moments.name(),
-            plan.precision.size() as f64
-                + state_bytes(plan.precision, plan.moments, Moments::BLOCK) as f64
-                    / Moments::BLOCK as f64
+            "{optimizer}moments in {}: {} bytes a parameter of state and weight",
+            plan.optimizer.moments.name(),
+            plan.optimizer.bytes_each(plan.precision)
         );
     }
     if plan.choice.durable {
@@ -161,10 +163,10 @@ pub fn split(plan: &Plan, machine: &Machine) -> [Share; 3] {
         for piece in plan.pieces.iter().filter(|p| p.unit as usize == u) {
             shares[kind].parameters += piece.elements;
             shares[kind].seconds += match kind {
-                0 => machine.update(Lane::HOST, piece.elements, plan.moments),
-                1 => machine.update(Lane::GPU, piece.elements, plan.moments),
+                0 => machine.update(Lane::HOST, piece.elements, plan.optimizer),
+                1 => machine.update(Lane::GPU, piece.elements, plan.optimizer),
                 _ => {
-                    let state = state_bytes(plan.precision, plan.moments, piece.elements);
+                    let state = plan.optimizer.state_bytes(plan.precision, piece.elements);
                     machine.copy(Lane::H2D, Bytes(state))
                 }
             };

@@ -22,6 +22,7 @@ pub mod search;
 pub mod simulate;
 mod tiers;
 pub mod together;
+mod updates;
 pub mod waits;
 
 pub use build::build;
@@ -34,6 +35,7 @@ pub use plan::{
 pub use rounds::Rounds;
 pub use search::{Pins, PlanError, Refusal, Request, plan as make};
 pub use together::Together;
+pub use updates::{UpdateRate, Updates};
 
 #[cfg(test)]
 mod durable_tests;

@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 
 use lowtide_units::{Bytes, BytesPerSecond, FlopsPerSecond, Seconds};
-use lowtide_workload::{Dtype, Moments, Op};
+use lowtide_workload::{Dtype, Op, Optimizer};
 use serde::{Deserialize, Serialize};
 
 use crate::plan::{Lane, LaneKind};
 use crate::together::Together;
+use crate::updates::Updates;
 
 /// Where the rates come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -98,13 +99,9 @@ pub struct Machine {
     pub d2h: BytesPerSecond,
     /// Time of the smallest copy.
     pub copy_overhead: Seconds,
-    /// AdamW on the host, parameters a second.
-    pub host_adamw: f64,
-    /// AdamW on the device, parameters a second.
-    pub device_adamw: f64,
-    /// The moments that both rates were measured with. Others are estimated: [`Machine::update`].
-    #[serde(default)]
-    pub adamw_moments: Moments,
+    /// Optimizers that were measured. Others are estimated: [`Machine::update`].
+    #[serde(flatten)]
+    pub updates: Updates,
     /// Time to start a task on the host.
     pub host_overhead: Seconds,
     /// The drives together; none where there is no disk budget.
@@ -156,8 +153,10 @@ impl Machine {
         rate("device_memory", self.device_memory.0)?;
         rate("h2d", self.h2d.0)?;
         rate("d2h", self.d2h.0)?;
-        rate("host_adamw", self.host_adamw)?;
-        rate("device_adamw", self.device_adamw)?;
+        for update in self.updates.iter() {
+            rate(&update.key("host"), update.host)?;
+            rate(&update.key("device"), update.device)?;
+        }
         seconds("op_overhead", self.op_overhead)?;
         seconds("copy_overhead", self.copy_overhead)?;
         seconds("host_overhead", self.host_overhead)?;
@@ -224,17 +223,15 @@ impl Machine {
         bytes / rate + disk.latency
     }
 
-    /// Time of an update, alone. Rates measured with other moments are scaled by the bytes moved, but
-    /// an update is not taken to be faster for moving fewer: it then computes what it saves. On an H200
-    /// with 16 cores of a Xeon 8-bit and bf16 moments take the time of f32 ones or more, on either side.
+    /// Time of an update, alone: at the optimizer's own rate, or at another's as
+    /// [`UpdateRate::times`](crate::UpdateRate::times) says.
     #[must_use]
-    pub fn update(&self, lane: Lane, elements: u64, moments: Moments) -> Seconds {
-        let moved = moments.moved_each() / self.adamw_moments.moved_each();
-        let elements = elements as f64 * moved.max(1.0);
+    pub fn update(&self, lane: Lane, elements: u64, optimizer: Optimizer) -> Seconds {
+        let nearest = self.updates.nearest(optimizer);
         if lane.kind == LaneKind::Gpu {
-            Seconds(elements / self.device_adamw) + self.op_overhead
+            nearest.time(nearest.device, elements, optimizer) + self.op_overhead
         } else {
-            Seconds(elements / self.host_adamw) + self.host_overhead
+            nearest.time(nearest.host, elements, optimizer) + self.host_overhead
         }
     }
 
@@ -288,8 +285,12 @@ mod tests {
             ("h2d", |m| &mut m.h2d.0),
             ("d2h", |m| &mut m.d2h.0),
             ("copy_overhead", |m| &mut m.copy_overhead.0),
-            ("host_adamw", |m| &mut m.host_adamw),
-            ("device_adamw", |m| &mut m.device_adamw),
+            ("updates.adamw.host (or host_adamw)", |m| {
+                &mut m.updates.iter_mut().next().expect("one").host
+            }),
+            ("updates.adamw.device (or device_adamw)", |m| {
+                &mut m.updates.iter_mut().next().expect("one").device
+            }),
             ("host_overhead", |m| &mut m.host_overhead.0),
             ("disk.read", |m| {
                 &mut m.disk.as_mut().expect("a drive").read.0
@@ -324,27 +325,5 @@ mod tests {
         none = whole;
         none.ops.insert("x".to_owned(), Seconds(-1.0));
         assert_eq!(none.check().expect_err("it is refused").key, "ops.x");
-    }
-
-    /// Rates of f32 moments say what others take, and the other way round; the overhead stays.
-    #[test]
-    fn an_update_takes_the_bytes_that_it_moves_and_is_not_faster_for_fewer() {
-        let mut machine = testing::machine();
-        for lane in [Lane::HOST, Lane::GPU] {
-            let work = |m: &Machine, moments| m.update(lane, 1 << 30, moments).0;
-            let start = machine.update(lane, 0, Moments::F32).0;
-            machine.adamw_moments = Moments::F32;
-            let f32s = work(&machine, Moments::F32);
-            assert_eq!(work(&machine, Moments::Bf16), f32s);
-            assert_eq!(work(&machine, Moments::Int8), f32s);
-            machine.adamw_moments = Moments::Bf16;
-            assert_eq!(
-                work(&machine, Moments::Bf16),
-                f32s,
-                "measured with the run's own"
-            );
-            let more = (work(&machine, Moments::F32) - start) / (f32s - start);
-            assert!((more - 26.0 / 18.0).abs() < 1e-9);
-        }
     }
 }

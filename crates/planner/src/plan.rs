@@ -22,7 +22,7 @@
 use std::ops::Range;
 
 use lowtide_units::{Bytes, Seconds};
-use lowtide_workload::{Dtype, Moments, PIECE_ALIGN, What, Workload};
+use lowtide_workload::{Dtype, Optimizer, PIECE_ALIGN, What, Workload};
 use serde::{Deserialize, Serialize};
 
 pub use crate::lanes::{LANES, Lane, LaneKind, PerLane};
@@ -76,29 +76,12 @@ impl Piece {
     }
 }
 
-/// Bytes of the optimizer state of a piece beside its weights: in bf16 a 16-bit remainder for each
-/// of its `elements` (with the weight an exact f32 master), and both moments as they are stored.
-/// Layout: remainder n·i16 (bf16 only), then [`Moments::layout`].
-#[must_use]
-pub fn state_bytes(precision: Dtype, moments: Moments, elements: u64) -> u64 {
-    moments_offset(precision, elements) + moments.bytes(elements)
-}
-
-/// Where the moments begin in the state of a piece, in bytes.
-#[must_use]
-pub fn moments_offset(precision: Dtype, elements: u64) -> u64 {
-    match precision {
-        Dtype::Bf16 => 2 * elements,
-        Dtype::F32 => 0,
-    }
-}
-
 /// What a slot holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Tensor {
     /// Weights of a piece.
     Weight(u32),
-    /// Optimizer state of a piece, see [`state_bytes`].
+    /// Optimizer state of a piece beside its weights: the arrays of [`Optimizer::layout`].
     State(u32),
     /// Complete gradient of a piece, rounded once.
     Gradient(u32),
@@ -260,7 +243,7 @@ pub enum Work {
         /// Micro-batch.
         micro_batch: u32,
     },
-    /// AdamW on a piece, on the lane's processor.
+    /// The optimizer's step on a piece, on the lane's processor.
     /// Args: weight, state, gradient, clip factor, norm parts.
     Update {
         /// Piece.
@@ -408,9 +391,9 @@ pub struct Plan {
     pub precision: Dtype,
     /// Storage of complete gradients.
     pub gradient: Dtype,
-    /// How the optimizer's moments are stored.
+    /// What updates the parameters, and how it stores its state.
     #[serde(default)]
-    pub moments: Moments,
+    pub optimizer: Optimizer,
     /// The choices that made it.
     pub choice: crate::choice::Choice,
     /// How the parameters are cut.

@@ -50,7 +50,7 @@ fn task_alone(pieces: &[Piece], w: &Workload, machine: &Machine, task: &Task) ->
         // The record and what the drives still hold; how long that takes is not measured.
         Work::Commit => machine.disk(task.lane, Bytes(4096)) * 2.0,
         Work::Update { piece } => {
-            machine.update(task.lane, pieces[piece as usize].elements, w.moments)
+            machine.update(task.lane, pieces[piece as usize].elements, w.optimizer)
         }
         Work::Load { .. } | Work::Norm | Work::Losses | Work::Logits { .. } => {
             machine.host_overhead

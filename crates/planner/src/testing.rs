@@ -2,10 +2,11 @@
 
 use lowtide_units::{Bytes, BytesPerSecond, Flops, FlopsPerSecond, Seconds};
 use lowtide_workload::{
-    Batch, Dtype, Local, Moments, Op, Operand, Param, Unit, UnitKind, What, Workload,
+    Batch, Dtype, Local, Op, Operand, Optimizer, Param, Unit, UnitKind, What, Workload,
 };
 
 use crate::machine::{DiskRates, Machine, Shared, Source};
+use crate::updates::{UpdateRate, Updates};
 
 fn op(name: &str, operands: Vec<Operand>, workspace: u64, flops: f64) -> Op {
     Op {
@@ -48,6 +49,7 @@ pub(crate) fn workload(layers: u32, accumulate: u32) -> Workload {
         name: "embedding".into(),
         unit: 0,
         elements: v * c,
+        cols: c,
         decay: true,
     }];
     let local = |name: &str, n: u64| Local {
@@ -80,18 +82,21 @@ pub(crate) fn workload(layers: u32, accumulate: u32) -> Workload {
             name: format!("{l}.norm"),
             unit,
             elements: c,
+            cols: 1,
             decay: false,
         });
         params.push(Param {
             name: format!("{l}.up"),
             unit,
             elements: f * c,
+            cols: c,
             decay: true,
         });
         params.push(Param {
             name: format!("{l}.down"),
             unit,
             elements: f * c,
+            cols: f,
             decay: true,
         });
         // x 0, h 1, up 2, act 3, y 4, dy 5, dact 6, dup 7, dh 8, dx 9
@@ -156,6 +161,7 @@ pub(crate) fn workload(layers: u32, accumulate: u32) -> Workload {
         name: "head.norm".into(),
         unit,
         elements: c,
+        cols: 1,
         decay: false,
     });
     let loss = Operand::write(What::Loss);
@@ -203,7 +209,7 @@ pub(crate) fn workload(layers: u32, accumulate: u32) -> Workload {
         batch,
         precision: Dtype::Bf16,
         gradient: Dtype::Bf16,
-        moments: Moments::F32,
+        optimizer: Optimizer::default(),
         units,
         params,
         model_flops: Flops(1e9),
@@ -266,6 +272,15 @@ pub(crate) fn with_positions(layers: u32, accumulate: u32) -> Workload {
     w
 }
 
+/// Rates of updates: so many parameters a second on the host.
+pub(crate) fn updates(host: f64) -> Updates {
+    Updates::of(UpdateRate {
+        optimizer: Optimizer::default(),
+        host,
+        device: 1e10,
+    })
+}
+
 /// Round rates.
 pub(crate) fn machine() -> Machine {
     let share = |list: &[(&str, f64)]| list.iter().map(|&(k, v)| (k.to_owned(), v)).collect();
@@ -281,9 +296,7 @@ pub(crate) fn machine() -> Machine {
         h2d: BytesPerSecond(1e10),
         d2h: BytesPerSecond(1e10),
         copy_overhead: Seconds(2e-6),
-        host_adamw: 1e9,
-        device_adamw: 1e10,
-        adamw_moments: Moments::F32,
+        updates: updates(1e9),
         host_overhead: Seconds(2e-6),
         disk: Some(DiskRates {
             read: BytesPerSecond(2e9),

@@ -292,7 +292,7 @@ mod tests {
     fn each_task_that_leads_to_the_end_of_a_pause_counts_for_its_own_time() {
         let waits = |units: usize, slower: f64| {
             let (w, mut m) = (workload(6, 1), machine());
-            m.host_adamw /= slower;
+            m.updates = crate::testing::updates(1e9 / slower);
             let mut c = Choice::resident(&w);
             c.optimizer[..units].fill(Tier::Host);
             c.update[..units].fill(Processor::Host);

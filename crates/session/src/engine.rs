@@ -7,10 +7,9 @@ use std::time::Duration;
 
 use lowtide_device::{Dst, Queue, Src, memory};
 use lowtide_executor::{Bound, EngineError, Record, TaskCall};
-use lowtide_kernels::adamw::{self, Hyper, MomentViews};
 use lowtide_kernels::gradient;
+use lowtide_kernels::update::{self, Hyper};
 use lowtide_model::{Arg, Call, Decoder, Phase, store_inputs};
-use lowtide_planner::plan::moments_offset;
 use lowtide_planner::{Clip, Piece, Plan, Work};
 
 use crate::commit::{About, Commits, Mark};
@@ -154,7 +153,7 @@ pub struct Engine {
     clip: ClipRule,
     /// Each piece's parameters, for kernels that walk them.
     segments: Vec<Vec<gradient::Segment>>,
-    updates: Vec<Vec<adamw::Segment>>,
+    updates: Vec<Vec<update::Segment>>,
     commits: Commits,
 }
 
@@ -191,7 +190,7 @@ impl Engine {
             .map(|piece| {
                 walk(piece)
                     .into_iter()
-                    .map(|(param, p, offset)| adamw::Segment {
+                    .map(|(param, p, offset)| update::Segment {
                         offset,
                         elements: p.elements as usize,
                         decay: p.decay,
@@ -299,29 +298,25 @@ impl Engine {
             }
         }
         let piece = &self.plan.pieces[piece_idx as usize];
-        let n = piece.elements as usize;
-        let kind = self.plan.moments;
-        let rem_bytes = moments_offset(self.plan.precision, piece.elements) as usize;
-        let (rem, moments) = state.dst().split_at(rem_bytes);
-        let moments = moments.part(0, kind.bytes(piece.elements) as usize);
         let hyper = step.update.ok_or_else(|| {
             EngineError::Wrong(
                 "an update without settings: the step was submitted wrongly".to_owned(),
             )
         })?;
-        adamw::step_clipped(
-            q,
-            weight.dst(),
-            (rem_bytes > 0).then_some(rem),
-            MomentViews::of(kind, moments, n),
-            gradient.src(),
-            self.plan.gradient,
-            self.plan.precision,
-            &self.updates[piece_idx as usize],
-            &hyper,
-            clip.src().part(0, 8 * CLIP_WORDS),
+        let types = update::Types {
+            optimizer: self.plan.optimizer,
+            precision: self.plan.precision,
+            gradient: self.plan.gradient,
+        };
+        let operands = update::Operands {
+            weight: weight.dst(),
+            state: state.dst(),
+            gradient: gradient.src(),
+            clip: clip.src().part(0, 8 * CLIP_WORDS),
             parts,
-        );
+        };
+        let segments = &self.updates[piece_idx as usize];
+        update::step(q, types, piece.elements, operands, segments, &hyper);
         Ok(())
     }
 

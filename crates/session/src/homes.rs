@@ -6,98 +6,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use lowtide_device::{Lent, memory};
 use lowtide_executor::Idle;
-use lowtide_kernels::adamw;
-use lowtide_planner::plan::moments_offset;
+use lowtide_kernels::update::split;
 use lowtide_planner::{Plan, Slot, Tensor, Tier};
 use lowtide_tiers::{ALIGN, Block, Extent, Fill, Kind, TierError};
 use lowtide_units::Bytes;
-use lowtide_workload::{Dtype, Moments, Workload};
+use lowtide_workload::{Dtype, Init, Role, StateArray, StateSpec, Workload};
 use rayon::prelude::*;
 
-/// One of the arrays that a parameter has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
-    /// What the device reads.
-    Weight,
-    /// What the weight lacks of the f32 master (precision bf16 only), `i16`.
-    Remainder,
-    /// First moment: f32, bf16 or codes.
-    FirstMoment,
-    /// Second moment, likewise.
-    SecondMoment,
-    /// Scales of the first moment's codes (8-bit moments only), f32, one a block.
-    FirstScale,
-    /// Scales of the second moment's codes, likewise.
-    SecondScale,
-}
-
-impl Role {
-    /// The roles that exist in a precision with moments of a kind.
-    #[must_use]
-    pub fn all(precision: Dtype, moments: Moments) -> &'static [Self] {
-        use Role::{FirstMoment, FirstScale, Remainder, SecondMoment, SecondScale, Weight};
-        const ALL: &[Role] = &[
-            Weight,
-            Remainder,
-            FirstMoment,
-            SecondMoment,
-            FirstScale,
-            SecondScale,
-        ];
-        const WITHOUT_REMAINDER: &[Role] =
-            &[Weight, FirstMoment, SecondMoment, FirstScale, SecondScale];
-        let all = match precision {
-            Dtype::Bf16 => ALL,
-            Dtype::F32 => WITHOUT_REMAINDER,
-        };
-        // Scales stand last.
-        match moments {
-            Moments::Int8 => all,
-            Moments::F32 | Moments::Bf16 => &all[..all.len() - 2],
-        }
-    }
-
-    /// Bytes of one entry.
-    #[must_use]
-    pub fn size(self, precision: Dtype, moments: Moments) -> u64 {
-        match self {
-            Self::Weight => precision.size(),
-            Self::Remainder => 2,
-            Self::FirstMoment | Self::SecondMoment => moments.size(),
-            Self::FirstScale | Self::SecondScale => 4,
-        }
-    }
-
-    /// Numbers of a parameter that one entry is for: 1, or a block.
-    #[must_use]
-    pub fn block(self) -> u64 {
-        match self {
-            Self::FirstScale | Self::SecondScale => Moments::BLOCK,
-            _ => 1,
-        }
-    }
-
-    /// Entries of a parameter of `elements` numbers; the last may be for a part of a block.
-    #[must_use]
-    pub fn entries(self, elements: u64) -> u64 {
-        elements.div_ceil(self.block())
-    }
-
-    /// Name in files.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Weight => "weight",
-            Self::Remainder => "remainder",
-            Self::FirstMoment => "first_moment",
-            Self::SecondMoment => "second_moment",
-            Self::FirstScale => "first_scale",
-            Self::SecondScale => "second_scale",
-        }
-    }
-}
-
-/// Numbers moved at a time.
+/// Numbers or entries moved at a time.
 const CHUNK: u64 = 1 << 19;
 /// Bytes moved at a time, at most.
 const STAGED: u64 = 4 * CHUNK;
@@ -238,34 +154,37 @@ impl<'a> Homes<'a> {
         memory.lend(slot.offset + offset, bytes)
     }
 
-    /// Slots of a role of a piece (a weight may have a resident copy too) and its first byte there.
-    fn slots(&self, piece: u32, role: Role) -> (Vec<(u32, &Slot)>, u64) {
-        let n = self.plan.pieces[piece as usize].elements;
-        let moments = moments_offset(self.plan.precision, n);
-        let layout = self.plan.moments.layout(n);
-        let (tensor, offset) = match role {
-            Role::Weight => (Tensor::Weight(piece), 0),
-            Role::Remainder => (Tensor::State(piece), 0),
-            Role::FirstMoment => (Tensor::State(piece), moments + layout.first.start),
-            Role::SecondMoment => (Tensor::State(piece), moments + layout.second.start),
-            Role::FirstScale => (Tensor::State(piece), moments + layout.first_scale.start),
-            Role::SecondScale => (Tensor::State(piece), moments + layout.second_scale.start),
+    /// Slots of an array of a piece: a weight may have a resident copy too.
+    fn slots(&self, piece: u32, array: &StateArray) -> Vec<(u32, &Slot)> {
+        let tensor = match array.spec.role {
+            Role::WEIGHT => Tensor::Weight(piece),
+            _ => Tensor::State(piece),
         };
-        (self.plan.homes(tensor).collect(), offset)
+        self.plan.homes(tensor).collect()
     }
 
-    fn roles(&self) -> &'static [Role] {
-        Role::all(self.plan.precision, self.plan.moments)
+    /// Where a role's array lies in a piece.
+    fn array(&self, piece: u32, role: Role) -> StateArray {
+        let elements = self.plan.pieces[piece as usize].elements;
+        let array = self
+            .plan
+            .optimizer
+            .array(self.plan.precision, elements, role);
+        array.unwrap_or_else(|| panic!("no array for {role:?}"))
     }
 
-    fn size(&self, role: Role) -> u64 {
-        role.size(self.plan.precision, self.plan.moments)
+    /// The table of every parameter.
+    fn roles(&self) -> impl Iterator<Item = &'static StateSpec> {
+        self.plan.optimizer.roles(self.plan.precision)
     }
 
     /// Reads entries `range` of a parameter's role as bytes.
     ///
     /// # Errors
     /// The disk's.
+    ///
+    /// # Panics
+    /// When the optimizer's table has no such role.
     pub fn read(
         &self,
         param: u32,
@@ -275,27 +194,54 @@ impl<'a> Homes<'a> {
     ) -> Result<(), TierError> {
         let piece_idx = self.plan.piece_of(param);
         let piece = &self.plan.pieces[piece_idx as usize];
-        let (slots, base) = self.slots(piece_idx, role);
-        let first = piece.offset_of(param) / role.block() + range.start;
-        let start = base + first * self.size(role);
+        let array = self.array(piece_idx, role);
+        let first = array.first(piece.offset_of(param)) + range.start;
+        let start = array.start + first * array.spec.size();
+        let home = self.slots(piece_idx, &array)[0];
         for (i, part) in out.chunks_mut(STAGED as usize).enumerate() {
-            self.load(slots[0], start + i as u64 * STAGED, part)?;
+            self.load(home, start + i as u64 * STAGED, part)?;
         }
         Ok(())
     }
 
-    /// Chunks of all pieces: piece and first number.
-    fn chunks(&self) -> Vec<(usize, u64)> {
-        let pieces = self.plan.pieces.iter().enumerate();
-        pieces
-            .flat_map(|(i, p)| {
-                let starts = (0..p.elements).step_by(CHUNK as usize);
-                starts.map(move |from| (i, from))
-            })
-            .collect()
+    /// Chunks of all arrays of all pieces: piece, array, entries.
+    fn chunks(&self) -> Vec<(u32, StateArray, Range<u64>)> {
+        let mut all = Vec::new();
+        for (i, piece) in self.plan.pieces.iter().enumerate() {
+            for spec in self.roles() {
+                let array = self.array(i as u32, spec.role);
+                debug_assert!(array.entries() <= piece.elements, "{array:?}");
+                for from in (0..array.entries()).step_by(CHUNK as usize) {
+                    let to = (from + CHUNK).min(array.entries());
+                    all.push((i as u32, array, from..to));
+                }
+            }
+        }
+        all
     }
 
-    /// Writes every role of every piece from `fill(param, range, role, bytes)`, which puts these
+    /// The parameters that have some of these entries of a piece's array: parameter, its entries, and the first
+    /// of them among these.
+    fn params_in(
+        &self,
+        piece: u32,
+        array: &StateArray,
+        entries: &Range<u64>,
+    ) -> Vec<(u32, Range<u64>, u64)> {
+        let piece = &self.plan.pieces[piece as usize];
+        let mut all = Vec::new();
+        for (p, &offset) in piece.params.clone().zip(&piece.offsets) {
+            let first = array.first(offset);
+            let end = first + array.spec.entries(&self.workload.params[p as usize]);
+            let (a, b) = (entries.start.max(first), entries.end.min(end));
+            if a < b {
+                all.push((p, a - first..b - first, a - entries.start));
+            }
+        }
+        all
+    }
+
+    /// Writes every array of every piece from `fill(param, range, spec, bytes)`, which puts these
     /// entries of the parameter into `bytes`; padding becomes zero. On all cores: `fill` is called in
     /// any order, from several threads.
     ///
@@ -303,36 +249,22 @@ impl<'a> Homes<'a> {
     /// The disk's, or one of `fill`.
     pub fn write_all<E: From<TierError> + Send>(
         &self,
-        fill: impl Fn(u32, Range<u64>, Role, &mut [u8]) -> Result<(), E> + Sync,
+        fill: impl Fn(u32, Range<u64>, &StateSpec, &mut [u8]) -> Result<(), E> + Sync,
     ) -> Result<(), E> {
-        self.chunks()
-            .into_par_iter()
-            .try_for_each(|(piece_idx, from)| {
-                let piece = &self.plan.pieces[piece_idx];
-                let to = (from + CHUNK).min(piece.elements);
-                for &role in self.roles() {
-                    let size = self.size(role);
-                    // Pieces, chunks and parameters begin at whole blocks.
-                    let block = role.block();
-                    let mut bytes = vec![0u8; ((to - from) / block * size) as usize];
-                    for (p, &offset) in piece.params.clone().zip(&piece.offsets) {
-                        let elements = self.workload.params[p as usize].elements;
-                        let (a, b) = (from.max(offset), to.min(offset + elements));
-                        if a < b {
-                            let entries = (a - offset) / block..role.entries(b - offset);
-                            let at = (a - from) / block;
-                            let part = at * size..(at + entries.end - entries.start) * size;
-                            let part = &mut bytes[part.start as usize..part.end as usize];
-                            fill(p, entries, role, part)?;
-                        }
-                    }
-                    let (slots, base) = self.slots(piece_idx as u32, role);
-                    for slot in slots {
-                        self.store(slot, base + from / block * size, &bytes)?;
-                    }
-                }
-                Ok(())
-            })
+        let chunks = self.chunks().into_par_iter();
+        chunks.try_for_each(|(piece, array, entries)| {
+            let size = array.spec.size();
+            let mut bytes = vec![0u8; ((entries.end - entries.start) * size) as usize];
+            for (p, range, at) in self.params_in(piece, &array, &entries) {
+                let n = (range.end - range.start) * size;
+                let part = &mut bytes[(at * size) as usize..][..n as usize];
+                fill(p, range, &array.spec, part)?;
+            }
+            for slot in self.slots(piece, &array) {
+                self.store(slot, array.start + entries.start * size, &bytes)?;
+            }
+            Ok(())
+        })
     }
 
     /// Fills every copy of weights that stays on device or host from the truth.
@@ -343,7 +275,10 @@ impl<'a> Homes<'a> {
         let size = self.plan.precision.size();
         let mut bytes = Vec::new();
         for (piece_idx, piece) in self.plan.pieces.iter().enumerate() {
-            let (slots, _) = self.slots(piece_idx as u32, Role::Weight);
+            let slots = self.slots(
+                piece_idx as u32,
+                &self.array(piece_idx as u32, Role::WEIGHT),
+            );
             let (truth, copies) = slots.split_first().expect("weights have a home");
             if copies.is_empty() {
                 continue;
@@ -366,18 +301,17 @@ impl<'a> Homes<'a> {
     /// # Errors
     /// The disk's.
     pub fn flip_bit(&self, piece: u32) -> Result<(), TierError> {
-        let (slots, base) = self.slots(piece, Role::Weight);
-        for slot in slots {
+        for slot in self.slots(piece, &self.array(piece, Role::WEIGHT)) {
             let mut first = [0u8; 1];
-            self.load(slot, base, &mut first)?;
-            self.store(slot, base, &[first[0] ^ 1])?;
+            self.load(slot, 0, &mut first)?;
+            self.store(slot, 0, &[first[0] ^ 1])?;
         }
         Ok(())
     }
 
-    /// Fills weights from f32 numbers, moments with zero; on all cores, because a large model has
-    /// tens of gigabytes. `source` is asked for ranges of parameters in any order, from several
-    /// threads, and each number must not depend on the range that it is asked in.
+    /// Fills weights from f32 numbers, and the optimizer's arrays with what its table says; on all cores,
+    /// because a large model has tens of gigabytes. `source` is asked for ranges of parameters in any order,
+    /// from several threads, and each number must not depend on the range that it is asked in.
     ///
     /// # Errors
     /// The disk's, or one of `source`.
@@ -385,44 +319,49 @@ impl<'a> Homes<'a> {
         &self,
         source: impl Fn(u32, Range<u64>, &mut [f32]) -> Result<(), E> + Sync,
     ) -> Result<(), E> {
-        self.chunks()
-            .into_par_iter()
-            .try_for_each(|(piece_idx, from)| {
-                let piece = &self.plan.pieces[piece_idx];
-                let to = (from + CHUNK).min(piece.elements);
-                let mut numbers = vec![0f32; (to - from) as usize];
-                for (p, &offset) in piece.params.clone().zip(&piece.offsets) {
-                    let elements = self.workload.params[p as usize].elements;
-                    let (a, b) = (from.max(offset), to.min(offset + elements));
-                    if a < b {
-                        let part = &mut numbers[(a - from) as usize..(b - from) as usize];
-                        source(p, a - offset..b - offset, part)?;
+        // What is made of the first weights is made in one go: they are read once.
+        let of_weights = |a: &StateArray| matches!(a.spec.init, Init::Weight | Init::Remainder);
+        let chunks = self.chunks().into_par_iter();
+        chunks.try_for_each(|(piece, array, entries)| {
+            let mut numbers = Vec::new();
+            let arrays: Vec<StateArray> = match array.spec.init {
+                Init::Remainder => return Ok(()),
+                Init::Zero => vec![array],
+                Init::Weight => {
+                    numbers.resize((entries.end - entries.start) as usize, 0f32);
+                    for (p, range, at) in self.params_in(piece, &array, &entries) {
+                        let n = (range.end - range.start) as usize;
+                        source(p, range, &mut numbers[at as usize..][..n])?;
                     }
+                    let all = self.roles().map(|spec| self.array(piece, spec.role));
+                    all.filter(of_weights).collect()
                 }
+            };
+            for array in arrays {
+                let weights = numbers.iter();
                 let mut bytes = Vec::new();
-                for &role in self.roles() {
-                    let (size, block) = (self.size(role), role.block());
-                    bytes.clear();
-                    let weights = numbers.iter();
-                    match (role, self.plan.precision) {
-                        (Role::Weight, Dtype::F32) => {
-                            bytes.extend(weights.flat_map(|x| x.to_le_bytes()));
-                        }
-                        (Role::Weight, Dtype::Bf16) => {
-                            bytes.extend(weights.flat_map(|&x| adamw::split(x).0.to_le_bytes()));
-                        }
-                        (Role::Remainder, _) => {
-                            bytes.extend(weights.flat_map(|&x| adamw::split(x).1.to_le_bytes()));
-                        }
-                        _ => bytes.resize(((to - from) / block * size) as usize, 0),
+                match (array.spec.init, self.plan.precision) {
+                    (Init::Weight, Dtype::F32) => {
+                        bytes.extend(weights.flat_map(|x| x.to_le_bytes()));
                     }
-                    let (slots, base) = self.slots(piece_idx as u32, role);
-                    for slot in slots {
-                        self.store(slot, base + from / block * size, &bytes)?;
+                    (Init::Weight, Dtype::Bf16) => {
+                        bytes.extend(weights.flat_map(|&x| split(x).0.to_le_bytes()));
+                    }
+                    (Init::Remainder, _) => {
+                        bytes.extend(weights.flat_map(|&x| split(x).1.to_le_bytes()));
+                    }
+                    (Init::Zero, _) => {
+                        let n = (entries.end - entries.start) * array.spec.size();
+                        bytes.resize(n as usize, 0);
                     }
                 }
-                Ok(())
-            })
+                let at = array.start + entries.start * array.spec.size();
+                for slot in self.slots(piece, &array) {
+                    self.store(slot, at, &bytes)?;
+                }
+            }
+            Ok(())
+        })
     }
 
     /// A parameter's weights as the device reads them, widened to f32.
@@ -432,7 +371,7 @@ impl<'a> Homes<'a> {
     pub fn weights(&self, param: u32, range: Range<u64>, out: &mut [f32]) -> Result<(), TierError> {
         let size = self.plan.precision.size() as usize;
         let mut bytes = vec![0u8; out.len() * size];
-        self.read(param, Role::Weight, range, &mut bytes)?;
+        self.read(param, Role::WEIGHT, range, &mut bytes)?;
         for (x, b) in out.iter_mut().zip(bytes.chunks_exact(size)) {
             *x = match self.plan.precision {
                 Dtype::F32 => f32::from_le_bytes([b[0], b[1], b[2], b[3]]),
@@ -452,8 +391,8 @@ impl<'a> Homes<'a> {
         let mut count = 0;
         let mut bytes = Vec::new();
         for (p, param) in self.workload.params.iter().enumerate() {
-            for &role in self.roles() {
-                let (size, entries) = (self.size(role), role.entries(param.elements));
+            for spec in self.roles() {
+                let (role, size, entries) = (spec.role, spec.size(), spec.entries(param));
                 for from in (0..entries).step_by(CHUNK as usize) {
                     let to = (from + CHUNK).min(entries);
                     bytes.resize(((to - from) * size) as usize, 0);

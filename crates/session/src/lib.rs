@@ -14,7 +14,7 @@ mod totals;
 pub use commit::{About, CommitRecord, Mark, StepNumbers};
 pub use engine::{ClipRule, Engine, StepData};
 pub use error::SessionError;
-pub use homes::{Homes, Role};
+pub use homes::Homes;
 pub use outcome::Outcome;
 pub use requests::Requests;
 pub use session::{DiskChoice, Session, SessionOptions};

@@ -7,7 +7,7 @@ use std::time::Duration;
 use lowtide_device::cuda::Gpu;
 use lowtide_device::{Lent, Memory, memory};
 use lowtide_executor::{ExecError, Idle, Measured, Mode, Options, Runner, Tiers, Trace};
-use lowtide_kernels::adamw::Hyper;
+use lowtide_kernels::update::Hyper;
 use lowtide_model::Decoder;
 use lowtide_planner::{Clip, PartName, Plan, Slot, Tensor, Tier, Version};
 use lowtide_tiers::{

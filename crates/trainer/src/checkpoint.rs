@@ -1,7 +1,7 @@
 //! Checkpoints: everything that a run needs to go on bit for bit, whatever the placement.
 //!
 //! A checkpoint is a directory `step-00000120` with `state.safetensors` (weight, remainder and
-//! moments of every parameter, under names like `blocks.0.qkv.first_moment`) and `run.json` (step,
+//! optimizer state of every parameter, under names like `blocks.0.qkv.first_moment`) and `run.json` (step,
 //! place in the data, last norm, numerics key, checksums). It is written under another name, synced
 //! and renamed, so one that has its name is whole; `whole.rs` says of one that a stranger or a drive
 //! broke what is wrong with it. Writing and reading go in chunks, on all cores, through a few MiB of
@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use lowtide_tiers::{DirectFile, Window};
-use lowtide_workload::{Dtype, Moments, Workload};
+use lowtide_workload::{Role, StateSpec, Workload};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -29,8 +29,8 @@ use crate::output::mark::Holds;
 use crate::output::replace::Shelf;
 use crate::output::{CHECKPOINTS, Output};
 use lowtide_data::State;
+use lowtide_session::Homes;
 use lowtide_session::Totals;
-use lowtide_session::{Homes, Role};
 use whole::broken;
 pub(crate) use whole::with_whole_one;
 pub use whole::{look, read_run, verify};
@@ -131,8 +131,8 @@ impl RunState {
 /// Where each array lies in the state file.
 struct Layout {
     header: Vec<u8>,
-    /// Arrays in the file's order, by parameter: parameter, role, its bytes in the file.
-    arrays: Vec<(u32, Role, Range<u64>)>,
+    /// Arrays in the file's order, by parameter: parameter, which array of its table, its bytes in the file.
+    arrays: Vec<(u32, StateSpec, Range<u64>)>,
 }
 
 impl Layout {
@@ -145,20 +145,20 @@ impl Layout {
     /// First byte of a parameter's role in the file.
     fn start(&self, param: u32, role: Role) -> u64 {
         let first = self.arrays.partition_point(|a| a.0 < param);
-        let array = self.arrays[first..].iter().find(|a| a.1 == role);
+        let array = self.arrays[first..].iter().find(|a| a.1.role == role);
         array.expect("every parameter has every role").2.start
     }
 
-    /// The parts of arrays that lie in these bytes of the file: parameter, role, bytes of the array.
-    fn parts(&self, bytes: &Range<u64>) -> impl Iterator<Item = (u32, Role, Range<u64>)> {
+    /// The parts of arrays that lie in these bytes of the file: parameter, which array, its bytes.
+    fn parts(&self, bytes: &Range<u64>) -> impl Iterator<Item = (u32, StateSpec, Range<u64>)> {
         let first = self.arrays.partition_point(|a| a.2.end <= bytes.start);
         let bytes = bytes.clone();
         self.arrays[first..]
             .iter()
             .take_while(move |a| a.2.start < bytes.end)
-            .map(move |(p, role, at)| {
+            .map(move |(p, spec, at)| {
                 let (from, to) = (bytes.start.max(at.start), bytes.end.min(at.end));
-                (*p, *role, from - at.start..to - at.start)
+                (*p, *spec, from - at.start..to - at.start)
             })
     }
 }
@@ -172,25 +172,18 @@ fn layout(w: &Workload) -> Layout {
     let mut arrays = Vec::new();
     let mut offset = 0u64;
     for (p, param) in w.params.iter().enumerate() {
-        for &role in Role::all(w.precision, w.moments) {
-            let length = role.entries(param.elements);
-            let bytes = length * role.size(w.precision, w.moments);
-            let dtype = match (role, w.precision, w.moments) {
-                (Role::Weight, Dtype::Bf16, _)
-                | (Role::FirstMoment | Role::SecondMoment, _, Moments::Bf16) => "BF16",
-                (Role::FirstMoment | Role::SecondMoment, _, Moments::Int8) => "U8",
-                (Role::Remainder, ..) => "I16",
-                _ => "F32",
-            };
+        for &spec in w.optimizer.roles(w.precision) {
+            let length = spec.entries(param);
+            let bytes = length * spec.size();
             entries.insert(
-                array_name(w, p as u32, role),
+                array_name(w, p as u32, spec.role),
                 serde_json::json!({
-                    "dtype": dtype,
+                    "dtype": spec.encoding.safetensors(),
                     "shape": [length],
                     "data_offsets": [offset, offset + bytes],
                 }),
             );
-            arrays.push((p as u32, role, offset..offset + bytes));
+            arrays.push((p as u32, spec, offset..offset + bytes));
             offset += bytes;
         }
     }
@@ -342,17 +335,17 @@ fn write(
             let out = &mut window.bytes()[..(range.end - at) as usize];
             let mut sums = Sums::new();
             let mut done = 0;
-            for (p, role, part) in layout.parts(&range) {
+            for (p, spec, part) in layout.parts(&range) {
                 let to = &mut out[done..][..(part.end - part.start) as usize];
                 done += to.len();
                 // Whole entries around the part: a window's end may cut one.
-                let size = role.size(w.precision, w.moments);
+                let size = spec.size();
                 let whole = part.start / size..part.end.div_ceil(size);
                 entries.resize(((whole.end - whole.start) * size) as usize, 0);
-                homes.read(p, role, whole.clone(), entries)?;
+                homes.read(p, spec.role, whole.clone(), entries)?;
                 let skip = (part.start - whole.start * size) as usize;
                 to.copy_from_slice(&entries[skip..][..to.len()]);
-                sums.push((p, role, part.start, crc32c::crc32c(to), to.len()));
+                sums.push((p, spec.role, part.start, crc32c::crc32c(to), to.len()));
             }
             file.write(out, at).map_err(TrainError::io(&path))?;
             Ok(sums)
@@ -419,7 +412,7 @@ pub fn run_path(dir: &Path) -> PathBuf {
 /// Loads a checkpoint's state into its homes and checks every array's checksum.
 ///
 /// # Errors
-/// [`TrainError::Broken`] for one that is damaged; one of another model, precision or kind of moments.
+/// [`TrainError::Broken`] for one that is damaged; one of another model, precision, optimizer or kind of moments.
 pub fn load(
     dir: &Path,
     w: &Workload,
@@ -435,14 +428,21 @@ pub fn load(
     let mut header = vec![0u8; layout.header.len()];
     file.read_exact_at(&mut header, 0).map_err(unread)?;
     if header != layout.header {
-        let what = "holds the state of another model, precision or kind of moments".to_owned();
+        let what =
+            "holds the state of another model, precision, optimizer or kind of moments".to_owned();
         return Err(TrainError::File { path, what });
     }
     let sums = Mutex::new(Sums::new());
-    homes.write_all(|param, range, role, bytes| -> Result<(), TrainError> {
-        let at = layout.start(param, role) + range.start * role.size(w.precision, w.moments);
+    homes.write_all(|param, range, spec, bytes| -> Result<(), TrainError> {
+        let at = layout.start(param, spec.role) + range.start * spec.size();
         file.read_exact_at(bytes, at).map_err(unread)?;
-        let sum = (param, role, range.start, crc32c::crc32c(bytes), bytes.len());
+        let sum = (
+            param,
+            spec.role,
+            range.start,
+            crc32c::crc32c(bytes),
+            bytes.len(),
+        );
         sums.lock()
             .unwrap_or_else(PoisonError::into_inner)
             .push(sum);
@@ -451,8 +451,8 @@ pub fn load(
     let sums = sums.into_inner().unwrap_or_else(PoisonError::into_inner);
     let found = joined(w, sums);
     for (p, _) in w.params.iter().enumerate() {
-        for &role in Role::all(w.precision, w.moments) {
-            let name = array_name(w, p as u32, role);
+        for spec in w.optimizer.roles(w.precision) {
+            let name = array_name(w, p as u32, spec.role);
             let found = found.get(&name).copied().unwrap_or(0);
             if state.checksums.get(&name) != Some(&found) {
                 return Err(broken(dir, whole::damaged(&name)));
@@ -495,6 +495,8 @@ fn differ(at: &str, a: &Value, b: &Value, all: &mut Vec<(String, Value, Value)>)
 
 #[cfg(test)]
 mod tests {
+    use lowtide_workload::{Dtype, Optimizer};
+
     use super::*;
 
     #[test]
@@ -530,7 +532,8 @@ mod tests {
         let mut arrays = Vec::new();
         let mut start = 16;
         for (p, length) in [5u64, 0, 14, 1, 40, 2].into_iter().enumerate() {
-            arrays.push((p as u32, Role::Weight, start..start + length));
+            let spec = *Optimizer::default().roles(Dtype::F32).next().unwrap();
+            arrays.push((p as u32, spec, start..start + length));
             start += length;
         }
         let layout = Layout {
@@ -538,7 +541,7 @@ mod tests {
             arrays: arrays.clone(),
         };
         assert_eq!(layout.bytes(), 78);
-        assert_eq!(layout.start(2, Role::Weight), 21);
+        assert_eq!(layout.start(2, Role::WEIGHT), 21);
         for size in [1, 7, 19, 100] {
             let mut found: Vec<(u32, u64)> = Vec::new();
             for at in (16..78).step_by(size) {

@@ -12,7 +12,7 @@ use std::time::Instant;
 use lowtide_config::{Length, Resume, Run, ScheduleShape};
 use lowtide_device::cuda::Gpu;
 use lowtide_executor::{EngineError, ExecError, Trace};
-use lowtide_kernels::adamw::Hyper;
+use lowtide_kernels::update::Hyper;
 use lowtide_model::Decoder;
 use lowtide_planner::Lane;
 use lowtide_units::Bytes;
@@ -606,13 +606,8 @@ impl Fit<'_> {
 
 /// A step's settings of the optimizer.
 pub(crate) fn hyper(run: &Run, lr: f64, step: u64) -> Hyper {
-    Hyper {
-        lr: lr as f32,
-        beta1: run.optimizer.beta1 as f32,
-        beta2: run.optimizer.beta2 as f32,
-        eps: run.optimizer.eps as f32,
-        weight_decay: run.optimizer.weight_decay as f32,
-        step,
-        grad_scale: 1.0,
-    }
+    let settings = run.optimizer.settings.iter();
+    settings.fold(Hyper::new(lr as f32, step), |h, &(key, value)| {
+        h.with(key, value as f32)
+    })
 }

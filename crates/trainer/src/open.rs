@@ -39,7 +39,7 @@ pub fn machine_of(
         threads: threads_of(run),
         drives: probed(run),
         seconds: 0.1,
-        moments: run.optimizer.moments,
+        optimizer: run.optimizer.what(),
         date: today(),
         gpu: device.gpu.clone(),
     };

@@ -129,7 +129,7 @@ pub fn options_of(run: &Run, batch: Batch, target: Target) -> Options {
     Options {
         precision: run.precision,
         gradient: run.train.gradient,
-        moments: run.optimizer.moments,
+        optimizer: run.optimizer.what(),
         batch,
         logits_chunk: run.train.logits_chunk,
         make: target.make,

@@ -26,7 +26,7 @@ use crate::report::moved_bytes;
 use crate::resident::Resident;
 use crate::threads::threads_of;
 use lowtide_data::{BatchShape, Batches, Micro};
-use lowtide_session::{DiskChoice, Role, Session, SessionOptions};
+use lowtide_session::{DiskChoice, Session, SessionOptions};
 
 mod slice;
 
@@ -324,9 +324,9 @@ fn compare(a: &mut Session, b: &mut Session) -> Result<(Option<String>, u64), Tr
     let mut compared = 0;
     let (mut x, mut y) = (Vec::new(), Vec::new());
     for (p, param) in w.params.iter().enumerate() {
-        for &role in Role::all(w.precision, w.moments) {
-            let size = role.size(w.precision, w.moments);
-            let entries = role.entries(param.elements);
+        for spec in w.optimizer.roles(w.precision) {
+            let (role, size) = (spec.role, spec.size());
+            let entries = spec.entries(param);
             for from in (0..entries).step_by(CHUNK as usize) {
                 let to = (from + CHUNK).min(entries);
                 x.resize(((to - from) * size) as usize, 0u8);

@@ -17,12 +17,12 @@ use common::{checked, choice, gpu, quick_on};
 use lowtide_data::Micro;
 use lowtide_device::Make;
 use lowtide_device::cuda::Gpu;
-use lowtide_kernels::adamw::Hyper;
 use lowtide_kernels::attention::Engine;
+use lowtide_kernels::update::Hyper;
 use lowtide_model::{Decoder, HfWriter, ModelError, Options, random_init};
 use lowtide_planner::{Clip, Tier};
 use lowtide_session::{ClipRule, Session, SessionOptions};
-use lowtide_workload::{Batch, Dtype, Family, ModelShape, Moments, Rope, RopeScaling};
+use lowtide_workload::{Batch, Dtype, Family, ModelShape, Optimizer, Rope, RopeScaling};
 
 const BATCH: Batch = Batch {
     micro_batch: 16,
@@ -61,7 +61,7 @@ fn open(gpu: &Gpu, attention: Engine) -> Session {
     let options = Options {
         precision: Dtype::Bf16,
         gradient: Dtype::Bf16,
-        moments: Moments::F32,
+        optimizer: Optimizer::default(),
         batch: BATCH,
         logits_chunk: 0,
         make: Make::Cuda,

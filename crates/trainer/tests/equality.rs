@@ -8,7 +8,7 @@ use common::{
 };
 use lowtide_device::cuda::Gpu;
 use lowtide_planner::{Clip, LoopOrder, Pieces, Processor, Saved, Tier};
-use lowtide_workload::{Dtype, Moments};
+use lowtide_workload::{Dtype, Moments, Optimizer};
 
 const CLIPS: [Clip; 3] = [Clip::Exact, Clip::Previous, Clip::None];
 
@@ -120,6 +120,14 @@ fn durable(gpu: Option<&Gpu>) {
     assert!(combinations >= 70, "{combinations}");
 }
 
+/// The default optimizer with moments stored so.
+fn adamw(moments: Moments) -> Optimizer {
+    Optimizer {
+        moments,
+        ..Optimizer::default()
+    }
+}
+
 /// On a GPU an update runs on the host, on the device with its state there, or on the device with
 /// its state fetched and sent back: the same bits. Runs ahead of the device and in turn alike, and
 /// twice the same.
@@ -132,7 +140,7 @@ fn the_place_of_an_update_does_not_change_a_bit() {
         .flat_map(|clip| Moments::ALL.map(|m| (clip, m)))
     {
         for precision in [Dtype::Bf16, Dtype::F32] {
-            let d = decoder_with(Some(&gpu), &shape, precision, moments, 2);
+            let d = decoder_with(Some(&gpu), &shape, precision, adamw(moments), 2);
             let run = |update, optimizer, weights, poison| {
                 let mut c = choice(&d, weights, optimizer, Tier::Host);
                 c.update.fill(update);
@@ -180,7 +188,7 @@ fn placements_do_not_change_a_bit_of_small_moments() {
 
 fn small_moments(gpu: Option<&Gpu>, precision: Dtype, moments: Moments) -> Trained {
     let shape = llama(2, true);
-    let d = decoder_with(gpu, &shape, precision, moments, 2);
+    let d = decoder_with(gpu, &shape, precision, adamw(moments), 2);
     let resident = choice(&d, Tier::Device, Tier::Device, Tier::Device);
     let resident = checked(&d, &resident, Clip::Exact);
     let want = train(
@@ -219,7 +227,7 @@ fn small_moments(gpu: Option<&Gpu>, precision: Dtype, moments: Moments) -> Train
 #[test]
 fn small_moments_learn_as_f32_does() {
     let learned = |moments| {
-        let d = decoder_with(None, &llama(2, true), Dtype::Bf16, moments, 1);
+        let d = decoder_with(None, &llama(2, true), Dtype::Bf16, adamw(moments), 1);
         let resident = choice(&d, Tier::Device, Tier::Device, Tier::Device);
         let plan = checked(&d, &resident, Clip::Exact);
         let mut session = open(&d, &plan, Clip::Exact, quick_on(None, false));

@@ -17,13 +17,12 @@ use lowtide_model::{Decoder, random_init};
 use lowtide_planner::{
     Arg, Choice, Clip, Lane, PartName, Plan, Saved, Slot, Task, Tensor, Tier, Use, check,
 };
-use lowtide_session::SessionError;
-use lowtide_session::{ClipRule, DiskChoice, Role, Session, SessionOptions};
+use lowtide_session::{ClipRule, DiskChoice, Session, SessionError, SessionOptions};
 use lowtide_tiers::{
     ChosenFault, Disk, Extent, Fault, Faults, Kind, RamConfig, RamDisk, TierError,
 };
 use lowtide_units::Bytes;
-use lowtide_workload::Dtype;
+use lowtide_workload::{Dtype, Role};
 
 const ACCUMULATE: u32 = 2;
 const STEPS: u64 = 3;
@@ -398,12 +397,12 @@ fn set_weights(session: &mut Session, weights: Option<&[u8]>) -> Vec<u8> {
     let homes = session.homes().expect("staging");
     let mut before = vec![0; 2 * elements as usize];
     homes
-        .read(0, Role::Weight, 0..elements, &mut before)
+        .read(0, Role::WEIGHT, 0..elements, &mut before)
         .expect("read");
     homes
-        .write_all(|p, range, role, bytes| {
-            if (p, role) != (0, Role::Weight) {
-                return homes.read(p, role, range, bytes);
+        .write_all(|p, range, spec, bytes| {
+            if (p, spec.role) != (0, Role::WEIGHT) {
+                return homes.read(p, spec.role, range, bytes);
             }
             let at = 2 * range.start as usize..2 * range.end as usize;
             match weights {
@@ -466,7 +465,7 @@ fn an_exploding_run_leaves_whole_states() {
         )
     };
     let exploding = |step| match step {
-        2 => lowtide_kernels::adamw::Hyper {
+        2 => lowtide_kernels::update::Hyper {
             lr: 1e30,
             ..hyper(step)
         },

@@ -17,14 +17,14 @@ use std::sync::Arc;
 use common::{checked, choice, devices, make_of, quick_on, ram_disk};
 use lowtide_data::Micro;
 use lowtide_device::cuda::Gpu;
-use lowtide_kernels::adamw::Hyper;
+use lowtide_kernels::update::Hyper;
 use lowtide_model::{
     Checkpoint, Decoder, HfTensor, Options, SafetensorsHeader, hf_tensors, load_shape,
 };
 use lowtide_planner::{Choice, Clip, LoopOrder, Pieces, Saved, Tier};
-use lowtide_session::{ClipRule, Role, Session, SessionOptions};
+use lowtide_session::{ClipRule, Session, SessionOptions};
 use lowtide_tiers::TierError;
-use lowtide_workload::{Batch, Dtype, Moments};
+use lowtide_workload::{Batch, Dtype, Optimizer, Role};
 
 const MODELS: [&str; 5] = ["llama", "llama-tied", "qwen2", "qwen3", "gpt2"];
 /// Largest relative distance of logits and gradients, by norm.
@@ -166,7 +166,7 @@ fn open(
     let options = Options {
         precision,
         gradient: precision,
-        moments: Moments::F32,
+        optimizer: Optimizer::default(),
         batch: case.batch(),
         logits_chunk: 24,
         make: make_of(gpu),
@@ -536,9 +536,9 @@ fn bf16_without_master_weights_is_outside_the_limit() {
         session.drain().expect("drained");
         let homes = session.homes().expect("staging");
         homes
-            .write_all(|p, range, role, bytes| match role {
-                Role::Remainder => Ok::<(), TierError>(()),
-                _ => homes.read(p, role, range, bytes),
+            .write_all(|p, range, spec, bytes| match spec.role {
+                Role::REMAINDER => Ok::<(), TierError>(()),
+                role => homes.read(p, role, range, bytes),
             })
             .expect("state is rewritten");
     }

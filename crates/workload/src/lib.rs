@@ -10,10 +10,13 @@
 //! Letters: B micro-batch, T sequence, C hidden, F intermediate, H heads, KV key/value heads,
 //! D head size, V vocabulary, L blocks.
 
-mod moments;
+mod optimizer;
 mod shape;
 
-pub use moments::{MomentLayout, Moments};
+pub use optimizer::{
+    About, Encoding, Extent, Init, Moments, Optimizer, OptimizerName, Role, Setting, StateArray,
+    StateSpec,
+};
 pub use shape::{Family, ModelShape, Rope, RopeScaling, builtin_names};
 
 use std::ops::Range;
@@ -99,13 +102,21 @@ pub struct Param {
     pub name: String,
     /// Index of the unit that owns it.
     pub unit: u32,
-    /// Numbers in it.
+    /// Numbers in it: rows times columns.
     pub elements: u64,
+    /// Columns: input features of a matrix, 1 of a vector.
+    pub cols: u64,
     /// Whether weight decay applies (matrices and embeddings: yes; norms and biases: no).
     pub decay: bool,
 }
 
 impl Param {
+    /// Rows: output features of a matrix, numbers of a vector.
+    #[must_use]
+    pub fn rows(&self) -> u64 {
+        self.elements / self.cols
+    }
+
     /// Numbers it takes inside its piece.
     #[must_use]
     pub fn padded(&self) -> u64 {
@@ -304,9 +315,9 @@ pub struct Workload {
     pub precision: Dtype,
     /// What a complete gradient is rounded to, once.
     pub gradient: Dtype,
-    /// How the optimizer's moments are stored.
+    /// What updates the parameters, and how it stores its state.
     #[serde(default)]
-    pub moments: Moments,
+    pub optimizer: Optimizer,
     /// Everything visited in forward, in order: embedding, blocks, head.
     pub units: Vec<Unit>,
     /// Every parameter, in parameter order.

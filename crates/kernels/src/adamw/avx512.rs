@@ -14,9 +14,9 @@
 use std::arch::x86_64::*;
 
 use super::Constants;
-use super::cpu::{self, Chunk, Gradients, Master, Stored};
-use super::moments::{FIRST_FACTOR, Random, SECOND_FACTOR};
-use super::split::{HALF, INFINITY_BITS, MAGNITUDE, MAX_BITS, NAN_BITS};
+use crate::update::cpu::{self, Chunk, Gradients, Master, Stored};
+use crate::update::moments::{FIRST_FACTOR, Random, SECOND_FACTOR};
+use crate::update::split::{HALF, INFINITY_BITS, MAGNITUDE, MAX_BITS, NAN_BITS};
 
 /// How far ahead lines are asked for, in numbers: 2 KiB of the f32 arrays, 1 KiB of the others.
 const AHEAD: usize = 512;
@@ -48,7 +48,7 @@ struct Factors {
 
 /// Updates a chunk; the same bits as `cpu::portable`.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-pub(super) fn update(chunk: Chunk<'_>, c: &Constants) {
+pub(super) fn update(chunk: Chunk<'_, 2>, c: &Constants) {
     if matches!(chunk.moments, Stored::Int8(..)) {
         return cpu::avx512(chunk, c);
     }
@@ -60,14 +60,14 @@ pub(super) fn update(chunk: Chunk<'_>, c: &Constants) {
         keep,
     } = chunk;
     let (m, v, n, v_len, m_bf16) = match moments {
-        Stored::F32(m, v) => (
+        Stored::F32([m, v]) => (
             m.as_mut_ptr().cast(),
             v.as_mut_ptr().cast(),
             m.len(),
             v.len(),
             false,
         ),
-        Stored::Bf16(m, v) => (
+        Stored::Bf16([m, v]) => (
             m.as_mut_ptr().cast(),
             v.as_mut_ptr().cast(),
             m.len(),
@@ -250,7 +250,7 @@ fn widen(bits: __m256i) -> __m512 {
     _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(bits)))
 }
 
-/// `super::moments::Random::bits` of the positions from `i` on.
+/// `crate::update::moments::Random::bits` of the positions from `i` on.
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn random(from: Random, i: usize) -> __m512i {
@@ -264,7 +264,7 @@ fn random(from: Random, i: usize) -> __m512i {
     _mm512_xor_si512(x, _mm512_srli_epi32::<15>(x))
 }
 
-/// `super::moments::to_bf16`, sixteen at a time.
+/// `crate::update::moments::to_bf16`, sixteen at a time.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 fn to_bf16(x: __m512, r: __m512i) -> __m256i {
@@ -276,7 +276,7 @@ fn to_bf16(x: __m512, r: __m512i) -> __m256i {
     _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(rounded))
 }
 
-/// `super::split::join`, sixteen at a time.
+/// `crate::update::split::join`, sixteen at a time.
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn join(w: __m256i, rem: __m256i) -> __m512 {
@@ -284,7 +284,7 @@ fn join(w: __m256i, rem: __m256i) -> __m512 {
     _mm512_castsi512_ps(_mm512_add_epi32(high, _mm512_cvtepi16_epi32(rem)))
 }
 
-/// `super::split::split`, sixteen at a time: (weights, remainders).
+/// `crate::update::split::split`, sixteen at a time: (weights, remainders).
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 fn split(p: __m512) -> (__m256i, __m256i) {

@@ -5,7 +5,14 @@ mod device;
 mod numbers;
 mod storage;
 
+use lowtide_device::{Dst, Queue, Src};
+use lowtide_workload::{Dtype, Moments, OptimizerName};
+
 use super::*;
+use crate::update::cpu::{Gradients, Master, Stored};
+use crate::update::elementwise::{MomentViews, Path, Piece, step_clipped, step_on, update};
+use crate::update::moments::{self, BLOCK, Random};
+use crate::update::{CHUNK, MASTER_MAX, Segment, cuda, join, split};
 
 /// Lengths a vectorised loop gets wrong, and one that does not fit a chunk.
 const LENGTHS: [usize; 11] = [0, 1, 7, 8, 9, 63, 64, 65, 1000, 4097, 65537];
@@ -193,20 +200,17 @@ impl Arrays {
             moments: match self.kind {
                 Moments::F32 => MomentViews {
                     kind: self.kind,
-                    m: Dst::of(&mut self.m),
-                    v: Dst::of(&mut self.v),
+                    arrays: [Dst::of(&mut self.m), Dst::of(&mut self.v)],
                     scales: None,
                 },
                 Moments::Bf16 => MomentViews {
                     kind: self.kind,
-                    m: Dst::of(&mut self.m16),
-                    v: Dst::of(&mut self.v16),
+                    arrays: [Dst::of(&mut self.m16), Dst::of(&mut self.v16)],
                     scales: None,
                 },
                 Moments::Int8 => MomentViews {
                     kind: self.kind,
-                    m: Dst::of(&mut self.m8),
-                    v: Dst::of(&mut self.v8),
+                    arrays: [Dst::of(&mut self.m8), Dst::of(&mut self.v8)],
                     scales: Some([Dst::of(&mut self.m_scale), Dst::of(&mut self.v_scale)]),
                 },
             },
@@ -217,7 +221,7 @@ impl Arrays {
             grad_dtype,
             dtype,
         };
-        step_on(path, q, &piece, &self.segments, h);
+        step_on(path, q, &piece, &self.segments, Constants::of(h));
         self.read_back();
     }
 
@@ -291,29 +295,27 @@ fn step_with(change: impl FnOnce(&mut Vec<Segment>), rem: bool, step_number: u64
     let mut a = Arrays::new(&[100, 100]);
     change(&mut a.segments);
     let q = Queue::new("test", 1);
-    step(
-        &q,
-        Dst::of(&mut a.w16),
-        rem.then(|| Dst::of(&mut a.rem)),
-        MomentViews {
+    let piece = Piece {
+        w: Dst::of(&mut a.w16),
+        rem: rem.then(|| Dst::of(&mut a.rem)),
+        moments: MomentViews {
             kind: a.kind,
-            m: Dst::of(&mut a.m),
-            v: Dst::of(&mut a.v),
+            arrays: [Dst::of(&mut a.m), Dst::of(&mut a.v)],
             scales: None,
         },
-        Src::of(&a.g16),
-        Dtype::Bf16,
-        Dtype::Bf16,
-        &a.segments,
-        &Hyper {
-            step: step_number,
-            ..HYPER
-        },
-    );
+        grad: Src::of(&a.g16),
+        grad_dtype: Dtype::Bf16,
+        dtype: Dtype::Bf16,
+    };
+    let rule = Constants::of(&Hyper {
+        step: step_number,
+        ..HYPER
+    });
+    step_clipped(&q, &piece, &a.segments, rule, Src::of(&[1.0_f64; 3]), None);
 }
 
 #[test]
-fn the_public_call_takes_good_arguments() {
+fn good_arguments_are_taken() {
     step_with(|_| (), true, 1);
 }
 
@@ -354,8 +356,7 @@ fn missing_scales_are_refused() {
     let state = Dst::of(&mut a.m8);
     let moments = MomentViews {
         kind: Moments::Int8,
-        m: state,
-        v: Dst::of(&mut a.v8),
+        arrays: [state, Dst::of(&mut a.v8)],
         scales: None,
     };
     let piece = Piece {

@@ -15,7 +15,7 @@ use lowtide_kernels::attention::Engine;
 use lowtide_kernels::operands::{Read, Write};
 use lowtide_units::{Bytes, Flops};
 use lowtide_workload::{
-    Batch, Dtype, Local, ModelShape, Moments, Op, Operand, Param, Unit, UnitKind, What, Workload,
+    Batch, Dtype, Local, ModelShape, Op, Operand, Optimizer, Param, Unit, UnitKind, What, Workload,
 };
 
 use crate::ModelError;
@@ -40,8 +40,8 @@ pub struct Options {
     pub precision: Dtype,
     /// What a complete gradient is rounded to.
     pub gradient: Dtype,
-    /// How the optimizer's moments are stored.
-    pub moments: Moments,
+    /// What updates the parameters, and how it stores its state.
+    pub optimizer: Optimizer,
     /// How the batch is cut.
     pub batch: Batch,
     /// Rows of logits that exist at a time; 0 chooses.
@@ -121,7 +121,7 @@ pub(crate) fn build(shape: &ModelShape, options: &Options) -> Result<Built, Mode
         batch: options.batch,
         precision: options.precision,
         gradient: options.gradient,
-        moments: options.moments,
+        optimizer: options.optimizer,
         units,
         params,
         model_flops,

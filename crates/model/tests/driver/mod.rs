@@ -11,7 +11,7 @@ use half::bf16;
 use lowtide_device::{Dst, Queue};
 use lowtide_model::{Arg, Call, Decoder, Options, Phase, random_init};
 use lowtide_workload::{
-    Access, Batch, Dtype, Family, ModelShape, Moments, Rope, RopeScaling, What, Workload,
+    Access, Batch, Dtype, Family, ModelShape, Optimizer, Rope, RopeScaling, What, Workload,
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -160,7 +160,7 @@ pub fn options(precision: Dtype, micro_batch: u32, seq: u32) -> Options {
     Options {
         precision,
         gradient: precision,
-        moments: Moments::F32,
+        optimizer: Optimizer::default(),
         batch,
         logits_chunk: 5,
         make: lowtide_device::Make::Cpu,

@@ -33,7 +33,7 @@ use std::fmt;
 use lowtide_workload::Workload;
 
 use crate::choice::Clip;
-use crate::plan::{PartName, Plan, Tensor, state_bytes};
+use crate::plan::{PartName, Plan, Tensor};
 use walk::{Clock, Walk};
 
 /// What a plan does wrong: always a bug in a planner or a strategy.
@@ -133,7 +133,7 @@ fn size(plan: &Plan, w: &Workload, tensor: Tensor) -> u64 {
     let elements = |p: u32| plan.pieces[p as usize].elements;
     match tensor {
         Tensor::Weight(p) => elements(p) * plan.precision.size(),
-        Tensor::State(p) => state_bytes(plan.precision, plan.moments, elements(p)),
+        Tensor::State(p) => w.optimizer.state_bytes(plan.precision, elements(p)),
         Tensor::Gradient(p) => elements(p) * plan.gradient.size(),
         Tensor::Accumulator(p) => elements(p) * 4,
         Tensor::NormParts(p) => plan.pieces[p as usize].norm_chunks * 8,

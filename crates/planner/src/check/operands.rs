@@ -70,8 +70,8 @@ fn pieces(plan: &Plan, w: &Workload) -> Result<(), String> {
     if next as usize != w.params.len() || !units || plan.accumulate != w.batch.accumulate {
         return Err("the plan is of another workload".to_owned());
     }
-    let storage = (plan.precision, plan.gradient, plan.moments);
-    if storage != (w.precision, w.gradient, w.moments) {
+    let storage = (plan.precision, plan.gradient, plan.optimizer);
+    if storage != (w.precision, w.gradient, w.optimizer) {
         return Err("the plan stores numbers otherwise than the workload".to_owned());
     }
     Ok(())

@@ -14,9 +14,7 @@ use lowtide_workload::{Dtype, What, Workload};
 
 use crate::choice::{Choice, Clip, LoopOrder, Pieces, Processor, Saved};
 use crate::fast::FastMap;
-use crate::plan::{
-    Arg, Lane, PartName, Piece, Task, Tensor, Tier, Use, Version, Work, state_bytes,
-};
+use crate::plan::{Arg, Lane, PartName, Piece, Task, Tensor, Tier, Use, Version, Work};
 use crate::program::{Program, Purpose, Span, Window, program};
 use agenda::{Agenda, Schedule, first_use_table, first_uses, ready_order};
 use updates::UpdateQueue;

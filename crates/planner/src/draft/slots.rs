@@ -40,11 +40,8 @@ impl Emitter<'_> {
     }
 
     pub(super) fn state_bytes(&self, p: u32) -> u64 {
-        state_bytes(
-            self.w.precision,
-            self.w.moments,
-            self.pieces[p as usize].elements,
-        )
+        let elements = self.pieces[p as usize].elements;
+        self.w.optimizer.state_bytes(self.w.precision, elements)
     }
 
     pub(super) fn gradient_bytes(&self, p: u32) -> u64 {

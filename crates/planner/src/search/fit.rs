@@ -85,7 +85,7 @@ impl Search<'_> {
             } else {
                 (
                     &mut choice.optimizer,
-                    crate::plan::state_bytes(w.precision, w.moments, n),
+                    w.optimizer.state_bytes(w.precision, n),
                 )
             };
             if n > 0 && homes[u] == Tier::Host {

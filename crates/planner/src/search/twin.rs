@@ -100,7 +100,10 @@ fn machines() -> Vec<(&'static str, Machine)> {
     };
     vec![
         ("round rates", with(&|_| ())),
-        ("slow host", with(&|m| m.host_adamw = 2e8)),
+        (
+            "slow host",
+            with(&|m| m.updates = crate::testing::updates(2e8)),
+        ),
         (
             "slow links",
             with(&|m| (m.h2d, m.d2h) = (BytesPerSecond(1e9), BytesPerSecond(1e9))),

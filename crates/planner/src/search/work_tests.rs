@@ -80,9 +80,9 @@ fn the_work_of_a_search_is_bounded() {
 fn state_that_fits_stays_on_the_device_unless_the_host_wins_clearly() {
     let w = workload(6, 1);
     let mut seen_both = [false; 2];
-    for host_adamw in [2e8, 4e8, 5e8, 6e8, 7e8, 8e8, 1e9, 2e9] {
+    for host in [2e8, 4e8, 5e8, 6e8, 7e8, 8e8, 1e9, 2e9] {
         let mut m = machine();
-        m.host_adamw = host_adamw;
+        m.updates = crate::testing::updates(host);
         let request = Request {
             workload: &w,
             machine: &m,

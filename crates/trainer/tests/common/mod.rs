@@ -6,13 +6,15 @@ use std::sync::Arc;
 use lowtide_data::Micro;
 use lowtide_device::Make;
 use lowtide_device::cuda::Gpu;
-use lowtide_kernels::adamw::Hyper;
+use lowtide_kernels::update::Hyper;
 use lowtide_model::{Decoder, Options, random_init};
-use lowtide_planner::{Budgets, Choice, Clip, Machine, Plan, Processor, Tier, build, check};
+use lowtide_planner::{
+    Budgets, Choice, Clip, Machine, Plan, Processor, Tier, UpdateRate, Updates, build, check,
+};
 use lowtide_session::{ClipRule, DiskChoice, Session, SessionOptions};
 use lowtide_tiers::{RamConfig, RamDisk, TierError};
 use lowtide_units::{Bytes, BytesPerSecond, FlopsPerSecond, Seconds};
-use lowtide_workload::{Batch, Dtype, Family, ModelShape, Moments, Rope, RopeScaling};
+use lowtide_workload::{Batch, Dtype, Family, ModelShape, Optimizer, Rope, RopeScaling};
 
 pub fn llama(layers: u32, tied: bool) -> ModelShape {
     ModelShape {
@@ -90,20 +92,20 @@ pub fn decoder_on(
     precision: Dtype,
     accumulate: u32,
 ) -> Arc<Decoder> {
-    decoder_with(gpu, shape, precision, Moments::F32, accumulate)
+    decoder_with(gpu, shape, precision, Optimizer::default(), accumulate)
 }
 
 pub fn decoder_with(
     gpu: Option<&Gpu>,
     shape: &ModelShape,
     precision: Dtype,
-    moments: Moments,
+    optimizer: Optimizer,
     accumulate: u32,
 ) -> Arc<Decoder> {
     let options = Options {
         precision,
         gradient: precision,
-        moments,
+        optimizer,
         batch: Batch {
             micro_batch: 2,
             seq: 12,
@@ -129,9 +131,11 @@ pub fn machine() -> Machine {
         h2d: BytesPerSecond(1e10),
         d2h: BytesPerSecond(1e10),
         copy_overhead: Seconds(1e-6),
-        host_adamw: 1e9,
-        device_adamw: 1e9,
-        adamw_moments: Moments::F32,
+        updates: Updates::of(UpdateRate {
+            optimizer: Optimizer::default(),
+            host: 1e9,
+            device: 1e9,
+        }),
         host_overhead: Seconds(1e-6),
         disk: None,
         shared: Vec::new(),

@@ -45,7 +45,7 @@ fn bits_are_those_of_exact_arithmetic() {
             path,
             Chunk {
                 master,
-                moments: Stored::F32(&mut m, &mut v),
+                moments: Stored::F32([&mut m, &mut v]),
                 grad,
                 random: Random::new(1, 0),
                 keep: c.keep,

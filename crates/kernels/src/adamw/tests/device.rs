@@ -42,22 +42,17 @@ impl Loaded {
         }
     }
 
-    fn piece(&mut self, q: &Queue, (dtype, grad_dtype): (Dtype, Dtype)) -> Piece<'_> {
+    fn piece(&mut self, q: &Queue, (dtype, grad_dtype): (Dtype, Dtype)) -> Piece<'_, 2> {
         let bf16 = dtype == Dtype::Bf16;
         Piece {
             w: if bf16 { self.w16.on(q) } else { self.w32.on(q) },
             rem: bf16.then(|| self.rem.on(q)),
             moments: MomentViews {
                 kind: self.kind,
-                m: match self.kind {
-                    Moments::F32 => self.m.on(q),
-                    Moments::Bf16 => self.m16.on(q),
-                    Moments::Int8 => self.m8.on(q),
-                },
-                v: match self.kind {
-                    Moments::F32 => self.v.on(q),
-                    Moments::Bf16 => self.v16.on(q),
-                    Moments::Int8 => self.v8.on(q),
+                arrays: match self.kind {
+                    Moments::F32 => [self.m.on(q), self.v.on(q)],
+                    Moments::Bf16 => [self.m16.on(q), self.v16.on(q)],
+                    Moments::Int8 => [self.m8.on(q), self.v8.on(q)],
                 },
                 scales: (self.kind == Moments::Int8)
                     .then(|| [self.m_scale.on(q), self.v_scale.on(q)]),
@@ -96,19 +91,13 @@ impl Loaded {
     }
 }
 
-/// One step by the public call.
-fn take(q: &Queue, p: Piece<'_>, segments: &[Segment], h: &Hyper) {
-    step(
-        q,
-        p.w,
-        p.rem,
-        p.moments,
-        p.grad,
-        p.grad_dtype,
-        p.dtype,
-        segments,
-        h,
-    );
+/// One step as the plan's tasks make it, with the settings' factor of clipping.
+fn take(q: &Queue, p: Piece<'_, 2>, segments: &[Segment], h: &Hyper) {
+    let mut clip = Numbers::of(&[f64::from(h.grad_scale), 0.0, 1.0]);
+    step_clipped(q, &p, segments, Constants::of(h), clip.src(q), None);
+    if let Some(stream) = q.cuda() {
+        stream.synchronize().unwrap();
+    }
 }
 
 #[track_caller]
@@ -201,8 +190,7 @@ fn the_kernel_has_the_bits_of_exact_arithmetic() {
             rem: None,
             moments: MomentViews {
                 kind: Moments::F32,
-                m: m.on(q),
-                v: v.on(q),
+                arrays: [m.on(q), v.on(q)],
                 scales: None,
             },
             grad: grad.src(q),
@@ -211,10 +199,10 @@ fn the_kernel_has_the_bits_of_exact_arithmetic() {
         };
         match q.cuda() {
             Some(stream) => {
-                cuda::step(stream, &piece, &segments, &c, None, None);
+                cuda::step(stream, &piece, &segments, c, None, None);
                 stream.synchronize().unwrap();
             }
-            None => run(Path::best(), q, &piece, &segments, &c),
+            None => step_on(Path::best(), q, &piece, &segments, c),
         }
         let bits = |x: &Numbers<f32>| x.values().into_iter().map(f32::to_bits).collect();
         state.each_ref().map(bits) as [Vec<u32>; 3]
@@ -246,14 +234,9 @@ fn clipped(
         };
         step_clipped(
             q,
-            p.w,
-            p.rem,
-            p.moments,
-            p.grad,
-            p.grad_dtype,
-            p.dtype,
+            &p,
             &start.segments,
-            &h,
+            Constants::of(&h),
             clip.src(q),
             parts.as_mut().map(|x| x.src(q)),
         );

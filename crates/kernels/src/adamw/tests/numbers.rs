@@ -84,7 +84,7 @@ fn fifty_steps_stay_with_the_reference() {
 #[test]
 fn decay_is_decoupled_and_by_segment() {
     let q = Queue::new("test", 1);
-    let keep = HYPER.constants().keep;
+    let keep = Constants::of(&HYPER).keep;
     let cases = paths()
         .into_iter()
         .flat_map(|path| Moments::ALL.map(|kind| (path, kind)));
@@ -117,7 +117,7 @@ fn decay_is_decoupled_and_by_segment() {
 
 #[test]
 fn the_factors_of_a_step() {
-    let first = Hyper { step: 1, ..HYPER }.constants();
+    let first = Constants::of(&Hyper { step: 1, ..HYPER });
     // At step 1 both corrections undo the averaging: √c₂ = √(1 - β₂) and c₁ = 1 - β₁.
     assert_eq!(
         first.root_correction2,
@@ -134,10 +134,9 @@ fn the_factors_of_a_step() {
             "0.999^{n}: {got} for {want}"
         );
     }
-    let late = Hyper {
+    let late = Constants::of(&Hyper {
         step: 1 << 40,
         ..HYPER
-    }
-    .constants();
+    });
     assert_eq!((late.root_correction2, late.minus_rate), (1.0, -HYPER.lr));
 }

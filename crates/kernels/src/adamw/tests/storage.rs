@@ -140,7 +140,7 @@ fn a_constant_gradient_makes_the_second_moment_its_square() {
             for step in 1..=6000 {
                 let h = Hyper {
                     lr: 1e-6,
-                    ..Hyper::usual(step)
+                    ..Hyper::usual(OptimizerName::AdamW, step)
                 };
                 a.step(path, &q, DTYPES[0], &h);
             }

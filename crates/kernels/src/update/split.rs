@@ -17,12 +17,12 @@
 /// The largest master weight whose bf16 weight is finite, 0x7f7f_7fff.
 pub const MASTER_MAX: f32 = f32::from_bits(MAX_BITS);
 
-pub(super) const MAX_BITS: u32 = 0x7f7f_7fff;
-pub(super) const INFINITY_BITS: u32 = 0x7f80_0000;
-pub(super) const NAN_BITS: u32 = 0x7fc0_0000;
-pub(super) const MAGNITUDE: u32 = 0x7fff_ffff;
+pub(crate) const MAX_BITS: u32 = 0x7f7f_7fff;
+pub(crate) const INFINITY_BITS: u32 = 0x7f80_0000;
+pub(crate) const NAN_BITS: u32 = 0x7fc0_0000;
+pub(crate) const MAGNITUDE: u32 = 0x7fff_ffff;
 /// Half of a bf16 unit in the last place, seen from f32.
-pub(super) const HALF: u32 = 0x8000;
+pub(crate) const HALF: u32 = 0x8000;
 
 /// A master weight as (bf16 weight bits, remainder).
 ///

@@ -7,12 +7,12 @@ use std::time::Instant;
 
 use lowtide_device::Queue;
 use lowtide_units::{Bytes, BytesPerSecond};
-use lowtide_workload::{Dtype, Moments};
+use lowtide_workload::{Dtype, Moments, Optimizer};
 use rayon::prelude::*;
 
 use copies::{Copies, Memory, memcpy_chunk, non_temporal_chunk};
 
-use super::{CHUNK, Hyper, MomentViews, Path, Piece, Segment, split, step_on};
+use super::{CHUNK, How, Hyper, Path, Segment, Types, Views, dispatch, split};
 
 /// Samples of which the median is reported.
 const SAMPLES: usize = 5;
@@ -26,8 +26,8 @@ pub struct BenchReport {
     pub threads: usize,
     /// Parameters updated by a step.
     pub parameters: usize,
-    /// How their moments were stored.
-    pub moments: Moments,
+    /// By which optimizer.
+    pub optimizer: Optimizer,
     /// The C library's `memcpy`, in chunks of 1 MiB over the threads.
     pub memcpy: BytesPerSecond,
     /// A copy with non-temporal stores, likewise; `None` where the processor has none.
@@ -43,7 +43,7 @@ pub struct PathRate {
     pub path: Path,
     /// Parameters updated in a second.
     pub parameters_per_second: f64,
-    /// Memory traffic, [`Moments::moved_each`] bytes a parameter.
+    /// Memory traffic, [`Optimizer::moved_each`] bytes a parameter.
     pub bytes_per_second: BytesPerSecond,
     /// `bytes_per_second` over [`BenchReport::bound`]. Can exceed 1: five streams with prefetch
     /// keep more lines in flight than a copy's one, which shows most on few threads.
@@ -75,7 +75,7 @@ impl BenchReport {
     }
 }
 
-/// Measures AdamW (bf16 weights with remainders, bf16 gradients, moments as named) and two memory
+/// Measures an optimizer (bf16 weights with remainders, bf16 gradients) and two memory
 /// copies.
 ///
 /// Each figure is the median of five samples, a sample the best of three runs; samples of all
@@ -86,13 +86,13 @@ impl BenchReport {
 /// When `threads` or `parameters` is 0, or threads cannot be started. Ends the process when there
 /// is too little memory, as every allocation does.
 #[must_use]
-pub fn bench(threads: usize, parameters: usize, moments: Moments) -> BenchReport {
+pub fn bench(threads: usize, parameters: usize, optimizer: Optimizer) -> BenchReport {
     assert!(
         threads > 0 && parameters > 0,
         "a bench of {parameters} parameters, {threads} threads"
     );
     let q = Queue::new("bench", threads);
-    let mut state = State::new(&q, parameters, moments);
+    let mut state = State::new(&q, parameters, optimizer);
     let mut copies = Copies::new(&q, 7 * parameters);
     let paths: Vec<Path> = Path::ALL.into_iter().filter(|p| p.is_available()).collect();
     let mut memcpy = Vec::new();
@@ -111,7 +111,7 @@ pub fn bench(threads: usize, parameters: usize, moments: Moments) -> BenchReport
             } else {
                 parameters
             };
-            let traffic = Bytes((moments.moved_each() * part as f64) as u64);
+            let traffic = Bytes((optimizer.moved_each() * part as f64) as u64);
             rates.push(best(traffic, || state.step(&q, path, part)));
         }
     }
@@ -119,7 +119,7 @@ pub fn bench(threads: usize, parameters: usize, moments: Moments) -> BenchReport
     let mut report = BenchReport {
         threads,
         parameters,
-        moments,
+        optimizer,
         memcpy,
         non_temporal_copy: median(non_temporal),
         paths: Vec::new(),
@@ -129,7 +129,7 @@ pub fn bench(threads: usize, parameters: usize, moments: Moments) -> BenchReport
         let bytes_per_second = median(rates).expect("samples were taken");
         report.paths.push(PathRate {
             path,
-            parameters_per_second: bytes_per_second.0 / moments.moved_each(),
+            parameters_per_second: bytes_per_second.0 / optimizer.moved_each(),
             bytes_per_second,
             share_of_bound: bytes_per_second.0 / bound.0,
         });
@@ -153,11 +153,11 @@ fn median(mut samples: Vec<BytesPerSecond>) -> Option<BytesPerSecond> {
     samples.get(samples.len() / 2).copied()
 }
 
-/// Weights, remainders, moments and gradients of one long segment.
+/// Weights, state and gradients of one long segment.
 struct State {
-    /// w, rem, grad (2 bytes a number), and both moments.
-    arrays: [Memory; 4],
-    moments: Moments,
+    /// Weights, state, gradients.
+    arrays: [Memory; 3],
+    optimizer: Optimizer,
     /// Numbers that the arrays have room for, a multiple of 128.
     room: usize,
     steps: u64,
@@ -166,21 +166,17 @@ struct State {
 impl State {
     /// Usual sizes: weights below 1, gradients around 0.01, moments of a few steps with them.
     /// Written by the threads of `q`, so that pages lie near them.
-    fn new(q: &Queue, parameters: usize, moments: Moments) -> Self {
+    fn new(q: &Queue, parameters: usize, optimizer: Optimizer) -> Self {
         let room = parameters.next_multiple_of(Moments::BLOCK as usize);
-        let sizes = [
-            2 * room,
-            2 * room,
-            2 * room,
-            moments.bytes(room as u64) as usize,
-        ];
-        let mut arrays = sizes.map(Memory::new);
-        let [w, rem, grad, stored] = arrays.each_mut().map(Memory::dst);
-        let stored = stored.write::<u8>();
+        let state = optimizer.state_bytes(Dtype::Bf16, room as u64) as usize;
+        let mut arrays = [2 * room, state, 2 * room].map(Memory::new);
+        let [w, state, grad] = arrays.each_mut().map(Memory::dst);
+        let (rem, own) = state.split_at(2 * room);
+        let own = own.write::<u8>();
         let (w, rem) = (w.write::<u16>(), rem.write::<i16>());
         let grad = grad.write::<u16>();
         q.run(|| {
-            stored.par_chunks_mut(CHUNK).for_each(|chunk| chunk.fill(0));
+            own.par_chunks_mut(CHUNK).for_each(|chunk| chunk.fill(0));
             let weights = w[..parameters].par_chunks_mut(CHUNK);
             let remainders = rem[..parameters].par_chunks_mut(CHUNK);
             let gradients = grad[..parameters].par_chunks_mut(CHUNK);
@@ -197,7 +193,7 @@ impl State {
         });
         let mut state = Self {
             arrays,
-            moments,
+            optimizer,
             room,
             steps: 0,
         };
@@ -209,19 +205,16 @@ impl State {
     /// One step over the first `parameters`.
     fn step(&mut self, q: &Queue, path: Path, parameters: usize) {
         self.steps += 1;
-        let [w, rem, grad, moments] = &mut self.arrays;
-        let piece = Piece {
-            w: w.dst(),
-            rem: Some(rem.dst()),
-            moments: MomentViews::of(self.moments, moments.dst(), self.room),
-            grad: grad.src(),
-            grad_dtype: Dtype::Bf16,
-            dtype: Dtype::Bf16,
+        let [w, state, grad] = &mut self.arrays;
+        let types = Types {
+            optimizer: self.optimizer,
+            precision: Dtype::Bf16,
+            gradient: Dtype::Bf16,
         };
         let hyper = Hyper {
             lr: 1e-5,
             weight_decay: 0.01,
-            ..Hyper::usual(self.steps)
+            ..Hyper::usual(self.optimizer.name, self.steps)
         };
         let segment = Segment {
             offset: 0,
@@ -230,7 +223,13 @@ impl State {
             param: 0,
             start: 0,
         };
-        step_on(path, q, &piece, &[segment], &hyper);
+        let views = Views {
+            weight: w.dst(),
+            state: state.dst(),
+            gradient: grad.src(),
+        };
+        let room = self.room as u64;
+        dispatch(q, types, room, views, &[segment], &hyper, How::Path(path));
     }
 }
 
@@ -240,8 +239,8 @@ mod tests {
 
     #[test]
     fn a_small_bench_reports_every_path() {
-        for moments in Moments::ALL {
-            reports_every_path(&bench(2, 100_003, moments));
+        for optimizer in Optimizer::all() {
+            reports_every_path(&bench(2, 100_003, optimizer));
         }
     }
 
@@ -260,14 +259,21 @@ mod tests {
     fn the_bench_computes_usual_numbers() {
         let q = Queue::new("test", 2);
         let n = CHUNK + 5;
-        let mut state = State::new(&q, n, Moments::F32);
-        (0..100).for_each(|_| state.step(&q, Path::best(), n));
-        let moments = MomentViews::of(Moments::F32, state.arrays[3].dst(), state.room);
-        let v = moments.v.part(0, 4 * n).into_src().read::<f32>();
-        assert!(
-            v.iter().all(|v| v.is_normal()),
-            "subnormal numbers would be timed"
-        );
+        for optimizer in Optimizer::all().filter(|o| o.moments == Moments::F32) {
+            let mut state = State::new(&q, n, optimizer);
+            (0..100).for_each(|_| state.step(&q, Path::best(), n));
+            for array in &optimizer.layout(Dtype::Bf16, state.room as u64)[1..] {
+                let moment = state.arrays[1].dst().part(array.start as usize, 4 * n);
+                assert!(
+                    moment
+                        .into_src()
+                        .read::<f32>()
+                        .iter()
+                        .all(|x| x.is_normal()),
+                    "subnormal numbers would be timed"
+                );
+            }
+        }
     }
 
     #[test]

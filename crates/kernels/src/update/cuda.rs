@@ -1,37 +1,41 @@
-//! AdamW on a CUDA device.
+//! An elementwise step on a CUDA device.
 //!
-//! Bound: 26 bytes a number (18 with bf16 moments, 14.125 with 8-bit ones) over the memory's rate, as on
-//! the host. A launch takes sixteen
-//! segments of any sizes, so that a block of a model with its few matrices and many norms is one
+//! Bound: the bytes that the optimizer moves a number over the memory's rate, as on the host. A launch takes
+//! sixteen segments of any sizes, so that a block of a model with its few matrices and many norms is one
 //! launch. The factor of clipping and the parts of the norm are read by every block itself: the
 //! host waits for nothing, and there is no flag that two streams could share.
 
-use lowtide_device::Src;
-use lowtide_device::cuda::{self, Source};
+use lowtide_device::cuda;
+use lowtide_device::{Dst, Src};
 use lowtide_workload::{Dtype, Moments};
 
+use super::Segment;
+use super::elementwise::{Piece, Rule};
 use super::moments::Random;
-use super::{Constants, Piece, Segment};
-use crate::cuda::{define, source};
+use crate::cuda::define;
 
-static SOURCE: Source = source!("adamw", "adamw.cu");
+/// Headers of a rule's source.
+pub(crate) const HEADERS: &[(&str, &str)] = &[
+    ("common.cuh", include_str!("../common.cuh")),
+    ("update.cuh", include_str!("update.cuh")),
+];
 
-/// As in the source.
+/// As in the sources.
 const THREADS: u32 = 256;
-/// Numbers of a block's turn, as in the source.
+/// Numbers of a block's turn, as in the sources.
 const TILE: usize = 1024;
-/// Segments of a launch, as in the source.
+/// Segments of a launch, as in the sources.
 const SEGMENTS: usize = 16;
-/// Blocks of a multiprocessor that are resident at once, which the source's bounds allow for.
+/// Blocks of a multiprocessor that are resident at once, which the sources' bounds allow for.
 const RESIDENT: usize = 5;
 
-/// The step; in the stream when the call returns. `clip` (three f64) replaces the constants'
+/// The step; in the stream when the call returns. `clip` (three f64) replaces the rule's
 /// factor and may stop the step; so may a number in `parts` that is not finite.
-pub(super) fn step(
+pub(crate) fn step<R: Rule<N>, const N: usize>(
     q: &cuda::Queue,
-    piece: &Piece<'_>,
+    piece: &Piece<'_, N>,
     segments: &[Segment],
-    c: &Constants,
+    rule: R,
     clip: Option<Src<'_>>,
     parts: Option<Src<'_>>,
 ) {
@@ -41,10 +45,10 @@ pub(super) fn step(
         .filter(|s| s.elements > 0)
         .collect();
     let moments = &piece.moments;
-    let written = [&piece.w, &moments.m, &moments.v].into_iter();
+    let written = std::iter::once(&piece.w).chain(&moments.arrays);
     let wide = written
         .chain(&piece.rem)
-        .map(lowtide_device::Dst::address)
+        .map(Dst::address)
         .chain([piece.grad.address()])
         .all(|at| at.is_multiple_of(16));
     let name = match (piece.grad_dtype, piece.moments.kind) {
@@ -59,21 +63,16 @@ pub(super) fn step(
         let tiles: usize = some.iter().map(|s| s.elements.div_ceil(TILE)).sum();
         let most = RESIDENT * q.gpu().multiprocessors() as usize;
         let mut launch = q
-            .kernel(&SOURCE, define(piece.dtype), name)
+            .kernel(R::source(), define(piece.dtype), name)
             .grid(tiles.min(most), 1, 1)
             .block(THREADS)
             .arg(&piece.w)
-            .arg(piece.rem.as_ref())
-            .arg(&moments.m)
-            .arg(&moments.v)
-            .arg(piece.grad)
-            .arg(c.grad_scale)
-            .arg(c.one_minus_beta1)
-            .arg(c.one_minus_beta2)
-            .arg(c.root_correction2)
-            .arg(c.eps)
-            .arg(c.keep)
-            .arg(c.minus_rate)
+            .arg(piece.rem.as_ref());
+        for array in &moments.arrays {
+            launch = launch.arg(array);
+        }
+        launch = rule
+            .factors(launch.arg(piece.grad))
             .arg(clip)
             .arg(parts)
             .arg(parts.map_or(0, |p| p.bytes() / size_of::<f64>()))
@@ -91,16 +90,16 @@ pub(super) fn step(
             (Moments::Bf16, _) => {
                 for i in 0..SEGMENTS {
                     let random = some.get(i).map_or(0, |s| {
-                        let r = Random::new(c.step, s.param).after(s.start);
+                        let r = Random::new(rule.number(), s.param).after(s.start);
                         u64::from(r.b) << 32 | u64::from(r.a)
                     });
                     launch = launch.arg(random);
                 }
             }
             (Moments::Int8, scales) => {
-                let [m_scale, v_scale] =
-                    scales.as_ref().expect("checked: 8-bit moments have scales");
-                launch = launch.arg(m_scale).arg(v_scale);
+                for scale in scales.as_ref().expect("checked: 8-bit moments have scales") {
+                    launch = launch.arg(scale);
+                }
             }
         }
         // SAFETY: the kernel's own arguments, of the sizes that the operation checked (`crate::cuda`).

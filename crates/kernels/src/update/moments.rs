@@ -1,5 +1,5 @@
 //! How moments become 16 or 8 bits, and numbers again. Each function is the contract for one number,
-//! to the bit; the AVX-512 loop and `adamw.cu` repeat it operation for operation.
+//! to the bit; `adamw/avx512.rs` and `update.cuh` repeat it operation for operation.
 //!
 //! # bf16
 //!
@@ -31,16 +31,16 @@
 use super::split::{INFINITY_BITS, MAGNITUDE, NAN_BITS};
 
 /// Numbers that share a scale.
-pub(super) const BLOCK: usize = lowtide_workload::Moments::BLOCK as usize;
+pub(crate) const BLOCK: usize = lowtide_workload::Moments::BLOCK as usize;
 
 /// Bits of a first moment's code beside its sign.
-pub(super) const FIRST_BITS: u32 = 7;
+pub(crate) const FIRST_BITS: u32 = 7;
 /// Bits of a second moment's code.
-pub(super) const SECOND_BITS: u32 = 8;
+pub(crate) const SECOND_BITS: u32 = 8;
 
 /// Where the random bits of one parameter at one step come from, from some position on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Random {
+pub(crate) struct Random {
     /// Added to the position.
     pub a: u32,
     /// Mixed in halfway.
@@ -49,7 +49,7 @@ pub(super) struct Random {
 
 impl Random {
     /// For a step and a parameter (its index in the model), from position 0 on.
-    pub(super) fn new(step: u64, param: u32) -> Self {
+    pub(crate) fn new(step: u64, param: u32) -> Self {
         let z = scramble(scramble(step).wrapping_add(u64::from(param)));
         Self {
             a: z as u32,
@@ -58,7 +58,7 @@ impl Random {
     }
 
     /// The same `n` positions further on. Positions count modulo 2^32.
-    pub(super) fn after(self, n: u64) -> Self {
+    pub(crate) fn after(self, n: u64) -> Self {
         Self {
             a: self.a.wrapping_add(n as u32),
             ..self
@@ -68,7 +68,7 @@ impl Random {
     /// 32 random bits for position `i`: the lower half rounds the first moment, the upper half the
     /// second.
     #[inline(always)]
-    pub(super) fn bits(self, i: u32) -> u32 {
+    pub(crate) fn bits(self, i: u32) -> u32 {
         let x = i.wrapping_add(self.a);
         let x = (x ^ (x >> 16)).wrapping_mul(FIRST_FACTOR);
         let x = (x ^ (x >> 15) ^ self.b).wrapping_mul(SECOND_FACTOR);
@@ -78,8 +78,8 @@ impl Random {
 
 /// Two odd factors whose product with xors and shifts changes every bit of the result with even
 /// odds when one bit of the input changes.
-pub(super) const FIRST_FACTOR: u32 = 0x21f0_aaad;
-pub(super) const SECOND_FACTOR: u32 = 0xd35a_2d97;
+pub(crate) const FIRST_FACTOR: u32 = 0x21f0_aaad;
+pub(crate) const SECOND_FACTOR: u32 = 0xd35a_2d97;
 
 /// A step of SplitMix64.
 fn scramble(x: u64) -> u64 {
@@ -93,7 +93,7 @@ fn scramble(x: u64) -> u64 {
 ///
 /// Every NaN becomes 0x7fc0. A finite number above the largest bf16 may become infinite.
 #[inline(always)]
-pub(super) fn to_bf16(x: f32, r: u32) -> u16 {
+pub(crate) fn to_bf16(x: f32, r: u32) -> u16 {
     let bits = x.to_bits();
     if bits & MAGNITUDE > INFINITY_BITS {
         (NAN_BITS >> 16) as u16
@@ -108,7 +108,7 @@ pub(super) fn to_bf16(x: f32, r: u32) -> u16 {
 /// A block without a normal number has scale 0 and becomes zero. One with a number that is not
 /// finite gets a NaN for its scale, and so becomes NaN as a whole: nothing hides.
 #[inline(always)]
-pub(super) fn scale(top: u32) -> (f32, f32) {
+pub(crate) fn scale(top: u32) -> (f32, f32) {
     if top >= INFINITY_BITS {
         (f32::from_bits(NAN_BITS), f32::from_bits(NAN_BITS))
     } else if top < f32::MIN_POSITIVE.to_bits() {
@@ -169,7 +169,7 @@ fn value<const BITS: u32>(code: u32) -> f32 {
 
 /// The code of a first moment in a block whose numbers are multiplied with `inverse`.
 #[inline(always)]
-pub(super) fn first_code(x: f32, inverse: f32) -> u8 {
+pub(crate) fn first_code(x: f32, inverse: f32) -> u8 {
     let y = x * inverse;
     let sign = (y.to_bits() >> 24) & 0x80;
     (nearest::<FIRST_BITS>(y.abs()) | sign) as u8
@@ -177,7 +177,7 @@ pub(super) fn first_code(x: f32, inverse: f32) -> u8 {
 
 /// A first moment of its code and its block's scale.
 #[inline(always)]
-pub(super) fn first(code: u8, scale: f32) -> f32 {
+pub(crate) fn first(code: u8, scale: f32) -> f32 {
     let sign = (u32::from(code) & 0x80) << 24;
     let magnitude = value::<FIRST_BITS>(u32::from(code) & 0x7f);
     f32::from_bits(magnitude.to_bits() | sign) * scale
@@ -186,20 +186,20 @@ pub(super) fn first(code: u8, scale: f32) -> f32 {
 /// The code of a second moment, as [`first_code`]. What is above zero never becomes zero: the next
 /// update would divide by little more than epsilon.
 #[inline(always)]
-pub(super) fn second_code(x: f32, inverse: f32) -> u8 {
+pub(crate) fn second_code(x: f32, inverse: f32) -> u8 {
     let y = x * inverse;
     nearest::<SECOND_BITS>(y).max(u32::from(y > 0.0)) as u8
 }
 
 /// A second moment of its code and its block's scale.
 #[inline(always)]
-pub(super) fn second(code: u8, scale: f32) -> f32 {
+pub(crate) fn second(code: u8, scale: f32) -> f32 {
     value::<SECOND_BITS>(u32::from(code)) * scale
 }
 
 /// What one moment of a block is stored as.
 #[inline(always)]
-pub(super) fn encode(
+pub(crate) fn encode(
     x: &[f32; BLOCK],
     codes: &mut [u8; BLOCK],
     code: impl Fn(f32, f32) -> u8,

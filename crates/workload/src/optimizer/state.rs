@@ -1,0 +1,249 @@
+//! The arrays that a parameter has beside its gradient, and where those of a piece lie. All who read,
+//! write, move or count optimizer state read this table.
+
+use std::fmt;
+use std::ops::Range;
+
+use crate::{Dtype, Moments, Param};
+
+/// What an array is for. Its name is the array's name in a checkpoint, behind the parameter's.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Role(&'static str);
+
+impl Role {
+    /// What the device reads.
+    pub const WEIGHT: Self = Self("weight");
+    /// What a bf16 weight lacks of the f32 master.
+    pub const REMAINDER: Self = Self("remainder");
+
+    /// A role of an optimizer.
+    #[must_use]
+    pub const fn new(name: &'static str) -> Self {
+        Self(name)
+    }
+
+    /// Its name in files.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        self.0
+    }
+}
+
+impl fmt::Debug for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0)
+    }
+}
+
+/// How one entry of an array is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Encoding {
+    /// bfloat16.
+    Bf16,
+    /// IEEE single.
+    F32,
+    /// The remainder of a split master weight.
+    I16,
+    /// A code of 8 bits.
+    Code,
+}
+
+impl Encoding {
+    /// Bytes of an entry.
+    #[must_use]
+    pub const fn size(self) -> u64 {
+        match self {
+            Self::Code => 1,
+            Self::Bf16 | Self::I16 => 2,
+            Self::F32 => 4,
+        }
+    }
+
+    /// As safetensors names it.
+    #[must_use]
+    pub const fn safetensors(self) -> &'static str {
+        match self {
+            Self::Bf16 => "BF16",
+            Self::F32 => "F32",
+            Self::I16 => "I16",
+            Self::Code => "U8",
+        }
+    }
+}
+
+/// How many entries an array has for a parameter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Extent {
+    /// One for each of its numbers.
+    Each,
+    /// One for each [`Moments::BLOCK`] of its numbers, the last for what is left.
+    Block,
+}
+
+impl Extent {
+    /// Numbers of a parameter for which there is one entry.
+    #[must_use]
+    pub const fn numbers(self) -> u64 {
+        match self {
+            Self::Each => 1,
+            Self::Block => Moments::BLOCK,
+        }
+    }
+}
+
+/// What an array holds before the first step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Init {
+    /// The parameter's first values, as the device reads them.
+    Weight,
+    /// What they lack of the f32 values.
+    Remainder,
+    /// Bytes of zero.
+    Zero,
+}
+
+/// One of the arrays that each parameter has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct StateSpec {
+    /// What it is for.
+    pub role: Role,
+    /// Its size.
+    pub extent: Extent,
+    /// The storage of an entry.
+    pub encoding: Encoding,
+    /// Its first content.
+    pub init: Init,
+}
+
+impl StateSpec {
+    /// A moment of an optimizer in f32 or bf16, or its codes: zeros at first.
+    pub(super) const fn moment(name: &'static str, encoding: Encoding) -> Self {
+        Self {
+            role: Role::new(name),
+            extent: Extent::Each,
+            encoding,
+            init: Init::Zero,
+        }
+    }
+
+    /// The scales of a moment's codes.
+    pub(super) const fn scales(name: &'static str) -> Self {
+        Self {
+            role: Role::new(name),
+            extent: Extent::Block,
+            encoding: Encoding::F32,
+            init: Init::Zero,
+        }
+    }
+
+    /// Rows and columns of a parameter's array: the parameter's own where there is an entry for each of its
+    /// numbers, else one row.
+    #[must_use]
+    pub fn shape(&self, param: &Param) -> [u64; 2] {
+        match self.extent {
+            Extent::Each => [param.rows(), param.cols],
+            Extent::Block => [1, param.elements.div_ceil(Moments::BLOCK)],
+        }
+    }
+
+    /// Entries of a parameter's array.
+    #[must_use]
+    pub fn entries(&self, param: &Param) -> u64 {
+        let [rows, cols] = self.shape(param);
+        rows * cols
+    }
+
+    /// Bytes of an entry.
+    #[must_use]
+    pub const fn size(&self) -> u64 {
+        self.encoding.size()
+    }
+
+    /// Bytes of the array of a piece of so many numbers, padding included.
+    const fn of_piece(&self, elements: u64) -> u64 {
+        elements.div_ceil(self.extent.numbers()) * self.size()
+    }
+}
+
+/// The master weights in a precision: what every optimizer updates.
+const MASTER_BF16: &[StateSpec] = &[
+    StateSpec {
+        role: Role::WEIGHT,
+        extent: Extent::Each,
+        encoding: Encoding::Bf16,
+        init: Init::Weight,
+    },
+    StateSpec {
+        role: Role::REMAINDER,
+        extent: Extent::Each,
+        encoding: Encoding::I16,
+        init: Init::Remainder,
+    },
+];
+const MASTER_F32: &[StateSpec] = &[StateSpec {
+    role: Role::WEIGHT,
+    extent: Extent::Each,
+    encoding: Encoding::F32,
+    init: Init::Weight,
+}];
+
+/// The arrays of the master weights in a precision: the weight, and in bf16 its remainder.
+pub(super) const fn master(precision: Dtype) -> &'static [StateSpec] {
+    match precision {
+        Dtype::Bf16 => MASTER_BF16,
+        Dtype::F32 => MASTER_F32,
+    }
+}
+
+/// Bytes of these arrays of a piece of so many numbers.
+pub(super) fn bytes(specs: impl Iterator<Item = &'static StateSpec>, elements: u64) -> u64 {
+    specs.map(|s| s.of_piece(elements)).sum()
+}
+
+/// An array of a piece: those of its parameters, one behind the other, each where the parameter is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StateArray {
+    /// Which.
+    pub spec: StateSpec,
+    /// First byte in the piece's state, or in its weights.
+    pub start: u64,
+    /// Its bytes.
+    pub bytes: u64,
+}
+
+impl StateArray {
+    /// Its bytes in the piece's state.
+    #[must_use]
+    pub const fn range(&self) -> Range<u64> {
+        self.start..self.start + self.bytes
+    }
+
+    /// Entries in it, padding included.
+    #[must_use]
+    pub const fn entries(&self) -> u64 {
+        self.bytes / self.spec.size()
+    }
+
+    /// The first entry of a parameter whose numbers start at `offset` of the piece, a multiple of
+    /// [`PARAM_ALIGN`](crate::PARAM_ALIGN).
+    #[must_use]
+    pub const fn first(&self, offset: u64) -> u64 {
+        offset / self.spec.extent.numbers()
+    }
+}
+
+/// Where the arrays of a piece of so many numbers lie, one behind the other.
+pub(super) fn layout(
+    specs: impl Iterator<Item = &'static StateSpec>,
+    elements: u64,
+) -> Vec<StateArray> {
+    let mut start = 0;
+    specs
+        .map(|&spec| {
+            let bytes = spec.of_piece(elements);
+            let array = StateArray { spec, start, bytes };
+            start += bytes;
+            array
+        })
+        .collect()
+}
