@@ -634,7 +634,9 @@ const AFTER_DATA: &[Key] = &[
     },
     Key {
         name: "checkpoint.resume",
-        doc: "Which checkpoint to go on from.",
+        doc: "Which checkpoint to go on from. Later ones in the output directory are left: once the run has saved, \
+              they are called `step-….left`, count for `checkpoint.keep` and go first. The same command, or \
+              `auto`, goes on with what was saved since.",
         kind: Kind::WordOrPath {
             words: &[
                 (

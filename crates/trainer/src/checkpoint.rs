@@ -28,19 +28,24 @@ use crate::output::folder::Folder;
 use crate::output::mark::Holds;
 use crate::output::replace::Shelf;
 use crate::output::{CHECKPOINTS, Output};
+pub(crate) use left::is_name;
+pub use left::{count, newest_of, prune, set_aside_in};
 use lowtide_data::State;
 use lowtide_session::Homes;
 use lowtide_session::Totals;
 use whole::broken;
+#[cfg(test)]
+pub(crate) use whole::encode;
 pub(crate) use whole::with_whole_one;
 pub use whole::{look, read_run, verify};
 
+mod left;
 mod whole;
 
 /// Bytes of the state file written at a time.
 const WINDOW: u64 = 4 << 20;
-const STATE: &str = "state.safetensors";
-const RUN: &str = "run.json";
+pub(crate) const STATE: &str = "state.safetensors";
+pub(crate) const RUN: &str = "run.json";
 const FORMAT: u32 = 2;
 
 /// A setting that a run went on with instead of its checkpoint's.
@@ -77,6 +82,9 @@ pub struct RunState {
     pub format: u32,
     /// Updates that were made.
     pub step: u64,
+    /// The branch of its output that it is of; 0: the first.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub branch: u64,
     /// Place in the data.
     pub data: State,
     /// Hash of the data as packed.
@@ -106,12 +114,18 @@ pub struct RunState {
     pub checksums: BTreeMap<String, u32>,
 }
 
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+fn is_zero(n: &u64) -> bool {
+    *n == 0
+}
+
 impl RunState {
     /// Of a run that has done nothing.
     pub(crate) fn new() -> Self {
         Self {
             format: FORMAT,
             step: 0,
+            branch: 0,
             data: State::default(),
             data_fingerprint: 0,
             clip: [0; 3],
@@ -247,8 +261,9 @@ pub fn bytes(w: &Workload) -> u64 {
 }
 
 /// Saves a checkpoint. When it returns, the checkpoint is on the disk under its name; when it fails,
-/// nothing has that name that had not before, and older ones are untouched. Says what was a stranger's in
-/// one of that step that it replaced.
+/// nothing has that name that had not before, and older ones are untouched. The first of a branch has
+/// those of the branch that was left set aside, when it is written and before it has its name. Says what
+/// was a stranger's in one of that step that it replaced, and what was set aside.
 ///
 /// # Errors
 /// Files, or the disk that state is read from.
@@ -258,58 +273,25 @@ pub fn save(
     homes: &Homes<'_>,
     state: &RunState,
 ) -> Result<(PathBuf, Vec<String>), TrainError> {
+    put(output, state.step, |folder| write(folder, w, homes, state))
+}
+
+/// The same with files that `write` writes.
+pub(crate) fn put(
+    output: &Output,
+    step: u64,
+    write: impl FnOnce(&Folder) -> Result<(), TrainError>,
+) -> Result<(PathBuf, Vec<String>), TrainError> {
     let checkpoints = output.folder().make(CHECKPOINTS)?;
-    let name = name_of(state.step);
-    let told = shelf(&checkpoints).put(&name, |folder| write(folder, w, homes, state))?;
+    let name = name_of(step);
+    let mut aside = Vec::new();
+    let mut told = shelf(&checkpoints).put(&name, |folder| {
+        write(folder)?;
+        aside = left::set_aside(output, &checkpoints)?;
+        Ok(())
+    })?;
+    told.extend(aside);
     Ok((checkpoints.at(&name), told))
-}
-
-/// Removes checkpoints beyond `keep`, but never that of `step`, which was saved just now: first those of
-/// later steps, which a run left that was given up for this one, then the oldest. Says of each that stays
-/// why it does.
-///
-/// # Errors
-/// When the checkpoints' directory cannot be opened.
-pub fn prune(output: &Output, step: u64, keep: usize) -> Result<Vec<String>, TrainError> {
-    let Some(checkpoints) = output.folder().sub(CHECKPOINTS)? else {
-        return Ok(Vec::new());
-    };
-    let steps = steps(&checkpoints)?;
-    let mut told = Vec::new();
-    for old in superfluous(&steps, step, keep) {
-        match shelf(&checkpoints).give_up(&name_of(old)) {
-            Ok(kept) => told.extend(kept),
-            Err(e) => told.push(format!("warning: an old checkpoint stays: {e}")),
-        }
-    }
-    Ok(told)
-}
-
-/// How many checkpoints an output has.
-///
-/// # Errors
-/// When their directory cannot be read.
-pub fn count(output: &Output) -> Result<usize, TrainError> {
-    let checkpoints = output.folder().sub(CHECKPOINTS)?;
-    checkpoints.map_or(Ok(0), |folder| Ok(steps(&folder)?.len()))
-}
-
-/// The steps of the checkpoints in their directory, ascending.
-fn steps(checkpoints: &Folder) -> Result<Vec<u64>, TrainError> {
-    let names = checkpoints.entries()?.into_iter();
-    let mut steps: Vec<u64> = names
-        .filter_map(|(name, _)| step_of(name.to_str()?))
-        .collect();
-    steps.sort_unstable();
-    Ok(steps)
-}
-
-/// Which of these steps, in ascending order, go.
-fn superfluous(steps: &[u64], just_saved: u64, keep: usize) -> Vec<u64> {
-    let later = steps.iter().rev().filter(|s| **s > just_saved);
-    let older = steps.iter().filter(|s| **s < just_saved);
-    let n = steps.len().saturating_sub(keep.max(1));
-    later.chain(older).copied().take(n).collect()
 }
 
 fn write(
@@ -498,19 +480,6 @@ mod tests {
     use lowtide_workload::{Dtype, Optimizer};
 
     use super::*;
-
-    #[test]
-    fn what_was_saved_now_stays_and_what_was_given_up_goes_first() {
-        assert_eq!(superfluous(&[1, 2, 3], 3, 2), [1]);
-        assert_eq!(superfluous(&[3], 3, 1), [0; 0]);
-        // After going on from 4 with a later one broken.
-        assert_eq!(superfluous(&[4, 5, 6], 5, 2), [6]);
-        assert_eq!(superfluous(&[5, 6], 5, 1), [6]);
-        // Begun anew over an old run.
-        assert_eq!(superfluous(&[2, 50, 100], 2, 2), [100]);
-        assert_eq!(superfluous(&[2, 3, 50, 100], 3, 1), [100, 50, 2]);
-        assert_eq!(superfluous(&[1, 2, 3], 3, 0), [1, 2]);
-    }
 
     #[test]
     fn only_names_that_are_written_are_checkpoints() {

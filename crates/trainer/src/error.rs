@@ -244,6 +244,8 @@ pub enum TrainError {
         what: String,
         /// The newest other one of the run; every byte of it is right.
         whole: Option<PathBuf>,
+        /// That is the one which `checkpoint.resume` names, and the run has saved the broken one since.
+        named: bool,
     },
     /// The state at the end of a run could not be saved.
     #[error("the checkpoint of step {step} was not saved: {source}")]
@@ -326,14 +328,4 @@ pub enum TrainError {
         /// Steps of the run.
         total: u64,
     },
-}
-
-impl TrainError {
-    /// A file that cannot be used for what the system said.
-    pub(crate) fn io(path: &Path) -> impl Fn(std::io::Error) -> Self + '_ {
-        move |e| Self::File {
-            path: path.to_owned(),
-            what: e.to_string(),
-        }
-    }
 }

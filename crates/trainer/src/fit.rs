@@ -27,7 +27,7 @@ use crate::inputs::{Inputs, dealing, load_inputs, open_tokenizer};
 use crate::learning_rate::{Decay, LearningRate};
 use crate::metrics::{EventFile, MetricsLog, last_written};
 use crate::open::{check_weights, machine_of};
-use crate::output::folder::{Folder, Found};
+use crate::output::folder::Folder;
 use crate::output::mark::Kept;
 use crate::output::room::Room;
 use crate::output::{self, Output};
@@ -49,6 +49,7 @@ use lowtide_session::{Mark, Session, StepData};
 use saving::{Cadence, Sizes};
 use start::Start;
 
+mod branch;
 mod change;
 mod ends;
 mod evaluate;
@@ -167,8 +168,9 @@ pub fn train(
     let mut output = Output::open(run)?;
     output.take_notes().iter().for_each(|n| observer.note(n));
     let mut kept_notes = Vec::new();
-    let mut start = Start::find(run, &mut kept_notes)?;
-    kept_notes.extend(lost::refuse(run, &output, &start)?);
+    let (mut start, origin) = Start::find(run, &output, &mut kept_notes)?;
+    kept_notes.extend(origin.note(run, &output, &start));
+    kept_notes.extend(lost::refuse(run, &output, &start, &origin)?);
     kept_notes.iter().for_each(|n| observer.note(n));
     let now = start.state().map(|s| s.now_unix_s);
     if start.state().is_none() {
@@ -272,11 +274,12 @@ pub fn train(
     // Nothing of an earlier run is changed before this has worked.
     start.load(run, &mut session, &mut batches)?;
     let durable = planned.plan.choice.durable;
-    output.keep(start.kept(run, &output, &session, durable))?;
-    // This run has not ended, and it may have begun before the step that the last one ended at.
-    if output.folder().found(output::FINISHED)? != Found::Nothing {
-        output.folder().remove(output::FINISHED)?;
-    }
+    let told = origin.begin(run, &start, &mut output, || {
+        start.publish(run, &session)?;
+        let file = session.disk_paths().into_iter().next();
+        Ok(file.filter(|_| durable))
+    })?;
+    told.iter().for_each(|t| observer.note(t));
     write_json(output.folder(), output::MACHINE, &planned.machine)?;
     write_json(output.folder(), output::RUN, run)?;
 
@@ -337,6 +340,7 @@ pub fn train(
         Start::Checkpoint(dir, state) => fit.resume(&dir, *state),
         Start::Anew => {}
     }
+    fit.state.branch = fit.output.kept().number();
     fit.observer.phase(None);
     fit.change(changes);
     fit.dealt = fit.state.tokens;
@@ -529,9 +533,7 @@ impl Fit<'_> {
         TrainError::NonFinite {
             step,
             what,
-            checkpoint: checkpoint::list(self.output.folder().path())
-                .pop()
-                .map(|(_, p)| p),
+            checkpoint: self.last_checkpoint.clone(),
         }
     }
 

@@ -9,7 +9,7 @@ use std::io::ErrorKind;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
-use lowtide_config::{ModelSource, Resume, Run};
+use lowtide_config::{ModelSource, Run};
 
 use crate::error::TrainError;
 
@@ -113,7 +113,7 @@ pub fn inputs(run: &Run) -> Result<(), TrainError> {
     Ok(())
 }
 
-/// Where a run writes, and the checkpoint that it is told to go on from.
+/// Where a run writes.
 ///
 /// # Errors
 /// [`TrainError::Path`] where something that is no directory stands in the way.
@@ -122,10 +122,15 @@ pub fn outputs(run: &Run) -> Result<(), TrainError> {
     for disk in &run.budget.disk {
         can_be_directory("budget.disk", &disk.dir)?;
     }
-    if let Resume::Path(dir) = &run.checkpoint.resume {
-        look("checkpoint.resume", dir, Need::Directory, None)?;
-    }
     Ok(())
+}
+
+/// The checkpoint that a run is told to go on from.
+///
+/// # Errors
+/// [`TrainError::Path`] where there is no directory.
+pub fn checkpoint(dir: &Path) -> Result<(), TrainError> {
+    look("checkpoint.resume", dir, Need::Directory, None)
 }
 
 fn look(key: &'static str, path: &Path, need: Need, typed: Option<&str>) -> Result<(), TrainError> {

@@ -20,7 +20,7 @@ const CHECKSUM: &str = "checksum";
 const LONGEST: u64 = lowtide_files::LIST;
 
 /// What a checkpoint says beside the state, as the bytes of its file: with a checksum over all of it.
-pub(super) fn encode(state: &RunState) -> Vec<u8> {
+pub(crate) fn encode(state: &RunState) -> Vec<u8> {
     let text = serde_json::to_string(&RunState {
         format: FORMAT,
         ..state.clone()
@@ -85,6 +85,7 @@ pub(super) fn broken(dir: &Path, what: String) -> TrainError {
         path: dir.to_owned(),
         what,
         whole: None,
+        named: false,
     }
 }
 
@@ -200,7 +201,12 @@ pub(crate) fn with_whole_one(output: &Path, error: TrainError) -> TrainError {
     let whole: Option<PathBuf> = others
         .filter(|other| *other != path)
         .find(|other| verify(other).is_ok());
-    TrainError::Broken { path, what, whole }
+    TrainError::Broken {
+        path,
+        what,
+        whole,
+        named: false,
+    }
 }
 
 #[cfg(test)]

@@ -1,5 +1,9 @@
 //! Parts of errors.
 
+use std::path::Path;
+
+use super::TrainError;
+
 /// What a run has kept to go on from and a start does not find.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Absent {
@@ -59,5 +63,15 @@ pub(super) fn keys_of(name: &str) -> String {
             Some(own) => format!("train.{own}"),
             None => name.to_owned(),
         },
+    }
+}
+
+impl TrainError {
+    /// A file that cannot be used for what the system said.
+    pub(crate) fn io(path: &Path) -> impl Fn(std::io::Error) -> Self + '_ {
+        move |e| Self::File {
+            path: path.to_owned(),
+            what: e.to_string(),
+        }
     }
 }

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use lowtide_config::{Resume, Run};
+use lowtide_config::Run;
 use serde::{Deserialize, Serialize};
 
 use super::Fit;
@@ -72,7 +72,8 @@ pub(super) fn finished(
     let Start::Checkpoint(dir, state) = start else {
         return None;
     };
-    if run.checkpoint.resume != Resume::Auto || state.step != total {
+    let own = dir.starts_with(checkpoint::directory(&run.output));
+    if !own || state.step != total {
         return None;
     }
     let mark = read_mark(&run.output)?;

@@ -33,6 +33,9 @@ struct AboutRun {
     layout: u64,
     data_fingerprint: u64,
     numerics: Value,
+    /// The branch of its output that it is of.
+    #[serde(default)]
+    branch: u64,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     changes: Vec<Change>,
     products: BTreeMap<String, Vec<u64>>,
@@ -78,6 +81,7 @@ impl Told {
         let mark = record.mark;
         let state = RunState {
             step: mark.step,
+            branch: about.branch,
             data: mark.data,
             data_fingerprint: about.data_fingerprint,
             clip: record.clip,
@@ -198,6 +202,7 @@ impl Fit<'_> {
             layout: plan.durable_layout(),
             data_fingerprint: self.state.data_fingerprint,
             numerics: self.numerics.clone(),
+            branch: self.state.branch,
             changes: self.state.changes.clone(),
             products: self.state.products.clone(),
             now_unix_s: self.state.now_unix_s,
@@ -231,8 +236,7 @@ impl Fit<'_> {
         let step = told.state.step;
         self.observer
             .note(&format!("went on from {path} after step {step}"));
-        let output = self.output.folder().path();
-        self.last_checkpoint = checkpoint::list(output).pop().map(|(_, p)| p);
+        self.last_checkpoint = checkpoint::newest_of(&self.output).map(|(_, p)| p);
         self.state = told.state;
         for step in &told.steps {
             self.state.totals.loss(step.step, step.loss);
@@ -282,7 +286,7 @@ impl Fit<'_> {
         {
             self.exact_match(When::During)?;
         }
-        let newest = checkpoint::list(self.output.folder().path()).pop();
+        let newest = checkpoint::newest_of(&self.output);
         if self.durable && due.save && newest.is_none_or(|(at, _)| at < step) {
             self.save()?;
         }

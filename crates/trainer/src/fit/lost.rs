@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use lowtide_config::{Resume, Run};
 use lowtide_tiers as tiers;
 
+use super::branch::Origin;
 use super::ends;
 use super::start::{Start, ours};
 use crate::checkpoint;
@@ -27,8 +28,9 @@ pub(super) fn refuse(
     run: &Run,
     output: &Output,
     start: &Start,
+    origin: &Origin,
 ) -> Result<Option<String>, TrainError> {
-    if run.checkpoint.resume != Resume::Auto {
+    if matches!(origin, Origin::New(_)) || run.checkpoint.resume == Resume::Never {
         return Ok(None);
     }
     let logged = last_step(output.folder(), METRICS)?.unwrap_or(0);
@@ -41,7 +43,7 @@ pub(super) fn refuse(
         told,
         by: by.to_owned(),
         from,
-        checkpoint: checkpoint::list(&run.output).pop().map(|(_, dir)| dir),
+        checkpoint: checkpoint::newest_of(output).map(|(_, dir)| dir),
     };
     if let (Some(path), Start::Anew | Start::Checkpoint(..)) = (output.state_file(), start)
         && logged > from
@@ -56,7 +58,11 @@ pub(super) fn refuse(
         };
         return Err(lost(path, absent, logged, METRICS));
     }
-    let finished = ends::finished_at(&run.output);
+    // Of the branch that was left, until there is a checkpoint of this one.
+    let finished = match mark.unsaved() {
+        None => ends::finished_at(&run.output),
+        Some(_) => None,
+    };
     let saved = mark.saved.unwrap_or(0);
     let told = finished.unwrap_or(0).max(saved);
     if told > from {
@@ -67,7 +73,8 @@ pub(super) fn refuse(
         let path = checkpoint::path_of(&run.output, told);
         return Err(lost(path, Absent::Checkpoint, told, by));
     }
-    Ok((logged > from).then(|| match from {
+    // Where nothing is saved the metrics may be those of the branch that was left, and its note says all.
+    Ok((logged > from && *origin == Origin::GoesOn).then(|| match from {
         0 => format!(
             "begins at step 1: the run before made {logged} steps here and was ended before it had saved"
         ),

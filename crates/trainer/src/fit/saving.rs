@@ -1,5 +1,6 @@
 //! When a run saves, and what it does when it cannot.
 
+use std::fs;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,7 +14,6 @@ use super::{Fit, tokenizer_files};
 use crate::checkpoint;
 use crate::error::TrainError;
 use crate::metrics::{EventFile, MetricsLog};
-use crate::output::mark::Kept;
 use crate::output::room::{self, Need};
 use crate::output::{self, ANSWERS, Followed, METRICS, Output, TENSORBOARD};
 use crate::planning::Planned;
@@ -121,7 +121,7 @@ impl Sizes {
         output: &Output,
         steps: u64,
     ) -> Vec<Need> {
-        let there = checkpoint::list(output.folder().path()).len();
+        let there = checkpoint::count(output).unwrap_or(0);
         let dir = output.folder().path().to_owned();
         let need = |what: String, bytes| Need {
             dir: dir.clone(),
@@ -134,6 +134,9 @@ impl Sizes {
             n => format!("for {n} checkpoints"),
         };
         let lines = steps / run.log.every_steps + 2;
+        // A branch copies what it leaves.
+        let logs =
+            [METRICS, ANSWERS].map(|name| fs::metadata(dir.join(name)).map_or(0, |m| m.len()));
         let tasks = planned.plan.parts.iter().map(Vec::len).sum::<usize>() as u64 * (steps + 1);
         let trace = if run.log.trace {
             tasks.min(Trace::FIRST_STEPS.events as u64) * EVENT
@@ -143,7 +146,10 @@ impl Sizes {
         let mut all = vec![
             need(of(n), n.saturating_mul(self.checkpoint)),
             need("for the model".to_owned(), self.model),
-            need("for metrics and the trace".to_owned(), lines * LINE + trace),
+            need(
+                "for metrics and the trace".to_owned(),
+                lines * LINE + trace + logs.iter().sum::<u64>(),
+            ),
         ];
         let state = planned.plan.tier(Tier::Disk).planned_bytes.0;
         let total: u64 = run.budget.disk.iter().map(|d| d.size.0).sum();
@@ -231,7 +237,7 @@ impl Fit<'_> {
         self.follow()?;
         if step == 0 || self.saved == Some(step) {
             self.cadence.saved(Instant::now());
-            if step > 0 {
+            if step > 0 && self.output.kept().unsaved().is_none() {
                 // The process that saved it may have died before this.
                 self.prune();
             }
@@ -255,11 +261,7 @@ impl Fit<'_> {
             self.observer.saved(&path);
             self.last_checkpoint = Some(path);
             self.saved = Some(step);
-            let kept = Kept {
-                saved: Some(step),
-                ..self.output.kept().clone()
-            };
-            let marked = self.output.keep(kept);
+            let marked = super::branch::saved(&mut self.output, step);
             self.tell(marked.err().map(|e| format!("warning: {e}")));
             self.prune();
         });

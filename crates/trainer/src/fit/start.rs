@@ -12,13 +12,14 @@ use lowtide_tiers::{self as tiers, Disk, DiskConfig, Open, TierError};
 use lowtide_units::Bytes;
 use serde_json::Value;
 
+use super::branch::{self, Origin};
 use super::change::changes;
 use super::journal::Journal;
 use crate::checkpoint::{self, Change, RunState};
 use crate::error::TrainError;
 use crate::open::{disk_of, load_weights, open_on};
 use crate::output::Output;
-use crate::output::mark::Kept;
+use crate::paths;
 use crate::planning::{Planned, directories_of, pins_of};
 use lowtide_data::Batches;
 use lowtide_session::{DiskChoice, Session};
@@ -32,42 +33,77 @@ pub(super) enum Start {
 }
 
 impl Start {
-    /// What a run's settings and files say: its journal, unless the newest of its checkpoints is newer.
-    /// Notes what people should know of it.
-    pub(super) fn find(run: &Run, notes: &mut Vec<String>) -> Result<Self, TrainError> {
-        let dir = match &run.checkpoint.resume {
-            Resume::Never => None,
-            Resume::Path(dir) => {
-                if let Some(newest) = checkpoint::newest_in(dir) {
-                    return Err(TrainError::NotACheckpoint {
-                        path: dir.clone(),
-                        newest,
-                    });
-                }
-                Some(dir.clone())
-            }
-            Resume::Auto => {
-                let newest = checkpoint::list(&run.output).pop();
-                // The journal's state is in place already, and is read whole before it is used.
-                if let Some(journal) = Journal::find(run, notes)?
-                    && newest
-                        .as_ref()
-                        .is_none_or(|(step, _)| *step <= journal.state().step)
-                {
-                    if !run.checkpoint.durable {
-                        return Err(journal.unusable("checkpoint.durable is off"));
-                    }
-                    return Ok(Self::Journal(Box::new(journal)));
-                }
-                newest.map(|(_, dir)| dir)
-            }
+    /// What a run's settings and files say, and how the run comes there. Notes what people should know of it.
+    pub(super) fn find(
+        run: &Run,
+        output: &Output,
+        notes: &mut Vec<String>,
+    ) -> Result<(Self, Origin), TrainError> {
+        let named = match &run.checkpoint.resume {
+            Resume::Never => return Ok((Self::Anew, Origin::new(run, output, None)?)),
+            Resume::Auto => None,
+            Resume::Path(dir) => Some(dir),
         };
-        let Some(dir) = dir else {
-            return Ok(Self::Anew);
+        let follows = named.is_none_or(|dir| branch::began_at(run, output, dir));
+        if follows && let Some(start) = Self::saved(run, output, named.is_some(), notes)? {
+            return Ok((start, Origin::GoesOn));
+        }
+        let unsaved = output.kept().unsaved();
+        let Some(dir) = named else {
+            let Some(branch) = unsaved else {
+                return Ok((Self::Anew, Origin::GoesOn));
+            };
+            let start = branch::beginning(output, branch).map(|dir| Self::at(run, dir));
+            return Ok((start.unwrap_or(Ok(Self::Anew))?, Origin::Again));
         };
+        paths::checkpoint(dir)?;
+        if let Some(newest) = checkpoint::newest_in(dir) {
+            return Err(TrainError::NotACheckpoint {
+                path: dir.clone(),
+                newest,
+            });
+        }
+        let start = Self::at(run, dir.clone())?;
+        let origin = match start.state() {
+            Some(state) if !follows || unsaved.is_none() => {
+                Origin::new(run, output, Some((dir, state)))?
+            }
+            _ => Origin::Again,
+        };
+        Ok((start, origin))
+    }
+
+    /// What the branch of an output has saved: its journal, unless the newest of its checkpoints is newer. Where it
+    /// was begun at a checkpoint that is `named`, only what was saved since.
+    fn saved(
+        run: &Run,
+        output: &Output,
+        named: bool,
+        notes: &mut Vec<String>,
+    ) -> Result<Option<Self>, TrainError> {
+        let kept = output.kept();
+        let newest = checkpoint::newest_of(output);
+        let newest = newest.filter(|(step, _)| !named || branch::is_own(kept, *step));
+        // The journal's state is in place already, and is read whole before it is used.
+        if let Some(journal) = Journal::find(run, notes)?
+            && journal.state().branch >= kept.number()
+            && newest
+                .as_ref()
+                .is_none_or(|(step, _)| *step <= journal.state().step)
+        {
+            if !run.checkpoint.durable {
+                return Err(journal.unusable("checkpoint.durable is off"));
+            }
+            return Ok(Some(Self::Journal(Box::new(journal))));
+        }
+        newest.map(|(_, dir)| Self::at(run, dir)).transpose()
+    }
+
+    /// A checkpoint.
+    fn at(run: &Run, dir: PathBuf) -> Result<Self, TrainError> {
         match checkpoint::look(&dir) {
             Ok(state) => Ok(Self::Checkpoint(dir, Box::new(state))),
-            Err(e) => Err(checkpoint::with_whole_one(&run.output, e)),
+            Err(e) => Err(broken(run, e)),
         }
     }
 
@@ -161,28 +197,7 @@ impl Start {
         })
     }
 
-    /// What the run has kept once it has begun so.
-    pub(super) fn kept(
-        &self,
-        run: &Run,
-        output: &Output,
-        session: &Session,
-        durable: bool,
-    ) -> Kept {
-        let saved = match self {
-            Self::Anew => None,
-            Self::Checkpoint(dir, state) => {
-                let own = dir.starts_with(checkpoint::directory(&run.output));
-                own.then_some(state.step)
-            }
-            Self::Journal(_) => output.kept().saved,
-        };
-        let first = session.disk_paths().into_iter().next();
-        Kept::of(&run.output, saved, first.filter(|_| durable))
-    }
-
-    /// Fills the session, and gives up what an earlier run kept and this one takes the place of: not
-    /// before everything has been loaded.
+    /// Fills the session. What an earlier run kept stays as it is.
     pub(super) fn load(
         &mut self,
         run: &Run,
@@ -195,7 +210,7 @@ impl Start {
                 batches.restore(state.data)?;
                 let decoder = std::sync::Arc::clone(session.decoder());
                 checkpoint::load(dir, decoder.workload(), &session.homes()?, state)
-                    .map_err(|e| checkpoint::with_whole_one(&run.output, e))?;
+                    .map_err(|e| broken(run, e))?;
                 if state.step > 0 {
                     session.restore_clip(state.clip.map(f64::from_bits));
                 }
@@ -212,23 +227,54 @@ impl Start {
                 journal.settle(found.sequence);
                 batches.restore(journal.state().data)?;
                 session.restore_clip(journal.state().clip.map(f64::from_bits));
-                return Ok(());
             }
+        }
+        Ok(())
+    }
+
+    /// Gives up what an earlier run kept and this one takes the place of: not before everything has been
+    /// loaded.
+    pub(super) fn publish(&self, run: &Run, session: &Session) -> Result<(), TrainError> {
+        if let Self::Journal(_) = self {
+            return Ok(());
         }
         session.publish_disk()?;
         give_up(run, session)
     }
 }
 
+/// An error over a checkpoint, with the newest whole one where it is broken.
+fn broken(run: &Run, e: TrainError) -> TrainError {
+    let e = checkpoint::with_whole_one(&run.output, e);
+    match (e, &run.checkpoint.resume) {
+        (
+            TrainError::Broken {
+                path, what, whole, ..
+            },
+            Resume::Path(named),
+        ) => {
+            // It is named, and the run went on from a later one: naming it again would change nothing.
+            let named = *named != path && whole.as_ref() == Some(named);
+            TrainError::Broken {
+                path,
+                what,
+                whole,
+                named,
+            }
+        }
+        (e, _) => e,
+    }
+}
+
 /// A state file that an earlier run asked to keep.
-struct KeptFile {
+pub(super) struct KeptFile {
     dir: PathBuf,
     /// This run's own.
-    ours: bool,
+    pub(super) ours: bool,
 }
 
 /// Those in the directories of a run's drives.
-fn kept_files(run: &Run) -> Result<Vec<KeptFile>, TrainError> {
+pub(super) fn kept_files(run: &Run) -> Result<Vec<KeptFile>, TrainError> {
     let mut kept = Vec::new();
     for dir in directories_of(run) {
         let by = tiers::kept_by(&dir).map_err(|e| readable(run, e))?;

@@ -63,6 +63,29 @@ pub struct Kept {
     /// output.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "any_path")]
     pub state_file: Option<PathBuf>,
+    /// The branch that the run is on; none: the first, which began at step 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub branch: Option<Branch>,
+}
+
+/// A run that did not go on from the newest state of its output, but left that for an older checkpoint, for
+/// one of another output, or for step 1.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Branch {
+    /// Branches of this output are counted from 1 on; checkpoints and journals say which they are of.
+    pub number: u64,
+    /// The checkpoint that it began at; none: it began at step 1. A relative path is one in the output.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "any_path")]
+    pub at: Option<PathBuf>,
+    /// The step of that checkpoint; 0 where there is none.
+    pub step: u64,
+    /// CRC-32C of that checkpoint's `run.json`.
+    pub checkpoint: u32,
+    /// CRC-32C of the settings that it was begun with.
+    pub settings: u32,
+    /// It has no checkpoint of its own yet: what has the names of later steps is of the branch that was left.
+    #[serde(default)]
+    pub unsaved: bool,
 }
 
 /// A path as JSON: its text, or its bytes where it is none.
@@ -98,21 +121,44 @@ mod any_path {
     }
 }
 
+/// A path as the mark of `output` has it.
+#[must_use]
+pub fn within(output: &Path, path: PathBuf) -> PathBuf {
+    match path.strip_prefix(output) {
+        Ok(inside) => inside.to_owned(),
+        Err(_) => std::path::absolute(&path).unwrap_or(path),
+    }
+}
+
 impl Kept {
     fn is_nothing(&self) -> bool {
         *self == Self::default()
     }
 
-    /// What the run of `output` has kept: its newest checkpoint there, its first state file.
-    pub fn of(output: &Path, saved: Option<u64>, state_file: Option<PathBuf>) -> Self {
-        let within = |file: PathBuf| match file.strip_prefix(output) {
-            Ok(inside) => inside.to_owned(),
-            Err(_) => std::path::absolute(&file).unwrap_or(file),
-        };
+    /// What the run of `output` has kept: its newest checkpoint there, its first state file, on which branch.
+    pub fn of(
+        output: &Path,
+        saved: Option<u64>,
+        state_file: Option<PathBuf>,
+        branch: Option<Branch>,
+    ) -> Self {
         Self {
             saved,
-            state_file: state_file.map(within),
+            state_file: state_file.map(|file| within(output, file)),
+            branch,
         }
+    }
+
+    /// The number of the branch.
+    #[must_use]
+    pub fn number(&self) -> u64 {
+        self.branch.as_ref().map_or(0, |b| b.number)
+    }
+
+    /// The branch, while it has no checkpoint of its own.
+    #[must_use]
+    pub fn unsaved(&self) -> Option<&Branch> {
+        self.branch.as_ref().filter(|b| b.unsaved)
     }
 }
 

@@ -17,7 +17,7 @@ use rustix::io::Errno;
 use crate::checkpoint;
 use crate::error::TrainError;
 use folder::{Folder, Found, Moved};
-use mark::{Holds, Kept, MARK, Mark};
+use mark::{Branch, Holds, Kept, MARK, Mark};
 use replace::Shelf;
 use steps::step;
 
@@ -28,6 +28,9 @@ pub mod replace;
 pub mod room;
 mod steps;
 
+#[cfg(test)]
+pub(crate) use steps::injected;
+
 /// The fine-tuned model's directory.
 pub const MODEL: &str = "model";
 /// The checkpoints' directory.
@@ -36,6 +39,10 @@ pub const CHECKPOINTS: &str = "checkpoints";
 pub const METRICS: &str = "metrics.jsonl";
 /// Answers to prompts.
 pub const ANSWERS: &str = "answers.jsonl";
+/// The metrics of the branch that was left last, as they were then.
+pub const METRICS_LEFT: &str = "metrics.left.jsonl";
+/// The answers of the branch that was left last.
+pub const ANSWERS_LEFT: &str = "answers.left.jsonl";
 /// The report of a run that has nothing left to do.
 pub const FINISHED: &str = "finished.json";
 /// The directory of TensorBoard's event files.
@@ -48,7 +55,16 @@ pub const RUN: &str = "run.json";
 pub const MACHINE: &str = "machine.json";
 
 /// Plain files that a run writes anew or cuts.
-const FILES: [&str; 6] = [METRICS, ANSWERS, TRACE, RUN, MACHINE, FINISHED];
+const FILES: [&str; 8] = [
+    METRICS,
+    ANSWERS,
+    TRACE,
+    RUN,
+    MACHINE,
+    FINISHED,
+    METRICS_LEFT,
+    ANSWERS_LEFT,
+];
 /// Directories that a run makes; state files of drives lie in the last.
 const FOLDERS: [&str; 4] = [MODEL, CHECKPOINTS, TENSORBOARD, DISK];
 const DISK: &str = "disk";
@@ -102,7 +118,7 @@ impl Output {
         }
         notes.extend(model_shelf(&folder).recover(|name| name == MODEL)?);
         if let Some(checkpoints) = folder.sub(CHECKPOINTS)? {
-            let is_ours = |name: &str| checkpoint::step_of(name).is_some();
+            let is_ours = |name: &str| checkpoint::is_name(name);
             notes.extend(checkpoint::shelf(&checkpoints).recover(is_ours)?);
         }
         refuse_model(&folder)?;
@@ -181,6 +197,10 @@ impl Output {
                 let mut new = Self::open(run)?;
                 new.keep(Kept {
                     saved: None,
+                    branch: self.kept.branch.clone().map(|b| Branch {
+                        unsaved: false,
+                        ..b
+                    }),
                     ..self.kept.clone()
                 })?;
                 *self = new;
@@ -341,7 +361,7 @@ fn unlocked(path: &Path, e: Errno) -> TrainError {
 }
 
 /// The path that leads somewhere, with what exists of it resolved.
-fn resolved(path: &Path) -> PathBuf {
+pub(crate) fn resolved(path: &Path) -> PathBuf {
     for ancestor in path.ancestors() {
         if let Ok(real) = ancestor.canonicalize() {
             return match path.strip_prefix(ancestor) {

@@ -53,7 +53,7 @@ fn what_was_kept_is_said_under_the_lock() {
         (3, PathBuf::from(bytes)),
         (4, run.output.join("disk/s")),
     ] {
-        let kept = Kept::of(&run.output, Some(step), Some(file.clone()));
+        let kept = Kept::of(&run.output, Some(step), Some(file.clone()), None);
         first.keep(kept.clone()).unwrap();
         assert_eq!(first.state_file(), Some(file));
         assert!(matches!(Output::open(&run), Err(TrainError::Locked { .. })));
