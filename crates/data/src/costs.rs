@@ -531,10 +531,12 @@ fn sort(list: &Value, args: &[Value]) -> Result<(), Error> {
 /// Widths and precisions of a format: as digits, or `*` and the argument. Each of its places may write
 /// any argument, in any width.
 fn format(format: &str, args: &[Value]) -> Result<(), Error> {
-    let digits = format.split(|c: char| !c.is_ascii_digit());
-    let widths = digits.map(|d| d.trim_start_matches('0'));
     let mut most = 0;
-    for digits in widths {
+    for (at, digits) in numbers_in(format) {
+        if !is_width(&format[..at]) {
+            continue;
+        }
+        let digits = digits.trim_start_matches('0');
         most = most.max(match digits.len() {
             0 => 0,
             1..=4 => digits.parse().unwrap_or(0),
@@ -561,6 +563,24 @@ fn format(format: &str, args: &[Value]) -> Result<(), Error> {
     let each = u128::from(n) * u128::from(most + largest);
     limit(each + format.len() as u128)?;
     charge(format.len() as u64 + n * (4 * ITEM + 16 * most + largest))
+}
+
+/// The runs of digits in a text, with where they begin.
+fn numbers_in(text: &str) -> impl Iterator<Item = (usize, &str)> {
+    let runs = text.split(|c: char| !c.is_ascii_digit());
+    let places = runs.map(|digits| (digits.as_ptr() as usize - text.as_ptr() as usize, digits));
+    places.filter(|(_, digits)| !digits.is_empty())
+}
+
+/// Whether digits behind `before` may be a width or a precision, and not a number that the text tells: in braces, or
+/// behind a percent sign, the name of an argument and flags.
+fn is_width(before: &str) -> bool {
+    let braces = before
+        .rfind('{')
+        .is_some_and(|open| !before[open..].contains('}'));
+    let flags = |c: char| "-+ #.*".contains(c) || c.is_ascii_digit();
+    let percent = before.trim_end_matches(flags);
+    braces || percent.ends_with('%') || percent.ends_with(')') && percent.contains("%(")
 }
 
 #[cfg(test)]

@@ -272,3 +272,27 @@ fn values_are_printed_and_told_apart_as_in_python() {
         assert_eq!(rendered.text, want, "{source}");
     }
 }
+
+/// A number that a text tells is no width.
+#[test]
+fn long_numbers_beside_a_format_are_text() {
+    for (source, want) in [
+        ("{{ '%s of 20240726' | format('x') }}", "x of 20240726"),
+        ("{{ '123456: %5d' | format(7) }}", "123456:     7"),
+        ("{{ '%s, 100000 %s' | format('a', 'b') }}", "a, 100000 b"),
+    ] {
+        let rendered = open(source).render(&chat(), None, false).expect(source);
+        assert_eq!(rendered.text, want, "{source}");
+    }
+    for source in [
+        "{{ '%20240726d' | format(7) }}",
+        "{{ '%-20240726s' | format('x') }}",
+        "{{ '%.20240726f' | format(7.0) }}",
+        "{{ '%(a)20240726d' | format(a=7) }}",
+        "{{ '%010001d' | format(7) }}",
+        "{{ '%5.20240726f' | format(7.0) }}",
+    ] {
+        let refused = open(source).render(&chat(), None, false).expect_err(source);
+        assert!(refused.to_string().contains("width"), "{source}: {refused}");
+    }
+}

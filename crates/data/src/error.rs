@@ -317,6 +317,21 @@ pub enum RecordProblem {
         /// The assistant's messages.
         turns: usize,
     },
+    /// Where the assistant speaks would take too long to find.
+    #[error(
+        "where the assistant's {turns} turns are under this chat template shows only by rendering the {messages} \
+         messages again and again; {most} messages are rendered for it at most, and it takes about {need}"
+    )]
+    TooManyTurns {
+        /// The assistant's turns that are looked for one by one.
+        turns: usize,
+        /// Messages of the conversation.
+        messages: usize,
+        /// Messages that are rendered at most, each as often as it is.
+        most: u64,
+        /// That many would be.
+        need: u64,
+    },
     /// The first record fits none of the known formats.
     #[error(
         "no known format has the fields {have}; looked for {looked_for}{}",

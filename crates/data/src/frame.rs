@@ -78,6 +78,15 @@ impl Frame {
         stops
     }
 
+    /// The token that ends an answer, of a conversation's last message or of another one.
+    pub fn end_token<'a>(&'a self, tokenizer: &Tokenizer, last: bool) -> Option<&'a str> {
+        let atoms = Atoms::of(tokenizer);
+        match last && !self.tail_has_header {
+            true => atoms.first(&self.tail),
+            false => atoms.first(&self.end),
+        }
+    }
+
     /// Whether the tail begins with the end, and decoding would have stopped there.
     fn ends_tail(&self) -> bool {
         self.end_stops && self.tail.starts_with(self.end.trim_end())

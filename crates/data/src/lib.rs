@@ -22,6 +22,7 @@ mod foreign;
 mod frame;
 mod guards;
 pub mod jsonl;
+mod long;
 mod marks;
 pub mod mask;
 pub mod packing;

@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use super::chat::{ChatTemplate, Rendered};
 use super::jsonl::{Record, Schema};
+use super::long;
 use super::marks::is_assistant;
 use super::remarks::Remarks;
 use super::tokenizer::Tokenizer;
@@ -42,9 +43,14 @@ impl Example {
         self.supervised.resize(self.tokens.len(), supervised);
     }
 
-    /// Ends the example with `eos`, which is supervised; whether it ended with it before.
+    /// Ends the example with one `eos`, which is supervised; whether it ended with it before.
     fn end(&mut self, eos: i32) -> bool {
-        let had = self.tokens.last() == Some(&eos);
+        // A prompt's is none of the completion.
+        let had = self.tokens.last() == Some(&eos) && self.supervised.last() == Some(&true);
+        while self.tokens.ends_with(&[eos, eos]) && self.supervised.ends_with(&[true, true]) {
+            self.tokens.pop();
+            self.supervised.pop();
+        }
         if !had {
             self.push(&[eos], true);
         }
@@ -117,7 +123,8 @@ impl<'a> Encoder<'a> {
         Self { system, ..self }
     }
 
-    fn parse(&self, line: &str) -> Result<Record, RecordProblem> {
+    /// A line's record, and 1 where answers in it had the end written out that the template writes behind them.
+    fn parse(&self, line: &str) -> Result<(Record, u64), RecordProblem> {
         let mut record = self.schema.parse(line)?;
         if let (
             Record::Messages {
@@ -133,7 +140,21 @@ impl<'a> Encoder<'a> {
                 serde_json::json!({ "role": "system", "content": system }),
             );
         }
-        Ok(record)
+        let n_ended = match (&mut record, &self.ending) {
+            (Record::Messages { messages, .. }, Ending::Template(turns)) => {
+                let last = messages.len().saturating_sub(1);
+                let answers = messages.iter_mut().enumerate();
+                let ended = answers
+                    .filter(|(_, message)| is_assistant(message))
+                    .filter_map(|(i, message)| {
+                        let end = turns.end_of(i == last)?;
+                        cut_ends(text_of(message)?, end).then_some(())
+                    });
+                u64::from(ended.count() > 0)
+            }
+            _ => 0,
+        };
+        Ok((record, n_ended))
     }
 
     /// The format of the data.
@@ -150,7 +171,9 @@ impl<'a> Encoder<'a> {
     /// The same, with what people should hear of the line.
     pub(crate) fn encode(&self, line: &str) -> Result<(Example, Remarks), RecordProblem> {
         let mut remarks = Remarks::default();
-        let mut example = match (self.parse(line)?, &self.ending) {
+        let (record, n_ended) = self.parse(line)?;
+        remarks.n_had_end += n_ended;
+        let mut example = match (record, &self.ending) {
             (
                 Record::Messages {
                     messages,
@@ -197,7 +220,7 @@ impl<'a> Encoder<'a> {
     /// The tokens to generate from and the text of the answer expected after them: the
     /// conversation up to its last assistant turn, or prompt and completion.
     pub fn prompt(&self, line: &str) -> Result<(Vec<i32>, String), RecordProblem> {
-        match (self.parse(line)?, &self.ending) {
+        match (self.parse(line)?.0, &self.ending) {
             (
                 Record::Messages {
                     messages, tools, ..
@@ -206,10 +229,17 @@ impl<'a> Encoder<'a> {
             ) => {
                 let last = messages.iter().rposition(is_assistant);
                 let last = last.ok_or(RecordProblem::NoReference)?;
-                let reference = messages[last]["content"]
+                let mut reference = messages[last]["content"]
                     .as_str()
                     .unwrap_or_default()
                     .to_owned();
+                // Decoding stops there, whether it is the last message or not.
+                for end in [true, false]
+                    .into_iter()
+                    .filter_map(|last| turns.end_of(last))
+                {
+                    cut_ends(&mut reference, end);
+                }
                 let text = turns.prompt(&messages[..last], tools.as_ref())?;
                 Ok((self.tokenizer.encode(&text)?, reference))
             }
@@ -241,11 +271,9 @@ impl<'a> Encoder<'a> {
         let Ending::Eos(eos) = self.ending else {
             return completion;
         };
-        let end = self.tokenizer.decode(&[eos], true);
-        match completion.trim_end().strip_suffix(&end) {
-            Some(answer) if !end.is_empty() => answer.to_owned(),
-            _ => completion,
-        }
+        let (end, mut completion) = (self.tokenizer.decode(&[eos], true), completion);
+        cut_ends(&mut completion, &end);
+        completion
     }
 
     /// The tokens of a text that begins a sequence. A beginning that the text has written out is not
@@ -349,26 +377,45 @@ fn blocks_of(
         whole.text.starts_with(&text).then_some(text.len())
     };
     let one_each = turns.len() == whole.generated.len();
-    let mut blocks = Vec::new();
-    for &i in wanted {
+    let of_turn = |i: usize| {
         if let (Some(from), Some(to)) = (end(i), end(i + 1)) {
             let next = next_content(template, messages, tools, i, &whole.text).unwrap_or(to);
             let inside = |block: &&Range<usize>| {
                 from <= block.start && (block.end <= to || block.start < to && block.end <= next)
             };
-            blocks.extend(whole.generated.iter().filter(inside).cloned());
-        } else if one_each {
-            let at = turns.iter().position(|&turn| turn == i).expect("a turn");
-            blocks.push(whole.generated[at].clone());
-        } else {
-            return Err(RecordProblem::BlocksOfTurn {
-                message: i,
-                blocks: whole.generated.len(),
-                turns: turns.len(),
-            });
+            return Ok(whole.generated.iter().filter(inside).cloned().collect());
         }
+        if one_each {
+            let at = turns.iter().position(|&turn| turn == i).expect("a turn");
+            return Ok(vec![whole.generated[at].clone()]);
+        }
+        Err(RecordProblem::BlocksOfTurn {
+            message: i,
+            blocks: whole.generated.len(),
+            turns: turns.len(),
+        })
+    };
+    // Of many turns, those whose blocks are seen without a rendering; some of them are held against that.
+    let mut found: Vec<Option<Vec<Range<usize>>>> = vec![None; wanted.len()];
+    if wanted.len() > long::FEW {
+        let all = long::blocks_in_order(wanted, template, messages, &whole.generated, &whole.text);
+        let seen: Vec<usize> = (0..all.len()).filter(|&k| all[k].is_some()).collect();
+        let agree = |k: usize| {
+            let k = seen[k];
+            of_turn(wanted[k]).ok() == all[k].clone().map(|block| vec![block])
+        };
+        if long::some_of(seen.len()).all(agree) {
+            found = all
+                .into_iter()
+                .map(|block| block.map(|b| vec![b]))
+                .collect();
+        }
+        let alone = found.iter().filter(|f| f.is_none()).count();
+        long::bounded(alone, messages.len())?;
     }
-    Ok(blocks)
+    let each = wanted.iter().zip(found);
+    let blocks = each.map(|(&i, found)| found.map_or_else(|| of_turn(i), Ok));
+    Ok(blocks.collect::<Result<Vec<_>, RecordProblem>>()?.concat())
 }
 
 /// Where in the text of the whole conversation the content of the message behind message `i` begins, at the
@@ -392,6 +439,30 @@ fn next_content(
     let text = template.render(&up_to, tools, false).ok()?.text;
     let same = whole.bytes().zip(text.bytes()).take_while(|(a, b)| a == b);
     Some(same.count())
+}
+
+/// Cuts the ends that a text has written out at its end off, with the white space behind them; whether there were any.
+fn cut_ends(text: &mut String, end: &str) -> bool {
+    let n = text.len();
+    while !end.is_empty()
+        && let Some(rest) = text.trim_end().strip_suffix(end)
+    {
+        text.truncate(rest.len());
+    }
+    text.len() < n
+}
+
+/// The text of a message, or of the last of its parts.
+fn text_of(message: &mut Value) -> Option<&mut String> {
+    let content = message.get_mut("content")?;
+    let text = match content {
+        Value::Array(parts) => parts.last_mut()?.get_mut("text")?,
+        text => text,
+    };
+    match text {
+        Value::String(text) => Some(text),
+        _ => None,
+    }
 }
 
 /// For each token, whether its bytes overlap a range of `spans` (in order, apart from each

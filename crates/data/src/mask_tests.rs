@@ -589,6 +589,17 @@ fn beginnings_and_ends_that_are_there_are_not_doubled() {
             json!({"prompt": "<s>Q:", "completion": "Rabat</s> \n"}),
             json!({"prompt": "Q:", "completion": "Rabat"}),
         ),
+        // Nor a second time.
+        (
+            Format::PromptCompletion,
+            json!({"prompt": "<s>Q:", "completion": "Rabat</s></s>\n"}),
+            json!({"prompt": "Q:", "completion": "Rabat"}),
+        ),
+        (
+            Format::Text,
+            json!({"text": "<s>Rabat</s></s>"}),
+            json!({"text": "Rabat"}),
+        ),
         (
             Format::Text,
             json!({"text": "<s>Rabat</s>\n"}),
@@ -612,7 +623,7 @@ fn beginnings_and_ends_that_are_there_are_not_doubled() {
         );
     }
     let encoder = encoder(&tokenizer, Format::PromptCompletion);
-    for completion in ["Rabat</s>", "Rabat</s>\n"] {
+    for completion in ["Rabat</s>", "Rabat</s>\n", "Rabat</s></s> </s>"] {
         let line = json!({"prompt": "<s>Q:", "completion": completion}).to_string();
         let (tokens, reference) = encoder.prompt(&line).unwrap();
         assert_eq!(pieces(&tokenizer, &tokens), "<s> ▁ Q :");
@@ -621,6 +632,10 @@ fn beginnings_and_ends_that_are_there_are_not_doubled() {
             "an answer's text has no end of sequence"
         );
     }
+    // All that is said is the end.
+    let line = json!({"prompt": "Q</s>", "completion": "</s>"}).to_string();
+    let example = encoder.example(&line).unwrap();
+    assert!(example.supervised.ends_with(&[false, true]));
     // An end in the prompt is none of the completion, and one in the middle is none of the text.
     for (prompt, completion) in [("Q</s>", "\n"), ("Q:", "Rabat</s> and Fes")] {
         let line = json!({"prompt": prompt, "completion": completion}).to_string();

@@ -414,3 +414,202 @@ fn derived_masks_are_those_of_the_marked_twins() {
         (101, 56, 5206, 427, 23)
     );
 }
+
+/// Answers that have the end written out which the template writes behind them are those without, and so is what
+/// an answer is compared with.
+#[test]
+fn an_end_that_an_answer_has_written_out_is_not_doubled() {
+    let compared = |shape: &Shape| {
+        let mut compared = 0;
+        for source in [
+            shape.source.clone(),
+            shape.source.replace(OPEN, "").replace(CLOSE, ""),
+        ] {
+            let tokenizer = tokenizer(shape, &source);
+            let turns = Turns::new(tokenizer.chat_template().unwrap(), &tokenizer);
+            let (Some(end), Some(last)) = (turns.end_of(false), turns.end_of(true)) else {
+                continue;
+            };
+            let line = |first: &str, second: &str| {
+                let turns = [("u", "one"), ("a", first), ("u", "three"), ("a", second)];
+                json!({"messages": talk(&turns)}).to_string()
+            };
+            let plain = line("two", "four");
+            let written = line(&format!("two{end} \n"), &format!("four{last}{last}"));
+            let Ok(want) = encode(&tokenizer, &plain) else {
+                continue;
+            };
+            assert_eq!(
+                encode(&tokenizer, &written).as_ref(),
+                Ok(&want),
+                "{}: {written}",
+                shape.name
+            );
+            let schema = Schema {
+                format: Format::Messages,
+                fields: Fields::default(),
+            };
+            let encoder = Encoder::new(schema, &tokenizer, LossOn::Answers, "").unwrap();
+            assert_eq!(encoder.encode(&written).unwrap().1.n_had_end, 1);
+            assert_eq!(encoder.encode(&plain).unwrap().1.n_had_end, 0);
+            assert_eq!(
+                encoder.prompt(&written).unwrap(),
+                encoder.prompt(&plain).unwrap()
+            );
+            // One in the middle of an answer is the answer's.
+            let inside = line(&format!("two{end}more"), "four");
+            assert_eq!(encoder.encode(&inside).map_or(0, |e| e.1.n_had_end), 0);
+            compared += 1;
+        }
+        compared
+    };
+    let n: usize = shapes().par_iter().map(compared).sum();
+    assert!(n > 120, "{n}");
+}
+
+/// A template that ends answers from the second one on: what stands behind that end is not supervised, and decoding
+/// stops there.
+#[test]
+fn an_end_that_only_later_turns_have_is_an_end() {
+    let shapes = shapes();
+    let chatml = shapes
+        .iter()
+        .find(|s| s.name.contains("once at the end"))
+        .unwrap();
+    for (end, before) in [("<|endoftext|>", 2), ("<|im_end|>", 3)] {
+        let source = format!(
+            "{{% for m in messages %}}<|im_start|>{{{{ m.role }}}}\n{{{{ m.content }}}}{{% if m.role == 'assistant' and \
+             loop.index0 >= {before} %}}{end}{{% endif %}}{{{{ '\n' }}}}{{% endfor %}}{{% if add_generation_prompt \
+             %}}<|im_start|>assistant\n{{% endif %}}"
+        );
+        let tokenizer = tokenizer(chatml, &source);
+        let stops = crate::end_of_turn(&tokenizer).unwrap().unwrap().tokens;
+        assert!(stops.iter().any(|(_, text)| text == end), "{stops:?}");
+        let six = conversations().swap_remove(2).1;
+        let example = encode(&tokenizer, &json!({ "messages": six }).to_string()).unwrap();
+        let said = |supervised: bool| {
+            let tokens = example.tokens.iter().zip(&example.supervised);
+            let of = tokens.filter(|(_, s)| **s == supervised).map(|(t, _)| *t);
+            tokenizer.decode(&of.collect::<Vec<_>>(), true)
+        };
+        for (answer, question) in [("four, and", "five"), ("six", "")] {
+            assert!(
+                said(true).contains(&format!("{answer}{end}")),
+                "{:?}",
+                said(true)
+            );
+            assert!(
+                !said(true).contains(&format!("{end}\n")),
+                "{:?}",
+                said(true)
+            );
+            assert!(said(false).contains(question));
+        }
+    }
+}
+
+/// What one rendering shows of the turns of a conversation is what the proof of each turn says, or nothing.
+#[test]
+#[allow(clippy::print_stdout)]
+fn turns_that_are_found_together_are_those_found_alone() {
+    let of_shape = |shape: &Shape| {
+        let plain = tokenizer(shape, &shape.source.replace(OPEN, "").replace(CLOSE, ""));
+        let turns = Turns::new(plain.chat_template().unwrap(), &plain);
+        let (mut found, mut alone, mut wrong) = (0, 0, Vec::new());
+        for (name, messages, tools) in conversations() {
+            let all = turns.both_ways(messages.as_array().unwrap(), tools.as_ref());
+            for (aligned, proven) in all {
+                match (aligned, proven) {
+                    (None, _) => alone += 1,
+                    (Some(a), Ok(b)) if a == b => found += 1,
+                    // The rest of the conversation is refused: held against the first turns, it is not used.
+                    (Some(_), Err(_)) if may_be_refused(&shape.name, name) => alone += 1,
+                    (a, b) => wrong.push(format!("{} / {name}: {a:?} and {b:?}", shape.name)),
+                }
+            }
+        }
+        (found, alone, wrong)
+    };
+    let all: Vec<_> = shapes().par_iter().map(of_shape).collect();
+    let wrong: Vec<String> = all.iter().flat_map(|a| a.2.clone()).collect();
+    let (found, alone) = all.iter().fold((0, 0), |n, a| (n.0 + a.0, n.1 + a.1));
+    println!("{found} turns found together, {alone} left to their own proof");
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(found > 4000, "{found} of {}", found + alone);
+}
+
+/// A conversation of so many messages, one of which may be marked not to be trained on.
+fn chat(n: usize, marked: Option<usize>) -> String {
+    let role = |i| if i % 2 == 0 { "user" } else { "assistant" };
+    let message = |i| json!({"role": role(i), "content": format!("turn {i} of it, which says \"{}\"", i * 7)});
+    let mut messages: Vec<Value> = (0..n).map(message).collect();
+    if let Some(i) = marked {
+        messages[i]["weight"] = json!(0);
+    }
+    json!({ "messages": messages }).to_string()
+}
+
+#[test]
+fn long_conversations_have_the_masks_of_their_twins() {
+    let wrong = |shape: &Shape| {
+        let marked = tokenizer(shape, &shape.source);
+        let plain = tokenizer(shape, &shape.source.replace(OPEN, "").replace(CLOSE, ""));
+        let mut wrong = Vec::new();
+        // Longer than what is proven turn by turn, and shorter, with and without a mark.
+        for mark in [None, Some(51)] {
+            let short = mark.map(|_| 5);
+            let as_short = encode(&plain, &chat(40, short)).is_ok();
+            let line = chat(120, mark);
+            match (encode(&marked, &line), encode(&plain, &line)) {
+                (Ok(want), Ok(got)) if want == got && as_short => {}
+                (Ok(_), Err(_)) if !as_short => {}
+                (want, got) => wrong.push(format!(
+                    "{}, {mark:?}: {:?} and {:?}",
+                    shape.name,
+                    want.map(|e| e.supervised.len()),
+                    got.map(|e| e.supervised.len())
+                )),
+            }
+        }
+        wrong
+    };
+    let wrong: Vec<String> = shapes().par_iter().flat_map(wrong).collect();
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// Ten thousand messages take no longer than a few renderings of them; where each turn takes its own, that is refused.
+#[test]
+fn very_long_conversations_end_soon() {
+    let shapes = shapes();
+    let chatml = shapes
+        .iter()
+        .find(|s| s.name.starts_with("chatml"))
+        .unwrap();
+    let plain = chatml.source.replace(OPEN, "").replace(CLOSE, "");
+    for (source, mark) in [
+        (&plain, None),
+        (&plain, Some(77)),
+        (&chatml.source, Some(77)),
+    ] {
+        let tokenizer = tokenizer(chatml, source);
+        let time = |n: usize| {
+            let begun = std::time::Instant::now();
+            encode(&tokenizer, &chat(n, mark)).unwrap();
+            begun.elapsed().as_secs_f64()
+        };
+        let (one, ten) = (time(1_000), time(10_000));
+        assert!(ten < 40.0 * one.max(0.02), "{one} s, {ten} s");
+    }
+    // The same with words around each content that depend on it.
+    let source = plain.replace("{{ m.content }}", "{{ m.content ~ (m.content | length) }}");
+    assert_ne!(source, plain);
+    let hard = tokenizer(chatml, &source);
+    match encode(&hard, &chat(10_000, None)) {
+        Err(RecordProblem::TooManyTurns {
+            turns, messages, ..
+        }) => {
+            assert!(turns > 4000 && messages == 10_000);
+        }
+        other => panic!("{:?}", other.map(|e| e.tokens.len())),
+    }
+}

@@ -23,14 +23,16 @@ pub(crate) struct Turns<'a> {
     template: &'a ChatTemplate,
     tokenizer: &'a Tokenizer,
     frame: Result<Frame, String>,
+    /// Around turns behind the first one, where that is not the same.
+    later: Option<Frame>,
 }
 
 /// One conversation.
-struct Conversation<'a> {
-    turns: &'a Turns<'a>,
-    messages: &'a [Value],
-    tools: Option<&'a Value>,
-    whole: &'a str,
+pub(super) struct Conversation<'a> {
+    pub(super) turns: &'a Turns<'a>,
+    pub(super) messages: &'a [Value],
+    pub(super) tools: Option<&'a Value>,
+    pub(super) whole: &'a str,
     /// A content that is nowhere in it.
     probe: String,
     /// The frame as this conversation's beginning shows it, where the template's alone does not fit.
@@ -41,11 +43,33 @@ impl<'a> Turns<'a> {
     /// Asks the template what it writes around a turn.
     pub fn new(template: &'a ChatTemplate, tokenizer: &'a Tokenizer) -> Self {
         let render = |messages: &[Value], prompt| Ok(template.render(messages, None, prompt)?.text);
+        let frame = Frame::of_template(&render, tokenizer);
+        let before = ["user", "assistant", "user"].map(|role| message(role, "Jm5Td"));
+        let later = Frame::derive(&render, tokenizer, &before).ok();
         Self {
             template,
             tokenizer,
-            frame: Frame::of_template(&render, tokenizer),
+            later: later.filter(|later| frame.as_ref() != Ok(later)),
+            frame,
         }
+    }
+
+    /// The texts of the tokens that end an answer, in the first turn or a later one.
+    fn stops(&self) -> Vec<&str> {
+        let frames = self.frame.iter().chain(&self.later);
+        let mut all = Vec::new();
+        for stop in frames.flat_map(|frame| frame.stops(self.tokenizer)) {
+            if !all.contains(&stop) {
+                all.push(stop);
+            }
+        }
+        all
+    }
+
+    /// The text of the token with which the template itself ends an answer, of the last message or another one.
+    pub fn end_of(&self, last: bool) -> Option<&str> {
+        let frame = self.frame.as_ref().ok()?;
+        frame.end_token(self.tokenizer, last)
     }
 
     /// The template.
@@ -94,12 +118,37 @@ impl<'a> Turns<'a> {
             probe: absent_from(whole),
             own: OnceCell::new(),
         };
-        let mut spoken = wanted
-            .iter()
-            .map(|&i| conversation.spoken(i))
-            .collect::<Result<Vec<_>, _>>()?;
+        let mut spoken = conversation.all(wanted)?;
         spoken.retain(|range| !range.is_empty());
         Ok(spoken)
+    }
+
+    /// The assistant's turns as one rendering shows them, and each as it is proven alone.
+    #[cfg(test)]
+    #[allow(clippy::type_complexity, reason = "a test looks at both")]
+    pub fn both_ways(
+        &self,
+        messages: &[Value],
+        tools: Option<&Value>,
+    ) -> Vec<(Option<Range<usize>>, Result<Range<usize>, RecordProblem>)> {
+        let Ok(whole) = self.template.render(messages, tools, false) else {
+            return Vec::new();
+        };
+        let conversation = Conversation {
+            turns: self,
+            messages,
+            tools,
+            whole: &whole.text,
+            probe: absent_from(&whole.text),
+            own: OnceCell::new(),
+        };
+        let turns = (0..messages.len()).filter(|&i| messages[i]["role"] == "assistant");
+        let turns: Vec<usize> = turns.collect();
+        let aligned = conversation.aligned(&turns).into_iter();
+        aligned
+            .zip(&turns)
+            .map(|(found, &i)| (found, conversation.spoken(i)))
+            .collect()
     }
 
     /// The text to generate from behind `messages`: the template's prompt, with the header of the
@@ -163,7 +212,7 @@ pub fn end_of_turn(tokenizer: &Tokenizer) -> Result<Option<EndOfTurn>, String> {
     let turns = Turns::new(template, tokenizer);
     let frame = turns.frame.as_ref().map_err(Clone::clone)?;
     let with_id = |text: &str| Some((tokenizer.token_id(text)?, text.to_owned()));
-    let stops = frame.stops(tokenizer).into_iter();
+    let stops = turns.stops().into_iter();
     Ok(Some(EndOfTurn {
         text: frame.end.clone(),
         tokens: stops.filter_map(with_id).collect(),
@@ -215,7 +264,7 @@ impl Conversation<'_> {
     }
 
     /// Where the assistant speaks in message `i`.
-    fn spoken(&self, i: usize) -> Result<Range<usize>, RecordProblem> {
+    pub(super) fn spoken(&self, i: usize) -> Result<Range<usize>, RecordProblem> {
         let first = match self.turns.frame() {
             Ok(frame) => self.turn(i, frame),
             Err(reason) => Err(self.no_end(i, reason)),
@@ -272,12 +321,24 @@ impl Conversation<'_> {
             from += header.len();
         }
         let (to, end) = self.end(i, frame, from)?;
-        // White space behind a token that ends the turn belongs to the frame, not to the answer.
+        Ok(self.said(i, from, to, end))
+    }
+
+    /// What the assistant says in message `i`, of what stands from `from` to where its turn ends. White space behind
+    /// a token that ends the turn belongs to the frame, not to the answer.
+    pub(super) fn said(&self, i: usize, from: usize, to: usize, end: &str) -> Range<usize> {
         let trimmed = self.whole[..to].trim_end();
         let ends = |text: &str| self.turns.tokenizer.special_at_end(text).is_some();
-        let trim = ends(end.trim_end()) && ends(trimmed);
+        // Some turns end with a token that the frame does not have: then it stands behind the content here.
+        let behind = || {
+            let content = self.messages[i]["content"].as_str()?.trim();
+            let turn = self.whole.get(from..to)?.trim_start();
+            turn.strip_prefix(content).filter(|_| !content.is_empty())
+        };
+        let trim = ends(trimmed)
+            && (ends(end.trim_end()) || behind().is_some_and(|text| ends(text.trim_end())));
         let to = if trim { trimmed.len() } else { to };
-        Ok(from..to.max(from))
+        from..to.max(from)
     }
 
     /// What stands between `before` and the content of message `i` and is not the model's to say: the

@@ -32,7 +32,9 @@ pub fn advice(problem: &RecordProblem) -> Vec<String> {
         RecordProblem::MarkedAgainst { .. } => {
             vec!["set data.train_on: assistant, which trains on no other role".to_owned()]
         }
-        RecordProblem::NotAPrefix { .. } | RecordProblem::TurnEnd { .. } => vec![
+        RecordProblem::NotAPrefix { .. }
+        | RecordProblem::TurnEnd { .. }
+        | RecordProblem::TooManyTurns { .. } => vec![
             "give data.chat_template a copy of the template with {% generation %} and {% endgeneration %} \
              around what the assistant says, its end of turn included: then the template decides by itself"
                 .to_owned(),
