@@ -2,10 +2,11 @@
 //!
 //! What the configuration says and this crate cannot do is an error, never ignored: a model that
 //! trains with another attention than it was made with is worse than none. Dropout is the one
-//! exception: fine-tuning here has none, whatever the file asks for. Absent keys have the
+//! exception: fine-tuning here has none, whatever the file asks for ([`dropout_of`] says it). Absent keys have the
 //! defaults of transformers' configuration classes.
 
 use std::fs;
+use std::ops::RangeInclusive;
 use std::path::Path;
 
 use lowtide_files::FileError;
@@ -17,6 +18,38 @@ use crate::describe::check;
 
 const TYPES: &str = "llama, mistral, qwen2, qwen3, gpt2";
 const ROPES: &str = "default, linear, llama3";
+
+/// What a real number of a configuration can be, wide around all that models have: beyond it norms, angles or
+/// sums of an f32 are zero, infinite or all the same.
+struct Sane {
+    range: RangeInclusive<f64>,
+    told: &'static str,
+}
+
+/// Added to a mean square before its root: 1e-5 or 1e-6 in models.
+const EPS: Sane = Sane {
+    range: 1e-20..=1.0,
+    told: "a number from 1e-20 to 1",
+};
+/// 1e4 to 1e7 in models.
+const THETA: Sane = Sane {
+    range: 1.0..=1e15,
+    told: "a number from 1 to 1e15",
+};
+/// By how much positions are stretched: 2 to 40 in models.
+const FACTOR: Sane = Sane {
+    range: 1.0..=1e6,
+    told: "a number from 1 to 1e6",
+};
+/// 1 and 4 in models.
+const FREQ_FACTOR: Sane = Sane {
+    range: 1e-3..=1e6,
+    told: "a number from 1e-3 to 1e6",
+};
+const LENGTH: Sane = Sane {
+    range: 1.0..=4_294_967_295.0,
+    told: "a whole number from 1 to 4294967295",
+};
 
 /// Reads `config.json` in `dir`; the model is named after the directory.
 ///
@@ -107,6 +140,11 @@ pub fn parse_config_for(json: &Value, name: &str, longest: u32) -> Result<ModelS
         return Err(bad("config.json", json, "an object"));
     };
     let config = Config { map };
+    for (key, value) in dropouts(map) {
+        if !value.as_f64().is_some_and(|p| (0.0..1.0).contains(&p)) {
+            return Err(bad(key, value, "a share from 0 to below 1"));
+        }
+    }
     if let Some(value) = config.get("quantization_config") {
         return Err(unsupported(
             "quantization_config",
@@ -124,6 +162,26 @@ pub fn parse_config_for(json: &Value, name: &str, longest: u32) -> Result<ModelS
     }?;
     check::shape(&shape)?;
     Ok(shape)
+}
+
+/// The keys of a configuration that ask for dropout, whatever their values; null asks for none.
+fn dropouts(map: &Map<String, Value>) -> impl Iterator<Item = (&str, &Value)> {
+    let is_dropout = |key: &str| key.ends_with("dropout") || key.ends_with("_pdrop");
+    let all = map.iter().map(|(key, value)| (key.as_str(), value));
+    all.filter(move |(key, value)| is_dropout(key) && !value.is_null())
+}
+
+/// Which dropout of a language model a configuration asks for, key and share: training here has none.
+#[must_use]
+pub fn dropout_of(config: &Value) -> Vec<(String, f64)> {
+    let Some(map) = config.as_object() else {
+        return Vec::new();
+    };
+    let asked = dropouts(map).filter_map(|(key, value)| Some((key.to_owned(), value.as_f64()?)));
+    let other = |key: &str| key.starts_with("classifier") || key.starts_with("summary");
+    asked
+        .filter(|(key, share)| *share > 0.0 && !other(key))
+        .collect()
 }
 
 fn llama(c: &Config<'_>, family: &str, name: &str, longest: u32) -> Result<ModelShape, ModelError> {
@@ -171,7 +229,7 @@ fn llama(c: &Config<'_>, family: &str, name: &str, longest: u32) -> Result<Model
         kv_heads: c.size_or_null("num_key_value_heads")?.unwrap_or(kv_default),
         head_dim,
         max_positions,
-        norm_eps: c.positive_or("rms_norm_eps", 1e-6)?,
+        norm_eps: c.number_or("rms_norm_eps", &EPS, 1e-6)?,
         tied: c.flag("tie_word_embeddings", false)?,
         qkv_bias: attention_bias || family == "qwen2",
         out_bias: attention_bias,
@@ -248,8 +306,8 @@ fn rope(c: &Config<'_>) -> Result<Rope, ModelError> {
         }
     }
     let theta = match inner.get("rope_theta") {
-        Some(_) => inner.positive_or("rope_theta", 10_000.0)?,
-        None => c.positive_or("rope_theta", 10_000.0)?,
+        Some(_) => inner.number_or("rope_theta", &THETA, 10_000.0)?,
+        None => c.number_or("rope_theta", &THETA, 10_000.0)?,
     };
     let kind = inner.get("rope_type").or_else(|| inner.get("type"));
     let scaling = match kind.map(|k| (k, k.as_str())) {
@@ -259,11 +317,11 @@ fn rope(c: &Config<'_>) -> Result<Rope, ModelError> {
             });
         }
         None | Some((_, Some("default"))) => RopeScaling::None,
-        Some((_, Some("linear"))) => RopeScaling::Linear(inner.positive("factor")?),
+        Some((_, Some("linear"))) => RopeScaling::Linear(inner.number("factor", &FACTOR)?),
         Some((_, Some("llama3"))) => RopeScaling::Llama3 {
-            factor: inner.positive("factor")?,
-            low_freq_factor: inner.positive("low_freq_factor")?,
-            high_freq_factor: inner.positive("high_freq_factor")?,
+            factor: inner.number("factor", &FACTOR)?,
+            low_freq_factor: inner.number("low_freq_factor", &FREQ_FACTOR)?,
+            high_freq_factor: inner.number("high_freq_factor", &FREQ_FACTOR)?,
             original: inner.length("original_max_position_embeddings")?,
         },
         Some((value, _)) => return Err(unsupported(&format!("{key}.rope_type"), value, ROPES)),
@@ -319,7 +377,7 @@ fn gpt2(c: &Config<'_>, name: &str) -> Result<ModelShape, ModelError> {
         kv_heads: heads,
         head_dim: hidden / heads,
         max_positions: c.size_or("n_positions", 1024)?,
-        norm_eps: c.positive_or("layer_norm_epsilon", 1e-5)?,
+        norm_eps: c.number_or("layer_norm_epsilon", &EPS, 1e-5)?,
         tied: c.flag("tie_word_embeddings", true)?,
         qkv_bias: true,
         out_bias: true,
@@ -495,30 +553,28 @@ impl<'a> Config<'a> {
             .ok_or_else(|| bad(key, value, "true or false"))
     }
 
-    fn positive(&self, key: &str) -> Result<f64, ModelError> {
+    fn number(&self, key: &str, sane: &Sane) -> Result<f64, ModelError> {
         let value = self.required(key)?;
-        match value.as_f64().filter(|n| n.is_finite() && *n > 0.0) {
+        match value.as_f64().filter(|n| sane.range.contains(n)) {
             Some(n) => Ok(n),
-            None => Err(bad(key, value, "a number above 0")),
+            None => Err(bad(key, value, sane.told)),
         }
     }
 
     /// A number of positions, which an export writes as a whole number.
     fn length(&self, key: &str) -> Result<f64, ModelError> {
-        const MOST: f64 = (1u64 << 53) as f64;
-        let n = self.positive(key)?;
-        if n.fract() == 0.0 && n <= MOST {
+        let n = self.number(key, &LENGTH)?;
+        if n.fract() == 0.0 {
             return Ok(n);
         }
-        let value = self.required(key)?;
-        Err(bad(key, value, "a whole number from 1 to 2^53"))
+        Err(bad(key, self.required(key)?, LENGTH.told))
     }
 
-    fn positive_or(&self, key: &str, default: f64) -> Result<f64, ModelError> {
+    fn number_or(&self, key: &str, sane: &Sane, default: f64) -> Result<f64, ModelError> {
         if self.get(key).is_none() {
             Ok(default)
         } else {
-            self.positive(key)
+            self.number(key, sane)
         }
     }
 

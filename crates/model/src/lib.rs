@@ -19,8 +19,8 @@ mod run;
 mod weights;
 
 pub use config_json::{
-    config_json, load_config_for, load_shape, load_shape_for, parse_config, parse_config_for,
-    read_config,
+    config_json, dropout_of, load_config_for, load_shape, load_shape_for, parse_config,
+    parse_config_for, read_config,
 };
 pub use describe::{Options, Phase, describe};
 pub use error::ModelError;

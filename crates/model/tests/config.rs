@@ -4,7 +4,7 @@
 mod driver;
 
 use driver::tiny_shapes;
-use lowtide_model::{ModelError, config_json, parse_config};
+use lowtide_model::{ModelError, config_json, dropout_of, parse_config};
 use lowtide_workload::{Dtype, Family, ModelShape, Rope, RopeScaling, builtin_names};
 use serde_json::{Value, json};
 
@@ -290,6 +290,84 @@ fn values_that_make_no_sense_are_named() {
             "{result:?}"
         );
     }
+}
+
+/// Real numbers: key, where it stands, what is the least and the most, and what lies outside.
+#[test]
+fn numbers_that_no_model_has_are_named() {
+    let scaled = |key: &str, value: f64| {
+        let mut config = llama31();
+        config["rope_scaling"][key] = json!(value);
+        config
+    };
+    let plain = |key: &str, value: f64| with(llama31(), key, json!(value));
+    let linear = |_: &str, value: f64| {
+        let scaling = json!({"rope_type": "linear", "factor": value});
+        with(llama31(), "rope_scaling", scaling)
+    };
+    let newer = |_: &str, value: f64| {
+        let parameters = json!({"rope_type": "default", "rope_theta": value});
+        let config = with(llama31(), "rope_scaling", Value::Null);
+        with(config, "rope_parameters", parameters)
+    };
+    let old = |key: &str, value: f64| with(gpt2(), key, json!(value));
+    type Make<'a> = &'a dyn Fn(&str, f64) -> Value;
+    let table: [(&str, Make<'_>, [f64; 2]); 11] = [
+        ("rms_norm_eps", &plain, [1e-20, 1.0]),
+        ("layer_norm_epsilon", &old, [1e-20, 1.0]),
+        ("rope_theta", &plain, [1.0, 1e15]),
+        ("rope_theta", &newer, [1.0, 1e15]),
+        ("factor", &scaled, [1.0, 1e6]),
+        ("factor", &linear, [1.0, 1e6]),
+        ("low_freq_factor", &scaled, [1e-3, 3.9]),
+        ("high_freq_factor", &scaled, [1.1, 1e6]),
+        (
+            "original_max_position_embeddings",
+            &scaled,
+            [1.0, 4_294_967_295.0],
+        ),
+        ("attention_dropout", &plain, [0.0, 0.99]),
+        ("resid_pdrop", &old, [0.0, 0.99]),
+    ];
+    for (key, make, bounds) in table {
+        for value in bounds {
+            let parsed = parse_config(&make(key, value), "x");
+            assert!(parsed.is_ok(), "{key} {value}: {parsed:?}");
+        }
+        for value in [
+            bounds[0] / 2.0 - 1e-21,
+            -bounds[1],
+            bounds[1] * 1e6,
+            1e300,
+            -1e-300,
+        ] {
+            match parse_config(&make(key, value), "x") {
+                Err(ModelError::BadValue { key: found, .. }) => assert_eq!(found, key, "{value}"),
+                other => panic!("{key} {value}: {other:?}"),
+            }
+        }
+    }
+}
+
+#[test]
+fn dropout_is_told_of() {
+    let none = with(llama31(), "attention_dropout", json!(0.0));
+    assert_eq!(dropout_of(&none), []);
+    let mut config = gpt2();
+    for (key, value) in [
+        ("attn_pdrop", json!(0.1)),
+        ("embd_pdrop", json!(0)),
+        ("resid_pdrop", json!(0.2)),
+        ("classifier_dropout", Value::Null),
+    ] {
+        config[key] = value;
+    }
+    let want = [
+        ("attn_pdrop".to_owned(), 0.1),
+        ("resid_pdrop".to_owned(), 0.2),
+    ];
+    config["summary_first_dropout"] = json!(0.1); // of a head that is not trained
+    assert_eq!(dropout_of(&config), want);
 }
 
 #[test]

@@ -7,6 +7,7 @@ use lowtide_config::{ModelSource, Run};
 use serde_json::{Map, Value};
 
 use crate::error::TrainError;
+use crate::planning::shape_of;
 use lowtide_data::{Tokenizer, end_of_turn};
 
 /// The token ids at which decoding stops. An answer is what stands before the first of them.
@@ -67,12 +68,13 @@ impl Stops {
 /// `generation_config.json` and `config.json`.
 ///
 /// # Errors
-/// A file that is there and is not what it must be.
+/// A file that is there and is not what it must be; an id that is not one of the model's tokens.
 pub fn stops_of(run: &Run, tokenizer: &Tokenizer) -> Result<Stops, TrainError> {
     let mut ids: BTreeSet<i32> = tokenizer.eos().into_iter().collect();
     if let ModelSource::Path(dir) = &run.model.source {
+        let vocab = shape_of(run)?.vocab;
         for name in ["generation_config.json", "config.json"] {
-            ids.extend(eos_ids(&dir.join(name))?);
+            ids.extend(eos_ids(&dir.join(name), vocab)?);
         }
     }
     Ok(Stops::of(ids))
@@ -119,16 +121,22 @@ pub fn note_of_ends(tokenizer: &Tokenizer) -> Option<String> {
     ))
 }
 
-/// The `eos_token_id` of a JSON file, a number or a list of them; none where there is no file.
-///
-/// Ids that no vocabulary has (some files say -1 for none) are left out: nothing can stop there.
-fn eos_ids(path: &Path) -> Result<Vec<i32>, TrainError> {
+/// The `eos_token_id` of a JSON file, a number or a list of them; none where there is no file. Each is one of a
+/// model's `vocab` tokens: at another nothing can stop, and the export would name it to others.
+fn eos_ids(path: &Path, vocab: u32) -> Result<Vec<i32>, TrainError> {
     let file = json_object(path, lowtide_files::SMALL)?.unwrap_or_default();
-    let ids = eos_values(&file, path)?;
-    Ok(ids
-        .into_iter()
-        .filter_map(|id| i32::try_from(id).ok().filter(|&id| id >= 0))
-        .collect())
+    let id = |id: i64| match i32::try_from(id) {
+        Ok(token) if token >= 0 && id < i64::from(vocab) => Ok(token),
+        _ => Err(TrainError::File {
+            path: path.to_owned(),
+            what: format!(
+                "eos_token_id has {id}, and the model's tokens are 0 to {}; leave the key out where there is no \
+                 such token",
+                vocab - 1
+            ),
+        }),
+    };
+    eos_values(&file, path)?.into_iter().map(id).collect()
 }
 
 /// What `eos_token_id` lists in the object of a JSON file, as it stands there; `path` is for errors.

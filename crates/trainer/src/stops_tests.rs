@@ -4,7 +4,7 @@ fn ids_of(text: &str) -> Result<Vec<i32>, String> {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("generation_config.json");
     std::fs::write(&path, text).unwrap();
-    eos_ids(&path).map_err(|e| {
+    eos_ids(&path, 8).map_err(|e| {
         let text = e.to_string();
         assert!(text.starts_with(path.to_str().unwrap()), "{text}");
         text
@@ -20,13 +20,8 @@ fn a_number_a_list_or_nothing() {
         Vec::<i32>::new()
     );
     assert_eq!(ids_of("{}").unwrap(), Vec::<i32>::new());
-    // What no vocabulary has.
     assert_eq!(
-        ids_of(r#"{"eos_token_id": [-1, 3, 99999999999]}"#).unwrap(),
-        [3]
-    );
-    assert_eq!(
-        eos_ids(Path::new("of no such file")).unwrap(),
+        eos_ids(Path::new("of no such file"), 8).unwrap(),
         Vec::<i32>::new()
     );
 }
@@ -39,13 +34,19 @@ fn what_is_no_token_id_is_an_error_that_names_the_file() {
         r#"{"eos_token_id": [[1]]}"#,
         r#"{"eos_token_id": {}}"#,
         r#"{"eos_token_id": true}"#,
+        // What the vocabulary of 8 does not have.
+        r#"{"eos_token_id": -1}"#,
+        r#"{"eos_token_id": 8}"#,
+        r#"{"eos_token_id": [3, 99999999999]}"#,
+        r#"{"eos_token_id": [3, 4294967299]}"#,
+        r#"{"eos_token_id": -9223372036854775808}"#,
         r#"{"eos_token_id": [1"#,
         "[1]",
         "",
     ] {
         assert!(ids_of(text).is_err(), "{text}");
     }
-    assert!(eos_ids(Path::new("/")).is_err(), "a directory");
+    assert!(eos_ids(Path::new("/"), 8).is_err(), "a directory");
 }
 
 #[test]

@@ -147,6 +147,53 @@ fn pipes_devices_and_directories_in_place_of_files() {
 }
 
 /// A configuration of a stranger's makes an error that names the key, whatever its numbers.
+/// Real numbers and token ids of a model's files; dropout, which is told of.
+#[test]
+fn numbers_that_no_model_has() {
+    let scratch = Scratch::new("lfs-pointer");
+    let text = scratch.read("m/config.json");
+    let good: Value = serde_json::from_str(&text).unwrap();
+    let vocab = good["vocab_size"].clone();
+    let with = |key: &str, value: Value| {
+        let mut config = good.clone();
+        config[key] = value;
+        scratch.write("m/config.json", config.to_string());
+    };
+    for (key, value) in [
+        ("rms_norm_eps", json!(1e300)),
+        ("rms_norm_eps", json!(1e-300)),
+        ("rope_theta", json!(1e-300)),
+        ("rope_theta", json!(1e300)),
+        (
+            "rope_scaling",
+            json!({"rope_type": "linear", "factor": 1e-300}),
+        ),
+        ("attention_dropout", json!(1.5)),
+        ("eos_token_id", json!(-1)),
+        ("eos_token_id", vocab.clone()),
+        ("eos_token_id", json!([1, 4_294_967_297u64])),
+    ] {
+        with(key, value.clone());
+        let named = if key == "rope_scaling" { "factor" } else { key };
+        scratch.train(&[]).refused(&["m/config.json", named]);
+        assert!(!scratch.at("out/metrics.jsonl").exists(), "{key} {value}");
+    }
+    scratch.write("m/config.json", &text);
+    let generation = json!({"eos_token_id": [0, vocab]}).to_string();
+    scratch.write("m/generation_config.json", generation);
+    scratch
+        .train(&[])
+        .refused(&["m/generation_config.json", "eos_token_id"]);
+    fs::remove_file(scratch.at("m/generation_config.json")).unwrap();
+    with("attention_dropout", json!(0.1));
+    let ended = scratch.train(&["train.steps=1"]);
+    let told = ended.fine().text();
+    assert!(
+        told.contains("asks for dropout (attention_dropout 0.1)"),
+        "{told}"
+    );
+}
+
 #[test]
 fn hostile_configurations_name_the_key() {
     let scratch = Scratch::new("lfs-pointer");
