@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use lowtide_config::{Length, Run};
+use lowtide_config::Run;
 use lowtide_planner::explain::{explain, explain_choices, explain_updates, lane_of, split};
 use lowtide_planner::plan::LaneKind;
 use lowtide_planner::search::outlook::{Change, Outlook};
@@ -11,7 +11,7 @@ use lowtide_planner::{Machine, Plan, Source, Tier};
 use lowtide_trainer::TrainError;
 use lowtide_trainer::curve::{Along, Question, curve};
 use lowtide_trainer::device::{self, target_of};
-use lowtide_trainer::inputs::sample_of;
+use lowtide_trainer::inputs::{sample_of, steps_of};
 use lowtide_trainer::open::machine_of;
 use lowtide_trainer::planning::{
     budgets_of, cpu_budgets_of, decoder_of, load_machine, plan_and_look, shape_of,
@@ -27,6 +27,23 @@ use crate::error::{CliError, machine_json};
 use crate::out::{Out, bytes, quoted, seconds};
 use crate::probe::place;
 use crate::progress::Waiting;
+
+/// Holds what a run would write to its drives against what it may. Where only data that are not there say how many
+/// steps it has, says how many it may make.
+fn disk_writes(run: &Run, plan: &Plan) -> Result<Option<String>, TrainError> {
+    let (start, step) = (wear::fill(plan), plan.prediction.disk_bytes_written);
+    let Some(allowed) = run.budget.disk_writes.filter(|_| start.0 + step.0 > 0) else {
+        return Ok(None);
+    };
+    let why = match steps_of(run) {
+        Ok(Some(steps)) => return wear::check(run, plan, (0, start, steps)).map(|()| None),
+        Ok(None) => "only its data say how many steps its epochs are".to_owned(),
+        Err(e) => format!("how many steps its epochs are cannot be told: {e}"),
+    };
+    wear::check(run, plan, (0, start, 0))?;
+    let most = (allowed.0 - start.0).checked_div(step.0);
+    Ok(most.map(|n| format!("budget.disk_writes: {allowed} are {n} steps of this run; {why}")))
+}
 
 /// What a shape is planned for where no machine is given.
 const REFERENCE: &str = include_str!("../../../examples/machines/h200.json");
@@ -97,9 +114,8 @@ pub fn plan(args: &PlanArgs, out: Out) -> Answer {
         Err(TrainError::Refused(refused)) => return Err(CliError::Refused { refused, about }),
         Err(e) => return Err(e.into()),
     };
-    if let Length::Steps(steps) = run.train.length {
-        // Of epochs only the data say how many steps they are.
-        wear::check(&run, &plan, (0, wear::fill(&plan), steps))?;
+    if let Some(told) = disk_writes(&run, &plan)? {
+        out.text(&told);
     }
     let step = plan.prediction.step_seconds.0;
     let tokens_per_second = batch.tokens() as f64 / step;

@@ -20,6 +20,7 @@ use crate::planning::{Planned, budgets_of, clip_of, decoder_of, plan_with, shape
 use crate::report::{LaneCompared, Observer, Phase, WaitCompared, compare, median, moved_bytes};
 use crate::resident::Resident;
 use crate::threads::host_note;
+use crate::wear;
 use lowtide_data::Micro;
 use lowtide_random::Philox;
 use lowtide_session::Session;
@@ -105,6 +106,9 @@ pub fn step(
     let budgets = budgets_of(run, &device)?;
     let plan = Arc::new(plan_with(run, &decoder, &machine, budgets, device.target)?);
     observer.planned(&plan, &machine);
+    // One more than those that are timed is in the lanes.
+    let made = (WARM_UP + 1).saturating_add(steps);
+    wear::check(run, &plan, (0, wear::fill(&plan), made))?;
     observer.phase(Some(Phase::Weights));
     let traced = trace.map_or(Trace::NONE, |_| Trace::ALL);
     let resident = Resident::count(&plan, decoder.workload(), &machine, traced);

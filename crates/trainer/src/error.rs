@@ -1,6 +1,6 @@
 //! What can go wrong in a run.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use lowtide_data::DataError;
 use lowtide_files::FileError;

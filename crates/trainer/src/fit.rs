@@ -9,12 +9,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use lowtide_config::{Length, Resume, Run, ScheduleShape};
+use lowtide_config::{Length, Run, ScheduleShape};
 use lowtide_device::cuda::Gpu;
 use lowtide_executor::{EngineError, ExecError, Trace};
 use lowtide_kernels::update::Hyper;
 use lowtide_model::Decoder;
-use lowtide_planner::Lane;
+use lowtide_planner::{Lane, Machine};
 use lowtide_units::Bytes;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -22,10 +22,11 @@ use serde_json::{Value, json};
 use crate::answers::{Extract, Question, questions};
 use crate::checkpoint::{self, RunState};
 use crate::device::{self, Device};
+use crate::dropout::note_of_dropout;
 use crate::error::TrainError;
 use crate::inputs::{Inputs, dealing, load_inputs, open_tokenizer};
 use crate::learning_rate::{Decay, LearningRate};
-use crate::metrics::{EventFile, MetricsLog, last_written};
+use crate::metrics::{EventFile, MetricsLog};
 use crate::open::{check_weights, machine_of};
 use crate::output::folder::Folder;
 use crate::output::mark::Kept;
@@ -111,6 +112,8 @@ struct Fit<'a> {
     dealt: u64,
     /// Totals of the processes before this one: seconds and the tokens they are for.
     earlier: Totals,
+    /// Rates that it was planned with.
+    machine: Machine,
     /// A step's time by the plan.
     predicted_seconds: f64,
     durable: bool,
@@ -177,6 +180,7 @@ pub fn train(
         check_weights(run, &shape_of(run)?)?;
     }
     observer.phase(Some(Phase::Data));
+    note_of_dropout(run)?.iter().for_each(|n| observer.note(n));
     let tokenizer = open_tokenizer(run, now)?;
     let mut stops = stops_of(run, &tokenizer)?;
     let device = device::open(run, &shape_of(run)?)?;
@@ -240,12 +244,9 @@ pub fn train(
         Start::Journal(_) => Bytes::ZERO,
         Start::Anew | Start::Checkpoint(..) => wear::fill(&plan),
     };
-    // A process that was killed has told of more than its last checkpoint knows.
-    let told = match run.checkpoint.resume {
-        Resume::Never => 0,
-        _ => last_written(output.folder(), output::METRICS)?,
-    };
-    let written = start.state().map_or(0, |s| s.totals.disk_written).max(told);
+    // A process that was killed has told of more than its last checkpoint knows, and written more than it told.
+    let saved = start.state().map_or(0, |s| s.totals.disk_written);
+    let written = saved.max(wear::told(run, &output)?);
     wear::check(run, &plan, (written, filled, ahead))?;
     observer.phase(Some(Phase::Reserving));
     let trace = if run.log.trace {
@@ -274,7 +275,8 @@ pub fn train(
     // Nothing of an earlier run is changed before this has worked.
     start.load(run, &mut session, &mut batches)?;
     let durable = planned.plan.choice.durable;
-    let told = origin.begin(run, &start, &mut output, || {
+    let writes = wear::untold(run, &planned.plan, written + filled.0);
+    let told = origin.begin(run, &start, &mut output, writes, || {
         start.publish(run, &session)?;
         let file = session.disk_paths().into_iter().next();
         Ok(file.filter(|_| durable))
@@ -330,6 +332,7 @@ pub fn train(
         state,
         dealt: 0,
         earlier: Totals::default(),
+        machine: planned.machine.clone(),
         predicted_seconds: planned.plan.prediction.step_seconds.0,
         durable,
         last_checkpoint: None,
@@ -494,6 +497,7 @@ impl Fit<'_> {
         drop(session);
         output.keep(Kept {
             state_file: None,
+            writes: None,
             ..output.kept().clone()
         })?;
         if let Some(mark) = marked {

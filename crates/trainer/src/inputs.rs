@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use lowtide_config as config;
-use lowtide_config::Run;
+use lowtide_config::{Length, Run};
 use lowtide_tiers::HostMemory;
 use lowtide_units::Bytes;
 use lowtide_workload::Batch;
 
 use crate::error::TrainError;
+use crate::paths;
 use crate::planning::{batch_bytes, shape_of};
 use crate::stops::note_of_ends;
 use lowtide_data::DataError;
@@ -180,6 +181,27 @@ pub fn sample_of(run: &Run) -> Option<Micro> {
             .micro
             .swap_remove(0),
     )
+}
+
+/// The steps of a run, which of epochs the data say: they are read for it. `None` where the run names none.
+///
+/// # Errors
+/// As [`open_tokenizer`] and [`load_inputs`].
+pub fn steps_of(run: &Run) -> Result<Option<u64>, TrainError> {
+    let epochs = match run.train.length {
+        Length::Steps(n) => return Ok(Some(n)),
+        Length::Epochs(_) if run.training_ready().is_err() => return Ok(None),
+        Length::Epochs(epochs) => epochs,
+    };
+    paths::inputs(run)?;
+    let train = load_inputs(run, &open_tokenizer(run, None)?)?.train;
+    let shape = BatchShape {
+        micro_batch: run.train.micro_batch as usize,
+        accumulate: run.train.accumulate as usize,
+    };
+    Ok(Some(
+        Batches::new(train, shape, dealing(run))?.batches_for(epochs),
+    ))
 }
 
 /// Reads, tokenises and packs a run's data.

@@ -7,6 +7,7 @@ pub mod bench;
 pub mod checkpoint;
 pub mod curve;
 pub mod device;
+pub mod dropout;
 pub mod error;
 pub mod fit;
 pub mod generate;

@@ -16,6 +16,7 @@ use crate::planning::{
 };
 use crate::resident::Resident;
 use crate::threads::threads_of;
+use crate::wear;
 use lowtide_data::Micro;
 use lowtide_data::clock::today;
 use lowtide_measure::{Drive, ProbeOptions, probe};
@@ -83,8 +84,9 @@ pub fn plan_run(run: &Run) -> Result<Planned, TrainError> {
 /// Opens a session for a plan on the run's own disks. Nothing is traced.
 ///
 /// # Errors
-/// What cannot be reserved.
+/// What cannot be reserved; drives that may not be written so much.
 pub fn open_session(run: &Run, planned: &Planned) -> Result<Session, TrainError> {
+    wear::check(run, &planned.plan, (0, wear::fill(&planned.plan), 0))?;
     open_on(run, planned, Trace::NONE, disk_of(run, &planned.plan))
 }
 

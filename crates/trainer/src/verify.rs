@@ -25,6 +25,7 @@ use crate::planning::{
 use crate::report::moved_bytes;
 use crate::resident::Resident;
 use crate::threads::threads_of;
+use crate::wear;
 use lowtide_data::{BatchShape, Batches, Micro};
 use lowtide_session::{DiskChoice, Session, SessionOptions};
 
@@ -91,6 +92,7 @@ pub fn verify(
     let machine = machine_of(run, &device, &decoder, sample_of(run).as_ref())?;
     let sliced = slice_plan(run, &device, &decoder, &machine)?;
     let plan = Arc::clone(&sliced.plan);
+    wear::check(run, &plan, (0, wear::fill(&plan), steps))?;
     let resident = {
         let w = decoder.workload();
         let plan = build(

@@ -366,9 +366,32 @@ fn a_run_that_would_wear_its_drives_out_is_refused_before_its_first_step() {
         "budget.disk_writes=1MiB",
         "train.steps=2",
     ];
-    let mut plan = vec!["plan", "run.yaml"];
-    plan.extend(sets.iter().flat_map(|set| ["--set", set]));
-    scratch.run(&plan).refused(&["budget.disk_writes"]);
+    for command in ["plan", "verify"] {
+        let mut args = vec![command, "run.yaml"];
+        args.extend(sets.iter().flat_map(|set| ["--set", set]));
+        scratch.run(&args).refused(&["budget.disk_writes"]);
+        // Epochs count too: their steps are those of the data.
+        let last = args.len() - 1;
+        args[last] = "train.epochs=1";
+        scratch
+            .run(&args)
+            .refused(&["budget.disk_writes", "steps to come"]);
+    }
+    // Without data, what may be made is told.
+    let mut plan = vec!["plan", "--set", "model.path=m", "--set", "output=out"];
+    plan.extend(sets[..3].iter().flat_map(|set| ["--set", set]));
+    plan.extend([
+        "--set",
+        "budget.disk_writes=1TiB",
+        "--set",
+        "train.epochs=1",
+    ]);
+    let told = scratch.run(&plan);
+    assert!(
+        told.text().contains("budget.disk_writes: 1.0 TiB are"),
+        "{}",
+        told.text()
+    );
     assert!(!scratch.at("out/metrics.jsonl").exists());
     // A filling and two steps; another filling and two more.
     let two = written(&run(2, None));

@@ -18,7 +18,7 @@ use crate::checkpoint::{self, RunState};
 use crate::error::TrainError;
 use crate::metrics::last_step;
 use crate::output::folder::{Folder, Found};
-use crate::output::mark::{Branch, Kept, within};
+use crate::output::mark::{Branch, Kept, Writes, within};
 use crate::output::{
     ANSWERS, ANSWERS_LEFT, CHECKPOINTS, FINISHED, METRICS, METRICS_LEFT, Output, resolved,
 };
@@ -166,8 +166,8 @@ impl Origin {
     }
 
     /// Has the output's mark say on which branch its run is now that its state has loaded, and the metrics be those
-    /// of that branch. `publish` makes what was loaded that of the drives, and says the first state file of a durable
-    /// run. Returns what people should be told.
+    /// of that branch; `writes`: to the drives. `publish` makes what was loaded that of the drives, and says the first state
+    /// file of a durable run. Returns what people should be told.
     ///
     /// # Errors
     /// Files; what the run before has kept is as it was.
@@ -176,6 +176,7 @@ impl Origin {
         run: &Run,
         start: &Start,
         output: &mut Output,
+        writes: Option<Writes>,
         publish: impl FnOnce() -> Result<Option<PathBuf>, TrainError>,
     ) -> Result<Vec<String>, TrainError> {
         let before = output.kept().clone();
@@ -188,7 +189,10 @@ impl Origin {
                 keep_metrics(output.folder())?;
             }
             // A process that dies from here on has left the branch of before.
-            output.keep(Kept::of(&run.output, None, None, branch.clone()))?;
+            output.keep(Kept {
+                writes,
+                ..Kept::of(&run.output, None, None, branch.clone())
+            })?;
         }
         let file = publish()?;
         let own = |dir: &Path| dir.starts_with(checkpoint::directory(&run.output));
@@ -205,7 +209,10 @@ impl Origin {
             told = checkpoint::set_aside_in(output)?;
             branch.unsaved = false;
         }
-        output.keep(Kept::of(&run.output, saved, file, branch))?;
+        output.keep(Kept {
+            writes,
+            ..Kept::of(&run.output, saved, file, branch)
+        })?;
         if *self == Self::Again || matches!(self, Self::New(_)) && before.unsaved().is_some() {
             put_metrics_back(output.folder())?;
         }

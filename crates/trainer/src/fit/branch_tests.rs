@@ -69,7 +69,7 @@ fn go(run: &Run) -> Result<u64, TrainError> {
     let mut output = Output::open(run)?;
     let (start, origin) = Start::find(run, &output, &mut Vec::new())?;
     let from = start.state().map_or(0, |s| s.step);
-    origin.begin(run, &start, &mut output, || Ok(None))?;
+    origin.begin(run, &start, &mut output, None, || Ok(None))?;
     let log = |name| MetricsLog::open(output.folder(), name, Some(from));
     let mut metrics = log(METRICS)?;
     for step in from + 1..=60 {
@@ -187,7 +187,7 @@ fn a_branch_that_never_saved_is_no_more_when_another_begins() {
         let (start, origin) = Start::find(&branch, &output, &mut Vec::new()).unwrap();
         assert!(matches!(origin, Origin::New(_)), "{resume}");
         origin
-            .begin(&branch, &start, &mut output, || Ok(None))
+            .begin(&branch, &start, &mut output, None, || Ok(None))
             .unwrap();
         let mut log =
             MetricsLog::open(output.folder(), METRICS, (from > 0).then_some(from)).unwrap();

@@ -315,6 +315,7 @@ impl Fit<'_> {
                 if self.events.is_some() {
                     self.events = Some(EventFile::create(&folder.make(TENSORBOARD)?)?);
                 }
+                super::write_json(folder, output::MACHINE, &self.machine)?;
                 super::write_json(folder, output::RUN, self.run)?;
                 self.tell([told]);
             }

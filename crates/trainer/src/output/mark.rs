@@ -66,6 +66,21 @@ pub struct Kept {
     /// The branch that the run is on; none: the first, which began at step 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub branch: Option<Branch>,
+    /// What a run writes to its drives that has not come to its end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub writes: Option<Writes>,
+    /// The directory of its drive in the output was not there before.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub made_disk: bool,
+}
+
+/// Bytes that a killed run may have written to its drives and told nobody of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Writes {
+    /// When its state was on them, by all of its processes.
+    pub begun: u64,
+    /// From one line of its metrics to the next, at most.
+    pub untold: u64,
 }
 
 /// A run that did not go on from the newest state of its output, but left that for an older checkpoint, for
@@ -146,6 +161,8 @@ impl Kept {
             saved,
             state_file: state_file.map(|file| within(output, file)),
             branch,
+            writes: None,
+            made_disk: false,
         }
     }
 

@@ -80,7 +80,7 @@ pub struct Output {
     kept: Kept,
     /// The directory was not there before.
     made: bool,
-    /// A drive of the run is in it.
+    /// A drive of the run is in it, in a directory that this run or one before it made.
     drive: bool,
     notes: Vec<String>,
 }
@@ -122,12 +122,14 @@ impl Output {
             notes.extend(checkpoint::shelf(&checkpoints).recover(is_ours)?);
         }
         refuse_model(&folder)?;
+        let drive = run.budget.disk.iter().any(|d| d.dir == path.join(DISK));
+        let drive = drive && (kept.made_disk || folder.found(DISK)? == Found::Nothing);
         Ok(Self {
             folder,
             mark,
             kept,
             made,
-            drive: run.budget.disk.iter().any(|d| d.dir == path.join(DISK)),
+            drive,
             notes,
         })
     }
@@ -162,6 +164,10 @@ impl Output {
     /// # Errors
     /// Files; the mark then says what it said before.
     pub fn keep(&mut self, kept: Kept) -> Result<(), TrainError> {
+        let kept = Kept {
+            made_disk: self.drive || self.kept.made_disk,
+            ..kept
+        };
         if kept == self.kept {
             return Ok(());
         }
