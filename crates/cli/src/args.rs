@@ -64,6 +64,16 @@ pub struct RunArgs {
 impl RunArgs {
     /// Reads and checks the run.
     pub fn load(&self) -> Result<Run, CliError> {
+        if self.file.is_dir() {
+            return Err(CliError::Usage {
+                what: format!(
+                    "{}: a directory, and the first argument is a run file",
+                    self.file.display()
+                ),
+                help: "give the run file, RUN.yaml, that the run was started with; eval and generate take the model \
+                       that it has made, or another one with --model DIR",
+            });
+        }
         Ok(Run::load(&self.file, &texts("--set", &self.sets)?)?)
     }
 

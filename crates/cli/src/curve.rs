@@ -44,32 +44,51 @@ fn gib(n: u64) -> f64 {
     n as f64 / f64::from(1 << 30)
 }
 
+/// What each row tells, for a line of text and for a page; the last stands on the page alone.
+const COLUMNS: [(&str, &str, usize); 9] = [
+    ("activations", "activations", 11),
+    ("micro-batch", "micro-batch", 12),
+    ("allowed", "device allowed", 12),
+    ("activation peak", "activation peak", 16),
+    ("device", "device planned", 12),
+    ("host", "host planned", 12),
+    ("step", "step", 13),
+    ("tokens/s", "tokens/s", 13),
+    ("", "written a step", 0),
+];
+
+/// A point's row.
+fn cells(p: &Point) -> [String; COLUMNS.len()] {
+    [
+        style(p.activations).0.to_owned(),
+        p.micro_batch.to_string(),
+        bytes(p.allowed.0),
+        bytes(p.activation_peak.0),
+        bytes(p.device.0),
+        bytes(p.host.0),
+        seconds(p.step_seconds),
+        format!("{:.1}", p.tokens_per_second),
+        bytes(p.disk_written.0),
+    ]
+}
+
+/// A line of text: the first column begins it.
+fn in_columns<T: AsRef<str>>(cells: &[T]) -> String {
+    let columns = cells.iter().zip(COLUMNS).enumerate();
+    columns
+        .filter(|(_, (_, column))| column.2 > 0)
+        .map(|(i, (cell, (.., width)))| match i {
+            0 => format!("{:<width$}", cell.as_ref()),
+            _ => format!("{:>width$}", cell.as_ref()),
+        })
+        .collect()
+}
+
 /// A curve's points for people, one a line.
 pub fn table(curve: &Curve) -> String {
-    let mut text = format!(
-        "{:<11}{:>12}{:>12}{:>16}{:>12}{:>12}{:>13}{:>13}",
-        "activations",
-        "micro-batch",
-        "allowed",
-        "activation peak",
-        "device",
-        "host",
-        "step",
-        "tokens/s"
-    );
+    let mut text = in_columns(&COLUMNS.map(|column| column.0));
     for p in &curve.points {
-        let _ = write!(
-            text,
-            "\n{:<11}{:>12}{:>12}{:>16}{:>12}{:>12}{:>13}{:>13.1}",
-            style(p.activations).0,
-            p.micro_batch,
-            bytes(p.allowed.0),
-            bytes(p.activation_peak.0),
-            bytes(p.device.0),
-            bytes(p.host.0),
-            seconds(p.step_seconds),
-            p.tokens_per_second
-        );
+        let _ = write!(text, "\n{}", in_columns(&cells(p)));
     }
     for &(activations, device, micro_batch) in &curve.refused {
         let _ = write!(
@@ -87,19 +106,7 @@ pub fn table(curve: &Curve) -> String {
 pub fn html(curve: &Curve) -> String {
     let mut rows = String::new();
     for p in &curve.points {
-        let _ = writeln!(
-            rows,
-            "<tr><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{:.1}</td><td>{}</td></tr>",
-            style(p.activations).0,
-            p.micro_batch,
-            bytes(p.allowed.0),
-            bytes(p.activation_peak.0),
-            bytes(p.device.0),
-            bytes(p.host.0),
-            seconds(p.step_seconds),
-            p.tokens_per_second,
-            bytes(p.disk_written.0)
-        );
+        let _ = writeln!(rows, "<tr><td>{}</td></tr>", cells(p).join("</td><td>"));
     }
     for &(activations, device, micro_batch) in &curve.refused {
         let _ = writeln!(
@@ -114,13 +121,12 @@ pub fn html(curve: &Curve) -> String {
          <style>body{{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}}\
          table{{border-collapse:collapse}}td,th{{padding:.2rem .8rem;text-align:right;border-bottom:1px solid #ddd}}\
          td:first-child,th:first-child{{text-align:left}}svg{{max-width:100%;height:auto}}</style>\n\
-         <h1>{title}</h1>\n{picture}\n<table>\n<tr><th>activations</th><th>micro-batch</th><th>device allowed</th>\
-         <th>activation peak</th><th>device planned</th><th>host planned</th><th>step</th><th>tokens/s</th>\
-         <th>written a step</th></tr>\n{rows}</table>\n\
+         <h1>{title}</h1>\n{picture}\n<table>\n<tr><th>{heads}</th></tr>\n{rows}</table>\n\
          <p>Every row is a plan that was drafted, simulated and checked. Times are predicted with the rates of {machine}.</p>\n</html>\n",
         machine = escaped(&curve.machine),
         title = escaped(&title(curve)),
         picture = svg(curve),
+        heads = COLUMNS.map(|column| column.1).join("</th><th>"),
     )
 }
 
@@ -411,6 +417,7 @@ mod tests {
                 .chain(of(Activations::Offload, [7000.0, 10_500.0, 12_500.0]))
                 .chain(of(Activations::Auto, [9500.0, 12_000.0, 13_000.0]))
                 .collect(),
+            searched: 0,
             refused: vec![(Activations::Offload, Bytes(3 << 30), 8)],
             own: point(Activations::Auto, 12, 12_000.0, 0),
         }

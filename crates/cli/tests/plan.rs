@@ -225,6 +225,30 @@ fn several_drives_are_one_budget() {
     assert_eq!(code, 2, "{answer}");
 }
 
+/// Where all fits on the device at several points, each strategy is planned for once.
+#[test]
+fn points_of_a_curve_that_repeat_each_other_are_planned_once() {
+    let mut args = plan_of("qwen2.5-0.5b", ["1", "64", "1"], ["24GiB", "24GiB", "0"]);
+    args.extend(["--curve", "device"]);
+    let (code, plan) = answer(&args);
+    assert_eq!(code, 0, "{plan}");
+    let curve = &plan["curve"];
+    let found = curve["points"].as_array().expect("a list");
+    let refused = curve["refused"].as_array().expect("a list");
+    assert_eq!(found.len() + refused.len(), 21, "{curve}");
+    let searched = curve["searched"].as_u64().expect("a number");
+    let mut plans: Vec<String> = found
+        .iter()
+        .map(|p| format!("{} {}", p["activations"], p["hash"]))
+        .collect();
+    plans.dedup();
+    // One more where none fits.
+    assert!(
+        searched as usize <= plans.len() + 3 && searched < 12,
+        "{curve}"
+    );
+}
+
 /// Device memory buys speed whatever becomes of saved tensors, and the planner's choice is no slower than the others
 /// wherever all of them fit.
 #[test]

@@ -195,17 +195,30 @@ impl Lane for Uring {
 impl Drop for Uring {
     /// Waits until the kernel is through with every block, well or badly: it writes to their memory until
     /// then.
+    #[allow(
+        clippy::print_stderr,
+        reason = "the process ends here, and nobody else can tell why"
+    )]
     fn drop(&mut self) {
         while self.in_flight > 0 {
-            if self.enter().is_err() {
+            if let Err(e) = self.enter() {
                 // Memory that is written to at any time cannot be given back, nor can the process go on
                 // with it.
-                std::process::abort();
+                end(self.in_flight, e.raw_os_error().unwrap_or_default());
             }
             let ends = self.ring.completion().filter(|end| end.user_data() != WAKE);
             self.in_flight -= ends.count();
         }
     }
+}
+
+/// Ends the process with the reason: a panic that nothing can catch, because it may not unwind from here.
+extern "C" fn end(in_flight: usize, errno: i32) {
+    let e = io::Error::from_raw_os_error(errno);
+    panic!(
+        "io_uring cannot wait for {in_flight} blocks that are in flight ({e}): the process is ended, because the kernel \
+         writes to their memory; what was saved is whole, and the same command goes on from it"
+    );
 }
 
 /// The newest flags that this kernel takes.

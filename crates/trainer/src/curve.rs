@@ -71,6 +71,8 @@ pub struct Curve {
     pub points: Vec<Point>,
     /// Plans that do not fit: strategy, device memory, micro-batch.
     pub refused: Vec<(Activations, Bytes, u32)>,
+    /// Plans that were searched for: points that repeat each other take one.
+    pub searched: usize,
     /// The run's own plan.
     pub own: Point,
 }
@@ -119,11 +121,34 @@ pub fn curve(
             sizes.iter().map(|&n| (q.budgets.device, n)).collect()
         }
     };
-    let (mut points, mut refused) = (Vec::new(), Vec::new());
+    let (mut points, mut refused, mut searched) = (Vec::new(), Vec::new(), 0);
     let all = STRATEGIES.len() * places.len();
     let mut decoders: Vec<(u32, Arc<Decoder>)> = vec![(batch.micro_batch, Arc::clone(q.decoder))];
     for activations in STRATEGIES {
-        for &(device, micro_batch) in &places {
+        // Of device memory the most first: a plan that fits in less is the plan of less too, and where none fits none
+        // fits in less.
+        let mut larger: Option<Option<Point>> = None;
+        for &(device, micro_batch) in places.iter().rev() {
+            let fits = |point: &Point| {
+                let need = point.device.0.saturating_add(q.machine.device_reserve.0);
+                need <= device.0
+            };
+            match larger.as_ref().filter(|_| q.along == Along::Device) {
+                Some(None) => {
+                    refused.push((activations, device, micro_batch));
+                    told(points.len() + refused.len(), all);
+                    continue;
+                }
+                Some(Some(point)) if fits(point) => {
+                    points.push(Point {
+                        allowed: device,
+                        ..point.clone()
+                    });
+                    told(points.len() + refused.len(), all);
+                    continue;
+                }
+                _ => {}
+            }
             let known = decoders.iter().find(|(n, _)| *n == micro_batch);
             let decoder = match known {
                 Some((_, decoder)) => Arc::clone(decoder),
@@ -148,14 +173,26 @@ pub fn curve(
                 device,
                 ..q.budgets
             };
+            searched += 1;
             match plan_pinned(q.run, &decoder, q.machine, budgets, q.target, pins) {
-                Ok(plan) => points.push(point(&plan, &decoder, activations, device)),
-                Err(TrainError::Refused(_)) => refused.push((activations, device, micro_batch)),
+                Ok(plan) => {
+                    let point = point(&plan, &decoder, activations, device);
+                    larger = Some(Some(point.clone()));
+                    points.push(point);
+                }
+                Err(TrainError::Refused(_)) => {
+                    larger = Some(None);
+                    refused.push((activations, device, micro_batch));
+                }
                 Err(other) => return Err(other),
             }
             told(points.len() + refused.len(), all);
         }
     }
+    // Along the axis.
+    let strategy = |a: Activations| STRATEGIES.iter().position(|s| *s == a);
+    points.sort_by_key(|p| (strategy(p.activations), p.allowed, p.micro_batch));
+    refused.sort_by_key(|r| (strategy(r.0), r.1, r.2));
     Ok(Curve {
         along: q.along,
         model: own.model.clone(),
@@ -163,6 +200,7 @@ pub fn curve(
         seq: batch.seq,
         points,
         refused,
+        searched,
         own: point(own, q.decoder, pins_of(q.run).activations, q.budgets.device),
     })
 }

@@ -182,6 +182,11 @@ fn an_output_directory_that_is_moved_replaced_or_removed_costs_nothing() {
         !metrics.is_empty() && want.1.ends_with(&metrics),
         "{metrics:?}"
     );
+    let mut all = names(&s.at("third"));
+    all.retain(|name| !name.starts_with("checkpoints"));
+    let mut as_ever = kept.clone();
+    as_ever.retain(|name| !name.starts_with("checkpoints"));
+    assert_eq!(all, as_ever);
     let again = s.train(&sets("output=third"));
     assert!(again.fine().text().contains("nothing to do"));
 }
@@ -205,7 +210,7 @@ fn no_empty_directories_of_drives_are_left() {
         assert!(!s.at("out/disk").exists(), "{command}");
         assert_eq!(s.at("out").exists(), command == "train", "{command}");
     }
-    // Of a finished run that gets an evaluation, and what a killed process has left.
+    // Of a finished run that gets an evaluation. One that was there is somebody else's.
     let more = [
         "eval.generate.exact_match=true",
         "eval.generate.max_examples=1",
@@ -217,6 +222,16 @@ fn no_empty_directories_of_drives_are_left() {
         "data.eval=eval.jsonl",
     ];
     s.train(&[&sets[..], &more].concat()).fine();
+    assert!(s.at("out/disk").exists());
+    fs::remove_dir(s.at("out/disk")).unwrap();
+    s.train(&[&sets[..], &more[..1], &["eval.generate.max_examples=2"]].concat())
+        .fine();
+    assert!(!s.at("out/disk").exists());
+    // What a killed process has left is its own.
+    let anew = [&sets[..], &["checkpoint.resume=never", "train.steps=60"]].concat();
+    drop(super::lost::started(&s, &anew, "step 3/"));
+    assert!(s.at("out/disk").exists());
+    s.train(&[&sets[..], &["train.steps=60"]].concat()).fine();
     assert!(!s.at("out/disk").exists());
     // Somebody's file in it stays, with its place.
     fs::create_dir(s.at("out/disk")).unwrap();

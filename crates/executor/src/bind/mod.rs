@@ -136,9 +136,13 @@ pub struct Record {
 ///
 /// The one place where views of a plan's memory are made without a borrow.
 ///
+/// # Safety
+/// The plan has passed `lowtide_planner::check`, the arguments are those of a task all of whose edges are complete (on
+/// a stream: come before it), and the views are dropped before the task counts as complete.
+///
 /// # Panics
 /// When the task writes bytes that another of its arguments has: the plan did not pass the checker.
-fn bind<'a>(plan: &Plan, tiers: &'a Tiers, args: &[Arg], shift: u32) -> Vec<Bound<'a>> {
+unsafe fn bind<'a>(plan: &Plan, tiers: &'a Tiers, args: &[Arg], shift: u32) -> Vec<Bound<'a>> {
     let place = |a: &Arg| {
         let slot = &plan.slots[plan.shifted(a.slot, shift) as usize];
         let from = slot.offset + a.offset;
@@ -241,7 +245,9 @@ fn run_bound<E: Engine>(
     let call = TaskCall {
         work: task.work,
         lane: task.lane,
-        args: bind(plan, tiers, &task.args, shift),
+        // SAFETY: a runner runs checked plans alone, and a lane its task when what the edges name is complete; the
+        // engine has the views by value and gives them up before it returns.
+        args: unsafe { bind(plan, tiers, &task.args, shift) },
         shift,
     };
     match task.work {
