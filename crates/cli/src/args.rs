@@ -67,7 +67,7 @@ impl RunArgs {
         if self.file.is_dir() {
             return Err(CliError::Usage {
                 what: format!(
-                    "{}: a directory, and the first argument is a run file",
+                    "{}: a directory, not a file: the first argument is a run file",
                     self.file.display()
                 ),
                 help: "give the run file, RUN.yaml, that the run was started with; eval and generate take the model \

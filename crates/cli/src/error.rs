@@ -385,18 +385,6 @@ fn advice(e: &TrainError) -> Vec<String> {
             "or --set checkpoint.resume=auto, which goes on from the newest one in the output directory"
                 .to_owned(),
         ],
-        TrainError::Broken {
-            path,
-            whole: Some(whole),
-            named: true,
-            ..
-        } => vec![
-            format!("{} is whole", whole.display()),
-            format!(
-                "to begin there again: move {} away and give the same command",
-                path.display()
-            ),
-        ],
         TrainError::Broken { path, whole, .. } => going_on(path, whole.as_deref()),
         TrainError::Durable { .. } => vec![
             "put back what changed (checkpoint.durable, budget.disk, plan.pieces) to go on from that step"

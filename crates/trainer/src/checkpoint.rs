@@ -29,7 +29,7 @@ use crate::output::mark::Holds;
 use crate::output::replace::Shelf;
 use crate::output::{CHECKPOINTS, Output};
 pub(crate) use left::is_name;
-pub use left::{count, newest_of, prune, set_aside_in};
+pub use left::{count, list_of, newest_of, prune, set_aside_in};
 use lowtide_data::State;
 use lowtide_session::Homes;
 use lowtide_session::Totals;

@@ -244,8 +244,6 @@ pub enum TrainError {
         what: String,
         /// The newest other one of the run; every byte of it is right.
         whole: Option<PathBuf>,
-        /// That is the one which `checkpoint.resume` names, and the run has saved the broken one since.
-        named: bool,
     },
     /// The state at the end of a run could not be saved.
     #[error("the checkpoint of step {step} was not saved: {source}")]

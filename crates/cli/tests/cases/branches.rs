@@ -179,10 +179,13 @@ fn a_branch_that_has_saved_goes_on_from_what_it_saved() {
     let last = bytes.len() - 9;
     bytes[last] ^= 1;
     fs::write(&state, bytes).unwrap();
-    t.train(&branch())
-        .refused(&["is damaged", "to begin there again: move"]);
-    fs::rename(t.at("out/checkpoints/step-00000040"), t.at("aside")).unwrap();
-    t.train(&branch()).fine();
+    let refused = t.train(&OTHER);
+    refused.refused(&[
+        "is damaged",
+        &format!("checkpoint.resume={}", t.at(NAMED).display()),
+    ]);
+    let ended = t.train(&branch());
+    note(&ended, &["is damaged", "goes on from what is whole"]);
     assert_eq!(result(&t, "out"), want);
 }
 

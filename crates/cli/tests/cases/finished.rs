@@ -378,17 +378,17 @@ fn a_run_that_would_wear_its_drives_out_is_refused_before_its_first_step() {
             .refused(&["budget.disk_writes", "steps to come"]);
     }
     // Without data, what may be made is told.
-    let mut plan = vec!["plan", "--set", "model.path=m", "--set", "output=out"];
+    scratch.write(
+        "nodata.yaml",
+        "model: {path: m}\noutput: out\nbudget: {device: 1GiB, host: 256MiB}\n\
+         train: {epochs: 1, micro_batch: 2, seq: 128}\n",
+    );
+    let mut plan = vec!["plan", "nodata.yaml"];
     plan.extend(sets[..3].iter().flat_map(|set| ["--set", set]));
-    plan.extend([
-        "--set",
-        "budget.disk_writes=1TiB",
-        "--set",
-        "train.epochs=1",
-    ]);
+    plan.extend(["--set", "budget.disk_writes=1TiB"]);
     let told = scratch.run(&plan);
     assert!(
-        told.text().contains("budget.disk_writes: 1.0 TiB are"),
+        told.text().contains("budget.disk_writes: 1.00 TiB are"),
         "{}",
         told.text()
     );

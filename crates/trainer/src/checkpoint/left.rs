@@ -11,7 +11,7 @@ use super::{list, name_of, read_run, shelf, step_of};
 use crate::error::TrainError;
 use crate::output::folder::{Folder, Found};
 use crate::output::mark::{Branch, Kept};
-use crate::output::{CHECKPOINTS, Output};
+use crate::output::{CHECKPOINTS, FINISHED, Output};
 
 const LEFT: &str = ".left";
 
@@ -42,12 +42,19 @@ pub(crate) fn is_name(name: &str) -> bool {
 /// The newest checkpoint of the branch that the run of an output is on.
 #[must_use]
 pub fn newest_of(output: &Output) -> Option<(u64, PathBuf)> {
+    list_of(output).pop()
+}
+
+/// The checkpoints of the branch that the run of an output is on by step, with those of before it began that are in
+/// the output too once it has saved.
+#[must_use]
+pub fn list_of(output: &Output) -> Vec<(u64, PathBuf)> {
     let mut all = list(output.folder().path());
     if let Some(branch) = output.kept().unsaved() {
         // Killed between its first checkpoint and the mark that says so.
         all.retain(|(_, dir)| is_of(branch, dir));
     }
-    all.pop()
+    all
 }
 
 fn is_of(branch: &Branch, dir: &std::path::Path) -> bool {
@@ -61,7 +68,8 @@ fn shares(kept: &Kept) -> Option<u64> {
     Some(at.map_or(0, |_| branch.step))
 }
 
-/// Renames the checkpoints that the branch has left, if it has saved none before. Says what they are called now.
+/// Renames the checkpoints that the branch has left, if it has saved none before, and removes what says that a run has
+/// finished. Says what they are called now. What is no checkpoint, a file or a link to nothing, stays.
 pub(super) fn set_aside(output: &Output, checkpoints: &Folder) -> Result<Vec<String>, TrainError> {
     let kept = output.kept();
     let (Some(branch), Some(shared)) = (kept.unsaved(), shares(kept)) else {
@@ -69,8 +77,12 @@ pub(super) fn set_aside(output: &Output, checkpoints: &Folder) -> Result<Vec<Str
     };
     let later = steps(checkpoints)?.into_iter().filter(|s| *s > shared);
     let mut told = Vec::new();
-    for step in later.filter(|s| !is_of(branch, &checkpoints.at(name_of(*s)))) {
+    for step in later {
         let name = name_of(step);
+        let path = checkpoints.at(&name);
+        if !path.is_dir() || is_of(branch, &path) {
+            continue;
+        }
         let mut nth = 1;
         while !checkpoints.rename_new(&name, checkpoints, left_name(step, nth))? {
             nth += 1;
@@ -83,6 +95,9 @@ pub(super) fn set_aside(output: &Output, checkpoints: &Folder) -> Result<Vec<Str
     }
     if !told.is_empty() {
         checkpoints.sync()?;
+    }
+    if output.folder().found(FINISHED)? != Found::Nothing {
+        output.folder().remove(FINISHED)?;
     }
     Ok(told)
 }

@@ -85,7 +85,6 @@ pub(super) fn broken(dir: &Path, what: String) -> TrainError {
         path: dir.to_owned(),
         what,
         whole: None,
-        named: false,
     }
 }
 
@@ -201,12 +200,7 @@ pub(crate) fn with_whole_one(output: &Path, error: TrainError) -> TrainError {
     let whole: Option<PathBuf> = others
         .filter(|other| *other != path)
         .find(|other| verify(other).is_ok());
-    TrainError::Broken {
-        path,
-        what,
-        whole,
-        named: false,
-    }
+    TrainError::Broken { path, what, whole }
 }
 
 #[cfg(test)]

@@ -140,8 +140,9 @@ impl Origin {
             Some(at) if at.starts_with(CHECKPOINTS) => branch.step,
             _ => 0,
         };
-        let left = checkpoint::list(&run.output).pop();
-        let left = left.filter(|(step, _)| *step > shared);
+        let left = checkpoint::list(&run.output).into_iter().rev();
+        let mut left = left.filter(|(_, dir)| checkpoint::read_run(dir).is_ok());
+        let left = left.next().filter(|(step, _)| *step > shared);
         let stays = left.map(|(_, dir)| {
             format!(
                 "what was there stays until this run has saved, and --set checkpoint.resume={} goes on with that",
@@ -233,9 +234,8 @@ pub(super) fn saved(output: &mut Output, step: u64) -> Result<(), TrainError> {
         saved: Some(step),
         ..output.kept().clone()
     };
-    if let Some(branch) = kept.branch.as_mut().filter(|b| b.unsaved) {
+    if let Some(branch) = &mut kept.branch {
         branch.unsaved = false;
-        forget_finished(output)?;
     }
     output.keep(kept)
 }

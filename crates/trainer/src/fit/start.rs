@@ -74,7 +74,7 @@ impl Start {
     }
 
     /// What the branch of an output has saved: its journal, unless the newest of its checkpoints is newer. Where it
-    /// was begun at a checkpoint that is `named`, only what was saved since.
+    /// was begun at a checkpoint that is `named`, only what was saved since and is whole.
     fn saved(
         run: &Run,
         output: &Output,
@@ -82,8 +82,19 @@ impl Start {
         notes: &mut Vec<String>,
     ) -> Result<Option<Self>, TrainError> {
         let kept = output.kept();
-        let newest = checkpoint::newest_of(output);
-        let newest = newest.filter(|(step, _)| !named || branch::is_own(kept, *step));
+        let mut newest = checkpoint::newest_of(output);
+        if named {
+            // Where it is told to begin, a broken one is no reason to stop.
+            let own = checkpoint::list_of(output).into_iter().rev();
+            let mut own = own.filter(|(step, _)| branch::is_own(kept, *step));
+            newest = own.find(|(_, dir)| match checkpoint::verify(dir) {
+                Ok(_) => true,
+                Err(e) => {
+                    notes.push(format!("warning: {e}; the run goes on from what is whole"));
+                    false
+                }
+            });
+        }
         // The journal's state is in place already, and is read whole before it is used.
         if let Some(journal) = Journal::find(run, notes)?
             && journal.state().branch >= kept.number()
@@ -103,7 +114,7 @@ impl Start {
     fn at(run: &Run, dir: PathBuf) -> Result<Self, TrainError> {
         match checkpoint::look(&dir) {
             Ok(state) => Ok(Self::Checkpoint(dir, Box::new(state))),
-            Err(e) => Err(broken(run, e)),
+            Err(e) => Err(checkpoint::with_whole_one(&run.output, e)),
         }
     }
 
@@ -210,7 +221,7 @@ impl Start {
                 batches.restore(state.data)?;
                 let decoder = std::sync::Arc::clone(session.decoder());
                 checkpoint::load(dir, decoder.workload(), &session.homes()?, state)
-                    .map_err(|e| broken(run, e))?;
+                    .map_err(|e| checkpoint::with_whole_one(&run.output, e))?;
                 if state.step > 0 {
                     session.restore_clip(state.clip.map(f64::from_bits));
                 }
@@ -240,29 +251,6 @@ impl Start {
         }
         session.publish_disk()?;
         give_up(run, session)
-    }
-}
-
-/// An error over a checkpoint, with the newest whole one where it is broken.
-fn broken(run: &Run, e: TrainError) -> TrainError {
-    let e = checkpoint::with_whole_one(&run.output, e);
-    match (e, &run.checkpoint.resume) {
-        (
-            TrainError::Broken {
-                path, what, whole, ..
-            },
-            Resume::Path(named),
-        ) => {
-            // It is named, and the run went on from a later one: naming it again would change nothing.
-            let named = *named != path && whole.as_ref() == Some(named);
-            TrainError::Broken {
-                path,
-                what,
-                whole,
-                named,
-            }
-        }
-        (e, _) => e,
     }
 }
 

@@ -165,7 +165,7 @@ impl Output {
     /// Files; the mark then says what it said before.
     pub fn keep(&mut self, kept: Kept) -> Result<(), TrainError> {
         let kept = Kept {
-            made_disk: self.drive || self.kept.made_disk,
+            made_disk: self.drive && kept.writes.is_some(),
             ..kept
         };
         if kept == self.kept {
