@@ -11,6 +11,7 @@ pub const EDGES: &[(&str, &[&str])] = &[
     ("files", &[]),
     ("random", &[]),
     ("data", &["units", "files", "random"]),
+    ("report", &["files"]),
     ("workload", &["units"]),
     ("config", &["units", "files", "workload"]),
     ("planner", &["units", "workload"]),
@@ -48,7 +49,9 @@ pub const EDGES: &[(&str, &[&str])] = &[
     ),
     (
         "cli",
-        &["config", "data", "planner", "session", "measure", "trainer"],
+        &[
+            "config", "data", "report", "planner", "session", "measure", "trainer",
+        ],
     ),
     (
         "fuzz",

@@ -41,12 +41,25 @@ pub enum Command {
     Generate(GenerateArgs),
     /// Measure how fast this machine does something.
     Bench(BenchArgs),
+    /// Show a run, or several beside each other, by their output directories, while they go on or afterwards.
+    Report(ReportArgs),
     /// Print the JSON schema of a run file.
     Schema {
         /// Print the reference of all keys as Markdown instead.
         #[arg(long)]
         markdown: bool,
     },
+}
+
+/// Runs to show.
+#[derive(Debug, clap::Args)]
+pub struct ReportArgs {
+    /// Output directories of runs (the run file's `output`).
+    #[arg(value_name = "DIR", required = true)]
+    pub dirs: Vec<PathBuf>,
+    /// Also draw them as one page, which opens without a network: curves, times by lane, answers, settings.
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
 }
 
 /// A run file with overrides.

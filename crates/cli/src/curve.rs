@@ -3,20 +3,18 @@
 use std::fmt::Write;
 
 use lowtide_planner::Activations;
+use lowtide_report::chart::{LEFT, RIGHT, Scale, WIDTH, axes, escaped};
 use lowtide_trainer::curve::{Along, Curve, Point, STRATEGIES};
 
 use crate::out::{bytes, seconds};
 
-/// A picture's width; its height without the panel of writes and the last line.
-const WIDTH: f64 = 760.0;
+/// A picture's height without the panel of writes and the last line.
 const HEIGHT: f64 = 430.0;
 /// The last line: whose rates.
 const FOOT: f64 = 22.0;
 /// Characters that it has room for.
 const NAME: usize = 110;
 /// Around the picture's upper panel.
-const LEFT: f64 = 84.0;
-const RIGHT: f64 = 20.0;
 const TOP: f64 = 64.0;
 const BOTTOM: f64 = 54.0;
 /// The panel of writes to the drives.
@@ -138,72 +136,6 @@ fn title(curve: &Curve) -> String {
     format!("{}: saved tensors {what}", curve.model)
 }
 
-fn escaped(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' => out.push_str("&amp;"),
-            '<' => out.push_str("&lt;"),
-            '>' => out.push_str("&gt;"),
-            '"' => out.push_str("&quot;"),
-            c if c.is_control() => out.push(' '),
-            c => out.push(c),
-        }
-    }
-    out
-}
-
-/// From values to places on the picture.
-struct Scale {
-    values: [f64; 2],
-    places: [f64; 2],
-    step: f64,
-}
-
-impl Scale {
-    /// From zero to a round number that is no less than `most`.
-    fn to(most: f64, places: [f64; 2]) -> Self {
-        let most = if most > 0.0 { most } else { 1.0 };
-        let ten = 10f64.powf((most / 5.0).log10().floor());
-        let step = [1.0, 2.0, 2.5, 5.0, 10.0]
-            .into_iter()
-            .map(|n| n * ten)
-            .find(|s| s * 6.0 >= most)
-            .unwrap_or(10.0 * ten);
-        Self {
-            values: [0.0, (most / step).ceil() * step],
-            places,
-            step,
-        }
-    }
-
-    fn place(&self, value: f64) -> f64 {
-        let share = (value - self.values[0]) / (self.values[1] - self.values[0]);
-        self.places[0] + share * (self.places[1] - self.places[0])
-    }
-
-    fn ticks(&self) -> impl Iterator<Item = f64> {
-        let n = (self.values[1] / self.step).round() as u32;
-        (0..=n).map(|i| f64::from(i) * self.step)
-    }
-}
-
-/// A number of a tick: no more digits than it has, of numbers so far apart.
-fn number(x: f64, step: f64) -> String {
-    match x {
-        x if x >= 1e6 => format!("{}M", number(x / 1e6, step / 1e6)),
-        x if x >= 1e4 => format!("{}k", number(x / 1e3, step / 1e3)),
-        x => {
-            let digits = (2.0 - step.log10().floor()).clamp(0.0, 12.0) as usize;
-            let text = format!("{x:.digits$}");
-            if digits == 0 {
-                return text;
-            }
-            text.trim_end_matches('0').trim_end_matches('.').to_owned()
-        }
-    }
-}
-
 /// The picture. Equal curves give equal bytes.
 pub fn svg(curve: &Curve) -> String {
     let writes = curve.points.iter().any(|p| p.disk_written.0 > 0);
@@ -290,42 +222,6 @@ fn panel(text: &mut String, curve: &Curve, x: &Scale) {
         let place = |p: &Point| (x.place(along(curve, p)), y.place(gib(p.disk_written.0)));
         line(text, strategy, points.map(place));
     }
-}
-
-fn axes(text: &mut String, x: &Scale, y: &Scale, below: &str, left: &str) {
-    let [bottom, top] = y.places;
-    let [from, to] = x.places;
-    for value in y.ticks() {
-        let at = y.place(value);
-        let _ = writeln!(
-            text,
-            "<line x1=\"{from}\" y1=\"{at:.1}\" x2=\"{to}\" y2=\"{at:.1}\" stroke=\"#e2e2e2\"/>\
-             <text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>",
-            from - 8.0,
-            at + 4.0,
-            number(value, y.step)
-        );
-    }
-    for value in x.ticks() {
-        let at = x.place(value);
-        let _ = writeln!(
-            text,
-            "<line x1=\"{at:.1}\" y1=\"{bottom}\" x2=\"{at:.1}\" y2=\"{:.1}\" stroke=\"#444444\"/>\
-             <text x=\"{at:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text>",
-            bottom + 5.0,
-            bottom + 20.0,
-            number(value, x.step)
-        );
-    }
-    let _ = writeln!(
-        text,
-        "<line x1=\"{from}\" y1=\"{bottom}\" x2=\"{to}\" y2=\"{bottom}\" stroke=\"#444444\"/>\n\
-         <text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{below}</text>\n\
-         <text transform=\"translate(18 {:.1}) rotate(-90)\" text-anchor=\"middle\">{left}</text>",
-        f64::midpoint(from, to),
-        bottom + 42.0,
-        f64::midpoint(bottom, top)
-    );
 }
 
 fn line(text: &mut String, strategy: Activations, points: impl Iterator<Item = (f64, f64)>) {
@@ -449,20 +345,5 @@ mod tests {
         assert!(page.contains("model &lt;&amp;&quot; name"));
         assert!(!page.contains("<&"));
         assert!(!page.contains("<script"));
-    }
-
-    #[test]
-    fn ticks_are_round_and_hold_all() {
-        for most in [0.0, 1e-6, 0.3, 1.0, 7.3, 24.0, 99.0, 13_000.0, 4e9] {
-            let scale = Scale::to(most, [0.0, 100.0]);
-            assert!(scale.values[1] >= most);
-            assert!((2..=8).contains(&scale.ticks().count()), "{most}");
-            assert!(scale.place(most) <= 100.0 + 1e-9);
-        }
-        assert_eq!(number(12_500.0, 2500.0), "12.5k");
-        assert_eq!(number(2.5, 2.5), "2.5");
-        assert_eq!(number(0.0, 1.0), "0");
-        assert_eq!(number(0.0025, 0.0005), "0.0025");
-        assert_eq!(number(300.0, 100.0), "300");
     }
 }

@@ -6,6 +6,7 @@ use lowtide_config::{ConfigError, DiskBudget, nearest};
 use lowtide_data::DataError;
 use lowtide_measure::MeasureError;
 use lowtide_planner::Machine;
+use lowtide_report::ReportError;
 use lowtide_trainer::error::{Absent, Asked};
 use lowtide_trainer::paths::PathProblem;
 use lowtide_trainer::planning::Refused;
@@ -41,6 +42,9 @@ pub enum CliError {
         /// What the plan was asked for.
         about: Value,
     },
+    /// A run cannot be shown.
+    #[error(transparent)]
+    Report(ReportError),
     /// Arguments that cannot be followed.
     #[error("{what}")]
     Usage {
@@ -68,6 +72,15 @@ impl From<ConfigError> for CliError {
 impl From<ExecError> for CliError {
     fn from(e: ExecError) -> Self {
         Self::Train(e.into())
+    }
+}
+
+impl From<ReportError> for CliError {
+    fn from(e: ReportError) -> Self {
+        match e {
+            ReportError::File(e) => Self::Train(e.into()),
+            e => Self::Report(e),
+        }
     }
 }
 
@@ -112,6 +125,12 @@ impl CliError {
         match self {
             Self::Refused { refused, .. } => fitting(refused),
             Self::Usage { help, .. } => vec![(*help).to_owned()],
+            Self::Report(ReportError::NoRun { .. }) => vec![
+                "give the directory that the run file names as output, not the model or a checkpoint in it".to_owned(),
+            ],
+            Self::Report(_) => vec![
+                "the file is not as a run wrote it; a copy of the run's output directory may have it whole".to_owned(),
+            ],
             Self::Write { .. } => {
                 vec!["check that the directory is there and can be written".to_owned()]
             }

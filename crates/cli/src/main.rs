@@ -15,6 +15,7 @@ mod out;
 mod plan;
 mod probe;
 mod progress;
+mod report;
 mod signals;
 mod train;
 mod verify;
@@ -80,6 +81,7 @@ fn run(args: &Args, out: Out) -> Answer {
         Command::Probe(a) => probe::probe(a, out),
         Command::Verify(a) => verify::verify(a, out),
         Command::Bench(a) => bench::bench(a, out),
+        Command::Report(a) => report::report(a, out),
         Command::Eval(a) => eval::eval(a, out),
         Command::Generate(a) => generate::generate(a, out),
         Command::Schema { markdown } => {

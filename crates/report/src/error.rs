@@ -1,0 +1,29 @@
+//! Why a run cannot be shown.
+
+use std::path::PathBuf;
+
+use lowtide_files::FileError;
+
+/// Why a run cannot be shown.
+#[derive(Debug, thiserror::Error)]
+pub enum ReportError {
+    /// The directory has no `run.json`.
+    #[error("{}: not the output directory of a run: it has no run.json", dir.display())]
+    NoRun {
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// A file of the run cannot be read.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// A line is none that a run writes.
+    #[error("{}:{line}: {what}", path.display())]
+    Line {
+        /// The file.
+        path: PathBuf,
+        /// Which line, from 1.
+        line: u64,
+        /// What is wrong with it.
+        what: String,
+    },
+}

@@ -1,0 +1,198 @@
+//! Runs beside each other, as a table for a terminal.
+
+use crate::people::{bytes, count, seconds};
+use crate::run::{RunReport, State};
+
+/// What is said of a run in one row: its name, and what it is of each run; nothing where it is not known.
+pub(crate) type Fact = (&'static str, Vec<Option<String>>);
+
+/// The facts of runs that are known of any of them.
+pub(crate) fn facts(runs: &[RunReport]) -> Vec<Fact> {
+    let row = |name, of: &dyn Fn(&RunReport) -> Option<String>| -> Fact {
+        (name, runs.iter().map(of).collect())
+    };
+    let planned = |tier: &'static str| {
+        move |r: &RunReport| {
+            r.report["planned_bytes"][tier]
+                .as_u64()
+                .filter(|&n| n > 0)
+                .map(bytes)
+        }
+    };
+    let rows = vec![
+        row("model", &|r| Some(r.model())),
+        row("state", &|r| Some(state(r))),
+        row("tokens a step", &|r| {
+            let of = |key: &str| r.run["train"][key].as_u64();
+            let (b, t, m) = (of("micro_batch")?, of("seq")?, of("accumulate")?);
+            let rows = if m == 1 {
+                b.to_string()
+            } else {
+                format!("{b} x {m}")
+            };
+            Some(format!("{rows} x {t}"))
+        }),
+        row("steps", &|r| {
+            r.steps
+                .last()
+                .map(|s| format!("{} of {}", count(s.step), count(s.steps)))
+        }),
+        row("tokens", &|r| {
+            let n: u64 = r.steps.iter().map(|s| s.tokens).sum();
+            (n > 0).then(|| count(n))
+        }),
+        row("tokens/s", &|r| {
+            r.tokens_per_second().map(|n| format!("{n:.0}"))
+        }),
+        row("a step", &|r| {
+            r.step_seconds().map(|s| format!("{} (median)", seconds(s)))
+        }),
+        row("predicted", &|r| {
+            r.steps
+                .last()
+                .and_then(|s| s.predicted_seconds)
+                .map(seconds)
+        }),
+        row("loss at step 1", &|r| {
+            r.steps
+                .first()
+                .filter(|s| s.step == 1)
+                .and_then(|s| s.loss)
+                .map(loss)
+        }),
+        row("last loss", &|r| r.last_loss().map(loss)),
+        row("eval loss", &|r| {
+            let (first, last) = (r.evaluations.first()?, r.evaluations.last()?);
+            let each =
+                [first, last].map(|e| format!("{} after step {}", loss(e.eval_loss), e.step));
+            Some(match first.step == last.step {
+                true => each[0].clone(),
+                false => each.join(", "),
+            })
+        }),
+        row("exact match", &|r| {
+            let each = r.matches.iter().filter(|m| m.when != "during").map(|m| {
+                format!(
+                    "{:.1}% of {} {} training",
+                    100.0 * m.exact_match,
+                    m.prompts,
+                    m.when
+                )
+            });
+            let each: Vec<String> = each.collect();
+            (!each.is_empty()).then(|| each.join(", "))
+        }),
+        row("skipped steps", &|r| {
+            let n = r.steps.iter().filter(|s| s.skipped).count();
+            (n > 0).then(|| n.to_string())
+        }),
+        row("device planned", &planned("device")),
+        row("host planned", &planned("host")),
+        row("disk planned", &planned("disk")),
+        row("host at most", &|r| {
+            r.report["peak_rss_bytes"].as_u64().map(bytes)
+        }),
+        row("disk written", &|r| {
+            r.report["disk_written"]
+                .as_u64()
+                .filter(|&n| n > 0)
+                .map(bytes)
+        }),
+        row("machine", &|r| {
+            r.machine["name"].as_str().map(str::to_owned)
+        }),
+        row("measured on", &|r| {
+            r.machine["date"].as_str().map(str::to_owned)
+        }),
+        row("lowtide", &|r| r.version.clone()),
+    ];
+    let known = |row: &Fact| row.1.iter().any(Option::is_some);
+    rows.into_iter().filter(known).collect()
+}
+
+fn state(r: &RunReport) -> String {
+    match (r.state, r.report["stopped"].as_bool()) {
+        (State::Finished, Some(true)) => "stopped",
+        (State::Finished, _) => "finished",
+        (State::Unfinished, _) => "not finished",
+    }
+    .to_owned()
+}
+
+/// A loss: four digits behind the point.
+fn loss(x: f64) -> String {
+    format!("{x:.4}")
+}
+
+/// The keys of the run files that differ, with their values as JSON, in the order of the first run's file.
+pub(crate) fn differing(runs: &[RunReport]) -> Vec<(String, Vec<Option<String>>)> {
+    let flat: Vec<Vec<(String, String)>> = runs.iter().map(|r| flattened(&r.run)).collect();
+    let mut keys: Vec<&String> = Vec::new();
+    for key in flat.iter().flatten().map(|(key, _)| key) {
+        if !keys.contains(&key) {
+            keys.push(key);
+        }
+    }
+    let mut rows = Vec::new();
+    for key in keys {
+        let of =
+            |f: &Vec<(String, String)>| f.iter().find(|(k, _)| k == key).map(|(_, v)| v.clone());
+        let values: Vec<Option<String>> = flat.iter().map(of).collect();
+        // Where a run's files are is no difference of the run.
+        if values.windows(2).any(|w| w[0] != w[1]) && !["file", "output"].contains(&key.as_str()) {
+            rows.push((key.clone(), values));
+        }
+    }
+    rows
+}
+
+fn flattened(value: &serde_json::Value) -> Vec<(String, String)> {
+    fn walk(prefix: &str, value: &serde_json::Value, out: &mut Vec<(String, String)>) {
+        match value.as_object() {
+            Some(map) if !map.is_empty() => {
+                for (key, value) in map {
+                    let key = match prefix {
+                        "" => key.clone(),
+                        _ => format!("{prefix}.{key}"),
+                    };
+                    walk(&key, value, out);
+                }
+            }
+            _ => out.push((prefix.to_owned(), value.to_string())),
+        }
+    }
+    let mut out = Vec::new();
+    walk("", value, &mut out);
+    out
+}
+
+/// One run's facts, or several runs' beside each other, a column each.
+#[must_use]
+pub fn compare(runs: &[RunReport]) -> String {
+    let mut rows = vec![("", runs.iter().map(|r| Some(r.name())).collect::<Vec<_>>())];
+    rows.extend(facts(runs));
+    let differing = if runs.len() > 1 {
+        differing(runs)
+    } else {
+        Vec::new()
+    };
+    let mut rows: Vec<(String, Vec<Option<String>>)> = rows
+        .into_iter()
+        .map(|(name, each)| (name.to_owned(), each))
+        .collect();
+    rows.extend(differing);
+    let shown = |cell: &Option<String>| cell.clone().unwrap_or_else(|| "-".to_owned());
+    let width = |texts: &mut dyn Iterator<Item = usize>| texts.max().unwrap_or(0);
+    let first = width(&mut rows.iter().map(|r| r.0.chars().count()));
+    let widths: Vec<usize> = (0..runs.len())
+        .map(|i| width(&mut rows.iter().map(|r| shown(&r.1[i]).chars().count())))
+        .collect();
+    let lines = rows.iter().map(|(name, each)| {
+        let mut line = format!("{name:<first$}");
+        for (cell, width) in each.iter().zip(&widths) {
+            line += &format!("  {:<width$}", shown(cell));
+        }
+        line.trim_end().to_owned()
+    });
+    lines.collect::<Vec<_>>().join("\n")
+}
