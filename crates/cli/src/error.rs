@@ -7,9 +7,9 @@ use lowtide_data::DataError;
 use lowtide_measure::MeasureError;
 use lowtide_planner::Machine;
 use lowtide_report::ReportError;
+use lowtide_trainer::error::PathProblem;
+use lowtide_trainer::error::Refused;
 use lowtide_trainer::error::{Absent, Asked};
-use lowtide_trainer::paths::PathProblem;
-use lowtide_trainer::planning::Refused;
 use lowtide_trainer::{
     CudaError, ExecError, FileError, Foreign, JsonProblem, ModelError, TierError, TrainError,
 };

@@ -9,14 +9,12 @@ use lowtide_planner::search::outlook::{Change, Outlook};
 use lowtide_planner::waits::steady_step;
 use lowtide_planner::{Machine, Plan, Source, Tier};
 use lowtide_trainer::TrainError;
-use lowtide_trainer::curve::{Along, Question, curve};
-use lowtide_trainer::device::{self, target_of};
+use lowtide_trainer::basis::Basis;
+use lowtide_trainer::curve::{Along, curve};
+use lowtide_trainer::device;
 use lowtide_trainer::inputs::{sample_of, steps_of};
-use lowtide_trainer::open::machine_of;
-use lowtide_trainer::planning::{
-    budgets_of, cpu_budgets_of, decoder_of, load_machine, plan_and_look, shape_of,
-};
-use lowtide_trainer::report::{Phase, WaitCompared};
+use lowtide_trainer::planning::{decoder_of, load_machine, shape_of};
+use lowtide_trainer::report::{Nobody, Phase, WaitCompared};
 use lowtide_trainer::wear;
 use serde_json::{Map, Value, json};
 
@@ -78,36 +76,30 @@ pub fn plan(args: &PlanArgs, out: Out) -> Answer {
         }
         (None, Some(_), None) => None,
     };
-    let (target, decoder, machine, budgets) = match told {
-        Some(machine) => {
-            let target = target_of(&run, &shape, &machine);
-            let decoder = decoder_of(&run, run.batch(), target)?;
-            (target, decoder, machine, cpu_budgets_of(&run))
-        }
+    let basis = match told {
+        Some(machine) => Basis::told(&run, &shape, machine)?,
         None => {
             out.text("measuring this machine (plan.machine or --machine FILE spares it)");
             let device = device::open(&run, &shape)?;
             out.text(&device.note);
             let decoder = decoder_of(&run, run.batch(), device.target)?;
-            let waiting = Waiting::begin(Phase::Measuring.name());
-            let machine = machine_of(&run, &device, &decoder, sample_of(&run).as_ref())?;
-            drop(waiting);
-            let budgets = budgets_of(&run, &device)?;
-            (device.target, decoder, machine, budgets)
+            let _waiting = Waiting::begin(Phase::Measuring.name());
+            Basis::here(&run, &device, decoder, || sample_of(&run), &mut Nobody)?
         }
     };
+    let machine = &basis.machine;
     let batch = run.batch();
-    let workload = decoder.workload();
+    let workload = basis.decoder.workload();
     let about = json!({
         "model": workload.model,
         "parameters": workload.parameters(),
         "batch": batch,
         "optimizer": workload.optimizer.name.name(),
         "moments": workload.optimizer.moments.name(),
-        "machine": machine_json(&machine),
+        "machine": machine_json(machine),
     });
     let waiting = Waiting::begin(Phase::Planning.name());
-    let looked = plan_and_look(&run, &decoder, &machine, budgets, target);
+    let looked = basis.look();
     drop(waiting);
     let (plan, outlook) = match looked {
         Ok(both) => both,
@@ -128,12 +120,12 @@ pub fn plan(args: &PlanArgs, out: Out) -> Answer {
         batch.seq,
         batch.accumulate,
     ));
-    out.text(&rates_line(&machine));
-    let cuda = target.is_gpu();
+    out.text(&rates_line(machine));
+    let cuda = basis.target.is_gpu();
     out.text(explain(&plan, cuda).trim_end());
     out.text(explain_choices(&plan).trim_end());
-    out.text(explain_updates(&plan, &machine, cuda).trim_end());
-    let waits = steady_step(&plan, workload, &machine).gpu_waits;
+    out.text(explain_updates(&plan, machine, cuda).trim_end());
+    let waits = steady_step(&plan, workload, machine).gpu_waits;
     let waited: f64 = waits.iter().map(|(_, s)| s.0).sum();
     if waited > 0.005 * step {
         let each: Vec<String> = waits
@@ -168,7 +160,7 @@ pub fn plan(args: &PlanArgs, out: Out) -> Answer {
     describe(&plan, &mut answer);
     answer["tokens_per_second"] = json!(tokens_per_second);
     answer["model_tflops"] = json!(model_tflops);
-    let [host, resident, streamed] = split(&plan, &machine);
+    let [host, resident, streamed] = split(&plan, machine);
     answer["updates"] = json!({"host": host, "resident": resident, "streamed": streamed});
     answer["gpu_waits"] = waits
         .iter()
@@ -180,16 +172,8 @@ pub fn plan(args: &PlanArgs, out: Out) -> Answer {
             CurveOver::Device => Along::Device,
             CurveOver::Batch => Along::Batch,
         };
-        let question = Question {
-            run: &run,
-            decoder: &decoder,
-            machine: &machine,
-            budgets,
-            target,
-            along,
-        };
         let waiting = Waiting::begin("planning the curve");
-        let found = curve(&question, &plan, |done, of| {
+        let found = curve(&basis, along, &plan, |done, of| {
             waiting.at(done as u64, of as u64)
         })?;
         drop(waiting);

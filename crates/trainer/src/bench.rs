@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Instant;
 
 use lowtide_config::Run;
@@ -12,13 +11,13 @@ use lowtide_planner::{Lane, Tier};
 use lowtide_tiers::process;
 use serde::Serialize;
 
+use crate::basis::Basis;
 use crate::device;
 use crate::error::TrainError;
 use crate::fit::hyper;
-use crate::open::{disk_of, machine_of, open_on};
-use crate::planning::{Planned, budgets_of, clip_of, decoder_of, plan_with, shape_of};
+use crate::open::{disk_of, open_on};
+use crate::planning::{decoder_of, shape_of};
 use crate::report::{LaneCompared, Observer, Phase, WaitCompared, compare, median, moved_bytes};
-use crate::resident::Resident;
 use crate::threads::host_note;
 use crate::wear;
 use lowtide_data::Micro;
@@ -100,33 +99,23 @@ pub fn step(
     observer.device(&device.note, device.gpu.is_some());
     observer.detail(&host_note(run, device.gpu.is_some()));
     let decoder = decoder_of(run, run.batch(), device.target)?;
-    observer.phase(run.plan.machine.is_none().then_some(Phase::Measuring));
-    let machine = machine_of(run, &device, &decoder, None)?;
-    observer.phase(Some(Phase::Planning));
-    let budgets = budgets_of(run, &device)?;
-    let plan = Arc::new(plan_with(run, &decoder, &machine, budgets, device.target)?);
-    observer.planned(&plan, &machine);
+    let basis = Basis::here(run, &device, decoder, || None, observer)?;
+    let plan = basis.plan()?;
+    observer.planned(&plan, &basis.machine);
     // One more than those that are timed is in the lanes.
     let made = (WARM_UP + 1).saturating_add(steps);
     wear::check(run, &plan, (0, wear::fill(&plan), made))?;
     observer.phase(Some(Phase::Weights));
     let traced = trace.map_or(Trace::NONE, |_| Trace::ALL);
-    let resident = Resident::count(&plan, decoder.workload(), &machine, traced);
-    let planned = Planned {
-        device,
-        decoder: Arc::clone(&decoder),
-        plan: Arc::clone(&plan),
-        machine,
-        clip: clip_of(run),
-        resident,
-    };
+    let planned = basis.planned(device, plan, traced);
+    let plan = &planned.plan;
     let mut session = open_on(run, &planned, traced, disk_of(run, &planned.plan))?;
     fill(&mut session)?;
     observer.phase(None);
     let start_seconds = begin.elapsed().as_secs_f64();
     observer.note(&format!("ready after {start_seconds:.1} s"));
 
-    let w = decoder.workload();
+    let w = planned.decoder.workload();
     let inputs: Vec<Micro> = (0..u64::from(w.batch.accumulate))
         .map(|m| Micro::random(w.batch.micro_batch, w.batch.seq, shape.vocab, m))
         .collect();
@@ -202,7 +191,7 @@ pub fn step(
         planned_device_bytes: plan.tier(Tier::Device).planned_bytes.0
             + planned.machine.device_reserve.0,
         host_peak_bytes: process::peak_rss_bytes().map(|b| b.0),
-        planned_host_bytes: resident.planned(&plan, &planned.machine).0,
+        planned_host_bytes: planned.resident.planned(plan, &planned.machine).0,
         moved_bytes_per_step: moved_bytes(|lane| lanes.lane(lane).bytes / steps),
         recomputed_blocks: plan.choice.recomputed_blocks(),
         losses: [losses[0], losses[losses.len() - 1]],

@@ -3,16 +3,15 @@
 
 use std::sync::Arc;
 
-use lowtide_config::Run;
 use lowtide_model::Decoder;
-use lowtide_planner::{Activations, Budgets, Machine, Plan, Tier};
+use lowtide_planner::{Activations, Plan, Tier};
 use lowtide_units::Bytes;
 use lowtide_workload::Batch;
 use serde::Serialize;
 
 use crate::TrainError;
-use crate::device::Target;
-use crate::planning::{decoder_of, pins_of, plan_pinned};
+use crate::basis::Basis;
+use crate::planning::{decoder_of, pins_of};
 
 /// What changes along a curve.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -83,57 +82,45 @@ const EIGHTHS: [u64; 7] = [2, 3, 4, 6, 8, 12, 16];
 /// Micro-batches that a curve looks at: these multiples, in quarters, of the run's.
 const QUARTERS: [u32; 5] = [1, 2, 4, 8, 16];
 
-/// What a curve is of.
-#[derive(Debug)]
-pub struct Question<'a> {
-    /// The run.
-    pub run: &'a Run,
-    /// Its model and batch.
-    pub decoder: &'a Arc<Decoder>,
-    /// Whose rates.
-    pub machine: &'a Machine,
-    /// What the run allows, with what the process holds on a GPU.
-    pub budgets: Budgets,
-    /// What computes.
-    pub target: Target,
-    /// What changes along the curve.
-    pub along: Along,
-}
-
-/// Plans every point of a curve; `told` hears after each how many of how many are done.
+/// Plans every point of a curve of the run that `basis` is of, whose own plan is `own`; `told` hears after each how many of how many are done.
 ///
 /// # Errors
 /// [`TrainError`] where a plan is wrong; one that does not fit is no error, nor is a batch beyond a limit of the model.
 pub fn curve(
-    q: &Question<'_>,
+    basis: &Basis<'_>,
+    along: Along,
     own: &Plan,
     mut told: impl FnMut(usize, usize),
 ) -> Result<Curve, TrainError> {
-    let batch = q.run.batch();
-    let places: Vec<(Bytes, u32)> = match q.along {
+    let batch = basis.run.batch();
+    let places: Vec<(Bytes, u32)> = match along {
         Along::Device => EIGHTHS
-            .map(|n| (Bytes(q.budgets.device.0 / 8 * n), batch.micro_batch))
+            .map(|n| (Bytes(basis.budgets.device.0 / 8 * n), batch.micro_batch))
             .into(),
         Along::Batch => {
             let quarters = QUARTERS.iter().map(|&n| batch.micro_batch * n / 4);
             let mut sizes: Vec<u32> = quarters.filter(|&n| n > 0).collect();
             sizes.dedup();
-            sizes.iter().map(|&n| (q.budgets.device, n)).collect()
+            sizes.iter().map(|&n| (basis.budgets.device, n)).collect()
         }
     };
     let (mut points, mut refused, mut searched) = (Vec::new(), Vec::new(), 0);
     let all = STRATEGIES.len() * places.len();
-    let mut decoders: Vec<(u32, Arc<Decoder>)> = vec![(batch.micro_batch, Arc::clone(q.decoder))];
+    let mut decoders: Vec<(u32, Arc<Decoder>)> =
+        vec![(batch.micro_batch, Arc::clone(&basis.decoder))];
     for activations in STRATEGIES {
         // Of device memory the most first: a plan that fits in less is the plan of less too, and where none fits none
         // fits in less.
         let mut larger: Option<Option<Point>> = None;
         for &(device, micro_batch) in places.iter().rev() {
             let fits = |point: &Point| {
-                let need = point.device.0.saturating_add(q.machine.device_reserve.0);
+                let need = point
+                    .device
+                    .0
+                    .saturating_add(basis.machine.device_reserve.0);
                 need <= device.0
             };
-            match larger.as_ref().filter(|_| q.along == Along::Device) {
+            match larger.as_ref().filter(|_| along == Along::Device) {
                 Some(None) => {
                     refused.push((activations, device, micro_batch));
                     told(points.len() + refused.len(), all);
@@ -158,7 +145,7 @@ pub fn curve(
                         ..batch
                     };
                     // A batch beyond a limit of the model does not fit either.
-                    let Ok(decoder) = decoder_of(q.run, other, q.target) else {
+                    let Ok(decoder) = decoder_of(basis.run, other, basis.target) else {
                         refused.push((activations, device, micro_batch));
                         told(points.len() + refused.len(), all);
                         continue;
@@ -167,14 +154,15 @@ pub fn curve(
                     decoder
                 }
             };
-            let mut pins = pins_of(q.run);
+            let mut pins = pins_of(basis.run);
             (pins.activations, pins.recompute) = (activations, None);
-            let budgets = Budgets {
-                device,
-                ..q.budgets
+            let mut place = Basis {
+                decoder: Arc::clone(&decoder),
+                ..basis.clone()
             };
+            place.budgets.device = device;
             searched += 1;
-            match plan_pinned(q.run, &decoder, q.machine, budgets, q.target, pins) {
+            match place.plan_pinned(pins) {
                 Ok(plan) => {
                     let point = point(&plan, &decoder, activations, device);
                     larger = Some(Some(point.clone()));
@@ -194,14 +182,19 @@ pub fn curve(
     points.sort_by_key(|p| (strategy(p.activations), p.allowed, p.micro_batch));
     refused.sort_by_key(|r| (strategy(r.0), r.1, r.2));
     Ok(Curve {
-        along: q.along,
+        along,
         model: own.model.clone(),
-        machine: q.machine.name.clone(),
+        machine: basis.machine.name.clone(),
         seq: batch.seq,
         points,
         refused,
         searched,
-        own: point(own, q.decoder, pins_of(q.run).activations, q.budgets.device),
+        own: point(
+            own,
+            &basis.decoder,
+            pins_of(basis.run).activations,
+            basis.budgets.device,
+        ),
     })
 }
 

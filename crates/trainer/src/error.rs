@@ -9,7 +9,7 @@ use lowtide_session::SessionError;
 use lowtide_units::Bytes;
 
 use parts::keys_of;
-pub use parts::{Absent, Asked};
+pub use parts::{Absent, Asked, PathProblem, Refused, TooMuch};
 
 mod parts;
 
@@ -112,7 +112,7 @@ pub enum TrainError {
     },
     /// Nothing fits the budgets.
     #[error("{}", .0.refusal)]
-    Refused(Box<crate::planning::Refused>),
+    Refused(Box<Refused>),
     /// The planner made a plan that its checker refuses: our bug.
     #[error("the plan is wrong: {0}")]
     WrongPlan(lowtide_planner::check::Fault),
@@ -137,7 +137,7 @@ pub enum TrainError {
         /// The path.
         path: PathBuf,
         /// What is wrong with it.
-        problem: crate::paths::PathProblem,
+        problem: PathProblem,
     },
     /// A budget beyond what there is.
     #[error("{of}: {asked} asked for, {what} has {have}")]
@@ -153,7 +153,7 @@ pub enum TrainError {
     },
     /// The run would write more to its drives than it may.
     #[error(transparent)]
-    DiskWrites(Box<crate::wear::TooMuch>),
+    DiskWrites(Box<TooMuch>),
     /// The system starts fewer threads than were asked for.
     #[error("threads: {asked} asked for, about {started} can be started: {why}")]
     Threads {

@@ -15,35 +15,26 @@ use lowtide_executor::{EngineError, ExecError, Trace};
 use lowtide_kernels::update::Hyper;
 use lowtide_model::Decoder;
 use lowtide_planner::{Lane, Machine};
-use lowtide_units::Bytes;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::answers::{Extract, Question, questions};
+use crate::answers::{Extract, Question};
+use crate::basis::Basis;
 use crate::checkpoint::{self, RunState};
-use crate::device::{self, Device};
-use crate::dropout::note_of_dropout;
+use crate::device::Device;
 use crate::error::TrainError;
-use crate::inputs::{Inputs, dealing, load_inputs, open_tokenizer};
 use crate::learning_rate::{Decay, LearningRate};
 use crate::metrics::{EventFile, MetricsLog};
-use crate::open::{check_weights, machine_of};
 use crate::output::folder::Folder;
 use crate::output::mark::Kept;
 use crate::output::room::Room;
 use crate::output::{self, Output};
-use crate::paths;
-use crate::planning::{
-    Planned, budgets_of, check_budgets, clip_of, decoder_of, load_machine, options_of, plan_pinned,
-    shape_of,
-};
+use crate::planning::{Planned, options_of};
 use crate::report::{Observer, Phase, StepLine, TrainReport, When};
-use crate::resident::Resident;
-use crate::stops::{Stops, stops_of};
+use crate::stops::Stops;
 use crate::tally::Tally;
-use crate::threads::host_note;
 use crate::wear;
-use lowtide_data::{BatchShape, Batches, Micro, Packed, State, Tokenizer};
+use lowtide_data::{Batches, Micro, Packed, State, Tokenizer};
 use lowtide_session::Requests;
 use lowtide_session::Totals;
 use lowtide_session::{Mark, Session, StepData};
@@ -57,10 +48,14 @@ mod evaluate;
 mod export;
 mod journal;
 mod lost;
+mod opening;
 mod saving;
 mod start;
 mod summary;
 mod tokenizer_files;
+
+use crate::checkpoint::Change;
+use opening::{Logs, Material};
 
 pub use evaluate::evaluate;
 
@@ -165,104 +160,44 @@ pub fn train(
     observer: &mut dyn Observer,
     requests: &Requests,
 ) -> Result<TrainReport, TrainError> {
-    run.training_ready()?;
-    paths::inputs(run)?;
-    paths::outputs(run)?;
-    let mut output = Output::open(run)?;
-    output.take_notes().iter().for_each(|n| observer.note(n));
-    let mut kept_notes = Vec::new();
-    let (mut start, origin) = Start::find(run, &output, &mut kept_notes)?;
-    kept_notes.extend(origin.note(run, &output, &start));
-    kept_notes.extend(lost::refuse(run, &output, &start, &origin)?);
-    kept_notes.iter().for_each(|n| observer.note(n));
-    let now = start.state().map(|s| s.now_unix_s);
-    if start.state().is_none() {
-        check_weights(run, &shape_of(run)?)?;
-    }
-    observer.phase(Some(Phase::Data));
-    note_of_dropout(run)?.iter().for_each(|n| observer.note(n));
-    let tokenizer = open_tokenizer(run, now)?;
-    let mut stops = stops_of(run, &tokenizer)?;
-    let device = device::open(run, &shape_of(run)?)?;
-    observer.device(&device.note, device.gpu.is_some());
-    check_budgets(run, &device)?;
-    observer.detail(&host_note(run, device.gpu.is_some()));
-    let decoder = decoder_of(run, run.batch(), device.target)?;
-    let inputs = load_inputs(run, &tokenizer)?;
-    if inputs.is_chat() {
-        stops = stops.with_turns(&tokenizer);
-    }
-    let Inputs {
-        train,
-        eval,
-        notes,
-        details,
-    } = inputs;
-    notes.iter().for_each(|n| observer.note(n));
-    details.iter().for_each(|n| observer.detail(n));
-    let extract = Extract::of(run);
-    let questions = questions(run, &tokenizer, &extract)?;
-    // What would be found wrong after minutes of measuring and planning is looked at now.
-    if let Some(path) = &run.plan.machine {
-        load_machine(path)?;
-    }
-    let shape = BatchShape {
-        micro_batch: run.train.micro_batch as usize,
-        accumulate: run.train.accumulate as usize,
-    };
-    let mut batches = Batches::new(Arc::clone(&train), shape, dealing(run))?;
+    let (mut output, mut start, origin) = opening::beginning(run, observer)?;
+    let material = Material::read(run, &start, observer)?;
+    let mut batches = material.batches(run)?;
     let total = match run.train.length {
         Length::Steps(n) => n,
         Length::Epochs(e) => batches.batches_for(e),
     };
-    let numerics = numerics_of(run, &device, &decoder, &train);
+    let numerics = numerics_of(run, &material.device, &material.decoder, &material.train);
     let changes = start.changes(run, &numerics, total)?;
-    let asks = (eval.is_some(), !questions.is_empty());
+    let asks = (material.eval.is_some(), !material.questions.is_empty());
     if let Some(report) = ends::finished(run, &start, total, asks) {
         observer.phase(None);
         return Ok(report);
     }
-    // A run goes on with the products of its GPU; on another one it chooses anew.
-    if let (Some(gpu), Some(state)) = (&device.gpu, start.state())
-        && state.numerics["device"] == numerics["device"]
-    {
-        gpu.set_choices(&state.products)?;
-    }
-    let mut preview = Batches::new(Arc::clone(&train), shape, dealing(run))?;
-    let sample = preview.next_batch().micro.swap_remove(0);
-    observer.phase(run.plan.machine.is_none().then_some(Phase::Measuring));
-    let machine = machine_of(run, &device, &decoder, Some(&sample))?;
-    observer.phase(Some(Phase::Planning));
-    let budgets = budgets_of(run, &device)?;
-    let pins = start.pins(run);
-    let plan = plan_pinned(run, &decoder, &machine, budgets, device.target, pins)?;
-    let plan = Arc::new(plan);
-    observer.planned(&plan, &machine);
+    let mut preview = material.batches(run)?;
+    let Material {
+        tokenizer,
+        stops,
+        device,
+        decoder,
+        train,
+        eval,
+        extract,
+        questions,
+    } = material.with_products(&start, &numerics)?;
+    let sample = || Some(preview.next_batch().micro.swap_remove(0));
+    let basis = Basis::here(run, &device, decoder, sample, observer)?;
+    let plan = basis.plan_pinned(start.pins(run))?;
+    observer.planned(&plan, &basis.machine);
     let ahead = total - start.state().map_or(0, |s| s.step);
-    let filled = match start {
-        // Its state is on the drives.
-        Start::Journal(_) => Bytes::ZERO,
-        Start::Anew | Start::Checkpoint(..) => wear::fill(&plan),
-    };
-    // A process that was killed has told of more than its last checkpoint knows, and written more than it told.
-    let saved = start.state().map_or(0, |s| s.totals.disk_written);
-    let written = saved.max(wear::told(run, &output)?);
-    wear::check(run, &plan, (written, filled, ahead))?;
+    let written = opening::writes(run, &output, &start, &plan, ahead)?;
     observer.phase(Some(Phase::Reserving));
     let trace = if run.log.trace {
         Trace::FIRST_STEPS
     } else {
         Trace::NONE
     };
-    let resident = Resident::count(&plan, decoder.workload(), &machine, trace);
-    let planned = Planned {
-        device,
-        decoder,
-        plan,
-        machine,
-        clip: clip_of(run),
-        resident,
-    };
+    let planned = basis.planned(device, plan, trace);
     let (sizes, room) = saving::take_room(run, &planned, &output, ahead)?;
     let mut session = start.open(run, &planned, trace)?;
     if let Some(how) = session.describe_disk() {
@@ -275,7 +210,7 @@ pub fn train(
     // Nothing of an earlier run is changed before this has worked.
     start.load(run, &mut session, &mut batches)?;
     let durable = planned.plan.choice.durable;
-    let writes = wear::untold(run, &planned.plan, written + filled.0);
+    let writes = wear::untold(run, &planned.plan, written);
     let told = origin.begin(run, &start, &mut output, writes, || {
         start.publish(run, &session)?;
         let file = session.disk_paths().into_iter().next();
@@ -293,18 +228,7 @@ pub fn train(
         now_unix_s: tokenizer.now_unix_s(),
         ..RunState::new()
     };
-    let resumed_step = start.state().map(|s| s.step);
-    let log = |name| MetricsLog::open(output.folder(), name, resumed_step);
-    let metrics = log(output::METRICS)?;
-    let answers = (!questions.is_empty())
-        .then(|| log(output::ANSWERS))
-        .transpose()?;
-    let events = if run.log.tensorboard {
-        let folder = output.folder().make(output::TENSORBOARD)?;
-        Some(EventFile::create(&folder)?)
-    } else {
-        None
-    };
+    let logs = Logs::open(run, &output, &start, asks.1)?;
     let cadence = Cadence::of(run);
     observer.note(&cadence.told(run.checkpoint.keep));
     let mut fit = Fit {
@@ -320,15 +244,15 @@ pub fn train(
         stops,
         batches,
         eval,
-        questions: questions.into(),
+        questions,
         extract,
         numerics,
         gpu: planned.device.gpu.clone(),
         total,
         schedule: schedule_of(run, total),
-        metrics,
-        answers,
-        events,
+        metrics: logs.metrics,
+        answers: logs.answers,
+        events: logs.events,
         state,
         dealt: 0,
         earlier: Totals::default(),
@@ -338,17 +262,7 @@ pub fn train(
         last_checkpoint: None,
         saved: None,
     };
-    match start {
-        Start::Journal(journal) => fit.go_on(*journal)?,
-        Start::Checkpoint(dir, state) => fit.resume(&dir, *state),
-        Start::Anew => {}
-    }
-    fit.state.branch = fit.output.kept().number();
-    fit.observer.phase(None);
-    fit.change(changes);
-    fit.dealt = fit.state.tokens;
-    fit.state.totals.disk_written = written + filled.0;
-    fit.earlier = fit.state.totals.clone();
+    fit.begin(start, changes, written)?;
     if fit.durable {
         fit.write_journal(&planned.plan);
     }
@@ -392,6 +306,27 @@ impl Fit<'_> {
         self.state = state;
     }
 
+    /// Takes up the state that the run goes on from. `written` are the bytes on its drives by now.
+    fn begin(
+        &mut self,
+        start: Start,
+        changes: Vec<Change>,
+        written: u64,
+    ) -> Result<(), TrainError> {
+        match start {
+            Start::Journal(journal) => self.go_on(*journal)?,
+            Start::Checkpoint(dir, state) => self.resume(&dir, *state),
+            Start::Anew => {}
+        }
+        self.state.branch = self.output.kept().number();
+        self.observer.phase(None);
+        self.change(changes);
+        self.dealt = self.state.tokens;
+        self.state.totals.disk_written = written;
+        self.earlier = self.state.totals.clone();
+        Ok(())
+    }
+
     fn go(mut self, planned: &Planned) -> Result<TrainReport, TrainError> {
         if self.state.step == 0 {
             self.state.exact_match_before = self.exact_match(When::Before)?;
@@ -410,55 +345,15 @@ impl Fit<'_> {
             // Saving and evaluating need drained state, so they happen between two batches.
             let asked = self.requests.saving();
             if let Some(f) = flight.take_if(|f| asked || self.due(f.step).any()) {
-                let due = self.due(f.step);
-                self.finish(f, &mut tally)?;
-                let at = self.state.step;
-                self.checked(at, |s| s.session.drain())?;
-                tally.drain(self.session.measured());
-                self.count(&tally);
-                if due.evaluation {
-                    self.evaluate(self.state.step)?;
-                }
-                if due.answers {
-                    self.exact_match(When::During)?;
-                }
-                if self.requests.take_save() || due.save {
-                    self.save()?;
-                }
-                tally.pause(self.session.measured());
+                self.pause(f, &mut tally)?;
             }
             let more = step < self.total && !self.requests.stopping();
             let submitted = match next.take() {
                 Some(batch) if more => {
                     step += 1;
-                    let Prepared {
-                        micro,
-                        tokens,
-                        lr,
-                        after,
-                    } = batch;
-                    let hyper = hyper(self.run, lr, step);
-                    self.dealt += tokens;
-                    let mark = self.durable.then(|| Mark {
-                        step,
-                        data: after,
-                        tokens: self.dealt,
-                        loss_first: self.state.loss_first.map(f64::to_bits),
-                        exact_match_before: self.state.exact_match_before.map(f64::to_bits),
-                        batch_tokens: tokens,
-                        learning_rate: lr.to_bits(),
-                        totals: self.state.totals.clone(),
-                    });
-                    let submit = |s: &mut Self| s.session.submit_marked(micro, hyper, mark);
-                    let data = self.checked(step, submit)?;
+                    let flight = self.submit(step, batch)?;
                     next = self.prepare(step + 1);
-                    Some(Flight {
-                        step,
-                        data,
-                        tokens,
-                        lr,
-                        after,
-                    })
+                    Some(flight)
                 }
                 _ => None,
             };
@@ -474,6 +369,68 @@ impl Fit<'_> {
         self.checked(step_now, |s| s.session.drain())?;
         tally.end(self.session.measured());
         self.count(&tally);
+        self.close(planned, tally, after_step)
+    }
+
+    /// Finishes the batch in flight, and does what is due while nothing runs.
+    fn pause(&mut self, f: Flight, tally: &mut Tally) -> Result<(), TrainError> {
+        let due = self.due(f.step);
+        self.finish(f, tally)?;
+        let at = self.state.step;
+        self.checked(at, |s| s.session.drain())?;
+        tally.drain(self.session.measured());
+        self.count(tally);
+        if due.evaluation {
+            self.evaluate(self.state.step)?;
+        }
+        if due.answers {
+            self.exact_match(When::During)?;
+        }
+        if self.requests.take_save() || due.save {
+            self.save()?;
+        }
+        tally.pause(self.session.measured());
+        Ok(())
+    }
+
+    /// Hands a batch to the lanes.
+    fn submit(&mut self, step: u64, batch: Prepared) -> Result<Flight, TrainError> {
+        let Prepared {
+            micro,
+            tokens,
+            lr,
+            after,
+        } = batch;
+        let hyper = hyper(self.run, lr, step);
+        self.dealt += tokens;
+        let mark = self.durable.then(|| Mark {
+            step,
+            data: after,
+            tokens: self.dealt,
+            loss_first: self.state.loss_first.map(f64::to_bits),
+            exact_match_before: self.state.exact_match_before.map(f64::to_bits),
+            batch_tokens: tokens,
+            learning_rate: lr.to_bits(),
+            totals: self.state.totals.clone(),
+        });
+        let submit = |s: &mut Self| s.session.submit_marked(micro, hyper, mark);
+        let data = self.checked(step, submit)?;
+        Ok(Flight {
+            step,
+            data,
+            tokens,
+            lr,
+            after,
+        })
+    }
+
+    /// Everything behind the last step: evaluation, export, the last checkpoint, what becomes of the state files.
+    fn close(
+        mut self,
+        planned: &Planned,
+        tally: Tally,
+        after_step: u64,
+    ) -> Result<TrainReport, TrainError> {
         let mut ends = self.end(after_step)?;
         if self.state.step > after_step {
             ends.trace = self.trace();

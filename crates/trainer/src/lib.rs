@@ -3,6 +3,7 @@
 //! See ARCHITECTURE.md.
 
 pub mod answers;
+pub mod basis;
 pub mod bench;
 pub mod checkpoint;
 pub mod curve;

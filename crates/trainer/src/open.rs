@@ -4,48 +4,20 @@ use std::sync::Arc;
 
 use lowtide_config::{Init, ModelSource, Run};
 use lowtide_executor::{Mode, Trace};
-use lowtide_model::{Checkpoint, Decoder, random_init};
-use lowtide_planner::{Machine, Plan, Tier};
+use lowtide_model::{Checkpoint, random_init};
+use lowtide_planner::{Plan, Tier};
 use lowtide_workload::ModelShape;
 
-use crate::device::{self, Device};
+use crate::basis::Basis;
+use crate::device::{self};
 use crate::error::TrainError;
 use crate::inputs::sample_of;
-use crate::planning::{
-    Planned, budgets_of, clip_of, decoder_of, load_machine, plan_with, shape_of,
-};
-use crate::resident::Resident;
+use crate::planning::{Planned, decoder_of, shape_of};
+use crate::report::Nobody;
 use crate::threads::threads_of;
 use crate::wear;
-use lowtide_data::Micro;
-use lowtide_data::clock::today;
-use lowtide_measure::{Drive, ProbeOptions, probe};
+use lowtide_measure::Drive;
 use lowtide_session::{DiskChoice, Session, SessionOptions};
-
-/// Rates for a run: of its machine file, or measured now at the run's own shapes, on a sample of
-/// its inputs where there is one.
-///
-/// # Errors
-/// The machine file, or a directory that cannot be measured.
-pub fn machine_of(
-    run: &Run,
-    device: &Device,
-    decoder: &Decoder,
-    sample: Option<&Micro>,
-) -> Result<Machine, TrainError> {
-    if let Some(path) = &run.plan.machine {
-        return load_machine(path);
-    }
-    let options = ProbeOptions {
-        threads: threads_of(run),
-        drives: probed(run),
-        seconds: 0.1,
-        optimizer: run.optimizer.what(),
-        date: today(),
-        gpu: device.gpu.clone(),
-    };
-    Ok(probe(&options, Some(decoder), sample)?)
-}
 
 /// A run's drives, to be measured within what the run may take of them.
 #[must_use]
@@ -67,18 +39,9 @@ pub fn plan_run(run: &Run) -> Result<Planned, TrainError> {
     let run = &run;
     let device = device::open(run, &shape_of(run)?)?;
     let decoder = decoder_of(run, run.batch(), device.target)?;
-    let machine = machine_of(run, &device, &decoder, sample_of(run).as_ref())?;
-    let budgets = budgets_of(run, &device)?;
-    let plan = plan_with(run, &decoder, &machine, budgets, device.target)?;
-    let resident = Resident::count(&plan, decoder.workload(), &machine, Trace::NONE);
-    Ok(Planned {
-        device,
-        decoder,
-        plan: Arc::new(plan),
-        machine,
-        clip: clip_of(run),
-        resident,
-    })
+    let basis = Basis::here(run, &device, decoder, || sample_of(run), &mut Nobody)?;
+    let plan = basis.plan()?;
+    Ok(basis.planned(device, plan, Trace::NONE))
 }
 
 /// Opens a session for a plan on the run's own disks. Nothing is traced.

@@ -7,42 +7,11 @@
 use std::fs::{self, FileType, Metadata};
 use std::io::ErrorKind;
 use std::os::unix::fs::FileTypeExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use lowtide_config::{ModelSource, Run};
 
-use crate::error::TrainError;
-
-/// What is wrong with a path that a key names.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum PathProblem {
-    /// Nothing is there.
-    #[error("no such file or directory")]
-    Missing,
-    /// A link to nothing.
-    #[error("a symbolic link to {}, which is not there", to.display())]
-    Dangling {
-        /// What it names.
-        to: PathBuf,
-    },
-    /// Nothing is there, and it is written as a name on the Hugging Face Hub is.
-    #[error("no such directory, and '{name}' looks like a name on the Hugging Face Hub")]
-    HubName {
-        /// The name as typed.
-        name: String,
-    },
-    /// Something else is there.
-    #[error("{found}, not {needed}")]
-    Kind {
-        /// What is there.
-        found: &'static str,
-        /// What must be.
-        needed: &'static str,
-    },
-    /// The system cannot look at it.
-    #[error("{0}")]
-    Unreadable(String),
-}
+use crate::error::{PathProblem, TrainError};
 
 /// What a key needs.
 #[derive(Clone, Copy, PartialEq, Eq)]

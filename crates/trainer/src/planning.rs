@@ -1,4 +1,4 @@
-//! From a checked run to a plan: the model's shape, its workload, the machine's rates, the search.
+//! What a checked run says to the planner: the model's shape, its workload, budgets, pins, a machine's rates.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -8,11 +8,8 @@ use lowtide_config as config;
 use lowtide_config::{ModelSource, Run};
 use lowtide_device::cuda::{CudaError, process_memory};
 use lowtide_model::{Decoder, Options};
-use lowtide_planner::search::fits_any;
-use lowtide_planner::search::outlook::{Outlook, plan_with_outlook};
 use lowtide_planner::{
-    Activations, Budgets, Clip, LoopOrder, Machine, Pieces, Pins, Plan, PlanError, Processor,
-    Refusal, Request, Tier,
+    Activations, Budgets, Clip, LoopOrder, Machine, Pieces, Pins, Plan, Processor, Tier,
 };
 use lowtide_tiers::{HostLimit, HostMemory, process};
 use lowtide_units::Bytes;
@@ -40,37 +37,6 @@ pub struct Planned {
     pub clip: ClipRule,
     /// Host memory of the process.
     pub resident: Resident,
-}
-
-/// Why a run has no plan, and what would have one.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Refused {
-    /// What was needed, allowed, and the nearest budgets that fit.
-    pub refusal: Refusal,
-    /// The largest micro-batch (of the same sequence length) that fits the allowed budgets.
-    pub nearest_micro_batch: Option<u32>,
-    /// The drives that the run allows, whose directories advice on more space has to keep.
-    pub disks: Vec<config::DiskBudget>,
-    /// Host memory of this machine, where the plan is for it.
-    pub host_total: Option<Bytes>,
-    /// Whether the device's memory is host memory too.
-    pub device_is_host: bool,
-}
-
-impl Refused {
-    /// Host memory that the nearest budgets take, where this machine has less than that.
-    #[must_use]
-    pub fn beyond(&self) -> Option<(Bytes, Bytes)> {
-        let nearest = &self.refusal.nearest;
-        let device = match self.device_is_host {
-            true => nearest.device.0,
-            false => 0,
-        };
-        let need = Bytes(nearest.host.0.saturating_add(device));
-        self.host_total
-            .filter(|&total| need > total)
-            .map(|total| (need, total))
-    }
 }
 
 /// The shape a run names.
@@ -304,132 +270,6 @@ pub fn pins_of(run: &Run) -> Pins {
             config::UpdateOn::Device => Processor::Device,
         }),
         durable: run.checkpoint.durable,
-    }
-}
-
-/// Plans a decoder under a run's budgets and pins. Touches no memory.
-///
-/// # Errors
-/// [`TrainError::Refused`] with what would fit.
-pub fn plan_with(
-    run: &Run,
-    decoder: &Arc<Decoder>,
-    machine: &Machine,
-    budgets: Budgets,
-    target: Target,
-) -> Result<Plan, TrainError> {
-    plan_pinned(run, decoder, machine, budgets, target, pins_of(run))
-}
-
-/// As [`plan_with`], under other pins than the run's.
-///
-/// # Errors
-/// As [`plan_with`].
-pub fn plan_pinned(
-    run: &Run,
-    decoder: &Arc<Decoder>,
-    machine: &Machine,
-    budgets: Budgets,
-    target: Target,
-    pins: Pins,
-) -> Result<Plan, TrainError> {
-    let make = lowtide_planner::make;
-    let planned = planned(run, decoder, machine, budgets, target, pins, make);
-    planned.map_err(|e| match e {
-        TrainError::Refused(refused) => TrainError::Refused(Box::new(Refused {
-            host_total: Some(HostMemory::now().total),
-            ..*refused
-        })),
-        e => e,
-    })
-}
-
-/// As [`plan_with`], and what was left on the table: other kinds of plans, what more of each budget
-/// would buy, and keys that change numbers. Takes several times as long.
-///
-/// # Errors
-/// As [`plan_with`].
-pub fn plan_and_look(
-    run: &Run,
-    decoder: &Arc<Decoder>,
-    machine: &Machine,
-    budgets: Budgets,
-    target: Target,
-) -> Result<(Plan, Outlook), TrainError> {
-    let more = 4 * run.train.accumulate;
-    let batch = Batch {
-        accumulate: more,
-        ..run.batch()
-    };
-    let larger = decoder_of(run, batch, target)?;
-    let more = [(more, larger.workload())];
-    let pins = pins_of(run);
-    planned(run, decoder, machine, budgets, target, pins, |request| {
-        plan_with_outlook(request, &more)
-    })
-}
-
-fn planned<T>(
-    run: &Run,
-    decoder: &Arc<Decoder>,
-    machine: &Machine,
-    budgets: Budgets,
-    target: Target,
-    pins: Pins,
-    make: impl Fn(&Request<'_>) -> Result<T, PlanError>,
-) -> Result<T, TrainError> {
-    let clip = clip_of(run);
-    // The plan's arena is not all that a process holds on a GPU.
-    let reserve = machine.device_reserve;
-    let budgets = Budgets {
-        device: budgets.device.saturating_sub(reserve),
-        ..budgets
-    };
-    let request = Request {
-        workload: decoder.workload(),
-        machine,
-        budgets,
-        clip: clip.mode,
-        pins,
-    };
-    match make(&request) {
-        Ok(plan) => Ok(plan),
-        Err(PlanError::Wrong(fault)) => Err(TrainError::WrongPlan(fault)),
-        Err(PlanError::Refused(mut refusal)) => {
-            for told in [
-                &mut refusal.needed,
-                &mut refusal.allowed,
-                &mut refusal.nearest,
-            ] {
-                told.device += reserve;
-            }
-            let mut b = run.train.micro_batch / 2;
-            let mut nearest_micro_batch = None;
-            while b > 0 {
-                let batch = Batch {
-                    micro_batch: b,
-                    ..run.batch()
-                };
-                let smaller = decoder_of(run, batch, target)?;
-                let workload = smaller.workload();
-                if fits_any(&Request {
-                    workload,
-                    ..request
-                }) {
-                    nearest_micro_batch = Some(b);
-                    break;
-                }
-                b /= 2;
-            }
-            Err(TrainError::Refused(Box::new(Refused {
-                refusal: *refusal,
-                nearest_micro_batch,
-                disks: run.budget.disk.clone(),
-                // A machine file may be another machine's.
-                host_total: run.plan.machine.is_none().then(|| HostMemory::now().total),
-                device_is_host: !target.is_gpu(),
-            })))
-        }
     }
 }
 

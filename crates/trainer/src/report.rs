@@ -167,6 +167,12 @@ pub trait Observer {
     fn saved(&mut self, _path: &Path) {}
 }
 
+/// Nobody is told.
+#[derive(Clone, Copy, Debug)]
+pub struct Nobody;
+
+impl Observer for Nobody {}
+
 /// Predicted and measured seconds of one lane in one step.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LaneCompared {

@@ -8,22 +8,20 @@ use lowtide_config as config;
 use lowtide_config::{Init, ModelSource, Run};
 use lowtide_executor::Trace;
 use lowtide_model::{Checkpoint, Decoder, random_init};
-use lowtide_planner::{Budgets, Choice, LaneKind, Machine, Plan, build, check};
+use lowtide_planner::{Budgets, Choice, LaneKind, Plan, build, check};
 use lowtide_units::Bytes;
 use lowtide_workload::ModelShape;
 use serde::Serialize;
 
-use crate::device::{self, Device, Target};
+use crate::basis::Basis;
+use crate::device::{self, Target};
 use crate::error::TrainError;
 use crate::fit::{hyper, schedule_of};
 use crate::inputs::{dealing, load_inputs, open_tokenizer, sample_of};
-use crate::open::{machine_of, open_session};
+use crate::open::open_session;
 use crate::paths;
-use crate::planning::{
-    Planned, budgets_of, check_length, clip_of, decoder_of, options_of, plan_with, shape_of,
-};
-use crate::report::moved_bytes;
-use crate::resident::Resident;
+use crate::planning::{check_length, clip_of, decoder_of, options_of, shape_of};
+use crate::report::{Nobody, moved_bytes};
 use crate::threads::threads_of;
 use crate::wear;
 use lowtide_data::{BatchShape, Batches, Micro};
@@ -89,8 +87,14 @@ pub fn verify(
     let options = options_of(run, run.batch(), device.target);
     let decoder = Arc::new(Decoder::new(&shape, &options)?);
     let clip = clip_of(run);
-    let machine = machine_of(run, &device, &decoder, sample_of(run).as_ref())?;
-    let sliced = slice_plan(run, &device, &decoder, &machine)?;
+    let basis = Basis::here(
+        run,
+        &device,
+        Arc::clone(&decoder),
+        || sample_of(run),
+        &mut Nobody,
+    )?;
+    let sliced = slice_plan(&basis)?;
     let plan = Arc::clone(&sliced.plan);
     wear::check(run, &plan, (0, wear::fill(&plan), steps))?;
     let resident = {
@@ -100,20 +104,13 @@ pub fn verify(
             &Choice::resident(w),
             clip.mode,
             Budgets::UNLIMITED,
-            &machine,
+            &basis.machine,
         );
         check::check(&plan, w, clip.mode).map_err(TrainError::WrongPlan)?;
         Arc::new(plan)
     };
     let inputs = batches(run, &shape, steps)?;
-    let planned = Planned {
-        device: device.clone(),
-        decoder: Arc::clone(&decoder),
-        plan: Arc::clone(&plan),
-        machine: machine.clone(),
-        clip,
-        resident: Resident::count(&plan, decoder.workload(), &machine, Trace::NONE),
-    };
+    let planned = basis.planned(device.clone(), Plan::clone(&plan), Trace::NONE);
     let mut first = open_session(run, &planned)?;
     let got = train(run, &mut first, &whole, &inputs, plant_fault)?;
     let measured = first.measured();
@@ -169,15 +166,14 @@ struct Sliced {
 
 /// The plan of the slice: the choices of the run's own plan. Of a run that is resident altogether: under
 /// device budgets halved until something moves, or with everything sent away by hand.
-fn slice_plan(
-    run: &Run,
-    device: &Device,
-    decoder: &Arc<Decoder>,
-    machine: &Machine,
-) -> Result<Sliced, TrainError> {
-    let whole = decoder_of(run, run.batch(), device.target)?;
-    let budgets = budgets_of(run, device)?;
-    let own = plan_with(run, &whole, machine, budgets, device.target)?;
+fn slice_plan(basis: &Basis<'_>) -> Result<Sliced, TrainError> {
+    let (run, decoder) = (basis.run, &basis.decoder);
+    let whole = decoder_of(run, run.batch(), basis.target)?;
+    let own = Basis {
+        decoder: Arc::clone(&whole),
+        ..basis.clone()
+    };
+    let own = own.plan()?;
     let (w, clip) = (decoder.workload(), clip_of(run).mode);
     let does = slice::told(whole.workload(), &own.choice);
     let mut choice = slice::slice_choice(whole.workload(), &own.choice, w);
@@ -185,9 +181,9 @@ fn slice_plan(
     let resident = slice::told(whole.workload(), &Choice::resident(whole.workload()));
     let sent_away = does.is_subset(&resident);
     let plan = if sent_away {
-        away(run, device, decoder, machine)?
+        away(basis)?
     } else {
-        let plan = build(w, &choice, clip, Budgets::UNLIMITED, machine);
+        let plan = build(w, &choice, clip, Budgets::UNLIMITED, &basis.machine);
         check::check(&plan, w, clip).map_err(TrainError::WrongPlan)?;
         plan
     };
@@ -201,37 +197,35 @@ fn slice_plan(
 }
 
 /// A plan of the slice that moves something, whatever the run's budgets.
-fn away(
-    run: &Run,
-    device: &Device,
-    decoder: &Arc<Decoder>,
-    machine: &Machine,
-) -> Result<Plan, TrainError> {
+fn away(basis: &Basis<'_>) -> Result<Plan, TrainError> {
     // The weights go up at least once a step, two bytes a number.
     let moves = |plan: &Plan| {
-        plan.prediction.lanes[LaneKind::H2d as usize].bytes.0 > decoder.workload().parameters()
+        plan.prediction.lanes[LaneKind::H2d as usize].bytes.0
+            > basis.decoder.workload().parameters()
     };
-    let mut budgets = budgets_of(run, device)?;
-    let plan_with =
-        |run: &Run, budgets: Budgets| plan_with(run, decoder, machine, budgets, device.target);
-    let mut best = plan_with(run, budgets)?;
+    let mut smaller = basis.clone();
+    let mut best = smaller.plan()?;
     while !moves(&best) {
-        budgets.device = Bytes(budgets.device.0 / 2);
-        match plan_with(run, budgets) {
+        smaller.budgets.device = Bytes(smaller.budgets.device.0 / 2);
+        match smaller.plan() {
             Ok(plan) => best = plan,
             Err(_) => break,
         }
     }
     // A slice so small that it is resident whatever the budgets: offload it all the same.
     if !moves(&best) {
-        let mut pinned = run.clone();
+        let mut pinned = basis.run.clone();
         pinned.plan.weights = Some(config::Tier::Host);
-        pinned.plan.optimizer = Some(if run.budget.disk.is_empty() {
+        pinned.plan.optimizer = Some(if pinned.budget.disk.is_empty() {
             config::Tier::Host
         } else {
             config::Tier::Disk
         });
-        best = plan_with(&pinned, budgets_of(run, device)?).unwrap_or(best);
+        let pinned = Basis {
+            run: &pinned,
+            ..basis.clone()
+        };
+        best = pinned.plan().unwrap_or(best);
     }
     Ok(best)
 }

@@ -5,29 +5,10 @@ use lowtide_planner::plan::Version;
 use lowtide_planner::{Plan, Slot, Tensor, Tier};
 use lowtide_units::Bytes;
 
-use crate::TrainError;
+use crate::error::{TooMuch, TrainError};
 use crate::metrics::last_written;
 use crate::output::mark::Writes;
 use crate::output::{METRICS, Output};
-
-/// A run would write more than it may.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "budget.disk_writes: {allowed} allowed; {written} are written, the {steps} steps to come would write {needed} \
-     ({step} each)"
-)]
-pub struct TooMuch {
-    /// Bytes that the run may write in all.
-    pub allowed: Bytes,
-    /// Bytes written by its processes before this one.
-    pub written: Bytes,
-    /// Bytes that this start and the steps to come write.
-    pub needed: Bytes,
-    /// Steps to come.
-    pub steps: u64,
-    /// Bytes that a step writes.
-    pub step: Bytes,
-}
 
 /// Bytes that filling the drives at a start writes: weights and optimizer state that stay on them, of durable ones the
 /// version that is current.

@@ -1,8 +1,93 @@
 //! Parts of errors.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+use lowtide_config::DiskBudget;
+use lowtide_planner::Refusal;
+use lowtide_units::Bytes;
 
 use super::TrainError;
+
+/// Why a run has no plan, and what would have one.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Refused {
+    /// What was needed, allowed, and the nearest budgets that fit.
+    pub refusal: Refusal,
+    /// The largest micro-batch (of the same sequence length) that fits the allowed budgets.
+    pub nearest_micro_batch: Option<u32>,
+    /// The drives that the run allows, whose directories advice on more space has to keep.
+    pub disks: Vec<DiskBudget>,
+    /// Host memory of this machine, where the plan is for it.
+    pub host_total: Option<Bytes>,
+    /// Whether the device's memory is host memory too.
+    pub device_is_host: bool,
+}
+
+impl Refused {
+    /// Host memory that the nearest budgets take, where this machine has less than that.
+    #[must_use]
+    pub fn beyond(&self) -> Option<(Bytes, Bytes)> {
+        let nearest = &self.refusal.nearest;
+        let device = match self.device_is_host {
+            true => nearest.device.0,
+            false => 0,
+        };
+        let need = Bytes(nearest.host.0.saturating_add(device));
+        self.host_total
+            .filter(|&total| need > total)
+            .map(|total| (need, total))
+    }
+}
+
+/// What is wrong with a path that a key names.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PathProblem {
+    /// Nothing is there.
+    #[error("no such file or directory")]
+    Missing,
+    /// A link to nothing.
+    #[error("a symbolic link to {}, which is not there", to.display())]
+    Dangling {
+        /// What it names.
+        to: PathBuf,
+    },
+    /// Nothing is there, and it is written as a name on the Hugging Face Hub is.
+    #[error("no such directory, and '{name}' looks like a name on the Hugging Face Hub")]
+    HubName {
+        /// The name as typed.
+        name: String,
+    },
+    /// Something else is there.
+    #[error("{found}, not {needed}")]
+    Kind {
+        /// What is there.
+        found: &'static str,
+        /// What must be.
+        needed: &'static str,
+    },
+    /// The system cannot look at it.
+    #[error("{0}")]
+    Unreadable(String),
+}
+
+/// A run would write more than it may.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "budget.disk_writes: {allowed} allowed; {written} are written, the {steps} steps to come would write {needed} \
+     ({step} each)"
+)]
+pub struct TooMuch {
+    /// Bytes that the run may write in all.
+    pub allowed: Bytes,
+    /// Bytes written by its processes before this one.
+    pub written: Bytes,
+    /// Bytes that this start and the steps to come write.
+    pub needed: Bytes,
+    /// Steps to come.
+    pub steps: u64,
+    /// Bytes that a step writes.
+    pub step: Bytes,
+}
 
 /// What a run has kept to go on from and a start does not find.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

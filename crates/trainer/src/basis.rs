@@ -1,0 +1,216 @@
+//! What a run's plan is made from, found in the one order there is: device, model, rates, budgets.
+
+use std::sync::Arc;
+
+use lowtide_config::Run;
+use lowtide_data::Micro;
+use lowtide_data::clock::today;
+use lowtide_executor::Trace;
+use lowtide_measure::{ProbeOptions, probe};
+use lowtide_model::Decoder;
+use lowtide_planner::search::fits_any;
+use lowtide_planner::search::outlook::{Outlook, plan_with_outlook};
+use lowtide_planner::{Budgets, Machine, Pins, Plan, PlanError, Refusal, Request};
+use lowtide_tiers::HostMemory;
+use lowtide_workload::{Batch, ModelShape};
+
+use crate::device::{Device, Target, target_of};
+use crate::error::{Refused, TrainError};
+use crate::open::probed;
+use crate::planning::{
+    Planned, budgets_of, clip_of, cpu_budgets_of, decoder_of, load_machine, pins_of,
+};
+use crate::report::{Observer, Phase};
+use crate::resident::Resident;
+use crate::threads::threads_of;
+
+/// What a run's plan is made from.
+#[derive(Clone, Debug)]
+pub struct Basis<'a> {
+    /// The run.
+    pub run: &'a Run,
+    /// What computes.
+    pub target: Target,
+    /// The model, at the run's batch.
+    pub decoder: Arc<Decoder>,
+    /// The rates.
+    pub machine: Machine,
+    /// What the run allows, with what the process holds on a GPU.
+    pub budgets: Budgets,
+}
+
+impl<'a> Basis<'a> {
+    /// On this machine: with the rates of `plan.machine`, or measured now at the run's own shapes, on a sample of its
+    /// inputs where there is one. The observer hears of measuring, and that planning comes next.
+    ///
+    /// # Errors
+    /// The machine file, a directory that cannot be measured, budgets beyond what there is.
+    pub fn here(
+        run: &'a Run,
+        device: &Device,
+        decoder: Arc<Decoder>,
+        sample: impl FnOnce() -> Option<Micro>,
+        observer: &mut dyn Observer,
+    ) -> Result<Self, TrainError> {
+        observer.phase(run.plan.machine.is_none().then_some(Phase::Measuring));
+        let machine = match &run.plan.machine {
+            Some(path) => load_machine(path)?,
+            None => {
+                let options = ProbeOptions {
+                    threads: threads_of(run),
+                    drives: probed(run),
+                    seconds: 0.1,
+                    optimizer: run.optimizer.what(),
+                    date: today(),
+                    gpu: device.gpu.clone(),
+                };
+                probe(&options, Some(&decoder), sample().as_ref())?
+            }
+        };
+        observer.phase(Some(Phase::Planning));
+        Ok(Self {
+            run,
+            target: device.target,
+            decoder,
+            machine,
+            budgets: budgets_of(run, device)?,
+        })
+    }
+
+    /// For a machine of which only the rates are known. Asks nothing of this one.
+    ///
+    /// # Errors
+    /// A batch that the model does not take.
+    pub fn told(run: &'a Run, shape: &ModelShape, machine: Machine) -> Result<Self, TrainError> {
+        let target = target_of(run, shape, &machine);
+        Ok(Self {
+            run,
+            target,
+            decoder: decoder_of(run, run.batch(), target)?,
+            machine,
+            budgets: cpu_budgets_of(run),
+        })
+    }
+
+    /// The run's plan. Touches no memory.
+    ///
+    /// # Errors
+    /// [`TrainError::Refused`] with what would fit.
+    pub fn plan(&self) -> Result<Plan, TrainError> {
+        self.plan_pinned(pins_of(self.run))
+    }
+
+    /// As [`Basis::plan`], under other pins than the run's.
+    ///
+    /// # Errors
+    /// As [`Basis::plan`].
+    pub fn plan_pinned(&self, pins: Pins) -> Result<Plan, TrainError> {
+        let planned = self.make(pins, lowtide_planner::make);
+        planned.map_err(|e| match e {
+            TrainError::Refused(refused) => TrainError::Refused(Box::new(Refused {
+                host_total: Some(HostMemory::now().total),
+                ..*refused
+            })),
+            e => e,
+        })
+    }
+
+    /// As [`Basis::plan`], and what was left on the table: other kinds of plans, what more of each budget would buy,
+    /// and keys that change numbers. Takes several times as long.
+    ///
+    /// # Errors
+    /// As [`Basis::plan`].
+    pub fn look(&self) -> Result<(Plan, Outlook), TrainError> {
+        let more = 4 * self.run.train.accumulate;
+        let batch = Batch {
+            accumulate: more,
+            ..self.run.batch()
+        };
+        let larger = decoder_of(self.run, batch, self.target)?;
+        let more = [(more, larger.workload())];
+        self.make(pins_of(self.run), |request| {
+            plan_with_outlook(request, &more)
+        })
+    }
+
+    /// The run with its plan, before anything of it is reserved.
+    #[must_use]
+    pub fn planned(self, device: Device, plan: Plan, trace: Trace) -> Planned {
+        let resident = Resident::count(&plan, self.decoder.workload(), &self.machine, trace);
+        Planned {
+            device,
+            decoder: self.decoder,
+            plan: Arc::new(plan),
+            machine: self.machine,
+            clip: clip_of(self.run),
+            resident,
+        }
+    }
+
+    fn make<T>(
+        &self,
+        pins: Pins,
+        make: impl Fn(&Request<'_>) -> Result<T, PlanError>,
+    ) -> Result<T, TrainError> {
+        // The plan's arena is not all that a process holds on a GPU.
+        let reserve = self.machine.device_reserve;
+        let request = Request {
+            workload: self.decoder.workload(),
+            machine: &self.machine,
+            budgets: Budgets {
+                device: self.budgets.device.saturating_sub(reserve),
+                ..self.budgets
+            },
+            clip: clip_of(self.run).mode,
+            pins,
+        };
+        match make(&request) {
+            Ok(plan) => Ok(plan),
+            Err(PlanError::Wrong(fault)) => Err(TrainError::WrongPlan(fault)),
+            Err(PlanError::Refused(refusal)) => self.refused(*refusal, &request),
+        }
+    }
+
+    /// A refusal in the terms of the run: with what a process holds beside its arena, and with a smaller micro-batch
+    /// that would fit.
+    fn refused<T>(&self, mut refusal: Refusal, request: &Request<'_>) -> Result<T, TrainError> {
+        for told in [
+            &mut refusal.needed,
+            &mut refusal.allowed,
+            &mut refusal.nearest,
+        ] {
+            told.device += self.machine.device_reserve;
+        }
+        let mut b = self.run.train.micro_batch / 2;
+        let mut nearest_micro_batch = None;
+        while b > 0 {
+            let batch = Batch {
+                micro_batch: b,
+                ..self.run.batch()
+            };
+            let smaller = decoder_of(self.run, batch, self.target)?;
+            let workload = smaller.workload();
+            if fits_any(&Request {
+                workload,
+                ..*request
+            }) {
+                nearest_micro_batch = Some(b);
+                break;
+            }
+            b /= 2;
+        }
+        Err(TrainError::Refused(Box::new(Refused {
+            refusal,
+            nearest_micro_batch,
+            disks: self.run.budget.disk.clone(),
+            // A machine file may be another machine's.
+            host_total: self
+                .run
+                .plan
+                .machine
+                .is_none()
+                .then(|| HostMemory::now().total),
+            device_is_host: !self.target.is_gpu(),
+        })))
+    }
+}
