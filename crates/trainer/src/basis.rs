@@ -16,9 +16,8 @@ use lowtide_workload::{Batch, ModelShape};
 
 use crate::device::{Device, Target, target_of};
 use crate::error::{Refused, TrainError};
-use crate::open::probed;
 use crate::planning::{
-    Planned, budgets_of, clip_of, cpu_budgets_of, decoder_of, load_machine, pins_of,
+    Planned, budgets_of, clip_of, cpu_budgets_of, decoder_of, load_machine, pins_of, probed,
 };
 use crate::report::{Observer, Phase};
 use crate::resident::Resident;

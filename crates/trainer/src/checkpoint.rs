@@ -28,7 +28,6 @@ use crate::output::folder::Folder;
 use crate::output::mark::Holds;
 use crate::output::replace::Shelf;
 use crate::output::{CHECKPOINTS, Output};
-pub(crate) use left::is_name;
 pub use left::{count, list_of, newest_of, prune, set_aside_in};
 use lowtide_data::State;
 use lowtide_session::Homes;
@@ -244,6 +243,17 @@ pub(crate) fn shelf(checkpoints: &Folder) -> Shelf<'_> {
         holds: Holds::Checkpoint,
         always: &[STATE, RUN],
         earlier: is_earlier,
+    }
+}
+
+/// Puts in order what a killed run left among the checkpoints of an output, which is locked. Says what was found and kept.
+///
+/// # Errors
+/// Files.
+pub fn recover(output: &Output) -> Result<Vec<String>, TrainError> {
+    match output.folder().sub(CHECKPOINTS)? {
+        Some(checkpoints) => shelf(&checkpoints).recover(left::is_name),
+        None => Ok(Vec::new()),
     }
 }
 

@@ -16,18 +16,7 @@ use crate::planning::{Planned, decoder_of, shape_of};
 use crate::report::Nobody;
 use crate::threads::threads_of;
 use crate::wear;
-use lowtide_measure::Drive;
 use lowtide_session::{DiskChoice, Session, SessionOptions};
-
-/// A run's drives, to be measured within what the run may take of them.
-#[must_use]
-pub fn probed(run: &Run) -> Vec<Drive> {
-    let drives = run.budget.disk.iter().map(|d| Drive {
-        dir: d.dir.clone(),
-        most: Some(d.size),
-    });
-    drives.collect()
-}
 
 /// Decoder, rates and plan of a run that makes no steps: nothing of it is durable.
 ///

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use lowtide_config as config;
 use lowtide_config::{ModelSource, Run};
 use lowtide_device::cuda::{CudaError, process_memory};
+use lowtide_measure::Drive;
 use lowtide_model::{Decoder, Options};
 use lowtide_planner::{
     Activations, Budgets, Clip, LoopOrder, Machine, Pieces, Pins, Plan, Processor, Tier,
@@ -271,6 +272,16 @@ pub fn pins_of(run: &Run) -> Pins {
         }),
         durable: run.checkpoint.durable,
     }
+}
+
+/// A run's drives, to be measured within what the run may take of them.
+#[must_use]
+pub fn probed(run: &Run) -> Vec<Drive> {
+    let drives = run.budget.disk.iter().map(|d| Drive {
+        dir: d.dir.clone(),
+        most: Some(d.size),
+    });
+    drives.collect()
 }
 
 /// Reads a machine's rates.

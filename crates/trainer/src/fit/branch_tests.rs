@@ -67,6 +67,7 @@ fn checkpoints(run: &Run) -> BTreeMap<String, (u64, u64)> {
 /// What a process does from its start behind its second checkpoint.
 fn go(run: &Run) -> Result<u64, TrainError> {
     let mut output = Output::open(run)?;
+    crate::checkpoint::recover(&output)?;
     let (start, origin) = Start::find(run, &output, &mut Vec::new())?;
     let from = start.state().map_or(0, |s| s.step);
     origin.begin(run, &start, &mut output, None, || Ok(None))?;

@@ -24,7 +24,7 @@ use crate::planning::{check_budgets, decoder_of, load_machine, shape_of};
 use crate::report::{Observer, Phase};
 use crate::stops::{Stops, stops_of};
 use crate::threads::host_note;
-use crate::{paths, wear};
+use crate::{checkpoint, paths, wear};
 
 /// Locks the output, and finds where the run goes on from. Nothing is changed by it.
 pub(super) fn beginning(
@@ -36,6 +36,9 @@ pub(super) fn beginning(
     paths::outputs(run)?;
     let mut output = Output::open(run)?;
     output.take_notes().iter().for_each(|n| observer.note(n));
+    checkpoint::recover(&output)?
+        .iter()
+        .for_each(|n| observer.note(n));
     let mut notes = Vec::new();
     let (start, origin) = Start::find(run, &output, &mut notes)?;
     notes.extend(origin.note(run, &output, &start));

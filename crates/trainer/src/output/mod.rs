@@ -14,7 +14,6 @@ use lowtide_config::Run;
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
-use crate::checkpoint;
 use crate::error::TrainError;
 use folder::{Folder, Found, Moved};
 use mark::{Branch, Holds, Kept, MARK, Mark};
@@ -87,7 +86,8 @@ pub struct Output {
 
 impl Output {
     /// Takes a run's output directory, made where there is none: holds it against the run's inputs, locks
-    /// it, marks it, and puts in order what a killed run left. Nothing in it is changed if it is refused.
+    /// it, marks it, and puts in order what a killed run left; in the checkpoints'
+    /// directory [`crate::checkpoint::recover`] does. Nothing in it is changed if it is refused.
     ///
     /// # Errors
     /// [`TrainError::Overlap`], [`TrainError::NotOurs`], [`TrainError::Link`], [`TrainError::Locked`],
@@ -117,10 +117,6 @@ impl Output {
             }
         }
         notes.extend(model_shelf(&folder).recover(|name| name == MODEL)?);
-        if let Some(checkpoints) = folder.sub(CHECKPOINTS)? {
-            let is_ours = |name: &str| checkpoint::is_name(name);
-            notes.extend(checkpoint::shelf(&checkpoints).recover(is_ours)?);
-        }
         refuse_model(&folder)?;
         let drive = run.budget.disk.iter().any(|d| d.dir == path.join(DISK));
         let drive = drive && (kept.made_disk || folder.found(DISK)? == Found::Nothing);
