@@ -47,9 +47,10 @@ fn section(name: &str) -> Json {
 
 fn property(key: &Key) -> Json {
     let mut schema = typed(&key.kind);
+    let doc = key.doc.to_owned() + &of_optimizers(key, "");
     schema["description"] = match default(key) {
-        Some(_) => json!(key.doc),
-        None => json!(format!("{} Default: {}.", key.doc, key.default_words(""))),
+        Some(_) => json!(doc),
+        None => json!(format!("{doc} Default: {}.", key.default_words(""))),
     };
     if let Some(value) = default(key) {
         schema["default"] = as_json(&value);
@@ -197,8 +198,21 @@ fn row(key: &Key, last: &str) -> String {
     {
         meaning += &glossary(words);
     }
+    meaning += &of_optimizers(key, "`");
     let takes = key.kind.allowed();
     format!("| `{last}` | {takes} | {default} | {meaning} |\n")
+}
+
+/// What a setting is to optimizers that have a line of their own for it.
+fn of_optimizers(key: &Key, quote: &str) -> String {
+    let each = key
+        .by_optimizer()
+        .into_iter()
+        .filter_map(|(name, setting)| {
+            let doc = setting.doc?;
+            Some(format!(" {quote}{}{quote}: {doc}.", name.name()))
+        });
+    each.collect()
 }
 
 /// The meanings of words, where there is more than one word.

@@ -2,7 +2,7 @@
 
 use std::ops::Bound;
 
-use lowtide_workload::OptimizerName;
+use lowtide_workload::{OptimizerName, Setting};
 
 use crate::words::Words;
 
@@ -100,11 +100,13 @@ pub enum Kind {
 
 impl Key {
     /// What the optimizers that read this key have for it when it is not given.
-    pub(crate) fn by_optimizer(&self) -> Vec<(OptimizerName, &'static str)> {
+    pub(crate) fn by_optimizer(&self) -> Vec<(OptimizerName, &'static Setting)> {
+        if self.default != KeyDefault::ByOptimizer {
+            return Vec::new();
+        }
         let last = self.name.rsplit('.').next().unwrap_or(self.name);
         let all = OptimizerName::ALL.iter();
-        all.filter_map(|&o| Some((o, o.setting(last)?.default)))
-            .collect()
+        all.filter_map(|&o| Some((o, o.setting(last)?))).collect()
     }
 
     /// The default in words, as text and with spellings in `quotes`.
@@ -114,10 +116,10 @@ impl Key {
             KeyDefault::Unset(text) => text.to_owned(),
             KeyDefault::ByOptimizer => {
                 let mut groups: Vec<(&str, Vec<&str>)> = Vec::new();
-                for (name, text) in self.by_optimizer() {
-                    match groups.iter_mut().find(|g| g.0 == text) {
+                for (name, Setting { default: text, .. }) in self.by_optimizer() {
+                    match groups.iter_mut().find(|g| g.0 == *text) {
                         Some(group) => group.1.push(name.name()),
-                        None => groups.push((text, vec![name.name()])),
+                        None => groups.push((*text, vec![name.name()])),
                     }
                 }
                 let each = groups.iter().map(|(text, names)| match groups.len() {

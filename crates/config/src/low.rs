@@ -287,7 +287,9 @@ pub(crate) fn default(key: &Key) -> Option<Value> {
         KeyDefault::Value(text) => text,
         KeyDefault::Unset(_) => return None,
         KeyDefault::ByOptimizer => match key.by_optimizer().as_slice() {
-            [(_, text), rest @ ..] if rest.iter().all(|other| other.1 == *text) => text,
+            [(_, first), rest @ ..] if rest.iter().all(|r| r.1.default == first.default) => {
+                first.default
+            }
             _ => return None,
         },
     };

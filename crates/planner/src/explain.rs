@@ -196,6 +196,16 @@ pub fn explain_updates(plan: &Plan, machine: &Machine, cuda: bool) -> String {
             );
         }
     }
+    let nearest = machine.updates.nearest(plan.optimizer);
+    if nearest.optimizer != plan.optimizer {
+        let _ = writeln!(
+            text,
+            "no rate of {} was measured: that of {}, times {:.2} by the bytes that an update moves",
+            plan.optimizer.title(),
+            nearest.optimizer.title(),
+            1.0 / nearest.times(plan.optimizer),
+        );
+    }
     // Why not all of it on the host and all of the rest through the links.
     for shared in &machine.shared {
         let of = |lane: &str| shared.share.get(lane).copied().unwrap_or(0.0);

@@ -455,13 +455,19 @@ pub fn load(
 }
 
 /// Where two numerics keys differ: the part's name, theirs and ours (null: it is not there). What other
-/// parts decide too comes last: the hash of the packed data, the default of the logits' chunk.
+/// parts decide too comes last: the hash of the packed data, the default of the logits' chunk, settings of
+/// another optimizer.
 #[must_use]
 pub fn differences(theirs: &Value, ours: &Value) -> Vec<(String, Value, Value)> {
     let mut all = Vec::new();
     differ("", theirs, ours, &mut all);
     let follows = ["data.fingerprint", "train.logits_chunk"];
-    all.sort_by_key(|(part, ..)| follows.contains(&part.as_str()));
+    // Another optimizer has other settings.
+    let named = all.iter().any(|(part, ..)| part == "optimizer.name");
+    all.sort_by_key(|(part, ..)| {
+        let setting = part.starts_with("optimizer.") && part != "optimizer.name";
+        follows.contains(&part.as_str()) || named && setting
+    });
     all
 }
 

@@ -47,11 +47,21 @@ pub struct Setting {
     pub key: &'static str,
     /// What holds when it is not given, as it would be typed.
     pub default: &'static str,
+    /// What it is here, where the key's own line says what it is to others.
+    pub doc: Option<&'static str>,
 }
 
 impl Setting {
     const fn new(key: &'static str, default: &'static str) -> Self {
-        Self { key, default }
+        let doc = None;
+        Self { key, default, doc }
+    }
+
+    const fn with(self, doc: &'static str) -> Self {
+        Self {
+            doc: Some(doc),
+            ..self
+        }
     }
 }
 
