@@ -41,6 +41,7 @@ head::tests::the_kernels_alone gradient_
 head::tests::the_kernels_alone totals
 adamw::tests::device step
 update::tests step
+lion::tests step
 attention::tests::agrees flash_delta
 attention::tests::agrees plain_
 matmul::tests::sums_for_a_bias runs

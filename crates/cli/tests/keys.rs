@@ -314,8 +314,7 @@ const ROWS: &[Row] = &[
         code,
     ),
     planned("train.logits_chunk", ["0", "8"], CHUNK, plan),
-    // The only optimizer there is: others are refused by name.
-    trained("optimizer.name", ["adamw", "lion"], &[], code),
+    trained("optimizer.name", ["adamw", "lion"], &[], weights),
     trained("optimizer.beta1", ["0.9", "0.5"], &[], weights),
     trained("optimizer.beta2", ["0.999", "0.5"], &[], weights),
     trained("optimizer.eps", ["1e-8", "1e-3"], &[], weights),

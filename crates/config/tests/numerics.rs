@@ -34,7 +34,6 @@ const OUTSIDE: &[&str] = &[
     "data.max_line",
     "data.eval",
     "data.chat_template",
-    "optimizer.name",
     "optimizer.update",
     "plan.",
     "eval.",
@@ -54,6 +53,7 @@ fn other(name: &str, kind: &Kind) -> String {
         "model.init" => "random".into(),
         "train.schedule" => "linear".into(),
         "train.last_batch" => "keep".into(),
+        "optimizer.name" => "lion".into(),
         "optimizer.moments" => "bf16".into(),
         "train.clip.mode" => "previous".into(),
         "data.train_on" => "all".into(),
@@ -114,6 +114,18 @@ fn placement_and_recording_are_not_in_it() {
     ] {
         assert_eq!(key(&[set]), base, "{set}");
     }
+}
+
+/// Of an optimizer the settings that it reads, at its own defaults.
+#[test]
+fn settings_of_other_optimizers_are_not_in_it() {
+    let lion = &key(&["optimizer.name=lion"])["optimizer"];
+    let want = serde_json::json!({
+        "name": "lion", "beta1": 0.9, "beta2": 0.99, "weight_decay": 0.0, "moments": "f32"
+    });
+    assert_eq!(*lion, want);
+    let given = &key(&["optimizer.name=lion", "optimizer.beta2=0.5"])["optimizer"];
+    assert_eq!(given["beta2"], 0.5);
 }
 
 #[test]

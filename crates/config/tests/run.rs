@@ -600,8 +600,12 @@ fn words_that_are_unknown_or_planned() {
             "run.yaml:2:9: 'device' is 'tpu', did you mean 'cpu'?; allowed: auto, cpu, cuda:0",
         ),
         (
-            "optimizer: {name: lion}",
-            "run.yaml:2:19: 'optimizer.name: lion' is not supported yet; supported: adamw",
+            "optimizer: {name: muon}",
+            "run.yaml:2:19: 'optimizer.name: muon' is not supported yet; supported: adamw, lion",
+        ),
+        (
+            "optimizer: {name: lion, eps: 1e-6}",
+            "run.yaml:2:30: 'optimizer.eps' needs 'optimizer.name' adamw, which reads it",
         ),
         (
             "optimizer: {moments: int4}",

@@ -38,6 +38,7 @@ pub mod gelu;
 pub mod gradient;
 pub mod head;
 pub mod layernorm;
+mod lion;
 pub mod matmul;
 pub mod operands;
 pub mod rmsnorm;

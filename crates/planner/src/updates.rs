@@ -168,6 +168,14 @@ mod tests {
             f32s.time(f32s.host, 1 << 30, adamw(Moments::Int8)).0,
             1.073741824
         );
+        // Another optimizer gains what it moves less, its smaller moments nothing.
+        for moments in Moments::ALL {
+            let lion = Optimizer {
+                name: OptimizerName::Lion,
+                moments,
+            };
+            assert!((f32s.times(lion) - 18.0 / 26.0).abs() < 1e-9, "{moments:?}");
+        }
     }
 
     #[test]

@@ -8,7 +8,7 @@ use common::{
 };
 use lowtide_device::cuda::Gpu;
 use lowtide_planner::{Clip, LoopOrder, Pieces, Processor, Saved, Tier};
-use lowtide_workload::{Dtype, Moments, Optimizer};
+use lowtide_workload::{Dtype, Moments, Optimizer, OptimizerName};
 
 const CLIPS: [Clip; 3] = [Clip::Exact, Clip::Previous, Clip::None];
 
@@ -120,14 +120,6 @@ fn durable(gpu: Option<&Gpu>) {
     assert!(combinations >= 70, "{combinations}");
 }
 
-/// The default optimizer with moments stored so.
-fn adamw(moments: Moments) -> Optimizer {
-    Optimizer {
-        moments,
-        ..Optimizer::default()
-    }
-}
-
 /// On a GPU an update runs on the host, on the device with its state there, or on the device with
 /// its state fetched and sent back: the same bits. Runs ahead of the device and in turn alike, and
 /// twice the same.
@@ -135,12 +127,12 @@ fn adamw(moments: Moments) -> Optimizer {
 fn the_place_of_an_update_does_not_change_a_bit() {
     let Some(gpu) = gpu() else { return };
     let shape = llama(3, false);
-    for (clip, moments) in CLIPS
+    for (clip, by) in CLIPS
         .into_iter()
-        .flat_map(|clip| Moments::ALL.map(|m| (clip, m)))
+        .flat_map(|clip| Optimizer::all().map(move |by| (clip, by)))
     {
         for precision in [Dtype::Bf16, Dtype::F32] {
-            let d = decoder_with(Some(&gpu), &shape, precision, adamw(moments), 2);
+            let d = decoder_with(Some(&gpu), &shape, precision, by, 2);
             let run = |update, optimizer, weights, poison| {
                 let mut c = choice(&d, weights, optimizer, Tier::Host);
                 c.update.fill(update);
@@ -163,7 +155,7 @@ fn the_place_of_an_update_does_not_change_a_bit() {
                     let got = run(update, optimizer, weights, false);
                     assert_eq!(
                         got, want,
-                        "{update:?} {optimizer} {weights} {clip:?} {moments:?}"
+                        "{update:?} {optimizer} {weights} {clip:?} {by:?}"
                     );
                 }
             }
@@ -171,24 +163,28 @@ fn the_place_of_an_update_does_not_change_a_bit() {
     }
 }
 
-/// The same for moments that are not f32: state on every tier, updates on host and device, pieces
+/// The same for every optimizer and every storage of its moments: state on every tier, updates on host and device, pieces
 /// cut both ways, each with other numbers of threads. Kinds of moments differ among each other.
 #[test]
 fn placements_do_not_change_a_bit_of_small_moments() {
     for gpu in devices() {
         for precision in [Dtype::Bf16, Dtype::F32] {
-            let all = Moments::ALL.map(|moments| small_moments(gpu.as_ref(), precision, moments));
-            for (i, j) in [(0, 1), (0, 2), (1, 2)] {
-                assert_ne!(all[i].state, all[j].state, "{precision:?}");
-                assert_ne!(all[i].losses, all[j].losses, "{precision:?}");
+            let all: Vec<Trained> = Optimizer::all()
+                .map(|by| small_moments(gpu.as_ref(), precision, by))
+                .collect();
+            for (i, a) in all.iter().enumerate() {
+                for b in &all[..i] {
+                    assert_ne!(a.state, b.state, "{precision:?}");
+                    assert_ne!(a.losses, b.losses, "{precision:?}");
+                }
             }
         }
     }
 }
 
-fn small_moments(gpu: Option<&Gpu>, precision: Dtype, moments: Moments) -> Trained {
+fn small_moments(gpu: Option<&Gpu>, precision: Dtype, by: Optimizer) -> Trained {
     let shape = llama(2, true);
-    let d = decoder_with(gpu, &shape, precision, adamw(moments), 2);
+    let d = decoder_with(gpu, &shape, precision, by, 2);
     let resident = choice(&d, Tier::Device, Tier::Device, Tier::Device);
     let resident = checked(&d, &resident, Clip::Exact);
     let want = train(
@@ -216,7 +212,7 @@ fn small_moments(gpu: Option<&Gpu>, precision: Dtype, moments: Moments) -> Train
             let mut options = quick_on(gpu, true);
             options.threads = 1 + i;
             let got = train(&mut open(&d, &plan, Clip::Exact, options), 4, 2);
-            assert_eq!(got, want, "{c:?} {precision:?} {moments:?} {gpu:?}");
+            assert_eq!(got, want, "{c:?} {precision:?} {by:?} {gpu:?}");
         }
     }
     want
@@ -226,8 +222,8 @@ fn small_moments(gpu: Option<&Gpu>, precision: Dtype, moments: Moments) -> Train
 /// same batches, the means differ by less than the bound, in parts of the way that f32 went.
 #[test]
 fn small_moments_learn_as_f32_does() {
-    let learned = |moments| {
-        let d = decoder_with(None, &llama(2, true), Dtype::Bf16, adamw(moments), 1);
+    let learned = |by: Optimizer| {
+        let d = decoder_with(None, &llama(2, true), Dtype::Bf16, by, 1);
         let resident = choice(&d, Tier::Device, Tier::Device, Tier::Device);
         let plan = checked(&d, &resident, Clip::Exact);
         let mut session = open(&d, &plan, Clip::Exact, quick_on(None, false));
@@ -244,14 +240,23 @@ fn small_moments_learn_as_f32_does() {
         let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len() as f64;
         (mean(&losses[..4]), mean(&losses[90..]))
     };
-    let (first, want) = learned(Moments::F32);
-    assert!(want < 0.5 * first, "{first} to {want}: nothing was learned");
-    for (moments, bound) in [(Moments::Bf16, 0.005), (Moments::Int8, 0.01)] {
-        let (_, got) = learned(moments);
-        let off = (got - want).abs() / (first - want);
+    for (name, bounds) in [
+        (OptimizerName::AdamW, [0.005, 0.01]),
+        (OptimizerName::Lion, [0.01, 0.02]),
+    ] {
+        let with = |moments| Optimizer { name, moments };
+        let (first, want) = learned(with(Moments::F32));
         assert!(
-            off < bound,
-            "{moments:?}: {got} for {want} from {first}, {off} off"
+            want < 0.5 * first,
+            "{name:?}: {first} to {want}, nothing was learned"
         );
+        for (moments, bound) in [Moments::Bf16, Moments::Int8].into_iter().zip(bounds) {
+            let (_, got) = learned(with(moments));
+            let off = (got - want).abs() / (first - want);
+            assert!(
+                off < bound,
+                "{name:?} {moments:?}: {got} for {want} from {first}, {off} off"
+            );
+        }
     }
 }

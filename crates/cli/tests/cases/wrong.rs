@@ -271,7 +271,7 @@ fn values_that_no_key_takes() {
         ("plan.weights=moon", &["plan.weights", "device"]),
         ("plan.recompute=-1", &["plan.recompute"]),
         (
-            "optimizer.name=lion",
+            "optimizer.name=adafactor",
             &["optimizer.name", "not supported yet"],
         ),
         ("optimizer.beta1=1.5", &["optimizer.beta1"]),

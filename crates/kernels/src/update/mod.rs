@@ -45,7 +45,7 @@ pub use bench::{BenchReport, PathRate, bench};
 pub use elementwise::Path;
 pub use split::{MASTER_MAX, join, split};
 
-use crate::adamw;
+use crate::{adamw, lion};
 use elementwise::{Piece, Rule};
 
 /// Numbers that one thread updates at a time: 1.7 MB of AdamW's traffic, so that starting a chunk costs
@@ -240,6 +240,10 @@ fn dispatch(
         OptimizerName::AdamW => {
             let piece = Piece::of(types, elements, views);
             each(q, &piece, segments, adamw::Constants::of(hyper), how);
+        }
+        OptimizerName::Lion => {
+            let piece = Piece::of(types, elements, views);
+            each(q, &piece, segments, lion::Constants::of(hyper), how);
         }
     }
 }

@@ -4,6 +4,7 @@
 //! run file read what the file says; only the kernels know what an update does with the arrays.
 
 mod adamw;
+mod lion;
 mod moments;
 mod state;
 
@@ -23,6 +24,8 @@ pub enum OptimizerName {
     /// AdamW.
     #[default]
     AdamW,
+    /// Lion.
+    Lion,
 }
 
 /// One optimizer, as those see it who do not compute with it.
@@ -67,16 +70,17 @@ impl Setting {
 
 impl OptimizerName {
     /// All of them.
-    pub const ALL: &[Self] = &[Self::AdamW];
+    pub const ALL: &[Self] = &[Self::AdamW, Self::Lion];
 
     /// Those that are meant to come.
-    pub const PLANNED: &[&'static str] = &["adafactor", "lion", "muon", "sgd"];
+    pub const PLANNED: &[&'static str] = &["adafactor", "muon", "sgd"];
 
     /// As a run file spells it.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
             Self::AdamW => "adamw",
+            Self::Lion => "lion",
         }
     }
 
@@ -85,6 +89,7 @@ impl OptimizerName {
     pub const fn about(self) -> &'static About {
         match self {
             Self::AdamW => &adamw::ABOUT,
+            Self::Lion => &lion::ABOUT,
         }
     }
 

@@ -59,6 +59,7 @@ fn state_has_the_bytes_of_its_numbers() {
 fn an_update_moves_what_it_must() {
     let moved = |name| Moments::ALL.map(|moments| Optimizer { name, moments }.moved_each());
     assert_eq!(moved(OptimizerName::AdamW), [26.0, 18.0, 14.125]);
+    assert_eq!(moved(OptimizerName::Lion), [18.0, 14.0, 12.0625]);
     assert_eq!(adamw(Moments::F32).bytes_each(Dtype::Bf16), 12.0);
     assert_eq!(adamw(Moments::F32).bytes_each(Dtype::F32), 12.0);
     assert_eq!(adamw(Moments::Int8).bytes_each(Dtype::Bf16), 6.0625);
