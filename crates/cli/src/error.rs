@@ -300,6 +300,7 @@ fn path_advice(key: &str, problem: &PathProblem) -> Vec<String> {
     lines
 }
 
+/// What to do about an error, a line each. Long because each error is its own few words, which nothing else says.
 fn advice(e: &TrainError) -> Vec<String> {
     let one = |text: &str| vec![text.to_owned()];
     match e {

@@ -6,16 +6,17 @@ use lowtide_config::Run;
 use lowtide_planner::explain::{explain, explain_choices, explain_updates, lane_of, split};
 use lowtide_planner::plan::LaneKind;
 use lowtide_planner::search::outlook::{Change, Outlook};
-use lowtide_planner::waits::steady_step;
+use lowtide_planner::waits::{Cause, steady_step};
 use lowtide_planner::{Machine, Plan, Source, Tier};
-use lowtide_trainer::TrainError;
 use lowtide_trainer::basis::Basis;
-use lowtide_trainer::curve::{Along, curve};
+use lowtide_trainer::curve::{Along, Curve, curve};
 use lowtide_trainer::device;
 use lowtide_trainer::inputs::{sample_of, steps_of};
+use lowtide_trainer::output::folder::Folder;
 use lowtide_trainer::planning::{decoder_of, load_machine, shape_of};
 use lowtide_trainer::report::{Nobody, Phase, WaitCompared};
 use lowtide_trainer::wear;
+use lowtide_trainer::{Seconds, TrainError};
 use serde_json::{Map, Value, json};
 
 use crate::Answer;
@@ -49,44 +50,9 @@ const REFERENCE: &str = include_str!("../../../examples/machines/h200.json");
 /// Plans a run or a shape and shows the plan.
 pub fn plan(args: &PlanArgs, out: Out) -> Answer {
     let run = run_of(args)?;
-    let shape = shape_of(&run)?;
     // Files that cannot be written are told before minutes of planning.
-    let place_of = |flag, file: &Option<PathBuf>, begin: &'static str| {
-        let ours = |head: &str| head.starts_with(begin);
-        file.as_ref().map(|f| place(flag, f, ours)).transpose()
-    };
-    let files = [
-        place_of("--svg", &args.svg, "<svg ")?,
-        place_of("--html", &args.html, "<!doctype html>")?,
-    ];
-    if let [Some((a, picture)), Some((b, page))] = &files
-        && a.at(picture) == b.at(page)
-    {
-        return Err(CliError::Usage {
-            what: format!("--svg and --html are both {}", a.at(page).display()),
-            help: "give each a name of its own",
-        });
-    }
-    // A machine that is told by a file is planned for without asking anything of this one.
-    let told = match (&args.machine, &args.file, &run.plan.machine) {
-        (Some(path), _, _) | (None, _, Some(path)) => Some(load_machine(path)?),
-        (None, None, None) => {
-            out.text("rates: the reference H200 (examples/machines/h200.json); --machine FILE for others");
-            Some(serde_json::from_str(REFERENCE).expect("a test reads it"))
-        }
-        (None, Some(_), None) => None,
-    };
-    let basis = match told {
-        Some(machine) => Basis::told(&run, &shape, machine)?,
-        None => {
-            out.text("measuring this machine (plan.machine or --machine FILE spares it)");
-            let device = device::open(&run, &shape)?;
-            out.text(&device.note);
-            let decoder = decoder_of(&run, run.batch(), device.target)?;
-            let _waiting = Waiting::begin(Phase::Measuring.name());
-            Basis::here(&run, &device, decoder, || sample_of(&run), &mut Nobody)?
-        }
-    };
+    let files = pictures(args)?;
+    let basis = basis_of(args, &run, out)?;
     let machine = &basis.machine;
     let batch = run.batch();
     let workload = basis.decoder.workload();
@@ -126,36 +92,16 @@ pub fn plan(args: &PlanArgs, out: Out) -> Answer {
     out.text(explain_choices(&plan).trim_end());
     out.text(explain_updates(&plan, machine, cuda).trim_end());
     let waits = steady_step(&plan, workload, machine).gpu_waits;
-    let waited: f64 = waits.iter().map(|(_, s)| s.0).sum();
-    if waited > 0.005 * step {
-        let each: Vec<String> = waits
-            .iter()
-            .filter(|(_, s)| s.0 > 0.001 * step)
-            .map(|(cause, s)| format!("{} {}", cause.name(), seconds(s.0)))
-            .collect();
-        out.text(&format!(
-            "{} waits {} a step: {}",
-            lane_of(LaneKind::Gpu, cuda),
-            seconds(waited),
-            each.join(", ")
-        ));
+    if let Some(told) = waits_line(&waits, step, cuda) {
+        out.text(&told);
     }
     out.text(&format!(
         "{tokens_per_second:.1} tokens/s, {model_tflops:.2} model TFLOP/s"
     ));
     out.text(outlook_text(&outlook, step, cuda).trim_end());
-    if plan.tier(Tier::Disk).planned_bytes.0 > 0 && machine.disk.is_none() {
-        out.text("the machine's drives are not measured: a slow one is assumed");
-    }
-    if let Some(rated) = machine.disk.and_then(|d| d.rated_writes)
-        && let written @ 1.. = plan.prediction.disk_bytes_written.0
-    {
-        let days = rated.0 as f64 / written as f64 * step / 86_400.0;
-        out.text(&format!(
-            "the drives' rated writes, {}, last {days:.0} days of such steps",
-            bytes(rated.0)
-        ));
-    }
+    drives(&plan, machine, step)
+        .iter()
+        .for_each(|told| out.text(told));
     let mut answer = about;
     describe(&plan, &mut answer);
     answer["tokens_per_second"] = json!(tokens_per_second);
@@ -168,25 +114,120 @@ pub fn plan(args: &PlanArgs, out: Out) -> Answer {
         .collect();
     answer["outlook"] = json!(outlook);
     if let Some(over) = args.curve {
-        let along = match over {
-            CurveOver::Device => Along::Device,
-            CurveOver::Batch => Along::Batch,
-        };
-        let waiting = Waiting::begin("planning the curve");
-        let found = curve(&basis, along, &plan, |done, of| {
-            waiting.at(done as u64, of as u64)
-        })?;
-        drop(waiting);
-        out.text(&table(&found));
-        for (place, made) in files.iter().zip([svg, html]) {
-            if let Some((folder, name)) = place {
-                let made = made(&found);
-                folder.write(name, |file| file.write_all(made.as_bytes()))?;
-            }
-        }
-        answer["curve"] = json!(found);
+        answer["curve"] = json!(draw(over, &basis, &plan, &files, out)?);
     }
     Ok((answer, 0))
+}
+
+/// Where the pictures go: a folder and a name each, `--svg` and `--html`.
+type Pictures = [Option<(Folder, String)>; 2];
+
+fn pictures(args: &PlanArgs) -> Result<Pictures, CliError> {
+    let place_of = |flag, file: &Option<PathBuf>, begin: &'static str| {
+        let ours = |head: &str| head.starts_with(begin);
+        file.as_ref().map(|f| place(flag, f, ours)).transpose()
+    };
+    let files = [
+        place_of("--svg", &args.svg, "<svg ")?,
+        place_of("--html", &args.html, "<!doctype html>")?,
+    ];
+    if let [Some((a, picture)), Some((b, page))] = &files
+        && a.at(picture) == b.at(page)
+    {
+        return Err(CliError::Usage {
+            what: format!("--svg and --html are both {}", a.at(page).display()),
+            help: "give each a name of its own",
+        });
+    }
+    Ok(files)
+}
+
+/// What the plan is made from: the machine of a file, without asking anything of this one, or this one, measured now.
+fn basis_of<'a>(args: &PlanArgs, run: &'a Run, out: Out) -> Result<Basis<'a>, CliError> {
+    let shape = shape_of(run)?;
+    let told = match (&args.machine, &args.file, &run.plan.machine) {
+        (Some(path), _, _) | (None, _, Some(path)) => Some(load_machine(path)?),
+        (None, None, None) => {
+            out.text("rates: the reference H200 (examples/machines/h200.json); --machine FILE for others");
+            Some(serde_json::from_str(REFERENCE).expect("a test reads it"))
+        }
+        (None, Some(_), None) => None,
+    };
+    Ok(match told {
+        Some(machine) => Basis::told(run, &shape, machine)?,
+        None => {
+            out.text("measuring this machine (plan.machine or --machine FILE spares it)");
+            let device = device::open(run, &shape)?;
+            out.text(&device.note);
+            let decoder = decoder_of(run, run.batch(), device.target)?;
+            let _waiting = Waiting::begin(Phase::Measuring.name());
+            Basis::here(run, &device, decoder, || sample_of(run), &mut Nobody)?
+        }
+    })
+}
+
+/// What the gpu waits for in a step, where that is more than a little.
+fn waits_line(waits: &[(Cause, Seconds)], step: f64, cuda: bool) -> Option<String> {
+    let waited: f64 = waits.iter().map(|(_, s)| s.0).sum();
+    if waited <= 0.005 * step {
+        return None;
+    }
+    let each: Vec<String> = waits
+        .iter()
+        .filter(|(_, s)| s.0 > 0.001 * step)
+        .map(|(cause, s)| format!("{} {}", cause.name(), seconds(s.0)))
+        .collect();
+    Some(format!(
+        "{} waits {} a step: {}",
+        lane_of(LaneKind::Gpu, cuda),
+        seconds(waited),
+        each.join(", ")
+    ))
+}
+
+/// What is to be said of the drives that a plan uses.
+fn drives(plan: &Plan, machine: &Machine, step: f64) -> Vec<String> {
+    let mut told = Vec::new();
+    if plan.tier(Tier::Disk).planned_bytes.0 > 0 && machine.disk.is_none() {
+        told.push("the machine's drives are not measured: a slow one is assumed".to_owned());
+    }
+    if let Some(rated) = machine.disk.and_then(|d| d.rated_writes)
+        && let written @ 1.. = plan.prediction.disk_bytes_written.0
+    {
+        let days = rated.0 as f64 / written as f64 * step / 86_400.0;
+        told.push(format!(
+            "the drives' rated writes, {}, last {days:.0} days of such steps",
+            bytes(rated.0)
+        ));
+    }
+    told
+}
+
+/// Plans a curve, shows it and draws it.
+fn draw(
+    over: CurveOver,
+    basis: &Basis<'_>,
+    plan: &Plan,
+    files: &Pictures,
+    out: Out,
+) -> Result<Curve, CliError> {
+    let along = match over {
+        CurveOver::Device => Along::Device,
+        CurveOver::Batch => Along::Batch,
+    };
+    let waiting = Waiting::begin("planning the curve");
+    let found = curve(basis, along, plan, |done, of| {
+        waiting.at(done as u64, of as u64)
+    })?;
+    drop(waiting);
+    out.text(&table(&found));
+    for (place, made) in files.iter().zip([svg, html]) {
+        if let Some((folder, name)) = place {
+            let made = made(&found);
+            folder.write(name, |file| file.write_all(made.as_bytes()))?;
+        }
+    }
+    Ok(found)
 }
 
 /// Other plans, what more memory would buy, and what other numbers would.

@@ -8,7 +8,9 @@
 pub mod bench;
 mod contention;
 mod error;
+mod operations;
 mod probe;
+mod timing;
 
 pub use error::MeasureError;
 pub use probe::{Drive, ProbeOptions, probe};

@@ -3,27 +3,28 @@
 //! Rates are measured as the run will use them: the same kernels, the same threads, the same
 //! directories. With a workload, every distinct operation is timed at its own shape.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use lowtide_device::cuda::{self, Event, Gpu};
+use lowtide_device::cuda::{self, Gpu};
 use lowtide_device::{Memory, Queue, memory};
 use lowtide_kernels::gradient;
 use lowtide_kernels::matmul::{self, Dims};
 use lowtide_kernels::update::{self, Hyper, Operands, Segment, Types};
-use lowtide_model::{Arg, Call, Decoder, Phase, store_inputs};
+use lowtide_model::Decoder;
 use lowtide_planner::{DiskRates, Lane, Machine, Shared, Source, Together, UpdateRate, Updates};
 use lowtide_tiers::{Arena, Fill, MadeDirs, ProbeConfig, TierError, process};
 use lowtide_units::{Bytes, BytesPerSecond, FlopsPerSecond, Seconds};
-use lowtide_workload::{Access, Dtype, Op, Operand, Optimizer, Unit, UnitKind, What, Workload};
+use lowtide_workload::{Dtype, Optimizer};
 
 use crate::contention::{Alone, Lanes, LanesConfig};
 use crate::error::MeasureError;
 use crate::later;
+use crate::operations::operations;
+use crate::timing::{device_arena, quartile, timed};
 use lowtide_data::Micro;
-use lowtide_random::Philox;
 
 /// What to measure.
 #[derive(Clone, Debug)]
@@ -54,46 +55,6 @@ pub struct Drive {
 
 /// Seconds a figure from which on a probe is thorough; with less it is a run's start.
 const THOROUGH: f64 = 0.3;
-
-/// The lower quartile of the time of `work`, repeated for about `seconds`, at least five times:
-/// what it takes when nothing else disturbs it much.
-fn quartile(seconds: f64, mut work: impl FnMut()) -> f64 {
-    work();
-    let begin = Instant::now();
-    let mut times = Vec::new();
-    while times.len() < 5 || (begin.elapsed().as_secs_f64() < seconds && times.len() < 1000) {
-        let start = Instant::now();
-        work();
-        times.push(start.elapsed().as_secs_f64());
-    }
-    times.sort_by(f64::total_cmp);
-    times[times.len() / 4]
-}
-
-/// The time of `work` on a queue: as [`quartile`] on the CPU; on a GPU the median over batches of
-/// launches between two events, so that launching one runs under the one before.
-fn timed(q: &Queue, seconds: f64, mut work: impl FnMut()) -> Result<f64, MeasureError> {
-    let Some(stream) = q.cuda() else {
-        return Ok(quartile(seconds, work));
-    };
-    let (start, end) = (Event::new(stream.gpu())?, Event::new(stream.gpu())?);
-    let mut batch = |n: u32| -> Result<f64, MeasureError> {
-        stream.record(&start)?;
-        (0..n).for_each(|_| work());
-        stream.record(&end)?;
-        stream.synchronize()?;
-        Ok(end.seconds_since(&start)? / f64::from(n))
-    };
-    batch(1)?; // compiles, loads, chooses
-    let once = batch(2)?;
-    let n = (seconds / 5.0 / once.max(1e-6)).clamp(1.0, 200.0) as u32;
-    let mut times = [0.0; 5];
-    for t in &mut times {
-        *t = batch(n)?;
-    }
-    times.sort_by(f64::total_cmp);
-    Ok(times[2])
-}
 
 /// Measures the device, host memory and the drives; and, given a decoder, its operations on
 /// `sample`: packed documents make attention cheaper, and unsupervised rows the loss.
@@ -394,43 +355,6 @@ fn finish_once(q: &Queue) -> Result<(), MeasureError> {
     Ok(())
 }
 
-/// Memory for kernels of `q`, filled with numbers: a product of zeros runs faster than any other.
-fn device_arena(q: &Queue, bytes: Bytes) -> Result<Memory, MeasureError> {
-    let Some(stream) = q.cuda() else {
-        return Ok(Memory::new(Arena::new(bytes, Fill::Zero)?));
-    };
-    let mut memory = Memory::cuda(stream.gpu(), bytes)?;
-    // bf16 about normally distributed, in pairs: read as f32 they are such numbers too. A product
-    // of numbers with few different exponents takes more power, and a warm chip slows down for it:
-    // uniform exponents ran 20% faster than the tensors of a step do.
-    const NUMBERS: u64 = 4_194_301; // odd, so that rows differ
-    let random = Philox::new(0, 0);
-    let pattern: Vec<u16> = (0..NUMBERS)
-        .map(|i| {
-            let r = random.below(i, 1 << 48);
-            let sum = (r & 0xffff) + (r >> 16 & 0xffff) + (r >> 32);
-            let x = (sum as f32 - 1.5 * 65_535.0) / 32_768.0;
-            (x.to_bits() >> 16) as u16
-        })
-        .collect();
-    let mut at = 0;
-    while at < bytes.0 {
-        let n = (2 * NUMBERS).min(bytes.0 - at) / 2;
-        if n == 0 {
-            break;
-        }
-        if at == 0 {
-            memory::store(memory.part(0, 2 * n), &pattern[..n as usize]);
-        } else {
-            let [to, from] = memory.parts([(at, 2 * n), (0, 2 * n)]);
-            q.copy(to, from.into_src());
-        }
-        at += 2 * n;
-    }
-    stream.synchronize()?;
-    Ok(memory)
-}
-
 /// Rate of a product of three square matrices (on the CPU a smaller one).
 fn product(q: &Queue, n: u64, dtype: Dtype, seconds: f64) -> Result<FlopsPerSecond, MeasureError> {
     let d = Dims {
@@ -554,175 +478,6 @@ fn disk_rates(drives: &[Drive], seconds: f64) -> Result<DiskRates, TierError> {
         latency: Seconds(2e-4),
         rated_writes: None,
     })
-}
-
-/// Times every distinct operation of a decoder at its own shape.
-fn operations(
-    q: &Queue,
-    decoder: &Decoder,
-    sample: Option<&Micro>,
-    seconds: f64,
-) -> Result<BTreeMap<String, Seconds>, MeasureError> {
-    let w = decoder.workload();
-    let made;
-    let sample = match sample {
-        Some(sample) => sample,
-        None => {
-            made = Micro::random(w.batch.micro_batch, w.batch.seq, decoder.shape().vocab, 0);
-            &made
-        }
-    };
-    let mut all = Vec::new();
-    let mut seen = BTreeSet::new();
-    for (u, unit) in w.units.iter().enumerate() {
-        for phase in [
-            Phase::Forward,
-            Phase::Backward,
-            Phase::Evaluate,
-            Phase::Infer,
-        ] {
-            for (i, op) in phase.ops(unit).iter().enumerate() {
-                if seen.insert(op.key.clone()) {
-                    let sizes: Vec<u64> = op
-                        .operands
-                        .iter()
-                        .map(|o| match o.what {
-                            What::Local(t) => unit.tensors[t as usize].bytes.0,
-                            What::Weight(p) => w.params[p as usize].elements * w.precision.size(),
-                            What::Gradient(p) => w.params[p as usize].elements * 4,
-                            What::Inputs => w.batch.input_bytes().0,
-                            What::Loss => 16,
-                        })
-                        .collect();
-                    all.push((u, phase, i, op, sizes));
-                }
-            }
-        }
-    }
-    // What is read lies apart from what is written, or operations would soon compute with each
-    // other's nonsense: a product of NaNs takes less power, and so less time.
-    let read = |o: &Operand| o.access == Access::Read;
-    let most = |reads: bool| {
-        let bytes = |op: &Op, sizes: &[u64]| -> u64 {
-            let of = op
-                .operands
-                .iter()
-                .zip(sizes)
-                .filter(|(o, _)| read(o) == reads);
-            of.map(|(_, s)| s.next_multiple_of(256)).sum()
-        };
-        let ws = |op: &Op| if reads { 0 } else { op.workspace.0 };
-        let each = all.iter().map(|(.., op, sizes)| bytes(op, sizes) + ws(op));
-        each.max().unwrap_or(0)
-    };
-    // On a GPU operations that follow each other find their operands elsewhere, as in a step, so
-    // that its cache does not serve one from the other.
-    let places = if q.cuda().is_some() { 8 } else { 1 };
-    let zone = |bytes: u64| (bytes + 256 + (places - 1) * PLACE).next_multiple_of(256);
-    let (reads, writes) = (zone(most(true)), zone(most(false)));
-    let mut arena = device_arena(q, Bytes(reads + writes + w.batch.input_bytes().0))?;
-    let inputs = (reads + writes, w.batch.input_bytes().0);
-    store_inputs(sample.planes(), arena.part(inputs.0, inputs.1));
-    let mut run = |at: usize, place: u64| {
-        let (unit, phase, i, op, sizes) = &all[at];
-        let from = place % places * PLACE;
-        let (mut from, mut to) = (from, reads + from);
-        let mut ranges = vec![inputs];
-        for (&s, operand) in sizes.iter().zip(&op.operands) {
-            let next = if read(operand) { &mut from } else { &mut to };
-            ranges.push((*next, s));
-            *next += s.next_multiple_of(256);
-        }
-        ranges.push((to, op.workspace.0));
-        let mut parts = arena.cut(&ranges).into_iter();
-        let mut next = || parts.next().expect("a part for each operand");
-        let tokens = next().into_src();
-        let arg = |operand: &Operand| match (operand.what, next()) {
-            (What::Inputs, _) => Arg::Read(tokens),
-            (_, part) if read(operand) => Arg::Read(part.into_src()),
-            (_, part) => Arg::Write(part),
-        };
-        let args = op.operands.iter().map(arg).collect();
-        let call = Call {
-            unit: *unit,
-            phase: *phase,
-            op: *i,
-            args,
-            workspace: next(),
-            loss_scale: 1.0,
-        };
-        decoder.run(q, call);
-    };
-    let mut times = BTreeMap::new();
-    for (at, (_, _, _, op, _)) in all.iter().enumerate() {
-        let s = timed(q, seconds, || run(at, 0))?;
-        times.insert(op.key.clone(), Seconds(s));
-    }
-    let Some(stream) = q.cuda() else {
-        return Ok(times);
-    };
-    // A chip that works without a pause gets warm and slow: the operations of a step in a step's
-    // order, for long enough, each timed where it stands.
-    let index: BTreeMap<&str, usize> = all
-        .iter()
-        .enumerate()
-        .map(|(at, (_, _, _, op, _))| (op.key.as_str(), at))
-        .collect();
-    let order = order_of_a_step(w, &times, 1.0);
-    let events: Vec<Event> = (0..=order.len())
-        .map(|_| Event::new(stream.gpu()))
-        .collect::<Result<_, _>>()?;
-    let mut sums: BTreeMap<&str, (f64, u32)> = BTreeMap::new();
-    let begin = Instant::now();
-    let mut passes = 0;
-    while passes < 3 || begin.elapsed().as_secs_f64() < SUSTAINED {
-        stream.record(&events[0])?;
-        for (n, key) in order.iter().enumerate() {
-            run(index[key], n as u64);
-            stream.record(&events[n + 1])?;
-        }
-        stream.synchronize()?;
-        passes += 1;
-        if passes > 1 {
-            for (n, key) in order.iter().enumerate() {
-                let sum = sums.entry(key).or_default();
-                sum.0 += events[n + 1].seconds_since(&events[n])?;
-                sum.1 += 1;
-            }
-        }
-    }
-    for (key, (sum, n)) in sums {
-        times.insert(key.to_owned(), Seconds(sum / f64::from(n)));
-    }
-    Ok(times)
-}
-
-/// Bytes between the places at which consecutive operations find their operands.
-const PLACE: u64 = 64 << 20;
-
-/// How long the operations of a step are repeated, in seconds.
-const SUSTAINED: f64 = 2.0;
-
-/// Keys of a training step's operations in order; of many blocks as many as take about `seconds`.
-fn order_of_a_step<'a>(
-    w: &'a Workload,
-    times: &BTreeMap<String, Seconds>,
-    seconds: f64,
-) -> Vec<&'a str> {
-    let keys = |ops: &'a [Op]| ops.iter().map(|op| op.key.as_str());
-    let mut units: Vec<&Unit> = Vec::new();
-    let mut sum = 0.0;
-    for unit in &w.units {
-        if unit.kind == UnitKind::Block && sum > seconds {
-            continue;
-        }
-        let both = unit.forward.iter().chain(&unit.backward);
-        sum += both.map(|op| times[&op.key].0).sum::<f64>();
-        units.push(unit);
-    }
-    let forward = units.iter().flat_map(|u| keys(&u.forward));
-    let backward = units.iter().rev().flat_map(|u| keys(&u.backward));
-    forward.chain(backward).collect()
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use crate::run::{RunReport, State};
 /// What is said of a run in one row: its name, and what it is of each run; nothing where it is not known.
 pub(crate) type Fact = (&'static str, Vec<Option<String>>);
 
-/// The facts of runs that are known of any of them.
+/// The facts of runs that are known of any of them. Long because each is a line of a table.
 pub(crate) fn facts(runs: &[RunReport]) -> Vec<Fact> {
     let row = |name, of: &dyn Fn(&RunReport) -> Option<String>| -> Fact {
         (name, runs.iter().map(of).collect())

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use lowtide_config::Run;
 use lowtide_device::cuda::process_memory;
-use lowtide_executor::Trace;
+use lowtide_executor::{Measured, Trace};
 use lowtide_planner::{Lane, Tier};
 use lowtide_tiers::process;
 use serde::Serialize;
@@ -119,39 +119,11 @@ pub fn step(
     let inputs: Vec<Micro> = (0..u64::from(w.batch.accumulate))
         .map(|m| Micro::random(w.batch.micro_batch, w.batch.seq, shape.vocab, m))
         .collect();
-    // A step ends when its norm is known; the next one is in the lanes by then, after the last that is
-    // timed too.
-    let total = WARM_UP + steps;
-    let mut flying = VecDeque::new();
-    let (mut times, mut losses) = (Vec::new(), Vec::new());
-    let mut last = Instant::now();
-    let (mut before, mut after) = (session.measured(), session.measured());
-    for s in 1..=total + 1 {
-        flying.push_back(session.submit(inputs.clone(), hyper(run, 1e-5, s))?);
-        if s == 1 {
-            continue;
-        }
-        let data = flying.pop_front().expect("one was submitted");
-        let outcome = session.outcome(&data)?;
-        losses.push(outcome.loss());
-        let seconds = last.elapsed().as_secs_f64();
-        observer.note(&format!(
-            "step {}: {seconds:.4} s, loss {:.4}, gradient norm {:.3}",
-            losses.len(),
-            outcome.loss(),
-            outcome.norm
-        ));
-        last = Instant::now();
-        after = session.measured();
-        if losses.len() as u64 > WARM_UP {
-            times.push(seconds);
-        } else {
-            before = after;
-        }
-    }
-    session.drain()?;
-    // From a norm to a norm, the work of so many steps on every lane.
-    let lanes = after.since(&before);
+    let Timed {
+        times,
+        losses,
+        lanes,
+    } = timed(run, &mut session, &inputs, steps, observer)?;
     if let Some(path) = trace {
         let mut file =
             std::io::BufWriter::new(std::fs::File::create(path).map_err(TrainError::io(path))?);
@@ -159,7 +131,6 @@ pub fn step(
             .write_trace(&mut file)
             .map_err(TrainError::io(path))?;
     }
-    times.sort_by(f64::total_cmp);
     let step_seconds = median(&times).expect("one step at least");
     let model_tflops = w.model_flops.0 / step_seconds / 1e12;
     let matmul_tflops = planned.machine.matmul_bf16.0 / 1e12;
@@ -197,6 +168,63 @@ pub fn step(
         losses: [losses[0], losses[losses.len() - 1]],
         start_seconds,
         plan_hash: format!("{:016x}", plan.hash()),
+    })
+}
+
+/// What timed steps gave.
+struct Timed {
+    /// Seconds of each, sorted.
+    times: Vec<f64>,
+    /// Losses of all steps, those of the warm-up too.
+    losses: Vec<f64>,
+    /// What the lanes did in the timed ones: from a norm to a norm, the work of so many steps on every lane.
+    lanes: Measured,
+}
+
+/// Trains a few steps and `steps` that are timed.
+fn timed(
+    run: &Run,
+    session: &mut Session,
+    inputs: &[Micro],
+    steps: u64,
+    observer: &mut dyn Observer,
+) -> Result<Timed, TrainError> {
+    // A step ends when its norm is known; the next one is in the lanes by then, after the last that is
+    // timed too.
+    let total = WARM_UP + steps;
+    let mut flying = VecDeque::new();
+    let (mut times, mut losses) = (Vec::new(), Vec::new());
+    let mut last = Instant::now();
+    let (mut before, mut after) = (session.measured(), session.measured());
+    for s in 1..=total + 1 {
+        flying.push_back(session.submit(inputs.to_vec(), hyper(run, 1e-5, s))?);
+        if s == 1 {
+            continue;
+        }
+        let data = flying.pop_front().expect("one was submitted");
+        let outcome = session.outcome(&data)?;
+        losses.push(outcome.loss());
+        let seconds = last.elapsed().as_secs_f64();
+        observer.note(&format!(
+            "step {}: {seconds:.4} s, loss {:.4}, gradient norm {:.3}",
+            losses.len(),
+            outcome.loss(),
+            outcome.norm
+        ));
+        last = Instant::now();
+        after = session.measured();
+        if losses.len() as u64 > WARM_UP {
+            times.push(seconds);
+        } else {
+            before = after;
+        }
+    }
+    session.drain()?;
+    times.sort_by(f64::total_cmp);
+    Ok(Timed {
+        times,
+        losses,
+        lanes: after.since(&before),
     })
 }
 

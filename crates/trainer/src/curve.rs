@@ -93,17 +93,7 @@ pub fn curve(
     mut told: impl FnMut(usize, usize),
 ) -> Result<Curve, TrainError> {
     let batch = basis.run.batch();
-    let places: Vec<(Bytes, u32)> = match along {
-        Along::Device => EIGHTHS
-            .map(|n| (Bytes(basis.budgets.device.0 / 8 * n), batch.micro_batch))
-            .into(),
-        Along::Batch => {
-            let quarters = QUARTERS.iter().map(|&n| batch.micro_batch * n / 4);
-            let mut sizes: Vec<u32> = quarters.filter(|&n| n > 0).collect();
-            sizes.dedup();
-            sizes.iter().map(|&n| (basis.budgets.device, n)).collect()
-        }
-    };
+    let places = places(basis, along);
     let (mut points, mut refused, mut searched) = (Vec::new(), Vec::new(), 0);
     let all = STRATEGIES.len() * places.len();
     let mut decoders: Vec<(u32, Arc<Decoder>)> =
@@ -196,6 +186,22 @@ pub fn curve(
             basis.budgets.device,
         ),
     })
+}
+
+/// Device memory and micro-batch of every point along the axis.
+fn places(basis: &Basis<'_>, along: Along) -> Vec<(Bytes, u32)> {
+    let batch = basis.run.batch();
+    match along {
+        Along::Device => EIGHTHS
+            .map(|n| (Bytes(basis.budgets.device.0 / 8 * n), batch.micro_batch))
+            .into(),
+        Along::Batch => {
+            let quarters = QUARTERS.iter().map(|&n| batch.micro_batch * n / 4);
+            let mut sizes: Vec<u32> = quarters.filter(|&n| n > 0).collect();
+            sizes.dedup();
+            sizes.iter().map(|&n| (basis.budgets.device, n)).collect()
+        }
+    }
 }
 
 fn point(plan: &Plan, decoder: &Decoder, activations: Activations, allowed: Bytes) -> Point {

@@ -34,4 +34,4 @@ pub use lowtide_executor::ExecError;
 pub use lowtide_files::{FileError, Foreign, JsonProblem};
 pub use lowtide_model::ModelError;
 pub use lowtide_tiers::TierError;
-pub use lowtide_units::Bytes;
+pub use lowtide_units::{Bytes, Seconds};

@@ -1,0 +1,248 @@
+//! Times of a model's operations, each at its own shape.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
+
+use lowtide_data::Micro;
+use lowtide_device::cuda::{self, Event};
+use lowtide_device::{Memory, Queue};
+use lowtide_model::{Arg, Call, Decoder, Phase, store_inputs};
+use lowtide_units::{Bytes, Seconds};
+use lowtide_workload::{Access, Op, Operand, Unit, UnitKind, What, Workload};
+
+use crate::error::MeasureError;
+use crate::timing::{device_arena, timed};
+
+/// Bytes between the places at which consecutive operations find their operands.
+const PLACE: u64 = 64 << 20;
+
+/// How long the operations of a step are repeated, in seconds.
+const SUSTAINED: f64 = 2.0;
+
+/// Keys of a training step's operations in order; of many blocks as many as take about `seconds`.
+fn order_of_a_step<'a>(
+    w: &'a Workload,
+    times: &BTreeMap<String, Seconds>,
+    seconds: f64,
+) -> Vec<&'a str> {
+    let keys = |ops: &'a [Op]| ops.iter().map(|op| op.key.as_str());
+    let mut units: Vec<&Unit> = Vec::new();
+    let mut sum = 0.0;
+    for unit in &w.units {
+        if unit.kind == UnitKind::Block && sum > seconds {
+            continue;
+        }
+        let both = unit.forward.iter().chain(&unit.backward);
+        sum += both.map(|op| times[&op.key].0).sum::<f64>();
+        units.push(unit);
+    }
+    let forward = units.iter().flat_map(|u| keys(&u.forward));
+    let backward = units.iter().rev().flat_map(|u| keys(&u.backward));
+    forward.chain(backward).collect()
+}
+
+/// Times every distinct operation of a decoder at its own shape.
+pub(crate) fn operations(
+    q: &Queue,
+    decoder: &Decoder,
+    sample: Option<&Micro>,
+    seconds: f64,
+) -> Result<BTreeMap<String, Seconds>, MeasureError> {
+    let w = decoder.workload();
+    let made;
+    let sample = match sample {
+        Some(sample) => sample,
+        None => {
+            made = Micro::random(w.batch.micro_batch, w.batch.seq, decoder.shape().vocab, 0);
+            &made
+        }
+    };
+    let mut bench = Bench::new(q, decoder, sample)?;
+    let mut times = bench.alone(seconds)?;
+    if let Some(stream) = q.cuda() {
+        bench.in_order(stream, &mut times)?;
+    }
+    Ok(times)
+}
+
+/// An operation, the first of its shape.
+struct Each<'a> {
+    unit: usize,
+    phase: Phase,
+    /// Its place among the operations of the phase.
+    at: usize,
+    op: &'a Op,
+    /// Bytes of its operands.
+    sizes: Vec<u64>,
+}
+
+/// Every operation of a workload, one of each shape.
+fn distinct(w: &Workload) -> Vec<Each<'_>> {
+    let mut all = Vec::new();
+    let mut seen = BTreeSet::new();
+    for (u, unit) in w.units.iter().enumerate() {
+        for phase in [
+            Phase::Forward,
+            Phase::Backward,
+            Phase::Evaluate,
+            Phase::Infer,
+        ] {
+            for (at, op) in phase.ops(unit).iter().enumerate() {
+                if seen.insert(op.key.as_str()) {
+                    let bytes = |o: &Operand| match o.what {
+                        What::Local(t) => unit.tensors[t as usize].bytes.0,
+                        What::Weight(p) => w.params[p as usize].elements * w.precision.size(),
+                        What::Gradient(p) => w.params[p as usize].elements * 4,
+                        What::Inputs => w.batch.input_bytes().0,
+                        What::Loss => 16,
+                    };
+                    all.push(Each {
+                        unit: u,
+                        phase,
+                        at,
+                        op,
+                        sizes: op.operands.iter().map(bytes).collect(),
+                    });
+                }
+            }
+        }
+    }
+    all
+}
+
+/// Whether an operation only reads an operand.
+fn reads(o: &Operand) -> bool {
+    o.access == Access::Read
+}
+
+/// Operations and the memory that they compute in.
+///
+/// What is read lies apart from what is written, or operations would soon compute with each other's nonsense: a
+/// product of NaNs takes less power, and so less time.
+struct Bench<'a> {
+    q: &'a Queue,
+    decoder: &'a Decoder,
+    all: Vec<Each<'a>>,
+    arena: Memory,
+    /// Where what is written begins.
+    written: u64,
+    inputs: (u64, u64),
+    /// Places at which an operation's operands may begin.
+    places: u64,
+}
+
+impl<'a> Bench<'a> {
+    fn new(q: &'a Queue, decoder: &'a Decoder, sample: &Micro) -> Result<Self, MeasureError> {
+        let w = decoder.workload();
+        let all = distinct(w);
+        let most = |only_read: bool| {
+            let bytes = |each: &Each<'_>| -> u64 {
+                let operands = each.op.operands.iter().zip(&each.sizes);
+                let of = operands.filter(|(o, _)| reads(o) == only_read);
+                of.map(|(_, s)| s.next_multiple_of(256)).sum()
+            };
+            let scratch = |op: &Op| if only_read { 0 } else { op.workspace.0 };
+            let each = all.iter().map(|each| bytes(each) + scratch(each.op));
+            each.max().unwrap_or(0)
+        };
+        // On a GPU operations that follow each other find their operands elsewhere, as in a step, so that its cache
+        // does not serve one from the other.
+        let places = if q.cuda().is_some() { 8 } else { 1 };
+        let zone = |bytes: u64| (bytes + 256 + (places - 1) * PLACE).next_multiple_of(256);
+        let (read, written) = (zone(most(true)), zone(most(false)));
+        let inputs = (read + written, w.batch.input_bytes().0);
+        let mut arena = device_arena(q, Bytes(inputs.0 + inputs.1))?;
+        store_inputs(sample.planes(), arena.part(inputs.0, inputs.1));
+        Ok(Self {
+            q,
+            decoder,
+            all,
+            arena,
+            written: read,
+            inputs,
+            places,
+        })
+    }
+
+    /// Runs an operation with its operands at one of the places.
+    fn run(&mut self, at: usize, place: u64) {
+        let each = &self.all[at];
+        let from = place % self.places * PLACE;
+        let (mut from, mut to) = (from, self.written + from);
+        let mut ranges = vec![self.inputs];
+        for (&size, operand) in each.sizes.iter().zip(&each.op.operands) {
+            let next = if reads(operand) { &mut from } else { &mut to };
+            ranges.push((*next, size));
+            *next += size.next_multiple_of(256);
+        }
+        ranges.push((to, each.op.workspace.0));
+        let mut parts = self.arena.cut(&ranges).into_iter();
+        let mut next = || parts.next().expect("a part for each operand");
+        let tokens = next().into_src();
+        let arg = |operand: &Operand| match (operand.what, next()) {
+            (What::Inputs, _) => Arg::Read(tokens),
+            (_, part) if reads(operand) => Arg::Read(part.into_src()),
+            (_, part) => Arg::Write(part),
+        };
+        let args = each.op.operands.iter().map(arg).collect();
+        let call = Call {
+            unit: each.unit,
+            phase: each.phase,
+            op: each.at,
+            args,
+            workspace: next(),
+            loss_scale: 1.0,
+        };
+        self.decoder.run(self.q, call);
+    }
+
+    /// The time of each operation, again and again by itself.
+    fn alone(&mut self, seconds: f64) -> Result<BTreeMap<String, Seconds>, MeasureError> {
+        let q = self.q;
+        let mut times = BTreeMap::new();
+        for at in 0..self.all.len() {
+            let s = timed(q, seconds, || self.run(at, 0))?;
+            times.insert(self.all[at].op.key.clone(), Seconds(s));
+        }
+        Ok(times)
+    }
+
+    /// A chip that works without a pause gets warm and slow: the operations of a step in a step's order, for long
+    /// enough, each timed where it stands.
+    fn in_order(
+        &mut self,
+        stream: &cuda::Queue,
+        times: &mut BTreeMap<String, Seconds>,
+    ) -> Result<(), MeasureError> {
+        let decoder = self.decoder;
+        let keys = self.all.iter().map(|each| each.op.key.as_str());
+        let index: BTreeMap<&str, usize> = keys.zip(0..).collect();
+        let order = order_of_a_step(decoder.workload(), times, 1.0);
+        let events: Vec<Event> = (0..=order.len())
+            .map(|_| Event::new(stream.gpu()))
+            .collect::<Result<_, _>>()?;
+        let mut sums: BTreeMap<&str, (f64, u32)> = BTreeMap::new();
+        let begin = Instant::now();
+        let mut passes = 0;
+        while passes < 3 || begin.elapsed().as_secs_f64() < SUSTAINED {
+            stream.record(&events[0])?;
+            for (n, key) in order.iter().enumerate() {
+                self.run(index[key], n as u64);
+                stream.record(&events[n + 1])?;
+            }
+            stream.synchronize()?;
+            passes += 1;
+            if passes > 1 {
+                for (n, key) in order.iter().enumerate() {
+                    let sum = sums.entry(key).or_default();
+                    sum.0 += events[n + 1].seconds_since(&events[n])?;
+                    sum.1 += 1;
+                }
+            }
+        }
+        for (key, (sum, n)) in sums {
+            times.insert(key.to_owned(), Seconds(sum / f64::from(n)));
+        }
+        Ok(())
+    }
+}
