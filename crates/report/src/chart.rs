@@ -193,7 +193,7 @@ pub struct Series {
 pub fn lines(title: &str, below: &str, series: &[Series]) -> String {
     let all = || {
         let points = series.iter().flat_map(|s| &s.points);
-        points.filter(|(x, y)| x.is_finite() && y.is_finite())
+        points.filter(|p| is_drawn(**p))
     };
     if all().next().is_none() {
         return String::new();
@@ -261,14 +261,14 @@ pub fn legend(names: &[String]) -> String {
     text
 }
 
+/// Whether a point is drawn: it is a number, and none so large that the span from one to another is none.
+fn is_drawn((x, y): (f64, f64)) -> bool {
+    x.abs() < 1e300 && y.abs() < 1e300
+}
+
 /// The points that are drawn: all that are numbers, or of each stretch of the axis the lowest and the highest.
 fn thinned(points: &[(f64, f64)], most: f64) -> Vec<(f64, f64)> {
-    let points = || {
-        points
-            .iter()
-            .copied()
-            .filter(|(x, y)| x.is_finite() && y.is_finite())
-    };
+    let points = || points.iter().copied().filter(|p| is_drawn(*p));
     if points().count() <= POINTS_MAX {
         return points().collect();
     }

@@ -16,6 +16,12 @@ pub enum ReportError {
     /// A file of the run cannot be read.
     #[error(transparent)]
     File(#[from] FileError),
+    /// A JSON file of the run holds something else than an object.
+    #[error("{}: not as a run writes it: an object is expected", path.display())]
+    NotWritten {
+        /// The file.
+        path: PathBuf,
+    },
     /// A line is none that a run writes.
     #[error("{}:{line}: {what}", path.display())]
     Line {

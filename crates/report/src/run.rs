@@ -143,6 +143,7 @@ impl RunReport {
             }
             Err(e) => return Err(e.into()),
         };
+        let run = object(&dir.join("run.json"), run)?;
         let mut machine = optional(&dir.join("machine.json"))?;
         if let Some(machine) = machine.as_object_mut() {
             machine.shift_remove("ops");
@@ -236,10 +237,20 @@ impl RunReport {
     }
 }
 
+/// A value of a file, which is an object in every file of a run.
+fn object(path: &Path, value: Value) -> Result<Value, ReportError> {
+    match value {
+        Value::Object(_) => Ok(value),
+        _ => Err(ReportError::NotWritten {
+            path: path.to_owned(),
+        }),
+    }
+}
+
 /// What a JSON file says; null where there is none.
 fn optional(path: &Path) -> Result<Value, ReportError> {
     match read_json(path, FILE_MAX) {
-        Ok(value) => Ok(value),
+        Ok(value) => object(path, value),
         Err(FileError::Missing { .. }) => Ok(Value::Null),
         Err(e) => Err(e.into()),
     }

@@ -1,7 +1,14 @@
 //! Runs beside each other, as a table for a terminal.
 
+use std::collections::{BTreeMap, HashSet};
+
 use crate::people::{bytes, count, seconds};
 use crate::run::{RunReport, State};
+
+/// Characters of a cell that are shown.
+const CELL_MAX: usize = 200;
+/// Keys of run files that differ, at most: a run file has about a hundred.
+const KEYS_MAX: usize = 500;
 
 /// What is said of a run in one row: its name, and what it is of each run; nothing where it is not known.
 pub(crate) type Fact = (&'static str, Vec<Option<String>>);
@@ -38,7 +45,7 @@ pub(crate) fn facts(runs: &[RunReport]) -> Vec<Fact> {
                 .map(|s| format!("{} of {}", count(s.step), count(s.steps)))
         }),
         row("tokens", &|r| {
-            let n: u64 = r.steps.iter().map(|s| s.tokens).sum();
+            let n = r.steps.iter().fold(0u64, |n, s| n.saturating_add(s.tokens));
             (n > 0).then(|| count(n))
         }),
         row("tokens/s", &|r| {
@@ -71,7 +78,9 @@ pub(crate) fn facts(runs: &[RunReport]) -> Vec<Fact> {
             })
         }),
         row("exact match", &|r| {
-            let each = r.matches.iter().filter(|m| m.when != "during").map(|m| {
+            // Each is measured once; of a file that says otherwise, the last.
+            let last = |when: &str| r.matches.iter().rev().find(|m| m.when == when);
+            let each = ["before", "after"].into_iter().filter_map(last).map(|m| {
                 format!(
                     "{:.1}% of {} {} training",
                     100.0 * m.exact_match,
@@ -119,28 +128,29 @@ fn state(r: &RunReport) -> String {
     .to_owned()
 }
 
-/// A loss: four digits behind the point.
+/// A loss: four digits behind the point, and of a run that went astray its power of ten.
 fn loss(x: f64) -> String {
-    format!("{x:.4}")
+    match x.abs() >= 1e6 {
+        true => format!("{x:.3e}"),
+        false => format!("{x:.4}"),
+    }
 }
 
 /// The keys of the run files that differ, with their values as JSON, in the order of the first run's file.
 pub(crate) fn differing(runs: &[RunReport]) -> Vec<(String, Vec<Option<String>>)> {
-    let flat: Vec<Vec<(String, String)>> = runs.iter().map(|r| flattened(&r.run)).collect();
-    let mut keys: Vec<&String> = Vec::new();
-    for key in flat.iter().flatten().map(|(key, _)| key) {
-        if !keys.contains(&key) {
-            keys.push(key);
-        }
-    }
+    let flat: Vec<BTreeMap<String, String>> = runs
+        .iter()
+        .map(|r| flattened(&r.run).into_iter().collect())
+        .collect();
+    let mut seen = HashSet::new();
     let mut rows = Vec::new();
-    for key in keys {
-        let of =
-            |f: &Vec<(String, String)>| f.iter().find(|(k, _)| k == key).map(|(_, v)| v.clone());
-        let values: Vec<Option<String>> = flat.iter().map(of).collect();
+    for (key, _) in runs.iter().flat_map(|r| flattened(&r.run)) {
+        let values: Vec<Option<String>> = flat.iter().map(|f| f.get(&key).cloned()).collect();
         // Where a run's files are is no difference of the run.
-        if values.windows(2).any(|w| w[0] != w[1]) && !["file", "output"].contains(&key.as_str()) {
-            rows.push((key.clone(), values));
+        let differs = values.windows(2).any(|w| w[0] != w[1]);
+        let place = ["file", "output"].contains(&key.as_str());
+        if differs && !place && rows.len() < KEYS_MAX && seen.insert(key.clone()) {
+            rows.push((key, values));
         }
     }
     rows
@@ -166,6 +176,22 @@ fn flattened(value: &serde_json::Value) -> Vec<(String, String)> {
     out
 }
 
+/// A text of a run's files for a terminal: of some length, and without what a terminal obeys.
+fn printable(text: &str) -> String {
+    // What changes the direction of a text is no control character.
+    let obeyed =
+        |c: char| c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    let mut shown = String::new();
+    for (i, c) in text.chars().enumerate() {
+        match c {
+            _ if i == CELL_MAX => return shown + " […]",
+            c if obeyed(c) => shown.extend(c.escape_default()),
+            c => shown.push(c),
+        }
+    }
+    shown
+}
+
 /// One run's facts, or several runs' beside each other, a column each.
 #[must_use]
 pub fn compare(runs: &[RunReport]) -> String {
@@ -181,6 +207,12 @@ pub fn compare(runs: &[RunReport]) -> String {
         .map(|(name, each)| (name.to_owned(), each))
         .collect();
     rows.extend(differing);
+    for (name, each) in &mut rows {
+        *name = printable(name);
+        for cell in each.iter_mut().flatten() {
+            *cell = printable(cell);
+        }
+    }
     let shown = |cell: &Option<String>| cell.clone().unwrap_or_else(|| "-".to_owned());
     let width = |texts: &mut dyn Iterator<Item = usize>| texts.max().unwrap_or(0);
     let first = width(&mut rows.iter().map(|r| r.0.chars().count()));

@@ -140,3 +140,46 @@ fn what_is_no_run_is_named() {
     std::fs::write(dir.path().join("run.json"), "[1, 2").unwrap();
     assert!(matches!(read(), Err(ReportError::File(_))));
 }
+
+#[test]
+fn files_that_no_run_writes_are_refused_and_their_texts_harmless() {
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["run.json", "machine.json", "finished.json", ".lowtide"] {
+        for value in ["[1]", "5", "null", "\"x\""] {
+            write(dir.path(), 1e-5);
+            std::fs::write(dir.path().join(name), value).unwrap();
+            let e = RunReport::read(dir.path()).unwrap_err();
+            assert!(matches!(&e, ReportError::NotWritten { path } if path.ends_with(name)));
+        }
+        std::fs::remove_file(dir.path().join(name)).unwrap();
+    }
+    // What a terminal would obey, what would fill it, and more keys than any run file has.
+    let both = ["a", "b"].map(|name| {
+        let dir = dir.path().join(name);
+        std::fs::create_dir(&dir).unwrap();
+        write(&dir, 1e-5);
+        let mut run: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(dir.join("run.json")).unwrap()).unwrap();
+        run["model"]["source"]["path"] =
+            json!(format!("x\u{1b}[31m{name}\u{202e}{}", "y".repeat(100_000)));
+        run["\u{1b}]0;t\u{7}"] = json!(name);
+        let keys = (0..200_000).map(|n| (format!("{name}{n}"), json!(n)));
+        run["more"] = keys.collect::<serde_json::Map<_, _>>().into();
+        std::fs::write(dir.join("run.json"), run.to_string()).unwrap();
+        let line =
+            json!({"step": 3, "when": "after", "exact_match": 1.0, "right": 1, "prompts": 1});
+        let losses =
+            [1e308, -1e308, 1e307, 0.5].map(|l| json!({"step": 1, "eval_loss": l}).to_string());
+        let lines = format!("{line}\n").repeat(10_000) + &losses.join("\n") + "\n";
+        std::fs::write(dir.join("metrics.jsonl"), lines).unwrap();
+        RunReport::read(&dir).unwrap()
+    });
+    let began = std::time::Instant::now();
+    let shown = text::compare(&both) + &page::html(&both).replace('\u{1b}', "");
+    assert!(began.elapsed().as_secs() < 30, "{:?}", began.elapsed());
+    assert!(!text::compare(&both).contains(['\u{1b}', '\u{7}', '\u{202e}']));
+    assert!(shown.contains("\\u{1b}[31ma"));
+    assert!(!shown.contains("NaN") && !shown.contains("inf,"));
+    let lines = text::compare(&both);
+    assert!(lines.lines().all(|l| l.chars().count() < 1000) && lines.lines().count() < 600);
+}

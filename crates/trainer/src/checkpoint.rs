@@ -28,7 +28,7 @@ use crate::output::folder::Folder;
 use crate::output::mark::Holds;
 use crate::output::replace::Shelf;
 use crate::output::{CHECKPOINTS, Output};
-pub use left::{count, list_of, newest_of, prune, set_aside_in};
+pub use left::{count, list_of, newest_of, prune, set_aside_in, shared};
 use lowtide_data::State;
 use lowtide_session::Homes;
 use lowtide_session::Totals;

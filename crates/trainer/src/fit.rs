@@ -47,6 +47,7 @@ mod ends;
 mod evaluate;
 mod export;
 mod journal;
+mod left;
 mod lost;
 mod opening;
 mod saving;

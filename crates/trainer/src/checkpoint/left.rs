@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use super::{list, name_of, read_run, shelf, step_of};
 use crate::error::TrainError;
 use crate::output::folder::{Folder, Found};
-use crate::output::mark::{Branch, Kept};
+use crate::output::mark::Branch;
 use crate::output::{CHECKPOINTS, FINISHED, Output};
 
 const LEFT: &str = ".left";
@@ -61,20 +61,23 @@ fn is_of(branch: &Branch, dir: &std::path::Path) -> bool {
     read_run(dir).is_ok_and(|state| state.branch == branch.number)
 }
 
-/// Whether a branch goes on from a checkpoint of its own output: earlier ones are its own too then.
-fn shares(kept: &Kept) -> Option<u64> {
-    let branch = kept.unsaved()?;
+/// Up to which step the checkpoints of the output where a branch began are its own too: that of the checkpoint
+/// that it goes on from, or 0 where that is one of another output, or of a branch that was left before.
+#[must_use]
+pub fn shared(branch: &Branch) -> u64 {
     let at = branch.at.as_ref().filter(|at| at.starts_with(CHECKPOINTS));
-    Some(at.map_or(0, |_| branch.step))
+    let name = at.and_then(|at| at.file_name()?.to_str());
+    name.and_then(step_of).map_or(0, |_| branch.step)
 }
 
 /// Renames the checkpoints that the branch has left, if it has saved none before, and removes what says that a run has
 /// finished. Says what they are called now. What is no checkpoint, a file or a link to nothing, stays.
 pub(super) fn set_aside(output: &Output, checkpoints: &Folder) -> Result<Vec<String>, TrainError> {
     let kept = output.kept();
-    let (Some(branch), Some(shared)) = (kept.unsaved(), shares(kept)) else {
+    let Some(branch) = kept.unsaved() else {
         return Ok(Vec::new());
     };
+    let shared = shared(branch);
     let later = steps(checkpoints)?.into_iter().filter(|s| *s > shared);
     let mut told = Vec::new();
     for step in later {

@@ -6,25 +6,20 @@
 //! given again: from the newest state that the branch has saved itself, else from where it began. Until it has
 //! saved, what it left stays as it is; the metrics, which are cut, have a copy.
 
-use std::io::copy;
 use std::path::{Path, PathBuf};
 
 use lowtide_config::{Resume, Run};
 use serde_json::json;
 
 use super::journal::Journal;
+use super::left;
 use super::start::{Start, kept_files};
 use crate::checkpoint::{self, RunState};
 use crate::error::TrainError;
 use crate::metrics::last_step;
-use crate::output::folder::{Folder, Found};
+use crate::output::folder::Found;
 use crate::output::mark::{Branch, Kept, Writes, within};
-use crate::output::{
-    ANSWERS, ANSWERS_LEFT, CHECKPOINTS, FINISHED, METRICS, METRICS_LEFT, Output, resolved,
-};
-
-/// What a branch keeps of the one that it left, by the name that the run writes to.
-const LEFT: [(&str, &str); 2] = [(METRICS, METRICS_LEFT), (ANSWERS, ANSWERS_LEFT)];
+use crate::output::{FINISHED, METRICS, Output, resolved};
 
 /// How a start comes to its state.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,13 +67,9 @@ pub(super) fn began_at(run: &Run, output: &Output, dir: &Path) -> bool {
 
 /// Whether a checkpoint of this step in the output is of its branch and not from before that began.
 pub(super) fn is_own(kept: &Kept, step: u64) -> bool {
-    kept.branch.as_ref().is_none_or(|branch| {
-        let shared = branch
-            .at
-            .as_ref()
-            .is_some_and(|at| at.starts_with(CHECKPOINTS));
-        !shared || step > branch.step
-    })
+    kept.branch
+        .as_ref()
+        .is_none_or(|branch| step > checkpoint::shared(branch))
 }
 
 /// Where the branch of an output began.
@@ -136,10 +127,7 @@ impl Origin {
             Self::Again => output.kept().unsaved()?,
             Self::New(branch) => branch,
         };
-        let shared = match &branch.at {
-            Some(at) if at.starts_with(CHECKPOINTS) => branch.step,
-            _ => 0,
-        };
+        let shared = checkpoint::shared(branch);
         let left = checkpoint::list(&run.output).into_iter().rev();
         let mut left = left.filter(|(_, dir)| checkpoint::read_run(dir).is_ok());
         let left = left.next().filter(|(step, _)| *step > shared);
@@ -187,7 +175,7 @@ impl Origin {
         };
         if let Self::New(_) = self {
             if before.unsaved().is_none() {
-                keep_metrics(output.folder())?;
+                left::keep(output.folder(), start.state())?;
             }
             // A process that dies from here on has left the branch of before.
             output.keep(Kept {
@@ -214,8 +202,9 @@ impl Origin {
             writes,
             ..Kept::of(&run.output, saved, file, branch)
         })?;
-        if *self == Self::Again || matches!(self, Self::New(_)) && before.unsaved().is_some() {
-            put_metrics_back(output.folder())?;
+        if let (Self::New(_) | Self::Again, Some(branch)) = (self, &output.kept().branch) {
+            let given_up = before.unsaved().is_some();
+            left::put_back(output.folder(), branch, start.state(), given_up)?;
         }
         // This run has not ended; what the branch before has left stays until this one has saved.
         if output.kept().unsaved().is_none() {
@@ -246,33 +235,6 @@ fn forget_finished(output: &Output) -> Result<(), TrainError> {
         output.folder().remove(FINISHED)?;
     }
     Ok(())
-}
-
-/// Copies the metrics of a branch that is left. Those of the one left before that go.
-fn keep_metrics(folder: &Folder) -> Result<(), TrainError> {
-    for (name, left) in LEFT {
-        if folder.found(name)? != Found::Nothing {
-            replace(folder, name, left)?;
-        } else if folder.found(left)? != Found::Nothing {
-            folder.remove(left)?;
-        }
-    }
-    Ok(())
-}
-
-/// Has a branch that is begun again find the metrics that it began with.
-fn put_metrics_back(folder: &Folder) -> Result<(), TrainError> {
-    for (name, left) in LEFT {
-        if folder.found(left)? != Found::Nothing {
-            replace(folder, left, name)?;
-        }
-    }
-    Ok(())
-}
-
-fn replace(folder: &Folder, from: &str, to: &str) -> Result<(), TrainError> {
-    let mut from = folder.read(from)?;
-    folder.write(to, |out| copy(&mut from, out).map(drop))
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use std::fs;
 use super::*;
 use crate::metrics::MetricsLog;
 use crate::output::injected::{dead, live};
+use crate::output::{ANSWERS, ANSWERS_LEFT, METRICS_LEFT};
 
 fn run(dir: &Path, extra: &[&str]) -> Run {
     let text = "model: {path: base}\noutput: out\nbudget: {device: 1GiB, host: 1GiB}\n\
@@ -198,5 +199,130 @@ fn a_branch_that_never_saved_is_no_more_when_another_begins() {
         let left = fs::read_to_string(auto.output.join(METRICS_LEFT)).unwrap();
         assert_eq!(left, lines(1, 60, "a"), "{resume}");
         assert!(auto.output.join(FINISHED).exists());
+    }
+}
+
+/// Lines of steps with a loss that tells the curve.
+fn curve(from: u64, last: u64, loss: f64) -> String {
+    let line = |step| {
+        let loss = loss + step as f64 / 3.0;
+        format!("{}\n", json!({"step": step, "loss": loss}))
+    };
+    (from..=last).map(line).collect()
+}
+
+fn save_of(output: &mut Output, step: u64, loss: f64) {
+    let mut state = RunState {
+        step,
+        branch: output.kept().number(),
+        ..RunState::new()
+    };
+    let last = step.saturating_sub(9).max(1)..=step;
+    let losses = last.map(|s| (s, (loss + s as f64 / 3.0).to_bits()));
+    state.totals.last_losses = losses.collect();
+    checkpoint::put(output, step, |folder| {
+        folder.write(checkpoint::STATE, |out| {
+            out.write_all(b"\x02\0\0\0\0\0\0\0{}")
+        })?;
+        let said = checkpoint::encode(&state);
+        folder.write(checkpoint::RUN, |out| out.write_all(&said))
+    })
+    .unwrap();
+    saved(output, step).unwrap();
+}
+
+/// The first curve to step 40, left at step 20 for another that has saved step 40 too, and a run of another output.
+fn two_curves(dir: &Path) {
+    let auto = run(dir, &[]);
+    let other = run(dir, &[&format!("output={}/other", dir.display())]);
+    let mut output = Output::open(&other).unwrap();
+    save_of(&mut output, 20, 7.0);
+    let mut output = Output::open(&auto).unwrap();
+    for step in [20, 40] {
+        save_of(&mut output, step, 1.0);
+    }
+    fs::write(auto.output.join(METRICS), curve(1, 40, 1.0)).unwrap();
+    fs::write(auto.output.join(ANSWERS), curve(1, 40, 1.5)).unwrap();
+    drop(output);
+    let branch = run(dir, &["checkpoint.resume=out/checkpoints/step-00000020"]);
+    let mut output = Output::open(&branch).unwrap();
+    let (start, origin) = Start::find(&branch, &output, &mut Vec::new()).unwrap();
+    origin
+        .begin(&branch, &start, &mut output, None, || Ok(None))
+        .unwrap();
+    let two = |one, two| curve(1, 20, one) + &curve(21, 40, two);
+    fs::write(auto.output.join(METRICS), two(1.0, 2.0)).unwrap();
+    fs::write(auto.output.join(ANSWERS), two(1.5, 2.5)).unwrap();
+    save_of(&mut output, 40, 2.0);
+}
+
+/// Where a branch goes back to one that was left, or begins at another run's checkpoint, the metrics are those of the curve that
+/// its checkpoint is of, or none; whenever it is killed.
+#[test]
+fn metrics_are_those_of_the_curve_that_is_gone_on_with() {
+    let two = |one, two| curve(1, 20, one) + &curve(21, 40, two);
+    for (resume, want, loss) in [
+        ("out/checkpoints/step-00000040.left", 40, 1.0),
+        ("out/checkpoints/step-00000020", 20, 1.0),
+        ("other/checkpoints/step-00000020", 0, 7.0),
+    ] {
+        let mut kills = 0;
+        for calls in (0..).step_by(if want == 40 { 1 } else { 4 }) {
+            let dir = tempfile::tempdir().unwrap();
+            two_curves(dir.path());
+            let named = format!("checkpoint.resume={}/{resume}", dir.path().display());
+            let rate = "train.learning_rate=1e-4";
+            let (auto, branch) = (run(dir.path(), &[]), run(dir.path(), &[&named, rate]));
+            let begin = |run: &Run| {
+                let mut output = Output::open(run)?;
+                let (start, origin) = Start::find(run, &output, &mut Vec::new())?;
+                origin.begin(run, &start, &mut output, None, || Ok(None))?;
+                let step = start.state().unwrap().step;
+                MetricsLog::open(output.folder(), METRICS, Some(step)).map(drop)
+            };
+            live(Some(calls));
+            let done = begin(&branch);
+            let killed = dead();
+            live(None);
+            assert!(killed || done.is_ok(), "{done:?}");
+            let read = |name: &str| fs::read_to_string(auto.output.join(name)).unwrap();
+            let begun = Output::open(&auto).unwrap().kept().number() == 2;
+            if !begun {
+                assert_eq!(read(METRICS), two(1.0, 2.0), "{calls}");
+                assert_eq!(read(ANSWERS), two(1.5, 2.5), "{calls}");
+                kills += 1;
+            }
+            // The next start by itself, or the same command.
+            begin(if begun && calls % 2 == 0 {
+                &auto
+            } else {
+                &branch
+            })
+            .unwrap();
+            let metrics = fs::read_to_string(auto.output.join(METRICS)).unwrap_or_default();
+            assert_eq!(metrics, curve(1, want, loss), "{calls} {resume}");
+            // What was left is there too.
+            assert_eq!(read(METRICS_LEFT), two(1.0, 2.0), "{calls} {resume}");
+            assert_eq!(read(ANSWERS_LEFT), two(1.5, 2.5), "{calls} {resume}");
+            if want == 40 {
+                assert_eq!(read(ANSWERS), curve(1, 40, 1.5), "{calls}");
+            }
+            let names = fs::read_dir(&auto.output).unwrap().flatten();
+            assert!(
+                names
+                    .into_iter()
+                    .all(|e| e.file_name() != "metrics.left-2.jsonl")
+            );
+            // Its first checkpoint takes the place of all that are of other curves.
+            if resume.ends_with("left") {
+                let mut output = Output::open(&auto).unwrap();
+                save_of(&mut output, 50, 1.0);
+                assert_eq!(checkpoint::list(&auto.output).len(), 1, "{calls}");
+            }
+            if !killed {
+                break;
+            }
+        }
+        assert!(kills > 1, "{resume}: {kills}");
     }
 }

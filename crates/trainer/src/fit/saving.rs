@@ -15,7 +15,9 @@ use crate::checkpoint;
 use crate::error::TrainError;
 use crate::metrics::{EventFile, MetricsLog};
 use crate::output::room::{self, Need};
-use crate::output::{self, ANSWERS, Followed, METRICS, Output, TENSORBOARD};
+use crate::output::{
+    self, ANSWERS, ANSWERS_LEFT, Followed, METRICS, METRICS_LEFT, Output, TENSORBOARD,
+};
 use crate::planning::Planned;
 use crate::report::Phase;
 
@@ -134,9 +136,9 @@ impl Sizes {
             n => format!("for {n} checkpoints"),
         };
         let lines = steps / run.log.every_steps + 2;
-        // A branch copies what it leaves.
-        let logs =
-            [METRICS, ANSWERS].map(|name| fs::metadata(dir.join(name)).map_or(0, |m| m.len()));
+        // A branch copies what it leaves, and what it goes back to.
+        let logs = [METRICS, ANSWERS, METRICS_LEFT, ANSWERS_LEFT]
+            .map(|name| fs::metadata(dir.join(name)).map_or(0, |m| m.len()));
         let tasks = planned.plan.parts.iter().map(Vec::len).sum::<usize>() as u64 * (steps + 1);
         let trace = if run.log.trace {
             tasks.min(Trace::FIRST_STEPS.events as u64) * EVENT

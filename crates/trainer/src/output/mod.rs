@@ -42,6 +42,10 @@ pub const ANSWERS: &str = "answers.jsonl";
 pub const METRICS_LEFT: &str = "metrics.left.jsonl";
 /// The answers of the branch that was left last.
 pub const ANSWERS_LEFT: &str = "answers.left.jsonl";
+/// The metrics of the branch that was left before, while the branch that goes back to it begins.
+pub const METRICS_LEFT_2: &str = "metrics.left-2.jsonl";
+/// The answers of the same branch.
+pub const ANSWERS_LEFT_2: &str = "answers.left-2.jsonl";
 /// The report of a run that has nothing left to do.
 pub const FINISHED: &str = "finished.json";
 /// The directory of TensorBoard's event files.
@@ -54,7 +58,7 @@ pub const RUN: &str = "run.json";
 pub const MACHINE: &str = "machine.json";
 
 /// Plain files that a run writes anew or cuts.
-const FILES: [&str; 8] = [
+const FILES: [&str; 10] = [
     METRICS,
     ANSWERS,
     TRACE,
@@ -63,6 +67,8 @@ const FILES: [&str; 8] = [
     FINISHED,
     METRICS_LEFT,
     ANSWERS_LEFT,
+    METRICS_LEFT_2,
+    ANSWERS_LEFT_2,
 ];
 /// Directories that a run makes; state files of drives lie in the last.
 const FOLDERS: [&str; 4] = [MODEL, CHECKPOINTS, TENSORBOARD, DISK];
