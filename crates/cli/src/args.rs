@@ -372,7 +372,7 @@ pub struct EvalArgs {
 
 /// What to generate from.
 #[derive(Debug, clap::Args)]
-#[command(group(clap::ArgGroup::new("from").required(true).args(["prompt", "message"])))]
+#[command(group(clap::ArgGroup::new("from").args(["prompt", "message"])))]
 pub struct GenerateArgs {
     /// The run.
     #[command(flatten)]

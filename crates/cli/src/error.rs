@@ -501,7 +501,9 @@ fn file_advice(e: &FileError) -> Vec<String> {
              name that one"
         }
         FileError::Foreign { kind, .. } => foreign_advice(*kind),
-        FileError::Empty { .. } => "fetch the file again",
+        FileError::Empty { .. } => {
+            "write what it is to hold, or fetch it again if its download was cut off"
+        }
         FileError::Json {
             problem: JsonProblem::NotANumber { .. },
             ..

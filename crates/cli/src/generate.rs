@@ -41,6 +41,13 @@ pub fn generate(args: &GenerateArgs, out: Out) -> Answer {
         let what = format!("--top-p {}: must be above 0 and at most 1", args.top_p);
         return Err(usage(what, "1 leaves every token in"));
     }
+    if args.message.is_none() && args.prompt.is_none() {
+        let what = format!("{}: nothing to answer or to continue", run.file);
+        return Err(usage(
+            what,
+            "--message TEXT answers a user's message by the model's chat template; --prompt TEXT continues a text",
+        ));
+    }
     paths::reading(&run)?;
     let tokenizer = open_tokenizer(&run, None)?;
     let mut stops = stops_of(&run, &tokenizer)?;

@@ -86,7 +86,10 @@ fn mistakes_are_told_with_what_was_probably_meant() {
         &["--set train.seq=2048"],
     );
     refuses(&["plan"], &["Usage"]);
-    refuses(&["generate", run], &["--prompt"]);
+    refuses(&["generate", run], &[run, "--prompt", "--message"]);
+    let folder = std::env::temp_dir();
+    let folder = folder.to_str().expect("text");
+    refuses(&["generate", folder], &["a directory", "the run file"]);
 }
 
 #[test]

@@ -8,6 +8,7 @@ use std::time::SystemTime;
 
 use serde_json::Value;
 
+use crate::lost::started;
 use crate::scratch::{Ended, Scratch};
 
 const NO_ANSWERS: &str = "eval.generate.exact_match=false";
@@ -377,6 +378,23 @@ fn a_run_that_would_wear_its_drives_out_is_refused_before_its_first_step() {
             .run(&args)
             .refused(&["budget.disk_writes", "steps to come"]);
     }
+    // A model of which something lies on the drives is written there by whatever opens it.
+    for rest in [
+        &["bench", "step", "run.yaml"][..],
+        &["eval", "run.yaml"],
+        &["generate", "run.yaml", "--prompt", "a"],
+    ] {
+        let mut args = rest.to_vec();
+        args.extend(sets.iter().flat_map(|set| ["--set", set]));
+        args.extend(["--set", "plan.weights=disk"]);
+        let refused = scratch.run(&args);
+        refused.refused(&["budget.disk_writes", "1.0 MiB allowed"]);
+        let mut args = rest.to_vec();
+        args.extend(sets.iter().flat_map(|set| ["--set", set]));
+        args.extend(["--set", "plan.weights=disk"]);
+        args.extend(["--set", "budget.disk_writes=10GiB"]);
+        scratch.run(&args).fine();
+    }
     // Without data, what may be made is told.
     scratch.write(
         "nodata.yaml",
@@ -411,4 +429,44 @@ fn a_run_that_would_wear_its_drives_out_is_refused_before_its_first_step() {
     run(6, Some(3 * two)).refused(&["budget.disk_writes"]);
     let six = written(&run(6, Some(3 * two + 1000)));
     assert_eq!(six, 3 * two + 1000);
+}
+
+/// A process that is killed has written more than the last line of its metrics tells: as much as its output's mark says.
+#[test]
+fn what_a_killed_process_may_have_written_counts() {
+    let scratch = case();
+    let rates = include_str!("../../../../examples/machines/h200.json");
+    scratch.write("machine.json", rates);
+    let sets = [
+        NO_ANSWERS,
+        "budget.disk=1GiB",
+        "plan.optimizer=disk",
+        "plan.machine=machine.json",
+        "log.every_steps=5",
+    ];
+    let fresh = |steps: &str| {
+        let steps = [&sets[..], &["output=fresh", steps]].concat();
+        let ended = train(&scratch, &steps);
+        let written = ended.fine().json()["disk_written"].as_u64();
+        fs::remove_dir_all(scratch.at("fresh")).expect("there");
+        written.expect("a number")
+    };
+    let (two, four) = (fresh("train.steps=2"), fresh("train.steps=4"));
+    let step = (four - two) / 2;
+    let fill = two - 2 * step;
+    let long = [&sets[..], &["train.steps=400"]].concat();
+    drop(started(&scratch, &long, "step 20/"));
+    let told = lines(&scratch, "out/metrics.jsonl");
+    let told = told.iter().rev().find_map(|l| l["disk_written"].as_u64());
+    let told = told.expect("is counted");
+    let again = |allowed: u64| {
+        let allowed = format!("budget.disk_writes={allowed}");
+        let few = [&sets[..], &["train.steps=11", &allowed]].concat();
+        train(&scratch, &few)
+    };
+    // Up to the next line it may have made five steps more, and two are in the lanes.
+    let most = told + 7 * step + fill + 11 * step;
+    again(most - 1).refused(&["budget.disk_writes", "11 steps to come"]);
+    let ended = again(most);
+    assert_eq!(ended.fine().json()["disk_written"], most);
 }
