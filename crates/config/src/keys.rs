@@ -504,7 +504,8 @@ const AFTER_DATA: &[Key] = &[
     },
     Key {
         name: "plan.prefetch",
-        doc: "Blocks fetched ahead of their use.",
+        doc: "How far copies run ahead of their use and lag behind it. 0: just in time. N: until N eighths of \
+              the device are taken, and N of a block's largest tensors on the host. Changes no result.",
         kind: Kind::PinCount { words: &[], max: 8 },
         default: Value("auto"),
         elsewhere: &["prefetch_factor", "backward_prefetch", "forward_prefetch"],

@@ -7,7 +7,7 @@ use lowtide_workload::Workload;
 
 use crate::check::{overlaps, sequences};
 use crate::choice::{Budgets, Choice, Clip};
-use crate::draft::{Draft, DraftSlot, draft};
+use crate::draft::{Draft, DraftSlot, Rates, draft};
 use crate::edges::Edges;
 use crate::layout::{Layout, layout};
 use crate::machine::Machine;
@@ -24,7 +24,7 @@ pub fn build(
     budgets: Budgets,
     machine: &Machine,
 ) -> Plan {
-    let d = draft(w, choice, clip, &PartName::ALL);
+    let d = draft(w, &Rates::new(w, machine), choice, clip, &PartName::ALL);
     let l = layout(&d.slots, PartName::ALL.len());
     let activations = activations(&d.slots);
     let mut tiers: Vec<TierUse> = Tier::ALL

@@ -84,6 +84,39 @@ pub enum Pieces {
     Split(u64),
 }
 
+/// How far copies may run ahead of their use and lag behind it, so that neither the device nor the host is
+/// overrun: three bounds, each for itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Ahead {
+    /// Bytes of the device, everything on it included, that may be taken while something was fetched that is
+    /// not used yet, or is not used any more but still copied from. Zero: just in time.
+    pub device: Bytes,
+    /// Bytes of the host that were read from the drives and are not fetched yet, and as many that are still
+    /// written to them.
+    pub host: Bytes,
+    /// Bytes of the host and of the device each that were read or fetched for updates which are still to run,
+    /// and as many that these left to be written or sent back. What is larger goes alone.
+    pub updates: Bytes,
+}
+
+impl Ahead {
+    /// Everything just in time.
+    pub const NONE: Self = Self::each(Bytes(0));
+
+    /// As far as predicted times ask for.
+    pub const UNLIMITED: Self = Self::each(Bytes(u64::MAX >> 2));
+
+    /// So many bytes in each pool.
+    #[must_use]
+    pub const fn each(bytes: Bytes) -> Self {
+        Self {
+            device: bytes,
+            host: bytes,
+            updates: bytes,
+        }
+    }
+}
+
 /// Every choice of one plan.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Choice {
@@ -105,8 +138,11 @@ pub struct Choice {
     pub inputs: Tier,
     /// For each unit, what becomes of each of [`lowtide_workload::Unit::saved`].
     pub saved: Vec<Vec<Saved>>,
-    /// Windows that are fetched ahead of their use; 0: just in time.
-    pub prefetch: u8,
+    /// How far copies run ahead of their use.
+    pub ahead: Ahead,
+    /// Where what a unit hands to the next one waits in between: its output's gradients here, its outputs, where
+    /// this is not the device, on the tier of [`Choice::inputs`]; each where it is gone and back in time.
+    pub carry: Tier,
     /// Micro-batches of a [round](crate::rounds), layer-major inside; 0: the whole batch is one.
     #[serde(default, skip_serializing_if = "whole")]
     pub round: u32,
@@ -134,7 +170,8 @@ impl Choice {
                 .iter()
                 .map(|u| vec![Saved::Keep; u.saved().len()])
                 .collect(),
-            prefetch: 1,
+            ahead: Ahead::UNLIMITED,
+            carry: Tier::Device,
             round: 0,
             durable: false,
         }

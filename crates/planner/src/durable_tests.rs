@@ -148,7 +148,8 @@ fn a_write_over_the_version_that_is_being_left_waits_for_the_commit() {
     let w = workload(2, 2);
     let clip = Clip::Exact;
     let c = durable(Tier::Host, Processor::Host);
-    let mut d = draft(&w, &c, clip, &PartName::ALL);
+    let rates = crate::draft::Rates::new(&w, &machine());
+    let mut d = draft(&w, &rates, &c, clip, &PartName::ALL);
     let tasks = &mut d.parts[PartName::Steady as usize];
     let commit = tasks.iter().position(|t| t.work == Work::Commit);
     let commit = tasks.remove(commit.expect("a commit"));

@@ -117,7 +117,7 @@ pub fn explain_choices(plan: &Plan) -> String {
     let [stay, move_away, again] = c.saved_tensors();
     format!(
         "{order}, of saved tensors {stay} stay, {move_away} move and {again} are computed again, \
-         updates on {}, {} pieces, prefetch {}\n",
+         updates on {}, {} pieces, {}\n",
         match on_device {
             0 => "the host".to_owned(),
             n if n == c.update.len() => "the device".to_owned(),
@@ -127,7 +127,13 @@ pub fn explain_choices(plan: &Plan) -> String {
             ),
         },
         plan.pieces.len(),
-        c.prefetch,
+        match c.ahead.device.0 {
+            0 => "copies just in time".to_owned(),
+            _ => format!(
+                "copies ahead of their use until {} of the device are taken",
+                c.ahead.device
+            ),
+        },
     )
 }
 

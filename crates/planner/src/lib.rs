@@ -26,7 +26,7 @@ mod updates;
 pub mod waits;
 
 pub use build::build;
-pub use choice::{Activations, Budgets, Choice, Clip, LoopOrder, Pieces, Processor, Saved};
+pub use choice::{Activations, Ahead, Budgets, Choice, Clip, LoopOrder, Pieces, Processor, Saved};
 pub use machine::{BadRate, DiskRates, Machine, Shared, Source};
 pub use plan::{
     Arg, Lane, LaneKind, PartName, PerLane, PerTier, Phase, Piece, Plan, Slot, Task, Tensor, Tier,

@@ -432,51 +432,46 @@ fn finish_gradients(program: &mut Program, w: &Workload, pieces: &[Piece]) {
 }
 
 impl Program {
-    /// The windows of every tensor, in order of first use. `resident` tensors get one window for
-    /// each content; others are split where more than `gap` runs lie between two uses. What
-    /// `outlives` the program is not over with its last window.
+    /// The windows of every tensor, in order of first use, split where the tensor is `apart` from the device
+    /// between two operations that use it. What `outlives` the program is not over with its last window.
     pub fn windows(
         &self,
-        resident: impl Fn(Tensor) -> bool,
+        apart: impl Fn(Tensor, usize, usize) -> bool,
         outlives: impl Fn(Tensor) -> bool,
-        gap: u32,
     ) -> Vec<Window> {
-        let mut open: FastMap<Tensor, Window> = FastMap::default();
-        let mut done: Vec<Window> = Vec::new();
+        // The last window of each tensor. New ones of an operation are in the order of their tensors.
+        let mut open: FastMap<Tensor, usize> = FastMap::default();
+        let mut all: Vec<Window> = Vec::new();
+        let mut begun: Vec<Window> = Vec::new();
         for (i, op) in self.ops.iter().enumerate() {
             for o in &op.operands {
+                if let Some(window) = begun.iter_mut().find(|w| w.tensor == o.tensor) {
+                    window.writes |= o.access != Use::Read;
+                    continue;
+                }
                 // Only local tensors and what Finish makes get new content by an overwrite; an
                 // accumulator's parameters are overwritten one by one.
                 let renews = o.access == Use::Write
                     && !matches!(o.tensor, Tensor::Accumulator(_) | Tensor::Losses);
-                let fresh = o.access == Use::Write;
                 let new = Window {
                     tensor: o.tensor,
                     first: i,
                     last: i,
-                    fresh,
+                    fresh: o.access == Use::Write,
                     writes: o.access != Use::Read,
                     continues: false,
                     continued: false,
                 };
-                match open.get_mut(&o.tensor) {
-                    None => {
-                        open.insert(o.tensor, new);
-                    }
-                    Some(window) if renews && window.last != i => {
-                        done.push(*window);
-                        *window = new;
-                    }
-                    Some(window)
-                        if !resident(o.tensor) && op.run - self.ops[window.last].run > gap =>
-                    {
+                match open.get(&o.tensor).map(|&k| &mut all[k]) {
+                    None => begun.push(new),
+                    Some(window) if renews && window.last != i => begun.push(new),
+                    Some(window) if window.last != i && apart(o.tensor, window.last, i) => {
                         window.continues = true;
-                        done.push(*window);
-                        *window = Window {
+                        begun.push(Window {
                             continued: true,
                             fresh: false,
                             ..new
-                        };
+                        });
                     }
                     Some(window) => {
                         window.last = i;
@@ -484,12 +479,15 @@ impl Program {
                     }
                 }
             }
+            begun.sort_unstable_by_key(|w| w.tensor);
+            for window in begun.drain(..) {
+                open.insert(window.tensor, all.len());
+                all.push(window);
+            }
         }
-        done.extend(open.into_values().map(|window| Window {
-            continues: outlives(window.tensor),
-            ..window
-        }));
-        done.sort_by_key(|w| (w.first, w.tensor));
-        done
+        for (t, k) in open {
+            all[k].continues = outlives(t);
+        }
+        all
     }
 }

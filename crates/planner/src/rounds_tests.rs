@@ -2,11 +2,12 @@
 
 use crate::build::build;
 use crate::check::check;
-use crate::choice::{Budgets, Choice, Clip, LoopOrder, Pieces, Processor, Saved};
+use crate::choice::{Ahead, Budgets, Choice, Clip, LoopOrder, Pieces, Processor, Saved};
 use crate::mutants::without_task;
 use crate::plan::{PartName, Plan, Task, Tensor, Tier, Work};
 use crate::simulate::{predict, simulate};
 use crate::testing::{machine, untied, with_positions, workload};
+use lowtide_units::Bytes;
 use lowtide_workload::{Dtype, Workload};
 
 const CLIPS: [Clip; 3] = [Clip::Exact, Clip::Previous, Clip::None];
@@ -35,7 +36,8 @@ fn homes(w: &Workload, round: u32) -> Vec<Choice> {
                 c.gradients = vec![gradients; n];
                 c.inputs = inputs;
                 c.saved.iter_mut().for_each(|s| s.fill(saved));
-                c.prefetch = k as u8;
+                c.ahead = [Ahead::NONE, Ahead::each(Bytes(1 << 18)), Ahead::UNLIMITED][k % 3];
+                c.carry = [Tier::Device, Tier::Host][k % 2];
                 if optimizer == Tier::Disk && round == 1 {
                     c.make_durable();
                 }
@@ -260,6 +262,7 @@ fn positions_of_a_tied_embedding_begin_their_own_gradient() {
                     c.round = round;
                     c.order = order;
                     c.pieces = pieces;
+                    c.ahead = [Ahead::NONE, Ahead::UNLIMITED][k];
                     c.gradients.fill(gradients);
                     let clip = CLIPS[(k + accumulate as usize) % 3];
                     let plan = build(&w, &c, clip, Budgets::UNLIMITED, &machine());

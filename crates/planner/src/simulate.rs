@@ -278,8 +278,8 @@ pub(crate) struct Steps {
     pub repeat: Option<(usize, u32)>,
 }
 
-/// Rounds in the middle of a batch that are simulated; the others take as long as the last two of them
-/// do in the mean (a round may leave the next one less to do).
+/// Rounds in the middle of a batch that are simulated; the others take as long as the last of them but one (a
+/// round may leave the next one less to do, and the last one ends in what the batch's end has to wait for).
 const MIDDLES: u32 = 4;
 
 impl Steps {
@@ -318,7 +318,7 @@ pub(crate) fn steady_seconds(
     let run = simulate(plan, w, machine, &steps.sequence);
     let mut seconds = (run.end(steps.step.end) - run.end(steps.step.start)) / steps.steps;
     if let Some((part, times)) = steps.repeat {
-        seconds += f64::from(times) * (run.end(part) - run.end(part - 2)) / 2.0;
+        seconds += f64::from(times) * (run.end(part - 1) - run.end(part - 2));
     }
     Seconds(seconds).max(busiest)
 }

@@ -319,6 +319,7 @@ pub(crate) fn machine() -> Machine {
 
 /// Bytes that a choice needs on each tier.
 pub(crate) fn needs(w: &Workload, c: &crate::Choice, clip: crate::Clip) -> [u64; 3] {
-    let d = crate::draft::draft(w, c, clip, &crate::plan::PartName::ALL);
+    let rates = crate::draft::Rates::new(w, &machine());
+    let d = crate::draft::draft(w, &rates, c, clip, &crate::plan::PartName::ALL);
     crate::layout::layout(&d.slots, crate::plan::PartName::ALL.len()).totals
 }

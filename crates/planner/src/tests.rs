@@ -5,16 +5,24 @@ use lowtide_workload::{UnitKind, What};
 
 use crate::build::build;
 use crate::check::check;
-use crate::choice::{Activations, Budgets, Choice, Clip, LoopOrder, Pieces, Processor, Saved};
+use crate::choice::{
+    Activations, Ahead, Budgets, Choice, Clip, LoopOrder, Pieces, Processor, Saved,
+};
 use crate::machine::Machine;
 use crate::mutants::without_task;
 use crate::plan::{LaneKind, PartName, Phase, Plan, Tensor, Tier, Work};
 use crate::search::{Pins, PlanError, Request, plan};
 use crate::testing::{machine, workload};
 
+/// Just in time, bounded twice, and as far as times ask for.
+fn aheads() -> [Ahead; 4] {
+    let each = |n| Ahead::each(Bytes(n));
+    [Ahead::NONE, each(1 << 16), each(1 << 20), Ahead::UNLIMITED]
+}
+
 const CLIPS: [Clip; 3] = [Clip::Exact, Clip::Previous, Clip::None];
 
-/// Every combination of homes, loop order, recompute, cut, prefetch and place of update.
+/// Every combination of homes, loop order, recompute, cut, copies ahead and place of update.
 fn every_choice(layers: u32, accumulate: u32) -> Vec<(lowtide_workload::Workload, Choice)> {
     let w = workload(layers, accumulate);
     let n = w.units.len();
@@ -42,7 +50,8 @@ fn every_choice(layers: u32, accumulate: u32) -> Vec<(lowtide_workload::Workload
                             c.inputs = inputs;
                             c.gradients = vec![gradients; n];
                             c.saved.iter_mut().for_each(|s| s.fill(saved));
-                            c.prefetch = (k % 3) as u8;
+                            c.ahead = aheads()[k % 4];
+                            c.carry = [Tier::Device, Tier::Host][k % 2];
                             c.pieces = if k > 1 {
                                 Pieces::Split(1 << 10)
                             } else {

@@ -56,7 +56,7 @@ fn the_drive_is_never_idle_while_updates_run() {
     c.weights.fill(Tier::Host);
     c.update.fill(lowtide_planner::Processor::Host);
     c.gradients.fill(Tier::Host);
-    c.prefetch = 2;
+    c.ahead = lowtide_planner::Ahead::UNLIMITED;
     let plan = build(w, &c, Clip::Exact, Budgets::UNLIMITED, &machine());
     check::check(&plan, w, Clip::Exact).unwrap();
     let plan = Arc::new(plan);

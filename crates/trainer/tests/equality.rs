@@ -44,7 +44,7 @@ fn placements(gpu: Option<&Gpu>) {
                                 let mut c = choice(&d, weights, optimizer, inputs);
                                 c.saved.iter_mut().for_each(|s| s.fill(saved));
                                 c.order = order;
-                                c.prefetch = (i % 4) as u8;
+                                (c.ahead, c.carry) = common::ahead(i);
                                 if i % 2 == 0 {
                                     c.pieces = Pieces::Split(256);
                                 }
@@ -98,7 +98,7 @@ fn durable(gpu: Option<&Gpu>) {
                             c.make_durable();
                             c.update.fill(update);
                             c.order = order;
-                            c.prefetch = (i % 4) as u8;
+                            (c.ahead, c.carry) = common::ahead(i);
                             if i % 5 < 2 {
                                 c.saved.iter_mut().for_each(|s| s.fill(Saved::Recompute));
                             }

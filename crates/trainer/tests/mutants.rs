@@ -77,7 +77,7 @@ fn mixed(d: &Decoder) -> Choice {
         let each = saved.iter_mut().zip(ways.iter().cycle());
         each.for_each(|(s, &way)| *s = way);
     }
-    c.prefetch = 2;
+    c.ahead = lowtide_planner::Ahead::UNLIMITED;
     c.pieces = Pieces::Split(256);
     c
 }

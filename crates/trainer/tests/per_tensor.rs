@@ -8,7 +8,8 @@ use std::sync::Arc;
 use common::{checked, choice, decoder, llama, open, quick, rule, train};
 use lowtide_model::Decoder;
 use lowtide_planner::{
-    Choice, Clip, LoopOrder, PartName, Phase, Pieces, Plan, Processor, Saved, Tensor, Tier, Work,
+    Ahead, Choice, Clip, LoopOrder, PartName, Phase, Pieces, Plan, Processor, Saved, Tensor, Tier,
+    Work,
 };
 use lowtide_session::{DiskChoice, Session, SessionOptions};
 use lowtide_workload::{Access, Dtype, What};
@@ -114,7 +115,7 @@ fn plans_do_what_was_asked() {
     for order in ORDERS {
         // Just in time: nothing stays because its pause is shorter than a fetch ahead of its use.
         let c = Choice {
-            prefetch: 0,
+            ahead: Ahead::NONE,
             ..by_hand(&d, order)
         };
         let plan = checked(&d, &c, Clip::Exact);
@@ -203,7 +204,8 @@ fn plans(d: &Decoder) -> Vec<Choice> {
     ];
     let mut pieces = Choice {
         pieces: Pieces::Split(256),
-        prefetch: 3,
+        ahead: common::ahead(1).0,
+        carry: Tier::Host,
         ..all[2].clone()
     };
     pieces

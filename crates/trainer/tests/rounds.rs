@@ -53,7 +53,7 @@ fn homes(d: &Decoder, round: u32) -> Vec<Choice> {
         .saved
         .iter_mut()
         .for_each(|s| s.fill(Saved::Recompute));
-    offloaded.prefetch = 2;
+    (offloaded.ahead, offloaded.carry) = common::ahead(6);
     let mut mixed = choice(d, Tier::Disk, Tier::Disk, Tier::Disk);
     let ways = [Saved::Host, Saved::Disk, Saved::Keep, Saved::Recompute];
     for saved in &mut mixed.saved {

@@ -90,7 +90,7 @@ fn mixed(d: &Decoder, order: LoopOrder) -> Choice {
             .for_each(|(i, s)| *s = ways[i % 4]);
     }
     c.order = order;
-    c.prefetch = 2;
+    (c.ahead, c.carry) = common::ahead(7);
     c.pieces = Pieces::Split(256);
     c
 }

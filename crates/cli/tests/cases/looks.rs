@@ -147,7 +147,7 @@ fn the_default_view_is_for_users_and_verbose_for_insiders() {
     for yes in [
         "masks ",
         "strategies that change numbers: none",
-        "prefetch ",
+        "copies ",
         " threads ",
     ] {
         assert!(verbose.contains(yes), "{yes:?} in {verbose}");

@@ -1,5 +1,6 @@
-//! When each tensor is fetched, begun and ended, by operation of a program.
+//! What stands before and behind each operation of a program.
 
+use super::timetable::{Event, Scene, Times};
 use super::*;
 
 /// A program, when its tensors are on the device, and where they are otherwise.
@@ -9,28 +10,28 @@ pub(super) struct Schedule<'p> {
     pub(super) tiers: FastMap<Tensor, Tier>,
     pub(super) windows: Vec<Window>,
     pub(super) agenda: Agenda,
-    /// First operation that reads each piece's weights.
-    pub(super) first_use: FastMap<u32, usize>,
+    /// Pieces in the order in which the part updates them.
+    pub(super) order: Vec<u32>,
+    /// When the operations are predicted to run.
+    pub(super) times: Times,
 }
 
-/// For each operation, the windows that are read from disk, fetched or begun before it, and those
-/// that end after it.
+/// For each operation, what stands before it, the windows that begin with it and those that end with it.
 pub(super) struct Agenda {
-    pub(super) read: Lists,
-    pub(super) fetch: Lists,
-    pub(super) begin: Lists,
-    pub(super) end: Lists,
+    pub(super) events: Lists<Event>,
+    pub(super) begin: Lists<usize>,
+    pub(super) end: Lists<usize>,
 }
 
 /// A list for each operation, all in one piece of memory.
-pub(super) struct Lists {
+pub(super) struct Lists<T> {
     starts: Vec<usize>,
-    items: Vec<usize>,
+    items: Vec<T>,
 }
 
-impl Lists {
+impl<T: Copy + Default> Lists<T> {
     /// From pairs of operation and item; items of one operation keep their order.
-    pub(super) fn new(n: usize, pairs: &[(usize, usize)]) -> Self {
+    pub(super) fn new(n: usize, pairs: &[(usize, T)]) -> Self {
         let mut starts = vec![0; n + 1];
         for &(op, _) in pairs {
             starts[op + 1] += 1;
@@ -39,7 +40,7 @@ impl Lists {
             starts[i + 1] += starts[i];
         }
         let mut next = starts.clone();
-        let mut items = vec![0; pairs.len()];
+        let mut items = vec![T::default(); pairs.len()];
         for &(op, item) in pairs {
             items[next[op]] = item;
             next[op] += 1;
@@ -47,72 +48,85 @@ impl Lists {
         Self { starts, items }
     }
 
-    pub(super) fn at(&self, op: usize) -> &[usize] {
+    pub(super) fn at(&self, op: usize) -> &[T] {
         &self.items[self.starts[op]..self.starts[op + 1]]
     }
 }
 
-impl Agenda {
-    pub(super) fn new(
-        program: &Program,
-        windows: &[Window],
-        tiers: &FastMap<Tensor, Tier>,
-        prefetch: usize,
-    ) -> Self {
-        let n = program.ops.len();
-        let (mut reads, mut fetches, mut begins, mut ends) = (
-            Vec::new(),
-            Vec::new(),
-            Vec::new(),
-            Vec::with_capacity(windows.len()),
-        );
-        let weights: Vec<usize> = windows
-            .iter()
-            .filter(|w| is_weight(w.tensor) && tiers[&w.tensor] != Tier::Device)
-            .map(|w| w.first)
-            .collect();
-        let mut nth_weight: usize = 0;
-        let mut previous_end: FastMap<Tensor, usize> = FastMap::default();
-        for (wi, window) in windows.iter().enumerate() {
-            ends.push((window.last, wi));
-            let fetched = tiers[&window.tensor] != Tier::Device && !window.fresh;
-            if !fetched {
-                begins.push((window.first, wi));
-                previous_end.insert(window.tensor, window.last);
-                continue;
-            }
-            let earliest = previous_end
-                .insert(window.tensor, window.last)
-                .map_or(0, |e| e + 1);
-            let (fetch, read) = if is_weight(window.tensor) {
-                let k = nth_weight;
-                nth_weight += 1;
-                (
-                    weights[k.saturating_sub(prefetch)],
-                    weights[k.saturating_sub(2 * prefetch)],
-                )
-            } else {
-                let visit = program.ops[window.first].visit as usize;
-                (
-                    program.visits[visit.saturating_sub(prefetch)],
-                    program.visits[visit.saturating_sub(2 * prefetch)],
-                )
-            };
-            let fetch = fetch.max(earliest).min(window.first);
-            fetches.push((fetch, wi));
-            reads.push((read.max(earliest).min(fetch), wi));
+impl Emitter<'_> {
+    /// What is on the device when, in a program.
+    pub(super) fn schedule<'p>(
+        &self,
+        program: &'p Program,
+        span: Span,
+        updates: Updates,
+    ) -> Schedule<'p> {
+        let mut tiers: FastMap<Tensor, Tier> = FastMap::default();
+        for o in program.ops.iter().flat_map(|op| &op.operands) {
+            tiers
+                .entry(o.tensor)
+                .or_insert_with(|| self.home_tier(o.tensor));
         }
-        Self {
-            read: Lists::new(n, &reads),
-            fetch: Lists::new(n, &fetches),
-            begin: Lists::new(n, &begins),
-            end: Lists::new(n, &ends),
+        // Gradients are complete, and the norm is known, at the end of the last round.
+        let updates = match updates {
+            Updates::UnderForward => updates,
+            _ if span.ends => updates,
+            _ => Updates::Never,
+        };
+        let ready = match updates {
+            Updates::UnderBackward => ready_order(program, self.pieces.len()),
+            _ => Vec::new(),
+        };
+        let order = match updates {
+            Updates::UnderBackward => ready.iter().map(|&(_, p)| p).collect(),
+            _ => first_uses(program, self.pieces.len()),
+        };
+        let times = Times::straight(program, self.rates, self.pieces);
+        let outlives = |t: Tensor| !span.ends && self.outer_home(t).is_some();
+        let apart = |t: Tensor, last: usize, next: usize| {
+            let runs = program.ops[next].run - program.ops[last].run;
+            let pause = times.starts[next] - times.ends[last];
+            self.moves(t, tiers[&t], runs, pause)
+        };
+        let windows = program.windows(apart, outlives);
+        let scene = Scene {
+            program,
+            windows: &windows,
+            tiers: &tiers,
+            order: &order,
+            ready: &ready,
+        };
+        let (agenda, times) = self.agenda(&scene, updates, times);
+        Schedule {
+            program,
+            span,
+            tiers,
+            windows,
+            agenda,
+            order,
+            times,
         }
     }
-}
 
-pub(super) fn is_weight(t: Tensor) -> bool {
-    matches!(t, Tensor::Weight(_))
+    /// Whether a tensor leaves the device in a pause between two uses: where its home is elsewhere and it is
+    /// gone and back in time. Just in time everything goes that may. What one unit hands to the next stays
+    /// unless it is to leave. Weights and sums go after their unit, if others come before the next use: what
+    /// they wait for, an update or a drive, is often longer than the gpu's own work, and they are large.
+    fn moves(&self, t: Tensor, tier: Tier, runs: u32, pause: f64) -> bool {
+        if tier == Tier::Device {
+            return false;
+        }
+        let pressed = self.choice.ahead.device.0 == 0;
+        let worth = pause >= self.rates.away(self.tensor_bytes(t), tier);
+        match t {
+            Tensor::Local(..) if runs == 0 => false,
+            Tensor::Local(..) if runs == 1 => {
+                self.choice.carry != Tier::Device && pause > 0.0 && (worth || pressed)
+            }
+            Tensor::Local(..) => worth || pressed,
+            _ => runs > if pressed { 1 } else { 2 },
+        }
+    }
 }
 
 /// First operation that reads each piece's weights.
@@ -144,19 +158,20 @@ pub(super) fn first_uses(program: &Program, n_pieces: usize) -> Vec<u32> {
 
 /// For each piece the operation after which it may be updated in the same batch: its gradient is
 /// complete and nothing reads its weights any more. In that order.
-pub(super) fn ready_order(program: &Program) -> Vec<(usize, u32)> {
-    let mut ready: BTreeMap<u32, usize> = BTreeMap::new();
+pub(super) fn ready_order(program: &Program, n_pieces: usize) -> Vec<(usize, u32)> {
+    let mut ready: Vec<Option<usize>> = vec![None; n_pieces];
     for (i, op) in program.ops.iter().enumerate() {
         if let Work::Finish { piece } = op.work {
-            ready.insert(piece, i);
+            ready[piece as usize] = Some(i);
         }
         for o in &op.operands {
             if let Tensor::Weight(p) = o.tensor {
-                ready.insert(p, i);
+                ready[p as usize] = Some(i);
             }
         }
     }
-    let mut order: Vec<(usize, u32)> = ready.into_iter().map(|(p, i)| (i, p)).collect();
+    let known = (0..).zip(ready).filter_map(|(p, i)| Some((i?, p)));
+    let mut order: Vec<(usize, u32)> = known.collect();
     order.sort_unstable();
     order
 }

@@ -1,10 +1,10 @@
 //! From choices to tasks: emits every lane's work in one global order, with slots that have a
 //! size and a life but no address yet.
 //!
-//! The order is what the choices mean: a fetch stands as many windows before its use as
-//! `prefetch` says, an update stands where its result is needed next, an offload right behind the
-//! operation that made the tensor. Lanes run their tasks in this order, so this is where earliest
-//! deadline first is decided.
+//! The order is what the choices mean: a fetch stands where it must begin to be there in time
+//! (`timetable`), an update where it is predicted to run, an offload right behind the operation that
+//! made the tensor. Lanes run their tasks in this order, so this is where earliest deadline first is
+//! decided.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -16,13 +16,21 @@ use crate::choice::{Choice, Clip, LoopOrder, Pieces, Processor, Saved};
 use crate::fast::FastMap;
 use crate::plan::{Arg, Lane, PartName, Piece, Task, Tensor, Tier, Use, Version, Work};
 use crate::program::{Program, Purpose, Span, Window, program};
-use agenda::{Agenda, Schedule, first_use_table, first_uses, ready_order};
+use agenda::{Schedule, first_uses, ready_order};
+pub(crate) use rates::Rates;
 use updates::UpdateQueue;
 
 mod agenda;
 mod between;
+mod emit;
+mod lives;
+mod rates;
 mod slots;
+mod timetable;
 mod updates;
+
+#[cfg(test)]
+mod timetable_tests;
 
 /// A slot before it has an address.
 #[derive(Clone, Debug)]
@@ -105,6 +113,7 @@ fn shared_gradients(w: &Workload) -> FastMap<u32, Vec<usize>> {
 
 struct Emitter<'a> {
     w: &'a Workload,
+    rates: &'a Rates,
     choice: &'a Choice,
     clip: Clip,
     pieces: &'a [Piece],
@@ -158,7 +167,9 @@ pub(crate) fn weight_home(choice: &Choice, unit: usize) -> Tier {
 /// Bytes of each tier that hold something across parts. A plan needs more than these.
 pub(crate) fn persistent_bytes(w: &Workload, choice: &Choice, clip: Clip) -> [u64; 3] {
     let pieces = cut(w, choice.pieces);
-    let mut e = emitter(w, choice, clip, &pieces);
+    // Homes have no times.
+    let rates = Rates::NONE;
+    let mut e = emitter(w, &rates, choice, clip, &pieces);
     e.place_homes();
     let mut bytes = [0; 3];
     for s in &e.slots {
@@ -169,12 +180,14 @@ pub(crate) fn persistent_bytes(w: &Workload, choice: &Choice, clip: Clip) -> [u6
 
 fn emitter<'a>(
     w: &'a Workload,
+    rates: &'a Rates,
     choice: &'a Choice,
     clip: Clip,
     pieces: &'a [Piece],
 ) -> Emitter<'a> {
     Emitter {
         w,
+        rates,
         choice,
         clip,
         pieces,
@@ -191,7 +204,13 @@ fn emitter<'a>(
 
 /// Makes the draft of the parts named; the others are empty. A part is the same whichever others
 /// are made with it.
-pub(crate) fn draft(w: &Workload, choice: &Choice, clip: Clip, names: &[PartName]) -> Draft {
+pub(crate) fn draft(
+    w: &Workload,
+    rates: &Rates,
+    choice: &Choice,
+    clip: Clip,
+    names: &[PartName],
+) -> Draft {
     let pieces = cut(w, choice.pieces);
     let mut piece_of = vec![0; w.params.len()];
     for (i, piece) in pieces.iter().enumerate() {
@@ -200,7 +219,7 @@ pub(crate) fn draft(w: &Workload, choice: &Choice, clip: Clip, names: &[PartName
             .clone()
             .for_each(|p| piece_of[p as usize] = i as u32);
     }
-    let mut e = emitter(w, choice, clip, &pieces);
+    let mut e = emitter(w, rates, choice, clip, &pieces);
     e.saved = w.units.iter().map(lowtide_workload::Unit::saved).collect();
     e.place_homes();
     let programs = |purpose, part| {
@@ -209,7 +228,6 @@ pub(crate) fn draft(w: &Workload, choice: &Choice, clip: Clip, names: &[PartName
         (made, span)
     };
     let begin = programs(Purpose::Train, PartName::Steady);
-    let begin = e.schedule(&begin.0, begin.1);
     let parts = PartName::ALL
         .iter()
         .enumerate()
@@ -222,22 +240,21 @@ pub(crate) fn draft(w: &Workload, choice: &Choice, clip: Clip, names: &[PartName
             e.waiting.clear();
             e.reads = Version::Current;
             match name {
-                PartName::First | PartName::Steady => e.train(&begin, Updates::of(name, clip)),
+                PartName::First | PartName::Steady => {
+                    e.train(&begin.0, &begin.1, Updates::of(name, clip));
+                }
                 PartName::Middle | PartName::Last | PartName::LastFirst => {
                     let (program, span) = programs(Purpose::Train, name);
-                    let schedule = e.schedule(&program, span);
-                    e.train(&schedule, Updates::of(name, clip));
+                    e.train(&program, &span, Updates::of(name, clip));
                 }
-                PartName::Drain => e.drain(begin.program),
+                PartName::Drain => e.drain(&begin.0),
                 PartName::Evaluate | PartName::LastEvaluate => {
                     let (program, span) = programs(Purpose::Evaluate, name);
-                    let schedule = e.schedule(&program, span);
-                    e.forward(&schedule, Purpose::Evaluate);
+                    e.forward(&program, span, Purpose::Evaluate);
                 }
                 PartName::Infer => {
                     let (program, span) = programs(Purpose::Infer, name);
-                    let schedule = e.schedule(&program, span);
-                    e.forward(&schedule, Purpose::Infer);
+                    e.forward(&program, span, Purpose::Infer);
                 }
             }
             std::mem::take(&mut e.tasks)
@@ -278,6 +295,11 @@ enum Updates {
 }
 
 impl Updates {
+    /// Whether each update follows its gradient.
+    fn at_once(self) -> bool {
+        self == Self::UnderBackward
+    }
+
     fn of(part: PartName, clip: Clip) -> Self {
         match (part, clip) {
             (PartName::Steady, Clip::Exact) => Self::UnderForward,
@@ -350,22 +372,18 @@ impl Emitter<'_> {
         }
     }
 
-    fn train(&mut self, schedule: &Schedule<'_>, updates: Updates) {
-        let train = schedule.program;
+    fn train(&mut self, program: &Program, span: &Span, updates: Updates) {
+        let schedule = self.schedule(program, span.clone(), updates);
         // Gradients are complete, and the norm is known, at the end of the last round.
         let updates = match updates {
             Updates::UnderForward => updates,
-            _ if schedule.span.ends => updates,
+            _ if span.ends => updates,
             _ => Updates::Never,
         };
-        let order = match updates {
-            Updates::UnderBackward => ready_order(train).into_iter().map(|(_, p)| p).collect(),
-            _ => first_uses(train, self.pieces.len()),
-        };
-        let q = self.queue(order);
-        let mut q = self.run(schedule, updates, q);
-        let micro_batches = schedule.span.micro_batches.len() as u32;
-        if schedule.span.ends {
+        let q = self.queue(schedule.order.clone());
+        let mut q = self.run(&schedule, updates, q);
+        let micro_batches = span.micro_batches.len() as u32;
+        if span.ends {
             self.norm(micro_batches);
         } else {
             self.losses(micro_batches);
@@ -380,434 +398,12 @@ impl Emitter<'_> {
         }
     }
 
-    fn forward(&mut self, schedule: &Schedule<'_>, purpose: Purpose) {
+    fn forward(&mut self, program: &Program, span: Span, purpose: Purpose) {
+        let schedule = self.schedule(program, span, Updates::Never);
         let q = self.queue(Vec::new());
-        self.run(schedule, Updates::Never, q);
+        self.run(&schedule, Updates::Never, q);
         if purpose == Purpose::Evaluate {
             self.losses(schedule.span.micro_batches.len() as u32);
-        }
-    }
-
-    /// What is on the device when, in a program.
-    fn schedule<'p>(&self, program: &'p Program, span: Span) -> Schedule<'p> {
-        let prefetch = usize::from(self.choice.prefetch);
-        let mut tiers: FastMap<Tensor, Tier> = FastMap::default();
-        for o in program.ops.iter().flat_map(|op| &op.operands) {
-            tiers
-                .entry(o.tensor)
-                .or_insert_with(|| self.home_tier(o.tensor));
-        }
-        let gap = if prefetch == 0 { 1 } else { 2 };
-        let resident = |t: Tensor| tiers[&t] == Tier::Device;
-        let outlives = |t: Tensor| !span.ends && self.outer_home(t).is_some();
-        let windows = program.windows(resident, outlives, gap);
-        let agenda = Agenda::new(program, &windows, &tiers, prefetch);
-        let first_use = first_use_table(&windows);
-        Schedule {
-            program,
-            span,
-            tiers,
-            windows,
-            agenda,
-            first_use,
-        }
-    }
-
-    /// Emits a whole program with everything that serves it.
-    fn run(
-        &mut self,
-        schedule: &Schedule<'_>,
-        updates: Updates,
-        mut q: UpdateQueue,
-    ) -> UpdateQueue {
-        let prefetch = usize::from(self.choice.prefetch);
-        let Schedule {
-            program,
-            span,
-            tiers,
-            windows,
-            agenda,
-            first_use,
-        } = schedule;
-        let mut ready: FastMap<usize, Vec<u32>> = FastMap::default();
-        if updates == Updates::UnderBackward {
-            for (i, p) in ready_order(program) {
-                ready.entry(i).or_default().push(p);
-            }
-        }
-        // Position of each piece in the update order, and the operation before which it is due.
-        let position: FastMap<u32, usize> =
-            q.order.iter().enumerate().map(|(k, &p)| (p, k)).collect();
-        let mut due: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
-        let mut lifts: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
-        // Windows whose weights an update on the device makes where they are read.
-        let mut made: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
-        if updates == Updates::UnderForward {
-            let used = |p: u32| first_use.get(&p).copied().unwrap_or(0);
-            // Uses of the pieces whose state passes through the device, so far.
-            let mut passing: Vec<usize> = Vec::new();
-            for (k, &p) in q.order.iter().enumerate() {
-                let ahead = used(q.order[k.saturating_sub(prefetch)]).min(used(p));
-                if !self.updated_on_device(p) {
-                    due.entry(ahead).or_default().push(k);
-                    continue;
-                }
-                // The gpu lane does it when its result is needed, no earlier. State is several
-                // times as many bytes as weights: it is fetched as soon as the one `prefetch`
-                // before it made room, so that the link never rests between two of them.
-                let home = self.homes.state[p as usize];
-                let lift = if self.slots[home as usize].tier == Tier::Device {
-                    ahead
-                } else {
-                    passing.push(used(p));
-                    match (passing.len() - 1).checked_sub(prefetch.max(1)) {
-                        Some(j) => passing[j].min(used(p)),
-                        None => 0,
-                    }
-                };
-                lifts.entry(lift).or_default().push(k);
-                due.entry(used(p)).or_default().push(k);
-            }
-        }
-        let under_forward = updates == Updates::UnderForward;
-        if under_forward {
-            self.reads = Version::Next;
-        }
-        let mut committed = !under_forward;
-        self.inputs.clear();
-        span.micro_batches.clone().for_each(|m| self.load_inputs(m));
-        let mut late_inputs = self.late_inputs(program, span);
-        let mut st = Live {
-            device: FastMap::default(),
-            staged: FastMap::default(),
-            spilled: FastMap::default(),
-            forward: FastMap::default(),
-            finished: FastMap::default(),
-        };
-        self.persistent_operands(&mut st);
-        for (i, op) in program.ops.iter().enumerate() {
-            for m in late_inputs.remove(&i).into_iter().flatten() {
-                self.load_inputs(m);
-            }
-            for &k in lifts.get(&i).into_iter().flatten() {
-                self.lift(&mut q, k);
-            }
-            for &k in due.get(&i).into_iter().flatten() {
-                let forward = self.update(&mut q, k, None);
-                if let Some(f) = forward {
-                    st.forward.insert(q.order[k], f);
-                }
-            }
-            for &wi in agenda.read.at(i) {
-                let pending = updates == Updates::UnderForward
-                    && matches!(windows[wi].tensor, Tensor::Weight(p)
-                        if !windows[wi].continued && position.contains_key(&p));
-                if !pending {
-                    self.stage_window(&windows[wi], wi, tiers, &mut st);
-                }
-            }
-            for &wi in agenda.fetch.at(i) {
-                if let (Tensor::Weight(p), true) =
-                    (windows[wi].tensor, updates == Updates::UnderForward)
-                    && !windows[wi].continued
-                {
-                    if self.updated_on_device(p) {
-                        made.entry(windows[wi].first).or_default().push(wi);
-                        continue;
-                    }
-                    if let Some(f) = self.update(&mut q, position[&p], None) {
-                        st.forward.insert(p, f);
-                    }
-                }
-                self.fetch_window(&windows[wi], wi, tiers, &mut st);
-            }
-            for &wi in made.get(&i).into_iter().flatten() {
-                self.fetch_window(&windows[wi], wi, tiers, &mut st);
-            }
-            if !committed && q.done.iter().all(|&done| done) {
-                self.commit();
-                committed = true;
-            }
-            self.compute(op, i, windows, agenda, &mut st);
-            self.after(op, i, windows, agenda, tiers, updates, &mut st);
-            for p in ready.get(&i).into_iter().flatten() {
-                let gradient = st.finished[p];
-                self.update(&mut q, position[p], Some(gradient));
-            }
-        }
-        if under_forward {
-            for k in 0..q.order.len() {
-                self.update(&mut q, k, None);
-            }
-        }
-        if !committed {
-            self.commit();
-        }
-        self.linger(program, prefetch);
-        q
-    }
-
-    fn persistent_operands(&self, st: &mut Live) {
-        for p in 0..self.pieces.len() as u32 {
-            let unit = self.unit_of(p);
-            if self.choice.weights[unit] == Tier::Device {
-                let slot = self.homes.resident[p as usize].unwrap_or(self.homes.weight[p as usize]);
-                st.device.insert(Tensor::Weight(p), slot);
-            }
-            if let Some(g) = self.homes.gradient[p as usize]
-                && self.choice.gradients[unit] == Tier::Device
-            {
-                st.device.insert(Tensor::Gradient(p), g);
-                if self.w.gradient == Dtype::F32 {
-                    st.device.insert(Tensor::Accumulator(p), g);
-                }
-            }
-        }
-        st.device.insert(Tensor::Losses, self.homes.losses_device);
-        if self.choice.rounds(self.w).one() {
-            return;
-        }
-        let sums = (0..self.pieces.len() as u32).map(Tensor::Accumulator);
-        let late = self
-            .homes
-            .late
-            .clone()
-            .map(|s| self.slots[s as usize].tensor);
-        for t in sums.chain(late) {
-            let home = self.outer_home(t).expect("it stays between rounds");
-            match self.slots[home as usize].tier {
-                Tier::Device => st.device.insert(t, home),
-                _ => st.spilled.insert(t, home),
-            };
-        }
-    }
-
-    fn stage_window(
-        &mut self,
-        window: &Window,
-        wi: usize,
-        tiers: &FastMap<Tensor, Tier>,
-        st: &mut Live,
-    ) {
-        if tiers[&window.tensor] != Tier::Disk {
-            return;
-        }
-        let home = match window.tensor {
-            Tensor::Weight(p) => self.fetched_from(p),
-            t => st.spilled[&t],
-        };
-        if self.slots[home as usize].tier == Tier::Disk {
-            let staged = self.on_host(home);
-            st.staged.insert(wi, staged);
-        }
-    }
-
-    fn fetch_window(
-        &mut self,
-        window: &Window,
-        wi: usize,
-        tiers: &FastMap<Tensor, Tier>,
-        st: &mut Live,
-    ) {
-        debug_assert_ne!(tiers[&window.tensor], Tier::Device);
-        let bytes = self.tensor_bytes(window.tensor);
-        let slot = match window.tensor {
-            Tensor::Weight(p) => match st.forward.remove(&p) {
-                Some(Forward::Device(slot)) => slot,
-                Some(Forward::Host(slot)) => {
-                    let device = self.slot(Tier::Device, bytes, window.tensor);
-                    self.copy(slot, device, bytes);
-                    device
-                }
-                None => {
-                    let home = self.fetched_from(p);
-                    let staged = st.staged.remove(&wi);
-                    self.on_device(home, staged, bytes)
-                }
-            },
-            t => {
-                let home = st.spilled[&t];
-                let staged = st.staged.remove(&wi);
-                self.on_device(home, staged, bytes)
-            }
-        };
-        st.device.insert(window.tensor, slot);
-    }
-
-    fn compute(
-        &mut self,
-        op: &crate::program::GpuOp,
-        i: usize,
-        windows: &[Window],
-        agenda: &Agenda,
-        st: &mut Live,
-    ) {
-        // Tensors that begin a life here without a fetch.
-        for &wi in agenda.begin.at(i) {
-            let t = windows[wi].tensor;
-            if let Tensor::Inputs(_) | Tensor::Losses = t {
-                continue;
-            }
-            let fixed = match t {
-                Tensor::Weight(_) => true,
-                Tensor::Gradient(p) => {
-                    self.homes.gradient[p as usize].is_some()
-                        && self.choice.gradients[self.unit_of(p)] == Tier::Device
-                }
-                Tensor::Accumulator(p) if self.sums_in_gradient(p) => true,
-                t => self
-                    .outer_home(t)
-                    .is_some_and(|home| self.slots[home as usize].tier == Tier::Device),
-            };
-            if !fixed {
-                let bytes = self.tensor_bytes(t);
-                let slot = self.slot(Tier::Device, bytes, t);
-                st.device.insert(t, slot);
-            }
-        }
-        let mut args: Vec<Arg> = op
-            .operands
-            .iter()
-            .map(|o| {
-                let slot = match o.tensor {
-                    Tensor::Inputs(m) => self.inputs[&m],
-                    t => st.device[&t],
-                };
-                Arg {
-                    slot,
-                    offset: o.offset,
-                    bytes: o.bytes,
-                    access: o.access,
-                }
-            })
-            .collect();
-        if op.workspace > 0 {
-            let slot = self.slot(Tier::Device, op.workspace, Tensor::Workspace);
-            args.push(Arg {
-                slot,
-                offset: 0,
-                bytes: op.workspace,
-                access: Use::Write,
-            });
-        }
-        self.push(Lane::GPU, op.work, args);
-    }
-
-    /// Offloads what ends or pauses after operation `i`, and updates what is complete.
-    #[allow(clippy::too_many_arguments)]
-    fn after(
-        &mut self,
-        op: &crate::program::GpuOp,
-        i: usize,
-        windows: &[Window],
-        agenda: &Agenda,
-        tiers: &FastMap<Tensor, Tier>,
-        updates: Updates,
-        st: &mut Live,
-    ) {
-        if let Work::Finish { piece } = op.work {
-            self.finished(piece, updates, st);
-        }
-        if let Work::Compute {
-            unit,
-            phase: crate::plan::Phase::Infer,
-            op: o,
-            micro_batch,
-        } = op.work
-        {
-            self.logits(unit, o, micro_batch, st);
-        }
-        for &wi in agenda.end.at(i) {
-            let window = &windows[wi];
-            let tier = tiers[&window.tensor];
-            if matches!(window.tensor, Tensor::Weight(_)) || tier == Tier::Device {
-                continue;
-            }
-            if window.continues && window.writes {
-                self.spill(window.tensor, tier, st);
-            }
-        }
-    }
-
-    fn spill(&mut self, t: Tensor, tier: Tier, st: &mut Live) {
-        let bytes = self.tensor_bytes(t);
-        let home = match st.spilled.get(&t) {
-            Some(&home) => home,
-            None => {
-                let home = self.slot(tier, bytes, t);
-                st.spilled.insert(t, home);
-                home
-            }
-        };
-        let device = st.device[&t];
-        self.send_back(device, home, bytes);
-    }
-
-    fn logits(&mut self, unit: u32, op: u16, m: u32, st: &Live) {
-        let u = &self.w.units[unit as usize];
-        let Some(i) = u.tensors.iter().position(|t| t.name == "logits") else {
-            return;
-        };
-        let i = i as u16;
-        let writes = u.infer[op as usize]
-            .operands
-            .iter()
-            .any(|o| o.what == What::Local(i) && o.access == lowtide_workload::Access::Write);
-        if !writes {
-            return;
-        }
-        let t = Tensor::Local(unit, i, m);
-        let bytes = self.tensor_bytes(t);
-        let host = self.slot(Tier::Host, bytes, t);
-        self.copy(st.device[&t], host, bytes);
-        self.push(
-            Lane::HOST,
-            Work::Logits { micro_batch: m },
-            vec![Arg {
-                slot: host,
-                offset: 0,
-                bytes,
-                access: Use::Read,
-            }],
-        );
-    }
-
-    /// Lets slots that a copy is still reading outlive it by `prefetch` visits in plan order, so
-    /// that the gpu does not wait for a slow copy before it may reuse the bytes.
-    fn linger(&mut self, program: &Program, prefetch: usize) {
-        if prefetch == 0 {
-            return;
-        }
-        // Task index at which each visit starts.
-        let mut starts: Vec<usize> = Vec::with_capacity(program.visits.len());
-        let mut op_idx = 0;
-        for (t, task) in self.tasks.iter().enumerate() {
-            let of_program = matches!(task.work, Work::Compute { .. } | Work::Finish { .. });
-            if of_program {
-                if program.visits.get(starts.len()) == Some(&op_idx) {
-                    starts.push(t);
-                }
-                op_idx += 1;
-            }
-        }
-        let end = self.tasks.len().saturating_sub(1);
-        for s in &mut self.slots {
-            if s.part != self.part || s.persistent || s.birth >= self.tasks.len() {
-                continue;
-            }
-            let last = &self.tasks[s.death];
-            let slow = match s.tier {
-                Tier::Device => last.lane.kind == crate::plan::LaneKind::D2h,
-                Tier::Host => true,
-                Tier::Disk => false,
-            };
-            if slow && s.tensor != Tensor::Workspace {
-                let next = starts.partition_point(|&x| x <= s.death);
-                s.death = starts
-                    .get(next + prefetch - 1)
-                    .map_or(end, |&x| x)
-                    .max(s.death);
-            }
         }
     }
 }

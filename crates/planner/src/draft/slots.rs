@@ -279,12 +279,30 @@ impl Emitter<'_> {
                     };
                 if unit.output == Some(i) || late_embedding {
                     self.choice.inputs
+                } else if unit.d_input == Some(i) {
+                    self.choice.carry
                 } else {
                     Tier::Device
                 }
             }
             Tensor::Weight(p) => self.choice.weights[self.unit_of(p)],
             _ => Tier::Device,
+        }
+    }
+
+    /// Whether a tensor has a slot on the device that stays.
+    pub(super) fn fixed(&self, t: Tensor) -> bool {
+        match t {
+            Tensor::Weight(p) => self.choice.weights[self.unit_of(p)] == Tier::Device,
+            Tensor::Losses => true,
+            Tensor::Gradient(p) => {
+                self.homes.gradient[p as usize].is_some()
+                    && self.choice.gradients[self.unit_of(p)] == Tier::Device
+            }
+            Tensor::Accumulator(p) if self.sums_in_gradient(p) => true,
+            t => self
+                .outer_home(t)
+                .is_some_and(|home| self.slots[home as usize].tier == Tier::Device),
         }
     }
 

@@ -7,6 +7,9 @@ pub(super) struct UpdateQueue {
     pub(super) order: Vec<u32>,
     pub(super) done: Vec<bool>,
     pub(super) read: usize,
+    /// Bytes that were read ahead for each update that is still to come, and their sum.
+    pub(super) bytes: Vec<u64>,
+    pub(super) ahead: u64,
     pub(super) staged: FastMap<(u32, u8), u32>,
     /// Device slots of weights, state and waiting gradient that were fetched ahead of an update.
     pub(super) lifted: FastMap<u32, (u32, u32, u32)>,
@@ -16,8 +19,10 @@ impl Emitter<'_> {
     pub(super) fn queue(&self, order: Vec<u32>) -> UpdateQueue {
         UpdateQueue {
             done: vec![false; order.len()],
+            bytes: vec![0; order.len()],
             order,
             read: 0,
+            ahead: 0,
             staged: FastMap::default(),
             lifted: FastMap::default(),
         }
@@ -39,7 +44,7 @@ impl Emitter<'_> {
         let Some(waiting) = self.waiting(p) else {
             return;
         };
-        self.stage(q, k + usize::from(self.choice.prefetch), true);
+        self.stage(q, k, true);
         let fetched = self.fetch_for_update(q, p, Some(waiting));
         q.lifted.insert(p, fetched);
     }
@@ -63,19 +68,30 @@ impl Emitter<'_> {
         (self.on_device(weight, staged(0), wb), state, gradient)
     }
 
-    /// Issues the reads from disk that updates up to position `to` need.
-    pub(super) fn stage(&mut self, q: &mut UpdateQueue, to: usize, gradients: bool) {
-        while q.read < q.order.len().min(to + 1) {
+    /// Issues the reads from disk that updates up to position `k` need, and where gradients wait those of
+    /// later ones as far as reading ahead may go.
+    pub(super) fn stage(&mut self, q: &mut UpdateQueue, k: usize, waited: bool) {
+        while q.read < q.order.len() {
             let p = q.order[q.read];
             let mut homes = vec![(0, self.updated_from(p)), (1, self.homes.state[p as usize])];
-            if gradients && let Some(g) = self.waiting(p) {
+            if waited && let Some(g) = self.waiting(p) {
                 homes.push((2, g));
             }
+            homes.retain(|&(_, home)| self.slots[home as usize].tier == Tier::Disk);
+            let slots = homes.iter().map(|&(_, home)| &self.slots[home as usize]);
+            let bytes: u64 = slots.map(|s| s.bytes).sum();
+            let further = q.ahead + bytes <= self.choice.ahead.updates.0
+                || (q.ahead == 0 && self.choice.ahead.updates.0 > 0);
+            if q.read > k && !(waited && further) {
+                break;
+            }
             for (role, home) in homes {
-                if self.slots[home as usize].tier == Tier::Disk {
-                    let staged = self.on_host(home);
-                    q.staged.insert((p, role), staged);
-                }
+                let staged = self.on_host(home);
+                q.staged.insert((p, role), staged);
+            }
+            if q.read > k {
+                q.bytes[q.read] = bytes;
+                q.ahead += bytes;
             }
             q.read += 1;
         }
@@ -92,12 +108,12 @@ impl Emitter<'_> {
         made: Option<(u32, u32)>,
     ) -> Option<Forward> {
         let gradient = made.map(|m| m.0);
-        let lead = usize::from(self.choice.prefetch);
         let waited = gradient.is_none();
-        self.stage(q, k + lead, waited);
         if std::mem::replace(&mut q.done[k], true) {
             return None;
         }
+        q.ahead -= std::mem::take(&mut q.bytes[k]);
+        self.stage(q, k, waited);
         let p = q.order[k];
         let (wb, sb, gb) = (
             self.weight_bytes(p),

@@ -2,7 +2,7 @@
 //! the simulated step shorter.
 //!
 //! Every byte of the device can buy several things: units that stay, gradients that wait there,
-//! saved tensors that are not computed again, deeper prefetch. What each is worth depends on the
+//! saved tensors that are not computed again. What each is worth depends on the
 //! others, so bytes are also *moved*: one knob gives some up and another takes as much as then
 //! fits. Steps begin coarse and are halved, down to one unit. The work is bounded by the number of
 //! drafted and simulated tasks, which is the same on every machine.
@@ -12,6 +12,7 @@ use super::mix::{Count, Mix};
 use crate::choice::{Choice, LoopOrder, Pieces};
 use crate::draft::persistent_bytes;
 use crate::plan::Tier;
+use lowtide_units::Bytes;
 
 /// A mix, what it gives each unit once state that does not fit on the host went to disk, and how
 /// long its step takes.
@@ -25,8 +26,14 @@ pub(super) struct Candidate {
 /// A change is taken when the step is shorter by this fraction.
 const GAIN: f64 = 1e-4;
 
-/// The deepest prefetch that is tried, in pieces: a block may have half a dozen.
-const DEEPEST: u8 = 12;
+/// How far ahead copies are tried, in the units of [`super::mix::AHEAD`]: all of the device.
+const DEEPEST: u8 = 64;
+
+/// How far ahead state that passes through the device is fetched at first, in the units of [`super::mix::AHEAD`].
+const PASSING: u8 = 12;
+
+/// How often the bytes up to which copies run ahead are lowered where not everything fits.
+const LOWERED: usize = 3;
 
 /// One climb from one start.
 struct Climb<'s, 'a> {
@@ -60,14 +67,45 @@ impl Search<'_> {
         climb.end()
     }
 
-    /// The choice of a mix, with state and weights on disk that do not fit on the host.
+    /// The choice of a mix, with state and weights on disk that do not fit on the host, and with copies no
+    /// further ahead than lets everything lie on the device.
     pub(super) fn settled(&self, mix: &Mix) -> Option<Choice> {
-        let choice = mix.choice(self.r.workload, self.knobs);
-        if self.disk {
-            self.fit(choice, &self.r.budgets)
-        } else {
-            self.holds(&choice).then_some(choice)
+        let mut choice = mix.choice(self.r.workload, self.knobs);
+        let budget = self.r.budgets.device.0;
+        for left in (0..=LOWERED).rev() {
+            let fitted = self.spilled_to_fit(&choice);
+            if fitted.is_some() || choice.ahead.device.0 == 0 {
+                return fitted;
+            }
+            // What lies between slots is not known before they have their places.
+            let have = self.size(&choice).need[Tier::Device as usize];
+            let line = choice.ahead.device.0;
+            let above = match have.saturating_sub(budget) {
+                0 => line / 8,
+                above => above,
+            };
+            let lower = line.saturating_sub(above + above / 2);
+            choice.ahead.device = Bytes(if left > 1 { lower } else { 0 });
         }
+        None
+    }
+
+    /// A choice with state and weights on disk that do not fit on the host, if then everything fits.
+    pub(super) fn spilled_to_fit(&self, choice: &Choice) -> Option<Choice> {
+        if self.disk {
+            self.fit(choice.clone(), &self.r.budgets)
+        } else {
+            self.holds(choice).then(|| choice.clone())
+        }
+    }
+
+    /// Whether a mix fits with copies as far ahead as it says, or still some way.
+    fn fits_well(&self, mix: &Mix) -> bool {
+        let mut choice = mix.choice(self.r.workload, self.knobs);
+        if !mix.unhurried {
+            choice.ahead.device = Bytes(choice.ahead.device.0 / 4 * 3);
+        }
+        self.spilled_to_fit(&choice).is_some()
     }
 
     /// About how many bytes of the device one choice takes more than another: what stays there, and saved
@@ -92,7 +130,7 @@ impl Search<'_> {
         let (w, pins) = (self.r.workload, self.knobs);
         let at = |n: usize| mix.with(count, n, w, pins);
         let most = mix.most(count, w, pins);
-        let fits = |n: usize| self.settled(&at(n)).is_some();
+        let fits = |n: usize| self.fits_well(&at(n));
         let now = mix.get(count);
         // What one more costs says where to look first.
         let choice = |n: usize| at(n).choice(w, pins);
@@ -165,7 +203,7 @@ impl Climb<'_, '_> {
         let seconds = self.search.seconds(&choice);
         if seconds < limit && self.search.holds_whole(&choice) {
             self.best = Candidate {
-                mix: mix.clone(),
+                mix: mix.as_settled(&choice, self.search.knobs),
                 choice,
                 seconds,
             };
@@ -191,8 +229,8 @@ impl Climb<'_, '_> {
     /// Orders of spending the same bytes; the simulator says which was wiser.
     fn spend(&mut self, least: &Mix) {
         const ORDERS: [[Count; 3]; 4] = [
-            [Count::Staying, Count::Stored, Count::Resident],
             [Count::Resident, Count::Staying, Count::Stored],
+            [Count::Staying, Count::Stored, Count::Resident],
             [Count::Copies, Count::Resident, Count::Stored],
             [Count::Near, Count::Resident, Count::Stored],
         ];
@@ -215,7 +253,11 @@ impl Climb<'_, '_> {
             // The same with all of the others streamed, or half of them.
             let most = mix.most(Count::Streamed, w, knobs);
             for streamed in [most, most / 2] {
-                let mix = mix.with(Count::Streamed, streamed, w, knobs);
+                let mut mix = mix.with(Count::Streamed, streamed, w, knobs);
+                // State that passes through is fetched while what came before is updated and sent back.
+                if knobs.prefetch.is_none() {
+                    mix.ahead[2] = mix.ahead[2].max(PASSING);
+                }
                 self.fill(&mix, order[0]);
                 self.fill(&mix, Count::Resident);
             }
@@ -250,10 +292,73 @@ impl Climb<'_, '_> {
         self.fill(&few, Count::Resident);
     }
 
+    /// How much is stored and how much of it stays: both at once, as what one takes the other may have to give,
+    /// or units on the device, in steps down to one block's rung.
+    fn waterlines(&mut self) {
+        // Of tensors stored, staying, units resident and near.
+        const WAYS: [[isize; 4]; 13] = [
+            [1, 0, 0, 0],
+            [1, -1, 0, 0],
+            [0, -1, 0, 0],
+            [0, 1, 0, 0],
+            [-1, 0, 0, 0],
+            [-1, 1, 0, 0],
+            [1, 1, 0, 0],
+            [-1, -1, 0, 0],
+            [1, 0, -1, 0],
+            [0, 1, -1, 0],
+            [0, 0, 1, 0],
+            [0, -1, 1, 0],
+            [1, 0, 0, -1],
+        ];
+        let (w, knobs) = (self.search.r.workload, self.search.knobs);
+        let counts = [Count::Stored, Count::Staying, Count::Resident, Count::Near];
+        if counts[..2]
+            .iter()
+            .all(|&c| self.best.mix.most(c, w, knobs) == 0)
+        {
+            return;
+        }
+        let mut step = (knobs.ladders.blocks.len() / 4).max(1);
+        loop {
+            let mut better = false;
+            for way in WAYS {
+                let at = |mix: &Mix| {
+                    let to = |k: usize| {
+                        let by = way[k] * step as isize;
+                        let now = match counts[k] {
+                            // Of blocks that store nothing, nothing stays.
+                            Count::Staying => mix.get(Count::Staying).min(mix.get(Count::Stored)),
+                            count => mix.get(count),
+                        };
+                        now.saturating_add_signed(by)
+                    };
+                    // What takes from the others comes first.
+                    let set = |mix: Mix, k: usize| mix.with(counts[k], to(k), w, knobs);
+                    [2, 3, 0, 1].into_iter().fold(mix.clone(), set)
+                };
+                loop {
+                    let mix = at(&self.best.mix);
+                    if mix == self.best.mix || !self.try_mix(&mix) {
+                        break;
+                    }
+                    better = true;
+                }
+            }
+            if self.spent() || (!better && step == 1) {
+                return;
+            }
+            if !better {
+                step = step.div_ceil(3);
+            }
+        }
+    }
+
     /// Turns every knob until none helps.
     fn turn(&mut self) {
         let n = self.search.r.workload.units.len();
         let mut step = (n / 4).max(1);
+        self.waterlines();
         self.stored(step);
         self.sorts();
         loop {
@@ -308,11 +413,17 @@ impl Climb<'_, '_> {
 
     /// Between host and device at the same bytes, and with the bytes' knobs refilled.
     fn streamed(&mut self, step: usize) -> bool {
+        let (w, knobs) = (self.search.r.workload, self.search.knobs);
         let mut better = false;
         for up in [true, false] {
             for refill in [Count::Resident, Count::Near, Count::Copies] {
-                if let Some(mix) = self.moved(Count::Streamed, up, step) {
-                    better |= self.fill(&mix, refill);
+                let Some(mix) = self.moved(Count::Streamed, up, step) else {
+                    continue;
+                };
+                better |= self.fill(&mix, refill);
+                if refill != Count::Near && mix.get(Count::Near) > 0 {
+                    let far = mix.with(Count::Near, 0, w, knobs);
+                    better |= self.fill(&far, refill);
                 }
             }
         }
@@ -349,6 +460,9 @@ impl Climb<'_, '_> {
     /// Knobs that are not counts, each with what it frees spent again.
     fn sorts(&mut self) -> bool {
         let mut better = false;
+        for mix in self.aheads_of(&self.best.mix.clone()) {
+            better |= self.try_mix(&mix);
+        }
         for mix in self.others_of(&self.best.mix.clone()) {
             // It may need bytes, or free some.
             better |= self.try_mix(&mix)
@@ -356,6 +470,45 @@ impl Climb<'_, '_> {
                 || self.fill(&mix, Count::Stored);
         }
         better
+    }
+
+    /// The mixes that differ in how far copies run ahead.
+    fn aheads_of(&self, mix: &Mix) -> Vec<Mix> {
+        let (w, pins) = (self.search.r.workload, self.search.knobs);
+        let mut all: Vec<Mix> = Vec::new();
+        if pins.prefetch.is_some() {
+            return all;
+        }
+        // Just in time for all but the device, and for all.
+        for device in [mix.ahead[0], 0] {
+            let ahead = [device, 0, 0];
+            if ahead != mix.ahead {
+                all.push(Mix {
+                    ahead,
+                    ..mix.clone()
+                });
+            }
+        }
+        let mut add = |pool: usize, n: u8| {
+            let mut other = mix.clone();
+            other.ahead[pool] = n.min(DEEPEST);
+            if other != *mix && !all.contains(&other) {
+                all.push(other);
+            }
+        };
+        add(0, DEEPEST);
+        add(0, 0);
+        add(0, mix.ahead[0].saturating_sub(4));
+        // Reading ahead is for drives, and for state that passes through the device.
+        let streams = mix.get(Count::Streamed) > 0 || mix.most(Count::Streamed, w, pins) == 0;
+        let pools = [(1, self.search.disk), (2, self.search.disk || streams)];
+        for pool in pools.into_iter().filter(|p| p.1).map(|p| p.0) {
+            let n = mix.ahead[pool];
+            add(pool, n / 2);
+            add(pool, n + 1);
+            add(pool, (n * 2).max(4));
+        }
+        all
     }
 
     /// The mixes that differ in one knob that is no count.
@@ -370,11 +523,6 @@ impl Climb<'_, '_> {
                 all.push(other);
             }
         };
-        if pins.prefetch.is_none() {
-            add(&|m| m.prefetch = m.prefetch.saturating_sub(1));
-            add(&|m| m.prefetch += 1);
-            add(&|m| m.prefetch *= 2);
-        }
         if pins.pieces.is_none() {
             for pieces in self.search.cuts() {
                 add(&|m| m.pieces = pieces);
@@ -406,13 +554,19 @@ impl Climb<'_, '_> {
                 add(&|m| m.inputs = tier);
             }
         }
+        if batch > 1 && mix.inputs != Tier::Device {
+            for tier in [Tier::Device, Tier::Host] {
+                add(&|m| m.carry = tier);
+            }
+        }
         if pins.gradients.is_none() && self.search.disk {
             for tier in [Tier::Host, Tier::Disk] {
                 add(&|m| m.waiting = tier);
             }
         }
         add(&|m| m.skip = 1 - m.skip.min(1));
-        all.retain(|m| m.prefetch <= DEEPEST);
+        add(&|m| m.unhurried = !m.unhurried);
+        all.retain(|m| m.ahead.iter().all(|&n| n <= DEEPEST));
         all
     }
 }

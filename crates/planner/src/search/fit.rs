@@ -2,7 +2,7 @@
 
 use lowtide_units::Bytes;
 
-use super::mix::Mix;
+use super::mix::{Mix, pinned_ahead};
 use super::{Refusal, Request, Search, fits};
 use crate::choice::{Budgets, Choice};
 use crate::draft::persistent_bytes;
@@ -136,10 +136,10 @@ impl Search<'_> {
             // The least disk space with which the rest does is told too.
             let asked = mask == [false, false, true] && allowed.disk.0 == 0;
             for way in search.ways(search.disk) {
-                for prefetch in [0, way.prefetch] {
-                    let prefetch = self.r.pins.prefetch.unwrap_or(prefetch);
+                for ahead in [[0; 3], way.ahead] {
+                    let ahead = self.r.pins.prefetch.map_or(ahead, pinned_ahead);
                     let way = Mix {
-                        prefetch,
+                        ahead,
                         ..way.clone()
                     };
                     let choice = way.choice(self.r.workload, self.knobs);

@@ -7,13 +7,15 @@
 //! it, evenly between those that the host updates, so that host and links work side by side. The
 //! last have the latest deadlines: what does not fit on the host goes to disk from there.
 
+use lowtide_units::Bytes;
 use lowtide_workload::{UnitKind, Workload};
 
 use std::ops::Deref;
 
-use super::Pins;
 use super::ladder::Ladders;
-use crate::choice::{Activations, Choice, LoopOrder, Pieces, Processor, Saved};
+use super::{Pins, Request};
+use crate::choice::{Activations, Ahead, Choice, LoopOrder, Pieces, Processor, Saved};
+use crate::draft::Rates;
 use crate::plan::Tier;
 
 /// What bounds the knobs: the user's pins, and what blocks may store.
@@ -21,6 +23,45 @@ use crate::plan::Tier;
 pub(super) struct Knobs {
     pub pins: Pins,
     pub ladders: Ladders,
+    pub rates: Rates,
+    /// What a pool of [`Ahead`] is counted in: bytes of a block's largest tensor that is fetched, and of the
+    /// state of its largest parameter.
+    grain: [u64; 2],
+    /// The device's budget.
+    device: u64,
+}
+
+impl Knobs {
+    pub(super) fn new(r: &Request<'_>) -> Self {
+        let w = r.workload;
+        let (mut tensor, mut state) = (1, 1);
+        for unit in w.units.iter().filter(|u| u.kind == UnitKind::Block) {
+            for i in unit.saved() {
+                tensor = unit.tensors[i as usize].bytes.0.max(tensor);
+            }
+            for p in unit.params.clone() {
+                let n = w.params[p as usize].padded();
+                tensor = tensor.max(n * w.precision.size());
+                state = state.max(n * w.gradient.size() + w.optimizer.state_bytes(w.precision, n));
+            }
+        }
+        Self {
+            pins: r.pins,
+            ladders: Ladders::new(w, r.machine),
+            rates: Rates::new(w, r.machine),
+            grain: [tensor, state],
+            device: r.budgets.device.0,
+        }
+    }
+
+    fn ahead(&self, [device, host, updates]: [u8; 3]) -> Ahead {
+        let of = |n: u8, grain: u64| Bytes(u64::from(n) * grain / 4);
+        Ahead {
+            device: Bytes(self.device / 64 * u64::from(device)),
+            host: of(host, self.grain[0]),
+            updates: of(updates, self.grain[1]),
+        }
+    }
 }
 
 impl Deref for Knobs {
@@ -29,6 +70,16 @@ impl Deref for Knobs {
     fn deref(&self) -> &Pins {
         &self.pins
     }
+}
+
+/// How far copies run ahead in a start: 64ths of the device's budget, quarters of a block's largest tensor, and
+/// of its state.
+pub(super) const AHEAD: [u8; 3] = [62, 16, 4];
+
+/// The same where it is pinned.
+pub(super) fn pinned_ahead(n: u8) -> [u8; 3] {
+    let n = n.min(8);
+    [n * 8, n * 4, n * 4]
 }
 
 /// A knob that counts units.
@@ -78,7 +129,12 @@ pub(super) struct Mix {
     /// Where gradients wait that do not wait on the device.
     pub waiting: Tier,
     pub inputs: Tier,
-    pub prefetch: u8,
+    /// How far copies run ahead of their use: for each bound of [`Ahead`], in the units of [`AHEAD`].
+    pub ahead: [u8; 3],
+    /// Whether a knob is filled up to where all of that still fits; else to where three quarters of the device's bound
+    /// do, and copies are held back.
+    pub unhurried: bool,
+    pub carry: Tier,
     /// Units passed over before the first that is resident: a large embedding may not be worth
     /// its bytes.
     pub skip: usize,
@@ -94,7 +150,9 @@ impl Mix {
             pieces,
             waiting,
             inputs,
-            prefetch: 1,
+            ahead: AHEAD,
+            unhurried: true,
+            carry: Tier::Device,
             skip: 0,
             counts: [0; Count::ALL.len()],
         }
@@ -109,6 +167,15 @@ impl Mix {
         let mut mix = self.clone();
         mix.counts[count as usize] = value.min(mix.most(count, w, pins));
         mix.cut_to(w, pins);
+        mix
+    }
+
+    /// With copies no further ahead than in what became of it: where they had to be held back, they would
+    /// have to be in what is like it.
+    pub(super) fn as_settled(&self, choice: &Choice, knobs: &Knobs) -> Self {
+        let mut mix = self.clone();
+        let of_64 = choice.ahead.device.0 / (knobs.device / 64).max(1);
+        mix.ahead[0] = mix.ahead[0].min(of_64.min(64) as u8);
         mix
     }
 
@@ -175,7 +242,8 @@ impl Mix {
                 .iter()
                 .map(|u| vec![Saved::Keep; u.saved().len()])
                 .collect(),
-            prefetch: self.prefetch,
+            ahead: pins.ahead(self.ahead),
+            carry: self.carry,
             round: self.round,
             durable: false,
         };

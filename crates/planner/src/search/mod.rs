@@ -4,7 +4,7 @@
 //! For each way of ordering the loops, cutting the pieces and placing gradients and block inputs
 //! there is a *least* plan (everything offloaded, every block recomputed). Those that fit are the
 //! starting points. From the fastest few, bytes that are left are spent where the simulator says
-//! that they save time (`climb`): fetching further ahead, keeping saved tensors, keeping weights,
+//! that they save time (`climb`): copies further ahead, keeping saved tensors, keeping weights,
 //! gradients and optimizer state on the device, updating there. What is turned are a few counts
 //! (`mix`), not every unit by itself. Nothing here looks at a clock or draws a random number: equal
 //! inputs give an equal plan.
@@ -13,7 +13,7 @@ use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 
 use lowtide_units::{Bytes, Seconds};
-use lowtide_workload::{Unit, Workload};
+use lowtide_workload::Workload;
 use serde::{Deserialize, Serialize};
 
 use crate::build::{assemble, build};
@@ -27,14 +27,15 @@ use crate::plan::{PartName, Plan, Task, Tier};
 use crate::rounds::Rounds;
 use crate::simulate::{Busy, Steps, busy, steady_seconds};
 use climb::Candidate;
-use ladder::Ladders;
 use mix::{Count, Knobs, Mix};
+use starts::first_of_each_loop;
 
 mod climb;
 mod fit;
 mod ladder;
 mod mix;
 pub mod outlook;
+mod starts;
 #[cfg(test)]
 mod twin;
 #[cfg(test)]
@@ -57,7 +58,8 @@ pub struct Pins {
     pub recompute: Option<u32>,
     /// What may become of saved tensors.
     pub activations: Activations,
-    /// Windows fetched ahead.
+    /// How far copies run ahead of their use: until so many eighths of the device are taken, and by so many of
+    /// a block's largest tensors on the host.
     pub prefetch: Option<u8>,
     /// Cut of the parameters.
     pub pieces: Option<Pieces>,
@@ -164,10 +166,10 @@ const IMPROVED: usize = 5;
 
 /// Work that spending on a start, a first climb from it, and a second one may do: what bounds the time
 /// of planning. A start that the first climb leaves behind is not climbed from further.
-const WORK: [u64; 3] = [100_000, 100_000, 300_000];
+const WORK: [u64; 4] = [100_000, 100_000, 500_000, 200_000];
 
 /// The same of a batch in which rounds are a choice: each look costs more, and there is more to choose.
-const WORK_IN_ROUNDS: [u64; 3] = [150_000, 250_000, 500_000];
+const WORK_IN_ROUNDS: [u64; 4] = [150_000, 250_000, 1_500_000, 500_000];
 
 /// A plan that keeps all weights and optimizer state on the device is taken where it is slower than the fastest by no more
 /// than this. Predictions hold to a few percent, and links and host updates that have just the time they need
@@ -175,8 +177,8 @@ const WORK_IN_ROUNDS: [u64; 3] = [150_000, 250_000, 500_000];
 /// on the host and for 43.3 without, took 45.1 and 47.7 ms with them and 42.3 and 43.7 without.
 const SURE: f64 = 1.03;
 
-/// From how many starts saved tensors are moved: the fastest.
-const MOVING: usize = 2;
+/// From how many starts saved tensors are moved.
+const MOVING: usize = 3;
 
 /// How many are climbed from twice.
 const CLIMBED: usize = 3;
@@ -277,15 +279,6 @@ impl<'a> Search<'a> {
     }
 }
 
-impl Knobs {
-    fn new(r: &Request<'_>) -> Self {
-        Self {
-            pins: r.pins,
-            ladders: Ladders::new(r.workload, r.machine),
-        }
-    }
-}
-
 impl Search<'_> {
     /// The whole plan of a candidate, checked.
     fn made(&self, best: &Candidate) -> Result<Plan, PlanError> {
@@ -308,7 +301,13 @@ impl Search<'_> {
             ..
         } = self.r;
         let rounds = choice.rounds(w);
-        let d = draft(w, choice, clip, &timed_parts(clip, rounds));
+        let d = draft(
+            w,
+            &self.knobs.rates,
+            choice,
+            clip,
+            &timed_parts(clip, rounds),
+        );
         let l = layout(&d.slots, PartName::ALL.len());
         self.worked(d.parts.iter().map(Vec::len).sum());
         let bound = busy_of(&d, rounds, w, machine).busiest.0;
@@ -329,7 +328,13 @@ impl Search<'_> {
         if let Some(need) = self.seen.get(choice, |k| &k.whole) {
             return need;
         }
-        let d = draft(self.r.workload, choice, self.r.clip, &PartName::ALL);
+        let d = draft(
+            self.r.workload,
+            &self.knobs.rates,
+            choice,
+            self.r.clip,
+            &PartName::ALL,
+        );
         let need = layout(&d.slots, PartName::ALL.len()).totals;
         self.worked(d.parts.iter().map(Vec::len).sum());
         let mut own = self.seen.own.borrow_mut();
@@ -381,7 +386,13 @@ impl Search<'_> {
         let newest = self.seen.newest.borrow_mut().take_if(|(c, ..)| c == choice);
         let (d, l) = newest.map_or_else(
             || {
-                let d = draft(w, choice, clip, &timed_parts(clip, rounds));
+                let d = draft(
+                    w,
+                    &self.knobs.rates,
+                    choice,
+                    clip,
+                    &timed_parts(clip, rounds),
+                );
                 let l = layout(&d.slots, PartName::ALL.len());
                 (d, l)
             },
@@ -422,20 +433,29 @@ impl Search<'_> {
         let starts = self.starts()?;
         let first = |a: &Candidate, b: &Candidate| a.seconds.total_cmp(&b.seconds);
         let rounds = self.r.workload.batch.accumulate > 2 && self.r.pins.order.is_none();
-        let [spend, first_climb, second_climb] = if rounds { WORK_IN_ROUNDS } else { WORK };
+        let [spend, first_climb, of_best, of_others] = if rounds { WORK_IN_ROUNDS } else { WORK };
         let ranked = |mut found: Vec<Candidate>| {
             found.sort_by(first);
             found.dedup_by(|a, b| a.choice == b.choice);
             found
         };
-        let moving: Vec<Candidate> = starts.iter().take(MOVING).cloned().collect();
+        let moving = self.movers(starts.clone());
+        let starts = self.with_just_in_time(starts);
         let mut spent = self.each(starts, |search, start| search.spend(start, spend));
         spent.extend(self.each(moving, |search, start| search.moving(start, spend)));
         let mut spent = ranked(spent);
-        spent.truncate(IMPROVED);
+        first_of_each_loop(&mut spent, IMPROVED);
         let climbed = self.each(spent, |search, from| search.climb(from, first_climb));
         let best = self.promising(ranked(climbed));
-        let climbed = self.each(best, |search, from| search.climb(from, second_climb));
+        let fastest = best.first().map_or(0.0, |c| c.seconds);
+        let climbed = self.each(best, |search, from| {
+            let work = if from.seconds <= fastest {
+                of_best
+            } else {
+                of_others
+            };
+            search.climb(from, work)
+        });
         Ok(climbed.into_iter().min_by(first).expect("not empty"))
     }
 
@@ -461,10 +481,10 @@ impl Search<'_> {
     }
 
     /// Of candidates, fastest first, the first few, the last of them the first of another kind than the fastest:
-    /// of another order of the loops where there is one, else with other tiers or another prefetch.
+    /// of another order of the loops where there is one, else with other tiers or nothing ahead.
     fn promising(&self, mut ranked: Vec<Candidate>) -> Vec<Candidate> {
         let order = |m: &Mix| m.order;
-        let other = |m: &Mix| (m.waiting, m.inputs, m.prefetch == 0);
+        let other = |m: &Mix| (m.waiting, m.inputs, m.ahead == [0; 3]);
         if let Some(best) = ranked.first().map(|c| c.mix.clone()) {
             let of_other_order = ranked.iter().position(|c| order(&c.mix) != order(&best));
             let of_other_tiers = || ranked.iter().position(|c| other(&c.mix) != other(&best));
@@ -527,170 +547,6 @@ impl Search<'_> {
                 }
             })
             .collect()
-    }
-
-    fn tiers(&self, pinned: Option<Tier>, disk: bool) -> Vec<Tier> {
-        match pinned {
-            Some(t) => vec![t],
-            None if disk => Tier::ALL.to_vec(),
-            None => vec![Tier::Device, Tier::Host],
-        }
-    }
-
-    /// Micro-batches that one part may have.
-    fn most_in_a_part(&self) -> u32 {
-        let w = self.r.workload;
-        let each = |u: &Unit| 2 * u.forward.len() + u.backward.len();
-        let operations: usize = w.units.iter().map(each).sum();
-        (LARGEST / operations.max(1) as u32).max(1)
-    }
-
-    /// Whether the search may cut the batch into rounds: it is too long to be planned as one, and no order
-    /// of all its micro-batches was asked for.
-    fn in_rounds(&self) -> bool {
-        self.r.pins.order != Some(LoopOrder::LayerMajor)
-            && self.r.workload.batch.accumulate > self.most_in_a_part()
-    }
-
-    /// Whether all blocks for one micro-batch after the other are tried without rounds: as rounds of one, but
-    /// with sums that need no home of their own. Of many micro-batches that is a long plan.
-    fn by_batch(&self) -> bool {
-        (2..=8).contains(&self.r.workload.batch.accumulate) && !self.in_rounds()
-    }
-
-    /// Orders of the loops that have to be tried, with the micro-batches of a round.
-    fn loops(&self) -> Vec<(LoopOrder, u32)> {
-        let batch = self.r.workload.batch.accumulate;
-        match self.r.pins.order {
-            Some(LoopOrder::BatchMajor) if self.in_rounds() => vec![(LoopOrder::BatchMajor, 1)],
-            Some(order) => vec![(order, 0)],
-            None if batch == 1 => vec![(LoopOrder::LayerMajor, 0)],
-            None if batch == 2 && self.by_batch() => {
-                vec![(LoopOrder::LayerMajor, 0), (LoopOrder::BatchMajor, 0)]
-            }
-            None => {
-                // Few micro-batches a round take least memory, many fetch weights least often.
-                let most = self.most_in_a_part().min(batch - 1);
-                let mut rounds = vec![1, 4.min(most)];
-                rounds.push(if self.in_rounds() { most } else { 0 });
-                rounds.dedup();
-                let order = LoopOrder::LayerMajor;
-                let mut loops: Vec<_> = rounds.into_iter().map(|round| (order, round)).collect();
-                if self.by_batch() {
-                    loops.push((LoopOrder::BatchMajor, 0));
-                }
-                loops
-            }
-        }
-    }
-
-    /// Every way that has to be tried, with as little as possible on device and host.
-    fn ways(&self, disk: bool) -> Vec<Mix> {
-        let (w, pins) = (self.r.workload, self.knobs);
-        let mut ways = Vec::new();
-        for (order, round) in self.loops() {
-            for pieces in self.cuts() {
-                for &gradients in &self.tiers(pins.gradients, disk) {
-                    for &inputs in &self.tiers(pins.inputs, disk) {
-                        let waiting = match gradients {
-                            Tier::Device => Tier::Host,
-                            tier => tier,
-                        };
-                        let mut mix = Mix::least(order, pieces, waiting, inputs);
-                        mix.round = round;
-                        mix.prefetch = pins.prefetch.unwrap_or(1);
-                        if gradients == Tier::Device {
-                            mix = mix.with(Count::Near, usize::MAX, w, pins);
-                        }
-                        ways.push(mix);
-                    }
-                }
-            }
-        }
-        ways
-    }
-
-    /// The ways that the device may hold: one for which it is too small with all that can wait elsewhere on
-    /// the host needs no less of it with that on disk.
-    fn hopeful(&self, disk: bool) -> Vec<Mix> {
-        let (w, pins) = (self.r.workload, self.knobs);
-        let mut asked: Vec<((LoopOrder, u32, Pieces), bool)> = Vec::new();
-        let mut hopeful = |way: &Mix| {
-            let key = (way.order, way.round, way.pieces);
-            if let Some(&(_, answer)) = asked.iter().find(|(k, _)| *k == key) {
-                return answer;
-            }
-            let mut mix = Mix::least(way.order, way.pieces, Tier::Host, Tier::Host);
-            mix.round = way.round;
-            mix.inputs = pins.inputs.unwrap_or(mix.inputs);
-            mix.prefetch = pins.prefetch.unwrap_or(0);
-            let need = self.size(&mix.choice(w, pins)).need;
-            let answer = need[Tier::Device as usize] <= self.r.budgets.device.0;
-            asked.push((key, answer));
-            answer
-        };
-        let ways = self.ways(disk).into_iter();
-        ways.filter(|way| hopeful(way)).collect()
-    }
-
-    /// Those that fit, each as it is or with nothing fetched ahead.
-    fn starting_points(&self) -> Vec<(Mix, Choice)> {
-        let (w, pins) = (self.r.workload, self.knobs);
-        let mut found = Vec::new();
-        for way in self.hopeful(self.disk) {
-            let mut mixes = vec![way.clone()];
-            if pins.prefetch.is_none() {
-                mixes.push(Mix { prefetch: 0, ..way });
-            }
-            let settled = |m: Mix| self.settled(&m).map(|c| (m, c));
-            found.extend(mixes.into_iter().find_map(settled));
-        }
-        // Everything on the device: where the device is large and the host is not, no plan with
-        // state on the host fits to start from.
-        for way in self.ways(false) {
-            let mix = way.with(Count::Resident, usize::MAX, w, pins);
-            if mix.inputs == Tier::Device && mix.get(Count::Resident) > 0 {
-                found.extend(self.settled(&mix).map(|c| (mix, c)));
-            }
-        }
-        found
-    }
-
-    /// Where host and disk are too small for all that is not in motion, and the device for all of
-    /// it: as many units on the device as it holds.
-    fn crowded(&self) -> Vec<(Mix, Choice)> {
-        let (w, pins) = (self.r.workload, self.knobs);
-        let with = |way: &Mix, n: usize| way.with(Count::Resident, n, w, pins);
-        let on_device = |mix: &Mix| {
-            let choice = mix.choice(w, pins);
-            let holds = |need: [u64; 3]| need[Tier::Device as usize] <= self.r.budgets.device.0;
-            holds(persistent_bytes(w, &choice, self.r.clip)) && holds(self.size(&choice).need)
-        };
-        let mut found = Vec::new();
-        for way in self.hopeful(self.disk) {
-            if !on_device(&way) {
-                continue;
-            }
-            // Each unit more takes more of the device: the last count that it holds.
-            let (mut holds, mut beyond) = (0, way.most(Count::Resident, w, pins) + 1);
-            while beyond - holds > 1 {
-                let middle = usize::midpoint(holds, beyond);
-                if on_device(&with(&way, middle)) {
-                    holds = middle;
-                } else {
-                    beyond = middle;
-                }
-            }
-            // A unit less may be what lets the rest lie as it must.
-            for n in (1..=holds).rev().take(2) {
-                let mix = with(&way, n);
-                if let Some(choice) = self.settled(&mix).filter(|c| self.holds_whole(c)) {
-                    found.push((mix, choice));
-                    break;
-                }
-            }
-        }
-        found
     }
 
     /// Does something with each candidate on a thread of its own; what one learns the others see when

@@ -8,7 +8,7 @@ use lowtide_workload::Workload;
 use serde::{Deserialize, Serialize};
 
 use super::climb::Candidate;
-use super::mix::{Count, Knobs, Mix};
+use super::mix::{Count, Knobs, Mix, pinned_ahead};
 use super::{PlanError, Request, Search, Seen, busy_of, joined, timed_parts};
 use crate::choice::{Budgets, Clip, LoopOrder};
 use crate::plan::{LaneKind, Plan, Tier};
@@ -239,7 +239,13 @@ impl Search<'_> {
             ..
         } = self.r;
         let rounds = choice.rounds(w);
-        let d = crate::draft::draft(w, choice, clip, &timed_parts(clip, rounds));
+        let d = crate::draft::draft(
+            w,
+            &self.knobs.rates,
+            choice,
+            clip,
+            &timed_parts(clip, rounds),
+        );
         let lanes = busy_of(&d, rounds, w, machine).lanes;
         let busiest = |a: &&LaneKind, b: &&LaneKind| {
             let of = |k: LaneKind| lanes[k as usize].busy_seconds.0;
@@ -360,12 +366,25 @@ fn quick(r: &Request<'_>, near: &Mix) -> Result<Seconds, PlanError> {
         },
         _ => near.clone(),
     };
-    let as_it_is = search.filled(&near, Count::Resident);
-    let as_it_is = as_it_is.unwrap_or(near);
-    let choice = search.settled(&as_it_is);
-    let best = match choice.filter(|c| search.holds_whole(c)) {
-        Some(choice) => Candidate {
-            mix: as_it_is,
+    // What has more in motion may leave no room on the device for anything else.
+    let away = Mix {
+        inputs: r.pins.inputs.unwrap_or(Tier::Host),
+        counts: Default::default(),
+        ..near.clone()
+    };
+    let just_in_time = Mix {
+        ahead: r.pins.prefetch.map_or([0; 3], pinned_ahead),
+        ..away.clone()
+    };
+    let fitted = [near, away, just_in_time].into_iter().find_map(|near| {
+        let filled = search.filled(&near, Count::Resident);
+        let mix = filled.unwrap_or(near);
+        let choice = search.settled(&mix)?;
+        search.holds_whole(&choice).then_some((mix, choice))
+    });
+    let best = match fitted {
+        Some((mix, choice)) => Candidate {
+            mix,
             seconds: search.seconds(&choice),
             choice,
         },

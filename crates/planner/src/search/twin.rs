@@ -4,7 +4,7 @@ use lowtide_units::{Bytes, BytesPerSecond};
 use lowtide_workload::Workload;
 
 use super::{Knobs, Pins, Request, Search, Seen, fits};
-use crate::choice::{Budgets, Choice, Clip, LoopOrder, Pieces, Processor, Saved};
+use crate::choice::{Ahead, Budgets, Choice, Clip, LoopOrder, Pieces, Processor, Saved};
 use crate::machine::Machine;
 use crate::plan::Tier;
 use crate::testing::{machine, workload};
@@ -44,7 +44,7 @@ fn move_saved(c: &mut Choice, units: std::ops::Range<usize>) {
 
 /// Every choice of the grid: each unit a class of its own (the head goes with the last block, it
 /// is small here), gradients of the others on the device or the host, saved tensors of the last
-/// blocks staying, of the others what is dear moved or not, inputs, prefetch.
+/// blocks staying, of the others what is dear moved or not, inputs, copies ahead.
 fn grid(w: &Workload) -> Vec<Choice> {
     let n = w.units.len();
     let blocks = n - 2;
@@ -54,13 +54,13 @@ fn grid(w: &Workload) -> Vec<Choice> {
             for kept in 0..=blocks {
                 for (light, moved) in [(0, false), (blocks - kept, false), (blocks - kept, true)] {
                     for inputs in [Tier::Device, Tier::Host] {
-                        for prefetch in [1, 2] {
+                        for ahead in [Bytes(64 << 10), Bytes(64 << 20)] {
                             for weights in [Tier::Device, Tier::Host] {
                                 let mut c = Choice::resident(w);
                                 c.order = LoopOrder::LayerMajor;
                                 c.pieces = Pieces::Unit;
                                 c.gradients = vec![gradients; n];
-                                (c.inputs, c.prefetch) = (inputs, prefetch);
+                                (c.inputs, c.ahead) = (inputs, Ahead::each(ahead));
                                 let mut rest = code;
                                 for u in 0..n {
                                     let digit = rest % CLASSES.len();

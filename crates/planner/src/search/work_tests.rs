@@ -50,8 +50,9 @@ fn the_work_of_a_search_is_bounded() {
         } else {
             WORK
         };
-        let [spend, first, second] = allowed.map(|w| w as usize);
-        let most = 2 * ((IMPROVED + MOVING) * (spend + first) + CLIMBED * second) as u64;
+        let [spend, first, best, others] = allowed.map(|w| w as usize);
+        let starts = (IMPROVED + 2 * MOVING) * spend + IMPROVED * first;
+        let most = 2 * (starts + best + (CLIMBED - 1) * others) as u64;
         for (share, host, disk) in [
             (0.3, 4.0, false),
             (0.3, 0.3, true),

@@ -116,7 +116,8 @@ pub(super) fn slice_choice(whole: &Workload, choice: &Choice, slice: &Workload) 
         gradients: like.iter().map(|&u| choice.gradients[u]).collect(),
         inputs: choice.inputs,
         saved: like.iter().map(|&u| choice.saved[u].clone()).collect(),
-        prefetch: choice.prefetch,
+        ahead: choice.ahead,
+        carry: choice.carry,
         durable: choice.durable,
     }
 }

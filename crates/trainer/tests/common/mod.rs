@@ -310,3 +310,13 @@ pub fn quick() -> SessionOptions {
         ..SessionOptions::default()
     }
 }
+
+/// How far copies run ahead: just in time, bounded in two ways, and as far as times ask for; each with what units
+/// hand over on the device and on its way.
+#[allow(dead_code)]
+pub fn ahead(i: usize) -> (lowtide_planner::Ahead, lowtide_planner::Tier) {
+    use lowtide_planner::{Ahead, Tier};
+    let each = |n| Ahead::each(lowtide_units::Bytes(n));
+    let aheads = [Ahead::NONE, each(1 << 14), each(1 << 20), Ahead::UNLIMITED];
+    (aheads[i % 4], [Tier::Device, Tier::Host][i / 4 % 2])
+}

@@ -1,0 +1,162 @@
+//! Seconds of what a draft places.
+
+use super::*;
+use crate::machine::Machine;
+use crate::plan::{Lane, Phase};
+use crate::program::GpuOp;
+use crate::together::Speeds;
+
+/// Seconds of everything that a draft places, with lanes that run beside each other slowed down as measured.
+#[derive(Debug)]
+pub(crate) struct Rates {
+    /// By unit, of each operation: forward, backward, evaluate, infer.
+    ops: Vec<[Vec<f64>; 4]>,
+    /// Rounding of a gradient, a parameter.
+    finish: Line,
+    pub(super) up: Line,
+    pub(super) down: Line,
+    pub(super) read: Line,
+    pub(super) write: Line,
+    /// An update on the host and on the device, a parameter.
+    pub(super) host: Line,
+    pub(super) device: Line,
+}
+
+/// Seconds that grow with what is moved or computed.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Line {
+    start: f64,
+    each: f64,
+}
+
+impl Line {
+    pub(super) fn of(self, n: u64) -> f64 {
+        match n {
+            0 => 0.0,
+            _ => self.start + self.each * n as f64,
+        }
+    }
+}
+
+impl Rates {
+    pub(crate) fn new(w: &Workload, m: &Machine) -> Self {
+        let list = |ops: &[lowtide_workload::Op]| {
+            let seconds = ops.iter().map(|op| m.op(op, w.precision).0);
+            seconds.collect::<Vec<f64>>()
+        };
+        let speeds = Speeds::new(m, false);
+        let beside = |lane: Lane, others: &[Lane]| {
+            let set = others.iter().fold(1 << lane.idx(), |s, l| s | 1 << l.idx());
+            speeds.of(set)[lane.idx()]
+        };
+        let line = |start: f64, one: f64, speed: f64| Line {
+            start,
+            each: (one - start) / (1u64 << 30) as f64 / speed,
+        };
+        let gib = Bytes::GIB;
+        let both = [Lane::GPU, Lane::H2D, Lane::D2H, Lane::HOST];
+        let copy = |lane: Lane| {
+            line(
+                m.copy(lane, Bytes(0)).0,
+                m.copy(lane, gib).0,
+                beside(lane, &both),
+            )
+        };
+        let drive = |lane: Lane, others: &[Lane]| {
+            line(
+                m.disk(lane, Bytes(0)).0,
+                m.disk(lane, gib).0,
+                beside(lane, others),
+            )
+        };
+        let update = |lane: Lane, others: &[Lane]| {
+            let at = |n| m.update(lane, n, w.optimizer).0;
+            line(at(0), at(gib.0), beside(lane, others))
+        };
+        let each = (4 + w.gradient.size()) as f64 / m.device_memory.0;
+        Self {
+            ops: w
+                .units
+                .iter()
+                .map(|u| {
+                    let lists = [&u.forward, &u.backward, &u.evaluate, &u.infer];
+                    lists.map(|ops| list(ops))
+                })
+                .collect(),
+            finish: Line {
+                start: m.op_overhead.0,
+                each,
+            },
+            up: copy(Lane::H2D),
+            down: copy(Lane::D2H),
+            read: drive(Lane::DISK_READ, &[Lane::DISK_WRITE]),
+            write: drive(Lane::DISK_WRITE, &[Lane::DISK_READ]),
+            host: update(Lane::HOST, &[Lane::GPU, Lane::H2D]),
+            device: update(Lane::GPU, &[]),
+        }
+    }
+
+    pub(super) fn op(&self, op: &GpuOp, pieces: &[Piece]) -> f64 {
+        match op.work {
+            Work::Compute {
+                unit, phase, op, ..
+            } => {
+                let list = match phase {
+                    Phase::Forward | Phase::Recompute => 0,
+                    Phase::Backward => 1,
+                    Phase::Evaluate => 2,
+                    Phase::Infer => 3,
+                };
+                self.ops[unit as usize][list][op as usize]
+            }
+            Work::Finish { piece } => self.finish.of(pieces[piece as usize].elements),
+            _ => 0.0,
+        }
+    }
+}
+
+impl Rates {
+    /// Of a workload whose times nobody asks for.
+    pub(super) const NONE: Self = {
+        let none = Line {
+            start: 0.0,
+            each: 0.0,
+        };
+        Self {
+            ops: Vec::new(),
+            finish: none,
+            up: none,
+            down: none,
+            read: none,
+            write: none,
+            host: none,
+            device: none,
+        }
+    };
+
+    /// A tensor's way to a tier and back, with a little to spare.
+    pub(super) fn away(&self, bytes: u64, tier: Tier) -> f64 {
+        let (mut there, mut back) = (self.down.of(bytes), self.up.of(bytes));
+        if tier == Tier::Disk {
+            there += self.write.of(bytes);
+            back += self.read.of(bytes);
+        }
+        SPARE * (there + back)
+    }
+
+    /// A task of a lane that moves bytes, or of the host.
+    pub(super) fn task(&self, task: &Task, pieces: &[Piece]) -> f64 {
+        let bytes = task.args.first().map_or(0, |a| a.bytes);
+        match (task.work, task.lane) {
+            (Work::Copy, Lane::H2D) => self.up.of(bytes),
+            (Work::Copy, _) => self.down.of(bytes),
+            (Work::Read, _) => self.read.of(bytes),
+            (Work::Write, _) => self.write.of(bytes),
+            (Work::Update { piece }, Lane::HOST) => self.host.of(pieces[piece as usize].elements),
+            _ => 0.0,
+        }
+    }
+}
+
+/// A pause must be longer by this factor than what is to happen in it.
+const SPARE: f64 = 1.05;

@@ -1,0 +1,600 @@
+//! When copies begin and how long slots live: by predicted times.
+//!
+//! The order of tasks is what a draft decides, and the times behind it are a prediction: the gpu lane runs
+//! its operations one after the other and waits for nothing but the updates of the batch before. From
+//! there every fetch is placed backward: it ends when its tensor is first used or when its lane must begin
+//! with the next, whichever is earlier, so a lane serves the earliest deadline first, and weights, optimizer
+//! state and saved tensors stand in one row. How far ahead of their use copies may run is bounded in bytes
+//! ([`Ahead`]), for the device, the host and for updates apart.
+//!
+//! Time only places. A prediction that is wrong costs waits or bytes; that no slot is used again too early
+//! is what edges are for.
+
+use std::collections::VecDeque;
+
+use super::agenda::{Agenda, Lists, first_use_table};
+use super::*;
+use crate::choice::Ahead;
+use crate::program::Window;
+
+/// Predicted start and end of each operation of a program.
+pub(super) struct Times {
+    pub(super) starts: Vec<f64>,
+    pub(super) ends: Vec<f64>,
+}
+
+/// An update of the batch before that runs under a program's forward.
+#[derive(Clone, Copy, Default)]
+struct Pending {
+    /// The operation that first reads its weights.
+    used: usize,
+    on_device: bool,
+    elements: u64,
+    /// Bytes that it reads from and writes to the drives.
+    read: u64,
+    write: u64,
+    /// Bytes that come to the device for it, and that go back.
+    up: u64,
+    back: u64,
+    /// Bytes of a gradient that waits on the device for an update on the host.
+    down: u64,
+    /// Bytes of new weights that the device fetches or gets a copy of.
+    fetch: u64,
+    /// The copy stays on the device: it is made behind the update.
+    copied: bool,
+    /// Predicted start and end.
+    start: f64,
+    end: f64,
+}
+
+/// What a program's operations stand behind.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) enum Event {
+    /// Reads from the drives what the update at a position needs.
+    Stage(usize),
+    /// Fetches what an update on the device needs.
+    Lift(usize),
+    /// The update at a position.
+    Update(usize),
+    /// Reads a window's tensor from the drives.
+    Read(usize),
+    /// Fetches a window's tensor.
+    Fetch(usize),
+    #[default]
+    None,
+}
+
+/// A copy to be placed.
+struct Job {
+    event: Event,
+    seconds: f64,
+    bytes: u64,
+    /// When it must have ended, and when what it moves is there.
+    deadline: f64,
+    release: f64,
+    /// First and last operation before which it may stand. Its bytes count as ahead until the last.
+    from: usize,
+    by: usize,
+    /// Where it stands.
+    at: usize,
+    key: f64,
+}
+
+impl Times {
+    /// Operations one after the other.
+    pub(super) fn straight(program: &Program, rates: &Rates, pieces: &[Piece]) -> Self {
+        let mut now = 0.0;
+        let seconds = program.ops.iter().map(|op| rates.op(op, pieces));
+        let (starts, ends) = seconds
+            .map(|s| {
+                now += s;
+                (now - s, now)
+            })
+            .unzip();
+        Self { starts, ends }
+    }
+
+    /// The same, each operation that reads a weight first behind its update. Tells when the updates run.
+    fn behind(self, pending: &mut [Pending], rates: &Rates, ahead: Ahead) -> Self {
+        let mut order: Vec<usize> = (0..pending.len()).collect();
+        order.sort_by_key(|&k| (pending[k].used, k));
+        let mut order = order.into_iter().peekable();
+        let (mut read, mut write, mut host) = (0.0, 0.0, 0.0);
+        let (mut up, mut down) = (0.0, 0.0);
+        // Bytes of updates that are under way, and when each is done with them.
+        let mut pools = [Pool::new(ahead.updates.0), Pool::new(ahead.updates.0)];
+        let mut late = 0.0;
+        let Self { starts, ends } = self;
+        let mut out = Self {
+            starts: Vec::with_capacity(starts.len()),
+            ends: Vec::with_capacity(starts.len()),
+        };
+        for (i, (start, end)) in starts.into_iter().zip(ends).enumerate() {
+            let mut now: f64 = start + late;
+            while let Some(k) = order.next_if(|&k| pending[k].used <= i) {
+                let p = &mut pending[k];
+                if p.on_device {
+                    let room = pools[0].room(p.up);
+                    read = f64::max(read, room) + rates.read.of(p.read);
+                    up = f64::max(up, room).max(if p.read > 0 { read } else { 0.0 })
+                        + rates.up.of(p.up);
+                    let seconds = rates.device.of(p.elements);
+                    (p.start, p.end) = (now.max(up), now.max(up) + seconds);
+                    now = p.end;
+                    down = f64::max(down, now) + rates.down.of(p.back);
+                    pools[0].take(p.up, down);
+                } else {
+                    let there = if p.read > 0 {
+                        read = f64::max(read, pools[1].room(p.read)) + rates.read.of(p.read);
+                        read
+                    } else {
+                        0.0
+                    };
+                    down += rates.down.of(p.down);
+                    let there = if p.down > 0 { there.max(down) } else { there };
+                    p.start = f64::max(host, there);
+                    host = p.start + rates.host.of(p.elements);
+                    p.end = host;
+                    if p.write > 0 {
+                        write = f64::max(write, host) + rates.write.of(p.write);
+                    }
+                    pools[1].take(p.read, if p.write > 0 { write } else { host });
+                    now = now.max(host + rates.up.of(p.fetch));
+                }
+            }
+            late = now - start;
+            out.starts.push(now);
+            out.ends.push(end + late);
+        }
+        out
+    }
+
+    /// The last operation that begins no later.
+    fn op_at(&self, time: f64) -> usize {
+        let after = self.starts.partition_point(|&s| s <= time);
+        after.saturating_sub(1)
+    }
+}
+
+/// Bytes that are taken until a time, at most so many at once; one that is larger goes alone.
+struct Pool {
+    most: u64,
+    taken: VecDeque<(u64, f64)>,
+    sum: u64,
+    freed: f64,
+}
+
+impl Pool {
+    fn new(most: u64) -> Self {
+        Self {
+            most,
+            taken: VecDeque::new(),
+            sum: 0,
+            freed: 0.0,
+        }
+    }
+
+    /// When there is room for so many.
+    fn room(&mut self, bytes: u64) -> f64 {
+        while self.sum > 0 && self.sum + bytes > self.most {
+            let Some((n, until)) = self.taken.pop_front() else {
+                break;
+            };
+            self.sum -= n;
+            self.freed = self.freed.max(until);
+        }
+        self.freed
+    }
+
+    fn take(&mut self, bytes: u64, until: f64) {
+        self.taken.push_back((bytes, until));
+        self.sum += bytes;
+    }
+}
+
+/// Places each job as late as its lane allows, the earliest deadline first.
+fn latest(jobs: &mut [Job], times: &Times) {
+    let mut order: Vec<usize> = (0..jobs.len()).collect();
+    order.sort_by(|&a, &b| {
+        let by = |j: &Job| (j.deadline, j.by);
+        let ((x, n), (y, m)) = (by(&jobs[a]), by(&jobs[b]));
+        y.total_cmp(&x).then(m.cmp(&n)).then(b.cmp(&a))
+    });
+    let mut free = f64::INFINITY;
+    for i in order {
+        let job = &mut jobs[i];
+        free = free.min(job.deadline) - job.seconds;
+        job.key = free.max(job.release);
+        job.at = times.op_at(job.key).max(job.from).min(job.by);
+    }
+}
+
+/// Lets no more bytes than `most` stand ahead of their use at once; a job that is larger goes alone, where
+/// anything may.
+fn bound(jobs: &mut [&mut Job], most: u64, alone: bool, times: &Times) {
+    jobs.sort_by(|a, b| a.at.cmp(&b.at).then(a.key.total_cmp(&b.key)));
+    // Bytes that stand ahead, and until which operation.
+    let mut ahead: Vec<(usize, u64)> = Vec::new();
+    for job in jobs {
+        ahead.retain(|&(until, _)| until > job.at);
+        let mut taken: u64 = ahead.iter().map(|a| a.1).sum();
+        let fits = |taken: u64| taken + job.bytes <= most || (alone && taken == 0);
+        if !fits(taken) {
+            ahead.sort_unstable();
+            let freed = ahead.iter().take_while(|a| a.0 < job.by);
+            let until = freed.into_iter().find_map(|&(until, bytes)| {
+                taken -= bytes;
+                fits(taken).then_some(until)
+            });
+            job.at = until.unwrap_or(job.by);
+            job.key = job.key.max(times.starts[job.at]);
+        }
+        if job.at < job.by {
+            ahead.push((job.by, job.bytes));
+        }
+    }
+}
+
+/// Lets each job stand as far ahead of its use as it wants to while no more than `most` bytes are taken, the
+/// earliest deadline first.
+fn fill(jobs: &mut [&mut Job], taken: &mut [u64], most: u64, times: &Times) {
+    jobs.sort_by(|a, b| a.by.cmp(&b.by).then(a.key.total_cmp(&b.key)));
+    for job in jobs {
+        let room = taken[job.at..job.by].iter().rev();
+        let ahead = room.take_while(|&&t| t + job.bytes <= most).count();
+        if job.by - ahead > job.at {
+            job.at = job.by - ahead;
+            job.key = job.key.max(times.starts[job.at]);
+        }
+        for t in &mut taken[job.at..job.by] {
+            *t += job.bytes;
+        }
+    }
+}
+
+/// What an agenda is made from.
+pub(super) struct Scene<'s> {
+    pub(super) program: &'s Program,
+    pub(super) windows: &'s [Window],
+    pub(super) tiers: &'s FastMap<Tensor, Tier>,
+    /// Pieces in the order of their updates.
+    pub(super) order: &'s [u32],
+    /// Where updates follow their gradients: the operation behind each, in that order.
+    pub(super) ready: &'s [(usize, u32)],
+}
+
+impl Scene<'_> {
+    /// Windows that a copy must have filled when they begin, each with the last operations of the window before
+    /// it and of the last one before it that wrote.
+    fn fetched(&self) -> impl Iterator<Item = (usize, &Window, [Option<usize>; 2])> {
+        let mut before: FastMap<Tensor, [Option<usize>; 2]> = FastMap::default();
+        let windows = self.windows.iter().enumerate();
+        windows.filter_map(move |(wi, window)| {
+            let known = before.entry(window.tensor).or_default();
+            let last = *known;
+            known[0] = Some(window.last);
+            if window.writes {
+                known[1] = Some(window.last);
+            }
+            let elsewhere = self.tiers[&window.tensor] != Tier::Device && !window.fresh;
+            elsewhere.then_some((wi, window, last))
+        })
+    }
+}
+
+impl Emitter<'_> {
+    /// What stands before each operation, and when the operations run.
+    pub(super) fn agenda(
+        &self,
+        scene: &Scene<'_>,
+        updates: Updates,
+        times: Times,
+    ) -> (Agenda, Times) {
+        let n = scene.program.ops.len();
+        let under_forward = updates == Updates::UnderForward;
+        let mut pending = match under_forward {
+            true => self.pending(scene),
+            false => Vec::new(),
+        };
+        let times = times.behind(&mut pending, self.rates, self.choice.ahead);
+        let position: FastMap<u32, usize> = match under_forward {
+            true => (0..).zip(scene.order).map(|(k, &p)| (p, k)).collect(),
+            false => FastMap::default(),
+        };
+        let found = self.events(scene, &times, &pending, &position);
+        let events: Vec<(usize, Event)> = found.into_iter().map(|e| (e.0, e.4)).collect();
+        let (mut begins, mut ends) = (Vec::new(), Vec::with_capacity(scene.windows.len()));
+        for (wi, window) in scene.windows.iter().enumerate() {
+            ends.push((window.last, wi));
+            if scene.tiers[&window.tensor] == Tier::Device || window.fresh {
+                begins.push((window.first, wi));
+            }
+        }
+        let agenda = Agenda {
+            events: Lists::new(n, &events),
+            begin: Lists::new(n, &begins),
+            end: Lists::new(n, &ends),
+        };
+        (agenda, times)
+    }
+
+    /// Everything that stands before an operation, in order: what the drives are read for first, then by the time
+    /// at which it is to begin.
+    fn events(
+        &self,
+        scene: &Scene<'_>,
+        times: &Times,
+        pending: &[Pending],
+        position: &FastMap<u32, usize>,
+    ) -> Vec<(usize, u8, f64, u8, Event)> {
+        let mut found: Vec<(usize, u8, f64, u8, Event)> = Vec::new();
+        let ups = self.ups(scene, times, pending, position);
+        let reads = self.reads(scene, times, &ups, position);
+        let mut fetched: Vec<Option<(usize, f64)>> = vec![None; pending.len()];
+        for job in ups.iter().chain(&reads) {
+            let (class, rank) = match job.event {
+                Event::Stage(_) | Event::Read(_) => (0, 0),
+                Event::Lift(_) => (1, 0),
+                _ => (1, 2),
+            };
+            if let Event::Fetch(wi) = job.event
+                && let Some(&k) = self.first_of(&scene.windows[wi], position)
+            {
+                fetched[k] = Some((job.at, job.key));
+            }
+            found.push((job.at, class, job.key, rank, job.event));
+        }
+        for (k, p) in pending.iter().enumerate() {
+            let (at, key) = match (p.on_device, fetched[k]) {
+                (true, _) => (p.used, p.start),
+                (false, Some((at, key))) => (at.min(times.op_at(p.start)), key.min(p.start)),
+                (false, None) => {
+                    let when = if p.copied { p.end } else { p.start };
+                    (times.op_at(when).min(p.used), when)
+                }
+            };
+            found.push((at, 1, key, 1, Event::Update(k)));
+        }
+        // New weights that an update on the device leaves there are taken where they are read.
+        for (wi, window, _) in scene.fetched() {
+            if let Some(&k) = self.first_of(window, position)
+                && pending[k].on_device
+            {
+                found.push((window.first, 2, 0.0, 0, Event::Fetch(wi)));
+            }
+        }
+        found.sort_by(|a, b| {
+            (a.0, a.1)
+                .cmp(&(b.0, b.1))
+                .then(a.2.total_cmp(&b.2))
+                .then(a.3.cmp(&b.3))
+        });
+        found
+    }
+
+    /// The update that a window's weights come from, if it is one of this part's.
+    fn first_of<'p>(
+        &self,
+        window: &Window,
+        position: &'p FastMap<u32, usize>,
+    ) -> Option<&'p usize> {
+        match window.tensor {
+            Tensor::Weight(p) if !window.continued => position.get(&p),
+            _ => None,
+        }
+    }
+
+    /// The updates of the batch before, in their order.
+    fn pending(&self, scene: &Scene<'_>) -> Vec<Pending> {
+        let used = first_use_table(scene.windows);
+        let of = |&p: &u32| {
+            let tier = |slot: u32| self.slots[slot as usize].tier;
+            let (weight, state) = (
+                tier(self.updated_from(p)),
+                tier(self.homes.state[p as usize]),
+            );
+            let waits = self.waiting(p).map_or(Tier::Device, tier);
+            let (wb, sb, gb) = (
+                self.weight_bytes(p),
+                self.state_bytes(p),
+                self.gradient_bytes(p),
+            );
+            let all = [(weight, wb), (state, sb), (waits, gb)];
+            let sum = |which: &dyn Fn(Tier) -> bool, of: &[(Tier, u64)]| {
+                let of = of.iter().filter(|(tier, _)| which(*tier));
+                of.map(|(_, bytes)| bytes).sum::<u64>()
+            };
+            let disk = |tier| tier == Tier::Disk;
+            let moved = |tier| tier != Tier::Device;
+            let on_device = self.updated_on_device(p);
+            let copied = self.homes.resident[p as usize].is_some();
+            let fetched = copied || self.choice.weights[self.unit_of(p)] != Tier::Device;
+            let written = match self.choice.durable {
+                true => wb + sb,
+                false => sum(&disk, &all[..2]),
+            };
+            Pending {
+                used: used.get(&p).copied().unwrap_or(0),
+                on_device,
+                elements: self.pieces[p as usize].elements,
+                read: sum(&disk, &all),
+                write: written,
+                up: if on_device { sum(&moved, &all) } else { 0 },
+                back: if on_device { sum(&moved, &all[..2]) } else { 0 },
+                down: if !on_device && waits == Tier::Device {
+                    gb
+                } else {
+                    0
+                },
+                fetch: if fetched && !on_device { wb } else { 0 },
+                copied,
+                ..Pending::default()
+            }
+        };
+        scene.order.iter().map(of).collect()
+    }
+
+    /// What the lane to the device carries: windows, and what updates on the device need.
+    fn ups(
+        &self,
+        scene: &Scene<'_>,
+        times: &Times,
+        pending: &[Pending],
+        position: &FastMap<u32, usize>,
+    ) -> Vec<Job> {
+        let rates = self.rates;
+        let mut jobs = Vec::new();
+        for (wi, window, [last, written]) in scene.fetched() {
+            let update = self.first_of(window, position).map(|&k| &pending[k]);
+            if update.is_some_and(|u| u.on_device) {
+                continue;
+            }
+            let bytes = self.tensor_bytes(window.tensor);
+            // What was sent away must have arrived before it is fetched again.
+            let gone = written.map_or(0.0, |l| times.ends[l] + rates.down.of(bytes));
+            jobs.push(Job {
+                event: Event::Fetch(wi),
+                seconds: rates.up.of(bytes),
+                bytes,
+                deadline: times.starts[window.first],
+                release: update.map_or(gone, |u| u.end),
+                from: last.map_or(0, |l| l + 1),
+                by: window.first,
+                at: 0,
+                key: 0.0,
+            });
+        }
+        for (k, p) in pending.iter().enumerate().filter(|(_, p)| p.up > 0) {
+            jobs.push(Job {
+                event: Event::Lift(k),
+                seconds: rates.up.of(p.up),
+                bytes: p.up,
+                deadline: p.start,
+                release: 0.0,
+                from: 0,
+                by: p.used,
+                at: 0,
+                key: 0.0,
+            });
+        }
+        latest(&mut jobs, times);
+        let (mut lifts, mut windows): (Vec<&mut Job>, Vec<&mut Job>) = jobs
+            .iter_mut()
+            .partition(|job| matches!(job.event, Event::Lift(_)));
+        bound(&mut lifts, self.choice.ahead.updates.0, true, times);
+        let mut taken = self.taken(scene, &lifts);
+        let most = self.choice.ahead.device.0;
+        fill(
+            &mut windows,
+            &mut taken,
+            most.saturating_sub(self.stays()),
+            times,
+        );
+        jobs
+    }
+
+    /// Bytes of the device that hold something across parts.
+    pub(super) fn stays(&self) -> u64 {
+        let stays = self
+            .slots
+            .iter()
+            .filter(|s| s.persistent && s.tier == Tier::Device);
+        stays.map(|s| s.bytes).sum()
+    }
+
+    /// Bytes of the device that are taken during each operation if every window is fetched just in time.
+    fn taken(&self, scene: &Scene<'_>, lifts: &[&mut Job]) -> Vec<u64> {
+        let n = scene.program.ops.len();
+        let (mut more, mut less) = (vec![0; n + 1], vec![0; n + 1]);
+        let mut add = |first: usize, last: usize, bytes: u64| {
+            more[first] += bytes;
+            less[last + 1] += bytes;
+        };
+        for window in scene.windows.iter().filter(|w| !self.fixed(w.tensor)) {
+            add(window.first, window.last, self.tensor_bytes(window.tensor));
+        }
+        for (i, op) in scene.program.ops.iter().enumerate() {
+            add(i, i, op.workspace);
+        }
+        for job in lifts {
+            add(job.at, job.by, job.bytes);
+        }
+        let mut now = 0;
+        let steps = more.into_iter().zip(less).take(n);
+        steps
+            .map(|(more, less)| {
+                now = now + more - less;
+                now
+            })
+            .collect()
+    }
+
+    /// What the drives are read for: windows, and updates that follow their gradients. (Those of the batch
+    /// before read as far ahead as they may.)
+    fn reads(
+        &self,
+        scene: &Scene<'_>,
+        times: &Times,
+        ups: &[Job],
+        position: &FastMap<u32, usize>,
+    ) -> Vec<Job> {
+        let rates = self.rates;
+        let mut fetch: Vec<Option<&Job>> = vec![None; scene.windows.len()];
+        for job in ups {
+            if let Event::Fetch(wi) = job.event {
+                fetch[wi] = Some(job);
+            }
+        }
+        let mut jobs = Vec::new();
+        for (wi, window, [_, written]) in scene.fetched() {
+            let of_update = self.first_of(window, position).is_some();
+            let (Some(fetch), Tier::Disk, false) =
+                (fetch[wi], scene.tiers[&window.tensor], of_update)
+            else {
+                continue;
+            };
+            let bytes = fetch.bytes;
+            let gone = written.map_or(0.0, |l| {
+                times.ends[l] + rates.down.of(bytes) + rates.write.of(bytes)
+            });
+            jobs.push(Job {
+                event: Event::Read(wi),
+                seconds: rates.read.of(bytes),
+                bytes,
+                deadline: fetch.key,
+                release: gone,
+                from: fetch.from,
+                by: fetch.at,
+                at: 0,
+                key: 0.0,
+            });
+        }
+        for (k, &(i, p)) in scene.ready.iter().enumerate() {
+            let homes = [self.updated_from(p), self.homes.state[p as usize]];
+            let slots = homes.iter().map(|&h| &self.slots[h as usize]);
+            let on_disk = slots.filter(|s| s.tier == Tier::Disk);
+            let bytes: u64 = on_disk.map(|s| s.bytes).sum();
+            if bytes > 0 {
+                jobs.push(Job {
+                    event: Event::Stage(k),
+                    seconds: rates.read.of(bytes),
+                    bytes,
+                    deadline: times.ends[i],
+                    release: 0.0,
+                    from: 0,
+                    by: i,
+                    at: 0,
+                    key: 0.0,
+                });
+            }
+        }
+        latest(&mut jobs, times);
+        let ahead = self.choice.ahead;
+        let (mut stages, mut windows): (Vec<&mut Job>, Vec<&mut Job>) = jobs
+            .iter_mut()
+            .partition(|job| matches!(job.event, Event::Stage(_)));
+        bound(&mut windows, ahead.host.0, ahead.host.0 > 0, times);
+        bound(&mut stages, ahead.updates.0, ahead.updates.0 > 0, times);
+        jobs
+    }
+}
