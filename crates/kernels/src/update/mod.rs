@@ -17,7 +17,7 @@
 //!
 //! # Moments
 //!
-//! Between steps they are stored as [`Moments`] says: in f32, as they come out of the formula; in bf16; or
+//! Between steps they are stored as [`Moments`](lowtide_workload::Moments) says: in f32, as they come out of the formula; in bf16; or
 //! as 8-bit codes with a scale a block. The formula is the same f32 arithmetic on what was stored, and the
 //! master weight is made from the moments before they are rounded. The head of `moments.rs` says how: it is
 //! part of the contract.
