@@ -312,7 +312,7 @@ pub fn quick() -> SessionOptions {
 }
 
 /// How far copies run ahead: just in time, bounded in two ways, and as far as times ask for; each with what units
-/// hand over on the device and on its way.
+/// hand over on the device and on its way. (Each test program has this module, and not each asks for this.)
 #[allow(dead_code)]
 pub fn ahead(i: usize) -> (lowtide_planner::Ahead, lowtide_planner::Tier) {
     use lowtide_planner::{Ahead, Tier};
