@@ -226,7 +226,7 @@ pub(crate) fn memory_of<S>(plan: &Plan, s: &Submission<S>, task: u32) -> Range<u
         Work::Write => &task.args[0],
         _ => return 0..0,
     };
-    let start = plan.slots[plan.shifted(arg.slot, s.shift) as usize].offset + arg.offset;
+    let start = plan.slots[plan.shifted(arg.slot, s.shift)].offset + arg.offset;
     start..start + arg.bytes
 }
 

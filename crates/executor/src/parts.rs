@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 
-use lowtide_planner::{PartName, PerLane, Plan};
+use lowtide_planner::{PartName, PerLane, Plan, SlotId};
+use lowtide_units::List;
 
 /// One submitted part.
 pub(crate) struct Submission<S> {
@@ -21,7 +22,7 @@ pub(crate) struct Submission<S> {
     /// The same of the part before, when this one overlaps it.
     pub before: Option<(PartName, PerLane<u64>)>,
     /// Uses left of each slot that lives inside the part.
-    pub uses: Vec<AtomicU32>,
+    pub uses: List<SlotId, AtomicU32>,
     /// Every task has its events, and they are kept for the trace.
     pub traced: bool,
 }
@@ -33,7 +34,7 @@ pub(crate) struct PartTable {
     /// Position of each task in its lane.
     pub position: Vec<u32>,
     /// Uses of each slot, one a task.
-    pub uses: Vec<u32>,
+    pub uses: List<SlotId, u32>,
     /// Which tasks begin and end a wait of their lane.
     pub marks: Marks,
 }
@@ -53,14 +54,14 @@ impl PartTable {
         let tasks = plan.part(part);
         let mut lanes: PerLane<Vec<u32>> = PerLane::default();
         let mut position = Vec::with_capacity(tasks.len());
-        let mut uses = vec![0; plan.slots.len()];
+        let mut uses: List<SlotId, u32> = vec![0; plan.slots.len()].into();
         for (i, task) in tasks.iter().enumerate() {
             let lane = &mut lanes[task.lane];
             position.push(lane.len() as u32);
             lane.push(i as u32);
             for (k, arg) in task.args.iter().enumerate() {
                 if !task.args[..k].iter().any(|a| a.slot == arg.slot) {
-                    uses[arg.slot as usize] += 1;
+                    uses[arg.slot] += 1;
                 }
             }
         }

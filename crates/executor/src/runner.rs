@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use lowtide_device::cuda::CudaError;
 use lowtide_planner::{Lane, PartName, PerLane, Plan, Tier, check};
 use lowtide_tiers::Disk;
-use lowtide_units::Bytes;
+use lowtide_units::{Bytes, List};
 use lowtide_workload::Workload;
 
 use crate::bind::{Engine, Tiers};
@@ -182,7 +182,7 @@ impl<E: Engine> Runner<E> {
             uses: if self.shared.options.poison {
                 table.uses.iter().map(|&n| AtomicU32::new(n)).collect()
             } else {
-                Vec::new()
+                List::default()
             },
             traced,
         });

@@ -176,11 +176,11 @@ impl<E: Engine> Shared<E> {
             if task.args[..i].iter().any(|a| a.slot == arg.slot) {
                 continue;
             }
-            let slot = &self.plan.slots[arg.slot as usize];
+            let slot = &self.plan.slots[arg.slot];
             if slot.persistent || slot.tier == Tier::Disk {
                 continue;
             }
-            if s.uses[arg.slot as usize].fetch_sub(1, Ordering::AcqRel) == 1 {
+            if s.uses[arg.slot].fetch_sub(1, Ordering::AcqRel) == 1 {
                 poison(&self.tiers, slot, queue);
             }
         }

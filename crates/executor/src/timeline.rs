@@ -4,15 +4,15 @@ use std::io::{self, Write};
 use std::time::Instant;
 
 use lowtide_planner::waits::Cause;
-use lowtide_planner::{Lane, PartName, PerLane, Phase, Plan, Task, Work};
+use lowtide_planner::{Lane, PartName, PerLane, Phase, PieceId, Plan, Task, Work};
 use lowtide_workload::Workload;
 
 /// A name for a task: what it does to what.
 #[must_use]
 pub fn task_label(plan: &Plan, w: &Workload, part: PartName, idx: u32) -> String {
     let task = &plan.part(part)[idx as usize];
-    let piece = |p: u32| {
-        let piece = &plan.pieces[p as usize];
+    let piece = |p: PieceId| {
+        let piece = &plan.pieces[p];
         format!(
             "{} [{}..{})",
             plan.unit_names[piece.unit as usize], piece.params.start, piece.params.end
@@ -45,7 +45,7 @@ pub fn task_label(plan: &Plan, w: &Workload, part: PartName, idx: u32) -> String
         Work::Finish { piece: p } => format!("finish gradient {}", piece(p)),
         Work::Update { piece: p } => format!("update {}", piece(p)),
         Work::Copy | Work::Read | Work::Write => {
-            let tensor = plan.slots[task.args[0].slot as usize].tensor;
+            let tensor = plan.slots[task.args[0].slot].tensor;
             format!("{} {}", task.lane, tensor.name(plan))
         }
         Work::Load { micro_batch } => format!("load inputs {}", micro(micro_batch)),

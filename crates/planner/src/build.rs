@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use lowtide_units::Bytes;
+use lowtide_units::{Bytes, List};
 use lowtide_workload::Workload;
 
 use crate::check::{overlaps, sequences};
@@ -11,7 +11,7 @@ use crate::draft::{Draft, DraftSlot, Rates, draft};
 use crate::edges::Edges;
 use crate::layout::{Layout, layout};
 use crate::machine::Machine;
-use crate::plan::{PartName, Plan, Prediction, Seam, Slot, Task, Tensor, Tier, TierUse};
+use crate::plan::{PartName, Plan, Prediction, Seam, Slot, SlotId, Task, Tensor, Tier, TierUse};
 use crate::rounds::Rounds;
 use crate::simulate::predict;
 
@@ -149,8 +149,8 @@ fn overlapping(clip: Clip, rounds: Rounds) -> Vec<(PartName, PartName)> {
 
 /// Derives the edges inside parts and across the seams between them.
 struct Join<'a> {
-    slots: &'a [Slot],
-    late: &'a Range<u32>,
+    slots: &'a List<SlotId, Slot>,
+    late: &'a Range<SlotId>,
     rounds: Rounds,
     pairs: Vec<(PartName, PartName)>,
 }

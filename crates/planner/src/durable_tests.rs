@@ -47,7 +47,7 @@ fn first_use(plan: &Plan, part: PartName, work: Work, version: Version) -> (usiz
         .filter(|(_, t)| t.work == work)
         .find_map(|(i, t)| {
             let is = |&a: &usize| {
-                let s = &plan.slots[t.args[a].slot as usize];
+                let s = &plan.slots[t.args[a].slot];
                 matches!(s.tensor, Tensor::Weight(_)) && s.version.is_some_and(|v| v.0 == version)
             };
             (0..t.args.len()).find(is).map(|a| (i, a))
@@ -57,7 +57,7 @@ fn first_use(plan: &Plan, part: PartName, work: Work, version: Version) -> (usiz
 
 fn other_version(plan: &mut Plan, part: PartName, (task, arg): (usize, usize)) {
     let slot = &mut plan.parts[part as usize][task].args[arg].slot;
-    *slot = plan.slots[*slot as usize].version.expect("durable").1;
+    *slot = plan.slots[*slot].version.expect("durable").1;
 }
 
 #[test]
@@ -120,9 +120,8 @@ fn a_commit_that_misses_something_is_found() {
             // No commit at all, and one before the last write.
             let broken = without_task(&good, part, commit);
             fails(&broken, clip, "0 commits");
-            let last = |t: &&Task| {
-                t.work == Work::Write && good.slots[t.args[1].slot as usize].version.is_some()
-            };
+            let last =
+                |t: &&Task| t.work == Work::Write && good.slots[t.args[1].slot].version.is_some();
             let tasks = good.part(part);
             let write = tasks.iter().rposition(|t| last(&t)).expect("written");
             let mut broken = good.clone();
@@ -280,17 +279,16 @@ fn nothing_of_another_plan_is_durable() {
     assert!(PartName::ALL.iter().all(|&p| !plain.commits(p)));
     // A durable plan with a home of one version.
     let mut broken = built(&durable(Tier::Host, Processor::Host), Clip::Exact);
-    let slot = broken
-        .slots
-        .iter()
-        .position(|s| s.version.is_some())
+    let mut slots = broken.slots.ids();
+    let slot = slots
+        .find(|&s| broken.slots[s].version.is_some())
         .expect("durable");
     let (_, other) = broken.slots[slot].version.take().expect("as above");
-    broken.slots[other as usize].version = None;
+    broken.slots[other].version = None;
     fails(&broken, Clip::Exact, "is not durable");
     let reads = |p: &Plan| {
         let tasks = p.parts.iter().flatten();
-        let on = |a: &crate::plan::Arg| p.slots[a.slot as usize].tier == Tier::Disk;
+        let on = |a: &crate::plan::Arg| p.slots[a.slot].tier == Tier::Disk;
         tasks
             .flat_map(|t| &t.args)
             .filter(|a| on(a) && a.access != Use::Read)

@@ -4,7 +4,9 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use crate::plan::{Lane, PerLane, PerTier, Slot, Task, Use, Work};
+use lowtide_units::List;
+
+use crate::plan::{Lane, PerLane, PerTier, Slot, SlotId, Task, Use, Work};
 
 /// For each lane one past the last task known to be complete; 0: none.
 pub(crate) type Clock = PerLane<u32>;
@@ -115,9 +117,9 @@ impl Users {
 /// The edges of a sequence of tasks, made part by part. A clone goes on from the same past.
 #[derive(Clone)]
 pub(crate) struct Edges<'a> {
-    slots: &'a [Slot],
+    slots: &'a List<SlotId, Slot>,
     /// Slots that each micro-batch has its own of, see [`crate::plan::Plan::late`].
-    late: Range<u32>,
+    late: Range<SlotId>,
     /// An odd number of updates was committed: durable extents have changed places.
     flipped: bool,
     arenas: PerTier<Ranges>,
@@ -127,7 +129,7 @@ pub(crate) struct Edges<'a> {
 }
 
 impl<'a> Edges<'a> {
-    pub(crate) fn new(slots: &'a [Slot], late: &Range<u32>) -> Self {
+    pub(crate) fn new(slots: &'a List<SlotId, Slot>, late: &Range<SlotId>) -> Self {
         Self {
             slots,
             late: late.clone(),
@@ -158,9 +160,9 @@ impl<'a> Edges<'a> {
             } else {
                 0
             };
-            let mut slot = &self.slots[(arg.slot + shift) as usize];
+            let mut slot = &self.slots[SlotId(arg.slot.0 + shift)];
             if let Some((_, other)) = slot.version.filter(|_| self.flipped) {
-                slot = &self.slots[other as usize];
+                slot = &self.slots[other];
             }
             // A transient slot is used as a whole: its last user may fill all of it when its life
             // ends, and the next holder of any of its bytes waits for all its users.

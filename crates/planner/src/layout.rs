@@ -9,8 +9,10 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
+use lowtide_units::List;
+
 use crate::draft::DraftSlot;
-use crate::plan::{Slot, Tier};
+use crate::plan::{Slot, SlotId, Tier};
 
 /// Up to this many slots of a part are placed largest first, which packs tightest but looks at
 /// every pair; more are placed in the order of their birth.
@@ -18,7 +20,7 @@ const PAIRWISE_MAX: usize = 2500;
 
 /// Addresses, and the bytes each tier needs.
 pub(crate) struct Layout {
-    pub slots: Vec<Slot>,
+    pub slots: List<SlotId, Slot>,
     pub totals: [u64; 3],
     pub transient: [u64; 3],
 }

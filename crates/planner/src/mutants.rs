@@ -6,7 +6,7 @@ use std::fmt;
 
 use lowtide_workload::Workload;
 
-use super::{Arg, PartName, Phase, Plan, Task, Tensor, Tier, Use, Work};
+use super::{Arg, PartName, Phase, Plan, SlotId, Task, Tensor, Tier, Use, Work};
 
 /// What was done to a task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -74,12 +74,12 @@ impl Mutant {
 
 /// Whether an argument has every parameter that its piece has.
 fn leaves_padding(plan: &Plan, w: &Workload, a: &Arg) -> bool {
-    let (p, size) = match plan.slots[a.slot as usize].tensor {
+    let (p, size) = match plan.slots[a.slot].tensor {
         Tensor::Weight(p) => (p, plan.precision.size()),
         Tensor::Accumulator(p) => (p, 4),
         _ => return false,
     };
-    let piece = &plan.pieces[p as usize];
+    let piece = &plan.pieces[p];
     let last = piece.params.end - 1;
     let end = piece.offset_of(last) + w.params[last as usize].elements;
     a.offset == 0 && a.bytes >= end * size
@@ -89,14 +89,13 @@ fn leaves_padding(plan: &Plan, w: &Workload, a: &Arg) -> bool {
 /// what a forward without a backward leaves for it.
 fn apart(plan: &Plan, part: PartName, a: &Task, b: &Task) -> bool {
     let range = |x: &Arg| {
-        let s = &plan.slots[x.slot as usize];
+        let s = &plan.slots[x.slot];
         let from = s.offset + x.offset;
         (s.tier, from, from + x.bytes)
     };
-    let is_read = |slot: u32| {
+    let is_read = |slot: SlotId| {
         let mut args = plan.part(part).iter().flat_map(|t| &t.args);
-        plan.slots[slot as usize].persistent
-            || args.any(|x| x.slot == slot && x.access != Use::Write)
+        plan.slots[slot].persistent || args.any(|x| x.slot == slot && x.access != Use::Write)
     };
     let of = |t: &Task| -> Vec<Arg> {
         let read = t.args.iter().filter(|x| is_read(x.slot));

@@ -57,7 +57,7 @@ fn survivors(w: &Workload, c: &Choice, clip: Clip) -> (usize, BTreeMap<Kind, usi
         }
         let args = || {
             let task = &mutant.plan.part(mutant.part)[mutant.task];
-            let named = |a: &Arg| (*a, good.slots[a.slot as usize].tensor.name(&good));
+            let named = |a: &Arg| (*a, good.slots[a.slot].tensor.name(&good));
             task.args.iter().map(named).collect::<Vec<_>>()
         };
         assert!(

@@ -21,13 +21,18 @@
 
 use std::ops::Range;
 
-use lowtide_units::{Bytes, Seconds};
+use lowtide_units::{Bytes, List, Seconds, id};
 use lowtide_workload::{Dtype, Optimizer, PIECE_ALIGN, What, Workload};
 use serde::{Deserialize, Serialize};
 
 pub use crate::lanes::{LANES, Lane, LaneKind, PerLane};
 use crate::rounds::Rounds;
 pub use crate::tiers::{PerTier, Tier};
+
+id! {
+    /// Which of [`Plan::pieces`].
+    pub struct PieceId(u32);
+}
 
 /// A run of one unit's parameters that is fetched, accumulated, updated and written as one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -80,15 +85,15 @@ impl Piece {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Tensor {
     /// Weights of a piece.
-    Weight(u32),
+    Weight(PieceId),
     /// Optimizer state of a piece beside its weights: the arrays of [`Optimizer::layout`].
-    State(u32),
+    State(PieceId),
     /// Complete gradient of a piece, rounded once.
-    Gradient(u32),
+    Gradient(PieceId),
     /// Gradient of a piece while it adds up, f32.
-    Accumulator(u32),
+    Accumulator(PieceId),
     /// Norm partial sums of a piece, f64.
-    NormParts(u32),
+    NormParts(PieceId),
     /// Norm partial sums of all pieces, f64.
     AllNormParts,
     /// Clip factor and norm.
@@ -107,8 +112,8 @@ impl Tensor {
     /// A name for people.
     #[must_use]
     pub fn name(&self, plan: &Plan) -> String {
-        let piece = |p: u32| {
-            let piece = &plan.pieces[p as usize];
+        let piece = |p: PieceId| {
+            let piece = &plan.pieces[p];
             let unit = &plan.unit_names[piece.unit as usize];
             format!("{unit}[{}..{}]", piece.params.start, piece.params.end)
         };
@@ -141,6 +146,11 @@ pub enum Version {
     Next,
 }
 
+id! {
+    /// Which of [`Plan::slots`].
+    pub struct SlotId(u32);
+}
+
 /// A fixed byte range of a tier (on disk: an extent) that holds one tensor for one life.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Slot {
@@ -156,7 +166,7 @@ pub struct Slot {
     pub persistent: bool,
     /// Of a durable tensor only: which version this slot means, and the slot of the other one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub version: Option<(Version, u32)>,
+    pub version: Option<(Version, SlotId)>,
 }
 
 /// How a task uses a slot.
@@ -174,7 +184,7 @@ pub enum Use {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Arg {
     /// Which slot.
-    pub slot: u32,
+    pub slot: SlotId,
     /// First byte inside it.
     pub offset: u64,
     /// How many.
@@ -219,7 +229,7 @@ pub enum Work {
     /// Args: gradient, norm parts, accumulator (absent when the gradient is rounded in place).
     Finish {
         /// Piece.
-        piece: u32,
+        piece: PieceId,
     },
     /// Copies args\[0\] to args\[1\] between device and host.
     Copy,
@@ -247,7 +257,7 @@ pub enum Work {
     /// Args: weight, state, gradient, clip factor, norm parts.
     Update {
         /// Piece.
-        piece: u32,
+        piece: PieceId,
     },
     /// Makes the next version of everything durable survive a power loss, and says so in the
     /// journal. Args: every durable extent, next versions and current ones (which must stay as they
@@ -397,9 +407,9 @@ pub struct Plan {
     /// The choices that made it.
     pub choice: crate::choice::Choice,
     /// How the parameters are cut.
-    pub pieces: Vec<Piece>,
+    pub pieces: List<PieceId, Piece>,
     /// Every slot and extent.
-    pub slots: Vec<Slot>,
+    pub slots: List<SlotId, Slot>,
     /// Tasks of each part, in the order of [`PartName::ALL`].
     pub parts: Vec<Vec<Task>>,
     /// Edges between parts that may overlap in time.
@@ -413,8 +423,13 @@ pub struct Plan {
     /// Of a batch in rounds: slots that each micro-batch has its own of across rounds, in the order of
     /// micro-batches. A task of a part that repeats names those of the first time that it runs; see
     /// [`Plan::shifted`].
-    #[serde(default, skip_serializing_if = "Range::is_empty")]
-    pub late: Range<u32>,
+    #[serde(default = "none", skip_serializing_if = "Range::is_empty")]
+    pub late: Range<SlotId>,
+}
+
+/// No slots.
+fn none() -> Range<SlotId> {
+    SlotId(0)..SlotId(0)
 }
 
 impl Plan {
@@ -433,9 +448,9 @@ impl Plan {
 
     /// The slot that a task means which runs `shift` micro-batches later than it says.
     #[must_use]
-    pub fn shifted(&self, slot: u32, shift: u32) -> u32 {
+    pub fn shifted(&self, slot: SlotId, shift: u32) -> SlotId {
         if self.late.contains(&slot) {
-            slot + shift
+            SlotId(slot.0 + shift)
         } else {
             slot
         }
@@ -461,31 +476,28 @@ impl Plan {
 
     /// The piece that holds a parameter.
     #[must_use]
-    pub fn piece_of(&self, param: u32) -> u32 {
-        self.pieces
-            .iter()
-            .position(|p| p.params.contains(&param))
-            .expect("every parameter is in a piece") as u32
+    pub fn piece_of(&self, param: u32) -> PieceId {
+        let mut pieces = self.pieces.pairs();
+        let found = pieces.find(|(_, p)| p.params.contains(&param));
+        found.expect("every parameter is in a piece").0
     }
 
     /// The persistent slots that hold a tensor, the truth first; of a durable one the current
     /// version (see [`Plan::offset`]).
-    pub fn homes(&self, tensor: Tensor) -> impl Iterator<Item = (u32, &Slot)> {
+    pub fn homes(&self, tensor: Tensor) -> impl Iterator<Item = (SlotId, &Slot)> {
         let next = |s: &Slot| matches!(s.version, Some((Version::Next, _)));
         self.slots
-            .iter()
-            .enumerate()
+            .pairs()
             .filter(move |(_, s)| s.persistent && s.tensor == tensor && !next(s))
-            .map(|(i, s)| (i as u32, s))
     }
 
     /// First byte of a slot in its tier. `flipped`: an odd number of updates was committed, so the
     /// two extents of a durable tensor have changed places.
     #[must_use]
-    pub fn offset(&self, slot: u32, flipped: bool) -> u64 {
-        let s = &self.slots[slot as usize];
+    pub fn offset(&self, slot: SlotId, flipped: bool) -> u64 {
+        let s = &self.slots[slot];
         match s.version {
-            Some((_, other)) if flipped => self.slots[other as usize].offset,
+            Some((_, other)) if flipped => self.slots[other].offset,
             _ => s.offset,
         }
     }
@@ -513,7 +525,7 @@ impl Plan {
                 Tensor::State(p) => (1, p),
                 _ => unreachable!("only weights and state are durable"),
             };
-            h.add(&[kind, u64::from(piece), s.offset, s.bytes]);
+            h.add(&[kind, u64::from(piece.0), s.offset, s.bytes]);
         }
         h.0
     }
@@ -534,7 +546,7 @@ impl Plan {
             for t in part {
                 h.add(&[t.lane.idx() as u64, t.args.len() as u64]);
                 for a in &t.args {
-                    h.add(&[u64::from(a.slot), a.offset, a.bytes, a.access as u64]);
+                    h.add(&[u64::from(a.slot.0), a.offset, a.bytes, a.access as u64]);
                 }
                 for &d in &t.after {
                     h.add(&[u64::from(d)]);
@@ -558,7 +570,7 @@ impl Fnv {
 /// The tensor that an operand of a unit names, for one micro-batch: a unit's input is the unit
 /// below's output, and its output's gradient is the unit above's input gradient, so both exist once.
 #[must_use]
-pub fn canonical(w: &Workload, unit: u32, what: What, m: u32, piece_of: &[u32]) -> Tensor {
+pub fn canonical(w: &Workload, unit: u32, what: What, m: u32, piece_of: &[PieceId]) -> Tensor {
     let u = &w.units[unit as usize];
     match what {
         What::Local(i) if u.input == Some(i) => {

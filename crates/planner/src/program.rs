@@ -7,11 +7,12 @@
 use std::collections::BTreeSet;
 use std::ops::Range;
 
+use lowtide_units::List;
 use lowtide_workload::{Access, Dtype, Op, Unit, UnitKind, What, Workload};
 
 use crate::choice::{Choice, LoopOrder, Saved};
 use crate::fast::FastMap;
-use crate::plan::{PartName, Phase, Piece, Tensor, Use, Work, canonical};
+use crate::plan::{PartName, Phase, Piece, PieceId, Tensor, Use, Work, canonical};
 
 /// One use of a tensor by an operation.
 #[derive(Clone, Copy, Debug)]
@@ -108,8 +109,8 @@ pub(crate) struct Window {
 
 struct Builder<'a> {
     w: &'a Workload,
-    pieces: &'a [Piece],
-    piece_of: &'a [u32],
+    pieces: &'a List<PieceId, Piece>,
+    piece_of: &'a [PieceId],
     ops: Vec<GpuOp>,
     visits: Vec<usize>,
     run: u32,
@@ -175,7 +176,7 @@ impl Builder<'_> {
         match what {
             What::Local(i) => (0, self.w.units[unit as usize].tensors[i as usize].bytes.0),
             What::Weight(p) => {
-                let piece = &self.pieces[self.piece_of[p as usize] as usize];
+                let piece = &self.pieces[self.piece_of[p as usize]];
                 let size = self.w.precision.size();
                 (
                     piece.offset_of(p) * size,
@@ -183,7 +184,7 @@ impl Builder<'_> {
                 )
             }
             What::Gradient(p) => {
-                let piece = &self.pieces[self.piece_of[p as usize] as usize];
+                let piece = &self.pieces[self.piece_of[p as usize]];
                 (
                     piece.offset_of(p) * 4,
                     self.w.params[p as usize].elements * 4,
@@ -282,8 +283,8 @@ fn touched(w: &Workload, span: &Span) -> Vec<bool> {
 pub(crate) fn program(
     w: &Workload,
     choice: &Choice,
-    pieces: &[Piece],
-    piece_of: &[u32],
+    pieces: &List<PieceId, Piece>,
+    piece_of: &[PieceId],
     purpose: Purpose,
     span: &Span,
 ) -> Program {
@@ -363,18 +364,18 @@ pub(crate) fn program(
 }
 
 /// Inserts the rounding of each piece's gradient right after the last operation that adds to it.
-fn finish_gradients(program: &mut Program, w: &Workload, pieces: &[Piece]) {
-    let mut last: Vec<Option<usize>> = vec![None; pieces.len()];
+fn finish_gradients(program: &mut Program, w: &Workload, pieces: &List<PieceId, Piece>) {
+    let mut last: List<PieceId, Option<usize>> = vec![None; pieces.len()].into();
     for (i, op) in program.ops.iter().enumerate() {
         for o in &op.operands {
             if let Tensor::Accumulator(p) = o.tensor {
-                last[p as usize] = Some(i);
+                last[p] = Some(i);
             }
         }
     }
-    let mut at: FastMap<usize, Vec<u32>> = FastMap::default();
-    for (p, i) in (0..).zip(last) {
-        if let Some(i) = i {
+    let mut at: FastMap<usize, Vec<PieceId>> = FastMap::default();
+    for (p, i) in last.pairs() {
+        if let &Some(i) = i {
             at.entry(i).or_default().push(p);
         }
     }
@@ -389,7 +390,7 @@ fn finish_gradients(program: &mut Program, w: &Workload, pieces: &[Piece]) {
         let (run, v) = (op.run, op.visit);
         program.ops.push(op);
         for &p in at.get(&i).into_iter().flatten() {
-            let piece = &pieces[p as usize];
+            let piece = &pieces[p];
             let sum = Operand {
                 tensor: Tensor::Accumulator(p),
                 access: Use::Read,

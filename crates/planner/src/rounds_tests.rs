@@ -4,7 +4,7 @@ use crate::build::build;
 use crate::check::check;
 use crate::choice::{Ahead, Budgets, Choice, Clip, LoopOrder, Pieces, Processor, Saved};
 use crate::mutants::without_task;
-use crate::plan::{PartName, Plan, Task, Tensor, Tier, Work};
+use crate::plan::{PartName, Plan, SlotId, Task, Tensor, Tier, Work};
 use crate::simulate::{predict, simulate};
 use crate::testing::{machine, untied, with_positions, workload};
 use lowtide_units::Bytes;
@@ -126,7 +126,7 @@ fn no_edge_between_rounds_is_superfluous_and_every_missing_one_is_found() {
 fn find(plan: &Plan, part: PartName, what: impl Fn(Tensor) -> bool) -> (usize, usize) {
     let tasks = plan.part(part).iter().enumerate();
     let mut args = tasks.flat_map(|(t, task)| (0..task.args.len()).map(move |a| (t, a)));
-    let slot = |t: usize, a: usize| plan.part(part)[t].args[a].slot as usize;
+    let slot = |t: usize, a: usize| plan.part(part)[t].args[a].slot;
     args.find(|&(t, a)| {
         let s = &plan.slots[slot(t, a)];
         s.persistent && what(s.tensor)
@@ -147,7 +147,7 @@ fn planted_faults_between_rounds_are_found() {
     let mut broken = good.clone();
     let (t, a) = find(&good, PartName::Middle, late);
     let before = broken.parts[PartName::Middle as usize][t].args[a].slot;
-    broken.parts[PartName::Middle as usize][t].args[a].slot = before + 1;
+    broken.parts[PartName::Middle as usize][t].args[a].slot = SlotId(before.0 + 1);
     fails(&broken, "moves");
     // A round writes another round's.
     let mut broken = good.clone();
@@ -155,18 +155,18 @@ fn planted_faults_between_rounds_are_found() {
     fails(&broken, "in another round");
     // One micro-batch has none.
     let mut broken = good.clone();
-    broken.late.end -= 1;
+    broken.late.end.0 -= 1;
     fails(&broken, "for each micro-batch");
     // Two of them share bytes, far from both ends.
     let mut broken = good.clone();
-    let at = good.late.start as usize + 6;
-    broken.slots[at].offset = broken.slots[at + 1].offset;
+    let at = SlotId(good.late.start.0 + 6);
+    broken.slots[at].offset = broken.slots[SlotId(at.0 + 1)].offset;
     fails(&broken, "which stays");
     // A round that does not put its sums back.
     let sums = |t: Tensor| matches!(t, Tensor::Accumulator(_));
     let mut broken = good.clone();
     let back = |p: &Plan, t: &Task| {
-        let to = t.args.get(1).map(|a| &p.slots[a.slot as usize]);
+        let to = t.args.get(1).map(|a| &p.slots[a.slot]);
         t.work == Work::Copy && to.is_some_and(|s| s.persistent && sums(s.tensor))
     };
     let first = |p: &Plan| p.part(PartName::Middle).iter().position(|t| back(p, t));
@@ -178,7 +178,7 @@ fn planted_faults_between_rounds_are_found() {
     let mut broken = good.clone();
     let tasks = broken.parts[PartName::Last as usize].iter_mut();
     let mut args = tasks.flat_map(|t| &mut t.args);
-    let sum = |s: u32| matches!(good.slots[s as usize].tensor, Tensor::Accumulator(_));
+    let sum = |s: SlotId| matches!(good.slots[s].tensor, Tensor::Accumulator(_));
     let share = args.find(|a| sum(a.slot) && a.access == crate::plan::Use::Update);
     share.expect("a gradient goes on").access = crate::plan::Use::Write;
     fails(&broken, "overwrites");
@@ -189,7 +189,7 @@ fn planted_faults_between_rounds_are_found() {
     let good = build(&w, &c, Clip::Exact, Budgets::UNLIMITED, &machine());
     let mut broken = good.clone();
     let first = broken.parts[PartName::Steady as usize].iter_mut();
-    let sum = |s: u32| matches!(good.slots[s as usize].tensor, Tensor::Accumulator(_));
+    let sum = |s: SlotId| matches!(good.slots[s].tensor, Tensor::Accumulator(_));
     let mut args = first.flat_map(|t| &mut t.args);
     let share = args.find(|a| sum(a.slot) && a.access == crate::plan::Use::Write);
     share.expect("a gradient begins").access = crate::plan::Use::Update;

@@ -7,12 +7,12 @@
 
 use std::ops::Range;
 
-use lowtide_units::{Bytes, Seconds};
+use lowtide_units::{Bytes, List, Seconds};
 use lowtide_workload::Workload;
 
 use crate::machine::Machine;
 use crate::plan::{
-    LANES, Lane, LaneKind, LaneUse, PartName, Phase, Piece, Plan, Prediction, Task, Work,
+    LANES, Lane, LaneKind, LaneUse, PartName, Phase, Piece, PieceId, Plan, Prediction, Task, Work,
 };
 use crate::rounds::Rounds;
 use crate::together::Speeds;
@@ -26,7 +26,12 @@ pub fn alone(plan: &Plan, w: &Workload, machine: &Machine, part: PartName) -> Ve
         .collect()
 }
 
-fn task_alone(pieces: &[Piece], w: &Workload, machine: &Machine, task: &Task) -> Seconds {
+fn task_alone(
+    pieces: &List<PieceId, Piece>,
+    w: &Workload,
+    machine: &Machine,
+    task: &Task,
+) -> Seconds {
     let bytes = || Bytes(task.args[0].bytes);
     match task.work {
         Work::Compute {
@@ -42,16 +47,14 @@ fn task_alone(pieces: &[Piece], w: &Workload, machine: &Machine, task: &Task) ->
             machine.op(&list[op as usize], w.precision)
         }
         Work::Finish { piece } => {
-            let n = pieces[piece as usize].elements;
+            let n = pieces[piece].elements;
             Bytes(n * (4 + w.gradient.size())) / machine.device_memory + machine.op_overhead
         }
         Work::Copy => machine.copy(task.lane, bytes()),
         Work::Read | Work::Write => machine.disk(task.lane, bytes()),
         // The record and what the drives still hold; how long that takes is not measured.
         Work::Commit => machine.disk(task.lane, Bytes(4096)) * 2.0,
-        Work::Update { piece } => {
-            machine.update(task.lane, pieces[piece as usize].elements, w.optimizer)
-        }
+        Work::Update { piece } => machine.update(task.lane, pieces[piece].elements, w.optimizer),
         Work::Load { .. } | Work::Norm | Work::Losses | Work::Logits { .. } => {
             machine.host_overhead
         }
@@ -221,7 +224,7 @@ pub(crate) struct Busy {
 /// Adds up the tasks of a steady step's parts, each as often as it runs.
 pub(crate) fn busy(
     parts: &[(&[Task], u32)],
-    pieces: &[Piece],
+    pieces: &List<PieceId, Piece>,
     w: &Workload,
     machine: &Machine,
 ) -> Busy {

@@ -10,7 +10,7 @@ use crate::choice::{
 };
 use crate::machine::Machine;
 use crate::mutants::without_task;
-use crate::plan::{LaneKind, PartName, Phase, Plan, Tensor, Tier, Work};
+use crate::plan::{LaneKind, PartName, Phase, Plan, SlotId, Tensor, Tier, Work};
 use crate::search::{Pins, PlanError, Request, plan};
 use crate::testing::{machine, workload};
 
@@ -151,10 +151,7 @@ fn planted_faults_are_found() {
             .iter()
             .position(|t| {
                 t.work == Work::Copy
-                    && matches!(
-                        resident.slots[t.args[1].slot as usize].tensor,
-                        Tensor::Weight(_)
-                    )
+                    && matches!(resident.slots[t.args[1].slot].tensor, Tensor::Weight(_))
             })
             .expect("weights are refreshed");
         let broken = without_task(&resident, part, refresh);
@@ -162,7 +159,8 @@ fn planted_faults_are_found() {
     }
     // Two living tensors in one slot.
     let mut broken = good.clone();
-    let persistent: Vec<usize> = (0..broken.slots.len())
+    let slots = broken.slots.ids();
+    let persistent: Vec<SlotId> = slots
         .filter(|&i| broken.slots[i].persistent && broken.slots[i].tier == Tier::Host)
         .collect();
     broken.slots[persistent[1]].offset = broken.slots[persistent[0]].offset;
@@ -186,20 +184,19 @@ fn planted_faults_are_found() {
     fails(&broken, "has Read for inputs");
     // Two slots of one task share bytes.
     let mut broken = good.clone();
-    let transient = |a: &&crate::plan::Arg| !good.slots[a.slot as usize].persistent;
+    let transient = |a: &&crate::plan::Arg| !good.slots[a.slot].persistent;
     let two = good.part(PartName::First).iter().find_map(|t| {
         let mut args = t.args.iter().filter(transient);
         (t.lane == crate::plan::Lane::GPU).then(|| Some((args.next()?.slot, args.next()?.slot)))?
     });
     let (a, b) = two.expect("an operation between two tensors");
-    let size = |slot: u32| good.slots[slot as usize].bytes;
+    let size = |slot: SlotId| good.slots[slot].bytes;
     let (small, large) = if size(a) < size(b) { (a, b) } else { (b, a) };
-    broken.slots[small as usize].offset = broken.slots[large as usize].offset;
+    broken.slots[small].offset = broken.slots[large].offset;
     fails(&broken, "over its own argument");
     // A read of nothing.
     let copy = |t: &crate::plan::Task| {
-        let inputs =
-            |a: &crate::plan::Arg| matches!(good.slots[a.slot as usize].tensor, Tensor::Inputs(_));
+        let inputs = |a: &crate::plan::Arg| matches!(good.slots[a.slot].tensor, Tensor::Inputs(_));
         t.work == Work::Copy && inputs(&t.args[0])
     };
     let copy = good.part(PartName::First).iter().position(copy);

@@ -182,7 +182,7 @@ mod tests {
     use super::*;
     use crate::build::build;
     use crate::choice::{Budgets, Choice, Clip};
-    use crate::plan::{Arg, PartName, Task, Use, Work};
+    use crate::plan::{Arg, PartName, PieceId, SlotId, Task, Use, Work};
     use crate::{simulate, testing};
 
     const HOST: usize = 1 << 5;
@@ -320,18 +320,18 @@ mod tests {
         }
         let budgets = Budgets::UNLIMITED;
         let mut plan = build(&w, &Choice::resident(&w), Clip::None, budgets, &m);
-        plan.pieces[0].elements = 1 << 22;
+        plan.pieces[PieceId(0)].elements = 1 << 22;
         for (set, measured) in sets.iter().zip(m.together.clone()) {
             // As many tasks a lane as take about a second alone; the first lane to end tells when.
             let task = |lane: Lane| {
                 let work = match lane {
-                    Lane::GPU | Lane::HOST => Work::Update { piece: 0 },
+                    Lane::GPU | Lane::HOST => Work::Update { piece: PieceId(0) },
                     Lane::DISK_READ => Work::Read,
                     Lane::DISK_WRITE => Work::Write,
                     _ => Work::Copy,
                 };
                 let arg = Arg {
-                    slot: 0,
+                    slot: SlotId(0),
                     offset: 0,
                     bytes: 1 << 20,
                     access: Use::Read,

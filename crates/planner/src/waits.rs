@@ -58,7 +58,7 @@ impl Cause {
             Work::Update { .. } if task.lane == Lane::HOST => Self::HostUpdate,
             Work::Norm => Self::Norm,
             Work::Read | Work::Write => Self::Disk,
-            Work::Copy => match plan.slots[task.args[0].slot as usize].tensor {
+            Work::Copy => match plan.slots[task.args[0].slot].tensor {
                 Tensor::Weight(_) => Self::Weights,
                 Tensor::State(_) => Self::State,
                 Tensor::Gradient(_) | Tensor::Accumulator(_) => Self::Gradients,

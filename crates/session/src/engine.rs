@@ -10,7 +10,8 @@ use lowtide_executor::{Bound, EngineError, Record, TaskCall};
 use lowtide_kernels::gradient;
 use lowtide_kernels::update::{self, Hyper};
 use lowtide_model::{Arg, Call, Decoder, Phase, store_inputs};
-use lowtide_planner::{Clip, Piece, Plan, Work};
+use lowtide_planner::{Clip, Piece, PieceId, Plan, Work};
+use lowtide_units::List;
 
 use crate::commit::{About, Commits, Mark};
 use crate::outcome::Outcome;
@@ -152,8 +153,8 @@ pub struct Engine {
     plan: Arc<Plan>,
     clip: ClipRule,
     /// Each piece's parameters, for kernels that walk them.
-    segments: Vec<Vec<gradient::Segment>>,
-    updates: Vec<Vec<update::Segment>>,
+    segments: List<PieceId, Vec<gradient::Segment>>,
+    updates: List<PieceId, Vec<update::Segment>>,
     commits: Commits,
 }
 
@@ -251,7 +252,7 @@ impl Engine {
         self.decoder.run(q, call);
     }
 
-    fn finish(&self, q: &Queue, args: Vec<Bound<'_>>, piece: u32) {
+    fn finish(&self, q: &Queue, args: Vec<Bound<'_>>, piece: PieceId) {
         let mut args = args.into_iter();
         let mut next = || args.next();
         let (Some(gradient), Some(parts)) = (next(), next()) else {
@@ -262,8 +263,8 @@ impl Engine {
             gradient.dst(),
             parts.dst(),
             next().map(|sum| sum.src()),
-            &self.segments[piece as usize],
-            self.plan.pieces[piece as usize].elements as usize,
+            &self.segments[piece],
+            self.plan.pieces[piece].elements as usize,
             self.plan.gradient,
         );
     }
@@ -272,7 +273,7 @@ impl Engine {
         &self,
         q: &Queue,
         args: Vec<Bound<'_>>,
-        piece_idx: u32,
+        piece_id: PieceId,
         step: &StepData,
     ) -> Result<(), EngineError> {
         let mut args = args.into_iter();
@@ -297,7 +298,7 @@ impl Engine {
                 return Err(EngineError::NonFinite(what));
             }
         }
-        let piece = &self.plan.pieces[piece_idx as usize];
+        let piece = &self.plan.pieces[piece_id];
         let hyper = step.update.ok_or_else(|| {
             EngineError::Wrong(
                 "an update without settings: the step was submitted wrongly".to_owned(),
@@ -315,7 +316,7 @@ impl Engine {
             clip: clip.src().part(0, 8 * CLIP_WORDS),
             parts,
         };
-        let segments = &self.updates[piece_idx as usize];
+        let segments = &self.updates[piece_id];
         update::step(q, types, piece.elements, operands, segments, &hyper);
         Ok(())
     }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use lowtide_device::{Lent, memory};
 use lowtide_executor::Idle;
 use lowtide_kernels::update::split;
-use lowtide_planner::{Plan, Slot, Tensor, Tier};
+use lowtide_planner::{PieceId, Plan, Slot, SlotId, Tensor, Tier};
 use lowtide_tiers::{ALIGN, Block, Extent, Fill, Kind, TierError};
 use lowtide_units::Bytes;
 use lowtide_workload::{Dtype, Init, Role, StateArray, StateSpec, Workload};
@@ -76,7 +76,7 @@ impl<'a> Homes<'a> {
     fn disk(
         &self,
         kind: Kind,
-        (idx, _): (u32, &Slot),
+        (idx, _): (SlotId, &Slot),
         range: &Range<u64>,
         staging: Block,
     ) -> (Block, Result<(), TierError>) {
@@ -100,7 +100,7 @@ impl<'a> Homes<'a> {
     }
 
     /// Reads bytes of a slot; from a disk at most [`STAGED`].
-    fn load(&self, home: (u32, &Slot), offset: u64, out: &mut [u8]) -> Result<(), TierError> {
+    fn load(&self, home: (SlotId, &Slot), offset: u64, out: &mut [u8]) -> Result<(), TierError> {
         let bytes = out.len() as u64;
         let slot = home.1;
         if slot.tier != Tier::Disk {
@@ -120,7 +120,7 @@ impl<'a> Homes<'a> {
 
     /// Writes bytes of a slot; to a disk at most [`STAGED`]. What lies beside them in the disk's
     /// units stays.
-    fn store(&self, home: (u32, &Slot), offset: u64, bytes: &[u8]) -> Result<(), TierError> {
+    fn store(&self, home: (SlotId, &Slot), offset: u64, bytes: &[u8]) -> Result<(), TierError> {
         let len = bytes.len() as u64;
         let slot = home.1;
         if slot.tier != Tier::Disk {
@@ -155,7 +155,7 @@ impl<'a> Homes<'a> {
     }
 
     /// Slots of an array of a piece: a weight may have a resident copy too.
-    fn slots(&self, piece: u32, array: &StateArray) -> Vec<(u32, &Slot)> {
+    fn slots(&self, piece: PieceId, array: &StateArray) -> Vec<(SlotId, &Slot)> {
         let tensor = match array.spec.role {
             Role::WEIGHT => Tensor::Weight(piece),
             _ => Tensor::State(piece),
@@ -164,8 +164,8 @@ impl<'a> Homes<'a> {
     }
 
     /// Where a role's array lies in a piece.
-    fn array(&self, piece: u32, role: Role) -> StateArray {
-        let elements = self.plan.pieces[piece as usize].elements;
+    fn array(&self, piece: PieceId, role: Role) -> StateArray {
+        let elements = self.plan.pieces[piece].elements;
         let array = self
             .plan
             .optimizer
@@ -193,7 +193,7 @@ impl<'a> Homes<'a> {
         out: &mut [u8],
     ) -> Result<(), TierError> {
         let piece_idx = self.plan.piece_of(param);
-        let piece = &self.plan.pieces[piece_idx as usize];
+        let piece = &self.plan.pieces[piece_idx];
         let array = self.array(piece_idx, role);
         let first = array.first(piece.offset_of(param)) + range.start;
         let start = array.start + first * array.spec.size();
@@ -205,15 +205,15 @@ impl<'a> Homes<'a> {
     }
 
     /// Chunks of all arrays of all pieces: piece, array, entries.
-    fn chunks(&self) -> Vec<(u32, StateArray, Range<u64>)> {
+    fn chunks(&self) -> Vec<(PieceId, StateArray, Range<u64>)> {
         let mut all = Vec::new();
-        for (i, piece) in self.plan.pieces.iter().enumerate() {
+        for (id, piece) in self.plan.pieces.pairs() {
             for spec in self.roles() {
-                let array = self.array(i as u32, spec.role);
+                let array = self.array(id, spec.role);
                 debug_assert!(array.entries() <= piece.elements, "{array:?}");
                 for from in (0..array.entries()).step_by(CHUNK as usize) {
                     let to = (from + CHUNK).min(array.entries());
-                    all.push((i as u32, array, from..to));
+                    all.push((id, array, from..to));
                 }
             }
         }
@@ -224,11 +224,11 @@ impl<'a> Homes<'a> {
     /// of them among these.
     fn params_in(
         &self,
-        piece: u32,
+        piece: PieceId,
         array: &StateArray,
         entries: &Range<u64>,
     ) -> Vec<(u32, Range<u64>, u64)> {
-        let piece = &self.plan.pieces[piece as usize];
+        let piece = &self.plan.pieces[piece];
         let mut all = Vec::new();
         for (p, &offset) in piece.params.clone().zip(&piece.offsets) {
             let first = array.first(offset);
@@ -274,11 +274,8 @@ impl<'a> Homes<'a> {
     pub fn refresh_copies(&self) -> Result<(), TierError> {
         let size = self.plan.precision.size();
         let mut bytes = Vec::new();
-        for (piece_idx, piece) in self.plan.pieces.iter().enumerate() {
-            let slots = self.slots(
-                piece_idx as u32,
-                &self.array(piece_idx as u32, Role::WEIGHT),
-            );
+        for (id, piece) in self.plan.pieces.pairs() {
+            let slots = self.slots(id, &self.array(id, Role::WEIGHT));
             let (truth, copies) = slots.split_first().expect("weights have a home");
             if copies.is_empty() {
                 continue;
@@ -300,7 +297,7 @@ impl<'a> Homes<'a> {
     ///
     /// # Errors
     /// The disk's.
-    pub fn flip_bit(&self, piece: u32) -> Result<(), TierError> {
+    pub fn flip_bit(&self, piece: PieceId) -> Result<(), TierError> {
         for slot in self.slots(piece, &self.array(piece, Role::WEIGHT)) {
             let mut first = [0u8; 1];
             self.load(slot, 0, &mut first)?;

@@ -9,7 +9,7 @@ use lowtide_device::{Lent, Memory, memory};
 use lowtide_executor::{ExecError, Idle, Measured, Mode, Options, Runner, Tiers, Trace};
 use lowtide_kernels::update::Hyper;
 use lowtide_model::Decoder;
-use lowtide_planner::{Clip, PartName, Plan, Slot, Tensor, Tier, Version};
+use lowtide_planner::{Clip, PartName, PieceId, Plan, Slot, SlotId, Tensor, Tier, Version};
 use lowtide_tiers::{
     Arena, Committed, Disk, DiskConfig, Extent, Fill, MadeDirs, Open, TierError, limits,
 };
@@ -138,9 +138,9 @@ fn reserve(plan: &Plan, gpu: Option<&Gpu>, poison: bool) -> Result<(Memory, Memo
 
 /// The extents of either version of everything durable.
 fn durable_extents(plan: &Plan) -> [Vec<Extent>; 2] {
-    let current = plan.slots.iter().enumerate();
+    let current = plan.slots.pairs();
     let current = current.filter(|(_, s)| matches!(s.version, Some((Version::Current, _))));
-    let mut current: Vec<(u32, u64)> = current.map(|(i, s)| (i as u32, s.bytes)).collect();
+    let mut current: Vec<(SlotId, u64)> = current.map(|(i, s)| (i, s.bytes)).collect();
     // An order that the layout alone decides.
     current.sort_unstable_by_key(|&(slot, _)| plan.offset(slot, false));
     [false, true].map(|flipped| {
@@ -444,7 +444,7 @@ impl Session {
     ///
     /// # Errors
     /// What stopped the run.
-    pub fn waiting_gradient(&mut self, piece: u32) -> Result<Option<Vec<u8>>, ExecError> {
+    pub fn waiting_gradient(&mut self, piece: PieceId) -> Result<Option<Vec<u8>>, ExecError> {
         self.runner.wait()?;
         let plan = Arc::clone(self.runner.plan());
         let tiers = self.runner.idle_tiers();
@@ -455,7 +455,7 @@ impl Session {
                 Tier::Host => &tiers.host,
                 Tier::Disk => return None,
             };
-            let bytes = plan.pieces[piece as usize].elements * plan.gradient.size();
+            let bytes = plan.pieces[piece].elements * plan.gradient.size();
             let mut out = vec![0u8; bytes as usize];
             memory::load(memory.lend(slot.offset, bytes).src(), &mut out);
             Some(out)

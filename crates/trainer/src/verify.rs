@@ -8,7 +8,7 @@ use lowtide_config as config;
 use lowtide_config::{Init, ModelSource, Run};
 use lowtide_executor::Trace;
 use lowtide_model::{Checkpoint, Decoder, random_init};
-use lowtide_planner::{Budgets, Choice, LaneKind, Plan, build, check};
+use lowtide_planner::{Budgets, Choice, LaneKind, PieceId, Plan, build, check};
 use lowtide_units::Bytes;
 use lowtide_workload::ModelShape;
 use serde::Serialize;
@@ -274,7 +274,7 @@ fn train(
         results.push((outcome.loss().to_bits(), outcome.norm.to_bits()));
         if plant_fault && step == 1 {
             session.drain()?;
-            session.homes()?.flip_bit(0)?;
+            session.homes()?.flip_bit(PieceId(0))?;
         }
     }
     session.drain()?;

@@ -228,11 +228,11 @@ fn a_torn_record_or_a_torn_uncommitted_version_changes_nothing() {
             assert_eq!(at, last - 1, "{clip:?} torn at {torn}");
             let flipped = at % 2 == 1;
             drop(session);
-            let next = plan.slots.iter().enumerate();
+            let next = plan.slots.pairs();
             let next = next.filter(|(_, s)| matches!(s.version, Some((Version::Next, _))));
             let mut noise = 0;
             for (i, s) in next {
-                noise += scribble(dir.path(), plan.offset(i as u32, flipped), s.bytes);
+                noise += scribble(dir.path(), plan.offset(i, flipped), s.bytes);
             }
             assert!(noise > 100_000, "{noise}");
             let (mut session, at) = go_on(&d, &plan, clip, dir.path());
@@ -295,12 +295,12 @@ fn a_session_needs_the_files_of_its_own_run() {
 /// The bytes of every durable extent's version that is current after an even or odd number of
 /// commits.
 fn version_on(medium: &RamDisk, plan: &Plan, flipped: bool) -> Vec<Vec<u8>> {
-    let current = plan.slots.iter().enumerate();
+    let current = plan.slots.pairs();
     let current = current.filter(|(_, s)| matches!(s.version, Some((Version::Current, _))));
     current
         .map(|(i, s)| {
             medium.peek(Extent {
-                offset: plan.offset(i as u32, flipped),
+                offset: plan.offset(i, flipped),
                 bytes: s.bytes,
             })
         })

@@ -15,7 +15,7 @@ use common::{
 use lowtide_executor::{EngineError, ExecError, Mode};
 use lowtide_model::{Decoder, random_init};
 use lowtide_planner::{
-    Arg, Choice, Clip, Lane, PartName, Plan, Saved, Slot, Task, Tensor, Tier, Use, check,
+    Arg, Choice, Clip, Lane, PartName, PieceId, Plan, Saved, Slot, Task, Tensor, Tier, Use, check,
 };
 use lowtide_session::{ClipRule, DiskChoice, Session, SessionError, SessionOptions};
 use lowtide_tiers::{
@@ -164,8 +164,14 @@ fn written_by_tasks_only(plan: &Plan) -> &Slot {
 fn a_broken_place_stops_the_run_and_is_named() {
     let d = two_blocks();
     let plan = disk_plan(&d, Clip::Exact);
-    let (_, state) = plan.homes(Tensor::State(1)).next().expect("a home");
-    let (_, weight) = plan.homes(Tensor::Weight(2)).next().expect("a home");
+    let (_, state) = plan
+        .homes(Tensor::State(PieceId(1)))
+        .next()
+        .expect("a home");
+    let (_, weight) = plan
+        .homes(Tensor::Weight(PieceId(2)))
+        .next()
+        .expect("a home");
     let other = written_by_tasks_only(&plan);
     let cases = [
         (state, Kind::Read),
@@ -614,7 +620,7 @@ fn a_task_that_writes_over_its_own_argument_is_not_run() {
     let task = tasks.iter_mut().find(in_place).expect("a norm");
     let bytes = task.args[0].bytes;
     let read = task.args.iter().position(|a| {
-        let device = slots[a.slot as usize].tier == Tier::Device;
+        let device = slots[a.slot].tier == Tier::Device;
         device && a.access == Use::Read && a.bytes == bytes
     });
     (task.args[0].slot, task.args[0].offset) = {

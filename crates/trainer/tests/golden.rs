@@ -21,9 +21,10 @@ use lowtide_kernels::update::Hyper;
 use lowtide_model::{
     Checkpoint, Decoder, HfTensor, Options, SafetensorsHeader, hf_tensors, load_shape,
 };
-use lowtide_planner::{Choice, Clip, LoopOrder, Pieces, Saved, Tier};
+use lowtide_planner::{Choice, Clip, LoopOrder, PieceId, Pieces, Saved, Tier};
 use lowtide_session::{ClipRule, Session, SessionOptions};
 use lowtide_tiers::TierError;
+use lowtide_units::List;
 use lowtide_workload::{Batch, Dtype, Optimizer, Role};
 
 const MODELS: [&str; 5] = ["llama", "llama-tied", "qwen2", "qwen3", "gpt2"];
@@ -250,7 +251,9 @@ fn as_in_file(tensor: &HfTensor, param: &[f64]) -> Vec<f64> {
 fn gradients(session: &mut Session) -> BTreeMap<String, Vec<f64>> {
     let plan = Arc::clone(session.plan());
     let decoder = Arc::clone(session.decoder());
-    let pieces: Vec<Vec<f64>> = (0..plan.pieces.len() as u32)
+    let pieces: List<PieceId, Vec<f64>> = plan
+        .pieces
+        .ids()
         .map(|p| {
             let bytes = session.waiting_gradient(p);
             let bytes = bytes.expect("running").expect("it waits");
@@ -265,11 +268,11 @@ fn gradients(session: &mut Session) -> BTreeMap<String, Vec<f64>> {
         .map(|tensor| {
             let p = tensor.param_idx;
             let piece = plan.piece_of(p);
-            let at = plan.pieces[piece as usize].offset_of(p) as usize;
+            let at = plan.pieces[piece].offset_of(p) as usize;
             let n = decoder.workload().params[p as usize].elements as usize;
             (
                 tensor.name.clone(),
-                as_in_file(tensor, &pieces[piece as usize][at..at + n]),
+                as_in_file(tensor, &pieces[piece][at..at + n]),
             )
         })
         .collect()

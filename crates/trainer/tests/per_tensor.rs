@@ -8,8 +8,8 @@ use std::sync::Arc;
 use common::{checked, choice, decoder, llama, open, quick, rule, train};
 use lowtide_model::Decoder;
 use lowtide_planner::{
-    Ahead, Choice, Clip, LoopOrder, PartName, Phase, Pieces, Plan, Processor, Saved, Tensor, Tier,
-    Work,
+    Ahead, Choice, Clip, LoopOrder, PartName, Phase, PieceId, Pieces, Plan, Processor, Saved,
+    SlotId, Tensor, Tier, Work,
 };
 use lowtide_session::{DiskChoice, Session, SessionOptions};
 use lowtide_workload::{Access, Dtype, What};
@@ -119,7 +119,7 @@ fn plans_do_what_was_asked() {
             ..by_hand(&d, order)
         };
         let plan = checked(&d, &c, Clip::Exact);
-        let used: Vec<Vec<u32>> = PartName::ALL
+        let used: Vec<Vec<SlotId>> = PartName::ALL
             .iter()
             .map(|&p| {
                 plan.part(p)
@@ -131,7 +131,7 @@ fn plans_do_what_was_asked() {
             .collect();
         let is_on = |tensor: Tensor, tier: Tier| {
             used[PartName::Steady as usize].iter().any(|&s| {
-                let slot = &plan.slots[s as usize];
+                let slot = &plan.slots[s];
                 (slot.tensor, slot.tier) == (tensor, tier)
             })
         };
@@ -175,8 +175,8 @@ fn plans_do_what_was_asked() {
             );
         }
         for (unit, (weights, optimizer)) in c.weights.iter().zip(&c.optimizer).enumerate() {
-            let of_unit = |p: &u32| plan.pieces[*p as usize].unit as usize == unit;
-            for piece in (0..plan.pieces.len() as u32).filter(of_unit) {
+            let of_unit = |p: &PieceId| plan.pieces[*p].unit as usize == unit;
+            for piece in (plan.pieces.ids()).filter(of_unit) {
                 let homes = |t: Tensor| plan.homes(t).map(|(_, s)| s.tier).collect::<Vec<_>>();
                 assert!(
                     homes(Tensor::Weight(piece)).contains(weights),

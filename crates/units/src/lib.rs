@@ -2,6 +2,26 @@
 //!
 //! A quantity divided by its rate is [`Seconds`]; bytes over flops-per-second does not compile.
 //! Counts of bytes are exact integers; rates and seconds are `f64`.
+//!
+//! Positions in lists are types too ([`id!`] and [`List`]):
+//!
+//! ```compile_fail,E0277
+//! use lowtide_units::{List, id};
+//! id! {
+//!     /// A slot.
+//!     pub struct SlotId(u32);
+//! }
+//! id! {
+//!     /// A piece.
+//!     pub struct PieceId(u32);
+//! }
+//! let slots: List<SlotId, &str> = vec!["a"].into();
+//! slots[PieceId(0)];
+//! ```
+
+mod ids;
+
+pub use ids::{Id, List, ids};
 
 use std::fmt;
 use std::iter::Sum;

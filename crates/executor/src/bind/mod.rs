@@ -144,7 +144,7 @@ pub struct Record {
 /// When the task writes bytes that another of its arguments has: the plan did not pass the checker.
 unsafe fn bind<'a>(plan: &Plan, tiers: &'a Tiers, args: &[Arg], shift: u32) -> Vec<Bound<'a>> {
     let place = |a: &Arg| {
-        let slot = &plan.slots[plan.shifted(a.slot, shift) as usize];
+        let slot = &plan.slots[plan.shifted(a.slot, shift)];
         let from = slot.offset + a.offset;
         (slot.tier, from, from + a.bytes)
     };
@@ -309,7 +309,7 @@ pub(crate) fn submit_transfer(
     (flipped, shift): (bool, u32),
 ) -> Ticket {
     let (kind, extent, host_arg) = extent_of(plan, task, (flipped, shift));
-    let host = &plan.slots[plan.shifted(host_arg.slot, shift) as usize];
+    let host = &plan.slots[plan.shifted(host_arg.slot, shift)];
     let disk = tiers.disk.as_ref().expect("a plan with extents has a disk");
     let memory = tiers
         .host

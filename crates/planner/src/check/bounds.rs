@@ -1,5 +1,7 @@
 //! Rules 1 and 4, without a walk: slots, tiers, arguments and edges are in bounds.
 
+use lowtide_units::ids;
+
 use super::Fault;
 use crate::plan::{PartName, Plan, Tensor, Tier};
 
@@ -21,12 +23,12 @@ pub(super) fn bounds(plan: &Plan) -> Result<(), Fault> {
             return fault(format!("slot {i} of the {} tier is not aligned", s.tier));
         }
     }
-    for (i, s) in plan.slots.iter().enumerate() {
+    for (i, s) in plan.slots.pairs() {
         let truth = s.persistent && matches!(s.tensor, Tensor::Weight(_) | Tensor::State(_));
         if let Some((version, other)) = s.version {
-            let pair = plan.slots.get(other as usize).filter(|o| {
+            let pair = plan.slots.find(other).filter(|o| {
                 (o.tensor, o.bytes, o.tier) == (s.tensor, s.bytes, Tier::Disk)
-                    && o.version.is_some_and(|v| v.0 != version && v.1 == i as u32)
+                    && o.version.is_some_and(|v| v.0 != version && v.1 == i)
             });
             if !truth || s.tier != Tier::Disk || pair.is_none() {
                 return fault(format!("slot {i} is no half of two versions on disk"));
@@ -35,7 +37,7 @@ pub(super) fn bounds(plan: &Plan) -> Result<(), Fault> {
     }
     lates(plan)?;
     if plan.choice.durable {
-        for piece in 0..plan.pieces.len() as u32 {
+        for piece in plan.pieces.ids() {
             for t in [Tensor::Weight(piece), Tensor::State(piece)] {
                 if !plan.homes(t).any(|(_, s)| s.version.is_some()) {
                     return fault(format!("{} is not durable", t.name(plan)));
@@ -61,7 +63,7 @@ pub(super) fn bounds(plan: &Plan) -> Result<(), Fault> {
                 })
             };
             for a in &task.args {
-                let Some(s) = plan.slots.get(a.slot as usize) else {
+                let Some(s) = plan.slots.find(a.slot) else {
                     return bad(format!("uses slot {} which does not exist", a.slot));
                 };
                 if a.offset + a.bytes > s.bytes {
@@ -90,7 +92,7 @@ fn lates(plan: &Plan) -> Result<(), Fault> {
     if late.is_empty() {
         return Ok(());
     }
-    let slots = late.clone().map(|s| plan.slots.get(s as usize));
+    let slots = ids(&late).map(|s| plan.slots.find(s));
     let mut alike = (0..).zip(slots).map(|(m, s)| match s {
         Some(s) => match s.tensor {
             Tensor::Local(u, i, of) if of == m && s.persistent => Some((s.tier, s.bytes, u, i)),
@@ -99,7 +101,10 @@ fn lates(plan: &Plan) -> Result<(), Fault> {
         None => None,
     });
     let first = alike.next().flatten();
-    if first.is_none() || late.len() != plan.accumulate as usize || !alike.all(|s| s == first) {
+    if first.is_none()
+        || ids(&late).count() != plan.accumulate as usize
+        || !alike.all(|s| s == first)
+    {
         let what = "a slot for each micro-batch is missing or unlike the others".to_owned();
         return fault(PartName::First, 0, what);
     }
@@ -110,11 +115,11 @@ fn lates(plan: &Plan) -> Result<(), Fault> {
             let named = task.args.iter().filter(|a| late.contains(&a.slot));
             if let Some(a) = named
                 .into_iter()
-                .find(|a| !own.contains(&(a.slot - late.start)))
+                .find(|a| !own.contains(&(a.slot.0 - late.start.0)))
             {
                 let what = format!(
                     "uses {} in another round",
-                    plan.slots[a.slot as usize].tensor.name(plan)
+                    plan.slots[a.slot].tensor.name(plan)
                 );
                 return fault(part, i, what);
             }

@@ -6,14 +6,14 @@ use super::Fault;
 use super::operands::ops;
 use crate::choice::Clip;
 use crate::fast::FastMap;
-use crate::plan::{PartName, Phase, Plan, Work};
+use crate::plan::{PartName, Phase, PieceId, Plan, Work};
 
 /// Work that must be there exactly once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 enum Item {
     Compute(u32, Phase, u16, u32),
-    Finish(u32),
-    Update(u32),
+    Finish(PieceId),
+    Update(PieceId),
     Load(u32),
     Norm,
     Losses,
@@ -98,7 +98,7 @@ fn wanted(plan: &Plan, w: &Workload, clip: Clip, part: PartName) -> Vec<Item> {
     use PartName::{Drain, Evaluate, First, Infer, Last, LastEvaluate, LastFirst, Middle, Steady};
     let rounds = plan.rounds();
     let (one, span) = (rounds.one(), rounds.span(part));
-    let pieces = || 0..plan.pieces.len() as u32;
+    let pieces = || plan.pieces.ids();
     let mut all = Vec::new();
     let there = match part {
         Middle => rounds.middles() > 0,

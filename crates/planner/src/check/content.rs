@@ -2,7 +2,7 @@
 
 use super::walk::Walk;
 use super::{Fault, size};
-use crate::plan::{Arg, Tensor, Version, Work};
+use crate::plan::{Arg, PieceId, Tensor, Version, Work};
 
 /// Values by byte range: sorted, without overlap. Bytes that no range covers have none.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -131,8 +131,8 @@ impl Walk<'_> {
 
     /// A parameter's share of a gradient is written: with it the padding behind it, which no
     /// operation reads or writes.
-    pub(super) fn shared(&mut self, a: &Arg, piece: u32) {
-        let p = &self.plan.pieces[piece as usize];
+    pub(super) fn shared(&mut self, a: &Arg, piece: PieceId) {
+        let p = &self.plan.pieces[piece];
         let k = p.offsets.partition_point(|&o| o * 4 <= a.offset);
         let end = p.offsets.get(k).map_or(p.elements, |&next| next) * 4;
         self.renewed(a, a.offset, end);
@@ -172,7 +172,7 @@ impl Walk<'_> {
         // into the gradient.
         let fits = match (tensor, target) {
             (Tensor::NormParts(p), Tensor::AllNormParts) => {
-                let piece = &self.plan.pieces[p as usize];
+                let piece = &self.plan.pieces[p];
                 let (start, bytes) = (piece.norm_offset * 8, piece.norm_chunks * 8);
                 (from.offset, from.bytes) == (0, bytes) && (to.offset, to.bytes) == (start, bytes)
             }
@@ -237,7 +237,7 @@ impl Walk<'_> {
         let last = self.shares.insert((p, a.offset), turn);
         if last.is_none() {
             // The norm parts are those of the batch before.
-            let piece = &self.plan.pieces[p as usize];
+            let piece = &self.plan.pieces[p];
             let (from, bytes) = (piece.norm_offset * 8, piece.norm_chunks * 8);
             if let Some(all) = self.latest.get_mut(&Tensor::AllNormParts) {
                 all.clear(from, from + bytes);
@@ -294,13 +294,13 @@ impl Walk<'_> {
             let name = Tensor::Gradient(p).name(self.plan);
             return self.fault(format!("{name} still waits when the run is drained"));
         }
-        for (i, s) in self.plan.slots.iter().enumerate() {
+        for (i, s) in self.plan.slots.pairs() {
             if s.persistent && matches!(s.tensor, Tensor::Weight(_) | Tensor::State(_)) {
                 if matches!(s.version, Some((Version::Next, _))) {
                     continue;
                 }
                 let bytes = size(self.plan, self.w, s.tensor);
-                let held = self.held.get(&self.place(i as u32));
+                let held = self.held.get(&self.place(i));
                 let newest = self.latest.get(&s.tensor);
                 let fresh = held.zip(newest).is_some_and(|(held, newest)| {
                     held.content.gap(0, bytes).is_none()

@@ -6,12 +6,12 @@ use crate::plan::{Arg, Task, Use, Version, Work};
 
 impl Walk<'_> {
     fn version(&self, a: &Arg) -> Option<Version> {
-        self.plan.slots[a.slot as usize].version.map(|v| v.0)
+        self.plan.slots[a.slot].version.map(|v| v.0)
     }
 
     /// Rule 6, of one use: durable extents are written whole, once, and only as next versions.
     pub(super) fn unspoilt(&mut self, a: &Arg) -> Result<(), Fault> {
-        let s = &self.plan.slots[a.slot as usize];
+        let s = &self.plan.slots[a.slot];
         if a.access == Use::Read {
             return Ok(());
         }
@@ -34,8 +34,8 @@ impl Walk<'_> {
 
     /// Rule 6, of a commit: it holds every durable extent, and finds every next version new.
     pub(super) fn committed(&mut self, task: &Task, placed: &Task) -> Result<(), Fault> {
-        for (i, s) in self.plan.slots.iter().enumerate() {
-            let found = task.args.iter().position(|a| a.slot as usize == i);
+        for (i, s) in self.plan.slots.pairs() {
+            let found = task.args.iter().position(|a| a.slot == i);
             match (s.version, found) {
                 (None, _) => {}
                 (Some(_), None) => {

@@ -33,7 +33,7 @@ use std::fmt;
 use lowtide_workload::Workload;
 
 use crate::choice::Clip;
-use crate::plan::{PartName, Plan, Tensor};
+use crate::plan::{PartName, PieceId, Plan, Tensor};
 use walk::{Clock, Walk};
 
 /// What a plan does wrong: always a bug in a planner or a strategy.
@@ -130,13 +130,13 @@ pub fn check(plan: &Plan, w: &Workload, clip: Clip) -> Result<(), Fault> {
 
 /// Bytes of a tensor that have a meaning.
 fn size(plan: &Plan, w: &Workload, tensor: Tensor) -> u64 {
-    let elements = |p: u32| plan.pieces[p as usize].elements;
+    let elements = |p: PieceId| plan.pieces[p].elements;
     match tensor {
         Tensor::Weight(p) => elements(p) * plan.precision.size(),
         Tensor::State(p) => w.optimizer.state_bytes(plan.precision, elements(p)),
         Tensor::Gradient(p) => elements(p) * plan.gradient.size(),
         Tensor::Accumulator(p) => elements(p) * 4,
-        Tensor::NormParts(p) => plan.pieces[p as usize].norm_chunks * 8,
+        Tensor::NormParts(p) => plan.pieces[p].norm_chunks * 8,
         Tensor::AllNormParts => plan.pieces.iter().map(|p| p.norm_chunks * 8).sum(),
         Tensor::Clip => CLIP_BYTES,
         Tensor::Losses => u64::from(plan.rounds().each()) * LOSS_BYTES,

@@ -7,7 +7,7 @@ use lowtide_workload::{
 
 use super::{CLIP_BYTES, Fault, LOSS_BYTES, size};
 use crate::choice::Clip;
-use crate::plan::{Arg, Lane, PartName, Phase, Plan, Task, Tensor, Tier, Use, Work};
+use crate::plan::{Arg, Lane, PartName, Phase, PieceId, Plan, Task, Tensor, Tier, Use, Work};
 
 /// The first task that is not one of the workload's.
 pub(super) fn operands(plan: &Plan, w: &Workload, clip: Clip) -> Result<(), Fault> {
@@ -16,8 +16,8 @@ pub(super) fn operands(plan: &Plan, w: &Workload, clip: Clip) -> Result<(), Faul
         task: 0,
         what,
     })?;
-    let mut piece_of = vec![0; w.params.len()];
-    for (i, piece) in (0..).zip(&plan.pieces) {
+    let mut piece_of = vec![PieceId(0); w.params.len()];
+    for (i, piece) in plan.pieces.pairs() {
         piece.params.clone().for_each(|p| piece_of[p as usize] = i);
     }
     for part in PartName::ALL {
@@ -101,7 +101,7 @@ struct Here<'a> {
     w: &'a Workload,
     clip: Clip,
     part: PartName,
-    piece_of: &'a [u32],
+    piece_of: &'a [PieceId],
 }
 
 impl Here<'_> {
@@ -134,8 +134,8 @@ impl Here<'_> {
         }
     }
 
-    fn known(&self, piece: u32) -> Result<u32, String> {
-        if (piece as usize) < self.plan.pieces.len() {
+    fn known(&self, piece: PieceId) -> Result<PieceId, String> {
+        if self.plan.pieces.find(piece).is_some() {
             Ok(piece)
         } else {
             Err(format!("is of piece {piece}, which does not exist"))
@@ -177,7 +177,7 @@ impl Here<'_> {
     }
 
     fn is(&self, a: &Arg, tier: Tier, want: &Want) -> Result<(), String> {
-        let slot = &self.plan.slots[a.slot as usize];
+        let slot = &self.plan.slots[a.slot];
         let name = || want.tensor.name(self.plan);
         let same = slot.tensor == want.tensor || self.sums(slot.tensor, want.tensor);
         if !same {
@@ -236,7 +236,7 @@ impl Here<'_> {
             self.is(a, Tier::Device, &want)?;
         }
         for a in &task.args[n..] {
-            let slot = &self.plan.slots[a.slot as usize];
+            let slot = &self.plan.slots[a.slot];
             let place = (slot.tensor, slot.tier, a.access);
             if place != (Tensor::Workspace, Tier::Device, Use::Write) || a.bytes < o.workspace.0 {
                 return Err(format!("lacks {} of scratch", o.workspace));
@@ -254,11 +254,11 @@ impl Here<'_> {
             let (n, i) = there.ok_or("has an operand of a unit that is not there")?;
             Ok::<_, String>(self.whole(Tensor::Local(n, i, m), Use::Read))
         };
-        let part = |p: u32, tensor: fn(u32) -> Tensor, bytes: u64| {
+        let part = |p: u32, tensor: fn(PieceId) -> Tensor, bytes: u64| {
             let piece = self.piece_of[p as usize];
             Want {
                 tensor: tensor(piece),
-                offset: self.plan.pieces[piece as usize].offset_of(p) * bytes,
+                offset: self.plan.pieces[piece].offset_of(p) * bytes,
                 bytes: self.w.params[p as usize].elements * bytes,
                 access: Use::Read,
             }
@@ -282,7 +282,7 @@ impl Here<'_> {
         })
     }
 
-    fn finish(&self, task: &Task, p: u32) -> Result<(), String> {
+    fn finish(&self, task: &Task, p: PieceId) -> Result<(), String> {
         let parts = self.whole(Tensor::NormParts(p), Use::Write);
         let want = match self.w.gradient {
             Dtype::F32 => vec![self.whole(Tensor::Accumulator(p), Use::Update), parts],
@@ -295,7 +295,7 @@ impl Here<'_> {
         self.on(task, Lane::GPU, Tier::Device, &want)
     }
 
-    fn update(&self, task: &Task, p: u32) -> Result<(), String> {
+    fn update(&self, task: &Task, p: PieceId) -> Result<(), String> {
         let tier = match task.lane {
             Lane::GPU => Tier::Device,
             Lane::HOST => Tier::Host,
@@ -312,14 +312,10 @@ impl Here<'_> {
         let normed = self.clip == Clip::Exact
             || self.clip == Clip::Previous
                 && matches!(self.part, PartName::First | PartName::LastFirst);
-        match task
-            .args
-            .get(4)
-            .map(|a| self.plan.slots[a.slot as usize].tensor)
-        {
+        match task.args.get(4).map(|a| self.plan.slots[a.slot].tensor) {
             Some(Tensor::NormParts(_)) => want.push(self.whole(Tensor::NormParts(p), Use::Read)),
             Some(_) => {
-                let piece = &self.plan.pieces[p as usize];
+                let piece = &self.plan.pieces[p];
                 want.push(Want {
                     tensor: Tensor::AllNormParts,
                     offset: piece.norm_offset * 8,
@@ -337,7 +333,7 @@ impl Here<'_> {
         let [from, to] = task.args.as_slice() else {
             return Err(format!("has {} arguments, not 2", task.args.len()));
         };
-        let tier = |a: &Arg| self.plan.slots[a.slot as usize].tier;
+        let tier = |a: &Arg| self.plan.slots[a.slot].tier;
         let way = match (task.work, tier(from), tier(to)) {
             (Work::Copy, Tier::Host, Tier::Device) => Lane::H2D,
             (Work::Copy, Tier::Device, Tier::Host) => Lane::D2H,
@@ -382,7 +378,7 @@ impl Here<'_> {
             return Err("commits nothing".to_owned());
         };
         for a in extents {
-            let s = &self.plan.slots[a.slot as usize];
+            let s = &self.plan.slots[a.slot];
             let whole = (a.offset, a.bytes, a.access) == (0, s.bytes, Use::Read);
             if s.tier != Tier::Disk || !whole {
                 return Err(format!("commits a part of {}", s.tensor.name(self.plan)));

@@ -3,7 +3,7 @@
 
 use super::walk::{Clock, Held, Holder, Users, Walk, join};
 use super::{Fault, content::Spans};
-use crate::plan::{Arg, Lane, Use};
+use crate::plan::{Arg, Lane, SlotId, Use};
 
 impl Walk<'_> {
     /// No two arguments of a task share bytes of which one is written, and none lies in a slot that
@@ -13,9 +13,9 @@ impl Walk<'_> {
             if a.access == Use::Read {
                 continue;
             }
-            let s = &self.plan.slots[a.slot as usize];
+            let s = &self.plan.slots[a.slot];
             for (k, b) in args.iter().enumerate() {
-                let o = &self.plan.slots[b.slot as usize];
+                let o = &self.plan.slots[b.slot];
                 if i == k || s.tier != o.tier {
                     continue;
                 }
@@ -39,8 +39,8 @@ impl Walk<'_> {
 
     /// Makes `slot` the holder of its bytes; whoever held any of them loses its content. Returns
     /// the clock of everybody who used those bytes before.
-    pub(super) fn hold(&mut self, slot: u32) -> Result<Clock, Fault> {
-        let s = &self.plan.slots[slot as usize];
+    pub(super) fn hold(&mut self, slot: SlotId) -> Result<Clock, Fault> {
+        let s = &self.plan.slots[slot];
         let holders = &mut self.holders[s.tier];
         let (from, to) = (s.offset, s.offset + s.bytes);
         if holders.get(&from) == Some(&(to, Holder::Slot(slot))) {
@@ -60,7 +60,7 @@ impl Walk<'_> {
             let past = match holder {
                 Holder::Past(past) => past,
                 Holder::Slot(other) => {
-                    let loser = &self.plan.slots[other as usize];
+                    let loser = &self.plan.slots[other];
                     if loser.persistent {
                         return self.fault(format!(
                             "{} shares bytes with {}, which stays",
@@ -103,7 +103,7 @@ impl Walk<'_> {
         let mark = self.count[lane] + 1;
         let mut needs = before;
         let held = self.held.get_mut(&a.slot).expect("just held");
-        let s = &self.plan.slots[a.slot as usize];
+        let s = &self.plan.slots[a.slot];
         let whole = !s.persistent;
         let (from, to) = if whole {
             (0, s.bytes)
@@ -138,7 +138,7 @@ impl Walk<'_> {
         }
         for other in Lane::ALL {
             if other != lane && needs[other] > clock[other] {
-                let s = &self.plan.slots[a.slot as usize];
+                let s = &self.plan.slots[a.slot];
                 return self.fault(format!(
                     "does not wait for lane {other}, which still uses the bytes of {} on the {}",
                     s.tensor.name(self.plan),

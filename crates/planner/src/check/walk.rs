@@ -8,7 +8,9 @@ use lowtide_workload::Workload;
 use super::content::Spans;
 use super::{Fault, overlaps};
 use crate::fast::FastMap;
-use crate::plan::{Lane, PartName, PerLane, PerTier, Plan, Task, Tensor, Use, Version, Work};
+use crate::plan::{
+    Lane, PartName, PerLane, PerTier, PieceId, Plan, SlotId, Task, Tensor, Use, Version, Work,
+};
 
 /// For each lane, how many of the sequence's tasks on it are known to be complete.
 pub(super) type Clock = PerLane<u32>;
@@ -32,7 +34,7 @@ pub(super) struct Held {
 #[derive(Clone, Copy, PartialEq)]
 pub(super) enum Holder {
     /// A slot, from its first use until another takes any of its bytes.
-    Slot(u32),
+    Slot(SlotId),
     /// Nobody; those who used the bytes last.
     Past(Clock),
 }
@@ -40,7 +42,7 @@ pub(super) enum Holder {
 pub(super) struct Walk<'a> {
     pub(super) plan: &'a Plan,
     pub(super) w: &'a Workload,
-    pub(super) held: FastMap<u32, Held>,
+    pub(super) held: FastMap<SlotId, Held>,
     /// By tier, who holds which bytes now: start -> (end, holder). Never overlapping.
     pub(super) holders: PerTier<BTreeMap<u64, (u64, Holder)>>,
     /// The newest version of each byte of what has a meaning now.
@@ -50,16 +52,16 @@ pub(super) struct Walk<'a> {
     /// Durable extents have changed places: the updates committed so far are odd in number.
     pub(super) flipped: bool,
     /// Next versions that were written since the last commit.
-    pub(super) renewed: HashSet<u32>,
+    pub(super) renewed: HashSet<SlotId>,
     /// Micro-batches that the part runs later than it says.
     pub(super) shift: u32,
     /// Version of each weight that the batch's operations read.
     pub(super) batch: FastMap<Tensor, u64>,
     /// The last share of each gradient, by piece and first byte, that the batch has added: units from
     /// the last one down, micro-batch, operation.
-    pub(super) shares: FastMap<(u32, u64), (u32, u32, u16)>,
+    pub(super) shares: FastMap<(PieceId, u64), (u32, u32, u16)>,
     /// Pieces whose gradient is complete and waits for its update.
-    pub(super) complete: HashSet<u32>,
+    pub(super) complete: HashSet<PieceId>,
     pub(super) count: Clock,
     pub(super) here: (PartName, u32),
 }
@@ -94,11 +96,11 @@ impl<'a> Walk<'a> {
 
     /// Drained state: every home holds version 1 of its weights and state.
     pub(super) fn start(&mut self) -> Result<(), Fault> {
-        for (i, s) in self.plan.slots.iter().enumerate() {
+        for (i, s) in self.plan.slots.pairs() {
             if !s.persistent {
                 continue;
             }
-            self.hold(i as u32)?;
+            self.hold(i)?;
             let current = !matches!(s.version, Some((Version::Next, _)));
             if current
                 && matches!(
@@ -106,7 +108,7 @@ impl<'a> Walk<'a> {
                     Tensor::Weight(_) | Tensor::State(_) | Tensor::Clip
                 )
             {
-                let held = self.held.get_mut(&(i as u32)).expect("just held");
+                let held = self.held.get_mut(&i).expect("just held");
                 held.content.set(0, s.bytes, START);
                 let newest = self.latest.entry(s.tensor).or_default();
                 newest.set(0, s.bytes, START);
@@ -183,7 +185,7 @@ impl<'a> Walk<'a> {
         // Lives inside the part are over.
         let slots = &plan.slots;
         for (i, held) in &mut self.held {
-            if !slots[*i as usize].persistent {
+            if !slots[*i].persistent {
                 held.content = Spans::default();
             }
         }
@@ -192,11 +194,12 @@ impl<'a> Walk<'a> {
 
     /// The slot whose bytes an argument means: versions change places with each commit, and a round
     /// that repeats goes on to the next micro-batches.
-    pub(super) fn place(&self, slot: u32) -> u32 {
+    pub(super) fn place(&self, slot: SlotId) -> SlotId {
         if self.plan.late.contains(&slot) {
-            return self.plan.late.start + self.stands_for(slot - self.plan.late.start);
+            let start = self.plan.late.start.0;
+            return SlotId(start + self.stands_for(slot.0 - start));
         }
-        match self.plan.slots[slot as usize].version {
+        match self.plan.slots[slot].version {
             Some((_, other)) if self.flipped => other,
             _ => slot,
         }
@@ -219,8 +222,8 @@ impl<'a> Walk<'a> {
     }
 
     /// The tensor that a slot means, with the micro-batch that it is of.
-    pub(super) fn tensor(&self, slot: u32) -> Tensor {
-        let tensor = self.plan.slots[slot as usize].tensor;
+    pub(super) fn tensor(&self, slot: SlotId) -> Tensor {
+        let tensor = self.plan.slots[slot].tensor;
         if self.plan.late.contains(&slot) {
             return tensor;
         }

@@ -11,7 +11,7 @@ pub(super) struct Schedule<'p> {
     pub(super) windows: Vec<Window>,
     pub(super) agenda: Agenda,
     /// Pieces in the order in which the part updates them.
-    pub(super) order: Vec<u32>,
+    pub(super) order: Vec<PieceId>,
     /// When the operations are predicted to run.
     pub(super) times: Times,
 }
@@ -130,7 +130,7 @@ impl Emitter<'_> {
 }
 
 /// First operation that reads each piece's weights.
-pub(super) fn first_use_table(windows: &[Window]) -> FastMap<u32, usize> {
+pub(super) fn first_use_table(windows: &[Window]) -> FastMap<PieceId, usize> {
     let mut table = FastMap::default();
     for w in windows {
         if let Tensor::Weight(p) = w.tensor {
@@ -141,7 +141,7 @@ pub(super) fn first_use_table(windows: &[Window]) -> FastMap<u32, usize> {
 }
 
 /// Pieces in order of their first use in forward.
-pub(super) fn first_uses(program: &Program, n_pieces: usize) -> Vec<u32> {
+pub(super) fn first_uses(program: &Program, n_pieces: usize) -> Vec<PieceId> {
     let used = program
         .ops
         .iter()
@@ -150,28 +150,29 @@ pub(super) fn first_uses(program: &Program, n_pieces: usize) -> Vec<u32> {
             Tensor::Weight(p) => Some(p),
             _ => None,
         });
-    let mut seen = vec![false; n_pieces];
-    used.chain(0..n_pieces as u32)
-        .filter(|&p| !std::mem::replace(&mut seen[p as usize], true))
+    let mut seen: List<PieceId, bool> = vec![false; n_pieces].into();
+    let all = seen.ids();
+    used.chain(all)
+        .filter(|&p| !std::mem::replace(&mut seen[p], true))
         .collect()
 }
 
 /// For each piece the operation after which it may be updated in the same batch: its gradient is
 /// complete and nothing reads its weights any more. In that order.
-pub(super) fn ready_order(program: &Program, n_pieces: usize) -> Vec<(usize, u32)> {
-    let mut ready: Vec<Option<usize>> = vec![None; n_pieces];
+pub(super) fn ready_order(program: &Program, n_pieces: usize) -> Vec<(usize, PieceId)> {
+    let mut ready: List<PieceId, Option<usize>> = vec![None; n_pieces].into();
     for (i, op) in program.ops.iter().enumerate() {
         if let Work::Finish { piece } = op.work {
-            ready[piece as usize] = Some(i);
+            ready[piece] = Some(i);
         }
         for o in &op.operands {
             if let Tensor::Weight(p) = o.tensor {
-                ready[p as usize] = Some(i);
+                ready[p] = Some(i);
             }
         }
     }
-    let known = (0..).zip(ready).filter_map(|(p, i)| Some((i?, p)));
-    let mut order: Vec<(usize, u32)> = known.collect();
+    let known = ready.pairs().filter_map(|(p, &i)| Some((i?, p)));
+    let mut order: Vec<(usize, PieceId)> = known.collect();
     order.sort_unstable();
     order
 }

@@ -8,45 +8,44 @@ impl Emitter<'_> {
     /// What stays between two rounds of a batch: accumulators, and a tied embedding's output gradients.
     pub(super) fn place_between_rounds(&mut self) {
         let rounds = self.choice.rounds(self.w);
-        self.homes.accumulator = vec![None; self.pieces.len()];
+        self.homes.accumulator = vec![None; self.pieces.len()].into();
         if rounds.one() {
             return;
         }
-        for p in 0..self.pieces.len() as u32 {
+        for p in self.pieces.ids() {
             if !self.sums_in_gradient(p) {
                 let (tier, t) = (
                     self.choice.gradients[self.unit_of(p)],
                     Tensor::Accumulator(p),
                 );
                 let home = self.home(tier, self.tensor_bytes(t), t);
-                self.homes.accumulator[p as usize] = Some(home);
+                self.homes.accumulator[p] = Some(home);
             }
         }
-        let start = self.slots.len() as u32;
+        let start = self.slots.next_id();
         if let Some(i) = self.w.units[1].d_input.filter(|_| tied(self.w)) {
             for m in 0..self.w.batch.accumulate {
                 let t = Tensor::Local(1, i, m);
                 self.home(self.choice.inputs, self.tensor_bytes(t), t);
             }
         }
-        self.homes.late = start..self.slots.len() as u32;
+        self.homes.late = start..self.slots.next_id();
     }
 
     /// Whether a piece's gradient adds up where it will wait.
-    pub(super) fn sums_in_gradient(&self, p: u32) -> bool {
+    pub(super) fn sums_in_gradient(&self, p: PieceId) -> bool {
         self.w.gradient == Dtype::F32
-            && self.homes.gradient[p as usize].is_some()
+            && self.homes.gradient[p].is_some()
             && self.choice.gradients[self.unit_of(p)] == Tier::Device
     }
 
     /// Where a tensor is that was there before the part, or will be after it.
-    pub(super) fn outer_home(&self, t: Tensor) -> Option<u32> {
+    pub(super) fn outer_home(&self, t: Tensor) -> Option<SlotId> {
         match t {
-            Tensor::Accumulator(p) if self.sums_in_gradient(p) => self.homes.gradient[p as usize],
-            Tensor::Accumulator(p) => self.homes.accumulator[p as usize],
+            Tensor::Accumulator(p) if self.sums_in_gradient(p) => self.homes.gradient[p],
+            Tensor::Accumulator(p) => self.homes.accumulator[p],
             Tensor::Local(1, i, m) if self.w.units[1].d_input == Some(i) => {
-                let late = self.homes.late.clone();
-                late.into_iter().nth(m as usize)
+                ids(&self.homes.late).nth(m as usize)
             }
             _ => None,
         }

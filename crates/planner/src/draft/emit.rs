@@ -88,13 +88,13 @@ impl Emitter<'_> {
     }
 
     fn persistent_operands(&self, st: &mut Live) {
-        for p in 0..self.pieces.len() as u32 {
+        for p in self.pieces.ids() {
             let unit = self.unit_of(p);
             if self.choice.weights[unit] == Tier::Device {
-                let slot = self.homes.resident[p as usize].unwrap_or(self.homes.weight[p as usize]);
+                let slot = self.homes.resident[p].unwrap_or(self.homes.weight[p]);
                 st.device.insert(Tensor::Weight(p), slot);
             }
-            if let Some(g) = self.homes.gradient[p as usize]
+            if let Some(g) = self.homes.gradient[p]
                 && self.choice.gradients[unit] == Tier::Device
             {
                 st.device.insert(Tensor::Gradient(p), g);
@@ -107,15 +107,11 @@ impl Emitter<'_> {
         if self.choice.rounds(self.w).one() {
             return;
         }
-        let sums = (0..self.pieces.len() as u32).map(Tensor::Accumulator);
-        let late = self
-            .homes
-            .late
-            .clone()
-            .map(|s| self.slots[s as usize].tensor);
+        let sums = (self.pieces.ids()).map(Tensor::Accumulator);
+        let late = ids(&self.homes.late).map(|s| self.slots[s].tensor);
         for t in sums.chain(late) {
             let home = self.outer_home(t).expect("it stays between rounds");
-            match self.slots[home as usize].tier {
+            match self.slots[home].tier {
                 Tier::Device => st.device.insert(t, home),
                 _ => st.spilled.insert(t, home),
             };
@@ -136,7 +132,7 @@ impl Emitter<'_> {
             Tensor::Weight(p) => self.fetched_from(p),
             t => st.spilled[&t],
         };
-        if self.slots[home as usize].tier == Tier::Disk {
+        if self.slots[home].tier == Tier::Disk {
             let staged = self.on_host(home);
             st.staged.insert(wi, staged);
         }

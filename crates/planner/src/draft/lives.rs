@@ -14,13 +14,13 @@ use crate::plan::LaneKind;
 /// bytes.
 #[derive(Default)]
 struct Lingering {
-    slots: VecDeque<(usize, usize)>,
+    slots: VecDeque<(usize, SlotId)>,
     bytes: u64,
 }
 
 impl Lingering {
     /// Ends the lives of those that are over before a task, and of the oldest until the others have room.
-    fn leave(&mut self, now: usize, room: u64, slots: &mut [DraftSlot]) {
+    fn leave(&mut self, now: usize, room: u64, slots: &mut List<SlotId, DraftSlot>) {
         while let Some(&(until, i)) = self.slots.front()
             && (until < now || self.bytes > room)
         {
@@ -36,7 +36,7 @@ impl Emitter<'_> {
     /// reads is there, and copies to the device, reads and updates not before the operation that they stand before.
     fn predicted(&self, times: &Times) -> Vec<f64> {
         let mut lanes: FastMap<usize, f64> = FastMap::default();
-        let mut filled: FastMap<u32, f64> = FastMap::default();
+        let mut filled: FastMap<SlotId, f64> = FastMap::default();
         let (mut op, mut now) = (0, 0.0);
         let mut ends = Vec::with_capacity(self.tasks.len());
         for task in &self.tasks {
@@ -82,10 +82,10 @@ impl Emitter<'_> {
             })
             .collect();
         let here = |s: &DraftSlot| s.part == self.part && !s.persistent && s.birth < n;
-        let mut dying: Vec<(usize, usize)> = Vec::new();
+        let mut dying: Vec<(usize, SlotId)> = Vec::new();
         // Bytes of the device that are taken at each task.
         let (mut more, mut less) = (vec![0; n], vec![0; n + 1]);
-        for (i, s) in self.slots.iter().enumerate().filter(|(_, s)| here(s)) {
+        for (i, s) in self.slots.pairs().filter(|(_, s)| here(s)) {
             dying.push((s.death, i));
             if s.tier == Tier::Device {
                 more[s.birth] += s.bytes;

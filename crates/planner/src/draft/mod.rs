@@ -9,12 +9,14 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use lowtide_units::Bytes;
+use lowtide_units::{Bytes, List, ids};
 use lowtide_workload::{Dtype, What, Workload};
 
 use crate::choice::{Choice, Clip, LoopOrder, Pieces, Processor, Saved};
 use crate::fast::FastMap;
-use crate::plan::{Arg, Lane, PartName, Piece, Task, Tensor, Tier, Use, Version, Work};
+use crate::plan::{
+    Arg, Lane, PartName, Piece, PieceId, SlotId, Task, Tensor, Tier, Use, Version, Work,
+};
 use crate::program::{Program, Purpose, Span, Window, program};
 use agenda::{Schedule, first_uses, ready_order};
 pub(crate) use rates::Rates;
@@ -40,7 +42,7 @@ pub(crate) struct DraftSlot {
     pub tensor: Tensor,
     pub persistent: bool,
     /// Of a durable tensor only: which version, and the slot of the other one.
-    pub version: Option<(Version, u32)>,
+    pub version: Option<(Version, SlotId)>,
     /// First and last task of its part that may use it (transient slots).
     pub birth: usize,
     pub death: usize,
@@ -50,21 +52,21 @@ pub(crate) struct DraftSlot {
 
 /// Everything but addresses and edges.
 pub(crate) struct Draft {
-    pub pieces: Vec<Piece>,
-    pub slots: Vec<DraftSlot>,
+    pub pieces: List<PieceId, Piece>,
+    pub slots: List<SlotId, DraftSlot>,
     pub parts: Vec<Vec<Task>>,
     /// Slots of each micro-batch, see [`crate::plan::Plan::late`].
-    pub late: Range<u32>,
+    pub late: Range<SlotId>,
 }
 
 /// Cuts the parameters into pieces. Those of one piece get their gradients from the same units: what moves between
 /// two of them moves whole, and a part that nobody has added to yet has no content. Of a tied embedding with learned
 /// positions the head adds to the table only.
-pub(crate) fn cut(w: &Workload, how: Pieces) -> Vec<Piece> {
+pub(crate) fn cut(w: &Workload, how: Pieces) -> List<PieceId, Piece> {
     let shared = shared_gradients(w);
-    let mut pieces: Vec<Piece> = Vec::new();
+    let mut pieces: List<PieceId, Piece> = List::default();
     let mut norm_offset = 0;
-    let mut push = |unit: usize, range: std::ops::Range<u32>, pieces: &mut Vec<Piece>| {
+    let mut push = |unit: usize, range: std::ops::Range<u32>, pieces: &mut List<PieceId, Piece>| {
         let piece = Piece::new(w, unit as u32, range, norm_offset);
         norm_offset += piece.norm_chunks;
         pieces.push(piece);
@@ -116,42 +118,63 @@ struct Emitter<'a> {
     rates: &'a Rates,
     choice: &'a Choice,
     clip: Clip,
-    pieces: &'a [Piece],
-    slots: Vec<DraftSlot>,
+    pieces: &'a List<PieceId, Piece>,
+    slots: List<SlotId, DraftSlot>,
     tasks: Vec<Task>,
     part: usize,
     homes: Homes,
     /// Device slots of this part's inputs, by micro-batch.
-    inputs: FastMap<u32, u32>,
+    inputs: FastMap<u32, SlotId>,
     /// Saved tensors of each unit.
     saved: Vec<Vec<u16>>,
     /// Gradients that wait inside this part only (`previous`, first batch).
-    waiting: FastMap<u32, u32>,
+    waiting: FastMap<PieceId, SlotId>,
     /// What fetches read of durable weights: the next version where updates run under forward.
     reads: Version,
 }
 
 /// Persistent slots.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 struct Homes {
     /// The truth of a piece's weights; of durable ones the current version.
-    weight: Vec<u32>,
+    weight: List<PieceId, SlotId>,
     /// A copy that stays on the device although the truth lives elsewhere.
-    resident: Vec<Option<u32>>,
+    resident: List<PieceId, Option<SlotId>>,
     /// A copy of durable weights that stays on the host.
-    host_copy: Vec<Option<u32>>,
-    state: Vec<u32>,
-    gradient: Vec<Option<u32>>,
+    host_copy: List<PieceId, Option<SlotId>>,
+    state: List<PieceId, SlotId>,
+    gradient: List<PieceId, Option<SlotId>>,
     /// Of a batch in rounds: where a gradient stays that is not complete.
-    accumulator: Vec<Option<u32>>,
+    accumulator: List<PieceId, Option<SlotId>>,
     /// Of a batch in rounds: output gradients of a tied embedding, by micro-batch.
-    late: Range<u32>,
-    norm_parts: u32,
-    clip: u32,
+    late: Range<SlotId>,
+    norm_parts: SlotId,
+    clip: SlotId,
     /// The clip factor where updates on the device read it, if there are any.
-    clip_device: Option<u32>,
-    losses_device: u32,
-    losses_host: u32,
+    clip_device: Option<SlotId>,
+    losses_device: SlotId,
+    losses_host: SlotId,
+}
+
+impl Homes {
+    /// Before they are placed.
+    fn none() -> Self {
+        let nowhere = SlotId(0);
+        Self {
+            weight: List::default(),
+            resident: List::default(),
+            host_copy: List::default(),
+            state: List::default(),
+            gradient: List::default(),
+            accumulator: List::default(),
+            late: nowhere..nowhere,
+            norm_parts: nowhere,
+            clip: nowhere,
+            clip_device: None,
+            losses_device: nowhere,
+            losses_host: nowhere,
+        }
+    }
 }
 
 /// Where the truth of a unit's weights lives.
@@ -183,7 +206,7 @@ fn emitter<'a>(
     rates: &'a Rates,
     choice: &'a Choice,
     clip: Clip,
-    pieces: &'a [Piece],
+    pieces: &'a List<PieceId, Piece>,
 ) -> Emitter<'a> {
     Emitter {
         w,
@@ -191,10 +214,10 @@ fn emitter<'a>(
         choice,
         clip,
         pieces,
-        slots: Vec::new(),
+        slots: List::default(),
         tasks: Vec::new(),
         part: 0,
-        homes: Homes::default(),
+        homes: Homes::none(),
         inputs: FastMap::default(),
         saved: Vec::new(),
         waiting: FastMap::default(),
@@ -212,12 +235,9 @@ pub(crate) fn draft(
     names: &[PartName],
 ) -> Draft {
     let pieces = cut(w, choice.pieces);
-    let mut piece_of = vec![0; w.params.len()];
-    for (i, piece) in pieces.iter().enumerate() {
-        piece
-            .params
-            .clone()
-            .for_each(|p| piece_of[p as usize] = i as u32);
+    let mut piece_of = vec![PieceId(0); w.params.len()];
+    for (i, piece) in pieces.pairs() {
+        piece.params.clone().for_each(|p| piece_of[p as usize] = i);
     }
     let mut e = emitter(w, rates, choice, clip, &pieces);
     e.saved = w.units.iter().map(lowtide_workload::Unit::saved).collect();
@@ -314,18 +334,25 @@ impl Updates {
 
 /// New weights of a piece that are still where the update left them.
 enum Forward {
-    Host(u32),
-    Device(u32),
+    Host(SlotId),
+    Device(SlotId),
+}
+
+/// Device slots of a gradient that was just made, and of its norm parts.
+#[derive(Clone, Copy)]
+struct Made {
+    gradient: SlotId,
+    parts: SlotId,
 }
 
 /// What is where while a part is emitted.
 struct Live {
-    device: FastMap<Tensor, u32>,
-    staged: FastMap<usize, u32>,
-    spilled: FastMap<Tensor, u32>,
-    forward: FastMap<u32, Forward>,
+    device: FastMap<Tensor, SlotId>,
+    staged: FastMap<usize, SlotId>,
+    spilled: FastMap<Tensor, SlotId>,
+    forward: FastMap<PieceId, Forward>,
     /// Complete gradients on the device, by piece.
-    finished: FastMap<u32, (u32, u32)>,
+    finished: FastMap<PieceId, Made>,
 }
 
 impl Emitter<'_> {

@@ -2,9 +2,10 @@
 
 use super::*;
 use crate::machine::Machine;
-use crate::plan::{Lane, Phase};
+use crate::plan::{Lane, Phase, PieceId};
 use crate::program::GpuOp;
 use crate::together::Speeds;
+use lowtide_units::List;
 
 /// Seconds of everything that a draft places, with lanes that run beside each other slowed down as measured.
 #[derive(Debug)]
@@ -96,7 +97,7 @@ impl Rates {
         }
     }
 
-    pub(super) fn op(&self, op: &GpuOp, pieces: &[Piece]) -> f64 {
+    pub(super) fn op(&self, op: &GpuOp, pieces: &List<PieceId, Piece>) -> f64 {
         match op.work {
             Work::Compute {
                 unit, phase, op, ..
@@ -109,7 +110,7 @@ impl Rates {
                 };
                 self.ops[unit as usize][list][op as usize]
             }
-            Work::Finish { piece } => self.finish.of(pieces[piece as usize].elements),
+            Work::Finish { piece } => self.finish.of(pieces[piece].elements),
             _ => 0.0,
         }
     }
@@ -145,14 +146,14 @@ impl Rates {
     }
 
     /// A task of a lane that moves bytes, or of the host.
-    pub(super) fn task(&self, task: &Task, pieces: &[Piece]) -> f64 {
+    pub(super) fn task(&self, task: &Task, pieces: &List<PieceId, Piece>) -> f64 {
         let bytes = task.args.first().map_or(0, |a| a.bytes);
         match (task.work, task.lane) {
             (Work::Copy, Lane::H2D) => self.up.of(bytes),
             (Work::Copy, _) => self.down.of(bytes),
             (Work::Read, _) => self.read.of(bytes),
             (Work::Write, _) => self.write.of(bytes),
-            (Work::Update { piece }, Lane::HOST) => self.host.of(pieces[piece as usize].elements),
+            (Work::Update { piece }, Lane::HOST) => self.host.of(pieces[piece].elements),
             _ => 0.0,
         }
     }

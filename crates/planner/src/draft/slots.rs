@@ -3,12 +3,12 @@
 use super::*;
 
 impl Emitter<'_> {
-    pub(super) fn slot(&mut self, tier: Tier, bytes: u64, tensor: Tensor) -> u32 {
+    pub(super) fn slot(&mut self, tier: Tier, bytes: u64, tensor: Tensor) -> SlotId {
         let now = self.tasks.len();
         self.new_slot(tier, bytes, tensor, false, now)
     }
 
-    pub(super) fn home(&mut self, tier: Tier, bytes: u64, tensor: Tensor) -> u32 {
+    pub(super) fn home(&mut self, tier: Tier, bytes: u64, tensor: Tensor) -> SlotId {
         self.new_slot(tier, bytes, tensor, true, 0)
     }
 
@@ -19,7 +19,7 @@ impl Emitter<'_> {
         tensor: Tensor,
         persistent: bool,
         birth: usize,
-    ) -> u32 {
+    ) -> SlotId {
         let bytes = Bytes(bytes.max(1)).align_up(tier.align()).0;
         let part = self.part;
         self.slots.push(DraftSlot {
@@ -31,25 +31,24 @@ impl Emitter<'_> {
             birth,
             death: birth,
             part,
-        });
-        self.slots.len() as u32 - 1
+        })
     }
 
-    pub(super) fn weight_bytes(&self, p: u32) -> u64 {
-        self.pieces[p as usize].elements * self.w.precision.size()
+    pub(super) fn weight_bytes(&self, p: PieceId) -> u64 {
+        self.pieces[p].elements * self.w.precision.size()
     }
 
-    pub(super) fn state_bytes(&self, p: u32) -> u64 {
-        let elements = self.pieces[p as usize].elements;
+    pub(super) fn state_bytes(&self, p: PieceId) -> u64 {
+        let elements = self.pieces[p].elements;
         self.w.optimizer.state_bytes(self.w.precision, elements)
     }
 
-    pub(super) fn gradient_bytes(&self, p: u32) -> u64 {
-        self.pieces[p as usize].elements * self.w.gradient.size()
+    pub(super) fn gradient_bytes(&self, p: PieceId) -> u64 {
+        self.pieces[p].elements * self.w.gradient.size()
     }
 
-    pub(super) fn unit_of(&self, p: u32) -> usize {
-        self.pieces[p as usize].unit as usize
+    pub(super) fn unit_of(&self, p: PieceId) -> usize {
+        self.pieces[p].unit as usize
     }
 
     /// Bytes of the losses of so many micro-batches.
@@ -62,64 +61,68 @@ impl Emitter<'_> {
     }
 
     pub(super) fn place_homes(&mut self) {
-        let mut homes = Homes::default();
-        for p in 0..self.pieces.len() as u32 {
+        let (mut weight_homes, mut state_homes) = (List::default(), List::default());
+        let (mut resident, mut host_copy, mut gradient) =
+            (List::default(), List::default(), List::default());
+        for p in self.pieces.ids() {
             let unit = self.unit_of(p);
             let truth = weight_home(self.choice, unit);
             let (weight, state) = (self.weight_bytes(p), self.state_bytes(p));
-            homes
-                .weight
-                .push(self.truth(truth, weight, Tensor::Weight(p)));
+            weight_homes.push(self.truth(truth, weight, Tensor::Weight(p)));
             let copy = self.choice.weights[unit] == Tier::Device && truth != Tier::Device;
-            homes
-                .resident
-                .push(copy.then(|| self.home(Tier::Device, weight, Tensor::Weight(p))));
-            homes
-                .state
-                .push(self.truth(self.choice.optimizer[unit], state, Tensor::State(p)));
+            resident.push(copy.then(|| self.home(Tier::Device, weight, Tensor::Weight(p))));
+            state_homes.push(self.truth(self.choice.optimizer[unit], state, Tensor::State(p)));
             let copy = self.choice.durable && self.choice.weights[unit] == Tier::Host;
-            homes
-                .host_copy
-                .push(copy.then(|| self.home(Tier::Host, weight, Tensor::Weight(p))));
+            host_copy.push(copy.then(|| self.home(Tier::Host, weight, Tensor::Weight(p))));
             let waits = self.clip == Clip::Exact;
             let bytes = self.gradient_bytes(p);
-            homes.gradient.push(
+            gradient.push(
                 waits.then(|| self.home(self.choice.gradients[unit], bytes, Tensor::Gradient(p))),
             );
         }
         let each = self.choice.rounds(self.w).each();
         let (norm, losses) = (self.norm_bytes(), Self::losses_bytes(each));
-        homes.norm_parts = self.home(Tier::Host, norm, Tensor::AllNormParts);
-        homes.clip = self.home(Tier::Host, 64, Tensor::Clip);
+        let norm_parts = self.home(Tier::Host, norm, Tensor::AllNormParts);
+        let clip = self.home(Tier::Host, 64, Tensor::Clip);
         let on_device = self.choice.update.contains(&Processor::Device);
-        homes.clip_device = on_device.then(|| self.home(Tier::Device, 64, Tensor::Clip));
-        homes.losses_device = self.home(Tier::Device, losses, Tensor::Losses);
-        homes.losses_host = self.home(Tier::Host, losses, Tensor::Losses);
-        self.homes = homes;
+        self.homes = Homes {
+            weight: weight_homes,
+            resident,
+            host_copy,
+            state: state_homes,
+            gradient,
+            accumulator: List::default(),
+            late: SlotId(0)..SlotId(0),
+            norm_parts,
+            clip,
+            clip_device: on_device.then(|| self.home(Tier::Device, 64, Tensor::Clip)),
+            losses_device: self.home(Tier::Device, losses, Tensor::Losses),
+            losses_host: self.home(Tier::Host, losses, Tensor::Losses),
+        };
         self.place_between_rounds();
     }
 
     /// The home of weights or state; of durable ones both versions, and the slot of the current one.
-    fn truth(&mut self, tier: Tier, bytes: u64, tensor: Tensor) -> u32 {
+    fn truth(&mut self, tier: Tier, bytes: u64, tensor: Tensor) -> SlotId {
         if !self.choice.durable {
             return self.home(tier, bytes, tensor);
         }
         let current = self.home(Tier::Disk, bytes, tensor);
         let next = self.home(Tier::Disk, bytes, tensor);
-        self.slots[current as usize].version = Some((Version::Current, next));
-        self.slots[next as usize].version = Some((Version::Next, current));
+        self.slots[current].version = Some((Version::Current, next));
+        self.slots[next].version = Some((Version::Next, current));
         current
     }
 
     /// Where an update puts what it read from `home`: the next version of a durable tensor.
-    pub(super) fn next_of(&self, home: u32) -> u32 {
-        self.slots[home as usize].version.map_or(home, |(_, n)| n)
+    pub(super) fn next_of(&self, home: SlotId) -> SlotId {
+        self.slots[home].version.map_or(home, |(_, n)| n)
     }
 
     /// Where a fetch finds a piece's weights.
-    pub(super) fn fetched_from(&self, p: u32) -> u32 {
-        let home = self.homes.weight[p as usize];
-        match (self.homes.host_copy[p as usize], self.reads) {
+    pub(super) fn fetched_from(&self, p: PieceId) -> SlotId {
+        let home = self.homes.weight[p];
+        match (self.homes.host_copy[p], self.reads) {
             (Some(copy), _) => copy,
             (None, Version::Current) => home,
             (None, Version::Next) => self.next_of(home),
@@ -128,14 +131,14 @@ impl Emitter<'_> {
 
     /// Where an update finds a piece's weights: a copy that it may change in place spares the read
     /// from disk.
-    pub(super) fn updated_from(&self, p: u32) -> u32 {
+    pub(super) fn updated_from(&self, p: PieceId) -> SlotId {
         let copy = match self.choice.update[self.unit_of(p)] {
             _ if !self.choice.durable => None,
-            Processor::Device => self.homes.resident[p as usize],
+            Processor::Device => self.homes.resident[p],
             Processor::Host => None,
         };
-        copy.or(self.homes.host_copy[p as usize])
-            .unwrap_or(self.homes.weight[p as usize])
+        copy.or(self.homes.host_copy[p])
+            .unwrap_or(self.homes.weight[p])
     }
 
     /// Behind everything that this batch's update wrote.
@@ -143,13 +146,13 @@ impl Emitter<'_> {
         if !self.choice.durable {
             return;
         }
-        let extents = |e: &Self, of: fn(&Self, u32) -> u32| -> Vec<u32> {
+        let extents = |e: &Self, of: fn(&Self, SlotId) -> SlotId| -> Vec<SlotId> {
             let homes = e.homes.weight.iter().chain(&e.homes.state);
             homes.map(|&home| of(e, home)).collect()
         };
         let mut slots = extents(self, Self::next_of);
         slots.extend(extents(self, |_, home| home));
-        let read = |slot: u32, bytes: u64| Arg {
+        let read = |slot: SlotId, bytes: u64| Arg {
             slot,
             offset: 0,
             bytes,
@@ -157,7 +160,7 @@ impl Emitter<'_> {
         };
         let mut args: Vec<Arg> = slots
             .into_iter()
-            .map(|slot| read(slot, self.slots[slot as usize].bytes))
+            .map(|slot| read(slot, self.slots[slot].bytes))
             .collect();
         args.push(read(self.homes.clip, 64));
         self.push(Lane::DISK_WRITE, Work::Commit, args);
@@ -166,7 +169,7 @@ impl Emitter<'_> {
     pub(super) fn push(&mut self, lane: Lane, work: Work, args: Vec<Arg>) -> usize {
         let now = self.tasks.len();
         for a in &args {
-            let s = &mut self.slots[a.slot as usize];
+            let s = &mut self.slots[a.slot];
             s.death = s.death.max(now);
         }
         self.tasks.push(Task {
@@ -179,12 +182,12 @@ impl Emitter<'_> {
     }
 
     /// Copies `bytes` between device and host.
-    pub(super) fn copy(&mut self, from: u32, to: u32, bytes: u64) {
+    pub(super) fn copy(&mut self, from: SlotId, to: SlotId, bytes: u64) {
         self.copy_at(from, to, 0, bytes);
     }
 
-    pub(super) fn copy_at(&mut self, from: u32, to: u32, to_offset: u64, bytes: u64) {
-        let lane = if self.slots[to as usize].tier == Tier::Device {
+    pub(super) fn copy_at(&mut self, from: SlotId, to: SlotId, to_offset: u64, bytes: u64) {
+        let lane = if self.slots[to].tier == Tier::Device {
             Lane::H2D
         } else {
             Lane::D2H
@@ -193,9 +196,9 @@ impl Emitter<'_> {
     }
 
     /// Moves all of an extent to or from a host slot.
-    pub(super) fn disk(&mut self, from: u32, to: u32) {
-        let bytes = self.slots[from as usize].bytes;
-        let (lane, work) = if self.slots[from as usize].tier == Tier::Disk {
+    pub(super) fn disk(&mut self, from: SlotId, to: SlotId) {
+        let bytes = self.slots[from].bytes;
+        let (lane, work) = if self.slots[from].tier == Tier::Disk {
             (Lane::DISK_READ, Work::Read)
         } else {
             (Lane::DISK_WRITE, Work::Write)
@@ -204,7 +207,7 @@ impl Emitter<'_> {
     }
 
     /// The first `bytes` of `from`, to an offset in another slot.
-    fn transfer(&mut self, lane: Lane, work: Work, from: u32, to: (u32, u64), bytes: u64) {
+    fn transfer(&mut self, lane: Lane, work: Work, from: SlotId, to: (SlotId, u64), bytes: u64) {
         let arg = |(slot, offset), access| Arg {
             slot,
             offset,
@@ -219,8 +222,8 @@ impl Emitter<'_> {
     }
 
     /// A host slot with the content of `home`, which is on the host or on disk.
-    pub(super) fn on_host(&mut self, home: u32) -> u32 {
-        let s = self.slots[home as usize].clone();
+    pub(super) fn on_host(&mut self, home: SlotId) -> SlotId {
+        let s = self.slots[home].clone();
         match s.tier {
             Tier::Disk => {
                 let staging = self.slot(Tier::Host, s.bytes, s.tensor);
@@ -233,8 +236,8 @@ impl Emitter<'_> {
     }
 
     /// A device slot with the content of `home`, `bytes` of it.
-    pub(super) fn on_device(&mut self, home: u32, staged: Option<u32>, bytes: u64) -> u32 {
-        let s = self.slots[home as usize].clone();
+    pub(super) fn on_device(&mut self, home: SlotId, staged: Option<SlotId>, bytes: u64) -> SlotId {
+        let s = self.slots[home].clone();
         if s.tier == Tier::Device {
             return home;
         }
@@ -245,8 +248,8 @@ impl Emitter<'_> {
     }
 
     /// Sends a device slot's content to `home`.
-    pub(super) fn send_back(&mut self, device: u32, home: u32, bytes: u64) {
-        let s = self.slots[home as usize].clone();
+    pub(super) fn send_back(&mut self, device: SlotId, home: SlotId, bytes: u64) {
+        let s = self.slots[home].clone();
         match s.tier {
             Tier::Device => debug_assert_eq!(device, home),
             Tier::Host => self.copy(device, home, bytes),
@@ -296,13 +299,13 @@ impl Emitter<'_> {
             Tensor::Weight(p) => self.choice.weights[self.unit_of(p)] == Tier::Device,
             Tensor::Losses => true,
             Tensor::Gradient(p) => {
-                self.homes.gradient[p as usize].is_some()
+                self.homes.gradient[p].is_some()
                     && self.choice.gradients[self.unit_of(p)] == Tier::Device
             }
             Tensor::Accumulator(p) if self.sums_in_gradient(p) => true,
             t => self
                 .outer_home(t)
-                .is_some_and(|home| self.slots[home as usize].tier == Tier::Device),
+                .is_some_and(|home| self.slots[home].tier == Tier::Device),
         }
     }
 
@@ -311,8 +314,8 @@ impl Emitter<'_> {
             Tensor::Weight(p) => self.weight_bytes(p),
             Tensor::State(p) => self.state_bytes(p),
             Tensor::Gradient(p) => self.gradient_bytes(p),
-            Tensor::Accumulator(p) => self.pieces[p as usize].elements * 4,
-            Tensor::NormParts(p) => self.pieces[p as usize].norm_chunks * 8,
+            Tensor::Accumulator(p) => self.pieces[p].elements * 4,
+            Tensor::NormParts(p) => self.pieces[p].norm_chunks * 8,
             Tensor::AllNormParts => self.norm_bytes(),
             Tensor::Clip => 64,
             Tensor::Losses => Self::losses_bytes(self.choice.rounds(self.w).each()),

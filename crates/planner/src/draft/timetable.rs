@@ -82,7 +82,11 @@ struct Job {
 
 impl Times {
     /// Operations one after the other.
-    pub(super) fn straight(program: &Program, rates: &Rates, pieces: &[Piece]) -> Self {
+    pub(super) fn straight(
+        program: &Program,
+        rates: &Rates,
+        pieces: &List<PieceId, Piece>,
+    ) -> Self {
         let mut now = 0.0;
         let seconds = program.ops.iter().map(|op| rates.op(op, pieces));
         let (starts, ends) = seconds
@@ -258,9 +262,9 @@ pub(super) struct Scene<'s> {
     pub(super) windows: &'s [Window],
     pub(super) tiers: &'s FastMap<Tensor, Tier>,
     /// Pieces in the order of their updates.
-    pub(super) order: &'s [u32],
+    pub(super) order: &'s [PieceId],
     /// Where updates follow their gradients: the operation behind each, in that order.
-    pub(super) ready: &'s [(usize, u32)],
+    pub(super) ready: &'s [(usize, PieceId)],
 }
 
 impl Scene<'_> {
@@ -297,7 +301,7 @@ impl Emitter<'_> {
             false => Vec::new(),
         };
         let times = times.behind(&mut pending, self.rates, self.choice.ahead);
-        let position: FastMap<u32, usize> = match under_forward {
+        let position: FastMap<PieceId, usize> = match under_forward {
             true => (0..).zip(scene.order).map(|(k, &p)| (p, k)).collect(),
             false => FastMap::default(),
         };
@@ -325,7 +329,7 @@ impl Emitter<'_> {
         scene: &Scene<'_>,
         times: &Times,
         pending: &[Pending],
-        position: &FastMap<u32, usize>,
+        position: &FastMap<PieceId, usize>,
     ) -> Vec<(usize, u8, f64, u8, Event)> {
         let mut found: Vec<(usize, u8, f64, u8, Event)> = Vec::new();
         let ups = self.ups(scene, times, pending, position);
@@ -376,7 +380,7 @@ impl Emitter<'_> {
     fn first_of<'p>(
         &self,
         window: &Window,
-        position: &'p FastMap<u32, usize>,
+        position: &'p FastMap<PieceId, usize>,
     ) -> Option<&'p usize> {
         match window.tensor {
             Tensor::Weight(p) if !window.continued => position.get(&p),
@@ -387,12 +391,9 @@ impl Emitter<'_> {
     /// The updates of the batch before, in their order.
     fn pending(&self, scene: &Scene<'_>) -> Vec<Pending> {
         let used = first_use_table(scene.windows);
-        let of = |&p: &u32| {
-            let tier = |slot: u32| self.slots[slot as usize].tier;
-            let (weight, state) = (
-                tier(self.updated_from(p)),
-                tier(self.homes.state[p as usize]),
-            );
+        let of = |&p: &PieceId| {
+            let tier = |slot: SlotId| self.slots[slot].tier;
+            let (weight, state) = (tier(self.updated_from(p)), tier(self.homes.state[p]));
             let waits = self.waiting(p).map_or(Tier::Device, tier);
             let (wb, sb, gb) = (
                 self.weight_bytes(p),
@@ -407,7 +408,7 @@ impl Emitter<'_> {
             let disk = |tier| tier == Tier::Disk;
             let moved = |tier| tier != Tier::Device;
             let on_device = self.updated_on_device(p);
-            let copied = self.homes.resident[p as usize].is_some();
+            let copied = self.homes.resident[p].is_some();
             let fetched = copied || self.choice.weights[self.unit_of(p)] != Tier::Device;
             let written = match self.choice.durable {
                 true => wb + sb,
@@ -416,7 +417,7 @@ impl Emitter<'_> {
             Pending {
                 used: used.get(&p).copied().unwrap_or(0),
                 on_device,
-                elements: self.pieces[p as usize].elements,
+                elements: self.pieces[p].elements,
                 read: sum(&disk, &all),
                 write: written,
                 up: if on_device { sum(&moved, &all) } else { 0 },
@@ -440,7 +441,7 @@ impl Emitter<'_> {
         scene: &Scene<'_>,
         times: &Times,
         pending: &[Pending],
-        position: &FastMap<u32, usize>,
+        position: &FastMap<PieceId, usize>,
     ) -> Vec<Job> {
         let rates = self.rates;
         let mut jobs = Vec::new();
@@ -536,7 +537,7 @@ impl Emitter<'_> {
         scene: &Scene<'_>,
         times: &Times,
         ups: &[Job],
-        position: &FastMap<u32, usize>,
+        position: &FastMap<PieceId, usize>,
     ) -> Vec<Job> {
         let rates = self.rates;
         let mut fetch: Vec<Option<&Job>> = vec![None; scene.windows.len()];
@@ -570,8 +571,8 @@ impl Emitter<'_> {
             });
         }
         for (k, &(i, p)) in scene.ready.iter().enumerate() {
-            let homes = [self.updated_from(p), self.homes.state[p as usize]];
-            let slots = homes.iter().map(|&h| &self.slots[h as usize]);
+            let homes = [self.updated_from(p), self.homes.state[p]];
+            let slots = homes.iter().map(|&h| &self.slots[h]);
             let on_disk = slots.filter(|s| s.tier == Tier::Disk);
             let bytes: u64 = on_disk.map(|s| s.bytes).sum();
             if bytes > 0 {

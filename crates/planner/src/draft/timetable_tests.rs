@@ -73,14 +73,14 @@ fn fetches(plan: &Plan, w: &Workload, m: &Machine) -> Vec<Fetch> {
     let mut found = Vec::new();
     for (i, task) in tasks.iter().enumerate() {
         let of_use = matches!(
-            plan.slots[task.args[0].slot as usize].tensor,
+            plan.slots[task.args[0].slot].tensor,
             Tensor::Weight(_) | Tensor::Local(..)
         );
         if task.lane != Lane::H2D || !of_use {
             continue;
         }
         let (from, to) = (task.args[0].slot, task.args[1].slot);
-        let tensor = plan.slots[to as usize].tensor;
+        let tensor = plan.slots[to].tensor;
         let on_gpu = |t: usize| tasks[t].lane == Lane::GPU;
         let uses = |t: usize| tasks[t].args.iter().any(|a| a.slot == to);
         let used = (i + 1..tasks.len())
@@ -91,7 +91,7 @@ fn fetches(plan: &Plan, w: &Workload, m: &Machine) -> Vec<Fetch> {
             tasks[t]
                 .args
                 .iter()
-                .any(|a| plan.slots[a.slot as usize].tensor == tensor)
+                .any(|a| plan.slots[a.slot].tensor == tensor)
         };
         let last = (0..i).rev().find(|&t| on_gpu(t) && holds(t));
         let written = (0..i).rev().find(|&t| {
@@ -282,7 +282,7 @@ fn a_slot_lives_until_its_copy_is_predicted_to_have_ended() {
         let writer = (0..i).rev().find(|&t| writes(&tasks[t]));
         let written = writer.map_or(0.0, |t| starts[t] + times[t].0);
         down = down.max(written) + times[i].0;
-        let slot = &d.slots[task.args[0].slot as usize];
+        let slot = &d.slots[task.args[0].slot];
         if slot.persistent || slot.tier != Tier::Device || task.work != Work::Copy {
             continue;
         }
@@ -308,7 +308,7 @@ fn a_tensor_moves_in_a_pause_that_is_long_enough_in_seconds() {
         let plan = planned(&w, c, &apart(link));
         let tasks = plan.part(PartName::Steady).iter();
         let down = tasks.filter(|t| t.lane == Lane::D2H);
-        let local = |t: &&crate::plan::Task| matches!(plan.slots[t.args[0].slot as usize].tensor, Tensor::Local(u, ..) if (1..5).contains(&u));
+        let local = |t: &&crate::plan::Task| matches!(plan.slots[t.args[0].slot].tensor, Tensor::Local(u, ..) if (1..5).contains(&u));
         down.filter(local).count()
     };
     let c = moved(&w);
@@ -353,7 +353,7 @@ fn a_slot_that_is_used_again_by_predicted_time_alone_is_refused() {
     for (i, task) in plan.part(PartName::Steady).iter().enumerate() {
         for (k, &before) in task.after.iter().enumerate() {
             let copy = &plan.part(PartName::Steady)[before as usize];
-            let reads = &plan.slots[copy.args[0].slot as usize];
+            let reads = &plan.slots[copy.args[0].slot];
             // The task takes bytes from which a copy still reads.
             let again = copy.lane == Lane::D2H
                 && task.lane != Lane::H2D

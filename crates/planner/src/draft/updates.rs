@@ -4,19 +4,36 @@ use super::*;
 
 /// Updates still to be emitted, and how far their reads from disk are ahead.
 pub(super) struct UpdateQueue {
-    pub(super) order: Vec<u32>,
+    pub(super) order: Vec<PieceId>,
     pub(super) done: Vec<bool>,
     pub(super) read: usize,
     /// Bytes that were read ahead for each update that is still to come, and their sum.
     pub(super) bytes: Vec<u64>,
     pub(super) ahead: u64,
-    pub(super) staged: FastMap<(u32, u8), u32>,
-    /// Device slots of weights, state and waiting gradient that were fetched ahead of an update.
-    pub(super) lifted: FastMap<u32, (u32, u32, u32)>,
+    pub(super) staged: FastMap<(PieceId, Needed), SlotId>,
+    /// What was fetched to the device ahead of an update.
+    pub(super) lifted: FastMap<PieceId, Fetched>,
+}
+
+/// What an update needs that may be on disk.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Needed {
+    Weight,
+    State,
+    Gradient,
+}
+
+/// Device slots of what an update needs.
+#[derive(Clone, Copy)]
+pub(super) struct Fetched {
+    weight: SlotId,
+    state: SlotId,
+    /// Unless it was just made.
+    gradient: Option<SlotId>,
 }
 
 impl Emitter<'_> {
-    pub(super) fn queue(&self, order: Vec<u32>) -> UpdateQueue {
+    pub(super) fn queue(&self, order: Vec<PieceId>) -> UpdateQueue {
         UpdateQueue {
             done: vec![false; order.len()],
             bytes: vec![0; order.len()],
@@ -29,7 +46,7 @@ impl Emitter<'_> {
     }
 
     /// Whether a piece is updated on the device.
-    pub(super) fn updated_on_device(&self, p: u32) -> bool {
+    pub(super) fn updated_on_device(&self, p: PieceId) -> bool {
         self.choice.update[self.unit_of(p)] == Processor::Device
     }
 
@@ -53,19 +70,21 @@ impl Emitter<'_> {
     fn fetch_for_update(
         &mut self,
         q: &UpdateQueue,
-        p: u32,
-        waiting: Option<u32>,
-    ) -> (u32, u32, u32) {
-        let staged = |role: u8| q.staged.get(&(p, role)).copied();
-        let (weight, state) = (self.updated_from(p), self.homes.state[p as usize]);
+        p: PieceId,
+        waiting: Option<SlotId>,
+    ) -> Fetched {
+        let staged = |what: Needed| q.staged.get(&(p, what)).copied();
+        let (weight, state) = (self.updated_from(p), self.homes.state[p]);
         let (wb, sb, gb) = (
             self.weight_bytes(p),
             self.state_bytes(p),
             self.gradient_bytes(p),
         );
-        let state = self.on_device(state, staged(1), sb);
-        let gradient = waiting.map_or(u32::MAX, |g| self.on_device(g, staged(2), gb));
-        (self.on_device(weight, staged(0), wb), state, gradient)
+        Fetched {
+            state: self.on_device(state, staged(Needed::State), sb),
+            gradient: waiting.map(|g| self.on_device(g, staged(Needed::Gradient), gb)),
+            weight: self.on_device(weight, staged(Needed::Weight), wb),
+        }
     }
 
     /// Issues the reads from disk that updates up to position `k` need, and where gradients wait those of
@@ -73,21 +92,24 @@ impl Emitter<'_> {
     pub(super) fn stage(&mut self, q: &mut UpdateQueue, k: usize, waited: bool) {
         while q.read < q.order.len() {
             let p = q.order[q.read];
-            let mut homes = vec![(0, self.updated_from(p)), (1, self.homes.state[p as usize])];
+            let mut homes = vec![
+                (Needed::Weight, self.updated_from(p)),
+                (Needed::State, self.homes.state[p]),
+            ];
             if waited && let Some(g) = self.waiting(p) {
-                homes.push((2, g));
+                homes.push((Needed::Gradient, g));
             }
-            homes.retain(|&(_, home)| self.slots[home as usize].tier == Tier::Disk);
-            let slots = homes.iter().map(|&(_, home)| &self.slots[home as usize]);
+            homes.retain(|&(_, home)| self.slots[home].tier == Tier::Disk);
+            let slots = homes.iter().map(|&(_, home)| &self.slots[home]);
             let bytes: u64 = slots.map(|s| s.bytes).sum();
             let further = q.ahead + bytes <= self.choice.ahead.updates.0
                 || (q.ahead == 0 && self.choice.ahead.updates.0 > 0);
             if q.read > k && !(waited && further) {
                 break;
             }
-            for (role, home) in homes {
+            for (what, home) in homes {
                 let staged = self.on_host(home);
-                q.staged.insert((p, role), staged);
+                q.staged.insert((p, what), staged);
             }
             if q.read > k {
                 q.bytes[q.read] = bytes;
@@ -105,9 +127,9 @@ impl Emitter<'_> {
         &mut self,
         q: &mut UpdateQueue,
         k: usize,
-        made: Option<(u32, u32)>,
+        made: Option<Made>,
     ) -> Option<Forward> {
-        let gradient = made.map(|m| m.0);
+        let gradient = made.map(|m| m.gradient);
         let waited = gradient.is_none();
         if std::mem::replace(&mut q.done[k], true) {
             return None;
@@ -121,10 +143,11 @@ impl Emitter<'_> {
             self.gradient_bytes(p),
         );
         let weight_home = self.updated_from(p);
-        let state_home = self.homes.state[p as usize];
+        let state_home = self.homes.state[p];
         let waiting = self.waiting(p);
-        let staged = |role: u8| q.staged.get(&(p, role)).copied();
-        let (w_staged, s_staged, g_staged) = (staged(0), staged(1), staged(2));
+        let staged = |what: Needed| q.staged.get(&(p, what)).copied();
+        let (w_staged, s_staged) = (staged(Needed::Weight), staged(Needed::State));
+        let g_staged = staged(Needed::Gradient);
         let on_device = self.updated_on_device(p);
         let (weight, state, grad);
         if on_device {
@@ -132,8 +155,9 @@ impl Emitter<'_> {
                 Some(fetched) => fetched,
                 None => self.fetch_for_update(q, p, if waited { waiting } else { None }),
             };
-            (weight, state) = (fetched.0, fetched.1);
-            grad = gradient.unwrap_or(fetched.2);
+            (weight, state) = (fetched.weight, fetched.state);
+            let found = gradient.or(fetched.gradient);
+            grad = found.expect("a gradient waits, or was just made");
         } else {
             weight = w_staged.unwrap_or(weight_home);
             state = s_staged.unwrap_or(state_home);
@@ -141,7 +165,7 @@ impl Emitter<'_> {
                 Some(g) => self.gradient_to_host(g, p),
                 None => {
                     let home = waiting.expect("a gradient waits");
-                    match self.slots[home as usize].tier {
+                    match self.slots[home].tier {
                         Tier::Device => self.gradient_to_host(home, p),
                         Tier::Host => home,
                         Tier::Disk => g_staged.expect("staged above"),
@@ -149,9 +173,9 @@ impl Emitter<'_> {
                 }
             };
         }
-        let piece = &self.pieces[p as usize];
+        let piece = &self.pieces[p];
         let (norm_offset, norm_bytes) = (piece.norm_offset * 8, piece.norm_chunks * 8);
-        let arg = |slot: u32, offset: u64, bytes: u64, access: Use| Arg {
+        let arg = |slot: SlotId, offset: u64, bytes: u64, access: Use| Arg {
             slot,
             offset,
             bytes,
@@ -170,7 +194,7 @@ impl Emitter<'_> {
         // With a norm that tells in time, an update need not look at its own parts; on the device
         // it reads them where they were made.
         match made {
-            Some((_, parts)) if on_device => args.push(arg(parts, 0, norm_bytes, Use::Read)),
+            Some(made) if on_device => args.push(arg(made.parts, 0, norm_bytes, Use::Read)),
             _ if on_device => {}
             _ => args.push(arg(
                 self.homes.norm_parts,
@@ -182,14 +206,14 @@ impl Emitter<'_> {
         let lane = if on_device { Lane::GPU } else { Lane::HOST };
         self.push(lane, Work::Update { piece: p }, args);
         // A durable piece goes to its next versions, and to its copies.
-        let truth = self.next_of(self.homes.weight[p as usize]);
+        let truth = self.next_of(self.homes.weight[p]);
         let weight_target = self.next_of(weight_home);
         let state_target = self.next_of(state_home);
         if on_device {
             self.send_back(weight, weight_target, wb);
             self.send_back(state, state_target, sb);
         } else {
-            if let Some(copy) = self.homes.resident[p as usize] {
+            if let Some(copy) = self.homes.resident[p] {
                 self.copy(weight, copy, wb);
             }
             for (slot, home) in [(weight, weight_target), (state, state_target)] {
@@ -199,7 +223,7 @@ impl Emitter<'_> {
             }
         }
         if self.choice.durable && weight_target != truth {
-            match self.slots[weight_home as usize].tier {
+            match self.slots[weight_home].tier {
                 Tier::Device => self.send_back(weight_home, truth, wb),
                 _ => self.disk(weight_home, truth),
             }
@@ -212,20 +236,20 @@ impl Emitter<'_> {
     }
 
     /// Where a piece's gradient waits for the norm.
-    pub(super) fn waiting(&self, p: u32) -> Option<u32> {
-        self.homes.gradient[p as usize].or_else(|| self.waiting.get(&p).copied())
+    pub(super) fn waiting(&self, p: PieceId) -> Option<SlotId> {
+        self.homes.gradient[p].or_else(|| self.waiting.get(&p).copied())
     }
 
-    pub(super) fn gradient_to_host(&mut self, device: u32, p: u32) -> u32 {
+    pub(super) fn gradient_to_host(&mut self, device: SlotId, p: PieceId) -> SlotId {
         let bytes = self.gradient_bytes(p);
         let host = self.slot(Tier::Host, bytes, Tensor::Gradient(p));
         self.copy(device, host, bytes);
         host
     }
 
-    pub(super) fn finished(&mut self, p: u32, updates: Updates, st: &mut Live) {
+    pub(super) fn finished(&mut self, p: PieceId, updates: Updates, st: &mut Live) {
         let parts = st.device[&Tensor::NormParts(p)];
-        let piece = &self.pieces[p as usize];
+        let piece = &self.pieces[p];
         let (offset, bytes) = (piece.norm_offset * 8, piece.norm_chunks * 8);
         self.copy_at(parts, self.homes.norm_parts, offset, bytes);
         let source = match self.w.gradient {
@@ -235,7 +259,8 @@ impl Emitter<'_> {
         let bytes = self.gradient_bytes(p);
         match (updates, self.choice.gradients[self.unit_of(p)]) {
             (Updates::UnderBackward, _) => {
-                st.finished.insert(p, (source, parts));
+                let gradient = source;
+                st.finished.insert(p, Made { gradient, parts });
             }
             (Updates::AfterNorm, Tier::Device) => {
                 self.waiting.insert(p, source);
@@ -247,7 +272,7 @@ impl Emitter<'_> {
             }
             (_, Tier::Device) => {}
             _ => {
-                let home = self.homes.gradient[p as usize].expect("gradients wait");
+                let home = self.homes.gradient[p].expect("gradients wait");
                 self.send_back(source, home, bytes);
             }
         }
