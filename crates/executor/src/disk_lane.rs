@@ -15,7 +15,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 
 use lowtide_device::Queue;
-use lowtide_planner::{Lane, PartName, PerLane, Plan, Work};
+use lowtide_planner::{Lane, PartName, PerLane, Plan, TaskId, Work};
 use lowtide_tiers::Ticket;
 
 use crate::bind::{Engine, submit_transfer};
@@ -31,14 +31,14 @@ const AHEAD: u64 = 2;
 /// A transfer that the drive has.
 struct Flying<S> {
     submission: Arc<Submission<S>>,
-    task: u32,
+    task: TaskId,
     ticket: Ticket,
     start: f64,
 }
 
 /// What the lane shows of itself while it stands still.
 struct Shown {
-    flying: VecDeque<(PartName, u32, Range<u64>)>,
+    flying: VecDeque<(PartName, TaskId, Range<u64>)>,
     next: LaneState,
 }
 
@@ -95,7 +95,7 @@ impl<E: Engine> DiskLane<'_, E> {
         let mut waited = PerLane::default();
         for s in receiver {
             let seam = shared.seam(&s);
-            let table = &shared.tables[s.part as usize];
+            let table = &shared.tables[s.part];
             for &task in &table.lanes[l] {
                 for need in shared.needs(&s, task, seam) {
                     let (other, count) = need;
@@ -115,8 +115,8 @@ impl<E: Engine> DiskLane<'_, E> {
                     }
                 }
                 // Tasks of this lane before this one.
-                let before = s.base[l] + u64::from(table.position[task as usize]);
-                let work = shared.plan.part(s.part)[task as usize].work;
+                let before = s.base[l] + u64::from(table.position[task]);
+                let work = shared.plan.part(s.part)[task].work;
                 let memory = memory_of(&shared.plan, &s, task);
                 let ahead = {
                     let shown = lock(&self.shown);
@@ -138,8 +138,8 @@ impl<E: Engine> DiskLane<'_, E> {
                     ticket: submit_transfer(
                         &shared.plan,
                         &shared.tiers,
-                        &shared.plan.part(s.part)[task as usize],
-                        (u64::from(s.seq) << 32) | u64::from(task),
+                        &shared.plan.part(s.part)[task],
+                        (u64::from(s.seq) << 32) | u64::from(task.0),
                         (s.flipped, s.shift),
                     ),
                     submission: Arc::clone(&s),
@@ -175,9 +175,9 @@ impl<E: Engine> DiskLane<'_, E> {
                 end: seconds(shared.epoch),
             };
             last = event.end;
-            let task = &shared.plan.part(s.part)[f.task as usize];
+            let task = &shared.plan.part(s.part)[f.task];
             lock(&shared.records[l]).add(task, event, s.traced);
-            let position = shared.tables[s.part as usize].position[f.task as usize];
+            let position = shared.tables[s.part].position[f.task];
             let count = s.base[l] + u64::from(position) + 1;
             shared.moments.set(l, count, Edge::Start, event.start);
             shared.moments.set(l, count, Edge::End, event.end);
@@ -187,7 +187,7 @@ impl<E: Engine> DiskLane<'_, E> {
     }
 
     /// A transfer goes to the drive: when.
-    fn take_off(&self, transfer: (PartName, u32, Range<u64>)) -> f64 {
+    fn take_off(&self, transfer: (PartName, TaskId, Range<u64>)) -> f64 {
         let mut shown = lock(&self.shown);
         let now = seconds(self.shared.epoch);
         if shown.flying.is_empty() {
@@ -219,8 +219,8 @@ pub(crate) fn is_transfer(work: Work) -> bool {
 }
 
 /// The bytes of the host arena that a transfer reads or writes; empty for other work.
-pub(crate) fn memory_of<S>(plan: &Plan, s: &Submission<S>, task: u32) -> Range<u64> {
-    let task = &plan.part(s.part)[task as usize];
+pub(crate) fn memory_of<S>(plan: &Plan, s: &Submission<S>, task: TaskId) -> Range<u64> {
+    let task = &plan.part(s.part)[task];
     let arg = match task.work {
         Work::Read => &task.args[1],
         Work::Write => &task.args[0],

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 
-use lowtide_planner::{PartName, PerLane, Plan, SlotId};
+use lowtide_planner::{PartName, PerLane, Plan, SlotId, TaskId};
 use lowtide_units::List;
 
 /// One submitted part.
@@ -29,10 +29,10 @@ pub(crate) struct Submission<S> {
 
 /// What is known of each part before it runs.
 pub(crate) struct PartTable {
-    /// Task indices by lane.
-    pub lanes: PerLane<Vec<u32>>,
+    /// Tasks by lane.
+    pub lanes: PerLane<Vec<TaskId>>,
     /// Position of each task in its lane.
-    pub position: Vec<u32>,
+    pub position: List<TaskId, u32>,
     /// Uses of each slot, one a task.
     pub uses: List<SlotId, u32>,
     /// Which tasks begin and end a wait of their lane.
@@ -43,22 +43,22 @@ pub(crate) struct PartTable {
 #[derive(Debug, Default)]
 pub(crate) struct Marks {
     /// The first of its lane, and those that wait for another lane.
-    pub start: Vec<bool>,
+    pub start: List<TaskId, bool>,
     /// The last of its lane, those that another lane waits for, and those before a marked start.
-    pub end: Vec<bool>,
+    pub end: List<TaskId, bool>,
 }
 
 impl PartTable {
     /// Of a part of a plan.
     pub fn new(plan: &Plan, part: PartName) -> Self {
         let tasks = plan.part(part);
-        let mut lanes: PerLane<Vec<u32>> = PerLane::default();
-        let mut position = Vec::with_capacity(tasks.len());
+        let mut lanes: PerLane<Vec<TaskId>> = PerLane::default();
+        let mut position = List::default();
         let mut uses: List<SlotId, u32> = vec![0; plan.slots.len()].into();
-        for (i, task) in tasks.iter().enumerate() {
+        for (i, task) in tasks.pairs() {
             let lane = &mut lanes[task.lane];
             position.push(lane.len() as u32);
-            lane.push(i as u32);
+            lane.push(i);
             for (k, arg) in task.args.iter().enumerate() {
                 if !task.args[..k].iter().any(|a| a.slot == arg.slot) {
                     uses[arg.slot] += 1;
@@ -75,38 +75,38 @@ impl PartTable {
 }
 
 /// Where a part's events are; `lanes` are its tasks by lane.
-fn marks(plan: &Plan, part: PartName, lanes: &PerLane<Vec<u32>>) -> Marks {
+fn marks(plan: &Plan, part: PartName, lanes: &PerLane<Vec<TaskId>>) -> Marks {
     let tasks = plan.part(part);
     let mut m = Marks {
-        start: vec![false; tasks.len()],
-        end: vec![false; tasks.len()],
+        start: vec![false; tasks.len()].into(),
+        end: vec![false; tasks.len()].into(),
     };
-    for (t, task) in tasks.iter().enumerate() {
+    for (t, task) in tasks.pairs() {
         for &d in &task.after {
-            if tasks[d as usize].lane != task.lane {
+            if tasks[d].lane != task.lane {
                 m.start[t] = true;
-                m.end[d as usize] = true;
+                m.end[d] = true;
             }
         }
     }
     for seam in &plan.seams {
         for &(t, d) in &seam.edges {
             if seam.to == part {
-                m.start[t as usize] = true;
+                m.start[t] = true;
             }
             if seam.from == part {
-                m.end[d as usize] = true;
+                m.end[d] = true;
             }
         }
     }
     for lane in lanes.values() {
         if let (Some(&first), Some(&last)) = (lane.first(), lane.last()) {
-            m.start[first as usize] = true;
-            m.end[last as usize] = true;
+            m.start[first] = true;
+            m.end[last] = true;
         }
         for pair in lane.windows(2) {
-            if m.start[pair[1] as usize] {
-                m.end[pair[0] as usize] = true;
+            if m.start[pair[1]] {
+                m.end[pair[0]] = true;
             }
         }
     }

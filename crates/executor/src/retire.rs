@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use lowtide_device::cuda::CudaError;
-use lowtide_planner::Lane;
 use lowtide_planner::waits::Cause;
+use lowtide_planner::{Lane, TaskId};
+use lowtide_units::List;
 
 use crate::bind::Engine;
 use crate::options::Mode;
@@ -30,7 +31,7 @@ impl<E: Engine> Shared<E> {
         let Some(streams) = &self.streams else {
             return Ok(());
         };
-        let table = &self.tables[s.part as usize];
+        let table = &self.tables[s.part];
         for (l, tasks) in table.lanes.iter() {
             if !streams.is_stream(l) {
                 continue;
@@ -47,7 +48,7 @@ impl<E: Engine> Shared<E> {
                 |seconds| busy += seconds,
             )?;
             for &task in tasks {
-                record.count(&self.plan.part(s.part)[task as usize]);
+                record.count(&self.plan.part(s.part)[task]);
             }
             if s.traced {
                 // Without the gaps between tasks that do not wait for anything.
@@ -72,14 +73,14 @@ impl<E: Engine> Shared<E> {
     /// Adds the pauses of the gpu lane before tasks of a completed part.
     fn add_waits(&self, s: &Arc<Submission<E::Step>>) -> Result<(), CudaError> {
         let l = Lane::GPU;
-        let table = &self.tables[s.part as usize];
+        let table = &self.tables[s.part];
         let (tasks, base) = (&table.lanes[l], s.base[l]);
         let mut waits = lock(&self.waits);
         if !tasks.is_empty() {
             self.set_clock(&table.marks.start, tasks, base)?;
         }
         for (i, &task) in tasks.iter().enumerate() {
-            if !table.marks.start[task as usize] {
+            if !table.marks.start[task] {
                 continue;
             }
             let at = At {
@@ -107,7 +108,12 @@ impl<E: Engine> Shared<E> {
 
     /// Sets the streams' clocks by what is known of both sides: no task began before it was handed to its stream,
     /// and none that is complete ended after now. The two clocks drift apart by some microseconds a second.
-    fn set_clock(&self, marked: &[bool], tasks: &[u32], base: u64) -> Result<(), CudaError> {
+    fn set_clock(
+        &self,
+        marked: &List<TaskId, bool>,
+        tasks: &[TaskId],
+        base: u64,
+    ) -> Result<(), CudaError> {
         let Some(streams) = &self.streams else {
             return Ok(());
         };
@@ -116,7 +122,7 @@ impl<E: Engine> Shared<E> {
         let end = streams.moment(lane, count, Edge::End)?;
         let mut forward = (seconds(self.epoch) - end).min(0.0);
         for (i, &task) in tasks.iter().enumerate() {
-            if marked[task as usize] {
+            if marked[task] {
                 let count = base + i as u64 + 1;
                 let given = self.moments.get(lane, count, Edge::Start);
                 let start = streams.moment(lane, count, Edge::Start)?;
@@ -146,7 +152,7 @@ impl<E: Engine> Shared<E> {
     fn last_need(
         &self,
         s: &Submission<E::Step>,
-        task: u32,
+        task: TaskId,
         lane: Lane,
     ) -> Result<Option<(At, f64)>, CudaError> {
         let mut last: Option<(At, f64)> = None;
@@ -180,13 +186,13 @@ impl<E: Engine> Shared<E> {
                 waits.add(Cause::Other, until - from);
                 return Ok(());
             };
-            let table = &self.tables[part.part as usize];
+            let table = &self.tables[part.part];
             let tasks = &table.lanes[at.lane];
             let i = (at.count - part.base[at.lane] - 1) as usize;
             // Of what a stream does without waiting only the first task has an event at its start, and the stretch counts
             // for its last one. A part's first task has one.
             let stream = self.streams.as_ref().is_some_and(|s| s.is_stream(at.lane));
-            let marked = |&i: &usize| !stream || table.marks.start[tasks[i] as usize];
+            let marked = |&i: &usize| !stream || table.marks.start[tasks[i]];
             let first = (0..=i).rev().find(marked).unwrap_or(0);
             let head = At {
                 count: at.count - (i - first) as u64,
@@ -194,7 +200,7 @@ impl<E: Engine> Shared<E> {
             };
             if at.lane != Lane::GPU {
                 let start = self.moment(head, Edge::Start)?.clamp(from, until);
-                let task = &self.plan.part(part.part)[tasks[i] as usize];
+                let task = &self.plan.part(part.part)[tasks[i]];
                 waits.add(Cause::of(&self.plan, task), until - start);
                 until = start;
             }

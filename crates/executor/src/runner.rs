@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use lowtide_device::cuda::CudaError;
-use lowtide_planner::{Lane, PartName, PerLane, Plan, Tier, check};
+use lowtide_planner::{Lane, PartName, PerLane, PerPart, Plan, Tier, check};
 use lowtide_tiers::Disk;
 use lowtide_units::{Bytes, List};
 use lowtide_workload::Workload;
@@ -69,10 +69,7 @@ impl<E: Engine> Runner<E> {
                 "{tier} arena"
             );
         }
-        let tables: Vec<PartTable> = PartName::ALL
-            .iter()
-            .map(|&p| PartTable::new(&plan, p))
-            .collect();
+        let tables = PerPart::of(|p| PartTable::new(&plan, p));
         let epoch = Instant::now();
         let streams = options
             .gpu
@@ -163,7 +160,7 @@ impl<E: Engine> Runner<E> {
         } else {
             self.wait()?;
         }
-        let table = &self.shared.tables[part as usize];
+        let table = &self.shared.tables[part];
         let before = overlap
             .then(|| self.last.as_ref().map(|l| (l.part, l.base)))
             .flatten();

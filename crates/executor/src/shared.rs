@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use lowtide_device::Queue;
 use lowtide_device::cuda::CudaError;
-use lowtide_planner::{Lane, PartName, PerLane, Plan, Tier};
+use lowtide_planner::{Lane, PartName, PerLane, PerPart, Plan, TaskId, Tier};
 use lowtide_workload::Workload;
 
 use crate::bind::{Engine, Surroundings, Tiers, poison, run_task};
@@ -23,11 +23,11 @@ pub(crate) enum LaneState {
     Idle,
     Running {
         part: PartName,
-        task: u32,
+        task: TaskId,
     },
     Waiting {
         part: PartName,
-        task: u32,
+        task: TaskId,
         lane: Lane,
         count: u64,
     },
@@ -40,7 +40,7 @@ pub(crate) struct Shared<E: Engine> {
     pub tiers: Tiers,
     pub options: Options,
     pub streams: Option<Streams>,
-    pub tables: Vec<PartTable>,
+    pub tables: PerPart<PartTable>,
     pub progress: Progress,
     pub error: Mutex<Option<ExecError>>,
     pub states: PerLane<Mutex<LaneState>>,
@@ -57,7 +57,7 @@ pub(crate) fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl<E: Engine> Shared<E> {
-    pub fn label(&self, part: PartName, task: u32) -> String {
+    pub fn label(&self, part: PartName, task: TaskId) -> String {
         task_label(&self.plan, &self.workload, part, task)
     }
 
@@ -67,23 +67,22 @@ impl<E: Engine> Shared<E> {
         &self,
         queue: &Queue,
         s: &Submission<E::Step>,
-        task_idx: u32,
+        task_idx: TaskId,
     ) -> Result<(), ExecError> {
-        let task = &self.plan.part(s.part)[task_idx as usize];
+        let task = &self.plan.part(s.part)[task_idx];
         let lane = task.lane;
         let stream = self.streams.as_ref().filter(|st| st.is_stream(lane));
-        let count =
-            s.base[lane] + u64::from(self.tables[s.part as usize].position[task_idx as usize]) + 1;
+        let count = s.base[lane] + u64::from(self.tables[s.part].position[task_idx]) + 1;
         let device = |source: CudaError| ExecError::Device {
             task: self.label(s.part, task_idx),
             source,
         };
-        let marks = &self.tables[s.part as usize].marks;
+        let marks = &self.tables[s.part].marks;
         let start = seconds(self.epoch);
         self.moments.set(lane, count, Edge::Start, start);
         if let Some(streams) = stream {
             streams
-                .begin(lane, count, s.traced || marks.start[task_idx as usize])
+                .begin(lane, count, s.traced || marks.start[task_idx])
                 .map_err(device)?;
         }
         let around = Surroundings {
@@ -113,7 +112,7 @@ impl<E: Engine> Shared<E> {
             return Ok(());
         };
         streams
-            .end(lane, count, s.traced || marks.end[task_idx as usize])
+            .end(lane, count, s.traced || marks.end[task_idx])
             .map_err(device)?;
         if self.in_turn() {
             let done = || {
@@ -170,8 +169,8 @@ impl<E: Engine> Shared<E> {
 
     /// Poisons the slots whose last use this task was. The next holder of any of their bytes waits
     /// for every user, so also for this one, which has not completed yet.
-    pub fn release(&self, queue: &Queue, s: &Submission<E::Step>, task_idx: u32) {
-        let task = &self.plan.part(s.part)[task_idx as usize];
+    pub fn release(&self, queue: &Queue, s: &Submission<E::Step>, task_idx: TaskId) {
+        let task = &self.plan.part(s.part)[task_idx];
         for (i, arg) in task.args.iter().enumerate() {
             if task.args[..i].iter().any(|a| a.slot == arg.slot) {
                 continue;
@@ -208,15 +207,15 @@ impl<E: Engine> Shared<E> {
     pub fn needs(
         &self,
         s: &Submission<E::Step>,
-        task_idx: u32,
-        seam: &[(u32, u32)],
+        task_idx: TaskId,
+        seam: &[(TaskId, TaskId)],
     ) -> Vec<(Lane, u64)> {
-        let task = &self.plan.part(s.part)[task_idx as usize];
-        let of = |part: PartName, base: &PerLane<u64>, d: u32| {
-            let lane = self.plan.part(part)[d as usize].lane;
+        let task = &self.plan.part(s.part)[task_idx];
+        let of = |part: PartName, base: &PerLane<u64>, d: TaskId| {
+            let lane = self.plan.part(part)[d].lane;
             (
                 lane,
-                base[lane] + u64::from(self.tables[part as usize].position[d as usize]) + 1,
+                base[lane] + u64::from(self.tables[part].position[d]) + 1,
             )
         };
         let mut needs: Vec<(Lane, u64)> =
@@ -234,7 +233,7 @@ impl<E: Engine> Shared<E> {
     }
 
     /// Edges from the part before into `s`, sorted by the later task.
-    pub fn seam(&self, s: &Submission<E::Step>) -> &[(u32, u32)] {
+    pub fn seam(&self, s: &Submission<E::Step>) -> &[(TaskId, TaskId)] {
         s.before
             .as_ref()
             .and_then(|(from, _)| self.plan.seam(*from, s.part))

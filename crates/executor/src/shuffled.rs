@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use lowtide_device::Queue;
-use lowtide_planner::{Lane, LaneKind, PerLane, Work};
+use lowtide_planner::{Lane, LaneKind, PerLane, TaskId, Work};
 use lowtide_tiers::{Extent, Kind};
 
 use crate::bind::{Engine, extent_of, submit_transfer};
@@ -20,7 +20,7 @@ use crate::shared::{LaneState, Shared, lock};
 use crate::timeline::{Event, seconds};
 
 /// A task of a submitted part.
-type Waiting<E> = (Arc<Submission<<E as Engine>::Step>>, u32);
+type Waiting<E> = (Arc<Submission<<E as Engine>::Step>>, TaskId);
 
 pub(crate) struct Shuffle<E: Engine> {
     shared: Arc<Shared<E>>,
@@ -64,7 +64,7 @@ impl<E: Engine> Shuffle<E> {
         // very late would else hardly ever be seen.
         let drawn = self.draw(2 * Lane::ALL.len());
         self.slow = Lane::ALL.get(drawn).copied();
-        for (lane, tasks) in self.shared.tables[s.part as usize].lanes.iter() {
+        for (lane, tasks) in self.shared.tables[s.part].lanes.iter() {
             self.lanes[lane].extend(tasks.iter().map(|&t| (Arc::clone(&s), t)));
         }
     }
@@ -99,7 +99,7 @@ impl<E: Engine> Shuffle<E> {
     }
 
     fn work(&self, waiting: &Waiting<E>) -> Work {
-        self.shared.plan.part(waiting.0.part)[waiting.1 as usize].work
+        self.shared.plan.part(waiting.0.part)[waiting.1].work
     }
 
     fn flying(&self, lane: Lane) -> impl Iterator<Item = &Flight<E>> {
@@ -178,7 +178,7 @@ impl<E: Engine> Shuffle<E> {
             let queue = shared.streams.as_ref().and_then(|s| s.queue(lane));
             return shared.run(queue.unwrap_or(&self.queue), &s, task);
         }
-        let planned = &shared.plan.part(s.part)[task as usize];
+        let planned = &shared.plan.part(s.part)[task];
         let (kind, extent, _) = extent_of(&shared.plan, planned, (s.flipped, s.shift));
         self.flying.push(Flight {
             lane,
@@ -211,8 +211,8 @@ impl<E: Engine> Shuffle<E> {
         }
         let shared = &self.shared;
         let (s, task) = &self.flying[at].waiting;
-        let planned = &shared.plan.part(s.part)[*task as usize];
-        let deadline = (u64::from(s.seq) << 32) | u64::from(*task);
+        let planned = &shared.plan.part(s.part)[*task];
+        let deadline = (u64::from(s.seq) << 32) | u64::from(task.0);
         let place = (s.flipped, s.shift);
         let ticket = submit_transfer(&shared.plan, &shared.tiers, planned, deadline, place);
         let done = ticket.wait().map_err(|source| ExecError::Disk {
@@ -241,7 +241,7 @@ impl<E: Engine> Shuffle<E> {
             start: flight.start,
             end: seconds(shared.epoch),
         };
-        let planned = &shared.plan.part(s.part)[task as usize];
+        let planned = &shared.plan.part(s.part)[task];
         lock(&shared.records[lane]).add(planned, event, s.traced);
         shared.progress.complete(lane);
         Ok(())

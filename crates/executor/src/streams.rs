@@ -15,7 +15,7 @@ use std::time::Instant;
 
 use lowtide_device::Queue;
 use lowtide_device::cuda::{self, CudaError, Event, Gpu};
-use lowtide_planner::{Lane, LaneKind, PerLane};
+use lowtide_planner::{Lane, LaneKind, PerLane, PerPart, TaskId};
 
 use crate::parts::{Marks, PartTable};
 use crate::timeline::{Edge, seconds};
@@ -53,14 +53,14 @@ struct Clock {
 
 impl Streams {
     /// A stream for each lane that has one, with its events.
-    pub fn new(gpu: &Gpu, tables: &[PartTable], epoch: Instant) -> Result<Self, CudaError> {
+    pub fn new(gpu: &Gpu, tables: &PerPart<PartTable>, epoch: Instant) -> Result<Self, CudaError> {
         let mut lanes: PerLane<Option<Stream>> = PerLane::default();
         for lane in Lane::ALL {
             if !is_stream(lane) {
                 continue;
             }
             let most = tables
-                .iter()
+                .values()
                 .map(|t| t.lanes[lane].len())
                 .max()
                 .unwrap_or(0);
@@ -163,9 +163,9 @@ impl Streams {
         &self,
         lane: Lane,
         marks: &Marks,
-        (tasks, base): (&[u32], u64),
+        (tasks, base): (&[TaskId], u64),
         all: bool,
-        mut each: impl FnMut(u32, f64, f64),
+        mut each: impl FnMut(TaskId, f64, f64),
         mut stretch: impl FnMut(f64),
     ) -> Result<(), CudaError> {
         let Some(&last) = tasks.last() else {
@@ -177,16 +177,14 @@ impl Streams {
         let mut open: Option<f64> = None;
         for (i, &task) in tasks.iter().enumerate() {
             let count = base + i as u64 + 1;
-            let first = marks.start[task as usize];
+            let first = marks.start[task];
             let start = (all || first)
                 .then(|| s.start(count).seconds_since(zero))
                 .transpose()?;
             if first {
                 open = start;
             }
-            let closes = tasks
-                .get(i + 1)
-                .is_none_or(|&next| marks.start[next as usize]);
+            let closes = tasks.get(i + 1).is_none_or(|&next| marks.start[next]);
             let end = (all || closes)
                 .then(|| s.end(count).seconds_since(zero))
                 .transpose()?;
@@ -197,7 +195,7 @@ impl Streams {
                 each(task, clock.seconds + start, clock.seconds + end);
             }
         }
-        debug_assert!(marks.end[last as usize], "a part's last task has an event");
+        debug_assert!(marks.end[last], "a part's last task has an event");
         let now = base + tasks.len() as u64;
         clock.seconds += s.end(now).seconds_since(zero)?;
         clock.task = now;

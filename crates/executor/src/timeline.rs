@@ -4,13 +4,13 @@ use std::io::{self, Write};
 use std::time::Instant;
 
 use lowtide_planner::waits::Cause;
-use lowtide_planner::{Lane, PartName, PerLane, Phase, PieceId, Plan, Task, Work};
+use lowtide_planner::{Lane, PartName, PerLane, Phase, PieceId, Plan, Task, TaskId, Work};
 use lowtide_workload::Workload;
 
 /// A name for a task: what it does to what.
 #[must_use]
-pub fn task_label(plan: &Plan, w: &Workload, part: PartName, idx: u32) -> String {
-    let task = &plan.part(part)[idx as usize];
+pub fn task_label(plan: &Plan, w: &Workload, part: PartName, idx: TaskId) -> String {
+    let task = &plan.part(part)[idx];
     let piece = |p: PieceId| {
         let piece = &plan.pieces[p];
         format!(
@@ -160,7 +160,7 @@ impl AnyBusy {
 pub(crate) struct Event {
     pub part: PartName,
     pub submission: u32,
-    pub task: u32,
+    pub task: TaskId,
     pub start: f64,
     pub end: f64,
 }

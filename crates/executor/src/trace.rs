@@ -1,6 +1,6 @@
 //! Which submissions of a part are traced.
 
-use lowtide_planner::{PartName, PerLane};
+use lowtide_planner::{PartName, PerLane, PerPart, TaskId};
 
 /// What of a run is traced. A traced task has an event at its start and one at its end, which cost
 /// the device about a microsecond each: several percent of a step of a small model.
@@ -34,15 +34,15 @@ impl Trace {
 #[derive(Debug, Default)]
 pub(crate) struct Tracing {
     /// Times, by part.
-    parts: [u32; PartName::ALL.len()],
+    parts: PerPart<u32>,
     /// Events, by lane.
     events: PerLane<usize>,
 }
 
 impl Tracing {
     /// Whether this submission of a part is to be traced. Counts it if so.
-    pub fn takes(&mut self, part: PartName, lanes: &PerLane<Vec<u32>>, trace: Trace) -> bool {
-        let times = &mut self.parts[part as usize];
+    pub fn takes(&mut self, part: PartName, lanes: &PerLane<Vec<TaskId>>, trace: Trace) -> bool {
+        let times = &mut self.parts[part];
         if *times >= trace.times || self.events.values().any(|&n| n >= trace.events) {
             return false;
         }
@@ -63,8 +63,8 @@ mod tests {
     #[test]
     fn the_first_times_of_each_part_are_traced_while_there_is_room() {
         let lanes = |tasks: u32| {
-            let mut lanes: PerLane<Vec<u32>> = PerLane::default();
-            lanes[Lane::GPU] = (0..tasks).collect();
+            let mut lanes: PerLane<Vec<TaskId>> = PerLane::default();
+            lanes[Lane::GPU] = (0..tasks).map(TaskId).collect();
             lanes
         };
         let traced = |trace, submissions: &[(PartName, u32)]| -> Vec<bool> {

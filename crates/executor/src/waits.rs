@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use lowtide_planner::waits::Cause;
-use lowtide_planner::{Lane, PerLane};
+use lowtide_planner::{Lane, PerLane, PerPart};
 
 use crate::parts::{PartTable, Submission};
 use crate::timeline::Edge;
@@ -25,10 +25,10 @@ pub(crate) struct Moments {
 }
 
 impl Moments {
-    pub fn new(tables: &[PartTable]) -> Self {
+    pub fn new(tables: &PerPart<PartTable>) -> Self {
         Self {
             lanes: PerLane::of(|l| {
-                let most = tables.iter().map(|t| t.lanes[l].len()).max().unwrap_or(0);
+                let most = tables.values().map(|t| t.lanes[l].len()).max().unwrap_or(0);
                 (0..4 * most + 1).map(|_| Default::default()).collect()
             }),
         }

@@ -39,7 +39,7 @@ pub(crate) fn work<E: Engine>(
     let mut waited = PerLane::default();
     for s in receiver {
         let seam = shared.seam(&s);
-        for &task in &shared.tables[s.part as usize].lanes[lane] {
+        for &task in &shared.tables[s.part].lanes[lane] {
             for (other, count) in shared.needs(&s, task, seam) {
                 if waited[other] >= count {
                     continue;

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use lowtide_units::{Bytes, List};
+use lowtide_units::{Bytes, Id, List};
 use lowtide_workload::Workload;
 
 use crate::check::{overlaps, sequences};
@@ -11,7 +11,9 @@ use crate::draft::{Draft, DraftSlot, Rates, draft};
 use crate::edges::Edges;
 use crate::layout::{Layout, layout};
 use crate::machine::Machine;
-use crate::plan::{PartName, Plan, Prediction, Seam, Slot, SlotId, Task, Tensor, Tier, TierUse};
+use crate::plan::{
+    PartName, PerPart, Plan, Prediction, Seam, Slot, SlotId, Task, TaskId, Tensor, Tier, TierUse,
+};
 use crate::rounds::Rounds;
 use crate::simulate::predict;
 
@@ -156,24 +158,24 @@ struct Join<'a> {
 }
 
 impl Join<'_> {
-    fn parts(&self, parts: &mut [Vec<Task>], names: &[PartName]) -> Vec<Seam> {
+    fn parts(&self, parts: &mut PerPart<List<TaskId, Task>>, names: &[PartName]) -> Vec<Seam> {
         let mut seams = Vec::new();
         let mut inside: Vec<(PartName, Vec<Vec<u32>>)> = Vec::new();
         for &name in names {
-            let tasks = &parts[name as usize];
+            let tasks = &parts[name];
             let mut past = Edges::new(self.slots, self.late);
             inside.push((name, past.extend(tasks, 0)));
             for (i, &(from, to)) in self.pairs.iter().enumerate() {
                 if from == name && names.contains(&to) {
-                    let next = &parts[to as usize];
+                    let next = &parts[to];
                     let edges = self.across((from, tasks, &past), (to, next));
                     seams.push((i, Seam { from, to, edges }));
                 }
             }
         }
         for (name, found) in inside {
-            for (task, after) in parts[name as usize].iter_mut().zip(found) {
-                task.after = after;
+            for (task, after) in parts[name].iter_mut().zip(found) {
+                task.after = after.into_iter().map(TaskId).collect();
             }
         }
         seams.sort_by_key(|&(i, _)| i);
@@ -185,7 +187,7 @@ impl Join<'_> {
         &self,
         (from, tasks, past): (PartName, &[Task], &Edges<'_>),
         (to, next): (PartName, &[Task]),
-    ) -> Vec<(u32, u32)> {
+    ) -> Vec<(TaskId, TaskId)> {
         use PartName::Middle;
         let round = self.rounds.each();
         // How much later than it says the part runs that is followed, and the one that follows it.
@@ -206,7 +208,7 @@ impl Join<'_> {
         found
             .flat_map(|(t, after)| {
                 let across = after.into_iter().filter(move |&d| d < n);
-                across.map(move |d| (t as u32, d))
+                across.map(move |d| (TaskId::new(t), TaskId(d)))
             })
             .collect()
     }

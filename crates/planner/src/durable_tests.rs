@@ -8,7 +8,7 @@ use crate::choice::{Budgets, Choice, Clip, LoopOrder, Pieces, Processor, Saved};
 use crate::draft::draft;
 use crate::layout::layout;
 use crate::mutants::without_task;
-use crate::plan::{Lane, PartName, Plan, Task, Tensor, Tier, Use, Version, Work};
+use crate::plan::{Lane, PartName, Plan, Task, TaskId, Tensor, Tier, Use, Version, Work};
 use crate::search::{Pins, PlanError, Request, plan};
 use crate::testing::{machine, workload};
 
@@ -39,11 +39,10 @@ fn fails(plan: &Plan, clip: Clip, words: &str) {
 const CLIPS: [Clip; 3] = [Clip::Exact, Clip::Previous, Clip::None];
 
 /// Position of the first use by a disk task of a version of some weights in a part.
-fn first_use(plan: &Plan, part: PartName, work: Work, version: Version) -> (usize, usize) {
+fn first_use(plan: &Plan, part: PartName, work: Work, version: Version) -> (TaskId, usize) {
     let tasks = plan.part(part);
     tasks
-        .iter()
-        .enumerate()
+        .pairs()
         .filter(|(_, t)| t.work == work)
         .find_map(|(i, t)| {
             let is = |&a: &usize| {
@@ -55,8 +54,8 @@ fn first_use(plan: &Plan, part: PartName, work: Work, version: Version) -> (usiz
         .unwrap_or_else(|| panic!("{part:?} has a {work:?} of {version:?} weights"))
 }
 
-fn other_version(plan: &mut Plan, part: PartName, (task, arg): (usize, usize)) {
-    let slot = &mut plan.parts[part as usize][task].args[arg].slot;
+fn other_version(plan: &mut Plan, part: PartName, (task, arg): (TaskId, usize)) {
+    let slot = &mut plan.parts[part][task].args[arg].slot;
     *slot = plan.slots[*slot].version.expect("durable").1;
 }
 
@@ -106,7 +105,6 @@ fn a_commit_that_misses_something_is_found() {
             let at = |plan: &Plan| {
                 let tasks = plan.part(part);
                 tasks
-                    .iter()
                     .position(|t| t.work == Work::Commit)
                     .expect("a commit")
             };
@@ -114,24 +112,24 @@ fn a_commit_that_misses_something_is_found() {
             let args = good.part(part)[commit].args.len();
             for k in 0..args - 1 {
                 let mut broken = good.clone();
-                broken.parts[part as usize][commit].args.remove(k);
+                broken.parts[part][commit].args.remove(k);
                 fails(&broken, clip, "commits without");
             }
             // No commit at all, and one before the last write.
             let broken = without_task(&good, part, commit);
             fails(&broken, clip, "0 commits");
             let last =
-                |t: &&Task| t.work == Work::Write && good.slots[t.args[1].slot].version.is_some();
+                |t: &Task| t.work == Work::Write && good.slots[t.args[1].slot].version.is_some();
             let tasks = good.part(part);
-            let write = tasks.iter().rposition(|t| last(&t)).expect("written");
+            let write = tasks.rposition(last).expect("written");
             let mut broken = good.clone();
-            let written = broken.parts[part as usize][write].args.clone();
-            let committed = broken.parts[part as usize][commit].args.clone();
+            let written = broken.parts[part][write].args.clone();
+            let committed = broken.parts[part][commit].args.clone();
             let (a, b) = (&written, &committed);
-            broken.parts[part as usize][write].args = b.clone();
-            broken.parts[part as usize][write].work = Work::Commit;
-            broken.parts[part as usize][commit].args = a.clone();
-            broken.parts[part as usize][commit].work = Work::Write;
+            broken.parts[part][write].args = b.clone();
+            broken.parts[part][write].work = Work::Commit;
+            broken.parts[part][commit].args = a.clone();
+            broken.parts[part][commit].work = Work::Write;
             assert!(
                 check(&broken, &workload(2, 2), clip).is_err(),
                 "{clip:?} {weights}"
@@ -149,13 +147,14 @@ fn a_write_over_the_version_that_is_being_left_waits_for_the_commit() {
     let c = durable(Tier::Host, Processor::Host);
     let rates = crate::draft::Rates::new(&w, &machine());
     let mut d = draft(&w, &rates, &c, clip, &PartName::ALL);
-    let tasks = &mut d.parts[PartName::Steady as usize];
+    let mut tasks = d.parts[PartName::Steady].to_vec();
     let commit = tasks.iter().position(|t| t.work == Work::Commit);
     let commit = tasks.remove(commit.expect("a commit"));
     tasks.push(Task {
         lane: Lane::GPU,
         ..commit
     });
+    d.parts[PartName::Steady] = tasks.into();
     let l = layout(&d.slots, PartName::ALL.len());
     let mut moved = assemble(&w, &c, clip, d, l, &PartName::ALL);
     moved.tiers = built(&c, clip).tiers;
@@ -163,10 +162,9 @@ fn a_write_over_the_version_that_is_being_left_waits_for_the_commit() {
     let mut broken = moved.clone();
     let mut cut = 0;
     for seam in &mut broken.seams {
-        let from = &moved.parts[seam.from as usize];
+        let from = &moved.parts[seam.from];
         let before = seam.edges.len();
-        seam.edges
-            .retain(|&(_, f)| from[f as usize].work != Work::Commit);
+        seam.edges.retain(|&(_, f)| from[f].work != Work::Commit);
         cut += before - seam.edges.len();
     }
     assert!(cut > 0);
@@ -178,10 +176,10 @@ fn every_edge_of_a_durable_plan_is_needed() {
     for clip in [Clip::Exact, Clip::Previous] {
         let good = built(&durable(Tier::Disk, Processor::Device), clip);
         for part in PartName::ALL {
-            for task in 0..good.part(part).len() {
+            for task in good.part(part).ids() {
                 for k in 0..good.part(part)[task].after.len() {
                     let mut broken = good.clone();
-                    broken.parts[part as usize][task].after.remove(k);
+                    broken.parts[part][task].after.remove(k);
                     assert!(
                         check(&broken, &workload(2, 2), clip).is_err(),
                         "{part:?} {task} {k}"
@@ -287,7 +285,7 @@ fn nothing_of_another_plan_is_durable() {
     broken.slots[other].version = None;
     fails(&broken, Clip::Exact, "is not durable");
     let reads = |p: &Plan| {
-        let tasks = p.parts.iter().flatten();
+        let tasks = p.parts.values().flatten();
         let on = |a: &crate::plan::Arg| p.slots[a.slot].tier == Tier::Disk;
         tasks
             .flat_map(|t| &t.args)

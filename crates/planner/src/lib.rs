@@ -15,6 +15,7 @@ mod fast;
 mod lanes;
 mod layout;
 pub mod machine;
+mod parts;
 pub mod plan;
 mod program;
 pub mod rounds;
@@ -29,8 +30,8 @@ pub use build::build;
 pub use choice::{Activations, Ahead, Budgets, Choice, Clip, LoopOrder, Pieces, Processor, Saved};
 pub use machine::{BadRate, DiskRates, Machine, Shared, Source};
 pub use plan::{
-    Arg, Lane, LaneKind, PartName, PerLane, PerTier, Phase, Piece, PieceId, Plan, Slot, SlotId,
-    Task, Tensor, Tier, Use, Version, Work,
+    Arg, Lane, LaneKind, PartName, PerLane, PerPart, PerTier, Phase, Piece, PieceId, Plan, Slot,
+    SlotId, Task, TaskId, Tensor, Tier, Use, Version, Work,
 };
 pub use rounds::Rounds;
 pub use search::{Pins, PlanError, Refusal, Request, plan as make};

@@ -4,9 +4,10 @@
 use std::cmp::Ordering;
 use std::fmt;
 
+use lowtide_units::{Id, ids};
 use lowtide_workload::Workload;
 
-use super::{Arg, PartName, Phase, Plan, SlotId, Task, Tensor, Tier, Use, Work};
+use super::{Arg, PartName, Phase, Plan, SlotId, Task, TaskId, Tensor, Tier, Use, Work};
 
 /// What was done to a task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -27,7 +28,7 @@ pub(crate) enum Kind {
 pub(crate) struct Mutant {
     pub kind: Kind,
     pub part: PartName,
-    pub task: usize,
+    pub task: TaskId,
     /// The work of the task, or of both.
     pub works: Vec<Work>,
     pub plan: Plan,
@@ -62,7 +63,7 @@ impl Mutant {
                 Some("only padding stays behind, which no operation reads")
             }
             (Kind::SwapTasks, _) => {
-                let tasks = self.plan.part(self.part).iter().skip(self.task + 1);
+                let tasks = self.plan.part(self.part).iter().skip(self.task.idx() + 1);
                 let next = tasks.into_iter().find(|t| t.lane == task.lane)?;
                 let apart = apart(&self.plan, self.part, task, next);
                 apart.then_some("neither of two neighbours of a lane uses what the other writes")
@@ -114,11 +115,11 @@ fn apart(plan: &Plan, part: PartName, a: &Task, b: &Task) -> bool {
 /// Every mutant of every task of a plan, one after the other.
 pub(crate) fn mutants(plan: &Plan) -> impl Iterator<Item = Mutant> {
     let parts = PartName::ALL.into_iter();
-    let tasks = parts.flat_map(|part| (0..plan.part(part).len()).map(move |task| (part, task)));
+    let tasks = parts.flat_map(|part| plan.part(part).ids().map(move |task| (part, task)));
     tasks.flat_map(|(part, task)| of_task(plan, part, task))
 }
 
-fn of_task(plan: &Plan, part: PartName, task: usize) -> Vec<Mutant> {
+fn of_task(plan: &Plan, part: PartName, task: TaskId) -> Vec<Mutant> {
     let tasks = plan.part(part);
     let this = &tasks[task];
     let mut all = Vec::new();
@@ -136,7 +137,7 @@ fn of_task(plan: &Plan, part: PartName, task: usize) -> Vec<Mutant> {
     add(Kind::Duplicate, &works, with_twice(plan, part, task));
     let with_args = |change: &dyn Fn(&mut [Arg])| {
         let mut plan = plan.clone();
-        change(&mut plan.parts[part as usize][task].args);
+        change(&mut plan.parts[part][task].args);
         plan
     };
     let place = |a: &Arg| (a.slot, a.offset, a.bytes);
@@ -178,69 +179,71 @@ fn of_task(plan: &Plan, part: PartName, task: usize) -> Vec<Mutant> {
         });
         add(Kind::Shrink, &works, back);
     }
-    let next = (task + 1..tasks.len()).find(|&i| tasks[i].lane == this.lane);
+    let next = ids(&(TaskId(task.0 + 1)..tasks.next_id())).find(|&i| tasks[i].lane == this.lane);
     if let Some(next) = next {
         let mut plan = plan.clone();
-        let tasks = &mut plan.parts[part as usize];
-        let (front, behind) = tasks.split_at_mut(next);
-        std::mem::swap(&mut front[task].work, &mut behind[0].work);
-        std::mem::swap(&mut front[task].args, &mut behind[0].args);
-        let works = [behind[0].work, front[task].work];
+        let tasks = &mut plan.parts[part];
+        let (front, behind) = tasks.split_at_mut(next.idx());
+        std::mem::swap(&mut front[task.idx()].work, &mut behind[0].work);
+        std::mem::swap(&mut front[task.idx()].args, &mut behind[0].args);
+        let works = [behind[0].work, front[task.idx()].work];
         add(Kind::SwapTasks, &works, plan);
     }
     all
 }
 
 /// The plan with a task twice, one behind the other; who waited for it waits for both.
-fn with_twice(plan: &Plan, part: PartName, task: usize) -> Plan {
+fn with_twice(plan: &Plan, part: PartName, task: TaskId) -> Plan {
     let mut plan = plan.clone();
-    let t = task as u32;
-    let tasks = &mut plan.parts[part as usize];
+    let mut tasks = plan.part(part).to_vec();
     for d in tasks.iter_mut().flat_map(|t| &mut t.after) {
-        *d += u32::from(*d >= t);
+        d.0 += u32::from(*d >= task);
     }
-    let again = tasks[task].clone();
-    tasks.insert(task + 1, again);
+    let again = tasks[task.idx()].clone();
+    tasks.insert(task.idx() + 1, again);
+    plan.parts[part] = tasks.into();
     for seam in &mut plan.seams {
         for (to, from) in &mut seam.edges {
-            *to += u32::from(seam.to == part && *to > t);
-            *from += u32::from(seam.from == part && *from >= t);
+            to.0 += u32::from(seam.to == part && *to > task);
+            from.0 += u32::from(seam.from == part && *from >= task);
         }
     }
     plan
 }
 
 /// The plan without one task: who waited for it, and its lane, wait for what it waited for.
-pub(crate) fn without_task(plan: &Plan, part: PartName, gone: usize) -> Plan {
+pub(crate) fn without_task(plan: &Plan, part: PartName, gone: TaskId) -> Plan {
     let mut plan = plan.clone();
-    let g = gone as u32;
-    let tasks = &mut plan.parts[part as usize];
-    let removed = tasks.remove(gone);
-    let before = tasks[..gone].iter().rposition(|t| t.lane == removed.lane);
-    let next = tasks[gone..].iter().position(|t| t.lane == removed.lane);
+    let mut tasks = plan.part(part).to_vec();
+    let removed = tasks.remove(gone.idx());
+    let (earlier, later) = tasks.split_at(gone.idx());
+    let before = earlier.iter().rposition(|t| t.lane == removed.lane);
+    let next = later.iter().position(|t| t.lane == removed.lane);
+    let next = next.map(|i| i + gone.idx());
     let mut instead = removed.after.clone();
-    instead.extend(before.map(|i| i as u32));
+    instead.extend(before.map(TaskId::new));
     let mut waiters = Vec::new();
     for (i, task) in tasks.iter_mut().enumerate() {
-        if task.after.contains(&g) || next == i.checked_sub(gone) && next.is_some() {
+        if task.after.contains(&gone) || next == Some(i) {
             task.after.extend(&instead);
-            waiters.push(i as u32);
+            waiters.push(TaskId::new(i));
         }
-        task.after.retain(|&d| d != g);
-        let later = task.after.iter_mut().filter(|d| **d > g);
-        later.for_each(|d| *d -= 1);
+        task.after.retain(|&d| d != gone);
+        let later = task.after.iter_mut().filter(|d| **d > gone);
+        later.for_each(|d| d.0 -= 1);
     }
+    plan.parts[part] = tasks.into();
     for seam in &mut plan.seams {
         let old = std::mem::take(&mut seam.edges);
         for (to, from) in old {
-            let tos = match (seam.to == part, to.cmp(&g)) {
+            let tos = match (seam.to == part, to.cmp(&gone)) {
                 (true, Ordering::Equal) => waiters.clone(),
-                (true, Ordering::Greater) => vec![to - 1],
+                (true, Ordering::Greater) => vec![TaskId(to.0 - 1)],
                 _ => vec![to],
             };
-            let froms = match (seam.from == part, from.cmp(&g)) {
+            let froms = match (seam.from == part, from.cmp(&gone)) {
                 (true, Ordering::Equal) => instead.clone(),
-                (true, Ordering::Greater) => vec![from - 1],
+                (true, Ordering::Greater) => vec![TaskId(from.0 - 1)],
                 _ => vec![from],
             };
             let pairs = tos.iter().flat_map(|&t| froms.iter().map(move |&f| (t, f)));

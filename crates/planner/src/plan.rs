@@ -26,6 +26,7 @@ use lowtide_workload::{Dtype, Optimizer, PIECE_ALIGN, What, Workload};
 use serde::{Deserialize, Serialize};
 
 pub use crate::lanes::{LANES, Lane, LaneKind, PerLane};
+pub use crate::parts::{PartName, PerPart};
 use crate::rounds::Rounds;
 pub use crate::tiers::{PerTier, Tier};
 
@@ -265,6 +266,11 @@ pub enum Work {
     Commit,
 }
 
+id! {
+    /// Which of a part's tasks, see [`Plan::part`].
+    pub struct TaskId(u32);
+}
+
 /// One piece of work on one lane.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Task {
@@ -276,58 +282,7 @@ pub struct Task {
     pub args: Vec<Arg>,
     /// Tasks of the same part, on other lanes, that must be complete. What earlier tasks of the
     /// same lane guarantee is left out.
-    pub after: Vec<u32>,
-}
-
-/// Names of the parts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum PartName {
-    /// Forward and backward from drained state.
-    First,
-    /// A batch in the middle of a run.
-    Steady,
-    /// The last updates.
-    Drain,
-    /// Loss without gradients.
-    Evaluate,
-    /// Logits.
-    Infer,
-    /// Of a batch in rounds (then `first`, `steady` and `evaluate` are its first round): any round
-    /// between the first and the last.
-    Middle,
-    /// The last round of a batch: gradients are complete, and the norm.
-    Last,
-    /// With `previous` the last round of the first batch of all, whose updates wait for its norm.
-    #[serde(rename = "last-first")]
-    LastFirst,
-    /// The last round of an evaluation.
-    #[serde(rename = "last-evaluate")]
-    LastEvaluate,
-}
-
-impl PartName {
-    /// All, in the order of [`Plan::parts`].
-    pub const ALL: [Self; 9] = [
-        Self::First,
-        Self::Steady,
-        Self::Drain,
-        Self::Evaluate,
-        Self::Infer,
-        Self::Middle,
-        Self::Last,
-        Self::LastFirst,
-        Self::LastEvaluate,
-    ];
-
-    /// Whether a batch begins with this part.
-    #[must_use]
-    pub const fn begins(self) -> bool {
-        !matches!(
-            self,
-            Self::Middle | Self::Last | Self::LastFirst | Self::LastEvaluate
-        )
-    }
+    pub after: Vec<TaskId>,
 }
 
 /// Edges from one part into the part submitted right after it.
@@ -338,7 +293,7 @@ pub struct Seam {
     /// The later part.
     pub to: PartName,
     /// (task of `to`, task of `from` that must be complete).
-    pub edges: Vec<(u32, u32)>,
+    pub edges: Vec<(TaskId, TaskId)>,
 }
 
 /// How many bytes of a tier hold what.
@@ -410,8 +365,8 @@ pub struct Plan {
     pub pieces: List<PieceId, Piece>,
     /// Every slot and extent.
     pub slots: List<SlotId, Slot>,
-    /// Tasks of each part, in the order of [`PartName::ALL`].
-    pub parts: Vec<Vec<Task>>,
+    /// Tasks of each part.
+    pub parts: PerPart<List<TaskId, Task>>,
     /// Edges between parts that may overlap in time.
     pub seams: Vec<Seam>,
     /// Use of each tier, in the order of [`Tier::ALL`].
@@ -458,8 +413,8 @@ impl Plan {
 
     /// Tasks of a part.
     #[must_use]
-    pub fn part(&self, name: PartName) -> &[Task] {
-        &self.parts[name as usize]
+    pub fn part(&self, name: PartName) -> &List<TaskId, Task> {
+        &self.parts[name]
     }
 
     /// The seam between two parts, if they may overlap.
@@ -537,9 +492,9 @@ impl Plan {
         for s in &self.slots {
             h.add(&[s.tier as u64, s.offset, s.bytes, u64::from(s.persistent)]);
         }
-        for (i, part) in self.parts.iter().enumerate() {
+        for (name, part) in self.parts.iter() {
             // Parts that only a batch in rounds has.
-            if part.is_empty() && i > PartName::Infer as usize {
+            if part.is_empty() && name > PartName::Infer {
                 continue;
             }
             h.add(&[part.len() as u64]);
@@ -549,7 +504,7 @@ impl Plan {
                     h.add(&[u64::from(a.slot.0), a.offset, a.bytes, a.access as u64]);
                 }
                 for &d in &t.after {
-                    h.add(&[u64::from(d)]);
+                    h.add(&[u64::from(d.0)]);
                 }
             }
         }

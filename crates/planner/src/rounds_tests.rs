@@ -4,7 +4,7 @@ use crate::build::build;
 use crate::check::check;
 use crate::choice::{Ahead, Budgets, Choice, Clip, LoopOrder, Pieces, Processor, Saved};
 use crate::mutants::without_task;
-use crate::plan::{PartName, Plan, SlotId, Task, Tensor, Tier, Work};
+use crate::plan::{PartName, Plan, SlotId, Task, TaskId, Tensor, Tier, Work};
 use crate::simulate::{predict, simulate};
 use crate::testing::{machine, untied, with_positions, workload};
 use lowtide_units::Bytes;
@@ -87,10 +87,10 @@ fn no_edge_between_rounds_is_superfluous_and_every_missing_one_is_found() {
         let good = build(&w, &c, clip, Budgets::UNLIMITED, &machine());
         check(&good, &w, clip).expect("the whole plan is right");
         for part in [PartName::Steady, PartName::Middle, PartName::Last] {
-            for task in 0..good.part(part).len() {
+            for task in good.part(part).ids() {
                 for k in 0..good.part(part)[task].after.len() {
                     let mut broken = good.clone();
-                    broken.parts[part as usize][task].after.remove(k);
+                    broken.parts[part][task].after.remove(k);
                     assert!(
                         check(&broken, &w, clip).is_err(),
                         "{clip:?} {part:?} {task}"
@@ -123,10 +123,10 @@ fn no_edge_between_rounds_is_superfluous_and_every_missing_one_is_found() {
 }
 
 /// The first task of a part that uses a slot of this kind.
-fn find(plan: &Plan, part: PartName, what: impl Fn(Tensor) -> bool) -> (usize, usize) {
-    let tasks = plan.part(part).iter().enumerate();
+fn find(plan: &Plan, part: PartName, what: impl Fn(Tensor) -> bool) -> (TaskId, usize) {
+    let tasks = plan.part(part).pairs();
     let mut args = tasks.flat_map(|(t, task)| (0..task.args.len()).map(move |a| (t, a)));
-    let slot = |t: usize, a: usize| plan.part(part)[t].args[a].slot;
+    let slot = |t: TaskId, a: usize| plan.part(part)[t].args[a].slot;
     args.find(|&(t, a)| {
         let s = &plan.slots[slot(t, a)];
         s.persistent && what(s.tensor)
@@ -146,12 +146,12 @@ fn planted_faults_between_rounds_are_found() {
     // An output gradient of the embedding's goes where that of another micro-batch belongs.
     let mut broken = good.clone();
     let (t, a) = find(&good, PartName::Middle, late);
-    let before = broken.parts[PartName::Middle as usize][t].args[a].slot;
-    broken.parts[PartName::Middle as usize][t].args[a].slot = SlotId(before.0 + 1);
+    let before = broken.parts[PartName::Middle][t].args[a].slot;
+    broken.parts[PartName::Middle][t].args[a].slot = SlotId(before.0 + 1);
     fails(&broken, "moves");
     // A round writes another round's.
     let mut broken = good.clone();
-    broken.parts[PartName::Middle as usize][t].args[a].slot = good.late.start;
+    broken.parts[PartName::Middle][t].args[a].slot = good.late.start;
     fails(&broken, "in another round");
     // One micro-batch has none.
     let mut broken = good.clone();
@@ -169,14 +169,14 @@ fn planted_faults_between_rounds_are_found() {
         let to = t.args.get(1).map(|a| &p.slots[a.slot]);
         t.work == Work::Copy && to.is_some_and(|s| s.persistent && sums(s.tensor))
     };
-    let first = |p: &Plan| p.part(PartName::Middle).iter().position(|t| back(p, t));
+    let first = |p: &Plan| p.part(PartName::Middle).position(|t| back(p, t));
     while let Some(at) = first(&broken) {
         broken = without_task(&broken, PartName::Middle, at);
     }
     fails(&broken, "stale");
     // Rounds that do not add up: the last one begins anew, or the first one goes on.
     let mut broken = good.clone();
-    let tasks = broken.parts[PartName::Last as usize].iter_mut();
+    let tasks = broken.parts[PartName::Last].iter_mut();
     let mut args = tasks.flat_map(|t| &mut t.args);
     let sum = |s: SlotId| matches!(good.slots[s].tensor, Tensor::Accumulator(_));
     let share = args.find(|a| sum(a.slot) && a.access == crate::plan::Use::Update);
@@ -188,7 +188,7 @@ fn planted_faults_between_rounds_are_found() {
     };
     let good = build(&w, &c, Clip::Exact, Budgets::UNLIMITED, &machine());
     let mut broken = good.clone();
-    let first = broken.parts[PartName::Steady as usize].iter_mut();
+    let first = broken.parts[PartName::Steady].iter_mut();
     let sum = |s: SlotId| matches!(good.slots[s].tensor, Tensor::Accumulator(_));
     let mut args = first.flat_map(|t| &mut t.args);
     let share = args.find(|a| sum(a.slot) && a.access == crate::plan::Use::Write);

@@ -12,14 +12,20 @@ use lowtide_workload::Workload;
 
 use crate::machine::Machine;
 use crate::plan::{
-    LANES, Lane, LaneKind, LaneUse, PartName, Phase, Piece, PieceId, Plan, Prediction, Task, Work,
+    LANES, Lane, LaneKind, LaneUse, PartName, PerPart, Phase, Piece, PieceId, Plan, Prediction,
+    Task, TaskId, Work,
 };
 use crate::rounds::Rounds;
 use crate::together::Speeds;
 
 /// Time of each task of a part when nothing else runs.
 #[must_use]
-pub fn alone(plan: &Plan, w: &Workload, machine: &Machine, part: PartName) -> Vec<Seconds> {
+pub fn alone(
+    plan: &Plan,
+    w: &Workload,
+    machine: &Machine,
+    part: PartName,
+) -> List<TaskId, Seconds> {
     plan.part(part)
         .iter()
         .map(|t| task_alone(&plan.pieces, w, machine, t))
@@ -65,7 +71,7 @@ fn task_alone(
 #[derive(Clone, Debug, Default)]
 pub struct Simulated {
     /// For each part of the sequence, start and end of every task.
-    pub parts: Vec<Vec<(f64, f64)>>,
+    pub parts: Vec<List<TaskId, (f64, f64)>>,
 }
 
 impl Simulated {
@@ -87,7 +93,7 @@ impl Simulated {
 
 struct Running {
     part: usize,
-    task: usize,
+    task: TaskId,
     /// Seconds left at full speed.
     left: f64,
 }
@@ -99,20 +105,20 @@ pub fn simulate(plan: &Plan, w: &Workload, machine: &Machine, sequence: &[PartNa
         if sequence.contains(&p) {
             alone(plan, w, machine, p)
         } else {
-            Vec::new()
+            List::default()
         }
     };
-    let times: Vec<Vec<Seconds>> = PartName::ALL.iter().map(|&p| of(p)).collect();
-    let waits: Vec<Vec<Vec<u32>>> = sequence
+    let times = PerPart::of(of);
+    let waits: Vec<List<TaskId, Vec<TaskId>>> = sequence
         .iter()
         .enumerate()
         .map(|(k, &part)| {
-            let mut waits = vec![Vec::new(); plan.part(part).len()];
+            let mut waits = List::from(vec![Vec::new(); plan.part(part).len()]);
             if k > 0
                 && let Some(seam) = plan.seam(sequence[k - 1], part)
             {
                 for &(to, from) in &seam.edges {
-                    waits[to as usize].push(from);
+                    waits[to].push(from);
                 }
             }
             waits
@@ -126,15 +132,16 @@ pub fn simulate(plan: &Plan, w: &Workload, machine: &Machine, sequence: &[PartNa
     let mut out = Simulated {
         parts: sequence
             .iter()
-            .map(|&p| vec![(-1.0, -1.0); plan.part(p).len()])
+            .map(|&p| vec![(-1.0, -1.0); plan.part(p).len()].into())
             .collect(),
     };
     // Each lane's tasks in order.
-    let lanes: Vec<Vec<(usize, usize)>> = (0..LANES)
+    let lanes: Vec<Vec<(usize, TaskId)>> = (0..LANES)
         .map(|l| {
             let of = |(k, &p): (usize, &PartName)| {
                 let tasks = plan.part(p);
-                (0..tasks.len())
+                tasks
+                    .ids()
                     .filter(move |&i| tasks[i].lane.idx() == l)
                     .map(move |i| (k, i))
                     .collect::<Vec<_>>()
@@ -154,7 +161,7 @@ pub fn simulate(plan: &Plan, w: &Workload, machine: &Machine, sequence: &[PartNa
                     break;
                 }
                 next[l] += 1;
-                let left = times[sequence[k] as usize][i].0.max(1e-12);
+                let left = times[sequence[k]][i].0.max(1e-12);
                 out.parts[k][i].0 = now;
                 running[l] = Some(Running {
                     part: k,
@@ -190,12 +197,12 @@ fn ready(
     plan: &Plan,
     sequence: &[PartName],
     out: &Simulated,
-    waits: &[Vec<Vec<u32>>],
+    waits: &[List<TaskId, Vec<TaskId>>],
     left_in_part: &[usize],
     k: usize,
-    i: usize,
+    i: TaskId,
 ) -> bool {
-    let ended = |k: usize, i: u32| out.parts[k][i as usize].1 >= 0.0;
+    let ended = |k: usize, i: TaskId| out.parts[k][i].1 >= 0.0;
     if k > 0 {
         if crate::check::overlaps(sequence[k - 1], sequence[k]) {
             // Only two parts are in flight.
@@ -333,7 +340,7 @@ pub fn predict(plan: &Plan, w: &Workload, machine: &Machine) -> Prediction {
         .rounds()
         .steady()
         .into_iter()
-        .map(|(part, times)| (plan.part(part), times))
+        .map(|(part, times)| (&**plan.part(part), times))
         .collect();
     let Busy {
         lanes,

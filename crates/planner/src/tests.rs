@@ -1,6 +1,6 @@
 //! Plans of every kind pass the checker; a plan without one edge of any class does not.
 
-use lowtide_units::Bytes;
+use lowtide_units::{Bytes, List};
 use lowtide_workload::{UnitKind, What};
 
 use crate::build::build;
@@ -10,7 +10,7 @@ use crate::choice::{
 };
 use crate::machine::Machine;
 use crate::mutants::without_task;
-use crate::plan::{LaneKind, PartName, Phase, Plan, SlotId, Tensor, Tier, Work};
+use crate::plan::{LaneKind, PartName, Phase, Plan, SlotId, TaskId, Tensor, Tier, Work};
 use crate::search::{Pins, PlanError, Request, plan};
 use crate::testing::{machine, workload};
 
@@ -86,9 +86,9 @@ fn every_combination_of_choices_passes_the_checker() {
     }
 }
 
-fn without_edge(plan: &Plan, part: PartName, task: usize, k: usize) -> Plan {
+fn without_edge(plan: &Plan, part: PartName, task: TaskId, k: usize) -> Plan {
     let mut broken = plan.clone();
-    broken.parts[part as usize][task].after.remove(k);
+    broken.parts[part][task].after.remove(k);
     broken
 }
 
@@ -107,14 +107,14 @@ fn no_edge_is_superfluous_and_every_missing_one_is_found() {
     check(&good, &w, Clip::Exact).expect("the whole plan is right");
     let mut found = 0;
     for part in PartName::ALL {
-        for task in 0..good.part(part).len() {
+        for task in good.part(part).ids() {
             for k in 0..good.part(part)[task].after.len() {
                 let broken = without_edge(&good, part, task, k);
                 let t = &good.part(part)[task];
                 assert!(
                     check(&broken, &w, Clip::Exact).is_err(),
                     "{part:?} {task}: {t:?} after {:?}",
-                    good.part(part)[t.after[k] as usize]
+                    good.part(part)[t.after[k]]
                 );
                 found += 1;
             }
@@ -148,7 +148,6 @@ fn planted_faults_are_found() {
     for part in [PartName::Steady, PartName::Drain] {
         let refresh = resident
             .part(part)
-            .iter()
             .position(|t| {
                 t.work == Work::Copy
                     && matches!(resident.slots[t.args[1].slot].tensor, Tensor::Weight(_))
@@ -171,16 +170,15 @@ fn planted_faults_are_found() {
     fails(&broken, "needs");
     // A forward edge.
     let mut broken = good.clone();
-    broken.parts[0][0].after = vec![1];
+    broken.parts[PartName::First][TaskId(0)].after = vec![TaskId(1)];
     fails(&broken, "later task");
     // A load that reads.
     let copy = good
         .part(PartName::First)
-        .iter()
         .position(|t| matches!(t.work, Work::Load { .. }))
         .expect("inputs are loaded");
     let mut broken = good.clone();
-    broken.parts[0][copy].args[0].access = crate::plan::Use::Read;
+    broken.parts[PartName::First][copy].args[0].access = crate::plan::Use::Read;
     fails(&broken, "has Read for inputs");
     // Two slots of one task share bytes.
     let mut broken = good.clone();
@@ -199,7 +197,7 @@ fn planted_faults_are_found() {
         let inputs = |a: &crate::plan::Arg| matches!(good.slots[a.slot].tensor, Tensor::Inputs(_));
         t.work == Work::Copy && inputs(&t.args[0])
     };
-    let copy = good.part(PartName::First).iter().position(copy);
+    let copy = good.part(PartName::First).position(copy);
     let broken = without_task(&good, PartName::First, copy.expect("inputs are copied"));
     fails(&broken, "unwritten");
 }
@@ -450,23 +448,23 @@ fn path(plan: &Plan, w: &lowtide_workload::Workload, m: &Machine) -> (f64, f64) 
     let tasks = plan.part(PartName::Steady);
     let alone = crate::simulate::alone(plan, w, m, PartName::Steady);
     let seam = plan.seam(PartName::Steady, PartName::Steady);
-    let mut across = vec![Vec::new(); tasks.len()];
+    let mut across = List::from(vec![Vec::new(); tasks.len()]);
     for &(to, from) in seam.iter().flat_map(|s| &s.edges) {
-        across[to as usize].push(from as usize);
+        across[to].push(from);
     }
     let mut lane_end = [0.0f64; crate::plan::LANES];
-    let mut ends: Vec<Vec<f64>> = Vec::new();
+    let mut ends: Vec<List<TaskId, f64>> = Vec::new();
     for k in 0..4 {
         let two_before = match k {
             0 | 1 => 0.0,
             _ => ends[k - 2].iter().copied().fold(0.0, f64::max),
         };
-        let mut here: Vec<f64> = Vec::with_capacity(tasks.len());
-        for (i, task) in tasks.iter().enumerate() {
+        let mut here: List<TaskId, f64> = List::default();
+        for (i, task) in tasks.pairs() {
             let lane = task.lane.idx();
             let mut start = lane_end[lane].max(two_before);
             for &d in &task.after {
-                start = start.max(here[d as usize]);
+                start = start.max(here[d]);
             }
             if k > 0 {
                 for &d in &across[i] {
@@ -482,7 +480,7 @@ fn path(plan: &Plan, w: &lowtide_workload::Workload, m: &Machine) -> (f64, f64) 
     for (task, seconds) in tasks.iter().zip(&alone) {
         busy[task.lane.idx()] += 4.0 * seconds.0;
     }
-    let end = |part: &Vec<f64>| part.iter().copied().fold(0.0, f64::max);
+    let end = |part: &List<TaskId, f64>| part.iter().copied().fold(0.0, f64::max);
     let longest = ends.iter().map(end).fold(0.0, f64::max);
     (longest, busy.into_iter().fold(0.0, f64::max))
 }

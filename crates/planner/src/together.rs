@@ -182,7 +182,7 @@ mod tests {
     use super::*;
     use crate::build::build;
     use crate::choice::{Budgets, Choice, Clip};
-    use crate::plan::{Arg, PartName, PieceId, SlotId, Task, Use, Work};
+    use crate::plan::{Arg, PartName, PieceId, SlotId, Task, TaskId, Use, Work};
     use crate::{simulate, testing};
 
     const HOST: usize = 1 << 5;
@@ -347,12 +347,12 @@ mod tests {
             let mut tasks = Vec::new();
             let mut alone = Vec::new();
             for &lane in set {
-                plan.parts[part as usize] = vec![task(lane)];
-                let each = simulate::alone(&plan, &w, &m, part)[0].0;
+                plan.parts[part] = vec![task(lane)].into();
+                let each = simulate::alone(&plan, &w, &m, part)[TaskId(0)].0;
                 alone.push(each);
                 tasks.extend(std::iter::repeat_n(task(lane), (1.0 / each) as usize));
             }
-            plan.parts[part as usize] = tasks;
+            plan.parts[part] = tasks.into();
             let run = simulate::simulate(&plan, &w, &m, &[part]);
             let ends = |lane: Lane| {
                 let tasks = plan.part(part).iter().zip(&run.parts[0]);

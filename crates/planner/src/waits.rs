@@ -1,12 +1,12 @@
 //! A simulated steady step, looked at: how long each lane works while the others do, and every pause of
 //! the gpu lane by what it waited for.
 
-use lowtide_units::Seconds;
+use lowtide_units::{List, Seconds, ids};
 use lowtide_workload::Workload;
 use serde::{Deserialize, Serialize};
 
 use crate::machine::Machine;
-use crate::plan::{Lane, LaneKind, PartName, Plan, Task, Tensor, Work};
+use crate::plan::{Lane, LaneKind, PartName, Plan, Task, TaskId, Tensor, Work};
 use crate::simulate::{Simulated, Steps, simulate};
 
 /// What the gpu lane waits for.
@@ -109,12 +109,12 @@ pub fn steady_step(plan: &Plan, w: &Workload, machine: &Machine) -> SteadyStep {
     let steps = Steps::new(plan.rounds());
     let run = simulate(plan, w, machine, &steps.sequence);
     let names = &steps.sequence;
-    let across: Vec<Vec<Vec<u32>>> = (0..names.len())
+    let across: Vec<List<TaskId, Vec<TaskId>>> = (0..names.len())
         .map(|k| {
-            let mut across = vec![Vec::new(); plan.part(names[k]).len()];
+            let mut across = List::from(vec![Vec::new(); plan.part(names[k]).len()]);
             let seam = k.checked_sub(1).and_then(|b| plan.seam(names[b], names[k]));
             for &(to, from) in seam.iter().flat_map(|s| &s.edges) {
-                across[to as usize].push(from);
+                across[to].push(from);
             }
             across
         })
@@ -163,14 +163,14 @@ struct Traced<'a> {
     names: &'a [PartName],
     run: &'a Simulated,
     /// By part and task, the tasks of the part before that it waits for.
-    across: &'a [Vec<Vec<u32>>],
+    across: &'a [List<TaskId, Vec<TaskId>>],
 }
 
 impl Traced<'_> {
     /// Tasks of a part on lanes of this kind.
-    fn tasks(&self, part: usize, kind: LaneKind) -> impl DoubleEndedIterator<Item = usize> {
+    fn tasks(&self, part: usize, kind: LaneKind) -> impl DoubleEndedIterator<Item = TaskId> {
         let tasks = self.plan.part(self.names[part]);
-        (0..tasks.len()).filter(move |&i| tasks[i].lane.kind == kind)
+        tasks.ids().filter(move |&i| tasks[i].lane.kind == kind)
     }
 
     /// Seconds in which a lane of this kind is inside a task of the part.
@@ -201,8 +201,8 @@ impl Traced<'_> {
     }
 
     /// Follows a pause back that began at `from` and ended with the start of a task.
-    fn explain(&self, at: (usize, usize), from: f64, found: &mut impl FnMut(Cause, f64)) {
-        let time = |(k, i): (usize, usize)| self.run.parts[k][i];
+    fn explain(&self, at: (usize, TaskId), from: f64, found: &mut impl FnMut(Cause, f64)) {
+        let time = |(k, i): (usize, TaskId)| self.run.parts[k][i];
         let (mut at, mut until) = (at, time(at).0);
         while until > from {
             let candidates = self.needs(at).chain(self.earlier(at));
@@ -218,20 +218,23 @@ impl Traced<'_> {
     }
 
     /// Tasks that a task waits for: part and index.
-    fn needs(&self, (k, i): (usize, usize)) -> impl Iterator<Item = (usize, usize)> {
+    fn needs(&self, (k, i): (usize, TaskId)) -> impl Iterator<Item = (usize, TaskId)> {
         let here = self.plan.part(self.names[k])[i].after.iter();
-        let earlier = self.across[k][i].iter().map(move |&d| (k - 1, d as usize));
-        here.map(move |&d| (k, d as usize)).chain(earlier)
+        let earlier = self.across[k][i].iter().map(move |&d| (k - 1, d));
+        here.map(move |&d| (k, d)).chain(earlier)
     }
 
     /// The task before this one on its lane, in its part or the one before.
-    fn earlier(&self, (k, i): (usize, usize)) -> Option<(usize, usize)> {
+    fn earlier(&self, (k, i): (usize, TaskId)) -> Option<(usize, TaskId)> {
         let tasks = |k: usize| self.plan.part(self.names[k]);
         let lane = tasks(k)[i].lane;
-        let of = |k: usize, end: usize| tasks(k)[..end].iter().rposition(|t| t.lane == lane);
-        of(k, i).map(|i| (k, i)).or_else(|| {
+        let of = |k: usize, end: TaskId| {
+            let mut earlier = ids(&(TaskId(0)..end)).rev();
+            Some((k, earlier.find(|&i| tasks(k)[i].lane == lane)?))
+        };
+        of(k, i).or_else(|| {
             let before = k.checked_sub(1)?;
-            of(before, tasks(before).len()).map(|i| (before, i))
+            of(before, tasks(before).next_id())
         })
     }
 }

@@ -6,10 +6,10 @@ use std::sync::Arc;
 
 use common::*;
 use lowtide_executor::Trace;
-use lowtide_planner::{Budgets, Choice, Clip, PartName, Plan, Tier, Work, build, check};
+use lowtide_planner::{Budgets, Choice, Clip, PartName, Plan, TaskId, Tier, Work, build, check};
 use lowtide_session::{DiskChoice, SessionOptions};
 use lowtide_tiers::{Pace, RamConfig, RamDisk};
-use lowtide_units::BytesPerSecond;
+use lowtide_units::{BytesPerSecond, Id};
 use lowtide_workload::{Dtype, ModelShape};
 
 /// Bytes a second that the drive moved from the first update's start to the last one's end.
@@ -23,7 +23,8 @@ fn rate_under_updates(plan: &Plan, trace: &serde_json::Value) -> f64 {
     for e in all.iter().filter(|e| submission(e) == Some(last)) {
         let (ts, dur) = (e["ts"].as_f64().unwrap(), e["dur"].as_f64().unwrap());
         let (start, end) = (ts * 1e-6, (ts + dur) * 1e-6);
-        let task = &plan.part(PartName::Drain)[e["args"]["task"].as_u64().unwrap() as usize];
+        let at = e["args"]["task"].as_u64().unwrap() as usize;
+        let task = &plan.part(PartName::Drain)[TaskId::new(at)];
         match task.work {
             Work::Update { .. } => (from, to) = (from.min(start), to.max(end)),
             Work::Read | Work::Write => moved.push((start, end, task.args[0].bytes as f64)),

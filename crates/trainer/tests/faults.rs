@@ -15,7 +15,8 @@ use common::{
 use lowtide_executor::{EngineError, ExecError, Mode};
 use lowtide_model::{Decoder, random_init};
 use lowtide_planner::{
-    Arg, Choice, Clip, Lane, PartName, PieceId, Plan, Saved, Slot, Task, Tensor, Tier, Use, check,
+    Arg, Choice, Clip, Lane, PartName, PieceId, Plan, Saved, Slot, Task, TaskId, Tensor, Tier, Use,
+    check,
 };
 use lowtide_session::{ClipRule, DiskChoice, Session, SessionError, SessionOptions};
 use lowtide_tiers::{
@@ -583,19 +584,16 @@ fn one_left_out(d: &Arc<Decoder>, plan: &Arc<Plan>) {
 /// Two tasks of part `first`, on the gpu and on the host-to-device lane, that wait for each other.
 fn circle(plan: &Plan) -> Plan {
     let mut plan = plan.clone();
-    let tasks = &mut plan.parts[PartName::First as usize];
+    let tasks = &mut plan.parts[PartName::First];
     let fetched = |task: &Task| {
-        let on_h2d = |&&t: &&u32| tasks[t as usize].lane == Lane::H2D;
+        let on_h2d = |&&t: &&TaskId| tasks[t].lane == Lane::H2D;
         (task.lane == Lane::GPU)
             .then(|| task.after.iter().find(on_h2d).copied())
             .flatten()
     };
-    let waits = tasks
-        .iter()
-        .enumerate()
-        .find_map(|(i, t)| Some((i, fetched(t)?)));
+    let waits = tasks.pairs().find_map(|(i, t)| Some((i, fetched(t)?)));
     let (gpu, fetch) = waits.expect("the gpu waits for what is fetched");
-    tasks[fetch as usize].after.push(gpu as u32);
+    tasks[fetch].after.push(gpu);
     plan
 }
 
@@ -611,7 +609,7 @@ fn a_task_that_writes_over_its_own_argument_is_not_run() {
     );
     let mut plan = Plan::clone(&whole);
     let slots = &whole.slots;
-    let tasks = &mut plan.parts[PartName::First as usize];
+    let tasks = &mut plan.parts[PartName::First];
     let in_place = |t: &&mut Task| {
         let gpu = t.lane == Lane::GPU && t.args[0].access == Use::Write;
         let fits = |a: &Arg| a.access == Use::Read && a.bytes == t.args[0].bytes;

@@ -14,8 +14,11 @@ use std::sync::Arc;
 use common::{batch, checked, choice, decoder, hyper, llama, micro, open, quick};
 use lowtide_executor::{ExecError, Mode};
 use lowtide_model::Decoder;
-use lowtide_planner::{Choice, Clip, Lane, LoopOrder, PartName, Pieces, Plan, Saved, Tier, check};
+use lowtide_planner::{
+    Choice, Clip, Lane, LoopOrder, PartName, Pieces, Plan, Saved, TaskId, Tier, check,
+};
 use lowtide_session::{Outcome, Session, SessionOptions};
+use lowtide_units::List;
 use lowtide_workload::Dtype;
 
 const SEEDS: u64 = 200;
@@ -168,17 +171,14 @@ fn classes(plan: &Plan) -> BTreeMap<Class, usize> {
         for task in tasks {
             for &d in &task.after {
                 *classes
-                    .entry((None, part, task.lane, tasks[d as usize].lane))
+                    .entry((None, part, task.lane, tasks[d].lane))
                     .or_default() += 1;
             }
         }
     }
     for seam in &plan.seams {
         for &(to, from) in &seam.edges {
-            let lanes = (
-                plan.part(seam.to)[to as usize].lane,
-                plan.part(seam.from)[from as usize].lane,
-            );
+            let lanes = (plan.part(seam.to)[to].lane, plan.part(seam.from)[from].lane);
             *classes
                 .entry((Some(seam.from), seam.to, lanes.0, lanes.1))
                 .or_default() += 1;
@@ -189,15 +189,17 @@ fn classes(plan: &Plan) -> BTreeMap<Class, usize> {
 
 fn without(plan: &Plan, (from, to, waiting, waited): Class) -> Plan {
     let mut plan = plan.clone();
-    let lanes = |part: PartName| plan.part(part).iter().map(|t| t.lane).collect::<Vec<_>>();
+    let lanes = |part: PartName| {
+        plan.part(part)
+            .iter()
+            .map(|t| t.lane)
+            .collect::<List<TaskId, Lane>>()
+    };
     let (to_lanes, from_lanes) = (lanes(to), lanes(from.unwrap_or(to)));
     match from {
         None => {
-            for task in plan.parts[to as usize]
-                .iter_mut()
-                .filter(|t| t.lane == waiting)
-            {
-                task.after.retain(|&d| to_lanes[d as usize] != waited);
+            for task in plan.parts[to].iter_mut().filter(|t| t.lane == waiting) {
+                task.after.retain(|&d| to_lanes[d] != waited);
             }
         }
         Some(from) => {
@@ -206,9 +208,8 @@ fn without(plan: &Plan, (from, to, waiting, waited): Class) -> Plan {
                 .iter_mut()
                 .filter(|s| (s.from, s.to) == (from, to))
             {
-                seam.edges.retain(|&(t, f)| {
-                    (to_lanes[t as usize], from_lanes[f as usize]) != (waiting, waited)
-                });
+                seam.edges
+                    .retain(|&(t, f)| (to_lanes[t], from_lanes[f]) != (waiting, waited));
             }
         }
     }

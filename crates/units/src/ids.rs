@@ -97,6 +97,16 @@ impl<I: Id, T> List<I, T> {
         self.items.get(id.idx())
     }
 
+    /// The first that is as asked.
+    pub fn position(&self, is: impl FnMut(&T) -> bool) -> Option<I> {
+        self.items.iter().position(is).map(I::new)
+    }
+
+    /// The last that is as asked.
+    pub fn rposition(&self, is: impl FnMut(&T) -> bool) -> Option<I> {
+        self.items.iter().rposition(is).map(I::new)
+    }
+
     /// All ids, in order.
     pub fn ids(&self) -> impl DoubleEndedIterator<Item = I> + ExactSizeIterator + use<I, T> {
         (0..self.items.len()).map(I::new)
@@ -188,6 +198,12 @@ mod tests {
         assert!(words.ids().eq([a, b]));
         assert!(words.pairs().eq([(a, &"c"), (b, &"b")]));
         assert!(ids(&(a..WordId(2))).eq([a, b]));
+        let short = |word: &&str| word.len() == 1;
+        assert_eq!(
+            (words.position(short), words.rposition(short)),
+            (Some(a), Some(b))
+        );
+        assert_eq!(words.position(|word| word.is_empty()), None);
         assert_eq!(words.iter().rev().copied().collect::<String>(), "bc");
     }
 

@@ -3,14 +3,14 @@
 use lowtide_units::ids;
 
 use super::Fault;
-use crate::plan::{PartName, Plan, Tensor, Tier};
+use crate::plan::{PartName, Plan, TaskId, Tensor, Tier};
 
 /// The first thing that lies outside of where it may.
 pub(super) fn bounds(plan: &Plan) -> Result<(), Fault> {
     let fault = |what: String| {
         Err(Fault {
             part: PartName::First,
-            task: 0,
+            task: TaskId(0),
             what,
         })
     };
@@ -54,11 +54,11 @@ pub(super) fn bounds(plan: &Plan) -> Result<(), Fault> {
         }
     }
     for part in PartName::ALL {
-        for (i, task) in plan.part(part).iter().enumerate() {
+        for (i, task) in plan.part(part).pairs() {
             let bad = |what: String| {
                 Err(Fault {
                     part,
-                    task: i as u32,
+                    task: i,
                     what,
                 })
             };
@@ -70,7 +70,7 @@ pub(super) fn bounds(plan: &Plan) -> Result<(), Fault> {
                     return bad(format!("uses bytes outside slot {}", a.slot));
                 }
             }
-            if task.after.iter().any(|&d| d as usize >= i) {
+            if task.after.iter().any(|&d| d >= i) {
                 return bad("waits for itself or a later task".to_owned());
             }
         }
@@ -81,13 +81,7 @@ pub(super) fn bounds(plan: &Plan) -> Result<(), Fault> {
 /// Of a batch in rounds: the slots that each micro-batch has its own of are alike, and a round that
 /// repeats names those of its own micro-batches alone.
 fn lates(plan: &Plan) -> Result<(), Fault> {
-    let fault = |part: PartName, task: usize, what: String| {
-        Err(Fault {
-            part,
-            task: task as u32,
-            what,
-        })
-    };
+    let fault = |part: PartName, task: TaskId, what: String| Err(Fault { part, task, what });
     let late = plan.late.clone();
     if late.is_empty() {
         return Ok(());
@@ -106,12 +100,12 @@ fn lates(plan: &Plan) -> Result<(), Fault> {
         || !alike.all(|s| s == first)
     {
         let what = "a slot for each micro-batch is missing or unlike the others".to_owned();
-        return fault(PartName::First, 0, what);
+        return fault(PartName::First, TaskId(0), what);
     }
     let rounds = plan.rounds();
     for part in [PartName::First, PartName::Steady, PartName::Middle] {
         let own = rounds.span(part);
-        for (i, task) in plan.part(part).iter().enumerate() {
+        for (i, task) in plan.part(part).pairs() {
             let named = task.args.iter().filter(|a| late.contains(&a.slot));
             if let Some(a) = named
                 .into_iter()

@@ -6,7 +6,7 @@ use super::Fault;
 use super::operands::ops;
 use crate::choice::Clip;
 use crate::fast::FastMap;
-use crate::plan::{PartName, Phase, PieceId, Plan, Work};
+use crate::plan::{PartName, Phase, PieceId, Plan, TaskId, Work};
 
 /// Work that must be there exactly once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -28,17 +28,11 @@ pub(super) fn complete(plan: &Plan, w: &Workload, clip: Clip) -> Result<(), Faul
 }
 
 fn whole(plan: &Plan, w: &Workload, clip: Clip, part: PartName) -> Result<(), Fault> {
-    let fault = |task: usize, what: String| {
-        Err(Fault {
-            part,
-            task: task as u32,
-            what,
-        })
-    };
+    let fault = |task: TaskId, what: String| Err(Fault { part, task, what });
     let wanted = wanted(plan, w, clip, part);
     let mut left: FastMap<Item, bool> = wanted.iter().map(|&item| (item, false)).collect();
     let mut normed = false;
-    for (i, task) in plan.part(part).iter().enumerate() {
+    for (i, task) in plan.part(part).pairs() {
         let item = match task.work {
             // As often as wanted, of what the part's backward needs.
             Work::Compute {
@@ -84,7 +78,7 @@ fn whole(plan: &Plan, w: &Workload, clip: Clip, part: PartName) -> Result<(), Fa
     }
     match wanted.iter().find(|item| !left[item]) {
         None => Ok(()),
-        Some(item) => fault(0, format!("{item:?} is not there")),
+        Some(item) => fault(TaskId(0), format!("{item:?} is not there")),
     }
 }
 

@@ -33,16 +33,16 @@ use std::fmt;
 use lowtide_workload::Workload;
 
 use crate::choice::Clip;
-use crate::plan::{PartName, PieceId, Plan, Tensor};
-use walk::{Clock, Walk};
+use crate::plan::{PartName, PieceId, Plan, TaskId, Tensor};
+use walk::{Clock, Knowledge, Walk};
 
 /// What a plan does wrong: always a bug in a planner or a strategy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault {
     /// Part and task.
     pub part: PartName,
-    /// Index in the part.
-    pub task: u32,
+    /// Which of the part.
+    pub task: TaskId,
     /// What is wrong.
     pub what: String,
 }
@@ -116,7 +116,7 @@ pub fn check(plan: &Plan, w: &Workload, clip: Clip) -> Result<(), Fault> {
     for sequence in sequences(clip) {
         let mut walk = Walk::new(plan, w);
         walk.start()?;
-        let mut before: Option<(PartName, Vec<Clock>, Clock)> = None;
+        let mut before: Option<(PartName, Knowledge, Clock)> = None;
         for (part, shift) in walked(plan, &sequence) {
             walk.shift = shift;
             before = Some(walk.part(part, before)?);

@@ -7,13 +7,15 @@ use lowtide_workload::{
 
 use super::{CLIP_BYTES, Fault, LOSS_BYTES, size};
 use crate::choice::Clip;
-use crate::plan::{Arg, Lane, PartName, Phase, PieceId, Plan, Task, Tensor, Tier, Use, Work};
+use crate::plan::{
+    Arg, Lane, PartName, Phase, PieceId, Plan, Task, TaskId, Tensor, Tier, Use, Work,
+};
 
 /// The first task that is not one of the workload's.
 pub(super) fn operands(plan: &Plan, w: &Workload, clip: Clip) -> Result<(), Fault> {
     pieces(plan, w).map_err(|what| Fault {
         part: PartName::First,
-        task: 0,
+        task: TaskId(0),
         what,
     })?;
     let mut piece_of = vec![PieceId(0); w.params.len()];
@@ -28,10 +30,10 @@ pub(super) fn operands(plan: &Plan, w: &Workload, clip: Clip) -> Result<(), Faul
             part,
             piece_of: &piece_of,
         };
-        for (i, task) in plan.part(part).iter().enumerate() {
+        for (i, task) in plan.part(part).pairs() {
             here.task(task).map_err(|what| Fault {
                 part,
-                task: i as u32,
+                task: i,
                 what,
             })?;
         }

@@ -3,17 +3,22 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashSet};
 
+use lowtide_units::List;
 use lowtide_workload::Workload;
 
 use super::content::Spans;
 use super::{Fault, overlaps};
 use crate::fast::FastMap;
 use crate::plan::{
-    Lane, PartName, PerLane, PerTier, PieceId, Plan, SlotId, Task, Tensor, Use, Version, Work,
+    Lane, PartName, PerLane, PerTier, PieceId, Plan, SlotId, Task, TaskId, Tensor, Use, Version,
+    Work,
 };
 
 /// For each lane, how many of the sequence's tasks on it are known to be complete.
 pub(super) type Clock = PerLane<u32>;
+
+/// What is known to be complete when a task is, task by task.
+pub(super) type Knowledge = List<TaskId, Clock>;
 
 /// The version that everything has at the start.
 const START: u64 = 1;
@@ -63,7 +68,7 @@ pub(super) struct Walk<'a> {
     /// Pieces whose gradient is complete and waits for its update.
     pub(super) complete: HashSet<PieceId>,
     pub(super) count: Clock,
-    pub(super) here: (PartName, u32),
+    pub(super) here: (PartName, TaskId),
 }
 
 impl<'a> Walk<'a> {
@@ -82,7 +87,7 @@ impl<'a> Walk<'a> {
             shares: FastMap::default(),
             complete: HashSet::new(),
             count: Clock::default(),
-            here: (PartName::First, 0),
+            here: (PartName::First, TaskId(0)),
         }
     }
 
@@ -120,8 +125,8 @@ impl<'a> Walk<'a> {
     pub(super) fn part(
         &mut self,
         name: PartName,
-        before: Option<(PartName, Vec<Clock>, Clock)>,
-    ) -> Result<(PartName, Vec<Clock>, Clock), Fault> {
+        before: Option<(PartName, Knowledge, Clock)>,
+    ) -> Result<(PartName, Knowledge, Clock), Fault> {
         let start = self.count;
         if name.begins() {
             self.begin_batch();
@@ -134,7 +139,7 @@ impl<'a> Walk<'a> {
             .as_ref()
             .is_some_and(|(from, _, _)| overlaps(*from, name));
         let before_start = before.as_ref().map_or(start, |b| b.2);
-        let mut seam: FastMap<u32, Vec<u32>> = FastMap::default();
+        let mut seam: FastMap<TaskId, Vec<TaskId>> = FastMap::default();
         if overlap {
             let from = before.as_ref().expect("overlap implies a part before").0;
             let Some(s) = plan.seam(from, name) else {
@@ -144,7 +149,7 @@ impl<'a> Walk<'a> {
                 seam.entry(to).or_default().push(from);
             }
         }
-        let mut known: Vec<Clock> = Vec::with_capacity(tasks.len());
+        let mut known = Knowledge::default();
         // Knowledge a lane carries: of its last task in the part before, when parts overlap.
         let mut lane_known: PerLane<Clock> = PerLane::default();
         for (lane, k) in lane_known.iter_mut() {
@@ -152,7 +157,7 @@ impl<'a> Walk<'a> {
                 // Two parts back everything is complete: a part is submitted only then.
                 *k = before_start;
                 let (from, clocks, _) = before.as_ref().expect("as above");
-                let last = plan.part(*from).iter().rposition(|t| t.lane == lane);
+                let last = plan.part(*from).rposition(|t| t.lane == lane);
                 if let Some(last) = last {
                     join(k, &clocks[last]);
                 }
@@ -161,18 +166,15 @@ impl<'a> Walk<'a> {
                 *k = start;
             }
         }
-        for (i, task) in tasks.iter().enumerate() {
-            self.here = (name, i as u32);
+        for (i, task) in tasks.pairs() {
+            self.here = (name, i);
             let lane = task.lane;
             let mut clock = lane_known[lane];
             for &d in &task.after {
-                join(&mut clock, &known[d as usize]);
+                join(&mut clock, &known[d]);
             }
-            for &d in seam.get(&(i as u32)).into_iter().flatten() {
-                join(
-                    &mut clock,
-                    &before.as_ref().expect("as above").1[d as usize],
-                );
+            for &d in seam.get(&i).into_iter().flatten() {
+                join(&mut clock, &before.as_ref().expect("as above").1[d]);
             }
             self.task(task, lane, &clock)?;
             self.count[lane] += 1;

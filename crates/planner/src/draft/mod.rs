@@ -15,7 +15,8 @@ use lowtide_workload::{Dtype, What, Workload};
 use crate::choice::{Choice, Clip, LoopOrder, Pieces, Processor, Saved};
 use crate::fast::FastMap;
 use crate::plan::{
-    Arg, Lane, PartName, Piece, PieceId, SlotId, Task, Tensor, Tier, Use, Version, Work,
+    Arg, Lane, PartName, PerPart, Piece, PieceId, SlotId, Task, TaskId, Tensor, Tier, Use, Version,
+    Work,
 };
 use crate::program::{Program, Purpose, Span, Window, program};
 use agenda::{Schedule, first_uses, ready_order};
@@ -54,7 +55,7 @@ pub(crate) struct DraftSlot {
 pub(crate) struct Draft {
     pub pieces: List<PieceId, Piece>,
     pub slots: List<SlotId, DraftSlot>,
-    pub parts: Vec<Vec<Task>>,
+    pub parts: PerPart<List<TaskId, Task>>,
     /// Slots of each micro-batch, see [`crate::plan::Plan::late`].
     pub late: Range<SlotId>,
 }
@@ -248,38 +249,34 @@ pub(crate) fn draft(
         (made, span)
     };
     let begin = programs(Purpose::Train, PartName::Steady);
-    let parts = PartName::ALL
-        .iter()
-        .enumerate()
-        .map(|(i, &name)| {
-            if !names.contains(&name) || !has(w, choice, clip, name) {
-                return Vec::new();
+    let parts = PerPart::of(|name| {
+        if !names.contains(&name) || !has(w, choice, clip, name) {
+            return List::default();
+        }
+        e.part = name as usize;
+        e.tasks = Vec::new();
+        e.waiting.clear();
+        e.reads = Version::Current;
+        match name {
+            PartName::First | PartName::Steady => {
+                e.train(&begin.0, &begin.1, Updates::of(name, clip));
             }
-            e.part = i;
-            e.tasks = Vec::new();
-            e.waiting.clear();
-            e.reads = Version::Current;
-            match name {
-                PartName::First | PartName::Steady => {
-                    e.train(&begin.0, &begin.1, Updates::of(name, clip));
-                }
-                PartName::Middle | PartName::Last | PartName::LastFirst => {
-                    let (program, span) = programs(Purpose::Train, name);
-                    e.train(&program, &span, Updates::of(name, clip));
-                }
-                PartName::Drain => e.drain(&begin.0),
-                PartName::Evaluate | PartName::LastEvaluate => {
-                    let (program, span) = programs(Purpose::Evaluate, name);
-                    e.forward(&program, span, Purpose::Evaluate);
-                }
-                PartName::Infer => {
-                    let (program, span) = programs(Purpose::Infer, name);
-                    e.forward(&program, span, Purpose::Infer);
-                }
+            PartName::Middle | PartName::Last | PartName::LastFirst => {
+                let (program, span) = programs(Purpose::Train, name);
+                e.train(&program, &span, Updates::of(name, clip));
             }
-            std::mem::take(&mut e.tasks)
-        })
-        .collect();
+            PartName::Drain => e.drain(&begin.0),
+            PartName::Evaluate | PartName::LastEvaluate => {
+                let (program, span) = programs(Purpose::Evaluate, name);
+                e.forward(&program, span, Purpose::Evaluate);
+            }
+            PartName::Infer => {
+                let (program, span) = programs(Purpose::Infer, name);
+                e.forward(&program, span, Purpose::Infer);
+            }
+        }
+        std::mem::take(&mut e.tasks).into()
+    });
     let late = e.homes.late.clone();
     let slots = e.slots;
     Draft {

@@ -60,12 +60,12 @@ struct Fetch {
 
 /// The copies to the device of a steady step in which the gpu never waits.
 fn fetches(plan: &Plan, w: &Workload, m: &Machine) -> Vec<Fetch> {
-    let tasks = plan.part(PartName::Steady);
-    let times = alone(plan, w, m, PartName::Steady);
+    let tasks = &**plan.part(PartName::Steady);
+    let times = &*alone(plan, w, m, PartName::Steady);
     // Start and end on the gpu, or of what stands between two of its operations.
     let mut now = 0.0;
     let mut at: Vec<(f64, f64)> = Vec::new();
-    for (task, time) in tasks.iter().zip(&times) {
+    for (task, time) in tasks.iter().zip(times) {
         let on_gpu = task.lane == Lane::GPU;
         at.push((now, if on_gpu { now + time.0 } else { now }));
         now = at.last().expect("just pushed").1;
@@ -172,7 +172,7 @@ fn nothing_ahead_is_just_in_time() {
 
 /// The most bytes of a tier that are taken at once in plan order.
 fn most(d: &Draft, tier: Tier) -> u64 {
-    let n = d.parts[PartName::Steady as usize].len();
+    let n = d.parts[PartName::Steady].len();
     let here = d.slots.iter().filter(|s| s.tier == tier);
     let (stay, pass): (Vec<_>, Vec<_>) = here.partition(|s| s.persistent);
     let at = |t: usize| -> u64 {
@@ -258,8 +258,8 @@ fn a_slot_lives_until_its_copy_is_predicted_to_have_ended() {
     c.ahead.device = Ahead::UNLIMITED.device;
     let d = draft(&w, &rates, &c, Clip::None, STEADY);
     let plan = planned(&w, &c, &m);
-    let tasks = &d.parts[PartName::Steady as usize];
-    let times = alone(&plan, &w, &m, PartName::Steady);
+    let tasks = &*d.parts[PartName::Steady];
+    let times = &*alone(&plan, &w, &m, PartName::Steady);
     assert_eq!(tasks.len(), times.len());
     let (mut now, mut down, mut looked) = (0.0, 0.0f64, 0);
     let mut starts = vec![0.0; tasks.len()];
@@ -350,9 +350,9 @@ fn a_slot_that_is_used_again_by_predicted_time_alone_is_refused() {
     let w = workload(4, 1);
     let plan = planned(&w, &moved(&w), &apart(1e9));
     let mut tried = 0;
-    for (i, task) in plan.part(PartName::Steady).iter().enumerate() {
+    for (i, task) in plan.part(PartName::Steady).pairs() {
         for (k, &before) in task.after.iter().enumerate() {
-            let copy = &plan.part(PartName::Steady)[before as usize];
+            let copy = &plan.part(PartName::Steady)[before];
             let reads = &plan.slots[copy.args[0].slot];
             // The task takes bytes from which a copy still reads.
             let again = copy.lane == Lane::D2H
@@ -366,7 +366,7 @@ fn a_slot_that_is_used_again_by_predicted_time_alone_is_refused() {
                 continue;
             }
             let mut broken = plan.clone();
-            broken.parts[PartName::Steady as usize][i].after.remove(k);
+            broken.parts[PartName::Steady][i].after.remove(k);
             check(&broken, &w, Clip::None).expect_err("nothing says that the copy has ended");
             tried += 1;
         }

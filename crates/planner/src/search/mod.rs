@@ -224,7 +224,7 @@ fn busy_of(d: &Draft, rounds: Rounds, w: &Workload, machine: &Machine) -> Busy {
     let parts: Vec<(&[Task], u32)> = rounds
         .steady()
         .into_iter()
-        .map(|(part, times)| (&*d.parts[part as usize], times))
+        .map(|(part, times)| (&*d.parts[part], times))
         .collect();
     busy(&parts, &d.pieces, w, machine)
 }
@@ -309,7 +309,7 @@ impl Search<'_> {
             &timed_parts(clip, rounds),
         );
         let l = layout(&d.slots, PartName::ALL.len());
-        self.worked(d.parts.iter().map(Vec::len).sum());
+        self.worked(d.parts.values().map(|tasks| tasks.len()).sum());
         let bound = busy_of(&d, rounds, w, machine).busiest.0;
         let size = Size {
             need: l.totals,
@@ -336,7 +336,7 @@ impl Search<'_> {
             &PartName::ALL,
         );
         let need = layout(&d.slots, PartName::ALL.len()).totals;
-        self.worked(d.parts.iter().map(Vec::len).sum());
+        self.worked(d.parts.values().map(|tasks| tasks.len()).sum());
         let mut own = self.seen.own.borrow_mut();
         own.whole.insert(choice.clone(), need);
         need

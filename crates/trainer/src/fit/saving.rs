@@ -139,7 +139,8 @@ impl Sizes {
         // A branch copies what it leaves, and what it goes back to.
         let logs = [METRICS, ANSWERS, METRICS_LEFT, ANSWERS_LEFT]
             .map(|name| fs::metadata(dir.join(name)).map_or(0, |m| m.len()));
-        let tasks = planned.plan.parts.iter().map(Vec::len).sum::<usize>() as u64 * (steps + 1);
+        let tasks =
+            planned.plan.parts.values().map(|p| p.len()).sum::<usize>() as u64 * (steps + 1);
         let trace = if run.log.trace {
             tasks.min(Trace::FIRST_STEPS.events as u64) * EVENT
         } else {
