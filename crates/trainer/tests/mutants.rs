@@ -14,8 +14,8 @@ use common::{Trained, batch, checked, choice, decoder, llama, micro, open, quick
 use lowtide_executor::Mode;
 use lowtide_model::Decoder;
 use lowtide_planner::{
-    Arg, Choice, Clip, LoopOrder, PartName, Phase, Pieces, Plan, Saved, SlotId, Task, Tensor, Tier,
-    Use, Work, check,
+    Arg, Choice, Clip, LoopOrder, PartName, Phase, Pieces, Plan, Saved, SlotId, Task, TaskId,
+    Tensor, Tier, Use, Work, check,
 };
 use lowtide_session::SessionOptions;
 use lowtide_workload::Dtype;
