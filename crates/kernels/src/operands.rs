@@ -38,7 +38,7 @@
 use std::marker::PhantomData;
 
 use lowtide_device::{Dst, Src};
-use lowtide_workload::{Access, Operand, What};
+use lowtide_workload::{Access, Operand, ParamId, What};
 
 /// What stands for an operand: its name or its bytes.
 pub trait Form {
@@ -82,9 +82,9 @@ pub struct Read(pub What);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Write(pub What);
 
-/// A gradient, by the parameter's index.
+/// A gradient, by the parameter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Add(pub u32);
+pub struct Add(pub ParamId);
 
 /// The micro-batch's inputs: [`What::Inputs`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -339,9 +339,9 @@ mod tests {
     fn outer() -> Outer<Names> {
         Outer {
             a: Write(What::Local(1)),
-            b: Read(What::Weight(2)),
+            b: Read(What::Weight(ParamId(2))),
             with: Some(Inner {
-                c: Add(3),
+                c: Add(ParamId(3)),
                 d: Read(What::Local(4)),
             }),
             without: None,
@@ -357,8 +357,8 @@ mod tests {
         names.list(&mut list);
         let want = [
             Operand::write(What::Local(1)),
-            Operand::read(What::Weight(2)),
-            Operand::gradient(3),
+            Operand::read(What::Weight(ParamId(2))),
+            Operand::gradient(ParamId(3)),
             Operand::read(What::Local(4)),
             Operand::read(What::Inputs),
             Operand::read(What::Local(6)),

@@ -91,8 +91,8 @@ fn distinct(w: &Workload) -> Vec<Each<'_>> {
                 if seen.insert(op.key.as_str()) {
                     let bytes = |o: &Operand| match o.what {
                         What::Local(t) => unit.tensors[t as usize].bytes.0,
-                        What::Weight(p) => w.params[p as usize].elements * w.precision.size(),
-                        What::Gradient(p) => w.params[p as usize].elements * 4,
+                        What::Weight(p) => w.params[p].elements * w.precision.size(),
+                        What::Gradient(p) => w.params[p].elements * 4,
                         What::Inputs => w.batch.input_bytes().0,
                         What::Loss => 16,
                     };

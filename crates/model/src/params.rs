@@ -7,7 +7,7 @@
 
 use std::ops::Range;
 
-use lowtide_workload::{Family, ModelShape, Param};
+use lowtide_workload::{Family, ModelShape, Param, ParamId};
 
 /// What a parameter is for; decides its first values and whether it decays.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,7 +116,7 @@ pub struct HfTensor {
     /// Shape as stored in the file.
     pub shape: Vec<u64>,
     /// Index of the parameter in [`lowtide_workload::Workload::params`].
-    pub param_idx: u32,
+    pub param: ParamId,
     /// Rows of the parameter that it fills.
     pub rows: Range<u64>,
     /// Columns of the parameter; 1 for a vector.
@@ -137,7 +137,8 @@ impl HfTensor {
 #[must_use]
 pub fn hf_tensors(shape: &ModelShape) -> Vec<HfTensor> {
     let mut all = Vec::new();
-    for (param_idx, spec) in specs(shape).into_iter().enumerate() {
+    let specs = specs(shape);
+    for (param, spec) in specs.ids().zip(specs.clone()) {
         let matrix = matches!(spec.role, Role::Matrix | Role::Residual);
         let mut row = 0;
         for (name, rows) in spec.parts {
@@ -149,7 +150,7 @@ pub fn hf_tensors(shape: &ModelShape) -> Vec<HfTensor> {
             all.push(HfTensor {
                 name,
                 shape,
-                param_idx: param_idx as u32,
+                param,
                 rows: row..row + rows,
                 cols: spec.cols,
                 transposed: spec.transposed,
@@ -161,7 +162,7 @@ pub fn hf_tensors(shape: &ModelShape) -> Vec<HfTensor> {
 }
 
 /// Every parameter: the embedding's, the blocks', the head's, each in order of use in forward.
-pub(crate) fn specs(shape: &ModelShape) -> Vec<Spec> {
+pub(crate) fn specs(shape: &ModelShape) -> lowtide_units::List<ParamId, Spec> {
     let mut list = List {
         specs: Vec::new(),
         unit: 0,
@@ -208,7 +209,7 @@ pub(crate) fn specs(shape: &ModelShape) -> Vec<Spec> {
     if !shape.tied {
         list.add(Part::LmHead, (v, c), Role::Matrix, "lm_head.weight");
     }
-    list.specs
+    list.specs.into()
 }
 
 struct List {

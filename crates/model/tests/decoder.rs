@@ -8,7 +8,8 @@ mod reference;
 
 use driver::{Driver, inputs, options, tiny_gpt2, tiny_llama, tiny_shapes};
 use lowtide_model::hf_tensors;
-use lowtide_workload::{Dtype, ModelShape};
+use lowtide_units::List;
+use lowtide_workload::{Dtype, ModelShape, ParamId};
 
 const ROWS: usize = 18;
 const SEQ: usize = 9;
@@ -25,7 +26,7 @@ fn tiny(shape: &ModelShape, precision: Dtype) -> Driver {
 fn by_name(driver: &Driver) -> reference::Tensors {
     let mut tensors = reference::Tensors::new();
     for tensor in hf_tensors(&driver.shape) {
-        let all = driver.weight(tensor.param_idx);
+        let all = driver.weight(tensor.param);
         let range = tensor.elements();
         let own = &all[range.start as usize..range.end as usize];
         let (rows, cols) = (own.len() / tensor.cols as usize, tensor.cols as usize);
@@ -111,16 +112,14 @@ fn gradients_are_the_slopes_of_the_loss() {
     for shape in tiny_shapes() {
         let mut driver = tiny(&shape, Dtype::F32);
         driver.step(1.0);
-        for param in 0..driver.n_params() {
+        for param in driver.params() {
             let gradient: Vec<f64> = driver
                 .gradient(param)
                 .iter()
                 .map(|&g| f64::from(g))
                 .collect();
             let norm = gradient.iter().map(|g| g * g).sum::<f64>().sqrt();
-            let name = driver.decoder.workload().params[param as usize]
-                .name
-                .clone();
+            let name = driver.decoder.workload().params[param].name.clone();
             let name = format!("{}, {name}", shape.name);
             assert!(norm > 1e-3, "{name}: gradient of norm {norm}");
 
@@ -153,7 +152,7 @@ fn gradients_are_the_slopes_of_the_loss() {
 }
 
 /// Derivative of the loss along `direction`, by central differences of two widths.
-fn slope(driver: &mut Driver, param: u32, direction: &[f64]) -> f64 {
+fn slope(driver: &mut Driver, param: ParamId, direction: &[f64]) -> f64 {
     let weight = driver.weight(param);
     let mut difference = |h: f64| {
         let mut at = |h: f64| {
@@ -178,11 +177,11 @@ fn gradients_add_up_over_micro_batches() {
     for shape in tiny_shapes() {
         let mut driver = tiny(&shape, Dtype::F32);
         driver.step(0.5);
-        let once: Vec<Vec<f32>> = (0..driver.n_params()).map(|p| driver.gradient(p)).collect();
+        let once: List<ParamId, Vec<f32>> = driver.params().map(|p| driver.gradient(p)).collect();
         driver.step(0.5);
-        for (param, once) in once.iter().enumerate() {
+        for (param, once) in once.pairs() {
             // A tied table gets four additions: x + y, then + x, then + y.
-            let twice = driver.gradient(param as u32);
+            let twice = driver.gradient(param);
             let close = once
                 .iter()
                 .zip(&twice)
@@ -191,13 +190,8 @@ fn gradients_add_up_over_micro_batches() {
         }
         driver.new_batch();
         driver.step(0.5);
-        for (param, once) in once.iter().enumerate() {
-            assert_eq!(
-                &driver.gradient(param as u32),
-                once,
-                "{}: a new batch",
-                shape.name
-            );
+        for (param, once) in once.pairs() {
+            assert_eq!(&driver.gradient(param), once, "{}: a new batch", shape.name);
         }
     }
 }
@@ -214,7 +208,7 @@ fn threads_and_recomputing_change_no_bit() {
             three.forget_locals();
             three.new_batch();
             assert_eq!(three.step(0.1), loss, "{}", shape.name);
-            for param in 0..one.n_params() {
+            for param in one.params() {
                 assert_eq!(
                     one.gradient(param),
                     three.gradient(param),
@@ -232,13 +226,13 @@ fn bf16_is_f32_within_its_rounding() {
         let mut half = tiny(&shape, Dtype::Bf16);
         let mut full = tiny(&shape, Dtype::F32);
         // The same weights: what bf16 holds.
-        for param in 0..half.n_params() {
+        for param in half.params() {
             full.set_weight(param, &half.weight(param));
         }
         let ([a, _], [b, _]) = (half.step(1.0), full.step(1.0));
         assert!((a - b).abs() / b < 0.01, "loss {a}, in f32 {b}");
         assert!(a != b, "bf16 must round somewhere");
-        for param in 0..half.n_params() {
+        for param in half.params() {
             let (g, w) = (half.gradient(param), full.gradient(param));
             let dot = |a: &[f32], b: &[f32]| -> f64 {
                 a.iter()

@@ -7,8 +7,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use driver::tiny_shapes;
 use lowtide_model::{ModelError, Options, Phase, describe, hf_tensors};
+use lowtide_units::{Id, ids};
 use lowtide_workload::{
-    Access, Batch, Dtype, ModelShape, Optimizer, Unit, UnitKind, What, Workload, builtin_names,
+    Access, Batch, Dtype, ModelShape, Optimizer, ParamId, Unit, UnitKind, What, Workload,
+    builtin_names,
 };
 
 fn options(micro_batch: u32, seq: u32, accumulate: u32) -> Options {
@@ -65,7 +67,7 @@ fn files_tensors_cover_every_parameter_once() {
         let mut filled = vec![0; workload.params.len()];
         let mut names = BTreeSet::new();
         for tensor in hf_tensors(&shape) {
-            let filled = &mut filled[tensor.param_idx as usize];
+            let filled = &mut filled[tensor.param.idx()];
             assert_eq!(
                 tensor.elements().start,
                 *filled,
@@ -192,11 +194,11 @@ fn neighbours_agree_on_the_tensor_between_them() {
 fn every_parameter_is_used_and_has_one_gradient() {
     for shape in every_shape() {
         let workload = workload(&shape);
-        let mut gradients: BTreeMap<u32, u32> = BTreeMap::new();
+        let mut gradients: BTreeMap<ParamId, u32> = BTreeMap::new();
         let mut first_use = Vec::new();
         for (i, unit) in workload.units.iter().enumerate() {
-            for param in unit.params.clone() {
-                assert_eq!(workload.params[param as usize].unit as usize, i);
+            for param in ids(&unit.params) {
+                assert_eq!(workload.params[param].unit as usize, i);
             }
             let forward = if unit.kind == UnitKind::Head {
                 Phase::Backward
@@ -217,10 +219,10 @@ fn every_parameter_is_used_and_has_one_gradient() {
                 }
             }
         }
-        let all: Vec<u32> = (0..workload.params.len() as u32).collect();
+        let all: Vec<ParamId> = workload.params.ids().collect();
         assert_eq!(first_use, all, "{}: parameters in order of use", shape.name);
         for p in all {
-            let want = if p == 0 && shape.tied { 2 } else { 1 };
+            let want = if p == ParamId(0) && shape.tied { 2 } else { 1 };
             assert_eq!(
                 gradients.get(&p),
                 Some(&want),

@@ -15,7 +15,8 @@ use lowtide_model::{
     Checkpoint, HfTensor, HfWriter, ModelError, SafetensorsHeader, config_json, hf_tensors,
     load_shape, random_init,
 };
-use lowtide_workload::{Dtype, Family, ModelShape};
+use lowtide_units::Id;
+use lowtide_workload::{Dtype, Family, ModelShape, ParamId};
 use proptest::prelude::*;
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
@@ -23,15 +24,15 @@ use serde_json::{Value, json};
 fn elements(shape: &ModelShape) -> Vec<u64> {
     let mut sizes = Vec::new();
     for tensor in hf_tensors(shape) {
-        sizes.resize(tensor.param_idx as usize + 1, 0);
-        sizes[tensor.param_idx as usize] = tensor.elements().end;
+        sizes.resize(tensor.param.idx() + 1, 0);
+        sizes[tensor.param.idx()] = tensor.elements().end;
     }
     sizes
 }
 
 fn random(shape: &ModelShape, param: u32, range: Range<u64>) -> Vec<f32> {
     let mut values = vec![f32::NAN; (range.end - range.start) as usize];
-    random_init(shape, 9, param, range, &mut values);
+    random_init(shape, 9, ParamId(param), range, &mut values);
     values
 }
 
@@ -78,7 +79,7 @@ fn what_is_written_is_read_back() {
                 for range in [0..n, 0..1, n - 1..n, n / 3..n - n / 5, n / 2..n / 2] {
                     let mut got = vec![f32::NAN; (range.end - range.start) as usize];
                     checkpoint
-                        .read(param as u32, range.clone(), &mut got)
+                        .read(ParamId::new(param), range.clone(), &mut got)
                         .unwrap();
                     let want = &want[range.start as usize..range.end as usize];
                     assert_eq!(got, want, "{} parameter {param} {range:?}", shape.name);
@@ -176,7 +177,9 @@ fn shards_are_cut_by_size_and_read_through_their_index() {
         let checkpoint = Checkpoint::open(dir.path(), &shape).unwrap();
         for (param, n) in elements(&shape).into_iter().enumerate() {
             let mut got = vec![f32::NAN; n as usize];
-            checkpoint.read(param as u32, 0..n, &mut got).unwrap();
+            checkpoint
+                .read(ParamId::new(param), 0..n, &mut got)
+                .unwrap();
             assert_eq!(got, random(&shape, param as u32, 0..n));
         }
         let index = fs::read(dir.path().join("model.safetensors.index.json")).unwrap();
@@ -283,7 +286,7 @@ fn random_values_do_not_depend_on_the_pieces() {
     assert!((std - 0.01).abs() < 5e-4, "{std}");
     assert_eq!(random(&shape, 1, 0..300), vec![1.0; 300]);
     let mut other = vec![0.0; 1000];
-    random_init(&shape, 10, 0, 0..1000, &mut other);
+    random_init(&shape, 10, ParamId(0), 0..1000, &mut other);
     assert_ne!(other, whole[..1000], "another seed");
     assert_ne!(
         random(&shape, 2, 0..1000),
@@ -577,7 +580,7 @@ fn others_files_are_read_in_every_type_and_without_prefixes() {
                 let range = tensor.elements();
                 let mut got = vec![f32::NAN; (range.end - range.start) as usize];
                 checkpoint
-                    .read(tensor.param_idx, range.clone(), &mut got)
+                    .read(tensor.param, range.clone(), &mut got)
                     .unwrap();
                 let (rows, cols) = (tensor.rows.end - tensor.rows.start, tensor.cols);
                 for (i, value) in got.into_iter().enumerate() {
@@ -690,7 +693,7 @@ fn a_file_that_shrinks_while_open_is_an_error() {
         .unwrap();
     let mut out = vec![0.0; 8];
     // The embedding, plainly; `qkv`, transposed.
-    for param in [0, 4] {
+    for param in [ParamId(0), ParamId(4)] {
         let read = checkpoint.read(param, 0..8, &mut out);
         assert!(matches!(read, Err(ModelError::Io { .. })), "{read:?}");
     }

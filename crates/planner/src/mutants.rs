@@ -5,7 +5,7 @@ use std::cmp::Ordering;
 use std::fmt;
 
 use lowtide_units::{Id, ids};
-use lowtide_workload::Workload;
+use lowtide_workload::{ParamId, Workload};
 
 use super::{Arg, PartName, Phase, Plan, SlotId, Task, TaskId, Tensor, Tier, Use, Work};
 
@@ -81,8 +81,8 @@ fn leaves_padding(plan: &Plan, w: &Workload, a: &Arg) -> bool {
         _ => return false,
     };
     let piece = &plan.pieces[p];
-    let last = piece.params.end - 1;
-    let end = piece.offset_of(last) + w.params[last as usize].elements;
+    let last = ParamId(piece.params.end.0 - 1);
+    let end = piece.offset_of(last) + w.params[last].elements;
     a.offset == 0 && a.bytes >= end * size
 }
 

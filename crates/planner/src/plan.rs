@@ -21,8 +21,8 @@
 
 use std::ops::Range;
 
-use lowtide_units::{Bytes, List, Seconds, id};
-use lowtide_workload::{Dtype, Optimizer, PIECE_ALIGN, What, Workload};
+use lowtide_units::{Bytes, Id, List, Seconds, id, ids};
+use lowtide_workload::{Dtype, Optimizer, PIECE_ALIGN, ParamId, What, Workload};
 use serde::{Deserialize, Serialize};
 
 pub use crate::lanes::{LANES, Lane, LaneKind, PerLane};
@@ -41,7 +41,7 @@ pub struct Piece {
     /// Whose.
     pub unit: u32,
     /// Which of [`Workload::params`].
-    pub params: Range<u32>,
+    pub params: Range<ParamId>,
     /// Where each parameter starts, in numbers.
     pub offsets: Vec<u64>,
     /// Numbers in all, padding included; a multiple of [`PIECE_ALIGN`].
@@ -55,14 +55,14 @@ pub struct Piece {
 impl Piece {
     /// Lays out `params` of `unit`.
     #[must_use]
-    pub fn new(w: &Workload, unit: u32, params: Range<u32>, norm_offset: u64) -> Self {
+    pub fn new(w: &Workload, unit: u32, params: Range<ParamId>, norm_offset: u64) -> Self {
         let mut at = 0;
         let mut norm_chunks = 0;
-        let mut offsets = Vec::with_capacity(params.len());
-        for p in params.clone() {
+        let mut offsets = Vec::new();
+        for p in ids(&params) {
             offsets.push(at);
-            at += w.params[p as usize].padded();
-            norm_chunks += w.params[p as usize].norm_chunks();
+            at += w.params[p].padded();
+            norm_chunks += w.params[p].norm_chunks();
         }
         let elements = lowtide_units::align_up(at, PIECE_ALIGN);
         Self {
@@ -77,8 +77,8 @@ impl Piece {
 
     /// Where parameter `param` starts, in numbers.
     #[must_use]
-    pub fn offset_of(&self, param: u32) -> u64 {
-        self.offsets[(param - self.params.start) as usize]
+    pub fn offset_of(&self, param: ParamId) -> u64 {
+        self.offsets[param.idx() - self.params.start.idx()]
     }
 }
 
@@ -431,7 +431,7 @@ impl Plan {
 
     /// The piece that holds a parameter.
     #[must_use]
-    pub fn piece_of(&self, param: u32) -> PieceId {
+    pub fn piece_of(&self, param: ParamId) -> PieceId {
         let mut pieces = self.pieces.pairs();
         let found = pieces.find(|(_, p)| p.params.contains(&param));
         found.expect("every parameter is in a piece").0
@@ -471,7 +471,7 @@ impl Plan {
         h.add(&[self.precision.size()]);
         for p in &self.pieces {
             h.add(&[u64::from(p.unit), p.elements]);
-            h.add(&[u64::from(p.params.start), u64::from(p.params.end)]);
+            h.add(&[u64::from(p.params.start.0), u64::from(p.params.end.0)]);
             h.add(&p.offsets);
         }
         for s in self.slots.iter().filter(|s| s.version.is_some()) {
@@ -525,7 +525,13 @@ impl Fnv {
 /// The tensor that an operand of a unit names, for one micro-batch: a unit's input is the unit
 /// below's output, and its output's gradient is the unit above's input gradient, so both exist once.
 #[must_use]
-pub fn canonical(w: &Workload, unit: u32, what: What, m: u32, piece_of: &[PieceId]) -> Tensor {
+pub fn canonical(
+    w: &Workload,
+    unit: u32,
+    what: What,
+    m: u32,
+    piece_of: &List<ParamId, PieceId>,
+) -> Tensor {
     let u = &w.units[unit as usize];
     match what {
         What::Local(i) if u.input == Some(i) => {
@@ -545,8 +551,8 @@ pub fn canonical(w: &Workload, unit: u32, what: What, m: u32, piece_of: &[PieceI
             )
         }
         What::Local(i) => Tensor::Local(unit, i, m),
-        What::Weight(p) => Tensor::Weight(piece_of[p as usize]),
-        What::Gradient(p) => Tensor::Accumulator(piece_of[p as usize]),
+        What::Weight(p) => Tensor::Weight(piece_of[p]),
+        What::Gradient(p) => Tensor::Accumulator(piece_of[p]),
         What::Inputs => Tensor::Inputs(m),
         What::Loss => Tensor::Losses,
     }

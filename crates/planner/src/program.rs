@@ -7,8 +7,8 @@
 use std::collections::BTreeSet;
 use std::ops::Range;
 
-use lowtide_units::List;
-use lowtide_workload::{Access, Dtype, Op, Unit, UnitKind, What, Workload};
+use lowtide_units::{List, ids};
+use lowtide_workload::{Access, Dtype, Op, ParamId, Unit, UnitKind, What, Workload};
 
 use crate::choice::{Choice, LoopOrder, Saved};
 use crate::fast::FastMap;
@@ -110,12 +110,12 @@ pub(crate) struct Window {
 struct Builder<'a> {
     w: &'a Workload,
     pieces: &'a List<PieceId, Piece>,
-    piece_of: &'a [PieceId],
+    piece_of: &'a List<ParamId, PieceId>,
     ops: Vec<GpuOp>,
     visits: Vec<usize>,
     run: u32,
     last: Option<(u32, bool, u32)>,
-    touched: Vec<bool>,
+    touched: List<ParamId, bool>,
     /// The micro-batch whose losses come first in their slot.
     base: u32,
 }
@@ -144,7 +144,7 @@ impl Builder<'_> {
                     (Access::Read, _) => Use::Read,
                     (Access::Write, _) => Use::Write,
                     (Access::Accumulate, What::Gradient(p)) => {
-                        let before = std::mem::replace(&mut self.touched[p as usize], true);
+                        let before = std::mem::replace(&mut self.touched[p], true);
                         if before { Use::Update } else { Use::Write }
                     }
                     (Access::Accumulate, _) => Use::Update,
@@ -176,19 +176,13 @@ impl Builder<'_> {
         match what {
             What::Local(i) => (0, self.w.units[unit as usize].tensors[i as usize].bytes.0),
             What::Weight(p) => {
-                let piece = &self.pieces[self.piece_of[p as usize]];
+                let piece = &self.pieces[self.piece_of[p]];
                 let size = self.w.precision.size();
-                (
-                    piece.offset_of(p) * size,
-                    self.w.params[p as usize].elements * size,
-                )
+                (piece.offset_of(p) * size, self.w.params[p].elements * size)
             }
             What::Gradient(p) => {
-                let piece = &self.pieces[self.piece_of[p as usize]];
-                (
-                    piece.offset_of(p) * 4,
-                    self.w.params[p as usize].elements * 4,
-                )
+                let piece = &self.pieces[self.piece_of[p]];
+                (piece.offset_of(p) * 4, self.w.params[p].elements * 4)
             }
             What::Inputs => (0, self.w.batch.input_bytes().0),
             What::Loss => (u64::from(m - self.base) * 16, 16),
@@ -262,18 +256,18 @@ pub(crate) fn recomputed_ops(unit: &Unit, choice: &[Saved]) -> Vec<u16> {
 
 /// Parameters that operations before the part have added to a gradient of. Where the embedding's backward waits
 /// for the end of the batch, what only that adds to has no share yet.
-fn touched(w: &Workload, span: &Span) -> Vec<bool> {
-    let mut touched = vec![!span.begins; w.params.len()];
+fn touched(w: &Workload, span: &Span) -> List<ParamId, bool> {
+    let mut touched = List::from(vec![!span.begins; w.params.len()]);
     if span.late(w) {
         let head = &w.units[w.units.len() - 1];
-        let mut adds = vec![false; w.params.len()];
+        let mut adds = List::from(vec![false; w.params.len()]);
         for o in head.backward.iter().flat_map(|op| &op.operands) {
             if let What::Gradient(p) = o.what {
-                adds[p as usize] = true;
+                adds[p] = true;
             }
         }
-        for p in w.units[0].params.clone() {
-            touched[p as usize] &= adds[p as usize];
+        for p in ids(&w.units[0].params) {
+            touched[p] &= adds[p];
         }
     }
     touched
@@ -284,7 +278,7 @@ pub(crate) fn program(
     w: &Workload,
     choice: &Choice,
     pieces: &List<PieceId, Piece>,
-    piece_of: &[PieceId],
+    piece_of: &List<ParamId, PieceId>,
     purpose: Purpose,
     span: &Span,
 ) -> Program {

@@ -2,7 +2,7 @@
 
 use lowtide_units::{Bytes, BytesPerSecond, Flops, FlopsPerSecond, Seconds};
 use lowtide_workload::{
-    Batch, Dtype, Local, Op, Operand, Optimizer, Param, Unit, UnitKind, What, Workload,
+    Batch, Dtype, Local, Op, Operand, Optimizer, Param, ParamId, Unit, UnitKind, What, Workload,
 };
 
 use crate::machine::{DiskRates, Machine, Shared, Source};
@@ -28,7 +28,13 @@ fn w(i: u16) -> Operand {
 }
 
 fn weight(p: u32) -> Operand {
-    Operand::read(What::Weight(p))
+    Operand::read(What::Weight(ParamId(p)))
+}
+
+const FIRST: ParamId = ParamId(0);
+
+fn gradient(p: u32) -> Operand {
+    Operand::gradient(ParamId(p))
 }
 
 const INPUTS: Operand = Operand {
@@ -59,19 +65,14 @@ pub(crate) fn workload(layers: u32, accumulate: u32) -> Workload {
     let mut units = vec![Unit {
         name: "embedding".into(),
         kind: UnitKind::Embedding,
-        params: 0..1,
+        params: ParamId(0)..ParamId(1),
         tensors: vec![local("y", c), local("dy", c)],
         input: None,
         output: Some(0),
         d_output: Some(1),
         d_input: None,
         forward: vec![op("embed", vec![w(0), INPUTS, weight(0)], 0, 0.0)],
-        backward: vec![op(
-            "embed'",
-            vec![Operand::gradient(0), r(1), INPUTS],
-            512,
-            0.0,
-        )],
+        backward: vec![op("embed'", vec![gradient(0), r(1), INPUTS], 512, 0.0)],
         evaluate: vec![],
         infer: vec![],
     }];
@@ -116,7 +117,7 @@ pub(crate) fn workload(layers: u32, accumulate: u32) -> Workload {
         units.push(Unit {
             name: format!("blocks.{l}"),
             kind: UnitKind::Block,
-            params: p..p + 3,
+            params: ParamId(p)..ParamId(p + 3),
             tensors,
             input: Some(0),
             output: Some(4),
@@ -130,23 +131,13 @@ pub(crate) fn workload(layers: u32, accumulate: u32) -> Workload {
             ],
             backward: vec![
                 op("down'", vec![w(6), r(5), weight(p + 2)], 4096, flops),
-                op(
-                    "down''",
-                    vec![Operand::gradient(p + 2), r(5), r(3)],
-                    4096,
-                    flops,
-                ),
+                op("down''", vec![gradient(p + 2), r(5), r(3)], 4096, flops),
                 op("act'", vec![w(7), r(6), r(2)], 0, 0.0),
                 op("up'", vec![w(8), r(7), weight(p + 1)], 4096, flops),
-                op(
-                    "up''",
-                    vec![Operand::gradient(p + 1), r(7), r(1)],
-                    4096,
-                    flops,
-                ),
+                op("up''", vec![gradient(p + 1), r(7), r(1)], 4096, flops),
                 op(
                     "norm'",
-                    vec![w(9), r(8), r(0), r(5), weight(p), Operand::gradient(p)],
+                    vec![w(9), r(8), r(0), r(5), weight(p), gradient(p)],
                     64,
                     0.0,
                 ),
@@ -173,7 +164,7 @@ pub(crate) fn workload(layers: u32, accumulate: u32) -> Workload {
     units.push(Unit {
         name: "head".into(),
         kind: UnitKind::Head,
-        params: p..p + 1,
+        params: ParamId(p)..ParamId(p + 1),
         tensors,
         input: Some(0),
         output: None,
@@ -184,13 +175,13 @@ pub(crate) fn workload(layers: u32, accumulate: u32) -> Workload {
             op("norm", vec![w(1), r(0), weight(p)], 0, 0.0),
             op(
                 "loss",
-                vec![w(2), Operand::gradient(0), loss, r(1), weight(0), INPUTS],
+                vec![w(2), gradient(0), loss, r(1), weight(0), INPUTS],
                 8192,
                 1e6,
             ),
             op(
                 "norm'",
-                vec![w(3), r(2), r(0), weight(p), Operand::gradient(p)],
+                vec![w(3), r(2), r(0), weight(p), gradient(p)],
                 64,
                 0.0,
             ),
@@ -211,7 +202,7 @@ pub(crate) fn workload(layers: u32, accumulate: u32) -> Workload {
         gradient: Dtype::Bf16,
         optimizer: Optimizer::default(),
         units,
-        params,
+        params: params.into(),
         model_flops: Flops(1e9),
     }
 }
@@ -219,20 +210,20 @@ pub(crate) fn workload(layers: u32, accumulate: u32) -> Workload {
 /// As [`workload`], with a matrix of the head's own.
 pub(crate) fn untied(layers: u32, accumulate: u32) -> Workload {
     let mut w = workload(layers, accumulate);
-    let own = w.params.len() as u32;
     let unit = w.units.len() - 1;
-    w.params.push(Param {
+    let own = Param {
         name: "head.own".into(),
         unit: unit as u32,
-        ..w.params[0].clone()
-    });
+        ..w.params[FIRST].clone()
+    };
+    let own = w.params.push(own);
     let head = &mut w.units[unit];
-    head.params.end += 1;
+    head.params.end.0 += 1;
     let lists = [&mut head.backward, &mut head.evaluate, &mut head.infer];
     for o in lists.into_iter().flatten().flat_map(|op| &mut op.operands) {
         match o.what {
-            What::Weight(0) => o.what = What::Weight(own),
-            What::Gradient(0) => o.what = What::Gradient(own),
+            What::Weight(FIRST) => o.what = What::Weight(own),
+            What::Gradient(FIRST) => o.what = What::Gradient(own),
             _ => {}
         }
     }
@@ -244,12 +235,15 @@ pub(crate) fn with_positions(layers: u32, accumulate: u32) -> Workload {
     let mut w = workload(layers, accumulate);
     let positions = Param {
         name: "positions".into(),
-        ..w.params[0].clone()
+        ..w.params[FIRST].clone()
     };
-    w.params.insert(1, positions);
-    w.units[0].params.end += 1;
+    let mut params = w.params.to_vec();
+    params.insert(1, positions);
+    w.params = params.into();
+    w.units[0].params.end.0 += 1;
     for unit in &mut w.units[1..] {
-        unit.params = unit.params.start + 1..unit.params.end + 1;
+        unit.params.start.0 += 1;
+        unit.params.end.0 += 1;
     }
     for unit in &mut w.units {
         let lists = [
@@ -261,14 +255,14 @@ pub(crate) fn with_positions(layers: u32, accumulate: u32) -> Workload {
         let operations = lists.into_iter().flatten();
         for o in operations.flat_map(|op| &mut op.operands) {
             match &mut o.what {
-                What::Weight(p) | What::Gradient(p) if *p > 0 => *p += 1,
+                What::Weight(p) | What::Gradient(p) if *p > FIRST => p.0 += 1,
                 _ => {}
             }
         }
     }
     let embedding = &mut w.units[0];
     embedding.forward[0].operands.push(weight(1));
-    embedding.backward[0].operands.push(Operand::gradient(1));
+    embedding.backward[0].operands.push(gradient(1));
     w
 }
 

@@ -11,7 +11,7 @@ use lowtide_kernels::gradient;
 use lowtide_kernels::update::{self, Hyper};
 use lowtide_model::{Arg, Call, Decoder, Phase, store_inputs};
 use lowtide_planner::{Clip, Piece, PieceId, Plan, Work};
-use lowtide_units::List;
+use lowtide_units::{List, ids};
 
 use crate::commit::{About, Commits, Mark};
 use crate::outcome::Outcome;
@@ -165,11 +165,9 @@ impl Engine {
         let w = decoder.workload();
         let walk = |piece: &Piece| {
             let offsets = piece.offsets.clone();
-            piece
-                .params
-                .clone()
+            ids(&piece.params)
                 .zip(offsets)
-                .map(|(p, o)| (p, &w.params[p as usize], o as usize))
+                .map(|(p, o)| (p, &w.params[p], o as usize))
                 .collect::<Vec<_>>()
         };
         let segments = plan
@@ -195,7 +193,7 @@ impl Engine {
                         offset,
                         elements: p.elements as usize,
                         decay: p.decay,
-                        param,
+                        param: param.0,
                         start: 0,
                     })
                     .collect()

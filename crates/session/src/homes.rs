@@ -9,8 +9,8 @@ use lowtide_executor::Idle;
 use lowtide_kernels::update::split;
 use lowtide_planner::{PieceId, Plan, Slot, SlotId, Tensor, Tier};
 use lowtide_tiers::{ALIGN, Block, Extent, Fill, Kind, TierError};
-use lowtide_units::Bytes;
-use lowtide_workload::{Dtype, Init, Role, StateArray, StateSpec, Workload};
+use lowtide_units::{Bytes, ids};
+use lowtide_workload::{Dtype, Init, ParamId, Role, StateArray, StateSpec, Workload};
 use rayon::prelude::*;
 
 /// Numbers or entries moved at a time.
@@ -187,7 +187,7 @@ impl<'a> Homes<'a> {
     /// When the optimizer's table has no such role.
     pub fn read(
         &self,
-        param: u32,
+        param: ParamId,
         role: Role,
         range: Range<u64>,
         out: &mut [u8],
@@ -227,12 +227,12 @@ impl<'a> Homes<'a> {
         piece: PieceId,
         array: &StateArray,
         entries: &Range<u64>,
-    ) -> Vec<(u32, Range<u64>, u64)> {
+    ) -> Vec<(ParamId, Range<u64>, u64)> {
         let piece = &self.plan.pieces[piece];
         let mut all = Vec::new();
-        for (p, &offset) in piece.params.clone().zip(&piece.offsets) {
+        for (p, &offset) in ids(&piece.params).zip(&piece.offsets) {
             let first = array.first(offset);
-            let end = first + array.spec.entries(&self.workload.params[p as usize]);
+            let end = first + array.spec.entries(&self.workload.params[p]);
             let (a, b) = (entries.start.max(first), entries.end.min(end));
             if a < b {
                 all.push((p, a - first..b - first, a - entries.start));
@@ -249,7 +249,7 @@ impl<'a> Homes<'a> {
     /// The disk's, or one of `fill`.
     pub fn write_all<E: From<TierError> + Send>(
         &self,
-        fill: impl Fn(u32, Range<u64>, &StateSpec, &mut [u8]) -> Result<(), E> + Sync,
+        fill: impl Fn(ParamId, Range<u64>, &StateSpec, &mut [u8]) -> Result<(), E> + Sync,
     ) -> Result<(), E> {
         let chunks = self.chunks().into_par_iter();
         chunks.try_for_each(|(piece, array, entries)| {
@@ -314,7 +314,7 @@ impl<'a> Homes<'a> {
     /// The disk's, or one of `source`.
     pub fn initialise<E: From<TierError> + Send>(
         &self,
-        source: impl Fn(u32, Range<u64>, &mut [f32]) -> Result<(), E> + Sync,
+        source: impl Fn(ParamId, Range<u64>, &mut [f32]) -> Result<(), E> + Sync,
     ) -> Result<(), E> {
         // What is made of the first weights is made in one go: they are read once.
         let of_weights = |a: &StateArray| matches!(a.spec.init, Init::Weight | Init::Remainder);
@@ -365,7 +365,12 @@ impl<'a> Homes<'a> {
     ///
     /// # Errors
     /// The disk's.
-    pub fn weights(&self, param: u32, range: Range<u64>, out: &mut [f32]) -> Result<(), TierError> {
+    pub fn weights(
+        &self,
+        param: ParamId,
+        range: Range<u64>,
+        out: &mut [f32],
+    ) -> Result<(), TierError> {
         let size = self.plan.precision.size() as usize;
         let mut bytes = vec![0u8; out.len() * size];
         self.read(param, Role::WEIGHT, range, &mut bytes)?;
@@ -387,13 +392,13 @@ impl<'a> Homes<'a> {
         let mut hash = 0xcbf2_9ce4_8422_2325u64;
         let mut count = 0;
         let mut bytes = Vec::new();
-        for (p, param) in self.workload.params.iter().enumerate() {
+        for (p, param) in self.workload.params.pairs() {
             for spec in self.roles() {
                 let (role, size, entries) = (spec.role, spec.size(), spec.entries(param));
                 for from in (0..entries).step_by(CHUNK as usize) {
                     let to = (from + CHUNK).min(entries);
                     bytes.resize(((to - from) * size) as usize, 0);
-                    self.read(p as u32, role, from..to, &mut bytes)?;
+                    self.read(p, role, from..to, &mut bytes)?;
                     count += bytes.len() as u64;
                     for b in &bytes {
                         hash = (hash ^ u64::from(*b)).wrapping_mul(0x100_0000_01b3);

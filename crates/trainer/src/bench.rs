@@ -238,7 +238,7 @@ fn fill(session: &mut Session) -> Result<(), TrainError> {
     // A prime, so that rows differ.
     const PERIOD: u64 = 1_048_573;
     session.homes()?.initialise(|p, range, out: &mut [f32]| {
-        let mut at = ((u64::from(p) * 7919 + range.start) % PERIOD) as usize;
+        let mut at = ((u64::from(p.0) * 7919 + range.start) % PERIOD) as usize;
         for x in out {
             *x = table[at];
             at = (at + 1) % PERIOD as usize;

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use lowtide_tiers::{DirectFile, Window};
-use lowtide_workload::{Role, StateSpec, Workload};
+use lowtide_workload::{ParamId, Role, StateSpec, Workload};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -145,7 +145,7 @@ impl RunState {
 struct Layout {
     header: Vec<u8>,
     /// Arrays in the file's order, by parameter: parameter, which array of its table, its bytes in the file.
-    arrays: Vec<(u32, StateSpec, Range<u64>)>,
+    arrays: Vec<(ParamId, StateSpec, Range<u64>)>,
 }
 
 impl Layout {
@@ -156,14 +156,14 @@ impl Layout {
     }
 
     /// First byte of a parameter's role in the file.
-    fn start(&self, param: u32, role: Role) -> u64 {
+    fn start(&self, param: ParamId, role: Role) -> u64 {
         let first = self.arrays.partition_point(|a| a.0 < param);
         let array = self.arrays[first..].iter().find(|a| a.1.role == role);
         array.expect("every parameter has every role").2.start
     }
 
     /// The parts of arrays that lie in these bytes of the file: parameter, which array, its bytes.
-    fn parts(&self, bytes: &Range<u64>) -> impl Iterator<Item = (u32, StateSpec, Range<u64>)> {
+    fn parts(&self, bytes: &Range<u64>) -> impl Iterator<Item = (ParamId, StateSpec, Range<u64>)> {
         let first = self.arrays.partition_point(|a| a.2.end <= bytes.start);
         let bytes = bytes.clone();
         self.arrays[first..]
@@ -176,27 +176,27 @@ impl Layout {
     }
 }
 
-fn array_name(w: &Workload, param: u32, role: Role) -> String {
-    format!("{}.{}", w.params[param as usize].name, role.name())
+fn array_name(w: &Workload, param: ParamId, role: Role) -> String {
+    format!("{}.{}", w.params[param].name, role.name())
 }
 
 fn layout(w: &Workload) -> Layout {
     let mut entries = serde_json::Map::new();
     let mut arrays = Vec::new();
     let mut offset = 0u64;
-    for (p, param) in w.params.iter().enumerate() {
+    for (p, param) in w.params.pairs() {
         for &spec in w.optimizer.roles(w.precision) {
             let length = spec.entries(param);
             let bytes = length * spec.size();
             entries.insert(
-                array_name(w, p as u32, spec.role),
+                array_name(w, p, spec.role),
                 serde_json::json!({
                     "dtype": spec.encoding.safetensors(),
                     "shape": [length],
                     "data_offsets": [offset, offset + bytes],
                 }),
             );
-            arrays.push((p as u32, spec, offset..offset + bytes));
+            arrays.push((p, spec, offset..offset + bytes));
             offset += bytes;
         }
     }
@@ -353,7 +353,7 @@ fn write(
 }
 
 /// Checksum of each part of an array: parameter, role, where it begins, CRC-32C, bytes.
-type Sums = Vec<(u32, Role, u64, u32, usize)>;
+type Sums = Vec<(ParamId, Role, u64, u32, usize)>;
 
 /// Checksums of whole arrays by name, from those of their parts in any order.
 fn joined(w: &Workload, mut parts: Sums) -> BTreeMap<String, u32> {
@@ -442,9 +442,9 @@ pub fn load(
     })?;
     let sums = sums.into_inner().unwrap_or_else(PoisonError::into_inner);
     let found = joined(w, sums);
-    for (p, _) in w.params.iter().enumerate() {
+    for p in w.params.ids() {
         for spec in w.optimizer.roles(w.precision) {
-            let name = array_name(w, p as u32, spec.role);
+            let name = array_name(w, p, spec.role);
             let found = found.get(&name).copied().unwrap_or(0);
             if state.checksums.get(&name) != Some(&found) {
                 return Err(broken(dir, whole::damaged(&name)));
@@ -495,6 +495,8 @@ fn differ(at: &str, a: &Value, b: &Value, all: &mut Vec<(String, Value, Value)>)
 mod tests {
     use lowtide_workload::{Dtype, Optimizer};
 
+    use lowtide_units::Id;
+
     use super::*;
 
     #[test]
@@ -518,7 +520,7 @@ mod tests {
         let mut start = 16;
         for (p, length) in [5u64, 0, 14, 1, 40, 2].into_iter().enumerate() {
             let spec = *Optimizer::default().roles(Dtype::F32).next().unwrap();
-            arrays.push((p as u32, spec, start..start + length));
+            arrays.push((ParamId::new(p), spec, start..start + length));
             start += length;
         }
         let layout = Layout {
@@ -526,9 +528,9 @@ mod tests {
             arrays: arrays.clone(),
         };
         assert_eq!(layout.bytes(), 78);
-        assert_eq!(layout.start(2, Role::WEIGHT), 21);
+        assert_eq!(layout.start(ParamId(2), Role::WEIGHT), 21);
         for size in [1, 7, 19, 100] {
-            let mut found: Vec<(u32, u64)> = Vec::new();
+            let mut found: Vec<(ParamId, u64)> = Vec::new();
             for at in (16..78).step_by(size) {
                 let window = at..(at + size as u64).min(78);
                 let parts: Vec<_> = layout.parts(&window).collect();

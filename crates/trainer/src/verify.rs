@@ -9,8 +9,8 @@ use lowtide_config::{Init, ModelSource, Run};
 use lowtide_executor::Trace;
 use lowtide_model::{Checkpoint, Decoder, random_init};
 use lowtide_planner::{Budgets, Choice, LaneKind, PieceId, Plan, build, check};
-use lowtide_units::Bytes;
-use lowtide_workload::ModelShape;
+use lowtide_units::{Bytes, List};
+use lowtide_workload::{ModelShape, ParamId};
 use serde::Serialize;
 
 use crate::basis::Basis;
@@ -292,15 +292,15 @@ fn load_slice(run: &Run, session: &mut Session, whole: &ModelShape) -> Result<()
             let w =
                 lowtide_model::describe(whole, &options_of(run, run.batch(), Target::default()))?;
             let names = &decoder.workload().params;
-            let of_whole: Vec<u32> = names
+            let of_whole: List<ParamId, ParamId> = names
                 .iter()
                 .map(|p| {
-                    let found = w.params.iter().position(|q| q.name == p.name);
-                    found.expect("a slice's parameters are the model's") as u32
+                    let found = w.params.position(|q| q.name == p.name);
+                    found.expect("a slice's parameters are the model's")
                 })
                 .collect();
             homes.initialise(|p, range, out| {
-                Ok::<(), TrainError>(files.read(of_whole[p as usize], range, out)?)
+                Ok::<(), TrainError>(files.read(of_whole[p], range, out)?)
             })
         }
         _ => homes.initialise(|p, range, out| {
@@ -319,7 +319,7 @@ fn compare(a: &mut Session, b: &mut Session) -> Result<(Option<String>, u64), Tr
     let mut difference = None;
     let mut compared = 0;
     let (mut x, mut y) = (Vec::new(), Vec::new());
-    for (p, param) in w.params.iter().enumerate() {
+    for (p, param) in w.params.pairs() {
         for spec in w.optimizer.roles(w.precision) {
             let (role, size) = (spec.role, spec.size());
             let entries = spec.entries(param);
@@ -327,8 +327,8 @@ fn compare(a: &mut Session, b: &mut Session) -> Result<(Option<String>, u64), Tr
                 let to = (from + CHUNK).min(entries);
                 x.resize(((to - from) * size) as usize, 0u8);
                 y.resize(x.len(), 0u8);
-                ha.read(p as u32, role, from..to, &mut x)?;
-                hb.read(p as u32, role, from..to, &mut y)?;
+                ha.read(p, role, from..to, &mut x)?;
+                hb.read(p, role, from..to, &mut y)?;
                 compared += x.len() as u64;
                 if difference.is_none()
                     && let Some(i) = (0..x.len()).find(|&i| x[i] != y[i])

@@ -23,7 +23,7 @@ use lowtide_tiers::{
     ChosenFault, Disk, Extent, Fault, Faults, Kind, RamConfig, RamDisk, TierError,
 };
 use lowtide_units::Bytes;
-use lowtide_workload::{Dtype, Role};
+use lowtide_workload::{Dtype, ParamId, Role};
 
 const ACCUMULATE: u32 = 2;
 const STEPS: u64 = 3;
@@ -400,15 +400,15 @@ fn homes_on(medium: &RamDisk, plan: &Plan) -> Vec<Vec<u8>> {
 
 /// Overwrites the weights of parameter 0 with `weights`, or with NaN; gives what was there.
 fn set_weights(session: &mut Session, weights: Option<&[u8]>) -> Vec<u8> {
-    let elements = session.decoder().workload().params[0].elements;
+    let elements = session.decoder().workload().params[ParamId(0)].elements;
     let homes = session.homes().expect("staging");
     let mut before = vec![0; 2 * elements as usize];
     homes
-        .read(0, Role::WEIGHT, 0..elements, &mut before)
+        .read(ParamId(0), Role::WEIGHT, 0..elements, &mut before)
         .expect("read");
     homes
         .write_all(|p, range, spec, bytes| {
-            if (p, spec.role) != (0, Role::WEIGHT) {
+            if (p, spec.role) != (ParamId(0), Role::WEIGHT) {
                 return homes.read(p, spec.role, range, bytes);
             }
             let at = 2 * range.start as usize..2 * range.end as usize;

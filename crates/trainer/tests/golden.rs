@@ -266,10 +266,10 @@ fn gradients(session: &mut Session) -> BTreeMap<String, Vec<f64>> {
     hf_tensors(decoder.shape())
         .iter()
         .map(|tensor| {
-            let p = tensor.param_idx;
+            let p = tensor.param;
             let piece = plan.piece_of(p);
             let at = plan.pieces[piece].offset_of(p) as usize;
-            let n = decoder.workload().params[p as usize].elements as usize;
+            let n = decoder.workload().params[p].elements as usize;
             (
                 tensor.name.clone(),
                 as_in_file(tensor, &pieces[piece][at..at + n]),

@@ -97,6 +97,12 @@ impl<I: Id, T> List<I, T> {
         self.items.get(id.idx())
     }
 
+    /// Those of a run of ids, if there are all of them.
+    #[must_use]
+    pub fn run(&self, run: &std::ops::Range<I>) -> Option<&[T]> {
+        self.items.get(run.start.idx()..run.end.idx())
+    }
+
     /// The first that is as asked.
     pub fn position(&self, is: impl FnMut(&T) -> bool) -> Option<I> {
         self.items.iter().position(is).map(I::new)
@@ -198,6 +204,8 @@ mod tests {
         assert!(words.ids().eq([a, b]));
         assert!(words.pairs().eq([(a, &"c"), (b, &"b")]));
         assert!(ids(&(a..WordId(2))).eq([a, b]));
+        assert_eq!(words.run(&(b..WordId(2))), Some(&["b"][..]));
+        assert_eq!(words.run(&(b..WordId(3))), None);
         let short = |word: &&str| word.len() == 1;
         assert_eq!(
             (words.position(short), words.rposition(short)),

@@ -21,7 +21,7 @@ pub use shape::{Family, ModelShape, Rope, RopeScaling, builtin_names};
 
 use std::ops::Range;
 
-use lowtide_units::{Bytes, Flops, align_up};
+use lowtide_units::{Bytes, Flops, List, align_up, id};
 use serde::{Deserialize, Serialize};
 
 /// The type of a number in memory.
@@ -95,6 +95,11 @@ pub const PIECE_ALIGN: u64 = 2048;
 /// The gradient norm is a sum over fixed runs of this many numbers, in parameter order.
 pub const NORM_CHUNK: u64 = 1 << 16;
 
+id! {
+    /// Which of [`Workload::params`].
+    pub struct ParamId(u32);
+}
+
 /// One parameter tensor as it lies in memory (several of the file's tensors may be fused in it).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Param {
@@ -135,10 +140,10 @@ impl Param {
 pub enum What {
     /// A local tensor of the unit (index into [`Unit::tensors`]), one for each micro-batch.
     Local(u16),
-    /// A parameter's weight (index into [`Workload::params`]).
-    Weight(u32),
+    /// A parameter's weight.
+    Weight(ParamId),
     /// A parameter's gradient, accumulated in f32 over the batch.
-    Gradient(u32),
+    Gradient(ParamId),
     /// The micro-batch's inputs, see [`Batch::input_bytes`].
     Inputs,
     /// The micro-batch's loss: two `f64`, sum over supervised tokens and their count.
@@ -184,7 +189,7 @@ impl Operand {
     }
     /// Adds to the gradient of `param`.
     #[must_use]
-    pub fn gradient(param: u32) -> Self {
+    pub fn gradient(param: ParamId) -> Self {
         Self {
             what: What::Gradient(param),
             access: Access::Accumulate,
@@ -245,7 +250,7 @@ pub struct Unit {
     /// What it is.
     pub kind: UnitKind,
     /// Its parameters, a run of [`Workload::params`], in order of use in forward.
-    pub params: Range<u32>,
+    pub params: Range<ParamId>,
     /// Its local tensors.
     pub tensors: Vec<Local>,
     /// The tensor that the unit below wrote as its output (none for the embedding).
@@ -321,7 +326,7 @@ pub struct Workload {
     /// Everything visited in forward, in order: embedding, blocks, head.
     pub units: Vec<Unit>,
     /// Every parameter, in parameter order.
-    pub params: Vec<Param>,
+    pub params: List<ParamId, Param>,
     /// Floating-point operations of one batch by the usual count, 6·N + 6·L·C·T a token, nothing
     /// recomputed: what a model TFLOP/s figure divides by.
     pub model_flops: Flops,

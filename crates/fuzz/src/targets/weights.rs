@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::OnceLock;
 
 use lowtide_model::{Checkpoint, SafetensorsHeader, parse_config};
-use lowtide_workload::ModelShape;
+use lowtide_workload::{ModelShape, ParamId};
 use serde_json::json;
 
 use super::told;
@@ -26,7 +26,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<(), String> {
             let _ = checkpoint.check_tied_head().map_err(|e| e.to_string());
             let mut out = [0.0; 16];
             let _ = checkpoint
-                .read(0, 0..16, &mut out)
+                .read(ParamId(0), 0..16, &mut out)
                 .map_err(|e| e.to_string());
         }
         Err(e) => assert!(!e.to_string().is_empty()),

@@ -6,7 +6,7 @@
 
 use lowtide_kernels::operands::{Add, Inputs};
 use lowtide_kernels::{attention, gelu, layernorm, matmul, rmsnorm, rope, swiglu};
-use lowtide_workload::{Family, Unit, UnitKind};
+use lowtide_workload::{Family, ParamId, Unit, UnitKind};
 
 use super::kind::{Kind, Product};
 use super::{Builder, Model, Phase, UnitKinds, read, weight, write};
@@ -85,7 +85,7 @@ impl Builder<'_> {
     }
 
     /// The bias of a layer norm, which each has.
-    fn norm_bias(&self, part: Part) -> u32 {
+    fn norm_bias(&self, part: Part) -> ParamId {
         self.bias(part).expect("a layer norm has a bias")
     }
 

@@ -2,14 +2,14 @@
 
 use lowtide_kernels::operands::{Add, Inputs};
 use lowtide_kernels::{embedding, head};
-use lowtide_workload::{Family, Unit, UnitKind};
+use lowtide_workload::{Family, ParamId, Unit, UnitKind};
 
 use super::kind::{Kind, Tied};
 use super::{Builder, Model, Phase, UnitKinds, loss, read, weight, write};
 use crate::params::Part;
 
 /// The tokens' table is the first parameter; a tied head refers to it.
-const TOKENS: u32 = 0;
+const TOKENS: ParamId = ParamId(0);
 
 pub(super) fn embedding(model: &Model<'_>) -> (Unit, UnitKinds) {
     let mut b = Builder::new(model, "embedding".to_owned(), UnitKind::Embedding, 0);

@@ -13,9 +13,10 @@ pub(crate) mod kind;
 use lowtide_device::Make;
 use lowtide_kernels::attention::Engine;
 use lowtide_kernels::operands::{Read, Write};
-use lowtide_units::{Bytes, Flops};
+use lowtide_units::{Bytes, Flops, Id, List, ids};
 use lowtide_workload::{
-    Batch, Dtype, Local, ModelShape, Op, Operand, Optimizer, Param, Unit, UnitKind, What, Workload,
+    Batch, Dtype, Local, ModelShape, Op, Operand, Optimizer, Param, ParamId, Unit, UnitKind, What,
+    Workload,
 };
 
 use crate::ModelError;
@@ -99,7 +100,7 @@ pub(crate) fn build(shape: &ModelShape, options: &Options) -> Result<Built, Mode
     check::shape(shape)?;
     check::options(shape, options)?;
     let specs = specs(shape);
-    let params: Vec<Param> = specs.iter().map(Spec::param).collect();
+    let params: List<ParamId, Param> = specs.iter().map(Spec::param).collect();
     let model = Model {
         shape,
         sizes: Sizes::new(shape, options),
@@ -138,7 +139,7 @@ pub(crate) fn build(shape: &ModelShape, options: &Options) -> Result<Built, Mode
 pub(super) struct Model<'a> {
     shape: &'a ModelShape,
     sizes: Sizes,
-    specs: &'a [Spec],
+    specs: &'a List<ParamId, Spec>,
 }
 
 impl Model<'_> {
@@ -197,8 +198,8 @@ impl Phase {
 
 impl<'a> Builder<'a> {
     fn new(model: &'a Model<'a>, name: String, kind: UnitKind, unit_idx: u32) -> Self {
-        let first = model.specs.partition_point(|p| p.unit < unit_idx) as u32;
-        let end = model.specs.partition_point(|p| p.unit <= unit_idx) as u32;
+        let first = ParamId::new(model.specs.partition_point(|p| p.unit < unit_idx));
+        let end = ParamId::new(model.specs.partition_point(|p| p.unit <= unit_idx));
         let unit = Unit {
             name,
             kind,
@@ -221,22 +222,19 @@ impl<'a> Builder<'a> {
     }
 
     /// Index of this unit's parameter `part`, or of the bias to it; `None` when the shape has none.
-    fn find(&self, part: Part, bias: bool) -> Option<u32> {
-        let start = self.unit.params.start;
-        let own = &self.model.specs[start as usize..self.unit.params.end as usize];
-        own.iter()
-            .position(|s| s.part == part && (s.role == Role::Bias) == bias)
-            .map(|i| start + i as u32)
+    fn find(&self, part: Part, bias: bool) -> Option<ParamId> {
+        let is = |s: &Spec| s.part == part && (s.role == Role::Bias) == bias;
+        ids(&self.unit.params).find(|&p| is(&self.model.specs[p]))
     }
 
     /// Index of this unit's parameter `part`, which every shape of the family has.
-    fn param(&self, part: Part) -> u32 {
+    fn param(&self, part: Part) -> ParamId {
         self.find(part, false)
             .unwrap_or_else(|| panic!("{} has no parameter {part:?}", self.unit.name))
     }
 
     /// Index of the bias to this unit's parameter `part`, if the shape has it.
-    fn bias(&self, part: Part) -> Option<u32> {
+    fn bias(&self, part: Part) -> Option<ParamId> {
         self.find(part, true)
     }
 
@@ -274,7 +272,7 @@ impl<'a> Builder<'a> {
 
     /// Bytes that pass when an operand is passed over once.
     fn bytes(&self, operand: &Operand) -> Bytes {
-        let elements = |i: u32| self.model.specs[i as usize].elements();
+        let elements = |i: ParamId| self.model.specs[i].elements();
         match operand.what {
             What::Local(i) => self.unit.tensors[usize::from(i)].bytes,
             What::Weight(i) => Bytes(elements(i) * self.model.sizes.dtype.size()),
@@ -301,7 +299,7 @@ fn write(i: u16) -> Write {
 }
 
 /// Reads a parameter's weight.
-fn weight(param: u32) -> Read {
+fn weight(param: ParamId) -> Read {
     Read(What::Weight(param))
 }
 

@@ -9,7 +9,8 @@ use std::sync::{Mutex, PoisonError};
 
 use half::{bf16, f16};
 use lowtide_files::Regular;
-use lowtide_workload::ModelShape;
+use lowtide_units::{Id, List};
+use lowtide_workload::{ModelShape, ParamId};
 use serde::Deserialize;
 
 use super::BAND_BYTES;
@@ -25,7 +26,7 @@ const READ_BYTES: usize = 1 << 20;
 pub struct Checkpoint {
     files: Vec<(PathBuf, File)>,
     /// For each parameter the tensors that fill it, in row order.
-    params: Vec<Vec<Source>>,
+    params: List<ParamId, Vec<Source>>,
     /// Part of the transposed tensor that was read last.
     band: Mutex<Option<Band>>,
     /// Where the files of a tied model hold a head too.
@@ -96,14 +97,14 @@ impl Checkpoint {
         check_index(dir, index, &found, &files)?;
 
         let wanted = hf_tensors(shape);
-        let n_params = wanted.last().map_or(0, |t| t.param_idx as usize + 1);
-        let mut params = vec![Vec::new(); n_params];
+        let n_params = wanted.last().map_or(0, |t| t.param.idx() + 1);
+        let mut params = List::from(vec![Vec::new(); n_params]);
         let mut missing = Vec::new();
         for want in &wanted {
             match found.remove(canonical(&want.name)) {
                 Some((file, tensor)) => {
                     let source = source(&files[file].0, file, tensor, want)?;
-                    params[want.param_idx as usize].push(source);
+                    params[want.param].push(source);
                 }
                 None => missing.push(want.name.clone()),
             }
@@ -172,15 +173,15 @@ impl Checkpoint {
     /// When the model has no such parameter or element, or `out` is not as long as `range`.
     pub fn read(
         &self,
-        param_idx: u32,
+        param: ParamId,
         range: Range<u64>,
         out: &mut [f32],
     ) -> Result<(), ModelError> {
-        let sources = &self.params[param_idx as usize];
+        let sources = &self.params[param];
         let elements = sources.last().map_or(0, |s| s.rows.end * s.cols);
         assert!(
             range.start <= range.end && range.end <= elements,
-            "elements {range:?} of {elements} of parameter {param_idx}"
+            "elements {range:?} of {elements} of parameter {param}"
         );
         assert_eq!(
             range.end - range.start,
@@ -240,7 +241,7 @@ impl Checkpoint {
         for from in (0..elements).step_by(READ_BYTES) {
             let n = (elements - from).min(READ_BYTES as u64) as usize;
             let (ours, theirs) = (&mut ours[..n], &mut theirs[..n]);
-            self.read(0, from..from + n as u64, ours)?;
+            self.read(ParamId(0), from..from + n as u64, ours)?;
             self.read_plain(head, from..from + n as u64, theirs)?;
             if ours != theirs {
                 return Err(ModelError::TiedHead {

@@ -4,7 +4,7 @@
 use std::f64::consts::TAU;
 use std::ops::Range;
 
-use lowtide_workload::ModelShape;
+use lowtide_workload::{ModelShape, ParamId};
 use rayon::prelude::*;
 
 use crate::params::{Role, specs};
@@ -25,12 +25,12 @@ const PIECE: usize = 1 << 14;
 pub fn random_init(
     shape: &ModelShape,
     seed: u64,
-    param_idx: u32,
+    param: ParamId,
     range: Range<u64>,
     out: &mut [f32],
 ) {
     let specs = specs(shape);
-    let spec = &specs[param_idx as usize];
+    let spec = &specs[param];
     assert!(
         range.start <= range.end && range.end <= spec.elements(),
         "elements {range:?}"
@@ -52,7 +52,7 @@ pub fn random_init(
             let mut element = range.start + (i * PIECE) as u64;
             let mut rest = piece;
             while !rest.is_empty() {
-                let four = normals(seed, param_idx, element / 4);
+                let four = normals(seed, param, element / 4);
                 let first = (element % 4) as usize;
                 let count = rest.len().min(4 - first);
                 let (head, tail) = rest.split_at_mut(count);
@@ -66,8 +66,8 @@ pub fn random_init(
 }
 
 /// Four standard normals: Box and Muller's transform of one Philox block.
-fn normals(seed: u64, param_idx: u32, block: u64) -> [f64; 4] {
-    let counter = [block as u32, (block >> 32) as u32, param_idx, 0];
+fn normals(seed: u64, param: ParamId, block: u64) -> [f64; 4] {
+    let counter = [block as u32, (block >> 32) as u32, param.0, 0];
     let r = philox(counter, [seed as u32, (seed >> 32) as u32]);
     let pair = |a: u32, b: u32| {
         // In (0, 1]: the logarithm is finite.

@@ -19,6 +19,7 @@ const BAND_BYTES: u64 = 64 << 20;
 
 #[cfg(test)]
 mod tests {
+    use lowtide_workload::ParamId;
     use lowtide_workload::{Dtype, Family, ModelShape};
 
     use super::{BAND_BYTES, Checkpoint, HfWriter, random_init};
@@ -40,9 +41,9 @@ mod tests {
             ..ModelShape::builtin("gpt3-13b").expect("a built-in shape")
         };
         assert_eq!(shape.family, Family::Gpt2);
-        let value = |param: usize, range: std::ops::Range<u64>| {
+        let value = |param: ParamId, range: std::ops::Range<u64>| {
             let mut out = vec![f32::NAN; (range.end - range.start) as usize];
-            random_init(&shape, 3, param as u32, range, &mut out);
+            random_init(&shape, 3, param, range, &mut out);
             out
         };
         // 32 bytes are one row of 8 inputs in f32, 96 are three.
@@ -51,13 +52,13 @@ mod tests {
             let mut writer = HfWriter::new(&shape, Dtype::F32, None);
             writer.band_bytes = write_bytes;
             let wrote = writer.write(dir.path(), |param, range, out: &mut [f32]| {
-                out.copy_from_slice(&value(param as usize, range));
+                out.copy_from_slice(&value(param, range));
                 Ok::<(), ModelError>(())
             });
             wrote.expect("an export");
             let mut checkpoint = Checkpoint::open(dir.path(), &shape).expect("a checkpoint");
             checkpoint.band_bytes = read_bytes;
-            for (param, spec) in specs(&shape).iter().enumerate() {
+            for (param, spec) in specs(&shape).pairs() {
                 let n = spec.elements();
                 // Whole, then from behind in pieces that end inside rows.
                 let pieces = (0..n.div_ceil(13))
@@ -66,7 +67,7 @@ mod tests {
                 for range in std::iter::once(0..n).chain(pieces) {
                     let mut got = vec![f32::NAN; (range.end - range.start) as usize];
                     checkpoint
-                        .read(param as u32, range.clone(), &mut got)
+                        .read(param, range.clone(), &mut got)
                         .expect("a read");
                     assert_eq!(got, value(param, range.clone()), "{} {range:?}", spec.name);
                 }

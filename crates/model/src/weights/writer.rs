@@ -10,7 +10,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use half::bf16;
-use lowtide_workload::{Dtype, ModelShape};
+use lowtide_workload::{Dtype, ModelShape, ParamId};
 use serde_json::{Map, Value, json};
 
 use super::BAND_BYTES;
@@ -74,7 +74,7 @@ impl<'a> HfWriter<'a> {
 
     /// Writes the model to `dir`, which is made where it does not exist.
     ///
-    /// `read(param_idx, range, out)` fills `out` with these elements of the parameter; it is
+    /// `read(param, range, out)` fills `out` with these elements of the parameter; it is
     /// called for every element once, parameters and ranges ascending, at most about 16 million
     /// elements at a time. When the call returns, everything is on the disk under its final name.
     /// After an error nothing is left under the name `model.safetensors` or the index's.
@@ -85,7 +85,7 @@ impl<'a> HfWriter<'a> {
     pub fn write<E: From<ModelError>>(
         &self,
         dir: &Path,
-        mut read: impl FnMut(u32, Range<u64>, &mut [f32]) -> Result<(), E>,
+        mut read: impl FnMut(ParamId, Range<u64>, &mut [f32]) -> Result<(), E>,
     ) -> Result<(), E> {
         fs::create_dir_all(dir).map_err(ModelError::io(dir))?;
         refuse_existing(dir)?;
@@ -173,7 +173,7 @@ impl<'a> HfWriter<'a> {
         &self,
         out: &Pending,
         tensors: &[HfTensor],
-        read: &mut impl FnMut(u32, Range<u64>, &mut [f32]) -> Result<(), E>,
+        read: &mut impl FnMut(ParamId, Range<u64>, &mut [f32]) -> Result<(), E>,
     ) -> Result<(), E> {
         let header = self.header(tensors);
         out.write_at(&header, 0)?;
@@ -192,7 +192,7 @@ impl<'a> HfWriter<'a> {
                 let end = (begin + step).min(own.end);
                 values.clear();
                 values.resize((end - begin) as usize, f32::NAN);
-                read(tensor.param_idx, begin..end, &mut values)?;
+                read(tensor.param, begin..end, &mut values)?;
                 if tensor.transposed {
                     let band = (begin - own.start) / cols..(end - own.start) / cols;
                     self.write_columns(out, at, (rows, band), &values, &mut bytes)?;

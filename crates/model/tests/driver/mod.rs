@@ -10,15 +10,16 @@ use std::collections::{HashMap, HashSet};
 use half::bf16;
 use lowtide_device::{Dst, Queue};
 use lowtide_model::{Arg, Call, Decoder, Options, Phase, random_init};
+use lowtide_units::Id;
 use lowtide_workload::{
-    Access, Batch, Dtype, Family, ModelShape, Optimizer, Rope, RopeScaling, What, Workload,
+    Access, Batch, Dtype, Family, ModelShape, Optimizer, ParamId, Rope, RopeScaling, What, Workload,
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Key {
     Local(usize, u16),
-    Weight(u32),
-    Gradient(u32),
+    Weight(ParamId),
+    Gradient(ParamId),
     Inputs,
     Loss,
 }
@@ -28,7 +29,7 @@ pub struct Driver {
     pub shape: ModelShape,
     queue: Queue,
     memory: HashMap<Key, Vec<u64>>,
-    touched: HashSet<u32>,
+    touched: HashSet<ParamId>,
 }
 
 /// A small Llama with odd sizes: grouped queries, untied, two blocks.
@@ -208,24 +209,24 @@ impl Driver {
         driver
             .memory
             .insert(Key::Inputs, words(bytemuck::cast_slice(&inputs)));
-        for (i, param) in driver.decoder.workload().params.clone().iter().enumerate() {
+        for (id, param) in driver.decoder.workload().params.clone().pairs() {
             let mut values = vec![0.0; param.elements as usize];
-            random_init(shape, 5, i as u32, 0..param.elements, &mut values);
+            random_init(shape, 5, id, 0..param.elements, &mut values);
             for (j, value) in values.iter_mut().enumerate() {
                 // Norms and biases (all ones, all zeros) get values of their own.
-                let vary = ((i * 31 + j * 17) % 23) as f32 / 23.0 - 0.5;
+                let vary = ((id.idx() * 31 + j * 17) % 23) as f32 / 23.0 - 0.5;
                 *value = if param.decay {
                     *value * 12.0
                 } else {
                     *value + 0.6 * vary
                 };
             }
-            driver.set_weight(i as u32, &values);
+            driver.set_weight(id, &values);
         }
         driver
     }
 
-    pub fn set_weight(&mut self, param: u32, values: &[f32]) {
+    pub fn set_weight(&mut self, param: ParamId, values: &[f32]) {
         let bytes = match self.decoder.workload().precision {
             Dtype::F32 => words(bytemuck::cast_slice(values)),
             Dtype::Bf16 => {
@@ -236,8 +237,8 @@ impl Driver {
         self.memory.insert(Key::Weight(param), bytes);
     }
 
-    pub fn weight(&self, param: u32) -> Vec<f32> {
-        let elements = self.decoder.workload().params[param as usize].elements as usize;
+    pub fn weight(&self, param: ParamId) -> Vec<f32> {
+        let elements = self.decoder.workload().params[param].elements as usize;
         let bytes: &[u8] = bytemuck::cast_slice(&self.memory[&Key::Weight(param)]);
         match self.decoder.workload().precision {
             Dtype::F32 => bytemuck::cast_slice(&bytes[..4 * elements]).to_vec(),
@@ -248,14 +249,14 @@ impl Driver {
         }
     }
 
-    pub fn gradient(&self, param: u32) -> Vec<f32> {
-        let elements = self.decoder.workload().params[param as usize].elements as usize;
+    pub fn gradient(&self, param: ParamId) -> Vec<f32> {
+        let elements = self.decoder.workload().params[param].elements as usize;
         let bytes: &[u8] = bytemuck::cast_slice(&self.memory[&Key::Gradient(param)]);
         bytemuck::cast_slice(&bytes[..4 * elements]).to_vec()
     }
 
-    pub fn n_params(&self) -> u32 {
-        self.decoder.workload().params.len() as u32
+    pub fn params(&self) -> impl Iterator<Item = ParamId> + use<> {
+        self.decoder.workload().params.ids()
     }
 
     /// One micro-batch, both directions: sum of losses and their count.
@@ -387,7 +388,7 @@ impl Driver {
 /// Whose memory an operand is, and its length.
 fn resolve(workload: &Workload, unit: usize, what: What) -> (Key, usize) {
     let u = &workload.units[unit];
-    let elements = |i: u32| workload.params[i as usize].elements as usize;
+    let elements = |i: ParamId| workload.params[i].elements as usize;
     match what {
         What::Local(i) => {
             let bytes = u.tensors[usize::from(i)].bytes.usize();

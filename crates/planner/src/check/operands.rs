@@ -1,8 +1,9 @@
 //! Rule 8, of one task: it has the operands that its work has in the workload, each the right bytes
 //! of the right tensor, on a lane that reaches them.
 
+use lowtide_units::{List, ids};
 use lowtide_workload::{
-    Access, Dtype, Op, PARAM_ALIGN, PIECE_ALIGN, Unit, UnitKind, What, Workload,
+    Access, Dtype, Op, PARAM_ALIGN, PIECE_ALIGN, ParamId, Unit, UnitKind, What, Workload,
 };
 
 use super::{CLIP_BYTES, Fault, LOSS_BYTES, size};
@@ -18,9 +19,9 @@ pub(super) fn operands(plan: &Plan, w: &Workload, clip: Clip) -> Result<(), Faul
         task: TaskId(0),
         what,
     })?;
-    let mut piece_of = vec![PieceId(0); w.params.len()];
+    let mut piece_of = List::from(vec![PieceId(0); w.params.len()]);
     for (i, piece) in plan.pieces.pairs() {
-        piece.params.clone().for_each(|p| piece_of[p as usize] = i);
+        ids(&piece.params).for_each(|p| piece_of[p] = i);
     }
     for part in PartName::ALL {
         let here = Here {
@@ -43,9 +44,9 @@ pub(super) fn operands(plan: &Plan, w: &Workload, clip: Clip) -> Result<(), Faul
 
 /// Pieces hold every parameter once, in order and apart.
 fn pieces(plan: &Plan, w: &Workload) -> Result<(), String> {
-    let (mut next, mut chunks) = (0, 0);
+    let (mut next, mut chunks) = (ParamId(0), 0);
     for (i, p) in plan.pieces.iter().enumerate() {
-        let params = w.params.get(p.params.start as usize..p.params.end as usize);
+        let params = w.params.run(&p.params);
         let Some(params) = params.filter(|x| p.params.start == next && !x.is_empty()) else {
             return Err(format!("piece {i} is not the next parameters"));
         };
@@ -69,7 +70,7 @@ fn pieces(plan: &Plan, w: &Workload) -> Result<(), String> {
         chunks += parts;
     }
     let units = plan.unit_names.len() == w.units.len();
-    if next as usize != w.params.len() || !units || plan.accumulate != w.batch.accumulate {
+    if next != w.params.next_id() || !units || plan.accumulate != w.batch.accumulate {
         return Err("the plan is of another workload".to_owned());
     }
     let storage = (plan.precision, plan.gradient, plan.optimizer);
@@ -103,7 +104,7 @@ struct Here<'a> {
     w: &'a Workload,
     clip: Clip,
     part: PartName,
-    piece_of: &'a [PieceId],
+    piece_of: &'a List<ParamId, PieceId>,
 }
 
 impl Here<'_> {
@@ -256,12 +257,12 @@ impl Here<'_> {
             let (n, i) = there.ok_or("has an operand of a unit that is not there")?;
             Ok::<_, String>(self.whole(Tensor::Local(n, i, m), Use::Read))
         };
-        let part = |p: u32, tensor: fn(PieceId) -> Tensor, bytes: u64| {
-            let piece = self.piece_of[p as usize];
+        let part = |p: ParamId, tensor: fn(PieceId) -> Tensor, bytes: u64| {
+            let piece = self.piece_of[p];
             Want {
                 tensor: tensor(piece),
                 offset: self.plan.pieces[piece].offset_of(p) * bytes,
-                bytes: self.w.params[p as usize].elements * bytes,
+                bytes: self.w.params[p].elements * bytes,
                 access: Use::Read,
             }
         };

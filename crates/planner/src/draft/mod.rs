@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use lowtide_units::{Bytes, List, ids};
-use lowtide_workload::{Dtype, What, Workload};
+use lowtide_workload::{Dtype, ParamId, What, Workload};
 
 use crate::choice::{Choice, Clip, LoopOrder, Pieces, Processor, Saved};
 use crate::fast::FastMap;
@@ -67,7 +67,7 @@ pub(crate) fn cut(w: &Workload, how: Pieces) -> List<PieceId, Piece> {
     let shared = shared_gradients(w);
     let mut pieces: List<PieceId, Piece> = List::default();
     let mut norm_offset = 0;
-    let mut push = |unit: usize, range: std::ops::Range<u32>, pieces: &mut List<PieceId, Piece>| {
+    let mut push = |unit: usize, range: Range<ParamId>, pieces: &mut List<PieceId, Piece>| {
         let piece = Piece::new(w, unit as u32, range, norm_offset);
         norm_offset += piece.norm_chunks;
         pieces.push(piece);
@@ -82,9 +82,9 @@ pub(crate) fn cut(w: &Workload, how: Pieces) -> List<PieceId, Piece> {
         }
         let mut start = unit.params.start;
         let mut sum = 0;
-        for p in unit.params.clone() {
-            let next = w.params[p as usize].elements;
-            let apart = p > start && shared.get(&p) != shared.get(&(p - 1));
+        for p in ids(&unit.params) {
+            let next = w.params[p].elements;
+            let apart = p > start && shared.get(&p) != shared.get(&ParamId(p.0 - 1));
             if apart || (sum >= least && next >= least) {
                 push(u, start..p, &mut pieces);
                 (start, sum) = (p, 0);
@@ -97,8 +97,8 @@ pub(crate) fn cut(w: &Workload, how: Pieces) -> List<PieceId, Piece> {
 }
 
 /// The other units whose backward adds to a parameter's gradient, of those parameters that have such.
-fn shared_gradients(w: &Workload) -> FastMap<u32, Vec<usize>> {
-    let mut shared: FastMap<u32, Vec<usize>> = FastMap::default();
+fn shared_gradients(w: &Workload) -> FastMap<ParamId, Vec<usize>> {
+    let mut shared: FastMap<ParamId, Vec<usize>> = FastMap::default();
     for (u, unit) in w.units.iter().enumerate() {
         for o in unit.backward.iter().flat_map(|op| &op.operands) {
             if let What::Gradient(p) = o.what
@@ -236,9 +236,9 @@ pub(crate) fn draft(
     names: &[PartName],
 ) -> Draft {
     let pieces = cut(w, choice.pieces);
-    let mut piece_of = vec![PieceId(0); w.params.len()];
+    let mut piece_of = List::from(vec![PieceId(0); w.params.len()]);
     for (i, piece) in pieces.pairs() {
-        piece.params.clone().for_each(|p| piece_of[p as usize] = i);
+        ids(&piece.params).for_each(|p| piece_of[p] = i);
     }
     let mut e = emitter(w, rates, choice, clip, &pieces);
     e.saved = w.units.iter().map(lowtide_workload::Unit::saved).collect();

@@ -1,6 +1,6 @@
 //! What goes to disk so that the host's budget holds, and what would fit where nothing does.
 
-use lowtide_units::Bytes;
+use lowtide_units::{Bytes, ids};
 
 use super::mix::{Mix, pinned_ahead};
 use super::{Refusal, Request, Search, fits};
@@ -75,11 +75,7 @@ impl Search<'_> {
             if excess == 0 {
                 break;
             }
-            let n: u64 = unit
-                .params
-                .clone()
-                .map(|p| w.params[p as usize].padded())
-                .sum();
+            let n: u64 = ids(&unit.params).map(|p| w.params[p].padded()).sum();
             let (homes, bytes) = if weights {
                 (&mut choice.weights, n * w.precision.size())
             } else {

@@ -7,7 +7,7 @@
 //! it, evenly between those that the host updates, so that host and links work side by side. The
 //! last have the latest deadlines: what does not fit on the host goes to disk from there.
 
-use lowtide_units::Bytes;
+use lowtide_units::{Bytes, ids};
 use lowtide_workload::{UnitKind, Workload};
 
 use std::ops::Deref;
@@ -39,8 +39,8 @@ impl Knobs {
             for i in unit.saved() {
                 tensor = unit.tensors[i as usize].bytes.0.max(tensor);
             }
-            for p in unit.params.clone() {
-                let n = w.params[p as usize].padded();
+            for p in ids(&unit.params) {
+                let n = w.params[p].padded();
                 tensor = tensor.max(n * w.precision.size());
                 state = state.max(n * w.gradient.size() + w.optimizer.state_bytes(w.precision, n));
             }
