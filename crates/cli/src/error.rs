@@ -528,6 +528,17 @@ fn model_advice(e: &ModelError) -> Vec<String> {
             }
             _ => "correct it in that file, as the model's makers published it",
         },
+        ModelError::NothingLike { .. } => {
+            "`train.freeze` and `train.unfreeze` take names of tensors as the model's safetensors have them; a tied \
+             head is the embedding's table and has no name of its own"
+        }
+        ModelError::Partly { .. } => {
+            "let `train.freeze` name both, or neither: queries, keys and values are one matrix here, so are gate \
+             and up, and a norm's weight and bias one kernel's"
+        }
+        ModelError::NothingTrained => {
+            "name fewer tensors in `train.freeze`, or some in `train.unfreeze`"
+        }
         ModelError::NoConfig { found, .. } => match found.as_deref() {
             Some("params.json") => {
                 "it has weights as their makers published them: fetch the version for transformers"

@@ -59,6 +59,7 @@ pub fn plan(args: &PlanArgs, out: Out) -> Answer {
     let about = json!({
         "model": workload.model,
         "parameters": workload.parameters(),
+        "trained_parameters": workload.trained(),
         "batch": batch,
         "optimizer": workload.optimizer.name.name(),
         "moments": workload.optimizer.moments.name(),

@@ -306,6 +306,18 @@ const ROWS: &[Row] = &[
     trained("train.clip.mode", ["exact", "none"], &[], weights),
     trained("train.clip.norm", ["1e-3", "1e-6"], &[], weights),
     trained("train.gradient", ["bf16", "f32"], &[], norm),
+    trained(
+        "train.freeze",
+        ["model.embed_tokens", "model.layers.0"],
+        &[],
+        weights,
+    ),
+    trained(
+        "train.unfreeze",
+        ["model.embed_tokens", "model.layers.0"],
+        &["train.freeze=*"],
+        weights,
+    ),
     // Their gradient is not finite: the one stops, the other goes on to the end.
     trained(
         "train.on_nonfinite",

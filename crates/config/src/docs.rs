@@ -70,7 +70,7 @@ fn typed(kind: &Kind) -> Json {
             let word = json!({ "enum": kind.words() });
             json!({ "anyOf": [word.clone(), { "type": "array", "items": word }] })
         }
-        Kind::Paths => json!({ "anyOf": [
+        Kind::Paths | Kind::Texts => json!({ "anyOf": [
             { "type": "string" },
             { "type": "array", "items": { "type": "string" } },
         ]}),
@@ -145,7 +145,7 @@ fn as_json(value: &Value) -> Json {
         Value::Count(n) => json!(n),
         Value::Number(n) => json!(n),
         Value::Text(text) => json!(text),
-        Value::Paths(list) => json!(list),
+        Value::Texts(list) => json!(list),
         Value::Size(size) => json!(size.0),
         Value::Disks(disks) => {
             let disk = |(dir, size): &(String, Bytes)| json!({ "dir": dir, "size": size.0 });

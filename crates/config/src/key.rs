@@ -57,6 +57,8 @@ pub enum Kind {
     Path,
     /// A path or a list of paths.
     Paths,
+    /// Text or a list of texts.
+    Texts,
     /// A size in bytes, such as `24GiB`.
     Size,
     /// A size, `{dir, size}`, or a list of `{dir, size}`.
@@ -153,6 +155,7 @@ impl Kind {
             Self::Text => "text".to_owned(),
             Self::Path => "a path".to_owned(),
             Self::Paths => "a path or a list of paths".to_owned(),
+            Self::Texts => "text or a list of texts".to_owned(),
             Self::Size => "a size such as 24GiB, 512MiB, 4TB or 16384".to_owned(),
             Self::Disks => "a size such as 400GiB, or a list of {dir, size}".to_owned(),
             Self::Word { words, .. } => spell(words),

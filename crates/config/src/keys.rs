@@ -375,6 +375,31 @@ const AFTER_DATA: &[Key] = &[
         elsewhere: &["chunk_size", "loss_chunk", "num_output_chunks"],
     },
     Key {
+        name: "train.freeze",
+        doc: "Tensors that are not trained, by name: no gradient, no optimizer state, and nothing of backward below \
+              the lowest that is trained. `*` is any run of characters, and a name stands for all below it: \
+              `[model.embed_tokens, model.layers.0]`.",
+        kind: Kind::Texts,
+        default: Unset("everything is trained"),
+        elsewhere: &[
+            "frozen_parameters",
+            "freeze_layers",
+            "freeze_modules",
+            "freeze_parameters",
+        ],
+    },
+    Key {
+        name: "train.unfreeze",
+        doc: "Tensors that are trained although `freeze` names them, by name.",
+        kind: Kind::Texts,
+        default: Unset("none"),
+        elsewhere: &[
+            "unfrozen_parameters",
+            "trainable_parameters",
+            "freeze_trainable_modules",
+        ],
+    },
+    Key {
         name: "optimizer.name",
         doc: "The optimizer.",
         kind: Kind::Word {

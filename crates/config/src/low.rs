@@ -124,7 +124,10 @@ impl Low {
         let parsed = |text: &str| tree::parse(text, &|_, _| at.clone());
         if let Some(key) = find(name) {
             let flow = text.starts_with(['[', '{'])
-                && matches!(key.kind, Kind::Paths | Kind::Disks | Kind::Words { .. });
+                && matches!(
+                    key.kind,
+                    Kind::Paths | Kind::Texts | Kind::Disks | Kind::Words { .. }
+                );
             // Outside quotes and lists the text is the value, whatever YAML would make of it.
             let node = if flow || text.starts_with(['"', '\'']) {
                 parsed(text)?
@@ -230,6 +233,15 @@ impl Low {
         })
     }
 
+    /// Texts of a list; none when the key was not given.
+    pub fn texts(&self, name: &str) -> Vec<String> {
+        match self.value(name) {
+            None => Vec::new(),
+            Some(Value::Texts(texts)) => texts,
+            Some(other) => panic!("{name} is no list of texts: {other:?}"),
+        }
+    }
+
     /// Words of a list; none when the key was not given.
     pub fn words(&self, name: &str) -> Vec<&'static str> {
         match self.value(name) {
@@ -261,7 +273,7 @@ impl Low {
     pub fn paths(&self, name: &str) -> Vec<PathBuf> {
         match self.value(name) {
             None => Vec::new(),
-            Some(Value::Paths(list)) => list.iter().map(|p| self.absolute(name, p)).collect(),
+            Some(Value::Texts(list)) => list.iter().map(|p| self.absolute(name, p)).collect(),
             Some(other) => panic!("{name} is no list of paths: {other:?}"),
         }
     }

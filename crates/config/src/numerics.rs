@@ -55,6 +55,11 @@ impl Run {
         if train.last_batch != LastBatch::Fill {
             key["train"]["last_batch"] = json!(train.last_batch);
         }
+        for (name, patterns) in [("freeze", &train.freeze), ("unfreeze", &train.unfreeze)] {
+            if !patterns.is_empty() {
+                key["train"][name] = json!(patterns);
+            }
+        }
         key
     }
 }

@@ -33,6 +33,7 @@ pub(crate) fn together(low: &Low, run: &Run) -> Result<(), ConfigError> {
     tiers(low, run)?;
     drives(low, run)?;
     activations(low, run)?;
+    frozen(low, run)?;
     durable(low, run)
 }
 
@@ -230,6 +231,19 @@ fn activations(low: &Low, run: &Run) -> Result<(), ConfigError> {
     if run.plan.recompute.is_some() && run.plan.activations.is_some() {
         let why = "both say what becomes of saved tensors; leave one of them at auto";
         return conflict(low, "plan.activations", "plan.recompute", why);
+    }
+    Ok(())
+}
+
+/// Something is frozen before something of it is not; and a run that was killed finds its journal's state on the
+/// drives, which frozen weights are not part of.
+fn frozen(low: &Low, run: &Run) -> Result<(), ConfigError> {
+    if run.train.freeze.is_empty() {
+        return idle(low, "train.unfreeze", "train.freeze", "'train.freeze'");
+    }
+    if run.checkpoint.durable {
+        let why = "a durable run with frozen parameters is not supported; save checkpoints instead";
+        return conflict(low, "train.freeze", "checkpoint.durable", why);
     }
     Ok(())
 }

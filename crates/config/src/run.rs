@@ -199,6 +199,10 @@ pub struct Train {
     pub on_nonfinite: NonFinite,
     /// Rows of logits at once; 0: the model chooses from its shape.
     pub logits_chunk: u32,
+    /// Patterns of the names of tensors that are not trained.
+    pub freeze: Vec<String>,
+    /// Patterns of those that are trained nevertheless.
+    pub unfreeze: Vec<String>,
 }
 
 /// How long to train.

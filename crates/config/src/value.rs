@@ -17,7 +17,8 @@ pub(crate) enum Value {
     Number(f64),
     /// Text, or a path as typed.
     Text(String),
-    Paths(Vec<String>),
+    /// Texts, or paths as typed.
+    Texts(Vec<String>),
     Size(Bytes),
     Disks(Vec<(String, Bytes)>),
     /// One of the key's words, `auto` among them.
@@ -32,7 +33,7 @@ pub(crate) const MOST_DRIVES: usize = 64;
 pub(crate) fn check(key: &str, kind: &Kind, node: &Node) -> Result<Value, ConfigError> {
     let item = Item { key, kind, node };
     match kind {
-        Kind::Paths => item.paths(),
+        Kind::Paths | Kind::Texts => item.texts(),
         Kind::Disks => item.disks(),
         Kind::Words { .. } => item.words(),
         _ => item.scalar(),
@@ -57,7 +58,7 @@ impl Item<'_> {
             Kind::Text | Kind::Path => Ok(Value::Text(text.clone())),
             Kind::Pattern => self.pattern(text),
             Kind::Size | Kind::Disks => self.size(text).map(Value::Size),
-            Kind::Paths => Ok(Value::Paths(vec![text.clone()])),
+            Kind::Paths | Kind::Texts => Ok(Value::Texts(vec![text.clone()])),
             Kind::Word {
                 aliases, planned, ..
             } => self.word(text, aliases, planned),
@@ -162,15 +163,18 @@ impl Item<'_> {
         each.collect::<Result<_, _>>().map(Value::Words)
     }
 
-    fn paths(&self) -> Result<Value, ConfigError> {
+    fn texts(&self) -> Result<Value, ConfigError> {
         let Tree::List(items) = &self.node.tree else {
             return self.scalar();
         };
-        let path = |(i, node): (usize, &Node)| match &node.tree {
+        let text = |(i, node): (usize, &Node)| match &node.tree {
             Tree::Scalar(text) => Ok(text.clone()),
             _ => Err(Item {
                 key: &format!("{}[{i}]", self.key),
-                kind: &Kind::Path,
+                kind: match self.kind {
+                    Kind::Paths => &Kind::Path,
+                    _ => &Kind::Text,
+                },
                 node,
             }
             .wrong_type()),
@@ -178,9 +182,9 @@ impl Item<'_> {
         items
             .iter()
             .enumerate()
-            .map(path)
+            .map(text)
             .collect::<Result<_, _>>()
-            .map(Value::Paths)
+            .map(Value::Texts)
     }
 
     fn disks(&self) -> Result<Value, ConfigError> {

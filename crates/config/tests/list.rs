@@ -18,6 +18,7 @@ data.on_error data.max_line data.system data.separator data.chat_template
 train.steps train.epochs train.micro_batch train.seq train.accumulate train.last_batch train.learning_rate
 train.schedule train.warmup_steps train.warmup_ratio train.decay_ratio train.min_lr_ratio
 train.clip.mode train.clip.norm train.gradient train.on_nonfinite train.logits_chunk
+train.freeze train.unfreeze
 optimizer.name optimizer.beta1 optimizer.beta2 optimizer.eps optimizer.weight_decay
 optimizer.moments optimizer.update
 plan.loop plan.weights plan.optimizer plan.gradients plan.inputs plan.recompute

@@ -80,6 +80,9 @@ fn each_key_is_in_it_or_is_named_here_as_outside() {
         if k.name == "train.decay_ratio" {
             sets.push("train.schedule=wsd");
         }
+        if k.name == "train.unfreeze" {
+            sets.push("train.freeze=*");
+        }
         let before = key(&sets);
         let set = format!("{}={}", k.name, other(k.name, &k.kind));
         sets.push(&set);

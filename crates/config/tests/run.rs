@@ -192,7 +192,7 @@ log: {every_steps: 10, tensorboard: false, trace: false}
             "schedule": {"shape": "wsd", "warmup": {"steps": 10}, "decay_ratio": 0.25,
                 "min_lr_ratio": 0.125},
             "clip": {"mode": "previous", "norm": 2.0}, "gradient": "bf16",
-            "on_nonfinite": "stop", "logits_chunk": 64
+            "on_nonfinite": "stop", "logits_chunk": 64, "freeze": [], "unfreeze": []
         },
         "optimizer": {"name": "adamw", "beta1": 0.8, "beta2": 0.9, "eps": 1e-6,
             "weight_decay": 0.1, "moments": "f32", "update": "device"},

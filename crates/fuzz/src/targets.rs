@@ -109,6 +109,7 @@ fn options(batch: Batch) -> Options {
         precision: Dtype::Bf16,
         gradient: Dtype::Bf16,
         optimizer: Optimizer::default(),
+        frozen: Vec::new(),
         batch,
         logits_chunk: 0,
         make: cpu.make,

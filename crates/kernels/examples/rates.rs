@@ -255,7 +255,7 @@ fn heads(q: &Queue, d: Head, dtype: Dtype) {
     let seconds = best(|| {
         let o = head::Train {
             dh: dh.again(),
-            dw: sum(dw.again()),
+            dw: Some(sum(dw.again())),
             loss: loss.again(),
             h,
             w,
@@ -320,7 +320,7 @@ fn memory_bound(q: &Queue, rows: usize, c: usize, dtype: Dtype) {
     let t = best(|| {
         let o = rmsnorm::Backward {
             dx: a.again(),
-            dw: sum(dw.again()),
+            dw: Some(sum(dw.again())),
             dy: b,
             x,
             rstd: rstd.src(),
@@ -345,8 +345,8 @@ fn memory_bound(q: &Queue, rows: usize, c: usize, dtype: Dtype) {
     let t = best(|| {
         let o = layernorm::Backward {
             dx: a.again(),
-            dw: sum(dw.again()),
-            db: sum(db.again()),
+            dw: Some(sum(dw.again())),
+            db: Some(sum(db.again())),
             dy: b,
             x,
             mean: mean.src(),
@@ -435,10 +435,10 @@ fn memory_bound(q: &Queue, rows: usize, c: usize, dtype: Dtype) {
     let mut acc = Dst::of(&mut acc);
     let t = best(|| {
         let o = embedding::Backward {
-            dtokens: Sum {
+            dtokens: Some(Sum {
                 to: acc.again(),
                 accumulate: false,
-            },
+            }),
             dpositions: None,
             dy: y.src(),
             inputs: Planes::all(tokens),
@@ -464,6 +464,12 @@ fn memory_bound(q: &Queue, rows: usize, c: usize, dtype: Dtype) {
     };
     let mut ws = scratch(matmul::workspace(d, dtype, lowtide_device::Make::Cpu));
     let mut ws = Dst::of(&mut ws);
-    let t = best(|| matmul::backward_bias(q, sum(db.again()), x, d, dtype, ws.again()));
+    let t = best(|| {
+        let o = matmul::Bias {
+            db: sum(db.again()),
+            dy: x,
+        };
+        matmul::backward_bias(q, o, d, dtype, ws.again());
+    });
     say("backward_bias", 1.0, t);
 }

@@ -80,8 +80,9 @@ impl Runs {
     }
 
     /// `sum (+)= Σ partials[from .. from + sum]`, runs in order, for partials of `width` numbers that
-    /// [`Self::each`] left in `ws`.
-    pub(crate) fn sum_partials(self, sum: Sum<'_>, from: usize, ws: Src<'_>, width: usize) {
+    /// [`Self::each`] left in `ws`. Nothing where no sum is wanted.
+    pub(crate) fn sum_partials(self, sum: Option<Sum<'_>>, from: usize, ws: Src<'_>, width: usize) {
+        let Some(sum) = sum else { return };
         const COLUMNS: usize = 256;
         let n = sum.to.bytes() / size_of::<f32>();
         (0..n.div_ceil(COLUMNS)).into_par_iter().for_each(|i| {

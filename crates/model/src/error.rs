@@ -63,6 +63,25 @@ pub enum ModelError {
         /// What it must be.
         need: String,
     },
+    /// A pattern of frozen parameters that is the name of none.
+    #[error("`{pattern}` names no tensor of the model, which has {}", names.join(", "))]
+    NothingLike {
+        /// The pattern.
+        pattern: String,
+        /// The names of the ends and of the first block.
+        names: Vec<String>,
+    },
+    /// Two tensors of one computation of which one is to be frozen.
+    #[error("{frozen} is frozen and {trained} is not, but their gradients are one computation")]
+    Partly {
+        /// The tensor that is frozen.
+        frozen: String,
+        /// The one that is not.
+        trained: String,
+    },
+    /// Every parameter is frozen.
+    #[error("every parameter is frozen: there is nothing to train")]
+    NothingTrained,
     /// A directory without `config.json`.
     #[error("{}: no config.json{}", dir.display(), instead(found))]
     NoConfig {

@@ -12,6 +12,7 @@
 mod config_json;
 mod describe;
 mod error;
+mod frozen;
 mod inputs;
 mod params;
 mod rope;
@@ -24,6 +25,7 @@ pub use config_json::{
 };
 pub use describe::{Options, Phase, describe};
 pub use error::ModelError;
+pub use frozen::frozen;
 pub use inputs::store_inputs;
 pub use lowtide_kernels::operands::Arg;
 pub use params::{HfTensor, hf_tensors};

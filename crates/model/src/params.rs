@@ -104,6 +104,7 @@ impl Spec {
             elements: self.elements(),
             cols: self.cols,
             decay,
+            frozen: false,
         }
     }
 }

@@ -77,6 +77,12 @@ impl Decoder {
         &self.shape
     }
 
+    /// Rows of logits that exist at a time.
+    #[must_use]
+    pub fn logits_chunk(&self) -> u64 {
+        self.sizes.chunk as u64
+    }
+
     /// Runs one operation on `q` and returns when its results are written.
     ///
     /// # Panics
@@ -127,6 +133,9 @@ impl Decoder {
             }
             Kind::LinearInput(o, dims) => {
                 matmul::backward_input(q, o.bind(args), dims.dims(s), dtype, ws);
+            }
+            Kind::LinearBias(o, dims) => {
+                matmul::backward_bias(q, o.bind(args), dims.dims(s), dtype, ws);
             }
             Kind::Rope(o) => rope::forward(q, o.bind(args), self.rotation()),
             Kind::RopeBackward(o) => rope::backward(q, o.bind(args), self.rotation(), ws),

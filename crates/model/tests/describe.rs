@@ -23,6 +23,7 @@ fn options(micro_batch: u32, seq: u32, accumulate: u32) -> Options {
         precision: Dtype::Bf16,
         gradient: Dtype::Bf16,
         optimizer: Optimizer::default(),
+        frozen: Vec::new(),
         batch,
         logits_chunk: 0,
         make: lowtide_device::Make::Cpu,

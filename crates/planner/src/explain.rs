@@ -66,6 +66,21 @@ pub fn explain(plan: &Plan, cuda: bool) -> String {
             plan.optimizer.bytes_each(plan.precision)
         );
     }
+    let frozen: u64 = plan
+        .pieces
+        .iter()
+        .filter(|p| p.frozen)
+        .map(|p| p.elements)
+        .sum();
+    if frozen > 0 {
+        let all: u64 = plan.pieces.iter().map(|p| p.elements).sum();
+        let _ = writeln!(
+            text,
+            "frozen: {:.1} M of {:.1} M parameters, without gradient, optimizer state and update",
+            frozen as f64 / 1e6,
+            all as f64 / 1e6,
+        );
+    }
     if plan.choice.durable {
         let _ = writeln!(
             text,
@@ -113,18 +128,19 @@ pub fn explain_choices(plan: &Plan) -> String {
         LoopOrder::LayerMajor => "layer-major".to_owned(),
         LoopOrder::BatchMajor => "batch-major".to_owned(),
     };
-    let on_device = c.update.iter().filter(|&&p| p == Processor::Device).count();
+    let updated = || (0..c.update.len()).filter(|&u| is_updated(plan, u));
+    let on_device = updated()
+        .filter(|&u| c.update[u] == Processor::Device)
+        .count();
+    let units = updated().count();
     let [stay, move_away, again] = c.saved_tensors();
     format!(
         "{order}, of saved tensors {stay} stay, {move_away} move and {again} are computed again, \
          updates on {}, {} pieces, {}\n",
         match on_device {
             0 => "the host".to_owned(),
-            n if n == c.update.len() => "the device".to_owned(),
-            n => format!(
-                "the host and, for {n} of {} units, the device",
-                c.update.len()
-            ),
+            n if n == units => "the device".to_owned(),
+            n => format!("the host and, for {n} of {units} units, the device"),
         },
         plan.pieces.len(),
         match c.ahead.device.0 {
@@ -135,6 +151,12 @@ pub fn explain_choices(plan: &Plan) -> String {
             ),
         },
     )
+}
+
+/// Whether a unit has anything to update: all do but those that are frozen.
+fn is_updated(plan: &Plan, unit: usize) -> bool {
+    let mut own = plan.pieces.iter().filter(|p| p.unit as usize == unit);
+    own.clone().next().is_none() || own.any(|p| !p.frozen)
 }
 
 /// One of the ways to update, and how much of a plan goes it.
@@ -159,14 +181,18 @@ pub fn split(plan: &Plan, machine: &Machine) -> [Share; 3] {
         parameters: 0,
         seconds: Seconds::ZERO,
     }; 3];
-    for u in 0..c.update.len() {
+    for u in (0..c.update.len()).filter(|&u| is_updated(plan, u)) {
         let kind = match (c.update[u], c.optimizer[u]) {
             (Processor::Host, _) => 0,
             (Processor::Device, Tier::Device) => 1,
             (Processor::Device, _) => 2,
         };
         shares[kind].units += 1;
-        for piece in plan.pieces.iter().filter(|p| p.unit as usize == u) {
+        for piece in plan
+            .pieces
+            .iter()
+            .filter(|p| p.unit as usize == u && !p.frozen)
+        {
             shares[kind].parameters += piece.elements;
             shares[kind].seconds += match kind {
                 0 => machine.update(Lane::HOST, piece.elements, plan.optimizer),

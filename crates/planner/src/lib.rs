@@ -41,6 +41,8 @@ pub use updates::{UpdateRate, Updates};
 #[cfg(test)]
 mod durable_tests;
 #[cfg(test)]
+mod frozen_tests;
+#[cfg(test)]
 mod mutants;
 #[cfg(test)]
 mod mutants_tests;

@@ -50,10 +50,13 @@ pub struct Piece {
     pub norm_offset: u64,
     /// Its norm partial sums.
     pub norm_chunks: u64,
+    /// Its parameters are frozen: it has weights alone, which no task writes.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub frozen: bool,
 }
 
 impl Piece {
-    /// Lays out `params` of `unit`.
+    /// Lays out `params` of `unit`, of which all are frozen or none is.
     #[must_use]
     pub fn new(w: &Workload, unit: u32, params: Range<ParamId>, norm_offset: u64) -> Self {
         let mut at = 0;
@@ -65,8 +68,11 @@ impl Piece {
             norm_chunks += w.params[p].norm_chunks();
         }
         let elements = lowtide_units::align_up(at, PIECE_ALIGN);
+        let mut own = ids(&params).map(|p| &w.params[p]);
+        let frozen = own.all(|p| p.frozen);
         Self {
             unit,
+            frozen,
             params,
             offsets,
             elements,

@@ -52,6 +52,7 @@ pub(crate) fn workload(layers: u32, accumulate: u32) -> Workload {
     };
     let rows = batch.rows();
     let mut params = vec![Param {
+        frozen: false,
         name: "embedding".into(),
         unit: 0,
         elements: v * c,
@@ -80,6 +81,7 @@ pub(crate) fn workload(layers: u32, accumulate: u32) -> Workload {
         let p = params.len() as u32;
         let unit = l + 1;
         params.push(Param {
+            frozen: false,
             name: format!("{l}.norm"),
             unit,
             elements: c,
@@ -87,6 +89,7 @@ pub(crate) fn workload(layers: u32, accumulate: u32) -> Workload {
             decay: false,
         });
         params.push(Param {
+            frozen: false,
             name: format!("{l}.up"),
             unit,
             elements: f * c,
@@ -94,6 +97,7 @@ pub(crate) fn workload(layers: u32, accumulate: u32) -> Workload {
             decay: true,
         });
         params.push(Param {
+            frozen: false,
             name: format!("{l}.down"),
             unit,
             elements: f * c,
@@ -149,6 +153,7 @@ pub(crate) fn workload(layers: u32, accumulate: u32) -> Workload {
     let p = params.len() as u32;
     let unit = layers + 1;
     params.push(Param {
+        frozen: false,
         name: "head.norm".into(),
         unit,
         elements: c,
@@ -205,6 +210,41 @@ pub(crate) fn workload(layers: u32, accumulate: u32) -> Workload {
         params: params.into(),
         model_flops: Flops(1e9),
     }
+}
+
+/// A workload of which some parameters are frozen: as a model describes it, without the operations of backward of
+/// which then nothing comes.
+pub(crate) fn frozen(mut w: Workload, off: &[u32]) -> Workload {
+    for &p in off {
+        w.params[ParamId(p)].frozen = true;
+    }
+    let trained = |p: ParamId| !off.contains(&p.0);
+    let all = w.params.pairs().filter(|&(p, _)| trained(p));
+    let lowest = all.map(|(_, param)| param.unit);
+    let lowest = lowest.min().expect("something is trained") as usize;
+    for (u, unit) in w.units.iter_mut().enumerate() {
+        let mut wanted: Vec<What> = Vec::new();
+        if u > lowest {
+            wanted.extend(unit.d_input.map(What::Local));
+        }
+        let backward = std::mem::take(&mut unit.backward);
+        for mut op in backward.into_iter().rev() {
+            op.operands.retain(|o| match o.what {
+                What::Gradient(p) => trained(p),
+                _ => true,
+            });
+            let needed = |o: &Operand| match o.access {
+                lowtide_workload::Access::Read => false,
+                lowtide_workload::Access::Write => o.what == What::Loss || wanted.contains(&o.what),
+                lowtide_workload::Access::Accumulate => true,
+            };
+            if op.operands.iter().any(needed) {
+                wanted.extend(op.operands.iter().map(|o| o.what));
+                unit.backward.insert(0, op);
+            }
+        }
+    }
+    w
 }
 
 /// As [`workload`], with a matrix of the head's own.

@@ -20,11 +20,12 @@ fn aheads() -> [Ahead; 4] {
     [Ahead::NONE, each(1 << 16), each(1 << 20), Ahead::UNLIMITED]
 }
 
-const CLIPS: [Clip; 3] = [Clip::Exact, Clip::Previous, Clip::None];
+pub(crate) const CLIPS: [Clip; 3] = [Clip::Exact, Clip::Previous, Clip::None];
 
 /// Every combination of homes, loop order, recompute, cut, copies ahead and place of update.
-fn every_choice(layers: u32, accumulate: u32) -> Vec<(lowtide_workload::Workload, Choice)> {
-    let w = workload(layers, accumulate);
+pub(crate) fn every_choice(
+    w: lowtide_workload::Workload,
+) -> Vec<(lowtide_workload::Workload, Choice)> {
     let n = w.units.len();
     let mut all = Vec::new();
     for order in [LoopOrder::LayerMajor, LoopOrder::BatchMajor] {
@@ -76,7 +77,10 @@ fn every_choice(layers: u32, accumulate: u32) -> Vec<(lowtide_workload::Workload
 fn every_combination_of_choices_passes_the_checker() {
     for accumulate in [1, 3] {
         // Each clipping mode sees a third of the combinations, so that the test takes seconds.
-        for (i, (w, c)) in every_choice(2, accumulate).into_iter().enumerate() {
+        for (i, (w, c)) in every_choice(workload(2, accumulate))
+            .into_iter()
+            .enumerate()
+        {
             let clip = CLIPS[(i + accumulate as usize) % 3];
             let plan = build(&w, &c, clip, Budgets::UNLIMITED, &machine());
             if let Err(fault) = check(&plan, &w, clip) {
@@ -495,7 +499,10 @@ fn no_simulated_time_is_below_its_bounds() {
         (d.write, d.mixed) = (d.read, lowtide_units::BytesPerSecond(d.read.0 * 2.0));
     }
     for accumulate in [1, 2] {
-        for (i, (w, c)) in every_choice(2, accumulate).into_iter().enumerate() {
+        for (i, (w, c)) in every_choice(workload(2, accumulate))
+            .into_iter()
+            .enumerate()
+        {
             if i % 5 != 0 {
                 continue;
             }

@@ -173,9 +173,11 @@ impl<'a> Homes<'a> {
         array.unwrap_or_else(|| panic!("no array for {role:?}"))
     }
 
-    /// The table of every parameter.
-    fn roles(&self) -> impl Iterator<Item = &'static StateSpec> {
-        self.plan.optimizer.roles(self.plan.precision)
+    /// What there is of the parameters of a piece: of frozen ones the weight alone.
+    fn roles(&self, piece: PieceId) -> impl Iterator<Item = &'static StateSpec> + use<> {
+        let frozen = self.plan.pieces[piece].frozen;
+        let all = self.plan.optimizer.roles(self.plan.precision);
+        all.take(if frozen { 1 } else { usize::MAX })
     }
 
     /// Reads entries `range` of a parameter's role as bytes.
@@ -208,7 +210,7 @@ impl<'a> Homes<'a> {
     fn chunks(&self) -> Vec<(PieceId, StateArray, Range<u64>)> {
         let mut all = Vec::new();
         for (id, piece) in self.plan.pieces.pairs() {
-            for spec in self.roles() {
+            for spec in self.roles(id) {
                 let array = self.array(id, spec.role);
                 debug_assert!(array.entries() <= piece.elements, "{array:?}");
                 for from in (0..array.entries()).step_by(CHUNK as usize) {
@@ -330,7 +332,7 @@ impl<'a> Homes<'a> {
                         let n = (range.end - range.start) as usize;
                         source(p, range, &mut numbers[at as usize..][..n])?;
                     }
-                    let all = self.roles().map(|spec| self.array(piece, spec.role));
+                    let all = self.roles(piece).map(|spec| self.array(piece, spec.role));
                     all.filter(of_weights).collect()
                 }
             };
@@ -393,7 +395,7 @@ impl<'a> Homes<'a> {
         let mut count = 0;
         let mut bytes = Vec::new();
         for (p, param) in self.workload.params.pairs() {
-            for spec in self.roles() {
+            for spec in self.workload.arrays(param) {
                 let (role, size, entries) = (spec.role, spec.size(), spec.entries(param));
                 for from in (0..entries).step_by(CHUNK as usize) {
                     let to = (from + CHUNK).min(entries);

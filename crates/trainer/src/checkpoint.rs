@@ -185,7 +185,7 @@ fn layout(w: &Workload) -> Layout {
     let mut arrays = Vec::new();
     let mut offset = 0u64;
     for (p, param) in w.params.pairs() {
-        for &spec in w.optimizer.roles(w.precision) {
+        for &spec in w.arrays(param) {
             let length = spec.entries(param);
             let bytes = length * spec.size();
             entries.insert(
@@ -442,8 +442,8 @@ pub fn load(
     })?;
     let sums = sums.into_inner().unwrap_or_else(PoisonError::into_inner);
     let found = joined(w, sums);
-    for p in w.params.ids() {
-        for spec in w.optimizer.roles(w.precision) {
+    for (p, param) in w.params.pairs() {
+        for spec in w.arrays(param) {
             let name = array_name(w, p, spec.role);
             let found = found.get(&name).copied().unwrap_or(0);
             if state.checksums.get(&name) != Some(&found) {

@@ -29,7 +29,7 @@ use crate::output::folder::Folder;
 use crate::output::mark::Kept;
 use crate::output::room::Room;
 use crate::output::{self, Output};
-use crate::planning::{Planned, options_of};
+use crate::planning::Planned;
 use crate::report::{Observer, Phase, StepLine, TrainReport, When};
 use crate::stops::Stops;
 use crate::tally::Tally;
@@ -279,7 +279,6 @@ fn write_json(folder: &Folder, name: &str, value: &impl Serialize) -> Result<(),
 /// hold.
 fn numerics_of(run: &Run, device: &Device, decoder: &Decoder, train: &Packed) -> Value {
     let mut key = run.numerics_key();
-    let options = options_of(run, run.batch(), device.target);
     key["device"] = match &device.gpu {
         None => json!("cpu"),
         Some(gpu) => json!({
@@ -287,7 +286,21 @@ fn numerics_of(run: &Run, device: &Device, decoder: &Decoder, train: &Packed) ->
             "attention": format!("{:?}", device.target.attention).to_lowercase(),
         }),
     };
-    key["train"]["logits_chunk"] = json!(options.chunk_rows(decoder.shape()));
+    key["train"]["logits_chunk"] = json!(decoder.logits_chunk());
+    // Patterns as they are typed say less than what they find.
+    let params = &decoder.workload().params;
+    let frozen: Vec<&str> = params
+        .iter()
+        .filter(|p| p.frozen)
+        .map(|p| &*p.name)
+        .collect();
+    if let Some(train) = key["train"].as_object_mut() {
+        train.remove("unfreeze");
+        train.remove("freeze");
+        if !frozen.is_empty() {
+            train.insert("freeze".to_owned(), json!(frozen));
+        }
+    }
     key["shape"] = json!(decoder.shape());
     key["data"]["fingerprint"] = json!(format!("{:016x}", train.fingerprint()));
     key

@@ -84,16 +84,24 @@ pub(crate) fn check_length(run: &Run, shape: &ModelShape) -> Result<(), TrainErr
 /// # Errors
 /// As [`shape_of`].
 pub fn decoder_of(run: &Run, batch: Batch, target: Target) -> Result<Arc<Decoder>, TrainError> {
-    let options = options_of(run, batch, target);
     let shape = shape_of(run)?;
     check_length(run, &shape)?;
+    let options = options_of(run, &shape, batch, target)?;
     Ok(Arc::new(Decoder::new(&shape, &options)?))
 }
 
 /// What beside its shape decides the work of a run's model.
-#[must_use]
-pub fn options_of(run: &Run, batch: Batch, target: Target) -> Options {
-    Options {
+///
+/// # Errors
+/// Patterns of frozen parameters that do not suit the shape.
+pub fn options_of(
+    run: &Run,
+    shape: &ModelShape,
+    batch: Batch,
+    target: Target,
+) -> Result<Options, TrainError> {
+    Ok(Options {
+        frozen: lowtide_model::frozen(shape, &run.train.freeze, &run.train.unfreeze)?,
         precision: run.precision,
         gradient: run.train.gradient,
         optimizer: run.optimizer.what(),
@@ -101,7 +109,7 @@ pub fn options_of(run: &Run, batch: Batch, target: Target) -> Options {
         logits_chunk: run.train.logits_chunk,
         make: target.make,
         attention: target.attention,
-    }
+    })
 }
 
 /// A run's clipping.

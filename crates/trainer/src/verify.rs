@@ -7,7 +7,7 @@ use std::sync::Arc;
 use lowtide_config as config;
 use lowtide_config::{Init, ModelSource, Run};
 use lowtide_executor::Trace;
-use lowtide_model::{Checkpoint, Decoder, random_init};
+use lowtide_model::{Checkpoint, Decoder, Options, random_init};
 use lowtide_planner::{Budgets, Choice, LaneKind, PieceId, Plan, build, check};
 use lowtide_units::{Bytes, List};
 use lowtide_workload::{ModelShape, ParamId};
@@ -79,12 +79,19 @@ pub fn verify(
     let whole = shape_of(run)?;
     check_length(run, &whole)?;
     let blocks = blocks.clamp(1, whole.layers);
+    let device = device::open(run, &whole)?;
+    let options = options_of(run, &whole, run.batch(), device.target)?;
+    let all = lowtide_model::describe(&whole, &options)?;
+    let blocks = slice::blocks(&all, blocks);
     let shape = ModelShape {
-        layers: blocks,
+        layers: blocks.len() as u32,
         ..whole.clone()
     };
-    let device = device::open(run, &shape)?;
-    let options = options_of(run, run.batch(), device.target);
+    let options = Options {
+        frozen: slice::frozen(&all, &blocks),
+        ..options
+    };
+    let blocks = shape.layers;
     let decoder = Arc::new(Decoder::new(&shape, &options)?);
     let clip = clip_of(run);
     let basis = Basis::here(
@@ -289,8 +296,8 @@ fn load_slice(run: &Run, session: &mut Session, whole: &ModelShape) -> Result<()
     match (&run.model.source, run.model.init) {
         (ModelSource::Path(dir), Init::Pretrained) => {
             let files = Checkpoint::open(dir, whole)?;
-            let w =
-                lowtide_model::describe(whole, &options_of(run, run.batch(), Target::default()))?;
+            let options = options_of(run, whole, run.batch(), Target::default())?;
+            let w = lowtide_model::describe(whole, &options)?;
             let names = &decoder.workload().params;
             let of_whole: List<ParamId, ParamId> = names
                 .iter()
@@ -320,7 +327,7 @@ fn compare(a: &mut Session, b: &mut Session) -> Result<(Option<String>, u64), Tr
     let mut compared = 0;
     let (mut x, mut y) = (Vec::new(), Vec::new());
     for (p, param) in w.params.pairs() {
-        for spec in w.optimizer.roles(w.precision) {
+        for spec in w.arrays(param) {
             let (role, size) = (spec.role, spec.size());
             let entries = spec.entries(param);
             for from in (0..entries).step_by(CHUNK as usize) {

@@ -62,6 +62,7 @@ fn open(gpu: &Gpu, attention: Engine) -> Session {
         precision: Dtype::Bf16,
         gradient: Dtype::Bf16,
         optimizer: Optimizer::default(),
+        frozen: Vec::new(),
         batch: BATCH,
         logits_chunk: 0,
         make: Make::Cuda,

@@ -3,12 +3,18 @@
 
 mod common;
 
+use std::sync::Arc;
+
 use common::{
-    Trained, checked, choice, decoder_on, decoder_with, devices, gpu, llama, open, quick_on, train,
+    Trained, checked, choice, decoder_frozen, decoder_on, decoder_with, devices, gpt2, gpu, llama,
+    open, quick_on, train,
 };
 use lowtide_device::cuda::Gpu;
+use lowtide_kernels::update::split;
+use lowtide_model::{Decoder, random_init};
 use lowtide_planner::{Clip, LoopOrder, Pieces, Processor, Saved, Tier};
-use lowtide_workload::{Dtype, Moments, Optimizer, OptimizerName};
+use lowtide_session::Session;
+use lowtide_workload::{Dtype, ModelShape, Moments, Optimizer, OptimizerName};
 
 const CLIPS: [Clip; 3] = [Clip::Exact, Clip::Previous, Clip::None];
 
@@ -63,6 +69,135 @@ fn placements(gpu: Option<&Gpu>) {
         }
     }
     assert!(combinations >= 100, "{combinations}");
+}
+
+/// Frozen parameters stay as they are, wherever they live, and what is trained is the same bits as with everything
+/// resident. A first step without clipping makes of it what it makes where everything is trained.
+#[test]
+fn frozen_parameters_stay_and_the_rest_may_live_anywhere() {
+    for gpu in devices() {
+        frozen(gpu.as_ref());
+    }
+}
+
+fn frozen(gpu: Option<&Gpu>) {
+    let mut normed = llama(2, false);
+    normed.qk_norm = true;
+    let cases: [(ModelShape, &[&str]); 6] = [
+        (llama(3, true), &["model.embed_tokens", "model.layers.0"]),
+        (
+            llama(2, false),
+            &[
+                "*",
+                "!model.layers.1.mlp",
+                "!*v_proj.bias",
+                "!*q_proj.bias",
+                "!*k_proj.bias",
+            ],
+        ),
+        (normed, &["*norm*", "lm_head"]),
+        (
+            gpt2(2, true),
+            &["transformer.wpe", "*.ln_1", "*c_fc.weight"],
+        ),
+        (gpt2(2, false), &["transformer.wte", "*.bias", "*ln_*"]),
+        (llama(2, false), &["*", "!lm_head"]),
+    ];
+    let mut combinations = 0;
+    for (n, (shape, patterns)) in cases.iter().enumerate() {
+        let accumulate = [1, 3][n % 2];
+        let optimizer = Optimizer::default();
+        let d = decoder_frozen(gpu, shape, Dtype::Bf16, optimizer, patterns, accumulate);
+        let all = decoder_on(gpu, shape, Dtype::Bf16, accumulate);
+        first_step_is_that_of_all(gpu, &d, &all, accumulate);
+        for (k, clip) in CLIPS.into_iter().enumerate() {
+            let resident = choice(&d, Tier::Device, Tier::Device, Tier::Device);
+            let plan = checked(&d, &resident, clip);
+            let want = train(
+                &mut open(&d, &plan, clip, quick_on(gpu, true)),
+                3,
+                accumulate,
+            );
+            assert!(want.losses.iter().all(|l| f64::from_bits(l.0).is_finite()));
+            let mut i = 0;
+            for weights in Tier::ALL {
+                for optimizer in Tier::ALL {
+                    for inputs in Tier::ALL {
+                        i += 1;
+                        if i % 3 != k {
+                            continue;
+                        }
+                        let mut c = choice(&d, weights, optimizer, inputs);
+                        let saved = [Saved::Keep, Saved::Recompute, Saved::Host][(i + n) % 3];
+                        c.saved.iter_mut().for_each(|s| s.fill(saved));
+                        c.order = [LoopOrder::LayerMajor, LoopOrder::BatchMajor][(i + n) % 2];
+                        if accumulate == 3 && i % 4 == 0 {
+                            (c.round, c.order) = (2, LoopOrder::LayerMajor);
+                        }
+                        (c.ahead, c.carry) = common::ahead(i + n);
+                        if i % 2 == 0 {
+                            c.pieces = Pieces::Split(256);
+                        }
+                        let plan = checked(&d, &c, clip);
+                        let options = quick_on(gpu, i % 2 == 0 || gpu.is_none());
+                        let mut session = open(&d, &plan, clip, options);
+                        let got = train(&mut session, 3, accumulate);
+                        assert_eq!(got, want, "{patterns:?} {c:?} {clip:?} {gpu:?}");
+                        stays(&d, &mut session);
+                        combinations += 1;
+                    }
+                }
+            }
+        }
+    }
+    assert!(combinations > 150, "{combinations}");
+}
+
+/// Frozen weights are those that the run began with.
+fn stays(d: &Arc<Decoder>, session: &mut Session) {
+    let homes = session.homes().expect("staging");
+    for (p, param) in d.workload().params.pairs().filter(|(_, p)| p.frozen) {
+        let (mut began, mut now) = (vec![0.0; param.elements as usize], Vec::new());
+        random_init(d.shape(), 7, p, 0..param.elements, &mut began);
+        now.resize(began.len(), 0.0);
+        homes.weights(p, 0..param.elements, &mut now).expect("read");
+        let rounded = began.iter().map(|&x| split(x).0).map(widened);
+        assert!(rounded.eq(now), "{}", param.name);
+    }
+}
+
+fn widened(high: u16) -> f32 {
+    f32::from_bits(u32::from(high) << 16)
+}
+
+fn first_step_is_that_of_all(
+    gpu: Option<&Gpu>,
+    some: &Arc<Decoder>,
+    all: &Arc<Decoder>,
+    accumulate: u32,
+) {
+    let [mut some, mut all] = [some, all].map(|d| {
+        let resident = choice(d, Tier::Device, Tier::Device, Tier::Device);
+        let plan = checked(d, &resident, Clip::None);
+        let mut session = open(d, &plan, Clip::None, quick_on(gpu, true));
+        train(&mut session, 1, accumulate);
+        session
+    });
+    let d = Arc::clone(some.decoder());
+    let w = d.workload();
+    let (some, all) = (
+        some.homes().expect("staging"),
+        all.homes().expect("staging"),
+    );
+    for (p, param) in w.params.pairs().filter(|(_, p)| !p.frozen) {
+        for spec in w.arrays(param) {
+            let entries = spec.entries(param);
+            let [mut x, mut y] = [0u8, 1].map(|fill| vec![fill; (entries * spec.size()) as usize]);
+            some.read(p, spec.role, 0..entries, &mut x).expect("read");
+            all.read(p, spec.role, 0..entries, &mut y).expect("read");
+            assert!(x == y, "{} of {}", spec.role.name(), param.name);
+        }
+    }
 }
 
 /// Weights and optimizer state in two versions on disk: the same bits, wherever copies of weights

@@ -168,6 +168,7 @@ fn open(
         precision,
         gradient: precision,
         optimizer: Optimizer::default(),
+        frozen: Vec::new(),
         batch: case.batch(),
         logits_chunk: 24,
         make: make_of(gpu),

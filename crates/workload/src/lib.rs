@@ -113,6 +113,9 @@ pub struct Param {
     pub cols: u64,
     /// Whether weight decay applies (matrices and embeddings: yes; norms and biases: no).
     pub decay: bool,
+    /// Whether it stays as it is: it then has no gradient, no optimizer state and no update.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub frozen: bool,
 }
 
 impl Param {
@@ -128,10 +131,13 @@ impl Param {
         align_up(self.elements, PARAM_ALIGN)
     }
 
-    /// Norm partial sums of this parameter.
+    /// Norm partial sums of this parameter; a frozen one has none.
     #[must_use]
     pub fn norm_chunks(&self) -> u64 {
-        self.elements.div_ceil(NORM_CHUNK)
+        match self.frozen {
+            true => 0,
+            false => self.elements.div_ceil(NORM_CHUNK),
+        }
     }
 }
 
@@ -328,7 +334,8 @@ pub struct Workload {
     /// Every parameter, in parameter order.
     pub params: List<ParamId, Param>,
     /// Floating-point operations of one batch by the usual count, 6·N + 6·L·C·T a token, nothing
-    /// recomputed: what a model TFLOP/s figure divides by.
+    /// recomputed: what a model TFLOP/s figure divides by. Of what is frozen only those that are done: no
+    /// weight gradients, and no backward below the lowest parameter that is trained.
     pub model_flops: Flops,
 }
 
@@ -337,5 +344,18 @@ impl Workload {
     #[must_use]
     pub fn parameters(&self) -> u64 {
         self.params.iter().map(|p| p.elements).sum()
+    }
+
+    /// The arrays of a parameter that last from step to step, the weight first; of a frozen one the weight alone.
+    pub fn arrays(&self, param: &Param) -> impl Iterator<Item = &'static StateSpec> + use<> {
+        let all = if param.frozen { 1 } else { usize::MAX };
+        self.optimizer.roles(self.precision).take(all)
+    }
+
+    /// Number of parameters that are trained.
+    #[must_use]
+    pub fn trained(&self) -> u64 {
+        let trained = self.params.iter().filter(|p| !p.frozen);
+        trained.map(|p| p.elements).sum()
     }
 }

@@ -6,6 +6,7 @@
 mod branches;
 mod durable;
 mod finished;
+mod freeze;
 mod looks;
 mod lost;
 mod masks;

@@ -51,8 +51,8 @@ operands! {
 operands! {
     /// Operands of [`backward`].
     pub struct Backward<F> {
-        /// f32 (V, C).
-        pub dtokens: F::Add,
+        /// f32 (V, C); none where the table is frozen.
+        pub dtokens: Option<F::Add>,
         /// f32 (P, C).
         pub dpositions: Option<F::Add>,
         /// E (rows, C).
@@ -96,14 +96,10 @@ pub fn forward(q: &Queue, o: Forward<Views<'_>>, d: Dims) {
 pub fn backward(q: &Queue, o: Backward<Views<'_>>, d: Dims, mut ws: Dst<'_>) {
     expect("dy", o.dy, d.rows.numbers(), size(d.rows.dtype));
     let Backward { dy, inputs, .. } = o;
-    table(
-        q,
-        o.dtokens,
-        (dy, inputs.tokens),
-        d.rows,
-        d.vocab,
-        ws.again(),
-    );
+    if let Some(dtokens) = o.dtokens {
+        let from = (dy, inputs.tokens);
+        table(q, dtokens, from, d.rows, d.vocab, ws.again());
+    }
     if let Some(dpositions) = o.dpositions {
         let from = (dy, inputs.positions);
         table(q, dpositions, from, d.rows, d.positions, ws);

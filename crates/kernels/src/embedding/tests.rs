@@ -35,7 +35,7 @@ fn backward_tokens(
     ws: Dst<'_>,
 ) {
     let o = Backward {
-        dtokens,
+        dtokens: Some(dtokens),
         dpositions: None,
         dy,
         inputs: Planes::all(tokens),
@@ -103,7 +103,7 @@ fn check((rows, c, vocab, places): (usize, usize, usize, usize), dtype: Dtype) {
             let (mut dy, mut ws) = (dy.clone(), Scratch::new(one.max(two)));
             let sum = |to| Sum { to, accumulate };
             let o = Backward {
-                dtokens: sum(dtokens.on(q)),
+                dtokens: Some(sum(dtokens.on(q))),
                 dpositions: Some(sum(dpositions.on(q))),
                 dy: dy.src(q),
                 inputs: Planes {

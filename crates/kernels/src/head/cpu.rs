@@ -25,9 +25,10 @@ pub(super) fn train<E: Number>(mut o: Train<Views<'_>>, scale: f32, d: &Head, mu
             w: o.w,
         };
         matmul::backward_input::<E>(input, d.dims(n), s.product.again());
+        let Some(dw) = &mut o.dw else { continue };
         let dw = Sum {
-            to: o.dw.to.again(),
-            accumulate: o.dw.accumulate || first > 0,
+            to: dw.to.again(),
+            accumulate: dw.accumulate || first > 0,
         };
         matmul::backward_weight::<E>(dw, dy, from.h, d.dims(n), s.product.again());
     }

@@ -49,10 +49,11 @@ pub(super) fn train(
             w: o.w,
         };
         matmul::backward_input(q, input, d.dims(n), dtype, s.product.again());
+        let Some(dw) = &mut o.dw else { continue };
         let weight = Weight {
             dw: Sum {
-                to: o.dw.to.again(),
-                accumulate: o.dw.accumulate || first > 0,
+                to: dw.to.again(),
+                accumulate: dw.accumulate || first > 0,
             },
             db: None,
             dy,

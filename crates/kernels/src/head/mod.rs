@@ -142,8 +142,8 @@ operands! {
     pub struct Train<F> {
         /// E (rows, C).
         pub dh: F::Write,
-        /// f32 (V, C).
-        pub dw: F::Add,
+        /// f32 (V, C); none where the matrix is frozen.
+        pub dw: Option<F::Add>,
         /// Two f64: the sum of losses and the number of rows that have one.
         pub loss: F::Write,
         /// E (rows, C).
@@ -191,7 +191,8 @@ operands! {
 /// the call returns.
 pub fn train(q: &Queue, o: Train<Views<'_>>, scale: f32, d: &Head, dtype: Dtype, ws: Dst<'_>) {
     expect("dh", &o.dh, d.rows * d.hidden, size(dtype));
-    expect("dw", &o.dw.to, d.vocab * d.hidden, size_of::<f32>());
+    o.dw.iter()
+        .for_each(|dw| expect("dw", &dw.to, d.vocab * d.hidden, size_of::<f32>()));
     expect("loss", &o.loss, 2, size_of::<f64>());
     let from = Reads::of(o.h, o.w, o.inputs);
     d.check(&from, dtype);

@@ -76,10 +76,10 @@ fn check((rows, hidden, vocab, chunk): (usize, usize, usize, usize), dtype: Dtyp
             let inputs = Planes::all(lv);
             let o = Train {
                 dh: dh.on(q),
-                dw: Sum {
+                dw: Some(Sum {
                     to: dw.on(q),
                     accumulate,
-                },
+                }),
                 loss: sums.on(q),
                 h: hv,
                 w: wv,
@@ -260,10 +260,10 @@ fn large_logits_do_not_overflow() {
         let mut ws = Scratch::new(workspace(&d, dtype, q.make()));
         let o = Train {
             dh: dh.on(q),
-            dw: Sum {
+            dw: Some(Sum {
                 to: dw.on(q),
                 accumulate: false,
-            },
+            }),
             loss: sums.on(q),
             h: h.src(q),
             w: w.src(q),
@@ -302,10 +302,10 @@ fn a_label_outside_the_table_is_a_loss_that_is_no_number_on_a_device() {
             let mut ws = Scratch::new(workspace(&d, dtype, q.make()));
             let o = Train {
                 dh: dh.on(q),
-                dw: Sum {
+                dw: Some(Sum {
                     to: dw.on(q),
                     accumulate: false,
-                },
+                }),
                 loss: sums.on(q),
                 h: h.src(q),
                 w: w.src(q),

@@ -102,6 +102,6 @@ pub(super) fn backward(q: &Queue, o: Backward<Views<'_>>, d: Rows, ws: Dst<'_>) 
             .arg(teams.map_or(0, |t| t.warps as i32))
             .launch();
     }
-    let to = (o.dw, Some(o.db.to));
+    let to = o.dw.map(|dw| (dw, o.db.map(|db| db.to)));
     sum_partials(q, to, ws.src(), (c, 2 * c), runs, d.dtype);
 }

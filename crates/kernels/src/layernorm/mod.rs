@@ -41,14 +41,15 @@ operands! {
 }
 
 operands! {
-    /// Operands of [`backward`]. Both gradients are treated as `dw` is: they are one kernel's.
+    /// Operands of [`backward`]. Both gradients are treated as `dw` is: they are one kernel's. Where weight and
+    /// bias are frozen there are none.
     pub struct Backward<F> {
         /// E (rows, C).
         pub dx: F::Write,
         /// f32 (C).
-        pub dw: F::Add,
+        pub dw: Option<F::Add>,
         /// f32 (C).
-        pub db: F::Add,
+        pub db: Option<F::Add>,
         /// E (rows, C).
         pub dy: F::Read,
         /// What forward read, E (rows, C).
@@ -85,8 +86,10 @@ pub fn forward(q: &Queue, o: Forward<Views<'_>>, d: Rows, eps: f32) {
 pub fn backward(q: &Queue, o: Backward<Views<'_>>, d: Rows, ws: Dst<'_>) {
     let e = size(d.dtype);
     expect("dx", &o.dx, d.numbers(), e);
-    expect("dw", &o.dw.to, d.width, size_of::<f32>());
-    expect("db", &o.db.to, d.width, size_of::<f32>());
+    assert_eq!(o.dw.is_some(), o.db.is_some(), "gradients of one kernel");
+    for sum in o.dw.iter().chain(&o.db) {
+        expect("dw or db", &sum.to, d.width, size_of::<f32>());
+    }
     expect("dy", o.dy, d.numbers(), e);
     expect("x", o.x, d.numbers(), e);
     expect("mean", o.mean, d.rows, size_of::<f32>());
@@ -96,11 +99,8 @@ pub fn backward(q: &Queue, o: Backward<Views<'_>>, d: Rows, ws: Dst<'_>) {
         .into_iter()
         .for_each(|r| expect("residual", r, d.numbers(), e));
     expect_workspace(&ws, workspace(d.rows, d.width, q.make()));
-    let accumulate = o.dw.accumulate;
-    let db = Sum {
-        to: o.db.to,
-        accumulate,
-    };
+    let accumulate = o.dw.as_ref().is_some_and(|dw| dw.accumulate);
+    let db = o.db.map(|db| Sum { accumulate, ..db });
     let o = Backward { db, ..o };
     if let Some(q) = q.cuda() {
         return cuda::backward(q, o, d, ws);

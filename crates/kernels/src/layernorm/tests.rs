@@ -100,8 +100,8 @@ fn check((rows, c): (usize, usize), dtype: Dtype) {
             let sum = |to| Sum { to, accumulate };
             let o = Backward {
                 dx: dx.on(q),
-                dw: sum(dw.on(q)),
-                db: sum(db.on(q)),
+                dw: Some(sum(dw.on(q))),
+                db: Some(sum(db.on(q))),
                 dy: dy.src(q),
                 x: x.src(q),
                 mean: mean.src(q),

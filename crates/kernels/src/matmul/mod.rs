@@ -12,7 +12,7 @@ use lowtide_device::{Dst, Make, Queue, Src};
 use lowtide_workload::Dtype;
 
 use crate::number::{expect, expect_workspace, size, with_dtype};
-use crate::operands::{Sum, Views, operands};
+use crate::operands::{Views, operands};
 use crate::product;
 
 /// Sizes of a linear layer applied to rows.
@@ -73,6 +73,16 @@ operands! {
         pub dy: F::Read,
         /// What forward read, E (m, k).
         pub x: F::Read,
+    }
+}
+
+operands! {
+    /// Operands of [`backward_bias`].
+    pub struct Bias<F> {
+        /// f32 (n).
+        pub db: F::Add,
+        /// E (m, n).
+        pub dy: F::Read,
     }
 }
 
@@ -149,12 +159,13 @@ pub fn backward_weight(q: &Queue, o: Weight<Views<'_>>, d: Dims, dtype: Dtype, m
         None => q.run(|| with_dtype!(dtype, cpu::backward_weight(dw, dy, x, d, ws.again()))),
     }
     if let Some(db) = db {
-        backward_bias(q, db, dy, d, dtype, ws);
+        backward_bias(q, Bias { db, dy }, d, dtype, ws);
     }
 }
 
 /// `db (+)= Σ dy` over rows: `db` is f32 (n), `dy` is E (m, n).
-pub fn backward_bias(q: &Queue, db: Sum<'_>, dy: Src<'_>, d: Dims, dtype: Dtype, ws: Dst<'_>) {
+pub fn backward_bias(q: &Queue, o: Bias<Views<'_>>, d: Dims, dtype: Dtype, ws: Dst<'_>) {
+    let Bias { db, dy } = o;
     expect("db", &db.to, d.cols, size_of::<f32>());
     expect("dy", dy, d.rows * d.cols, size(dtype));
     expect_workspace(&ws, workspace(d, dtype, q.make()));

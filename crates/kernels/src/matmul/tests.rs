@@ -1,6 +1,7 @@
 //! Linear layers against `f64`.
 
 use super::*;
+use crate::operands::Sum;
 use crate::testing::{DTYPES, Rng, Scratch, Tensor, close, everywhere, on_gpu, plus};
 
 const SHAPES: [(usize, usize, usize); 15] = [
@@ -173,7 +174,11 @@ fn check_bias((m, k, n): (usize, usize, usize), dtype: Dtype) {
             let mut ws = Scratch::new(workspace(d, dtype, q.make()));
             let to = db.on(q);
             let sum = Sum { to, accumulate };
-            backward_bias(q, sum, dy.src(q), d, dtype, ws.on(q));
+            let o = Bias {
+                db: sum,
+                dy: dy.src(q),
+            };
+            backward_bias(q, o, d, dtype, ws.on(q));
             db
         });
         let want = if accumulate {

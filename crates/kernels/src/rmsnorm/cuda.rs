@@ -96,12 +96,15 @@ pub(crate) fn plain_threads(c: usize) -> u32 {
 /// `ws`. The kernel is the same for either `dtype`: that of the module that is loaded anyway.
 pub(crate) fn sum_partials(
     q: &Queue,
-    (first, second): (Sum<'_>, Option<Dst<'_>>),
+    sums: Option<(Sum<'_>, Option<Dst<'_>>)>,
     ws: Src<'_>,
     (n, width): (usize, usize),
     runs: Runs,
     dtype: Dtype,
 ) {
+    let Some((first, second)) = sums else {
+        return;
+    };
     // SAFETY: the kernel's own arguments, of the sizes that the operation checked (`crate::cuda`).
     unsafe {
         q.kernel(&SOURCE, define(dtype), "sum_partials")
@@ -192,5 +195,6 @@ pub(super) fn backward(q: &Queue, o: Backward<Views<'_>>, d: Rows, ws: Dst<'_>) 
             .arg(teams.map_or(0, |t| t.warps as i32))
             .launch();
     }
-    sum_partials(q, (o.dw, None), ws.src(), (c, c), runs, d.dtype);
+    let to = o.dw.map(|dw| (dw, None));
+    sum_partials(q, to, ws.src(), (c, c), runs, d.dtype);
 }

@@ -42,8 +42,8 @@ operands! {
     pub struct Backward<F> {
         /// E (rows, C).
         pub dx: F::Write,
-        /// f32 (C).
-        pub dw: F::Add,
+        /// f32 (C); none where the weight is frozen.
+        pub dw: Option<F::Add>,
         /// E (rows, C).
         pub dy: F::Read,
         /// What forward read, E (rows, C).
@@ -75,7 +75,8 @@ pub fn forward(q: &Queue, o: Forward<Views<'_>>, d: Rows, eps: f32) {
 pub fn backward(q: &Queue, o: Backward<Views<'_>>, d: Rows, ws: Dst<'_>) {
     let e = size(d.dtype);
     expect("dx", &o.dx, d.numbers(), e);
-    expect("dw", &o.dw.to, d.width, size_of::<f32>());
+    o.dw.iter()
+        .for_each(|dw| expect("dw", &dw.to, d.width, size_of::<f32>()));
     expect("dy", o.dy, d.numbers(), e);
     expect("x", o.x, d.numbers(), e);
     expect("rstd", o.rstd, d.rows, size_of::<f32>());

@@ -82,10 +82,10 @@ fn check((rows, c): (usize, usize), dtype: Dtype) {
             let mut ws = Scratch::new(workspace(rows, c, q.make()));
             let o = Backward {
                 dx: dx.on(q),
-                dw: Sum {
+                dw: Some(Sum {
                     to: dw.on(q),
                     accumulate,
-                },
+                }),
                 dy: dy.src(q),
                 x: x.src(q),
                 rstd: rstd.src(q),
@@ -149,10 +149,10 @@ fn views_may_start_at_any_number() {
             forward(q, o, d, EPS);
             let o = Backward {
                 dx: dx.on(q),
-                dw: Sum {
+                dw: Some(Sum {
                     to: dw.on(q),
                     accumulate: false,
-                },
+                }),
                 dy: dy.src(q),
                 x,
                 rstd: rstd.src(q),

@@ -117,10 +117,8 @@ pub(super) fn backward<E: Number>(o: Backward<Views<'_>>, r: Rotation<'_>, ws: D
             backward_norm_row(dx, dw, dy, turn, saved, heads);
         }
     });
-    let dwk = Sum {
-        accumulate: norm.dwq.accumulate,
-        ..norm.dwk
-    };
+    let accumulate = norm.dwq.as_ref().is_some_and(|dwq| dwq.accumulate);
+    let dwk = norm.dwk.map(|dwk| Sum { accumulate, ..dwk });
     runs.sum_partials(norm.dwq, 0, ws.src(), 2 * d);
     runs.sum_partials(dwk, d, ws.src(), 2 * d);
 }

@@ -211,6 +211,6 @@ pub(super) fn backward(q: &Queue, o: Backward<Views<'_>>, r: Rotation<'_>, ws: D
             .arg(norm.wk)
             .launch();
     }
-    let to = (norm.dwq, Some(norm.dwk.to));
+    let to = norm.dwq.map(|dwq| (dwq, norm.dwk.map(|dwk| dwk.to)));
     sum_partials(q, to, ws.src(), (d, 2 * d), runs, r.dtype);
 }

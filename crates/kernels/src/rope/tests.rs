@@ -114,8 +114,8 @@ fn check(rows: usize, heads: Heads, with_norm: bool, dtype: Dtype) {
             let mut ws = Scratch::new(workspace(rows, heads, with_norm, q.make()));
             let sum = |to| Sum { to, accumulate };
             let norm = with_norm.then(|| QkNormBackward {
-                dwq: sum(dwq.on(q)),
-                dwk: sum(dwk.on(q)),
+                dwq: Some(sum(dwq.on(q))),
+                dwk: Some(sum(dwk.on(q))),
                 x: x.src(q),
                 rstd: rstd.src(q),
                 wq: wq.src(q),

@@ -4,7 +4,7 @@
 //! weight gradient comes before its input gradient, so that the saved input is dead before the
 //! next gradient needs room.
 
-use lowtide_kernels::operands::{Add, Inputs};
+use lowtide_kernels::operands::Inputs;
 use lowtide_kernels::{attention, gelu, layernorm, matmul, rmsnorm, rope, swiglu};
 use lowtide_workload::{Family, ParamId, Unit, UnitKind};
 
@@ -56,7 +56,7 @@ impl Builder<'_> {
         residual: Option<u16>,
     ) {
         let param = self.param(part);
-        let (dx, dw, dy) = (write(dx), Add(param), read(dy));
+        let (dx, dw, dy) = (write(dx), self.add(param), read(dy));
         let (x, rstd, w) = (read(x), read(stats.rstd), weight(param));
         let residual = residual.map(read);
         let kind = match stats.mean {
@@ -72,7 +72,7 @@ impl Builder<'_> {
             Some(mean) => Kind::LayerNormBackward(layernorm::Backward {
                 dx,
                 dw,
-                db: Add(self.norm_bias(part)),
+                db: self.add(self.norm_bias(part)),
                 dy,
                 x,
                 mean: read(mean),
@@ -104,14 +104,19 @@ impl Builder<'_> {
     /// Gradients of `part` [and its bias], then `dx` = `dy` · `part`.
     fn linear_backward(&mut self, part: Part, dx: u16, dy: u16, x: u16, dims: Product) {
         let (w, name) = (self.param(part), part.name());
-        let operands = matmul::Weight {
-            dw: Add(w),
-            db: self.bias(part).map(Add),
-            dy: read(dy),
-            x: read(x),
-        };
-        let kind = Kind::LinearWeight(operands, dims);
-        self.op(Phase::Backward, &format!("{name}.weight"), kind);
+        let db = self.bias(part).and_then(|bias| self.add(bias));
+        match (self.add(w), db) {
+            (Some(dw), db) => {
+                let (dy, x) = (read(dy), read(x));
+                let kind = Kind::LinearWeight(matmul::Weight { dw, db, dy, x }, dims);
+                self.op(Phase::Backward, &format!("{name}.weight"), kind);
+            }
+            (None, Some(db)) => {
+                let kind = Kind::LinearBias(matmul::Bias { db, dy: read(dy) }, dims);
+                self.op(Phase::Backward, &format!("{name}.bias"), kind);
+            }
+            (None, None) => {}
+        }
         let operands = matmul::Input {
             dx: write(dx),
             dy: read(dy),
@@ -141,8 +146,8 @@ impl Builder<'_> {
         let norm = qk_rstd.map(|rstd| {
             let (q, k) = (self.param(Part::QNorm), self.param(Part::KNorm));
             rope::QkNormBackward {
-                dwq: Add(q),
-                dwk: Add(k),
+                dwq: self.add(q),
+                dwk: self.add(k),
                 x: read(x),
                 rstd: read(rstd),
                 wq: weight(q),
@@ -283,5 +288,5 @@ pub(super) fn block(model: &Model<'_>, l: u32) -> (Unit, UnitKinds) {
 
     (b.unit.input, b.unit.output) = (Some(x), Some(y));
     (b.unit.d_output, b.unit.d_input) = (Some(dy), Some(dx));
-    b.done()
+    b.done(l + 1)
 }

@@ -1,10 +1,11 @@
 //! Sizes that do not go together are told before anything is built from them.
 
-use lowtide_workload::{Family, ModelShape, Workload};
+use lowtide_units::List;
+use lowtide_workload::{Family, ModelShape, Param, ParamId, Workload};
 
 use super::Options;
 use crate::ModelError;
-use crate::params::{Spec, specs};
+use crate::params::{Part, Role, Spec, specs};
 
 fn wrong(what: &'static str, have: impl Into<u64>, need: impl Into<String>) -> ModelError {
     ModelError::Dimensions {
@@ -110,6 +111,33 @@ fn parameters(s: &ModelShape) -> u128 {
     let (block, ends): (Vec<Spec>, _) = specs(&one).into_iter().partition(|spec| spec.unit == 1);
     let block: u128 = block.iter().map(count).sum();
     block * u128::from(s.layers) + ends.iter().map(count).sum::<u128>()
+}
+
+/// Whether something is trained, and of gradients that one kernel makes all or none.
+pub(crate) fn frozen(
+    specs: &List<ParamId, Spec>,
+    params: &List<ParamId, Param>,
+) -> Result<(), ModelError> {
+    if params.iter().all(|p| p.frozen) {
+        return Err(ModelError::NothingTrained);
+    }
+    // Weight and bias of a layer norm, and the norms of queries and keys, stand behind one another.
+    let one = |a: &Spec, b: &Spec| {
+        let norm = a.role == Role::Norm && b.role == Role::Bias && a.part == b.part;
+        a.unit == b.unit && (norm || (a.part, b.part) == (Part::QNorm, Part::KNorm))
+    };
+    let all = || specs.iter().zip(params.iter());
+    for ((a, p), (b, q)) in all().zip(all().skip(1)) {
+        if one(a, b) && p.frozen != q.frozen {
+            let (a, b) = (&a.parts[0].0, &b.parts[0].0);
+            let (frozen, trained) = if p.frozen { (a, b) } else { (b, a) };
+            return Err(ModelError::Partly {
+                frozen: frozen.clone(),
+                trained: trained.clone(),
+            });
+        }
+    }
+    Ok(())
 }
 
 /// Whether the tensors of all micro-batches can be counted in 64 bits.

@@ -1,6 +1,6 @@
 //! The embedding and the head.
 
-use lowtide_kernels::operands::{Add, Inputs};
+use lowtide_kernels::operands::Inputs;
 use lowtide_kernels::{embedding, head};
 use lowtide_workload::{Family, ParamId, Unit, UnitKind};
 
@@ -27,8 +27,8 @@ pub(super) fn embedding(model: &Model<'_>) -> (Unit, UnitKinds) {
     b.op(Phase::Forward, "embedding", Kind::Embedding(operands));
 
     let operands = embedding::Backward {
-        dtokens: Add(tokens),
-        dpositions: table.map(Add),
+        dtokens: b.add(tokens),
+        dpositions: table.and_then(|table| b.add(table)),
         dy: read(dy),
         inputs: Inputs,
     };
@@ -36,7 +36,7 @@ pub(super) fn embedding(model: &Model<'_>) -> (Unit, UnitKinds) {
     b.op(Phase::Backward, "embedding", kind);
 
     (b.unit.output, b.unit.d_output) = (Some(y), Some(dy));
-    b.done()
+    b.done(0)
 }
 
 pub(super) fn head(model: &Model<'_>) -> (Unit, UnitKinds) {
@@ -60,7 +60,7 @@ pub(super) fn head(model: &Model<'_>) -> (Unit, UnitKinds) {
     for phase in [Phase::Backward, Phase::Evaluate, Phase::Infer] {
         b.norm(phase, Part::Norm, h, stats, x);
     }
-    let (dw, h, w) = (Add(w), read(h), weight(w));
+    let (dw, h, w) = (b.add(w), read(h), weight(w));
     let operands = head::Train {
         dh: write(dh),
         dw,
@@ -87,5 +87,5 @@ pub(super) fn head(model: &Model<'_>) -> (Unit, UnitKinds) {
     b.op(Phase::Infer, "logits", Kind::HeadLogits(operands));
 
     (b.unit.input, b.unit.d_input) = (Some(x), Some(dx));
-    b.done()
+    b.done(layers + 1)
 }

@@ -127,6 +127,8 @@ pub(crate) enum Kind {
     Linear(matmul::Forward<Names>, Product),
     LinearWeight(matmul::Weight<Names>, Product),
     LinearInput(matmul::Input<Names>, Product),
+    /// The bias's gradient alone: the matrix is frozen.
+    LinearBias(matmul::Bias<Names>, Product),
     Rope(rope::Forward<Names>),
     RopeBackward(rope::Backward<Names>),
     Attention(attention::Forward<Names>),
@@ -176,6 +178,7 @@ impl Kind {
             Self::Linear(o, _) => o.list(to),
             Self::LinearWeight(o, _) => o.list(to),
             Self::LinearInput(o, _) => o.list(to),
+            Self::LinearBias(o, _) => o.list(to),
             Self::Rope(o) => o.list(to),
             Self::RopeBackward(o) => o.list(to),
             Self::Attention(o) => o.list(to),
@@ -199,22 +202,22 @@ impl Kind {
             kv_heads,
             head_dim,
         } = s.heads;
-        let norm = |op: &str, residual: bool| {
-            format!(
-                "{op} {t} rows{rows} c{c}{}",
-                if residual { " residual" } else { "" }
-            )
+        let norm = |op: &str, with: &[(bool, &str)]| {
+            let with: String = with.iter().filter(|w| w.0).map(|w| w.1).collect();
+            format!("{op} {t} rows{rows} c{c}{with}")
         };
+        // Without the weight's gradient.
+        const FROZEN: &str = " frozen";
         let product = |op: &str, p: Product, with: &[(bool, &str)]| {
             let with: String = with.iter().filter(|w| w.0).map(|w| w.1).collect();
             format!("matmul.{op} {t} m{rows} n{} k{}{with}", p.cols, p.inner)
         };
-        let table = |op: &str, positions: bool| {
-            let with = if positions { " positions" } else { "" };
+        let table = |op: &str, with: &[(bool, &str)]| {
+            let with: String = with.iter().filter(|w| w.0).map(|w| w.1).collect();
             format!("embedding.{op} {t} rows{rows} c{c} v{}{with}", s.vocab)
         };
-        let rotary = |op: &str, norm: bool| {
-            let with = if norm { " norm" } else { "" };
+        let rotary = |op: &str, with: &[(bool, &str)]| {
+            let with: String = with.iter().filter(|w| w.0).map(|w| w.1).collect();
             format!("rope.{op} {t} rows{rows} h{heads} kv{kv_heads} d{head_dim}{with}")
         };
         let attention = |op: &str| {
@@ -229,27 +232,49 @@ impl Kind {
             )
         };
         match self {
-            Self::Embedding(o) => table("forward", o.positions.is_some()),
-            Self::EmbeddingBackward(o, _) => table("backward", o.dpositions.is_some()),
-            Self::RmsNorm(_) => norm("rmsnorm.forward", false),
-            Self::RmsNormBackward(o) => norm("rmsnorm.backward", o.residual.is_some()),
-            Self::LayerNorm(_) => norm("layernorm.forward", false),
-            Self::LayerNormBackward(o) => norm("layernorm.backward", o.residual.is_some()),
+            Self::Embedding(o) => table("forward", &[(o.positions.is_some(), " positions")]),
+            Self::EmbeddingBackward(o, _) => {
+                let (positions, frozen) = (o.dpositions.is_some(), o.dtokens.is_none());
+                table("backward", &[(positions, " positions"), (frozen, FROZEN)])
+            }
+            Self::RmsNorm(_) => norm("rmsnorm.forward", &[]),
+            Self::RmsNormBackward(o) => {
+                let (residual, frozen) = (o.residual.is_some(), o.dw.is_none());
+                norm(
+                    "rmsnorm.backward",
+                    &[(residual, " residual"), (frozen, FROZEN)],
+                )
+            }
+            Self::LayerNorm(_) => norm("layernorm.forward", &[]),
+            Self::LayerNormBackward(o) => {
+                let (residual, frozen) = (o.residual.is_some(), o.dw.is_none());
+                norm(
+                    "layernorm.backward",
+                    &[(residual, " residual"), (frozen, FROZEN)],
+                )
+            }
             Self::Linear(o, dims) => {
                 let (bias, residual) = (o.bias.is_some(), o.residual.is_some());
                 product("forward", dims, &[(bias, " bias"), (residual, " residual")])
             }
             Self::LinearWeight(o, dims) => product("weight", dims, &[(o.db.is_some(), " bias")]),
             Self::LinearInput(_, dims) => product("input", dims, &[]),
-            Self::Rope(o) => rotary("forward", o.norm.is_some()),
-            Self::RopeBackward(o) => rotary("backward", o.norm.is_some()),
+            Self::LinearBias(_, dims) => product("bias", dims, &[]),
+            Self::Rope(o) => rotary("forward", &[(o.norm.is_some(), " norm")]),
+            Self::RopeBackward(o) => {
+                let frozen = o.norm.is_some_and(|norm| norm.dwq.is_none());
+                rotary("backward", &[(o.norm.is_some(), " norm"), (frozen, FROZEN)])
+            }
             Self::Attention(_) => attention("forward"),
             Self::AttentionBackward(_) => attention("backward"),
             Self::Swiglu(_) => gated("swiglu.forward"),
             Self::SwigluBackward(_) => gated("swiglu.backward"),
             Self::Gelu(_) => gated("gelu.forward"),
             Self::GeluBackward(_) => gated("gelu.backward"),
-            Self::HeadTrain(_) => head("train"),
+            Self::HeadTrain(o) => head(match o.dw {
+                Some(_) => "train",
+                None => "train frozen",
+            }),
             Self::HeadLoss(_) => head("loss"),
             Self::HeadLogits(_) => head("logits"),
         }
@@ -266,7 +291,7 @@ impl Kind {
             }
             Self::Attention(_) => 2.0 * attention,
             Self::AttentionBackward(_) => 5.0 * attention,
-            Self::HeadTrain(_) => 3.0 * rows * logits,
+            Self::HeadTrain(o) => rows * logits * o.dw.map_or(2.0, |_| 3.0),
             Self::HeadLoss(_) => rows * logits,
             Self::HeadLogits(_) => s.batch as f64 * logits,
             _ => 0.0,
@@ -278,14 +303,21 @@ impl Kind {
         let m = s.make;
         let bytes = match self {
             Self::EmbeddingBackward(o, _) => {
-                let table = o.dpositions.map_or(0, |_| s.positions);
-                embedding::workspace(s.rows, s.vocab, m).max(embedding::workspace(s.rows, table, m))
+                let tables = [
+                    o.dtokens.map(|_| s.vocab),
+                    o.dpositions.map(|_| s.positions),
+                ];
+                let each = tables.into_iter().flatten();
+                each.map(|table| embedding::workspace(s.rows, table, m))
+                    .max()
+                    .unwrap_or(0)
             }
             Self::RmsNormBackward(_) => rmsnorm::workspace(s.rows, s.hidden, m),
             Self::LayerNormBackward(_) => layernorm::workspace(s.rows, s.hidden, m),
-            Self::Linear(_, dims) | Self::LinearWeight(_, dims) | Self::LinearInput(_, dims) => {
-                matmul::workspace(dims.dims(s), s.dtype, m)
-            }
+            Self::Linear(_, dims)
+            | Self::LinearWeight(_, dims)
+            | Self::LinearInput(_, dims)
+            | Self::LinearBias(_, dims) => matmul::workspace(dims.dims(s), s.dtype, m),
             Self::RopeBackward(o) => rope::workspace(s.rows, s.heads, o.norm.is_some(), m),
             Self::Attention(_) | Self::AttentionBackward(_) => {
                 attention::workspace(&s.attn(), s.dtype, m)
@@ -311,11 +343,13 @@ impl Kind {
             Self::EmbeddingBackward(o, tied) => {
                 let add = |table: u64| table * c * 4 + rows * c * (8 + e);
                 let tokens = if tied.0 { 0 } else { v };
-                add(tokens) + o.dpositions.map_or(0, |_| add(s.positions as u64))
+                o.dtokens.map_or(0, |_| add(tokens))
+                    + o.dpositions.map_or(0, |_| add(s.positions as u64))
             }
             // Logits: written, read and overwritten with their gradient, read twice.
-            Self::HeadTrain(_) => {
-                chunks * v * c * (2 * e + 8) + rows * v * 5 * e + rows * c * 3 * e
+            Self::HeadTrain(o) => {
+                let (sum, reads) = o.dw.map_or((0, 4), |_| (8, 5));
+                chunks * v * c * (2 * e + sum) + rows * v * reads * e + rows * c * 3 * e
             }
             Self::HeadLoss(_) => chunks * v * c * e + rows * v * 2 * e + rows * c * e,
             Self::HeadLogits(_) => v * c * e + s.batch as u64 * (v * 4 + c * e),

@@ -12,11 +12,11 @@ pub(crate) mod kind;
 
 use lowtide_device::Make;
 use lowtide_kernels::attention::Engine;
-use lowtide_kernels::operands::{Read, Write};
+use lowtide_kernels::operands::{Add, Read, Write};
 use lowtide_units::{Bytes, Flops, Id, List, ids};
 use lowtide_workload::{
-    Batch, Dtype, Local, ModelShape, Op, Operand, Optimizer, Param, ParamId, Unit, UnitKind, What,
-    Workload,
+    Access, Batch, Dtype, Local, ModelShape, Op, Operand, Optimizer, Param, ParamId, Unit,
+    UnitKind, What, Workload,
 };
 
 use crate::ModelError;
@@ -35,7 +35,7 @@ const fn chunk_bytes(make: Make) -> u64 {
 const CHUNK_ROWS: u64 = 64;
 
 /// What beside the shape decides the work.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
     /// Storage of weights and saved tensors.
     pub precision: Dtype,
@@ -43,6 +43,8 @@ pub struct Options {
     pub gradient: Dtype,
     /// What updates the parameters, and how it stores its state.
     pub optimizer: Optimizer,
+    /// Parameters that are not trained, by index, as [`crate::frozen`] finds them.
+    pub frozen: Vec<ParamId>,
     /// How the batch is cut.
     pub batch: Batch,
     /// Rows of logits that exist at a time; 0 chooses.
@@ -74,7 +76,8 @@ impl Options {
 /// Describes one training step of `shape` at `options`.
 ///
 /// # Errors
-/// [`ModelError::Dimensions`] when sizes do not go together (heads, batch, sequence length).
+/// [`ModelError::Dimensions`] when sizes do not go together (heads, batch, sequence length);
+/// [`ModelError::Partly`] and [`ModelError::NothingTrained`] as [`crate::frozen`].
 pub fn describe(shape: &ModelShape, options: &Options) -> Result<Workload, ModelError> {
     Ok(build(shape, options)?.workload)
 }
@@ -100,21 +103,24 @@ pub(crate) fn build(shape: &ModelShape, options: &Options) -> Result<Built, Mode
     check::shape(shape)?;
     check::options(shape, options)?;
     let specs = specs(shape);
-    let params: List<ParamId, Param> = specs.iter().map(Spec::param).collect();
+    let mut params: List<ParamId, Param> = specs.iter().map(Spec::param).collect();
+    for &p in &options.frozen {
+        params[p].frozen = true;
+    }
+    check::frozen(&specs, &params)?;
     let model = Model {
         shape,
         sizes: Sizes::new(shape, options),
         specs: &specs,
+        params: &params,
+        lowest: lowest(shape, &params),
     };
 
     let mut units = vec![ends::embedding(&model)];
     units.extend((0..shape.layers).map(|l| block::block(&model, l)));
     units.push(ends::head(&model));
 
-    let n: u64 = params.iter().map(|p| p.elements).sum();
-    let attention =
-        6.0 * f64::from(shape.layers) * f64::from(shape.hidden) * f64::from(options.batch.seq);
-    let model_flops = Flops((6.0 * n as f64 + attention) * options.batch.tokens() as f64);
+    let model_flops = model_flops(&model, options.batch);
     let sizes = model.sizes;
     let (units, kinds) = units.into_iter().unzip();
     let workload = Workload {
@@ -135,11 +141,38 @@ pub(crate) fn build(shape: &ModelShape, options: &Options) -> Result<Built, Mode
     })
 }
 
+/// The lowest unit with a parameter that is trained: backward ends there.
+fn lowest(shape: &ModelShape, params: &List<ParamId, Param>) -> u32 {
+    let trained = params.iter().filter(|p| !p.frozen);
+    trained.map(|p| p.unit).min().unwrap_or(shape.layers + 1)
+}
+
+/// Six operations a number and token: two in forward, two for the input's gradient, two for the weight's. Backward
+/// has neither below the lowest parameter that is trained. A tied head's product counts where its table is.
+fn model_flops(model: &Model<'_>, batch: Batch) -> Flops {
+    let shape = model.shape;
+    let numbers = |of: &dyn Fn(&Param) -> bool| -> f64 {
+        let params = model.params.iter().filter(|p| of(p));
+        params.map(|p| p.elements as f64).sum()
+    };
+    let embedding_used_above = |p: &Param| shape.tied && p.unit == 0;
+    let forward = numbers(&|_| true);
+    let input = numbers(&|p| p.unit >= model.lowest || embedding_used_above(p));
+    let weight = numbers(&|p| !p.frozen);
+    let each = f64::from(shape.hidden) * f64::from(batch.seq);
+    let backward = shape.layers - model.lowest.saturating_sub(1).min(shape.layers);
+    let attention = (2.0 * f64::from(shape.layers) + 4.0 * f64::from(backward)) * each;
+    Flops((2.0 * (forward + input + weight) + attention) * batch.tokens() as f64)
+}
+
 /// What all units are built from.
 pub(super) struct Model<'a> {
     shape: &'a ModelShape,
     sizes: Sizes,
     specs: &'a List<ParamId, Spec>,
+    params: &'a List<ParamId, Param>,
+    /// The lowest unit that has a backward.
+    lowest: u32,
 }
 
 impl Model<'_> {
@@ -238,6 +271,43 @@ impl<'a> Builder<'a> {
         self.find(part, true)
     }
 
+    /// Adds to a parameter's gradient, unless it is frozen.
+    fn add(&self, param: ParamId) -> Option<Add> {
+        (!self.model.params[param].frozen).then_some(Add(param))
+    }
+
+    /// Takes away the operations of backward of which nothing comes: all where nothing below is trained, and those
+    /// that lead only to the gradient of an input that nobody wants.
+    fn prune(&mut self, unit_idx: u32) {
+        let lowest = self.model.lowest;
+        let mut wanted: Vec<u16> = Vec::new();
+        if unit_idx > lowest {
+            wanted.extend(self.unit.d_input);
+        }
+        let mut keep = vec![false; self.unit.backward.len()];
+        for (i, op) in self.unit.backward.iter().enumerate().rev() {
+            let operand = |access: Access| {
+                let of = op.operands.iter().filter(move |o| o.access == access);
+                of.map(|o| o.what)
+            };
+            let made = operand(Access::Write).any(|what| match what {
+                What::Local(local) => wanted.contains(&local),
+                what => what == What::Loss,
+            });
+            keep[i] = made || operand(Access::Accumulate).next().is_some();
+            if keep[i] {
+                wanted.extend(operand(Access::Read).filter_map(|what| match what {
+                    What::Local(local) => Some(local),
+                    _ => None,
+                }));
+            }
+        }
+        let mut kept = keep.iter();
+        self.unit.backward.retain(|_| kept.next() == Some(&true));
+        let mut kept = keep.iter();
+        self.kinds.backward.retain(|_| kept.next() == Some(&true));
+    }
+
     /// A new local tensor.
     fn local(&mut self, name: &str, bytes: Bytes) -> u16 {
         self.unit.tensors.push(Local {
@@ -283,7 +353,9 @@ impl<'a> Builder<'a> {
         }
     }
 
-    fn done(self) -> (Unit, UnitKinds) {
+    /// The unit, whose index this is, with a backward as far as it is wanted.
+    fn done(mut self, unit_idx: u32) -> (Unit, UnitKinds) {
+        self.prune(unit_idx);
         (self.unit, self.kinds)
     }
 }

@@ -162,6 +162,7 @@ pub fn options(precision: Dtype, micro_batch: u32, seq: u32) -> Options {
         precision,
         gradient: precision,
         optimizer: Optimizer::default(),
+        frozen: Vec::new(),
         batch,
         logits_chunk: 5,
         make: lowtide_device::Make::Cpu,

@@ -92,7 +92,11 @@ fn wanted(plan: &Plan, w: &Workload, clip: Clip, part: PartName) -> Vec<Item> {
     use PartName::{Drain, Evaluate, First, Infer, Last, LastEvaluate, LastFirst, Middle, Steady};
     let rounds = plan.rounds();
     let (one, span) = (rounds.one(), rounds.span(part));
-    let pieces = || plan.pieces.ids();
+    // Frozen ones have no gradient and no update.
+    let pieces = || {
+        let trained = plan.pieces.pairs().filter(|(_, piece)| !piece.frozen);
+        trained.map(|(p, _)| p)
+    };
     let mut all = Vec::new();
     let there = match part {
         Middle => rounds.middles() > 0,

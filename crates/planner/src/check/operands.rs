@@ -53,7 +53,8 @@ fn pieces(plan: &Plan, w: &Workload) -> Result<(), String> {
         let mut at = 0;
         for (k, param) in params.iter().enumerate() {
             let offset = p.offsets.get(k).copied().unwrap_or(u64::MAX);
-            if param.unit != p.unit || offset < at || !offset.is_multiple_of(PARAM_ALIGN) {
+            let place = offset >= at && offset.is_multiple_of(PARAM_ALIGN);
+            if param.unit != p.unit || param.frozen != p.frozen || !place {
                 return Err(format!("{} has no place in piece {i}", param.name));
             }
             at = offset.saturating_add(param.elements);

@@ -74,12 +74,12 @@ impl Emitter<'_> {
             _ => Updates::Never,
         };
         let ready = match updates {
-            Updates::UnderBackward => ready_order(program, self.pieces.len()),
+            Updates::UnderBackward => ready_order(program, self.pieces),
             _ => Vec::new(),
         };
         let order = match updates {
             Updates::UnderBackward => ready.iter().map(|&(_, p)| p).collect(),
-            _ => first_uses(program, self.pieces.len()),
+            _ => first_uses(program, self.pieces),
         };
         let times = Times::straight(program, self.rates, self.pieces);
         let outlives = |t: Tensor| !span.ends && self.outer_home(t).is_some();
@@ -140,8 +140,8 @@ pub(super) fn first_use_table(windows: &[Window]) -> FastMap<PieceId, usize> {
     table
 }
 
-/// Pieces in order of their first use in forward.
-pub(super) fn first_uses(program: &Program, n_pieces: usize) -> Vec<PieceId> {
+/// Pieces that are trained, in order of their first use in forward.
+pub(super) fn first_uses(program: &Program, pieces: &List<PieceId, Piece>) -> Vec<PieceId> {
     let used = program
         .ops
         .iter()
@@ -150,17 +150,20 @@ pub(super) fn first_uses(program: &Program, n_pieces: usize) -> Vec<PieceId> {
             Tensor::Weight(p) => Some(p),
             _ => None,
         });
-    let mut seen: List<PieceId, bool> = vec![false; n_pieces].into();
+    let mut seen: List<PieceId, bool> = pieces.iter().map(|p| p.frozen).collect();
     let all = seen.ids();
     used.chain(all)
         .filter(|&p| !std::mem::replace(&mut seen[p], true))
         .collect()
 }
 
-/// For each piece the operation after which it may be updated in the same batch: its gradient is
+/// For each piece that is trained the operation after which it may be updated in the same batch: its gradient is
 /// complete and nothing reads its weights any more. In that order.
-pub(super) fn ready_order(program: &Program, n_pieces: usize) -> Vec<(usize, PieceId)> {
-    let mut ready: List<PieceId, Option<usize>> = vec![None; n_pieces].into();
+pub(super) fn ready_order(
+    program: &Program,
+    pieces: &List<PieceId, Piece>,
+) -> Vec<(usize, PieceId)> {
+    let mut ready: List<PieceId, Option<usize>> = vec![None; pieces.len()].into();
     for (i, op) in program.ops.iter().enumerate() {
         if let Work::Finish { piece } = op.work {
             ready[piece] = Some(i);
@@ -172,7 +175,8 @@ pub(super) fn ready_order(program: &Program, n_pieces: usize) -> Vec<(usize, Pie
         }
     }
     let known = ready.pairs().filter_map(|(p, &i)| Some((i?, p)));
-    let mut order: Vec<(usize, PieceId)> = known.collect();
+    let trained = known.filter(|&(_, p)| !pieces[p].frozen);
+    let mut order: Vec<(usize, PieceId)> = trained.collect();
     order.sort_unstable();
     order
 }

@@ -12,7 +12,7 @@ impl Emitter<'_> {
         if rounds.one() {
             return;
         }
-        for p in self.pieces.ids() {
+        for p in trained(self.pieces) {
             if !self.sums_in_gradient(p) {
                 let (tier, t) = (
                     self.choice.gradients[self.unit_of(p)],

@@ -23,10 +23,7 @@ impl Emitter<'_> {
         } = schedule;
         let mut ready: FastMap<usize, Vec<usize>> = FastMap::default();
         if updates == Updates::UnderBackward {
-            for (k, (i, _)) in ready_order(program, self.pieces.len())
-                .into_iter()
-                .enumerate()
-            {
+            for (k, (i, _)) in ready_order(program, self.pieces).into_iter().enumerate() {
                 ready.entry(i).or_default().push(k);
             }
         }
@@ -107,7 +104,7 @@ impl Emitter<'_> {
         if self.choice.rounds(self.w).one() {
             return;
         }
-        let sums = (self.pieces.ids()).map(Tensor::Accumulator);
+        let sums = trained(self.pieces).map(Tensor::Accumulator);
         let late = ids(&self.homes.late).map(|s| self.slots[s].tensor);
         for t in sums.chain(late) {
             let home = self.outer_home(t).expect("it stays between rounds");

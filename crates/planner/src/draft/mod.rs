@@ -60,7 +60,7 @@ pub(crate) struct Draft {
     pub late: Range<SlotId>,
 }
 
-/// Cuts the parameters into pieces. Those of one piece get their gradients from the same units: what moves between
+/// Cuts the parameters into pieces, of which all are frozen or none is. Those of one piece get their gradients from the same units: what moves between
 /// two of them moves whole, and a part that nobody has added to yet has no content. Of a tied embedding with learned
 /// positions the head adds to the table only.
 pub(crate) fn cut(w: &Workload, how: Pieces) -> List<PieceId, Piece> {
@@ -84,7 +84,11 @@ pub(crate) fn cut(w: &Workload, how: Pieces) -> List<PieceId, Piece> {
         let mut sum = 0;
         for p in ids(&unit.params) {
             let next = w.params[p].elements;
-            let apart = p > start && shared.get(&p) != shared.get(&ParamId(p.0 - 1));
+            let frozen = |p: ParamId| w.params[p].frozen;
+            let apart = p > start && {
+                let before = ParamId(p.0 - 1);
+                shared.get(&p) != shared.get(&before) || frozen(p) != frozen(before)
+            };
             if apart || (sum >= least && next >= least) {
                 push(u, start..p, &mut pieces);
                 (start, sum) = (p, 0);
@@ -112,6 +116,12 @@ fn shared_gradients(w: &Workload) -> FastMap<ParamId, Vec<usize>> {
         }
     }
     shared
+}
+
+/// Pieces that have gradients and optimizer state.
+fn trained(pieces: &List<PieceId, Piece>) -> impl Iterator<Item = PieceId> {
+    let trained = pieces.pairs().filter(|(_, piece)| !piece.frozen);
+    trained.map(|(p, _)| p)
 }
 
 struct Emitter<'a> {
@@ -143,7 +153,8 @@ struct Homes {
     resident: List<PieceId, Option<SlotId>>,
     /// A copy of durable weights that stays on the host.
     host_copy: List<PieceId, Option<SlotId>>,
-    state: List<PieceId, SlotId>,
+    /// None of a frozen piece.
+    state: List<PieceId, Option<SlotId>>,
     gradient: List<PieceId, Option<SlotId>>,
     /// Of a batch in rounds: where a gradient stays that is not complete.
     accumulator: List<PieceId, Option<SlotId>>,
@@ -357,7 +368,7 @@ impl Emitter<'_> {
         if self.clip != Clip::Exact {
             return;
         }
-        let mut q = self.queue(first_uses(train, self.pieces.len()));
+        let mut q = self.queue(first_uses(train, self.pieces));
         for k in 0..q.order.len() {
             self.update(&mut q, k, None);
         }

@@ -47,6 +47,11 @@ impl Emitter<'_> {
         self.pieces[p].elements * self.w.gradient.size()
     }
 
+    /// The home of a trained piece's state.
+    pub(super) fn state_home(&self, p: PieceId) -> SlotId {
+        self.homes.state[p].expect("what is updated has state")
+    }
+
     pub(super) fn unit_of(&self, p: PieceId) -> usize {
         self.pieces[p].unit as usize
     }
@@ -66,12 +71,22 @@ impl Emitter<'_> {
             (List::default(), List::default(), List::default());
         for p in self.pieces.ids() {
             let unit = self.unit_of(p);
-            let truth = weight_home(self.choice, unit);
             let (weight, state) = (self.weight_bytes(p), self.state_bytes(p));
+            if self.pieces[p].frozen {
+                // Nobody writes it: where it is read from is its only place.
+                weight_homes.push(self.home(self.choice.weights[unit], weight, Tensor::Weight(p)));
+                resident.push(None);
+                host_copy.push(None);
+                state_homes.push(None);
+                gradient.push(None);
+                continue;
+            }
+            let truth = weight_home(self.choice, unit);
             weight_homes.push(self.truth(truth, weight, Tensor::Weight(p)));
             let copy = self.choice.weights[unit] == Tier::Device && truth != Tier::Device;
             resident.push(copy.then(|| self.home(Tier::Device, weight, Tensor::Weight(p))));
-            state_homes.push(self.truth(self.choice.optimizer[unit], state, Tensor::State(p)));
+            let tier = self.choice.optimizer[unit];
+            state_homes.push(Some(self.truth(tier, state, Tensor::State(p))));
             let copy = self.choice.durable && self.choice.weights[unit] == Tier::Host;
             host_copy.push(copy.then(|| self.home(Tier::Host, weight, Tensor::Weight(p))));
             let waits = self.clip == Clip::Exact;
@@ -147,7 +162,7 @@ impl Emitter<'_> {
             return;
         }
         let extents = |e: &Self, of: fn(&Self, SlotId) -> SlotId| -> Vec<SlotId> {
-            let homes = e.homes.weight.iter().chain(&e.homes.state);
+            let homes = e.homes.weight.iter().chain(e.homes.state.iter().flatten());
             homes.map(|&home| of(e, home)).collect()
         };
         let mut slots = extents(self, Self::next_of);

@@ -393,7 +393,7 @@ impl Emitter<'_> {
         let used = first_use_table(scene.windows);
         let of = |&p: &PieceId| {
             let tier = |slot: SlotId| self.slots[slot].tier;
-            let (weight, state) = (tier(self.updated_from(p)), tier(self.homes.state[p]));
+            let (weight, state) = (tier(self.updated_from(p)), tier(self.state_home(p)));
             let waits = self.waiting(p).map_or(Tier::Device, tier);
             let (wb, sb, gb) = (
                 self.weight_bytes(p),
@@ -571,7 +571,7 @@ impl Emitter<'_> {
             });
         }
         for (k, &(i, p)) in scene.ready.iter().enumerate() {
-            let homes = [self.updated_from(p), self.homes.state[p]];
+            let homes = [self.updated_from(p), self.state_home(p)];
             let slots = homes.iter().map(|&h| &self.slots[h]);
             let on_disk = slots.filter(|s| s.tier == Tier::Disk);
             let bytes: u64 = on_disk.map(|s| s.bytes).sum();

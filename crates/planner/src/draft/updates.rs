@@ -74,7 +74,7 @@ impl Emitter<'_> {
         waiting: Option<SlotId>,
     ) -> Fetched {
         let staged = |what: Needed| q.staged.get(&(p, what)).copied();
-        let (weight, state) = (self.updated_from(p), self.homes.state[p]);
+        let (weight, state) = (self.updated_from(p), self.state_home(p));
         let (wb, sb, gb) = (
             self.weight_bytes(p),
             self.state_bytes(p),
@@ -94,7 +94,7 @@ impl Emitter<'_> {
             let p = q.order[q.read];
             let mut homes = vec![
                 (Needed::Weight, self.updated_from(p)),
-                (Needed::State, self.homes.state[p]),
+                (Needed::State, self.state_home(p)),
             ];
             if waited && let Some(g) = self.waiting(p) {
                 homes.push((Needed::Gradient, g));
@@ -143,7 +143,7 @@ impl Emitter<'_> {
             self.gradient_bytes(p),
         );
         let weight_home = self.updated_from(p);
-        let state_home = self.homes.state[p];
+        let state_home = self.state_home(p);
         let waiting = self.waiting(p);
         let staged = |what: Needed| q.staged.get(&(p, what)).copied();
         let (w_staged, s_staged) = (staged(Needed::Weight), staged(Needed::State));

@@ -1,6 +1,7 @@
 //! What goes to disk so that the host's budget holds, and what would fit where nothing does.
 
 use lowtide_units::{Bytes, ids};
+use lowtide_workload::Param;
 
 use super::mix::{Mix, pinned_ahead};
 use super::{Refusal, Request, Search, fits};
@@ -75,7 +76,12 @@ impl Search<'_> {
             if excess == 0 {
                 break;
             }
-            let n: u64 = ids(&unit.params).map(|p| w.params[p].padded()).sum();
+            // A frozen parameter has no state.
+            let params = ids(&unit.params).map(|p| &w.params[p]);
+            let n: u64 = params
+                .filter(|p| weights || !p.frozen)
+                .map(Param::padded)
+                .sum();
             let (homes, bytes) = if weights {
                 (&mut choice.weights, n * w.precision.size())
             } else {

@@ -40,9 +40,13 @@ impl Knobs {
                 tensor = unit.tensors[i as usize].bytes.0.max(tensor);
             }
             for p in ids(&unit.params) {
-                let n = w.params[p].padded();
+                let param = &w.params[p];
+                let n = param.padded();
                 tensor = tensor.max(n * w.precision.size());
-                state = state.max(n * w.gradient.size() + w.optimizer.state_bytes(w.precision, n));
+                if !param.frozen {
+                    let own = w.optimizer.state_bytes(w.precision, n);
+                    state = state.max(n * w.gradient.size() + own);
+                }
             }
         }
         Self {

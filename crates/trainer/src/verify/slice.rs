@@ -7,7 +7,8 @@
 use std::collections::BTreeSet;
 
 use lowtide_planner::{Choice, LoopOrder, Processor, Saved, Tier};
-use lowtide_workload::{UnitKind, Workload};
+use lowtide_units::ids;
+use lowtide_workload::{ParamId, UnitKind, Workload};
 
 /// What a plan does, in words: `optimizer state on the disk`.
 pub(super) fn told(w: &Workload, choice: &Choice) -> BTreeSet<String> {
@@ -70,6 +71,45 @@ fn units(w: &Workload, kind: UnitKind) -> Vec<usize> {
     (0..w.units.len()).filter(of).collect()
 }
 
+/// What of a unit is frozen, by parameter, and what its backward wants of its forward.
+fn training(w: &Workload, unit: usize) -> (Vec<bool>, Vec<u16>) {
+    let unit = &w.units[unit];
+    let params = ids(&unit.params).map(|p| w.params[p].frozen);
+    (params.collect(), unit.saved())
+}
+
+/// Which blocks of the whole a slice of at least `least` blocks trains like, ascending: the first of those that are
+/// trained alike, and others from the first one on. Each then has a backward in the slice if it has one in the
+/// whole: the first block of a kind has below it what its backward is for.
+pub(super) fn blocks(whole: &Workload, least: u32) -> Vec<usize> {
+    let all = units(whole, UnitKind::Block);
+    let mut kinds = Vec::new();
+    let mut picked = BTreeSet::new();
+    for &unit in &all {
+        let kind = training(whole, unit);
+        if !kinds.contains(&kind) {
+            kinds.push(kind);
+            picked.insert(unit);
+        }
+    }
+    for unit in all {
+        if picked.len() < least as usize {
+            picked.insert(unit);
+        }
+    }
+    picked.into_iter().collect()
+}
+
+/// The frozen parameters of a slice whose blocks train like these of the whole.
+pub(super) fn frozen(whole: &Workload, blocks: &[usize]) -> Vec<ParamId> {
+    let others = |kind| units(whole, kind);
+    let (first, last) = (others(UnitKind::Embedding), others(UnitKind::Head));
+    let units = first.iter().chain(blocks).chain(&last);
+    let flags = units.flat_map(|&unit| training(whole, unit).0);
+    let indexed = (0..).zip(flags).filter(|&(_, frozen)| frozen);
+    indexed.map(|(i, _)| ParamId(i)).collect()
+}
+
 /// The run's choice on a slice with fewer blocks: which blocks of the whole the slice's blocks do as,
 /// in the order of the whole.
 pub(super) fn slice_choice(whole: &Workload, choice: &Choice, slice: &Workload) -> Choice {
@@ -81,14 +121,17 @@ pub(super) fn slice_choice(whole: &Workload, choice: &Choice, slice: &Workload) 
         .collect();
     let mut left = units(whole, UnitKind::Block);
     let mut like = Vec::new();
-    for _ in units(slice, UnitKind::Block) {
+    for of_slice in units(slice, UnitKind::Block) {
+        let kind = training(slice, of_slice);
         let new = |unit: &usize| {
             let all = of_unit(whole, choice, *unit);
             all.difference(&seen).count()
         };
+        let alike = |unit: &&usize| training(whole, **unit) == kind;
         // Of equals the first.
-        let most = left.iter().map(new).max().unwrap_or(0);
-        let at = left.iter().position(|unit| new(unit) == most);
+        let most = left.iter().filter(alike).map(new).max().unwrap_or(0);
+        let mut places = left.iter();
+        let at = places.position(|unit| alike(&unit) && new(unit) == most);
         let unit = left.remove(at.expect("a slice has no more blocks than the whole"));
         seen.extend(of_unit(whole, choice, unit));
         like.push(unit);
@@ -168,8 +211,8 @@ mod tests {
             &[],
         )
         .expect("a valid run");
-        let options = crate::planning::options_of(&run, batch, Target::default());
-        lowtide_model::describe(&shape, &options).expect("a shape")
+        let options = crate::planning::options_of(&run, &shape, batch, Target::default());
+        lowtide_model::describe(&shape, &options.expect("options")).expect("a shape")
     }
 
     /// A plan with one block of each of a few kinds, far apart.

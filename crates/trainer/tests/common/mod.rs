@@ -102,10 +102,26 @@ pub fn decoder_with(
     optimizer: Optimizer,
     accumulate: u32,
 ) -> Arc<Decoder> {
+    decoder_frozen(gpu, shape, precision, optimizer, &[], accumulate)
+}
+
+/// Without training the tensors that these patterns name; behind `!` those that are trained all the same.
+pub fn decoder_frozen(
+    gpu: Option<&Gpu>,
+    shape: &ModelShape,
+    precision: Dtype,
+    optimizer: Optimizer,
+    patterns: &[&str],
+    accumulate: u32,
+) -> Arc<Decoder> {
+    let (on, off): (Vec<&str>, Vec<&str>) = patterns.iter().partition(|p| p.starts_with('!'));
+    let off: Vec<String> = off.into_iter().map(str::to_owned).collect();
+    let on: Vec<String> = on.into_iter().map(|p| p[1..].to_owned()).collect();
     let options = Options {
         precision,
         gradient: precision,
         optimizer,
+        frozen: lowtide_model::frozen(shape, &off, &on).expect("names of tensors"),
         batch: Batch {
             micro_batch: 2,
             seq: 12,

@@ -12,6 +12,7 @@ fn adamw(moments: Moments) -> Optimizer {
 
 fn param(elements: u64, cols: u64) -> Param {
     Param {
+        frozen: false,
         name: "p".into(),
         unit: 0,
         elements,

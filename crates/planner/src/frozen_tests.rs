@@ -1,0 +1,86 @@
+//! Plans of workloads of which something is frozen.
+
+use lowtide_units::ids;
+use lowtide_workload::ParamId;
+
+use crate::build::build;
+use crate::check::check;
+use crate::choice::{Budgets, Choice, Clip, LoopOrder};
+use crate::plan::{PartName, Plan, Tensor, Work};
+use crate::testing::{frozen, machine, untied, workload};
+use crate::tests::{CLIPS, every_choice};
+
+/// Of a tied and of an untied model: the embedding; it and the first block; everything but the second block's
+/// first matrix; the norms; the head's own.
+#[test]
+fn plans_with_frozen_parameters_pass_the_checker() {
+    let cases: [(bool, &[u32]); 6] = [
+        (true, &[0]),
+        (false, &[0]),
+        (true, &[0, 1, 2, 3]),
+        (false, &[0, 1, 2, 3, 4, 6, 7, 8]),
+        (true, &[1, 4, 7]),
+        (false, &[8]),
+    ];
+    let mut seen = 0;
+    for accumulate in [1, 3] {
+        for (tied, off) in cases {
+            let w = match tied {
+                true => workload(2, accumulate),
+                false => untied(2, accumulate),
+            };
+            let w = frozen(w, off);
+            for (i, (w, mut c)) in every_choice(w).into_iter().enumerate() {
+                // A case sees a sixth of the combinations with one clipping mode each.
+                if i % 6 != off.len() % 6 || c.durable {
+                    continue;
+                }
+                if accumulate == 3 && i % 4 == 0 {
+                    (c.round, c.order) = (2, LoopOrder::LayerMajor);
+                }
+                let clip = CLIPS[i % 3];
+                let plan = build(&w, &c, clip, Budgets::UNLIMITED, &machine());
+                if let Err(fault) = check(&plan, &w, clip) {
+                    panic!("{fault}\n{c:?} {clip:?} M {accumulate} {off:?}");
+                }
+                let owned = plan.slots.iter().filter_map(|s| match s.tensor {
+                    Tensor::State(p) | Tensor::Gradient(p) | Tensor::Accumulator(p) => Some(p),
+                    _ => None,
+                });
+                let mut params = owned.flat_map(|p| ids(&plan.pieces[p].params));
+                assert!(params.all(|p| !off.contains(&p.0)), "{off:?}");
+                seen += 1;
+            }
+        }
+    }
+    assert!(seen > 900, "{seen}");
+}
+
+/// A frozen piece that is updated or has an accumulator is not this workload's plan, nor is one that says it is
+/// trained.
+#[test]
+fn planted_faults_of_frozen_pieces_are_found() {
+    let w = frozen(workload(2, 1), &[1, 2]);
+    let c = Choice::resident(&w);
+    let good = build(&w, &c, Clip::Exact, Budgets::UNLIMITED, &machine());
+    check(&good, &w, Clip::Exact).expect("the whole plan is right");
+    let frozen = good.pieces.pairs().find(|(_, p)| p.frozen);
+    let (off, piece) = frozen.map(|(i, p)| (i, p.clone())).expect("one is frozen");
+    assert_eq!(piece.params, ParamId(1)..ParamId(3));
+    assert_eq!(piece.norm_chunks, 0);
+    let fails = |plan: &Plan, words: &str| {
+        let fault = check(plan, &w, Clip::Exact).expect_err(words).to_string();
+        assert!(fault.contains(words), "{fault}");
+    };
+    let mut updated = good.clone();
+    for task in &mut updated.parts[PartName::Steady] {
+        if let Work::Update { piece } = &mut task.work {
+            *piece = off;
+            break;
+        }
+    }
+    fails(&updated, "");
+    let mut trained = good.clone();
+    trained.pieces[off].frozen = false;
+    fails(&trained, "has no place in piece");
+}
