@@ -195,6 +195,20 @@ const TIGHT: &[&str] = &[
     "budget.device=4GiB",
     "budget.host=16GiB",
 ];
+/// A host too small for what long sequences save, and a drive.
+const SPILLING: &[&str] = &[
+    "model.shape=qwen2.5-0.5b",
+    "train.micro_batch=1",
+    "train.seq=32768",
+    "budget.device=6GiB",
+    "budget.host=5GiB",
+    "budget.disk=64GiB",
+    concat!(
+        "plan.machine=",
+        env!("CARGO_MANIFEST_DIR"),
+        "/../../examples/machines/h200.json"
+    ),
+];
 const ANSWERS: &[&str] = &[
     "data.eval=answers.jsonl",
     "eval.generate.exact_match=true",
@@ -345,6 +359,8 @@ const ROWS: &[Row] = &[
     planned("plan.inputs", ["device", "host"], &[], plan),
     planned("plan.recompute", ["none", "all"], &[], plan),
     planned("plan.activations", ["recompute", "offload"], TIGHT, plan),
+    planned("plan.offload", ["host", "disk"], SPILLING, plan),
+    planned("plan.min_gain", ["0", "1e6"], SPILLING, plan),
     planned("plan.prefetch", ["0", "2"], &["plan.weights=host"], plan),
     planned("plan.pieces", ["block", "split"], &[], plan),
     planned("plan.machine", ["machine.json", "renamed.json"], &[], plan),

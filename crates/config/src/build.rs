@@ -196,6 +196,8 @@ fn plan(low: &Low) -> Plan {
             other => panic!("plan.recompute is a word or a count: {other:?}"),
         }),
         activations: low.word("plan.activations"),
+        offload: low.word("plan.offload"),
+        min_gain: low.number("plan.min_gain").expect("has a default"),
         prefetch: pinned("plan.prefetch").map(|value| match value {
             Value::Count(n) => blocks(n),
             other => panic!("plan.prefetch is auto or a count: {other:?}"),

@@ -8,8 +8,8 @@ use crate::key::KeyDefault::{ByOptimizer, Unset, Value};
 use crate::key::{Key, Kind};
 use crate::words::{
     Activations, ClipMode, DTYPE_ALIASES, DTYPES, Device, Init, LastBatch, LoopOrder,
-    MOMENT_ALIASES, MOMENTS, NonFinite, OPTIMIZER_ALIASES, OPTIMIZERS, Pieces, ScheduleShape, Tier,
-    UpdateOn,
+    MOMENT_ALIASES, MOMENTS, NonFinite, OPTIMIZER_ALIASES, OPTIMIZERS, Offload, Pieces,
+    ScheduleShape, Tier, UpdateOn,
 };
 
 mod data;
@@ -526,6 +526,27 @@ const AFTER_DATA: &[Key] = &[
         },
         default: Value("auto"),
         elsewhere: &["offload_activations", "saved_tensors"],
+    },
+    Key {
+        name: "plan.offload",
+        doc: "Where saved tensors go that do not stay on the device and are not computed again. `auto`: to the host, and \
+              what has no room there to the disks of the budget. Changes no result.",
+        kind: Kind::Pin {
+            words: Offload::WORDS,
+        },
+        default: Value("auto"),
+        elsewhere: &["offload_device", "offload_to"],
+    },
+    Key {
+        name: "plan.min_gain",
+        doc: "Seconds that a step must become shorter for each TB (10^12 bytes) that it writes to the disks of the \
+              budget: flash wears out. Changes no result.",
+        kind: Kind::Number {
+            low: Included(0.0),
+            high: Unbounded,
+        },
+        default: Value("1.0"),
+        elsewhere: &[],
     },
     Key {
         name: "plan.prefetch",

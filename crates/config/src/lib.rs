@@ -40,6 +40,6 @@ pub use run::{
     ModelSource, Optimizer, Plan, Recompute, Resume, Run, Schedule, Train, Warmup,
 };
 pub use words::{
-    Activations, ClipMode, Device, Format, Init, LastBatch, LoopOrder, NonFinite, OnError, Pieces,
-    ScheduleShape, Tier, TrainOn, UpdateOn,
+    Activations, ClipMode, Device, Format, Init, LastBatch, LoopOrder, NonFinite, Offload, OnError,
+    Pieces, ScheduleShape, Tier, TrainOn, UpdateOn,
 };

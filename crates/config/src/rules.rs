@@ -8,7 +8,7 @@ use crate::keys::{EXCLUSIVE, KEYS};
 use crate::low::{Low, Typed};
 use crate::run::{Length, ModelSource, Run, Warmup};
 use crate::value::Value;
-use crate::words::{ClipMode, Format, Init, NonFinite, ScheduleShape, Tier, TrainOn};
+use crate::words::{Activations, ClipMode, Format, Init, NonFinite, ScheduleShape, Tier, TrainOn};
 
 /// At most one key of each exclusive group was given.
 pub(crate) fn exclusive(low: &Low) -> Result<(), ConfigError> {
@@ -194,6 +194,7 @@ fn tiers(low: &Low, run: &Run) -> Result<(), ConfigError> {
         "plan.optimizer",
         "plan.gradients",
         "plan.inputs",
+        "plan.offload",
     ] {
         let Some(Value::Word(tier)) = low.typed(key).map(|t| &t.value) else {
             continue;
@@ -231,6 +232,16 @@ fn activations(low: &Low, run: &Run) -> Result<(), ConfigError> {
     if run.plan.recompute.is_some() && run.plan.activations.is_some() {
         let why = "both say what becomes of saved tensors; leave one of them at auto";
         return conflict(low, "plan.activations", "plan.recompute", why);
+    }
+    if run.plan.offload.is_some() {
+        let still = [Activations::Recompute, Activations::Keep];
+        let other = match run.plan.activations {
+            _ if run.plan.recompute.is_some() => "plan.recompute",
+            Some(pinned) if still.contains(&pinned) => "plan.activations",
+            _ => return Ok(()),
+        };
+        let why = "then no saved tensor moves; leave one of them at auto";
+        return conflict(low, "plan.offload", other, why);
     }
     Ok(())
 }

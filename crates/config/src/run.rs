@@ -8,8 +8,8 @@ use serde::Serialize;
 
 use crate::error::ConfigError;
 use crate::words::{
-    Activations, ClipMode, Device, Format, Init, LastBatch, LoopOrder, NonFinite, OnError, Pieces,
-    ScheduleShape, Tier, TrainOn, UpdateOn,
+    Activations, ClipMode, Device, Format, Init, LastBatch, LoopOrder, NonFinite, Offload, OnError,
+    Pieces, ScheduleShape, Tier, TrainOn, UpdateOn,
 };
 use lowtide_files::shown;
 
@@ -315,6 +315,10 @@ pub struct Plan {
     pub recompute: Option<Recompute>,
     /// What may become of saved tensors.
     pub activations: Option<Activations>,
+    /// Where saved tensors go that leave the device.
+    pub offload: Option<Offload>,
+    /// Seconds of a step that each TB written to the disks must save.
+    pub min_gain: f64,
     /// Blocks fetched ahead, 0 to 8.
     pub prefetch: Option<u32>,
     /// Grain of a fetch.

@@ -177,10 +177,20 @@ words! {
     Activations {
         /// none moves: what does not stay on the device is computed again
         Recompute = "recompute",
-        /// none is computed again: what does not stay on the device moves to the host
+        /// none is computed again: what does not stay on the device moves to the host or to a disk
         Offload = "offload",
         /// all stay on the device
         Keep = "keep",
+    }
+}
+
+words! {
+    /// Where tensors go that the forward pass saves and that do not stay on the device.
+    Offload {
+        /// host memory
+        Host = "host",
+        /// the disks of the budget
+        Disk = "disk",
     }
 }
 

@@ -22,7 +22,7 @@ train.freeze train.unfreeze
 optimizer.name optimizer.beta1 optimizer.beta2 optimizer.eps optimizer.weight_decay
 optimizer.moments optimizer.update
 plan.loop plan.weights plan.optimizer plan.gradients plan.inputs plan.recompute
-plan.activations plan.prefetch plan.pieces plan.machine
+plan.activations plan.offload plan.min_gain plan.prefetch plan.pieces plan.machine
 eval.every_steps eval.batches eval.generate.exact_match eval.generate.max_new_tokens
 eval.generate.max_examples eval.generate.extract eval.generate.every_steps
 checkpoint.every_steps checkpoint.every_minutes checkpoint.keep checkpoint.resume checkpoint.durable

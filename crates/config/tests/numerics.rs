@@ -105,6 +105,8 @@ fn placement_and_recording_are_not_in_it() {
         "plan.inputs=host",
         "plan.recompute=3",
         "plan.activations=offload",
+        "plan.offload=host",
+        "plan.min_gain=3",
         "plan.prefetch=1",
         "plan.pieces=split",
         "optimizer.update=host",

@@ -198,6 +198,7 @@ log: {every_steps: 10, tensorboard: false, trace: false}
             "weight_decay": 0.1, "moments": "f32", "update": "device"},
         "plan": {"loop_order": "batch-major", "weights": "device", "optimizer": "disk",
             "gradients": "host", "inputs": "disk", "recompute": {"blocks": 12}, "activations": null,
+            "offload": null, "min_gain": 1.0,
             "prefetch": 2,
             "pieces": "split", "machine": "/runs/first/machine.json"},
         "eval": {"every_steps": 50, "batches": 4,

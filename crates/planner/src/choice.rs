@@ -56,7 +56,7 @@ pub enum Activations {
     Auto,
     /// None moves: what does not stay is computed again.
     Recompute,
-    /// None is computed again: what does not stay moves to the host.
+    /// None is computed again: what does not stay moves to the host or to a drive.
     Offload,
     /// All stay.
     Keep,

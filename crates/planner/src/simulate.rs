@@ -13,7 +13,7 @@ use lowtide_workload::Workload;
 use crate::machine::Machine;
 use crate::plan::{
     LANES, Lane, LaneKind, LaneUse, PartName, PerPart, Phase, Piece, PieceId, Plan, Prediction,
-    Task, TaskId, Work,
+    Task, TaskId, Tensor, Work,
 };
 use crate::rounds::Rounds;
 use crate::together::Speeds;
@@ -359,6 +359,27 @@ pub fn predict(plan: &Plan, w: &Workload, machine: &Machine) -> Prediction {
         disk_bytes_read: read,
         evaluate_seconds: evaluate_seconds(plan, w, machine),
     }
+}
+
+/// Bytes of saved tensors, block inputs and the like that a steady step writes to the drives.
+#[must_use]
+pub fn activations_written(plan: &Plan) -> Bytes {
+    let local = |t: &&Task| {
+        let slot = t.args.first().map(|a| &plan.slots[a.slot]);
+        t.work == Work::Write && slot.is_some_and(|s| matches!(s.tensor, Tensor::Local(..)))
+    };
+    let of = |part| {
+        plan.part(part)
+            .iter()
+            .filter(local)
+            .map(|t| t.args[0].bytes)
+    };
+    let parts = plan.rounds().steady().into_iter();
+    Bytes(
+        parts
+            .map(|(part, times)| u64::from(times) * of(part).sum::<u64>())
+            .sum(),
+    )
 }
 
 /// Time of one evaluation batch; its rounds do not overlap.

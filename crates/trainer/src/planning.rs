@@ -269,6 +269,12 @@ pub fn pins_of(run: &Run) -> Pins {
             config::Activations::Offload => Activations::Offload,
             config::Activations::Keep => Activations::Keep,
         }),
+        offload: p.offload.map(|tier| match tier {
+            config::Offload::Host => Tier::Host,
+            config::Offload::Disk => Tier::Disk,
+        }),
+        min_gain: p.min_gain,
+        writes: None,
         prefetch: p.prefetch.map(|n| n as u8),
         pieces: p.pieces.map(|p| match p {
             config::Pieces::Block => Pieces::Unit,

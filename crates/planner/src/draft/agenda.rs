@@ -96,7 +96,10 @@ impl Emitter<'_> {
             order: &order,
             ready: &ready,
         };
-        let (agenda, times) = self.agenda(&scene, updates, times);
+        let (agenda, times, forwarded) = self.agenda(&scene, updates, times);
+        for t in forwarded {
+            tiers.insert(t, Tier::Host);
+        }
         Schedule {
             program,
             span,

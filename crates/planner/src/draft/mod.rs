@@ -29,9 +29,12 @@ mod emit;
 mod lives;
 mod rates;
 mod slots;
+mod spill;
 mod timetable;
 mod updates;
 
+#[cfg(test)]
+mod spill_tests;
 #[cfg(test)]
 mod timetable_tests;
 

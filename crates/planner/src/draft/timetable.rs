@@ -25,17 +25,17 @@ pub(super) struct Times {
 
 /// An update of the batch before that runs under a program's forward.
 #[derive(Clone, Copy, Default)]
-struct Pending {
+pub(super) struct Pending {
     /// The operation that first reads its weights.
     used: usize,
     on_device: bool,
     elements: u64,
     /// Bytes that it reads from and writes to the drives.
     read: u64,
-    write: u64,
+    pub(super) write: u64,
     /// Bytes that come to the device for it, and that go back.
     up: u64,
-    back: u64,
+    pub(super) back: u64,
     /// Bytes of a gradient that waits on the device for an update on the host.
     down: u64,
     /// Bytes of new weights that the device fetches or gets a copy of.
@@ -44,7 +44,7 @@ struct Pending {
     copied: bool,
     /// Predicted start and end.
     start: f64,
-    end: f64,
+    pub(super) end: f64,
 }
 
 /// What a program's operations stand behind.
@@ -65,13 +65,15 @@ pub(super) enum Event {
 }
 
 /// A copy to be placed.
-struct Job {
-    event: Event,
+pub(super) struct Job {
+    pub(super) event: Event,
     seconds: f64,
-    bytes: u64,
+    pub(super) bytes: u64,
     /// When it must have ended, and when what it moves is there.
-    deadline: f64,
-    release: f64,
+    pub(super) deadline: f64,
+    pub(super) release: f64,
+    /// When it must begin, whether what it moves is there or not.
+    pub(super) latest: f64,
     /// First and last operation before which it may stand. Its bytes count as ahead until the last.
     from: usize,
     by: usize,
@@ -79,6 +81,9 @@ struct Job {
     at: usize,
     key: f64,
 }
+
+/// Something that stands before an operation: which one, and by class, time and rank among those there.
+type Found = (usize, u8, f64, u8, Event);
 
 impl Times {
     /// Operations one after the other.
@@ -208,6 +213,7 @@ fn latest(jobs: &mut [Job], times: &Times) {
     for i in order {
         let job = &mut jobs[i];
         free = free.min(job.deadline) - job.seconds;
+        job.latest = free;
         job.key = free.max(job.release);
         job.at = times.op_at(job.key).max(job.from).min(job.by);
     }
@@ -287,13 +293,14 @@ impl Scene<'_> {
 }
 
 impl Emitter<'_> {
-    /// What stands before each operation, and when the operations run.
+    /// What stands before each operation, when the operations run, and which tensors whose home is a drive wait
+    /// on the host in its place.
     pub(super) fn agenda(
         &self,
         scene: &Scene<'_>,
         updates: Updates,
         times: Times,
-    ) -> (Agenda, Times) {
+    ) -> (Agenda, Times, Vec<Tensor>) {
         let n = scene.program.ops.len();
         let under_forward = updates == Updates::UnderForward;
         let mut pending = match under_forward {
@@ -305,7 +312,7 @@ impl Emitter<'_> {
             true => (0..).zip(scene.order).map(|(k, &p)| (p, k)).collect(),
             false => FastMap::default(),
         };
-        let found = self.events(scene, &times, &pending, &position);
+        let (found, forwarded) = self.events(scene, &times, &pending, &position);
         let events: Vec<(usize, Event)> = found.into_iter().map(|e| (e.0, e.4)).collect();
         let (mut begins, mut ends) = (Vec::new(), Vec::with_capacity(scene.windows.len()));
         for (wi, window) in scene.windows.iter().enumerate() {
@@ -319,21 +326,21 @@ impl Emitter<'_> {
             begin: Lists::new(n, &begins),
             end: Lists::new(n, &ends),
         };
-        (agenda, times)
+        (agenda, times, forwarded)
     }
 
     /// Everything that stands before an operation, in order: what the drives are read for first, then by the time
-    /// at which it is to begin.
+    /// at which it is to begin. Beside it the tensors that are taken from the host in place of the drives.
     fn events(
         &self,
         scene: &Scene<'_>,
         times: &Times,
         pending: &[Pending],
         position: &FastMap<PieceId, usize>,
-    ) -> Vec<(usize, u8, f64, u8, Event)> {
-        let mut found: Vec<(usize, u8, f64, u8, Event)> = Vec::new();
+    ) -> (Vec<Found>, Vec<Tensor>) {
+        let mut found: Vec<Found> = Vec::new();
         let ups = self.ups(scene, times, pending, position);
-        let reads = self.reads(scene, times, &ups, position);
+        let (reads, forwarded) = self.reads(scene, times, pending, &ups, position);
         let mut fetched: Vec<Option<(usize, f64)>> = vec![None; pending.len()];
         for job in ups.iter().chain(&reads) {
             let (class, rank) = match job.event {
@@ -373,7 +380,7 @@ impl Emitter<'_> {
                 .then(a.2.total_cmp(&b.2))
                 .then(a.3.cmp(&b.3))
         });
-        found
+        (found, forwarded)
     }
 
     /// The update that a window's weights come from, if it is one of this part's.
@@ -463,6 +470,7 @@ impl Emitter<'_> {
                 by: window.first,
                 at: 0,
                 key: 0.0,
+                latest: 0.0,
             });
         }
         for (k, p) in pending.iter().enumerate().filter(|(_, p)| p.up > 0) {
@@ -476,6 +484,7 @@ impl Emitter<'_> {
                 by: p.used,
                 at: 0,
                 key: 0.0,
+                latest: 0.0,
             });
         }
         latest(&mut jobs, times);
@@ -531,14 +540,15 @@ impl Emitter<'_> {
     }
 
     /// What the drives are read for: windows, and updates that follow their gradients. (Those of the batch
-    /// before read as far ahead as they may.)
+    /// before read as far ahead as they may.) Beside them the tensors that need not be: see [`Spill::forwarded`].
     fn reads(
         &self,
         scene: &Scene<'_>,
         times: &Times,
+        pending: &[Pending],
         ups: &[Job],
         position: &FastMap<PieceId, usize>,
-    ) -> Vec<Job> {
+    ) -> (Vec<Job>, Vec<Tensor>) {
         let rates = self.rates;
         let mut fetch: Vec<Option<&Job>> = vec![None; scene.windows.len()];
         for job in ups {
@@ -546,6 +556,7 @@ impl Emitter<'_> {
                 fetch[wi] = Some(job);
             }
         }
+        let spill = self.written(scene, times, pending);
         let mut jobs = Vec::new();
         for (wi, window, [_, written]) in scene.fetched() {
             let of_update = self.first_of(window, position).is_some();
@@ -556,7 +567,8 @@ impl Emitter<'_> {
             };
             let bytes = fetch.bytes;
             let gone = written.map_or(0.0, |l| {
-                times.ends[l] + rates.down.of(bytes) + rates.write.of(bytes)
+                let alone = times.ends[l] + rates.down.of(bytes) + rates.write.of(bytes);
+                spill.end(window.tensor).unwrap_or(alone)
             });
             jobs.push(Job {
                 event: Event::Read(wi),
@@ -568,6 +580,7 @@ impl Emitter<'_> {
                 by: fetch.at,
                 at: 0,
                 key: 0.0,
+                latest: 0.0,
             });
         }
         for (k, &(i, p)) in scene.ready.iter().enumerate() {
@@ -586,16 +599,18 @@ impl Emitter<'_> {
                     by: i,
                     at: 0,
                     key: 0.0,
+                    latest: 0.0,
                 });
             }
         }
         latest(&mut jobs, times);
         let ahead = self.choice.ahead;
+        let forwarded = spill.forwarded(&mut jobs, scene, ahead.host.0);
         let (mut stages, mut windows): (Vec<&mut Job>, Vec<&mut Job>) = jobs
             .iter_mut()
             .partition(|job| matches!(job.event, Event::Stage(_)));
         bound(&mut windows, ahead.host.0, ahead.host.0 > 0, times);
         bound(&mut stages, ahead.updates.0, ahead.updates.0 > 0, times);
-        jobs
+        (jobs, forwarded)
     }
 }

@@ -14,12 +14,13 @@ use crate::draft::persistent_bytes;
 use crate::plan::Tier;
 use lowtide_units::Bytes;
 
-/// A mix, what it gives each unit once state that does not fit on the host went to disk, and how
-/// long its step takes.
+/// A mix, what it gives each unit once state that does not fit on the host went to disk, and what
+/// a step of it costs.
 #[derive(Clone, Debug)]
 pub(super) struct Candidate {
     pub mix: Mix,
     pub choice: Choice,
+    /// What a step costs, as [`Search::seconds`] has it.
     pub seconds: f64,
 }
 
@@ -92,11 +93,11 @@ impl Search<'_> {
 
     /// A choice with state and weights on disk that do not fit on the host, if then everything fits.
     pub(super) fn spilled_to_fit(&self, choice: &Choice) -> Option<Choice> {
-        if self.disk {
-            self.fit(choice.clone(), &self.r.budgets)
-        } else {
-            self.holds(choice).then(|| choice.clone())
-        }
+        let fitted = match self.disk {
+            true => self.fit(choice.clone(), &self.r.budgets),
+            false => self.holds(choice).then(|| choice.clone()),
+        };
+        fitted.filter(|choice| self.may_write(choice))
     }
 
     /// Whether a mix fits with copies as far ahead as it says, or still some way.
@@ -290,39 +291,78 @@ impl Climb<'_, '_> {
         let few = least.with(Count::Stored, n, w, knobs);
         self.fill(&few, Count::Staying);
         self.fill(&few, Count::Resident);
+        if least.get(Count::Spilled) > 0 {
+            self.spilled(&best);
+            self.spilled(&moved);
+        }
+    }
+
+    /// A mix with the saved tensors of fewer blocks on the drives: of as few as leave all state on the host, and of
+    /// half of those that move.
+    fn spilled(&mut self, mix: &Mix) {
+        let (w, knobs) = (self.search.r.workload, self.search.knobs);
+        let most = mix.get(Count::Spilled);
+        let at = |n: usize| mix.with(Count::Spilled, n, w, knobs);
+        let holds = |n: usize| self.search.holds(&at(n).choice(w, knobs));
+        let (mut low, mut high) = (0, most);
+        while high > low && !self.spent() {
+            let middle = usize::midpoint(low, high);
+            if holds(middle) {
+                high = middle;
+            } else {
+                low = middle + 1;
+            }
+        }
+        for n in [low, most / 2] {
+            self.try_mix(&at(n));
+        }
     }
 
     /// How much is stored and how much of it stays: both at once, as what one takes the other may have to give,
     /// or units on the device, in steps down to one block's rung.
     fn waterlines(&mut self) {
-        // Of tensors stored, staying, units resident and near.
-        const WAYS: [[isize; 4]; 13] = [
-            [1, 0, 0, 0],
-            [1, -1, 0, 0],
-            [0, -1, 0, 0],
-            [0, 1, 0, 0],
-            [-1, 0, 0, 0],
-            [-1, 1, 0, 0],
-            [1, 1, 0, 0],
-            [-1, -1, 0, 0],
-            [1, 0, -1, 0],
-            [0, 1, -1, 0],
-            [0, 0, 1, 0],
-            [0, -1, 1, 0],
-            [1, 0, 0, -1],
+        // Of tensors stored, staying, units resident and near, and blocks whose tensors go to a drive.
+        const WAYS: [[isize; 5]; 20] = [
+            [1, 0, 0, 0, 0],
+            [1, -1, 0, 0, 0],
+            [0, -1, 0, 0, 0],
+            [0, 1, 0, 0, 0],
+            [-1, 0, 0, 0, 0],
+            [-1, 1, 0, 0, 0],
+            [1, 1, 0, 0, 0],
+            [-1, -1, 0, 0, 0],
+            [1, 0, -1, 0, 0],
+            [0, 1, -1, 0, 0],
+            [0, 0, 1, 0, 0],
+            [0, -1, 1, 0, 0],
+            [1, 0, 0, -1, 0],
+            [0, 0, 0, 0, 1],
+            [0, 0, 0, 0, -1],
+            [1, 0, 0, 0, 1],
+            [-1, 0, 0, 0, -1],
+            [0, -1, 0, 0, 1],
+            [0, 1, 0, 0, -1],
+            [0, 0, 1, 0, 1],
         ];
         let (w, knobs) = (self.search.r.workload, self.search.knobs);
-        let counts = [Count::Stored, Count::Staying, Count::Resident, Count::Near];
+        let counts = [
+            Count::Stored,
+            Count::Staying,
+            Count::Resident,
+            Count::Near,
+            Count::Spilled,
+        ];
         if counts[..2]
             .iter()
             .all(|&c| self.best.mix.most(c, w, knobs) == 0)
         {
             return;
         }
+        let ways = || WAYS.into_iter().filter(|w| w[4] == 0 || knobs.spills());
         let mut step = (knobs.ladders.blocks.len() / 4).max(1);
         loop {
             let mut better = false;
-            for way in WAYS {
+            for way in ways() {
                 let at = |mix: &Mix| {
                     let to = |k: usize| {
                         let by = way[k] * step as isize;
@@ -335,7 +375,7 @@ impl Climb<'_, '_> {
                     };
                     // What takes from the others comes first.
                     let set = |mix: Mix, k: usize| mix.with(counts[k], to(k), w, knobs);
-                    [2, 3, 0, 1].into_iter().fold(mix.clone(), set)
+                    [2, 3, 0, 1, 4].into_iter().fold(mix.clone(), set)
                 };
                 loop {
                     let mix = at(&self.best.mix);

@@ -29,6 +29,8 @@ pub(super) struct Knobs {
     grain: [u64; 2],
     /// The device's budget.
     device: u64,
+    /// Whether there are drives.
+    disk: bool,
 }
 
 impl Knobs {
@@ -55,7 +57,13 @@ impl Knobs {
             rates: Rates::new(w, r.machine),
             grain: [tensor, state],
             device: r.budgets.device.0,
+            disk: r.budgets.disk.0 > 0,
         }
+    }
+
+    /// Whether saved tensors that move may go to the host or to a drive, as the search likes.
+    pub(super) fn spills(&self) -> bool {
+        self.disk && self.pins.offload.is_none()
     }
 
     fn ahead(&self, [device, host, updates]: [u8; 3]) -> Ahead {
@@ -101,16 +109,19 @@ pub(super) enum Count {
     Stored,
     /// Blocks, the last ones, of which what is stored stays on the device; of the others it moves.
     Staying,
+    /// Of these, the first ones, of which it moves to the drives: it waits longest.
+    Spilled,
 }
 
 impl Count {
-    pub(super) const ALL: [Self; 6] = [
+    pub(super) const ALL: [Self; 7] = [
         Self::Resident,
         Self::Streamed,
         Self::Copies,
         Self::Near,
         Self::Stored,
         Self::Staying,
+        Self::Spilled,
     ];
 
     /// Those that pay with bytes of the device.
@@ -208,7 +219,7 @@ impl Mix {
             }
             Count::Copies if pins.weights.is_none() => others(),
             Count::Near if pins.gradients.is_none() => others(),
-            Count::Stored | Count::Staying if pins.recompute.is_some() => 0,
+            Count::Stored | Count::Staying | Count::Spilled if pins.recompute.is_some() => 0,
             Count::Stored => match pins.activations {
                 Activations::Auto | Activations::Recompute => {
                     pins.ladders.blocks.len() * pins.ladders.steps
@@ -217,6 +228,13 @@ impl Mix {
             },
             Count::Staying => match pins.activations {
                 Activations::Auto | Activations::Offload => pins.ladders.blocks.len(),
+                Activations::Recompute | Activations::Keep => 0,
+            },
+            Count::Spilled if pins.spills() => match pins.activations {
+                Activations::Auto | Activations::Offload => {
+                    let staying = self.get(Count::Staying);
+                    pins.ladders.blocks.len().saturating_sub(staying)
+                }
                 Activations::Recompute | Activations::Keep => 0,
             },
             _ => 0,
@@ -296,10 +314,17 @@ impl Mix {
             Activations::Offload => (n * ladders.steps, self.get(Count::Staying)),
             Activations::Keep => (n * ladders.steps, n),
         };
+        let spilled = match pins.offload {
+            Some(Tier::Disk) => n,
+            Some(_) => 0,
+            None => self.get(Count::Spilled),
+        };
         for (i, &u) in ladders.blocks.iter().rev().enumerate() {
             let steps = stored / n + usize::from(i < stored % n);
             let way = if i < staying {
                 Saved::Keep
+            } else if n - i <= spilled {
+                Saved::Disk
             } else {
                 Saved::Host
             };

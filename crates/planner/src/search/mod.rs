@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::build::{assemble, build};
 use crate::check::{Fault, check};
-use crate::choice::{Activations, Budgets, Choice, Clip, LoopOrder, Pieces, Processor};
+use crate::choice::{Activations, Budgets, Choice, Clip, LoopOrder, Pieces, Processor, Saved};
 use crate::draft::{Draft, draft, persistent_bytes};
 use crate::fast::FastMap;
 use crate::layout::{Layout, layout};
@@ -35,6 +35,8 @@ mod fit;
 mod ladder;
 mod mix;
 pub mod outlook;
+#[cfg(test)]
+mod spill_tests;
 mod starts;
 #[cfg(test)]
 mod twin;
@@ -42,7 +44,7 @@ mod twin;
 mod work_tests;
 
 /// Knobs that the user holds fast; `None` is the planner's to choose.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Pins {
     /// Loop order.
     pub order: Option<LoopOrder>,
@@ -58,6 +60,13 @@ pub struct Pins {
     pub recompute: Option<u32>,
     /// What may become of saved tensors.
     pub activations: Activations,
+    /// Where saved tensors go that move: the host, or the drives.
+    pub offload: Option<Tier>,
+    /// Seconds that a step must become shorter for each 10^12 bytes that it writes to the drives.
+    pub min_gain: f64,
+    /// The most bytes that a step may write which sends saved tensors or block inputs to the drives, state and
+    /// gradients included, unless these are pinned there. `None`: no limit.
+    pub writes: Option<Bytes>,
     /// How far copies run ahead of their use: until so many eighths of the device are taken, and by so many of
     /// a block's largest tensors on the host.
     pub prefetch: Option<u8>,
@@ -158,6 +167,8 @@ struct Size {
     need: [u64; 3],
     /// Seconds of the busiest lane: no step is shorter.
     bound: f64,
+    /// Bytes that a step writes to the drives.
+    written: u64,
 }
 
 /// How many starting points are improved, and climbed from: what is fastest with everything offloaded
@@ -310,10 +321,11 @@ impl Search<'_> {
         );
         let l = layout(&d.slots, PartName::ALL.len());
         self.worked(d.parts.values().map(|tasks| tasks.len()).sum());
-        let bound = busy_of(&d, rounds, w, machine).busiest.0;
+        let busy = busy_of(&d, rounds, w, machine);
         let size = Size {
             need: l.totals,
-            bound,
+            bound: busy.busiest.0,
+            written: busy.written.0,
         };
         let mut own = self.seen.own.borrow_mut();
         own.sizes.insert(choice.clone(), size);
@@ -370,8 +382,26 @@ impl Search<'_> {
         self.seen.work.set(self.seen.work.get() + tasks as u64);
     }
 
-    /// Simulated time of a step.
+    /// What a step costs: its simulated time, and the time that its writes to the drives must save.
     fn seconds(&self, choice: &Choice) -> f64 {
+        let step = self.step_seconds(choice);
+        step + self.r.pins.min_gain * self.size(choice).written as f64 / 1e12
+    }
+
+    /// Whether a step writes no more to the drives than it may.
+    fn may_write(&self, choice: &Choice) -> bool {
+        let pins = &self.r.pins;
+        let Some(most) = pins.writes else {
+            return true;
+        };
+        let moved = choice.saved.iter().flatten().any(|&s| s == Saved::Disk);
+        let saved = moved && pins.offload.is_none();
+        let inputs = choice.inputs == Tier::Disk && pins.inputs.is_none();
+        !(saved || inputs) || self.size(choice).written <= most.0
+    }
+
+    /// Simulated time of a step.
+    fn step_seconds(&self, choice: &Choice) -> f64 {
         if let Some(seconds) = self.seen.get(choice, |k| &k.seconds) {
             return seconds;
         }

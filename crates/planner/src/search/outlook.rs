@@ -94,7 +94,7 @@ pub fn plan_with_outlook(
         let alternatives = scope.spawn(|| Search::new(*r, &knobs, &look()).alternatives(&best));
         let budgets = scope.spawn(|| Search::new(*r, &knobs, &look()).more(&best));
         Outlook {
-            suggestions: suggestions(r, &best, more),
+            suggestions: suggestions(r, (&best, made.prediction.step_seconds), more),
             alternatives: joined(alternatives.join()),
             more: joined(budgets.join()),
         }
@@ -253,7 +253,7 @@ impl Search<'_> {
         };
         Alternative {
             kind: kind.to_owned(),
-            step_seconds: Seconds(self.seconds(choice)),
+            step_seconds: Seconds(self.step_seconds(choice)),
             ruling_lane: *LaneKind::ALL.iter().max_by(busiest).expect("five lanes"),
             bytes: self.whole(choice).map(Bytes),
         }
@@ -317,7 +317,7 @@ impl Search<'_> {
             More {
                 tier,
                 bytes: unit,
-                step_seconds: Seconds(better.seconds),
+                step_seconds: Seconds(search.step_seconds(&better.choice)),
             }
         });
         each.collect()
@@ -325,8 +325,12 @@ impl Search<'_> {
 }
 
 /// Changes of the numerics key that give more tokens a second.
-fn suggestions(r: &Request<'_>, best: &Candidate, more: &[(u32, &Workload)]) -> Vec<Suggestion> {
-    let now = r.workload.batch.tokens() as f64 / best.seconds;
+fn suggestions(
+    r: &Request<'_>,
+    (best, step): (&Candidate, Seconds),
+    more: &[(u32, &Workload)],
+) -> Vec<Suggestion> {
+    let now = r.workload.batch.tokens() as f64 / step.0;
     let mut found: Vec<Suggestion> = Vec::new();
     let mut ask = |change: Change, request: Request<'_>| {
         let Ok(step_seconds) = quick(&request, &best.mix) else {
@@ -393,5 +397,6 @@ fn quick(r: &Request<'_>, near: &Mix) -> Result<Seconds, PlanError> {
             search.spend(starts.into_iter().next().expect("not empty"), WORK)
         }
     };
-    Ok(Seconds(search.climb(best, WORK).seconds))
+    let best = search.climb(best, WORK);
+    Ok(Seconds(search.step_seconds(&best.choice)))
 }

@@ -6,7 +6,7 @@ use lowtide_workload::Unit;
 use super::climb::Candidate;
 use super::mix::{self, Count, Mix};
 use super::{LARGEST, MOVING, Search};
-use crate::choice::{Choice, LoopOrder, Pieces};
+use crate::choice::{Activations, Choice, LoopOrder, Pieces};
 use crate::draft::persistent_bytes;
 use crate::plan::Tier;
 
@@ -160,6 +160,11 @@ impl Search<'_> {
                 && pins.prefetch.is_none()
                 && self.spilled_to_fit(&way.choice(w, pins)).is_none();
             if hopeless {
+                // Where nothing is computed again the host may be too small for what moves.
+                let spilled = way.with(Count::Spilled, usize::MAX, w, pins);
+                if pins.activations == Activations::Offload && spilled != way {
+                    found.extend(settled(spilled));
+                }
                 continue;
             }
             let quarter = with([device, host / 4, updates / 4]);
@@ -232,8 +237,16 @@ impl Search<'_> {
         let others: Vec<Candidate> = starts.iter().filter_map(far).collect();
         starts.iter_mut().for_each(|c| c.mix.unhurried = true);
         starts.extend(others);
+        if knobs.spills() {
+            let spilled = |c: &Candidate| {
+                let mix = c.mix.with(Count::Spilled, usize::MAX, w, knobs);
+                Candidate { mix, ..c.clone() }
+            };
+            let spilled: Vec<Candidate> = starts.iter().map(spilled).collect();
+            starts.extend(spilled);
+        }
         starts.sort_by(|a, b| a.seconds.total_cmp(&b.seconds));
-        starts.dedup_by(|a, b| a.choice == b.choice);
+        starts.dedup_by(|a, b| a.choice == b.choice && a.mix == b.mix);
         starts
     }
 
