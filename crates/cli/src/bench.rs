@@ -18,7 +18,7 @@ use crate::args::{
 };
 use crate::error::CliError;
 use crate::out::{Out, bytes, seconds};
-use crate::plan::{compare, compare_waits, rates_line, run_of};
+use crate::plan::{compare, compare_waits, drives, rates_line, run_of};
 use crate::probe::device_named;
 use crate::progress::Waiting;
 
@@ -202,6 +202,9 @@ impl Observer for Show {
         self.waiting = None;
         self.out.text(&rates_line(machine));
         self.out.text(explain(plan, self.cuda).trim_end());
+        for told in drives(plan, machine) {
+            self.out.text(&told);
+        }
         self.out.text(explain_choices(plan).trim_end());
     }
 

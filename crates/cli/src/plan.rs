@@ -13,9 +13,9 @@ use lowtide_trainer::curve::{Along, Curve, curve};
 use lowtide_trainer::device;
 use lowtide_trainer::inputs::{sample_of, steps_of};
 use lowtide_trainer::output::folder::Folder;
-use lowtide_trainer::planning::{decoder_of, load_machine, shape_of};
+use lowtide_trainer::planning::{decoder_of, load_machine, pins_of, shape_of};
 use lowtide_trainer::report::{Nobody, Phase, WaitCompared};
-use lowtide_trainer::wear;
+use lowtide_trainer::wear::{self, Wear};
 use lowtide_trainer::{Seconds, TrainError};
 use serde_json::{Map, Value, json};
 
@@ -29,12 +29,16 @@ use crate::progress::Waiting;
 
 /// Holds what a run would write to its drives against what it may. Where only data that are not there say how many
 /// steps it has, says how many it may make.
-fn disk_writes(run: &Run, plan: &Plan) -> Result<Option<String>, TrainError> {
+fn disk_writes(
+    run: &Run,
+    plan: &Plan,
+    steps: Result<Option<u64>, TrainError>,
+) -> Result<Option<String>, TrainError> {
     let (start, step) = (wear::fill(plan), plan.prediction.disk_bytes_written);
     let Some(allowed) = run.budget.disk_writes.filter(|_| start.0 + step.0 > 0) else {
         return Ok(None);
     };
-    let why = match steps_of(run) {
+    let why = match steps {
         Ok(Some(steps)) => return wear::check(run, plan, (0, start, steps)).map(|()| None),
         Ok(None) => "only its data say how many steps its epochs are".to_owned(),
         Err(e) => format!("how many steps its epochs are cannot be told: {e}"),
@@ -66,14 +70,21 @@ pub fn plan(args: &PlanArgs, out: Out) -> Answer {
         "machine": machine_json(machine),
     });
     let waiting = Waiting::begin(Phase::Planning.name());
-    let looked = basis.look();
+    // Only a run that may not write all it likes has its steps counted.
+    let steps = match run.budget.disk_writes {
+        Some(_) => steps_of(&run),
+        None => Ok(None),
+    };
+    let ahead = steps.as_ref().map_or(0, |steps| steps.unwrap_or(0));
+    let look = |pins| basis.look(pins);
+    let looked = wear::within(&run, pins_of(&run), (0, ahead), wear::fill, look, |l| &l.0);
     drop(waiting);
     let (plan, outlook) = match looked {
         Ok(both) => both,
         Err(TrainError::Refused(refused)) => return Err(CliError::Refused { refused, about }),
         Err(e) => return Err(e.into()),
     };
-    if let Some(told) = disk_writes(&run, &plan)? {
+    if let Some(told) = disk_writes(&run, &plan, steps)? {
         out.text(&told);
     }
     let step = plan.prediction.step_seconds.0;
@@ -100,7 +111,7 @@ pub fn plan(args: &PlanArgs, out: Out) -> Answer {
         "{tokens_per_second:.1} tokens/s, {model_tflops:.2} model TFLOP/s"
     ));
     out.text(outlook_text(&outlook, step, cuda).trim_end());
-    drives(&plan, machine, step)
+    drives(&plan, machine)
         .iter()
         .for_each(|told| out.text(told));
     let mut answer = about;
@@ -114,6 +125,7 @@ pub fn plan(args: &PlanArgs, out: Out) -> Answer {
         .map(|(cause, s)| json!({"cause": cause, "seconds": s}))
         .collect();
     answer["outlook"] = json!(outlook);
+    answer["wear"] = json!(Wear::of(&plan, machine));
     if let Some(over) = args.curve {
         answer["curve"] = json!(draw(over, &basis, &plan, &files, out)?);
     }
@@ -187,15 +199,21 @@ fn waits_line(waits: &[(Cause, Seconds)], step: f64, cuda: bool) -> Option<Strin
 }
 
 /// What is to be said of the drives that a plan uses.
-fn drives(plan: &Plan, machine: &Machine, step: f64) -> Vec<String> {
+pub fn drives(plan: &Plan, machine: &Machine) -> Vec<String> {
     let mut told = Vec::new();
     if plan.tier(Tier::Disk).planned_bytes.0 > 0 && machine.disk.is_none() {
         told.push("the machine's drives are not measured: a slow one is assumed".to_owned());
     }
-    if let Some(rated) = machine.disk.and_then(|d| d.rated_writes)
-        && let written @ 1.. = plan.prediction.disk_bytes_written.0
+    let Some(wear) = Wear::of(plan, machine) else {
+        return told;
+    };
+    let share = 100.0 * wear.activation_bytes.0 as f64 / wear.step_bytes.0 as f64;
+    told.push(format!(
+        "of what is written {share:.0}% is activations; {:.2} PB a year",
+        wear.year_bytes.0 as f64 / 1e15
+    ));
+    if let (Some(days), Some(rated)) = (wear.rated_days, machine.disk.and_then(|d| d.rated_writes))
     {
-        let days = rated.0 as f64 / written as f64 * step / 86_400.0;
         told.push(format!(
             "the drives' rated writes, {}, last {days:.0} days of such steps",
             bytes(rated.0)

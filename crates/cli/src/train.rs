@@ -14,7 +14,7 @@ use serde_json::json;
 use crate::Answer;
 use crate::args::RunArgs;
 use crate::out::{Out, bytes, complain, duration, seconds};
-use crate::plan::{compare, compare_waits, moved, rates_line};
+use crate::plan::{compare, compare_waits, drives, moved, rates_line};
 use crate::progress::{Pace, Waiting, terminal};
 use crate::signals::{Signal, Watch};
 
@@ -158,6 +158,9 @@ impl Observer for Show {
     fn planned(&mut self, plan: &Plan, machine: &Machine) {
         self.detail(&rates_line(machine));
         self.text(explain(plan, self.cuda).trim_end());
+        for told in drives(plan, machine) {
+            self.text(&told);
+        }
         self.detail(explain_choices(plan).trim_end());
     }
 

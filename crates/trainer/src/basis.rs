@@ -114,12 +114,12 @@ impl<'a> Basis<'a> {
         })
     }
 
-    /// As [`Basis::plan`], and what was left on the table: other kinds of plans, what more of each budget would buy,
+    /// As [`Basis::plan_pinned`], and what was left on the table: other kinds of plans, what more of each budget would buy,
     /// and keys that change numbers. Takes several times as long.
     ///
     /// # Errors
     /// As [`Basis::plan`].
-    pub fn look(&self) -> Result<(Plan, Outlook), TrainError> {
+    pub fn look(&self, pins: Pins) -> Result<(Plan, Outlook), TrainError> {
         let more = 4 * self.run.train.accumulate;
         let batch = Batch {
             accumulate: more,
@@ -127,9 +127,7 @@ impl<'a> Basis<'a> {
         };
         let larger = decoder_of(self.run, batch, self.target)?;
         let more = [(more, larger.workload())];
-        self.make(pins_of(self.run), |request| {
-            plan_with_outlook(request, &more)
-        })
+        self.make(pins, |request| plan_with_outlook(request, &more))
     }
 
     /// The run with its plan, before anything of it is reserved.

@@ -16,7 +16,7 @@ use crate::device;
 use crate::error::TrainError;
 use crate::fit::hyper;
 use crate::open::{disk_of, open_on};
-use crate::planning::{decoder_of, shape_of};
+use crate::planning::{decoder_of, pins_of, shape_of};
 use crate::report::{LaneCompared, Observer, Phase, WaitCompared, compare, median, moved_bytes};
 use crate::threads::host_note;
 use crate::wear;
@@ -100,10 +100,11 @@ pub fn step(
     observer.detail(&host_note(run, device.gpu.is_some()));
     let decoder = decoder_of(run, run.batch(), device.target)?;
     let basis = Basis::here(run, &device, decoder, || None, observer)?;
-    let plan = basis.plan()?;
-    observer.planned(&plan, &basis.machine);
     // One more than those that are timed is in the lanes.
     let made = (WARM_UP + 1).saturating_add(steps);
+    let make = |pins| basis.plan_pinned(pins);
+    let plan = wear::within(run, pins_of(run), (0, made), wear::fill, make, |p| p)?;
+    observer.planned(&plan, &basis.machine);
     wear::check(run, &plan, (0, wear::fill(&plan), made))?;
     observer.phase(Some(Phase::Weights));
     let traced = trace.map_or(Trace::NONE, |_| Trace::ALL);

@@ -33,7 +33,7 @@ use crate::planning::Planned;
 use crate::report::{Observer, Phase, StepLine, TrainReport, When};
 use crate::stops::Stops;
 use crate::tally::Tally;
-use crate::wear;
+use crate::wear::{self, Wear};
 use lowtide_data::{Batches, Micro, Packed, State, Tokenizer};
 use lowtide_session::Requests;
 use lowtide_session::Totals;
@@ -112,6 +112,7 @@ struct Fit<'a> {
     machine: Machine,
     /// A step's time by the plan.
     predicted_seconds: f64,
+    wear: Option<Wear>,
     durable: bool,
     last_checkpoint: Option<PathBuf>,
     /// The step whose state is in the newest checkpoint of the output directory, as far as known.
@@ -188,10 +189,9 @@ pub fn train(
     } = material.with_products(&start, &numerics)?;
     let sample = || Some(preview.next_batch().micro.swap_remove(0));
     let basis = Basis::here(run, &device, decoder, sample, observer)?;
-    let plan = basis.plan_pinned(start.pins(run))?;
-    observer.planned(&plan, &basis.machine);
     let ahead = total - start.state().map_or(0, |s| s.step);
-    let written = opening::writes(run, &output, &start, &plan, ahead)?;
+    let (plan, written) = opening::plan(run, &basis, &output, &start, ahead)?;
+    observer.planned(&plan, &basis.machine);
     observer.phase(Some(Phase::Reserving));
     let trace = if run.log.trace {
         Trace::FIRST_STEPS
@@ -259,6 +259,7 @@ pub fn train(
         earlier: Totals::default(),
         machine: planned.machine.clone(),
         predicted_seconds: planned.plan.prediction.step_seconds.0,
+        wear: Wear::of(&planned.plan, &planned.machine),
         durable,
         last_checkpoint: None,
         saved: None,
@@ -544,6 +545,7 @@ impl Fit<'_> {
             predicted_seconds: self.predicted_seconds,
             ruling_lane: Some(lap.ruling_lane),
             disk_written: self.state.totals.disk_written,
+            wear: self.wear,
             skipped: outcome.skipped,
         };
         self.state.step = f.step;

@@ -10,6 +10,7 @@ use lowtide_planner::{Lane, LaneKind, Machine, Plan};
 use serde::{Deserialize, Serialize};
 
 use crate::planning::Planned;
+use crate::wear::Wear;
 
 /// When prompts were answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -67,6 +68,9 @@ pub struct StepLine {
     /// Bytes that the run has written to its drives so far, whichever process wrote them; left out where none.
     #[serde(skip_serializing_if = "is_zero")]
     pub disk_written: u64,
+    /// What such steps do to the drives, where they write there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub wear: Option<Wear>,
     /// The update was left out: its norm was not finite.
     pub skipped: bool,
 }

@@ -2,13 +2,82 @@
 
 use lowtide_config::{Resume, Run};
 use lowtide_planner::plan::Version;
-use lowtide_planner::{Plan, Slot, Tensor, Tier};
+use lowtide_planner::simulate::activations_written;
+use lowtide_planner::{Machine, Pins, Plan, Slot, Tensor, Tier};
 use lowtide_units::Bytes;
+use serde::Serialize;
 
 use crate::error::{TooMuch, TrainError};
 use crate::metrics::last_written;
 use crate::output::mark::Writes;
 use crate::output::{METRICS, Output};
+
+/// What steps of a plan do to the drives.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Wear {
+    /// Bytes that a step writes.
+    pub step_bytes: Bytes,
+    /// Of these, what saved tensors and block inputs take.
+    pub activation_bytes: Bytes,
+    /// Bytes that a year of such steps writes.
+    pub year_bytes: Bytes,
+    /// Days of such steps until what the drives are rated for is written, where that is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rated_days: Option<f64>,
+}
+
+const DAY: f64 = 86_400.0;
+
+impl Wear {
+    /// Of a plan whose steps write anything, on a machine.
+    #[must_use]
+    pub fn of(plan: &Plan, machine: &Machine) -> Option<Self> {
+        let step_bytes = plan.prediction.disk_bytes_written;
+        let steps_a_day = DAY / plan.prediction.step_seconds.0;
+        let daily = step_bytes.0 as f64 * steps_a_day;
+        let rated = machine.disk.and_then(|d| d.rated_writes);
+        (step_bytes > Bytes::ZERO).then(|| Self {
+            step_bytes,
+            activation_bytes: activations_written(plan),
+            year_bytes: Bytes((daily * 365.0) as u64),
+            rated_days: rated.map(|rated| rated.0 as f64 / daily),
+        })
+    }
+}
+
+/// Plans a run so that what it writes to its drives stays within what it may: of what it may write more, each of the
+/// steps `ahead` gets the same. `written` are those before, `filled` says what a plan's start writes. Where
+/// state alone takes more, [`check`] will say so.
+///
+/// # Errors
+/// Those of planning.
+pub fn within<T, E>(
+    run: &Run,
+    mut pins: Pins,
+    (written, ahead): (u64, u64),
+    filled: impl Fn(&Plan) -> Bytes,
+    make: impl Fn(Pins) -> Result<T, E>,
+    plan: impl Fn(&T) -> &Plan,
+) -> Result<T, E> {
+    let Some(allowed) = run.budget.disk_writes.filter(|_| ahead > 0) else {
+        return make(pins);
+    };
+    let left = allowed.0.saturating_sub(written);
+    pins.writes = Some(Bytes(left / ahead));
+    let mut made = make(pins)?;
+    // What a start writes is known when there is a plan; with less to write it may be another one.
+    for _ in 0..2 {
+        let start = filled(plan(&made)).0;
+        let step = plan(&made).prediction.disk_bytes_written.0;
+        let share = Some(Bytes(left.saturating_sub(start) / ahead));
+        if step.saturating_mul(ahead).saturating_add(start) <= left || share == pins.writes {
+            break;
+        }
+        pins.writes = share;
+        made = make(pins)?;
+    }
+    Ok(made)
+}
 
 /// Bytes that filling the drives at a start writes: weights and optimizer state that stay on them, of durable ones the
 /// version that is current.

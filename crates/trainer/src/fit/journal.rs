@@ -264,6 +264,7 @@ impl Fit<'_> {
             predicted_seconds: self.predicted_seconds,
             ruling_lane: None,
             disk_written: self.state.totals.disk_written,
+            wear: self.wear,
             skipped: step.skipped,
         });
         self.tell(told);

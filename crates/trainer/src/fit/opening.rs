@@ -13,6 +13,7 @@ use super::branch::Origin;
 use super::lost;
 use super::start::Start;
 use crate::answers::{Extract, Question, questions};
+use crate::basis::Basis;
 use crate::device::{self, Device};
 use crate::dropout::note_of_dropout;
 use crate::error::TrainError;
@@ -123,16 +124,16 @@ impl Material {
     }
 }
 
-/// Bytes that are written to the run's drives when this start has filled them; refused where the steps ahead would
-/// write more than the run may.
-pub(super) fn writes(
+/// Plans a run, with the bytes that are written to its drives when this start has filled them; refused where the
+/// steps ahead would write more than the run may.
+pub(super) fn plan(
     run: &Run,
+    basis: &Basis<'_>,
     output: &Output,
     start: &Start,
-    plan: &Plan,
     ahead: u64,
-) -> Result<u64, TrainError> {
-    let filled = match start {
+) -> Result<(Plan, u64), TrainError> {
+    let filled = |plan: &Plan| match start {
         // Its state is on the drives.
         Start::Journal(_) => Bytes::ZERO,
         Start::Anew | Start::Checkpoint(..) => wear::fill(plan),
@@ -140,8 +141,11 @@ pub(super) fn writes(
     // A process that was killed has told of more than its last checkpoint knows, and written more than it told.
     let saved = start.state().map_or(0, |s| s.totals.disk_written);
     let written = saved.max(wear::told(run, output)?);
-    wear::check(run, plan, (written, filled, ahead))?;
-    Ok(written + filled.0)
+    let make = |pins| basis.plan_pinned(pins);
+    let plan = wear::within(run, start.pins(run), (written, ahead), filled, make, |p| p)?;
+    let filled = filled(&plan);
+    wear::check(run, &plan, (written, filled, ahead))?;
+    Ok((plan, written + filled.0))
 }
 
 /// What a run writes while it goes.
