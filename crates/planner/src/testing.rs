@@ -72,6 +72,7 @@ pub(crate) fn workload(layers: u32, accumulate: u32) -> Workload {
         output: Some(0),
         d_output: Some(1),
         d_input: None,
+        logits: None,
         forward: vec![op("embed", vec![w(0), INPUTS, weight(0)], 0, 0.0)],
         backward: vec![op("embed'", vec![gradient(0), r(1), INPUTS], 512, 0.0)],
         evaluate: vec![],
@@ -127,6 +128,7 @@ pub(crate) fn workload(layers: u32, accumulate: u32) -> Workload {
             output: Some(4),
             d_output: Some(5),
             d_input: Some(9),
+            logits: None,
             forward: vec![
                 op("norm", vec![w(1), r(0), weight(p)], 0, 0.0),
                 op("up", vec![w(2), r(1), weight(p + 1)], 4096, flops),
@@ -175,6 +177,7 @@ pub(crate) fn workload(layers: u32, accumulate: u32) -> Workload {
         output: None,
         d_output: None,
         d_input: Some(3),
+        logits: Some(4),
         forward: vec![],
         backward: vec![
             op("norm", vec![w(1), r(0), weight(p)], 0, 0.0),

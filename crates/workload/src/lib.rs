@@ -267,14 +267,17 @@ pub struct Unit {
     pub d_output: Option<u16>,
     /// Gradient of `input` (none for the embedding).
     pub d_input: Option<u16>,
+    /// What [`Self::infer`] is for, in the head alone: one row of V `f32` for each sequence.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub logits: Option<u16>,
     /// Forward operations (empty for the head).
     pub forward: Vec<Op>,
     /// Backward operations; for the head forward and backward.
     pub backward: Vec<Op>,
     /// The head's operations for the loss alone.
     pub evaluate: Vec<Op>,
-    /// The head's operations for logits: one row of V `f32` for each sequence, at the position
-    /// whose label is not negative; into the local tensor `logits`.
+    /// The head's operations for [`Self::logits`], each row of them at the position whose label is not
+    /// negative.
     pub infer: Vec<Op>,
 }
 

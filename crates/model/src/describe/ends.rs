@@ -87,5 +87,6 @@ pub(super) fn head(model: &Model<'_>) -> (Unit, UnitKinds) {
     b.op(Phase::Infer, "logits", Kind::HeadLogits(operands));
 
     (b.unit.input, b.unit.d_input) = (Some(x), Some(dx));
+    b.unit.logits = Some(logits);
     b.done(layers + 1)
 }

@@ -242,6 +242,7 @@ impl<'a> Builder<'a> {
             output: None,
             d_output: None,
             d_input: None,
+            logits: None,
             forward: Vec::new(),
             backward: Vec::new(),
             evaluate: Vec::new(),

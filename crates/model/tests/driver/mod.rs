@@ -282,10 +282,10 @@ impl Driver {
     pub fn infer(&mut self) -> Vec<f32> {
         self.up_to_head(Phase::Infer);
         let head = self.decoder.workload().units.len() - 1;
-        let tensors = &self.decoder.workload().units[head].tensors;
-        let logits = tensors.iter().position(|t| t.name == "logits").unwrap();
-        let bytes: &[u8] = bytemuck::cast_slice(&self.memory[&Key::Local(head, logits as u16)]);
-        bytemuck::cast_slice(&bytes[..tensors[logits].bytes.usize()]).to_vec()
+        let unit = &self.decoder.workload().units[head];
+        let logits = unit.logits.expect("the head has logits");
+        let bytes: &[u8] = bytemuck::cast_slice(&self.memory[&Key::Local(head, logits)]);
+        bytemuck::cast_slice(&bytes[..unit.tensors[usize::from(logits)].bytes.usize()]).to_vec()
     }
 
     fn up_to_head(&mut self, last: Phase) {

@@ -267,10 +267,9 @@ impl Emitter<'_> {
 
     fn logits(&mut self, unit: u32, op: u16, m: u32, st: &Live) {
         let u = &self.w.units[unit as usize];
-        let Some(i) = u.tensors.iter().position(|t| t.name == "logits") else {
+        let Some(i) = u.logits else {
             return;
         };
-        let i = i as u16;
         let writes = u.infer[op as usize]
             .operands
             .iter()

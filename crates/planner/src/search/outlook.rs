@@ -1,6 +1,7 @@
 //! What was left on the table: plans of other kinds, what one more unit of each budget would buy,
 //! and what keys that change numbers would do.
 
+use std::fmt;
 use std::sync::Arc;
 
 use lowtide_units::{Bytes, Seconds};
@@ -13,11 +14,69 @@ use super::{PlanError, Request, Search, Seen, busy_of, joined, timed_parts};
 use crate::choice::{Budgets, Clip, LoopOrder};
 use crate::plan::{LaneKind, Plan, Tier};
 
+/// In what a plan differs from the one that was chosen: what would have to be pinned or changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Other {
+    /// No unit resident, no state streamed.
+    #[serde(rename = "every update on the host, nothing resident")]
+    HostUpdates,
+    /// The state of every unit passes through the device.
+    #[serde(rename = "every update on the device, all state streamed")]
+    DeviceUpdates,
+    /// No saved tensor is stored.
+    #[serde(rename = "everything recomputed, bytes to resident units")]
+    Recomputed,
+    /// No state passes through the device.
+    #[serde(rename = "nothing streamed for updates")]
+    NotStreamed,
+    /// Complete gradients stay where they were made.
+    #[serde(rename = "gradients wait on the device")]
+    NearGradients,
+    /// What saves products and attention is stored, and no unit is resident.
+    #[serde(rename = "more saved tensors, no resident units")]
+    MoreSaved,
+    /// What is stored stays on the device.
+    #[serde(rename = "no saved tensor moves")]
+    SavedStay,
+    /// Block by block where it was micro-batch by micro-batch, or in other rounds.
+    #[serde(rename = "the other loop order")]
+    Loop,
+    /// Device or host, whichever it was not.
+    #[serde(rename = "block inputs on the other tier")]
+    Inputs,
+    /// Complete gradients go to the drives.
+    #[serde(rename = "gradients wait on disk")]
+    DiskGradients,
+}
+
+impl Other {
+    /// All of them, in the order in which they are looked at.
+    pub const ALL: [Self; 10] = [
+        Self::HostUpdates,
+        Self::DeviceUpdates,
+        Self::Recomputed,
+        Self::NotStreamed,
+        Self::NearGradients,
+        Self::MoreSaved,
+        Self::SavedStay,
+        Self::Loop,
+        Self::Inputs,
+        Self::DiskGradients,
+    ];
+}
+
+impl fmt::Display for Other {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The words of its serialised form.
+        self.serialize(f)
+    }
+}
+
 /// A plan of another kind than the one that was chosen.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Alternative {
-    /// In what it differs: what would have to be pinned or changed.
-    pub kind: String,
+    /// In what it differs.
+    pub kind: Other,
     /// Time of a step.
     pub step_seconds: Seconds,
     /// The lane with the most work.
@@ -105,109 +164,14 @@ pub fn plan_with_outlook(
 impl Search<'_> {
     /// The best of each other kind near a candidate.
     fn alternatives(&self, best: &Candidate) -> Vec<Alternative> {
-        let (w, pins) = (self.r.workload, self.knobs);
-        let mix = &best.mix;
-        let none = |counts: &[Count]| {
-            let mut mix = mix.clone();
-            for &count in counts {
-                mix = mix.with(count, 0, w, pins);
-            }
-            mix
-        };
-        let sorted = |change: &dyn Fn(&mut Mix)| {
-            let mut mix = mix.clone();
-            change(&mut mix);
-            mix
-        };
-        let whole = !self.in_rounds();
-        let other_loop = |m: &mut Mix| match (w.batch.accumulate, m.round, m.order) {
-            (..=2, _, LoopOrder::LayerMajor) => m.order = LoopOrder::BatchMajor,
-            (..=2, ..) => m.order = LoopOrder::LayerMajor,
-            (_, round, _) if round > 0 && whole => (m.round, m.order) = (0, LoopOrder::LayerMajor),
-            _ => (m.round, m.order) = (1, LoopOrder::LayerMajor),
-        };
-        let ladders = &pins.ladders;
-        let dear = ladders.blocks.len() * ladders.dear();
-        let all_updates = none(&[Count::Resident, Count::Streamed]);
-        let streamed = none(&[Count::Resident]).with(Count::Streamed, usize::MAX, w, pins);
-        let resident = none(&[Count::Stored]);
-        let near = none(&[Count::Resident]).with(Count::Near, usize::MAX, w, pins);
-        let light = none(&[Count::Resident]).with(Count::Stored, dear, w, pins);
-        let still = mix.with(Count::Staying, usize::MAX, w, pins);
-        // Each with the knob that takes the bytes which that leaves.
-        let kinds: [(&str, Mix, &[Count]); 10] = [
-            (
-                "every update on the host, nothing resident",
-                all_updates,
-                &[Count::Staying, Count::Stored],
-            ),
-            (
-                "every update on the device, all state streamed",
-                streamed,
-                &[Count::Stored],
-            ),
-            (
-                "everything recomputed, bytes to resident units",
-                resident,
-                &[Count::Resident],
-            ),
-            (
-                "nothing streamed for updates",
-                none(&[Count::Streamed]),
-                &[Count::Resident],
-            ),
-            (
-                "gradients wait on the device",
-                near,
-                &[Count::Near, Count::Stored],
-            ),
-            (
-                "more saved tensors, no resident units",
-                light,
-                &[Count::Staying, Count::Near],
-            ),
-            (
-                "no saved tensor moves",
-                still,
-                &[Count::Stored, Count::Resident],
-            ),
-            (
-                "the other loop order",
-                sorted(&|m| other_loop(m)),
-                &[Count::Resident],
-            ),
-            (
-                "block inputs on the other tier",
-                sorted(&|m| {
-                    m.inputs = if m.inputs == Tier::Device {
-                        Tier::Host
-                    } else {
-                        Tier::Device
-                    };
-                }),
-                &[Count::Resident],
-            ),
-            (
-                "gradients wait on disk",
-                sorted(&|m| m.waiting = Tier::Disk).with(Count::Near, 0, w, pins),
-                &[Count::Resident],
-            ),
-        ];
         let mut found: Vec<Alternative> = Vec::new();
         let end = self.seen.work.get() + 4 * WORK;
-        for (kind, mut mix, takers) in kinds {
+        for kind in Other::ALL {
             if self.seen.work.get() > end {
                 break;
             }
-            let applies = match kind {
-                "the other loop order" => {
-                    w.batch.accumulate > 1 && pins.order.is_none() && (whole || mix.round == 0)
-                }
-                "block inputs on the other tier" => pins.inputs.is_none(),
-                "gradients wait on disk" => self.disk && pins.gradients.is_none(),
-                _ => true,
-            };
-            if !applies {
+            let (mut mix, takers) = self.other(kind, &best.mix);
+            if !self.applies(kind, &mix) {
                 continue;
             }
             for &count in takers {
@@ -231,7 +195,80 @@ impl Search<'_> {
         found
     }
 
-    fn alternative(&self, kind: &str, choice: &crate::choice::Choice) -> Alternative {
+    /// Whether a mix of another kind may be asked for.
+    fn applies(&self, kind: Other, mix: &Mix) -> bool {
+        let pins = self.knobs;
+        match kind {
+            Other::Loop => {
+                let whole = !self.in_rounds();
+                self.r.workload.batch.accumulate > 1
+                    && pins.order.is_none()
+                    && (whole || mix.round == 0)
+            }
+            Other::Inputs => pins.inputs.is_none(),
+            Other::DiskGradients => self.disk && pins.gradients.is_none(),
+            _ => true,
+        }
+    }
+
+    /// A mix of another kind, and the knobs that take the bytes which that leaves.
+    fn other(&self, kind: Other, from: &Mix) -> (Mix, &'static [Count]) {
+        let (w, pins) = (self.r.workload, self.knobs);
+        let with = |counts: &[(Count, usize)]| {
+            let each = counts.iter();
+            each.fold(from.clone(), |mix, &(count, n)| mix.with(count, n, w, pins))
+        };
+        let all = usize::MAX;
+        let dear = pins.ladders.blocks.len() * pins.ladders.dear();
+        let mut mix = from.clone();
+        match kind {
+            Other::HostUpdates => (
+                with(&[(Count::Resident, 0), (Count::Streamed, 0)]),
+                &[Count::Staying, Count::Stored],
+            ),
+            Other::DeviceUpdates => (
+                with(&[(Count::Resident, 0), (Count::Streamed, all)]),
+                &[Count::Stored],
+            ),
+            Other::Recomputed => (with(&[(Count::Stored, 0)]), &[Count::Resident]),
+            Other::NotStreamed => (with(&[(Count::Streamed, 0)]), &[Count::Resident]),
+            Other::NearGradients => (
+                with(&[(Count::Resident, 0), (Count::Near, all)]),
+                &[Count::Near, Count::Stored],
+            ),
+            Other::MoreSaved => (
+                with(&[(Count::Resident, 0), (Count::Stored, dear)]),
+                &[Count::Staying, Count::Near],
+            ),
+            Other::SavedStay => (
+                with(&[(Count::Staying, all)]),
+                &[Count::Stored, Count::Resident],
+            ),
+            Other::Loop => {
+                let whole = !self.in_rounds();
+                (mix.round, mix.order) = match (w.batch.accumulate, mix.round, mix.order) {
+                    (..=2, round, LoopOrder::LayerMajor) => (round, LoopOrder::BatchMajor),
+                    (..=2, round, _) => (round, LoopOrder::LayerMajor),
+                    (_, round, _) if round > 0 && whole => (0, LoopOrder::LayerMajor),
+                    _ => (1, LoopOrder::LayerMajor),
+                };
+                (mix, &[Count::Resident])
+            }
+            Other::Inputs => {
+                mix.inputs = match mix.inputs {
+                    Tier::Device => Tier::Host,
+                    _ => Tier::Device,
+                };
+                (mix, &[Count::Resident])
+            }
+            Other::DiskGradients => {
+                mix.waiting = Tier::Disk;
+                (mix.with(Count::Near, 0, w, pins), &[Count::Resident])
+            }
+        }
+    }
+
+    fn alternative(&self, kind: Other, choice: &crate::choice::Choice) -> Alternative {
         let Request {
             workload: w,
             clip,
@@ -252,7 +289,7 @@ impl Search<'_> {
             of(**a).total_cmp(&of(**b))
         };
         Alternative {
-            kind: kind.to_owned(),
+            kind,
             step_seconds: Seconds(self.step_seconds(choice)),
             ruling_lane: *LaneKind::ALL.iter().max_by(busiest).expect("five lanes"),
             bytes: self.whole(choice).map(Bytes),
