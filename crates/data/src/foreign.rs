@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
+use lowtide_files::Foreign;
 use serde_json::{Map, Value};
 
 /// Bytes of a file's head that are looked at.
@@ -30,7 +31,7 @@ pub enum ForeignFile {
     Compressed,
     /// A zip archive.
     Zip,
-    /// A web page.
+    /// A web page, or an error in XML that a download saved.
     Html,
     /// The pointer that Git LFS leaves in place of a file.
     LfsPointer,
@@ -67,17 +68,21 @@ pub(super) fn file(path: &Path) -> Option<ForeignFile> {
 }
 
 fn told(head: &[u8]) -> Option<ForeignFile> {
-    let magics: [(&[u8], ForeignFile); 11] = [
-        (b"PAR1", ForeignFile::Parquet),
+    // What no file of ours begins with, and then what is known of data sets alone.
+    match Foreign::begins(head) {
+        Some(Foreign::Parquet) => return Some(ForeignFile::Parquet),
+        Some(Foreign::Gzip | Foreign::Zstd) => return Some(ForeignFile::Compressed),
+        Some(Foreign::Zip) => return Some(ForeignFile::Zip),
+        Some(Foreign::Page) => return Some(ForeignFile::Html),
+        Some(Foreign::LfsPointer) => return Some(ForeignFile::LfsPointer),
+        Some(Foreign::Gguf) | None => {}
+    }
+    let magics: [(&[u8], ForeignFile); 6] = [
         (b"ARROW1", ForeignFile::Arrow),
-        (b"\x1f\x8b", ForeignFile::Compressed),
-        (b"\x28\xb5\x2f\xfd", ForeignFile::Compressed),
         (b"BZh", ForeignFile::Compressed),
         (b"\xfd7zXZ", ForeignFile::Compressed),
-        (b"PK\x03\x04", ForeignFile::Zip),
         (b"\xff\xfe", ForeignFile::Utf16),
         (b"\xfe\xff", ForeignFile::Utf16),
-        (b"version https://git-lfs", ForeignFile::LfsPointer),
         // The stream format of Arrow: a continuation mark before the first message's length.
         (b"\xff\xff\xff\xff", ForeignFile::Arrow),
     ];
@@ -87,10 +92,6 @@ fn told(head: &[u8]) -> Option<ForeignFile> {
     let text = String::from_utf8_lossy(head);
     let text = text.trim_start_matches('\u{feff}').trim_start();
     let line = text.lines().next()?.trim_end();
-    let lower = text.get(..64).unwrap_or(text).to_ascii_lowercase();
-    if lower.starts_with("<!doctype html") || lower.starts_with("<html") {
-        return Some(ForeignFile::Html);
-    }
     match text.chars().next()? {
         '[' => Some(ForeignFile::JsonArray),
         // A whole record stands on its line; what ends within one goes on below.
@@ -234,6 +235,8 @@ mod tests {
             (b"\xff\xff\xff\xff\x10", Some(ForeignFile::Arrow)),
             (b"\xff\xfe{\0", Some(ForeignFile::Utf16)),
             (b"<!DOCTYPE html><html>", Some(ForeignFile::Html)),
+            (b"<html>\n\n{ \"text\": 1", Some(ForeignFile::Html)),
+            (b"<?xml version='1.0'?><Error>", Some(ForeignFile::Html)),
             (
                 b"version https://git-lfs.github.com/spec/v1\noid",
                 Some(ForeignFile::LfsPointer),

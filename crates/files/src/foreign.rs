@@ -69,6 +69,12 @@ impl Foreign {
         if head.get(8) == Some(&b'{') {
             return None;
         }
+        Self::begins(head)
+    }
+
+    /// What begins with these bytes, of a file that is no safetensors file by its name.
+    #[must_use]
+    pub fn begins(head: &[u8]) -> Option<Self> {
         let binary = [
             (&b"PK\x03\x04"[..], Self::Zip),
             (b"GGUF", Self::Gguf),

@@ -10,6 +10,19 @@ use lowtide_workload::Dtype;
 /// Both storage types.
 pub(crate) const DTYPES: [Dtype; 2] = [Dtype::F32, Dtype::Bf16];
 
+/// A file `golden.txt`: its first line, and its rows, `N` numbers each as their bits.
+pub(crate) fn golden<const N: usize>(text: &str) -> ([f32; N], Vec<[f32; N]>) {
+    let mut rows = text.lines().map(|line| {
+        let bits = |x| f32::from_bits(u32::from_str_radix(x, 16).expect("hexadecimal"));
+        let row: Vec<f32> = line.split(' ').map(bits).collect();
+        <[f32; N]>::try_from(row).expect("as many numbers in each row")
+    });
+    let first = rows.next().expect("the factors");
+    let rows: Vec<_> = rows.collect();
+    assert!(rows.len() > 80, "golden.txt is cut short");
+    (first, rows)
+}
+
 /// SplitMix64: a failure repeats, because the seed is fixed by the case.
 pub(crate) struct Rng(pub u64);
 

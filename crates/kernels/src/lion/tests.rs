@@ -5,7 +5,7 @@ use lowtide_device::{Dst, Queue, Src};
 use lowtide_workload::{Dtype, Moments};
 
 use super::*;
-use crate::testing::{Numbers, everywhere};
+use crate::testing::{self, Numbers, everywhere};
 use crate::update::elementwise::{MomentViews, Path, Piece, step_clipped, step_on};
 use crate::update::moments::{self, BLOCK};
 use crate::update::{MASTER_MAX, Segment, join, split};
@@ -227,17 +227,14 @@ fn fifty_steps_stay_with_the_reference() {
 }
 
 fn golden() -> (Constants, Vec<[f32; 5]>) {
-    let mut rows = include_str!("golden.txt").lines().map(|line| {
-        let bits = |x| f32::from_bits(u32::from_str_radix(x, 16).expect("hexadecimal"));
-        <[f32; 5]>::try_from(line.split(' ').map(bits).collect::<Vec<_>>()).expect("five numbers")
-    });
+    let (factors, rows) = testing::golden(include_str!("golden.txt"));
     let [
         grad_scale,
         one_minus_beta1,
         one_minus_beta2,
         keep,
         minus_rate,
-    ] = rows.next().expect("the factors");
+    ] = factors;
     let c = Constants {
         grad_scale,
         one_minus_beta1,
@@ -246,8 +243,6 @@ fn golden() -> (Constants, Vec<[f32; 5]>) {
         minus_rate,
         step: 1,
     };
-    let rows: Vec<_> = rows.collect();
-    assert!(rows.len() > 80, "golden.txt is cut short");
     (c, rows)
 }
 
