@@ -41,6 +41,7 @@ fn tidy() -> ExitCode {
         sources::leftovers(&files),
         sources::prints(&files),
         sources::long_files(&files),
+        sources::long_functions(&files),
         docs::check(&root, &files),
     ]
     .into_iter()

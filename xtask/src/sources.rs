@@ -13,8 +13,19 @@ pub const UNSAFE_FOLDER: &str = "crates/executor/src/bind/";
 /// Lines a file may have.
 pub const LINES_MAX: usize = 800;
 
-/// Longer files, each with the reason.
-pub const LONG: &[(&str, &str)] = &[];
+/// Lines that a file may have without a reason. A longer one has it in its head, in a sentence that begins with
+/// [`ONE_FILE`].
+pub const LINES_AIM: usize = 500;
+
+/// How a long file says why it is one.
+pub const ONE_FILE: &str = "One file because";
+
+/// Lines that a function of the product may have without a reason. A longer one has it in the comment above it, in
+/// a sentence that begins with [`LONG_BECAUSE`].
+pub const FUNCTION_LINES: usize = 80;
+
+/// How a long function says why.
+pub const LONG_BECAUSE: &str = "Long because";
 
 /// A source of one of the crates.
 #[derive(Clone, Debug)]
@@ -129,21 +140,84 @@ pub fn prints(files: &[Source]) -> Vec<String> {
         .collect()
 }
 
-/// Files longer than [`LINES_MAX`] that [`LONG`] does not explain, and explanations without need.
+/// Files longer than [`LINES_MAX`], and those longer than [`LINES_AIM`] whose head does not say why.
 pub fn long_files(files: &[Source]) -> Vec<String> {
-    let long = |f: &Source| f.text.lines().count() > LINES_MAX;
-    let explained = |f: &Source| LONG.iter().any(|(path, _)| *path == f.path);
-    let mut found: Vec<String> = files
-        .iter()
-        .filter(|f| long(f) && !explained(f))
-        .map(|f| format!("{}: more than {LINES_MAX} lines", f.path))
-        .collect();
-    for (path, _) in LONG {
-        if !files.iter().any(|f| f.path == *path && long(f)) {
-            found.push(format!("{path}: no longer long, take it off the list"));
+    let find = |f: &Source| {
+        let lines = f.text.lines().count();
+        let head = f.text.lines().take_while(|line| line.starts_with("//!"));
+        if lines > LINES_MAX {
+            Some(format!("{}: more than {LINES_MAX} lines", f.path))
+        } else if lines > LINES_AIM && !says(head, ONE_FILE) {
+            let what = format!("{lines} lines, and its head does not say why ('{ONE_FILE} ...')");
+            Some(format!("{}: {what}", f.path))
+        } else {
+            None
+        }
+    };
+    files.iter().filter_map(find).collect()
+}
+
+/// Functions of the product longer than [`FUNCTION_LINES`] that do not say why.
+pub fn long_functions(files: &[Source]) -> Vec<String> {
+    let find = |f: &Source| {
+        let lines: Vec<&str> = f.text.lines().collect();
+        let mut found = Vec::new();
+        for (at, name, length) in functions(&f.code) {
+            // The comment and the attributes right above it.
+            let above = lines[..at].iter().rev().copied();
+            let head = above
+                .take_while(|l| !l.trim().is_empty() && !l.trim_end().ends_with(['{', '}', ';']));
+            if length > FUNCTION_LINES && !f.is_test(at) && !says(head, LONG_BECAUSE) {
+                let what =
+                    format!("{name}: {length} lines, and nothing says why ('{LONG_BECAUSE} ...')");
+                found.push(format!("{}:{}: {what}", f.path, at + 1));
+            }
+        }
+        found
+    };
+    files.iter().flat_map(find).collect()
+}
+
+/// Whether one of these lines of comment begins a sentence with `words`.
+fn says<'a>(mut lines: impl Iterator<Item = &'a str>, words: &str) -> bool {
+    lines.any(|line| line.contains(words))
+}
+
+/// Each function of blanked code: its line, from 0, its name, and its lines from there to the end of its body.
+fn functions(code: &str) -> Vec<(usize, &str, usize)> {
+    let mut found = Vec::new();
+    for (start, _) in code.match_indices("fn ") {
+        let first = !code[..start].ends_with(|c: char| c.is_alphanumeric() || c == '_');
+        let rest = &code[start + 3..];
+        let name = rest
+            .split(|c: char| !(c.is_alphanumeric() || c == '_'))
+            .next();
+        let (Some(name), true) = (name.filter(|n| !n.is_empty()), first) else {
+            continue; // a type such as `fn(u32)`, or the end of a longer word
+        };
+        if let Some(end) = body_end(rest) {
+            let line = code[..start].matches('\n').count();
+            found.push((line, name, rest[..end].matches('\n').count() + 1));
         }
     }
     found
+}
+
+/// Where the body ends of a function whose signature begins `code`, if it has one.
+fn body_end(code: &str) -> Option<usize> {
+    let (mut brackets, mut braces) = (0, 0);
+    for (i, c) in code.char_indices() {
+        match c {
+            '(' | '[' => brackets += 1,
+            ')' | ']' => brackets -= 1,
+            ';' if brackets == 0 && braces == 0 => return None,
+            '{' if brackets == 0 || braces > 0 => braces += 1,
+            '}' if braces == 1 => return Some(i),
+            '}' if braces > 1 => braces -= 1,
+            _ => {}
+        }
+    }
+    None
 }
 
 /// Lines of `text` that hold one of `words`, not as part of a longer name.
@@ -293,6 +367,11 @@ mod tests {
     }
 
     #[test]
+    fn functions_are_short_or_say_why() {
+        crate::assert_none(&long_functions(&files()));
+    }
+
+    #[test]
     fn comments_and_literals_are_not_code() {
         let text = "a /* x /* y */ unsafe */ b // unsafe\n\"unsafe \\\" unsafe\" c 'u' '\\'' 'a: loop \
                     r#\"unsafe \" unsafe\"# br\"unsafe\" r#type d";
@@ -324,8 +403,54 @@ mod tests {
             "// TODO: later\nlet s = \"a TODOS\";\n    todo!()\n#[ignore]\n",
         );
         assert_eq!(leftovers(std::slice::from_ref(&left)).len(), 3);
-        let long = source(planner, &"\n".repeat(LINES_MAX + 1));
-        let found = long_files(std::slice::from_ref(&long));
-        assert_eq!(found.len(), 1 + LONG.len(), "{found:?}");
+        let file = |lines: usize, head: &str| {
+            source(
+                planner,
+                &(head.to_owned() + &"\n".repeat(lines - head.matches('\n').count())),
+            )
+        };
+        let reason = format!("//! A file.\n//! {ONE_FILE} it has one topic.");
+        for (lines, head, faults) in [
+            (LINES_AIM, "//! A file.", 0),
+            (LINES_AIM + 1, "//! A file.", 1),
+            (
+                LINES_AIM + 1,
+                "//! A file.\n\n//! One file because it is late.",
+                1,
+            ),
+            (LINES_AIM + 1, &reason, 0),
+            (LINES_MAX + 1, &reason, 1),
+        ] {
+            assert_eq!(
+                long_files(&[file(lines, head)]).len(),
+                faults,
+                "{lines} {head}"
+            );
+        }
+    }
+
+    #[test]
+    fn planted_functions_are_found() {
+        let function = |above: &str, lines: usize| {
+            let body = "    g([0; 2], fn_of);\n".repeat(lines - 2);
+            format!(
+                "trait T {{\n    fn none(x: [u8; 3]);\n}}\n{above}pub fn f(x: impl Fn(u32)) -> u32 {{\n{body}}}\n"
+            )
+        };
+        let reason = format!("/// It does.\n/// {LONG_BECAUSE} it is a table.\n#[must_use]\n");
+        for (above, lines, found) in [
+            ("", FUNCTION_LINES, 0),
+            ("", FUNCTION_LINES + 1, 1),
+            ("/// It does.\n", FUNCTION_LINES + 1, 1),
+            (&reason, FUNCTION_LINES + 1, 0),
+            ("#[cfg(test)]\n", FUNCTION_LINES + 1, 0),
+        ] {
+            let text = function(above, lines);
+            for path in ["crates/planner/src/plan.rs", "crates/planner/tests/plan.rs"] {
+                let want = if path.contains("/tests/") { 0 } else { found };
+                let faults = long_functions(&[source(path, &text)]);
+                assert_eq!(faults.len(), want, "{path} {lines} {above}: {faults:?}");
+            }
+        }
     }
 }

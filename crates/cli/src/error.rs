@@ -1,4 +1,6 @@
 //! From an error's facts to an exit code and advice: only the command line knows its own flags.
+//!
+//! One file because each enum's advice is a match of a few words an arm, and whoever writes one looks at its neighbours.
 
 use std::path::{Path, PathBuf};
 

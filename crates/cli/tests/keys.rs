@@ -2,6 +2,8 @@
 //!
 //! One row a key: two values, what else holds for both, and where to look. A key without a row fails
 //! the test, so that none is parsed and then forgotten.
+//!
+//! One file because it is one table of keys and the function that goes through it.
 
 #[path = "cases/scratch.rs"]
 mod scratch;

@@ -1,4 +1,6 @@
 //! The list of keys: every name, meaning, type, default and limit, once.
+//!
+//! One file because it is one table, and its order is that of the documentation made of it.
 
 use std::ops::Bound::{Excluded, Included, Unbounded};
 

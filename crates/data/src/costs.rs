@@ -4,6 +4,8 @@
 //! is wrapped, so that `map("upper")` and `select("in", list)` charge every item as a template's own loop
 //! would. A cost is charged before the work is done, from what the arguments hold; what comes out is
 //! charged after.
+//!
+//! One file because it is a list: each entry's cost stands beside how it is paid.
 
 use std::sync::Arc;
 

@@ -1,4 +1,6 @@
 //! What can go wrong between a data file and a batch.
+//!
+//! One file because the facts of an error stand beside the words for them.
 
 use std::path::{Path, PathBuf};
 

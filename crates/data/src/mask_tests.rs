@@ -1,3 +1,7 @@
+//! Masks of conversations, records and texts.
+//!
+//! One file because all tests ask one function for the mask of a conversation.
+
 use serde_json::json;
 
 use super::super::{Fields, Format, testing};

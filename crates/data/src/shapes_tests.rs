@@ -1,5 +1,7 @@
 //! Masks derived from renderings, against those of the same template with `{% generation %}`: every
 //! shape in `testdata/chat/shapes.txt` times every conversation below.
+//!
+//! One file because a list of conversations is most of it, and every test goes through that list.
 
 use rayon::prelude::*;
 use serde_json::{Value, json};

@@ -1,4 +1,6 @@
 //! The tokenizer of a Hugging Face model directory: `tokenizer.json` and the files beside it.
+//!
+//! One file because it is one type: what a tokenizer's files say decides how it encodes and how it is bounded.
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};

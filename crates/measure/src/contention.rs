@@ -3,8 +3,12 @@
 //!
 //! Every party repeats its own unit of work on a thread of its own; a rate counts the units that
 //! ended while all parties of the set were running.
+//!
+//! One file because all lanes share one memory, and each part of it is cut and used here; what a party does unit by
+//! unit is in `contention/`.
 
-use std::collections::VecDeque;
+mod parties;
+
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -17,14 +21,13 @@ use lowtide_executor::ExecError;
 use lowtide_kernels::matmul::{self, Dims};
 use lowtide_kernels::update::{self, Hyper, Operands, Segment, Types};
 use lowtide_planner::{Lane, Together};
-use lowtide_tiers::{
-    ALIGN, Arena, Block, Disk, DiskConfig, Extent, Fill, HostMemory, Kind, Movement, Scratch,
-};
+use lowtide_tiers::{ALIGN, Arena, Block, Disk, DiskConfig, Fill, HostMemory, Kind, Scratch};
 use lowtide_units::Bytes;
 use lowtide_workload::{Dtype, Optimizer, Role};
 use rayon::prelude::*;
 
 use crate::error::MeasureError;
+use parties::{Party, Repeat, Transfers, Work};
 
 /// What lanes are measured on.
 #[derive(Clone, Debug)]
@@ -123,6 +126,33 @@ fn lock<T>(memory: &Mutex<T>) -> MutexGuard<'_, T> {
     memory.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// The threads or the stream of each lane that is no drive's.
+fn queues(config: &LanesConfig) -> Result<Vec<(Lane, Queue)>, MeasureError> {
+    let (gpu, n) = (config.gpu.as_ref(), config.threads);
+    let stream = |gpu| cuda::Queue::new(gpu).map(Queue::Cuda);
+    let started = |lane: Lane, n, queue: io::Result<Queue>| {
+        queue
+            .map(|queue| (lane, queue))
+            .map_err(|e| ExecError::Threads {
+                lane: lane.name().to_owned(),
+                threads: n,
+                why: e.to_string(),
+            })
+    };
+    let host_queue = Queue::spread(Lane::HOST.name(), n, gpu.is_some());
+    let mut queues = vec![started(Lane::HOST, n, host_queue)?];
+    for lane in [Lane::H2D, Lane::D2H] {
+        queues.push(match gpu {
+            Some(gpu) => (lane, stream(gpu)?),
+            None => started(lane, 1, Queue::start(lane.name(), 1))?,
+        });
+    }
+    if gpu.is_none() {
+        queues.push(started(Lane::GPU, n, Queue::start("gpu", n))?);
+    }
+    Ok(queues)
+}
+
 impl Lanes {
     /// Reserves memory (pinned beside a GPU) and the drives' space, and writes all of it once.
     ///
@@ -181,28 +211,7 @@ impl Lanes {
             Some(_) => None,
             None => Some(Mutex::new(device(PRODUCT)?)),
         };
-        let stream = |gpu| cuda::Queue::new(gpu).map(Queue::Cuda);
-        let n = config.threads;
-        let started = |lane: Lane, n, queue: io::Result<Queue>| {
-            queue
-                .map(|queue| (lane, queue))
-                .map_err(|e| ExecError::Threads {
-                    lane: lane.name().to_owned(),
-                    threads: n,
-                    why: e.to_string(),
-                })
-        };
-        let host_queue = Queue::spread(Lane::HOST.name(), n, gpu.is_some());
-        let mut queues = vec![started(Lane::HOST, n, host_queue)?];
-        for lane in [Lane::H2D, Lane::D2H] {
-            queues.push(match gpu {
-                Some(gpu) => (lane, stream(gpu)?),
-                None => started(lane, 1, Queue::start(lane.name(), 1))?,
-            });
-        }
-        if gpu.is_none() {
-            queues.push(started(Lane::GPU, n, Queue::start("gpu", n))?);
-        }
+        let queues = queues(&config)?;
         let lanes = Self {
             disk,
             _scratch: scratch,
@@ -563,17 +572,7 @@ impl Lanes {
         let blocks = disk.bytes().0 / self.block / 2;
         let way = u64::from(kind == Kind::Write);
         let spare = &self.blocks[usize::from(kind == Kind::Write)];
-        Transfers {
-            disk,
-            kind,
-            spare,
-            blocks_in_hand: std::mem::take(&mut *lock(spare)).into(),
-            block: self.block,
-            first: way * blocks,
-            blocks,
-            moving: VecDeque::new(),
-            sent: 0,
-        }
+        Transfers::new(disk, kind, spare, (way * blocks, blocks, self.block))
     }
 }
 
@@ -581,118 +580,6 @@ impl Lanes {
 const SIDE: u64 = 256;
 /// Bytes kept for it: three matrices and scratch.
 const PRODUCT: u64 = 16 << 20;
-
-/// One lane's work while it is measured.
-struct Party<'a> {
-    /// Parameters, flops or bytes of a unit.
-    amount: f64,
-    work: Box<dyn Work + 'a>,
-}
-
-trait Work: Send {
-    /// What comes before the first unit that counts.
-    fn warm(&mut self) -> Result<(), MeasureError>;
-    /// One unit.
-    fn unit(&mut self) -> Result<(), MeasureError>;
-    /// Waits for what is under way.
-    fn drain(&mut self) -> Result<(), MeasureError> {
-        Ok(())
-    }
-}
-
-/// Work that is done when it returns.
-struct Repeat<F>(F);
-
-impl<F: FnMut() -> Result<(), MeasureError> + Send> Work for Repeat<F> {
-    fn warm(&mut self) -> Result<(), MeasureError> {
-        (self.0)()
-    }
-    fn unit(&mut self) -> Result<(), MeasureError> {
-        (self.0)()
-    }
-}
-
-/// One kind of transfers: always as many in hand, block after block and round again. A unit is a
-/// block that has ended.
-struct Transfers<'a> {
-    disk: &'a Disk,
-    kind: Kind,
-    /// Whose memory it is when they end.
-    spare: &'a Mutex<Vec<Block>>,
-    /// Memory of the next transfers, the one first that was used longest ago.
-    blocks_in_hand: VecDeque<Block>,
-    block: u64,
-    first: u64,
-    blocks: u64,
-    moving: VecDeque<Movement>,
-    sent: u64,
-}
-
-impl<'a> Transfers<'a> {
-    fn party(self) -> Party<'a> {
-        Party {
-            amount: self.block as f64,
-            work: Box::new(self),
-        }
-    }
-
-    fn send(&mut self) {
-        let block = self.blocks_in_hand.pop_front();
-        let block = block.expect("the oldest was waited for");
-        let extent = Extent {
-            offset: (self.first + self.sent % self.blocks) * self.block,
-            bytes: self.block,
-        };
-        // Both kinds count their own blocks: the drive serves one of each in turn.
-        let moving = self.disk.start(self.kind, extent, block, self.sent);
-        self.moving.push_back(moving);
-        self.sent += 1;
-    }
-
-    /// Waits for the oldest, if there is one.
-    fn end(&mut self) -> Result<(), MeasureError> {
-        let Some(oldest) = self.moving.pop_front() else {
-            return Ok(());
-        };
-        let (block, done) = oldest.wait();
-        self.blocks_in_hand.push_back(block);
-        Ok(done?)
-    }
-}
-
-impl Work for Transfers<'_> {
-    fn warm(&mut self) -> Result<(), MeasureError> {
-        while !self.blocks_in_hand.is_empty() {
-            self.send();
-        }
-        Ok(())
-    }
-
-    fn unit(&mut self) -> Result<(), MeasureError> {
-        if self.blocks_in_hand.is_empty() {
-            self.end()?;
-        }
-        self.send();
-        Ok(())
-    }
-
-    fn drain(&mut self) -> Result<(), MeasureError> {
-        while !self.moving.is_empty() {
-            self.end()?;
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Transfers<'_> {
-    fn drop(&mut self) {
-        // What a failed one still moves comes back too.
-        for moving in self.moving.drain(..) {
-            self.blocks_in_hand.push_back(moving.wait().0);
-        }
-        lock(self.spare).extend(self.blocks_in_hand.drain(..));
-    }
-}
 
 #[cfg(test)]
 mod tests {

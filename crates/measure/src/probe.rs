@@ -2,6 +2,8 @@
 //!
 //! Rates are measured as the run will use them: the same kernels, the same threads, the same
 //! directories. With a workload, every distinct operation is timed at its own shape.
+//!
+//! One file because a machine is measured in one pass, on memory that its measurements share.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

@@ -4,6 +4,8 @@
 //! trains with another attention than it was made with is worse than none. Dropout is the one
 //! exception: fine-tuning here has none, whatever the file asks for ([`dropout_of`] says it). Absent keys have the
 //! defaults of transformers' configuration classes.
+//!
+//! One file because reading and writing are each other's inverse, key by key.
 
 use std::fs;
 use std::ops::RangeInclusive;
@@ -388,7 +390,7 @@ fn gpt2(c: &Config<'_>, name: &str) -> Result<ModelShape, ModelError> {
 }
 
 /// A `config.json` that transformers and [`parse_config`] read back as `shape`, for models that
-/// came without one. `dtype` is what the weights are stored in.
+/// came without one. `dtype` is what the weights are stored in. Long because it is a list of keys.
 #[must_use]
 pub fn config_json(shape: &ModelShape, dtype: Dtype) -> Value {
     let dtype = torch_dtype(dtype);

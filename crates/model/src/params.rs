@@ -248,6 +248,7 @@ impl List {
     }
 }
 
+/// A block of the Llama family. Long because it is a list: tensors in order of use, each with its names in the file.
 fn llama_block(list: &mut List, shape: &ModelShape, at: &str) {
     use Role::{Bias, Matrix, Norm, Residual};
     let (c, f, d) = (

@@ -1,5 +1,7 @@
 //! Checkpoints in and out of Hugging Face directories, checked with the reference implementation
 //! of the format, and files that lie.
+//!
+//! One file because every test here writes with the same few lines what another one reads.
 
 #[path = "driver/mod.rs"]
 mod driver;

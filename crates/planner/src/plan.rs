@@ -18,6 +18,9 @@
 //! With clipping `none`, and with `previous` once a norm is known, updates run inside the batch's
 //! own part (under backward), `steady` goes from drained to drained and `drain` is empty; `first`
 //! then also updates, after its own norm.
+//!
+//! One file because it is what a plan is, in the order in which one reads it; parts, lanes and tiers have files of
+//! their own.
 
 use std::ops::Range;
 

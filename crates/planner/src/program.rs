@@ -273,7 +273,7 @@ fn touched(w: &Workload, span: &Span) -> List<ParamId, bool> {
     touched
 }
 
-/// The gpu lane's operations of one part.
+/// The gpu lane's operations of one part. Long because the orders of its loops stand beside each other.
 pub(crate) fn program(
     w: &Workload,
     choice: &Choice,

@@ -98,6 +98,20 @@ struct Running {
     left: f64,
 }
 
+/// By part of a sequence and by task, the tasks of the part before that it waits for.
+pub(crate) fn across(plan: &Plan, sequence: &[PartName]) -> Vec<List<TaskId, Vec<TaskId>>> {
+    let of = |(k, &part): (usize, &PartName)| {
+        let mut waits = List::from(vec![Vec::new(); plan.part(part).len()]);
+        let before = k.checked_sub(1).map(|before| sequence[before]);
+        let seam = before.and_then(|before| plan.seam(before, part));
+        for &(to, from) in seam.iter().flat_map(|s| &s.edges) {
+            waits[to].push(from);
+        }
+        waits
+    };
+    sequence.iter().enumerate().map(of).collect()
+}
+
 /// Runs a sequence of parts, each overlapping the one before it where the plan allows.
 #[must_use]
 pub fn simulate(plan: &Plan, w: &Workload, machine: &Machine, sequence: &[PartName]) -> Simulated {
@@ -109,21 +123,7 @@ pub fn simulate(plan: &Plan, w: &Workload, machine: &Machine, sequence: &[PartNa
         }
     };
     let times = PerPart::of(of);
-    let waits: Vec<List<TaskId, Vec<TaskId>>> = sequence
-        .iter()
-        .enumerate()
-        .map(|(k, &part)| {
-            let mut waits = List::from(vec![Vec::new(); plan.part(part).len()]);
-            if k > 0
-                && let Some(seam) = plan.seam(sequence[k - 1], part)
-            {
-                for &(to, from) in &seam.edges {
-                    waits[to].push(from);
-                }
-            }
-            waits
-        })
-        .collect();
+    let waits = across(plan, sequence);
     let on = |lane| {
         let tasks = |&p: &PartName| plan.part(p).iter().any(|t| t.lane == lane);
         sequence.iter().any(tasks)

@@ -1,4 +1,6 @@
 //! Plans of every kind pass the checker; a plan without one edge of any class does not.
+//!
+//! One file because its tests go through the same plans of every kind.
 
 use lowtide_units::{Bytes, List};
 use lowtide_workload::{UnitKind, What};

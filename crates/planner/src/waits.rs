@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::machine::Machine;
 use crate::plan::{Lane, LaneKind, PartName, Plan, Task, TaskId, Tensor, Work};
-use crate::simulate::{Simulated, Steps, simulate};
+use crate::simulate::{Simulated, Steps, across, simulate};
 
 /// What the gpu lane waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -109,16 +109,7 @@ pub fn steady_step(plan: &Plan, w: &Workload, machine: &Machine) -> SteadyStep {
     let steps = Steps::new(plan.rounds());
     let run = simulate(plan, w, machine, &steps.sequence);
     let names = &steps.sequence;
-    let across: Vec<List<TaskId, Vec<TaskId>>> = (0..names.len())
-        .map(|k| {
-            let mut across = List::from(vec![Vec::new(); plan.part(names[k]).len()]);
-            let seam = k.checked_sub(1).and_then(|b| plan.seam(names[b], names[k]));
-            for &(to, from) in seam.iter().flat_map(|s| &s.edges) {
-                across[to].push(from);
-            }
-            across
-        })
-        .collect();
+    let across = across(plan, names);
     let traced = Traced {
         plan,
         names,

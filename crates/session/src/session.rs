@@ -1,4 +1,6 @@
 //! A plan with its memory reserved: submits batches, keeps track of drained and pending state.
+//!
+//! One file because a session is one state machine, and all of its turns are here.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -4,6 +4,8 @@
 //! Layout: a 4 KiB header at 0, the drive's bytes from 2 MiB on (so that blocks stay aligned to
 //! whatever the drive has inside). A new file gets its name when it is whole: it is made under the
 //! name [`PENDING`] and renamed, so a file of the name [`NAME`] that cannot be read was damaged.
+//!
+//! One file because making, finding and refusing a file are decisions about the same header.
 
 use std::fs::{File, OpenOptions};
 use std::io;

@@ -126,21 +126,17 @@ pub fn step(
         lanes,
     } = timed(run, &mut session, &inputs, steps, observer)?;
     if let Some(path) = trace {
-        let mut file =
-            std::io::BufWriter::new(std::fs::File::create(path).map_err(TrainError::io(path))?);
-        session
-            .write_trace(&mut file)
-            .map_err(TrainError::io(path))?;
+        let file = std::fs::File::create(path).map_err(TrainError::io(path))?;
+        let traced = session.write_trace(&mut std::io::BufWriter::new(file));
+        traced.map_err(TrainError::io(path))?;
     }
     let step_seconds = median(&times).expect("one step at least");
     let model_tflops = w.model_flops.0 / step_seconds / 1e12;
     let matmul_tflops = planned.machine.matmul_bf16.0 / 1e12;
     let (by_lane, gpu_waits) = compare(&planned, &lanes, steps as f64);
     let gpu_busy = lanes.lane(Lane::GPU).busy_seconds / steps as f64;
-    let device_bytes = planned
-        .device
-        .gpu
-        .as_ref()
+    let gpu = planned.device.gpu.as_ref();
+    let device_bytes = gpu
         .and_then(|gpu| process_memory(gpu.bus()))
         .map(|m| m.process.unwrap_or(m.used).0);
     Ok(StepReport {

@@ -9,6 +9,8 @@
 //!
 //! Bound: the state's bytes (12 a parameter) over what a drive writes, and over what it reads where
 //! the state lives on one too.
+//!
+//! One file because what is written and what is read are each other's inverse, byte by byte.
 
 use std::collections::BTreeMap;
 use std::fs;

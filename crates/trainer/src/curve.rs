@@ -96,20 +96,14 @@ pub fn curve(
     let places = places(basis, along);
     let (mut points, mut refused, mut searched) = (Vec::new(), Vec::new(), 0);
     let all = STRATEGIES.len() * places.len();
-    let mut decoders: Vec<(u32, Arc<Decoder>)> =
-        vec![(batch.micro_batch, Arc::clone(&basis.decoder))];
+    let mut decoders = vec![(batch.micro_batch, Arc::clone(&basis.decoder))];
     for activations in STRATEGIES {
         // Of device memory the most first: a plan that fits in less is the plan of less too, and where none fits none
         // fits in less.
         let mut larger: Option<Option<Point>> = None;
         for &(device, micro_batch) in places.iter().rev() {
-            let fits = |point: &Point| {
-                let need = point
-                    .device
-                    .0
-                    .saturating_add(basis.machine.device_reserve.0);
-                need <= device.0
-            };
+            let reserve = basis.machine.device_reserve.0;
+            let fits = |point: &Point| point.device.0.saturating_add(reserve) <= device.0;
             match larger.as_ref().filter(|_| along == Along::Device) {
                 Some(None) => {
                     refused.push((activations, device, micro_batch));
@@ -126,23 +120,10 @@ pub fn curve(
                 }
                 _ => {}
             }
-            let known = decoders.iter().find(|(n, _)| *n == micro_batch);
-            let decoder = match known {
-                Some((_, decoder)) => Arc::clone(decoder),
-                None => {
-                    let other = Batch {
-                        micro_batch,
-                        ..batch
-                    };
-                    // A batch beyond a limit of the model does not fit either.
-                    let Ok(decoder) = decoder_of(basis.run, other, basis.target) else {
-                        refused.push((activations, device, micro_batch));
-                        told(points.len() + refused.len(), all);
-                        continue;
-                    };
-                    decoders.push((micro_batch, Arc::clone(&decoder)));
-                    decoder
-                }
+            let Some(decoder) = decoder_at(basis, micro_batch, &mut decoders) else {
+                refused.push((activations, device, micro_batch));
+                told(points.len() + refused.len(), all);
+                continue;
             };
             let mut pins = pins_of(basis.run);
             (pins.activations, pins.recompute) = (activations, None);
@@ -171,6 +152,7 @@ pub fn curve(
     let strategy = |a: Activations| STRATEGIES.iter().position(|s| *s == a);
     points.sort_by_key(|p| (strategy(p.activations), p.allowed, p.micro_batch));
     refused.sort_by_key(|r| (strategy(r.0), r.1, r.2));
+    let pins = pins_of(basis.run);
     Ok(Curve {
         along,
         model: own.model.clone(),
@@ -179,13 +161,27 @@ pub fn curve(
         points,
         refused,
         searched,
-        own: point(
-            own,
-            &basis.decoder,
-            pins_of(basis.run).activations,
-            basis.budgets.device,
-        ),
+        own: point(own, &basis.decoder, pins.activations, basis.budgets.device),
     })
+}
+
+/// The decoder of a micro-batch, one of those that were made or a new one. A batch beyond a limit of the model has
+/// none, and does not fit either.
+fn decoder_at(
+    basis: &Basis<'_>,
+    micro_batch: u32,
+    made: &mut Vec<(u32, Arc<Decoder>)>,
+) -> Option<Arc<Decoder>> {
+    if let Some((_, decoder)) = made.iter().find(|(n, _)| *n == micro_batch) {
+        return Some(Arc::clone(decoder));
+    }
+    let other = Batch {
+        micro_batch,
+        ..basis.run.batch()
+    };
+    let decoder = decoder_of(basis.run, other, basis.target).ok()?;
+    made.push((micro_batch, Arc::clone(&decoder)));
+    Some(decoder)
 }
 
 /// Device memory and micro-batch of every point along the axis.

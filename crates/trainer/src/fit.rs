@@ -4,6 +4,8 @@
 //! plan, output directory), then reserve all memory, then load, then step. While a batch runs the
 //! next one is prepared; its loss is shown as soon as its norm is known, while its update runs
 //! under the next batch's forward.
+//!
+//! One file because it is the order in which a run happens; what one of its steps does is in `fit/`.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -153,7 +155,8 @@ struct Flight {
 
 /// Trains a run. Requests may come at any time (signals make them): to save and go on, or to save
 /// and return. A step that is under way is finished first; an evaluation, answers and an export are
-/// broken off, leave nothing behind, and are done again by the run that goes on.
+/// broken off, leave nothing behind, and are done again by the run that goes on. Long because it is the order in which a
+/// run begins: each of its steps has a name of its own, and most need what all before them made.
 ///
 /// # Errors
 /// Everything that can be wrong with the run; the newest checkpoint stays intact.

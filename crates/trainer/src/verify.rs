@@ -8,7 +8,7 @@ use lowtide_config as config;
 use lowtide_config::{Init, ModelSource, Run};
 use lowtide_executor::Trace;
 use lowtide_model::{Checkpoint, Decoder, Options, random_init};
-use lowtide_planner::{Budgets, Choice, LaneKind, PieceId, Plan, build, check};
+use lowtide_planner::{Budgets, Choice, Clip, LaneKind, PieceId, Plan, build, check};
 use lowtide_units::{Bytes, List};
 use lowtide_workload::{ModelShape, ParamId};
 use serde::Serialize;
@@ -104,18 +104,7 @@ pub fn verify(
     let sliced = slice_plan(&basis)?;
     let plan = Arc::clone(&sliced.plan);
     wear::check(run, &plan, (0, wear::fill(&plan), steps))?;
-    let resident = {
-        let w = decoder.workload();
-        let plan = build(
-            w,
-            &Choice::resident(w),
-            clip.mode,
-            Budgets::UNLIMITED,
-            &basis.machine,
-        );
-        check::check(&plan, w, clip.mode).map_err(TrainError::WrongPlan)?;
-        Arc::new(plan)
-    };
+    let resident = all_resident(&basis, clip.mode)?;
     let inputs = batches(run, &shape, steps)?;
     let planned = basis.planned(device.clone(), Plan::clone(&plan), Trace::NONE);
     let mut first = open_session(run, &planned)?;
@@ -130,23 +119,8 @@ pub fn verify(
     };
     let mut second = Session::open(decoder, Arc::clone(&resident), clip, options)?;
     let want = train(run, &mut second, &whole, &inputs, false)?;
-    let mut difference = got
-        .iter()
-        .zip(&want)
-        .enumerate()
-        .find(|(_, (a, b))| a != b)
-        .map(|(i, (a, b))| {
-            format!(
-                "step {}: loss {} and norm {} under the plan, {} and {} resident",
-                i + 1,
-                f64::from_bits(a.0),
-                f64::from_bits(a.1),
-                f64::from_bits(b.0),
-                f64::from_bits(b.1)
-            )
-        });
     let (state, compared_bytes) = compare(&mut first, &mut second)?;
-    difference = difference.or(state);
+    let difference = different_step(&got, &want).or(state);
     let moved_bytes = moved_bytes(|lane| measured.lane(lane).bytes);
     Ok(VerifyReport {
         equal: difference.is_none(),
@@ -161,6 +135,29 @@ pub fn verify(
         moved_bytes,
         first_difference: difference,
     })
+}
+
+/// The plan that has everything on the device.
+fn all_resident(basis: &Basis<'_>, clip: Clip) -> Result<Arc<Plan>, TrainError> {
+    let w = basis.decoder.workload();
+    let choice = Choice::resident(w);
+    let plan = build(w, &choice, clip, Budgets::UNLIMITED, &basis.machine);
+    check::check(&plan, w, clip).map_err(TrainError::WrongPlan)?;
+    Ok(Arc::new(plan))
+}
+
+/// The first step with another loss or norm, each as its bits: under the plan, and resident.
+fn different_step(got: &[(u64, u64)], want: &[(u64, u64)]) -> Option<String> {
+    let mut steps = got.iter().zip(want).enumerate();
+    let (i, (a, b)) = steps.find(|(_, (a, b))| a != b)?;
+    Some(format!(
+        "step {}: loss {} and norm {} under the plan, {} and {} resident",
+        i + 1,
+        f64::from_bits(a.0),
+        f64::from_bits(a.1),
+        f64::from_bits(b.0),
+        f64::from_bits(b.1)
+    ))
 }
 
 /// A slice's plan, and how much of the run's plan it shows.

@@ -1,5 +1,7 @@
 //! What goes wrong under a training session ends in the same bits or in an error that says what
 //! and where, never in other numbers.
+//!
+//! One file because all tests run the same two blocks on a disk with another fault.
 
 #![allow(clippy::print_stderr, reason = "ends reached are worth reading")]
 #![allow(clippy::result_large_err, reason = "as the trainer's own functions")]

@@ -1,5 +1,7 @@
 //! The compiled step against PyTorch: logits, loss, every gradient by its Hugging Face name, and
 //! ten AdamW steps with clipping and weight decay (`reference/README.md`).
+//!
+//! One file because every test compares with the same folder of cases by the same distances.
 
 #![allow(
     clippy::print_stderr,

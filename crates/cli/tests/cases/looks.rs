@@ -1,4 +1,6 @@
 //! What people see: errors on wrong input, paths of any kind, and what a run tells.
+//!
+//! One file because its tests share what they look at.
 
 use std::ffi::OsStr;
 use std::fs::{self, OpenOptions};

@@ -1,4 +1,6 @@
 //! Nothing lost: exports, checkpoints, full disks, links, two runs in one directory.
+//!
+//! One file because its tests share the runs that are started and killed.
 
 use std::collections::BTreeMap;
 use std::fs;

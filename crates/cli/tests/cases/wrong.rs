@@ -1,5 +1,7 @@
 //! A sweep of wrong inputs: run files, values, paths, files, flags. Each is refused with exit code 2, names
 //! what is wrong, says what to do, and leaves every file as it was.
+//!
+//! One file because it is a sweep: lists of wrong inputs, looked at by one function.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;

@@ -9,6 +9,9 @@
 //! kernels; a run stores what it used ([`choices`](Gpu::choices)) and gets it back when it resumes
 //! ([`set_choices`](Gpu::set_choices)). Only algorithms whose sums have a fixed order are taken:
 //! one pass over the inner size, or partial sums in `f32` that a second kernel adds.
+//!
+//! One file because a product's description, the choice of its algorithm and its launch share the state that the lock
+//! guards; what can be looked at alone (choices as text, the library's functions) is in `blas/`.
 
 mod choice;
 mod library;

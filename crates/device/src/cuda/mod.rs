@@ -9,6 +9,7 @@
 mod blas;
 pub mod dnn;
 mod error;
+mod event;
 mod gpu;
 mod libraries;
 mod memory;
@@ -18,10 +19,11 @@ mod queue;
 
 pub use blas::{Format, NoAlgorithm, PRODUCT_WORKSPACE, Plus, Product, product};
 pub use error::CudaError;
+pub use event::Event;
 pub use gpu::Gpu;
 pub use libraries::{Libraries, Library};
 pub use memory::{DeviceMemory, Pinned};
 pub(crate) use memory::{copy_now, fill_now};
 pub use module::{Source, compile};
 pub use nvml::{ProcessMemory, process_memory};
-pub use queue::{Event, KernelArg, Launch, Pairs, Queue, copy_rounds};
+pub use queue::{KernelArg, Launch, Pairs, Queue, copy_rounds};

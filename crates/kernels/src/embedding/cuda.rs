@@ -67,6 +67,51 @@ pub(super) fn forward(q: &cuda::Queue, o: Forward<Views<'_>>, d: Dims) {
     }
 }
 
+/// Sorts (token, row) pairs into `sorted`, of [`keys`] pairs.
+fn sort(q: &cuda::Queue, sorted: &Dst<'_>, tokens: Src<'_>, d: Rows, vocab: usize) {
+    let (rows, n) = (d.rows, keys(d.rows));
+    let kernel = |name| q.kernel(&SOURCE, define(d.dtype), name);
+    // SAFETY: the kernel's own arguments, of the sizes that the operation checked (`crate::cuda`).
+    unsafe {
+        kernel("sort_local")
+            .grid(n / LOCAL, 1, 1)
+            .block(SORT_THREADS)
+            .arg(sorted)
+            .arg(tokens)
+            .arg(rows)
+            .arg(vocab)
+            .launch();
+    }
+    let mut k = 2 * LOCAL;
+    while k <= n {
+        let mut j = k / 2;
+        while j >= LOCAL {
+            // SAFETY: the kernel's own arguments, of the sizes that the operation checked (`crate::cuda`).
+            unsafe {
+                kernel("merge_step")
+                    .grid(n / 2 / SORT_THREADS as usize, 1, 1)
+                    .block(SORT_THREADS)
+                    .arg(sorted)
+                    .arg(n)
+                    .arg(k)
+                    .arg(j)
+                    .launch();
+            }
+            j /= 2;
+        }
+        // SAFETY: the kernel's own arguments, of the sizes that the operation checked (`crate::cuda`).
+        unsafe {
+            kernel("merge_local")
+                .grid(n / LOCAL, 1, 1)
+                .block(SORT_THREADS)
+                .arg(sorted)
+                .arg(k)
+                .launch();
+        }
+        k *= 2;
+    }
+}
+
 /// As the operation, except that a row whose token is outside the table counts nowhere; in the
 /// stream when the call returns.
 pub(super) fn table(
@@ -91,45 +136,7 @@ pub(super) fn table(
     q.fill(bounds.again(), 0);
     let (first, end) = bounds.split_at(starts(vocab));
     let kernel = |name| q.kernel(&SOURCE, define(d.dtype), name);
-    // SAFETY: the kernel's own arguments, of the sizes that the operation checked (`crate::cuda`).
-    unsafe {
-        kernel("sort_local")
-            .grid(n / LOCAL, 1, 1)
-            .block(SORT_THREADS)
-            .arg(&sorted)
-            .arg(tokens)
-            .arg(rows)
-            .arg(vocab)
-            .launch();
-    }
-    let mut k = 2 * LOCAL;
-    while k <= n {
-        let mut j = k / 2;
-        while j >= LOCAL {
-            // SAFETY: the kernel's own arguments, of the sizes that the operation checked (`crate::cuda`).
-            unsafe {
-                kernel("merge_step")
-                    .grid(n / 2 / SORT_THREADS as usize, 1, 1)
-                    .block(SORT_THREADS)
-                    .arg(&sorted)
-                    .arg(n)
-                    .arg(k)
-                    .arg(j)
-                    .launch();
-            }
-            j /= 2;
-        }
-        // SAFETY: the kernel's own arguments, of the sizes that the operation checked (`crate::cuda`).
-        unsafe {
-            kernel("merge_local")
-                .grid(n / LOCAL, 1, 1)
-                .block(SORT_THREADS)
-                .arg(&sorted)
-                .arg(k)
-                .launch();
-        }
-        k *= 2;
-    }
+    sort(q, &sorted, tokens, d, vocab);
     // SAFETY: the kernel's own arguments, of the sizes that the operation checked (`crate::cuda`).
     unsafe {
         kernel("bounds")

@@ -192,7 +192,8 @@ impl Builder<'_> {
     }
 }
 
-/// Block `l`: attention and MLP, each behind a norm and added to the residual stream.
+/// Block `l`: attention and MLP, each behind a norm and added to the residual stream. Long because it is read from top
+/// to bottom as the block runs, and backward as forward from the bottom up.
 pub(super) fn block(model: &Model<'_>, l: u32) -> (Unit, UnitKinds) {
     let mut b = Builder::new(model, format!("blocks.{l}"), UnitKind::Block, l + 1);
     let s = &model.sizes;

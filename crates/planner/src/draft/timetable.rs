@@ -9,6 +9,8 @@
 //!
 //! Time only places. A prediction that is wrong costs waits or bytes; that no slot is used again too early
 //! is what edges are for.
+//!
+//! One file because times, pools and scenes are one argument about when a copy may begin.
 
 use std::collections::VecDeque;
 

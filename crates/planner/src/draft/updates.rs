@@ -122,7 +122,8 @@ impl Emitter<'_> {
     /// Emits the update at position `k` and all before it. The gradient comes from where it waits,
     /// or from `made` (device slots of it and of its norm parts) when it was just made. Returns nothing; the new weights
     /// are at home, in the resident copy, and for a piece whose truth is on disk in the returned
-    /// host slot, from which a fetch can be served (forwarding).
+    /// host slot, from which a fetch can be served (forwarding). Long because both processors' ways in and out are told
+    /// beside each other: they differ by a line here and there.
     pub(super) fn update(
         &mut self,
         q: &mut UpdateQueue,

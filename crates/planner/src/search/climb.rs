@@ -6,6 +6,8 @@
 //! others, so bytes are also *moved*: one knob gives some up and another takes as much as then
 //! fits. Steps begin coarse and are halved, down to one unit. The work is bounded by the number of
 //! drafted and simulated tasks, which is the same on every machine.
+//!
+//! One file because the climb is one loop over knobs, and each of its moves looks at the same candidate.
 
 use super::Search;
 use super::mix::{Count, Mix};

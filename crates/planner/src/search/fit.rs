@@ -99,7 +99,8 @@ impl Search<'_> {
         excess
     }
 
-    /// What would fit: the ways without limits, each with the change in budgets it asks for.
+    /// What would fit: the ways without limits, each with the change in budgets it asks for. Long because what has
+    /// been found so far decides at every level what need not be looked at.
     pub(super) fn refusal(&self) -> Refusal {
         let allowed = self.r.budgets;
         let mut best: Option<(f64, [u64; 3])> = None;

@@ -8,6 +8,8 @@
 //! gradients and optimizer state on the device, updating there. What is turned are a few counts
 //! (`mix`), not every unit by itself. Nothing here looks at a clock or draws a random number: equal
 //! inputs give an equal plan.
+//!
+//! One file because it is the frame of the search: requests, refusals and what all its parts ask of a draft.
 
 use std::cell::{Cell, RefCell};
 use std::sync::Arc;

@@ -1,0 +1,372 @@
+//! The mistakes that people make in run files, each with what is said of it.
+
+mod common;
+
+use lowtide_config::ConfigError;
+
+use common::{check, parse, refused, run};
+
+#[test]
+fn unknown_keys_name_the_key_that_was_meant() {
+    for (yaml, want) in [
+        (
+            "train:\n  sqe: 8",
+            "run.yaml:3:3: unknown key 'train.sqe', did you mean 'train.seq'?",
+        ),
+        (
+            "trian: {seq: 8}",
+            "run.yaml:2:1: unknown key 'trian', did you mean 'train'?",
+        ),
+        (
+            "seq: 8",
+            "run.yaml:2:1: unknown key 'seq', did you mean 'train.seq'?",
+        ),
+        (
+            "max_grad_norm: 1",
+            "run.yaml:2:1: unknown key 'max_grad_norm', did you mean 'train.clip.norm'?",
+        ),
+        (
+            "train: {gradient_accumulation_steps: 8}",
+            "run.yaml:2:9: unknown key 'train.gradient_accumulation_steps', did you mean 'train.accumulate'?",
+        ),
+        (
+            "train.seq: 8",
+            "run.yaml:2:1: unknown key 'train.seq', write it as 'seq' inside 'train'",
+        ),
+        ("zzzzzz: 8", "run.yaml:2:1: unknown key 'zzzzzz'"),
+        (
+            "budget: {disk: [{dir: a, sise: 1}]}",
+            "run.yaml:2:26: unknown key 'budget.disk[0].sise', did you mean 'budget.disk[0].size'?",
+        ),
+    ] {
+        refused(yaml, want);
+    }
+    check(
+        "model: {path: m}",
+        &["train.learning_rat=1"],
+        "--set train.learning_rat=1: unknown key 'train.learning_rat', did you mean 'train.learning_rate'?",
+    );
+    check(
+        "",
+        &["train.seq"],
+        "--set train.seq: not of the form key.path=value",
+    );
+}
+
+#[test]
+fn a_key_given_twice_names_both_places() {
+    for (yaml, want) in [
+        (
+            "seed: 1\nthreads: 2\nseed: 1",
+            "run.yaml:4:1: key 'seed' was given before, at run.yaml:2:1",
+        ),
+        (
+            "train:\n  seq: 8\n  seq: 9",
+            "run.yaml:4:3: key 'train.seq' was given before, at run.yaml:3:3",
+        ),
+        (
+            "plan: {}\nplan: {}",
+            "run.yaml:3:1: key 'plan' was given before, at run.yaml:2:1",
+        ),
+        (
+            "budget: {disk: {dir: a, dir: b, size: 1}}",
+            "run.yaml:2:25: key 'budget.disk.dir' was given before, at run.yaml:2:17",
+        ),
+    ] {
+        refused(yaml, want);
+    }
+}
+
+#[test]
+fn values_of_another_type_name_place_key_and_what_is_allowed() {
+    for (yaml, want) in [
+        (
+            "train:\n  seq: long",
+            "run.yaml:3:8: 'train.seq' is 'long'; allowed: a whole number from 1 to 1048576",
+        ),
+        (
+            "train: {micro_batch: 1.5}",
+            "run.yaml:2:22: 'train.micro_batch' is '1.5'; allowed: a whole number from 1 to 65536",
+        ),
+        (
+            "train: {learning_rate: fast}",
+            "run.yaml:2:24: 'train.learning_rate' is 'fast'; allowed: a number from 0 up to 1",
+        ),
+        (
+            "data: {packing: 2}",
+            "run.yaml:2:17: 'data.packing' is '2'; allowed: true or false",
+        ),
+        (
+            "output: [a]",
+            "run.yaml:2:9: 'output' is a list; allowed: a path",
+        ),
+        (
+            "data: {train: {a: b}}",
+            "run.yaml:2:15: 'data.train' is a mapping; allowed: a path or a list of paths",
+        ),
+        (
+            "data: {train: [a, [b]]}",
+            "run.yaml:2:19: 'data.train[1]' is a list; allowed: a path",
+        ),
+        (
+            "budget: {host: 12 parsecs}",
+            "run.yaml:2:16: 'budget.host' is '12 parsecs'; allowed: a size such as 24GiB, 512MiB, 4TB or 16384",
+        ),
+        (
+            "budget: {disk: [4GiB]}",
+            "run.yaml:2:17: 'budget.disk[0]' is '4GiB'; allowed: a size such as 400GiB, or a list of {dir, size}",
+        ),
+        (
+            "budget: {disk: [{dir: a}]}",
+            "run.yaml:2:17: 'budget.disk[0]' needs 'size'",
+        ),
+        (
+            "train: {clip: 1.0}",
+            "run.yaml:2:15: 'train.clip' is '1.0'; allowed: a mapping with mode, norm",
+        ),
+    ] {
+        refused(yaml, want);
+    }
+    check(
+        "- a",
+        &[],
+        "run.yaml:1:1: '(the file)' is a list; allowed: a mapping with precision, device, seed, \
+         output, threads, model, budget, data, train, optimizer, plan, eval, checkpoint, log",
+    );
+    check("a: [1", &[], "run.yaml:1:4: not YAML: unclosed bracket '['");
+    check(
+        "model: {path: m}",
+        &["data.train=[a"],
+        "--set data.train=[a: not YAML: unclosed bracket '['",
+    );
+}
+
+#[test]
+fn values_beyond_their_limits() {
+    for (yaml, want) in [
+        (
+            "train: {seq: 0}",
+            "run.yaml:2:14: 'train.seq' is 0, out of range; allowed: a whole number from 1 to 1048576",
+        ),
+        (
+            "seed: -1",
+            "run.yaml:2:7: 'seed' is -1, out of range; allowed: a whole number from 0",
+        ),
+        (
+            "threads: 99999999999999999999999",
+            "run.yaml:2:10: 'threads' is 99999999999999999999999, out of range; allowed: a whole number from 1 to 4096",
+        ),
+        (
+            "data: {eval_split: 0.6}",
+            "run.yaml:2:20: 'data.eval_split' is 0.6, out of range; allowed: a number from 0 up to 0.5",
+        ),
+        (
+            "train: {clip: {norm: 0}}",
+            "run.yaml:2:22: 'train.clip.norm' is 0, out of range; allowed: a number above 0",
+        ),
+        (
+            "train: {clip: {norm: .nan}}",
+            "run.yaml:2:22: 'train.clip.norm' is .nan, out of range; allowed: a number above 0",
+        ),
+        (
+            "train: {clip: {norm: 1e999}}",
+            "run.yaml:2:22: 'train.clip.norm' is 1e999, out of range; allowed: a number above 0",
+        ),
+        (
+            "optimizer: {beta1: 1}",
+            "run.yaml:2:20: 'optimizer.beta1' is 1, out of range; allowed: a number from 0 below 1",
+        ),
+        (
+            "plan: {prefetch: 9}",
+            "run.yaml:2:18: 'plan.prefetch' is 9, out of range; allowed: auto or a whole number from 0 to 8",
+        ),
+        (
+            "train: {epochs: 0}",
+            "run.yaml:2:17: 'train.epochs' is 0, out of range; allowed: a number above 0 up to 1000000",
+        ),
+    ] {
+        refused(yaml, want);
+    }
+}
+
+#[test]
+fn limits_themselves_are_allowed() {
+    for set in [
+        "train.seq=1",
+        "train.seq=1048576",
+        "threads=4096",
+        "plan.prefetch=8",
+        "train.learning_rate=0",
+        "train.learning_rate=1",
+        "train.warmup_ratio=1",
+        "optimizer.beta1=0",
+        "seed=18446744073709551615",
+    ] {
+        run("", &[set]);
+    }
+}
+
+#[test]
+fn words_that_are_unknown_or_planned() {
+    for (yaml, want) in [
+        (
+            "plan: {loop: layermajor}",
+            "run.yaml:2:14: 'plan.loop' is 'layermajor', did you mean 'layer-major'?; allowed: auto, layer-major, batch-major",
+        ),
+        (
+            "precision: int4",
+            "run.yaml:2:12: 'precision' is 'int4'; allowed: bf16, f32",
+        ),
+        (
+            "device: tpu",
+            "run.yaml:2:9: 'device' is 'tpu', did you mean 'cpu'?; allowed: auto, cpu, cuda:0",
+        ),
+        (
+            "optimizer: {name: muon}",
+            "run.yaml:2:19: 'optimizer.name: muon' is not supported yet; supported: adamw, lion",
+        ),
+        (
+            "optimizer: {name: lion, eps: 1e-6}",
+            "run.yaml:2:30: 'optimizer.eps' needs 'optimizer.name' adamw, which reads it",
+        ),
+        (
+            "optimizer: {moments: int4}",
+            "run.yaml:2:22: 'optimizer.moments' is 'int4', did you mean 'int8'?; allowed: f32, bf16, int8",
+        ),
+        (
+            "plan: {prefetch: all}",
+            "run.yaml:2:18: 'plan.prefetch' is 'all'; allowed: auto or a whole number from 0 to 8",
+        ),
+    ] {
+        refused(yaml, want);
+    }
+    let Err(ConfigError::UnknownWord { nearest, .. }) = parse("model: {shape: lama2-7b}", &[])
+    else {
+        panic!("a shape that does not exist");
+    };
+    assert_eq!(nearest.as_deref(), Some("llama2-7b"));
+}
+
+#[test]
+fn rules_between_keys() {
+    for (yaml, want) in [
+        (
+            "train: {steps: 3, epochs: 1}",
+            "run.yaml:2:16: 'train.steps' and 'train.epochs' cannot both hold: give one of them",
+        ),
+        (
+            "train: {warmup_steps: 4, steps: 3}",
+            "run.yaml:2:23: 'train.warmup_steps' and 'train.steps' cannot both hold: 4 steps of warm-up in 3 steps",
+        ),
+        (
+            "train: {warmup_steps: 4, warmup_ratio: 0.1}",
+            "run.yaml:2:23: 'train.warmup_steps' and 'train.warmup_ratio' cannot both hold: give one of them",
+        ),
+        (
+            "train: {schedule: wsd, warmup_ratio: 0.6, decay_ratio: 0.5}",
+            "run.yaml:2:56: 'train.decay_ratio' and 'train.warmup_ratio' cannot both hold: warm-up 0.6 and decay 0.5 are more than all steps",
+        ),
+        (
+            "train: {schedule: wsd, steps: 10, warmup_steps: 10}",
+            "run.yaml:2:49: 'train.decay_ratio' and 'train.warmup_steps' cannot both hold: warm-up 1 and decay 0.1 are more than all steps",
+        ),
+        (
+            "train: {decay_ratio: 0.1}",
+            "run.yaml:2:22: 'train.decay_ratio' needs 'train.schedule: wsd'",
+        ),
+        (
+            "train: {schedule: constant, min_lr_ratio: 0.1}",
+            "run.yaml:2:43: 'train.min_lr_ratio' needs a 'train.schedule' that falls: linear, cosine or wsd",
+        ),
+        (
+            "train: {clip: {mode: none, norm: 1}}",
+            "run.yaml:2:34: 'train.clip.norm' needs 'train.clip.mode' exact or previous",
+        ),
+        (
+            "train: {clip: {mode: previous}, on_nonfinite: skip}",
+            "run.yaml:2:47: 'train.on_nonfinite' needs 'train.clip.mode: exact' to skip a step",
+        ),
+        (
+            "data: {train: a, eval: b, eval_split: 0.1}",
+            "run.yaml:2:24: 'data.eval' and 'data.eval_split' cannot both hold: give one of them",
+        ),
+        (
+            "data: {eval_split: 0.1}",
+            "run.yaml:2:20: 'data.eval_split' needs 'data.train', of which it is a share",
+        ),
+        (
+            "data: {format: text, train_on: assistant}",
+            "run.yaml:2:32: 'data.train_on' needs 'data.format' chat, completion or auto",
+        ),
+        (
+            "data: {format: text, system: s}",
+            "run.yaml:2:30: 'data.system' needs 'data.format' chat, completion or auto",
+        ),
+        (
+            "checkpoint: {durable: true}",
+            "run.yaml:2:23: 'checkpoint.durable' needs a 'budget.disk' above 0",
+        ),
+        (
+            "checkpoint: {durable: true}\nbudget: {disk: 1GiB}\nplan: {optimizer: host}",
+            "run.yaml:2:23: 'checkpoint.durable' and 'plan.optimizer' cannot both hold: durable optimizer state is on disk, not on the host",
+        ),
+        (
+            "eval: {every_steps: 5}",
+            "run.yaml:2:21: 'eval.every_steps' needs evaluation data: 'data.eval' or 'data.eval_split'",
+        ),
+        (
+            "eval: {generate: {exact_match: true}}",
+            "run.yaml:2:32: 'eval.generate.exact_match' needs evaluation data: 'data.eval' or 'data.eval_split'",
+        ),
+        (
+            "data: {train: a, eval_split: 0.1}\neval: {generate: {exact_match: true}}",
+            "run.yaml:3:32: 'eval.generate.exact_match' needs 'data.eval', whose prompts are answered ('data.eval_split' keeps rows apart, not prompts)",
+        ),
+        (
+            "data: {eval: a}\neval: {generate: {exact_match: true, extract: '('}}",
+            "run.yaml:3:47: 'eval.generate.extract' is '(', no regular expression: unclosed group",
+        ),
+        (
+            "data: {eval: a}\neval: {generate: {extract: a}}",
+            "run.yaml:3:28: 'eval.generate.extract' needs 'eval.generate.exact_match: true'",
+        ),
+        (
+            "checkpoint: {change: [train.steps, seed]}",
+            "run.yaml:2:36: 'checkpoint.change[1]' is 'seed'; allowed: one or a list of train.steps, train.epochs, train.learning_rate, train.schedule, train.warmup_steps, train.warmup_ratio, train.decay_ratio, train.min_lr_ratio, train.clip.mode, train.clip.norm, train.on_nonfinite, optimizer.beta1, optimizer.beta2, optimizer.eps, optimizer.weight_decay, device",
+        ),
+        (
+            "plan: {optimizer: disk}",
+            "run.yaml:2:19: 'plan.optimizer' needs a 'budget.disk' above 0 to be pinned to disk",
+        ),
+        (
+            "plan: {inputs: host}\nbudget: {host: 0}",
+            "run.yaml:2:16: 'plan.inputs' needs a 'budget.host' above 0 to be pinned to host",
+        ),
+        (
+            "model: {path: m}",
+            "run.yaml:2:1: key 'model' was given before, at run.yaml:1:1",
+        ),
+    ] {
+        refused(yaml, want);
+    }
+    check(
+        "",
+        &[],
+        "run.yaml: 'model.path' is missing: one of 'model.path', 'model.shape' and 'model.config' is needed",
+    );
+    check(
+        "model: {path: a, shape: llama2-7b}",
+        &[],
+        "run.yaml:1:15: 'model.path' and 'model.shape' cannot both hold: give one of them",
+    );
+    check(
+        "model: {shape: llama2-7b, init: pretrained}",
+        &[],
+        "run.yaml:1:33: 'model.init' needs 'model.path', whose weights it reads",
+    );
+    run(
+        "train: {clip: {mode: exact}, on_nonfinite: skip, schedule: wsd, warmup_steps: 5}",
+        &[],
+    );
+    run("data: {train: a, eval: b, eval_split: 0}", &[]);
+}
