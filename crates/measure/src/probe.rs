@@ -110,7 +110,7 @@ pub fn probe(
         ..machine
     };
     if let Some(disk) = &machine.disk {
-        Together::settle(&mut machine.together, disk);
+        disk.settle(&mut machine.together);
     }
     if let Some(decoder) = decoder {
         machine.ops = operations(&q, decoder, sample, options.seconds.min(0.03))?;

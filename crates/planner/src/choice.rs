@@ -4,8 +4,8 @@ use lowtide_units::Bytes;
 use lowtide_workload::{Access, Op, Operand, Unit, UnitKind, What, Workload};
 use serde::{Deserialize, Serialize};
 
-use crate::plan::Tier;
 use crate::rounds::Rounds;
+use crate::tiers::Tier;
 
 #[allow(clippy::trivially_copy_pass_by_ref)] // serde's signature
 fn whole(round: &u32) -> bool {

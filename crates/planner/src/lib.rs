@@ -21,6 +21,7 @@ mod program;
 pub mod rounds;
 pub mod search;
 pub mod simulate;
+mod speeds;
 mod tiers;
 pub mod together;
 mod updates;

@@ -6,7 +6,7 @@ use lowtide_units::{Bytes, BytesPerSecond, FlopsPerSecond, Seconds};
 use lowtide_workload::{Dtype, Op, Optimizer};
 use serde::{Deserialize, Serialize};
 
-use crate::plan::{Lane, LaneKind};
+use crate::lanes::{Lane, LaneKind};
 use crate::together::Together;
 use crate::updates::Updates;
 
@@ -49,6 +49,22 @@ pub struct DiskRates {
 }
 
 impl DiskRates {
+    /// Makes what sets say of a drive that reads and writes at once agree with its mixed rate. Sets are
+    /// measured in short turns, in which a drive shows its cache or whoever shares it; `mixed` is of
+    /// seconds without a pause, as a step's I/O is. What other lanes cost the drive stays as measured.
+    pub fn settle(&self, sets: &mut [Together]) {
+        let both = |t: &Together| Some((t.get(Lane::DISK_READ)?, t.get(Lane::DISK_WRITE)?));
+        let pair = sets.iter().filter(|t| t.speed.len() == 2).find_map(both);
+        let Some((read, write)) = pair else { return };
+        let factor = self.mixed.0 / (self.read.0 * read + self.write.0 * write);
+        for t in sets.iter_mut().filter(|t| both(t).is_some()) {
+            for lane in [Lane::DISK_READ, Lane::DISK_WRITE] {
+                let speed = t.speed.get_mut(lane.name()).expect("one of the set");
+                *speed = (*speed * factor).min(1.0);
+            }
+        }
+    }
+
     /// The means of two measurements.
     #[must_use]
     pub fn mean(&self, other: &Self) -> Self {

@@ -1,13 +1,13 @@
 //! A batch in rounds: a step of many micro-batches repeats, so its repeat is planned once.
 //!
 //! In a round a few micro-batches visit every unit; between two rounds only accumulators (and what
-//! [`crate::plan::Plan::late`] says) stay. All rounds but the first and the last are alike, so a plan has
+//! [`Plan::late`](crate::Plan::late) says) stay. All rounds but the first and the last are alike, so a plan has
 //! them as one part, [`PartName::Middle`], that is run again and again. Weights' gradients add up in the
 //! order of micro-batches in every cut, so a cut changes no number.
 
 use std::ops::Range;
 
-use crate::plan::PartName;
+use crate::parts::PartName;
 
 /// How a batch is cut into rounds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

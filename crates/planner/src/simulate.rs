@@ -16,7 +16,7 @@ use crate::plan::{
     Task, TaskId, Tensor, Work,
 };
 use crate::rounds::Rounds;
-use crate::together::Speeds;
+use crate::speeds::Speeds;
 
 /// Time of each task of a part when nothing else runs.
 #[must_use]

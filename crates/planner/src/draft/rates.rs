@@ -4,7 +4,7 @@ use super::*;
 use crate::machine::Machine;
 use crate::plan::{Lane, Phase, PieceId};
 use crate::program::GpuOp;
-use crate::together::Speeds;
+use crate::speeds::Speeds;
 use lowtide_units::List;
 
 /// Seconds of everything that a draft places, with lanes that run beside each other slowed down as measured.

@@ -1,0 +1,341 @@
+//! How fast each lane runs while others run: measured sets of lanes, and what follows from them for
+//! sets that nobody measured.
+//!
+//! A set that was measured as a whole is taken as it is. Otherwise a lane's slow-downs add up over
+//! measured parts of the set, the largest part first and no other lane counted twice: two lanes that
+//! take a quarter of memory each cost a third one what both cost it alone. What no measured part
+//! covers shares evenly, by the shares that a machine's file gives (`Machine::shared`), and reads
+//! and writes of a drive by its mixed rate, at once and in turn.
+
+use crate::lanes::{LANES, Lane};
+use crate::machine::Machine;
+use crate::together::Together;
+
+/// The least speed that a lane is taken to run at: a set that was measured badly must not stop a
+/// simulation.
+const SLOWEST: f64 = 0.01;
+
+/// A measured set as bits of [`Lane::idx`], with a speed for each.
+struct Part {
+    lanes: usize,
+    speed: [f64; LANES],
+}
+
+/// Speed of every lane in every set of running lanes.
+pub(crate) struct Speeds {
+    /// By bits of the lanes that run.
+    table: Vec<[f64; LANES]>,
+}
+
+impl Speeds {
+    /// Speeds for a step; `both_ways`: it reads drives and writes them.
+    pub(crate) fn new(machine: &Machine, both_ways: bool) -> Self {
+        let mut parts: Vec<Part> = machine.together.iter().map(part).collect();
+        // Larger parts first; among equals the first measured.
+        parts.sort_by_key(|p| std::cmp::Reverse(p.lanes.count_ones()));
+        let shares = shares(machine);
+        let mix = machine.fair_mix_factor();
+        let table = (0..1usize << LANES)
+            .map(|set| {
+                std::array::from_fn(|lane| match set >> lane & 1 {
+                    0 => 1.0,
+                    _ => {
+                        let in_turn = if both_ways {
+                            turns(lane, set, mix)
+                        } else {
+                            1.0
+                        };
+                        speed(lane, set, &parts, &shares, mix) * in_turn
+                    }
+                })
+            })
+            .collect();
+        Self { table }
+    }
+
+    /// Speeds while the lanes run whose bits are set.
+    pub(crate) fn of(&self, set: usize) -> &[f64; LANES] {
+        &self.table[set]
+    }
+}
+
+fn part(t: &Together) -> Part {
+    let mut part = Part {
+        lanes: 0,
+        speed: [1.0; LANES],
+    };
+    for lane in Lane::ALL {
+        if let Some(speed) = t.get(lane) {
+            part.lanes |= 1 << lane.idx();
+            part.speed[lane.idx()] = speed.clamp(SLOWEST, 1.0);
+        }
+    }
+    part
+}
+
+fn speed(lane: usize, set: usize, parts: &[Part], shares: &[[f64; LANES]], mix: f64) -> f64 {
+    let me = 1usize << lane;
+    let mut others = set & !me;
+    let mut slow = 0.0;
+    for part in parts {
+        let with = part.lanes & !me;
+        if part.lanes & me != 0 && with != 0 && with & others == with {
+            slow += 1.0 / part.speed[lane] - 1.0;
+            others &= !with;
+        }
+    }
+    let rest = even(lane, others | me, shares, mix);
+    1.0 / (slow + 1.0 / rest)
+}
+
+/// Bits of a drive's two lanes.
+fn drive() -> usize {
+    (1 << Lane::DISK_READ.idx()) | (1 << Lane::DISK_WRITE.idx())
+}
+
+/// What a drive that does one thing at a time gives of its rates alone. A step that writes also reads,
+/// and a cache that took a write works it off during the next read: both in turn give no more than
+/// the mixed rate either.
+fn turns(lane: usize, set: usize, mix: f64) -> f64 {
+    if drive() >> lane & 1 == 1 && set & drive() != drive() {
+        mix.min(1.0)
+    } else {
+        1.0
+    }
+}
+
+/// Even sharing of what several lanes draw on.
+fn even(lane: usize, set: usize, shares: &[[f64; LANES]], mix: f64) -> f64 {
+    let mut speed = 1.0f64;
+    for row in shares.iter().filter(|row| row[lane] > 0.0) {
+        let wanted: f64 = (0..LANES)
+            .filter(|l| set >> l & 1 == 1)
+            .map(|l| row[l])
+            .sum();
+        speed = speed.min(1.0 / wanted.max(1.0));
+    }
+    if set & drive() == drive() && drive() >> lane & 1 == 1 {
+        speed = speed.min(mix / 2.0);
+    }
+    speed
+}
+
+/// By shared resource, the share each lane takes.
+fn shares(machine: &Machine) -> Vec<[f64; LANES]> {
+    let row = |s: &crate::machine::Shared| {
+        let of = |lane: Lane| s.share.get(lane.kind.name()).copied().unwrap_or(0.0);
+        Lane::ALL.map(of)
+    };
+    machine.shared.iter().map(row).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use lowtide_units::{BytesPerSecond, Seconds};
+
+    use super::*;
+    use crate::build::build;
+    use crate::choice::{Budgets, Choice, Clip};
+    use crate::plan::{Arg, PartName, PieceId, SlotId, Task, TaskId, Use, Work};
+    use crate::{simulate, testing};
+
+    const HOST: usize = 1 << 5;
+    const UP: usize = 1 << 1;
+    const DOWN: usize = 1 << 2;
+    const READ: usize = 1 << 3;
+    const WRITE: usize = 1 << 4;
+
+    #[track_caller]
+    fn check(machine: &Machine, set: usize, want: &[(Lane, f64)]) {
+        let speeds = Speeds::new(machine, set & drive() != 0);
+        for &(lane, want) in want {
+            let got = speeds.of(set)[lane.idx()];
+            assert!((got - want).abs() < 1e-12, "{lane}: {got}, want {want}");
+        }
+    }
+
+    #[test]
+    fn a_drive_that_reads_and_writes_gives_its_mixed_rate() {
+        let rate = |r: f64| BytesPerSecond(r);
+        let disk = DiskRates {
+            read: rate(2.0),
+            write: rate(4.0),
+            mixed: rate(2.5),
+            latency: Seconds(0.0),
+            rated_writes: None,
+        };
+        let (read, write) = (Lane::DISK_READ, Lane::DISK_WRITE);
+        let untouched = Together::of([(read, 0.9), (Lane::HOST, 0.9)]);
+        let mut sets = [
+            Together::of([(read, 0.4), (write, 0.2), (Lane::HOST, 0.7)]),
+            untouched.clone(),
+            Together::of([(read, 0.5), (write, 0.25)]),
+        ];
+        disk.settle(&mut sets);
+        // 2 x 0.5 + 4 x 0.25 = 2 would be the pair's rate: a quarter more, with other lanes too.
+        let want = [(read, 0.625), (write, 0.3125)];
+        assert_eq!(sets[2], Together::of(want));
+        assert_eq!(sets[1], untouched);
+        let want = [(read, 0.5), (write, 0.25), (Lane::HOST, 0.7)];
+        assert_eq!(sets[0], Together::of(want));
+        // Nothing is faster than alone.
+        let fast = DiskRates {
+            mixed: rate(9.0),
+            ..disk
+        };
+        fast.settle(&mut sets);
+        assert_eq!(sets[2], Together::of([(read, 1.0), (write, 1.0)]));
+    }
+
+    #[test]
+    fn a_drive_that_takes_turns_gives_its_mixed_rate_too() {
+        let mut m = testing::machine();
+        m.together.clear();
+        let d = m.disk.as_mut().expect("a drive");
+        (d.read, d.write) = (BytesPerSecond(2e9), BytesPerSecond(6e9));
+        // In turn they would give 3 GB/s.
+        d.mixed = BytesPerSecond(2.4e9);
+        check(&m, READ, &[(Lane::DISK_READ, 0.8)]);
+        check(&m, WRITE, &[(Lane::DISK_WRITE, 0.8)]);
+        // A drive that gains by doing both at once is no faster with one.
+        m.disk.as_mut().expect("a drive").mixed = BytesPerSecond(3.6e9);
+        check(&m, READ, &[(Lane::DISK_READ, 1.0)]);
+        // Neither is one that has nothing to write.
+        m.disk.as_mut().expect("a drive").mixed = BytesPerSecond(2.4e9);
+        let read = Speeds::new(&m, false).of(READ)[Lane::DISK_READ.idx()];
+        assert!((read - 1.0).abs() < 1e-12, "{read}");
+    }
+
+    #[test]
+    fn a_measured_set_is_taken_as_it_is_and_parts_add_up() {
+        let mut m = testing::machine();
+        m.shared.clear();
+        m.disk = None;
+        m.together = vec![
+            Together::of([(Lane::HOST, 0.8), (Lane::H2D, 0.5)]),
+            Together::of([(Lane::HOST, 0.9), (Lane::D2H, 0.7)]),
+            Together::of([(Lane::HOST, 0.6), (Lane::H2D, 0.4), (Lane::D2H, 0.3)]),
+        ];
+        check(&m, HOST, &[(Lane::HOST, 1.0)]);
+        check(&m, HOST | UP, &[(Lane::HOST, 0.8), (Lane::H2D, 0.5)]);
+        let all = [(Lane::HOST, 0.6), (Lane::H2D, 0.4), (Lane::D2H, 0.3)];
+        check(&m, HOST | UP | DOWN, &all);
+        // Without the whole the pairs' slow-downs add up; h2d and d2h know nothing of each other.
+        m.together.truncate(2);
+        let host = 1.0 / (1.0 + (1.0 / 0.8 - 1.0) + (1.0 / 0.9 - 1.0));
+        let parts = [(Lane::HOST, host), (Lane::H2D, 0.5), (Lane::D2H, 0.7)];
+        check(&m, HOST | UP | DOWN, &parts);
+    }
+
+    #[test]
+    fn what_was_not_measured_shares_evenly() {
+        let mut m = testing::machine(); // host 1, h2d and d2h 0.2, disk 0.1 of memory
+        check(
+            &m,
+            HOST | UP,
+            &[(Lane::HOST, 1.0 / 1.2), (Lane::H2D, 1.0 / 1.2)],
+        );
+        let mix = m.disk_mix_factor() / 2.0;
+        check(
+            &m,
+            READ | WRITE,
+            &[(Lane::DISK_READ, mix), (Lane::DISK_WRITE, mix)],
+        );
+        m.together = vec![Together::of([(Lane::HOST, 0.5), (Lane::H2D, 0.9)])];
+        // The pair as measured, and the drive's share of memory beside it.
+        let host = 1.0 / (2.0 - 1.0 + 1.1);
+        check(
+            &m,
+            HOST | UP | READ,
+            &[(Lane::HOST, host), (Lane::H2D, 0.9)],
+        );
+    }
+
+    /// The simulator itself, on lanes with nothing to wait for: every pair runs at the speeds that
+    /// were measured for it, and so does all of them at once.
+    #[test]
+    fn the_simulator_reproduces_every_measured_set() {
+        let w = testing::workload(1, 1);
+        let mut m = testing::machine();
+        let mut state = 7u64;
+        let mut random = || {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
+            0.35 + 0.6 * (state >> 40) as f64 / (1u64 << 24) as f64
+        };
+        let mut sets: Vec<Vec<Lane>> = vec![Lane::ALL.to_vec()];
+        for (i, &a) in Lane::ALL.iter().enumerate() {
+            sets.extend(Lane::ALL[i + 1..].iter().map(|&b| vec![a, b]));
+        }
+        for set in &sets {
+            m.together
+                .push(Together::of(set.iter().map(|&l| (l, random()))));
+        }
+        let budgets = Budgets::UNLIMITED;
+        let mut plan = build(&w, &Choice::resident(&w), Clip::None, budgets, &m);
+        plan.pieces[PieceId(0)].elements = 1 << 22;
+        for (set, measured) in sets.iter().zip(m.together.clone()) {
+            // As many tasks a lane as take about a second alone; the first lane to end tells when.
+            let task = |lane: Lane| {
+                let work = match lane {
+                    Lane::GPU | Lane::HOST => Work::Update { piece: PieceId(0) },
+                    Lane::DISK_READ => Work::Read,
+                    Lane::DISK_WRITE => Work::Write,
+                    _ => Work::Copy,
+                };
+                let arg = Arg {
+                    slot: SlotId(0),
+                    offset: 0,
+                    bytes: 1 << 20,
+                    access: Use::Read,
+                };
+                Task {
+                    lane,
+                    work,
+                    args: vec![arg],
+                    after: Vec::new(),
+                }
+            };
+            let part = PartName::Evaluate;
+            let mut tasks = Vec::new();
+            let mut alone = Vec::new();
+            for &lane in set {
+                plan.parts[part] = vec![task(lane)].into();
+                let each = simulate::alone(&plan, &w, &m, part)[TaskId(0)].0;
+                alone.push(each);
+                tasks.extend(std::iter::repeat_n(task(lane), (1.0 / each) as usize));
+            }
+            plan.parts[part] = tasks.into();
+            let run = simulate::simulate(&plan, &w, &m, &[part]);
+            let ends = |lane: Lane| {
+                let tasks = plan.part(part).iter().zip(&run.parts[0]);
+                tasks
+                    .filter(move |(t, _)| t.lane == lane)
+                    .map(|(_, time)| time.1)
+            };
+            let first = set.iter().map(|&l| ends(l).fold(0.0, f64::max));
+            let first = first.fold(f64::INFINITY, f64::min);
+            for (&lane, each) in set.iter().zip(alone) {
+                let done = ends(lane).filter(|&end| end <= first).count() as f64 * each;
+                let (got, want) = (done / first, measured.get(lane).unwrap());
+                assert!(
+                    (got / want - 1.0).abs() < 0.01,
+                    "{lane} in {set:?}: {got}, {want}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn nonsense_in_a_file_cannot_stop_a_lane() {
+        let mut m = testing::machine();
+        m.together = vec![Together::of([
+            (Lane::HOST, 0.0),
+            (Lane::H2D, f64::INFINITY),
+        ])];
+        check(&m, HOST | UP, &[(Lane::HOST, SLOWEST), (Lane::H2D, 1.0)]);
+        m.together = vec![Together::of([(Lane::HOST, -3.0), (Lane::H2D, 7.0)])];
+        check(&m, HOST | UP, &[(Lane::HOST, SLOWEST), (Lane::H2D, 1.0)]);
+    }
+}
