@@ -32,14 +32,12 @@ pub fn task_label(plan: &Plan, w: &Workload, part: PartName, idx: TaskId) -> Str
             micro_batch,
         } => {
             let u = &w.units[unit as usize];
-            let (list, mark) = match phase {
-                Phase::Forward => (&u.forward, ""),
-                Phase::Recompute => (&u.forward, " again"),
-                Phase::Backward => (&u.backward, " backward"),
-                Phase::Evaluate => (&u.evaluate, ""),
-                Phase::Infer => (&u.infer, ""),
+            let mark = match phase {
+                Phase::Recompute => " again",
+                Phase::Backward => " backward",
+                Phase::Forward | Phase::Evaluate | Phase::Infer => "",
             };
-            let name = &list[op as usize].name;
+            let name = &phase.ops(u)[op].name;
             format!("{} {name}{mark} {}", u.name, micro(micro_batch))
         }
         Work::Finish { piece: p } => format!("finish gradient {}", piece(p)),

@@ -316,6 +316,8 @@ pub(crate) use operands;
 
 #[cfg(test)]
 mod tests {
+    use lowtide_workload::LocalId;
+
     use super::*;
 
     operands! {
@@ -338,15 +340,15 @@ mod tests {
 
     fn outer() -> Outer<Names> {
         Outer {
-            a: Write(What::Local(1)),
+            a: Write(What::Local(LocalId(1))),
             b: Read(What::Weight(ParamId(2))),
             with: Some(Inner {
                 c: Add(ParamId(3)),
-                d: Read(What::Local(4)),
+                d: Read(What::Local(LocalId(4))),
             }),
             without: None,
             e: Inputs,
-            f: Read(What::Local(6)),
+            f: Read(What::Local(LocalId(6))),
         }
     }
 
@@ -356,12 +358,12 @@ mod tests {
         let mut list = Vec::new();
         names.list(&mut list);
         let want = [
-            Operand::write(What::Local(1)),
+            Operand::write(What::Local(LocalId(1))),
             Operand::read(What::Weight(ParamId(2))),
             Operand::gradient(ParamId(3)),
-            Operand::read(What::Local(4)),
+            Operand::read(What::Local(LocalId(4))),
             Operand::read(What::Inputs),
-            Operand::read(What::Local(6)),
+            Operand::read(What::Local(LocalId(6))),
         ];
         assert_eq!(list, want);
 

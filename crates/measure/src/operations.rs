@@ -8,7 +8,7 @@ use lowtide_device::cuda::{self, Event};
 use lowtide_device::{Memory, Queue};
 use lowtide_model::{Arg, Call, Decoder, Phase, store_inputs};
 use lowtide_units::{Bytes, Seconds};
-use lowtide_workload::{Access, Op, Operand, Unit, UnitKind, What, Workload};
+use lowtide_workload::{Access, Op, OpId, Operand, Unit, UnitKind, What, Workload};
 
 use crate::error::MeasureError;
 use crate::timing::{device_arena, timed};
@@ -70,7 +70,7 @@ struct Each<'a> {
     unit: usize,
     phase: Phase,
     /// Its place among the operations of the phase.
-    at: usize,
+    at: OpId,
     op: &'a Op,
     /// Bytes of its operands.
     sizes: Vec<u64>,
@@ -87,10 +87,10 @@ fn distinct(w: &Workload) -> Vec<Each<'_>> {
             Phase::Evaluate,
             Phase::Infer,
         ] {
-            for (at, op) in phase.ops(unit).iter().enumerate() {
+            for (at, op) in phase.ops(unit).pairs() {
                 if seen.insert(op.key.as_str()) {
                     let bytes = |o: &Operand| match o.what {
-                        What::Local(t) => unit.tensors[t as usize].bytes.0,
+                        What::Local(t) => unit.tensors[t].bytes.0,
                         What::Weight(p) => w.params[p].elements * w.precision.size(),
                         What::Gradient(p) => w.params[p].elements * 4,
                         What::Inputs => w.batch.input_bytes().0,

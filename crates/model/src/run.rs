@@ -9,7 +9,7 @@ use lowtide_device::{Dst, Queue};
 use lowtide_kernels::operands::{Arg, Args, Named};
 use lowtide_kernels::rope::{Rotation, Table};
 use lowtide_kernels::{attention, embedding, gelu, head, layernorm, matmul, rmsnorm, rope, swiglu};
-use lowtide_workload::{ModelShape, Workload};
+use lowtide_workload::{ModelShape, OpId, Workload};
 
 use crate::ModelError;
 use crate::describe::kind::{Kind, Sizes};
@@ -33,8 +33,8 @@ pub struct Call<'a> {
     pub unit: usize,
     /// Which of the unit's lists.
     pub phase: Phase,
-    /// Index into that list.
-    pub op: usize,
+    /// Which of that list.
+    pub op: OpId,
     /// One for each operand, in order.
     pub args: Vec<Arg<'a>>,
     /// Scratch of at least [`lowtide_workload::Op::workspace`] bytes; garbage before and after.

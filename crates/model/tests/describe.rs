@@ -9,7 +9,7 @@ use driver::tiny_shapes;
 use lowtide_model::{ModelError, Options, Phase, describe, hf_tensors};
 use lowtide_units::{Id, ids};
 use lowtide_workload::{
-    Access, Batch, Dtype, ModelShape, Optimizer, ParamId, Unit, UnitKind, What, Workload,
+    Access, Batch, Dtype, LocalId, ModelShape, Optimizer, ParamId, Unit, UnitKind, What, Workload,
     builtin_names,
 };
 
@@ -87,7 +87,7 @@ fn files_tensors_cover_every_parameter_once() {
 }
 
 /// Local tensors by access, in the order of operations.
-fn locals(unit: &Unit, phase: Phase, access: Access) -> Vec<u16> {
+fn locals(unit: &Unit, phase: Phase, access: Access) -> Vec<LocalId> {
     let ops = phase.ops(unit).iter().flat_map(|op| &op.operands);
     ops.filter(|o| o.access == access)
         .filter_map(|o| {
@@ -111,7 +111,7 @@ fn every_tensor_is_written_once_and_before_it_is_read() {
                 _ => &[&[Phase::Forward, Phase::Backward]],
             };
             for run in phases {
-                let mut written: BTreeSet<u16> = given.into_iter().flatten().collect();
+                let mut written: BTreeSet<LocalId> = given.into_iter().flatten().collect();
                 for phase in *run {
                     for op in phase.ops(unit) {
                         for operand in &op.operands {
@@ -174,7 +174,7 @@ fn neighbours_agree_on_the_tensor_between_them() {
     for shape in every_shape() {
         let workload = workload(&shape);
         for pair in workload.units.windows(2) {
-            let bytes = |u: &Unit, i: Option<u16>| u.tensors[usize::from(i.unwrap())].bytes;
+            let bytes = |u: &Unit, i: Option<LocalId>| u.tensors[i.unwrap()].bytes;
             assert_eq!(
                 bytes(&pair[0], pair[0].output),
                 bytes(&pair[1], pair[1].input)
@@ -244,10 +244,10 @@ fn decay_is_for_matrices() {
     }
 }
 
-fn names(unit: &Unit, tensors: &[u16]) -> Vec<String> {
+fn names(unit: &Unit, tensors: &[LocalId]) -> Vec<String> {
     tensors
         .iter()
-        .map(|&i| unit.tensors[usize::from(i)].name.clone())
+        .map(|&i| unit.tensors[i].name.clone())
         .collect()
 }
 
@@ -268,7 +268,7 @@ fn a_llama_block_saves_what_its_backward_reads() {
     let saved: u64 = block
         .saved()
         .iter()
-        .map(|&i| block.tensors[usize::from(i)].bytes.0)
+        .map(|&i| block.tensors[i].bytes.0)
         .sum();
     assert_eq!(
         saved,

@@ -1,7 +1,7 @@
 //! The knobs: everything that the planner may choose, and nothing that is in the numerics key.
 
 use lowtide_units::Bytes;
-use lowtide_workload::{Access, Op, Operand, Unit, UnitKind, What, Workload};
+use lowtide_workload::{Access, LocalId, Op, Operand, Unit, UnitKind, What, Workload};
 use serde::{Deserialize, Serialize};
 
 use crate::rounds::Rounds;
@@ -230,7 +230,7 @@ impl Choice {
         let blocks = blocks.filter(|(u, _)| u.kind == UnitKind::Block);
         let (mut kept, mut light) = (0, 0);
         for (unit, saved) in blocks {
-            let again = |&(&value, tensor): &(&Saved, u16)| {
+            let again = |&(&value, tensor): &(&Saved, LocalId)| {
                 value == Saved::Recompute && costly(unit, tensor)
             };
             if !saved.contains(&Saved::Recompute) {
@@ -259,7 +259,7 @@ impl Choice {
         let of = |(unit, saved): (&Unit, &Vec<Saved>)| -> u64 {
             let kept = unit.saved().into_iter().zip(saved);
             let kept = kept.filter(|&(_, &s)| s == Saved::Keep);
-            kept.map(|(t, _)| unit.tensors[t as usize].bytes.0).sum()
+            kept.map(|(t, _)| unit.tensors[t].bytes.0).sum()
         };
         w.units.iter().zip(&self.saved).map(of).sum()
     }
@@ -276,7 +276,7 @@ impl Choice {
 
 /// Whether computing a saved tensor again takes a product or attention: its writer, or a writer of what
 /// that reads and is not saved. (What is saved is there, or is computed again for nothing.)
-fn costly(unit: &Unit, tensor: u16) -> bool {
+fn costly(unit: &Unit, tensor: LocalId) -> bool {
     let saved = unit.saved();
     let local = |o: &Operand, access| match o.what {
         What::Local(i) if o.access == access => Some(i),
@@ -298,7 +298,7 @@ fn costly(unit: &Unit, tensor: u16) -> bool {
         }
         seen.push(t);
         let reads = op.operands.iter().filter_map(|o| local(o, Access::Read));
-        let there = |i: &u16| Some(*i) == unit.input || saved.contains(i) || seen.contains(i);
+        let there = |i: &LocalId| Some(*i) == unit.input || saved.contains(i) || seen.contains(i);
         wanted.extend(reads.filter(|i| !there(i)));
     }
     false

@@ -25,7 +25,9 @@
 use std::ops::Range;
 
 use lowtide_units::{Bytes, Id, List, Seconds, id, ids};
-use lowtide_workload::{Dtype, Optimizer, PIECE_ALIGN, ParamId, What, Workload};
+use lowtide_workload::{
+    Dtype, LocalId, Op, OpId, Optimizer, PIECE_ALIGN, ParamId, Unit, What, Workload,
+};
 use serde::{Deserialize, Serialize};
 
 pub use crate::lanes::{LANES, Lane, LaneKind, PerLane};
@@ -113,7 +115,7 @@ pub enum Tensor {
     /// Inputs of a micro-batch.
     Inputs(u32),
     /// A local tensor: unit that writes it, index there, micro-batch.
-    Local(u32, u16, u32),
+    Local(u32, LocalId, u32),
     /// Scratch of one task.
     Workspace,
 }
@@ -219,6 +221,19 @@ pub enum Phase {
     Infer,
 }
 
+impl Phase {
+    /// These operations of a unit.
+    #[must_use]
+    pub fn ops(self, unit: &Unit) -> &List<OpId, Op> {
+        match self {
+            Self::Forward | Self::Recompute => &unit.forward,
+            Self::Backward => &unit.backward,
+            Self::Evaluate => &unit.evaluate,
+            Self::Infer => &unit.infer,
+        }
+    }
+}
+
 /// What a task does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Work {
@@ -231,7 +246,7 @@ pub enum Work {
         /// List of operations.
         phase: Phase,
         /// Index in it.
-        op: u16,
+        op: OpId,
         /// Micro-batch.
         micro_batch: u32,
     },

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 
 use lowtide_units::{List, ids};
-use lowtide_workload::{Access, Dtype, Op, ParamId, Unit, UnitKind, What, Workload};
+use lowtide_workload::{Access, Dtype, LocalId, Op, OpId, ParamId, Unit, UnitKind, What, Workload};
 
 use crate::choice::{Choice, LoopOrder, Saved};
 use crate::fast::FastMap;
@@ -133,7 +133,7 @@ impl Builder<'_> {
         self.last = Some((unit, backward, m));
     }
 
-    fn push(&mut self, unit: u32, phase: Phase, op_idx: u16, op: &Op, m: u32) {
+    fn push(&mut self, unit: u32, phase: Phase, op_idx: OpId, op: &Op, m: u32) {
         let operands = op
             .operands
             .iter()
@@ -174,7 +174,7 @@ impl Builder<'_> {
     /// Where the operand lies inside its tensor's slot.
     fn range(&self, unit: u32, what: What, m: u32) -> (u64, u64) {
         match what {
-            What::Local(i) => (0, self.w.units[unit as usize].tensors[i as usize].bytes.0),
+            What::Local(i) => (0, self.w.units[unit as usize].tensors[i].bytes.0),
             What::Weight(p) => {
                 let piece = &self.pieces[self.piece_of[p]];
                 let size = self.w.precision.size();
@@ -192,22 +192,16 @@ impl Builder<'_> {
     fn all(&mut self, unit: u32, phase: Phase, backward: bool, m: u32) {
         self.visit(unit, backward, m);
         let u = &self.w.units[unit as usize];
-        let list = match phase {
-            Phase::Forward | Phase::Recompute => &u.forward,
-            Phase::Backward => &u.backward,
-            Phase::Evaluate => &u.evaluate,
-            Phase::Infer => &u.infer,
-        };
-        for (i, op) in list.iter().enumerate() {
-            self.push(unit, phase, i as u16, op, m);
+        for (i, op) in phase.ops(u).pairs() {
+            self.push(unit, phase, i, op, m);
         }
     }
 
-    fn backward(&mut self, unit: u32, m: u32, recompute: &[u16]) {
+    fn backward(&mut self, unit: u32, m: u32, recompute: &[OpId]) {
         self.visit(unit, true, m);
         let u = &self.w.units[unit as usize];
         for &i in recompute {
-            self.push(unit, Phase::Recompute, i, &u.forward[i as usize], m);
+            self.push(unit, Phase::Recompute, i, &u.forward[i], m);
         }
         self.all(unit, Phase::Backward, true, m);
     }
@@ -215,23 +209,23 @@ impl Builder<'_> {
 
 /// Forward operations that backward has to run again, in forward order: those that write a tensor
 /// marked [`Saved::Recompute`], and in turn those that write what these read, unless it is saved.
-pub(crate) fn recomputed_ops(unit: &Unit, choice: &[Saved]) -> Vec<u16> {
+pub(crate) fn recomputed_ops(unit: &Unit, choice: &[Saved]) -> Vec<OpId> {
     let saved = unit.saved();
-    let available = |i: u16| {
+    let available = |i: LocalId| {
         Some(i) == unit.input
             || saved
                 .iter()
                 .position(|&s| s == i)
                 .is_some_and(|k| choice[k] != Saved::Recompute)
     };
-    let writer = |i: u16| {
-        unit.forward.iter().position(|op| {
+    let writer = |i: LocalId| {
+        unit.forward.position(|op| {
             op.operands
                 .iter()
                 .any(|o| o.what == What::Local(i) && o.access == Access::Write)
         })
     };
-    let mut wanted: Vec<u16> = saved
+    let mut wanted: Vec<LocalId> = saved
         .iter()
         .zip(choice)
         .filter(|&(_, &c)| c == Saved::Recompute)
@@ -240,7 +234,7 @@ pub(crate) fn recomputed_ops(unit: &Unit, choice: &[Saved]) -> Vec<u16> {
     let mut ops = BTreeSet::new();
     while let Some(i) = wanted.pop() {
         let Some(op) = writer(i) else { continue };
-        if !ops.insert(op as u16) {
+        if !ops.insert(op) {
             continue;
         }
         for o in &unit.forward[op].operands {
@@ -296,7 +290,7 @@ pub(crate) fn program(
     let n = w.units.len() as u32;
     let head = n - 1;
     let all = || span.micro_batches.clone();
-    let recompute: Vec<Vec<u16>> = w
+    let recompute: Vec<Vec<OpId>> = w
         .units
         .iter()
         .zip(&choice.saved)

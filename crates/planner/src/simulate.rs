@@ -12,8 +12,8 @@ use lowtide_workload::Workload;
 
 use crate::machine::Machine;
 use crate::plan::{
-    LANES, Lane, LaneKind, LaneUse, PartName, PerPart, Phase, Piece, PieceId, Plan, Prediction,
-    Task, TaskId, Tensor, Work,
+    LANES, Lane, LaneKind, LaneUse, PartName, PerPart, Piece, PieceId, Plan, Prediction, Task,
+    TaskId, Tensor, Work,
 };
 use crate::rounds::Rounds;
 use crate::speeds::Speeds;
@@ -44,13 +44,7 @@ fn task_alone(
             unit, phase, op, ..
         } => {
             let u = &w.units[unit as usize];
-            let list = match phase {
-                Phase::Forward | Phase::Recompute => &u.forward,
-                Phase::Backward => &u.backward,
-                Phase::Evaluate => &u.evaluate,
-                Phase::Infer => &u.infer,
-            };
-            machine.op(&list[op as usize], w.precision)
+            machine.op(&phase.ops(u)[op], w.precision)
         }
         Work::Finish { piece } => {
             let n = pieces[piece].elements;

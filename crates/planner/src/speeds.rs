@@ -136,6 +136,7 @@ mod tests {
     use super::*;
     use crate::build::build;
     use crate::choice::{Budgets, Choice, Clip};
+    use crate::machine::DiskRates;
     use crate::plan::{Arg, PartName, PieceId, SlotId, Task, TaskId, Use, Work};
     use crate::{simulate, testing};
 

@@ -1,8 +1,9 @@
 //! A small workload in the shape of a decoder, for the planner's own tests.
 
-use lowtide_units::{Bytes, BytesPerSecond, Flops, FlopsPerSecond, Seconds};
+use lowtide_units::{Bytes, BytesPerSecond, Flops, FlopsPerSecond, List, Seconds};
 use lowtide_workload::{
-    Batch, Dtype, Local, Op, Operand, Optimizer, Param, ParamId, Unit, UnitKind, What, Workload,
+    Batch, Dtype, Local, LocalId, Op, OpId, Operand, Optimizer, Param, ParamId, Unit, UnitKind,
+    What, Workload,
 };
 
 use crate::machine::{DiskRates, Machine, Shared, Source};
@@ -20,11 +21,11 @@ fn op(name: &str, operands: Vec<Operand>, workspace: u64, flops: f64) -> Op {
 }
 
 fn r(i: u16) -> Operand {
-    Operand::read(What::Local(i))
+    Operand::read(What::Local(LocalId(i)))
 }
 
 fn w(i: u16) -> Operand {
-    Operand::write(What::Local(i))
+    Operand::write(What::Local(LocalId(i)))
 }
 
 fn weight(p: u32) -> Operand {
@@ -67,16 +68,16 @@ pub(crate) fn workload(layers: u32, accumulate: u32) -> Workload {
         name: "embedding".into(),
         kind: UnitKind::Embedding,
         params: ParamId(0)..ParamId(1),
-        tensors: vec![local("y", c), local("dy", c)],
+        tensors: vec![local("y", c), local("dy", c)].into(),
         input: None,
-        output: Some(0),
-        d_output: Some(1),
+        output: Some(LocalId(0)),
+        d_output: Some(LocalId(1)),
         d_input: None,
         logits: None,
-        forward: vec![op("embed", vec![w(0), INPUTS, weight(0)], 0, 0.0)],
-        backward: vec![op("embed'", vec![gradient(0), r(1), INPUTS], 512, 0.0)],
-        evaluate: vec![],
-        infer: vec![],
+        forward: vec![op("embed", vec![w(0), INPUTS, weight(0)], 0, 0.0)].into(),
+        backward: vec![op("embed'", vec![gradient(0), r(1), INPUTS], 512, 0.0)].into(),
+        evaluate: List::default(),
+        infer: List::default(),
     }];
     for l in 0..layers {
         let p = params.len() as u32;
@@ -123,18 +124,19 @@ pub(crate) fn workload(layers: u32, accumulate: u32) -> Workload {
             name: format!("blocks.{l}"),
             kind: UnitKind::Block,
             params: ParamId(p)..ParamId(p + 3),
-            tensors,
-            input: Some(0),
-            output: Some(4),
-            d_output: Some(5),
-            d_input: Some(9),
+            tensors: tensors.into(),
+            input: Some(LocalId(0)),
+            output: Some(LocalId(4)),
+            d_output: Some(LocalId(5)),
+            d_input: Some(LocalId(9)),
             logits: None,
             forward: vec![
                 op("norm", vec![w(1), r(0), weight(p)], 0, 0.0),
                 op("up", vec![w(2), r(1), weight(p + 1)], 4096, flops),
                 op("act", vec![w(3), r(2)], 0, 0.0),
                 op("down", vec![w(4), r(3), r(0), weight(p + 2)], 4096, flops),
-            ],
+            ]
+            .into(),
             backward: vec![
                 op("down'", vec![w(6), r(5), weight(p + 2)], 4096, flops),
                 op("down''", vec![gradient(p + 2), r(5), r(3)], 4096, flops),
@@ -147,9 +149,10 @@ pub(crate) fn workload(layers: u32, accumulate: u32) -> Workload {
                     64,
                     0.0,
                 ),
-            ],
-            evaluate: vec![],
-            infer: vec![],
+            ]
+            .into(),
+            evaluate: List::default(),
+            infer: List::default(),
         });
     }
     let p = params.len() as u32;
@@ -172,13 +175,13 @@ pub(crate) fn workload(layers: u32, accumulate: u32) -> Workload {
         name: "head".into(),
         kind: UnitKind::Head,
         params: ParamId(p)..ParamId(p + 1),
-        tensors,
-        input: Some(0),
+        tensors: tensors.into(),
+        input: Some(LocalId(0)),
         output: None,
         d_output: None,
-        d_input: Some(3),
-        logits: Some(4),
-        forward: vec![],
+        d_input: Some(LocalId(3)),
+        logits: Some(LocalId(4)),
+        forward: List::default(),
         backward: vec![
             op("norm", vec![w(1), r(0), weight(p)], 0, 0.0),
             op(
@@ -193,15 +196,18 @@ pub(crate) fn workload(layers: u32, accumulate: u32) -> Workload {
                 64,
                 0.0,
             ),
-        ],
+        ]
+        .into(),
         evaluate: vec![
             op("norm", vec![w(1), r(0), weight(p)], 0, 0.0),
             op("loss only", vec![loss, r(1), weight(0), INPUTS], 8192, 1e6),
-        ],
+        ]
+        .into(),
         infer: vec![
             op("norm", vec![w(1), r(0), weight(p)], 0, 0.0),
             op("logits", vec![w(4), r(1), weight(0), INPUTS], 8192, 1e6),
-        ],
+        ]
+        .into(),
     });
     Workload {
         model: "test".into(),
@@ -230,8 +236,8 @@ pub(crate) fn frozen(mut w: Workload, off: &[u32]) -> Workload {
         if u > lowest {
             wanted.extend(unit.d_input.map(What::Local));
         }
-        let backward = std::mem::take(&mut unit.backward);
-        for mut op in backward.into_iter().rev() {
+        let mut kept = Vec::new();
+        for mut op in std::mem::take(&mut unit.backward).into_iter().rev() {
             op.operands.retain(|o| match o.what {
                 What::Gradient(p) => trained(p),
                 _ => true,
@@ -243,9 +249,10 @@ pub(crate) fn frozen(mut w: Workload, off: &[u32]) -> Workload {
             };
             if op.operands.iter().any(needed) {
                 wanted.extend(op.operands.iter().map(|o| o.what));
-                unit.backward.insert(0, op);
+                kept.push(op);
             }
         }
+        unit.backward = kept.into_iter().rev().collect();
     }
     w
 }
@@ -304,8 +311,8 @@ pub(crate) fn with_positions(layers: u32, accumulate: u32) -> Workload {
         }
     }
     let embedding = &mut w.units[0];
-    embedding.forward[0].operands.push(weight(1));
-    embedding.backward[0].operands.push(gradient(1));
+    embedding.forward[OpId(0)].operands.push(weight(1));
+    embedding.backward[OpId(0)].operands.push(gradient(1));
     w
 }
 

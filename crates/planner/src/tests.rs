@@ -3,7 +3,7 @@
 //! One file because its tests go through the same plans of every kind.
 
 use lowtide_units::{Bytes, List};
-use lowtide_workload::{UnitKind, What};
+use lowtide_workload::{LocalId, UnitKind, What};
 
 use crate::build::build;
 use crate::check::check;
@@ -313,11 +313,11 @@ fn light_blocks_run_no_product_again() {
     for unit in w.units.iter_mut().filter(|u| u.kind == UnitKind::Block) {
         let backward = unit.backward.iter_mut().filter(|op| op.name == "act'");
         for op in backward {
-            op.operands.retain(|o| o.what != What::Local(2));
+            op.operands.retain(|o| o.what != What::Local(LocalId(2)));
         }
         assert_eq!(
             unit.saved(),
-            [1, 3],
+            [LocalId(1), LocalId(3)],
             "the product's own result is not saved"
         );
     }
@@ -334,7 +334,7 @@ fn light_blocks_run_no_product_again() {
                 phase: Phase::Recompute,
                 op,
                 ..
-            } => Some(&w.units[unit as usize].forward[op as usize]),
+            } => Some(&w.units[unit as usize].forward[op]),
             _ => None,
         });
     let names: Vec<&str> = again.clone().map(|op| op.name.as_str()).collect();
@@ -357,10 +357,7 @@ fn the_peak_of_activations_is_counted() {
         device.activations.0
     };
     let unit = &w.units[1];
-    let saved = unit
-        .saved()
-        .into_iter()
-        .map(|i| unit.tensors[i as usize].bytes.0);
+    let saved = unit.saved().into_iter().map(|i| unit.tensors[i].bytes.0);
     let saved: u64 = saved.sum();
     // At the turn the last block's are there, kept or computed again; of the two below only kept ones.
     assert_eq!(peak(3) - peak(1), 2 * saved);

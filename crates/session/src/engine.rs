@@ -12,6 +12,7 @@ use lowtide_kernels::update::{self, Hyper};
 use lowtide_model::{Arg, Call, Decoder, Phase, store_inputs};
 use lowtide_planner::{Clip, Piece, PieceId, Plan, Work};
 use lowtide_units::{List, ids};
+use lowtide_workload::OpId;
 
 use crate::commit::{About, Commits, Mark};
 use crate::outcome::Outcome;
@@ -218,7 +219,7 @@ impl Engine {
         &self,
         q: &Queue,
         mut args: Vec<Bound<'_>>,
-        at: (u32, lowtide_planner::Phase, u16),
+        at: (u32, lowtide_planner::Phase, OpId),
         step: &StepData,
     ) {
         use lowtide_planner::Phase as P;
@@ -231,7 +232,7 @@ impl Engine {
         };
         let unit = unit as usize;
         let ops = phase.ops(&self.decoder.workload().units[unit]);
-        let n = ops[op as usize].operands.len();
+        let n = ops[op].operands.len();
         let place = args[0].place();
         let scratch = (args.len() > n).then(|| args.remove(n).dst());
         let operands = args.into_iter().map(|a| match a {
@@ -242,7 +243,7 @@ impl Engine {
         let call = Call {
             unit,
             phase,
-            op: op as usize,
+            op,
             args: operands.collect(),
             workspace: scratch.unwrap_or_else(|| Dst::none(place)),
             loss_scale: step.loss_scale,

@@ -12,7 +12,7 @@ use lowtide_planner::{
     SlotId, Tensor, Tier, Work,
 };
 use lowtide_session::{DiskChoice, Session, SessionOptions};
-use lowtide_workload::{Access, Dtype, What};
+use lowtide_workload::{Access, Dtype, OpId, What};
 
 const ACCUMULATE: u32 = 2;
 const CLIPS: [Clip; 3] = [Clip::Exact, Clip::Previous, Clip::None];
@@ -25,11 +25,7 @@ fn three_blocks(precision: Dtype) -> Arc<Decoder> {
 /// Where among a unit's saved tensors the one with this name is.
 fn saved_idx(d: &Decoder, unit: usize, name: &str) -> usize {
     let u = &d.workload().units[unit];
-    let names: Vec<&str> = u
-        .saved()
-        .iter()
-        .map(|&i| &*u.tensors[i as usize].name)
-        .collect();
+    let names: Vec<&str> = u.saved().iter().map(|&i| &*u.tensors[i].name).collect();
     names
         .iter()
         .position(|&n| n == name)
@@ -91,7 +87,7 @@ fn places_by_hand_train_to_the_same_bits() {
 }
 
 /// Forward operations of a unit that the plan runs again in backward, for micro-batch 0.
-fn recomputed(plan: &Plan, unit: u32) -> Vec<u16> {
+fn recomputed(plan: &Plan, unit: u32) -> Vec<OpId> {
     let ops = plan
         .part(PartName::Steady)
         .iter()
@@ -140,13 +136,13 @@ fn plans_do_what_was_asked() {
             let again = recomputed(&plan, unit as u32);
             let mut seen = [0; 4];
             for (&tensor, &asked) in u.saved().iter().zip(&c.saved[unit]) {
-                let name = format!("{order:?} {} {}", u.name, u.tensors[tensor as usize].name);
-                let writer = u.forward.iter().position(|op| {
+                let name = format!("{order:?} {} {}", u.name, u.tensors[tensor].name);
+                let writer = u.forward.position(|op| {
                     op.operands
                         .iter()
                         .any(|o| o.what == What::Local(tensor) && o.access == Access::Write)
                 });
-                let writer = writer.expect("forward writes what it saves") as u16;
+                let writer = writer.expect("forward writes what it saves");
                 // An operation that runs again writes all its results again: the others of a
                 // recomputed tensor need not travel.
                 let way = if again.contains(&writer) {

@@ -144,8 +144,8 @@ impl Param {
 /// What an operand is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum What {
-    /// A local tensor of the unit (index into [`Unit::tensors`]), one for each micro-batch.
-    Local(u16),
+    /// A local tensor of the unit, one for each micro-batch.
+    Local(LocalId),
     /// A parameter's weight.
     Weight(ParamId),
     /// A parameter's gradient, accumulated in f32 over the batch.
@@ -203,6 +203,11 @@ impl Operand {
     }
 }
 
+id! {
+    /// Which of one of a unit's lists of operations.
+    pub struct OpId(u16);
+}
+
 /// One operation of a unit, on one micro-batch.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Op {
@@ -220,6 +225,11 @@ pub struct Op {
     pub flops: Flops,
     /// Bytes read and written.
     pub touched: Bytes,
+}
+
+id! {
+    /// Which of [`Unit::tensors`].
+    pub struct LocalId(u16);
 }
 
 /// A tensor of one unit and one micro-batch.
@@ -258,38 +268,38 @@ pub struct Unit {
     /// Its parameters, a run of [`Workload::params`], in order of use in forward.
     pub params: Range<ParamId>,
     /// Its local tensors.
-    pub tensors: Vec<Local>,
+    pub tensors: List<LocalId, Local>,
     /// The tensor that the unit below wrote as its output (none for the embedding).
-    pub input: Option<u16>,
+    pub input: Option<LocalId>,
     /// The tensor that the unit above reads as its input (none for the head).
-    pub output: Option<u16>,
+    pub output: Option<LocalId>,
     /// Gradient of `output`, written by the unit above as its `d_input` (none for the head).
-    pub d_output: Option<u16>,
+    pub d_output: Option<LocalId>,
     /// Gradient of `input` (none for the embedding).
-    pub d_input: Option<u16>,
+    pub d_input: Option<LocalId>,
     /// What [`Self::infer`] is for, in the head alone: one row of V `f32` for each sequence.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub logits: Option<u16>,
+    pub logits: Option<LocalId>,
     /// Forward operations (empty for the head).
-    pub forward: Vec<Op>,
+    pub forward: List<OpId, Op>,
     /// Backward operations; for the head forward and backward.
-    pub backward: Vec<Op>,
+    pub backward: List<OpId, Op>,
     /// The head's operations for the loss alone.
-    pub evaluate: Vec<Op>,
+    pub evaluate: List<OpId, Op>,
     /// The head's operations for [`Self::logits`], each row of them at the position whose label is not
     /// negative.
-    pub infer: Vec<Op>,
+    pub infer: List<OpId, Op>,
 }
 
 impl Unit {
     /// Local tensors that forward writes and backward reads, except the output: what has to be
     /// kept, moved or recomputed. The input is not among them.
     #[must_use]
-    pub fn saved(&self) -> Vec<u16> {
+    pub fn saved(&self) -> Vec<LocalId> {
         if self.kind == UnitKind::Head {
             return Vec::new();
         }
-        let touched = |ops: &[Op], access: Access| -> Vec<u16> {
+        let touched = |ops: &[Op], access: Access| -> Vec<LocalId> {
             ops.iter()
                 .flat_map(|op| &op.operands)
                 .filter(|o| o.access == access)

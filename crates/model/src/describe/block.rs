@@ -6,7 +6,7 @@
 
 use lowtide_kernels::operands::Inputs;
 use lowtide_kernels::{attention, gelu, layernorm, matmul, rmsnorm, rope, swiglu};
-use lowtide_workload::{Family, ParamId, Unit, UnitKind};
+use lowtide_workload::{Family, LocalId, ParamId, Unit, UnitKind};
 
 use super::kind::{Kind, Product};
 use super::{Builder, Model, Phase, UnitKinds, read, weight, write};
@@ -15,8 +15,8 @@ use crate::params::Part;
 /// Statistics of a norm: mean (layer norm only) and reciprocal root, one f32 a row.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Statistics {
-    mean: Option<u16>,
-    rstd: u16,
+    mean: Option<LocalId>,
+    rstd: LocalId,
 }
 
 impl Builder<'_> {
@@ -29,7 +29,14 @@ impl Builder<'_> {
     }
 
     /// `y` = norm(`x`), with the parameters `part` and, for a layer norm, its bias.
-    pub(super) fn norm(&mut self, phase: Phase, part: Part, y: u16, stats: Statistics, x: u16) {
+    pub(super) fn norm(
+        &mut self,
+        phase: Phase,
+        part: Part,
+        y: LocalId,
+        stats: Statistics,
+        x: LocalId,
+    ) {
         let (y, rstd, x) = (write(y), write(stats.rstd), read(x));
         let w = weight(self.param(part));
         let kind = match stats.mean {
@@ -50,10 +57,10 @@ impl Builder<'_> {
     pub(super) fn norm_backward(
         &mut self,
         part: Part,
-        dx: u16,
-        dy: u16,
-        (x, stats): (u16, Statistics),
-        residual: Option<u16>,
+        dx: LocalId,
+        dy: LocalId,
+        (x, stats): (LocalId, Statistics),
+        residual: Option<LocalId>,
     ) {
         let param = self.param(part);
         let (dx, dw, dy) = (write(dx), self.add(param), read(dy));
@@ -90,7 +97,14 @@ impl Builder<'_> {
     }
 
     /// `y` = `x` · `part`ᵀ [+ its bias] [+ `residual`].
-    fn linear(&mut self, part: Part, y: u16, x: u16, dims: Product, residual: Option<u16>) {
+    fn linear(
+        &mut self,
+        part: Part,
+        y: LocalId,
+        x: LocalId,
+        dims: Product,
+        residual: Option<LocalId>,
+    ) {
         let operands = matmul::Forward {
             y: write(y),
             x: read(x),
@@ -102,7 +116,7 @@ impl Builder<'_> {
     }
 
     /// Gradients of `part` [and its bias], then `dx` = `dy` · `part`.
-    fn linear_backward(&mut self, part: Part, dx: u16, dy: u16, x: u16, dims: Product) {
+    fn linear_backward(&mut self, part: Part, dx: LocalId, dy: LocalId, x: LocalId, dims: Product) {
         let (w, name) = (self.param(part), part.name());
         let db = self.bias(part).and_then(|bias| self.add(bias));
         match (self.add(w), db) {
@@ -127,7 +141,7 @@ impl Builder<'_> {
     }
 
     /// Rotates (and with `qk_rstd` first norms) q and k.
-    fn rope(&mut self, y: u16, x: u16, qk_rstd: Option<u16>) {
+    fn rope(&mut self, y: LocalId, x: LocalId, qk_rstd: Option<LocalId>) {
         let norm = qk_rstd.map(|rstd| rope::QkNorm {
             rstd: write(rstd),
             wq: weight(self.param(Part::QNorm)),
@@ -142,7 +156,7 @@ impl Builder<'_> {
         self.op(Phase::Forward, "rope", Kind::Rope(operands));
     }
 
-    fn rope_backward(&mut self, dx: u16, dy: u16, x: u16, qk_rstd: Option<u16>) {
+    fn rope_backward(&mut self, dx: LocalId, dy: LocalId, x: LocalId, qk_rstd: Option<LocalId>) {
         let norm = qk_rstd.map(|rstd| {
             let (q, k) = (self.param(Part::QNorm), self.param(Part::KNorm));
             rope::QkNormBackward {
@@ -164,7 +178,7 @@ impl Builder<'_> {
     }
 
     /// The MLP between its products, on `pre`: gate and up of a gated one, or up alone.
-    fn activation(&mut self, gated: bool, act: u16, pre: u16) {
+    fn activation(&mut self, gated: bool, act: LocalId, pre: LocalId) {
         let (y, x) = (write(act), read(pre));
         let (name, kind) = if gated {
             let operands = swiglu::Forward { y, gate_up: x };
@@ -175,7 +189,7 @@ impl Builder<'_> {
         self.op(Phase::Forward, name, kind);
     }
 
-    fn activation_backward(&mut self, gated: bool, d_pre: u16, d_act: u16, pre: u16) {
+    fn activation_backward(&mut self, gated: bool, d_pre: LocalId, d_act: LocalId, pre: LocalId) {
         let (dx, dy, x) = (write(d_pre), read(d_act), read(pre));
         let (name, kind) = if gated {
             let operands = swiglu::Backward {

@@ -15,8 +15,8 @@ use lowtide_kernels::attention::Engine;
 use lowtide_kernels::operands::{Add, Read, Write};
 use lowtide_units::{Bytes, Flops, Id, List, ids};
 use lowtide_workload::{
-    Access, Batch, Dtype, Local, ModelShape, Op, Operand, Optimizer, Param, ParamId, Unit,
-    UnitKind, What, Workload,
+    Access, Batch, Dtype, Local, LocalId, ModelShape, Op, OpId, Operand, Optimizer, Param, ParamId,
+    Unit, UnitKind, What, Workload,
 };
 
 use crate::ModelError;
@@ -85,10 +85,10 @@ pub fn describe(shape: &ModelShape, options: &Options) -> Result<Workload, Model
 /// The operations of one unit, one list a phase, as [`Unit`] has them.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct UnitKinds {
-    pub forward: Vec<Kind>,
-    pub backward: Vec<Kind>,
-    pub evaluate: Vec<Kind>,
-    pub infer: Vec<Kind>,
+    pub forward: List<OpId, Kind>,
+    pub backward: List<OpId, Kind>,
+    pub evaluate: List<OpId, Kind>,
+    pub infer: List<OpId, Kind>,
 }
 
 /// A workload and how each of its operations is run.
@@ -210,7 +210,7 @@ pub enum Phase {
 impl Phase {
     /// The phase's operations in `unit`.
     #[must_use]
-    pub fn ops(self, unit: &Unit) -> &[Op] {
+    pub fn ops(self, unit: &Unit) -> &List<OpId, Op> {
         match self {
             Self::Forward => &unit.forward,
             Self::Backward => &unit.backward,
@@ -219,7 +219,7 @@ impl Phase {
         }
     }
 
-    pub(crate) fn kinds(self, unit: &UnitKinds) -> &[Kind] {
+    pub(crate) fn kinds(self, unit: &UnitKinds) -> &List<OpId, Kind> {
         match self {
             Self::Forward => &unit.forward,
             Self::Backward => &unit.backward,
@@ -237,16 +237,16 @@ impl<'a> Builder<'a> {
             name,
             kind,
             params: first..end,
-            tensors: Vec::new(),
+            tensors: List::default(),
             input: None,
             output: None,
             d_output: None,
             d_input: None,
             logits: None,
-            forward: Vec::new(),
-            backward: Vec::new(),
-            evaluate: Vec::new(),
-            infer: Vec::new(),
+            forward: List::default(),
+            backward: List::default(),
+            evaluate: List::default(),
+            infer: List::default(),
         };
         Self {
             model,
@@ -281,12 +281,12 @@ impl<'a> Builder<'a> {
     /// that lead only to the gradient of an input that nobody wants.
     fn prune(&mut self, unit_idx: u32) {
         let lowest = self.model.lowest;
-        let mut wanted: Vec<u16> = Vec::new();
+        let mut wanted: Vec<LocalId> = Vec::new();
         if unit_idx > lowest {
             wanted.extend(self.unit.d_input);
         }
-        let mut keep = vec![false; self.unit.backward.len()];
-        for (i, op) in self.unit.backward.iter().enumerate().rev() {
+        let mut keep = List::from(vec![false; self.unit.backward.len()]);
+        for (i, op) in self.unit.backward.pairs().rev() {
             let operand = |access: Access| {
                 let of = op.operands.iter().filter(move |o| o.access == access);
                 of.map(|o| o.what)
@@ -303,19 +303,16 @@ impl<'a> Builder<'a> {
                 }));
             }
         }
-        let mut kept = keep.iter();
-        self.unit.backward.retain(|_| kept.next() == Some(&true));
-        let mut kept = keep.iter();
-        self.kinds.backward.retain(|_| kept.next() == Some(&true));
+        kept(&mut self.unit.backward, &keep);
+        kept(&mut self.kinds.backward, &keep);
     }
 
     /// A new local tensor.
-    fn local(&mut self, name: &str, bytes: Bytes) -> u16 {
+    fn local(&mut self, name: &str, bytes: Bytes) -> LocalId {
         self.unit.tensors.push(Local {
             name: name.to_owned(),
             bytes,
-        });
-        (self.unit.tensors.len() - 1) as u16
+        })
     }
 
     /// Appends an operation.
@@ -345,7 +342,7 @@ impl<'a> Builder<'a> {
     fn bytes(&self, operand: &Operand) -> Bytes {
         let elements = |i: ParamId| self.model.specs[i].elements();
         match operand.what {
-            What::Local(i) => self.unit.tensors[usize::from(i)].bytes,
+            What::Local(i) => self.unit.tensors[i].bytes,
             What::Weight(i) => Bytes(elements(i) * self.model.sizes.dtype.size()),
             What::Gradient(i) => Bytes(elements(i) * 8),
             // One of the four planes.
@@ -361,13 +358,22 @@ impl<'a> Builder<'a> {
     }
 }
 
+/// Those of a list that are marked; they get new ids.
+fn kept<T>(list: &mut List<OpId, T>, keep: &List<OpId, bool>) {
+    let all = std::mem::take(list).into_iter().zip(keep);
+    *list = all
+        .filter(|(_, keep)| **keep)
+        .map(|(item, _)| item)
+        .collect();
+}
+
 /// Reads local tensor `i`.
-fn read(i: u16) -> Read {
+fn read(i: LocalId) -> Read {
     Read(What::Local(i))
 }
 
 /// Writes local tensor `i`.
-fn write(i: u16) -> Write {
+fn write(i: LocalId) -> Write {
     Write(What::Local(i))
 }
 

@@ -12,12 +12,13 @@ use lowtide_device::{Dst, Queue};
 use lowtide_model::{Arg, Call, Decoder, Options, Phase, random_init};
 use lowtide_units::Id;
 use lowtide_workload::{
-    Access, Batch, Dtype, Family, ModelShape, Optimizer, ParamId, Rope, RopeScaling, What, Workload,
+    Access, Batch, Dtype, Family, LocalId, ModelShape, OpId, Optimizer, ParamId, Rope, RopeScaling,
+    What, Workload,
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Key {
-    Local(usize, u16),
+    Local(usize, LocalId),
     Weight(ParamId),
     Gradient(ParamId),
     Inputs,
@@ -285,7 +286,7 @@ impl Driver {
         let unit = &self.decoder.workload().units[head];
         let logits = unit.logits.expect("the head has logits");
         let bytes: &[u8] = bytemuck::cast_slice(&self.memory[&Key::Local(head, logits)]);
-        bytemuck::cast_slice(&bytes[..unit.tensors[usize::from(logits)].bytes.usize()]).to_vec()
+        bytemuck::cast_slice(&bytes[..unit.tensors[logits].bytes.usize()]).to_vec()
     }
 
     fn up_to_head(&mut self, last: Phase) {
@@ -322,13 +323,13 @@ impl Driver {
     }
 
     fn phase(&mut self, unit: usize, phase: Phase, loss_scale: f32) {
-        let n = phase.ops(&self.decoder.workload().units[unit]).len();
-        for op in 0..n {
+        let all = phase.ops(&self.decoder.workload().units[unit]).ids();
+        for op in all {
             self.op(unit, phase, op, loss_scale);
         }
     }
 
-    fn op(&mut self, unit: usize, phase: Phase, op: usize, loss_scale: f32) {
+    fn op(&mut self, unit: usize, phase: Phase, op: OpId, loss_scale: f32) {
         let workload = self.decoder.workload();
         let what = phase.ops(&workload.units[unit])[op].clone();
         // Takes the operands' memory out, so that each can be borrowed alone.
@@ -392,8 +393,8 @@ fn resolve(workload: &Workload, unit: usize, what: What) -> (Key, usize) {
     let elements = |i: ParamId| workload.params[i].elements as usize;
     match what {
         What::Local(i) => {
-            let bytes = u.tensors[usize::from(i)].bytes.usize();
-            let below = |i: Option<u16>| Key::Local(unit - 1, i.unwrap());
+            let bytes = u.tensors[i].bytes.usize();
+            let below = |i: Option<LocalId>| Key::Local(unit - 1, i.unwrap());
             if Some(i) == u.input {
                 (below(workload.units[unit - 1].output), bytes)
             } else if Some(i) == u.d_input {

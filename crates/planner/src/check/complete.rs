@@ -1,6 +1,6 @@
 //! Rule 8, of a step: all work of the workload is there, each piece of it exactly once.
 
-use lowtide_workload::{Access, UnitKind, What, Workload};
+use lowtide_workload::{Access, OpId, UnitKind, What, Workload};
 
 use super::Fault;
 use super::operands::ops;
@@ -11,7 +11,7 @@ use crate::plan::{PartName, Phase, PieceId, Plan, TaskId, Work};
 /// Work that must be there exactly once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 enum Item {
-    Compute(u32, Phase, u16, u32),
+    Compute(u32, Phase, OpId, u32),
     Finish(PieceId),
     Update(PieceId),
     Load(u32),
@@ -116,7 +116,7 @@ fn wanted(plan: &Plan, w: &Workload, clip: Clip, part: PartName) -> Vec<Item> {
     let trains = !matches!(part, Evaluate | LastEvaluate | Infer);
     let ends = trains && (one || matches!(part, Last | LastFirst));
     let mut push = |u: usize, phase: Phase, m: u32| {
-        let list = 0..ops(&w.units[u], phase).len() as u16;
+        let list = ops(&w.units[u], phase).ids();
         all.extend(list.map(|op| Item::Compute(u as u32, phase, op, m)));
     };
     // Of a batch in rounds a tied embedding's gradient gets its own shares at the end.

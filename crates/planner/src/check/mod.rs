@@ -141,7 +141,7 @@ fn size(plan: &Plan, w: &Workload, tensor: Tensor) -> u64 {
         Tensor::Clip => CLIP_BYTES,
         Tensor::Losses => u64::from(plan.rounds().each()) * LOSS_BYTES,
         Tensor::Inputs(_) => w.batch.input_bytes().0,
-        Tensor::Local(u, i, _) => w.units[u as usize].tensors[i as usize].bytes.0,
+        Tensor::Local(u, i, _) => w.units[u as usize].tensors[i].bytes.0,
         Tensor::Workspace => u64::MAX,
     }
 }

@@ -3,7 +3,8 @@
 
 use lowtide_units::{List, ids};
 use lowtide_workload::{
-    Access, Dtype, Op, PARAM_ALIGN, PIECE_ALIGN, ParamId, Unit, UnitKind, What, Workload,
+    Access, Dtype, LocalId, Op, OpId, PARAM_ALIGN, PIECE_ALIGN, ParamId, Unit, UnitKind, What,
+    Workload,
 };
 
 use super::{CLIP_BYTES, Fault, LOSS_BYTES, size};
@@ -82,7 +83,7 @@ fn pieces(plan: &Plan, w: &Workload) -> Result<(), String> {
 }
 
 /// The operations of a unit in a phase.
-pub(super) fn ops(unit: &Unit, phase: Phase) -> &[Op] {
+pub(super) fn ops(unit: &Unit, phase: Phase) -> &List<OpId, Op> {
     match phase {
         Phase::Forward | Phase::Recompute => &unit.forward,
         Phase::Backward => &unit.backward,
@@ -208,10 +209,10 @@ impl Here<'_> {
         pair && self.w.gradient == Dtype::F32
     }
 
-    fn compute(&self, task: &Task, at: (u32, Phase, u16, u32)) -> Result<(), String> {
+    fn compute(&self, task: &Task, at: (u32, Phase, OpId, u32)) -> Result<(), String> {
         let (u, phase, op, m) = at;
         let unit = self.w.units.get(u as usize);
-        let Some(o) = unit.and_then(|unit| ops(unit, phase).get(op as usize)) else {
+        let Some(o) = unit.and_then(|unit| ops(unit, phase).find(op)) else {
             return Err(format!(
                 "is operation {op} of unit {u}, which does not exist"
             ));
@@ -253,7 +254,7 @@ impl Here<'_> {
     /// gradient of its output is the input gradient of the unit above.
     fn operand(&self, u: u32, what: What, m: u32) -> Result<Want, String> {
         let unit = &self.w.units[u as usize];
-        let of = |unit: Option<u32>, i: fn(&Unit) -> Option<u16>| {
+        let of = |unit: Option<u32>, i: fn(&Unit) -> Option<LocalId>| {
             let there = unit.and_then(|n| Some((n, i(self.w.units.get(n as usize)?)?)));
             let (n, i) = there.ok_or("has an operand of a unit that is not there")?;
             Ok::<_, String>(self.whole(Tensor::Local(n, i, m), Use::Read))

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, HashSet};
 
 use lowtide_units::List;
-use lowtide_workload::Workload;
+use lowtide_workload::{OpId, Workload};
 
 use super::content::Spans;
 use super::{Fault, overlaps};
@@ -64,7 +64,7 @@ pub(super) struct Walk<'a> {
     pub(super) batch: FastMap<Tensor, u64>,
     /// The last share of each gradient, by piece and first byte, that the batch has added: units from
     /// the last one down, micro-batch, operation.
-    pub(super) shares: FastMap<(PieceId, u64), (u32, u32, u16)>,
+    pub(super) shares: FastMap<(PieceId, u64), (u32, u32, OpId)>,
     /// Pieces whose gradient is complete and waits for its update.
     pub(super) complete: HashSet<PieceId>,
     pub(super) count: Clock,

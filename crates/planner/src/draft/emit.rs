@@ -3,6 +3,7 @@
 use super::agenda::Agenda;
 use super::timetable::Event;
 use super::*;
+use lowtide_workload::OpId;
 
 impl Emitter<'_> {
     /// Emits a whole program with everything that serves it.
@@ -265,12 +266,12 @@ impl Emitter<'_> {
         self.send_back(device, home, bytes);
     }
 
-    fn logits(&mut self, unit: u32, op: u16, m: u32, st: &Live) {
+    fn logits(&mut self, unit: u32, op: OpId, m: u32, st: &Live) {
         let u = &self.w.units[unit as usize];
         let Some(i) = u.logits else {
             return;
         };
-        let writes = u.infer[op as usize]
+        let writes = u.infer[op]
             .operands
             .iter()
             .any(|o| o.what == What::Local(i) && o.access == lowtide_workload::Access::Write);

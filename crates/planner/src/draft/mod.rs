@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use lowtide_units::{Bytes, List, ids};
-use lowtide_workload::{Dtype, ParamId, What, Workload};
+use lowtide_workload::{Dtype, LocalId, ParamId, What, Workload};
 
 use crate::choice::{Choice, Clip, LoopOrder, Pieces, Processor, Saved};
 use crate::fast::FastMap;
@@ -140,7 +140,7 @@ struct Emitter<'a> {
     /// Device slots of this part's inputs, by micro-batch.
     inputs: FastMap<u32, SlotId>,
     /// Saved tensors of each unit.
-    saved: Vec<Vec<u16>>,
+    saved: Vec<Vec<LocalId>>,
     /// Gradients that wait inside this part only (`previous`, first batch).
     waiting: FastMap<PieceId, SlotId>,
     /// What fetches read of durable weights: the next version where updates run under forward.

@@ -6,12 +6,13 @@ use crate::plan::{Lane, Phase, PieceId};
 use crate::program::GpuOp;
 use crate::speeds::Speeds;
 use lowtide_units::List;
+use lowtide_workload::OpId;
 
 /// Seconds of everything that a draft places, with lanes that run beside each other slowed down as measured.
 #[derive(Debug)]
 pub(crate) struct Rates {
     /// By unit, of each operation: forward, backward, evaluate, infer.
-    ops: Vec<[Vec<f64>; 4]>,
+    ops: Vec<[List<OpId, f64>; 4]>,
     /// Rounding of a gradient, a parameter.
     finish: Line,
     pub(super) up: Line,
@@ -43,7 +44,7 @@ impl Rates {
     pub(crate) fn new(w: &Workload, m: &Machine) -> Self {
         let list = |ops: &[lowtide_workload::Op]| {
             let seconds = ops.iter().map(|op| m.op(op, w.precision).0);
-            seconds.collect::<Vec<f64>>()
+            seconds.collect::<List<OpId, f64>>()
         };
         let speeds = Speeds::new(m, false);
         let beside = |lane: Lane, others: &[Lane]| {
@@ -108,7 +109,7 @@ impl Rates {
                     Phase::Evaluate => 2,
                     Phase::Infer => 3,
                 };
-                self.ops[unit as usize][list][op as usize]
+                self.ops[unit as usize][list][op]
             }
             Work::Finish { piece } => self.finish.of(pieces[piece].elements),
             _ => 0.0,

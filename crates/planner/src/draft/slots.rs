@@ -335,7 +335,7 @@ impl Emitter<'_> {
             Tensor::Clip => 64,
             Tensor::Losses => Self::losses_bytes(self.choice.rounds(self.w).each()),
             Tensor::Inputs(_) => self.w.batch.input_bytes().0,
-            Tensor::Local(u, i, _) => self.w.units[u as usize].tensors[i as usize].bytes.0,
+            Tensor::Local(u, i, _) => self.w.units[u as usize].tensors[i].bytes.0,
             Tensor::Workspace => 0,
         }
     }

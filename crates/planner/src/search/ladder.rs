@@ -7,7 +7,7 @@
 //! the lower convex hull of seconds over bytes: each rung buys its bytes at a better price than any after it.
 //! Where the bytes then lie, on the device or elsewhere, is another question (`mix`).
 
-use lowtide_workload::{Access, Unit, UnitKind, What, Workload};
+use lowtide_workload::{Access, LocalId, OpId, Unit, UnitKind, What, Workload};
 
 use crate::choice::Saved;
 use crate::machine::Machine;
@@ -143,7 +143,7 @@ fn groups(unit: &Unit) -> Vec<(usize, Vec<usize>)> {
     let saved = unit.saved();
     let mut groups: Vec<Vec<usize>> = Vec::new();
     for op in &unit.forward {
-        let writes = |t: &u16| {
+        let writes = |t: &LocalId| {
             let mut operands = op.operands.iter();
             operands.any(|o| o.what == What::Local(*t) && o.access == Access::Write)
         };
@@ -163,7 +163,7 @@ fn groups(unit: &Unit) -> Vec<(usize, Vec<usize>)> {
 fn bytes(unit: &Unit, stored: &[bool]) -> u64 {
     let saved = unit.saved().into_iter().zip(stored);
     let stored = saved.filter(|&(_, &s)| s);
-    stored.map(|(t, _)| unit.tensors[t as usize].bytes.0).sum()
+    stored.map(|(t, _)| unit.tensors[t].bytes.0).sum()
 }
 
 fn seconds(w: &Workload, unit: &Unit, machine: &Machine, stored: &[bool]) -> f64 {
@@ -172,7 +172,7 @@ fn seconds(w: &Workload, unit: &Unit, machine: &Machine, stored: &[bool]) -> f64
         .map(|&s| if s { Saved::Keep } else { Saved::Recompute })
         .collect();
     let again = recomputed_ops(unit, &saved).into_iter();
-    let op = |i: u16| machine.op(&unit.forward[i as usize], w.precision).0;
+    let op = |i: OpId| machine.op(&unit.forward[i], w.precision).0;
     again.map(op).sum()
 }
 
@@ -184,9 +184,7 @@ mod tests {
     fn names(unit: &Unit, rung: &Rung) -> Vec<String> {
         let saved = unit.saved().into_iter().zip(&rung.stored);
         let stored = saved.filter(|&(_, &s)| s);
-        stored
-            .map(|(t, _)| unit.tensors[t as usize].name.clone())
-            .collect()
+        stored.map(|(t, _)| unit.tensors[t].name.clone()).collect()
     }
 
     #[test]
@@ -221,7 +219,7 @@ mod tests {
         m.matmul_bf16 = lowtide_units::FlopsPerSecond(1e9);
         let unit = &mut w.units[1];
         for op in unit.backward.iter_mut().filter(|op| op.name == "act'") {
-            op.operands.retain(|o| o.what != What::Local(2));
+            op.operands.retain(|o| o.what != What::Local(LocalId(2)));
         }
         let ladders = Ladders::new(&w, &m);
         let unit = &w.units[1];

@@ -39,7 +39,7 @@ impl Knobs {
         let (mut tensor, mut state) = (1, 1);
         for unit in w.units.iter().filter(|u| u.kind == UnitKind::Block) {
             for i in unit.saved() {
-                tensor = unit.tensors[i as usize].bytes.0.max(tensor);
+                tensor = unit.tensors[i].bytes.0.max(tensor);
             }
             for p in ids(&unit.params) {
                 let param = &w.params[p];

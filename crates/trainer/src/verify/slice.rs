@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 
 use lowtide_planner::{Choice, LoopOrder, Processor, Saved, Tier};
 use lowtide_units::ids;
-use lowtide_workload::{ParamId, UnitKind, Workload};
+use lowtide_workload::{LocalId, ParamId, UnitKind, Workload};
 
 /// What a plan does, in words: `optimizer state on the disk`.
 pub(super) fn told(w: &Workload, choice: &Choice) -> BTreeSet<String> {
@@ -72,7 +72,7 @@ fn units(w: &Workload, kind: UnitKind) -> Vec<usize> {
 }
 
 /// What of a unit is frozen, by parameter, and what its backward wants of its forward.
-fn training(w: &Workload, unit: usize) -> (Vec<bool>, Vec<u16>) {
+fn training(w: &Workload, unit: usize) -> (Vec<bool>, Vec<LocalId>) {
     let unit = &w.units[unit];
     let params = ids(&unit.params).map(|p| w.params[p].frozen);
     (params.collect(), unit.saved())
