@@ -20,7 +20,7 @@ pub const fn lane_of(kind: LaneKind, cuda: bool) -> &'static str {
 }
 
 /// What a plan comes to: the table of memory, and what a step is predicted to take. `cuda`: the device is
-/// a GPU.
+/// a GPU. Long because it is a text from top to bottom.
 #[must_use]
 pub fn explain(plan: &Plan, cuda: bool) -> String {
     let mut text = String::new();

@@ -194,7 +194,7 @@ impl Kind {
         list
     }
 
-    /// Operation and sizes, equal for equal work.
+    /// Operation and sizes, equal for equal work. Long because it is a list of operations.
     pub fn key(self, s: &Sizes) -> String {
         let (t, rows, c) = (s.dtype.name(), s.rows, s.hidden);
         let Heads {
