@@ -18,12 +18,14 @@
 //!    taken by one update;
 //! 8. the work is the workload's: each task has the operands of its operation, on a lane that reaches
 //!    them, and every operation, every end of a gradient, the norm and every update is there exactly
-//!    once a step; recomputed operations come as often as they are wanted.
+//!    once a step; recomputed operations come as often as they are wanted;
+//! 9. no tier holds a local tensor twice at once: what is needed comes from the nearest tier that has it.
 
 mod bounds;
 mod complete;
 mod content;
 mod durable;
+mod once;
 mod operands;
 mod order;
 mod walk;
@@ -111,6 +113,7 @@ fn walked(plan: &Plan, sequence: &[PartName]) -> Vec<(PartName, u32)> {
 /// The first thing found wrong.
 pub fn check(plan: &Plan, w: &Workload, clip: Clip) -> Result<(), Fault> {
     bounds::bounds(plan)?;
+    once::once(plan)?;
     operands::operands(plan, w, clip)?;
     complete::complete(plan, w, clip)?;
     for sequence in sequences(clip) {

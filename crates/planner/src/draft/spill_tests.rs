@@ -7,7 +7,7 @@ use crate::build::build;
 use crate::check::check;
 use crate::choice::{Ahead, Budgets, Choice, Clip, Saved};
 use crate::machine::Machine;
-use crate::plan::{PartName, Plan, Tensor, Tier, Work};
+use crate::plan::{PartName, Plan, SlotId, Tensor, Tier, Work};
 use crate::simulate::alone;
 use crate::testing::{machine, workload};
 
@@ -88,6 +88,41 @@ fn what_a_drive_is_too_slow_for_waits_on_the_host() {
         before = written.len();
     }
     assert_eq!(seen, [true; 2], "all are written, or some of them");
+}
+
+#[test]
+fn a_tensor_twice_on_a_tier_is_found() {
+    let w = workload(4, 2);
+    let good = planned(&w, 1e12, 1 << 40);
+    let tasks = good.part(PartName::Steady);
+    let local = |s: SlotId| matches!(good.slots[s].tensor, Tensor::Local(..));
+    let wrong = |plan: &Plan| {
+        let fault = check(plan, &w, Clip::None).expect_err("twice");
+        assert!(fault.what.contains("twice"), "{fault}");
+    };
+    // It is read from the drive while the slot from which it was written still has it, and is fetched from there.
+    let reads = |t: &&crate::plan::Task| t.work == Work::Read && local(t.args[0].slot);
+    let read = tasks.iter().find(reads).expect("something is read");
+    let (extent, staged) = (read.args[0].slot, read.args[1].slot);
+    let writes = |t: &&crate::plan::Task| t.work == Work::Write && t.args[1].slot == extent;
+    let first = tasks.iter().find(writes).expect("it was written").args[0].slot;
+    let mut broken = good.clone();
+    for task in broken.parts[PartName::Steady].iter_mut() {
+        if task.work == Work::Copy && task.args[0].slot == staged {
+            task.args[0].slot = first;
+        }
+    }
+    wrong(&broken);
+    // Two extents of one content.
+    let mut extents: Vec<SlotId> = tasks
+        .iter()
+        .filter(|t| t.work == Work::Write && local(t.args[0].slot))
+        .map(|t| t.args[1].slot)
+        .collect();
+    extents.dedup();
+    let mut broken = good.clone();
+    broken.slots[extents[1]].tensor = good.slots[extents[0]].tensor;
+    wrong(&broken);
 }
 
 #[test]
