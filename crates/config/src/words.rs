@@ -91,6 +91,8 @@ words! {
         Completion = "completion",
         /// plain text
         Text = "text",
+        /// `instruction`, perhaps `input`, and `output`, as a conversation where there is a chat template
+        Alpaca = "alpaca",
     }
 }
 

@@ -7,7 +7,8 @@ use lowtide_units::Bytes;
 use rayon::prelude::*;
 
 use super::foreign;
-use super::jsonl::{Fields, Format, LINE_BYTES_MAX, Line, Lines, Schema};
+use super::jsonl::{Fields, Format, Schema};
+use super::lines::{LINE_BYTES_MAX, Line, Lines};
 use super::mask::{Encoder, Example, LossOn};
 use super::remarks::Remarks;
 use super::tokenizer::{Tokenizer, WHOLE_COST, WINDOW};
@@ -283,7 +284,7 @@ pub(crate) fn read<T: Send>(
         }
     }
     match encoder {
-        Some(encoder) if n_taken > 0 => Ok((encoder.schema().format, left_out)),
+        Some(encoder) if n_taken > 0 => Ok((encoder.format(), left_out)),
         _ => Err(nothing(paths, &left_out)),
     }
 }

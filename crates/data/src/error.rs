@@ -40,7 +40,9 @@ pub enum DataError {
         problem: RecordProblem,
     },
     /// A data file is of another format.
-    #[error("{path}: {what}; a data file is JSONL: one JSON object a line")]
+    #[error(
+        "{path}: {what}; a data file is JSONL, one JSON object a line, or a JSON array of objects"
+    )]
     ForeignFile {
         /// The file.
         path: PathBuf,
@@ -268,13 +270,24 @@ pub enum RecordProblem {
         field: String,
     },
     /// A message has a role that chat data does not have.
-    #[error("'{field}' is '{role}', expected system, user, assistant or tool")]
+    #[error("'{field}' is '{role}', expected system, developer, user, assistant or tool")]
     UnknownRole {
         /// The field.
         field: String,
         /// The role.
         role: String,
     },
+    /// A content in parts has one that is no text.
+    #[error("'{field}' is a part of type '{kind}', and only text is read")]
+    Part {
+        /// The part, with its place: `messages[2].content[0]`.
+        field: String,
+        /// Its type.
+        kind: String,
+    },
+    /// An Alpaca record tells of turns before its own.
+    #[error("'history' of an Alpaca record is not read")]
+    History,
     /// A message is marked for training, or against it, by something other than yes or no.
     #[error("'{field}' is {found}, expected 0 or 1, false or true")]
     Mark {

@@ -17,8 +17,6 @@ const HEAD: u64 = 4096;
 /// What a file is that is not JSONL.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ForeignFile {
-    /// One JSON array of records.
-    JsonArray,
     /// One JSON object over several lines.
     JsonObject,
     /// Comma- or tab-separated values, or plain text.
@@ -42,7 +40,6 @@ pub enum ForeignFile {
 impl fmt::Display for ForeignFile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::JsonArray => "a JSON array",
             Self::JsonObject => "a JSON object over several lines",
             Self::Csv => "a table (CSV)",
             Self::Parquet => "a Parquet file",
@@ -93,7 +90,6 @@ fn told(head: &[u8]) -> Option<ForeignFile> {
     let text = text.trim_start_matches('\u{feff}').trim_start();
     let line = text.lines().next()?.trim_end();
     match text.chars().next()? {
-        '[' => Some(ForeignFile::JsonArray),
         // A whole record stands on its line; what ends within one goes on below.
         '{' => {
             let cut = serde_json::from_str::<Value>(line).is_err_and(|e| e.is_eof());
@@ -111,20 +107,10 @@ fn told(head: &[u8]) -> Option<ForeignFile> {
 /// What a record is of that fits no format.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ForeignRecord {
-    /// ShareGPT: a list, in the field named, of messages with `from` and `value`.
-    ShareGpt {
-        /// The list's field.
-        field: String,
-    },
-    /// A conversation of ours under another name.
+    /// A conversation under another name.
     Conversation {
         /// Its field.
         field: String,
-    },
-    /// Alpaca: `instruction`, perhaps `input`, `output`.
-    Alpaca {
-        /// Whether this record's `input` says something.
-        has_input: bool,
     },
     /// A prompt and an answer under other names.
     Pair {
@@ -140,14 +126,7 @@ pub enum ForeignRecord {
 impl fmt::Display for ForeignRecord {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::ShareGpt { field } => write!(
-                f,
-                "a ShareGPT record ('{field}' with from and value), which is not supported yet"
-            ),
             Self::Conversation { field } => write!(f, "a conversation in the field '{field}'"),
-            Self::Alpaca { .. } => f.write_str(
-                "an Alpaca record (instruction, input, output), which is not supported yet",
-            ),
             Self::Pair { prompt, completion } => {
                 write!(
                     f,
@@ -178,14 +157,8 @@ pub(super) fn record(object: &Map<String, Value>) -> Option<ForeignRecord> {
     let has = |name: &str| object.contains_key(name);
     for (field, value) in object {
         let first = value.as_array().and_then(|list| list.first()?.as_object());
-        if first.is_some_and(is_sharegpt) {
-            return Some(ForeignRecord::ShareGpt {
-                field: field.clone(),
-            });
-        }
-        if first.is_some_and(|m| m.contains_key("role") && m.contains_key("content"))
-            && !has("chosen")
-        {
+        let ours = |m: &Map<String, Value>| m.contains_key("role") && m.contains_key("content");
+        if first.is_some_and(|m| ours(m) || is_sharegpt(m)) && !has("chosen") {
             return Some(ForeignRecord::Conversation {
                 field: field.clone(),
             });
@@ -193,12 +166,6 @@ pub(super) fn record(object: &Map<String, Value>) -> Option<ForeignRecord> {
     }
     if has("chosen") && has("rejected") {
         return Some(ForeignRecord::Preference);
-    }
-    if has("instruction") && has("output") {
-        let input = object.get("input").and_then(Value::as_str);
-        return Some(ForeignRecord::Alpaca {
-            has_input: input.is_some_and(|text| !text.trim().is_empty()),
-        });
     }
     let (prompt, completion) = PAIRS.into_iter().find(|(p, c)| has(p) && has(c))?;
     Some(ForeignRecord::Pair { prompt, completion })
@@ -218,9 +185,7 @@ mod tests {
     #[test]
     fn files_are_told_by_their_heads() {
         for (head, want) in [
-            (&b"[{\"text\": \"a\"}]"[..], Some(ForeignFile::JsonArray)),
-            (b"\n [\n  {\n", Some(ForeignFile::JsonArray)),
-            (b"\xef\xbb\xbf[", Some(ForeignFile::JsonArray)),
+            (&b"[{\"text\": \"a\"}]"[..], None),
             (b"{\n  \"text\": \"a\"\n}\n", Some(ForeignFile::JsonObject)),
             (b"{\"data\": [\n", Some(ForeignFile::JsonObject)),
             (b"{\"text\": \"a\"}\n", None),
@@ -253,16 +218,12 @@ mod tests {
         let ours = json!([{"role": "user", "content": "hi"}]);
         for (object, want) in [
             (
-                json!({"conversations": sharegpt}),
-                "a ShareGPT record ('conversations' with",
+                json!({"dialog": sharegpt}),
+                "a conversation in the field 'dialog'",
             ),
             (
                 json!({"dialog": ours}),
                 "a conversation in the field 'dialog'",
-            ),
-            (
-                json!({"instruction": "a", "input": "", "output": "b"}),
-                "an Alpaca record",
             ),
             (
                 json!({"question": "a", "answer": "b"}),

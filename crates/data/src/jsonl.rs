@@ -1,19 +1,13 @@
-//! Reading JSONL: lines with a bound, records with a format, errors with file and line.
+//! Records: their formats, what each must have, and errors that name the field.
 
 use std::fmt;
-use std::fs::File;
-use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
-use super::foreign::{self, ForeignRecord};
+use super::foreign;
 use super::marks;
-use crate::error::{DataError, RecordProblem};
-
-/// Longest line accepted unless told otherwise: a file that is not JSONL (one line of many
-/// gigabytes) must end in an error, not fill the memory.
-pub const LINE_BYTES_MAX: usize = 16 << 20;
+use super::messages::{Instruction, make_plain, tools};
+use crate::error::RecordProblem;
 
 /// What the records of a file are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,11 +18,19 @@ pub enum Format {
     PromptCompletion,
     /// One string.
     Text,
+    /// Alpaca's: `instruction`, `output`, and perhaps `input` and `system`. A conversation where the tokenizer has a
+    /// chat template, else a prompt in Alpaca's words and its completion.
+    Alpaca,
 }
 
 impl Format {
     /// Every format.
-    pub const ALL: [Self; 3] = [Self::Messages, Self::PromptCompletion, Self::Text];
+    pub const ALL: [Self; 4] = [
+        Self::Messages,
+        Self::PromptCompletion,
+        Self::Text,
+        Self::Alpaca,
+    ];
 
     /// Its name, as users write it.
     #[must_use]
@@ -37,6 +39,7 @@ impl Format {
             Self::Messages => "messages",
             Self::PromptCompletion => "prompt/completion",
             Self::Text => "text",
+            Self::Alpaca => "Alpaca",
         }
     }
 }
@@ -81,7 +84,7 @@ impl Default for Fields {
 pub enum Record {
     /// A conversation. Every message is an object with a known `role` and a string `content`
     /// (`content` may be null or absent beside `tool_calls`); other keys are as in the file, but for
-    /// the marks.
+    /// the marks and what [`super::messages`] makes plain.
     Messages {
         /// The messages, at least one.
         messages: Vec<Value>,
@@ -99,6 +102,8 @@ pub enum Record {
     },
     /// A text, not empty.
     Text(String),
+    /// An instruction and its answer, neither empty.
+    Instruction(Instruction),
 }
 
 /// Which record format to expect, and under which names.
@@ -117,14 +122,11 @@ impl Schema {
         let object = object(line)?;
         let fits: Vec<Format> = Format::ALL
             .into_iter()
-            .filter(|&format| {
-                required(format, fields)
-                    .iter()
-                    .all(|f| object.contains_key(*f))
-            })
+            .filter(|&format| fits(format, fields, &object))
             .collect();
         match fits[..] {
-            [format] => Ok(Self {
+            // Whoever names Alpaca's fields as prompt and completion wants them so.
+            [format] | [format, Format::Alpaca] => Ok(Self {
                 format,
                 fields: fields.clone(),
             }),
@@ -145,31 +147,42 @@ impl Schema {
     pub fn parse(&self, line: &str) -> Result<Record, RecordProblem> {
         let mut object = object(line)?;
         let fields = &self.fields;
-        if let Some(field) = required(self.format, fields)
-            .into_iter()
-            .find(|f| !object.contains_key(*f))
-        {
-            return Err(self.missing(field, &object));
+        if !fits(self.format, fields, &object) {
+            let required = required(self.format, fields).into_iter();
+            let field = required.clone().find(|f| !object.contains_key(*f));
+            return Err(self.missing(field.unwrap_or(&fields.messages), &object));
         }
         match self.format {
             Format::Messages => {
-                let mut messages = match object.remove(&fields.messages) {
+                let list = match object.contains_key(&fields.messages) {
+                    true => &fields.messages,
+                    false => CONVERSATIONS,
+                };
+                let mut messages = match object.remove(list) {
                     Some(Value::Array(list)) => list,
-                    other => {
-                        return Err(wrong_type(&fields.messages, "a list", &other.into()));
-                    }
+                    other => return Err(wrong_type(list, "a list", &other.into())),
                 };
                 if messages.is_empty() {
                     return Err(RecordProblem::Empty {
-                        field: fields.messages.clone(),
+                        field: list.to_owned(),
                     });
                 }
+                let of_others = messages[0].as_object().is_some_and(foreign::is_sharegpt);
                 let mut marks = Vec::with_capacity(messages.len());
                 for (i, message) in messages.iter_mut().enumerate() {
-                    let place = format!("{}[{i}]", fields.messages);
-                    check_message(message, &place)?;
+                    let place = format!("{list}[{i}]");
+                    make_plain(message, &place)?;
                     let message = message.as_object_mut().expect("checked");
                     marks.push(marks::take(message, &place)?);
+                }
+                // ShareGPT's records have it beside the list.
+                if of_others
+                    && messages[0]["role"] != "system"
+                    && let Some(Value::String(system)) = object.remove(SYSTEM)
+                    && !system.is_empty()
+                {
+                    messages.insert(0, json!({ "role": "system", "content": system }));
+                    marks.insert(0, None);
                 }
                 let tools = tools(object.remove(&fields.tools), &fields.tools)?;
                 Ok(Record::Messages {
@@ -183,17 +196,33 @@ impl Schema {
                 completion: text(&mut object, &fields.completion)?,
             }),
             Format::Text => Ok(Record::Text(text(&mut object, &fields.text)?)),
+            Format::Alpaca => {
+                let [instruction, output] = ALPACA.map(|field| text(&mut object, field));
+                let mut more = |field: &str| match object.remove(field) {
+                    None | Some(Value::Null) => Ok(String::new()),
+                    Some(Value::String(text)) => Ok(text),
+                    Some(other) => Err(wrong_type(field, "a string", &other)),
+                };
+                let (system, input) = (more(SYSTEM)?, more("input")?);
+                match object.remove("history") {
+                    None | Some(Value::Null) => {}
+                    Some(Value::Array(list)) if list.is_empty() => {}
+                    Some(_) => return Err(RecordProblem::History),
+                }
+                Ok(Record::Instruction(Instruction {
+                    system: (!system.is_empty()).then_some(system),
+                    instruction: instruction?,
+                    input,
+                    output: output?,
+                }))
+            }
         }
     }
 
     /// A record of another format says so; one of none names the field it lacks.
     fn missing(&self, field: &str, object: &Map<String, Value>) -> RecordProblem {
-        let fits = |&format: &Format| {
-            required(format, &self.fields)
-                .iter()
-                .all(|f| object.contains_key(*f))
-        };
-        match Format::ALL.iter().find(|f| fits(f)) {
+        let mut all = Format::ALL.into_iter();
+        match all.find(|&f| fits(f, &self.fields, object)) {
             Some(found) => RecordProblem::MixedFormats {
                 first: self.format.name(),
                 found: found.name(),
@@ -212,43 +241,30 @@ impl Schema {
     }
 }
 
-/// The tools of a record. Arrow and Parquet hold lists of objects as strings, so a string is read as
-/// the JSON in it; so is one that stands for a single tool.
-fn tools(value: Option<Value>, field: &str) -> Result<Option<Value>, RecordProblem> {
-    let inner = |text: &str, field: &str| {
-        serde_json::from_str(text).map_err(|e| RecordProblem::InnerJson {
-            field: field.to_owned(),
-            reason: e.to_string(),
-        })
-    };
-    let value = match value {
-        Some(Value::String(text)) if text.trim().is_empty() => None,
-        Some(Value::String(text)) => Some(inner(&text, field)?),
-        value => value,
-    };
-    let mut list = match value {
-        None | Some(Value::Null) => return Ok(None),
-        Some(Value::Array(list)) => list,
-        Some(other) => return Err(wrong_type(field, "a list", &other)),
-    };
-    for (i, tool) in list.iter_mut().enumerate() {
-        let place = format!("{field}[{i}]");
-        if let Value::String(text) = tool {
-            *tool = inner(text, &place)?;
-        }
-        if !tool.is_object() {
-            return Err(wrong_type(&place, "an object", tool));
-        }
-    }
-    Ok((!list.is_empty()).then_some(Value::Array(list)))
-}
+/// Where ShareGPT's records have their messages.
+const CONVERSATIONS: &str = "conversations";
+/// What comes before a conversation, in records of ShareGPT and Alpaca.
+const SYSTEM: &str = "system";
+/// The fields that an Alpaca record has.
+const ALPACA: [&str; 2] = ["instruction", "output"];
 
 fn required(format: Format, fields: &Fields) -> Vec<&str> {
     match format {
         Format::Messages => vec![&fields.messages],
         Format::PromptCompletion => vec![&fields.prompt, &fields.completion],
         Format::Text => vec![&fields.text],
+        Format::Alpaca => ALPACA.to_vec(),
     }
+}
+
+/// Whether a record has the fields of a format. A list of messages that nobody has named otherwise may be called
+/// `conversations`.
+fn fits(format: Format, fields: &Fields, object: &Map<String, Value>) -> bool {
+    let has = |field: &&str| object.contains_key(*field);
+    required(format, fields).iter().all(has)
+        || format == Format::Messages
+            && fields.messages == Fields::default().messages
+            && object.get(CONVERSATIONS).is_some_and(Value::is_array)
 }
 
 fn object(line: &str) -> Result<Map<String, Value>, RecordProblem> {
@@ -291,54 +307,7 @@ fn text(object: &mut Map<String, Value>, field: &str) -> Result<String, RecordPr
     }
 }
 
-fn check_message(message: &Value, place: &str) -> Result<(), RecordProblem> {
-    let Value::Object(fields) = message else {
-        return Err(wrong_type(place, "an object", message));
-    };
-    let field = |name: &str| format!("{place}.{name}");
-    match fields.get("role") {
-        Some(Value::String(role)) => match role.as_str() {
-            "system" | "user" | "assistant" | "tool" => {}
-            role => {
-                let role = role.chars().take(64).collect();
-                return Err(RecordProblem::UnknownRole {
-                    field: field("role"),
-                    role,
-                });
-            }
-        },
-        Some(other) => return Err(wrong_type(&field("role"), "a string", other)),
-        None if foreign::is_sharegpt(fields) => {
-            let list = place.split('[').next().unwrap_or(place);
-            return Err(RecordProblem::Foreign {
-                field: field("role"),
-                like: ForeignRecord::ShareGpt {
-                    field: list.to_owned(),
-                },
-            });
-        }
-        None => {
-            return Err(RecordProblem::MissingField {
-                field: field("role"),
-                have: names(fields),
-            });
-        }
-    }
-    let calls_tools = fields
-        .get("tool_calls")
-        .is_some_and(|calls| !calls.is_null());
-    match fields.get("content") {
-        Some(Value::String(_)) => Ok(()),
-        None | Some(Value::Null) if calls_tools => Ok(()),
-        Some(other) => Err(wrong_type(&field("content"), "a string", other)),
-        None => Err(RecordProblem::MissingField {
-            field: field("content"),
-            have: names(fields),
-        }),
-    }
-}
-
-fn wrong_type(field: &str, expected: &'static str, found: &Value) -> RecordProblem {
+pub(super) fn wrong_type(field: &str, expected: &'static str, found: &Value) -> RecordProblem {
     RecordProblem::WrongType {
         field: field.to_owned(),
         expected,
@@ -358,7 +327,7 @@ fn type_name(value: &Value) -> &'static str {
 }
 
 /// The names of an object's fields, cut where an error message would become a page.
-fn names(object: &Map<String, Value>) -> String {
+pub(super) fn names(object: &Map<String, Value>) -> String {
     let mut all: Vec<String> = object
         .keys()
         .take(16)
@@ -370,112 +339,6 @@ fn names(object: &Map<String, Value>) -> String {
         _ => {}
     }
     all.join(", ")
-}
-
-/// A line of a data file.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Line {
-    /// Its number, from 1.
-    pub number: u64,
-    /// Its text, or why it has none.
-    pub text: Result<String, RecordProblem>,
-}
-
-/// The lines of a JSONL file with their numbers from 1. Blank lines are left out; a byte order
-/// mark and carriage returns are taken off. Holds one line at a time, and of a line above its bound
-/// no more than that.
-#[derive(Debug)]
-pub struct Lines {
-    reader: BufReader<File>,
-    path: PathBuf,
-    line: u64,
-    bytes_max: usize,
-    /// The rest of the last line is still to be passed over.
-    inside: bool,
-}
-
-impl Lines {
-    /// Opens a file, which must be a regular one: a pipe can be read once only, and a device may have
-    /// no end. A line above `bytes_max` bytes will have no text.
-    pub fn open(path: &Path, bytes_max: usize) -> Result<Self, DataError> {
-        let reader = BufReader::with_capacity(1 << 18, lowtide_files::open_any(path)?.file);
-        Ok(Self {
-            reader,
-            path: path.to_owned(),
-            line: 0,
-            bytes_max,
-            inside: false,
-        })
-    }
-
-    /// Reads one line without its end; `None` at the end of the file.
-    fn read_line(&mut self) -> Result<Option<Result<Vec<u8>, RecordProblem>>, DataError> {
-        let mut line = Vec::new();
-        let mut any = false;
-        loop {
-            let chunk = self
-                .reader
-                .fill_buf()
-                .map_err(|e| DataError::io(&self.path, e))?;
-            if chunk.is_empty() {
-                return Ok(any.then_some(Ok(line)));
-            }
-            let end = chunk.iter().position(|&b| b == b'\n');
-            let body = end.unwrap_or(chunk.len());
-            let passed = body + usize::from(end.is_some());
-            if self.inside {
-                self.inside = end.is_none();
-                self.reader.consume(passed);
-                continue;
-            }
-            any = true;
-            if line.len() + body > self.bytes_max {
-                self.inside = end.is_none();
-                self.reader.consume(passed);
-                let max = self.bytes_max;
-                return Ok(Some(Err(RecordProblem::LineTooLong { max })));
-            }
-            line.extend_from_slice(&chunk[..body]);
-            self.reader.consume(passed);
-            if end.is_some() {
-                return Ok(Some(Ok(line)));
-            }
-        }
-    }
-
-    fn next_line(&mut self) -> Result<Option<Line>, DataError> {
-        while let Some(bytes) = self.read_line()? {
-            self.line += 1;
-            let number = self.line;
-            let text = bytes.and_then(|bytes| {
-                String::from_utf8(bytes).map_err(|e| RecordProblem::NotUtf8 {
-                    valid: e.utf8_error().valid_up_to(),
-                })
-            });
-            let text = text.map(|mut text| {
-                if number == 1 && text.starts_with('\u{feff}') {
-                    text.remove(0);
-                }
-                text
-            });
-            // The line's own end (a carriage return) is white space to JSON.
-            if text.as_ref().is_ok_and(|text| text.trim().is_empty()) {
-                continue;
-            }
-            return Ok(Some(Line { number, text }));
-        }
-        Ok(None)
-    }
-}
-
-impl Iterator for Lines {
-    type Item = Result<Line, DataError>;
-
-    /// A line that is too long or not UTF-8 is an item like any other; an error of the system is the
-    /// last.
-    fn next(&mut self) -> Option<Self::Item> {
-        self.next_line().transpose()
-    }
 }
 
 #[cfg(test)]

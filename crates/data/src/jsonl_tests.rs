@@ -1,78 +1,12 @@
-use std::io::Write;
-
 use proptest::prelude::*;
 
 use super::*;
-
-fn file(bytes: &[u8]) -> tempfile::NamedTempFile {
-    let mut file = tempfile::NamedTempFile::new().unwrap();
-    file.write_all(bytes).unwrap();
-    file
-}
-
-fn lines(bytes: &[u8]) -> Vec<(u64, Result<String, String>)> {
-    let file = file(bytes);
-    let lines = Lines::open(file.path(), 64).unwrap();
-    lines
-        .map(|line| line.unwrap())
-        .map(|line| (line.number, line.text.map_err(|e| e.to_string())))
-        .collect()
-}
 
 fn schema(format: Format) -> Schema {
     Schema {
         format,
         fields: Fields::default(),
     }
-}
-
-#[test]
-fn lines_keep_their_numbers_across_blanks_and_any_line_end() {
-    let got = lines(b"\xef\xbb\xbf{\"a\":1}\r\n\r\n  \t\n{\"b\":2}\n\n{\"c\":3}");
-    let got: Vec<_> = got
-        .iter()
-        .map(|(n, s)| (*n, s.as_ref().unwrap().trim()))
-        .collect();
-    assert_eq!(got, [(1, "{\"a\":1}"), (4, "{\"b\":2}"), (6, "{\"c\":3}")]);
-    assert!(lines(b"").is_empty());
-    assert!(lines(b"\n\n").is_empty());
-}
-
-#[test]
-fn a_line_at_the_bound_is_read_and_one_above_it_is_not() {
-    let mut bytes = vec![b'x'; 64];
-    bytes.push(b'\n');
-    assert_eq!(lines(&bytes)[0].1.as_ref().unwrap().len(), 64);
-    bytes.insert(0, b'\n');
-    bytes.insert(1, b'x');
-    let too_long = || Err("line is longer than 64 bytes".to_owned());
-    assert_eq!(lines(&bytes), [(2, too_long())]);
-    // What comes behind it keeps its number, however the file is read in pieces.
-    let huge = [&vec![b'y'; 1 << 20][..], b"\n{}\n", &[b'z'; 65]].concat();
-    assert_eq!(
-        lines(&huge),
-        [(1, too_long()), (2, Ok("{}".to_owned())), (3, too_long())]
-    );
-}
-
-#[test]
-fn what_is_no_regular_file_is_refused() {
-    for (path, want) in [
-        ("/dev/zero", "a device, not a file"),
-        ("/tmp", "a directory, not a file"),
-    ] {
-        let error = Lines::open(Path::new(path), 64).unwrap_err().to_string();
-        assert!(error.ends_with(want), "{error}");
-    }
-}
-
-#[test]
-fn bad_bytes_name_file_and_line() {
-    let got = lines(b"{}\nab\xffcd\n{}");
-    assert_eq!(got[1], (2, Err("not UTF-8 after 2 bytes".to_owned())));
-    assert_eq!(got[2], (3, Ok("{}".to_owned())));
-    let error = Lines::open(Path::new("/no/such.jsonl"), 1).unwrap_err();
-    assert!(matches!(error, DataError::Missing { .. }), "{error}");
 }
 
 #[test]
@@ -84,6 +18,18 @@ fn formats_are_told_by_their_fields() {
         Ok(Format::PromptCompletion)
     );
     assert_eq!(detect(r#"{"text": "a"}"#), Ok(Format::Text));
+    assert_eq!(detect(r#"{"conversations": []}"#), Ok(Format::Messages));
+    assert_eq!(
+        detect(r#"{"instruction": "a", "output": "b"}"#),
+        Ok(Format::Alpaca)
+    );
+    let named = Fields {
+        prompt: "instruction".to_owned(),
+        completion: "output".to_owned(),
+        ..Fields::default()
+    };
+    let format = Schema::detect(r#"{"instruction": "a", "output": "b"}"#, &named).map(|s| s.format);
+    assert_eq!(format, Ok(Format::PromptCompletion));
     let error = detect(r#"{"text": "a", "messages": []}"#)
         .unwrap_err()
         .to_string();
@@ -92,7 +38,7 @@ fn formats_are_told_by_their_fields() {
         .unwrap_err()
         .to_string();
     let want = "no known format has the fields question, prompt; \
-                looked for messages, prompt + completion, text";
+                looked for messages, prompt + completion, text, instruction + output";
     assert_eq!(error, want);
     assert!(
         detect("{}")
@@ -169,7 +115,7 @@ fn each_problem_is_named() {
         (
             Messages,
             r#"{"messages": [{"role": "human", "content": "a"}]}"#,
-            "'messages[0].role' is 'human', expected system, user, assistant or tool",
+            "'messages[0].role' is 'human', expected system, developer, user, assistant or tool",
         ),
         (
             Messages,
@@ -198,9 +144,8 @@ fn each_problem_is_named() {
         ),
         (
             Messages,
-            r#"{"messages": [{"from": "human", "value": "x"}]}"#,
-            "no field 'messages[0].role': it looks like a ShareGPT record ('messages' with from and value), \
-             which is not supported yet",
+            r#"{"messages": [{"from": "someone", "value": "x"}]}"#,
+            "'messages[0].from' is 'someone', expected system, developer, user, assistant or tool",
         ),
         (
             PromptCompletion,
@@ -285,19 +230,6 @@ proptest! {
             let _ = schema(format).parse(&line);
         }
         let _ = Schema::detect(&line, &Fields::default());
-    }
-
-    #[test]
-    fn no_file_panics_and_line_numbers_rise(
-        bytes in prop_oneof![
-            noise().prop_map(String::into_bytes),
-            proptest::collection::vec(any::<u8>(), 0..300),
-        ]
-    ) {
-        let n_lines = bytes.split(|&b| b == b'\n').count() as u64;
-        let lines = lines(&bytes);
-        prop_assert!(lines.windows(2).all(|w| w[0].0 < w[1].0));
-        prop_assert!(lines.last().is_none_or(|l| l.0 <= n_lines));
     }
 
     /// Whatever strings a record holds, they come back as they were.

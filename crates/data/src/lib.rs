@@ -11,6 +11,7 @@
 //!
 //! See ARCHITECTURE.md.
 
+mod array;
 pub mod batches;
 pub mod chat;
 pub mod clock;
@@ -22,9 +23,11 @@ mod foreign;
 mod frame;
 mod guards;
 pub mod jsonl;
+pub mod lines;
 mod long;
 mod marks;
 pub mod mask;
+mod messages;
 pub mod packing;
 mod program;
 pub mod prompts;
@@ -46,6 +49,7 @@ pub use error::{DataError, RecordProblem};
 pub use foreign::{ForeignFile, ForeignRecord};
 pub use jsonl::{Fields, Format};
 pub use mask::LossOn;
+pub use messages::Instruction;
 pub use packing::{PackReport, Packed, Packing, TooLong};
 pub use prompts::{Prompt, prompts};
 pub use remarks::Remarks;

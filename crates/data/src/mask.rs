@@ -9,7 +9,7 @@ use std::ops::Range;
 use serde_json::Value;
 
 use super::chat::{ChatTemplate, Rendered};
-use super::jsonl::{Record, Schema};
+use super::jsonl::{Format, Record, Schema};
 use super::long;
 use super::marks::is_assistant;
 use super::remarks::Remarks;
@@ -65,10 +65,16 @@ struct First {
     had_begin: bool,
 }
 
+/// The roles that say how a conversation is to be led.
+const SYSTEM: &str = "system";
+const DEVELOPER: &str = "developer";
+
 /// Turns lines of one schema into examples.
 #[derive(Debug)]
 pub struct Encoder<'a> {
     schema: Schema,
+    /// What records are encoded as.
+    format: Format,
     tokenizer: &'a Tokenizer,
     ending: Ending<'a>,
     loss_on: LossOn,
@@ -94,8 +100,13 @@ impl<'a> Encoder<'a> {
         separator: &str,
     ) -> Result<Self, DataError> {
         let path = || tokenizer.path().to_owned();
-        let ending = match schema.format {
-            super::Format::Messages => {
+        let format = match schema.format {
+            Format::Alpaca if tokenizer.chat_template().is_some() => Format::Messages,
+            Format::Alpaca => Format::PromptCompletion,
+            format => format,
+        };
+        let ending = match format {
+            Format::Messages => {
                 let template = tokenizer.chat_template();
                 let template =
                     template.ok_or_else(|| DataError::NoChatTemplate { path: path() })?;
@@ -109,6 +120,7 @@ impl<'a> Encoder<'a> {
         };
         Ok(Self {
             schema,
+            format,
             tokenizer,
             ending,
             loss_on,
@@ -125,20 +137,41 @@ impl<'a> Encoder<'a> {
 
     /// A line's record, and 1 where answers in it had the end written out that the template writes behind them.
     fn parse(&self, line: &str) -> Result<(Record, u64), RecordProblem> {
-        let mut record = self.schema.parse(line)?;
+        let mut record = match (self.schema.parse(line)?, self.format) {
+            (Record::Instruction(one), Format::Messages) => {
+                let messages = one.conversation();
+                Record::Messages {
+                    marks: vec![None; messages.len()],
+                    messages,
+                    tools: None,
+                }
+            }
+            (Record::Instruction(one), _) => {
+                let (prompt, completion) = one.prompt_completion();
+                Record::PromptCompletion { prompt, completion }
+            }
+            (record, _) => record,
+        };
+        if let (Record::Messages { messages, .. }, Ending::Template(turns)) =
+            (&mut record, &self.ending)
+            && !turns.template().mentions(DEVELOPER)
+        {
+            // Templates that do not know the role have the system's for it.
+            let all = messages.iter_mut().filter(|m| m["role"] == DEVELOPER);
+            all.for_each(|m| m["role"] = SYSTEM.into());
+        }
         if let (
             Record::Messages {
                 messages, marks, ..
             },
             Some(system),
         ) = (&mut record, &self.system)
-            && messages.first().is_some_and(|m| m["role"] != "system")
+            && messages
+                .first()
+                .is_some_and(|m| m["role"] != SYSTEM && m["role"] != DEVELOPER)
         {
             marks.insert(0, None);
-            messages.insert(
-                0,
-                serde_json::json!({ "role": "system", "content": system }),
-            );
+            messages.insert(0, serde_json::json!({ "role": SYSTEM, "content": system }));
         }
         let n_ended = match (&mut record, &self.ending) {
             (Record::Messages { messages, .. }, Ending::Template(turns)) => {
@@ -157,10 +190,16 @@ impl<'a> Encoder<'a> {
         Ok((record, n_ended))
     }
 
-    /// The format of the data.
+    /// How records are read.
     #[must_use]
     pub fn schema(&self) -> &Schema {
         &self.schema
+    }
+
+    /// What records are encoded as: conversations, prompts with completions, or texts.
+    #[must_use]
+    pub fn format(&self) -> Format {
+        self.format
     }
 
     /// The tokens of one line and which of them are supervised.

@@ -87,6 +87,7 @@ pub fn load_options(run: &Run) -> LoadOptions {
             config::Format::Chat => Some(Format::Messages),
             config::Format::Completion => Some(Format::PromptCompletion),
             config::Format::Text => Some(Format::Text),
+            config::Format::Alpaca => Some(Format::Alpaca),
         },
         fields: Fields {
             messages: d.fields.messages.clone(),

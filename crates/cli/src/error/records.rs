@@ -79,26 +79,7 @@ fn names() -> String {
 /// How records of another make are read, or turned into what is read.
 fn mapping(like: &ForeignRecord) -> Vec<String> {
     let text = match like {
-        ForeignRecord::ShareGpt { field } => {
-            return vec![
-                "turn each message into {\"role\": ..., \"content\": ...}: human is user, gpt is assistant, value is \
-                 content"
-                    .to_owned(),
-                format!(
-                    "jq -c '.{field} |= map({{role: ({{human: \"user\", gpt: \"assistant\"}}[.from] // .from), \
-                     content: .value}})' FILE > NEW, then --set data.fields.messages={field}"
-                ),
-            ];
-        }
         ForeignRecord::Conversation { field } => format!("--set data.fields.messages={field}"),
-        ForeignRecord::Alpaca { has_input: false } => {
-            return vec![
-                "where no record has an input: --set data.fields.prompt=instruction --set data.fields.completion=output"
-                    .to_owned(),
-                alpaca(),
-            ];
-        }
-        ForeignRecord::Alpaca { has_input: true } => alpaca(),
         ForeignRecord::Pair { prompt, completion } => {
             format!("--set data.fields.prompt={prompt} --set data.fields.completion={completion}")
         }
@@ -108,12 +89,6 @@ fn mapping(like: &ForeignRecord) -> Vec<String> {
         }
     };
     vec![text]
-}
-
-fn alpaca() -> String {
-    "otherwise join instruction and input: jq -c '{prompt: (.instruction + (if (.input // \"\") == \"\" then \"\" else \
-     \"\\n\" + .input end) + \"\\n\"), completion: .output}' FILE > NEW"
-        .to_owned()
 }
 
 /// How to turn a file into JSONL.
@@ -127,7 +102,6 @@ pub fn conversion(what: ForeignFile, path: &Path) -> Vec<String> {
     };
     let new = new.display();
     let text = match what {
-        ForeignFile::JsonArray => format!("jq -c '.[]' {file} > {new}"),
         ForeignFile::JsonObject => {
             format!(
                 "jq -c . {file} > {new} where each object is a record; jq -c '.NAME[]' where a list in it is"

@@ -307,24 +307,12 @@ fn tools_as_json_string() {
 fn other_formats_are_named_with_a_way_out() {
     let case = Scratch::bare();
     case.write("run.yaml", EACH_A_ROW);
-    let shared =
-        r#"{"conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "yes"}]}"#;
     let one_a_line = "one JSON object a line";
     for (name, text, words) in [
         (
-            "a.json",
-            "[{\"text\": \"a\"}]",
-            &["a JSON array", one_a_line, "jq -c '.[]'"][..],
-        ),
-        (
-            "a.json",
-            "[\n {\"text\": \"a\"},\n {\"text\": \"b\"}\n]\n",
-            &["a JSON array", one_a_line],
-        ),
-        (
             "p.json",
             "{\n \"text\": \"a\"\n}\n",
-            &["over several lines", one_a_line],
+            &["over several lines", one_a_line][..],
         ),
         (
             "t.csv",
@@ -348,27 +336,6 @@ fn other_formats_are_named_with_a_way_out() {
             &["u.jsonl:1", "body", "data.fields.text"],
         ),
         (
-            "s.jsonl",
-            shared,
-            &[
-                "s.jsonl:1",
-                "ShareGPT",
-                "not supported yet",
-                "role",
-                "content",
-            ],
-        ),
-        (
-            "i.jsonl",
-            "{\"instruction\": \"a\", \"input\": \"\", \"output\": \"b\"}",
-            &[
-                "Alpaca",
-                "not supported yet",
-                "data.fields.prompt=instruction",
-                "data.fields.completion=output",
-            ],
-        ),
-        (
             "n.jsonl",
             "{\"text\": \"a\"}\n{\"text\": \"b\", \"score\": NaN}",
             &["n.jsonl:2", "'NaN' at column 24", "JSON has no such number"],
@@ -386,12 +353,48 @@ fn other_formats_are_named_with_a_way_out() {
         "data.fields.completion=answer",
     ])
     .fine();
-    case.train(&["data.train=s.jsonl", "data.fields.messages=conversations"])
-        .refused(&["ShareGPT", "conversations"]);
-    case.train(&["data.train=i.jsonl", "data.format=completion"])
-        .refused(&["Alpaca"]);
     case.train(&["data.train=m"])
         .refused(&["a directory, not a file"]);
+}
+
+/// A run learns the same from the same conversations in lines and in an array, in our words and in ShareGPT's.
+#[test]
+fn records_of_other_trainers_are_read() {
+    let case = Scratch::new("tools-as-json-string");
+    let turns = |names: [&str; 4]| {
+        let [role, text, asks, says] = names;
+        let each = (0..4).map(|i| {
+            serde_json::json!([{role: asks, text: format!("What is {i}?")}, {role: says, text: format!("{i}.")}])
+        });
+        each.collect::<Vec<Value>>()
+    };
+    let ours = turns(["role", "content", "user", "assistant"]);
+    let ours: String = ours
+        .iter()
+        .map(|m| format!("{{\"messages\": {m}}}\n"))
+        .collect();
+    case.write("ours.jsonl", ours);
+    let theirs = turns(["from", "value", "human", "gpt"]);
+    let theirs: Vec<String> = theirs
+        .iter()
+        .map(|m| format!("{{\"conversations\": {m}}}"))
+        .collect();
+    case.write("theirs.json", format!("[\n  {}\n]\n", theirs.join(",\n  ")));
+    let alpaca =
+        (0..4).map(|i| format!("{{\"instruction\": \"What is {i}?\", \"output\": \"{i}.\"}}\n"));
+    case.write("alpaca.jsonl", alpaca.collect::<String>());
+    for (i, name) in ["ours.jsonl", "theirs.json", "alpaca.jsonl"]
+        .into_iter()
+        .enumerate()
+    {
+        let ended = case.train(&[&format!("data.train={name}"), &format!("output=out{i}")]);
+        ended.fine();
+        assert_eq!(
+            column(&case, &format!("out{i}"), "loss"),
+            column(&case, "out0", "loss"),
+            "{name}"
+        );
+    }
 }
 
 /// One bad record among many ends the run, or is left out and counted.

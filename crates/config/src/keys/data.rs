@@ -10,7 +10,7 @@ use crate::words::{Format, OnError, TrainOn};
 pub(super) const KEYS: &[Key] = &[
     Key {
         name: "data.train",
-        doc: "Files to train on, JSONL: one example a line.",
+        doc: "Files to train on: JSONL, one example a line, or a JSON array of examples.",
         kind: Kind::Paths,
         default: Unset("none; training needs it, planning does not"),
         elsewhere: &[
