@@ -3,6 +3,8 @@
 //! By default those are the assistant's (or the completion and the end of sequence; of a bare
 //! text, all). A mask that is silently wrong trains on prompts or on nothing, so nothing here
 //! guesses: what the template does not say and rendering cannot prove is an error.
+//!
+//! One file because the tokens that are trained on and the prompt that is generated from must be cut alike.
 
 use std::ops::Range;
 
