@@ -3,6 +3,7 @@
 //! - `cargo xtask tidy` checks what the compiler does not. The same checks are tests, so that
 //!   `cargo test --workspace` runs them.
 //! - `cargo xtask kernels` compiles every CUDA source on a machine without a GPU.
+//! - `cargo xtask miri` runs the tests that Miri can, of all crates or of those named.
 //! - `cargo xtask gpu` builds what a machine with a GPU and without Rust needs to test and bench.
 #![allow(
     clippy::print_stdout,
@@ -14,6 +15,7 @@ mod docs;
 mod edges;
 mod gpu;
 mod kernels;
+mod miri;
 mod sources;
 
 use std::path::{Path, PathBuf};
@@ -23,9 +25,10 @@ fn main() -> ExitCode {
     match std::env::args().nth(1).as_deref() {
         Some("tidy") => tidy(),
         Some("kernels") => kernels::run(&root()),
+        Some("miri") => miri::run(&root(), &std::env::args().skip(2).collect::<Vec<_>>()),
         Some("gpu") => gpu::run(&root()),
         _ => {
-            eprintln!("usage: cargo xtask tidy | kernels | gpu");
+            eprintln!("usage: cargo xtask tidy | kernels | miri [CRATE ...] | gpu");
             ExitCode::from(2)
         }
     }
