@@ -32,7 +32,7 @@ pub enum PartName {
 }
 
 impl PartName {
-    /// All, in the order of [`Plan::parts`].
+    /// All, in the order of [`Plan::parts`](crate::Plan::parts).
     pub const ALL: [Self; 9] = [
         Self::First,
         Self::Steady,
