@@ -188,6 +188,7 @@ const CHUNK: &[&str] = &["train.micro_batch=2"];
 const ROWS_OF_ONE: &[&str] = &["data.packing=false", "train.steps=6"];
 const COMPLETIONS: &[&str] = &["data.train=all.jsonl", "data.format=completion"];
 const FALLS: &[&str] = &["train.schedule=linear", "train.steps=4"];
+const FACTORED: &[&str] = &["optimizer.name=adafactor"];
 const SMALL: &[&str] = &["budget.device=8MiB"];
 /// A device that does not hold what the forward pass saves.
 const TIGHT: &[&str] = &[
@@ -346,6 +347,8 @@ const ROWS: &[Row] = &[
     trained("optimizer.beta1", ["0.9", "0.5"], &[], weights),
     trained("optimizer.beta2", ["0.999", "0.5"], &[], weights),
     trained("optimizer.eps", ["1e-8", "1e-3"], &[], weights),
+    trained("optimizer.clip_threshold", ["1", "0.1"], FACTORED, weights),
+    trained("optimizer.decay_rate", ["-0.8", "-0.1"], FACTORED, weights),
     trained("optimizer.weight_decay", ["0", "1"], &[], weights),
     trained("optimizer.moments", ["f32", "bf16"], &[], weights),
     planned("optimizer.update", ["host", "device"], &[], plan),

@@ -21,6 +21,8 @@ const CHANGEABLE: &[(&str, &[&str])] = &[
     ("optimizer.beta1", &["optimizer.beta1"]),
     ("optimizer.beta2", &["optimizer.beta2"]),
     ("optimizer.eps", &["optimizer.eps"]),
+    ("optimizer.clip_threshold", &["optimizer.clip_threshold"]),
+    ("optimizer.decay_rate", &["optimizer.decay_rate"]),
     ("optimizer.weight_decay", &["optimizer.weight_decay"]),
     ("device", &["device"]),
 ];
@@ -56,6 +58,8 @@ pub(crate) const WORDS: Words = &[
     ("optimizer.beta1", ""),
     ("optimizer.beta2", ""),
     ("optimizer.eps", ""),
+    ("optimizer.clip_threshold", ""),
+    ("optimizer.decay_rate", ""),
     ("optimizer.weight_decay", ""),
     ("device", ""),
 ];

@@ -2,7 +2,7 @@
 //!
 //! One file because it is one table, and its order is that of the documentation made of it.
 
-use std::ops::Bound::{Excluded, Included, Unbounded};
+use std::ops::Bound::{self, Excluded, Included, Unbounded};
 
 use lowtide_workload::OptimizerName;
 
@@ -270,7 +270,7 @@ const AFTER_DATA: &[Key] = &[
             high: Included(1.0),
         },
         default: Value("2e-5"),
-        elsewhere: &["lr", "peak_lr"],
+        elsewhere: &["lr", "peak_lr", "relative_step", "scale_parameter"],
     },
     Key {
         name: "train.schedule",
@@ -412,46 +412,42 @@ const AFTER_DATA: &[Key] = &[
         default: Value("adamw"),
         elsewhere: &["optim"],
     },
-    Key {
-        name: "optimizer.beta1",
-        doc: "Decay of the first moment.",
-        kind: Kind::Number {
-            low: Included(0.0),
-            high: Excluded(1.0),
-        },
-        default: ByOptimizer,
-        elsewhere: &["adam_beta1", "betas"],
-    },
-    Key {
-        name: "optimizer.beta2",
-        doc: "Decay of the second moment.",
-        kind: Kind::Number {
-            low: Included(0.0),
-            high: Excluded(1.0),
-        },
-        default: ByOptimizer,
-        elsewhere: &["adam_beta2"],
-    },
-    Key {
-        name: "optimizer.eps",
-        doc: "Added to the root of the second moment.",
-        kind: Kind::Number {
-            low: Excluded(0.0),
-            high: Included(1.0),
-        },
-        default: ByOptimizer,
-        elsewhere: &["adam_epsilon", "epsilon"],
-    },
-    Key {
-        name: "optimizer.weight_decay",
-        doc: "Decoupled decay; it is multiplied by the learning rate.",
-        kind: Kind::Number {
-            low: Included(0.0),
-            high: Included(1.0),
-        },
-        default: ByOptimizer,
-        elsewhere: &["decay"],
-    },
+    setting(
+        "optimizer.beta1",
+        "Decay of the first moment.",
+        (Included(0.0), Excluded(1.0)),
+        &["adam_beta1", "betas"],
+    ),
+    setting(
+        "optimizer.beta2",
+        "Decay of the second moment.",
+        (Included(0.0), Excluded(1.0)),
+        &["adam_beta2"],
+    ),
+    setting(
+        "optimizer.eps",
+        "Added to the root of the second moment.",
+        (Excluded(0.0), Included(1.0)),
+        &["adam_epsilon", "epsilon"],
+    ),
+    setting(
+        "optimizer.clip_threshold",
+        "Greatest root mean square of a tensor's update before the learning rate; larger ones are scaled to it.",
+        (Excluded(0.0), Included(1000.0)),
+        &[],
+    ),
+    setting(
+        "optimizer.decay_rate",
+        "Weight of a step's squares in the second moment: the number of the step to this power.",
+        (Included(-1.0), Excluded(0.0)),
+        &["beta2_decay"],
+    ),
+    setting(
+        "optimizer.weight_decay",
+        "Decoupled decay; it is multiplied by the learning rate.",
+        (Included(0.0), Included(1.0)),
+        &["decay"],
+    ),
     Key {
         name: "optimizer.moments",
         doc: "Type in which the moments are stored; arithmetic is f32. Changes the numbers.",
@@ -764,6 +760,22 @@ const DTYPE: Kind = Kind::Word {
     aliases: DTYPE_ALIASES,
     planned: &[],
 };
+
+/// A number of some optimizers.
+const fn setting(
+    name: &'static str,
+    doc: &'static str,
+    (low, high): (Bound<f64>, Bound<f64>),
+    elsewhere: &'static [&'static str],
+) -> Key {
+    Key {
+        name,
+        doc,
+        kind: Kind::Number { low, high },
+        default: ByOptimizer,
+        elsewhere,
+    }
+}
 
 const fn place(name: &'static str, doc: &'static str, elsewhere: &'static [&'static str]) -> Key {
     Key {

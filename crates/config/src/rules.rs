@@ -114,6 +114,24 @@ fn optimizer(low: &Low, run: &Run) -> Result<(), ConfigError> {
             idle(low, key.name, "optimizer.name", &needed)?;
         }
     }
+    let optimizer = &run.optimizer;
+    let about = optimizer.name.about();
+    if !about.moments.contains(&optimizer.moments) {
+        let stored: Vec<&str> = about.moments.iter().map(|m| m.name()).collect();
+        let why = format!(
+            "{} stores its moments in {} only; leave 'optimizer.moments' out",
+            about.title,
+            stored.join(" or ")
+        );
+        return conflict(low, "optimizer.moments", "optimizer.name", &why);
+    }
+    if optimizer
+        .setting("eps")
+        .is_some_and(|eps| eps < f64::from(f32::MIN_POSITIVE))
+    {
+        let needed = "a number from 1.2e-38, the least that f32 has in full";
+        return needs(low, "optimizer.eps", needed);
+    }
     Ok(())
 }
 

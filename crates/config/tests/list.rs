@@ -19,7 +19,8 @@ train.steps train.epochs train.micro_batch train.seq train.accumulate train.last
 train.schedule train.warmup_steps train.warmup_ratio train.decay_ratio train.min_lr_ratio
 train.clip.mode train.clip.norm train.gradient train.on_nonfinite train.logits_chunk
 train.freeze train.unfreeze
-optimizer.name optimizer.beta1 optimizer.beta2 optimizer.eps optimizer.weight_decay
+optimizer.name optimizer.beta1 optimizer.beta2 optimizer.eps
+optimizer.clip_threshold optimizer.decay_rate optimizer.weight_decay
 optimizer.moments optimizer.update
 plan.loop plan.weights plan.optimizer plan.gradients plan.inputs plan.recompute
 plan.activations plan.offload plan.min_gain plan.prefetch plan.pieces plan.machine

@@ -47,6 +47,7 @@ fn other(name: &str, kind: &Kind) -> String {
         "train.on_nonfinite" => "skip".into(),
         "train.epochs" | "optimizer.beta1" => "0.5".into(),
         "train.clip.norm" => "3".into(),
+        "optimizer.decay_rate" => "-0.5".into(),
         "data.format" => "completion".into(),
         "data.eval_split" => "0.2".into(),
         "train.decay_ratio" | "train.min_lr_ratio" | "train.warmup_ratio" => "0.3".into(),
@@ -82,6 +83,9 @@ fn each_key_is_in_it_or_is_named_here_as_outside() {
         }
         if k.name == "train.unfreeze" {
             sets.push("train.freeze=*");
+        }
+        if ["optimizer.clip_threshold", "optimizer.decay_rate"].contains(&k.name) {
+            sets.push("optimizer.name=adafactor");
         }
         let before = key(&sets);
         let set = format!("{}={}", k.name, other(k.name, &k.kind));

@@ -223,11 +223,35 @@ fn words_that_are_unknown_or_planned() {
         ),
         (
             "optimizer: {name: muon}",
-            "run.yaml:2:19: 'optimizer.name: muon' is not supported yet; supported: adamw, lion",
+            "run.yaml:2:19: 'optimizer.name: muon' is not supported yet; supported: adamw, lion, adafactor",
         ),
         (
             "optimizer: {name: lion, eps: 1e-6}",
-            "run.yaml:2:30: 'optimizer.eps' needs 'optimizer.name' adamw, which reads it",
+            "run.yaml:2:30: 'optimizer.eps' needs 'optimizer.name' adamw or adafactor, which reads it",
+        ),
+        (
+            "optimizer: {name: adafactor, beta1: 0.9}",
+            "run.yaml:2:37: 'optimizer.beta1' needs 'optimizer.name' adamw or lion, which reads it",
+        ),
+        (
+            "optimizer: {name: adafactor, moments: bf16}",
+            "run.yaml:2:39: 'optimizer.moments' and 'optimizer.name' cannot both hold: Adafactor stores its moments in f32 only; leave 'optimizer.moments' out",
+        ),
+        (
+            "optimizer: {name: adafactor, relative_step: true}",
+            "run.yaml:2:30: unknown key 'optimizer.relative_step', did you mean 'train.learning_rate'?",
+        ),
+        (
+            "optimizer: {decay_rate: -0.5}",
+            "run.yaml:2:25: 'optimizer.decay_rate' needs 'optimizer.name' adafactor, which reads it",
+        ),
+        (
+            "optimizer: {name: adafactor, decay_rate: 0}",
+            "run.yaml:2:42: 'optimizer.decay_rate' is 0, out of range; allowed: a number from -1 below 0",
+        ),
+        (
+            "optimizer: {eps: 1e-50}",
+            "run.yaml:2:18: 'optimizer.eps' needs a number from 1.2e-38, the least that f32 has in full",
         ),
         (
             "optimizer: {moments: int4}",
@@ -332,7 +356,7 @@ fn rules_between_keys() {
         ),
         (
             "checkpoint: {change: [train.steps, seed]}",
-            "run.yaml:2:36: 'checkpoint.change[1]' is 'seed'; allowed: one or a list of train.steps, train.epochs, train.learning_rate, train.schedule, train.warmup_steps, train.warmup_ratio, train.decay_ratio, train.min_lr_ratio, train.clip.mode, train.clip.norm, train.on_nonfinite, optimizer.beta1, optimizer.beta2, optimizer.eps, optimizer.weight_decay, device",
+            "run.yaml:2:36: 'checkpoint.change[1]' is 'seed'; allowed: one or a list of train.steps, train.epochs, train.learning_rate, train.schedule, train.warmup_steps, train.warmup_ratio, train.decay_ratio, train.min_lr_ratio, train.clip.mode, train.clip.norm, train.on_nonfinite, optimizer.beta1, optimizer.beta2, optimizer.eps, optimizer.clip_threshold, optimizer.decay_rate, optimizer.weight_decay, device",
         ),
         (
             "plan: {optimizer: disk}",

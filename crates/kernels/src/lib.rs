@@ -31,6 +31,7 @@
 //! micro-batch of a batch), `true` adds. Every other output is overwritten in full. `ws` is scratch
 //! of at least the operation's `workspace` bytes, garbage before and after.
 
+mod adafactor;
 mod adamw;
 pub mod attention;
 pub mod embedding;

@@ -23,7 +23,7 @@ use lowtide_kernels::update::{self, Hyper, Operands, Segment, Types};
 use lowtide_planner::{Lane, Together};
 use lowtide_tiers::{ALIGN, Arena, Block, Disk, DiskConfig, Fill, HostMemory, Kind, Scratch};
 use lowtide_units::Bytes;
-use lowtide_workload::{Dtype, Optimizer, Role};
+use lowtide_workload::{Dtype, Optimizer, Param, Role};
 use rayon::prelude::*;
 
 use crate::error::MeasureError;
@@ -82,9 +82,11 @@ const WINDOW: u64 = 1 << 26;
 /// Storage of what the host lane updates.
 const TYPES: Dtype = Dtype::Bf16;
 
-/// Bytes of host memory that so many parameters take: weights, gradients, state.
+/// Bytes of host memory that so many parameters take: weights, gradients, state, an update's scratch.
 fn bytes_of(optimizer: Optimizer, parameters: u64) -> u64 {
-    2 * TYPES.size() * parameters + optimizer.state_bytes(TYPES, parameters)
+    let own = optimizer.state_bytes(TYPES, parameters, &[Param::sample(parameters)]);
+    let scratch = optimizer.scratch_bytes(&[Param::sample(parameters)]);
+    2 * TYPES.size() * parameters + own + scratch
 }
 
 /// Copies between two looks at the clock on a GPU: their launches then cost nothing beside them.
@@ -177,7 +179,7 @@ impl Lanes {
         let block = disk.block.0;
         let copies = COPIES * config.copy.0;
         let state = bytes_of(config.optimizer, config.parameters);
-        let state = (state + 64).next_multiple_of(block);
+        let state = (state + 128).next_multiple_of(block);
         let host = |bytes: u64| -> Result<Memory, MeasureError> {
             let arena = Arena::new(Bytes(bytes), Fill::Zero)?;
             Ok(match gpu {
@@ -232,12 +234,13 @@ impl Lanes {
     fn fill(&self) -> Result<(), MeasureError> {
         let n = self.config.parameters;
         let mut state = lock(&self.state);
-        let [weight, gradient, own, clip] = self.places();
+        let [weight, gradient, own, clip, _] = self.places();
         memory::store(state.part(clip.0, clip.1), &[1.0f64, 0.0, 1.0]);
         // Weights of 1/32, gradients of 1/128, remainders of 0, a first moment of 1e-3, a second of 1e-6.
         let mut parts = vec![(weight, 0x3d00_3d00u32), (gradient, 0x3c00_3c00)];
         let mut moment = 1e-3f32;
-        for array in self.config.optimizer.layout(TYPES, n) {
+        let param = [Param::sample(self.window())];
+        for array in self.config.optimizer.layout(TYPES, n, &param) {
             let word = match array.spec.role {
                 Role::REMAINDER => 0,
                 _ => std::mem::replace(&mut moment, 1e-6).to_bits(),
@@ -490,17 +493,20 @@ impl Lanes {
         self.config.parameters.min(WINDOW)
     }
 
-    /// Where weights, gradients, optimizer state and the words of clipping lie: first byte and bytes.
-    fn places(&self) -> [(u64, u64); 4] {
+    /// Where weights, gradients, optimizer state, the words of clipping and scratch lie: first byte and bytes.
+    fn places(&self) -> [(u64, u64); 5] {
         let n = self.config.parameters;
         let numbers = TYPES.size() * n;
-        let own = self.config.optimizer.state_bytes(TYPES, n);
+        let (optimizer, param) = (self.config.optimizer, [Param::sample(n)]);
+        let own = optimizer.state_bytes(TYPES, n, &param);
         let end = 2 * numbers + own;
+        let scratch = (end + 24).next_multiple_of(64);
         [
             (0, numbers),
             (numbers, numbers),
             (2 * numbers, own),
             (end, 24),
+            (scratch, optimizer.scratch_bytes(&param)),
         ]
     }
 
@@ -514,9 +520,10 @@ impl Lanes {
             decay: true,
             param: 0,
             start: 0,
+            cols: Param::sample(window).cols as usize,
         };
         let mut memory = lock(&self.state);
-        let [weight, gradient, state, clip] = memory.parts(self.places());
+        let [weight, gradient, state, clip, scratch] = memory.parts(self.places());
         let types = Types {
             optimizer: self.config.optimizer,
             precision: TYPES,
@@ -529,6 +536,7 @@ impl Lanes {
             gradient: gradient.into_src(),
             clip: clip.into_src(),
             parts: None,
+            scratch: Some(scratch),
         };
         update::step(
             self.queue(Lane::HOST),

@@ -19,7 +19,7 @@ use lowtide_model::Decoder;
 use lowtide_planner::{DiskRates, Lane, Machine, Shared, Source, Together, UpdateRate, Updates};
 use lowtide_tiers::{Arena, Fill, MadeDirs, ProbeConfig, TierError, process};
 use lowtide_units::{Bytes, BytesPerSecond, FlopsPerSecond, Seconds};
-use lowtide_workload::{Dtype, Optimizer};
+use lowtide_workload::{Dtype, Optimizer, Param};
 
 use crate::contention::{Alone, Lanes, LanesConfig};
 use crate::error::MeasureError;
@@ -394,18 +394,27 @@ fn update_rate(q: &Queue, n: u64, optimizer: Optimizer, seconds: f64) -> Result<
         precision: Dtype::Bf16,
         gradient: Dtype::Bf16,
     };
-    let own = optimizer.state_bytes(types.precision, n);
+    let param = [Param::sample(n)];
+    let own = optimizer.state_bytes(types.precision, n, &param);
+    let extra = optimizer.scratch_bytes(&param);
     let clip = 4 * n + own;
-    let mut arena = device_arena(q, Bytes(clip + 64))?;
+    let scratch = (clip + 24).next_multiple_of(256);
+    let mut arena = device_arena(q, Bytes(scratch + extra))?;
     memory::store(arena.part(clip, 24), &[1.0f64, 0.0, 1.0]);
-    let [mut weight, gradient, mut state, clip] =
-        arena.parts([(0, 2 * n), (2 * n, 2 * n), (4 * n, own), (clip, 24)]);
+    let [mut weight, gradient, mut state, clip, mut scratch] = arena.parts([
+        (0, 2 * n),
+        (2 * n, 2 * n),
+        (4 * n, own),
+        (clip, 24),
+        (scratch, extra),
+    ]);
     let segments = [Segment {
         offset: 0,
         elements: n as usize,
         decay: true,
         param: 0,
         start: 0,
+        cols: param[0].cols as usize,
     }];
     let hyper = Hyper::usual(optimizer.name, 1);
     let s = timed(q, seconds, || {
@@ -415,6 +424,7 @@ fn update_rate(q: &Queue, n: u64, optimizer: Optimizer, seconds: f64) -> Result<
             gradient: gradient.src(),
             clip: clip.src(),
             parts: None,
+            scratch: Some(scratch.again()),
         };
         update::step(q, types, n, operands, &segments, &hyper);
     })?;

@@ -103,6 +103,10 @@ impl Spec {
             unit: self.unit,
             elements: self.elements(),
             cols: self.cols,
+            parts: match self.parts.as_slice() {
+                [_] => Vec::new(),
+                parts => parts.iter().map(|(_, rows)| *rows).collect(),
+            },
             decay,
             frozen: false,
         }

@@ -2,13 +2,13 @@
 
 use std::fmt::Write as _;
 
-use lowtide_units::{Bytes, Seconds};
+use lowtide_units::{Bytes, List, Seconds};
 use lowtide_workload::{Optimizer, OptimizerName};
 use serde::{Deserialize, Serialize};
 
 use crate::choice::{LoopOrder, Processor};
 use crate::machine::Machine;
-use crate::plan::{Lane, LaneKind, Plan, Tier, TierUse};
+use crate::plan::{Lane, LaneKind, PieceId, Plan, Tensor, Tier, TierUse};
 
 /// A lane's name for people: on a machine without a GPU the device's work is the device's.
 #[must_use]
@@ -17,6 +17,31 @@ pub const fn lane_of(kind: LaneKind, cuda: bool) -> &'static str {
         LaneKind::Gpu if !cuda => "device",
         kind => kind.name(),
     }
+}
+
+/// Bytes of the state of each piece, as its home has them.
+fn state_bytes(plan: &Plan) -> List<PieceId, u64> {
+    let mut all = List::from(vec![0; plan.pieces.len()]);
+    for slot in plan.slots.iter().filter(|s| s.persistent) {
+        if let Tensor::State(p) = slot.tensor {
+            all[p] = slot.bytes;
+        }
+    }
+    all
+}
+
+/// Bytes a parameter of state and weight, to a hundredth where rows and columns are among them.
+fn bytes_each(plan: &Plan) -> f64 {
+    if !plan.optimizer.is_shaped() {
+        return plan.optimizer.bytes_each(plan.precision);
+    }
+    let numbers: u64 = {
+        let trained = plan.pieces.iter().filter(|p| !p.frozen);
+        trained.map(|p| p.elements).sum()
+    };
+    let state: u64 = state_bytes(plan).iter().sum();
+    let each = plan.precision.size() as f64 + state as f64 / numbers as f64;
+    (each * 100.0).round() / 100.0
 }
 
 /// What a plan comes to: the table of memory, and what a step is predicted to take. `cuda`: the device is
@@ -63,7 +88,7 @@ pub fn explain(plan: &Plan, cuda: bool) -> String {
             text,
             "{optimizer}moments in {}: {} bytes a parameter of state and weight",
             plan.optimizer.moments.name(),
-            plan.optimizer.bytes_each(plan.precision)
+            bytes_each(plan)
         );
     }
     let frozen: u64 = plan
@@ -181,6 +206,7 @@ pub fn split(plan: &Plan, machine: &Machine) -> [Share; 3] {
         parameters: 0,
         seconds: Seconds::ZERO,
     }; 3];
+    let state = state_bytes(plan);
     for u in (0..c.update.len()).filter(|&u| is_updated(plan, u)) {
         let kind = match (c.update[u], c.optimizer[u]) {
             (Processor::Host, _) => 0,
@@ -188,19 +214,13 @@ pub fn split(plan: &Plan, machine: &Machine) -> [Share; 3] {
             (Processor::Device, _) => 2,
         };
         shares[kind].units += 1;
-        for piece in plan
-            .pieces
-            .iter()
-            .filter(|p| p.unit as usize == u && !p.frozen)
-        {
+        let pieces = plan.pieces.iter().zip(&state);
+        for (piece, &state) in pieces.filter(|(p, _)| p.unit as usize == u && !p.frozen) {
             shares[kind].parameters += piece.elements;
             shares[kind].seconds += match kind {
                 0 => machine.update(Lane::HOST, piece.elements, plan.optimizer),
                 1 => machine.update(Lane::GPU, piece.elements, plan.optimizer),
-                _ => {
-                    let state = plan.optimizer.state_bytes(plan.precision, piece.elements);
-                    machine.copy(Lane::H2D, Bytes(state))
-                }
+                _ => machine.copy(Lane::H2D, Bytes(state)),
             };
         }
     }

@@ -12,7 +12,7 @@ use crate::choice::{Budgets, Choice, Clip, LoopOrder, Pieces, Processor, Saved};
 use crate::mutants::{Kind, mutants};
 use crate::plan::{Arg, Tier};
 use crate::testing::{machine, untied, workload};
-use lowtide_workload::{Dtype, Workload};
+use lowtide_workload::{Dtype, OptimizerName, Workload};
 
 fn offloaded(w: &Workload) -> Choice {
     let n = w.units.len();
@@ -82,6 +82,8 @@ fn every_mutant_of_a_task_is_found_or_is_right() {
     let mut f32 = untied(2, 5);
     f32.gradient = Dtype::F32;
     let (w, long) = (workload(2, 2), workload(1, 7));
+    let mut factored = untied(1, 2);
+    factored.optimizer.name = OptimizerName::Adafactor;
     let in_rounds = |w: &Workload, c: fn(&Workload) -> Choice| Choice { round: 2, ..c(w) };
     let durable = |mut c: Choice| {
         c.make_durable();
@@ -110,6 +112,8 @@ fn every_mutant_of_a_task_is_found_or_is_right() {
             Clip::Previous,
             [406, 0, 0, 63],
         ),
+        (&factored, offloaded(&factored), Clip::None, [67, 0, 0, 21]),
+        (&factored, mixed(&factored), Clip::Exact, [189, 0, 0, 28]),
     ];
     let (mut all, mut left) = (0, 0);
     let (mut counts, mut wanted) = (Vec::new(), Vec::new());
@@ -122,5 +126,5 @@ fn every_mutant_of_a_task_is_found_or_is_right() {
     }
     assert_eq!(counts, wanted);
     eprintln!("{left} of {all} mutants are right all the same");
-    assert_eq!((left, all), (2469, 28309));
+    assert_eq!((left, all), (2774, 33482));
 }

@@ -26,7 +26,7 @@ use std::ops::Range;
 
 use lowtide_units::{Bytes, Id, List, Seconds, id, ids};
 use lowtide_workload::{
-    Dtype, LocalId, Op, OpId, Optimizer, PIECE_ALIGN, ParamId, Unit, What, Workload,
+    Dtype, LocalId, Op, OpId, Optimizer, PIECE_ALIGN, Param, ParamId, Unit, What, Workload,
 };
 use serde::{Deserialize, Serialize};
 
@@ -84,6 +84,16 @@ impl Piece {
             norm_offset,
             norm_chunks,
         }
+    }
+
+    /// Its parameters.
+    ///
+    /// # Panics
+    /// When they are not of this workload.
+    #[must_use]
+    pub fn of<'w>(&self, w: &'w Workload) -> &'w [Param] {
+        let params = w.params.run(&self.params);
+        params.expect("a piece of this workload")
     }
 
     /// Where parameter `param` starts, in numbers.
@@ -279,7 +289,8 @@ pub enum Work {
         micro_batch: u32,
     },
     /// The optimizer's step on a piece, on the lane's processor.
-    /// Args: weight, state, gradient, clip factor, norm parts.
+    /// Args: weight, state, gradient, clip factor, norm parts (on the device only where they are looked at),
+    /// then scratch if the optimizer needs some.
     Update {
         /// Piece.
         piece: PieceId,

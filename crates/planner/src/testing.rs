@@ -58,6 +58,7 @@ pub(crate) fn workload(layers: u32, accumulate: u32) -> Workload {
         unit: 0,
         elements: v * c,
         cols: c,
+        parts: Vec::new(),
         decay: true,
     }];
     let local = |name: &str, n: u64| Local {
@@ -88,6 +89,7 @@ pub(crate) fn workload(layers: u32, accumulate: u32) -> Workload {
             unit,
             elements: c,
             cols: 1,
+            parts: Vec::new(),
             decay: false,
         });
         params.push(Param {
@@ -96,6 +98,7 @@ pub(crate) fn workload(layers: u32, accumulate: u32) -> Workload {
             unit,
             elements: f * c,
             cols: c,
+            parts: Vec::new(),
             decay: true,
         });
         params.push(Param {
@@ -104,6 +107,7 @@ pub(crate) fn workload(layers: u32, accumulate: u32) -> Workload {
             unit,
             elements: f * c,
             cols: f,
+            parts: Vec::new(),
             decay: true,
         });
         // x 0, h 1, up 2, act 3, y 4, dy 5, dact 6, dup 7, dh 8, dx 9
@@ -163,6 +167,7 @@ pub(crate) fn workload(layers: u32, accumulate: u32) -> Workload {
         unit,
         elements: c,
         cols: 1,
+        parts: Vec::new(),
         decay: false,
     });
     let loss = Operand::write(What::Loss);

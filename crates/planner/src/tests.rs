@@ -3,7 +3,7 @@
 //! One file because its tests go through the same plans of every kind.
 
 use lowtide_units::{Bytes, List};
-use lowtide_workload::{LocalId, UnitKind, What};
+use lowtide_workload::{LocalId, OptimizerName, UnitKind, What};
 
 use crate::build::build;
 use crate::check::check;
@@ -14,7 +14,7 @@ use crate::machine::Machine;
 use crate::mutants::without_task;
 use crate::plan::{LaneKind, PartName, Phase, Plan, SlotId, TaskId, Tensor, Tier, Work};
 use crate::search::{Pins, PlanError, Request, plan};
-use crate::testing::{machine, workload};
+use crate::testing::{machine, untied, workload};
 
 /// Just in time, bounded twice, and as far as times ask for.
 fn aheads() -> [Ahead; 4] {
@@ -206,6 +206,72 @@ fn planted_faults_are_found() {
     let copy = good.part(PartName::First).position(copy);
     let broken = without_task(&good, PartName::First, copy.expect("inputs are copied"));
     fails(&broken, "unwritten");
+}
+
+/// An update by rows and columns has its scratch where it runs, as large as its largest tensor asks for; its state
+/// has the bytes of its table, and what a plan shows of it is what was reserved.
+#[test]
+fn an_update_of_whole_tensors_has_its_scratch() {
+    let mut w = untied(2, 2);
+    w.optimizer.name = OptimizerName::Adafactor;
+    let n = w.units.len();
+    let mut offloaded = Choice::resident(&w);
+    offloaded.weights = vec![Tier::Host; n];
+    offloaded.optimizer = vec![Tier::Disk; n];
+    offloaded.gradients = vec![Tier::Host; n];
+    offloaded.update = vec![Processor::Host; n];
+    let mut streamed = offloaded.clone();
+    streamed.update = vec![Processor::Device; n];
+    streamed.pieces = Pieces::Split(1 << 10);
+    for (c, tier) in [
+        (Choice::resident(&w), Tier::Device),
+        (offloaded, Tier::Host),
+        (streamed, Tier::Device),
+    ] {
+        for clip in [Clip::Exact, Clip::Previous, Clip::None] {
+            let good = build(&w, &c, clip, Budgets::UNLIMITED, &machine());
+            check(&good, &w, clip).expect("a right plan");
+            let mut found = 0;
+            for part in PartName::ALL {
+                for i in good.part(part).ids() {
+                    let task = &good.part(part)[i];
+                    let Work::Update { piece } = task.work else {
+                        continue;
+                    };
+                    found += 1;
+                    let params = good.pieces[piece].of(&w);
+                    let bytes = w.optimizer.scratch_bytes(params);
+                    let last = task.args.last().expect("scratch");
+                    let slot = &good.slots[last.slot];
+                    assert_eq!((slot.tensor, slot.tier), (Tensor::Workspace, tier));
+                    assert_eq!(last.bytes, bytes);
+                    let args = |plan: &mut Plan, change: &dyn Fn(&mut Vec<crate::plan::Arg>)| {
+                        change(&mut plan.parts[part][i].args);
+                        let fault = check(plan, &w, clip).expect_err("scratch is missing");
+                        assert!(fault.what.contains("scratch"), "{fault}");
+                    };
+                    let last = |args: &mut Vec<crate::plan::Arg>| {
+                        args.last_mut().expect("scratch").bytes /= 2;
+                    };
+                    args(&mut good.clone(), &last);
+                    args(&mut good.clone(), &|args| _ = args.pop());
+                }
+            }
+            assert!(found >= good.pieces.len());
+            let state: u64 = good
+                .slots
+                .iter()
+                .filter(|s| s.persistent && matches!(s.tensor, Tensor::State(_)))
+                .map(|s| s.bytes)
+                .sum();
+            let counted: u64 = good.tiers.iter().map(|t| t.optimizer.0).sum();
+            assert_eq!(state, counted);
+            let numbers: u64 = good.pieces.iter().map(|p| p.elements).sum();
+            let each = state as f64 / numbers as f64;
+            assert!((2.0..3.0).contains(&each), "{each} bytes a parameter");
+            assert!(crate::explain::explain(&good, true).contains("Adafactor, moments in f32: "));
+        }
+    }
 }
 
 #[test]

@@ -116,7 +116,7 @@ impl UpdateRate {
     /// ones or more, on either side.
     #[must_use]
     pub fn times(&self, optimizer: Optimizer) -> f64 {
-        let moved = optimizer.moved_each() / self.optimizer.moved_each();
+        let moved = optimizer.cost_each() / self.optimizer.cost_each();
         if optimizer.moments == self.optimizer.moments {
             return moved;
         }
@@ -125,7 +125,7 @@ impl UpdateRate {
             moments: self.optimizer.moments,
             ..optimizer
         };
-        moved.max(same.moved_each() / self.optimizer.moved_each())
+        moved.max(same.cost_each() / self.optimizer.cost_each())
     }
 
     /// Time of an update of so many parameters at a rate of this entry.

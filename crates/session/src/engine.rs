@@ -1,6 +1,7 @@
 //! Does the work of a plan's tasks: the model's operations, gradients' ends,
 //! updates, norms, inputs and results.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -12,7 +13,7 @@ use lowtide_kernels::update::{self, Hyper};
 use lowtide_model::{Arg, Call, Decoder, Phase, store_inputs};
 use lowtide_planner::{Clip, Piece, PieceId, Plan, Work};
 use lowtide_units::{List, ids};
-use lowtide_workload::OpId;
+use lowtide_workload::{OpId, Param, ParamId};
 
 use crate::commit::{About, Commits, Mark};
 use crate::outcome::Outcome;
@@ -184,20 +185,33 @@ impl Engine {
                     .collect()
             })
             .collect();
+        let whole = |(param, p, offset): (ParamId, &Param, usize)| update::Segment {
+            offset,
+            elements: p.elements as usize,
+            decay: p.decay,
+            param: param.0,
+            start: 0,
+            cols: p.cols as usize,
+        };
+        // A shaped optimizer takes each tensor that is fused in a parameter on its own.
+        let tensors = |(param, p, offset): (ParamId, &Param, usize)| {
+            let of = |rows: Range<u64>| {
+                let start = rows.start * p.cols;
+                update::Segment {
+                    offset: offset + start as usize,
+                    elements: ((rows.end - rows.start) * p.cols) as usize,
+                    start,
+                    ..whole((param, p, offset))
+                }
+            };
+            p.tensors().map(of).collect::<Vec<_>>()
+        };
         let updates = plan
             .pieces
             .iter()
-            .map(|piece| {
-                walk(piece)
-                    .into_iter()
-                    .map(|(param, p, offset)| update::Segment {
-                        offset,
-                        elements: p.elements as usize,
-                        decay: p.decay,
-                        param: param.0,
-                        start: 0,
-                    })
-                    .collect()
+            .map(|piece| match plan.optimizer.is_shaped() {
+                true => walk(piece).into_iter().flat_map(tensors).collect(),
+                false => walk(piece).into_iter().map(whole).collect(),
             })
             .collect();
         Self {
@@ -271,10 +285,16 @@ impl Engine {
     fn update(
         &self,
         q: &Queue,
-        args: Vec<Bound<'_>>,
+        mut args: Vec<Bound<'_>>,
         piece_id: PieceId,
         step: &StepData,
     ) -> Result<(), EngineError> {
+        let piece = &self.plan.pieces[piece_id];
+        let params = piece.of(self.decoder.workload());
+        let scratch = match self.plan.optimizer.scratch_bytes(params) {
+            0 => None,
+            _ => args.pop().map(Bound::dst),
+        };
         let mut args = args.into_iter();
         let mut next = || args.next();
         let (Some(weight), Some(state), Some(gradient), Some(clip)) =
@@ -297,7 +317,6 @@ impl Engine {
                 return Err(EngineError::NonFinite(what));
             }
         }
-        let piece = &self.plan.pieces[piece_id];
         let hyper = step.update.ok_or_else(|| {
             EngineError::Wrong(
                 "an update without settings: the step was submitted wrongly".to_owned(),
@@ -314,6 +333,7 @@ impl Engine {
             gradient: gradient.src(),
             clip: clip.src().part(0, 8 * CLIP_WORDS),
             parts,
+            scratch,
         };
         let segments = &self.updates[piece_id];
         update::step(q, types, piece.elements, operands, segments, &hyper);

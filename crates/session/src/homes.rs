@@ -165,11 +165,11 @@ impl<'a> Homes<'a> {
 
     /// Where a role's array lies in a piece.
     fn array(&self, piece: PieceId, role: Role) -> StateArray {
-        let elements = self.plan.pieces[piece].elements;
-        let array = self
-            .plan
+        let (plan, piece) = (&self.plan, &self.plan.pieces[piece]);
+        let params = piece.of(self.workload);
+        let array = plan
             .optimizer
-            .array(self.plan.precision, elements, role);
+            .array(plan.precision, piece.elements, params, role);
         array.unwrap_or_else(|| panic!("no array for {role:?}"))
     }
 
@@ -197,7 +197,9 @@ impl<'a> Homes<'a> {
         let piece_idx = self.plan.piece_of(param);
         let piece = &self.plan.pieces[piece_idx];
         let array = self.array(piece_idx, role);
-        let first = array.first(piece.offset_of(param)) + range.start;
+        let before = self.workload.params.run(&(piece.params.start..param));
+        let before = before.expect("a piece of this workload");
+        let first = array.first(piece.offset_of(param), before) + range.start;
         let start = array.start + first * array.spec.size();
         let home = self.slots(piece_idx, &array)[0];
         for (i, part) in out.chunks_mut(STAGED as usize).enumerate() {
@@ -232,9 +234,10 @@ impl<'a> Homes<'a> {
     ) -> Vec<(ParamId, Range<u64>, u64)> {
         let piece = &self.plan.pieces[piece];
         let mut all = Vec::new();
-        for (p, &offset) in ids(&piece.params).zip(&piece.offsets) {
-            let first = array.first(offset);
-            let end = first + array.spec.entries(&self.workload.params[p]);
+        let params = piece.of(self.workload);
+        for (i, (p, &offset)) in ids(&piece.params).zip(&piece.offsets).enumerate() {
+            let first = array.first(offset, &params[..i]);
+            let end = first + array.spec.entries(&params[i]);
             let (a, b) = (entries.start.max(first), entries.end.min(end));
             if a < b {
                 all.push((p, a - first..b - first, a - entries.start));

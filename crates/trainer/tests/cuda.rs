@@ -104,6 +104,8 @@ fn hyper(step: u64) -> Hyper {
         beta2: 0.95,
         eps: 1e-8,
         weight_decay: 0.1,
+        clip_threshold: 1.0,
+        decay_rate: -0.8,
         step,
         grad_scale: 1.0,
     }

@@ -375,6 +375,12 @@ fn small_moments_learn_as_f32_does() {
         let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len() as f64;
         (mean(&losses[..4]), mean(&losses[90..]))
     };
+    let factored = Optimizer {
+        name: OptimizerName::Adafactor,
+        ..Optimizer::default()
+    };
+    let (first, last) = learned(factored);
+    assert!(last < 0.5 * first, "Adafactor: {first} to {last}");
     for (name, bounds) in [
         (OptimizerName::AdamW, [0.005, 0.01]),
         (OptimizerName::Lion, [0.01, 0.02]),

@@ -27,7 +27,7 @@ use lowtide_planner::{Choice, Clip, LoopOrder, PieceId, Pieces, Saved, Tier};
 use lowtide_session::{ClipRule, Session, SessionOptions};
 use lowtide_tiers::TierError;
 use lowtide_units::List;
-use lowtide_workload::{Batch, Dtype, Optimizer, Role};
+use lowtide_workload::{Batch, Dtype, Optimizer, OptimizerName, Role};
 
 const MODELS: [&str; 5] = ["llama", "llama-tied", "qwen2", "qwen3", "gpt2"];
 /// Largest relative distance of logits and gradients, by norm.
@@ -108,15 +108,18 @@ impl Case {
     }
 
     fn hyper(&self, step: u64) -> Hyper {
-        Hyper {
-            lr: self.setting("lr") as f32,
-            beta1: self.setting("beta1") as f32,
-            beta2: self.setting("beta2") as f32,
-            eps: self.setting("eps") as f32,
-            weight_decay: self.setting("weight_decay") as f32,
-            step,
-            grad_scale: 1.0,
+        let settings = self.optimizer().name.about().settings.iter();
+        let new = Hyper::new(self.setting("lr") as f32, step);
+        settings.fold(new, |h, s| h.with(s.key, self.setting(s.key) as f32))
+    }
+
+    /// AdamW unless the case has what only another optimizer reads.
+    fn optimizer(&self) -> Optimizer {
+        let mut optimizer = Optimizer::default();
+        if self.0.contains_key("settings.decay_rate") {
+            optimizer.name = OptimizerName::Adafactor;
         }
+        optimizer
     }
 
     fn rule(&self) -> ClipRule {
@@ -169,7 +172,7 @@ fn open(
     let options = Options {
         precision,
         gradient: precision,
-        optimizer: Optimizer::default(),
+        optimizer: case.optimizer(),
         frozen: Vec::new(),
         batch: case.batch(),
         logits_chunk: 24,
@@ -367,6 +370,19 @@ fn ten_steps(session: &mut Session, case: &Case, hyper: impl Fn(u64) -> Hyper) -
     worst
 }
 
+/// How far losses and norms of ten steps may be from the file's.
+fn limits(model: &str, name: &str, precision: Dtype) -> (f64, f64) {
+    match (model, name, precision) {
+        // What GPT-2's keys are biased by has no gradient but rounding, which Adafactor makes as large as any
+        // other: transformers itself is 5e-4 from its own f64, and 2e-7 with that gradient at zero.
+        ("gpt2", "adafactor", _) => (2e-3, 1e-2),
+        (_, "adafactor", _) => (3e-5, 2e-4),
+        (_, _, Dtype::F32) => (STEPS_F32, 1e-4),
+        // A norm in bf16 has the noise of the gradients themselves, not their mean's.
+        (_, _, Dtype::Bf16) => (STEPS_BF16, 1e-2),
+    }
+}
+
 fn compare_steps(model: &str, name: &str, precision: Dtype, choose: fn(&Decoder) -> Choice) {
     for gpu in devices() {
         compare_steps_on(gpu.as_ref(), model, name, precision, choose);
@@ -380,18 +396,12 @@ fn compare_steps_on(
     precision: Dtype,
     choose: fn(&Decoder) -> Choice,
 ) {
-    let limit = if precision == Dtype::F32 {
-        STEPS_F32
-    } else {
-        STEPS_BF16
-    };
+    let (limit, norm_limit) = limits(model, name, precision);
     let case = Case::open(model, name);
     let mut session = open(model, &case, precision, case.rule(), gpu, choose);
     let (loss, norm) = ten_steps(&mut session, &case, |step| case.hyper(step));
     eprintln!("{model} {name}: ten steps, loss within {loss:.1e}, norm within {norm:.1e}");
     assert!(loss <= limit, "{model} {name}: loss {loss:.1e}");
-    // A norm in bf16 has the noise of the gradients themselves, not their mean's.
-    let norm_limit = if precision == Dtype::F32 { 1e-4 } else { 1e-2 };
     assert!(norm <= norm_limit, "{model} {name}: norm {norm:.1e}");
 }
 
@@ -461,6 +471,15 @@ fn ten_steps_of_every_model() {
         compare_steps(model, "golden", Dtype::F32, offloaded);
     }
     compare_steps("llama", "packed", Dtype::F32, resident);
+}
+
+/// As transformers' Adafactor makes them: factors of each of the file's tensors, of fused ones too.
+#[test]
+fn ten_steps_by_adafactor() {
+    for model in MODELS {
+        compare_steps(model, "adafactor", Dtype::F32, offloaded);
+        compare_steps(model, "adafactor", Dtype::F32, resident);
+    }
 }
 
 #[test]

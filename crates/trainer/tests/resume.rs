@@ -159,6 +159,8 @@ fn a_resumed_run_of_small_moments_equals_an_unbroken_one() {
         ("moments: int8", "moments: f32", "optimizer.moments"),
         ("name: lion", "name: adamw", "optimizer.name"),
         ("name: adamw", "name: lion", "optimizer.name"),
+        ("name: adafactor", "name: adamw", "optimizer.name"),
+        ("name: lion", "name: adafactor", "optimizer.name"),
         (
             "name: lion, moments: int8",
             "name: lion",

@@ -11,7 +11,7 @@ mod common;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use common::{batch, checked, choice, decoder, hyper, llama, micro, open, quick};
+use common::{batch, checked, choice, decoder, decoder_with, hyper, llama, micro, open, quick};
 use lowtide_executor::{ExecError, Mode};
 use lowtide_model::Decoder;
 use lowtide_planner::{
@@ -19,7 +19,7 @@ use lowtide_planner::{
 };
 use lowtide_session::{Outcome, Session, SessionOptions};
 use lowtide_units::List;
-use lowtide_workload::Dtype;
+use lowtide_workload::{Dtype, Optimizer, OptimizerName};
 
 const SEEDS: u64 = 200;
 /// Micro-batches of a batch.
@@ -131,12 +131,21 @@ fn every_seed_is_resident(
     clip: Clip,
     seeds: u64,
 ) {
-    let d = tiny(2);
-    let want = resident(&d, clip);
+    every_seed_of(&tiny(2), choose, order, clip, seeds);
+}
+
+fn every_seed_of(
+    d: &Arc<Decoder>,
+    choose: fn(&Decoder, LoopOrder) -> Choice,
+    order: LoopOrder,
+    clip: Clip,
+    seeds: u64,
+) {
+    let want = resident(d, clip);
     assert!(want.losses.iter().all(|l| f64::from_bits(l.0).is_finite()));
-    let plan = checked(&d, &choose(&d, order), clip);
+    let plan = checked(d, &choose(d, order), clip);
     for seed in 0..seeds {
-        let mut session = open(&d, &plan, clip, options(Mode::Shuffled(seed)));
+        let mut session = open(d, &plan, clip, options(Mode::Shuffled(seed)));
         let got = show(&mut session).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
         assert_eq!(got, want, "seed {seed}");
     }
@@ -158,6 +167,19 @@ fn every_order_gives_the_same_bits_of_other_plans() {
     every_seed_is_resident(durable, LoopOrder::BatchMajor, Clip::Previous, 20);
     every_seed_is_resident(durable_on_host, LoopOrder::LayerMajor, Clip::None, 20);
     every_seed_is_resident(durable_on_host, LoopOrder::BatchMajor, Clip::Exact, 20);
+}
+
+/// Updates with scratch, of whole tensors.
+#[test]
+fn every_order_gives_the_same_bits_by_adafactor() {
+    let by = Optimizer {
+        name: OptimizerName::Adafactor,
+        ..Optimizer::default()
+    };
+    let d = decoder_with(None, &llama(2, true), Dtype::Bf16, by, ACCUMULATE);
+    every_seed_of(&d, offloaded, LoopOrder::LayerMajor, Clip::Exact, 20);
+    every_seed_of(&d, mixed, LoopOrder::BatchMajor, Clip::Previous, 20);
+    every_seed_of(&d, durable, LoopOrder::LayerMajor, Clip::None, 20);
 }
 
 /// Edges of one kind: of a part, or of the seam from one part to the next, by waiting lane and lane

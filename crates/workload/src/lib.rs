@@ -14,8 +14,8 @@ mod optimizer;
 mod shape;
 
 pub use optimizer::{
-    About, Encoding, Extent, Init, Moments, Optimizer, OptimizerName, Role, Setting, StateArray,
-    StateSpec,
+    About, Encoding, Extent, Factoring, Init, Moments, Optimizer, OptimizerName, Role, Setting,
+    StateArray, StateSpec,
 };
 pub use shape::{Family, ModelShape, Rope, RopeScaling, builtin_names};
 
@@ -111,6 +111,9 @@ pub struct Param {
     pub elements: u64,
     /// Columns: input features of a matrix, 1 of a vector.
     pub cols: u64,
+    /// Rows of each of the tensors that are fused in it, in order; empty where it is one tensor.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub parts: Vec<u64>,
     /// Whether weight decay applies (matrices and embeddings: yes; norms and biases: no).
     pub decay: bool,
     /// Whether it stays as it is: it then has no gradient, no optimizer state and no update.
@@ -123,6 +126,34 @@ impl Param {
     #[must_use]
     pub fn rows(&self) -> u64 {
         self.elements / self.cols
+    }
+
+    /// One without a name, for those who measure: a matrix of so many numbers, a multiple of 128, as square as it
+    /// may be with a power of two of columns up to 4096.
+    #[must_use]
+    pub fn sample(elements: u64) -> Self {
+        let root = elements.isqrt().max(1);
+        let cols = 1 << elements.trailing_zeros().min(root.ilog2()).min(12);
+        Self {
+            name: String::new(),
+            unit: 0,
+            elements,
+            cols,
+            parts: Vec::new(),
+            decay: true,
+            frozen: false,
+        }
+    }
+
+    /// The tensors that are fused in it: the first row of each, and its rows.
+    pub fn tensors(&self) -> impl Iterator<Item = Range<u64>> {
+        let whole = self.parts.is_empty().then(|| self.rows());
+        let mut end = 0;
+        self.parts.iter().copied().chain(whole).map(move |rows| {
+            let start = end;
+            end += rows;
+            start..end
+        })
     }
 
     /// Numbers it takes inside its piece.
@@ -360,9 +391,9 @@ impl Workload {
     }
 
     /// The arrays of a parameter that last from step to step, the weight first; of a frozen one the weight alone.
-    pub fn arrays(&self, param: &Param) -> impl Iterator<Item = &'static StateSpec> + use<> {
+    pub fn arrays(&self, param: &Param) -> impl Iterator<Item = &'static StateSpec> {
         let all = if param.frozen { 1 } else { usize::MAX };
-        self.optimizer.roles(self.precision).take(all)
+        self.optimizer.roles_of(self.precision, param).take(all)
     }
 
     /// Number of parameters that are trained.

@@ -24,13 +24,12 @@ const DTYPES: [(Dtype, Dtype); 4] = [
 ];
 /// Epsilon is large, so that its place shows.
 const HYPER: Hyper = Hyper {
-    lr: 0.02,
     beta1: 0.8,
     beta2: 0.95,
     eps: 0.3,
     weight_decay: 0.1,
-    step: 3,
     grad_scale: 0.7,
+    ..Hyper::new(0.02, 3)
 };
 /// A signalling NaN that no computation makes: what padding holds before and must hold after.
 const POISON: u32 = 0x7fa5_a5a5;
@@ -89,6 +88,7 @@ impl Arrays {
                 decay: i % 2 == 0,
                 param: 3 + i as u32,
                 start: 0,
+                cols: 1,
             });
             offset += (elements + 128).next_multiple_of(128);
         }

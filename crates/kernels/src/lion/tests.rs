@@ -13,13 +13,12 @@ use crate::update::{MASTER_MAX, Segment, join, split};
 const LENGTHS: [usize; 9] = [0, 1, 7, 65, 128, 130, 1000, 4097, 65_537];
 /// The betas differ much, so that it shows which is where.
 const HYPER: Hyper = Hyper {
-    lr: 0.02,
     beta1: 0.7,
     beta2: 0.95,
     eps: f32::NAN,
     weight_decay: 0.1,
-    step: 3,
     grad_scale: 0.7,
+    ..Hyper::new(0.02, 3)
 };
 
 fn signed(i: u64) -> f32 {
@@ -56,6 +55,7 @@ impl Arrays {
                 decay: i % 2 == 0,
                 param: i as u32,
                 start: 0,
+                cols: 1,
             });
             n += (elements + 1).next_multiple_of(BLOCK);
         }
@@ -257,6 +257,7 @@ fn bits_are_those_of_exact_arithmetic() {
         decay: true,
         param: 0,
         start: 0,
+        cols: 1,
     }];
     let run = |q: &Queue, path: Option<Path>| {
         let [mut p, mut m, mut grad] = [1, 2, 0].map(|i| Numbers::of(&column(i)));

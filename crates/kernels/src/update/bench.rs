@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use lowtide_device::Queue;
 use lowtide_units::{Bytes, BytesPerSecond};
-use lowtide_workload::{Dtype, Moments, Optimizer};
+use lowtide_workload::{Dtype, Moments, Optimizer, Param};
 use rayon::prelude::*;
 
 use copies::{Copies, Memory, memcpy_chunk, non_temporal_chunk};
@@ -155,8 +155,8 @@ fn median(mut samples: Vec<BytesPerSecond>) -> Option<BytesPerSecond> {
 
 /// Weights, state and gradients of one long segment.
 struct State {
-    /// Weights, state, gradients.
-    arrays: [Memory; 3],
+    /// Weights, state, gradients, scratch.
+    arrays: [Memory; 4],
     optimizer: Optimizer,
     /// Numbers that the arrays have room for, a multiple of 128.
     room: usize,
@@ -168,9 +168,11 @@ impl State {
     /// Written by the threads of `q`, so that pages lie near them.
     fn new(q: &Queue, parameters: usize, optimizer: Optimizer) -> Self {
         let room = parameters.next_multiple_of(Moments::BLOCK as usize);
-        let state = optimizer.state_bytes(Dtype::Bf16, room as u64) as usize;
-        let mut arrays = [2 * room, state, 2 * room].map(Memory::new);
-        let [w, state, grad] = arrays.each_mut().map(Memory::dst);
+        let param = [Param::sample(room as u64)];
+        let state = optimizer.state_bytes(Dtype::Bf16, room as u64, &param) as usize;
+        let scratch = optimizer.scratch_bytes(&param) as usize;
+        let mut arrays = [2 * room, state, 2 * room, scratch.max(1)].map(Memory::new);
+        let [w, state, grad, _] = arrays.each_mut().map(Memory::dst);
         let (rem, own) = state.split_at(2 * room);
         let own = own.write::<u8>();
         let (w, rem) = (w.write::<u16>(), rem.write::<i16>());
@@ -205,7 +207,7 @@ impl State {
     /// One step over the first `parameters`.
     fn step(&mut self, q: &Queue, path: Path, parameters: usize) {
         self.steps += 1;
-        let [w, state, grad] = &mut self.arrays;
+        let [w, state, grad, scratch] = &mut self.arrays;
         let types = Types {
             optimizer: self.optimizer,
             precision: Dtype::Bf16,
@@ -216,17 +218,24 @@ impl State {
             weight_decay: 0.01,
             ..Hyper::usual(self.optimizer.name, self.steps)
         };
+        let cols = match self.optimizer.is_shaped() {
+            true => Param::sample(self.room as u64).cols as usize,
+            false => 1,
+        };
         let segment = Segment {
             offset: 0,
-            elements: parameters,
+            // Whole rows.
+            elements: parameters / cols * cols,
             decay: true,
             param: 0,
             start: 0,
+            cols,
         };
         let views = Views {
             weight: w.dst(),
             state: state.dst(),
             gradient: grad.src(),
+            scratch: Some(scratch.dst()),
         };
         let room = self.room as u64;
         dispatch(q, types, room, views, &[segment], &hyper, How::Path(path));
@@ -259,10 +268,11 @@ mod tests {
     fn the_bench_computes_usual_numbers() {
         let q = Queue::new("test", 2);
         let n = CHUNK + 5;
-        for optimizer in Optimizer::all().filter(|o| o.moments == Moments::F32) {
+        let of_numbers = |o: &Optimizer| o.moments == Moments::F32 && !o.is_shaped();
+        for optimizer in Optimizer::all().filter(of_numbers) {
             let mut state = State::new(&q, n, optimizer);
             (0..100).for_each(|_| state.step(&q, Path::best(), n));
-            for array in &optimizer.layout(Dtype::Bf16, state.room as u64)[1..] {
+            for array in &optimizer.layout(Dtype::Bf16, state.room as u64, &[])[1..] {
                 let moment = state.arrays[1].dst().part(array.start as usize, 4 * n);
                 assert!(
                     moment

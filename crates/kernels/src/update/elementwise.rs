@@ -3,13 +3,13 @@
 //! is here.
 
 use lowtide_device::cuda::{Launch, Source};
-use lowtide_device::{Dst, Plain, Queue, Src, memory};
+use lowtide_device::{Dst, Plain, Queue, Src};
 use lowtide_workload::{Dtype, Moments, PARAM_ALIGN};
 use rayon::prelude::*;
 
 use super::cpu::{self, Chunk, Gradients, Master, Stored};
 use super::moments::{BLOCK, Random};
-use super::{CHUNK, Segment, Types, Views, cuda};
+use super::{CHUNK, Segment, Types, Views, applied, cuda};
 use crate::number::{expect, read};
 
 /// A step's formula with its factors: how one number with `N` moments is updated.
@@ -125,20 +125,9 @@ pub(crate) fn step_clipped<R: Rule<N>, const N: usize>(
     if let Some(q) = q.cuda() {
         return cuda::step(q, piece, segments, rule, Some(clip), parts);
     }
-    let [factor, _, go] = {
-        let mut words = [0.0_f64; 3];
-        memory::load(clip, &mut words);
-        words
-    };
-    let finite = parts.is_none_or(|parts| {
-        let mut numbers = vec![0.0_f64; parts.bytes() / size_of::<f64>()];
-        memory::load(parts, &mut numbers);
-        numbers.iter().all(|x| x.is_finite())
-    });
-    if go == 0.0 || !finite {
-        return;
+    if let Some(factor) = applied(clip, parts) {
+        run(Path::best(), q, piece, segments, rule.scaled(factor));
     }
-    run(Path::best(), q, piece, segments, rule.scaled(factor as f32));
 }
 
 /// A step by one path of the host, with the rule's own factor of clipping.
@@ -179,16 +168,14 @@ fn cut(s: &Segment) -> impl Iterator<Item = Segment> {
     let Segment {
         offset,
         elements,
-        decay,
-        param,
         start,
+        ..
     } = *s;
     (0..elements).step_by(CHUNK).map(move |at| Segment {
         offset: offset + at,
         elements: CHUNK.min(elements - at),
-        decay,
-        param,
         start: start + at as u64,
+        ..*s
     })
 }
 
@@ -220,14 +207,18 @@ impl<'a, const N: usize> Piece<'a, N> {
             weight,
             state,
             gradient: grad,
+            ..
         } = views;
         let mut rest = Some(state);
         // The table has them in the order in which they lie, one behind the other.
-        let arrays = optimizer.layout(precision, elements).into_iter().map(|a| {
-            let (array, behind) = rest.take().expect("put back").split_at(a.bytes as usize);
-            rest = Some(behind);
-            array
-        });
+        let arrays = optimizer
+            .layout(precision, elements, &[])
+            .into_iter()
+            .map(|a| {
+                let (array, behind) = rest.take().expect("put back").split_at(a.bytes as usize);
+                rest = Some(behind);
+                array
+            });
         let mut arrays: Vec<Dst<'a>> = arrays.collect();
         let rem = (precision == Dtype::Bf16).then(|| arrays.remove(0));
         let kind = optimizer.moments;

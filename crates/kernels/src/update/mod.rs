@@ -38,14 +38,14 @@ pub(crate) mod split;
 #[cfg(test)]
 mod tests;
 
-use lowtide_device::{Dst, Queue, Src};
+use lowtide_device::{Dst, Queue, Src, memory};
 use lowtide_workload::{Dtype, Optimizer, OptimizerName};
 
 pub use bench::{BenchReport, PathRate, bench};
 pub use elementwise::Path;
 pub use split::{MASTER_MAX, join, split};
 
-use crate::{adamw, lion};
+use crate::{adafactor, adamw, lion};
 use elementwise::{Piece, Rule};
 
 /// Numbers that one thread updates at a time: 1.7 MB of AdamW's traffic, so that starting a chunk costs
@@ -66,6 +66,10 @@ pub struct Hyper {
     pub eps: f32,
     /// Decoupled weight decay, for segments that ask for it.
     pub weight_decay: f32,
+    /// Least root mean square of an update that is made smaller.
+    pub clip_threshold: f32,
+    /// Power of the step's number that a new square of a gradient weighs.
+    pub decay_rate: f32,
     /// Which step this is, from 1.
     pub step: u64,
     /// What every gradient is multiplied with first: the factor of clipping, 1 without.
@@ -75,13 +79,15 @@ pub struct Hyper {
 impl Hyper {
     /// A step of a run without clipping, every other setting 0.
     #[must_use]
-    pub fn new(lr: f32, step: u64) -> Self {
+    pub const fn new(lr: f32, step: u64) -> Self {
         Self {
             lr,
             beta1: 0.0,
             beta2: 0.0,
             eps: 0.0,
             weight_decay: 0.0,
+            clip_threshold: 0.0,
+            decay_rate: 0.0,
             step,
             grad_scale: 1.0,
         }
@@ -98,6 +104,8 @@ impl Hyper {
             "beta2" => &mut self.beta2,
             "eps" => &mut self.eps,
             "weight_decay" => &mut self.weight_decay,
+            "clip_threshold" => &mut self.clip_threshold,
+            "decay_rate" => &mut self.decay_rate,
             other => panic!("no optimizer reads {other}"),
         };
         *setting = value;
@@ -128,10 +136,11 @@ pub(crate) fn power(mut base: f64, mut n: u64) -> f64 {
     product
 }
 
-/// One parameter inside a piece, in numbers. What lies between segments is padding.
+/// One parameter inside a piece, in numbers; to a shaped optimizer one tensor of it, whole. What lies between
+/// segments is padding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Segment {
-    /// Where it starts; a multiple of 128.
+    /// Where it starts; a multiple of 128 to rules of single numbers.
     pub offset: usize,
     /// Its length.
     pub elements: usize,
@@ -139,8 +148,11 @@ pub struct Segment {
     pub decay: bool,
     /// Which parameter of the model it is.
     pub param: u32,
-    /// Where in that parameter it starts, in numbers; a multiple of 128. 0 for a whole parameter.
+    /// Where in that parameter it starts, in numbers; a multiple of 128 to rules of single numbers. 0 for a
+    /// whole parameter.
     pub start: u64,
+    /// Columns of the tensor, 1 of a vector. Only shaped optimizers look at it.
+    pub cols: usize,
 }
 
 /// By which optimizer, and how numbers are stored.
@@ -169,6 +181,8 @@ pub struct Operands<'a> {
     /// f64, the partial sums of squares of this piece's gradient: where one of them is not finite, nothing
     /// is written.
     pub parts: Option<Src<'a>>,
+    /// What [`Optimizer::scratch_bytes`] asks for, garbage before and after; `None` where that is 0.
+    pub scratch: Option<Dst<'a>>,
 }
 
 /// One step over the segments of a piece of `elements` numbers, padding included; finished, or in the stream
@@ -193,11 +207,13 @@ pub fn step(
         gradient,
         clip,
         parts,
+        scratch,
     } = operands;
     let views = Views {
         weight,
         state,
         gradient,
+        scratch,
     };
     dispatch(
         q,
@@ -212,22 +228,36 @@ pub fn step(
 
 /// The arrays of a step.
 pub(crate) struct Views<'a> {
-    weight: Dst<'a>,
-    state: Dst<'a>,
-    gradient: Src<'a>,
+    pub weight: Dst<'a>,
+    pub state: Dst<'a>,
+    pub gradient: Src<'a>,
+    pub scratch: Option<Dst<'a>>,
 }
 
 /// How a step is made.
 #[derive(Clone, Copy)]
-enum How<'a> {
+pub(crate) enum How<'a> {
     /// As [`step`] says, with these words and parts.
     Clipped(Src<'a>, Option<Src<'a>>),
     /// By one path of the host, with [`Hyper::grad_scale`].
     Path(Path),
 }
 
+/// The factor of clipping on the host; `None` where the step does not apply.
+pub(crate) fn applied(clip: Src<'_>, parts: Option<Src<'_>>) -> Option<f32> {
+    let mut words = [0.0_f64; 3];
+    memory::load(clip, &mut words);
+    let [factor, _, go] = words;
+    let finite = parts.is_none_or(|parts| {
+        let mut numbers = vec![0.0_f64; parts.bytes() / size_of::<f64>()];
+        memory::load(parts, &mut numbers);
+        numbers.iter().all(|x| x.is_finite())
+    });
+    (go != 0.0 && finite).then_some(factor as f32)
+}
+
 /// A step by the optimizer's rule.
-fn dispatch(
+pub(crate) fn dispatch(
     q: &Queue,
     types: Types,
     elements: u64,
@@ -244,6 +274,10 @@ fn dispatch(
         OptimizerName::Lion => {
             let piece = Piece::of(types, elements, views);
             each(q, &piece, segments, lion::Constants::of(hyper), how);
+        }
+        OptimizerName::Adafactor => {
+            let factors = adafactor::Constants::of(hyper);
+            adafactor::step(q, (types, elements), views, segments, factors, how);
         }
     }
 }

@@ -136,7 +136,10 @@ fn size(plan: &Plan, w: &Workload, tensor: Tensor) -> u64 {
     let elements = |p: PieceId| plan.pieces[p].elements;
     match tensor {
         Tensor::Weight(p) => elements(p) * plan.precision.size(),
-        Tensor::State(p) => w.optimizer.state_bytes(plan.precision, elements(p)),
+        Tensor::State(p) => {
+            let params = plan.pieces[p].of(w);
+            w.optimizer.state_bytes(plan.precision, elements(p), params)
+        }
         Tensor::Gradient(p) => elements(p) * plan.gradient.size(),
         Tensor::Accumulator(p) => elements(p) * 4,
         Tensor::NormParts(p) => plan.pieces[p].norm_chunks * 8,

@@ -1,7 +1,7 @@
 //! Rule 8, of one task: it has the operands that its work has in the workload, each the right bytes
 //! of the right tensor, on a lane that reaches them.
 
-use lowtide_units::{List, ids};
+use lowtide_units::{Bytes, List, ids};
 use lowtide_workload::{
     Access, Dtype, LocalId, Op, OpId, PARAM_ALIGN, PIECE_ALIGN, ParamId, Unit, UnitKind, What,
     Workload,
@@ -57,6 +57,10 @@ fn pieces(plan: &Plan, w: &Workload) -> Result<(), String> {
             let place = offset >= at && offset.is_multiple_of(PARAM_ALIGN);
             if param.unit != p.unit || param.frozen != p.frozen || !place {
                 return Err(format!("{} has no place in piece {i}", param.name));
+            }
+            let rows: u64 = param.tensors().map(|rows| rows.end - rows.start).sum();
+            if rows != param.rows() {
+                return Err(format!("{} is of {rows} rows of tensors", param.name));
             }
             at = offset.saturating_add(param.elements);
         }
@@ -173,11 +177,16 @@ impl Here<'_> {
         if task.lane != lane {
             return Err(format!("runs on lane {}, not {lane}", task.lane));
         }
-        if task.args.len() != want.len() {
-            let (have, want) = (task.args.len(), want.len());
+        self.these(&task.args, tier, want)
+    }
+
+    /// The arguments are these, in this order, all of one tier.
+    fn these(&self, args: &[Arg], tier: Tier, want: &[Want]) -> Result<(), String> {
+        if args.len() != want.len() {
+            let (have, want) = (args.len(), want.len());
             return Err(format!("has {have} arguments, not {want}"));
         }
-        let pairs = task.args.iter().zip(want);
+        let pairs = args.iter().zip(want);
         pairs.into_iter().try_for_each(|(a, w)| self.is(a, tier, w))
     }
 
@@ -240,14 +249,18 @@ impl Here<'_> {
             };
             self.is(a, Tier::Device, &want)?;
         }
-        for a in &task.args[n..] {
-            let slot = &self.plan.slots[a.slot];
-            let place = (slot.tensor, slot.tier, a.access);
-            if place != (Tensor::Workspace, Tier::Device, Use::Write) || a.bytes < o.workspace.0 {
-                return Err(format!("lacks {} of scratch", o.workspace));
-            }
+        let mut scratch = task.args[n..].iter();
+        scratch.try_for_each(|a| self.scratch(a, Tier::Device, o.workspace))
+    }
+
+    /// The argument is so much scratch.
+    fn scratch(&self, a: &Arg, tier: Tier, bytes: Bytes) -> Result<(), String> {
+        let slot = &self.plan.slots[a.slot];
+        let place = (slot.tensor, slot.tier, a.access);
+        match place == (Tensor::Workspace, tier, Use::Write) && a.bytes >= bytes.0 {
+            true => Ok(()),
+            false => Err(format!("lacks {bytes} of scratch")),
         }
-        Ok(())
     }
 
     /// The bytes of an operand of unit `u`. A unit's input is the output of the unit below; the
@@ -306,6 +319,14 @@ impl Here<'_> {
             Lane::HOST => Tier::Host,
             lane => return Err(format!("runs on lane {lane}")),
         };
+        let params = self.plan.pieces[p].of(self.w);
+        let scratch = Bytes(self.w.optimizer.scratch_bytes(params));
+        let mut args = task.args.as_slice();
+        if scratch > Bytes::ZERO {
+            let (last, before) = args.split_last().ok_or("has no arguments")?;
+            self.scratch(last, tier, scratch)?;
+            args = before;
+        }
         let mut want = vec![
             self.whole(Tensor::Weight(p), Use::Update),
             self.whole(Tensor::State(p), Use::Update),
@@ -317,7 +338,7 @@ impl Here<'_> {
         let normed = self.clip == Clip::Exact
             || self.clip == Clip::Previous
                 && matches!(self.part, PartName::First | PartName::LastFirst);
-        match task.args.get(4).map(|a| self.plan.slots[a.slot].tensor) {
+        match args.get(4).map(|a| self.plan.slots[a.slot].tensor) {
             Some(Tensor::NormParts(_)) => want.push(self.whole(Tensor::NormParts(p), Use::Read)),
             Some(_) => {
                 let piece = &self.plan.pieces[p];
@@ -331,7 +352,7 @@ impl Here<'_> {
             None if normed && tier == Tier::Device => {}
             None => return Err("does not see the norm of its gradient".to_owned()),
         }
-        self.on(task, task.lane, tier, &want)
+        self.these(args, tier, &want)
     }
 
     fn transfer(&self, task: &Task) -> Result<(), String> {

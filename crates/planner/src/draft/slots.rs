@@ -39,8 +39,9 @@ impl Emitter<'_> {
     }
 
     pub(super) fn state_bytes(&self, p: PieceId) -> u64 {
-        let elements = self.pieces[p].elements;
-        self.w.optimizer.state_bytes(self.w.precision, elements)
+        let (w, piece) = (self.w, &self.pieces[p]);
+        w.optimizer
+            .state_bytes(w.precision, piece.elements, piece.of(w))
     }
 
     pub(super) fn gradient_bytes(&self, p: PieceId) -> u64 {

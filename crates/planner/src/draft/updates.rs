@@ -204,7 +204,15 @@ impl Emitter<'_> {
                 Use::Read,
             )),
         }
-        let lane = if on_device { Lane::GPU } else { Lane::HOST };
+        let (lane, tier) = match on_device {
+            true => (Lane::GPU, Tier::Device),
+            false => (Lane::HOST, Tier::Host),
+        };
+        let scratch = self.w.optimizer.scratch_bytes(self.pieces[p].of(self.w));
+        if scratch > 0 {
+            let slot = self.slot(tier, scratch, Tensor::Workspace);
+            args.push(arg(slot, 0, scratch, Use::Write));
+        }
         self.push(lane, Work::Update { piece: p }, args);
         // A durable piece goes to its next versions, and to its copies.
         let truth = self.next_of(self.homes.weight[p]);

@@ -78,17 +78,16 @@ impl Search<'_> {
             }
             // A frozen parameter has no state.
             let params = ids(&unit.params).map(|p| &w.params[p]);
-            let n: u64 = params
-                .filter(|p| weights || !p.frozen)
-                .map(Param::padded)
-                .sum();
+            let params: Vec<&Param> = params.filter(|p| weights || !p.frozen).collect();
+            let n: u64 = params.iter().map(|p| p.padded()).sum();
+            let state = |p: &Param| {
+                let own = std::slice::from_ref(p);
+                w.optimizer.state_bytes(w.precision, p.padded(), own)
+            };
             let (homes, bytes) = if weights {
                 (&mut choice.weights, n * w.precision.size())
             } else {
-                (
-                    &mut choice.optimizer,
-                    w.optimizer.state_bytes(w.precision, n),
-                )
+                (&mut choice.optimizer, params.into_iter().map(state).sum())
             };
             if n > 0 && homes[u] == Tier::Host {
                 homes[u] = Tier::Disk;

@@ -46,7 +46,8 @@ impl Knobs {
                 let n = param.padded();
                 tensor = tensor.max(n * w.precision.size());
                 if !param.frozen {
-                    let own = w.optimizer.state_bytes(w.precision, n);
+                    let own = std::slice::from_ref(param);
+                    let own = w.optimizer.state_bytes(w.precision, n, own);
                     state = state.max(n * w.gradient.size() + own);
                 }
             }

@@ -1,7 +1,7 @@
 //! AdamW: a first and a second moment.
 
 use super::state::{Encoding, StateSpec};
-use super::{About, Setting};
+use super::{About, Setting, no_scratch};
 use crate::Moments;
 
 const F32: &[StateSpec] = &[
@@ -37,5 +37,9 @@ pub(super) const ABOUT: About = About {
         Setting::new("eps", "1e-8"),
         Setting::new("weight_decay", "0"),
     ],
+    moments: &Moments::ALL,
     state,
+    again: 0.0,
+    reach: 1.0,
+    scratch: no_scratch,
 };

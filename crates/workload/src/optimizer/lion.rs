@@ -1,7 +1,7 @@
 //! Lion: one moment.
 
 use super::state::{Encoding, StateSpec};
-use super::{About, Setting};
+use super::{About, Setting, no_scratch};
 use crate::Moments;
 
 const F32: &[StateSpec] = &[StateSpec::moment("first_moment", Encoding::F32)];
@@ -29,5 +29,9 @@ pub(super) const ABOUT: About = About {
         Setting::new("beta2", "0.99").with("decay of the moment"),
         Setting::new("weight_decay", "0"),
     ],
+    moments: &Moments::ALL,
     state,
+    again: 0.0,
+    reach: 1.0,
+    scratch: no_scratch,
 };

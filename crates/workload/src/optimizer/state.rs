@@ -4,6 +4,8 @@
 use std::fmt;
 use std::ops::Range;
 
+use lowtide_units::align_up;
+
 use crate::{Dtype, Moments, Param};
 
 /// What an array is for. Its name is the array's name in a checkpoint, behind the parameter's.
@@ -78,15 +80,20 @@ pub enum Extent {
     Each,
     /// One for each [`Moments::BLOCK`] of its numbers, the last for what is left.
     Block,
+    /// One for each of its rows: of a vector one for each number.
+    Row,
+    /// One for each column of each matrix that is fused in it; none of a vector.
+    Column,
 }
 
 impl Extent {
-    /// Numbers of a parameter for which there is one entry.
-    #[must_use]
-    pub const fn numbers(self) -> u64 {
+    /// Numbers of a parameter for which there is one entry, wherever the parameter lies; `None` where that
+    /// depends on its shape.
+    const fn numbers(self) -> Option<u64> {
         match self {
-            Self::Each => 1,
-            Self::Block => Moments::BLOCK,
+            Self::Each => Some(1),
+            Self::Block => Some(Moments::BLOCK),
+            Self::Row | Self::Column => None,
         }
     }
 }
@@ -136,13 +143,32 @@ impl StateSpec {
         }
     }
 
+    /// One f32 for each row of a parameter: zeros at first.
+    pub(super) const fn rows(name: &'static str) -> Self {
+        Self {
+            extent: Extent::Row,
+            ..Self::moment(name, Encoding::F32)
+        }
+    }
+
+    /// One f32 for each column of a parameter's matrices: zeros at first.
+    pub(super) const fn columns(name: &'static str) -> Self {
+        Self {
+            extent: Extent::Column,
+            ..Self::moment(name, Encoding::F32)
+        }
+    }
+
     /// Rows and columns of a parameter's array: the parameter's own where there is an entry for each of its
-    /// numbers, else one row.
+    /// numbers, else one row; of columns a row for each matrix.
     #[must_use]
     pub fn shape(&self, param: &Param) -> [u64; 2] {
         match self.extent {
             Extent::Each => [param.rows(), param.cols],
             Extent::Block => [1, param.elements.div_ceil(Moments::BLOCK)],
+            Extent::Row => [1, param.rows()],
+            Extent::Column if param.cols == 1 => [0, 1],
+            Extent::Column => [param.tensors().count() as u64, param.cols],
         }
     }
 
@@ -159,9 +185,13 @@ impl StateSpec {
         self.encoding.size()
     }
 
-    /// Bytes of the array of a piece of so many numbers, padding included.
-    const fn of_piece(&self, elements: u64) -> u64 {
-        elements.div_ceil(self.extent.numbers()) * self.size()
+    /// Bytes of the array of a piece of so many numbers, padding included, with these parameters.
+    fn of_piece(&self, elements: u64, params: &[Param]) -> u64 {
+        let entries = match self.extent.numbers() {
+            Some(numbers) => elements.div_ceil(numbers),
+            None => align_up(params.iter().map(|p| self.entries(p)).sum(), LINE),
+        };
+        entries * self.size()
     }
 }
 
@@ -195,12 +225,21 @@ pub(super) const fn master(precision: Dtype) -> &'static [StateSpec] {
     }
 }
 
-/// Bytes of these arrays of a piece of so many numbers.
-pub(super) fn bytes(specs: impl Iterator<Item = &'static StateSpec>, elements: u64) -> u64 {
-    specs.map(|s| s.of_piece(elements)).sum()
+/// Entries of an array of rows or columns come in multiples of this, so that what follows it starts at a
+/// multiple of 64 bytes.
+const LINE: u64 = 16;
+
+/// Bytes of these arrays of a piece of so many numbers with these parameters.
+pub(super) fn bytes(
+    specs: impl Iterator<Item = &'static StateSpec>,
+    elements: u64,
+    params: &[Param],
+) -> u64 {
+    specs.map(|s| s.of_piece(elements, params)).sum()
 }
 
-/// An array of a piece: those of its parameters, one behind the other, each where the parameter is.
+/// An array of a piece: those of its parameters, one behind the other, each where the parameter is; those of
+/// rows and of columns without a gap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StateArray {
     /// Which.
@@ -225,22 +264,26 @@ impl StateArray {
     }
 
     /// The first entry of a parameter whose numbers start at `offset` of the piece, a multiple of
-    /// [`PARAM_ALIGN`](crate::PARAM_ALIGN).
+    /// [`PARAM_ALIGN`](crate::PARAM_ALIGN), behind these parameters of the piece.
     #[must_use]
-    pub const fn first(&self, offset: u64) -> u64 {
-        offset / self.spec.extent.numbers()
+    pub fn first(&self, offset: u64, before: &[Param]) -> u64 {
+        match self.spec.extent.numbers() {
+            Some(numbers) => offset / numbers,
+            None => before.iter().map(|p| self.spec.entries(p)).sum(),
+        }
     }
 }
 
-/// Where the arrays of a piece of so many numbers lie, one behind the other.
+/// Where the arrays of a piece of so many numbers with these parameters lie, one behind the other.
 pub(super) fn layout(
     specs: impl Iterator<Item = &'static StateSpec>,
     elements: u64,
+    params: &[Param],
 ) -> Vec<StateArray> {
     let mut start = 0;
     specs
         .map(|&spec| {
-            let bytes = spec.of_piece(elements);
+            let bytes = spec.of_piece(elements, params);
             let array = StateArray { spec, start, bytes };
             start += bytes;
             array

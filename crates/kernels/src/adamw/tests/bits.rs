@@ -147,6 +147,7 @@ fn neither_threads_nor_cuts_show_in_the_bits() {
                 decay,
                 param,
                 start,
+                cols,
             } = *s;
             (0..elements).step_by(384).map(move |i| Segment {
                 offset: offset + i,
@@ -154,6 +155,7 @@ fn neither_threads_nor_cuts_show_in_the_bits() {
                 decay,
                 param,
                 start: start + i as u64,
+                cols,
             })
         };
         let segments = start.segments.iter().flat_map(short).collect();

@@ -180,6 +180,7 @@ fn the_kernel_has_the_bits_of_exact_arithmetic() {
         decay: true,
         param: 0,
         start: 0,
+        cols: 1,
     }];
     let all = everywhere(|q| {
         let mut state = [1, 2, 3].map(|i| Numbers::of(&column(i)));
