@@ -321,3 +321,65 @@ fn a_curve_has_every_plan_and_its_files() {
     args.extend(["--svg", &picture]);
     assert!(complaint(&lowtide(&args).output().expect("the binary starts")).contains("--curve"));
 }
+
+/// Shape, batch, device, host, machine file of the record, and what the search of before the timetable predicted
+/// (commit 58e95d3), on the rates of a real H100.
+const BEFORE: [(&str, [&str; 3], &str, &str, &str, f64); 5] = [
+    (
+        "qwen2.5-3b",
+        ["8", "2048", "1"],
+        "24GiB",
+        "60GiB",
+        "a",
+        0.8182,
+    ),
+    (
+        "qwen2.5-3b",
+        ["8", "2048", "4"],
+        "24GiB",
+        "60GiB",
+        "a",
+        2.7154,
+    ),
+    (
+        "qwen2.5-3b",
+        ["1", "32768", "1"],
+        "24GiB",
+        "60GiB",
+        "b",
+        2.4442,
+    ),
+    (
+        "llama2-7b",
+        ["8", "2048", "1"],
+        "24GiB",
+        "100GiB",
+        "c",
+        1.9646,
+    ),
+    (
+        "qwen2.5-3b",
+        ["8", "2048", "1"],
+        "8GiB",
+        "60GiB",
+        "a",
+        1.0512,
+    ),
+];
+
+#[test]
+fn no_plan_for_a_real_h100_is_slower_than_before_the_timetable() {
+    for (name, batch, device, host, machine, before) in BEFORE {
+        let records = "bench/runs/h100-2026-11-26/timetable";
+        let file = root().join(format!("{records}/{machine}.json"));
+        let mut args = plan_of(name, batch, [device, host, "0"]);
+        args.extend(["--machine", file.to_str().expect("UTF-8")]);
+        let (code, plan) = answer(&args);
+        assert_eq!(code, 0, "{plan}");
+        let step = number(&plan, "/step_seconds");
+        assert!(
+            step <= before,
+            "{name} {batch:?} in {device}: {step}, {before} before"
+        );
+    }
+}

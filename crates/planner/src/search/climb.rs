@@ -16,6 +16,8 @@ use crate::draft::persistent_bytes;
 use crate::plan::Tier;
 use lowtide_units::Bytes;
 
+mod sides;
+
 /// A mix, what it gives each unit once state that does not fit on the host went to disk, and what
 /// a step of it costs.
 #[derive(Clone, Debug)]
@@ -35,6 +37,9 @@ const DEEPEST: u8 = 64;
 /// How far ahead state that passes through the device is fetched at first, in the units of [`super::mix::AHEAD`].
 const PASSING: u8 = 12;
 
+/// The same in a climb by both sides: one piece's passes through while the next one's comes.
+const TWO: u8 = 8;
+
 /// How often the bytes up to which copies run ahead are lowered where not everything fits.
 const LOWERED: usize = 3;
 
@@ -44,6 +49,8 @@ struct Climb<'s, 'a> {
     best: Candidate,
     /// Where [`super::Seen`]'s count of work ends the climb.
     limit: u64,
+    /// Whether units whose state passes through are tried with room for two pieces of it.
+    both_sides: bool,
 }
 
 impl Search<'_> {
@@ -181,6 +188,7 @@ impl<'s, 'a> Climb<'s, 'a> {
             search,
             best,
             limit,
+            both_sides: false,
         }
     }
 
@@ -433,7 +441,11 @@ impl Climb<'_, '_> {
             _ => step,
         };
         let to = if up { at + step } else { at.checked_sub(step)? };
-        let mix = mix.with(count, to, w, pins);
+        let mut mix = mix.with(count, to, w, pins);
+        // State that passes through is fetched while what came before is updated and sent back.
+        if self.both_sides && count == Count::Streamed && up && pins.prefetch.is_none() {
+            mix.ahead[2] = mix.ahead[2].max(TWO);
+        }
         (mix.get(count) != at).then_some(mix)
     }
 

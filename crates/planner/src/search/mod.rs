@@ -190,7 +190,7 @@ const WORK_IN_ROUNDS: [u64; 4] = [150_000, 250_000, 1_500_000, 500_000];
 /// on the host and for 43.3 without, took 45.1 and 47.7 ms with them and 42.3 and 43.7 without.
 const SURE: f64 = 1.03;
 
-/// From how many starts saved tensors are moved.
+/// From how many starts saved tensors are moved, and where the host is late updates put on both sides.
 const MOVING: usize = 3;
 
 /// How many are climbed from twice.
@@ -477,10 +477,13 @@ impl Search<'_> {
         spent.extend(self.each(moving, |search, start| search.moving(start, spend)));
         let mut spent = ranked(spent);
         first_of_each_loop(&mut spent, IMPROVED);
+        let late = spent.first().filter(|c| self.late_host(c)).is_some();
+        let sided = spent.iter().take(if late { MOVING } else { 0 });
+        let mut sided: Vec<Candidate> = sided.cloned().collect();
         let climbed = self.each(spent, |search, from| search.climb(from, first_climb));
         let best = self.promising(ranked(climbed));
         let fastest = best.first().map_or(0.0, |c| c.seconds);
-        let climbed = self.each(best, |search, from| {
+        let mut climbed = self.each(best, |search, from| {
             let work = if from.seconds <= fastest {
                 of_best
             } else {
@@ -488,6 +491,12 @@ impl Search<'_> {
             };
             search.climb(from, work)
         });
+        // Behind the others, which thus end where they would without these.
+        for work in [first_climb, of_others] {
+            let by_both = self.each(sided, |search, from| search.climb_by_both_sides(from, work));
+            sided = self.promising(ranked(by_both));
+        }
+        climbed.extend(sided);
         Ok(climbed.into_iter().min_by(first).expect("not empty"))
     }
 

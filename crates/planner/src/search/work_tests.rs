@@ -51,8 +51,8 @@ fn the_work_of_a_search_is_bounded() {
             WORK
         };
         let [spend, first, best, others] = allowed.map(|w| w as usize);
-        let starts = (IMPROVED + 2 * MOVING) * spend + IMPROVED * first;
-        let most = 2 * (starts + best + (CLIMBED - 1) * others) as u64;
+        let starts = (IMPROVED + 2 * MOVING) * spend + (IMPROVED + MOVING) * first;
+        let most = 2 * (starts + best + (2 * CLIMBED - 1) * others) as u64;
         for (share, host, disk) in [
             (0.3, 4.0, false),
             (0.3, 0.3, true),
