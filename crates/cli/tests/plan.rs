@@ -322,9 +322,19 @@ fn a_curve_has_every_plan_and_its_files() {
     assert!(complaint(&lowtide(&args).output().expect("the binary starts")).contains("--curve"));
 }
 
+/// Shape, batch, device and host budgets, machine file, and predicted seconds.
+type Row = (
+    &'static str,
+    [&'static str; 3],
+    &'static str,
+    &'static str,
+    &'static str,
+    f64,
+);
+
 /// Shape, batch, device, host, machine file of the record, and what the search of before the timetable predicted
 /// (commit 58e95d3), on the rates of a real H100.
-const BEFORE: [(&str, [&str; 3], &str, &str, &str, f64); 5] = [
+const BEFORE: [Row; 5] = [
     (
         "qwen2.5-3b",
         ["8", "2048", "1"],
