@@ -277,6 +277,17 @@ pub enum RecordProblem {
         /// The role.
         role: String,
     },
+    /// An element of a JSON array that has no end, and with it all that would follow.
+    #[error(
+        "a file that begins with '[' is read as one JSON array, and the element that begins here, or the array, \
+         does not end"
+    )]
+    NoEnd,
+    /// More than a JSON array is in its file.
+    #[error(
+        "a file that begins with '[' is read as one JSON array, and something stands behind its end"
+    )]
+    Behind,
     /// A content in parts has one that is no text.
     #[error("'{field}' is a part of type '{kind}', and only text is read")]
     Part {
@@ -498,8 +509,12 @@ impl From<FileError> for DataError {
 impl RecordProblem {
     /// Whether the load ends here, whatever becomes of records that cannot be used.
     pub(crate) fn ends_all(&self) -> bool {
-        // Which records fit in memory is not for the data to change from start to start.
-        matches!(self, Self::TemplateWork { .. } | Self::Memory { .. })
+        // Which records fit in memory is not for the data to change from start to start, and how many records are
+        // lost with an array's end nobody knows.
+        matches!(
+            self,
+            Self::TemplateWork { .. } | Self::Memory { .. } | Self::NoEnd | Self::Behind
+        )
     }
 }
 

@@ -90,6 +90,8 @@ fn told(head: &[u8]) -> Option<ForeignFile> {
     let text = text.trim_start_matches('\u{feff}').trim_start();
     let line = text.lines().next()?.trim_end();
     match text.chars().next()? {
+        // A JSON array, whose elements are records.
+        '[' => None,
         // A whole record stands on its line; what ends within one goes on below.
         '{' => {
             let cut = serde_json::from_str::<Value>(line).is_err_and(|e| e.is_eof());
@@ -186,6 +188,7 @@ mod tests {
     fn files_are_told_by_their_heads() {
         for (head, want) in [
             (&b"[{\"text\": \"a\"}]"[..], None),
+            (b"[\"a\", \"b\"]", None),
             (b"{\n  \"text\": \"a\"\n}\n", Some(ForeignFile::JsonObject)),
             (b"{\"data\": [\n", Some(ForeignFile::JsonObject)),
             (b"{\"text\": \"a\"}\n", None),

@@ -124,12 +124,24 @@ impl Schema {
             .into_iter()
             .filter(|&format| fits(format, fields, &object))
             .collect();
-        match fits[..] {
-            // Whoever names Alpaca's fields as prompt and completion wants them so.
-            [format] | [format, Format::Alpaca] => Ok(Self {
+        let is = |format| {
+            Ok(Self {
                 format,
                 fields: fields.clone(),
-            }),
+            })
+        };
+        let usual = Fields::default();
+        match fits[..] {
+            [format] => is(format),
+            // Alpaca's own records have prompt and answer as one text beside them.
+            [Format::Text, Format::Alpaca] if fields.text == usual.text => is(Format::Alpaca),
+            [Format::Text, Format::Alpaca] => is(Format::Text),
+            // Whoever names Alpaca's fields as prompt and completion wants them so.
+            [Format::PromptCompletion, Format::Alpaca]
+                if (&fields.prompt, &fields.completion) != (&usual.prompt, &usual.completion) =>
+            {
+                is(Format::PromptCompletion)
+            }
             [] => Err(RecordProblem::UnknownFormat {
                 have: names(&object),
                 looked_for: Format::ALL
@@ -167,7 +179,6 @@ impl Schema {
                         field: list.to_owned(),
                     });
                 }
-                let of_others = messages[0].as_object().is_some_and(foreign::is_sharegpt);
                 let mut marks = Vec::with_capacity(messages.len());
                 for (i, message) in messages.iter_mut().enumerate() {
                     let place = format!("{list}[{i}]");
@@ -175,12 +186,10 @@ impl Schema {
                     let message = message.as_object_mut().expect("checked");
                     marks.push(marks::take(message, &place)?);
                 }
-                // ShareGPT's records have it beside the list.
-                if of_others
-                    && messages[0]["role"] != "system"
-                    && let Some(Value::String(system)) = object.remove(SYSTEM)
-                    && !system.is_empty()
-                {
+                // Some have it beside the list: ShareGPT's records, Anthropic's.
+                let system = optional(&mut object, SYSTEM)?;
+                let has = ["system", "developer"].map(|role| messages[0]["role"] == role);
+                if !system.is_empty() && has == [false; 2] {
                     messages.insert(0, json!({ "role": "system", "content": system }));
                     marks.insert(0, None);
                 }
@@ -198,12 +207,8 @@ impl Schema {
             Format::Text => Ok(Record::Text(text(&mut object, &fields.text)?)),
             Format::Alpaca => {
                 let [instruction, output] = ALPACA.map(|field| text(&mut object, field));
-                let mut more = |field: &str| match object.remove(field) {
-                    None | Some(Value::Null) => Ok(String::new()),
-                    Some(Value::String(text)) => Ok(text),
-                    Some(other) => Err(wrong_type(field, "a string", &other)),
-                };
-                let (system, input) = (more(SYSTEM)?, more("input")?);
+                let system = optional(&mut object, SYSTEM)?;
+                let input = optional(&mut object, "input")?;
                 match object.remove("history") {
                     None | Some(Value::Null) => {}
                     Some(Value::Array(list)) if list.is_empty() => {}
@@ -243,7 +248,7 @@ impl Schema {
 
 /// Where ShareGPT's records have their messages.
 const CONVERSATIONS: &str = "conversations";
-/// What comes before a conversation, in records of ShareGPT and Alpaca.
+/// What comes before a conversation, where it is not the first message.
 const SYSTEM: &str = "system";
 /// The fields that an Alpaca record has.
 const ALPACA: [&str; 2] = ["instruction", "output"];
@@ -273,17 +278,25 @@ fn object(line: &str) -> Result<Map<String, Value>, RecordProblem> {
         Ok(other) => Err(RecordProblem::NotAnObject {
             found: type_name(&other),
         }),
-        Err(e) => Err(match not_a_number(line, e.column()) {
-            Some((found, column)) => RecordProblem::NotANumber { found, column },
-            None => RecordProblem::NotJson {
-                reason: e.to_string(),
+        Err(e) => Err(
+            match not_a_number(line, before(line, e.line()) + e.column()) {
+                Some((found, column)) => RecordProblem::NotANumber { found, column },
+                None => RecordProblem::NotJson {
+                    reason: e.to_string(),
+                },
             },
-        }),
+        ),
     }
 }
 
-/// The word at or just before a parser's column (in bytes, from 1) that Python writes for a number
-/// that is none, and its column in characters.
+/// Bytes of a text before one of its lines, from 1: an element of an array may have several.
+fn before(text: &str, line: usize) -> usize {
+    let lines = text.split_inclusive('\n');
+    lines.take(line.saturating_sub(1)).map(str::len).sum()
+}
+
+/// The word at or just before a parser's place (in bytes, from 1) that Python writes for a number
+/// that is none, and its column in its own line, in characters.
 fn not_a_number(line: &str, column: usize) -> Option<(&'static str, usize)> {
     ["-Infinity", "Infinity", "NaN"]
         .into_iter()
@@ -293,8 +306,18 @@ fn not_a_number(line: &str, column: usize) -> Option<(&'static str, usize)> {
                     .get(at..)
                     .is_some_and(|rest| rest.starts_with(word.as_bytes()))
             })?;
-            Some((word, line[..found].chars().count() + 1))
+            let own = line[..found].rfind('\n').map_or(0, |end| end + 1);
+            Some((word, line[own..found].chars().count() + 1))
         })
+}
+
+/// A text that may be missing: then it is empty.
+fn optional(object: &mut Map<String, Value>, field: &str) -> Result<String, RecordProblem> {
+    match object.remove(field) {
+        None | Some(Value::Null) => Ok(String::new()),
+        Some(Value::String(text)) => Ok(text),
+        Some(other) => Err(wrong_type(field, "a string", &other)),
+    }
 }
 
 fn text(object: &mut Map<String, Value>, field: &str) -> Result<String, RecordProblem> {

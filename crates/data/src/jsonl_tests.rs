@@ -23,6 +23,16 @@ fn formats_are_told_by_their_fields() {
         detect(r#"{"instruction": "a", "output": "b"}"#),
         Ok(Format::Alpaca)
     );
+    // As Stanford's file has them.
+    let own = r#"{"instruction": "a", "input": "", "output": "b", "text": "Below is a b"}"#;
+    assert_eq!(detect(own), Ok(Format::Alpaca));
+    let both = r#"{"instruction": "a", "output": "b", "messages": []}"#;
+    assert!(
+        detect(both)
+            .unwrap_err()
+            .to_string()
+            .contains("several formats")
+    );
     let named = Fields {
         prompt: "instruction".to_owned(),
         completion: "output".to_owned(),
@@ -151,6 +161,11 @@ fn each_problem_is_named() {
             PromptCompletion,
             r#"{"question": "a", "answer": "b"}"#,
             "no field 'prompt': it looks like a prompt and completion called 'question' and 'answer'",
+        ),
+        (
+            Text,
+            "{\n  \"text\": \"a\", \"n\": NaN}",
+            "'NaN' at column 21: JSON has no such number",
         ),
         (
             Text,

@@ -45,7 +45,9 @@ enum Layout {
         /// Whether an element was read.
         begun: bool,
     },
-    /// Behind the array's end.
+    /// Behind the array's end, where only white space may be.
+    Behind,
+    /// There is no more.
     Ended,
 }
 
@@ -127,6 +129,7 @@ impl Lines {
         match self.layout()? {
             Layout::Lines => {}
             Layout::Array { begun } => return self.next_element(begun),
+            Layout::Behind => return self.behind(),
             Layout::Ended => return Ok(None),
         }
         while let Some(bytes) = self.read_line()? {
@@ -163,11 +166,9 @@ impl Lines {
             let chunk = chunk.map_err(|e| DataError::io(&self.path, e))?;
             if chunk.is_empty() {
                 self.layout = Some(Layout::Ended);
-                let reason = "the file ends before the array that it began with".to_owned();
-                let text = Err(RecordProblem::NotJson { reason });
                 return Ok(Some(Line {
-                    number: self.line,
-                    text,
+                    number,
+                    text: Err(RecordProblem::NoEnd),
                 }));
             }
             let mut end = None;
@@ -195,12 +196,11 @@ impl Lines {
             self.reader.consume(passed);
             let Some(end) = end else { continue };
             self.layout = Some(match end {
-                Byte::End => Layout::Ended,
+                Byte::End => Layout::Behind,
                 _ => Layout::Array { begun: true },
             });
             if end == Byte::End && !begun && element.is_empty() {
-                self.nothing_behind()?;
-                return Ok(None);
+                return self.behind();
             }
             let text = match long {
                 true => Err(RecordProblem::LineTooLong {
@@ -210,27 +210,26 @@ impl Lines {
                     valid: e.utf8_error().valid_up_to(),
                 }),
             };
-            if end == Byte::End {
-                self.nothing_behind()?;
-            }
             return Ok(Some(Line { number, text }));
         }
     }
 
-    /// Behind the array there is only white space.
-    fn nothing_behind(&mut self) -> Result<(), DataError> {
+    /// What stands behind the array, where only white space should.
+    fn behind(&mut self) -> Result<Option<Line>, DataError> {
+        self.layout = Some(Layout::Ended);
         loop {
             let chunk = self.reader.fill_buf();
             let chunk = chunk.map_err(|e| DataError::io(&self.path, e))?;
             if chunk.is_empty() {
-                return Ok(());
+                return Ok(None);
             }
             let white = chunk.iter().take_while(|b| b.is_ascii_whitespace()).count();
             self.line += count_lines(&chunk[..white]);
             if white < chunk.len() {
-                let reason = "something stands behind the end of the array".to_owned();
-                let problem = RecordProblem::NotJson { reason };
-                return Err(DataError::record(&self.path, self.line, problem));
+                return Ok(Some(Line {
+                    number: self.line,
+                    text: Err(RecordProblem::Behind),
+                }));
             }
             self.reader.consume(white);
         }

@@ -141,7 +141,7 @@ impl<'a> Encoder<'a> {
     fn parse(&self, line: &str) -> Result<(Record, u64), RecordProblem> {
         let mut record = match (self.schema.parse(line)?, self.format) {
             (Record::Instruction(one), Format::Messages) => {
-                let messages = one.conversation();
+                let messages = one.with_system(self.system.as_ref()).conversation();
                 Record::Messages {
                     marks: vec![None; messages.len()],
                     messages,
@@ -149,6 +149,7 @@ impl<'a> Encoder<'a> {
                 }
             }
             (Record::Instruction(one), _) => {
+                let one = one.with_system(self.system.as_ref());
                 let (prompt, completion) = one.prompt_completion();
                 Record::PromptCompletion { prompt, completion }
             }

@@ -115,27 +115,29 @@ fn joined(parts: &[Value], place: &str) -> Result<String, RecordProblem> {
         let place = format!("{place}[{i}]");
         match part {
             Value::String(text) => all.push_str(text),
-            Value::Object(part) => match (part.get("type"), part.get("text")) {
-                (None, Some(Value::String(text))) => all.push_str(text),
-                (Some(Value::String(kind)), Some(Value::String(text))) if kind == "text" => {
-                    all.push_str(text);
+            Value::Object(part) => {
+                match (part.get("type").filter(|t| !t.is_null()), part.get("text")) {
+                    (None, Some(Value::String(text))) => all.push_str(text),
+                    (Some(Value::String(kind)), Some(Value::String(text))) if kind == "text" => {
+                        all.push_str(text);
+                    }
+                    (Some(Value::String(kind)), _) if kind != "text" => {
+                        return Err(RecordProblem::Part {
+                            field: place,
+                            kind: kind.chars().take(64).collect(),
+                        });
+                    }
+                    (_, Some(other)) => {
+                        return Err(wrong_type(&format!("{place}.text"), "a string", other));
+                    }
+                    (_, None) => {
+                        return Err(RecordProblem::MissingField {
+                            field: format!("{place}.text"),
+                            have: names(part),
+                        });
+                    }
                 }
-                (Some(Value::String(kind)), _) if kind != "text" => {
-                    return Err(RecordProblem::Part {
-                        field: place,
-                        kind: kind.chars().take(64).collect(),
-                    });
-                }
-                (_, Some(other)) => {
-                    return Err(wrong_type(&format!("{place}.text"), "a string", other));
-                }
-                (_, None) => {
-                    return Err(RecordProblem::MissingField {
-                        field: format!("{place}.text"),
-                        have: names(part),
-                    });
-                }
-            },
+            }
             other => return Err(wrong_type(&place, "an object or a string", other)),
         }
     }
@@ -223,6 +225,14 @@ pub struct Instruction {
 }
 
 impl Instruction {
+    /// With this system prompt where it brings none.
+    pub(super) fn with_system(self, system: Option<&String>) -> Self {
+        Self {
+            system: self.system.or_else(|| system.cloned()),
+            ..self
+        }
+    }
+
     /// As a conversation: input on a line below the instruction, as LLaMA-Factory joins them.
     pub(super) fn conversation(self) -> Vec<Value> {
         let asked = match self.input.trim().is_empty() {

@@ -49,6 +49,8 @@ fn the_same_conversation_in_other_words_has_the_same_mask() {
             json!({"conversations": turns(["user", "assistant"]), "system": "Be kind."}),
             json!({"messages": turns(["Human", "ChatGPT"]), "system": "Be kind.", "tools": "[]"}),
             json!({"conversations": ours["messages"]}),
+            json!({"messages": ours["messages"].as_array().unwrap()[1..], "system": "Be kind."}),
+            json!({"messages": ours["messages"], "system": "Be brief."}),
             parts.clone(),
             developer.clone(),
         ] {
@@ -82,6 +84,11 @@ fn an_instruction_is_a_conversation_or_a_prompt() {
         });
         assert_eq!(got, want);
     }
+    // A system prompt of the run stands where the record brings none.
+    let line = one.to_string();
+    let with = encoder(&tokenizer, &line).with_system(Some("Be brief.".to_owned()));
+    let text = tokenizer.decode(&with.prompt(&line).unwrap().0, true);
+    assert!(text.contains("Be brief."), "{text}");
     let plain = testing::tokenizer();
     if plain.chat_template().is_some() {
         return;
@@ -178,6 +185,12 @@ fn what_is_no_message_is_told_with_its_place() {
     ] {
         assert_eq!(problem(message.clone()), want, "{message}");
     }
+    let system = r#"{"messages": [{"role": "user", "content": "x"}], "system": 3}"#;
+    let schema = Schema::detect(system, &Fields::default()).unwrap();
+    assert_eq!(
+        schema.parse(system).unwrap_err().to_string(),
+        "'system' is a number, expected a string"
+    );
     let history = r#"{"instruction": "a", "output": "b", "history": [["c", "d"]]}"#;
     let schema = Schema::detect(history, &Fields::default()).unwrap();
     assert_eq!(

@@ -51,7 +51,13 @@ fn checksum(dir: &Path) -> u32 {
 fn settings(run: &Run) -> u32 {
     let name = |path: &PathBuf| path.file_name().map(|n| n.to_string_lossy().into_owned());
     let data: Vec<_> = run.data.train.iter().map(name).collect();
-    let said = json!([run.numerics_key(), data]);
+    let mut key = run.numerics_key();
+    // Patterns of frozen parameters may be other words for the same, and a checkpoint refuses another set.
+    if let Some(train) = key["train"].as_object_mut() {
+        train.remove("freeze");
+        train.remove("unfreeze");
+    }
+    let said = json!([key, data]);
     crc32c::crc32c(said.to_string().as_bytes())
 }
 

@@ -40,17 +40,24 @@ fn place(tier: Tier) -> &'static str {
     }
 }
 
+/// Whether anything of a unit is updated.
+fn is_trained(w: &Workload, unit: usize) -> bool {
+    ids(&w.units[unit].params).any(|p| !w.params[p].frozen)
+}
+
 /// What becomes of one unit.
 fn of_unit(w: &Workload, choice: &Choice, unit: usize) -> BTreeSet<String> {
-    let mut all = BTreeSet::from([
-        format!("weights {}", place(choice.weights[unit])),
-        format!("optimizer state {}", place(choice.optimizer[unit])),
-        format!("gradients {}", place(choice.gradients[unit])),
-        match choice.update[unit] {
-            Processor::Host => "updates on the host".to_owned(),
-            Processor::Device => "updates on the device".to_owned(),
-        },
-    ]);
+    let mut all = BTreeSet::from([format!("weights {}", place(choice.weights[unit]))]);
+    if is_trained(w, unit) {
+        all.extend([
+            format!("optimizer state {}", place(choice.optimizer[unit])),
+            format!("gradients {}", place(choice.gradients[unit])),
+            match choice.update[unit] {
+                Processor::Host => "updates on the host".to_owned(),
+                Processor::Device => "updates on the device".to_owned(),
+            },
+        ]);
+    }
     if w.units[unit].kind == UnitKind::Block {
         all.extend(choice.saved[unit].iter().map(|saved| {
             match saved {
@@ -110,6 +117,18 @@ pub(super) fn frozen(whole: &Workload, blocks: &[usize]) -> Vec<ParamId> {
     indexed.map(|(i, _)| ParamId(i)).collect()
 }
 
+/// Puts the blocks that are trained alike in the order of the whole.
+fn in_order(like: &mut [usize], slice: &Workload) {
+    let blocks = units(slice, UnitKind::Block);
+    for i in 0..like.len() {
+        for k in i + 1..like.len() {
+            if like[k] < like[i] && training(slice, blocks[k]) == training(slice, blocks[i]) {
+                like.swap(i, k);
+            }
+        }
+    }
+}
+
 /// The run's choice on a slice with fewer blocks: which blocks of the whole the slice's blocks do as,
 /// in the order of the whole.
 pub(super) fn slice_choice(whole: &Workload, choice: &Choice, slice: &Workload) -> Choice {
@@ -136,7 +155,7 @@ pub(super) fn slice_choice(whole: &Workload, choice: &Choice, slice: &Workload) 
         seen.extend(of_unit(whole, choice, unit));
         like.push(unit);
     }
-    like.sort_unstable();
+    in_order(&mut like, slice);
     let mut blocks = like.into_iter();
     let mut others = others.map(Vec::into_iter);
     let like: Vec<usize> = slice
@@ -168,7 +187,8 @@ pub(super) fn slice_choice(whole: &Workload, choice: &Choice, slice: &Workload) 
 /// Where the slice leaves a tier unused that the whole uses for weights or state, one of its blocks does
 /// as a unit of the whole that uses it.
 pub(super) fn use_every_tier(whole: &Choice, slice: &mut Choice, w: &Workload) {
-    let mut blocks = units(w, UnitKind::Block).into_iter().rev();
+    let blocks = units(w, UnitKind::Block).into_iter().rev();
+    let mut blocks = blocks.filter(|&block| is_trained(w, block));
     for tier in Tier::ALL {
         let user = |c: &Choice| {
             let all = 0..c.weights.len();
@@ -195,6 +215,11 @@ mod tests {
     use crate::device::Target;
 
     fn workload(layers: u32) -> Workload {
+        without(layers, &[])
+    }
+
+    /// Of which some parameters are frozen.
+    fn without(layers: u32, frozen: &[ParamId]) -> Workload {
         let shape = ModelShape {
             layers,
             ..ModelShape::builtin("qwen2.5-0.5b").expect("a built-in shape")
@@ -212,7 +237,41 @@ mod tests {
         )
         .expect("a valid run");
         let options = crate::planning::options_of(&run, &shape, batch, Target::default());
-        lowtide_model::describe(&shape, &options.expect("options")).expect("a shape")
+        let options = lowtide_model::Options {
+            frozen: frozen.to_vec(),
+            ..options.expect("options")
+        };
+        lowtide_model::describe(&shape, &options).expect("a shape")
+    }
+
+    /// Blocks that are trained otherwise keep the choices of blocks like them, in whatever order those that show most
+    /// come.
+    #[test]
+    fn a_slice_with_frozen_blocks_has_choices_of_blocks_like_them() {
+        let all = workload(4);
+        let off = [0, 1, 3]
+            .into_iter()
+            .flat_map(|unit: usize| ids(&all.units[unit].params));
+        let whole = without(4, &off.collect::<Vec<_>>());
+        let picked = blocks(&whole, 2);
+        assert_eq!(picked, [1, 2, 3]);
+        let slice = without(picked.len() as u32, &frozen(&whole, &picked));
+        let mut choice = Choice::resident(&whole);
+        // The last block shows the most, and is trained as the second.
+        choice.weights[4] = Tier::Host;
+        choice.optimizer[4] = Tier::Host;
+        choice.update[4] = Processor::Host;
+        let got = slice_choice(&whole, &choice, &slice);
+        for (unit, saved) in slice.units.iter().zip(&got.saved) {
+            assert_eq!(unit.saved().len(), saved.len(), "{}", unit.name);
+        }
+        assert_eq!(got.weights[2], Tier::Host);
+        // What is frozen has no state that could be anywhere.
+        let resident = told(&whole, &Choice::resident(&whole));
+        let mut moved = Choice::resident(&whole);
+        moved.optimizer[1] = Tier::Disk;
+        moved.update[1] = Processor::Host;
+        assert_eq!(told(&whole, &moved), resident);
     }
 
     /// A plan with one block of each of a few kinds, far apart.
