@@ -125,12 +125,20 @@ fn optimizer(low: &Low, run: &Run) -> Result<(), ConfigError> {
         );
         return conflict(low, "optimizer.moments", "optimizer.name", &why);
     }
-    if optimizer
-        .setting("eps")
-        .is_some_and(|eps| eps < f64::from(f32::MIN_POSITIVE))
-    {
+    // In f32, which updates compute in, less is nothing.
+    let least = f64::from(f32::MIN_POSITIVE);
+    let small = |key: &str| optimizer.setting(key).is_some_and(|x| x.abs() < least);
+    if small("eps") {
         let needed = "a number from 1.2e-38, the least that f32 has in full";
         return needs(low, "optimizer.eps", needed);
+    }
+    if small("clip_threshold") {
+        let needed = "a number from 1.2e-38, the least that f32 has in full";
+        return needs(low, "optimizer.clip_threshold", needed);
+    }
+    if small("decay_rate") {
+        let needed = "a number to -1.2e-38, the least that f32 has in full";
+        return needs(low, "optimizer.decay_rate", needed);
     }
     Ok(())
 }

@@ -47,7 +47,7 @@ impl Wear {
 
 /// Plans a run so that what it writes to its drives stays within what it may: of what it may write more, each of the
 /// steps `ahead` gets the same. `written` are those before, `filled` says what a plan's start writes. Where
-/// state alone takes more, [`check`] will say so.
+/// every plan writes more it gives one that does: the budget is the reason that [`check`] then names.
 ///
 /// # Errors
 /// Those of planning.
@@ -61,6 +61,14 @@ pub fn within<T, E>(
 ) -> Result<T, E> {
     let Some(allowed) = run.budget.disk_writes.filter(|_| ahead > 0) else {
         return make(pins);
+    };
+    let make = |pins: Pins| {
+        make(pins).or_else(|_| {
+            make(Pins {
+                writes: None,
+                ..pins
+            })
+        })
     };
     let left = allowed.0.saturating_sub(written);
     pins.writes = Some(Bytes(left / ahead));

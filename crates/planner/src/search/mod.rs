@@ -66,8 +66,8 @@ pub struct Pins {
     pub offload: Option<Tier>,
     /// Seconds that a step must become shorter for each 10^12 bytes that it writes to the drives.
     pub min_gain: f64,
-    /// The most bytes that a step may write which sends saved tensors or block inputs to the drives, state and
-    /// gradients included, unless these are pinned there. `None`: no limit.
+    /// The most bytes that a step may write which sends to the drives what is not pinned there: saved tensors,
+    /// block inputs, gradients, state. `None`: no limit.
     pub writes: Option<Bytes>,
     /// How far copies run ahead of their use: until so many eighths of the device are taken, and by so many of
     /// a block's largest tensors on the host.
@@ -396,10 +396,18 @@ impl Search<'_> {
         let Some(most) = pins.writes else {
             return true;
         };
+        let disk = Some(Tier::Disk);
         let moved = choice.saved.iter().flatten().any(|&s| s == Saved::Disk);
         let saved = moved && pins.offload.is_none();
         let inputs = choice.inputs == Tier::Disk && pins.inputs.is_none();
-        !(saved || inputs) || self.size(choice).written <= most.0
+        // What is stored on the host may be what sends these to the drives.
+        let state = !choice.durable && pins.optimizer != disk && pins.weights != disk;
+        let state = state
+            && [&choice.optimizer, &choice.weights]
+                .iter()
+                .any(|t| t.contains(&Tier::Disk));
+        let gradients = pins.gradients != disk && choice.gradients.contains(&Tier::Disk);
+        !(saved || inputs || state || gradients) || self.size(choice).written <= most.0
     }
 
     /// Simulated time of a step.
