@@ -273,7 +273,7 @@ fn values_that_no_key_takes() {
         ("plan.weights=moon", &["plan.weights", "device"]),
         ("plan.recompute=-1", &["plan.recompute"]),
         (
-            "optimizer.name=adafactor",
+            "optimizer.name=muon",
             &["optimizer.name", "not supported yet"],
         ),
         ("optimizer.beta1=1.5", &["optimizer.beta1"]),
