@@ -22,16 +22,16 @@
 //! ```
 //! use lowtide_kernels::gelu::Forward;
 //! use lowtide_kernels::operands::{Names, Read, Write};
-//! use lowtide_workload::What;
-//! let (x, y) = (Read(What::Local(0)), Write(What::Local(1)));
+//! use lowtide_workload::{LocalId, What};
+//! let (x, y) = (Read(What::Local(LocalId(0))), Write(What::Local(LocalId(1))));
 //! let operands: Forward<Names> = Forward { y, x };
 //! ```
 //!
 //! ```compile_fail,E0308
 //! use lowtide_kernels::gelu::Forward;
 //! use lowtide_kernels::operands::{Names, Read, Write};
-//! use lowtide_workload::What;
-//! let (x, y) = (Read(What::Local(0)), Write(What::Local(1)));
+//! use lowtide_workload::{LocalId, What};
+//! let (x, y) = (Read(What::Local(LocalId(0))), Write(What::Local(LocalId(1))));
 //! let operands: Forward<Names> = Forward { y: x, x: y };
 //! ```
 
