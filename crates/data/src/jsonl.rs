@@ -84,7 +84,7 @@ impl Default for Fields {
 pub enum Record {
     /// A conversation. Every message is an object with a known `role` and a string `content`
     /// (`content` may be null or absent beside `tool_calls`); other keys are as in the file, but for
-    /// the marks and what [`super::messages`] makes plain.
+    /// the marks and what other programs write otherwise.
     Messages {
         /// The messages, at least one.
         messages: Vec<Value>,
