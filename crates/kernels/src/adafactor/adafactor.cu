@@ -347,7 +347,7 @@ __device__ __forceinline__ void vector(E* w, u16* rem, float* row, const G* grad
                     float* by_band, float* by_tile) {                                              \
         sums(grad, rows, cols, eps, words, by_band, by_tile);                                      \
     }                                                                                              \
-    extern "C" __global__ void __launch_bounds__(THREADS, 5)                                       \
+    extern "C" __global__ void __launch_bounds__(THREADS, 4)                                       \
         squares_##NAME(const G* grad, u64 rows, u64 cols, const Words* words, const float* r,      \
                        const float* c, float* by_tile) {                                           \
         squares(grad, rows, cols, words, r, c, by_tile);                                           \
