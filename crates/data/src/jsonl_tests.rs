@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::testing::noise;
 
 fn schema(format: Format) -> Schema {
     Schema {
@@ -207,35 +208,6 @@ fn a_message_keeps_its_further_keys() {
             .replace(", ", ",")
     );
     assert_eq!(tools.unwrap()[0]["n"], "f");
-}
-
-/// JSON-like noise: pieces of records in any order, which random bytes would seldom be.
-fn noise() -> impl Strategy<Value = String> {
-    let piece = prop_oneof![
-        Just("{"),
-        Just("}"),
-        Just("["),
-        Just("]"),
-        Just(":"),
-        Just(","),
-        Just("\""),
-        Just("\"messages\""),
-        Just("\"role\""),
-        Just("\"content\""),
-        Just("\"user\""),
-        Just("\"text\""),
-        Just("\"prompt\""),
-        Just("\"completion\""),
-        Just("null"),
-        Just("1e999"),
-        Just("\\ud800"),
-        Just("\\u0000"),
-        Just("\u{feff}"),
-        Just("\r"),
-        Just(" "),
-        Just("\n"),
-    ];
-    proptest::collection::vec(piece, 0..40).prop_map(|pieces| pieces.concat())
 }
 
 proptest! {

@@ -3,6 +3,7 @@ use std::io::Write;
 use proptest::prelude::*;
 
 use super::*;
+use crate::testing::noise;
 
 fn file(bytes: &[u8]) -> tempfile::NamedTempFile {
     let mut file = tempfile::NamedTempFile::new().unwrap();
@@ -121,34 +122,6 @@ fn an_array_that_does_not_end_well_is_told() {
             "{text}"
         );
     }
-}
-
-fn noise() -> impl Strategy<Value = String> {
-    let piece = prop_oneof![
-        Just("{"),
-        Just("}"),
-        Just("["),
-        Just("]"),
-        Just(":"),
-        Just(","),
-        Just("\""),
-        Just("\"messages\""),
-        Just("\"role\""),
-        Just("\"content\""),
-        Just("\"user\""),
-        Just("\"text\""),
-        Just("\"prompt\""),
-        Just("\"completion\""),
-        Just("null"),
-        Just("1e999"),
-        Just("\\ud800"),
-        Just("\\u0000"),
-        Just("\u{feff}"),
-        Just("\r"),
-        Just(" "),
-        Just("\n"),
-    ];
-    proptest::collection::vec(piece, 0..40).prop_map(|pieces| pieces.concat())
 }
 
 proptest! {

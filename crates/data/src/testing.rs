@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
+use proptest::prelude::*;
 use serde_json::Value as Json;
 
 use super::Tokenizer;
@@ -78,4 +79,33 @@ pub fn shared(file: &str) -> Option<PathBuf> {
         return None;
     }
     Some(path)
+}
+
+/// JSON-like noise: pieces of records in any order, which random bytes would seldom be.
+pub fn noise() -> impl Strategy<Value = String> {
+    let piece = prop_oneof![
+        Just("{"),
+        Just("}"),
+        Just("["),
+        Just("]"),
+        Just(":"),
+        Just(","),
+        Just("\""),
+        Just("\"messages\""),
+        Just("\"role\""),
+        Just("\"content\""),
+        Just("\"user\""),
+        Just("\"text\""),
+        Just("\"prompt\""),
+        Just("\"completion\""),
+        Just("null"),
+        Just("1e999"),
+        Just("\\ud800"),
+        Just("\\u0000"),
+        Just("\u{feff}"),
+        Just("\r"),
+        Just(" "),
+        Just("\n"),
+    ];
+    proptest::collection::vec(piece, 0..40).prop_map(|pieces| pieces.concat())
 }
