@@ -6,168 +6,100 @@
 //!
 //! **Backward gives the same bits every time.** Its last product writes dq itself; with that,
 //! cuDNN keeps the gradient of the probabilities in memory, (H, T, T) bf16 a row of tokens, instead
-//! of adding to dq from many blocks. It runs slice by slice, so that this stays under [`MOST`]:
-//! rows of tokens first, and where one row is too many, key heads of it with their query heads.
-//! Slices are chosen by shape alone. The gradient of a key head is the sum over its query heads,
-//! each rounded to bf16.
+//! of adding to dq from many blocks. It runs slice by slice, so that this stays small (`cut.rs`):
+//! rows of tokens first, then key heads of a row with their query heads, then tiles of a head's
+//! queries and keys. Slices and tiles are chosen by shape alone. The gradient of a key head is the sum
+//! over its query heads, each rounded to bf16; where there are tiles, each tile's part of every
+//! gradient is rounded to bf16, and the parts are added in f32 in a fixed order.
 //!
 //! Bound: as for the own kernels. Measured on an H200 with cuDNN 9.19: forward 380 to 602 TFLOP/s,
 //! backward 275 to 449, for D 128 and T 2048 to 8192.
 //!
-//! One file because cuDNN's graphs, their slices and their launch are one description of the same tensors.
+//! One file because cuDNN's graphs and their launch are one description of the same tensors.
 
 use lowtide_device::cuda::dnn::{self, Graph, Id, Number, Op, Operand};
-use lowtide_device::cuda::{self, CudaError, Gpu};
+use lowtide_device::cuda::{self, CudaError, Gpu, Source};
 use lowtide_device::{Dst, Src};
 use lowtide_workload::Dtype;
 
 use super::Attn;
+use crate::cuda::define;
 use crate::operands::Views;
 
-/// Bytes of workspace that a slice of backward may want, where it can be cut at all.
-const MOST: usize = 5 << 28;
+mod cut;
 
-/// Numbers of the projection that one call of forward may span: cuDNN's own indices may be 32 bits
-/// wide.
-const SPAN: usize = 1 << 31;
-
-/// Bytes kept free of any formula: what an engine wants beside its large tensors.
-const MARGIN: usize = 1 << 20;
-
-/// What one execution computes: whole rows of tokens, or some key heads of one row.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Slice {
-    rows: usize,
-    kv_heads: usize,
-}
-
-/// Bytes of the sums d_out·out of a slice, which cuDNN's kernels hand from one to the next.
-fn delta(a: &Attn, s: Slice) -> usize {
-    (s.rows * s.kv_heads * a.group() * a.seq * size_of::<f32>()).next_multiple_of(256)
-}
-
-/// Bytes that cuDNN may want for a slice of backward: the gradient of the probabilities, and for
-/// grouped queries dk and dv of every query head. cuDNN 9.19 wants a little less than this on every
-/// chip and shape that was tried (`every_graph_is_accepted`).
-fn planned(a: &Attn, s: Slice) -> usize {
-    let heads = s.rows * s.kv_heads * a.group();
-    let seq = a.seq.next_multiple_of(128);
-    let d_probabilities = heads * seq * seq * size_of::<u16>();
-    let expanded = if a.group() > 1 {
-        2 * heads * seq * a.head_dim * size_of::<u16>()
-    } else {
-        0
-    };
-    d_probabilities + expanded + MARGIN
-}
-
-fn slice_bytes(a: &Attn, s: Slice) -> usize {
-    delta(a, s) + planned(a, s)
-}
-
-/// How backward is cut: as many rows as fit, in slices of about the same size; of a row that does
-/// not fit, as many key heads.
-fn backward_slice(a: &Attn) -> Slice {
-    let of = |rows, kv_heads| Slice { rows, kv_heads };
-    let fits = |s: Slice| slice_bytes(a, s) <= MOST;
-    if fits(of(1, a.kv_heads)) {
-        let most = (1..=a.batch).rev().find(|&n| fits(of(n, a.kv_heads)));
-        let slices = a.batch.div_ceil(most.unwrap_or(1));
-        return of(a.batch.div_ceil(slices), a.kv_heads);
-    }
-    let heads = (1..=a.kv_heads).rev().find(|&n| fits(of(1, n)));
-    let slices = a.kv_heads.div_ceil(heads.unwrap_or(1));
-    of(1, a.kv_heads.div_ceil(slices))
-}
-
-/// How forward is cut.
-fn forward_slice(a: &Attn) -> Slice {
-    let row = a.seq * a.width();
-    Slice {
-        rows: (SPAN / row.max(1)).clamp(1, a.batch.max(1)),
-        kv_heads: a.kv_heads,
-    }
-}
-
-/// Bytes of scratch, enough for either direction.
-pub(super) fn workspace(a: &Attn) -> usize {
-    slice_bytes(a, backward_slice(a)).max(MARGIN)
-}
-
-/// The slices of a direction, as first row, first key head, and size.
-fn slices(a: &Attn, s: Slice) -> Vec<(usize, usize, Slice)> {
-    let mut all = Vec::new();
-    for row in (0..a.batch).step_by(s.rows) {
-        for head in (0..a.kv_heads).step_by(s.kv_heads) {
-            let slice = Slice {
-                rows: s.rows.min(a.batch - row),
-                kv_heads: s.kv_heads.min(a.kv_heads - head),
-            };
-            all.push((row, head, slice));
-        }
-    }
-    all
-}
-
-/// Into how many executions backward is cut.
 #[cfg(test)]
-pub(super) fn executions(a: &Attn) -> usize {
-    slices(a, backward_slice(a)).len()
-}
+pub(super) use cut::executions;
+pub(super) use cut::workspace;
+use cut::{Part, Slice, Tile, backward_slice, delta, forward_slice, slices, tile_room, tiles};
 
-/// The tensors of a slice, as they lie.
+/// The kernel that adds a tile's gradients to those of the tiles before it.
+static SUMS: Source = Source {
+    name: "sums.cu",
+    text: include_str!("cudnn/sums.cu"),
+    headers: crate::cuda::HEADERS,
+};
+
+/// The tensors of one execution, as they lie.
 struct Shapes {
     rows: usize,
     heads: usize,
     kv_heads: usize,
-    seq: usize,
+    queries: usize,
+    keys: usize,
     dim: usize,
     /// Numbers from one token to the next of the projection, and of the output.
     width: usize,
     out_width: usize,
-    /// Numbers of lse from one row of tokens to the next.
+    /// Numbers of lse from one row of tokens to the next, and from one head to the next.
     lse_row: usize,
+    lse_head: usize,
+    /// Tokens of a row.
+    seq: usize,
 }
 
 impl Shapes {
-    fn new(a: &Attn, s: Slice) -> Self {
+    fn new(a: &Attn, p: Part) -> Self {
         Self {
-            rows: s.rows,
-            heads: s.kv_heads * a.group(),
-            kv_heads: s.kv_heads,
-            seq: a.seq,
+            rows: p.rows,
+            heads: p.kv_heads * a.group(),
+            kv_heads: p.kv_heads,
+            queries: p.queries,
+            keys: p.keys,
             dim: a.head_dim,
             width: a.width(),
             out_width: a.heads * a.head_dim,
             lse_row: a.heads * a.seq,
+            lse_head: a.seq,
+            seq: a.seq,
         }
     }
 
-    /// Heads of a tensor whose tokens are `width` numbers apart.
-    fn heads_of(&self, g: &mut Graph, heads: usize, width: usize) -> Id {
+    /// Heads of some tokens of a tensor whose tokens are `width` numbers apart.
+    fn heads_of(&self, g: &mut Graph, heads: usize, tokens: usize, width: usize) -> Id {
         g.real(
-            [self.rows, heads, self.seq, self.dim],
+            [self.rows, heads, tokens, self.dim],
             [self.seq * width, self.dim, width, 1],
             Number::Bf16,
             16,
         )
     }
 
-    /// The same with tokens as columns.
-    fn transposed(&self, g: &mut Graph, heads: usize, width: usize) -> Id {
+    /// Keys or values with tokens as columns.
+    fn transposed(&self, g: &mut Graph) -> Id {
         g.real(
-            [self.rows, heads, self.dim, self.seq],
-            [self.seq * width, self.dim, 1, width],
+            [self.rows, self.kv_heads, self.dim, self.keys],
+            [self.seq * self.width, self.dim, 1, self.width],
             Number::Bf16,
             16,
         )
     }
 
     /// One f32 a query, in memory.
-    fn per_query(&self, g: &mut Graph, row: usize) -> Id {
+    fn per_query(&self, g: &mut Graph, row: usize, head: usize) -> Id {
         g.real(
-            [self.rows, self.heads, self.seq, 1],
-            [row, self.seq, 1, 1],
+            [self.rows, self.heads, self.queries, 1],
+            [row, head, 1, 1],
             Number::F32,
             size_of::<f32>(),
         )
@@ -175,18 +107,19 @@ impl Shapes {
 
     /// One f32 a query, between operations.
     fn per_query_between(&self, g: &mut Graph) -> Id {
-        g.between([self.rows, self.heads, self.seq, 1], Number::F32)
+        g.between([self.rows, self.heads, self.queries, 1], Number::F32)
     }
 
     /// One number a query and key, between operations.
     fn scores(&self, g: &mut Graph, number: Number) -> Id {
-        g.between([self.rows, self.heads, self.seq, self.seq], number)
+        g.between([self.rows, self.heads, self.queries, self.keys], number)
     }
 
     /// Scores as bf16 with keys as rows: `x` turned.
     fn turned(&self, g: &mut Graph, x: Id) -> Id {
-        let (h, t) = (self.heads, self.seq);
-        let y = g.between_strided([self.rows, h, t, t], [h * t * t, t * t, 1, t], Number::Bf16);
+        let (h, q, k) = (self.heads, self.queries, self.keys);
+        let strides = [h * q * k, q * k, 1, k];
+        let y = g.between_strided([self.rows, h, k, q], strides, Number::Bf16);
         g.reshape(x, y);
         y
     }
@@ -203,7 +136,7 @@ impl Shapes {
         if self.heads == self.kv_heads {
             g.product(a, b, to);
         } else {
-            let each = g.between([self.rows, self.heads, self.seq, self.dim], Number::Bf16);
+            let each = g.between([self.rows, self.heads, self.keys, self.dim], Number::Bf16);
             g.product(a, b, each);
             g.sum(each, to);
         }
@@ -222,13 +155,13 @@ struct Forward {
 
 impl Forward {
     fn new(a: &Attn, s: Slice) -> Self {
-        let (n, mut graph) = (Shapes::new(a, s), Graph::default());
+        let (n, mut graph) = (Shapes::new(a, s.whole(a)), Graph::default());
         let g = &mut graph;
-        let q = n.heads_of(g, n.heads, n.width);
-        let k = n.transposed(g, n.kv_heads, n.width);
-        let v = n.heads_of(g, n.kv_heads, n.width);
-        let out = n.heads_of(g, n.heads, n.out_width);
-        let lse = n.per_query(g, n.lse_row);
+        let q = n.heads_of(g, n.heads, n.queries, n.width);
+        let k = n.transposed(g);
+        let v = n.heads_of(g, n.kv_heads, n.keys, n.width);
+        let out = n.heads_of(g, n.heads, n.queries, n.out_width);
+        let lse = n.per_query(g, n.lse_row, n.lse_head);
         let scale = g.scalar(a.scale);
 
         let s = n.scores(g, Number::F32);
@@ -274,23 +207,30 @@ struct Backward {
 }
 
 impl Backward {
-    fn new(a: &Attn, s: Slice) -> Self {
-        let (n, mut graph) = (Shapes::new(a, s), Graph::default());
+    /// Gradients lie in the projection's gradient where the part has all tokens of its rows; those of
+    /// a tile lie by themselves, without gaps.
+    fn new(a: &Attn, p: Part) -> Self {
+        let (n, mut graph) = (Shapes::new(a, p), Graph::default());
         let g = &mut graph;
-        let q = n.heads_of(g, n.heads, n.width);
-        let k = n.transposed(g, n.kv_heads, n.width);
-        let v = n.transposed(g, n.kv_heads, n.width);
-        let out = n.heads_of(g, n.heads, n.out_width);
-        let d_out = n.heads_of(g, n.heads, n.out_width);
-        let lse = n.per_query(g, n.lse_row);
-        let delta = n.per_query(g, n.heads * n.seq);
-        let dq = n.heads_of(g, n.heads, n.width);
-        let dk = n.heads_of(g, n.kv_heads, n.width);
-        let dv = n.heads_of(g, n.kv_heads, n.width);
+        let q = n.heads_of(g, n.heads, n.queries, n.width);
+        let k = n.transposed(g);
+        let v = n.transposed(g);
+        let out = n.heads_of(g, n.heads, n.queries, n.out_width);
+        let d_out = n.heads_of(g, n.heads, n.queries, n.out_width);
+        let lse = n.per_query(g, n.lse_row, n.lse_head);
+        let delta = n.per_query(g, n.heads * n.queries, n.queries);
+        let (dq_width, dk_width) = if p.tile {
+            (n.heads * n.dim, n.kv_heads * n.dim)
+        } else {
+            (n.width, n.width)
+        };
+        let dq = n.heads_of(g, n.heads, n.queries, dq_width);
+        let dk = n.heads_of(g, n.kv_heads, n.keys, dk_width);
+        let dv = n.heads_of(g, n.kv_heads, n.keys, dk_width);
         let (one, scale) = (g.scalar(1.0), g.scalar(a.scale));
 
         // The softmax's gradient subtracts Σ p·dp, which is d_out·out.
-        let both = g.between([n.rows, n.heads, n.seq, n.dim], Number::F32);
+        let both = g.between([n.rows, n.heads, n.queries, n.dim], Number::F32);
         g.pointwise(Op::Mul, d_out, Some(out), both);
         let sum = n.per_query_between(g);
         g.sum(both, sum);
@@ -300,8 +240,10 @@ impl Backward {
         let s = n.scores(g, Number::F32);
         g.product(q, k, s);
         let s = n.scores_f32(g, Op::Mul, s, Some(scale));
-        let s = n.scores_f32(g, Op::Sub, s, Some(lse));
-        let s = g.causal(s, f32::NEG_INFINITY);
+        let mut s = n.scores_f32(g, Op::Sub, s, Some(lse));
+        if p.causal {
+            s = g.causal(s, f32::NEG_INFINITY);
+        }
         let p = n.scores_f32(g, Op::Exp, s, None);
         let p_turned = n.turned(g, p);
         n.product_by_key_head(g, p_turned, d_out, dv);
@@ -315,7 +257,7 @@ impl Backward {
         let ds_turned = n.turned(g, ds);
         n.product_by_key_head(g, ds_turned, q, dk);
         let keys = g.between_strided(
-            [n.rows, n.kv_heads, n.seq, n.dim],
+            [n.rows, n.kv_heads, n.keys, n.dim],
             [n.seq * n.width, n.dim, n.width, 1],
             Number::Bf16,
         );
@@ -399,7 +341,7 @@ pub(super) fn supports(gpu: &Gpu, a: &Attn, dtype: Dtype) -> Result<(), String> 
     Ok(())
 }
 
-/// The graphs of both directions, one a size of slice, and the bytes planned for each.
+/// The graphs of both directions, one a size of slice or tile, and the bytes planned for each.
 fn graphs(a: &Attn) -> [(&'static str, Vec<(Graph, usize)>); 2] {
     let sizes = |cut: Slice| {
         let mut sizes: Vec<Slice> = slices(a, cut).into_iter().map(|(_, _, s)| s).collect();
@@ -411,9 +353,17 @@ fn graphs(a: &Attn) -> [(&'static str, Vec<(Graph, usize)>); 2] {
         .into_iter()
         .map(|s| (Forward::new(a, s).graph, have))
         .collect();
-    let backward = sizes(backward_slice(a))
+    let mut parts: Vec<Part> = Vec::new();
+    for slice in sizes(backward_slice(a)) {
+        for part in tiles(a, slice).into_iter().map(|t| t.part(a, slice)) {
+            if !parts.contains(&part) {
+                parts.push(part);
+            }
+        }
+    }
+    let backward = parts
         .into_iter()
-        .map(|s| (Backward::new(a, s).graph, have - delta(a, s)))
+        .map(|p| (Backward::new(a, p).graph, p.planned(a)))
         .collect();
     [("forward", forward), ("backward", backward)]
 }
@@ -468,15 +418,31 @@ pub(super) fn backward(
     o: super::Backward<Views<'_>>,
     a: &Attn,
     dtype: Dtype,
-    mut ws: Dst<'_>,
+    ws: Dst<'_>,
 ) {
     if !ready(q, a, dtype) {
         return;
     }
-    for (row, head, slice) in slices(a, backward_slice(a)) {
+    backward_by(q, o, a, backward_slice(a), ws);
+}
+
+/// [`backward`], cut as `cut` says.
+fn backward_by(
+    q: &cuda::Queue,
+    mut o: super::Backward<Views<'_>>,
+    a: &Attn,
+    cut: Slice,
+    mut ws: Dst<'_>,
+) {
+    for (row, head, slice) in slices(a, cut) {
+        if slice.side < a.seq {
+            in_tiles(q, &mut o, a, (row, head), slice, ws.again());
+            continue;
+        }
         let (token, query) = (row * a.seq, head * a.group());
-        let b = Backward::new(a, slice);
-        let (sums, rest) = ws.again().split_at(delta(a, slice));
+        let part = slice.whole(a);
+        let b = Backward::new(a, part);
+        let (sums, rest) = ws.again().split_at(delta(a, part));
         let views = [
             from(b.q, o.qkv, a.query(token, query), 2),
             from(b.k, o.qkv, a.key(token, head), 2),
@@ -493,68 +459,150 @@ pub(super) fn backward(
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::super::Engine;
-    use super::*;
-
-    fn attn([batch, heads, kv_heads, seq, head_dim]: [usize; 5]) -> Attn {
-        Attn {
-            batch,
-            seq,
-            heads,
-            kv_heads,
-            head_dim,
-            scale: 1.0 / (head_dim as f32).sqrt(),
-            engine: Engine::Cudnn,
-        }
-    }
-
-    /// B, H, KV, T, D.
-    const SHAPES: [[usize; 5]; 12] = [
-        [3, 4, 4, 7, 64],
-        [1, 14, 2, 128, 64],
-        [3, 4, 2, 129, 128],
-        [2, 14, 2, 2048, 64],
-        [1, 4, 4, 100, 96],
-        [8, 32, 8, 2048, 128],
-        [7, 16, 8, 2048, 128],
-        [8, 16, 16, 2048, 128],
-        [4, 32, 8, 4096, 128],
-        [1, 32, 8, 8192, 128],
-        [2, 14, 7, 8191, 64],
-        [1, 2, 1, 33_000, 64],
-    ];
-
-    #[test]
-    fn slices_cover_everything_once_and_stay_small() {
-        for shape in SHAPES {
-            let a = attn(shape);
-            let cut = backward_slice(&a);
-            for cut in [cut, forward_slice(&a)] {
-                let mut seen = vec![0; a.batch * a.kv_heads];
-                for (row, head, s) in slices(&a, cut) {
-                    for row in row..row + s.rows {
-                        for head in head..head + s.kv_heads {
-                            seen[row * a.kv_heads + head] += 1;
-                        }
-                    }
-                }
-                assert!(seen.iter().all(|&n| n == 1), "{shape:?}: {seen:?}");
-            }
-            let smallest = cut.rows == 1 && cut.kv_heads == 1;
-            assert!(smallest || workspace(&a) <= MOST, "{shape:?}");
-            for (_, _, s) in slices(&a, cut) {
-                assert!(slice_bytes(&a, s) <= workspace(&a), "{shape:?}: {s:?}");
-            }
-        }
-        assert_eq!(backward_slice(&attn(SHAPES[5])).rows, 4, "rows are cut");
-        assert_eq!(
-            backward_slice(&attn(SHAPES[9])).kv_heads,
-            2,
-            "heads are cut"
+/// Backward of one key head of one row of tokens with its query heads, tile by tile of queries and
+/// keys: the tiles of a block of queries one behind another, from the first keys on. A block's dq is
+/// finished with its last tile, dk and dv of a block of keys with the last block of queries.
+fn in_tiles(
+    q: &cuda::Queue,
+    o: &mut super::Backward<Views<'_>>,
+    a: &Attn,
+    (row, head): (usize, usize),
+    slice: Slice,
+    ws: Dst<'_>,
+) {
+    let (query, group, dim) = (head * a.group(), a.group(), a.head_dim);
+    let room = tile_room(a, slice);
+    let (sums, ws) = ws.split_at(room.delta);
+    let (mut dq, ws) = ws.split_at(room.dq);
+    let (mut dk, ws) = ws.split_at(room.dkv);
+    let (mut dv, ws) = ws.split_at(room.dkv);
+    let (mut dq_sum, ws) = ws.split_at(room.dq_sum);
+    let (mut dk_sum, ws) = ws.split_at(room.dkv_sum);
+    let (mut dv_sum, mut rest) = ws.split_at(room.dkv_sum);
+    for tile in tiles(a, slice) {
+        let b = Backward::new(a, tile.part(a, slice));
+        let (queries, keys) = (row * a.seq + tile.query, row * a.seq + tile.key);
+        let views = [
+            from(b.q, o.qkv, a.query(queries, query), 2),
+            from(b.k, o.qkv, a.key(keys, head), 2),
+            from(b.v, o.qkv, a.value(keys, head), 2),
+            from(b.out, o.out, a.output(queries, query), 2),
+            from(b.d_out, o.d_out, a.output(queries, query), 2),
+            from(
+                b.lse,
+                o.lse,
+                (row * a.heads + query) * a.seq + tile.query,
+                4,
+            ),
+            into(b.delta, &sums, 0, 1),
+            into(b.dq, &dq, 0, 2),
+            into(b.dk, &dk, 0, 2),
+            into(b.dv, &dv, 0, 2),
+        ];
+        dnn::execute(q, &b.graph, &views, rest.again());
+        let Tile { first, last, .. } = tile;
+        let mut add = |sum: Dst<'_>, part: &mut Dst<'_>, at, [tokens, width]: [usize; 2], ends| {
+            add_part(
+                q,
+                sum,
+                part.src(),
+                &mut o.d_qkv,
+                at,
+                [tokens, width, a.width()],
+                ends,
+            );
+        };
+        let of_queries = [tile.queries, group * dim];
+        let at = a.query(queries, query);
+        add(
+            dq_sum.again(),
+            &mut dq,
+            at,
+            of_queries,
+            (first.of_queries, last.of_queries),
+        );
+        let (of_keys, ends) = ([tile.keys, dim], (first.of_keys, last.of_keys));
+        let (from, bytes) = (tile.key * dim * 4, tile.keys * dim * 4);
+        add(
+            dk_sum.lend(from, bytes),
+            &mut dk,
+            a.key(keys, head),
+            of_keys,
+            ends,
+        );
+        add(
+            dv_sum.lend(from, bytes),
+            &mut dv,
+            a.value(keys, head),
+            of_keys,
+            ends,
         );
     }
+}
+
+/// Adds a tile's gradients, (tokens, width) bf16, to `sum`, f32 of the same shape: the first sets it, the
+/// last gives the rounded sum to `out` from number `at` on, whose tokens are `stride` numbers apart.
+fn add_part(
+    q: &cuda::Queue,
+    sum: Dst<'_>,
+    part: Src<'_>,
+    out: &mut Dst<'_>,
+    at: usize,
+    [tokens, width, stride]: [usize; 3],
+    (first, last): (bool, bool),
+) {
+    let numbers = (tokens - 1) * stride + width;
+    let out = out.lend(at * size_of::<u16>(), numbers * size_of::<u16>());
+    // SAFETY: the kernel's own arguments; `sum` and `part` have tokens · width numbers and more, `out`
+    // has just been cut to what is written (`crate::cuda`).
+    unsafe {
+        q.kernel(&SUMS, define(Dtype::Bf16), "add_part")
+            .grid((tokens * width / 8).div_ceil(256), 1, 1)
+            .block(256)
+            .arg(&sum)
+            .arg(part)
+            .arg(&out)
+            .arg(tokens)
+            .arg(width)
+            .arg(stride)
+            .arg(first)
+            .arg(last)
+            .launch();
+    }
+}
+
+/// [`backward`] in tiles of `side` queries and keys, however short the rows are; `ws` has room for
+/// [`tiles_workspace`].
+#[cfg(test)]
+pub(super) fn backward_in_tiles(
+    q: &cuda::Queue,
+    o: super::Backward<Views<'_>>,
+    a: &Attn,
+    side: usize,
+    ws: Dst<'_>,
+) {
+    backward_by(q, o, a, one_head(side), ws);
+}
+
+/// Bytes of scratch of [`backward_in_tiles`].
+#[cfg(test)]
+pub(super) fn tiles_workspace(a: &Attn, side: usize) -> usize {
+    cut::slice_bytes(a, one_head(side))
+}
+
+#[cfg(test)]
+fn one_head(side: usize) -> Slice {
+    Slice {
+        rows: 1,
+        kv_heads: 1,
+        side,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::cut::testing::{SHAPES, attn};
+    use super::*;
 
     /// A device as cuDNN describes one.
     fn properties(version: u32) -> String {
