@@ -24,14 +24,14 @@ impl Pool {
     }
 
     /// As [`Pool::new`]; where the machine has several NUMA nodes, each thread stays on a core of
-    /// its own, on the nodes in turn. With `give_way` they leave their cores to whoever of the usual
+    /// its own, on the nodes in turn, behind the `first` that others have. With `give_way` they leave their cores to whoever of the usual
     /// priority wakes ([`numa::give_way`]).
     ///
     /// # Errors
     /// As [`Pool::new`].
-    pub fn spread(lane: &str, threads: usize, give_way: bool) -> io::Result<Self> {
+    pub fn spread(lane: &str, threads: usize, first: usize, give_way: bool) -> io::Result<Self> {
         Self::build(lane, threads, None, move |i| {
-            if let Some(core) = numa::core_of(i) {
+            if let Some(core) = numa::core_of(first + i) {
                 numa::stay_on(&[core]);
             }
             if give_way {

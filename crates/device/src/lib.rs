@@ -9,6 +9,7 @@
 //! Nothing of CUDA is needed to build this crate, nor to run it on the CPU device: the driver and
 //! NVIDIA's libraries are opened when [`cuda::Gpu::open`] is called.
 
+pub mod comm;
 pub mod cpu;
 pub mod cuda;
 mod lend;

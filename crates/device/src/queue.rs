@@ -37,12 +37,12 @@ impl Queue {
     }
 
     /// A CPU queue whose threads are spread over the machine's NUMA nodes and, when told to, give way
-    /// to others: [`Pool::spread`].
+    /// to others; `first` is how many threads others have spread before: [`Pool::spread`].
     ///
     /// # Errors
     /// When the system refuses to start a thread.
-    pub fn spread(lane: &str, threads: usize, give_way: bool) -> io::Result<Self> {
-        Pool::spread(lane, threads, give_way).map(Self::Cpu)
+    pub fn spread(lane: &str, threads: usize, first: usize, give_way: bool) -> io::Result<Self> {
+        Pool::spread(lane, threads, first, give_way).map(Self::Cpu)
     }
 
     /// Which make of device it is a queue of.

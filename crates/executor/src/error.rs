@@ -1,5 +1,6 @@
 //! Why a run stops.
 
+use lowtide_device::comm::CommError;
 use lowtide_device::cuda::CudaError;
 use lowtide_tiers::TierError;
 
@@ -40,6 +41,14 @@ pub enum ExecError {
         task: String,
         /// What happened.
         source: CudaError,
+    },
+    /// Ranks cannot go on together.
+    #[error("{task}: {source}")]
+    Ranks {
+        /// Which task.
+        task: String,
+        /// What happened.
+        source: CommError,
     },
     /// A task panicked: our bug.
     #[error("{task} panicked: {message}")]

@@ -1,7 +1,9 @@
 //! Settings of a runner.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use lowtide_device::comm::Comm;
 use lowtide_device::cuda::Gpu;
 
 use crate::trace::Trace;
@@ -15,6 +17,17 @@ pub enum Mode {
     Shuffled(u64),
 }
 
+impl Mode {
+    /// The mode of a rank of several: each draws an order of its own.
+    #[must_use]
+    pub fn of_rank(self, rank: usize) -> Self {
+        match self {
+            Self::Threads => self,
+            Self::Shuffled(seed) => Self::Shuffled(seed.wrapping_add((rank as u64) << 32)),
+        }
+    }
+}
+
 /// Settings of a runner.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -22,6 +35,8 @@ pub struct Options {
     pub mode: Mode,
     /// The device whose streams the gpu, h2d and d2h lanes are; `None`: the CPU device.
     pub gpu: Option<Gpu>,
+    /// The way to the other ranks, where the plan is of several.
+    pub comm: Option<Arc<dyn Comm>>,
     /// Wait for every task of a stream before the next is given to it: slow, but an error of the
     /// device then names its task.
     pub synchronous: bool,
@@ -40,6 +55,7 @@ impl Default for Options {
         Self {
             mode: Mode::Threads,
             gpu: None,
+            comm: None,
             synchronous: false,
             threads: std::thread::available_parallelism().map_or(1, usize::from),
             poison: false,

@@ -112,7 +112,7 @@ impl<E: Engine> Runner<E> {
         match mode {
             Mode::Shuffled(seed) => runner.shuffle = Some(Shuffle::new(shared, seed)),
             Mode::Threads => {
-                for lane in Lane::ALL {
+                for lane in shared.lanes() {
                     let (sender, receiver) = channel();
                     let its = Arc::clone(&shared);
                     let worker = std::thread::Builder::new()
@@ -292,6 +292,19 @@ impl<E: Engine> Runner<E> {
         self.shared.progress.failed()
     }
 
+    /// Stops what is under way, and whoever waits for this rank.
+    pub fn stop(&self) {
+        if !self.idle() {
+            self.shared.fail(ExecError::Stopped);
+        }
+    }
+
+    /// What stopped the run, if something did.
+    #[must_use]
+    pub fn error(&self) -> Option<ExecError> {
+        lock(&self.shared.error).clone()
+    }
+
     /// Whether the second extent of every durable tensor is the current one, when all is done.
     #[must_use]
     pub fn flipped(&self) -> bool {
@@ -350,9 +363,7 @@ impl<E: Engine> Runner<E> {
 
 impl<E: Engine> Drop for Runner<E> {
     fn drop(&mut self) {
-        if !self.idle() {
-            self.shared.fail(ExecError::Stopped);
-        }
+        self.stop();
         self.senders.clear();
         for worker in self.workers.drain(..) {
             // Workers catch their tasks' panics; one that died all the same has nothing to add.

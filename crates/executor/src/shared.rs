@@ -57,8 +57,20 @@ pub(crate) fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl<E: Engine> Shared<E> {
+    /// A task's name for people, with its rank where there are several.
     pub fn label(&self, part: PartName, task: TaskId) -> String {
-        task_label(&self.plan, &self.workload, part, task)
+        let label = task_label(&self.plan, &self.workload, part, task);
+        match &self.options.comm {
+            Some(comm) => format!("rank {}: {label}", comm.world().rank),
+            None => label,
+        }
+    }
+
+    /// The lanes that the plan has.
+    pub fn lanes(&self) -> Vec<Lane> {
+        let kinds = self.plan.lane_kinds();
+        let lanes = Lane::ALL.into_iter();
+        lanes.filter(|lane| kinds.contains(&lane.kind)).collect()
     }
 
     /// Runs a task whose edges are satisfied (on a stream: whose waits are in it), records it,
@@ -89,6 +101,8 @@ impl<E: Engine> Shared<E> {
             plan: &self.plan,
             tiers: &self.tiers,
             engine: &*self.engine,
+            workload: &self.workload,
+            comm: self.options.comm.as_deref(),
             queue,
             step: &s.step,
             flipped: s.flipped,
@@ -185,9 +199,14 @@ impl<E: Engine> Shared<E> {
         }
     }
 
+    /// Stops this rank; with it, all that wait for it.
     pub fn fail(&self, error: ExecError) {
+        let why = error.to_string();
         lock(&self.error).get_or_insert(error);
         self.progress.fail();
+        if let Some(comm) = &self.options.comm {
+            comm.stop(&why);
+        }
     }
 
     /// The device failed in something that was given to `lane` and is not complete.

@@ -62,8 +62,9 @@ impl<E: Engine> Shuffle<E> {
     pub fn push(&mut self, s: Arc<Submission<E::Step>>) {
         // In every other part one lane is as far behind as edges let it be: what is wrong only if a task is
         // very late would else hardly ever be seen.
-        let drawn = self.draw(2 * Lane::ALL.len());
-        self.slow = Lane::ALL.get(drawn).copied();
+        let lanes = self.shared.lanes();
+        let drawn = self.draw(2 * lanes.len());
+        self.slow = lanes.get(drawn).copied();
         for (lane, tasks) in self.shared.tables[s.part].lanes.iter() {
             self.lanes[lane].extend(tasks.iter().map(|&t| (Arc::clone(&s), t)));
         }

@@ -22,7 +22,10 @@ use crate::timeline::{Edge, seconds};
 
 /// Whether a lane is a stream of the device.
 pub(crate) fn is_stream(lane: Lane) -> bool {
-    matches!(lane.kind, LaneKind::Gpu | LaneKind::H2d | LaneKind::D2h)
+    matches!(
+        lane.kind,
+        LaneKind::Gpu | LaneKind::H2d | LaneKind::D2h | LaneKind::Net
+    )
 }
 
 /// The streams of a run.
@@ -64,6 +67,9 @@ impl Streams {
                 .map(|t| t.lanes[lane].len())
                 .max()
                 .unwrap_or(0);
+            if lane == Lane::NET && most == 0 {
+                continue;
+            }
             let events = || (0..4 * most + 1).map(|_| Event::new(gpu)).collect();
             let (starts, ends): (Result<Vec<_>, _>, Result<Vec<_>, _>) = (events(), events());
             let stream = Stream {

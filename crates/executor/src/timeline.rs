@@ -42,6 +42,14 @@ pub fn task_label(plan: &Plan, w: &Workload, part: PartName, idx: TaskId) -> Str
         }
         Work::Finish { piece: p } => format!("finish gradient {}", piece(p)),
         Work::Update { piece: p } => format!("update {}", piece(p)),
+        Work::AllToAll { .. } => {
+            let tensor = plan.slots[task.args[0].slot].tensor;
+            format!("exchange {}", tensor.name(plan))
+        }
+        Work::AllGather { .. } => {
+            let tensor = plan.slots[task.args[1].slot].tensor;
+            format!("gather {}", tensor.name(plan))
+        }
         Work::Copy | Work::Read | Work::Write => {
             let tensor = plan.slots[task.args[0].slot].tensor;
             format!("{} {}", task.lane, tensor.name(plan))
@@ -193,7 +201,11 @@ impl Record {
     /// A task whose time is added as a part of a longer stretch.
     pub fn count(&mut self, task: &Task) {
         self.measure.tasks += 1;
-        if matches!(task.work, Work::Copy | Work::Read | Work::Write) {
+        let moves = matches!(
+            task.work,
+            Work::Copy | Work::Read | Work::Write | Work::AllToAll { .. } | Work::AllGather { .. }
+        );
+        if moves {
             self.measure.bytes += task.args[0].bytes;
         }
     }
@@ -226,17 +238,17 @@ pub(crate) fn write_trace(
     lanes: &PerLane<Vec<Event>>,
 ) -> io::Result<()> {
     writeln!(out, "{{\"displayTimeUnit\":\"ms\",\"traceEvents\":[")?;
-    for (l, lane) in Lane::ALL.iter().enumerate() {
+    let kinds = plan.lane_kinds();
+    let there = Lane::ALL.iter().filter(|lane| kinds.contains(&lane.kind));
+    for (l, lane) in there.enumerate() {
         writeln!(
             out,
-            "{{\"ph\":\"M\",\"pid\":{},\"tid\":{l},\"name\":\"thread_name\",\"args\":{{\"name\":\"{}\"}}}},",
-            lane.rank,
+            "{{\"ph\":\"M\",\"pid\":0,\"tid\":{l},\"name\":\"thread_name\",\"args\":{{\"name\":\"{}\"}}}},",
             lane.name()
         )?;
         writeln!(
             out,
-            "{{\"ph\":\"M\",\"pid\":{},\"tid\":{l},\"name\":\"thread_sort_index\",\"args\":{{\"sort_index\":{l}}}}},",
-            lane.rank
+            "{{\"ph\":\"M\",\"pid\":0,\"tid\":{l},\"name\":\"thread_sort_index\",\"args\":{{\"sort_index\":{l}}}}},"
         )?;
     }
     for (l, events) in lanes.values().enumerate() {

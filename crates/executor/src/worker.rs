@@ -24,7 +24,12 @@ pub(crate) fn work<E: Engine>(
     let own = match (lane, &shared.streams) {
         (_, Some(streams)) if streams.is_stream(lane) => Ok(None),
         // Beside a GPU updates take every core: what submits to its streams and serves I/O goes first.
-        (Lane::HOST, streams) => Queue::spread(lane.name(), n, streams.is_some()).map(Some),
+        (Lane::HOST, streams) => {
+            // Ranks of one process have cores of their own.
+            let comm = shared.options.comm.as_ref();
+            let first = comm.map_or(0, |comm| comm.world().rank * n);
+            Queue::spread(lane.name(), n, first, streams.is_some()).map(Some)
+        }
         (Lane::GPU, _) => Queue::start(lane.name(), n).map(Some),
         _ => Queue::start(lane.name(), 1).map(Some),
     };

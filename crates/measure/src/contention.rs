@@ -141,7 +141,7 @@ fn queues(config: &LanesConfig) -> Result<Vec<(Lane, Queue)>, MeasureError> {
                 why: e.to_string(),
             })
     };
-    let host_queue = Queue::spread(Lane::HOST.name(), n, gpu.is_some());
+    let host_queue = Queue::spread(Lane::HOST.name(), n, 0, gpu.is_some());
     let mut queues = vec![started(Lane::HOST, n, host_queue)?];
     for lane in [Lane::H2D, Lane::D2H] {
         queues.push(match gpu {

@@ -188,6 +188,7 @@ fn cpu(options: &ProbeOptions, q: &Queue) -> Result<Machine, MeasureError> {
         h2d: BytesPerSecond(copy),
         d2h: BytesPerSecond(copy),
         copy_overhead: Seconds(wake),
+        net: None,
         updates: Updates::of(UpdateRate {
             optimizer: options.optimizer,
             host: updates,
@@ -253,6 +254,7 @@ fn gpu_rates(options: &ProbeOptions, host: f64, gpu: &Gpu) -> Result<Machine, Me
         h2d: BytesPerSecond(links.h2d),
         d2h: BytesPerSecond(links.d2h),
         copy_overhead: Seconds(op_overhead.max(5e-6)),
+        net: None,
         updates: Updates::of(UpdateRate {
             optimizer: options.optimizer,
             host,

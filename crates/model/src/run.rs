@@ -65,6 +65,13 @@ impl Decoder {
         })
     }
 
+    /// The same for each of so many ranks, a power of two, that make a step together.
+    #[must_use]
+    pub fn of_ranks(mut self, ranks: u32) -> Self {
+        self.workload.ranks = ranks;
+        self
+    }
+
     /// What [`crate::describe`] says of it.
     #[must_use]
     pub fn workload(&self) -> &Workload {

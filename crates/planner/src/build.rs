@@ -42,7 +42,7 @@ pub fn build(
     for s in l.slots.iter().filter(|s| s.persistent) {
         let tier = &mut tiers[s.tier as usize];
         match s.tensor {
-            Tensor::Weight(_) => tier.weights += Bytes(s.bytes),
+            Tensor::Weight(_) | Tensor::Shard(_) => tier.weights += Bytes(s.bytes),
             Tensor::State(_) => tier.optimizer += Bytes(s.bytes),
             Tensor::Gradient(_) | Tensor::Accumulator(_) => tier.gradients += Bytes(s.bytes),
             _ => tier.transient += Bytes(s.bytes),
@@ -126,6 +126,7 @@ pub(crate) fn assemble(
         tiers: Vec::new(),
         prediction: Prediction::default(),
         accumulate: w.batch.accumulate,
+        ranks: w.ranks,
         late: d.late,
     }
 }

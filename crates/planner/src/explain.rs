@@ -216,10 +216,10 @@ pub fn split(plan: &Plan, machine: &Machine) -> [Share; 3] {
         shares[kind].units += 1;
         let pieces = plan.pieces.iter().zip(&state);
         for (piece, &state) in pieces.filter(|(p, _)| p.unit as usize == u && !p.frozen) {
-            shares[kind].parameters += piece.elements;
+            shares[kind].parameters += piece.own(plan.ranks);
             shares[kind].seconds += match kind {
-                0 => machine.update(Lane::HOST, piece.elements, plan.optimizer),
-                1 => machine.update(Lane::GPU, piece.elements, plan.optimizer),
+                0 => machine.update(Lane::HOST, piece.own(plan.ranks), plan.optimizer),
+                1 => machine.update(Lane::GPU, piece.own(plan.ranks), plan.optimizer),
                 _ => machine.copy(Lane::H2D, Bytes(state)),
             };
         }

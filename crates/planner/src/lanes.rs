@@ -19,13 +19,22 @@ pub enum LaneKind {
     Disk,
     /// Work on the host: updates, norms, inputs.
     Host,
+    /// What ranks exchange. A plan for one rank has no task there.
+    Net,
 }
 
 impl LaneKind {
-    /// All five.
-    pub const ALL: [Self; 5] = [Self::Gpu, Self::H2d, Self::D2h, Self::Disk, Self::Host];
+    /// All six.
+    pub const ALL: [Self; 6] = [
+        Self::Gpu,
+        Self::H2d,
+        Self::D2h,
+        Self::Disk,
+        Self::Host,
+        Self::Net,
+    ];
 
-    /// `gpu`, `h2d`, `d2h`, `disk` or `host`.
+    /// `gpu`, `h2d`, `d2h`, `disk`, `host` or `net`.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -34,6 +43,7 @@ impl LaneKind {
             Self::D2h => "d2h",
             Self::Disk => "disk",
             Self::Host => "host",
+            Self::Net => "net",
         }
     }
 }
@@ -41,16 +51,14 @@ impl LaneKind {
 /// A resource that does one task at a time, in plan order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Lane {
-    /// Which process of a group (0 until there are several devices).
-    pub rank: u16,
     /// What it does.
     pub kind: LaneKind,
     /// Which of its kind.
     pub index: u16,
 }
 
-/// Number of lanes of one rank.
-pub const LANES: usize = 6;
+/// Number of lanes.
+const LANES: usize = 7;
 
 impl Lane {
     /// Kernels.
@@ -65,7 +73,9 @@ impl Lane {
     pub const DISK_WRITE: Self = Self::new(LaneKind::Disk, 1);
     /// Work on the host.
     pub const HOST: Self = Self::new(LaneKind::Host, 0);
-    /// Every lane of rank 0, in the order of [`Lane::idx`].
+    /// What ranks exchange.
+    pub const NET: Self = Self::new(LaneKind::Net, 0);
+    /// Every lane, in the order of [`Lane::idx`].
     pub const ALL: [Self; LANES] = [
         Self::GPU,
         Self::H2D,
@@ -73,14 +83,11 @@ impl Lane {
         Self::DISK_READ,
         Self::DISK_WRITE,
         Self::HOST,
+        Self::NET,
     ];
 
     const fn new(kind: LaneKind, index: u16) -> Self {
-        Self {
-            rank: 0,
-            kind,
-            index,
-        }
+        Self { kind, index }
     }
 
     /// Position in [`Lane::ALL`].
@@ -93,19 +100,65 @@ impl Lane {
             (LaneKind::Disk, 0) => 3,
             (LaneKind::Disk, _) => 4,
             (LaneKind::Host, _) => 5,
+            (LaneKind::Net, _) => 6,
         }
     }
 
-    /// `gpu`, `h2d`, `d2h`, `disk-read`, `disk-write`, `host`.
+    /// `gpu`, `h2d`, `d2h`, `disk-read`, `disk-write`, `host`, `net`.
     #[must_use]
     pub fn name(self) -> &'static str {
-        ["gpu", "h2d", "d2h", "disk-read", "disk-write", "host"][self.idx()]
+        const NAMES: [&str; LANES] = [
+            "gpu",
+            "h2d",
+            "d2h",
+            "disk-read",
+            "disk-write",
+            "host",
+            "net",
+        ];
+        NAMES[self.idx()]
     }
 }
 
 impl fmt::Display for Lane {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
+    }
+}
+
+/// Some of the lanes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct LaneSet(u16);
+
+impl LaneSet {
+    /// These.
+    pub(crate) fn of(lanes: impl IntoIterator<Item = Lane>) -> Self {
+        lanes.into_iter().fold(Self::default(), Self::with)
+    }
+
+    /// This one too.
+    pub(crate) fn with(self, lane: Lane) -> Self {
+        Self(self.0 | 1 << lane.idx())
+    }
+
+    /// Those that are in no other.
+    pub(crate) fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
+    }
+
+    /// Whether it is one of them.
+    pub(crate) fn has(self, lane: Lane) -> bool {
+        self.0 >> lane.idx() & 1 == 1
+    }
+
+    /// Whether all of the other are in it.
+    pub(crate) fn holds(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+
+    /// How many.
+    pub(crate) fn len(self) -> u32 {
+        self.0.count_ones()
     }
 }
 

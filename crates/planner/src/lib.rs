@@ -29,7 +29,7 @@ pub mod waits;
 
 pub use build::build;
 pub use choice::{Activations, Ahead, Budgets, Choice, Clip, LoopOrder, Pieces, Processor, Saved};
-pub use machine::{BadRate, DiskRates, Machine, Shared, Source};
+pub use machine::{BadRate, DiskRates, Machine, NetRates, Shared, Source};
 pub use plan::{
     Arg, Lane, LaneKind, PartName, PerLane, PerPart, PerTier, Phase, Piece, PieceId, Plan, Slot,
     SlotId, Task, TaskId, Tensor, Tier, Use, Version, Work,
@@ -47,6 +47,8 @@ mod frozen_tests;
 mod mutants;
 #[cfg(test)]
 mod mutants_tests;
+#[cfg(test)]
+mod ranks_tests;
 #[cfg(test)]
 mod rounds_tests;
 #[cfg(test)]

@@ -79,6 +79,17 @@ impl DiskRates {
     }
 }
 
+/// What ranks exchange with each other.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct NetRates {
+    /// How many ranks it was measured with.
+    pub ranks: u32,
+    /// What each rank gets from all others together.
+    pub rate: BytesPerSecond,
+    /// Time of the smallest collective.
+    pub latency: Seconds,
+}
+
 /// Something that several lanes draw on at once.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Shared {
@@ -115,6 +126,9 @@ pub struct Machine {
     pub d2h: BytesPerSecond,
     /// Time of the smallest copy.
     pub copy_overhead: Seconds,
+    /// What ranks exchange, where that was measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub net: Option<NetRates>,
     /// Optimizers that were measured. Others are estimated: [`Machine::update`].
     #[serde(flatten)]
     pub updates: Updates,
@@ -182,6 +196,10 @@ impl Machine {
             rate("disk.mixed", disk.mixed.0)?;
             seconds("disk.latency", disk.latency)?;
         }
+        if let Some(net) = &self.net {
+            rate("net.rate", net.rate.0)?;
+            seconds("net.latency", net.latency)?;
+        }
         for (name, time) in &self.ops {
             seconds(&format!("ops.{name}"), *time)?;
         }
@@ -225,6 +243,30 @@ impl Machine {
             self.d2h
         };
         bytes / rate + self.copy_overhead
+    }
+
+    /// Time of a collective in which a rank gets so many bytes from others, alone.
+    #[must_use]
+    pub fn exchange(&self, bytes: Bytes) -> Seconds {
+        let net = self.net.unwrap_or(SLOWEST_NET);
+        bytes / net.rate + net.latency
+    }
+
+    /// As each of so many ranks of this machine has it: they share the host's memory and cores, and the drives.
+    /// Each has a link of its own.
+    #[must_use]
+    pub fn share(&self, ranks: u32) -> Self {
+        let part = |rate: BytesPerSecond| BytesPerSecond(rate.0 / f64::from(ranks));
+        let mut machine = self.clone();
+        for rate in machine.updates.iter_mut() {
+            rate.host /= f64::from(ranks);
+        }
+        if let Some(disk) = &mut machine.disk {
+            disk.read = part(disk.read);
+            disk.write = part(disk.write);
+            disk.mixed = part(disk.mixed);
+        }
+        machine
     }
 
     /// Time of a transfer from or to the drives, alone.
@@ -271,6 +313,13 @@ impl Machine {
         (d.mixed.0 / fair).clamp(0.25, 2.0)
     }
 }
+
+/// Stands in where a machine has no rates of what ranks exchange: slow.
+const SLOWEST_NET: NetRates = NetRates {
+    ranks: 0,
+    rate: BytesPerSecond(1e9),
+    latency: Seconds(1e-3),
+};
 
 /// Stands in where a machine has no disk rates but a plan uses the disk: a slow drive, so that no
 /// plan looks good by not having been measured.

@@ -48,7 +48,7 @@ impl Mutant {
     pub(crate) fn equivalent(&self, w: &Workload) -> Option<&'static str> {
         let task = &self.plan.part(self.part)[self.task];
         match (self.kind, self.works[0]) {
-            (Kind::Duplicate, Work::Copy | Work::Read | Work::Write) => {
+            (Kind::Duplicate, Work::Copy | Work::Read | Work::Write | Work::AllGather { .. }) => {
                 Some("the same bytes are moved twice")
             }
             (

@@ -30,7 +30,7 @@ use lowtide_workload::{
 };
 use serde::{Deserialize, Serialize};
 
-pub use crate::lanes::{LANES, Lane, LaneKind, PerLane};
+pub use crate::lanes::{Lane, LaneKind, PerLane};
 pub use crate::parts::{PartName, PerPart};
 use crate::rounds::Rounds;
 pub use crate::tiers::{PerTier, Tier};
@@ -53,7 +53,7 @@ pub struct Piece {
     pub elements: u64,
     /// Index of its first norm partial sum among all.
     pub norm_offset: u64,
-    /// Its norm partial sums.
+    /// Its norm partial sums; of several ranks those of each.
     pub norm_chunks: u64,
     /// Its parameters are frozen: it has weights alone, which no task writes.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -69,10 +69,10 @@ impl Piece {
         let mut offsets = Vec::new();
         for p in ids(&params) {
             offsets.push(at);
-            at += w.params[p].padded();
-            norm_chunks += w.params[p].norm_chunks();
+            at += w.padded(&w.params[p]);
+            norm_chunks += w.norm_chunks(&w.params[p]);
         }
-        let elements = lowtide_units::align_up(at, PIECE_ALIGN);
+        let elements = lowtide_units::align_up(at, PIECE_ALIGN * u64::from(w.ranks));
         let mut own = ids(&params).map(|p| &w.params[p]);
         let frozen = own.all(|p| p.frozen);
         Self {
@@ -94,6 +94,16 @@ impl Piece {
     pub fn of<'w>(&self, w: &'w Workload) -> &'w [Param] {
         let params = w.params.run(&self.params);
         params.expect("a piece of this workload")
+    }
+
+    /// Numbers of it that each of so many ranks keeps and updates, padding included: of each parameter its share,
+    /// where the parameter starts in the piece over the number of ranks.
+    #[must_use]
+    pub fn own(&self, ranks: u32) -> u64 {
+        match self.frozen {
+            true => self.elements,
+            false => self.elements / u64::from(ranks),
+        }
     }
 
     /// Where parameter `param` starts, in numbers.
@@ -128,6 +138,14 @@ pub enum Tensor {
     Local(u32, LocalId, u32),
     /// Scratch of one task.
     Workspace,
+    /// A rank's own share of a piece's weights: what it keeps and updates.
+    Shard(PieceId),
+    /// All ranks' sums of a rank's own share of a gradient, f32, in the order of ranks.
+    Shares(PieceId),
+    /// Norm partial sums of all pieces and all ranks, f64.
+    NormPartsOfAll,
+    /// Losses of all ranks, as [`Tensor::Losses`] each.
+    LossesOfAll,
 }
 
 impl Tensor {
@@ -153,6 +171,10 @@ impl Tensor {
                 format!("{} tensor {i} m{m}", plan.unit_names[u as usize])
             }
             Self::Workspace => "workspace".to_owned(),
+            Self::Shard(p) => format!("own weight {}", piece(p)),
+            Self::Shares(p) => format!("gradient shares {}", piece(p)),
+            Self::NormPartsOfAll => "norm parts of all ranks".to_owned(),
+            Self::LossesOfAll => "losses of all ranks".to_owned(),
         }
     }
 }
@@ -261,7 +283,8 @@ pub enum Work {
         micro_batch: u32,
     },
     /// Rounds a complete accumulator to the gradient and sums its squares.
-    /// Args: gradient, norm parts, accumulator (absent when the gradient is rounded in place).
+    /// Args: gradient, norm parts, accumulator (absent when the gradient is rounded in place). Of several ranks the
+    /// third are the shares, which are added up first in the order of ranks.
     Finish {
         /// Piece.
         piece: PieceId,
@@ -277,7 +300,7 @@ pub enum Work {
         /// Micro-batch, when the part runs for the first time.
         micro_batch: u32,
     },
-    /// Sums the norm parts args\[0\] in parameter order, writes norm and clip factor args\[1\];
+    /// Sums the norm parts args\[0\] (of all ranks, where there are several) in parameter order, writes norm and clip factor args\[1\];
     /// args\[2\]: losses of the last round.
     Norm,
     /// Hands the losses args\[0\] to the caller, behind those of the rounds before (evaluation, and rounds
@@ -294,6 +317,17 @@ pub enum Work {
     Update {
         /// Piece.
         piece: PieceId,
+    },
+    /// Sends every rank its share of the accumulator args\[0\], which is complete on this one, and gets all ranks'
+    /// shares of its own into args\[1\].
+    AllToAll {
+        /// Piece.
+        piece: PieceId,
+    },
+    /// Gets every rank's args\[0\] into args\[1\].
+    AllGather {
+        /// Of a piece's weights: each parameter's shares come together. Otherwise they lie one behind the other.
+        piece: Option<PieceId>,
     },
     /// Makes the next version of everything durable survive a power loss, and says so in the
     /// journal. Args: every durable extent, next versions and current ones (which must stay as they
@@ -368,7 +402,7 @@ pub struct LaneUse {
 pub struct Prediction {
     /// Time of one step in the middle of a run.
     pub step_seconds: Seconds,
-    /// By lane, in the order of [`LaneKind::ALL`].
+    /// By lane, in the order of [`LaneKind::ALL`]; without the last one where the plan is of one rank.
     pub lanes: Vec<LaneUse>,
     /// Index into [`LaneKind::ALL`] of the lane with the most work.
     pub ruling_lane: u8,
@@ -410,11 +444,24 @@ pub struct Plan {
     pub prediction: Prediction,
     /// Micro-batches of a batch.
     pub accumulate: u32,
+    /// Ranks that run this plan together, see [`Workload::ranks`].
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub ranks: u32,
     /// Of a batch in rounds: slots that each micro-batch has its own of across rounds, in the order of
     /// micro-batches. A task of a part that repeats names those of the first time that it runs; see
     /// [`Plan::shifted`].
     #[serde(default = "none", skip_serializing_if = "Range::is_empty")]
     pub late: Range<SlotId>,
+}
+
+/// Ranks of a plan for one GPU.
+fn one() -> u32 {
+    1
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // serde's signature
+fn is_one(ranks: &u32) -> bool {
+    *ranks == 1
 }
 
 /// No slots.
@@ -446,6 +493,16 @@ impl Plan {
         }
     }
 
+    /// The kinds of lanes that it has: all, of one rank all but the last.
+    #[must_use]
+    pub fn lane_kinds(&self) -> &'static [LaneKind] {
+        let exchanges = |part: &List<TaskId, Task>| part.iter().any(|t| t.lane == Lane::NET);
+        match self.parts.values().any(exchanges) {
+            true => &LaneKind::ALL,
+            false => &LaneKind::ALL[..LaneKind::ALL.len() - 1],
+        }
+    }
+
     /// Tasks of a part.
     #[must_use]
     pub fn part(&self, name: PartName) -> &List<TaskId, Task> {
@@ -462,6 +519,21 @@ impl Plan {
     #[must_use]
     pub fn tier(&self, tier: Tier) -> &TierUse {
         &self.tiers[tier as usize]
+    }
+
+    /// Numbers of a piece that each rank keeps and updates.
+    #[must_use]
+    pub fn own(&self, piece: PieceId) -> u64 {
+        self.pieces[piece].own(self.ranks)
+    }
+
+    /// The tensor that holds the truth of a piece's weights: of several ranks each one's share.
+    #[must_use]
+    pub fn master(&self, piece: PieceId) -> Tensor {
+        match self.ranks > 1 && !self.pieces[piece].frozen {
+            true => Tensor::Shard(piece),
+            false => Tensor::Weight(piece),
+        }
     }
 
     /// The piece that holds a parameter.

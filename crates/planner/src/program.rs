@@ -370,6 +370,7 @@ fn finish_gradients(program: &mut Program, w: &Workload, pieces: &List<PieceId, 
     let old = std::mem::take(&mut program.ops);
     program.visits.clear();
     let mut visit = None;
+    let mut sent = None;
     for (i, op) in old.into_iter().enumerate() {
         if visit != Some(op.visit) {
             visit = Some(op.visit);
@@ -379,6 +380,25 @@ fn finish_gradients(program: &mut Program, w: &Workload, pieces: &List<PieceId, 
         program.ops.push(op);
         for &p in at.get(&i).into_iter().flatten() {
             let piece = &pieces[p];
+            if w.ranks > 1 {
+                // The gpu lane goes on with the next piece while ranks exchange this one.
+                program.ops.push(GpuOp {
+                    work: Work::AllToAll { piece: p },
+                    run,
+                    visit: v,
+                    operands: exchanged(piece, p),
+                    workspace: 0,
+                });
+                let before = sent.replace(p);
+                program.ops.extend(before.map(|p| GpuOp {
+                    work: Work::Finish { piece: p },
+                    run,
+                    visit: v,
+                    operands: summed(w, &pieces[p], p),
+                    workspace: 0,
+                }));
+                continue;
+            }
             let sum = Operand {
                 tensor: Tensor::Accumulator(p),
                 access: Use::Read,
@@ -418,6 +438,47 @@ fn finish_gradients(program: &mut Program, w: &Workload, pieces: &List<PieceId, 
             });
         }
     }
+    if let (Some(p), Some(last)) = (sent, program.ops.last()) {
+        let (run, visit) = (last.run, last.visit);
+        program.ops.push(GpuOp {
+            work: Work::Finish { piece: p },
+            run,
+            visit,
+            operands: summed(w, &pieces[p], p),
+            workspace: 0,
+        });
+    }
+}
+
+/// What ranks exchange of a complete accumulator.
+fn exchanged(piece: &Piece, p: PieceId) -> Vec<Operand> {
+    let bytes = piece.elements * 4;
+    let all = |tensor, access| Operand {
+        tensor,
+        access,
+        offset: 0,
+        bytes,
+    };
+    vec![
+        all(Tensor::Accumulator(p), Use::Read),
+        all(Tensor::Shares(p), Use::Write),
+    ]
+}
+
+/// What makes a gradient of all ranks' shares.
+fn summed(w: &Workload, piece: &Piece, p: PieceId) -> Vec<Operand> {
+    let all = |tensor, bytes, access| Operand {
+        tensor,
+        access,
+        offset: 0,
+        bytes,
+    };
+    let gradient = piece.own(w.ranks) * w.gradient.size();
+    vec![
+        all(Tensor::Gradient(p), gradient, Use::Write),
+        all(Tensor::NormParts(p), piece.norm_chunks * 8, Use::Write),
+        all(Tensor::Shares(p), piece.elements * 4, Use::Update),
+    ]
 }
 
 impl Program {

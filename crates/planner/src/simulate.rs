@@ -10,9 +10,10 @@ use std::ops::Range;
 use lowtide_units::{Bytes, List, Seconds};
 use lowtide_workload::Workload;
 
+use crate::lanes::LaneSet;
 use crate::machine::Machine;
 use crate::plan::{
-    LANES, Lane, LaneKind, LaneUse, PartName, PerPart, Piece, PieceId, Plan, Prediction, Task,
+    Lane, LaneKind, LaneUse, PartName, PerLane, PerPart, Piece, PieceId, Plan, Prediction, Task,
     TaskId, Tensor, Work,
 };
 use crate::rounds::Rounds;
@@ -47,14 +48,27 @@ fn task_alone(
             machine.op(&phase.ops(u)[op], w.precision)
         }
         Work::Finish { piece } => {
-            let n = pieces[piece].elements;
-            Bytes(n * (4 + w.gradient.size())) / machine.device_memory + machine.op_overhead
+            let n = pieces[piece].own(w.ranks);
+            // Shares of other ranks are read too, and their sum is written and read again.
+            let shares = match w.ranks {
+                1 => 0,
+                ranks => 4 * (u64::from(ranks) + 1),
+            };
+            Bytes(n * (4 + w.gradient.size() + shares)) / machine.device_memory
+                + machine.op_overhead
         }
         Work::Copy => machine.copy(task.lane, bytes()),
         Work::Read | Work::Write => machine.disk(task.lane, bytes()),
+        Work::AllGather { .. } => machine.exchange(bytes() * u64::from(w.ranks - 1)),
+        Work::AllToAll { .. } => {
+            let share = task.args[0].bytes / u64::from(w.ranks);
+            machine.exchange(Bytes(share * u64::from(w.ranks - 1)))
+        }
         // The record and what the drives still hold; how long that takes is not measured.
         Work::Commit => machine.disk(task.lane, Bytes(4096)) * 2.0,
-        Work::Update { piece } => machine.update(task.lane, pieces[piece].elements, w.optimizer),
+        Work::Update { piece } => {
+            machine.update(task.lane, pieces[piece].own(w.ranks), w.optimizer)
+        }
         Work::Load { .. } | Work::Norm | Work::Losses | Work::Logits { .. } => {
             machine.host_overhead
         }
@@ -122,7 +136,7 @@ pub fn simulate(plan: &Plan, w: &Workload, machine: &Machine, sequence: &[PartNa
         let tasks = |&p: &PartName| plan.part(p).iter().any(|t| t.lane == lane);
         sequence.iter().any(tasks)
     };
-    let speeds = Speeds::new(machine, on(Lane::DISK_READ) && on(Lane::DISK_WRITE));
+    let mut speeds = Speeds::new(machine, on(Lane::DISK_READ) && on(Lane::DISK_WRITE));
     let mut out = Simulated {
         parts: sequence
             .iter()
@@ -130,25 +144,23 @@ pub fn simulate(plan: &Plan, w: &Workload, machine: &Machine, sequence: &[PartNa
             .collect(),
     };
     // Each lane's tasks in order.
-    let lanes: Vec<Vec<(usize, TaskId)>> = (0..LANES)
-        .map(|l| {
-            let of = |(k, &p): (usize, &PartName)| {
-                let tasks = plan.part(p);
-                tasks
-                    .ids()
-                    .filter(move |&i| tasks[i].lane.idx() == l)
-                    .map(move |i| (k, i))
-                    .collect::<Vec<_>>()
-            };
-            sequence.iter().enumerate().flat_map(of).collect()
-        })
+    let mut lanes: PerLane<Vec<(usize, TaskId)>> = PerLane::default();
+    for (k, &part) in sequence.iter().enumerate() {
+        for (i, task) in plan.part(part).pairs() {
+            lanes[task.lane].push((k, i));
+        }
+    }
+    let used: Vec<Lane> = lanes
+        .iter()
+        .filter(|(_, tasks)| !tasks.is_empty())
+        .map(|(lane, _)| lane)
         .collect();
-    let mut next = [0usize; LANES];
+    let mut next: PerLane<usize> = PerLane::default();
     let mut left_in_part: Vec<usize> = sequence.iter().map(|&p| plan.part(p).len()).collect();
-    let mut running: [Option<Running>; LANES] = Default::default();
+    let mut running: PerLane<Option<Running>> = PerLane::default();
     let mut now = 0.0;
     loop {
-        for l in 0..LANES {
+        for &l in &used {
             while running[l].is_none() && next[l] < lanes[l].len() {
                 let (k, i) = lanes[l][next[l]];
                 if !ready(plan, sequence, &out, &waits, &left_in_part, k, i) {
@@ -164,16 +176,17 @@ pub fn simulate(plan: &Plan, w: &Workload, machine: &Machine, sequence: &[PartNa
                 });
             }
         }
-        let on = (0..LANES).filter(|&l| running[l].is_some());
-        let speed = speeds.of(on.fold(0, |set, l| set | 1 << l));
-        let step = (0..LANES)
-            .filter_map(|l| running[l].as_ref().map(|r| r.left / speed[l]))
+        let on = used.iter().copied().filter(|&l| running[l].is_some());
+        let speed = speeds.of(LaneSet::of(on));
+        let step = used
+            .iter()
+            .filter_map(|&l| running[l].as_ref().map(|r| r.left / speed[l]))
             .fold(f64::INFINITY, f64::min);
         if step.is_infinite() {
             break;
         }
         now += step;
-        for l in 0..LANES {
+        for &l in &used {
             if let Some(r) = &mut running[l] {
                 r.left -= step * speed[l];
                 if r.left <= 1e-12 {
@@ -238,6 +251,9 @@ pub(crate) fn busy(
             let lane = &mut lanes[task.lane.kind as usize];
             lane.busy_seconds += time;
             lane.tasks += times;
+            if let Work::AllGather { .. } | Work::AllToAll { .. } = task.work {
+                lane.bytes += Bytes(task.args[0].bytes * u64::from(times));
+            }
             if matches!(task.work, Work::Copy | Work::Read | Work::Write) {
                 let bytes = Bytes(task.args[0].bytes * u64::from(times));
                 lane.bytes += bytes;
@@ -342,9 +358,10 @@ pub fn predict(plan: &Plan, w: &Workload, machine: &Machine) -> Prediction {
         read,
         busiest,
     } = busy(&parts, &plan.pieces, w, machine);
+    let lanes = lanes[..plan.lane_kinds().len()].to_vec();
     let ruling_lane = (0..lanes.len())
         .max_by(|&a, &b| lanes[a].busy_seconds.0.total_cmp(&lanes[b].busy_seconds.0))
-        .expect("five lanes") as u8;
+        .expect("there are lanes") as u8;
     Prediction {
         step_seconds: steady_seconds(plan, w, machine, busiest),
         lanes,

@@ -7,7 +7,8 @@
 //! covers shares evenly, by the shares that a machine's file gives (`Machine::shared`), and reads
 //! and writes of a drive by its mixed rate, at once and in turn.
 
-use crate::lanes::{LANES, Lane};
+use crate::fast::FastMap;
+use crate::lanes::{Lane, LaneSet, PerLane};
 use crate::machine::Machine;
 use crate::together::Together;
 
@@ -15,16 +16,19 @@ use crate::together::Together;
 /// simulation.
 const SLOWEST: f64 = 0.01;
 
-/// A measured set as bits of [`Lane::idx`], with a speed for each.
+/// A measured set, with a speed for each of its lanes.
 struct Part {
-    lanes: usize,
-    speed: [f64; LANES],
+    lanes: LaneSet,
+    speed: PerLane<f64>,
 }
 
-/// Speed of every lane in every set of running lanes.
+/// Speed of every lane in sets of running lanes: of those that were asked for.
 pub(crate) struct Speeds {
-    /// By bits of the lanes that run.
-    table: Vec<[f64; LANES]>,
+    parts: Vec<Part>,
+    shares: Vec<PerLane<f64>>,
+    mix: f64,
+    both_ways: bool,
+    known: FastMap<LaneSet, PerLane<f64>>,
 }
 
 impl Speeds {
@@ -32,72 +36,70 @@ impl Speeds {
     pub(crate) fn new(machine: &Machine, both_ways: bool) -> Self {
         let mut parts: Vec<Part> = machine.together.iter().map(part).collect();
         // Larger parts first; among equals the first measured.
-        parts.sort_by_key(|p| std::cmp::Reverse(p.lanes.count_ones()));
-        let shares = shares(machine);
-        let mix = machine.fair_mix_factor();
-        let table = (0..1usize << LANES)
-            .map(|set| {
-                std::array::from_fn(|lane| match set >> lane & 1 {
-                    0 => 1.0,
-                    _ => {
-                        let in_turn = if both_ways {
-                            turns(lane, set, mix)
-                        } else {
-                            1.0
-                        };
-                        speed(lane, set, &parts, &shares, mix) * in_turn
-                    }
-                })
-            })
-            .collect();
-        Self { table }
+        parts.sort_by_key(|p| std::cmp::Reverse(p.lanes.len()));
+        Self {
+            parts,
+            shares: shares(machine),
+            mix: machine.fair_mix_factor(),
+            both_ways,
+            known: FastMap::default(),
+        }
     }
 
-    /// Speeds while the lanes run whose bits are set.
-    pub(crate) fn of(&self, set: usize) -> &[f64; LANES] {
-        &self.table[set]
+    /// Speeds while these lanes run.
+    pub(crate) fn of(&mut self, set: LaneSet) -> PerLane<f64> {
+        if let Some(&known) = self.known.get(&set) {
+            return known;
+        }
+        let speeds = PerLane::of(|lane| match set.has(lane) {
+            false => 1.0,
+            true => {
+                let in_turn = match self.both_ways {
+                    true => turns(lane, set, self.mix),
+                    false => 1.0,
+                };
+                self.speed(lane, set) * in_turn
+            }
+        });
+        self.known.insert(set, speeds);
+        speeds
+    }
+
+    fn speed(&self, lane: Lane, set: LaneSet) -> f64 {
+        let me = LaneSet::of([lane]);
+        let mut others = set.without(me);
+        let mut slow = 0.0;
+        for part in &self.parts {
+            let with = part.lanes.without(me);
+            if part.lanes.has(lane) && with != LaneSet::default() && others.holds(with) {
+                slow += 1.0 / part.speed[lane] - 1.0;
+                others = others.without(with);
+            }
+        }
+        let rest = even(lane, others.with(lane), &self.shares, self.mix);
+        1.0 / (slow + 1.0 / rest)
     }
 }
 
 fn part(t: &Together) -> Part {
-    let mut part = Part {
-        lanes: 0,
-        speed: [1.0; LANES],
-    };
-    for lane in Lane::ALL {
-        if let Some(speed) = t.get(lane) {
-            part.lanes |= 1 << lane.idx();
-            part.speed[lane.idx()] = speed.clamp(SLOWEST, 1.0);
-        }
+    let speed = |lane| t.get(lane).map_or(1.0, |s| s.clamp(SLOWEST, 1.0));
+    let measured = Lane::ALL.into_iter().filter(|&lane| t.get(lane).is_some());
+    Part {
+        lanes: LaneSet::of(measured),
+        speed: PerLane::of(speed),
     }
-    part
 }
 
-fn speed(lane: usize, set: usize, parts: &[Part], shares: &[[f64; LANES]], mix: f64) -> f64 {
-    let me = 1usize << lane;
-    let mut others = set & !me;
-    let mut slow = 0.0;
-    for part in parts {
-        let with = part.lanes & !me;
-        if part.lanes & me != 0 && with != 0 && with & others == with {
-            slow += 1.0 / part.speed[lane] - 1.0;
-            others &= !with;
-        }
-    }
-    let rest = even(lane, others | me, shares, mix);
-    1.0 / (slow + 1.0 / rest)
-}
-
-/// Bits of a drive's two lanes.
-fn drive() -> usize {
-    (1 << Lane::DISK_READ.idx()) | (1 << Lane::DISK_WRITE.idx())
+/// A drive's two lanes.
+fn drive() -> LaneSet {
+    LaneSet::of([Lane::DISK_READ, Lane::DISK_WRITE])
 }
 
 /// What a drive that does one thing at a time gives of its rates alone. A step that writes also reads,
 /// and a cache that took a write works it off during the next read: both in turn give no more than
 /// the mixed rate either.
-fn turns(lane: usize, set: usize, mix: f64) -> f64 {
-    if drive() >> lane & 1 == 1 && set & drive() != drive() {
+fn turns(lane: Lane, set: LaneSet, mix: f64) -> f64 {
+    if drive().has(lane) && !set.holds(drive()) {
         mix.min(1.0)
     } else {
         1.0
@@ -105,26 +107,23 @@ fn turns(lane: usize, set: usize, mix: f64) -> f64 {
 }
 
 /// Even sharing of what several lanes draw on.
-fn even(lane: usize, set: usize, shares: &[[f64; LANES]], mix: f64) -> f64 {
+fn even(lane: Lane, set: LaneSet, shares: &[PerLane<f64>], mix: f64) -> f64 {
     let mut speed = 1.0f64;
     for row in shares.iter().filter(|row| row[lane] > 0.0) {
-        let wanted: f64 = (0..LANES)
-            .filter(|l| set >> l & 1 == 1)
-            .map(|l| row[l])
-            .sum();
+        let those = row.iter().filter(|&(l, _)| set.has(l));
+        let wanted: f64 = those.map(|(_, share)| share).sum();
         speed = speed.min(1.0 / wanted.max(1.0));
     }
-    if set & drive() == drive() && drive() >> lane & 1 == 1 {
+    if set.holds(drive()) && drive().has(lane) {
         speed = speed.min(mix / 2.0);
     }
     speed
 }
 
 /// By shared resource, the share each lane takes.
-fn shares(machine: &Machine) -> Vec<[f64; LANES]> {
+fn shares(machine: &Machine) -> Vec<PerLane<f64>> {
     let row = |s: &crate::machine::Shared| {
-        let of = |lane: Lane| s.share.get(lane.kind.name()).copied().unwrap_or(0.0);
-        Lane::ALL.map(of)
+        PerLane::of(|lane| s.share.get(lane.kind.name()).copied().unwrap_or(0.0))
     };
     machine.shared.iter().map(row).collect()
 }
@@ -147,10 +146,13 @@ mod tests {
     const WRITE: usize = 1 << 4;
 
     #[track_caller]
-    fn check(machine: &Machine, set: usize, want: &[(Lane, f64)]) {
-        let speeds = Speeds::new(machine, set & drive() != 0);
+    fn check(machine: &Machine, bits: usize, want: &[(Lane, f64)]) {
+        let set = Lane::ALL.into_iter().filter(|l| bits >> l.idx() & 1 == 1);
+        let set = LaneSet::of(set);
+        let drives = set.has(Lane::DISK_READ) || set.has(Lane::DISK_WRITE);
+        let mut speeds = Speeds::new(machine, drives);
         for &(lane, want) in want {
-            let got = speeds.of(set)[lane.idx()];
+            let got = speeds.of(set)[lane];
             assert!((got - want).abs() < 1e-12, "{lane}: {got}, want {want}");
         }
     }
@@ -203,7 +205,7 @@ mod tests {
         check(&m, READ, &[(Lane::DISK_READ, 1.0)]);
         // Neither is one that has nothing to write.
         m.disk.as_mut().expect("a drive").mixed = BytesPerSecond(2.4e9);
-        let read = Speeds::new(&m, false).of(READ)[Lane::DISK_READ.idx()];
+        let read = Speeds::new(&m, false).of(LaneSet::of([Lane::DISK_READ]))[Lane::DISK_READ];
         assert!((read - 1.0).abs() < 1e-12, "{read}");
     }
 

@@ -220,6 +220,7 @@ pub(crate) fn workload(layers: u32, accumulate: u32) -> Workload {
         precision: Dtype::Bf16,
         gradient: Dtype::Bf16,
         optimizer: Optimizer::default(),
+        ranks: 1,
         units,
         params: params.into(),
         model_flops: Flops(1e9),
@@ -345,6 +346,7 @@ pub(crate) fn machine() -> Machine {
         h2d: BytesPerSecond(1e10),
         d2h: BytesPerSecond(1e10),
         copy_overhead: Seconds(2e-6),
+        net: None,
         updates: updates(1e9),
         host_overhead: Seconds(2e-6),
         disk: Some(DiskRates {

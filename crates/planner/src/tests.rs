@@ -12,7 +12,7 @@ use crate::choice::{
 };
 use crate::machine::Machine;
 use crate::mutants::without_task;
-use crate::plan::{LaneKind, PartName, Phase, Plan, SlotId, TaskId, Tensor, Tier, Work};
+use crate::plan::{LaneKind, PartName, PerLane, Phase, Plan, SlotId, TaskId, Tensor, Tier, Work};
 use crate::search::{Pins, PlanError, Request, plan};
 use crate::testing::{machine, untied, workload};
 
@@ -521,7 +521,7 @@ fn path(plan: &Plan, w: &lowtide_workload::Workload, m: &Machine) -> (f64, f64) 
     for &(to, from) in seam.iter().flat_map(|s| &s.edges) {
         across[to].push(from);
     }
-    let mut lane_end = [0.0f64; crate::plan::LANES];
+    let mut lane_end: PerLane<f64> = PerLane::default();
     let mut ends: Vec<List<TaskId, f64>> = Vec::new();
     for k in 0..4 {
         let two_before = match k {
@@ -530,7 +530,7 @@ fn path(plan: &Plan, w: &lowtide_workload::Workload, m: &Machine) -> (f64, f64) 
         };
         let mut here: List<TaskId, f64> = List::default();
         for (i, task) in tasks.pairs() {
-            let lane = task.lane.idx();
+            let lane = task.lane;
             let mut start = lane_end[lane].max(two_before);
             for &d in &task.after {
                 start = start.max(here[d]);
@@ -545,13 +545,13 @@ fn path(plan: &Plan, w: &lowtide_workload::Workload, m: &Machine) -> (f64, f64) 
         }
         ends.push(here);
     }
-    let mut busy = [0.0f64; crate::plan::LANES];
+    let mut busy: PerLane<f64> = PerLane::default();
     for (task, seconds) in tasks.iter().zip(&alone) {
-        busy[task.lane.idx()] += 4.0 * seconds.0;
+        busy[task.lane] += 4.0 * seconds.0;
     }
     let end = |part: &List<TaskId, f64>| part.iter().copied().fold(0.0, f64::max);
     let longest = ends.iter().map(end).fold(0.0, f64::max);
-    (longest, busy.into_iter().fold(0.0, f64::max))
+    (longest, busy.values().copied().fold(0.0, f64::max))
 }
 
 #[test]

@@ -58,13 +58,21 @@ impl Cause {
             Work::Update { .. } if task.lane == Lane::HOST => Self::HostUpdate,
             Work::Norm => Self::Norm,
             Work::Read | Work::Write => Self::Disk,
+            Work::AllToAll { .. } => Self::Gradients,
+            Work::AllGather { piece: Some(_) } => Self::Weights,
+            Work::AllGather { piece: None } => Self::Norm,
             Work::Copy => match plan.slots[task.args[0].slot].tensor {
-                Tensor::Weight(_) => Self::Weights,
+                Tensor::Weight(_) | Tensor::Shard(_) => Self::Weights,
                 Tensor::State(_) => Self::State,
-                Tensor::Gradient(_) | Tensor::Accumulator(_) => Self::Gradients,
+                Tensor::Gradient(_) | Tensor::Accumulator(_) | Tensor::Shares(_) => Self::Gradients,
                 Tensor::Local(..) => Self::Activations,
-                Tensor::NormParts(_) | Tensor::AllNormParts | Tensor::Clip => Self::Norm,
-                Tensor::Losses | Tensor::Inputs(_) | Tensor::Workspace => Self::Other,
+                Tensor::NormParts(_)
+                | Tensor::AllNormParts
+                | Tensor::NormPartsOfAll
+                | Tensor::Clip => Self::Norm,
+                Tensor::LossesOfAll | Tensor::Losses | Tensor::Inputs(_) | Tensor::Workspace => {
+                    Self::Other
+                }
             },
             _ => Self::Other,
         }

@@ -13,7 +13,7 @@ use lowtide_kernels::update::{self, Hyper};
 use lowtide_model::{Arg, Call, Decoder, Phase, store_inputs};
 use lowtide_planner::{Clip, Piece, PieceId, Plan, Work};
 use lowtide_units::{List, ids};
-use lowtide_workload::{OpId, Param, ParamId};
+use lowtide_workload::{Dtype, OpId, Param, ParamId};
 
 use crate::commit::{About, Commits, Mark};
 use crate::outcome::Outcome;
@@ -56,13 +56,14 @@ impl StepData {
     /// A part's data; the loss is the mean over the supervised tokens of all micro-batches.
     #[must_use]
     pub fn new(inputs: Vec<Micro>, update: Option<Hyper>) -> Arc<Self> {
-        Self::marked(inputs, update, None, None)
+        let whole = supervised(&inputs);
+        Self::marked((inputs, whole), update, None, None)
     }
 
-    /// As [`StepData::new`], for a journal: the batch's own mark, and the step whose update this
-    /// part commits.
+    /// As [`StepData::new`], of a rank's share of a batch that has so many supervised tokens in all; for a journal
+    /// with the batch's own mark, and the step whose update this part commits.
     pub(super) fn marked(
-        inputs: Vec<Micro>,
+        inputs: (Vec<Micro>, usize),
         update: Option<Hyper>,
         mark: Option<Mark>,
         commits: Option<u64>,
@@ -76,18 +77,14 @@ impl StepData {
 
     /// Data of a part that leaves nothing behind (an evaluation, a token): once anything is asked,
     /// the rest of its work is left out and its outcome means nothing.
-    pub(super) fn until(inputs: Vec<Micro>, requests: &Requests) -> Arc<Self> {
+    pub(super) fn until(inputs: (Vec<Micro>, usize), requests: &Requests) -> Arc<Self> {
         Arc::new(Self {
             requests: Some(requests.clone()),
             ..Self::of(inputs, None)
         })
     }
 
-    fn of(inputs: Vec<Micro>, update: Option<Hyper>) -> Self {
-        let supervised: usize = inputs
-            .iter()
-            .map(|m| m.labels.iter().filter(|&&l| l >= 0).count())
-            .sum();
+    fn of((inputs, supervised): (Vec<Micro>, usize), update: Option<Hyper>) -> Self {
         Self {
             inputs,
             loss_scale: 1.0 / supervised.max(1) as f32,
@@ -145,8 +142,17 @@ impl StepData {
     }
 }
 
+/// Supervised tokens of micro-batches.
+pub(super) fn supervised(inputs: &[Micro]) -> usize {
+    let labels = inputs.iter().flat_map(|m| &m.labels);
+    labels.filter(|&&l| l >= 0).count()
+}
+
 /// The clip slot: factor, norm, and whether updates apply, as three `f64`.
 const CLIP_WORDS: usize = 3;
+
+/// Numbers of a parameter that a rank has: where they start in what it has of the piece, and which they are.
+type Own<'a> = (ParamId, &'a Param, usize, Range<u64>);
 
 /// Runs tasks with a decoder's kernels.
 #[derive(Debug)]
@@ -161,16 +167,32 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// An engine for one plan.
+    /// An engine for one plan, of this rank of those that run it.
+    ///
+    /// # Panics
+    /// When an optimizer of whole tensors is to update shares.
     #[must_use]
-    pub fn new(decoder: Arc<Decoder>, plan: Arc<Plan>, clip: ClipRule) -> Self {
+    pub fn new(decoder: Arc<Decoder>, plan: Arc<Plan>, clip: ClipRule, rank: u32) -> Self {
         let w = decoder.workload();
+        assert!(
+            plan.ranks == 1 || !plan.optimizer.is_shaped(),
+            "a rank has no whole tensors"
+        );
+        // Each parameter of a piece that this rank has numbers of, where they start in what it has of the piece, and
+        // which they are.
         let walk = |piece: &Piece| {
+            let ranks = if piece.frozen { 1 } else { plan.ranks };
             let offsets = piece.offsets.clone();
-            ids(&piece.params)
-                .zip(offsets)
-                .map(|(p, o)| (p, &w.params[p], o as usize))
-                .collect::<Vec<_>>()
+            let of = move |(p, offset): (ParamId, u64)| {
+                let param = &w.params[p];
+                let own = match ranks {
+                    1 => 0..param.elements,
+                    _ => w.share(param, rank),
+                };
+                (p, param, (offset / u64::from(ranks)) as usize, own)
+            };
+            let all = ids(&piece.params).zip(offsets).map(of);
+            all.filter(|own| !own.3.is_empty()).collect::<Vec<_>>()
         };
         let segments = plan
             .pieces
@@ -178,30 +200,32 @@ impl Engine {
             .map(|piece| {
                 walk(piece)
                     .into_iter()
-                    .map(|(_, p, offset)| gradient::Segment {
+                    .map(|(_, _, offset, own)| gradient::Segment {
                         offset,
-                        elements: p.elements as usize,
+                        elements: (own.end - own.start) as usize,
                     })
                     .collect()
             })
             .collect();
-        let whole = |(param, p, offset): (ParamId, &Param, usize)| update::Segment {
+        let whole = |(param, p, offset, own): Own<'_>| update::Segment {
             offset,
-            elements: p.elements as usize,
+            elements: (own.end - own.start) as usize,
             decay: p.decay,
             param: param.0,
-            start: 0,
+            start: own.start,
             cols: p.cols as usize,
         };
         // A shaped optimizer takes each tensor that is fused in a parameter on its own.
-        let tensors = |(param, p, offset): (ParamId, &Param, usize)| {
+        let tensors = |own: Own<'_>| {
+            let (p, offset) = (own.1, own.2);
+            let all = whole(own);
             let of = |rows: Range<u64>| {
                 let start = rows.start * p.cols;
                 update::Segment {
                     offset: offset + start as usize,
                     elements: ((rows.end - rows.start) * p.cols) as usize,
                     start,
-                    ..whole((param, p, offset))
+                    ..all
                 }
             };
             p.tensors().map(of).collect::<Vec<_>>()
@@ -271,15 +295,32 @@ impl Engine {
         let (Some(gradient), Some(parts)) = (next(), next()) else {
             panic!("a gradient and its norm parts")
         };
-        gradient::finish(
-            q,
-            gradient.dst(),
-            parts.dst(),
-            next().map(|sum| sum.src()),
-            &self.segments[piece],
-            self.plan.pieces[piece].elements as usize,
-            self.plan.gradient,
-        );
+        let (mut gradient, mut parts) = (gradient.dst(), parts.dst());
+        let (segments, plan) = (&self.segments[piece], &self.plan);
+        let own = plan.own(piece) as usize;
+        if plan.ranks == 1 {
+            let sum = next().map(|sum| sum.src());
+            return gradient::finish(q, gradient, parts, sum, segments, own, plan.gradient);
+        }
+        let shares = next().expect("all ranks' shares").dst();
+        // Of the last rank a parameter may have less, so fewer runs; what is not there adds nothing to the norm.
+        let runs: usize = segments.iter().map(|s| s.norm_chunks()).sum();
+        let used = runs * size_of::<f64>();
+        let none = parts.lend(used, parts.bytes() - used);
+        match q.cuda() {
+            Some(stream) => stream.fill(none, 0),
+            None => none.write::<u8>().fill(0),
+        }
+        let parts = parts.part(0, used);
+        let ranks = plan.ranks as usize;
+        if plan.gradient == Dtype::F32 {
+            let _ = gradient::add_up(q, shares, Some(gradient.again()), ranks);
+            gradient::finish(q, gradient, parts, None, segments, own, Dtype::F32);
+        } else {
+            let sum = gradient::add_up(q, shares, None, ranks);
+            let sum = Some(sum.src());
+            gradient::finish(q, gradient, parts, sum, segments, own, plan.gradient);
+        }
     }
 
     fn update(
@@ -289,8 +330,7 @@ impl Engine {
         piece_id: PieceId,
         step: &StepData,
     ) -> Result<(), EngineError> {
-        let piece = &self.plan.pieces[piece_id];
-        let params = piece.of(self.decoder.workload());
+        let params = self.plan.pieces[piece_id].of(self.decoder.workload());
         let scratch = match self.plan.optimizer.scratch_bytes(params) {
             0 => None,
             _ => args.pop().map(Bound::dst),
@@ -336,8 +376,27 @@ impl Engine {
             scratch,
         };
         let segments = &self.updates[piece_id];
-        update::step(q, types, piece.elements, operands, segments, &hyper);
+        update::step(
+            q,
+            types,
+            self.plan.own(piece_id),
+            operands,
+            segments,
+            &hyper,
+        );
         Ok(())
+    }
+
+    /// A round's losses, of all ranks, behind those of the rounds before: rank by rank, so in the order of the batch.
+    fn append(&self, all: &mut Vec<(f64, f64)>, round: Src<'_>) {
+        let ranks = self.plan.ranks as usize;
+        let more = losses(round);
+        let (old, new) = (all.len() / ranks, more.len() / ranks);
+        let of = |rank: usize| {
+            let before = all[rank * old..][..old].iter();
+            before.chain(&more[rank * new..][..new]).copied()
+        };
+        *all = (0..ranks).flat_map(of).collect();
     }
 
     /// Sums the parts in parameter order; writes factor, norm and go-ahead.
@@ -348,8 +407,8 @@ impl Engine {
     ) -> Result<(), EngineError> {
         let mut parts = vec![0.0f64; all.src().bytes() / 8];
         memory::load(all.src(), &mut parts);
-        let mut losses = losses(losses_of.src());
-        losses.splice(..0, std::mem::take(&mut step.lock().losses));
+        let mut losses = std::mem::take(&mut step.lock().losses);
+        self.append(&mut losses, losses_of.src());
         let norm = parts.iter().sum::<f64>().sqrt();
         let factor = match self.clip.mode {
             Clip::None => 1.0,
@@ -413,11 +472,11 @@ impl lowtide_executor::Engine for Engine {
             }
             Work::Losses => {
                 let [from] = call.take();
-                let losses = losses(from.src());
+                let ranks = self.plan.ranks as usize;
                 // Of a batch in rounds there are more to come.
                 step.set(|o| {
-                    o.losses.extend(losses);
-                    o.done = step.is_evaluated(o.losses.len());
+                    self.append(&mut o.losses, from.src());
+                    o.done = step.is_evaluated(o.losses.len() / ranks);
                 });
             }
             Work::Logits { .. } => {
@@ -426,7 +485,12 @@ impl lowtide_executor::Engine for Engine {
                 memory::load(from.src(), &mut logits);
                 step.set(|o| (o.logits, o.done) = (logits, true));
             }
-            Work::Copy | Work::Read | Work::Write | Work::Commit => {
+            Work::Copy
+            | Work::Read
+            | Work::Write
+            | Work::Commit
+            | Work::AllToAll { .. }
+            | Work::AllGather { .. } => {
                 return Err(EngineError::Wrong(
                     "a transfer is not the engine's work".to_owned(),
                 ));

@@ -1,5 +1,5 @@
 //! Weights and optimizer state where they live: read and written by parameter, whatever the
-//! placement. Only while no task runs.
+//! placement and the number of ranks. Only while no task runs.
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -31,13 +31,30 @@ fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
     m.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// A slot of a rank.
+#[derive(Clone, Copy)]
+struct Home<'a> {
+    rank: usize,
+    idx: SlotId,
+    slot: &'a Slot,
+}
+
+/// Entries of an array of a piece of a rank.
+struct Chunk {
+    rank: usize,
+    piece: PieceId,
+    array: StateArray,
+    entries: Range<u64>,
+}
+
 /// Access to every home of a plan, in chunks, from any number of threads. Host and device are read
 /// and written where they are, the disk through a few MiB of staging for each caller at a time.
 #[derive(Debug)]
 pub struct Homes<'a> {
     plan: Arc<Plan>,
     workload: &'a Workload,
-    tiers: Idle<'a>,
+    /// Of each rank.
+    tiers: Vec<Idle<'a>>,
     /// Durable extents have changed places.
     flipped: bool,
     /// Staging that nobody uses now.
@@ -47,7 +64,7 @@ pub struct Homes<'a> {
 }
 
 impl<'a> Homes<'a> {
-    /// Access to the homes of `plan` in `tiers`; of durable ones to the current version, which is the
+    /// Access to the homes of `plan` in the `tiers` of its ranks; of durable ones to the current version, which is the
     /// second extent where `flipped`.
     ///
     /// # Errors
@@ -55,10 +72,10 @@ impl<'a> Homes<'a> {
     pub fn new(
         plan: Arc<Plan>,
         workload: &'a Workload,
-        tiers: Idle<'a>,
+        tiers: Vec<Idle<'a>>,
         flipped: bool,
     ) -> Result<Self, TierError> {
-        let spare = match tiers.disk {
+        let spare = match tiers[0].disk {
             Some(_) => vec![staging()?],
             None => Vec::new(),
         };
@@ -76,7 +93,7 @@ impl<'a> Homes<'a> {
     fn disk(
         &self,
         kind: Kind,
-        (idx, _): (SlotId, &Slot),
+        Home { rank, idx, .. }: Home<'_>,
         range: &Range<u64>,
         staging: Block,
     ) -> (Block, Result<(), TierError>) {
@@ -84,7 +101,9 @@ impl<'a> Homes<'a> {
             offset: self.plan.offset(idx, self.flipped) + range.start,
             bytes: range.end - range.start,
         };
-        let disk = self.tiers.disk.expect("a plan with extents has a disk");
+        let disk = self.tiers[rank]
+            .disk
+            .expect("a plan with extents has a disk");
         disk.start(kind, extent, staging, 0).wait()
     }
 
@@ -100,11 +119,10 @@ impl<'a> Homes<'a> {
     }
 
     /// Reads bytes of a slot; from a disk at most [`STAGED`].
-    fn load(&self, home: (SlotId, &Slot), offset: u64, out: &mut [u8]) -> Result<(), TierError> {
+    fn load(&self, home: Home<'_>, offset: u64, out: &mut [u8]) -> Result<(), TierError> {
         let bytes = out.len() as u64;
-        let slot = home.1;
-        if slot.tier != Tier::Disk {
-            memory::load(self.home(slot, offset, bytes).src(), out);
+        if home.slot.tier != Tier::Disk {
+            memory::load(self.home(home, offset, bytes).src(), out);
             return Ok(());
         }
         let range = whole_units(offset, bytes);
@@ -120,11 +138,10 @@ impl<'a> Homes<'a> {
 
     /// Writes bytes of a slot; to a disk at most [`STAGED`]. What lies beside them in the disk's
     /// units stays.
-    fn store(&self, home: (SlotId, &Slot), offset: u64, bytes: &[u8]) -> Result<(), TierError> {
+    fn store(&self, home: Home<'_>, offset: u64, bytes: &[u8]) -> Result<(), TierError> {
         let len = bytes.len() as u64;
-        let slot = home.1;
-        if slot.tier != Tier::Disk {
-            memory::store(self.home(slot, offset, len).dst(), bytes);
+        if home.slot.tier != Tier::Disk {
+            memory::store(self.home(home, offset, len).dst(), bytes);
             return Ok(());
         }
         let range = whole_units(offset, len);
@@ -146,30 +163,65 @@ impl<'a> Homes<'a> {
     }
 
     /// Bytes of a slot in memory.
-    fn home(&self, slot: &Slot, offset: u64, bytes: u64) -> Lent<'_> {
+    fn home(&self, Home { rank, slot, .. }: Home<'_>, offset: u64, bytes: u64) -> Lent<'_> {
+        let tiers = &self.tiers[rank];
         let memory = match slot.tier {
-            Tier::Device => &self.tiers.device,
-            _ => &self.tiers.host,
+            Tier::Device => &tiers.device,
+            _ => &tiers.host,
         };
         memory.lend(slot.offset + offset, bytes)
     }
 
-    /// Slots of an array of a piece: a weight may have a resident copy too.
-    fn slots(&self, piece: PieceId, array: &StateArray) -> Vec<(SlotId, &Slot)> {
+    /// Homes of a rank's part of an array of a piece: a weight may have a resident copy too.
+    fn slots(&self, rank: usize, piece: PieceId, array: &StateArray) -> Vec<Home<'_>> {
         let tensor = match array.spec.role {
-            Role::WEIGHT => Tensor::Weight(piece),
+            Role::WEIGHT => self.plan.master(piece),
             _ => Tensor::State(piece),
         };
-        self.plan.homes(tensor).collect()
+        self.of_rank(rank, tensor).collect()
+    }
+
+    /// The homes of a tensor in a rank's memory.
+    fn of_rank(&self, rank: usize, tensor: Tensor) -> impl Iterator<Item = Home<'_>> {
+        let homes = self.plan.homes(tensor);
+        homes.map(move |(idx, slot)| Home { rank, idx, slot })
+    }
+
+    /// The ranks of which each has a part of a piece: one where each has all of it.
+    fn ranks(&self, piece: PieceId) -> u64 {
+        match self.plan.pieces[piece].frozen {
+            true => 1,
+            false => u64::from(self.plan.ranks),
+        }
+    }
+
+    /// What a rank has of a parameter in an array of its piece: the first entry in the rank's array, and which entries
+    /// of the parameter's they are.
+    fn part(
+        &self,
+        (rank, piece, param): (usize, PieceId, ParamId),
+        array: &StateArray,
+    ) -> (u64, Range<u64>) {
+        let (p, ranks) = (&self.plan.pieces[piece], self.ranks(piece));
+        let before = self.workload.params.run(&(p.params.start..param));
+        let before = before.expect("a piece of this workload");
+        let first = array.first(p.offset_of(param) / ranks, before);
+        let of = &self.workload.params[param];
+        let all = array.spec.entries(of);
+        if ranks == 1 {
+            return (first, 0..all);
+        }
+        let each = array.first(self.workload.padded(of) / ranks, &[]);
+        let start = (each * rank as u64).min(all);
+        (first, start..(start + each).min(all))
     }
 
     /// Where a role's array lies in a piece.
     fn array(&self, piece: PieceId, role: Role) -> StateArray {
-        let (plan, piece) = (&self.plan, &self.plan.pieces[piece]);
+        let (plan, own) = (&self.plan, self.plan.own(piece));
+        let piece = &plan.pieces[piece];
         let params = piece.of(self.workload);
-        let array = plan
-            .optimizer
-            .array(plan.precision, piece.elements, params, role);
+        let array = plan.optimizer.array(plan.precision, own, params, role);
         array.unwrap_or_else(|| panic!("no array for {role:?}"))
     }
 
@@ -194,53 +246,65 @@ impl<'a> Homes<'a> {
         range: Range<u64>,
         out: &mut [u8],
     ) -> Result<(), TierError> {
-        let piece_idx = self.plan.piece_of(param);
-        let piece = &self.plan.pieces[piece_idx];
-        let array = self.array(piece_idx, role);
-        let before = self.workload.params.run(&(piece.params.start..param));
-        let before = before.expect("a piece of this workload");
-        let first = array.first(piece.offset_of(param), before) + range.start;
-        let start = array.start + first * array.spec.size();
-        let home = self.slots(piece_idx, &array)[0];
-        for (i, part) in out.chunks_mut(STAGED as usize).enumerate() {
-            self.load(home, start + i as u64 * STAGED, part)?;
+        let piece = self.plan.piece_of(param);
+        let array = self.array(piece, role);
+        let size = array.spec.size();
+        for rank in 0..self.ranks(piece) as usize {
+            let (first, own) = self.part((rank, piece, param), &array);
+            let (from, to) = (range.start.max(own.start), range.end.min(own.end));
+            if from >= to {
+                continue;
+            }
+            let start = array.start + (first + from - own.start) * size;
+            let home = self.slots(rank, piece, &array)[0];
+            let out = &mut out[((from - range.start) * size) as usize..];
+            let out = &mut out[..((to - from) * size) as usize];
+            for (i, part) in out.chunks_mut(STAGED as usize).enumerate() {
+                self.load(home, start + i as u64 * STAGED, part)?;
+            }
         }
         Ok(())
     }
 
-    /// Chunks of all arrays of all pieces: piece, array, entries.
-    fn chunks(&self) -> Vec<(PieceId, StateArray, Range<u64>)> {
+    /// Chunks of all arrays of all pieces of all ranks.
+    fn chunks(&self) -> Vec<Chunk> {
         let mut all = Vec::new();
-        for (id, piece) in self.plan.pieces.pairs() {
-            for spec in self.roles(id) {
-                let array = self.array(id, spec.role);
-                debug_assert!(array.entries() <= piece.elements, "{array:?}");
+        for (piece, of) in self.plan.pieces.pairs() {
+            for (rank, spec) in
+                (0..self.tiers.len()).flat_map(|r| self.roles(piece).map(move |s| (r, s)))
+            {
+                let array = self.array(piece, spec.role);
+                debug_assert!(array.entries() <= of.elements, "{array:?}");
                 for from in (0..array.entries()).step_by(CHUNK as usize) {
-                    let to = (from + CHUNK).min(array.entries());
-                    all.push((id, array, from..to));
+                    all.push(Chunk {
+                        rank,
+                        piece,
+                        array,
+                        entries: from..(from + CHUNK).min(array.entries()),
+                    });
                 }
             }
         }
         all
     }
 
-    /// The parameters that have some of these entries of a piece's array: parameter, its entries, and the first
-    /// of them among these.
-    fn params_in(
-        &self,
-        piece: PieceId,
-        array: &StateArray,
-        entries: &Range<u64>,
-    ) -> Vec<(ParamId, Range<u64>, u64)> {
-        let piece = &self.plan.pieces[piece];
+    /// The parameters that have some of the entries of a chunk: parameter, its entries, and the first of them among
+    /// these.
+    fn params_in(&self, chunk: &Chunk) -> Vec<(ParamId, Range<u64>, u64)> {
+        let Chunk {
+            rank,
+            piece,
+            array,
+            entries,
+        } = chunk;
         let mut all = Vec::new();
-        let params = piece.of(self.workload);
-        for (i, (p, &offset)) in ids(&piece.params).zip(&piece.offsets).enumerate() {
-            let first = array.first(offset, &params[..i]);
-            let end = first + array.spec.entries(&params[i]);
+        for p in ids(&self.plan.pieces[*piece].params) {
+            let (first, own) = self.part((*rank, *piece, p), array);
+            let end = first + (own.end - own.start);
             let (a, b) = (entries.start.max(first), entries.end.min(end));
             if a < b {
-                all.push((p, a - first..b - first, a - entries.start));
+                let of = |x: u64| own.start + x - first;
+                all.push((p, of(a)..of(b), a - entries.start));
             }
         }
         all
@@ -257,22 +321,59 @@ impl<'a> Homes<'a> {
         fill: impl Fn(ParamId, Range<u64>, &StateSpec, &mut [u8]) -> Result<(), E> + Sync,
     ) -> Result<(), E> {
         let chunks = self.chunks().into_par_iter();
-        chunks.try_for_each(|(piece, array, entries)| {
+        chunks.try_for_each(|chunk| {
+            let Chunk {
+                rank,
+                piece,
+                array,
+                ref entries,
+            } = chunk;
             let size = array.spec.size();
             let mut bytes = vec![0u8; ((entries.end - entries.start) * size) as usize];
-            for (p, range, at) in self.params_in(piece, &array, &entries) {
+            for (p, range, at) in self.params_in(&chunk) {
                 let n = (range.end - range.start) * size;
                 let part = &mut bytes[(at * size) as usize..][..n as usize];
                 fill(p, range, &array.spec, part)?;
             }
-            for slot in self.slots(piece, &array) {
+            for slot in self.slots(rank, piece, &array) {
                 self.store(slot, array.start + entries.start * size, &bytes)?;
             }
-            Ok(())
-        })
+            Ok::<(), E>(())
+        })?;
+        Ok(self.gather()?)
     }
 
-    /// Fills every copy of weights that stays on device or host from the truth.
+    /// Of several ranks: fills the whole weights that stay on each from all ranks' parts.
+    fn gather(&self) -> Result<(), TierError> {
+        let size = self.plan.precision.size();
+        let mut bytes = Vec::new();
+        for (piece, of) in self.plan.pieces.pairs() {
+            let whole = Tensor::Weight(piece);
+            if self.ranks(piece) == 1 || self.of_rank(0, whole).next().is_none() {
+                continue;
+            }
+            let array = self.array(piece, Role::WEIGHT);
+            for rank in 0..self.tiers.len() {
+                for p in ids(&of.params) {
+                    let (first, own) = self.part((rank, piece, p), &array);
+                    let truth = self.slots(rank, piece, &array)[0];
+                    for from in own.clone().step_by(CHUNK as usize) {
+                        let to = (from + CHUNK).min(own.end);
+                        bytes.resize(((to - from) * size) as usize, 0);
+                        self.load(truth, (first + from - own.start) * size, &mut bytes)?;
+                        for other in 0..self.tiers.len() {
+                            for copy in self.of_rank(other, whole) {
+                                self.store(copy, (of.offset_of(p) + from) * size, &bytes)?;
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Fills every copy of weights that stays on device or host from the truth; of one rank.
     ///
     /// # Errors
     /// The disk's.
@@ -280,7 +381,7 @@ impl<'a> Homes<'a> {
         let size = self.plan.precision.size();
         let mut bytes = Vec::new();
         for (id, piece) in self.plan.pieces.pairs() {
-            let slots = self.slots(id, &self.array(id, Role::WEIGHT));
+            let slots = self.slots(0, id, &self.array(id, Role::WEIGHT));
             let (truth, copies) = slots.split_first().expect("weights have a home");
             if copies.is_empty() {
                 continue;
@@ -303,12 +404,12 @@ impl<'a> Homes<'a> {
     /// # Errors
     /// The disk's.
     pub fn flip_bit(&self, piece: PieceId) -> Result<(), TierError> {
-        for slot in self.slots(piece, &self.array(piece, Role::WEIGHT)) {
+        for slot in self.slots(0, piece, &self.array(piece, Role::WEIGHT)) {
             let mut first = [0u8; 1];
             self.load(slot, 0, &mut first)?;
             self.store(slot, 0, &[first[0] ^ 1])?;
         }
-        Ok(())
+        self.gather()
     }
 
     /// Fills weights from f32 numbers, and the optimizer's arrays with what its table says; on all cores,
@@ -324,14 +425,20 @@ impl<'a> Homes<'a> {
         // What is made of the first weights is made in one go: they are read once.
         let of_weights = |a: &StateArray| matches!(a.spec.init, Init::Weight | Init::Remainder);
         let chunks = self.chunks().into_par_iter();
-        chunks.try_for_each(|(piece, array, entries)| {
+        chunks.try_for_each(|chunk| {
+            let Chunk {
+                rank,
+                piece,
+                array,
+                ref entries,
+            } = chunk;
             let mut numbers = Vec::new();
             let arrays: Vec<StateArray> = match array.spec.init {
                 Init::Remainder => return Ok(()),
                 Init::Zero => vec![array],
                 Init::Weight => {
                     numbers.resize((entries.end - entries.start) as usize, 0f32);
-                    for (p, range, at) in self.params_in(piece, &array, &entries) {
+                    for (p, range, at) in self.params_in(&chunk) {
                         let n = (range.end - range.start) as usize;
                         source(p, range, &mut numbers[at as usize..][..n])?;
                     }
@@ -358,12 +465,13 @@ impl<'a> Homes<'a> {
                     }
                 }
                 let at = array.start + entries.start * array.spec.size();
-                for slot in self.slots(piece, &array) {
+                for slot in self.slots(rank, piece, &array) {
                     self.store(slot, at, &bytes)?;
                 }
             }
-            Ok(())
-        })
+            Ok::<(), E>(())
+        })?;
+        Ok(self.gather()?)
     }
 
     /// A parameter's weights as the device reads them, widened to f32.

@@ -22,6 +22,7 @@ use crate::engine::{ClipRule, Engine, StepData, first_clip};
 use crate::error::SessionError;
 use crate::homes::Homes;
 use crate::outcome::Outcome;
+use crate::ranks::{Group, Rank, Ranks, device_of, disk_of};
 use crate::requests::Requests;
 use lowtide_data::Micro;
 
@@ -65,6 +66,9 @@ pub struct SessionOptions {
     pub disk: DiskChoice,
     /// The CUDA device that the plan is for; `None`: the CPU device.
     pub gpu: Option<Gpu>,
+    /// Of a plan of several ranks in place of `gpu`: their devices, and the way between them. Without one they are
+    /// threads on the CPU device.
+    pub group: Option<Group>,
     /// Host memory that the process will hold beside its arenas, as far as that is known
     /// ([`Machine::host_reserve`](lowtide_planner::Machine::host_reserve)): held against the limits
     /// together with them.
@@ -82,6 +86,7 @@ impl Default for SessionOptions {
             trace: Trace::NONE,
             disk: DiskChoice::None,
             gpu: None,
+            group: None,
             process: Bytes::ZERO,
         }
     }
@@ -138,6 +143,34 @@ fn reserve(plan: &Plan, gpu: Option<&Gpu>, poison: bool) -> Result<(Memory, Memo
     })
 }
 
+/// One rank's memory and disk, before anything runs.
+fn tiers_of(
+    plan: &Plan,
+    options: &Options,
+    disk: DiskChoice,
+    config: Option<DiskConfig>,
+) -> Result<Tiers, SessionError> {
+    let (device, host) = reserve(plan, options.gpu.as_ref(), options.poison)?;
+    let disk = match (disk, config) {
+        (DiskChoice::Open(disk), _) => Some(disk),
+        (_, Some(config)) => Some(Disk::open(&config, Some(host.arena()))?),
+        _ => None,
+    };
+    if let Some(disk) = &disk
+        && plan.choice.durable
+    {
+        disk.set_versions(durable_extents(plan))?;
+    }
+    let mut tiers = Tiers { device, host, disk };
+    // The clip factor has a value before the first norm.
+    let idle = Idle::new(&mut tiers);
+    for (_, slot) in plan.homes(Tensor::Clip) {
+        memory::store(clip_words(&idle, slot).dst(), &first_clip());
+    }
+    drop(idle);
+    Ok(tiers)
+}
+
 /// The extents of either version of everything durable.
 fn durable_extents(plan: &Plan) -> [Vec<Extent>; 2] {
     let current = plan.slots.pairs();
@@ -165,13 +198,12 @@ fn clip_words<'a>(tiers: &'a Idle<'_>, slot: &Slot) -> Lent<'a> {
 
 /// Reserved memory, and a runner on it.
 pub struct Session {
-    runner: Runner<Engine>,
+    ranks: Ranks,
     decoder: Arc<Decoder>,
     clip: ClipRule,
     /// With exact clipping: settings of the batch whose gradients wait for their update, and which
     /// step of a run it is.
     pending: Option<(Hyper, Option<u64>)>,
-    engine: Arc<Engine>,
     /// A norm of an earlier step is known (`previous`).
     has_norm: bool,
     /// Nothing runs beside the caller: a wait has to run the tasks.
@@ -191,51 +223,67 @@ impl Session {
         clip: ClipRule,
         options: SessionOptions,
     ) -> Result<Self, SessionError> {
-        let need = plan.tier(Tier::Disk).planned_bytes;
+        let ranks = plan.ranks as usize;
+        let group = match options.group.clone() {
+            _ if ranks == 1 => Group::default(),
+            Some(group) => group,
+            None => Group::threads(plan.ranks, options.watchdog / 2),
+        };
         let mut made = MadeDirs::default();
-        let config = config_of(&options.disk, need, &mut made)?;
+        let mut disks: Vec<DiskChoice> = (0..ranks)
+            .filter(|_| ranks > 1)
+            .map(|rank| disk_of(&options.disk, rank))
+            .collect();
+        let shuffled = options.mode != Mode::Threads;
+        let mut all = Vec::new();
+        for rank in 0..ranks {
+            let (gpu, comm) = device_of(&plan, &options, &group, rank);
+            let options = Options {
+                mode: options.mode.of_rank(rank),
+                gpu,
+                comm,
+                synchronous: std::env::var_os("LOWTIDE_SYNC").is_some_and(|v| v == "1"),
+                threads: (options.threads / ranks).max(1),
+                poison: options.poison,
+                watchdog: options.watchdog,
+                trace: options.trace,
+            };
+            all.push(options);
+        }
+        let need = plan.tier(Tier::Disk).planned_bytes;
         let mut arenas = plan.tier(Tier::Host).planned_bytes;
-        if options.gpu.is_none() {
+        if all[0].gpu.is_none() {
             arenas += plan.tier(Tier::Device).planned_bytes;
         }
-        limits::check(arenas, options.process, config.as_ref())?;
-        let (device, host) = reserve(&plan, options.gpu.as_ref(), options.poison)?;
-        let disk = match (options.disk, config) {
-            (DiskChoice::Open(disk), _) => Some(disk),
-            (_, Some(config)) => Some(Disk::open(&config, Some(host.arena()))?),
-            _ => None,
-        };
-        if let Some(disk) = &disk
-            && plan.choice.durable
+        let (process, mut config) = (options.process, None);
+        if ranks == 1 {
+            disks.push(options.disk);
+        }
+        let mut configs = Vec::new();
+        for disk in &disks {
+            config = config_of(disk, need, &mut made)?;
+            configs.push(config.clone());
+        }
+        limits::check(arenas * ranks as u64, process, config.as_ref())?;
+        let mut opened = Vec::new();
+        for ((rank, options), (disk, config)) in all
+            .into_iter()
+            .enumerate()
+            .zip(disks.into_iter().zip(configs))
         {
-            disk.set_versions(durable_extents(&plan))?;
+            let tiers = tiers_of(&plan, &options, disk, config)?;
+            let workload = Arc::new(decoder.workload().clone());
+            let (decoder, same) = (Arc::clone(&decoder), Arc::clone(&plan));
+            let engine = Arc::new(Engine::new(decoder, same, clip, rank as u32));
+            let plan = Arc::clone(&plan);
+            let runner = Runner::new(plan, workload, Arc::clone(&engine), tiers, options)?;
+            opened.push(Rank { runner, engine });
         }
-        let mut tiers = Tiers { device, host, disk };
-        // The clip factor has a value before the first norm.
-        let idle = Idle::new(&mut tiers);
-        for (_, slot) in plan.homes(Tensor::Clip) {
-            memory::store(clip_words(&idle, slot).dst(), &first_clip());
-        }
-        drop(idle);
-        let workload = Arc::new(decoder.workload().clone());
-        let engine = Arc::new(Engine::new(Arc::clone(&decoder), Arc::clone(&plan), clip));
-        let shuffled = options.mode != Mode::Threads;
-        let options = Options {
-            mode: options.mode,
-            gpu: options.gpu,
-            synchronous: std::env::var_os("LOWTIDE_SYNC").is_some_and(|v| v == "1"),
-            threads: options.threads,
-            poison: options.poison,
-            watchdog: options.watchdog,
-            trace: options.trace,
-        };
-        let runner = Runner::new(plan, workload, Arc::clone(&engine), tiers, options)?;
         Ok(Self {
-            runner,
+            ranks: Ranks(opened),
             decoder,
             clip,
             pending: None,
-            engine,
             has_norm: false,
             shuffled,
             _made: made,
@@ -245,7 +293,7 @@ impl Session {
     /// The plan.
     #[must_use]
     pub fn plan(&self) -> &Arc<Plan> {
-        self.runner.plan()
+        self.ranks.first().runner.plan()
     }
 
     /// The model.
@@ -285,9 +333,26 @@ impl Session {
         };
         self.has_norm = true;
         let commits = update.and_then(|u| u.1);
-        let data = StepData::marked(inputs, update.map(|u| u.0), mark, commits);
-        self.runner.submit(part, Arc::clone(&data))?;
-        Ok(data)
+        let shares = self.ranks.cut(inputs).into_iter();
+        let of = |share| StepData::marked(share, update.map(|u| u.0), mark.clone(), commits);
+        self.submit_all(part, shares.map(of).collect())
+    }
+
+    /// Gives each rank its part; what the first one's gives.
+    fn submit_all(
+        &mut self,
+        part: PartName,
+        data: Vec<Arc<StepData>>,
+    ) -> Result<Arc<StepData>, ExecError> {
+        let submit =
+            |rank: usize, runner: &mut Runner<Engine>| runner.submit(part, Arc::clone(&data[rank]));
+        self.ranks.each(submit)?;
+        Ok(Arc::clone(&data[0]))
+    }
+
+    /// Blocks until every rank has done everything.
+    fn wait(&mut self) -> Result<(), ExecError> {
+        self.ranks.each(|_, runner| runner.wait())
     }
 
     /// Waits for a submitted batch's loss and norm.
@@ -296,19 +361,18 @@ impl Session {
     /// What stopped the run.
     pub fn outcome(&mut self, data: &StepData) -> Result<Outcome, ExecError> {
         if self.shuffled {
-            self.runner.wait()?;
+            self.wait()?;
         }
         loop {
             if let Some(outcome) = data.outcome(Duration::from_millis(100)) {
                 if outcome.nonfinite.is_some() {
                     // The run stops over it; say so with the executor's own error.
-                    self.runner.wait()?;
+                    self.wait()?;
                 }
                 return Ok(outcome);
             }
-            self.runner.watch();
-            if self.runner.stopped() || self.runner.idle() {
-                self.runner.wait()?;
+            if self.ranks.watch() {
+                self.wait()?;
             }
         }
     }
@@ -319,10 +383,12 @@ impl Session {
     /// What stopped the run.
     pub fn drain(&mut self) -> Result<(), ExecError> {
         if let Some((hyper, step)) = self.pending.take() {
-            let data = StepData::marked(Vec::new(), Some(hyper), None, step);
-            self.runner.submit(PartName::Drain, data)?;
+            let none = || (Vec::new(), 0);
+            let of = |_| StepData::marked(none(), Some(hyper), None, step);
+            let data = (0..self.ranks.0.len()).map(of).collect();
+            self.submit_all(PartName::Drain, data)?;
         }
-        self.runner.wait()
+        self.wait()
     }
 
     /// Loss of one batch without gradients. Drains first.
@@ -330,7 +396,9 @@ impl Session {
     /// # Errors
     /// What stopped the run.
     pub fn evaluate(&mut self, inputs: Vec<Micro>) -> Result<Outcome, ExecError> {
-        self.forward(PartName::Evaluate, StepData::new(inputs, None))
+        let shares = self.ranks.cut(inputs).into_iter();
+        let of = |share| StepData::marked(share, None, None, None);
+        self.forward(PartName::Evaluate, shares.map(of).collect())
     }
 
     /// As [`Session::evaluate`], broken off as soon as anything is asked: then there is no outcome.
@@ -342,7 +410,8 @@ impl Session {
         inputs: Vec<Micro>,
         requests: &Requests,
     ) -> Result<Option<Outcome>, ExecError> {
-        self.forward_until(PartName::Evaluate, inputs, requests)
+        let shares = self.ranks.cut(inputs);
+        self.forward_until(PartName::Evaluate, shares, requests)
     }
 
     /// Logits of one micro-batch at each row's marked position. Drains first.
@@ -350,7 +419,9 @@ impl Session {
     /// # Errors
     /// What stopped the run.
     pub fn infer(&mut self, inputs: Micro) -> Result<Outcome, ExecError> {
-        self.forward(PartName::Infer, StepData::new(vec![inputs], None))
+        let all = self.alike(&inputs).into_iter();
+        let of = |inputs| StepData::marked(inputs, None, None, None);
+        self.forward(PartName::Infer, all.map(of).collect())
     }
 
     /// As [`Session::infer`], broken off as soon as anything is asked: then there is no outcome.
@@ -362,25 +433,34 @@ impl Session {
         inputs: Micro,
         requests: &Requests,
     ) -> Result<Option<Outcome>, ExecError> {
-        self.forward_until(PartName::Infer, vec![inputs], requests)
+        let all = self.alike(&inputs);
+        self.forward_until(PartName::Infer, all, requests)
+    }
+
+    /// The same micro-batch for every rank: each has a share of the weights that it takes.
+    fn alike(&self, inputs: &Micro) -> Vec<(Vec<Micro>, usize)> {
+        let ranks = self.ranks.0.iter();
+        ranks.map(|_| (vec![inputs.clone()], 0)).collect()
     }
 
     fn forward_until(
         &mut self,
         part: PartName,
-        inputs: Vec<Micro>,
+        inputs: Vec<(Vec<Micro>, usize)>,
         requests: &Requests,
     ) -> Result<Option<Outcome>, ExecError> {
-        let data = StepData::until(inputs, requests);
-        let outcome = self.forward(part, Arc::clone(&data))?;
-        Ok((!data.is_broken_off()).then_some(outcome))
+        let of = |inputs| StepData::until(inputs, requests);
+        let data: Vec<_> = inputs.into_iter().map(of).collect();
+        let outcome = self.forward(part, data.clone())?;
+        let broken = data.iter().any(|data| data.is_broken_off());
+        Ok((!broken).then_some(outcome))
     }
 
-    fn forward(&mut self, part: PartName, data: Arc<StepData>) -> Result<Outcome, ExecError> {
+    fn forward(&mut self, part: PartName, data: Vec<Arc<StepData>>) -> Result<Outcome, ExecError> {
         self.drain()?;
-        self.runner.submit(part, Arc::clone(&data))?;
-        self.runner.wait()?;
-        Ok(data.peek())
+        let first = self.submit_all(part, data)?;
+        self.wait()?;
+        Ok(first.peek())
     }
 
     /// Access to weights and state; drain first.
@@ -391,9 +471,9 @@ impl Session {
     /// # Panics
     /// When something still runs.
     pub fn homes(&mut self) -> Result<Homes<'_>, TierError> {
-        let plan = Arc::clone(self.runner.plan());
-        let flipped = self.runner.flipped();
-        let tiers = self.runner.idle_tiers();
+        let plan = Arc::clone(self.plan());
+        let flipped = self.ranks.first().runner.flipped();
+        let tiers = self.ranks.idle_tiers();
         Homes::new(plan, self.decoder.workload(), tiers, flipped)
     }
 
@@ -406,16 +486,17 @@ impl Session {
     /// # Panics
     /// Where the plan is not durable.
     pub fn resume(&mut self) -> Result<Committed, TierError> {
-        let disk = self.runner.disk();
+        let runner = &mut self.ranks.0[0].runner;
+        let disk = runner.disk();
         let found = disk.expect("a durable plan has a disk").prove()?;
-        self.runner.flip(found.version == 1);
+        runner.flip(found.version == 1);
         self.homes()?.refresh_copies()?;
         Ok(found)
     }
 
     /// Sets what the journal says of the run as a whole, with every commit.
     pub fn set_about(&self, about: About) {
-        self.engine.set_about(about);
+        self.ranks.first().engine.set_about(about);
     }
 
     /// New state files take their names, and the place of those that an earlier run asked to keep.
@@ -423,33 +504,36 @@ impl Session {
     /// # Errors
     /// The system's.
     pub fn publish_disk(&self) -> Result<(), TierError> {
-        let disk = self.runner.disk();
-        disk.map_or(Ok(()), Disk::publish)
+        self.disks().try_for_each(Disk::publish)
     }
 
     /// The state file of each drive.
     #[must_use]
     pub fn disk_paths(&self) -> Vec<PathBuf> {
-        let disk = self.runner.disk().into_iter();
-        disk.flat_map(Disk::paths).map(Path::to_owned).collect()
+        let paths = self.disks().flat_map(Disk::paths);
+        paths.map(Path::to_owned).collect()
+    }
+
+    /// The disk of each rank that has one.
+    fn disks(&self) -> impl Iterator<Item = &Disk> {
+        self.ranks.0.iter().filter_map(|rank| rank.runner.disk())
     }
 
     /// The state files need not outlive the session: what they hold is saved elsewhere.
     pub fn discard_disk(&self) {
-        if let Some(disk) = self.runner.disk() {
-            disk.discard();
-        }
+        self.disks().for_each(Disk::discard);
     }
 
     /// The rounded gradient of a piece that waits for its update, as bytes; exact clipping, after
-    /// a batch and before the next, gradients on device or host.
+    /// a batch and before the next, gradients on device or host. Of several ranks the first one's share.
     ///
     /// # Errors
     /// What stopped the run.
     pub fn waiting_gradient(&mut self, piece: PieceId) -> Result<Option<Vec<u8>>, ExecError> {
-        self.runner.wait()?;
-        let plan = Arc::clone(self.runner.plan());
-        let tiers = self.runner.idle_tiers();
+        self.wait()?;
+        let plan = Arc::clone(self.plan());
+        let all = self.ranks.idle_tiers();
+        let tiers = &all[0];
         let found = plan.homes(Tensor::Gradient(piece)).next();
         Ok(found.and_then(|(_, slot)| {
             let memory = match slot.tier {
@@ -457,7 +541,7 @@ impl Session {
                 Tier::Host => &tiers.host,
                 Tier::Disk => return None,
             };
-            let bytes = plan.pieces[piece].elements * plan.gradient.size();
+            let bytes = plan.own(piece) * plan.gradient.size();
             let mut out = vec![0u8; bytes as usize];
             memory::load(memory.lend(slot.offset, bytes).src(), &mut out);
             Some(out)
@@ -471,50 +555,50 @@ impl Session {
     #[must_use]
     pub fn clip_words(&mut self) -> [f64; 3] {
         let mut words = first_clip();
-        let plan = Arc::clone(self.runner.plan());
-        let tiers = self.runner.idle_tiers();
+        let plan = Arc::clone(self.plan());
+        let tiers = self.ranks.idle_tiers();
         for (_, slot) in plan.homes(Tensor::Clip) {
-            memory::load(clip_words(&tiers, slot).src(), &mut words);
+            memory::load(clip_words(&tiers[0], slot).src(), &mut words);
         }
         words
     }
 
     /// Restores what [`Session::clip_words`] gave; `previous` then goes on as if unbroken.
     pub fn restore_clip(&mut self, words: [f64; 3]) {
-        let plan = Arc::clone(self.runner.plan());
-        let tiers = self.runner.idle_tiers();
-        for (_, slot) in plan.homes(Tensor::Clip) {
-            memory::store(clip_words(&tiers, slot).dst(), &words);
+        let plan = Arc::clone(self.plan());
+        for tiers in self.ranks.idle_tiers() {
+            for (_, slot) in plan.homes(Tensor::Clip) {
+                memory::store(clip_words(&tiers, slot).dst(), &words);
+            }
         }
-        drop(tiers);
         self.has_norm = true;
     }
 
-    /// Sums of what the lanes did so far.
+    /// Sums of what the lanes did so far; of several ranks the first one's, which all run the same tasks.
     #[must_use]
     pub fn measured(&self) -> Measured {
-        self.runner.measured()
+        self.ranks.first().runner.measured()
     }
 
-    /// Bytes reserved in each tier: device, host, disk.
+    /// Bytes reserved in each tier: device, host, disk; by each rank.
     #[must_use]
     pub fn reserved(&self) -> [u64; 3] {
-        let [device, host] = self.runner.reserved();
-        let disk = self.runner.disk().map_or(0, |d| d.bytes().0);
+        let [device, host] = self.ranks.first().runner.reserved();
+        let disk = self.disks().next().map_or(0, |d| d.bytes().0);
         [device.0, host.0, disk]
     }
 
     /// One line a drive: how I/O is done there.
     #[must_use]
     pub fn describe_disk(&self) -> Option<String> {
-        self.runner.disk().map(|d| d.describe().to_owned())
+        self.disks().next().map(|d| d.describe().to_owned())
     }
 
-    /// Writes the recorded events for Perfetto.
+    /// Writes the recorded events for Perfetto; of several ranks the first one's.
     ///
     /// # Errors
     /// The writer's.
     pub fn write_trace(&self, out: &mut dyn std::io::Write) -> std::io::Result<()> {
-        self.runner.write_trace(out)
+        self.ranks.first().runner.write_trace(out)
     }
 }

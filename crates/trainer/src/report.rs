@@ -194,18 +194,23 @@ pub(crate) fn compare(
     steps: f64,
 ) -> (BTreeMap<String, LaneCompared>, Vec<WaitCompared>) {
     let step = steady_step(&planned.plan, planned.decoder.workload(), &planned.machine);
-    let lanes = LaneKind::ALL.iter().zip(step.lanes).map(|(kind, lane)| {
-        let lanes = Lane::ALL.iter().filter(|l| l.kind == *kind);
-        let busy = match kind {
-            LaneKind::Disk => measured.drive_seconds,
-            _ => lanes.map(|&l| measured.lane(l).busy_seconds).sum(),
-        };
-        let compared = LaneCompared {
-            predicted_seconds: lane.0,
-            measured_seconds: busy / steps,
-        };
-        (kind.name().to_owned(), compared)
-    });
+    let lanes = planned
+        .plan
+        .lane_kinds()
+        .iter()
+        .zip(step.lanes)
+        .map(|(kind, lane)| {
+            let lanes = Lane::ALL.iter().filter(|l| l.kind == *kind);
+            let busy = match kind {
+                LaneKind::Disk => measured.drive_seconds,
+                _ => lanes.map(|&l| measured.lane(l).busy_seconds).sum(),
+            };
+            let compared = LaneCompared {
+                predicted_seconds: lane.0,
+                measured_seconds: busy / steps,
+            };
+            (kind.name().to_owned(), compared)
+        });
     let waits = Cause::ALL.iter().zip(measured.gpu_waits);
     let mut waits: Vec<WaitCompared> = waits
         .map(|(&cause, seconds)| WaitCompared {

@@ -377,13 +377,58 @@ pub struct Workload {
     pub units: Vec<Unit>,
     /// Every parameter, in parameter order.
     pub params: List<ParamId, Param>,
+    /// Ranks that make a step together, a power of two: each computes its own batch of micro-batches, and keeps and
+    /// updates its share of weights and optimizer state. What this workload counts is one rank's, the weights as
+    /// operations read them excepted.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub ranks: u32,
     /// Floating-point operations of one batch by the usual count, 6·N + 6·L·C·T a token, nothing
     /// recomputed: what a model TFLOP/s figure divides by. Of what is frozen only those that are done: no
     /// weight gradients, and no backward below the lowest parameter that is trained.
     pub model_flops: Flops,
 }
 
+/// Ranks of a run that has one GPU.
+fn one() -> u32 {
+    1
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // serde's signature
+fn is_one(ranks: &u32) -> bool {
+    *ranks == 1
+}
+
 impl Workload {
+    /// Numbers that a parameter takes inside its piece: as many for each rank, each share aligned.
+    #[must_use]
+    pub fn padded(&self, param: &Param) -> u64 {
+        align_up(param.elements, PARAM_ALIGN * u64::from(self.ranks))
+    }
+
+    /// The numbers of a parameter that a rank keeps and updates; none where padding is all that is left for it.
+    #[must_use]
+    pub fn share(&self, param: &Param, rank: u32) -> Range<u64> {
+        let each = self.padded(param) / u64::from(self.ranks);
+        let first = (each * u64::from(rank)).min(param.elements);
+        first..(first + each).min(param.elements)
+    }
+
+    /// Norm partial sums of a rank's share of a parameter at most; a frozen one has none.
+    #[must_use]
+    pub fn norm_chunks(&self, param: &Param) -> u64 {
+        match (param.frozen, self.ranks) {
+            (true, _) => 0,
+            (false, 1) => param.norm_chunks(),
+            (false, ranks) => (self.padded(param) / u64::from(ranks)).div_ceil(NORM_CHUNK),
+        }
+    }
+
+    /// Whether a complete gradient is the accumulator, rounded in place: in f32, where all shares are of one rank.
+    #[must_use]
+    pub fn sums_in_place(&self) -> bool {
+        self.gradient == Dtype::F32 && self.ranks == 1
+    }
+
     /// Number of parameters.
     #[must_use]
     pub fn parameters(&self) -> u64 {

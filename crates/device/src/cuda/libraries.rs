@@ -19,6 +19,8 @@ pub enum Library {
     CublasLt,
     /// Attention.
     Cudnn,
+    /// What several GPUs exchange.
+    Nccl,
 }
 
 impl Library {
@@ -28,6 +30,7 @@ impl Library {
             Self::Nvrtc => &["libnvrtc.so.13", "libnvrtc.so.12"],
             Self::CublasLt => &["libcublasLt.so.13", "libcublasLt.so.12"],
             Self::Cudnn => &["libcudnn.so.9"],
+            Self::Nccl => &["libnccl.so.2"],
         }
     }
 
@@ -43,6 +46,7 @@ impl Library {
             Self::Nvrtc => "libnvrtc-builtins.so",
             Self::CublasLt => "libcublasLt-none",
             Self::Cudnn => "libcudnn_",
+            Self::Nccl => "libnccl-none",
         }
     }
 
@@ -53,6 +57,7 @@ impl Library {
             Self::Nvrtc => "nvidia-cuda-nvrtc",
             Self::CublasLt => "nvidia-cublas",
             Self::Cudnn => "nvidia-cudnn-cu13",
+            Self::Nccl => "nvidia-nccl-cu13",
         }
     }
 }
@@ -267,7 +272,12 @@ mod tests {
         let libraries = Libraries {
             folders: vec![nowhere.path().to_owned()],
         };
-        for library in [Library::Nvrtc, Library::CublasLt, Library::Cudnn] {
+        for library in [
+            Library::Nvrtc,
+            Library::CublasLt,
+            Library::Cudnn,
+            Library::Nccl,
+        ] {
             let told = libraries.find(library).expect_err("an empty folder");
             let text = told.to_string();
             let folder = nowhere.path().display().to_string();

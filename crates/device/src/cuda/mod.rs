@@ -14,6 +14,7 @@ mod gpu;
 mod libraries;
 mod memory;
 mod module;
+mod nccl;
 mod nvml;
 mod queue;
 
@@ -25,5 +26,6 @@ pub use libraries::{Libraries, Library};
 pub use memory::{DeviceMemory, Pinned};
 pub(crate) use memory::{copy_now, fill_now};
 pub use module::{Source, compile};
+pub use nccl::NcclComm;
 pub use nvml::{ProcessMemory, process_memory};
 pub use queue::{KernelArg, Launch, Pairs, Queue, copy_rounds};

@@ -2,9 +2,11 @@
 
 pub mod idle;
 
+use lowtide_device::comm::{Collective, Comm, Pattern, Stretch};
 use lowtide_device::{Dst, Memory, Place, Queue, Src};
 use lowtide_planner::{Arg, Lane, Plan, Slot, Task, Tier, Use, Work};
 use lowtide_tiers::{Disk, Extent, Kind, Request, Ticket};
+use lowtide_workload::{Param, Workload};
 
 use crate::error::{EngineError, ExecError};
 
@@ -202,6 +204,9 @@ pub(crate) struct Surroundings<'a, E: Engine> {
     pub engine: &'a E,
     pub queue: &'a Queue,
     pub step: &'a E::Step,
+    pub workload: &'a Workload,
+    /// The way to the other ranks.
+    pub comm: Option<&'a dyn Comm>,
     /// An odd number of commits came before this part.
     pub flipped: bool,
     /// Micro-batches that the part runs later than it says.
@@ -239,6 +244,8 @@ fn run_bound<E: Engine>(
         engine,
         queue,
         step,
+        workload,
+        comm,
         flipped,
         shift,
     } = *around;
@@ -257,6 +264,26 @@ fn run_bound<E: Engine>(
             // come past the copy (`bind`); the tiers outlive the streams (`Runner`'s drop).
             unsafe { queue.transfer(to.dst(), from.src()) };
             Ok(())
+        }
+        Work::AllToAll { .. } | Work::AllGather { .. } => {
+            let (name, stretches) = (label(), stretches(plan, workload, task));
+            let collective = Collective {
+                pattern: match task.work {
+                    Work::AllToAll { .. } => Pattern::AllToAll,
+                    _ => Pattern::AllGather,
+                },
+                name: name.split_once(": ").map_or(&*name, |(_, name)| name),
+                stretches: &stretches,
+            };
+            let comm = comm.expect("a plan of several ranks has a way to them");
+            let [from, to] = call.take();
+            // SAFETY: as of a copy.
+            unsafe { comm.exchange(queue, collective, from.src(), to.dst()) }.map_err(|source| {
+                ExecError::Ranks {
+                    task: label(),
+                    source,
+                }
+            })
         }
         Work::Read | Work::Write => unreachable!("disk lanes submit their transfers themselves"),
         Work::Commit => {
@@ -279,6 +306,30 @@ fn run_bound<E: Engine>(
                 source,
             }),
     }
+}
+
+/// Which bytes each rank has a share of in a collective.
+fn stretches(plan: &Plan, w: &Workload, task: &Task) -> Vec<Stretch> {
+    let (piece, size) = match task.work {
+        Work::AllToAll { piece } => (piece, 4),
+        Work::AllGather { piece: Some(piece) } => (piece, plan.precision.size()),
+        _ => {
+            return vec![Stretch {
+                whole: 0,
+                part: 0,
+                bytes: task.args[0].bytes as usize,
+            }];
+        }
+    };
+    let ranks = u64::from(plan.ranks);
+    let piece = &plan.pieces[piece];
+    let params = piece.of(w).iter().zip(&piece.offsets);
+    let of = |(param, offset): (&Param, &u64)| Stretch {
+        whole: (offset * size) as usize,
+        part: (offset / ranks * size) as usize,
+        bytes: (w.padded(param) / ranks * size) as usize,
+    };
+    params.map(of).collect()
 }
 
 /// What a read or a write moves: which way, and where on disk; then its argument in memory.

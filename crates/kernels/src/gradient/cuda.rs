@@ -62,6 +62,22 @@ pub(super) fn finish(
     }
 }
 
+/// `to += more`, f32; in the stream when the call returns.
+pub(super) fn add(q: &cuda::Queue, to: Dst<'_>, more: Src<'_>) {
+    let groups = more.bytes() / 16;
+    let launch = q
+        .kernel(&SOURCE, define(Dtype::F32), "add")
+        .grid(groups.div_ceil(THREADS as usize), 1, 1)
+        .block(THREADS)
+        .arg(&to)
+        .arg(more)
+        .arg(groups);
+    // SAFETY: the kernel's own arguments; both ranges are equally long, whole groups of four (the operation).
+    unsafe {
+        launch.launch();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use lowtide_workload::NORM_CHUNK;

@@ -6,6 +6,9 @@
 mod cpu;
 mod cuda;
 pub mod reference;
+mod shares;
+
+pub use shares::add_up;
 
 use lowtide_device::{Dst, Queue, Src};
 use lowtide_workload::{Dtype, NORM_CHUNK};

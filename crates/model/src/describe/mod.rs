@@ -129,6 +129,7 @@ pub(crate) fn build(shape: &ModelShape, options: &Options) -> Result<Built, Mode
         precision: options.precision,
         gradient: options.gradient,
         optimizer: options.optimizer,
+        ranks: 1,
         units,
         params,
         model_flops,

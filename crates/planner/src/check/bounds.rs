@@ -36,6 +36,9 @@ pub(super) fn bounds(plan: &Plan) -> Result<(), Fault> {
         }
     }
     lates(plan)?;
+    if plan.choice.durable && plan.ranks > 1 {
+        return fault("is durable on several ranks".to_owned());
+    }
     if plan.choice.durable {
         for piece in plan.pieces.ids() {
             for t in [Tensor::Weight(piece), Tensor::State(piece)] {

@@ -12,6 +12,7 @@ use crate::plan::{PartName, Phase, PieceId, Plan, TaskId, Work};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 enum Item {
     Compute(u32, Phase, OpId, u32),
+    AllToAll(PieceId),
     Finish(PieceId),
     Update(PieceId),
     Load(u32),
@@ -47,6 +48,9 @@ fn whole(plan: &Plan, w: &Workload, clip: Clip, part: PartName) -> Result<(), Fa
                 }
                 return fault(i, "recomputes what the part does not compute".to_owned());
             }
+            // What they bring is as right or wrong as what a copy brings.
+            Work::AllGather { .. } if plan.ranks > 1 => continue,
+            Work::AllGather { .. } => return fault(i, "gathers of one rank".to_owned()),
             Work::Copy | Work::Read | Work::Write | Work::Commit => continue,
             Work::Compute {
                 unit,
@@ -54,6 +58,7 @@ fn whole(plan: &Plan, w: &Workload, clip: Clip, part: PartName) -> Result<(), Fa
                 op,
                 micro_batch,
             } => Item::Compute(unit, phase, op, micro_batch),
+            Work::AllToAll { piece } => Item::AllToAll(piece),
             Work::Finish { piece } => Item::Finish(piece),
             Work::Update { piece } => {
                 if normed != updates_after_norm(clip, part) {
@@ -140,6 +145,9 @@ fn wanted(plan: &Plan, w: &Workload, clip: Clip, part: PartName) -> Vec<Item> {
     all.extend(again.chain(span.clone()).map(Item::Load));
     if ends {
         all.extend(pieces().map(Item::Finish));
+        if plan.ranks > 1 {
+            all.extend(pieces().map(Item::AllToAll));
+        }
         all.push(Item::Norm);
     } else if part == Infer {
         all.extend(span.map(Item::Logits));

@@ -142,11 +142,51 @@ impl Walk<'_> {
         let tensor = self.tensor(a.slot);
         self.version += 1;
         let version = self.version;
+        self.outdated(tensor, version);
         let newest = self.latest.entry(tensor).or_default();
         newest.set(from, to, version);
         if let Some(held) = self.held.get_mut(&a.slot) {
             held.content.set(from, to, version);
         }
+    }
+
+    /// What was made of all ranks' is of an older version now.
+    fn outdated(&mut self, own: Tensor, version: u64) {
+        match own {
+            Tensor::Shard(p) => self.whole_weight(p, version),
+            Tensor::Losses => drop(self.latest.remove(&Tensor::LossesOfAll)),
+            Tensor::AllNormParts => drop(self.latest.remove(&Tensor::NormPartsOfAll)),
+            _ => {}
+        }
+    }
+
+    /// A piece's weights, all ranks' shares together, have this version: that of the shares.
+    fn whole_weight(&mut self, p: PieceId, version: u64) {
+        let tensor = Tensor::Weight(p);
+        let bytes = size(self.plan, self.w, tensor);
+        let mut newest = Spans::default();
+        newest.set(0, bytes, version);
+        self.latest.insert(tensor, newest);
+    }
+
+    /// What every rank has comes together.
+    pub(super) fn gathered(
+        &mut self,
+        piece: Option<PieceId>,
+        from: &Arg,
+        to: &Arg,
+    ) -> Result<(), Fault> {
+        let (_, version) = self.read(from)?;
+        let Some(p) = piece else {
+            self.written(to);
+            return Ok(());
+        };
+        self.whole_weight(p, version);
+        let (start, end) = self.meant(to);
+        if let Some(held) = self.held.get_mut(&to.slot) {
+            held.content.set(start, end, version);
+        }
+        Ok(())
     }
 
     /// A transfer: the same content in another place, or what may be renamed.
@@ -177,7 +217,7 @@ impl Walk<'_> {
                 (from.offset, from.bytes) == (0, bytes) && (to.offset, to.bytes) == (start, bytes)
             }
             (Tensor::Accumulator(p), Tensor::Gradient(q)) if p == q => {
-                from.offset == to.offset && self.complete.contains(&p)
+                from.offset == to.offset && self.complete.contains(&p) && self.plan.ranks == 1
             }
             _ => false,
         };
@@ -201,6 +241,7 @@ impl Walk<'_> {
             matches!(
                 t,
                 Tensor::Weight(_)
+                    | Tensor::Shard(_)
                     | Tensor::State(_)
                     | Tensor::Clip
                     | Tensor::Gradient(_)
@@ -225,6 +266,10 @@ impl Walk<'_> {
         let (Tensor::Accumulator(p) | Tensor::Gradient(p)) = tensor else {
             return Ok(());
         };
+        if self.sent.contains(&p) {
+            let name = tensor.name(self.plan);
+            return self.fault(format!("adds to {name}, which was sent"));
+        }
         if self.complete.contains(&p) {
             let name = tensor.name(self.plan);
             return self.fault(format!("adds to {name}, which is complete"));
@@ -265,6 +310,17 @@ impl Walk<'_> {
     pub(super) fn turns(&mut self, work: Work) -> Result<(), Fault> {
         let gradient = |p| Tensor::Gradient(p).name(self.plan);
         match work {
+            Work::AllToAll { piece } => {
+                // All that is ever added is in the shares.
+                self.latest.remove(&Tensor::Accumulator(piece));
+                match self.sent.insert(piece) && !self.complete.contains(&piece) {
+                    true => Ok(()),
+                    false => self.fault(format!("sends {} again", gradient(piece))),
+                }
+            }
+            Work::Finish { piece } if self.plan.ranks > 1 && !self.sent.remove(&piece) => {
+                self.fault(format!("finishes {}, which was not sent", gradient(piece)))
+            }
             Work::Finish { piece } if !self.complete.insert(piece) => {
                 self.fault(format!("finishes {} again", gradient(piece)))
             }
@@ -274,9 +330,10 @@ impl Walk<'_> {
             )),
             Work::Finish { piece } => {
                 // Rounded in place it is the gradient already.
-                if self.w.gradient != lowtide_workload::Dtype::F32 {
+                if !self.w.sums_in_place() {
                     self.latest.remove(&Tensor::Accumulator(piece));
                 }
+                self.latest.remove(&Tensor::Shares(piece));
                 Ok(())
             }
             Work::Update { piece } => {
@@ -295,7 +352,12 @@ impl Walk<'_> {
             return self.fault(format!("{name} still waits when the run is drained"));
         }
         for (i, s) in self.plan.slots.pairs() {
-            if s.persistent && matches!(s.tensor, Tensor::Weight(_) | Tensor::State(_)) {
+            if s.persistent
+                && matches!(
+                    s.tensor,
+                    Tensor::Weight(_) | Tensor::Shard(_) | Tensor::State(_)
+                )
+            {
                 if matches!(s.version, Some((Version::Next, _))) {
                     continue;
                 }

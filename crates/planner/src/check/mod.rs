@@ -18,7 +18,10 @@
 //!    taken by one update;
 //! 8. the work is the workload's: each task has the operands of its operation, on a lane that reaches
 //!    them, and every operation, every end of a gradient, the norm and every update is there exactly
-//!    once a step; recomputed operations come as often as they are wanted;
+//!    once a step; recomputed operations come as often as they are wanted
+//!    (of several ranks a collective is work as any other, and as all ranks run one plan, all make the same ones in the
+//!    same order: what this rank has sent nothing is added to, its gradient is made of all ranks' shares, and whole
+//!    weights are of the newest shares);
 //! 9. no tier holds a local tensor twice at once: what is needed comes from the nearest tier that has it.
 
 mod bounds;
@@ -134,13 +137,14 @@ pub fn check(plan: &Plan, w: &Workload, clip: Clip) -> Result<(), Fault> {
 /// Bytes of a tensor that have a meaning.
 fn size(plan: &Plan, w: &Workload, tensor: Tensor) -> u64 {
     let elements = |p: PieceId| plan.pieces[p].elements;
+    let ranks = u64::from(plan.ranks);
     match tensor {
         Tensor::Weight(p) => elements(p) * plan.precision.size(),
         Tensor::State(p) => {
             let params = plan.pieces[p].of(w);
-            w.optimizer.state_bytes(plan.precision, elements(p), params)
+            w.optimizer.state_bytes(plan.precision, plan.own(p), params)
         }
-        Tensor::Gradient(p) => elements(p) * plan.gradient.size(),
+        Tensor::Gradient(p) => plan.own(p) * plan.gradient.size(),
         Tensor::Accumulator(p) => elements(p) * 4,
         Tensor::NormParts(p) => plan.pieces[p].norm_chunks * 8,
         Tensor::AllNormParts => plan.pieces.iter().map(|p| p.norm_chunks * 8).sum(),
@@ -149,6 +153,10 @@ fn size(plan: &Plan, w: &Workload, tensor: Tensor) -> u64 {
         Tensor::Inputs(_) => w.batch.input_bytes().0,
         Tensor::Local(u, i, _) => w.units[u as usize].tensors[i].bytes.0,
         Tensor::Workspace => u64::MAX,
+        Tensor::Shard(p) => plan.own(p) * plan.precision.size(),
+        Tensor::Shares(p) => plan.own(p) * 4 * ranks,
+        Tensor::NormPartsOfAll => size(plan, w, Tensor::AllNormParts) * ranks,
+        Tensor::LossesOfAll => size(plan, w, Tensor::Losses) * ranks,
     }
 }
 

@@ -45,6 +45,7 @@ pub(super) fn operands(plan: &Plan, w: &Workload, clip: Clip) -> Result<(), Faul
 
 /// Pieces hold every parameter once, in order and apart.
 fn pieces(plan: &Plan, w: &Workload) -> Result<(), String> {
+    let ranks = u64::from(w.ranks);
     let (mut next, mut chunks) = (ParamId(0), 0);
     for (i, p) in plan.pieces.iter().enumerate() {
         let params = w.params.run(&p.params);
@@ -54,7 +55,7 @@ fn pieces(plan: &Plan, w: &Workload) -> Result<(), String> {
         let mut at = 0;
         for (k, param) in params.iter().enumerate() {
             let offset = p.offsets.get(k).copied().unwrap_or(u64::MAX);
-            let place = offset >= at && offset.is_multiple_of(PARAM_ALIGN);
+            let place = offset >= at && offset.is_multiple_of(PARAM_ALIGN * ranks);
             if param.unit != p.unit || param.frozen != p.frozen || !place {
                 return Err(format!("{} has no place in piece {i}", param.name));
             }
@@ -64,19 +65,17 @@ fn pieces(plan: &Plan, w: &Workload) -> Result<(), String> {
             }
             at = offset.saturating_add(param.elements);
         }
-        let parts: u64 = params
-            .iter()
-            .map(lowtide_workload::Param::norm_chunks)
-            .sum();
+        let parts: u64 = params.iter().map(|param| w.norm_chunks(param)).sum();
         let norm = (p.norm_offset, p.norm_chunks) == (chunks, parts);
-        if at > p.elements || !p.elements.is_multiple_of(PIECE_ALIGN) || !norm {
+        if at > p.elements || !p.elements.is_multiple_of(PIECE_ALIGN * ranks) || !norm {
             return Err(format!("piece {i} has not the size of its parameters"));
         }
         next = p.params.end;
         chunks += parts;
     }
     let units = plan.unit_names.len() == w.units.len();
-    if next != w.params.next_id() || !units || plan.accumulate != w.batch.accumulate {
+    let same = (plan.accumulate, plan.ranks) == (w.batch.accumulate, w.ranks);
+    if next != w.params.next_id() || !units || !same {
         return Err("the plan is of another workload".to_owned());
     }
     let storage = (plan.precision, plan.gradient, plan.optimizer);
@@ -124,6 +123,15 @@ impl Here<'_> {
             } => self.compute(task, (unit, phase, op, micro_batch)),
             Work::Finish { piece } => self.finish(task, self.known(piece)?),
             Work::Update { piece } => self.update(task, self.known(piece)?),
+            Work::AllToAll { piece } => {
+                let piece = self.known(piece)?;
+                let all = [
+                    self.whole(Tensor::Accumulator(piece), Use::Read),
+                    self.whole(Tensor::Shares(piece), Use::Write),
+                ];
+                self.on(task, Lane::NET, Tier::Device, &all)
+            }
+            Work::AllGather { piece } => self.gather(task, piece),
             Work::Copy | Work::Read | Work::Write => self.transfer(task),
             Work::Load { micro_batch } => {
                 let all = [self.whole(Tensor::Inputs(micro_batch), Use::Write)];
@@ -131,7 +139,7 @@ impl Here<'_> {
             }
             Work::Norm => {
                 let all = [
-                    self.whole(Tensor::AllNormParts, Use::Read),
+                    self.whole(self.of_all(Tensor::AllNormParts), Use::Read),
                     self.whole(Tensor::Clip, Use::Write),
                     self.losses(),
                 ];
@@ -165,11 +173,55 @@ impl Here<'_> {
     fn losses(&self) -> Want {
         let span = self.plan.rounds().span(self.part);
         Want {
-            tensor: Tensor::Losses,
+            tensor: self.of_all(Tensor::Losses),
             offset: 0,
-            bytes: u64::from(span.end - span.start) * LOSS_BYTES,
+            bytes: u64::from(span.end - span.start) * LOSS_BYTES * u64::from(self.plan.ranks),
             access: Use::Read,
         }
+    }
+
+    /// What has the same of every rank.
+    fn of_all(&self, tensor: Tensor) -> Tensor {
+        match tensor {
+            Tensor::Losses if self.plan.ranks > 1 => Tensor::LossesOfAll,
+            Tensor::AllNormParts if self.plan.ranks > 1 => Tensor::NormPartsOfAll,
+            one => one,
+        }
+    }
+
+    /// What every rank has comes together: a piece's weights, norm parts or losses.
+    fn gather(&self, task: &Task, piece: Option<PieceId>) -> Result<(), String> {
+        let own = task.args.first().map(|a| self.plan.slots[a.slot].tensor);
+        let all = match (piece, own) {
+            (Some(piece), _) => {
+                let piece = self.known(piece)?;
+                [
+                    self.whole(Tensor::Shard(piece), Use::Read),
+                    self.whole(Tensor::Weight(piece), Use::Write),
+                ]
+            }
+            (None, Some(Tensor::AllNormParts)) => [
+                self.whole(Tensor::AllNormParts, Use::Read),
+                self.whole(Tensor::NormPartsOfAll, Use::Write),
+            ],
+            (None, _) => {
+                let all = self.losses();
+                let own = Want {
+                    tensor: Tensor::Losses,
+                    bytes: all.bytes / u64::from(self.plan.ranks),
+                    ..all
+                };
+                let access = Use::Write;
+                [
+                    own,
+                    Want {
+                        access,
+                        ..self.losses()
+                    },
+                ]
+            }
+        };
+        self.on(task, Lane::NET, Tier::Device, &all)
     }
 
     /// The task's arguments are these, in this order, all of one tier.
@@ -215,7 +267,7 @@ impl Here<'_> {
     fn sums(&self, have: Tensor, want: Tensor) -> bool {
         let pair = matches!((have, want), (Tensor::Gradient(p), Tensor::Accumulator(q))
             | (Tensor::Accumulator(p), Tensor::Gradient(q)) if p == q);
-        pair && self.w.gradient == Dtype::F32
+        pair && self.w.sums_in_place()
     }
 
     fn compute(&self, task: &Task, at: (u32, Phase, OpId, u32)) -> Result<(), String> {
@@ -302,13 +354,14 @@ impl Here<'_> {
 
     fn finish(&self, task: &Task, p: PieceId) -> Result<(), String> {
         let parts = self.whole(Tensor::NormParts(p), Use::Write);
-        let want = match self.w.gradient {
-            Dtype::F32 => vec![self.whole(Tensor::Accumulator(p), Use::Update), parts],
-            Dtype::Bf16 => vec![
-                self.whole(Tensor::Gradient(p), Use::Write),
-                parts,
-                self.whole(Tensor::Accumulator(p), Use::Read),
-            ],
+        let gradient = self.whole(Tensor::Gradient(p), Use::Write);
+        let want = match (self.w.gradient, self.plan.ranks) {
+            (Dtype::F32, 1) => vec![self.whole(Tensor::Accumulator(p), Use::Update), parts],
+            (Dtype::Bf16, 1) => {
+                let sum = self.whole(Tensor::Accumulator(p), Use::Read);
+                vec![gradient, parts, sum]
+            }
+            _ => vec![gradient, parts, self.whole(Tensor::Shares(p), Use::Update)],
         };
         self.on(task, Lane::GPU, Tier::Device, &want)
     }
@@ -328,7 +381,7 @@ impl Here<'_> {
             args = before;
         }
         let mut want = vec![
-            self.whole(Tensor::Weight(p), Use::Update),
+            self.whole(self.plan.master(p), Use::Update),
             self.whole(Tensor::State(p), Use::Update),
             self.whole(Tensor::Gradient(p), Use::Read),
             self.whole(Tensor::Clip, Use::Read),

@@ -65,6 +65,8 @@ pub(super) struct Walk<'a> {
     /// The last share of each gradient, by piece and first byte, that the batch has added: units from
     /// the last one down, micro-batch, operation.
     pub(super) shares: FastMap<(PieceId, u64), (u32, u32, OpId)>,
+    /// Pieces whose accumulator was sent to all ranks, and whose gradient is not made of the shares yet.
+    pub(super) sent: HashSet<PieceId>,
     /// Pieces whose gradient is complete and waits for its update.
     pub(super) complete: HashSet<PieceId>,
     pub(super) count: Clock,
@@ -85,6 +87,7 @@ impl<'a> Walk<'a> {
             shift: 0,
             batch: FastMap::default(),
             shares: FastMap::default(),
+            sent: HashSet::new(),
             complete: HashSet::new(),
             count: Clock::default(),
             here: (PartName::First, TaskId(0)),
@@ -110,7 +113,7 @@ impl<'a> Walk<'a> {
             if current
                 && matches!(
                     s.tensor,
-                    Tensor::Weight(_) | Tensor::State(_) | Tensor::Clip
+                    Tensor::Weight(_) | Tensor::Shard(_) | Tensor::State(_) | Tensor::Clip
                 )
             {
                 let held = self.held.get_mut(&i).expect("just held");
@@ -259,6 +262,7 @@ impl<'a> Walk<'a> {
         match task.work {
             Work::Commit => Ok(()),
             Work::Copy | Work::Read | Work::Write => self.moved(&task.args[0], &task.args[1]),
+            Work::AllGather { piece } => self.gathered(piece, &task.args[0], &task.args[1]),
             _ => self.works(task),
         }
     }

@@ -34,7 +34,7 @@ impl Emitter<'_> {
 
     /// Whether a piece's gradient adds up where it will wait.
     pub(super) fn sums_in_gradient(&self, p: PieceId) -> bool {
-        self.w.gradient == Dtype::F32
+        self.w.sums_in_place()
             && self.homes.gradient[p].is_some()
             && self.choice.gradients[self.unit_of(p)] == Tier::Device
     }
@@ -53,10 +53,9 @@ impl Emitter<'_> {
 
     /// Hands the losses of a round to the caller.
     pub(super) fn losses(&mut self, micro_batches: u32) {
-        let bytes = Self::losses_bytes(micro_batches);
-        self.copy(self.homes.losses_device, self.homes.losses_host, bytes);
+        let (slot, bytes) = self.losses_on_host(micro_batches);
         let arg = Arg {
-            slot: self.homes.losses_host,
+            slot,
             offset: 0,
             bytes,
             access: Use::Read,

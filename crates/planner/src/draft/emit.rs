@@ -96,7 +96,7 @@ impl Emitter<'_> {
                 && self.choice.gradients[unit] == Tier::Device
             {
                 st.device.insert(Tensor::Gradient(p), g);
-                if self.w.gradient == Dtype::F32 {
+                if self.w.sums_in_place() {
                     st.device.insert(Tensor::Accumulator(p), g);
                 }
             }
@@ -146,6 +146,18 @@ impl Emitter<'_> {
         debug_assert_ne!(tiers[&window.tensor], Tier::Device);
         let bytes = self.tensor_bytes(window.tensor);
         let slot = match window.tensor {
+            Tensor::Weight(p) if self.shared(p) => {
+                let own = match st.forward.remove(&p) {
+                    Some(Forward::Device(slot) | Forward::Host(slot)) => slot,
+                    None => {
+                        let staged = st.staged.remove(&wi);
+                        staged.unwrap_or_else(|| self.fetched_from(p))
+                    }
+                };
+                let whole = self.slot(Tier::Device, self.weight_bytes(p), window.tensor);
+                self.gather(p, own, whole);
+                whole
+            }
             Tensor::Weight(p) => match st.forward.remove(&p) {
                 Some(Forward::Device(slot)) => slot,
                 Some(Forward::Host(slot)) => {
@@ -213,7 +225,11 @@ impl Emitter<'_> {
                 access: Use::Write,
             });
         }
-        self.push(Lane::GPU, op.work, args);
+        let lane = match op.work {
+            Work::AllToAll { .. } => Lane::NET,
+            _ => Lane::GPU,
+        };
+        self.push(lane, op.work, args);
     }
 
     /// Offloads what ends or pauses after operation `i`, and updates what is complete.

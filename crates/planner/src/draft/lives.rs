@@ -41,7 +41,7 @@ impl Emitter<'_> {
         let mut ends = Vec::with_capacity(self.tasks.len());
         for task in &self.tasks {
             let end = match task.work {
-                Work::Compute { .. } | Work::Finish { .. } => {
+                Work::Compute { .. } | Work::Finish { .. } | Work::AllToAll { .. } => {
                     let end = times.ends[op];
                     op += 1;
                     now = times.starts.get(op).copied().unwrap_or(end);
@@ -78,7 +78,10 @@ impl Emitter<'_> {
         let ops: Vec<usize> = (0..n)
             .filter(|&t| {
                 let work = self.tasks[t].work;
-                matches!(work, Work::Compute { .. } | Work::Finish { .. })
+                matches!(
+                    work,
+                    Work::Compute { .. } | Work::Finish { .. } | Work::AllToAll { .. }
+                )
             })
             .collect();
         let here = |s: &DraftSlot| s.part == self.part && !s.persistent && s.birth < n;
@@ -134,7 +137,10 @@ impl Emitter<'_> {
     /// work of the host.
     fn pool(&self, s: &DraftSlot) -> Option<usize> {
         let lane = self.tasks[s.death].lane;
-        let of_update = matches!(s.tensor, Tensor::State(_) | Tensor::Weight(_));
+        let of_update = matches!(
+            s.tensor,
+            Tensor::State(_) | Tensor::Weight(_) | Tensor::Shard(_)
+        );
         match (s.tier, s.tensor) {
             (_, Tensor::Workspace) | (Tier::Disk, _) => None,
             (Tier::Device, _) if lane != Lane::D2H => None,

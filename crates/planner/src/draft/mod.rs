@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use lowtide_units::{Bytes, List, ids};
-use lowtide_workload::{Dtype, LocalId, ParamId, What, Workload};
+use lowtide_workload::{LocalId, ParamId, What, Workload};
 
 use crate::choice::{Choice, Clip, LoopOrder, Pieces, Processor, Saved};
 use crate::fast::FastMap;
@@ -379,14 +379,14 @@ impl Emitter<'_> {
     }
 
     fn norm(&mut self, micro_batches: u32) {
-        let (norm, losses) = (self.norm_bytes(), Self::losses_bytes(micro_batches));
-        self.copy(self.homes.losses_device, self.homes.losses_host, losses);
+        let (losses_host, losses) = self.losses_on_host(micro_batches);
+        let (norm_parts, norm) = self.norm_parts_on_host();
         self.push(
             Lane::HOST,
             Work::Norm,
             vec![
                 Arg {
-                    slot: self.homes.norm_parts,
+                    slot: norm_parts,
                     offset: 0,
                     bytes: norm,
                     access: Use::Read,
@@ -398,7 +398,7 @@ impl Emitter<'_> {
                     access: Use::Write,
                 },
                 Arg {
-                    slot: self.homes.losses_host,
+                    slot: losses_host,
                     offset: 0,
                     bytes: losses,
                     access: Use::Read,

@@ -1,6 +1,9 @@
 //! Seconds of what a draft places.
 
+use std::cell::RefCell;
+
 use super::*;
+use crate::lanes::LaneSet;
 use crate::machine::Machine;
 use crate::plan::{Lane, Phase, PieceId};
 use crate::program::GpuOp;
@@ -19,6 +22,10 @@ pub(crate) struct Rates {
     pub(super) down: Line,
     pub(super) read: Line,
     pub(super) write: Line,
+    /// What a rank gets from the others, a byte.
+    net: Line,
+    /// Ranks.
+    ranks: u32,
     /// An update on the host and on the device, a parameter.
     pub(super) host: Line,
     pub(super) device: Line,
@@ -46,10 +53,10 @@ impl Rates {
             let seconds = ops.iter().map(|op| m.op(op, w.precision).0);
             seconds.collect::<List<OpId, f64>>()
         };
-        let speeds = Speeds::new(m, false);
+        let speeds = RefCell::new(Speeds::new(m, false));
         let beside = |lane: Lane, others: &[Lane]| {
-            let set = others.iter().fold(1 << lane.idx(), |s, l| s | 1 << l.idx());
-            speeds.of(set)[lane.idx()]
+            let set = LaneSet::of(others.iter().copied()).with(lane);
+            speeds.borrow_mut().of(set)[lane]
         };
         let line = |start: f64, one: f64, speed: f64| Line {
             start,
@@ -93,6 +100,8 @@ impl Rates {
             down: copy(Lane::D2H),
             read: drive(Lane::DISK_READ, &[Lane::DISK_WRITE]),
             write: drive(Lane::DISK_WRITE, &[Lane::DISK_READ]),
+            net: line(m.exchange(Bytes(0)).0, m.exchange(gib).0, 1.0),
+            ranks: w.ranks,
             host: update(Lane::HOST, &[Lane::GPU, Lane::H2D]),
             device: update(Lane::GPU, &[]),
         }
@@ -111,7 +120,7 @@ impl Rates {
                 };
                 self.ops[unit as usize][list][op]
             }
-            Work::Finish { piece } => self.finish.of(pieces[piece].elements),
+            Work::Finish { piece } => self.finish.of(pieces[piece].own(self.ranks)),
             _ => 0.0,
         }
     }
@@ -131,6 +140,8 @@ impl Rates {
             down: none,
             read: none,
             write: none,
+            net: none,
+            ranks: 1,
             host: none,
             device: none,
         }
@@ -146,6 +157,11 @@ impl Rates {
         SPARE * (there + back)
     }
 
+    /// What other ranks have, as many bytes each as this one brings; nothing where there are none.
+    pub(super) fn gather(&self, own: u64) -> f64 {
+        self.net.of(own * u64::from(self.ranks - 1))
+    }
+
     /// A task of a lane that moves bytes, or of the host.
     pub(super) fn task(&self, task: &Task, pieces: &List<PieceId, Piece>) -> f64 {
         let bytes = task.args.first().map_or(0, |a| a.bytes);
@@ -154,7 +170,8 @@ impl Rates {
             (Work::Copy, _) => self.down.of(bytes),
             (Work::Read, _) => self.read.of(bytes),
             (Work::Write, _) => self.write.of(bytes),
-            (Work::Update { piece }, Lane::HOST) => self.host.of(pieces[piece].elements),
+            (Work::Update { piece }, Lane::HOST) => self.host.of(pieces[piece].own(self.ranks)),
+            (Work::AllGather { .. }, _) => self.gather(bytes),
             _ => 0.0,
         }
     }

@@ -39,13 +39,36 @@ impl Emitter<'_> {
     }
 
     pub(super) fn state_bytes(&self, p: PieceId) -> u64 {
-        let (w, piece) = (self.w, &self.pieces[p]);
+        let w = self.w;
         w.optimizer
-            .state_bytes(w.precision, piece.elements, piece.of(w))
+            .state_bytes(w.precision, self.own(p), self.pieces[p].of(w))
     }
 
     pub(super) fn gradient_bytes(&self, p: PieceId) -> u64 {
-        self.pieces[p].elements * self.w.gradient.size()
+        self.own(p) * self.w.gradient.size()
+    }
+
+    /// Numbers of a piece that this rank keeps and updates.
+    pub(super) fn own(&self, p: PieceId) -> u64 {
+        self.pieces[p].own(self.w.ranks)
+    }
+
+    /// Whether ranks keep a share of a piece's weights each.
+    pub(super) fn shared(&self, p: PieceId) -> bool {
+        self.w.ranks > 1 && !self.pieces[p].frozen
+    }
+
+    /// What holds the truth of a piece's weights, and its bytes.
+    fn master(&self, p: PieceId) -> (Tensor, u64) {
+        match self.shared(p) {
+            true => (Tensor::Shard(p), self.master_bytes(p)),
+            false => (Tensor::Weight(p), self.weight_bytes(p)),
+        }
+    }
+
+    /// Bytes of a piece's weights that this rank keeps.
+    pub(super) fn master_bytes(&self, p: PieceId) -> u64 {
+        self.own(p) * self.w.precision.size()
     }
 
     /// The home of a trained piece's state.
@@ -83,8 +106,11 @@ impl Emitter<'_> {
                 continue;
             }
             let truth = weight_home(self.choice, unit);
-            weight_homes.push(self.truth(truth, weight, Tensor::Weight(p)));
-            let copy = self.choice.weights[unit] == Tier::Device && truth != Tier::Device;
+            let (tensor, bytes) = self.master(p);
+            weight_homes.push(self.truth(truth, bytes, tensor));
+            // What operations read is whole: of a share there is a copy beside it.
+            let elsewhere = truth != Tier::Device || self.shared(p);
+            let copy = self.choice.weights[unit] == Tier::Device && elsewhere;
             resident.push(copy.then(|| self.home(Tier::Device, weight, Tensor::Weight(p))));
             let tier = self.choice.optimizer[unit];
             state_homes.push(Some(self.truth(tier, state, Tensor::State(p))));
@@ -263,6 +289,61 @@ impl Emitter<'_> {
         device
     }
 
+    /// Brings all ranks' shares of a piece's weights together on the device, this one's from `own`.
+    pub(super) fn gather(&mut self, p: PieceId, own: SlotId, whole: SlotId) {
+        let bytes = self.master_bytes(p);
+        let own = self.on_device(own, None, bytes);
+        self.all_gather(Some(p), (own, bytes), (whole, self.weight_bytes(p)));
+    }
+
+    /// Brings bytes of every rank together, from a device slot to another.
+    fn all_gather(
+        &mut self,
+        piece: Option<PieceId>,
+        (own, bytes): (SlotId, u64),
+        (all, sum): (SlotId, u64),
+    ) {
+        let arg = |slot, bytes, access| Arg {
+            slot,
+            offset: 0,
+            bytes,
+            access,
+        };
+        let args = vec![arg(own, bytes, Use::Read), arg(all, sum, Use::Write)];
+        self.push(Lane::NET, Work::AllGather { piece }, args);
+    }
+
+    /// A host slot with `bytes` of every rank's device slot `own`, and how many those are.
+    pub(super) fn of_all(&mut self, own: SlotId, bytes: u64, tensor: Tensor) -> (SlotId, u64) {
+        let sum = bytes * u64::from(self.w.ranks);
+        let device = self.slot(Tier::Device, sum, tensor);
+        self.all_gather(None, (own, bytes), (device, sum));
+        let host = self.slot(Tier::Host, sum, tensor);
+        self.copy(device, host, sum);
+        (host, sum)
+    }
+
+    /// The losses of so many micro-batches on the host, of all ranks; and their bytes.
+    pub(super) fn losses_on_host(&mut self, micro_batches: u32) -> (SlotId, u64) {
+        let bytes = Self::losses_bytes(micro_batches);
+        let (device, host) = (self.homes.losses_device, self.homes.losses_host);
+        if self.w.ranks > 1 {
+            return self.of_all(device, bytes, Tensor::LossesOfAll);
+        }
+        self.copy(device, host, bytes);
+        (host, bytes)
+    }
+
+    /// The norm parts on the host, of all ranks; and their bytes.
+    pub(super) fn norm_parts_on_host(&mut self) -> (SlotId, u64) {
+        let (own, bytes) = (self.homes.norm_parts, self.norm_bytes());
+        if self.w.ranks == 1 {
+            return (own, bytes);
+        }
+        let device = self.on_device(own, None, bytes);
+        self.of_all(device, bytes, Tensor::NormPartsOfAll)
+    }
+
     /// Sends a device slot's content to `home`.
     pub(super) fn send_back(&mut self, device: SlotId, home: SlotId, bytes: u64) {
         let s = self.slots[home].clone();
@@ -338,6 +419,13 @@ impl Emitter<'_> {
             Tensor::Inputs(_) => self.w.batch.input_bytes().0,
             Tensor::Local(u, i, _) => self.w.units[u as usize].tensors[i].bytes.0,
             Tensor::Workspace => 0,
+            Tensor::Shard(p) => self.master_bytes(p),
+            Tensor::Shares(p) => self.own(p) * 4 * u64::from(self.w.ranks),
+            Tensor::NormPartsOfAll => self.norm_bytes() * u64::from(self.w.ranks),
+            Tensor::LossesOfAll => {
+                let own = Self::losses_bytes(self.choice.rounds(self.w).each());
+                own * u64::from(self.w.ranks)
+            }
         }
     }
 }

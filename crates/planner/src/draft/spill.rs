@@ -104,7 +104,7 @@ impl Emitter<'_> {
             let slots = homes.into_iter().flatten().map(|h| &self.slots[h]);
             let on_disk = slots.filter(|s| s.tier == Tier::Disk);
             Sent {
-                from: times.ends[i] + self.rates.host.of(self.pieces[p].elements),
+                from: times.ends[i] + self.rates.host.of(self.own(p)),
                 down: 0,
                 write: on_disk.map(|s| s.bytes).sum(),
                 tensor: None,

@@ -150,7 +150,7 @@ impl Times {
                         write = f64::max(write, host) + rates.write.of(p.write);
                     }
                     pools[1].take(p.read, if p.write > 0 { write } else { host });
-                    now = now.max(host + rates.up.of(p.fetch));
+                    now = now.max(host + rates.up.of(p.fetch) + rates.gather(p.fetch));
                 }
             }
             late = now - start;
@@ -405,7 +405,7 @@ impl Emitter<'_> {
             let (weight, state) = (tier(self.updated_from(p)), tier(self.state_home(p)));
             let waits = self.waiting(p).map_or(Tier::Device, tier);
             let (wb, sb, gb) = (
-                self.weight_bytes(p),
+                self.master_bytes(p),
                 self.state_bytes(p),
                 self.gradient_bytes(p),
             );
@@ -426,7 +426,7 @@ impl Emitter<'_> {
             Pending {
                 used: used.get(&p).copied().unwrap_or(0),
                 on_device,
-                elements: self.pieces[p].elements,
+                elements: self.own(p),
                 read: sum(&disk, &all),
                 write: written,
                 up: if on_device { sum(&moved, &all) } else { 0 },
@@ -462,9 +462,16 @@ impl Emitter<'_> {
             let bytes = self.tensor_bytes(window.tensor);
             // What was sent away must have arrived before it is fetched again.
             let gone = written.map_or(0.0, |l| times.ends[l] + rates.down.of(bytes));
+            let seconds = match window.tensor {
+                Tensor::Weight(p) if self.shared(p) => {
+                    let own = self.master_bytes(p);
+                    rates.up.of(own) + rates.gather(own)
+                }
+                _ => rates.up.of(bytes),
+            };
             jobs.push(Job {
                 event: Event::Fetch(wi),
-                seconds: rates.up.of(bytes),
+                seconds,
                 bytes,
                 deadline: times.starts[window.first],
                 release: update.map_or(gone, |u| u.end),

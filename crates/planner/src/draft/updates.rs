@@ -76,7 +76,7 @@ impl Emitter<'_> {
         let staged = |what: Needed| q.staged.get(&(p, what)).copied();
         let (weight, state) = (self.updated_from(p), self.state_home(p));
         let (wb, sb, gb) = (
-            self.weight_bytes(p),
+            self.master_bytes(p),
             self.state_bytes(p),
             self.gradient_bytes(p),
         );
@@ -139,7 +139,7 @@ impl Emitter<'_> {
         self.stage(q, k, waited);
         let p = q.order[k];
         let (wb, sb, gb) = (
-            self.weight_bytes(p),
+            self.master_bytes(p),
             self.state_bytes(p),
             self.gradient_bytes(p),
         );
@@ -221,9 +221,14 @@ impl Emitter<'_> {
         if on_device {
             self.send_back(weight, weight_target, wb);
             self.send_back(state, state_target, sb);
+            if let Some(copy) = self.homes.resident[p].filter(|_| self.shared(p)) {
+                self.gather(p, weight, copy);
+            }
         } else {
-            if let Some(copy) = self.homes.resident[p] {
-                self.copy(weight, copy, wb);
+            match self.homes.resident[p] {
+                Some(copy) if self.shared(p) => self.gather(p, weight, copy),
+                Some(copy) => self.copy(weight, copy, wb),
+                None => {}
             }
             for (slot, home) in [(weight, weight_target), (state, state_target)] {
                 if slot != home {
@@ -261,9 +266,9 @@ impl Emitter<'_> {
         let piece = &self.pieces[p];
         let (offset, bytes) = (piece.norm_offset * 8, piece.norm_chunks * 8);
         self.copy_at(parts, self.homes.norm_parts, offset, bytes);
-        let source = match self.w.gradient {
-            Dtype::F32 => st.device[&Tensor::Accumulator(p)],
-            Dtype::Bf16 => st.device[&Tensor::Gradient(p)],
+        let source = match self.w.sums_in_place() {
+            true => st.device[&Tensor::Accumulator(p)],
+            false => st.device[&Tensor::Gradient(p)],
         };
         let bytes = self.gradient_bytes(p);
         match (updates, self.choice.gradients[self.unit_of(p)]) {

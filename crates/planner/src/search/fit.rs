@@ -79,10 +79,14 @@ impl Search<'_> {
             // A frozen parameter has no state.
             let params = ids(&unit.params).map(|p| &w.params[p]);
             let params: Vec<&Param> = params.filter(|p| weights || !p.frozen).collect();
-            let n: u64 = params.iter().map(|p| p.padded()).sum();
+            let n: u64 = params
+                .iter()
+                .map(|p| w.padded(p) / u64::from(w.ranks))
+                .sum();
             let state = |p: &Param| {
                 let own = std::slice::from_ref(p);
-                w.optimizer.state_bytes(w.precision, p.padded(), own)
+                w.optimizer
+                    .state_bytes(w.precision, w.padded(p) / u64::from(w.ranks), own)
             };
             let (homes, bytes) = if weights {
                 (&mut choice.weights, n * w.precision.size())

@@ -43,7 +43,7 @@ impl Knobs {
             }
             for p in ids(&unit.params) {
                 let param = &w.params[p];
-                let n = param.padded();
+                let n = w.padded(param) / u64::from(w.ranks);
                 tensor = tensor.max(n * w.precision.size());
                 if !param.frozen {
                     let own = std::slice::from_ref(param);

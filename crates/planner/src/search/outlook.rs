@@ -291,7 +291,10 @@ impl Search<'_> {
         Alternative {
             kind,
             step_seconds: Seconds(self.step_seconds(choice)),
-            ruling_lane: *LaneKind::ALL.iter().max_by(busiest).expect("five lanes"),
+            ruling_lane: *LaneKind::ALL
+                .iter()
+                .max_by(busiest)
+                .expect("there are lanes"),
             bytes: self.whole(choice).map(Bytes),
         }
     }

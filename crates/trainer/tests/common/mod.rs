@@ -114,6 +114,31 @@ pub fn decoder_frozen(
     patterns: &[&str],
     accumulate: u32,
 ) -> Arc<Decoder> {
+    Arc::new(decoder_alone(
+        gpu, shape, precision, optimizer, patterns, accumulate,
+    ))
+}
+
+/// The same for each of so many ranks, with its own micro-batches.
+pub fn decoder_of_ranks(
+    gpu: Option<&Gpu>,
+    shape: &ModelShape,
+    precision: Dtype,
+    optimizer: Optimizer,
+    (ranks, accumulate): (u32, u32),
+) -> Arc<Decoder> {
+    let one = decoder_alone(gpu, shape, precision, optimizer, &[], accumulate);
+    Arc::new(one.of_ranks(ranks))
+}
+
+fn decoder_alone(
+    gpu: Option<&Gpu>,
+    shape: &ModelShape,
+    precision: Dtype,
+    optimizer: Optimizer,
+    patterns: &[&str],
+    accumulate: u32,
+) -> Decoder {
     let (on, off): (Vec<&str>, Vec<&str>) = patterns.iter().partition(|p| p.starts_with('!'));
     let off: Vec<String> = off.into_iter().map(str::to_owned).collect();
     let on: Vec<String> = on.into_iter().map(|p| p[1..].to_owned()).collect();
@@ -131,7 +156,7 @@ pub fn decoder_frozen(
         make: make_of(gpu),
         attention: lowtide_kernels::attention::Engine::Own,
     };
-    Arc::new(Decoder::new(shape, &options).expect("a valid shape"))
+    Decoder::new(shape, &options).expect("a valid shape")
 }
 
 pub fn machine() -> Machine {
@@ -147,6 +172,7 @@ pub fn machine() -> Machine {
         h2d: BytesPerSecond(1e10),
         d2h: BytesPerSecond(1e10),
         copy_overhead: Seconds(1e-6),
+        net: None,
         updates: Updates::of(UpdateRate {
             optimizer: Optimizer::default(),
             host: 1e9,

@@ -27,7 +27,7 @@ impl Search<'_> {
             ids(&w.units[u].params)
                 .map(|p| &w.params[p])
                 .filter(|p| !p.frozen)
-                .map(|p| p.padded())
+                .map(|p| w.padded(p) / u64::from(w.ranks))
                 .sum()
         };
         let on_host = |u: &usize| candidate.choice.update[*u] == Processor::Host;

@@ -1,0 +1,499 @@
+//! What several ranks exchange: bytes alone. One face, two makes: [`Threads`] for the CPU device, and
+//! [`cuda::NcclComm`](crate::cuda::NcclComm).
+//!
+//! Every rank makes the same collectives in the same order. A collective moves bytes and computes nothing: sums of
+//! what came are kernels of our own, in the order of ranks, so no library's algorithm decides a bit.
+
+use std::fmt;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::cuda::CudaError;
+use crate::view::{Dst, Src};
+use crate::{Queue, memory};
+
+/// Which rank of how many.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct World {
+    /// From 0 up.
+    pub rank: usize,
+    /// How many ranks there are.
+    pub size: usize,
+}
+
+/// A stretch of bytes of which each rank has an equal share: in the whole the shares lie one behind the other in
+/// the order of ranks, in a rank's part its own lies alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stretch {
+    /// First byte in the whole.
+    pub whole: usize,
+    /// First byte in a part.
+    pub part: usize,
+    /// Bytes of one share.
+    pub bytes: usize,
+}
+
+/// What is moved where.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pattern {
+    /// Each rank's part goes to every rank's whole.
+    AllGather,
+    /// Of each rank's whole, every rank gets its own share. They come to lie as parts, one behind the other in the
+    /// order of ranks.
+    AllToAll,
+}
+
+impl fmt::Display for Pattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::AllGather => "all-gather",
+            Self::AllToAll => "all-to-all",
+        })
+    }
+}
+
+/// One collective, the same for every rank.
+#[derive(Clone, Copy, Debug)]
+pub struct Collective<'a> {
+    /// Which.
+    pub pattern: Pattern,
+    /// Of what: a name for errors, by which ranks that are at different collectives are found.
+    pub name: &'a str,
+    /// Which bytes.
+    pub stretches: &'a [Stretch],
+}
+
+impl Collective<'_> {
+    /// Bytes that a rank sends to others, and gets from them.
+    #[must_use]
+    pub fn moved(&self, ranks: usize) -> u64 {
+        let shares: usize = self.stretches.iter().map(|s| s.bytes).sum();
+        shares as u64 * (ranks as u64 - 1)
+    }
+
+    /// Bytes of a part at least.
+    fn part(&self) -> usize {
+        let ends = self.stretches.iter().map(|s| s.part + s.bytes);
+        ends.max().unwrap_or(0)
+    }
+
+    /// Bytes of a whole at least.
+    fn whole(&self, ranks: usize) -> usize {
+        let ends = self.stretches.iter().map(|s| s.whole + ranks * s.bytes);
+        ends.max().unwrap_or(0)
+    }
+
+    /// Whether the bytes given are enough for the bytes that it moves. Panics otherwise: a mistake in the plan.
+    pub(crate) fn fits(&self, ranks: usize, from: Src<'_>, to: &Dst<'_>) {
+        let (part, whole) = (self.part(), self.whole(ranks));
+        let enough = match self.pattern {
+            Pattern::AllGather => from.bytes() >= part && to.bytes() >= whole,
+            Pattern::AllToAll => {
+                let row = to.bytes() / ranks;
+                from.bytes() >= whole && to.bytes().is_multiple_of(ranks) && row >= part
+            }
+        };
+        assert!(
+            enough,
+            "{} of {} with {} and {} bytes",
+            self.pattern,
+            self.name,
+            from.bytes(),
+            to.bytes()
+        );
+    }
+}
+
+/// Why ranks cannot go on together.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum CommError {
+    /// A rank stopped, so that nobody may wait for it.
+    #[error("rank {rank} has stopped: {why}")]
+    Stopped {
+        /// Which, the first if there are several.
+        rank: usize,
+        /// What stopped it.
+        why: String,
+    },
+    /// A rank does not come to where the others are.
+    #[error("rank {rank} did not come to collective {number}, {collective}, within {seconds} s")]
+    Missing {
+        /// Which, the first of several.
+        rank: usize,
+        /// How many came before.
+        number: u64,
+        /// What it is.
+        collective: String,
+        /// How long the others waited.
+        seconds: u64,
+    },
+    /// Two ranks are at different collectives.
+    #[error("at collective {number} rank {rank} makes {collective}, rank {other} {others}")]
+    Differs {
+        /// How many came before.
+        number: u64,
+        /// The later one.
+        rank: usize,
+        /// What it makes.
+        collective: String,
+        /// The earlier one.
+        other: usize,
+        /// What that one makes.
+        others: String,
+    },
+    /// The library or the device refused.
+    #[error(transparent)]
+    Cuda(#[from] CudaError),
+}
+
+impl CommError {
+    /// Whether it tells of another rank's end alone.
+    #[must_use]
+    pub fn is_consequence(&self) -> bool {
+        matches!(self, Self::Stopped { .. })
+    }
+}
+
+/// One rank's way to the others.
+pub trait Comm: Send + Sync + fmt::Debug {
+    /// Which rank, of how many.
+    fn world(&self) -> World;
+
+    /// Makes the next collective of this rank: `from` is its part and `to` the whole of an all-gather, `from` the
+    /// whole and `to` the parts of all ranks of an all-to-all. On a CPU queue done when it returns.
+    ///
+    /// # Safety
+    /// On a CUDA queue it is done when the stream has come past it: until then both ranges stay allocated, nobody
+    /// writes `from` and nobody uses `to`.
+    ///
+    /// # Errors
+    /// A rank that stopped, does not come, or makes another collective.
+    ///
+    /// # Panics
+    /// When the ranges are shorter than the stretches.
+    unsafe fn exchange(
+        &self,
+        queue: &Queue,
+        collective: Collective<'_>,
+        from: Src<'_>,
+        to: Dst<'_>,
+    ) -> Result<(), CommError>;
+
+    /// This rank makes no collectives any more: whoever waits for it gets an error. The first reason of all ranks
+    /// counts.
+    fn stop(&self, why: &str);
+}
+
+/// Ranks that are threads of one process and exchange bytes of the host's memory.
+#[derive(Debug)]
+pub struct Threads {
+    rank: usize,
+    meeting: Arc<Meeting>,
+}
+
+/// Where the threads meet.
+#[derive(Debug)]
+struct Meeting {
+    here: Mutex<Here>,
+    changed: Condvar,
+    limit: Duration,
+}
+
+/// Who is at the next collective.
+#[derive(Debug)]
+struct Here {
+    number: u64,
+    /// By rank, what it makes and what it brought.
+    ranks: Vec<Option<(String, Arc<Vec<u8>>)>>,
+    /// Who has taken what the others brought.
+    gone: usize,
+    failed: Option<CommError>,
+}
+
+impl Threads {
+    /// So many ranks, in order. One that does not come within `limit` is an error of those that wait for it.
+    #[must_use]
+    pub fn group(ranks: usize, limit: Duration) -> Vec<Self> {
+        let meeting = Arc::new(Meeting {
+            here: Mutex::new(Here {
+                number: 0,
+                ranks: vec![None; ranks],
+                gone: 0,
+                failed: None,
+            }),
+            changed: Condvar::new(),
+            limit,
+        });
+        let of = |rank| Self {
+            rank,
+            meeting: Arc::clone(&meeting),
+        };
+        (0..ranks).map(of).collect()
+    }
+}
+
+impl Meeting {
+    fn lock(&self) -> MutexGuard<'_, Here> {
+        self.here.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until `ready` says so; says who is missing where it never does.
+    fn until<'h>(
+        &self,
+        mut here: MutexGuard<'h, Here>,
+        collective: &str,
+        ready: impl Fn(&Here) -> bool,
+    ) -> Result<MutexGuard<'h, Here>, CommError> {
+        let begin = Instant::now();
+        while here.failed.is_none() && !ready(&here) {
+            let Some(left) = self.limit.checked_sub(begin.elapsed()) else {
+                let rank = here.ranks.iter().position(Option::is_none);
+                let error = CommError::Missing {
+                    rank: rank.unwrap_or(0),
+                    number: here.number,
+                    collective: collective.to_owned(),
+                    seconds: self.limit.as_secs(),
+                };
+                return Err(self.fail(here, error));
+            };
+            let waited = self.changed.wait_timeout(here, left);
+            here = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        match &here.failed {
+            Some(error) => Err(error.clone()),
+            None => Ok(here),
+        }
+    }
+
+    /// Nobody waits any more.
+    fn fail(&self, mut here: MutexGuard<'_, Here>, error: CommError) -> CommError {
+        let error = here.failed.get_or_insert(error).clone();
+        drop(here);
+        self.changed.notify_all();
+        error
+    }
+
+    /// Brings bytes, and takes those of all ranks.
+    fn meet(
+        &self,
+        rank: usize,
+        what: String,
+        bytes: Vec<u8>,
+    ) -> Result<Vec<Arc<Vec<u8>>>, CommError> {
+        // What this rank brought last may not have been taken by all.
+        let mut here = self.until(self.lock(), &what, |h| h.ranks[rank].is_none())?;
+        let others = here.ranks.iter().enumerate();
+        let other = others.filter_map(|(r, at)| at.as_ref().map(|at| (r, &at.0)));
+        if let Some((other, others)) = other.into_iter().find(|&(_, others)| *others != what) {
+            let error = CommError::Differs {
+                number: here.number,
+                rank,
+                collective: what,
+                other,
+                others: others.clone(),
+            };
+            return Err(self.fail(here, error));
+        }
+        here.ranks[rank] = Some((what.clone(), Arc::new(bytes)));
+        self.changed.notify_all();
+        let mut here = self.until(here, &what, |h| h.ranks.iter().all(Option::is_some))?;
+        let brought = here.ranks.iter().flatten();
+        let all = brought.map(|(_, bytes)| Arc::clone(bytes)).collect();
+        here.gone += 1;
+        if here.gone == here.ranks.len() {
+            here.ranks.fill(None);
+            here.gone = 0;
+            here.number += 1;
+            self.changed.notify_all();
+        }
+        Ok(all)
+    }
+}
+
+impl Comm for Threads {
+    fn world(&self) -> World {
+        World {
+            rank: self.rank,
+            size: self.meeting.lock().ranks.len(),
+        }
+    }
+
+    unsafe fn exchange(
+        &self,
+        _: &Queue,
+        collective: Collective<'_>,
+        from: Src<'_>,
+        to: Dst<'_>,
+    ) -> Result<(), CommError> {
+        let World { rank, size } = self.world();
+        collective.fits(size, from, &to);
+        let shares: usize = collective.stretches.iter().map(|s| s.bytes).sum();
+        let (pattern, name) = (collective.pattern, collective.name);
+        let what = format!("the {pattern} of {name} ({shares} bytes a share)");
+        let mut bytes = vec![0u8; from.bytes()];
+        memory::load(from, &mut bytes);
+        let all = self.meeting.meet(rank, what, bytes)?;
+        let row = to.bytes() / size;
+        let to = to.write::<u8>();
+        for s in collective.stretches {
+            for (r, theirs) in all.iter().enumerate() {
+                let (at, from) = match pattern {
+                    Pattern::AllGather => (s.whole + r * s.bytes, s.part),
+                    Pattern::AllToAll => (r * row + s.part, s.whole + rank * s.bytes),
+                };
+                to[at..][..s.bytes].copy_from_slice(&theirs[from..][..s.bytes]);
+            }
+        }
+        Ok(())
+    }
+
+    fn stop(&self, why: &str) {
+        let error = CommError::Stopped {
+            rank: self.rank,
+            why: why.to_owned(),
+        };
+        self.meeting.fail(self.meeting.lock(), error);
+    }
+}
+
+impl Drop for Threads {
+    fn drop(&mut self) {
+        self.stop("it has ended");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STRETCHES: [Stretch; 2] = [
+        Stretch {
+            whole: 0,
+            part: 0,
+            bytes: 2,
+        },
+        Stretch {
+            whole: 10,
+            part: 4,
+            bytes: 3,
+        },
+    ];
+
+    /// Runs each rank on a thread of its own.
+    fn each<T: Send>(ranks: Vec<Threads>, work: impl Fn(&Threads) -> T + Sync) -> Vec<T> {
+        let work = &work;
+        std::thread::scope(|scope| {
+            let run = |rank: Threads| {
+                scope.spawn(move || {
+                    let out = work(&rank);
+                    (rank, out)
+                })
+            };
+            let all: Vec<_> = ranks.into_iter().map(run).collect();
+            let all: Vec<_> = all.into_iter().map(|t| t.join().unwrap()).collect();
+            all.into_iter().map(|(_, out)| out).collect()
+        })
+    }
+
+    fn exchange(
+        rank: &Threads,
+        of: Collective<'_>,
+        from: &[u8],
+        to: &mut [u8],
+    ) -> Option<CommError> {
+        let queue = Queue::new("net", 1);
+        // SAFETY: a CPU queue: it is done when it returns.
+        unsafe { rank.exchange(&queue, of, Src::of(from), Dst::of(to)) }.err()
+    }
+
+    fn gather<'a>(name: &'a str, stretches: &'a [Stretch]) -> Collective<'a> {
+        Collective {
+            pattern: Pattern::AllGather,
+            name,
+            stretches,
+        }
+    }
+
+    #[test]
+    fn every_share_comes_to_its_place() {
+        for n in [1, 2, 4] {
+            let all = each(Threads::group(n, Duration::from_secs(10)), |rank| {
+                let r = rank.world().rank as u8;
+                let part: Vec<u8> = (0..7).map(|i| 100 + 10 * r + i).collect();
+                let mut whole = vec![0u8; 10 + 3 * n];
+                let of = gather("it", &STRETCHES);
+                assert_eq!(exchange(rank, of, &part, &mut whole), None);
+                let mut rows = vec![0u8; 7 * n];
+                let back = Collective {
+                    pattern: Pattern::AllToAll,
+                    ..of
+                };
+                assert_eq!(exchange(rank, back, &whole, &mut rows), None);
+                (part, whole, rows)
+            });
+            for (part, whole, rows) in &all {
+                for r in 0..n {
+                    assert_eq!(whole[2 * r..][..2], all[r].0[0..2]);
+                    assert_eq!(whole[10 + 3 * r..][..3], all[r].0[4..7]);
+                    // Everybody has the same whole, and sends me my own part.
+                    assert_eq!(rows[7 * r..][..2], part[..2]);
+                    assert_eq!(rows[7 * r + 4..][..3], part[4..]);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_rank_that_is_missing_is_named_with_the_collective() {
+        let told = each(Threads::group(3, Duration::from_millis(200)), |rank| {
+            let of = gather("weight x", &STRETCHES[..1]);
+            (rank.world().rank != 1).then(|| exchange(rank, of, &[0; 2], &mut [0; 6]))
+        });
+        let text = told[0].clone().unwrap().unwrap().to_string();
+        assert!(
+            text.contains("rank 1") && text.contains("weight x"),
+            "{text}"
+        );
+        assert_eq!(told[0], told[2]);
+    }
+
+    #[test]
+    fn ranks_at_different_collectives_are_named() {
+        let told = each(Threads::group(2, Duration::from_secs(10)), |rank| {
+            let name = ["weight x", "weight y"][rank.world().rank];
+            exchange(rank, gather(name, &STRETCHES[..1]), &[0; 2], &mut [0; 4])
+        });
+        let text = told[0].clone().unwrap().to_string();
+        assert!(
+            text.contains("weight x") && text.contains("weight y"),
+            "{text}"
+        );
+        assert!(matches!(told[1], Some(CommError::Differs { .. })));
+        // Of another size, too.
+        let told = each(Threads::group(2, Duration::from_secs(10)), |rank| {
+            let s = [Stretch {
+                bytes: 1 + rank.world().rank,
+                ..STRETCHES[0]
+            }];
+            exchange(rank, gather("it", &s), &[0; 2], &mut [0; 4])
+        });
+        assert!(
+            matches!(told[0], Some(CommError::Differs { .. })),
+            "{told:?}"
+        );
+    }
+
+    #[test]
+    fn nobody_waits_for_a_rank_that_stopped() {
+        let told = each(Threads::group(2, Duration::from_secs(100)), |rank| {
+            if rank.world().rank == 1 {
+                rank.stop("its disk is full");
+                return None;
+            }
+            exchange(rank, gather("it", &STRETCHES[..1]), &[0; 2], &mut [0; 4])
+        });
+        let error = told[0].clone().unwrap();
+        assert!(error.is_consequence());
+        assert_eq!(error.to_string(), "rank 1 has stopped: its disk is full");
+    }
+}

@@ -1,0 +1,310 @@
+//! What several GPUs of this process exchange, by NCCL: it moves bytes and computes nothing.
+
+use std::ffi::{CStr, c_char, c_int, c_void};
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::libraries::functions;
+use super::{CudaError, Gpu};
+use crate::Queue;
+use crate::comm::{Collective, Comm, CommError, Pattern, World};
+use crate::view::{Dst, Place, Src};
+
+type Status = c_int;
+type Handle = *mut c_void;
+
+/// `ncclUint8`.
+const BYTES: c_int = 1;
+/// `ncclSuccess`.
+const SUCCESS: Status = 0;
+/// The oldest that is known to do: sends and receives in groups, from several threads.
+const LEAST: c_int = 21_800;
+
+functions! {
+    /// NCCL.
+    Nccl {
+        fn ncclGetVersion(version: *mut c_int) -> Status;
+        fn ncclGetErrorString(status: Status) -> *const c_char;
+        fn ncclCommInitAll(comms: *mut Handle, n: c_int, devices: *const c_int) -> Status;
+        fn ncclCommDestroy(comm: Handle) -> Status;
+        fn ncclCommAbort(comm: Handle) -> Status;
+        fn ncclGroupStart() -> Status;
+        fn ncclGroupEnd() -> Status;
+        fn ncclAllGather(
+            from: *const c_void, to: *mut c_void, count: usize, of: c_int, comm: Handle, stream: *mut c_void,
+        ) -> Status;
+        fn ncclSend(
+            from: *const c_void, count: usize, of: c_int, peer: c_int, comm: Handle, stream: *mut c_void,
+        ) -> Status;
+        fn ncclRecv(
+            to: *mut c_void, count: usize, of: c_int, peer: c_int, comm: Handle, stream: *mut c_void,
+        ) -> Status;
+    }
+}
+
+impl Nccl {
+    /// The library's answer as a result.
+    fn ok(&self, call: &'static str, status: Status) -> Result<(), CudaError> {
+        if status == SUCCESS {
+            return Ok(());
+        }
+        // SAFETY: the library's own string, ended by a zero, which lives as long as the library.
+        let text = unsafe { CStr::from_ptr((self.ncclGetErrorString)(status)) };
+        Err(CudaError::Call {
+            call,
+            what: text.to_string_lossy().into_owned(),
+        })
+    }
+
+    /// Refuses a version that lacks what is used.
+    fn suits(&self) -> Result<(), CudaError> {
+        let mut version = 0;
+        // SAFETY: writes one number.
+        self.ok("ncclGetVersion", unsafe {
+            (self.ncclGetVersion)(&raw mut version)
+        })?;
+        match version < LEAST {
+            false => Ok(()),
+            true => Err(CudaError::BadLibrary {
+                path: self.path.clone(),
+                what: format!("NCCL {}; 2.18 or later is needed", dotted(version)),
+            }),
+        }
+    }
+}
+
+/// A version's number as people write it.
+fn dotted(version: c_int) -> String {
+    format!(
+        "{}.{}.{}",
+        version / 10_000,
+        version / 100 % 100,
+        version % 100
+    )
+}
+
+/// One GPU's way to the others of its group.
+///
+/// A collective is given to a stream and returns. One whose peer is missing runs until it is stopped: whoever
+/// waits for it must call [`Comm::stop`] of any rank of the group before it waits for the device.
+pub struct NcclComm {
+    rank: usize,
+    gpu: Gpu,
+    group: Arc<Group>,
+}
+
+/// What the ranks of a group share.
+struct Group {
+    lib: &'static Nccl,
+    comms: Vec<Mutex<Link>>,
+    /// Set before the first link is cut.
+    stopping: AtomicBool,
+    stopped: Mutex<Option<CommError>>,
+}
+
+/// The library's handle of one rank; none when it was cut.
+struct Link(Option<Handle>);
+
+// SAFETY: the library's handle may be used from every thread, one at a time, which the lock around it sees to.
+unsafe impl Send for Link {}
+
+fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
+    m.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl fmt::Debug for NcclComm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let size = self.group.comms.len();
+        write!(f, "NcclComm({} of {size})", self.rank)
+    }
+}
+
+impl NcclComm {
+    /// A group of these GPUs, a rank each, in order.
+    ///
+    /// # Errors
+    /// When the library is missing, too old, or cannot connect them.
+    pub fn group(gpus: &[Gpu]) -> Result<Vec<Self>, CudaError> {
+        let lib = Nccl::get()?;
+        lib.suits()?;
+        let devices: Vec<c_int> = gpus.iter().map(|g| c_int::from(g.ordinal())).collect();
+        let mut comms = vec![std::ptr::null_mut(); gpus.len()];
+        // SAFETY: writes as many handles as there are devices.
+        lib.ok("ncclCommInitAll", unsafe {
+            let n = devices.len() as c_int;
+            (lib.ncclCommInitAll)(comms.as_mut_ptr(), n, devices.as_ptr())
+        })?;
+        let comms = comms.into_iter().map(|c| Mutex::new(Link(Some(c))));
+        let group = Arc::new(Group {
+            lib,
+            comms: comms.collect(),
+            stopping: AtomicBool::new(false),
+            stopped: Mutex::default(),
+        });
+        let rank = |(rank, gpu): (usize, &Gpu)| Self {
+            rank,
+            gpu: gpu.clone(),
+            group: Arc::clone(&group),
+        };
+        Ok(gpus.iter().enumerate().map(rank).collect())
+    }
+
+    /// The library's version: `2.28.3`.
+    ///
+    /// # Errors
+    /// As [`NcclComm::group`].
+    pub fn version() -> Result<String, CudaError> {
+        let lib = Nccl::get()?;
+        let mut version = 0;
+        // SAFETY: writes one number.
+        lib.ok("ncclGetVersion", unsafe {
+            (lib.ncclGetVersion)(&raw mut version)
+        })?;
+        Ok(dotted(version))
+    }
+}
+
+impl Group {
+    /// Why it makes no collectives any more.
+    fn end(&self) -> CommError {
+        lock(&self.stopped).clone().unwrap_or(CommError::Stopped {
+            rank: 0,
+            why: "the group has ended".to_owned(),
+        })
+    }
+
+    /// Gives a collective to a stream.
+    ///
+    /// # Safety
+    /// The addresses are of the rank's device, and their ranges stay as [`Comm::exchange`] has it.
+    unsafe fn give(
+        &self,
+        comm: Handle,
+        of: Collective<'_>,
+        (from, to, row): (u64, u64, usize),
+        stream: *mut c_void,
+    ) -> Result<(), CudaError> {
+        let lib = self.lib;
+        let at = |base: u64, offset: usize| (base + offset as u64) as *mut c_void;
+        // SAFETY: no arguments.
+        lib.ok("ncclGroupStart", unsafe { (lib.ncclGroupStart)() })?;
+        let mut given = Ok(());
+        for s in of.stretches {
+            let mut call = |name, status| {
+                if given.is_ok() {
+                    given = lib.ok(name, status);
+                }
+            };
+            // SAFETY: every stretch lies inside the ranges (`Collective::fits`), which stay (caller).
+            unsafe {
+                if of.pattern == Pattern::AllGather {
+                    let (from, to) = (at(from, s.part), at(to, s.whole));
+                    let status = (lib.ncclAllGather)(from, to, s.bytes, BYTES, comm, stream);
+                    call("ncclAllGather", status);
+                    continue;
+                }
+                for peer in 0..self.comms.len() {
+                    let from = at(from, s.whole + peer * s.bytes);
+                    let to = at(to, peer * row + s.part);
+                    let p = peer as c_int;
+                    let status = (lib.ncclSend)(from, s.bytes, BYTES, p, comm, stream);
+                    call("ncclSend", status);
+                    let status = (lib.ncclRecv)(to, s.bytes, BYTES, p, comm, stream);
+                    call("ncclRecv", status);
+                }
+            }
+        }
+        // SAFETY: no arguments. Also behind a call that was refused: a group is closed.
+        let closed = lib.ok("ncclGroupEnd", unsafe { (lib.ncclGroupEnd)() });
+        given.and(closed)
+    }
+}
+
+impl Comm for NcclComm {
+    fn world(&self) -> World {
+        World {
+            rank: self.rank,
+            size: self.group.comms.len(),
+        }
+    }
+
+    unsafe fn exchange(
+        &self,
+        queue: &Queue,
+        collective: Collective<'_>,
+        from: Src<'_>,
+        to: Dst<'_>,
+    ) -> Result<(), CommError> {
+        let size = self.group.comms.len();
+        collective.fits(size, from, &to);
+        let here = Place::Cuda(self.gpu.ordinal());
+        assert!(
+            from.place() == here && to.place() == here,
+            "{} of {} from {:?} to {:?}",
+            collective.pattern,
+            collective.name,
+            from.place(),
+            to.place()
+        );
+        let stream = queue.cuda().expect("a stream of the rank's GPU").stream();
+        self.gpu.bind()?;
+        let link = lock(&self.group.comms[self.rank]);
+        let (Some(comm), false) = (link.0, self.group.stopping.load(Ordering::Acquire)) else {
+            return Err(self.group.end());
+        };
+        let places = (from.address(), to.address(), to.bytes() / size);
+        // SAFETY: the rank's own device (asserted); the caller's promise.
+        let given = unsafe { self.group.give(comm, collective, places, stream.cast()) };
+        Ok(given?)
+    }
+
+    fn stop(&self, why: &str) {
+        let group = &*self.group;
+        lock(&group.stopped).get_or_insert(CommError::Stopped {
+            rank: self.rank,
+            why: why.to_owned(),
+        });
+        if group.stopping.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let links = group.comms.iter().filter_map(|comm| lock(comm).0.take());
+        let links: Vec<Handle> = links.collect();
+        // SAFETY: our own handles, taken: nobody uses them again. Kernels that wait for a peer end. In a group,
+        // because an end may wait for the others'.
+        unsafe {
+            let _ = (group.lib.ncclGroupStart)();
+            for comm in links {
+                let _ = (group.lib.ncclCommAbort)(comm);
+            }
+            let _ = (group.lib.ncclGroupEnd)();
+        }
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        // SAFETY: our own handles, taken. Whoever gave collectives has waited for their streams. In a group, as
+        // above.
+        unsafe {
+            let _ = (self.lib.ncclGroupStart)();
+            for comm in &self.comms {
+                if let Some(comm) = lock(comm).0.take() {
+                    let _ = (self.lib.ncclCommDestroy)(comm);
+                }
+            }
+            let _ = (self.lib.ncclGroupEnd)();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_version_is_written_as_people_do() {
+        assert_eq!(dotted(22_803), "2.28.3");
+        assert_eq!(dotted(LEAST), "2.18.0");
+    }
+}

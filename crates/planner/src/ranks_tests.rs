@@ -1,0 +1,158 @@
+//! Plans of several ranks: each rank runs the same one, in which it exchanges gradients and weights with the others.
+
+use lowtide_workload::{Dtype, Workload};
+
+use crate::build::build;
+use crate::check::check;
+use crate::choice::{Budgets, Choice, Clip, Pieces, Processor, Saved};
+use crate::mutants::mutants;
+use crate::plan::{Lane, PartName, Plan, Tensor, Tier, Work};
+use crate::testing::{frozen, machine, untied, workload};
+use crate::tests::{CLIPS, every_choice};
+
+fn of_ranks(mut w: Workload, ranks: u32) -> Workload {
+    w.ranks = ranks;
+    w
+}
+
+#[test]
+fn every_combination_of_choices_of_several_ranks_passes_the_checker() {
+    let mut seen = 0;
+    for (ranks, accumulate) in [(2, 1), (4, 3)] {
+        let w = of_ranks(workload(2, accumulate), ranks);
+        let choices = every_choice(w).into_iter().filter(|(_, c)| !c.durable);
+        for (i, (mut w, mut c)) in choices.enumerate() {
+            let clip = CLIPS[(i + accumulate as usize) % 3];
+            if i % 5 == 0 {
+                w.gradient = Dtype::F32;
+            }
+            if i % 7 == 0 && accumulate > 1 {
+                c.round = 1;
+            }
+            let plan = build(&w, &c, clip, Budgets::UNLIMITED, &machine());
+            if let Err(fault) = check(&plan, &w, clip) {
+                panic!("{fault}\n{c:?} {clip:?} M {accumulate} {ranks} ranks");
+            }
+            seen += 1;
+        }
+    }
+    assert_eq!(seen, 1296);
+}
+
+fn on_host(w: &Workload) -> Choice {
+    let n = w.units.len();
+    let mut c = Choice::resident(w);
+    c.weights = vec![Tier::Host; n];
+    c.optimizer = vec![Tier::Host; n];
+    c.update = vec![Processor::Host; n];
+    c.gradients = vec![Tier::Host; n];
+    c
+}
+
+/// Everything on disk, updates on the device, pieces cut.
+fn on_disk(w: &Workload) -> Choice {
+    let n = w.units.len();
+    let mut c = on_host(w);
+    c.weights = vec![Tier::Disk; n];
+    c.optimizer = vec![Tier::Disk; n];
+    c.update = vec![Processor::Device; n];
+    c.pieces = Pieces::Split(1 << 10);
+    c.saved.iter_mut().for_each(|s| s.fill(Saved::Recompute));
+    c
+}
+
+#[test]
+fn every_mutant_of_a_task_of_several_ranks_is_found_or_is_right() {
+    let w = of_ranks(workload(1, 2), 2);
+    let long = of_ranks(workload(1, 3), 2);
+    let mut f32 = of_ranks(untied(1, 2), 4);
+    f32.gradient = Dtype::F32;
+    let still = of_ranks(frozen(untied(1, 1), &[0]), 2);
+    let rounds = Choice {
+        round: 1,
+        ..on_host(&long)
+    };
+    let cases = [
+        (&w, Choice::resident(&w), Clip::Exact),
+        (&w, on_host(&w), Clip::Exact),
+        (&long, rounds, Clip::Exact),
+        (&f32, on_disk(&f32), Clip::Previous),
+        (&still, on_host(&still), Clip::None),
+    ];
+    let (mut exchanges, mut all) = (0, 0);
+    for (w, c, clip) in cases {
+        let good = build(w, &c, clip, Budgets::UNLIMITED, &machine());
+        check(&good, w, clip).expect("the whole plan is right");
+        for mutant in mutants(&good) {
+            let net = |w: &Work| matches!(w, Work::AllToAll { .. } | Work::AllGather { .. });
+            exchanges += usize::from(mutant.works.iter().any(net));
+            all += 1;
+            if check(&mutant.plan, w, clip).is_ok() {
+                assert!(mutant.equivalent(w).is_some(), "let go: {mutant}");
+            }
+        }
+    }
+    assert!(exchanges > 400 && all > 5000, "{exchanges} of {all}");
+}
+
+#[test]
+fn a_missing_edge_between_ranks_is_found() {
+    for c in [on_host, on_disk] {
+        let w = of_ranks(workload(1, 1), 2);
+        let good = build(&w, &c(&w), Clip::Exact, Budgets::UNLIMITED, &machine());
+        let mut found = 0;
+        for part in PartName::ALL {
+            for (t, task) in good.part(part).pairs() {
+                for k in 0..task.after.len() {
+                    let mut broken = good.clone();
+                    broken.parts[part][t].after.remove(k);
+                    let told = check(&broken, &w, Clip::Exact);
+                    assert!(told.is_err(), "{part:?} {t}: {:?}", task.work);
+                    found += 1;
+                }
+            }
+        }
+        assert!(found > 50, "{found}");
+    }
+}
+
+/// Bytes of what lasts, by tier and tensor.
+fn kept(plan: &Plan, which: fn(Tensor) -> bool) -> u64 {
+    let slots = plan.slots.iter();
+    let kept = slots.filter(|s| s.persistent && which(s.tensor));
+    kept.map(|s| s.bytes).sum()
+}
+
+#[test]
+fn each_rank_keeps_its_share() {
+    let plan = |ranks| {
+        let w = of_ranks(workload(2, 1), ranks);
+        build(
+            &w,
+            &on_host(&w),
+            Clip::Exact,
+            Budgets::UNLIMITED,
+            &machine(),
+        )
+    };
+    let (one, four) = (plan(1), plan(4));
+    let truth = |t| matches!(t, Tensor::Weight(_) | Tensor::Shard(_) | Tensor::State(_));
+    let gradients = |t| matches!(t, Tensor::Gradient(_));
+    for which in [truth, gradients] {
+        let (one, four) = (kept(&one, which), kept(&four, which));
+        // Each share is padded to whole pages.
+        let pages = 4096 * 4 * 20;
+        assert!(
+            four >= one / 4 && four <= one / 4 + pages,
+            "{four} of {one}"
+        );
+    }
+    let net = |p: &Plan| {
+        let tasks = p.part(PartName::Steady).iter();
+        tasks.filter(|t| t.lane == Lane::NET).count()
+    };
+    assert_eq!(net(&one), 0, "one rank exchanges nothing");
+    assert!(net(&four) > 0);
+    assert_eq!((one.lane_kinds().len(), four.lane_kinds().len()), (5, 6));
+    assert_eq!(four.prediction.lanes.len(), 6);
+}

@@ -1,0 +1,170 @@
+//! The ranks of a session: each runs the same plan, on its own memory and its own share of every batch.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use lowtide_data::Micro;
+use lowtide_device::comm::{Comm, Threads};
+use lowtide_device::cuda::{CudaError, Gpu, NcclComm};
+use lowtide_executor::{ExecError, Idle, Runner};
+use lowtide_planner::Plan;
+
+use crate::engine::{Engine, supervised};
+use crate::session::{DiskChoice, SessionOptions};
+
+/// The devices of a plan of several ranks, and the way between them.
+#[derive(Clone, Debug, Default)]
+pub struct Group {
+    /// A GPU for each rank; none: the CPU device.
+    pub gpus: Vec<Gpu>,
+    /// For each rank its way to the others.
+    pub comms: Vec<Arc<dyn Comm>>,
+}
+
+impl Group {
+    /// Ranks on the CPU device, threads of this process.
+    #[must_use]
+    pub fn threads(ranks: u32, limit: std::time::Duration) -> Self {
+        let comms = Threads::group(ranks as usize, limit).into_iter();
+        Self {
+            gpus: Vec::new(),
+            comms: comms.map(|comm| Arc::new(comm) as Arc<dyn Comm>).collect(),
+        }
+    }
+
+    /// A rank on each of these GPUs.
+    ///
+    /// # Errors
+    /// NCCL is missing or cannot connect them.
+    pub fn cuda(gpus: Vec<Gpu>) -> Result<Self, CudaError> {
+        let comms = NcclComm::group(&gpus)?.into_iter();
+        let comms = comms.map(|comm| Arc::new(comm) as Arc<dyn Comm>).collect();
+        Ok(Self { gpus, comms })
+    }
+}
+
+/// What rank `rank` of a session has: its device, and its way to the others.
+pub(crate) fn device_of(
+    plan: &Plan,
+    options: &SessionOptions,
+    group: &Group,
+    rank: usize,
+) -> (Option<Gpu>, Option<Arc<dyn Comm>>) {
+    match plan.ranks {
+        1 => (options.gpu.clone(), None),
+        _ => {
+            let comm = Arc::clone(&group.comms[rank]);
+            (group.gpus.get(rank).cloned(), Some(comm))
+        }
+    }
+}
+
+/// Where a rank's extents go: of several each has folders of its own, in those given.
+pub(crate) fn disk_of(choice: &DiskChoice, rank: usize) -> DiskChoice {
+    let own = |drives: &[(PathBuf, f64)]| {
+        let own = |(dir, share): &(PathBuf, f64)| (dir.join(format!("rank-{rank}")), *share);
+        drives.iter().map(own).collect()
+    };
+    match choice {
+        DiskChoice::Directories(drives) => DiskChoice::Directories(own(drives)),
+        DiskChoice::Instead(drives) => DiskChoice::Instead(own(drives)),
+        DiskChoice::None => DiskChoice::None,
+        DiskChoice::Durable { .. } | DiskChoice::Open(_) => {
+            panic!("a disk of one rank for several")
+        }
+    }
+}
+
+/// One rank at work.
+pub(crate) struct Rank {
+    pub runner: Runner<Engine>,
+    pub engine: Arc<Engine>,
+}
+
+/// All ranks of a session.
+pub(crate) struct Ranks(pub Vec<Rank>);
+
+impl Ranks {
+    /// The one that tells how a step went: all know the same.
+    pub fn first(&self) -> &Rank {
+        &self.0[0]
+    }
+
+    /// Each rank's share of a batch's micro-batches, in order, with the supervised tokens of the whole batch.
+    pub fn cut(&self, mut inputs: Vec<Micro>) -> Vec<(Vec<Micro>, usize)> {
+        let (ranks, whole) = (self.0.len(), supervised(&inputs));
+        assert!(
+            inputs.len().is_multiple_of(ranks),
+            "{} micro-batches for {ranks} ranks",
+            inputs.len()
+        );
+        let each = inputs.len() / ranks;
+        let cut = |_| {
+            let rest = inputs.split_off(each);
+            (std::mem::replace(&mut inputs, rest), whole)
+        };
+        (0..ranks).map(cut).collect()
+    }
+
+    /// Lets every rank do the same at once: each may wait for the others. The error of the rank that failed first.
+    pub fn each(
+        &mut self,
+        work: impl Fn(usize, &mut Runner<Engine>) -> Result<(), ExecError> + Sync,
+    ) -> Result<(), ExecError> {
+        if let [only] = &mut self.0[..] {
+            return work(0, &mut only.runner);
+        }
+        let work = &work;
+        let ends: Vec<_> = std::thread::scope(|scope| {
+            let ranks = self.0.iter_mut().enumerate();
+            let ranks: Vec<_> = ranks
+                .map(|(i, rank)| scope.spawn(move || work(i, &mut rank.runner)))
+                .collect();
+            let ends = ranks.into_iter().map(|rank| rank.join());
+            ends.map(|end| end.unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+                .collect()
+        });
+        let Some(told) = ends.into_iter().find_map(Result::err) else {
+            return Ok(());
+        };
+        Err(self.cause().unwrap_or(told))
+    }
+
+    /// The error of the rank that failed by itself.
+    fn cause(&self) -> Option<ExecError> {
+        let errors = self.0.iter().filter_map(|rank| rank.runner.error());
+        let by_itself = |error: &ExecError| match error {
+            ExecError::Ranks { source, .. } => !source.is_consequence(),
+            ExecError::Stopped => false,
+            _ => true,
+        };
+        errors.into_iter().find(by_itself)
+    }
+
+    /// Looks after the lanes of all, see [`Runner::watch`]. Whether one has failed, or all are idle.
+    pub fn watch(&mut self) -> bool {
+        for rank in &mut self.0 {
+            rank.runner.watch();
+        }
+        let stopped = |rank: &Rank| rank.runner.stopped();
+        self.0.iter().any(stopped) || self.0.iter().all(|rank| rank.runner.idle())
+    }
+
+    /// The memory of all.
+    ///
+    /// # Panics
+    /// When something still runs.
+    pub fn idle_tiers(&mut self) -> Vec<Idle<'_>> {
+        let ranks = self.0.iter_mut();
+        ranks.map(|rank| rank.runner.idle_tiers()).collect()
+    }
+}
+
+impl Drop for Ranks {
+    fn drop(&mut self) {
+        // What is under way on one may wait for another one that is dropped after it: all stop before one is.
+        if let [_, _, ..] = &self.0[..] {
+            self.0.iter().for_each(|rank| rank.runner.stop());
+        }
+    }
+}

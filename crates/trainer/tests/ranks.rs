@@ -1,0 +1,319 @@
+//! Several ranks make a step together: the same bits wherever tensors live, in every order that the edges allow, and
+//! from run to run; what one rank has learned, any number of ranks goes on with.
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use common::{
+    Trained, batch, checked, choice, decoder_of_ranks, hyper, llama, open, quick, rule, train,
+};
+use lowtide_device::comm::{Collective, Comm, CommError, World};
+use lowtide_device::{Dst, Queue, Src};
+use lowtide_executor::{ExecError, Mode};
+use lowtide_model::Decoder;
+use lowtide_planner::{Choice, Clip, LoopOrder, Pieces, Plan, Processor, Saved, Tier};
+use lowtide_session::{DiskChoice, Group, Session, SessionOptions};
+use lowtide_tiers::TierError;
+use lowtide_workload::{Dtype, Moments, Optimizer, OptimizerName};
+use tempfile::TempDir;
+
+const CLIPS: [Clip; 3] = [Clip::Exact, Clip::Previous, Clip::None];
+
+fn adamw(moments: Moments) -> Optimizer {
+    Optimizer {
+        moments,
+        ..Optimizer::default()
+    }
+}
+
+fn tiny(ranks: u32, accumulate: u32, precision: Dtype, optimizer: Optimizer) -> Arc<Decoder> {
+    let shape = llama(2, true);
+    decoder_of_ranks(None, &shape, precision, optimizer, (ranks, accumulate))
+}
+
+/// A session of a plan, whose extents are in a folder that is gone with it.
+fn opened(d: &Arc<Decoder>, plan: &Arc<Plan>, clip: Clip, mode: Mode) -> (Session, TempDir) {
+    let dir = tempfile::tempdir().expect("a folder");
+    let disk = match plan.tier(Tier::Disk).planned_bytes.0 {
+        0 => DiskChoice::None,
+        _ => DiskChoice::Directories(vec![(dir.path().to_owned(), 1.0)]),
+    };
+    let options = SessionOptions {
+        disk,
+        mode,
+        watchdog: Duration::from_secs(60),
+        ..quick()
+    };
+    (open(d, plan, clip, options), dir)
+}
+
+fn trained(d: &Arc<Decoder>, c: &Choice, clip: Clip, steps: u64) -> Trained {
+    let plan = checked(d, c, clip);
+    let (mut session, _dir) = opened(d, &plan, clip, Mode::Threads);
+    train(&mut session, steps, plan.accumulate * plan.ranks)
+}
+
+#[test]
+fn placements_of_several_ranks_do_not_change_a_bit() {
+    let mut combinations = 0;
+    let moments = [Moments::F32, Moments::Bf16, Moments::Int8];
+    for (n, (ranks, accumulate)) in [(2, 1), (2, 3), (4, 2)].into_iter().enumerate() {
+        for (k, clip) in CLIPS.into_iter().enumerate() {
+            let optimizer = match (n + k) % 4 {
+                3 => Optimizer {
+                    name: OptimizerName::Lion,
+                    ..Optimizer::default()
+                },
+                m => adamw(moments[m]),
+            };
+            let precision = [Dtype::Bf16, Dtype::Bf16, Dtype::F32][(n + 2 * k) % 3];
+            let d = tiny(ranks, accumulate, precision, optimizer);
+            let resident = choice(&d, Tier::Device, Tier::Device, Tier::Device);
+            let want = trained(&d, &resident, clip, 3);
+            assert!(want.losses.iter().all(|l| f64::from_bits(l.0).is_finite()));
+            assert_eq!(trained(&d, &resident, clip, 3), want, "from run to run");
+            let mut i = 0;
+            for weights in Tier::ALL {
+                for optimizer in Tier::ALL {
+                    for inputs in Tier::ALL {
+                        i += 1;
+                        if i % 3 != k {
+                            continue;
+                        }
+                        let mut c = choice(&d, weights, optimizer, inputs);
+                        let saved = [Saved::Keep, Saved::Recompute, Saved::Host][(i + n) % 3];
+                        c.saved.iter_mut().for_each(|s| s.fill(saved));
+                        c.order = [LoopOrder::LayerMajor, LoopOrder::BatchMajor][(i / 3 + n) % 2];
+                        if accumulate == 3 && i % 2 == 0 {
+                            (c.round, c.order) = (1, LoopOrder::LayerMajor);
+                        }
+                        if i % 4 == 1 {
+                            c.update.fill(Processor::Device);
+                        }
+                        (c.ahead, c.carry) = common::ahead(i + n);
+                        if i % 2 == 1 {
+                            c.pieces = Pieces::Split(256);
+                        }
+                        let got = trained(&d, &c, clip, 3);
+                        assert_eq!(got, want, "{c:?} {clip:?} {ranks} ranks M {accumulate}");
+                        combinations += 1;
+                    }
+                }
+            }
+        }
+    }
+    assert!(combinations >= 60, "{combinations}");
+}
+
+/// Several ranks compute what one rank does with all micro-batches: the forward of the first step has the same bits, the
+/// sums of gradients differ in their order alone.
+#[test]
+fn several_ranks_learn_what_one_does() {
+    let of = |ranks: u32| {
+        let d = tiny(ranks, 4 / ranks, Dtype::Bf16, Optimizer::default());
+        let c = choice(&d, Tier::Host, Tier::Host, Tier::Host);
+        trained(&d, &c, Clip::Exact, 4).losses
+    };
+    let one = of(1);
+    for ranks in [2, 4] {
+        let several = of(ranks);
+        assert_eq!(several[0].0, one[0].0, "the first loss");
+        for (a, b) in one.iter().zip(&several) {
+            for (a, b) in [(a.0, b.0), (a.1, b.1)] {
+                let (a, b) = (f64::from_bits(a), f64::from_bits(b));
+                assert!((a / b - 1.0).abs() < 2e-3, "{a}, {b} of {ranks} ranks");
+            }
+        }
+    }
+}
+
+fn everywhere(d: &Decoder) -> Choice {
+    let mut c = choice(d, Tier::Host, Tier::Host, Tier::Host);
+    c.weights[1] = Tier::Device;
+    c.update[2] = Processor::Device;
+    c.saved.iter_mut().for_each(|s| s.fill(Saved::Recompute));
+    c
+}
+
+#[test]
+fn every_order_of_several_ranks_gives_the_same_bits() {
+    let seeds: u64 = std::env::var("SEEDS").map_or(25, |n| n.parse().expect("a number"));
+    for ranks in [2, 4] {
+        let d = tiny(ranks, 1, Dtype::Bf16, Optimizer::default());
+        for clip in [Clip::Exact, Clip::None] {
+            let plan = checked(&d, &everywhere(&d), clip);
+            let run = |mode| {
+                let (mut session, _dir) = opened(&d, &plan, clip, mode);
+                let first = train(&mut session, 3, ranks);
+                let loss = session.evaluate(batch(9, ranks)).expect("evaluated").loss();
+                let mut one = batch(5, 1).remove(0);
+                one.labels.fill(-100);
+                (one.labels[4], one.labels[12 + 7]) = (0, 0);
+                let logits = session.infer(one).expect("inferred").logits;
+                let logits: Vec<u32> = logits.iter().map(|x| x.to_bits()).collect();
+                (first, loss.to_bits(), logits, train(&mut session, 2, ranks))
+            };
+            let want = run(Mode::Threads);
+            for seed in 0..seeds {
+                let got = run(Mode::Shuffled(seed));
+                assert_eq!(got, want, "{clip:?} seed {seed} of {ranks} ranks");
+            }
+        }
+    }
+}
+
+/// All arrays of all parameters, by name.
+fn state(session: &mut Session) -> BTreeMap<String, Vec<u8>> {
+    let d = Arc::clone(session.decoder());
+    let homes = session.homes().expect("staging");
+    let mut all = BTreeMap::new();
+    for (p, param) in d.workload().params.pairs() {
+        for spec in d.workload().arrays(param) {
+            let mut bytes = vec![0; (spec.entries(param) * spec.size()) as usize];
+            let whole = 0..spec.entries(param);
+            homes.read(p, spec.role, whole, &mut bytes).expect("read");
+            all.insert(format!("{p}.{}", spec.role.name()), bytes);
+        }
+    }
+    all
+}
+
+#[test]
+fn any_number_of_ranks_goes_on_from_what_others_have_learned() {
+    for moments in [Moments::F32, Moments::Int8] {
+        let d = |ranks| tiny(ranks, 4 / ranks, Dtype::Bf16, adamw(moments));
+        let (two, clip) = (d(2), Clip::Previous);
+        let plan = checked(&two, &everywhere(&two), clip);
+        let (mut unbroken, _dir) = opened(&two, &plan, clip, Mode::Threads);
+        train(&mut unbroken, 2, 4);
+        let (saved, norm) = (state(&mut unbroken), unbroken.clip_words());
+        let want = train(&mut unbroken, 2, 4);
+        for ranks in [1, 2, 4] {
+            let d = d(ranks);
+            let plan = checked(&d, &everywhere(&d), clip);
+            let (mut session, _dir) = opened(&d, &plan, clip, Mode::Threads);
+            let homes = session.homes().expect("staging");
+            let fill = |p,
+                        range: std::ops::Range<u64>,
+                        spec: &lowtide_workload::StateSpec,
+                        out: &mut [u8]| {
+                let bytes = &saved[&format!("{p}.{}", spec.role.name())];
+                out.copy_from_slice(&bytes[(range.start * spec.size()) as usize..][..out.len()]);
+                Ok::<(), TierError>(())
+            };
+            homes.write_all(fill).expect("written");
+            drop(homes);
+            session.restore_clip(norm);
+            assert!(state(&mut session) == saved, "{ranks} ranks");
+            let got = train(&mut session, 2, 4);
+            match ranks {
+                2 => assert_eq!(got, want, "as if unbroken"),
+                _ => {
+                    let (a, b) = (got.losses[0].0, want.losses[0].0);
+                    assert_eq!(a, b, "{ranks} ranks: the first loss");
+                }
+            }
+        }
+    }
+}
+
+/// A way to the others that breaks at some collective, or never gets there.
+#[derive(Debug)]
+struct Broken {
+    inner: Arc<dyn Comm>,
+    at: u64,
+    count: AtomicU64,
+    /// It does not fail, it does not come.
+    missing: bool,
+}
+
+impl Comm for Broken {
+    fn world(&self) -> World {
+        self.inner.world()
+    }
+
+    unsafe fn exchange(
+        &self,
+        queue: &Queue,
+        collective: Collective<'_>,
+        from: Src<'_>,
+        to: Dst<'_>,
+    ) -> Result<(), CommError> {
+        if self.count.fetch_add(1, Ordering::Relaxed) == self.at {
+            if !self.missing {
+                panic!("its cable is out");
+            }
+            std::thread::sleep(Duration::from_secs(3));
+        }
+        // SAFETY: the caller's promise.
+        unsafe { self.inner.exchange(queue, collective, from, to) }
+    }
+
+    fn stop(&self, why: &str) {
+        self.inner.stop(why);
+    }
+}
+
+fn broken(at: u64, missing: bool) -> (ExecError, Duration) {
+    let d = tiny(2, 1, Dtype::Bf16, Optimizer::default());
+    let plan = checked(&d, &everywhere(&d), Clip::Exact);
+    let mut group = Group::threads(2, Duration::from_secs(1));
+    let inner = Arc::clone(&group.comms[1]);
+    group.comms[1] = Arc::new(Broken {
+        inner,
+        at,
+        count: AtomicU64::new(0),
+        missing,
+    });
+    let options = SessionOptions {
+        group: Some(group),
+        ..quick()
+    };
+    let mut session = Session::open(Arc::clone(&d), plan, rule(Clip::Exact), options).unwrap();
+    let fill = |p, range, out: &mut [f32]| {
+        lowtide_model::random_init(d.shape(), 7, p, range, out);
+        Ok::<(), TierError>(())
+    };
+    session.homes().unwrap().initialise(fill).unwrap();
+    let begin = Instant::now();
+    let mut run = || {
+        for step in 1..=4 {
+            let data = session.submit(batch(step, 2), hyper(step))?;
+            session.outcome(&data)?;
+        }
+        session.drain()
+    };
+    let error = run().expect_err("a rank has failed");
+    drop(session);
+    (error, begin.elapsed())
+}
+
+#[test]
+fn a_rank_that_fails_ends_all_and_is_named_first() {
+    for at in [0, 3, 11, 20] {
+        let (error, took) = broken(at, false);
+        let text = error.to_string();
+        assert!(
+            matches!(error, ExecError::Panic { .. }) && text.contains("rank 1"),
+            "at {at}: {text}"
+        );
+        assert!(took < Duration::from_secs(20), "at {at}: {took:?}");
+    }
+}
+
+#[test]
+fn a_rank_that_does_not_come_is_named_with_the_collective() {
+    let (error, _) = broken(4, true);
+    let text = error.to_string();
+    let ExecError::Ranks { source, .. } = error else {
+        panic!("{text}");
+    };
+    assert!(
+        matches!(source, CommError::Missing { rank: 1, .. }),
+        "{text}"
+    );
+}
