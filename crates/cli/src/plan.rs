@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use lowtide_config::Run;
 use lowtide_planner::explain::{explain, explain_choices, explain_updates, lane_of, split};
 use lowtide_planner::plan::LaneKind;
-use lowtide_planner::search::outlook::{Change, Outlook};
+use lowtide_planner::search::outlook::{Change, Link, Outlook};
 use lowtide_planner::waits::{Cause, steady_step};
 use lowtide_planner::{Machine, Plan, Source, Tier};
 use lowtide_trainer::basis::Basis;
@@ -276,6 +276,19 @@ fn outlook_text(outlook: &Outlook, step: f64, cuda: bool) -> String {
             m.tier.name(),
             seconds(m.step_seconds.0),
             change(m.step_seconds.0)
+        );
+    }
+    for f in &outlook.faster {
+        let link = match f.link {
+            Link::HostToDevice => "from host to device",
+            Link::DeviceToHost => "from device to host",
+            Link::Disk => "of the drives",
+        };
+        text += &format!(
+            "with {} more {link}: step {} ({})\n",
+            f.more,
+            seconds(f.step_seconds.0),
+            change(f.step_seconds.0)
         );
     }
     for s in &outlook.suggestions {

@@ -82,6 +82,16 @@ fn a_plan_that_fits_says_where_and_how_long() {
             "{unit}"
         );
     }
+    let faster = outlook["faster"].as_array().expect("a list");
+    let links: Vec<&str> = faster.iter().filter_map(|f| f["link"].as_str()).collect();
+    assert_eq!(links, ["host-to-device", "device-to-host", "disk"]);
+    for link in faster {
+        let seconds = number(link, "/step_seconds");
+        assert!(seconds <= step * 1.001 && seconds > step / 2.0, "{link}");
+    }
+    // This plan waits for what it moves, and a GB/s more brings it sooner.
+    let gained = |f: &Value| number(f, "/step_seconds") < step;
+    assert!(faster.iter().any(gained), "{outlook}");
 }
 
 #[test]

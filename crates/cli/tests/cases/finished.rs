@@ -392,7 +392,7 @@ fn a_run_that_would_wear_its_drives_out_is_refused_before_its_first_step() {
         let mut args = rest.to_vec();
         args.extend(sets.iter().flat_map(|set| ["--set", set]));
         args.extend(["--set", "plan.weights=disk"]);
-        args.extend(["--set", "budget.disk_writes=10GiB"]);
+        args.extend(["--set", "budget.disk_writes=10GiB", "--set", NO_ANSWERS]);
         scratch.run(&args).fine();
     }
     // Without data, what may be made is told.
