@@ -604,6 +604,9 @@ fn data_advice(e: &DataError) -> Vec<String> {
         DataError::NothingSupervised { .. } => {
             "check data.format, data.train_on and train.seq: no token would carry loss"
         }
+        DataError::Parquet { .. } => {
+            "fetch it again; where it is whole, write it as JSONL (datasets: Dataset.to_json, pandas: DataFrame.to_json)"
+        }
         DataError::SplitOfOne { .. } => "name a file in data.eval, or add examples",
         DataError::AllDropped { .. } => {
             "set train.last_batch to keep or fill, or lower train.micro_batch or train.accumulate"

@@ -289,6 +289,12 @@ const ROWS: &[Row] = &[
         &["data.train=bad.jsonl"],
         code,
     ),
+    trained(
+        "data.text_by",
+        ["file", "line"],
+        &["data.train=lines.txt"],
+        data,
+    ),
     trained("data.max_line", ["16MiB", "100"], &[], code),
     trained("data.system", ["", "Be kind."], &[], tokens),
     trained("data.separator", ["", "and then"], COMPLETIONS, tokens),
@@ -441,6 +447,7 @@ fn prepare(case: &Scratch) {
     let all = json!({"messages": chat("yes"), "chat": chat("yes, and then some"), "prompt": "a", "completion": "b",
         "question": "a longer prompt than the other", "answer": "a longer answer than the other", "text": "short"});
     case.write("all.jsonl", format!("{all}\n"));
+    case.write("lines.txt", "one line\nand another\n");
     case.write("bad.jsonl", format!("{}\nnonsense\n", records[0]));
     let config = case.read("m/config.json");
     let deeper = config.replace("\"num_hidden_layers\": 4", "\"num_hidden_layers\": 5");

@@ -104,7 +104,7 @@ fn budget(low: &Low, output: &Path) -> Budget {
 fn data(low: &Low) -> Data {
     let field = |name| low.text(name).expect("has a default");
     Data {
-        train: low.paths("data.train"),
+        train: low.sources("data.train"),
         eval: low.paths("data.eval"),
         eval_split: low.number("data.eval_split").expect("has a default"),
         format: low.word("data.format").expect("has a default"),
@@ -119,6 +119,7 @@ fn data(low: &Low) -> Data {
         shuffle: low.flag("data.shuffle"),
         max_examples: low.count("data.max_examples"),
         on_error: low.word("data.on_error").expect("has a default"),
+        text_by: low.word("data.text_by").expect("has a default"),
         max_line: match low.any("data.max_line") {
             Some(Value::Size(size)) => size,
             other => panic!("data.max_line has a default: {other:?}"),

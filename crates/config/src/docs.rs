@@ -6,7 +6,7 @@ use std::ops::Bound;
 use lowtide_units::Bytes;
 use serde_json::{Map, Value as Json, json};
 
-use crate::key::{AUTO, Key, Kind};
+use crate::key::{AUTO, Key, Kind, WEIGHT};
 use crate::keys::{KEYS, SECTIONS};
 use crate::low::default;
 use crate::value::{Value, join};
@@ -74,6 +74,23 @@ fn typed(kind: &Kind) -> Json {
             { "type": "string" },
             { "type": "array", "items": { "type": "string" } },
         ]}),
+        Kind::Sources => {
+            let source = json!({
+                "type": "object",
+                "additionalProperties": false,
+                "required": ["path"],
+                "properties": {
+                    "path": { "type": "string" },
+                    "weight": number(WEIGHT.0, WEIGHT.1),
+                },
+            });
+            let one = json!({ "type": "string" });
+            json!({ "anyOf": [
+                one.clone(),
+                source.clone(),
+                { "type": "array", "items": { "anyOf": [one, source] } },
+            ]})
+        }
         Kind::Size => json!({ "anyOf": sizes() }),
         Kind::Disks => {
             let disk = json!({
@@ -146,6 +163,7 @@ fn as_json(value: &Value) -> Json {
         Value::Number(n) => json!(n),
         Value::Text(text) => json!(text),
         Value::Texts(list) => json!(list),
+        Value::Sources(list) => list.iter().map(|source| json!(source.0)).collect(),
         Value::Size(size) => json!(size.0),
         Value::Disks(disks) => {
             let disk = |(dir, size): &(String, Bytes)| json!({ "dir": dir, "size": size.0 });

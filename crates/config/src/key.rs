@@ -57,6 +57,8 @@ pub enum Kind {
     Path,
     /// A path or a list of paths.
     Paths,
+    /// A path or a list of paths and `{path, weight}`.
+    Sources,
     /// Text or a list of texts.
     Texts,
     /// A size in bytes, such as `24GiB`.
@@ -155,6 +157,12 @@ impl Kind {
             Self::Text => "text".to_owned(),
             Self::Path => "a path".to_owned(),
             Self::Paths => "a path or a list of paths".to_owned(),
+            Self::Sources => {
+                format!(
+                    "a path or a list of paths; {{path, weight}} with a weight{}",
+                    limits(WEIGHT.0, WEIGHT.1)
+                )
+            }
             Self::Texts => "text or a list of texts".to_owned(),
             Self::Size => "a size such as 24GiB, 512MiB, 4TB or 16384".to_owned(),
             Self::Disks => "a size such as 400GiB, or a list of {dir, size}".to_owned(),
@@ -188,6 +196,9 @@ impl Kind {
         }
     }
 }
+
+/// Weights of data files.
+pub(crate) const WEIGHT: (Bound<f64>, Bound<f64>) = (Bound::Excluded(0.0), Bound::Included(1000.0));
 
 /// The word that leaves a choice to the planner.
 pub(crate) const AUTO: &str = "auto";

@@ -37,9 +37,9 @@ pub use keys::{KEYS, SECTIONS};
 pub use nearest::nearest;
 pub use run::{
     Budget, Checkpoint, Clip, Data, DiskBudget, Eval, Fields, Generate, Length, Log, Model,
-    ModelSource, Optimizer, Plan, Recompute, Resume, Run, Schedule, Train, Warmup,
+    ModelSource, Optimizer, Plan, Recompute, Resume, Run, Schedule, Source, Train, Warmup,
 };
 pub use words::{
     Activations, ClipMode, Device, Format, Init, LastBatch, LoopOrder, NonFinite, Offload, OnError,
-    Pieces, ScheduleShape, Tier, TrainOn, UpdateOn,
+    Pieces, ScheduleShape, TextBy, Tier, TrainOn, UpdateOn,
 };

@@ -10,6 +10,7 @@ use crate::error::{ConfigError, Place};
 use crate::key::{Key, KeyDefault, Kind};
 use crate::keys::{EXCLUSIVE, KEYS, SECTIONS, find};
 use crate::nearest::nearest;
+use crate::run::Source;
 use crate::tree::{self, Entry, Node, Tree, shortened};
 use crate::value::{Value, check, join, unique};
 use crate::words::Word;
@@ -126,7 +127,7 @@ impl Low {
             let flow = text.starts_with(['[', '{'])
                 && matches!(
                     key.kind,
-                    Kind::Paths | Kind::Texts | Kind::Disks | Kind::Words { .. }
+                    Kind::Paths | Kind::Sources | Kind::Texts | Kind::Disks | Kind::Words { .. }
                 );
             // Outside quotes and lists the text is the value, whatever YAML would make of it.
             let node = if flow || text.starts_with(['"', '\'']) {
@@ -276,6 +277,21 @@ impl Low {
             Some(Value::Texts(list)) => list.iter().map(|p| self.absolute(name, p)).collect(),
             Some(other) => panic!("{name} is no list of paths: {other:?}"),
         }
+    }
+
+    /// Data files with their weights; none when the key was not given.
+    pub fn sources(&self, name: &str) -> Vec<Source> {
+        let Some(value) = self.value(name) else {
+            return Vec::new();
+        };
+        let Value::Sources(list) = value else {
+            panic!("{name} is no list of files: {value:?}");
+        };
+        let source = |(path, weight): (String, f64)| Source {
+            path: self.absolute(name, &path),
+            weight,
+        };
+        list.into_iter().map(source).collect()
     }
 
     /// `text` as the path it means at the place where `name` was given. `~/` is the home directory.

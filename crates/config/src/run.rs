@@ -4,12 +4,13 @@ use std::path::PathBuf;
 
 use lowtide_units::Bytes;
 use lowtide_workload::{Batch, Dtype, Moments, OptimizerName};
-use serde::Serialize;
+use serde::ser::SerializeMap;
+use serde::{Serialize, Serializer};
 
 use crate::error::ConfigError;
 use crate::words::{
     Activations, ClipMode, Device, Format, Init, LastBatch, LoopOrder, NonFinite, Offload, OnError,
-    Pieces, ScheduleShape, Tier, TrainOn, UpdateOn,
+    Pieces, ScheduleShape, TextBy, Tier, TrainOn, UpdateOn,
 };
 use lowtide_files::shown;
 
@@ -121,8 +122,7 @@ pub struct DiskBudget {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Data {
     /// Training files; may be empty, see [`Run::training_ready`].
-    #[serde(serialize_with = "shown::list")]
-    pub train: Vec<PathBuf>,
+    pub train: Vec<Source>,
     /// Evaluation files; may be empty.
     #[serde(serialize_with = "shown::list")]
     pub eval: Vec<PathBuf>,
@@ -142,7 +142,9 @@ pub struct Data {
     pub max_examples: Option<u64>,
     /// What becomes of a record that cannot be used.
     pub on_error: OnError,
-    /// Longest line of a file.
+    /// What of a plain text is a record.
+    pub text_by: TextBy,
+    /// Longest record of a file.
     pub max_line: Bytes,
     /// System prompt for examples that bring none.
     pub system: Option<String>,
@@ -158,6 +160,28 @@ impl Data {
     #[must_use]
     pub fn has_eval(&self) -> bool {
         !self.eval.is_empty() || self.eval_split > 0.0
+    }
+}
+
+/// A data file.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Source {
+    /// The file.
+    pub path: PathBuf,
+    /// How often an epoch has each of its examples.
+    pub weight: f64,
+}
+
+impl Serialize for Source {
+    /// A path, where the weight is 1.
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        if self.weight == 1.0 {
+            return shown::path(&self.path, to);
+        }
+        let mut map = to.serialize_map(Some(2))?;
+        map.serialize_entry("path", &self.path.display().to_string())?;
+        map.serialize_entry("weight", &self.weight)?;
+        map.end()
     }
 }
 

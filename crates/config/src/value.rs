@@ -5,7 +5,7 @@ use std::ops::{Bound, RangeBounds};
 use lowtide_units::Bytes;
 
 use crate::error::{ConfigError, Place};
-use crate::key::{AUTO, Kind};
+use crate::key::{AUTO, Kind, WEIGHT};
 use crate::nearest::nearest;
 use crate::tree::{Entry, Node, Tree, shortened};
 
@@ -19,6 +19,8 @@ pub(crate) enum Value {
     Text(String),
     /// Texts, or paths as typed.
     Texts(Vec<String>),
+    /// Paths as typed, with weights.
+    Sources(Vec<(String, f64)>),
     Size(Bytes),
     Disks(Vec<(String, Bytes)>),
     /// One of the key's words, `auto` among them.
@@ -35,6 +37,7 @@ pub(crate) fn check(key: &str, kind: &Kind, node: &Node) -> Result<Value, Config
     match kind {
         Kind::Paths | Kind::Texts => item.texts(),
         Kind::Disks => item.disks(),
+        Kind::Sources => item.sources(),
         Kind::Words { .. } => item.words(),
         _ => item.scalar(),
     }
@@ -58,6 +61,7 @@ impl Item<'_> {
             Kind::Text | Kind::Path => Ok(Value::Text(text.clone())),
             Kind::Pattern => self.pattern(text),
             Kind::Size | Kind::Disks => self.size(text).map(Value::Size),
+            Kind::Sources => Ok(Value::Sources(vec![(text.clone(), 1.0)])),
             Kind::Paths | Kind::Texts => Ok(Value::Texts(vec![text.clone()])),
             Kind::Word {
                 aliases, planned, ..
@@ -187,6 +191,28 @@ impl Item<'_> {
             .map(Value::Texts)
     }
 
+    fn sources(&self) -> Result<Value, ConfigError> {
+        let one = |key: &str, node: &Node| match &node.tree {
+            Tree::Scalar(text) => Ok((text.clone(), 1.0)),
+            Tree::Map(_) => source(key, node),
+            _ => Err(Item {
+                key,
+                kind: &Kind::Path,
+                node,
+            }
+            .wrong_type()),
+        };
+        let Tree::List(items) = &self.node.tree else {
+            return match &self.node.tree {
+                Tree::Map(_) => Ok(Value::Sources(vec![source(self.key, self.node)?])),
+                _ => self.scalar(),
+            };
+        };
+        let each = items.iter().enumerate();
+        let each = each.map(|(i, node)| one(&format!("{}[{i}]", self.key), node));
+        each.collect::<Result<_, _>>().map(Value::Sources)
+    }
+
     fn disks(&self) -> Result<Value, ConfigError> {
         match &self.node.tree {
             Tree::List(items) if items.len() > MOST_DRIVES => Err(ConfigError::OutOfRange {
@@ -206,6 +232,13 @@ impl Item<'_> {
             }
             Tree::Map(_) => Ok(Value::Disks(vec![disk(self.key, self.node, self.kind)?])),
             _ => self.scalar(),
+        }
+    }
+
+    fn typed_text(&self) -> Result<String, ConfigError> {
+        match &self.node.tree {
+            Tree::Scalar(text) => Ok(text.clone()),
+            _ => Err(self.wrong_type()),
         }
     }
 
@@ -230,43 +263,87 @@ impl Item<'_> {
 
 /// One `{dir, size}`.
 fn disk(key: &str, node: &Node, kind: &Kind) -> Result<(String, Bytes), ConfigError> {
+    let [dir, size] = pair(key, node, kind, ["dir", "size"], |item, name| match name {
+        "dir" => item.typed_text().map(Value::Text),
+        _ => match &item.node.tree {
+            Tree::Scalar(text) => item.size(text).map(Value::Size),
+            _ => Err(item.wrong_type()),
+        },
+    })?;
+    match (dir, size) {
+        (Some(Value::Text(dir)), Some(Value::Size(size))) => Ok((dir, size)),
+        (None, _) => Err(lacks(key, node, "dir")),
+        _ => Err(lacks(key, node, "size")),
+    }
+}
+
+/// One `{path, weight}`.
+fn source(key: &str, node: &Node) -> Result<(String, f64), ConfigError> {
+    let [path, weight] = pair(
+        key,
+        node,
+        &Kind::Sources,
+        ["path", "weight"],
+        |item, name| match (name, &item.node.tree) {
+            ("path", _) => item.typed_text().map(Value::Text),
+            (_, Tree::Scalar(text)) => item.number(text, WEIGHT.0, WEIGHT.1),
+            _ => Err(item.wrong_type()),
+        },
+    )?;
+    match (path, weight) {
+        (Some(Value::Text(path)), Some(Value::Number(weight))) => Ok((path, weight)),
+        (Some(Value::Text(path)), _) => Ok((path, 1.0)),
+        _ => Err(lacks(key, node, "path")),
+    }
+}
+
+/// The values of a mapping with two keys, as far as they were given.
+fn pair(
+    key: &str,
+    node: &Node,
+    kind: &Kind,
+    names: [&str; 2],
+    read: impl Fn(&Item<'_>, &str) -> Result<Value, ConfigError>,
+) -> Result<[Option<Value>; 2], ConfigError> {
     let Tree::Map(entries) = &node.tree else {
         return Err(Item { key, kind, node }.wrong_type());
     };
     unique(key, entries)?;
-    let (mut dir, mut size) = (None, None);
+    let mut values = [None, None];
     for entry in entries {
         let whole = format!("{key}.{}", entry.key);
-        let item = |kind| Item {
+        let Some(i) = names.iter().position(|name| *name == entry.key) else {
+            let nearest = nearest(&entry.key, names).map(|n| format!("{key}.{n}"));
+            return Err(ConfigError::UnknownKey {
+                at: entry.at.clone(),
+                key: shortened(&whole),
+                nearest,
+            });
+        };
+        let kind = match names[i] {
+            "size" => &Kind::Size,
+            "weight" => &Kind::Number {
+                low: WEIGHT.0,
+                high: WEIGHT.1,
+            },
+            _ => &Kind::Path,
+        };
+        let item = Item {
             key: &whole,
             kind,
             node: &entry.value,
         };
-        match (entry.key.as_str(), &entry.value.tree) {
-            ("dir", Tree::Scalar(text)) => dir = Some(text.clone()),
-            ("dir", _) => return Err(item(&Kind::Path).wrong_type()),
-            ("size", Tree::Scalar(text)) => size = Some(item(&Kind::Size).size(text)?),
-            ("size", _) => return Err(item(&Kind::Size).wrong_type()),
-            (typed, _) => {
-                let nearest = nearest(typed, ["dir", "size"]).map(|n| format!("{key}.{n}"));
-                let at = entry.at.clone();
-                return Err(ConfigError::UnknownKey {
-                    at,
-                    key: shortened(&whole),
-                    nearest,
-                });
-            }
-        }
+        values[i] = Some(read(&item, names[i])?);
     }
-    let needs = |what: &str| ConfigError::Needs {
+    Ok(values)
+}
+
+fn lacks(key: &str, node: &Node, what: &str) -> ConfigError {
+    ConfigError::Needs {
         at: node.at.clone(),
         key: key.to_owned(),
         needs: format!("'{what}'"),
-    };
-    Ok((
-        dir.ok_or_else(|| needs("dir"))?,
-        size.ok_or_else(|| needs("size"))?,
-    ))
+    }
 }
 
 /// Refuses a mapping with one key twice. `section` is its whole name, empty at the top.

@@ -117,6 +117,18 @@ words! {
 }
 
 words! {
+    /// What of a plain text is a record.
+    TextBy {
+        /// all of a file
+        File = "file",
+        /// what lies between blank lines
+        Paragraph = "paragraph",
+        /// each line that is not blank
+        Line = "line",
+    }
+}
+
+words! {
     /// What becomes of the rows that are left at the end of an epoch, fewer than a batch.
     LastBatch {
         /// the batch goes on with the first rows of the next epoch, so that all batches are equally large

@@ -31,6 +31,7 @@ const OUTSIDE: &[&str] = &[
     "data.train",
     // Which records are left out shows in the data's fingerprint.
     "data.on_error",
+    "data.text_by",
     "data.max_line",
     "data.eval",
     "data.chat_template",

@@ -102,7 +102,27 @@ fn values_of_another_type_name_place_key_and_what_is_allowed() {
         ),
         (
             "data: {train: {a: b}}",
-            "run.yaml:2:15: 'data.train' is a mapping; allowed: a path or a list of paths",
+            "run.yaml:2:16: unknown key 'data.train.a'",
+        ),
+        (
+            "data: {train: [a, {path: b, weigth: 2}]}",
+            "run.yaml:2:29: unknown key 'data.train[1].weigth', did you mean 'data.train[1].weight'?",
+        ),
+        (
+            "data: {train: [{weight: 2}]}",
+            "run.yaml:2:16: 'data.train[0]' needs 'path'",
+        ),
+        (
+            "data: {train: [{path: a, weight: 0}]}",
+            "run.yaml:2:34: 'data.train[0].weight' is 0, out of range; allowed: a number above 0 up to 1000",
+        ),
+        (
+            "data: {train: [{path: a, weight: twice}]}",
+            "run.yaml:2:34: 'data.train[0].weight' is 'twice'; allowed: a number above 0 up to 1000",
+        ),
+        (
+            "data: {train: [{path: [a]}]}",
+            "run.yaml:2:23: 'data.train[0].path' is a list; allowed: a path",
         ),
         (
             "data: {train: [a, [b]]}",

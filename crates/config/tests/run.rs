@@ -13,6 +13,39 @@ use lowtide_workload::{Dtype, Moments};
 
 use common::{check, current, parse, run};
 
+fn paths(run: &Run) -> Vec<&Path> {
+    run.data.train.iter().map(|s| &*s.path).collect()
+}
+
+#[test]
+fn a_data_file_has_a_weight() {
+    let weights = |run: &Run| -> Vec<(String, f64)> {
+        let sources = run.data.train.iter();
+        sources
+            .map(|s| (s.path.display().to_string(), s.weight))
+            .collect()
+    };
+    let here = |name: &str| format!("/runs/first/{name}");
+    for (yaml, want) in [
+        ("data: {train: a}", vec![(here("a"), 1.0)]),
+        (
+            "data: {train: {path: a, weight: 0.25}}",
+            vec![(here("a"), 0.25)],
+        ),
+        (
+            "data: {train: [a, {path: b, weight: 2}, {path: /c}]}",
+            vec![(here("a"), 1.0), (here("b"), 2.0), ("/c".into(), 1.0)],
+        ),
+    ] {
+        assert_eq!(weights(&run(yaml, &[])), want, "{yaml}");
+    }
+    let set = run("", &["data.train=[{path: /b, weight: 3}]"]);
+    assert_eq!(weights(&set), [("/b".into(), 3.0)]);
+    let shown = serde_json::to_value(run("data: {train: [a, {path: b, weight: 2}]}", &[])).unwrap();
+    let want = serde_json::json!(["/runs/first/a", {"path": "/runs/first/b", "weight": 2.0}]);
+    assert_eq!(shown["data"]["train"], want);
+}
+
 #[test]
 fn a_run_with_nothing_but_a_model_is_the_defaults() {
     let r = run("", &[]);
@@ -154,7 +187,7 @@ log: {every_steps: 10, tensorboard: false, trace: false}
             "eval_split": 0.0, "format": "chat",
             "fields": {"messages": "m", "prompt": "question", "completion": "answer", "text": "t"},
             "packing": false, "train_on": "all", "shuffle": false, "max_examples": 7,
-            "on_error": "skip", "max_line": 1 << 20,
+            "on_error": "skip", "text_by": "file", "max_line": 1 << 20,
             "system": "You are: kind", "separator": null, "chat_template": "/runs/first/t.jinja"
         },
         "train": {
@@ -245,7 +278,7 @@ fn values_read_as_people_write_them() {
         "1.50"
     );
     assert_eq!(
-        run("data: {train: [007]}", &[]).data.train,
+        paths(&run("data: {train: [007]}", &[])),
         [Path::new("/runs/first/007")]
     );
     // Empty is not given.
@@ -311,7 +344,7 @@ fn overrides_win_over_the_file_and_later_ones_over_earlier() {
         ("q", "c")
     );
     assert_eq!(
-        r.data.train,
+        paths(&r),
         [current().join("x.jsonl"), current().join("y z.jsonl")]
     );
     assert_eq!(r.plan.loop_order, Some(LoopOrder::LayerMajor));

@@ -13,13 +13,13 @@ pub(super) enum Byte {
 
 /// The place in an element: how deep inside brackets, and whether inside a string.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Place {
+pub(super) struct Inside {
     depth: usize,
     string: bool,
     escaped: bool,
 }
 
-impl Place {
+impl Inside {
     /// Takes the next byte. Brackets are counted, not matched: what is in an element is its parser's to check.
     pub fn take(&mut self, byte: u8) -> Byte {
         if self.string {
@@ -45,9 +45,9 @@ mod tests {
 
     /// The elements of an array's inside, and what is left behind its end.
     fn elements(text: &str) -> (Vec<String>, Option<&str>) {
-        let (mut all, mut now, mut place) = (Vec::new(), Vec::new(), Place::default());
+        let (mut all, mut now, mut inside) = (Vec::new(), Vec::new(), Inside::default());
         for (i, &byte) in text.as_bytes().iter().enumerate() {
-            match place.take(byte) {
+            match inside.take(byte) {
                 Byte::Inside => now.push(byte),
                 end => {
                     all.push(String::from_utf8(std::mem::take(&mut now)).expect("text"));

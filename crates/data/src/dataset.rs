@@ -1,18 +1,17 @@
 //! All examples of the data files, tokenised, with what was counted on the way.
 
-use std::iter::Peekable;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use lowtide_units::Bytes;
-use rayon::prelude::*;
-
-use super::foreign;
-use super::jsonl::{Fields, Format, Schema};
-use super::lines::{LINE_BYTES_MAX, Line, Lines};
+use super::jsonl::{Fields, Format};
+use super::lines::LINE_BYTES_MAX;
 use super::mask::{Encoder, Example, LossOn};
+use super::plain::TextBy;
+use super::reading::read;
 use super::remarks::Remarks;
-use super::tokenizer::{Tokenizer, WHOLE_COST, WINDOW};
-use crate::error::{DataError, RecordProblem};
+use super::tokenizer::Tokenizer;
+use crate::error::DataError;
+use lowtide_random::Philox;
 
 /// What becomes of a record that cannot be used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -37,7 +36,9 @@ pub struct LoadOptions {
     pub separator: String,
     /// System prompt of conversations that bring none.
     pub system: Option<String>,
-    /// Longest line accepted, in bytes.
+    /// What of a plain text is a record.
+    pub text_by: TextBy,
+    /// Longest record accepted, in bytes.
     pub line_bytes_max: usize,
     /// What becomes of a record that cannot be used.
     pub on_error: OnError,
@@ -53,6 +54,7 @@ impl Default for LoadOptions {
             loss_on: LossOn::default(),
             separator: String::new(),
             system: None,
+            text_by: TextBy::default(),
             line_bytes_max: LINE_BYTES_MAX,
             on_error: OnError::default(),
             memory: u64::MAX,
@@ -79,13 +81,27 @@ pub struct LoadReport {
     pub mask_hash: u64,
 }
 
-/// Tokenised examples: token ids and masks end to end, 5 bytes a token.
+/// Token ids and masks of examples end to end, 5 bytes a token.
+#[derive(Debug, Default)]
+struct Store {
+    tokens: Vec<i32>,
+    supervised: Vec<bool>,
+}
+
+/// Where an example lies in its store, and the number of its file.
+#[derive(Clone, Copy, Debug)]
+struct Span {
+    from: u64,
+    len: u32,
+    file: u32,
+}
+
+/// Tokenised examples. A part of a data set, and one that has examples several times, share its tokens.
 #[derive(Debug)]
 pub struct Dataset {
     path: PathBuf,
-    tokens: Vec<i32>,
-    supervised: Vec<bool>,
-    ends: Vec<usize>,
+    store: Arc<Store>,
+    spans: Vec<Span>,
     report: LoadReport,
     remarks: Remarks,
 }
@@ -119,8 +135,8 @@ impl Dataset {
             options,
             tokenizer,
             encode,
-            |_, (example, remarks)| {
-                data.add(&example);
+            |file, _, (example, remarks)| {
+                data.add(&example, file);
                 data.remarks.add(remarks);
             },
         )?;
@@ -131,22 +147,23 @@ impl Dataset {
     /// Number of examples.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.ends.len()
+        self.spans.len()
     }
 
     /// Whether there is none; loading never gives such a data set.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.ends.is_empty()
+        self.spans.is_empty()
     }
 
     /// Example `i`.
     #[must_use]
     pub fn example(&self, i: usize) -> ExampleRef<'_> {
-        let range = i.checked_sub(1).map_or(0, |before| self.ends[before])..self.ends[i];
+        let span = self.spans[i];
+        let range = span.from as usize..span.from as usize + span.len as usize;
         ExampleRef {
-            tokens: &self.tokens[range.clone()],
-            supervised: &self.supervised[range],
+            tokens: &self.store.tokens[range.clone()],
+            supervised: &self.store.supervised[range],
         }
     }
 
@@ -154,33 +171,78 @@ impl Dataset {
     /// records and what was left out as for the whole.
     #[must_use]
     pub fn select(&self, places: &[usize]) -> Self {
-        let mut part = Self {
+        let part = Self {
             path: self.path.clone(),
-            tokens: Vec::new(),
-            supervised: Vec::new(),
-            ends: Vec::with_capacity(places.len()),
+            store: Arc::clone(&self.store),
+            spans: places.iter().map(|&i| self.spans[i]).collect(),
             report: self.report,
             remarks: self.remarks.clone(),
         };
-        for &i in places {
-            let example = self.example(i);
-            part.tokens.extend(example.tokens);
-            part.supervised.extend(example.supervised);
-            part.ends.push(part.tokens.len());
-        }
         part.counted()
+    }
+
+    /// The same data with the examples of each file as often as its weight says: 2 has each twice, 0.5 one half of them,
+    /// 1.5 all of them and one half again. Which half, `random` decides; a file's examples stay in their order, one pass
+    /// behind the other. `weights` are finite, from 0 on, one a file.
+    ///
+    /// # Errors
+    /// More examples than can be numbered, or none.
+    pub fn weighted(
+        &self,
+        weights: &[f64],
+        random: impl Fn(u64) -> Philox,
+    ) -> Result<Self, DataError> {
+        let mut files: Vec<Vec<usize>> = vec![Vec::new(); weights.len()];
+        for (i, span) in self.spans.iter().enumerate() {
+            files[span.file as usize].push(i);
+        }
+        let most = u64::from(u32::MAX);
+        let counts = files.iter().zip(weights);
+        let counts: Vec<u64> = counts
+            .map(|(file, weight)| (file.len() as f64 * weight).round() as u64)
+            .collect();
+        let total = counts.iter().fold(0u64, |sum, &n| sum.saturating_add(n));
+        if total == 0 || total > most {
+            return Err(DataError::Shape {
+                name: "number of examples, weighted",
+                have: usize::try_from(total).unwrap_or(usize::MAX),
+                need: "1 to 2^32 - 1",
+            });
+        }
+        let mut places = Vec::with_capacity(total as usize);
+        for (i, (file, mut left)) in files.iter().zip(counts).enumerate() {
+            while left > 0 && left >= file.len() as u64 {
+                places.extend(file);
+                left -= file.len() as u64;
+            }
+            let order = random(i as u64).permutation(file.len());
+            let mut some: Vec<usize> = order[..left as usize].iter().map(|&k| k as usize).collect();
+            some.sort_unstable();
+            places.extend(some.into_iter().map(|k| file[k]));
+        }
+        Ok(self.select(&places))
+    }
+
+    /// Number of examples of each of `n` files.
+    #[must_use]
+    pub fn by_file(&self, n: usize) -> Vec<u64> {
+        let mut counts = vec![0; n];
+        for span in &self.spans {
+            counts[span.file as usize] += 1;
+        }
+        counts
     }
 
     /// Counts tokens and hashes them, with their masks, into the report.
     fn counted(mut self) -> Self {
         let mut report = self.report;
-        report.n_tokens = self.tokens.len() as u64;
-        report.n_supervised = self.supervised.iter().filter(|&&s| s).count() as u64;
-        report.tokens_max = 0;
+        (report.n_tokens, report.n_supervised, report.tokens_max) = (0, 0, 0);
         let mut hash = Hash::default();
         for i in 0..self.len() {
             let example = self.example(i);
             report.tokens_max = report.tokens_max.max(example.tokens.len());
+            report.n_tokens += example.tokens.len() as u64;
+            report.n_supervised += example.supervised.iter().filter(|&&s| s).count() as u64;
             hash.add(example.tokens.len() as u64);
             for (&token, &supervised) in example.tokens.iter().zip(example.supervised) {
                 hash.add((token as u64) << 1 | u64::from(supervised));
@@ -218,179 +280,11 @@ impl Dataset {
     }
 }
 
-/// Lines handled in one go: enough for every thread, little enough to hold.
-const CHUNK_LINES: usize = 1024;
-const CHUNK_BYTES: usize = 16 << 20;
-
-/// Does `work` on every line of the files, on all of rayon's threads, and hands `take` what comes of it
-/// with the line's number, in order. Gives the format and what was left out.
-pub(crate) fn read<T: Send>(
-    paths: &[PathBuf],
-    options: &LoadOptions,
-    tokenizer: &Tokenizer,
-    work: impl Fn(&Encoder<'_>, &str) -> Result<T, RecordProblem> + Sync,
-    mut take: impl FnMut(u64, T),
-) -> Result<(Format, Remarks), DataError> {
-    let mut encoder = None;
-    let (mut left_out, mut n_taken) = (Remarks::default(), 0u64);
-    for path in paths {
-        let mut lines = Lines::open(path, options.line_bytes_max)?.peekable();
-        let mut is_first = true;
-        loop {
-            let chunk = chunk(&mut lines, options.memory)?;
-            if chunk.is_empty() {
-                break;
-            }
-            if encoder.is_none()
-                && let Some(schema) = schema(options, &chunk)
-            {
-                let (loss_on, separator) = (options.loss_on, &options.separator);
-                let new = Encoder::new(schema, tokenizer, loss_on, separator)?;
-                encoder = Some(new.with_system(options.system.clone()));
-            }
-            let numbers: Vec<u64> = chunk.iter().map(|line| line.number).collect();
-            let done: Vec<Result<T, RecordProblem>> = match &encoder {
-                Some(encoder) => chunk
-                    .into_par_iter()
-                    .map(|line| {
-                        let text = line.text?;
-                        affordable(text.len(), options.memory)?;
-                        work(encoder, &text)
-                    })
-                    .collect(),
-                None => chunk
-                    .into_iter()
-                    .map(|line| Err(no_format(line, options)))
-                    .collect(),
-            };
-            for (number, done) in numbers.into_iter().zip(done) {
-                match (done, options.on_error) {
-                    (Ok(value), _) => {
-                        n_taken += 1;
-                        take(number, value);
-                    }
-                    (Err(problem), OnError::Skip) if !problem.ends_all() => {
-                        left_out.left_out(path, number, &problem);
-                    }
-                    (Err(problem), _) => {
-                        let foreign = is_first.then(|| foreign_file(path)).flatten();
-                        return Err(
-                            foreign.unwrap_or_else(|| DataError::record(path, number, problem))
-                        );
-                    }
-                }
-                is_first = false;
-            }
-        }
-    }
-    match encoder {
-        Some(encoder) if n_taken > 0 => Ok((encoder.format(), left_out)),
-        _ => Err(nothing(paths, &left_out)),
-    }
-}
-
-/// Why files without one record that can be used are refused.
-fn nothing(paths: &[PathBuf], left_out: &Remarks) -> DataError {
-    let path = paths.first().cloned().unwrap_or_default();
-    let Some(first) = left_out.places.first() else {
-        return DataError::NoRecords { path };
-    };
-    foreign_file(&path).unwrap_or_else(|| DataError::AllSkipped {
-        path,
-        n: left_out.n_left_out,
-        first: first.clone(),
-    })
-}
-
-fn foreign_file(path: &Path) -> Option<DataError> {
-    foreign::file(path).map(|what| DataError::ForeignFile {
-        path: path.to_owned(),
-        what,
-    })
-}
-
-/// Why a line has no text, or no format.
-fn no_format(line: Line, options: &LoadOptions) -> RecordProblem {
-    let schema = line
-        .text
-        .and_then(|text| Schema::detect(&text, &options.fields));
-    match schema {
-        Err(problem) => problem,
-        // Only the first line decides where a wrong one ends all; the error is that one's.
-        Ok(schema) => RecordProblem::MixedFormats {
-            first: "other",
-            found: schema.format.name(),
-        },
-    }
-}
-
-/// The format that is told, or that of the first line; of the first that has one where others are left
-/// out.
-fn schema(options: &LoadOptions, chunk: &[Line]) -> Option<Schema> {
-    if let Some(format) = options.format {
-        return Some(Schema {
-            format,
-            fields: options.fields.clone(),
-        });
-    }
-    let detect = |line: &Line| Schema::detect(line.text.as_ref().ok()?, &options.fields).ok();
-    match options.on_error {
-        OnError::Stop => chunk.first().and_then(detect),
-        OnError::Skip => chunk.iter().find_map(detect),
-    }
-}
-
-/// Bytes of memory that a record takes for each of its line's while it is read: the line, its values (two copies),
-/// its texts as rendered, their tokens with their places. English takes 14, a token for each character 33, tools
-/// in small pieces 35 (docs/robustness.md). Of its text a window is tokenised at a time.
-const RECORD_COST: u64 = 40;
-
-/// Most bytes of memory that a record takes while it is read.
-fn cost(bytes: usize) -> u64 {
-    let bytes = bytes as u64;
-    let window = bytes.min(WINDOW as u64) * WHOLE_COST;
-    bytes.saturating_mul(RECORD_COST).saturating_add(window)
-}
-
-/// Refuses a record that cannot be read within so much memory.
-fn affordable(bytes: usize, memory: u64) -> Result<(), RecordProblem> {
-    let need = cost(bytes);
-    match need <= memory {
-        true => Ok(()),
-        false => Err(RecordProblem::Memory {
-            bytes: Bytes(bytes as u64),
-            need: Bytes(need),
-            have: Bytes(memory),
-        }),
-    }
-}
-
-/// The next lines, as many as may be read at once: one at least. Threads tokenise a window each.
-fn chunk(lines: &mut Peekable<Lines>, memory: u64) -> Result<Vec<Line>, DataError> {
-    let windows = rayon::current_num_threads() as u64 * cost(WINDOW);
-    let rest = memory.saturating_sub(windows).max(memory / 2) / RECORD_COST;
-    let most = usize::try_from(rest).unwrap_or(usize::MAX).min(CHUNK_BYTES);
-    let (mut chunk, mut n_bytes) = (Vec::new(), 0);
-    let bytes = |line: &Line| line.text.as_ref().map_or(0, String::len);
-    while chunk.len() < CHUNK_LINES
-        && let Some(line) = lines.next_if(|line| {
-            let next = line.as_ref().map_or(0, bytes);
-            n_bytes == 0 || n_bytes + next <= most
-        })
-    {
-        let line = line?;
-        n_bytes += bytes(&line);
-        chunk.push(line);
-    }
-    Ok(chunk)
-}
-
 /// Examples as they come in.
 #[derive(Default)]
 struct Gathered {
-    tokens: Vec<i32>,
-    supervised: Vec<bool>,
-    ends: Vec<usize>,
+    store: Store,
+    spans: Vec<Span>,
     n_records: u64,
     n_unsupervised: u64,
     n_tokens_read: u64,
@@ -398,7 +292,7 @@ struct Gathered {
 }
 
 impl Gathered {
-    fn add(&mut self, example: &Example) {
+    fn add(&mut self, example: &Example, file: usize) {
         self.n_records += 1;
         self.n_tokens_read += example.tokens.len() as u64;
         // The first token has nothing before it that could predict it.
@@ -406,15 +300,19 @@ impl Gathered {
             self.n_unsupervised += 1;
             return;
         }
-        self.tokens.extend(&example.tokens);
-        self.supervised.extend(&example.supervised);
-        self.ends.push(self.tokens.len());
+        self.spans.push(Span {
+            from: self.store.tokens.len() as u64,
+            len: u32::try_from(example.tokens.len()).expect("a record's bytes are bounded"),
+            file: u32::try_from(file).expect("a run file has fewer files"),
+        });
+        self.store.tokens.extend(&example.tokens);
+        self.store.supervised.extend(&example.supervised);
     }
 
     fn finish(self, path: PathBuf, format: Format, loss_on: LossOn) -> Result<Dataset, DataError> {
-        let n_supervised = self.supervised.iter().filter(|&&s| s).count() as u64;
-        let (n_tokens, n_records) = (self.tokens.len() as u64, self.n_records);
-        if self.ends.is_empty() {
+        let n_supervised = self.store.supervised.iter().filter(|&&s| s).count() as u64;
+        let (n_tokens, n_records) = (self.store.tokens.len() as u64, self.n_records);
+        if self.spans.is_empty() {
             let n_tokens = self.n_tokens_read;
             return Err(DataError::NothingSupervised {
                 path,
@@ -441,17 +339,15 @@ impl Gathered {
             mask_hash: 0,
         };
         let Self {
-            tokens,
-            supervised,
-            ends,
+            store,
+            spans,
             remarks,
             ..
         } = self;
         let data = Dataset {
             path,
-            tokens,
-            supervised,
-            ends,
+            store: Arc::new(store),
+            spans,
             report,
             remarks,
         };
@@ -477,7 +373,7 @@ impl Dataset {
     /// A data set of given examples.
     pub(crate) fn of(examples: &[Example]) -> Result<Self, DataError> {
         let mut data = Gathered::default();
-        examples.iter().for_each(|e| data.add(e));
+        examples.iter().for_each(|e| data.add(e, 0));
         data.finish("test".into(), Format::Text, LossOn::Answers)
     }
 }

@@ -173,8 +173,8 @@ fn gsm8k_reads_packs_and_prompts() {
                 && example.supervised[n..].iter().all(|s| *s)
         );
         assert_eq!(
-            (prompts[i].reference.as_str(), prompts[i].line),
-            (answer, i as u64 + 1)
+            (prompts[i].reference.as_str(), prompts[i].place),
+            (answer, crate::Place::Line(i as u64 + 1))
         );
     }
     let n_supervised = data.report().n_supervised;
@@ -270,7 +270,8 @@ fn files_of_other_formats_are_named() {
             let error = Dataset::load(&[path], &options, &testing::tokenizer()).unwrap_err();
             let error = error.to_string();
             let want = format!(
-                "d.json: {want}; a data file is JSONL, one JSON object a line, or a JSON array of objects"
+                "d.json: {want}; data files are JSONL (one JSON object a line), JSON arrays of objects, CSV, Parquet and \
+                 plain text, tables and texts by the endings .csv, .tsv, .txt and .md"
             );
             assert!(error.ends_with(&want), "{error}");
         }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use lowtide_files::FileError;
 use lowtide_units::Bytes;
 
+use crate::place::Place;
 use crate::{ForeignFile, ForeignRecord};
 
 /// Why data, a tokenizer or a metrics file cannot be used.
@@ -29,25 +30,34 @@ pub enum DataError {
     /// A file is not what its name says.
     #[error(transparent)]
     File(FileError),
-    /// One record of a JSONL file cannot be used.
-    #[error("{path}:{line}: {problem}")]
+    /// One record of a data file cannot be used.
+    #[error("{path}{place}: {problem}")]
     Record {
         /// The file.
         path: PathBuf,
-        /// Line number, from 1.
-        line: u64,
+        /// Where it stands.
+        place: Place,
         /// What is wrong with it.
         problem: RecordProblem,
     },
     /// A data file is of another format.
     #[error(
-        "{path}: {what}; a data file is JSONL, one JSON object a line, or a JSON array of objects"
+        "{path}: {what}; data files are JSONL (one JSON object a line), JSON arrays of objects, CSV, Parquet and plain \
+         text, tables and texts by the endings .csv, .tsv, .txt and .md"
     )]
     ForeignFile {
         /// The file.
         path: PathBuf,
         /// What it looks like.
         what: ForeignFile,
+    },
+    /// A Parquet file is damaged, or has what is not read.
+    #[error("{path}: this Parquet file cannot be read: {what}")]
+    Parquet {
+        /// The file.
+        path: PathBuf,
+        /// What it is or has.
+        what: String,
     },
     /// Records that cannot be used are left out, and there are no others.
     #[error("{path}: not one of {n} records can be used; the first: {first}")]
@@ -203,6 +213,37 @@ pub enum RecordProblem {
         /// The bound, in bytes.
         max: usize,
     },
+    /// A plain text is longer than the bound.
+    #[error("a text of more than {max} bytes")]
+    TextTooLong {
+        /// The bound, in bytes.
+        max: usize,
+    },
+    /// A row of a table has another number of cells than there are columns.
+    #[error("a row of {have} cells in a table of {need} columns")]
+    Cells {
+        /// Its cells.
+        have: usize,
+        /// The columns.
+        need: usize,
+    },
+    /// A row of a table has more cells than a table may have.
+    #[error("more than {max} columns")]
+    Columns {
+        /// The bound.
+        max: usize,
+    },
+    /// Two columns of a table have one name.
+    #[error("two columns are called '{field}'")]
+    TwiceNamed {
+        /// The name.
+        field: String,
+    },
+    /// A quote is opened in a table and not closed.
+    #[error(
+        "a quote that is opened in this row, or before, is not closed before the end of the file"
+    )]
+    OpenQuote,
     /// The line is not UTF-8.
     #[error("not UTF-8 after {valid} bytes")]
     NotUtf8 {
@@ -513,7 +554,11 @@ impl RecordProblem {
         // lost with an array's end nobody knows.
         matches!(
             self,
-            Self::TemplateWork { .. } | Self::Memory { .. } | Self::NoEnd | Self::Behind
+            Self::TemplateWork { .. }
+                | Self::Memory { .. }
+                | Self::NoEnd
+                | Self::Behind
+                | Self::OpenQuote
         )
     }
 }
@@ -530,10 +575,10 @@ impl DataError {
 
     /// A problem with its file and line.
     #[must_use]
-    pub fn record(path: &Path, line: u64, problem: RecordProblem) -> Self {
+    pub fn record(path: &Path, place: Place, problem: RecordProblem) -> Self {
         Self::Record {
             path: path.to_owned(),
-            line,
+            place,
             problem,
         }
     }

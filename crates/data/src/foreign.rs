@@ -21,8 +21,6 @@ pub enum ForeignFile {
     JsonObject,
     /// Comma- or tab-separated values, or plain text.
     Csv,
-    /// Apache Parquet.
-    Parquet,
     /// Apache Arrow.
     Arrow,
     /// gzip, zstd, bzip2, xz.
@@ -42,7 +40,6 @@ impl fmt::Display for ForeignFile {
         f.write_str(match self {
             Self::JsonObject => "a JSON object over several lines",
             Self::Csv => "a table (CSV)",
-            Self::Parquet => "a Parquet file",
             Self::Arrow => "an Arrow file",
             Self::Compressed => "a compressed file",
             Self::Zip => "a zip archive",
@@ -67,12 +64,11 @@ pub(super) fn file(path: &Path) -> Option<ForeignFile> {
 fn told(head: &[u8]) -> Option<ForeignFile> {
     // What no file of ours begins with, and then what is known of data sets alone.
     match Foreign::begins(head) {
-        Some(Foreign::Parquet) => return Some(ForeignFile::Parquet),
         Some(Foreign::Gzip | Foreign::Zstd) => return Some(ForeignFile::Compressed),
         Some(Foreign::Zip) => return Some(ForeignFile::Zip),
         Some(Foreign::Page) => return Some(ForeignFile::Html),
         Some(Foreign::LfsPointer) => return Some(ForeignFile::LfsPointer),
-        Some(Foreign::Gguf) | None => {}
+        Some(Foreign::Parquet | Foreign::Gguf) | None => {}
     }
     let magics: [(&[u8], ForeignFile); 6] = [
         (b"ARROW1", ForeignFile::Arrow),
@@ -197,7 +193,7 @@ mod tests {
             (b"question,answer\n1,2\n", Some(ForeignFile::Csv)),
             (b"question\tanswer\n", Some(ForeignFile::Csv)),
             (b"a line of text\n", None),
-            (b"PAR1\x15\x04", Some(ForeignFile::Parquet)),
+            (b"PAR1\x15\x04", None),
             (b"\x1f\x8b\x08", Some(ForeignFile::Compressed)),
             (b"PK\x03\x04", Some(ForeignFile::Zip)),
             (b"\xff\xff\xff\xff\x10", Some(ForeignFile::Arrow)),

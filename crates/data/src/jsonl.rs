@@ -65,6 +65,27 @@ pub struct Fields {
     pub text: String,
 }
 
+impl Fields {
+    /// Whether a format of records reads a field of this name.
+    #[must_use]
+    pub fn has(&self, name: &str) -> bool {
+        let named = [
+            &self.messages,
+            &self.tools,
+            &self.prompt,
+            &self.completion,
+            &self.text,
+        ];
+        let own = [CONVERSATIONS, SYSTEM, HISTORY, INPUT];
+        named.iter().any(|n| *n == name) || own.contains(&name) || ALPACA.contains(&name)
+    }
+
+    /// Whether a field is a list: a table that has only texts has it as JSON.
+    pub(super) fn is_list(&self, name: &str) -> bool {
+        name == self.messages || name == self.tools || [CONVERSATIONS, HISTORY].contains(&name)
+    }
+}
+
 impl Default for Fields {
     fn default() -> Self {
         let [messages, tools, prompt, completion, text] =
@@ -172,6 +193,9 @@ impl Schema {
                 };
                 let mut messages = match object.remove(list) {
                     Some(Value::Array(list)) => list,
+                    Some(Value::String(text)) if text.trim_start().starts_with('[') => {
+                        inner_list(list, &text)?
+                    }
                     other => return Err(wrong_type(list, "a list", &other.into())),
                 };
                 if messages.is_empty() {
@@ -208,8 +232,8 @@ impl Schema {
             Format::Alpaca => {
                 let [instruction, output] = ALPACA.map(|field| text(&mut object, field));
                 let system = optional(&mut object, SYSTEM)?;
-                let input = optional(&mut object, "input")?;
-                match object.remove("history") {
+                let input = optional(&mut object, INPUT)?;
+                match object.remove(HISTORY) {
                     None | Some(Value::Null) => {}
                     Some(Value::Array(list)) if list.is_empty() => {}
                     Some(_) => return Err(RecordProblem::History),
@@ -250,6 +274,10 @@ impl Schema {
 const CONVERSATIONS: &str = "conversations";
 /// What comes before a conversation, where it is not the first message.
 const SYSTEM: &str = "system";
+/// Turns before an Alpaca record's own, which are not read.
+const HISTORY: &str = "history";
+/// What an Alpaca record's instruction is about.
+const INPUT: &str = "input";
 /// The fields that an Alpaca record has.
 const ALPACA: [&str; 2] = ["instruction", "output"];
 
@@ -270,6 +298,18 @@ fn fits(format: Format, fields: &Fields, object: &Map<String, Value>) -> bool {
         || format == Format::Messages
             && fields.messages == Fields::default().messages
             && object.get(CONVERSATIONS).is_some_and(Value::is_array)
+}
+
+/// A list that a text has as JSON.
+fn inner_list(field: &str, text: &str) -> Result<Vec<Value>, RecordProblem> {
+    match serde_json::from_str(text) {
+        Ok(Value::Array(list)) => Ok(list),
+        Ok(other) => Err(wrong_type(field, "a list", &other)),
+        Err(e) => Err(RecordProblem::InnerJson {
+            field: field.to_owned(),
+            reason: e.to_string(),
+        }),
+    }
 }
 
 fn object(line: &str) -> Result<Map<String, Value>, RecordProblem> {

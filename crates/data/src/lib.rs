@@ -1,6 +1,6 @@
-//! From JSONL files to batches of token ids, labels, positions and document starts.
+//! From data files to batches of token ids, labels, positions and document starts.
 //!
-//! The way of a record: [`jsonl`] reads and checks it, [`chat`] renders messages as text,
+//! The way of a record: `source` takes it out of its file as JSON, [`jsonl`] reads and checks it, [`chat`] renders messages as text,
 //! [`mask`] turns it into tokens and marks the supervised ones, [`dataset`] keeps them all,
 //! [`packing`] lays documents into rows of T tokens, [`batches`] deals the rows out, shuffled by
 //! (seed, epoch) alone or in the files' order.
@@ -16,6 +16,7 @@ pub mod batches;
 pub mod chat;
 pub mod clock;
 mod costs;
+mod csv;
 pub mod dataset;
 mod dates;
 pub mod error;
@@ -29,11 +30,16 @@ mod marks;
 pub mod mask;
 mod messages;
 pub mod packing;
+mod parquet;
+pub mod place;
+mod plain;
 mod program;
 pub mod prompts;
 mod python;
+mod reading;
 mod remarks;
 mod rewrite;
+mod source;
 #[cfg(test)]
 mod testing;
 pub mod tokenizer;
@@ -51,7 +57,10 @@ pub use jsonl::{Fields, Format};
 pub use mask::LossOn;
 pub use messages::Instruction;
 pub use packing::{PackReport, Packed, Packing, TooLong};
+pub use place::Place;
+pub use plain::TextBy;
 pub use prompts::{Prompt, prompts};
 pub use remarks::Remarks;
+pub use source::Make;
 pub use tokenizer::Tokenizer;
 pub use turns::{EndOfTurn, end_of_turn, generation_prompt};

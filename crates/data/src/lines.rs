@@ -4,7 +4,8 @@ use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 
-use super::array::{Byte, Place};
+use super::array::{Byte, Inside};
+use super::place::Place;
 use crate::error::{DataError, RecordProblem};
 
 /// Longest line accepted unless told otherwise: a file that is not JSONL (one line of many
@@ -14,8 +15,8 @@ pub const LINE_BYTES_MAX: usize = 16 << 20;
 /// A record's text in a data file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Line {
-    /// Number of the line it stands on, or begins on, from 1.
-    pub number: u64,
+    /// Where it stands.
+    pub place: Place,
     /// Its text, or why it has none.
     pub text: Result<String, RecordProblem>,
 }
@@ -40,10 +41,10 @@ pub struct Lines {
 enum Layout {
     /// One a line.
     Lines,
-    /// Elements of an array; the first is still to come, or there was one before.
+    /// Elements of an array.
     Array {
-        /// Whether an element was read.
-        begun: bool,
+        /// How many were read.
+        index: u64,
     },
     /// Behind the array's end, where only white space may be.
     Behind,
@@ -116,7 +117,7 @@ impl Lines {
                 let passed = chunk.len() - text.len() + white + 1;
                 self.line = 1 + count_lines(&chunk[..passed]);
                 self.reader.consume(passed);
-                Layout::Array { begun: false }
+                Layout::Array { index: 0 }
             }
             // A buffer full of white space is no array that a program wrote.
             _ => Layout::Lines,
@@ -128,7 +129,7 @@ impl Lines {
     fn next_line(&mut self) -> Result<Option<Line>, DataError> {
         match self.layout()? {
             Layout::Lines => {}
-            Layout::Array { begun } => return self.next_element(begun),
+            Layout::Array { index } => return self.next_element(index),
             Layout::Behind => return self.behind(),
             Layout::Ended => return Ok(None),
         }
@@ -150,7 +151,8 @@ impl Lines {
             if text.as_ref().is_ok_and(|text| text.trim().is_empty()) {
                 continue;
             }
-            return Ok(Some(Line { number, text }));
+            let place = Place::Line(number);
+            return Ok(Some(Line { place, text }));
         }
         Ok(None)
     }
@@ -158,16 +160,16 @@ impl Lines {
 
 impl Lines {
     /// The next element of the array; of one that is too long its end is looked for all the same.
-    fn next_element(&mut self, begun: bool) -> Result<Option<Line>, DataError> {
-        let (mut element, mut place) = (Vec::new(), Place::default());
-        let (mut number, mut long) = (self.line, false);
+    fn next_element(&mut self, index: u64) -> Result<Option<Line>, DataError> {
+        let (mut element, mut inside) = (Vec::new(), Inside::default());
+        let (mut line, mut long) = (self.line, false);
         loop {
             let chunk = self.reader.fill_buf();
             let chunk = chunk.map_err(|e| DataError::io(&self.path, e))?;
             if chunk.is_empty() {
                 self.layout = Some(Layout::Ended);
                 return Ok(Some(Line {
-                    number,
+                    place: Place::Element { line, index },
                     text: Err(RecordProblem::NoEnd),
                 }));
             }
@@ -176,14 +178,14 @@ impl Lines {
             for &byte in chunk {
                 passed += 1;
                 self.line += u64::from(byte == b'\n');
-                match place.take(byte) {
+                match inside.take(byte) {
                     Byte::Inside if element.is_empty() && byte.is_ascii_whitespace() => {
-                        number = self.line;
+                        line = self.line;
                     }
                     Byte::Inside if element.len() >= self.bytes_max => long = true,
                     Byte::Inside => {
                         if element.is_empty() {
-                            number = self.line;
+                            line = self.line;
                         }
                         element.push(byte);
                     }
@@ -197,9 +199,9 @@ impl Lines {
             let Some(end) = end else { continue };
             self.layout = Some(match end {
                 Byte::End => Layout::Behind,
-                _ => Layout::Array { begun: true },
+                _ => Layout::Array { index: index + 1 },
             });
-            if end == Byte::End && !begun && element.is_empty() {
+            if end == Byte::End && index == 0 && element.is_empty() {
                 return self.behind();
             }
             let text = match long {
@@ -210,7 +212,8 @@ impl Lines {
                     valid: e.utf8_error().valid_up_to(),
                 }),
             };
-            return Ok(Some(Line { number, text }));
+            let place = Place::Element { line, index };
+            return Ok(Some(Line { place, text }));
         }
     }
 
@@ -227,7 +230,7 @@ impl Lines {
             self.line += count_lines(&chunk[..white]);
             if white < chunk.len() {
                 return Ok(Some(Line {
-                    number: self.line,
+                    place: Place::Line(self.line),
                     text: Err(RecordProblem::Behind),
                 }));
             }

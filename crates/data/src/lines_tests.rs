@@ -11,12 +11,19 @@ fn file(bytes: &[u8]) -> tempfile::NamedTempFile {
     file
 }
 
+fn number(place: Place) -> u64 {
+    match place {
+        Place::Line(line) | Place::Element { line, .. } => line,
+        Place::Row(row) => row,
+    }
+}
+
 fn lines(bytes: &[u8]) -> Vec<(u64, Result<String, String>)> {
     let file = file(bytes);
     let lines = Lines::open(file.path(), 64).unwrap();
     lines
         .map(|line| line.unwrap())
-        .map(|line| (line.number, line.text.map_err(|e| e.to_string())))
+        .map(|line| (number(line.place), line.text.map_err(|e| e.to_string())))
         .collect()
 }
 
@@ -95,6 +102,20 @@ fn an_array_is_read_element_by_element() {
             .zip(1..)
             .all(|(line, n)| *line == ok(n, "{\"n\": \"[}\\\"\"}"))
     );
+}
+
+#[test]
+fn elements_of_an_array_have_an_index() {
+    let file = file(b"[{}, {},\n nonsense, \"\xff\"");
+    let lines = Lines::open(file.path(), 64).unwrap();
+    let places: Vec<String> = lines.map(|l| l.unwrap().place.to_string()).collect();
+    let want = [
+        ":1, element [0]",
+        ":1, element [1]",
+        ":2, element [2]",
+        ":2, element [3]",
+    ];
+    assert_eq!(places, want);
 }
 
 #[test]

@@ -2,8 +2,10 @@
 
 use std::path::Path;
 
-use super::dataset::{LoadOptions, read};
+use super::dataset::LoadOptions;
 use super::mask::Encoder;
+use super::place::Place;
+use super::reading::read;
 use super::tokenizer::Tokenizer;
 use crate::error::DataError;
 
@@ -14,8 +16,8 @@ pub struct Prompt {
     pub tokens: Vec<i32>,
     /// The text of the reference answer, without its end of turn.
     pub reference: String,
-    /// Line of the file it stands on, from 1.
-    pub line: u64,
+    /// Where it stands in its file.
+    pub place: Place,
 }
 
 /// The prompts of a file, in order. Of a conversation the last assistant turn is the reference
@@ -33,11 +35,11 @@ pub fn prompts(
         options,
         tokenizer,
         prompt,
-        |line, (tokens, reference)| {
+        |_, place, (tokens, reference)| {
             all.push(Prompt {
                 tokens,
                 reference,
-                line,
+                place,
             });
         },
     )?;

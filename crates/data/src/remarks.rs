@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use super::chat::ChatTemplate;
 use super::marks::{self, is_assistant};
+use super::place::Place;
 use crate::error::RecordProblem;
 
 /// Most names of keys that are kept: a file may have a new one in every line.
@@ -59,11 +60,11 @@ impl Remarks {
     }
 
     /// Notes a record that is left out.
-    pub(super) fn left_out(&mut self, path: &Path, line: u64, problem: &RecordProblem) {
+    pub(super) fn left_out(&mut self, path: &Path, place: Place, problem: &RecordProblem) {
         self.n_left_out += 1;
         if self.places.len() < PLACES_MAX {
             self.places
-                .push(format!("{}:{line}: {problem}", path.display()));
+                .push(format!("{}{place}: {problem}", path.display()));
         }
     }
 

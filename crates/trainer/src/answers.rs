@@ -104,7 +104,7 @@ pub fn questions(
             let Some(wanted) = extract.from(&prompt.reference) else {
                 let pattern = generate.extract.clone().unwrap_or_default();
                 let problem = RecordProblem::NothingExtracted { pattern };
-                return Err(DataError::record(path, prompt.line, problem).into());
+                return Err(DataError::record(path, prompt.place, problem).into());
             };
             all.push(Question { prompt, wanted });
         }

@@ -1,5 +1,6 @@
 //! A run's data: tokenizer, training rows, evaluation rows.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use lowtide_config as config;
@@ -16,7 +17,7 @@ use lowtide_data::DataError;
 use lowtide_data::packing::TooLong;
 use lowtide_data::{
     BatchShape, Batches, Dataset, Dealing, Fields, Format, LastBatch, LoadOptions, LossOn, Micro,
-    OnError, Packed, Packing, Tokenizer,
+    OnError, Packed, Packing, TextBy, Tokenizer,
 };
 use lowtide_random::Philox;
 
@@ -43,6 +44,8 @@ impl Inputs {
 
 /// Random numbers of the evaluation split.
 const SPLIT_STREAM: u64 = 2 << 62;
+/// First of the streams that choose which examples of a file a weight has once more, one a file.
+const WEIGHT_STREAMS: u64 = 3 << 61;
 
 /// The run's tokenizer, with its chat template; `now` is what templates see as the time. The model
 /// has a row for each of its tokens.
@@ -99,6 +102,11 @@ pub fn load_options(run: &Run) -> LoadOptions {
         loss_on: match d.train_on {
             config::TrainOn::Assistant => LossOn::Answers,
             config::TrainOn::All => LossOn::Everything,
+        },
+        text_by: match d.text_by {
+            config::TextBy::File => TextBy::File,
+            config::TextBy::Paragraph => TextBy::Paragraph,
+            config::TextBy::Line => TextBy::Line,
         },
         line_bytes_max: usize::try_from(d.max_line.0).unwrap_or(usize::MAX),
         on_error: match d.on_error {
@@ -159,7 +167,7 @@ pub fn sample_of(run: &Run) -> Option<Micro> {
         .data
         .train
         .iter()
-        .filter_map(|p| std::fs::metadata(p).ok())
+        .filter_map(|source| std::fs::metadata(&source.path).ok())
         .map(|m| m.len())
         .sum();
     let one = Batch {
@@ -212,7 +220,8 @@ pub fn steps_of(run: &Run) -> Result<Option<u64>, TrainError> {
 pub fn load_inputs(run: &Run, tokenizer: &Tokenizer) -> Result<Inputs, TrainError> {
     let options = load_options(run);
     let mut notes = Vec::new();
-    let mut data = Dataset::load(&run.data.train, &options, tokenizer)?;
+    let paths: Vec<PathBuf> = run.data.train.iter().map(|s| s.path.clone()).collect();
+    let mut data = Dataset::load(&paths, &options, tokenizer)?;
     remark("train", &data, &mut notes);
     let mut eval = None;
     if run.data.eval.is_empty() && run.data.eval_split > 0.0 {
@@ -243,6 +252,7 @@ pub fn load_inputs(run: &Run, tokenizer: &Tokenizer) -> Result<Inputs, TrainErro
     {
         data = data.select(&(0..most as usize).collect::<Vec<_>>());
     }
+    data = weighted(run, data, &mut notes)?;
     if data.report().format == Format::Messages {
         notes.extend(note_of_ends(tokenizer));
     }
@@ -266,6 +276,26 @@ pub fn load_inputs(run: &Run, tokenizer: &Tokenizer) -> Result<Inputs, TrainErro
         notes,
         details,
     })
+}
+
+/// The data with each file's examples as often as the run says. After the split: no example is on both sides of it.
+fn weighted(run: &Run, data: Dataset, notes: &mut Vec<String>) -> Result<Dataset, TrainError> {
+    let weights: Vec<f64> = run.data.train.iter().map(|s| s.weight).collect();
+    if weights.iter().all(|&w| w == 1.0) {
+        return Ok(data);
+    }
+    let before = data.by_file(weights.len());
+    let random = |file| Philox::new(run.seed, WEIGHT_STREAMS | file);
+    let data = data.weighted(&weights, random)?;
+    let after = data.by_file(weights.len());
+    for ((source, before), after) in run.data.train.iter().zip(before).zip(after) {
+        notes.push(format!(
+            "train data: {} with weight {}: {after} examples an epoch of {before}",
+            source.path.display(),
+            source.weight
+        ));
+    }
+    Ok(data)
 }
 
 /// What was noticed while a data set was read, before it was split or cut.

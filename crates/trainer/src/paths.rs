@@ -71,9 +71,10 @@ pub fn reading(run: &Run) -> Result<(), TrainError> {
 /// As [`reading`].
 pub fn inputs(run: &Run) -> Result<(), TrainError> {
     reading(run)?;
+    let train: Vec<_> = run.data.train.iter().map(|s| &s.path).collect();
     for (key, paths) in [
-        ("data.train", &run.data.train),
-        ("data.eval", &run.data.eval),
+        ("data.train", train),
+        ("data.eval", run.data.eval.iter().collect()),
     ] {
         for path in paths {
             look(key, path, Need::File, None)?;

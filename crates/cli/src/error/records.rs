@@ -20,6 +20,15 @@ pub fn advice(problem: &RecordProblem) -> Vec<String> {
         RecordProblem::LineTooLong { .. } => {
             vec!["--set data.max_line=SIZE allows longer lines, where it is one record".to_owned()]
         }
+        RecordProblem::TextTooLong { .. } => {
+            vec!["--set data.text_by=paragraph, or line, cuts a text into records; --set data.max_line=SIZE allows longer ones".to_owned()]
+        }
+        RecordProblem::InnerJson { .. } => {
+            vec!["lists and objects in a text must be JSON: write them with json.dumps, not with Python's str".to_owned()]
+        }
+        RecordProblem::Cells { .. } | RecordProblem::OpenQuote => {
+            vec!["a cell with a comma, a quote or a line end in it stands in quotes, and a quote in it is written twice".to_owned()]
+        }
         RecordProblem::Memory { .. } => {
             return vec![
                 "raise budget.host, cut the record into several, or leave it out of the file".to_owned(),
@@ -108,12 +117,8 @@ pub fn conversion(what: ForeignFile, path: &Path) -> Vec<String> {
             )
         }
         ForeignFile::Csv => format!(
-            "python3 -c 'import csv, json, sys; [print(json.dumps(r)) for r in csv.DictReader(sys.stdin)]' \
-             < {file} > {new}"
-        ),
-        ForeignFile::Parquet => format!(
-            "python3 -c 'import pandas; pandas.read_parquet(\"{file}\").to_json(\"{new}\", orient=\"records\", \
-             lines=True, force_ascii=False)'"
+            "a table is read by its ending: mv {file} {}",
+            path.with_extension("csv").display()
         ),
         ForeignFile::Arrow => format!(
             "python3 -c 'import datasets; datasets.Dataset.from_file(\"{file}\").to_json(\"{new}\", \

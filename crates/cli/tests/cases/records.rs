@@ -314,10 +314,34 @@ fn other_formats_are_named_with_a_way_out() {
             "{\n \"text\": \"a\"\n}\n",
             &["over several lines", one_a_line][..],
         ),
+        ("t.data", "text,label\na,1\n", &["CSV", one_a_line, "t.csv"]),
         (
-            "t.csv",
-            "text,label\na,1\n",
-            &["CSV", one_a_line, "csv.DictReader"],
+            "c.csv",
+            "text,label\na\n",
+            &["c.csv:2", "1 cells in a table of 2 columns", "quotes"],
+        ),
+        (
+            "m.csv",
+            "messages\n\"[{'role': 'user'}]\"\n",
+            &[
+                "m.csv:2",
+                "'messages' is a string that is not JSON",
+                "json.dumps",
+            ],
+        ),
+        (
+            "r.json",
+            "[{\"text\": \"a\"}, {\"body\": 1}]",
+            &["r.json:1, element [1]", "no field 'text'"],
+        ),
+        (
+            "t.parquet",
+            "PAR1",
+            &[
+                "t.parquet",
+                "this Parquet file cannot be read: it ends too early",
+                "JSONL",
+            ],
         ),
         ("g.jsonl", "\u{1f}\u{8b}", &["g.jsonl:1"]),
         (
@@ -353,6 +377,23 @@ fn other_formats_are_named_with_a_way_out() {
         "data.fields.completion=answer",
     ])
     .fine();
+    case.write("t.csv", "text,label\na,1\n\"b, c\",2\n");
+    case.write("t.txt", "one\n\ntwo\n");
+    let table = case.train(&["data.train=t.csv", "train.steps=1", "output=o1"]);
+    assert!(table.fine().out.contains("2 examples"), "{}", table.out);
+    let text = ["data.train=[{path: t.txt, weight: 2}]", "data.text_by=line"];
+    let text = case.train(&[&text[..], &["train.steps=1", "output=o2"]].concat());
+    for words in [
+        "4 examples",
+        "t.txt with weight 2: 4 examples an epoch of 2",
+    ] {
+        assert!(text.fine().out.contains(words), "{}", text.out);
+    }
+    case.train(&["data.train=t.txt", "data.max_line=6"])
+        .refused(&[
+            "t.txt:1: a text of more than 6 bytes",
+            "data.text_by=paragraph",
+        ]);
     case.train(&["data.train=m"])
         .refused(&["a directory, not a file"]);
 }

@@ -4,14 +4,16 @@ use std::ops::Bound::Included;
 
 use crate::key::KeyDefault::{Unset, Value};
 use crate::key::{Key, Kind};
-use crate::words::{Format, OnError, TrainOn};
+use crate::words::{Format, OnError, TextBy, TrainOn};
 
 /// Those keys, in the order of the reference.
 pub(super) const KEYS: &[Key] = &[
     Key {
         name: "data.train",
-        doc: "Files to train on: JSONL, one example a line, or a JSON array of examples.",
-        kind: Kind::Paths,
+        doc: "Files to train on: JSONL, one example a line, a JSON array of examples, CSV (`.csv`, `.tsv`), Parquet, or plain \
+              text (`.txt`, `.md`). The weight of a file is how often an epoch has each of its examples: 2 is twice, 0.5 is \
+              one half of them, the same in each epoch, drawn from the seed.",
+        kind: Kind::Sources,
         default: Unset("none; training needs it, planning does not"),
         elsewhere: &[
             "datasets",
@@ -23,7 +25,7 @@ pub(super) const KEYS: &[Key] = &[
     },
     Key {
         name: "data.eval",
-        doc: "Files to evaluate on.",
+        doc: "Files to evaluate on, of the same makes.",
         kind: Kind::Paths,
         default: Unset("none"),
         elsewhere: &[
@@ -124,8 +126,15 @@ pub(super) const KEYS: &[Key] = &[
         elsewhere: &["on_bad_lines", "skip_bad_records"],
     },
     Key {
+        name: "data.text_by",
+        doc: "What of a plain text is an example.",
+        kind: Kind::word(TextBy::WORDS),
+        default: Value("file"),
+        elsewhere: &["sample_by"],
+    },
+    Key {
         name: "data.max_line",
-        doc: "Longest line of a data file. A longer one is a record that cannot be used.",
+        doc: "Longest record of a data file. A longer one is a record that cannot be used.",
         kind: Kind::Size,
         default: Value("16MiB"),
         elsewhere: &["max_line_length"],

@@ -1,4 +1,4 @@
-//! A data file: lines, records, tokens, masks, rows, batches, prompts.
+//! A data file: records, records, tokens, masks, rows, batches, prompts.
 
 use std::sync::Arc;
 
@@ -14,6 +14,19 @@ pub(super) fn read(bytes: &[u8]) -> Result<(), String> {
     let tokenizer = chat_tokenizer();
     let path = scratch::folder("data").join("d.jsonl");
     scratch::write(&path, bytes);
+    // The makes that are told by their names.
+    for name in ["d.csv", "d.txt"] {
+        let path = scratch::folder("data").join(name);
+        scratch::write(&path, bytes);
+        let options = LoadOptions {
+            line_bytes_max: 4000,
+            on_error: OnError::Skip,
+            ..LoadOptions::default()
+        };
+        if let Err(e) = Dataset::load(&[path], &options, tokenizer) {
+            assert!(!e.to_string().is_empty());
+        }
+    }
     let mut read = Ok(());
     for on_error in [OnError::Stop, OnError::Skip] {
         let options = LoadOptions {

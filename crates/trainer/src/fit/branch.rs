@@ -9,7 +9,7 @@
 use std::path::{Path, PathBuf};
 
 use lowtide_config::{Resume, Run};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::journal::Journal;
 use super::left;
@@ -49,8 +49,16 @@ fn checksum(dir: &Path) -> u32 {
 /// The checksum of the settings of which a change makes another branch of the same checkpoint. Of paths the last
 /// part counts: all may have been moved together.
 fn settings(run: &Run) -> u32 {
-    let name = |path: &PathBuf| path.file_name().map(|n| n.to_string_lossy().into_owned());
-    let data: Vec<_> = run.data.train.iter().map(name).collect();
+    let data = run.data.train.iter().map(|source| {
+        let name = source.path.file_name();
+        let name = name.map(|n| n.to_string_lossy().into_owned());
+        // A file that has no weight is its name alone, as it was before there were weights.
+        match source.weight {
+            1.0 => json!(name),
+            weight => json!([name, weight]),
+        }
+    });
+    let data: Vec<Value> = data.collect();
     let mut key = run.numerics_key();
     // Patterns of frozen parameters may be other words for the same, and a checkpoint refuses another set.
     if let Some(train) = key["train"].as_object_mut() {

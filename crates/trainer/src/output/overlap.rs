@@ -54,7 +54,12 @@ fn inputs(run: &Run) -> Vec<(&'static str, PathBuf)> {
         ModelSource::Shape(_) => {}
     }
     all.extend(run.model.tokenizer.clone().map(|p| ("model.tokenizer", p)));
-    all.extend(run.data.train.iter().map(|p| ("data.train", p.clone())));
+    all.extend(
+        run.data
+            .train
+            .iter()
+            .map(|s| ("data.train", s.path.clone())),
+    );
     all.extend(run.data.eval.iter().map(|p| ("data.eval", p.clone())));
     let template = run.data.chat_template.clone();
     all.extend(template.map(|p| ("data.chat_template", p)));

@@ -1,0 +1,280 @@
+use std::fs;
+
+use serde_json::json;
+
+use super::*;
+use crate::plain::TextBy;
+use crate::testing::with_template;
+use crate::{Dataset, Fields};
+
+fn records(
+    name: &str,
+    bytes: &[u8],
+    options: &LoadOptions,
+) -> Vec<(String, Result<Value, String>)> {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join(name);
+    fs::write(&path, bytes).unwrap();
+    let source = Source::open(&path, options)
+        .map_err(|e| e.to_string())
+        .unwrap();
+    source
+        .map(|line| line.unwrap())
+        .map(|line| {
+            let text = line.text.map(|text| serde_json::from_str(&text).unwrap());
+            (line.place.to_string(), text.map_err(|e| e.to_string()))
+        })
+        .collect()
+}
+
+fn fine(name: &str, bytes: &str, options: &LoadOptions) -> Vec<Value> {
+    let all = records(name, bytes.as_bytes(), options);
+    all.into_iter().map(|r| r.1.unwrap()).collect()
+}
+
+#[test]
+fn a_file_is_what_it_begins_with_and_is_called() {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, head, make) in [
+        ("a.jsonl", "{}", Make::Json),
+        ("a", "x", Make::Json),
+        ("a.csv", "prompt,completion\n", Make::Csv),
+        ("A.TSV", "a\tb\n", Make::Csv),
+        ("a.txt", "Once upon a time", Make::Plain),
+        ("a.md", "# Title", Make::Plain),
+        ("a.jsonl", "PAR1\x15\x04", Make::Parquet),
+        ("a.parquet", "", Make::Parquet),
+        // Records under another name are records, as they always were.
+        ("a.txt", "\u{feff} {\"text\": 1}", Make::Json),
+        ("a.csv", "[\n {\"text\": 1}]", Make::Json),
+        // What only begins like them is a text.
+        ("a.md", "[a link](there)", Make::Plain),
+        ("a.txt", "{x | x > 0}", Make::Plain),
+    ] {
+        let path = dir.path().join(name);
+        fs::write(&path, head).unwrap();
+        assert_eq!(Make::of(&path), make, "{name}: {head}");
+    }
+    for (name, bytes, what) in [
+        ("a.txt", &b"\xff\xfeh\0"[..], "UTF-16"),
+        ("a.csv", b"<!DOCTYPE html><html>", "web page"),
+        ("a.csv", b"\x1f\x8b\x08", "compressed"),
+        (
+            "a.txt",
+            b"version https://git-lfs.github.com/spec/v1\noid",
+            "LFS",
+        ),
+    ] {
+        let path = dir.path().join(name);
+        fs::write(&path, bytes).unwrap();
+        let error = Source::open(&path, &LoadOptions::default()).err().unwrap();
+        assert!(error.to_string().contains(what), "{error}");
+    }
+}
+
+#[test]
+fn tables_are_read_as_they_are_written() {
+    let options = LoadOptions::default();
+    let want = [
+        json!({"prompt": "a, \"b\"", "completion": "two\nlines", "n": "1"}),
+        json!({"prompt": "é", "completion": "", "n": "2"}),
+    ];
+    let comma = "\u{feff}prompt,completion,n\r\n\"a, \"\"b\"\"\",\"two\nlines\",1\r\n\r\né,,2\r\n";
+    assert_eq!(fine("a.csv", comma, &options), want);
+    let places: Vec<String> = records("a.csv", comma.as_bytes(), &options)
+        .into_iter()
+        .map(|r| r.0)
+        .collect();
+    assert_eq!(places, [":2", ":5"]);
+    let tabs = comma.replace("prompt,completion,n", "prompt\tcompletion\tn");
+    let tabs = tabs
+        .replace("\",\"", "\"\t\"")
+        .replace("\",1", "\"\t1")
+        .replace("é,,2", "é\t\t2");
+    assert_eq!(fine("a.tsv", &tabs, &options), want);
+    let semicolons = "prompt;completion\na,b;c\n";
+    assert_eq!(
+        fine("a.csv", semicolons, &options),
+        [json!({"prompt": "a,b", "completion": "c"})]
+    );
+    assert!(fine("a.csv", "", &options).is_empty());
+    assert!(fine("a.csv", "prompt,completion\n", &options).is_empty());
+    // Fields that are lists have JSON.
+    let chat = "messages,tools\n\"[{\"\"role\"\": \"\"user\"\"}]\",\n";
+    assert_eq!(
+        fine("a.csv", chat, &options),
+        [json!({"messages": [{"role": "user"}]})]
+    );
+}
+
+#[test]
+fn what_is_wrong_with_a_row_is_told_and_the_next_is_read() {
+    let options = LoadOptions {
+        line_bytes_max: 5000,
+        ..LoadOptions::default()
+    };
+    let long = "x".repeat(6000);
+    let text = format!("prompt,messages\na\n\"{long}\",[]\nb,[\n\"\"\"\",[]\n\"c,[]\nd,[]\n");
+    let got = records("a.csv", text.as_bytes(), &options);
+    let wrong = |place: &str, what: &str| (place.to_owned(), Err(what.to_owned()));
+    assert_eq!(
+        got[0],
+        wrong(":2", "a row of 1 cells in a table of 2 columns")
+    );
+    assert_eq!(got[1], wrong(":3", "line is longer than 5000 bytes"));
+    assert!(
+        got[2]
+            .1
+            .as_ref()
+            .unwrap_err()
+            .starts_with("'messages' is a string that is not JSON")
+    );
+    assert_eq!(
+        got[3],
+        (":5".to_owned(), Ok(json!({"prompt": "\"", "messages": []})))
+    );
+    let open =
+        "a quote that is opened in this row, or before, is not closed before the end of the file";
+    assert_eq!(got[4..], [wrong(":6", open)]);
+    let wide = format!("{}\n", vec!["a"; 5000].join(","));
+    let dir = tempfile::tempdir().unwrap();
+    for (bytes, want) in [
+        (wide.as_bytes(), "more than 4096 columns"),
+        (b"a,b,a\n", "two columns are called 'a'"),
+        (b"a,\xff\n", "not UTF-8 after 1 bytes"),
+    ] {
+        let path = dir.path().join("a.csv");
+        fs::write(&path, bytes).unwrap();
+        let options = LoadOptions::default();
+        let error = Source::open(&path, &options).err().unwrap().to_string();
+        assert!(error.ends_with(&format!("a.csv:1: {want}")), "{error}");
+    }
+}
+
+#[test]
+fn a_text_is_a_file_its_paragraphs_or_its_lines() {
+    let text = "\u{feff}\n\nfirst\r\n  second\n \n\nthird\n\n";
+    for (by, want) in [
+        (TextBy::File, vec![(":3", "first\n  second\n \n\nthird")]),
+        (
+            TextBy::Paragraph,
+            vec![(":3", "first\n  second"), (":7", "third")],
+        ),
+        (
+            TextBy::Line,
+            vec![(":3", "first"), (":4", "  second"), (":7", "third")],
+        ),
+    ] {
+        let options = LoadOptions {
+            text_by: by,
+            fields: Fields {
+                text: "body".into(),
+                ..Fields::default()
+            },
+            ..LoadOptions::default()
+        };
+        let want: Vec<_> = want
+            .into_iter()
+            .map(|(place, text)| (place.to_owned(), Ok(json!({"body": text}))))
+            .collect();
+        assert_eq!(records("a.txt", text.as_bytes(), &options), want, "{by:?}");
+    }
+    let options = LoadOptions {
+        line_bytes_max: 6,
+        ..LoadOptions::default()
+    };
+    let one = |bytes: &[u8]| records("a.txt", bytes, &options).remove(0).1;
+    assert_eq!(one(b"abc\ndef"), Err("a text of more than 6 bytes".into()));
+    assert_eq!(one(b"abc\nde\n"), Ok(json!({"text": "abc\nde"})));
+    assert_eq!(one(b"ab\xff"), Err("not UTF-8 after 2 bytes".into()));
+    assert!(records("a.txt", b" \n \n", &options).is_empty());
+}
+
+/// The same records in lines, in a table, in Parquet and in an array give the same tokens and masks.
+#[test]
+fn every_make_of_file_gives_the_same_masks() {
+    let tokenizer = with_template("chatml");
+    let list: Vec<Value> = (0..40)
+        .map(|i| {
+            let answer = format!("Answer \"{i}\", and\nmore {}", "words ".repeat(i % 7));
+            json!({"messages": [
+                {"role": "user", "content": format!("Question {i}?")},
+                {"role": "assistant", "content": answer},
+            ]})
+        })
+        .collect();
+    let lines: String = list.iter().map(|r| format!("{r}\n")).collect();
+    let quoted = |r: &Value| format!("\"{}\"\n", r["messages"].to_string().replace('"', "\"\""));
+    let table = format!("messages\n{}", list.iter().map(quoted).collect::<String>());
+    let dir = tempfile::tempdir().unwrap();
+    let load = |name: &str, bytes: &[u8]| {
+        let path = dir.path().join(name);
+        fs::write(&path, bytes).unwrap();
+        *Dataset::load(&[path], &LoadOptions::default(), &tokenizer)
+            .unwrap()
+            .report()
+    };
+    let want = load("a.jsonl", lines.as_bytes());
+    assert!(want.n_supervised > 0 && want.n_supervised < want.n_tokens);
+    assert_eq!(
+        load("a.json", Value::from(list.clone()).to_string().as_bytes()),
+        want
+    );
+    assert_eq!(load("a.csv", table.as_bytes()), want);
+    assert_eq!(load("a.parquet", &crate::parquet::written(&list)), want);
+    let other = lines.replace("Question 7", "Question 8");
+    assert_ne!(load("b.jsonl", other.as_bytes()).mask_hash, want.mask_hash);
+}
+
+#[test]
+fn a_weight_is_how_often_an_example_is_there() {
+    let tokenizer = with_template("chatml");
+    let dir = tempfile::tempdir().unwrap();
+    let paths: Vec<_> = ["a", "b"]
+        .iter()
+        .map(|name| {
+            let path = dir.path().join(format!("{name}.txt"));
+            let lines: String = (0..10).map(|i| format!("{name} {i}\n")).collect();
+            fs::write(&path, lines).unwrap();
+            path
+        })
+        .collect();
+    let options = LoadOptions {
+        text_by: TextBy::Line,
+        ..LoadOptions::default()
+    };
+    let data = Dataset::load(&paths, &options, &tokenizer).unwrap();
+    let random = |seed: u64| move |file: u64| lowtide_random::Philox::new(seed, file);
+    let texts = |data: &Dataset| -> Vec<String> {
+        let text = |i| tokenizer.decode(data.example(i).tokens, true);
+        (0..data.len()).map(text).collect()
+    };
+    let weighted = data.weighted(&[2.5, 0.3], random(1)).unwrap();
+    assert_eq!(weighted.by_file(2), [25, 3]);
+    let all = texts(&weighted);
+    assert_eq!(all[..10], texts(&data)[..10]);
+    assert_eq!(all[10..20], all[..10]);
+    let mut half = all[20..25].to_vec();
+    assert!(half.is_sorted());
+    half.dedup();
+    assert_eq!(half.len(), 5, "one example twice in a pass");
+    assert_eq!(weighted.report().n_tokens, all_tokens(&weighted));
+    // The seed alone decides which.
+    let again = |seed| texts(&data.weighted(&[2.5, 0.3], random(seed)).unwrap());
+    assert_eq!(again(1), all);
+    assert_ne!(again(2), all);
+    assert_eq!(
+        texts(&data.weighted(&[1.0, 1.0], random(1)).unwrap()),
+        texts(&data)
+    );
+    for weights in [[0.01, 0.01], [1e9, 1.0]] {
+        let error = data.weighted(&weights, random(1)).unwrap_err().to_string();
+        assert!(error.contains("number of examples, weighted"), "{error}");
+    }
+}
+
+fn all_tokens(data: &Dataset) -> u64 {
+    (0..data.len())
+        .map(|i| data.example(i).tokens.len() as u64)
+        .sum()
+}
