@@ -538,6 +538,9 @@ fn model_advice(e: &ModelError) -> Vec<String> {
             "let `train.freeze` name both, or neither: queries, keys and values are one matrix here, so are gate \
              and up, and a norm's weight and bias one kernel's"
         }
+        ModelError::NothingProjected { .. } => {
+            "lower `strategy.lsp.compression`, freeze less, or leave out `strategy.name: lsp`"
+        }
         ModelError::NothingTrained => {
             "name fewer tensors in `train.freeze`, or some in `train.unfreeze`"
         }

@@ -6,6 +6,7 @@ use lowtide_config::Run;
 use lowtide_planner::explain::{explain, explain_choices, explain_updates, lane_of, split};
 use lowtide_planner::plan::LaneKind;
 use lowtide_planner::search::outlook::{Change, Link, Outlook};
+use lowtide_planner::traffic::{explain_cores, traffic};
 use lowtide_planner::waits::{Cause, steady_step};
 use lowtide_planner::{Machine, Plan, Source, Tier};
 use lowtide_trainer::basis::Basis;
@@ -65,6 +66,7 @@ pub fn plan(args: &PlanArgs, out: Out) -> Answer {
         "parameters": workload.parameters(),
         "trained_parameters": workload.trained(),
         "batch": batch,
+        "strategy": run.lsp.map_or(json!("exact"), |lsp| json!({"lsp": lsp})),
         "optimizer": workload.optimizer.name.name(),
         "moments": workload.optimizer.moments.name(),
         "machine": machine_json(machine),
@@ -103,6 +105,10 @@ pub fn plan(args: &PlanArgs, out: Out) -> Answer {
     out.text(explain(&plan, cuda).trim_end());
     out.text(explain_choices(&plan).trim_end());
     out.text(explain_updates(&plan, machine, cuda).trim_end());
+    let cores = explain_cores(&plan, workload);
+    if !cores.is_empty() {
+        out.text(cores.trim_end());
+    }
     let waits = steady_step(&plan, workload, machine).gpu_waits;
     if let Some(told) = waits_line(&waits, step, cuda) {
         out.text(&told);
@@ -124,6 +130,8 @@ pub fn plan(args: &PlanArgs, out: Out) -> Answer {
         .iter()
         .map(|(cause, s)| json!({"cause": cause, "seconds": s}))
         .collect();
+    let [up, down] = traffic(&plan);
+    answer["traffic"] = json!({"h2d": up, "d2h": down});
     answer["outlook"] = json!(outlook);
     answer["wear"] = json!(Wear::of(&plan, machine));
     if let Some(over) = args.curve {

@@ -358,6 +358,13 @@ const ROWS: &[Row] = &[
     trained("optimizer.weight_decay", ["0", "1"], &[], weights),
     trained("optimizer.moments", ["f32", "bf16"], &[], weights),
     planned("optimizer.update", ["host", "device"], &[], plan),
+    trained("strategy.name", ["exact", "lsp"], &[], norm),
+    trained(
+        "strategy.lsp.compression",
+        ["2", "4"],
+        &["strategy.name=lsp"],
+        norm,
+    ),
     planned(
         "plan.loop",
         ["layer-major", "batch-major"],

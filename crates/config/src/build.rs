@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use lowtide_units::Bytes;
-use lowtide_workload::{Dtype, OptimizerName};
+use lowtide_workload::{Dtype, Lsp, OptimizerName, Projector};
 
 use crate::error::ConfigError;
 use crate::low::Low;
@@ -12,7 +12,7 @@ use crate::run::{
     ModelSource, Optimizer, Plan, Recompute, Resume, Run, Schedule, Train, Warmup,
 };
 use crate::value::{Value, is_auto};
-use crate::words::Init;
+use crate::words::{Init, Strategy};
 
 /// What was typed with defaults filled in, rules between keys aside.
 pub(crate) fn build(low: &Low) -> Result<Run, ConfigError> {
@@ -29,6 +29,7 @@ pub(crate) fn build(low: &Low) -> Result<Run, ConfigError> {
         data: data(low),
         train: train(low, precision),
         optimizer: optimizer(low),
+        lsp: lsp(low),
         plan: plan(low),
         eval: eval(low),
         checkpoint: checkpoint(low),
@@ -179,6 +180,15 @@ fn optimizer(low: &Low) -> Optimizer {
         moments: low.word("optimizer.moments").expect("has a default"),
         update: low.word("optimizer.update"),
     }
+}
+
+fn lsp(low: &Low) -> Option<Lsp> {
+    let name: Strategy = low.word("strategy.name").expect("has a default");
+    let compression = low.count32("strategy.lsp.compression");
+    (name == Strategy::Lsp).then(|| Lsp {
+        compression: compression.expect("has a default"),
+        projector: Projector::Random,
+    })
 }
 
 fn plan(low: &Low) -> Plan {

@@ -11,7 +11,7 @@ use crate::key::{Key, Kind};
 use crate::words::{
     Activations, ClipMode, DTYPE_ALIASES, DTYPES, Device, Init, LastBatch, LoopOrder,
     MOMENT_ALIASES, MOMENTS, NonFinite, OPTIMIZER_ALIASES, OPTIMIZERS, Offload, Pieces,
-    ScheduleShape, Tier, UpdateOn,
+    ScheduleShape, Strategy, Tier, UpdateOn,
 };
 
 mod data;
@@ -32,6 +32,14 @@ pub const SECTIONS: &[(&str, &str)] = &[
     ),
     ("train.clip", "Clipping by the global norm of the gradient."),
     ("optimizer", "The optimizer and where it runs."),
+    (
+        "strategy",
+        "What is trained: the weights themselves, or less in their place.",
+    ),
+    (
+        "strategy.lsp",
+        "Training in subspaces (LSP-Offload, arXiv 2406.10181).",
+    ),
     (
         "plan",
         "Knobs that the planner turns; each can be pinned. None changes a result.",
@@ -467,6 +475,22 @@ const AFTER_DATA: &[Key] = &[
         },
         default: Value("auto"),
         elsewhere: &["cpu_offload", "optimizer_in_bwd", "enable_cpu_offload"],
+    },
+    Key {
+        name: "strategy.name",
+        doc: "What is trained.",
+        kind: Kind::word(Strategy::WORDS),
+        default: Value("exact"),
+        elsewhere: &[],
+    },
+    Key {
+        name: "strategy.lsp.compression",
+        doc: "How many times fewer numbers than a matrix has are trained in its place: of its shorter side's directions so \
+              many times fewer are kept, rounded down to a multiple of 8. With 1 all are kept, which is exact training but for \
+              roundings.",
+        kind: Kind::Count { min: 1, max: 1024 },
+        default: Value("4"),
+        elsewhere: &[],
     },
     Key {
         name: "plan.loop",

@@ -41,5 +41,5 @@ pub use run::{
 };
 pub use words::{
     Activations, ClipMode, Device, Format, Init, LastBatch, LoopOrder, NonFinite, Offload, OnError,
-    Pieces, ScheduleShape, TextBy, Tier, TrainOn, UpdateOn,
+    Pieces, ScheduleShape, Strategy, TextBy, Tier, TrainOn, UpdateOn,
 };

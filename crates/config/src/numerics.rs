@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::run::{Length, Run, Schedule, Warmup};
-use crate::words::{ClipMode, LastBatch, ScheduleShape};
+use crate::words::{ClipMode, LastBatch, ScheduleShape, Strategy};
 
 impl Run {
     /// What decides the run's numbers, as JSON. Two runs with equal keys, equal model files and
@@ -59,6 +59,9 @@ impl Run {
             if !patterns.is_empty() {
                 key["train"][name] = json!(patterns);
             }
+        }
+        if let Some(lsp) = &self.lsp {
+            key["strategy"] = json!({ "name": Strategy::Lsp, "lsp": lsp });
         }
         key
     }

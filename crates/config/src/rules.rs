@@ -34,6 +34,7 @@ pub(crate) fn together(low: &Low, run: &Run) -> Result<(), ConfigError> {
     drives(low, run)?;
     activations(low, run)?;
     frozen(low, run)?;
+    lsp(low, run)?;
     durable(low, run)
 }
 
@@ -281,6 +282,24 @@ fn frozen(low: &Low, run: &Run) -> Result<(), ConfigError> {
     if run.checkpoint.durable {
         let why = "a durable run with frozen parameters is not supported; save checkpoints instead";
         return conflict(low, "train.freeze", "checkpoint.durable", why);
+    }
+    Ok(())
+}
+
+/// What training in subspaces does not do, and settings of it where it is not asked for.
+fn lsp(low: &Low, run: &Run) -> Result<(), ConfigError> {
+    let governor = "strategy.name";
+    if run.lsp.is_none() {
+        let needed = "'strategy.name: lsp'";
+        return idle(low, "strategy.lsp.compression", governor, needed);
+    }
+    if run.checkpoint.durable {
+        let why = "a durable run of lsp is not supported; save checkpoints instead";
+        return conflict(low, governor, "checkpoint.durable", why);
+    }
+    if run.optimizer.setting("weight_decay").is_some_and(|x| x > 0.0) {
+        let why = "lsp keeps the base weights as they are, so they cannot decay; leave 'optimizer.weight_decay' at 0";
+        return conflict(low, "optimizer.weight_decay", governor, why);
     }
     Ok(())
 }

@@ -3,14 +3,14 @@
 use std::path::PathBuf;
 
 use lowtide_units::Bytes;
-use lowtide_workload::{Batch, Dtype, Moments, OptimizerName};
+use lowtide_workload::{Batch, Dtype, Lsp, Moments, OptimizerName};
 use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
 
 use crate::error::ConfigError;
 use crate::words::{
     Activations, ClipMode, Device, Format, Init, LastBatch, LoopOrder, NonFinite, Offload, OnError,
-    Pieces, ScheduleShape, TextBy, Tier, TrainOn, UpdateOn,
+    Pieces, ScheduleShape, Strategy, TextBy, Tier, TrainOn, UpdateOn,
 };
 use lowtide_files::shown;
 
@@ -40,6 +40,9 @@ pub struct Run {
     pub train: Train,
     /// The optimizer.
     pub optimizer: Optimizer,
+    /// How the blocks' matrices are trained in subspaces; `None`: as they are.
+    #[serde(rename = "strategy", serialize_with = "as_strategy")]
+    pub lsp: Option<Lsp>,
     /// The planner's knobs.
     pub plan: Plan,
     /// Evaluation.
@@ -311,6 +314,20 @@ impl Optimizer {
     pub fn setting(&self, key: &str) -> Option<f64> {
         let mut all = self.settings.iter();
         all.find(|s| s.0 == key).map(|s| s.1)
+    }
+}
+
+/// A strategy as the run file has it.
+#[allow(clippy::ref_option, reason = "serde's signature")]
+fn as_strategy<S: serde::Serializer>(lsp: &Option<Lsp>, serializer: S) -> Result<S::Ok, S::Error> {
+    match lsp {
+        None => serializer.collect_map([("name", Strategy::Exact)]),
+        Some(lsp) => {
+            let mut map = serializer.serialize_map(Some(2))?;
+            map.serialize_entry("name", &Strategy::Lsp)?;
+            map.serialize_entry("lsp", lsp)?;
+            map.end()
+        }
     }
 }
 

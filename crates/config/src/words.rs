@@ -141,6 +141,16 @@ words! {
 }
 
 words! {
+    /// What is trained.
+    Strategy {
+        /// every weight that is not frozen
+        Exact = "exact",
+        /// of each of the blocks' matrices W a smaller S in W + S·Qᵀ, where Q is drawn from the seed: gradients, optimizer state, updates and their traffic shrink, and numbers differ from exact training
+        Lsp = "lsp",
+    }
+}
+
+words! {
     /// How the learning rate moves after the warm-up.
     ScheduleShape {
         /// stays at its peak

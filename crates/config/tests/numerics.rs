@@ -56,6 +56,7 @@ fn other(name: &str, kind: &Kind) -> String {
         "train.schedule" => "linear".into(),
         "train.last_batch" => "keep".into(),
         "optimizer.name" => "lion".into(),
+        "strategy.name" => "lsp".into(),
         "optimizer.moments" => "bf16".into(),
         "train.clip.mode" => "previous".into(),
         "data.train_on" => "all".into(),
@@ -84,6 +85,9 @@ fn each_key_is_in_it_or_is_named_here_as_outside() {
         }
         if k.name == "train.unfreeze" {
             sets.push("train.freeze=*");
+        }
+        if k.name == "strategy.lsp.compression" {
+            sets.push("strategy.name=lsp");
         }
         if ["optimizer.clip_threshold", "optimizer.decay_rate"].contains(&k.name) {
             sets.push("optimizer.name=adafactor");

@@ -200,6 +200,7 @@ log: {every_steps: 10, tensorboard: false, trace: false}
         },
         "optimizer": {"name": "adamw", "beta1": 0.8, "beta2": 0.9, "eps": 1e-6,
             "weight_decay": 0.1, "moments": "f32", "update": "device"},
+        "strategy": {"name": "exact"},
         "plan": {"loop_order": "batch-major", "weights": "device", "optimizer": "disk",
             "gradients": "host", "inputs": "disk", "recompute": {"blocks": 12}, "activations": null,
             "offload": null, "min_gain": 1.0,

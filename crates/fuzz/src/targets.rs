@@ -110,6 +110,7 @@ fn options(batch: Batch) -> Options {
         gradient: Dtype::Bf16,
         optimizer: Optimizer::default(),
         frozen: Vec::new(),
+        lsp: None,
         batch,
         logits_chunk: 0,
         make: cpu.make,

@@ -82,6 +82,18 @@ pub enum ModelError {
     /// Every parameter is frozen.
     #[error("every parameter is frozen: there is nothing to train")]
     NothingTrained,
+    /// No matrix of the blocks can be trained in a subspace: those that are trained have shorter sides of at most
+    /// `shorter` features, of which a multiple of 8 has to be left.
+    #[error(
+        "no matrix of the blocks can be trained in a subspace: a {compression}th of {shorter} features, the most that \
+         the shorter side of a trained one has, is less than 8"
+    )]
+    NothingProjected {
+        /// The longest of the shorter sides; 0: nothing of the blocks is trained.
+        shorter: u64,
+        /// How many times fewer directions are kept.
+        compression: u32,
+    },
     /// A directory without `config.json`.
     #[error("{}: no config.json{}", dir.display(), instead(found))]
     NoConfig {

@@ -14,6 +14,7 @@ mod describe;
 mod error;
 mod frozen;
 mod inputs;
+mod lsp;
 mod params;
 mod rope;
 mod run;
@@ -28,7 +29,8 @@ pub use error::ModelError;
 pub use frozen::frozen;
 pub use inputs::store_inputs;
 pub use lowtide_kernels::operands::Arg;
-pub use params::{HfTensor, hf_tensors};
+pub use lsp::Merged;
+pub use params::{HfTensor, file_params, hf_tensors};
 pub use run::{Call, Decoder};
 pub use weights::{
     Checkpoint, HfWriter, SafetensorsHeader, StoredDtype, StoredTensor, random_init,

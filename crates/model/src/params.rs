@@ -7,7 +7,7 @@
 
 use std::ops::Range;
 
-use lowtide_workload::{Family, ModelShape, Param, ParamId};
+use lowtide_workload::{Family, ModelShape, Param, ParamId, ParamKind};
 
 /// What a parameter is for; decides its first values and whether it decays.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,6 +109,7 @@ impl Spec {
             },
             decay,
             frozen: false,
+            kind: ParamKind::Own,
         }
     }
 }
@@ -120,7 +121,7 @@ pub struct HfTensor {
     pub name: String,
     /// Shape as stored in the file.
     pub shape: Vec<u64>,
-    /// Index of the parameter in [`lowtide_workload::Workload::params`].
+    /// Index of the parameter in [`file_params`].
     pub param: ParamId,
     /// Rows of the parameter that it fills.
     pub rows: Range<u64>,
@@ -164,6 +165,13 @@ pub fn hf_tensors(shape: &ModelShape) -> Vec<HfTensor> {
         }
     }
     all
+}
+
+/// The parameters of the model's files, in the order whose indices [`HfTensor::param`], [`crate::frozen`],
+/// [`crate::random_init`] and [`crate::Checkpoint`] mean: those of a workload in which every tensor is trained as it is.
+#[must_use]
+pub fn file_params(shape: &ModelShape) -> lowtide_units::List<ParamId, Param> {
+    specs(shape).iter().map(Spec::param).collect()
 }
 
 /// Every parameter: the embedding's, the blocks', the head's, each in order of use in forward.

@@ -5,16 +5,20 @@
 //! table of rotary angles, so operations may run in any order that their operands allow, and a
 //! recomputed forward gives the same bits.
 
+use std::ops::Range;
+
 use lowtide_device::{Dst, Queue};
 use lowtide_kernels::operands::{Arg, Args, Named};
 use lowtide_kernels::rope::{Rotation, Table};
 use lowtide_kernels::{attention, embedding, gelu, head, layernorm, matmul, rmsnorm, rope, swiglu};
-use lowtide_workload::{ModelShape, OpId, Workload};
+use lowtide_workload::{ModelShape, OpId, ParamId, ParamKind, Workload};
 
 use crate::ModelError;
 use crate::describe::kind::{Kind, Sizes};
 use crate::describe::{Options, Phase, UnitKinds, build};
+use crate::lsp::{Layout, Merged};
 use crate::rope::inverse_frequencies;
+use crate::weights::Drawn;
 
 /// A decoder of one shape at one batch, ready to run on the make of device that it was described for.
 #[derive(Debug)]
@@ -22,6 +26,7 @@ pub struct Decoder {
     workload: Workload,
     kinds: Vec<UnitKinds>,
     sizes: Sizes,
+    layout: Layout,
     rope: Option<Table>,
     shape: ModelShape,
 }
@@ -55,11 +60,11 @@ impl Decoder {
             let inverse = inverse_frequencies(&r, shape.head_dim);
             Table::new(&inverse, 1.0, built.sizes.seq)
         });
-        let (workload, kinds, sizes) = (built.workload, built.kinds, built.sizes);
         Ok(Self {
-            workload,
-            kinds,
-            sizes,
+            workload: built.workload,
+            kinds: built.kinds,
+            sizes: built.sizes,
+            layout: built.layout,
             rope,
             shape: shape.clone(),
         })
@@ -88,6 +93,40 @@ impl Decoder {
     #[must_use]
     pub fn logits_chunk(&self) -> u64 {
         self.sizes.chunk as u64
+    }
+
+    /// Fills `out` with the elements `range` of a parameter as they are before the first step. `files` is asked for those
+    /// of the files' parameters, by their index in [`crate::file_params`]; projectors are drawn from `seed`, and cores
+    /// begin at zero.
+    ///
+    /// # Errors
+    /// Those of `files`.
+    ///
+    /// # Panics
+    /// When the workload has no such parameter or element.
+    pub fn first_values<E>(
+        &self,
+        seed: u64,
+        param: ParamId,
+        range: Range<u64>,
+        out: &mut [f32],
+        files: impl FnOnce(ParamId, Range<u64>, &mut [f32]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let entry = &self.layout[param];
+        match (entry.kind, entry.factors) {
+            (ParamKind::Own | ParamKind::Base, _) => files(entry.file, range, out)?,
+            (ParamKind::Projector, Some(factors)) => {
+                Drawn::new(seed, entry.file, factors.projected, factors.rank).fill(range, out);
+            }
+            (ParamKind::Projector | ParamKind::Core, _) => out.fill(0.0),
+        }
+        Ok(())
+    }
+
+    /// The model's matrices as they are used, for those who write them.
+    #[must_use]
+    pub fn merged(&self) -> Merged<'_> {
+        Merged::new(&self.layout)
     }
 
     /// Runs one operation on `q` and returns when its results are written.
@@ -134,15 +173,15 @@ impl Decoder {
             Kind::RmsNormBackward(o) => rmsnorm::backward(q, o.bind(args), c, ws),
             Kind::LayerNorm(o) => layernorm::forward(q, o.bind(args), c, eps),
             Kind::LayerNormBackward(o) => layernorm::backward(q, o.bind(args), c, ws),
-            Kind::Linear(o, dims) => matmul::forward(q, o.bind(args), dims.dims(s), dtype, ws),
+            Kind::Linear(o, dims) => matmul::forward(q, o.bind(args), dims.dims(), dtype, ws),
             Kind::LinearWeight(o, dims) => {
-                matmul::backward_weight(q, o.bind(args), dims.dims(s), dtype, ws);
+                matmul::backward_weight(q, o.bind(args), dims.dims(), dtype, ws);
             }
             Kind::LinearInput(o, dims) => {
-                matmul::backward_input(q, o.bind(args), dims.dims(s), dtype, ws);
+                matmul::backward_input(q, o.bind(args), dims.dims(), dtype, ws);
             }
             Kind::LinearBias(o, dims) => {
-                matmul::backward_bias(q, o.bind(args), dims.dims(s), dtype, ws);
+                matmul::backward_bias(q, o.bind(args), dims.dims(), dtype, ws);
             }
             Kind::Rope(o) => rope::forward(q, o.bind(args), self.rotation()),
             Kind::RopeBackward(o) => rope::backward(q, o.bind(args), self.rotation(), ws),

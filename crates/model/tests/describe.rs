@@ -24,6 +24,7 @@ fn options(micro_batch: u32, seq: u32, accumulate: u32) -> Options {
         gradient: Dtype::Bf16,
         optimizer: Optimizer::default(),
         frozen: Vec::new(),
+        lsp: None,
         batch,
         logits_chunk: 0,
         make: lowtide_device::Make::Cpu,

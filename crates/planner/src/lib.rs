@@ -24,6 +24,7 @@ pub mod simulate;
 mod speeds;
 mod tiers;
 pub mod together;
+pub mod traffic;
 mod updates;
 pub mod waits;
 

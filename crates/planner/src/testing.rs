@@ -54,6 +54,7 @@ pub(crate) fn workload(layers: u32, accumulate: u32) -> Workload {
     let rows = batch.rows();
     let mut params = vec![Param {
         frozen: false,
+        kind: lowtide_workload::ParamKind::Own,
         name: "embedding".into(),
         unit: 0,
         elements: v * c,
@@ -85,6 +86,7 @@ pub(crate) fn workload(layers: u32, accumulate: u32) -> Workload {
         let unit = l + 1;
         params.push(Param {
             frozen: false,
+            kind: lowtide_workload::ParamKind::Own,
             name: format!("{l}.norm"),
             unit,
             elements: c,
@@ -94,6 +96,7 @@ pub(crate) fn workload(layers: u32, accumulate: u32) -> Workload {
         });
         params.push(Param {
             frozen: false,
+            kind: lowtide_workload::ParamKind::Own,
             name: format!("{l}.up"),
             unit,
             elements: f * c,
@@ -103,6 +106,7 @@ pub(crate) fn workload(layers: u32, accumulate: u32) -> Workload {
         });
         params.push(Param {
             frozen: false,
+            kind: lowtide_workload::ParamKind::Own,
             name: format!("{l}.down"),
             unit,
             elements: f * c,
@@ -163,6 +167,7 @@ pub(crate) fn workload(layers: u32, accumulate: u32) -> Workload {
     let unit = layers + 1;
     params.push(Param {
         frozen: false,
+        kind: lowtide_workload::ParamKind::Own,
         name: "head.norm".into(),
         unit,
         elements: c,

@@ -295,7 +295,7 @@ fn numerics_of(run: &Run, device: &Device, decoder: &Decoder, train: &Packed) ->
     let params = &decoder.workload().params;
     let frozen: Vec<&str> = params
         .iter()
-        .filter(|p| p.frozen)
+        .filter(|p| p.frozen && p.kind.is_own())
         .map(|p| &*p.name)
         .collect();
     if let Some(train) = key["train"].as_object_mut() {

@@ -92,17 +92,23 @@ pub fn check_weights(run: &Run, shape: &ModelShape) -> Result<(), TrainError> {
 /// # Errors
 /// Files that do not fit the model.
 pub fn load_weights(run: &Run, session: &mut Session) -> Result<(), TrainError> {
-    let shape = session.decoder().shape().clone();
+    let decoder = Arc::clone(session.decoder());
+    let shape = decoder.shape();
     let homes = session.homes()?;
     match (&run.model.source, run.model.init) {
         (ModelSource::Path(dir), Init::Pretrained) => {
-            let files = Checkpoint::open(dir, &shape)?;
+            let files = Checkpoint::open(dir, shape)?;
             files.check_tied_head()?;
-            homes.initialise(|p, range, out| Ok::<(), TrainError>(files.read(p, range, out)?))
+            homes.initialise(|p, range, out| {
+                let of_files = |p, range, out: &mut [f32]| files.read(p, range, out);
+                Ok::<(), TrainError>(decoder.first_values(run.seed, p, range, out, of_files)?)
+            })
         }
         _ => homes.initialise(|p, range, out| {
-            random_init(&shape, run.seed, p, range, out);
-            Ok::<(), TrainError>(())
+            decoder.first_values(run.seed, p, range, out, |p, range, out| {
+                random_init(shape, run.seed, p, range, out);
+                Ok::<(), TrainError>(())
+            })
         }),
     }
 }

@@ -102,6 +102,7 @@ pub fn options_of(
 ) -> Result<Options, TrainError> {
     Ok(Options {
         frozen: lowtide_model::frozen(shape, &run.train.freeze, &run.train.unfreeze)?,
+        lsp: run.lsp,
         precision: run.precision,
         gradient: run.train.gradient,
         optimizer: run.optimizer.what(),

@@ -7,14 +7,14 @@ use std::sync::Arc;
 use lowtide_config as config;
 use lowtide_config::{Init, ModelSource, Run};
 use lowtide_executor::Trace;
-use lowtide_model::{Checkpoint, Decoder, Options, random_init};
+use lowtide_model::{Checkpoint, Decoder, Options, file_params, random_init};
 use lowtide_planner::{Budgets, Choice, Clip, LaneKind, PieceId, Plan, build, check};
 use lowtide_units::{Bytes, List};
 use lowtide_workload::{ModelShape, ParamId};
 use serde::Serialize;
 
 use crate::basis::Basis;
-use crate::device::{self, Target};
+use crate::device;
 use crate::error::TrainError;
 use crate::fit::{hyper, schedule_of};
 use crate::inputs::{dealing, load_inputs, open_tokenizer, sample_of};
@@ -88,7 +88,7 @@ pub fn verify(
         ..whole.clone()
     };
     let options = Options {
-        frozen: slice::frozen(&all, &blocks),
+        frozen: slice::frozen(&whole, &options.frozen, &blocks),
         ..options
     };
     let blocks = shape.layers;
@@ -293,23 +293,25 @@ fn load_slice(run: &Run, session: &mut Session, whole: &ModelShape) -> Result<()
     match (&run.model.source, run.model.init) {
         (ModelSource::Path(dir), Init::Pretrained) => {
             let files = Checkpoint::open(dir, whole)?;
-            let options = options_of(run, whole, run.batch(), Target::default())?;
-            let w = lowtide_model::describe(whole, &options)?;
-            let names = &decoder.workload().params;
-            let of_whole: List<ParamId, ParamId> = names
+            let all = file_params(whole);
+            let of_whole: List<ParamId, ParamId> = file_params(&shape)
                 .iter()
                 .map(|p| {
-                    let found = w.params.position(|q| q.name == p.name);
+                    let found = all.position(|q| q.name == p.name);
                     found.expect("a slice's parameters are the model's")
                 })
                 .collect();
             homes.initialise(|p, range, out| {
-                Ok::<(), TrainError>(files.read(of_whole[p], range, out)?)
+                let of_files =
+                    |p: ParamId, range, out: &mut [f32]| files.read(of_whole[p], range, out);
+                Ok::<(), TrainError>(decoder.first_values(run.seed, p, range, out, of_files)?)
             })
         }
         _ => homes.initialise(|p, range, out| {
-            random_init(&shape, run.seed, p, range, out);
-            Ok::<(), TrainError>(())
+            decoder.first_values(run.seed, p, range, out, |p, range, out| {
+                random_init(&shape, run.seed, p, range, out);
+                Ok::<(), TrainError>(())
+            })
         }),
     }
 }

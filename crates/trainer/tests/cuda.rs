@@ -63,6 +63,7 @@ fn open(gpu: &Gpu, attention: Engine) -> Session {
         gradient: Dtype::Bf16,
         optimizer: Optimizer::default(),
         frozen: Vec::new(),
+        lsp: None,
         batch: BATCH,
         logits_chunk: 0,
         make: Make::Cuda,

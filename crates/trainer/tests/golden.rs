@@ -27,11 +27,13 @@ use lowtide_planner::{Choice, Clip, LoopOrder, PieceId, Pieces, Saved, Tier};
 use lowtide_session::{ClipRule, Session, SessionOptions};
 use lowtide_tiers::TierError;
 use lowtide_units::List;
-use lowtide_workload::{Batch, Dtype, Optimizer, OptimizerName, Role};
+use lowtide_workload::{Batch, Dtype, Lsp, Optimizer, OptimizerName, ParamKind, Projector, Role};
 
 const MODELS: [&str; 5] = ["llama", "llama-tied", "qwen2", "qwen3", "gpt2"];
 /// Largest relative distance of logits and gradients, by norm.
 const DISTANCE: f64 = 1e-4;
+/// Of which the projectors of `reference/lsp_golden.py` are drawn.
+const SEED: u64 = 7;
 /// Largest relative distance of a loss in ten steps of f32.
 const STEPS_F32: f64 = 1e-5;
 /// The same in bf16, where every implementation rounds elsewhere (`reference/README.md`).
@@ -122,6 +124,16 @@ impl Case {
         optimizer
     }
 
+    /// What a case with projectors trains.
+    fn lsp(&self) -> Option<Lsp> {
+        let mut names = self.0.keys();
+        let lsp = names.any(|name| name.starts_with("projector."));
+        lsp.then_some(Lsp {
+            compression: 4,
+            projector: Projector::Random,
+        })
+    }
+
     fn rule(&self) -> ClipRule {
         let max_norm = self.setting("max_norm") as f32;
         ClipRule {
@@ -174,6 +186,7 @@ fn open(
         gradient: precision,
         optimizer: case.optimizer(),
         frozen: Vec::new(),
+        lsp: case.lsp(),
         batch: case.batch(),
         logits_chunk: 24,
         make: make_of(gpu),
@@ -192,7 +205,8 @@ fn open(
         .expect("staging")
         .initialise(
             |p, range, out| -> Result<(), Box<dyn Error + Send + Sync>> {
-                Ok(weights.read(p, range, out)?)
+                let files = |p, range, out: &mut [f32]| weights.read(p, range, out);
+                Ok(d.first_values(SEED, p, range, out, files)?)
             },
         )
         .expect("weights are loaded");
@@ -480,6 +494,91 @@ fn ten_steps_by_adafactor() {
         compare_steps(model, "adafactor", Dtype::F32, offloaded);
         compare_steps(model, "adafactor", Dtype::F32, resident);
     }
+}
+
+/// In subspaces, against autograd's own chain rule: projectors, gradients of the cores, ten steps, and the matrices that
+/// an export then has.
+#[test]
+fn ten_steps_in_subspaces() {
+    for gpu in devices() {
+        for model in MODELS {
+            for choose in [resident as fn(&Decoder) -> Choice, offloaded] {
+                subspaces(gpu.as_ref(), model, choose);
+            }
+        }
+    }
+}
+
+fn subspaces(gpu: Option<&Gpu>, model: &str, choose: fn(&Decoder) -> Choice) {
+    let case = Case::open(model, "lsp");
+    let mut session = open(model, &case, Dtype::F32, case.rule(), gpu, choose);
+    let d = Arc::clone(session.decoder());
+    let w = d.workload();
+    // By the name of the base, which both are called after.
+    let named = |kind| {
+        let of = w.params.pairs().filter(move |(_, p)| p.kind == kind);
+        of.map(|(id, p)| (id, &p.name[..p.name.len() - 2], p.elements))
+    };
+    let homes = session.homes().expect("staging");
+    for (id, name, elements) in named(ParamKind::Projector) {
+        let mut got = vec![f32::NAN; elements as usize];
+        homes.weights(id, 0..elements, &mut got).expect("read");
+        let got: Vec<f64> = got.into_iter().map(f64::from).collect();
+        let (far, _) = distance(&got, &case.f32s(&format!("projector.{name}")));
+        assert!(far < 1e-7, "{model}: projector of {name} {far:.1e}");
+    }
+    drop(homes);
+
+    let data = session
+        .submit(case.inputs(), case.hyper(1))
+        .expect("submitted");
+    session.outcome(&data).expect("done");
+    let plan = Arc::clone(session.plan());
+    let mut worst = 0.0f64;
+    for (id, name, elements) in named(ParamKind::Core) {
+        let piece = plan.piece_of(id);
+        let bytes = session.waiting_gradient(piece);
+        let all = f32s(&bytes.expect("running").expect("it waits"));
+        let at = plan.pieces[piece].offset_of(id) as usize;
+        let want = case.f32s(&format!("grad.{name}"));
+        let (far, _) = distance(&all[at..at + elements as usize], &want);
+        assert!(far <= DISTANCE, "{model}: gradient of {name} {far:.1e}");
+        worst = worst.max(far);
+    }
+
+    let mut session = open(model, &case, Dtype::F32, case.rule(), gpu, choose);
+    let (loss, norm) = ten_steps(&mut session, &case, |step| case.hyper(step));
+    let homes = session.homes().expect("staging");
+    let mut merged = d.merged();
+    let mut written = 0.0f64;
+    let mut compared = 0;
+    for tensor in hf_tensors(d.shape()) {
+        let name = format!("merged.{}", tensor.name);
+        if !case.0.contains_key(&name) {
+            continue;
+        }
+        let elements = (tensor.elements().end - tensor.elements().start) as usize;
+        let mut got = vec![f32::NAN; elements];
+        let weights = |p, range, out: &mut [f32]| homes.weights(p, range, out);
+        let made = merged.read(tensor.param, tensor.elements(), &mut got, weights);
+        made.expect("read");
+        let got: Vec<f64> = got.into_iter().map(f64::from).collect();
+        let whole = HfTensor {
+            rows: 0..tensor.rows.end - tensor.rows.start,
+            ..tensor
+        };
+        let (far, _) = distance(&as_in_file(&whole, &got), &case.f32s(&name));
+        written = written.max(far);
+        compared += 1;
+    }
+    assert!(compared >= 4, "{model}: {compared}");
+    eprintln!(
+        "{model} lsp: gradients {worst:.1e}, ten steps: loss within {loss:.1e}, norm within {norm:.1e}, merged \
+         weights within {written:.1e}"
+    );
+    assert!(loss <= STEPS_F32, "{model}: loss {loss:.1e}");
+    assert!(norm <= DISTANCE, "{model}: norm {norm:.1e}");
+    assert!(written <= DISTANCE, "{model}: merged {written:.1e}");
 }
 
 #[test]

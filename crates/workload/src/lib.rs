@@ -12,12 +12,14 @@
 
 mod optimizer;
 mod shape;
+mod strategy;
 
 pub use optimizer::{
     About, Encoding, Extent, Factoring, Init, Moments, Optimizer, OptimizerName, Role, Setting,
     StateArray, StateSpec,
 };
 pub use shape::{Family, ModelShape, Rope, RopeScaling, builtin_names};
+pub use strategy::{Lsp, Projector};
 
 use std::ops::Range;
 
@@ -100,6 +102,35 @@ id! {
     pub struct ParamId(u32);
 }
 
+/// What a parameter is to the model.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ParamKind {
+    /// A tensor of the model.
+    #[default]
+    Own,
+    /// A matrix of the model to which a product of a core and a projector is added where it is used; frozen.
+    Base,
+    /// The directions in which a base is trained; frozen, and no part of the model.
+    Projector,
+    /// What is trained in a base's place; no part of the model.
+    Core,
+}
+
+impl ParamKind {
+    /// Whether it is [`ParamKind::Own`].
+    #[must_use]
+    pub fn is_own(&self) -> bool {
+        *self == Self::Own
+    }
+
+    /// Whether its numbers are among those that the model has.
+    #[must_use]
+    pub fn of_the_model(self) -> bool {
+        matches!(self, Self::Own | Self::Base)
+    }
+}
+
 /// One parameter tensor as it lies in memory (several of the file's tensors may be fused in it).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Param {
@@ -119,6 +150,9 @@ pub struct Param {
     /// Whether it stays as it is: it then has no gradient, no optimizer state and no update.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub frozen: bool,
+    /// What it is to the model.
+    #[serde(default, skip_serializing_if = "ParamKind::is_own")]
+    pub kind: ParamKind,
 }
 
 impl Param {
@@ -142,6 +176,7 @@ impl Param {
             parts: Vec::new(),
             decay: true,
             frozen: false,
+            kind: ParamKind::Own,
         }
     }
 
@@ -384,7 +419,8 @@ pub struct Workload {
     pub ranks: u32,
     /// Floating-point operations of one batch by the usual count, 6·N + 6·L·C·T a token, nothing
     /// recomputed: what a model TFLOP/s figure divides by. Of what is frozen only those that are done: no
-    /// weight gradients, and no backward below the lowest parameter that is trained.
+    /// weight gradients, and no backward below the lowest parameter that is trained. Of a base, in the place of its weight
+    /// gradient, the product with its projector and the core's gradient; not the making of its weight.
     pub model_flops: Flops,
 }
 
@@ -429,10 +465,11 @@ impl Workload {
         self.gradient == Dtype::F32 && self.ranks == 1
     }
 
-    /// Number of parameters.
+    /// Number of the model's parameters.
     #[must_use]
     pub fn parameters(&self) -> u64 {
-        self.params.iter().map(|p| p.elements).sum()
+        let own = self.params.iter().filter(|p| p.kind.of_the_model());
+        own.map(|p| p.elements).sum()
     }
 
     /// The arrays of a parameter that last from step to step, the weight first; of a frozen one the weight alone.
@@ -441,7 +478,7 @@ impl Workload {
         self.optimizer.roles_of(self.precision, param).take(all)
     }
 
-    /// Number of parameters that are trained.
+    /// Number of numbers that are trained: of a base those of its core.
     #[must_use]
     pub fn trained(&self) -> u64 {
         let trained = self.params.iter().filter(|p| !p.frozen);

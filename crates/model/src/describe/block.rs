@@ -4,12 +4,13 @@
 //! weight gradient comes before its input gradient, so that the saved input is dead before the
 //! next gradient needs room.
 
-use lowtide_kernels::operands::Inputs;
+use lowtide_kernels::operands::{Inputs, Read};
 use lowtide_kernels::{attention, gelu, layernorm, matmul, rmsnorm, rope, swiglu};
 use lowtide_workload::{Family, LocalId, ParamId, Unit, UnitKind};
 
 use super::kind::{Kind, Product};
-use super::{Builder, Model, Phase, UnitKinds, read, weight, write};
+use super::{Builder, Factored, Model, Phase, UnitKinds, read, weight, write};
+use crate::lsp::Side;
 use crate::params::Part;
 
 /// Statistics of a norm: mean (layer norm only) and reciprocal root, one f32 a row.
@@ -96,6 +97,38 @@ impl Builder<'_> {
         self.bias(part).expect("a layer norm has a bias")
     }
 
+    /// The matrix `part` as products read it: the parameter, or what is made of base, core and projector, here, into a
+    /// tensor of its own. It is made in each phase: kept, it would take a second copy of the weights.
+    fn matrix(&mut self, phase: Phase, part: Part, dims: Product) -> Read {
+        let base = self.param(part);
+        let Some(f) = self.factored(part) else {
+            return weight(base);
+        };
+        let (core, projector) = (weight(f.core), weight(f.projector));
+        let (x, w) = match f.factors.side {
+            Side::Input => (core, projector),
+            Side::Output => (projector, core),
+        };
+        let suffix = if phase == Phase::Backward { "'" } else { "" };
+        let bytes = self.model.numbers(dims.cols * dims.inner);
+        let made = self.local(&format!("w_{}{suffix}", part.name()), bytes);
+        let operands = matmul::Forward {
+            y: write(made),
+            x,
+            w,
+            bias: None,
+            residual: Some(weight(base)),
+        };
+        let dims = Product {
+            rows: dims.cols,
+            inner: f.factors.rank as usize,
+            cols: dims.inner,
+        };
+        let name = format!("{}.made", part.name());
+        self.op(phase, &name, Kind::Linear(operands, dims));
+        read(made)
+    }
+
     /// `y` = `x` · `part`ᵀ [+ its bias] [+ `residual`].
     fn linear(
         &mut self,
@@ -108,7 +141,7 @@ impl Builder<'_> {
         let operands = matmul::Forward {
             y: write(y),
             x: read(x),
-            w: weight(self.param(part)),
+            w: self.matrix(Phase::Forward, part, dims),
             bias: self.bias(part).map(weight),
             residual: residual.map(read),
         };
@@ -117,6 +150,22 @@ impl Builder<'_> {
 
     /// Gradients of `part` [and its bias], then `dx` = `dy` · `part`.
     fn linear_backward(&mut self, part: Part, dx: LocalId, dy: LocalId, x: LocalId, dims: Product) {
+        let name = part.name();
+        match self.factored(part) {
+            None => self.gradients(part, dy, x, dims),
+            Some(f) => self.core_gradient(part, f, (dy, x), dims),
+        }
+        let operands = matmul::Input {
+            dx: write(dx),
+            dy: read(dy),
+            w: self.matrix(Phase::Backward, part, dims),
+        };
+        let kind = Kind::LinearInput(operands, dims);
+        self.op(Phase::Backward, &format!("{name}.input"), kind);
+    }
+
+    /// Gradients of `part` [and its bias].
+    fn gradients(&mut self, part: Part, dy: LocalId, x: LocalId, dims: Product) {
         let (w, name) = (self.param(part), part.name());
         let db = self.bias(part).and_then(|bias| self.add(bias));
         match (self.add(w), db) {
@@ -131,13 +180,59 @@ impl Builder<'_> {
             }
             (None, None) => {}
         }
-        let operands = matmul::Input {
-            dx: write(dx),
-            dy: read(dy),
-            w: weight(w),
+    }
+
+    /// Gradients of the core of `part`, dyᵀ·(x·Q) or xᵀ·(dy·P), [and of the bias to `part`]: the chain rule for the
+    /// matrix that [`Self::matrix`] makes, whose own gradient nobody needs.
+    fn core_gradient(
+        &mut self,
+        part: Part,
+        f: Factored,
+        (dy, x): (LocalId, LocalId),
+        dims: Product,
+    ) {
+        let name = part.name();
+        let (rows, rank) = (dims.rows, f.factors.rank as usize);
+        let (wide, projected, other) = match f.factors.side {
+            Side::Input => (x, dims.inner, dims.cols),
+            Side::Output => (dy, dims.cols, dims.inner),
         };
-        let kind = Kind::LinearInput(operands, dims);
-        self.op(Phase::Backward, &format!("{name}.input"), kind);
+        let narrow = self.local(&format!("{name}.narrow"), self.model.rows(rank));
+        let operands = matmul::Input {
+            dx: write(narrow),
+            dy: read(wide),
+            w: weight(f.projector),
+        };
+        let sizes = Product {
+            rows,
+            inner: rank,
+            cols: projected,
+        };
+        let kind = Kind::LinearInput(operands, sizes);
+        self.op(Phase::Backward, &format!("{name}.narrow"), kind);
+
+        let db = self.bias(part).and_then(|bias| self.add(bias));
+        let dw = self.add(f.core).expect("a core is trained");
+        let sizes = Product {
+            cols: other,
+            ..sizes
+        };
+        let (operands, apart) = match f.factors.side {
+            Side::Input => {
+                let (dy, x) = (read(dy), read(narrow));
+                (matmul::Weight { dw, db, dy, x }, None)
+            }
+            Side::Output => {
+                let (dy, x) = (read(x), read(narrow));
+                (matmul::Weight { dw, db: None, dy, x }, db)
+            }
+        };
+        let kind = Kind::LinearWeight(operands, sizes);
+        self.op(Phase::Backward, &format!("{name}.core"), kind);
+        if let Some(db) = apart {
+            let kind = Kind::LinearBias(matmul::Bias { db, dy: read(dy) }, dims);
+            self.op(Phase::Backward, &format!("{name}.bias"), kind);
+        }
     }
 
     /// Rotates (and with `qk_rstd` first norms) q and k.
@@ -239,16 +334,13 @@ pub(super) fn block(model: &Model<'_>, l: u32) -> (Unit, UnitKinds) {
     let act = b.local("act", model.rows(f));
     let y = b.local("y", model.rows(c));
 
-    let qkv_dims = Product {
-        inner: c,
-        cols: all,
+    let product = |inner, cols| Product {
+        rows: s.rows,
+        inner,
+        cols,
     };
-    let o_dims = Product { inner: q, cols: c };
-    let up_dims = Product {
-        inner: c,
-        cols: wide,
-    };
-    let down_dims = Product { inner: f, cols: c };
+    let (qkv_dims, o_dims) = (product(c, all), product(q, c));
+    let (up_dims, down_dims) = (product(c, wide), product(f, c));
 
     b.norm(Phase::Forward, Part::Norm1, h1, stats1, x);
     b.linear(Part::Qkv, qkv_raw.unwrap_or(qkv), h1, qkv_dims, None);

@@ -1,10 +1,11 @@
 //! Sizes that do not go together are told before anything is built from them.
 
 use lowtide_units::List;
-use lowtide_workload::{Family, ModelShape, Param, ParamId, Workload};
+use lowtide_workload::{Family, Lsp, ModelShape, ParamId, Workload};
 
 use super::Options;
 use crate::ModelError;
+use crate::lsp::{Layout, in_blocks};
 use crate::params::{Part, Role, Spec, specs};
 
 fn wrong(what: &'static str, have: impl Into<u64>, need: impl Into<String>) -> ModelError {
@@ -116,9 +117,9 @@ fn parameters(s: &ModelShape) -> u128 {
 /// Whether something is trained, and of gradients that one kernel makes all or none.
 pub(crate) fn frozen(
     specs: &List<ParamId, Spec>,
-    params: &List<ParamId, Param>,
+    frozen: &List<ParamId, bool>,
 ) -> Result<(), ModelError> {
-    if params.iter().all(|p| p.frozen) {
+    if frozen.iter().all(|&f| f) {
         return Err(ModelError::NothingTrained);
     }
     // Weight and bias of a layer norm, and the norms of queries and keys, stand behind one another.
@@ -126,11 +127,11 @@ pub(crate) fn frozen(
         let norm = a.role == Role::Norm && b.role == Role::Bias && a.part == b.part;
         a.unit == b.unit && (norm || (a.part, b.part) == (Part::QNorm, Part::KNorm))
     };
-    let all = || specs.iter().zip(params.iter());
+    let all = || specs.iter().zip(frozen.iter());
     for ((a, p), (b, q)) in all().zip(all().skip(1)) {
-        if one(a, b) && p.frozen != q.frozen {
+        if one(a, b) && p != q {
             let (a, b) = (&a.parts[0].0, &b.parts[0].0);
-            let (frozen, trained) = if p.frozen { (a, b) } else { (b, a) };
+            let (frozen, trained) = if *p { (a, b) } else { (b, a) };
             return Err(ModelError::Partly {
                 frozen: frozen.clone(),
                 trained: trained.clone(),
@@ -138,6 +139,20 @@ pub(crate) fn frozen(
         }
     }
     Ok(())
+}
+
+/// Whether some matrix is trained in a subspace where that was asked for.
+pub(crate) fn projected(layout: &Layout, lsp: Option<Lsp>) -> Result<(), ModelError> {
+    let Some(lsp) = lsp else { return Ok(()) };
+    if layout.iter().any(|e| e.factors.is_some()) {
+        return Ok(());
+    }
+    let trained = layout.iter().filter(|e| !e.frozen && in_blocks(&e.spec));
+    let shorter = trained.map(|e| e.spec.rows.min(e.spec.cols)).max();
+    Err(ModelError::NothingProjected {
+        shorter: shorter.unwrap_or(0),
+        compression: lsp.compression,
+    })
 }
 
 /// Whether the tensors of all micro-batches can be counted in 64 bits.

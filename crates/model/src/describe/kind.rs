@@ -146,17 +146,18 @@ pub(crate) enum Kind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Tied(pub bool);
 
-/// Sizes of a matrix product: in features and out features, over B·T rows.
+/// Sizes of a matrix product: rows, in features and out features.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Product {
+    pub rows: usize,
     pub inner: usize,
     pub cols: usize,
 }
 
 impl Product {
-    pub fn dims(self, sizes: &Sizes) -> Dims {
+    pub fn dims(self) -> Dims {
         Dims {
-            rows: sizes.rows,
+            rows: self.rows,
             inner: self.inner,
             cols: self.cols,
         }
@@ -210,7 +211,7 @@ impl Kind {
         const FROZEN: &str = " frozen";
         let product = |op: &str, p: Product, with: &[(bool, &str)]| {
             let with: String = with.iter().filter(|w| w.0).map(|w| w.1).collect();
-            format!("matmul.{op} {t} m{rows} n{} k{}{with}", p.cols, p.inner)
+            format!("matmul.{op} {t} m{} n{} k{}{with}", p.rows, p.cols, p.inner)
         };
         let table = |op: &str, with: &[(bool, &str)]| {
             let with: String = with.iter().filter(|w| w.0).map(|w| w.1).collect();
@@ -287,7 +288,7 @@ impl Kind {
         let logits = 2.0 * (s.hidden as f64) * (s.vocab as f64);
         Flops(match self {
             Self::Linear(_, dims) | Self::LinearWeight(_, dims) | Self::LinearInput(_, dims) => {
-                2.0 * rows * dims.inner as f64 * dims.cols as f64
+                2.0 * dims.rows as f64 * dims.inner as f64 * dims.cols as f64
             }
             Self::Attention(_) => 2.0 * attention,
             Self::AttentionBackward(_) => 5.0 * attention,
@@ -317,7 +318,7 @@ impl Kind {
             Self::Linear(_, dims)
             | Self::LinearWeight(_, dims)
             | Self::LinearInput(_, dims)
-            | Self::LinearBias(_, dims) => matmul::workspace(dims.dims(s), s.dtype, m),
+            | Self::LinearBias(_, dims) => matmul::workspace(dims.dims(), s.dtype, m),
             Self::RopeBackward(o) => rope::workspace(s.rows, s.heads, o.norm.is_some(), m),
             Self::Attention(_) | Self::AttentionBackward(_) => {
                 attention::workspace(&s.attn(), s.dtype, m)

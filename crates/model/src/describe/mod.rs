@@ -15,12 +15,13 @@ use lowtide_kernels::attention::Engine;
 use lowtide_kernels::operands::{Add, Read, Write};
 use lowtide_units::{Bytes, Flops, Id, List, ids};
 use lowtide_workload::{
-    Access, Batch, Dtype, Local, LocalId, ModelShape, Op, OpId, Operand, Optimizer, Param, ParamId,
-    Unit, UnitKind, What, Workload,
+    Access, Batch, Dtype, Local, LocalId, Lsp, ModelShape, Op, OpId, Operand, Optimizer, Param,
+    ParamId, ParamKind, Unit, UnitKind, What, Workload,
 };
 
 use crate::ModelError;
-use crate::params::{Part, Role, Spec, specs};
+use crate::lsp::{Factors, Layout, find, layout};
+use crate::params::{Part, Role, specs};
 use kind::{Kind, Sizes};
 
 /// Logits of one chunk take at most about this many bytes, when the chunk is chosen here: on the
@@ -43,8 +44,10 @@ pub struct Options {
     pub gradient: Dtype,
     /// What updates the parameters, and how it stores its state.
     pub optimizer: Optimizer,
-    /// Parameters that are not trained, by index, as [`crate::frozen`] finds them.
+    /// Parameters that are not trained, by index in [`crate::file_params`], as [`crate::frozen`] finds them.
     pub frozen: Vec<ParamId>,
+    /// How the blocks' matrices are trained in subspaces; `None`: as they are.
+    pub lsp: Option<Lsp>,
     /// How the batch is cut.
     pub batch: Batch,
     /// Rows of logits that exist at a time; 0 chooses.
@@ -77,7 +80,8 @@ impl Options {
 ///
 /// # Errors
 /// [`ModelError::Dimensions`] when sizes do not go together (heads, batch, sequence length);
-/// [`ModelError::Partly`] and [`ModelError::NothingTrained`] as [`crate::frozen`].
+/// [`ModelError::Partly`] and [`ModelError::NothingTrained`] as [`crate::frozen`]; [`ModelError::NothingProjected`] when no
+/// matrix can be trained in a subspace.
 pub fn describe(shape: &ModelShape, options: &Options) -> Result<Workload, ModelError> {
     Ok(build(shape, options)?.workload)
 }
@@ -97,21 +101,25 @@ pub(crate) struct Built {
     pub workload: Workload,
     pub kinds: Vec<UnitKinds>,
     pub sizes: Sizes,
+    pub layout: Layout,
 }
 
 pub(crate) fn build(shape: &ModelShape, options: &Options) -> Result<Built, ModelError> {
     check::shape(shape)?;
     check::options(shape, options)?;
     let specs = specs(shape);
-    let mut params: List<ParamId, Param> = specs.iter().map(Spec::param).collect();
+    let mut frozen = List::from(vec![false; specs.len()]);
     for &p in &options.frozen {
-        params[p].frozen = true;
+        frozen[p] = true;
     }
-    check::frozen(&specs, &params)?;
+    check::frozen(&specs, &frozen)?;
+    let layout = layout(&specs, &frozen, options.lsp);
+    check::projected(&layout, options.lsp)?;
+    let params: List<ParamId, Param> = layout.iter().map(|e| e.param()).collect();
     let model = Model {
         shape,
         sizes: Sizes::new(shape, options),
-        specs: &specs,
+        layout: &layout,
         params: &params,
         lowest: lowest(shape, &params),
     };
@@ -139,6 +147,7 @@ pub(crate) fn build(shape: &ModelShape, options: &Options) -> Result<Built, Mode
         workload,
         kinds,
         sizes,
+        layout,
     })
 }
 
@@ -157,9 +166,10 @@ fn model_flops(model: &Model<'_>, batch: Batch) -> Flops {
         params.map(|p| p.elements as f64).sum()
     };
     let embedding_used_above = |p: &Param| shape.tied && p.unit == 0;
-    let forward = numbers(&|_| true);
-    let input = numbers(&|p| p.unit >= model.lowest || embedding_used_above(p));
-    let weight = numbers(&|p| !p.frozen);
+    let own = |p: &Param| p.kind.of_the_model();
+    let forward = numbers(&own);
+    let input = numbers(&|p| own(p) && (p.unit >= model.lowest || embedding_used_above(p)));
+    let weight = numbers(&|p| !p.frozen || p.kind == ParamKind::Projector);
     let each = f64::from(shape.hidden) * f64::from(batch.seq);
     let backward = shape.layers - model.lowest.saturating_sub(1).min(shape.layers);
     let attention = (2.0 * f64::from(shape.layers) + 4.0 * f64::from(backward)) * each;
@@ -170,7 +180,7 @@ fn model_flops(model: &Model<'_>, batch: Batch) -> Flops {
 pub(super) struct Model<'a> {
     shape: &'a ModelShape,
     sizes: Sizes,
-    specs: &'a List<ParamId, Spec>,
+    layout: &'a Layout,
     params: &'a List<ParamId, Param>,
     /// The lowest unit that has a backward.
     lowest: u32,
@@ -182,10 +192,23 @@ impl Model<'_> {
         Bytes((self.sizes.rows * width) as u64 * self.sizes.dtype.size())
     }
 
+    /// Bytes of so many numbers in storage precision.
+    fn numbers(&self, n: usize) -> Bytes {
+        Bytes(n as u64 * self.sizes.dtype.size())
+    }
+
     /// Bytes of a (B·T, `width`) tensor in f32.
     fn rows_f32(&self, width: usize) -> Bytes {
         Bytes((self.sizes.rows * width) as u64 * 4)
     }
+}
+
+/// What a base has beside it.
+#[derive(Clone, Copy, Debug)]
+struct Factored {
+    core: ParamId,
+    projector: ParamId,
+    factors: Factors,
 }
 
 /// One unit in the making.
@@ -232,8 +255,9 @@ impl Phase {
 
 impl<'a> Builder<'a> {
     fn new(model: &'a Model<'a>, name: String, kind: UnitKind, unit_idx: u32) -> Self {
-        let first = ParamId::new(model.specs.partition_point(|p| p.unit < unit_idx));
-        let end = ParamId::new(model.specs.partition_point(|p| p.unit <= unit_idx));
+        let layout = model.layout;
+        let first = ParamId::new(layout.partition_point(|e| e.spec.unit < unit_idx));
+        let end = ParamId::new(layout.partition_point(|e| e.spec.unit <= unit_idx));
         let unit = Unit {
             name,
             kind,
@@ -258,8 +282,23 @@ impl<'a> Builder<'a> {
 
     /// Index of this unit's parameter `part`, or of the bias to it; `None` when the shape has none.
     fn find(&self, part: Part, bias: bool) -> Option<ParamId> {
-        let is = |s: &Spec| s.part == part && (s.role == Role::Bias) == bias;
-        ids(&self.unit.params).find(|&p| is(&self.model.specs[p]))
+        ids(&self.unit.params).find(|&p| {
+            let entry = &self.model.layout[p];
+            let is_bias = entry.spec.role == Role::Bias;
+            entry.kind.of_the_model() && entry.spec.part == part && is_bias == bias
+        })
+    }
+
+    /// How this unit's matrix `part` is trained in a subspace: core, projector and their sizes.
+    fn factored(&self, part: Part) -> Option<Factored> {
+        let entry = &self.model.layout[self.param(part)];
+        let factors = entry.factors?;
+        let at = |kind| find(self.model.layout, entry.file, kind);
+        Some(Factored {
+            core: at(ParamKind::Core)?,
+            projector: at(ParamKind::Projector)?,
+            factors,
+        })
     }
 
     /// Index of this unit's parameter `part`, which every shape of the family has.
@@ -341,7 +380,7 @@ impl<'a> Builder<'a> {
 
     /// Bytes that pass when an operand is passed over once.
     fn bytes(&self, operand: &Operand) -> Bytes {
-        let elements = |i: ParamId| self.model.specs[i].elements();
+        let elements = |i: ParamId| self.model.params[i].elements;
         match operand.what {
             What::Local(i) => self.unit.tensors[i].bytes,
             What::Weight(i) => Bytes(elements(i) * self.model.sizes.dtype.size()),

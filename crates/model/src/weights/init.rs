@@ -65,6 +65,78 @@ pub fn random_init(
         });
 }
 
+/// A drawn projector: `rank` of the `features` vectors of the discrete cosine transform, each feature with a sign of its
+/// own, and each column of length √(features / rank). Its columns are orthogonal as they are written down, any range of
+/// them can be asked for, and no feature stands out: all numbers of a column are about as large.
+///
+/// Which vectors and which signs are a function of seed and parameter. Of full rank it is the identity.
+#[derive(Debug)]
+pub(crate) struct Drawn {
+    features: u64,
+    rank: u64,
+    /// Which vectors of the transform.
+    frequencies: Vec<u64>,
+    /// A sign for each feature.
+    signs: Vec<bool>,
+    /// cos(πt / 2·features) for each t below 4·features.
+    cosines: Vec<f64>,
+}
+
+impl Drawn {
+    pub(crate) fn new(seed: u64, param: ParamId, features: u64, rank: u64) -> Self {
+        let key = [seed as u32, (seed >> 32) as u32];
+        // The last word of the counter tells these numbers from those of random weights.
+        let words = |i: u64, what: u32| philox([i as u32, (i >> 32) as u32, param.0, what], key);
+        let below = |i: u64, n: u64| {
+            let [a, b, ..] = words(i, 1);
+            let bits = u64::from(a) | u64::from(b) << 32;
+            ((u128::from(bits) * u128::from(n)) >> 64) as u64
+        };
+        // The first `rank` places of a shuffle (Fisher and Yates).
+        let mut frequencies: Vec<u64> = (0..features).collect();
+        for i in 0..rank {
+            let other = i + below(i, features - i);
+            frequencies.swap(i as usize, other as usize);
+        }
+        frequencies.truncate(rank as usize);
+        let signs = (0..features).map(|i| words(i, 2)[0] & 1 == 1).collect();
+        let step = TAU / (4.0 * features as f64);
+        Self {
+            features,
+            rank,
+            frequencies,
+            signs,
+            cosines: (0..4 * features).map(|t| (t as f64 * step).cos()).collect(),
+        }
+    }
+
+    /// The number in a row (feature) and column.
+    fn at(&self, row: u64, col: u64) -> f32 {
+        if self.rank == self.features {
+            return if row == col { 1.0 } else { 0.0 };
+        }
+        let frequency = self.frequencies[col as usize];
+        // Vector k of the transform is cos(π(2i + 1)k / 2n), of length √(n / 2); the first one's is √n.
+        let length = if frequency == 0 { 1.0 } else { 2.0f64.sqrt() };
+        let turn = (2 * row + 1) * frequency % (4 * self.features);
+        let x = length / (self.rank as f64).sqrt() * self.cosines[turn as usize];
+        (if self.signs[row as usize] { -x } else { x }) as f32
+    }
+
+    /// Fills `out` with the elements `range`, row-major.
+    pub(crate) fn fill(&self, range: Range<u64>, out: &mut [f32]) {
+        assert!(range.end <= self.features * self.rank, "elements {range:?}");
+        assert_eq!(range.end - range.start, out.len() as u64, "length");
+        let pieces = out.par_chunks_mut(PIECE).enumerate();
+        pieces.for_each(|(i, piece)| {
+            let first = range.start + (i * PIECE) as u64;
+            for (element, x) in (first..).zip(piece) {
+                *x = self.at(element / self.rank, element % self.rank);
+            }
+        });
+    }
+}
+
 /// Four standard normals: Box and Muller's transform of one Philox block.
 fn normals(seed: u64, param: ParamId, block: u64) -> [f64; 4] {
     let counter = [block as u32, (block >> 32) as u32, param.0, 0];
@@ -103,6 +175,44 @@ fn philox(mut c: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Columns are orthogonal and of length √(features / rank), whatever the sizes; other seeds and parameters have
+    /// other ones, and a range is a part of the whole.
+    #[test]
+    fn a_drawn_projector_is_orthogonal() {
+        for (features, rank) in [(64, 16), (60, 8), (33, 8), (576, 144), (24, 24)] {
+            let whole = |seed, param| {
+                let mut all = vec![f32::NAN; (features * rank) as usize];
+                Drawn::new(seed, ParamId(param), features, rank).fill(0..features * rank, &mut all);
+                all
+            };
+            let q = whole(7, 3);
+            let r = rank as usize;
+            let dot = |a: usize, b: usize| -> f64 {
+                let rows = q.chunks_exact(r);
+                rows.map(|row| f64::from(row[a]) * f64::from(row[b])).sum()
+            };
+            let length = features as f64 / rank as f64;
+            for a in 0..r {
+                for b in 0..r {
+                    let want = if a == b { length } else { 0.0 };
+                    let got = dot(a, b);
+                    assert!((got - want).abs() < 1e-5, "{features} {rank}: {a} {b} {got}");
+                }
+            }
+            let mut part = vec![f32::NAN; 2 * r + 3];
+            let range = rank + 1..3 * rank + 4;
+            Drawn::new(7, ParamId(3), features, rank).fill(range.clone(), &mut part);
+            assert_eq!(part, q[range.start as usize..range.end as usize]);
+            if rank < features {
+                assert_ne!(q, whole(8, 3));
+                assert_ne!(q, whole(7, 4));
+                let most = q.iter().fold(0.0f32, |m, x| m.max(x.abs()));
+                let bound = (2.0 / rank as f64).sqrt() as f32;
+                assert!(most <= bound * 1.0001, "{most} {bound}");
+            }
+        }
+    }
 
     /// The known answers of Random123's test suite.
     #[test]

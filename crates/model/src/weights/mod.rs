@@ -11,6 +11,7 @@ mod writer;
 
 pub use checkpoint::Checkpoint;
 pub use header::{SafetensorsHeader, StoredDtype, StoredTensor};
+pub(crate) use init::Drawn;
 pub use init::random_init;
 pub use writer::HfWriter;
 

@@ -12,8 +12,8 @@ use lowtide_device::{Dst, Queue};
 use lowtide_model::{Arg, Call, Decoder, Options, Phase, random_init};
 use lowtide_units::Id;
 use lowtide_workload::{
-    Access, Batch, Dtype, Family, LocalId, ModelShape, OpId, Optimizer, ParamId, Rope, RopeScaling,
-    What, Workload,
+    Access, Batch, Dtype, Family, LocalId, ModelShape, OpId, Optimizer, ParamId, ParamKind, Rope,
+    RopeScaling, What, Workload,
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -164,6 +164,7 @@ pub fn options(precision: Dtype, micro_batch: u32, seq: u32) -> Options {
         gradient: precision,
         optimizer: Optimizer::default(),
         frozen: Vec::new(),
+        lsp: None,
         batch,
         logits_chunk: 5,
         make: lowtide_device::Make::Cpu,
@@ -213,14 +214,20 @@ impl Driver {
             .insert(Key::Inputs, words(bytemuck::cast_slice(&inputs)));
         for (id, param) in driver.decoder.workload().params.clone().pairs() {
             let mut values = vec![0.0; param.elements as usize];
-            random_init(shape, 5, id, 0..param.elements, &mut values);
+            let files = |p, range, out: &mut [f32]| {
+                random_init(shape, 5, p, range, out);
+                Ok::<(), ()>(())
+            };
+            let all = 0..param.elements;
+            let made = driver.decoder.first_values(5, id, all, &mut values, files);
+            made.unwrap();
             for (j, value) in values.iter_mut().enumerate() {
                 // Norms and biases (all ones, all zeros) get values of their own.
                 let vary = ((id.idx() * 31 + j * 17) % 23) as f32 / 23.0 - 0.5;
-                *value = if param.decay {
-                    *value * 12.0
-                } else {
-                    *value + 0.6 * vary
+                *value = match param.kind {
+                    ParamKind::Projector => *value,
+                    _ if param.decay => *value * 12.0,
+                    _ => *value + 0.6 * vary,
                 };
             }
             driver.set_weight(id, &values);

@@ -1,6 +1,7 @@
 //! What a run leaves behind: the fine-tuned model and the trace.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use lowtide_config::{ModelSource, Run};
 use lowtide_model::HfWriter;
@@ -24,17 +25,19 @@ impl Fit<'_> {
         self.follow()?;
         let told = self.room.resize(self.output.folder(), 0);
         self.tell(told);
-        let shape = self.session.decoder().shape().clone();
+        let decoder = Arc::clone(self.session.decoder());
+        let mut merged = decoder.merged();
         let homes = self.session.homes()?;
         let requests = &self.requests;
-        let writer = HfWriter::new(&shape, self.run.precision, source_of(self.run));
+        let writer = HfWriter::new(decoder.shape(), self.run.precision, source_of(self.run));
         let put = self.output.model().put(MODEL, |folder| {
             let pending = &folder.reach();
             let written = writer.write(pending, |p, range, out| {
                 if requests.stopping() {
                     return Err(TrainError::Stopped);
                 }
-                Ok(homes.weights(p, range, out)?)
+                let weights = |p, range, out: &mut [f32]| homes.weights(p, range, out);
+                Ok(merged.read(p, range, out, weights)?)
             });
             written
                 .and_then(|()| tokenizer_files::write(&self.tokenizer, &self.stops, pending))

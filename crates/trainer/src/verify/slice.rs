@@ -6,9 +6,10 @@
 
 use std::collections::BTreeSet;
 
+use lowtide_model::file_params;
 use lowtide_planner::{Choice, LoopOrder, Processor, Saved, Tier};
 use lowtide_units::ids;
-use lowtide_workload::{LocalId, ParamId, UnitKind, Workload};
+use lowtide_workload::{LocalId, ModelShape, ParamId, UnitKind, Workload};
 
 /// What a plan does, in words: `optimizer state on the disk`.
 pub(super) fn told(w: &Workload, choice: &Choice) -> BTreeSet<String> {
@@ -107,12 +108,17 @@ pub(super) fn blocks(whole: &Workload, least: u32) -> Vec<usize> {
     picked.into_iter().collect()
 }
 
-/// The frozen parameters of a slice whose blocks train like these of the whole.
-pub(super) fn frozen(whole: &Workload, blocks: &[usize]) -> Vec<ParamId> {
-    let others = |kind| units(whole, kind);
-    let (first, last) = (others(UnitKind::Embedding), others(UnitKind::Head));
-    let units = first.iter().chain(blocks).chain(&last);
-    let flags = units.flat_map(|&unit| training(whole, unit).0);
+/// The frozen parameters of a slice whose blocks train like these of the whole, of which these are frozen; both by their
+/// index among the parameters of the files.
+pub(super) fn frozen(whole: &ModelShape, off: &[ParamId], blocks: &[usize]) -> Vec<ParamId> {
+    let params = file_params(whole);
+    let last = whole.layers as usize + 1;
+    let units = std::iter::once(0).chain(blocks.iter().copied()).chain([last]);
+    let of = |unit: usize| {
+        let own = params.pairs().filter(move |(_, p)| p.unit as usize == unit);
+        own.map(|(id, _)| off.contains(&id))
+    };
+    let flags = units.flat_map(of);
     let indexed = (0..).zip(flags).filter(|&(_, frozen)| frozen);
     indexed.map(|(i, _)| ParamId(i)).collect()
 }

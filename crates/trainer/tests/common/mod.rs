@@ -14,7 +14,7 @@ use lowtide_planner::{
 use lowtide_session::{ClipRule, DiskChoice, Session, SessionOptions};
 use lowtide_tiers::{RamConfig, RamDisk, TierError};
 use lowtide_units::{Bytes, BytesPerSecond, FlopsPerSecond, Seconds};
-use lowtide_workload::{Batch, Dtype, Family, ModelShape, Optimizer, Rope, RopeScaling};
+use lowtide_workload::{Batch, Dtype, Family, Lsp, ModelShape, Optimizer, Projector, Rope, RopeScaling};
 
 pub fn llama(layers: u32, tied: bool) -> ModelShape {
     ModelShape {
@@ -105,6 +105,26 @@ pub fn decoder_with(
     decoder_frozen(gpu, shape, precision, optimizer, &[], accumulate)
 }
 
+/// In subspaces of so many times fewer directions. (Each test program has this module, and not each asks for this.)
+#[allow(dead_code)]
+pub fn decoder_lsp(
+    gpu: Option<&Gpu>,
+    shape: &ModelShape,
+    precision: Dtype,
+    compression: u32,
+    accumulate: u32,
+) -> Arc<Decoder> {
+    let lsp = Lsp {
+        compression,
+        projector: Projector::Random,
+    };
+    let optimizer = Optimizer::default();
+    let subspaces: (&[&str], _) = (&[], Some(lsp));
+    Arc::new(decoder_alone(
+        gpu, shape, precision, optimizer, subspaces, accumulate,
+    ))
+}
+
 /// Without training the tensors that these patterns name; behind `!` those that are trained all the same.
 pub fn decoder_frozen(
     gpu: Option<&Gpu>,
@@ -114,8 +134,9 @@ pub fn decoder_frozen(
     patterns: &[&str],
     accumulate: u32,
 ) -> Arc<Decoder> {
+    let plain = (patterns, None);
     Arc::new(decoder_alone(
-        gpu, shape, precision, optimizer, patterns, accumulate,
+        gpu, shape, precision, optimizer, plain, accumulate,
     ))
 }
 
@@ -127,7 +148,8 @@ pub fn decoder_of_ranks(
     optimizer: Optimizer,
     (ranks, accumulate): (u32, u32),
 ) -> Arc<Decoder> {
-    let one = decoder_alone(gpu, shape, precision, optimizer, &[], accumulate);
+    let plain: (&[&str], _) = (&[], None);
+    let one = decoder_alone(gpu, shape, precision, optimizer, plain, accumulate);
     Arc::new(one.of_ranks(ranks))
 }
 
@@ -136,7 +158,7 @@ fn decoder_alone(
     shape: &ModelShape,
     precision: Dtype,
     optimizer: Optimizer,
-    patterns: &[&str],
+    (patterns, lsp): (&[&str], Option<Lsp>),
     accumulate: u32,
 ) -> Decoder {
     let (on, off): (Vec<&str>, Vec<&str>) = patterns.iter().partition(|p| p.starts_with('!'));
@@ -147,6 +169,7 @@ fn decoder_alone(
         gradient: precision,
         optimizer,
         frozen: lowtide_model::frozen(shape, &off, &on).expect("names of tensors"),
+        lsp,
         batch: Batch {
             micro_batch: 2,
             seq: 12,
@@ -298,8 +321,10 @@ pub fn open(d: &Arc<Decoder>, plan: &Arc<Plan>, clip: Clip, options: SessionOpti
         .homes()
         .expect("staging")
         .initialise(|p, range, out| -> Result<(), TierError> {
-            random_init(d.shape(), 7, p, range, out);
-            Ok(())
+            d.first_values(7, p, range, out, |p, range, out| {
+                random_init(d.shape(), 7, p, range, out);
+                Ok(())
+            })
         })
         .expect("weights are written");
     session

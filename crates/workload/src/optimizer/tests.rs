@@ -13,6 +13,7 @@ fn adamw(moments: Moments) -> Optimizer {
 fn param(elements: u64, cols: u64) -> Param {
     Param {
         frozen: false,
+        kind: crate::ParamKind::Own,
         name: "p".into(),
         unit: 0,
         elements,

@@ -1,0 +1,79 @@
+//! What a steady step moves over the links, by what it is.
+
+use lowtide_units::Bytes;
+use lowtide_workload::{ParamKind, Workload};
+use serde::{Deserialize, Serialize};
+
+use crate::plan::{LaneKind, Plan, Tensor, Work};
+
+/// Bytes of a steady step on one link.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Traffic {
+    /// Weights that no step writes.
+    pub frozen: Bytes,
+    /// Weights that are trained.
+    pub weights: Bytes,
+    /// Gradients, complete or adding up.
+    pub gradients: Bytes,
+    /// Optimizer state.
+    pub state: Bytes,
+    /// Activations, their gradients and all else.
+    pub others: Bytes,
+}
+
+/// What a steady step moves to the device, and from it.
+#[must_use]
+pub fn traffic(plan: &Plan) -> [Traffic; 2] {
+    let mut both = [Traffic::default(); 2];
+    for (part, times) in plan.rounds().steady() {
+        let copies = plan.part(part).iter().filter(|t| t.work == Work::Copy);
+        for task in copies {
+            let link = match task.lane.kind {
+                LaneKind::H2d => 0,
+                LaneKind::D2h => 1,
+                _ => continue,
+            };
+            let to = &mut both[link];
+            let sum = match plan.slots[task.args[0].slot].tensor {
+                Tensor::Weight(p) if plan.pieces[p].frozen => &mut to.frozen,
+                Tensor::Weight(_) => &mut to.weights,
+                Tensor::Gradient(_) | Tensor::Accumulator(_) => &mut to.gradients,
+                Tensor::State(_) => &mut to.state,
+                _ => &mut to.others,
+            };
+            *sum += Bytes(task.args[0].bytes * u64::from(times));
+        }
+    }
+    both
+}
+
+/// What a plan trains where it is not the model's own matrices, and what a step moves of that; empty where it trains them as
+/// they are.
+#[must_use]
+pub fn explain_cores(plan: &Plan, w: &Workload) -> String {
+    let numbers = |kind: ParamKind| -> f64 {
+        let of = w.params.iter().filter(|p| p.kind == kind);
+        of.map(|p| p.elements as f64).sum::<f64>() / 1e6
+    };
+    let [base, projector, core] =
+        [ParamKind::Base, ParamKind::Projector, ParamKind::Core].map(numbers);
+    if core == 0.0 {
+        return String::new();
+    }
+    let others = w.trained() as f64 / 1e6 - core;
+    let [up, down] = traffic(plan);
+    format!(
+        "in subspaces: of {base:.1} M numbers of the blocks' matrices {core:.1} M are trained, along {projector:.1} M of \
+         projectors; {others:.1} M others are trained as they are; numbers differ from exact training\n\
+         a step reads of bases and projectors {}, and moves up {} of trained weights and {} of state, down {} of \
+         gradients and {} of state\n",
+        match up.frozen {
+            Bytes::ZERO => "what stays on the device".to_owned(),
+            bytes => format!("{bytes} over the link"),
+        },
+        up.weights,
+        up.state,
+        down.gradients,
+        down.state,
+    )
+}
