@@ -9,12 +9,13 @@ use lowtide_workload::OptimizerName;
 use crate::key::KeyDefault::{ByOptimizer, Unset, Value};
 use crate::key::{Key, Kind};
 use crate::words::{
-    Activations, ClipMode, DTYPE_ALIASES, DTYPES, Device, Init, LastBatch, LoopOrder,
-    MOMENT_ALIASES, MOMENTS, NonFinite, OPTIMIZER_ALIASES, OPTIMIZERS, Offload, Pieces,
-    ScheduleShape, Strategy, Tier, UpdateOn,
+    ClipMode, DTYPE_ALIASES, DTYPES, Device, Init, LastBatch, MOMENT_ALIASES, MOMENTS, NonFinite,
+    OPTIMIZER_ALIASES, OPTIMIZERS, ScheduleShape, UpdateOn,
 };
 
 mod data;
+mod plan;
+mod strategy;
 
 /// Every section with what it is about, in the order of the reference. The first is the top.
 pub const SECTIONS: &[(&str, &str)] = &[
@@ -59,8 +60,21 @@ pub const SECTIONS: &[(&str, &str)] = &[
 /// Every key, in the order of the reference. Each has a row in `crates/cli/tests/keys.rs`, which looks for
 /// what changing it changes.
 pub const KEYS: &[Key] = &{
-    const PARTS: [&[Key]; 3] = [BEFORE_DATA, data::KEYS, AFTER_DATA];
-    const N: usize = PARTS[0].len() + PARTS[1].len() + PARTS[2].len();
+    const PARTS: [&[Key]; 6] = [
+        BEFORE_DATA,
+        data::KEYS,
+        AFTER_DATA,
+        strategy::KEYS,
+        plan::KEYS,
+        FROM_EVAL,
+    ];
+    const N: usize = {
+        let (mut n, mut part) = (0, 0);
+        while part < PARTS.len() {
+            (n, part) = (n + PARTS[part].len(), part + 1);
+        }
+        n
+    };
     let (mut all, mut part, mut n) = ([PARTS[0][0]; N], 0, 0);
     while part < PARTS.len() {
         let mut i = 0;
@@ -476,124 +490,10 @@ const AFTER_DATA: &[Key] = &[
         default: Value("auto"),
         elsewhere: &["cpu_offload", "optimizer_in_bwd", "enable_cpu_offload"],
     },
-    Key {
-        name: "strategy.name",
-        doc: "What is trained.",
-        kind: Kind::word(Strategy::WORDS),
-        default: Value("exact"),
-        elsewhere: &[],
-    },
-    Key {
-        name: "strategy.lsp.compression",
-        doc: "How many times fewer numbers than a matrix has are trained in its place: of its shorter side's directions so \
-              many times fewer are kept, rounded down to a multiple of 8. With 1 all are kept, which is exact training but for \
-              roundings.",
-        kind: Kind::Count { min: 1, max: 1024 },
-        default: Value("4"),
-        elsewhere: &[],
-    },
-    Key {
-        name: "plan.loop",
-        doc: "Order of micro-batches and blocks in a step.",
-        kind: Kind::Pin {
-            words: LoopOrder::WORDS,
-        },
-        default: Value("auto"),
-        elsewhere: &["loop_order", "layer_major"],
-    },
-    place(
-        "plan.weights",
-        "Where weights stay between uses.",
-        &["offload_param"],
-    ),
-    place(
-        "plan.optimizer",
-        "Where master weights and moments stay between steps.",
-        &["offload_optimizer"],
-    ),
-    place(
-        "plan.gradients",
-        "Where complete gradients wait for the update.",
-        &["offload_gradients"],
-    ),
-    place(
-        "plan.inputs",
-        "Where block inputs wait for the backward pass.",
-        &[
-            "activation_offloading",
-            "activation_offload",
-            "enable_activation_offloading",
-        ],
-    ),
-    Key {
-        name: "plan.recompute",
-        doc: "Blocks whose inner activations are computed again in the backward pass.",
-        kind: Kind::PinCount {
-            words: &[("none", "no block"), ("all", "every block")],
-            max: 100_000,
-        },
-        default: Value("auto"),
-        elsewhere: &[
-            "gradient_checkpointing",
-            "activation_checkpoint",
-            "enable_activation_checkpointing",
-        ],
-    },
-    Key {
-        name: "plan.activations",
-        doc: "What may become of tensors that the forward pass saves for the backward pass. `auto`: for each of \
-              them whatever makes the step shortest. Changes no result.",
-        kind: Kind::Pin {
-            words: Activations::WORDS,
-        },
-        default: Value("auto"),
-        elsewhere: &["offload_activations", "saved_tensors"],
-    },
-    Key {
-        name: "plan.offload",
-        doc: "Where saved tensors go that do not stay on the device and are not computed again. `auto`: to the host, and \
-              what has no room there to the disks of the budget. Changes no result.",
-        kind: Kind::Pin {
-            words: Offload::WORDS,
-        },
-        default: Value("auto"),
-        elsewhere: &["offload_device", "offload_to"],
-    },
-    Key {
-        name: "plan.min_gain",
-        doc: "Seconds that a step must become shorter for each TB (10^12 bytes) that it writes to the disks of the \
-              budget: flash wears out. Changes no result.",
-        kind: Kind::Number {
-            low: Included(0.0),
-            high: Unbounded,
-        },
-        default: Value("1.0"),
-        elsewhere: &[],
-    },
-    Key {
-        name: "plan.prefetch",
-        doc: "How far copies run ahead of their use and lag behind it. 0: just in time. N: until N eighths of \
-              the device are taken, and N of a block's largest tensors on the host. Changes no result.",
-        kind: Kind::PinCount { words: &[], max: 8 },
-        default: Value("auto"),
-        elsewhere: &["prefetch_factor", "backward_prefetch", "forward_prefetch"],
-    },
-    Key {
-        name: "plan.pieces",
-        doc: "Grain at which a block's weights are fetched.",
-        kind: Kind::Pin {
-            words: Pieces::WORDS,
-        },
-        default: Value("auto"),
-        elsewhere: &[],
-    },
-    Key {
-        name: "plan.machine",
-        doc: "File with measured rates, as `lowtide probe` writes it.",
-        kind: Kind::Path,
-        default: Unset("this machine is probed"),
-        elsewhere: &["machine_file"],
-    },
+];
+
+/// Those behind the planner's knobs.
+const FROM_EVAL: &[Key] = &[
     Key {
         name: "eval.every_steps",
         doc: "Evaluate each so many steps; 0: after the last only.",
@@ -797,16 +697,6 @@ const fn setting(
         doc,
         kind: Kind::Number { low, high },
         default: ByOptimizer,
-        elsewhere,
-    }
-}
-
-const fn place(name: &'static str, doc: &'static str, elsewhere: &'static [&'static str]) -> Key {
-    Key {
-        name,
-        doc,
-        kind: Kind::Pin { words: Tier::WORDS },
-        default: Value("auto"),
         elsewhere,
     }
 }

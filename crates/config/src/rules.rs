@@ -297,7 +297,11 @@ fn lsp(low: &Low, run: &Run) -> Result<(), ConfigError> {
         let why = "a durable run of lsp is not supported; save checkpoints instead";
         return conflict(low, governor, "checkpoint.durable", why);
     }
-    if run.optimizer.setting("weight_decay").is_some_and(|x| x > 0.0) {
+    if run
+        .optimizer
+        .setting("weight_decay")
+        .is_some_and(|x| x > 0.0)
+    {
         let why = "lsp keeps the base weights as they are, so they cannot decay; leave 'optimizer.weight_decay' at 0";
         return conflict(low, "optimizer.weight_decay", governor, why);
     }

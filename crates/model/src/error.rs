@@ -85,7 +85,7 @@ pub enum ModelError {
     /// No matrix of the blocks can be trained in a subspace: those that are trained have shorter sides of at most
     /// `shorter` features, of which a multiple of 8 has to be left.
     #[error(
-        "no matrix of the blocks can be trained in a subspace: a {compression}th of {shorter} features, the most that \
+        "no matrix of the blocks can be trained in a subspace: 1/{compression} of {shorter} features, the most that \
          the shorter side of a trained one has, is less than 8"
     )]
     NothingProjected {

@@ -233,7 +233,13 @@ impl<'a> Merged<'a> {
             inner: rank as usize,
             cols: cols as usize,
         };
-        matmul::forward(&self.queue, operands, dims, Dtype::F32, Dst::of::<u8>(&mut []));
+        matmul::forward(
+            &self.queue,
+            operands,
+            dims,
+            Dtype::F32,
+            Dst::of::<u8>(&mut []),
+        );
         let skip = (range.start - rows.start * cols) as usize;
         out.copy_from_slice(&made[skip..][..out.len()]);
         Ok(())

@@ -63,7 +63,9 @@ fn whole(driver: &Driver) -> Vec<Vec<f64>> {
             for (i, x) in numbers.iter_mut().enumerate() {
                 let (row, col) = (i / n, i % n);
                 let (of_s, of_p) = if output { (col, row) } else { (row, col) };
-                *x += (0..r).map(|j| s[of_s * r + j] * p[of_p * r + j]).sum::<f64>();
+                *x += (0..r)
+                    .map(|j| s[of_s * r + j] * p[of_p * r + j])
+                    .sum::<f64>();
             }
         }
         all.push(numbers);
@@ -134,7 +136,10 @@ fn the_parts_of_a_matrix_are_used_as_they_must() {
         assert_eq!(w.trained(), kinds["own"].1 + kinds["core"].1, "{name}");
         for (unit, of_exact) in w.units.iter().zip(&exact.units) {
             let saved = |u: &lowtide_workload::Unit| -> Vec<String> {
-                u.saved().iter().map(|&i| u.tensors[i].name.clone()).collect()
+                u.saved()
+                    .iter()
+                    .map(|&i| u.tensors[i].name.clone())
+                    .collect()
             };
             assert_eq!(saved(unit), saved(of_exact), "{name} {}", unit.name);
             let own = lowtide_units::ids(&unit.params);
@@ -142,9 +147,8 @@ fn the_parts_of_a_matrix_are_used_as_they_must() {
                 let all = [&unit.forward, &unit.backward];
                 let users = |what: What| {
                     all.map(|ops| {
-                        let uses = |op: &&lowtide_workload::Op| {
-                            op.operands.iter().any(|o| o.what == what)
-                        };
+                        let uses =
+                            |op: &&lowtide_workload::Op| op.operands.iter().any(|o| o.what == what);
                         ops.iter().filter(uses).count()
                     })
                 };
@@ -206,15 +210,26 @@ fn what_is_not_projected_is_as_it_was() {
     };
     // A quarter of 20 is less than eight: nothing is left of it.
     match describe(&tiny_llama(), &with(Some(lsp(4)), Dtype::F32)) {
-        Err(ModelError::NothingProjected { shorter: 20, compression: 4 }) => {}
+        Err(ModelError::NothingProjected {
+            shorter: 20,
+            compression: 4,
+        }) => {}
         other => panic!("{other:?}"),
     }
     let all = of(&tiny_llama(), Vec::new(), 2);
-    let block = ["blocks.0.qkv", "blocks.0.o", "blocks.0.gate_up", "blocks.0.down"];
+    let block = [
+        "blocks.0.qkv",
+        "blocks.0.o",
+        "blocks.0.gate_up",
+        "blocks.0.down",
+    ];
     assert_eq!(all[..4], block);
     let off = file_params(&tiny_llama()).position(|p| p.name == "blocks.0.o");
     let some = of(&tiny_llama(), off.into_iter().collect(), 2);
-    assert_eq!(some[..3], ["blocks.0.qkv", "blocks.0.gate_up", "blocks.0.down"]);
+    assert_eq!(
+        some[..3],
+        ["blocks.0.qkv", "blocks.0.gate_up", "blocks.0.down"]
+    );
     assert_eq!(of(&tiny_gpt2(), Vec::new(), 2)[2], "blocks.0.up");
 }
 
@@ -235,11 +250,18 @@ fn the_gradient_of_the_core_is_the_slope() {
                 continue;
             }
             let gradient = driver.gradient(id);
-            let length = gradient.iter().map(|&g| f64::from(g).powi(2)).sum::<f64>().sqrt();
+            let length = gradient
+                .iter()
+                .map(|&g| f64::from(g).powi(2))
+                .sum::<f64>()
+                .sqrt();
             assert!(length > 1e-3, "{}: {}", shape.name, param.name);
             let own: Vec<f64> = gradient.iter().map(|&g| f64::from(g) / length).collect();
             let largest = own.iter().enumerate();
-            let largest = largest.max_by(|a, b| a.1.abs().total_cmp(&b.1.abs())).unwrap().0;
+            let largest = largest
+                .max_by(|a, b| a.1.abs().total_cmp(&b.1.abs()))
+                .unwrap()
+                .0;
             let mut single = vec![0.0; own.len()];
             single[largest] = 1.0;
             let before = driver.weight(id);
@@ -305,7 +327,12 @@ fn merged_matrices_are_those_that_are_used() {
                 let want = &want[file.0 as usize][range.start as usize..range.end as usize];
                 for (got, want) in got.iter().zip(want) {
                     let far = (f64::from(*got) - want).abs();
-                    assert!(far < 1e-6, "{}: {} {range:?}: {got} {want}", shape.name, param.name);
+                    assert!(
+                        far < 1e-6,
+                        "{}: {} {range:?}: {got} {want}",
+                        shape.name,
+                        param.name
+                    );
                 }
             }
         }
@@ -336,13 +363,27 @@ fn identity_projectors_are_exact_training() {
                 ParamKind::Base => {
                     let (core, _, output) = beside(&w, &param.name);
                     let got = whole_rank.gradient(core);
-                    let at = |i: usize| if output { i % cols * rows + i / cols } else { i };
+                    let at = |i: usize| {
+                        if output {
+                            i % cols * rows + i / cols
+                        } else {
+                            i
+                        }
+                    };
                     (0..got.len()).map(|i| got[at(i)]).collect()
                 }
                 _ => whole_rank.gradient(id),
             };
-            let length = want.iter().map(|&g| f64::from(g).powi(2)).sum::<f64>().sqrt();
-            let far = want.iter().zip(&got).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>();
+            let length = want
+                .iter()
+                .map(|&g| f64::from(g).powi(2))
+                .sum::<f64>()
+                .sqrt();
+            let far = want
+                .iter()
+                .zip(&got)
+                .map(|(a, b)| f64::from(a - b).powi(2))
+                .sum::<f64>();
             let far = far.sqrt() / length;
             assert!(far < 1e-6, "{}: {}: {far:e}", shape.name, param.name);
         }

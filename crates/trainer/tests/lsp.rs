@@ -78,7 +78,10 @@ fn placements(gpu: Option<&Gpu>) {
                     let mut session = open(&d, &plan, clip, options);
                     let got = train(&mut session, 3, accumulate);
                     assert_eq!(got, want, "{} {c:?} {clip:?} {gpu:?}", shape.name);
-                    assert!(constants(&mut session) == began, "{c:?}: a constant was written");
+                    assert!(
+                        constants(&mut session) == began,
+                        "{c:?}: a constant was written"
+                    );
                     combinations += 1;
                 }
             }
@@ -95,7 +98,9 @@ fn constants(session: &mut Session) -> Vec<f32> {
     for (p, param) in d.workload().params.pairs() {
         if matches!(param.kind, ParamKind::Base | ParamKind::Projector) {
             let mut numbers = vec![0.0; param.elements as usize];
-            homes.weights(p, 0..param.elements, &mut numbers).expect("read");
+            homes
+                .weights(p, 0..param.elements, &mut numbers)
+                .expect("read");
             all.append(&mut numbers);
         }
     }
@@ -108,7 +113,11 @@ fn every_order_gives_the_same_bits() {
     let d = decoder_lsp(None, &llama(2, true), Dtype::Bf16, 4, 2);
     for (k, clip) in CLIPS.into_iter().enumerate() {
         let resident = choice(&d, Tier::Device, Tier::Device, Tier::Device);
-        let want = train(&mut open(&d, &checked(&d, &resident, clip), clip, quick()), 3, 2);
+        let want = train(
+            &mut open(&d, &checked(&d, &resident, clip), clip, quick()),
+            3,
+            2,
+        );
         for i in [1, 4, 7, 10, 14, 22] {
             let plan = checked(&d, &place(&d, i + k), clip);
             for seed in 0..12 {
@@ -134,7 +143,9 @@ fn twenty(d: &Arc<Decoder>) -> Vec<f64> {
             weight_decay: 0.0,
             ..hyper(step)
         };
-        let data = session.submit(batch(step % 4, 1), hyper).expect("submitted");
+        let data = session
+            .submit(batch(step % 4, 1), hyper)
+            .expect("submitted");
         session.outcome(&data).expect("done").loss()
     });
     losses.collect()
@@ -261,7 +272,11 @@ fn mutants_of_its_tasks_are_found() {
 #[test]
 fn projectors_are_of_the_seed() {
     let d = decoder_lsp(None, &llama(1, false), Dtype::Bf16, 4, 1);
-    let plan = checked(&d, &choice(&d, Tier::Host, Tier::Host, Tier::Host), Clip::None);
+    let plan = checked(
+        &d,
+        &choice(&d, Tier::Host, Tier::Host, Tier::Host),
+        Clip::None,
+    );
     let run = |seed: u64| -> Trained {
         let mut session = open(&d, &plan, Clip::None, quick());
         let homes = session.homes().expect("staging");
@@ -276,6 +291,9 @@ fn projectors_are_of_the_seed() {
     };
     assert_eq!(run(7), run(7));
     let (a, b) = (run(7), run(8));
-    assert_eq!(a.losses[0].0, b.losses[0].0, "the first loss is the model's own");
+    assert_eq!(
+        a.losses[0].0, b.losses[0].0,
+        "the first loss is the model's own"
+    );
     assert_ne!(a.losses[1], b.losses[1]);
 }

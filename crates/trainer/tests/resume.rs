@@ -214,6 +214,47 @@ fn a_resumed_run_of_small_moments_equals_an_unbroken_one() {
     }
 }
 
+/// Bases, projectors and cores go through a checkpoint; one of another strategy is refused.
+#[test]
+fn a_resumed_run_in_subspaces_equals_an_unbroken_one() {
+    let with = |plan: &str, strategy: &str| format!("{plan}\nstrategy: {strategy}");
+    let lsp = "{name: lsp, lsp: {compression: 4}}";
+    for clip in ["exact", "none"] {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let file = |output: &str, plan: &str, strategy: &str| {
+            run_file(dir.path(), output, &with(plan, strategy), clip)
+        };
+        go(&file("whole", RESIDENT, lsp), u64::MAX);
+        let want = result(&dir.path().join("whole"));
+        assert_eq!(want.1.len(), 12);
+        let report = go(&file("part", ON_DISK, lsp), 5);
+        assert!(report.stopped && report.steps < 12);
+        for (other, part) in [
+            ("{name: exact}", "strategy"),
+            (
+                "{name: lsp, lsp: {compression: 2}}",
+                "strategy.lsp.compression",
+            ),
+        ] {
+            match try_go(&file("part", RESIDENT, other), &[], 0) {
+                Err(TrainError::OtherRun { key, .. }) => assert_eq!(key, part),
+                other => panic!("resumed with another strategy: {:?}", other.err()),
+            }
+        }
+        let report = go(&file("part", RESIDENT, lsp), u64::MAX);
+        assert!(!report.stopped);
+        assert_eq!(result(&dir.path().join("part")), want, "{clip}");
+        // Another training than the exact one.
+        go(&file("exact", RESIDENT, "{name: exact}"), u64::MAX);
+        let exact = result(&dir.path().join("exact"));
+        assert_eq!(
+            exact.1[0].1, want.1[0].1,
+            "the first loss is the model's own"
+        );
+        assert_ne!(exact.1[11].1, want.1[11].1);
+    }
+}
+
 #[test]
 fn a_resumed_run_equals_an_unbroken_one() {
     for clip in ["exact", "previous", "none"] {

@@ -9,6 +9,7 @@ mod finished;
 mod freeze;
 mod looks;
 mod lost;
+mod lsp;
 mod masks;
 mod memory;
 mod outputs;

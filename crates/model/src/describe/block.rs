@@ -224,7 +224,15 @@ impl Builder<'_> {
             }
             Side::Output => {
                 let (dy, x) = (read(x), read(narrow));
-                (matmul::Weight { dw, db: None, dy, x }, db)
+                (
+                    matmul::Weight {
+                        dw,
+                        db: None,
+                        dy,
+                        x,
+                    },
+                    db,
+                )
             }
         };
         let kind = Kind::LinearWeight(operands, sizes);

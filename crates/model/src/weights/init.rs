@@ -197,7 +197,10 @@ mod tests {
                 for b in 0..r {
                     let want = if a == b { length } else { 0.0 };
                     let got = dot(a, b);
-                    assert!((got - want).abs() < 1e-5, "{features} {rank}: {a} {b} {got}");
+                    assert!(
+                        (got - want).abs() < 1e-5,
+                        "{features} {rank}: {a} {b} {got}"
+                    );
                 }
             }
             let mut part = vec![f32::NAN; 2 * r + 3];

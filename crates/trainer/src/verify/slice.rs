@@ -113,7 +113,9 @@ pub(super) fn blocks(whole: &Workload, least: u32) -> Vec<usize> {
 pub(super) fn frozen(whole: &ModelShape, off: &[ParamId], blocks: &[usize]) -> Vec<ParamId> {
     let params = file_params(whole);
     let last = whole.layers as usize + 1;
-    let units = std::iter::once(0).chain(blocks.iter().copied()).chain([last]);
+    let units = std::iter::once(0)
+        .chain(blocks.iter().copied())
+        .chain([last]);
     let of = |unit: usize| {
         let own = params.pairs().filter(move |(_, p)| p.unit as usize == unit);
         own.map(|(id, _)| off.contains(&id))
@@ -224,12 +226,16 @@ mod tests {
         without(layers, &[])
     }
 
-    /// Of which some parameters are frozen.
-    fn without(layers: u32, frozen: &[ParamId]) -> Workload {
-        let shape = ModelShape {
+    fn shape(layers: u32) -> ModelShape {
+        ModelShape {
             layers,
             ..ModelShape::builtin("qwen2.5-0.5b").expect("a built-in shape")
-        };
+        }
+    }
+
+    /// Of which some parameters are frozen.
+    fn without(layers: u32, frozen: &[ParamId]) -> Workload {
+        let shape = shape(layers);
         let batch = Batch {
             micro_batch: 1,
             seq: 128,
@@ -258,10 +264,11 @@ mod tests {
         let off = [0, 1, 3]
             .into_iter()
             .flat_map(|unit: usize| ids(&all.units[unit].params));
-        let whole = without(4, &off.collect::<Vec<_>>());
+        let off: Vec<ParamId> = off.collect();
+        let whole = without(4, &off);
         let picked = blocks(&whole, 2);
         assert_eq!(picked, [1, 2, 3]);
-        let slice = without(picked.len() as u32, &frozen(&whole, &picked));
+        let slice = without(picked.len() as u32, &frozen(&shape(4), &off, &picked));
         let mut choice = Choice::resident(&whole);
         // The last block shows the most, and is trained as the second.
         choice.weights[4] = Tier::Host;

@@ -14,7 +14,9 @@ use lowtide_planner::{
 use lowtide_session::{ClipRule, DiskChoice, Session, SessionOptions};
 use lowtide_tiers::{RamConfig, RamDisk, TierError};
 use lowtide_units::{Bytes, BytesPerSecond, FlopsPerSecond, Seconds};
-use lowtide_workload::{Batch, Dtype, Family, Lsp, ModelShape, Optimizer, Projector, Rope, RopeScaling};
+use lowtide_workload::{
+    Batch, Dtype, Family, Lsp, ModelShape, Optimizer, Projector, Rope, RopeScaling,
+};
 
 pub fn llama(layers: u32, tied: bool) -> ModelShape {
     ModelShape {

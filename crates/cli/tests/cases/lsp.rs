@@ -1,0 +1,120 @@
+//! Training in subspaces in whole runs: the export is a plain model that evaluates as the run did, `verify` and `plan` take
+//! the strategy, and what does not go together with it is told.
+
+use serde_json::Value;
+
+use super::scratch::Scratch;
+
+const RUN: &str = r"
+model:
+  path: m
+budget: {device: 200MiB, host: 1GiB}
+data:
+  train: train.jsonl
+  eval: train.jsonl
+train:
+  steps: 4
+  micro_batch: 2
+  seq: 64
+  learning_rate: 0.01
+strategy: {name: lsp, lsp: {compression: 4}}
+output: out
+";
+
+fn ready() -> Scratch {
+    let scratch = Scratch::bare();
+    scratch.write("run.yaml", RUN);
+    scratch
+}
+
+#[test]
+fn an_export_is_what_was_trained() {
+    let scratch = ready();
+    let ended = scratch.train(&[]);
+    let text = ended.fine().text();
+    let report: Value = serde_json::from_str(&scratch.read("out/finished.json")).expect("JSON");
+    let trained = report["report"]["eval_loss_last"].as_f64();
+    let trained = trained.unwrap_or_else(|| panic!("{report} {text}"));
+    let told = scratch.run(&["eval", "run.yaml", "--model", "out/model", "--json"]);
+    let told = told.fine().json();
+    let loaded = told["loss"].as_f64().unwrap_or_else(|| panic!("{told}"));
+    // The sums of the export are cut elsewhere: a weight in thousands is rounded to its neighbour.
+    assert!(
+        (trained - loaded).abs() < 1e-3 * trained,
+        "{trained} {loaded}"
+    );
+    let before = std::fs::read(scratch.at("m/model.safetensors")).expect("a file");
+    let after = std::fs::read(scratch.at("out/model/model.safetensors")).expect("a file");
+    assert_eq!(before.len(), after.len(), "the same tensors");
+    assert!(before != after);
+}
+
+#[test]
+fn a_plan_tells_what_is_trained_and_verify_holds() {
+    let scratch = ready();
+    let plan = |set: &str| scratch.run(&["plan", "run.yaml", "--json", "--set", set]);
+    let (lsp, exact) = (plan("train.steps=4"), plan("strategy.name=exact"));
+    let (lsp, exact) = (lsp.fine().json(), exact.fine().json());
+    assert_eq!(lsp["parameters"], exact["parameters"]);
+    assert_eq!(exact["strategy"], "exact");
+    let trained = |of: &Value| of["trained_parameters"].as_u64().expect("a number");
+    // Four blocks: a quarter of each matrix, all of embedding and norms.
+    let whole = [(256, 128), (128, 128), (704, 128), (128, 352)];
+    let numbers: u64 = whole.iter().map(|(m, n)| m * n).sum();
+    assert_eq!(trained(&exact) - trained(&lsp), 4 * numbers * 3 / 4);
+    let text = scratch.run(&["plan", "run.yaml"]).fine().text();
+    let told = format!(
+        "in subspaces: of {:.1} M numbers",
+        4.0 * numbers as f64 / 1e6
+    );
+    assert!(text.contains(&told), "{told}: {text}");
+
+    for set in [
+        "train.steps=4",
+        "plan.weights=host",
+        "train.freeze=model.layers.1",
+    ] {
+        let args = [
+            "verify", "run.yaml", "--json", "--blocks", "2", "--set", set,
+        ];
+        assert_eq!(scratch.run(&args).fine().json()["equal"], true, "{set}");
+        let mut args = args.to_vec();
+        args.push("--plant-fault");
+        let found = scratch.run(&args);
+        assert_ne!(found.code, Some(0), "{set}");
+    }
+}
+
+#[test]
+fn what_does_not_go_together_is_told() {
+    let scratch = ready();
+    for (sets, words) in [
+        (
+            &["checkpoint.durable=true", "budget.disk=1GiB"][..],
+            &["strategy.name", "checkpoint.durable", "save checkpoints"][..],
+        ),
+        (
+            &["optimizer.weight_decay=0.1"],
+            &["optimizer.weight_decay", "strategy.name", "at 0"],
+        ),
+        (
+            &["strategy.name=exact", "strategy.lsp.compression=2"],
+            &["strategy.lsp.compression", "strategy.name: lsp"],
+        ),
+        (
+            &["strategy.lsp.compression=0"],
+            &["strategy.lsp.compression", "1 to 1024"],
+        ),
+        (
+            &["strategy.lsp.compression=32"],
+            &["1/32 of 128 features", "lower `strategy.lsp.compression`"],
+        ),
+        (
+            &["train.freeze=model.layers"],
+            &["no matrix of the blocks", "freeze less"],
+        ),
+        (&["strategy.name=lora"], &["strategy.name", "exact, lsp"]),
+    ] {
+        scratch.train(sets).refused(words);
+    }
+}

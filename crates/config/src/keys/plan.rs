@@ -1,0 +1,123 @@
+//! The planner's knobs.
+
+use std::ops::Bound::{Included, Unbounded};
+
+use crate::key::KeyDefault::{Unset, Value};
+use crate::key::{Key, Kind};
+use crate::words::{Activations, LoopOrder, Offload, Pieces, Tier};
+
+/// Those keys, in the order of the reference.
+pub(super) const KEYS: &[Key] = &[
+    Key {
+        name: "plan.loop",
+        doc: "Order of micro-batches and blocks in a step.",
+        kind: Kind::Pin {
+            words: LoopOrder::WORDS,
+        },
+        default: Value("auto"),
+        elsewhere: &["loop_order", "layer_major"],
+    },
+    place(
+        "plan.weights",
+        "Where weights stay between uses.",
+        &["offload_param"],
+    ),
+    place(
+        "plan.optimizer",
+        "Where master weights and moments stay between steps.",
+        &["offload_optimizer"],
+    ),
+    place(
+        "plan.gradients",
+        "Where complete gradients wait for the update.",
+        &["offload_gradients"],
+    ),
+    place(
+        "plan.inputs",
+        "Where block inputs wait for the backward pass.",
+        &[
+            "activation_offloading",
+            "activation_offload",
+            "enable_activation_offloading",
+        ],
+    ),
+    Key {
+        name: "plan.recompute",
+        doc: "Blocks whose inner activations are computed again in the backward pass.",
+        kind: Kind::PinCount {
+            words: &[("none", "no block"), ("all", "every block")],
+            max: 100_000,
+        },
+        default: Value("auto"),
+        elsewhere: &[
+            "gradient_checkpointing",
+            "activation_checkpoint",
+            "enable_activation_checkpointing",
+        ],
+    },
+    Key {
+        name: "plan.activations",
+        doc: "What may become of tensors that the forward pass saves for the backward pass. `auto`: for each of \
+              them whatever makes the step shortest. Changes no result.",
+        kind: Kind::Pin {
+            words: Activations::WORDS,
+        },
+        default: Value("auto"),
+        elsewhere: &["offload_activations", "saved_tensors"],
+    },
+    Key {
+        name: "plan.offload",
+        doc: "Where saved tensors go that do not stay on the device and are not computed again. `auto`: to the host, and \
+              what has no room there to the disks of the budget. Changes no result.",
+        kind: Kind::Pin {
+            words: Offload::WORDS,
+        },
+        default: Value("auto"),
+        elsewhere: &["offload_device", "offload_to"],
+    },
+    Key {
+        name: "plan.min_gain",
+        doc: "Seconds that a step must become shorter for each TB (10^12 bytes) that it writes to the disks of the \
+              budget: flash wears out. Changes no result.",
+        kind: Kind::Number {
+            low: Included(0.0),
+            high: Unbounded,
+        },
+        default: Value("1.0"),
+        elsewhere: &[],
+    },
+    Key {
+        name: "plan.prefetch",
+        doc: "How far copies run ahead of their use and lag behind it. 0: just in time. N: until N eighths of \
+              the device are taken, and N of a block's largest tensors on the host. Changes no result.",
+        kind: Kind::PinCount { words: &[], max: 8 },
+        default: Value("auto"),
+        elsewhere: &["prefetch_factor", "backward_prefetch", "forward_prefetch"],
+    },
+    Key {
+        name: "plan.pieces",
+        doc: "Grain at which a block's weights are fetched.",
+        kind: Kind::Pin {
+            words: Pieces::WORDS,
+        },
+        default: Value("auto"),
+        elsewhere: &[],
+    },
+    Key {
+        name: "plan.machine",
+        doc: "File with measured rates, as `lowtide probe` writes it.",
+        kind: Kind::Path,
+        default: Unset("this machine is probed"),
+        elsewhere: &["machine_file"],
+    },
+];
+
+const fn place(name: &'static str, doc: &'static str, elsewhere: &'static [&'static str]) -> Key {
+    Key {
+        name,
+        doc,
+        kind: Kind::Pin { words: Tier::WORDS },
+        default: Value("auto"),
+        elsewhere,
+    }
+}
