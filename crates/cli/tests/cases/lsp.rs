@@ -37,7 +37,9 @@ fn an_export_is_what_was_trained() {
     let trained = trained.unwrap_or_else(|| panic!("{report} {text}"));
     let told = scratch.run(&["eval", "run.yaml", "--model", "out/model", "--json"]);
     let told = told.fine().json();
-    let loaded = told["eval_loss"].as_f64().unwrap_or_else(|| panic!("{told}"));
+    let loaded = told["eval_loss"]
+        .as_f64()
+        .unwrap_or_else(|| panic!("{told}"));
     // The sums of the export are cut elsewhere: a weight in thousands is rounded to its neighbour.
     assert!(
         (trained - loaded).abs() < 1e-3 * trained,
