@@ -104,11 +104,7 @@ pub fn plan(args: &PlanArgs, out: Out) -> Answer {
     let cuda = basis.target.is_gpu();
     out.text(explain(&plan, cuda).trim_end());
     out.text(explain_choices(&plan).trim_end());
-    out.text(explain_updates(&plan, machine, cuda).trim_end());
-    let cores = explain_cores(&plan, workload);
-    if !cores.is_empty() {
-        out.text(cores.trim_end());
-    }
+    out.text((explain_updates(&plan, machine, cuda) + &explain_cores(&plan, workload)).trim_end());
     let waits = steady_step(&plan, workload, machine).gpu_waits;
     if let Some(told) = waits_line(&waits, step, cuda) {
         out.text(&told);
@@ -130,8 +126,6 @@ pub fn plan(args: &PlanArgs, out: Out) -> Answer {
         .iter()
         .map(|(cause, s)| json!({"cause": cause, "seconds": s}))
         .collect();
-    let [up, down] = traffic(&plan);
-    answer["traffic"] = json!({"h2d": up, "d2h": down});
     answer["outlook"] = json!(outlook);
     answer["wear"] = json!(Wear::of(&plan, machine));
     if let Some(over) = args.curve {
@@ -412,6 +406,8 @@ pub fn describe(plan: &Plan, answer: &mut Value) {
         .iter()
         .map(|&t| (t.name().to_owned(), json!(plan.tier(t))))
         .collect();
+    let [up, down] = traffic(plan);
+    answer["traffic"] = json!({"h2d": up, "d2h": down});
     answer["fits"] = json!(true);
     answer["hash"] = json!(format!("{:016x}", plan.hash()));
     answer["step_seconds"] = json!(p.step_seconds);
