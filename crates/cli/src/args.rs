@@ -41,6 +41,8 @@ pub enum Command {
     Generate(GenerateArgs),
     /// Measure how fast this machine does something.
     Bench(BenchArgs),
+    /// Show a run's data: what is trained on, what is cut and left out, lengths. Loads no weights.
+    Data(DataArgs),
     /// Show a run, or several beside each other, by their output directories, while they go on or afterwards.
     Report(ReportArgs),
     /// Print the JSON schema of a run file.
@@ -49,6 +51,20 @@ pub enum Command {
         #[arg(long)]
         markdown: bool,
     },
+}
+
+/// Data to show.
+#[derive(Debug, clap::Args)]
+pub struct DataArgs {
+    /// The run.
+    #[command(flatten)]
+    pub run: RunArgs,
+    /// Also draw them as one page, which opens without a network.
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
+    /// Samples of each set.
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(0..=1000))]
+    pub samples: u32,
 }
 
 /// Runs to show.

@@ -8,6 +8,7 @@
 mod args;
 mod bench;
 mod curve;
+mod data;
 mod error;
 mod eval;
 mod generate;
@@ -81,6 +82,7 @@ fn run(args: &Args, out: Out) -> Answer {
         Command::Probe(a) => probe::probe(a, out),
         Command::Verify(a) => verify::verify(a, out),
         Command::Bench(a) => bench::bench(a, out),
+        Command::Data(a) => data::data(a, out),
         Command::Report(a) => report::report(a, out),
         Command::Eval(a) => eval::eval(a, out),
         Command::Generate(a) => generate::generate(a, out),

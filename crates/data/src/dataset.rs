@@ -223,6 +223,12 @@ impl Dataset {
         Ok(self.select(&places))
     }
 
+    /// The number of the file that example `i` is from.
+    #[must_use]
+    pub fn file_of(&self, i: usize) -> usize {
+        self.spans[i].file as usize
+    }
+
     /// Number of examples of each of `n` files.
     #[must_use]
     pub fn by_file(&self, n: usize) -> Vec<u64> {

@@ -166,6 +166,12 @@ impl Packed {
         self.seq
     }
 
+    /// Whether the end of an example longer than a row is cut off; else it goes on in further rows.
+    #[must_use]
+    pub fn cuts(&self) -> bool {
+        self.too_long == TooLong::Truncate
+    }
+
     /// The examples.
     #[must_use]
     pub fn data(&self) -> &Dataset {

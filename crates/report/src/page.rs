@@ -17,6 +17,7 @@ td.n,th.n{text-align:right}svg{max-width:100%;height:auto}h2{margin-top:2.2rem}\
 .bar{display:inline-block;height:.7rem;background:#1f6fb2}.bar.p{background:#b9c7d4}\
 .legend{list-style:none;padding:0;display:flex;flex-wrap:wrap;gap:.3rem 1.4rem}\
 pre{white-space:pre-wrap;overflow-wrap:anywhere;background:#f6f6f6;padding:.8rem;margin:.2rem 0}\
+.on{background:#d5efdb}.cut{background:#f9d9dc;text-decoration:line-through}\
 .right{color:#2a7f3e}.wrong{color:#c01c28}summary{cursor:pointer}";
 
 /// One run, or several beside each other.
@@ -26,11 +27,7 @@ pub fn html(runs: &[RunReport]) -> String {
         [run] => format!("{}: {}", run.name(), run.model()),
         _ => format!("{} runs", runs.len()),
     };
-    let mut page = format!(
-        "{BEGIN}\n<head>\n<meta charset=\"utf-8\">\n<meta name=\"viewport\" content=\"width=device-width\">\n\
-         <title>{title}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<h1>{title}</h1>\n",
-        title = escaped(&title)
-    );
+    let mut page = begin(&title);
     table(&mut page, runs);
     curves(&mut page, runs);
     for run in runs {
@@ -55,8 +52,22 @@ pub fn html(runs: &[RunReport]) -> String {
             );
         }
     }
-    page.push_str("</body>\n</html>\n");
+    end(&mut page);
     page
+}
+
+/// A page up to its title.
+pub(crate) fn begin(title: &str) -> String {
+    format!(
+        "{BEGIN}\n<head>\n<meta charset=\"utf-8\">\n<meta name=\"viewport\" content=\"width=device-width\">\n\
+         <title>{title}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<h1>{title}</h1>\n",
+        title = escaped(title)
+    )
+}
+
+/// The end of a page.
+pub(crate) fn end(page: &mut String) {
+    page.push_str("</body>\n</html>\n");
 }
 
 /// `of NAME`, where a page has several runs.

@@ -177,16 +177,23 @@ fn flattened(value: &serde_json::Value) -> Vec<(String, String)> {
 }
 
 /// A text of a run's files for a terminal: of some length, and without what a terminal obeys.
-fn printable(text: &str) -> String {
+pub(crate) fn printable(text: &str) -> String {
+    match text.char_indices().nth(CELL_MAX) {
+        Some((end, _)) => harmless(&text[..end]) + " […]",
+        None => harmless(text),
+    }
+}
+
+/// A text without what a terminal obeys.
+pub(crate) fn harmless(text: &str) -> String {
     // What changes the direction of a text is no control character.
     let obeyed =
         |c: char| c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     let mut shown = String::new();
-    for (i, c) in text.chars().enumerate() {
-        match c {
-            _ if i == CELL_MAX => return shown + " […]",
-            c if obeyed(c) => shown.extend(c.escape_default()),
-            c => shown.push(c),
+    for c in text.chars() {
+        match obeyed(c) {
+            true => shown.extend(c.escape_default()),
+            false => shown.push(c),
         }
     }
     shown

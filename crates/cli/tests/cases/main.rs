@@ -4,6 +4,7 @@
 //! table in docs/robustness.md tells which kind of fault each case stands for.
 
 mod branches;
+mod data;
 mod durable;
 mod finished;
 mod freeze;

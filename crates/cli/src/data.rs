@@ -1,0 +1,172 @@
+//! `lowtide data`: what a run would train on.
+
+use std::io::IsTerminal;
+use std::path::PathBuf;
+
+use lowtide_config::Run;
+use lowtide_data::{Packed, Tokenizer};
+use lowtide_report::data::{
+    DataFile, DataReport, DataSet, Sample, Stretch, histogram, holds, html, text,
+};
+use lowtide_report::page;
+use lowtide_trainer::TrainError;
+use lowtide_trainer::inputs::{load_inputs, open_tokenizer};
+use lowtide_trainer::paths;
+use lowtide_trainer::report::Phase;
+use serde_json::json;
+
+use crate::Answer;
+use crate::args::DataArgs;
+use crate::out::Out;
+use crate::probe::place;
+use crate::progress::Waiting;
+
+/// Reads a run's data and shows it.
+pub fn data(args: &DataArgs, out: Out) -> Answer {
+    // A page that cannot be written is told before anything is read.
+    let to = args.html.as_ref();
+    let to = to.map(|file| place("--html", file, |head| head.starts_with(page::BEGIN)));
+    let to = to.transpose()?;
+    let run = args.run.load()?;
+    run.training_ready().map_err(TrainError::from)?;
+    paths::inputs(&run)?;
+    let waiting = Waiting::begin(Phase::Data.name());
+    let tokenizer = open_tokenizer(&run, None)?;
+    let inputs = load_inputs(&run, &tokenizer)?;
+    drop(waiting);
+    let train: Vec<(PathBuf, f64)> = run
+        .data
+        .train
+        .iter()
+        .map(|s| (s.path.clone(), s.weight))
+        .collect();
+    let eval: Vec<(PathBuf, f64)> = match run.data.eval.is_empty() {
+        // A part of what is trained on, each of it once.
+        true => train.iter().map(|(path, _)| (path.clone(), 1.0)).collect(),
+        false => run
+            .data
+            .eval
+            .iter()
+            .map(|path| (path.clone(), 1.0))
+            .collect(),
+    };
+    let look = Look {
+        run: &run,
+        tokenizer: &tokenizer,
+        notes: &inputs.notes,
+        samples: args.samples as usize,
+    };
+    let mut sets = vec![look.set("train", &inputs.train, &train)];
+    sets.extend(
+        inputs
+            .eval
+            .as_ref()
+            .map(|packed| look.set("eval", packed, &eval)),
+    );
+    let report = DataReport {
+        seq: u64::from(run.train.seq),
+        sets,
+    };
+    let colours = std::io::stdout().is_terminal()
+        && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
+    out.text(&text(&report, colours));
+    if let Some((folder, name)) = to {
+        let page = html(&report, &run.file);
+        folder.write(&name, |file| {
+            std::io::Write::write_all(file, page.as_bytes())
+        })?;
+        out.text(&format!("page: {}", folder.at(&name).display()));
+    }
+    Ok((json!({"data": report}), 0))
+}
+
+/// What sets are looked at with.
+struct Look<'a> {
+    run: &'a Run,
+    tokenizer: &'a Tokenizer,
+    notes: &'a [String],
+    samples: usize,
+}
+
+impl Look<'_> {
+    fn set(&self, name: &str, packed: &Packed, files: &[(PathBuf, f64)]) -> DataSet {
+        let (data, cut) = (packed.data(), packed.report());
+        let (read, remarks) = (data.report(), data.remarks());
+        let lengths: Vec<u64> = (0..data.len())
+            .map(|i| data.example(i).tokens.len() as u64)
+            .collect();
+        let counts = data.by_file(files.len());
+        let files = files.iter().zip(counts);
+        let files: Vec<DataFile> = files
+            .map(|((path, weight), examples)| DataFile {
+                path: path.display().to_string(),
+                weight: *weight,
+                examples,
+            })
+            .collect();
+        // Spread over the set, which may be in an order.
+        let n = self.samples.min(data.len());
+        let samples = (0..n).map(|k| k * data.len() / n);
+        let samples = samples.map(|i| self.sample(packed, i, &files)).collect();
+        let prefix = format!("{name} data: ");
+        let warned = self.notes.iter().filter_map(|note| {
+            let note = note.strip_prefix("warning: ").unwrap_or(note);
+            note.strip_prefix(&prefix).map(str::to_owned)
+        });
+        DataSet {
+            name: name.to_owned(),
+            files,
+            format: read.format.to_string(),
+            records: read.n_records + remarks.n_left_out,
+            unusable: remarks.n_left_out,
+            unsupervised: read.n_unsupervised,
+            examples: data.len() as u64,
+            tokens: read.n_tokens,
+            supervised: read.n_supervised,
+            truncated: cut.n_truncated,
+            answers_cut: cut.n_answers_cut,
+            cut_away: cut.n_cut,
+            tokens_lost: cut.n_tokens_lost,
+            supervised_lost: cut.n_labels_lost,
+            rows: cut.n_rows,
+            fill: cut.fill(packed.seq()),
+            holds: holds(&lengths),
+            lengths: histogram(&lengths),
+            mask_hash: format!("{:016x}", read.mask_hash),
+            remarks: warned.collect(),
+            samples,
+        }
+    }
+
+    /// An example's tokens in stretches of one kind. The first token is never trained on: nothing is before it.
+    fn sample(&self, packed: &Packed, i: usize, files: &[DataFile]) -> Sample {
+        let data = packed.data();
+        let example = data.example(i);
+        let end = match packed.cuts() {
+            true => self.run.train.seq as usize,
+            false => usize::MAX,
+        };
+        let kind = |t: usize| (t > 0 && example.supervised[t], t >= end);
+        let (mut stretches, mut from) = (Vec::new(), 0);
+        for t in 1..=example.tokens.len() {
+            if t == example.tokens.len() || kind(t) != kind(from) {
+                let (supervised, cut) = kind(from);
+                let tokens = &example.tokens[from..t];
+                stretches.push(Stretch {
+                    text: self.tokenizer.decode(tokens, true),
+                    tokens: tokens.len() as u64,
+                    supervised,
+                    cut,
+                });
+                from = t;
+            }
+        }
+        Sample {
+            example: i as u64,
+            path: files[data.file_of(i)].path.clone(),
+            tokens: example.tokens.len() as u64,
+            supervised: (0..example.tokens.len()).filter(|&t| kind(t).0).count() as u64,
+            stretches,
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! `lowtide data`: what a run would train on.
+
+use std::fs;
+
+use serde_json::Value;
+
+use super::scratch::Scratch;
+
+fn told(case: &Scratch, sets: &[&str]) -> Value {
+    let mut args = vec!["data", "run.yaml", "--json"];
+    sets.iter().for_each(|set| args.extend(["--set", set]));
+    let ended = case.run(&args);
+    ended.fine().json()["data"]["sets"].clone()
+}
+
+/// What is trained on, cut and left out is counted as training counts it; nothing of the run is written.
+#[test]
+fn counts_are_those_of_training() {
+    let case = Scratch::new("truncation-miscounted");
+    let sets = told(&case, &[]);
+    assert!(!case.at("out").exists());
+    let train = &sets[0];
+    for (key, want) in [
+        ("records", 4),
+        ("examples", 4),
+        ("truncated", 4),
+        ("answers_cut", 4),
+        ("rows", 4),
+    ] {
+        assert_eq!(train[key], want, "{key}: {train}");
+    }
+    let most = train["holds"][2]["seq"].as_u64().expect("a length");
+    assert_eq!(train["holds"][2]["percent"], 100);
+    let lost = train["tokens_lost"].as_u64();
+    assert_eq!(lost, Some(4 * (most - 128)), "{train}");
+    // The whole sample is there, in stretches: first the prompt, then the answer, then what is cut off.
+    let sample = &train["samples"][0];
+    let stretches = sample["stretches"].as_array().expect("a list");
+    let kinds: Vec<_> = stretches
+        .iter()
+        .map(|s| (s["supervised"] == true, s["cut"] == true))
+        .collect();
+    assert_eq!(
+        kinds,
+        [(false, false), (true, false), (true, true), (false, true)]
+    );
+    let tokens: u64 = stretches.iter().filter_map(|s| s["tokens"].as_u64()).sum();
+    assert_eq!(Some(tokens), sample["tokens"].as_u64());
+    assert!(
+        stretches[0]["text"]
+            .as_str()
+            .expect("text")
+            .contains("Q Q Q")
+    );
+    assert!(
+        stretches[2]["text"]
+            .as_str()
+            .expect("text")
+            .contains("Africa")
+    );
+    let whole = told(&case, &[&format!("train.seq={most}")]);
+    for key in ["truncated", "answers_cut", "tokens_lost"] {
+        assert_eq!(whole[0][key], 0, "{key}");
+    }
+    let less = told(&case, &[&format!("train.seq={}", most - 1)]);
+    assert_eq!(less[0]["truncated"], 4);
+}
+
+/// People see the same, and as a page.
+#[test]
+fn people_see_it_and_a_page_has_it() {
+    let case = Scratch::new("truncation-miscounted");
+    let weights = "data.train=[d.jsonl, {path: d.jsonl, weight: 0.5}]";
+    let args = [
+        "data",
+        "run.yaml",
+        "--html",
+        "page.html",
+        "--samples",
+        "1",
+        "--set",
+        weights,
+    ];
+    let ended = case.run(&args);
+    for words in [
+        "d.jsonl: 4 examples",
+        "d.jsonl: 2 examples, weight 0.5",
+        "cut: the end of 6 examples",
+        "⟦the country is in Africa",
+        "⟩⟨\n⟩",
+        "page: ",
+    ] {
+        assert!(
+            ended.fine().out.contains(words),
+            "{words:?} in {}",
+            ended.out
+        );
+    }
+    let page = case.read("page.html");
+    assert!(page.contains("<span class=\"on\">the country"), "{page}");
+    assert!(!page.contains("<script"));
+    // A page that was there before is replaced, and no other file.
+    case.run(&args).fine();
+    fs::write(case.at("page.html"), "mine").expect("written");
+    case.run(&args).refused(&["page.html"]);
+    assert_eq!(case.read("page.html"), "mine");
+}
+
+/// Data in which nothing, or everything, would be trained on are refused as training refuses them.
+#[test]
+fn masks_that_are_all_one_are_refused() {
+    let case = Scratch::new("truncation-miscounted");
+    let refused = |sets: &[&str], words: &[&str]| {
+        let mut args = vec!["data", "run.yaml"];
+        sets.iter().for_each(|set| args.extend(["--set", set]));
+        case.run(&args).refused(words);
+    };
+    let user = r#"{"messages": [{"role": "user", "content": "hi"}]}"#;
+    case.write("none.jsonl", user);
+    refused(&["data.train=none.jsonl"], &["none.jsonl", "is supervised"]);
+    refused(
+        &["train.seq=16"],
+        &["is supervised", "4 records lost theirs"],
+    );
+    let all = "{% for m in messages %}{% generation %}{{ m['role'] + m['content'] }}{% endgeneration %}{% endfor %}";
+    case.write("all.jinja", all);
+    refused(
+        &["data.chat_template=all.jinja"],
+        &["all", "are supervised, prompts too"],
+    );
+    refused(
+        &["data.train=nowhere.jsonl"],
+        &["nowhere.jsonl", "data.train"],
+    );
+}
