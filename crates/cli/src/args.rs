@@ -84,6 +84,9 @@ pub struct RunArgs {
     /// The run file.
     #[arg(value_name = "RUN.yaml")]
     pub file: PathBuf,
+    /// GPUs of this machine that train together (the key `gpus`): 1, 2, 4, 8 or 16.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=16))]
+    pub gpus: Option<u32>,
     /// Override a key of the run file; may be repeated, later ones win. Paths in it are relative to the
     /// current directory (those in the file to the file's).
     #[arg(long = "set", value_name = "KEY=VALUE")]
@@ -103,7 +106,9 @@ impl RunArgs {
                        that it has made, or another one with --model DIR",
             });
         }
-        Ok(Run::load(&self.file, &texts("--set", &self.sets)?)?)
+        let mut sets: Vec<String> = self.gpus.iter().map(|n| format!("gpus={n}")).collect();
+        sets.extend(texts("--set", &self.sets)?);
+        Ok(Run::load(&self.file, &sets)?)
     }
 
     /// The run with another model: `model` if given, else the one that the run has made already,
@@ -170,7 +175,10 @@ pub struct PlanArgs {
     /// Micro-batches of one update.
     #[arg(long, value_name = "M")]
     pub accumulate: Option<u32>,
-    /// Device memory allowed, such as 24GiB.
+    /// GPUs of this machine that train together (the key `gpus`): 1, 2, 4, 8 or 16.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=16))]
+    pub gpus: Option<u32>,
+    /// Device memory allowed, such as 24GiB; of several GPUs that of each.
     #[arg(long, value_name = "SIZE")]
     pub device_memory: Option<String>,
     /// Host memory allowed.
@@ -250,6 +258,9 @@ pub struct ProbeArgs {
     /// Where the rates are stored.
     #[arg(long, value_name = "FILE", default_value = "machine.json")]
     pub out: PathBuf,
+    /// Also measure what so many GPUs exchange with each other; without: as many as the run has.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=16))]
+    pub gpus: Option<u32>,
     /// What to measure: `cpu`, `cuda:0` or `auto`; without: the run's device.
     #[arg(long, value_name = "DEVICE")]
     pub device: Option<String>,
@@ -274,7 +285,7 @@ pub struct BenchArgs {
 #[derive(Debug, Subcommand)]
 pub enum Bench {
     /// Train a shape with random weights on random tokens, and time its steps.
-    Step(BenchStepArgs),
+    Step(Box<BenchStepArgs>),
     /// AdamW on the host's cores: its rate, its share of a copy of memory, and what copies and I/O
     /// beside it cost.
     Host(BenchHostArgs),

@@ -33,7 +33,7 @@ pub fn bench(args: &BenchArgs, out: Out) -> Answer {
 }
 
 fn bench_host(args: &BenchHostArgs, out: Out) -> Answer {
-    let device = device_named(Some(&args.device), None)?;
+    let device = device_named(Some(&args.device), None, None)?;
     out.text(&device.note);
     let threads = args.threads.map_or_else(usual_threads, |n| n as usize);
     let report = host(&HostOptions {
@@ -227,10 +227,14 @@ fn table(r: &StepReport, cuda: bool) -> String {
     // What a device holds is known where its driver tells.
     let size = |n: Option<u64>| n.map_or(String::new(), |n| format!("{} of ", bytes(n)));
     let mut text = format!(
-        "{} on {}: {:.0} tokens/s, {} a step of {} tokens ({} to {}), predicted {}\n\
+        "{} on {}{}: {:.0} tokens/s, {} a step of {} tokens ({} to {}), predicted {}\n\
          {:.1} model TFLOP/s, {:.1}% of a large matrix product's {:.1}\n\
          device {}{} planned, host {}{} planned\n{}",
         r.model,
+        match r.gpus {
+            1 => String::new(),
+            n => format!("{n} x "),
+        },
         r.machine,
         r.tokens_per_second,
         seconds(r.step_seconds),

@@ -13,7 +13,8 @@ use lowtide_trainer::error::PathProblem;
 use lowtide_trainer::error::Refused;
 use lowtide_trainer::error::{Absent, Asked};
 use lowtide_trainer::{
-    CudaError, ExecError, FileError, Foreign, JsonProblem, ModelError, TierError, TrainError,
+    CommError, CudaError, ExecError, FileError, Foreign, JsonProblem, ModelError, TierError,
+    TrainError,
 };
 use serde_json::{Value, json};
 
@@ -151,6 +152,9 @@ impl CliError {
 fn is_ours(e: &TrainError) -> bool {
     match e {
         TrainError::WrongPlan(_) => true,
+        TrainError::Exec(ExecError::Ranks { source, .. }) => {
+            matches!(source, CommError::Differs { .. })
+        }
         TrainError::Exec(e) => matches!(e, ExecError::Panic { .. } | ExecError::Stuck { .. }),
         TrainError::Tier(e) => matches!(
             e,
@@ -347,6 +351,12 @@ fn advice(e: &TrainError) -> Vec<String> {
             "lower budget.host (and, on a CPU, budget.device, whose memory is host memory too); without \
              one the run takes what is free",
         ),
+        TrainError::Unlike { .. } => one(
+            "choose GPUs that are alike with CUDA_VISIBLE_DEVICES, or lower gpus",
+        ),
+        TrainError::NoNet { gpus, .. } => vec![format!(
+            "measure it there: lowtide probe --gpus {gpus} --out FILE"
+        )],
         TrainError::TooLong { positions, .. } => {
             vec![format!(
                 "--set train.seq={positions} is the longest this model takes"
@@ -446,6 +456,13 @@ fn advice(e: &TrainError) -> Vec<String> {
         | TrainError::WrongPlan(_) => {
             one("this is a bug in lowtide: please report it with the command and its output")
         }
+        TrainError::Exec(ExecError::Ranks { source, .. }) => match source {
+            CommError::Cuda(e) => cuda_advice(e),
+            CommError::Missing { .. } => {
+                one("a GPU or the way to it stands still: NCCL_DEBUG=INFO tells what NCCL does")
+            }
+            _ => Vec::new(),
+        },
         TrainError::Exec(_) => Vec::new(),
     }
 }

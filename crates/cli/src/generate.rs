@@ -30,8 +30,15 @@ pub fn name(run: &Run) -> String {
 /// Continues a text or answers a message.
 pub fn generate(args: &GenerateArgs, out: Out) -> Answer {
     let mut run = args.run.load_with_model(args.model.as_deref())?;
+    if args.run.gpus.is_some_and(|n| n > 1) {
+        return Err(CliError::Usage {
+            what: "--gpus: answers are made on one GPU".to_owned(),
+            help: "leave it out",
+        });
+    }
     // One row is all there is; no result depends on it.
     (run.train.micro_batch, run.train.accumulate) = (1, 1);
+    run.gpus = 1;
     let usage = |what: String, help| CliError::Usage { what, help };
     if !(args.temperature >= 0.0 && args.temperature.is_finite()) {
         let what = format!("--temperature {}: must be 0 or more", args.temperature);

@@ -325,6 +325,7 @@ pub fn run_of(args: &PlanArgs) -> Result<Run, CliError> {
     set("train.micro_batch", args.micro_batch.map(|n| n.to_string()));
     set("train.seq", args.seq.map(|n| n.to_string()));
     set("train.accumulate", args.accumulate.map(|n| n.to_string()));
+    set("gpus", args.gpus.map(|n| n.to_string()));
     set("budget.device", args.device_memory.clone());
     set("budget.host", args.host_memory.clone());
     set("budget.disk", disks(&texts("--disk", &args.disk)?)?);

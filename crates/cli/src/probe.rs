@@ -8,6 +8,7 @@ use lowtide_data::clock::today;
 use lowtide_measure::{Drive, ProbeOptions, probe as measure};
 use lowtide_planner::Machine;
 use lowtide_trainer::Bytes;
+use lowtide_trainer::basis::net_of;
 use lowtide_trainer::device::{self, Device};
 use lowtide_trainer::inputs::sample_of;
 use lowtide_trainer::output::folder::{Folder, Found, pending};
@@ -43,7 +44,7 @@ pub fn probe(args: &ProbeArgs, out: Out) -> Answer {
         what: format!("--disk-rated-writes: {e}"),
         help: "--disk-rated-writes 600TB",
     })?;
-    let device = device_named(args.device.as_deref(), run.as_ref())?;
+    let device = device_named(args.device.as_deref(), run.as_ref(), args.gpus)?;
     out.text(&device.note);
     let decoder = match &run {
         Some(run) => Some(decoder_of(run, run.batch(), device.target)?),
@@ -75,12 +76,15 @@ pub fn probe(args: &ProbeArgs, out: Out) -> Answer {
         gpu: device.gpu.clone(),
     };
     let waiting = Waiting::begin(Phase::Measuring.name());
+    let gpus = args.gpus.or(run.as_ref().map(|run| run.gpus)).unwrap_or(1);
+    let net = net_of(gpus, &device)?;
     let mut machine = measure(
         &options,
         decoder.as_deref(),
         run.as_ref().and_then(sample_of).as_ref(),
     )?;
     drop(waiting);
+    machine.net = net;
     if let Some(disk) = &mut machine.disk {
         disk.rated_writes = rated;
     }
@@ -139,8 +143,13 @@ pub fn place(
     Ok((folder, name.to_owned()))
 }
 
-/// The device to measure: the one named, else the run's, else what `auto` gives.
-pub fn device_named(name: Option<&str>, run: Option<&Run>) -> Result<Device, CliError> {
+/// The device to measure: the one named, else the run's, else what `auto` gives; and others beside it, as many as named
+/// or as the run has.
+pub fn device_named(
+    name: Option<&str>,
+    run: Option<&Run>,
+    gpus: Option<u32>,
+) -> Result<Device, CliError> {
     let mut sets = Vec::new();
     if let Some(name) = name {
         sets.push(format!("device={name}"));
@@ -153,6 +162,7 @@ pub fn device_named(name: Option<&str>, run: Option<&Run>) -> Result<Device, Cli
     if name.is_some() {
         asked.device = any.device;
     }
+    asked.gpus = gpus.unwrap_or(asked.gpus);
     Ok(device::open(&asked, &shape_of(&asked)?)?)
 }
 
@@ -179,6 +189,10 @@ fn table(m: &Machine) -> String {
         rows.push(row(&format!("{title} on the device"), rate(update.device)));
     }
     rows.push(row("to start a task", seconds(m.host_overhead.0)));
+    if let Some(net) = &m.net {
+        let name = format!("{} ranks, each gets", net.ranks);
+        rows.push(row(&name, gb(net.rate.0)));
+    }
     match &m.disk {
         None => rows.push(row("disk", "not measured (--disk DIR)".to_owned())),
         Some(d) => rows.extend([

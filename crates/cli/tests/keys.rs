@@ -234,6 +234,7 @@ const ROWS: &[Row] = &[
     trained("precision", ["bf16", "f32"], &[], loss),
     // Without a GPU the second is refused, with one it computes there.
     trained("device", ["cpu", "cuda:0"], &["plan.machine="], device),
+    trained("gpus", ["1", "2"], &["train.accumulate=2"], device),
     trained("seed", ["0", "2"], ROWS_OF_ONE, loss),
     trained("output", ["", "elsewhere"], &[], files),
     trained("threads", ["1", "2"], &[], host),

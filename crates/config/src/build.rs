@@ -23,6 +23,7 @@ pub(crate) fn build(low: &Low) -> Result<Run, ConfigError> {
         model: model(low)?,
         precision,
         device: low.word("device").expect("has a default"),
+        gpus: low.count32("gpus").expect("has a default"),
         seed: low.count("seed").expect("has a default"),
         threads: low.count32("threads"),
         budget: budget(low, &output),

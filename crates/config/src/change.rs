@@ -25,6 +25,7 @@ const CHANGEABLE: &[(&str, &[&str])] = &[
     ("optimizer.decay_rate", &["optimizer.decay_rate"]),
     ("optimizer.weight_decay", &["optimizer.weight_decay"]),
     ("device", &["device"]),
+    ("gpus", &["gpus"]),
 ];
 
 /// Parts that appear or go with another part: naming that one's key is enough.
@@ -62,6 +63,7 @@ pub(crate) const WORDS: Words = &[
     ("optimizer.decay_rate", ""),
     ("optimizer.weight_decay", ""),
     ("device", ""),
+    ("gpus", ""),
 ];
 
 fn has(table: &[(&str, &[&str])], key: &str, part: &str) -> bool {

@@ -154,6 +154,13 @@ const BEFORE_DATA: &[Key] = &[
         elsewhere: &["device_map"],
     },
     Key {
+        name: "gpus",
+        doc: "GPUs that train together: 1, 2, 4, 8 or 16; each takes its part of `train.accumulate`. On the CPU: ranks.",
+        kind: Kind::Count { min: 1, max: 16 },
+        default: Value("1"),
+        elsewhere: &["nproc_per_node", "num_processes", "world_size", "n_gpus"],
+    },
+    Key {
         name: "seed",
         doc: "Seed of the shuffle and of random weights.",
         kind: Kind::Count {

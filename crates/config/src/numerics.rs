@@ -51,6 +51,10 @@ impl Run {
             key["optimizer"][setting] = json!(value);
         }
         key["optimizer"]["moments"] = json!(optimizer.moments);
+        // The order in which gradients add up.
+        if self.gpus != 1 {
+            key["gpus"] = json!(self.gpus);
+        }
         // What came later is in it where it is not the default, which is what was done before.
         if train.last_batch != LastBatch::Fill {
             key["train"]["last_batch"] = json!(train.last_batch);

@@ -35,6 +35,7 @@ pub(crate) fn together(low: &Low, run: &Run) -> Result<(), ConfigError> {
     activations(low, run)?;
     frozen(low, run)?;
     lsp(low, run)?;
+    ranks(low, run)?;
     durable(low, run)
 }
 
@@ -304,6 +305,41 @@ fn lsp(low: &Low, run: &Run) -> Result<(), ConfigError> {
     {
         let why = "lsp keeps the base weights as they are, so they cannot decay; leave 'optimizer.weight_decay' at 0";
         return conflict(low, "optimizer.weight_decay", governor, why);
+    }
+    Ok(())
+}
+
+/// What several GPUs can do together.
+fn ranks(low: &Low, run: &Run) -> Result<(), ConfigError> {
+    let gpus = run.gpus;
+    if gpus == 1 {
+        return Ok(());
+    }
+    if !gpus.is_power_of_two() {
+        return needs(low, "gpus", "a power of two, so that shares are equal");
+    }
+    if !run.train.accumulate.is_multiple_of(gpus) {
+        let why = format!(
+            "{} micro-batches cannot be dealt evenly to {gpus} GPUs; make it a multiple of {gpus}",
+            run.train.accumulate
+        );
+        return conflict(low, "train.accumulate", "gpus", &why);
+    }
+    if run.optimizer.what().is_shaped() {
+        let why = "this optimizer updates whole tensors, of which each GPU has a share";
+        return conflict(low, "optimizer.name", "gpus", why);
+    }
+    if run.checkpoint.durable {
+        let why = "a durable run on several GPUs is not supported; save checkpoints instead";
+        return conflict(low, "checkpoint.durable", "gpus", why);
+    }
+    if run.lsp.is_some() {
+        let why = "lsp on several GPUs is not supported";
+        return conflict(low, "strategy.name", "gpus", why);
+    }
+    if run.budget.disk_writes.is_some() {
+        let why = "the bound on writes is not kept by several GPUs yet";
+        return conflict(low, "budget.disk_writes", "gpus", why);
     }
     Ok(())
 }

@@ -25,6 +25,8 @@ pub struct Run {
     pub precision: Dtype,
     /// What computes.
     pub device: Device,
+    /// How many of them train together: a power of two, of which `train.accumulate` is a multiple.
+    pub gpus: u32,
     /// Seed of the shuffle and of random weights.
     pub seed: u64,
     /// Directory of everything the run writes.

@@ -10,7 +10,7 @@ use serde_json::Value;
 /// and belongs into the changelog.
 const FROZEN: &str = "
 model.path model.shape model.config model.init model.tokenizer
-precision device seed output threads
+precision device gpus seed output threads
 budget.device budget.host budget.disk budget.disk_writes
 data.train data.eval data.eval_split data.format data.fields.messages data.fields.prompt
 data.fields.completion data.fields.text data.packing data.train_on data.shuffle data.max_examples

@@ -45,6 +45,7 @@ const OUTSIDE: &[&str] = &[
 /// Another allowed value than the one of `BASE`.
 fn other(name: &str, kind: &Kind) -> String {
     match name {
+        "gpus" => "2".into(),
         "train.on_nonfinite" => "skip".into(),
         "train.epochs" | "optimizer.beta1" => "0.5".into(),
         "train.clip.norm" => "3".into(),
@@ -82,6 +83,9 @@ fn each_key_is_in_it_or_is_named_here_as_outside() {
         let mut sets = vec![];
         if k.name == "train.decay_ratio" {
             sets.push("train.schedule=wsd");
+        }
+        if k.name == "gpus" {
+            sets.push("train.accumulate=2");
         }
         if k.name == "train.unfreeze" {
             sets.push("train.freeze=*");

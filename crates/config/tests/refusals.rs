@@ -150,7 +150,7 @@ fn values_of_another_type_name_place_key_and_what_is_allowed() {
     check(
         "- a",
         &[],
-        "run.yaml:1:1: '(the file)' is a list; allowed: a mapping with precision, device, seed, \
+        "run.yaml:1:1: '(the file)' is a list; allowed: a mapping with precision, device, gpus, seed, \
          output, threads, model, budget, data, train, optimizer, plan, eval, checkpoint, log",
     );
     check("a: [1", &[], "run.yaml:1:4: not YAML: unclosed bracket '['");
@@ -376,7 +376,7 @@ fn rules_between_keys() {
         ),
         (
             "checkpoint: {change: [train.steps, seed]}",
-            "run.yaml:2:36: 'checkpoint.change[1]' is 'seed'; allowed: one or a list of train.steps, train.epochs, train.learning_rate, train.schedule, train.warmup_steps, train.warmup_ratio, train.decay_ratio, train.min_lr_ratio, train.clip.mode, train.clip.norm, train.on_nonfinite, optimizer.beta1, optimizer.beta2, optimizer.eps, optimizer.clip_threshold, optimizer.decay_rate, optimizer.weight_decay, device",
+            "run.yaml:2:36: 'checkpoint.change[1]' is 'seed'; allowed: one or a list of train.steps, train.epochs, train.learning_rate, train.schedule, train.warmup_steps, train.warmup_ratio, train.decay_ratio, train.min_lr_ratio, train.clip.mode, train.clip.norm, train.on_nonfinite, optimizer.beta1, optimizer.beta2, optimizer.eps, optimizer.clip_threshold, optimizer.decay_rate, optimizer.weight_decay, device, gpus",
         ),
         (
             "plan: {optimizer: disk}",

@@ -176,7 +176,7 @@ log: {every_steps: 10, tensorboard: false, trace: false}
             "init": "pretrained",
             "tokenizer": "/runs/first/m"
         },
-        "precision": "f32", "device": "cpu", "seed": u64::MAX,
+        "precision": "f32", "device": "cpu", "gpus": 1, "seed": u64::MAX,
         "output": "/runs/first/../o", "threads": 3,
         "budget": {"device": 24 * gib, "host": 3 * gib / 2, "disk_writes": 5_000_000_000_000_u64, "disk": [
             {"dir": "/nvme", "size": 400_000_000_000_u64},

@@ -8,9 +8,9 @@ use std::fmt;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::Queue;
 use crate::cuda::CudaError;
 use crate::view::{Dst, Src};
-use crate::{Queue, memory};
 
 /// Which rank of how many.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -184,11 +184,50 @@ pub trait Comm: Send + Sync + fmt::Debug {
     fn stop(&self, why: &str);
 }
 
+/// Makes a collective and waits for it: done when it returns.
+///
+/// # Errors
+/// As [`Comm::exchange`], and the device's.
+///
+/// # Panics
+/// As [`Comm::exchange`].
+pub fn exchange_now(
+    comm: &dyn Comm,
+    queue: &Queue,
+    collective: Collective<'_>,
+    from: Src<'_>,
+    to: Dst<'_>,
+) -> Result<(), CommError> {
+    // SAFETY: both ranges are borrowed until this returns, which it does when the stream is done, or when its context is
+    // lost, with which all that was in it ends.
+    unsafe { comm.exchange(queue, collective, from, to)? };
+    match queue.cuda() {
+        Some(stream) => Ok(stream.synchronize()?),
+        None => Ok(()),
+    }
+}
+
 /// Ranks that are threads of one process and exchange bytes of the host's memory.
 #[derive(Debug)]
 pub struct Threads {
     rank: usize,
     meeting: Arc<Meeting>,
+}
+
+/// Where a rank's bytes are while it waits for the others.
+#[derive(Clone, Copy, Debug)]
+struct Brought {
+    address: usize,
+    bytes: usize,
+}
+
+impl Brought {
+    /// # Safety
+    /// The rank that brought them has not gone yet: it waits until all have taken what they need.
+    unsafe fn read<'a>(self) -> &'a [u8] {
+        // SAFETY: the rank holds a `Src` of these bytes of the host's memory, so nobody writes them; the caller.
+        unsafe { std::slice::from_raw_parts(self.address as *const u8, self.bytes) }
+    }
 }
 
 /// Where the threads meet.
@@ -204,8 +243,8 @@ struct Meeting {
 struct Here {
     number: u64,
     /// By rank, what it makes and what it brought.
-    ranks: Vec<Option<(String, Arc<Vec<u8>>)>>,
-    /// Who has taken what the others brought.
+    ranks: Vec<Option<(String, Brought)>>,
+    /// How many have taken what the others brought.
     gone: usize,
     failed: Option<CommError>,
 }
@@ -237,7 +276,7 @@ impl Meeting {
         self.here.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until `ready` says so; says who is missing where it never does.
+    /// Waits until `ready` says so, also where a rank has stopped meanwhile; says who is missing where it never does.
     fn until<'h>(
         &self,
         mut here: MutexGuard<'h, Here>,
@@ -245,7 +284,10 @@ impl Meeting {
         ready: impl Fn(&Here) -> bool,
     ) -> Result<MutexGuard<'h, Here>, CommError> {
         let begin = Instant::now();
-        while here.failed.is_none() && !ready(&here) {
+        while !ready(&here) {
+            if let Some(error) = &here.failed {
+                return Err(error.clone());
+            }
             let Some(left) = self.limit.checked_sub(begin.elapsed()) else {
                 let rank = here.ranks.iter().position(Option::is_none);
                 let error = CommError::Missing {
@@ -259,10 +301,7 @@ impl Meeting {
             let waited = self.changed.wait_timeout(here, left);
             here = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
-        match &here.failed {
-            Some(error) => Err(error.clone()),
-            None => Ok(here),
-        }
+        Ok(here)
     }
 
     /// Nobody waits any more.
@@ -273,15 +312,19 @@ impl Meeting {
         error
     }
 
-    /// Brings bytes, and takes those of all ranks.
+    /// Brings bytes, and lets `take` have those of all ranks. When all are there no rank fails any more, and none returns
+    /// before all have taken what they need: nobody's bytes go while another one reads them.
     fn meet(
         &self,
         rank: usize,
         what: String,
-        bytes: Vec<u8>,
-    ) -> Result<Vec<Arc<Vec<u8>>>, CommError> {
-        // What this rank brought last may not have been taken by all.
-        let mut here = self.until(self.lock(), &what, |h| h.ranks[rank].is_none())?;
+        bytes: &[u8],
+        take: impl FnOnce(&[&[u8]]),
+    ) -> Result<(), CommError> {
+        let mut here = self.lock();
+        if let Some(error) = &here.failed {
+            return Err(error.clone());
+        }
         let others = here.ranks.iter().enumerate();
         let other = others.filter_map(|(r, at)| at.as_ref().map(|at| (r, &at.0)));
         if let Some((other, others)) = other.into_iter().find(|&(_, others)| *others != what) {
@@ -294,19 +337,36 @@ impl Meeting {
             };
             return Err(self.fail(here, error));
         }
-        here.ranks[rank] = Some((what.clone(), Arc::new(bytes)));
+        let brought = Brought {
+            address: bytes.as_ptr() as usize,
+            bytes: bytes.len(),
+        };
+        here.ranks[rank] = Some((what.clone(), brought));
         self.changed.notify_all();
-        let mut here = self.until(here, &what, |h| h.ranks.iter().all(Option::is_some))?;
-        let brought = here.ranks.iter().flatten();
-        let all = brought.map(|(_, bytes)| Arc::clone(bytes)).collect();
+        let here = self.until(here, &what, |h| h.ranks.iter().all(Option::is_some))?;
+        let number = here.number;
+        let all: Vec<Brought> = here.ranks.iter().flatten().map(|at| at.1).collect();
+        drop(here);
+        // SAFETY: this rank has not gone yet, so none has.
+        let all: Vec<&[u8]> = all.into_iter().map(|b| unsafe { b.read() }).collect();
+        take(&all);
+        let mut here = self.lock();
         here.gone += 1;
         if here.gone == here.ranks.len() {
             here.ranks.fill(None);
             here.gone = 0;
             here.number += 1;
+            drop(here);
             self.changed.notify_all();
+            return Ok(());
         }
-        Ok(all)
+        while here.number == number {
+            here = self
+                .changed
+                .wait(here)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        Ok(())
     }
 }
 
@@ -329,22 +389,21 @@ impl Comm for Threads {
         collective.fits(size, from, &to);
         let shares: usize = collective.stretches.iter().map(|s| s.bytes).sum();
         let (pattern, name) = (collective.pattern, collective.name);
-        let what = format!("the {pattern} of {name} ({shares} bytes a share)");
-        let mut bytes = vec![0u8; from.bytes()];
-        memory::load(from, &mut bytes);
-        let all = self.meeting.meet(rank, what, bytes)?;
+        let have = from.bytes();
+        let what = format!("the {pattern} of {name} ({shares} bytes a share, of {have})");
         let row = to.bytes() / size;
         let to = to.write::<u8>();
-        for s in collective.stretches {
-            for (r, theirs) in all.iter().enumerate() {
-                let (at, from) = match pattern {
-                    Pattern::AllGather => (s.whole + r * s.bytes, s.part),
-                    Pattern::AllToAll => (r * row + s.part, s.whole + rank * s.bytes),
-                };
-                to[at..][..s.bytes].copy_from_slice(&theirs[from..][..s.bytes]);
+        self.meeting.meet(rank, what, from.read(), |all| {
+            for s in collective.stretches {
+                for (r, theirs) in all.iter().enumerate() {
+                    let (at, from) = match pattern {
+                        Pattern::AllGather => (s.whole + r * s.bytes, s.part),
+                        Pattern::AllToAll => (r * row + s.part, s.whole + rank * s.bytes),
+                    };
+                    to[at..][..s.bytes].copy_from_slice(&theirs[from..][..s.bytes]);
+                }
             }
-        }
-        Ok(())
+        })
     }
 
     fn stop(&self, why: &str) {

@@ -13,6 +13,9 @@ pub enum MeasureError {
     /// The CUDA device.
     #[error(transparent)]
     Cuda(#[from] lowtide_device::cuda::CudaError),
+    /// Ranks cannot exchange anything.
+    #[error(transparent)]
+    Ranks(#[from] lowtide_device::comm::CommError),
     /// A task failed.
     #[error(transparent)]
     Exec(#[from] lowtide_executor::ExecError),

@@ -8,11 +8,13 @@
 pub mod bench;
 mod contention;
 mod error;
+mod net;
 mod operations;
 mod probe;
 mod timing;
 
 pub use error::MeasureError;
+pub use net::net_rates;
 pub use probe::{Drive, ProbeOptions, probe};
 
 use lowtide_units::Bytes;

@@ -79,6 +79,13 @@ pub fn explain(plan: &Plan, cuda: bool) -> String {
             cells[0], cells[1], cells[2]
         );
     }
+    if plan.ranks > 1 {
+        let _ = writeln!(
+            text,
+            "of each of {} ranks, which all do the same with a share of their own",
+            plan.ranks
+        );
+    }
     if plan.optimizer != Optimizer::default() {
         let optimizer = match plan.optimizer.name {
             name if name == OptimizerName::default() => String::new(),

@@ -406,9 +406,9 @@ pub struct Prediction {
     pub lanes: Vec<LaneUse>,
     /// Index into [`LaneKind::ALL`] of the lane with the most work.
     pub ruling_lane: u8,
-    /// Bytes written to the drives in one step.
+    /// Bytes written to the drives in one step, by all ranks.
     pub disk_bytes_written: Bytes,
-    /// Bytes read from the drives in one step.
+    /// Bytes read from the drives in one step, by all ranks.
     pub disk_bytes_read: Bytes,
     /// Time of one evaluation batch.
     pub evaluate_seconds: Seconds,

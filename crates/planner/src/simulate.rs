@@ -366,8 +366,8 @@ pub fn predict(plan: &Plan, w: &Workload, machine: &Machine) -> Prediction {
         step_seconds: steady_seconds(plan, w, machine, busiest),
         lanes,
         ruling_lane,
-        disk_bytes_written: written,
-        disk_bytes_read: read,
+        disk_bytes_written: written * u64::from(w.ranks),
+        disk_bytes_read: read * u64::from(w.ranks),
         evaluate_seconds: evaluate_seconds(plan, w, machine),
     }
 }

@@ -1,16 +1,18 @@
 //! What a run's plan is made from, found in the one order there is: device, model, rates, budgets.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use lowtide_config::Run;
 use lowtide_data::Micro;
 use lowtide_data::clock::today;
 use lowtide_executor::Trace;
-use lowtide_measure::{ProbeOptions, probe};
+use lowtide_measure::{ProbeOptions, net_rates, probe};
 use lowtide_model::Decoder;
 use lowtide_planner::search::fits_any;
 use lowtide_planner::search::outlook::{Outlook, plan_with_outlook};
-use lowtide_planner::{Budgets, Machine, Pins, Plan, PlanError, Refusal, Request};
+use lowtide_planner::{Budgets, Machine, NetRates, Pins, Plan, PlanError, Refusal, Request};
+use lowtide_session::Group;
 use lowtide_tiers::HostMemory;
 use lowtide_workload::{Batch, ModelShape};
 
@@ -22,6 +24,35 @@ use crate::planning::{
 use crate::report::{Observer, Phase};
 use crate::resident::Resident;
 use crate::threads::threads_of;
+
+/// What so many ranks exchange, measured; none of one rank. On GPUs it connects them, which holds some of each one's memory.
+///
+/// # Errors
+/// Ranks that cannot reach each other.
+pub fn net_of(gpus: u32, device: &Device) -> Result<Option<NetRates>, TrainError> {
+    if gpus == 1 {
+        return Ok(None);
+    }
+    let made = Group::threads(gpus, LIMIT);
+    let group = device.group.as_ref().unwrap_or(&made);
+    Ok(Some(net_rates(&group.gpus, &group.comms)?))
+}
+
+/// How long ranks wait for each other while they are measured.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// All GPUs of a run compute a product by the same algorithm: the one that was measured on the first.
+pub(crate) fn alike(device: &Device) -> Result<(), TrainError> {
+    let (Some(first), Some(group)) = (&device.gpu, &device.group) else {
+        return Ok(());
+    };
+    let choices = first.choices();
+    let others = group.gpus.iter().filter(|g| g.ordinal() != first.ordinal());
+    for gpu in others {
+        gpu.set_choices(&choices)?;
+    }
+    Ok(())
+}
 
 /// What a run's plan is made from.
 #[derive(Clone, Debug)]
@@ -52,7 +83,9 @@ impl<'a> Basis<'a> {
         observer: &mut dyn Observer,
     ) -> Result<Self, TrainError> {
         observer.phase(run.plan.machine.is_none().then_some(Phase::Measuring));
-        let machine = match &run.plan.machine {
+        // Before the rates: what connections hold of a device counts among what the process holds there.
+        let net = net_of(run.gpus, device)?;
+        let mut machine = match &run.plan.machine {
             Some(path) => load_machine(path)?,
             None => {
                 let options = ProbeOptions {
@@ -66,6 +99,11 @@ impl<'a> Basis<'a> {
                 probe(&options, Some(&decoder), sample().as_ref())?
             }
         };
+        if machine.net.is_none_or(|net| net.ranks != run.gpus) {
+            machine.net = net;
+        }
+        alike(device)?;
+        let machine = machine.share(run.gpus);
         observer.phase(Some(Phase::Planning));
         Ok(Self {
             run,
@@ -81,6 +119,17 @@ impl<'a> Basis<'a> {
     /// # Errors
     /// A batch that the model does not take.
     pub fn told(run: &'a Run, shape: &ModelShape, machine: Machine) -> Result<Self, TrainError> {
+        if let (Some(path), true) = (&run.plan.machine, run.gpus > 1) {
+            let have = machine.net.map(|net| net.ranks);
+            if have != Some(run.gpus) {
+                return Err(TrainError::NoNet {
+                    path: path.clone(),
+                    gpus: run.gpus,
+                    have,
+                });
+            }
+        }
+        let machine = machine.share(run.gpus);
         let target = target_of(run, shape, &machine);
         Ok(Self {
             run,

@@ -38,6 +38,8 @@ pub struct StepReport {
     pub device: String,
     /// Parameters.
     pub parameters: u64,
+    /// Ranks. Lanes, waits, moved bytes and what is held of a device are the first one's.
+    pub gpus: u32,
     /// Tokens of a step.
     pub tokens_per_step: u64,
     /// Median time of a step.
@@ -49,7 +51,7 @@ pub struct StepReport {
     /// 6·N + 6·L·C·T operations a token over the median step's time; what is recomputed does not
     /// count.
     pub model_tflops: f64,
-    /// Rate of a large bf16 matrix product, measured at the start of this run.
+    /// Rate of large bf16 matrix products on all GPUs, measured on the first at the start of this run.
     pub matmul_tflops: f64,
     /// `model_tflops` over `matmul_tflops`.
     pub share_of_matmul: f64,
@@ -117,7 +119,9 @@ pub fn step(
     observer.note(&format!("ready after {start_seconds:.1} s"));
 
     let w = planned.decoder.workload();
-    let inputs: Vec<Micro> = (0..u64::from(w.batch.accumulate))
+    let ranks = u64::from(w.ranks);
+    let tokens = w.batch.tokens() * ranks;
+    let inputs: Vec<Micro> = (0..u64::from(w.batch.accumulate) * ranks)
         .map(|m| Micro::random(w.batch.micro_batch, w.batch.seq, shape.vocab, m))
         .collect();
     let Timed {
@@ -131,8 +135,8 @@ pub fn step(
         traced.map_err(TrainError::io(path))?;
     }
     let step_seconds = median(&times).expect("one step at least");
-    let model_tflops = w.model_flops.0 / step_seconds / 1e12;
-    let matmul_tflops = planned.machine.matmul_bf16.0 / 1e12;
+    let model_tflops = w.model_flops.0 * ranks as f64 / step_seconds / 1e12;
+    let matmul_tflops = planned.machine.matmul_bf16.0 * ranks as f64 / 1e12;
     let (by_lane, gpu_waits) = compare(&planned, &lanes, steps as f64);
     let gpu_busy = lanes.lane(Lane::GPU).busy_seconds / steps as f64;
     let gpu = planned.device.gpu.as_ref();
@@ -144,10 +148,11 @@ pub fn step(
         machine: planned.machine.name.clone(),
         device: planned.device.note.clone(),
         parameters: w.parameters(),
-        tokens_per_step: w.batch.tokens(),
+        gpus: run.gpus,
+        tokens_per_step: tokens,
         step_seconds,
         step_seconds_range: [times[0], times[times.len() - 1]],
-        tokens_per_second: w.batch.tokens() as f64 / step_seconds,
+        tokens_per_second: tokens as f64 / step_seconds,
         model_tflops,
         matmul_tflops,
         share_of_matmul: model_tflops / matmul_tflops,

@@ -3,12 +3,13 @@
 use lowtide_config as config;
 use lowtide_config::Run;
 use lowtide_device::Make;
-use lowtide_device::cuda::{CudaError, Gpu};
+use lowtide_device::cuda::{CudaError, Gpu, NcclComm};
 use lowtide_kernels::attention::{self, Attn, Engine};
 use lowtide_planner::Machine;
 use lowtide_workload::{Batch, Dtype, ModelShape};
 
 use crate::error::TrainError;
+use lowtide_session::Group;
 
 /// What a workload is described for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -32,6 +33,8 @@ impl Target {
 pub struct Device {
     /// The GPU; `None`: the CPU device.
     pub gpu: Option<Gpu>,
+    /// Of several: all of them, and the way between them.
+    pub group: Option<Group>,
     /// What a workload on it is described for.
     pub target: Target,
     /// One line for people: what was chosen and why.
@@ -44,9 +47,19 @@ impl Device {
     pub fn cpu() -> Self {
         Self {
             gpu: None,
+            group: None,
             target: Target::default(),
             note: "device: the processor's cores".to_owned(),
         }
+    }
+
+    /// So many ranks on the CPU device.
+    fn cpu_of(ranks: u32) -> Self {
+        let mut device = Self::cpu();
+        if ranks > 1 {
+            device.note = format!("{}, shared by {ranks} ranks", device.note);
+        }
+        device
     }
 }
 
@@ -60,13 +73,13 @@ impl Device {
 /// A GPU that was asked for, or is there, and cannot be used.
 pub fn open(run: &Run, shape: &ModelShape) -> Result<Device, TrainError> {
     let gpu = match run.device {
-        config::Device::Cpu => return Ok(Device::cpu()),
+        config::Device::Cpu => return Ok(Device::cpu_of(run.gpus)),
         config::Device::Cuda => Gpu::open(0)?,
         config::Device::Auto => match Gpu::open(0) {
             Ok(gpu) => gpu,
             Err(e @ (CudaError::NoDevice(_) | CudaError::TooOld { .. })) => {
-                let mut device = Device::cpu();
-                device.note = format!("device: the processor's cores ({e})");
+                let mut device = Device::cpu_of(run.gpus);
+                device.note = format!("{} ({e})", device.note);
                 return Ok(device);
             }
             Err(e) => return Err(e.into()),
@@ -81,14 +94,36 @@ pub fn open(run: &Run, shape: &ModelShape) -> Result<Device, TrainError> {
         gpu.driver().0,
         gpu.driver().1,
     );
+    let (group, note) = match run.gpus {
+        1 => (None, note),
+        n => {
+            let group = group(&gpu, n)?;
+            let version = NcclComm::version()?;
+            (Some(group), format!("{note}; {n} of them, NCCL {version}"))
+        }
+    };
     Ok(Device {
         gpu: Some(gpu),
+        group,
         target: Target {
             make: Make::Cuda,
             attention: engine,
         },
         note,
     })
+}
+
+/// The first so many GPUs, which must be alike, and the way between them.
+fn group(first: &Gpu, gpus: u32) -> Result<Group, TrainError> {
+    let all = (0..gpus).map(Gpu::open).collect::<Result<Vec<_>, _>>()?;
+    match all.iter().find(|gpu| gpu.name() != first.name()) {
+        None => Ok(Group::cuda(all)?),
+        Some(other) => Err(TrainError::Unlike {
+            first: first.name().to_owned(),
+            ordinal: other.ordinal(),
+            other: other.name().to_owned(),
+        }),
+    }
 }
 
 /// What a plan for another machine is described for: nothing of that machine can be asked.

@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 
 use lowtide_data::DataError;
+use lowtide_device::comm::CommError;
+use lowtide_executor::ExecError;
 use lowtide_files::FileError;
 use lowtide_measure::MeasureError;
 use lowtide_session::SessionError;
@@ -32,6 +34,11 @@ impl From<MeasureError> for TrainError {
             MeasureError::Tier(e) => Self::Tier(e),
             MeasureError::Cuda(e) => Self::Cuda(e),
             MeasureError::Exec(e) => Self::Exec(e),
+            MeasureError::Ranks(CommError::Cuda(e)) => Self::Cuda(e),
+            MeasureError::Ranks(source) => Self::Exec(ExecError::Ranks {
+                task: "measuring what ranks exchange".to_owned(),
+                source,
+            }),
             MeasureError::File { path, what } => Self::File { path, what },
             MeasureError::Parameters { asked, have, what } => Self::Budget {
                 of: Asked::Parameters,
@@ -93,6 +100,27 @@ pub enum TrainError {
         config: Option<PathBuf>,
         /// Under which key.
         key: &'static str,
+    },
+    /// GPUs that are to train together are not alike.
+    #[error("cuda:0 is {first}, but cuda:{ordinal} is {other}: all GPUs of a run must be alike")]
+    Unlike {
+        /// The first one's name.
+        first: String,
+        /// Which differs.
+        ordinal: u8,
+        /// Its name.
+        other: String,
+    },
+    /// A machine file does not say how fast its GPUs exchange bytes.
+    #[error("{}: no rate of what {gpus} GPUs exchange (key 'net'{})", path.display(),
+        have.map_or(String::new(), |n| format!(", which is of {n}")))]
+    NoNet {
+        /// The file.
+        path: PathBuf,
+        /// How many the run has.
+        gpus: u32,
+        /// How many it says it of.
+        have: Option<u32>,
     },
     /// The tokenizer has tokens that the model has no row for.
     #[error(

@@ -568,7 +568,8 @@ impl Fit<'_> {
         totals.seconds = earlier.seconds + tally.seconds;
         totals.timed_tokens = earlier.timed_tokens + tally.tokens;
         // With those of evaluations and answers.
-        let written = self.session.measured().lane(Lane::DISK_WRITE).bytes;
+        let of_rank = self.session.measured().lane(Lane::DISK_WRITE).bytes;
+        let written = of_rank * u64::from(self.session.plan().ranks);
         totals.disk_written = earlier.disk_written + written;
     }
 

@@ -29,6 +29,7 @@ pub mod wear;
 
 pub use error::TrainError;
 // Errors of the crates below that [`TrainError`] carries, for whoever tells them apart.
+pub use lowtide_device::comm::CommError;
 pub use lowtide_device::cuda::{CudaError, Gpu};
 pub use lowtide_executor::ExecError;
 pub use lowtide_files::{FileError, Foreign, JsonProblem};

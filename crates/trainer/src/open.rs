@@ -64,6 +64,7 @@ pub(crate) fn open_on(
         trace,
         disk,
         gpu: planned.device.gpu.clone(),
+        group: planned.device.group.clone(),
         process: planned.resident.beside,
         ..SessionOptions::default()
     };

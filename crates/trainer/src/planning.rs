@@ -79,7 +79,7 @@ pub(crate) fn check_length(run: &Run, shape: &ModelShape) -> Result<(), TrainErr
     Ok(())
 }
 
-/// The decoder of a run, at its batch, for a device.
+/// The decoder of a run, at its batch (of all ranks), for a device: one rank's.
 ///
 /// # Errors
 /// As [`shape_of`].
@@ -87,10 +87,10 @@ pub fn decoder_of(run: &Run, batch: Batch, target: Target) -> Result<Arc<Decoder
     let shape = shape_of(run)?;
     check_length(run, &shape)?;
     let options = options_of(run, &shape, batch, target)?;
-    Ok(Arc::new(Decoder::new(&shape, &options)?))
+    Ok(Arc::new(Decoder::new(&shape, &options)?.of_ranks(run.gpus)))
 }
 
-/// What beside its shape decides the work of a run's model.
+/// What beside its shape decides the work of a run's model, of each rank; `batch` is that of all.
 ///
 /// # Errors
 /// Patterns of frozen parameters that do not suit the shape.
@@ -106,7 +106,10 @@ pub fn options_of(
         precision: run.precision,
         gradient: run.train.gradient,
         optimizer: run.optimizer.what(),
-        batch,
+        batch: Batch {
+            accumulate: (batch.accumulate / run.gpus).max(1),
+            ..batch
+        },
         logits_chunk: run.train.logits_chunk,
         make: target.make,
         attention: target.attention,
@@ -145,8 +148,11 @@ pub fn check_budgets(run: &Run, device: &Device) -> Result<(), TrainError> {
     let open = Bytes::ZERO;
     let (of, asked) = match (device.gpu.is_none(), on_device, on_host) {
         (true, Some(_), None) => (Asked::Device, on_device),
-        // The CPU device's arena is host memory too.
-        (true, Some(d), Some(h)) => (Asked::DeviceAndHost, Some(Bytes(d.0.saturating_add(h.0)))),
+        // The CPU device's arenas are host memory too.
+        (true, Some(d), Some(h)) => {
+            let d = d.0.saturating_mul(u64::from(run.gpus));
+            (Asked::DeviceAndHost, Some(Bytes(d.saturating_add(h.0))))
+        }
         _ => (Asked::Host, on_host),
     };
     // One batch in flight and one prepared.
@@ -187,8 +193,8 @@ pub fn check_budgets(run: &Run, device: &Device) -> Result<(), TrainError> {
     Ok(())
 }
 
-/// A run's budgets; what it leaves open is what is free now, less a reserve for everything that is
-/// not in an arena.
+/// A run's budgets, of each rank: the host and the drives are shared evenly. What it leaves open is what is free now,
+/// less a reserve for everything that is not in an arena.
 ///
 /// # Errors
 /// As [`check_budgets`], and when a GPU has less memory free than the run's budget.
@@ -198,9 +204,18 @@ pub fn budgets_of(run: &Run, device: &Device) -> Result<Budgets, TrainError> {
         // A GPU's context, libraries and their kernels take most of a gigabyte of the host too.
         let free = HostMemory::available().saturating_sub(Bytes::GIB);
         // What this process holds already counts against its budget, not against what is free.
-        let (free_device, total) = gpu.memory()?;
-        let mine = process_memory(gpu.bus()).and_then(|m| m.process);
-        let free_device = Bytes(free_device.0 + mine.unwrap_or_default().0);
+        let others = device.group.iter().flat_map(|group| &group.gpus);
+        let mut least: Option<(Bytes, Bytes)> = None;
+        for gpu in std::iter::once(gpu).chain(others) {
+            let (free, total) = gpu.memory()?;
+            let mine = process_memory(gpu.bus()).and_then(|m| m.process);
+            let free = Bytes(free.0 + mine.unwrap_or_default().0);
+            least = Some(least.map_or(
+                (free, total),
+                |l| if l.0 <= free { l } else { (free, total) },
+            ));
+        }
+        let (free_device, total) = least.expect("one GPU at least");
         if let Some(need) = run.budget.device.filter(|&need| need > free_device) {
             return Err(CudaError::Memory {
                 need,
@@ -209,14 +224,17 @@ pub fn budgets_of(run: &Run, device: &Device) -> Result<Budgets, TrainError> {
             }
             .into());
         }
-        return Ok(Budgets {
-            device: run
-                .budget
-                .device
-                .unwrap_or(free_device.saturating_sub(Bytes::MIB * 256)),
-            host: run.budget.host.unwrap_or(free),
-            disk: run.budget.disk_total(),
-        });
+        return Ok(of_rank(
+            run,
+            Budgets {
+                device: run
+                    .budget
+                    .device
+                    .unwrap_or(free_device.saturating_sub(Bytes::MIB * 256)),
+                host: run.budget.host.unwrap_or(free),
+                disk: run.budget.disk_total(),
+            },
+        ));
     }
     Ok(cpu_budgets_of(run))
 }
@@ -226,17 +244,29 @@ pub fn budgets_of(run: &Run, device: &Device) -> Result<Budgets, TrainError> {
 pub fn cpu_budgets_of(run: &Run) -> Budgets {
     let free = HostMemory::available().saturating_sub(Bytes::MIB * 512);
     let half = Bytes(free.0 / 2);
-    Budgets {
+    let ranks = u64::from(run.gpus);
+    let budgets = Budgets {
         // The CPU device's arena is host memory too: each gets half where neither is given.
         device: run.budget.device.unwrap_or(match run.budget.host {
-            Some(host) => free.saturating_sub(host),
-            None => half,
+            Some(host) => Bytes(free.saturating_sub(host).0 / ranks),
+            None => Bytes(half.0 / ranks),
         }),
         host: run.budget.host.unwrap_or(match run.budget.device {
-            Some(device) => free.saturating_sub(device),
+            Some(device) => free.saturating_sub(device * ranks),
             None => half,
         }),
         disk: run.budget.disk_total(),
+    };
+    of_rank(run, budgets)
+}
+
+/// A rank's part of what ranks of one host share.
+fn of_rank(run: &Run, whole: Budgets) -> Budgets {
+    let part = |whole: Bytes| Bytes(whole.0 / u64::from(run.gpus));
+    Budgets {
+        host: part(whole.host),
+        disk: part(whole.disk),
+        ..whole
     }
 }
 

@@ -37,7 +37,8 @@ impl Resident {
     pub fn count(plan: &Plan, w: &Workload, machine: &Machine, trace: Trace) -> Self {
         let tasks: usize = PartName::ALL.iter().map(|&p| plan.part(p).len()).sum();
         let inputs = w.batch.input_bytes().0 * u64::from(w.batch.accumulate);
-        let run = TASK * tasks as u64 + BATCHES * inputs + EVENT * LANES * trace.events as u64;
+        let each = TASK * tasks as u64 + BATCHES * inputs + EVENT * LANES * trace.events as u64;
+        let run = each * u64::from(plan.ranks);
         let held = process::rss_bytes().unwrap_or_default();
         Self {
             beside: (held + later()).max(machine.host_reserve) + Bytes(run),
@@ -55,6 +56,7 @@ impl Resident {
         } else {
             arena(Tier::Device)
         };
-        self.start.max(arena(Tier::Host) + device + self.beside)
+        let arenas = (arena(Tier::Host) + device) * u64::from(plan.ranks);
+        self.start.max(arenas + self.beside)
     }
 }

@@ -92,7 +92,7 @@ pub fn verify(
         ..options
     };
     let blocks = shape.layers;
-    let decoder = Arc::new(Decoder::new(&shape, &options)?);
+    let decoder = Arc::new(Decoder::new(&shape, &options)?.of_ranks(run.gpus));
     let clip = clip_of(run);
     let basis = Basis::here(
         run,
@@ -114,6 +114,7 @@ pub fn verify(
         threads: threads_of(run),
         disk: DiskChoice::None,
         gpu: device.gpu.clone(),
+        group: device.group.clone(),
         process: planned.resident.beside,
         ..SessionOptions::default()
     };

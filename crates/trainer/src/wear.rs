@@ -93,10 +93,14 @@ pub fn within<T, E>(
 pub fn fill(plan: &Plan) -> Bytes {
     let next = |s: &Slot| matches!(s.version, Some((Version::Next, _)));
     let filled = |s: &&Slot| {
-        let state = matches!(s.tensor, Tensor::Weight(_) | Tensor::State(_));
+        let state = matches!(
+            s.tensor,
+            Tensor::Weight(_) | Tensor::Shard(_) | Tensor::State(_)
+        );
         s.tier == Tier::Disk && s.persistent && state && !next(s)
     };
-    Bytes(plan.slots.iter().filter(filled).map(|s| s.bytes).sum())
+    let of_rank: u64 = plan.slots.iter().filter(filled).map(|s| s.bytes).sum();
+    Bytes(of_rank * u64::from(plan.ranks))
 }
 
 /// Bytes that the processes before this one may have written, as the output tells: the metrics, and of one that

@@ -12,6 +12,7 @@ use common::{
     Trained, batch, checked, choice, decoder_of_ranks, hyper, llama, open, quick, rule, train,
 };
 use lowtide_device::comm::{Collective, Comm, CommError, World};
+use lowtide_device::cuda::Gpu;
 use lowtide_device::{Dst, Queue, Src};
 use lowtide_executor::{ExecError, Mode};
 use lowtide_model::Decoder;
@@ -49,6 +50,19 @@ fn opened(d: &Arc<Decoder>, plan: &Arc<Plan>, clip: Clip, mode: Mode) -> (Sessio
         ..quick()
     };
     (open(d, plan, clip, options), dir)
+}
+
+/// A decoder for the ranks of a group.
+fn on(group: &Group, ranks: u32, accumulate: u32) -> Arc<Decoder> {
+    let gpu = group.gpus.first();
+    let many = (ranks, accumulate);
+    decoder_of_ranks(
+        gpu,
+        &llama(2, true),
+        Dtype::Bf16,
+        Optimizer::default(),
+        many,
+    )
 }
 
 fn trained(d: &Arc<Decoder>, c: &Choice, clip: Clip, steps: u64) -> Trained {
@@ -258,10 +272,9 @@ impl Comm for Broken {
     }
 }
 
-fn broken(at: u64, missing: bool) -> (ExecError, Duration) {
-    let d = tiny(2, 1, Dtype::Bf16, Optimizer::default());
+fn broken(mut group: Group, at: u64, missing: bool) -> (ExecError, Duration) {
+    let d = on(&group, 2, 1);
     let plan = checked(&d, &everywhere(&d), Clip::Exact);
-    let mut group = Group::threads(2, Duration::from_secs(1));
     let inner = Arc::clone(&group.comms[1]);
     group.comms[1] = Arc::new(Broken {
         inner,
@@ -271,6 +284,8 @@ fn broken(at: u64, missing: bool) -> (ExecError, Duration) {
     });
     let options = SessionOptions {
         group: Some(group),
+        poison: false,
+        watchdog: Duration::from_secs(2),
         ..quick()
     };
     let mut session = Session::open(Arc::clone(&d), plan, rule(Clip::Exact), options).unwrap();
@@ -295,7 +310,8 @@ fn broken(at: u64, missing: bool) -> (ExecError, Duration) {
 #[test]
 fn a_rank_that_fails_ends_all_and_is_named_first() {
     for at in [0, 3, 11, 20] {
-        let (error, took) = broken(at, false);
+        let group = Group::threads(2, Duration::from_secs(1));
+        let (error, took) = broken(group, at, false);
         let text = error.to_string();
         assert!(
             matches!(error, ExecError::Panic { .. }) && text.contains("rank 1"),
@@ -307,7 +323,8 @@ fn a_rank_that_fails_ends_all_and_is_named_first() {
 
 #[test]
 fn a_rank_that_does_not_come_is_named_with_the_collective() {
-    let (error, _) = broken(4, true);
+    let group = Group::threads(2, Duration::from_secs(1));
+    let (error, _) = broken(group, 4, true);
     let text = error.to_string();
     let ExecError::Ranks { source, .. } = error else {
         panic!("{text}");
@@ -316,4 +333,83 @@ fn a_rank_that_does_not_come_is_named_with_the_collective() {
         matches!(source, CommError::Missing { rank: 1, .. }),
         "{text}"
     );
+}
+
+/// So many GPUs with NCCL between them. Without them says what is skipped; panics where `LOWTIDE_REQUIRE_GPUS` asks for as
+/// many.
+#[allow(clippy::print_stderr, reason = "what is skipped must be seen")]
+fn gpus(n: u32) -> Option<Group> {
+    let asked = std::env::var("LOWTIDE_REQUIRE_GPUS").map_or(0, |n| n.parse().expect("a number"));
+    let all = (0..n).map(Gpu::open).collect::<Result<Vec<_>, _>>();
+    match all.and_then(Group::cuda) {
+        Ok(group) => Some(group),
+        Err(e) => {
+            assert!(asked < n, "{n} GPUs are required: {e}");
+            eprintln!("skipped on {n} GPUs: {e}");
+            None
+        }
+    }
+}
+
+#[test]
+fn several_gpus_give_the_same_bits_wherever_tensors_live() {
+    for ranks in [2, 4] {
+        let Some(group) = gpus(ranks) else { continue };
+        let d = on(&group, ranks, 2);
+        for (k, clip) in CLIPS.into_iter().enumerate() {
+            let train = |c: &Choice, poison| {
+                let plan = checked(&d, c, clip);
+                let dir = tempfile::tempdir().expect("a folder");
+                let disk = match plan.tier(Tier::Disk).planned_bytes.0 {
+                    0 => DiskChoice::None,
+                    _ => DiskChoice::Directories(vec![(dir.path().to_owned(), 1.0)]),
+                };
+                let options = SessionOptions {
+                    disk,
+                    group: Some(group.clone()),
+                    poison,
+                    ..quick()
+                };
+                train(&mut open(&d, &plan, clip, options), 3, 2 * ranks)
+            };
+            let resident = choice(&d, Tier::Device, Tier::Device, Tier::Device);
+            let want = train(&resident, true);
+            assert!(want.losses.iter().all(|l| f64::from_bits(l.0).is_finite()));
+            assert_eq!(train(&resident, false), want, "from run to run");
+            let mut i = 0;
+            for weights in Tier::ALL {
+                for optimizer in Tier::ALL {
+                    for inputs in Tier::ALL {
+                        i += 1;
+                        if i % 3 != k {
+                            continue;
+                        }
+                        let mut c = choice(&d, weights, optimizer, inputs);
+                        let saved = [Saved::Keep, Saved::Recompute, Saved::Host][i % 3];
+                        c.saved.iter_mut().for_each(|s| s.fill(saved));
+                        (c.ahead, c.carry) = common::ahead(i);
+                        if i % 2 == 1 {
+                            c.pieces = Pieces::Split(256);
+                        }
+                        let got = train(&c, i % 2 == 0);
+                        assert_eq!(got, want, "{c:?} {clip:?} {ranks} GPUs");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_gpu_whose_rank_fails_or_does_not_come_ends_all() {
+    for (at, missing) in [(0, false), (11, false), (5, true)] {
+        let Some(group) = gpus(2) else { return };
+        let (error, took) = broken(group, at, missing);
+        let text = error.to_string();
+        match missing {
+            false => assert!(text.contains("rank 1") && text.contains("cable"), "{text}"),
+            true => assert!(matches!(error, ExecError::Stuck { .. }), "{text}"),
+        }
+        assert!(took < Duration::from_secs(30), "at {at}: {took:?}");
+    }
 }

@@ -14,6 +14,7 @@ mod lsp;
 mod masks;
 mod memory;
 mod outputs;
+mod ranks;
 mod records;
 mod scratch;
 mod signals;

@@ -13,7 +13,7 @@ use super::branch::Origin;
 use super::lost;
 use super::start::Start;
 use crate::answers::{Extract, Question, questions};
-use crate::basis::Basis;
+use crate::basis::{Basis, alike};
 use crate::device::{self, Device};
 use crate::dropout::note_of_dropout;
 use crate::error::TrainError;
@@ -119,6 +119,7 @@ impl Material {
             && state.numerics["device"] == numerics["device"]
         {
             gpu.set_choices(&state.products)?;
+            alike(&self.device)?;
         }
         Ok(self)
     }

@@ -1,0 +1,175 @@
+//! Several ranks in whole runs, on the CPU device: the same bits again, checkpoints for any number of them, and what does not
+//! go together is told.
+
+use serde_json::Value;
+
+use super::scratch::{Ended, Scratch};
+
+const RUN: &str = r"
+model: {path: m}
+device: cpu
+threads: 2
+budget: {device: 200MiB, host: 1GiB}
+data: {train: train.jsonl, eval: eval.jsonl}
+train: {steps: 4, micro_batch: 1, seq: 64, accumulate: 4, learning_rate: 0.01, schedule: constant}
+eval: {every_steps: 2, batches: 2}
+checkpoint: {every_steps: 2}
+log: {trace: false, tensorboard: false}
+output: out
+";
+
+fn scratch() -> Scratch {
+    let scratch = Scratch::bare();
+    scratch.write("run.yaml", RUN);
+    scratch
+}
+
+fn train(scratch: &Scratch, gpus: &str, sets: &[&str]) -> Ended {
+    let mut args = vec!["train", "run.yaml", "--gpus", gpus];
+    for set in sets {
+        args.extend(["--set", set]);
+    }
+    scratch.run(&args)
+}
+
+fn model(scratch: &Scratch, output: &str) -> Vec<u8> {
+    std::fs::read(scratch.at(output).join("model/model.safetensors")).expect("a model")
+}
+
+/// A field of all lines of metrics.
+fn column(scratch: &Scratch, output: &str, field: &str) -> Vec<f64> {
+    let lines = scratch.read(&format!("{output}/metrics.jsonl"));
+    let lines = lines
+        .lines()
+        .map(|l| serde_json::from_str(l).expect("JSON"));
+    lines.filter_map(|l: Value| l[field].as_f64()).collect()
+}
+
+#[test]
+fn a_run_of_two_ranks_goes_on_with_any_number() {
+    let scratch = scratch();
+    let one = scratch.train(&["output=one"]);
+    let two = train(&scratch, "2", &["output=two"]);
+    let again = train(&scratch, "2", &["output=again"]);
+    for ended in [&one, &two, &again] {
+        ended.fine();
+    }
+    assert!(two.text().contains("shared by 2 ranks"), "{}", two.text());
+    assert!(
+        model(&scratch, "two") == model(&scratch, "again"),
+        "from run to run"
+    );
+    // The first forward is that of one rank, micro-batch by micro-batch, and all of it is near.
+    let losses = |output| column(&scratch, output, "loss");
+    let (a, b) = (losses("one"), losses("two"));
+    assert_eq!((a.len(), a[0]), (4, b[0]));
+    let tokens = |output| column(&scratch, output, "tokens");
+    assert_eq!(tokens("one"), tokens("two"));
+    let evaluated = |output| column(&scratch, output, "eval_loss");
+    assert_eq!(evaluated("one").len(), evaluated("two").len());
+    for (a, b) in [a, evaluated("one")]
+        .concat()
+        .iter()
+        .zip(&[b, evaluated("two")].concat())
+    {
+        assert!((a / b - 1.0).abs() < 5e-3, "{a}, {b}");
+    }
+
+    let resume = "checkpoint.resume=two/checkpoints/step-00000002";
+    train(&scratch, "2", &[resume, "output=same"]).fine();
+    assert!(
+        model(&scratch, "same") == model(&scratch, "two"),
+        "as if unbroken"
+    );
+    for gpus in ["1", "4"] {
+        let output = format!("output=on-{gpus}");
+        train(&scratch, gpus, &[resume, &output]).refused(&["gpus", "checkpoint.change"]);
+        let changed = train(&scratch, gpus, &[resume, &output, "checkpoint.change=gpus"]);
+        changed.fine();
+        let own = column(&scratch, &format!("on-{gpus}"), "loss");
+        let (a, b) = (own[own.len() - 2], losses("two")[2]);
+        assert_eq!(a, b, "the first loss of {gpus} ranks");
+    }
+}
+
+#[test]
+fn two_ranks_are_verified_and_evaluate_as_one() {
+    let scratch = scratch();
+    let verified = scratch.run(&["verify", "run.yaml", "--json", "--gpus", "2"]);
+    assert_eq!(verified.fine().json()["equal"], true);
+    let planted = scratch.run(&[
+        "verify",
+        "run.yaml",
+        "--json",
+        "--gpus",
+        "2",
+        "--plant-fault",
+    ]);
+    assert_eq!(planted.json()["equal"], false, "{}", planted.text());
+    let loss = |gpus| {
+        let ended = scratch.run(&["eval", "run.yaml", "--json", "--gpus", gpus]);
+        ended.fine().json()["eval_loss"].clone()
+    };
+    assert!(loss("1").is_number());
+    assert_eq!(loss("1"), loss("2"));
+}
+
+#[test]
+fn what_several_ranks_cannot_do_is_refused() {
+    let scratch = scratch();
+    for (gpus, sets, words) in [
+        (
+            "3",
+            &["train.accumulate=3"][..],
+            &["gpus", "a power of two"][..],
+        ),
+        (
+            "2",
+            &["train.accumulate=3"],
+            &["train.accumulate", "gpus", "multiple of 2"],
+        ),
+        (
+            "2",
+            &["optimizer.name=adafactor"],
+            &["optimizer.name", "gpus", "whole tensors"],
+        ),
+        (
+            "2",
+            &["checkpoint.durable=true", "budget.disk=1GiB"],
+            &["checkpoint.durable", "gpus", "not supported"],
+        ),
+        (
+            "2",
+            &["budget.disk=1GiB", "budget.disk_writes=1TiB"],
+            &["budget.disk_writes", "gpus"],
+        ),
+    ] {
+        train(&scratch, gpus, sets).refused(words);
+        assert!(!scratch.at("out").exists(), "{sets:?}");
+    }
+    let generate = ["generate", "run.yaml", "--gpus", "2", "--prompt", "a"];
+    scratch.run(&generate).refused(&["--gpus", "one GPU"]);
+    // A machine file that does not say what its GPUs exchange.
+    let probed = scratch.run(&["probe", "--device", "cpu", "--out", "machine.json"]);
+    probed.fine();
+    let plan = |machine: &str| {
+        let machine = format!("plan.machine={machine}");
+        scratch.run(&[
+            "plan", "run.yaml", "--json", "--gpus", "2", "--set", &machine,
+        ])
+    };
+    plan("machine.json").refused(&["machine.json", "2 GPUs", "lowtide probe --gpus 2"]);
+    let probed = [
+        "probe", "--device", "cpu", "--gpus", "2", "--out", "two.json",
+    ];
+    let text = scratch.run(&probed).fine().text();
+    assert!(text.contains("2 ranks, each gets"), "{text}");
+    let planned = plan("two.json");
+    let answer = planned.fine().json();
+    assert!(
+        answer["lanes"]["net"]["bytes"]
+            .as_f64()
+            .is_some_and(|n| n > 0.0),
+        "{answer}"
+    );
+}
