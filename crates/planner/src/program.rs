@@ -4,11 +4,13 @@
 //! uses without a long pause. A tensor whose home is the device has one window; others have
 //! several, with an offload after a window that wrote and a fetch before one that reads.
 
+mod finish;
+
 use std::collections::BTreeSet;
 use std::ops::Range;
 
 use lowtide_units::{List, ids};
-use lowtide_workload::{Access, Dtype, LocalId, Op, OpId, ParamId, Unit, UnitKind, What, Workload};
+use lowtide_workload::{Access, LocalId, Op, OpId, ParamId, Unit, UnitKind, What, Workload};
 
 use crate::choice::{Choice, LoopOrder, Saved};
 use crate::fast::FastMap;
@@ -346,139 +348,9 @@ pub(crate) fn program(
         visits: b.visits,
     };
     if purpose == Purpose::Train && span.ends {
-        finish_gradients(&mut program, w, pieces);
+        finish::gradients(&mut program, w, pieces);
     }
     program
-}
-
-/// Inserts the rounding of each piece's gradient right after the last operation that adds to it.
-fn finish_gradients(program: &mut Program, w: &Workload, pieces: &List<PieceId, Piece>) {
-    let mut last: List<PieceId, Option<usize>> = vec![None; pieces.len()].into();
-    for (i, op) in program.ops.iter().enumerate() {
-        for o in &op.operands {
-            if let Tensor::Accumulator(p) = o.tensor {
-                last[p] = Some(i);
-            }
-        }
-    }
-    let mut at: FastMap<usize, Vec<PieceId>> = FastMap::default();
-    for (p, i) in last.pairs() {
-        if let &Some(i) = i {
-            at.entry(i).or_default().push(p);
-        }
-    }
-    let old = std::mem::take(&mut program.ops);
-    program.visits.clear();
-    let mut visit = None;
-    let mut sent = None;
-    for (i, op) in old.into_iter().enumerate() {
-        if visit != Some(op.visit) {
-            visit = Some(op.visit);
-            program.visits.push(program.ops.len());
-        }
-        let (run, v) = (op.run, op.visit);
-        program.ops.push(op);
-        for &p in at.get(&i).into_iter().flatten() {
-            let piece = &pieces[p];
-            if w.ranks > 1 {
-                // The gpu lane goes on with the next piece while ranks exchange this one.
-                program.ops.push(GpuOp {
-                    work: Work::AllToAll { piece: p },
-                    run,
-                    visit: v,
-                    operands: exchanged(piece, p),
-                    workspace: 0,
-                });
-                let before = sent.replace(p);
-                program.ops.extend(before.map(|p| GpuOp {
-                    work: Work::Finish { piece: p },
-                    run,
-                    visit: v,
-                    operands: summed(w, &pieces[p], p),
-                    workspace: 0,
-                }));
-                continue;
-            }
-            let sum = Operand {
-                tensor: Tensor::Accumulator(p),
-                access: Use::Read,
-                offset: 0,
-                bytes: piece.elements * 4,
-            };
-            let parts = Operand {
-                tensor: Tensor::NormParts(p),
-                access: Use::Write,
-                offset: 0,
-                bytes: piece.norm_chunks * 8,
-            };
-            let operands = match w.gradient {
-                Dtype::F32 => vec![
-                    Operand {
-                        access: Use::Update,
-                        ..sum
-                    },
-                    parts,
-                ],
-                Dtype::Bf16 => {
-                    let gradient = Operand {
-                        tensor: Tensor::Gradient(p),
-                        access: Use::Write,
-                        offset: 0,
-                        bytes: piece.elements * 2,
-                    };
-                    vec![gradient, parts, sum]
-                }
-            };
-            program.ops.push(GpuOp {
-                work: Work::Finish { piece: p },
-                run,
-                visit: v,
-                operands,
-                workspace: 0,
-            });
-        }
-    }
-    if let (Some(p), Some(last)) = (sent, program.ops.last()) {
-        let (run, visit) = (last.run, last.visit);
-        program.ops.push(GpuOp {
-            work: Work::Finish { piece: p },
-            run,
-            visit,
-            operands: summed(w, &pieces[p], p),
-            workspace: 0,
-        });
-    }
-}
-
-/// What ranks exchange of a complete accumulator.
-fn exchanged(piece: &Piece, p: PieceId) -> Vec<Operand> {
-    let bytes = piece.elements * 4;
-    let all = |tensor, access| Operand {
-        tensor,
-        access,
-        offset: 0,
-        bytes,
-    };
-    vec![
-        all(Tensor::Accumulator(p), Use::Read),
-        all(Tensor::Shares(p), Use::Write),
-    ]
-}
-
-/// What makes a gradient of all ranks' shares.
-fn summed(w: &Workload, piece: &Piece, p: PieceId) -> Vec<Operand> {
-    let all = |tensor, bytes, access| Operand {
-        tensor,
-        access,
-        offset: 0,
-        bytes,
-    };
-    let gradient = piece.own(w.ranks) * w.gradient.size();
-    vec![
-        all(Tensor::Gradient(p), gradient, Use::Write),
-        all(Tensor::NormParts(p), piece.norm_chunks * 8, Use::Write),
-        all(Tensor::Shares(p), piece.elements * 4, Use::Update),
-    ]
 }
 
 impl Program {

@@ -1,5 +1,7 @@
 //! Weights and optimizer state where they live: read and written by parameter, whatever the
 //! placement and the number of ranks. Only while no task runs.
+//!
+//! One file because all that fill, read and compare homes go through the same chunks of the same arrays.
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

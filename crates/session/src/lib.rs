@@ -10,16 +10,18 @@ mod outcome;
 mod ranks;
 mod requests;
 mod session;
+mod step;
 mod totals;
 
 pub use commit::{About, CommitRecord, Mark, StepNumbers};
-pub use engine::{ClipRule, Engine, StepData};
+pub use engine::{ClipRule, Engine};
 pub use error::SessionError;
 pub use homes::Homes;
 pub use outcome::Outcome;
 pub use ranks::Group;
 pub use requests::Requests;
 pub use session::{DiskChoice, Session, SessionOptions};
+pub use step::StepData;
 pub use totals::Totals;
 // What a process that ends without unwinding still has to do.
 pub use lowtide_tiers::abandon;

@@ -9,8 +9,9 @@ use lowtide_device::cuda::{CudaError, Gpu, NcclComm};
 use lowtide_executor::{ExecError, Idle, Runner};
 use lowtide_planner::Plan;
 
-use crate::engine::{Engine, supervised};
+use crate::engine::Engine;
 use crate::session::{DiskChoice, SessionOptions};
+use crate::step::supervised;
 
 /// The devices of a plan of several ranks, and the way between them.
 #[derive(Clone, Debug, Default)]

@@ -18,12 +18,13 @@ use lowtide_tiers::{
 use lowtide_units::Bytes;
 
 use crate::commit::{About, Mark};
-use crate::engine::{ClipRule, Engine, StepData, first_clip};
+use crate::engine::{ClipRule, Engine, first_clip};
 use crate::error::SessionError;
 use crate::homes::Homes;
 use crate::outcome::Outcome;
 use crate::ranks::{Group, Rank, Ranks, device_of, disk_of};
 use crate::requests::Requests;
+use crate::step::StepData;
 use lowtide_data::Micro;
 
 /// Where a plan's extents go.

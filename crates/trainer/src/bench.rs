@@ -85,7 +85,7 @@ pub struct StepReport {
 }
 
 /// Plans and reserves a run, fills its weights with random numbers, trains a few steps on random
-/// tokens and `steps` more that are timed.
+/// tokens and `steps` more that are timed. Long because it is one report, of which each figure is read off once.
 ///
 /// # Errors
 /// As for training a run.

@@ -5,15 +5,13 @@ mod common;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use common::{
     Trained, batch, checked, choice, decoder_of_ranks, hyper, llama, open, quick, rule, train,
 };
-use lowtide_device::comm::{Collective, Comm, CommError, World};
+use lowtide_device::comm::{CommError, Fault, Faulty};
 use lowtide_device::cuda::Gpu;
-use lowtide_device::{Dst, Queue, Src};
 use lowtide_executor::{ExecError, Mode};
 use lowtide_model::Decoder;
 use lowtide_planner::{Choice, Clip, LoopOrder, Pieces, Plan, Processor, Saved, Tier};
@@ -235,53 +233,15 @@ fn any_number_of_ranks_goes_on_from_what_others_have_learned() {
     }
 }
 
-/// A way to the others that breaks at some collective, or never gets there.
-#[derive(Debug)]
-struct Broken {
-    inner: Arc<dyn Comm>,
-    at: u64,
-    count: AtomicU64,
-    /// It does not fail, it does not come.
-    missing: bool,
-}
-
-impl Comm for Broken {
-    fn world(&self) -> World {
-        self.inner.world()
-    }
-
-    unsafe fn exchange(
-        &self,
-        queue: &Queue,
-        collective: Collective<'_>,
-        from: Src<'_>,
-        to: Dst<'_>,
-    ) -> Result<(), CommError> {
-        if self.count.fetch_add(1, Ordering::Relaxed) == self.at {
-            if !self.missing {
-                panic!("its cable is out");
-            }
-            std::thread::sleep(Duration::from_secs(3));
-        }
-        // SAFETY: the caller's promise.
-        unsafe { self.inner.exchange(queue, collective, from, to) }
-    }
-
-    fn stop(&self, why: &str) {
-        self.inner.stop(why);
-    }
-}
-
 fn broken(mut group: Group, at: u64, missing: bool) -> (ExecError, Duration) {
     let d = on(&group, 2, 1);
     let plan = checked(&d, &everywhere(&d), Clip::Exact);
     let inner = Arc::clone(&group.comms[1]);
-    group.comms[1] = Arc::new(Broken {
-        inner,
-        at,
-        count: AtomicU64::new(0),
-        missing,
-    });
+    let fault = match missing {
+        true => Fault::Late(Duration::from_secs(3)),
+        false => Fault::Panics,
+    };
+    group.comms[1] = Arc::new(Faulty::new(inner, at, fault));
     let options = SessionOptions {
         group: Some(group),
         poison: false,

@@ -1,0 +1,359 @@
+//! Ranks that are threads of one process.
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::{Collective, Comm, CommError, Pattern, World};
+use crate::Queue;
+use crate::view::{Dst, Src};
+
+/// Ranks that are threads of one process and exchange bytes of the host's memory.
+#[derive(Debug)]
+pub struct Threads {
+    rank: usize,
+    meeting: Arc<Meeting>,
+}
+
+/// Where a rank's bytes are while it waits for the others.
+#[derive(Clone, Copy, Debug)]
+struct Brought {
+    address: usize,
+    bytes: usize,
+}
+
+impl Brought {
+    /// # Safety
+    /// The rank that brought them has not gone yet: it waits until all have taken what they need.
+    unsafe fn read<'a>(self) -> &'a [u8] {
+        // SAFETY: the rank holds a `Src` of these bytes of the host's memory, so nobody writes them; the caller.
+        unsafe { std::slice::from_raw_parts(self.address as *const u8, self.bytes) }
+    }
+}
+
+/// Where the threads meet.
+#[derive(Debug)]
+struct Meeting {
+    here: Mutex<Here>,
+    changed: Condvar,
+    limit: Duration,
+}
+
+/// Who is at the next collective.
+#[derive(Debug)]
+struct Here {
+    number: u64,
+    /// By rank, what it makes and what it brought.
+    ranks: Vec<Option<(String, Brought)>>,
+    /// How many have taken what the others brought.
+    gone: usize,
+    failed: Option<CommError>,
+}
+
+impl Threads {
+    /// So many ranks, in order. One that does not come within `limit` is an error of those that wait for it.
+    #[must_use]
+    pub fn group(ranks: usize, limit: Duration) -> Vec<Self> {
+        let meeting = Arc::new(Meeting {
+            here: Mutex::new(Here {
+                number: 0,
+                ranks: vec![None; ranks],
+                gone: 0,
+                failed: None,
+            }),
+            changed: Condvar::new(),
+            limit,
+        });
+        let of = |rank| Self {
+            rank,
+            meeting: Arc::clone(&meeting),
+        };
+        (0..ranks).map(of).collect()
+    }
+}
+
+impl Meeting {
+    fn lock(&self) -> MutexGuard<'_, Here> {
+        self.here.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until `ready` says so, also where a rank has stopped meanwhile; says who is missing where it never does.
+    fn until<'h>(
+        &self,
+        mut here: MutexGuard<'h, Here>,
+        collective: &str,
+        ready: impl Fn(&Here) -> bool,
+    ) -> Result<MutexGuard<'h, Here>, CommError> {
+        let begin = Instant::now();
+        while !ready(&here) {
+            if let Some(error) = &here.failed {
+                return Err(error.clone());
+            }
+            let Some(left) = self.limit.checked_sub(begin.elapsed()) else {
+                let rank = here.ranks.iter().position(Option::is_none);
+                let error = CommError::Missing {
+                    rank: rank.unwrap_or(0),
+                    number: here.number,
+                    collective: collective.to_owned(),
+                    seconds: self.limit.as_secs(),
+                };
+                return Err(self.fail(here, error));
+            };
+            let waited = self.changed.wait_timeout(here, left);
+            here = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        Ok(here)
+    }
+
+    /// Nobody waits any more.
+    fn fail(&self, mut here: MutexGuard<'_, Here>, error: CommError) -> CommError {
+        let error = here.failed.get_or_insert(error).clone();
+        drop(here);
+        self.changed.notify_all();
+        error
+    }
+
+    /// Brings bytes, and lets `take` have those of all ranks. When all are there no rank fails any more, and none returns
+    /// before all have taken what they need: nobody's bytes go while another one reads them.
+    fn meet(
+        &self,
+        rank: usize,
+        what: String,
+        bytes: &[u8],
+        take: impl FnOnce(&[&[u8]]),
+    ) -> Result<(), CommError> {
+        let mut here = self.lock();
+        if let Some(error) = &here.failed {
+            return Err(error.clone());
+        }
+        let others = here.ranks.iter().enumerate();
+        let other = others.filter_map(|(r, at)| at.as_ref().map(|at| (r, &at.0)));
+        if let Some((other, others)) = other.into_iter().find(|&(_, others)| *others != what) {
+            let error = CommError::Differs {
+                number: here.number,
+                rank,
+                collective: what,
+                other,
+                others: others.clone(),
+            };
+            return Err(self.fail(here, error));
+        }
+        let brought = Brought {
+            address: bytes.as_ptr() as usize,
+            bytes: bytes.len(),
+        };
+        here.ranks[rank] = Some((what.clone(), brought));
+        self.changed.notify_all();
+        let here = self.until(here, &what, |h| h.ranks.iter().all(Option::is_some))?;
+        let number = here.number;
+        let all: Vec<Brought> = here.ranks.iter().flatten().map(|at| at.1).collect();
+        drop(here);
+        // SAFETY: this rank has not gone yet, so none has.
+        let all: Vec<&[u8]> = all.into_iter().map(|b| unsafe { b.read() }).collect();
+        take(&all);
+        let mut here = self.lock();
+        here.gone += 1;
+        if here.gone == here.ranks.len() {
+            here.ranks.fill(None);
+            here.gone = 0;
+            here.number += 1;
+            drop(here);
+            self.changed.notify_all();
+            return Ok(());
+        }
+        while here.number == number {
+            here = self
+                .changed
+                .wait(here)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        Ok(())
+    }
+}
+
+impl Comm for Threads {
+    fn world(&self) -> World {
+        World {
+            rank: self.rank,
+            size: self.meeting.lock().ranks.len(),
+        }
+    }
+
+    unsafe fn exchange(
+        &self,
+        _: &Queue,
+        collective: Collective<'_>,
+        from: Src<'_>,
+        to: Dst<'_>,
+    ) -> Result<(), CommError> {
+        let World { rank, size } = self.world();
+        collective.fits(size, from, &to);
+        let shares: usize = collective.stretches.iter().map(|s| s.bytes).sum();
+        let (pattern, name) = (collective.pattern, collective.name);
+        let have = from.bytes();
+        let what = format!("the {pattern} of {name} ({shares} bytes a share, of {have})");
+        let row = to.bytes() / size;
+        let to = to.write::<u8>();
+        self.meeting.meet(rank, what, from.read(), |all| {
+            for s in collective.stretches {
+                for (r, theirs) in all.iter().enumerate() {
+                    let (at, from) = match pattern {
+                        Pattern::AllGather => (s.whole + r * s.bytes, s.part),
+                        Pattern::AllToAll => (r * row + s.part, s.whole + rank * s.bytes),
+                    };
+                    to[at..][..s.bytes].copy_from_slice(&theirs[from..][..s.bytes]);
+                }
+            }
+        })
+    }
+
+    fn stop(&self, why: &str) {
+        let error = CommError::Stopped {
+            rank: self.rank,
+            why: why.to_owned(),
+        };
+        self.meeting.fail(self.meeting.lock(), error);
+    }
+}
+
+impl Drop for Threads {
+    fn drop(&mut self) {
+        self.stop("it has ended");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Stretch;
+    use super::*;
+
+    const STRETCHES: [Stretch; 2] = [
+        Stretch {
+            whole: 0,
+            part: 0,
+            bytes: 2,
+        },
+        Stretch {
+            whole: 10,
+            part: 4,
+            bytes: 3,
+        },
+    ];
+
+    /// Runs each rank on a thread of its own.
+    fn each<T: Send>(ranks: Vec<Threads>, work: impl Fn(&Threads) -> T + Sync) -> Vec<T> {
+        let work = &work;
+        std::thread::scope(|scope| {
+            let run = |rank: Threads| {
+                scope.spawn(move || {
+                    let out = work(&rank);
+                    (rank, out)
+                })
+            };
+            let all: Vec<_> = ranks.into_iter().map(run).collect();
+            let all: Vec<_> = all.into_iter().map(|t| t.join().unwrap()).collect();
+            all.into_iter().map(|(_, out)| out).collect()
+        })
+    }
+
+    fn exchange(
+        rank: &Threads,
+        of: Collective<'_>,
+        from: &[u8],
+        to: &mut [u8],
+    ) -> Option<CommError> {
+        let queue = Queue::new("net", 1);
+        // SAFETY: a CPU queue: it is done when it returns.
+        unsafe { rank.exchange(&queue, of, Src::of(from), Dst::of(to)) }.err()
+    }
+
+    fn gather<'a>(name: &'a str, stretches: &'a [Stretch]) -> Collective<'a> {
+        Collective {
+            pattern: Pattern::AllGather,
+            name,
+            stretches,
+        }
+    }
+
+    #[test]
+    fn every_share_comes_to_its_place() {
+        for n in [1, 2, 4] {
+            let all = each(Threads::group(n, Duration::from_secs(10)), |rank| {
+                let r = rank.world().rank as u8;
+                let part: Vec<u8> = (0..7).map(|i| 100 + 10 * r + i).collect();
+                let mut whole = vec![0u8; 10 + 3 * n];
+                let of = gather("it", &STRETCHES);
+                assert_eq!(exchange(rank, of, &part, &mut whole), None);
+                let mut rows = vec![0u8; 7 * n];
+                let back = Collective {
+                    pattern: Pattern::AllToAll,
+                    ..of
+                };
+                assert_eq!(exchange(rank, back, &whole, &mut rows), None);
+                (part, whole, rows)
+            });
+            for (part, whole, rows) in &all {
+                for r in 0..n {
+                    assert_eq!(whole[2 * r..][..2], all[r].0[0..2]);
+                    assert_eq!(whole[10 + 3 * r..][..3], all[r].0[4..7]);
+                    // Everybody has the same whole, and sends me my own part.
+                    assert_eq!(rows[7 * r..][..2], part[..2]);
+                    assert_eq!(rows[7 * r + 4..][..3], part[4..]);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_rank_that_is_missing_is_named_with_the_collective() {
+        let told = each(Threads::group(3, Duration::from_millis(200)), |rank| {
+            let of = gather("weight x", &STRETCHES[..1]);
+            (rank.world().rank != 1).then(|| exchange(rank, of, &[0; 2], &mut [0; 6]))
+        });
+        let text = told[0].clone().unwrap().unwrap().to_string();
+        assert!(
+            text.contains("rank 1") && text.contains("weight x"),
+            "{text}"
+        );
+        assert_eq!(told[0], told[2]);
+    }
+
+    #[test]
+    fn ranks_at_different_collectives_are_named() {
+        let told = each(Threads::group(2, Duration::from_secs(10)), |rank| {
+            let name = ["weight x", "weight y"][rank.world().rank];
+            exchange(rank, gather(name, &STRETCHES[..1]), &[0; 2], &mut [0; 4])
+        });
+        let text = told[0].clone().unwrap().to_string();
+        assert!(
+            text.contains("weight x") && text.contains("weight y"),
+            "{text}"
+        );
+        assert!(matches!(told[1], Some(CommError::Differs { .. })));
+        // Of another size, too.
+        let told = each(Threads::group(2, Duration::from_secs(10)), |rank| {
+            let s = [Stretch {
+                bytes: 1 + rank.world().rank,
+                ..STRETCHES[0]
+            }];
+            exchange(rank, gather("it", &s), &[0; 2], &mut [0; 4])
+        });
+        assert!(
+            matches!(told[0], Some(CommError::Differs { .. })),
+            "{told:?}"
+        );
+    }
+
+    #[test]
+    fn nobody_waits_for_a_rank_that_stopped() {
+        let told = each(Threads::group(2, Duration::from_secs(100)), |rank| {
+            if rank.world().rank == 1 {
+                rank.stop("its disk is full");
+                return None;
+            }
+            exchange(rank, gather("it", &STRETCHES[..1]), &[0; 2], &mut [0; 4])
+        });
+        let error = told[0].clone().unwrap();
+        assert!(error.is_consequence());
+        assert_eq!(error.to_string(), "rank 1 has stopped: its disk is full");
+    }
+}
