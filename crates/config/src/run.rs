@@ -1,4 +1,6 @@
 //! The run as checked: plain data, every default filled in, every path absolute.
+//!
+//! One file because it is one value, and its parts stand in the order of the reference.
 
 use std::path::PathBuf;
 

@@ -151,7 +151,7 @@ fn values_of_another_type_name_place_key_and_what_is_allowed() {
         "- a",
         &[],
         "run.yaml:1:1: '(the file)' is a list; allowed: a mapping with precision, device, gpus, seed, \
-         output, threads, model, budget, data, train, optimizer, plan, eval, checkpoint, log",
+         output, threads, model, budget, data, train, optimizer, strategy, plan, eval, checkpoint, log",
     );
     check("a: [1", &[], "run.yaml:1:4: not YAML: unclosed bracket '['");
     check(
