@@ -9,6 +9,8 @@ drawn here once more, from the words of that page.
     grad.<name>        F32                 gradient of the core before the first step, not clipped
     losses, grad_norms F64 (10)            as in golden.safetensors
     merged.<name>      F32                 the file's tensor after ten steps
+    sketch.<name>      F32 (features, r)   what directions are learned from: the whole gradient before the first step, times
+                                           a drawn projector of the other side
     settings.<name>    F64 ()              lr, beta1, beta2, eps, weight_decay, max_norm
 
 Run: python reference/lsp_golden.py    (torch 2.11.0, transformers 5.24.0, safetensors 0.8.0)
@@ -108,13 +110,13 @@ def matrices(name, net):
 class Subspaces:
     def __init__(self, name, net):
         self.net, self.turned = net, name == "gpt2"
-        self.frozen, self.cores, self.projectors, self.names = {}, {}, {}, {}
+        self.frozen, self.cores, self.projectors, self.names, self.index = {}, {}, {}, {}, {}
         own = dict(net.named_parameters())
         for part, index, tensors in matrices(name, net):
             w = torch.cat([own[t].detach().T if self.turned else own[t].detach() for t in tensors])
             rows, columns = w.shape
             rank = min(rows, columns) // COMPRESSION // 8 * 8
-            self.frozen[part], self.names[part] = w.clone(), tensors
+            self.frozen[part], self.names[part], self.index[part] = w.clone(), tensors, index
             self.projectors[part] = projector(index, min(rows, columns), rank)
             self.cores[part] = torch.zeros(max(rows, columns), rank, requires_grad=True)
         inside = {t for tensors in self.names.values() for t in tensors}
@@ -130,6 +132,19 @@ class Subspaces:
             for t, piece in zip(self.names[part], w.split(sizes)):
                 all_of[t] = piece.T if self.turned else piece
         return all_of
+
+    def sketches(self, b):
+        """Of every matrix: its whole gradient, on the side that is projected, times a drawn projector of the other side."""
+        leaves = {part: w.clone().requires_grad_() for part, w in self.frozen.items()}
+        cores = self.cores
+        self.cores = {part: torch.zeros_like(core) for part, core in cores.items()}
+        frozen, self.frozen = self.frozen, leaves
+        self.loss(b).backward()
+        self.cores, self.frozen = cores, frozen
+        for part, leaf in leaves.items():
+            g = leaf.grad.T if leaf.shape[0] >= leaf.shape[1] else leaf.grad
+            psi = projector(self.index[part], g.shape[1], cores[part].shape[1])
+            yield part, g @ psi
 
     def rows(self, tensor):
         shape = self.net.get_parameter(tensor).shape
@@ -154,6 +169,7 @@ def write(name):
         trained, lr=s["lr"], betas=(s["beta1"], s["beta2"]), eps=s["eps"], weight_decay=0.0, foreach=False
     )
     case = dict(batch)
+    case |= {f"sketch.{part}": z for part, z in model.sketches(batch)}
     losses, norms = [], []
     for step in range(10):
         optimizer.zero_grad()

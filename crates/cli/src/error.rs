@@ -362,6 +362,9 @@ fn advice(e: &TrainError) -> Vec<String> {
                 "--set train.seq={positions} is the longest this model takes"
             )]
         }
+        TrainError::Projectors { .. } => one(
+            "make room in the output directory, or take another one (output); strategy.lsp.projector=random keeps none",
+        ),
         TrainError::Vocabulary { .. } => {
             one("set model.tokenizer to the tokenizer that the model was made with")
         }

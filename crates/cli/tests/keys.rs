@@ -366,6 +366,12 @@ const ROWS: &[Row] = &[
         &["strategy.name=lsp"],
         norm,
     ),
+    trained(
+        "strategy.lsp.projector",
+        ["learned", "random"],
+        &["strategy.name=lsp"],
+        norm,
+    ),
     planned(
         "plan.loop",
         ["layer-major", "batch-major"],

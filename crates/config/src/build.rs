@@ -186,9 +186,10 @@ fn optimizer(low: &Low) -> Optimizer {
 fn lsp(low: &Low) -> Option<Lsp> {
     let name: Strategy = low.word("strategy.name").expect("has a default");
     let compression = low.count32("strategy.lsp.compression");
+    let projector: Option<Projector> = low.word("strategy.lsp.projector");
     (name == Strategy::Lsp).then(|| Lsp {
         compression: compression.expect("has a default"),
-        projector: Projector::Random,
+        projector: projector.expect("has a default"),
     })
 }
 

@@ -292,7 +292,8 @@ fn lsp(low: &Low, run: &Run) -> Result<(), ConfigError> {
     let governor = "strategy.name";
     if run.lsp.is_none() {
         let needed = "'strategy.name: lsp'";
-        return idle(low, "strategy.lsp.compression", governor, needed);
+        idle(low, "strategy.lsp.compression", governor, needed)?;
+        return idle(low, "strategy.lsp.projector", governor, needed);
     }
     if run.checkpoint.durable {
         let why = "a durable run of lsp is not supported; save checkpoints instead";

@@ -1,6 +1,6 @@
 //! Values that are one word out of a few, each with its spelling and meaning in one place.
 
-use lowtide_workload::{Dtype, Moments, OptimizerName};
+use lowtide_workload::{Dtype, Moments, OptimizerName, Projector};
 use serde::{Serialize, Serializer};
 
 /// The spellings of a choice, each with its meaning.
@@ -145,7 +145,7 @@ words! {
     Strategy {
         /// every weight that is not frozen
         Exact = "exact",
-        /// of each of the blocks' matrices W a smaller S in W + S·Qᵀ, where Q is drawn from the seed: gradients, optimizer state, updates and their traffic shrink, and numbers differ from exact training
+        /// of each of the blocks' matrices W a smaller S in W + S·Qᵀ, along a few directions Q: gradients, optimizer state, updates and their traffic shrink, and numbers differ from exact training
         Lsp = "lsp",
     }
 }
@@ -301,6 +301,25 @@ pub(crate) const OPTIMIZER_ALIASES: Words = &{
 impl Word for OptimizerName {
     fn from_word(word: &str) -> Option<Self> {
         Self::ALL.iter().copied().find(|o| o.name() == word)
+    }
+}
+
+/// Spellings of [`Projector`].
+pub(crate) const PROJECTORS: Words = &[
+    (
+        "learned",
+        "those in which the gradient of the first batch is largest",
+    ),
+    ("random", "drawn from the seed"),
+];
+
+impl Word for Projector {
+    fn from_word(word: &str) -> Option<Self> {
+        match word {
+            "learned" => Some(Self::Learned),
+            "random" => Some(Self::Random),
+            _ => None,
+        }
     }
 }
 

@@ -22,7 +22,7 @@ train.freeze train.unfreeze
 optimizer.name optimizer.beta1 optimizer.beta2 optimizer.eps
 optimizer.clip_threshold optimizer.decay_rate optimizer.weight_decay
 optimizer.moments optimizer.update
-strategy.name strategy.lsp.compression
+strategy.name strategy.lsp.compression strategy.lsp.projector
 plan.loop plan.weights plan.optimizer plan.gradients plan.inputs plan.recompute
 plan.activations plan.offload plan.min_gain plan.prefetch plan.pieces plan.machine
 eval.every_steps eval.batches eval.generate.exact_match eval.generate.max_new_tokens

@@ -58,6 +58,7 @@ fn other(name: &str, kind: &Kind) -> String {
         "train.last_batch" => "keep".into(),
         "optimizer.name" => "lion".into(),
         "strategy.name" => "lsp".into(),
+        "strategy.lsp.projector" => "random".into(),
         "optimizer.moments" => "bf16".into(),
         "train.clip.mode" => "previous".into(),
         "data.train_on" => "all".into(),
@@ -90,7 +91,7 @@ fn each_key_is_in_it_or_is_named_here_as_outside() {
         if k.name == "train.unfreeze" {
             sets.push("train.freeze=*");
         }
-        if k.name == "strategy.lsp.compression" {
+        if k.name.starts_with("strategy.lsp.") {
             sets.push("strategy.name=lsp");
         }
         if ["optimizer.clip_threshold", "optimizer.decay_rate"].contains(&k.name) {

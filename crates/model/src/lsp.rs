@@ -3,6 +3,10 @@
 //! A base is made to a weight where it is used, W = W0 + S·Qᵀ (or W0 + P·Sᵀ where the output side is projected), by the
 //! product that every linear layer has; [`Merged`] makes the same of whole models that are written. The files'
 //! parameters keep ids of their own: [`Layout`] says which of them each parameter of the workload belongs to.
+//!
+//! Directions are learned from a sketch, Gᵀ·Ψ where the input side is projected: that is the gradient of the core of
+//! another layout, in which the other side of each matrix is projected, by Ψ. So one step of that layout is all that a
+//! sketch takes ([`crate::Decoder::sketching`]), and [`learn`] makes projectors of it.
 
 use std::ops::Range;
 
@@ -12,6 +16,8 @@ use lowtide_units::List;
 use lowtide_workload::{Dtype, Lsp, Param, ParamId, ParamKind};
 
 use crate::params::{Part, Role, Spec};
+
+pub(crate) mod learn;
 
 /// Which side of a base is projected: the shorter one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,8 +41,9 @@ pub(crate) struct Factors {
 }
 
 impl Factors {
-    /// Of a tensor that is trained; `None` where it is trained as it is.
-    fn of(spec: &Spec, lsp: Lsp) -> Option<Self> {
+    /// Of a tensor that is trained; `None` where it is trained as it is. For sketching the other side is projected, by as
+    /// many columns.
+    fn of(spec: &Spec, lsp: Lsp, sketching: bool) -> Option<Self> {
         if !in_blocks(spec) {
             return None;
         }
@@ -46,12 +53,26 @@ impl Factors {
             (Side::Input, spec.cols, spec.rows)
         };
         let rank = lsp.rank(projected)?;
-        Some(Self {
+        let own = Self {
             side,
             rank,
             projected,
             other,
-        })
+        };
+        Some(if sketching { own.turned() } else { own })
+    }
+
+    /// The other side of the same matrix, by as many columns.
+    pub fn turned(self) -> Self {
+        Self {
+            side: match self.side {
+                Side::Input => Side::Output,
+                Side::Output => Side::Input,
+            },
+            rank: self.rank,
+            projected: self.other,
+            other: self.projected,
+        }
     }
 }
 
@@ -121,6 +142,7 @@ pub(crate) fn layout(
     specs: &List<ParamId, Spec>,
     frozen: &List<ParamId, bool>,
     lsp: Option<Lsp>,
+    sketching: bool,
 ) -> Layout {
     let mut all = Vec::new();
     let (mut bases, mut rest): (Vec<Entry>, Vec<Entry>) = (Vec::new(), Vec::new());
@@ -131,7 +153,7 @@ pub(crate) fn layout(
             unit = spec.unit;
         }
         let factors = lsp.filter(|_| !frozen);
-        let factors = factors.and_then(|lsp| Factors::of(spec, lsp));
+        let factors = factors.and_then(|lsp| Factors::of(spec, lsp, sketching));
         let own = Entry {
             spec: spec.clone(),
             kind: ParamKind::Own,

@@ -15,7 +15,8 @@ use lowtide_workload::{ModelShape, OpId, ParamId, ParamKind, Workload};
 
 use crate::ModelError;
 use crate::describe::kind::{Kind, Sizes};
-use crate::describe::{Options, Phase, UnitKinds, build};
+use crate::describe::{Built, Options, Phase, UnitKinds, build};
+use crate::lsp::learn::{NotFinite, learned};
 use crate::lsp::{Layout, Merged};
 use crate::rope::inverse_frequencies;
 use crate::weights::Drawn;
@@ -55,19 +56,31 @@ impl Decoder {
     /// # Errors
     /// As [`crate::describe`].
     pub fn new(shape: &ModelShape, options: &Options) -> Result<Self, ModelError> {
-        let built = build(shape, options)?;
+        Ok(Self::of(build(shape, options, false)?, shape))
+    }
+
+    /// A decoder that is not trained, but of whose first gradients [`Self::learned`] makes projectors: of each matrix that
+    /// [`Self::new`] trains in a subspace the other side is projected.
+    ///
+    /// # Errors
+    /// As [`crate::describe`].
+    pub fn sketching(shape: &ModelShape, options: &Options) -> Result<Self, ModelError> {
+        Ok(Self::of(build(shape, options, true)?, shape))
+    }
+
+    fn of(built: Built, shape: &ModelShape) -> Self {
         let rope = shape.rope.map(|r| {
             let inverse = inverse_frequencies(&r, shape.head_dim);
             Table::new(&inverse, 1.0, built.sizes.seq)
         });
-        Ok(Self {
+        Self {
             workload: built.workload,
             kinds: built.kinds,
             sizes: built.sizes,
             layout: built.layout,
             rope,
             shape: shape.clone(),
-        })
+        }
     }
 
     /// The same for each of so many ranks, a power of two, that make a step together.
@@ -121,6 +134,36 @@ impl Decoder {
             (ParamKind::Projector | ParamKind::Core, _) => out.fill(0.0),
         }
         Ok(())
+    }
+
+    /// Of a sketching decoder: the projector that the gradient of a core says of the directions of its matrix; and the
+    /// index of the matrix in [`crate::file_params`]. `seed` is that of the drawn projectors.
+    ///
+    /// # Errors
+    /// [`NotFinite`].
+    ///
+    /// # Panics
+    /// When `core` is none, or the gradient not one of its size.
+    pub fn learned(
+        &self,
+        seed: u64,
+        core: ParamId,
+        gradient: &[f32],
+    ) -> Result<(ParamId, Vec<f32>), NotFinite> {
+        let entry = &self.layout[core];
+        assert_eq!(entry.kind, ParamKind::Core, "{}", entry.spec.name);
+        let factors = entry.factors.expect("a core has them").turned();
+        let mut drawn = vec![0.0; gradient.len()];
+        let (features, rank) = (factors.projected, factors.rank);
+        Drawn::new(seed, entry.file, features, rank).fill(0..features * rank, &mut drawn);
+        Ok((entry.file, learned(gradient, &drawn, factors)?))
+    }
+
+    /// The matrix that a projector belongs to, by its index in [`crate::file_params`]; `None` of other parameters.
+    #[must_use]
+    pub fn projects(&self, param: ParamId) -> Option<ParamId> {
+        let entry = &self.layout[param];
+        (entry.kind == ParamKind::Projector).then_some(entry.file)
     }
 
     /// The model's matrices as they are used, for those who write them.

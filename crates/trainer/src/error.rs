@@ -154,6 +154,14 @@ pub enum TrainError {
         /// The newest checkpoint, which is intact.
         checkpoint: Option<PathBuf>,
     },
+    /// Learned projectors cannot be kept until the run reads them.
+    #[error("{}: learned projectors cannot be kept there: {source}", dir.display())]
+    Projectors {
+        /// The directory.
+        dir: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
     /// A file is not there, or is not what its name says.
     #[error(transparent)]
     Read(#[from] FileError),

@@ -32,6 +32,7 @@ use crate::output::mark::Kept;
 use crate::output::room::Room;
 use crate::output::{self, Output};
 use crate::planning::Planned;
+use crate::projectors;
 use crate::report::{Observer, Phase, StepLine, TrainReport, When};
 use crate::stops::Stops;
 use crate::tally::Tally;
@@ -180,6 +181,7 @@ pub fn train(
         return Ok(report);
     }
     let mut preview = material.batches(run)?;
+    let mut learned_from = material.batches(run)?;
     let Material {
         tokenizer,
         stops,
@@ -201,8 +203,19 @@ pub fn train(
     } else {
         Trace::NONE
     };
-    let planned = basis.planned(device, plan, trace);
+    let planned = basis.clone().planned(device.clone(), plan, trace);
     let (sizes, room) = saving::take_room(run, &planned, &output, ahead)?;
+    let projectors = match start {
+        Start::Anew if projectors::are_learned(run) => {
+            observer.phase(Some(Phase::Learning));
+            let batch = learned_from.next_batch().micro;
+            let dir = output.folder().path();
+            let learned = projectors::learn(run, &basis, &device, batch, dir)?;
+            observer.phase(Some(Phase::Reserving));
+            Some(learned)
+        }
+        _ => None,
+    };
     let mut session = start.open(run, &planned, trace)?;
     if let Some(how) = session.describe_disk() {
         observer.detail(&format!("disk: {how}"));
@@ -212,7 +225,8 @@ pub fn train(
         _ => Phase::Resuming,
     }));
     // Nothing of an earlier run is changed before this has worked.
-    start.load(run, &mut session, &mut batches)?;
+    start.load(run, &mut session, &mut batches, projectors.as_ref())?;
+    drop(projectors);
     let durable = planned.plan.choice.durable;
     let writes = wear::untold(run, &planned.plan, written);
     let told = origin.begin(run, &start, &mut output, writes, || {

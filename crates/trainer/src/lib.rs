@@ -19,6 +19,7 @@ pub mod open;
 pub mod output;
 pub mod paths;
 pub mod planning;
+mod projectors;
 pub mod report;
 pub mod resident;
 pub mod stops;

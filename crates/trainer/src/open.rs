@@ -13,6 +13,7 @@ use crate::device::{self};
 use crate::error::TrainError;
 use crate::inputs::sample_of;
 use crate::planning::{Planned, decoder_of, shape_of};
+use crate::projectors::Projectors;
 use crate::report::Nobody;
 use crate::threads::threads_of;
 use crate::wear;
@@ -93,6 +94,15 @@ pub fn check_weights(run: &Run, shape: &ModelShape) -> Result<(), TrainError> {
 /// # Errors
 /// Files that do not fit the model.
 pub fn load_weights(run: &Run, session: &mut Session) -> Result<(), TrainError> {
+    load_with(run, session, None)
+}
+
+/// As [`load_weights`], with projectors that were learned in place of drawn ones.
+pub(crate) fn load_with(
+    run: &Run,
+    session: &mut Session,
+    projectors: Option<&Projectors>,
+) -> Result<(), TrainError> {
     let decoder = Arc::clone(session.decoder());
     let shape = decoder.shape();
     let homes = session.homes()?;
@@ -101,11 +111,17 @@ pub fn load_weights(run: &Run, session: &mut Session) -> Result<(), TrainError> 
             let files = Checkpoint::open(dir, shape)?;
             files.check_tied_head()?;
             homes.initialise(|p, range, out| {
+                if let (Some(from), Some(matrix)) = (projectors, decoder.projects(p)) {
+                    return from.read(matrix, &range, out);
+                }
                 let of_files = |p, range, out: &mut [f32]| files.read(p, range, out);
-                Ok::<(), TrainError>(decoder.first_values(run.seed, p, range, out, of_files)?)
+                Ok(decoder.first_values(run.seed, p, range, out, of_files)?)
             })
         }
         _ => homes.initialise(|p, range, out| {
+            if let (Some(from), Some(matrix)) = (projectors, decoder.projects(p)) {
+                return from.read(matrix, &range, out);
+            }
             decoder.first_values(run.seed, p, range, out, |p, range, out| {
                 random_init(shape, run.seed, p, range, out);
                 Ok::<(), TrainError>(())

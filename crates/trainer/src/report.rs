@@ -114,6 +114,8 @@ pub enum Phase {
     Planning,
     /// Memory and disk space are reserved.
     Reserving,
+    /// Projectors are learned from the first batch.
+    Learning,
     /// Weights are filled.
     Weights,
     /// A checkpoint, or the state of a durable run, is read.
@@ -135,6 +137,7 @@ impl Phase {
             Self::Measuring => "measuring this machine",
             Self::Planning => "planning",
             Self::Reserving => "reserving memory and disk space",
+            Self::Learning => "learning projectors from the first batch",
             Self::Weights => "filling weights",
             Self::Resuming => "reading the saved state",
             Self::Evaluating => "evaluating",

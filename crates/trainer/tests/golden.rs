@@ -181,7 +181,13 @@ fn open(
     choose: impl Fn(&Decoder) -> Choice,
 ) -> Session {
     let shape = load_shape(&folder(model)).expect("a supported config.json");
-    let options = Options {
+    let options = options(case, precision, gpu);
+    let d = Arc::new(Decoder::new(&shape, &options).expect("sizes go together"));
+    open_decoder(model, &d, clip, gpu, choose)
+}
+
+fn options(case: &Case, precision: Dtype, gpu: Option<&Gpu>) -> Options {
+    Options {
         precision,
         gradient: precision,
         optimizer: case.optimizer(),
@@ -191,15 +197,25 @@ fn open(
         logits_chunk: 24,
         make: make_of(gpu),
         attention: lowtide_kernels::attention::Engine::Own,
-    };
-    let d = Arc::new(Decoder::new(&shape, &options).expect("sizes go together"));
+    }
+}
+
+fn open_decoder(
+    model: &str,
+    d: &Arc<Decoder>,
+    clip: ClipRule,
+    gpu: Option<&Gpu>,
+    choose: impl Fn(&Decoder) -> Choice,
+) -> Session {
+    let shape = d.shape();
+    let d = Arc::clone(d);
     let plan = checked(&d, &choose(&d), clip.mode);
     let options = SessionOptions {
         disk: ram_disk(&plan),
         ..quick_on(gpu, true)
     };
     let mut session = Session::open(Arc::clone(&d), plan, clip, options).expect("memory");
-    let weights = Checkpoint::open(&folder(model), &shape).expect("the weights fit the shape");
+    let weights = Checkpoint::open(&folder(model), shape).expect("the weights fit the shape");
     session
         .homes()
         .expect("staging")
@@ -579,6 +595,57 @@ fn subspaces(gpu: Option<&Gpu>, model: &str, choose: fn(&Decoder) -> Choice) {
     assert!(loss <= STEPS_F32, "{model}: loss {loss:.1e}");
     assert!(norm <= DISTANCE, "{model}: norm {norm:.1e}");
     assert!(written <= DISTANCE, "{model}: merged {written:.1e}");
+}
+
+/// What directions are learned from is the whole gradient times a drawn matrix; and those that are learned keep as much of it as
+/// its best axes do, the first ones most.
+#[test]
+fn sketches_of_every_model() {
+    for model in MODELS {
+        let case = Case::open(model, "lsp");
+        let options = |d: Dtype| options(&case, d, None);
+        let shape = load_shape(&folder(model)).expect("a supported config.json");
+        let sketching = Decoder::sketching(&shape, &options(Dtype::F32)).expect("sizes");
+        let d = Arc::new(sketching);
+        let mut session = open_decoder(model, &d, case.rule(), None, resident);
+        let data = session
+            .submit(case.inputs(), case.hyper(1))
+            .expect("submitted");
+        session.outcome(&data).expect("done");
+        let (plan, w) = (Arc::clone(session.plan()), d.workload());
+        for (id, core) in w.params.pairs().filter(|(_, p)| p.kind == ParamKind::Core) {
+            let piece = plan.piece_of(id);
+            let bytes = session.waiting_gradient(piece);
+            let all = f32s(&bytes.expect("running").expect("it waits"));
+            let at = plan.pieces[piece].offset_of(id) as usize;
+            let got = &all[at..at + core.elements as usize];
+            let name = &core.name[..core.name.len() - 2];
+            let (far, _) = distance(got, &case.f32s(&format!("sketch.{name}")));
+            assert!(far <= DISTANCE, "{model}: sketch of {name} {far:.1e}");
+
+            let z: Vec<f32> = got.iter().map(|&x| x as f32).collect();
+            let (_, q) = d.learned(SEED, id, &z).expect("numbers");
+            let (n, r) = (core.rows() as usize, core.cols as usize);
+            // |Zᵀq|² of each column: eigenvalues of ZZᵀ times n / r.
+            let kept = |j: usize| -> f64 {
+                let of = |k: usize| {
+                    (0..n)
+                        .map(|i| f64::from(z[i * r + k]) * f64::from(q[i * r + j]))
+                        .sum::<f64>()
+                };
+                (0..r).map(|k| of(k).powi(2)).sum()
+            };
+            let kept: Vec<f64> = (0..r).map(kept).collect();
+            let whole: f64 = z.iter().map(|&x| f64::from(x).powi(2)).sum();
+            let sum: f64 = kept.iter().sum::<f64>() * r as f64 / n as f64;
+            assert!(
+                relative(sum, whole) < 1e-4,
+                "{model} {name}: {sum} of {whole}"
+            );
+            let falls = kept.windows(2).all(|w| w[1] <= w[0] * (1.0 + 1e-4));
+            assert!(falls, "{model} {name}: {kept:?}");
+        }
+    }
 }
 
 #[test]

@@ -220,8 +220,18 @@ fn a_resumed_run_of_small_moments_equals_an_unbroken_one() {
 #[test]
 fn a_resumed_run_in_subspaces_equals_an_unbroken_one() {
     let with = |plan: &str, strategy: &str| format!("{plan}\nstrategy: {strategy}");
-    let lsp = "{name: lsp, lsp: {compression: 4}}";
-    for clip in ["exact", "none"] {
+    for (lsp, other, clip) in [
+        (
+            "{name: lsp}",
+            "{name: lsp, lsp: {projector: random}}",
+            "exact",
+        ),
+        (
+            "{name: lsp, lsp: {projector: random}}",
+            "{name: lsp}",
+            "none",
+        ),
+    ] {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let file = |output: &str, plan: &str, strategy: &str| {
             run_file(dir.path(), output, &with(plan, strategy), clip)
@@ -233,10 +243,7 @@ fn a_resumed_run_in_subspaces_equals_an_unbroken_one() {
         assert!(report.stopped && report.steps < 12);
         for (other, part) in [
             ("{name: exact}", "strategy"),
-            (
-                "{name: lsp, lsp: {compression: 2}}",
-                "strategy.lsp.compression",
-            ),
+            (other, "strategy.lsp.projector"),
         ] {
             match try_go(&file("part", RESIDENT, other), &[], 0) {
                 Err(TrainError::OtherRun { key, .. }) => assert_eq!(key, part),

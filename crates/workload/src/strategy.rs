@@ -39,7 +39,9 @@ impl Lsp {
 )]
 #[serde(rename_all = "lowercase")]
 pub enum Projector {
-    /// Drawn from the seed, once.
+    /// Drawn from the seed.
     #[default]
     Random,
+    /// The directions in which the gradient of the first batch is largest.
+    Learned,
 }

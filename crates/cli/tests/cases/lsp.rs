@@ -104,6 +104,14 @@ fn what_does_not_go_together_is_told() {
             &["strategy.lsp.compression", "strategy.name: lsp"],
         ),
         (
+            &["strategy.name=exact", "strategy.lsp.projector=random"],
+            &["strategy.lsp.projector", "strategy.name: lsp"],
+        ),
+        (
+            &["strategy.lsp.projector=svd"],
+            &["strategy.lsp.projector", "learned, random"],
+        ),
+        (
             &["strategy.lsp.compression=0"],
             &["strategy.lsp.compression", "1 to 1024"],
         ),

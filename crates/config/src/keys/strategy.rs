@@ -2,7 +2,7 @@
 
 use crate::key::KeyDefault::Value;
 use crate::key::{Key, Kind};
-use crate::words::Strategy;
+use crate::words::{PROJECTORS, Strategy};
 
 /// Those keys, in the order of the reference.
 pub(super) const KEYS: &[Key] = &[
@@ -20,6 +20,13 @@ pub(super) const KEYS: &[Key] = &[
               roundings.",
         kind: Kind::Count { min: 1, max: 1024 },
         default: Value("4"),
+        elsewhere: &[],
+    },
+    Key {
+        name: "strategy.lsp.projector",
+        doc: "Which directions: chosen before the first step, kept for the whole run.",
+        kind: Kind::word(PROJECTORS),
+        default: Value("learned"),
         elsewhere: &[],
     },
 ];

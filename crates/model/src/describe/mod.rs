@@ -83,7 +83,7 @@ impl Options {
 /// [`ModelError::Partly`] and [`ModelError::NothingTrained`] as [`crate::frozen`]; [`ModelError::NothingProjected`] when no
 /// matrix can be trained in a subspace.
 pub fn describe(shape: &ModelShape, options: &Options) -> Result<Workload, ModelError> {
-    Ok(build(shape, options)?.workload)
+    Ok(build(shape, options, false)?.workload)
 }
 
 /// The operations of one unit, one list a phase, as [`Unit`] has them.
@@ -104,7 +104,12 @@ pub(crate) struct Built {
     pub layout: Layout,
 }
 
-pub(crate) fn build(shape: &ModelShape, options: &Options) -> Result<Built, ModelError> {
+/// `sketching`: of what is trained in subspaces the other side is projected ([`crate::lsp`]).
+pub(crate) fn build(
+    shape: &ModelShape,
+    options: &Options,
+    sketching: bool,
+) -> Result<Built, ModelError> {
     check::shape(shape)?;
     check::options(shape, options)?;
     let specs = specs(shape);
@@ -113,7 +118,7 @@ pub(crate) fn build(shape: &ModelShape, options: &Options) -> Result<Built, Mode
         frozen[p] = true;
     }
     check::frozen(&specs, &frozen)?;
-    let layout = layout(&specs, &frozen, options.lsp);
+    let layout = layout(&specs, &frozen, options.lsp, sketching);
     check::projected(&layout, options.lsp)?;
     let params: List<ParamId, Param> = layout.iter().map(|e| e.param()).collect();
     let model = Model {

@@ -17,10 +17,11 @@ use super::change::changes;
 use super::journal::Journal;
 use crate::checkpoint::{self, Change, RunState};
 use crate::error::TrainError;
-use crate::open::{disk_of, load_weights, open_on};
+use crate::open::{disk_of, load_with, open_on};
 use crate::output::Output;
 use crate::paths;
 use crate::planning::{Planned, directories_of, pins_of};
+use crate::projectors::Projectors;
 use lowtide_data::Batches;
 use lowtide_session::{DiskChoice, Session};
 
@@ -208,15 +209,17 @@ impl Start {
         })
     }
 
-    /// Fills the session. What an earlier run kept stays as it is.
+    /// Fills the session, where it begins anew with projectors that were learned, if any. What an earlier run kept stays
+    /// as it is.
     pub(super) fn load(
         &mut self,
         run: &Run,
         session: &mut Session,
         batches: &mut Batches,
+        projectors: Option<&Projectors>,
     ) -> Result<(), TrainError> {
         match self {
-            Self::Anew => load_weights(run, session)?,
+            Self::Anew => load_with(run, session, projectors)?,
             Self::Checkpoint(dir, state) => {
                 batches.restore(state.data)?;
                 let decoder = std::sync::Arc::clone(session.decoder());
