@@ -41,16 +41,36 @@ pub enum Command {
     Generate(GenerateArgs),
     /// Measure how fast this machine does something.
     Bench(BenchArgs),
+    /// Read every file of a checkpoint, a model or an output and hold it against its checksum.
+    Check(CheckArgs),
     /// Show a run's data: what is trained on, what is cut and left out, lengths. Loads no weights.
     Data(DataArgs),
     /// Show a run, or several beside each other, by their output directories, while they go on or afterwards.
     Report(ReportArgs),
+    /// Print a run file made of another trainer's (Axolotl's), with what was not taken over.
+    Import(ImportArgs),
     /// Print the JSON schema of a run file.
     Schema {
         /// Print the reference of all keys as Markdown instead.
         #[arg(long)]
         markdown: bool,
     },
+}
+
+/// What to check.
+#[derive(Debug, clap::Args)]
+pub struct CheckArgs {
+    /// A checkpoint, an exported model, or the output directory of a run with all of them.
+    #[arg(value_name = "DIR")]
+    pub dir: PathBuf,
+}
+
+/// What to import.
+#[derive(Debug, clap::Args)]
+pub struct ImportArgs {
+    /// The run file of Axolotl.
+    #[arg(value_name = "AXOLOTL.yaml")]
+    pub file: PathBuf,
 }
 
 /// Data to show.

@@ -396,6 +396,7 @@ fn advice(e: &TrainError) -> Vec<String> {
              --set checkpoint.resume=never",
         ),
         TrainError::Link { .. } => one("remove the link, or choose another output directory"),
+        TrainError::NoMark { .. } | TrainError::Nothing { .. } => one("give a checkpoint (checkpoints/step-N of a run's output), its model, or the output"),
         TrainError::NotOurs { .. } => {
             one("move it away, or choose another output directory: --set output=DIR")
         }

@@ -7,11 +7,13 @@
 
 mod args;
 mod bench;
+mod check;
 mod curve;
 mod data;
 mod error;
 mod eval;
 mod generate;
+mod import;
 mod out;
 mod plan;
 mod probe;
@@ -82,7 +84,9 @@ fn run(args: &Args, out: Out) -> Answer {
         Command::Probe(a) => probe::probe(a, out),
         Command::Verify(a) => verify::verify(a, out),
         Command::Bench(a) => bench::bench(a, out),
+        Command::Check(a) => check::check(a, out),
         Command::Data(a) => data::data(a, out),
+        Command::Import(a) => import::import(a, out),
         Command::Report(a) => report::report(a, out),
         Command::Eval(a) => eval::eval(a, out),
         Command::Generate(a) => generate::generate(a, out),

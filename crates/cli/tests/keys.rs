@@ -218,6 +218,15 @@ const ANSWERS: &[&str] = &[
     "train.learning_rate=0",
 ];
 
+/// No evaluation is better than the first.
+const STANDS: &[&str] = &[
+    "data.eval=d.jsonl",
+    "eval.every_steps=1",
+    "train.learning_rate=0",
+    "train.steps=4",
+    "checkpoint.keep=1",
+];
+
 const LONG_ANSWERS: &[&str] = &[
     "data.eval=answers.jsonl",
     "eval.generate.exact_match=true",
@@ -412,6 +421,8 @@ const ROWS: &[Row] = &[
         exact,
     ),
     trained("eval.generate.every_steps", ["0", "1"], ANSWERS, exact),
+    trained("eval.patience", ["0", "1"], STANDS, tokens),
+    trained("checkpoint.keep_best", ["none", "loss"], STANDS, files),
     trained("checkpoint.every_steps", ["0", "1"], &[], files),
     trained("checkpoint.every_minutes", ["0", "1e-6"], &[], files),
     trained(

@@ -224,6 +224,7 @@ fn eval(low: &Low) -> Eval {
     Eval {
         every_steps: low.count("eval.every_steps").expect("has a default"),
         batches: low.count("eval.batches"),
+        patience: low.count("eval.patience").expect("has a default"),
         generate: Generate {
             exact_match: low.flag("eval.generate.exact_match"),
             max_new_tokens: low
@@ -254,6 +255,7 @@ fn checkpoint(low: &Low) -> Checkpoint {
             .number("checkpoint.every_minutes")
             .unwrap_or(if durable { 0.0 } else { 30.0 }),
         keep: low.count32("checkpoint.keep").expect("has a default"),
+        keep_best: low.word("checkpoint.keep_best").expect("has a default"),
         resume,
         durable,
         change: low.words("checkpoint.change"),

@@ -14,6 +14,7 @@ use crate::words::{
 };
 
 mod data;
+mod ends;
 mod plan;
 mod strategy;
 
@@ -66,7 +67,7 @@ pub const KEYS: &[Key] = &{
         AFTER_DATA,
         strategy::KEYS,
         plan::KEYS,
-        FROM_EVAL,
+        ends::KEYS,
     ];
     const N: usize = {
         let (mut n, mut part) = (0, 0);
@@ -496,185 +497,6 @@ const AFTER_DATA: &[Key] = &[
         },
         default: Value("auto"),
         elsewhere: &["cpu_offload", "optimizer_in_bwd", "enable_cpu_offload"],
-    },
-];
-
-/// Those behind the planner's knobs.
-const FROM_EVAL: &[Key] = &[
-    Key {
-        name: "eval.every_steps",
-        doc: "Evaluate each so many steps; 0: after the last only.",
-        kind: Kind::Count {
-            min: 0,
-            max: 1_000_000_000,
-        },
-        default: Value("0"),
-        elsewhere: &[
-            "eval_steps",
-            "evals_per_epoch",
-            "eval_interval",
-            "run_val_every_n_steps",
-        ],
-    },
-    Key {
-        name: "eval.batches",
-        doc: "Most micro-batches in one evaluation.",
-        kind: Kind::Count {
-            min: 1,
-            max: 1_000_000_000,
-        },
-        default: Unset("all of the evaluation data"),
-        elsewhere: &["max_eval_batches", "eval_iters", "max_eval_samples"],
-    },
-    Key {
-        name: "eval.generate.exact_match",
-        doc: "Count greedy answers that equal the reference, before and after training.",
-        kind: Kind::Flag,
-        default: Value("false"),
-        elsewhere: &["predict_with_generate", "do_predict"],
-    },
-    Key {
-        name: "eval.generate.max_new_tokens",
-        doc: "Most tokens of one answer.",
-        kind: Kind::Count {
-            min: 1,
-            max: 1 << 20,
-        },
-        default: Value("32"),
-        elsewhere: &["eval_max_new_tokens", "max_tokens"],
-    },
-    Key {
-        name: "eval.generate.max_examples",
-        doc: "Most prompts answered, the first ones.",
-        kind: Kind::Count {
-            min: 1,
-            max: u64::MAX,
-        },
-        default: Value("64"),
-        elsewhere: &["eval_table_size"],
-    },
-    Key {
-        name: "eval.generate.extract",
-        doc: "Regular expression of what is compared: the first group that takes part, or all of it where it has no \
-              group, in its last match in the reference and in the answer, spaces around it ignored (for GSM8K \
-              `#### (.*)`).",
-        kind: Kind::Pattern,
-        default: Unset("the whole texts"),
-        elsewhere: &["answer_regex", "regex_pattern"],
-    },
-    Key {
-        name: "eval.generate.every_steps",
-        doc: "Answer each so many steps too; 0: before and after training only.",
-        kind: Kind::Count {
-            min: 0,
-            max: 1_000_000_000,
-        },
-        default: Value("0"),
-        elsewhere: &[],
-    },
-    Key {
-        name: "checkpoint.every_steps",
-        doc: "Save each so many steps; 0: not by steps.",
-        kind: Kind::Count {
-            min: 0,
-            max: 1_000_000_000,
-        },
-        default: Value("0"),
-        elsewhere: &[
-            "save_steps",
-            "saves_per_epoch",
-            "save_interval",
-            "save_every",
-        ],
-    },
-    Key {
-        name: "checkpoint.every_minutes",
-        doc: "Save between two steps when so many minutes have passed since the last save; 0: never by \
-              time. With `checkpoint.durable` each step is on disk without it.",
-        kind: Kind::Number {
-            low: Included(0.0),
-            high: Included(1e6),
-        },
-        default: Unset("30; 0 with `checkpoint.durable`"),
-        elsewhere: &["save_interval_minutes"],
-    },
-    Key {
-        name: "checkpoint.keep",
-        doc: "Checkpoints kept; older ones are deleted.",
-        kind: Kind::Count {
-            min: 1,
-            max: 1_000_000,
-        },
-        default: Value("2"),
-        elsewhere: &["save_total_limit", "keep_latest_k"],
-    },
-    Key {
-        name: "checkpoint.resume",
-        doc: "Which checkpoint to go on from. Later ones in the output directory are left: once the run has saved, \
-              they are called `step-….left`, count for `checkpoint.keep` and go first. The same command, or \
-              `auto`, goes on with what was saved since.",
-        kind: Kind::WordOrPath {
-            words: &[
-                (
-                    "auto",
-                    "the newest in the output directory, if there is one",
-                ),
-                ("never", "start anew"),
-            ],
-        },
-        default: Value("auto"),
-        elsewhere: &[
-            "resume_from_checkpoint",
-            "auto_resume_from_checkpoints",
-            "load_step",
-        ],
-    },
-    Key {
-        name: "checkpoint.durable",
-        doc: "Weights and optimizer state in two versions on disk; each update is committed, and a run that \
-              was killed goes on from its last step. Takes 24 bytes a parameter of `budget.disk`.",
-        kind: Kind::Flag,
-        default: Value("false"),
-        elsewhere: &[],
-    },
-    Key {
-        name: "checkpoint.change",
-        doc: "Keys that may differ from those of the checkpoint that the run goes on from: to train for longer, or \
-              at another rate, from there on.",
-        kind: Kind::Words {
-            words: crate::change::WORDS,
-        },
-        default: Unset("a checkpoint of another key's value is refused"),
-        elsewhere: &["ignore_data_skip", "override_opt_param_scheduler"],
-    },
-    Key {
-        name: "log.every_steps",
-        doc: "Print and record metrics each so many steps.",
-        kind: Kind::Count {
-            min: 1,
-            max: 1_000_000_000,
-        },
-        default: Value("1"),
-        elsewhere: &[
-            "logging_steps",
-            "log_freq",
-            "log_every_n_steps",
-            "steps_per_report",
-        ],
-    },
-    Key {
-        name: "log.tensorboard",
-        doc: "Write TensorBoard events.",
-        kind: Kind::Flag,
-        default: Value("true"),
-        elsewhere: &["use_tensorboard", "enable_tensorboard", "report_to"],
-    },
-    Key {
-        name: "log.trace",
-        doc: "Write the lanes' real times in the first steps as a Perfetto trace.",
-        kind: Kind::Flag,
-        default: Value("true"),
-        elsewhere: &["profiler", "enable_profiling"],
     },
 ];
 

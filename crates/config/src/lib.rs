@@ -17,6 +17,7 @@ mod build;
 mod change;
 mod docs;
 mod error;
+mod import;
 mod key;
 mod keys;
 mod load;
@@ -32,6 +33,7 @@ mod words;
 pub use change::{keys_that_change, may_change};
 pub use docs::{reference_markdown, schema};
 pub use error::{ConfigError, Place};
+pub use import::{Imported, axolotl_keys, import_axolotl, import_axolotl_file};
 pub use key::{Key, KeyDefault, Kind};
 pub use keys::{KEYS, SECTIONS};
 pub use nearest::nearest;
@@ -40,6 +42,6 @@ pub use run::{
     ModelSource, Optimizer, Plan, Recompute, Resume, Run, Schedule, Source, Train, Warmup,
 };
 pub use words::{
-    Activations, ClipMode, Device, Format, Init, LastBatch, LoopOrder, NonFinite, Offload, OnError,
-    Pieces, ScheduleShape, Strategy, TextBy, Tier, TrainOn, UpdateOn,
+    Activations, ClipMode, Device, Format, Init, KeepBest, LastBatch, LoopOrder, NonFinite,
+    Offload, OnError, Pieces, ScheduleShape, Strategy, TextBy, Tier, TrainOn, UpdateOn,
 };

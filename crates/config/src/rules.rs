@@ -8,7 +8,9 @@ use crate::keys::{EXCLUSIVE, KEYS};
 use crate::low::{Low, Typed};
 use crate::run::{Length, ModelSource, Run, Warmup};
 use crate::value::Value;
-use crate::words::{Activations, ClipMode, Format, Init, NonFinite, ScheduleShape, Tier, TrainOn};
+use crate::words::{
+    Activations, ClipMode, Format, Init, KeepBest, NonFinite, ScheduleShape, Tier, TrainOn,
+};
 
 /// At most one key of each exclusive group was given.
 pub(crate) fn exclusive(low: &Low) -> Result<(), ConfigError> {
@@ -36,6 +38,7 @@ pub(crate) fn together(low: &Low, run: &Run) -> Result<(), ConfigError> {
     frozen(low, run)?;
     lsp(low, run)?;
     ranks(low, run)?;
+    best(low, run)?;
     durable(low, run)
 }
 
@@ -205,6 +208,34 @@ fn answers(low: &Low, run: &Run) -> Result<(), ConfigError> {
     }
     for key in ["eval.generate.extract", "eval.generate.every_steps"] {
         idle(low, key, governor, asked)?;
+    }
+    Ok(())
+}
+
+/// Which evaluation is the best shows only where there are some on the way.
+fn best(low: &Low, run: &Run) -> Result<(), ConfigError> {
+    let (by, patience) = (run.checkpoint.keep_best, run.eval.patience);
+    let key = match (by, patience) {
+        (KeepBest::None, 0) => return Ok(()),
+        (KeepBest::None, _) => "eval.patience",
+        _ => "checkpoint.keep_best",
+    };
+    if by == KeepBest::ExactMatch {
+        if run.eval.generate.every_steps == 0 || !run.eval.generate.exact_match {
+            let needed = "answers on the way: 'eval.generate.exact_match' and 'eval.generate.every_steps' above 0";
+            return needs(low, key, needed);
+        }
+    } else if run.eval.every_steps == 0 {
+        return needs(
+            low,
+            key,
+            "evaluations on the way: 'eval.every_steps' above 0",
+        );
+    }
+    if run.checkpoint.durable {
+        let why =
+            "a durable run does not note which evaluation was the best; save checkpoints instead";
+        return conflict(low, key, "checkpoint.durable", why);
     }
     Ok(())
 }

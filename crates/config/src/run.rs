@@ -11,8 +11,8 @@ use serde::{Serialize, Serializer};
 
 use crate::error::ConfigError;
 use crate::words::{
-    Activations, ClipMode, Device, Format, Init, LastBatch, LoopOrder, NonFinite, Offload, OnError,
-    Pieces, ScheduleShape, Strategy, TextBy, Tier, TrainOn, UpdateOn,
+    Activations, ClipMode, Device, Format, Init, KeepBest, LastBatch, LoopOrder, NonFinite,
+    Offload, OnError, Pieces, ScheduleShape, Strategy, TextBy, Tier, TrainOn, UpdateOn,
 };
 use lowtide_files::shown;
 
@@ -392,6 +392,8 @@ pub struct Eval {
     pub every_steps: u64,
     /// Most micro-batches of one evaluation; `None`: all.
     pub batches: Option<u64>,
+    /// Evaluations in a row without a better one, after which training ends; 0: never.
+    pub patience: u64,
     /// Greedy answers.
     pub generate: Generate,
 }
@@ -420,6 +422,8 @@ pub struct Checkpoint {
     pub every_minutes: f64,
     /// Checkpoints kept, at least 1.
     pub keep: u32,
+    /// By what the best checkpoint is kept.
+    pub keep_best: KeepBest,
     /// Where to go on from.
     pub resume: Resume,
     /// Each update is committed on disk.

@@ -117,6 +117,18 @@ words! {
 }
 
 words! {
+    /// By what an evaluation is the best.
+    KeepBest {
+        /// no checkpoint is kept for its evaluation, and the last model is exported
+        None = "none",
+        /// the lowest loss on the evaluation data
+        Loss = "loss",
+        /// the most answers that equal their reference
+        ExactMatch = "exact_match",
+    }
+}
+
+words! {
     /// What of a plain text is a record.
     TextBy {
         /// all of a file

@@ -371,6 +371,22 @@ fn rules_between_keys() {
             "run.yaml:3:47: 'eval.generate.extract' is '(', no regular expression: unclosed group",
         ),
         (
+            "data: {eval: a}\neval: {patience: 2}",
+            "run.yaml:3:18: 'eval.patience' needs evaluations on the way: 'eval.every_steps' above 0",
+        ),
+        (
+            "data: {eval: a}\ncheckpoint: {keep_best: loss}",
+            "run.yaml:3:25: 'checkpoint.keep_best' needs evaluations on the way: 'eval.every_steps' above 0",
+        ),
+        (
+            "data: {eval: a}\neval: {every_steps: 1}\ncheckpoint: {keep_best: exact_match}",
+            "run.yaml:4:25: 'checkpoint.keep_best' needs answers on the way: 'eval.generate.exact_match' and 'eval.generate.every_steps' above 0",
+        ),
+        (
+            "data: {eval: a}\neval: {every_steps: 1}\nbudget: {disk: 1GiB}\ncheckpoint: {keep_best: loss, durable: true}",
+            "run.yaml:5:25: 'checkpoint.keep_best' and 'checkpoint.durable' cannot both hold: a durable run does not note which evaluation was the best; save checkpoints instead",
+        ),
+        (
             "data: {eval: a}\neval: {generate: {extract: a}}",
             "run.yaml:3:28: 'eval.generate.extract' needs 'eval.generate.exact_match: true'",
         ),

@@ -26,6 +26,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::error::TrainError;
+use crate::fit::Best;
 use crate::output::folder::Folder;
 use crate::output::mark::Holds;
 use crate::output::replace::Shelf;
@@ -111,6 +112,9 @@ pub struct RunState {
     /// Times and losses of the whole run so far, for its summary.
     #[serde(default)]
     pub totals: Totals,
+    /// The best evaluation so far.
+    #[serde(default, skip_serializing_if = "is_none_yet")]
+    pub best: Best,
     /// CRC-32C of each array.
     pub checksums: BTreeMap<String, u32>,
 }
@@ -118,6 +122,10 @@ pub struct RunState {
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
 fn is_zero(n: &u64) -> bool {
     *n == 0
+}
+
+fn is_none_yet(best: &Best) -> bool {
+    *best == Best::default()
 }
 
 impl RunState {
@@ -138,6 +146,7 @@ impl RunState {
             loss_first: None,
             exact_match_before: None,
             totals: Totals::default(),
+            best: Best::default(),
             checksums: BTreeMap::new(),
         }
     }

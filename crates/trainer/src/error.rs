@@ -220,6 +220,20 @@ pub enum TrainError {
         /// What stands there.
         path: PathBuf,
     },
+    /// A directory that lowtide has not written was to be checked.
+    #[error("{}: no checkpoint, model or output of lowtide", path.display())]
+    NoMark {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// An output of which nothing can be checked.
+    #[error("{}: {what}", path.display())]
+    Nothing {
+        /// Where it would be.
+        path: PathBuf,
+        /// What is not there.
+        what: &'static str,
+    },
     /// An input of the run stands where an output goes.
     #[error("{key}: {} is (in) {}, which the run writes", input.display(), output.display())]
     Overlap {

@@ -37,6 +37,7 @@ use crate::report::{Observer, Phase, StepLine, TrainReport, When};
 use crate::stops::Stops;
 use crate::tally::Tally;
 use crate::wear::{self, Wear};
+use best::Measure;
 use lowtide_data::{Batches, Micro, Packed, State, Tokenizer};
 use lowtide_session::Requests;
 use lowtide_session::Totals;
@@ -44,7 +45,9 @@ use lowtide_session::{Mark, Session, StepData};
 use saving::{Cadence, Sizes};
 use start::Start;
 
+mod best;
 mod branch;
+mod card;
 mod change;
 mod ends;
 mod evaluate;
@@ -61,6 +64,7 @@ mod tokenizer_files;
 use crate::checkpoint::Change;
 use opening::{Logs, Material};
 
+pub use best::Best;
 pub use evaluate::evaluate;
 
 /// The learning rate of each step.
@@ -120,6 +124,8 @@ struct Fit<'a> {
     last_checkpoint: Option<PathBuf>,
     /// The step whose state is in the newest checkpoint of the output directory, as far as known.
     saved: Option<u64>,
+    /// The session has the best checkpoint's state, which is not that of the last step: nothing is saved of it.
+    gone_back: bool,
     /// Last, so that its lock outlives all that is written and removed.
     output: Output,
 }
@@ -175,6 +181,11 @@ pub fn train(
     };
     let numerics = numerics_of(run, &material.device, &material.decoder, &material.train);
     let changes = start.changes(run, &numerics, total)?;
+    // It ended before, for want of a better evaluation.
+    let total = match start.state() {
+        Some(state) if state.best.ends(run) => total.min(state.step),
+        _ => total,
+    };
     let asks = (material.eval.is_some(), !material.questions.is_empty());
     if let Some(report) = ends::finished(run, &start, total, asks) {
         observer.phase(None);
@@ -280,6 +291,7 @@ pub fn train(
         durable,
         last_checkpoint: None,
         saved: None,
+        gone_back: false,
     };
     fit.begin(start, changes, written)?;
     if fit.durable {
@@ -412,13 +424,16 @@ impl Fit<'_> {
         self.checked(at, |s| s.session.drain())?;
         tally.drain(self.session.measured());
         self.count(tally);
+        let mut best = false;
         if due.evaluation {
-            self.evaluate(self.state.step)?;
+            let loss = self.evaluate(self.state.step)?;
+            best |= self.judge(Measure::Loss, loss);
         }
         if due.answers {
-            self.exact_match(When::During)?;
+            let share = self.exact_match(When::During)?;
+            best |= self.judge(Measure::ExactMatch, share);
         }
-        if self.requests.take_save() || due.save {
+        if self.requests.take_save() || due.save || best {
             self.save()?;
         }
         tally.pause(self.session.measured());

@@ -3,7 +3,9 @@
 //! One test a case; its files lie under `inputs/`, with a README that says what should happen. The
 //! table in docs/robustness.md tells which kind of fault each case stands for.
 
+mod best;
 mod branches;
+mod checked;
 mod data;
 mod durable;
 mod finished;

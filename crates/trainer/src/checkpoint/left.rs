@@ -114,18 +114,26 @@ pub fn set_aside_in(output: &Output) -> Result<Vec<String>, TrainError> {
     checkpoints.map_or(Ok(Vec::new()), |folder| set_aside(output, &folder))
 }
 
-/// Removes checkpoints beyond `keep`, but never that of `step`, which was saved just now: first those of
+/// Removes checkpoints beyond `keep`, but never that of `step`, which was saved just now, nor that of `best`, which does not
+/// count: first those of
 /// branches that were left, then those of later steps, then the oldest. Says which of a branch that was left
 /// went, and of each that stays why it does.
 ///
 /// # Errors
 /// When the checkpoints' directory cannot be opened.
-pub fn prune(output: &Output, step: u64, keep: usize) -> Result<Vec<String>, TrainError> {
+pub fn prune(
+    output: &Output,
+    step: u64,
+    best: Option<u64>,
+    keep: usize,
+) -> Result<Vec<String>, TrainError> {
     let Some(checkpoints) = output.folder().sub(CHECKPOINTS)? else {
         return Ok(Vec::new());
     };
     let mut told = Vec::new();
-    for name in superfluous(&lefts(&checkpoints)?, &steps(&checkpoints)?, step, keep) {
+    let mut own = steps(&checkpoints)?;
+    own.retain(|own| *own == step || Some(*own) != best);
+    for name in superfluous(&lefts(&checkpoints)?, &own, step, keep) {
         match shelf(&checkpoints).give_up(&name) {
             Ok(kept) => {
                 if left_of(&name).is_some() {

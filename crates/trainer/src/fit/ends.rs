@@ -3,10 +3,11 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use lowtide_config::Run;
+use lowtide_config::{KeepBest, Run};
 use serde::{Deserialize, Serialize};
 
 use super::Fit;
+use super::best::Measure;
 use super::start::Start;
 use super::summary::Ends;
 use crate::checkpoint;
@@ -112,6 +113,18 @@ impl Fit<'_> {
             Some(loss) => Some(loss),
             None => self.evaluate(step)?,
         };
+        self.judge(Measure::Loss, ends.eval_loss_last);
+        if self.run.checkpoint.keep_best == KeepBest::ExactMatch {
+            let share = match self.recorded(after_step, Some(When::During), "exact_match")? {
+                Some(share) => Some(share),
+                None => self.exact_match(When::During)?,
+            };
+            self.judge(Measure::ExactMatch, share);
+        }
+        // The last state is saved; what is answered below are the questions to what is exported.
+        if saved.is_ok() {
+            self.go_back_to_best()?;
+        }
         self.observer.phase(Some(Phase::Exporting));
         // A model that is trained is written even where the state could not be saved.
         let exported = self.export();
@@ -137,7 +150,8 @@ impl Fit<'_> {
         when: Option<When>,
         key: &str,
     ) -> Result<Option<f64>, TrainError> {
-        if after_step < self.state.step {
+        // But for an evaluation with which training ended.
+        if after_step < self.state.step && self.state.best.judged < self.state.step {
             return Ok(None);
         }
         let when = when.map(When::name);

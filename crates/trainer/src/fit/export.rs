@@ -6,6 +6,7 @@ use std::sync::Arc;
 use lowtide_config::{ModelSource, Run};
 use lowtide_model::HfWriter;
 
+use super::card::{CARD, card};
 use super::{Fit, tokenizer_files};
 use crate::error::TrainError;
 use crate::output::{MODEL, TRACE};
@@ -27,6 +28,9 @@ impl Fit<'_> {
         self.tell(told);
         let decoder = Arc::clone(self.session.decoder());
         let mut merged = decoder.merged();
+        let parameters = self.session.decoder().workload().parameters();
+        let best = self.kept_best().filter(|_| self.gone_back);
+        let card = card(self.run, &self.state, best, parameters);
         let homes = self.session.homes()?;
         let requests = &self.requests;
         let writer = HfWriter::new(decoder.shape(), self.run.precision, source_of(self.run));
@@ -41,6 +45,10 @@ impl Fit<'_> {
             });
             written
                 .and_then(|()| tokenizer_files::write(&self.tokenizer, &self.stops, pending))
+                .and_then(|()| {
+                    let at = pending.join(CARD);
+                    std::fs::write(&at, &card).map_err(TrainError::io(&at))
+                })
                 .map_err(|e| folder.known(e))
         });
         match put {

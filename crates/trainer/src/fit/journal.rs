@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::Fit;
+use super::best::Measure;
 use super::start::{kept_state, ours, readable};
 use crate::checkpoint::{self, Change, RunState};
 use crate::error::TrainError;
@@ -279,13 +280,15 @@ impl Fit<'_> {
             return Ok(()); // another directory's run has recorded it there
         }
         if due.evaluation && !has_step(self.output.folder(), METRICS, step, "eval_loss")? {
-            self.evaluate(step)?;
+            let loss = self.evaluate(step)?;
+            self.judge(Measure::Loss, loss);
         }
         let when = Some(When::During.name());
         if due.answers
             && value_at(self.output.folder(), METRICS, step, when, "exact_match")?.is_none()
         {
-            self.exact_match(When::During)?;
+            let share = self.exact_match(When::During)?;
+            self.judge(Measure::ExactMatch, share);
         }
         let newest = checkpoint::newest_of(&self.output);
         if self.durable && due.save && newest.is_none_or(|(at, _)| at < step) {

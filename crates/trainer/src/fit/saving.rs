@@ -4,7 +4,7 @@ use std::fs;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use lowtide_config::Run;
+use lowtide_config::{KeepBest, Run};
 use lowtide_executor::Trace;
 use lowtide_model::HfWriter;
 use lowtide_planner::Tier;
@@ -78,14 +78,27 @@ impl Cadence {
 
 /// The most times that a run saves in so many steps to come, the end included.
 fn saves(run: &Run, steps: u64) -> u64 {
-    match (
+    let by_steps = match (
         run.checkpoint.every_minutes > 0.0,
         run.checkpoint.every_steps,
     ) {
-        (true, _) => steps.max(1),
+        (true, _) => return steps.max(1),
         (false, 0) => 1,
         (false, every) => steps / every + 1,
-    }
+    };
+    // Each evaluation may be the best.
+    let evaluations = match run.checkpoint.keep_best {
+        KeepBest::None => 0,
+        KeepBest::Loss => steps / run.eval.every_steps.max(1),
+        KeepBest::ExactMatch => steps / run.eval.generate.every_steps.max(1),
+    };
+    by_steps + evaluations
+}
+
+/// Checkpoints that a run keeps, the best one included.
+fn kept(run: &Run) -> u32 {
+    let best = run.checkpoint.keep_best != KeepBest::None;
+    run.checkpoint.keep.saturating_add(u32::from(best))
 }
 
 /// Bytes that a run's saves and its model will take beside what is there.
@@ -130,7 +143,7 @@ impl Sizes {
             what,
             bytes,
         };
-        let n = Self::ahead(run.checkpoint.keep, there, saves(run, steps));
+        let n = Self::ahead(kept(run), there, saves(run, steps));
         let of = |n: u64| match n {
             1 => "for a checkpoint".to_owned(),
             n => format!("for {n} checkpoints"),
@@ -238,7 +251,7 @@ impl Fit<'_> {
     fn try_save(&mut self) -> Result<(), TrainError> {
         let step = self.state.step;
         self.follow()?;
-        if step == 0 || self.saved == Some(step) {
+        if step == 0 || self.saved == Some(step) || self.gone_back {
             self.cadence.saved(Instant::now());
             if step > 0 && self.output.kept().unsaved().is_none() {
                 // The process that saved it may have died before this.
@@ -271,7 +284,7 @@ impl Fit<'_> {
         let there = checkpoint::count(&self.output).unwrap_or(0);
         if step < self.total {
             let saves = saves(self.run, self.total - step);
-            let n = Sizes::ahead(self.run.checkpoint.keep, there, saves);
+            let n = Sizes::ahead(kept(self.run), there, saves);
             let checkpoints = n.saturating_mul(self.sizes.checkpoint);
             let ahead = checkpoints.saturating_add(self.sizes.model);
             let told = self.room.resize(self.output.folder(), ahead);
@@ -329,7 +342,7 @@ impl Fit<'_> {
     /// Removes checkpoints that are too many. One that stays is no reason to end a run.
     fn prune(&mut self) {
         let keep = self.run.checkpoint.keep as usize;
-        let told = checkpoint::prune(&self.output, self.state.step, keep)
+        let told = checkpoint::prune(&self.output, self.state.step, self.kept_best(), keep)
             .unwrap_or_else(|e| vec![format!("warning: an old checkpoint stays: {e}")]);
         self.tell(told);
     }

@@ -341,6 +341,16 @@ impl Mark {
         !self.pending && self.files.iter().all(there)
     }
 
+    /// Whether its directory was being written, and not to its end.
+    pub(super) fn is_pending(&self) -> bool {
+        self.pending
+    }
+
+    /// lowtide's files in its directory with their lengths.
+    pub(super) fn files(&self) -> impl Iterator<Item = (&String, u64)> {
+        self.files.iter().map(|(name, print)| (name, print.bytes))
+    }
+
     /// What its directory is.
     #[must_use]
     pub fn holds(&self) -> Holds {

@@ -20,6 +20,7 @@ use mark::{Branch, Holds, Kept, MARK, Mark};
 use replace::Shelf;
 use steps::step;
 
+pub mod check;
 pub mod folder;
 pub mod mark;
 mod overlap;

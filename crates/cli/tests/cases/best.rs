@@ -1,0 +1,99 @@
+//! The best evaluation: its checkpoint is kept, its model is exported, and waiting for a better one has an end.
+
+use serde_json::Value;
+
+use super::scratch::Scratch;
+
+const RUN: &str = "model: {path: m}\noutput: out\nbudget: {device: 1GiB, host: 256MiB}\n\
+    log: {trace: false, tensorboard: false}\n\
+    data: {train: d.jsonl, eval: eval.jsonl}\n\
+    train: {steps: 12, micro_batch: 2, seq: 128, learning_rate: 1e-2, schedule: constant, warmup_steps: 0}\n\
+    eval: {every_steps: 2, batches: 2}\ncheckpoint: {keep: 1}\n";
+
+/// One sentence, learnt so fast that everything else is forgotten.
+fn case() -> Scratch {
+    let case = Scratch::new("truncation-miscounted");
+    case.write("run.yaml", RUN);
+    case
+}
+
+/// Losses of the evaluations on the way and at the end, by step.
+fn losses(case: &Scratch) -> Vec<(u64, f64)> {
+    let metrics = case.read("out/metrics.jsonl");
+    let lines = metrics
+        .lines()
+        .map(|l| serde_json::from_str::<Value>(l).expect("JSON"));
+    lines
+        .filter_map(|l| Some((l["step"].as_u64()?, l["eval_loss"].as_f64()?)))
+        .collect()
+}
+
+fn loss_of_model(case: &Scratch) -> f64 {
+    let told = case.run(&["eval", "run.yaml", "--json"]);
+    told.fine().json()["eval_loss"].as_f64().expect("a loss")
+}
+
+#[test]
+fn training_ends_when_nothing_gets_better_and_the_best_is_exported() {
+    let case = case();
+    let sets = ["eval.patience=2", "checkpoint.keep_best=loss"];
+    let ended = case.train(&sets);
+    ended.fine();
+    let all = losses(&case);
+    let best = all[1..]
+        .iter()
+        .min_by(|a, b| a.1.total_cmp(&b.1))
+        .expect("evaluations");
+    assert_eq!(
+        all.iter().map(|l| l.0).collect::<Vec<_>>(),
+        [0, 2, 4, 6],
+        "{all:?}"
+    );
+    assert_eq!(best.0, 2, "{all:?}");
+    for words in [
+        "training ends after step 6: 2 evaluations in a row were not better than that after step 2",
+        "the model is that of step 2",
+    ] {
+        assert!(
+            ended.text().contains(words),
+            "{words:?} in {}",
+            ended.text()
+        );
+    }
+    // Both are there, though one is to be kept, and the last one knows of the best.
+    let state: Value =
+        serde_json::from_str(&case.read("out/checkpoints/step-00000006/run.json")).expect("JSON");
+    assert_eq!(
+        (&state["best"]["step"], &state["best"]["waited"]),
+        (&2.into(), &2.into())
+    );
+    assert!(case.at("out/checkpoints/step-00000002/run.json").exists());
+    assert_eq!(loss_of_model(&case), best.1);
+    // It is finished; with more patience it goes on where it stopped.
+    let again = case.train(&sets);
+    assert!(
+        !again.fine().text().contains("resumed from"),
+        "{}",
+        again.text()
+    );
+    assert_eq!(losses(&case), all);
+    let more = case.train(&["eval.patience=4", "checkpoint.keep_best=loss"]);
+    assert!(
+        more.fine().text().contains("resumed from"),
+        "{}",
+        more.text()
+    );
+    let steps: Vec<u64> = losses(&case).iter().map(|l| l.0).collect();
+    assert_eq!(steps, [0, 2, 4, 6, 8, 10], "{}", more.text());
+    assert_eq!(loss_of_model(&case), best.1);
+}
+
+#[test]
+fn without_it_the_last_model_is_exported() {
+    let case = case();
+    case.train(&["train.steps=4"]).fine();
+    let all = losses(&case);
+    assert_eq!(all.last().map(|l| l.0), Some(4));
+    assert_eq!(Some(loss_of_model(&case)), all.last().map(|l| l.1));
+    assert!(!case.at("out/checkpoints/step-00000002").exists());
+}

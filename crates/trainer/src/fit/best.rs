@@ -1,0 +1,144 @@
+//! Which evaluation was the best so far, whose checkpoint is kept, and when to end for want of a better one.
+
+use lowtide_config::{KeepBest, Run};
+use serde::{Deserialize, Serialize};
+
+use super::Fit;
+use crate::checkpoint;
+use crate::error::TrainError;
+
+/// The best evaluation on the way, as checkpoints have it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Best {
+    /// Its step; 0: there was none yet.
+    pub step: u64,
+    /// Its loss, or its share of exact answers, as the bits of an f64.
+    pub value: u64,
+    /// The step of the last evaluation that was compared with it.
+    pub judged: u64,
+    /// Evaluations since that were not better.
+    pub waited: u64,
+}
+
+impl Best {
+    /// Takes the evaluation after a step; whether it is better than all before. One that was taken already is not.
+    fn take(&mut self, by: KeepBest, step: u64, value: f64) -> bool {
+        if step == 0 || step <= self.judged {
+            return false;
+        }
+        self.judged = step;
+        let best = f64::from_bits(self.value);
+        let better = self.step == 0
+            || match by {
+                KeepBest::ExactMatch => value > best,
+                KeepBest::Loss | KeepBest::None => value < best,
+            };
+        match better {
+            true => (self.step, self.value, self.waited) = (step, value.to_bits(), 0),
+            false => self.waited += 1,
+        }
+        better
+    }
+
+    /// Whether a run has waited long enough for a better one.
+    pub(super) fn ends(&self, run: &Run) -> bool {
+        run.eval.patience > 0 && self.waited >= run.eval.patience
+    }
+}
+
+/// What of an evaluation is compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Measure {
+    Loss,
+    ExactMatch,
+}
+
+impl Fit<'_> {
+    /// Compares an evaluation after the present step with the best one. Ends the run with this step where it has waited long
+    /// enough; whether its state is to be kept.
+    pub(super) fn judge(&mut self, measure: Measure, value: Option<f64>) -> bool {
+        let by = self.run.checkpoint.keep_best;
+        let asked = by != KeepBest::None || self.run.eval.patience > 0;
+        let measured = match by {
+            KeepBest::ExactMatch => Measure::ExactMatch,
+            KeepBest::Loss | KeepBest::None => Measure::Loss,
+        };
+        let (true, Some(value)) = (asked && measure == measured, value) else {
+            return false;
+        };
+        let step = self.state.step;
+        let better = self.state.best.take(by, step, value);
+        if !better && self.state.best.ends(self.run) && step < self.total {
+            self.observer.note(&format!(
+                "training ends after step {step}: {} evaluations in a row were not better than that after step {} \
+                 (eval.patience)",
+                self.state.best.waited, self.state.best.step
+            ));
+            self.total = step;
+        }
+        better && by != KeepBest::None
+    }
+
+    /// The step whose checkpoint is kept whatever else is saved.
+    pub(super) fn kept_best(&self) -> Option<u64> {
+        let by = self.run.checkpoint.keep_best;
+        (by != KeepBest::None && self.state.best.step > 0).then_some(self.state.best.step)
+    }
+
+    /// Puts the state of the best checkpoint in the place of the last one, which is saved; nothing where that is the best. The
+    /// step that it is of, if it is another.
+    pub(super) fn go_back_to_best(&mut self) -> Result<Option<u64>, TrainError> {
+        let Some(step) = self.kept_best().filter(|&step| step < self.state.step) else {
+            return Ok(None);
+        };
+        let dir = checkpoint::path_of(&self.run.output, step);
+        if !dir.is_dir() {
+            self.observer.note(&format!(
+                "warning: {}: the checkpoint of the best evaluation is not there; the model is that of the last step",
+                dir.display()
+            ));
+            return Ok(None);
+        }
+        let state = checkpoint::read_run(&dir)?;
+        let decoder = std::sync::Arc::clone(self.session.decoder());
+        self.gone_back = true;
+        checkpoint::load(&dir, decoder.workload(), &self.session.homes()?, &state)?;
+        self.observer.note(&format!(
+            "the model is that of step {step}, whose evaluation was the best: {}",
+            f64::from_bits(self.state.best.value)
+        ));
+        Ok(Some(step))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_best_is_found_and_how_long_ago_it_was() {
+        let mut best = Best::default();
+        let mut take = |by, step, value| {
+            let better = best.take(by, step, value);
+            (better, best.step, best.waited)
+        };
+        assert_eq!(
+            take(KeepBest::Loss, 0, 1.0),
+            (false, 0, 0),
+            "before training"
+        );
+        assert_eq!(take(KeepBest::Loss, 2, 3.0), (true, 2, 0));
+        assert_eq!(
+            take(KeepBest::Loss, 4, 3.0),
+            (false, 2, 1),
+            "as good is no better"
+        );
+        assert_eq!(take(KeepBest::Loss, 4, 1.0), (false, 2, 1), "taken already");
+        assert_eq!(take(KeepBest::Loss, 6, 4.0), (false, 2, 2));
+        assert_eq!(take(KeepBest::None, 8, 2.0), (true, 8, 0));
+        let mut best = Best::default();
+        assert!(best.take(KeepBest::ExactMatch, 1, 0.0) && best.take(KeepBest::ExactMatch, 2, 0.5));
+        assert!(!best.take(KeepBest::ExactMatch, 3, 0.25));
+        assert_eq!((best.step, best.waited), (2, 1));
+    }
+}
