@@ -1,5 +1,6 @@
 //! What a run's plan is made from, found in the one order there is: device, model, rates, budgets.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -36,6 +37,19 @@ pub fn net_of(gpus: u32, device: &Device) -> Result<Option<NetRates>, TrainError
     let made = Group::threads(gpus, LIMIT);
     let group = device.group.as_ref().unwrap_or(&made);
     Ok(Some(net_rates(&group.gpus, &group.comms)?))
+}
+
+/// Whether a machine file tells what a run's ranks exchange.
+fn exchanges(run: &Run, path: &Path, machine: &Machine) -> Result<(), TrainError> {
+    let have = machine.net.map(|net| net.ranks);
+    match run.gpus == 1 || have == Some(run.gpus) {
+        true => Ok(()),
+        false => Err(TrainError::NoNet {
+            path: path.to_owned(),
+            gpus: run.gpus,
+            have,
+        }),
+    }
 }
 
 /// How long ranks wait for each other while they are measured.
@@ -86,7 +100,14 @@ impl<'a> Basis<'a> {
         // Before the rates: what connections hold of a device counts among what the process holds there.
         let net = net_of(run.gpus, device)?;
         let mut machine = match &run.plan.machine {
-            Some(path) => load_machine(path)?,
+            Some(path) => {
+                let machine = load_machine(path)?;
+                // Without it the file's reserve of the device lacks what connections hold there.
+                if device.gpu.is_some() {
+                    exchanges(run, path, &machine)?;
+                }
+                machine
+            }
             None => {
                 let options = ProbeOptions {
                     threads: threads_of(run),
@@ -119,15 +140,8 @@ impl<'a> Basis<'a> {
     /// # Errors
     /// A batch that the model does not take.
     pub fn told(run: &'a Run, shape: &ModelShape, machine: Machine) -> Result<Self, TrainError> {
-        if let (Some(path), true) = (&run.plan.machine, run.gpus > 1) {
-            let have = machine.net.map(|net| net.ranks);
-            if have != Some(run.gpus) {
-                return Err(TrainError::NoNet {
-                    path: path.clone(),
-                    gpus: run.gpus,
-                    have,
-                });
-            }
+        if let Some(path) = &run.plan.machine {
+            exchanges(run, path, &machine)?;
         }
         let machine = machine.share(run.gpus);
         let target = target_of(run, shape, &machine);
@@ -226,6 +240,9 @@ impl<'a> Basis<'a> {
             &mut refusal.nearest,
         ] {
             told.device += self.machine.device_reserve;
+            // Of all ranks, as a run file has them.
+            told.host = told.host * u64::from(self.run.gpus);
+            told.disk = told.disk * u64::from(self.run.gpus);
         }
         let mut b = self.run.train.micro_batch / 2;
         let mut nearest_micro_batch = None;
