@@ -180,13 +180,26 @@ mod tests {
     /// other ones, and a range is a part of the whole.
     #[test]
     fn a_drawn_projector_is_orthogonal() {
-        for (features, rank) in [(64, 16), (60, 8), (33, 8), (576, 144), (24, 24)] {
+        let mut constant = 0;
+        // The last ones draw almost every vector, the constant one too.
+        for (features, rank) in [
+            (64, 16),
+            (60, 8),
+            (33, 8),
+            (576, 144),
+            (24, 24),
+            (33, 32),
+            (40, 32),
+            (9, 8),
+        ] {
             let whole = |seed, param| {
                 let mut all = vec![f32::NAN; (features * rank) as usize];
                 Drawn::new(seed, ParamId(param), features, rank).fill(0..features * rank, &mut all);
                 all
             };
             let q = whole(7, 3);
+            let drawn = Drawn::new(7, ParamId(3), features, rank);
+            constant += usize::from(rank < features && drawn.frequencies.contains(&0));
             let r = rank as usize;
             let dot = |a: usize, b: usize| -> f64 {
                 let rows = q.chunks_exact(r);
@@ -215,6 +228,7 @@ mod tests {
                 assert!(most <= bound * 1.0001, "{most} {bound}");
             }
         }
+        assert!(constant > 0);
     }
 
     /// The known answers of Random123's test suite.
