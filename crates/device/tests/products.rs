@@ -13,6 +13,8 @@ const PRODUCT: Product = Product {
     inner: 328,
     a_turned: false,
     b_turned: true,
+    a_gap: 0,
+    d_gap: 0,
     input: Format::F32,
     output: Format::F32,
 };

@@ -76,8 +76,8 @@ impl Format {
     }
 }
 
-/// `d = a·b (+ c) (+ bias)`: sizes and how the operands are stored, all of them row by row without
-/// gaps.
+/// `d = a·b (+ c) (+ bias)`: sizes and how the operands are stored, all of them row by row, `b`
+/// without gaps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Product {
     /// Rows of `a`, `c` and `d`.
@@ -90,6 +90,11 @@ pub struct Product {
     pub a_turned: bool,
     /// Whether `b` is stored transposed, as (cols, inner).
     pub b_turned: bool,
+    /// Numbers from the end of a stored row of `a` to the start of the next, the last one's too. Rows
+    /// that start at multiples of 16 bytes are several times as fast as others.
+    pub a_gap: usize,
+    /// The same of `c` and `d`; what stands there is neither read nor written.
+    pub d_gap: usize,
     /// Numbers of `a` and `b`.
     pub input: Format,
     /// Numbers of `c`, `d` and `bias`.
@@ -138,11 +143,17 @@ pub fn product(
     let expect = |what: &str, bytes: usize, numbers: usize, format: Format| {
         assert_eq!(bytes, numbers * format.size(), "{what} of {p:?}");
     };
-    expect("a", a.bytes(), p.rows * p.inner, p.input);
+    let (a_rows, a_cols) = if p.a_turned {
+        (p.inner, p.rows)
+    } else {
+        (p.rows, p.inner)
+    };
+    expect("a", a.bytes(), a_rows * (a_cols + p.a_gap), p.input);
     expect("b", b.bytes(), p.inner * p.cols, p.input);
-    expect("d", d.bytes(), p.rows * p.cols, p.output);
+    let d_numbers = p.rows * (p.cols + p.d_gap);
+    expect("d", d.bytes(), d_numbers, p.output);
     if let Plus::Other(c) = c {
-        expect("c", c.bytes(), p.rows * p.cols, p.output);
+        expect("c", c.bytes(), d_numbers, p.output);
     }
     if let Some(bias) = bias {
         expect("bias", bias.bytes(), p.cols, p.output);
@@ -206,7 +217,8 @@ impl Operands {
             },
         };
         let (input, output) = (p.input.size(), p.output.size());
-        let a_stride = if p.a_turned { p.rows } else { p.inner };
+        let a_stride = if p.a_turned { p.rows } else { p.inner } + p.a_gap;
+        let d_stride = p.cols + p.d_gap;
         let b_stride = if p.b_turned { p.inner } else { p.cols };
         let key = Key {
             input: p.input,
@@ -216,6 +228,7 @@ impl Operands {
             inner: p.inner,
             a_turned: p.a_turned,
             b_turned: p.b_turned,
+            gaps: [p.a_gap, p.d_gap],
             add: match c {
                 Plus::Nothing => Add::Nothing,
                 Plus::Itself => Add::Itself,
@@ -225,8 +238,8 @@ impl Operands {
             aligned: [
                 alignment(at.a, a_stride * input),
                 alignment(at.b, b_stride * input),
-                alignment(at.c, p.cols * output),
-                alignment(at.d, p.cols * output),
+                alignment(at.c, d_stride * output),
+                alignment(at.d, d_stride * output),
                 // Without one the address is zero: a multiple of everything.
                 alignment(at.bias, 0),
             ],
@@ -715,15 +728,16 @@ impl Described {
             let like = u64::from(key.aligned[4]);
             desc.set(Desc::CUBLASLT_MATMUL_DESC_BIAS_POINTER, &like)?;
         }
-        let matrix = |format: Format, rows: usize, cols: usize, turned: bool| {
+        let matrix = |format: Format, rows: usize, cols: usize, turned: bool, gap: usize| {
             let (rows, cols) = if turned { (cols, rows) } else { (rows, cols) };
-            Layout::new(lib, format.library(), cols, rows)
+            Layout::new(lib, format.library(), cols, rows, cols + gap)
         };
+        let [a_gap, d_gap] = key.gaps;
         Ok(Self {
             desc,
-            a: matrix(key.input, key.rows, key.inner, key.a_turned)?,
-            b: matrix(key.input, key.inner, key.cols, key.b_turned)?,
-            d: matrix(key.output, key.rows, key.cols, false)?,
+            a: matrix(key.input, key.rows, key.inner, key.a_turned, a_gap)?,
+            b: matrix(key.input, key.inner, key.cols, key.b_turned, 0)?,
+            d: matrix(key.output, key.rows, key.cols, false, d_gap)?,
         })
     }
 }

@@ -459,7 +459,7 @@ fn backward_by(
     }
 }
 
-/// Backward of one key head of one row of tokens with its query heads, tile by tile of queries and
+/// Backward of a slice's key heads of one row of tokens with their query heads, tile by tile of queries and
 /// keys: the tiles of a block of queries one behind another, from the first keys on. A block's dq is
 /// finished with its last tile, dk and dv of a block of keys with the last block of queries.
 fn in_tiles(
@@ -470,7 +470,7 @@ fn in_tiles(
     slice: Slice,
     ws: Dst<'_>,
 ) {
-    let (query, group, dim) = (head * a.group(), a.group(), a.head_dim);
+    let (query, width) = (head * a.group(), slice.kv_heads * a.head_dim);
     let room = tile_room(a, slice);
     let (sums, ws) = ws.split_at(room.delta);
     let (mut dq, ws) = ws.split_at(room.dq);
@@ -512,7 +512,7 @@ fn in_tiles(
                 ends,
             );
         };
-        let of_queries = [tile.queries, group * dim];
+        let of_queries = [tile.queries, a.group() * width];
         let at = a.query(queries, query);
         add(
             dq_sum.again(),
@@ -521,8 +521,8 @@ fn in_tiles(
             of_queries,
             (first.of_queries, last.of_queries),
         );
-        let (of_keys, ends) = ([tile.keys, dim], (first.of_keys, last.of_keys));
-        let (from, bytes) = (tile.key * dim * 4, tile.keys * dim * 4);
+        let (of_keys, ends) = ([tile.keys, width], (first.of_keys, last.of_keys));
+        let (from, bytes) = (tile.key * width * 4, tile.keys * width * 4);
         add(
             dk_sum.lend(from, bytes),
             &mut dk,
@@ -571,30 +571,30 @@ fn add_part(
     }
 }
 
-/// [`backward`] in tiles of `side` queries and keys, however short the rows are; `ws` has room for
+/// [`backward`] in tiles of some key heads and `side` queries and keys, however short the rows are; `ws` has room for
 /// [`tiles_workspace`].
 #[cfg(test)]
 pub(super) fn backward_in_tiles(
     q: &cuda::Queue,
     o: super::Backward<Views<'_>>,
     a: &Attn,
-    side: usize,
+    (kv_heads, side): (usize, usize),
     ws: Dst<'_>,
 ) {
-    backward_by(q, o, a, one_head(side), ws);
+    backward_by(q, o, a, in_squares(kv_heads, side), ws);
 }
 
 /// Bytes of scratch of [`backward_in_tiles`].
 #[cfg(test)]
-pub(super) fn tiles_workspace(a: &Attn, side: usize) -> usize {
-    cut::slice_bytes(a, one_head(side))
+pub(super) fn tiles_workspace(a: &Attn, (kv_heads, side): (usize, usize)) -> usize {
+    cut::slice_bytes(a, in_squares(kv_heads, side))
 }
 
 #[cfg(test)]
-fn one_head(side: usize) -> Slice {
+fn in_squares(kv_heads: usize, side: usize) -> Slice {
     Slice {
         rows: 1,
-        kv_heads: 1,
+        kv_heads,
         side,
     }
 }

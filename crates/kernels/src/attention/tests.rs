@@ -242,11 +242,13 @@ fn cudnn_agrees_with_the_reference() {
 #[test]
 fn cudnn_in_tiles_agrees_with_the_reference() {
     let dtype = Dtype::Bf16;
-    for (shape, side) in [
-        (attn(1, 512, 1, 1, 64), 128),
-        (attn(2, 1000, 4, 2, 128), 256),
-        (attn(1, 900, 8, 1, 96), 384),
-        (attn(1, 385, 2, 2, 64), 128),
+    for (shape, cut) in [
+        (attn(1, 512, 1, 1, 64), (1, 128)),
+        (attn(2, 1000, 4, 2, 128), (1, 256)),
+        (attn(1, 900, 8, 1, 96), (1, 384)),
+        (attn(1, 385, 2, 2, 64), (1, 128)),
+        (attn(1, 700, 5, 5, 64), (2, 256)),
+        (attn(2, 520, 12, 6, 128), (4, 128)),
     ] {
         let a = by_cudnn(&shape);
         if cudnn_queue(&a).is_none() {
@@ -255,10 +257,10 @@ fn cudnn_in_tiles_agrees_with_the_reference() {
         let case = Case::new(&a, false, dtype);
         let run = || {
             on_gpu(|q| {
-                let bytes = workspace(&a, dtype, q.make()).max(cudnn::tiles_workspace(&a, side));
+                let bytes = workspace(&a, dtype, q.make()).max(cudnn::tiles_workspace(&a, cut));
                 let stream = q.cuda().expect("it is one");
                 case.run_by(q, &a, dtype, bytes, |o, ws| {
-                    cudnn::backward_in_tiles(stream, o, &a, side, ws);
+                    cudnn::backward_in_tiles(stream, o, &a, cut, ws);
                 })
             })
             .expect("there is a GPU")
@@ -272,11 +274,13 @@ fn cudnn_in_tiles_agrees_with_the_reference() {
 #[test]
 fn cudnn_in_slices_agrees_with_the_own_kernels() {
     let dtype = Dtype::Bf16;
-    // The first is cut into rows, three and two, the second into key heads, the third into tiles.
+    // The first is cut into rows, three and two, the second into key heads, the others into tiles, the last
+    // of two key heads.
     for own in [
         attn(5, 4096, 8, 2, 64),
         attn(1, 8192, 12, 2, 64),
         attn(1, 16_384, 8, 1, 128),
+        attn(1, 12_000, 12, 2, 64),
     ] {
         let a = by_cudnn(&own);
         let Some(q) = cudnn_queue(&a) else { return };

@@ -4,12 +4,12 @@
 //! replaced by its gradient: bytes over the memory's rate, a few percent of the products' time.
 
 use lowtide_device::cuda::{self, Source};
-use lowtide_device::{Dst, Src};
+use lowtide_device::{Dst, Make, Src};
 use lowtide_workload::Dtype;
 
 use super::{Head, Reads, Scratch, Train};
 use crate::cuda::{define, source};
-use crate::matmul::{self, Forward, Input, Weight};
+use crate::matmul::{self, Input};
 use crate::number::size;
 use crate::operands::{Sum, Views};
 
@@ -18,78 +18,67 @@ static SOURCE: Source = source!("head", "head.cu");
 /// Shared memory of a block that the kernels use themselves, with room.
 const OWN: usize = 1024;
 
-/// Where the kernels run: the queue, for the products' launchers, and its stream.
-#[derive(Clone, Copy)]
-pub(super) struct On<'a> {
-    pub queue: &'a lowtide_device::Queue,
-    pub stream: &'a cuda::Queue,
-}
-
 /// As the operation, except that a label of V or more makes the loss, and the row's gradient, NaN;
 /// in the stream when the call returns.
 pub(super) fn train(
-    on: On<'_>,
+    q: &cuda::Queue,
     mut o: Train<Views<'_>>,
     scale: f32,
     (d, dtype): (&Head, Dtype),
     mut s: Scratch<'_>,
 ) {
-    let q = on.queue;
     let all = Reads::of(o.h, o.w, o.inputs);
     let row = d.hidden * size(dtype);
-    begin(on, o.loss.again(), d);
+    begin(q, o.loss.again(), d);
     for (first, n) in d.chunks() {
         let from = all.rows((first, n), d, size(dtype));
         let loss = (o.loss.again(), first == 0);
-        chunk(on, loss, from, Some(scale), (d, dtype), &mut s);
-        let dy = s.logits.src().part(0, n * d.vocab * size(dtype));
+        chunk(q, loss, from, Some(scale), (d, dtype), &mut s);
+        let gap = d.gap(dtype, Make::Cuda);
+        let dy = s.logits.src().part(0, n * (d.vocab + gap) * size(dtype));
         let input = Input {
             dx: o.dh.lend(first * row, n * row),
             dy,
             w: o.w,
         };
-        matmul::backward_input(q, input, d.dims(n), dtype, s.product.again());
+        matmul::cuda::backward_input(q, input, gap, d.dims(n), dtype, s.product.again());
         let Some(dw) = &mut o.dw else { continue };
-        let weight = Weight {
-            dw: Sum {
-                to: dw.to.again(),
-                accumulate: dw.accumulate || first > 0,
-            },
-            db: None,
-            dy,
-            x: from.h,
+        let dw = Sum {
+            to: dw.to.again(),
+            accumulate: dw.accumulate || first > 0,
         };
-        matmul::backward_weight(q, weight, d.dims(n), dtype, s.product.again());
+        let of = (dy, gap, from.h);
+        matmul::cuda::backward_weight(q, dw, of, d.dims(n), dtype, s.product.again());
     }
 }
 
 /// As the operation; a label of V or more makes the loss NaN. In the stream when the call returns.
 pub(super) fn loss(
-    on: On<'_>,
+    q: &cuda::Queue,
     mut to: Dst<'_>,
     all: Reads<'_>,
     d: &Head,
     dtype: Dtype,
     mut s: Scratch<'_>,
 ) {
-    begin(on, to.again(), d);
+    begin(q, to.again(), d);
     for (first, n) in d.chunks() {
         let from = all.rows((first, n), d, size(dtype));
-        chunk(on, (to.again(), first == 0), from, None, (d, dtype), &mut s);
+        chunk(q, (to.again(), first == 0), from, None, (d, dtype), &mut s);
     }
 }
 
 /// Without rows there is no first chunk to overwrite the sums.
-fn begin(on: On<'_>, loss: Dst<'_>, d: &Head) {
+fn begin(q: &cuda::Queue, loss: Dst<'_>, d: &Head) {
     if d.rows == 0 {
-        on.stream.fill(loss, 0);
+        q.fill(loss, 0);
     }
 }
 
 /// Logits of a chunk into the scratch, their losses into `loss` (of the first chunk, or not), and with a
 /// scale their gradient in their place.
 fn chunk(
-    on: On<'_>,
+    q: &cuda::Queue,
     (loss, first): (Dst<'_>, bool),
     from: Reads<'_>,
     scale: Option<f32>,
@@ -97,22 +86,24 @@ fn chunk(
     s: &mut Scratch<'_>,
 ) {
     let n = from.labels.bytes() / size_of::<i32>();
-    let mut logits = s.logits.lend(0, n * d.vocab * size(dtype));
-    let linear = Forward::product(logits.again(), from.h, from.w);
-    matmul::forward(on.queue, linear, d.dims(n), dtype, s.product.again());
+    let gap = d.gap(dtype, Make::Cuda);
+    let mut logits = s.logits.lend(0, n * (d.vocab + gap) * size(dtype));
+    let (to, of) = ((logits.again(), gap), (from.h, from.w));
+    matmul::cuda::forward_apart_by(q, to, of, d.dims(n), dtype, s.product.again());
     let chunk = Chunk {
         logits,
         losses: s.losses.lend(0, n * size_of::<f64>()),
         labels: from.labels,
         vocab: d.vocab,
+        gap,
         first,
     };
-    after_product(on.stream, loss, chunk, scale, dtype);
+    after_product(q, loss, chunk, scale, dtype);
 }
 
 /// The rows of a chunk behind its product.
 pub(super) struct Chunk<'a> {
-    /// E (n, V).
+    /// E (n, V + gap), of which the first V of a row.
     pub logits: Dst<'a>,
     /// f64 (n), written.
     pub losses: Dst<'a>,
@@ -120,6 +111,8 @@ pub(super) struct Chunk<'a> {
     pub labels: Src<'a>,
     /// V.
     pub vocab: usize,
+    /// Numbers between rows.
+    pub gap: usize,
     /// Whether it is the first.
     pub first: bool,
 }
@@ -138,6 +131,7 @@ pub(super) fn after_product(
         losses,
         labels,
         vocab,
+        gap,
         first,
     } = chunk;
     let e = size(dtype);
@@ -158,6 +152,7 @@ pub(super) fn after_product(
             .arg(&losses)
             .arg(labels)
             .arg(vocab)
+            .arg(vocab + gap)
     };
     let launch = match scale {
         Some(scale) => {
@@ -198,7 +193,7 @@ pub(super) fn after_product(
 
 /// As the operation; in the stream when the call returns.
 pub(super) fn logits(
-    on: On<'_>,
+    q: &cuda::Queue,
     mut out: Dst<'_>,
     from: Reads<'_>,
     seq: usize,
@@ -212,8 +207,7 @@ pub(super) fn logits(
         let rows = s.logits.lend(0, n * row);
         // SAFETY: the kernel's own arguments, of the sizes that the operation checked (`crate::cuda`).
         unsafe {
-            on.stream
-                .kernel(&SOURCE, define(dtype), "gather")
+            q.kernel(&SOURCE, define(dtype), "gather")
                 .grid(n, 1, 1)
                 .block(256)
                 .arg(&rows)
@@ -225,6 +219,6 @@ pub(super) fn logits(
         }
         let out = out.lend(first * d.vocab * 4, n * d.vocab * 4);
         let (rows, ws) = (rows.into_src(), s.product.again());
-        matmul::cuda::forward_f32(on.stream, out, rows, from.w, d.dims(n), dtype, ws);
+        matmul::cuda::forward_f32(q, out, rows, from.w, d.dims(n), dtype, ws);
     }
 }

@@ -91,12 +91,12 @@ template <> struct Unit<false> {
     static __device__ __forceinline__ Raw narrowed(const float* x) { return narrow<E>(x[0]); }
 };
 
-// One block a row; of how many threads, the width of the row says. Thread t has the units t,
+// One block a row, rows `stride` numbers apart; of how many threads, the width of the row says. Thread t has the units t,
 // t + threads, ... of it, in order; then the warp's and the block's tree: the order of a sum
 // depends on the width of the row alone. Without GRADIENT the logits stay.
 template <bool WIDE, bool GRADIENT>
 __device__ __forceinline__ void row_loss(E* logits, double* losses, const int* labels, u64 vocab,
-                                         float scale, u32 kept) {
+                                         u64 stride, float scale, u32 kept) {
     typedef Unit<WIDE> U;
     typedef typename U::Raw Raw;
     const int FLIGHT = WIDE ? 4 : 8;
@@ -104,7 +104,7 @@ __device__ __forceinline__ void row_loss(E* logits, double* losses, const int* l
     __shared__ Softmax warps[33];
     const u32 THREADS = blockDim.x;
     Raw* shared = reinterpret_cast<Raw*>(memory);
-    E* row = logits + (u64)blockIdx.x * vocab;
+    E* row = logits + (u64)blockIdx.x * stride;
     Raw* at = reinterpret_cast<Raw*>(row);
     u32 units = (u32)(vocab / U::N);
     int label = labels[blockIdx.x];
@@ -194,21 +194,22 @@ __device__ __forceinline__ void row_loss(E* logits, double* losses, const int* l
 // `wide`: rows are whole 16-byte units at such addresses. `kept` is how many units of a row the
 // dynamic shared memory holds.
 extern "C" __global__ void __launch_bounds__(1024)
-    gradient_wide(E* logits, double* losses, const int* labels, u64 vocab, float scale, u32 kept) {
-    row_loss<true, true>(logits, losses, labels, vocab, scale, kept);
+    gradient_wide(E* logits, double* losses, const int* labels, u64 vocab, u64 stride, float scale,
+                  u32 kept) {
+    row_loss<true, true>(logits, losses, labels, vocab, stride, scale, kept);
 }
 extern "C" __global__ void __launch_bounds__(1024)
-    gradient_narrow(E* logits, double* losses, const int* labels, u64 vocab, float scale,
+    gradient_narrow(E* logits, double* losses, const int* labels, u64 vocab, u64 stride, float scale,
                     u32 kept) {
-    row_loss<false, true>(logits, losses, labels, vocab, scale, kept);
+    row_loss<false, true>(logits, losses, labels, vocab, stride, scale, kept);
 }
 extern "C" __global__ void __launch_bounds__(1024)
-    loss_wide(E* logits, double* losses, const int* labels, u64 vocab) {
-    row_loss<true, false>(logits, losses, labels, vocab, 0.0f, 0);
+    loss_wide(E* logits, double* losses, const int* labels, u64 vocab, u64 stride) {
+    row_loss<true, false>(logits, losses, labels, vocab, stride, 0.0f, 0);
 }
 extern "C" __global__ void __launch_bounds__(1024)
-    loss_narrow(E* logits, double* losses, const int* labels, u64 vocab) {
-    row_loss<false, false>(logits, losses, labels, vocab, 0.0f, 0);
+    loss_narrow(E* logits, double* losses, const int* labels, u64 vocab, u64 stride) {
+    row_loss<false, false>(logits, losses, labels, vocab, stride, 0.0f, 0);
 }
 
 // Sum of losses and number of rows that have one, in the order of rows: overwritten by the first

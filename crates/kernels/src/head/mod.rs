@@ -49,6 +49,15 @@ impl Head {
         }
     }
 
+    /// Numbers between rows of logits on a device: rows start at multiples of 16 bytes, for which cuBLASLt has faster
+    /// algorithms (a vocabulary of 50,257: 269 ms for 318 at C = 8192 on an H100).
+    fn gap(&self, dtype: Dtype, make: Make) -> usize {
+        match make {
+            Make::Cpu => 0,
+            Make::Cuda => self.vocab.next_multiple_of(16 / size(dtype)) - self.vocab,
+        }
+    }
+
     /// Rows of a full chunk.
     fn most(&self) -> usize {
         self.chunk.max(1).min(self.rows)
@@ -93,7 +102,7 @@ impl<'a> Reads<'a> {
 
 /// How a chunk's scratch is laid out.
 struct Scratch<'a> {
-    /// E (chunk, max(V, C)): logits, or rows of h that were gathered.
+    /// E (chunk, max(V + gap, C)): logits, or rows of h that were gathered.
     logits: Dst<'a>,
     /// f64 (chunk): losses of rows.
     losses: Dst<'a>,
@@ -114,7 +123,7 @@ impl<'a> Scratch<'a> {
     }
 
     fn bytes(d: &Head, dtype: Dtype, make: Make) -> [usize; 3] {
-        let logits = d.most() * d.vocab.max(d.hidden) * size(dtype);
+        let logits = d.most() * (d.vocab + d.gap(dtype, make)).max(d.hidden) * size(dtype);
         // What the device's libraries want of the products' scratch.
         let align = match make {
             Make::Cpu => 64,
@@ -199,8 +208,7 @@ pub fn train(q: &Queue, o: Train<Views<'_>>, scale: f32, d: &Head, dtype: Dtype,
     expect_workspace(&ws, workspace(d, dtype, q.make()));
     let scratch = Scratch::new(ws, d, dtype, q.make());
     if let Some(stream) = q.cuda() {
-        let on = cuda::On { queue: q, stream };
-        return cuda::train(on, o, scale, (d, dtype), scratch);
+        return cuda::train(stream, o, scale, (d, dtype), scratch);
     }
     q.run(|| with_dtype!(dtype, cpu::train(o, scale, d, scratch)));
 }
@@ -214,8 +222,7 @@ pub fn loss(q: &Queue, o: Loss<Views<'_>>, d: &Head, dtype: Dtype, ws: Dst<'_>) 
     expect_workspace(&ws, workspace(d, dtype, q.make()));
     let scratch = Scratch::new(ws, d, dtype, q.make());
     if let Some(stream) = q.cuda() {
-        let on = cuda::On { queue: q, stream };
-        return cuda::loss(on, o.loss, from, d, dtype, scratch);
+        return cuda::loss(stream, o.loss, from, d, dtype, scratch);
     }
     q.run(|| with_dtype!(dtype, cpu::loss(o.loss, from, d, scratch)));
 }
@@ -240,8 +247,7 @@ pub fn logits(q: &Queue, o: Logits<Views<'_>>, seq: usize, d: &Head, dtype: Dtyp
     expect_workspace(&ws, workspace(d, dtype, q.make()));
     let scratch = Scratch::new(ws, d, dtype, q.make());
     if let Some(stream) = q.cuda() {
-        let on = cuda::On { queue: q, stream };
-        return cuda::logits(on, o.logits, from, seq, (d, dtype), scratch);
+        return cuda::logits(stream, o.logits, from, seq, (d, dtype), scratch);
     }
     q.run(|| with_dtype!(dtype, cpu::logits(o.logits, from, seq, d, scratch)));
 }

@@ -164,6 +164,7 @@ fn check_alone(rows: usize, vocab: usize, dtype: Dtype, scale: Option<f32>) {
                 losses: losses.on(q),
                 labels: labels.src(q),
                 vocab,
+                gap: 0,
                 first,
             };
             let stream = q.cuda().expect("a GPU");

@@ -37,6 +37,8 @@ fn linear(d: Dims, dtype: Dtype, output: Format) -> Product {
         inner: d.inner,
         a_turned: false,
         b_turned: true,
+        a_gap: 0,
+        d_gap: 0,
         input: format(dtype),
         output,
     }
@@ -134,25 +136,50 @@ pub(crate) fn forward_f32(
     keep(q, product(q, &p, x, w, Plus::Nothing, y, None, ws));
 }
 
-/// `dx = dy·w`.
-pub(crate) fn backward_input(q: &Queue, o: Input<Views<'_>>, d: Dims, dtype: Dtype, ws: Dst<'_>) {
+/// `y = x·wᵀ` where rows of `y`, of n numbers, are `gap` numbers apart.
+pub(crate) fn forward_apart_by(
+    q: &Queue,
+    (y, gap): (Dst<'_>, usize),
+    (x, w): (Src<'_>, Src<'_>),
+    d: Dims,
+    dtype: Dtype,
+    ws: Dst<'_>,
+) {
+    let p = Product {
+        d_gap: gap,
+        ..linear(d, dtype, format(dtype))
+    };
+    keep(q, product(q, &p, x, w, Plus::Nothing, y, None, ws));
+}
+
+/// `dx = dy·w`; rows of `dy` are `gap` numbers apart.
+pub(crate) fn backward_input(
+    q: &Queue,
+    o: Input<Views<'_>>,
+    gap: usize,
+    d: Dims,
+    dtype: Dtype,
+    ws: Dst<'_>,
+) {
     let p = Product {
         rows: d.rows,
         cols: d.inner,
         inner: d.cols,
         a_turned: false,
         b_turned: false,
+        a_gap: gap,
+        d_gap: 0,
         input: format(dtype),
         output: format(dtype),
     };
     keep(q, product(q, &p, o.dy, o.w, Plus::Nothing, o.dx, None, ws));
 }
 
-/// `dw (+)= dyᵀ·x`, in `f32`.
+/// `dw (+)= dyᵀ·x`, in `f32`; rows of `dy` are `gap` numbers apart.
 pub(crate) fn backward_weight(
     q: &Queue,
     dw: Sum<'_>,
-    (dy, x): (Src<'_>, Src<'_>),
+    (dy, gap, x): (Src<'_>, usize, Src<'_>),
     d: Dims,
     dtype: Dtype,
     ws: Dst<'_>,
@@ -163,6 +190,8 @@ pub(crate) fn backward_weight(
         inner: d.rows,
         a_turned: true,
         b_turned: false,
+        a_gap: gap,
+        d_gap: 0,
         input: format(dtype),
         output: Format::F32,
     };

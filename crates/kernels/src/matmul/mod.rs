@@ -139,7 +139,7 @@ pub fn backward_input(q: &Queue, o: Input<Views<'_>>, d: Dims, dtype: Dtype, ws:
     expect("w", o.w, d.cols * d.inner, e);
     expect_workspace(&ws, workspace(d, dtype, q.make()));
     if let Some(q) = q.cuda() {
-        return cuda::backward_input(q, o, d, dtype, ws);
+        return cuda::backward_input(q, o, 0, d, dtype, ws);
     }
     q.run(|| with_dtype!(dtype, cpu::backward_input(o, d, ws)));
 }
@@ -155,7 +155,7 @@ pub fn backward_weight(q: &Queue, o: Weight<Views<'_>>, d: Dims, dtype: Dtype, m
     expect("x", x, d.rows * d.inner, e);
     expect_workspace(&ws, workspace(d, dtype, q.make()));
     match q.cuda() {
-        Some(q) => cuda::backward_weight(q, dw, (dy, x), d, dtype, ws.again()),
+        Some(q) => cuda::backward_weight(q, dw, (dy, 0, x), d, dtype, ws.again()),
         None => q.run(|| with_dtype!(dtype, cpu::backward_weight(dw, dy, x, d, ws.again()))),
     }
     if let Some(db) = db {

@@ -33,6 +33,8 @@ pub(super) struct Key {
     pub inner: usize,
     pub a_turned: bool,
     pub b_turned: bool,
+    /// Numbers between stored rows of a, and of c and d.
+    pub gaps: [usize; 2],
     pub add: Add,
     pub bias: bool,
     /// Bytes to which a, b, c, d and the bias are aligned.
@@ -73,7 +75,8 @@ impl Add {
 }
 
 /// `bf16>f32 4096x1024x512 tn add bias 256.256.256.256.16 33554432`: types, rows x columns x inner,
-/// which of a and b are stored transposed, what is added, alignments, scratch.
+/// which of a and b are stored transposed, what is added, alignments, scratch; and `7+0` where there are
+/// gaps between rows of a, or of c and d.
 impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let turned = |t: bool| if t { 't' } else { 'n' };
@@ -91,7 +94,11 @@ impl fmt::Display for Key {
             self.add.name(),
             if self.bias { "bias" } else { "-" },
             self.scratch,
-        )
+        )?;
+        match self.gaps {
+            [0, 0] => Ok(()),
+            [a, d] => write!(f, " {a}+{d}"),
+        }
     }
 }
 
@@ -100,8 +107,23 @@ impl FromStr for Key {
 
     fn from_str(text: &str) -> Result<Self, ()> {
         let parts: Vec<&str> = text.split(' ').collect();
-        let [types, sizes, turned, add, bias, aligned, scratch] = parts[..] else {
+        let [
+            types,
+            sizes,
+            turned,
+            add,
+            bias,
+            aligned,
+            scratch,
+            ref gaps @ ..,
+        ] = parts[..]
+        else {
             return Err(());
+        };
+        let gaps = match gaps {
+            [] => [0; 2],
+            [gaps] => numbers(gaps, '+')?.try_into().map_err(drop)?,
+            _ => return Err(()),
         };
         let (input, output) = types.split_once('>').ok_or(())?;
         let sizes: Vec<usize> = numbers(sizes, 'x')?;
@@ -123,6 +145,7 @@ impl FromStr for Key {
             inner,
             a_turned,
             b_turned,
+            gaps,
             add: Add::of(add).ok_or(())?,
             bias: bias == "bias",
             aligned: numbers(aligned, '.')?.try_into().map_err(drop)?,
@@ -218,6 +241,7 @@ mod tests {
                         inner: 7,
                         a_turned: bits & 1 != 0,
                         b_turned: bits & 2 != 0,
+                        gaps: [0, if bits & 3 == 3 { 5 } else { 0 }],
                         bias: bits & 4 != 0,
                         add,
                         aligned: [256, 2, 16, 256, 4],
@@ -251,6 +275,9 @@ mod tests {
             "bf16>bf16 1x1x1 nn new - 1.1.1.1 0",
             "bf16>bf16 01x1x1 nn new - 1.1.1.1.1 0",
             "bf16>bf16 1x1x1 nn new - 1.1.1.1.1 0 ",
+            "bf16>bf16 1x1x1 nn new - 1.1.1.1.1 0 0+0",
+            "bf16>bf16 1x1x1 nn new - 1.1.1.1.1 0 1",
+            "bf16>bf16 1x1x1 nn new - 1.1.1.1.1 0 1+0 0+0",
         ] {
             assert_eq!(bad.parse::<Key>(), Err(()), "{bad}");
         }

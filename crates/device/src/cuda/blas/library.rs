@@ -185,12 +185,13 @@ impl Drop for Operation {
 pub(super) struct Layout(pub cublasLtMatrixLayout_t, &'static CublasLt);
 
 impl Layout {
-    /// A matrix that is stored column by column without gaps.
+    /// A matrix that is stored column by column, `stride` numbers from one to the next.
     pub fn new(
         lib: &'static CublasLt,
         format: cudaDataType,
         rows: usize,
         cols: usize,
+        stride: usize,
     ) -> Result<Self, CudaError> {
         let mut layout = std::ptr::null_mut();
         // SAFETY: writes one handle.
@@ -200,7 +201,7 @@ impl Layout {
                 format,
                 rows as u64,
                 cols as u64,
-                rows as i64,
+                stride as i64,
             )
         })?;
         Ok(Self(layout, lib))

@@ -16,7 +16,11 @@ const MARGIN: usize = 1 << 20;
 /// Tokens by which a tile's side is rounded up: cuDNN's own tiles divide it.
 const WHOLE: usize = 128;
 
-/// Whole rows of tokens, or some key heads of one row, or one key head of one row in tiles.
+/// Most queries and keys of a tile. Eight heads of this side are faster than one of twice the side, which
+/// has too few blocks for all multiprocessors: 61 ms for 92 at T = 32,768, 32 heads of 128, on an H100.
+const SIDE: usize = 8192;
+
+/// Whole rows of tokens, or some key heads of one row, whole or in tiles.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Slice {
     pub rows: usize,
@@ -155,13 +159,14 @@ impl Room {
 
 pub(super) fn tile_room(a: &Attn, s: Slice) -> Room {
     let up = |bytes: usize| bytes.next_multiple_of(256);
-    let (queries, keys) = (s.side * a.group() * a.head_dim, s.side * a.head_dim);
+    let width = s.kv_heads * a.head_dim;
+    let (queries, keys) = (s.side * a.group() * width, s.side * width);
     Room {
-        delta: up(a.group() * s.side * size_of::<f32>()),
+        delta: up(s.kv_heads * a.group() * s.side * size_of::<f32>()),
         dq: up(queries * size_of::<u16>()),
         dkv: up(keys * size_of::<u16>()),
         dq_sum: up(queries * size_of::<f32>()),
-        dkv_sum: up(a.seq * a.head_dim * size_of::<f32>()),
+        dkv_sum: up(a.seq * width * size_of::<f32>()),
     }
 }
 
@@ -193,19 +198,29 @@ pub(super) fn backward_slice(a: &Attn) -> Slice {
         let slices = a.kv_heads.div_ceil(most);
         return of(1, a.kv_heads.div_ceil(slices));
     }
-    let side = |blocks: usize| a.seq.div_ceil(blocks).next_multiple_of(WHOLE).min(a.seq);
-    let tile = |blocks| Part {
-        queries: side(blocks),
-        keys: side(blocks),
-        tile: true,
-        ..of(1, 1).whole(a)
+    let in_tiles = |blocks: usize, kv_heads: usize| Slice {
+        side: a.seq.div_ceil(blocks).next_multiple_of(WHOLE).min(a.seq),
+        ..of(1, kv_heads)
     };
-    let blocks = (2..=a.seq.div_ceil(WHOLE)).find(|&n| tile(n).planned(a) <= MOST);
-    Slice {
-        rows: 1,
-        kv_heads: 1,
-        side: side(blocks.unwrap_or(a.seq.div_ceil(WHOLE))),
-    }
+    let tile_fits = |s: Slice| {
+        let tile = Part {
+            queries: s.side,
+            keys: s.side,
+            tile: true,
+            ..s.whole(a)
+        };
+        tile.planned(a) <= MOST
+    };
+    // Tiles of few heads are small; of many they leave room for many heads.
+    let (least, most) = (a.seq.div_ceil(SIDE).max(2), a.seq.div_ceil(WHOLE));
+    let blocks = (least..=most).find(|&n| tile_fits(in_tiles(n, 1)));
+    let blocks = blocks.unwrap_or(most);
+    let fit = (1..=a.kv_heads).rev().find(|&n| {
+        let s = in_tiles(blocks, n);
+        tile_fits(s) && tile_room(a, s).bytes() <= MOST / 2
+    });
+    let slices = a.kv_heads.div_ceil(fit.unwrap_or(1));
+    in_tiles(blocks, a.kv_heads.div_ceil(slices))
 }
 
 /// How forward is cut.
@@ -265,7 +280,7 @@ pub(super) mod testing {
     }
 
     /// B, H, KV, T, D.
-    pub const SHAPES: [[usize; 5]; 15] = [
+    pub const SHAPES: [[usize; 5]; 17] = [
         [3, 4, 4, 7, 64],
         [1, 14, 2, 128, 64],
         [3, 4, 2, 129, 128],
@@ -281,6 +296,8 @@ pub(super) mod testing {
         [1, 16, 2, 32_768, 128],
         [1, 16, 2, 131_072, 128],
         [2, 128, 1, 4099, 64],
+        [1, 32, 32, 32_768, 128],
+        [1, 24, 12, 20_000, 128],
     ];
 }
 
@@ -321,6 +338,8 @@ mod tests {
         assert_eq!(cut(5).rows, 4, "rows are cut");
         assert_eq!(cut(9).kv_heads, 2, "heads are cut");
         assert_eq!(cut(12).side, 8192, "queries and keys are cut");
+        assert_eq!(cut(15).side, 8192, "queries and keys are cut");
+        assert_eq!(cut(15).kv_heads, 8, "several heads share a tile");
     }
 
     /// Every pair of a query and a key that it sees is in one tile, and what is summed over tiles is begun
