@@ -35,6 +35,7 @@ use starts::first_of_each_loop;
 mod climb;
 mod fit;
 mod ladder;
+pub mod links;
 mod mix;
 pub mod outlook;
 #[cfg(test)]

@@ -4,15 +4,15 @@
 use std::fmt;
 use std::sync::Arc;
 
-use lowtide_units::{Bytes, BytesPerSecond, Seconds};
+use lowtide_units::{Bytes, Seconds};
 use lowtide_workload::Workload;
 use serde::{Deserialize, Serialize};
 
 use super::climb::Candidate;
+use super::links::{Faster, faster};
 use super::mix::{Count, Knobs, Mix, pinned_ahead};
 use super::{PlanError, Request, Search, Seen, busy_of, joined, timed_parts};
 use crate::choice::{Budgets, Clip, LoopOrder};
-use crate::machine::Machine;
 use crate::plan::{LaneKind, Plan, Tier};
 
 /// In what a plan differs from the one that was chosen: what would have to be pinned or changed.
@@ -95,60 +95,6 @@ pub struct More {
     pub bytes: Bytes,
     /// Time of a step with it.
     pub step_seconds: Seconds,
-}
-
-/// What a faster link would buy: the price of a GB/s.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Faster {
-    /// Which.
-    pub link: Link,
-    /// By how much.
-    pub more: BytesPerSecond,
-    /// Time of a step of the same choices with it.
-    pub step_seconds: Seconds,
-}
-
-/// What bytes move over between tiers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Link {
-    /// From host memory to the device.
-    HostToDevice,
-    /// From the device to host memory.
-    DeviceToHost,
-    /// The drives together, both ways.
-    Disk,
-}
-
-impl Link {
-    /// In the order in which they are told.
-    const ALL: [Self; 3] = [Self::HostToDevice, Self::DeviceToHost, Self::Disk];
-
-    /// The machine with a link that is faster by so much.
-    fn faster(self, machine: &Machine, more: f64) -> Machine {
-        let mut machine = machine.clone();
-        match self {
-            Self::HostToDevice => machine.h2d.0 += more,
-            Self::DeviceToHost => machine.d2h.0 += more,
-            Self::Disk => {
-                if let Some(disk) = &mut machine.disk {
-                    disk.read.0 += more;
-                    disk.write.0 += more;
-                    disk.mixed.0 += more;
-                }
-            }
-        }
-        machine
-    }
-
-    /// The lane that uses it.
-    fn lane(self) -> LaneKind {
-        match self {
-            Self::HostToDevice => LaneKind::H2d,
-            Self::DeviceToHost => LaneKind::D2h,
-            Self::Disk => LaneKind::Disk,
-        }
-    }
 }
 
 /// What a key of the numerics key would do. It changes numbers.
@@ -420,28 +366,6 @@ impl Search<'_> {
         });
         each.collect()
     }
-}
-
-/// What a GB/s more of each link that a plan uses would buy. The choices stay; copies begin when the
-/// faster link lets them.
-fn faster(r: &Request<'_>, best: &Candidate, plan: &Plan) -> Vec<Faster> {
-    const MORE: f64 = 1e9;
-    let busy = |link: &Link| plan.prediction.lanes[link.lane() as usize].busy_seconds.0 > 0.0;
-    let each = Link::ALL.into_iter().filter(busy).map(|link| {
-        let machine = link.faster(r.machine, MORE);
-        let r = Request {
-            machine: &machine,
-            ..*r
-        };
-        let (knobs, seen) = (Knobs::new(&r), Seen::default());
-        let seconds = Search::new(r, &knobs, &seen).step_seconds(&best.choice);
-        Faster {
-            link,
-            more: BytesPerSecond(MORE),
-            step_seconds: Seconds(seconds),
-        }
-    });
-    each.collect()
 }
 
 /// Changes of the numerics key that give more tokens a second.
