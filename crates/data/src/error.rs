@@ -59,6 +59,63 @@ pub enum DataError {
         /// What it is or has.
         what: String,
     },
+    /// A part of a Parquet file takes more memory than may be taken.
+    #[error(
+        "{path}: {part} takes up to {need} of host memory while it is read, and {have} are allowed"
+    )]
+    ParquetMemory {
+        /// The file.
+        path: PathBuf,
+        /// What of it: a row group, or what it says of itself.
+        part: String,
+        /// Bytes that reading it takes.
+        need: Bytes,
+        /// Bytes that may be taken (`budget.host`).
+        have: Bytes,
+    },
+    /// The examples that are read take more memory than may be taken.
+    #[error(
+        "{path}{place}: the examples up to here take {need} of host memory, and {have} are allowed"
+    )]
+    Examples {
+        /// The file that is being read.
+        path: PathBuf,
+        /// The record that is one too many.
+        place: Place,
+        /// Bytes of all tokens and their places.
+        need: Bytes,
+        /// Bytes that may be taken (`budget.host`).
+        have: Bytes,
+    },
+    /// A file's weight leaves none of its examples.
+    #[error("{path}: 'data.train[{file}].weight: {weight}' leaves none of its {examples} examples")]
+    WeightOfNone {
+        /// The file.
+        path: PathBuf,
+        /// Its number in the run file, from 0.
+        file: usize,
+        /// The weight.
+        weight: f64,
+        /// Examples of the file.
+        examples: u64,
+    },
+    /// Weights make more examples than there may be.
+    #[error(
+        "{path}: 'data.train[{file}].weight: {weight}' makes {need} of examples' places, and {have} of host memory \
+         are allowed"
+    )]
+    WeightTooLarge {
+        /// The file with the largest number of examples, weighted.
+        path: PathBuf,
+        /// Its number in the run file, from 0.
+        file: usize,
+        /// Its weight.
+        weight: f64,
+        /// Bytes that the places of all examples take.
+        need: Bytes,
+        /// Bytes that may be taken (`budget.host`).
+        have: Bytes,
+    },
     /// Records that cannot be used are left out, and there are no others.
     #[error("{path}: not one of {n} records can be used; the first: {first}")]
     AllSkipped {
@@ -155,6 +212,19 @@ pub enum DataError {
         /// The share.
         share: f64,
     },
+    /// A share of the examples was to be kept for evaluation, and one file is there twice.
+    #[error(
+        "{path}: this file is in data.train before, as {first}: with 'data.eval_split: {share}' an example could be in \
+         training and in evaluation"
+    )]
+    SplitOfTwice {
+        /// The later one.
+        path: PathBuf,
+        /// The earlier one.
+        first: PathBuf,
+        /// The share.
+        share: f64,
+    },
     /// Prompts were to be left out of the loss and not one token was.
     #[error("{path}: all {n_tokens} tokens in {n_records} records are supervised, prompts too")]
     EverythingSupervised {
@@ -244,6 +314,14 @@ pub enum RecordProblem {
         "a quote that is opened in this row, or before, is not closed before the end of the file"
     )]
     OpenQuote,
+    /// Something stands behind the end of a quoted cell.
+    #[error(
+        "{found:?} stands behind the end of a quoted cell, where a comma or the line's end belongs"
+    )]
+    BehindQuote {
+        /// The character.
+        found: char,
+    },
     /// The line is not UTF-8.
     #[error("not UTF-8 after {valid} bytes")]
     NotUtf8 {
@@ -559,6 +637,7 @@ impl RecordProblem {
                 | Self::NoEnd
                 | Self::Behind
                 | Self::OpenQuote
+                | Self::BehindQuote { .. }
         )
     }
 }

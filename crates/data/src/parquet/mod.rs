@@ -1,26 +1,32 @@
 //! Records of Parquet files: the columns that a record's formats have, put together again row by row.
 //!
-//! The crate `parquet` reads pages and columns; which numbers of a file it may believe, [`guard`] decides before. The
+//! The crate `parquet` makes values of pages. It sees no byte of a file as it is: what the file says of itself is
+//! written anew ([`footer`]), and its pages are found, bounded and unpacked before ([`pages`]). The
 //! values become the JSON of a line: then a table and JSONL of the same records are the same data. What a record lacks is
 //! left out of it, as it is in JSONL, where a table has it as missing.
 
-mod guard;
+mod footer;
 mod leaf;
+mod pages;
+mod thrift;
 mod tree;
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use lowtide_files::Regular;
 use lowtide_units::Bytes;
-use parquet::file::metadata::{ColumnChunkMetaData, ParquetMetaData};
-use parquet::file::reader::{FileReader, SerializedFileReader};
+use parquet::column::reader::get_column_reader;
+use parquet::file::metadata::{ParquetMetaData, ParquetMetaDataReader};
 use parquet::schema::types::Type;
 
 use self::leaf::Leaf;
+use self::pages::{Pages, Shape, Unpacker};
 use self::tree::{Builder, Node, Stop};
 use super::dataset::LoadOptions;
+use super::jsonl::Schema;
 use super::lines::Line;
 use super::place::Place;
 use super::trial::foreign;
@@ -28,25 +34,21 @@ use crate::error::{DataError, RecordProblem};
 
 /// Most bytes of what a file says of itself.
 const FOOTER_MAX: u64 = 256 << 20;
-/// Most bytes of one page: writers make them of one or a few MiB.
-const PAGE_MAX: u64 = 1 << 30;
-/// Bytes of memory for each value of a row group, where a record may have any number of them.
-const VALUE_COST: u64 = 64;
+/// Bytes of memory for each value of a row group, where a record may have any number of them: its levels and a text,
+/// in lists that grow to twice what is in them.
+const VALUE_COST: u64 = 72;
+/// Rows that any file may have, and how many more for each of its bytes: a few bytes can say that a text is there
+/// thousands of millions of times, and no data set does.
+const ROWS_MAX: u64 = 1 << 20;
+const ROWS_PER_BYTE: u64 = 1024;
 /// Names of columns that a record's formats have nothing of: as many as an error may name.
 const OTHERS_MAX: usize = 16;
 
-/// What the pages of a column have.
-struct Pages {
-    /// Values.
-    values: u64,
-    /// Bytes of memory that reading one after another takes, the dictionary kept.
-    memory: u64,
-}
-
 /// The records of a Parquet file.
 pub(crate) struct Parquet {
-    file: File,
-    reader: SerializedFileReader<File>,
+    file: Arc<File>,
+    len: u64,
+    meta: ParquetMetaData,
     path: PathBuf,
     /// Columns of the schema that are read: their name, what they write, and the number of their first leaf.
     fields: Vec<(String, Node)>,
@@ -95,27 +97,44 @@ impl Parquet {
         let mut footer = vec![0; n as usize];
         file.read_exact_at(&mut footer, at + 4 - n)
             .map_err(|e| DataError::io(path, e))?;
-        guard::footer(&footer).map_err(&wrong)?;
+        let new = footer::rewritten(&footer).map_err(&wrong)?;
         drop(footer);
-        let again = file.try_clone().map_err(|e| DataError::io(path, e))?;
-        let reader = foreign(|| SerializedFileReader::new(again));
-        let reader = reader.map_err(&wrong)?.map_err(|e| wrong(e.to_string()))?;
-        let schema = reader.metadata().file_metadata().schema();
+        let (need, have) = (Bytes(new.memory), Bytes(options.memory));
+        if need > have {
+            return Err(DataError::ParquetMemory {
+                path: path.to_owned(),
+                part: "what it says of itself".into(),
+                need,
+                have,
+            });
+        }
+        let meta = foreign(|| ParquetMetaDataReader::decode_metadata(&new.bytes));
+        let meta = meta.map_err(&wrong)?.map_err(|e| wrong(e.to_string()))?;
+        rows(&meta, len).map_err(&wrong)?;
+        let schema = meta.file_metadata().schema();
         let (fields, leaves, others) = columns(schema, options).map_err(&wrong)?;
+        if leaves.is_empty() && meta.row_groups().iter().any(|group| group.num_rows() > 0) {
+            let problem = Schema::detect(&format!("{{{others}}}"), &options.fields).err();
+            return Err(match problem {
+                Some(problem) => DataError::record(path, Place::Row(1), problem),
+                None => wrong(format!("no known format has its columns: {others}")),
+            });
+        }
         Ok(Self {
-            file,
+            file: Arc::new(file),
+            len,
             path: path.to_owned(),
             fields,
             leaves,
             others,
             bytes_max: options.line_bytes_max,
-            memory: options.memory,
+            memory: options.memory.saturating_sub(new.memory),
             group: 0,
             open: Vec::new(),
             row: 0,
             rows_left: 0,
             ended: false,
-            reader,
+            meta,
         })
     }
 
@@ -129,49 +148,76 @@ impl Parquet {
     /// Opens the next row group that has rows; whether there is one.
     fn next_group(&mut self) -> Result<bool, DataError> {
         while self.rows_left == 0 {
-            if self.group == self.reader.num_row_groups() {
+            // What the rows before were read from has nothing more.
+            let left = |leaf: &mut Leaf| leaf.fill();
+            let more = foreign(|| {
+                self.open
+                    .iter_mut()
+                    .map(left)
+                    .collect::<Result<Vec<_>, _>>()
+            });
+            match more {
+                Ok(Ok(more)) if more.iter().all(|more| !more) => {}
+                _ => return Err(self.wrong("a column of it has more rows than it says".into())),
+            }
+            self.open.clear();
+            if self.group == self.meta.num_row_groups() {
                 return Ok(false);
             }
-            let meta = self.reader.metadata().clone();
-            let rows = meta.row_group(self.group).num_rows();
+            let rows = self.meta.row_group(self.group).num_rows();
             self.rows_left = u64::try_from(rows)
                 .map_err(|_| self.wrong("it has fewer rows than none".into()))?;
-            if self.rows_left > 0 && !self.leaves.is_empty() {
-                self.open = self.leaves_of(&meta)?;
+            if self.rows_left > 0 {
+                self.open = self.leaves_of()?;
             }
             self.group += 1;
         }
         Ok(true)
     }
 
-    fn leaves_of(&self, meta: &ParquetMetaData) -> Result<Vec<Leaf>, DataError> {
-        let group = meta.row_group(self.group);
-        let mut need = 0u64;
+    /// The columns of the next row group, where reading them takes no more memory than may be.
+    fn leaves_of(&self) -> Result<Vec<Leaf>, DataError> {
+        let group = self.meta.row_group(self.group);
+        let (mut need, mut all) = (0u64, Vec::new());
         for &i in &self.leaves {
             if i >= group.num_columns() {
                 return Err(self.wrong("a row group lacks a column".into()));
             }
-            let pages = self.pages(group.column(i))?;
+            let (column, descr) = (group.column(i), group.column(i).column_descr());
+            let named = |what| self.wrong(format!("column '{}': {what}", short(descr.name())));
+            let shape = Shape {
+                definitions: descr.max_def_level(),
+                repetitions: descr.max_rep_level(),
+                physical: descr.physical_type(),
+            };
+            let left = self.memory.saturating_sub(need);
+            let pages = Pages::of(&self.file, self.len, column, shape, left).map_err(named)?;
             need = need.saturating_add(pages.memory);
             // A single row may have all of the elements of lists.
-            if group.column(i).column_descr().max_rep_level() > 0 {
+            if shape.repetitions > 0 {
                 need = need.saturating_add(pages.values.saturating_mul(VALUE_COST));
             }
-        }
-        if need > self.memory {
-            return Err(self.wrong(format!(
-                "row group {} takes up to {} of host memory while it is read, and {} are allowed",
-                self.group,
-                Bytes(need),
-                Bytes(self.memory)
-            )));
+            if need > self.memory {
+                return Err(DataError::ParquetMemory {
+                    path: self.path.clone(),
+                    part: format!("row group {}", self.group),
+                    need: Bytes(need),
+                    have: Bytes(self.memory),
+                });
+            }
+            let (values, rows) = (pages.values, self.rows_left);
+            if values < rows || shape.repetitions == 0 && values > rows {
+                return Err(named(format!(
+                    "its pages have {values} rows, and there are {rows}"
+                )));
+            }
+            all.push((column.column_descr_ptr(), pages));
         }
         let open = || -> Result<Vec<Leaf>, Stop> {
-            let group = self.reader.get_row_group(self.group)?;
-            let each = self.leaves.iter().map(|&i| {
-                let descr = group.metadata().column(i).column_descr_ptr();
-                let column = group.get_column_reader(i)?;
-                Leaf::new(column, descr.max_def_level(), descr.max_rep_level())
+            let each = all.into_iter().map(|(descr, pages)| {
+                let levels = (descr.max_def_level(), descr.max_rep_level());
+                let pages = Box::new(Unpacker::new(Arc::clone(&self.file), pages));
+                Leaf::new(get_column_reader(descr, pages), levels.0, levels.1)
             });
             each.collect()
         };
@@ -179,72 +225,6 @@ impl Parquet {
             Ok(Ok(leaves)) => Ok(leaves),
             Ok(Err(Stop::Damaged(what))) | Err(what) => Err(self.wrong(what)),
             Ok(Err(Stop::Record(problem))) => Err(self.wrong(problem.to_string())),
-        }
-    }
-
-    /// Walks over the pages of a column: none is larger than may be, and a dictionary has no more values than bytes.
-    fn pages(&self, column: &ColumnChunkMetaData) -> Result<Pages, DataError> {
-        let data = column.data_page_offset();
-        let begin = column
-            .dictionary_page_offset()
-            .map_or(data, |d| d.min(data));
-        // Some writers have an offset of 0 for no dictionary.
-        let begin = if begin <= 0 { data } else { begin };
-        let (Ok(mut at), Ok(size)) = (
-            u64::try_from(begin),
-            u64::try_from(column.compressed_size()),
-        ) else {
-            return Err(self.wrong("a column of it lies before its beginning".into()));
-        };
-        let end = at.saturating_add(size);
-        let (mut values, mut page_max, mut dictionary) = (0u64, 0, 0u64);
-        let mut head = Vec::new();
-        while at < end {
-            let page = self.page(at, &mut head)?;
-            if page.uncompressed > PAGE_MAX || page.compressed > PAGE_MAX {
-                let size = Bytes(page.uncompressed.max(page.compressed));
-                return Err(self.wrong(format!(
-                    "a page of it has {size}, and up to {} are read at once",
-                    Bytes(PAGE_MAX)
-                )));
-            }
-            if page.dictionary && page.values > page.uncompressed {
-                return Err(self.wrong("a dictionary of it has more values than bytes".into()));
-            }
-            match page.dictionary {
-                true => dictionary += page.uncompressed + page.values * VALUE_COST,
-                false => values = values.saturating_add(page.values),
-            }
-            page_max = page_max.max(page.uncompressed + page.compressed);
-            at = at.saturating_add(page.header + page.compressed);
-        }
-        match at == end {
-            true => Ok(Pages {
-                values,
-                memory: page_max.saturating_add(dictionary),
-            }),
-            false => Err(self.wrong("the pages of a column do not end with it".into())),
-        }
-    }
-
-    /// The header of the page at an offset.
-    fn page(&self, at: u64, head: &mut Vec<u8>) -> Result<guard::Page, DataError> {
-        let mut most = 256;
-        loop {
-            head.resize(most, 0);
-            let mut got = 0;
-            while got < most {
-                let read = self.file.read_at(&mut head[got..], at + got as u64);
-                match read.map_err(|e| DataError::io(&self.path, e))? {
-                    0 => break,
-                    n => got += n,
-                }
-            }
-            match guard::page(&head[..got]) {
-                Ok(page) => return Ok(page),
-                Err(_) if got == most && most < guard::HEADER_MAX => most *= 8,
-                Err(what) => return Err(self.wrong(format!("a page's header: {what}"))),
-            }
         }
     }
 
@@ -315,6 +295,26 @@ impl Iterator for Parquet {
     }
 }
 
+/// Refuses more rows than a file of so many bytes may have.
+fn rows(meta: &ParquetMetaData, len: u64) -> Result<(), String> {
+    let groups = meta.row_groups().iter();
+    let rows = groups.map(|group| u64::try_from(group.num_rows()).unwrap_or_default());
+    let rows = rows.fold(0u64, u64::saturating_add);
+    let most = ROWS_MAX.saturating_add(ROWS_PER_BYTE.saturating_mul(len));
+    match rows <= most {
+        true => Ok(()),
+        false => Err(format!(
+            "it says that it has {rows} rows; up to {most} are read from {}",
+            Bytes(len)
+        )),
+    }
+}
+
+/// A name as an error has it.
+fn short(name: &str) -> String {
+    name.chars().take(80).collect()
+}
+
 /// The columns of a schema that a record's formats have, their leaves, and the names of others.
 #[expect(
     clippy::type_complexity,
@@ -333,7 +333,7 @@ fn columns(
             leaves.extend(leaf..leaf + n);
             fields.push((field.name().to_owned(), node));
         } else if others.len() < OTHERS_MAX {
-            let name: String = field.name().chars().take(80).collect();
+            let name = short(field.name());
             others.push(format!("{}:null", serde_json::Value::from(name)));
         }
         leaf += n;
@@ -349,6 +349,9 @@ fn n_leaves(field: &Type) -> usize {
     }
 }
 
+#[cfg(test)]
+#[path = "hostile_tests.rs"]
+mod hostile;
 #[cfg(test)]
 #[path = "../parquet_tests.rs"]
 mod tests;
