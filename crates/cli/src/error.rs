@@ -628,6 +628,19 @@ fn data_advice(e: &DataError) -> Vec<String> {
         DataError::NothingSupervised { .. } => {
             "check data.format, data.train_on and train.seq: no token would carry loss"
         }
+        DataError::ParquetMemory { .. } => {
+            "raise budget.host, or write the file with smaller row groups (pyarrow: write_table(row_group_size=1000))"
+        }
+        DataError::Examples { .. } => {
+            "raise budget.host, or name fewer or smaller files in data.train: all examples are kept in memory"
+        }
+        DataError::WeightOfNone { .. } => {
+            "raise data.train[i].weight until it leaves an example, or leave the file out"
+        }
+        DataError::WeightTooLarge { .. } => "lower data.train[i].weight, or raise budget.host",
+        DataError::SplitOfTwice { .. } => {
+            "use one entry with a weight: `{path: FILE, weight: 2}` has each example twice, and on one side only"
+        }
         DataError::Parquet { .. } => {
             "fetch it again; where it is whole, write it as JSONL (datasets: Dataset.to_json, pandas: DataFrame.to_json)"
         }

@@ -23,6 +23,7 @@ const COLUMNS_MAX: usize = 4096;
 pub(crate) struct Csv {
     reader: BufReader<File>,
     core: Reader,
+    delimiter: u8,
     path: PathBuf,
     /// Names of the columns, and whether their cells are JSON.
     header: Vec<(String, bool)>,
@@ -30,6 +31,35 @@ pub(crate) struct Csv {
     /// Line ends that were passed over.
     passed: u64,
     ended: bool,
+}
+
+/// Where in a cell reading is: the core takes what stands behind a closing quote as more of the cell, and the end of
+/// the file as the end of any.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum At {
+    Begin,
+    Bare,
+    Quoted,
+    /// Behind a quote that ends the cell, or is the first of two that are one.
+    Closed,
+}
+
+impl At {
+    /// Passes over bytes of a row; `Err`: the place of what stands behind a closed cell.
+    fn pass(&mut self, bytes: &[u8], delimiter: u8) -> Result<(), usize> {
+        for (i, &byte) in bytes.iter().enumerate() {
+            let ends = byte == delimiter || matches!(byte, b'\n' | b'\r');
+            *self = match (*self, byte) {
+                (Self::Begin | Self::Closed, b'"') => Self::Quoted,
+                (Self::Quoted, b'"') => Self::Closed,
+                (Self::Quoted, _) => Self::Quoted,
+                _ if ends => Self::Begin,
+                (Self::Closed, _) => return Err(i),
+                _ => Self::Bare,
+            };
+        }
+        Ok(())
+    }
 }
 
 /// A row's cells.
@@ -51,6 +81,7 @@ impl Csv {
         let mut csv = Self {
             reader,
             core: ReaderBuilder::new().delimiter(delimiter).build(),
+            delimiter,
             path: path.to_owned(),
             header: Vec::new(),
             bytes_max: options.line_bytes_max,
@@ -71,9 +102,9 @@ impl Csv {
             return Ok(None);
         }
         let line = self.passed + 1;
-        let (mut text, mut n_text) = (vec![0; 4096], 0);
+        let (mut text, mut n_text) = (vec![0; self.bytes_max.saturating_add(1).min(4096)], 0);
         let (mut ends, mut n_ends) = (vec![0; 64], 0);
-        let (mut problem, mut n_quotes, mut lines) = (None, 0u64, 0);
+        let (mut problem, mut cell, mut lines) = (None, At::Begin, 0);
         loop {
             let input = self.reader.fill_buf();
             let input = input.map_err(|e| DataError::io(&self.path, e))?;
@@ -83,7 +114,14 @@ impl Csv {
                     .read_record(input, &mut text[n_text..], &mut ends[n_ends..]);
             let part = &input[..read];
             lines += part.iter().filter(|&&b| b == b'\n').count() as u64;
-            n_quotes += part.iter().filter(|&&b| b == b'"').count() as u64;
+            // A quote that was not closed ends at the next one, behind rows that it has swallowed: nobody knows which.
+            if !matches!(problem, Some(RecordProblem::BehindQuote { .. }))
+                && let Err(i) = cell.pass(part, self.delimiter)
+            {
+                let rest = String::from_utf8_lossy(&part[i..part.len().min(i + 4)]);
+                let found = rest.chars().next().unwrap_or_default();
+                problem = Some(RecordProblem::BehindQuote { found });
+            }
             self.reader.consume(read);
             n_text += written;
             n_ends += new_ends;
@@ -92,7 +130,7 @@ impl Csv {
                 // What is above a bound is read over what was read before.
                 ReadRecordResult::OutputFull if text.len() > self.bytes_max => {
                     let max = self.bytes_max;
-                    problem = Some(RecordProblem::LineTooLong { max });
+                    problem.get_or_insert(RecordProblem::LineTooLong { max });
                     n_text = 0;
                 }
                 ReadRecordResult::OutputFull => {
@@ -109,7 +147,7 @@ impl Csv {
                     self.passed += lines;
                     self.ended = at_end;
                     // The end of the file has ended a quoted cell.
-                    if at_end && n_quotes % 2 == 1 && lines > 0 {
+                    if at_end && cell == At::Quoted {
                         problem = Some(RecordProblem::OpenQuote);
                     }
                     if n_ends == 0 && problem.is_none() {

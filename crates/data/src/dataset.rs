@@ -12,6 +12,7 @@ use super::remarks::Remarks;
 use super::tokenizer::Tokenizer;
 use crate::error::DataError;
 use lowtide_random::Philox;
+use lowtide_units::Bytes;
 
 /// What becomes of a record that cannot be used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -81,7 +82,12 @@ pub struct LoadReport {
     pub mask_hash: u64,
 }
 
-/// Token ids and masks of examples end to end, 5 bytes a token.
+/// Bytes of a token: its id, and whether it is supervised.
+const TOKEN_COST: u64 = 5;
+/// Bytes for each example of a weighted set: its number in lists of them, and where it lies.
+const PLACE_COST: u64 = 2 * size_of::<usize>() as u64 + size_of::<Span>() as u64;
+
+/// Token ids and masks of examples end to end, [`TOKEN_COST`] bytes a token.
 #[derive(Debug, Default)]
 struct Store {
     tokens: Vec<i32>,
@@ -135,9 +141,19 @@ impl Dataset {
             options,
             tokenizer,
             encode,
-            |file, _, (example, remarks)| {
+            |file, place, (example, remarks)| {
                 data.add(&example, file);
                 data.remarks.add(remarks);
+                let (need, have) = (Bytes(data.memory()), Bytes(options.memory));
+                match need <= have {
+                    true => Ok(()),
+                    false => Err(DataError::Examples {
+                        path: paths[file].clone(),
+                        place,
+                        need,
+                        have,
+                    }),
+                }
             },
         )?;
         data.remarks.add(left_out);
@@ -183,30 +199,50 @@ impl Dataset {
 
     /// The same data with the examples of each file as often as its weight says: 2 has each twice, 0.5 one half of them,
     /// 1.5 all of them and one half again. Which half, `random` decides; a file's examples stay in their order, one pass
-    /// behind the other. `weights` are finite, from 0 on, one a file.
+    /// behind the other. `weights` are finite, from 0 on, one a file, with the file's path. `memory`: bytes that the
+    /// examples' places may take.
     ///
     /// # Errors
-    /// More examples than can be numbered, or none.
+    /// A weight that leaves none of a file's examples, unless it is 0; weights that leave none of any, or that make
+    /// more than can be numbered or than there is memory for.
     pub fn weighted(
         &self,
-        weights: &[f64],
+        weights: &[(&Path, f64)],
+        memory: Bytes,
         random: impl Fn(u64) -> Philox,
     ) -> Result<Self, DataError> {
         let mut files: Vec<Vec<usize>> = vec![Vec::new(); weights.len()];
         for (i, span) in self.spans.iter().enumerate() {
             files[span.file as usize].push(i);
         }
-        let most = u64::from(u32::MAX);
         let counts = files.iter().zip(weights);
         let counts: Vec<u64> = counts
-            .map(|(file, weight)| (file.len() as f64 * weight).round() as u64)
+            .map(|(file, (_, weight))| (file.len() as f64 * weight).round() as u64)
             .collect();
         let total = counts.iter().fold(0u64, |sum, &n| sum.saturating_add(n));
-        if total == 0 || total > most {
-            return Err(DataError::Shape {
-                name: "number of examples, weighted",
-                have: usize::try_from(total).unwrap_or(usize::MAX),
-                need: "1 to 2^32 - 1",
+        let none = |&i: &usize| {
+            let all_none = total == 0 && !files[i].is_empty();
+            all_none || counts[i] == 0 && !files[i].is_empty() && weights[i].1 > 0.0
+        };
+        if let Some(file) = (0..files.len()).find(none) {
+            return Err(DataError::WeightOfNone {
+                path: weights[file].0.to_owned(),
+                file,
+                weight: weights[file].1,
+                examples: files[file].len() as u64,
+            });
+        }
+        let need = Bytes(total.saturating_mul(PLACE_COST));
+        let most = Bytes(u64::from(u32::MAX) * PLACE_COST);
+        if need > memory.min(most) {
+            let largest = (0..files.len()).max_by_key(|&i| counts[i]);
+            let file = largest.unwrap_or_default();
+            return Err(DataError::WeightTooLarge {
+                path: weights[file].0.to_owned(),
+                file,
+                weight: weights[file].1,
+                need,
+                have: memory.min(most),
             });
         }
         let mut places = Vec::with_capacity(total as usize);
@@ -298,6 +334,12 @@ struct Gathered {
 }
 
 impl Gathered {
+    /// Bytes that the examples take.
+    fn memory(&self) -> u64 {
+        let places = self.spans.len() as u64 * size_of::<Span>() as u64;
+        self.store.tokens.len() as u64 * TOKEN_COST + places
+    }
+
     fn add(&mut self, example: &Example, file: usize) {
         self.n_records += 1;
         self.n_tokens_read += example.tokens.len() as u64;

@@ -41,6 +41,7 @@ pub fn prompts(
                 reference,
                 place,
             });
+            Ok(())
         },
     )?;
     Ok(all)

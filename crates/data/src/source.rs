@@ -68,7 +68,12 @@ fn begins_json(head: &[u8]) -> bool {
 }
 
 /// The records of one file, one at a time; each is no longer than the options allow, or has no text.
-pub(crate) enum Source {
+pub(crate) struct Source {
+    records: Records,
+    bytes_max: usize,
+}
+
+enum Records {
     Json(Lines),
     Csv(Box<Csv>),
     Parquet(Box<Parquet>),
@@ -87,12 +92,14 @@ impl Source {
             let path = path.to_owned();
             return Err(DataError::ForeignFile { path, what });
         }
-        Ok(match make {
-            Make::Json => Self::Json(Lines::open(path, options.line_bytes_max)?),
-            Make::Csv => Self::Csv(Box::new(Csv::open(regular.file, path, options)?)),
-            Make::Parquet => Self::Parquet(Box::new(Parquet::open(regular, path, options)?)),
-            Make::Plain => Self::Plain(Plain::open(regular.file, path, options)),
-        })
+        let bytes_max = options.line_bytes_max;
+        let records = match make {
+            Make::Json => Records::Json(Lines::open(path, bytes_max)?),
+            Make::Csv => Records::Csv(Box::new(Csv::open(regular.file, path, options)?)),
+            Make::Parquet => Records::Parquet(Box::new(Parquet::open(regular, path, options)?)),
+            Make::Plain => Records::Plain(Plain::open(regular.file, path, options)),
+        };
+        Ok(Self { records, bytes_max })
     }
 }
 
@@ -100,12 +107,24 @@ impl Iterator for Source {
     type Item = Result<Line, DataError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        match self {
-            Self::Json(lines) => lines.next(),
-            Self::Csv(csv) => csv.next(),
-            Self::Parquet(parquet) => parquet.next(),
-            Self::Plain(plain) => plain.next(),
+        let mut next = match &mut self.records {
+            Records::Json(lines) => lines.next(),
+            Records::Csv(csv) => csv.next(),
+            Records::Parquet(parquet) => parquet.next(),
+            // Its text is bounded as it is in the file.
+            Records::Plain(plain) => return plain.next(),
+        };
+        // Of what was put together as JSON, that counts: names, quotes and escapes may be longer than what they are of.
+        if let Some(Ok(line)) = &mut next
+            && line
+                .text
+                .as_ref()
+                .is_ok_and(|text| text.len() > self.bytes_max)
+        {
+            let max = self.bytes_max;
+            line.text = Err(RecordProblem::LineTooLong { max });
         }
+        next
     }
 }
 

@@ -151,6 +151,132 @@ fn what_is_wrong_with_a_row_is_told_and_the_next_is_read() {
     }
 }
 
+/// Quotes are what says where a row ends: one that is not closed, or closed in the middle of a text, is told of.
+#[test]
+fn no_quote_is_closed_by_what_is_behind_it() {
+    let options = LoadOptions::default();
+    let last = |text: &str| records("a.csv", text.as_bytes(), &options).pop().unwrap();
+    let open =
+        "a quote that is opened in this row, or before, is not closed before the end of the file";
+    for text in [
+        "text\nfine\n\"this download was cut he",
+        "text\nfine\n\"this download was cut he\n",
+        "text\nfine\n\"two \"\"quotes",
+        "text\nfine\n\"",
+        "text,b\nfine,\n5\" pipe,\"x",
+    ] {
+        assert_eq!(last(text), (":3".into(), Err(open.into())), "{text}");
+    }
+    for (text, want) in [
+        (
+            "text,b\n\"a\nb\",5\" pipe",
+            json!({"text": "a\nb", "b": "5\" pipe"}),
+        ),
+        (
+            "text,b\n\"a\nb\",5\" pipe\n",
+            json!({"text": "a\nb", "b": "5\" pipe"}),
+        ),
+        ("text,b\nx,\"whole\"", json!({"text": "x", "b": "whole"})),
+        (
+            "text,b\r\nx,\"who\"\"le\"\r\n",
+            json!({"text": "x", "b": "who\"le"}),
+        ),
+        ("text,b\nx,\"\"", json!({"text": "x", "b": ""})),
+    ] {
+        assert_eq!(last(text).1, Ok(want), "{text}");
+    }
+    // The quote in front of 'second' closes the cell of line 2.
+    let found = |c: &str| {
+        let rest =
+            "stands behind the end of a quoted cell, where a comma or the line's end belongs";
+        format!("{c} {rest}")
+    };
+    for (text, place, c) in [
+        ("text\n\"never closed\n\"second\"\nthird\n", ":2", "'s'"),
+        ("text\n\"a\"é\n", ":2", "'é'"),
+        ("text,b\nfine,\n\"a\" ,b\n", ":3", "' '"),
+    ] {
+        let all = records("a.csv", text.as_bytes(), &options);
+        let wrong = all.iter().find(|r| r.1.is_err()).unwrap();
+        assert_eq!(*wrong, (place.into(), Err(found(c))), "{text}");
+    }
+    // What a quote has swallowed is lost to 'skip' too.
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.csv");
+    let options = LoadOptions {
+        on_error: crate::OnError::Skip,
+        ..LoadOptions::default()
+    };
+    for text in [
+        "text\nfine\n\"never closed\n\"second\"\nthird\n",
+        "text\nfine\n\"cut",
+    ] {
+        fs::write(&path, text).unwrap();
+        let error = Dataset::load(
+            std::slice::from_ref(&path),
+            &options,
+            &with_template("chatml"),
+        );
+        assert!(error.unwrap_err().to_string().contains("a.csv:3: "));
+    }
+}
+
+/// The bound is on the record as it is read on, whatever it is made of.
+#[test]
+fn no_record_is_longer_than_the_bound() {
+    let dir = tempfile::tempdir().unwrap();
+    let lengths = |name: &str, bytes: &[u8], max: usize| -> Vec<Result<usize, String>> {
+        let path = dir.path().join(name);
+        fs::write(&path, bytes).unwrap();
+        let options = LoadOptions {
+            line_bytes_max: max,
+            ..LoadOptions::default()
+        };
+        Source::open(&path, &options)
+            .unwrap()
+            .map(|line| {
+                line.unwrap()
+                    .text
+                    .map(|t| t.len())
+                    .map_err(|e| e.to_string())
+            })
+            .collect()
+    };
+    let long = |max: usize| Err(format!("line is longer than {max} bytes"));
+    // {"text":"…"} is 11 bytes more than its text.
+    for max in [30, 4090, 4096, 4100, 9000] {
+        for (more, fits) in [(0, true), (1, false), (200, false)] {
+            let text = "x".repeat(max - 11 + more);
+            let want = if fits { Ok(max) } else { long(max) };
+            let table = format!("text\n{text}\nab\n");
+            assert_eq!(
+                lengths("a.csv", table.as_bytes(), max),
+                [want.clone(), Ok(13)]
+            );
+        }
+    }
+    // Names and escapes count.
+    let names = format!("text,{}\n", "n".repeat(150));
+    assert_eq!(
+        lengths("a.csv", format!("{names}a,b\n").as_bytes(), 160),
+        [long(160)]
+    );
+    assert_eq!(
+        lengths(
+            "a.csv",
+            format!("text\n{}\n", "\u{1}".repeat(50)).as_bytes(),
+            200
+        ),
+        [long(200)]
+    );
+    let controls = [json!({"messages": [{"content": "\u{1}".repeat(50)}]})];
+    assert_eq!(
+        lengths("a.parquet", &crate::parquet::written(&controls), 200),
+        [long(200)]
+    );
+    assert!(lengths("a.parquet", &crate::parquet::written(&controls), 400)[0].is_ok());
+}
+
 #[test]
 fn a_text_is_a_file_its_paragraphs_or_its_lines() {
     let text = "\u{feff}\n\nfirst\r\n  second\n \n\nthird\n\n";
@@ -249,7 +375,11 @@ fn a_weight_is_how_often_an_example_is_there() {
         let text = |i| tokenizer.decode(data.example(i).tokens, true);
         (0..data.len()).map(text).collect()
     };
-    let weighted = data.weighted(&[2.5, 0.3], random(1)).unwrap();
+    let set = |weights: [f64; 2], seed: u64, memory: u64| {
+        let weights = [(&*paths[0], weights[0]), (&*paths[1], weights[1])];
+        data.weighted(&weights, lowtide_units::Bytes(memory), random(seed))
+    };
+    let weighted = set([2.5, 0.3], 1, 1 << 20).unwrap();
     assert_eq!(weighted.by_file(2), [25, 3]);
     let all = texts(&weighted);
     assert_eq!(all[..10], texts(&data)[..10]);
@@ -260,17 +390,67 @@ fn a_weight_is_how_often_an_example_is_there() {
     assert_eq!(half.len(), 5, "one example twice in a pass");
     assert_eq!(weighted.report().n_tokens, all_tokens(&weighted));
     // The seed alone decides which.
-    let again = |seed| texts(&data.weighted(&[2.5, 0.3], random(seed)).unwrap());
+    let again = |seed| texts(&set([2.5, 0.3], seed, 1 << 20).unwrap());
     assert_eq!(again(1), all);
     assert_ne!(again(2), all);
-    assert_eq!(
-        texts(&data.weighted(&[1.0, 1.0], random(1)).unwrap()),
-        texts(&data)
-    );
-    for weights in [[0.01, 0.01], [1e9, 1.0]] {
-        let error = data.weighted(&weights, random(1)).unwrap_err().to_string();
-        assert!(error.contains("number of examples, weighted"), "{error}");
+    assert_eq!(texts(&set([1.0, 1.0], 1, 1 << 20).unwrap()), texts(&data));
+    // A file that is to be left out is; one of which nothing is left by accident is told, whichever it is.
+    assert_eq!(set([1.0, 0.0], 1, 1 << 20).unwrap().by_file(2), [10, 0]);
+    for (weights, memory, want) in [
+        (
+            [0.01, 1.0],
+            1 << 20,
+            "a.txt: 'data.train[0].weight: 0.01' leaves none of its 10 examples",
+        ),
+        (
+            [1.0, 0.04],
+            1 << 20,
+            "b.txt: 'data.train[1].weight: 0.04' leaves none of its 10 examples",
+        ),
+        (
+            [0.0, 0.0],
+            1 << 20,
+            "a.txt: 'data.train[0].weight: 0' leaves none",
+        ),
+        (
+            [1.0, 1e9],
+            u64::MAX,
+            "b.txt: 'data.train[1].weight: 1000000000' makes",
+        ),
+        (
+            [1.0, 99.0],
+            20_000,
+            "b.txt: 'data.train[1].weight: 99' makes 31.2 KiB of",
+        ),
+    ] {
+        let error = set(weights, 1, memory).unwrap_err().to_string();
+        assert!(error.contains(want), "{error}");
     }
+}
+
+#[test]
+fn examples_take_no_more_memory_than_there_is() {
+    let tokenizer = with_template("chatml");
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.txt");
+    fs::write(&path, "a line\n".repeat(30_000)).unwrap();
+    let load = |memory: u64| {
+        let options = LoadOptions {
+            text_by: TextBy::Line,
+            memory,
+            ..LoadOptions::default()
+        };
+        Dataset::load(std::slice::from_ref(&path), &options, &tokenizer).map_err(|e| e.to_string())
+    };
+    let tokens = all_tokens(&load(u64::MAX).unwrap());
+    let need = tokens * 5 + 30_000 * 16;
+    assert!(load(need).is_ok());
+    let error = load(need - 1).unwrap_err();
+    assert!(
+        error.contains("a.txt:30000: the examples up to here take")
+            && error.contains("host memory"),
+        "{error}"
+    );
 }
 
 fn all_tokens(data: &Dataset) -> u64 {

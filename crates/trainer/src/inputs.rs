@@ -1,6 +1,7 @@
 //! A run's data: tokenizer, training rows, evaluation rows.
 
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use lowtide_config as config;
@@ -221,6 +222,9 @@ pub fn load_inputs(run: &Run, tokenizer: &Tokenizer) -> Result<Inputs, TrainErro
     let options = load_options(run);
     let mut notes = Vec::new();
     let paths: Vec<PathBuf> = run.data.train.iter().map(|s| s.path.clone()).collect();
+    if run.data.eval.is_empty() && run.data.eval_split > 0.0 {
+        once_each(&paths, run.data.eval_split)?;
+    }
     let mut data = Dataset::load(&paths, &options, tokenizer)?;
     remark("train", &data, &mut notes);
     let mut eval = None;
@@ -278,15 +282,37 @@ pub fn load_inputs(run: &Run, tokenizer: &Tokenizer) -> Result<Inputs, TrainErro
     })
 }
 
+/// Refuses a file that is named twice, by whatever names: the split would have copies of an example on both sides.
+fn once_each(paths: &[PathBuf], share: f64) -> Result<(), DataError> {
+    let id = |path: &PathBuf| {
+        // What is not there is told of where it is read.
+        let meta = std::fs::metadata(path).ok()?;
+        Some((meta.dev(), meta.ino()))
+    };
+    let ids: Vec<_> = paths.iter().map(id).collect();
+    for (i, one) in ids.iter().enumerate() {
+        let twice = |other: &Option<_>| one.is_some() && other == one;
+        if let Some(first) = ids[..i].iter().position(twice) {
+            return Err(DataError::SplitOfTwice {
+                path: paths[i].clone(),
+                first: paths[first].clone(),
+                share,
+            });
+        }
+    }
+    Ok(())
+}
+
 /// The data with each file's examples as often as the run says. After the split: no example is on both sides of it.
 fn weighted(run: &Run, data: Dataset, notes: &mut Vec<String>) -> Result<Dataset, TrainError> {
-    let weights: Vec<f64> = run.data.train.iter().map(|s| s.weight).collect();
-    if weights.iter().all(|&w| w == 1.0) {
+    let sources = run.data.train.iter();
+    let weights: Vec<(&Path, f64)> = sources.map(|s| (&*s.path, s.weight)).collect();
+    if weights.iter().all(|w| w.1 == 1.0) {
         return Ok(data);
     }
     let before = data.by_file(weights.len());
     let random = |file| Philox::new(run.seed, WEIGHT_STREAMS | file);
-    let data = data.weighted(&weights, random)?;
+    let data = data.weighted(&weights, reading_memory(run), random)?;
     let after = data.by_file(weights.len());
     for ((source, before), after) in run.data.train.iter().zip(before).zip(after) {
         notes.push(format!(
@@ -348,5 +374,30 @@ fn describe(name: &str, packed: &Packed, notes: &mut Vec<String>) {
             100.0 * r.n_answers_cut as f64 / n_examples as f64,
             r.n_labels_lost,
         ));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_is_there_twice_is_not_split() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        std::fs::write(at("a"), "x").unwrap();
+        std::fs::write(at("b"), "x").unwrap();
+        std::os::unix::fs::symlink(at("a"), at("link")).unwrap();
+        std::fs::hard_link(at("a"), at("hard")).unwrap();
+        assert!(once_each(&[at("a"), at("b")], 0.1).is_ok());
+        assert!(once_each(&[at("none"), at("none")], 0.1).is_ok());
+        for other in ["a", "./a", "link", "hard"] {
+            let error = once_each(&[at("b"), at("a"), at(other)], 0.1).unwrap_err();
+            let error = error.to_string();
+            assert!(
+                error.contains("data.eval_split: 0.1") && error.contains("in data.train before"),
+                "{other}: {error}"
+            );
+        }
     }
 }

@@ -26,7 +26,7 @@ pub fn advice(problem: &RecordProblem) -> Vec<String> {
         RecordProblem::InnerJson { .. } => {
             vec!["lists and objects in a text must be JSON: write them with json.dumps, not with Python's str".to_owned()]
         }
-        RecordProblem::Cells { .. } | RecordProblem::OpenQuote => {
+        RecordProblem::Cells { .. } | RecordProblem::OpenQuote | RecordProblem::BehindQuote { .. } => {
             vec!["a cell with a comma, a quote or a line end in it stands in quotes, and a quote in it is written twice".to_owned()]
         }
         RecordProblem::Memory { .. } => {
