@@ -65,6 +65,8 @@ struct Plan {
     codec: i64,
     /// Pages in the file, from its fifth byte on.
     body: Vec<u8>,
+    /// Bytes of the column, if not those of all pages.
+    size: Option<i64>,
     data_at: i64,
     dictionary_at: Option<i64>,
     /// More fields of the column's metadata and of the root of the schema.
@@ -80,6 +82,7 @@ impl Plan {
             rows,
             codec: 0,
             body,
+            size: None,
             data_at: 4,
             dictionary_at: None,
             more: Vec::new(),
@@ -96,7 +99,7 @@ impl Plan {
             (4, BINARY, name.clone()),
             (6, I32, int(0)),
         ]);
-        let size = self.body.len() as i64;
+        let size = self.size.unwrap_or(self.body.len() as i64);
         let mut column = vec![
             (1, I32, int(6)),
             (2, LIST, list(I32, &[int(0), int(3), int(8)])),
@@ -172,8 +175,14 @@ fn planted() -> Vec<(&'static str, Plan, &'static str)> {
     let mut all = Vec::new();
     let both = [good.clone(), claims.clone()].concat();
     let mut behind = Plan::new(1, both);
+    // From the values on, as many bytes have no dictionary; from the dictionary on they begin with it.
     behind.dictionary_at = Some(4 + good.len() as i64);
-    all.push(("a dictionary behind its data", behind, "dictionary"));
+    behind.size = Some(good.len() as i64);
+    all.push((
+        "a dictionary behind its data",
+        behind,
+        "not before its values",
+    ));
 
     let long = page_with(
         2,
