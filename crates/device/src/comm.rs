@@ -186,6 +186,10 @@ pub trait Comm: Send + Sync + fmt::Debug {
     /// This rank makes no collectives any more: whoever waits for it gets an error. The first reason of all ranks
     /// counts.
     fn stop(&self, why: &str);
+
+    /// Why the group makes no collectives any more, if it does not. From then on what a collective was to bring may be
+    /// anything, also where the device's queue came past it without an error: whoever uses it asks here first.
+    fn stopped(&self) -> Option<CommError>;
 }
 
 /// Makes a collective and waits for it: done when it returns.

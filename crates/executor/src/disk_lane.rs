@@ -125,6 +125,9 @@ impl<E: Engine> DiskLane<'_, E> {
                 if !shared.progress.wait(l, before.saturating_sub(ahead)) {
                     return;
                 }
+                if shared.failed() {
+                    return;
+                }
                 if !is_transfer(work) {
                     self.show_next(LaneState::Running { part: s.part, task });
                     if let Err(error) = shared.run(&self.queue, &s, task) {

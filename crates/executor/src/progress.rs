@@ -26,6 +26,12 @@ impl Progress {
         self.lanes[lane].count.load(Ordering::Acquire)
     }
 
+    /// Tasks of a lane that are complete, or in its stream.
+    pub fn begun(&self, lane: Lane) -> u64 {
+        let given = self.lanes[lane].given.load(Ordering::Acquire);
+        given.max(self.count(lane))
+    }
+
     /// Grows whenever any lane gets on.
     pub fn total(&self) -> u64 {
         let given = |l: Lane| self.lanes[l].given.load(Ordering::Acquire);

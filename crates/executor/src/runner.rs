@@ -216,12 +216,15 @@ impl<E: Engine> Runner<E> {
         self.seen = (self.shared.progress.total(), Instant::now());
         for (lane, &count) in goal.iter() {
             while !self.reached(lane, count) {
-                if self.shared.progress.failed() {
-                    let error = lock(&self.shared.error).clone();
-                    return Err(error.unwrap_or(ExecError::Stopped));
+                if self.shared.failed() {
+                    return Err(self.told());
                 }
                 self.watch();
             }
+        }
+        // What is complete may have used bytes that never came from another rank.
+        if self.shared.failed() {
+            return Err(self.told());
         }
         while let Some((s, end)) = self.flying.front()
             && end.iter().all(|(lane, count)| *count <= goal[lane])
@@ -233,6 +236,11 @@ impl<E: Engine> Runner<E> {
             self.flying.pop_front();
         }
         Ok(())
+    }
+
+    /// What stopped the run.
+    fn told(&self) -> ExecError {
+        self.error().map_or(ExecError::Stopped, |(_, error)| error)
     }
 
     /// Whether `lane` completes `count` tasks within a moment. Fails the run when the device did.
@@ -286,10 +294,10 @@ impl<E: Engine> Runner<E> {
             .all(|l| self.shared.progress.count(l) >= self.goal[l])
     }
 
-    /// Whether the run has failed; the next wait says why.
+    /// Whether the run has failed, here or on another rank; the next wait says why.
     #[must_use]
     pub fn stopped(&self) -> bool {
-        self.shared.progress.failed()
+        self.shared.failed()
     }
 
     /// Stops what is under way, and whoever waits for this rank.
@@ -299,9 +307,9 @@ impl<E: Engine> Runner<E> {
         }
     }
 
-    /// What stopped the run, if something did.
+    /// What stopped the run, if something did, and when.
     #[must_use]
-    pub fn error(&self) -> Option<ExecError> {
+    pub fn error(&self) -> Option<(Instant, ExecError)> {
         lock(&self.shared.error).clone()
     }
 
@@ -314,6 +322,18 @@ impl<E: Engine> Runner<E> {
     /// Goes on from the state that an earlier run committed; to be called before anything runs.
     pub fn flip(&mut self, flipped: bool) {
         self.flipped = flipped;
+    }
+
+    /// Collectives that this rank has made, or given to its stream.
+    #[must_use]
+    pub fn exchanged(&self) -> u64 {
+        self.shared.progress.begun(Lane::NET)
+    }
+
+    /// Who waits for whom on this rank's lanes.
+    #[must_use]
+    pub fn chain(&self) -> String {
+        self.shared.chain()
     }
 
     /// The plan.

@@ -42,7 +42,8 @@ pub(crate) struct Shared<E: Engine> {
     pub streams: Option<Streams>,
     pub tables: PerPart<PartTable>,
     pub progress: Progress,
-    pub error: Mutex<Option<ExecError>>,
+    /// What stopped it, and when.
+    pub error: Mutex<Option<(Instant, ExecError)>>,
     pub states: PerLane<Mutex<LaneState>>,
     pub records: PerLane<Mutex<Record>>,
     pub drives: Mutex<AnyBusy>,
@@ -202,11 +203,27 @@ impl<E: Engine> Shared<E> {
     /// Stops this rank; with it, all that wait for it.
     pub fn fail(&self, error: ExecError) {
         let why = error.to_string();
-        lock(&self.error).get_or_insert(error);
+        lock(&self.error).get_or_insert_with(|| (Instant::now(), error));
         self.progress.fail();
         if let Some(comm) = &self.options.comm {
             comm.stop(&why);
         }
+    }
+
+    /// Whether the run has failed, here or on another rank: then bytes that were to come from others may be anything,
+    /// and no task may use them. Asked behind a task's waits: a group is stopped before any collective ends without its
+    /// bytes.
+    pub fn failed(&self) -> bool {
+        if self.progress.failed() {
+            return true;
+        }
+        let comm = self.options.comm.as_ref();
+        let Some((comm, source)) = comm.and_then(|c| Some((c, c.stopped()?))) else {
+            return false;
+        };
+        let task = format!("rank {}", comm.world().rank);
+        self.fail(ExecError::Ranks { task, source });
+        true
     }
 
     /// The device failed in something that was given to `lane` and is not complete.

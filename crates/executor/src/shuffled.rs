@@ -138,7 +138,7 @@ impl<E: Engine> Shuffle<E> {
         while Lane::ALL
             .into_iter()
             .any(|l| shared.progress.count(l) < goal[l])
-            && !shared.progress.failed()
+            && !shared.failed()
         {
             let ready = Lane::ALL
                 .into_iter()

@@ -25,18 +25,22 @@ const ROUNDS: u32 = 6;
 /// # Errors
 /// No memory; ranks that cannot reach each other.
 pub fn net_rates(gpus: &[Gpu], comms: &[Arc<dyn Comm>]) -> Result<NetRates, MeasureError> {
+    // What can fail on one rank alone comes before the first collective of any.
+    let ready = (0..comms.len()).map(|rank| reserve(gpus.get(rank)));
+    let ready = ready.collect::<Result<Vec<_>, MeasureError>>()?;
+    let bytes = LARGE[usize::from(gpus.is_empty())];
     let all: Vec<Result<[f64; 3], MeasureError>> = std::thread::scope(|scope| {
-        let rank = |(rank, comm): (usize, &Arc<dyn Comm>)| {
-            let (gpu, comm) = (gpus.get(rank).cloned(), Arc::clone(comm));
+        let rank = |(comm, (memory, queue)): (&Arc<dyn Comm>, (Memory, Queue))| {
+            let comm = Arc::clone(comm);
             scope.spawn(move || {
-                let found = of_rank(gpu.as_ref(), &*comm);
+                let found = of_rank(bytes, memory, &queue, &*comm);
                 if let Err(e) = &found {
                     comm.stop(&e.to_string());
                 }
                 found
             })
         };
-        let ranks: Vec<_> = comms.iter().enumerate().map(rank).collect();
+        let ranks: Vec<_> = comms.iter().zip(ready).map(rank).collect();
         let ends = ranks.into_iter().map(|r| r.join());
         ends.map(|end| end.unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
             .collect()
@@ -54,7 +58,7 @@ pub fn net_rates(gpus: &[Gpu], comms: &[Arc<dyn Comm>]) -> Result<NetRates, Meas
     if let Some(e) = failed {
         return Err(e);
     }
-    let (ranks, bytes) = (comms.len() as u32, LARGE[usize::from(gpus.is_empty())]);
+    let ranks = comms.len() as u32;
     let others = bytes as f64 * f64::from(ranks - 1) / f64::from(ranks);
     let [gather, scatter, small] = slowest;
     Ok(NetRates {
@@ -64,10 +68,10 @@ pub fn net_rates(gpus: &[Gpu], comms: &[Arc<dyn Comm>]) -> Result<NetRates, Meas
     })
 }
 
-/// Seconds of a large all-gather, of a large all-to-all and of a small all-gather.
-fn of_rank(gpu: Option<&Gpu>, comm: &dyn Comm) -> Result<[f64; 3], MeasureError> {
+/// What a rank needs to take part.
+fn reserve(gpu: Option<&Gpu>) -> Result<(Memory, Queue), MeasureError> {
     let bytes = LARGE[usize::from(gpu.is_none())];
-    let mut memory = match gpu {
+    let memory = match gpu {
         Some(gpu) => Memory::cuda(gpu, Bytes(2 * bytes))?,
         None => Memory::new(Arena::new(Bytes(2 * bytes), Fill::Zero)?),
     };
@@ -75,6 +79,16 @@ fn of_rank(gpu: Option<&Gpu>, comm: &dyn Comm) -> Result<[f64; 3], MeasureError>
         Some(gpu) => Queue::Cuda(cuda::Queue::new(gpu)?),
         None => Queue::new("net", 1),
     };
+    Ok((memory, queue))
+}
+
+/// Seconds of a large all-gather, of a large all-to-all and of a small all-gather.
+fn of_rank(
+    bytes: u64,
+    mut memory: Memory,
+    queue: &Queue,
+    comm: &dyn Comm,
+) -> Result<[f64; 3], MeasureError> {
     let ranks = comm.world().size as u64;
     let mut time = |pattern: Pattern, whole: u64| -> Result<f64, CommError> {
         let share = (whole / ranks) as usize;
@@ -95,7 +109,7 @@ fn of_rank(gpu: Option<&Gpu>, comm: &dyn Comm) -> Result<[f64; 3], MeasureError>
         let mut begin = Instant::now();
         for round in 0..=ROUNDS {
             let [a, b] = memory.parts([(0, from), (bytes, whole)]);
-            exchange_now(comm, &queue, collective, a.into_src(), b)?;
+            exchange_now(comm, queue, collective, a.into_src(), b)?;
             // The first one connects.
             if round == 0 {
                 begin = Instant::now();

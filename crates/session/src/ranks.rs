@@ -128,10 +128,16 @@ impl Ranks {
         let Some(told) = ends.into_iter().find_map(Result::err) else {
             return Ok(());
         };
-        Err(self.cause().unwrap_or(told))
+        Err(match self.cause().unwrap_or(told) {
+            ExecError::Stuck { seconds, chain } => ExecError::Stuck {
+                seconds,
+                chain: self.behind().unwrap_or(chain),
+            },
+            error => error,
+        })
     }
 
-    /// The error of the rank that failed by itself.
+    /// The error of the rank that failed by itself, the first in time: what others say later may come of it.
     fn cause(&self) -> Option<ExecError> {
         let errors = self.0.iter().filter_map(|rank| rank.runner.error());
         let by_itself = |error: &ExecError| match error {
@@ -139,7 +145,22 @@ impl Ranks {
             ExecError::Stopped => false,
             _ => true,
         };
-        errors.into_iter().find(by_itself)
+        let by_itself = errors.filter(|(_, error)| by_itself(error));
+        by_itself.min_by_key(|&(at, _)| at).map(|(_, error)| error)
+    }
+
+    /// Who waits for whom on the rank that all others wait for, where one has made fewer collectives: on GPUs the others'
+    /// lanes show only that a collective does not end.
+    fn behind(&self) -> Option<String> {
+        let made = |rank: &&Rank| rank.runner.exchanged();
+        let last = self.0.iter().min_by_key(made)?;
+        let alone = self.0.iter().filter(|r| made(r) == made(&last)).count() == 1;
+        alone.then(|| last.runner.chain())
+    }
+
+    /// Whether one has failed: then what the others have may come of bytes that never came.
+    pub fn stopped(&self) -> bool {
+        self.0.iter().any(|rank| rank.runner.stopped())
     }
 
     /// Looks after the lanes of all, see [`Runner::watch`]. Whether one has failed, or all are idle.
@@ -147,8 +168,7 @@ impl Ranks {
         for rank in &mut self.0 {
             rank.runner.watch();
         }
-        let stopped = |rank: &Rank| rank.runner.stopped();
-        self.0.iter().any(stopped) || self.0.iter().all(|rank| rank.runner.idle())
+        self.stopped() || self.0.iter().all(|rank| rank.runner.idle())
     }
 
     /// The memory of all.

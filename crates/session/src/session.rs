@@ -256,16 +256,17 @@ impl Session {
         if all[0].gpu.is_none() {
             arenas += plan.tier(Tier::Device).planned_bytes;
         }
-        let (process, mut config) = (options.process, None);
+        let process = options.process;
         if ranks == 1 {
             disks.push(options.disk);
         }
         let mut configs = Vec::new();
         for disk in &disks {
-            config = config_of(disk, need, &mut made)?;
-            configs.push(config.clone());
+            configs.push(config_of(disk, need, &mut made)?);
         }
-        limits::check(arenas * ranks as u64, process, config.as_ref())?;
+        // Those of all ranks: their folders share drives.
+        let on_disk: Vec<&DiskConfig> = configs.iter().flatten().collect();
+        limits::check(arenas * ranks as u64, process, &on_disk)?;
         let mut opened = Vec::new();
         for ((rank, options), (disk, config)) in all
             .into_iter()
@@ -366,7 +367,7 @@ impl Session {
         }
         loop {
             if let Some(outcome) = data.outcome(Duration::from_millis(100)) {
-                if outcome.nonfinite.is_some() {
+                if outcome.nonfinite.is_some() || self.ranks.stopped() {
                     // The run stops over it; say so with the executor's own error.
                     self.wait()?;
                 }

@@ -16,16 +16,16 @@ pub const BESIDE: Bytes = Bytes(128 << 20);
 
 /// Holds what a run will reserve against what there is: `arenas` bytes of host memory in all, beside
 /// what the process will hold in the end (`process`, where that is known; what it holds already counts
-/// no more), and what `disk` asks of each file system. Touches nothing.
+/// no more), and what all of `disks` together ask of each file system. Touches nothing.
 ///
 /// # Errors
 /// [`TierError::HostMemory`] with the limit that is too low, [`TierError::Space`] with the first
 /// directory whose file system has too little for all that would lie on it.
-pub fn check(arenas: Bytes, process: Bytes, disk: Option<&DiskConfig>) -> Result<(), TierError> {
+pub fn check(arenas: Bytes, process: Bytes, disks: &[&DiskConfig]) -> Result<(), TierError> {
     let held = process::rss_bytes().unwrap_or_default();
     let host = HostMemory::now();
     holds(&host, arenas, process.saturating_sub(held))?;
-    disk.map_or(Ok(()), space)
+    space(disks)
 }
 
 fn holds(host: &HostMemory, arenas: Bytes, beside: Bytes) -> Result<(), TierError> {
@@ -47,9 +47,10 @@ pub fn state_file_bytes(dir: &Path) -> Bytes {
 }
 
 /// Directories may share a file system: then their state files must fit together.
-fn space(disk: &DiskConfig) -> Result<(), TierError> {
+fn space(disks: &[&DiskConfig]) -> Result<(), TierError> {
     let mut systems: Vec<(u64, &Path, u64, u64)> = Vec::new();
-    for drive in &disk.drives {
+    let drives = disks.iter();
+    for (disk, drive) in drives.flat_map(|disk| disk.drives.iter().map(move |d| (*disk, d))) {
         let meta =
             fs::metadata(&drive.dir).map_err(|e| TierError::file("looking at", &drive.dir, &e))?;
         let file = drive.dir.join(NAME);
@@ -136,17 +137,21 @@ mod tests {
             disk.drives.iter_mut().for_each(|d| d.bytes = Bytes(each));
             disk
         };
-        assert_eq!(
-            check(Bytes::ZERO, Bytes::ZERO, Some(&disk(1 << 20))),
-            Ok(())
-        );
+        assert_eq!(check(Bytes::ZERO, Bytes::ZERO, &[&disk(1 << 20)]), Ok(()));
         // Each fits alone, both do not.
-        let error = check(Bytes::ZERO, Bytes::ZERO, Some(&disk(free / 4 * 3))).unwrap_err();
-        assert!(
-            matches!(&error, TierError::Space { need, free, path }
+        let short = |disks: &[&DiskConfig]| {
+            let error = check(Bytes::ZERO, Bytes::ZERO, disks).unwrap_err();
+            assert!(
+                matches!(&error, TierError::Space { need, free, path }
                 if need > free && path.starts_with(a.path())),
-            "{error}"
-        );
+                "{error}"
+            );
+        };
+        short(&[&disk(free / 4 * 3)]);
+        // Those of one rank do, those of two do not.
+        let rank = disk(free / 8 * 3);
+        assert_eq!(check(Bytes::ZERO, Bytes::ZERO, &[&rank]), Ok(()));
+        short(&[&rank, &rank]);
         for dir in [a.path(), b.path()] {
             assert_eq!(fs::read_dir(dir).unwrap().count(), 0, "something was made");
         }

@@ -295,6 +295,85 @@ fn a_rank_that_does_not_come_is_named_with_the_collective() {
     );
 }
 
+/// As on GPUs, where a collective that is broken off ends without an error: what rank 0 has then is told to nobody, neither as a
+/// loss nor as a number that is not finite.
+#[test]
+fn nothing_is_told_that_came_of_bytes_that_never_came() {
+    let d = tiny(2, 1, Dtype::Bf16, Optimizer::default());
+    let plan = checked(&d, &everywhere(&d), Clip::Exact);
+    let run = |at: Option<u64>, poison| {
+        let mut group = Group::threads(2, Duration::from_secs(20));
+        if let Some(at) = at {
+            for (rank, fault) in [Fault::Deaf, Fault::Panics].into_iter().enumerate() {
+                let inner = Arc::clone(&group.comms[rank]);
+                group.comms[rank] = Arc::new(Faulty::new(inner, at, fault));
+            }
+        }
+        let options = SessionOptions {
+            group: Some(group),
+            poison,
+            ..quick()
+        };
+        let mut session = open(&d, &plan, Clip::Exact, options);
+        let mut told = Vec::new();
+        let mut steps = || {
+            for step in 1..=3 {
+                let data = session.submit(batch(step, 2), hyper(step))?;
+                told.push(session.outcome(&data)?);
+            }
+            session.drain()
+        };
+        let end = steps();
+        (told, end)
+    };
+    let (want, end) = run(None, false);
+    assert_eq!((want.len(), end), (3, Ok(())));
+    for at in 0..24 {
+        for poison in [false, true] {
+            let (told, end) = run(Some(at), poison);
+            assert_eq!(told[..], want[..told.len()], "at {at}");
+            let text = end.expect_err("a rank has failed").to_string();
+            assert!(text.contains("rank 1") && text.contains("cable"), "{text}");
+        }
+    }
+}
+
+/// As on GPUs, where ranks that wait are as silent as the one that they wait for: rank 0 stands still first.
+#[test]
+fn the_rank_that_all_others_wait_for_is_named() {
+    let d = tiny(2, 1, Dtype::Bf16, Optimizer::default());
+    let plan = checked(&d, &everywhere(&d), Clip::Exact);
+    let mut group = Group::threads(2, Duration::from_secs(60));
+    let late = Fault::Late(Duration::from_millis(700));
+    let faults = [
+        &[(0, Fault::Given), (3, Fault::Hangs)][..],
+        &[(0, Fault::Given), (1, late), (2, Fault::Hangs)],
+    ];
+    for (comm, faults) in group.comms.iter_mut().zip(faults) {
+        for &(at, fault) in faults {
+            *comm = Arc::new(Faulty::new(Arc::clone(comm), at, fault));
+        }
+    }
+    let options = SessionOptions {
+        group: Some(group),
+        poison: false,
+        watchdog: Duration::from_secs(2),
+        ..quick()
+    };
+    let mut session = open(&d, &plan, Clip::Exact, options);
+    let mut run = || {
+        let data = session.submit(batch(1, 2), hyper(1))?;
+        session.outcome(&data)
+    };
+    let error = run().expect_err("they stand still");
+    let text = error.to_string();
+    assert!(matches!(error, ExecError::Stuck { .. }), "{text}");
+    assert!(
+        text.contains("rank 1: ") && !text.contains("rank 0: "),
+        "{text}"
+    );
+}
+
 /// So many GPUs with NCCL between them. Without them says what is skipped; panics where `LOWTIDE_REQUIRE_GPUS` asks for as
 /// many.
 #[allow(clippy::print_stderr, reason = "what is skipped must be seen")]
@@ -368,7 +447,10 @@ fn a_gpu_whose_rank_fails_or_does_not_come_ends_all() {
         let text = error.to_string();
         match missing {
             false => assert!(text.contains("rank 1") && text.contains("cable"), "{text}"),
-            true => assert!(matches!(error, ExecError::Stuck { .. }), "{text}"),
+            true => assert!(
+                matches!(error, ExecError::Stuck { .. }) && text.contains("rank 1: "),
+                "{text}"
+            ),
         }
         assert!(took < Duration::from_secs(30), "at {at}: {took:?}");
     }

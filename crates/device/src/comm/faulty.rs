@@ -15,6 +15,13 @@ pub enum Fault {
     Panics,
     /// The rank comes so much later.
     Late(Duration),
+    /// The rank never comes.
+    Hangs,
+    /// From there on the rank does not hear that the group has ended: as on a GPU's stream its collectives end without an
+    /// error, and bring nothing.
+    Deaf,
+    /// From there on collectives return at once, as if given to a GPU's stream, and bring nothing.
+    Given,
 }
 
 /// A way to the others on which something happens at one collective.
@@ -51,17 +58,32 @@ impl Comm for Faulty {
         from: Src<'_>,
         to: Dst<'_>,
     ) -> Result<(), CommError> {
-        if self.count.fetch_add(1, Ordering::Relaxed) == self.at {
-            match self.fault {
-                Fault::Panics => panic!("its cable is out"),
-                Fault::Late(time) => std::thread::sleep(time),
-            }
+        let count = self.count.fetch_add(1, Ordering::Relaxed);
+        match self.fault {
+            Fault::Panics if count == self.at => panic!("its cable is out"),
+            Fault::Late(time) if count == self.at => std::thread::sleep(time),
+            Fault::Hangs if count == self.at => loop {
+                if let Some(error) = self.inner.stopped() {
+                    return Err(error);
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            },
+            Fault::Given if count >= self.at => return Ok(()),
+            _ => {}
         }
         // SAFETY: the caller's promise.
-        unsafe { self.inner.exchange(queue, collective, from, to) }
+        let done = unsafe { self.inner.exchange(queue, collective, from, to) };
+        match self.fault {
+            Fault::Deaf if count >= self.at => Ok(()),
+            _ => done,
+        }
     }
 
     fn stop(&self, why: &str) {
         self.inner.stop(why);
+    }
+
+    fn stopped(&self) -> Option<CommError> {
+        self.inner.stopped()
     }
 }

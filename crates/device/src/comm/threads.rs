@@ -3,7 +3,7 @@
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::{Collective, Comm, CommError, Pattern, World};
+use super::{Collective, Comm, CommError, Pattern, Stretch, World};
 use crate::Queue;
 use crate::view::{Dst, Src};
 
@@ -28,6 +28,14 @@ impl Brought {
         // SAFETY: the rank holds a `Src` of these bytes of the host's memory, so nobody writes them; the caller.
         unsafe { std::slice::from_raw_parts(self.address as *const u8, self.bytes) }
     }
+}
+
+/// A number of where stretches lie, by which ranks that place them differently are found. FNV-1a, by words.
+fn places(stretches: &[Stretch]) -> u64 {
+    let words = stretches.iter().flat_map(|s| [s.whole, s.part, s.bytes]);
+    words.fold(0xcbf2_9ce4_8422_2325, |hash, word| {
+        (hash ^ word as u64).wrapping_mul(0x0100_0000_01b3)
+    })
 }
 
 /// Where the threads meet.
@@ -112,8 +120,9 @@ impl Meeting {
         error
     }
 
-    /// Brings bytes, and lets `take` have those of all ranks. When all are there no rank fails any more, and none returns
-    /// before all have taken what they need: nobody's bytes go while another one reads them.
+    /// Brings bytes, and lets `take` have those of all ranks. When all are there none returns before all have taken what
+    /// they need: nobody's bytes go while another one reads them. That wait needs no limit: taking is copying of the
+    /// host's memory, and a rank that panics at it counts as gone, too.
     fn meet(
         &self,
         rank: usize,
@@ -144,29 +153,52 @@ impl Meeting {
         here.ranks[rank] = Some((what.clone(), brought));
         self.changed.notify_all();
         let here = self.until(here, &what, |h| h.ranks.iter().all(Option::is_some))?;
-        let number = here.number;
         let all: Vec<Brought> = here.ranks.iter().flatten().map(|at| at.1).collect();
+        let leaves = Leaves {
+            meeting: self,
+            number: here.number,
+            rank,
+        };
         drop(here);
         // SAFETY: this rank has not gone yet, so none has.
         let all: Vec<&[u8]> = all.into_iter().map(|b| unsafe { b.read() }).collect();
         take(&all);
-        let mut here = self.lock();
+        drop(leaves);
+        match &self.lock().failed {
+            // One panicked: the others' bytes are whole, but there is no next collective.
+            Some(error) => Err(error.clone()),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A rank that takes what the others brought. However that ends, it waits until all have: its own bytes may go then.
+struct Leaves<'m> {
+    meeting: &'m Meeting,
+    number: u64,
+    rank: usize,
+}
+
+impl Drop for Leaves<'_> {
+    fn drop(&mut self) {
+        let mut here = self.meeting.lock();
+        if std::thread::panicking() {
+            here.failed.get_or_insert(CommError::Stopped {
+                rank: self.rank,
+                why: "it panicked".to_owned(),
+            });
+        }
         here.gone += 1;
         if here.gone == here.ranks.len() {
             here.ranks.fill(None);
             here.gone = 0;
             here.number += 1;
-            drop(here);
-            self.changed.notify_all();
-            return Ok(());
+            self.meeting.changed.notify_all();
         }
-        while here.number == number {
-            here = self
-                .changed
-                .wait(here)
-                .unwrap_or_else(PoisonError::into_inner);
+        while here.number == self.number {
+            let changed = &self.meeting.changed;
+            here = changed.wait(here).unwrap_or_else(PoisonError::into_inner);
         }
-        Ok(())
     }
 }
 
@@ -190,7 +222,10 @@ impl Comm for Threads {
         let shares: usize = collective.stretches.iter().map(|s| s.bytes).sum();
         let (pattern, name) = (collective.pattern, collective.name);
         let have = from.bytes();
-        let what = format!("the {pattern} of {name} ({shares} bytes a share, of {have})");
+        let places = places(collective.stretches);
+        let what = format!(
+            "the {pattern} of {name} ({shares} bytes a share, of {have}; places {places:016x})"
+        );
         let row = to.bytes() / size;
         let to = to.write::<u8>();
         self.meeting.meet(rank, what, from.read(), |all| {
@@ -213,6 +248,10 @@ impl Comm for Threads {
         };
         self.meeting.fail(self.meeting.lock(), error);
     }
+
+    fn stopped(&self) -> Option<CommError> {
+        self.meeting.lock().failed.clone()
+    }
 }
 
 impl Drop for Threads {
@@ -223,7 +262,6 @@ impl Drop for Threads {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Stretch;
     use super::*;
 
     const STRETCHES: [Stretch; 2] = [
@@ -341,6 +379,49 @@ mod tests {
             matches!(told[0], Some(CommError::Differs { .. })),
             "{told:?}"
         );
+    }
+
+    #[test]
+    fn ranks_that_place_the_same_bytes_differently_are_named() {
+        let told = each(Threads::group(2, Duration::from_secs(10)), |rank| {
+            let s = [Stretch {
+                whole: 2 * rank.world().rank,
+                ..STRETCHES[0]
+            }];
+            exchange(rank, gather("it", &s), &[0; 2], &mut [0; 6])
+        });
+        assert!(
+            matches!(told[0], Some(CommError::Differs { .. })),
+            "{told:?}"
+        );
+    }
+
+    #[test]
+    fn nobody_waits_for_a_rank_that_panics_while_it_takes() {
+        let ranks = Threads::group(2, Duration::from_secs(100));
+        let meeting = Arc::clone(&ranks[0].meeting);
+        let (sender, ends) = std::sync::mpsc::channel();
+        let meet = |rank: usize| {
+            let (meeting, sender) = (Arc::clone(&meeting), sender.clone());
+            std::thread::spawn(move || {
+                let take = |_: &[&[u8]]| assert!(rank == 0, "its memory is gone");
+                let end = std::panic::AssertUnwindSafe(|| {
+                    meeting.meet(rank, "it".to_owned(), &[1], take)
+                });
+                let end = std::panic::catch_unwind(end);
+                let _ = sender.send((rank, end.ok()));
+            })
+        };
+        let _threads = [meet(0), meet(1)];
+        let limit = Duration::from_secs(20);
+        let mut ends: Vec<_> = (0..2)
+            .map(|_| ends.recv_timeout(limit).expect("nobody waits for ever"))
+            .collect();
+        ends.sort_by_key(|end| end.0);
+        let told = ends[0].1.clone().expect("no panic").expect_err("rank 1's");
+        assert!(matches!(told, CommError::Stopped { rank: 1, .. }), "{told}");
+        assert!(ends[1].1.is_none(), "it panicked");
+        assert_eq!(ranks[0].stopped(), Some(told));
     }
 
     #[test]

@@ -12,6 +12,7 @@ mod error;
 mod event;
 mod gpu;
 mod libraries;
+mod links;
 mod memory;
 mod module;
 mod nccl;

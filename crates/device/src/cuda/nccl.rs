@@ -2,10 +2,10 @@
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::fmt;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::libraries::functions;
+use super::links::Links;
 use super::{CudaError, Gpu};
 use crate::Queue;
 use crate::comm::{Collective, Comm, CommError, Pattern, World};
@@ -97,17 +97,11 @@ pub struct NcclComm {
 /// What the ranks of a group share.
 struct Group {
     lib: &'static Nccl,
-    comms: Vec<Mutex<Link>>,
+    /// The library's handle of each rank.
+    links: Links<c_void>,
     /// Set before the first link is cut.
-    stopping: AtomicBool,
     stopped: Mutex<Option<CommError>>,
 }
-
-/// The library's handle of one rank; none when it was cut.
-struct Link(Option<Handle>);
-
-// SAFETY: the library's handle may be used from every thread, one at a time, which the lock around it sees to.
-unsafe impl Send for Link {}
 
 fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
     m.lock().unwrap_or_else(PoisonError::into_inner)
@@ -115,7 +109,7 @@ fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl fmt::Debug for NcclComm {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let size = self.group.comms.len();
+        let size = self.group.links.len();
         write!(f, "NcclComm({} of {size})", self.rank)
     }
 }
@@ -135,11 +129,9 @@ impl NcclComm {
             let n = devices.len() as c_int;
             (lib.ncclCommInitAll)(comms.as_mut_ptr(), n, devices.as_ptr())
         })?;
-        let comms = comms.into_iter().map(|c| Mutex::new(Link(Some(c))));
         let group = Arc::new(Group {
             lib,
-            comms: comms.collect(),
-            stopping: AtomicBool::new(false),
+            links: Links::new(comms),
             stopped: Mutex::default(),
         });
         let rank = |(rank, gpu): (usize, &Gpu)| Self {
@@ -204,7 +196,7 @@ impl Group {
                     call("ncclAllGather", status);
                     continue;
                 }
-                for peer in 0..self.comms.len() {
+                for peer in 0..self.links.len() {
                     let from = at(from, s.whole + peer * s.bytes);
                     let to = at(to, peer * row + s.part);
                     let p = peer as c_int;
@@ -225,7 +217,7 @@ impl Comm for NcclComm {
     fn world(&self) -> World {
         World {
             rank: self.rank,
-            size: self.group.comms.len(),
+            size: self.group.links.len(),
         }
     }
 
@@ -236,7 +228,7 @@ impl Comm for NcclComm {
         from: Src<'_>,
         to: Dst<'_>,
     ) -> Result<(), CommError> {
-        let size = self.group.comms.len();
+        let size = self.group.links.len();
         collective.fits(size, from, &to);
         let here = Place::Cuda(self.gpu.ordinal());
         assert!(
@@ -249,14 +241,17 @@ impl Comm for NcclComm {
         );
         let stream = queue.cuda().expect("a stream of the rank's GPU").stream();
         self.gpu.bind()?;
-        let link = lock(&self.group.comms[self.rank]);
-        let (Some(comm), false) = (link.0, self.group.stopping.load(Ordering::Acquire)) else {
-            return Err(self.group.end());
-        };
         let places = (from.address(), to.address(), to.bytes() / size);
-        // SAFETY: the rank's own device (asserted); the caller's promise.
-        let given = unsafe { self.group.give(comm, collective, places, stream.cast()) };
-        Ok(given?)
+        let given = self.group.links.with(self.rank, |comm| {
+            // SAFETY: the rank's own device (asserted); the caller's promise; the handle is nobody else's now.
+            unsafe { self.group.give(comm, collective, places, stream.cast()) }
+        });
+        // A call that was freed by a cut may say anything.
+        match (given, self.stopped()) {
+            (Some(given), None) => Ok(given?),
+            (_, Some(error)) => Err(error),
+            (None, None) => Err(self.group.end()),
+        }
     }
 
     fn stop(&self, why: &str) {
@@ -265,36 +260,39 @@ impl Comm for NcclComm {
             rank: self.rank,
             why: why.to_owned(),
         });
-        if group.stopping.swap(true, Ordering::AcqRel) {
-            return;
-        }
-        let links = group.comms.iter().filter_map(|comm| lock(comm).0.take());
-        let links: Vec<Handle> = links.collect();
-        // SAFETY: our own handles, taken: nobody uses them again. Kernels that wait for a peer end. In a group,
-        // because an end may wait for the others'.
-        unsafe {
-            let _ = (group.lib.ncclGroupStart)();
-            for comm in links {
-                let _ = (group.lib.ncclCommAbort)(comm);
+        group.links.cut(|comms| {
+            // SAFETY: our own handles, taken: nobody begins a call with them again, and one that is under way waits
+            // for a peer, which is what an abort ends. So do kernels that wait for one. In a group, because an end
+            // may wait for the others'.
+            unsafe {
+                let _ = (group.lib.ncclGroupStart)();
+                for comm in comms {
+                    let _ = (group.lib.ncclCommAbort)(comm);
+                }
+                let _ = (group.lib.ncclGroupEnd)();
             }
-            let _ = (group.lib.ncclGroupEnd)();
-        }
+        });
+    }
+
+    fn stopped(&self) -> Option<CommError> {
+        lock(&self.group.stopped).clone()
     }
 }
 
 impl Drop for Group {
     fn drop(&mut self) {
-        // SAFETY: our own handles, taken. Whoever gave collectives has waited for their streams. In a group, as
-        // above.
-        unsafe {
-            let _ = (self.lib.ncclGroupStart)();
-            for comm in &self.comms {
-                if let Some(comm) = lock(comm).0.take() {
-                    let _ = (self.lib.ncclCommDestroy)(comm);
+        let lib = self.lib;
+        self.links.cut(|comms| {
+            // SAFETY: our own handles, taken. Whoever gave collectives has waited for their streams. In a group, as
+            // above.
+            unsafe {
+                let _ = (lib.ncclGroupStart)();
+                for comm in comms {
+                    let _ = (lib.ncclCommDestroy)(comm);
                 }
+                let _ = (lib.ncclGroupEnd)();
             }
-            let _ = (self.lib.ncclGroupEnd)();
-        }
+        });
     }
 }
 
