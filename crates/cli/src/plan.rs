@@ -92,7 +92,8 @@ pub fn plan(args: &PlanArgs, out: Out) -> Answer {
     }
     let step = plan.prediction.step_seconds.0;
     let tokens_per_second = batch.tokens() as f64 / step;
-    let model_tflops = workload.model_flops.0 / step / 1e12;
+    // The workload is one rank's.
+    let model_tflops = workload.model_flops.0 * f64::from(plan.ranks) / step / 1e12;
     out.text(&format!(
         "{}: {} parameters, {} x {} tokens, {} micro-batches a step",
         plan.model,
@@ -162,10 +163,11 @@ fn pictures(args: &PlanArgs) -> Result<Pictures, CliError> {
 fn basis_of<'a>(args: &PlanArgs, run: &'a Run, out: Out) -> Result<Basis<'a>, CliError> {
     let shape = shape_of(run)?;
     let told = match (&args.machine, &args.file, &run.plan.machine) {
-        (Some(path), _, _) | (None, _, Some(path)) => Some(load_machine(path)?),
+        (Some(path), _, _) | (None, _, Some(path)) => Some((path.as_path(), load_machine(path)?)),
         (None, None, None) => {
             out.text("rates: the reference H200 (examples/machines/h200.json); --machine FILE for others");
-            Some(serde_json::from_str(REFERENCE).expect("a test reads it"))
+            let machine = serde_json::from_str(REFERENCE).expect("a test reads it");
+            Some((Path::new("examples/machines/h200.json"), machine))
         }
         (None, Some(_), None) => None,
     };

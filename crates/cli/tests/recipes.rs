@@ -73,8 +73,8 @@ fn every_recipe_is_a_whole_run_and_its_plan_fits() {
         names, want,
         "recipes without a row here, or rows without a recipe"
     );
-    let machine = root().join("examples/machines/rtx4090-12ssd.json");
-    let machine = load_machine(&machine).expect("a machine");
+    let path = root().join("examples/machines/rtx4090-12ssd.json");
+    let machine = load_machine(&path).expect("a machine");
     for (name, shape, device, host, pins) in RECIPES {
         let file = dir.join(format!("{name}.yaml"));
         let run = Run::load(&file, &[]).unwrap_or_else(|e| panic!("{name}: {e}"));
@@ -89,7 +89,7 @@ fn every_recipe_is_a_whole_run_and_its_plan_fits() {
         }
         let run = Run::load(&file, &sets).unwrap_or_else(|e| panic!("{name}: {e}"));
         let shape = shape_of(&run).expect("a built-in shape");
-        let basis = Basis::told(&run, &shape, machine.clone());
+        let basis = Basis::told(&run, &shape, (&path, machine.clone()));
         let plan = basis.and_then(|basis| basis.plan());
         let plan = plan.unwrap_or_else(|e| panic!("{name}: {e}"));
         for (tier, most) in [(Tier::Device, device), (Tier::Host, host)] {

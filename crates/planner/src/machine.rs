@@ -253,7 +253,10 @@ impl Machine {
     }
 
     /// As each of so many ranks of this machine has it: they share the host's memory and cores, and the drives.
-    /// Each has a link of its own.
+    /// Each GPU has a link of its own, at its full rate: of what its copies share with lanes of the host they take their
+    /// part as often as there are ranks, while lanes whose rate is divided take together what one rank's would. Ranks on
+    /// the CPU device share its cores for all that they do. Sets of lanes that were measured together stay: no more is
+    /// known of them.
     #[must_use]
     pub fn share(&self, ranks: u32) -> Self {
         let part = |rate: BytesPerSecond| BytesPerSecond(rate.0 / f64::from(ranks));
@@ -265,6 +268,32 @@ impl Machine {
             disk.read = part(disk.read);
             disk.write = part(disk.write);
             disk.mixed = part(disk.mixed);
+        }
+        if self.cuda {
+            let divided = [LaneKind::Host, LaneKind::Disk].map(LaneKind::name);
+            // What no lane of the host draws on is a GPU's own, as its link is.
+            let of_host =
+                |shared: &&mut Shared| divided.iter().any(|lane| shared.share.contains_key(*lane));
+            for shared in machine.shared.iter_mut().filter(of_host) {
+                for (lane, share) in &mut shared.share {
+                    if !divided.contains(&lane.as_str()) {
+                        *share *= f64::from(ranks);
+                    }
+                }
+            }
+            return machine;
+        }
+        let compute = |rate: FlopsPerSecond| FlopsPerSecond(rate.0 / f64::from(ranks));
+        machine.matmul_bf16 = compute(self.matmul_bf16);
+        machine.matmul_f32 = compute(self.matmul_f32);
+        machine.device_memory = part(self.device_memory);
+        machine.h2d = part(self.h2d);
+        machine.d2h = part(self.d2h);
+        for rate in machine.updates.iter_mut() {
+            rate.device /= f64::from(ranks);
+        }
+        for time in machine.ops.values_mut() {
+            time.0 *= f64::from(ranks);
         }
         machine
     }

@@ -1,14 +1,18 @@
 //! Plans of several ranks: each rank runs the same one, in which it exchanges gradients and weights with the others.
 
+use lowtide_units::Seconds;
 use lowtide_workload::{Dtype, Workload};
 
 use crate::build::build;
 use crate::check::check;
-use crate::choice::{Budgets, Choice, Clip, Pieces, Processor, Saved};
+use crate::choice::{Budgets, Choice, Clip, LoopOrder, Pieces, Processor, Saved};
+use crate::machine::{Machine, Shared};
 use crate::mutants::mutants;
-use crate::plan::{Lane, PartName, Plan, Tensor, Tier, Work};
+use crate::plan::{Lane, LaneKind, PartName, Plan, Task, Tensor, Tier, Work};
+use crate::simulate::activations_written;
 use crate::testing::{frozen, machine, untied, workload};
 use crate::tests::{CLIPS, every_choice};
+use crate::traffic::traffic;
 
 fn of_ranks(mut w: Workload, ranks: u32) -> Workload {
     w.ranks = ranks;
@@ -155,4 +159,77 @@ fn each_rank_keeps_its_share() {
     assert!(net(&four) > 0);
     assert_eq!((one.lane_kinds().len(), four.lane_kinds().len()), (5, 6));
     assert_eq!(four.prediction.lanes.len(), 6);
+}
+
+#[test]
+fn ranks_share_what_the_host_has_and_keep_what_a_gpu_has() {
+    let mut one = machine();
+    one.ops.insert("op".to_owned(), Seconds(1.0));
+    let of = |list: &[(&str, f64)]| list.iter().map(|&(k, v)| (k.to_owned(), v)).collect();
+    one.shared = vec![
+        Shared {
+            name: "host memory".to_owned(),
+            share: of(&[("host", 1.0), ("h2d", 0.2), ("disk", 0.1)]),
+        },
+        Shared {
+            name: "a link both ways".to_owned(),
+            share: of(&[("h2d", 0.5), ("d2h", 0.5)]),
+        },
+    ];
+    for cuda in [false, true] {
+        one.cuda = cuda;
+        assert_eq!(one.share(1), one);
+        let rank = one.share(4);
+        let disk = |m: &Machine| m.disk.map(|d| d.mixed.0);
+        assert_eq!(disk(&rank).map(|x| x * 4.0), disk(&one));
+        let host = |m: &Machine| m.updates.iter().map(|u| u.host).sum::<f64>();
+        assert_eq!(host(&rank) * 4.0, host(&one));
+        let own = |m: &Machine| {
+            let updates: f64 = m.updates.iter().map(|u| u.device).sum();
+            let rates = [m.matmul_bf16.0, m.matmul_f32.0, m.device_memory.0];
+            let all = rates.into_iter().chain([m.h2d.0, m.d2h.0, updates]);
+            all.chain([1.0 / m.ops["op"].0]).collect::<Vec<f64>>()
+        };
+        let factor = if cuda { 1.0 } else { 4.0 };
+        let whole: Vec<f64> = own(&rank).into_iter().map(|x| x * factor).collect();
+        assert_eq!(whole, own(&one), "cuda {cuda}");
+        let shares = |i: usize, lane: &str| rank.shared[i].share[lane];
+        let copies = if cuda { 0.8 } else { 0.2 };
+        assert_eq!([shares(0, "host"), shares(0, "h2d")], [1.0, copies]);
+        assert_eq!([shares(0, "disk"), shares(1, "h2d")], [0.1, 0.5]);
+    }
+}
+
+/// What a plan writes of activations is counted of as many ranks as all that it writes.
+#[test]
+fn what_all_ranks_write_counts_the_same_everywhere() {
+    for ranks in [1, 4] {
+        let w = of_ranks(workload(4, 2), ranks);
+        let mut c = Choice::resident(&w);
+        c.order = LoopOrder::BatchMajor;
+        c.saved.iter_mut().for_each(|s| s.fill(Saved::Disk));
+        let plan = build(&w, &c, Clip::None, Budgets::UNLIMITED, &machine());
+        let written = plan.prediction.disk_bytes_written;
+        assert!(written.0 > 0);
+        assert_eq!(activations_written(&plan), written, "{ranks} ranks");
+    }
+}
+
+/// A rank's own part of a weight is a weight, wherever it is copied.
+#[test]
+fn a_part_of_a_weight_counts_as_a_weight() {
+    let w = of_ranks(workload(2, 1), 2);
+    let plan = build(&w, &on_host(&w), Clip::None, Budgets::UNLIMITED, &machine());
+    let shards = plan.rounds().steady().into_iter().map(|(part, times)| {
+        let copies = plan.part(part).iter().filter(|t| t.work == Work::Copy);
+        let of_shard = |t: &&Task| {
+            let tensor = plan.slots[t.args[0].slot].tensor;
+            matches!(tensor, Tensor::Shard(_)) && t.lane.kind == LaneKind::H2d
+        };
+        let bytes = copies.filter(of_shard).map(|t| t.args[0].bytes);
+        bytes.sum::<u64>() * u64::from(times)
+    });
+    let shards: u64 = shards.sum();
+    assert!(shards > 0);
+    assert!(traffic(&plan)[0].weights.0 >= shards);
 }

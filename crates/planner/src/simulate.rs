@@ -372,7 +372,7 @@ pub fn predict(plan: &Plan, w: &Workload, machine: &Machine) -> Prediction {
     }
 }
 
-/// Bytes of saved tensors, block inputs and the like that a steady step writes to the drives.
+/// Bytes of saved tensors, block inputs and the like that a steady step of all ranks writes to the drives.
 #[must_use]
 pub fn activations_written(plan: &Plan) -> Bytes {
     let local = |t: &&Task| {
@@ -386,11 +386,10 @@ pub fn activations_written(plan: &Plan) -> Bytes {
             .map(|t| t.args[0].bytes)
     };
     let parts = plan.rounds().steady().into_iter();
-    Bytes(
-        parts
-            .map(|(part, times)| u64::from(times) * of(part).sum::<u64>())
-            .sum(),
-    )
+    let of_rank: u64 = parts
+        .map(|(part, times)| u64::from(times) * of(part).sum::<u64>())
+        .sum();
+    Bytes(of_rank * u64::from(plan.ranks))
 }
 
 /// Time of one evaluation batch; its rounds do not overlap.

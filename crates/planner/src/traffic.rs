@@ -36,7 +36,7 @@ pub fn traffic(plan: &Plan) -> [Traffic; 2] {
             let to = &mut both[link];
             let sum = match plan.slots[task.args[0].slot].tensor {
                 Tensor::Weight(p) if plan.pieces[p].frozen => &mut to.frozen,
-                Tensor::Weight(_) => &mut to.weights,
+                Tensor::Weight(_) | Tensor::Shard(_) => &mut to.weights,
                 Tensor::Gradient(_) | Tensor::Accumulator(_) => &mut to.gradients,
                 Tensor::State(_) => &mut to.state,
                 _ => &mut to.others,

@@ -77,8 +77,10 @@ pub struct Basis<'a> {
     pub target: Target,
     /// The model, at the run's batch.
     pub decoder: Arc<Decoder>,
-    /// The rates.
+    /// The rates, as each rank has them.
     pub machine: Machine,
+    /// The machine as it was measured, or as its file has it.
+    pub whole: Machine,
     /// What the run allows, with what the process holds on a GPU.
     pub budgets: Budgets,
 }
@@ -124,32 +126,35 @@ impl<'a> Basis<'a> {
             machine.net = net;
         }
         alike(device)?;
-        let machine = machine.share(run.gpus);
         observer.phase(Some(Phase::Planning));
         Ok(Self {
             run,
             target: device.target,
             decoder,
-            machine,
+            machine: machine.share(run.gpus),
+            whole: machine,
             budgets: budgets_of(run, device)?,
         })
     }
 
-    /// For a machine of which only the rates are known. Asks nothing of this one.
+    /// For a machine of which only the rates are known, from the file `path`. Asks nothing of this one.
     ///
     /// # Errors
-    /// A batch that the model does not take.
-    pub fn told(run: &'a Run, shape: &ModelShape, machine: Machine) -> Result<Self, TrainError> {
-        if let Some(path) = &run.plan.machine {
-            exchanges(run, path, &machine)?;
-        }
-        let machine = machine.share(run.gpus);
+    /// A batch that the model does not take; a run of several GPUs, and not a word of what so many exchange.
+    pub fn told(
+        run: &'a Run,
+        shape: &ModelShape,
+        (path, whole): (&Path, Machine),
+    ) -> Result<Self, TrainError> {
+        exchanges(run, path, &whole)?;
+        let machine = whole.share(run.gpus);
         let target = target_of(run, shape, &machine);
         Ok(Self {
             run,
             target,
             decoder: decoder_of(run, run.batch(), target)?,
             machine,
+            whole,
             budgets: cpu_budgets_of(run),
         })
     }
@@ -202,6 +207,7 @@ impl<'a> Basis<'a> {
             decoder: self.decoder,
             plan: Arc::new(plan),
             machine: self.machine,
+            whole: self.whole,
             clip: clip_of(self.run),
             resident,
         }

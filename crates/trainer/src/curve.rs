@@ -202,6 +202,8 @@ fn places(basis: &Basis<'_>, along: Along) -> Vec<(Bytes, u32)> {
 
 fn point(plan: &Plan, decoder: &Decoder, activations: Activations, allowed: Bytes) -> Point {
     let batch = decoder.workload().batch;
+    // The workload is one rank's.
+    let tokens = (batch.tokens() * u64::from(plan.ranks)) as f64;
     let step_seconds = plan.prediction.step_seconds.0;
     let device = plan.tier(Tier::Device);
     Point {
@@ -212,7 +214,7 @@ fn point(plan: &Plan, decoder: &Decoder, activations: Activations, allowed: Byte
         host: plan.tier(Tier::Host).planned_bytes,
         activation_peak: device.activations,
         step_seconds,
-        tokens_per_second: batch.tokens() as f64 / step_seconds,
+        tokens_per_second: tokens / step_seconds,
         disk_written: plan.prediction.disk_bytes_written,
         hash: format!("{:016x}", plan.hash()),
     }

@@ -246,7 +246,7 @@ pub fn train(
         Ok(file.filter(|_| durable))
     })?;
     told.iter().for_each(|t| observer.note(t));
-    write_json(output.folder(), output::MACHINE, &planned.machine)?;
+    write_json(output.folder(), output::MACHINE, &planned.whole)?;
     write_json(output.folder(), output::RUN, run)?;
 
     let state = RunState {
@@ -285,7 +285,7 @@ pub fn train(
         state,
         dealt: 0,
         earlier: Totals::default(),
-        machine: planned.machine.clone(),
+        machine: planned.whole.clone(),
         predicted_seconds: planned.plan.prediction.step_seconds.0,
         wear: Wear::of(&planned.plan, &planned.machine),
         durable,

@@ -32,8 +32,10 @@ pub struct Planned {
     pub decoder: Arc<Decoder>,
     /// The plan.
     pub plan: Arc<Plan>,
-    /// The rates it was made with.
+    /// The rates it was made with: as each rank has them.
     pub machine: Machine,
+    /// The machine as it was measured, or as its file has it.
+    pub whole: Machine,
     /// Clipping.
     pub clip: ClipRule,
     /// Host memory of the process.

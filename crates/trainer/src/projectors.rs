@@ -102,6 +102,7 @@ pub(crate) fn learn(
         target: basis.target,
         decoder: Arc::clone(&decoder),
         machine: basis.machine.clone(),
+        whole: basis.whole.clone(),
         // A drive is not written for one step.
         budgets: Budgets {
             disk: Bytes::ZERO,

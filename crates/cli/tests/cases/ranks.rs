@@ -75,6 +75,14 @@ fn a_run_of_two_ranks_goes_on_with_any_number() {
         assert!((a / b - 1.0).abs() < 5e-3, "{a}, {b}");
     }
 
+    // The machine as it is, not as each rank has it: it can be given again for any number of them.
+    let machine = |output: &str| -> Value {
+        serde_json::from_str(&scratch.read(&format!("{output}/machine.json"))).expect("JSON")
+    };
+    let given = "plan.machine=two/machine.json";
+    train(&scratch, "2", &[given, "output=given"]).fine();
+    assert_eq!(machine("given"), machine("two"));
+
     let resume = "checkpoint.resume=two/checkpoints/step-00000002";
     train(&scratch, "2", &[resume, "output=same"]).fine();
     assert!(
@@ -164,8 +172,45 @@ fn what_several_ranks_cannot_do_is_refused() {
     ];
     let text = scratch.run(&probed).fine().text();
     assert!(text.contains("2 ranks, each gets"), "{text}");
+    // However the machine is named; the reference is of one GPU.
+    for machine in [&["--machine", "machine.json"][..], &[]] {
+        let args = [
+            "plan",
+            "--shape",
+            "qwen2.5-0.5b",
+            "--accumulate",
+            "2",
+            "--gpus",
+            "2",
+            "--json",
+            "--device-memory",
+            "24GiB",
+            "--host-memory",
+            "64GiB",
+        ];
+        let named = machine.last().map_or("h200.json", |file| *file);
+        let refused = scratch.run(&[&args[..], machine].concat());
+        refused.refused(&[named, "2 GPUs", "lowtide probe --gpus 2"]);
+    }
     let planned = plan("two.json");
     let answer = planned.fine().json();
+    // Both of all ranks.
+    let figure = |key: &str| answer[key].as_f64().expect(key);
+    let token = 1e12 * figure("model_tflops") / figure("tokens_per_second");
+    let one = scratch.run(&[
+        "plan",
+        "run.yaml",
+        "--json",
+        "--set",
+        "plan.machine=machine.json",
+    ]);
+    let one = one.fine().json();
+    let figure = |key: &str| one[key].as_f64().expect(key);
+    let want = 1e12 * figure("model_tflops") / figure("tokens_per_second");
+    assert!(
+        (token / want - 1.0).abs() < 1e-9,
+        "{token} {want} FLOP a token"
+    );
     assert!(
         answer["lanes"]["net"]["bytes"]
             .as_f64()

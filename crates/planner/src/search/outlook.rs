@@ -374,14 +374,15 @@ fn suggestions(
     (best, step): (&Candidate, Seconds),
     more: &[(u32, &Workload)],
 ) -> Vec<Suggestion> {
-    let now = r.workload.batch.tokens() as f64 / step.0;
+    // Of all ranks: the workload is one's.
+    let tokens_of = |w: &Workload| w.batch.tokens() as f64 * f64::from(w.ranks);
+    let now = tokens_of(r.workload) / step.0;
     let mut found: Vec<Suggestion> = Vec::new();
     let mut ask = |change: Change, request: Request<'_>| {
         let Ok(step_seconds) = quick(&request, &best.mix) else {
             return;
         };
-        let tokens = request.workload.batch.tokens() as f64;
-        let tokens_per_second = tokens / step_seconds.0;
+        let tokens_per_second = tokens_of(request.workload) / step_seconds.0;
         // Less is not worth other numbers.
         if tokens_per_second > now * 1.02 {
             found.push(Suggestion {
