@@ -53,7 +53,6 @@ pub fn data(args: &DataArgs, out: Out) -> Answer {
     let look = Look {
         run: &run,
         tokenizer: &tokenizer,
-        notes: &inputs.notes,
         samples: args.samples as usize,
     };
     let mut sets = vec![look.set("train", &inputs.train, &train)];
@@ -84,7 +83,6 @@ pub fn data(args: &DataArgs, out: Out) -> Answer {
 struct Look<'a> {
     run: &'a Run,
     tokenizer: &'a Tokenizer,
-    notes: &'a [String],
     samples: usize,
 }
 
@@ -108,11 +106,6 @@ impl Look<'_> {
         let n = self.samples.min(data.len());
         let samples = (0..n).map(|k| k * data.len() / n);
         let samples = samples.map(|i| self.sample(packed, i, &files)).collect();
-        let prefix = format!("{name} data: ");
-        let warned = self.notes.iter().filter_map(|note| {
-            let note = note.strip_prefix("warning: ").unwrap_or(note);
-            note.strip_prefix(&prefix).map(str::to_owned)
-        });
         DataSet {
             name: name.to_owned(),
             files,
@@ -121,8 +114,9 @@ impl Look<'_> {
             unusable: remarks.n_left_out,
             unsupervised: read.n_unsupervised,
             examples: data.len() as u64,
-            tokens: read.n_tokens,
-            supervised: read.n_supervised,
+            // As training counts them: without what is cut off, and without the first token of a row.
+            tokens: cut.n_tokens,
+            supervised: cut.n_supervised,
             truncated: cut.n_truncated,
             answers_cut: cut.n_answers_cut,
             cut_away: cut.n_cut,
@@ -133,7 +127,7 @@ impl Look<'_> {
             holds: holds(&lengths),
             lengths: histogram(&lengths),
             mask_hash: format!("{:016x}", read.mask_hash),
-            remarks: warned.collect(),
+            remarks: remarks.sentences(),
             samples,
         }
     }
@@ -153,7 +147,11 @@ impl Look<'_> {
                 let (supervised, cut) = kind(from);
                 let tokens = &example.tokens[from..t];
                 stretches.push(Stretch {
-                    text: self.tokenizer.decode(tokens, true),
+                    // Behind another, it is not the beginning of a text.
+                    text: match from {
+                        0 => self.tokenizer.decode(tokens, true),
+                        _ => self.tokenizer.part_text(tokens),
+                    },
                     tokens: tokens.len() as u64,
                     supervised,
                     cut,

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::OnceLock;
 
 pub use lowtide_report::people::{bytes, duration, seconds};
+use lowtide_report::text::harmless;
 use serde_json::Value;
 
 /// Standard output for people, or for a program.
@@ -75,9 +76,17 @@ pub fn refused() -> bool {
     true
 }
 
-/// Prints on standard error.
+/// Prints on standard error, and nothing that a terminal obeys: an error has names and texts of strangers' files.
 pub fn complain(text: &str) {
-    let _ = writeln!(stderr(), "{text}");
+    let _ = writeln!(stderr(), "{}", lines_of(text));
+}
+
+/// A text of several lines, each without what a terminal obeys.
+fn lines_of(text: &str) -> String {
+    text.split('\n')
+        .map(harmless)
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 /// A size to paste back that is not less than `n`: whole MiB.
@@ -93,6 +102,13 @@ pub fn quoted(path: &Path) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nothing_that_a_terminal_obeys_is_printed() {
+        let text = "error: no field '\u{1b}[2J\u{9b}x\u{202e}y'\n  help: é";
+        let shown = "error: no field '\\u{1b}[2J\\u{9b}x\\u{202e}y'\n  help: é";
+        assert_eq!(lines_of(text), shown);
+    }
 
     #[test]
     fn a_size_to_paste_back_is_no_less() {

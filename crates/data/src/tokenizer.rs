@@ -344,11 +344,16 @@ impl Tokenizer {
     /// One token as a person reads it; a space that decoding a single token would drop is kept.
     #[must_use]
     pub fn token_text(&self, token: i32) -> String {
-        let text = self.decode(&[token], true);
-        let raw = u32::try_from(token)
-            .ok()
-            .and_then(|id| self.inner.id_to_token(id));
-        match raw {
+        self.part_text(&[token])
+    }
+
+    /// A part of a text that is not its beginning; a space in front of it is kept, where decoding takes it for that of a
+    /// text's beginning and drops it.
+    #[must_use]
+    pub fn part_text(&self, tokens: &[i32]) -> String {
+        let text = self.decode(tokens, true);
+        let first = tokens.first().and_then(|&token| u32::try_from(token).ok());
+        match first.and_then(|id| self.inner.id_to_token(id)) {
             Some(raw) if raw.starts_with('▁') && !text.starts_with(' ') => format!(" {text}"),
             _ => text,
         }

@@ -1,3 +1,7 @@
+use std::fs;
+
+use serde_json::{Value, json};
+
 use super::super::testing;
 use super::*;
 
@@ -140,4 +144,31 @@ fn gpt2_reads_as_everywhere() {
     assert_eq!(tokenizer.encode("Hello world").unwrap(), [15496, 995]);
     assert_eq!(tokenizer.encode("a<|endoftext|>").unwrap(), [64, 50256]);
     assert_eq!(tokenizer.token_text(995), " world");
+}
+
+/// Decoders of SentencePiece's kind drop the space that a text begins with: of a part of a text it is its own.
+#[test]
+fn a_part_of_a_text_keeps_its_first_space() {
+    let vocab = ["▁Say", "▁it", "▁now", "!"];
+    let vocab: serde_json::Map<String, Value> = vocab
+        .iter()
+        .enumerate()
+        .map(|(id, piece)| ((*piece).into(), json!(id)))
+        .collect();
+    let space =
+        json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": true});
+    let tokenizer = json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+        "pre_tokenizer": space, "decoder": space, "post_processor": null,
+        "model": {"type": "WordLevel", "vocab": vocab, "unk_token": "!"},
+    });
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
+    let tokenizer = Tokenizer::open(dir.path()).unwrap();
+    assert_eq!(tokenizer.decode(&[0, 1, 2], true), "Say it now");
+    assert_eq!(tokenizer.decode(&[1, 2], true), "it now");
+    assert_eq!(tokenizer.part_text(&[1, 2]), " it now");
+    assert_eq!(tokenizer.part_text(&[3]), "!");
+    assert_eq!(tokenizer.token_text(1), " it");
+    assert_eq!(tokenizer.part_text(&[]), "");
 }

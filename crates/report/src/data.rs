@@ -42,7 +42,7 @@ pub struct DataSet {
     pub unsupervised: u64,
     /// Examples there are.
     pub examples: u64,
-    /// Tokens of them.
+    /// Tokens of them, without what is cut off.
     pub tokens: u64,
     /// Those that are trained on.
     pub supervised: u64,

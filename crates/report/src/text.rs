@@ -185,7 +185,8 @@ pub(crate) fn printable(text: &str) -> String {
 }
 
 /// A text without what a terminal obeys.
-pub(crate) fn harmless(text: &str) -> String {
+#[must_use]
+pub fn harmless(text: &str) -> String {
     // What changes the direction of a text is no control character.
     let obeyed =
         |c: char| c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');

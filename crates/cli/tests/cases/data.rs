@@ -29,6 +29,14 @@ fn counts_are_those_of_training() {
     ] {
         assert_eq!(train[key], want, "{key}: {train}");
     }
+    // The same numbers as in training's own line.
+    let trained = case.train(&[]);
+    let line = format!(
+        "train data: 4 examples, {} tokens, {} supervised, 4 rows of 128",
+        train["tokens"], train["supervised"]
+    );
+    trained.fine();
+    assert!(trained.text().contains(&line), "{line}: {}", trained.text());
     let most = train["holds"][2]["seq"].as_u64().expect("a length");
     assert_eq!(train["holds"][2]["percent"], 100);
     let lost = train["tokens_lost"].as_u64();
