@@ -606,7 +606,9 @@ mod tests {
             disk: Bytes::MIB * 32,
         };
         let lanes = Lanes::new(config).unwrap();
-        assert_eq!(lanes.all(), Lane::ALL);
+        // All but what ranks exchange, which is measured with all of them.
+        let own = Lane::ALL.into_iter().filter(|lane| *lane != Lane::NET);
+        assert_eq!(lanes.all(), own.collect::<Vec<_>>());
         let sets = lanes.sets();
         let (alone, together) = lanes.speeds(&sets, 0.01, 1).unwrap();
         assert_eq!(together.len(), sets.len());

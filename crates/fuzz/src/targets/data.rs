@@ -12,11 +12,12 @@ use crate::scratch;
 
 pub(super) fn read(bytes: &[u8]) -> Result<(), String> {
     let tokenizer = chat_tokenizer();
-    let path = scratch::folder("data").join("d.jsonl");
+    let folder = scratch::folder("data");
+    let path = folder.join("d.jsonl");
     scratch::write(&path, bytes);
     // The makes that are told by their names.
     for name in ["d.csv", "d.txt"] {
-        let path = scratch::folder("data").join(name);
+        let path = folder.join(name);
         scratch::write(&path, bytes);
         let options = LoadOptions {
             line_bytes_max: 4000,
