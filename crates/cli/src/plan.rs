@@ -53,7 +53,7 @@ fn disk_writes(
 /// What a shape is planned for where no machine is given.
 const REFERENCE: &str = include_str!("../../../examples/machines/h200.json");
 
-/// Plans a run or a shape and shows the plan.
+/// Plans a run or a shape and shows the plan. Long because all that is shown of a plan stands here in its order.
 pub fn plan(args: &PlanArgs, out: Out) -> Answer {
     let run = run_of(args)?;
     // Files that cannot be written are told before minutes of planning.
