@@ -63,6 +63,11 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
 
+/// The rates of the examples' machine.
+pub fn example_rates() -> PathBuf {
+    root().join("examples/machines/h200.json")
+}
+
 /// Copies what is in a folder into another, over what is there.
 pub fn copy_over(from: &Path, to: &Path) {
     fs::create_dir_all(to).expect("a folder");
@@ -114,11 +119,32 @@ impl Scratch {
         fs::read_to_string(self.at(name)).expect("a text file")
     }
 
-    /// `lowtide` with these arguments, in the folder.
+    /// `lowtide` with these arguments, in the folder. A run that says nothing of its machine has the rates of
+    /// the examples' machine: measuring them takes seconds of every start, and no case is about them but those
+    /// that name a machine (`plan.machine=`: this one is measured) or several GPUs.
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_lowtide"));
         command.args(args).current_dir(self.dir.path());
+        if self.takes_rates(args) {
+            command.args([
+                "--set",
+                &format!("plan.machine={}", example_rates().display()),
+            ]);
+        }
         command
+    }
+
+    fn takes_rates(&self, args: &[&str]) -> bool {
+        let measures = ["train", "eval", "generate", "verify"].contains(&args[0]);
+        let says = |word: &str| args.iter().any(|arg| arg.contains(word));
+        let mut files = args.iter().filter(|arg| arg.ends_with(".yaml"));
+        // A pipe in its place would be read for ever.
+        let silent = files.next().map(|file| self.at(file)).is_some_and(|file| {
+            file.is_file()
+                && fs::read_to_string(file)
+                    .is_ok_and(|text| !text.contains("machine") && !text.contains("gpus"))
+        });
+        measures && silent && !says("machine") && !says("gpus")
     }
 
     /// Runs it to its end.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::scratch::Scratch;
+use crate::scratch::{Scratch, example_rates};
 
 /// A file's text, and a word of its refusal: nothing where it may be accepted too.
 type Case = (String, String, &'static str);
@@ -376,6 +376,7 @@ fn hostile_tokenizers_are_refused_or_tokenise() {
     let all = cases(&scratch);
     assert!(all.len() >= 60, "{}", all.len());
     let (mut refused, mut slowest, mut wrong) = (0, Duration::ZERO, Vec::new());
+    let rates = format!("plan.machine={}", example_rates().display());
     for (name, text, word) in &all {
         scratch.write("m/tokenizer.json", text);
         let began = Instant::now();
@@ -390,6 +391,8 @@ fn hostile_tokenizers_are_refused_or_tokenise() {
                 "a b c",
                 "--max-new-tokens",
                 "1",
+                "--set",
+                &rates,
             ])
             .current_dir(scratch.path())
             .output()
