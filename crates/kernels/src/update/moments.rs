@@ -48,7 +48,7 @@ pub(crate) struct Random {
 }
 
 impl Random {
-    /// For a step and a parameter (its index in the model), from position 0 on.
+    /// For a step and a parameter (its index in the workload), from position 0 on.
     pub(crate) fn new(step: u64, param: u32) -> Self {
         let z = scramble(scramble(step).wrapping_add(u64::from(param)));
         Self {

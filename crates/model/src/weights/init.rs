@@ -106,7 +106,10 @@ impl Drawn {
             rank,
             frequencies,
             signs,
-            cosines: (0..4 * features).map(|t| (t as f64 * step).cos()).collect(),
+            // Not the platform's, so that a seed's projectors are the same everywhere.
+            cosines: (0..4 * features)
+                .map(|t| libm::cos(t as f64 * step))
+                .collect(),
         }
     }
 
@@ -229,6 +232,27 @@ mod tests {
             }
         }
         assert!(constant > 0);
+    }
+
+    /// The same bits on every platform: no function of its library decides one.
+    #[test]
+    fn a_drawn_projector_has_the_bits_that_it_had() {
+        let words = |features: u64, rank: u64| -> u64 {
+            let mut all = vec![f32::NAN; (features * rank) as usize];
+            Drawn::new(7, ParamId(3), features, rank).fill(0..features * rank, &mut all);
+            let fold = |h: u64, x: &f32| (h ^ u64::from(x.to_bits())).wrapping_mul(0x100_0000_01b3);
+            all.iter().fold(0xcbf2_9ce4_8422_2325, fold)
+        };
+        let got = [(64, 16), (576, 144), (1000, 8), (4096, 64)].map(|(n, r)| words(n, r));
+        assert_eq!(
+            got.map(|h| format!("{h:016x}")),
+            [
+                "5a34fa0c4481f1f1",
+                "3515316c902a0d81",
+                "4e6c90db5bcb11e9",
+                "a49ee9bd764e47d5"
+            ]
+        );
     }
 
     /// The known answers of Random123's test suite.
