@@ -13,6 +13,13 @@ drawn here once more, from the words of that page.
                                            a drawn projector of the other side
     settings.<name>    F64 ()              lr, beta1, beta2, eps, weight_decay, max_norm
 
+And what other optimizers and roundings make of it, each with the batch, losses, grad_norms and settings alone (and
+settings.compression, by which a reader knows that it is in subspaces):
+
+    lsp-adafactor.safetensors              by transformers' Adafactor, which factors the second moment of each tensor: of a
+                                           core whose rows are several of the file's tensors, of each of them
+    lsp-bf16.safetensors                   of llama alone: bf16 with f32 master weights, on the batch of bf16.safetensors
+
 Run: python reference/lsp_golden.py    (torch 2.11.0, transformers 5.24.0, safetensors 0.8.0)
 """
 
@@ -26,11 +33,14 @@ from safetensors.torch import save_file
 from torch.func import functional_call
 from torch.nn.utils import clip_grad_norm_
 from transformers import AutoModelForCausalLM
+from transformers.optimization import Adafactor
 
 GOLDEN = pathlib.Path(__file__).resolve().parent / "golden"
 MODELS = ["llama", "llama-tied", "qwen2", "qwen3", "gpt2"]
 IGNORE, SEED, COMPRESSION = -100, 7, 4
 SETTINGS = dict(lr=3e-3, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.0, max_norm=3.2)
+ADAFACTOR = dict(lr=3e-3, eps=1e-30, clip_threshold=1.0, decay_rate=-0.8, weight_decay=0.0, max_norm=5.0)
+BF16 = SETTINGS | dict(lr=1e-3, max_norm=0.9)
 
 
 # ---------------------------------------------------------------- projectors
@@ -157,12 +167,93 @@ class Subspaces:
         return F.cross_entropy(logits.flatten(0, 1), labels, ignore_index=IGNORE)
 
 
-def write(name):
-    with safe_open(GOLDEN / name / "golden.safetensors", "pt") as f:
+def opened(name, case="golden"):
+    """A model and the batch of one of its cases."""
+    with safe_open(GOLDEN / name / f"{case}.safetensors", "pt") as f:
         batch = {k: f.get_tensor(k) for k in ("tokens", "labels", "positions", "doc_start")}
     net = AutoModelForCausalLM.from_pretrained(GOLDEN / name, dtype=torch.float32, attn_implementation="eager")
     net.eval()
-    model = Subspaces(name, net)
+    return Subspaces(name, net), batch
+
+
+def save(path, case, settings, losses, norms):
+    case["losses"] = torch.tensor(losses, dtype=torch.float64)
+    case["grad_norms"] = torch.tensor(norms, dtype=torch.float64)
+    for key, value in settings.items():
+        case[f"settings.{key}"] = torch.tensor(value, dtype=torch.float64)
+    save_file({k: v.detach().contiguous() for k, v in case.items()}, path)
+    path.chmod(0o644)
+    clipped = sum(n > settings["max_norm"] for n in norms)
+    at = f"{path.parent.name}/{path.stem}"
+    print(f"{at:24} loss {losses[0]:.4f} -> {losses[-1]:.4f}, norm {norms[0]:.2f} -> {norms[-1]:.2f}, clipped {clipped}")
+    assert losses[-1] < losses[0] - 0.3 and 2 <= clipped < 10
+
+
+def write_adafactor(name):
+    model, batch = opened(name)
+    s = ADAFACTOR
+    # Rows of a core are those of its matrix where the input side is projected.
+    trained = []
+    for part, core in model.cores.items():
+        sizes = [model.rows(t) for t in model.names[part]]
+        rows, columns = model.frozen[part].shape
+        cut = sizes if rows >= columns else [len(core)]
+        leaves = [torch.zeros(rows, core.shape[1], requires_grad=True) for rows in cut]
+        trained += leaves
+        model.cores[part] = leaves
+    made, model.cores = model.cores, None
+    trained += model.rest.values()
+    optimizer = Adafactor(
+        [dict(params=trained, weight_decay=0.0)], lr=s["lr"], eps=(s["eps"], 1e-3), clip_threshold=s["clip_threshold"],
+        decay_rate=s["decay_rate"], scale_parameter=False, relative_step=False,
+    )
+    losses, norms = [], []
+    for _ in range(10):
+        optimizer.zero_grad()
+        model.cores = {part: torch.cat(leaves) for part, leaves in made.items()}
+        loss = model.loss(batch)
+        loss.backward()
+        norms.append(clip_grad_norm_(trained, s["max_norm"]).item())
+        losses.append(loss.item())
+        optimizer.step()
+    save(GOLDEN / name / "lsp-adafactor.safetensors", dict(batch), s | dict(compression=COMPRESSION), losses, norms)
+
+
+def rounded(x):
+    return x.detach().bfloat16()
+
+
+def write_bf16(name):
+    """Weights, activations and complete gradients in bf16, masters and moments in f32."""
+    model, batch = opened(name, "bf16")
+    s = BF16
+    masters = [*model.cores.values(), *(p.detach().clone().requires_grad_() for p in model.rest.values())]
+    parts, rest = list(model.cores), list(model.rest)
+    optimizer = torch.optim.AdamW(
+        masters, lr=s["lr"], betas=(s["beta1"], s["beta2"]), eps=s["eps"], weight_decay=0.0, foreach=False
+    )
+    model.frozen = {part: rounded(w).float() for part, w in model.frozen.items()}
+    model.projectors = {part: rounded(q).float() for part, q in model.projectors.items()}
+    net = model.net.bfloat16()
+    losses, norms = [], []
+    for _ in range(10):
+        low = [rounded(m).requires_grad_() for m in masters]
+        model.cores = {part: x.float() for part, x in zip(parts, low)}
+        weights = {t: w.bfloat16() for t, w in model.whole().items()} | dict(zip(rest, low[len(parts) :]))
+        inputs = dict(input_ids=batch["tokens"].long(), position_ids=batch["positions"].long(), use_cache=False)
+        logits = functional_call(net, weights, (), inputs).logits.float()
+        loss = F.cross_entropy(logits.flatten(0, 1), batch["labels"].long().flatten(), ignore_index=IGNORE)
+        loss.backward()
+        for m, x in zip(masters, low):
+            m.grad = x.grad.float()
+        norms.append(clip_grad_norm_(masters, s["max_norm"]).item())
+        losses.append(loss.item())
+        optimizer.step()
+    save(GOLDEN / name / "lsp-bf16.safetensors", dict(batch), s | dict(compression=COMPRESSION), losses, norms)
+
+
+def write(name):
+    model, batch = opened(name)
     s = SETTINGS
     trained = [*model.cores.values(), *model.rest.values()]
     optimizer = torch.optim.AdamW(
@@ -182,18 +273,9 @@ def write(name):
         norms.append(clip_grad_norm_(trained, s["max_norm"]).item())
         losses.append(loss.item())
         optimizer.step()
-    clipped = sum(n > s["max_norm"] for n in norms)
-    print(f"{name:11} loss {losses[0]:.4f} -> {losses[-1]:.4f}, norm {norms[0]:.2f} -> {norms[-1]:.2f}, clipped {clipped}")
-    assert losses[-1] < losses[0] - 0.5 and 2 <= clipped < 10
     with torch.no_grad():
         case |= {f"merged.{t}": w.clone() for t, w in model.whole().items() if ".0." in t}
-    case["losses"] = torch.tensor(losses, dtype=torch.float64)
-    case["grad_norms"] = torch.tensor(norms, dtype=torch.float64)
-    for key, value in s.items():
-        case[f"settings.{key}"] = torch.tensor(value, dtype=torch.float64)
-    path = GOLDEN / name / "lsp.safetensors"
-    save_file({k: v.detach().contiguous() for k, v in case.items()}, path)
-    path.chmod(0o644)
+    save(GOLDEN / name / "lsp.safetensors", case, s, losses, norms)
 
 
 if __name__ == "__main__":
@@ -201,3 +283,5 @@ if __name__ == "__main__":
     torch.use_deterministic_algorithms(True)
     for name in MODELS:
         write(name)
+        write_adafactor(name)
+    write_bf16("llama")

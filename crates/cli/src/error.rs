@@ -341,7 +341,9 @@ fn advice(e: &TrainError) -> Vec<String> {
         TrainError::DiskWrites(_) => one(
             "allow more, train for fewer steps, or give more host or device memory, so that less lies on the drives",
         ),
-        TrainError::Threads { .. } | TrainError::Exec(ExecError::Threads { .. }) => one(
+        TrainError::Threads { .. }
+        | TrainError::Exec(ExecError::Threads { .. })
+        | TrainError::Model(ModelError::Threads { .. }) => one(
             "leave threads out to take all cores, or raise the limit on processes (ulimit -u, pids.max)",
         ),
         TrainError::Budget {
@@ -559,8 +561,9 @@ fn model_advice(e: &ModelError) -> Vec<String> {
             "let `train.freeze` name both, or neither: queries, keys and values are one matrix here, so are gate \
              and up, and a norm's weight and bias one kernel's"
         }
+        ModelError::NothingProjected { shorter: 0, .. } => "freeze less, or leave out `strategy`",
         ModelError::NothingProjected { .. } => {
-            "lower `strategy.lsp.compression`, freeze less, or leave out `strategy.name: lsp`"
+            "lower `strategy.lsp.compression`, or leave out `strategy.name: lsp`"
         }
         ModelError::NothingTrained => {
             "name fewer tensors in `train.freeze`, or some in `train.unfreeze`"

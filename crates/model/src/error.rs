@@ -85,14 +85,28 @@ pub enum ModelError {
     /// No matrix of the blocks can be trained in a subspace: those that are trained have shorter sides of at most
     /// `shorter` features, of which a multiple of 8 has to be left.
     #[error(
-        "no matrix of the blocks can be trained in a subspace: 1/{compression} of {shorter} features, the most that \
-         the shorter side of a trained one has, is less than 8"
+        "no matrix of the blocks can be trained in a subspace: {}",
+        match shorter {
+            0 => "all of them are frozen".to_owned(),
+            _ => format!(
+                "1/{compression} of {shorter} features, the most that the shorter side of a trained one has, is less \
+                 than 8"
+            ),
+        }
     )]
     NothingProjected {
         /// The longest of the shorter sides; 0: nothing of the blocks is trained.
         shorter: u64,
         /// How many times fewer directions are kept.
         compression: u32,
+    },
+    /// The system does not start the threads that matrices are made on.
+    #[error("{threads} threads cannot be started: {why}")]
+    Threads {
+        /// How many.
+        threads: usize,
+        /// What the system said.
+        why: String,
     },
     /// A directory without `config.json`.
     #[error("{}: no config.json{}", dir.display(), instead(found))]

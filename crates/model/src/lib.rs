@@ -29,8 +29,8 @@ pub use error::ModelError;
 pub use frozen::frozen;
 pub use inputs::store_inputs;
 pub use lowtide_kernels::operands::Arg;
-pub use lsp::Merged;
 pub use lsp::learn::NotFinite;
+pub use lsp::{Merged, merging_bytes};
 pub use params::{HfTensor, file_params, hf_tensors};
 pub use run::{Call, Decoder};
 pub use weights::{

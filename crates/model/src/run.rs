@@ -90,6 +90,11 @@ impl Decoder {
         self
     }
 
+    #[cfg(test)]
+    pub(crate) fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
     /// What [`crate::describe`] says of it.
     #[must_use]
     pub fn workload(&self) -> &Workload {
@@ -166,10 +171,10 @@ impl Decoder {
         (entry.kind == ParamKind::Projector).then_some(entry.file)
     }
 
-    /// The model's matrices as they are used, for those who write them.
+    /// The model's matrices as they are used, for those who write them; made on so many threads.
     #[must_use]
-    pub fn merged(&self) -> Merged<'_> {
-        Merged::new(&self.layout)
+    pub fn merged(&self, threads: usize) -> Merged<'_> {
+        Merged::new(&self.layout, threads)
     }
 
     /// Runs one operation on `q` and returns when its results are written.

@@ -7,6 +7,7 @@ mod driver;
 mod reference;
 
 use std::collections::BTreeMap;
+use std::time::Instant;
 
 use driver::{Driver, inputs, options, tiny_gpt2, tiny_llama, tiny_shapes};
 use lowtide_model::{ModelError, Options, describe, file_params, hf_tensors};
@@ -306,13 +307,32 @@ fn the_gradient_of_the_core_is_the_slope() {
     }
 }
 
+/// A stranger's model may have any number of layers: with bases and cores it is described about as fast as without.
+#[test]
+fn many_layers_are_described_about_as_fast_as_in_exact_training() {
+    let shape = ModelShape {
+        layers: 4096,
+        ..tiny_llama()
+    };
+    let time = |lsp: Option<Lsp>| {
+        let timed = |_| {
+            let start = Instant::now();
+            describe(&shape, &with(lsp, Dtype::Bf16)).unwrap();
+            start.elapsed()
+        };
+        (0..3).map(timed).min().unwrap()
+    };
+    let (exact, subspaces) = (time(None), time(Some(lsp(2))));
+    assert!(subspaces < 4 * exact, "{subspaces:?} beside {exact:?}");
+}
+
 /// The models that are written are those that were trained, whatever the ranges they are asked for in.
 #[test]
 fn merged_matrices_are_those_that_are_used() {
     for shape in tiny_shapes() {
         let driver = Driver::new(&shape, &with(Some(lsp(2)), Dtype::F32), 2);
         let want = whole(&driver);
-        let mut merged = driver.decoder.merged();
+        let mut merged = driver.decoder.merged(2);
         for (file, param) in file_params(&shape).pairs() {
             // Ends inside rows.
             for from in (0..param.elements).step_by(173) {
@@ -321,7 +341,7 @@ fn merged_matrices_are_those_that_are_used() {
                 let weights = |p, range: std::ops::Range<u64>, out: &mut [f32]| {
                     let all = driver.weight(p);
                     out.copy_from_slice(&all[range.start as usize..range.end as usize]);
-                    Ok::<(), ()>(())
+                    Ok::<(), ModelError>(())
                 };
                 merged.read(file, range.clone(), &mut got, weights).unwrap();
                 let want = &want[file.0 as usize][range.start as usize..range.end as usize];

@@ -6,6 +6,7 @@
 
 use lowtide_executor::Trace;
 use lowtide_measure::later;
+use lowtide_model::merging_bytes;
 use lowtide_planner::{Machine, PartName, Plan, Tier};
 use lowtide_tiers::process;
 use lowtide_units::Bytes;
@@ -38,7 +39,8 @@ impl Resident {
         let tasks: usize = PartName::ALL.iter().map(|&p| plan.part(p).len()).sum();
         let inputs = w.batch.input_bytes().0 * u64::from(w.batch.accumulate);
         let each = TASK * tasks as u64 + BATCHES * inputs + EVENT * LANES * trace.events as u64;
-        let run = each * u64::from(plan.ranks);
+        // The export makes matrices of bases and cores while everything is still reserved.
+        let run = each * u64::from(plan.ranks) + merging_bytes(&w.params);
         let held = process::rss_bytes().unwrap_or_default();
         Self {
             beside: (held + later()).max(machine.host_reserve) + Bytes(run),

@@ -20,7 +20,7 @@ use lowtide_workload::{
 };
 
 use crate::ModelError;
-use crate::lsp::{Factors, Layout, find, layout};
+use crate::lsp::{Factors, Layout, layout};
 use crate::params::{Part, Role, specs};
 use kind::{Kind, Sizes};
 
@@ -297,12 +297,11 @@ impl<'a> Builder<'a> {
     /// How this unit's matrix `part` is trained in a subspace: core, projector and their sizes.
     fn factored(&self, part: Part) -> Option<Factored> {
         let entry = &self.model.layout[self.param(part)];
-        let factors = entry.factors?;
-        let at = |kind| find(self.model.layout, entry.file, kind);
+        let (core, projector) = self.model.layout.beside(entry.file)?;
         Some(Factored {
-            core: at(ParamKind::Core)?,
-            projector: at(ParamKind::Projector)?,
-            factors,
+            core,
+            projector,
+            factors: entry.factors?,
         })
     }
 

@@ -10,6 +10,7 @@ use super::card::{CARD, card};
 use super::{Fit, tokenizer_files};
 use crate::error::TrainError;
 use crate::output::{MODEL, TRACE};
+use crate::threads::threads_of;
 
 /// The directory that the model came from, if it came from one.
 pub(super) fn source_of(run: &Run) -> Option<&Path> {
@@ -27,7 +28,7 @@ impl Fit<'_> {
         let told = self.room.resize(self.output.folder(), 0);
         self.tell(told);
         let decoder = Arc::clone(self.session.decoder());
-        let mut merged = decoder.merged();
+        let mut merged = decoder.merged(threads_of(self.run));
         let parameters = self.session.decoder().workload().parameters();
         let best = self.kept_best().filter(|_| self.gone_back);
         let card = card(self.run, &self.state, best, parameters);
@@ -40,8 +41,10 @@ impl Fit<'_> {
                 if requests.stopping() {
                     return Err(TrainError::Stopped);
                 }
-                let weights = |p, range, out: &mut [f32]| homes.weights(p, range, out);
-                Ok(merged.read(p, range, out, weights)?)
+                let weights = |p, range, out: &mut [f32]| {
+                    homes.weights(p, range, out).map_err(TrainError::from)
+                };
+                merged.read(p, range, out, weights)
             });
             written
                 .and_then(|()| tokenizer_files::write(&self.tokenizer, &self.stops, pending))

@@ -155,7 +155,8 @@ pub fn decoder_of_ranks(
     Arc::new(one.of_ranks(ranks))
 }
 
-fn decoder_alone(
+/// All of it: what is frozen, in subspaces or not, of one rank.
+pub fn decoder_alone(
     gpu: Option<&Gpu>,
     shape: &ModelShape,
     precision: Dtype,
