@@ -6,6 +6,7 @@ use lowtide_measure::bench::{
 use lowtide_planner::explain::{explain, explain_choices, lane_of};
 use lowtide_planner::plan::LaneKind;
 use lowtide_planner::{Machine, Plan};
+use lowtide_trainer::Workload;
 use lowtide_trainer::bench::{StepReport, step};
 use lowtide_trainer::report::{Observer, Phase};
 use lowtide_trainer::threads::usual_threads;
@@ -198,10 +199,10 @@ impl Observer for Show {
         self.out.text(text);
     }
 
-    fn planned(&mut self, plan: &Plan, machine: &Machine) {
+    fn planned(&mut self, plan: &Plan, w: &Workload, machine: &Machine) {
         self.waiting = None;
         self.out.text(&rates_line(machine));
-        self.out.text(explain(plan, self.cuda).trim_end());
+        self.out.text(explain(plan, w, self.cuda).trim_end());
         for told in drives(plan, machine) {
             self.out.text(&told);
         }

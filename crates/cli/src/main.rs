@@ -20,6 +20,7 @@ mod probe;
 mod progress;
 mod report;
 mod signals;
+mod tie;
 mod train;
 mod verify;
 

@@ -28,6 +28,7 @@ use crate::error::{CliError, machine_json};
 use crate::out::{Out, bytes, quoted, seconds};
 use crate::probe::place;
 use crate::progress::Waiting;
+use crate::tie::beside_exact;
 
 /// Holds what a run would write to its drives against what it may. Where only data that are not there say how many
 /// steps it has, says how many it may make.
@@ -104,9 +105,13 @@ pub fn plan(args: &PlanArgs, out: Out) -> Answer {
     ));
     out.text(&rates_line(machine));
     let cuda = basis.target.is_gpu();
-    out.text(explain(&plan, cuda).trim_end());
+    out.text(explain(&plan, workload, cuda).trim_end());
     out.text(explain_choices(&plan).trim_end());
     out.text((explain_updates(&plan, machine, cuda) + &explain_cores(&plan, workload)).trim_end());
+    let exact = beside_exact(&run, &basis, step)?;
+    if let Some((told, _)) = &exact {
+        out.text(told);
+    }
     let waits = steady_step(&plan, workload, machine).gpu_waits;
     if let Some(told) = waits_line(&waits, step, cuda) {
         out.text(&told);
@@ -122,6 +127,9 @@ pub fn plan(args: &PlanArgs, out: Out) -> Answer {
     describe(&plan, &mut answer);
     answer["tokens_per_second"] = json!(tokens_per_second);
     answer["model_tflops"] = json!(model_tflops);
+    if let Some((_, told)) = exact {
+        answer["exact"] = told;
+    }
     let [host, resident, streamed] = split(&plan, machine);
     answer["updates"] = json!({"host": host, "resident": resident, "streamed": streamed});
     answer["gpu_waits"] = waits
@@ -410,8 +418,8 @@ pub fn describe(plan: &Plan, answer: &mut Value) {
         .iter()
         .map(|&t| (t.name().to_owned(), json!(plan.tier(t))))
         .collect();
-    let [up, down] = traffic(plan);
-    answer["traffic"] = json!({"h2d": up, "d2h": down});
+    let [up, down, read, written] = traffic(plan);
+    answer["traffic"] = json!({"h2d": up, "d2h": down, "disk_read": read, "disk_write": written});
     answer["fits"] = json!(true);
     answer["hash"] = json!(format!("{:016x}", plan.hash()));
     answer["step_seconds"] = json!(p.step_seconds);

@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use lowtide_planner::explain::{explain, explain_choices};
+use lowtide_planner::traffic::explain_cores;
 use lowtide_planner::{Machine, Plan};
+use lowtide_trainer::Workload;
 use lowtide_trainer::fit;
 use lowtide_trainer::report::{Observer, Phase, StepLine, TrainReport, When};
 use serde_json::json;
@@ -155,9 +157,9 @@ impl Observer for Show {
         self.waiting = phase.filter(|_| !bar).map(|p| Waiting::begin(p.name()));
     }
 
-    fn planned(&mut self, plan: &Plan, machine: &Machine) {
+    fn planned(&mut self, plan: &Plan, w: &Workload, machine: &Machine) {
         self.detail(&rates_line(machine));
-        self.text(explain(plan, self.cuda).trim_end());
+        self.text((explain(plan, w, self.cuda) + &explain_cores(plan, w)).trim_end());
         for told in drives(plan, machine) {
             self.text(&told);
         }

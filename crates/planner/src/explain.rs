@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use lowtide_units::{Bytes, List, Seconds};
-use lowtide_workload::{Optimizer, OptimizerName};
+use lowtide_workload::{Optimizer, OptimizerName, Workload};
 use serde::{Deserialize, Serialize};
 
 use crate::choice::{LoopOrder, Processor};
@@ -44,10 +44,10 @@ fn bytes_each(plan: &Plan) -> f64 {
     (each * 100.0).round() / 100.0
 }
 
-/// What a plan comes to: the table of memory, and what a step is predicted to take. `cuda`: the device is
-/// a GPU. Long because it is a text from top to bottom.
+/// What a plan comes to: the table of memory, and what a step is predicted to take. `w` is what it is the plan of;
+/// `cuda`: the device is a GPU. Long because it is a text from top to bottom.
 #[must_use]
-pub fn explain(plan: &Plan, cuda: bool) -> String {
+pub fn explain(plan: &Plan, w: &Workload, cuda: bool) -> String {
     let mut text = String::new();
     let show = |bytes: Bytes| {
         if bytes.0 == 0 {
@@ -98,14 +98,11 @@ pub fn explain(plan: &Plan, cuda: bool) -> String {
             bytes_each(plan)
         );
     }
-    let frozen: u64 = plan
-        .pieces
-        .iter()
-        .filter(|p| p.frozen)
-        .map(|p| p.elements)
-        .sum();
+    // Bases and projectors are frozen too, but a base is trained, and a projector is no part of the model.
+    let frozen = w.params.iter().filter(|p| p.frozen && p.kind.is_own());
+    let frozen: u64 = frozen.map(|p| p.elements).sum();
     if frozen > 0 {
-        let all: u64 = plan.pieces.iter().map(|p| p.elements).sum();
+        let all = w.parameters();
         let _ = writeln!(
             text,
             "frozen: {:.1} M of {:.1} M parameters, without gradient, optimizer state and update",

@@ -6,9 +6,10 @@ use lowtide_workload::ParamId;
 use crate::build::build;
 use crate::check::check;
 use crate::choice::{Budgets, Choice, Clip, LoopOrder};
-use crate::plan::{PartName, Plan, Tensor, Work};
+use crate::plan::{PartName, Plan, Tensor, Tier, Work};
 use crate::testing::{frozen, machine, untied, workload};
 use crate::tests::{CLIPS, every_choice};
+use crate::traffic::{Traffic, traffic};
 
 /// Of a tied and of an untied model: the embedding; it and the first block; everything but the second block's
 /// first matrix; the norms; the head's own.
@@ -54,6 +55,27 @@ fn plans_with_frozen_parameters_pass_the_checker() {
         }
     }
     assert!(seen > 900, "{seen}");
+}
+
+/// What is read of the drives and written to them is told by what it is, as what passes the links.
+#[test]
+fn what_drives_read_and_write_is_told() {
+    let w = frozen(workload(2, 1), &[2, 3]);
+    let mut c = Choice::resident(&w);
+    c.weights.fill(Tier::Disk);
+    c.optimizer.fill(Tier::Disk);
+    let plan = build(&w, &c, Clip::Exact, Budgets::UNLIMITED, &machine());
+    let [up, _, read, written] = traffic(&plan);
+    assert!(
+        read.frozen.0 > 0 && read.weights.0 > 0 && read.state.0 > 0,
+        "{read:?}"
+    );
+    assert_eq!(up.frozen, read.frozen, "it has no other home");
+    assert_eq!(written.frozen.0, 0);
+    let sum = |t: Traffic| t.frozen + t.weights + t.gradients + t.state + t.others;
+    let p = &plan.prediction;
+    assert_eq!(sum(read), p.disk_bytes_read);
+    assert_eq!(sum(written), p.disk_bytes_written);
 }
 
 /// A frozen piece that is updated or has an accumulator is not this workload's plan, nor is one that says it is

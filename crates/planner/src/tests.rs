@@ -269,7 +269,9 @@ fn an_update_of_whole_tensors_has_its_scratch() {
             let numbers: u64 = good.pieces.iter().map(|p| p.elements).sum();
             let each = state as f64 / numbers as f64;
             assert!((2.0..3.0).contains(&each), "{each} bytes a parameter");
-            assert!(crate::explain::explain(&good, true).contains("Adafactor, moments in f32: "));
+            assert!(
+                crate::explain::explain(&good, &w, true).contains("Adafactor, moments in f32: ")
+            );
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What a steady step moves over the links, by what it is.
+//! What a steady step moves over the links and to and from the drives, by what it is.
 
 use lowtide_units::Bytes;
 use lowtide_workload::{ParamKind, Workload};
@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::plan::{LaneKind, Plan, Tensor, Work};
 
-/// Bytes of a steady step on one link.
+/// Bytes of a steady step one way.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Traffic {
     /// Weights that no step writes.
@@ -21,19 +21,20 @@ pub struct Traffic {
     pub others: Bytes,
 }
 
-/// What a steady step moves to the device, and from it.
+/// What a steady step moves to the device, from it, from the drives and to them.
 #[must_use]
-pub fn traffic(plan: &Plan) -> [Traffic; 2] {
-    let mut both = [Traffic::default(); 2];
+pub fn traffic(plan: &Plan) -> [Traffic; 4] {
+    let mut all = [Traffic::default(); 4];
     for (part, times) in plan.rounds().steady() {
-        let copies = plan.part(part).iter().filter(|t| t.work == Work::Copy);
-        for task in copies {
-            let link = match task.lane.kind {
-                LaneKind::H2d => 0,
-                LaneKind::D2h => 1,
+        for task in plan.part(part).iter() {
+            let way = match (&task.work, task.lane.kind) {
+                (Work::Copy, LaneKind::H2d) => 0,
+                (Work::Copy, LaneKind::D2h) => 1,
+                (Work::Read, _) => 2,
+                (Work::Write, _) => 3,
                 _ => continue,
             };
-            let to = &mut both[link];
+            let to = &mut all[way];
             let sum = match plan.slots[task.args[0].slot].tensor {
                 Tensor::Weight(p) if plan.pieces[p].frozen => &mut to.frozen,
                 Tensor::Weight(_) | Tensor::Shard(_) => &mut to.weights,
@@ -44,7 +45,7 @@ pub fn traffic(plan: &Plan) -> [Traffic; 2] {
             *sum += Bytes(task.args[0].bytes * u64::from(times));
         }
     }
-    both
+    all
 }
 
 /// What a plan trains where it is not the model's own matrices, and what a step moves of that; empty where it trains them as
@@ -61,15 +62,16 @@ pub fn explain_cores(plan: &Plan, w: &Workload) -> String {
         return String::new();
     }
     let others = w.trained() as f64 / 1e6 - core;
-    let [up, down] = traffic(plan);
+    let [up, down, read, _] = traffic(plan);
     format!(
         "in subspaces: of {base:.1} M numbers of the blocks' matrices {core:.1} M are trained, along {projector:.1} M of \
          projectors; {others:.1} M others are trained as they are; numbers differ from exact training\n\
          a step reads of bases and projectors {}, and moves up {} of trained weights and {} of state, down {} of \
          gradients and {} of state\n",
-        match up.frozen {
-            Bytes::ZERO => "what stays on the device".to_owned(),
-            bytes => format!("{bytes} over the link"),
+        match (up.frozen, read.frozen) {
+            (Bytes::ZERO, _) => "what stays on the device".to_owned(),
+            (bytes, Bytes::ZERO) => format!("{bytes} over the link"),
+            (bytes, read) => format!("{bytes} over the link, {read} of it from the drives"),
         },
         up.weights,
         up.state,

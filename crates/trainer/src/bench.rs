@@ -106,7 +106,7 @@ pub fn step(
     let made = (WARM_UP + 1).saturating_add(steps);
     let make = |pins| basis.plan_pinned(pins);
     let plan = wear::within(run, pins_of(run), (0, made), wear::fill, make, |p| p)?;
-    observer.planned(&plan, &basis.machine);
+    observer.planned(&plan, basis.decoder.workload(), &basis.machine);
     wear::check(run, &plan, (0, wear::fill(&plan), made))?;
     observer.phase(Some(Phase::Weights));
     let traced = trace.map_or(Trace::NONE, |_| Trace::ALL);

@@ -207,7 +207,7 @@ pub fn train(
     let basis = Basis::here(run, &device, decoder, sample, observer)?;
     let ahead = total - start.state().map_or(0, |s| s.step);
     let (plan, written) = opening::plan(run, &basis, &output, &start, ahead)?;
-    observer.planned(&plan, &basis.machine);
+    observer.planned(&plan, basis.decoder.workload(), &basis.machine);
     observer.phase(Some(Phase::Reserving));
     let trace = if run.log.trace {
         Trace::FIRST_STEPS

@@ -37,3 +37,4 @@ pub use lowtide_files::{FileError, Foreign, JsonProblem};
 pub use lowtide_model::ModelError;
 pub use lowtide_tiers::TierError;
 pub use lowtide_units::{Bytes, Seconds};
+pub use lowtide_workload::Workload;

@@ -7,6 +7,7 @@ use lowtide_executor::Measured;
 use lowtide_files::shown;
 use lowtide_planner::waits::{Cause, steady_step};
 use lowtide_planner::{Lane, LaneKind, Machine, Plan};
+use lowtide_workload::Workload;
 use serde::{Deserialize, Serialize};
 
 use crate::planning::Planned;
@@ -161,7 +162,7 @@ pub trait Observer {
     /// `None`.
     fn phase(&mut self, _phase: Option<Phase>) {}
     /// The plan is made and everything is about to be reserved.
-    fn planned(&mut self, _plan: &Plan, _machine: &Machine) {}
+    fn planned(&mut self, _plan: &Plan, _w: &Workload, _machine: &Machine) {}
     /// A step is finished.
     fn step(&mut self, _line: &StepLine) {}
     /// An evaluation is finished.

@@ -32,6 +32,8 @@ fn an_export_is_what_was_trained() {
     let scratch = ready();
     let ended = scratch.train(&[]);
     let text = ended.fine().text();
+    assert!(text.contains("in subspaces: of "), "{text}");
+    assert!(!text.contains("frozen:"), "{text}");
     let report: Value = serde_json::from_str(&scratch.read("out/finished.json")).expect("JSON");
     let trained = report["report"]["eval_loss_last"].as_f64();
     let trained = trained.unwrap_or_else(|| panic!("{report} {text}"));
@@ -70,6 +72,40 @@ fn a_plan_tells_what_is_trained_and_verify_holds() {
         4.0 * numbers as f64 / 1e6
     );
     assert!(text.contains(&told), "{told}: {text}");
+    // Bases are trained, by their cores, and a projector is no part of the model: neither is told as frozen.
+    assert!(!text.contains("frozen:"), "{text}");
+    let freeze = "train.freeze=model.layers.1";
+    let text = scratch.run(&["plan", "run.yaml", "--set", freeze]);
+    let block = numbers + 2 * 128;
+    let told = format!(
+        "frozen: {:.1} M of {:.1} M parameters",
+        block as f64 / 1e6,
+        lsp["parameters"].as_u64().expect("a number") as f64 / 1e6
+    );
+    assert!(
+        text.fine().text().contains(&told),
+        "{told}: {}",
+        text.text()
+    );
+
+    // What it has to beat: the step of exact training, planned by itself.
+    let machine = "plan.machine=machine.json";
+    let probe = ["probe", "--device", "cpu", "--out", "machine.json"];
+    scratch.run(&probe).fine();
+    let (lsp, exact) = (plan(machine), {
+        let sets = ["--set", machine, "--set", "strategy.name=exact"];
+        scratch.run(&[&["plan", "run.yaml", "--json"][..], &sets].concat())
+    });
+    let (lsp, exact) = (lsp.fine().json(), exact.fine().json());
+    assert!(exact["exact"].is_null());
+    assert_eq!(lsp["exact"]["fits"], true);
+    assert_eq!(lsp["exact"]["step_seconds"], exact["step_seconds"]);
+    let seconds = |of: &Value| of["step_seconds"].as_f64().expect("a number");
+    let tie = lsp["exact"]["steps_at_tie"].as_f64().expect("a number");
+    assert!(
+        (tie * seconds(&lsp) / seconds(&exact) - 1.0).abs() < 1e-9,
+        "{tie}"
+    );
 
     for set in [
         "train.steps=4",
@@ -83,7 +119,7 @@ fn a_plan_tells_what_is_trained_and_verify_holds() {
         let mut args = args.to_vec();
         args.push("--plant-fault");
         let found = scratch.run(&args);
-        assert_ne!(found.code, Some(0), "{set}");
+        assert_eq!(found.json()["equal"], false, "{set}");
     }
 }
 
@@ -121,7 +157,15 @@ fn what_does_not_go_together_is_told() {
         ),
         (
             &["train.freeze=model.layers"],
-            &["no matrix of the blocks", "freeze less"],
+            &[
+                "no matrix of the blocks",
+                "all of them are frozen",
+                "freeze less",
+            ],
+        ),
+        (
+            &["gpus=2", "train.accumulate=2"],
+            &["gpus", "strategy.name"],
         ),
         (&["strategy.name=lora"], &["strategy.name", "exact, lsp"]),
     ] {

@@ -1,11 +1,11 @@
 //! `config.json`: to a shape, its tensors, its workload and a plan.
 
 use lowtide_config::Run;
-use lowtide_model::{Decoder, config_json, describe, hf_tensors, parse_config_for};
+use lowtide_model::{Decoder, Options, config_json, describe, hf_tensors, parse_config_for};
 use lowtide_planner::{Budgets, Clip, Machine, Pins, Request};
 use lowtide_trainer::planning::shape_of;
 use lowtide_trainer::stops::stops_of;
-use lowtide_workload::{Batch, Dtype};
+use lowtide_workload::{Batch, Dtype, Lsp, Projector};
 use std::sync::OnceLock;
 
 use super::{BATCH, chat_tokenizer, options, told};
@@ -44,10 +44,28 @@ pub(super) fn read(bytes: &[u8]) -> Result<(), String> {
         let bytes: u128 = tensors.map(|t| u128::from(t.bytes.0)).sum();
         assert!(bytes * u128::from(LARGE.accumulate) < 1 << 62);
     }
+    let by = crc32c::crc32c(bytes);
+    let lsp = Lsp {
+        compression: [1, 2, 4, 64][(by >> 8) as usize % 4],
+        projector: Projector::Random,
+    };
+    let subspaces = Options {
+        lsp: Some(lsp),
+        ..options(BATCH)
+    };
+    // Where nothing can be projected that is told.
+    let subspaces = Decoder::new(&shape, &subspaces).map_err(told);
+    if let Ok(decoder) = &subspaces {
+        assert_eq!(u128::from(decoder.workload().parameters()), elements);
+    }
     // Planning takes as long as all else together a hundred times.
-    if shape.layers <= 2 && crc32c::crc32c(bytes).is_multiple_of(8) {
+    if shape.layers <= 2 && by.is_multiple_of(8) {
+        let of = match &subspaces {
+            Ok(subspaces) if by & 8 == 0 => subspaces,
+            _ => &decoder,
+        };
         let request = Request {
-            workload: decoder.workload(),
+            workload: of.workload(),
             machine: machine(),
             budgets: Budgets::UNLIMITED,
             clip: Clip::Exact,

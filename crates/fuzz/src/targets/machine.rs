@@ -36,7 +36,10 @@ pub(super) fn read(bytes: &[u8]) -> Result<(), String> {
     };
     assert!(plan.prediction.step_seconds.0.is_finite());
     let cuda = machine.cuda;
-    let _ = (explain(&plan, cuda), explain_choices(&plan));
+    let _ = (
+        explain(&plan, request.workload, cuda),
+        explain_choices(&plan),
+    );
     let _ = (
         split(&plan, &machine),
         explain_updates(&plan, &machine, cuda),
