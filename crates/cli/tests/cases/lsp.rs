@@ -106,6 +106,14 @@ fn a_plan_tells_what_is_trained_and_verify_holds() {
         (tie * seconds(&lsp) / seconds(&exact) - 1.0).abs() < 1e-9,
         "{tie}"
     );
+    let small = ["budget.device=4MiB", "budget.host=6MiB", machine];
+    let sets = small.iter().flat_map(|set| ["--set", set]);
+    let args: Vec<&str> = ["plan", "run.yaml"].into_iter().chain(sets).collect();
+    let told = "exact training does not fit these budgets";
+    let small = scratch.run(&args);
+    assert!(small.fine().text().contains(told), "{}", small.text());
+    let small = scratch.run(&[&args[..], &["--json"]].concat());
+    assert_eq!(small.json()["exact"], serde_json::json!({"fits": false}));
 
     for set in [
         "train.steps=4",
