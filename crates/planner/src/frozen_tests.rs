@@ -1,7 +1,7 @@
 //! Plans of workloads of which something is frozen.
 
 use lowtide_units::ids;
-use lowtide_workload::ParamId;
+use lowtide_workload::{ParamId, ParamKind};
 
 use crate::build::build;
 use crate::check::check;
@@ -9,7 +9,7 @@ use crate::choice::{Budgets, Choice, Clip, LoopOrder};
 use crate::plan::{PartName, Plan, Tensor, Tier, Work};
 use crate::testing::{frozen, machine, untied, workload};
 use crate::tests::{CLIPS, every_choice};
-use crate::traffic::{Traffic, traffic};
+use crate::traffic::{Traffic, explain_cores, traffic};
 
 /// Of a tied and of an untied model: the embedding; it and the first block; everything but the second block's
 /// first matrix; the norms; the head's own.
@@ -76,6 +76,27 @@ fn what_drives_read_and_write_is_told() {
     let p = &plan.prediction;
     assert_eq!(sum(read), p.disk_bytes_read);
     assert_eq!(sum(written), p.disk_bytes_written);
+
+    // Of a base and its projector it is said in a sentence.
+    let mut subspaces = w.clone();
+    for (p, kind) in [
+        (2, ParamKind::Base),
+        (3, ParamKind::Projector),
+        (5, ParamKind::Core),
+    ] {
+        subspaces.params[ParamId(p)].kind = kind;
+    }
+    let told = explain_cores(&plan, &subspaces);
+    let bytes = up.frozen;
+    let want = format!("projectors {bytes} over the link, {bytes} of it from the drives,");
+    assert!(told.contains(&want), "{told}");
+    c.weights.fill(Tier::Host);
+    let plan = build(&w, &c, Clip::Exact, Budgets::UNLIMITED, &machine());
+    let told = explain_cores(&plan, &subspaces);
+    assert!(
+        told.contains(&format!("projectors {bytes} over the link, and")),
+        "{told}"
+    );
 }
 
 /// A frozen piece that is updated or has an accumulator is not this workload's plan, nor is one that says it is
