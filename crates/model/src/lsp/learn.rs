@@ -4,7 +4,7 @@
 //! Martinsson and Tropp 2011). The projector is an orthonormal basis of it along its principal axes, the largest first:
 //! Q = Z·V·Λ^(-1/2) with the eigenvectors and eigenvalues of ZᵀZ. Axes whose square is below 1e-10 of the first one's are
 //! rounding; drawn ones that are orthogonal to the others take their places. Everything is f64, in an order that sizes alone
-//! decide, and by no function of the platform's library.
+//! decide; of the platform's library it takes the hypotenuse.
 
 use super::Factors;
 
@@ -238,7 +238,7 @@ fn rotate(v: &mut [f64], d: &mut [f64], e: &mut [f64]) {
             }
             let g = d[l];
             let p = (d[l + 1] - g) / (2.0 * e[l]);
-            let r = libm::hypot(p, 1.0).copysign(p);
+            let r = p.hypot(1.0).copysign(p);
             d[l] = e[l] / (p + r);
             d[l + 1] = e[l] * (p + r);
             let (next, h) = (d[l + 1], g - d[l]);
@@ -250,7 +250,7 @@ fn rotate(v: &mut [f64], d: &mut [f64], e: &mut [f64]) {
             for i in (l..m).rev() {
                 (c3, c2, s2) = (c2, c, s);
                 let (g, h) = (c * e[i], c * p);
-                let r = libm::hypot(p, e[i]);
+                let r = p.hypot(e[i]);
                 e[i + 1] = s * r;
                 (s, c) = (e[i] / r, p / r);
                 p = c * d[i] - s * g;
