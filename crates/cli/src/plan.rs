@@ -28,7 +28,7 @@ use crate::error::{CliError, machine_json};
 use crate::out::{Out, bytes, quoted, seconds};
 use crate::probe::place;
 use crate::progress::Waiting;
-use crate::tie::beside_exact;
+use crate::tie::{beside_exact, other_compressions};
 
 /// Holds what a run would write to its drives against what it may. Where only data that are not there say how many
 /// steps it has, says how many it may make.
@@ -119,7 +119,8 @@ pub fn plan(args: &PlanArgs, out: Out) -> Answer {
     out.text(&format!(
         "{tokens_per_second:.1} tokens/s, {model_tflops:.2} model TFLOP/s"
     ));
-    out.text(outlook_text(&outlook, step, cuda).trim_end());
+    let (others, of_others) = other_compressions(&run, &basis)?;
+    out.text((outlook_text(&outlook, step, cuda) + &others).trim_end());
     drives(&plan, machine)
         .iter()
         .for_each(|told| out.text(told));
@@ -129,6 +130,7 @@ pub fn plan(args: &PlanArgs, out: Out) -> Answer {
     answer["model_tflops"] = json!(model_tflops);
     if let Some((_, told)) = exact {
         answer["exact"] = told;
+        answer["compressions"] = of_others;
     }
     let [host, resident, streamed] = split(&plan, machine);
     answer["updates"] = json!({"host": host, "resident": resident, "streamed": streamed});

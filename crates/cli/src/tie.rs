@@ -1,10 +1,10 @@
 //! What training in subspaces has to beat: exact training's step under the same budgets, and the growth of steps at which
-//! the two tie.
+//! the two tie; and what twice and half as many directions would take.
 
 use lowtide_config::Run;
-use lowtide_trainer::TrainError;
 use lowtide_trainer::basis::Basis;
 use lowtide_trainer::planning::decoder_of;
+use lowtide_trainer::{ModelError, TrainError};
 use serde_json::{Value, json};
 
 use crate::out::seconds;
@@ -26,14 +26,8 @@ pub fn beside_exact(
         lsp: None,
         ..run.clone()
     };
-    let basis = Basis {
-        run: &exact,
-        decoder: decoder_of(&exact, exact.batch(), basis.target)?,
-        ..basis.clone()
-    };
-    let told = match basis.plan() {
-        Ok(plan) => {
-            let of_exact = plan.prediction.step_seconds.0;
+    let told = match step_of(&exact, basis)? {
+        Some(of_exact) => {
             let tie = of_exact / step;
             let who = match tie > 1.0 {
                 true => format!(
@@ -50,11 +44,63 @@ pub fn beside_exact(
                 json!({"fits": true, "step_seconds": of_exact, "steps_at_tie": tie}),
             )
         }
-        Err(TrainError::Refused(_)) => (
+        None => (
             "exact training does not fit these budgets".to_owned(),
             json!({"fits": false}),
         ),
-        Err(e) => return Err(e),
     };
     Ok(Some(told))
+}
+
+/// Seconds of a step of another run on the same machine, under the same budgets; `None` where it does not fit.
+fn step_of(run: &Run, basis: &Basis<'_>) -> Result<Option<f64>, TrainError> {
+    let basis = Basis {
+        run,
+        decoder: decoder_of(run, run.batch(), basis.target)?,
+        ..basis.clone()
+    };
+    match basis.plan() {
+        Ok(plan) => Ok(Some(plan.prediction.step_seconds.0)),
+        Err(TrainError::Refused(_)) => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+/// Twice and half as many directions as a run in subspaces trains, as far as there are such and their plans fit: a text and
+/// its JSON; empty for a run that trains exactly.
+///
+/// # Errors
+/// Those of planning.
+pub fn other_compressions(run: &Run, basis: &Basis<'_>) -> Result<(String, Value), TrainError> {
+    let (mut text, mut all) = (String::new(), Vec::new());
+    let Some(lsp) = run.lsp else {
+        return Ok((text, json!(all)));
+    };
+    // The most that the key takes.
+    let most = 1024;
+    for compression in [lsp.compression / 2, lsp.compression * 2] {
+        if compression == 0 || compression > most {
+            continue;
+        }
+        let mut other = run.clone();
+        other.lsp = other.lsp.map(|mut lsp| {
+            lsp.compression = compression;
+            lsp
+        });
+        let step = match step_of(&other, basis) {
+            Ok(Some(step)) => step,
+            Ok(None) | Err(TrainError::Model(ModelError::NothingProjected { .. })) => continue,
+            Err(e) => return Err(e),
+        };
+        let tokens_per_second = run.batch().tokens() as f64 / step;
+        text += &format!(
+            "changes numbers: --set strategy.lsp.compression={compression}: {tokens_per_second:.1} tokens/s\n"
+        );
+        all.push(json!({
+            "compression": compression,
+            "step_seconds": step,
+            "tokens_per_second": tokens_per_second,
+        }));
+    }
+    Ok((text, json!(all)))
 }

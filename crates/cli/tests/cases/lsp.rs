@@ -106,6 +106,27 @@ fn a_plan_tells_what_is_trained_and_verify_holds() {
         (tie * seconds(&lsp) / seconds(&exact) - 1.0).abs() < 1e-9,
         "{tie}"
     );
+    // So is that of twice and half as many directions; a sixteenth of 128 is the last of which 8 are left.
+    let compressions = |of: &Value| -> Vec<(u64, f64)> {
+        let all = of["compressions"].as_array().expect("a list");
+        let each = all.iter().map(|c| {
+            let step = c["step_seconds"].as_f64().expect("a number");
+            (c["compression"].as_u64().expect("a number"), step)
+        });
+        each.collect()
+    };
+    assert!(exact["compressions"].is_null());
+    let compressed = |by: u32| {
+        let set = format!("strategy.lsp.compression={by}");
+        let args = [
+            "plan", "run.yaml", "--json", "--set", machine, "--set", &set,
+        ];
+        scratch.run(&args).fine().json()
+    };
+    let two = (2, seconds(&compressed(2)));
+    assert_eq!(compressions(&lsp), [two, (8, seconds(&compressed(8)))]);
+    let last = compressions(&compressed(16));
+    assert_eq!(last, [(8, seconds(&compressed(8)))]);
     let small = ["budget.device=4MiB", "budget.host=6MiB", machine];
     let sets = small.iter().flat_map(|set| ["--set", set]);
     let args: Vec<&str> = ["plan", "run.yaml"].into_iter().chain(sets).collect();
