@@ -9,7 +9,6 @@ use lowtide_data::DataError;
 use lowtide_measure::MeasureError;
 use lowtide_planner::Machine;
 use lowtide_report::ReportError;
-use lowtide_trainer::error::PathProblem;
 use lowtide_trainer::error::Refused;
 use lowtide_trainer::error::{Absent, Asked};
 use lowtide_trainer::{
@@ -20,6 +19,7 @@ use serde_json::{Value, json};
 
 use crate::out::{complain, enough, quoted};
 
+mod paths;
 mod records;
 
 /// Exit code of a bug, and of a difference that `verify` found.
@@ -264,48 +264,6 @@ fn drives(disks: &[DiskBudget], need: u64) -> String {
     format!("'budget.disk=[{}]'", each.join(", "))
 }
 
-/// What to do about a path that a key names.
-fn path_advice(key: &str, problem: &PathProblem) -> Vec<String> {
-    let lines: Vec<String> = match (key, problem) {
-        (_, PathProblem::HubName { name }) => {
-            let dir = name.rsplit('/').next().unwrap_or(name);
-            vec![
-                format!(
-                    "lowtide does not download models; get it first: hf download {name} --local-dir {dir}"
-                ),
-                format!(
-                    "(older: huggingface-cli download {name} --local-dir {dir}), then --set {key}={dir}"
-                ),
-                RELATIVE.to_owned(),
-            ]
-        }
-        ("model.path", PathProblem::Missing) => vec![
-            RELATIVE.to_owned(),
-            "lowtide does not download models: hf download ORG/NAME --local-dir DIR does"
-                .to_owned(),
-        ],
-        (
-            _,
-            PathProblem::Kind {
-                found: "a named pipe" | "a device" | "a socket",
-                needed: "a file",
-            },
-        ) => vec!["write it to a file first: it is read more than once".to_owned()],
-        ("model.path", PathProblem::Kind { .. }) => vec![
-            "give the directory of a Hugging Face model: config.json, safetensors, tokenizer"
-                .to_owned(),
-        ],
-        ("output" | "budget.disk", _) => vec![format!("give another directory: --set {key}=DIR")],
-        ("checkpoint.resume", PathProblem::Kind { .. }) => vec![
-            "give the directory of a checkpoint, such as OUTPUT/checkpoints/step-00000100"
-                .to_owned(),
-        ],
-        (_, PathProblem::Kind { .. }) => vec![format!("give another path: --set {key}=PATH")],
-        _ => vec![RELATIVE.to_owned()],
-    };
-    lines
-}
-
 /// What to do about an error, a line each. Long because each error is its own few words, which nothing else says.
 fn advice(e: &TrainError) -> Vec<String> {
     let one = |text: &str| vec![text.to_owned()];
@@ -322,7 +280,7 @@ fn advice(e: &TrainError) -> Vec<String> {
                 None => vec![format!("there are {all}")],
             }
         }
-        TrainError::Path { key, problem, .. } => path_advice(key, problem),
+        TrainError::Path { key, problem, .. } => paths::advice(key, problem),
         TrainError::Budget {
             of: Asked::Disk, ..
         } => one(

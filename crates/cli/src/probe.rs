@@ -10,6 +10,7 @@ use lowtide_planner::Machine;
 use lowtide_trainer::Bytes;
 use lowtide_trainer::basis::net_of;
 use lowtide_trainer::device::{self, Device};
+use lowtide_trainer::hub::{Needs, settle};
 use lowtide_trainer::inputs::sample_of;
 use lowtide_trainer::output::folder::{Folder, Found, pending};
 use lowtide_trainer::planning::{decoder_of, probed, shape_of};
@@ -36,7 +37,10 @@ pub fn probe(args: &ProbeArgs, out: Out) -> Answer {
     let rates = |head: &str| head.trim_start().starts_with('{') && head.contains("\"matmul_bf16\"");
     let (folder, name) = place("--out", &args.out, rates)?;
     let run = match &args.file {
-        Some(file) => Some(Run::load(file, &texts("--set", &args.sets)?)?),
+        Some(file) => {
+            let run = Run::load(file, &texts("--set", &args.sets)?)?;
+            Some(settle(run, Needs::Text, &mut |text| out.text(text))?)
+        }
         None => None,
     };
     let rated = args.disk_rated_writes.as_deref().map(str::parse::<Bytes>);

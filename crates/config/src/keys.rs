@@ -92,7 +92,8 @@ pub const KEYS: &[Key] = &{
 const BEFORE_DATA: &[Key] = &[
     Key {
         name: "model.path",
-        doc: "Hugging Face model directory (`config.json`, safetensors, tokenizer).",
+        doc: "Hugging Face model directory (`config.json`, safetensors, tokenizer), or a name on the Hub, `org/name` or \
+              `org/name@revision`, where no such path exists: it is taken from Hugging Face's cache, or fetched there by `hf`.",
         kind: Kind::Path,
         default: Unset("none"),
         elsewhere: &[
@@ -125,7 +126,7 @@ const BEFORE_DATA: &[Key] = &[
     },
     Key {
         name: "model.tokenizer",
-        doc: "Directory of a tokenizer, or its `tokenizer.json`.",
+        doc: "Directory of a tokenizer, its `tokenizer.json`, or a name on the Hub as in `model.path`.",
         kind: Kind::Path,
         default: Unset("that of `model.path`"),
         elsewhere: &["tokenizer_name", "tokenizer_path", "tokenizer_config"],

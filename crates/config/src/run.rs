@@ -461,6 +461,14 @@ impl Run {
     /// has one of its own.
     #[must_use]
     pub fn with_model(mut self, dir: PathBuf) -> Self {
+        self.place_model(dir);
+        (self.model.path_typed, self.model.init) = (None, Init::Pretrained);
+        self
+    }
+
+    /// Says where the run's model lies, the Hugging Face directory `dir`, and its tokenizer too, unless the run has one
+    /// of its own.
+    pub fn place_model(&mut self, dir: PathBuf) {
         let model = &mut self.model;
         let of_model = match (&model.source, &model.tokenizer) {
             (ModelSource::Path(old), Some(tokenizer)) => old == tokenizer,
@@ -469,9 +477,7 @@ impl Run {
         if of_model {
             model.tokenizer = Some(dir.clone());
         }
-        (model.path_typed, model.init) = (None, Init::Pretrained);
         model.source = ModelSource::Path(dir);
-        self
     }
 
     /// B, T and M of the run.

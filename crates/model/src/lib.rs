@@ -34,5 +34,5 @@ pub use lsp::{Merged, merging_bytes};
 pub use params::{HfTensor, file_params, hf_tensors};
 pub use run::{Call, Decoder};
 pub use weights::{
-    Checkpoint, HfWriter, SafetensorsHeader, StoredDtype, StoredTensor, random_init,
+    Checkpoint, HfWriter, SafetensorsHeader, StoredDtype, StoredTensor, random_init, weight_files,
 };

@@ -11,7 +11,7 @@ use lowtide_session::SessionError;
 use lowtide_units::Bytes;
 
 use parts::keys_of;
-pub use parts::{Absent, Asked, PathProblem, Refused, TooMuch};
+pub use parts::{Absent, Asked, HubProblem, PathProblem, Refused, TooMuch};
 
 mod parts;
 

@@ -12,6 +12,7 @@ pub mod dropout;
 pub mod error;
 pub mod fit;
 pub mod generate;
+pub mod hub;
 pub mod inputs;
 pub mod learning_rate;
 pub mod metrics;

@@ -37,11 +37,8 @@ impl Need {
 /// [`TrainError::Path`].
 pub fn model(run: &Run) -> Result<(), TrainError> {
     match &run.model.source {
-        ModelSource::Path(dir) => {
-            let typed = run.model.path_typed.as_deref();
-            look("model.path", dir, Need::Directory, typed)
-        }
-        ModelSource::Config(path) => look("model.config", path, Need::File, None),
+        ModelSource::Path(dir) => look("model.path", dir, Need::Directory),
+        ModelSource::Config(path) => look("model.config", path, Need::File),
         ModelSource::Shape(_) => Ok(()),
     }
 }
@@ -53,14 +50,13 @@ pub fn model(run: &Run) -> Result<(), TrainError> {
 pub fn reading(run: &Run) -> Result<(), TrainError> {
     model(run)?;
     if let Some(path) = &run.model.tokenizer {
-        let typed = run.model.tokenizer_typed.as_deref();
-        look("model.tokenizer", path, Need::Either, typed)?;
+        look("model.tokenizer", path, Need::Either)?;
     }
     if let Some(path) = &run.data.chat_template {
-        look("data.chat_template", path, Need::File, None)?;
+        look("data.chat_template", path, Need::File)?;
     }
     if let Some(path) = &run.plan.machine {
-        look("plan.machine", path, Need::File, None)?;
+        look("plan.machine", path, Need::File)?;
     }
     Ok(())
 }
@@ -77,7 +73,7 @@ pub fn inputs(run: &Run) -> Result<(), TrainError> {
         ("data.eval", run.data.eval.iter().collect()),
     ] {
         for path in paths {
-            look(key, path, Need::File, None)?;
+            look(key, path, Need::File)?;
         }
     }
     Ok(())
@@ -100,18 +96,15 @@ pub fn outputs(run: &Run) -> Result<(), TrainError> {
 /// # Errors
 /// [`TrainError::Path`] where there is no directory.
 pub fn checkpoint(dir: &Path) -> Result<(), TrainError> {
-    look("checkpoint.resume", dir, Need::Directory, None)
+    look("checkpoint.resume", dir, Need::Directory)
 }
 
-fn look(key: &'static str, path: &Path, need: Need, typed: Option<&str>) -> Result<(), TrainError> {
+fn look(key: &'static str, path: &Path, need: Need) -> Result<(), TrainError> {
     let problem = match fs::metadata(path) {
         Ok(meta) => wrong_kind(&meta, need),
-        Err(e) => Some(match (e.kind(), fs::read_link(path), typed) {
-            (ErrorKind::NotFound, Ok(to), _) => PathProblem::Dangling { to },
-            (ErrorKind::NotFound, _, Some(name)) if hub_name(name) => PathProblem::HubName {
-                name: name.to_owned(),
-            },
-            (ErrorKind::NotFound, ..) => PathProblem::Missing,
+        Err(e) => Some(match (e.kind(), fs::read_link(path)) {
+            (ErrorKind::NotFound, Ok(to)) => PathProblem::Dangling { to },
+            (ErrorKind::NotFound, _) => PathProblem::Missing,
             _ => PathProblem::Unreadable(e.to_string()),
         }),
     };
@@ -173,39 +166,9 @@ fn can_be_directory(key: &'static str, path: &Path) -> Result<(), TrainError> {
     .unwrap_or(Ok(()))
 }
 
-/// Whether a path is typed as names on the Hub are: `org/name`, of letters, digits, `-`, `_` and `.`.
-fn hub_name(typed: &str) -> bool {
-    let part = |p: &str| {
-        !p.is_empty()
-            && p.len() <= 96
-            && !p.starts_with('.')
-            && p.bytes()
-                .all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
-    };
-    let mut parts = typed.split('/');
-    matches!((parts.next(), parts.next(), parts.next()),
-        (Some(org), Some(name), None) if part(org) && part(name))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn names_on_the_hub_are_told_from_paths() {
-        for name in [
-            "Qwen/Qwen2.5-0.5B-Instruct",
-            "HuggingFaceTB/SmolLM2-135M",
-            "a/b",
-        ] {
-            assert!(hub_name(name), "{name}");
-        }
-        for path in [
-            "./Qwen", "../a/b", "/a/b", "a", "a/b/c", "a//b", "a/", "~/a", "a b/c", "ä/b", "",
-        ] {
-            assert!(!hub_name(path), "{path}");
-        }
-    }
 
     #[test]
     fn a_directory_can_be_made_where_no_file_stands_in_the_way() {

@@ -10,6 +10,7 @@ mod data;
 mod durable;
 mod finished;
 mod freeze;
+mod hub;
 mod looks;
 mod lost;
 mod lsp;

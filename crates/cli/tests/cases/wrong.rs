@@ -420,36 +420,6 @@ fn paths_that_lead_nowhere() {
     none(failures);
 }
 
-#[test]
-fn a_name_on_the_hub_is_told_what_to_do() {
-    let scratch = scratch();
-    let hub = "Qwen/Qwen2.5-0.5B-Instruct";
-    let words = [
-        "model.path: ",
-        "Hugging Face Hub",
-        "lowtide does not download models",
-        "hf download Qwen/Qwen2.5-0.5B-Instruct --local-dir Qwen2.5-0.5B-Instruct",
-        "huggingface-cli download",
-    ];
-    let set = format!("model.path={hub}");
-    let mut failures = Vec::new();
-    for command in ["train", "plan", "eval", "verify"] {
-        failures.extend(refused(
-            &scratch,
-            &[command, "run.yaml", "--set", &set],
-            &words,
-        ));
-    }
-    scratch.write("run.yaml", RUN.replace("path: m", &format!("path: {hub}")));
-    failures.extend(refused(&scratch, &["train", "run.yaml"], &words));
-    let args = ["generate", "run.yaml", "--prompt", "x"];
-    failures.extend(refused(&scratch, &args, &words));
-    // The same words as a path that is not there.
-    let args = ["train", "run.yaml", "--set", "model.path=./Qwen/Qwen2.5"];
-    failures.extend(refused(&scratch, &args, &["model.path: ", "no such file"]));
-    none(failures);
-}
-
 /// Files of the model's directory, each broken in turn.
 #[test]
 fn files_of_a_model_that_are_broken() {

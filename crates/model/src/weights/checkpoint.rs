@@ -337,6 +337,15 @@ impl Source {
     }
 }
 
+/// The files that hold the weights of the model in `dir`: `model.safetensors`, or those that its index names, whether
+/// they are there or not.
+///
+/// # Errors
+/// [`ModelError::NoWeights`], or an index that cannot be used.
+pub fn weight_files(dir: &Path) -> Result<Vec<PathBuf>, ModelError> {
+    Ok(shards(dir)?.0)
+}
+
 /// The files of a directory, and its index where it has one.
 fn shards(dir: &Path) -> Result<(Vec<PathBuf>, Option<Index>), ModelError> {
     let single = dir.join("model.safetensors");

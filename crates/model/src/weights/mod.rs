@@ -9,7 +9,7 @@ mod header;
 mod init;
 mod writer;
 
-pub use checkpoint::Checkpoint;
+pub use checkpoint::{Checkpoint, weight_files};
 pub use header::{SafetensorsHeader, StoredDtype, StoredTensor};
 pub(crate) use init::Drawn;
 pub use init::random_init;

@@ -51,11 +51,13 @@ pub enum PathProblem {
         /// What it names.
         to: PathBuf,
     },
-    /// Nothing is there, and it is written as a name on the Hugging Face Hub is.
-    #[error("no such directory, and '{name}' looks like a name on the Hugging Face Hub")]
-    HubName {
+    /// Nothing is there, and as a name on the Hugging Face Hub, which it can be, it cannot be had.
+    #[error("no such directory; as a name on the Hugging Face Hub, '{name}' {why}")]
+    Hub {
         /// The name as typed.
         name: String,
+        /// Why it cannot be had.
+        why: HubProblem,
     },
     /// Something else is there.
     #[error("{found}, not {needed}")]
@@ -68,6 +70,48 @@ pub enum PathProblem {
     /// The system cannot look at it.
     #[error("{0}")]
     Unreadable(String),
+}
+
+/// Why a model cannot be had by its name on the Hugging Face Hub.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum HubProblem {
+    /// Neither the environment nor a home directory says where the cache is.
+    #[error("cannot be looked for: neither HF_HOME nor HOME says where the cache is")]
+    NoCache,
+    /// It is not whole in the cache, and nothing may be fetched.
+    #[error("is not in the cache {}{}, and HF_HUB_OFFLINE is set", cache.display(), without(lacks.as_deref()))]
+    Offline {
+        /// The cache.
+        cache: PathBuf,
+        /// The first file that is missing of what is there.
+        lacks: Option<String>,
+    },
+    /// It is not whole in the cache, and there is no program that fetches it.
+    #[error("is not in the cache {}, and neither hf nor huggingface-cli is there to fetch it", cache.display())]
+    NoProgram {
+        /// The cache.
+        cache: PathBuf,
+    },
+    /// The program that fetches it did not.
+    #[error("could not be fetched: {program} download: {status}")]
+    Failed {
+        /// The program.
+        program: String,
+        /// How it ended.
+        status: String,
+    },
+    /// It was fetched, and is not whole.
+    #[error("was fetched to the cache {} and has no {lacks}", cache.display())]
+    Lacks {
+        /// The cache.
+        cache: PathBuf,
+        /// The first file that is missing.
+        lacks: String,
+    },
+}
+
+fn without(file: Option<&str>) -> String {
+    file.map_or(String::new(), |file| format!(" with its {file}"))
 }
 
 /// A run would write more than it may.

@@ -6,6 +6,7 @@ use std::path::Path;
 use lowtide_config::Run;
 
 use crate::checkpoint::RunState;
+use crate::hub;
 
 /// The card's file.
 pub(super) const CARD: &str = "README.md";
@@ -30,7 +31,8 @@ fn name(path: &Path) -> String {
 pub(super) fn card(run: &Run, state: &RunState, best: Option<u64>, parameters: u64) -> String {
     let mut rows: Vec<(&str, String)> = Vec::new();
     if let Some(base) = &run.model.path_typed {
-        rows.push(("base model", name(Path::new(base))));
+        let base = hub::name_of(run).unwrap_or_else(|| name(Path::new(base)));
+        rows.push(("base model", base));
     }
     rows.push(("parameters", parameters.to_string()));
     for source in &run.data.train {

@@ -1,0 +1,63 @@
+//! What to do about a path that a key names, or a name on the Hugging Face Hub.
+
+use lowtide_trainer::error::{HubProblem, PathProblem};
+
+use super::RELATIVE;
+
+/// What to do about a name on the Hugging Face Hub.
+fn hub_advice(key: &str, name: &str, why: &HubProblem) -> Vec<String> {
+    let (id, revision) = name.split_once('@').unwrap_or((name, "main"));
+    let get = format!("hf download {id} --revision {revision}");
+    match why {
+        HubProblem::NoCache => vec!["set HF_HOME to the directory of the cache".to_owned()],
+        HubProblem::Offline { .. } => vec![
+            format!("unset HF_HUB_OFFLINE, or get it where there is a network: {get}"),
+            RELATIVE.to_owned(),
+        ],
+        HubProblem::NoProgram { .. } => vec![
+            format!("pip install huggingface_hub brings hf; or get it elsewhere: {get} --local-dir DIR,"),
+            format!("then --set {key}=DIR"),
+            RELATIVE.to_owned(),
+        ],
+        HubProblem::Failed { .. } => vec![
+            "what the program said is above; a model behind a licence needs hf auth login first".to_owned(),
+            format!("try it alone: {get}"),
+            RELATIVE.to_owned(),
+        ],
+        HubProblem::Lacks { lacks, .. } if lacks.ends_with(".safetensors") => vec![
+            "lowtide reads safetensors: transformers' save_pretrained writes them; then --set model.path=DIR".to_owned(),
+        ],
+        HubProblem::Lacks { .. } => vec![
+            "lowtide reads the files that transformers' save_pretrained writes; then --set model.path=DIR".to_owned(),
+        ],
+    }
+}
+
+/// What to do about a path that a key names.
+pub fn advice(key: &str, problem: &PathProblem) -> Vec<String> {
+    match (key, problem) {
+        (_, PathProblem::Hub { name, why }) => hub_advice(key, name, why),
+        ("model.path", PathProblem::Missing) => vec![
+            RELATIVE.to_owned(),
+            "or give a name on the Hugging Face Hub, ORG/NAME or ORG/NAME@REVISION".to_owned(),
+        ],
+        (
+            _,
+            PathProblem::Kind {
+                found: "a named pipe" | "a device" | "a socket",
+                needed: "a file",
+            },
+        ) => vec!["write it to a file first: it is read more than once".to_owned()],
+        ("model.path", PathProblem::Kind { .. }) => vec![
+            "give the directory of a Hugging Face model: config.json, safetensors, tokenizer"
+                .to_owned(),
+        ],
+        ("output" | "budget.disk", _) => vec![format!("give another directory: --set {key}=DIR")],
+        ("checkpoint.resume", PathProblem::Kind { .. }) => vec![
+            "give the directory of a checkpoint, such as OUTPUT/checkpoints/step-00000100"
+                .to_owned(),
+        ],
+        (_, PathProblem::Kind { .. }) => vec![format!("give another path: --set {key}=PATH")],
+        _ => vec![RELATIVE.to_owned()],
+    }
+}

@@ -1,0 +1,179 @@
+//! Models that a run names as the Hugging Face Hub does, with a cache and a program of the case's own.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+
+use crate::scratch::{Ended, Scratch};
+
+const RUN: &str = "
+model: {path: org/name}
+device: cpu
+budget: {device: 256MiB, host: 256MiB}
+log: {trace: false, tensorboard: false}
+train: {steps: 1, seq: 64, warmup_steps: 0}
+data: {train: train.jsonl, max_examples: 2, packing: false}
+";
+
+const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+
+/// A folder with a run of a model on the Hub, and no cache yet.
+fn scratch() -> Scratch {
+    let scratch = Scratch::bare();
+    scratch.write("run.yaml", RUN);
+    for dir in ["home", "bin"] {
+        fs::create_dir(scratch.at(dir)).expect("made");
+    }
+    scratch
+}
+
+/// Lays files of the model into the cache as `huggingface_hub` does: blobs, and links to them.
+fn cache(scratch: &Scratch, files: &[&str]) {
+    let repository = scratch.at("home/hub/models--org--name");
+    let snapshot = repository.join("snapshots").join(COMMIT);
+    for dir in [
+        &repository.join("refs"),
+        &repository.join("blobs"),
+        &snapshot,
+    ] {
+        fs::create_dir_all(dir).expect("made");
+    }
+    fs::write(repository.join("refs/main"), COMMIT).expect("written");
+    for file in files {
+        let blob = repository.join("blobs").join(file);
+        fs::copy(scratch.at("m").join(file), blob).expect("copied");
+        symlink(format!("../../blobs/{file}"), snapshot.join(file)).expect("linked");
+    }
+}
+
+const WHOLE: [&str; 4] = [
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "model.safetensors",
+];
+
+/// A program of this name in place of Hugging Face's: it notes its arguments, then does what the script says.
+fn program(scratch: &Scratch, name: &str, script: &str) {
+    let path = scratch.at("bin").join(name);
+    let text = format!("#!/bin/sh\necho \"$@\" >> asked\n{script}\n");
+    fs::write(&path, text).expect("written");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("made to run");
+}
+
+/// The command with this case's cache and programs, and nothing of the machine's own.
+fn run(scratch: &Scratch, args: &[&str], env: &[(&str, &str)]) -> Ended {
+    let mut command = scratch.command(args);
+    command
+        .env_remove("HF_HUB_CACHE")
+        .env_remove("HUGGINGFACE_HUB_CACHE")
+        .env_remove("HF_HUB_OFFLINE")
+        .env("HF_HOME", scratch.at("home"))
+        .env(
+            "PATH",
+            format!("{}:/usr/bin:/bin", scratch.at("bin").display()),
+        )
+        .envs(env.iter().copied());
+    Ended::of(&command.output().expect("the binary starts"))
+}
+
+const TRAIN: &[&str] = &["train", "run.yaml"];
+
+#[test]
+fn a_model_in_the_cache_is_trained_without_a_network() {
+    let scratch = scratch();
+    cache(&scratch, &WHOLE);
+    let ended = run(&scratch, TRAIN, &[("HF_HUB_OFFLINE", "1")]);
+    ended.fine();
+    let text = ended.text();
+    assert!(text.contains("org/name (main): "), "{text}");
+    let card = scratch.read("out/model/README.md");
+    assert!(card.contains("org/name"), "{card}");
+    // The same numbers as from a directory.
+    scratch.train(&["model.path=m", "output=here"]).fine();
+    let weights = |output: &str| {
+        fs::read(scratch.at(output).join("model/model.safetensors")).expect("a model")
+    };
+    assert!(weights("out") == weights("here"));
+    let commit = format!("model.path=org/name@{COMMIT}");
+    run(&scratch, &["plan", "run.yaml", "--set", &commit], &[]).fine();
+    // A directory of that name comes first.
+    fs::create_dir_all(scratch.at("org/name")).expect("made");
+    run(&scratch, TRAIN, &[]).refused(&["org/name", "config.json"]);
+}
+
+#[test]
+fn what_is_not_in_the_cache_is_fetched_as_far_as_it_is_needed() {
+    let scratch = scratch();
+    // A part is there, as whoever asked for the tokenizer alone leaves it.
+    cache(&scratch, &WHOLE[..3]);
+    let repository = "home/hub/models--org--name";
+    let fetch = format!("cp m/model.safetensors {repository}/snapshots/{COMMIT}/");
+    program(&scratch, "hf", &fetch);
+    run(&scratch, &["plan", "run.yaml"], &[]).fine();
+    assert!(!scratch.at("asked").exists(), "a plan reads no weights");
+    let ended = run(&scratch, TRAIN, &[]);
+    ended.fine();
+    let text = ended.text();
+    assert!(
+        text.contains("is fetched from the Hugging Face Hub"),
+        "{text}"
+    );
+    let home = scratch.at("home/hub").display().to_string();
+    let want = format!("download org/name --revision main --include *.[jst]* --cache-dir {home}\n");
+    assert_eq!(scratch.read("asked"), want);
+    run(&scratch, TRAIN, &[]).fine();
+    assert_eq!(scratch.read("asked"), want, "fetched once");
+}
+
+#[test]
+fn the_older_program_serves_where_the_newer_is_not() {
+    let scratch = scratch();
+    cache(&scratch, &WHOLE[1..3]);
+    let fetch = format!("cp m/* home/hub/models--org--name/snapshots/{COMMIT}/");
+    program(&scratch, "huggingface-cli", &fetch);
+    // A tokenizer by its name alone, which is there.
+    let sets = ["model.path=m", "model.tokenizer=org/name"];
+    let args = ["train", "run.yaml", "--set", sets[0], "--set", sets[1]];
+    run(&scratch, &args, &[]).fine();
+    assert!(!scratch.at("asked").exists());
+    run(&scratch, &["data", "run.yaml"], &[]).fine();
+    assert!(scratch.read("asked").contains("--include *.[jt]*"));
+}
+
+#[test]
+fn what_cannot_be_had_is_told_with_what_to_do() {
+    let scratch = scratch();
+    let commands: [&[&str]; 5] = [
+        TRAIN,
+        &["plan", "run.yaml"],
+        &["eval", "run.yaml"],
+        &["verify", "run.yaml"],
+        &["generate", "run.yaml", "--prompt", "x"],
+    ];
+    for command in commands {
+        run(&scratch, command, &[]).refused(&[
+            "model.path: ",
+            "Hugging Face Hub",
+            "neither hf nor huggingface-cli",
+            "pip install",
+            "hf download org/name --revision main --local-dir DIR",
+        ]);
+    }
+    let offline = [("HF_HUB_OFFLINE", "1")];
+    run(&scratch, TRAIN, &offline).refused(&["not in the cache", "HF_HUB_OFFLINE is set"]);
+    cache(&scratch, &WHOLE[..3]);
+    run(&scratch, TRAIN, &offline).refused(&["with its model.safetensors", "HF_HUB_OFFLINE"]);
+    program(&scratch, "hf", "echo not allowed >&2; exit 3");
+    let words = [
+        "not allowed",
+        "hf download: exit status: 3",
+        "hf auth login",
+    ];
+    run(&scratch, TRAIN, &[]).refused(&words);
+    program(&scratch, "hf", "exit 0");
+    run(&scratch, TRAIN, &[]).refused(&["has no model.safetensors", "save_pretrained"]);
+    // What is written as a path is one.
+    let path = ["train", "run.yaml", "--set", "model.path=./org/name"];
+    run(&scratch, &path, &[]).refused(&["model.path: ", "no such file"]);
+    assert!(!scratch.at("out").exists(), "nothing was begun");
+}
