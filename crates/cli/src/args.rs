@@ -59,6 +59,21 @@ pub enum Command {
         #[arg(long)]
         markdown: bool,
     },
+    /// Print completions for a shell: `lowtide completions bash > /etc/bash_completion.d/lowtide`.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page, or that of a command: `lowtide man train | man -l -`.
+    Man(ManArgs),
+}
+
+/// Which manual page.
+#[derive(Debug, clap::Args)]
+pub struct ManArgs {
+    /// The command; all of them in short when left out.
+    #[arg(value_name = "COMMAND")]
+    pub command: Option<String>,
 }
 
 /// What to check.

@@ -19,6 +19,7 @@ mod plan;
 mod probe;
 mod progress;
 mod report;
+mod shell;
 mod signals;
 mod tie;
 mod train;
@@ -91,6 +92,8 @@ fn run(args: &Args, out: Out) -> Answer {
         Command::Report(a) => report::report(a, out),
         Command::Eval(a) => eval::eval(a, out),
         Command::Generate(a) => generate::generate(a, out),
+        Command::Completions { shell } => shell::completions(*shell, out),
+        Command::Man(a) => shell::man(a, out),
         Command::Schema { markdown } => {
             let schema = lowtide_config::schema();
             match markdown {
