@@ -57,6 +57,7 @@ fn main() {
                     kv_heads,
                     head_dim: d,
                     scale,
+                    mask: lowtide_workload::Mask::Causal,
                     engine: lowtide_kernels::attention::Engine::Own,
                 },
                 dtype,

@@ -12,6 +12,7 @@
 mod config_json;
 mod describe;
 mod error;
+mod families;
 mod frozen;
 mod inputs;
 mod lsp;
@@ -22,7 +23,7 @@ mod weights;
 
 pub use config_json::{
     config_json, dropout_of, load_config_for, load_shape, load_shape_for, parse_config,
-    parse_config_for, read_config,
+    parse_config_for, positions_key, read_config,
 };
 pub use describe::{Options, Phase, describe};
 pub use error::ModelError;

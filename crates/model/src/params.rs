@@ -7,7 +7,9 @@
 
 use std::ops::Range;
 
-use lowtide_workload::{Family, ModelShape, Param, ParamId, ParamKind};
+use lowtide_workload::{ModelShape, Param, ParamId, ParamKind};
+
+use crate::families;
 
 /// What a parameter is for; decides its first values and whether it decays.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -182,61 +184,37 @@ pub(crate) fn specs(shape: &ModelShape) -> lowtide_units::List<ParamId, Spec> {
         place: "embedding".to_owned(),
     };
     let (c, v) = (u64::from(shape.hidden), u64::from(shape.vocab));
-    match shape.family {
-        Family::Llama => {
-            list.add(
-                Part::Tokens,
-                (v, c),
-                Role::Matrix,
-                "model.embed_tokens.weight",
-            );
-        }
-        Family::Gpt2 => {
-            let p = u64::from(shape.max_positions);
-            list.add(Part::Tokens, (v, c), Role::Matrix, "transformer.wte.weight");
-            list.add(
-                Part::Positions,
-                (p, c),
-                Role::Matrix,
-                "transformer.wpe.weight",
-            );
-        }
-    }
+    let family = families::of(shape.family);
+    family.embedding(&mut list, shape);
     for l in 0..shape.layers {
         list.unit = l + 1;
         list.place = format!("blocks.{l}");
-        match shape.family {
-            Family::Llama => llama_block(&mut list, shape, &format!("model.layers.{l}")),
-            Family::Gpt2 => gpt2_block(&mut list, shape, &format!("transformer.h.{l}")),
-        }
+        family.block(&mut list, shape, l);
     }
     list.unit = shape.layers + 1;
     list.place = "head".to_owned();
-    match shape.family {
-        Family::Llama => list.add(Part::Norm, (c, 1), Role::Norm, "model.norm.weight"),
-        Family::Gpt2 => {
-            list.add(Part::Norm, (c, 1), Role::Norm, "transformer.ln_f.weight");
-            list.add(Part::Norm, (c, 1), Role::Bias, "transformer.ln_f.bias");
-        }
-    }
+    family.head(&mut list, shape);
     if !shape.tied {
         list.add(Part::LmHead, (v, c), Role::Matrix, "lm_head.weight");
     }
     list.specs.into()
 }
 
-struct List {
+/// The parameters of one unit after another, as a family adds them.
+pub(crate) struct List {
     specs: Vec<Spec>,
     unit: u32,
     place: String,
 }
 
 impl List {
-    fn add(&mut self, part: Part, size: (u64, u64), role: Role, hf: &str) {
+    /// A parameter that is one tensor of the file.
+    pub fn add(&mut self, part: Part, size: (u64, u64), role: Role, hf: &str) {
         self.fused(part, size, role, vec![(hf.to_owned(), size.0)]);
     }
 
-    fn fused(&mut self, part: Part, size: (u64, u64), role: Role, parts: Vec<(String, u64)>) {
+    /// A parameter of several tensors of the file, by name and rows.
+    pub fn fused(&mut self, part: Part, size: (u64, u64), role: Role, parts: Vec<(String, u64)>) {
         let bias = if role == Role::Bias { "_bias" } else { "" };
         let name = format!("{}.{}{bias}", self.place, part.name());
         let (rows, cols) = size;
@@ -254,130 +232,8 @@ impl List {
     }
 
     /// A matrix that the file holds as (input, output).
-    fn transposed(&mut self, part: Part, size: (u64, u64), role: Role, hf: &str) {
+    pub fn transposed(&mut self, part: Part, size: (u64, u64), role: Role, hf: &str) {
         self.add(part, size, role, hf);
         self.specs.last_mut().expect("just added").transposed = true;
     }
-}
-
-/// A block of the Llama family. Long because it is a list: tensors in order of use, each with its names in the file.
-fn llama_block(list: &mut List, shape: &ModelShape, at: &str) {
-    use Role::{Bias, Matrix, Norm, Residual};
-    let (c, f, d) = (
-        u64::from(shape.hidden),
-        u64::from(shape.intermediate),
-        u64::from(shape.head_dim),
-    );
-    let (q, kv, all) = (
-        shape.attention_width(),
-        u64::from(shape.kv_heads) * d,
-        shape.qkv_width(),
-    );
-    let qkv = |kind: &str| {
-        [("q", q), ("k", kv), ("v", kv)]
-            .map(|(p, rows)| (format!("{at}.self_attn.{p}_proj.{kind}"), rows))
-            .to_vec()
-    };
-    let gate_up = |kind: &str| {
-        ["gate", "up"]
-            .map(|p| (format!("{at}.mlp.{p}_proj.{kind}"), f))
-            .to_vec()
-    };
-
-    list.add(
-        Part::Norm1,
-        (c, 1),
-        Norm,
-        &format!("{at}.input_layernorm.weight"),
-    );
-    list.fused(Part::Qkv, (all, c), Matrix, qkv("weight"));
-    if shape.qkv_bias {
-        list.fused(Part::Qkv, (all, 1), Bias, qkv("bias"));
-    }
-    if shape.qk_norm {
-        list.add(
-            Part::QNorm,
-            (d, 1),
-            Norm,
-            &format!("{at}.self_attn.q_norm.weight"),
-        );
-        list.add(
-            Part::KNorm,
-            (d, 1),
-            Norm,
-            &format!("{at}.self_attn.k_norm.weight"),
-        );
-    }
-    list.add(
-        Part::O,
-        (c, q),
-        Residual,
-        &format!("{at}.self_attn.o_proj.weight"),
-    );
-    if shape.out_bias {
-        list.add(
-            Part::O,
-            (c, 1),
-            Bias,
-            &format!("{at}.self_attn.o_proj.bias"),
-        );
-    }
-    list.add(
-        Part::Norm2,
-        (c, 1),
-        Norm,
-        &format!("{at}.post_attention_layernorm.weight"),
-    );
-    list.fused(Part::GateUp, (2 * f, c), Matrix, gate_up("weight"));
-    if shape.mlp_bias {
-        list.fused(Part::GateUp, (2 * f, 1), Bias, gate_up("bias"));
-    }
-    list.add(
-        Part::Down,
-        (c, f),
-        Residual,
-        &format!("{at}.mlp.down_proj.weight"),
-    );
-    if shape.mlp_bias {
-        list.add(
-            Part::Down,
-            (c, 1),
-            Bias,
-            &format!("{at}.mlp.down_proj.bias"),
-        );
-    }
-}
-
-fn gpt2_block(list: &mut List, shape: &ModelShape, at: &str) {
-    use Role::{Bias, Matrix, Norm, Residual};
-    let (c, f) = (u64::from(shape.hidden), u64::from(shape.intermediate));
-    let (q, all) = (shape.attention_width(), shape.qkv_width());
-
-    list.add(Part::Norm1, (c, 1), Norm, &format!("{at}.ln_1.weight"));
-    list.add(Part::Norm1, (c, 1), Bias, &format!("{at}.ln_1.bias"));
-    list.transposed(
-        Part::Qkv,
-        (all, c),
-        Matrix,
-        &format!("{at}.attn.c_attn.weight"),
-    );
-    list.add(Part::Qkv, (all, 1), Bias, &format!("{at}.attn.c_attn.bias"));
-    list.transposed(
-        Part::O,
-        (c, q),
-        Residual,
-        &format!("{at}.attn.c_proj.weight"),
-    );
-    list.add(Part::O, (c, 1), Bias, &format!("{at}.attn.c_proj.bias"));
-    list.add(Part::Norm2, (c, 1), Norm, &format!("{at}.ln_2.weight"));
-    list.add(Part::Norm2, (c, 1), Bias, &format!("{at}.ln_2.bias"));
-    list.transposed(Part::Up, (f, c), Matrix, &format!("{at}.mlp.c_fc.weight"));
-    list.add(Part::Up, (f, 1), Bias, &format!("{at}.mlp.c_fc.bias"));
-    list.transposed(
-        Part::Down,
-        (c, f),
-        Residual,
-        &format!("{at}.mlp.c_proj.weight"),
-    );
-    list.add(Part::Down, (c, 1), Bias, &format!("{at}.mlp.c_proj.bias"));
 }

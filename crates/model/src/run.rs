@@ -233,9 +233,11 @@ impl Decoder {
             }
             Kind::Rope(o) => rope::forward(q, o.bind(args), self.rotation()),
             Kind::RopeBackward(o) => rope::backward(q, o.bind(args), self.rotation(), ws),
-            Kind::Attention(o) => attention::forward(q, o.bind(args), &s.attn(), dtype, ws),
-            Kind::AttentionBackward(o) => {
-                attention::backward(q, o.bind(args), &s.attn(), dtype, ws);
+            Kind::Attention(o, mask) => {
+                attention::forward(q, o.bind(args), &s.attn(mask), dtype, ws);
+            }
+            Kind::AttentionBackward(o, mask) => {
+                attention::backward(q, o.bind(args), &s.attn(mask), dtype, ws);
             }
             Kind::Swiglu(o) => swiglu::forward(q, o.bind(args), f),
             Kind::SwigluBackward(o) => swiglu::backward(q, o.bind(args), f),

@@ -3,9 +3,11 @@
 #[path = "driver/mod.rs"]
 mod driver;
 
-use driver::tiny_shapes;
-use lowtide_model::{ModelError, config_json, dropout_of, parse_config};
-use lowtide_workload::{Dtype, Family, ModelShape, Rope, RopeScaling, builtin_names};
+use driver::{options, tiny_shapes, window};
+use lowtide_model::{
+    ModelError, config_json, describe, dropout_of, parse_config, parse_config_for,
+};
+use lowtide_workload::{Dtype, Family, Layers, Mask, ModelShape, Rope, RopeScaling, builtin_names};
 use serde_json::{Value, json};
 
 fn llama31() -> Value {
@@ -192,20 +194,40 @@ fn what_is_not_supported_is_named() {
             "quantization_config",
         ),
         (
-            with(mistral(), "sliding_window", json!(4096)),
-            "sliding_window",
+            with(
+                with(mistral(), "sliding_window", json!(4096)),
+                "layer_types",
+                json!(types(32, |l| l % 2 == 0)),
+            ),
+            "layer_types",
+        ),
+        (
+            with(qwen25(), "layer_types", json!(vec!["linear_attention"; 24])),
+            "layer_types",
         ),
         (
             with(
-                with(qwen25(), "use_sliding_window", json!(true)),
-                "sliding_window",
-                json!(99),
+                phi3(),
+                "rope_scaling",
+                json!({"type": "su", "short_factor": [1.0], "long_factor": [1.0]}),
             ),
-            "sliding_window",
+            "rope_scaling.rope_type",
         ),
         (
-            with(qwen25(), "layer_types", json!(["sliding_attention"])),
-            "layer_types",
+            with(
+                phi3(),
+                "rope_scaling",
+                json!({"type": "linear", "factor": 2.0}),
+            ),
+            "rope_scaling",
+        ),
+        (
+            with(phi3(), "partial_rotary_factor", json!(0.75)),
+            "partial_rotary_factor",
+        ),
+        (
+            with(phi3(), "attention_bias", json!(true)),
+            "attention_bias",
         ),
         (
             with(gpt2(), "activation_function", json!("relu")),
@@ -229,15 +251,211 @@ fn what_is_not_supported_is_named() {
             other => panic!("{want}: {other:?}"),
         }
     }
-    // Without the key a Mistral has a window of 4096.
+}
+
+fn phi3() -> Value {
+    json!({
+        "attention_bias": false,
+        "attention_dropout": 0.0,
+        "embd_pdrop": 0.0,
+        "hidden_act": "silu",
+        "hidden_size": 3072,
+        "intermediate_size": 8192,
+        "max_position_embeddings": 4096,
+        "model_type": "phi3",
+        "num_attention_heads": 32,
+        "num_hidden_layers": 32,
+        "num_key_value_heads": 32,
+        "original_max_position_embeddings": 4096,
+        "resid_pdrop": 0.0,
+        "rms_norm_eps": 1e-05,
+        "rope_scaling": null,
+        "rope_theta": 10000.0,
+        "sliding_window": 2047,
+        "tie_word_embeddings": false,
+        "vocab_size": 32064
+    })
+}
+
+fn smollm3() -> Value {
+    json!({
+        "attention_bias": false,
+        "hidden_act": "silu",
+        "hidden_size": 2048,
+        "intermediate_size": 11008,
+        "max_position_embeddings": 65536,
+        "mlp_bias": false,
+        "model_type": "smollm3",
+        "no_rope_layer_interval": 4,
+        "num_attention_heads": 16,
+        "num_hidden_layers": 36,
+        "num_key_value_heads": 4,
+        "rms_norm_eps": 1e-06,
+        "rope_theta": 5000000.0,
+        "sliding_window": null,
+        "tie_word_embeddings": true,
+        "use_sliding_window": false,
+        "vocab_size": 128256
+    })
+}
+
+/// `layer_types` with a window where `is` holds.
+fn types(layers: u32, is: impl Fn(u32) -> bool) -> Vec<&'static str> {
+    let of = |l| match is(l) {
+        true => "sliding_attention",
+        false => "full_attention",
+    };
+    (0..layers).map(of).collect()
+}
+
+fn parsed(config: &Value) -> ModelShape {
+    parse_config(config, "x").unwrap_or_else(|e| panic!("{e}: {config}"))
+}
+
+/// Windows stand where transformers puts them, by type.
+#[test]
+fn windows_are_those_of_transformers() {
+    let windows = |config: &Value| {
+        let shape = parsed(config);
+        let of = (0..shape.layers).filter(|&l| shape.mask(l) != Mask::Causal);
+        let all: Vec<u32> = of.collect();
+        (shape.window.map_or(0, |w| w.keys), all)
+    };
+    let every = |n: u32| (0..n).collect::<Vec<u32>>();
+    // A Mistral has one in every layer; without the key it is 4096, and null is none.
+    assert_eq!(windows(&mistral()), (0, vec![]));
     let mut silent = mistral();
     silent.as_object_mut().unwrap().remove("sliding_window");
+    assert_eq!(windows(&silent), (4096, every(32)));
+    let short = with(silent.clone(), "max_position_embeddings", json!(4096));
+    assert_eq!(windows(&short), (0, vec![]), "it never slides");
+    let fits = parse_config_for(&silent, "x", 4096).unwrap();
+    assert_eq!(fits.window, None);
+    let slides = parse_config_for(&silent, "x", 4097).unwrap();
+    assert!(slides.all_windows());
+
+    // A Qwen has one where it says so, in the layers it names or from max_window_layers on.
+    let qwen = |from: u32| {
+        let used = with(qwen25(), "use_sliding_window", json!(true));
+        let keys = with(used, "sliding_window", json!(99));
+        with(keys, "max_window_layers", json!(from))
+    };
+    assert_eq!(windows(&qwen(22)), (99, vec![22, 23]));
+    assert_eq!(windows(&qwen(0)), (99, every(24)));
+    assert_eq!(windows(&qwen(24)), (0, vec![]));
+    let named = with(qwen(22), "layer_types", json!(types(24, |l| l == 5)));
+    assert_eq!(windows(&named), (99, vec![5]));
+    let unused = with(named, "use_sliding_window", json!(false));
     assert!(matches!(
-        parse_config(&silent, "x"),
-        Err(ModelError::Unsupported { .. })
+        parse_config(&unused, "x"),
+        Err(ModelError::BadValue { key, .. }) if key == "layer_types"
     ));
-    let short = with(silent, "max_position_embeddings", json!(4096));
-    assert!(parse_config(&short, "x").is_ok());
+    let few = with(qwen25(), "layer_types", json!(["full_attention"]));
+    assert!(matches!(
+        parse_config(&few, "x"),
+        Err(ModelError::BadValue { key, .. }) if key == "layer_types"
+    ));
+
+    assert_eq!(windows(&phi3()), (2047, every(32)));
+    let long = with(phi3(), "sliding_window", json!(262_144));
+    assert_eq!(windows(&long), (0, vec![]));
+
+    // SmolLM3: in the layers without positions, unless it names them.
+    let every_fourth: Vec<u32> = (0..36).filter(|l| l % 4 == 3).collect();
+    let shape = parsed(&smollm3());
+    assert_eq!((shape.rope.unwrap().theta, &shape.window), (5e6, &None));
+    assert_eq!(
+        (0..36)
+            .filter(|&l| shape.unrotated.has(l))
+            .collect::<Vec<_>>(),
+        every_fourth
+    );
+    let used = with(smollm3(), "use_sliding_window", json!(true));
+    let used = with(used, "sliding_window", json!(512));
+    assert_eq!(windows(&used), (512, every_fourth));
+    let marks: Vec<u32> = (0..36).map(|l| u32::from(l != 2)).collect();
+    let marked = with(used.clone(), "no_rope_layers", json!(marks));
+    assert_eq!(windows(&marked), (512, vec![2]));
+    let named = with(marked, "layer_types", json!(types(36, |l| l == 7)));
+    assert_eq!(windows(&named), (512, vec![7]));
+    assert!(parsed(&named).unrotated.has(2));
+    for wrong in [json!([1]), json!(vec![2; 36]), json!("all")] {
+        let config = with(used.clone(), "no_rope_layers", wrong);
+        assert!(matches!(
+            parse_config(&config, "x"),
+            Err(ModelError::BadValue { key, .. }) if key == "no_rope_layers"
+        ));
+    }
+}
+
+/// What no configuration of its family can say is no shape: an export would be another model.
+#[test]
+fn shapes_that_no_configuration_has_are_refused() {
+    let shape = |name: &str| {
+        let all = tiny_shapes();
+        all.into_iter().find(|s| s.name == name).expect("a shape")
+    };
+    let rotated = Layers::those(2, |_| false);
+    let odd = Layers::those(2, |l| l == 1);
+    let some = window(3, |l| l == 1);
+    let options = options(Dtype::F32, 2, 9);
+    for wrong in [
+        ModelShape {
+            window: some.clone(),
+            ..shape("llama")
+        },
+        ModelShape {
+            window: some.clone(),
+            ..shape("llama with all biases")
+        },
+        ModelShape {
+            window: some.clone(),
+            ..shape("gpt2")
+        },
+        ModelShape {
+            window: some,
+            ..shape("phi3")
+        },
+        ModelShape {
+            window: window(0, |_| true),
+            ..shape("phi3")
+        },
+        ModelShape {
+            window: window(3, |_| false),
+            ..shape("phi3")
+        },
+        ModelShape {
+            unrotated: odd.clone(),
+            ..shape("llama")
+        },
+        ModelShape {
+            unrotated: odd.clone(),
+            ..shape("gpt2")
+        },
+        ModelShape {
+            unrotated: odd,
+            ..shape("phi3")
+        },
+        ModelShape {
+            qkv_bias: true,
+            ..shape("phi3")
+        },
+        ModelShape {
+            qk_norm: true,
+            unrotated: rotated,
+            ..shape("smollm3")
+        },
+        ModelShape {
+            qkv_bias: true,
+            ..shape("smollm3")
+        },
+    ] {
+        let described = describe(&wrong, &options);
+        assert!(
+            matches!(described, Err(ModelError::Dimensions { .. })),
+            "{wrong:?}"
+        );
+    }
 }
 
 #[test]

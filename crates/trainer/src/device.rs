@@ -6,7 +6,7 @@ use lowtide_device::Make;
 use lowtide_device::cuda::{CudaError, Gpu, NcclComm};
 use lowtide_kernels::attention::{self, Attn, Engine};
 use lowtide_planner::Machine;
-use lowtide_workload::{Batch, Dtype, ModelShape};
+use lowtide_workload::{Batch, Dtype, Mask, ModelShape};
 
 use crate::error::TrainError;
 use lowtide_session::Group;
@@ -155,6 +155,9 @@ fn engine_of(
     if run.data.packing {
         return own("rows hold several documents: data.packing");
     }
+    if shape.all_windows() {
+        return own("every layer has a window");
+    }
     let Batch {
         micro_batch, seq, ..
     } = run.batch();
@@ -165,9 +168,14 @@ fn engine_of(
         kv_heads: shape.kv_heads as usize,
         head_dim: shape.head_dim as usize,
         scale: 1.0 / (shape.head_dim as f32).sqrt(),
+        mask: Mask::Causal,
         engine: Engine::Cudnn,
     };
     match supports(&a) {
+        Ok(()) if shape.window.is_some() => {
+            let note = "cuDNN, in layers with a window own kernels";
+            (Engine::Cudnn, note.to_owned())
+        }
         Ok(()) => (Engine::Cudnn, "cuDNN".to_owned()),
         Err(why) => own(&format!("cuDNN: {why}")),
     }

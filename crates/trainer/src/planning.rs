@@ -14,7 +14,7 @@ use lowtide_planner::{
 };
 use lowtide_tiers::{HostLimit, HostMemory, process};
 use lowtide_units::Bytes;
-use lowtide_workload::{Batch, Family, ModelShape};
+use lowtide_workload::{Batch, ModelShape};
 
 use crate::device::{Device, Target};
 use crate::error::{Asked, TrainError};
@@ -72,10 +72,7 @@ pub(crate) fn check_length(run: &Run, shape: &ModelShape) -> Result<(), TrainErr
                 ModelSource::Config(path) => Some(path.clone()),
                 ModelSource::Shape(_) => None,
             },
-            key: match shape.family {
-                Family::Gpt2 => "n_positions",
-                Family::Llama => "max_position_embeddings",
-            },
+            key: lowtide_model::positions_key(shape),
         });
     }
     Ok(())

@@ -83,10 +83,8 @@ pub fn verify(
     let options = options_of(run, &whole, run.batch(), device.target)?;
     let all = lowtide_model::describe(&whole, &options)?;
     let blocks = slice::blocks(&all, blocks);
-    let shape = ModelShape {
-        layers: blocks.len() as u32,
-        ..whole.clone()
-    };
+    let layers: Vec<u32> = blocks.iter().map(|&unit| unit as u32 - 1).collect();
+    let shape = whole.of_layers(&layers);
     let options = Options {
         frozen: slice::frozen(&whole, &options.frozen, &blocks),
         ..options

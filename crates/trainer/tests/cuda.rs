@@ -22,7 +22,7 @@ use lowtide_kernels::update::Hyper;
 use lowtide_model::{Decoder, HfWriter, ModelError, Options, random_init};
 use lowtide_planner::{Clip, Tier};
 use lowtide_session::{ClipRule, Session, SessionOptions};
-use lowtide_workload::{Batch, Dtype, Family, ModelShape, Optimizer, Rope, RopeScaling};
+use lowtide_workload::{Batch, Dtype, Family, Layers, ModelShape, Optimizer, Rope, RopeScaling};
 
 const BATCH: Batch = Batch {
     micro_batch: 16,
@@ -54,6 +54,8 @@ fn shape() -> ModelShape {
             theta: 10_000.0,
             scaling: RopeScaling::None,
         }),
+        window: None,
+        unrotated: Layers::default(),
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use common::{
     Trained, checked, choice, decoder_frozen, decoder_on, decoder_with, devices, gpt2, gpu, llama,
-    open, quick_on, train,
+    open, quick_on, train, windows,
 };
 use lowtide_device::cuda::Gpu;
 use lowtide_kernels::update::split;
@@ -26,9 +26,13 @@ fn placements_do_not_change_a_bit() {
 }
 
 fn placements(gpu: Option<&Gpu>) {
-    let shape = llama(2, true);
     let mut combinations = 0;
-    for accumulate in [1, 4] {
+    // Blocks that are not alike too: a window in one, no positions and so another tensor in the other.
+    for (shape, accumulate) in [
+        (llama(2, true), 1),
+        (llama(2, true), 4),
+        (windows(2, false), 2),
+    ] {
         let d = decoder_on(gpu, &shape, Dtype::Bf16, accumulate);
         for (k, clip) in CLIPS.into_iter().enumerate() {
             let resident = choice(&d, Tier::Device, Tier::Device, Tier::Device);

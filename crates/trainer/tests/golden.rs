@@ -29,7 +29,20 @@ use lowtide_tiers::TierError;
 use lowtide_units::List;
 use lowtide_workload::{Batch, Dtype, Lsp, Optimizer, OptimizerName, ParamKind, Projector, Role};
 
-const MODELS: [&str; 5] = ["llama", "llama-tied", "qwen2", "qwen3", "gpt2"];
+/// Every model.
+const MODELS: [&str; 9] = [
+    "llama",
+    "llama-tied",
+    "qwen2",
+    "qwen3",
+    "gpt2",
+    "mistral",
+    "qwen2-window",
+    "phi3",
+    "smollm3",
+];
+/// Those that have cases of other optimizers and of subspaces: one of each kind of matrix.
+const OTHER_CASES: [&str; 5] = ["llama", "llama-tied", "qwen2", "qwen3", "gpt2"];
 /// Largest relative distance of logits and gradients, by norm.
 const DISTANCE: f64 = 1e-4;
 /// Of which the projectors of `reference/lsp_golden.py` are drawn.
@@ -451,7 +464,7 @@ fn one_batch_of_every_model_in_bf16() {
         for (model, name) in MODELS
             .map(|m| (m, "golden"))
             .into_iter()
-            .chain([("llama", "packed")])
+            .chain([("llama", "packed"), ("mistral", "packed")])
         {
             let case = Case::open(model, name);
             let rule = case.rule();
@@ -493,6 +506,7 @@ fn one_batch_of_every_model_in_bf16() {
 #[test]
 fn one_batch_of_packed_documents() {
     compare_one_batch("llama", "packed", resident);
+    compare_one_batch("mistral", "packed", resident);
 }
 
 #[test]
@@ -501,12 +515,13 @@ fn ten_steps_of_every_model() {
         compare_steps(model, "golden", Dtype::F32, offloaded);
     }
     compare_steps("llama", "packed", Dtype::F32, resident);
+    compare_steps("mistral", "packed", Dtype::F32, resident);
 }
 
 /// As transformers' Adafactor makes them: factors of each of the file's tensors, of fused ones too.
 #[test]
 fn ten_steps_by_adafactor() {
-    for model in MODELS {
+    for model in OTHER_CASES {
         compare_steps(model, "adafactor", Dtype::F32, offloaded);
         compare_steps(model, "adafactor", Dtype::F32, resident);
     }
@@ -517,7 +532,7 @@ fn ten_steps_by_adafactor() {
 #[test]
 fn ten_steps_in_subspaces() {
     for gpu in devices() {
-        for model in MODELS {
+        for model in OTHER_CASES {
             for choose in [resident as fn(&Decoder) -> Choice, offloaded] {
                 subspaces(gpu.as_ref(), model, choose);
             }
@@ -616,7 +631,7 @@ fn subspaces(gpu: Option<&Gpu>, model: &str, choose: fn(&Decoder) -> Choice) {
 /// its best axes do, the first ones most.
 #[test]
 fn sketches_of_every_model() {
-    for model in MODELS {
+    for model in OTHER_CASES {
         let case = Case::open(model, "lsp");
         let options = |d: Dtype| options(&case, d, None);
         let shape = load_shape(&folder(model)).expect("a supported config.json");
@@ -675,6 +690,7 @@ fn ten_steps_of_uneven_micro_batches() {
 #[test]
 fn ten_steps_in_bf16() {
     compare_steps("llama", "bf16", Dtype::Bf16, offloaded);
+    compare_steps("mistral", "bf16", Dtype::Bf16, offloaded);
 }
 
 /// The limits are narrow enough: each of these mistakes is far outside.

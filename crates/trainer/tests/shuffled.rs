@@ -11,7 +11,9 @@ mod common;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use common::{batch, checked, choice, decoder, decoder_with, hyper, llama, micro, open, quick};
+use common::{
+    batch, checked, choice, decoder, decoder_with, hyper, llama, micro, open, quick, windows,
+};
 use lowtide_executor::{ExecError, Mode};
 use lowtide_model::Decoder;
 use lowtide_planner::{
@@ -167,6 +169,14 @@ fn every_order_gives_the_same_bits_of_other_plans() {
     every_seed_is_resident(durable, LoopOrder::BatchMajor, Clip::Previous, 20);
     every_seed_is_resident(durable_on_host, LoopOrder::LayerMajor, Clip::None, 20);
     every_seed_is_resident(durable_on_host, LoopOrder::BatchMajor, Clip::Exact, 20);
+}
+
+/// Blocks that are not alike: with a window, and without positions.
+#[test]
+fn every_order_gives_the_same_bits_with_windows() {
+    let d = decoder(&windows(2, false), Dtype::Bf16, ACCUMULATE);
+    every_seed_of(&d, offloaded, LoopOrder::LayerMajor, Clip::Exact, 20);
+    every_seed_of(&d, mixed, LoopOrder::BatchMajor, Clip::Previous, 20);
 }
 
 /// Updates with scratch, of whole tensors.

@@ -18,7 +18,7 @@ pub use optimizer::{
     About, Encoding, Extent, Factoring, Init, Moments, Optimizer, OptimizerName, Role, Setting,
     StateArray, StateSpec,
 };
-pub use shape::{Family, ModelShape, Rope, RopeScaling, builtin_names};
+pub use shape::{Family, Layers, Mask, ModelShape, Rope, RopeScaling, Window, builtin_names};
 pub use strategy::{Lsp, Projector};
 
 use std::ops::Range;

@@ -2,7 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Which kind of decoder.
+/// Which kind of decoder: what its blocks compute, and how its files name their tensors. Each has a file of its own in
+/// `crates/model/src/families`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Family {
@@ -10,6 +11,73 @@ pub enum Family {
     Llama,
     /// LayerNorm, learned positions, GELU (tanh), biases (GPT-2, and the papers' GPT-3 shapes).
     Gpt2,
+    /// As Llama; its files hold queries, keys and values as one tensor, gate and up too (Phi-3, Phi-4).
+    Phi3,
+    /// As Llama, with layers that have no positions (SmolLM3).
+    SmolLm3,
+}
+
+/// Which keys of its document a token sees.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Mask {
+    /// Itself and all before it.
+    #[default]
+    Causal,
+    /// So many at most, at least 1: itself and those before it.
+    Window(u32),
+}
+
+impl Mask {
+    /// Keys that a token sees at most among `seq` tokens.
+    #[must_use]
+    pub fn longest(self, seq: u32) -> u32 {
+        match self {
+            Self::Causal => seq,
+            Self::Window(n) => seq.min(n),
+        }
+    }
+
+    /// Twice the mean number of keys of a token among `seq`, but for the half key by which a token sees itself whole:
+    /// `seq` of causal attention. Counts of work are made from it.
+    #[must_use]
+    pub fn keys(self, seq: u32) -> f64 {
+        let (n, seq) = (f64::from(self.longest(seq)), f64::from(seq));
+        // The first n tokens see n/2 on average, the others n.
+        if n == seq { seq } else { 2.0 * n - n * n / seq }
+    }
+}
+
+/// A set of a model's layers.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Layers(Vec<u32>);
+
+impl Layers {
+    /// Those of `layers` layers for which `is` holds.
+    #[must_use]
+    pub fn those(layers: u32, is: impl Fn(u32) -> bool) -> Self {
+        Self((0..layers).filter(|&l| is(l)).collect())
+    }
+
+    /// Whether layer `l` is one.
+    #[must_use]
+    pub fn has(&self, l: u32) -> bool {
+        self.0.binary_search(&l).is_ok()
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// Attention to the tokens just before alone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Window {
+    /// Keys that a token sees at most, itself among them.
+    pub keys: u32,
+    /// Where; at least one.
+    pub layers: Layers,
 }
 
 /// How rotary frequencies are stretched beyond the trained length.
@@ -76,8 +144,12 @@ pub struct ModelShape {
     pub mlp_bias: bool,
     /// RMSNorm on each head of q and k (Qwen3).
     pub qk_norm: bool,
-    /// Rotary positions (Llama family only).
+    /// Rotary positions (all but GPT-2).
     pub rope: Option<Rope>,
+    /// Layers whose attention has a window.
+    pub window: Option<Window>,
+    /// Layers whose queries and keys are not rotated (SmolLM3).
+    pub unrotated: Layers,
 }
 
 /// Names that [`ModelShape::builtin`] knows.
@@ -139,7 +211,41 @@ impl ModelShape {
                 theta,
                 scaling: RopeScaling::None,
             }),
+            window: None,
+            unrotated: Layers::default(),
         })
+    }
+
+    /// Which keys layer `l` sees.
+    #[must_use]
+    pub fn mask(&self, l: u32) -> Mask {
+        match &self.window {
+            Some(window) if window.layers.has(l) => Mask::Window(window.keys),
+            _ => Mask::Causal,
+        }
+    }
+
+    /// Whether every layer's attention has a window.
+    #[must_use]
+    pub fn all_windows(&self) -> bool {
+        (0..self.layers).all(|l| self.mask(l) != Mask::Causal)
+    }
+
+    /// A model of some of the layers of this one, in this order, each with what it has here.
+    #[must_use]
+    pub fn of_layers(&self, layers: &[u32]) -> Self {
+        let n = layers.len() as u32;
+        let kept = |of: &Layers| Layers::those(n, |i| of.has(layers[i as usize]));
+        let window = self.window.as_ref().map(|w| Window {
+            keys: w.keys,
+            layers: kept(&w.layers),
+        });
+        Self {
+            layers: n,
+            window: window.filter(|w| !w.layers.is_empty()),
+            unrotated: kept(&self.unrotated),
+            ..self.clone()
+        }
     }
 
     /// Width of q, k and v together: (H + 2·KV)·D.

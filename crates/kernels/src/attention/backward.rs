@@ -140,7 +140,11 @@ fn queries<E: Number>(
     let at = (batch * a.heads + head) * a.seq + first;
     let starts = number::read::<i32>(o.inputs.doc_start, row + first, n);
     let lse = number::read::<f32>(o.lse, at, n);
-    let visible = Visible { starts, first };
+    let visible = Visible {
+        starts,
+        first,
+        window: a.window(),
+    };
     gather::<E>(
         s.queries,
         o.qkv,

@@ -20,7 +20,7 @@
 use lowtide_device::cuda::dnn::{self, Graph, Id, Number, Op, Operand};
 use lowtide_device::cuda::{self, CudaError, Gpu, Source};
 use lowtide_device::{Dst, Src};
-use lowtide_workload::Dtype;
+use lowtide_workload::{Dtype, Mask};
 
 use super::Attn;
 use crate::cuda::define;
@@ -286,6 +286,8 @@ fn refused(a: &Attn, dtype: Dtype, (major, minor): (u32, u32), version: usize) -
     let widest = if major == 9 { 256 } else { 128 };
     if dtype != Dtype::Bf16 {
         Some("cuDNN's attention takes bf16 only".to_owned())
+    } else if a.mask != Mask::Causal {
+        Some("windows are left to the own kernels".to_owned())
     } else if !(8..=9).contains(&major) {
         Some(format!(
             "on compute capability {major}.{minor} cuDNN's backward does not give the same bits \

@@ -24,6 +24,12 @@ __device__ __forceinline__ float minus_infinity() { return __uint_as_float(0xff8
 __device__ __forceinline__ int least(int a, int b) { return a < b ? a : b; }
 __device__ __forceinline__ int most(int a, int b) { return a > b ? a : b; }
 
+// The first key that query t of a row of tokens sees: its document's first, or that of its window.
+// Below zero where the window reaches before the row.
+__device__ __forceinline__ int first_key(const int* starts, int t, int window) {
+    return most(starts[t], t + 1 - window);
+}
+
 // Bytes from a tile's start to a row and column.
 __device__ __forceinline__ constexpr u32 at(int row, int column) {
     return (u32)(row * STRIDE + column) * 2;

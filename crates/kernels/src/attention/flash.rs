@@ -145,6 +145,7 @@ pub(super) fn forward(q: &Queue, o: Forward<Views<'_>>, a: &Attn, dtype: Dtype) 
             .arg(a.kv_heads)
             .arg(a.head_dim)
             .arg(a.scale)
+            .arg(a.window())
             .launch();
     }
 }
@@ -209,6 +210,7 @@ pub(super) fn backward(q: &Queue, o: Backward<Views<'_>>, a: &Attn, dtype: Dtype
                 .arg(a.kv_heads)
                 .arg(a.head_dim)
                 .arg(a.scale)
+                .arg(a.window())
                 .launch();
         }
     }

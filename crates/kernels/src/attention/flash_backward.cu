@@ -22,15 +22,17 @@ constexpr int W = D / SPLIT;
 // What a tile of queries brings: rows of q and d_out, then lse, delta and document starts.
 constexpr u32 NUMBERS = 2 * at(QUERIES, 0), STAGE = NUMBERS + 3 * QUERIES * 4;
 
-// The first query from k0 on whose document starts after `last_key`; `end` if there is none. All
-// threads of the block call it and get the same.
-__device__ __forceinline__ int first_unseen(const int* starts, int k0, int end, int last_key) {
+// The first query from k0 on whose first key is after `last_key`; `end` if there is none. All threads
+// of the block call it and get the same.
+__device__ __forceinline__ int first_unseen(const int* starts, int k0, int end, int last_key,
+                                            int window) {
     int from = k0, n = end - k0; // the answer is in from ..= from + n
     while (n > 0) {
         int step = (n + THREADS - 1) / THREADS;
         int offset = (int)threadIdx.x * step;
-        // Starts never decrease, so the queries that see the tile come first.
-        int seen = __syncthreads_count(offset < n && starts[from + offset] <= last_key);
+        // First keys never decrease, so the queries that see the tile come first.
+        int seen = __syncthreads_count(offset < n &&
+                                       first_key(starts, from + offset, window) <= last_key);
         if (seen == 0) break;
         int past = (seen - 1) * step + 1;
         n = least(step - 1, n - past);
@@ -45,7 +47,7 @@ __device__ __forceinline__ int first_unseen(const int* starts, int k0, int end, 
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
     flash_backward_kv(E* d_qkv, const E* d_out, const E* qkv, const float* lse, const float* delta,
                       const int* doc_start, u64 seq, u64 heads, u64 kv_heads, u64 head_dim,
-                      float scale) {
+                      float scale, u64 window) {
     using namespace kv;
     extern __shared__ uint4 pool[];
     char* base = reinterpret_cast<char*>(pool);
@@ -64,7 +66,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
     u64 at_k = (heads + kv_head) * head_dim, at_v = at_k + kv_heads * head_dim;
     fetch<KEYS>(shared, row + at_k, stride, k0, T, width);
     fetch<KEYS>(shared + VALUES, row + at_v, stride, k0, T, width);
-    int end = first_unseen(starts, k0, T, least(k0 + KEYS, T) - 1);
+    int end = first_unseen(starts, k0, T, least(k0 + KEYS, T) - 1, (int)window);
 
     // Starts the copies of the tile of queries from q0 of a head.
     auto bring = [&](u32 stage, int head, int q0) {
@@ -113,13 +115,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
         float p[MT][QUERIES / 8][4];
         scores<MT, QUERIES>(p, a_keys, b_queries + right(lane));
         int first = k0 + warp_row;
-        if (k0 + KEYS - 1 > q0 || q0 + QUERIES > T || tile_starts[QUERIES - 1] > k0) {
+        if (k0 + KEYS - 1 > q0 || q0 + QUERIES > T ||
+            most(tile_starts[QUERIES - 1], q0 + QUERIES - (int)window) > k0) {
 #pragma unroll
             for (int n = 0; n < QUERIES / 8; n++)
 #pragma unroll
                 for (int i = 0; i < 2; i++) {
                     int column = n * 8 + lane % 4 * 2 + i, query = q0 + column;
-                    int start = tile_starts[column];
+                    int start = most(tile_starts[column], query + 1 - (int)window);
 #pragma unroll
                     for (int m = 0; m < MT; m++)
 #pragma unroll
@@ -199,7 +202,7 @@ constexpr int MT = QUERIES / 16 / WARPS;
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
     flash_backward_q(E* d_qkv, const E* d_out, const E* qkv, const float* lse, const float* delta,
                      const int* doc_start, u64 seq, u64 heads, u64 kv_heads, u64 head_dim,
-                     float scale) {
+                     float scale, u64 window) {
     using namespace queries;
     extern __shared__ uint4 pool[];
     constexpr u32 D_OUT = at(QUERIES, 0), VALUES = 2 * D_OUT, KEYS_AT = VALUES + at(KEYS, 0);
@@ -215,8 +218,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
     const E* from_k = row + (heads + kv_head) * head_dim;
     const E* from_v = from_k + kv_heads * head_dim;
     int end = least(q0 + QUERIES, T);
-    int k0 = most(starts[q0], 0) / KEYS * KEYS;
-    int last_start = starts[end - 1];
+    int k0 = most(first_key(starts, q0, (int)window), 0) / KEYS * KEYS;
+    int last_start = first_key(starts, end - 1, (int)window);
 
     fetch<QUERIES>(shared, row + head * head_dim, stride, q0, T, width);
     fetch<QUERIES>(shared + D_OUT, d_out + (batch * seq * heads + head) * head_dim,
@@ -261,7 +264,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
                 for (int half = 0; half < 2; half++) {
                     // What the query sees, as columns of the tile from the lane's own on.
                     int query = first + m * 16 + half * 8 + lane / 4, own = k0 + lane % 4 * 2;
-                    int low = starts[least(query, T - 1)] - own, high = query - own;
+                    int low = first_key(starts, least(query, T - 1), (int)window) - own;
+                    int high = query - own;
 #pragma unroll
                     for (int n = 0; n < KEYS / 8; n++)
 #pragma unroll

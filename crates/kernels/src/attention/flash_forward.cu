@@ -15,7 +15,7 @@ constexpr int MT = QUERIES / 16 / WARPS;
 // tokens.
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
     flash_forward(E* out, float* lse, const E* qkv, const int* doc_start, u64 seq, u64 heads,
-                  u64 kv_heads, u64 head_dim, float scale) {
+                  u64 kv_heads, u64 head_dim, float scale, u64 window) {
     extern __shared__ uint4 pool[];
     E* tile = reinterpret_cast<E*>(pool);
     u32 queries = shared_address(pool);
@@ -32,9 +32,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
     const E* from_k = row + (heads + kv_head) * head_dim;
     const E* from_v = from_k + kv_heads * head_dim;
     int end = least(q0 + QUERIES, T);
-    // Document starts do not fall inside a row of tokens: the first query's is the least.
-    int k0 = most(starts[q0], 0) / KEYS * KEYS;
-    int last_start = starts[end - 1];
+    // First keys do not fall inside a row of tokens: the first query's is the least.
+    int k0 = most(first_key(starts, q0, (int)window), 0) / KEYS * KEYS;
+    int last_start = first_key(starts, end - 1, (int)window);
 
     fetch<QUERIES>(queries, row + head * head_dim, stride, q0, T, width);
     fetch<KEYS>(keys, from_k, stride, k0, T, width);
@@ -72,7 +72,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
                 for (int half = 0; half < 2; half++) {
                     // What the query sees, as columns of the tile from the lane's own on.
                     int query = first + m * 16 + half * 8 + lane / 4, own = k0 + lane % 4 * 2;
-                    int low = starts[least(query, T - 1)] - own, high = query - own;
+                    int low = first_key(starts, least(query, T - 1), (int)window) - own;
+                    int high = query - own;
 #pragma unroll
                     for (int n = 0; n < KEYS / 8; n++)
 #pragma unroll

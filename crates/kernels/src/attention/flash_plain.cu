@@ -24,9 +24,11 @@ __device__ __forceinline__ float dot(const E* a, const E* b, u64 n) {
     return x;
 }
 
-__device__ __forceinline__ u64 first_key(const int* doc_start, u64 token) {
-    int start = doc_start[token];
-    return start > 0 ? (u64)start : 0;
+// The first key that token t of row b sees: its document's first, or that of its window of tokens.
+__device__ __forceinline__ u64 first_key(const int* doc_start, u64 b, u64 seq, u64 t, u64 window) {
+    int start = doc_start[b * seq + t];
+    u64 first = start > 0 ? (u64)start : 0, of_window = t + 1 > window ? t + 1 - window : 0;
+    return first > of_window ? first : of_window;
 }
 
 // All kernels below but the last: one warp a block; grid: tokens of a row, heads, rows of tokens.
@@ -34,7 +36,7 @@ __device__ __forceinline__ u64 first_key(const int* doc_start, u64 token) {
 // Shared memory: width + 32 floats.
 extern "C" __global__ void __launch_bounds__(32)
     plain_forward(E* out, float* lse, const E* qkv, const int* doc_start, u64 seq, u64 heads,
-                  u64 kv_heads, u64 width, float scale) {
+                  u64 kv_heads, u64 width, float scale, u64 window) {
     extern __shared__ uint4 pool[];
     float* sum = reinterpret_cast<float*>(pool);
     float* weights = sum + width;
@@ -44,7 +46,7 @@ extern "C" __global__ void __launch_bounds__(32)
     const E* query = qkv + s.query(b, t, h);
     for (u64 i = lane; i < width; i += 32) sum[i] = 0.0f;
     float top = __uint_as_float(0xff800000u), total = 0.0f;
-    for (u64 from = first_key(doc_start, b * seq + t); from <= t; from += 32) {
+    for (u64 from = first_key(doc_start, b, seq, t, window); from <= t; from += 32) {
         u64 n = t - from + 1 < 32 ? t - from + 1 : 32;
         float score = lane < n ? scale * dot(query, qkv + s.key(b, from + lane, kv), width)
                                : __uint_as_float(0xff800000u);
@@ -72,7 +74,7 @@ extern "C" __global__ void __launch_bounds__(32)
 extern "C" __global__ void __launch_bounds__(32)
     plain_backward_q(E* d_qkv, const E* d_out, const E* qkv, const float* lse, const float* delta,
                      const int* doc_start, u64 seq, u64 heads, u64 kv_heads, u64 width,
-                     float scale) {
+                     float scale, u64 window) {
     extern __shared__ uint4 pool[];
     float* sum = reinterpret_cast<float*>(pool);
     float* weights = sum + width;
@@ -82,7 +84,7 @@ extern "C" __global__ void __launch_bounds__(32)
     const E *query = qkv + s.query(b, t, h), *d = d_out + s.output(b, t, h);
     float log_sum = lse[s.line(b, h) + t], mean = delta[s.line(b, h) + t];
     for (u64 i = lane; i < width; i += 32) sum[i] = 0.0f;
-    for (u64 from = first_key(doc_start, b * seq + t); from <= t; from += 32) {
+    for (u64 from = first_key(doc_start, b, seq, t, window); from <= t; from += 32) {
         u64 n = t - from + 1 < 32 ? t - from + 1 : 32;
         float ds = 0.0f;
         if (lane < n) {
@@ -108,7 +110,7 @@ extern "C" __global__ void __launch_bounds__(32)
 extern "C" __global__ void __launch_bounds__(32)
     plain_backward_kv(E* d_qkv, const E* d_out, const E* qkv, const float* lse, const float* delta,
                       const int* doc_start, u64 seq, u64 heads, u64 kv_heads, u64 width,
-                      float scale) {
+                      float scale, u64 window) {
     extern __shared__ uint4 pool[];
     float *dk = reinterpret_cast<float*>(pool), *dv = dk + width;
     float *scores = dv + width, *weights = scores + 32;
@@ -118,11 +120,12 @@ extern "C" __global__ void __launch_bounds__(32)
     const E *key = qkv + s.key(b, k, kv), *value = qkv + s.value(b, k, kv);
     for (u64 i = lane; i < width; i += 32) dk[i] = dv[i] = 0.0f;
     for (u64 h = kv * s.group(); h < (kv + 1) * s.group(); h++) {
-        // Document starts never decrease: behind a query that does not see the key none does.
-        for (u64 from = k; from < seq && first_key(doc_start, b * seq + from) <= k; from += 32) {
+        // First keys never decrease: behind a query that does not see the key none does.
+        for (u64 from = k; from < seq && first_key(doc_start, b, seq, from, window) <= k;
+             from += 32) {
             u64 n = seq - from < 32 ? seq - from : 32;
             float p = 0.0f, ds = 0.0f;
-            if (lane < n && first_key(doc_start, b * seq + from + lane) <= k) {
+            if (lane < n && first_key(doc_start, b, seq, from + lane, window) <= k) {
                 u64 t = from + lane;
                 p = expf(scale * dot(qkv + s.query(b, t, h), key, width) - lse[s.line(b, h) + t]);
                 ds = p * (dot(d_out + s.output(b, t, h), value, width) - delta[s.line(b, h) + t]);

@@ -1,11 +1,13 @@
 //! Causal attention inside documents, grouped-query, on the fused (B·T, (H+2KV)·D) projection.
 //!
 //! Token t of a row attends to the tokens s of the same row with `doc_start[t] <= s <= t`, so
-//! documents packed into one row do not see each other (`doc_start` counts inside the row). Softmax is online over tiles of keys:
-//! memory grows with T, never with T².
+//! documents packed into one row do not see each other (`doc_start` counts inside the row). With a [window](Mask::Window) of n a
+//! token sees itself and the n - 1 tokens before it at most: its first key is the later one of its document's first token and
+//! `t + 1 - n`. Either never falls from a token to the next, so whatever holds of document starts holds of first keys.
+//! Softmax is online over tiles of keys: memory grows with T, never with T².
 //!
 //! Bound: matrix products, 4·D operations a (query, key) pair of each head in forward and 10·D in
-//! backward, over half of T² pairs.
+//! backward, over half of T² pairs, or about n·T of a window.
 
 mod backward;
 mod cudnn;
@@ -15,7 +17,7 @@ pub mod reference;
 
 use lowtide_device::cuda::Gpu;
 use lowtide_device::{Dst, Make, Queue, Src};
-use lowtide_workload::Dtype;
+use lowtide_workload::{Dtype, Mask};
 
 use crate::number::{Range, expect, expect_workspace, size, with_dtype};
 use crate::operands::{Views, operands};
@@ -46,6 +48,8 @@ pub struct Attn {
     pub head_dim: usize,
     /// Factor of the scores, usually 1/√D.
     pub scale: f32,
+    /// Which keys of its document a token sees. [`Engine::Cudnn`] has [`Mask::Causal`] only.
+    pub mask: Mask,
     /// Who computes it on a CUDA device; the CPU device has one engine.
     pub engine: Engine,
 }
@@ -63,6 +67,14 @@ impl Attn {
     /// Query heads that share a key head.
     fn group(&self) -> usize {
         self.heads / self.kv_heads
+    }
+
+    /// Most keys that a token sees, at most T.
+    fn window(&self) -> usize {
+        match self.mask {
+            Mask::Causal => self.seq,
+            Mask::Window(n) => self.seq.min(n as usize),
+        }
     }
 
     /// Where, in numbers of `qkv`, query head `head` of token `row` starts.
@@ -92,6 +104,7 @@ impl Attn {
             self.heads,
             self.kv_heads
         );
+        assert!(self.seq == 0 || self.window() > 0, "a window without a key");
         expect("qkv", qkv, self.rows() * self.width(), e);
         expect("out", out, self.rows() * self.heads * self.head_dim, e);
         expect("lse", lse, self.rows() * self.heads, size_of::<f32>());
@@ -195,20 +208,25 @@ struct Visible<'a> {
     starts: &'a [i32],
     /// Index of the first query in its row of T.
     first: usize,
+    /// Most keys that a query sees.
+    window: usize,
 }
 
 impl Visible<'_> {
     /// First and last key (exclusive) of the whole tile.
     fn keys(&self) -> std::ops::Range<usize> {
         let start = self.starts.iter().copied().min().unwrap_or(0);
-        start.max(0) as usize..self.first + self.starts.len()
+        let start = (start.max(0) as usize).max((self.first + 1).saturating_sub(self.window));
+        start..self.first + self.starts.len()
     }
 
     /// Of the keys `from .. from + len`, those that query `i` of the tile sees, as positions in
     /// that run; possibly none.
     fn of(&self, i: usize, from: usize, len: usize) -> std::ops::Range<usize> {
-        let end = (self.first + i + 1).saturating_sub(from).min(len);
+        let after = self.first + i + 1;
+        let end = after.saturating_sub(from).min(len);
         let start = (self.starts[i].max(0) as usize)
+            .max(after.saturating_sub(self.window))
             .saturating_sub(from)
             .min(end);
         start..end

@@ -1,5 +1,7 @@
 //! Attention in plain `f64`, with every score in memory.
 
+use lowtide_workload::Mask;
+
 use super::Attn;
 
 /// What forward computes.
@@ -11,7 +13,16 @@ pub struct Forward {
     pub lse: Vec<f64>,
 }
 
-/// Probabilities of query `t` of row `b` and head `h` over the keys `doc_start ..= t`, and their
+/// The first key that query `t` sees, of a document that starts at `doc_start`.
+fn first_key(doc_start: i32, a: &Attn, t: usize) -> usize {
+    let of_window = match a.mask {
+        Mask::Causal => 0,
+        Mask::Window(n) => (t + 1).saturating_sub(n as usize),
+    };
+    of_window.max(doc_start as usize)
+}
+
+/// Probabilities of query `t` of row `b` and head `h` over the keys `start ..= t`, and their
 /// lse.
 fn probabilities(qkv: &[f64], start: usize, a: &Attn, b: usize, h: usize, t: usize) -> Softmax {
     let query = &qkv[a.query(b * a.seq + t, h)..][..a.head_dim];
@@ -34,7 +45,7 @@ struct Softmax {
     lse: f64,
 }
 
-/// `softmax(scale·q·kᵀ)·v` over the keys of the same document up to the token.
+/// `softmax(scale·q·kᵀ)·v` over the keys of the same document up to the token, as far back as the mask has it.
 #[must_use]
 pub fn forward(qkv: &[f64], doc_start: &[i32], a: &Attn) -> Forward {
     let d = a.head_dim;
@@ -45,7 +56,7 @@ pub fn forward(qkv: &[f64], doc_start: &[i32], a: &Attn) -> Forward {
     for b in 0..a.batch {
         for h in 0..a.heads {
             for t in 0..a.seq {
-                let start = doc_start[b * a.seq + t] as usize;
+                let start = first_key(doc_start[b * a.seq + t], a, t);
                 let softmax = probabilities(qkv, start, a, b, h, t);
                 f.lse[(b * a.heads + h) * a.seq + t] = softmax.lse;
                 let out = a.output(b * a.seq + t, h);
@@ -69,7 +80,7 @@ pub fn backward(d_out: &[f64], qkv: &[f64], out: &[f64], doc_start: &[i32], a: &
     for b in 0..a.batch {
         for h in 0..a.heads {
             for t in 0..a.seq {
-                let start = doc_start[b * a.seq + t] as usize;
+                let start = first_key(doc_start[b * a.seq + t], a, t);
                 let p = probabilities(qkv, start, a, b, h, t).p;
                 let output = a.output(b * a.seq + t, h)..a.output(b * a.seq + t, h) + d;
                 let (d_out, out) = (&d_out[output.clone()], &out[output]);

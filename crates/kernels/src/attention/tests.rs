@@ -16,7 +16,15 @@ fn attn(batch: usize, seq: usize, heads: usize, kv_heads: usize, head_dim: usize
         kv_heads,
         head_dim,
         scale: 1.0 / (head_dim as f32).sqrt(),
+        mask: Mask::Causal,
         engine: Engine::Own,
+    }
+}
+
+fn windowed(a: Attn, keys: u32) -> Attn {
+    Attn {
+        mask: Mask::Window(keys),
+        ..a
     }
 }
 
@@ -174,12 +182,44 @@ fn wide_heads_and_groups_agree_with_the_reference() {
     }
 }
 
+/// Windows of one key, inside a tile, of whole tiles, just short of the row, and longer than it; with documents that are
+/// shorter and longer than the window; on every kernel that a GPU has for heads.
+#[test]
+fn windows_agree_with_the_reference() {
+    for dtype in DTYPES {
+        for (seq, keys) in [(7, 1), (9, 3), (129, 64), (130, 128), (300, 17), (300, 299)] {
+            check(&windowed(attn(2, seq, 4, 2, 16), keys), false, dtype);
+            check(&windowed(attn(2, seq, 4, 2, 16), keys), true, dtype);
+        }
+        check(&windowed(attn(1, 300, 3, 1, 128), 130), true, dtype);
+        check(&windowed(attn(1, 260, 2, 1, 64), 33), false, dtype);
+        check(&windowed(attn(1, 193, 2, 1, 256), 40), true, dtype);
+        check(&windowed(attn(3, 90, 5, 5, 10), 11), true, dtype);
+        check(&windowed(attn(1, 50, 2, 1, 16), 1000), true, dtype);
+    }
+}
+
+/// A window that reaches over the row changes no bit, on either device.
+#[test]
+fn a_window_as_long_as_the_row_is_none() {
+    for dtype in DTYPES {
+        let a = attn(2, 133, 4, 2, 16);
+        let case = Case::new(&a, true, dtype);
+        let plain = everywhere(|q| case.run(q, &a, dtype));
+        for keys in [133, 1 << 31] {
+            let wide = windowed(a, keys);
+            assert_eq!(everywhere(|q| case.run(q, &wide, dtype)), plain, "{keys}");
+        }
+    }
+}
+
 #[test]
 fn long_rows_agree_with_the_reference() {
     for dtype in DTYPES {
         for (pack, a) in [
             (false, attn(1, 2048, 1, 1, 128)),
             (true, attn(1, 2000, 2, 1, 64)),
+            (true, windowed(attn(1, 2048, 2, 1, 64), 500)),
         ] {
             let case = Case::new(&a, pack, dtype);
             if let Some(done) = on_gpu(|q| case.run(q, &a, dtype)) {
@@ -306,6 +346,7 @@ fn what_cudnn_does_not_do_is_refused_cleanly() {
         (attn(1, 16, 4, 2, 64), Dtype::F32),
         (attn(1, 16, 4, 2, 10), Dtype::Bf16),
         (attn(1, 16, 4, 2, 264), Dtype::Bf16),
+        (windowed(attn(1, 16, 4, 2, 64), 8), Dtype::Bf16),
     ] {
         let Some(q) = gpu() else { return };
         let (a, stream) = (by_cudnn(&a), q.cuda().expect("it is one"));
@@ -444,7 +485,11 @@ fn other_documents_do_not_matter() {
 
 #[test]
 fn reference_gradient_is_the_slope() {
-    let a = attn(2, 7, 4, 2, 6);
+    slope_of(&attn(2, 7, 4, 2, 6));
+    slope_of(&windowed(attn(2, 7, 4, 2, 6), 3));
+}
+
+fn slope_of(a: &Attn) {
     let mut rng = Rng(1);
     let starts = [0, 0, 0, 3, 3, 3, 3, 0, 1, 1, 1, 1, 1, 6];
     let qkv: Vec<f64> = rng
@@ -453,9 +498,9 @@ fn reference_gradient_is_the_slope() {
         .map(|x| 2.0 * x)
         .collect();
     let d_out = rng.vec(a.rows() * a.heads * a.head_dim);
-    let out = reference::forward(&qkv, &starts, &a).out;
-    let g = reference::backward(&d_out, &qkv, &out, &starts, &a);
+    let out = reference::forward(&qkv, &starts, a).out;
+    let g = reference::backward(&d_out, &qkv, &out, &starts, a);
     differences("d_qkv", &qkv, &g, |x| {
-        dot(&d_out, &reference::forward(x, &starts, &a).out)
+        dot(&d_out, &reference::forward(x, &starts, a).out)
     });
 }

@@ -6,10 +6,11 @@
 
 use lowtide_kernels::operands::{Inputs, Read};
 use lowtide_kernels::{attention, gelu, layernorm, matmul, rmsnorm, rope, swiglu};
-use lowtide_workload::{Family, LocalId, ParamId, Unit, UnitKind};
+use lowtide_workload::{LocalId, ParamId, Unit, UnitKind};
 
 use super::kind::{Kind, Product};
 use super::{Builder, Factored, Model, Phase, UnitKinds, read, weight, write};
+use crate::families::{Layer, Mlp, Norm};
 use crate::lsp::Side;
 use crate::params::Part;
 
@@ -22,9 +23,9 @@ pub(super) struct Statistics {
 
 impl Builder<'_> {
     /// Local tensors for a norm's statistics.
-    pub(super) fn statistics(&mut self, suffix: &str, layer_norm: bool) -> Statistics {
+    pub(super) fn statistics(&mut self, suffix: &str, norm: Norm) -> Statistics {
         let bytes = self.model.rows_f32(1);
-        let mean = layer_norm.then(|| self.local(&format!("mean{suffix}"), bytes));
+        let mean = (norm == Norm::Layer).then(|| self.local(&format!("mean{suffix}"), bytes));
         let rstd = self.local(&format!("rstd{suffix}"), bytes);
         Statistics { mean, rstd }
     }
@@ -281,53 +282,55 @@ impl Builder<'_> {
     }
 
     /// The MLP between its products, on `pre`: gate and up of a gated one, or up alone.
-    fn activation(&mut self, gated: bool, act: LocalId, pre: LocalId) {
+    fn activation(&mut self, mlp: Mlp, act: LocalId, pre: LocalId) {
         let (y, x) = (write(act), read(pre));
-        let (name, kind) = if gated {
-            let operands = swiglu::Forward { y, gate_up: x };
-            ("swiglu", Kind::Swiglu(operands))
-        } else {
-            ("gelu", Kind::Gelu(gelu::Forward { y, x }))
+        let (name, kind) = match mlp {
+            Mlp::Swiglu => {
+                let operands = swiglu::Forward { y, gate_up: x };
+                ("swiglu", Kind::Swiglu(operands))
+            }
+            Mlp::Gelu => ("gelu", Kind::Gelu(gelu::Forward { y, x })),
         };
         self.op(Phase::Forward, name, kind);
     }
 
-    fn activation_backward(&mut self, gated: bool, d_pre: LocalId, d_act: LocalId, pre: LocalId) {
+    fn activation_backward(&mut self, mlp: Mlp, d_pre: LocalId, d_act: LocalId, pre: LocalId) {
         let (dx, dy, x) = (write(d_pre), read(d_act), read(pre));
-        let (name, kind) = if gated {
-            let operands = swiglu::Backward {
-                d_gate_up: dx,
-                dy,
-                gate_up: x,
-            };
-            ("swiglu", Kind::SwigluBackward(operands))
-        } else {
-            let operands = gelu::Backward { dx, dy, x };
-            ("gelu", Kind::GeluBackward(operands))
+        let (name, kind) = match mlp {
+            Mlp::Swiglu => {
+                let operands = swiglu::Backward {
+                    d_gate_up: dx,
+                    dy,
+                    gate_up: x,
+                };
+                ("swiglu", Kind::SwigluBackward(operands))
+            }
+            Mlp::Gelu => {
+                let operands = gelu::Backward { dx, dy, x };
+                ("gelu", Kind::GeluBackward(operands))
+            }
         };
         self.op(Phase::Backward, name, kind);
     }
 }
 
-/// Block `l`: attention and MLP, each behind a norm and added to the residual stream. Long because it is read from top
+/// Block `l`, as `layer` has it: attention and MLP, each behind a norm and added to the residual stream. Long because it is read from top
 /// to bottom as the block runs, and backward as forward from the bottom up.
-pub(super) fn block(model: &Model<'_>, l: u32) -> (Unit, UnitKinds) {
+pub(super) fn block(model: &Model<'_>, layer: Layer, l: u32) -> (Unit, UnitKinds) {
     let mut b = Builder::new(model, format!("blocks.{l}"), UnitKind::Block, l + 1);
     let s = &model.sizes;
     let (c, f, q, all) = (s.hidden, s.intermediate, s.attention_width(), s.qkv_width());
-    let llama = model.shape.family == Family::Llama;
     // The MLP's first product: gate and up of a gated MLP side by side, or up alone.
-    let (wide, up) = if llama {
-        (2 * f, Part::GateUp)
-    } else {
-        (f, Part::Up)
+    let (wide, up) = match layer.mlp {
+        Mlp::Swiglu => (2 * f, Part::GateUp),
+        Mlp::Gelu => (f, Part::Up),
     };
 
     // Forward's tensors, (B·T, ·).
     let x = b.local("x", model.rows(c));
     let h1 = b.local("h1", model.rows(c));
-    let stats1 = b.statistics("1", !llama);
-    let qkv_raw = llama.then(|| b.local("qkv_raw", model.rows(all)));
+    let stats1 = b.statistics("1", layer.norm);
+    let qkv_raw = layer.rotated.then(|| b.local("qkv_raw", model.rows(all)));
     let qkv = b.local("qkv", model.rows(all));
     let qk_rstd = model
         .shape
@@ -337,7 +340,7 @@ pub(super) fn block(model: &Model<'_>, l: u32) -> (Unit, UnitKinds) {
     let lse = b.local("lse", model.rows_f32(s.heads.heads)); // (B, H, T)
     let x2 = b.local("x2", model.rows(c));
     let h2 = b.local("h2", model.rows(c));
-    let stats2 = b.statistics("2", !llama);
+    let stats2 = b.statistics("2", layer.norm);
     let pre = b.local(up.name(), model.rows(wide));
     let act = b.local("act", model.rows(f));
     let y = b.local("y", model.rows(c));
@@ -361,11 +364,15 @@ pub(super) fn block(model: &Model<'_>, l: u32) -> (Unit, UnitKinds) {
         qkv: read(qkv),
         inputs: Inputs,
     };
-    b.op(Phase::Forward, "attention", Kind::Attention(operands));
+    b.op(
+        Phase::Forward,
+        "attention",
+        Kind::Attention(operands, layer.mask),
+    );
     b.linear(Part::O, x2, att, o_dims, Some(x));
     b.norm(Phase::Forward, Part::Norm2, h2, stats2, x2);
     b.linear(up, pre, h2, up_dims, None);
-    b.activation(llama, act, pre);
+    b.activation(layer.mlp, act, pre);
     b.linear(Part::Down, y, act, down_dims, Some(x2));
 
     // Backward's tensors, (B·T, ·).
@@ -376,12 +383,12 @@ pub(super) fn block(model: &Model<'_>, l: u32) -> (Unit, UnitKinds) {
     let d_x2 = b.local("d_x2", model.rows(c));
     let d_att = b.local("d_att", model.rows(q));
     let d_qkv = b.local("d_qkv", model.rows(all));
-    let d_raw = llama.then(|| b.local("d_qkv_raw", model.rows(all)));
+    let d_raw = layer.rotated.then(|| b.local("d_qkv_raw", model.rows(all)));
     let d_h1 = b.local("d_h1", model.rows(c));
     let dx = b.local("dx", model.rows(c));
 
     b.linear_backward(Part::Down, d_act, dy, act, down_dims);
-    b.activation_backward(llama, d_pre, d_act, pre);
+    b.activation_backward(layer.mlp, d_pre, d_act, pre);
     b.linear_backward(up, d_h2, d_pre, h2, up_dims);
     b.norm_backward(Part::Norm2, d_x2, d_h2, (x2, stats2), Some(dy));
     b.linear_backward(Part::O, d_att, d_x2, att, o_dims);
@@ -393,7 +400,7 @@ pub(super) fn block(model: &Model<'_>, l: u32) -> (Unit, UnitKinds) {
         lse: read(lse),
         inputs: Inputs,
     };
-    let kind = Kind::AttentionBackward(operands);
+    let kind = Kind::AttentionBackward(operands, layer.mask);
     b.op(Phase::Backward, "attention", kind);
     if let (Some(raw), Some(d_raw)) = (qkv_raw, d_raw) {
         b.rope_backward(d_raw, d_qkv, raw, qk_rstd);

@@ -1,14 +1,20 @@
 //! Sizes that do not go together are told before anything is built from them.
 
 use lowtide_units::List;
-use lowtide_workload::{Family, Lsp, ModelShape, ParamId, Workload};
+use lowtide_workload::{Lsp, ModelShape, ParamId, Workload};
 
 use super::Options;
 use crate::ModelError;
+use crate::families;
 use crate::lsp::{Layout, in_blocks};
 use crate::params::{Part, Role, Spec, specs};
 
-fn wrong(what: &'static str, have: impl Into<u64>, need: impl Into<String>) -> ModelError {
+/// Sizes that do not go together.
+pub(crate) fn wrong(
+    what: &'static str,
+    have: impl Into<u64>,
+    need: impl Into<String>,
+) -> ModelError {
     ModelError::Dimensions {
         what,
         have: have.into(),
@@ -63,37 +69,12 @@ pub(crate) fn shape(s: &ModelShape) -> Result<(), ModelError> {
         let need = format!("a divisor of the {} heads", s.heads);
         return Err(wrong("number of key/value heads", s.kv_heads, need));
     }
-    match s.family {
-        Family::Llama => {
-            if s.rope.is_none() {
-                return Err(wrong(
-                    "rotary position embedding",
-                    0u32,
-                    "one in this family",
-                ));
-            }
-            if !s.head_dim.is_multiple_of(2) {
-                return Err(wrong("head size", s.head_dim, "an even number"));
-            }
-        }
-        Family::Gpt2 => {
-            if s.kv_heads != s.heads {
-                let need = format!("{}, the number of heads", s.heads);
-                return Err(wrong("number of key/value heads", s.kv_heads, need));
-            }
-            let biases = u32::from(s.qkv_bias) + u32::from(s.out_bias) + u32::from(s.mlp_bias);
-            if biases != 3 {
-                return Err(wrong("places with biases", biases, "all 3 in this family"));
-            }
-            if s.qk_norm || s.rope.is_some() {
-                return Err(wrong(
-                    "rotary positions or head norms",
-                    1u32,
-                    "none in this family",
-                ));
-            }
-        }
+    if let Some(window) = &s.window
+        && (window.keys == 0 || window.layers.is_empty())
+    {
+        return Err(wrong("window", window.keys, "a key or more, in some layer"));
     }
+    families::of(s.family).check(s)?;
     let n = parameters(s);
     if n > PARAMETERS_MAX {
         let have = u64::try_from(n).unwrap_or(u64::MAX);

@@ -2,10 +2,11 @@
 
 use lowtide_kernels::operands::Inputs;
 use lowtide_kernels::{embedding, head};
-use lowtide_workload::{Family, ParamId, Unit, UnitKind};
+use lowtide_workload::{ParamId, Unit, UnitKind};
 
 use super::kind::{Kind, Tied};
 use super::{Builder, Model, Phase, UnitKinds, loss, read, weight, write};
+use crate::families;
 use crate::params::Part;
 
 /// The tokens' table is the first parameter; a tied head refers to it.
@@ -51,8 +52,8 @@ pub(super) fn head(model: &Model<'_>) -> (Unit, UnitKinds) {
     };
     let x = b.local("x", model.rows(c)); // (B·T, C)
     let h = b.local("h", model.rows(c)); // (B·T, C)
-    let layer_norm = model.shape.family == Family::Gpt2;
-    let stats = b.statistics("", layer_norm);
+    let norm = families::of(model.shape.family).norm();
+    let stats = b.statistics("", norm);
     let dh = b.local("dh", model.rows(c)); // (B·T, C)
     let dx = b.local("dx", model.rows(c)); // (B·T, C)
     let logits = b.local("logits", logit_bytes); // (B, V), f32

@@ -10,7 +10,7 @@ use lowtide_kernels::{
     Rows, attention, embedding, gelu, head, layernorm, matmul, rmsnorm, rope, swiglu,
 };
 use lowtide_units::{Bytes, Flops};
-use lowtide_workload::{Dtype, ModelShape, Operand};
+use lowtide_workload::{Dtype, Mask, ModelShape, Operand};
 
 use super::Options;
 
@@ -69,7 +69,8 @@ impl Sizes {
         (self.heads.heads + 2 * self.heads.kv_heads) * self.heads.head_dim
     }
 
-    pub fn attn(&self) -> Attn {
+    /// Attention of a layer. A layer with a window is computed by the own kernels, whoever computes the others.
+    pub fn attn(&self, mask: Mask) -> Attn {
         let Heads {
             heads,
             kv_heads,
@@ -83,7 +84,11 @@ impl Sizes {
             kv_heads,
             head_dim,
             scale,
-            engine: self.attention,
+            mask,
+            engine: match mask {
+                Mask::Causal => self.attention,
+                Mask::Window(_) => Engine::Own,
+            },
         }
     }
 
@@ -131,8 +136,8 @@ pub(crate) enum Kind {
     LinearBias(matmul::Bias<Names>, Product),
     Rope(rope::Forward<Names>),
     RopeBackward(rope::Backward<Names>),
-    Attention(attention::Forward<Names>),
-    AttentionBackward(attention::Backward<Names>),
+    Attention(attention::Forward<Names>, Mask),
+    AttentionBackward(attention::Backward<Names>, Mask),
     Swiglu(swiglu::Forward<Names>),
     SwigluBackward(swiglu::Backward<Names>),
     Gelu(gelu::Forward<Names>),
@@ -182,8 +187,8 @@ impl Kind {
             Self::LinearBias(o, _) => o.list(to),
             Self::Rope(o) => o.list(to),
             Self::RopeBackward(o) => o.list(to),
-            Self::Attention(o) => o.list(to),
-            Self::AttentionBackward(o) => o.list(to),
+            Self::Attention(o, _) => o.list(to),
+            Self::AttentionBackward(o, _) => o.list(to),
             Self::Swiglu(o) => o.list(to),
             Self::SwigluBackward(o) => o.list(to),
             Self::Gelu(o) => o.list(to),
@@ -221,9 +226,13 @@ impl Kind {
             let with: String = with.iter().filter(|w| w.0).map(|w| w.1).collect();
             format!("rope.{op} {t} rows{rows} h{heads} kv{kv_heads} d{head_dim}{with}")
         };
-        let attention = |op: &str| {
+        let attention = |op: &str, mask: Mask| {
             let (b, seq) = (s.batch, s.seq);
-            format!("attention.{op} {t} b{b} t{seq} h{heads} kv{kv_heads} d{head_dim}")
+            let window = match mask {
+                Mask::Causal => String::new(),
+                Mask::Window(n) => format!(" window{n}"),
+            };
+            format!("attention.{op} {t} b{b} t{seq} h{heads} kv{kv_heads} d{head_dim}{window}")
         };
         let gated = |op: &str| format!("{op} {t} rows{rows} f{}", s.intermediate);
         let head = |op: &str| {
@@ -266,8 +275,8 @@ impl Kind {
                 let frozen = o.norm.is_some_and(|norm| norm.dwq.is_none());
                 rotary("backward", &[(o.norm.is_some(), " norm"), (frozen, FROZEN)])
             }
-            Self::Attention(_) => attention("forward"),
-            Self::AttentionBackward(_) => attention("backward"),
+            Self::Attention(_, mask) => attention("forward", mask),
+            Self::AttentionBackward(_, mask) => attention("backward", mask),
             Self::Swiglu(_) => gated("swiglu.forward"),
             Self::SwigluBackward(_) => gated("swiglu.backward"),
             Self::Gelu(_) => gated("gelu.forward"),
@@ -281,17 +290,17 @@ impl Kind {
         }
     }
 
-    /// Multiply-adds count two; causal attention counts the half that is computed.
+    /// Multiply-adds count two; of attention the pairs that are computed count: half of all, or those of a window.
     pub fn flops(self, s: &Sizes) -> Flops {
         let rows = s.rows as f64;
-        let attention = rows * (s.seq * s.attention_width()) as f64;
+        let attention = |mask: Mask| rows * (mask.keys(s.seq as u32) * s.attention_width() as f64);
         let logits = 2.0 * (s.hidden as f64) * (s.vocab as f64);
         Flops(match self {
             Self::Linear(_, dims) | Self::LinearWeight(_, dims) | Self::LinearInput(_, dims) => {
                 2.0 * dims.rows as f64 * dims.inner as f64 * dims.cols as f64
             }
-            Self::Attention(_) => 2.0 * attention,
-            Self::AttentionBackward(_) => 5.0 * attention,
+            Self::Attention(_, mask) => 2.0 * attention(mask),
+            Self::AttentionBackward(_, mask) => 5.0 * attention(mask),
             Self::HeadTrain(o) => rows * logits * o.dw.map_or(2.0, |_| 3.0),
             Self::HeadLoss(_) => rows * logits,
             Self::HeadLogits(_) => s.batch as f64 * logits,
@@ -320,8 +329,8 @@ impl Kind {
             | Self::LinearInput(_, dims)
             | Self::LinearBias(_, dims) => matmul::workspace(dims.dims(), s.dtype, m),
             Self::RopeBackward(o) => rope::workspace(s.rows, s.heads, o.norm.is_some(), m),
-            Self::Attention(_) | Self::AttentionBackward(_) => {
-                attention::workspace(&s.attn(), s.dtype, m)
+            Self::Attention(_, mask) | Self::AttentionBackward(_, mask) => {
+                attention::workspace(&s.attn(mask), s.dtype, m)
             }
             Self::HeadTrain(_) | Self::HeadLoss(_) | Self::HeadLogits(_) => {
                 head::workspace(&s.head(), s.dtype, m)

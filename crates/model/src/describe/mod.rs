@@ -20,6 +20,7 @@ use lowtide_workload::{
 };
 
 use crate::ModelError;
+use crate::families;
 use crate::lsp::{Factors, Layout, layout};
 use crate::params::{Part, Role, specs};
 use kind::{Kind, Sizes};
@@ -130,7 +131,8 @@ pub(crate) fn build(
     };
 
     let mut units = vec![ends::embedding(&model)];
-    units.extend((0..shape.layers).map(|l| block::block(&model, l)));
+    let family = families::of(shape.family);
+    units.extend((0..shape.layers).map(|l| block::block(&model, family.layer(shape, l), l)));
     units.push(ends::head(&model));
 
     let model_flops = model_flops(&model, options.batch);
@@ -175,9 +177,12 @@ fn model_flops(model: &Model<'_>, batch: Batch) -> Flops {
     let forward = numbers(&own);
     let input = numbers(&|p| own(p) && (p.unit >= model.lowest || embedding_used_above(p)));
     let weight = numbers(&|p| !p.frozen || p.kind == ParamKind::Projector);
-    let each = f64::from(shape.hidden) * f64::from(batch.seq);
-    let backward = shape.layers - model.lowest.saturating_sub(1).min(shape.layers);
-    let attention = (2.0 * f64::from(shape.layers) + 4.0 * f64::from(backward)) * each;
+    let first = model.lowest.saturating_sub(1).min(shape.layers); // with a backward
+    let each = |l| {
+        let both = if l >= first { 6.0 } else { 2.0 };
+        both * (f64::from(shape.hidden) * shape.mask(l).keys(batch.seq))
+    };
+    let attention: f64 = (0..shape.layers).map(each).sum();
     Flops((2.0 * (forward + input + weight) + attention) * batch.tokens() as f64)
 }
 

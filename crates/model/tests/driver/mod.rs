@@ -12,8 +12,8 @@ use lowtide_device::{Dst, Queue};
 use lowtide_model::{Arg, Call, Decoder, Options, Phase, random_init};
 use lowtide_units::Id;
 use lowtide_workload::{
-    Access, Batch, Dtype, Family, LocalId, ModelShape, OpId, Optimizer, ParamId, ParamKind, Rope,
-    RopeScaling, What, Workload,
+    Access, Batch, Dtype, Family, Layers, LocalId, ModelShape, OpId, Optimizer, ParamId, ParamKind,
+    Rope, RopeScaling, What, Window, Workload,
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -56,7 +56,17 @@ pub fn tiny_llama() -> ModelShape {
             theta: 10_000.0,
             scaling: RopeScaling::None,
         }),
+        window: None,
+        unrotated: Layers::default(),
     }
+}
+
+/// A window of so many keys in those of two layers.
+pub fn window(keys: u32, is: impl Fn(u32) -> bool) -> Option<Window> {
+    Some(Window {
+        keys,
+        layers: Layers::those(2, is),
+    })
 }
 
 /// A small GPT-2, tied.
@@ -139,6 +149,50 @@ pub fn tiny_shapes() -> Vec<ModelShape> {
             ModelShape {
                 qk_norm: true,
                 tied: true,
+                ..base()
+            },
+        ),
+        named(
+            "mistral with a window",
+            ModelShape {
+                window: window(3, |_| true),
+                ..base()
+            },
+        ),
+        named(
+            "qwen2 with a window above",
+            ModelShape {
+                qkv_bias: true,
+                window: window(2, |l| l == 1),
+                ..base()
+            },
+        ),
+        named(
+            "phi3",
+            ModelShape {
+                family: Family::Phi3,
+                window: window(4, |_| true),
+                ..base()
+            },
+        ),
+        named(
+            "smollm3",
+            ModelShape {
+                family: Family::SmolLm3,
+                tied: true,
+                unrotated: Layers::those(2, |l| l == 1),
+                ..base()
+            },
+        ),
+        named(
+            "smollm3 with biases and windows",
+            ModelShape {
+                family: Family::SmolLm3,
+                qkv_bias: true,
+                out_bias: true,
+                mlp_bias: true,
+                unrotated: Layers::those(2, |l| l == 0),
+                window: window(3, |l| l == 0),
                 ..base()
             },
         ),

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::f64::consts::PI;
 
-use lowtide_workload::{Family, ModelShape, RopeScaling};
+use lowtide_workload::{Family, Mask, ModelShape, RopeScaling};
 
 /// Tensors by Hugging Face name, as the file holds them.
 pub type Tensors = HashMap<String, Vec<f64>>;
@@ -105,8 +105,11 @@ impl Model<'_> {
         for (pos, row) in x.iter().enumerate() {
             let h = self.norm(&format!("{at}.input_layernorm"), row);
             for (i, p) in ["q", "k", "v"].into_iter().enumerate() {
-                let mut y = self.linear(&format!("{at}.self_attn.{p}_proj"), &h);
-                if i < 2 {
+                let mut y = match self.shape.family {
+                    Family::Phi3 => self.part(&format!("{at}.self_attn.qkv_proj"), &h, i),
+                    _ => self.linear(&format!("{at}.self_attn.{p}_proj"), &h),
+                };
+                if i < 2 && !self.shape.unrotated.has(l) {
                     for head in y.chunks_mut(d) {
                         if self.shape.qk_norm {
                             let normed = self.norm(&format!("{at}.self_attn.{p}_norm"), head);
@@ -118,12 +121,18 @@ impl Model<'_> {
                 qkv[i].push(y);
             }
         }
-        let att = self.attend(&qkv);
+        let att = self.attend(&qkv, self.shape.mask(l));
         for (row, a) in x.iter_mut().zip(&att) {
             add(row, &self.linear(&format!("{at}.self_attn.o_proj"), a));
             let h = self.norm(&format!("{at}.post_attention_layernorm"), row);
-            let mut gate = self.linear(&format!("{at}.mlp.gate_proj"), &h);
-            let up = self.linear(&format!("{at}.mlp.up_proj"), &h);
+            let (mut gate, up) = if self.shape.family == Family::Phi3 {
+                let mut both = self.linear(&format!("{at}.mlp.gate_up_proj"), &h);
+                let up = both.split_off(self.shape.intermediate as usize);
+                (both, up)
+            } else {
+                let [gate, up] = ["gate", "up"].map(|p| format!("{at}.mlp.{p}_proj"));
+                (self.linear(&gate, &h), self.linear(&up, &h))
+            };
             gate.iter_mut()
                 .zip(&up)
                 .for_each(|(g, u)| *g = *g / (1.0 + (-*g).exp()) * u);
@@ -142,7 +151,7 @@ impl Model<'_> {
                 qkv[i].push(part.to_vec());
             }
         }
-        let att = self.attend(&qkv);
+        let att = self.attend(&qkv, Mask::Causal);
         for (row, a) in x.iter_mut().zip(&att) {
             add(row, &self.conv1d(&format!("{at}.attn.c_proj"), a));
             let h = self.norm(&format!("{at}.ln_2"), row);
@@ -183,7 +192,15 @@ impl Model<'_> {
         }
     }
 
-    fn attend(&self, [q, k, v]: &[Vec<Row>; 3]) -> Vec<Row> {
+    /// Queries, keys or values of a product that makes all.
+    fn part(&self, name: &str, x: &Row, i: usize) -> Row {
+        let (d, s) = (self.shape.head_dim as usize, self.shape);
+        let (q, kv) = (s.heads as usize * d, s.kv_heads as usize * d);
+        let from = [0, q, q + kv][i];
+        self.linear(name, x)[from..from + [q, kv, kv][i]].to_vec()
+    }
+
+    fn attend(&self, [q, k, v]: &[Vec<Row>; 3], mask: Mask) -> Vec<Row> {
         let d = self.shape.head_dim as usize;
         let (heads, group) = (
             self.shape.heads as usize,
@@ -194,13 +211,18 @@ impl Model<'_> {
             for h in 0..heads {
                 let kv = h / group * d..(h / group + 1) * d;
                 let qh = &q[t][h * d..(h + 1) * d];
-                let scores: Row = k[..=t]
+                // `kv_idx > q_idx - sliding_window`.
+                let first = match mask {
+                    Mask::Causal => 0,
+                    Mask::Window(n) => (t + 1).saturating_sub(n as usize),
+                };
+                let scores: Row = k[first..=t]
                     .iter()
                     .map(|k| dot(qh, &k[kv.clone()]) / (d as f64).sqrt())
                     .collect();
                 let max = scores.iter().copied().fold(f64::MIN, f64::max);
                 let sum: f64 = scores.iter().map(|s| (s - max).exp()).sum();
-                for (s, value) in scores.iter().zip(v) {
+                for (s, value) in scores.iter().zip(&v[first..]) {
                     for (o, x) in out[t][h * d..].iter_mut().zip(&value[kv.clone()]) {
                         *o += (s - max).exp() / sum * x;
                     }

@@ -79,11 +79,12 @@ fn units(w: &Workload, kind: UnitKind) -> Vec<usize> {
     (0..w.units.len()).filter(of).collect()
 }
 
-/// What of a unit is frozen, by parameter, and what its backward wants of its forward.
-fn training(w: &Workload, unit: usize) -> (Vec<bool>, Vec<LocalId>) {
+/// What of a unit is frozen, by parameter, what its backward wants of its forward, and what it computes.
+fn training(w: &Workload, unit: usize) -> (Vec<bool>, Vec<LocalId>, Vec<&str>) {
     let unit = &w.units[unit];
     let params = ids(&unit.params).map(|p| w.params[p].frozen);
-    (params.collect(), unit.saved())
+    let ops = unit.forward.iter().map(|op| op.key.as_str());
+    (params.collect(), unit.saved(), ops.collect())
 }
 
 /// Which blocks of the whole a slice of at least `least` blocks trains like, ascending: the first of those that are
@@ -217,7 +218,7 @@ pub(super) fn use_every_tier(whole: &Choice, slice: &mut Choice, w: &Workload) {
 
 #[cfg(test)]
 mod tests {
-    use lowtide_workload::{Batch, ModelShape};
+    use lowtide_workload::{Batch, Layers, ModelShape, Window};
 
     use super::*;
     use crate::device::Target;
@@ -241,6 +242,14 @@ mod tests {
             seq: 128,
             accumulate: 2,
         };
+        let options = lowtide_model::Options {
+            frozen: frozen.to_vec(),
+            ..options_of(&shape, batch)
+        };
+        lowtide_model::describe(&shape, &options).expect("a shape")
+    }
+
+    fn options_of(shape: &ModelShape, batch: Batch) -> lowtide_model::Options {
         let run = lowtide_config::Run::parse(
             "model: {shape: qwen2.5-0.5b}",
             "run.yaml",
@@ -248,12 +257,37 @@ mod tests {
             &[],
         )
         .expect("a valid run");
-        let options = crate::planning::options_of(&run, &shape, batch, Target::default());
-        let options = lowtide_model::Options {
-            frozen: frozen.to_vec(),
-            ..options.expect("options")
+        crate::planning::options_of(&run, shape, batch, Target::default()).expect("options")
+    }
+
+    /// A slice has a block of each kind of layer, and each computes there what it does in the whole.
+    #[test]
+    fn layers_that_compute_otherwise_are_in_the_slice() {
+        let whole = ModelShape {
+            window: Some(Window {
+                keys: 16,
+                layers: Layers::those(6, |l| l != 4),
+            }),
+            ..shape(6)
         };
-        lowtide_model::describe(&shape, &options).expect("a shape")
+        let of = |shape: &ModelShape| {
+            let batch = Batch {
+                micro_batch: 1,
+                seq: 128,
+                accumulate: 2,
+            };
+            lowtide_model::describe(shape, &options_of(shape, batch)).expect("a shape")
+        };
+        let all = of(&whole);
+        let picked = blocks(&all, 3);
+        assert_eq!(picked, [1, 2, 5]);
+        let layers: Vec<u32> = picked.iter().map(|&unit| unit as u32 - 1).collect();
+        let slice = of(&whole.of_layers(&layers));
+        for (i, &unit) in picked.iter().enumerate() {
+            assert_eq!(training(&slice, i + 1), training(&all, unit));
+        }
+        let keys = |w: &Workload, unit: usize| training(w, unit).2.join(" ").contains("window16");
+        assert!(keys(&slice, 1) && keys(&slice, 2) && !keys(&slice, 3));
     }
 
     /// Blocks that are trained otherwise keep the choices of blocks like them, in whatever order those that show most

@@ -15,7 +15,7 @@ use lowtide_session::{ClipRule, DiskChoice, Session, SessionOptions};
 use lowtide_tiers::{RamConfig, RamDisk, TierError};
 use lowtide_units::{Bytes, BytesPerSecond, FlopsPerSecond, Seconds};
 use lowtide_workload::{
-    Batch, Dtype, Family, Lsp, ModelShape, Optimizer, Projector, Rope, RopeScaling,
+    Batch, Dtype, Family, Layers, Lsp, ModelShape, Optimizer, Projector, Rope, RopeScaling, Window,
 };
 
 pub fn llama(layers: u32, tied: bool) -> ModelShape {
@@ -40,6 +40,22 @@ pub fn llama(layers: u32, tied: bool) -> ModelShape {
             theta: 10_000.0,
             scaling: RopeScaling::None,
         }),
+        window: None,
+        unrotated: Layers::default(),
+    }
+}
+
+/// A window in the even layers, and no positions in the odd ones.
+pub fn windows(layers: u32, tied: bool) -> ModelShape {
+    ModelShape {
+        family: Family::SmolLm3,
+        qkv_bias: false,
+        window: Some(Window {
+            keys: 5,
+            layers: Layers::those(layers, |l| l % 2 == 0),
+        }),
+        unrotated: Layers::those(layers, |l| l % 2 == 1),
+        ..llama(layers, tied)
     }
 }
 

@@ -265,6 +265,8 @@ pub(in super::super) fn executions(a: &Attn) -> usize {
 
 #[cfg(test)]
 pub(super) mod testing {
+    use lowtide_workload::Mask;
+
     use super::super::super::{Attn, Engine};
 
     pub fn attn([batch, heads, kv_heads, seq, head_dim]: [usize; 5]) -> Attn {
@@ -275,6 +277,7 @@ pub(super) mod testing {
             kv_heads,
             head_dim,
             scale: 1.0 / (head_dim as f32).sqrt(),
+            mask: Mask::Causal,
             engine: Engine::Cudnn,
         }
     }

@@ -1,0 +1,114 @@
+//! A run of each kind of block that Llama does not have: it trains, its export is the model that was trained, decoding
+//! takes it, and the same bits come from everywhere.
+
+use serde_json::{Value, json};
+
+use super::scratch::Scratch;
+
+const RUN: &str = r"
+model: {config: new/config.json, tokenizer: m}
+budget: {device: 200MiB, host: 1GiB}
+data:
+  train: train.jsonl
+  eval: eval.jsonl
+train:
+  steps: 3
+  micro_batch: 2
+  seq: 96
+  learning_rate: 0.003
+output: out
+";
+
+/// A model of a type, from random weights.
+fn of(kind: &str, keys: Value) -> Scratch {
+    let scratch = Scratch::bare();
+    let mut config = json!({
+        "model_type": kind,
+        "vocab_size": 1024,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 256,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": true
+    });
+    for (key, value) in keys.as_object().expect("keys") {
+        config[key] = value.clone();
+    }
+    std::fs::create_dir(scratch.at("new")).expect("a folder");
+    scratch.write("new/config.json", config.to_string());
+    scratch.write("run.yaml", RUN);
+    scratch
+}
+
+fn loss(told: &Value, key: &str) -> f64 {
+    told[key]
+        .as_f64()
+        .unwrap_or_else(|| panic!("{key}: {told}"))
+}
+
+/// Trains; what is exported evaluates to the loss that the run ended with, and is decoded.
+fn trained(scratch: &Scratch) -> f64 {
+    scratch.train(&[]).fine();
+    let report: Value = serde_json::from_str(&scratch.read("out/finished.json")).expect("JSON");
+    let trained = loss(&report["report"], "eval_loss_last");
+    let eval = ["eval", "run.yaml", "--model", "out/model", "--json"];
+    let loaded = loss(&scratch.run(&eval).fine().json(), "eval_loss");
+    assert!(
+        (trained - loaded).abs() < 1e-6 * trained,
+        "{trained} {loaded}"
+    );
+    let generate = [
+        "generate",
+        "run.yaml",
+        "--model",
+        "out/model",
+        "--prompt",
+        "What is",
+        "--max-new-tokens",
+        "3",
+    ];
+    scratch.run(&generate).fine();
+    let verify = [
+        "verify", "run.yaml", "--json", "--steps", "2", "--blocks", "2",
+    ];
+    assert_eq!(scratch.run(&verify).fine().json()["equal"], true);
+    trained
+}
+
+/// The last loss with these keys, and with all of them but one.
+fn differs(kind: &str, keys: Value, without: &str) {
+    let whole = trained(&of(kind, keys.clone()));
+    let mut less = keys;
+    less[without] = Value::Null;
+    let scratch = of(kind, less);
+    scratch.train(&[]).fine();
+    let report: Value = serde_json::from_str(&scratch.read("out/finished.json")).expect("JSON");
+    let other = loss(&report["report"], "eval_loss_last");
+    assert!((whole - other).abs() > 1e-4, "{without}: {whole} {other}");
+}
+
+#[test]
+fn mistral_with_a_window() {
+    differs("mistral", json!({"sliding_window": 7}), "sliding_window");
+}
+
+#[test]
+fn qwen2_with_a_window_in_some_layers() {
+    let keys = json!({"use_sliding_window": true, "sliding_window": 7, "max_window_layers": 2});
+    differs("qwen2", keys, "use_sliding_window");
+}
+
+#[test]
+fn phi3() {
+    differs("phi3", json!({"sliding_window": 7}), "sliding_window");
+}
+
+#[test]
+fn smollm3() {
+    let keys = json!({"no_rope_layers": [1, 0, 1, 0]});
+    differs("smollm3", keys, "no_rope_layers");
+}

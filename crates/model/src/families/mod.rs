@@ -1,0 +1,172 @@
+//! The families of decoders, a file each: how a configuration is read and written, which tensors the files hold, and what
+//! a block computes. All else of the crate asks [`of`] and names no family.
+//!
+//! A new family is a file here, its name in [`Family`], a line in [`ALL`], and a model in `reference/golden.py`; where its
+//! block computes something that no other does, also what [`Layer`] says of it and the kernel.
+
+mod gpt2;
+mod like_llama;
+mod llama;
+mod phi3;
+mod rope;
+mod smollm3;
+
+use std::sync::LazyLock;
+
+use lowtide_workload::{Family, Mask, ModelShape};
+use serde_json::Value;
+
+use crate::ModelError;
+use crate::config_json::keys::Config;
+use crate::describe::check::wrong;
+use crate::params::List;
+
+/// Every family.
+const ALL: [(Family, &dyn Architecture); 4] = [
+    (Family::Llama, &llama::Llama),
+    (Family::Phi3, &phi3::Phi3),
+    (Family::SmolLm3, &smollm3::SmolLm3),
+    (Family::Gpt2, &gpt2::Gpt2),
+];
+
+/// How the inputs of attention, MLP and head are normed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Norm {
+    /// By the root mean square, times a weight.
+    Rms,
+    /// By mean and deviation, times a weight, plus a bias.
+    Layer,
+}
+
+/// What an MLP computes between its products.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mlp {
+    /// `silu(gate)·up`, of one product that makes both.
+    Swiglu,
+    /// `gelu(up)`, by tanh.
+    Gelu,
+}
+
+/// What the block of one layer computes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Layer {
+    /// The norms before attention and MLP.
+    pub norm: Norm,
+    /// Queries and keys are rotated by their position.
+    pub rotated: bool,
+    /// Which keys a query sees.
+    pub mask: Mask,
+    pub mlp: Mlp,
+}
+
+/// What distinguishes a family.
+pub(crate) trait Architecture: Sync {
+    /// The values of `model_type` that are read as this family.
+    fn types(&self) -> &'static [&'static str];
+
+    /// The shape of a configuration with this `model_type`, for sequences of at most `longest` tokens.
+    fn parse(
+        &self,
+        c: &Config<'_>,
+        kind: &str,
+        name: &str,
+        longest: u32,
+    ) -> Result<ModelShape, ModelError>;
+
+    /// Whether the family has such a shape. Sizes that are 0 or too large were refused before.
+    fn check(&self, s: &ModelShape) -> Result<(), ModelError>;
+
+    /// The norm before the head.
+    fn norm(&self) -> Norm;
+
+    /// What layer `l` computes.
+    fn layer(&self, s: &ModelShape, l: u32) -> Layer;
+
+    /// Adds the embedding's parameters, in order of use in forward; the tokens' table is the first.
+    fn embedding(&self, list: &mut List, s: &ModelShape);
+
+    /// Adds those of layer `l`'s block. Every layer has the same, of the same sizes.
+    fn block(&self, list: &mut List, s: &ModelShape, l: u32);
+
+    /// Adds the head's, but for its matrix.
+    fn head(&self, list: &mut List, s: &ModelShape);
+
+    /// A configuration that [`Self::parse`] and transformers read as `s`, without the stored type.
+    fn config_json(&self, s: &ModelShape) -> Value;
+
+    /// The key that says how many positions there are.
+    fn positions_key(&self) -> &'static str {
+        "max_position_embeddings"
+    }
+}
+
+/// The family's own file.
+pub(crate) fn of(family: Family) -> &'static dyn Architecture {
+    let found = ALL.iter().find(|(name, _)| *name == family);
+    found.expect("every family is in the table").1
+}
+
+/// The family that reads a `model_type`, and the type.
+pub(crate) fn of_type(kind: &str) -> Option<(&'static str, &'static dyn Architecture)> {
+    ALL.iter().find_map(|(_, family)| {
+        let found = family.types().iter().find(|name| **name == kind);
+        found.map(|name| (*name, *family))
+    })
+}
+
+/// Every `model_type`, as a message lists them.
+pub(crate) fn types() -> &'static str {
+    static TYPES: LazyLock<String> = LazyLock::new(|| {
+        let all: Vec<&str> = ALL.iter().flat_map(|(_, f)| f.types()).copied().collect();
+        all.join(", ")
+    });
+    &TYPES
+}
+
+fn no_windows(s: &ModelShape) -> Result<(), ModelError> {
+    match &s.window {
+        None => Ok(()),
+        Some(_) => Err(wrong("window", 1u32, "none in this family")),
+    }
+}
+
+fn all_rotated(s: &ModelShape) -> Result<(), ModelError> {
+    match s.unrotated.is_empty() {
+        true => Ok(()),
+        false => Err(wrong(
+            "layers without positions",
+            1u32,
+            "none in this family",
+        )),
+    }
+}
+
+fn no_head_norms(s: &ModelShape) -> Result<(), ModelError> {
+    match s.qk_norm {
+        false => Ok(()),
+        true => Err(wrong("head norms", 1u32, "none in this family")),
+    }
+}
+
+fn no_biases(s: &ModelShape) -> Result<(), ModelError> {
+    no_head_norms(s)?;
+    match s.qkv_bias || s.out_bias || s.mlp_bias {
+        false => Ok(()),
+        true => Err(wrong("places with biases", 1u32, "none in this family")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_type_has_one_family() {
+        let all: Vec<&str> = ALL.iter().flat_map(|(_, f)| f.types()).copied().collect();
+        for kind in &all {
+            assert_eq!(all.iter().filter(|k| *k == kind).count(), 1, "{kind}");
+            assert_eq!(of_type(kind).map(|(name, _)| name), Some(*kind));
+        }
+        assert!(of_type("mamba").is_none());
+    }
+}

@@ -1,0 +1,102 @@
+//! Phi-3 and Phi-4: Llama's block; the file holds queries, keys and values as one tensor, gate and up as another.
+
+use lowtide_workload::{Family, Layers, ModelShape, RopeScaling};
+use serde_json::{Value, json};
+
+use super::like_llama::{self, Absent, Names};
+use super::{Architecture, Layer, Norm};
+use crate::ModelError;
+use crate::config_json::keys::{Config, unsupported};
+use crate::describe::check::wrong;
+use crate::params::List;
+
+pub(super) struct Phi3;
+
+impl Architecture for Phi3 {
+    fn types(&self) -> &'static [&'static str] {
+        &["phi3"]
+    }
+
+    fn parse(
+        &self,
+        c: &Config<'_>,
+        _: &str,
+        name: &str,
+        longest: u32,
+    ) -> Result<ModelShape, ModelError> {
+        let absent = Absent {
+            kv_heads: None,
+            head_dim: None,
+            max_positions: 4096,
+            norm_eps: 1e-5,
+            tied: false,
+            theta: 10_000.0,
+        };
+        let shape = like_llama::parse(c, Family::Phi3, name, &absent)?;
+        // Transformers refuses all but longrope, which needs factors by length.
+        if shape.rope.is_some_and(|r| r.scaling != RopeScaling::None) {
+            let key = "rope_scaling";
+            let value = c.get(key).or_else(|| c.get("rope_parameters"));
+            return Err(unsupported(key, value.unwrap_or(&Value::Null), "null"));
+        }
+        for key in ["attention_bias", "mlp_bias"] {
+            if c.flag(key, false)? {
+                return Err(unsupported(key, &Value::Bool(true), "false"));
+            }
+        }
+        let longest = shape.max_positions.min(longest);
+        let every = Layers::those(shape.layers, |_| true);
+        let keys = c.size_or_null("sliding_window")?;
+        Ok(ModelShape {
+            window: keys.and_then(|keys| like_llama::window(keys, every, longest)),
+            ..shape
+        })
+    }
+
+    fn check(&self, s: &ModelShape) -> Result<(), ModelError> {
+        like_llama::check(s)?;
+        super::all_rotated(s)?;
+        super::no_biases(s)?;
+        if s.window.is_some() && !s.all_windows() {
+            return Err(wrong(
+                "number of layers with a window",
+                1u32,
+                "none or all in this family",
+            ));
+        }
+        if s.rope.is_some_and(|r| r.scaling != RopeScaling::None) {
+            let need = "none in this family";
+            return Err(wrong("scaling of rotary positions", 1u32, need));
+        }
+        Ok(())
+    }
+
+    fn norm(&self) -> Norm {
+        Norm::Rms
+    }
+
+    fn layer(&self, s: &ModelShape, l: u32) -> Layer {
+        like_llama::layer(s, l)
+    }
+
+    fn embedding(&self, list: &mut List, s: &ModelShape) {
+        like_llama::embedding(list, s);
+    }
+
+    fn block(&self, list: &mut List, s: &ModelShape, l: u32) {
+        like_llama::block(list, s, l, Names::Fused);
+    }
+
+    fn head(&self, list: &mut List, s: &ModelShape) {
+        like_llama::head(list, s);
+    }
+
+    fn config_json(&self, s: &ModelShape) -> Value {
+        let mut config = like_llama::config_json(s, "Phi3ForCausalLM", "phi3");
+        config["sliding_window"] = json!(s.window.as_ref().map(|w| w.keys));
+        config["original_max_position_embeddings"] = json!(s.max_positions);
+        // Absent, it is a token that smaller vocabularies do not have.
+        config["pad_token_id"] = Value::Null;
+        config
+    }
+}

@@ -1,0 +1,93 @@
+//! Rotary positions in a configuration, as every family with rotary positions spells them.
+
+use lowtide_workload::{Rope, RopeScaling};
+use serde_json::{Map, Value, json};
+
+use crate::ModelError;
+use crate::config_json::keys::{Config, FACTOR, FREQ_FACTOR, THETA, bad, unsupported};
+
+const ROPES: &str = "default, linear, llama3";
+
+/// `rope_theta` and `rope_scaling`, or the newer `rope_parameters` that holds both.
+///
+/// Where both are there, transformers 5 takes `rope_scaling` unless it is null or empty, and of the
+/// other not even `rope_theta` (`convert_rope_params_to_dict` in `modeling_rope_utils.py`:
+/// `rope_scaling or rope_parameters`, then `rope_theta` of that, of the configuration, the family's `theta`).
+pub(crate) fn parse(c: &Config<'_>, theta: f64) -> Result<Rope, ModelError> {
+    let empty_value = |v: &&Value| v.as_object().is_some_and(Map::is_empty);
+    let scaling = c.get("rope_scaling").filter(|v| !empty_value(v));
+    let (key, value) = match (scaling, c.get("rope_parameters")) {
+        (Some(value), _) => ("rope_scaling", value),
+        (None, Some(value)) => ("rope_parameters", value),
+        (None, None) => ("rope_scaling", &Value::Null),
+    };
+    let empty = Map::new();
+    let inner = match value {
+        Value::Null => Config { map: &empty },
+        Value::Object(map) => Config { map },
+        other => return Err(bad(key, other, "an object or null")),
+    };
+    if inner.map.values().any(Value::is_object) {
+        return Err(unsupported(key, value, "one setting for all layers"));
+    }
+    for place in [c, &inner] {
+        if let Some(part) = place.get("partial_rotary_factor")
+            && part.as_f64() != Some(1.0)
+        {
+            return Err(unsupported("partial_rotary_factor", part, "1"));
+        }
+    }
+    let theta = match inner.get("rope_theta") {
+        Some(_) => inner.number_or("rope_theta", &THETA, theta)?,
+        None => c.number_or("rope_theta", &THETA, theta)?,
+    };
+    let kind = inner.get("rope_type").or_else(|| inner.get("type"));
+    let scaling = match kind.map(|k| (k, k.as_str())) {
+        None if inner.get("factor").is_some() => {
+            return Err(ModelError::MissingKey {
+                key: format!("{key}.rope_type"),
+            });
+        }
+        None | Some((_, Some("default"))) => RopeScaling::None,
+        Some((_, Some("linear"))) => RopeScaling::Linear(inner.number("factor", &FACTOR)?),
+        Some((_, Some("llama3"))) => RopeScaling::Llama3 {
+            factor: inner.number("factor", &FACTOR)?,
+            low_freq_factor: inner.number("low_freq_factor", &FREQ_FACTOR)?,
+            high_freq_factor: inner.number("high_freq_factor", &FREQ_FACTOR)?,
+            original: inner.length("original_max_position_embeddings")?,
+        },
+        Some((value, _)) => return Err(unsupported(&format!("{key}.rope_type"), value, ROPES)),
+    };
+    if let RopeScaling::Llama3 {
+        low_freq_factor,
+        high_freq_factor,
+        ..
+    } = scaling
+        && high_freq_factor <= low_freq_factor
+    {
+        let value = Value::from(high_freq_factor);
+        return Err(bad("high_freq_factor", &value, "more than low_freq_factor"));
+    }
+    Ok(Rope { theta, scaling })
+}
+
+/// Writes what [`parse`] reads.
+pub(crate) fn write(rope: Rope, config: &mut Value) {
+    config["rope_theta"] = json!(rope.theta);
+    config["rope_scaling"] = match rope.scaling {
+        RopeScaling::None => Value::Null,
+        RopeScaling::Linear(factor) => json!({"rope_type": "linear", "factor": factor}),
+        RopeScaling::Llama3 {
+            factor,
+            low_freq_factor,
+            high_freq_factor,
+            original,
+        } => json!({
+            "rope_type": "llama3",
+            "factor": factor,
+            "low_freq_factor": low_freq_factor,
+            "high_freq_factor": high_freq_factor,
+            "original_max_position_embeddings": original as u64,
+        }),
+    };
+}
