@@ -185,6 +185,33 @@ def smollm3():
     )
 
 
+def qwen3_yarn():
+    """YaRN, its three bands in use, and queries and keys that are longer."""
+    return Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=71, hidden_size=32, intermediate_size=56, num_hidden_layers=2,
+            num_attention_heads=4, num_key_value_heads=2, head_dim=16, max_position_embeddings=48,
+            rms_norm_eps=1e-6, tie_word_embeddings=True,
+            rope_parameters={
+                "rope_type": "yarn", "rope_theta": 100.0, "factor": 4.0, "beta_fast": 1.5,
+                "beta_slow": 0.1, "original_max_position_embeddings": 12,
+            },
+        )
+    )
+
+
+def llama_dynamic():
+    """Dynamic NTK, which is plain up to the longest sequence."""
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=67, hidden_size=32, intermediate_size=56, num_hidden_layers=2,
+            num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=16,
+            rms_norm_eps=1e-5, tie_word_embeddings=True,
+            rope_parameters={"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0},
+        )
+    )
+
+
 # Both spellings of a config.json are in the wild: "classic" has rope_theta, rope_scaling and
 # torch_dtype at the top (every model published before transformers 5), "v5" has rope_parameters.
 MODELS = {
@@ -197,6 +224,8 @@ MODELS = {
     "qwen2-window": (qwen2_window, 7, "v5"),
     "phi3": (phi3, 8, "classic"),
     "smollm3": (smollm3, 9, "v5"),
+    "qwen3-yarn": (qwen3_yarn, 10, "classic"),
+    "llama-dynamic": (llama_dynamic, 11, "classic"),
 }
 
 

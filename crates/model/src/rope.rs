@@ -4,18 +4,38 @@ use std::f64::consts::TAU;
 
 use lowtide_workload::{Rope, RopeScaling};
 
-/// `theta^(-2i/D)` for i in 0..D/2, stretched.
-pub(crate) fn inverse_frequencies(rope: &Rope, head_dim: u32) -> Vec<f64> {
+/// What a rotation of heads of this size turns by.
+pub(crate) struct Angles {
+    /// `theta^(-2i/D)` for i in 0..D/2, stretched.
+    pub inverse: Vec<f64>,
+    /// By what rotated numbers are multiplied.
+    pub factor: f64,
+}
+
+/// Angles for positions below the model's longest sequence.
+pub(crate) fn angles(rope: &Rope, head_dim: u32) -> Angles {
+    let factor = match rope.scaling {
+        RopeScaling::Yarn { attention, .. } => attention,
+        _ => 1.0,
+    };
+    Angles {
+        inverse: inverse_frequencies(rope, head_dim),
+        factor,
+    }
+}
+
+fn inverse_frequencies(rope: &Rope, head_dim: u32) -> Vec<f64> {
     let d = f64::from(head_dim);
     (0..head_dim / 2)
-        .map(|i| rope.theta.powf(-2.0 * f64::from(i) / d))
-        .map(|inv| stretch(inv, rope.scaling))
+        .map(|i| (i, rope.theta.powf(-2.0 * f64::from(i) / d)))
+        .map(|(i, inv)| stretch(f64::from(i), inv, rope, d))
         .collect()
 }
 
-fn stretch(inv: f64, scaling: RopeScaling) -> f64 {
-    match scaling {
-        RopeScaling::None => inv,
+/// Frequency `i` of a head of `d` numbers, of which `inv` is the plain one.
+fn stretch(i: f64, inv: f64, rope: &Rope, d: f64) -> f64 {
+    match rope.scaling {
+        RopeScaling::None | RopeScaling::Dynamic(_) => inv,
         RopeScaling::Linear(factor) => inv / factor,
         RopeScaling::Llama3 {
             factor,
@@ -33,6 +53,27 @@ fn stretch(inv: f64, scaling: RopeScaling) -> f64 {
                     / (high_freq_factor - low_freq_factor);
                 (1.0 - kept) * inv / factor + kept * inv
             }
+        }
+        RopeScaling::Yarn {
+            factor,
+            beta_fast,
+            beta_slow,
+            original,
+            truncate,
+            ..
+        } => {
+            // The number of the head whose frequency turns so often within the trained length.
+            let at = |turns: f64| d * (original / (turns * TAU)).ln() / (2.0 * rope.theta.ln());
+            let (mut low, mut high) = (at(beta_fast), at(beta_slow));
+            if truncate {
+                (low, high) = (low.floor(), high.ceil());
+            }
+            let (low, mut high) = (low.max(0.0), high.min(d - 1.0));
+            if low == high {
+                high += 0.001;
+            }
+            let divided = ((i - low) / (high - low)).clamp(0.0, 1.0);
+            inv / factor * divided + inv * (1.0 - divided)
         }
     }
 }
@@ -91,6 +132,50 @@ mod tests {
             (scaled[32] / inv - 0.3711).abs() < 1e-4,
             "{}",
             scaled[32] / inv
+        );
+    }
+
+    /// Heads of 16 numbers, theta 10,000, a trained length of 64: the ramp goes from number 0 to number 3, or without
+    /// truncation to 2.016.
+    #[test]
+    fn yarn_keeps_high_frequencies_and_lengthens() {
+        let of = |truncate| {
+            let rope = Rope {
+                theta: 10_000.0,
+                scaling: RopeScaling::Yarn {
+                    factor: 4.0,
+                    attention: 1.5,
+                    beta_fast: 32.0,
+                    beta_slow: 1.0,
+                    original: 64.0,
+                    truncate,
+                },
+            };
+            let angles = angles(&rope, 16);
+            assert_eq!(angles.factor, 1.5);
+            let plain = |i: usize| 10_000f64.powf(-(i as f64) / 8.0);
+            let of = angles.inverse.iter().enumerate();
+            of.map(|(i, inv)| plain(i) / inv).collect::<Vec<f64>>()
+        };
+        // at(1) = 16·ln(64/2π)/(2·ln 10⁴) = 2.016, whose ceiling is 3.
+        let near = |got: f64, want: f64| assert!((got - want).abs() < 1e-12, "{got} {want}");
+        let cut = of(true);
+        for (i, &ratio) in cut.iter().enumerate() {
+            let divided = (i as f64 / 3.0).min(1.0);
+            near(ratio, 1.0 / (divided / 4.0 + 1.0 - divided));
+        }
+        let whole = of(false);
+        let end = 16.0 * (64.0 / TAU).ln() / (2.0 * 10_000f64.ln());
+        let divided = 1.0 / end;
+        near(whole[1], 1.0 / (divided / 4.0 + 1.0 - divided));
+        assert!(whole[2] < 4.0 && whole[3] == 4.0);
+    }
+
+    #[test]
+    fn dynamic_scaling_is_plain_within_the_models_length() {
+        assert_eq!(
+            frequencies(RopeScaling::Dynamic(4.0)),
+            frequencies(RopeScaling::None)
         );
     }
 }

@@ -18,7 +18,7 @@ use crate::describe::kind::{Kind, Sizes};
 use crate::describe::{Built, Options, Phase, UnitKinds, build};
 use crate::lsp::learn::{NotFinite, learned};
 use crate::lsp::{Layout, Merged};
-use crate::rope::inverse_frequencies;
+use crate::rope::angles;
 use crate::weights::Drawn;
 
 /// A decoder of one shape at one batch, ready to run on the make of device that it was described for.
@@ -70,8 +70,8 @@ impl Decoder {
 
     fn of(built: Built, shape: &ModelShape) -> Self {
         let rope = shape.rope.map(|r| {
-            let inverse = inverse_frequencies(&r, shape.head_dim);
-            Table::new(&inverse, 1.0, built.sizes.seq)
+            let angles = angles(&r, shape.head_dim);
+            Table::new(&angles.inverse, angles.factor, built.sizes.seq)
         });
         Self {
             workload: built.workload,

@@ -168,7 +168,7 @@ fn newer_and_older_spellings_mean_the_same() {
 
 #[test]
 fn what_is_not_supported_is_named() {
-    let yarn = json!({"rope_type": "yarn", "factor": 4.0});
+    let yarn = json!({"rope_type": "longrope", "factor": 4.0});
     let by_layer = json!({"full_attention": {"rope_type": "default"}});
     for (config, want) in [
         (with(llama31(), "model_type", json!("mamba")), "model_type"),
@@ -385,6 +385,60 @@ fn windows_are_those_of_transformers() {
             parse_config(&config, "x"),
             Err(ModelError::BadValue { key, .. }) if key == "no_rope_layers"
         ));
+    }
+}
+
+/// The keys of YaRN as transformers takes them.
+#[test]
+fn yarn_is_read_as_transformers_reads_it() {
+    let of = |keys: Value| {
+        let mut scaling = json!({
+            "rope_type": "yarn",
+            "factor": 4.0,
+            "original_max_position_embeddings": 32768
+        });
+        for (key, value) in keys.as_object().unwrap() {
+            scaling[key] = value.clone();
+        }
+        with(llama31(), "rope_scaling", scaling)
+    };
+    let yarn = |config: &Value| match parsed(config).rope.unwrap().scaling {
+        RopeScaling::Yarn {
+            attention,
+            beta_fast,
+            beta_slow,
+            original,
+            truncate,
+            ..
+        } => (attention, beta_fast, beta_slow, original, truncate),
+        other => panic!("{other:?}"),
+    };
+    let usual = 0.1 * 4f64.ln() + 1.0;
+    let plain = yarn(&of(json!({})));
+    assert_eq!(plain, (usual, 32.0, 1.0, 32_768.0, true));
+    // Null and 0 are as absent; a factor of its own; a ratio of two.
+    let same = json!({"beta_fast": null, "beta_slow": 0, "mscale": 0, "attention_factor": null});
+    assert_eq!(yarn(&of(same)), plain);
+    assert_eq!(yarn(&of(json!({"attention_factor": 1.5}))).0, 1.5);
+    let two = yarn(&of(json!({"mscale": 0.7, "mscale_all_dim": 0.5}))).0;
+    let longer = |m: f64| 0.1 * m * 4f64.ln() + 1.0;
+    assert_eq!(two, longer(0.7) / longer(0.5));
+    assert_eq!(yarn(&of(json!({"factor": 1.0}))).0, 1.0);
+    assert!(!yarn(&of(json!({"truncate": false}))).4);
+    let outside = with(of(json!({})), "original_max_position_embeddings", json!(77));
+    assert_eq!(yarn(&outside).3, 77.0);
+    for (keys, want) in [
+        (json!({"beta_fast": 0.5}), "beta_fast"),
+        (json!({"attention_factor": 0.0}), "attention_factor"),
+        (json!({"mscale": 1e6, "mscale_all_dim": 1e-3}), "mscale"),
+        (json!({"rope_theta": 1.0}), "rope_theta"),
+        (json!({"truncate": "no"}), "truncate"),
+        (json!({"factor": 0.5}), "factor"),
+    ] {
+        match parse_config(&of(keys), "x") {
+            Err(ModelError::BadValue { key, .. }) => assert_eq!(key, want),
+            other => panic!("{want}: {other:?}"),
+        }
     }
 }
 

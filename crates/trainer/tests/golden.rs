@@ -30,7 +30,7 @@ use lowtide_units::List;
 use lowtide_workload::{Batch, Dtype, Lsp, Optimizer, OptimizerName, ParamKind, Projector, Role};
 
 /// Every model.
-const MODELS: [&str; 9] = [
+const MODELS: [&str; 11] = [
     "llama",
     "llama-tied",
     "qwen2",
@@ -40,6 +40,8 @@ const MODELS: [&str; 9] = [
     "qwen2-window",
     "phi3",
     "smollm3",
+    "qwen3-yarn",
+    "llama-dynamic",
 ];
 /// Those that have cases of other optimizers and of subspaces: one of each kind of matrix.
 const OTHER_CASES: [&str; 5] = ["llama", "llama-tied", "qwen2", "qwen3", "gpt2"];
@@ -482,8 +484,13 @@ fn one_batch_of_every_model_in_bf16() {
                 let length = |x: &[f64]| x.iter().map(|x| x * x).sum::<f64>().sqrt();
                 let longer = relative(length(&got), length(&want));
                 assert!(cosine >= 0.999, "{model} {name} {gpu:?}: {tensor} {cosine}");
-                // A tensor of some hundred numbers averages no noise away.
-                let limit = if got.len() < 1024 { 2e-2 } else { 1e-2 };
+                // A tensor of some hundred numbers averages no noise away, one of sixteen (a key's bias, whose
+                // gradient is what is left where a constant cancels) even less.
+                let limit = match got.len() {
+                    ..64 => 3e-2,
+                    64..1024 => 2e-2,
+                    _ => 1e-2,
+                };
                 assert!(
                     longer <= limit,
                     "{model} {name} {gpu:?}: {tensor} {longer:.1e}"

@@ -98,6 +98,24 @@ pub enum RopeScaling {
         /// Trained length.
         original: f64,
     },
+    /// YaRN: frequencies that turn often within the trained length are kept, those that turn rarely divided, a ramp between;
+    /// and queries and keys are longer.
+    Yarn {
+        /// Divisor of low frequencies.
+        factor: f64,
+        /// By what rotated queries and keys are multiplied.
+        attention: f64,
+        /// From so many turns on a frequency is kept.
+        beta_fast: f64,
+        /// With at most so many it is divided.
+        beta_slow: f64,
+        /// Trained length.
+        original: f64,
+        /// The ramp begins and ends at whole numbers of the head.
+        truncate: bool,
+    },
+    /// Dynamic NTK, by this factor: plain up to the model's longest sequence, beyond which nothing is trained here.
+    Dynamic(f64),
 }
 
 /// Rotary position embedding.

@@ -33,6 +33,11 @@ pub(crate) const FREQ_FACTOR: Sane = Sane {
     range: 1e-3..=1e6,
     told: "a number from 1e-3 to 1e6",
 };
+/// By what rotated queries and keys are multiplied: 1 to 1.4 in models.
+pub(crate) const ATTENTION_FACTOR: Sane = Sane {
+    range: 1e-3..=1e3,
+    told: "a number from 1e-3 to 1e3",
+};
 pub(crate) const LENGTH: Sane = Sane {
     range: 1.0..=4_294_967_295.0,
     told: "a whole number from 1 to 4294967295",

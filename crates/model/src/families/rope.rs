@@ -4,9 +4,11 @@ use lowtide_workload::{Rope, RopeScaling};
 use serde_json::{Map, Value, json};
 
 use crate::ModelError;
-use crate::config_json::keys::{Config, FACTOR, FREQ_FACTOR, THETA, bad, unsupported};
+use crate::config_json::keys::{
+    ATTENTION_FACTOR, Config, FACTOR, FREQ_FACTOR, THETA, bad, unsupported,
+};
 
-const ROPES: &str = "default, linear, llama3";
+const ROPES: &str = "default, linear, dynamic, llama3, yarn";
 
 /// `rope_theta` and `rope_scaling`, or the newer `rope_parameters` that holds both.
 ///
@@ -56,6 +58,8 @@ pub(crate) fn parse(c: &Config<'_>, theta: f64) -> Result<Rope, ModelError> {
             high_freq_factor: inner.number("high_freq_factor", &FREQ_FACTOR)?,
             original: inner.length("original_max_position_embeddings")?,
         },
+        Some((_, Some("dynamic"))) => RopeScaling::Dynamic(inner.number("factor", &FACTOR)?),
+        Some((_, Some("yarn"))) => yarn(c, &inner, theta)?,
         Some((value, _)) => return Err(unsupported(&format!("{key}.rope_type"), value, ROPES)),
     };
     if let RopeScaling::Llama3 {
@@ -71,12 +75,81 @@ pub(crate) fn parse(c: &Config<'_>, theta: f64) -> Result<Rope, ModelError> {
     Ok(Rope { theta, scaling })
 }
 
+/// As `_compute_yarn_parameters` in `modeling_rope_utils.py` reads it.
+fn yarn(c: &Config<'_>, inner: &Config<'_>, theta: f64) -> Result<RopeScaling, ModelError> {
+    const OWN: &str = "original_max_position_embeddings";
+    if theta <= 1.0 {
+        return Err(bad("rope_theta", &theta.into(), "more than 1 with yarn"));
+    }
+    let factor = inner.number("factor", &FACTOR)?;
+    // Absent, null and 0 are the same in Python's `or`.
+    let or = |key: &str, default: f64| match inner.get(key) {
+        None => Ok(default),
+        Some(zero) if zero.as_f64() == Some(0.0) => Ok(default),
+        Some(_) => inner.number(key, &FREQ_FACTOR),
+    };
+    let (beta_fast, beta_slow) = (or("beta_fast", 32.0)?, or("beta_slow", 1.0)?);
+    if beta_fast < beta_slow {
+        return Err(bad(
+            "beta_fast",
+            &beta_fast.into(),
+            "no less than beta_slow",
+        ));
+    }
+    let longer = |by: f64| match factor <= 1.0 {
+        true => 1.0,
+        false => 0.1 * by * factor.ln() + 1.0,
+    };
+    let (mscale, all) = (or("mscale", 0.0)?, or("mscale_all_dim", 0.0)?);
+    let attention = match inner.get("attention_factor") {
+        Some(_) => inner.number("attention_factor", &ATTENTION_FACTOR)?,
+        None if mscale > 0.0 && all > 0.0 => longer(mscale) / longer(all),
+        None => longer(1.0),
+    };
+    if !ATTENTION_FACTOR.range.contains(&attention) {
+        return Err(bad(
+            "mscale",
+            &mscale.into(),
+            "a ratio to mscale_all_dim from 1e-3 to 1e3",
+        ));
+    }
+    Ok(RopeScaling::Yarn {
+        factor,
+        attention,
+        beta_fast,
+        beta_slow,
+        // That of the configuration itself comes first.
+        original: match c.get(OWN) {
+            Some(_) => c.length(OWN)?,
+            None => inner.length(OWN)?,
+        },
+        truncate: inner.flag("truncate", true)?,
+    })
+}
+
 /// Writes what [`parse`] reads.
 pub(crate) fn write(rope: Rope, config: &mut Value) {
     config["rope_theta"] = json!(rope.theta);
     config["rope_scaling"] = match rope.scaling {
         RopeScaling::None => Value::Null,
         RopeScaling::Linear(factor) => json!({"rope_type": "linear", "factor": factor}),
+        RopeScaling::Dynamic(factor) => json!({"rope_type": "dynamic", "factor": factor}),
+        RopeScaling::Yarn {
+            factor,
+            attention,
+            beta_fast,
+            beta_slow,
+            original,
+            truncate,
+        } => json!({
+            "rope_type": "yarn",
+            "factor": factor,
+            "attention_factor": attention,
+            "beta_fast": beta_fast,
+            "beta_slow": beta_slow,
+            "original_max_position_embeddings": original as u64,
+            "truncate": truncate,
+        }),
         RopeScaling::Llama3 {
             factor,
             low_freq_factor,

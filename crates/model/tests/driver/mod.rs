@@ -128,6 +128,28 @@ pub fn tiny_shapes() -> Vec<ModelShape> {
             },
         ),
         named(
+            "yarn",
+            ModelShape {
+                qk_norm: true,
+                rope: rope(RopeScaling::Yarn {
+                    factor: 3.0,
+                    attention: 1.25,
+                    beta_fast: 4.0,
+                    beta_slow: 0.5,
+                    original: 8.0,
+                    truncate: false,
+                }),
+                ..base()
+            },
+        ),
+        named(
+            "dynamic rope",
+            ModelShape {
+                rope: rope(RopeScaling::Dynamic(2.0)),
+                ..base()
+            },
+        ),
+        named(
             "llama with all biases",
             ModelShape {
                 qkv_bias: true,

@@ -170,9 +170,29 @@ impl Model<'_> {
         let (d, half) = (head.len() as f64, head.len() / 2);
         for i in 0..half {
             let inv = rope.theta.powf(-(2.0 * i as f64) / d);
+            let mut longer = 1.0;
             let inv = match rope.scaling {
-                RopeScaling::None => inv,
+                RopeScaling::None | RopeScaling::Dynamic(_) => inv,
                 RopeScaling::Linear(factor) => inv / factor,
+                RopeScaling::Yarn {
+                    factor,
+                    attention,
+                    beta_fast,
+                    beta_slow,
+                    original,
+                    truncate,
+                } => {
+                    assert!(!truncate, "the reference does not round");
+                    longer = attention;
+                    // Between beta_fast and beta_slow turns, straight in the frequency's number.
+                    let number = |turns: f64| {
+                        d / 2.0 * (original / (2.0 * PI * turns)).ln() / rope.theta.ln()
+                    };
+                    let low = number(beta_fast).max(0.0);
+                    let high = number(beta_slow).min(d - 1.0);
+                    let kept = 1.0 - ((i as f64 - low) / (high - low)).clamp(0.0, 1.0);
+                    inv * kept + inv / factor * (1.0 - kept)
+                }
                 RopeScaling::Llama3 {
                     factor,
                     low_freq_factor,
@@ -187,8 +207,8 @@ impl Model<'_> {
             };
             let (sin, cos) = (pos as f64 * inv).sin_cos();
             let (a, b) = (head[i], head[i + half]);
-            head[i] = a * cos - b * sin;
-            head[i + half] = b * cos + a * sin;
+            head[i] = (a * cos - b * sin) * longer;
+            head[i + half] = (b * cos + a * sin) * longer;
         }
     }
 
