@@ -483,12 +483,18 @@ fn one_batch_of_every_model_in_bf16() {
                 let (_, cosine) = distance(&got, &want);
                 let length = |x: &[f64]| x.iter().map(|x| x * x).sum::<f64>().sqrt();
                 let longer = relative(length(&got), length(&want));
-                assert!(cosine >= 0.999, "{model} {name} {gpu:?}: {tensor} {cosine}");
-                // A tensor of some hundred numbers averages no noise away, one of sixteen (a key's bias, whose
-                // gradient is what is left where a constant cancels) even less.
+                // What every key is biased by changes a softmax only as far as keys are rotated: a small difference of
+                // large sums, in which there is more noise.
+                let cancels = tensor.ends_with("k_proj.bias");
+                let least_cosine = if cancels { 0.995 } else { 0.999 };
+                assert!(
+                    cosine >= least_cosine,
+                    "{model} {name} {gpu:?}: {tensor} {cosine}"
+                );
+                // A tensor of some hundred numbers averages no noise away.
                 let limit = match got.len() {
-                    ..64 => 3e-2,
-                    64..1024 => 2e-2,
+                    _ if cancels => 3e-2,
+                    ..1024 => 2e-2,
                     _ => 1e-2,
                 };
                 assert!(
