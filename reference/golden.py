@@ -212,6 +212,22 @@ def llama_dynamic():
     )
 
 
+def phi3_longrope():
+    """LongRoPE within the length it was trained at."""
+    return Phi3ForCausalLM(
+        Phi3Config(
+            vocab_size=61, hidden_size=32, intermediate_size=56, num_hidden_layers=2,
+            num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=80,
+            original_max_position_embeddings=20, rms_norm_eps=1e-5, tie_word_embeddings=False,
+            pad_token_id=0, bos_token_id=1, eos_token_id=2,
+            rope_parameters={
+                "rope_type": "longrope", "rope_theta": 10000.0,
+                "short_factor": [1.0, 1.25, 1.5, 2.0], "long_factor": [1.0, 3.0, 6.0, 9.0],
+            },
+        )
+    )
+
+
 # Both spellings of a config.json are in the wild: "classic" has rope_theta, rope_scaling and
 # torch_dtype at the top (every model published before transformers 5), "v5" has rope_parameters.
 MODELS = {
@@ -226,6 +242,7 @@ MODELS = {
     "smollm3": (smollm3, 9, "v5"),
     "qwen3-yarn": (qwen3_yarn, 10, "classic"),
     "llama-dynamic": (llama_dynamic, 11, "classic"),
+    "phi3-longrope": (phi3_longrope, 12, "classic"),
 }
 
 

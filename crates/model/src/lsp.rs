@@ -375,7 +375,7 @@ impl<'a> Merged<'a> {
 mod tests {
     use lowtide_device::Make;
     use lowtide_kernels::attention::Engine;
-    use lowtide_workload::{Batch, Family, ModelShape, Optimizer, Projector};
+    use lowtide_workload::{Batch, Family, Layers, ModelShape, Optimizer, Projector};
 
     use super::*;
     use crate::{Decoder, Options};
@@ -400,6 +400,8 @@ mod tests {
             mlp_bias: true,
             qk_norm: false,
             rope: None,
+            window: None,
+            unrotated: Layers::default(),
         };
         let options = Options {
             precision: Dtype::F32,

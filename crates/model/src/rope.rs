@@ -12,10 +12,10 @@ pub(crate) struct Angles {
     pub factor: f64,
 }
 
-/// Angles for positions below the model's longest sequence.
+/// Angles for positions below the model's longest sequence, and by LongRoPE below its trained length.
 pub(crate) fn angles(rope: &Rope, head_dim: u32) -> Angles {
     let factor = match rope.scaling {
-        RopeScaling::Yarn { attention, .. } => attention,
+        RopeScaling::Yarn { attention, .. } | RopeScaling::LongRope { attention, .. } => attention,
         _ => 1.0,
     };
     Angles {
@@ -37,6 +37,7 @@ fn stretch(i: f64, inv: f64, rope: &Rope, d: f64) -> f64 {
     match rope.scaling {
         RopeScaling::None | RopeScaling::Dynamic(_) => inv,
         RopeScaling::Linear(factor) => inv / factor,
+        RopeScaling::LongRope { ref short, .. } => inv / short[i as usize],
         RopeScaling::Llama3 {
             factor,
             low_freq_factor,

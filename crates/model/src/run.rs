@@ -69,8 +69,8 @@ impl Decoder {
     }
 
     fn of(built: Built, shape: &ModelShape) -> Self {
-        let rope = shape.rope.map(|r| {
-            let angles = angles(&r, shape.head_dim);
+        let rope = shape.rope.as_ref().map(|r| {
+            let angles = angles(r, shape.head_dim);
             Table::new(&angles.inverse, angles.factor, built.sizes.seq)
         });
         Self {

@@ -81,7 +81,7 @@ pub struct Window {
 }
 
 /// How rotary frequencies are stretched beyond the trained length.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum RopeScaling {
     /// Plain.
     None,
@@ -116,10 +116,21 @@ pub enum RopeScaling {
     },
     /// Dynamic NTK, by this factor: plain up to the model's longest sequence, beyond which nothing is trained here.
     Dynamic(f64),
+    /// LongRoPE: each frequency divided by a number of its own, and queries and keys are longer.
+    LongRope {
+        /// Divisors up to the trained length, one a frequency.
+        short: Vec<f64>,
+        /// Divisors beyond it, where nothing is trained here.
+        long: Vec<f64>,
+        /// By what rotated queries and keys are multiplied.
+        attention: f64,
+        /// Trained length, and the longest here.
+        original: f64,
+    },
 }
 
 /// Rotary position embedding.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Rope {
     /// Base of the frequencies.
     pub theta: f64,

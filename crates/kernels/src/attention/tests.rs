@@ -1,4 +1,6 @@
 //! Attention against `f64`.
+//!
+//! One file because every test runs the same operands by the same few functions.
 
 use lowtide_device::Dst;
 

@@ -126,6 +126,15 @@ impl<'a> Config<'a> {
         }
     }
 
+    /// A list of numbers.
+    pub fn numbers(&self, key: &str, sane: &Sane) -> Result<Vec<f64>, ModelError> {
+        let value = self.required(key)?;
+        let of = |v: &Value| v.as_f64().filter(|n| sane.range.contains(n));
+        let list = value.as_array();
+        let all = list.and_then(|list| list.iter().map(of).collect());
+        all.ok_or_else(|| bad(key, value, "a list of numbers from 1e-3 to 1e6"))
+    }
+
     /// A number of positions, which an export writes as a whole number.
     pub fn length(&self, key: &str) -> Result<f64, ModelError> {
         let n = self.number(key, &LENGTH)?;

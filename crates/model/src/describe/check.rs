@@ -1,7 +1,7 @@
 //! Sizes that do not go together are told before anything is built from them.
 
 use lowtide_units::List;
-use lowtide_workload::{Lsp, ModelShape, ParamId, Workload};
+use lowtide_workload::{Lsp, ModelShape, ParamId, Rope, RopeScaling, Workload};
 
 use super::Options;
 use crate::ModelError;
@@ -171,6 +171,16 @@ pub(crate) fn options(s: &ModelShape, o: &Options) -> Result<(), ModelError> {
     }
     if o.batch.seq > s.max_positions {
         let need = format!("at most {}, the model's longest sequence", s.max_positions);
+        return Err(wrong("sequence length", o.batch.seq, need));
+    }
+    // Beyond its trained length the angles of a batch depend on its longest document.
+    if let Some(Rope {
+        scaling: RopeScaling::LongRope { original, .. },
+        ..
+    }) = s.rope
+        && f64::from(o.batch.seq) > original
+    {
+        let need = format!("at most {original}, the length that longrope was trained at");
         return Err(wrong("sequence length", o.batch.seq, need));
     }
     let angles = u64::from(o.batch.seq) * u64::from(s.head_dim);

@@ -20,6 +20,8 @@ pub(super) struct Absent {
     pub norm_eps: f64,
     pub tied: bool,
     pub theta: f64,
+    /// Other names of the rotary scaling `longrope`.
+    pub longrope: &'static [&'static str],
 }
 
 /// How the file's tensors cut the products that are one here.
@@ -53,10 +55,16 @@ pub(super) fn parse(
         }
     };
     let kv_heads = c.size_or_null("num_key_value_heads")?;
+    let max_positions = c.size_or("max_position_embeddings", absent.max_positions)?;
+    let rope = rope::Absent {
+        theta: absent.theta,
+        max_positions,
+        longrope: absent.longrope,
+    };
     Ok(ModelShape {
         name: name.to_owned(),
         family,
-        max_positions: c.size_or("max_position_embeddings", absent.max_positions)?,
+        max_positions,
         vocab: c.size("vocab_size")?,
         hidden,
         intermediate: c.size("intermediate_size")?,
@@ -70,7 +78,7 @@ pub(super) fn parse(
         out_bias: false,
         mlp_bias: false,
         qk_norm: false,
-        rope: Some(rope::parse(c, absent.theta)?),
+        rope: Some(rope::parse(c, &rope)?),
         window: None,
         unrotated: Layers::default(),
     })
@@ -118,12 +126,22 @@ pub(super) fn layer_types(s: &ModelShape) -> Value {
 
 /// What every such shape has, and the block needs.
 pub(super) fn check(s: &ModelShape) -> Result<(), ModelError> {
-    if s.rope.is_none() {
+    let Some(rope) = &s.rope else {
         let need = "one in this family";
         return Err(wrong("rotary position embedding", 0u32, need));
-    }
+    };
     if !s.head_dim.is_multiple_of(2) {
         return Err(wrong("head size", s.head_dim, "an even number"));
+    }
+    if let RopeScaling::LongRope { short, long, .. } = &rope.scaling {
+        let half = (s.head_dim / 2) as usize;
+        let need = || format!("{half}, one for each two numbers of a head");
+        for list in [short, long] {
+            if list.len() != half {
+                let what = "length of short_factor or long_factor";
+                return Err(wrong(what, list.len() as u64, need()));
+            }
+        }
     }
     Ok(())
 }
@@ -265,6 +283,6 @@ pub(super) fn config_json(shape: &ModelShape, architecture: &str, kind: &str) ->
         theta: 10_000.0,
         scaling: RopeScaling::None,
     };
-    rope::write(shape.rope.unwrap_or(plain), &mut config);
+    rope::write(shape.rope.as_ref().unwrap_or(&plain), &mut config);
     config
 }

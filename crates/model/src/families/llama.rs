@@ -39,6 +39,7 @@ impl Architecture for Llama {
             norm_eps: 1e-6,
             tied: false,
             theta: 10_000.0,
+            longrope: &[],
         };
         let shape = like_llama::parse(c, Family::Llama, name, &absent)?;
         let window = window(c, kind, shape.layers, shape.max_positions.min(longest))?;

@@ -31,13 +31,14 @@ impl Architecture for Phi3 {
             norm_eps: 1e-5,
             tied: false,
             theta: 10_000.0,
+            longrope: &["su", "yarn"],
         };
         let shape = like_llama::parse(c, Family::Phi3, name, &absent)?;
-        // Transformers refuses all but longrope, which needs factors by length.
-        if shape.rope.is_some_and(|r| r.scaling != RopeScaling::None) {
+        if scaled(&shape) {
             let key = "rope_scaling";
             let value = c.get(key).or_else(|| c.get("rope_parameters"));
-            return Err(unsupported(key, value.unwrap_or(&Value::Null), "null"));
+            let value = value.unwrap_or(&Value::Null);
+            return Err(unsupported(key, value, "null, or longrope"));
         }
         for key in ["attention_bias", "mlp_bias"] {
             if c.flag(key, false)? {
@@ -64,8 +65,8 @@ impl Architecture for Phi3 {
                 "none or all in this family",
             ));
         }
-        if s.rope.is_some_and(|r| r.scaling != RopeScaling::None) {
-            let need = "none in this family";
+        if scaled(s) {
+            let need = "none or longrope in this family";
             return Err(wrong("scaling of rotary positions", 1u32, need));
         }
         Ok(())
@@ -94,9 +95,23 @@ impl Architecture for Phi3 {
     fn config_json(&self, s: &ModelShape) -> Value {
         let mut config = like_llama::config_json(s, "Phi3ForCausalLM", "phi3");
         config["sliding_window"] = json!(s.window.as_ref().map(|w| w.keys));
-        config["original_max_position_embeddings"] = json!(s.max_positions);
+        let scaling = s.rope.as_ref().map(|r| &r.scaling);
+        let original = match scaling {
+            Some(&RopeScaling::LongRope { original, .. }) => original as u64,
+            _ => s.max_positions.into(),
+        };
+        config["original_max_position_embeddings"] = json!(original);
         // Absent, it is a token that smaller vocabularies do not have.
         config["pad_token_id"] = Value::Null;
         config
     }
+}
+
+/// Whether rotary positions are scaled otherwise than by longrope, which transformers refuses.
+fn scaled(s: &ModelShape) -> bool {
+    let scaling = s.rope.as_ref().map(|r| &r.scaling);
+    !matches!(
+        scaling,
+        None | Some(RopeScaling::None | RopeScaling::LongRope { .. })
+    )
 }

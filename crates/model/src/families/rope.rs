@@ -8,14 +8,23 @@ use crate::config_json::keys::{
     ATTENTION_FACTOR, Config, FACTOR, FREQ_FACTOR, THETA, bad, unsupported,
 };
 
-const ROPES: &str = "default, linear, dynamic, llama3, yarn";
+const ROPES: &str = "default, linear, dynamic, llama3, yarn, longrope";
+const ORIGINAL: &str = "original_max_position_embeddings";
+
+/// What a family takes where a key is absent, and its own names.
+pub(super) struct Absent {
+    pub theta: f64,
+    pub max_positions: u32,
+    /// Other names of `longrope`.
+    pub longrope: &'static [&'static str],
+}
 
 /// `rope_theta` and `rope_scaling`, or the newer `rope_parameters` that holds both.
 ///
 /// Where both are there, transformers 5 takes `rope_scaling` unless it is null or empty, and of the
 /// other not even `rope_theta` (`convert_rope_params_to_dict` in `modeling_rope_utils.py`:
 /// `rope_scaling or rope_parameters`, then `rope_theta` of that, of the configuration, the family's `theta`).
-pub(crate) fn parse(c: &Config<'_>, theta: f64) -> Result<Rope, ModelError> {
+pub(super) fn parse(c: &Config<'_>, absent: &Absent) -> Result<Rope, ModelError> {
     let empty_value = |v: &&Value| v.as_object().is_some_and(Map::is_empty);
     let scaling = c.get("rope_scaling").filter(|v| !empty_value(v));
     let (key, value) = match (scaling, c.get("rope_parameters")) {
@@ -40,8 +49,8 @@ pub(crate) fn parse(c: &Config<'_>, theta: f64) -> Result<Rope, ModelError> {
         }
     }
     let theta = match inner.get("rope_theta") {
-        Some(_) => inner.number_or("rope_theta", &THETA, theta)?,
-        None => c.number_or("rope_theta", &THETA, theta)?,
+        Some(_) => inner.number_or("rope_theta", &THETA, absent.theta)?,
+        None => c.number_or("rope_theta", &THETA, absent.theta)?,
     };
     let kind = inner.get("rope_type").or_else(|| inner.get("type"));
     let scaling = match kind.map(|k| (k, k.as_str())) {
@@ -58,6 +67,9 @@ pub(crate) fn parse(c: &Config<'_>, theta: f64) -> Result<Rope, ModelError> {
             high_freq_factor: inner.number("high_freq_factor", &FREQ_FACTOR)?,
             original: inner.length("original_max_position_embeddings")?,
         },
+        Some((_, Some(name))) if name == "longrope" || absent.longrope.contains(&name) => {
+            longrope(c, &inner, absent.max_positions)?
+        }
         Some((_, Some("dynamic"))) => RopeScaling::Dynamic(inner.number("factor", &FACTOR)?),
         Some((_, Some("yarn"))) => yarn(c, &inner, theta)?,
         Some((value, _)) => return Err(unsupported(&format!("{key}.rope_type"), value, ROPES)),
@@ -77,7 +89,6 @@ pub(crate) fn parse(c: &Config<'_>, theta: f64) -> Result<Rope, ModelError> {
 
 /// As `_compute_yarn_parameters` in `modeling_rope_utils.py` reads it.
 fn yarn(c: &Config<'_>, inner: &Config<'_>, theta: f64) -> Result<RopeScaling, ModelError> {
-    const OWN: &str = "original_max_position_embeddings";
     if theta <= 1.0 {
         return Err(bad("rope_theta", &theta.into(), "more than 1 with yarn"));
     }
@@ -118,21 +129,64 @@ fn yarn(c: &Config<'_>, inner: &Config<'_>, theta: f64) -> Result<RopeScaling, M
         attention,
         beta_fast,
         beta_slow,
-        // That of the configuration itself comes first.
-        original: match c.get(OWN) {
-            Some(_) => c.length(OWN)?,
-            None => inner.length(OWN)?,
-        },
+        original: original(c, inner)?,
         truncate: inner.flag("truncate", true)?,
     })
 }
 
+/// The trained length; that of the configuration itself comes first.
+fn original(c: &Config<'_>, inner: &Config<'_>) -> Result<f64, ModelError> {
+    match c.get(ORIGINAL) {
+        Some(_) => c.length(ORIGINAL),
+        None => inner.length(ORIGINAL),
+    }
+}
+
+/// As `_compute_longrope_parameters` in `modeling_rope_utils.py` reads it.
+fn longrope(
+    c: &Config<'_>,
+    inner: &Config<'_>,
+    max_positions: u32,
+) -> Result<RopeScaling, ModelError> {
+    let original = original(c, inner)?;
+    let factor = match inner.get("factor") {
+        Some(_) => inner.number("factor", &FACTOR)?,
+        None => f64::from(max_positions) / original,
+    };
+    let attention = match inner.get("attention_factor") {
+        Some(_) => inner.number("attention_factor", &ATTENTION_FACTOR)?,
+        None if factor <= 1.0 => 1.0,
+        None => (1.0 + factor.ln() / original.ln()).sqrt(),
+    };
+    if !ATTENTION_FACTOR.range.contains(&attention) {
+        return Err(bad(ORIGINAL, &original.into(), "2 or more"));
+    }
+    Ok(RopeScaling::LongRope {
+        short: inner.numbers("short_factor", &FREQ_FACTOR)?,
+        long: inner.numbers("long_factor", &FREQ_FACTOR)?,
+        attention,
+        original,
+    })
+}
+
 /// Writes what [`parse`] reads.
-pub(crate) fn write(rope: Rope, config: &mut Value) {
+pub(super) fn write(rope: &Rope, config: &mut Value) {
     config["rope_theta"] = json!(rope.theta);
     config["rope_scaling"] = match rope.scaling {
         RopeScaling::None => Value::Null,
         RopeScaling::Linear(factor) => json!({"rope_type": "linear", "factor": factor}),
+        RopeScaling::LongRope {
+            ref short,
+            ref long,
+            attention,
+            original,
+        } => json!({
+            "rope_type": "longrope",
+            "short_factor": short,
+            "long_factor": long,
+            "attention_factor": attention,
+            "original_max_position_embeddings": original as u64,
+        }),
         RopeScaling::Dynamic(factor) => json!({"rope_type": "dynamic", "factor": factor}),
         RopeScaling::Yarn {
             factor,

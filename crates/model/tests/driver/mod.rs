@@ -2,6 +2,8 @@
 //!
 //! Memory begins as NaN (all bits set), scratch is NaN before every call, and operands that an
 //! operation only reads are compared before and after it.
+//!
+//! One file because the driver and the shapes that it runs are one to every test that includes it.
 
 #![allow(dead_code, reason = "each test file uses its part")]
 
@@ -194,6 +196,19 @@ pub fn tiny_shapes() -> Vec<ModelShape> {
             ModelShape {
                 family: Family::Phi3,
                 window: window(4, |_| true),
+                ..base()
+            },
+        ),
+        named(
+            "phi3 with longrope",
+            ModelShape {
+                family: Family::Phi3,
+                rope: rope(RopeScaling::LongRope {
+                    short: vec![1.0, 1.5, 2.5],
+                    long: vec![1.0, 4.0, 9.0],
+                    attention: 1.125,
+                    original: 9.0,
+                }),
                 ..base()
             },
         ),

@@ -166,7 +166,7 @@ impl Model<'_> {
 
     /// `rotate_half`: number i turns with number i + D/2.
     fn rotate(&self, head: &mut [f64], pos: usize) {
-        let rope = self.shape.rope.unwrap();
+        let rope = self.shape.rope.as_ref().unwrap();
         let (d, half) = (head.len() as f64, head.len() / 2);
         for i in 0..half {
             let inv = rope.theta.powf(-(2.0 * i as f64) / d);
@@ -174,6 +174,14 @@ impl Model<'_> {
             let inv = match rope.scaling {
                 RopeScaling::None | RopeScaling::Dynamic(_) => inv,
                 RopeScaling::Linear(factor) => inv / factor,
+                RopeScaling::LongRope {
+                    ref short,
+                    attention,
+                    ..
+                } => {
+                    longer = attention;
+                    inv / short[i]
+                }
                 RopeScaling::Yarn {
                     factor,
                     attention,

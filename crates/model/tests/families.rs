@@ -1,0 +1,276 @@
+//! What the configurations of families say beside the sizes: windows, layers without positions, scaled rotary positions.
+
+#[path = "driver/mod.rs"]
+mod driver;
+#[path = "published/mod.rs"]
+mod published;
+
+use driver::{options, tiny_shapes, window};
+use lowtide_model::{ModelError, describe, parse_config, parse_config_for};
+use lowtide_workload::{Dtype, Layers, Mask, ModelShape, RopeScaling};
+use published::{llama31, mistral, parsed, phi3, qwen25, smollm3, types, with};
+use serde_json::{Value, json};
+
+/// Windows stand where transformers puts them, by type.
+#[test]
+fn windows_are_those_of_transformers() {
+    let windows = |config: &Value| {
+        let shape = parsed(config);
+        let of = (0..shape.layers).filter(|&l| shape.mask(l) != Mask::Causal);
+        let all: Vec<u32> = of.collect();
+        (shape.window.map_or(0, |w| w.keys), all)
+    };
+    let every = |n: u32| (0..n).collect::<Vec<u32>>();
+    // A Mistral has one in every layer; without the key it is 4096, and null is none.
+    assert_eq!(windows(&mistral()), (0, vec![]));
+    let mut silent = mistral();
+    silent.as_object_mut().unwrap().remove("sliding_window");
+    assert_eq!(windows(&silent), (4096, every(32)));
+    let short = with(silent.clone(), "max_position_embeddings", json!(4096));
+    assert_eq!(windows(&short), (0, vec![]), "it never slides");
+    let fits = parse_config_for(&silent, "x", 4096).unwrap();
+    assert_eq!(fits.window, None);
+    let slides = parse_config_for(&silent, "x", 4097).unwrap();
+    assert!(slides.all_windows());
+
+    // A Qwen has one where it says so, in the layers it names or from max_window_layers on.
+    let qwen = |from: u32| {
+        let used = with(qwen25(), "use_sliding_window", json!(true));
+        let keys = with(used, "sliding_window", json!(99));
+        with(keys, "max_window_layers", json!(from))
+    };
+    assert_eq!(windows(&qwen(22)), (99, vec![22, 23]));
+    assert_eq!(windows(&qwen(0)), (99, every(24)));
+    assert_eq!(windows(&qwen(24)), (0, vec![]));
+    let named = with(qwen(22), "layer_types", json!(types(24, |l| l == 5)));
+    assert_eq!(windows(&named), (99, vec![5]));
+    let unused = with(named, "use_sliding_window", json!(false));
+    assert!(matches!(
+        parse_config(&unused, "x"),
+        Err(ModelError::BadValue { key, .. }) if key == "layer_types"
+    ));
+    let few = with(qwen25(), "layer_types", json!(["full_attention"]));
+    assert!(matches!(
+        parse_config(&few, "x"),
+        Err(ModelError::BadValue { key, .. }) if key == "layer_types"
+    ));
+
+    assert_eq!(windows(&phi3()), (2047, every(32)));
+    let long = with(phi3(), "sliding_window", json!(262_144));
+    assert_eq!(windows(&long), (0, vec![]));
+
+    // SmolLM3: in the layers without positions, unless it names them.
+    let every_fourth: Vec<u32> = (0..36).filter(|l| l % 4 == 3).collect();
+    let shape = parsed(&smollm3());
+    assert_eq!((shape.rope.unwrap().theta, &shape.window), (5e6, &None));
+    assert_eq!(
+        (0..36)
+            .filter(|&l| shape.unrotated.has(l))
+            .collect::<Vec<_>>(),
+        every_fourth
+    );
+    let used = with(smollm3(), "use_sliding_window", json!(true));
+    let used = with(used, "sliding_window", json!(512));
+    assert_eq!(windows(&used), (512, every_fourth));
+    let marks: Vec<u32> = (0..36).map(|l| u32::from(l != 2)).collect();
+    let marked = with(used.clone(), "no_rope_layers", json!(marks));
+    assert_eq!(windows(&marked), (512, vec![2]));
+    let named = with(marked, "layer_types", json!(types(36, |l| l == 7)));
+    assert_eq!(windows(&named), (512, vec![7]));
+    assert!(parsed(&named).unrotated.has(2));
+    for wrong in [json!([1]), json!(vec![2; 36]), json!("all")] {
+        let config = with(used.clone(), "no_rope_layers", wrong);
+        assert!(matches!(
+            parse_config(&config, "x"),
+            Err(ModelError::BadValue { key, .. }) if key == "no_rope_layers"
+        ));
+    }
+}
+
+/// The keys of YaRN as transformers takes them.
+#[test]
+fn yarn_is_read_as_transformers_reads_it() {
+    let of = |keys: Value| {
+        let mut scaling = json!({
+            "rope_type": "yarn",
+            "factor": 4.0,
+            "original_max_position_embeddings": 32768
+        });
+        for (key, value) in keys.as_object().unwrap() {
+            scaling[key] = value.clone();
+        }
+        with(llama31(), "rope_scaling", scaling)
+    };
+    let yarn = |config: &Value| match parsed(config).rope.unwrap().scaling {
+        RopeScaling::Yarn {
+            attention,
+            beta_fast,
+            beta_slow,
+            original,
+            truncate,
+            ..
+        } => (attention, beta_fast, beta_slow, original, truncate),
+        other => panic!("{other:?}"),
+    };
+    let usual = 0.1 * 4f64.ln() + 1.0;
+    let plain = yarn(&of(json!({})));
+    assert_eq!(plain, (usual, 32.0, 1.0, 32_768.0, true));
+    // Null and 0 are as absent; a factor of its own; a ratio of two.
+    let same = json!({"beta_fast": null, "beta_slow": 0, "mscale": 0, "attention_factor": null});
+    assert_eq!(yarn(&of(same)), plain);
+    assert_eq!(yarn(&of(json!({"attention_factor": 1.5}))).0, 1.5);
+    let two = yarn(&of(json!({"mscale": 0.7, "mscale_all_dim": 0.5}))).0;
+    let longer = |m: f64| 0.1 * m * 4f64.ln() + 1.0;
+    assert_eq!(two, longer(0.7) / longer(0.5));
+    assert_eq!(yarn(&of(json!({"factor": 1.0}))).0, 1.0);
+    assert!(!yarn(&of(json!({"truncate": false}))).4);
+    let outside = with(of(json!({})), "original_max_position_embeddings", json!(77));
+    assert_eq!(yarn(&outside).3, 77.0);
+    for (keys, want) in [
+        (json!({"beta_fast": 0.5}), "beta_fast"),
+        (json!({"attention_factor": 0.0}), "attention_factor"),
+        (json!({"mscale": 1e6, "mscale_all_dim": 1e-3}), "mscale"),
+        (json!({"rope_theta": 1.0}), "rope_theta"),
+        (json!({"truncate": "no"}), "truncate"),
+        (json!({"factor": 0.5}), "factor"),
+    ] {
+        match parse_config(&of(keys), "x") {
+            Err(ModelError::BadValue { key, .. }) => assert_eq!(key, want),
+            other => panic!("{want}: {other:?}"),
+        }
+    }
+}
+
+/// The keys of LongRoPE as transformers takes them, by Phi-3's names for it too.
+#[test]
+fn longrope_is_read_as_transformers_reads_it() {
+    let ones = vec![1.0; 48];
+    let of = |name: &str, keys: Value| {
+        let scaling = json!({"type": name, "short_factor": ones, "long_factor": vec![2.5; 48]});
+        let mut config = with(phi3(), "max_position_embeddings", json!(131_072));
+        config["rope_scaling"] = scaling;
+        for (key, value) in keys.as_object().unwrap() {
+            config["rope_scaling"][key] = value.clone();
+        }
+        config
+    };
+    let usual = (1.0 + 32f64.ln() / 4096f64.ln()).sqrt();
+    for name in ["longrope", "su", "yarn"] {
+        let want = RopeScaling::LongRope {
+            short: ones.clone(),
+            long: vec![2.5; 48],
+            attention: usual,
+            original: 4096.0,
+        };
+        assert_eq!(parsed(&of(name, json!({}))).rope.unwrap().scaling, want);
+    }
+    let attention = |keys: Value| match parsed(&of("longrope", keys)).rope.unwrap().scaling {
+        RopeScaling::LongRope { attention, .. } => attention,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(attention(json!({"attention_factor": 1.5})), 1.5);
+    assert_eq!(attention(json!({"factor": 1.0})), 1.0);
+    let shape = parsed(&of("longrope", json!({})));
+    assert!(describe(&shape, &options(Dtype::F32, 1, 4096)).is_ok());
+    let long = describe(&shape, &options(Dtype::F32, 1, 4097));
+    assert!(matches!(
+        long,
+        Err(ModelError::Dimensions { have: 4097, .. })
+    ));
+    let few = parse_config(&of("longrope", json!({"long_factor": [1.0]})), "x");
+    assert!(matches!(few, Err(ModelError::Dimensions { have: 1, .. })));
+    for (keys, want) in [
+        (json!({"short_factor": vec![0.0; 48]}), "short_factor"),
+        (json!({"long_factor": 2.0}), "long_factor"),
+    ] {
+        match parse_config(&of("longrope", keys), "x") {
+            Err(ModelError::BadValue { key, .. }) => assert_eq!(key, want),
+            other => panic!("{want}: {other:?}"),
+        }
+    }
+    let short = with(
+        of("longrope", json!({})),
+        "original_max_position_embeddings",
+        json!(1),
+    );
+    assert!(matches!(
+        parse_config(&short, "x"),
+        Err(ModelError::BadValue { .. })
+    ));
+    // Elsewhere "su" means nothing.
+    let llama = with(llama31(), "rope_scaling", json!({"type": "su"}));
+    assert!(matches!(
+        parse_config(&llama, "x"),
+        Err(ModelError::Unsupported { .. })
+    ));
+}
+
+/// What no configuration of its family can say is no shape: an export would be another model.
+#[test]
+fn shapes_that_no_configuration_has_are_refused() {
+    let shape = |name: &str| {
+        let all = tiny_shapes();
+        all.into_iter().find(|s| s.name == name).expect("a shape")
+    };
+    let rotated = Layers::those(2, |_| false);
+    let odd = Layers::those(2, |l| l == 1);
+    let some = window(3, |l| l == 1);
+    let options = options(Dtype::F32, 2, 9);
+    for wrong in [
+        ModelShape {
+            window: some.clone(),
+            ..shape("llama")
+        },
+        ModelShape {
+            window: some.clone(),
+            ..shape("llama with all biases")
+        },
+        ModelShape {
+            window: some.clone(),
+            ..shape("gpt2")
+        },
+        ModelShape {
+            window: some,
+            ..shape("phi3")
+        },
+        ModelShape {
+            window: window(0, |_| true),
+            ..shape("phi3")
+        },
+        ModelShape {
+            window: window(3, |_| false),
+            ..shape("phi3")
+        },
+        ModelShape {
+            unrotated: odd.clone(),
+            ..shape("llama")
+        },
+        ModelShape {
+            unrotated: odd.clone(),
+            ..shape("gpt2")
+        },
+        ModelShape {
+            unrotated: odd,
+            ..shape("phi3")
+        },
+        ModelShape {
+            qkv_bias: true,
+            ..shape("phi3")
+        },
+        ModelShape {
+            qk_norm: true,
+            unrotated: rotated,
+            ..shape("smollm3")
+        },
+        ModelShape {
+            qkv_bias: true,
+            ..shape("smollm3")
+        },
+    ] {
+        let described = describe(&wrong, &options);
+        assert!(
+            matches!(described, Err(ModelError::Dimensions { .. })),
+            "{wrong:?}"
+        );
+    }
+}
