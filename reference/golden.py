@@ -219,7 +219,8 @@ def phi3_longrope():
             vocab_size=61, hidden_size=32, intermediate_size=56, num_hidden_layers=2,
             num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=80,
             original_max_position_embeddings=20, rms_norm_eps=1e-5, tie_word_embeddings=False,
-            pad_token_id=0, bos_token_id=1, eos_token_id=2,
+            pad_token_id=None,  # the row of a padding token gets no gradient
+            bos_token_id=1, eos_token_id=2,
             rope_parameters={
                 "rope_type": "longrope", "rope_theta": 10000.0,
                 "short_factor": [1.0, 1.25, 1.5, 2.0], "long_factor": [1.0, 3.0, 6.0, 9.0],
