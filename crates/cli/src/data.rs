@@ -56,20 +56,17 @@ pub fn data(args: &DataArgs, out: Out) -> Answer {
         tokenizer: &tokenizer,
         samples: args.samples as usize,
     };
-    let mut sets = vec![look.set("train", &inputs.train, &train)];
-    sets.extend(
-        inputs
-            .eval
-            .as_ref()
-            .map(|packed| look.set("eval", packed, &eval)),
-    );
+    let mut sets = vec![look.set("train", &inputs.train, &train)?];
+    if let Some(packed) = &inputs.eval {
+        sets.push(look.set("eval", packed, &eval)?);
+    }
     let report = DataReport {
         seq: u64::from(run.train.seq),
         sets,
     };
     let colours = std::io::stdout().is_terminal()
         && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
-    out.text(&text(&report, colours));
+    out.as_it_is(&text(&report, colours));
     if let Some((folder, name)) = to {
         let page = html(&report, &run.file);
         folder.write(&name, |file| {
@@ -88,12 +85,15 @@ struct Look<'a> {
 }
 
 impl Look<'_> {
-    fn set(&self, name: &str, packed: &Packed, files: &[(PathBuf, f64)]) -> DataSet {
+    fn set(
+        &self,
+        name: &str,
+        packed: &Packed,
+        files: &[(PathBuf, f64)],
+    ) -> Result<DataSet, TrainError> {
         let (data, cut) = (packed.data(), packed.report());
         let (read, remarks) = (data.report(), data.remarks());
-        let lengths: Vec<u64> = (0..data.len())
-            .map(|i| data.example(i).tokens.len() as u64)
-            .collect();
+        let lengths: Vec<u64> = (0..data.len()).map(|i| data.tokens_of(i) as u64).collect();
         let counts = data.by_file(files.len());
         let files = files.iter().zip(counts);
         let files: Vec<DataFile> = files
@@ -106,8 +106,9 @@ impl Look<'_> {
         // Spread over the set, which may be in an order.
         let n = self.samples.min(data.len());
         let samples = (0..n).map(|k| k * data.len() / n);
-        let samples = samples.map(|i| self.sample(packed, i, &files)).collect();
-        DataSet {
+        let samples = samples.map(|i| self.sample(packed, i, &files));
+        let samples = samples.collect::<Result<_, _>>()?;
+        Ok(DataSet {
             name: name.to_owned(),
             files,
             format: read.format.to_string(),
@@ -130,13 +131,13 @@ impl Look<'_> {
             mask_hash: format!("{:016x}", read.mask_hash),
             remarks: remarks.sentences(),
             samples,
-        }
+        })
     }
 
     /// An example's tokens in stretches of one kind. The first token is never trained on: nothing is before it.
-    fn sample(&self, packed: &Packed, i: usize, files: &[DataFile]) -> Sample {
+    fn sample(&self, packed: &Packed, i: usize, files: &[DataFile]) -> Result<Sample, TrainError> {
         let data = packed.data();
-        let example = data.example(i);
+        let example = data.example(i)?;
         let end = match packed.cuts() {
             true => self.run.train.seq as usize,
             false => usize::MAX,
@@ -160,12 +161,12 @@ impl Look<'_> {
                 from = t;
             }
         }
-        Sample {
+        Ok(Sample {
             example: i as u64,
             path: files[data.file_of(i)].path.clone(),
             tokens: example.tokens.len() as u64,
             supervised: (0..example.tokens.len()).filter(|&t| kind(t).0).count() as u64,
             stretches,
-        }
+        })
     }
 }

@@ -593,7 +593,12 @@ fn data_advice(e: &DataError) -> Vec<String> {
             "raise budget.host, or write the file with smaller row groups (pyarrow: write_table(row_group_size=1000))"
         }
         DataError::Examples { .. } => {
-            "raise budget.host, or name fewer or smaller files in data.train: all examples are kept in memory"
+            "let tokens be kept on disk (data.cache: auto, or a folder with room), raise budget.host, or name fewer or \
+             smaller files in data.train"
+        }
+        DataError::Kept { .. } => {
+            "name a folder with room in data.cache, or hold tokens in memory (data.cache: none); what is damaged is made \
+             anew at the next start"
         }
         DataError::WeightOfNone { .. } => {
             "raise data.train[i].weight until it leaves an example, or leave the file out"

@@ -86,7 +86,8 @@ pub fn generate(args: &GenerateArgs, out: Out) -> Answer {
     drop(waiting);
     let new = all.into_iter().next().unwrap_or_default();
     let text = tokenizer.decode(&new, false);
-    out.text(&text);
+    // What a model says may have tabs, which are no harm.
+    out.as_it_is(&text);
     Ok((
         json!({ "text": text, "tokens": new, "model": name(&run) }),
         0,

@@ -30,8 +30,13 @@ impl Out {
         }
     }
 
-    /// Prints for people.
+    /// Prints for people, and nothing that a terminal obeys: notes have names of strangers' files and columns.
     pub fn text(self, text: &str) {
+        self.as_it_is(&lines_of(text));
+    }
+
+    /// Prints a text with colours, whose parts are known to be harmless.
+    pub fn as_it_is(self, text: &str) {
         if self.json {
             let _ = writeln!(stderr(), "{text}");
         } else {
@@ -108,6 +113,7 @@ mod tests {
         let text = "error: no field '\u{1b}[2J\u{9b}x\u{202e}y'\n  help: é";
         let shown = "error: no field '\\u{1b}[2J\\u{9b}x\\u{202e}y'\n  help: é";
         assert_eq!(lines_of(text), shown);
+        assert_eq!(lines_of(shown), shown);
     }
 
     #[test]

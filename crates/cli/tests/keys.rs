@@ -161,6 +161,10 @@ fn device(seen: &Seen) -> Value {
     text.lines().filter(told).map(str::to_owned).collect()
 }
 
+fn kept(seen: &Seen) -> Value {
+    json!(seen.ended.text().contains("tokens are kept in "))
+}
+
 fn resumed(seen: &Seen) -> Value {
     json!(seen.ended.text().contains("resumed from"))
 }
@@ -301,6 +305,7 @@ const ROWS: &[Row] = &[
         data,
     ),
     trained("data.max_line", ["16MiB", "100"], &[], code),
+    trained("data.cache", ["none", "kept"], &[], kept),
     trained("data.system", ["", "Be kind."], &[], tokens),
     trained("data.separator", ["", "and then"], COMPLETIONS, tokens),
     trained("data.chat_template", ["", "t.jinja"], &[], tokens),

@@ -8,7 +8,7 @@ use lowtide_workload::{Dtype, Lsp, OptimizerName, Projector};
 use crate::error::ConfigError;
 use crate::low::Low;
 use crate::run::{
-    Budget, Checkpoint, Clip, Data, DiskBudget, Eval, Fields, Generate, Length, Log, Model,
+    Budget, Cache, Checkpoint, Clip, Data, DiskBudget, Eval, Fields, Generate, Length, Log, Model,
     ModelSource, Optimizer, Plan, Recompute, Resume, Run, Schedule, Train, Warmup,
 };
 use crate::value::{Value, is_auto};
@@ -125,6 +125,12 @@ fn data(low: &Low) -> Data {
         max_line: match low.any("data.max_line") {
             Some(Value::Size(size)) => size,
             other => panic!("data.max_line has a default: {other:?}"),
+        },
+        cache: match low.any("data.cache") {
+            Some(Value::Word("auto")) => Cache::Auto,
+            Some(Value::Word("none")) => Cache::None,
+            Some(Value::Text(path)) => Cache::Path(low.absolute("data.cache", &path)),
+            other => panic!("data.cache has a default: {other:?}"),
         },
         system: low.text("data.system"),
         separator: low.text("data.separator"),

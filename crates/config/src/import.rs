@@ -156,7 +156,7 @@ const AXOLOTL: &[(&str, Way)] = {
         ("is_llama_derived_model", Needless("config.json says it")),
         (
             "dataset_prepared_path",
-            Needless("data are tokenised at each start"),
+            Needless("tokens are kept in the cache; data.cache names another folder"),
         ),
         ("strict", Needless("every key is checked")),
     ]

@@ -38,7 +38,7 @@ pub use key::{Key, KeyDefault, Kind};
 pub use keys::{KEYS, SECTIONS};
 pub use nearest::nearest;
 pub use run::{
-    Budget, Checkpoint, Clip, Data, DiskBudget, Eval, Fields, Generate, Length, Log, Model,
+    Budget, Cache, Checkpoint, Clip, Data, DiskBudget, Eval, Fields, Generate, Length, Log, Model,
     ModelSource, Optimizer, Plan, Recompute, Resume, Run, Schedule, Source, Train, Warmup,
 };
 pub use words::{

@@ -153,6 +153,8 @@ pub struct Data {
     pub text_by: TextBy,
     /// Longest record of a file.
     pub max_line: Bytes,
+    /// Where their tokens are kept.
+    pub cache: Cache,
     /// System prompt for examples that bring none.
     pub system: Option<String>,
     /// Stands between prompt and completion; `None`: nothing.
@@ -168,6 +170,19 @@ impl Data {
     pub fn has_eval(&self) -> bool {
         !self.eval.is_empty() || self.eval_split > 0.0
     }
+}
+
+/// Where the tokens of data files are kept between runs.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Cache {
+    /// In the user's cache, where that works and the files are large.
+    Auto,
+    /// Nowhere.
+    None,
+    /// In this folder.
+    #[serde(serialize_with = "shown::path")]
+    Path(PathBuf),
 }
 
 /// A data file.

@@ -33,6 +33,7 @@ const OUTSIDE: &[&str] = &[
     "data.on_error",
     "data.text_by",
     "data.max_line",
+    "data.cache",
     "data.eval",
     "data.chat_template",
     "optimizer.update",

@@ -126,7 +126,11 @@ pub struct Batch {
 
 impl Batch {
     /// Writes rows in the given order; places beyond them are padding.
-    fn of(packed: &Packed, shape: BatchShape, rows: impl IntoIterator<Item = usize>) -> Self {
+    fn of(
+        packed: &Packed,
+        shape: BatchShape,
+        rows: impl IntoIterator<Item = usize>,
+    ) -> Result<Self, DataError> {
         let seq = packed.seq();
         let mut batch = Self {
             micro: vec![Micro::padding(shape.micro_batch, seq); shape.accumulate],
@@ -135,11 +139,11 @@ impl Batch {
         };
         for (i, row) in rows.into_iter().enumerate() {
             let out = batch.micro[i / shape.micro_batch].row(i % shape.micro_batch, seq);
-            let (n_labels, n_tokens) = packed.write_row(row, out);
+            let (n_labels, n_tokens) = packed.write_row(row, out)?;
             batch.supervised_tokens += n_labels;
             batch.real_tokens += n_tokens;
         }
-        batch
+        Ok(batch)
     }
 }
 
@@ -212,7 +216,10 @@ impl Batches {
     }
 
     /// The next batch. The state behind it is in [`state`](Self::state) when the call returns.
-    pub fn next_batch(&mut self) -> Batch {
+    ///
+    /// # Errors
+    /// Tokens that are kept on disk and cannot be read.
+    pub fn next_batch(&mut self) -> Result<Batch, DataError> {
         let (n, left) = (self.shape.rows(), self.left());
         let rows: Vec<usize> = match self.dealing.last_batch {
             LastBatch::Keep => (0..n.min(left)).map(|_| self.next_row()).collect(),
@@ -328,9 +335,9 @@ impl EvalBatches {
 }
 
 impl Iterator for EvalBatches {
-    type Item = Batch;
+    type Item = Result<Batch, DataError>;
 
-    fn next(&mut self) -> Option<Batch> {
+    fn next(&mut self) -> Option<Self::Item> {
         let to = (self.next + self.shape.rows()).min(self.packed.n_rows());
         let rows = self.next..to;
         self.next = to;

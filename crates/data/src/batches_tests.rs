@@ -44,7 +44,7 @@ fn ids(batch: &Batch) -> Vec<i32> {
 
 #[test]
 fn a_batch_has_the_shape_asked_for_and_counts_what_is_in_it() {
-    let batch = batches(10, 2, 3, 1).next_batch();
+    let batch = batches(10, 2, 3, 1).next_batch().unwrap();
     assert_eq!(batch.micro.len(), 3);
     for micro in &batch.micro {
         for field in [
@@ -71,7 +71,9 @@ fn each_epoch_deals_every_row_once_in_an_order_of_its_own() {
         ),
         (4, 7, 1)
     );
-    let dealt: Vec<i32> = (0..14).flat_map(|_| ids(&b.next_batch())).collect();
+    let dealt: Vec<i32> = (0..14)
+        .flat_map(|_| ids(&b.next_batch().unwrap()))
+        .collect();
     assert_eq!(
         b.state(),
         State {
@@ -86,10 +88,12 @@ fn each_epoch_deals_every_row_once_in_an_order_of_its_own() {
         assert_eq!(sorted, [1, 2, 3, 4, 5, 6, 7]);
     }
     assert!(epochs[0] != epochs[1] && epochs[1] != epochs[2]);
-    let other: Vec<i32> = batches(7, 7, 1, 6).next_batch().micro[0].tokens.clone();
+    let other: Vec<i32> = batches(7, 7, 1, 6).next_batch().unwrap().micro[0]
+        .tokens
+        .clone();
     assert_ne!(
         other,
-        batches(7, 7, 1, 5).next_batch().micro[0].tokens,
+        batches(7, 7, 1, 5).next_batch().unwrap().micro[0].tokens,
         "the seed is not used"
     );
 }
@@ -98,8 +102,8 @@ fn each_epoch_deals_every_row_once_in_an_order_of_its_own() {
 #[test]
 fn the_order_of_a_seed_is_fixed() {
     let mut b = batches(8, 8, 1, 42);
-    assert_eq!(ids(&b.next_batch()), FIRST_EPOCH);
-    assert_eq!(ids(&b.next_batch()), SECOND_EPOCH);
+    assert_eq!(ids(&b.next_batch().unwrap()), FIRST_EPOCH);
+    assert_eq!(ids(&b.next_batch().unwrap()), SECOND_EPOCH);
 }
 
 // From a second implementation, in Python.
@@ -122,7 +126,7 @@ fn without_a_seed_every_epoch_has_the_order_of_the_rows() {
             last_batch,
         };
         let mut b = dealt(5, 2, dealing);
-        let got: Vec<i32> = (0..6).flat_map(|_| ids(&b.next_batch())).collect();
+        let got: Vec<i32> = (0..6).flat_map(|_| ids(&b.next_batch().unwrap())).collect();
         let want: [i32; 12] = match last_batch {
             LastBatch::Fill => [1, 2, 3, 4, 5, 1, 2, 3, 4, 5, 1, 2],
             LastBatch::Keep => [1, 2, 3, 4, 5, 0, 1, 2, 3, 4, 5, 0],
@@ -160,7 +164,7 @@ fn a_kept_rest_counts_its_own_labels_alone() {
         last_batch: LastBatch::Keep,
     };
     let mut b = dealt(7, 4, dealing);
-    let (whole, rest) = (b.next_batch(), b.next_batch());
+    let (whole, rest) = (b.next_batch().unwrap(), b.next_batch().unwrap());
     assert_eq!((whole.supervised_tokens, whole.real_tokens), (8, 12));
     assert_eq!((rest.supervised_tokens, rest.real_tokens), (6, 9));
     let mut all = [ids(&whole), ids(&rest)].concat();
@@ -195,7 +199,7 @@ fn dropping_all_there_is_is_refused() {
 #[test]
 fn a_place_that_does_not_exist_is_refused() {
     let mut b = batches(7, 2, 1, 5);
-    b.next_batch();
+    b.next_batch().unwrap();
     let before = b.state();
     let error = b
         .restore(State {
@@ -226,7 +230,10 @@ fn evaluation_sees_every_row_once_in_order_and_then_padding() {
         micro_batch: 2,
         accumulate: 2,
     };
-    let got: Vec<Batch> = EvalBatches::new(rows(5), shape).unwrap().collect();
+    let got: Vec<Batch> = EvalBatches::new(rows(5), shape)
+        .unwrap()
+        .map(Result::unwrap)
+        .collect();
     let all: Vec<Vec<i32>> = got.iter().map(ids).collect();
     assert_eq!(all, [[1, 2, 3, 4], [5, 0, 0, 0]]);
     assert_eq!((got[1].supervised_tokens, got[1].real_tokens), (2, 3));
@@ -247,12 +254,12 @@ proptest! {
         prop_assume!(last_batch != LastBatch::Drop || n >= rows_of_batch);
         let new = || dealt(n, rows_of_batch, Dealing { seed, last_batch });
         let mut unbroken = new();
-        (0..stop).for_each(|_| _ = unbroken.next_batch());
+        (0..stop).for_each(|_| _ = unbroken.next_batch().unwrap());
         let stored = serde_json::to_string(&unbroken.state()).unwrap();
         let mut resumed = new();
         resumed.restore(serde_json::from_str(&stored).unwrap()).unwrap();
         for _ in 0..20 {
-            prop_assert_eq!(unbroken.next_batch(), resumed.next_batch());
+            prop_assert_eq!(unbroken.next_batch().unwrap(), resumed.next_batch().unwrap());
             prop_assert_eq!(unbroken.state(), resumed.state());
         }
     }

@@ -36,7 +36,7 @@ fn records_keep_their_order_across_files_and_threads() {
     let data = Dataset::load(&paths, &LoadOptions::default(), &tokenizer).unwrap();
     assert_eq!((data.len(), data.report().n_records), (3000, 3000));
     for i in [0, 1, 1023, 1024, 1999, 2000, 2999] {
-        let text = tokenizer.decode(data.example(i).tokens, false);
+        let text = tokenizer.decode(&data.example(i).unwrap().tokens, false);
         assert_eq!(text, format!("{i} it"));
     }
     let again = Dataset::load(&paths, &LoadOptions::default(), &tokenizer).unwrap();
@@ -112,7 +112,7 @@ fn masks_that_cover_the_prompts_too_are_refused() {
 #[test]
 fn the_view_shows_each_token_with_its_mask() {
     let data = load(r#"{"prompt": "is it", "completion": " the thing"}"#, None).unwrap();
-    let view = data.view(0, &testing::tokenizer());
+    let view = data.view(0, &testing::tokenizer()).unwrap();
     let text = |supervised| -> String {
         view.iter()
             .filter(|(_, s)| *s == supervised)
@@ -129,7 +129,7 @@ fn the_view_shows_each_token_with_its_mask() {
 fn the_hash_sees_a_moved_mask_border() {
     let a = load(r#"{"prompt": "is it", "completion": " the thing"}"#, None).unwrap();
     let b = load(r#"{"prompt": "is it the", "completion": " thing"}"#, None).unwrap();
-    assert_eq!(a.example(0).tokens, b.example(0).tokens);
+    assert_eq!(a.example(0).unwrap().tokens, b.example(0).unwrap().tokens);
     assert_ne!(a.report().mask_hash, b.report().mask_hash);
 }
 
@@ -163,9 +163,9 @@ fn gsm8k_reads_packs_and_prompts() {
             record["question"].as_str().unwrap(),
             record["answer"].as_str().unwrap(),
         );
-        let example = data.example(i);
+        let example = data.example(i).unwrap();
         let text = format!("{question}\n{answer}<|endoftext|>");
-        assert_eq!(tokenizer.decode(example.tokens, true), text);
+        assert_eq!(tokenizer.decode(&example.tokens, true), text);
         let n = prompts[i].tokens.len();
         assert_eq!(prompts[i].tokens, example.tokens[..n]);
         assert!(
@@ -284,4 +284,34 @@ fn files_of_other_formats_are_named() {
         error.ends_with("d.jsonl:2: a list where an object is expected"),
         "{error}"
     );
+}
+
+#[test]
+fn a_file_in_which_everything_is_supervised_is_found_among_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let line = |name: &str| {
+        format!(
+            "{{\"messages\": [{{\"role\": \"user\", \"name\": \"{name}\", \"content\": \"hello\"}}]}}\n"
+        )
+    };
+    let good = write(&dir, "a.jsonl", &line("Ann"));
+    let full = write(&dir, "b.jsonl", &line("").repeat(2));
+    let template = "{% for m in messages %}{{ m.name }}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}";
+    let tokenizer = testing::tokenizer().with_chat_template(template).unwrap();
+    let load = |paths: &[PathBuf], loss_on| {
+        let options = LoadOptions {
+            loss_on,
+            ..LoadOptions::default()
+        };
+        Dataset::load(paths, &options, &tokenizer)
+    };
+    for paths in [[good.clone(), full.clone()], [full.clone(), good.clone()]] {
+        match load(&paths, LossOn::Answers).unwrap_err() {
+            DataError::EverythingSupervised {
+                path, n_records, ..
+            } => assert_eq!((path, n_records), (full.clone(), 2)),
+            other => panic!("{other}"),
+        }
+        load(&paths, LossOn::Everything).unwrap();
+    }
 }

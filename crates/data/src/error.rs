@@ -87,6 +87,14 @@ pub enum DataError {
         /// Bytes that may be taken (`budget.host`).
         have: Bytes,
     },
+    /// Tokens that are kept on disk cannot be read or written, or are not what was written.
+    #[error("{path}: tokens kept on disk: {reason}")]
+    Kept {
+        /// The file of the cache.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// A file's weight leaves none of its examples.
     #[error("{path}: 'data.train[{file}].weight: {weight}' leaves none of its {examples} examples")]
     WeightOfNone {

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::foreign;
@@ -10,7 +11,7 @@ use super::messages::{Instruction, make_plain, tools};
 use crate::error::RecordProblem;
 
 /// What the records of a file are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Format {
     /// A conversation: a list of messages with role and content, and optional tools.
     Messages,

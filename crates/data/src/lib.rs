@@ -1,12 +1,12 @@
 //! From data files to batches of token ids, labels, positions and document starts.
 //!
 //! The way of a record: `source` takes it out of its file as JSON, [`jsonl`] reads and checks it, [`chat`] renders messages as text,
-//! [`mask`] turns it into tokens and marks the supervised ones, [`dataset`] keeps them all,
+//! [`mask`] turns it into tokens and marks the supervised ones, [`dataset`] keeps them all (`store`),
 //! [`packing`] lays documents into rows of T tokens, [`batches`] deals the rows out, shuffled by
 //! (seed, epoch) alone or in the files' order.
 //!
-//! Everything is tokenised before the first step and held in memory at 5 bytes a token: a billion
-//! tokens are 4.7 GiB. Tokenising runs at 1 to 2 million tokens a second and thread, so it costs
+//! Everything is tokenised before the first step and held in memory at 5 bytes a token, or in a file of the cache
+//! (`kept`) at 4 and read row by row. Tokenising runs at 1 to 2 million tokens a second and thread, so it costs
 //! seconds where the training costs hours.
 //!
 //! See ARCHITECTURE.md.
@@ -24,6 +24,8 @@ mod foreign;
 mod frame;
 mod guards;
 pub mod jsonl;
+mod kept;
+mod key;
 pub mod lines;
 mod long;
 mod marks;
@@ -40,6 +42,7 @@ mod reading;
 mod remarks;
 mod rewrite;
 mod source;
+mod store;
 #[cfg(test)]
 mod testing;
 pub mod tokenizer;
@@ -49,7 +52,7 @@ mod windows;
 
 pub use batches::{Batch, BatchShape, Batches, Dealing, EvalBatches, LastBatch, Micro, State};
 pub use chat::ChatTemplate;
-pub use dataset::{Dataset, LoadOptions, LoadReport, OnError};
+pub use dataset::{Cache, Dataset, LoadOptions, LoadReport, OnError};
 pub(crate) use dates::strftime;
 pub use error::{DataError, RecordProblem};
 pub use foreign::{ForeignFile, ForeignRecord};

@@ -124,7 +124,7 @@ impl Packed {
                 need: "below 2^32",
             });
         }
-        let (pieces, mut report) = cut(&data, seq, too_long);
+        let (pieces, mut report) = cut(&data, seq, too_long)?;
         if pieces.is_empty() {
             return Err(DataError::NothingSupervised {
                 path: data.path().to_owned(),
@@ -206,11 +206,11 @@ impl Packed {
     }
 
     /// Writes row `i` and gives the numbers of its labels and of its real tokens.
-    pub(crate) fn write_row(&self, i: usize, out: Row<'_>) -> (u64, u64) {
+    pub(crate) fn write_row(&self, i: usize, out: Row<'_>) -> Result<(u64, u64), DataError> {
         let (mut at, mut n_labels) = (0, 0);
         for piece in self.row(i) {
             let (from, len) = (piece.from as usize, piece.len as usize);
-            let example = self.data.example(piece.example as usize);
+            let example = self.data.example(piece.example as usize)?;
             out.tokens[at..at + len].copy_from_slice(&example.tokens[from..from + len]);
             out.doc_start[at..at + len].fill(at as i32);
             let known = known(example.tokens.len(), piece, self.too_long);
@@ -228,7 +228,7 @@ impl Packed {
             at += len;
         }
         pad(out, at);
-        (n_labels, at as u64)
+        Ok((n_labels, at as u64))
     }
 }
 
@@ -252,7 +252,11 @@ fn known(n_tokens: usize, piece: &Piece, too_long: TooLong) -> usize {
 }
 
 /// Cuts examples into pieces of at most `seq` tokens; leaves out pieces without a label.
-fn cut(data: &Dataset, seq: usize, too_long: TooLong) -> (Vec<Piece>, PackReport) {
+fn cut(
+    data: &Dataset,
+    seq: usize,
+    too_long: TooLong,
+) -> Result<(Vec<Piece>, PackReport), DataError> {
     let mut report = PackReport {
         n_rows: 0,
         n_tokens: 0,
@@ -267,7 +271,7 @@ fn cut(data: &Dataset, seq: usize, too_long: TooLong) -> (Vec<Piece>, PackReport
     };
     let mut pieces = Vec::new();
     for i in 0..data.len() {
-        let example = data.example(i);
+        let example = data.example(i)?;
         let n = example.tokens.len();
         let kept = if too_long == TooLong::Truncate {
             n.min(seq)
@@ -301,14 +305,12 @@ fn cut(data: &Dataset, seq: usize, too_long: TooLong) -> (Vec<Piece>, PackReport
         }
         report.n_cut += u64::from(!any);
     }
-    (pieces, report)
+    Ok((pieces, report))
 }
 
 /// The least length that so large a share of the examples does not exceed.
 fn length_of(data: &Dataset, share: f64) -> usize {
-    let mut lengths: Vec<usize> = (0..data.len())
-        .map(|i| data.example(i).tokens.len())
-        .collect();
+    let mut lengths: Vec<usize> = (0..data.len()).map(|i| data.tokens_of(i)).collect();
     let at = ((lengths.len() as f64 * share).ceil() as usize).clamp(1, lengths.len().max(1)) - 1;
     match at < lengths.len() {
         true => *lengths.select_nth_unstable(at).1,

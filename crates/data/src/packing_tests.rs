@@ -65,7 +65,7 @@ fn write(packed: &Packed, i: usize) -> Written {
         positions: &mut w.positions,
         doc_start: &mut w.doc_start,
     };
-    (w.n_labels, w.n_tokens) = packed.write_row(i, row);
+    (w.n_labels, w.n_tokens) = packed.write_row(i, row).unwrap();
     w
 }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::chat::ChatTemplate;
@@ -17,7 +18,7 @@ const NAMES_MAX: usize = 16;
 const PLACES_MAX: usize = 3;
 
 /// Counts of what was noticed in records, in one or in many.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Remarks {
     /// Records left out because they cannot be used.
     pub n_left_out: u64,

@@ -372,7 +372,7 @@ fn a_weight_is_how_often_an_example_is_there() {
     let data = Dataset::load(&paths, &options, &tokenizer).unwrap();
     let random = |seed: u64| move |file: u64| lowtide_random::Philox::new(seed, file);
     let texts = |data: &Dataset| -> Vec<String> {
-        let text = |i| tokenizer.decode(data.example(i).tokens, true);
+        let text = |i| tokenizer.decode(&data.example(i).unwrap().tokens, true);
         (0..data.len()).map(text).collect()
     };
     let set = |weights: [f64; 2], seed: u64, memory: u64| {
@@ -455,6 +455,6 @@ fn examples_take_no_more_memory_than_there_is() {
 
 fn all_tokens(data: &Dataset) -> u64 {
     (0..data.len())
-        .map(|i| data.example(i).tokens.len() as u64)
+        .map(|i| data.example(i).unwrap().tokens.len() as u64)
         .sum()
 }

@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 use tokenizers::ModelWrapper;
 
 use super::chat::ChatTemplate;
-use super::{trial, windows};
+use super::{key, trial, windows};
 use crate::clock::now;
 use crate::error::{DataError, RecordProblem};
 
@@ -169,6 +169,22 @@ impl Tokenizer {
         self.now_unix_s = unix_s;
         self.parse_template()?;
         Ok(self)
+    }
+
+    /// All that decides what text becomes which tokens, and how conversations become text; `None`: it cannot be told.
+    pub(super) fn identity(&self) -> Option<Vec<u8>> {
+        let mut all = serde_json::to_string(&self.inner).ok()?;
+        let templates = self.templates.iter().map(|(_, source)| source.as_str());
+        let time = key::time_in(templates, self.now_unix_s);
+        let rest = (
+            &self.prefix,
+            self.eos,
+            &self.special_tokens,
+            &self.templates,
+            time,
+        );
+        all.push_str(&format!("{rest:?}"));
+        Some(all.into_bytes())
     }
 
     /// The time templates are shown, in seconds since 1970.

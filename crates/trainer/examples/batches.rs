@@ -37,11 +37,12 @@ fn main() -> Result<(), Box<dyn Error>> {
         Length::Steps(n) => n,
         Length::Epochs(epochs) => batches.batches_for(epochs),
     };
-    let all: Vec<Batch> = (0..steps).map(|_| batches.next_batch()).collect();
+    let all = (0..steps).map(|_| batches.next_batch());
+    let all: Vec<Batch> = all.collect::<Result<_, _>>()?;
     write(&folder.join("train.npy"), &all, shape, train.seq())?;
     if let Some(eval) = eval {
         let seq = eval.seq();
-        let all: Vec<Batch> = EvalBatches::new(eval, shape)?.collect();
+        let all: Vec<Batch> = EvalBatches::new(eval, shape)?.collect::<Result<_, _>>()?;
         write(&folder.join("eval.npy"), &all, shape, seq)?;
     }
     Ok(())

@@ -38,7 +38,7 @@ use crate::stops::Stops;
 use crate::tally::Tally;
 use crate::wear::{self, Wear};
 use best::Measure;
-use lowtide_data::{Batches, Micro, Packed, State, Tokenizer};
+use lowtide_data::{Batches, DataError, Micro, Packed, State, Tokenizer};
 use lowtide_session::Requests;
 use lowtide_session::Totals;
 use lowtide_session::{Mark, Session, StepData};
@@ -203,7 +203,7 @@ pub fn train(
         extract,
         questions,
     } = material.with_products(&start, &numerics)?;
-    let sample = || Some(preview.next_batch().micro.swap_remove(0));
+    let sample = || Some(preview.next_batch().ok()?.micro.swap_remove(0));
     let basis = Basis::here(run, &device, decoder, sample, observer)?;
     let ahead = total - start.state().map_or(0, |s| s.step);
     let (plan, written) = opening::plan(run, &basis, &output, &start, ahead)?;
@@ -219,7 +219,7 @@ pub fn train(
     let projectors = match start {
         Start::Anew if projectors::are_learned(run) => {
             observer.phase(Some(Phase::Learning));
-            let batch = learned_from.next_batch().micro;
+            let batch = learned_from.next_batch()?.micro;
             let dir = output.folder().path();
             let learned = projectors::learn(run, &basis, &device, batch, dir)?;
             observer.phase(Some(Phase::Reserving));
@@ -384,7 +384,8 @@ impl Fit<'_> {
         let mut tally = Tally::new(self.session.measured());
         let mut flight: Option<Flight> = None;
         let mut step = self.state.step;
-        let mut next = self.prepare(step + 1);
+        let mut next = self.prepare(step + 1)?;
+        let mut broken = None;
         loop {
             // Saving and evaluating need drained state, so they happen between two batches.
             let asked = self.requests.saving();
@@ -396,7 +397,10 @@ impl Fit<'_> {
                 Some(batch) if more => {
                     step += 1;
                     let flight = self.submit(step, batch)?;
-                    next = self.prepare(step + 1);
+                    match self.prepare(step + 1) {
+                        Ok(batch) => next = batch,
+                        Err(e) => broken = Some(e),
+                    }
                     Some(flight)
                 }
                 _ => None,
@@ -413,6 +417,11 @@ impl Fit<'_> {
         self.checked(step_now, |s| s.session.drain())?;
         tally.end(self.session.measured());
         self.count(&tally);
+        if let Some(e) = broken {
+            // Steps before it are not lost for want of the next batch.
+            self.save_last()?;
+            return Err(e.into());
+        }
         self.close(planned, tally, after_step)
     }
 
@@ -545,17 +554,18 @@ impl Fit<'_> {
         }
     }
 
-    fn prepare(&mut self, step: u64) -> Option<Prepared> {
+    /// The batch of a step, if the run has that step.
+    fn prepare(&mut self, step: u64) -> Result<Option<Prepared>, DataError> {
         if step > self.total {
-            return None;
+            return Ok(None);
         }
-        let batch = self.batches.next_batch();
-        Some(Prepared {
+        let batch = self.batches.next_batch()?;
+        Ok(Some(Prepared {
             micro: batch.micro,
             tokens: batch.real_tokens,
             lr: self.schedule.lr(step - 1, self.total),
             after: self.batches.state(),
-        })
+        }))
     }
 
     /// Waits for a batch's loss and norm, and accounts for it.

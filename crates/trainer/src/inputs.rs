@@ -17,8 +17,8 @@ use crate::stops::note_of_ends;
 use lowtide_data::DataError;
 use lowtide_data::packing::TooLong;
 use lowtide_data::{
-    BatchShape, Batches, Dataset, Dealing, Fields, Format, LastBatch, LoadOptions, LossOn, Micro,
-    OnError, Packed, Packing, TextBy, Tokenizer,
+    BatchShape, Batches, Cache, Dataset, Dealing, Fields, Format, LastBatch, LoadOptions, LossOn,
+    Micro, OnError, Packed, Packing, TextBy, Tokenizer,
 };
 use lowtide_random::Philox;
 
@@ -126,6 +126,26 @@ fn reading_memory(run: &Run) -> Bytes {
     run.budget.host.map_or(free, |budget| budget.min(free))
 }
 
+/// Bytes of data files from which on their tokens are kept unless the run says otherwise.
+const CACHE_BYTES_MIN: u64 = 16 << 20;
+
+/// Where the tokens of the run's data are kept.
+fn cache_of(run: &Run) -> Cache {
+    match &run.data.cache {
+        config::Cache::None => Cache::default(),
+        config::Cache::Path(folder) => Cache {
+            folder: folder.clone(),
+            required: true,
+            bytes_min: 0,
+        },
+        config::Cache::Auto => Cache {
+            folder: paths::cache_folder().map_or(PathBuf::new(), |folder| folder.join("data")),
+            required: false,
+            bytes_min: CACHE_BYTES_MIN,
+        },
+    }
+}
+
 /// In which order the run's rows are dealt out.
 #[must_use]
 pub fn dealing(run: &Run) -> Dealing {
@@ -188,6 +208,7 @@ pub fn sample_of(run: &Run) -> Option<Micro> {
         Batches::new(train, shape, dealing(run))
             .ok()?
             .next_batch()
+            .ok()?
             .micro
             .swap_remove(0),
     )
@@ -225,8 +246,19 @@ pub fn load_inputs(run: &Run, tokenizer: &Tokenizer) -> Result<Inputs, TrainErro
     if run.data.eval.is_empty() && run.data.eval_split > 0.0 {
         once_each(&paths, run.data.eval_split)?;
     }
-    let mut data = Dataset::load(&paths, &options, tokenizer)?;
-    remark("train", &data, &mut notes);
+    let cache = cache_of(run);
+    let load = |name: &str, paths: &[PathBuf], notes: &mut Vec<String>| {
+        let (data, told) = Dataset::load_kept(paths, &options, tokenizer, &cache)?;
+        for told in told {
+            notes.push(match told.strip_prefix("warning: ") {
+                Some(told) => format!("warning: {name} data: {told}"),
+                None => format!("{name} data: {told}"),
+            });
+        }
+        remark(name, &data, notes);
+        Ok::<_, DataError>(data)
+    };
+    let mut data = load("train", &paths, &mut notes)?;
     let mut eval = None;
     if run.data.eval.is_empty() && run.data.eval_split > 0.0 {
         let n = data.len();
@@ -244,17 +276,10 @@ pub fn load_inputs(run: &Run, tokenizer: &Tokenizer) -> Result<Inputs, TrainErro
         // In the order of the file, so that only the choice is random.
         mine.sort_unstable();
         theirs.sort_unstable();
-        eval = Some(data.select(&theirs));
-        data = data.select(&mine);
+        eval = Some(data.select(&theirs)?);
+        data = data.select(&mine)?;
     } else if !run.data.eval.is_empty() {
-        let data = Dataset::load(&run.data.eval, &options, tokenizer)?;
-        remark("eval", &data, &mut notes);
-        eval = Some(data);
-    }
-    if let Some(most) = run.data.max_examples
-        && (most as usize) < data.len()
-    {
-        data = data.select(&(0..most as usize).collect::<Vec<_>>());
+        eval = Some(load("eval", &run.data.eval, &mut notes)?);
     }
     data = weighted(run, data, &mut notes)?;
     if data.report().format == Format::Messages {
@@ -307,12 +332,22 @@ fn once_each(paths: &[PathBuf], share: f64) -> Result<(), DataError> {
 fn weighted(run: &Run, data: Dataset, notes: &mut Vec<String>) -> Result<Dataset, TrainError> {
     let sources = run.data.train.iter();
     let weights: Vec<(&Path, f64)> = sources.map(|s| (&*s.path, s.weight)).collect();
+    let most = run
+        .data
+        .max_examples
+        .map_or(usize::MAX, |most| most as usize);
     if weights.iter().all(|w| w.1 == 1.0) {
-        return Ok(data);
+        return Ok(match most < data.len() {
+            true => data.select(&(0..most).collect::<Vec<_>>())?,
+            false => data,
+        });
     }
     let before = data.by_file(weights.len());
     let random = |file| Philox::new(run.seed, WEIGHT_STREAMS | file);
-    let data = data.weighted(&weights, reading_memory(run), random)?;
+    let mut data = data.weighted(&weights, reading_memory(run), random)?;
+    if most < data.len() {
+        data = data.select(&first_of_each(&data.by_file(weights.len()), most))?;
+    }
     let after = data.by_file(weights.len());
     for ((source, before), after) in run.data.train.iter().zip(before).zip(after) {
         notes.push(format!(
@@ -322,6 +357,21 @@ fn weighted(run: &Run, data: Dataset, notes: &mut Vec<String>) -> Result<Dataset
         ));
     }
     Ok(data)
+}
+
+/// Places of `most` examples of a set of files, so many of each: the first ones of each file, by its share of them all.
+fn first_of_each(counts: &[u64], most: usize) -> Vec<usize> {
+    let all: u128 = counts.iter().map(|&n| u128::from(n)).sum();
+    let (mut places, mut before) = (Vec::with_capacity(most), 0u128);
+    for &n in counts {
+        // Up to here so many, rounded: the shares add up to `most`, and none is above its file.
+        let up_to = |n: u128| (n * most as u128 + all / 2) / all;
+        let of_file = up_to(before + u128::from(n)) - up_to(before);
+        let from = before as usize;
+        places.extend(from..from + of_file as usize);
+        before += u128::from(n);
+    }
+    places
 }
 
 /// What was noticed while a data set was read, before it was split or cut.
@@ -380,6 +430,28 @@ fn describe(name: &str, packed: &Packed, notes: &mut Vec<String>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_first_examples_of_weighted_files_are_shared_out() {
+        assert_eq!(first_of_each(&[6, 3], 3), [0, 1, 6]);
+        assert_eq!(first_of_each(&[2, 0, 2], 3), [0, 1, 2]);
+        for counts in [vec![1, 1, 1, 1], vec![7, 1, 13, 5], vec![1_000_000, 3]] {
+            let all: u64 = counts.iter().sum();
+            for most in 0..all.min(40) as usize {
+                let places = first_of_each(&counts, most);
+                assert_eq!(places.len(), most, "{counts:?}");
+                let (mut from, mut at) = (0, 0);
+                for n in &counts {
+                    let end = from + *n as usize;
+                    let here = places[at..].iter().take_while(|p| **p < end).count();
+                    let want: Vec<usize> = (from..from + here).collect();
+                    assert_eq!(places[at..at + here], want, "the first ones");
+                    (from, at) = (end, at + here);
+                }
+                assert_eq!(at, most);
+            }
+        }
+    }
 
     #[test]
     fn a_file_that_is_there_twice_is_not_split() {

@@ -7,9 +7,9 @@
 use std::fs::{self, FileType, Metadata};
 use std::io::ErrorKind;
 use std::os::unix::fs::FileTypeExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use lowtide_config::{ModelSource, Run};
+use lowtide_config::{Cache, ModelSource, Run};
 
 use crate::error::{PathProblem, TrainError};
 
@@ -88,6 +88,9 @@ pub fn outputs(run: &Run) -> Result<(), TrainError> {
     for disk in &run.budget.disk {
         can_be_directory("budget.disk", &disk.dir)?;
     }
+    if let Cache::Path(folder) = &run.data.cache {
+        can_be_directory("data.cache", folder)?;
+    }
     Ok(())
 }
 
@@ -97,6 +100,17 @@ pub fn outputs(run: &Run) -> Result<(), TrainError> {
 /// [`TrainError::Path`] where there is no directory.
 pub fn checkpoint(dir: &Path) -> Result<(), TrainError> {
     look("checkpoint.resume", dir, Need::Directory)
+}
+
+/// Where lowtide keeps what it makes for later runs: `LOWTIDE_CACHE`, else in the user's cache.
+pub(crate) fn cache_folder() -> Option<PathBuf> {
+    let var = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty());
+    if let Some(own) = var("LOWTIDE_CACHE") {
+        return Some(own.into());
+    }
+    let base = var("XDG_CACHE_HOME").map(PathBuf::from);
+    let base = base.or_else(|| var("HOME").map(|home| PathBuf::from(home).join(".cache")))?;
+    Some(base.join("lowtide"))
 }
 
 fn look(key: &'static str, path: &Path, need: Need) -> Result<(), TrainError> {

@@ -243,7 +243,8 @@ fn batches(run: &Run, shape: &ModelShape, steps: u64) -> Result<Vec<Vec<Micro>>,
             accumulate: run.train.accumulate as usize,
         };
         let mut batches = Batches::new(data.train, batch, dealing(run))?;
-        return Ok((0..steps).map(|_| batches.next_batch().micro).collect());
+        let mut micro = || Ok(batches.next_batch()?.micro);
+        return (0..steps).map(|_| micro()).collect();
     }
     let b = run.batch();
     let each = u64::from(b.accumulate);

@@ -141,3 +141,53 @@ fn masks_that_are_all_one_are_refused() {
         &["nowhere.jsonl", "data.train"],
     );
 }
+
+/// Tokens that are kept between runs train to the same bits as those in memory; so do those that take their place.
+#[test]
+fn kept_tokens_train_to_the_same_bits() {
+    let case = Scratch::bare();
+    let run = "{model: {path: m}, device: cpu, budget: {device: 1GiB, host: 512MiB}, train: {seq: 64}, log: {trace: false}}";
+    case.write("run.yaml", run);
+    let train = |output: &str, cache: &str| {
+        let sets = [
+            "data.train=train.jsonl",
+            "data.eval=eval.jsonl",
+            "train.steps=3",
+            &format!("output={output}"),
+            &format!("data.cache={cache}"),
+        ];
+        case.train(&sets).fine().text()
+    };
+    let weights =
+        |output: &str| fs::read(case.at(output).join("model/model.safetensors")).expect("a model");
+    let files = || {
+        let all = fs::read_dir(case.at("kept")).expect("a folder");
+        all.map(|e| e.expect("readable").path()).collect::<Vec<_>>()
+    };
+    let plain = train("plain", "none");
+    assert!(!plain.contains("tokens are"), "{plain}");
+    let made = train("made", "kept");
+    assert_eq!(made.matches("tokens are kept in").count(), 2, "{made}");
+    let found = train("found", "kept");
+    assert_eq!(
+        found.matches("tokens are those kept in").count(),
+        2,
+        "{found}"
+    );
+    for file in files() {
+        let mut bytes = fs::read(&file).expect("readable");
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        fs::write(&file, bytes).expect("written");
+    }
+    let mended = train("mended", "kept");
+    assert_eq!(
+        mended.matches("are damaged and made anew").count(),
+        2,
+        "{mended}"
+    );
+    for output in ["made", "found", "mended"] {
+        assert!(weights(output) == weights("plain"), "{output}");
+    }
+    assert_eq!(files().len(), 2);
+}

@@ -482,3 +482,18 @@ fn bad_records_stop_the_run_or_are_skipped() {
     ])
     .fine();
 }
+
+/// A note of records left out has names of strangers' files, in which may be what a terminal obeys.
+#[test]
+fn notes_print_nothing_that_a_terminal_obeys() {
+    let case = Scratch::bare();
+    lengths(&case);
+    let name = "d\u{1b}[2J.jsonl";
+    case.write(name, format!("{{\"text\": 1}}\n{}", case.read("d.jsonl")));
+    let train = format!("data.train=[{}]", Value::from(name));
+    let skipped = case.train(&[&train, "data.on_error=skip", "train.steps=1"]);
+    let text = skipped.fine().text();
+    assert!(text.contains("1 records left out"), "{text}");
+    assert!(text.contains("d\\u{1b}[2J.jsonl:1: "), "{text}");
+    assert!(!text.contains('\u{1b}'), "{text}");
+}

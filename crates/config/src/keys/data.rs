@@ -110,7 +110,8 @@ pub(super) const KEYS: &[Key] = &[
     },
     Key {
         name: "data.max_examples",
-        doc: "Use only so many training examples, the first ones.",
+        doc: "An epoch has only so many training examples, the first ones; of files with weights the first ones of each, by \
+              their shares.",
         kind: Kind::Count {
             min: 1,
             max: u64::MAX,
@@ -138,6 +139,24 @@ pub(super) const KEYS: &[Key] = &[
         kind: Kind::Size,
         default: Value("16MiB"),
         elsewhere: &["max_line_length"],
+    },
+    Key {
+        name: "data.cache",
+        doc: "Where the tokens of data files are kept between runs, under a hash of the files' bytes, the tokenizer, the \
+              template and these keys. Tokens that are kept take no memory: data may be larger than it. A path is a \
+              folder.",
+        kind: Kind::WordOrPath {
+            words: &[
+                (
+                    "auto",
+                    "of files of 16 MiB and more, in `$LOWTIDE_CACHE/data`, else `$XDG_CACHE_HOME/lowtide/data`, else \
+                     `~/.cache/lowtide/data`; what cannot be kept there is held in memory",
+                ),
+                ("none", "nowhere, they are held in memory"),
+            ],
+        },
+        default: Value("auto"),
+        elsewhere: &["dataset_prepared_path", "cache_dir", "dataset_cache_dir"],
     },
     Key {
         name: "data.system",

@@ -55,7 +55,8 @@ pub(super) fn read(bytes: &[u8]) -> Result<(), String> {
             (Packing::No, TooLong::Truncate),
         ] {
             let all: Vec<usize> = (0..data.len()).collect();
-            if let Ok(packed) = Packed::new(data.select(&all), 32, packing, too_long) {
+            let data = data.select(&all).expect("in memory");
+            if let Ok(packed) = Packed::new(data, 32, packing, too_long) {
                 deal(packed);
             }
         }
@@ -74,7 +75,7 @@ fn deal(packed: Packed) {
     };
     let mut batches = Batches::new(Arc::new(packed), shape, dealing).expect("a shape that fits");
     for _ in 0..2 {
-        let batch = batches.next_batch();
+        let batch = batches.next_batch().expect("in memory");
         assert!(batch.supervised_tokens <= 4 * 32);
     }
 }

@@ -13,7 +13,7 @@ use crate::answers::{self, Answer, answer_all};
 use crate::error::TrainError;
 use crate::generate::Decoder;
 use crate::report::{Phase, When};
-use lowtide_data::{BatchShape, EvalBatches, Micro, Packed};
+use lowtide_data::{BatchShape, DataError, EvalBatches, Micro, Packed};
 use lowtide_session::Requests;
 use lowtide_session::{Outcome, Session};
 
@@ -27,6 +27,7 @@ impl Fit<'_> {
         self.observer.phase(Some(Phase::Evaluating));
         let mut mean = Mean::default();
         for micro in evaluation(&packed, self.run)? {
+            let micro = micro?;
             let work = |s: &mut Session, r: &Requests| s.evaluate_until(micro.clone(), r);
             match self.forward(work)? {
                 Some(outcome) => mean.add(&outcome),
@@ -177,7 +178,7 @@ fn markdown(answers: &[Answer]) -> String {
 fn evaluation(
     packed: &Arc<Packed>,
     run: &Run,
-) -> Result<impl Iterator<Item = Vec<Micro>> + use<>, TrainError> {
+) -> Result<impl Iterator<Item = Result<Vec<Micro>, DataError>> + use<>, TrainError> {
     let shape = BatchShape {
         micro_batch: run.train.micro_batch as usize,
         accumulate: run.train.accumulate as usize,
@@ -187,10 +188,10 @@ fn evaluation(
     Ok(batches
         .take_while(move |batch| {
             let more = most.is_none_or(|most| micro < most);
-            micro += batch.micro.len() as u64;
+            micro += batch.as_ref().map_or(0, |batch| batch.micro.len() as u64);
             more
         })
-        .map(|batch| batch.micro))
+        .map(|batch| Ok(batch?.micro)))
 }
 
 /// Mean loss of supervised tokens.
@@ -220,7 +221,7 @@ impl Mean {
 pub fn evaluate(session: &mut Session, packed: &Arc<Packed>, run: &Run) -> Result<f64, TrainError> {
     let mut mean = Mean::default();
     for micro in evaluation(packed, run)? {
-        mean.add(&session.evaluate(micro)?);
+        mean.add(&session.evaluate(micro?)?);
     }
     Ok(mean.value())
 }

@@ -1,0 +1,295 @@
+//! Tokenised examples in a file of lowtide's cache, under a name that is the hash of all that they were made of.
+//!
+//! A file is written under another name, with a lock that ends with the process, and renamed when it is whole and
+//! synced. So nobody reads half of one, and two runs that make the same at once do not disturb each other: both have
+//! what they wrote. `docs/formats.md` has its bytes.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::dataset::LoadReport;
+use super::mask::Example;
+use super::remarks::Remarks;
+use super::store::{Span, Store, words, words_of};
+use crate::error::DataError;
+
+/// Beginning of a file, with the version of its layout.
+const MAGIC: &[u8; 16] = b"lowtide tokens 1";
+/// Bytes before the first word: the magic and the key.
+const HEAD: u64 = 48;
+/// Bytes of a span in a file: length, data file.
+const SPAN: usize = 8;
+/// Bytes at the end: numbers of words and spans, bytes of the counts, checksum, magic.
+const TAIL: usize = 44;
+/// Most bytes of the counts of a file.
+const COUNTS_MAX: u64 = 1 << 20;
+/// Ending of a file that is whole.
+const WHOLE: &str = "tokens";
+/// Ending of a file that is being written.
+const PART: &str = "part";
+
+/// What a file's examples were made of, as 256 bits.
+pub(super) type Key = [u8; 32];
+
+/// What was counted while the examples were made.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Counts {
+    pub report: LoadReport,
+    pub remarks: Remarks,
+}
+
+/// A file that is read back.
+pub(super) struct Whole {
+    pub store: Store,
+    pub spans: Vec<Span>,
+    pub counts: Counts,
+}
+
+/// The file of a key.
+pub(super) fn path_of(folder: &Path, key: &Key) -> PathBuf {
+    folder.join(format!("{}.{WHOLE}", blake3::Hash::from_bytes(*key)))
+}
+
+/// What stands at the name of a file.
+pub(super) enum Found {
+    /// Nothing.
+    Nothing,
+    /// A file whose head, places and counts are whole; words are checked as they are read.
+    Whole(Box<Whole>),
+    /// A file that is not what was written there, and why.
+    Damaged(String),
+    /// Something that lowtide does not write, and what.
+    Strange(String),
+}
+
+/// Opens the file of a key, if its places take no more than so many bytes.
+pub(super) fn find(path: &Path, key: &Key, memory: u64) -> Found {
+    let meta = match path.symlink_metadata() {
+        Ok(meta) => meta,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Found::Nothing,
+        Err(e) => return Found::Strange(e.to_string()),
+    };
+    if !meta.is_file() {
+        return Found::Strange("it is no regular file".to_owned());
+    }
+    match lowtide_files::open_any(path) {
+        Ok(regular) => match read(regular.file, path, key, memory) {
+            Ok(whole) => Found::Whole(Box::new(whole)),
+            Err(what) => Found::Damaged(what),
+        },
+        Err(e) => Found::Strange(e.to_string()),
+    }
+}
+
+fn read(mut file: File, path: &Path, key: &Key, memory: u64) -> Result<Whole, String> {
+    let io = |e: std::io::Error| e.to_string();
+    let len = file.metadata().map_err(io)?.len();
+    let mut head = [0; HEAD as usize];
+    file.read_exact(&mut head).map_err(io)?;
+    if head[..16] != MAGIC[..] || head[16..] != key[..] {
+        return Err("it begins with other bytes".to_owned());
+    }
+    let mut tail = [0; TAIL];
+    let short = || "its end is missing".to_owned();
+    let tail_at = len.checked_sub(TAIL as u64).ok_or_else(short)?;
+    file.seek(SeekFrom::Start(tail_at)).map_err(io)?;
+    file.read_exact(&mut tail).map_err(io)?;
+    let number = |i: usize| u64::from_le_bytes(tail[8 * i..][..8].try_into().expect("8 bytes"));
+    let (n_words, n_spans, n_counts) = (number(0), number(1), number(2));
+    let check = u32::from_le_bytes(tail[24..28].try_into().expect("4 bytes"));
+    // In order, so that no sum is beyond its type before the file's length bounds it.
+    let parts = [
+        n_words.checked_mul(4),
+        n_spans.checked_mul(SPAN as u64),
+        Some(n_counts),
+        Some(HEAD + TAIL as u64),
+    ];
+    let sum = parts
+        .into_iter()
+        .try_fold(0u64, |sum, part| sum.checked_add(part?));
+    if tail[28..] != MAGIC[..] || sum != Some(len) || n_counts > COUNTS_MAX {
+        return Err(short());
+    }
+    let need = n_spans.saturating_mul(size_of::<Span>() as u64);
+    if need > memory {
+        return Err(format!(
+            "the places of its {n_spans} examples take {need} bytes of memory"
+        ));
+    }
+    file.seek(SeekFrom::Start(HEAD + 4 * n_words)).map_err(io)?;
+    let mut reader = std::io::BufReader::with_capacity(1 << 20, &file);
+    let (mut spans, mut found, mut from) = (Vec::with_capacity(n_spans as usize), 0, 0u64);
+    for _ in 0..n_spans {
+        let mut bytes = [0; SPAN];
+        reader.read_exact(&mut bytes).map_err(io)?;
+        found = crc32c::crc32c_append(found, &bytes);
+        let word = |i: usize| u32::from_le_bytes(bytes[4 * i..][..4].try_into().expect("4 bytes"));
+        let (len, file) = (word(0), word(1));
+        spans.push(Span { from, len, file });
+        from += words_of(len);
+    }
+    let mut counts = vec![0; n_counts as usize];
+    reader.read_exact(&mut counts).map_err(io)?;
+    found = crc32c::crc32c_append(found, &counts);
+    found = crc32c::crc32c_append(found, &tail[..24]);
+    if found != check || from != n_words {
+        return Err("its list of examples is not what was written".to_owned());
+    }
+    let counts = lowtide_files::json_from_slice(&counts).map_err(|e| e.to_string())?;
+    let store = Store::File {
+        file,
+        path: path.to_owned(),
+        head: HEAD,
+    };
+    Ok(Whole {
+        store,
+        spans,
+        counts,
+    })
+}
+
+/// A file that is being written; it is removed if it is not finished.
+pub(super) struct Writer {
+    out: BufWriter<File>,
+    part: PathBuf,
+    whole: PathBuf,
+    key: Key,
+    finished: bool,
+}
+
+impl Writer {
+    /// Begins the file of a key, and removes what runs that died have left half-written in the folder.
+    pub fn create(folder: &Path, key: &Key) -> std::io::Result<Self> {
+        fs::create_dir_all(folder)?;
+        remove_left(folder);
+        let whole = path_of(folder, key);
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create_new(true).mode(0o600);
+        let (file, part) = (0..100)
+            .map(|n| whole.with_extension(format!("{}-{n}.{PART}", std::process::id())))
+            .find_map(|part| match options.open(&part) {
+                Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => None,
+                other => Some(other.map(|file| (file, part))),
+            })
+            .unwrap_or_else(|| Err(std::io::ErrorKind::AlreadyExists.into()))?;
+        let mut writer = Self {
+            out: BufWriter::with_capacity(1 << 20, file),
+            part,
+            whole,
+            key: *key,
+            finished: false,
+        };
+        // Before the magic, without which nobody takes it for one that was left.
+        writer.out.get_ref().lock()?;
+        writer.out.write_all(MAGIC)?;
+        writer.out.write_all(key)?;
+        Ok(writer)
+    }
+
+    /// The name it will have.
+    pub fn path(&self) -> &Path {
+        &self.whole
+    }
+
+    /// Why it cannot be written.
+    pub fn failed(&self, e: &std::io::Error) -> DataError {
+        DataError::Kept {
+            path: self.whole.clone(),
+            reason: e.to_string(),
+        }
+    }
+
+    /// Appends an example.
+    pub fn add(&mut self, example: &Example) -> std::io::Result<()> {
+        self.out.write_all(&words(example))
+    }
+
+    /// A store of what is written so far.
+    pub fn so_far(&mut self) -> std::io::Result<Store> {
+        self.out.flush()?;
+        Ok(Store::File {
+            file: self.out.get_ref().try_clone()?,
+            path: self.whole.clone(),
+            head: HEAD,
+        })
+    }
+
+    /// Ends the file and gives it its name. `spans` are of all examples, in order.
+    pub fn finish(mut self, spans: &[Span], counts: &Counts) -> std::io::Result<()> {
+        let mut check = 0;
+        let mut out = |out: &mut BufWriter<File>, bytes: &[u8]| {
+            check = crc32c::crc32c_append(check, bytes);
+            out.write_all(bytes)
+        };
+        for span in spans {
+            let mut bytes = [0; SPAN];
+            for (to, word) in bytes.chunks_exact_mut(4).zip([span.len, span.file]) {
+                to.copy_from_slice(&word.to_le_bytes());
+            }
+            out(&mut self.out, &bytes)?;
+        }
+        let counts = serde_json::to_vec(counts).expect("plain values");
+        out(&mut self.out, &counts)?;
+        let n_words: u64 = spans.iter().map(|s| words_of(s.len)).sum();
+        for number in [n_words, spans.len() as u64, counts.len() as u64] {
+            out(&mut self.out, &number.to_le_bytes())?;
+        }
+        self.out.write_all(&check.to_le_bytes())?;
+        self.out.write_all(MAGIC)?;
+        self.out.flush()?;
+        self.out.get_ref().sync_all()?;
+        // What is not lowtide's stays where it is.
+        if !matches!(find(&self.whole, &self.key, u64::MAX), Found::Strange(_)) {
+            fs::rename(&self.part, &self.whole)?;
+            self.finished = true;
+            if let Some(folder) = self.whole.parent() {
+                File::open(folder)?.sync_all()?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        if !self.finished {
+            let _ = fs::remove_file(&self.part);
+        }
+    }
+}
+
+/// Removes files that lowtide began to write in a folder and whose process has died: by name, by their first bytes, and
+/// by their lock, which nobody holds.
+fn remove_left(folder: &Path) {
+    let Ok(entries) = fs::read_dir(folder) else {
+        return;
+    };
+    for path in entries.flatten().map(|e| e.path()) {
+        let name = path.file_name().map(|n| n.to_string_lossy().into_owned());
+        let ours = name.is_some_and(|name| {
+            let mut parts = name.split('.');
+            let key = parts.next().unwrap_or_default();
+            let hex = key.len() == 64 && key.bytes().all(|b| b.is_ascii_hexdigit());
+            hex && parts.nth(1) == Some(PART) && parts.next().is_none()
+        });
+        if !ours || !path.symlink_metadata().is_ok_and(|m| m.is_file()) {
+            continue;
+        }
+        let Ok(regular) = lowtide_files::open_any(&path) else {
+            continue;
+        };
+        let mut head = [0; MAGIC.len()];
+        let mut file = regular.file;
+        if file.read_exact(&mut head).is_ok() && &head == MAGIC && file.try_lock().is_ok() {
+            let _ = fs::remove_file(&path);
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "kept_tests.rs"]
+mod tests;
