@@ -4,14 +4,14 @@ use std::io::IsTerminal;
 use std::path::PathBuf;
 
 use lowtide_config::Run;
-use lowtide_data::{Packed, Tokenizer};
+use lowtide_data::{Packed, Tokenizer, WINDOW};
 use lowtide_report::data::{
     DataFile, DataReport, DataSet, Sample, Stretch, histogram, holds, html, text,
 };
 use lowtide_report::page;
 use lowtide_trainer::TrainError;
 use lowtide_trainer::hub::Needs;
-use lowtide_trainer::inputs::{load_inputs, open_tokenizer};
+use lowtide_trainer::inputs::{open_tokenizer, whole_inputs};
 use lowtide_trainer::paths;
 use lowtide_trainer::report::Phase;
 use serde_json::json;
@@ -33,7 +33,7 @@ pub fn data(args: &DataArgs, out: Out) -> Answer {
     paths::inputs(&run)?;
     let waiting = Waiting::begin(Phase::Data.name());
     let tokenizer = open_tokenizer(&run, None)?;
-    let inputs = load_inputs(&run, &tokenizer)?;
+    let inputs = whole_inputs(&run, &tokenizer)?;
     drop(waiting);
     let train: Vec<(PathBuf, f64)> = run
         .data
@@ -56,7 +56,15 @@ pub fn data(args: &DataArgs, out: Out) -> Answer {
         tokenizer: &tokenizer,
         samples: args.samples as usize,
     };
-    let mut sets = vec![look.set("train", &inputs.train, &train)?];
+    let lowtide_data::Rows::Whole(rows) = &inputs.train else {
+        unreachable!("all of them were asked for");
+    };
+    let mut sets = vec![look.set("train", rows, &train)?];
+    if run.data.streaming {
+        sets[0].remarks.push(format!(
+            "data.streaming packs rows within windows of {WINDOW} tokens; those counted here are packed of all examples"
+        ));
+    }
     if let Some(packed) = &inputs.eval {
         sets.push(look.set("eval", packed, &eval)?);
     }

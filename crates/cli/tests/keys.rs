@@ -306,6 +306,12 @@ const ROWS: &[Row] = &[
     ),
     trained("data.max_line", ["16MiB", "100"], &[], code),
     trained("data.cache", ["none", "kept"], &[], kept),
+    trained(
+        "data.streaming",
+        ["false", "true"],
+        &["data.cache=kept"],
+        weights,
+    ),
     trained("data.system", ["", "Be kind."], &[], tokens),
     trained("data.separator", ["", "and then"], COMPLETIONS, tokens),
     trained("data.chat_template", ["", "t.jinja"], &[], tokens),

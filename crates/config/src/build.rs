@@ -132,6 +132,7 @@ fn data(low: &Low) -> Data {
             Some(Value::Text(path)) => Cache::Path(low.absolute("data.cache", &path)),
             other => panic!("data.cache has a default: {other:?}"),
         },
+        streaming: low.flag("data.streaming"),
         system: low.text("data.system"),
         separator: low.text("data.separator"),
         chat_template: low.path("data.chat_template"),

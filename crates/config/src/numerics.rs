@@ -56,6 +56,9 @@ impl Run {
             key["gpus"] = json!(self.gpus);
         }
         // What came later is in it where it is not the default, which is what was done before.
+        if data.streaming {
+            key["data"]["streaming"] = json!(true);
+        }
         if train.last_batch != LastBatch::Fill {
             key["train"]["last_batch"] = json!(train.last_batch);
         }

@@ -6,7 +6,7 @@ use crate::error::{ConfigError, Place};
 use crate::key::KeyDefault;
 use crate::keys::{EXCLUSIVE, KEYS};
 use crate::low::{Low, Typed};
-use crate::run::{Length, ModelSource, Run, Warmup};
+use crate::run::{Cache, Length, ModelSource, Run, Warmup};
 use crate::value::Value;
 use crate::words::{
     Activations, ClipMode, Format, Init, KeepBest, NonFinite, ScheduleShape, Tier, TrainOn,
@@ -156,6 +156,23 @@ fn data(low: &Low, run: &Run) -> Result<(), ConfigError> {
             "data.eval_split",
             "'data.train', of which it is a share",
         );
+    }
+    if data.streaming {
+        // How many examples there are is not known when the first ones are dealt out.
+        let whole = [
+            ("data.eval_split", data.eval_split > 0.0),
+            ("data.max_examples", data.max_examples.is_some()),
+            ("data.train", data.train.iter().any(|s| s.weight != 1.0)),
+            ("data.cache", data.cache == Cache::None),
+        ];
+        if let Some((key, _)) = whole.iter().find(|(_, set)| *set) {
+            let why = match *key {
+                "data.train" => "weights are of all examples of a file",
+                "data.cache" => "a stream's tokens go to a file of the cache",
+                _ => "which examples these are is known with all of them",
+            };
+            return conflict(low, key, "data.streaming", why);
+        }
     }
     if data.format == Format::Text {
         if data.train_on == TrainOn::Assistant {

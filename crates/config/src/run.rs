@@ -155,6 +155,8 @@ pub struct Data {
     pub max_line: Bytes,
     /// Where their tokens are kept.
     pub cache: Cache,
+    /// They are tokenised while they are trained on.
+    pub streaming: bool,
     /// System prompt for examples that bring none.
     pub system: Option<String>,
     /// Stands between prompt and completion; `None`: nothing.

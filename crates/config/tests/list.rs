@@ -14,7 +14,7 @@ precision device gpus seed output threads
 budget.device budget.host budget.disk budget.disk_writes
 data.train data.eval data.eval_split data.format data.fields.messages data.fields.prompt
 data.fields.completion data.fields.text data.packing data.train_on data.shuffle data.max_examples
-data.on_error data.text_by data.max_line data.cache data.system data.separator data.chat_template
+data.on_error data.text_by data.max_line data.cache data.streaming data.system data.separator data.chat_template
 train.steps train.epochs train.micro_batch train.seq train.accumulate train.last_batch train.learning_rate
 train.schedule train.warmup_steps train.warmup_ratio train.decay_ratio train.min_lr_ratio
 train.clip.mode train.clip.norm train.gradient train.on_nonfinite train.logits_chunk

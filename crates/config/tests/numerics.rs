@@ -53,6 +53,7 @@ fn other(name: &str, kind: &Kind) -> String {
         "optimizer.decay_rate" => "-0.5".into(),
         "data.format" => "completion".into(),
         "data.eval_split" => "0.2".into(),
+        "data.streaming" => "true".into(),
         "train.decay_ratio" | "train.min_lr_ratio" | "train.warmup_ratio" => "0.3".into(),
         "model.init" => "random".into(),
         "train.schedule" => "linear".into(),
@@ -85,6 +86,9 @@ fn each_key_is_in_it_or_is_named_here_as_outside() {
         let mut sets = vec![];
         if k.name == "train.decay_ratio" {
             sets.push("train.schedule=wsd");
+        }
+        if k.name == "data.streaming" {
+            sets.push("data.eval_split=0");
         }
         if k.name == "gpus" {
             sets.push("train.accumulate=2");

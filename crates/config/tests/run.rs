@@ -189,7 +189,7 @@ log: {every_steps: 10, tensorboard: false, trace: false}
             "fields": {"messages": "m", "prompt": "question", "completion": "answer", "text": "t"},
             "packing": false, "train_on": "all", "shuffle": false, "max_examples": 7,
             "on_error": "skip", "text_by": "file", "max_line": 1 << 20,
-            "cache": {"path": "/runs/first/kept"},
+            "cache": {"path": "/runs/first/kept"}, "streaming": false,
             "system": "You are: kind", "separator": null, "chat_template": "/runs/first/t.jinja"
         },
         "train": {

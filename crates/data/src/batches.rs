@@ -4,11 +4,14 @@
 //! The order of an epoch is a function of (seed, epoch) or the same in each, so the whole state of a pass over the
 //! data is (epoch, position), and a resumed run sees the batches of an unbroken one.
 
+use std::borrow::Borrow;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::deal::Deal;
 use super::packing::{NO_LABEL, Packed, Row, pad};
+use super::stream::Stream;
 use crate::error::DataError;
 use lowtide_random::Philox;
 
@@ -126,20 +129,19 @@ pub struct Batch {
 
 impl Batch {
     /// Writes rows in the given order; places beyond them are padding.
-    fn of(
-        packed: &Packed,
+    fn of<P: Borrow<Packed>>(
+        seq: usize,
         shape: BatchShape,
-        rows: impl IntoIterator<Item = usize>,
+        rows: impl IntoIterator<Item = (P, usize)>,
     ) -> Result<Self, DataError> {
-        let seq = packed.seq();
         let mut batch = Self {
             micro: vec![Micro::padding(shape.micro_batch, seq); shape.accumulate],
             supervised_tokens: 0,
             real_tokens: 0,
         };
-        for (i, row) in rows.into_iter().enumerate() {
+        for (i, (packed, row)) in rows.into_iter().enumerate() {
             let out = batch.micro[i / shape.micro_batch].row(i % shape.micro_batch, seq);
-            let (n_labels, n_tokens) = packed.write_row(row, out)?;
+            let (n_labels, n_tokens) = packed.borrow().write_row(row, out)?;
             batch.supervised_tokens += n_labels;
             batch.real_tokens += n_tokens;
         }
@@ -182,8 +184,24 @@ pub struct Dealing {
 /// dealing has a seed; what its last batch is, the dealing says.
 #[derive(Debug)]
 pub struct Batches {
-    packed: Arc<Packed>,
     shape: BatchShape,
+    dealing: Dealing,
+    from: Dealer,
+}
+
+/// Where rows come from.
+#[derive(Debug)]
+enum Dealer {
+    /// All rows are known.
+    Whole(Whole),
+    /// They are known window by window.
+    Stream(Box<Deal>),
+}
+
+/// Rows that are all known, dealt out.
+#[derive(Debug)]
+struct Whole {
+    packed: Arc<Packed>,
     dealing: Dealing,
     state: State,
     /// The order of the present epoch.
@@ -206,29 +224,146 @@ impl Batches {
             });
         }
         let order = order(&packed, dealing, 0);
-        Ok(Self {
+        let from = Dealer::Whole(Whole {
             packed,
-            shape,
             dealing,
             state: State::default(),
             order,
+        });
+        Ok(Self {
+            shape,
+            dealing,
+            from,
+        })
+    }
+
+    /// The same of a stream: windows in the order of the data in epoch 0, in an order of each epoch's own later; rows
+    /// shuffled within their window. Both only if the dealing has a seed.
+    pub(super) fn streamed(
+        stream: Arc<Stream>,
+        shape: BatchShape,
+        dealing: Dealing,
+    ) -> Result<Self, DataError> {
+        let shape = shape.check()?;
+        let deal = Deal::new(stream, dealing.seed)?;
+        if dealing.last_batch == LastBatch::Drop {
+            let n_rows = deal.left_up_to(shape.rows())?;
+            if n_rows < shape.rows() {
+                return Err(DataError::AllDropped {
+                    n_rows: n_rows as u64,
+                    batch_rows: shape.rows() as u64,
+                });
+            }
+        }
+        Ok(Self {
+            shape,
+            dealing,
+            from: Dealer::Stream(Box::new(deal)),
         })
     }
 
     /// The next batch. The state behind it is in [`state`](Self::state) when the call returns.
     ///
     /// # Errors
-    /// Tokens that are kept on disk and cannot be read.
+    /// Tokens that are kept on disk and cannot be read; of a stream a record that cannot be used.
     pub fn next_batch(&mut self) -> Result<Batch, DataError> {
-        let (n, left) = (self.shape.rows(), self.left());
-        let rows: Vec<usize> = match self.dealing.last_batch {
+        let (n, last_batch) = (self.shape.rows(), self.dealing.last_batch);
+        match &mut self.from {
+            Dealer::Whole(whole) => {
+                let rows = whole.next_rows(n, last_batch);
+                let packed = &*whole.packed;
+                let rows = rows.into_iter().map(|row| (packed, row));
+                Batch::of(packed.seq(), self.shape, rows)
+            }
+            Dealer::Stream(deal) => {
+                let rows = deal.next_rows(n, last_batch)?;
+                Batch::of(deal.seq(), self.shape, rows)
+            }
+        }
+    }
+
+    /// The place behind the last batch: with the same data, shape and seed, [`Self::restore`]
+    /// goes on there.
+    #[must_use]
+    pub fn state(&self) -> State {
+        match &self.from {
+            Dealer::Whole(whole) => whole.state,
+            Dealer::Stream(deal) => deal.state(),
+        }
+    }
+
+    /// Goes to a place. Fails if this data has no such place (then nothing has changed); whether
+    /// it is the same data is for [`Packed::fingerprint`] to tell.
+    pub fn restore(&mut self, state: State) -> Result<(), DataError> {
+        let whole = match &mut self.from {
+            Dealer::Whole(whole) => whole,
+            Dealer::Stream(deal) => return deal.restore(state),
+        };
+        let n_rows = whole.packed.n_rows() as u64;
+        let State { epoch, position } = state;
+        if position >= n_rows {
+            return Err(DataError::Position {
+                epoch,
+                position,
+                n_rows,
+            });
+        }
+        whole.order = order(&whole.packed, self.dealing, epoch);
+        whole.state = state;
+        Ok(())
+    }
+
+    /// Rows of an epoch.
+    ///
+    /// # Errors
+    /// Of a stream, which is read to its end for it, a record that cannot be used.
+    fn n_rows(&self) -> Result<usize, DataError> {
+        match &self.from {
+            Dealer::Whole(whole) => Ok(whole.packed.n_rows()),
+            Dealer::Stream(deal) => deal.n_rows(),
+        }
+    }
+
+    /// Batches that deal out one epoch; with [`LastBatch::Fill`] the last perhaps has rows of the
+    /// next.
+    ///
+    /// # Errors
+    /// Of a stream, which is read to its end for it, a record that cannot be used.
+    pub fn batches_per_epoch(&self) -> Result<u64, DataError> {
+        let (n_rows, n) = (self.n_rows()?, self.shape.rows());
+        Ok(match self.dealing.last_batch {
+            LastBatch::Fill | LastBatch::Keep => n_rows.div_ceil(n) as u64,
+            LastBatch::Drop => (n_rows / n) as u64,
+        })
+    }
+
+    /// Batches that deal out `epochs` epochs (0.5: half of one), at least one.
+    ///
+    /// # Errors
+    /// As [`Self::batches_per_epoch`].
+    pub fn batches_for(&self, epochs: f64) -> Result<u64, DataError> {
+        let batches = match self.dealing.last_batch {
+            // The rest of an epoch is in a batch with the next epoch's rows, so that epochs do not
+            // each have a number of batches.
+            LastBatch::Fill => epochs * self.n_rows()? as f64 / self.shape.rows() as f64,
+            LastBatch::Keep | LastBatch::Drop => epochs * self.batches_per_epoch()? as f64,
+        };
+        Ok((batches.ceil() as u64).max(1))
+    }
+}
+
+impl Whole {
+    /// The next `n` rows, or what `last_batch` says at the end of an epoch.
+    fn next_rows(&mut self, n: usize, last_batch: LastBatch) -> Vec<usize> {
+        let left = self.left();
+        let rows = match last_batch {
             LastBatch::Keep => (0..n.min(left)).map(|_| self.next_row()).collect(),
             LastBatch::Fill | LastBatch::Drop => (0..n).map(|_| self.next_row()).collect(),
         };
-        if self.dealing.last_batch == LastBatch::Drop && self.left() < n {
+        if last_batch == LastBatch::Drop && self.left() < n {
             self.next_epoch();
         }
-        Batch::of(&self.packed, self.shape, rows)
+        rows
     }
 
     /// Rows of the present epoch that were not dealt out yet, at least one.
@@ -251,59 +386,6 @@ impl Batches {
             position: 0,
         };
         self.order = order(&self.packed, self.dealing, self.state.epoch);
-    }
-
-    /// The place behind the last batch: with the same data, shape and seed, [`Self::restore`]
-    /// goes on there.
-    #[must_use]
-    pub fn state(&self) -> State {
-        self.state
-    }
-
-    /// Goes to a place. Fails if this data has no such place (then nothing has changed); whether
-    /// it is the same data is for [`Packed::fingerprint`] to tell.
-    pub fn restore(&mut self, state: State) -> Result<(), DataError> {
-        let n_rows = self.packed.n_rows() as u64;
-        let State { epoch, position } = state;
-        if position >= n_rows {
-            return Err(DataError::Position {
-                epoch,
-                position,
-                n_rows,
-            });
-        }
-        self.order = order(&self.packed, self.dealing, epoch);
-        self.state = state;
-        Ok(())
-    }
-
-    /// Batches that deal out one epoch; with [`LastBatch::Fill`] the last perhaps has rows of the
-    /// next.
-    #[must_use]
-    pub fn batches_per_epoch(&self) -> u64 {
-        let (n_rows, n) = (self.packed.n_rows(), self.shape.rows());
-        match self.dealing.last_batch {
-            LastBatch::Fill | LastBatch::Keep => n_rows.div_ceil(n) as u64,
-            LastBatch::Drop => (n_rows / n) as u64,
-        }
-    }
-
-    /// Batches that deal out `epochs` epochs (0.5: half of one), at least one.
-    #[must_use]
-    pub fn batches_for(&self, epochs: f64) -> u64 {
-        let batches = match self.dealing.last_batch {
-            // The rest of an epoch is in a batch with the next epoch's rows, so that epochs do not
-            // each have a number of batches.
-            LastBatch::Fill => epochs * self.packed.n_rows() as f64 / self.shape.rows() as f64,
-            LastBatch::Keep | LastBatch::Drop => epochs * self.batches_per_epoch() as f64,
-        };
-        (batches.ceil() as u64).max(1)
-    }
-
-    /// The data.
-    #[must_use]
-    pub fn packed(&self) -> &Arc<Packed> {
-        &self.packed
     }
 }
 
@@ -341,7 +423,9 @@ impl Iterator for EvalBatches {
         let to = (self.next + self.shape.rows()).min(self.packed.n_rows());
         let rows = self.next..to;
         self.next = to;
-        (!rows.is_empty()).then(|| Batch::of(&self.packed, self.shape, rows))
+        let seq = self.packed.seq();
+        let rows = rows.map(|row| (&*self.packed, row));
+        (rows.len() > 0).then(|| Batch::of(seq, self.shape, rows))
     }
 }
 

@@ -65,9 +65,9 @@ fn each_epoch_deals_every_row_once_in_an_order_of_its_own() {
     let mut b = batches(7, 2, 1, 5);
     assert_eq!(
         (
-            b.batches_per_epoch(),
-            b.batches_for(2.0),
-            b.batches_for(0.1)
+            b.batches_per_epoch().unwrap(),
+            b.batches_for(2.0).unwrap(),
+            b.batches_for(0.1).unwrap()
         ),
         (4, 7, 1)
     );
@@ -140,7 +140,7 @@ fn without_a_seed_every_epoch_has_the_order_of_the_rows() {
             3 * per_epoch
         };
         assert_eq!(
-            (b.batches_per_epoch(), b.batches_for(3.0)),
+            (b.batches_per_epoch().unwrap(), b.batches_for(3.0).unwrap()),
             (per_epoch, three)
         );
         let state = match last_batch {

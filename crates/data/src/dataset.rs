@@ -7,18 +7,24 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::jsonl::{Fields, Format};
-use super::kept::{self, Counts, Found, Writer};
+use super::kept::{self, Found, List, Writer};
 use super::key::key_of;
 use super::lines::LINE_BYTES_MAX;
 use super::mask::{Encoder, Example, LossOn};
 use super::plain::TextBy;
 use super::reading::read;
 use super::remarks::Remarks;
-use super::store::{Span, Store, TOKEN_COST, words_of};
+use super::store::{Span, Store};
+use super::stream::report_of;
 use super::tokenizer::Tokenizer;
 use crate::error::DataError;
 use lowtide_random::Philox;
 use lowtide_units::Bytes;
+
+mod gathered;
+
+use gathered::Counter;
+pub(super) use gathered::{Gathered, Hash, Sink};
 
 /// What becomes of a record that cannot be used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -127,26 +133,58 @@ impl Dataset {
         tokenizer: &Tokenizer,
         cache: &Cache,
     ) -> Result<(Self, Vec<String>), DataError> {
-        let mut notes = Vec::new();
-        let Some(cache) = cache.of(paths) else {
-            return Ok((Self::load(paths, options, tokenizer)?, notes));
-        };
-        let before = stamps(paths);
-        let Some(key) = key_of(paths, options, tokenizer)? else {
-            return Ok((Self::load(paths, options, tokenizer)?, notes));
-        };
-        let path = kept::path_of(&cache.folder, &key);
-        let without = |reason: String, mut notes: Vec<String>| match cache.required {
-            true => Err(DataError::Kept {
-                path: path.clone(),
-                reason,
-            }),
+        if !cache.holds(paths) {
+            return Ok((Self::load(paths, options, tokenizer)?, Vec::new()));
+        }
+        let without = |path: PathBuf, reason: String| match cache.required {
+            true => Err(DataError::Kept { path, reason }),
             false => {
-                notes.push(format!("tokens are not kept: {}: {reason}", path.display()));
-                Ok((Self::load(paths, options, tokenizer)?, notes))
+                let note = format!("tokens are not kept: {}: {reason}", path.display());
+                Ok((Self::load(paths, options, tokenizer)?, vec![note]))
             }
         };
-        match kept::find(&path, &key, options.memory) {
+        let (writer, key, mut notes) = match Self::open_kept(paths, options, tokenizer, cache) {
+            Ok(Opened::Found((data, _), _, notes)) => return Ok((*data, notes)),
+            Ok(Opened::New(writer, key, notes)) => (writer, key, notes),
+            Err(DataError::Kept { path, reason }) => return without(path, reason),
+            Err(e) => return Err(e),
+        };
+        let same = || key.is_still_of(paths);
+        let path = writer.path().display().to_string();
+        match Self::read(paths, options, tokenizer, Sink::File(writer, &same)) {
+            Ok(data) => {
+                notes.push(format!("tokens are kept in {path}"));
+                Ok((data, notes))
+            }
+            Err(DataError::Kept { path, reason }) => without(path, reason),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// What the cache has of these files: their tokens, or a file that was begun for them.
+    pub(super) fn open_kept(
+        paths: &[PathBuf],
+        options: &LoadOptions,
+        tokenizer: &Tokenizer,
+        cache: &Cache,
+    ) -> Result<Opened, DataError> {
+        let mut notes = Vec::new();
+        let kept = |path: &Path, reason: String| DataError::Kept {
+            path: path.to_owned(),
+            reason,
+        };
+        if cache.folder.as_os_str().is_empty() {
+            let reason = "there is no folder for them: neither HOME nor XDG_CACHE_HOME is set";
+            return Err(kept(Path::new("data.cache"), reason.to_owned()));
+        }
+        let stamps = stamps(paths);
+        let Some(key) = key_of(paths, options, tokenizer)? else {
+            let reason = "the tokenizer cannot be written down".to_owned();
+            return Err(kept(tokenizer.path(), reason));
+        };
+        let path = kept::path_of(&cache.folder, &key);
+        let key = KeyOf { key, stamps };
+        match kept::find(&path, &key.key, options.memory) {
             Found::Whole(whole) => {
                 let first = paths.first().cloned().unwrap_or_default();
                 let report = whole.counts.report;
@@ -160,34 +198,48 @@ impl Dataset {
                 match data.counted() {
                     Ok(data) if data.report == report => {
                         notes.push(format!("tokens are those kept in {}", path.display()));
-                        return Ok((data, notes));
+                        let found = (Box::new(data), whole.list);
+                        return Ok(Opened::Found(found, key, notes));
                     }
                     Ok(_) => notes.push(made_anew(&path, "its counts are not those of its tokens")),
                     Err(e) => notes.push(made_anew(&path, &e.to_string())),
                 }
             }
             Found::Damaged(what) => notes.push(made_anew(&path, &what)),
-            Found::Strange(what) => return without(what, notes),
+            Found::Strange(what) => return Err(kept(&path, what)),
             Found::Nothing => {}
         }
-        let writer = match Writer::create(&cache.folder, &key) {
-            Ok(writer) => writer,
-            Err(e) => return without(e.to_string(), notes),
+        let writer = Writer::create(&cache.folder, &key.key);
+        let writer = writer.map_err(|e| kept(&path, e.to_string()))?;
+        Ok(Opened::New(Box::new(writer), key, notes))
+    }
+
+    /// A part of a store, as a data set of its own.
+    pub(super) fn of_spans(
+        path: PathBuf,
+        store: Arc<Store>,
+        spans: Vec<Span>,
+        format: Format,
+    ) -> Result<Self, DataError> {
+        let (report, remarks) = report_of(format);
+        let data = Self {
+            path,
+            store,
+            spans,
+            report,
+            remarks,
         };
-        let same = || stamps(paths) == before;
-        match Self::read(
-            paths,
-            options,
-            tokenizer,
-            Sink::File(Box::new(writer), &same),
-        ) {
-            Ok(data) => {
-                notes.push(format!("tokens are kept in {}", path.display()));
-                Ok((data, notes))
-            }
-            Err(DataError::Kept { reason, .. }) => without(reason, notes),
-            Err(e) => Err(e),
-        }
+        data.counted()
+    }
+
+    /// Where its examples lie.
+    pub(super) fn spans(&self) -> &[Span] {
+        &self.spans
+    }
+
+    /// What they lie in.
+    pub(super) fn store(&self) -> Arc<Store> {
+        Arc::clone(&self.store)
     }
 
     fn read(
@@ -205,20 +257,11 @@ impl Dataset {
             encode,
             |file, place, (example, remarks)| {
                 data.add(&example, file)?;
-                data.remarks.add(remarks);
-                let (need, have) = (Bytes(data.memory()), Bytes(options.memory));
-                match need <= have {
-                    true => Ok(()),
-                    false => Err(DataError::Examples {
-                        path: paths[file].clone(),
-                        place,
-                        need,
-                        have,
-                    }),
-                }
+                data.note(remarks);
+                data.afford(&paths[file], place, Bytes(options.memory))
             },
         )?;
-        data.remarks.add(left_out);
+        data.note(left_out);
         data.finish(paths, format, options.loss_on)
     }
 
@@ -344,21 +387,11 @@ impl Dataset {
 
     /// Counts tokens and hashes them, with their masks, into the report.
     fn counted(mut self) -> Result<Self, DataError> {
-        let mut report = self.report;
-        (report.n_tokens, report.n_supervised, report.tokens_max) = (0, 0, 0);
-        let mut hash = Hash::default();
+        let mut counter = Counter::default();
         for i in 0..self.len() {
-            let example = self.example(i)?;
-            report.tokens_max = report.tokens_max.max(example.tokens.len());
-            report.n_tokens += example.tokens.len() as u64;
-            report.n_supervised += example.supervised.iter().filter(|&&s| s).count() as u64;
-            hash.add(example.tokens.len() as u64);
-            for (&token, &supervised) in example.tokens.iter().zip(&example.supervised) {
-                hash.add((token as u64) << 1 | u64::from(supervised));
-            }
+            counter.add(&self.example(i)?);
         }
-        report.mask_hash = hash.0;
-        self.report = report;
+        self.report = counter.into(self.report);
         Ok(self)
     }
 
@@ -403,13 +436,34 @@ pub struct Cache {
 }
 
 impl Cache {
-    /// The cache of these files, if they have one.
-    fn of(&self, paths: &[PathBuf]) -> Option<&Self> {
+    /// Whether these files' tokens are kept.
+    fn holds(&self, paths: &[PathBuf]) -> bool {
         let len = |path: &PathBuf| std::fs::metadata(path).map_or(0, |m| m.len());
         let bytes: u64 = paths.iter().map(len).sum();
-        let used = !self.folder.as_os_str().is_empty() && bytes >= self.bytes_min;
-        used.then_some(self)
+        // What was asked for is told where it cannot be.
+        self.required || !self.folder.as_os_str().is_empty() && bytes >= self.bytes_min
     }
+}
+
+/// A key, and what its data files were when they were read for it.
+pub(super) struct KeyOf {
+    pub(super) key: kept::Key,
+    stamps: Vec<Option<[i64; 5]>>,
+}
+
+impl KeyOf {
+    /// Whether nobody has written to the files since.
+    pub(super) fn is_still_of(&self, paths: &[PathBuf]) -> bool {
+        stamps(paths) == self.stamps
+    }
+}
+
+/// What a cache has of data files, with what people should know.
+pub(super) enum Opened {
+    /// Their tokens, and where they lie.
+    Found((Box<Dataset>, List), KeyOf, Vec<String>),
+    /// A file that was begun for them.
+    New(Box<Writer>, KeyOf, Vec<String>),
 }
 
 /// What changes when a file is written to.
@@ -429,196 +483,12 @@ fn made_anew(path: &Path, what: &str) -> String {
     )
 }
 
-/// Where examples go as they come in.
-enum Sink<'a> {
-    Memory {
-        tokens: Vec<i32>,
-        supervised: Vec<bool>,
-    },
-    /// A file of the cache, and whether the data files are still those that it is named after.
-    File(Box<Writer>, &'a dyn Fn() -> bool),
-}
-
-impl Default for Sink<'_> {
-    fn default() -> Self {
-        Self::Memory {
-            tokens: Vec::new(),
-            supervised: Vec::new(),
-        }
-    }
-}
-
-/// What a data file's examples have.
-#[derive(Clone, Copy, Default)]
-struct OfFile {
-    n_records: u64,
-    n_tokens: u64,
-    n_supervised: u64,
-}
-
-/// Examples as they come in.
-struct Gathered<'a> {
-    sink: Sink<'a>,
-    spans: Vec<Span>,
-    /// Where the next example begins.
-    next: u64,
-    files: Vec<OfFile>,
-    n_tokens: u64,
-    n_records: u64,
-    n_unsupervised: u64,
-    n_tokens_read: u64,
-    remarks: Remarks,
-}
-
-impl<'a> Gathered<'a> {
-    fn new(sink: Sink<'a>) -> Self {
-        Self {
-            sink,
-            spans: Vec::new(),
-            next: 0,
-            files: Vec::new(),
-            n_tokens: 0,
-            n_records: 0,
-            n_unsupervised: 0,
-            n_tokens_read: 0,
-            remarks: Remarks::default(),
-        }
-    }
-
-    /// Bytes of memory that the examples take.
-    fn memory(&self) -> u64 {
-        let places = self.spans.len() as u64 * size_of::<Span>() as u64;
-        match self.sink {
-            Sink::Memory { .. } => self.n_tokens * TOKEN_COST + places,
-            Sink::File(..) => places,
-        }
-    }
-
-    fn add(&mut self, example: &Example, file: usize) -> Result<(), DataError> {
-        self.n_records += 1;
-        self.n_tokens_read += example.tokens.len() as u64;
-        // The first token has nothing before it that could predict it.
-        if !example.supervised.iter().skip(1).any(|&s| s) {
-            self.n_unsupervised += 1;
-            return Ok(());
-        }
-        let len = u32::try_from(example.tokens.len()).expect("a record's bytes are bounded");
-        let taken = match &mut self.sink {
-            Sink::Memory { tokens, supervised } => {
-                tokens.extend(&example.tokens);
-                supervised.extend(&example.supervised);
-                u64::from(len)
-            }
-            Sink::File(writer, _) => {
-                writer.add(example).map_err(|e| writer.failed(&e))?;
-                words_of(len)
-            }
-        };
-        self.spans.push(Span {
-            from: self.next,
-            len,
-            file: u32::try_from(file).expect("a run file has fewer files"),
-        });
-        self.next += taken;
-        self.n_tokens += example.tokens.len() as u64;
-        if self.files.len() <= file {
-            self.files.resize(file + 1, OfFile::default());
-        }
-        let of = &mut self.files[file];
-        of.n_records += 1;
-        of.n_tokens += example.tokens.len() as u64;
-        of.n_supervised += example.supervised.iter().filter(|&&s| s).count() as u64;
-        Ok(())
-    }
-
-    fn finish(
-        self,
-        paths: &[PathBuf],
-        format: Format,
-        loss_on: LossOn,
-    ) -> Result<Dataset, DataError> {
-        let first = || paths.first().cloned().unwrap_or_default();
-        let n_records = self.n_records;
-        if self.spans.is_empty() {
-            let n_tokens = self.n_tokens_read;
-            return Err(DataError::NothingSupervised {
-                path: first(),
-                n_records,
-                n_tokens,
-                n_cut: 0,
-            });
-        }
-        let has_prompts = format != Format::Text && loss_on == LossOn::Answers;
-        let mut files = self.files.iter().zip(paths);
-        let all_of = |(of, _): &(&OfFile, _)| of.n_tokens > 0 && of.n_supervised == of.n_tokens;
-        if has_prompts && let Some((of, path)) = files.find(all_of) {
-            return Err(DataError::EverythingSupervised {
-                path: path.clone(),
-                n_records: of.n_records,
-                n_tokens: of.n_tokens,
-            });
-        }
-        let report = LoadReport {
-            format,
-            n_records,
-            n_unsupervised: self.n_unsupervised,
-            n_tokens: self.n_tokens,
-            n_supervised: 0,
-            tokens_max: 0,
-            mask_hash: 0,
-        };
-        let (store, unfinished) = match self.sink {
-            Sink::Memory { tokens, supervised } => (Store::Memory { tokens, supervised }, None),
-            Sink::File(mut writer, same) => {
-                let store = writer.so_far().map_err(|e| writer.failed(&e))?;
-                (store, Some((writer, same)))
-            }
-        };
-        let data = Dataset {
-            path: first(),
-            store: Arc::new(store),
-            spans: self.spans,
-            report,
-            remarks: self.remarks,
-        };
-        let data = data.counted()?;
-        if let Some((writer, same)) = unfinished
-            && same()
-        {
-            let counts = Counts {
-                report: data.report,
-                remarks: data.remarks.clone(),
-            };
-            let path = writer.path().to_owned();
-            let failed = |e: std::io::Error| DataError::Kept {
-                path,
-                reason: e.to_string(),
-            };
-            writer.finish(&data.spans, &counts).map_err(failed)?;
-        }
-        Ok(data)
-    }
-}
-
-/// A hash that is the same on every machine and in every version: SplitMix64's mixer, chained.
-#[derive(Default)]
-pub(crate) struct Hash(pub u64);
-
-impl Hash {
-    pub fn add(&mut self, word: u64) {
-        let mut z = (self.0 ^ word).wrapping_add(0x9e37_79b9_7f4a_7c15);
-        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        self.0 = z ^ z >> 31;
-    }
-}
-
 #[cfg(test)]
 impl Dataset {
     /// A data set of given examples.
     pub(crate) fn of(examples: &[Example]) -> Result<Self, DataError> {
         let mut data = Gathered::new(Sink::default());
-        examples.iter().try_for_each(|e| data.add(e, 0))?;
+        examples.iter().try_for_each(|e| data.add(e, 0).map(drop))?;
         data.finish(&["test".into()], Format::Text, LossOn::Answers)
     }
 }

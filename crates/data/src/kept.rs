@@ -6,7 +6,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -46,7 +46,52 @@ pub(super) struct Counts {
 pub(super) struct Whole {
     pub store: Store,
     pub spans: Vec<Span>,
+    pub list: List,
     pub counts: Counts,
+}
+
+/// Examples that follow each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Part {
+    /// The number of the first one.
+    pub first: u64,
+    /// How many there are.
+    pub n: u64,
+    /// The word at which the first one begins.
+    pub from: u64,
+}
+
+/// Where examples lie, in a file.
+#[derive(Debug)]
+pub(super) struct List {
+    file: File,
+    /// Its first byte.
+    at: u64,
+}
+
+impl List {
+    /// Where the examples of a part lie. Whether these are the right ones shows in the examples, which are checked.
+    pub fn spans(&self, part: Part) -> std::io::Result<Vec<Span>> {
+        let mut bytes = vec![0; part.n as usize * SPAN];
+        let at = self.at + part.first * SPAN as u64;
+        self.file.read_exact_at(&mut bytes, at)?;
+        let mut from = part.from;
+        let spans = bytes.as_chunks().0.iter().map(|bytes| {
+            let span = span(bytes, from);
+            from += words_of(span.len);
+            span
+        });
+        Ok(spans.collect())
+    }
+}
+
+fn span(bytes: &[u8; SPAN], from: u64) -> Span {
+    let word = |i: usize| u32::from_le_bytes(bytes[4 * i..][..4].try_into().expect("4 bytes"));
+    Span {
+        from,
+        len: word(0),
+        file: word(1),
+    }
 }
 
 /// The file of a key.
@@ -127,10 +172,9 @@ fn read(mut file: File, path: &Path, key: &Key, memory: u64) -> Result<Whole, St
         let mut bytes = [0; SPAN];
         reader.read_exact(&mut bytes).map_err(io)?;
         found = crc32c::crc32c_append(found, &bytes);
-        let word = |i: usize| u32::from_le_bytes(bytes[4 * i..][..4].try_into().expect("4 bytes"));
-        let (len, file) = (word(0), word(1));
-        spans.push(Span { from, len, file });
-        from += words_of(len);
+        let span = span(&bytes, from);
+        spans.push(span);
+        from += words_of(span.len);
     }
     let mut counts = vec![0; n_counts as usize];
     reader.read_exact(&mut counts).map_err(io)?;
@@ -140,6 +184,10 @@ fn read(mut file: File, path: &Path, key: &Key, memory: u64) -> Result<Whole, St
         return Err("its list of examples is not what was written".to_owned());
     }
     let counts = lowtide_files::json_from_slice(&counts).map_err(|e| e.to_string())?;
+    let list = List {
+        file: file.try_clone().map_err(io)?,
+        at: HEAD + 4 * n_words,
+    };
     let store = Store::File {
         file,
         path: path.to_owned(),
@@ -148,6 +196,7 @@ fn read(mut file: File, path: &Path, key: &Key, memory: u64) -> Result<Whole, St
     Ok(Whole {
         store,
         spans,
+        list,
         counts,
     })
 }
@@ -155,6 +204,10 @@ fn read(mut file: File, path: &Path, key: &Key, memory: u64) -> Result<Whole, St
 /// A file that is being written; it is removed if it is not finished.
 pub(super) struct Writer {
     out: BufWriter<File>,
+    /// Lengths and data files of the examples, in a file without a name until they go behind the words.
+    list: BufWriter<File>,
+    n_words: u64,
+    n_spans: u64,
     part: PathBuf,
     whole: PathBuf,
     key: Key,
@@ -176,7 +229,20 @@ impl Writer {
                 other => Some(other.map(|file| (file, part))),
             })
             .unwrap_or_else(|| Err(std::io::ErrorKind::AlreadyExists.into()))?;
+        let list = part.with_extension(format!("list.{PART}"));
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create_new(true).mode(0o600);
+        let side = options.open(&list);
+        if side.is_ok() {
+            let _ = fs::remove_file(&list);
+        }
         let mut writer = Self {
+            list: BufWriter::with_capacity(
+                1 << 16,
+                side.inspect_err(|_| drop(fs::remove_file(&part)))?,
+            ),
+            n_words: 0,
+            n_spans: 0,
             out: BufWriter::with_capacity(1 << 20, file),
             part,
             whole,
@@ -204,11 +270,38 @@ impl Writer {
     }
 
     /// Appends an example.
-    pub fn add(&mut self, example: &Example) -> std::io::Result<()> {
-        self.out.write_all(&words(example))
+    pub fn add(&mut self, example: &Example, file: u32) -> std::io::Result<()> {
+        let len = u32::try_from(example.tokens.len()).expect("a record's bytes are bounded");
+        self.out.write_all(&words(example))?;
+        self.list.write_all(&len.to_le_bytes())?;
+        self.list.write_all(&file.to_le_bytes())?;
+        self.n_words += words_of(len);
+        self.n_spans += 1;
+        Ok(())
     }
 
-    /// A store of what is written so far.
+    /// Where the next example will lie, as a part of none.
+    pub fn here(&self) -> Part {
+        Part {
+            first: self.n_spans,
+            n: 0,
+            from: self.n_words,
+        }
+    }
+
+    /// Where examples lie, as far as they are flushed.
+    pub fn list(&self) -> std::io::Result<List> {
+        let file = self.list.get_ref().try_clone()?;
+        Ok(List { file, at: 0 })
+    }
+
+    /// What was added can be read.
+    pub fn flush(&mut self) -> std::io::Result<()> {
+        self.out.flush()?;
+        self.list.flush()
+    }
+
+    /// A store of what is written so far, and of what will be.
     pub fn so_far(&mut self) -> std::io::Result<Store> {
         self.out.flush()?;
         Ok(Store::File {
@@ -218,24 +311,25 @@ impl Writer {
         })
     }
 
-    /// Ends the file and gives it its name. `spans` are of all examples, in order.
-    pub fn finish(mut self, spans: &[Span], counts: &Counts) -> std::io::Result<()> {
+    /// Ends the file and gives it its name.
+    pub fn finish(mut self, counts: &Counts) -> std::io::Result<()> {
         let mut check = 0;
         let mut out = |out: &mut BufWriter<File>, bytes: &[u8]| {
             check = crc32c::crc32c_append(check, bytes);
             out.write_all(bytes)
         };
-        for span in spans {
-            let mut bytes = [0; SPAN];
-            for (to, word) in bytes.chunks_exact_mut(4).zip([span.len, span.file]) {
-                to.copy_from_slice(&word.to_le_bytes());
-            }
-            out(&mut self.out, &bytes)?;
+        self.list.flush()?;
+        let (mut block, mut at) = (vec![0; 1 << 16], 0);
+        let end = self.n_spans * SPAN as u64;
+        while at < end {
+            let n = (end - at).min(1 << 16) as usize;
+            self.list.get_ref().read_exact_at(&mut block[..n], at)?;
+            out(&mut self.out, &block[..n])?;
+            at += n as u64;
         }
         let counts = serde_json::to_vec(counts).expect("plain values");
         out(&mut self.out, &counts)?;
-        let n_words: u64 = spans.iter().map(|s| words_of(s.len)).sum();
-        for number in [n_words, spans.len() as u64, counts.len() as u64] {
+        for number in [self.n_words, self.n_spans, counts.len() as u64] {
             out(&mut self.out, &number.to_le_bytes())?;
         }
         self.out.write_all(&check.to_le_bytes())?;

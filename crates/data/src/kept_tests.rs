@@ -283,6 +283,7 @@ fn a_folder_that_cannot_be_written_is_done_without_or_refused() {
     }
     let large = Cache {
         bytes_min: 1 << 20,
+        required: false,
         ..place.cache.clone()
     };
     let options = LoadOptions::default();

@@ -9,6 +9,8 @@
 //! (`kept`) at 4 and read row by row. Tokenising runs at 1 to 2 million tokens a second and thread, so it costs
 //! seconds where the training costs hours.
 //!
+//! Of a stream (`stream`) training begins when the first window of tokens is there.
+//!
 //! See ARCHITECTURE.md.
 
 mod array;
@@ -19,6 +21,7 @@ mod costs;
 mod csv;
 pub mod dataset;
 mod dates;
+mod deal;
 pub mod error;
 mod foreign;
 mod frame;
@@ -43,6 +46,7 @@ mod remarks;
 mod rewrite;
 mod source;
 mod store;
+mod stream;
 #[cfg(test)]
 mod testing;
 pub mod tokenizer;
@@ -65,5 +69,6 @@ pub use plain::TextBy;
 pub use prompts::{Prompt, prompts};
 pub use remarks::Remarks;
 pub use source::Make;
+pub use stream::{RowLayout, Rows, Stream, WINDOW};
 pub use tokenizer::Tokenizer;
 pub use turns::{EndOfTurn, end_of_turn, generation_prompt};

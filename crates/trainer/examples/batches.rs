@@ -13,10 +13,9 @@ use std::error::Error;
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::path::Path;
-use std::sync::Arc;
 
 use lowtide_config::{Length, Run};
-use lowtide_data::{Batch, BatchShape, Batches, EvalBatches};
+use lowtide_data::{Batch, BatchShape, EvalBatches};
 use lowtide_trainer::inputs::{Inputs, dealing, load_inputs, open_tokenizer};
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -32,10 +31,10 @@ fn main() -> Result<(), Box<dyn Error>> {
         micro_batch: run.train.micro_batch as usize,
         accumulate: run.train.accumulate as usize,
     };
-    let mut batches = Batches::new(Arc::clone(&train), shape, dealing(&run))?;
+    let mut batches = train.batches(shape, dealing(&run))?;
     let steps = match run.train.length {
         Length::Steps(n) => n,
-        Length::Epochs(epochs) => batches.batches_for(epochs),
+        Length::Epochs(epochs) => batches.batches_for(epochs)?,
     };
     let all = (0..steps).map(|_| batches.next_batch());
     let all: Vec<Batch> = all.collect::<Result<_, _>>()?;

@@ -38,7 +38,7 @@ use crate::stops::Stops;
 use crate::tally::Tally;
 use crate::wear::{self, Wear};
 use best::Measure;
-use lowtide_data::{Batches, DataError, Micro, Packed, State, Tokenizer};
+use lowtide_data::{Batches, DataError, Micro, Packed, Rows, State, Tokenizer};
 use lowtide_session::Requests;
 use lowtide_session::Totals;
 use lowtide_session::{Mark, Session, StepData};
@@ -177,7 +177,7 @@ pub fn train(
     let mut batches = material.batches(run)?;
     let total = match run.train.length {
         Length::Steps(n) => n,
-        Length::Epochs(e) => batches.batches_for(e),
+        Length::Epochs(e) => batches.batches_for(e)?,
     };
     let numerics = numerics_of(run, &material.device, &material.decoder, &material.train);
     let changes = start.changes(run, &numerics, total)?;
@@ -307,7 +307,7 @@ fn write_json(folder: &Folder, name: &str, value: &impl Serialize) -> Result<(),
 
 /// The run's numerics key with everything resolved that the run leaves open, and what the files
 /// hold.
-fn numerics_of(run: &Run, device: &Device, decoder: &Decoder, train: &Packed) -> Value {
+fn numerics_of(run: &Run, device: &Device, decoder: &Decoder, train: &Rows) -> Value {
     let mut key = run.numerics_key();
     key["device"] = match &device.gpu {
         None => json!("cpu"),

@@ -17,16 +17,20 @@ use crate::stops::note_of_ends;
 use lowtide_data::DataError;
 use lowtide_data::packing::TooLong;
 use lowtide_data::{
-    BatchShape, Batches, Cache, Dataset, Dealing, Fields, Format, LastBatch, LoadOptions, LossOn,
-    Micro, OnError, Packed, Packing, TextBy, Tokenizer,
+    BatchShape, Cache, Dataset, Dealing, Fields, Format, LastBatch, LoadOptions, LossOn, Micro,
+    OnError, Packed, Packing, RowLayout, Rows, Stream, TextBy, Tokenizer, WINDOW,
 };
 use lowtide_random::Philox;
+
+mod told;
+
+use told::{describe, hash_of, of_set, remark};
 
 /// What a run trains and evaluates on.
 #[derive(Debug)]
 pub struct Inputs {
     /// Training rows.
-    pub train: Arc<Packed>,
+    pub train: Rows,
     /// Evaluation rows, if the run has any.
     pub eval: Option<Arc<Packed>>,
     /// What was counted, for people.
@@ -39,7 +43,7 @@ impl Inputs {
     /// Whether the data are conversations.
     #[must_use]
     pub fn is_chat(&self) -> bool {
-        self.train.data().report().format == Format::Messages
+        self.train.format() == Format::Messages
     }
 }
 
@@ -169,13 +173,17 @@ fn pack(run: &Run, data: Dataset, in_order: bool) -> Result<Arc<Packed>, TrainEr
     Ok(Arc::new(Packed::new(
         data,
         run.train.seq as usize,
-        match run.data.packing {
-            false => Packing::No,
-            true if in_order => Packing::InOrder,
-            true => Packing::BestFit,
-        },
+        packing(run, in_order),
         too_long,
     )?))
+}
+
+fn packing(run: &Run, in_order: bool) -> Packing {
+    match run.data.packing {
+        false => Packing::No,
+        true if in_order => Packing::InOrder,
+        true => Packing::BestFit,
+    }
 }
 
 /// The first micro-batch of a run's data, to measure operations on: packed documents make attention
@@ -205,7 +213,8 @@ pub fn sample_of(run: &Run) -> Option<Micro> {
         accumulate: 1,
     };
     Some(
-        Batches::new(train, shape, dealing(run))
+        train
+            .batches(shape, dealing(run))
             .ok()?
             .next_batch()
             .ok()?
@@ -230,9 +239,8 @@ pub fn steps_of(run: &Run) -> Result<Option<u64>, TrainError> {
         micro_batch: run.train.micro_batch as usize,
         accumulate: run.train.accumulate as usize,
     };
-    Ok(Some(
-        Batches::new(train, shape, dealing(run))?.batches_for(epochs),
-    ))
+    let batches = train.batches(shape, dealing(run))?;
+    Ok(Some(batches.batches_for(epochs)?))
 }
 
 /// Reads, tokenises and packs a run's data.
@@ -240,6 +248,57 @@ pub fn steps_of(run: &Run) -> Result<Option<u64>, TrainError> {
 /// # Errors
 /// A record that cannot be used, with file and line; data in which nothing is supervised.
 pub fn load_inputs(run: &Run, tokenizer: &Tokenizer) -> Result<Inputs, TrainError> {
+    match run.data.streaming {
+        true => stream_inputs(run, tokenizer),
+        false => whole_inputs(run, tokenizer),
+    }
+}
+
+/// The same, but training rows come window by window, tokenised by a thread of their own. Evaluation rows are all there.
+fn stream_inputs(run: &Run, tokenizer: &Tokenizer) -> Result<Inputs, TrainError> {
+    let (options, cache) = (load_options(run), cache_of(run));
+    let mut notes = Vec::new();
+    let mut details = Vec::new();
+    let mut eval = None;
+    if !run.data.eval.is_empty() {
+        let (data, told) = Dataset::load_kept(&run.data.eval, &options, tokenizer, &cache)?;
+        notes.extend(told.iter().map(|told| of_set("eval", told)));
+        remark("eval", &data, &mut notes);
+        let packed = pack(run, data, false)?;
+        describe("eval", &packed, &mut notes);
+        details.push(hash_of("eval", &packed));
+        eval = Some(packed);
+    }
+    let paths: Vec<PathBuf> = run.data.train.iter().map(|s| s.path.clone()).collect();
+    // One of the thread's own, which sees the same time.
+    let own = open_tokenizer(run, Some(tokenizer.now_unix_s()))?;
+    let layout = RowLayout {
+        seq: run.train.seq as usize,
+        packing: packing(run, !run.data.shuffle),
+        window: WINDOW,
+    };
+    let (stream, told) = Stream::open(&paths, &options, own, &cache, layout)?;
+    notes.extend(told.iter().map(|told| of_set("train", told)));
+    notes.push(format!(
+        "train data: streamed, packed and shuffled in windows of {WINDOW} tokens"
+    ));
+    let train = Rows::Stream(Arc::new(stream));
+    if train.format() == Format::Messages {
+        notes.extend(note_of_ends(tokenizer));
+    }
+    Ok(Inputs {
+        train,
+        eval,
+        notes,
+        details,
+    })
+}
+
+/// As [`load_inputs`], with all rows known whether the run streams them or not.
+///
+/// # Errors
+/// As [`load_inputs`].
+pub fn whole_inputs(run: &Run, tokenizer: &Tokenizer) -> Result<Inputs, TrainError> {
     let options = load_options(run);
     let mut notes = Vec::new();
     let paths: Vec<PathBuf> = run.data.train.iter().map(|s| s.path.clone()).collect();
@@ -249,12 +308,7 @@ pub fn load_inputs(run: &Run, tokenizer: &Tokenizer) -> Result<Inputs, TrainErro
     let cache = cache_of(run);
     let load = |name: &str, paths: &[PathBuf], notes: &mut Vec<String>| {
         let (data, told) = Dataset::load_kept(paths, &options, tokenizer, &cache)?;
-        for told in told {
-            notes.push(match told.strip_prefix("warning: ") {
-                Some(told) => format!("warning: {name} data: {told}"),
-                None => format!("{name} data: {told}"),
-            });
-        }
+        notes.extend(told.iter().map(|told| of_set(name, told)));
         remark(name, &data, notes);
         Ok::<_, DataError>(data)
     };
@@ -291,16 +345,10 @@ pub fn load_inputs(run: &Run, tokenizer: &Tokenizer) -> Result<Inputs, TrainErro
     if let Some(eval) = &eval {
         describe("eval", eval, &mut notes);
     }
-    let hash = |name: &str, packed: &Packed| {
-        format!(
-            "{name} data: masks {:016x}",
-            packed.data().report().mask_hash
-        )
-    };
-    let mut details = vec![hash("train", &train)];
-    details.extend(eval.as_ref().map(|eval| hash("eval", eval)));
+    let mut details = vec![hash_of("train", &train)];
+    details.extend(eval.as_ref().map(|eval| hash_of("eval", eval)));
     Ok(Inputs {
-        train,
+        train: Rows::Whole(train),
         eval,
         notes,
         details,
@@ -372,59 +420,6 @@ fn first_of_each(counts: &[u64], most: usize) -> Vec<usize> {
         before += u128::from(n);
     }
     places
-}
-
-/// What was noticed while a data set was read, before it was split or cut.
-fn remark(name: &str, data: &Dataset, notes: &mut Vec<String>) {
-    let n_unsupervised = data.report().n_unsupervised;
-    if n_unsupervised > 0 {
-        notes.push(format!(
-            "{name} data: {n_unsupervised} records left out, nothing in them is supervised"
-        ));
-    }
-    for sentence in data.remarks().sentences() {
-        notes.push(format!("{name} data: {sentence}"));
-    }
-}
-
-fn describe(name: &str, packed: &Packed, notes: &mut Vec<String>) {
-    let (n_examples, seq) = (packed.data().len() as u64, packed.seq());
-    let r = packed.report();
-    notes.push(format!(
-        "{name} data: {} examples, {} tokens, {} supervised, {} rows of {seq} ({:.0}% filled)",
-        n_examples - r.n_cut,
-        r.n_tokens,
-        r.n_supervised,
-        r.n_rows,
-        100.0 * r.fill(seq),
-    ));
-    if r.n_truncated > 0 {
-        notes.push(format!(
-            "{name} data: {} of {n_examples} records are longer than {seq} tokens, {} tokens cut off",
-            r.n_truncated, r.n_tokens_lost,
-        ));
-    }
-    if r.n_answers_cut > 0 {
-        let left_out = match r.n_cut {
-            0 => String::new(),
-            n => format!("; {n} have nothing of it left and are left out"),
-        };
-        let enough = if r.seq_for_99 > seq {
-            format!(
-                "train.seq {} would hold 99 % of the records whole, {} all of them",
-                r.seq_for_99, r.seq_for_all
-            )
-        } else {
-            format!("train.seq {} would hold all of them", r.seq_for_all)
-        };
-        notes.push(format!(
-            "warning: {name} data: {} of {n_examples} records ({:.1} %) lose the end of their answer and with it their \
-             end of turn, {} supervised tokens{left_out}; {enough}",
-            r.n_answers_cut,
-            100.0 * r.n_answers_cut as f64 / n_examples as f64,
-            r.n_labels_lost,
-        ));
-    }
 }
 
 #[cfg(test)]

@@ -24,7 +24,7 @@ use crate::planning::{check_length, clip_of, decoder_of, options_of, shape_of};
 use crate::report::{Nobody, moved_bytes};
 use crate::threads::threads_of;
 use crate::wear;
-use lowtide_data::{BatchShape, Batches, Micro};
+use lowtide_data::{BatchShape, Micro};
 use lowtide_session::{DiskChoice, Session, SessionOptions};
 
 mod slice;
@@ -242,7 +242,7 @@ fn batches(run: &Run, shape: &ModelShape, steps: u64) -> Result<Vec<Vec<Micro>>,
             micro_batch: run.train.micro_batch as usize,
             accumulate: run.train.accumulate as usize,
         };
-        let mut batches = Batches::new(data.train, batch, dealing(run))?;
+        let mut batches = data.train.batches(batch, dealing(run))?;
         let mut micro = || Ok(batches.next_batch()?.micro);
         return (0..steps).map(|_| micro()).collect();
     }

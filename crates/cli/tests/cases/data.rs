@@ -191,3 +191,42 @@ fn kept_tokens_train_to_the_same_bits() {
     }
     assert_eq!(files().len(), 2);
 }
+
+/// A stream trains to the same bits whether its tokens are made or found, and goes on where it was.
+#[test]
+fn a_stream_trains_to_the_same_bits_and_goes_on() {
+    let case = Scratch::bare();
+    let run = "{model: {path: m}, device: cpu, budget: {device: 1GiB, host: 512MiB}, train: {seq: 64, schedule: constant, warmup_steps: 0}, \
+               log: {trace: false}, data: {streaming: true, cache: kept, train: train.jsonl}}";
+    case.write("run.yaml", run);
+    let weights =
+        |output: &str| fs::read(case.at(output).join("model/model.safetensors")).expect("a model");
+    case.train(&["train.steps=9", "output=made"]).fine();
+    case.train(&["train.steps=9", "output=found"]).fine();
+    assert!(weights("made") == weights("found"));
+    case.train(&["train.steps=4", "output=two"]).fine();
+    let rest = case.train(&["train.steps=9", "output=two"]);
+    assert!(
+        rest.fine().text().contains("resumed from"),
+        "{}",
+        rest.text()
+    );
+    assert!(weights("two") == weights("made"));
+    // All at once it is the same data, in another order or not, and the run goes on with neither.
+    case.train(&["train.steps=12", "output=two", "data.streaming=false"])
+        .refused(&["data.streaming"]);
+    // What would need all of the examples is refused.
+    for (set, key) in [
+        ("data.eval_split=0.1", "data.eval_split"),
+        ("data.max_examples=3", "data.max_examples"),
+        ("data.train=[{path: train.jsonl, weight: 2}]", "data.train"),
+        ("data.cache=none", "data.cache"),
+    ] {
+        case.train(&[set, "output=none"])
+            .refused(&[key, "data.streaming"]);
+        assert!(!case.at("none").exists());
+    }
+    // Of epochs the steps are counted when all is read.
+    let epoch = case.train(&["train.epochs=1", "output=epoch", "train.micro_batch=8"]);
+    epoch.fine();
+}

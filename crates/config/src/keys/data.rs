@@ -159,6 +159,16 @@ pub(super) const KEYS: &[Key] = &[
         elsewhere: &["dataset_prepared_path", "cache_dir", "dataset_cache_dir"],
     },
     Key {
+        name: "data.streaming",
+        doc: "Begin to train while the files are still tokenised. Examples are then packed and shuffled within windows of 8 Mi \
+              tokens; the first epoch has these in the order of the files, later ones in an order of their own. `false`: all \
+              files are tokenised first, and packed and shuffled as a whole. With `train.epochs` the number of steps is known when all \
+              are.",
+        kind: Kind::Flag,
+        default: Value("false"),
+        elsewhere: &["streaming", "pretraining_dataset"],
+    },
+    Key {
         name: "data.system",
         doc: "System prompt for examples that bring none.",
         kind: Kind::Text,

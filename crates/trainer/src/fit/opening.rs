@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use lowtide_config::Run;
-use lowtide_data::{BatchShape, Batches, Packed, Tokenizer};
+use lowtide_data::{BatchShape, Batches, Packed, Rows, Tokenizer};
 use lowtide_model::Decoder;
 use lowtide_planner::Plan;
 use lowtide_units::Bytes;
@@ -57,7 +57,7 @@ pub(super) struct Material {
     pub stops: Stops,
     pub device: Device,
     pub decoder: Arc<Decoder>,
-    pub train: Arc<Packed>,
+    pub train: Rows,
     pub eval: Option<Arc<Packed>>,
     pub extract: Extract,
     pub questions: Arc<[Question]>,
@@ -110,7 +110,7 @@ impl Material {
             micro_batch: run.train.micro_batch as usize,
             accumulate: run.train.accumulate as usize,
         };
-        Ok(Batches::new(Arc::clone(&self.train), shape, dealing(run))?)
+        Ok(self.train.batches(shape, dealing(run))?)
     }
 
     /// A run goes on with the products of its GPU; on another one it chooses anew.

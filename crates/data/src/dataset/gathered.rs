@@ -1,0 +1,296 @@
+//! Examples as they come in, and what is counted of them.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use lowtide_units::Bytes;
+
+use super::super::jsonl::Format;
+use super::super::kept::{Counts, Part, Writer};
+use super::super::mask::{Example, LossOn};
+use super::super::place::Place;
+use super::super::remarks::Remarks;
+use super::super::store::{Span, Store, TOKEN_COST, words_of};
+use super::{Dataset, LoadReport};
+use crate::error::DataError;
+
+/// Where examples go as they come in.
+pub(crate) enum Sink<'a> {
+    Memory {
+        tokens: Vec<i32>,
+        supervised: Vec<bool>,
+    },
+    /// A file of the cache, and whether the data files are still those that it is named after.
+    File(Box<Writer>, &'a dyn Fn() -> bool),
+}
+
+impl Default for Sink<'_> {
+    fn default() -> Self {
+        Self::Memory {
+            tokens: Vec::new(),
+            supervised: Vec::new(),
+        }
+    }
+}
+
+/// Counts and the hash of examples.
+#[derive(Default)]
+pub(super) struct Counter {
+    n_tokens: u64,
+    n_supervised: u64,
+    tokens_max: usize,
+    hash: Hash,
+}
+
+impl Counter {
+    pub(super) fn add(&mut self, example: &Example) {
+        self.tokens_max = self.tokens_max.max(example.tokens.len());
+        self.n_tokens += example.tokens.len() as u64;
+        self.n_supervised += example.supervised.iter().filter(|&&s| s).count() as u64;
+        self.hash.add(example.tokens.len() as u64);
+        for (&token, &supervised) in example.tokens.iter().zip(&example.supervised) {
+            self.hash.add((token as u64) << 1 | u64::from(supervised));
+        }
+    }
+
+    /// A report with these counts.
+    pub(super) fn into(self, report: LoadReport) -> LoadReport {
+        LoadReport {
+            n_tokens: self.n_tokens,
+            n_supervised: self.n_supervised,
+            tokens_max: self.tokens_max,
+            mask_hash: self.hash.0,
+            ..report
+        }
+    }
+}
+
+/// What a data file's examples have.
+#[derive(Clone, Copy, Default)]
+struct OfFile {
+    n_records: u64,
+    n_tokens: u64,
+    n_supervised: u64,
+}
+
+/// Examples as they come in.
+pub(crate) struct Gathered<'a> {
+    sink: Sink<'a>,
+    /// Where they lie, unless a file alone has it.
+    spans: Vec<Span>,
+    lists_only: bool,
+    counter: Counter,
+    /// Where the next example begins.
+    next: u64,
+    files: Vec<OfFile>,
+    n_tokens: u64,
+    n_records: u64,
+    n_unsupervised: u64,
+    n_tokens_read: u64,
+    remarks: Remarks,
+}
+
+impl<'a> Gathered<'a> {
+    pub(crate) fn new(sink: Sink<'a>) -> Self {
+        Self {
+            sink,
+            spans: Vec::new(),
+            lists_only: false,
+            counter: Counter::default(),
+            next: 0,
+            files: Vec::new(),
+            n_tokens: 0,
+            n_records: 0,
+            n_unsupervised: 0,
+            n_tokens_read: 0,
+            remarks: Remarks::default(),
+        }
+    }
+
+    /// Bytes of memory that the examples take.
+    pub(super) fn memory(&self) -> u64 {
+        let places = self.spans.len() as u64 * size_of::<Span>() as u64;
+        match self.sink {
+            Sink::Memory { .. } => self.n_tokens * TOKEN_COST + places,
+            Sink::File(..) => places,
+        }
+    }
+
+    /// Adds what was noticed in a record.
+    pub(crate) fn note(&mut self, remarks: Remarks) {
+        self.remarks.add(remarks);
+    }
+
+    /// Refuses examples that take more memory than this, at the record that was read last.
+    pub(crate) fn afford(&self, path: &Path, place: Place, have: Bytes) -> Result<(), DataError> {
+        let need = Bytes(self.memory());
+        match need <= have {
+            true => Ok(()),
+            false => Err(DataError::Examples {
+                path: path.to_owned(),
+                place,
+                need,
+                have,
+            }),
+        }
+    }
+
+    /// The same, and where examples lie stands in the file alone: they take no memory.
+    pub(crate) fn without_spans(self) -> Self {
+        Self {
+            lists_only: true,
+            ..self
+        }
+    }
+
+    /// Where the next example will lie in a file.
+    pub(crate) fn here(&self) -> Option<Part> {
+        match &self.sink {
+            Sink::Memory { .. } => None,
+            Sink::File(writer, _) => Some(writer.here()),
+        }
+    }
+
+    /// What was added can be read.
+    pub(crate) fn flush(&mut self) -> Result<(), DataError> {
+        match &mut self.sink {
+            Sink::Memory { .. } => Ok(()),
+            Sink::File(writer, _) => writer.flush().map_err(|e| writer.failed(&e)),
+        }
+    }
+
+    /// Adds an example; whether it is kept, because something in it is supervised.
+    pub(crate) fn add(&mut self, example: &Example, file: usize) -> Result<bool, DataError> {
+        self.n_records += 1;
+        self.n_tokens_read += example.tokens.len() as u64;
+        // The first token has nothing before it that could predict it.
+        if !example.supervised.iter().skip(1).any(|&s| s) {
+            self.n_unsupervised += 1;
+            return Ok(false);
+        }
+        let len = u32::try_from(example.tokens.len()).expect("a record's bytes are bounded");
+        let taken = match &mut self.sink {
+            Sink::Memory { tokens, supervised } => {
+                tokens.extend(&example.tokens);
+                supervised.extend(&example.supervised);
+                u64::from(len)
+            }
+            Sink::File(writer, _) => {
+                writer
+                    .add(example, file as u32)
+                    .map_err(|e| writer.failed(&e))?;
+                words_of(len)
+            }
+        };
+        self.counter.add(example);
+        if !self.lists_only {
+            self.spans.push(Span {
+                from: self.next,
+                len,
+                file: u32::try_from(file).expect("a run file has fewer files"),
+            });
+        }
+        self.next += taken;
+        self.n_tokens += example.tokens.len() as u64;
+        if self.files.len() <= file {
+            self.files.resize(file + 1, OfFile::default());
+        }
+        let of = &mut self.files[file];
+        of.n_records += 1;
+        of.n_tokens += example.tokens.len() as u64;
+        of.n_supervised += example.supervised.iter().filter(|&&s| s).count() as u64;
+        Ok(true)
+    }
+
+    /// Refuses a file with prompts in which every token is supervised.
+    pub(crate) fn check_masks(
+        &self,
+        paths: &[PathBuf],
+        format: Format,
+        loss_on: LossOn,
+    ) -> Result<(), DataError> {
+        let has_prompts = format != Format::Text && loss_on == LossOn::Answers;
+        let mut files = self.files.iter().zip(paths);
+        let all_of = |(of, _): &(&OfFile, _)| of.n_tokens > 0 && of.n_supervised == of.n_tokens;
+        match files.find(all_of) {
+            Some((of, path)) if has_prompts => Err(DataError::EverythingSupervised {
+                path: path.clone(),
+                n_records: of.n_records,
+                n_tokens: of.n_tokens,
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    pub(crate) fn finish(
+        self,
+        paths: &[PathBuf],
+        format: Format,
+        loss_on: LossOn,
+    ) -> Result<Dataset, DataError> {
+        let first = || paths.first().cloned().unwrap_or_default();
+        let n_records = self.n_records;
+        if self.counter.n_tokens == 0 {
+            let n_tokens = self.n_tokens_read;
+            return Err(DataError::NothingSupervised {
+                path: first(),
+                n_records,
+                n_tokens,
+                n_cut: 0,
+            });
+        }
+        self.check_masks(paths, format, loss_on)?;
+        let report = LoadReport {
+            format,
+            n_records,
+            n_unsupervised: self.n_unsupervised,
+            n_tokens: 0,
+            n_supervised: 0,
+            tokens_max: 0,
+            mask_hash: 0,
+        };
+        let report = self.counter.into(report);
+        let (store, unfinished) = match self.sink {
+            Sink::Memory { tokens, supervised } => (Store::Memory { tokens, supervised }, None),
+            Sink::File(mut writer, same) => {
+                let store = writer.so_far().map_err(|e| writer.failed(&e))?;
+                (store, Some((writer, same)))
+            }
+        };
+        let data = Dataset {
+            path: first(),
+            store: Arc::new(store),
+            spans: self.spans,
+            report,
+            remarks: self.remarks,
+        };
+        if let Some((writer, same)) = unfinished
+            && same()
+        {
+            let counts = Counts {
+                report: data.report,
+                remarks: data.remarks.clone(),
+            };
+            let path = writer.path().to_owned();
+            let failed = |e: std::io::Error| DataError::Kept {
+                path,
+                reason: e.to_string(),
+            };
+            writer.finish(&counts).map_err(failed)?;
+        }
+        Ok(data)
+    }
+}
+
+/// A hash that is the same on every machine and in every version: SplitMix64's mixer, chained.
+#[derive(Default)]
+pub(crate) struct Hash(pub u64);
+
+impl Hash {
+    pub fn add(&mut self, word: u64) {
+        let mut z = (self.0 ^ word).wrapping_add(0x9e37_79b9_7f4a_7c15);
+        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        self.0 = z ^ z >> 31;
+    }
+}

@@ -1,0 +1,297 @@
+use std::fmt::Write as _;
+
+use super::super::batches::{Batch, LastBatch, State};
+use super::super::packing::PackReport;
+use super::super::testing;
+use super::*;
+
+const LAYOUT: RowLayout = RowLayout {
+    seq: 96,
+    packing: Packing::BestFit,
+    window: 700,
+};
+
+const SHAPE: BatchShape = BatchShape {
+    micro_batch: 2,
+    accumulate: 2,
+};
+
+struct Place {
+    _dir: tempfile::TempDir,
+    paths: Vec<PathBuf>,
+    cache: Cache,
+}
+
+/// A file of records of several lengths, with something else at its end.
+fn place(n: usize, end: &str) -> Place {
+    let dir = tempfile::tempdir().unwrap();
+    let mut text = String::new();
+    for i in 0..n {
+        let prompt = "why ".repeat(i * 7 % 11 + 1);
+        writeln!(
+            text,
+            "{{\"prompt\": \"{prompt}\", \"completion\": \"it is {i}\"}}"
+        )
+        .unwrap();
+    }
+    let path = dir.path().join("a.jsonl");
+    std::fs::write(&path, text + end).unwrap();
+    let cache = Cache {
+        folder: dir.path().join("cache"),
+        required: true,
+        bytes_min: 0,
+    };
+    Place {
+        paths: vec![path],
+        cache,
+        _dir: dir,
+    }
+}
+
+impl Place {
+    fn open(&self) -> Result<(Arc<Stream>, Vec<String>), DataError> {
+        let options = LoadOptions::default();
+        let tokenizer = testing::tokenizer();
+        let opened = Stream::open(&self.paths, &options, tokenizer, &self.cache, LAYOUT);
+        opened.map(|(stream, notes)| (Arc::new(stream), notes))
+    }
+
+    fn rows(&self) -> Rows {
+        Rows::Stream(self.open().unwrap().0)
+    }
+
+    fn is_whole(&self) -> bool {
+        let names = std::fs::read_dir(&self.cache.folder).unwrap();
+        let mut names = names.map(|e| e.unwrap().file_name().into_string().unwrap());
+        names.any(|name| name.ends_with(".tokens"))
+    }
+}
+
+fn dealing(seed: Option<u64>, last_batch: LastBatch) -> Dealing {
+    Dealing { seed, last_batch }
+}
+
+fn some(batches: &mut Batches, n: usize) -> Vec<Batch> {
+    (0..n).map(|_| batches.next_batch().unwrap()).collect()
+}
+
+/// Answers of an epoch in the order in which they are dealt.
+fn answers(batches: &mut Batches, epoch: u64) -> Vec<i32> {
+    let mut all = Vec::new();
+    while batches.state().epoch == epoch {
+        let batch = batches.next_batch().unwrap();
+        all.extend(batch.micro.into_iter().flat_map(|m| m.labels));
+    }
+    all.retain(|&label| label >= 0);
+    all
+}
+
+#[test]
+fn batches_are_the_same_whether_tokens_were_kept_or_not() {
+    let place = place(300, "");
+    let (first, notes) = place.open().unwrap();
+    assert!(notes[0].starts_with("tokens are kept in "), "{notes:?}");
+    let rows = Rows::Stream(first);
+    let of = |rows: &Rows| {
+        let mut batches = rows
+            .batches(SHAPE, dealing(Some(7), LastBatch::Fill))
+            .unwrap();
+        let all = some(&mut batches, 150);
+        assert!(batches.state().epoch >= 2, "{:?}", batches.state());
+        (all, rows.fingerprint(), batches.batches_for(1.0).unwrap())
+    };
+    let made = of(&rows);
+    drop(rows);
+    assert!(place.is_whole());
+    let (again, notes) = place.open().unwrap();
+    assert!(
+        notes[0].starts_with("tokens are those kept in "),
+        "{notes:?}"
+    );
+    assert!(of(&Rows::Stream(again)) == made);
+}
+
+#[test]
+fn every_example_is_dealt_out_once_an_epoch_and_only_windows_are_mixed() {
+    let place = place(300, "");
+    let rows = place.rows();
+    let tokenizer = testing::tokenizer();
+    let whole = Dataset::load(&place.paths, &LoadOptions::default(), &tokenizer).unwrap();
+    let mut want: Vec<i32> = Vec::new();
+    for i in 0..whole.len() {
+        let example = whole.example(i).unwrap();
+        let both = example.tokens.iter().zip(&example.supervised);
+        want.extend(both.filter(|(_, s)| **s).map(|(t, _)| *t));
+    }
+    let sorted = |mut all: Vec<i32>| {
+        all.sort_unstable();
+        all
+    };
+    let mut unlike = Vec::new();
+    for seed in [None, Some(1), Some(2)] {
+        let mut batches = rows.batches(SHAPE, dealing(seed, LastBatch::Keep)).unwrap();
+        for epoch in 0..3 {
+            let all = answers(&mut batches, epoch);
+            assert!(
+                sorted(all.clone()) == sorted(want.clone()),
+                "{seed:?} {epoch}"
+            );
+            unlike.push(all);
+        }
+    }
+    assert!(
+        unlike[0] == unlike[1] && unlike[1] == unlike[2],
+        "without a seed each is the same"
+    );
+    for i in 3..9 {
+        assert!((0..i).all(|j| unlike[i] != unlike[j]), "{i}");
+    }
+    // In epoch 0 windows come in the order of the data.
+    let Rows::Stream(stream) = &rows else {
+        panic!("a stream")
+    };
+    let labels = |report: &PackReport| report.n_supervised as usize;
+    let mut from = 0;
+    for i in 0..stream.n_windows().unwrap() {
+        let Window::Rows(packed) = stream.window(i).unwrap() else {
+            panic!("rows")
+        };
+        let to = from + labels(packed.report());
+        for dealt in [&unlike[0], &unlike[3], &unlike[6]] {
+            assert!(sorted(dealt[from..to].to_vec()) == sorted(want[from..to].to_vec()));
+        }
+        from = to;
+    }
+    assert!(from == want.len() && stream.n_windows().unwrap() > 5);
+}
+
+#[test]
+fn a_pass_goes_on_where_it_was() {
+    let place = place(300, "");
+    let Rows::Stream(stream) = place.rows() else {
+        panic!("a stream")
+    };
+    let rows_of = |i| match stream.window(i).unwrap() {
+        Window::Rows(packed) => packed.n_rows(),
+        _ => 0,
+    };
+    let n_rows: usize = (0..stream.n_windows().unwrap()).map(rows_of).sum();
+    for last_batch in [LastBatch::Fill, LastBatch::Keep, LastBatch::Drop] {
+        let how = dealing(Some(3), last_batch);
+        let mut unbroken = place.rows().batches(SHAPE, how).unwrap();
+        let mut states = vec![unbroken.state()];
+        let all: Vec<Batch> = (0..120)
+            .map(|_| {
+                let batch = unbroken.next_batch().unwrap();
+                states.push(unbroken.state());
+                batch
+            })
+            .collect();
+        for at in (0..120).step_by(17) {
+            let mut again = place.rows().batches(SHAPE, how).unwrap();
+            again.restore(states[at]).unwrap();
+            assert_eq!(again.state(), states[at]);
+            assert!(some(&mut again, 3.min(120 - at)) == all[at..(at + 3).min(120)]);
+        }
+        let nowhere = State {
+            epoch: 1,
+            position: 999 << 32,
+        };
+        let before = unbroken.state();
+        let error = unbroken.restore(nowhere).unwrap_err();
+        assert!(matches!(error, DataError::Position { .. }), "{error}");
+        assert_eq!(unbroken.state(), before);
+        let rows = |batch: &Batch| {
+            let labels = batch.micro.iter().flat_map(|m| m.labels.chunks(LAYOUT.seq));
+            labels.filter(|row| row.iter().any(|&l| l >= 0)).count()
+        };
+        let short = all.iter().filter(|batch| rows(batch) < 4).count();
+        let uneven = last_batch == LastBatch::Keep && !n_rows.is_multiple_of(4);
+        assert_eq!(short > 0, uneven, "{last_batch:?} {n_rows}");
+    }
+}
+
+#[test]
+fn a_record_that_cannot_be_used_ends_the_pass_where_it_stands() {
+    let place = place(300, "{\"prompt\": 1}\n");
+    let rows = place.rows();
+    let mut batches = rows
+        .batches(SHAPE, dealing(Some(3), LastBatch::Fill))
+        .unwrap();
+    let n = (0..).take_while(|_| batches.next_batch().is_ok()).count();
+    // The window that it would be in is not dealt out.
+    assert!(n > 5, "{n}");
+    for _ in 0..3 {
+        batches.next_batch().unwrap_err();
+    }
+    assert!(rows.batches(SHAPE, dealing(None, LastBatch::Fill)).is_ok());
+    drop((batches, rows));
+    assert!(!place.is_whole());
+    let Rows::Stream(stream) = place.rows() else {
+        panic!("a stream")
+    };
+    let error = stream.n_windows().unwrap_err().to_string();
+    assert!(error.contains("a.jsonl:301: no field"), "{error}");
+    let first = self::place(0, "{\"prompt\": 1}\n")
+        .open()
+        .unwrap_err()
+        .to_string();
+    assert!(first.contains("a.jsonl:1: "), "{first}");
+}
+
+#[test]
+fn an_epoch_smaller_than_a_batch_is_not_dropped_whole() {
+    let place = place(3, "");
+    let shape = BatchShape {
+        micro_batch: 64,
+        accumulate: 1,
+    };
+    let error = place
+        .rows()
+        .batches(shape, dealing(None, LastBatch::Drop))
+        .unwrap_err();
+    assert!(matches!(error, DataError::AllDropped { .. }), "{error}");
+    let mut fill = place
+        .rows()
+        .batches(shape, dealing(None, LastBatch::Fill))
+        .unwrap();
+    fill.next_batch().unwrap();
+    assert!(fill.state().epoch > 10);
+}
+
+#[test]
+fn a_stream_that_is_given_up_leaves_nothing() {
+    let place = place(3000, "");
+    drop(place.open().unwrap());
+    let left = std::fs::read_dir(&place.cache.folder).unwrap().count();
+    assert_eq!(left, usize::from(place.is_whole()));
+}
+
+/// Also where a window ends at the last token that it may have.
+#[test]
+fn windows_end_at_the_same_examples_whether_tokens_are_made_or_found() {
+    let place = place(60, "");
+    let options = LoadOptions::default();
+    let whole = Dataset::load(&place.paths, &options, &testing::tokenizer()).unwrap();
+    let parts = |layout| {
+        let tokenizer = testing::tokenizer();
+        let opened = Stream::open(&place.paths, &options, tokenizer, &place.cache, layout);
+        let stream = opened.unwrap().0;
+        stream.n_windows().unwrap();
+        stream.shared.known().windows.clone()
+    };
+    for n in [1, 2, 7, 20] {
+        let tokens: usize = (0..n).map(|i| whole.tokens_of(i)).sum();
+        for window in [tokens as u64 - 1, tokens as u64, tokens as u64 + 1] {
+            let layout = RowLayout { window, ..LAYOUT };
+            let _ = std::fs::remove_dir_all(&place.cache.folder);
+            let made = parts(layout);
+            assert!(place.is_whole());
+            assert_eq!(parts(layout), made);
+            let first = if window > tokens as u64 { n + 1 } else { n };
+            assert_eq!(made[0].n, first as u64, "{window}");
+            let all: u64 = made.iter().map(|part| part.n).sum();
+            assert_eq!(all, 60);
+        }
+    }
+}
