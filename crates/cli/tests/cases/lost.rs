@@ -208,6 +208,7 @@ fn with_small_disk(s: &Scratch, size: &str, script: &str) -> Option<Ended> {
                 env!("CARGO_BIN_EXE_lowtide"),
             ])
             .current_dir(s.path())
+            .env("LOWTIDE_CACHE", s.cache())
             .output();
         match output {
             Ok(output) if output.stdout.starts_with(b"mounted") => {

@@ -107,6 +107,11 @@ impl Scratch {
         self.dir.path()
     }
 
+    /// Where commands keep what they make for later runs: not in the tester's home, and nothing of another test.
+    pub fn cache(&self) -> PathBuf {
+        self.at(".cache")
+    }
+
     /// A file of the folder.
     pub fn at(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
@@ -126,6 +131,7 @@ impl Scratch {
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_lowtide"));
         command.args(args).current_dir(self.dir.path());
+        command.env("LOWTIDE_CACHE", self.cache());
         if self.takes_rates(args) {
             command.args([
                 "--set",

@@ -394,6 +394,7 @@ fn hostile_tokenizers_are_refused_or_tokenise() {
                 "--set",
                 &rates,
             ])
+            .env("LOWTIDE_CACHE", scratch.cache())
             .current_dir(scratch.path())
             .output()
             .unwrap();

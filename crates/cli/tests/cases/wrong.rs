@@ -618,6 +618,7 @@ fn threads_that_cannot_be_started() {
     );
     let mut command = Command::new("sh");
     command.args(["-c", &line]).current_dir(scratch.path());
+    command.env("LOWTIDE_CACHE", scratch.cache());
     let output = command.output().expect("a shell");
     let err = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(2), "{err}");

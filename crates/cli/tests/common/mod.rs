@@ -16,6 +16,11 @@ pub fn root() -> PathBuf {
 pub fn lowtide(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_lowtide"));
     command.args(args);
+    // Not in the tester's home.
+    command.env(
+        "LOWTIDE_CACHE",
+        concat!(env!("CARGO_TARGET_TMPDIR"), "/cache"),
+    );
     command
 }
 
