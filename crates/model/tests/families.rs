@@ -274,3 +274,59 @@ fn shapes_that_no_configuration_has_are_refused() {
         );
     }
 }
+
+/// A stranger's number of layers is looked at before a list of so many is made.
+#[test]
+fn no_list_is_made_of_a_number_of_layers_that_nobody_has() {
+    let sliding = with(qwen25(), "use_sliding_window", json!(true));
+    for config in [llama31(), mistral(), sliding, phi3(), smollm3()] {
+        let mut config = with(config, "num_hidden_layers", json!(4_000_000_000_u32));
+        for list in ["layer_types", "no_rope_layers"] {
+            config.as_object_mut().unwrap().remove(list);
+        }
+        let config = with(config, "sliding_window", json!(99));
+        let start = std::time::Instant::now();
+        let error = parse_config(&config, "x").unwrap_err().to_string();
+        assert!(error.contains("number of layers"), "{error}");
+        assert!(start.elapsed().as_secs() < 1, "{:?}", start.elapsed());
+    }
+}
+
+/// Absent keys have a class's default; null ones what the class makes of null.
+#[test]
+fn null_is_not_absent() {
+    let heads = |value: Option<Value>| {
+        let mut config = mistral();
+        config
+            .as_object_mut()
+            .unwrap()
+            .remove("num_key_value_heads");
+        if let Some(value) = value {
+            config["num_key_value_heads"] = value;
+        }
+        parsed(&config).kv_heads
+    };
+    assert_eq!(heads(None), 8);
+    assert_eq!(heads(Some(json!(null))), 32);
+    assert_eq!(heads(Some(json!(4))), 4);
+    // A Qwen whose layers slide over nothing.
+    let mut config = with(qwen25(), "use_sliding_window", json!(true));
+    config["layer_types"] = json!(types(24, |l| l == 5));
+    config["sliding_window"] = json!(null);
+    let error = parse_config(&config, "x").unwrap_err().to_string();
+    assert!(error.contains("sliding_window"), "{error}");
+}
+
+/// A checkpoint has its model's shape, and is refused for another: a shape has no key more than before there were windows
+/// unless it has one.
+#[test]
+fn a_shape_without_windows_is_written_as_before_there_were_any() {
+    let shape = json!(ModelShape::builtin("llama2-7b").unwrap());
+    let keys: Vec<&String> = shape.as_object().unwrap().keys().collect();
+    for key in ["window", "unrotated"] {
+        assert!(!keys.iter().any(|k| *k == key), "{keys:?}");
+    }
+    let read: ModelShape = serde_json::from_value(shape.clone()).unwrap();
+    assert_eq!(json!(read), shape);
+    assert!(json!(parsed(&smollm3())).get("unrotated").is_some());
+}

@@ -486,7 +486,7 @@ fn one_batch_of_every_model_in_bf16() {
                 let longer = relative(length(&got), length(&want));
                 // What every key is biased by changes a softmax only as far as keys are rotated: a small difference of
                 // large sums, in which there is more noise.
-                let cancels = tensor.ends_with("k_proj.bias");
+                let cancels = model == "qwen2-window" && tensor.ends_with("k_proj.bias");
                 let least_cosine = if cancels { 0.995 } else { 0.999 };
                 assert!(
                     cosine >= least_cosine,
@@ -494,8 +494,8 @@ fn one_batch_of_every_model_in_bf16() {
                 );
                 // A tensor of some hundred numbers averages no noise away, one of sixteen even less.
                 let limit = match got.len() {
-                    ..64 => 3e-2,
-                    64..1024 => 2e-2,
+                    ..=16 => 3e-2,
+                    17..1024 => 2e-2,
                     _ => 1e-2,
                 };
                 assert!(

@@ -175,9 +175,12 @@ pub struct ModelShape {
     pub qk_norm: bool,
     /// Rotary positions (all but GPT-2).
     pub rope: Option<Rope>,
-    /// Layers whose attention has a window.
+    /// Layers whose attention has a window. This and the next are left out where there are none, so that checkpoints of
+    /// before they existed are of the same shape.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub window: Option<Window>,
     /// Layers whose queries and keys are not rotated (SmolLM3).
+    #[serde(default, skip_serializing_if = "Layers::is_empty")]
     pub unrotated: Layers,
 }
 

@@ -402,7 +402,23 @@ fn a_window_that_sequences_fit_in() {
     scratch.train(&[]).fine();
     let exported: Value = serde_json::from_str(&scratch.read("out/model/config.json")).unwrap();
     assert_eq!(exported["sliding_window"], 128);
-    // One token more, and it slides.
-    let long = scratch.train(&["train.seq=129", "output=out2"]);
-    long.fine();
+    // One token more, and it may slide; one that chats are longer than does.
+    scratch.train(&["train.seq=129", "output=longer"]).fine();
+    config["sliding_window"] = json!(8);
+    scratch.write("m/config.json", config.to_string());
+    let loss = |output: &str| {
+        let set = format!("output={output}");
+        scratch.train(&["train.seq=129", &set]).fine();
+        scratch.read(&format!("{output}/metrics.jsonl"))
+    };
+    let of = |text: String| -> Vec<Value> {
+        let lines = text.lines();
+        lines
+            .map(|l| serde_json::from_str::<Value>(l).unwrap()["loss"].clone())
+            .collect()
+    };
+    let with = of(loss("out2"));
+    config["sliding_window"] = json!(null);
+    scratch.write("m/config.json", config.to_string());
+    assert_ne!(with, of(loss("out3")));
 }

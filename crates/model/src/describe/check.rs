@@ -51,9 +51,7 @@ pub(crate) fn shape(s: &ModelShape) -> Result<(), ModelError> {
             return Err(wrong(what, size, "1 to 2^30"));
         }
     }
-    if s.layers > 1 << 12 {
-        return Err(wrong("number of layers", s.layers, "at most 4096"));
-    }
+    layers(s.layers)?;
     if s.head_dim > HEAD_MAX {
         return Err(wrong(
             "head size",
@@ -81,6 +79,14 @@ pub(crate) fn shape(s: &ModelShape) -> Result<(), ModelError> {
         return Err(wrong("number of parameters", have, "at most 2^44"));
     }
     Ok(())
+}
+
+/// No more layers than a list of them may have: it is made of a stranger's number.
+pub(crate) fn layers(layers: u32) -> Result<(), ModelError> {
+    match layers > 1 << 12 {
+        true => Err(wrong("number of layers", layers, "at most 4096")),
+        false => Ok(()),
+    }
 }
 
 /// Parameters of a shape whose sizes are at most 2^30 and layers at most 2^12, in numbers that hold them.

@@ -54,7 +54,15 @@ pub(super) fn parse(
             });
         }
     };
-    let kv_heads = c.size_or_null("num_key_value_heads")?;
+    let layers = c.size("num_hidden_layers")?;
+    // Before lists of layers are made.
+    crate::describe::check::layers(layers)?;
+    // Absent and null differ: null is one key head for each query head, whatever a class has by default.
+    let kv_heads = match c.map.get("num_key_value_heads") {
+        Some(Value::Null) => heads,
+        Some(_) => c.size("num_key_value_heads")?,
+        None => absent.kv_heads.unwrap_or(heads),
+    };
     let max_positions = c.size_or("max_position_embeddings", absent.max_positions)?;
     let rope = rope::Absent {
         theta: absent.theta,
@@ -68,9 +76,9 @@ pub(super) fn parse(
         vocab: c.size("vocab_size")?,
         hidden,
         intermediate: c.size("intermediate_size")?,
-        layers: c.size("num_hidden_layers")?,
+        layers,
         heads,
-        kv_heads: kv_heads.or(absent.kv_heads).unwrap_or(heads),
+        kv_heads,
         head_dim,
         norm_eps: c.number_or("rms_norm_eps", &EPS, absent.norm_eps)?,
         tied: c.flag("tie_word_embeddings", absent.tied)?,

@@ -151,7 +151,13 @@ fn window(
     }
     // Absent and null differ: a configuration without the key has a window of 4096.
     let keys = match c.map.get("sliding_window") {
-        Some(Value::Null) => return Ok(None),
+        Some(Value::Null) => {
+            if kind != "mistral" && types.is_some_and(|types| !types.is_empty()) {
+                let need = "a number, as layer_types has sliding_attention";
+                return Err(unsupported("sliding_window", &Value::Null, need));
+            }
+            return Ok(None);
+        }
         Some(_) => c.size("sliding_window")?,
         None => 4096,
     };

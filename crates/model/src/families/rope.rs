@@ -65,7 +65,7 @@ pub(super) fn parse(c: &Config<'_>, absent: &Absent) -> Result<Rope, ModelError>
             factor: inner.number("factor", &FACTOR)?,
             low_freq_factor: inner.number("low_freq_factor", &FREQ_FACTOR)?,
             high_freq_factor: inner.number("high_freq_factor", &FREQ_FACTOR)?,
-            original: inner.length("original_max_position_embeddings")?,
+            original: original(c, &inner)?,
         },
         Some((_, Some(name))) if name == "longrope" || absent.longrope.contains(&name) => {
             longrope(c, &inner, absent.max_positions)?
@@ -130,7 +130,11 @@ fn yarn(c: &Config<'_>, inner: &Config<'_>, theta: f64) -> Result<RopeScaling, M
         beta_fast,
         beta_slow,
         original: original(c, inner)?,
-        truncate: inner.flag("truncate", true)?,
+        // Null is false in Python's `get` with a default.
+        truncate: match inner.map.get("truncate") {
+            Some(Value::Null) => false,
+            _ => inner.flag("truncate", true)?,
+        },
     })
 }
 
