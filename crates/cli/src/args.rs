@@ -7,10 +7,9 @@ use std::path::{Path, PathBuf};
 
 use clap::{Parser, Subcommand, ValueEnum};
 use lowtide_config::Run;
-use lowtide_trainer::hub::{Needs, settle};
+use lowtide_trainer::hub::settle;
 
 use crate::error::CliError;
-use crate::out::Out;
 
 /// Fine-tunes language models that do not fit: every tensor of a step lives on the device, in host
 /// memory or on disk by a plan that is checked before anything runs.
@@ -133,9 +132,10 @@ pub struct RunArgs {
 }
 
 impl RunArgs {
-    /// Reads and checks the run; a model that it names as the Hugging Face Hub does is found or fetched.
-    pub fn load(&self, needs: Needs, out: Out) -> Result<Run, CliError> {
-        Ok(settle(self.read()?, needs, &mut |text| out.text(text))?)
+    /// Reads and checks the run; a model that it names as the Hugging Face Hub does is found, or fetched without its
+    /// weights.
+    pub fn load(&self) -> Result<Run, CliError> {
+        Ok(settle(self.read()?)?)
     }
 
     fn read(&self) -> Result<Run, CliError> {
@@ -156,17 +156,16 @@ impl RunArgs {
 
     /// The run with another model: `model` if given, else the one that the run has made already,
     /// else the run's own.
-    pub fn load_with_model(&self, model: Option<&Path>, out: Out) -> Result<Run, CliError> {
+    pub fn load_with_model(&self, model: Option<&Path>) -> Result<Run, CliError> {
         let run = self.read()?;
         let made = run.output.join("model");
         let model = match model {
             Some(model) => std::path::absolute(model).unwrap_or_else(|_| model.to_owned()),
             None if made.exists() => made,
-            None => return Ok(settle(run, Needs::Weights, &mut |text| out.text(text))?),
+            None => return Ok(settle(run)?),
         };
         // Its tokenizer may be on the Hub all the same.
-        let run = run.with_model(model);
-        Ok(settle(run, Needs::Text, &mut |text| out.text(text))?)
+        Ok(settle(run.with_model(model))?)
     }
 }
 

@@ -10,7 +10,6 @@ use lowtide_report::data::{
 };
 use lowtide_report::page;
 use lowtide_trainer::TrainError;
-use lowtide_trainer::hub::Needs;
 use lowtide_trainer::inputs::{open_tokenizer, whole_inputs};
 use lowtide_trainer::paths;
 use lowtide_trainer::report::Phase;
@@ -28,7 +27,7 @@ pub fn data(args: &DataArgs, out: Out) -> Answer {
     let to = args.html.as_ref();
     let to = to.map(|file| place("--html", file, |head| head.starts_with(page::BEGIN)));
     let to = to.transpose()?;
-    let run = args.run.load(Needs::Text, out)?;
+    let run = args.run.load()?;
     run.training_ready().map_err(TrainError::from)?;
     paths::inputs(&run)?;
     let waiting = Waiting::begin(Phase::Data.name());

@@ -19,7 +19,7 @@ use crate::progress::Waiting;
 
 /// Loss and, if the run asks for it, exact match.
 pub fn eval(args: &EvalArgs, out: Out) -> Answer {
-    let run = args.run.load_with_model(args.model.as_deref(), out)?;
+    let run = args.run.load_with_model(args.model.as_deref())?;
     run.training_ready().map_err(TrainError::from)?;
     paths::inputs(&run)?;
     let waiting = Waiting::begin(Phase::Data.name());

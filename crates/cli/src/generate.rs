@@ -29,7 +29,7 @@ pub fn name(run: &Run) -> String {
 
 /// Continues a text or answers a message.
 pub fn generate(args: &GenerateArgs, out: Out) -> Answer {
-    let mut run = args.run.load_with_model(args.model.as_deref(), out)?;
+    let mut run = args.run.load_with_model(args.model.as_deref())?;
     if args.run.gpus.is_some_and(|n| n > 1) {
         return Err(CliError::Usage {
             what: "--gpus: answers are made on one GPU".to_owned(),

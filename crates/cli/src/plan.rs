@@ -13,7 +13,7 @@ use lowtide_planner::{Machine, Plan, Source, Tier};
 use lowtide_trainer::basis::Basis;
 use lowtide_trainer::curve::{Along, Curve, curve};
 use lowtide_trainer::device;
-use lowtide_trainer::hub::{Needs, settle};
+use lowtide_trainer::hub::settle;
 use lowtide_trainer::inputs::{sample_of, steps_of};
 use lowtide_trainer::output::folder::Folder;
 use lowtide_trainer::planning::{decoder_of, load_machine, pins_of, shape_of};
@@ -57,7 +57,7 @@ const REFERENCE: &str = include_str!("../../../examples/machines/h200.json");
 
 /// Plans a run or a shape and shows the plan. Long because all that is shown of a plan stands here in its order.
 pub fn plan(args: &PlanArgs, out: Out) -> Answer {
-    let run = settle(run_of(args)?, Needs::Text, &mut |text| out.text(text))?;
+    let run = settle(run_of(args)?)?;
     // Files that cannot be written are told before minutes of planning.
     let files = pictures(args)?;
     let basis = basis_of(args, &run, out)?;

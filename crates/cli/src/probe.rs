@@ -10,7 +10,7 @@ use lowtide_planner::Machine;
 use lowtide_trainer::Bytes;
 use lowtide_trainer::basis::net_of;
 use lowtide_trainer::device::{self, Device};
-use lowtide_trainer::hub::{Needs, settle};
+use lowtide_trainer::hub::settle;
 use lowtide_trainer::inputs::sample_of;
 use lowtide_trainer::output::folder::{Folder, Found, pending};
 use lowtide_trainer::planning::{decoder_of, probed, shape_of};
@@ -39,7 +39,7 @@ pub fn probe(args: &ProbeArgs, out: Out) -> Answer {
     let run = match &args.file {
         Some(file) => {
             let run = Run::load(file, &texts("--set", &args.sets)?)?;
-            Some(settle(run, Needs::Text, &mut |text| out.text(text))?)
+            Some(settle(run)?)
         }
         None => None,
     };

@@ -10,7 +10,6 @@ use lowtide_planner::traffic::explain_cores;
 use lowtide_planner::{Machine, Plan};
 use lowtide_trainer::Workload;
 use lowtide_trainer::fit;
-use lowtide_trainer::hub::Needs;
 use lowtide_trainer::report::{Observer, Phase, StepLine, TrainReport, When};
 use serde_json::json;
 
@@ -23,7 +22,7 @@ use crate::signals::{Signal, Watch};
 
 /// Trains a run. Signals ask it to save and to stop.
 pub fn train(args: &RunArgs, out: Out, watch: &Watch) -> Answer {
-    let run = args.load(Needs::Weights, out)?;
+    let run = args.load()?;
     match run.optimizer.moments.name() {
         "f32" => out.detail("strategies that change numbers: none"),
         name => out.text(&format!(

@@ -1,6 +1,5 @@
 //! `lowtide verify`: the user's own proof that placement changes no number.
 
-use lowtide_trainer::hub::Needs;
 use lowtide_trainer::verify::verify as compare;
 use serde_json::json;
 
@@ -13,7 +12,7 @@ use crate::progress::Waiting;
 
 /// Trains a slice under the plan and all resident, and compares every bit.
 pub fn verify(args: &VerifyArgs, out: Out) -> Answer {
-    let run = args.run.load(Needs::Weights, out)?;
+    let run = args.run.load()?;
     let waiting = Waiting::begin("training a slice under the plan and all resident");
     let report = compare(&run, args.steps, args.blocks, args.plant_fault)?;
     drop(waiting);

@@ -2,8 +2,8 @@
 //!
 //! The cache is Hugging Face's own (`HF_HUB_CACHE`, `HF_HOME/hub`, `~/.cache/huggingface/hub`). What is not in it is
 //! fetched by Hugging Face's own program, `hf` (older: `huggingface-cli`), which knows tokens, proxies, mirrors
-//! (`HF_ENDPOINT`) and how to go on with half a file; docs/journal.md says why no library does it. With
-//! `HF_HUB_OFFLINE` nothing is fetched.
+//! (`HF_ENDPOINT`) and how to go on with half a file, and shows its progress on standard error; docs/journal.md says why no
+//! library does it. With `HF_HUB_OFFLINE` nothing is fetched. A revision that is in the cache is taken as it is there.
 
 use std::env;
 use std::ffi::OsString;
@@ -17,25 +17,10 @@ use lowtide_model::{ModelError, weight_files};
 
 use crate::error::{HubProblem, PathProblem, TrainError};
 
-/// How much of a model a command reads.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Needs {
-    /// Configuration and tokenizer.
-    Text,
-    /// Those and the weights.
-    Weights,
-}
-
-impl Needs {
-    /// What is fetched: JSON, text and Jinja files, and safetensors. One pattern, since the two programs differ in how
-    /// they take several; no file of PyTorch, ONNX or GGUF matches.
-    const fn pattern(self) -> &'static str {
-        match self {
-            Self::Text => "*.[jt]*",
-            Self::Weights => "*.[jst]*",
-        }
-    }
-}
+/// What fetches configuration and tokenizer: JSON, text and Jinja files of the repository's own folder. One pattern of
+/// each kind, since the two programs differ in how they take several.
+const TEXT: [&str; 4] = ["--include", "*.[jt][isx]*", "--exclude", "*/*"];
+const SINGLE: &str = "model.safetensors";
 
 /// A name on the Hub: `org/name`, with `@` and a branch, tag or commit behind it if it is not `main`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,37 +71,53 @@ impl<'a> Name<'a> {
 }
 
 /// Puts the directories of the cache in place of a model and a tokenizer that the run names as the Hub does, and that
-/// are no paths of this machine. What is missing there is fetched first, which can take long; `tell` is told what is
-/// fetched, and where what is used lies. Other runs come back as they are.
+/// are no paths of this machine. Configuration and tokenizer are fetched if they are missing there; [`weights`] does so
+/// for the rest. Other runs come back as they are.
 ///
 /// # Errors
 /// [`TrainError::Path`] when it is neither there nor can be fetched.
-pub fn settle(run: Run, needs: Needs, tell: &mut dyn FnMut(&str)) -> Result<Run, TrainError> {
+pub fn settle(mut run: Run) -> Result<Run, TrainError> {
     let hub = Hub::of_this_process();
-    let mut run = run;
+    let tokenizer = ["tokenizer.json", "tokenizer_config.json"];
     if let (ModelSource::Path(dir), Some(typed)) = (&run.model.source, &run.model.path_typed)
         && let Some(name) = named(dir, typed)
     {
-        let needs = match run.model.init {
-            Init::Pretrained => needs,
-            Init::Random => Needs::Text,
-        };
+        let mut wanted = vec!["generation_config.json"];
         // With a tokenizer of its own the run reads none of the model's.
-        let tokenizer = run.model.tokenizer.as_ref() == Some(dir);
-        let lacking = |dir: &Path| lacks(dir, needs, true, tokenizer);
-        let found = hub.find(name, needs, &lacking, tell);
+        if run.model.tokenizer.as_ref() == Some(dir) {
+            wanted.extend(tokenizer);
+        }
+        let found = hub.text(name, Some("config.json"), &wanted);
         let found = found.map_err(|why| problem("model.path", dir, typed, why))?;
         run.place_model(found);
     }
     if let (Some(path), Some(typed)) = (&run.model.tokenizer, &run.model.tokenizer_typed)
         && let Some(name) = named(path, typed)
     {
-        let lacking = |dir: &Path| lacks(dir, Needs::Text, false, true);
-        let found = hub.find(name, Needs::Text, &lacking, tell);
+        let found = hub.text(name, None, &tokenizer);
         let found = found.map_err(|why| problem("model.tokenizer", path, typed, why))?;
         run.model.tokenizer = Some(found);
     }
     Ok(run)
+}
+
+/// Fetches what is missing of the weights that a settled run begins with. Gigabytes: whoever calls has looked for all else
+/// that could be wrong. Nothing is done for models that came by no name.
+///
+/// # Errors
+/// [`TrainError::Path`] when they are neither there nor can be fetched.
+pub fn weights(run: &Run) -> Result<(), TrainError> {
+    let (ModelSource::Path(dir), Init::Pretrained, Some(_), Some(typed)) = (
+        &run.model.source,
+        run.model.init,
+        name_of(run),
+        &run.model.path_typed,
+    ) else {
+        return Ok(());
+    };
+    let name = Name::of(typed).expect("a name, or it would have none");
+    let fetched = Hub::of_this_process().weights(name, dir);
+    fetched.map_err(|why| problem("model.path", dir, typed, why))
 }
 
 /// The name on the Hub by which a settled run's model came.
@@ -151,25 +152,22 @@ fn problem(key: &'static str, path: &Path, typed: &str, why: HubProblem) -> Trai
     }
 }
 
-/// The first file that a directory lacks of what is needed.
-fn lacks(dir: &Path, needs: Needs, model: bool, tokenizer: bool) -> Option<String> {
-    let config = model.then_some("config.json");
-    let tokenizer = tokenizer.then_some("tokenizer.json");
-    let few = config.into_iter().chain(tokenizer);
-    if let Some(name) = few.into_iter().find(|name| !dir.join(name).exists()) {
-        return Some(name.to_owned());
-    }
-    if needs == Needs::Text {
-        return None;
+/// The files of a model's weights that its directory lacks; of a directory that does not say which, the single file.
+fn lacking(dir: &Path) -> Vec<String> {
+    let single = || vec![SINGLE.to_owned()];
+    let path = dir.join(SINGLE);
+    if path.is_symlink() && !path.exists() {
+        return single();
     }
     match weight_files(dir) {
         Ok(files) => {
-            let gone = files.iter().find(|file| !file.exists())?;
-            Some(gone.file_name()?.to_string_lossy().into_owned())
+            let gone = files.iter().filter(|file| !file.exists());
+            let names = gone.filter_map(|file| file.file_name());
+            names.map(|n| n.to_string_lossy().into_owned()).collect()
         }
-        Err(ModelError::NoWeights { .. }) => Some("model.safetensors".to_owned()),
+        Err(ModelError::NoWeights { .. }) => single(),
         // Whoever opens it says what is wrong with it.
-        Err(_) => None,
+        Err(_) => Vec::new(),
     }
 }
 
@@ -183,80 +181,110 @@ struct Hub {
 impl Hub {
     /// As the environment has it, by the rules of `huggingface_hub`.
     fn of_this_process() -> Self {
-        let path = |name| {
-            env::var_os(name)
+        let home = || {
+            env::var_os("HOME")
                 .filter(|v| !v.is_empty())
                 .map(PathBuf::from)
         };
-        let home = || {
-            let shared = path("XDG_CACHE_HOME").or_else(|| Some(path("HOME")?.join(".cache")));
-            path("HF_HOME").or_else(|| Some(shared?.join("huggingface")))
+        let path = |name| {
+            let path = env::var_os(name).filter(|v| !v.is_empty())?;
+            let path = PathBuf::from(path);
+            match path.strip_prefix("~") {
+                Ok(rest) => Some(home()?.join(rest)),
+                Err(_) => Some(path),
+            }
         };
+        let shared = || path("XDG_CACHE_HOME").or_else(|| Some(home()?.join(".cache")));
+        let hugging = || path("HF_HOME").or_else(|| Some(shared()?.join("huggingface")));
         let cache = path("HF_HUB_CACHE").or_else(|| path("HUGGINGFACE_HUB_CACHE"));
         let on = |v: String| ["1", "on", "yes", "true"].contains(&v.to_lowercase().as_str());
+        let offline = ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"];
         Self {
-            cache: cache.or_else(|| Some(home()?.join("hub"))),
-            offline: env::var("HF_HUB_OFFLINE").is_ok_and(on),
+            cache: cache.or_else(|| Some(hugging()?.join("hub"))),
+            offline: offline.iter().any(|name| env::var(name).is_ok_and(on)),
             programs: ["hf", "huggingface-cli"].map(OsString::from),
         }
     }
 
-    /// Where a name lies with nothing lacking, fetched if need be.
-    fn find(
+    /// The directory of a name, with the file that it must have. Where it lacks that, or any that is wanted, what the Hub has is
+    /// fetched once; another program may have left a part.
+    fn text(
         &self,
         name: Name<'_>,
-        needs: Needs,
-        lacking: &dyn Fn(&Path) -> Option<String>,
-        tell: &mut dyn FnMut(&str),
+        must: Option<&str>,
+        wanted: &[&str],
     ) -> Result<PathBuf, HubProblem> {
         let cache = self.cache.as_deref().ok_or(HubProblem::NoCache)?;
-        let found = || {
-            let dir = name.snapshot(cache);
-            let lack = dir.as_deref().map(lacking);
-            (dir, lack)
+        let lacks = |dir: &Path, file: &str| !dir.join(file).exists();
+        let before = name.snapshot(cache);
+        if let Some(dir) = &before
+            && !must.iter().chain(wanted).any(|file| lacks(dir, file))
+        {
+            return Ok(dir.clone());
+        }
+        let lack = |dir: Option<PathBuf>| match dir {
+            None => format!("revision {}", name.revision),
+            Some(_) => must.unwrap_or("tokenizer.json").to_owned(),
         };
-        let (dir, lack) = match found() {
-            (Some(dir), Some(None)) => (Some(dir), Some(None)),
-            (_, before) if self.offline => {
-                return Err(HubProblem::Offline {
+        let fetched = self.fetch(name, name.revision, &TEXT, &lack(before));
+        match name.snapshot(cache) {
+            Some(dir) if !must.is_some_and(|file| lacks(&dir, file)) => Ok(dir),
+            dir => {
+                fetched?;
+                Err(HubProblem::Lacks {
                     cache: cache.to_owned(),
-                    lacks: before.flatten(),
-                });
+                    lacks: lack(dir),
+                })
             }
-            _ => {
-                let (id, revision) = (name.id(), name.revision);
-                tell(&format!(
-                    "{id} ({revision}) is fetched from the Hugging Face Hub"
-                ));
-                self.fetch(name, needs, cache)?;
-                found()
-            }
+        }
+    }
+
+    /// Fetches the weights that a snapshot lacks, of its own commit.
+    fn weights(&self, name: Name<'_>, snapshot: &Path) -> Result<(), HubProblem> {
+        let commit = snapshot.file_name().unwrap_or_default().to_string_lossy();
+        let mut lack = lacking(snapshot);
+        if lack == [SINGLE] {
+            // The index, if there is one, says what else it is.
+            self.fetch(name, &commit, &TEXT, SINGLE)?;
+            lack = lacking(snapshot);
+        }
+        let Some(first) = lack.first().cloned() else {
+            return Ok(());
         };
-        match (dir, lack.flatten()) {
-            (Some(dir), None) => {
-                tell(&format!(
-                    "{} ({}): {}",
-                    name.id(),
-                    name.revision,
-                    dir.display()
-                ));
-                Ok(dir)
-            }
-            (_, lacks) => Err(HubProblem::Lacks {
-                cache: cache.to_owned(),
-                lacks: lacks.unwrap_or_else(|| format!("the revision {}", name.revision)),
+        // Names of an index are a stranger's: none is taken for a flag.
+        if lack.iter().all(|file| !file.starts_with('-')) {
+            let files: Vec<&str> = lack.iter().map(String::as_str).collect();
+            self.fetch(name, &commit, &files, &first)?;
+        }
+        match lacking(snapshot).into_iter().next() {
+            None => Ok(()),
+            Some(lacks) => Err(HubProblem::Lacks {
+                cache: self.cache.clone().unwrap_or_default(),
+                lacks,
             }),
         }
     }
 
-    /// Runs the first program that is there, its own progress on standard error, to its end.
-    fn fetch(&self, name: Name<'_>, needs: Needs, cache: &Path) -> Result<(), HubProblem> {
+    /// Runs the first program that can be started, to its end. `lacks` is what is looked for.
+    fn fetch(
+        &self,
+        name: Name<'_>,
+        revision: &str,
+        what: &[&str],
+        lacks: &str,
+    ) -> Result<(), HubProblem> {
+        let cache = self.cache.clone().ok_or(HubProblem::NoCache)?;
+        let lacks = lacks.to_owned();
+        if self.offline {
+            return Err(HubProblem::Offline { cache, lacks });
+        }
         for program in &self.programs {
             let mut command = Command::new(program);
             command
-                .args(["download", &name.id(), "--revision", name.revision])
-                .args(["--include", needs.pattern(), "--cache-dir"])
-                .arg(cache)
+                .args(["download", &name.id()])
+                .args(what)
+                .args(["--revision", revision, "--cache-dir"])
+                .arg(&cache)
                 .stdin(Stdio::null())
                 .stdout(Stdio::null());
             match command.status() {
@@ -267,18 +295,11 @@ impl Hub {
                         status: status.to_string(),
                     });
                 }
-                Err(e) if e.kind() == ErrorKind::NotFound => {}
-                Err(e) => {
-                    return Err(HubProblem::Failed {
-                        program: program.to_string_lossy().into_owned(),
-                        status: e.to_string(),
-                    });
-                }
+                // Not there, its interpreter is not, or it may not be run: the other one may serve.
+                Err(_) => {}
             }
         }
-        Err(HubProblem::NoProgram {
-            cache: cache.to_owned(),
-        })
+        Err(HubProblem::NoProgram { cache, lacks })
     }
 }
 
@@ -333,22 +354,20 @@ mod tests {
     }
 
     #[test]
-    fn half_a_model_lacks_a_file() {
+    fn half_a_model_lacks_files() {
         let dir = tempfile::tempdir().unwrap();
-        let lack = |needs, tokenizer| lacks(dir.path(), needs, true, tokenizer);
-        assert_eq!(lack(Needs::Text, true).as_deref(), Some("config.json"));
-        write(dir.path().join("config.json"), "{}");
-        assert_eq!(lack(Needs::Text, true).as_deref(), Some("tokenizer.json"));
-        assert_eq!(lack(Needs::Text, false), None);
-        write(dir.path().join("tokenizer.json"), "{}");
-        assert_eq!(lack(Needs::Text, true), None);
-        let weights = || lack(Needs::Weights, true);
-        assert_eq!(weights().as_deref(), Some("model.safetensors"));
+        let at = |name: &str| dir.path().join(name);
+        let lack = || lacking(dir.path());
+        assert_eq!(lack(), ["model.safetensors"]);
+        std::os::unix::fs::symlink(at("gone"), at(SINGLE)).unwrap();
+        assert_eq!(lack(), ["model.safetensors"], "a link to nothing");
+        fs::remove_file(at(SINGLE)).unwrap();
         let index = r#"{"weight_map": {"x": "1.safetensors", "y": "2.safetensors"}}"#;
-        write(dir.path().join("model.safetensors.index.json"), index);
-        write(dir.path().join("1.safetensors"), "");
-        assert_eq!(weights().as_deref(), Some("2.safetensors"));
-        write(dir.path().join("2.safetensors"), "");
-        assert_eq!(weights(), None);
+        write(at("model.safetensors.index.json"), index);
+        assert_eq!(lack(), ["1.safetensors", "2.safetensors"]);
+        write(at("1.safetensors"), "");
+        assert_eq!(lack(), ["2.safetensors"]);
+        write(at("2.safetensors"), "");
+        assert_eq!(lack(), [""; 0]);
     }
 }

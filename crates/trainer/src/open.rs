@@ -11,6 +11,7 @@ use lowtide_workload::ModelShape;
 use crate::basis::Basis;
 use crate::device::{self};
 use crate::error::TrainError;
+use crate::hub;
 use crate::inputs::sample_of;
 use crate::planning::{Planned, decoder_of, shape_of};
 use crate::projectors::Projectors;
@@ -77,13 +78,14 @@ pub(crate) fn open_on(
     )?)
 }
 
-/// Looks at the files that [`load_weights`] will read: they are there, whole by their headers, and fit
+/// Looks at the files that [`load_weights`] will read, and fetches those of a model on the Hub: they are there, whole by their headers, and fit
 /// the model. Reads no weights.
 ///
 /// # Errors
 /// As [`load_weights`].
 pub fn check_weights(run: &Run, shape: &ModelShape) -> Result<(), TrainError> {
     if let (ModelSource::Path(dir), Init::Pretrained) = (&run.model.source, run.model.init) {
+        hub::weights(run)?;
         Checkpoint::open(dir, shape)?;
     }
     Ok(())
@@ -108,6 +110,7 @@ pub(crate) fn load_with(
     let homes = session.homes()?;
     match (&run.model.source, run.model.init) {
         (ModelSource::Path(dir), Init::Pretrained) => {
+            hub::weights(run)?;
             let files = Checkpoint::open(dir, shape)?;
             files.check_tied_head()?;
             homes.initialise(|p, range, out| {

@@ -17,6 +17,7 @@ use crate::basis::Basis;
 use crate::device;
 use crate::error::TrainError;
 use crate::fit::{hyper, schedule_of};
+use crate::hub;
 use crate::inputs::{dealing, load_inputs, open_tokenizer, sample_of};
 use crate::open::open_session;
 use crate::paths;
@@ -292,6 +293,7 @@ fn load_slice(run: &Run, session: &mut Session, whole: &ModelShape) -> Result<()
     let homes = session.homes()?;
     match (&run.model.source, run.model.init) {
         (ModelSource::Path(dir), Init::Pretrained) => {
+            hub::weights(run)?;
             let files = Checkpoint::open(dir, whole)?;
             let all = file_params(whole);
             let of_whole: List<ParamId, ParamId> = file_params(&shape)

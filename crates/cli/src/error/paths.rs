@@ -15,20 +15,23 @@ fn hub_advice(key: &str, name: &str, why: &HubProblem) -> Vec<String> {
             RELATIVE.to_owned(),
         ],
         HubProblem::NoProgram { .. } => vec![
-            format!("pip install huggingface_hub brings hf; or get it elsewhere: {get} --local-dir DIR,"),
+            format!(
+                "pip install huggingface_hub brings hf; or get it elsewhere: {get} --local-dir DIR,"
+            ),
             format!("then --set {key}=DIR"),
             RELATIVE.to_owned(),
         ],
         HubProblem::Failed { .. } => vec![
-            "what the program said is above; a model behind a licence needs hf auth login first".to_owned(),
+            "what the program said is above; a model behind a licence needs hf auth login first"
+                .to_owned(),
             format!("try it alone: {get}"),
             RELATIVE.to_owned(),
         ],
-        HubProblem::Lacks { lacks, .. } if lacks.ends_with(".safetensors") => vec![
-            "lowtide reads safetensors: transformers' save_pretrained writes them; then --set model.path=DIR".to_owned(),
-        ],
         HubProblem::Lacks { .. } => vec![
-            "lowtide reads the files that transformers' save_pretrained writes; then --set model.path=DIR".to_owned(),
+            "either the Hub was not reached, or the repository has no such file: lowtide reads what transformers' \
+             save_pretrained writes (config.json, tokenizer.json, safetensors)"
+                .to_owned(),
+            format!("try it alone: {get}; or give a directory: --set {key}=DIR"),
         ],
     }
 }

@@ -10,7 +10,7 @@ model: {path: org/name}
 device: cpu
 budget: {device: 256MiB, host: 256MiB}
 log: {trace: false, tensorboard: false}
-train: {steps: 1, seq: 64, warmup_steps: 0}
+train: {steps: 1, seq: 64, warmup_steps: 0, schedule: constant}
 data: {train: train.jsonl, max_examples: 2, packing: false}
 ";
 
@@ -67,6 +67,7 @@ fn run(scratch: &Scratch, args: &[&str], env: &[(&str, &str)]) -> Ended {
         .env_remove("HF_HUB_CACHE")
         .env_remove("HUGGINGFACE_HUB_CACHE")
         .env_remove("HF_HUB_OFFLINE")
+        .env_remove("TRANSFORMERS_OFFLINE")
         .env("HF_HOME", scratch.at("home"))
         .env(
             "PATH",
@@ -82,10 +83,8 @@ const TRAIN: &[&str] = &["train", "run.yaml"];
 fn a_model_in_the_cache_is_trained_without_a_network() {
     let scratch = scratch();
     cache(&scratch, &WHOLE);
-    let ended = run(&scratch, TRAIN, &[("HF_HUB_OFFLINE", "1")]);
-    ended.fine();
-    let text = ended.text();
-    assert!(text.contains("org/name (main): "), "{text}");
+    let offline = [("HF_HUB_OFFLINE", "1")];
+    run(&scratch, TRAIN, &offline).fine();
     let card = scratch.read("out/model/README.md");
     assert!(card.contains("org/name"), "{card}");
     // The same numbers as from a directory.
@@ -96,48 +95,85 @@ fn a_model_in_the_cache_is_trained_without_a_network() {
     assert!(weights("out") == weights("here"));
     let commit = format!("model.path=org/name@{COMMIT}");
     run(&scratch, &["plan", "run.yaml", "--set", &commit], &[]).fine();
+    // An answer is all that standard output has.
+    let ask = [
+        "generate",
+        "run.yaml",
+        "--prompt",
+        "x",
+        "--max-new-tokens",
+        "1",
+    ];
+    let answer = run(&scratch, &ask, &[]);
+    assert!(!answer.fine().out.contains("snapshots"), "{}", answer.out);
+    // A run goes on without the weights that it began with.
+    let repository = scratch.at("home/hub/models--org--name");
+    fs::remove_file(repository.join("blobs/model.safetensors")).expect("there");
+    let more = ["train", "run.yaml", "--set", "train.steps=2"];
+    run(&scratch, &more, &offline).fine();
     // A directory of that name comes first.
     fs::create_dir_all(scratch.at("org/name")).expect("made");
     run(&scratch, TRAIN, &[]).refused(&["org/name", "config.json"]);
 }
 
+/// What stands in for `hf`: texts are copied where a pattern is given, else the files that are named.
+const HF: &str = r#"
+snapshot=home/hub/models--org--name/snapshots/0123456789abcdef0123456789abcdef01234567
+case "$*" in
+    *--include*) for file in config.json tokenizer.json tokenizer_config.json; do /bin/cp m/$file $snapshot; done ;;
+    *) /bin/cp m/$3 $snapshot ;;
+esac"#;
+
 #[test]
 fn what_is_not_in_the_cache_is_fetched_as_far_as_it_is_needed() {
     let scratch = scratch();
-    // A part is there, as whoever asked for the tokenizer alone leaves it.
-    cache(&scratch, &WHOLE[..3]);
-    let repository = "home/hub/models--org--name";
-    let fetch = format!("cp m/model.safetensors {repository}/snapshots/{COMMIT}/");
-    program(&scratch, "hf", &fetch);
+    // A part is there, as another program leaves it.
+    cache(&scratch, &WHOLE[..1]);
+    program(&scratch, "hf", HF);
     run(&scratch, &["plan", "run.yaml"], &[]).fine();
-    assert!(!scratch.at("asked").exists(), "a plan reads no weights");
-    let ended = run(&scratch, TRAIN, &[]);
-    ended.fine();
-    let text = ended.text();
-    assert!(
-        text.contains("is fetched from the Hugging Face Hub"),
-        "{text}"
-    );
     let home = scratch.at("home/hub").display().to_string();
-    let want = format!("download org/name --revision main --include *.[jst]* --cache-dir {home}\n");
-    assert_eq!(scratch.read("asked"), want);
+    let ends = |revision: &str| format!("--revision {revision} --cache-dir {home}\n");
+    let text = "download org/name --include *.[jt][isx]* --exclude */* ";
+    let of_plan = format!("{text}{}", ends("main"));
+    assert_eq!(scratch.read("asked"), of_plan, "a plan reads no weights");
+    fs::remove_file(scratch.at("asked")).expect("just read");
+    // What else is wrong is found before gigabytes are fetched.
+    let typo = ["train", "run.yaml", "--set", "data.train=typo.jsonl"];
+    run(&scratch, &typo, &[]).refused(&["typo.jsonl"]);
+    assert!(!scratch.read("asked").contains(WHOLE[3]));
+    fs::remove_file(scratch.at("asked")).expect("just read");
     run(&scratch, TRAIN, &[]).fine();
-    assert_eq!(scratch.read("asked"), want, "fetched once");
+    let asked = scratch.read("asked");
+    let of_weights = format!("download org/name model.safetensors {}", ends(COMMIT));
+    assert!(asked.ends_with(&of_weights), "{asked}");
+    run(
+        &scratch,
+        &["train", "run.yaml", "--set", "output=again"],
+        &[],
+    )
+    .fine();
+    assert_eq!(
+        scratch.read("asked").matches(WHOLE[3]).count(),
+        1,
+        "fetched once"
+    );
 }
 
 #[test]
 fn the_older_program_serves_where_the_newer_is_not() {
     let scratch = scratch();
     cache(&scratch, &WHOLE[1..3]);
-    let fetch = format!("cp m/* home/hub/models--org--name/snapshots/{COMMIT}/");
-    program(&scratch, "huggingface-cli", &fetch);
+    // An hf whose interpreter is gone.
+    program(&scratch, "hf", "");
+    scratch.write("bin/hf", "#!/gone/python\n");
+    program(&scratch, "huggingface-cli", HF);
     // A tokenizer by its name alone, which is there.
     let sets = ["model.path=m", "model.tokenizer=org/name"];
     let args = ["train", "run.yaml", "--set", sets[0], "--set", sets[1]];
     run(&scratch, &args, &[]).fine();
     assert!(!scratch.at("asked").exists());
     run(&scratch, &["data", "run.yaml"], &[]).fine();
-    assert!(scratch.read("asked").contains("--include *.[jt]*"));
+    assert!(scratch.read("asked").contains("--include *.[jt][isx]*"));
 }
 
 #[test]
@@ -154,15 +190,17 @@ fn what_cannot_be_had_is_told_with_what_to_do() {
         run(&scratch, command, &[]).refused(&[
             "model.path: ",
             "Hugging Face Hub",
+            "has no revision main",
             "neither hf nor huggingface-cli",
             "pip install",
             "hf download org/name --revision main --local-dir DIR",
         ]);
     }
-    let offline = [("HF_HUB_OFFLINE", "1")];
-    run(&scratch, TRAIN, &offline).refused(&["not in the cache", "HF_HUB_OFFLINE is set"]);
+    let offline = [("TRANSFORMERS_OFFLINE", "1")];
+    run(&scratch, TRAIN, &offline).refused(&["has no revision main", "HF_HUB_OFFLINE"]);
+    // An hf that says nothing and brings nothing, as one without a network does where a part is there.
     cache(&scratch, &WHOLE[..3]);
-    run(&scratch, TRAIN, &offline).refused(&["with its model.safetensors", "HF_HUB_OFFLINE"]);
+    run(&scratch, TRAIN, &offline).refused(&["has no model.safetensors", "HF_HUB_OFFLINE"]);
     program(&scratch, "hf", "echo not allowed >&2; exit 3");
     let words = [
         "not allowed",
@@ -171,9 +209,12 @@ fn what_cannot_be_had_is_told_with_what_to_do() {
     ];
     run(&scratch, TRAIN, &[]).refused(&words);
     program(&scratch, "hf", "exit 0");
-    run(&scratch, TRAIN, &[]).refused(&["has no model.safetensors", "save_pretrained"]);
+    run(&scratch, TRAIN, &[]).refused(&["has no model.safetensors", "the Hub was not reached"]);
     // What is written as a path is one.
     let path = ["train", "run.yaml", "--set", "model.path=./org/name"];
     run(&scratch, &path, &[]).refused(&["model.path: ", "no such file"]);
-    assert!(!scratch.at("out").exists(), "nothing was begun");
+    // Of a model whose tokenizer is of another make that is told, as for a directory.
+    let home = "home/hub/models--org--name/snapshots";
+    fs::remove_file(scratch.at(&format!("{home}/{COMMIT}/tokenizer.json"))).expect("there");
+    run(&scratch, &["data", "run.yaml"], &[]).refused(&["tokenizer.json"]);
 }

@@ -79,20 +79,22 @@ pub enum HubProblem {
     #[error("cannot be looked for: neither HF_HOME nor HOME says where the cache is")]
     NoCache,
     /// It is not whole in the cache, and nothing may be fetched.
-    #[error("is not in the cache {}{}, and HF_HUB_OFFLINE is set", cache.display(), without(lacks.as_deref()))]
+    #[error("has no {lacks} in the cache {}, and HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set", cache.display())]
     Offline {
         /// The cache.
         cache: PathBuf,
-        /// The first file that is missing of what is there.
-        lacks: Option<String>,
+        /// The revision or file that is looked for.
+        lacks: String,
     },
     /// It is not whole in the cache, and there is no program that fetches it.
-    #[error("is not in the cache {}, and neither hf nor huggingface-cli is there to fetch it", cache.display())]
+    #[error("has no {lacks} in the cache {}, and neither hf nor huggingface-cli can be started to fetch it", cache.display())]
     NoProgram {
         /// The cache.
         cache: PathBuf,
+        /// The revision or file that is looked for.
+        lacks: String,
     },
-    /// The program that fetches it did not.
+    /// The program that fetches it failed.
     #[error("could not be fetched: {program} download: {status}")]
     Failed {
         /// The program.
@@ -100,18 +102,15 @@ pub enum HubProblem {
         /// How it ended.
         status: String,
     },
-    /// It was fetched, and is not whole.
-    #[error("was fetched to the cache {} and has no {lacks}", cache.display())]
+    /// The program that fetches it ended without an error, which it also does where it does not reach the Hub and a part
+    /// is there; and it is still not whole.
+    #[error("has no {lacks} in the cache {} even after it was fetched", cache.display())]
     Lacks {
         /// The cache.
         cache: PathBuf,
-        /// The first file that is missing.
+        /// The revision or file that is missing.
         lacks: String,
     },
-}
-
-fn without(file: Option<&str>) -> String {
-    file.map_or(String::new(), |file| format!(" with its {file}"))
 }
 
 /// A run would write more than it may.
