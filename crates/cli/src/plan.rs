@@ -109,7 +109,7 @@ pub fn plan(args: &PlanArgs, out: Out) -> Answer {
     out.text(explain(&plan, workload, cuda).trim_end());
     out.text(explain_choices(&plan).trim_end());
     out.text((explain_updates(&plan, machine, cuda) + &explain_cores(&plan, workload)).trim_end());
-    let exact = beside_exact(&run, &basis, step)?;
+    let exact = beside_exact(&run, &basis, step, ahead)?;
     if let Some((told, _)) = &exact {
         out.text(told);
     }
@@ -120,7 +120,7 @@ pub fn plan(args: &PlanArgs, out: Out) -> Answer {
     out.text(&format!(
         "{tokens_per_second:.1} tokens/s, {model_tflops:.2} model TFLOP/s"
     ));
-    let (others, of_others) = other_compressions(&run, &basis)?;
+    let (others, of_others) = other_compressions(&run, &basis, ahead)?;
     out.text((outlook_text(&outlook, step, cuda) + &others).trim_end());
     drives(&plan, machine)
         .iter()

@@ -3,7 +3,8 @@
 
 use lowtide_config::Run;
 use lowtide_trainer::basis::Basis;
-use lowtide_trainer::planning::decoder_of;
+use lowtide_trainer::planning::{decoder_of, pins_of};
+use lowtide_trainer::wear;
 use lowtide_trainer::{ModelError, TrainError};
 use serde_json::{Value, json};
 
@@ -18,6 +19,7 @@ pub fn beside_exact(
     run: &Run,
     basis: &Basis<'_>,
     step: f64,
+    ahead: u64,
 ) -> Result<Option<(String, Value)>, TrainError> {
     if run.lsp.is_none() {
         return Ok(None);
@@ -26,7 +28,7 @@ pub fn beside_exact(
         lsp: None,
         ..run.clone()
     };
-    let told = match step_of(&exact, basis)? {
+    let told = match step_of(&exact, basis, ahead)? {
         Some(of_exact) => {
             let tie = of_exact / step;
             let who = match tie > 1.0 {
@@ -52,34 +54,44 @@ pub fn beside_exact(
     Ok(Some(told))
 }
 
-/// Seconds of a step of another run on the same machine, under the same budgets; `None` where it does not fit.
-fn step_of(run: &Run, basis: &Basis<'_>) -> Result<Option<f64>, TrainError> {
+/// Seconds of a step of another run on the same machine, under the same budgets, of which one is what may be written in the
+/// steps `ahead`; `None` where it does not fit.
+fn step_of(run: &Run, basis: &Basis<'_>, ahead: u64) -> Result<Option<f64>, TrainError> {
     let basis = Basis {
         run,
         decoder: decoder_of(run, run.batch(), basis.target)?,
         ..basis.clone()
     };
-    match basis.plan() {
-        Ok(plan) => Ok(Some(plan.prediction.step_seconds.0)),
+    let make = |pins| basis.plan_pinned(pins);
+    match wear::within(run, pins_of(run), (0, ahead), wear::fill, make, |plan| plan) {
+        Ok(plan) => {
+            let allowed = wear::check(run, &plan, (0, wear::fill(&plan), ahead));
+            Ok(allowed.is_ok().then_some(plan.prediction.step_seconds.0))
+        }
         Err(TrainError::Refused(_)) => Ok(None),
         Err(e) => Err(e),
     }
 }
 
-/// Twice and half as many directions as a run in subspaces trains, as far as there are such and their plans fit: a text and
+/// Twice and half as many directions as a run in subspaces trains (half of an odd compression is left out), as far as their plans fit: a text and
 /// its JSON; empty for a run that trains exactly.
 ///
 /// # Errors
 /// Those of planning.
-pub fn other_compressions(run: &Run, basis: &Basis<'_>) -> Result<(String, Value), TrainError> {
+pub fn other_compressions(
+    run: &Run,
+    basis: &Basis<'_>,
+    ahead: u64,
+) -> Result<(String, Value), TrainError> {
     let (mut text, mut all) = (String::new(), Vec::new());
     let Some(lsp) = run.lsp else {
         return Ok((text, json!(all)));
     };
     // The most that the key takes.
     let most = 1024;
-    for compression in [lsp.compression / 2, lsp.compression * 2] {
-        if compression == 0 || compression > most {
+    let half = (lsp.compression % 2 == 0).then_some(lsp.compression / 2);
+    for compression in half.into_iter().chain([lsp.compression * 2]) {
+        if compression > most {
             continue;
         }
         let mut other = run.clone();
@@ -87,7 +99,7 @@ pub fn other_compressions(run: &Run, basis: &Basis<'_>) -> Result<(String, Value
             lsp.compression = compression;
             lsp
         });
-        let step = match step_of(&other, basis) {
+        let step = match step_of(&other, basis, ahead) {
             Ok(Some(step)) => step,
             Ok(None) | Err(TrainError::Model(ModelError::NothingProjected { .. })) => continue,
             Err(e) => return Err(e),

@@ -323,7 +323,8 @@ fn many_layers_are_described_about_as_fast_as_in_exact_training() {
         (0..3).map(timed).min().unwrap()
     };
     let (exact, subspaces) = (time(None), time(Some(lsp(2))));
-    assert!(subspaces < 4 * exact, "{subspaces:?} beside {exact:?}");
+    // Twice as much on a quiet machine; a walk through all layers for each took 35 times as much.
+    assert!(subspaces < 12 * exact, "{subspaces:?} beside {exact:?}");
 }
 
 /// The models that are written are those that were trained, whatever the ranges they are asked for in.

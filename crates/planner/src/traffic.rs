@@ -66,7 +66,7 @@ pub fn explain_cores(plan: &Plan, w: &Workload) -> String {
     format!(
         "in subspaces: of {base:.1} M numbers of the blocks' matrices {core:.1} M are trained, along {projector:.1} M of \
          projectors; {others:.1} M others are trained as they are; numbers differ from exact training\n\
-         a step reads of bases and projectors {}, and moves up {} of trained weights and {} of state, down {} of \
+         a step reads of what it does not write (bases, projectors, frozen tensors) {}, and moves up {} of trained weights and {} of state, down {} of \
          gradients and {} of state\n",
         match (up.frozen, read.frozen) {
             (Bytes::ZERO, _) => "what stays on the device".to_owned(),

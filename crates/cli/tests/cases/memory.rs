@@ -54,25 +54,6 @@ fn planned_host_memory_covers_what_is_resident_at_any_accumulation() {
     assert!(slack.iter().all(|&s| s < 300 * MIB), "{slack:?}\n{rows}");
 }
 
-/// In subspaces the export makes matrices while all else is still there: what that takes is in what is told.
-#[test]
-fn planned_host_memory_covers_the_making_of_matrices() {
-    let case = Scratch::bare();
-    case.write("run.yaml", RUN);
-    let planned = |set: &str| {
-        let ended = case.run(&["train", "run.yaml", "--json", "--set", set]);
-        let json = ended.fine().json();
-        let bytes = |key: &str| json[key].as_u64().expect(key);
-        let (planned, peak) = (bytes("planned_rss_bytes"), bytes("peak_rss_bytes"));
-        assert!(peak <= planned, "{set}: {peak} resident, {planned} planned");
-        assert!(
-            planned - peak < 300 * MIB,
-            "{set}: {peak} resident, {planned} planned"
-        );
-    };
-    planned("strategy={name: lsp, lsp: {compression: 1}}");
-}
-
 /// The tokenizers' crate takes 140 bytes for each byte of a text; a long one is given to it in windows. What still
 /// does not fit is refused before it is tried.
 #[test]
