@@ -236,6 +236,9 @@ fn general(e: &TrainError) -> &'static str {
             "model.path needs a whole Hugging Face directory (config.json, safetensors, tokenizer): if \
              its download was cut off, get it again"
         }
+        TrainError::Data(DataError::Streamed(_)) => {
+            "put right what is named, and start the same command again: it goes on from the last checkpoint"
+        }
         TrainError::Data(DataError::Record { .. } | DataError::NoRecords { .. }) => {
             "data files hold one JSON object a line; data.format and data.fields say which fields are read"
         }
@@ -569,7 +572,7 @@ fn foreign_advice(kind: Foreign) -> &'static str {
 }
 
 fn data_advice(e: &DataError) -> Vec<String> {
-    let text = match e {
+    let text = match e.itself() {
         DataError::Record { problem, .. } => return records::advice(problem),
         DataError::ForeignFile { what, path } => return records::conversion(*what, path),
         DataError::AllSkipped { .. } => {
@@ -597,8 +600,11 @@ fn data_advice(e: &DataError) -> Vec<String> {
              smaller files in data.train"
         }
         DataError::Kept { .. } => {
-            "name a folder with room in data.cache, or hold tokens in memory (data.cache: none); what is damaged is made \
-             anew at the next start"
+            "name another folder, with room, in data.cache, or without data.streaming hold tokens in memory (data.cache: \
+             none); what is damaged is made anew at the next start"
+        }
+        DataError::Changed { .. } => {
+            "let nothing write to data files while a run streams them; a run that goes on refuses other data than it began with"
         }
         DataError::WeightOfNone { .. } => {
             "raise data.train[i].weight until it leaves an example, or leave the file out"

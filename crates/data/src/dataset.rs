@@ -24,7 +24,7 @@ use lowtide_units::Bytes;
 mod gathered;
 
 use gathered::Counter;
-pub(super) use gathered::{Gathered, Hash, Sink};
+pub(super) use gathered::{Gathered, Hash, Keeping, Sink};
 
 /// What becomes of a record that cannot be used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -119,7 +119,7 @@ impl Dataset {
         options: &LoadOptions,
         tokenizer: &Tokenizer,
     ) -> Result<Self, DataError> {
-        Self::read(paths, options, tokenizer, Sink::default())
+        Ok(Self::read(paths, options, tokenizer, Sink::default())?.0)
     }
 
     /// The same, with the tokens in a file of the cache: that of an earlier call, or one that is made now. They take no
@@ -140,7 +140,23 @@ impl Dataset {
             true => Err(DataError::Kept { path, reason }),
             false => {
                 let note = format!("tokens are not kept: {}: {reason}", path.display());
-                Ok((Self::load(paths, options, tokenizer)?, vec![note]))
+                match Self::load(paths, options, tokenizer) {
+                    Ok(data) => Ok((data, vec![note])),
+                    Err(DataError::Examples {
+                        path,
+                        place,
+                        need,
+                        have,
+                        unkept: _,
+                    }) => Err(DataError::Examples {
+                        path,
+                        place,
+                        need,
+                        have,
+                        unkept: Some(note),
+                    }),
+                    Err(e) => Err(e),
+                }
             }
         };
         let (writer, key, mut notes) = match Self::open_kept(paths, options, tokenizer, cache) {
@@ -149,11 +165,10 @@ impl Dataset {
             Err(DataError::Kept { path, reason }) => return without(path, reason),
             Err(e) => return Err(e),
         };
-        let same = || key.is_still_of(paths);
-        let path = writer.path().display().to_string();
-        match Self::read(paths, options, tokenizer, Sink::File(writer, &same)) {
-            Ok(data) => {
-                notes.push(format!("tokens are kept in {path}"));
+        let changed = || key.changed(paths);
+        match Self::read(paths, options, tokenizer, Sink::File(writer, &changed)) {
+            Ok((data, keeping)) => {
+                notes.extend(keeping.told(cache.required)?);
                 Ok((data, notes))
             }
             Err(DataError::Kept { path, reason }) => without(path, reason),
@@ -177,7 +192,7 @@ impl Dataset {
             let reason = "there is no folder for them: neither HOME nor XDG_CACHE_HOME is set";
             return Err(kept(Path::new("data.cache"), reason.to_owned()));
         }
-        let stamps = stamps(paths);
+        let stamps = paths.iter().map(|path| stamp(path)).collect();
         let Some(key) = key_of(paths, options, tokenizer)? else {
             let reason = "the tokenizer cannot be written down".to_owned();
             return Err(kept(tokenizer.path(), reason));
@@ -242,12 +257,12 @@ impl Dataset {
         Arc::clone(&self.store)
     }
 
-    fn read(
+    pub(super) fn read(
         paths: &[PathBuf],
         options: &LoadOptions,
         tokenizer: &Tokenizer,
         sink: Sink<'_>,
-    ) -> Result<Self, DataError> {
+    ) -> Result<(Self, Keeping), DataError> {
         let mut data = Gathered::new(sink);
         let encode = |encoder: &Encoder<'_>, line: &str| encoder.encode(line);
         let (format, left_out) = read(
@@ -255,7 +270,7 @@ impl Dataset {
             options,
             tokenizer,
             encode,
-            |file, place, (example, remarks)| {
+            |(file, place), (example, remarks), _| {
                 data.add(&example, file)?;
                 data.note(remarks);
                 data.afford(&paths[file], place, Bytes(options.memory))
@@ -448,13 +463,15 @@ impl Cache {
 /// A key, and what its data files were when they were read for it.
 pub(super) struct KeyOf {
     pub(super) key: kept::Key,
-    stamps: Vec<Option<[i64; 5]>>,
+    stamps: Vec<Option<Stamp>>,
 }
 
 impl KeyOf {
-    /// Whether nobody has written to the files since.
-    pub(super) fn is_still_of(&self, paths: &[PathBuf]) -> bool {
-        stamps(paths) == self.stamps
+    /// The first of the files that somebody has written to since, or put another in its place.
+    pub(super) fn changed(&self, paths: &[PathBuf]) -> Option<PathBuf> {
+        let mut both = paths.iter().zip(&self.stamps);
+        let (path, _) = both.find(|(path, then)| stamp(path) != **then)?;
+        Some(path.clone())
     }
 }
 
@@ -466,14 +483,15 @@ pub(super) enum Opened {
     New(Box<Writer>, KeyOf, Vec<String>),
 }
 
-/// What changes when a file is written to.
-fn stamps(paths: &[PathBuf]) -> Vec<Option<[i64; 5]>> {
-    let stamp = |path: &PathBuf| {
-        let m = std::fs::metadata(path).ok()?;
-        let file = [m.dev() as i64, m.ino() as i64, m.len() as i64];
-        Some([file[0], file[1], file[2], m.mtime(), m.mtime_nsec()])
-    };
-    paths.iter().map(stamp).collect()
+/// What changes when a file is written to; the last two also where somebody sets the time of the last write.
+type Stamp = [i64; 7];
+
+fn stamp(path: &Path) -> Option<Stamp> {
+    let m = std::fs::metadata(path).ok()?;
+    let file = [m.dev() as i64, m.ino() as i64, m.len() as i64];
+    let times = [m.mtime(), m.mtime_nsec(), m.ctime(), m.ctime_nsec()];
+    let ([a, b, c], [d, e, f, g]) = (file, times);
+    Some([a, b, c, d, e, f, g])
 }
 
 fn made_anew(path: &Path, what: &str) -> String {
@@ -489,7 +507,9 @@ impl Dataset {
     pub(crate) fn of(examples: &[Example]) -> Result<Self, DataError> {
         let mut data = Gathered::new(Sink::default());
         examples.iter().try_for_each(|e| data.add(e, 0).map(drop))?;
-        data.finish(&["test".into()], Format::Text, LossOn::Answers)
+        Ok(data
+            .finish(&["test".into()], Format::Text, LossOn::Answers)?
+            .0)
     }
 }
 

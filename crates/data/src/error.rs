@@ -3,6 +3,7 @@
 //! One file because the facts of an error stand beside the words for them.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use lowtide_files::FileError;
 use lowtide_units::Bytes;
@@ -75,7 +76,8 @@ pub enum DataError {
     },
     /// The examples that are read take more memory than may be taken.
     #[error(
-        "{path}{place}: the examples up to here take {need} of host memory, and {have} are allowed"
+        "{path}{place}: the examples up to here take {need} of host memory, and {have} are allowed{}",
+        and(unkept)
     )]
     Examples {
         /// The file that is being read.
@@ -86,7 +88,18 @@ pub enum DataError {
         need: Bytes,
         /// Bytes that may be taken (`budget.host`).
         have: Bytes,
+        /// Why their tokens are not kept on disk, where that was tried.
+        unkept: Option<String>,
     },
+    /// A data file was written to while it was read.
+    #[error("{path}: this file was changed while it was read")]
+    Changed {
+        /// The file.
+        path: PathBuf,
+    },
+    /// What ended a stream, told to each who waits for more of it.
+    #[error(transparent)]
+    Streamed(Arc<DataError>),
     /// Tokens that are kept on disk cannot be read or written, or are not what was written.
     #[error("{path}: tokens kept on disk: {reason}")]
     Kept {
@@ -651,6 +664,15 @@ impl RecordProblem {
 }
 
 impl DataError {
+    /// The error itself, where many are told of one.
+    #[must_use]
+    pub fn itself(&self) -> &Self {
+        match self {
+            Self::Streamed(e) => e.itself(),
+            e => e,
+        }
+    }
+
     /// An I/O error with its file; a missing file becomes [`DataError::Missing`].
     pub(crate) fn io(path: &Path, source: std::io::Error) -> Self {
         let path = path.to_owned();
@@ -672,6 +694,11 @@ impl DataError {
 }
 
 /// A line of a template, as errors show it.
+fn and(more: &Option<String>) -> String {
+    more.as_ref()
+        .map_or_else(String::new, |more| format!("; {more}"))
+}
+
 fn at_line(line: Option<usize>) -> String {
     line.map_or(String::new(), |line| format!(", line {line}"))
 }

@@ -6,7 +6,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -31,6 +31,9 @@ const COUNTS_MAX: u64 = 1 << 20;
 const WHOLE: &str = "tokens";
 /// Ending of a file that is being written.
 const PART: &str = "part";
+
+/// What is wrong with a link or a directory at the name of a file.
+const STRANGE: &str = "it is no regular file";
 
 /// What a file's examples were made of, as 256 bits.
 pub(super) type Key = [u8; 32];
@@ -119,7 +122,7 @@ pub(super) fn find(path: &Path, key: &Key, memory: u64) -> Found {
         Err(e) => return Found::Strange(e.to_string()),
     };
     if !meta.is_file() {
-        return Found::Strange("it is no regular file".to_owned());
+        return Found::Strange(STRANGE.to_owned());
     }
     match lowtide_files::open_any(path) {
         Ok(regular) => match read(regular.file, path, key, memory) {
@@ -210,7 +213,8 @@ pub(super) struct Writer {
     n_spans: u64,
     part: PathBuf,
     whole: PathBuf,
-    key: Key,
+    /// The file that stood at the name at the beginning: one that is not as it was written.
+    replaces: Option<(u64, u64)>,
     finished: bool,
 }
 
@@ -220,6 +224,7 @@ impl Writer {
         fs::create_dir_all(folder)?;
         remove_left(folder);
         let whole = path_of(folder, key);
+        let replaces = regular(&whole)?;
         let mut options = OpenOptions::new();
         options.read(true).write(true).create_new(true).mode(0o600);
         let (file, part) = (0..100)
@@ -246,7 +251,7 @@ impl Writer {
             out: BufWriter::with_capacity(1 << 20, file),
             part,
             whole,
-            key: *key,
+            replaces,
             finished: false,
         };
         // Before the magic, without which nobody takes it for one that was left.
@@ -311,7 +316,10 @@ impl Writer {
         })
     }
 
-    /// Ends the file and gives it its name.
+    /// Ends the file and gives it its name, unless another run has made the same meanwhile.
+    ///
+    /// # Errors
+    /// It cannot be written, or something else than a file stands at its name. What was added can be read nevertheless.
     pub fn finish(mut self, counts: &Counts) -> std::io::Result<()> {
         let mut check = 0;
         let mut out = |out: &mut BufWriter<File>, bytes: &[u8]| {
@@ -337,14 +345,27 @@ impl Writer {
         self.out.flush()?;
         self.out.get_ref().sync_all()?;
         // What is not lowtide's stays where it is.
-        if !matches!(find(&self.whole, &self.key, u64::MAX), Found::Strange(_)) {
-            fs::rename(&self.part, &self.whole)?;
-            self.finished = true;
-            if let Some(folder) = self.whole.parent() {
-                File::open(folder)?.sync_all()?;
-            }
+        if let Some(there) = regular(&self.whole)?
+            && self.replaces != Some(there)
+        {
+            return Ok(());
+        }
+        fs::rename(&self.part, &self.whole)?;
+        self.finished = true;
+        if let Some(folder) = self.whole.parent() {
+            File::open(folder)?.sync_all()?;
         }
         Ok(())
+    }
+}
+
+/// Which regular file stands at a path, if one does.
+fn regular(path: &Path) -> std::io::Result<Option<(u64, u64)>> {
+    match path.symlink_metadata() {
+        Ok(meta) if meta.is_file() => Ok(Some((meta.dev(), meta.ino()))),
+        Ok(_) => Err(std::io::Error::other(STRANGE)),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e),
     }
 }
 

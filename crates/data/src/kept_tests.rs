@@ -1,6 +1,6 @@
 use std::os::unix::fs::symlink;
 
-use super::super::dataset::{Cache, Dataset, LoadOptions, OnError};
+use super::super::dataset::{Cache, Dataset, Keeping, LoadOptions, OnError, Opened, Sink};
 use super::super::jsonl::Format;
 use super::super::mask::LossOn;
 use super::super::packing::{Packed, Packing, TooLong};
@@ -289,4 +289,87 @@ fn a_folder_that_cannot_be_written_is_done_without_or_refused() {
     let options = LoadOptions::default();
     Dataset::load_kept(&place.paths, &options, &testing::tokenizer(), &large).unwrap();
     assert!(!place.cache.folder.exists(), "small data are not kept");
+}
+
+/// Whoever is first gives the file its name; the other's is the same, and is dropped. Only what stood there damaged is
+/// replaced.
+#[test]
+fn of_two_runs_at_once_one_file_stays() {
+    let place = place(12);
+    let options = LoadOptions::default();
+    place.load(&options);
+    let whole = Dataset::load(&place.paths, &options, &place.tokenizer).unwrap();
+    let file = place.files().remove(0);
+    let bytes = fs::read(&file).unwrap();
+    fs::write(&file, &bytes[1..]).unwrap();
+    let opened = || {
+        let opened = Dataset::open_kept(&place.paths, &options, &place.tokenizer, &place.cache);
+        match opened.unwrap() {
+            Opened::New(writer, ..) => writer,
+            Opened::Found(..) => panic!("it is damaged"),
+        }
+    };
+    let read = |writer| {
+        let sink = Sink::File(writer, &|| None);
+        let (data, keeping) =
+            Dataset::read(&place.paths, &options, &place.tokenizer, sink).unwrap();
+        same(&whole, &data);
+        assert!(matches!(keeping, Keeping::Kept(_)));
+        fs::metadata(&file).unwrap().ino()
+    };
+    let (one, other) = (opened(), opened());
+    let (first, second) = (read(one), read(other));
+    assert_eq!(first, second);
+    assert_eq!(fs::read(&file).unwrap(), bytes);
+    assert_eq!(place.files(), [file.clone()]);
+}
+
+#[test]
+fn tokens_of_files_that_change_are_not_kept() {
+    let place = place(12);
+    let options = LoadOptions::default();
+    let opened = Dataset::open_kept(&place.paths, &options, &place.tokenizer, &place.cache);
+    let Opened::New(writer, key, _) = opened.unwrap() else {
+        panic!("nothing is kept yet")
+    };
+    let out = OpenOptions::new()
+        .append(true)
+        .open(&place.paths[1])
+        .unwrap();
+    let before = out.metadata().unwrap().modified().unwrap();
+    out.set_modified(before + std::time::Duration::from_secs(1))
+        .unwrap();
+    out.set_modified(before).unwrap();
+    let changed = || key.changed(&place.paths);
+    let sink = Sink::File(writer, &changed);
+    let (_, keeping) = Dataset::read(&place.paths, &options, &place.tokenizer, sink).unwrap();
+    let told = keeping.told(true).unwrap().unwrap();
+    assert!(
+        told.starts_with("warning: tokens are not kept: ") && told.contains("b.jsonl was changed"),
+        "{told}"
+    );
+    assert_eq!(place.files(), Vec::<PathBuf>::new());
+}
+
+/// Why tokens are in memory is not forgotten when there is no room for them.
+#[test]
+fn why_tokens_were_not_kept_is_told_when_memory_is_short() {
+    let place = place(200);
+    fs::write(place.dir.path().join("file"), "").unwrap();
+    let cache = Cache {
+        folder: place.dir.path().join("file"),
+        required: false,
+        bytes_min: 0,
+    };
+    let (data, _) = place.load(&LoadOptions::default());
+    let options = LoadOptions {
+        memory: data.report().n_tokens * 4,
+        ..LoadOptions::default()
+    };
+    let error = Dataset::load_kept(&place.paths, &options, &place.tokenizer, &cache).unwrap_err();
+    let error = error.to_string();
+    assert!(
+        error.contains("are allowed; tokens are not kept: ") && error.contains("/file/"),
+        "{error}"
+    );
 }

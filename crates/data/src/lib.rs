@@ -69,6 +69,6 @@ pub use plain::TextBy;
 pub use prompts::{Prompt, prompts};
 pub use remarks::Remarks;
 pub use source::Make;
-pub use stream::{RowLayout, Rows, Stream, WINDOW};
+pub use stream::{News, Rest, RowLayout, Rows, Stream, Threads, WINDOW};
 pub use tokenizer::Tokenizer;
 pub use turns::{EndOfTurn, end_of_turn, generation_prompt};

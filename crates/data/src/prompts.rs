@@ -35,7 +35,7 @@ pub fn prompts(
         options,
         tokenizer,
         prompt,
-        |_, place, (tokens, reference)| {
+        |(_, place), (tokens, reference), _| {
             all.push(Prompt {
                 tokens,
                 reference,

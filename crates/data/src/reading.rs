@@ -22,13 +22,14 @@ const CHUNK_LINES: usize = 1024;
 const CHUNK_BYTES: usize = 16 << 20;
 
 /// Does `work` on every line of the files, on all of rayon's threads, and hands `take` what comes of it
-/// with the number of its file and its place in it, in order; an error of `take` ends it. Gives the format and what was left out.
+/// with the number of its file and its place in it, in order, and what was left out before it; an error of `take` ends it.
+/// Gives the format and what was left out.
 pub(crate) fn read<T: Send>(
     paths: &[PathBuf],
     options: &LoadOptions,
     tokenizer: &Tokenizer,
     work: impl Fn(&Encoder<'_>, &str) -> Result<T, RecordProblem> + Sync,
-    mut take: impl FnMut(usize, Place, T) -> Result<(), DataError>,
+    mut take: impl FnMut((usize, Place), T, &Remarks) -> Result<(), DataError>,
 ) -> Result<(Format, Remarks), DataError> {
     let mut encoder = None;
     let (mut left_out, mut n_taken) = (Remarks::default(), 0u64);
@@ -66,7 +67,7 @@ pub(crate) fn read<T: Send>(
                 match (done, options.on_error) {
                     (Ok(value), _) => {
                         n_taken += 1;
-                        take(file, place, value)?;
+                        take((file, place), value, &left_out)?;
                     }
                     (Err(problem), OnError::Skip) if !problem.ends_all() => {
                         left_out.left_out(path, place, &problem);

@@ -4,17 +4,22 @@
 //! places depends on the data alone, and so do rows and their order. Each window is packed by itself. Tokens go to a
 //! file of the cache; when all are there, the next run reads them from it and has the same windows.
 
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use lowtide_units::Bytes;
 
 use super::batches::{BatchShape, Batches, Dealing};
-use super::dataset::{Cache, Dataset, Gathered, Hash, LoadOptions, LoadReport, Opened, Sink};
+use super::dataset::{
+    Cache, Dataset, Gathered, Hash, Keeping, KeyOf, LoadOptions, LoadReport, Opened, Sink,
+};
 use super::jsonl::Format;
-use super::kept::{List, Part};
+use super::kept::{List, Part, Writer};
 use super::mask::Encoder;
 use super::packing::{Packed, Packing, TooLong};
 use super::reading::read;
@@ -86,15 +91,63 @@ impl Rows {
     }
 }
 
+/// Threads of a stream's own that tokenise.
+#[derive(Clone, Copy, Debug)]
+pub struct Threads {
+    /// How many, 1 at least.
+    pub n: usize,
+    /// What each does first: it may give way to others.
+    pub begin: fn(),
+}
+
+/// What people should know of a stream's data that was read, once.
+#[derive(Clone, Debug, Default)]
+pub struct News {
+    /// Whether it is of all of the data.
+    pub all: bool,
+    /// Records left out because not one of their tokens is supervised.
+    pub n_unsupervised: u64,
+    /// What was noticed in the records.
+    pub remarks: Remarks,
+    /// What became of the file of the cache.
+    pub kept: Option<String>,
+}
+
+/// How reading ended.
+#[derive(Debug)]
+enum End {
+    /// All is there.
+    All,
+    /// With an error, which is told to everyone who asks.
+    Error(Arc<DataError>),
+    /// With a panic, which goes on in who asks first.
+    Panic(Option<Box<dyn Any + Send>>),
+}
+
 /// What is known of the data so far.
 #[derive(Debug, Default)]
 struct Known {
     windows: Vec<Part>,
     format: Option<Format>,
-    ended: bool,
-    /// Why it ended early; whoever asks first is told.
-    error: Option<DataError>,
-    failed: bool,
+    end: Option<End>,
+    /// Of the windows so far; none: it has been told.
+    news: Option<News>,
+    /// The thread stands still, because somebody asked it to.
+    rests: bool,
+}
+
+impl Known {
+    /// How reading ended, if it has.
+    fn ended(&mut self) -> Option<Result<(), DataError>> {
+        match self.end.as_mut()? {
+            End::All => Some(Ok(())),
+            End::Error(e) => Some(Err(DataError::Streamed(Arc::clone(e)))),
+            End::Panic(what) => {
+                let again = || Box::new("the thread that tokenises has panicked");
+                resume_unwind(what.take().unwrap_or_else(|| again()))
+            }
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -102,6 +155,8 @@ struct Shared {
     known: Mutex<Known>,
     changed: Condvar,
     stop: AtomicBool,
+    /// How many want the thread to stand still.
+    asked_to_rest: AtomicUsize,
 }
 
 impl Shared {
@@ -125,7 +180,34 @@ impl Shared {
             known = waited.unwrap_or_else(PoisonError::into_inner);
         }
     }
+
+    /// Stands still as long as somebody wants it. Whether to go on after it.
+    fn goes_on(&self) -> bool {
+        let asked = || self.asked_to_rest.load(Ordering::SeqCst) > 0;
+        let stops = || self.stop.load(Ordering::SeqCst);
+        if asked() && !stops() {
+            self.change(|known| known.rests = true);
+            self.wait(|known| (!asked() || stops()).then(|| known.rests = false));
+        }
+        !stops()
+    }
 }
+
+/// As long as it is there, nothing is tokenised.
+#[derive(Debug)]
+pub struct Rest(Arc<Stream>);
+
+impl Drop for Rest {
+    fn drop(&mut self) {
+        let shared = &self.0.shared;
+        shared.change(|_| {
+            shared.asked_to_rest.fetch_sub(1, Ordering::SeqCst);
+        });
+    }
+}
+
+/// Longest wait for a thread to stand still: it ends the records that it has begun, 1,024 at most.
+const REST_WAIT: Duration = Duration::from_secs(10);
 
 /// What stands at a window's number.
 pub(crate) enum Window {
@@ -162,6 +244,23 @@ impl Stream {
         tokenizer: Tokenizer,
         cache: &Cache,
         layout: RowLayout,
+        threads: Threads,
+    ) -> Result<(Self, Vec<String>), DataError> {
+        let shared = Arc::new(Shared::default());
+        let how = (layout, threads);
+        let (mut stream, notes) = Self::begin(paths, options, tokenizer, cache, how, shared)?;
+        stream.format = stream.first_format()?;
+        Ok((stream, notes))
+    }
+
+    /// The same, but it does not wait.
+    fn begin(
+        paths: &[PathBuf],
+        options: &LoadOptions,
+        tokenizer: Tokenizer,
+        cache: &Cache,
+        (layout, threads): (RowLayout, Threads),
+        shared: Arc<Shared>,
     ) -> Result<(Self, Vec<String>), DataError> {
         let opened = Dataset::open_kept(paths, options, &tokenizer, cache)?;
         let (Opened::Found(_, key, _) | Opened::New(_, key, _)) = &opened;
@@ -173,41 +272,40 @@ impl Stream {
         hash.add(layout.seq as u64);
         hash.add(layout.packing as u64);
         let first = paths.first().cloned().unwrap_or_default();
-        let shared = Arc::new(Shared::default());
+        shared.known().news = Some(News::default());
         let (store, list, worker, notes) = match opened {
             Opened::Found((data, list), _, notes) => {
                 shared.change(|known| {
                     known.windows = windows_of(data.spans(), layout.window);
                     known.format = Some(data.report().format);
-                    known.ended = true;
+                    known.end = Some(End::All);
+                    known.news = Some(News {
+                        all: true,
+                        n_unsupervised: data.report().n_unsupervised,
+                        remarks: data.remarks().clone(),
+                        kept: None,
+                    });
                 });
                 (data.store(), list, None, notes)
             }
             Opened::New(mut writer, key, mut notes) => {
-                notes.push(format!("tokens are kept in {}", writer.path().display()));
+                notes.push(format!("tokens go to {}", writer.path().display()));
                 let store = writer.so_far().map_err(|e| writer.failed(&e))?;
                 let list = writer.list().map_err(|e| writer.failed(&e))?;
-                let (paths, options) = (paths.to_vec(), options.clone());
-                let work = {
-                    let shared = Arc::clone(&shared);
-                    move || {
-                        // What cannot be told of any more must not be waited for.
-                        let _end = Ends(&shared);
-                        let same = || key.is_still_of(&paths);
-                        let sink = Sink::File(writer, &same);
-                        if let Err(e) =
-                            work(&paths, &options, &tokenizer, sink, (&shared, layout.window))
-                        {
-                            shared.change(|known| known.error = Some(e));
-                        }
-                    }
+                let job = Job {
+                    paths: paths.to_vec(),
+                    options: options.clone(),
+                    tokenizer,
+                    window: layout.window,
+                    required: cache.required,
+                    shared: Arc::clone(&shared),
                 };
-                let thread = std::thread::Builder::new().name("tokens".into());
-                let thread = thread.spawn(work).map_err(|e| DataError::io(&first, e))?;
+                let thread = job.start(writer, key, threads);
+                let thread = thread.map_err(|e| DataError::io(&first, e))?;
                 (Arc::new(store), list, Some(thread), notes)
             }
         };
-        let mut stream = Self {
+        let stream = Self {
             shared,
             store,
             list,
@@ -217,17 +315,15 @@ impl Stream {
             fingerprint: hash.0,
             worker,
         };
-        stream.format = stream.first_format()?;
         Ok((stream, notes))
     }
 
     /// The format of the records, when the first window is there.
     fn first_format(&self) -> Result<Format, DataError> {
-        let said = self.shared.wait(|known| match known.format {
+        self.shared.wait(|known| match known.format {
             Some(format) if !known.windows.is_empty() => Some(Ok(format)),
-            _ => known.ended.then(|| Err(known.error.take())),
-        });
-        said.map_err(|e| e.unwrap_or_else(|| self.nothing()))
+            _ => Some(known.ended()?.and_then(|()| Err(self.nothing()))),
+        })
     }
 
     /// Not one row is in the data.
@@ -244,18 +340,7 @@ impl Stream {
     pub(crate) fn window(&self, i: usize) -> Result<Window, DataError> {
         let found = self.shared.wait(|known| match known.windows.get(i) {
             Some(part) => Some(Ok(Some(*part))),
-            None if !known.ended => None,
-            None => Some(match (known.error.take(), known.failed) {
-                (Some(e), _) => {
-                    known.failed = true;
-                    Err(e)
-                }
-                (None, true) => Err(DataError::Kept {
-                    path: self.first.clone(),
-                    reason: "the records behind these could not be read".to_owned(),
-                }),
-                (None, false) => Ok(None),
-            }),
+            None => Some(known.ended()?.map(|()| None)),
         });
         let Some(part) = found? else {
             return Ok(Window::End);
@@ -283,14 +368,36 @@ impl Stream {
 
     /// How many windows there are, when all were read.
     pub(crate) fn n_windows(&self) -> Result<usize, DataError> {
-        let mut n = self
-            .shared
-            .wait(|known| known.ended.then_some(known.windows.len()));
-        // What ended it early is told.
-        while !matches!(self.window(n)?, Window::End) {
-            n += 1;
+        self.shared.wait(|known| {
+            let ended = known.ended()?;
+            Some(ended.map(|()| known.windows.len()))
+        })
+    }
+
+    /// What people should know of all data, when all are read, or at once of those so far; `None`: not yet, or it has
+    /// been told.
+    #[must_use]
+    pub fn news(&self, at_once: bool) -> Option<News> {
+        let mut known = self.shared.known();
+        match at_once || matches!(known.end, Some(End::All)) {
+            true => known.news.take(),
+            false => None,
         }
-        Ok(n)
+    }
+
+    /// Lets nothing be tokenised as long as the answer is there: others measure. It waits until what was begun is done,
+    /// a few seconds at most.
+    #[must_use]
+    pub fn rest(self: &Arc<Self>) -> Rest {
+        let shared = &self.shared;
+        shared.asked_to_rest.fetch_add(1, Ordering::SeqCst);
+        let rest = Rest(Arc::clone(self));
+        let works = |known: &mut Known| !known.rests && known.end.is_none();
+        let waited = shared
+            .changed
+            .wait_timeout_while(shared.known(), REST_WAIT, works);
+        drop(waited.unwrap_or_else(PoisonError::into_inner));
+        rest
     }
 
     /// Tokens of a row.
@@ -301,43 +408,117 @@ impl Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        self.shared.stop.store(true, Ordering::Relaxed);
+        // Under the lock, so that who rests hears of it.
+        self.shared
+            .change(|_| self.shared.stop.store(true, Ordering::SeqCst));
         if let Some(worker) = self.worker.take() {
-            // A panic of it has been told where its window was waited for, or nobody waited.
+            // A panic of it goes on where its window was waited for, or nobody waited.
             let _ = worker.join();
         }
     }
 }
 
-/// Says at the end of the thread, however it ends, that nothing more comes.
-struct Ends<'a>(&'a Shared);
-
-impl Drop for Ends<'_> {
-    fn drop(&mut self) {
-        let panicked = std::thread::panicking();
-        self.0.change(|known| {
-            known.failed |= panicked;
-            known.ended = true;
-        });
-    }
+/// What the thread of a stream does.
+struct Job {
+    paths: Vec<PathBuf>,
+    options: LoadOptions,
+    tokenizer: Tokenizer,
+    window: u64,
+    /// Whether tokens must be kept.
+    required: bool,
+    shared: Arc<Shared>,
 }
 
-/// Reads all files to their end, and tells of each window.
-fn work(
-    paths: &[PathBuf],
-    options: &LoadOptions,
-    tokenizer: &Tokenizer,
-    sink: Sink<'_>,
-    (shared, window): (&Shared, u64),
-) -> Result<(), DataError> {
-    let mut data = Gathered::new(sink).without_spans();
-    let mut from = data.here();
-    let encode = |encoder: &Encoder<'_>, line: &str| {
-        let (example, remarks) = encoder.encode(line)?;
-        Ok((example, remarks, encoder.format()))
-    };
-    let mut tell = |data: &mut Gathered<'_>, format: Format| -> Result<(), DataError> {
-        let (Some(before), Some(here)) = (from, data.here()) else {
+impl Job {
+    /// Starts the thread, and those that tokenise for it.
+    fn start(
+        self,
+        writer: Box<Writer>,
+        key: KeyOf,
+        threads: Threads,
+    ) -> std::io::Result<JoinHandle<()>> {
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads.n)
+            .thread_name(|i| format!("tokens-{i}"))
+            .start_handler(move |_| (threads.begin)())
+            .build()
+            .map_err(std::io::Error::other)?;
+        let work = move || {
+            let changed = || key.changed(&self.paths);
+            let sink = Sink::File(writer, &changed);
+            let work = || pool.install(|| self.work(sink));
+            let end = match catch_unwind(AssertUnwindSafe(work)) {
+                Ok(Ok(())) => End::All,
+                Ok(Err(e)) => End::Error(Arc::new(e)),
+                Err(what) => End::Panic(Some(what)),
+            };
+            self.shared.change(|known| known.end = Some(end));
+        };
+        std::thread::Builder::new()
+            .name("tokens".into())
+            .spawn(work)
+    }
+
+    /// Reads all files to their end, and tells of each window.
+    fn work(&self, sink: Sink<'_>) -> Result<(), DataError> {
+        let (paths, options) = (&self.paths, &self.options);
+        let mut data = Gathered::new(sink).without_spans();
+        let mut from = data.here();
+        let encode = |encoder: &Encoder<'_>, line: &str| {
+            let (example, remarks) = encoder.encode(line)?;
+            Ok((example, remarks, encoder.format()))
+        };
+        let mut tokens = 0;
+        let (format, left_out) = read(
+            paths,
+            options,
+            &self.tokenizer,
+            encode,
+            |(file, place), (example, remarks, format), left_out| {
+                if !self.shared.goes_on() {
+                    return Err(DataError::NoRecords {
+                        path: paths[file].clone(),
+                    });
+                }
+                if data.add(&example, file)? {
+                    tokens += example.tokens.len() as u64;
+                }
+                data.note(remarks);
+                data.afford(&paths[file], place, Bytes(options.memory))?;
+                if tokens >= self.window {
+                    tokens = 0;
+                    self.tell(&mut data, &mut from, format, left_out)?;
+                }
+                Ok(())
+            },
+        )?;
+        self.tell(&mut data, &mut from, format, &left_out)?;
+        data.note(left_out);
+        let (data, keeping) = data.finish(paths, format, options.loss_on)?;
+        let kept = match keeping {
+            Keeping::Changed(path) => return Err(DataError::Changed { path }),
+            keeping => keeping.told(self.required)?,
+        };
+        self.shared.change(|known| {
+            if let Some(news) = &mut known.news {
+                news.all = true;
+                news.n_unsupervised = data.report().n_unsupervised;
+                news.remarks = data.remarks().clone();
+                news.kept = kept;
+            }
+        });
+        Ok(())
+    }
+
+    /// Tells of the window that ends here, if something is in it.
+    fn tell(
+        &self,
+        data: &mut Gathered<'_>,
+        from: &mut Option<Part>,
+        format: Format,
+        left_out: &Remarks,
+    ) -> Result<(), DataError> {
+        let (Some(before), Some(here)) = (*from, data.here()) else {
             return Ok(());
         };
         if here == before {
@@ -345,47 +526,27 @@ fn work(
         }
         if before.first == 0 {
             // A file that goes on may have other records behind its first window; its first ones are all that are seen.
-            data.check_masks(paths, format, options.loss_on)?;
+            data.check_masks(&self.paths, format, self.options.loss_on)?;
         }
+        // Its rows would not be those that a run which goes on finds.
+        data.check_unchanged()?;
         data.flush()?;
-        from = Some(here);
-        shared.change(|known| {
+        *from = Some(here);
+        let (n_unsupervised, noticed) = data.noticed();
+        let mut remarks = noticed.clone();
+        remarks.add(left_out.clone());
+        self.shared.change(|known| {
             known.format = Some(format);
             known.windows.push(Part {
                 n: here.first - before.first,
                 ..before
             });
+            if let Some(news) = &mut known.news {
+                (news.n_unsupervised, news.remarks) = (n_unsupervised, remarks);
+            }
         });
         Ok(())
-    };
-    let mut tokens = 0;
-    let (format, left_out) = read(
-        paths,
-        options,
-        tokenizer,
-        encode,
-        |file, place, (example, remarks, format)| {
-            if shared.stop.load(Ordering::Relaxed) {
-                return Err(DataError::NoRecords {
-                    path: paths[file].clone(),
-                });
-            }
-            if data.add(&example, file)? {
-                tokens += example.tokens.len() as u64;
-            }
-            data.note(remarks);
-            data.afford(&paths[file], place, Bytes(options.memory))?;
-            if tokens >= window {
-                tokens = 0;
-                tell(&mut data, format)?;
-            }
-            Ok(())
-        },
-    )?;
-    data.note(left_out);
-    tell(&mut data, format)?;
-    data.finish(paths, format, options.loss_on)?;
-    Ok(())
+    }
 }
 
 /// The windows of examples that are all there.

@@ -16,6 +16,8 @@ const SHAPE: BatchShape = BatchShape {
     accumulate: 2,
 };
 
+const THREADS: Threads = Threads { n: 2, begin: || {} };
+
 struct Place {
     _dir: tempfile::TempDir,
     paths: Vec<PathBuf>,
@@ -52,8 +54,29 @@ impl Place {
     fn open(&self) -> Result<(Arc<Stream>, Vec<String>), DataError> {
         let options = LoadOptions::default();
         let tokenizer = testing::tokenizer();
-        let opened = Stream::open(&self.paths, &options, tokenizer, &self.cache, LAYOUT);
+        let opened = Stream::open(
+            &self.paths,
+            &options,
+            tokenizer,
+            &self.cache,
+            LAYOUT,
+            THREADS,
+        );
         opened.map(|(stream, notes)| (Arc::new(stream), notes))
+    }
+
+    /// A stream that stands still at its first record.
+    fn held(&self) -> (Arc<Stream>, Vec<String>, Rest) {
+        let shared = Arc::new(Shared::default());
+        shared.asked_to_rest.fetch_add(1, Ordering::SeqCst);
+        let (options, tokenizer) = (LoadOptions::default(), testing::tokenizer());
+        let how = (LAYOUT, THREADS);
+        let begun = Stream::begin(&self.paths, &options, tokenizer, &self.cache, how, shared);
+        let (stream, notes) = begun.unwrap();
+        let stream = Arc::new(stream);
+        stream.shared.wait(|known| known.rests.then_some(()));
+        let rest = Rest(Arc::clone(&stream));
+        (stream, notes, rest)
     }
 
     fn rows(&self) -> Rows {
@@ -90,8 +113,8 @@ fn answers(batches: &mut Batches, epoch: u64) -> Vec<i32> {
 fn batches_are_the_same_whether_tokens_were_kept_or_not() {
     let place = place(300, "");
     let (first, notes) = place.open().unwrap();
-    assert!(notes[0].starts_with("tokens are kept in "), "{notes:?}");
-    let rows = Rows::Stream(first);
+    assert!(notes[0].starts_with("tokens go to "), "{notes:?}");
+    let rows = Rows::Stream(Arc::clone(&first));
     let of = |rows: &Rows| {
         let mut batches = rows
             .batches(SHAPE, dealing(Some(7), LastBatch::Fill))
@@ -218,11 +241,18 @@ fn a_record_that_cannot_be_used_ends_the_pass_where_it_stands() {
     let mut batches = rows
         .batches(SHAPE, dealing(Some(3), LastBatch::Fill))
         .unwrap();
+    // Others that ask, and are told, take nothing of it away.
+    let mut preview = rows.batches(SHAPE, dealing(None, LastBatch::Fill)).unwrap();
+    while preview.next_batch().is_ok() {}
     let n = (0..).take_while(|_| batches.next_batch().is_ok()).count();
     // The window that it would be in is not dealt out.
     assert!(n > 5, "{n}");
-    for _ in 0..3 {
-        batches.next_batch().unwrap_err();
+    for i in [0, 1, 0] {
+        let batches = if i == 0 { &mut batches } else { &mut preview };
+        let error = batches.next_batch().unwrap_err();
+        assert!(matches!(error.itself(), DataError::Record { .. }));
+        let error = error.to_string();
+        assert!(error.contains("a.jsonl:301: no field"), "{error}");
     }
     assert!(rows.batches(SHAPE, dealing(None, LastBatch::Fill)).is_ok());
     drop((batches, rows));
@@ -275,7 +305,14 @@ fn windows_end_at_the_same_examples_whether_tokens_are_made_or_found() {
     let whole = Dataset::load(&place.paths, &options, &testing::tokenizer()).unwrap();
     let parts = |layout| {
         let tokenizer = testing::tokenizer();
-        let opened = Stream::open(&place.paths, &options, tokenizer, &place.cache, layout);
+        let opened = Stream::open(
+            &place.paths,
+            &options,
+            tokenizer,
+            &place.cache,
+            layout,
+            THREADS,
+        );
         let stream = opened.unwrap().0;
         stream.n_windows().unwrap();
         stream.shared.known().windows.clone()
@@ -293,5 +330,124 @@ fn windows_end_at_the_same_examples_whether_tokens_are_made_or_found() {
             let all: u64 = made.iter().map(|part| part.n).sum();
             assert_eq!(all, 60);
         }
+    }
+}
+
+/// What the cache's last step cannot do takes nothing from the run, unless tokens must be kept.
+#[test]
+fn a_name_that_cannot_be_had_ends_nothing_that_did_not_ask_for_it() {
+    for required in [false, true] {
+        let mut place = place(300, "");
+        place.cache.required = required;
+        let (stream, notes, rest) = place.held();
+        let path = notes[0].strip_prefix("tokens go to ").unwrap();
+        std::fs::create_dir(path).unwrap();
+        drop(rest);
+        let windows = stream.n_windows();
+        assert_eq!(windows.is_err(), required, "{windows:?}");
+        let (Ok(n), Some(news)) = (windows, stream.news(true)) else {
+            continue;
+        };
+        for i in 0..n {
+            assert!(matches!(stream.window(i).unwrap(), Window::Rows(_)));
+        }
+        let kept = news.kept.unwrap();
+        assert!(
+            kept.contains("not kept") && kept.contains(path) && kept.ends_with("no regular file"),
+            "{kept}"
+        );
+        assert!(stream.news(true).is_none(), "it is told once");
+    }
+}
+
+#[test]
+fn what_a_stream_left_out_is_told_when_it_ends_and_when_it_is_found() {
+    let place = place(300, "{\"prompt\": 1}\n");
+    let options = LoadOptions {
+        on_error: crate::OnError::Skip,
+        ..LoadOptions::default()
+    };
+    for found in [false, true] {
+        let tokenizer = testing::tokenizer();
+        let opened = Stream::open(
+            &place.paths,
+            &options,
+            tokenizer,
+            &place.cache,
+            LAYOUT,
+            THREADS,
+        );
+        let stream = opened.unwrap().0;
+        stream.n_windows().unwrap();
+        let news = stream.news(false).unwrap();
+        assert!(news.all && news.remarks.n_left_out == 1, "{news:?}");
+        assert!(news.remarks.places[0].contains("a.jsonl:301"), "{news:?}");
+        assert_eq!(news.kept.is_some(), !found);
+    }
+}
+
+/// The thread stands still as long as somebody measures, and goes on behind it; so does one that is given up.
+#[test]
+fn nothing_is_tokenised_while_a_stream_rests() {
+    let place = place(300, "");
+    let (stream, _, rest) = place.held();
+    drop(stream.rest());
+    std::thread::sleep(Duration::from_millis(100));
+    assert!(stream.shared.known().windows.is_empty());
+    drop(rest);
+    assert!(stream.n_windows().unwrap() > 5);
+    assert!(place.is_whole());
+    // Of one that has ended nobody waits for anything.
+    drop(stream.rest());
+    drop(stream);
+    std::fs::remove_dir_all(&place.cache.folder).unwrap();
+    let (stream, _, rest) = place.held();
+    stream
+        .shared
+        .change(|_| stream.shared.stop.store(true, Ordering::SeqCst));
+    stream.n_windows().unwrap_err();
+    drop((rest, stream));
+    assert!(!place.is_whole());
+}
+
+#[test]
+fn a_file_that_changes_under_a_stream_ends_it() {
+    let place = place(300, "");
+    let (stream, _, rest) = place.held();
+    let file = std::fs::File::options()
+        .append(true)
+        .open(&place.paths[0])
+        .unwrap();
+    let before = file.metadata().unwrap().modified().unwrap();
+    std::io::Write::write_all(&mut &file, b"\n").unwrap();
+    // Its time of writing set back, and its length as it was.
+    file.set_len(file.metadata().unwrap().len() - 1).unwrap();
+    file.set_modified(before).unwrap();
+    drop(rest);
+    let error = stream.n_windows().unwrap_err();
+    assert!(
+        matches!(error.itself(), DataError::Changed { .. }),
+        "{error}"
+    );
+    assert!(
+        error.to_string().contains("a.jsonl: this file was changed"),
+        "{error}"
+    );
+    drop(stream);
+    assert!(!place.is_whole());
+}
+
+#[test]
+fn a_panic_goes_on_where_the_window_is_waited_for() {
+    let place = place(300, "");
+    let (stream, _) = place.open().unwrap();
+    stream.n_windows().unwrap();
+    stream
+        .shared
+        .change(|known| known.end = Some(End::Panic(Some(Box::new("ours")))));
+    for want in ["ours", "the thread that tokenises has panicked"] {
+        let asked = catch_unwind(AssertUnwindSafe(|| stream.n_windows()));
+        let what = asked.unwrap_err();
+        assert_eq!(what.downcast_ref(), Some(&want));
     }
 }

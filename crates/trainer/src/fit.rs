@@ -25,6 +25,7 @@ use crate::basis::Basis;
 use crate::checkpoint::{self, RunState};
 use crate::device::Device;
 use crate::error::TrainError;
+use crate::inputs::news_of;
 use crate::learning_rate::{Decay, LearningRate};
 use crate::metrics::{EventFile, MetricsLog};
 use crate::output::folder::Folder;
@@ -97,6 +98,7 @@ struct Fit<'a> {
     session: Session,
     tokenizer: Arc<Tokenizer>,
     stops: Stops,
+    train: Rows,
     batches: Batches,
     eval: Option<Arc<Packed>>,
     questions: Arc<[Question]>,
@@ -203,8 +205,17 @@ pub fn train(
         extract,
         questions,
     } = material.with_products(&start, &numerics)?;
-    let sample = || Some(preview.next_batch().ok()?.micro.swap_remove(0));
+    let mut rest = None;
+    let sample = || {
+        let micro = preview.next_batch().ok()?.micro.swap_remove(0);
+        // Rates are measured alone. An error is told where the run itself asks for the batch.
+        if let Rows::Stream(stream) = &train {
+            rest = Some(stream.rest());
+        }
+        Some(micro)
+    };
     let basis = Basis::here(run, &device, decoder, sample, observer)?;
+    drop(rest);
     let ahead = total - start.state().map_or(0, |s| s.step);
     let (plan, written) = opening::plan(run, &basis, &output, &start, ahead)?;
     observer.planned(&plan, basis.decoder.workload(), &basis.machine);
@@ -271,6 +282,7 @@ pub fn train(
         session,
         tokenizer: Arc::new(tokenizer),
         stops,
+        train,
         batches,
         eval,
         questions,
@@ -409,6 +421,7 @@ impl Fit<'_> {
             if let Some(done) = std::mem::replace(&mut flight, submitted) {
                 self.finish(done, &mut tally)?;
             }
+            self.hear(false);
             if ended && flight.is_none() {
                 break;
             }
@@ -417,12 +430,20 @@ impl Fit<'_> {
         self.checked(step_now, |s| s.session.drain())?;
         tally.end(self.session.measured());
         self.count(&tally);
+        self.hear(true);
         if let Some(e) = broken {
             // Steps before it are not lost for want of the next batch.
             self.save_last()?;
             return Err(e.into());
         }
         self.close(planned, tally, after_step)
+    }
+
+    /// Passes on what a stream of data has to tell: once, of all records, or at once of those so far.
+    fn hear(&mut self, at_once: bool) {
+        for told in news_of(&self.train, at_once) {
+            self.observer.note(&told);
+        }
     }
 
     /// Finishes the batch in flight, and does what is due while nothing runs.
@@ -435,8 +456,12 @@ impl Fit<'_> {
         self.count(tally);
         let mut best = false;
         if due.evaluation {
-            let loss = self.evaluate(self.state.step)?;
-            best |= self.judge(Measure::Loss, loss);
+            let loss = self.evaluate(self.state.step);
+            if let Err(TrainError::Data(_)) = &loss {
+                // As for want of training data: steps before it are not lost.
+                self.save_last()?;
+            }
+            best |= self.judge(Measure::Loss, loss?);
         }
         if due.answers {
             let share = self.exact_match(When::During)?;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use lowtide_config as config;
 use lowtide_config::{Length, Run};
-use lowtide_tiers::HostMemory;
+use lowtide_tiers::{HostMemory, numa};
 use lowtide_units::Bytes;
 use lowtide_workload::Batch;
 
@@ -14,16 +14,18 @@ use crate::error::TrainError;
 use crate::paths;
 use crate::planning::{batch_bytes, shape_of};
 use crate::stops::note_of_ends;
+use crate::threads::threads_of;
 use lowtide_data::DataError;
 use lowtide_data::packing::TooLong;
 use lowtide_data::{
     BatchShape, Cache, Dataset, Dealing, Fields, Format, LastBatch, LoadOptions, LossOn, Micro,
-    OnError, Packed, Packing, RowLayout, Rows, Stream, TextBy, Tokenizer, WINDOW,
+    OnError, Packed, Packing, RowLayout, Rows, Stream, TextBy, Threads, Tokenizer, WINDOW,
 };
 use lowtide_random::Philox;
 
 mod told;
 
+pub(crate) use told::news_of;
 use told::{describe, hash_of, of_set, remark};
 
 /// What a run trains and evaluates on.
@@ -277,12 +279,18 @@ fn stream_inputs(run: &Run, tokenizer: &Tokenizer) -> Result<Inputs, TrainError>
         packing: packing(run, !run.data.shuffle),
         window: WINDOW,
     };
-    let (stream, told) = Stream::open(&paths, &options, own, &cache, layout)?;
+    // Updates and what submits to a GPU come first.
+    let threads = Threads {
+        n: threads_of(run),
+        begin: numa::give_way,
+    };
+    let (stream, told) = Stream::open(&paths, &options, own, &cache, layout, threads)?;
     notes.extend(told.iter().map(|told| of_set("train", told)));
     notes.push(format!(
         "train data: streamed, packed and shuffled in windows of {WINDOW} tokens"
     ));
     let train = Rows::Stream(Arc::new(stream));
+    notes.extend(news_of(&train, false));
     if train.format() == Format::Messages {
         notes.extend(note_of_ends(tokenizer));
     }

@@ -21,7 +21,7 @@ pub fn usual_threads() -> usize {
 }
 
 /// Pools of a run that each have as many threads as the run says: the host's and the device's lane, and
-/// one that fills weights and reads data.
+/// one that fills weights and reads data. A stream of data has one more.
 const POOLS: usize = 3;
 
 /// Tries whether the system lets as many threads start as a run asks for, where that is more than there
@@ -36,7 +36,8 @@ pub fn check_threads(run: &Run) -> Result<(), TrainError> {
     }
     // Each waits until the last was started.
     let mut waiting = Vec::new();
-    for _ in 0..POOLS * asked {
+    let pools = POOLS + usize::from(run.data.streaming);
+    for _ in 0..pools * asked {
         let (open, closed) = mpsc::channel::<()>();
         let started = std::thread::Builder::new().spawn(move || {
             let _ = closed.recv();
@@ -46,7 +47,7 @@ pub fn check_threads(run: &Run) -> Result<(), TrainError> {
             Err(e) => {
                 return Err(TrainError::Threads {
                     asked,
-                    started: waiting.len() / POOLS,
+                    started: waiting.len() / pools,
                     why: e.to_string(),
                 });
             }

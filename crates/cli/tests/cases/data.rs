@@ -226,6 +226,20 @@ fn a_stream_trains_to_the_same_bits_and_goes_on() {
             .refused(&[key, "data.streaming"]);
         assert!(!case.at("none").exists());
     }
+    // What is left out is told whether tokens are made or found, and where they went.
+    case.write("bad.jsonl", format!("{}{{}}\n", case.read("train.jsonl")));
+    for kept in ["tokens are kept in", "tokens are those kept in"] {
+        let output = format!("output=skip{}", kept.len());
+        let sets = [
+            "data.train=bad.jsonl",
+            "data.on_error=skip",
+            "train.steps=2",
+            &output,
+        ];
+        let text = case.train(&sets).fine().text();
+        assert!(text.contains(kept), "{kept}: {text}");
+        assert_eq!(text.matches("1 records left out").count(), 1, "{text}");
+    }
     // Of epochs the steps are counted when all is read.
     let epoch = case.train(&["train.epochs=1", "output=epoch", "train.micro_batch=8"]);
     epoch.fine();

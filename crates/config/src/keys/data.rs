@@ -150,7 +150,8 @@ pub(super) const KEYS: &[Key] = &[
                 (
                     "auto",
                     "of files of 16 MiB and more, in `$LOWTIDE_CACHE/data`, else `$XDG_CACHE_HOME/lowtide/data`, else \
-                     `~/.cache/lowtide/data`; what cannot be kept there is held in memory",
+                     `~/.cache/lowtide/data`; what cannot be kept there is held in memory, but with `data.streaming` \
+                     there must be room for all tokens, 4 bytes each",
                 ),
                 ("none", "nowhere, they are held in memory"),
             ],

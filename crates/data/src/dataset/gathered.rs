@@ -20,8 +20,39 @@ pub(crate) enum Sink<'a> {
         tokens: Vec<i32>,
         supervised: Vec<bool>,
     },
-    /// A file of the cache, and whether the data files are still those that it is named after.
-    File(Box<Writer>, &'a dyn Fn() -> bool),
+    /// A file of the cache, and which of the data files is no more what it is named after.
+    File(Box<Writer>, &'a (dyn Fn() -> Option<PathBuf> + Sync)),
+}
+
+/// What became of the file of the cache, when all examples are in it.
+pub(crate) enum Keeping {
+    /// There is none.
+    InMemory,
+    /// It has its name.
+    Kept(PathBuf),
+    /// It was given up: a data file was changed meanwhile, so its name is not true.
+    Changed(PathBuf),
+    /// It cannot be ended, or cannot be given its name.
+    Failed(DataError),
+}
+
+impl Keeping {
+    /// What people should know of it.
+    ///
+    /// # Errors
+    /// It cannot be ended, and it was asked for.
+    pub(crate) fn told(self, required: bool) -> Result<Option<String>, DataError> {
+        match self {
+            Self::InMemory => Ok(None),
+            Self::Kept(path) => Ok(Some(format!("tokens are kept in {}", path.display()))),
+            Self::Changed(path) => Ok(Some(format!(
+                "warning: tokens are not kept: {} was changed while it was read",
+                path.display()
+            ))),
+            Self::Failed(e) if required => Err(e),
+            Self::Failed(e) => Ok(Some(format!("warning: tokens are not kept: {e}"))),
+        }
+    }
 }
 
 impl Default for Sink<'_> {
@@ -131,6 +162,7 @@ impl<'a> Gathered<'a> {
                 place,
                 need,
                 have,
+                unkept: None,
             }),
         }
     }
@@ -148,6 +180,21 @@ impl<'a> Gathered<'a> {
         match &self.sink {
             Sink::Memory { .. } => None,
             Sink::File(writer, _) => Some(writer.here()),
+        }
+    }
+
+    /// What was noticed so far, and how many records were left out because nothing in them is supervised.
+    pub(crate) fn noticed(&self) -> (u64, &Remarks) {
+        (self.n_unsupervised, &self.remarks)
+    }
+
+    /// Refuses data files that are no more what they were at the beginning.
+    pub(crate) fn check_unchanged(&self) -> Result<(), DataError> {
+        match &self.sink {
+            Sink::File(_, changed) => {
+                changed().map_or(Ok(()), |path| Err(DataError::Changed { path }))
+            }
+            Sink::Memory { .. } => Ok(()),
         }
     }
 
@@ -227,7 +274,7 @@ impl<'a> Gathered<'a> {
         paths: &[PathBuf],
         format: Format,
         loss_on: LossOn,
-    ) -> Result<Dataset, DataError> {
+    ) -> Result<(Dataset, Keeping), DataError> {
         let first = || paths.first().cloned().unwrap_or_default();
         let n_records = self.n_records;
         if self.counter.n_tokens == 0 {
@@ -252,9 +299,9 @@ impl<'a> Gathered<'a> {
         let report = self.counter.into(report);
         let (store, unfinished) = match self.sink {
             Sink::Memory { tokens, supervised } => (Store::Memory { tokens, supervised }, None),
-            Sink::File(mut writer, same) => {
+            Sink::File(mut writer, changed) => {
                 let store = writer.so_far().map_err(|e| writer.failed(&e))?;
-                (store, Some((writer, same)))
+                (store, Some((writer, changed)))
             }
         };
         let data = Dataset {
@@ -264,21 +311,26 @@ impl<'a> Gathered<'a> {
             report,
             remarks: self.remarks,
         };
-        if let Some((writer, same)) = unfinished
-            && same()
-        {
-            let counts = Counts {
-                report: data.report,
-                remarks: data.remarks.clone(),
-            };
-            let path = writer.path().to_owned();
-            let failed = |e: std::io::Error| DataError::Kept {
+        let Some((writer, changed)) = unfinished else {
+            return Ok((data, Keeping::InMemory));
+        };
+        if let Some(path) = changed() {
+            return Ok((data, Keeping::Changed(path)));
+        }
+        let counts = Counts {
+            report: data.report,
+            remarks: data.remarks.clone(),
+        };
+        let path = writer.path().to_owned();
+        // The tokens can be read through the open file, whatever its name is.
+        let keeping = match writer.finish(&counts) {
+            Ok(()) => Keeping::Kept(path),
+            Err(e) => Keeping::Failed(DataError::Kept {
                 path,
                 reason: e.to_string(),
-            };
-            writer.finish(&counts).map_err(failed)?;
-        }
-        Ok(data)
+            }),
+        };
+        Ok((data, keeping))
     }
 }
 

@@ -1,6 +1,6 @@
 //! What people are told of a run's data.
 
-use lowtide_data::{Dataset, Packed};
+use lowtide_data::{Dataset, Packed, Remarks, Rows};
 
 /// What is told of a data set.
 pub(super) fn of_set(name: &str, told: &str) -> String {
@@ -19,15 +19,38 @@ pub(super) fn hash_of(name: &str, packed: &Packed) -> String {
 
 /// What was noticed while a data set was read, before it was split or cut.
 pub(super) fn remark(name: &str, data: &Dataset, notes: &mut Vec<String>) {
-    let n_unsupervised = data.report().n_unsupervised;
-    if n_unsupervised > 0 {
-        notes.push(format!(
-            "{name} data: {n_unsupervised} records left out, nothing in them is supervised"
-        ));
+    notes.extend(sentences(
+        name,
+        data.report().n_unsupervised,
+        data.remarks(),
+    ));
+}
+
+fn sentences(name: &str, n_unsupervised: u64, remarks: &Remarks) -> Vec<String> {
+    let none = (n_unsupervised > 0).then(|| {
+        format!("{name} data: {n_unsupervised} records left out, nothing in them is supervised")
+    });
+    let others = remarks.sentences().into_iter();
+    none.into_iter()
+        .chain(others.map(|sentence| format!("{name} data: {sentence}")))
+        .collect()
+}
+
+/// What a stream of training data has to tell of records that were read, once: of all of them when they are, or at once.
+pub(crate) fn news_of(train: &Rows, at_once: bool) -> Vec<String> {
+    let Rows::Stream(stream) = train else {
+        return Vec::new();
+    };
+    let Some(news) = stream.news(at_once) else {
+        return Vec::new();
+    };
+    let mut notes: Vec<String> = news.kept.iter().map(|told| of_set("train", told)).collect();
+    let noticed = sentences("train", news.n_unsupervised, &news.remarks);
+    if !news.all && !noticed.is_empty() {
+        notes.push("train data: of the records that were read so far:".to_owned());
     }
-    for sentence in data.remarks().sentences() {
-        notes.push(format!("{name} data: {sentence}"));
-    }
+    notes.extend(noticed);
+    notes
 }
 
 pub(super) fn describe(name: &str, packed: &Packed, notes: &mut Vec<String>) {
