@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::jsonl::{Fields, Format};
 use super::kept::{self, Found, List, Writer};
-use super::key::key_of;
+use super::key::keys_of;
 use super::lines::LINE_BYTES_MAX;
 use super::mask::{Encoder, Example, LossOn};
 use super::plain::TextBy;
@@ -193,12 +193,16 @@ impl Dataset {
             return Err(kept(Path::new("data.cache"), reason.to_owned()));
         }
         let stamps = paths.iter().map(|path| stamp(path)).collect();
-        let Some(key) = key_of(paths, options, tokenizer)? else {
+        let Some(keys) = keys_of(paths, options, tokenizer)? else {
             let reason = "the tokenizer cannot be written down".to_owned();
             return Err(kept(tokenizer.path(), reason));
         };
-        let path = kept::path_of(&cache.folder, &key);
-        let key = KeyOf { key, stamps };
+        let path = kept::path_of(&cache.folder, &keys.file);
+        let key = KeyOf {
+            key: keys.file,
+            data: keys.data,
+            stamps,
+        };
         match kept::find(&path, &key.key, options.memory) {
             Found::Whole(whole) => {
                 let first = paths.first().cloned().unwrap_or_default();
@@ -463,6 +467,8 @@ impl Cache {
 /// A key, and what its data files were when they were read for it.
 pub(super) struct KeyOf {
     pub(super) key: kept::Key,
+    /// What a run that goes on compares.
+    pub(super) data: kept::Key,
     stamps: Vec<Option<Stamp>>,
 }
 

@@ -204,10 +204,24 @@ fn what_decides_tokens_decides_the_name() {
         2,
         "no template asks"
     );
+    // A byte that says nothing counts too: what the tokenizers' crate makes of one is its own affair.
+    let own = place.dir.path().join("tokenizer");
+    fs::create_dir(&own).unwrap();
+    for entry in fs::read_dir(testing::testdata().join("tokenizer")).unwrap() {
+        let entry = entry.unwrap();
+        fs::copy(entry.path(), own.join(entry.file_name())).unwrap();
+    }
+    let open = || super::super::Tokenizer::open(&own).unwrap();
+    assert_eq!(with(&open()), 2);
+    let json = own.join("tokenizer.json");
+    let mut bytes = fs::read(&json).unwrap();
+    bytes.push(b'\n');
+    fs::write(&json, bytes).unwrap();
+    assert_eq!(with(&open()), 3);
     let mut text = fs::read_to_string(&place.paths[1]).unwrap();
     text = text.replace("12", "13");
     fs::write(&place.paths[1], text).unwrap();
-    assert_eq!(with(&testing::tokenizer()), 3);
+    assert_eq!(with(&testing::tokenizer()), 4);
 }
 
 #[test]

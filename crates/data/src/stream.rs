@@ -250,6 +250,9 @@ impl Stream {
         let how = (layout, threads);
         let (mut stream, notes) = Self::begin(paths, options, tokenizer, cache, how, shared)?;
         stream.format = stream.first_format()?;
+        let mut hash = Hash(stream.fingerprint);
+        hash.add(stream.format as u64);
+        stream.fingerprint = hash.0;
         Ok((stream, notes))
     }
 
@@ -265,7 +268,7 @@ impl Stream {
         let opened = Dataset::open_kept(paths, options, &tokenizer, cache)?;
         let (Opened::Found(_, key, _) | Opened::New(_, key, _)) = &opened;
         let mut hash = Hash::default();
-        for word in key.key.as_chunks().0 {
+        for word in key.data.as_chunks().0 {
             hash.add(u64::from_le_bytes(*word));
         }
         hash.add(layout.window);

@@ -451,3 +451,40 @@ fn a_panic_goes_on_where_the_window_is_waited_for() {
         assert_eq!(what.downcast_ref(), Some(&want));
     }
 }
+
+/// A run goes on with its data wherever they lie now, and however large a record may be; not with other ones.
+#[test]
+fn what_decides_no_token_is_not_in_the_fingerprint() {
+    let place = place(60, "");
+    let other = place.cache.folder.with_file_name("other.json");
+    std::fs::copy(&place.paths[0], &other).unwrap();
+    let of = |path: &PathBuf, options: &LoadOptions, layout| {
+        let (paths, tokenizer) = ([path.clone()], testing::tokenizer());
+        let opened = Stream::open(&paths, options, tokenizer, &place.cache, layout, THREADS);
+        opened.unwrap().0.fingerprint
+    };
+    let base = LoadOptions::default();
+    let path = &place.paths[0];
+    let want = of(path, &base, LAYOUT);
+    let longer = LoadOptions {
+        line_bytes_max: 1 << 20,
+        memory: 1 << 30,
+        format: Some(Format::PromptCompletion),
+        ..base.clone()
+    };
+    assert_eq!(of(&other, &longer, LAYOUT), want);
+    let separated = LoadOptions {
+        separator: "\n".into(),
+        ..base.clone()
+    };
+    assert_ne!(of(path, &separated, LAYOUT), want);
+    assert_ne!(of(path, &base, RowLayout { seq: 64, ..LAYOUT }), want);
+    std::fs::write(
+        &other,
+        std::fs::read_to_string(path)
+            .unwrap()
+            .replace("it is 7", "it is 8"),
+    )
+    .unwrap();
+    assert_ne!(of(&other, &base, LAYOUT), want);
+}

@@ -23,6 +23,8 @@ use crate::error::{DataError, RecordProblem};
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     path: PathBuf,
+    /// A hash of the bytes of its files.
+    files: [u8; 32],
     prefix: Vec<i32>,
     eos: Option<i32>,
     /// The token with the largest id, and that id plus one.
@@ -92,6 +94,7 @@ impl Tokenizer {
         let mut tokenizer = Self {
             inner,
             path: file.clone(),
+            files: hash_of_files(&file)?,
             prefix,
             eos: None,
             largest,
@@ -185,6 +188,11 @@ impl Tokenizer {
         );
         all.push_str(&format!("{rest:?}"));
         Some(all.into_bytes())
+    }
+
+    /// A hash of the bytes of its files, as they are.
+    pub(super) fn files(&self) -> &[u8; 32] {
+        &self.files
     }
 
     /// The time templates are shown, in seconds since 1970.
@@ -539,6 +547,29 @@ fn largest_id(inner: &tokenizers::Tokenizer) -> Option<(String, i32)> {
     Some((token, i32::try_from(id.checked_add(1)?).ok()?))
 }
 
+/// Names of the files beside `tokenizer.json`.
+const CONFIG: &str = "tokenizer_config.json";
+const SPECIAL: &str = "special_tokens_map.json";
+const TEMPLATE: &str = "chat_template.jinja";
+
+/// A hash of a `tokenizer.json` and of the files beside it that are there.
+fn hash_of_files(file: &Path) -> Result<[u8; 32], DataError> {
+    let mut all = blake3::Hasher::new();
+    let beside = [CONFIG, SPECIAL, TEMPLATE].map(|name| file.with_file_name(name));
+    for path in std::iter::once(file.to_owned()).chain(beside) {
+        let mut one = blake3::Hasher::new();
+        match lowtide_files::open_any(&path) {
+            Ok(opened) => one
+                .update_reader(opened.file)
+                .map_err(|e| DataError::io(&path, e))?,
+            Err(e) if e.is_missing() => one.update(b"no file"),
+            Err(e) => return Err(e.into()),
+        };
+        all.update(one.finalize().as_bytes());
+    }
+    Ok(*all.finalize().as_bytes())
+}
+
 /// What the files beside `tokenizer.json` say.
 #[derive(Default)]
 struct Beside {
@@ -551,12 +582,12 @@ struct Beside {
 impl Beside {
     fn read(dir: &Path) -> Result<Self, DataError> {
         let mut beside = Self::default();
-        let config_path = dir.join("tokenizer_config.json");
+        let config_path = dir.join(CONFIG);
         let config = json_object(&config_path)?;
-        for file in [&config, &json_object(&dir.join("special_tokens_map.json"))?] {
+        for file in [&config, &json_object(&dir.join(SPECIAL))?] {
             beside.add_special_tokens(file);
         }
-        let jinja = dir.join("chat_template.jinja");
+        let jinja = dir.join(TEMPLATE);
         match lowtide_files::read_text(&jinja, lowtide_files::SMALL) {
             Ok(source) => {
                 beside.templates.push(("default".into(), source));
