@@ -1,6 +1,5 @@
 //! All examples of the data files, tokenised, with what was counted on the way.
 
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -21,8 +20,11 @@ use crate::error::DataError;
 use lowtide_random::Philox;
 use lowtide_units::Bytes;
 
+mod changes;
 mod gathered;
 
+pub(super) use changes::KeyOf;
+use changes::stamp;
 use gathered::Counter;
 pub(super) use gathered::{Gathered, Hash, Keeping, Sink};
 
@@ -464,40 +466,12 @@ impl Cache {
     }
 }
 
-/// A key, and what its data files were when they were read for it.
-pub(super) struct KeyOf {
-    pub(super) key: kept::Key,
-    /// What a run that goes on compares.
-    pub(super) data: kept::Key,
-    stamps: Vec<Option<Stamp>>,
-}
-
-impl KeyOf {
-    /// The first of the files that somebody has written to since, or put another in its place.
-    pub(super) fn changed(&self, paths: &[PathBuf]) -> Option<PathBuf> {
-        let mut both = paths.iter().zip(&self.stamps);
-        let (path, _) = both.find(|(path, then)| stamp(path) != **then)?;
-        Some(path.clone())
-    }
-}
-
 /// What a cache has of data files, with what people should know.
 pub(super) enum Opened {
     /// Their tokens, and where they lie.
     Found((Box<Dataset>, List), KeyOf, Vec<String>),
     /// A file that was begun for them.
     New(Box<Writer>, KeyOf, Vec<String>),
-}
-
-/// What changes when a file is written to; the last two also where somebody sets the time of the last write.
-type Stamp = [i64; 7];
-
-fn stamp(path: &Path) -> Option<Stamp> {
-    let m = std::fs::metadata(path).ok()?;
-    let file = [m.dev() as i64, m.ino() as i64, m.len() as i64];
-    let times = [m.mtime(), m.mtime_nsec(), m.ctime(), m.ctime_nsec()];
-    let ([a, b, c], [d, e, f, g]) = (file, times);
-    Some([a, b, c, d, e, f, g])
 }
 
 fn made_anew(path: &Path, what: &str) -> String {

@@ -335,7 +335,7 @@ fn of_two_runs_at_once_one_file_stays() {
     let (first, second) = (read(one), read(other));
     assert_eq!(first, second);
     assert_eq!(fs::read(&file).unwrap(), bytes);
-    assert_eq!(place.files(), [file.clone()]);
+    assert_eq!(place.files(), std::slice::from_ref(&file));
 }
 
 #[test]

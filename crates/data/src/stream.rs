@@ -4,11 +4,10 @@
 //! places depends on the data alone, and so do rows and their order. Each window is packed by itself. Tokens go to a
 //! file of the cache; when all are there, the next run reads them from it and has the same windows.
 
-use std::any::Any;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -27,6 +26,11 @@ use super::remarks::Remarks;
 use super::store::{Span, Store};
 use super::tokenizer::Tokenizer;
 use crate::error::DataError;
+
+mod shared;
+
+pub use shared::News;
+use shared::{End, Known, Shared};
 
 /// Tokens of a window, or the few more of its last example.
 pub const WINDOW: u64 = 8 << 20;
@@ -98,99 +102,6 @@ pub struct Threads {
     pub n: usize,
     /// What each does first: it may give way to others.
     pub begin: fn(),
-}
-
-/// What people should know of a stream's data that was read, once.
-#[derive(Clone, Debug, Default)]
-pub struct News {
-    /// Whether it is of all of the data.
-    pub all: bool,
-    /// Records left out because not one of their tokens is supervised.
-    pub n_unsupervised: u64,
-    /// What was noticed in the records.
-    pub remarks: Remarks,
-    /// What became of the file of the cache.
-    pub kept: Option<String>,
-}
-
-/// How reading ended.
-#[derive(Debug)]
-enum End {
-    /// All is there.
-    All,
-    /// With an error, which is told to everyone who asks.
-    Error(Arc<DataError>),
-    /// With a panic, which goes on in who asks first.
-    Panic(Option<Box<dyn Any + Send>>),
-}
-
-/// What is known of the data so far.
-#[derive(Debug, Default)]
-struct Known {
-    windows: Vec<Part>,
-    format: Option<Format>,
-    end: Option<End>,
-    /// Of the windows so far; none: it has been told.
-    news: Option<News>,
-    /// The thread stands still, because somebody asked it to.
-    rests: bool,
-}
-
-impl Known {
-    /// How reading ended, if it has.
-    fn ended(&mut self) -> Option<Result<(), DataError>> {
-        match self.end.as_mut()? {
-            End::All => Some(Ok(())),
-            End::Error(e) => Some(Err(DataError::Streamed(Arc::clone(e)))),
-            End::Panic(what) => {
-                let again = || Box::new("the thread that tokenises has panicked");
-                resume_unwind(what.take().unwrap_or_else(|| again()))
-            }
-        }
-    }
-}
-
-#[derive(Debug, Default)]
-struct Shared {
-    known: Mutex<Known>,
-    changed: Condvar,
-    stop: AtomicBool,
-    /// How many want the thread to stand still.
-    asked_to_rest: AtomicUsize,
-}
-
-impl Shared {
-    fn known(&self) -> MutexGuard<'_, Known> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn change(&self, change: impl FnOnce(&mut Known)) {
-        change(&mut self.known());
-        self.changed.notify_all();
-    }
-
-    /// Waits until something can be said of what is known.
-    fn wait<T>(&self, mut say: impl FnMut(&mut Known) -> Option<T>) -> T {
-        let mut known = self.known();
-        loop {
-            if let Some(said) = say(&mut known) {
-                return said;
-            }
-            let waited = self.changed.wait(known);
-            known = waited.unwrap_or_else(PoisonError::into_inner);
-        }
-    }
-
-    /// Stands still as long as somebody wants it. Whether to go on after it.
-    fn goes_on(&self) -> bool {
-        let asked = || self.asked_to_rest.load(Ordering::SeqCst) > 0;
-        let stops = || self.stop.load(Ordering::SeqCst);
-        if asked() && !stops() {
-            self.change(|known| known.rests = true);
-            self.wait(|known| (!asked() || stops()).then(|| known.rests = false));
-        }
-        !stops()
-    }
 }
 
 /// As long as it is there, nothing is tokenised.
