@@ -1,10 +1,14 @@
 //! `lowtide data`: what a run would train on.
 
 use std::fs;
+use std::os::unix::fs::FileExt;
+use std::process::Stdio;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use super::scratch::Scratch;
+use super::scratch::{Ended, Scratch};
 
 fn told(case: &Scratch, sets: &[&str]) -> Value {
     let mut args = vec!["data", "run.yaml", "--json"];
@@ -243,4 +247,36 @@ fn a_stream_trains_to_the_same_bits_and_goes_on() {
     // Of epochs the steps are counted when all is read.
     let epoch = case.train(&["train.epochs=1", "output=epoch", "train.micro_batch=8"]);
     epoch.fine();
+}
+
+/// Evaluation rows that are damaged while a run goes on end it, and the steps before are saved.
+#[test]
+fn an_evaluation_that_cannot_be_read_loses_no_step() {
+    let case = Scratch::bare();
+    let run = "{model: {path: m}, device: cpu, budget: {device: 1GiB, host: 512MiB}, log: {trace: false}, output: out, \
+               train: {seq: 64, steps: 5000, schedule: constant, warmup_steps: 0}, eval: {every_steps: 5, batches: 1}, \
+               data: {cache: kept, train: train.jsonl, eval: eval.jsonl}, checkpoint: {every_steps: 1000000}}";
+    case.write("run.yaml", run);
+    let mut command = case.command(&["train", "run.yaml"]);
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = child.spawn().expect("the binary starts");
+    let begun = || {
+        fs::read_to_string(case.at("out/metrics.jsonl")).is_ok_and(|text| text.lines().count() > 3)
+    };
+    let end = Instant::now() + Duration::from_secs(60);
+    while !begun() && Instant::now() < end {
+        sleep(Duration::from_millis(20));
+    }
+    let files = fs::read_dir(case.at("kept")).expect("a folder");
+    let files = files.map(|e| e.expect("readable").path());
+    let eval = files.min_by_key(|path| fs::metadata(path).expect("a file").len());
+    let eval = eval.expect("two files");
+    let len = fs::metadata(&eval).expect("a file").len();
+    let out = fs::File::options().write(true).open(&eval).expect("ours");
+    out.write_all_at(&vec![0xff; len as usize], 0)
+        .expect("written");
+    let ended = Ended::of(&child.wait_with_output().expect("it ends"));
+    ended.refused(&["tokens kept on disk", ".tokens", "data.cache"]);
+    let saved = fs::read_dir(case.at("out/checkpoints")).expect("a folder");
+    assert!(saved.count() > 0, "{}", ended.text());
 }
