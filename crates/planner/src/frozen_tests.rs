@@ -88,13 +88,13 @@ fn what_drives_read_and_write_is_told() {
     }
     let told = explain_cores(&plan, &subspaces);
     let bytes = up.frozen;
-    let want = format!("projectors {bytes} over the link, {bytes} of it from the drives,");
+    let want = format!("frozen tensors) {bytes} over the link, {bytes} of it from the drives,");
     assert!(told.contains(&want), "{told}");
     c.weights.fill(Tier::Host);
     let plan = build(&w, &c, Clip::Exact, Budgets::UNLIMITED, &machine());
     let told = explain_cores(&plan, &subspaces);
     assert!(
-        told.contains(&format!("projectors {bytes} over the link, and")),
+        told.contains(&format!("frozen tensors) {bytes} over the link, and")),
         "{told}"
     );
 }
