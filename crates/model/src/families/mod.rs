@@ -76,20 +76,30 @@ pub(crate) trait Architecture: Sync {
     /// Whether the family has such a shape. Sizes that are 0 or too large were refused before.
     fn check(&self, s: &ModelShape) -> Result<(), ModelError>;
 
-    /// The norm before the head.
-    fn norm(&self) -> Norm;
+    /// The norm before the head; unless a family says otherwise, it and the next are those of Llama.
+    fn norm(&self) -> Norm {
+        Norm::Rms
+    }
 
     /// What layer `l` computes.
-    fn layer(&self, s: &ModelShape, l: u32) -> Layer;
+    fn layer(&self, s: &ModelShape, l: u32) -> Layer {
+        like_llama::layer(s, l)
+    }
 
     /// Adds the embedding's parameters, in order of use in forward; the tokens' table is the first.
-    fn embedding(&self, list: &mut List, s: &ModelShape);
+    fn embedding(&self, list: &mut List, s: &ModelShape) {
+        like_llama::embedding(list, s);
+    }
 
     /// Adds those of layer `l`'s block. Every layer has the same, of the same sizes.
-    fn block(&self, list: &mut List, s: &ModelShape, l: u32);
+    fn block(&self, list: &mut List, s: &ModelShape, l: u32) {
+        like_llama::block(list, s, l, like_llama::Names::Each);
+    }
 
     /// Adds the head's, but for its matrix.
-    fn head(&self, list: &mut List, s: &ModelShape);
+    fn head(&self, list: &mut List, s: &ModelShape) {
+        like_llama::head(list, s);
+    }
 
     /// A configuration that [`Self::parse`] and transformers read as `s`, without the stored type.
     fn config_json(&self, s: &ModelShape) -> Value;

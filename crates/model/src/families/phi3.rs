@@ -3,8 +3,8 @@
 use lowtide_workload::{Family, Layers, ModelShape, RopeScaling};
 use serde_json::{Value, json};
 
+use super::Architecture;
 use super::like_llama::{self, Absent, Names};
-use super::{Architecture, Layer, Norm};
 use crate::ModelError;
 use crate::config_json::keys::{Config, unsupported};
 use crate::describe::check::wrong;
@@ -72,24 +72,8 @@ impl Architecture for Phi3 {
         Ok(())
     }
 
-    fn norm(&self) -> Norm {
-        Norm::Rms
-    }
-
-    fn layer(&self, s: &ModelShape, l: u32) -> Layer {
-        like_llama::layer(s, l)
-    }
-
-    fn embedding(&self, list: &mut List, s: &ModelShape) {
-        like_llama::embedding(list, s);
-    }
-
     fn block(&self, list: &mut List, s: &ModelShape, l: u32) {
         like_llama::block(list, s, l, Names::Fused);
-    }
-
-    fn head(&self, list: &mut List, s: &ModelShape) {
-        like_llama::head(list, s);
     }
 
     fn config_json(&self, s: &ModelShape) -> Value {

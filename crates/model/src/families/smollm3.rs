@@ -3,12 +3,11 @@
 use lowtide_workload::{Family, Layers, ModelShape, Window};
 use serde_json::{Value, json};
 
-use super::like_llama::{self, Absent, Names};
-use super::{Architecture, Layer, Norm};
+use super::Architecture;
+use super::like_llama::{self, Absent};
 use crate::ModelError;
 use crate::config_json::keys::{Config, bad};
 use crate::describe::check::wrong;
-use crate::params::List;
 
 pub(super) struct SmolLm3;
 
@@ -59,26 +58,6 @@ impl Architecture for SmolLm3 {
             ));
         }
         Ok(())
-    }
-
-    fn norm(&self) -> Norm {
-        Norm::Rms
-    }
-
-    fn layer(&self, s: &ModelShape, l: u32) -> Layer {
-        like_llama::layer(s, l)
-    }
-
-    fn embedding(&self, list: &mut List, s: &ModelShape) {
-        like_llama::embedding(list, s);
-    }
-
-    fn block(&self, list: &mut List, s: &ModelShape, l: u32) {
-        like_llama::block(list, s, l, Names::Each);
-    }
-
-    fn head(&self, list: &mut List, s: &ModelShape) {
-        like_llama::head(list, s);
     }
 
     fn config_json(&self, s: &ModelShape) -> Value {
