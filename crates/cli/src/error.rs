@@ -644,6 +644,9 @@ fn cuda_advice(e: &CudaError) -> Vec<String> {
             ];
         }
         CudaError::Environment { name, .. } => return vec![format!("unset {name}")],
+        CudaError::Pace { .. } | CudaError::NoLink => {
+            return vec![format!("unset {}", CudaError::PACE)];
+        }
         CudaError::Memory { .. } => {
             "lower budget.device, or end what else uses the GPU (nvidia-smi lists it)"
         }

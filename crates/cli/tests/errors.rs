@@ -52,6 +52,27 @@ fn a_gpu_that_is_not_there_is_told_with_what_to_do() {
 }
 
 #[test]
+fn a_pace_of_links_needs_rates_and_a_link() {
+    let shape = ["bench", "step", "--shape", "qwen2.5-0.5b"];
+    let budgets = ["--device-memory", "8GiB", "--host-memory", "8GiB"];
+    let cpu = ["--set", "device=cpu"];
+    let args = [&shape[..], &budgets, &cpu].concat();
+    for (pace, words) in [
+        ("12GB/s", "LOWTIDE_PACE=12GB/s: not rates of links"),
+        ("h2d:12GB/s", "this run computes on the processor"),
+    ] {
+        let output = lowtide(&args).env("LOWTIDE_PACE", pace).output();
+        let output = output.expect("the binary starts");
+        let text = complaint(&output);
+        assert_eq!(output.status.code(), Some(2), "{text}");
+        assert!(
+            text.contains(words) && text.contains("unset LOWTIDE_PACE"),
+            "{text}"
+        );
+    }
+}
+
+#[test]
 fn mistakes_are_told_with_what_was_probably_meant() {
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join("run.yaml");

@@ -3,7 +3,7 @@
 use lowtide_config as config;
 use lowtide_config::Run;
 use lowtide_device::Make;
-use lowtide_device::cuda::{CudaError, Gpu, NcclComm};
+use lowtide_device::cuda::{CudaError, Gpu, NcclComm, Pace};
 use lowtide_kernels::attention::{self, Attn, Engine};
 use lowtide_planner::Machine;
 use lowtide_workload::{Batch, Dtype, Mask, ModelShape};
@@ -73,12 +73,12 @@ impl Device {
 /// A GPU that was asked for, or is there, and cannot be used.
 pub fn open(run: &Run, shape: &ModelShape) -> Result<Device, TrainError> {
     let gpu = match run.device {
-        config::Device::Cpu => return Ok(Device::cpu_of(run.gpus)),
+        config::Device::Cpu => return cpu(run),
         config::Device::Cuda => Gpu::open(0)?,
         config::Device::Auto => match Gpu::open(0) {
             Ok(gpu) => gpu,
             Err(e @ (CudaError::NoDevice(_) | CudaError::TooOld { .. })) => {
-                let mut device = Device::cpu_of(run.gpus);
+                let mut device = cpu(run)?;
                 device.note = format!("{} ({e})", device.note);
                 return Ok(device);
             }
@@ -94,6 +94,10 @@ pub fn open(run: &Run, shape: &ModelShape) -> Result<Device, TrainError> {
         gpu.driver().0,
         gpu.driver().1,
     );
+    let note = match gpu.pace() {
+        None => note,
+        Some(pace) => format!("{note}; links slowed down by {}: {pace}", CudaError::PACE),
+    };
     let (group, note) = match run.gpus {
         1 => (None, note),
         n => {
@@ -111,6 +115,14 @@ pub fn open(run: &Run, shape: &ModelShape) -> Result<Device, TrainError> {
         },
         note,
     })
+}
+
+/// The CPU device of a run. It has no link that could be slowed down.
+fn cpu(run: &Run) -> Result<Device, TrainError> {
+    match Pace::asked()? {
+        None => Ok(Device::cpu_of(run.gpus)),
+        Some(_) => Err(CudaError::NoLink.into()),
+    }
 }
 
 /// The first so many GPUs, which must be alike, and the way between them.

@@ -12,16 +12,19 @@ use std::error::Error;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Instant;
 
 use common::{checked, choice, gpu, quick_on};
 use lowtide_data::Micro;
-use lowtide_device::Make;
-use lowtide_device::cuda::Gpu;
+use lowtide_device::cuda::{self, Gpu, Pace};
+use lowtide_device::{Make, Memory};
 use lowtide_kernels::attention::Engine;
 use lowtide_kernels::update::Hyper;
 use lowtide_model::{Decoder, HfWriter, ModelError, Options, random_init};
 use lowtide_planner::{Clip, Tier};
 use lowtide_session::{ClipRule, Session, SessionOptions};
+use lowtide_tiers::{Arena, Fill};
+use lowtide_units::{Bytes, BytesPerSecond};
 use lowtide_workload::{Batch, Dtype, Family, Layers, ModelShape, Optimizer, Rope, RopeScaling};
 
 const BATCH: Batch = Batch {
@@ -235,4 +238,55 @@ fn a_small_model_learns_shakespeare() {
     if let Some(out) = &out {
         std::fs::write(out.join("losses.txt"), digits(&all)).expect("written");
     }
+}
+
+/// A link that is slowed down for a bench takes as long as it says, both ways at once too, and brings the same bytes.
+#[test]
+fn a_paced_link_is_as_slow_as_it_says() {
+    let Some(gpu) = gpu() else { return };
+    const BYTES: u64 = 32 << 20;
+    let rate = BytesPerSecond(4e9);
+    let pace = Pace {
+        h2d: Some(rate),
+        d2h: Some(rate),
+    };
+    let arena = Arena::new(Bytes(2 * BYTES), Fill::Zero).expect("memory");
+    let mut host = Memory::pinned(arena, &gpu).expect("pinned");
+    let mut device = Memory::cuda(&gpu, Bytes(2 * BYTES)).expect("memory");
+    for (i, byte) in host.part(0, BYTES).write::<u8>().iter_mut().enumerate() {
+        *byte = (i % 251) as u8;
+    }
+    let up = cuda::Queue::paced(&gpu, Some(pace)).expect("a stream");
+    let down = cuda::Queue::paced(&gpu, Some(pace)).expect("a stream");
+    let mut there = host.all().chunks(BYTES as usize);
+    let mut here = device.all().chunks(BYTES as usize);
+    let mut rounds = |pairs: [usize; 2]| {
+        let (first, second) = (there.split_at_mut(1), here.split_at_mut(1));
+        let mut jobs = Vec::new();
+        if pairs[0] > 0 {
+            jobs.push((&up, vec![(second.0[0].again(), first.0[0].src())]));
+        }
+        if pairs[1] > 0 {
+            jobs.push((&down, vec![(first.1[0].again(), second.1[0].src())]));
+        }
+        let began = Instant::now();
+        cuda::copy_rounds(&mut jobs, 5).expect("copies");
+        began.elapsed().as_secs_f64() * rate.0 / (5 * BYTES) as f64
+    };
+    for pairs in [[1, 0], [0, 1], [1, 1]] {
+        let over = rounds(pairs);
+        assert!(
+            (0.999..1.1).contains(&over),
+            "{pairs:?}: {over} of the stated time"
+        );
+    }
+    // What the first went up with comes down again.
+    cuda::copy_rounds(&mut [(&down, vec![(there[1].again(), here[0].src())])], 1).expect("a copy");
+    drop((there, here));
+    let bytes = host.all().into_src();
+    let bytes = bytes.read::<u8>();
+    assert!(
+        bytes[..BYTES as usize] == bytes[BYTES as usize..],
+        "other bytes"
+    );
 }

@@ -63,6 +63,21 @@ pub enum CudaError {
         /// Its value.
         value: String,
     },
+    /// What [`CudaError::PACE`] says is no rate of a link.
+    #[error(
+        "{}={value}: not rates of links, such as h2d:12GB/s,d2h:12GB/s",
+        Self::PACE
+    )]
+    Pace {
+        /// Its value.
+        value: String,
+    },
+    /// [`CudaError::PACE`] is set, and there is no link.
+    #[error(
+        "{} slows down links to a GPU, and this run computes on the processor",
+        Self::PACE
+    )]
+    NoLink,
     /// The device has less memory free.
     #[error("device memory: {need} needed, {free} free of {total}")]
     Memory {
@@ -131,4 +146,9 @@ pub(super) fn ok(call: &'static str, code: sys::CUresult) -> Result<(), CudaErro
         call,
         what: message(code),
     })
+}
+
+impl CudaError {
+    /// The variable of the environment that slows links down.
+    pub const PACE: &str = "LOWTIDE_PACE";
 }

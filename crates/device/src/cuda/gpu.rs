@@ -9,6 +9,7 @@ use super::blas::Products;
 use super::error::{message, ok};
 use super::libraries::suits_driver;
 use super::module::Modules;
+use super::pace::Pace;
 use super::{CudaError, DeviceMemory, Libraries, Library};
 
 /// Most devices of one machine.
@@ -44,6 +45,7 @@ struct Inner {
     numa: Option<u32>,
     modules: Modules,
     products: Products,
+    pace: Option<Pace>,
 }
 
 /// Set to 1, it overrides what a program asks of cuBLAS.
@@ -131,6 +133,7 @@ impl Gpu {
             numa: attribute(Attribute::CU_DEVICE_ATTRIBUTE_HOST_NUMA_ID).ok(),
             modules: Modules::default(),
             products: Products::default(),
+            pace: Pace::asked()?,
         };
         let gpu = Self {
             inner: Arc::new(inner),
@@ -238,6 +241,12 @@ impl Gpu {
         self.bind()?;
         // SAFETY: the context is current.
         ok("cuCtxSynchronize", unsafe { sys::cuCtxSynchronize() })
+    }
+
+    /// What its links are slowed down to, where the environment asks for that.
+    #[must_use]
+    pub fn pace(&self) -> Option<Pace> {
+        self.inner.pace
     }
 
     pub(super) fn modules(&self) -> &Modules {

@@ -17,6 +17,7 @@ mod memory;
 mod module;
 mod nccl;
 mod nvml;
+mod pace;
 mod queue;
 
 pub use blas::{Format, NoAlgorithm, PRODUCT_WORKSPACE, Plus, Product, product};
@@ -29,4 +30,5 @@ pub(crate) use memory::{copy_now, fill_now};
 pub use module::{Source, compile};
 pub use nccl::NcclComm;
 pub use nvml::{ProcessMemory, process_memory};
+pub use pace::Pace;
 pub use queue::{KernelArg, Launch, Pairs, Queue, copy_rounds};

@@ -2,10 +2,12 @@
 
 use std::ffi::c_void;
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use cudarc::driver::sys;
 
 use super::error::ok;
+use super::pace::{Pace, Pacer};
 use super::{CudaError, Event, Gpu, Source};
 use crate::view::{Dst, Place, Src};
 
@@ -18,6 +20,9 @@ pub struct Queue {
     gpu: Gpu,
     stream: Stream,
     error: Mutex<Option<CudaError>>,
+    pace: Option<Pace>,
+    /// Made with the first copy over a link that has a pace.
+    pacer: Mutex<Option<Pacer>>,
 }
 
 #[derive(Debug)]
@@ -34,6 +39,14 @@ impl Queue {
     /// # Errors
     /// The driver's.
     pub fn new(gpu: &Gpu) -> Result<Self, CudaError> {
+        Self::paced(gpu, gpu.pace())
+    }
+
+    /// The same, whose copies take no less time than `pace` says.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub fn paced(gpu: &Gpu, pace: Option<Pace>) -> Result<Self, CudaError> {
         gpu.bind()?;
         let mut stream = std::ptr::null_mut();
         // SAFETY: writes one handle; the context is current.
@@ -47,6 +60,8 @@ impl Queue {
             gpu: gpu.clone(),
             stream: Stream(stream),
             error: Mutex::default(),
+            pace,
+            pacer: Mutex::default(),
         })
     }
 
@@ -132,13 +147,32 @@ impl Queue {
         if to.bytes() == 0 {
             return;
         }
-        let done = self.gpu.bind().and_then(|()| {
+        let copy = || {
             // SAFETY: valid ranges, which stay so and have no other user meanwhile (caller).
             ok("cuMemcpyAsync", unsafe {
                 sys::cuMemcpyAsync(to.address(), from.address(), to.bytes(), self.stream.0)
             })
+        };
+        let least = (self.pace).and_then(|p| p.least(to.place(), from.place(), to.bytes() as u64));
+        let done = self.gpu.bind().and_then(|()| match least {
+            None => copy(),
+            Some(least) => self.slowly(least, copy),
         });
         self.keep(done);
+    }
+
+    /// Gives a copy that takes so long at least.
+    fn slowly(
+        &self,
+        least: Duration,
+        copy: impl FnOnce() -> Result<(), CudaError>,
+    ) -> Result<(), CudaError> {
+        let mut pacer = self.pacer.lock().unwrap_or_else(PoisonError::into_inner);
+        let pacer = match &mut *pacer {
+            Some(pacer) => pacer,
+            none => none.insert(Pacer::new(&self.gpu)?),
+        };
+        pacer.copy(self.stream.0, least, copy)
     }
 
     /// Fills device memory.
@@ -257,6 +291,11 @@ pub fn copy_rounds(jobs: &mut [(&Queue, Pairs<'_>)], rounds: u64) -> Result<(), 
 impl Drop for Queue {
     fn drop(&mut self) {
         if self.gpu.bind().is_ok() {
+            if (self.pacer.get_mut()).is_ok_and(|pacer| pacer.is_some()) {
+                // Its copies wait for the pacer, which goes with this.
+                // SAFETY: our own stream.
+                let _ = unsafe { sys::cuStreamSynchronize(self.stream.0) };
+            }
             // SAFETY: our own stream; what is in it still runs to its end.
             let _ = unsafe { sys::cuStreamDestroy_v2(self.stream.0) };
         }
