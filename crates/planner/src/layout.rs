@@ -17,6 +17,8 @@ use crate::plan::{Slot, SlotId, Tier};
 /// Up to this many slots of a part are placed largest first, which packs tightest but looks at
 /// every pair; more are placed in the order of their birth.
 const PAIRWISE_MAX: usize = 2500;
+/// Tasks of a stretch of time, in mean lives of slots.
+const STRETCH: usize = 8;
 
 /// Addresses, and the bytes each tier needs.
 pub(crate) struct Layout {
@@ -118,60 +120,83 @@ fn peak(drafts: &[DraftSlot], members: &[usize]) -> u64 {
     most
 }
 
-/// Slots that were placed, by the stretches of time in which they live, so that one looks only at
-/// those it may meet.
+/// A slot that was placed: its life and its addresses.
+#[derive(Clone, Copy)]
+struct Life {
+    from: u64,
+    to: u64,
+    birth: u32,
+    death: u32,
+}
+
+/// Slots that were placed, by the stretches of time in which they live, each stretch's in the order of their
+/// addresses: so that one looks only at those it may meet, and no further than the gap it takes.
 struct Placed {
     /// log2 of the tasks of a stretch.
     shift: u32,
     stretches: Vec<Vec<Life>>,
 }
 
-/// A placed slot: its life and its addresses.
-#[derive(Clone, Copy)]
-struct Life {
-    birth: usize,
-    death: usize,
-    from: u64,
-    to: u64,
-}
-
 impl Placed {
     fn new(drafts: &[DraftSlot], members: &[usize]) -> Self {
         let lives = || members.iter().map(|&i| &drafts[i]);
         let end = lives().map(|s| s.death).max().unwrap_or(0);
-        // As long as the mean life, so that most are in one or two.
+        // A few times as long as the mean life, so that most are in one.
         let ages: usize = lives().map(|s| s.death - s.birth + 1).sum();
-        let shift = (ages / members.len().max(1)).max(1).ilog2();
+        let shift = (STRETCH * ages / members.len().max(1)).max(1).ilog2();
         Self {
             shift,
             stretches: vec![Vec::new(); (end >> shift) + 1],
         }
     }
 
+    fn of(&self, s: &DraftSlot) -> std::ops::RangeInclusive<usize> {
+        s.birth >> self.shift..=s.death >> self.shift
+    }
+
     fn add(&mut self, s: &DraftSlot, from: u64) {
         let life = Life {
-            birth: s.birth,
-            death: s.death,
             from,
             to: from + s.bytes,
+            birth: s.birth as u32,
+            death: s.death as u32,
         };
-        for stretch in &mut self.stretches[s.birth >> self.shift..=s.death >> self.shift] {
-            stretch.push(life);
+        let stretches = self.of(s);
+        for stretch in &mut self.stretches[stretches] {
+            let at = stretch.partition_point(|l| l.from < from);
+            stretch.insert(at, life);
         }
     }
 
-    /// Collects the addresses of all that the slot meets.
-    fn meeting(&self, s: &DraftSlot, taken: &mut Vec<(u64, u64)>) {
-        let first = s.birth >> self.shift;
-        for i in first..=s.death >> self.shift {
-            for l in &self.stretches[i] {
-                // Of the stretches that both share, only the first counts.
-                let meets = s.birth <= l.death && l.birth <= s.death;
-                if meets && i == first.max(l.birth >> self.shift) {
-                    taken.push((l.from, l.to));
-                }
+    /// The lowest address at which the slot meets nobody. `all` is scratch.
+    fn gap(&self, s: &DraftSlot, all: &mut Vec<Life>) -> u64 {
+        let stretches = &self.stretches[self.of(s)];
+        let lives = match stretches {
+            [one] => one,
+            many => {
+                all.clear();
+                // Who lives in several of them counts several times, which changes nothing.
+                all.extend(many.iter().flatten().filter(|l| l.meets(s)));
+                all.sort_unstable_by_key(|l| l.from);
+                &*all
+            }
+        };
+        let mut at = 0;
+        for l in lives {
+            if l.from >= at + s.bytes {
+                break;
+            }
+            if l.meets(s) {
+                at = at.max(l.to);
             }
         }
+        at
+    }
+}
+
+impl Life {
+    fn meets(&self, s: &DraftSlot) -> bool {
+        s.birth as u32 <= self.death && self.birth <= s.death as u32
     }
 }
 
@@ -185,19 +210,10 @@ fn largest_first(drafts: &[DraftSlot], members: &[usize]) -> (u64, Vec<u64>) {
     let mut places = vec![0; members.len()];
     let mut placed = Placed::new(drafts, members);
     let mut end = 0;
-    let mut taken: Vec<(u64, u64)> = Vec::new();
+    let mut scratch = Vec::new();
     for k in order {
         let s = &drafts[members[k]];
-        taken.clear();
-        placed.meeting(s, &mut taken);
-        taken.sort_unstable();
-        let mut at = 0;
-        for &(from, to) in &taken {
-            if from >= at + s.bytes {
-                break;
-            }
-            at = at.max(to);
-        }
+        let at = placed.gap(s, &mut scratch);
         places[k] = at;
         end = end.max(at + s.bytes);
         placed.add(s, at);
@@ -279,8 +295,32 @@ mod tests {
         }
     }
 
+    /// What `largest_first` says in one sentence, looking at every pair.
+    fn plainly(drafts: &[DraftSlot]) -> Vec<u64> {
+        let mut order: Vec<usize> = (0..drafts.len()).collect();
+        order.sort_by_key(|&k| (Reverse(drafts[k].bytes), drafts[k].birth, k));
+        let mut places = vec![0; drafts.len()];
+        for (n, &k) in order.iter().enumerate() {
+            let met: Vec<usize> = order[..n]
+                .iter()
+                .copied()
+                .filter(|&j| lives_meet(&drafts[j], &drafts[k]))
+                .collect();
+            let free = |at: u64| {
+                met.iter().all(|&j| {
+                    at + drafts[k].bytes <= places[j] || places[j] + drafts[j].bytes <= at
+                })
+            };
+            let ends = met.iter().map(|&j| places[j] + drafts[j].bytes);
+            let at = ends.chain([0]).filter(|&at| free(at)).min();
+            places[k] = at.expect("behind all of them");
+        }
+        places
+    }
+
     fn check(drafts: &[DraftSlot]) {
         let members: Vec<usize> = (0..drafts.len()).collect();
+        assert_eq!(largest_first(drafts, &members).1, plainly(drafts));
         for (end, places) in [largest_first(drafts, &members), in_order(drafts, &members)] {
             for i in 0..drafts.len() {
                 assert!(places[i] + drafts[i].bytes <= end);
