@@ -27,11 +27,18 @@ pub struct Args {
     pub verbose: bool,
 }
 
+impl Args {
+    /// Whether a program reads standard output.
+    pub fn json(&self) -> bool {
+        self.json || matches!(&self.command, Command::Train(args) if args.events)
+    }
+}
+
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Train a run, or go on with it from its newest checkpoint.
-    Train(RunArgs),
+    Train(TrainArgs),
     /// Show where everything would live and how long a step would take. Reserves nothing.
     Plan(PlanArgs),
     /// Measure this machine and store its rates.
@@ -89,6 +96,18 @@ pub struct ImportArgs {
     /// The run file of Axolotl.
     #[arg(value_name = "AXOLOTL.yaml")]
     pub file: PathBuf,
+}
+
+/// What to train.
+#[derive(Debug, clap::Args)]
+pub struct TrainArgs {
+    /// The run.
+    #[command(flatten)]
+    pub run: RunArgs,
+    /// For programs: print each step, evaluation and checkpoint on standard output when it is finished, as a line of
+    /// JSON with the key `event`. With the answer behind them, as by --json.
+    #[arg(long)]
+    pub events: bool,
 }
 
 /// Data to show.

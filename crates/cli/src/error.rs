@@ -110,8 +110,9 @@ impl CliError {
 
     /// Prints the fact and the advice on standard error; returns the JSON answer.
     pub fn report(&self) -> Value {
+        let help = self.help();
         complain(&format!("error: {self}"));
-        for line in self.help() {
+        for line in &help {
             complain(&format!("  help: {line}"));
         }
         let mut answer = match self {
@@ -120,6 +121,7 @@ impl CliError {
             _ => json!({}),
         };
         answer["error"] = json!(self.to_string());
+        answer["help"] = json!(help);
         answer["exit_code"] = json!(self.code());
         answer
     }

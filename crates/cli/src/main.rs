@@ -55,7 +55,7 @@ fn main() -> ExitCode {
             return ExitCode::from(if out::refused() { USERS } else { code });
         }
     };
-    let out = Out::new(args.json, args.verbose);
+    let out = Out::new(args.json(), args.verbose);
     set_hook(Box::new(|info| {
         if in_foreign_code() {
             return;
@@ -79,7 +79,7 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args, out: Out) -> Answer {
-    let watch = signals::watch(args.json)?;
+    let watch = signals::watch(args.json())?;
     match &args.command {
         Command::Train(a) => train::train(a, out, &watch),
         Command::Plan(a) => plan::plan(a, out),

@@ -44,6 +44,11 @@ impl Out {
         }
     }
 
+    /// Prints a line for a program that reads along.
+    pub fn event(self, event: &Value) {
+        print(format_args!("{event}\n"));
+    }
+
     /// Prints a command's answer, if a program reads it.
     pub fn answer(self, answer: &Value) {
         if self.json {

@@ -11,25 +11,25 @@ use lowtide_planner::{Machine, Plan};
 use lowtide_trainer::Workload;
 use lowtide_trainer::fit;
 use lowtide_trainer::report::{Observer, Phase, StepLine, TrainReport, When};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::Answer;
-use crate::args::RunArgs;
+use crate::args::TrainArgs;
 use crate::out::{Out, bytes, complain, duration, seconds};
 use crate::plan::{compare, compare_waits, drives, moved, rates_line};
 use crate::progress::{Pace, Waiting, terminal};
 use crate::signals::{Signal, Watch};
 
 /// Trains a run. Signals ask it to save and to stop.
-pub fn train(args: &RunArgs, out: Out, watch: &Watch) -> Answer {
-    let run = args.load()?;
+pub fn train(args: &TrainArgs, out: Out, watch: &Watch) -> Answer {
+    let run = args.run.load()?;
     match run.optimizer.moments.name() {
         "f32" => out.detail("strategies that change numbers: none"),
         name => out.text(&format!(
             "optimizer.moments is {name}: other numbers than with f32"
         )),
     }
-    let mut show = Show::new(out, watch.clone());
+    let mut show = Show::new(out, watch.clone(), args.events);
     let result = fit::train(&run, &mut show, &watch.requests);
     show.clear();
     let report = result?;
@@ -52,6 +52,8 @@ const OFTEN: Duration = Duration::from_secs(60);
 /// at least one a minute.
 struct Show {
     out: Out,
+    /// Whether a program hears of what is finished.
+    events: bool,
     watch: Watch,
     bar: Option<ProgressBar>,
     waiting: Option<Waiting>,
@@ -66,9 +68,10 @@ struct Show {
 }
 
 impl Show {
-    fn new(out: Out, watch: Watch) -> Self {
+    fn new(out: Out, watch: Watch, events: bool) -> Self {
         Self {
             out,
+            events,
             watch,
             bar: None,
             waiting: None,
@@ -92,6 +95,13 @@ impl Show {
 
     fn text(&self, text: &str) {
         self.above(|| self.out.text(text));
+    }
+
+    /// Tells a program.
+    fn event(&self, event: Value) {
+        if self.events {
+            self.above(|| self.out.event(&event));
+        }
     }
 
     fn clear(&mut self) {
@@ -168,6 +178,9 @@ impl Observer for Show {
 
     fn step(&mut self, line: &StepLine) {
         self.waiting = None;
+        let mut event = json!(line);
+        event["event"] = json!("step");
+        self.event(event);
         let mut about = format!(
             "loss {:.4}, norm {:.3}{}",
             line.loss,
@@ -191,6 +204,7 @@ impl Observer for Show {
 
     fn evaluated(&mut self, step: u64, loss: f64) {
         self.text(&format!("after step {step}: evaluation loss {loss:.4}"));
+        self.event(json!({ "event": "evaluation", "step": step, "eval_loss": loss }));
     }
 
     fn answering(&mut self, done: usize, of: usize) {
@@ -209,10 +223,14 @@ impl Observer for Show {
             when.name(),
             100.0 * share
         ));
+        self.event(json!({
+            "event": "answers", "when": when.name(), "exact_match": share, "prompts": prompts
+        }));
     }
 
     fn saved(&mut self, path: &Path) {
         self.text(&format!("checkpoint {}", path.display()));
+        self.event(json!({ "event": "checkpoint", "path": path.to_string_lossy() }));
     }
 }
 

@@ -1,0 +1,5 @@
+"""`python -m lowtide`: the command."""
+
+from ._command import main
+
+main()

@@ -1,0 +1,125 @@
+"""What an installed wheel does: `python python/tests/module.py`, from the repository's root, with the wheel's Python.
+
+Plain asserts, so that nothing but the wheel has to be installed.
+"""
+
+import json
+import logging
+import pickle
+import subprocess
+import sys
+import tempfile
+from importlib import metadata
+from pathlib import Path
+
+import lowtide
+
+ROOT = Path(__file__).resolve().parents[2]
+RUN = ROOT / "examples" / "quickstart" / "run.yaml"
+FEW = {
+    "device": "cpu",
+    "train.steps": 4,
+    "train.warmup_steps": 0,
+    "eval.every_steps": 2,
+    "checkpoint.every_steps": 2,
+    "eval.generate.exact_match": False,
+    "plan.machine": str(ROOT / "examples" / "machines" / "h200.json"),
+}
+
+
+def fails(kind, call):
+    try:
+        call()
+    except kind as error:
+        return error
+    raise AssertionError(f"no {kind.__name__}")
+
+
+def plans(folder):
+    plan = lowtide.plan(RUN, set=FEW)
+    assert plan["fits"] and plan["step_seconds"] > 0
+    shape = lowtide.plan_shape("qwen2.5-0.5b", device_memory="8GiB", host_memory="16GiB", micro_batch=1, seq=512)
+    assert shape["fits"] and shape["parameters"] > 400e6
+    refused = fails(lowtide.Refused, lambda: lowtide.plan(RUN, set={**FEW, "budget.device": "1MiB"}))
+    assert refused.exit_code == 2 and refused.help and refused.facts["fits"] is False
+    again = pickle.loads(pickle.dumps(refused))
+    assert (again.facts, str(again)) == (refused.facts, str(refused))
+
+
+def mistakes(folder):
+    error = fails(lowtide.LowtideError, lambda: lowtide.plan(folder / "none.yaml"))
+    assert "none.yaml" in str(error) and error.exit_code == 2 and error.help
+    error = fails(lowtide.LowtideError, lambda: lowtide.plan(RUN, set={"train.stpes": 1}))
+    assert "did you mean 'train.steps'" in str(error)
+    error = fails(lowtide.LowtideError, lambda: lowtide.plan({"model": {"path": "-", "shpae": 1}}))
+    assert "shpae" in str(error)
+    fails(ValueError, lambda: lowtide.generate(RUN, message="a", prompt="b"))
+    training = lowtide.train(folder / "none.yaml")
+    fails(lowtide.LowtideError, lambda: list(training))
+    fails(RuntimeError, lambda: training.result)
+
+
+def trains(folder):
+    out = folder / "out"
+    with lowtide.train(RUN, set={**FEW, "output": out}) as training:
+        events = list(training)
+    steps = [event for event in events if event["event"] == "step"]
+    with open(out / "metrics.jsonl") as file:
+        lines = [json.loads(line) for line in file]
+    kept = [line for line in lines if "loss" in line]
+    assert [{**line, "event": "step"} for line in kept] == steps and len(steps) == 4
+    evaluations = [event["eval_loss"] for event in events if event["event"] == "evaluation"]
+    assert evaluations == [line["eval_loss"] for line in lines if "eval_loss" in line]
+    assert sum(event["event"] == "checkpoint" for event in events) == 2
+    report = training.result
+    assert report["steps"] == 4 and report["eval_loss_last"] == evaluations[-1]
+    assert lowtide.train(RUN, set={**FEW, "output": out}).wait()["nothing_to_do"]
+    assert lowtide.evaluate(RUN, set={**FEW, "output": out})["eval_loss"] == report["eval_loss_last"]
+    assert lowtide.check(out)["whole"]
+    assert lowtide.report(out)
+    answer = lowtide.generate(RUN, prompt="The", max_new_tokens=1, set={**FEW, "output": out})
+    assert answer
+
+
+def stops(folder):
+    """A run of keys alone, stopped from outside the loop, goes on from where it was."""
+    keys = {
+        "model": {"path": ROOT / "examples" / "quickstart" / "base"},
+        "data": {"train": ROOT / "examples" / "quickstart" / "train.jsonl"},
+        "budget": {"device": "1GiB", "host": "256MiB"},
+        "train": {"steps": 2000, "micro_batch": 2, "seq": 128, "learning_rate": 1e-4, "warmup_steps": 0},
+        "device": "cpu",
+        "output": folder / "keys",
+        "plan": {"machine": FEW["plan.machine"]},
+    }
+    with lowtide.train(keys) as training:
+        for event in training:
+            if event["event"] == "step" and event["step"] == 3:
+                break
+    report = training.result
+    assert report["stopped"] and 3 <= report["steps"] < 2000, report
+    with lowtide.train(keys) as training:
+        first = next(event for event in training if event["event"] == "step")
+    assert first["step"] == report["steps"] + 1, first
+
+
+def command(folder):
+    for line in ([lowtide.binary()], [sys.executable, "-m", "lowtide"]):
+        told = subprocess.run([*line, "--version"], capture_output=True, text=True, check=True)
+        assert told.stdout.split()[-1] == lowtide.version()
+    try:
+        installed = metadata.version("lowtide")
+    except metadata.PackageNotFoundError:
+        return  # from the source tree
+    assert installed == lowtide.version()
+
+
+def main():
+    logging.basicConfig(level=logging.WARNING)
+    for test in (command, plans, mistakes, trains, stops):
+        with tempfile.TemporaryDirectory() as folder:
+            test(Path(folder))
+        print(f"{test.__name__}: ok", flush=True)
+
+
+main()
