@@ -49,14 +49,18 @@ Run = Union[str, "PathLike[str]", Mapping[str, Any]]
 Path = Union[str, "PathLike[str]"]
 
 
-def plan(run: Run, *, set: Mapping[str, Any] | None = None, machine: Path | None = None) -> dict[str, Any]:
+def plan(
+    run: Run, *, set: Mapping[str, Any] | None = None, machine: Path | None = None, brief: bool = False
+) -> dict[str, Any]:
     """Where everything would live and how long a step would take. Reserves nothing.
 
     machine: a file of rates as `probe` writes it; without one this machine is measured.
+    brief: without what other choices and budgets would give (`outlook`), which takes several times as long as the plan.
     Raises `Refused` where nothing fits: its facts name what is needed, and budgets that do.
     """
     command = Command("plan").run(run, set)
     command.option("--machine", machine)
+    command.flag("--brief", brief)
     return command.answer()
 
 
@@ -71,6 +75,7 @@ def plan_shape(
     accumulate: int | None = None,
     gpus: int | None = None,
     machine: Path | None = None,
+    brief: bool = False,
     set: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The same for a built-in shape, such as `llama2-7b`; without `machine` on the reference H200."""
@@ -85,6 +90,7 @@ def plan_shape(
     command.option("--accumulate", accumulate)
     command.option("--gpus", gpus)
     command.option("--machine", machine)
+    command.flag("--brief", brief)
     command.sets(set)
     return command.answer()
 

@@ -103,6 +103,11 @@ class Command:
             # One word, so that a value may begin with a dash.
             self.arguments.append(f"{name}={os.fspath(value) if isinstance(value, os.PathLike) else value}")
 
+    def flag(self, name: str, given: bool) -> None:
+        """A flag, where it is given."""
+        if given:
+            self.arguments.append(name)
+
     def argument(self, value: Any) -> Command:
         """A positional argument."""
         self.arguments.append(os.fspath(value))

@@ -38,7 +38,9 @@ def fails(kind, call):
 def plans(folder):
     plan = lowtide.plan(RUN, set=FEW)
     assert plan["fits"] and plan["step_seconds"] > 0
-    shape = lowtide.plan_shape("qwen2.5-0.5b", device_memory="8GiB", host_memory="16GiB", micro_batch=1, seq=512)
+    brief = lowtide.plan(RUN, set=FEW, brief=True)
+    assert brief["hash"] == plan["hash"] and plan["outlook"] and brief["outlook"] is None
+    shape = lowtide.plan_shape("qwen2.5-0.5b", device_memory="8GiB", host_memory="16GiB", micro_batch=1, seq=512, brief=True)
     assert shape["fits"] and shape["parameters"] > 400e6
     refused = fails(lowtide.Refused, lambda: lowtide.plan(RUN, set={**FEW, "budget.device": "1MiB"}))
     assert refused.exit_code == 2 and refused.help and refused.facts["fits"] is False

@@ -264,6 +264,10 @@ pub struct PlanArgs {
     /// current directory (those in the file to the file's).
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub sets: Vec<OsString>,
+    /// Only the plan: not what other choices, budgets and links would give, nor what training in subspaces is compared
+    /// with, which takes several times as long as the plan.
+    #[arg(long)]
+    pub brief: bool,
     /// Plan also what becomes of saved tensors (recompute, offload, auto) over device memory, or over
     /// micro-batches of other sizes, which are other numbers. Takes some twenty plans.
     #[arg(long, value_name = "OVER")]

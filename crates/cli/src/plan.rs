@@ -81,7 +81,10 @@ pub fn plan(args: &PlanArgs, out: Out) -> Answer {
         None => Ok(None),
     };
     let ahead = steps.as_ref().map_or(0, |steps| steps.unwrap_or(0));
-    let look = |pins| basis.look(pins);
+    let look = |pins| match args.brief {
+        true => Ok((basis.plan_pinned(pins)?, Outlook::default())),
+        false => basis.look(pins),
+    };
     let looked = wear::within(&run, pins_of(&run), (0, ahead), wear::fill, look, |l| &l.0);
     drop(waiting);
     let (plan, outlook) = match looked {
@@ -109,7 +112,10 @@ pub fn plan(args: &PlanArgs, out: Out) -> Answer {
     out.text(explain(&plan, workload, cuda).trim_end());
     out.text(explain_choices(&plan).trim_end());
     out.text((explain_updates(&plan, machine, cuda) + &explain_cores(&plan, workload)).trim_end());
-    let exact = beside_exact(&run, &basis, step, ahead)?;
+    let exact = match args.brief {
+        true => None,
+        false => beside_exact(&run, &basis, step, ahead)?,
+    };
     if let Some((told, _)) = &exact {
         out.text(told);
     }
@@ -120,8 +126,12 @@ pub fn plan(args: &PlanArgs, out: Out) -> Answer {
     out.text(&format!(
         "{tokens_per_second:.1} tokens/s, {model_tflops:.2} model TFLOP/s"
     ));
-    let (others, of_others) = other_compressions(&run, &basis, ahead)?;
-    out.text((outlook_text(&outlook, step, cuda) + &others).trim_end());
+    let mut of_others = json!([]);
+    if !args.brief {
+        let (others, all) = other_compressions(&run, &basis, ahead)?;
+        out.text((outlook_text(&outlook, step, cuda) + &others).trim_end());
+        of_others = all;
+    }
     drives(&plan, machine)
         .iter()
         .for_each(|told| out.text(told));
@@ -139,7 +149,7 @@ pub fn plan(args: &PlanArgs, out: Out) -> Answer {
         .iter()
         .map(|(cause, s)| json!({"cause": cause, "seconds": s}))
         .collect();
-    answer["outlook"] = json!(outlook);
+    answer["outlook"] = json!((!args.brief).then_some(outlook));
     answer["wear"] = json!(Wear::of(&plan, machine));
     if let Some(over) = args.curve {
         answer["curve"] = json!(draw(over, &basis, &plan, &files, out)?);

@@ -56,7 +56,7 @@ fn models_on_machines() {
                 [micro_batch, "2048", accumulate],
                 [device, host, disk],
             );
-            args.extend(["--machine", file]);
+            args.extend(["--machine", file, "--brief"]);
             let (code, plan) = answer(&args);
             assert_eq!(code, 0, "{plan}");
             let gib = |tier: &str| {
@@ -77,4 +77,75 @@ fn models_on_machines() {
         }
     }
     kept("models.txt", &text);
+}
+
+/// Training in subspaces beside exact training: a 4 GB laptop and an RTX 4090 by published rates, and the reference H200 with
+/// its links at 12 GB/s, where a search that ends too early has taken 1.96 s.
+#[test]
+fn subspaces_beside_exact() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let slow = folder.path().join("h200-12.json");
+    let read = |file: &str| std::fs::read_to_string(root().join(file)).expect("a machine");
+    let mut machine: Value =
+        serde_json::from_str(&read("examples/machines/h200.json")).expect("JSON");
+    machine["h2d"] = 12e9.into();
+    machine["d2h"] = 12e9.into();
+    std::fs::write(&slow, machine.to_string()).expect("written");
+    let at = |file: &str| root().join(file).display().to_string();
+    let laptop = at("bench/lsp/laptop-a1000.json");
+    let rtx4090 = at("examples/machines/rtx4090-12ssd.json");
+    let slow = slow.display().to_string();
+    let both = ["exact", "lsp"].as_slice();
+    let runs = [
+        (
+            &laptop,
+            "laptop",
+            "qwen2.5-1.5b",
+            ["1", "512"],
+            ["3.4GiB", "32GiB"],
+            both,
+        ),
+        (
+            &rtx4090,
+            "rtx4090",
+            "llama2-7b",
+            ["2", "2048"],
+            ["22GiB", "128GiB"],
+            both,
+        ),
+        (
+            &slow,
+            "h200, 12 GB/s",
+            "llama2-7b",
+            ["8", "2048"],
+            ["24GiB", "105GiB"],
+            &both[1..],
+        ),
+    ];
+    let mut text = String::from(
+        "machine        model         batch   budgets        strategy  step s  ruled by  device GiB  host GiB\n",
+    );
+    for (file, name, model, [rows, seq], [device, host], strategies) in runs {
+        for strategy in strategies {
+            let strategy = format!("strategy.name={strategy}");
+            let mut args = plan_of(model, [rows, seq, "1"], [device, host, "0"]);
+            args.extend(["--machine", file, "--set", &strategy, "--brief"]);
+            let (code, plan) = answer(&args);
+            assert_eq!(code, 0, "{plan}");
+            let gib = |tier: &str| {
+                let bytes = &plan["tiers"][tier]["planned_bytes"];
+                bytes.as_u64().expect("bytes") as f64 / f64::from(1 << 30)
+            };
+            let (batch, budgets) = (format!("{rows}x{seq}"), format!("{device}/{host}"));
+            text += &format!(
+                "{name:<15}{model:<14}{batch:<8}{budgets:<15}{:<8}{:>8.4}  {:<8}{:>12.2}{:>10.2}\n",
+                strategy.trim_start_matches("strategy.name="),
+                plan["step_seconds"].as_f64().expect("seconds"),
+                plan["ruling_lane"].as_str().unwrap_or_default(),
+                gib("device"),
+                gib("host"),
+            );
+        }
+    }
+    kept("subspaces.txt", &text);
 }

@@ -185,6 +185,9 @@ const WORK: [u64; 4] = [100_000, 100_000, 500_000, 200_000];
 /// The same of a batch in which rounds are a choice: each look costs more, and there is more to choose.
 const WORK_IN_ROUNDS: [u64; 4] = [150_000, 250_000, 1_500_000, 500_000];
 
+/// Parameters of a unit up to which a look at a plan costs what [`WORK`] counts on: no family has more.
+const USUAL: u64 = 12;
+
 /// A plan that keeps all weights and optimizer state on the device is taken where it is slower than the fastest by no more
 /// than this. Predictions hold to a few percent, and links and host updates that have just the time they need
 /// are late every now and then, where a device alone is not: a 135M model of an H100, planned for 42.4 ms with updates
@@ -474,7 +477,8 @@ impl Search<'_> {
         let starts = self.starts()?;
         let first = |a: &Candidate, b: &Candidate| a.seconds.total_cmp(&b.seconds);
         let rounds = self.r.workload.batch.accumulate > 2 && self.r.pins.order.is_none();
-        let [spend, first_climb, of_best, of_others] = if rounds { WORK_IN_ROUNDS } else { WORK };
+        let work = if rounds { WORK_IN_ROUNDS } else { WORK };
+        let [spend, first_climb, of_best, of_others] = work.map(|work| self.looks(work));
         let ranked = |mut found: Vec<Candidate>| {
             found.sort_by(first);
             found.dedup_by(|a, b| a.choice == b.choice);
@@ -507,6 +511,14 @@ impl Search<'_> {
         }
         climbed.extend(sided);
         Ok(climbed.into_iter().min_by(first).expect("not empty"))
+    }
+
+    /// Work for as many looks at plans where parameters are more and each look so costs more: in subspaces a matrix is a
+    /// base, a core and a projector.
+    fn looks(&self, work: u64) -> u64 {
+        let w = self.r.workload;
+        let (parameters, usual) = (w.params.len() as u64, USUAL * w.units.len() as u64);
+        work * parameters.div_ceil(usual)
     }
 
     /// A candidate with all weights and optimizer state on the device, if it fits.
