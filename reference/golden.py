@@ -45,6 +45,8 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    Olmo2Config,
+    Olmo2ForCausalLM,
     Phi3Config,
     Phi3ForCausalLM,
     Qwen2Config,
@@ -229,6 +231,19 @@ def phi3_longrope():
     )
 
 
+def olmo2():
+    """Norms behind attention and MLP and none before; norms of all query heads, of all key heads."""
+    return Olmo2ForCausalLM(
+        Olmo2Config(
+            vocab_size=59, hidden_size=48, intermediate_size=56, num_hidden_layers=2,
+            num_attention_heads=6, num_key_value_heads=2, max_position_embeddings=64,
+            rms_norm_eps=1e-6, tie_word_embeddings=False, pad_token_id=None, bos_token_id=1,
+            eos_token_id=2,
+            rope_parameters={"rope_type": "default", "rope_theta": 500000.0},
+        )
+    )
+
+
 # Both spellings of a config.json are in the wild: "classic" has rope_theta, rope_scaling and
 # torch_dtype at the top (every model published before transformers 5), "v5" has rope_parameters.
 MODELS = {
@@ -244,6 +259,7 @@ MODELS = {
     "qwen3-yarn": (qwen3_yarn, 10, "classic"),
     "llama-dynamic": (llama_dynamic, 11, "classic"),
     "phi3-longrope": (phi3_longrope, 12, "classic"),
+    "olmo2": (olmo2, 29, "classic"),
 }
 
 

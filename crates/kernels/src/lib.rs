@@ -33,6 +33,7 @@
 
 mod adafactor;
 mod adamw;
+pub mod add;
 pub mod attention;
 pub mod embedding;
 pub mod gelu;
@@ -42,6 +43,7 @@ pub mod layernorm;
 mod lion;
 pub mod matmul;
 pub mod operands;
+pub mod qknorm;
 pub mod rmsnorm;
 pub mod rope;
 pub mod swiglu;

@@ -35,12 +35,14 @@ pub(crate) enum Part {
     Norm1,
     /// The product that makes queries, keys and values.
     Qkv,
-    /// The norm of query heads.
+    /// The norm of queries.
     QNorm,
-    /// The norm of key heads.
+    /// The norm of keys.
     KNorm,
     /// The product behind attention.
     O,
+    /// The norm of what attention adds.
+    Norm1After,
     /// The norm before the MLP.
     Norm2,
     /// The first product of a gated MLP.
@@ -49,6 +51,8 @@ pub(crate) enum Part {
     Up,
     /// The second product of an MLP.
     Down,
+    /// The norm of what the MLP adds.
+    Norm2After,
     /// The head's norm.
     Norm,
     /// The head's matrix, where it is not the table of tokens.
@@ -66,10 +70,12 @@ impl Part {
             Self::QNorm => "q_norm",
             Self::KNorm => "k_norm",
             Self::O => "o",
+            Self::Norm1After => "norm1_after",
             Self::Norm2 => "norm2",
             Self::GateUp => "gate_up",
             Self::Up => "up",
             Self::Down => "down",
+            Self::Norm2After => "norm2_after",
             Self::Norm => "norm",
             Self::LmHead => "lm_head",
         }

@@ -10,7 +10,9 @@ use std::ops::Range;
 use lowtide_device::{Dst, Queue};
 use lowtide_kernels::operands::{Arg, Args, Named};
 use lowtide_kernels::rope::{Rotation, Table};
-use lowtide_kernels::{attention, embedding, gelu, head, layernorm, matmul, rmsnorm, rope, swiglu};
+use lowtide_kernels::{
+    add, attention, embedding, gelu, head, layernorm, matmul, qknorm, rmsnorm, rope, swiglu,
+};
 use lowtide_workload::{ModelShape, OpId, ParamId, ParamKind, Workload};
 
 use crate::ModelError;
@@ -231,6 +233,11 @@ impl Decoder {
             Kind::LinearBias(o, dims) => {
                 matmul::backward_bias(q, o.bind(args), dims.dims(), dtype, ws);
             }
+            Kind::Add(o, width, factor) => {
+                add::forward(q, o.bind(args), s.rows * width, factor, dtype);
+            }
+            Kind::QkNorm(o) => qknorm::forward(q, o.bind(args), s.qk_norm()),
+            Kind::QkNormBackward(o) => qknorm::backward(q, o.bind(args), s.qk_norm(), ws),
             Kind::Rope(o) => rope::forward(q, o.bind(args), self.rotation()),
             Kind::RopeBackward(o) => rope::backward(q, o.bind(args), self.rotation(), ws),
             Kind::Attention(o, mask) => {

@@ -30,7 +30,7 @@ use lowtide_units::List;
 use lowtide_workload::{Batch, Dtype, Lsp, Optimizer, OptimizerName, ParamKind, Projector, Role};
 
 /// Every model.
-const MODELS: [&str; 12] = [
+const MODELS: [&str; 13] = [
     "llama",
     "llama-tied",
     "qwen2",
@@ -43,6 +43,7 @@ const MODELS: [&str; 12] = [
     "qwen3-yarn",
     "llama-dynamic",
     "phi3-longrope",
+    "olmo2",
 ];
 /// Those that have cases of other optimizers and of subspaces: one of each kind of matrix.
 const OTHER_CASES: [&str; 5] = ["llama", "llama-tied", "qwen2", "qwen3", "gpt2"];

@@ -15,6 +15,8 @@ pub enum Family {
     Phi3,
     /// As Llama, with layers that have no positions (SmolLM3).
     SmolLm3,
+    /// Norms behind attention and MLP in place of those before them, and norms of all queries and of all keys (OLMo 2).
+    Olmo2,
 }
 
 /// Which keys of its document a token sees.
@@ -171,7 +173,7 @@ pub struct ModelShape {
     pub out_bias: bool,
     /// Biases in the MLP.
     pub mlp_bias: bool,
-    /// RMSNorm on each head of q and k (Qwen3).
+    /// RMSNorm of q and k: of each head (Qwen3), or of all heads together where the family has it so (OLMo 2).
     pub qk_norm: bool,
     /// Rotary positions (all but GPT-2).
     pub rope: Option<Rope>,

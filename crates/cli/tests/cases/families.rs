@@ -79,6 +79,12 @@ fn trained(scratch: &Scratch) -> f64 {
     trained
 }
 
+/// Norms behind attention and MLP: no key takes them away, so the run alone is looked at.
+#[test]
+fn olmo2() {
+    trained(&of("olmo2", json!({})));
+}
+
 /// The last loss with these keys, and with all of them but one.
 fn differs(kind: &str, keys: Value, without: &str) {
     let whole = trained(&of(kind, keys.clone()));

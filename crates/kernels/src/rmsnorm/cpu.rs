@@ -57,7 +57,7 @@ pub(super) fn backward<E: Number>(o: Backward<Views<'_>>, d: Rows, ws: Dst<'_>) 
 
 /// One row of dx; adds the row's part of dw.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma"))]
-fn backward_row<E: Number>(
+pub(crate) fn backward_row<E: Number>(
     dx: &mut [E],
     dw: &mut [f32],
     dy: &[E],

@@ -3,7 +3,7 @@
 //! Bound: bytes over memory rate. Forward reads x and writes y; backward reads dy, x and the
 //! residual and writes dx.
 
-mod cpu;
+pub(crate) mod cpu;
 pub(crate) mod cuda;
 pub mod reference;
 

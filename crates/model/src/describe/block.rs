@@ -5,12 +5,12 @@
 //! next gradient needs room.
 
 use lowtide_kernels::operands::{Inputs, Read};
-use lowtide_kernels::{attention, gelu, layernorm, matmul, rmsnorm, rope, swiglu};
+use lowtide_kernels::{attention, gelu, layernorm, matmul, qknorm, rmsnorm, rope, swiglu};
 use lowtide_workload::{LocalId, ParamId, Unit, UnitKind};
 
 use super::kind::{Kind, Product};
 use super::{Builder, Factored, Model, Phase, UnitKinds, read, weight, write};
-use crate::families::{Layer, Mlp, Norm};
+use crate::families::{Layer, Mlp, Norm, QkNorm};
 use crate::lsp::Side;
 use crate::params::Part;
 
@@ -131,7 +131,7 @@ impl Builder<'_> {
     }
 
     /// `y` = `x` · `part`ᵀ [+ its bias] [+ `residual`].
-    fn linear(
+    pub(super) fn linear(
         &mut self,
         part: Part,
         y: LocalId,
@@ -281,6 +281,33 @@ impl Builder<'_> {
         self.op(Phase::Backward, "rope", Kind::RopeBackward(operands));
     }
 
+    /// Norms all queries, and all keys.
+    fn whole_norm(&mut self, y: LocalId, x: LocalId, rstd: LocalId) {
+        let operands = qknorm::Forward {
+            y: write(y),
+            rstd: write(rstd),
+            x: read(x),
+            wq: weight(self.param(Part::QNorm)),
+            wk: weight(self.param(Part::KNorm)),
+        };
+        self.op(Phase::Forward, "qk_norm", Kind::QkNorm(operands));
+    }
+
+    fn whole_norm_backward(&mut self, dx: LocalId, dy: LocalId, x: LocalId, rstd: LocalId) {
+        let (q, k) = (self.param(Part::QNorm), self.param(Part::KNorm));
+        let operands = qknorm::Backward {
+            dx: write(dx),
+            dwq: self.add(q),
+            dwk: self.add(k),
+            dy: read(dy),
+            x: read(x),
+            rstd: read(rstd),
+            wq: weight(q),
+            wk: weight(k),
+        };
+        self.op(Phase::Backward, "qk_norm", Kind::QkNormBackward(operands));
+    }
+
     /// The MLP between its products, on `pre`: gate and up of a gated one, or up alone.
     fn activation(&mut self, mlp: Mlp, act: LocalId, pre: LocalId) {
         let (y, x) = (write(act), read(pre));
@@ -314,8 +341,8 @@ impl Builder<'_> {
     }
 }
 
-/// Block `l`, as `layer` has it: attention and MLP, each behind a norm and added to the residual stream. Long because it is read from top
-/// to bottom as the block runs, and backward as forward from the bottom up.
+/// Block `l`, as `layer` has it: attention and MLP, each added to the residual stream. Long because it is read from top to bottom
+/// as the block runs, and backward as forward from the bottom up.
 pub(super) fn block(model: &Model<'_>, layer: Layer, l: u32) -> (Unit, UnitKinds) {
     let mut b = Builder::new(model, format!("blocks.{l}"), UnitKind::Block, l + 1);
     let s = &model.sizes;
@@ -328,19 +355,30 @@ pub(super) fn block(model: &Model<'_>, layer: Layer, l: u32) -> (Unit, UnitKinds
 
     // Forward's tensors, (B·T, ·).
     let x = b.local("x", model.rows(c));
-    let h1 = b.local("h1", model.rows(c));
-    let stats1 = b.statistics("1", layer.norm);
+    let before = layer.norms.before();
+    let h1 = if before {
+        b.local("h1", model.rows(c))
+    } else {
+        x
+    };
+    let stats1 = before.then(|| b.statistics("1", layer.norm));
+    let whole = (layer.qk_norm == QkNorm::Whole).then(|| {
+        let made = b.local("qkv_made", model.rows(all));
+        (made, b.local("qkv_rstd", model.rows_f32(2)))
+    });
     let qkv_raw = layer.rotated.then(|| b.local("qkv_raw", model.rows(all)));
     let qkv = b.local("qkv", model.rows(all));
-    let qk_rstd = model
-        .shape
-        .qk_norm
+    let qk_rstd = (layer.qk_norm == QkNorm::Heads)
         .then(|| b.local("qk_rstd", model.rows_f32(s.heads.heads + s.heads.kv_heads)));
     let att = b.local("att", model.rows(q));
     let lse = b.local("lse", model.rows_f32(s.heads.heads)); // (B, H, T)
     let x2 = b.local("x2", model.rows(c));
-    let h2 = b.local("h2", model.rows(c));
-    let stats2 = b.statistics("2", layer.norm);
+    let h2 = if before {
+        b.local("h2", model.rows(c))
+    } else {
+        x2
+    };
+    let stats2 = before.then(|| b.statistics("2", layer.norm));
     let pre = b.local(up.name(), model.rows(wide));
     let act = b.local("act", model.rows(f));
     let y = b.local("y", model.rows(c));
@@ -353,8 +391,17 @@ pub(super) fn block(model: &Model<'_>, layer: Layer, l: u32) -> (Unit, UnitKinds
     let (qkv_dims, o_dims) = (product(c, all), product(q, c));
     let (up_dims, down_dims) = (product(c, wide), product(f, c));
 
-    b.norm(Phase::Forward, Part::Norm1, h1, stats1, x);
-    b.linear(Part::Qkv, qkv_raw.unwrap_or(qkv), h1, qkv_dims, None);
+    let (o, down) = ((Part::O, Part::Norm1After), (Part::Down, Part::Norm2After));
+
+    if let Some(stats) = stats1 {
+        b.norm(Phase::Forward, Part::Norm1, h1, stats, x);
+    }
+    let raw = qkv_raw.unwrap_or(qkv);
+    let made = whole.map_or(raw, |(made, _)| made);
+    b.linear(Part::Qkv, made, h1, qkv_dims, None);
+    if let Some((made, rstd)) = whole {
+        b.whole_norm(raw, made, rstd);
+    }
     if let Some(raw) = qkv_raw {
         b.rope(qkv, raw, qk_rstd);
     }
@@ -369,11 +416,13 @@ pub(super) fn block(model: &Model<'_>, layer: Layer, l: u32) -> (Unit, UnitKinds
         "attention",
         Kind::Attention(operands, layer.mask),
     );
-    b.linear(Part::O, x2, att, o_dims, Some(x));
-    b.norm(Phase::Forward, Part::Norm2, h2, stats2, x2);
+    let o_end = b.branch_end(layer, o, x2, (att, o_dims), x);
+    if let Some(stats) = stats2 {
+        b.norm(Phase::Forward, Part::Norm2, h2, stats, x2);
+    }
     b.linear(up, pre, h2, up_dims, None);
     b.activation(layer.mlp, act, pre);
-    b.linear(Part::Down, y, act, down_dims, Some(x2));
+    let down_end = b.branch_end(layer, down, y, (act, down_dims), x2);
 
     // Backward's tensors, (B·T, ·).
     let dy = b.local("dy", model.rows(c));
@@ -384,14 +433,17 @@ pub(super) fn block(model: &Model<'_>, layer: Layer, l: u32) -> (Unit, UnitKinds
     let d_att = b.local("d_att", model.rows(q));
     let d_qkv = b.local("d_qkv", model.rows(all));
     let d_raw = layer.rotated.then(|| b.local("d_qkv_raw", model.rows(all)));
+    let d_made = whole.map(|_| b.local("d_qkv_made", model.rows(all)));
     let d_h1 = b.local("d_h1", model.rows(c));
     let dx = b.local("dx", model.rows(c));
 
-    b.linear_backward(Part::Down, d_act, dy, act, down_dims);
+    let d_down = b.branch_end_backward(down, dy, down_end);
+    b.linear_backward(Part::Down, d_act, d_down, act, down_dims);
     b.activation_backward(layer.mlp, d_pre, d_act, pre);
     b.linear_backward(up, d_h2, d_pre, h2, up_dims);
-    b.norm_backward(Part::Norm2, d_x2, d_h2, (x2, stats2), Some(dy));
-    b.linear_backward(Part::O, d_att, d_x2, att, o_dims);
+    b.branch_start_backward(Part::Norm2, d_x2, d_h2, (x2, stats2), dy);
+    let d_o = b.branch_end_backward(o, d_x2, o_end);
+    b.linear_backward(Part::O, d_att, d_o, att, o_dims);
     let operands = attention::Backward {
         d_qkv: write(d_qkv),
         d_out: read(d_att),
@@ -405,8 +457,13 @@ pub(super) fn block(model: &Model<'_>, layer: Layer, l: u32) -> (Unit, UnitKinds
     if let (Some(raw), Some(d_raw)) = (qkv_raw, d_raw) {
         b.rope_backward(d_raw, d_qkv, raw, qk_rstd);
     }
-    b.linear_backward(Part::Qkv, d_h1, d_raw.unwrap_or(d_qkv), h1, qkv_dims);
-    b.norm_backward(Part::Norm1, dx, d_h1, (x, stats1), Some(d_x2));
+    let mut d_product = d_raw.unwrap_or(d_qkv);
+    if let (Some((made, rstd)), Some(d_made)) = (whole, d_made) {
+        b.whole_norm_backward(d_made, d_product, made, rstd);
+        d_product = d_made;
+    }
+    b.linear_backward(Part::Qkv, d_h1, d_product, h1, qkv_dims);
+    b.branch_start_backward(Part::Norm1, dx, d_h1, (x, stats1), d_x2);
 
     (b.unit.input, b.unit.output) = (Some(x), Some(y));
     (b.unit.d_output, b.unit.d_input) = (Some(dy), Some(dx));

@@ -7,7 +7,7 @@ use lowtide_kernels::matmul::Dims;
 use lowtide_kernels::operands::{Named, Names};
 use lowtide_kernels::rope::Heads;
 use lowtide_kernels::{
-    Rows, attention, embedding, gelu, head, layernorm, matmul, rmsnorm, rope, swiglu,
+    Rows, add, attention, embedding, gelu, head, layernorm, matmul, qknorm, rmsnorm, rope, swiglu,
 };
 use lowtide_units::{Bytes, Flops};
 use lowtide_workload::{Dtype, Mask, ModelShape, Operand};
@@ -101,6 +101,16 @@ impl Sizes {
         }
     }
 
+    /// Norms of all queries and of all keys.
+    pub fn qk_norm(&self) -> qknorm::Norm {
+        qknorm::Norm {
+            rows: self.rows,
+            heads: self.heads,
+            eps: self.eps,
+            dtype: self.dtype,
+        }
+    }
+
     pub fn tables(&self) -> embedding::Dims {
         embedding::Dims {
             rows: self.rows_of(self.hidden),
@@ -134,6 +144,10 @@ pub(crate) enum Kind {
     LinearInput(matmul::Input<Names>, Product),
     /// The bias's gradient alone: the matrix is frozen.
     LinearBias(matmul::Bias<Names>, Product),
+    /// A multiple of rows of this many numbers, alone or added to others.
+    Add(add::Forward<Names>, usize, f32),
+    QkNorm(qknorm::Forward<Names>),
+    QkNormBackward(qknorm::Backward<Names>),
     Rope(rope::Forward<Names>),
     RopeBackward(rope::Backward<Names>),
     Attention(attention::Forward<Names>, Mask),
@@ -185,6 +199,9 @@ impl Kind {
             Self::LinearWeight(o, _) => o.list(to),
             Self::LinearInput(o, _) => o.list(to),
             Self::LinearBias(o, _) => o.list(to),
+            Self::Add(o, _, _) => o.list(to),
+            Self::QkNorm(o) => o.list(to),
+            Self::QkNormBackward(o) => o.list(to),
             Self::Rope(o) => o.list(to),
             Self::RopeBackward(o) => o.list(to),
             Self::Attention(o, _) => o.list(to),
@@ -224,7 +241,7 @@ impl Kind {
         };
         let rotary = |op: &str, with: &[(bool, &str)]| {
             let with: String = with.iter().filter(|w| w.0).map(|w| w.1).collect();
-            format!("rope.{op} {t} rows{rows} h{heads} kv{kv_heads} d{head_dim}{with}")
+            format!("{op} {t} rows{rows} h{heads} kv{kv_heads} d{head_dim}{with}")
         };
         let attention = |op: &str, mask: Mask| {
             let (b, seq) = (s.batch, s.seq);
@@ -270,10 +287,23 @@ impl Kind {
             Self::LinearWeight(o, dims) => product("weight", dims, &[(o.db.is_some(), " bias")]),
             Self::LinearInput(_, dims) => product("input", dims, &[]),
             Self::LinearBias(_, dims) => product("bias", dims, &[]),
-            Self::Rope(o) => rotary("forward", &[(o.norm.is_some(), " norm")]),
+            Self::Add(o, width, _) => {
+                let residual = if o.residual.is_some() {
+                    " residual"
+                } else {
+                    ""
+                };
+                format!("add {t} rows{rows} c{width}{residual}")
+            }
+            Self::QkNorm(_) => rotary("qknorm.forward", &[]),
+            Self::QkNormBackward(o) => rotary("qknorm.backward", &[(o.dwq.is_none(), FROZEN)]),
+            Self::Rope(o) => rotary("rope.forward", &[(o.norm.is_some(), " norm")]),
             Self::RopeBackward(o) => {
                 let frozen = o.norm.is_some_and(|norm| norm.dwq.is_none());
-                rotary("backward", &[(o.norm.is_some(), " norm"), (frozen, FROZEN)])
+                rotary(
+                    "rope.backward",
+                    &[(o.norm.is_some(), " norm"), (frozen, FROZEN)],
+                )
             }
             Self::Attention(_, mask) => attention("forward", mask),
             Self::AttentionBackward(_, mask) => attention("backward", mask),
@@ -328,6 +358,7 @@ impl Kind {
             | Self::LinearWeight(_, dims)
             | Self::LinearInput(_, dims)
             | Self::LinearBias(_, dims) => matmul::workspace(dims.dims(), s.dtype, m),
+            Self::QkNormBackward(_) => qknorm::workspace(s.rows, s.heads, m),
             Self::RopeBackward(o) => rope::workspace(s.rows, s.heads, o.norm.is_some(), m),
             Self::Attention(_, mask) | Self::AttentionBackward(_, mask) => {
                 attention::workspace(&s.attn(mask), s.dtype, m)

@@ -6,6 +6,7 @@
 //! three thousand operations.
 
 mod block;
+mod branch;
 pub(crate) mod check;
 mod ends;
 pub(crate) mod kind;

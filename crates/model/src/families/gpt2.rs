@@ -3,7 +3,7 @@
 use lowtide_workload::{Family, Layers, ModelShape};
 use serde_json::{Value, json};
 
-use super::{Architecture, Layer, Mlp, Norm};
+use super::{Architecture, Layer, Mlp, Norm, Norms, QkNorm};
 use crate::ModelError;
 use crate::config_json::keys::{Config, EPS, unsupported};
 use crate::describe::check::wrong;
@@ -93,6 +93,8 @@ impl Architecture for Gpt2 {
     fn layer(&self, s: &ModelShape, l: u32) -> Layer {
         Layer {
             norm: Norm::Layer,
+            norms: Norms::Before,
+            qk_norm: QkNorm::None,
             rotated: false,
             mask: s.mask(l),
             mlp: Mlp::Gelu,

@@ -4,7 +4,7 @@
 use lowtide_workload::{Family, Layers, ModelShape, Rope, RopeScaling, Window};
 use serde_json::{Value, json};
 
-use super::{Layer, Mlp, Norm, rope};
+use super::{Layer, Mlp, Norm, Norms, QkNorm, rope};
 use crate::ModelError;
 use crate::config_json::keys::{Config, EPS, bad, unsupported};
 use crate::describe::check::wrong;
@@ -26,12 +26,34 @@ pub(super) struct Absent {
 
 /// How the file's tensors cut the products that are one here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Names {
+pub(super) enum Cut {
     /// `q_proj`, `k_proj`, `v_proj`; `gate_proj`, `up_proj`.
     Each,
     /// `qkv_proj`; `gate_up_proj`.
     Fused,
 }
+
+/// What a family's files call the parts of a block, below the layer's own name.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Names {
+    pub cut: Cut,
+    /// The norms before attention, behind it, before the MLP and behind it, where there are any.
+    pub norms: [Option<&'static str>; 4],
+    /// What the norms of queries and keys are of.
+    pub qk_norm: QkNorm,
+}
+
+/// Those of Llama.
+pub(super) const LLAMA: Names = Names {
+    cut: Cut::Each,
+    norms: [
+        Some("input_layernorm"),
+        None,
+        Some("post_attention_layernorm"),
+        None,
+    ],
+    qk_norm: QkNorm::Heads,
+};
 
 /// The keys that all have, of a model without biases, head norms and windows.
 pub(super) fn parse(
@@ -157,6 +179,11 @@ pub(super) fn check(s: &ModelShape) -> Result<(), ModelError> {
 pub(super) fn layer(s: &ModelShape, l: u32) -> Layer {
     Layer {
         norm: Norm::Rms,
+        norms: Norms::Before,
+        qk_norm: match s.qk_norm {
+            true => QkNorm::Heads,
+            false => QkNorm::None,
+        },
         rotated: !s.unrotated.has(l),
         mask: s.mask(l),
         mlp: Mlp::Swiglu,
@@ -179,7 +206,7 @@ pub(super) fn head(list: &mut List, s: &ModelShape) {
 }
 
 /// The parameters of block `l`. Long because it is a list: tensors in order of use, each with its names in the file.
-pub(super) fn block(list: &mut List, shape: &ModelShape, l: u32, names: Names) {
+pub(super) fn block(list: &mut List, shape: &ModelShape, l: u32, names: &Names) {
     use Role::{Bias, Matrix, Norm, Residual};
     let at = format!("model.layers.{l}");
     let (c, f, d) = (
@@ -192,39 +219,43 @@ pub(super) fn block(list: &mut List, shape: &ModelShape, l: u32, names: Names) {
         u64::from(shape.kv_heads) * d,
         shape.qkv_width(),
     );
-    let qkv = |kind: &str| match names {
-        Names::Each => [("q", q), ("k", kv), ("v", kv)]
+    let qkv = |kind: &str| match names.cut {
+        Cut::Each => [("q", q), ("k", kv), ("v", kv)]
             .map(|(p, rows)| (format!("{at}.self_attn.{p}_proj.{kind}"), rows))
             .to_vec(),
-        Names::Fused => vec![(format!("{at}.self_attn.qkv_proj.{kind}"), all)],
+        Cut::Fused => vec![(format!("{at}.self_attn.qkv_proj.{kind}"), all)],
     };
-    let gate_up = |kind: &str| match names {
-        Names::Each => ["gate", "up"]
+    let gate_up = |kind: &str| match names.cut {
+        Cut::Each => ["gate", "up"]
             .map(|p| (format!("{at}.mlp.{p}_proj.{kind}"), f))
             .to_vec(),
-        Names::Fused => vec![(format!("{at}.mlp.gate_up_proj.{kind}"), 2 * f)],
+        Cut::Fused => vec![(format!("{at}.mlp.gate_up_proj.{kind}"), 2 * f)],
     };
 
-    list.add(
-        Part::Norm1,
-        (c, 1),
-        Norm,
-        &format!("{at}.input_layernorm.weight"),
-    );
+    let norm = |list: &mut List, part: Part, i: usize| {
+        if let Some(name) = names.norms[i] {
+            list.add(part, (c, 1), Norm, &format!("{at}.{name}.weight"));
+        }
+    };
+    norm(list, Part::Norm1, 0);
     list.fused(Part::Qkv, (all, c), Matrix, qkv("weight"));
     if shape.qkv_bias {
         list.fused(Part::Qkv, (all, 1), Bias, qkv("bias"));
     }
     if shape.qk_norm {
+        let (q, k) = match names.qk_norm {
+            QkNorm::Whole => (q, kv),
+            _ => (d, d),
+        };
         list.add(
             Part::QNorm,
-            (d, 1),
+            (q, 1),
             Norm,
             &format!("{at}.self_attn.q_norm.weight"),
         );
         list.add(
             Part::KNorm,
-            (d, 1),
+            (k, 1),
             Norm,
             &format!("{at}.self_attn.k_norm.weight"),
         );
@@ -243,12 +274,8 @@ pub(super) fn block(list: &mut List, shape: &ModelShape, l: u32, names: Names) {
             &format!("{at}.self_attn.o_proj.bias"),
         );
     }
-    list.add(
-        Part::Norm2,
-        (c, 1),
-        Norm,
-        &format!("{at}.post_attention_layernorm.weight"),
-    );
+    norm(list, Part::Norm1After, 1);
+    norm(list, Part::Norm2, 2);
     list.fused(Part::GateUp, (2 * f, c), Matrix, gate_up("weight"));
     if shape.mlp_bias {
         list.fused(Part::GateUp, (2 * f, 1), Bias, gate_up("bias"));
@@ -267,6 +294,7 @@ pub(super) fn block(list: &mut List, shape: &ModelShape, l: u32, names: Names) {
             &format!("{at}.mlp.down_proj.bias"),
         );
     }
+    norm(list, Part::Norm2After, 3);
 }
 
 /// The keys that all have, of an architecture and a type.

@@ -7,6 +7,7 @@
 mod gpt2;
 mod like_llama;
 mod llama;
+mod olmo2;
 mod phi3;
 mod rope;
 mod smollm3;
@@ -22,10 +23,11 @@ use crate::describe::check::wrong;
 use crate::params::List;
 
 /// Every family.
-const ALL: [(Family, &dyn Architecture); 4] = [
+const ALL: [(Family, &dyn Architecture); 5] = [
     (Family::Llama, &llama::Llama),
     (Family::Phi3, &phi3::Phi3),
     (Family::SmolLm3, &smollm3::SmolLm3),
+    (Family::Olmo2, &olmo2::Olmo2),
     (Family::Gpt2, &gpt2::Gpt2),
 ];
 
@@ -36,6 +38,35 @@ pub(crate) enum Norm {
     Rms,
     /// By mean and deviation, times a weight, plus a bias.
     Layer,
+}
+
+/// Where a block's norms stand, by attention and by the MLP alike.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Norms {
+    /// Before each, of its input.
+    Before,
+    /// Behind each, of what it adds to the residual stream.
+    After,
+}
+
+impl Norms {
+    pub fn before(self) -> bool {
+        self == Self::Before
+    }
+
+    pub fn after(self) -> bool {
+        self == Self::After
+    }
+}
+
+/// How queries and keys are normed before they are rotated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum QkNorm {
+    None,
+    /// Each head by itself.
+    Heads,
+    /// All query heads together, and all key heads.
+    Whole,
 }
 
 /// What an MLP computes between its products.
@@ -50,8 +81,10 @@ pub(crate) enum Mlp {
 /// What the block of one layer computes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Layer {
-    /// The norms before attention and MLP.
+    /// The norms of attention and MLP, and where they stand.
     pub norm: Norm,
+    pub norms: Norms,
+    pub qk_norm: QkNorm,
     /// Queries and keys are rotated by their position.
     pub rotated: bool,
     /// Which keys a query sees.
@@ -93,7 +126,7 @@ pub(crate) trait Architecture: Sync {
 
     /// Adds those of layer `l`'s block. Every layer has the same, of the same sizes.
     fn block(&self, list: &mut List, s: &ModelShape, l: u32) {
-        like_llama::block(list, s, l, like_llama::Names::Each);
+        like_llama::block(list, s, l, &like_llama::LLAMA);
     }
 
     /// Adds the head's, but for its matrix.

@@ -4,7 +4,7 @@ use lowtide_workload::{Family, Layers, ModelShape, RopeScaling};
 use serde_json::{Value, json};
 
 use super::Architecture;
-use super::like_llama::{self, Absent, Names};
+use super::like_llama::{self, Absent, Cut, LLAMA, Names};
 use crate::ModelError;
 use crate::config_json::keys::{Config, unsupported};
 use crate::describe::check::wrong;
@@ -73,7 +73,11 @@ impl Architecture for Phi3 {
     }
 
     fn block(&self, list: &mut List, s: &ModelShape, l: u32) {
-        like_llama::block(list, s, l, Names::Fused);
+        let names = Names {
+            cut: Cut::Fused,
+            ..LLAMA
+        };
+        like_llama::block(list, s, l, &names);
     }
 
     fn config_json(&self, s: &ModelShape) -> Value {

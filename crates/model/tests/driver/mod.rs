@@ -233,6 +233,25 @@ pub fn tiny_shapes() -> Vec<ModelShape> {
                 ..base()
             },
         ),
+        named(
+            "olmo2",
+            ModelShape {
+                family: Family::Olmo2,
+                qk_norm: true,
+                ..base()
+            },
+        ),
+        named(
+            "olmo2 with biases",
+            ModelShape {
+                family: Family::Olmo2,
+                qk_norm: true,
+                qkv_bias: true,
+                out_bias: true,
+                tied: true,
+                ..base()
+            },
+        ),
         named("gpt2", tiny_gpt2()),
         named(
             "gpt2 untied",

@@ -102,16 +102,23 @@ impl Model<'_> {
         let at = format!("model.layers.{l}");
         let d = self.shape.head_dim as usize;
         let mut qkv = [const { Vec::new() }; 3];
+        let olmo2 = self.shape.family == Family::Olmo2;
         for (pos, row) in x.iter().enumerate() {
-            let h = self.norm(&format!("{at}.input_layernorm"), row);
+            let h = match olmo2 {
+                true => row.clone(),
+                false => self.norm(&format!("{at}.input_layernorm"), row),
+            };
             for (i, p) in ["q", "k", "v"].into_iter().enumerate() {
                 let mut y = match self.shape.family {
                     Family::Phi3 => self.part(&format!("{at}.self_attn.qkv_proj"), &h, i),
                     _ => self.linear(&format!("{at}.self_attn.{p}_proj"), &h),
                 };
+                if i < 2 && olmo2 {
+                    y = self.norm(&format!("{at}.self_attn.{p}_norm"), &y);
+                }
                 if i < 2 && !self.shape.unrotated.has(l) {
                     for head in y.chunks_mut(d) {
-                        if self.shape.qk_norm {
+                        if self.shape.qk_norm && !olmo2 {
                             let normed = self.norm(&format!("{at}.self_attn.{p}_norm"), head);
                             head.copy_from_slice(&normed);
                         }
@@ -123,8 +130,16 @@ impl Model<'_> {
         }
         let att = self.attend(&qkv, self.shape.mask(l));
         for (row, a) in x.iter_mut().zip(&att) {
-            add(row, &self.linear(&format!("{at}.self_attn.o_proj"), a));
-            let h = self.norm(&format!("{at}.post_attention_layernorm"), row);
+            let behind = format!("{at}.post_attention_layernorm");
+            let mut o = self.linear(&format!("{at}.self_attn.o_proj"), a);
+            if olmo2 {
+                o = self.norm(&behind, &o);
+            }
+            add(row, &o);
+            let h = match olmo2 {
+                true => row.clone(),
+                false => self.norm(&behind, row),
+            };
             let (mut gate, up) = if self.shape.family == Family::Phi3 {
                 let mut both = self.linear(&format!("{at}.mlp.gate_up_proj"), &h);
                 let up = both.split_off(self.shape.intermediate as usize);
@@ -136,7 +151,11 @@ impl Model<'_> {
             gate.iter_mut()
                 .zip(&up)
                 .for_each(|(g, u)| *g = *g / (1.0 + (-*g).exp()) * u);
-            add(row, &self.linear(&format!("{at}.mlp.down_proj"), &gate));
+            let mut f = self.linear(&format!("{at}.mlp.down_proj"), &gate);
+            if olmo2 {
+                f = self.norm(&format!("{at}.post_feedforward_layernorm"), &f);
+            }
+            add(row, &f);
         }
     }
 
