@@ -57,6 +57,7 @@ fn main() {
                     kv_heads,
                     head_dim: d,
                     scale,
+                    cap: None,
                     mask: lowtide_workload::Mask::Causal,
                     engine: lowtide_kernels::attention::Engine::Own,
                 },
@@ -70,6 +71,7 @@ fn main() {
                 hidden: 128,
                 vocab: 2048,
                 chunk: 1024,
+                bend: head::Bend::NONE,
             },
             dtype,
         );
@@ -315,7 +317,8 @@ fn memory_bound(q: &Queue, rows: usize, c: usize, dtype: Dtype) {
     };
     let t = best(|| {
         let (y, rstd) = (y.again(), rstd.again());
-        rmsnorm::forward(q, rmsnorm::Forward { y, rstd, x, w }, d, 1e-5);
+        let plus = rmsnorm::Plus::Nothing;
+        rmsnorm::forward(q, rmsnorm::Forward { y, rstd, x, w }, d, 1e-5, plus);
     });
     say("rmsnorm forward", 2.0, t);
     let t = best(|| {
@@ -328,7 +331,7 @@ fn memory_bound(q: &Queue, rows: usize, c: usize, dtype: Dtype) {
             w,
             residual: Some(y.src()),
         };
-        rmsnorm::backward(q, o, d, ws.again());
+        rmsnorm::backward(q, o, d, rmsnorm::Plus::Nothing, ws.again());
     });
     say("rmsnorm backward", 4.0, t);
     let t = best(|| {
@@ -392,7 +395,12 @@ fn memory_bound(q: &Queue, rows: usize, c: usize, dtype: Dtype) {
     let halves = Rows { width: c / 2, ..d };
     let t = best(|| {
         let y = y.lend(0, half);
-        swiglu::forward(q, swiglu::Forward { y, gate_up: x }, halves);
+        swiglu::forward(
+            q,
+            swiglu::Forward { y, gate_up: x },
+            halves,
+            swiglu::Gate::Silu,
+        );
     });
     say("swiglu forward", 1.5, t);
     let t = best(|| {
@@ -401,7 +409,7 @@ fn memory_bound(q: &Queue, rows: usize, c: usize, dtype: Dtype) {
             dy: z.src().part(0, half),
             gate_up: x,
         };
-        swiglu::backward(q, o, halves);
+        swiglu::backward(q, o, halves, swiglu::Gate::Silu);
     });
     say("swiglu backward", 2.5, t);
     let t = best(|| {

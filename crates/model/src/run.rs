@@ -9,7 +9,9 @@ use std::ops::Range;
 
 use lowtide_device::{Dst, Queue};
 use lowtide_kernels::operands::{Arg, Args, Named};
+use lowtide_kernels::rmsnorm::Plus;
 use lowtide_kernels::rope::{Rotation, Table};
+use lowtide_kernels::swiglu::Gate;
 use lowtide_kernels::{
     add, attention, embedding, gelu, head, layernorm, matmul, qknorm, rmsnorm, rope, swiglu,
 };
@@ -219,8 +221,8 @@ impl Decoder {
             Kind::EmbeddingBackward(o, _) => {
                 embedding::backward(q, o.bind(args), s.tables(), ws);
             }
-            Kind::RmsNorm(o) => rmsnorm::forward(q, o.bind(args), c, eps),
-            Kind::RmsNormBackward(o) => rmsnorm::backward(q, o.bind(args), c, ws),
+            Kind::RmsNorm(o) => rmsnorm::forward(q, o.bind(args), c, eps, Plus::Nothing),
+            Kind::RmsNormBackward(o) => rmsnorm::backward(q, o.bind(args), c, Plus::Nothing, ws),
             Kind::LayerNorm(o) => layernorm::forward(q, o.bind(args), c, eps),
             Kind::LayerNormBackward(o) => layernorm::backward(q, o.bind(args), c, ws),
             Kind::Linear(o, dims) => matmul::forward(q, o.bind(args), dims.dims(), dtype, ws),
@@ -246,8 +248,8 @@ impl Decoder {
             Kind::AttentionBackward(o, mask) => {
                 attention::backward(q, o.bind(args), &s.attn(mask), dtype, ws);
             }
-            Kind::Swiglu(o) => swiglu::forward(q, o.bind(args), f),
-            Kind::SwigluBackward(o) => swiglu::backward(q, o.bind(args), f),
+            Kind::Swiglu(o) => swiglu::forward(q, o.bind(args), f, Gate::Silu),
+            Kind::SwigluBackward(o) => swiglu::backward(q, o.bind(args), f, Gate::Silu),
             Kind::Gelu(o) => gelu::forward(q, o.bind(args), s.rows * s.intermediate, dtype),
             Kind::GeluBackward(o) => {
                 gelu::backward(q, o.bind(args), s.rows * s.intermediate, dtype);

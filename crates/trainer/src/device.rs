@@ -180,6 +180,7 @@ fn engine_of(
         kv_heads: shape.kv_heads as usize,
         head_dim: shape.head_dim as usize,
         scale: 1.0 / (shape.head_dim as f32).sqrt(),
+        cap: None,
         mask: Mask::Causal,
         engine: Engine::Cudnn,
     };

@@ -8,7 +8,7 @@ use lowtide_device::Dst;
 use multiversion::multiversion;
 use rayon::prelude::*;
 
-use super::forward::gather;
+use super::forward::{bend, gather};
 use super::{Attn, Backward, KEYS, QUERIES, Visible};
 use crate::number::{self, Number, exp, sum};
 use crate::operands::Views;
@@ -95,11 +95,13 @@ struct Scratch<'a> {
     values: &'a mut [f32],
     p: &'a mut [f32],
     ds: &'a mut [f32],
+    /// Of one query, where they are capped.
+    scores: &'a mut [f32],
 }
 
 impl<'a> Scratch<'a> {
     fn len(d: usize) -> usize {
-        (3 * QUERIES + 2 * KEYS) * d + 2 * QUERIES * KEYS
+        (3 * QUERIES + 2 * KEYS) * d + 2 * QUERIES * KEYS + KEYS
     }
 
     fn new(scratch: &'a mut [f32], d: usize) -> Self {
@@ -108,7 +110,8 @@ impl<'a> Scratch<'a> {
         let (d_queries, rest) = rest.split_at_mut(QUERIES * d);
         let (keys, rest) = rest.split_at_mut(KEYS * d);
         let (values, rest) = rest.split_at_mut(KEYS * d);
-        let (p, ds) = rest.split_at_mut(QUERIES * KEYS);
+        let (p, rest) = rest.split_at_mut(QUERIES * KEYS);
+        let (ds, scores) = rest.split_at_mut(QUERIES * KEYS);
         Self {
             queries,
             d_out,
@@ -117,11 +120,12 @@ impl<'a> Scratch<'a> {
             values,
             p,
             ds,
+            scores,
         }
     }
 }
 
-/// Writes dq of a tile of queries and adds its part of dk and dv.
+/// Writes dq of a tile of queries and adds its part of dk and dv. Long because its two passes over a tile share all their parts.
 fn queries<E: Number>(
     o: &Backward<Views<'_>>,
     a: &Attn,
@@ -188,7 +192,15 @@ fn queries<E: Number>(
         gemm(s.ds, len, (n, len, d), d_out, v.t(), false);
         for i in 0..n {
             let (p, ds) = (&mut s.p[i * len..][..len], &mut s.ds[i * len..][..len]);
-            softmax_gradient(p, ds, visible.of(i, from, len), lse[i], delta[i]);
+            let (seen, scores) = (visible.of(i, from, len), &mut s.scores[..len]);
+            if let Some(cap) = a.cap {
+                bend(&mut p[seen.clone()], cap);
+                scores.copy_from_slice(p);
+            }
+            softmax_gradient(p, ds, seen, lse[i], delta[i]);
+            a.cap
+                .into_iter()
+                .for_each(|cap| cap_gradient(ds, scores, cap));
         }
         let (p, ds) = (Matrix::rows(s.p, len), Matrix::rows(s.ds, len));
         gemm(&mut dv[from * d..], d, (len, d, n), p.t(), d_out, true);
@@ -199,6 +211,16 @@ fn queries<E: Number>(
         // SAFETY: the task owns `d_qkv`; each query head is one thread's.
         let to = unsafe { number::write::<E>(&o.d_qkv, a.query(row + first + i, head), d) };
         number::narrow_scaled(to, &s.d_queries[i * d..][..d], a.scale);
+    }
+}
+
+/// From the gradients of capped scores to those of the scores. Where `ds` is 0 the score may be anything.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma"))]
+fn cap_gradient(ds: &mut [f32], capped: &[f32], cap: f32) {
+    for (ds, score) in ds.iter_mut().zip(capped) {
+        let t = score / cap;
+        let slope = 1.0 - t * t;
+        *ds = if *ds == 0.0 { 0.0 } else { *ds * slope };
     }
 }
 

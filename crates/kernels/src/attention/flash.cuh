@@ -30,6 +30,39 @@ __device__ __forceinline__ int first_key(const int* starts, int t, int window) {
     return most(starts[t], t + 1 - window);
 }
 
+#ifdef CAPPED
+#define CAP_PARAMETER , float cap
+// tanh within 2^-22, absolutely: 1 - 2 / (1 + e^2x), whose exponential may be 0 or infinite.
+__device__ __forceinline__ float tanh_fast(float x) {
+    float r;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(1.0f + exp2_fast(x * (2.0f * LOG2E))));
+    return fmaf(-2.0f, r, 1.0f);
+}
+
+// Scores, before they are multiplied by `scale`, become cap·tanh(scale·score/cap) to the base 2 of their exponentials.
+template <int MT, int N>
+__device__ __forceinline__ void bend(float (&x)[MT][N / 8][4], float scale, float cap) {
+    float down = scale / cap, up = cap * LOG2E;
+#pragma unroll
+    for (int m = 0; m < MT; m++)
+#pragma unroll
+        for (int n = 0; n < N / 8; n++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) x[m][n][i] = up * tanh_fast(x[m][n][i] * down);
+}
+
+// How fast a capped score changes with the score, 1 - tanh². Probability and lse tell the capped score, so that no register
+// has to keep it; `shift` is lse·log2(e). Nothing of a probability that is 0 matters.
+__device__ __forceinline__ float slope(float p, float shift, float cap) {
+    float log2_p;
+    asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(log2_p) : "f"(p));
+    float t = (log2_p + shift) / (cap * LOG2E);
+    return p > 0.0f ? fmaf(-t, t, 1.0f) : 0.0f;
+}
+#else
+#define CAP_PARAMETER
+#endif
+
 // Bytes from a tile's start to a row and column.
 __device__ __forceinline__ constexpr u32 at(int row, int column) {
     return (u32)(row * STRIDE + column) * 2;

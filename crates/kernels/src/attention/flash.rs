@@ -20,6 +20,8 @@ const HEADERS: &[(&str, &str)] = &[
     ("common.cuh", include_str!("../common.cuh")),
     ("flash.cuh", include_str!("flash.cuh")),
     ("flash_ptx.cuh", include_str!("flash_ptx.cuh")),
+    ("flash_forward.cuh", include_str!("flash_forward.cuh")),
+    ("flash_backward.cuh", include_str!("flash_backward.cuh")),
 ];
 
 static FORWARD: Source = Source {
@@ -30,6 +32,16 @@ static FORWARD: Source = Source {
 static BACKWARD: Source = Source {
     name: "flash_backward.cu",
     text: include_str!("flash_backward.cu"),
+    headers: HEADERS,
+};
+static FORWARD_CAPPED: Source = Source {
+    name: "flash_forward_capped.cu",
+    text: include_str!("flash_forward_capped.cu"),
+    headers: HEADERS,
+};
+static BACKWARD_CAPPED: Source = Source {
+    name: "flash_backward_capped.cu",
+    text: include_str!("flash_backward_capped.cu"),
     headers: HEADERS,
 };
 static PLAIN: Source = source!("flash_plain", "flash_plain.cu");
@@ -121,9 +133,18 @@ pub(super) fn workspace(a: &Attn, dtype: Dtype) -> usize {
 /// queue's stream.
 pub(super) fn forward(q: &Queue, o: Forward<Views<'_>>, a: &Attn, dtype: Dtype) {
     let tiles = Tiles::of(a, dtype).filter(|_| aligned(&[o.out.address(), o.qkv.address()]));
+    let source = match a.cap {
+        None => &FORWARD,
+        Some(_) => &FORWARD_CAPPED,
+    };
+    // The tensor cores' kernels have a parameter for the cap where there is one, the plain ones always.
+    let cap = match (tiles, a.cap) {
+        (Some(_), cap) => cap,
+        (None, cap) => Some(cap.unwrap_or(0.0)),
+    };
     let launch = match tiles {
         Some(t) => q
-            .kernel(&FORWARD, t.define, "flash_forward")
+            .kernel(source, t.define, "flash_forward")
             .grid(a.seq.div_ceil(t.forward.0), a.heads, a.batch)
             .block(THREADS)
             .shared(t.shared_forward()),
@@ -133,20 +154,24 @@ pub(super) fn forward(q: &Queue, o: Forward<Views<'_>>, a: &Attn, dtype: Dtype) 
             .block(32)
             .shared((a.head_dim + 32) * size_of::<f32>()),
     };
+    let launch = launch
+        .arg(&o.out)
+        .arg(&o.lse)
+        .arg(o.qkv)
+        .arg(o.inputs.doc_start)
+        .arg(a.seq)
+        .arg(a.heads)
+        .arg(a.kv_heads)
+        .arg(a.head_dim)
+        .arg(a.scale)
+        .arg(a.window());
+    let launch = match cap {
+        Some(cap) => launch.arg(cap),
+        None => launch,
+    };
     // SAFETY: the kernel's own arguments, of the sizes that the operation checked (`crate::cuda`).
     unsafe {
-        launch
-            .arg(&o.out)
-            .arg(&o.lse)
-            .arg(o.qkv)
-            .arg(o.inputs.doc_start)
-            .arg(a.seq)
-            .arg(a.heads)
-            .arg(a.kv_heads)
-            .arg(a.head_dim)
-            .arg(a.scale)
-            .arg(a.window())
-            .launch();
+        launch.launch();
     }
 }
 
@@ -171,15 +196,23 @@ pub(super) fn backward(q: &Queue, o: Backward<Views<'_>>, a: &Attn, dtype: Dtype
             .launch();
     }
     let row = a.head_dim * size_of::<f32>();
-    let launches = match Tiles::of(a, dtype)
-        .filter(|_| aligned(&[o.d_qkv.address(), o.d_out.address(), o.qkv.address()]))
-    {
+    let tiles = Tiles::of(a, dtype)
+        .filter(|_| aligned(&[o.d_qkv.address(), o.d_out.address(), o.qkv.address()]));
+    let source = match a.cap {
+        None => &BACKWARD,
+        Some(_) => &BACKWARD_CAPPED,
+    };
+    let cap = match (tiles, a.cap) {
+        (Some(_), cap) => cap,
+        (None, cap) => Some(cap.unwrap_or(0.0)),
+    };
+    let launches = match tiles {
         Some(t) => [
-            q.kernel(&BACKWARD, t.define, "flash_backward_kv")
+            q.kernel(source, t.define, "flash_backward_kv")
                 .grid(a.seq.div_ceil(t.keys.0), a.kv_heads, a.batch)
                 .block(THREADS)
                 .shared(t.shared_keys()),
-            q.kernel(&BACKWARD, t.define, "flash_backward_q")
+            q.kernel(source, t.define, "flash_backward_q")
                 .grid(a.seq.div_ceil(t.queries.0), a.heads, a.batch)
                 .block(THREADS)
                 .shared(t.shared_queries()),
@@ -196,22 +229,26 @@ pub(super) fn backward(q: &Queue, o: Backward<Views<'_>>, a: &Attn, dtype: Dtype
         ],
     };
     for launch in launches {
+        let launch = launch
+            .arg(&o.d_qkv)
+            .arg(o.d_out)
+            .arg(o.qkv)
+            .arg(o.lse)
+            .arg(&delta)
+            .arg(o.inputs.doc_start)
+            .arg(a.seq)
+            .arg(a.heads)
+            .arg(a.kv_heads)
+            .arg(a.head_dim)
+            .arg(a.scale)
+            .arg(a.window());
+        let launch = match cap {
+            Some(cap) => launch.arg(cap),
+            None => launch,
+        };
         // SAFETY: the kernel's own arguments, of the sizes that the operation checked (`crate::cuda`).
         unsafe {
-            launch
-                .arg(&o.d_qkv)
-                .arg(o.d_out)
-                .arg(o.qkv)
-                .arg(o.lse)
-                .arg(&delta)
-                .arg(o.inputs.doc_start)
-                .arg(a.seq)
-                .arg(a.heads)
-                .arg(a.kv_heads)
-                .arg(a.head_dim)
-                .arg(a.scale)
-                .arg(a.window())
-                .launch();
+            launch.launch();
         }
     }
 }

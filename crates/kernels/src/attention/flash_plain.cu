@@ -31,12 +31,22 @@ __device__ __forceinline__ u64 first_key(const int* doc_start, u64 b, u64 seq, u
     return first > of_window ? first : of_window;
 }
 
+// A score, capped unless `cap` is 0.
+__device__ __forceinline__ float bent(float score, float cap) {
+    return cap > 0.0f ? cap * tanhf(score / cap) : score;
+}
+// How fast it changes with what it was made of.
+__device__ __forceinline__ float slope(float bent, float cap) {
+    float t = cap > 0.0f ? bent / cap : 0.0f;
+    return 1.0f - t * t;
+}
+
 // All kernels below but the last: one warp a block; grid: tokens of a row, heads, rows of tokens.
 
 // Shared memory: width + 32 floats.
 extern "C" __global__ void __launch_bounds__(32)
     plain_forward(E* out, float* lse, const E* qkv, const int* doc_start, u64 seq, u64 heads,
-                  u64 kv_heads, u64 width, float scale, u64 window) {
+                  u64 kv_heads, u64 width, float scale, u64 window, float cap) {
     extern __shared__ uint4 pool[];
     float* sum = reinterpret_cast<float*>(pool);
     float* weights = sum + width;
@@ -48,8 +58,8 @@ extern "C" __global__ void __launch_bounds__(32)
     float top = __uint_as_float(0xff800000u), total = 0.0f;
     for (u64 from = first_key(doc_start, b, seq, t, window); from <= t; from += 32) {
         u64 n = t - from + 1 < 32 ? t - from + 1 : 32;
-        float score = lane < n ? scale * dot(query, qkv + s.key(b, from + lane, kv), width)
-                               : __uint_as_float(0xff800000u);
+        float score = __uint_as_float(0xff800000u);
+        if (lane < n) score = bent(scale * dot(query, qkv + s.key(b, from + lane, kv), width), cap);
         float most = fmaxf(top, warp_max(score));
         float factor = expf(top - most), p = expf(score - most);
         top = most;
@@ -74,7 +84,7 @@ extern "C" __global__ void __launch_bounds__(32)
 extern "C" __global__ void __launch_bounds__(32)
     plain_backward_q(E* d_qkv, const E* d_out, const E* qkv, const float* lse, const float* delta,
                      const int* doc_start, u64 seq, u64 heads, u64 kv_heads, u64 width,
-                     float scale, u64 window) {
+                     float scale, u64 window, float cap) {
     extern __shared__ uint4 pool[];
     float* sum = reinterpret_cast<float*>(pool);
     float* weights = sum + width;
@@ -88,8 +98,9 @@ extern "C" __global__ void __launch_bounds__(32)
         u64 n = t - from + 1 < 32 ? t - from + 1 : 32;
         float ds = 0.0f;
         if (lane < n) {
-            float p = expf(scale * dot(query, qkv + s.key(b, from + lane, kv), width) - log_sum);
-            ds = p * (dot(d, qkv + s.value(b, from + lane, kv), width) - mean);
+            float score = bent(scale * dot(query, qkv + s.key(b, from + lane, kv), width), cap);
+            float p = expf(score - log_sum);
+            ds = p * (dot(d, qkv + s.value(b, from + lane, kv), width) - mean) * slope(score, cap);
         }
         weights[lane] = ds;
         __syncwarp();
@@ -110,7 +121,7 @@ extern "C" __global__ void __launch_bounds__(32)
 extern "C" __global__ void __launch_bounds__(32)
     plain_backward_kv(E* d_qkv, const E* d_out, const E* qkv, const float* lse, const float* delta,
                       const int* doc_start, u64 seq, u64 heads, u64 kv_heads, u64 width,
-                      float scale, u64 window) {
+                      float scale, u64 window, float cap) {
     extern __shared__ uint4 pool[];
     float *dk = reinterpret_cast<float*>(pool), *dv = dk + width;
     float *scores = dv + width, *weights = scores + 32;
@@ -127,8 +138,10 @@ extern "C" __global__ void __launch_bounds__(32)
             float p = 0.0f, ds = 0.0f;
             if (lane < n && first_key(doc_start, b, seq, from + lane, window) <= k) {
                 u64 t = from + lane;
-                p = expf(scale * dot(qkv + s.query(b, t, h), key, width) - lse[s.line(b, h) + t]);
-                ds = p * (dot(d_out + s.output(b, t, h), value, width) - delta[s.line(b, h) + t]);
+                float score = bent(scale * dot(qkv + s.query(b, t, h), key, width), cap);
+                p = expf(score - lse[s.line(b, h) + t]);
+                ds = p * (dot(d_out + s.output(b, t, h), value, width) - delta[s.line(b, h) + t]) *
+                     slope(score, cap);
             }
             weights[lane] = p;
             scores[lane] = ds;

@@ -5,7 +5,7 @@ use multiversion::multiversion;
 use rayon::prelude::*;
 
 use super::{Attn, Forward, KEYS, QUERIES, Visible};
-use crate::number::{self, Number, exp, sum};
+use crate::number::{self, Number, exp, sum, tanh};
 use crate::operands::Views;
 use crate::product::{Matrix, gemm, with_scratch};
 
@@ -61,13 +61,12 @@ fn tile_forward<E: Number>(
             let (q, k) = (Matrix::rows(queries, d), Matrix::rows(keys, d));
             gemm(scores, len, (n, len, d), q, k.t(), false);
             for (i, state) in softmax.iter_mut().enumerate().take(n) {
-                let sums = &mut sums[i * d..][..d];
-                online(
-                    &mut scores[i * len..][..len],
-                    visible.of(i, from, len),
-                    state,
-                    sums,
-                );
+                let (seen, sums) = (visible.of(i, from, len), &mut sums[i * d..][..d]);
+                let scores = &mut scores[i * len..][..len];
+                if let Some(cap) = a.cap {
+                    bend(&mut scores[seen.clone()], cap);
+                }
+                online(scores, seen, state, sums);
             }
             gather::<E>(
                 keys,
@@ -110,6 +109,14 @@ fn widen_rows<E: Number>(to: &mut [f32], from: &[E], stride: usize, d: usize, fa
         for (to, from) in to.iter_mut().zip(from) {
             *to = factor * from.widen();
         }
+    }
+}
+
+/// Caps scores.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma"))]
+pub(super) fn bend(scores: &mut [f32], cap: f32) {
+    for score in scores {
+        *score = cap * tanh(*score / cap);
     }
 }
 

@@ -48,6 +48,9 @@ pub struct Attn {
     pub head_dim: usize,
     /// Factor of the scores, usually 1/√D.
     pub scale: f32,
+    /// What scores cannot exceed, more than 0: s becomes `cap·tanh(s/cap)` after the factor (Gemma 2). [`Engine::Cudnn`] has
+    /// none.
+    pub cap: Option<f32>,
     /// Which keys of its document a token sees. [`Engine::Cudnn`] has [`Mask::Causal`] only.
     pub mask: Mask,
     /// Who computes it on a CUDA device; the CPU device has one engine.
@@ -105,6 +108,11 @@ impl Attn {
             self.kv_heads
         );
         assert!(self.seq == 0 || self.window() > 0, "a window without a key");
+        assert!(
+            self.cap.is_none_or(|cap| cap > 0.0),
+            "a cap of {:?}",
+            self.cap
+        );
         expect("qkv", qkv, self.rows() * self.width(), e);
         expect("out", out, self.rows() * self.heads * self.head_dim, e);
         expect("lse", lse, self.rows() * self.heads, size_of::<f32>());
@@ -165,7 +173,7 @@ operands! {
     }
 }
 
-/// `out = softmax(scale·q·kᵀ)·v` for each head, over the keys that a token may see.
+/// `out = softmax(scale·q·kᵀ)·v` for each head, over the keys that a token may see, the scores [capped](Attn::cap) or not.
 pub fn forward(q: &Queue, o: Forward<Views<'_>>, a: &Attn, dtype: Dtype, ws: Dst<'_>) {
     a.check(o.qkv, &o.out, &o.lse, o.inputs.doc_start, size(dtype));
     expect_workspace(&ws, workspace(a, dtype, q.make()));

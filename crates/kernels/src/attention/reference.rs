@@ -29,23 +29,31 @@ fn probabilities(qkv: &[f64], start: usize, a: &Attn, b: usize, h: usize, t: usi
     let scores: Vec<f64> = (start..=t)
         .map(|s| {
             let key = &qkv[a.key(b * a.seq + s, h / a.group())..][..a.head_dim];
-            f64::from(a.scale) * query.iter().zip(key).map(|(q, k)| q * k).sum::<f64>()
+            let score = f64::from(a.scale) * query.iter().zip(key).map(|(q, k)| q * k).sum::<f64>();
+            a.cap.map_or(score, |cap| {
+                let cap = f64::from(cap);
+                cap * (score / cap).tanh()
+            })
         })
         .collect();
     let most = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let sum: f64 = scores.iter().map(|s| (s - most).exp()).sum();
+    let slope = |s: &f64| a.cap.map_or(1.0, |cap| 1.0 - (s / f64::from(cap)).powi(2));
     Softmax {
         p: scores.iter().map(|s| (s - most).exp() / sum).collect(),
+        slopes: scores.iter().map(slope).collect(),
         lse: most + sum.ln(),
     }
 }
 
 struct Softmax {
     p: Vec<f64>,
+    /// How fast capped scores change with the scores.
+    slopes: Vec<f64>,
     lse: f64,
 }
 
-/// `softmax(scale·q·kᵀ)·v` over the keys of the same document up to the token, as far back as the mask has it.
+/// `softmax(scale·q·kᵀ)·v`, of capped scores where there is a cap, over the keys of the same document up to the token, as far back as the mask has it.
 #[must_use]
 pub fn forward(qkv: &[f64], doc_start: &[i32], a: &Attn) -> Forward {
     let d = a.head_dim;
@@ -81,7 +89,7 @@ pub fn backward(d_out: &[f64], qkv: &[f64], out: &[f64], doc_start: &[i32], a: &
         for h in 0..a.heads {
             for t in 0..a.seq {
                 let start = first_key(doc_start[b * a.seq + t], a, t);
-                let p = probabilities(qkv, start, a, b, h, t).p;
+                let Softmax { p, slopes, .. } = probabilities(qkv, start, a, b, h, t);
                 let output = a.output(b * a.seq + t, h)..a.output(b * a.seq + t, h) + d;
                 let (d_out, out) = (&d_out[output.clone()], &out[output]);
                 let dp: Vec<f64> = (start..=t)
@@ -96,7 +104,7 @@ pub fn backward(d_out: &[f64], qkv: &[f64], out: &[f64], doc_start: &[i32], a: &
                 for (j, s) in (start..=t).enumerate() {
                     let key = a.key(b * a.seq + s, h / a.group());
                     let value = a.value(b * a.seq + s, h / a.group());
-                    let ds = scale * p[j] * (dp[j] - mean);
+                    let ds = scale * p[j] * (dp[j] - mean) * slopes[j];
                     for i in 0..d {
                         g[query + i] += ds * qkv[key + i];
                         g[key + i] += ds * qkv[query + i];

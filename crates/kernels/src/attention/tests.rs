@@ -18,6 +18,7 @@ fn attn(batch: usize, seq: usize, heads: usize, kv_heads: usize, head_dim: usize
         kv_heads,
         head_dim,
         scale: 1.0 / (head_dim as f32).sqrt(),
+        cap: None,
         mask: Mask::Causal,
         engine: Engine::Own,
     }
@@ -26,6 +27,13 @@ fn attn(batch: usize, seq: usize, heads: usize, kv_heads: usize, head_dim: usize
 fn windowed(a: Attn, keys: u32) -> Attn {
     Attn {
         mask: Mask::Window(keys),
+        ..a
+    }
+}
+
+fn capped(a: Attn, cap: f32) -> Attn {
+    Attn {
+        cap: Some(cap),
         ..a
     }
 }
@@ -201,6 +209,35 @@ fn windows_agree_with_the_reference() {
     }
 }
 
+/// Caps that bite (scores are of order 3) and that hardly do, on every kernel that a GPU has for heads, with windows and
+/// documents.
+#[test]
+fn caps_agree_with_the_reference() {
+    for dtype in DTYPES {
+        for cap in [1.5, 50.0] {
+            check(&capped(attn(2, 129, 4, 2, 16), cap), true, dtype);
+        }
+        check(&capped(attn(1, 140, 3, 1, 64), 2.0), true, dtype);
+        check(&capped(attn(1, 130, 4, 2, 96), 3.0), false, dtype);
+        check(
+            &capped(windowed(attn(1, 140, 2, 1, 128), 60), 2.0),
+            true,
+            dtype,
+        );
+        check(
+            &capped(windowed(attn(1, 193, 2, 1, 256), 40), 4.0),
+            false,
+            dtype,
+        );
+        check(&capped(attn(3, 40, 5, 5, 10), 0.5), true, dtype);
+        let other_scale = Attn {
+            scale: 0.9,
+            ..capped(attn(1, 100, 2, 2, 16), 1.0)
+        };
+        check(&other_scale, true, dtype);
+    }
+}
+
 /// A window that reaches over the row changes no bit, on either device.
 #[test]
 fn a_window_as_long_as_the_row_is_none() {
@@ -349,6 +386,7 @@ fn what_cudnn_does_not_do_is_refused_cleanly() {
         (attn(1, 16, 4, 2, 10), Dtype::Bf16),
         (attn(1, 16, 4, 2, 264), Dtype::Bf16),
         (windowed(attn(1, 16, 4, 2, 64), 8), Dtype::Bf16),
+        (capped(attn(1, 16, 4, 2, 64), 8.0), Dtype::Bf16),
     ] {
         let Some(q) = gpu() else { return };
         let (a, stream) = (by_cudnn(&a), q.cuda().expect("it is one"));
@@ -489,6 +527,7 @@ fn other_documents_do_not_matter() {
 fn reference_gradient_is_the_slope() {
     slope_of(&attn(2, 7, 4, 2, 6));
     slope_of(&windowed(attn(2, 7, 4, 2, 6), 3));
+    slope_of(&capped(attn(2, 7, 4, 2, 6), 1.25));
 }
 
 fn slope_of(a: &Attn) {

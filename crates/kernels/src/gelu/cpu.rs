@@ -11,6 +11,19 @@ use crate::rows;
 const TWICE_SLOPE: f32 = 1.595_769_2;
 const CUBIC: f32 = 0.044_715;
 
+#[inline(always)]
+pub(crate) fn gelu(x: f32) -> f32 {
+    x * sigmoid(TWICE_SLOPE * (x + CUBIC * x * x * x))
+}
+
+/// Its derivative.
+#[inline(always)]
+pub(crate) fn gelu_slope(x: f32) -> f32 {
+    let s = sigmoid(TWICE_SLOPE * (x + CUBIC * x * x * x));
+    let slope = TWICE_SLOPE * (1.0 + 3.0 * CUBIC * x * x);
+    s + x * s * (1.0 - s) * slope
+}
+
 pub(super) fn forward<E: Number>(o: Forward<Views<'_>>, n: usize) {
     rows::each(n, 1, |first, end| {
         // SAFETY: the task owns `y`, a run of it is one thread's; nobody writes `x`.
@@ -24,8 +37,7 @@ pub(super) fn forward<E: Number>(o: Forward<Views<'_>>, n: usize) {
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma"))]
 fn forward_run<E: Number>(y: &mut [E], x: &[E]) {
     for (y, x) in y.iter_mut().zip(x) {
-        let x = x.widen();
-        *y = E::narrow(x * sigmoid(TWICE_SLOPE * (x + CUBIC * x * x * x)));
+        *y = E::narrow(gelu(x.widen()));
     }
 }
 
@@ -43,9 +55,6 @@ pub(super) fn backward<E: Number>(o: Backward<Views<'_>>, n: usize) {
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma"))]
 fn backward_run<E: Number>(dx: &mut [E], dy: &[E], x: &[E]) {
     for ((dx, dy), x) in dx.iter_mut().zip(dy).zip(x) {
-        let x = x.widen();
-        let s = sigmoid(TWICE_SLOPE * (x + CUBIC * x * x * x));
-        let slope = TWICE_SLOPE * (1.0 + 3.0 * CUBIC * x * x);
-        *dx = E::narrow(dy.widen() * (s + x * s * (1.0 - s) * slope));
+        *dx = E::narrow(dy.widen() * gelu_slope(x.widen()));
     }
 }

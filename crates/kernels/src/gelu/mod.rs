@@ -2,7 +2,7 @@
 //!
 //! Bound: bytes over memory rate: forward two numbers an element, backward three.
 
-mod cpu;
+pub(crate) mod cpu;
 mod cuda;
 pub mod reference;
 

@@ -3,11 +3,11 @@
 use lowtide_device::{Dst, Src};
 use multiversion::multiversion;
 
-use super::{Head, Reads, Scratch, Train};
+use super::{Bend, Head, Reads, Scratch, Train};
 use crate::matmul::{Forward, Input, cpu as matmul};
-use crate::number::{self, Number, exp, sum};
+use crate::number::{self, Number, exp, sum, tanh};
 use crate::operands::{Sum, Views};
-use crate::product::{Operand, product};
+use crate::product::{Operand, product, with_scratch};
 use crate::rows;
 
 pub(super) fn train<E: Number>(mut o: Train<Views<'_>>, scale: f32, d: &Head, mut s: Scratch<'_>) {
@@ -71,6 +71,10 @@ fn chunk_losses<E: Number>(
                 (number::write::<E>(&s.logits, row * d.vocab, d.vocab), loss)
             };
             *loss = 0.0;
+            if let (Ok(label), false) = (usize::try_from(*label), d.bend.is_none()) {
+                *loss = bent_row(logits, label, d.bend, scale);
+                continue;
+            }
             match (usize::try_from(*label), scale) {
                 (Ok(label), Some(scale)) => {
                     let row = loss_row(logits, label);
@@ -124,6 +128,46 @@ fn gradient_row<E: Number>(logits: &mut [E], label: usize, row: Row, scale: f32)
     logits[label] = E::narrow(at_label);
 }
 
+/// The loss of one row whose logits are bent; with a scale, the product's results become their gradient.
+fn bent_row<E: Number>(raw: &mut [E], label: usize, bend: Bend, scale: Option<f32>) -> f64 {
+    with_scratch(raw.len(), |logits| {
+        number::widen(logits, raw);
+        bent(logits, bend);
+        let row = loss_row(logits, label);
+        if let Some(scale) = scale {
+            gradient_row(logits, label, row, scale);
+            unbend(raw, logits, bend);
+        }
+        row.loss
+    })
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma"))]
+fn bent(x: &mut [f32], bend: Bend) {
+    for x in x.iter_mut() {
+        *x *= bend.factor;
+    }
+    if let Some(cap) = bend.cap {
+        for x in x.iter_mut() {
+            *x = cap * tanh(*x / cap);
+        }
+    }
+}
+
+/// In place of the product's results, their gradients, from those of the logits.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma"))]
+fn unbend<E: Number>(raw: &mut [E], gradient: &[f32], bend: Bend) {
+    match bend.cap {
+        None => number::narrow_scaled(raw, gradient, bend.factor),
+        Some(cap) => {
+            for (x, g) in raw.iter_mut().zip(gradient) {
+                let t = tanh(x.widen() * bend.factor / cap);
+                *x = E::narrow(g * bend.factor * (1.0 - t * t));
+            }
+        }
+    }
+}
+
 pub(super) fn logits<E: Number>(
     out: Dst<'_>,
     from: Reads<'_>,
@@ -163,7 +207,11 @@ pub(super) fn logits<E: Number>(
             for (row, data) in tile.data.chunks_exact(tile.cols).enumerate() {
                 let at = (first + tile.i + row) * d.vocab + tile.j;
                 // SAFETY: the task owns `out`; tiles do not overlap.
-                unsafe { number::write::<f32>(&out, at, tile.cols) }.copy_from_slice(data);
+                let to = unsafe { number::write::<f32>(&out, at, tile.cols) };
+                to.copy_from_slice(data);
+                if !d.bend.is_none() {
+                    bent(to, d.bend);
+                }
             }
         });
     }

@@ -7,13 +7,29 @@ use lowtide_device::cuda::{self, Source};
 use lowtide_device::{Dst, Make, Src};
 use lowtide_workload::Dtype;
 
-use super::{Head, Reads, Scratch, Train};
-use crate::cuda::{define, source};
+use super::{Bend, Head, Reads, Scratch, Train};
+use crate::cuda::define;
 use crate::matmul::{self, Input};
 use crate::number::size;
 use crate::operands::{Sum, Views};
 
-static SOURCE: Source = source!("head", "head.cu");
+/// Headers of the head's kernels.
+const HEADERS: &[(&str, &str)] = &[
+    ("common.cuh", include_str!("../common.cuh")),
+    ("head.cuh", include_str!("head.cuh")),
+];
+
+static SOURCE: Source = Source {
+    name: "head.cu",
+    text: include_str!("head.cu"),
+    headers: HEADERS,
+};
+/// Of logits that are [bent](super::Bend).
+static BENT: Source = Source {
+    name: "head_bent.cu",
+    text: include_str!("head_bent.cu"),
+    headers: HEADERS,
+};
 
 /// Shared memory of a block that the kernels use themselves, with room.
 const OWN: usize = 1024;
@@ -97,6 +113,7 @@ fn chunk(
         vocab: d.vocab,
         gap,
         first,
+        bend: d.bend,
     };
     after_product(q, loss, chunk, scale, dtype);
 }
@@ -115,6 +132,8 @@ pub(super) struct Chunk<'a> {
     pub gap: usize,
     /// Whether it is the first.
     pub first: bool,
+    /// What becomes of logits before the loss.
+    pub bend: Bend,
 }
 
 /// Losses of a chunk's rows, one each, and their sum and number written to `loss`, or added to it unless
@@ -133,7 +152,9 @@ pub(super) fn after_product(
         vocab,
         gap,
         first,
+        bend,
     } = chunk;
+    let source = if bend.is_none() { &SOURCE } else { &BENT };
     let e = size(dtype);
     let (rows, bytes) = (labels.bytes() / 4, vocab * e);
     let wide = bytes.is_multiple_of(16) && logits.address().is_multiple_of(16);
@@ -145,7 +166,7 @@ pub(super) fn after_product(
     };
     let kernel = |name| {
         stream
-            .kernel(&SOURCE, define(dtype), name)
+            .kernel(source, define(dtype), name)
             .grid(rows, 1, 1)
             .block(threads)
             .arg(&logits)
@@ -171,6 +192,10 @@ pub(super) fn after_product(
                 .arg(kept as u32)
         }
         None => kernel(if wide { "loss_wide" } else { "loss_narrow" }),
+    };
+    let launch = match bend.is_none() {
+        true => launch,
+        false => launch.arg(bend.factor).arg(bend.cap.unwrap_or(0.0)),
     };
     // SAFETY: the kernel's own arguments, of the sizes that the operation checked (`crate::cuda`).
     unsafe {
@@ -217,8 +242,22 @@ pub(super) fn logits(
                 .arg(d.hidden)
                 .launch();
         }
-        let out = out.lend(first * d.vocab * 4, n * d.vocab * 4);
+        let mut out = out.lend(first * d.vocab * 4, n * d.vocab * 4);
         let (rows, ws) = (rows.into_src(), s.product.again());
-        matmul::cuda::forward_f32(q, out, rows, from.w, d.dims(n), dtype, ws);
+        matmul::cuda::forward_f32(q, out.again(), rows, from.w, d.dims(n), dtype, ws);
+        if d.bend.is_none() {
+            continue;
+        }
+        // SAFETY: the kernel's own arguments, of the sizes that the operation checked (`crate::cuda`).
+        unsafe {
+            q.kernel(&BENT, define(dtype), "bend")
+                .grid((n * d.vocab).div_ceil(1024), 1, 1)
+                .block(256)
+                .arg(&out)
+                .arg(n * d.vocab)
+                .arg(d.bend.factor)
+                .arg(d.bend.cap.unwrap_or(0.0))
+                .launch();
+        }
     }
 }

@@ -18,8 +18,32 @@ use crate::operands::{Planes, Views, operands};
 /// The label of a row without a loss.
 pub const NO_LOSS: i32 = -100;
 
+/// What becomes of the product's results before they are logits: x is multiplied by `factor`, then becomes
+/// `cap·tanh(x/cap)`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Bend {
+    /// More than 0.
+    pub factor: f32,
+    /// What logits cannot exceed, more than 0.
+    pub cap: Option<f32>,
+}
+
+impl Bend {
+    /// Logits are the product's results.
+    pub const NONE: Self = Self {
+        factor: 1.0,
+        cap: None,
+    };
+
+    /// Whether nothing becomes of them.
+    #[must_use]
+    pub fn is_none(&self) -> bool {
+        *self == Self::NONE
+    }
+}
+
 /// Sizes of the head.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Head {
     /// B·T.
     pub rows: usize,
@@ -29,6 +53,8 @@ pub struct Head {
     pub vocab: usize,
     /// Rows whose logits exist at once.
     pub chunk: usize,
+    /// Between the product and the loss.
+    pub bend: Bend,
 }
 
 impl Head {
@@ -192,9 +218,10 @@ operands! {
     }
 }
 
-/// Cross-entropy of `h·wᵀ` against the labels, and its gradients times `scale`.
+/// Cross-entropy of `h·wᵀ`, [bent](Bend), against the labels, and its gradients times `scale`.
 ///
-/// The gradient of a row's logits is `(softmax - onehot)·scale`, rounded to E as the logits are. `dw`
+/// The product's results are rounded to E, bent in f32, and the gradient of each, `(softmax - onehot)·scale` and what the
+/// bend makes of it, is rounded to E. `dw`
 /// gains chunk after chunk, in the order of rows. A label of V or more panics; on a CUDA queue it makes
 /// the sum of losses, and the gradient of its row, NaN. Finished, or in the stream of a CUDA queue, when
 /// the call returns.
@@ -227,7 +254,7 @@ pub fn loss(q: &Queue, o: Loss<Views<'_>>, d: &Head, dtype: Dtype, ws: Dst<'_>) 
     q.run(|| with_dtype!(dtype, cpu::loss(o.loss, from, d, scratch)));
 }
 
-/// One row of logits for each sequence of `seq` rows, at its row whose label is not negative (the
+/// One row of logits, [bent](Bend), for each sequence of `seq` rows, at its row whose label is not negative (the
 /// first, should there be several; zeros where there is none). Finished, or in the stream of a CUDA
 /// queue, when the call returns.
 pub fn logits(q: &Queue, o: Logits<Views<'_>>, seq: usize, d: &Head, dtype: Dtype, ws: Dst<'_>) {

@@ -1,5 +1,7 @@
 //! The head in plain `f64`, with all logits in memory.
 
+use super::Bend;
+
 /// What training computes.
 #[derive(Clone, Debug)]
 pub struct Train {
@@ -22,16 +24,30 @@ pub fn logits(h: &[f64], w: &[f64], c: usize) -> Vec<f64> {
         .collect()
 }
 
-/// Cross-entropy of `h·wᵀ` against labels (negative: no loss) and its gradients times `scale`.
+/// A bent number, and how fast it changes with `x`.
+#[must_use]
+pub fn bent(x: f64, bend: Bend) -> (f64, f64) {
+    let factor = f64::from(bend.factor);
+    match bend.cap.map(f64::from) {
+        None => (factor * x, factor),
+        Some(cap) => {
+            let t = (factor * x / cap).tanh();
+            (cap * t, factor * (1.0 - t * t))
+        }
+    }
+}
+
+/// Cross-entropy of `h·wᵀ`, bent, against labels (negative: no loss) and its gradients times `scale`, for rows of `c`
+/// numbers.
 ///
-/// `round` is applied to each logit and to its gradient: what storing them does.
+/// `round` is applied to each of the product's results and to its gradient: what storing them does.
 #[must_use]
 pub fn train(
     h: &[f64],
     w: &[f64],
     labels: &[i32],
     scale: f64,
-    c: usize,
+    (c, bend): (usize, Bend),
     round: impl Fn(f64) -> f64,
 ) -> Train {
     let mut out = Train {
@@ -42,11 +58,13 @@ pub fn train(
     };
     for (row, label) in labels.iter().enumerate().filter(|(_, label)| **label >= 0) {
         let h = &h[row * c..][..c];
-        let logits: Vec<f64> = logits(h, w, c).into_iter().map(&round).collect();
+        let raw = logits(h, w, c).into_iter().map(&round);
+        let (logits, slopes): (Vec<f64>, Vec<f64>) = raw.map(|x| bent(x, bend)).unzip();
         let (loss, d) = row_of(&logits, *label as usize, scale);
         out.loss += loss;
         out.count += 1.0;
-        for (v, d) in d.into_iter().map(&round).enumerate() {
+        let d = d.into_iter().zip(slopes).map(|(d, slope)| round(d * slope));
+        for (v, d) in d.enumerate() {
             for i in 0..c {
                 out.dh[row * c + i] += d * w[v * c + i];
                 out.dw[v * c + i] += d * h[i];

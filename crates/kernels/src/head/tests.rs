@@ -9,7 +9,8 @@ use crate::testing::{
 };
 
 /// Rows, C, V, chunk.
-const SHAPES: [(usize, usize, usize, usize); 12] = [
+type Shape = (usize, usize, usize, usize);
+const SHAPES: [Shape; 12] = [
     (1, 1, 1, 1),
     (7, 9, 8, 3),
     (129, 8, 300, 64),
@@ -44,12 +45,13 @@ fn rounding(dtype: Dtype) -> impl Fn(f64) -> f64 {
 }
 
 #[track_caller]
-fn check((rows, hidden, vocab, chunk): (usize, usize, usize, usize), dtype: Dtype) {
+fn check((rows, hidden, vocab, chunk): Shape, dtype: Dtype, bend: Bend) {
     let d = Head {
         rows,
         hidden,
         vocab,
         chunk,
+        bend,
     };
     let mut rng = Rng((rows * 31 + vocab) as u64);
     let h = rng.tensor(rows * hidden, dtype, 2.0);
@@ -58,7 +60,14 @@ fn check((rows, hidden, vocab, chunk): (usize, usize, usize, usize), dtype: Dtyp
     let old = rng.tensor(vocab * hidden, Dtype::F32, 1.0);
     let scale = 0.37_f32;
     let (hs, ws) = (h.values(), w.values());
-    let want = reference::train(&hs, &ws, &labels, f64::from(scale), hidden, rounding(dtype));
+    let want = reference::train(
+        &hs,
+        &ws,
+        &labels,
+        f64::from(scale),
+        (hidden, bend),
+        rounding(dtype),
+    );
     for accumulate in [false, true] {
         let all = everywhere(|q| {
             let n = vocab * hidden;
@@ -130,7 +139,22 @@ fn settle(q: &Queue) {
 #[test]
 fn agrees_with_the_reference() {
     for shape in SHAPES {
-        DTYPES.into_iter().for_each(|dtype| check(shape, dtype));
+        let plain = |dtype| check(shape, dtype, Bend::NONE);
+        DTYPES.into_iter().for_each(plain);
+    }
+}
+
+/// A factor alone, a cap that bites, and one that hardly does; rows of whole vectors and not.
+#[test]
+fn bent_logits_agree_with_the_reference() {
+    let bend = |factor, cap| Bend { factor, cap };
+    let few: fn(&Shape) -> bool = |(rows, ..)| matches!(rows, 7 | 40 | 129 | 5);
+    for shape in SHAPES.into_iter().filter(few) {
+        for dtype in DTYPES {
+            check(shape, dtype, bend(0.125, None));
+            check(shape, dtype, bend(1.0, Some(1.5)));
+            check(shape, dtype, bend(3.0, Some(30.0)));
+        }
     }
 }
 
@@ -166,6 +190,7 @@ fn check_alone(rows: usize, vocab: usize, dtype: Dtype, scale: Option<f32>) {
                 vocab,
                 gap: 0,
                 first,
+                bend: Bend::NONE,
             };
             let stream = q.cuda().expect("a GPU");
             cuda::after_product(stream, sums.on(q), chunk, scale, dtype);
@@ -205,12 +230,22 @@ fn check_alone(rows: usize, vocab: usize, dtype: Dtype, scale: Option<f32>) {
 #[test]
 fn logits_of_marked_rows() {
     let (seq, n) = (5, 7);
-    for (dtype, chunk) in [(Dtype::F32, 3), (Dtype::Bf16, 3), (Dtype::Bf16, 100)] {
+    let bent = Bend {
+        factor: 0.5,
+        cap: Some(2.0),
+    };
+    for (dtype, chunk, bend) in [
+        (Dtype::F32, 3, Bend::NONE),
+        (Dtype::Bf16, 3, Bend::NONE),
+        (Dtype::Bf16, 100, Bend::NONE),
+        (Dtype::Bf16, 3, bent),
+    ] {
         let d = Head {
             rows: seq * n,
             hidden: 9,
             vocab: 33,
             chunk,
+            bend,
         };
         let mut rng = Rng(6);
         let h = rng.tensor(d.rows * d.hidden, dtype, 1.0);
@@ -236,7 +271,9 @@ fn logits_of_marked_rows() {
         let mut want = vec![0.0; n * d.vocab];
         for i in 1..n {
             let row = i * seq + (i * 2 - 2) % seq;
-            want[i * d.vocab..][..d.vocab].copy_from_slice(&all[row * d.vocab..][..d.vocab]);
+            let of = want[i * d.vocab..][..d.vocab].iter_mut();
+            of.zip(&all[row * d.vocab..])
+                .for_each(|(to, &x)| *to = reference::bent(x, bend).0);
         }
         for (device, out) in got {
             close(&format!("{device} logits"), &out, &want, 1e-6);
@@ -251,6 +288,7 @@ fn large_logits_do_not_overflow() {
         hidden: 1,
         vocab: 3,
         chunk: 2,
+        bend: Bend::NONE,
     };
     let dtype = Dtype::F32;
     let all = everywhere(|q| {
@@ -289,6 +327,7 @@ fn a_label_outside_the_table_is_a_loss_that_is_no_number_on_a_device() {
             hidden: 8,
             vocab: 16,
             chunk: 2,
+            bend: Bend::NONE,
         },
         Dtype::Bf16,
     );
@@ -331,8 +370,14 @@ fn reference_gradient_is_the_slope() {
     let mut rng = Rng(1);
     let (h, w) = (rng.vec(rows * c), rng.vec(vocab * c));
     let labels = labels(&mut rng, rows, vocab);
-    let f = |h: &[f64], w: &[f64]| reference::train(h, w, &labels, 0.5, c, |x| x);
-    let g = f(&h, &w);
-    differences("dh", &h, &g.dh, |h| 0.5 * f(h, &w).loss);
-    differences("dw", &w, &g.dw, |w| 0.5 * f(&h, w).loss);
+    let bent = Bend {
+        factor: 0.7,
+        cap: Some(0.9),
+    };
+    for bend in [Bend::NONE, bent] {
+        let f = |h: &[f64], w: &[f64]| reference::train(h, w, &labels, 0.5, (c, bend), |x| x);
+        let g = f(&h, &w);
+        differences("dh", &h, &g.dh, |h| 0.5 * f(h, &w).loss);
+        differences("dw", &w, &g.dw, |w| 0.5 * f(&h, w).loss);
+    }
 }

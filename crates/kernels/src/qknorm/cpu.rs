@@ -8,6 +8,9 @@ use crate::operands::Views;
 use crate::rmsnorm::cpu::{backward_row, forward_row};
 use crate::rows::{self, Runs};
 
+/// Minus zero: nothing is added to weights.
+const NONE: f32 = -0.0;
+
 pub(super) fn forward<E: Number>(o: Forward<Views<'_>>, d: Norm) {
     let (width, [queries, keys]) = (d.heads.width(), d.widths());
     rows::each(d.rows, width, |first, end| {
@@ -23,8 +26,8 @@ pub(super) fn forward<E: Number>(o: Forward<Views<'_>>, d: Norm) {
                 );
                 let (yq, rest) = y.split_at_mut(queries);
                 let (yk, yv) = rest.split_at_mut(keys);
-                rstd[0] = forward_row(yq, &x[..queries], wq, d.eps);
-                rstd[1] = forward_row(yk, &x[queries..][..keys], wk, d.eps);
+                rstd[0] = forward_row(yq, &x[..queries], wq, (d.eps, NONE));
+                rstd[1] = forward_row(yk, &x[queries..][..keys], wk, (d.eps, NONE));
                 yv.copy_from_slice(&x[queries + keys..]);
             }
         }
@@ -49,9 +52,17 @@ pub(super) fn backward<E: Number>(o: Backward<Views<'_>>, d: Norm, ws: Dst<'_>) 
                 let rstd = number::read::<f32>(o.rstd, 2 * row, 2);
                 let (dxq, rest) = dx.split_at_mut(queries);
                 let (dxk, dxv) = rest.split_at_mut(keys);
-                backward_row(dxq, dwq, &dy[..queries], &x[..queries], rstd[0], wq, None);
+                backward_row(
+                    dxq,
+                    dwq,
+                    &dy[..queries],
+                    &x[..queries],
+                    rstd[0],
+                    (wq, NONE),
+                    None,
+                );
                 let (dyk, xk) = (&dy[queries..][..keys], &x[queries..][..keys]);
-                backward_row(dxk, dwk, dyk, xk, rstd[1], wk, None);
+                backward_row(dxk, dwk, dyk, xk, rstd[1], (wk, NONE), None);
                 dxv.copy_from_slice(&dy[queries + keys..]);
             }
         }

@@ -9,7 +9,7 @@ use crate::number::{self, Number, sum};
 use crate::operands::Views;
 use crate::rows::{self, Runs};
 
-pub(super) fn forward<E: Number>(o: Forward<Views<'_>>, d: Rows, eps: f32) {
+pub(super) fn forward<E: Number>(o: Forward<Views<'_>>, d: Rows, eps: f32, plus: f32) {
     let (rows, c) = (d.rows, d.width);
     rows::each(rows, c, |first, end| {
         for row in first..end {
@@ -18,24 +18,29 @@ pub(super) fn forward<E: Number>(o: Forward<Views<'_>>, d: Rows, eps: f32) {
                 let y = number::write::<E>(&o.y, row * c, c);
                 let x = number::read::<E>(o.x, row * c, c);
                 let rstd = &mut number::write::<f32>(&o.rstd, row, 1)[0];
-                *rstd = forward_row(y, x, number::read::<E>(o.w, 0, c), eps);
+                *rstd = forward_row(y, x, number::read::<E>(o.w, 0, c), (eps, plus));
             }
         }
     });
 }
 
-/// `y = x·rstd·w`; returns rstd.
+/// `y = x·rstd·(w + plus)`; returns rstd.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma"))]
-pub(crate) fn forward_row<E: Number>(y: &mut [E], x: &[E], w: &[E], eps: f32) -> f32 {
+pub(crate) fn forward_row<E: Number>(
+    y: &mut [E],
+    x: &[E],
+    w: &[E],
+    (eps, plus): (f32, f32),
+) -> f32 {
     let squares = sum!(x.len(), |x| x * x);
     let rstd = 1.0 / (squares / x.len() as f32 + eps).sqrt();
     for ((y, x), w) in y.iter_mut().zip(x).zip(w) {
-        *y = E::narrow(x.widen() * rstd * w.widen());
+        *y = E::narrow(x.widen() * rstd * (w.widen() + plus));
     }
     rstd
 }
 
-pub(super) fn backward<E: Number>(o: Backward<Views<'_>>, d: Rows, ws: Dst<'_>) {
+pub(super) fn backward<E: Number>(o: Backward<Views<'_>>, d: Rows, plus: f32, ws: Dst<'_>) {
     let (rows, c) = (d.rows, d.width);
     let runs = Runs::new(rows);
     runs.each(&ws, c, |first, end, dw| {
@@ -48,7 +53,7 @@ pub(super) fn backward<E: Number>(o: Backward<Views<'_>>, d: Rows, ws: Dst<'_>) 
                 let dy = number::read::<E>(o.dy, row * c, c);
                 let x = number::read::<E>(o.x, row * c, c);
                 let residual = o.residual.map(|r| number::read::<E>(r, row * c, c));
-                backward_row(dx, dw, dy, x, *rstd, w, residual);
+                backward_row(dx, dw, dy, x, *rstd, (w, plus), residual);
             }
         }
     });
@@ -63,23 +68,23 @@ pub(crate) fn backward_row<E: Number>(
     dy: &[E],
     x: &[E],
     rstd: f32,
-    w: &[E],
+    (w, plus): (&[E], f32),
     residual: Option<&[E]>,
 ) {
     let n = dx.len();
     let (dw, dy, x, w) = (&mut dw[..n], &dy[..n], &x[..n], &w[..n]);
-    let mean = sum!(n, |dy, w, x| dy * w * (x * rstd)) / n as f32;
+    let mean = sum!(n, |dy, w, x| dy * (w + plus) * (x * rstd)) / n as f32;
     match residual {
         None => {
             for i in 0..n {
-                let dx_i = gradient(dy[i].widen(), x[i].widen(), w[i].widen(), rstd, mean);
+                let dx_i = gradient(dy[i].widen(), x[i].widen(), w[i].widen() + plus, rstd, mean);
                 dx[i] = E::narrow(dx_i);
             }
         }
         Some(residual) => {
             let residual = &residual[..n];
             for i in 0..n {
-                let dx_i = gradient(dy[i].widen(), x[i].widen(), w[i].widen(), rstd, mean);
+                let dx_i = gradient(dy[i].widen(), x[i].widen(), w[i].widen() + plus, rstd, mean);
                 dx[i] = E::narrow(dx_i + residual[i].widen());
             }
         }

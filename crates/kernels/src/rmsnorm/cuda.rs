@@ -121,7 +121,7 @@ pub(crate) fn sum_partials(
     }
 }
 
-pub(super) fn forward(q: &Queue, o: Forward<Views<'_>>, d: Rows, eps: f32) {
+pub(super) fn forward(q: &Queue, o: Forward<Views<'_>>, d: Rows, eps: f32, plus: f32) {
     let (rows, c) = (d.rows, d.width);
     let launch = match Teams::new(c, GROUPS)
         .filter(|_| aligned(&[o.y.address(), o.x.address(), o.w.address()]))
@@ -137,7 +137,8 @@ pub(super) fn forward(q: &Queue, o: Forward<Views<'_>>, d: Rows, eps: f32) {
             .arg(rows)
             .arg(c)
             .arg(teams.warps as i32)
-            .arg(eps),
+            .arg(eps)
+            .arg(plus),
         None => q
             .kernel(&SOURCE, define(d.dtype), "forward_plain")
             .grid(rows, 1, 1)
@@ -147,7 +148,8 @@ pub(super) fn forward(q: &Queue, o: Forward<Views<'_>>, d: Rows, eps: f32) {
             .arg(o.x)
             .arg(o.w)
             .arg(c)
-            .arg(eps),
+            .arg(eps)
+            .arg(plus),
     };
     // SAFETY: the kernel's own arguments, of the sizes that the operation checked (`crate::cuda`).
     unsafe {
@@ -155,7 +157,7 @@ pub(super) fn forward(q: &Queue, o: Forward<Views<'_>>, d: Rows, eps: f32) {
     }
 }
 
-pub(super) fn backward(q: &Queue, o: Backward<Views<'_>>, d: Rows, ws: Dst<'_>) {
+pub(super) fn backward(q: &Queue, o: Backward<Views<'_>>, d: Rows, plus: f32, ws: Dst<'_>) {
     let (rows, c) = (d.rows, d.width);
     let runs = Runs::new(rows);
     let wide = aligned(&[
@@ -192,6 +194,7 @@ pub(super) fn backward(q: &Queue, o: Backward<Views<'_>>, d: Rows, ws: Dst<'_>) 
             .arg(rows)
             .arg(c)
             .arg(runs.run)
+            .arg(plus)
             .arg(teams.map_or(0, |t| t.warps as i32))
             .launch();
     }

@@ -23,6 +23,26 @@ pub fn workspace(rows: usize, c: usize, make: Make) -> usize {
     }
 }
 
+/// What is added to a weight before it is used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Plus {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// 1: the parameter is the weight's distance from it (Gemma's).
+    One,
+}
+
+impl Plus {
+    /// A number whose addition says it; minus zero changes no bit of any number.
+    pub(crate) fn number(self) -> f32 {
+        match self {
+            Self::Nothing => -0.0,
+            Self::One => 1.0,
+        }
+    }
+}
+
 operands! {
     /// Operands of [`forward`].
     pub struct Forward<F> {
@@ -57,22 +77,22 @@ operands! {
     }
 }
 
-/// `rstd = 1/√(mean(x²) + eps)` for each row, `y = x·rstd·w`, in rows of width C.
-pub fn forward(q: &Queue, o: Forward<Views<'_>>, d: Rows, eps: f32) {
+/// `rstd = 1/√(mean(x²) + eps)` for each row, `y = x·rstd·w`, in rows of width C; w is the parameter `plus` what that says.
+pub fn forward(q: &Queue, o: Forward<Views<'_>>, d: Rows, eps: f32, plus: Plus) {
     let e = size(d.dtype);
     expect("y", &o.y, d.numbers(), e);
     expect("rstd", &o.rstd, d.rows, size_of::<f32>());
     expect("x", o.x, d.numbers(), e);
     expect("w", o.w, d.width, e);
     if let Some(q) = q.cuda() {
-        return cuda::forward(q, o, d, eps);
+        return cuda::forward(q, o, d, eps, plus.number());
     }
-    q.run(|| with_dtype!(d.dtype, cpu::forward(o, d, eps)));
+    q.run(|| with_dtype!(d.dtype, cpu::forward(o, d, eps, plus.number())));
 }
 
 /// `dx = rstd·(dy·w - x̂·mean(dy·w·x̂)) + residual` with `x̂ = x·rstd`, and `dw (+)= Σ dy·x̂` over
-/// rows. The sum with the residual is rounded once.
-pub fn backward(q: &Queue, o: Backward<Views<'_>>, d: Rows, ws: Dst<'_>) {
+/// rows. The sum with the residual is rounded once. `plus` as in [`forward`].
+pub fn backward(q: &Queue, o: Backward<Views<'_>>, d: Rows, plus: Plus, ws: Dst<'_>) {
     let e = size(d.dtype);
     expect("dx", &o.dx, d.numbers(), e);
     o.dw.iter()
@@ -86,9 +106,9 @@ pub fn backward(q: &Queue, o: Backward<Views<'_>>, d: Rows, ws: Dst<'_>) {
         .for_each(|r| expect("residual", r, d.numbers(), e));
     expect_workspace(&ws, workspace(d.rows, d.width, q.make()));
     if let Some(q) = q.cuda() {
-        return cuda::backward(q, o, d, ws);
+        return cuda::backward(q, o, d, plus.number(), ws);
     }
-    q.run(|| with_dtype!(d.dtype, cpu::backward(o, d, ws)));
+    q.run(|| with_dtype!(d.dtype, cpu::backward(o, d, plus.number(), ws)));
 }
 
 #[cfg(test)]

@@ -1,4 +1,5 @@
-// RMSNorm and LayerNorm: the same kernels but for the mean. `CENTER` says whether there is one.
+// RMSNorm and LayerNorm: the same kernels but for the mean, and for `plus`, which is added to RMSNorm's weights: minus zero,
+// which changes none, or one. `CENTER` says whether there is one.
 //
 // Where C is a multiple of eight and not too wide, a *team* of warps owns a row and each thread
 // keeps a few groups of eight of its numbers in registers, so that a tensor is read once. A block
@@ -66,7 +67,8 @@ template <bool CENTER>
 __device__ __forceinline__ void norm_forward(E* __restrict__ y, float* __restrict__ means,
                                              float* __restrict__ rstds, const E* __restrict__ x,
                                              const E* __restrict__ w, const E* __restrict__ b,
-                                             u64 rows, u64 c, int warps, float eps) {
+                                             u64 rows, u64 c, int warps, float eps,
+                                             float plus = -0.0f) {
     __shared__ float scratch[2][WARPS][1];
     Team team(warps);
     u64 row = (u64)blockIdx.x * team.teams() + team.id;
@@ -124,7 +126,7 @@ __device__ __forceinline__ void norm_forward(E* __restrict__ y, float* __restric
                 e.x[i] = (e.x[i] - mean) * rstd * weight.x[i] + bias.x[i];
         } else {
 #pragma unroll
-            for (int i = 0; i < 8; i++) e.x[i] = e.x[i] * rstd * weight.x[i];
+            for (int i = 0; i < 8; i++) e.x[i] = e.x[i] * rstd * (weight.x[i] + plus);
         }
         store8(y + 8 * g, e);
     }
@@ -136,7 +138,8 @@ __device__ __forceinline__ void norm_forward_plain(E* __restrict__ y, float* __r
                                                    float* __restrict__ rstds,
                                                    const E* __restrict__ x,
                                                    const E* __restrict__ w,
-                                                   const E* __restrict__ b, u64 c, float eps) {
+                                                   const E* __restrict__ b, u64 c, float eps,
+                                                   float plus = -0.0f) {
     __shared__ float scratch[33];
     u64 row = blockIdx.x;
     x += row * c;
@@ -159,7 +162,7 @@ __device__ __forceinline__ void norm_forward_plain(E* __restrict__ y, float* __r
     }
     for (u64 i = threadIdx.x; i < c; i += blockDim.x) {
         float e = CENTER ? (widen(x[i]) - mean) * rstd * widen(w[i]) + widen(b[i])
-                         : widen(x[i]) * rstd * widen(w[i]);
+                         : widen(x[i]) * rstd * (widen(w[i]) + plus);
         y[i] = narrow<E>(e);
     }
 }
@@ -177,7 +180,8 @@ template <bool CENTER>
 __device__ __forceinline__ void norm_backward_plain(
     E* __restrict__ dx, float* __restrict__ partials, const E* __restrict__ dy,
     const E* __restrict__ x, const float* __restrict__ means, const float* __restrict__ rstds,
-    const E* __restrict__ w, const E* __restrict__ residual, u64 rows, u64 c, u64 run) {
+    const E* __restrict__ w, const E* __restrict__ residual, u64 rows, u64 c, u64 run,
+    float plus = -0.0f) {
     __shared__ float scratch[33];
     float* dw = partials + blockIdx.x * (CENTER ? 2 : 1) * c;
     float* db = dw + c;  // only with a mean
@@ -194,7 +198,7 @@ __device__ __forceinline__ void norm_backward_plain(
         for (u64 i = threadIdx.x; i < c; i += blockDim.x) {
             float d = widen(dy[at + i]), e = widen(x[at + i]);
             float hat = (CENTER ? e - mean : e) * rstd;
-            float gradient = d * widen(w[i]);
+            float gradient = d * (widen(w[i]) + plus);
             sum_g_hat += gradient * hat;
             dw[i] += d * hat;
             if (CENTER) {
@@ -207,7 +211,7 @@ __device__ __forceinline__ void norm_backward_plain(
         for (u64 i = threadIdx.x; i < c; i += blockDim.x) {
             float e = widen(x[at + i]);
             float hat = (CENTER ? e - mean : e) * rstd;
-            float gradient = widen(dy[at + i]) * widen(w[i]);
+            float gradient = widen(dy[at + i]) * (widen(w[i]) + plus);
             if (CENTER) gradient -= mean_g;
             float d = rstd * (gradient - hat * mean_g_hat);
             if (residual) d += widen(residual[at + i]);

@@ -2,13 +2,14 @@
 #include "norm.cuh"
 
 extern "C" __global__ void __launch_bounds__(512)
-    forward(E* y, float* rstd, const E* x, const E* w, u64 rows, u64 c, int warps, float eps) {
-    norm_forward<false>(y, nullptr, rstd, x, w, nullptr, rows, c, warps, eps);
+    forward(E* y, float* rstd, const E* x, const E* w, u64 rows, u64 c, int warps, float eps,
+            float plus) {
+    norm_forward<false>(y, nullptr, rstd, x, w, nullptr, rows, c, warps, eps, plus);
 }
 
 extern "C" __global__ void __launch_bounds__(256)
-    forward_plain(E* y, float* rstd, const E* x, const E* w, u64 c, float eps) {
-    norm_forward_plain<false>(y, nullptr, rstd, x, w, nullptr, c, eps);
+    forward_plain(E* y, float* rstd, const E* x, const E* w, u64 c, float eps, float plus) {
+    norm_forward_plain<false>(y, nullptr, rstd, x, w, nullptr, c, eps, plus);
 }
 
 // Groups of eight numbers of a row that a thread holds in the backward pass. A row is asked for ahead
@@ -29,7 +30,7 @@ struct Row {
 extern "C" __global__ void __launch_bounds__(512)
     backward(E* __restrict__ dx, float* __restrict__ partials, const E* __restrict__ dy,
              const E* __restrict__ x, const float* __restrict__ rstds, const E* __restrict__ w,
-             const E* __restrict__ residual, u64 rows, u64 c, u64 run, int warps) {
+             const E* __restrict__ residual, u64 rows, u64 c, u64 run, float plus, int warps) {
     extern __shared__ float4 sums[];
     __shared__ float scratch[2][WARPS][1];
     Team team(warps);
@@ -81,7 +82,7 @@ extern "C" __global__ void __launch_bounds__(512)
 #pragma unroll
             for (int i = 0; i < 8; i++) {
                 float hat = e.x[i] * now.rstd;
-                gradient[v].x[i] = d.x[i] * weight.x[i];
+                gradient[v].x[i] = d.x[i] * (weight.x[i] + plus);
                 total[0] += gradient[v].x[i] * hat;
                 dw[v].x[i] += d.x[i] * hat;
             }
@@ -119,8 +120,8 @@ extern "C" __global__ void __launch_bounds__(512)
 
 extern "C" __global__ void __launch_bounds__(256)
     backward_plain(E* dx, float* partials, const E* dy, const E* x, const float* rstd, const E* w,
-                   const E* residual, u64 rows, u64 c, u64 run) {
-    norm_backward_plain<false>(dx, partials, dy, x, nullptr, rstd, w, residual, rows, c, run);
+                   const E* residual, u64 rows, u64 c, u64 run, float plus) {
+    norm_backward_plain<false>(dx, partials, dy, x, nullptr, rstd, w, residual, rows, c, run, plus);
 }
 
 // `to (+)= Σ partials[run][blockIdx.y·n ..][..n]` over `count` runs of `width` numbers, `second` in

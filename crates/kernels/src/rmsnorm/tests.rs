@@ -37,7 +37,7 @@ const SHAPES: [(usize, usize); 22] = [
 const EPS: f32 = 0.125;
 
 #[track_caller]
-fn check((rows, c): (usize, usize), dtype: Dtype) {
+fn check((rows, c): (usize, usize), dtype: Dtype, added: Plus) {
     let size = Rows {
         rows,
         width: c,
@@ -58,17 +58,19 @@ fn check((rows, c): (usize, usize), dtype: Dtype) {
             x: x.src(q),
             w: w.src(q),
         };
-        forward(q, o, size, EPS);
+        forward(q, o, size, EPS, added);
         (y, rstd)
     });
-    let want = reference::forward(&x.values(), &w.values(), f64::from(EPS));
+    let number = if added == Plus::One { 1.0 } else { 0.0 };
+    let weights: Vec<f64> = w.values().iter().map(|w| w + number).collect();
+    let want = reference::forward(&x.values(), &weights, f64::from(EPS));
     for (device, (y, rstd)) in &forwards {
         close(&format!("y, {device}"), y, &want.y, 2e-6);
         close(&format!("rstd, {device}"), rstd, &want.rstd, 2e-6);
     }
     let rstd = Tensor::of(&forwards[0].1.1.values(), Dtype::F32);
 
-    let want = reference::backward(&dy.values(), &x.values(), &rstd.values(), &w.values());
+    let want = reference::backward(&dy.values(), &x.values(), &rstd.values(), &weights);
     for (with_residual, accumulate) in [(false, false), (true, true)] {
         let gradients = everywhere(|q| {
             let mut dx = Tensor::nan(rows * c, dtype);
@@ -92,7 +94,7 @@ fn check((rows, c): (usize, usize), dtype: Dtype) {
                 w: w.src(q),
                 residual: with_residual.then(|| residual.src(q)),
             };
-            backward(q, o, size, ws.on(q));
+            backward(q, o, size, added, ws.on(q));
             (dx, dw)
         });
         let slack = 4e-6 + 1e-7 * rows as f64;
@@ -115,7 +117,12 @@ fn check((rows, c): (usize, usize), dtype: Dtype) {
 #[test]
 fn agrees_with_the_reference() {
     for shape in SHAPES {
-        DTYPES.into_iter().for_each(|dtype| check(shape, dtype));
+        let plain = |dtype| check(shape, dtype, Plus::Nothing);
+        DTYPES.into_iter().for_each(plain);
+    }
+    for shape in [(7, 8), (40, 4097), (300, 896), (21, 2048)] {
+        let one = |dtype| check(shape, dtype, Plus::One);
+        DTYPES.into_iter().for_each(one);
     }
 }
 
@@ -146,7 +153,7 @@ fn views_may_start_at_any_number() {
                 x,
                 w,
             };
-            forward(q, o, d, EPS);
+            forward(q, o, d, EPS, Plus::Nothing);
             let o = Backward {
                 dx: dx.on(q),
                 dw: Some(Sum {
@@ -159,7 +166,7 @@ fn views_may_start_at_any_number() {
                 w,
                 residual: None,
             };
-            backward(q, o, d, ws.on(q));
+            backward(q, o, d, Plus::Nothing, ws.on(q));
             (y, dx, dw)
         });
         let x = &all.values()[1..];

@@ -2,7 +2,7 @@
 
 use lowtide_device::cuda::{Queue, Source};
 
-use super::{Backward, Forward};
+use super::{Backward, Forward, Gate};
 use crate::Rows;
 use crate::cuda::{define, source};
 use crate::operands::Views;
@@ -21,10 +21,15 @@ fn grid(rows: usize, f: usize, wide: bool) -> usize {
     (rows * groups).div_ceil(THREADS * DEPTH)
 }
 
-pub(super) fn forward(q: &Queue, o: Forward<Views<'_>>, d: Rows) {
+pub(super) fn forward(q: &Queue, o: Forward<Views<'_>>, d: Rows, gate: Gate) {
     let (rows, f) = (d.rows, d.width);
     let wide = f.is_multiple_of(8) && aligned(&[o.y.address(), o.gate_up.address()]);
-    let name = if wide { "forward" } else { "forward_plain" };
+    let name = match (gate, wide) {
+        (Gate::Silu, true) => "forward",
+        (Gate::Silu, false) => "forward_plain",
+        (Gate::Gelu, true) => "gelu_forward",
+        (Gate::Gelu, false) => "gelu_forward_plain",
+    };
     // SAFETY: the kernel's own arguments, of the sizes that the operation checked (`crate::cuda`).
     unsafe {
         q.kernel(&SOURCE, define(d.dtype), name)
@@ -38,11 +43,16 @@ pub(super) fn forward(q: &Queue, o: Forward<Views<'_>>, d: Rows) {
     }
 }
 
-pub(super) fn backward(q: &Queue, o: Backward<Views<'_>>, d: Rows) {
+pub(super) fn backward(q: &Queue, o: Backward<Views<'_>>, d: Rows, gate: Gate) {
     let (rows, f) = (d.rows, d.width);
     let wide = f.is_multiple_of(8)
         && aligned(&[o.d_gate_up.address(), o.dy.address(), o.gate_up.address()]);
-    let name = if wide { "backward" } else { "backward_plain" };
+    let name = match (gate, wide) {
+        (Gate::Silu, true) => "backward",
+        (Gate::Silu, false) => "backward_plain",
+        (Gate::Gelu, true) => "gelu_backward",
+        (Gate::Gelu, false) => "gelu_backward_plain",
+    };
     // SAFETY: the kernel's own arguments, of the sizes that the operation checked (`crate::cuda`).
     unsafe {
         q.kernel(&SOURCE, define(d.dtype), name)

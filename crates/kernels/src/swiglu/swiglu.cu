@@ -1,4 +1,4 @@
-// SwiGLU. Groups of eight numbers where F is a multiple of eight, single numbers otherwise, in one
+// SwiGLU and GeGLU. Groups of eight numbers where F is a multiple of eight, single numbers otherwise, in one
 // flat count over all rows: rows of any length fill the blocks alike.
 #include "common.cuh"
 
@@ -39,6 +39,25 @@ __device__ __forceinline__ float sigmoid(float x) {
     return fmaf(r, fmaf(-d, r, 1.0f), r);
 }
 
+// What becomes of a gate, and its derivative: silu'(g) = s + g·s·(1 - s) with s = sigmoid(g).
+struct Silu {
+    static __device__ __forceinline__ void of(float g, float& value, float& slope) {
+        float s = sigmoid(g);
+        value = g * s;
+        slope = s + g * s * (1.0f - s);
+    }
+};
+
+// GELU in its tanh form, as in gelu.cu.
+struct Gelu {
+    static __device__ __forceinline__ void of(float g, float& value, float& slope) {
+        constexpr float TWICE_SLOPE = 1.5957692f, CUBIC = 0.044715f;
+        float s = sigmoid(TWICE_SLOPE * (g + CUBIC * g * g * g));
+        value = g * s;
+        slope = s + g * s * (1.0f - s) * (TWICE_SLOPE * (1.0f + 3.0f * CUBIC * g * g));
+    }
+};
+
 // The groups of this thread, as (row, first number in its half of the row).
 template <int N> struct Place {
     u64 row[DEPTH];
@@ -61,7 +80,7 @@ template <int N> struct Place {
     }
 };
 
-template <int N>
+template <class Gate, int N>
 __device__ __forceinline__ void forward_groups(E* __restrict__ y, const E* __restrict__ gate_up,
                                                u64 rows, u64 f) {
     Place<N> p(rows, f);
@@ -78,15 +97,15 @@ __device__ __forceinline__ void forward_groups(E* __restrict__ y, const E* __res
         if (!p.here[k]) continue;
 #pragma unroll
         for (int i = 0; i < N; i++) {
-            float g = gate[k].x[i];
-            gate[k].x[i] = g * sigmoid(g) * up[k].x[i];
+            float value, slope;
+            Gate::of(gate[k].x[i], value, slope);
+            gate[k].x[i] = value * up[k].x[i];
         }
         store<N>(y + p.row[k] * f + p.at[k], gate[k]);
     }
 }
 
-// silu'(g) = s + g·s·(1 - s) with s = sigmoid(g).
-template <int N>
+template <class Gate, int N>
 __device__ __forceinline__ void backward_groups(E* __restrict__ d_gate_up,
                                                 const E* __restrict__ dy,
                                                 const E* __restrict__ gate_up, u64 rows, u64 f) {
@@ -105,9 +124,10 @@ __device__ __forceinline__ void backward_groups(E* __restrict__ d_gate_up,
         if (!p.here[k]) continue;
 #pragma unroll
         for (int i = 0; i < N; i++) {
-            float g = gate[k].x[i], s = sigmoid(g), dy_i = d[k].x[i];
-            gate[k].x[i] = dy_i * up[k].x[i] * (s + g * s * (1.0f - s));
-            up[k].x[i] = dy_i * (g * s);
+            float value, slope, dy_i = d[k].x[i];
+            Gate::of(gate[k].x[i], value, slope);
+            gate[k].x[i] = dy_i * up[k].x[i] * slope;
+            up[k].x[i] = dy_i * value;
         }
         E* to = d_gate_up + p.row[k] * 2 * f + p.at[k];
         store<N>(to, gate[k]);
@@ -117,17 +137,34 @@ __device__ __forceinline__ void backward_groups(E* __restrict__ d_gate_up,
 
 extern "C" __global__ void __launch_bounds__(256)
     forward(E* y, const E* gate_up, u64 rows, u64 f) {
-    forward_groups<8>(y, gate_up, rows, f);
+    forward_groups<Silu, 8>(y, gate_up, rows, f);
 }
 extern "C" __global__ void __launch_bounds__(256)
     forward_plain(E* y, const E* gate_up, u64 rows, u64 f) {
-    forward_groups<1>(y, gate_up, rows, f);
+    forward_groups<Silu, 1>(y, gate_up, rows, f);
 }
 extern "C" __global__ void __launch_bounds__(256)
     backward(E* d_gate_up, const E* dy, const E* gate_up, u64 rows, u64 f) {
-    backward_groups<8>(d_gate_up, dy, gate_up, rows, f);
+    backward_groups<Silu, 8>(d_gate_up, dy, gate_up, rows, f);
 }
 extern "C" __global__ void __launch_bounds__(256)
     backward_plain(E* d_gate_up, const E* dy, const E* gate_up, u64 rows, u64 f) {
-    backward_groups<1>(d_gate_up, dy, gate_up, rows, f);
+    backward_groups<Silu, 1>(d_gate_up, dy, gate_up, rows, f);
+}
+
+extern "C" __global__ void __launch_bounds__(256)
+    gelu_forward(E* y, const E* gate_up, u64 rows, u64 f) {
+    forward_groups<Gelu, 8>(y, gate_up, rows, f);
+}
+extern "C" __global__ void __launch_bounds__(256)
+    gelu_forward_plain(E* y, const E* gate_up, u64 rows, u64 f) {
+    forward_groups<Gelu, 1>(y, gate_up, rows, f);
+}
+extern "C" __global__ void __launch_bounds__(256)
+    gelu_backward(E* d_gate_up, const E* dy, const E* gate_up, u64 rows, u64 f) {
+    backward_groups<Gelu, 8>(d_gate_up, dy, gate_up, rows, f);
+}
+extern "C" __global__ void __launch_bounds__(256)
+    gelu_backward_plain(E* d_gate_up, const E* dy, const E* gate_up, u64 rows, u64 f) {
+    backward_groups<Gelu, 1>(d_gate_up, dy, gate_up, rows, f);
 }

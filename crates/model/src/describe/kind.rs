@@ -2,7 +2,7 @@
 
 use lowtide_device::Make;
 use lowtide_kernels::attention::{Attn, Engine};
-use lowtide_kernels::head::Head;
+use lowtide_kernels::head::{Bend, Head};
 use lowtide_kernels::matmul::Dims;
 use lowtide_kernels::operands::{Named, Names};
 use lowtide_kernels::rope::Heads;
@@ -84,6 +84,7 @@ impl Sizes {
             kv_heads,
             head_dim,
             scale,
+            cap: None,
             mask,
             engine: match mask {
                 Mask::Causal => self.attention,
@@ -125,6 +126,7 @@ impl Sizes {
             hidden: self.hidden,
             vocab: self.vocab,
             chunk: self.chunk,
+            bend: Bend::NONE,
         }
     }
 }

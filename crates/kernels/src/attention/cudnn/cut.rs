@@ -276,6 +276,7 @@ pub(super) mod testing {
             heads,
             kv_heads,
             head_dim,
+            cap: None,
             scale: 1.0 / (head_dim as f32).sqrt(),
             mask: Mask::Causal,
             engine: Engine::Cudnn,

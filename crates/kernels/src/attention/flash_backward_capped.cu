@@ -1,0 +1,3 @@
+// Flash attention backward on tensor cores, of capped scores.
+#define CAPPED
+#include "flash_backward.cuh"
