@@ -39,8 +39,12 @@ import transformers
 from safetensors.torch import save_file
 from torch.nn.utils import clip_grad_norm_
 from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
+    GraniteConfig,
+    GraniteForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -244,6 +248,34 @@ def olmo2():
     )
 
 
+def granite():
+    """Factors of embedding, scores, what a block adds, and logits, none of them 1."""
+    return GraniteForCausalLM(
+        GraniteConfig(
+            vocab_size=53, hidden_size=32, intermediate_size=56, num_hidden_layers=2,
+            num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
+            rms_norm_eps=1e-5, tie_word_embeddings=True, pad_token_id=None, bos_token_id=1,
+            eos_token_id=2, embedding_multiplier=5.0, attention_multiplier=0.3,
+            residual_multiplier=0.6, logits_scaling=0.8,
+            rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+        )
+    )
+
+
+def gemma2():
+    """Caps that bite, a window in every second layer, norms around, weights that 1 is added to."""
+    return Gemma2ForCausalLM(
+        Gemma2Config(
+            vocab_size=47, hidden_size=32, intermediate_size=56, num_hidden_layers=3,
+            num_attention_heads=4, num_key_value_heads=2, head_dim=16, max_position_embeddings=64,
+            rms_norm_eps=1e-6, sliding_window=6, query_pre_attn_scalar=12,
+            attn_logit_softcapping=1.5, final_logit_softcapping=3.0, pad_token_id=None,
+            bos_token_id=1, eos_token_id=2,
+            rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+        )
+    )
+
+
 # Both spellings of a config.json are in the wild: "classic" has rope_theta, rope_scaling and
 # torch_dtype at the top (every model published before transformers 5), "v5" has rope_parameters.
 MODELS = {
@@ -260,6 +292,8 @@ MODELS = {
     "llama-dynamic": (llama_dynamic, 11, "classic"),
     "phi3-longrope": (phi3_longrope, 12, "classic"),
     "olmo2": (olmo2, 29, "classic"),
+    "granite": (granite, 14, "classic"),
+    "gemma2": (gemma2, 30, "classic"),
 }
 
 
@@ -275,6 +309,8 @@ def randomise(model, generator):
                 p.copy_(noise / inputs**0.5)
             elif name.endswith("bias"):
                 p.copy_(0.2 * noise)
+            elif "Gemma" in type(model).__name__:
+                p.copy_(0.2 * noise)  # 1 is added to it
             else:
                 p.copy_(1.0 + 0.2 * noise)
 

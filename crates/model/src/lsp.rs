@@ -402,6 +402,7 @@ mod tests {
             rope: None,
             window: None,
             unrotated: Layers::default(),
+            scales: lowtide_workload::Scales::default(),
         };
         let options = Options {
             precision: Dtype::F32,

@@ -9,9 +9,7 @@ use std::ops::Range;
 
 use lowtide_device::{Dst, Queue};
 use lowtide_kernels::operands::{Arg, Args, Named};
-use lowtide_kernels::rmsnorm::Plus;
 use lowtide_kernels::rope::{Rotation, Table};
-use lowtide_kernels::swiglu::Gate;
 use lowtide_kernels::{
     add, attention, embedding, gelu, head, layernorm, matmul, qknorm, rmsnorm, rope, swiglu,
 };
@@ -221,8 +219,8 @@ impl Decoder {
             Kind::EmbeddingBackward(o, _) => {
                 embedding::backward(q, o.bind(args), s.tables(), ws);
             }
-            Kind::RmsNorm(o) => rmsnorm::forward(q, o.bind(args), c, eps, Plus::Nothing),
-            Kind::RmsNormBackward(o) => rmsnorm::backward(q, o.bind(args), c, Plus::Nothing, ws),
+            Kind::RmsNorm(o) => rmsnorm::forward(q, o.bind(args), c, eps, s.plus),
+            Kind::RmsNormBackward(o) => rmsnorm::backward(q, o.bind(args), c, s.plus, ws),
             Kind::LayerNorm(o) => layernorm::forward(q, o.bind(args), c, eps),
             Kind::LayerNormBackward(o) => layernorm::backward(q, o.bind(args), c, ws),
             Kind::Linear(o, dims) => matmul::forward(q, o.bind(args), dims.dims(), dtype, ws),
@@ -248,8 +246,8 @@ impl Decoder {
             Kind::AttentionBackward(o, mask) => {
                 attention::backward(q, o.bind(args), &s.attn(mask), dtype, ws);
             }
-            Kind::Swiglu(o) => swiglu::forward(q, o.bind(args), f, Gate::Silu),
-            Kind::SwigluBackward(o) => swiglu::backward(q, o.bind(args), f, Gate::Silu),
+            Kind::Swiglu(o, gate) => swiglu::forward(q, o.bind(args), f, gate),
+            Kind::SwigluBackward(o, gate) => swiglu::backward(q, o.bind(args), f, gate),
             Kind::Gelu(o) => gelu::forward(q, o.bind(args), s.rows * s.intermediate, dtype),
             Kind::GeluBackward(o) => {
                 gelu::backward(q, o.bind(args), s.rows * s.intermediate, dtype);

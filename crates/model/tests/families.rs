@@ -7,8 +7,8 @@ mod published;
 
 use driver::{options, tiny_shapes, window};
 use lowtide_model::{ModelError, describe, parse_config, parse_config_for};
-use lowtide_workload::{Dtype, Layers, Mask, ModelShape, RopeScaling};
-use published::{llama31, mistral, parsed, phi3, qwen25, smollm3, types, with};
+use lowtide_workload::{Dtype, Layers, Mask, ModelShape, RopeScaling, Scales};
+use published::{later, llama31, mistral, parsed, phi3, qwen25, smollm3, types, with};
 use serde_json::{Value, json};
 
 /// Windows stand where transformers puts them, by type.
@@ -205,6 +205,77 @@ fn longrope_is_read_as_transformers_reads_it() {
     ));
 }
 
+/// Factors, caps and windows as transformers takes them, absent and null.
+#[test]
+fn factors_and_caps_are_those_of_transformers() {
+    let [olmo2, granite, gemma2] = later();
+    let without = |config: &Value, key: &str| {
+        let mut config = config.clone();
+        config.as_object_mut().unwrap().remove(key);
+        config
+    };
+    assert!(parsed(&olmo2).scales.is_plain() && parsed(&olmo2).qk_norm);
+    let want = Scales {
+        embedding: 12.0,
+        attention: Some(0.015625),
+        residual: 0.22,
+        logits_divisor: 8.0,
+        ..Scales::default()
+    };
+    assert_eq!(parsed(&granite).scales, want);
+    // Its scores have the factor 1, not that of Llama, where the key is absent.
+    let absent = parsed(&without(&granite, "attention_multiplier"));
+    assert_eq!(absent.scales.attention, Some(1.0));
+
+    let want = Scales {
+        embedding: 48.0,
+        attention: Some(0.0625),
+        attention_cap: Some(50.0),
+        logits_cap: Some(30.0),
+        ..Scales::default()
+    };
+    let shape = parsed(&gemma2);
+    assert_eq!((shape.scales, shape.tied), (want, true));
+    let sliding = |shape: &ModelShape| -> Vec<u32> {
+        (0..shape.layers)
+            .filter(|&l| shape.mask(l) == Mask::Window(4096))
+            .collect()
+    };
+    let every_second: Vec<u32> = (0..13).map(|l| 2 * l).collect();
+    assert_eq!(sliding(&shape), every_second);
+    let named = with(gemma2.clone(), "layer_types", json!(types(26, |l| l == 3)));
+    assert_eq!(sliding(&parsed(&named)), [3]);
+    let silent = without(
+        &without(&gemma2, "attn_logit_softcapping"),
+        "sliding_window",
+    );
+    assert_eq!(parsed(&silent), shape);
+    let uncapped = with(gemma2.clone(), "attn_logit_softcapping", Value::Null);
+    assert_eq!(parsed(&uncapped).scales.attention_cap, None);
+    for (key, value, of) in [
+        ("residual_multiplier", json!(0.0), &granite),
+        ("logits_scaling", json!("8"), &granite),
+        ("attn_logit_softcapping", json!(-1.0), &gemma2),
+        ("query_pre_attn_scalar", json!(0), &gemma2),
+    ] {
+        match parse_config(&with(of.clone(), key, value), "x") {
+            Err(ModelError::BadValue { key: told, .. }) => assert_eq!(told, key),
+            other => panic!("{key}: {other:?}"),
+        }
+    }
+    for (key, value) in [
+        ("hidden_activation", json!("gelu")),
+        ("use_bidirectional_attention", json!(true)),
+        ("query_pre_attn_scalar", json!(2.5)),
+        ("sliding_window", Value::Null),
+    ] {
+        match parse_config(&with(gemma2.clone(), key, value), "x") {
+            Err(ModelError::Unsupported { key: told, .. }) => assert_eq!(told, key),
+            other => panic!("{key}: {other:?}"),
+        }
+    }
+}
+
 /// What no configuration of its family can say is no shape: an export would be another model.
 #[test]
 fn shapes_that_no_configuration_has_are_refused() {
@@ -266,6 +337,22 @@ fn shapes_that_no_configuration_has_are_refused() {
             qkv_bias: true,
             ..shape("smollm3")
         },
+        ModelShape {
+            scales: shape("granite").scales,
+            ..shape("llama")
+        },
+        ModelShape {
+            scales: shape("gemma2").scales,
+            ..shape("granite")
+        },
+        ModelShape {
+            scales: shape("granite").scales,
+            ..shape("gemma2")
+        },
+        ModelShape {
+            qk_norm: false,
+            ..shape("olmo2")
+        },
     ] {
         let described = describe(&wrong, &options);
         assert!(
@@ -279,7 +366,8 @@ fn shapes_that_no_configuration_has_are_refused() {
 #[test]
 fn no_list_is_made_of_a_number_of_layers_that_nobody_has() {
     let sliding = with(qwen25(), "use_sliding_window", json!(true));
-    for config in [llama31(), mistral(), sliding, phi3(), smollm3()] {
+    let configs = [llama31(), mistral(), sliding, phi3(), smollm3()];
+    for config in configs.into_iter().chain(later()) {
         let mut config = with(config, "num_hidden_layers", json!(4_000_000_000_u32));
         for list in ["layer_types", "no_rope_layers"] {
             config.as_object_mut().unwrap().remove(list);
@@ -323,7 +411,7 @@ fn null_is_not_absent() {
 fn a_shape_without_windows_is_written_as_before_there_were_any() {
     let shape = json!(ModelShape::builtin("llama2-7b").unwrap());
     let keys: Vec<&String> = shape.as_object().unwrap().keys().collect();
-    for key in ["window", "unrotated"] {
+    for key in ["window", "unrotated", "scales"] {
         assert!(!keys.iter().any(|k| *k == key), "{keys:?}");
     }
     let read: ModelShape = serde_json::from_value(shape.clone()).unwrap();

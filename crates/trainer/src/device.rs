@@ -179,8 +179,11 @@ fn engine_of(
         heads: shape.heads as usize,
         kv_heads: shape.kv_heads as usize,
         head_dim: shape.head_dim as usize,
-        scale: 1.0 / (shape.head_dim as f32).sqrt(),
-        cap: None,
+        scale: match shape.scales.attention {
+            Some(factor) => factor as f32,
+            None => 1.0 / (shape.head_dim as f32).sqrt(),
+        },
+        cap: shape.scales.attention_cap.map(|cap| cap as f32),
         mask: Mask::Causal,
         engine: Engine::Cudnn,
     };

@@ -59,6 +59,7 @@ fn shape() -> ModelShape {
         }),
         window: None,
         unrotated: Layers::default(),
+        scales: lowtide_workload::Scales::default(),
     }
 }
 

@@ -6,8 +6,8 @@ mod common;
 use std::sync::Arc;
 
 use common::{
-    Trained, checked, choice, decoder_frozen, decoder_on, decoder_with, devices, gpt2, gpu, llama,
-    open, quick_on, train, windows,
+    Trained, checked, choice, decoder_frozen, decoder_on, decoder_with, devices, gemma2, gpt2, gpu,
+    llama, open, quick_on, train, windows,
 };
 use lowtide_device::cuda::Gpu;
 use lowtide_kernels::update::split;
@@ -32,6 +32,7 @@ fn placements(gpu: Option<&Gpu>) {
         (llama(2, true), 1),
         (llama(2, true), 4),
         (windows(2, false), 2),
+        (gemma2(2), 2),
     ] {
         let d = decoder_on(gpu, &shape, Dtype::Bf16, accumulate);
         for (k, clip) in CLIPS.into_iter().enumerate() {

@@ -30,7 +30,7 @@ use lowtide_units::List;
 use lowtide_workload::{Batch, Dtype, Lsp, Optimizer, OptimizerName, ParamKind, Projector, Role};
 
 /// Every model.
-const MODELS: [&str; 13] = [
+const MODELS: [&str; 15] = [
     "llama",
     "llama-tied",
     "qwen2",
@@ -44,6 +44,8 @@ const MODELS: [&str; 13] = [
     "llama-dynamic",
     "phi3-longrope",
     "olmo2",
+    "granite",
+    "gemma2",
 ];
 /// Those that have cases of other optimizers and of subspaces: one of each kind of matrix.
 const OTHER_CASES: [&str; 5] = ["llama", "llama-tied", "qwen2", "qwen3", "gpt2"];

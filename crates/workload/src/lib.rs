@@ -18,7 +18,9 @@ pub use optimizer::{
     About, Encoding, Extent, Factoring, Init, Moments, Optimizer, OptimizerName, Role, Setting,
     StateArray, StateSpec,
 };
-pub use shape::{Family, Layers, Mask, ModelShape, Rope, RopeScaling, Window, builtin_names};
+pub use shape::{
+    Family, Layers, Mask, ModelShape, Rope, RopeScaling, Scales, Window, builtin_names,
+};
 pub use strategy::{Lsp, Projector};
 
 use std::ops::Range;

@@ -17,6 +17,10 @@ pub enum Family {
     SmolLm3,
     /// Norms behind attention and MLP in place of those before them, and norms of all queries and of all keys (OLMo 2).
     Olmo2,
+    /// As Llama, with factors of embedding, scores, what a block adds, and logits (Granite).
+    Granite,
+    /// Norms around attention and MLP whose weights 1 is added to, GeGLU, caps of scores and logits (Gemma 2).
+    Gemma2,
 }
 
 /// Which keys of its document a token sees.
@@ -140,6 +144,44 @@ pub struct Rope {
     pub scaling: RopeScaling,
 }
 
+/// Factors and caps that some families have.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Scales {
+    /// What the embedding's rows are multiplied by.
+    pub embedding: f64,
+    /// What attention's scores are multiplied by; `None`: 1/√D.
+    pub attention: Option<f64>,
+    /// What is multiplied before it is added to the residual stream: the results of attention and of the MLP.
+    pub residual: f64,
+    /// What logits are divided by.
+    pub logits_divisor: f64,
+    /// Scores s become `cap·tanh(s/cap)`.
+    pub attention_cap: Option<f64>,
+    /// Logits do.
+    pub logits_cap: Option<f64>,
+}
+
+impl Default for Scales {
+    fn default() -> Self {
+        Self {
+            embedding: 1.0,
+            attention: None,
+            residual: 1.0,
+            logits_divisor: 1.0,
+            attention_cap: None,
+            logits_cap: None,
+        }
+    }
+}
+
+impl Scales {
+    /// Whether they are those of Llama.
+    #[must_use]
+    pub fn is_plain(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 /// The dimensions of one model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ModelShape {
@@ -177,13 +219,16 @@ pub struct ModelShape {
     pub qk_norm: bool,
     /// Rotary positions (all but GPT-2).
     pub rope: Option<Rope>,
-    /// Layers whose attention has a window. This and the next are left out where there are none, so that checkpoints of
+    /// Layers whose attention has a window. This and the next two are left out where there are none, so that checkpoints of
     /// before they existed are of the same shape.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub window: Option<Window>,
     /// Layers whose queries and keys are not rotated (SmolLM3).
     #[serde(default, skip_serializing_if = "Layers::is_empty")]
     pub unrotated: Layers,
+    /// Factors and caps; left out where they are Llama's.
+    #[serde(default, skip_serializing_if = "Scales::is_plain")]
+    pub scales: Scales,
 }
 
 /// Names that [`ModelShape::builtin`] knows.
@@ -247,6 +292,7 @@ impl ModelShape {
             }),
             window: None,
             unrotated: Layers::default(),
+            scales: Scales::default(),
         })
     }
 

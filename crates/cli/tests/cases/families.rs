@@ -118,3 +118,28 @@ fn smollm3() {
     let keys = json!({"no_rope_layers": [1, 0, 1, 0]});
     differs("smollm3", keys, "no_rope_layers");
 }
+
+#[test]
+fn granite() {
+    let keys = json!({
+        "embedding_multiplier": 12.0,
+        "attention_multiplier": 0.1,
+        "residual_multiplier": 0.22,
+        "logits_scaling": 4.0
+    });
+    differs("granite", keys, "logits_scaling");
+}
+
+/// Without a scalar scores are divided by the root of 256.
+#[test]
+fn gemma2() {
+    let keys = json!({
+        "head_dim": 16,
+        "query_pre_attn_scalar": 12,
+        "sliding_window": 7,
+        "attn_logit_softcapping": 0.1,
+        "final_logit_softcapping": 8.0,
+        "hidden_activation": "gelu_pytorch_tanh"
+    });
+    differs("gemma2", keys, "attn_logit_softcapping");
+}

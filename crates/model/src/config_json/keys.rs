@@ -38,6 +38,11 @@ pub(crate) const ATTENTION_FACTOR: Sane = Sane {
     range: 1e-3..=1e3,
     told: "a number from 1e-3 to 1e3",
 };
+/// What something is multiplied or divided by, and caps: 0.01 to 100 in models.
+pub(crate) const MULTIPLIER: Sane = Sane {
+    range: 1e-6..=1e6,
+    told: "a number from 1e-6 to 1e6",
+};
 pub(crate) const LENGTH: Sane = Sane {
     range: 1.0..=4_294_967_295.0,
     told: "a whole number from 1 to 4294967295",

@@ -5,6 +5,7 @@
 //! next gradient needs room.
 
 use lowtide_kernels::operands::{Inputs, Read};
+use lowtide_kernels::swiglu::Gate;
 use lowtide_kernels::{attention, gelu, layernorm, matmul, qknorm, rmsnorm, rope, swiglu};
 use lowtide_workload::{LocalId, ParamId, Unit, UnitKind};
 
@@ -311,11 +312,10 @@ impl Builder<'_> {
     /// The MLP between its products, on `pre`: gate and up of a gated one, or up alone.
     fn activation(&mut self, mlp: Mlp, act: LocalId, pre: LocalId) {
         let (y, x) = (write(act), read(pre));
+        let gated = swiglu::Forward { y, gate_up: x };
         let (name, kind) = match mlp {
-            Mlp::Swiglu => {
-                let operands = swiglu::Forward { y, gate_up: x };
-                ("swiglu", Kind::Swiglu(operands))
-            }
+            Mlp::Swiglu => ("swiglu", Kind::Swiglu(gated, Gate::Silu)),
+            Mlp::Geglu => ("geglu", Kind::Swiglu(gated, Gate::Gelu)),
             Mlp::Gelu => ("gelu", Kind::Gelu(gelu::Forward { y, x })),
         };
         self.op(Phase::Forward, name, kind);
@@ -323,15 +323,14 @@ impl Builder<'_> {
 
     fn activation_backward(&mut self, mlp: Mlp, d_pre: LocalId, d_act: LocalId, pre: LocalId) {
         let (dx, dy, x) = (write(d_pre), read(d_act), read(pre));
+        let gated = swiglu::Backward {
+            d_gate_up: dx,
+            dy,
+            gate_up: x,
+        };
         let (name, kind) = match mlp {
-            Mlp::Swiglu => {
-                let operands = swiglu::Backward {
-                    d_gate_up: dx,
-                    dy,
-                    gate_up: x,
-                };
-                ("swiglu", Kind::SwigluBackward(operands))
-            }
+            Mlp::Swiglu => ("swiglu", Kind::SwigluBackward(gated, Gate::Silu)),
+            Mlp::Geglu => ("geglu", Kind::SwigluBackward(gated, Gate::Gelu)),
             Mlp::Gelu => {
                 let operands = gelu::Backward { dx, dy, x };
                 ("gelu", Kind::GeluBackward(operands))
@@ -349,7 +348,7 @@ pub(super) fn block(model: &Model<'_>, layer: Layer, l: u32) -> (Unit, UnitKinds
     let (c, f, q, all) = (s.hidden, s.intermediate, s.attention_width(), s.qkv_width());
     // The MLP's first product: gate and up of a gated MLP side by side, or up alone.
     let (wide, up) = match layer.mlp {
-        Mlp::Swiglu => (2 * f, Part::GateUp),
+        Mlp::Swiglu | Mlp::Geglu => (2 * f, Part::GateUp),
         Mlp::Gelu => (f, Part::Up),
     };
 
@@ -437,12 +436,12 @@ pub(super) fn block(model: &Model<'_>, layer: Layer, l: u32) -> (Unit, UnitKinds
     let d_h1 = b.local("d_h1", model.rows(c));
     let dx = b.local("dx", model.rows(c));
 
-    let d_down = b.branch_end_backward(down, dy, down_end);
+    let d_down = b.branch_end_backward(layer, down, dy, down_end);
     b.linear_backward(Part::Down, d_act, d_down, act, down_dims);
     b.activation_backward(layer.mlp, d_pre, d_act, pre);
     b.linear_backward(up, d_h2, d_pre, h2, up_dims);
     b.branch_start_backward(Part::Norm2, d_x2, d_h2, (x2, stats2), dy);
-    let d_o = b.branch_end_backward(o, d_x2, o_end);
+    let d_o = b.branch_end_backward(layer, o, d_x2, o_end);
     b.linear_backward(Part::O, d_att, d_o, att, o_dims);
     let operands = attention::Backward {
         d_qkv: write(d_qkv),

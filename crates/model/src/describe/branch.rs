@@ -21,7 +21,7 @@ pub(super) struct End {
 
 impl Builder<'_> {
     /// `y` = `factor`·`x` [+ `residual`].
-    fn add_up(
+    pub(super) fn add_up(
         &mut self,
         (phase, name): (Phase, &str),
         y: LocalId,
@@ -47,33 +47,44 @@ impl Builder<'_> {
         (input, dims): (LocalId, Product),
         x: LocalId,
     ) -> Option<End> {
-        if !layer.norms.after() {
+        if !layer.norms.after() && layer.residual == 1.0 {
             self.linear(product, y, input, dims, Some(x));
             return None;
         }
         let (name, rows) = (product.name(), self.model.rows(dims.cols));
         let made = self.local(&format!("{name}_made"), rows);
         self.linear(product, made, input, dims, None);
-        let normed = self.local(after.name(), rows);
-        let stats = self.statistics(&format!("_{name}"), layer.norm);
-        self.norm(Phase::Forward, after, normed, stats, made);
+        let mut branch = made;
+        let after = layer.norms.after().then_some(after);
+        let stats = after.map(|after| {
+            let stats = self.statistics(&format!("_{name}"), layer.norm);
+            branch = self.local(after.name(), rows);
+            self.norm(Phase::Forward, after, branch, stats, made);
+            stats
+        });
         let named = (Phase::Forward, &*format!("{name}.add"));
-        self.add_up(named, y, normed, Some(x), 1.0);
-        let stats = Some(stats);
+        self.add_up(named, y, branch, Some(x), layer.residual);
         Some(End { made, stats })
     }
 
     /// The gradient of what the branch's last product makes, from that of the sum, `dy`.
     pub(super) fn branch_end_backward(
         &mut self,
+        layer: Layer,
         (product, after): (Part, Part),
-        dy: LocalId,
+        mut dy: LocalId,
         end: Option<End>,
     ) -> LocalId {
         let Some(End { made, stats }) = end else {
             return dy;
         };
         let (name, bytes) = (product.name(), self.unit.tensors[made].bytes);
+        if layer.residual != 1.0 {
+            let multiple = self.local(&format!("d_{name}_multiple"), bytes);
+            let named = (Phase::Backward, &*format!("{name}.multiple"));
+            self.add_up(named, multiple, dy, None, layer.residual);
+            dy = multiple;
+        }
         let Some(stats) = stats else { return dy };
         let d_made = self.local(&format!("d_{name}_made"), bytes);
         self.norm_backward(after, d_made, dy, (made, stats), None);

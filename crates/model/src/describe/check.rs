@@ -72,7 +72,15 @@ pub(crate) fn shape(s: &ModelShape) -> Result<(), ModelError> {
     {
         return Err(wrong("window", window.keys, "a key or more, in some layer"));
     }
-    families::of(s.family).check(s)?;
+    let family = families::of(s.family);
+    family.check(s)?;
+    if s.scales != family.scales(s) {
+        return Err(wrong(
+            "factors or caps",
+            1u32,
+            "none that the family has not",
+        ));
+    }
     let n = parameters(s);
     if n > PARAMETERS_MAX {
         let have = u64::try_from(n).unwrap_or(u64::MAX);

@@ -18,19 +18,28 @@ pub(super) fn embedding(model: &Model<'_>) -> (Unit, UnitKinds) {
     let (tokens, table) = (b.param(Part::Tokens), b.find(Part::Positions, false));
     let y = b.local("y", model.rows(c)); // (B·T, C)
     let dy = b.local("dy", model.rows(c)); // (B·T, C)
+    let family = families::of(model.shape.family);
+    let factor = family.embedding_factor(model.shape, model.sizes.dtype);
+    // The table's rows and their gradient, (B·T, C), where the first block gets a multiple of them.
+    let rows = (factor != 1.0).then(|| ["rows", "d_rows"].map(|name| b.local(name, model.rows(c))));
+    let [made, d_made] = rows.unwrap_or([y, dy]);
 
     let operands = embedding::Forward {
-        y: write(y),
+        y: write(made),
         inputs: Inputs,
         tokens: weight(tokens),
         positions: table.map(weight),
     };
     b.op(Phase::Forward, "embedding", Kind::Embedding(operands));
+    if rows.is_some() {
+        b.add_up((Phase::Forward, "multiple"), y, made, None, factor);
+        b.add_up((Phase::Backward, "multiple"), d_made, dy, None, factor);
+    }
 
     let operands = embedding::Backward {
         dtokens: b.add(tokens),
         dpositions: table.and_then(|table| b.add(table)),
-        dy: read(dy),
+        dy: read(d_made),
         inputs: Inputs,
     };
     let kind = Kind::EmbeddingBackward(operands, Tied(model.shape.tied));

@@ -5,7 +5,9 @@ use lowtide_kernels::attention::{Attn, Engine};
 use lowtide_kernels::head::{Bend, Head};
 use lowtide_kernels::matmul::Dims;
 use lowtide_kernels::operands::{Named, Names};
+use lowtide_kernels::rmsnorm::Plus;
 use lowtide_kernels::rope::Heads;
+use lowtide_kernels::swiglu::Gate;
 use lowtide_kernels::{
     Rows, add, attention, embedding, gelu, head, layernorm, matmul, qknorm, rmsnorm, rope, swiglu,
 };
@@ -13,6 +15,7 @@ use lowtide_units::{Bytes, Flops};
 use lowtide_workload::{Dtype, Mask, ModelShape, Operand};
 
 use super::Options;
+use crate::families::{self, Norm};
 
 /// Every size that an operation may need.
 #[derive(Clone, Copy, Debug)]
@@ -30,6 +33,13 @@ pub(crate) struct Sizes {
     /// Rows of logits at a time.
     pub chunk: usize,
     pub eps: f32,
+    /// What is added to the weights of norms.
+    pub plus: Plus,
+    /// Factor of attention's scores, and their cap.
+    pub scale: f32,
+    pub cap: Option<f32>,
+    /// Between the head's product and its logits.
+    pub bend: Bend,
     pub dtype: Dtype,
     /// Scratch differs between makes of device.
     pub make: Make,
@@ -53,6 +63,19 @@ impl Sizes {
             positions: shape.max_positions as usize,
             chunk: options.chunk_rows(shape) as usize,
             eps: shape.norm_eps as f32,
+            plus: match families::of(shape.family).norm() {
+                Norm::RmsPlusOne => Plus::One,
+                Norm::Rms | Norm::Layer => Plus::Nothing,
+            },
+            scale: match shape.scales.attention {
+                Some(factor) => factor as f32,
+                None => 1.0 / (shape.head_dim as f32).sqrt(),
+            },
+            cap: shape.scales.attention_cap.map(|cap| cap as f32),
+            bend: Bend {
+                factor: (1.0 / shape.scales.logits_divisor) as f32,
+                cap: shape.scales.logits_cap.map(|cap| cap as f32),
+            },
             dtype: options.precision,
             make: options.make,
             attention: options.attention,
@@ -69,26 +92,26 @@ impl Sizes {
         (self.heads.heads + 2 * self.heads.kv_heads) * self.heads.head_dim
     }
 
-    /// Attention of a layer. A layer with a window is computed by the own kernels, whoever computes the others.
+    /// Attention of a layer. A layer with a window, or with capped scores, is computed by the own kernels, whoever computes
+    /// the others.
     pub fn attn(&self, mask: Mask) -> Attn {
         let Heads {
             heads,
             kv_heads,
             head_dim,
         } = self.heads;
-        let scale = 1.0 / (head_dim as f32).sqrt();
         Attn {
             batch: self.batch,
             seq: self.seq,
             heads,
             kv_heads,
             head_dim,
-            scale,
-            cap: None,
+            scale: self.scale,
+            cap: self.cap,
             mask,
-            engine: match mask {
-                Mask::Causal => self.attention,
-                Mask::Window(_) => Engine::Own,
+            engine: match (mask, self.cap) {
+                (Mask::Causal, None) => self.attention,
+                _ => Engine::Own,
             },
         }
     }
@@ -126,7 +149,7 @@ impl Sizes {
             hidden: self.hidden,
             vocab: self.vocab,
             chunk: self.chunk,
-            bend: Bend::NONE,
+            bend: self.bend,
         }
     }
 }
@@ -154,8 +177,8 @@ pub(crate) enum Kind {
     RopeBackward(rope::Backward<Names>),
     Attention(attention::Forward<Names>, Mask),
     AttentionBackward(attention::Backward<Names>, Mask),
-    Swiglu(swiglu::Forward<Names>),
-    SwigluBackward(swiglu::Backward<Names>),
+    Swiglu(swiglu::Forward<Names>, Gate),
+    SwigluBackward(swiglu::Backward<Names>, Gate),
     Gelu(gelu::Forward<Names>),
     GeluBackward(gelu::Backward<Names>),
     HeadTrain(head::Train<Names>),
@@ -208,8 +231,8 @@ impl Kind {
             Self::RopeBackward(o) => o.list(to),
             Self::Attention(o, _) => o.list(to),
             Self::AttentionBackward(o, _) => o.list(to),
-            Self::Swiglu(o) => o.list(to),
-            Self::SwigluBackward(o) => o.list(to),
+            Self::Swiglu(o, _) => o.list(to),
+            Self::SwigluBackward(o, _) => o.list(to),
             Self::Gelu(o) => o.list(to),
             Self::GeluBackward(o) => o.list(to),
             Self::HeadTrain(o) => o.list(to),
@@ -251,14 +274,19 @@ impl Kind {
                 Mask::Causal => String::new(),
                 Mask::Window(n) => format!(" window{n}"),
             };
-            format!("attention.{op} {t} b{b} t{seq} h{heads} kv{kv_heads} d{head_dim}{window}")
+            let cap = if s.cap.is_some() { " cap" } else { "" };
+            let sizes = format!("b{b} t{seq} h{heads} kv{kv_heads} d{head_dim}");
+            format!("attention.{op} {t} {sizes}{window}{cap}")
         };
         let gated = |op: &str| format!("{op} {t} rows{rows} f{}", s.intermediate);
         let head = |op: &str| {
-            format!(
-                "head.{op} {t} rows{rows} c{c} v{} chunk{}",
-                s.vocab, s.chunk
-            )
+            let bent = match (s.bend.is_none(), s.bend.cap) {
+                (true, _) => "",
+                (false, None) => " factor",
+                (false, Some(_)) => " cap",
+            };
+            let (v, chunk) = (s.vocab, s.chunk);
+            format!("head.{op} {t} rows{rows} c{c} v{v} chunk{chunk}{bent}")
         };
         match self {
             Self::Embedding(o) => table("forward", &[(o.positions.is_some(), " positions")]),
@@ -309,8 +337,10 @@ impl Kind {
             }
             Self::Attention(_, mask) => attention("forward", mask),
             Self::AttentionBackward(_, mask) => attention("backward", mask),
-            Self::Swiglu(_) => gated("swiglu.forward"),
-            Self::SwigluBackward(_) => gated("swiglu.backward"),
+            Self::Swiglu(_, Gate::Silu) => gated("swiglu.forward"),
+            Self::Swiglu(_, Gate::Gelu) => gated("geglu.forward"),
+            Self::SwigluBackward(_, Gate::Silu) => gated("swiglu.backward"),
+            Self::SwigluBackward(_, Gate::Gelu) => gated("geglu.backward"),
             Self::Gelu(_) => gated("gelu.forward"),
             Self::GeluBackward(_) => gated("gelu.backward"),
             Self::HeadTrain(o) => head(match o.dw {

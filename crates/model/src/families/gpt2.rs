@@ -1,6 +1,6 @@
 //! GPT-2: layer norms, learned positions, GELU (tanh), biases everywhere, matrices stored (input, output).
 
-use lowtide_workload::{Family, Layers, ModelShape};
+use lowtide_workload::{Family, Layers, ModelShape, Scales};
 use serde_json::{Value, json};
 
 use super::{Architecture, Layer, Mlp, Norm, Norms, QkNorm};
@@ -63,6 +63,7 @@ impl Architecture for Gpt2 {
             rope: None,
             window: None,
             unrotated: Layers::default(),
+            scales: Scales::default(),
         })
     }
 
@@ -98,6 +99,7 @@ impl Architecture for Gpt2 {
             rotated: false,
             mask: s.mask(l),
             mlp: Mlp::Gelu,
+            residual: 1.0,
         }
     }
 

@@ -1,7 +1,7 @@
 //! What all families share whose blocks are Llama's: norms before attention and MLP, rotary positions, grouped queries,
 //! SwiGLU; and the keys and tensors that they name alike.
 
-use lowtide_workload::{Family, Layers, ModelShape, Rope, RopeScaling, Window};
+use lowtide_workload::{Family, Layers, ModelShape, Rope, RopeScaling, Scales, Window};
 use serde_json::{Value, json};
 
 use super::{Layer, Mlp, Norm, Norms, QkNorm, rope};
@@ -9,6 +9,20 @@ use crate::ModelError;
 use crate::config_json::keys::{Config, EPS, bad, unsupported};
 use crate::describe::check::wrong;
 use crate::params::{List, Part, Role};
+
+/// The MLP's activation in a configuration: its key, and the names of the one that the family has.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Act {
+    pub key: &'static str,
+    pub names: &'static [&'static str],
+    pub told: &'static str,
+}
+
+pub(super) const SILU: Act = Act {
+    key: "hidden_act",
+    names: &["silu", "swish"],
+    told: "silu",
+};
 
 /// What a family takes where a key is absent.
 pub(super) struct Absent {
@@ -20,6 +34,7 @@ pub(super) struct Absent {
     pub norm_eps: f64,
     pub tied: bool,
     pub theta: f64,
+    pub act: Act,
     /// Other names of the rotary scaling `longrope`.
     pub longrope: &'static [&'static str],
 }
@@ -62,7 +77,7 @@ pub(super) fn parse(
     name: &str,
     absent: &Absent,
 ) -> Result<ModelShape, ModelError> {
-    c.one_of("hidden_act", &["silu", "swish"], "silu")?;
+    c.one_of(absent.act.key, absent.act.names, absent.act.told)?;
     let (hidden, heads) = (c.size("hidden_size")?, c.size("num_attention_heads")?);
     let head_dim = match (c.size_or_null("head_dim")?, absent.head_dim) {
         (Some(d), _) | (None, Some(d)) => d,
@@ -111,6 +126,7 @@ pub(super) fn parse(
         rope: Some(rope::parse(c, &rope)?),
         window: None,
         unrotated: Layers::default(),
+        scales: Scales::default(),
     })
 }
 
@@ -187,6 +203,7 @@ pub(super) fn layer(s: &ModelShape, l: u32) -> Layer {
         rotated: !s.unrotated.has(l),
         mask: s.mask(l),
         mlp: Mlp::Swiglu,
+        residual: s.scales.residual as f32,
     }
 }
 

@@ -38,6 +38,7 @@ impl Architecture for Llama {
             norm_eps: 1e-6,
             tied: false,
             theta: 10_000.0,
+            act: like_llama::SILU,
             longrope: &[],
         };
         let shape = like_llama::parse(c, Family::Llama, name, &absent)?;

@@ -4,7 +4,9 @@
 //! A new family is a file here, its name in [`Family`], a line in [`ALL`], and a model in `reference/golden.py`; where its
 //! block computes something that no other does, also what [`Layer`] says of it and the kernel.
 
+mod gemma2;
 mod gpt2;
+mod granite;
 mod like_llama;
 mod llama;
 mod olmo2;
@@ -14,7 +16,7 @@ mod smollm3;
 
 use std::sync::LazyLock;
 
-use lowtide_workload::{Family, Mask, ModelShape};
+use lowtide_workload::{Dtype, Family, Mask, ModelShape, Scales};
 use serde_json::Value;
 
 use crate::ModelError;
@@ -23,11 +25,13 @@ use crate::describe::check::wrong;
 use crate::params::List;
 
 /// Every family.
-const ALL: [(Family, &dyn Architecture); 5] = [
+const ALL: [(Family, &dyn Architecture); 7] = [
     (Family::Llama, &llama::Llama),
     (Family::Phi3, &phi3::Phi3),
     (Family::SmolLm3, &smollm3::SmolLm3),
     (Family::Olmo2, &olmo2::Olmo2),
+    (Family::Granite, &granite::Granite),
+    (Family::Gemma2, &gemma2::Gemma2),
     (Family::Gpt2, &gpt2::Gpt2),
 ];
 
@@ -36,6 +40,8 @@ const ALL: [(Family, &dyn Architecture); 5] = [
 pub(crate) enum Norm {
     /// By the root mean square, times a weight.
     Rms,
+    /// By the root mean square, times one and a parameter.
+    RmsPlusOne,
     /// By mean and deviation, times a weight, plus a bias.
     Layer,
 }
@@ -47,15 +53,17 @@ pub(crate) enum Norms {
     Before,
     /// Behind each, of what it adds to the residual stream.
     After,
+    /// Both.
+    Around,
 }
 
 impl Norms {
     pub fn before(self) -> bool {
-        self == Self::Before
+        self != Self::After
     }
 
     pub fn after(self) -> bool {
-        self == Self::After
+        self != Self::Before
     }
 }
 
@@ -74,6 +82,8 @@ pub(crate) enum QkNorm {
 pub(crate) enum Mlp {
     /// `silu(gate)·up`, of one product that makes both.
     Swiglu,
+    /// `gelu(gate)·up`, by tanh, of one product that makes both.
+    Geglu,
     /// `gelu(up)`, by tanh.
     Gelu,
 }
@@ -90,6 +100,8 @@ pub(crate) struct Layer {
     /// Which keys a query sees.
     pub mask: Mask,
     pub mlp: Mlp,
+    /// What the results of attention and MLP are multiplied by before they are added.
+    pub residual: f32,
 }
 
 /// What distinguishes a family.
@@ -112,6 +124,18 @@ pub(crate) trait Architecture: Sync {
     /// The norm before the head; unless a family says otherwise, it and the next are those of Llama.
     fn norm(&self) -> Norm {
         Norm::Rms
+    }
+
+    /// Of the factors and caps of a shape those that the family's configurations can say.
+    fn scales(&self, s: &ModelShape) -> Scales {
+        let _ = s;
+        Scales::default()
+    }
+
+    /// What the embedding's rows are multiplied by where numbers are stored as `dtype`.
+    fn embedding_factor(&self, s: &ModelShape, dtype: Dtype) -> f32 {
+        let _ = dtype;
+        s.scales.embedding as f32
     }
 
     /// What layer `l` computes.

@@ -26,6 +26,7 @@ impl Architecture for Olmo2 {
             norm_eps: 1e-5,
             tied: false,
             theta: 10_000.0,
+            act: like_llama::SILU,
             longrope: &[],
         };
         let shape = like_llama::parse(c, Family::Olmo2, name, &absent)?;

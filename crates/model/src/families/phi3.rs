@@ -31,6 +31,7 @@ impl Architecture for Phi3 {
             norm_eps: 1e-5,
             tied: false,
             theta: 10_000.0,
+            act: like_llama::SILU,
             longrope: &["su", "yarn"],
         };
         let shape = like_llama::parse(c, Family::Phi3, name, &absent)?;

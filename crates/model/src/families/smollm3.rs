@@ -30,6 +30,7 @@ impl Architecture for SmolLm3 {
             norm_eps: 1e-6,
             tied: true,
             theta: 2_000_000.0,
+            act: like_llama::SILU,
             longrope: &[],
         };
         let shape = like_llama::parse(c, Family::SmolLm3, name, &absent)?;

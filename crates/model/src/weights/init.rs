@@ -7,6 +7,7 @@ use std::ops::Range;
 use lowtide_workload::{ModelShape, ParamId};
 use rayon::prelude::*;
 
+use crate::families::{self, Norm};
 use crate::params::{Role, specs};
 
 /// Standard deviation of matrices and embeddings.
@@ -17,7 +18,7 @@ const PIECE: usize = 1 << 14;
 /// Fills `out` with the elements `range` of a parameter of a new model.
 ///
 /// Matrices and embeddings are normal with deviation 0.02, divided by sqrt(2L) where a product
-/// adds to the residual stream (as GPT-2); norms are 1, biases 0. Element `e` of parameter `p`
+/// adds to the residual stream (as GPT-2); norms are 1 (0 where 1 is added to them), biases 0. Element `e` of parameter `p`
 /// depends on `seed`, `p` and `e` alone.
 ///
 /// # Panics
@@ -41,7 +42,10 @@ pub fn random_init(
         "length of the output"
     );
     let std = match spec.role {
-        Role::Norm => return out.fill(1.0),
+        Role::Norm => {
+            let one = families::of(shape.family).norm() != Norm::RmsPlusOne;
+            return out.fill(if one { 1.0 } else { 0.0 });
+        }
         Role::Bias => return out.fill(0.0),
         Role::Matrix => STD,
         Role::Residual => STD / (2.0 * f64::from(shape.layers)).sqrt(),

@@ -15,7 +15,7 @@ use lowtide_model::{Arg, Call, Decoder, Options, Phase, random_init};
 use lowtide_units::Id;
 use lowtide_workload::{
     Access, Batch, Dtype, Family, Layers, LocalId, ModelShape, OpId, Optimizer, ParamId, ParamKind,
-    Rope, RopeScaling, What, Window, Workload,
+    Rope, RopeScaling, Scales, What, Window, Workload,
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -60,6 +60,18 @@ pub fn tiny_llama() -> ModelShape {
         }),
         window: None,
         unrotated: Layers::default(),
+        scales: Scales::default(),
+    }
+}
+
+/// Gemma 2's factors for these sizes, with some caps.
+fn gemma2_scales(attention_cap: Option<f64>, logits_cap: Option<f64>) -> Scales {
+    Scales {
+        embedding: f64::from(tiny_llama().hidden).sqrt(),
+        attention: Some(7f64.powf(-0.5)),
+        attention_cap,
+        logits_cap,
+        ..Scales::default()
     }
 }
 
@@ -249,6 +261,41 @@ pub fn tiny_shapes() -> Vec<ModelShape> {
                 qkv_bias: true,
                 out_bias: true,
                 tied: true,
+                ..base()
+            },
+        ),
+        named(
+            "granite",
+            ModelShape {
+                family: Family::Granite,
+                mlp_bias: true,
+                scales: Scales {
+                    embedding: 3.0,
+                    attention: Some(0.3),
+                    residual: 0.6,
+                    logits_divisor: 0.7,
+                    ..Scales::default()
+                },
+                ..base()
+            },
+        ),
+        named(
+            "gemma2",
+            ModelShape {
+                family: Family::Gemma2,
+                tied: true,
+                window: window(3, |l| l == 0),
+                scales: gemma2_scales(Some(0.8), Some(1.1)),
+                ..base()
+            },
+        ),
+        named(
+            "gemma2 without caps and windows",
+            ModelShape {
+                family: Family::Gemma2,
+                qkv_bias: true,
+                out_bias: true,
+                scales: gemma2_scales(None, None),
                 ..base()
             },
         ),

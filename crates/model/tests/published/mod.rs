@@ -160,3 +160,66 @@ pub fn types(layers: u32, is: impl Fn(u32) -> bool) -> Vec<&'static str> {
 pub fn parsed(config: &Value) -> ModelShape {
     parse_config(config, "x").unwrap_or_else(|e| panic!("{e}: {config}"))
 }
+
+/// Those of the families that came later, by type.
+pub fn later() -> [Value; 3] {
+    let olmo2 = json!({
+        "attention_bias": false,
+        "hidden_act": "silu",
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "max_position_embeddings": 4096,
+        "model_type": "olmo2",
+        "num_attention_heads": 32,
+        "num_hidden_layers": 32,
+        "num_key_value_heads": 32,
+        "rms_norm_eps": 1e-06,
+        "rope_scaling": null,
+        "rope_theta": 500000,
+        "tie_word_embeddings": false,
+        "vocab_size": 100352
+    });
+    let granite = json!({
+        "attention_bias": false,
+        "attention_dropout": 0.1,
+        "attention_multiplier": 0.015625,
+        "embedding_multiplier": 12.0,
+        "hidden_act": "silu",
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "logits_scaling": 8.0,
+        "max_position_embeddings": 4096,
+        "mlp_bias": false,
+        "model_type": "granite",
+        "num_attention_heads": 32,
+        "num_hidden_layers": 40,
+        "num_key_value_heads": 8,
+        "residual_multiplier": 0.22,
+        "rms_norm_eps": 1e-05,
+        "rope_scaling": null,
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": true,
+        "vocab_size": 49155
+    });
+    let gemma2 = json!({
+        "attention_bias": false,
+        "attn_logit_softcapping": 50.0,
+        "final_logit_softcapping": 30.0,
+        "head_dim": 256,
+        "hidden_act": "gelu_pytorch_tanh",
+        "hidden_activation": "gelu_pytorch_tanh",
+        "hidden_size": 2304,
+        "intermediate_size": 9216,
+        "max_position_embeddings": 8192,
+        "model_type": "gemma2",
+        "num_attention_heads": 8,
+        "num_hidden_layers": 26,
+        "num_key_value_heads": 4,
+        "query_pre_attn_scalar": 256,
+        "rms_norm_eps": 1e-06,
+        "rope_theta": 10000.0,
+        "sliding_window": 4096,
+        "vocab_size": 256000
+    });
+    [olmo2, granite, gemma2]
+}

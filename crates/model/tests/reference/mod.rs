@@ -28,6 +28,9 @@ pub fn logits(shape: &ModelShape, tensors: &Tensors, tokens: &[usize]) -> Vec<Ro
     };
     let line = |name: &str, i: usize| m.get(name)[i * c..(i + 1) * c].to_vec();
     let mut x: Vec<Row> = tokens.iter().map(|&t| line(table, t)).collect();
+    x.iter_mut()
+        .flatten()
+        .for_each(|x| *x *= shape.scales.embedding);
     if gpt2 {
         for (i, row) in x.iter_mut().enumerate() {
             add(row, &line("transformer.wpe.weight", i));
@@ -46,8 +49,11 @@ pub fn logits(shape: &ModelShape, tensors: &Tensors, tokens: &[usize]) -> Vec<Ro
         "model.norm"
     };
     let head = if shape.tied { table } else { "lm_head.weight" };
+    let scales = shape.scales;
+    let bent = |logit: f64| capped(logit / scales.logits_divisor, scales.logits_cap);
     x.iter()
         .map(|row| product(&m.norm(norm, row), m.get(head)))
+        .map(|logits| logits.into_iter().map(bent).collect())
         .collect()
 }
 
@@ -91,7 +97,13 @@ impl Model<'_> {
         };
         let var = x.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / n;
         let r = 1.0 / (var + self.shape.norm_eps).sqrt();
-        let mut y: Row = x.iter().zip(w).map(|(v, w)| (v - mean) * r * w).collect();
+        let one = if self.shape.family == Family::Gemma2 {
+            1.0
+        } else {
+            0.0
+        };
+        let scaled = x.iter().zip(w).map(|(v, w)| (v - mean) * r * (one + w));
+        let mut y: Row = scaled.collect();
         if let Some(b) = bias {
             add(&mut y, b);
         }
@@ -103,6 +115,8 @@ impl Model<'_> {
         let d = self.shape.head_dim as usize;
         let mut qkv = [const { Vec::new() }; 3];
         let olmo2 = self.shape.family == Family::Olmo2;
+        let gemma2 = self.shape.family == Family::Gemma2;
+        let residual = self.shape.scales.residual;
         for (pos, row) in x.iter().enumerate() {
             let h = match olmo2 {
                 true => row.clone(),
@@ -132,13 +146,15 @@ impl Model<'_> {
         for (row, a) in x.iter_mut().zip(&att) {
             let behind = format!("{at}.post_attention_layernorm");
             let mut o = self.linear(&format!("{at}.self_attn.o_proj"), a);
-            if olmo2 {
+            if olmo2 || gemma2 {
                 o = self.norm(&behind, &o);
             }
+            o.iter_mut().for_each(|o| *o *= residual);
             add(row, &o);
-            let h = match olmo2 {
-                true => row.clone(),
-                false => self.norm(&behind, row),
+            let h = match (olmo2, gemma2) {
+                (true, _) => row.clone(),
+                (_, true) => self.norm(&format!("{at}.pre_feedforward_layernorm"), row),
+                _ => self.norm(&behind, row),
             };
             let (mut gate, up) = if self.shape.family == Family::Phi3 {
                 let mut both = self.linear(&format!("{at}.mlp.gate_up_proj"), &h);
@@ -148,13 +164,16 @@ impl Model<'_> {
                 let [gate, up] = ["gate", "up"].map(|p| format!("{at}.mlp.{p}_proj"));
                 (self.linear(&gate, &h), self.linear(&up, &h))
             };
-            gate.iter_mut()
-                .zip(&up)
-                .for_each(|(g, u)| *g = *g / (1.0 + (-*g).exp()) * u);
+            let act = |g: f64| match gemma2 {
+                true => gelu(g),
+                false => g / (1.0 + (-g).exp()),
+            };
+            gate.iter_mut().zip(&up).for_each(|(g, u)| *g = act(*g) * u);
             let mut f = self.linear(&format!("{at}.mlp.down_proj"), &gate);
-            if olmo2 {
+            if olmo2 || gemma2 {
                 f = self.norm(&format!("{at}.post_feedforward_layernorm"), &f);
             }
+            f.iter_mut().for_each(|f| *f *= residual);
             add(row, &f);
         }
     }
@@ -175,10 +194,7 @@ impl Model<'_> {
             add(row, &self.conv1d(&format!("{at}.attn.c_proj"), a));
             let h = self.norm(&format!("{at}.ln_2"), row);
             let mut f = self.conv1d(&format!("{at}.mlp.c_fc"), &h);
-            for v in &mut f {
-                let inner = (2.0 / PI).sqrt() * (*v + 0.044_715 * v.powi(3));
-                *v *= 0.5 * (1.0 + inner.tanh());
-            }
+            f.iter_mut().for_each(|v| *v = gelu(*v));
             add(row, &self.conv1d(&format!("{at}.mlp.c_proj"), &f));
         }
     }
@@ -253,6 +269,7 @@ impl Model<'_> {
             self.shape.heads as usize,
             (self.shape.heads / self.shape.kv_heads) as usize,
         );
+        let scales = self.shape.scales;
         let mut out = vec![vec![0.0; heads * d]; q.len()];
         for t in 0..q.len() {
             for h in 0..heads {
@@ -265,7 +282,11 @@ impl Model<'_> {
                 };
                 let scores: Row = k[first..=t]
                     .iter()
-                    .map(|k| dot(qh, &k[kv.clone()]) / (d as f64).sqrt())
+                    .map(|k| {
+                        let usual = 1.0 / (d as f64).sqrt();
+                        let score = dot(qh, &k[kv.clone()]) * scales.attention.unwrap_or(usual);
+                        capped(score, scales.attention_cap)
+                    })
                     .collect();
                 let max = scores.iter().copied().fold(f64::MIN, f64::max);
                 let sum: f64 = scores.iter().map(|s| (s - max).exp()).sum();
@@ -283,6 +304,17 @@ impl Model<'_> {
 /// `x · wᵀ`, `w` (out, in).
 fn product(x: &[f64], w: &[f64]) -> Row {
     w.chunks(x.len()).map(|row| dot(row, x)).collect()
+}
+
+/// `gelu_pytorch_tanh`.
+fn gelu(x: f64) -> f64 {
+    let inner = (2.0 / PI).sqrt() * (x + 0.044_715 * x.powi(3));
+    0.5 * x * (1.0 + inner.tanh())
+}
+
+/// A soft cap, where there is one.
+fn capped(x: f64, cap: Option<f64>) -> f64 {
+    cap.map_or(x, |cap| (x / cap).tanh() * cap)
 }
 
 fn dot(a: &[f64], b: &[f64]) -> f64 {

@@ -15,7 +15,8 @@ use lowtide_session::{ClipRule, DiskChoice, Session, SessionOptions};
 use lowtide_tiers::{RamConfig, RamDisk, TierError};
 use lowtide_units::{Bytes, BytesPerSecond, FlopsPerSecond, Seconds};
 use lowtide_workload::{
-    Batch, Dtype, Family, Layers, Lsp, ModelShape, Optimizer, Projector, Rope, RopeScaling, Window,
+    Batch, Dtype, Family, Layers, Lsp, ModelShape, Optimizer, Projector, Rope, RopeScaling, Scales,
+    Window,
 };
 
 pub fn llama(layers: u32, tied: bool) -> ModelShape {
@@ -42,6 +43,7 @@ pub fn llama(layers: u32, tied: bool) -> ModelShape {
         }),
         window: None,
         unrotated: Layers::default(),
+        scales: Scales::default(),
     }
 }
 
@@ -56,6 +58,26 @@ pub fn windows(layers: u32, tied: bool) -> ModelShape {
         }),
         unrotated: Layers::those(layers, |l| l % 2 == 1),
         ..llama(layers, tied)
+    }
+}
+
+/// Norms around, caps, factors, and windows in the even layers.
+pub fn gemma2(layers: u32) -> ModelShape {
+    ModelShape {
+        family: Family::Gemma2,
+        qkv_bias: false,
+        window: Some(Window {
+            keys: 5,
+            layers: Layers::those(layers, |l| l % 2 == 0),
+        }),
+        scales: Scales {
+            embedding: 32f64.sqrt(),
+            attention: Some(10f64.powf(-0.5)),
+            attention_cap: Some(2.0),
+            logits_cap: Some(3.0),
+            ..Scales::default()
+        },
+        ..llama(layers, true)
     }
 }
 
