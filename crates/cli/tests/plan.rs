@@ -268,7 +268,9 @@ fn a_curve_has_every_plan_and_its_files() {
     let file = |name: &str| folder.path().join(name).display().to_string();
     let (picture, page) = (file("curve.svg"), file("curve.html"));
     let mut args = plan_of("qwen2.5-0.5b", ["4", "1024", "1"], ["4GiB", "24GiB", "0"]);
-    args.extend(["--curve", "device", "--svg", &picture, "--html", &page, "--brief"]);
+    args.extend([
+        "--curve", "device", "--svg", &picture, "--html", &page, "--brief",
+    ]);
     let (code, plan) = answer(&args);
     assert_eq!(code, 0, "{plan}");
     assert!(plan["outlook"].is_null(), "nobody asked for it");
