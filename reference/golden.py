@@ -39,6 +39,8 @@ import transformers
 from safetensors.torch import save_file
 from torch.nn.utils import clip_grad_norm_
 from transformers import (
+    GemmaConfig,
+    GemmaForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
     GPT2Config,
@@ -262,6 +264,18 @@ def granite():
     )
 
 
+def gemma():
+    """Weights of norms that 1 is added to, scaled embeddings, GELU before the product with up."""
+    return GemmaForCausalLM(
+        GemmaConfig(
+            vocab_size=43, hidden_size=32, intermediate_size=56, num_hidden_layers=2,
+            num_attention_heads=4, num_key_value_heads=1, head_dim=16, max_position_embeddings=64,
+            rms_norm_eps=1e-6, pad_token_id=None, bos_token_id=1, eos_token_id=2,
+            rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+        )
+    )
+
+
 def gemma2():
     """Caps that bite, a window in every second layer, norms around, weights that 1 is added to."""
     return Gemma2ForCausalLM(
@@ -294,6 +308,7 @@ MODELS = {
     "olmo2": (olmo2, 29, "classic"),
     "granite": (granite, 14, "classic"),
     "gemma2": (gemma2, 30, "classic"),
+    "gemma": (gemma, 16, "classic"),
 }
 
 

@@ -30,7 +30,7 @@ use lowtide_units::List;
 use lowtide_workload::{Batch, Dtype, Lsp, Optimizer, OptimizerName, ParamKind, Projector, Role};
 
 /// Every model.
-const MODELS: [&str; 15] = [
+const MODELS: [&str; 16] = [
     "llama",
     "llama-tied",
     "qwen2",
@@ -46,6 +46,7 @@ const MODELS: [&str; 15] = [
     "olmo2",
     "granite",
     "gemma2",
+    "gemma",
 ];
 /// Those that have cases of other optimizers and of subspaces: one of each kind of matrix.
 const OTHER_CASES: [&str; 5] = ["llama", "llama-tied", "qwen2", "qwen3", "gpt2"];

@@ -19,6 +19,8 @@ pub enum Family {
     Olmo2,
     /// As Llama, with factors of embedding, scores, what a block adds, and logits (Granite).
     Granite,
+    /// As Llama, with norms whose weights 1 is added to, scaled embeddings and GeGLU (Gemma 1).
+    Gemma,
     /// Norms around attention and MLP whose weights 1 is added to, GeGLU, caps of scores and logits (Gemma 2).
     Gemma2,
 }

@@ -143,3 +143,11 @@ fn gemma2() {
     });
     differs("gemma2", keys, "attn_logit_softcapping");
 }
+
+#[test]
+fn gemma() {
+    trained(&of(
+        "gemma",
+        json!({"head_dim": 16, "hidden_act": "gelu_pytorch_tanh"}),
+    ));
+}

@@ -1,12 +1,11 @@
 //! Gemma 2: norms around attention and MLP whose weights 1 is added to, scaled embeddings, GeGLU, caps of scores and logits,
 //! windows in every second layer.
 
-use half::bf16;
 use lowtide_workload::{Dtype, Family, Layers, ModelShape, Scales};
 use serde_json::{Value, json};
 
 use super::like_llama::{self, Absent, Act, LLAMA, Names};
-use super::{Architecture, Layer, Mlp, Norm, Norms};
+use super::{Architecture, Layer, Mlp, Norm, Norms, gemma};
 use crate::ModelError;
 use crate::config_json::keys::{Config, MULTIPLIER, Sane, unsupported};
 use crate::describe::check::wrong;
@@ -120,13 +119,8 @@ impl Architecture for Gemma2 {
         }
     }
 
-    /// Transformers rounds it to the type of the embedding: the root of 3072 is 55.5 in bf16.
     fn embedding_factor(&self, s: &ModelShape, dtype: Dtype) -> f32 {
-        let factor = s.scales.embedding as f32;
-        match dtype {
-            Dtype::F32 => factor,
-            Dtype::Bf16 => bf16::from_f32(factor).to_f32(),
-        }
+        gemma::embedding_factor(s, dtype)
     }
 
     fn layer(&self, s: &ModelShape, l: u32) -> Layer {

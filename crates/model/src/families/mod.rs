@@ -4,6 +4,7 @@
 //! A new family is a file here, its name in [`Family`], a line in [`ALL`], and a model in `reference/golden.py`; where its
 //! block computes something that no other does, also what [`Layer`] says of it and the kernel.
 
+mod gemma;
 mod gemma2;
 mod gpt2;
 mod granite;
@@ -25,12 +26,13 @@ use crate::describe::check::wrong;
 use crate::params::List;
 
 /// Every family.
-const ALL: [(Family, &dyn Architecture); 7] = [
+const ALL: [(Family, &dyn Architecture); 8] = [
     (Family::Llama, &llama::Llama),
     (Family::Phi3, &phi3::Phi3),
     (Family::SmolLm3, &smollm3::SmolLm3),
     (Family::Olmo2, &olmo2::Olmo2),
     (Family::Granite, &granite::Granite),
+    (Family::Gemma, &gemma::Gemma),
     (Family::Gemma2, &gemma2::Gemma2),
     (Family::Gpt2, &gpt2::Gpt2),
 ];

@@ -280,6 +280,18 @@ pub fn tiny_shapes() -> Vec<ModelShape> {
             },
         ),
         named(
+            "gemma",
+            ModelShape {
+                family: Family::Gemma,
+                tied: true,
+                scales: Scales {
+                    embedding: f64::from(base().hidden).sqrt(),
+                    ..Scales::default()
+                },
+                ..base()
+            },
+        ),
+        named(
             "gemma2",
             ModelShape {
                 family: Family::Gemma2,

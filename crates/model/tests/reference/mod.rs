@@ -97,11 +97,8 @@ impl Model<'_> {
         };
         let var = x.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / n;
         let r = 1.0 / (var + self.shape.norm_eps).sqrt();
-        let one = if self.shape.family == Family::Gemma2 {
-            1.0
-        } else {
-            0.0
-        };
+        let gemma = matches!(self.shape.family, Family::Gemma | Family::Gemma2);
+        let one = if gemma { 1.0 } else { 0.0 };
         let scaled = x.iter().zip(w).map(|(v, w)| (v - mean) * r * (one + w));
         let mut y: Row = scaled.collect();
         if let Some(b) = bias {
@@ -164,7 +161,8 @@ impl Model<'_> {
                 let [gate, up] = ["gate", "up"].map(|p| format!("{at}.mlp.{p}_proj"));
                 (self.linear(&gate, &h), self.linear(&up, &h))
             };
-            let act = |g: f64| match gemma2 {
+            let geglu = gemma2 || self.shape.family == Family::Gemma;
+            let act = |g: f64| match geglu {
                 true => gelu(g),
                 false => g / (1.0 + (-g).exp()),
             };
