@@ -301,7 +301,7 @@ MODELS = {
     "mistral": (mistral, 6, "classic"),
     "qwen2-window": (qwen2_window, 7, "v5"),
     "phi3": (phi3, 8, "classic"),
-    "smollm3": (smollm3, 9, "v5"),
+    "smollm3": (smollm3, 10, "v5"),
     "qwen3-yarn": (qwen3_yarn, 10, "classic"),
     "llama-dynamic": (llama_dynamic, 11, "classic"),
     "phi3-longrope": (phi3_longrope, 12, "classic"),
