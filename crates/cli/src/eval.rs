@@ -3,7 +3,7 @@
 use lowtide_trainer::TrainError;
 use lowtide_trainer::answers::{Extract, answer_all, questions, right};
 use lowtide_trainer::fit::evaluate;
-use lowtide_trainer::generate::Plain;
+use lowtide_trainer::generate::{Places, Plain};
 use lowtide_trainer::inputs::{load_inputs, open_tokenizer};
 use lowtide_trainer::paths;
 use lowtide_trainer::report::Phase;
@@ -57,13 +57,13 @@ pub fn eval(args: &EvalArgs, out: Out) -> Answer {
         let most = run.eval.generate.max_new_tokens as usize;
         let waiting = Waiting::begin("answering prompts");
         let of = questions.len() as u64;
-        let batch = session.decoder().workload().batch;
+        let places = Places::of(session.decoder());
         let mut plain = Plain {
             session: &mut session,
             progress: |done| waiting.at(done as u64, of),
         };
         let made = answer_all(
-            &mut plain, batch, &tokenizer, &stops, &questions, &extract, most,
+            &mut plain, places, &tokenizer, &stops, &questions, &extract, most,
         )?;
         drop(waiting);
         answers = made.expect("nobody asks it to end");

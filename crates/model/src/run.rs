@@ -109,6 +109,13 @@ impl Decoder {
         &self.shape
     }
 
+    /// Tokens of a row from which one row of logits is chosen when the model answers: rows are cut into so many, and
+    /// several prompts can share one.
+    #[must_use]
+    pub fn span(&self) -> usize {
+        self.sizes.span
+    }
+
     /// Rows of logits that exist at a time.
     #[must_use]
     pub fn logits_chunk(&self) -> u64 {
@@ -254,7 +261,7 @@ impl Decoder {
             }
             Kind::HeadTrain(o) => head::train(q, o.bind(args), scale, &s.head(), dtype, ws),
             Kind::HeadLoss(o) => head::loss(q, o.bind(args), &s.head(), dtype, ws),
-            Kind::HeadLogits(o) => head::logits(q, o.bind(args), s.seq, &s.head(), dtype, ws),
+            Kind::HeadLogits(o) => head::logits(q, o.bind(args), s.span, &s.head(), dtype, ws),
         }
     }
 

@@ -354,6 +354,32 @@ fn logits_chunks_take_about_64_mib() {
     assert_eq!(rows(32_000, 10, 100), 10);
 }
 
+/// A pass answers as many prompts as there are rows of logits: one a span.
+#[test]
+fn rows_are_cut_into_spans_for_answers() {
+    let shape = ModelShape {
+        max_positions: 2048,
+        ..tiny_shapes().remove(0)
+    };
+    let spans = |micro_batch, seq, attention| {
+        let options = Options {
+            attention,
+            ..options(micro_batch, seq, 1)
+        };
+        let w = describe(&shape, &options).expect("a workload");
+        let head = w.units.last().expect("a head");
+        let logits = head.logits.expect("it answers");
+        head.tensors[logits].bytes.0 / 4 / u64::from(shape.vocab)
+    };
+    use lowtide_kernels::attention::Engine;
+    assert_eq!(spans(2, 256, Engine::Own), 8, "64 tokens each");
+    assert_eq!(spans(3, 32, Engine::Own), 3);
+    assert_eq!(spans(1, 64 * 7, Engine::Own), 7);
+    assert_eq!(spans(1, 64 * 24, Engine::Own), 8);
+    assert_eq!(spans(2, 250, Engine::Own), 4, "two of 125");
+    assert_eq!(spans(2, 256, Engine::Cudnn), 2, "one document a row");
+}
+
 #[test]
 fn sizes_that_do_not_go_together_are_told() {
     let llama = || ModelShape::builtin("llama2-7b").unwrap();

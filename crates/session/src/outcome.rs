@@ -9,7 +9,7 @@ pub struct Outcome {
     pub norm: f64,
     /// The update was left out because the norm was not finite.
     pub skipped: bool,
-    /// Logits at the marked positions, (B, V) (inference only).
+    /// Logits at the marked positions, a row of V for each span of a row of tokens (inference only).
     pub logits: Vec<f32>,
     /// Something was not finite: what.
     pub nonfinite: Option<String>,

@@ -1,12 +1,11 @@
 //! Answers to prompts with a reference: what of them is compared, and what is recorded.
 
 use lowtide_config::Run;
-use lowtide_workload::Batch;
 use regex::Regex;
 use serde::Serialize;
 
 use crate::error::TrainError;
-use crate::generate::{Decoder, Sampling, decode};
+use crate::generate::{Decoder, Places, Sampling, decode};
 use crate::inputs::load_options;
 use crate::stops::Stops;
 use lowtide_data::{DataError, RecordProblem};
@@ -118,7 +117,7 @@ pub fn questions(
 /// What stopped the run.
 pub fn answer_all<D: Decoder>(
     decoder: &mut D,
-    batch: Batch,
+    places: Places,
     tokenizer: &Tokenizer,
     stops: &Stops,
     questions: &[Question],
@@ -132,7 +131,7 @@ pub fn answer_all<D: Decoder>(
         seed: 0,
         max_new_tokens,
     };
-    let Some(answers) = decode(decoder, batch, &tokens, stops, &greedy)? else {
+    let Some(answers) = decode(decoder, places, &tokens, stops, &greedy)? else {
         return Ok(None);
     };
     let judged = answers.iter().zip(questions).map(|(tokens, question)| {

@@ -1,8 +1,7 @@
 //! Greedy and sampled decoding through the plan's inference part: every token runs the whole
-//! prefix again, so this is for looking at results, not for serving.
+//! prefix again, of as many prompts at once as rows hold. For looking at results, not for serving.
 
 use lowtide_executor::ExecError;
-use lowtide_workload::Batch;
 
 use crate::stops::Stops;
 use lowtide_data::Micro;
@@ -26,7 +25,7 @@ pub struct Sampling {
 pub trait Decoder {
     /// What stops it.
     type Error;
-    /// Logits at each row's marked position; `None`: asked to end.
+    /// Logits at each span's marked position; `None`: asked to end.
     ///
     /// # Errors
     /// What stopped the run.
@@ -67,82 +66,152 @@ pub fn generate(
     sampling: &Sampling,
     progress: impl FnMut(usize),
 ) -> Result<Vec<Vec<i32>>, ExecError> {
-    let batch = session.decoder().workload().batch;
+    let places = Places::of(session.decoder());
     let mut plain = Plain { session, progress };
-    let answers = decode(&mut plain, batch, prompts, stops, sampling)?;
+    let answers = decode(&mut plain, places, prompts, stops, sampling)?;
     Ok(answers.expect("nobody asks it to end"))
 }
 
-/// As [`generate`], with whatever runs the tokens, at this batch; `None`: it was asked to end.
+/// Where answers are made: rows of tokens, cut into spans. Each span gives logits at its one marked token; an answer
+/// with its prompt takes as many spans, one behind the other, as it may come to need.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Places {
+    /// Rows.
+    pub rows: usize,
+    /// Tokens of a row.
+    pub seq: usize,
+    /// Tokens of a span, which divides a row.
+    pub span: usize,
+}
+
+impl Places {
+    /// Those of a model as it is described for a run.
+    #[must_use]
+    pub fn of(decoder: &lowtide_model::Decoder) -> Self {
+        let batch = decoder.workload().batch;
+        Self {
+            rows: batch.micro_batch as usize,
+            seq: batch.seq as usize,
+            span: decoder.span(),
+        }
+    }
+}
+
+/// An answer in the making.
+struct Making {
+    /// Of which prompt.
+    prompt: usize,
+    /// Prompt and answer so far.
+    tokens: Vec<i32>,
+    /// Its first span, counted through all rows, and how many it has.
+    first: usize,
+    spans: usize,
+}
+
+/// As [`generate`], with whatever runs the tokens; `None`: it was asked to end. The place of a prompt that is answered is
+/// taken by the next one.
 ///
 /// # Errors
 /// What stopped the run.
 pub fn decode<D: Decoder>(
     decoder: &mut D,
-    batch: Batch,
+    places: Places,
     prompts: &[Vec<i32>],
     stops: &Stops,
     sampling: &Sampling,
 ) -> Result<Option<Vec<Vec<i32>>>, D::Error> {
-    let (b, t) = (batch.micro_batch as usize, batch.seq as usize);
     let rng = Philox::new(sampling.seed, GENERATE_STREAM);
-    let mut drawn = 0;
-    let mut answers = Vec::with_capacity(prompts.len());
-    for group in prompts.chunks(b) {
-        let mut rows: Vec<Vec<i32>> = group.to_vec();
-        let mut open: Vec<bool> = rows.iter().map(|r| !r.is_empty() && r.len() < t).collect();
-        for _ in 0..sampling.max_new_tokens {
-            if !open.contains(&true) {
+    let mut answers: Vec<Vec<i32>> = vec![Vec::new(); prompts.len()];
+    let room = |prompt: &Vec<i32>| {
+        let has = !prompt.is_empty() && prompt.len() < places.seq;
+        has && sampling.max_new_tokens > 0
+    };
+    let mut waiting = (0..prompts.len()).filter(|&i| room(&prompts[i])).peekable();
+    let mut done = prompts.iter().filter(|p| !room(p)).count();
+    let mut making: Vec<Making> = Vec::new();
+    loop {
+        while let Some(&prompt) = waiting.peek() {
+            let tokens = prompts[prompt].clone();
+            let most = (tokens.len() + sampling.max_new_tokens).min(places.seq);
+            let spans = most.div_ceil(places.span);
+            let Some(first) = free(&places, &making, spans) else {
                 break;
-            }
-            let Some(outcome) = decoder.infer(inputs(&rows, &open, b, t))? else {
-                return Ok(None);
             };
-            let logits = outcome.logits;
-            let vocab = logits.len() / b;
-            for (i, row) in rows.iter_mut().enumerate() {
-                if !open[i] {
-                    continue;
-                }
-                drawn += 1;
-                let token = choose(
-                    &logits[i * vocab..(i + 1) * vocab],
-                    sampling,
-                    rng.unit(drawn),
-                );
-                row.push(token);
-                open[i] = !stops.contains(token) && row.len() < t;
+            making.push(Making {
+                prompt,
+                tokens,
+                first,
+                spans,
+            });
+            waiting.next();
+        }
+        if making.is_empty() {
+            decoder.progress(done);
+            return Ok(Some(answers));
+        }
+        let Some(outcome) = decoder.infer(inputs(&places, &making))? else {
+            return Ok(None);
+        };
+        let vocab = outcome.logits.len() * places.span / (places.rows * places.seq);
+        let before = done;
+        making.retain_mut(|m| {
+            let prompt = &prompts[m.prompt];
+            let at = m.first + (m.tokens.len() - 1) / places.span;
+            let logits = &outcome.logits[at * vocab..][..vocab];
+            // Its own numbers, whichever prompts are answered beside it.
+            let drawn = m.tokens.len() - prompt.len() + 1;
+            let u = rng.unit(((m.prompt as u64) << 32) + drawn as u64);
+            let token = choose(logits, sampling, u);
+            m.tokens.push(token);
+            let open = !stops.contains(token)
+                && m.tokens.len() < places.seq
+                && drawn < sampling.max_new_tokens;
+            if !open {
+                answers[m.prompt] = stops.before(&m.tokens[prompt.len()..]).to_vec();
+                done += 1;
             }
+            open
+        });
+        if done > before {
+            decoder.progress(done);
         }
-        for (row, prompt) in rows.iter().zip(group) {
-            answers.push(stops.before(&row[prompt.len()..]).to_vec());
-        }
-        decoder.progress(answers.len());
     }
-    Ok(Some(answers))
+}
+
+/// The first of so many spans of one row that nobody has.
+fn free(places: &Places, making: &[Making], spans: usize) -> Option<usize> {
+    let a_row = places.seq / places.span;
+    let taken = |span: usize| {
+        let has = |m: &Making| (m.first..m.first + m.spans).contains(&span);
+        making.iter().any(has)
+    };
+    let mut firsts = (0..places.rows).flat_map(|row| {
+        let end = (a_row + 1).saturating_sub(spans);
+        (0..end).map(move |at| row * a_row + at)
+    });
+    firsts.find(|&first| !(first..first + spans).any(taken))
 }
 
 /// Random numbers of the choice of tokens.
 const GENERATE_STREAM: u64 = 3 << 62;
 
-/// Rows padded to B × T, each open one marked at its last token.
-fn inputs(rows: &[Vec<i32>], open: &[bool], b: usize, t: usize) -> Micro {
-    let n = b * t;
+/// Rows padded to B × T: each answer a document at the beginning of its first span, marked at its last token.
+fn inputs(places: &Places, making: &[Making]) -> Micro {
+    let n = places.rows * places.seq;
     let mut m = Micro {
         tokens: vec![0; n],
         labels: vec![-100; n],
         positions: vec![0; n],
-        doc_start: (0..n).map(|i| (i % t) as i32).collect(),
+        doc_start: (0..n).map(|i| (i % places.seq) as i32).collect(),
     };
-    for (r, row) in rows.iter().enumerate() {
-        for (i, &token) in row.iter().take(t).enumerate() {
-            m.tokens[r * t + i] = token;
-            m.positions[r * t + i] = i as i32;
-            m.doc_start[r * t + i] = 0;
+    for answer in making {
+        let start = answer.first * places.span;
+        for (i, &token) in answer.tokens.iter().enumerate() {
+            m.tokens[start + i] = token;
+            m.positions[start + i] = i as i32;
+            m.doc_start[start + i] = (start % places.seq) as i32;
         }
-        if open[r] {
-            m.labels[r * t + row.len() - 1] = 0;
-        }
+        m.labels[start + answer.tokens.len() - 1] = 0;
     }
     m
 }
@@ -180,4 +249,122 @@ fn choose(logits: &[f32], sampling: &Sampling, u: f64) -> i32 {
         }
     }
     order[n - 1] as i32
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use super::*;
+
+    const VOCAB: usize = 50;
+
+    /// The next token is a sum over the document at the mark, so that anything of another document shows.
+    struct Sums {
+        places: Places,
+        passes: usize,
+        told: Vec<usize>,
+    }
+
+    impl Decoder for Sums {
+        type Error = Infallible;
+
+        fn infer(&mut self, m: Micro) -> Result<Option<Outcome>, Infallible> {
+            self.passes += 1;
+            let Places { rows, seq, span } = self.places;
+            let mut logits = vec![0.0; rows * seq / span * VOCAB];
+            for (i, part) in logits.chunks_exact_mut(VOCAB).enumerate() {
+                let marks: Vec<usize> = (i * span..(i + 1) * span)
+                    .filter(|&at| m.labels[at] >= 0)
+                    .collect();
+                assert!(marks.len() < 2, "two marks in span {i}");
+                let Some(&at) = marks.first() else { continue };
+                let start = at / seq * seq + m.doc_start[at] as usize;
+                assert_eq!(m.positions[at] as usize, at - start);
+                let sum: i32 = (start..=at)
+                    .map(|j| m.tokens[j] * (m.positions[j] + 1))
+                    .sum();
+                part[sum as usize % VOCAB] = 4.0;
+                part[(sum as usize + 7) % VOCAB] = 3.0;
+            }
+            let logits = Outcome {
+                logits,
+                ..Outcome::default()
+            };
+            Ok(Some(logits))
+        }
+
+        fn progress(&mut self, done: usize) {
+            self.told.push(done);
+        }
+    }
+
+    fn answers(places: Places, prompts: &[Vec<i32>], temperature: f64) -> (Vec<Vec<i32>>, Sums) {
+        let mut decoder = Sums {
+            places,
+            passes: 0,
+            told: Vec::new(),
+        };
+        let sampling = Sampling {
+            temperature,
+            top_p: 1.0,
+            seed: 3,
+            max_new_tokens: 9,
+        };
+        let stops = Stops::of([0, 1]);
+        let made = decode(&mut decoder, places, prompts, &stops, &sampling);
+        let Ok(made) = made;
+        (made.expect("nobody asks it to end"), decoder)
+    }
+
+    #[test]
+    fn prompts_that_share_rows_are_answered_as_alone() {
+        let one = Places {
+            rows: 1,
+            seq: 32,
+            span: 32,
+        };
+        let prompts: Vec<Vec<i32>> = (0..23)
+            .map(|i| (0..i * 3 % 31).map(|j| (i * 5 + j * 3) % 49 + 1).collect())
+            .chain([(0..32).collect(), (0..40).collect()])
+            .collect();
+        for temperature in [0.0, 0.7] {
+            let alone: Vec<Vec<i32>> = match temperature {
+                // Who is drawn for which prompt depends on its place in the list.
+                0.0 => {
+                    let each = prompts.iter().map(std::slice::from_ref);
+                    each.flat_map(|p| answers(one, p, temperature).0).collect()
+                }
+                _ => answers(one, &prompts, temperature).0,
+            };
+            assert!(alone.iter().any(|a| a.len() == 9) && alone.iter().any(|a| a.len() < 9));
+            for (rows, span) in [(1, 8), (2, 8), (3, 16), (2, 32)] {
+                let places = Places {
+                    rows,
+                    seq: 32,
+                    span,
+                };
+                let (together, decoder) = answers(places, &prompts, temperature);
+                assert_eq!(together, alone, "{rows} rows in spans of {span}");
+                assert_eq!(decoder.told.last(), Some(&prompts.len()));
+                assert!(decoder.told.is_sorted());
+            }
+        }
+        // Of short ones two share a row of two spans.
+        let short: Vec<Vec<i32>> = (2..18).map(|i| vec![i; 3]).collect();
+        let passes = |span| {
+            let places = Places {
+                rows: 2,
+                seq: 32,
+                span,
+            };
+            answers(places, &short, 0.0).1.passes
+        };
+        assert!(
+            4 * passes(16) < 3 * passes(32),
+            "{} {}",
+            passes(16),
+            passes(32)
+        );
+    }
 }

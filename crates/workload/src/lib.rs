@@ -345,7 +345,8 @@ pub struct Unit {
     pub d_output: Option<LocalId>,
     /// Gradient of `input` (none for the embedding).
     pub d_input: Option<LocalId>,
-    /// What [`Self::infer`] is for, in the head alone: one row of V `f32` for each sequence.
+    /// What [`Self::infer`] is for, in the head alone: one row of V `f32` for each sequence, or for each of
+    /// several equal spans of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub logits: Option<LocalId>,
     /// Forward operations (empty for the head).

@@ -254,7 +254,7 @@ pub fn loss(q: &Queue, o: Loss<Views<'_>>, d: &Head, dtype: Dtype, ws: Dst<'_>) 
     q.run(|| with_dtype!(dtype, cpu::loss(o.loss, from, d, scratch)));
 }
 
-/// One row of logits, [bent](Bend), for each sequence of `seq` rows, at its row whose label is not negative (the
+/// One row of logits, [bent](Bend), for each `seq` rows (a sequence, or a span of one), at its row whose label is not negative (the
 /// first, should there be several; zeros where there is none). Finished, or in the stream of a CUDA
 /// queue, when the call returns.
 pub fn logits(q: &Queue, o: Logits<Views<'_>>, seq: usize, d: &Head, dtype: Dtype, ws: Dst<'_>) {

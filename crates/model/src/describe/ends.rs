@@ -53,7 +53,7 @@ pub(super) fn head(model: &Model<'_>) -> (Unit, UnitKinds) {
     let layers = model.shape.layers;
     let mut b = Builder::new(model, "head".to_owned(), UnitKind::Head, layers + 1);
     let c = model.sizes.hidden;
-    let logit_bytes = lowtide_units::Bytes((model.sizes.batch * model.sizes.vocab) as u64 * 4);
+    let logit_bytes = lowtide_units::Bytes((model.sizes.answers() * model.sizes.vocab) as u64 * 4);
     let w = if model.shape.tied {
         TOKENS
     } else {
@@ -65,7 +65,7 @@ pub(super) fn head(model: &Model<'_>) -> (Unit, UnitKinds) {
     let stats = b.statistics("", norm);
     let dh = b.local("dh", model.rows(c)); // (B·T, C)
     let dx = b.local("dx", model.rows(c)); // (B·T, C)
-    let logits = b.local("logits", logit_bytes); // (B, V), f32
+    let logits = b.local("logits", logit_bytes); // (B·T / span, V), f32
 
     for phase in [Phase::Backward, Phase::Evaluate, Phase::Infer] {
         b.norm(phase, Part::Norm, h, stats, x);

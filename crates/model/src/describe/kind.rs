@@ -24,6 +24,8 @@ pub(crate) struct Sizes {
     pub rows: usize,
     pub batch: usize,
     pub seq: usize,
+    /// Tokens of a row from which one row of logits is chosen when a model answers.
+    pub span: usize,
     pub hidden: usize,
     pub intermediate: usize,
     pub heads: Heads,
@@ -46,12 +48,34 @@ pub(crate) struct Sizes {
     pub attention: Engine,
 }
 
+/// Spans of a row at most: each costs V numbers of f32.
+const SPANS: u32 = 8;
+/// Tokens of a span at least: shorter answers with their prompts are rare.
+const SHORTEST: u32 = 64;
+
+/// Into how many tokens rows are cut for answers, so that several prompts share one. cuDNN's rows are one document each.
+fn span(options: &Options) -> usize {
+    let seq = options.batch.seq;
+    let fits = |n: &u32| seq.is_multiple_of(*n) && seq / n >= SHORTEST;
+    let spans = match options.attention {
+        Engine::Cudnn => 1,
+        Engine::Own => (1..=SPANS).rev().find(fits).unwrap_or(1),
+    };
+    (seq / spans) as usize
+}
+
 impl Sizes {
+    /// Rows of logits when a model answers: one a span.
+    pub fn answers(&self) -> usize {
+        self.rows / self.span
+    }
+
     pub fn new(shape: &ModelShape, options: &Options) -> Self {
         Self {
             rows: options.batch.rows() as usize,
             batch: options.batch.micro_batch as usize,
             seq: options.batch.seq as usize,
+            span: span(options),
             hidden: shape.hidden as usize,
             intermediate: shape.intermediate as usize,
             heads: Heads {
@@ -365,7 +389,7 @@ impl Kind {
             Self::AttentionBackward(_, mask) => 5.0 * attention(mask),
             Self::HeadTrain(o) => rows * logits * o.dw.map_or(2.0, |_| 3.0),
             Self::HeadLoss(_) => rows * logits,
-            Self::HeadLogits(_) => s.batch as f64 * logits,
+            Self::HeadLogits(_) => s.answers() as f64 * logits,
             _ => 0.0,
         })
     }
@@ -425,7 +449,7 @@ impl Kind {
                 chunks * v * c * (2 * e + sum) + rows * v * reads * e + rows * c * 3 * e
             }
             Self::HeadLoss(_) => chunks * v * c * e + rows * v * 2 * e + rows * c * e,
-            Self::HeadLogits(_) => v * c * e + s.batch as u64 * (v * 4 + c * e),
+            Self::HeadLogits(_) => v * c * e + s.answers() as u64 * (v * 4 + c * e),
             _ => operands.0,
         })
     }

@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::Fit;
 use crate::answers::{self, Answer, answer_all};
 use crate::error::TrainError;
-use crate::generate::Decoder;
+use crate::generate::{Decoder, Places};
 use crate::report::{Phase, When};
 use lowtide_data::{BatchShape, DataError, EvalBatches, Micro, Packed};
 use lowtide_session::Requests;
@@ -62,9 +62,9 @@ impl Fit<'_> {
         }
         let (questions, extract) = (Arc::clone(&self.questions), self.extract.clone());
         let (tokenizer, stops) = (Arc::clone(&self.tokenizer), self.stops.clone());
-        let batch = self.session.decoder().workload().batch;
+        let places = Places::of(self.session.decoder());
         let most = self.run.eval.generate.max_new_tokens as usize;
-        let made = answer_all(self, batch, &tokenizer, &stops, &questions, &extract, most)?;
+        let made = answer_all(self, places, &tokenizer, &stops, &questions, &extract, most)?;
         let Some(made) = made else {
             return Ok(None);
         };
