@@ -616,12 +616,19 @@ fn threads_that_cannot_be_started() {
     let line = format!(
         "ulimit -v 2000000; exec {lowtide} train run.yaml --set threads=4096 --set log.trace=false"
     );
-    let mut command = Command::new("sh");
-    command.args(["-c", &line]).current_dir(scratch.path());
-    command.env("LOWTIDE_CACHE", scratch.cache());
-    let output = command.output().expect("a shell");
-    let err = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(2), "{err}");
+    let run = || {
+        let mut command = Command::new("sh");
+        command.args(["-c", &line]).current_dir(scratch.path());
+        command.env("LOWTIDE_CACHE", scratch.cache());
+        let output = command.output().expect("a shell");
+        let err = String::from_utf8_lossy(&output.stderr).into_owned();
+        (output.status.code(), err)
+    };
+    // Where the last stack fits and the few KiB for its thread's signals do not, the standard library ends the process.
+    let unlucky = |err: &str| err.contains("failed to allocate an alternative stack");
+    let mut runs = (0..5).map(|_| run());
+    let (code, err) = runs.find(|(_, err)| !unlucky(err)).expect("not each time");
+    assert_eq!(code, Some(2), "{err}");
     assert!(
         err.contains("threads: 4096 asked for") && err.contains("help: "),
         "{err}"
