@@ -23,6 +23,7 @@ pub mod search;
 pub mod simulate;
 mod speeds;
 mod tiers;
+pub mod timeline;
 pub mod together;
 pub mod traffic;
 mod updates;
