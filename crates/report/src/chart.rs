@@ -1,4 +1,4 @@
-//! Pictures of curves, as SVG without a script. Equal curves give equal bytes.
+//! Parts of pictures as SVG without a script: scales, ticks, axes, escaped text. Equal values give equal bytes.
 
 use std::fmt::Write;
 
@@ -8,25 +8,6 @@ pub const WIDTH: f64 = 760.0;
 pub const LEFT: f64 = 84.0;
 /// As [`LEFT`].
 pub const RIGHT: f64 = 20.0;
-
-/// Points of a series that are drawn as they are; of more, each stretch of the axis shows its lowest and highest.
-const POINTS_MAX: usize = 1200;
-/// Height of a picture of [`lines`].
-const HEIGHT: f64 = 250.0;
-const TOP: f64 = 34.0;
-const BOTTOM: f64 = 54.0;
-
-/// Colours of series beside each other, told apart by most eyes, with a dash pattern for the others.
-const STYLES: [(&str, &str); 8] = [
-    ("#1f6fb2", "none"),
-    ("#b35900", "7 3"),
-    ("#2a7f3e", "2 3"),
-    ("#8b3fa0", "9 3 2 3"),
-    ("#c01c28", "5 2"),
-    ("#666666", "1 3"),
-    ("#007a87", "12 3"),
-    ("#8a6d00", "4 4"),
-];
 
 /// Text without a meaning in HTML and SVG. Control characters become spaces.
 #[must_use]
@@ -89,6 +70,17 @@ impl Scale {
         }
     }
 
+    /// From one value to another, with round ticks between them.
+    #[must_use]
+    pub fn exactly(least: f64, most: f64, places: [f64; 2]) -> Self {
+        let most = if most > least { most } else { least + 1.0 };
+        Self {
+            values: [least, most],
+            places,
+            step: round_step(most - least),
+        }
+    }
+
     /// Where a value lies.
     #[must_use]
     pub fn place(&self, value: f64) -> f64 {
@@ -98,8 +90,10 @@ impl Scale {
 
     /// The values of the ticks.
     pub fn ticks(&self) -> impl Iterator<Item = f64> {
-        let n = ((self.values[1] - self.values[0]) / self.step).round() as u32;
-        (0..=n).map(|i| self.values[0] + f64::from(i) * self.step)
+        // Sums of steps are not exact.
+        let first = (self.values[0] / self.step - 1e-6).ceil();
+        let n = ((self.values[1] / self.step - first + 1e-6).floor() as u32).min(20);
+        (0..=n).map(move |i| (first + f64::from(i)) * self.step)
     }
 
     /// The largest value of the axis.
@@ -176,141 +170,6 @@ pub fn axes(text: &mut String, x: &Scale, y: &Scale, below: &str, left: &str) {
     );
 }
 
-/// Points of one run, in the order of x.
-#[derive(Clone, Debug, Default)]
-pub struct Series {
-    /// Its name in the legend.
-    pub name: String,
-    /// x and y. What is no number leaves a gap in neither.
-    pub points: Vec<(f64, f64)>,
-    /// Each point is drawn as a dot too.
-    pub dots: bool,
-}
-
-/// A picture of several series over one axis; empty where none has a point. `about` says what it shows for those who
-/// do not see it.
-#[must_use]
-pub fn lines(title: &str, below: &str, series: &[Series]) -> String {
-    let all = || {
-        let points = series.iter().flat_map(|s| &s.points);
-        points.filter(|p| is_drawn(**p))
-    };
-    if all().next().is_none() {
-        return String::new();
-    }
-    let fold =
-        |of: fn(&(f64, f64)) -> f64, by: fn(f64, f64) -> f64, from| all().map(of).fold(from, by);
-    let y_of = |p: &(f64, f64)| p.1;
-    let (least, most) = (
-        fold(y_of, f64::min, f64::INFINITY),
-        fold(y_of, f64::max, f64::NEG_INFINITY),
-    );
-    let last = fold(|p| p.0, f64::max, 0.0);
-    let x = Scale::to(last, [LEFT, WIDTH - RIGHT]);
-    let y = Scale::between(least, most, [HEIGHT - BOTTOM, TOP]);
-    let mut text = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" width=\"{WIDTH}\" height=\"{HEIGHT}\" \
-         role=\"img\" font-family=\"system-ui, sans-serif\" font-size=\"13\">\n\
-         <title>{}</title>\n<desc>{}</desc>\n\
-         <text x=\"{LEFT}\" y=\"20\" font-size=\"15\" font-weight=\"600\">{}</text>\n",
-        escaped(title),
-        escaped(&in_words(series)),
-        escaped(title),
-    );
-    axes(&mut text, &x, &y, below, "");
-    for (i, s) in series.iter().enumerate() {
-        let (colour, dash) = STYLES[i % STYLES.len()];
-        let places: Vec<String> = thinned(&s.points, x.most())
-            .into_iter()
-            .map(|(a, b)| format!("{:.1},{:.1}", x.place(a), y.place(b)))
-            .collect();
-        let _ = writeln!(
-            text,
-            "<polyline points=\"{}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"1.6\" stroke-dasharray=\"{dash}\"/>",
-            places.join(" ")
-        );
-        for place in places.iter().filter(|_| s.dots) {
-            let (a, b) = place.split_once(',').expect("a comma was put there");
-            let _ = writeln!(
-                text,
-                "<circle cx=\"{a}\" cy=\"{b}\" r=\"3\" fill=\"{colour}\"/>"
-            );
-        }
-    }
-    text.push_str("</svg>\n");
-    text
-}
-
-/// Names and lines of several series, once for a page of pictures; empty of one.
-#[must_use]
-pub fn legend(names: &[String]) -> String {
-    if names.len() < 2 {
-        return String::new();
-    }
-    let mut text = String::from("<ul class=\"legend\">");
-    for (i, name) in names.iter().enumerate() {
-        let (colour, dash) = STYLES[i % STYLES.len()];
-        let _ = write!(
-            text,
-            "<li><svg width=\"34\" height=\"10\" aria-hidden=\"true\"><line x1=\"0\" y1=\"5\" x2=\"34\" y2=\"5\" \
-             stroke=\"{colour}\" stroke-width=\"2\" stroke-dasharray=\"{dash}\"/></svg> {}</li>",
-            escaped(name)
-        );
-    }
-    text.push_str("</ul>\n");
-    text
-}
-
-/// Whether a point is drawn: it is a number, and none so large that the span from one to another is none.
-fn is_drawn((x, y): (f64, f64)) -> bool {
-    x.abs() < 1e300 && y.abs() < 1e300
-}
-
-/// The points that are drawn: all that are numbers, or of each stretch of the axis the lowest and the highest.
-fn thinned(points: &[(f64, f64)], most: f64) -> Vec<(f64, f64)> {
-    let points = || points.iter().copied().filter(|p| is_drawn(*p));
-    if points().count() <= POINTS_MAX {
-        return points().collect();
-    }
-    let stretches = POINTS_MAX as f64 / 2.0;
-    let stretch = |x: f64| (x / most * stretches).floor() as u64;
-    let mut drawn = Vec::with_capacity(POINTS_MAX + 2);
-    let mut held: Option<[(f64, f64); 2]> = None;
-    let mut put = |held: Option<[(f64, f64); 2]>| {
-        if let Some([low, high]) = held {
-            let mut both = [low, high];
-            both.sort_by(|a, b| a.0.total_cmp(&b.0));
-            drawn.extend_from_slice(&both[usize::from(low == high)..]);
-        }
-    };
-    for p in points() {
-        held = match held {
-            Some([low, high]) if stretch(low.0) == stretch(p.0) => Some([
-                if p.1 < low.1 { p } else { low },
-                if p.1 > high.1 { p } else { high },
-            ]),
-            whole => {
-                put(whole);
-                Some([p, p])
-            }
-        };
-    }
-    put(held);
-    drawn
-}
-
-/// What a picture shows, for those who do not see it.
-fn in_words(series: &[Series]) -> String {
-    let each = series.iter().filter_map(|s| {
-        let (first, last) = (s.points.first()?, s.points.last()?);
-        Some(format!(
-            "{} {} at {}, {} at {}",
-            s.name, first.1, first.0, last.1, last.0
-        ))
-    });
-    each.collect::<Vec<_>>().join("; ")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -328,40 +187,13 @@ mod tests {
             assert!(scale.place(least) >= -1e-9 && scale.place(most) <= 100.0 + 1e-9);
             assert!((2..=9).contains(&scale.ticks().count()), "{least} {most}");
         }
+        let ticks: Vec<f64> = Scale::exactly(0.0, 137.0, [0.0, 1.0]).ticks().collect();
+        assert_eq!(ticks, [0.0, 25.0, 50.0, 75.0, 100.0, 125.0]);
         assert_eq!(number(12_500.0, 2500.0), "12.5k");
         assert_eq!(number(2.5, 2.5), "2.5");
         assert_eq!(number(0.0, 1.0), "0");
         assert_eq!(number(0.0025, 0.0005), "0.0025");
         assert_eq!(number(300.0, 100.0), "300");
         assert_eq!(number(2e-5, 1e-5), "2e-5");
-    }
-
-    /// A spike of one step in a million stays in the picture.
-    #[test]
-    fn of_many_points_the_lowest_and_the_highest_stay() {
-        let mut points: Vec<(f64, f64)> = (1..=1_000_000)
-            .map(|i| (f64::from(i), 1.0 + f64::from(i % 7) / 10.0))
-            .collect();
-        points[444_444].1 = 9.0;
-        points[555_555].1 = 0.25;
-        points[600_000].1 = f64::NAN;
-        let drawn = thinned(&points, 1e6);
-        assert!(drawn.len() <= POINTS_MAX + 2, "{}", drawn.len());
-        assert!(drawn.contains(&(444_445.0, 9.0)) && drawn.contains(&(555_556.0, 0.25)));
-        assert!(drawn.is_sorted_by(|a, b| a.0 < b.0));
-        assert_eq!(thinned(&points[..1000], 1000.0), points[..1000]);
-    }
-
-    #[test]
-    fn a_picture_has_no_markup_of_a_name() {
-        let series = [Series {
-            name: "<script>".to_owned(),
-            points: vec![(1.0, 2.0), (2.0, 1.0)],
-            dots: true,
-        }];
-        let text = lines("a & b", "step", &series);
-        assert!(text.contains("a &amp; b") && !text.contains("<script"));
-        assert_eq!(text.matches("<circle").count(), 2);
-        assert!(lines("nothing", "step", &[Series::default()]).is_empty());
     }
 }

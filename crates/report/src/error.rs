@@ -22,6 +22,14 @@ pub enum ReportError {
         /// The file.
         path: PathBuf,
     },
+    /// A JSON file of the run holds an object that no run writes.
+    #[error("{}: not as a run writes it: {what}", path.display())]
+    Unlike {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
     /// A line is none that a run writes.
     #[error("{}:{line}: {what}", path.display())]
     Line {

@@ -1,18 +1,26 @@
 //! What people and programs see of a run: read from its output directory, as a value, and drawn as text or as a page.
 //!
 //! [`RunReport::read`] makes the value, with serde it is the JSON; [`text::compare`] and [`page::html`] draw one run or
-//! several beside each other; [`data`] is the same for what a run would train on. [`people`] writes bytes and seconds, [`chart`] draws pictures. Nothing here needs
-//! a machine, a model or a plan: an output directory of another machine is read as well.
+//! several beside each other; [`account`](mod@account) is what a run writes for them beside its metrics; [`data`] is the same for what a
+//! run would train on. [`people`] writes bytes and seconds, [`chart`] and `panel` draw curves, [`picture`] a planned step.
+//! Nothing here needs a machine, a model or a plan: an output directory of another machine is read as well.
 //!
 //! See ARCHITECTURE.md.
 
+pub mod account;
 pub mod chart;
+pub mod curve;
 pub mod data;
 mod error;
 pub mod page;
+mod panel;
 pub mod people;
+pub mod picture;
 mod run;
+mod style;
 pub mod text;
 
 pub use error::ReportError;
-pub use run::{Answer, Evaluation, Match, RunReport, State, Step};
+pub use run::{
+    Answer, Curves, Evaluation, Figures, Match, PAGE, REPORT, RunReport, State, Step, account,
+};

@@ -2,64 +2,86 @@
 
 use std::fmt::Write;
 
-use crate::chart::{Series, escaped, legend, lines};
-use crate::people::seconds;
-use crate::run::{Answer, RunReport, Step};
-use crate::text::{differing, facts};
+use crate::chart::escaped;
+use crate::curve::Curve;
+use crate::panel::{Series, legend, lines};
+use crate::people::{count, seconds};
+use crate::picture;
+use crate::run::{Answer, RunReport};
+use crate::style::STYLE;
+use crate::text::{differing, facts, loss, state};
 
 /// The first bytes of every page, by which one is known.
 pub const BEGIN: &str = "<!doctype html>\n<html lang=\"en\" data-lowtide=\"report\">";
 
-const STYLE: &str = "body{font:15px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#1a1a1a;background:#fff}\
-table{border-collapse:collapse;margin:1rem 0;display:block;overflow-x:auto}\
-td,th{padding:.25rem .9rem .25rem 0;text-align:left;border-bottom:1px solid #ddd;vertical-align:top}\
-td.n,th.n{text-align:right}svg{max-width:100%;height:auto}h2{margin-top:2.2rem}\
-.bar{display:inline-block;height:.7rem;background:#1f6fb2}.bar.p{background:#b9c7d4}\
-.legend{list-style:none;padding:0;display:flex;flex-wrap:wrap;gap:.3rem 1.4rem}\
-pre{white-space:pre-wrap;overflow-wrap:anywhere;background:#f6f6f6;padding:.8rem;margin:.2rem 0}\
-.on{background:#d5efdb}.cut{background:#f9d9dc;text-decoration:line-through}\
-.right{color:#2a7f3e}.wrong{color:#c01c28}summary{cursor:pointer}";
+/// Steps from which on a smoothed curve is drawn over the loss.
+const SMOOTHED_FROM: u64 = 300;
+/// Processes of a run that are listed.
+const PROCESSES: usize = 100;
+/// Lanes in the order of their rows.
+const LANES: [&str; 6] = ["gpu", "h2d", "d2h", "disk", "host", "net"];
+/// Characters of a file that are shown.
+const SHOWN: usize = 200_000;
 
 /// One run, or several beside each other.
 #[must_use]
 pub fn html(runs: &[RunReport]) -> String {
+    let several = runs.len() > 1;
     let title = match runs {
         [run] => format!("{}: {}", run.name(), run.model()),
         _ => format!("{} runs", runs.len()),
     };
     let mut page = begin(&title);
-    table(&mut page, runs);
+    match runs {
+        [run] => tiles(&mut page, run),
+        _ => table(&mut page, runs),
+    }
     curves(&mut page, runs);
     for run in runs {
-        lanes(&mut page, run, runs.len() > 1);
+        lanes(&mut page, run, several);
+        plan(&mut page, run, several);
     }
     for run in runs {
-        answers(&mut page, run, runs.len() > 1);
+        answers(&mut page, run, several);
+    }
+    if let [run] = runs {
+        page.push_str("<h2>Facts</h2>\n");
+        table(&mut page, runs);
+        processes(&mut page, run);
     }
     for run in runs {
-        let _ = writeln!(
-            page,
-            "<details><summary>the run as checked{}</summary><pre>{}</pre></details>",
-            of(run, runs.len() > 1),
-            escaped(&serde_json::to_string_pretty(&run.run).expect("plain values"))
-        );
-        if !run.machine.is_null() {
+        let mut detail = |what: &str, value: &serde_json::Value| {
+            if value.is_null() {
+                return;
+            }
+            let text = serde_json::to_string_pretty(value).expect("plain values");
             let _ = writeln!(
                 page,
-                "<details><summary>the machine's rates{}</summary><pre>{}</pre></details>",
-                of(run, runs.len() > 1),
-                escaped(&serde_json::to_string_pretty(&run.machine).expect("plain values"))
+                "<details><summary>{what}{}</summary><pre>{}</pre></details>",
+                of(run, several),
+                escaped(&cut(&text))
             );
-        }
+        };
+        detail("the run as checked", &run.run);
+        detail("the machine's rates", &run.machine);
     }
     end(&mut page);
     page
+}
+
+/// A text of a file, not longer than is shown.
+fn cut(text: &str) -> String {
+    match text.char_indices().nth(SHOWN) {
+        Some((at, _)) => format!("{} […]", &text[..at]),
+        None => text.to_owned(),
+    }
 }
 
 /// A page up to its title.
 pub(crate) fn begin(title: &str) -> String {
     format!(
         "{BEGIN}\n<head>\n<meta charset=\"utf-8\">\n<meta name=\"viewport\" content=\"width=device-width\">\n\
+         <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n\
          <title>{title}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<h1>{title}</h1>\n",
         title = escaped(title)
     )
@@ -78,83 +100,219 @@ fn of(run: &RunReport, several: bool) -> String {
     }
 }
 
+/// The figures that one looks at first.
+fn tiles(page: &mut String, run: &RunReport) {
+    page.push_str("<div class=\"tiles\">\n");
+    let mut tile = |name: &str, value: Option<String>, below: String| {
+        if let Some(value) = value {
+            let _ = writeln!(
+                page,
+                "<div class=\"tile\"><span>{name}</span><b>{}</b><i>{}</i></div>",
+                escaped(&value),
+                escaped(&below)
+            );
+        }
+    };
+    let f = &run.figures;
+    let steps = match f.step {
+        0 => "none yet".to_owned(),
+        n => format!("{} of {}", count(n), count(f.steps)),
+    };
+    tile("steps", Some(steps), state(run));
+    let first = f.loss_first.map(|l| format!("{} at step 1", loss(l)));
+    tile(
+        "loss, last steps",
+        f.loss_last.map(loss),
+        first.unwrap_or_default(),
+    );
+    let evaluations = (f.evaluation_first, f.evaluation_last, f.evaluation_best);
+    if let (Some(first), Some(last), Some(best)) = evaluations {
+        let mut below = match first.step == last.step {
+            true => format!("after step {}", count(last.step)),
+            false => format!("{} after step {}", loss(first.eval_loss), count(first.step)),
+        };
+        if best.step != last.step && best.step != first.step {
+            let _ = write!(
+                below,
+                ", best {} after step {}",
+                loss(best.eval_loss),
+                count(best.step)
+            );
+        }
+        tile("evaluation loss", Some(loss(last.eval_loss)), below);
+    }
+    let share = |m: &crate::run::Match| format!("{:.1}%", 100.0 * m.exact_match);
+    if let Some(last) = f.match_last.as_ref().or(f.match_before.as_ref()) {
+        let before = f
+            .match_before
+            .as_ref()
+            .map(|m| format!("{} before", share(m)));
+        tile(
+            "exact answers",
+            Some(share(last)),
+            before.unwrap_or_default(),
+        );
+    }
+    let tokens = format!("{} tokens in all", count(f.tokens));
+    tile(
+        "tokens a second",
+        f.tokens_per_second.map(|n| count(n as u64)),
+        tokens,
+    );
+    let predicted = f
+        .predicted_seconds
+        .map(|s| format!("{} predicted", seconds(s)));
+    tile(
+        "a step, median",
+        f.step_seconds.map(seconds),
+        predicted.unwrap_or_default(),
+    );
+    page.push_str("</div>\n");
+}
+
 /// The facts, a column a run, and the keys that differ.
 fn table(page: &mut String, runs: &[RunReport]) {
-    let mut rows: Vec<(String, Vec<Option<String>>)> = facts(runs)
-        .into_iter()
-        .map(|(name, each)| (name.to_owned(), each))
+    let rows = facts(runs).into_iter();
+    let mut rows: Vec<_> = rows
+        .map(|(name, each)| (name.to_owned(), each, false))
         .collect();
-    page.push_str("<table id=\"facts\">\n");
+    page.push_str("<div class=\"card\"><table id=\"facts\">\n");
     if runs.len() > 1 {
         page.push_str("<tr><th></th>");
         for run in runs {
             let _ = write!(page, "<th>{}</th>", escaped(&run.name()));
         }
         page.push_str("</tr>\n");
-        rows.extend(differing(runs));
+        let differing = differing(runs).into_iter();
+        rows.extend(differing.map(|(name, each)| (name, each, true)));
     }
-    for (name, each) in rows {
-        let _ = write!(page, "<tr><td>{}</td>", escaped(&name));
+    for (name, each, differs) in rows {
+        let class = if differs { " class=\"differs\"" } else { "" };
+        let _ = write!(page, "<tr{class}><td>{}</td>", escaped(&name));
         for cell in each {
             let _ = write!(page, "<td>{}</td>", escaped(&cell.unwrap_or_default()));
         }
         page.push_str("</tr>\n");
     }
-    page.push_str("</table>\n");
+    page.push_str("</table></div>\n");
 }
+
+/// The processes of a run that was stopped and went on.
+fn processes(page: &mut String, run: &RunReport) {
+    if run.processes.len() < 2 {
+        return;
+    }
+    page.push_str(
+        "<details><summary>processes</summary><table><tr><th class=\"n\">began after step</th><th>lowtide</th><th>device</th></tr>\n",
+    );
+    for p in run.processes.iter().take(PROCESSES) {
+        let _ = writeln!(
+            page,
+            "<tr><td class=\"n\">{}</td><td>{}</td><td>{}</td></tr>",
+            count(p.after_step),
+            escaped(&cut(&p.version)),
+            escaped(&cut(&p.device))
+        );
+    }
+    page.push_str("</table></details>\n");
+}
+
+/// A curve of a run, and the same before it was smoothed.
+type Drawn = fn(&RunReport) -> [Option<&Curve>; 2];
 
 /// A picture a quantity.
 fn curves(page: &mut String, runs: &[RunReport]) {
     let names: Vec<String> = runs.iter().map(RunReport::name).collect();
-    page.push_str(&legend(&names));
-    let draw =
-        |page: &mut String, title: &str, dots, points: &dyn Fn(&RunReport) -> Vec<(f64, f64)>| {
-            let series: Vec<Series> = runs
-                .iter()
-                .zip(&names)
-                .map(|(run, name)| Series {
-                    name: name.clone(),
-                    points: points(run),
-                    dots,
-                })
-                .collect();
-            page.push_str(&lines(title, "step", &series));
-        };
-    let by_step = |of: fn(&Step) -> Option<f64>| {
-        move |run: &RunReport| {
-            let each = run.steps.iter();
-            each.filter_map(|s| Some((s.step as f64, of(s)?)))
-                .collect::<Vec<_>>()
+    let marks: Vec<f64> = match runs {
+        [run] => {
+            let begins = run.processes.iter().map(|p| p.after_step as f64);
+            begins.filter(|at| *at > 0.0).collect()
         }
+        _ => Vec::new(),
     };
-    draw(page, "loss of a step", false, &by_step(|s| s.loss));
-    draw(page, "loss on the evaluation data", true, &|r| {
-        let each = r.evaluations.iter();
-        each.map(|e| (e.step as f64, e.eval_loss)).collect()
-    });
-    draw(page, "exact match, %", true, &|r| {
-        let each = r.matches.iter();
-        each.map(|m| (m.step as f64, 100.0 * m.exact_match))
-            .collect()
-    });
-    draw(
+    page.push_str(&legend(&names));
+    page.push_str("<div class=\"two\">\n");
+    let loss: Drawn = |r| match r.figures.step {
+        SMOOTHED_FROM.. => [Some(&r.curves.loss_smoothed), Some(&r.curves.loss)],
+        _ => [Some(&r.curves.loss), None],
+    };
+    let pictures: [(&str, bool, f64, Drawn); 6] = [
+        ("loss of a step", false, 1.0, loss),
+        ("loss on the evaluation data", true, 1.0, |r| {
+            [Some(&r.curves.eval_loss), None]
+        }),
+        ("exact answers, %", true, 100.0, |r| {
+            [Some(&r.curves.exact_match), None]
+        }),
+        ("norm of the gradients before clipping", false, 1.0, |r| {
+            [Some(&r.curves.grad_norm), None]
+        }),
+        ("learning rate", false, 1.0, |r| {
+            [Some(&r.curves.learning_rate), None]
+        }),
+        ("tokens a second", false, 1.0, |r| {
+            [Some(&r.curves.tokens_per_second), None]
+        }),
+    ];
+    for (title, dots, times, of) in pictures {
+        let series = runs.iter().zip(&names).map(|(run, name)| {
+            let points = |curve: Option<&Curve>| {
+                let all = curve.map(Curve::points).unwrap_or_default();
+                all.into_iter().map(|(x, y)| (x, times * y)).collect()
+            };
+            let [points, raw] = of(run).map(points);
+            Series {
+                name: name.clone(),
+                points,
+                raw,
+                dots,
+            }
+        });
+        let picture = lines(title, &series.collect::<Vec<_>>(), &marks);
+        if !picture.is_empty() {
+            let _ = write!(page, "<div class=\"card\">{picture}</div>");
+        }
+    }
+    page.push_str("</div>\n");
+}
+
+/// The step as it is planned: time by lane, memory by tier.
+fn plan(page: &mut String, run: &RunReport, several: bool) {
+    let Some(plan) = &run.plan else { return };
+    let _ = writeln!(page, "<h2>The planned step{}</h2>", of(run, several));
+    let mut note = "One step in the middle of the run, on the rates that this machine was measured with. Point at a box for its name.".to_owned();
+    if plan.rounds_left_out > 0 {
+        let _ = write!(
+            note,
+            " {} rounds of micro-batches are left out: each is as the last but one.",
+            count(plan.rounds_left_out)
+        );
+    }
+    if plan.ranks > 1 {
+        let _ = write!(
+            note,
+            " Of one of {} ranks, which all do the same.",
+            plan.ranks
+        );
+    }
+    let _ = writeln!(
         page,
-        "norm of the gradients before clipping",
-        false,
-        &by_step(|s| s.grad_norm),
+        "<p class=\"note\">{note}</p><div class=\"card wide\">{}</div>",
+        picture::timeline(plan)
     );
-    draw(
+    let (legend, tiers) = picture::memory(plan);
+    if tiers.is_empty() {
+        return;
+    }
+    let _ = writeln!(
         page,
-        "learning rate",
-        false,
-        &by_step(|s| Some(s.learning_rate)),
+        "<h2>Memory over the step{}</h2><p class=\"note\">Solid: what stays from step to step. Lighter: what comes and goes. Dashed: what is reserved.</p>{legend}<div class=\"two\">",
+        of(run, several)
     );
-    draw(
-        page,
-        "tokens a second",
-        false,
-        &by_step(|s| s.tokens_per_second),
-    );
+    for tier in tiers {
+        let _ = write!(page, "<div class=\"card\">{tier}</div>");
+    }
+    page.push_str("</div>\n");
 }
 
 /// Seconds of a step by lane, and what the device waited for, predicted beside measured.
@@ -167,50 +325,59 @@ fn lanes(page: &mut String, run: &RunReport, several: bool) {
         )
     };
     let lanes = run.report["lanes"].as_object().into_iter().flatten();
-    let lanes: Vec<_> = lanes.map(|(name, of)| row(name, of)).collect();
+    let mut lanes: Vec<_> = lanes.map(|(name, of)| row(name, of)).collect();
+    let place = |name: &str| LANES.iter().position(|l| *l == name).unwrap_or(LANES.len());
+    lanes.sort_by_key(|(name, _)| place(name));
     let waits = run.report["gpu_waits"].as_array().into_iter().flatten();
     let waits: Vec<_> = waits
-        .map(|w| row(w["cause"].as_str().unwrap_or("?"), w))
+        .map(|w| row(&w["cause"].as_str().unwrap_or("?").replace('-', " "), w))
         .collect();
     if lanes.is_empty() {
         return;
     }
     let _ = writeln!(
         page,
-        "<h2>Where a step's time goes{}</h2>",
-        of(run, several)
+        "<h2>Where a step's time goes{}</h2><p class=\"note\">Seconds of a step: predicted above, measured below{}.</p><div class=\"two\">",
+        of(run, several),
+        match run.report["part"]["after_step"].as_u64() {
+            Some(n) if n > 0 => format!(" (of the process that began after step {})", count(n)),
+            _ => String::new(),
+        }
     );
-    let most = lanes
-        .iter()
-        .chain(&waits)
-        .flat_map(|r| r.1)
-        .fold(0.0, f64::max);
+    // Before the first step nothing is measured.
+    let timed = run.report["part"]["steps"].as_u64() != Some(0);
     let mut rows = |head: &str, rows: &[(String, [f64; 2])]| {
         if rows.is_empty() {
             return;
         }
+        let most = rows.iter().flat_map(|r| r.1).fold(0.0, f64::max);
         let _ = writeln!(
             page,
-            "<table><tr><th>{head}</th><th class=\"n\">predicted</th><th class=\"n\">measured</th><th></th></tr>"
+            "<div class=\"card\"><table><tr><th>{head}</th><th class=\"n\">predicted</th><th class=\"n\">measured</th><th></th></tr>"
         );
         for (name, [predicted, measured]) in rows {
-            let wide = |s: f64| if most > 0.0 { 22.0 * s / most } else { 0.0 };
+            let wide = |s: f64| if most > 0.0 { 14.0 * s / most } else { 0.0 };
             let _ = writeln!(
                 page,
                 "<tr><td>{}</td><td class=\"n\">{}</td><td class=\"n\">{}</td><td>\
-                 <span class=\"bar p\" style=\"width:{:.2}rem\"></span><br>\
+                 <span class=\"bar p\" style=\"width:{:.2}rem\"></span>\
                  <span class=\"bar\" style=\"width:{:.2}rem\"></span></td></tr>",
                 escaped(name),
                 seconds(*predicted),
-                seconds(*measured),
+                if timed {
+                    seconds(*measured)
+                } else {
+                    "–".to_owned()
+                },
                 wide(*predicted),
                 wide(*measured)
             );
         }
-        page.push_str("</table>\n");
+        page.push_str("</table></div>\n");
     };
     rows("lane", &lanes);
     rows("the device waits for", &waits);
+    page.push_str("</div>\n");
 }
 
 /// Prompts with the answers before training and the last ones.
@@ -225,24 +392,22 @@ fn answers(page: &mut String, run: &RunReport, several: bool) {
         };
         let _ = writeln!(
             page,
-            "<h3>prompt</h3><pre>{}</pre><p>reference</p><pre>{}</pre>",
+            "<div class=\"card\"><p class=\"note\">prompt</p><pre>{}</pre><p class=\"note\">reference</p><pre>{}</pre><div class=\"answers\">",
             escaped(any.prompt.trim_end()),
             escaped(&any.reference)
         );
         let mut put = |answer: &Option<Answer>| {
             let Some(answer) = answer else { return };
-            let (class, word) = match answer.right {
-                true => ("right", "right"),
-                false => ("wrong", "wrong"),
-            };
+            let word = if answer.right { "right" } else { "wrong" };
             let _ = writeln!(
                 page,
-                "<p>after step {}: <span class=\"{class}\">{word}</span></p><pre>{}</pre>",
+                "<div><p>after step {}: <span class=\"{word}\">{word}</span></p><pre>{}</pre></div>",
                 answer.step,
                 escaped(&answer.answer)
             );
         };
         put(before);
         put(after);
+        page.push_str("</div></div>\n");
     }
 }

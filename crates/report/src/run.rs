@@ -7,7 +7,14 @@ use lowtide_files::{FileError, open_any, read_json};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::account::{self, Account, PlanReport, Process};
+use crate::curve::{Curve, LastLosses, Median, Smoothed};
 use crate::error::ReportError;
+
+/// What a run tells of itself beside its metrics.
+pub const REPORT: &str = "report.json";
+/// Its page.
+pub const PAGE: &str = "report.html";
 
 /// Bytes of a JSON file of a run, at most.
 const FILE_MAX: u64 = 64 << 20;
@@ -93,6 +100,58 @@ pub struct Answer {
     pub right: bool,
 }
 
+/// Figures of all steps, evaluations and answers, whichever process made them.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Figures {
+    /// The last step that is recorded; 0: none is.
+    pub step: u64,
+    /// Steps of the whole run.
+    pub steps: u64,
+    /// Real tokens of the steps that are recorded.
+    pub tokens: u64,
+    /// Real tokens a second over all steps whose time and rate are known.
+    pub tokens_per_second: Option<f64>,
+    /// The median time of a step.
+    pub step_seconds: Option<f64>,
+    /// A step's time by the plan.
+    pub predicted_seconds: Option<f64>,
+    /// Loss of step 1.
+    pub loss_first: Option<f64>,
+    /// Mean loss of the last ten steps, or of as many as there are.
+    pub loss_last: Option<f64>,
+    /// Steps without an update.
+    pub skipped: u64,
+    /// The first evaluation.
+    pub evaluation_first: Option<Evaluation>,
+    /// The last one.
+    pub evaluation_last: Option<Evaluation>,
+    /// The one with the least loss.
+    pub evaluation_best: Option<Evaluation>,
+    /// Exact match before training.
+    pub match_before: Option<Match>,
+    /// The last one.
+    pub match_last: Option<Match>,
+}
+
+/// Curves by step. Of very many steps each stretch has its lowest and its highest value.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Curves {
+    /// Loss of a step.
+    pub loss: Curve,
+    /// The same, of which older steps count less and less.
+    pub loss_smoothed: Curve,
+    /// Loss of evaluations.
+    pub eval_loss: Curve,
+    /// Exact match, a share.
+    pub exact_match: Curve,
+    /// Norm of the gradients before clipping.
+    pub grad_norm: Curve,
+    /// Learning rate.
+    pub learning_rate: Curve,
+    /// Real tokens a second.
+    pub tokens_per_second: Curve,
+}
+
 /// A run as its output directory tells it: the same while it goes on, when it has ended, and on another machine.
 #[derive(Clone, Debug, Serialize)]
 pub struct RunReport {
@@ -107,14 +166,16 @@ pub struct RunReport {
     pub run: Value,
     /// The rates it was planned with: `machine.json`, without its single operations. Null where it is not there.
     pub machine: Value,
-    /// What it did, by its own account: the report in `finished.json`. Null until it has ended.
+    /// What it did, by its own account: of `finished.json`, else of `report.json`. Null where none is there.
     pub report: Value,
-    /// Every step.
-    pub steps: Vec<Step>,
-    /// Every evaluation.
-    pub evaluations: Vec<Evaluation>,
-    /// Every measure of exact match.
-    pub matches: Vec<Match>,
+    /// Its processes.
+    pub processes: Vec<Process>,
+    /// The step as it is planned, where that is known.
+    pub plan: Option<PlanReport>,
+    /// Figures of its metrics.
+    pub figures: Figures,
+    /// Curves of its metrics.
+    pub curves: Curves,
     /// The first prompts' answers before training and the last ones, in this order, where a run asks for any.
     pub answers: Vec<[Option<Answer>; 2]>,
 }
@@ -150,31 +211,35 @@ impl RunReport {
         }
         let mark = optional(&dir.join(".lowtide"))?;
         let mut finished = optional(&dir.join("finished.json"))?;
-        let mut all = Self {
-            dir: dir.to_owned(),
-            version: mark["version"].as_str().map(str::to_owned),
-            state: match finished {
-                Value::Null => State::Unfinished,
-                _ => State::Finished,
-            },
-            run,
-            machine,
-            report: finished["report"].take(),
-            steps: Vec::new(),
-            evaluations: Vec::new(),
-            matches: Vec::new(),
-            answers: Vec::new(),
-        };
+        let account = account(&dir.join(REPORT))?.unwrap_or_default();
+        let mut gathered = Gathered::default();
         lines(&dir.join("metrics.jsonl"), |line| {
-            match serde_json::from_slice(line)? {
-                Metric::Evaluation(e) => all.evaluations.push(e),
-                Metric::Match(m) => all.matches.push(m),
-                Metric::Step(s) => all.steps.push(s),
-            }
+            gathered.add(serde_json::from_slice(line)?);
             Ok(())
         })?;
-        all.answers = answers(&dir.join("answers.jsonl"))?;
-        Ok(all)
+        let (figures, curves) = gathered.done();
+        // One that goes on for longer than it did before has another's mark.
+        let state = match finished["report"]["steps"].as_u64() {
+            _ if finished.is_null() => State::Unfinished,
+            Some(steps) if steps < figures.step => State::Unfinished,
+            _ => State::Finished,
+        };
+        Ok(Self {
+            dir: dir.to_owned(),
+            version: mark["version"].as_str().map(str::to_owned),
+            state,
+            run,
+            machine,
+            report: match state {
+                State::Finished => finished["report"].take(),
+                State::Unfinished => account.report,
+            },
+            processes: account.processes,
+            plan: (!account.plan.lanes.is_empty()).then_some(account.plan),
+            figures,
+            curves,
+            answers: answers(&dir.join("answers.jsonl"))?,
+        })
     }
 
     /// A name for people: the last part of the directory's path that is not `out`.
@@ -202,39 +267,114 @@ impl RunReport {
             .or_else(|| source["shape"].as_str().map(str::to_owned))
             .unwrap_or_else(|| "?".to_owned())
     }
+}
 
-    /// Mean loss of the last ten steps, or of as many as there are; `None` before the first.
-    #[must_use]
-    pub fn last_loss(&self) -> Option<f64> {
-        let known: Vec<f64> = self
-            .steps
-            .iter()
-            .rev()
-            .filter_map(|s| s.loss)
-            .take(10)
-            .collect();
-        (!known.is_empty()).then(|| known.iter().sum::<f64>() / known.len() as f64)
+/// Metrics, line by line.
+#[derive(Default)]
+struct Gathered {
+    figures: Figures,
+    curves: Curves,
+    times: Median,
+    last: LastLosses,
+    smoothed: Smoothed,
+    /// Tokens and seconds of the steps whose rate is known.
+    timed: (f64, f64),
+}
+
+impl Gathered {
+    fn add(&mut self, metric: Metric) {
+        let (all, curves) = (&mut self.figures, &mut self.curves);
+        match metric {
+            Metric::Evaluation(e) => {
+                curves.eval_loss.push(e.step as f64, e.eval_loss);
+                all.evaluation_first.get_or_insert(e);
+                all.evaluation_last = Some(e);
+                if all
+                    .evaluation_best
+                    .is_none_or(|b| e.eval_loss < b.eval_loss)
+                {
+                    all.evaluation_best = Some(e);
+                }
+            }
+            Metric::Match(m) => {
+                curves.exact_match.push(m.step as f64, m.exact_match);
+                // Each is measured once; of a file that says otherwise, the last.
+                match m.when.as_str() {
+                    "before" => all.match_before = Some(m),
+                    _ => all.match_last = Some(m),
+                }
+            }
+            Metric::Step(s) => self.step(&s),
+        }
     }
 
-    /// Real tokens a second over all steps whose time and rate are known.
-    #[must_use]
-    pub fn tokens_per_second(&self) -> Option<f64> {
-        let timed = self.steps.iter().filter(|s| s.tokens_per_second.is_some());
-        let (tokens, seconds) = timed
-            .filter_map(|s| Some((s.tokens as f64, s.seconds?)))
-            .fold((0.0, 0.0), |a, b| (a.0 + b.0, a.1 + b.1));
-        (seconds > 0.0).then(|| tokens / seconds)
+    fn step(&mut self, s: &Step) {
+        let (all, curves) = (&mut self.figures, &mut self.curves);
+        let x = s.step as f64;
+        (all.step, all.steps) = (s.step, s.steps);
+        all.tokens = all.tokens.saturating_add(s.tokens);
+        all.predicted_seconds = s.predicted_seconds;
+        all.skipped += u64::from(s.skipped);
+        if let Some(loss) = s.loss {
+            if s.step == 1 {
+                all.loss_first = Some(loss);
+            }
+            self.last.push(loss);
+            curves.loss.push(x, loss);
+            let over = (s.steps as f64 / 100.0).clamp(3.0, 300.0);
+            curves.loss_smoothed.push(x, self.smoothed.with(loss, over));
+        }
+        if let Some(norm) = s.grad_norm {
+            curves.grad_norm.push(x, norm);
+        }
+        curves.learning_rate.push(x, s.learning_rate);
+        if let Some(rate) = s.tokens_per_second {
+            curves.tokens_per_second.push(x, rate);
+            if let Some(seconds) = s.seconds {
+                self.times.push(seconds);
+                self.timed.0 += s.tokens as f64;
+                self.timed.1 += seconds;
+            }
+        }
     }
 
-    /// The median time of a step; `None` where none is known.
-    #[must_use]
-    pub fn step_seconds(&self) -> Option<f64> {
-        let timed = self.steps.iter().filter(|s| s.tokens_per_second.is_some());
-        let mut times: Vec<f64> = timed.filter_map(|s| s.seconds).collect();
-        times.sort_by(f64::total_cmp);
-        let upper = times.get(times.len() / 2)?;
-        Some(f64::midpoint(times[(times.len() - 1) / 2], *upper))
+    fn done(self) -> (Figures, Curves) {
+        let (tokens, seconds) = self.timed;
+        let figures = Figures {
+            tokens_per_second: (seconds > 0.0).then(|| tokens / seconds),
+            step_seconds: self.times.value(),
+            loss_last: self.last.mean(),
+            ..self.figures
+        };
+        (figures, self.curves)
     }
+}
+
+/// What `report.json` says; `None` where it is not there: an earlier version wrote none.
+///
+/// # Errors
+/// It cannot be read, or no run writes it so.
+pub fn account(path: &Path) -> Result<Option<Account>, ReportError> {
+    let value = optional(path)?;
+    if value.is_null() {
+        return Ok(None);
+    }
+    let unlike = |what: String| ReportError::Unlike {
+        path: path.to_owned(),
+        what,
+    };
+    match value["format"].as_u64() {
+        Some(n) if n == u64::from(account::FORMAT) => {}
+        n => {
+            return Err(unlike(format!(
+                "format {}, and this version reads {}",
+                n.map_or("none".to_owned(), |n| n.to_string()),
+                account::FORMAT
+            )));
+        }
+    }
+    let all = serde_json::from_value(value).map_err(|e| unlike(e.to_string()))?;
+    Ok(Some(all))
 }
 
 /// A value of a file, which is an object in every file of a run.

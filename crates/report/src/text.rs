@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 
 use crate::people::{bytes, count, seconds};
-use crate::run::{RunReport, State};
+use crate::run::{Evaluation, RunReport, State};
 
 /// Characters of a cell that are shown.
 const CELL_MAX: usize = 200;
@@ -40,59 +40,49 @@ pub(crate) fn facts(runs: &[RunReport]) -> Vec<Fact> {
             Some(format!("{rows} x {t}"))
         }),
         row("steps", &|r| {
-            r.steps
-                .last()
-                .map(|s| format!("{} of {}", count(s.step), count(s.steps)))
+            let f = &r.figures;
+            (f.step > 0).then(|| format!("{} of {}", count(f.step), count(f.steps)))
         }),
         row("tokens", &|r| {
-            let n = r.steps.iter().fold(0u64, |n, s| n.saturating_add(s.tokens));
-            (n > 0).then(|| count(n))
+            (r.figures.tokens > 0).then(|| count(r.figures.tokens))
         }),
         row("tokens/s", &|r| {
-            r.tokens_per_second().map(|n| format!("{n:.0}"))
+            r.figures.tokens_per_second.map(|n| format!("{n:.0}"))
         }),
         row("a step", &|r| {
-            r.step_seconds().map(|s| format!("{} (median)", seconds(s)))
+            let median = r.figures.step_seconds;
+            median.map(|s| format!("{} (median)", seconds(s)))
         }),
-        row("predicted", &|r| {
-            r.steps
-                .last()
-                .and_then(|s| s.predicted_seconds)
-                .map(seconds)
-        }),
-        row("loss at step 1", &|r| {
-            r.steps
-                .first()
-                .filter(|s| s.step == 1)
-                .and_then(|s| s.loss)
-                .map(loss)
-        }),
-        row("last loss", &|r| r.last_loss().map(loss)),
+        row("predicted", &|r| r.figures.predicted_seconds.map(seconds)),
+        row("loss at step 1", &|r| r.figures.loss_first.map(loss)),
+        row("last loss", &|r| r.figures.loss_last.map(loss)),
         row("eval loss", &|r| {
-            let (first, last) = (r.evaluations.first()?, r.evaluations.last()?);
-            let each =
-                [first, last].map(|e| format!("{} after step {}", loss(e.eval_loss), e.step));
-            Some(match first.step == last.step {
-                true => each[0].clone(),
-                false => each.join(", "),
-            })
+            let f = &r.figures;
+            let (first, last) = (f.evaluation_first?, f.evaluation_last?);
+            let best = f
+                .evaluation_best
+                .filter(|b| b.step != first.step && b.step != last.step);
+            let of = |e: &Evaluation| format!("{} after step {}", loss(e.eval_loss), e.step);
+            let mut each = vec![of(&first)];
+            each.extend((first.step != last.step).then(|| of(&last)));
+            each.extend(best.map(|b| format!("best {}", of(&b))));
+            Some(each.join(", "))
         }),
         row("exact match", &|r| {
-            // Each is measured once; of a file that says otherwise, the last.
-            let last = |when: &str| r.matches.iter().rev().find(|m| m.when == when);
-            let each = ["before", "after"].into_iter().filter_map(last).map(|m| {
-                format!(
-                    "{:.1}% of {} {} training",
-                    100.0 * m.exact_match,
-                    m.prompts,
-                    m.when
-                )
+            let f = &r.figures;
+            let each = [&f.match_before, &f.match_last].into_iter().flatten();
+            let each = each.map(|m| {
+                let when = match m.when.as_str() {
+                    "before" | "after" => format!("{} training", m.when),
+                    _ => format!("after step {}", m.step),
+                };
+                format!("{:.1}% of {} {when}", 100.0 * m.exact_match, m.prompts)
             });
             let each: Vec<String> = each.collect();
             (!each.is_empty()).then(|| each.join(", "))
         }),
         row("skipped steps", &|r| {
-            let n = r.steps.iter().filter(|s| s.skipped).count();
+            let n = r.figures.skipped;
             (n > 0).then(|| n.to_string())
         }),
         row("device planned", &planned("device")),
@@ -113,23 +103,32 @@ pub(crate) fn facts(runs: &[RunReport]) -> Vec<Fact> {
         row("measured on", &|r| {
             r.machine["date"].as_str().map(str::to_owned)
         }),
+        row("device", &|r| r.processes.last().map(|p| p.device.clone())),
+        row("processes", &|r| {
+            let n = r.processes.len();
+            (n > 1).then(|| n.to_string())
+        }),
         row("lowtide", &|r| r.version.clone()),
     ];
     let known = |row: &Fact| row.1.iter().any(Option::is_some);
     rows.into_iter().filter(known).collect()
 }
 
-fn state(r: &RunReport) -> String {
-    match (r.state, r.report["stopped"].as_bool()) {
-        (State::Finished, Some(true)) => "stopped",
+/// Where a run stands. One that was stopped and goes on has steps that its last account does not know.
+pub(crate) fn state(r: &RunReport) -> String {
+    let stopped = r.report["stopped"].as_bool() == Some(true);
+    let told = r.report["steps"].as_u64();
+    match (r.state, stopped && told == Some(r.figures.step)) {
+        (State::Finished, true) => "stopped",
         (State::Finished, _) => "finished",
+        (State::Unfinished, true) => "not finished: stopped",
         (State::Unfinished, _) => "not finished",
     }
     .to_owned()
 }
 
 /// A loss: four digits behind the point, and of a run that went astray its power of ten.
-fn loss(x: f64) -> String {
+pub(crate) fn loss(x: f64) -> String {
     match x.abs() >= 1e6 {
         true => format!("{x:.3e}"),
         false => format!("{x:.4}"),

@@ -53,12 +53,16 @@ fn figures_are_those_of_the_files() {
     let run = RunReport::read(dir.path()).unwrap();
     assert_eq!(run.state, State::Unfinished);
     assert_eq!(run.model(), "small & fine");
-    assert_eq!(run.steps.len(), 3);
-    assert_eq!(run.last_loss(), Some(2.5));
-    assert_eq!(run.step_seconds(), Some(1.0));
-    assert_eq!(run.tokens_per_second(), Some(180.0 / 3.0));
-    let losses: Vec<f64> = run.evaluations.iter().map(|e| e.eval_loss).collect();
-    assert_eq!(losses, [3.25, 2.125]);
+    let f = &run.figures;
+    assert_eq!((f.step, f.steps, f.tokens, f.skipped), (3, 4, 180, 1));
+    assert_eq!((f.loss_first, f.loss_last), (Some(3.0), Some(2.5)));
+    assert_eq!(f.step_seconds, Some(1.0));
+    assert_eq!(f.tokens_per_second, Some(180.0 / 3.0));
+    assert_eq!(
+        run.curves.loss.points(),
+        [(1.0, 3.0), (2.0, 2.5), (3.0, 2.0)]
+    );
+    assert_eq!(run.curves.eval_loss.points(), [(0.0, 3.25), (3.0, 2.125)]);
     assert_eq!(run.machine, json!({"name": "bench"}));
     let right: Vec<[bool; 2]> = run
         .answers
@@ -95,11 +99,156 @@ fn a_page_opens_alone_and_no_text_of_a_run_is_markup() {
     }
     // Loss, evaluation, exact match, norm, learning rate, tokens a second.
     assert_eq!(page.matches("<polyline").count(), 6);
-    // Every loss of a step is in the picture: as many points as steps.
-    let points = page.split("loss of a step</text>").nth(1).unwrap();
-    let points = points.split("<polyline points=\"").nth(1).unwrap();
-    let points = points.split('"').next().unwrap();
-    assert_eq!(points.split(' ').count(), 3);
+    // Where the browser can, it refuses what a page does not have.
+    assert!(page.contains("Content-Security-Policy") && page.contains("default-src 'none'"));
+}
+
+/// Values of a picture's first curve, read back from the places of its points and of its axes' ticks.
+fn curve(page: &str, title: &str) -> Vec<[f64; 2]> {
+    let svg = page.split(&format!(">{title}</text>")).nth(1).unwrap();
+    let svg = svg.split("</svg>").next().unwrap();
+    // From a line of the axis to the number beside it.
+    let axis = |class: &str, name: &str| {
+        let ticks = svg
+            .lines()
+            .filter(|l| l.contains(class) && l.contains("<text"));
+        let ticks = ticks.filter_map(|l| {
+            let at = l.split(&format!("{name}=\"")).nth(1)?.split('"').next()?;
+            let value = l.split("</text>").next()?.rsplit('>').next()?;
+            Some((at.parse().ok()?, value.parse().ok()?))
+        });
+        let all: Vec<(f64, f64)> = ticks.collect();
+        let (a, b) = (all[0], *all.last().unwrap());
+        move |at: f64| a.1 + (at - a.0) / (b.0 - a.0) * (b.1 - a.1)
+    };
+    let (x, y) = (axis("class=\"axis\"", " x1"), axis("class=\"grid\"", " y1"));
+    let points = svg.split("class=\"curve\" points=\"").nth(1).unwrap();
+    let points = points.split('"').next().unwrap().split(' ');
+    let place = |p: &str| {
+        p.split(',')
+            .map(|n| n.parse().unwrap())
+            .collect::<Vec<f64>>()
+    };
+    points.map(|p| [x(place(p)[0]), y(place(p)[1])]).collect()
+}
+
+#[test]
+fn curves_lie_where_the_metrics_are() {
+    let dir = tempfile::tempdir().unwrap();
+    write(dir.path(), 1e-5);
+    let page = page::html(&[RunReport::read(dir.path()).unwrap()]);
+    let near = |got: Vec<[f64; 2]>, want: &[[f64; 2]], by: f64| {
+        let close =
+            |a: &[f64; 2], b: &[f64; 2]| (a[0] - b[0]).abs() < 0.02 && (a[1] - b[1]).abs() < by;
+        let all = got.len() == want.len() && got.iter().zip(want).all(|(a, b)| close(a, b));
+        assert!(all, "{got:?} {want:?}");
+    };
+    near(
+        curve(&page, "loss of a step"),
+        &[[1.0, 3.0], [2.0, 2.5], [3.0, 2.0]],
+        0.01,
+    );
+    near(
+        curve(&page, "loss on the evaluation data"),
+        &[[0.0, 3.25], [3.0, 2.125]],
+        0.01,
+    );
+    near(
+        curve(&page, "tokens a second"),
+        &[[1.0, 120.0], [2.0, 60.0], [3.0, 40.0]],
+        0.5,
+    );
+}
+
+/// A step of a plan, as a run writes it.
+fn account() -> serde_json::Value {
+    let task =
+        json!({"start": 0.0, "end": 0.25, "kind": "forward", "name": "block <script>", "tasks": 1});
+    json!({"format": 1,
+        "processes": [{"after_step": 0, "version": "0.0.0", "device": "device: <script>"},
+            {"after_step": 2, "version": "0.0.1", "device": "device: another"}],
+        "report": {"steps": 3, "stopped": true, "lanes": {"gpu": {"predicted_seconds": 0.5, "measured_seconds": 0.625}},
+            "gpu_waits": [{"cause": "<script>", "predicted_seconds": 0.0, "measured_seconds": 0.125}],
+            "part": {"after_step": 2, "steps": 1}},
+        "plan": {"seconds": 0.75, "rounds_left_out": 3, "ranks": 1, "lanes": [{"name": "gpu", "boxes": [task]}],
+            "tiers": [{"name": "device", "planned_bytes": 1000, "budget_bytes": 2000, "contents": ["weights", "<script>"],
+                "kept": [400, 100], "moving": [[0.0, [0, 10]], [0.5, [200, 0]]]}]}})
+}
+
+#[test]
+fn what_a_run_tells_beside_its_metrics_is_drawn_and_no_markup() {
+    let dir = tempfile::tempdir().unwrap();
+    write(dir.path(), 1e-5);
+    let put = |value: &serde_json::Value| {
+        std::fs::write(dir.path().join("report.json"), value.to_string()).unwrap();
+        RunReport::read(dir.path())
+    };
+    let run = put(&account()).unwrap();
+    let shown = text::compare(std::slice::from_ref(&run));
+    for line in [
+        "state           not finished: stopped",
+        "processes       2",
+        "device          device: another",
+    ] {
+        assert!(shown.lines().any(|l| l == line), "{line}:\n{shown}");
+    }
+    let page = page::html(&[run]);
+    for words in [
+        "block &lt;script&gt;: 0.0 µs to 250.0 ms",
+        "device: 700 B at most, 1000 B reserved, budget 2.0 KiB",
+        "<td class=\"n\">500.0 ms</td><td class=\"n\">625.0 ms</td>",
+        "of the process that began after step 2",
+        "3 rounds of micro-batches are left out",
+        "another process goes on after step 2",
+    ] {
+        assert!(page.contains(words), "{words}");
+    }
+    assert!(!page.contains("<script"));
+    // The step that was made since is not in the account: the run goes on.
+    let mut stale = account();
+    stale["report"]["steps"] = json!(2);
+    let shown = text::compare(&[put(&stale).unwrap()]);
+    assert!(shown.contains("state           not finished\n"));
+    // What another version writes, and what none does.
+    for (pointer, value) in [
+        ("/format", json!(2)),
+        ("/plan/lanes/0/boxes", json!("many")),
+        ("/plan/tiers/0/kept/0", json!(-1)),
+        ("/processes", json!({})),
+    ] {
+        let mut wrong = account();
+        *wrong.pointer_mut(pointer).unwrap() = value;
+        let e = put(&wrong).unwrap_err();
+        let named = matches!(&e, ReportError::Unlike { path, .. } if path.ends_with("report.json"));
+        assert!(named, "{pointer}: {e}");
+    }
+}
+
+/// A run of so many steps is read in bounded memory, its page stays small, and its figures are those of all steps.
+#[test]
+fn many_steps_make_a_small_page_with_the_figures_of_all() {
+    use std::fmt::Write;
+    let dir = tempfile::tempdir().unwrap();
+    write(dir.path(), 1e-5);
+    let n = 200_000u64;
+    let mut lines = String::new();
+    for i in 1..=n {
+        let loss = if i == 123_456 { 55.5 } else { 2.0 };
+        writeln!(
+            lines,
+            "{{\"step\":{i},\"steps\":{n},\"loss\":{loss},\"grad_norm\":1.0,\"learning_rate\":1e-5,\"tokens\":10,\"seconds\":0.5,\"tokens_per_second\":20.0}}"
+        )
+        .unwrap();
+    }
+    std::fs::write(dir.path().join("metrics.jsonl"), lines).unwrap();
+    let run = RunReport::read(dir.path()).unwrap();
+    let f = &run.figures;
+    assert_eq!((f.step, f.tokens), (n, 10 * n));
+    assert_eq!((f.loss_last, f.step_seconds), (Some(2.0), Some(0.5)));
+    assert!(run.curves.loss.points().contains(&(123_456.0, 55.5)));
+    let json = serde_json::to_string(&run).unwrap();
+    let bytes = [page::html(&[run]).len(), json.len()];
+    assert!(bytes.iter().all(|&n| n < 400_000), "{bytes:?}");
 }
 
 #[test]
@@ -114,7 +263,9 @@ fn runs_beside_each_other_tell_what_differs() {
     assert_eq!(last, ["train.learning_rate", "0.00001", "0.00003"]);
     assert!(!shown.contains("run.yaml"));
     let page = page::html(&runs);
-    assert!(page.contains("<td>train.learning_rate</td><td>0.00001</td><td>0.00003</td>"));
+    assert!(page.contains(
+        "<tr class=\"differs\"><td>train.learning_rate</td><td>0.00001</td><td>0.00003</td>"
+    ));
     assert_eq!(page.matches("<polyline").count(), 12);
 }
 
@@ -135,7 +286,7 @@ fn what_is_no_run_is_named() {
     std::fs::remove_file(&metrics).unwrap();
     // A run that has not made a step yet.
     let run = read().unwrap();
-    assert!(run.steps.is_empty() && run.last_loss().is_none());
+    assert!(run.figures.step == 0 && run.figures.loss_last.is_none() && run.curves.loss.is_empty());
     assert!(page::html(&[run]).contains("not finished"));
     std::fs::write(dir.path().join("run.json"), "[1, 2").unwrap();
     assert!(matches!(read(), Err(ReportError::File(_))));
@@ -144,7 +295,13 @@ fn what_is_no_run_is_named() {
 #[test]
 fn files_that_no_run_writes_are_refused_and_their_texts_harmless() {
     let dir = tempfile::tempdir().unwrap();
-    for name in ["run.json", "machine.json", "finished.json", ".lowtide"] {
+    for name in [
+        "run.json",
+        "machine.json",
+        "finished.json",
+        "report.json",
+        ".lowtide",
+    ] {
         for value in ["[1]", "5", "null", "\"x\""] {
             write(dir.path(), 1e-5);
             std::fs::write(dir.path().join(name), value).unwrap();
@@ -182,4 +339,76 @@ fn files_that_no_run_writes_are_refused_and_their_texts_harmless() {
     assert!(!shown.contains("NaN") && !shown.contains("inf,"));
     let lines = text::compare(&both);
     assert!(lines.lines().all(|l| l.chars().count() < 1000) && lines.lines().count() < 600);
+}
+
+/// The first of these programs in `PATH`.
+fn browser() -> Option<std::path::PathBuf> {
+    let names = ["chromium", "chromium-browser", "google-chrome"];
+    let path = std::env::var_os("PATH")?;
+    let mut all = std::env::split_paths(&path).flat_map(|dir| names.map(|n| dir.join(n)));
+    all.find(|p| p.is_file())
+}
+
+/// A browser reads the page as it is meant: every element closed, every figure there, nothing run.
+#[test]
+#[allow(clippy::print_stderr, reason = "what is skipped must be seen")]
+fn a_browser_draws_the_page() {
+    let Some(browser) = browser() else {
+        eprintln!("skipped: no chromium, chromium-browser or google-chrome in PATH");
+        return;
+    };
+    let dir = tempfile::tempdir().unwrap();
+    write(dir.path(), 1e-5);
+    std::fs::write(dir.path().join("report.json"), account().to_string()).unwrap();
+    let page = page::html(&[RunReport::read(dir.path()).unwrap()]);
+    let file = dir.path().join("page.html");
+    std::fs::write(&file, &page).unwrap();
+    let picture = dir.path().join("picture.png");
+    let look = |what: String| {
+        let done = std::process::Command::new(&browser)
+            .args([
+                "--headless",
+                "--no-sandbox",
+                "--disable-gpu",
+                "--disable-background-networking",
+            ])
+            .arg(format!(
+                "--user-data-dir={}",
+                dir.path().join("profile").display()
+            ))
+            .arg("--window-size=1280,2400")
+            .arg(what)
+            .arg(format!("file://{}", file.display()))
+            .output()
+            .unwrap();
+        assert!(
+            done.status.success(),
+            "{}",
+            String::from_utf8_lossy(&done.stderr)
+        );
+        String::from_utf8_lossy(&done.stdout).into_owned()
+    };
+    let dom = look("--dump-dom".to_owned());
+    for tag in [
+        "<polyline",
+        "<rect",
+        "<polygon",
+        "<circle",
+        "<svg",
+        "<div",
+        "<table",
+        "<tr",
+        "<pre",
+    ] {
+        // What is not closed where it should be is closed, moved or doubled by a browser.
+        assert_eq!(dom.matches(tag).count(), page.matches(tag).count(), "{tag}");
+    }
+    assert!(
+        dom.contains("<b>2.5000</b>") && dom.contains("<b>3 of 4</b>") && !dom.contains("<script")
+    );
+    look(format!("--screenshot={}", picture.display()));
+    let png = std::fs::read(&picture).unwrap();
+    let size = |at: usize| u32::from_be_bytes(png[at..at + 4].try_into().unwrap());
+    assert_eq!((size(16), size(20)), (1280, 2400));
+    assert!(png.len() > 30_000, "{} bytes: blank?", png.len());
 }
