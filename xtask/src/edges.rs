@@ -44,7 +44,7 @@ pub const EDGES: &[(&str, &[&str])] = &[
         "trainer",
         &[
             "units", "files", "random", "data", "workload", "config", "planner", "tiers", "device",
-            "kernels", "model", "executor", "session", "measure",
+            "kernels", "model", "executor", "session", "measure", "report",
         ],
     ),
     (

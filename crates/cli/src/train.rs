@@ -251,6 +251,7 @@ fn summary(r: &TrainReport, events: Option<&Path>, cuda: bool) -> String {
     path("metrics", Some(&r.metrics));
     path("tensorboard", events);
     path("trace", r.trace.as_deref());
+    path("page", r.page.as_deref());
     text.truncate(text.trim_end().len());
     text
 }

@@ -456,6 +456,7 @@ const ROWS: &[Row] = &[
         plan,
     ),
     trained("log.every_steps", ["1", "2"], &[], tokens),
+    trained("log.report", ["false", "true"], &[], files),
     trained("log.tensorboard", ["false", "true"], &[], files),
     trained("log.trace", ["false", "true"], &[], files),
 ];

@@ -36,6 +36,7 @@ pub(crate) fn build(low: &Low) -> Result<Run, ConfigError> {
         checkpoint: checkpoint(low),
         log: Log {
             every_steps: low.count("log.every_steps").expect("has a default"),
+            report: low.flag("log.report"),
             tensorboard: low.flag("log.tensorboard"),
             trace: low.flag("log.trace"),
         },

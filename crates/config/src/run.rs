@@ -467,6 +467,8 @@ pub enum Resume {
 pub struct Log {
     /// Metrics each so many steps, at least 1.
     pub every_steps: u64,
+    /// The run as a page.
+    pub report: bool,
     /// TensorBoard events.
     pub tensorboard: bool,
     /// A Perfetto trace.

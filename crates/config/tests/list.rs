@@ -29,7 +29,7 @@ eval.every_steps eval.batches eval.patience eval.generate.exact_match eval.gener
 eval.generate.max_examples eval.generate.extract eval.generate.every_steps
 checkpoint.every_steps checkpoint.every_minutes checkpoint.keep checkpoint.keep_best checkpoint.resume checkpoint.durable
 checkpoint.change
-log.every_steps log.tensorboard log.trace
+log.every_steps log.report log.tensorboard log.trace
 ";
 
 fn property<'a>(schema: &'a Value, name: &str) -> Option<&'a Value> {

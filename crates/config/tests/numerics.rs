@@ -133,6 +133,7 @@ fn placement_and_recording_are_not_in_it() {
         "checkpoint.every_steps=4",
         "checkpoint.resume=never",
         "checkpoint.durable=true",
+        "log.report=false",
         "log.trace=false",
         "data.train=/moved/a",
     ] {

@@ -103,7 +103,7 @@ fn a_run_with_nothing_but_a_model_is_the_defaults() {
         (r.eval.generate.max_new_tokens, r.eval.generate.exact_match),
         (32, false)
     );
-    assert!(r.log.every_steps == 1 && r.log.tensorboard && r.log.trace);
+    assert!(r.log.every_steps == 1 && r.log.tensorboard && r.log.trace && r.log.report);
 }
 
 #[test]
@@ -164,7 +164,7 @@ eval:
   batches: 4
   generate: {max_new_tokens: 8, exact_match: true, max_examples: 9, extract: '#### (.*)', every_steps: 25}
 checkpoint: {every_steps: 100, keep: 5, resume: old/step-7, durable: true, change: [train.steps, device]}
-log: {every_steps: 10, tensorboard: false, trace: false}
+log: {every_steps: 10, report: false, tensorboard: false, trace: false}
 ",
         &[],
     );
@@ -214,7 +214,7 @@ log: {every_steps: 10, tensorboard: false, trace: false}
         "checkpoint": {"every_steps": 100, "every_minutes": 0.0, "keep": 5, "keep_best": "none",
             "resume": {"path": "/runs/first/old/step-7"}, "durable": true,
             "change": ["train.steps", "device"]},
-        "log": {"every_steps": 10, "tensorboard": false, "trace": false}
+        "log": {"every_steps": 10, "report": false, "tensorboard": false, "trace": false}
     });
     assert_eq!(json, want);
 }

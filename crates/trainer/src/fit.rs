@@ -57,6 +57,7 @@ mod journal;
 mod left;
 mod lost;
 mod opening;
+mod page;
 mod saving;
 mod start;
 mod summary;
@@ -111,6 +112,8 @@ struct Fit<'a> {
     /// Answers to prompts, where the run asks for them.
     answers: Option<MetricsLog>,
     events: Option<EventFile>,
+    /// What the run's page has that stays the same, where it has a page.
+    page: Option<page::Page>,
     /// State of the data after each batch that is not yet saved.
     state: RunState,
     /// Real tokens of all batches handed out.
@@ -294,6 +297,7 @@ pub fn train(
         metrics: logs.metrics,
         answers: logs.answers,
         events: logs.events,
+        page: None,
         state,
         dealt: 0,
         earlier: Totals::default(),
@@ -394,6 +398,8 @@ impl Fit<'_> {
         // Now there is something to lose.
         self.requests.guard();
         let mut tally = Tally::new(self.session.measured());
+        self.begin_page(planned, &tally, after_step);
+        tally.pause(self.session.measured());
         let mut flight: Option<Flight> = None;
         let mut step = self.state.step;
         let mut next = self.prepare(step + 1)?;
@@ -402,7 +408,7 @@ impl Fit<'_> {
             // Saving and evaluating need drained state, so they happen between two batches.
             let asked = self.requests.saving();
             if let Some(f) = flight.take_if(|f| asked || self.due(f.step).any()) {
-                self.pause(f, &mut tally)?;
+                self.pause(f, &mut tally, planned)?;
             }
             let more = step < self.total && !self.requests.stopping();
             let submitted = match next.take() {
@@ -447,7 +453,7 @@ impl Fit<'_> {
     }
 
     /// Finishes the batch in flight, and does what is due while nothing runs.
-    fn pause(&mut self, f: Flight, tally: &mut Tally) -> Result<(), TrainError> {
+    fn pause(&mut self, f: Flight, tally: &mut Tally, planned: &Planned) -> Result<(), TrainError> {
         let due = self.due(f.step);
         self.finish(f, tally)?;
         let at = self.state.step;
@@ -470,6 +476,7 @@ impl Fit<'_> {
         if self.requests.take_save() || due.save || best {
             self.save()?;
         }
+        self.show(planned, tally);
         tally.pause(self.session.measured());
         Ok(())
     }
@@ -524,7 +531,8 @@ impl Fit<'_> {
         self.tell(missing.into_iter().flatten());
         // The state is in a checkpoint now.
         self.session.discard_disk();
-        let report = self.report(planned, tally, ends);
+        let mut report = self.report(planned, &tally, &ends);
+        report.page = self.show_last(&report);
         let marked = self.finished_mark(&report);
         let Self {
             session,

@@ -355,6 +355,9 @@ pub struct TrainReport {
     /// The trace for Perfetto.
     #[serde(serialize_with = "shown::option")]
     pub trace: Option<PathBuf>,
+    /// The run as a page.
+    #[serde(default, serialize_with = "shown::option")]
+    pub page: Option<PathBuf>,
 }
 
 #[cfg(test)]

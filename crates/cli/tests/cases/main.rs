@@ -18,6 +18,7 @@ mod lsp;
 mod masks;
 mod memory;
 mod outputs;
+mod pages;
 mod ranks;
 mod records;
 mod scratch;

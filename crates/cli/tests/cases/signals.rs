@@ -17,7 +17,7 @@ const SOON: Duration = Duration::from_secs(4);
 const NEVER: Duration = Duration::from_secs(240);
 
 /// A run that is going, and the lines it prints.
-struct Going {
+pub struct Going {
     child: Child,
     lines: Receiver<String>,
     seen: Vec<String>,
@@ -32,7 +32,7 @@ impl Drop for Going {
 }
 
 /// How a run ended.
-struct End {
+pub struct End {
     code: Option<i32>,
     after: Duration,
     lines: Vec<String>,
@@ -50,7 +50,7 @@ impl End {
 }
 
 impl Going {
-    fn start(mut command: Command) -> Self {
+    pub fn start(mut command: Command) -> Self {
         let mut child = command
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -142,7 +142,7 @@ impl Going {
 
     /// Ends it by a signal: soon, with the signal's exit code and an answer that names it.
     #[track_caller]
-    fn ends_by(self, name: &str, code: i32) -> End {
+    pub fn ends_by(self, name: &str, code: i32) -> End {
         self.signal(name);
         let end = self.end();
         assert_eq!(end.code, Some(code), "SIG{name}: {:#?}", end.lines);
@@ -154,11 +154,11 @@ impl Going {
     }
 }
 
-fn case() -> Scratch {
+pub fn case() -> Scratch {
     Scratch::new("sigterm-during-answers")
 }
 
-fn train(scratch: &Scratch, sets: &[&str]) -> Command {
+pub fn train(scratch: &Scratch, sets: &[&str]) -> Command {
     let mut args = vec!["train", "run.yaml", "--json"];
     for set in sets {
         args.extend(["--set", set]);
@@ -173,7 +173,7 @@ fn much_data(scratch: &Scratch, times: usize) {
 }
 
 /// Lines of the metrics with this key.
-fn metrics(scratch: &Scratch, key: &str) -> Vec<Value> {
+pub fn metrics(scratch: &Scratch, key: &str) -> Vec<Value> {
     let text = scratch.read("out/metrics.jsonl");
     let lines = text.lines().map(|l| serde_json::from_str(l).expect("JSON"));
     lines.filter(|l: &Value| l.get(key).is_some()).collect()
@@ -181,7 +181,7 @@ fn metrics(scratch: &Scratch, key: &str) -> Vec<Value> {
 
 /// Waits until a step after this one is made.
 #[track_caller]
-fn stepped(run: &Going, scratch: &Scratch, after: u64) {
+pub fn stepped(run: &Going, scratch: &Scratch, after: u64) {
     run.made(&scratch.at("out/metrics.jsonl"));
     let until = Instant::now() + NEVER;
     let step = |l: &str| {
@@ -219,7 +219,7 @@ fn left_on_disk(scratch: &Scratch) -> usize {
     std::fs::read_dir(scratch.at("out/disk")).map_or(0, Iterator::count)
 }
 
-const NO_ANSWERS: &str = "eval.generate.exact_match=false";
+pub const NO_ANSWERS: &str = "eval.generate.exact_match=false";
 
 #[test]
 fn sigterm_during_answers() {

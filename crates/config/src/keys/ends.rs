@@ -193,6 +193,13 @@ pub(super) const KEYS: &[Key] = &[
         ],
     },
     Key {
+        name: "log.report",
+        doc: "Write `report.html`, the run as a page that opens without a network: with checkpoints and evaluations, and at the end.",
+        kind: Kind::Flag,
+        default: Value("true"),
+        elsewhere: &[],
+    },
+    Key {
         name: "log.tensorboard",
         doc: "Write TensorBoard events.",
         kind: Kind::Flag,

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use lowtide_config::{KeepBest, Run};
+use lowtide_report::PAGE;
 use serde::{Deserialize, Serialize};
 
 use super::Fit;
@@ -91,6 +92,7 @@ pub(super) fn finished(
         checkpoint: Some(dir.clone()),
         metrics: run.output.join(METRICS),
         trace: mark.report.trace.clone().map(|_| run.output.join(TRACE)),
+        page: mark.report.page.clone().map(|_| run.output.join(PAGE)),
         ..mark.report
     })
 }

@@ -27,6 +27,8 @@ const LINE: u64 = 1024;
 const EVENT: u64 = 256;
 /// Bytes of a model's or checkpoint's small files, the tokenizer's not counted.
 const SMALL: u64 = 1 << 20;
+/// Bytes of a run's page and of what it is drawn of, each with the one before it.
+const PAGES: u64 = 4 << 20;
 
 /// Between which steps a run saves.
 #[derive(Debug)]
@@ -159,12 +161,13 @@ impl Sizes {
         } else {
             0
         };
+        let pages = if run.log.report { PAGES } else { 0 };
         let mut all = vec![
             need(of(n), n.saturating_mul(self.checkpoint)),
             need("for the model".to_owned(), self.model),
             need(
-                "for metrics and the trace".to_owned(),
-                lines * LINE + trace + logs.iter().sum::<u64>(),
+                "for metrics, the trace and the page".to_owned(),
+                lines * LINE + trace + pages + logs.iter().sum::<u64>(),
             ),
         ];
         let state = planned.plan.tier(Tier::Disk).planned_bytes.0;

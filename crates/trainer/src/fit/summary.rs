@@ -24,19 +24,20 @@ pub(super) struct Ends {
 }
 
 impl Fit<'_> {
-    pub(super) fn report(&self, planned: &Planned, tally: Tally, ends: Ends) -> TrainReport {
-        let Tally {
-            mut times,
+    pub(super) fn report(&self, planned: &Planned, tally: &Tally, ends: &Ends) -> TrainReport {
+        let &Tally {
+            ref times,
             steps,
             tokens,
             seconds,
-            moved,
+            ref moved,
             ..
         } = tally;
+        let mut times = times.clone();
         times.sort_by(f64::total_cmp);
         let totals = &self.state.totals;
         let prediction = &planned.plan.prediction;
-        let (lanes, gpu_waits) = compare(planned, &moved, steps.max(1) as f64);
+        let (lanes, gpu_waits) = compare(planned, moved, steps.max(1) as f64);
         let moved_bytes = moved_bytes(|lane| moved.lane(lane).bytes);
         let planned_bytes = Tier::ALL
             .map(|t| (t.name().to_owned(), planned.plan.tier(t).planned_bytes.0))
@@ -75,10 +76,11 @@ impl Fit<'_> {
             peak_rss_bytes: process::peak_rss_bytes().map(|b| b.0),
             stopped: ends.stopped,
             nothing_to_do: false,
-            output: ends.output,
+            output: ends.output.clone(),
             checkpoint: self.last_checkpoint.clone(),
             metrics: self.output.folder().at(METRICS),
-            trace: ends.trace,
+            trace: ends.trace.clone(),
+            page: None,
         }
     }
 }

@@ -11,6 +11,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use lowtide_config::Run;
+use lowtide_report::{PAGE, REPORT};
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
@@ -59,13 +60,15 @@ pub const RUN: &str = "run.json";
 pub const MACHINE: &str = "machine.json";
 
 /// Plain files that a run writes anew or cuts.
-const FILES: [&str; 10] = [
+const FILES: [&str; 12] = [
     METRICS,
     ANSWERS,
     TRACE,
     RUN,
     MACHINE,
     FINISHED,
+    REPORT,
+    PAGE,
     METRICS_LEFT,
     ANSWERS_LEFT,
     METRICS_LEFT_2,
