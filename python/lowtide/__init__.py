@@ -35,6 +35,7 @@ __all__ = [
     "check",
     "data",
     "evaluate",
+    "export",
     "generate",
     "plan",
     "plan_shape",
@@ -110,6 +111,23 @@ def evaluate(run: Run, *, model: Path | None = None, set: Mapping[str, Any] | No
     run has made, else of the run's own."""
     command = Command("eval").run(run, set)
     command.option("--model", model)
+    return command.answer()
+
+
+def export(
+    run: Run,
+    directory: Path,
+    *,
+    checkpoint: Path | None = None,
+    dtype: str | None = None,
+    shard_size: str | None = None,
+    set: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Writes the model of a run's checkpoint as a Hugging Face directory, in type `f32`, `bf16` or `f16`."""
+    command = Command("export").run(run, set).argument(directory)
+    command.option("--checkpoint", checkpoint)
+    command.option("--dtype", dtype)
+    command.option("--shard-size", shard_size)
     return command.answer()
 
 

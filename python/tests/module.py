@@ -78,6 +78,8 @@ def trains(folder):
     assert lowtide.train(RUN, set={**FEW, "output": out}).wait()["nothing_to_do"]
     assert lowtide.evaluate(RUN, set={**FEW, "output": out})["eval_loss"] == report["eval_loss_last"]
     assert lowtide.check(out)["whole"]
+    told = lowtide.export(RUN, folder / "f16", dtype="f16", set={**FEW, "output": out})
+    assert told["step"] == 4 and told["dtype"] == "f16" and (folder / "f16" / "model.safetensors").exists()
     assert lowtide.report(out)
     answer = lowtide.generate(RUN, prompt="The", max_new_tokens=1, set={**FEW, "output": out})
     assert answer

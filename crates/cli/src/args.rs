@@ -47,6 +47,9 @@ pub enum Command {
     Verify(VerifyArgs),
     /// Loss (and exact match, if the run asks for it) on the run's evaluation data.
     Eval(EvalArgs),
+    /// Write the model of a run's checkpoint as a Hugging Face directory: in another type, in smaller files, or before
+    /// the run has ended.
+    Export(ExportArgs),
     /// Continue a text or answer a message, to look at a model.
     Generate(GenerateArgs),
     /// Measure how fast this machine does something.
@@ -462,6 +465,39 @@ pub struct EvalArgs {
     /// A Hugging Face model directory; without: the model that the run has made, or starts from.
     #[arg(long, value_name = "DIR")]
     pub model: Option<PathBuf>,
+}
+
+/// What to export.
+#[derive(Debug, clap::Args)]
+pub struct ExportArgs {
+    /// The run.
+    #[command(flatten)]
+    pub run: RunArgs,
+    /// The model's directory: a new one, an empty one, or a model that lowtide has written, which is replaced when the
+    /// new one is whole.
+    #[arg(value_name = "DIR")]
+    pub dir: PathBuf,
+    /// A checkpoint (checkpoints/step-N of an output); without: the best one where the run keeps it
+    /// (`checkpoint.keep_best`), else the newest.
+    #[arg(long, value_name = "DIR")]
+    pub checkpoint: Option<PathBuf>,
+    /// Type of the numbers; without: the run's precision. f32 and f16 are made of the f32 master weights.
+    #[arg(long, value_name = "TYPE")]
+    pub dtype: Option<FileDtype>,
+    /// Largest file of weights, such as 5GB or 2GiB; a tensor that is larger has one of its own.
+    #[arg(long, value_name = "SIZE", default_value = "5GB")]
+    pub shard_size: String,
+}
+
+/// Types of numbers that `export --dtype` knows.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum FileDtype {
+    /// IEEE single: the master weights to the bit.
+    F32,
+    /// bfloat16.
+    Bf16,
+    /// IEEE half; a weight beyond 65504 is refused.
+    F16,
 }
 
 /// What to generate from.

@@ -366,6 +366,12 @@ fn advice(e: &TrainError) -> Vec<String> {
             one("move it away, or choose another output directory: --set output=DIR")
         }
         TrainError::Overlap { .. } => one("choose another output directory: --set output=DIR"),
+        TrainError::OwnOutput { .. } => one("export to a directory of its own, such as one beside it"),
+        TrainError::Taken { .. } => one("give a directory that is not there yet, or move away what is"),
+        TrainError::NoCheckpoint { .. } => one(
+            "a run saves when checkpoint.every_steps or checkpoint.every_minutes says so, and at its end; --checkpoint DIR \
+             exports one of another directory",
+        ),
         TrainError::Locked { .. } => {
             one("wait for that run to end, or give this one another directory: --set output=DIR")
         }
@@ -549,6 +555,7 @@ fn model_advice(e: &ModelError) -> Vec<String> {
             "the file is damaged, or the model diverged before it was saved: fetch it again, or take an \
              older one"
         }
+        ModelError::Beyond { .. } => "f16 has no such number: export as bf16 or f32",
         ModelError::TiedHead { .. } => {
             "set tie_word_embeddings to false in config.json if the model has a head of its own (as \
              transformers 5 takes it), or remove the tensor"

@@ -12,6 +12,7 @@ mod curve;
 mod data;
 mod error;
 mod eval;
+mod export;
 mod generate;
 mod import;
 mod out;
@@ -91,6 +92,7 @@ fn run(args: &Args, out: Out) -> Answer {
         Command::Import(a) => import::import(a, out),
         Command::Report(a) => report::report(a, out),
         Command::Eval(a) => eval::eval(a, out),
+        Command::Export(a) => export::export(a, out),
         Command::Generate(a) => generate::generate(a, out),
         Command::Completions { shell } => shell::completions(*shell, out),
         Command::Man(a) => shell::man(a, out),

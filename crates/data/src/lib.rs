@@ -67,6 +67,7 @@ pub use packing::{PackReport, Packed, Packing, TooLong};
 pub use place::Place;
 pub use plain::TextBy;
 pub use prompts::{Prompt, prompts};
+pub use reading::format_of;
 pub use remarks::Remarks;
 pub use source::Make;
 pub use stream::{News, Rest, RowLayout, Rows, Stream, Threads, WINDOW};

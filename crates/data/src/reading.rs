@@ -89,6 +89,42 @@ pub(crate) fn read<T: Send>(
     }
 }
 
+/// What the records of these files are encoded as: what is told, or what the first of them says. None is tokenised.
+///
+/// # Errors
+/// A file that cannot be read, or whose first record has no format; a tokenizer that lacks what the format needs.
+pub fn format_of(
+    paths: &[PathBuf],
+    options: &LoadOptions,
+    tokenizer: &Tokenizer,
+) -> Result<Format, DataError> {
+    let encoded = |schema| {
+        let encoder = Encoder::new(schema, tokenizer, options.loss_on, &options.separator)?;
+        Ok(encoder.format())
+    };
+    if let Some(told) = schema(options, &[]) {
+        return encoded(told);
+    }
+    for path in paths {
+        let mut lines = Source::open(path, options)?.peekable();
+        loop {
+            let chunk = chunk(&mut lines, options.memory)?;
+            if let Some(found) = schema(options, &chunk) {
+                return encoded(found);
+            }
+            match (chunk.into_iter().next(), options.on_error) {
+                (None, _) => break,
+                (Some(_), OnError::Skip) => {}
+                (Some(line), OnError::Stop) => {
+                    let place = line.place;
+                    return Err(DataError::record(path, place, no_format(line, options)));
+                }
+            }
+        }
+    }
+    Err(nothing(paths, &Remarks::default()))
+}
+
 /// Why files without one record that can be used are refused.
 fn nothing(paths: &[PathBuf], left_out: &Remarks) -> DataError {
     let path = paths.first().cloned().unwrap_or_default();

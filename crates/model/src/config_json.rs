@@ -165,7 +165,7 @@ pub fn positions_key(shape: &ModelShape) -> &'static str {
 }
 
 /// Transformers' name of a type.
-pub(crate) fn torch_dtype(dtype: Dtype) -> &'static str {
+fn torch_dtype(dtype: Dtype) -> &'static str {
     match dtype {
         Dtype::Bf16 => "bfloat16",
         Dtype::F32 => "float32",

@@ -128,6 +128,16 @@ pub enum ModelError {
         /// Its indices in the tensor as stored, from 0.
         place: Vec<u64>,
     },
+    /// A weight that the type of an export has no finite number for.
+    #[error("tensor '{tensor}' has {value:e} at {place:?}, and f16 ends at 65504")]
+    Beyond {
+        /// The tensor, as the file would name it.
+        tensor: String,
+        /// The weight.
+        value: f32,
+        /// Its indices in the tensor as it would be stored, from 0.
+        place: Vec<u64>,
+    },
     /// A head of its own in the files of a model whose configuration has none.
     #[error(
         "{}: tensor '{tensor}' differs from the embedding, and config key 'tie_word_embeddings' says \

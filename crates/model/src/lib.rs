@@ -35,5 +35,6 @@ pub use lsp::{Merged, merging_bytes};
 pub use params::{HfTensor, file_params, hf_tensors};
 pub use run::{Call, Decoder};
 pub use weights::{
-    Checkpoint, HfWriter, SafetensorsHeader, StoredDtype, StoredTensor, random_init, weight_files,
+    Checkpoint, FileDtype, HfWriter, SafetensorsHeader, StoredDtype, StoredTensor, random_init,
+    weight_files,
 };

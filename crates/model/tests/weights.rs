@@ -14,8 +14,8 @@ use std::path::Path;
 use driver::{tiny_gpt2, tiny_llama, tiny_shapes};
 use half::{bf16, f16};
 use lowtide_model::{
-    Checkpoint, HfTensor, HfWriter, ModelError, SafetensorsHeader, config_json, hf_tensors,
-    load_shape, random_init,
+    Checkpoint, FileDtype, HfTensor, HfWriter, ModelError, SafetensorsHeader, config_json,
+    hf_tensors, load_shape, random_init,
 };
 use lowtide_units::Id;
 use lowtide_workload::{Dtype, Family, ModelShape, ParamId};
@@ -188,6 +188,58 @@ fn shards_are_cut_by_size_and_read_through_their_index() {
         let index: Value = serde_json::from_slice(&index).unwrap();
         let total: u64 = elements(&shape).iter().sum();
         assert_eq!(index["metadata"]["total_size"], total * 4);
+    }
+}
+
+#[test]
+fn half_precision_is_rounded_once_and_ends_where_f16_does() {
+    for shape in [tiny_llama(), tiny_gpt2()] {
+        let dir = tempfile::tempdir().unwrap();
+        let writer = HfWriter::new(&shape, FileDtype::F16, None);
+        export(&shape, &writer, dir.path()).unwrap();
+        let checkpoint = Checkpoint::open(dir.path(), &shape).unwrap();
+        for (param, n) in elements(&shape).into_iter().enumerate() {
+            let want = random(&shape, param as u32, 0..n);
+            let mut got = vec![f32::NAN; n as usize];
+            checkpoint
+                .read(ParamId::new(param), 0..n, &mut got)
+                .unwrap();
+            let rounded = want.iter().map(|v| f16::from_f32(*v).to_f32());
+            assert!(rounded.eq(got), "{} parameter {param}", shape.name);
+        }
+        let config = fs::read_to_string(dir.path().join("config.json")).unwrap();
+        assert!(config.contains("float16") && !config.contains("bfloat16"));
+        // 65519.996 is the last number that rounds to 65504; the second layer's matrix of values, transposed in GPT-2's file.
+        let (name, row, col) = match shape.family {
+            Family::Gpt2 => ("transformer.h.1.attn.c_attn.weight", 2, 3),
+            _ => ("model.layers.1.mlp.up_proj.weight", 2, 3),
+        };
+        let tensors = hf_tensors(&shape);
+        let tensor = tensors.iter().find(|t| t.name == name).unwrap();
+        let at = tensor.elements().start + row * tensor.cols + col;
+        for (value, fits) in [(65519.996, true), (-65520.0, false), (f32::NAN, false)] {
+            let dir = tempfile::tempdir().unwrap();
+            let done = writer.write(dir.path(), |param, range, out: &mut [f32]| {
+                random_init(&shape, 9, param, range.clone(), out);
+                if param == tensor.param && range.contains(&at) {
+                    out[(at - range.start) as usize] = value;
+                }
+                Ok::<(), ModelError>(())
+            });
+            match done {
+                Ok(()) => assert!(fits),
+                Err(ModelError::Beyond { tensor, place, .. }) => {
+                    let stored = match shape.family {
+                        Family::Gpt2 => [col, row],
+                        _ => [row, col],
+                    };
+                    assert_eq!((&*tensor, &*place), (name, &stored[..]));
+                    assert!(!fits);
+                    assert_eq!(names(dir.path()), ["config.json"]);
+                }
+                Err(e) => panic!("{e}"),
+            }
+        }
     }
 }
 

@@ -35,6 +35,7 @@ pub use left::{count, list_of, newest_of, prune, set_aside_in, shared};
 use lowtide_data::State;
 use lowtide_session::Homes;
 use lowtide_session::Totals;
+pub(crate) use weights::Weights;
 use whole::broken;
 #[cfg(test)]
 pub(crate) use whole::encode;
@@ -42,6 +43,7 @@ pub(crate) use whole::with_whole_one;
 pub use whole::{look, read_run, verify};
 
 mod left;
+mod weights;
 mod whole;
 
 /// Bytes of the state file written at a time.
@@ -412,6 +414,21 @@ pub fn run_path(dir: &Path) -> PathBuf {
     dir.join(RUN)
 }
 
+/// Whether a state file, whole as it is, has the arrays of a run's parameters and optimizer.
+fn expect_header(file: &fs::File, path: &Path, layout: &Layout) -> Result<(), TrainError> {
+    let mut header = vec![0u8; layout.header.len()];
+    let dir = path.parent().unwrap_or(path);
+    file.read_exact_at(&mut header, 0)
+        .map_err(|e| broken(dir, format!("{STATE} cannot be read: {e}")))?;
+    if header != layout.header {
+        let what =
+            "holds the state of another model, precision, optimizer or kind of moments".to_owned();
+        let path = path.to_owned();
+        return Err(TrainError::File { path, what });
+    }
+    Ok(())
+}
+
 /// Loads a checkpoint's state into its homes and checks every array's checksum.
 ///
 /// # Errors
@@ -428,13 +445,7 @@ pub fn load(
         .map_err(|e| broken(dir, e.to_string()))?
         .file;
     let layout = layout(w);
-    let mut header = vec![0u8; layout.header.len()];
-    file.read_exact_at(&mut header, 0).map_err(unread)?;
-    if header != layout.header {
-        let what =
-            "holds the state of another model, precision, optimizer or kind of moments".to_owned();
-        return Err(TrainError::File { path, what });
-    }
+    expect_header(&file, &path, &layout)?;
     let sums = Mutex::new(Sums::new());
     homes.write_all(|param, range, spec, bytes| -> Result<(), TrainError> {
         let at = layout.start(param, spec.role) + range.start * spec.size();

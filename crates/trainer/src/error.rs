@@ -244,6 +244,26 @@ pub enum TrainError {
         /// The output.
         output: PathBuf,
     },
+    /// A model is to be exported into what the run itself writes.
+    #[error("{}: the run keeps {} for itself", path.display(), own.display())]
+    OwnOutput {
+        /// Where to.
+        path: PathBuf,
+        /// What the run writes.
+        own: PathBuf,
+    },
+    /// Where a model is to be exported to is something that is no model of lowtide's.
+    #[error("{}: something is there that lowtide has not written as a model", path.display())]
+    Taken {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// A run has no checkpoint to export.
+    #[error("{}: no checkpoint", path.display())]
+    NoCheckpoint {
+        /// Where they would be.
+        path: PathBuf,
+    },
     /// Another run has the output directory.
     #[error("{}: another run of lowtide writes into this directory", path.display())]
     Locked {

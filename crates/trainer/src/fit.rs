@@ -56,6 +56,7 @@ mod export;
 mod journal;
 mod left;
 mod lost;
+mod of_checkpoint;
 mod opening;
 mod page;
 mod saving;
@@ -68,6 +69,7 @@ use opening::{Logs, Material};
 
 pub use best::Best;
 pub use evaluate::evaluate;
+pub use of_checkpoint::{Export, Exported, export_checkpoint};
 
 /// The learning rate of each step.
 #[must_use]

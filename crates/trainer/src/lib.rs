@@ -36,7 +36,7 @@ pub use lowtide_device::comm::CommError;
 pub use lowtide_device::cuda::{CudaError, Gpu};
 pub use lowtide_executor::ExecError;
 pub use lowtide_files::{FileError, Foreign, JsonProblem};
-pub use lowtide_model::ModelError;
+pub use lowtide_model::{FileDtype, ModelError};
 pub use lowtide_tiers::TierError;
 pub use lowtide_units::{Bytes, Seconds};
 pub use lowtide_workload::Workload;

@@ -8,6 +8,7 @@ mod branches;
 mod checked;
 mod data;
 mod durable;
+mod export;
 mod families;
 mod finished;
 mod freeze;

@@ -125,6 +125,10 @@ impl Scratch {
         fs::read_to_string(self.at(name)).expect("a text file")
     }
 
+    pub fn read_bytes(&self, name: &str) -> Vec<u8> {
+        fs::read(self.at(name)).expect("a file")
+    }
+
     /// `lowtide` with these arguments, in the folder. A run that says nothing of its machine has the rates of
     /// the examples' machine: measuring them takes seconds of every start, and no case is about them but those
     /// that name a machine (`plan.machine=`: this one is measured) or several GPUs.

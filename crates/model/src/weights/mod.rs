@@ -5,11 +5,13 @@
 //! by the disk; no file is mapped and at most a band of one tensor is held.
 
 mod checkpoint;
+mod dtype;
 mod header;
 mod init;
 mod writer;
 
 pub use checkpoint::{Checkpoint, weight_files};
+pub use dtype::FileDtype;
 pub use header::{SafetensorsHeader, StoredDtype, StoredTensor};
 pub(crate) use init::Drawn;
 pub use init::random_init;

@@ -9,13 +9,14 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use half::bf16;
+use half::{bf16, f16};
 use lowtide_workload::{Dtype, ModelShape, ParamId};
 use serde_json::{Map, Value, json};
 
 use super::BAND_BYTES;
+use super::dtype::FileDtype;
 use crate::ModelError;
-use crate::config_json::{config_json, read_config, torch_dtype};
+use crate::config_json::{config_json, read_config};
 use crate::params::{HfTensor, hf_tensors};
 
 /// Elements asked for at a time.
@@ -40,23 +41,26 @@ const COPIED: [&str; 10] = [
 #[derive(Clone, Debug)]
 pub struct HfWriter<'a> {
     shape: &'a ModelShape,
-    dtype: Dtype,
+    dtype: FileDtype,
     source: Option<&'a Path>,
     shard_bytes: u64,
     pub(super) band_bytes: u64,
 }
 
 impl<'a> HfWriter<'a> {
-    /// An export in shards of 5 GB at most, its numbers in `dtype` (bf16: rounded to nearest
-    /// even).
+    /// An export in shards of 5 GB at most, its numbers in `dtype`.
     ///
     /// `source` is the directory that the model came from: its `config.json` is kept but for the
     /// type, its tokenizer and generation settings are copied.
     #[must_use]
-    pub fn new(shape: &'a ModelShape, dtype: Dtype, source: Option<&'a Path>) -> Self {
+    pub fn new(
+        shape: &'a ModelShape,
+        dtype: impl Into<FileDtype>,
+        source: Option<&'a Path>,
+    ) -> Self {
         Self {
             shape,
-            dtype,
+            dtype: dtype.into(),
             source,
             shard_bytes: 5_000_000_000,
             band_bytes: BAND_BYTES,
@@ -80,8 +84,8 @@ impl<'a> HfWriter<'a> {
     /// After an error nothing is left under the name `model.safetensors` or the index's.
     ///
     /// # Errors
-    /// [`ModelError::ExportExists`] when `dir` has weights already; [`ModelError::Io`]; the first
-    /// error of `read`.
+    /// [`ModelError::ExportExists`] when `dir` has weights already; [`ModelError::Beyond`] for a number
+    /// that f16 has none for; [`ModelError::Io`]; the first error of `read`.
     pub fn write<E: From<ModelError>>(
         &self,
         dir: &Path,
@@ -101,9 +105,10 @@ impl<'a> HfWriter<'a> {
         };
         let mut written = Vec::new();
         for (name, tensors) in names.iter().zip(&shards) {
-            let pending = Pending::create(dir.join(name))?;
+            let mut pending = Pending::create(dir.join(name))?;
             self.write_shard(&pending, tensors, &mut read)?;
-            pending.sync()?;
+            // Closed: a model may have more shards than a process may have open files.
+            pending.close()?;
             written.push(pending);
         }
         for pending in written {
@@ -124,6 +129,12 @@ impl<'a> HfWriter<'a> {
         let shards = self.cut(&tensors);
         let headers = shards.iter().map(|s| self.header(s).len() as u64);
         headers.sum::<u64>() + tensors.iter().map(|t| self.bytes(t)).sum::<u64>()
+    }
+
+    /// Files of weights.
+    #[must_use]
+    pub fn files(&self) -> u64 {
+        self.cut(&hf_tensors(self.shape)).len() as u64
     }
 
     /// Bytes of a tensor in the file.
@@ -148,10 +159,7 @@ impl<'a> HfWriter<'a> {
     }
 
     fn header(&self, tensors: &[HfTensor]) -> Vec<u8> {
-        let dtype = match self.dtype {
-            Dtype::Bf16 => "BF16",
-            Dtype::F32 => "F32",
-        };
+        let dtype = self.dtype.safetensors();
         let mut map = Map::new();
         map.insert("__metadata__".to_owned(), json!({"format": "pt"}));
         let mut at = 0;
@@ -193,6 +201,7 @@ impl<'a> HfWriter<'a> {
                 values.clear();
                 values.resize((end - begin) as usize, f32::NAN);
                 read(tensor.param, begin..end, &mut values)?;
+                self.expect_in_range(tensor, begin - own.start, &values)?;
                 if tensor.transposed {
                     let band = (begin - own.start) / cols..(end - own.start) / cols;
                     self.write_columns(out, at, (rows, band), &values, &mut bytes)?;
@@ -236,13 +245,44 @@ impl<'a> HfWriter<'a> {
         Ok(())
     }
 
+    /// Refuses what f16 would make infinite of `values`, numbers of a tensor from element `first` of the
+    /// parameter's part on.
+    fn expect_in_range(
+        &self,
+        tensor: &HfTensor,
+        first: u64,
+        values: &[f32],
+    ) -> Result<(), ModelError> {
+        if self.dtype != FileDtype::F16 {
+            return Ok(());
+        }
+        let bad = values.iter().position(|v| !f16::from_f32(*v).is_finite());
+        let Some(bad) = bad else {
+            return Ok(());
+        };
+        let at = first + bad as u64;
+        let (row, col) = (at / tensor.cols, at % tensor.cols);
+        Err(ModelError::Beyond {
+            tensor: tensor.name.clone(),
+            value: values[bad],
+            place: match (tensor.shape.len(), tensor.transposed) {
+                (1, _) => vec![at],
+                (_, false) => vec![row, col],
+                (_, true) => vec![col, row],
+            },
+        })
+    }
+
     /// Appends numbers in the file's type, little-endian.
     fn narrow(&self, values: impl Iterator<Item = f32>, bytes: &mut Vec<u8>) {
         match self.dtype {
-            Dtype::Bf16 => {
+            FileDtype::Bf16 => {
                 values.for_each(|v| bytes.extend(bf16::from_f32(v).to_bits().to_le_bytes()));
             }
-            Dtype::F32 => values.for_each(|v| bytes.extend(v.to_le_bytes())),
+            FileDtype::F16 => {
+                values.for_each(|v| bytes.extend(f16::from_f32(v).to_bits().to_le_bytes()));
+            }
+            FileDtype::F32 => values.for_each(|v| bytes.extend(v.to_le_bytes())),
         }
     }
 
@@ -264,14 +304,11 @@ impl<'a> HfWriter<'a> {
 
     /// `config.json` and the source's tokenizer.
     fn write_companions(&self, dir: &Path) -> Result<(), ModelError> {
-        let mut config = config_json(self.shape, self.dtype);
+        let mut config = config_json(self.shape, Dtype::F32);
         if let Some(source) = self.source {
             let path = source.join("config.json");
             if path.exists() {
                 config = read_config(&path)?;
-                if let Some(map) = config.as_object_mut() {
-                    say_dtype(map, torch_dtype(self.dtype));
-                }
             }
             for name in COPIED {
                 let from = source.join(name);
@@ -279,6 +316,9 @@ impl<'a> HfWriter<'a> {
                     copy_file(&from, dir.join(name))?;
                 }
             }
+        }
+        if let Some(map) = config.as_object_mut() {
+            say_dtype(map, self.dtype.torch());
         }
         write_file(dir.join("config.json"), format!("{config:#}\n").as_bytes())
     }
@@ -319,9 +359,9 @@ fn refuse_existing(dir: &Path) -> Result<(), ModelError> {
 }
 
 fn write_file(path: PathBuf, bytes: &[u8]) -> Result<(), ModelError> {
-    let pending = Pending::create(path)?;
+    let mut pending = Pending::create(path)?;
     pending.write_at(bytes, 0)?;
-    pending.sync()?;
+    pending.close()?;
     pending.keep()
 }
 
@@ -329,9 +369,9 @@ fn write_file(path: PathBuf, bytes: &[u8]) -> Result<(), ModelError> {
 /// one that nobody reads, be it empty or a pointer of Git LFS.
 fn copy_file(from: &Path, to: PathBuf) -> Result<(), ModelError> {
     let mut file = lowtide_files::open_any(from)?.file;
-    let pending = Pending::create(to)?;
-    io::copy(&mut file, &mut &pending.file).map_err(ModelError::io(&pending.temporary))?;
-    pending.sync()?;
+    let mut pending = Pending::create(to)?;
+    io::copy(&mut file, &mut pending.file()).map_err(ModelError::io(&pending.temporary))?;
+    pending.close()?;
     pending.keep()
 }
 
@@ -346,7 +386,8 @@ fn sync_dir(dir: &Path) -> Result<(), ModelError> {
 struct Pending {
     path: PathBuf,
     temporary: PathBuf,
-    file: File,
+    /// None: closed.
+    file: Option<File>,
     kept: bool,
 }
 
@@ -369,21 +410,26 @@ impl Pending {
         Ok(Self {
             path,
             temporary,
-            file,
+            file: Some(file),
             kept: false,
         })
     }
 
+    fn file(&self) -> &File {
+        self.file.as_ref().expect("written before it is closed")
+    }
+
     fn write_at(&self, bytes: &[u8], at: u64) -> Result<(), ModelError> {
-        self.file
+        self.file()
             .write_all_at(bytes, at)
             .map_err(ModelError::io(&self.temporary))
     }
 
-    fn sync(&self) -> Result<(), ModelError> {
-        self.file
-            .sync_all()
-            .map_err(ModelError::io(&self.temporary))
+    /// Has everything on the disk, and closes the file.
+    fn close(&mut self) -> Result<(), ModelError> {
+        let synced = self.file().sync_all();
+        self.file = None;
+        synced.map_err(ModelError::io(&self.temporary))
     }
 
     fn keep(mut self) -> Result<(), ModelError> {

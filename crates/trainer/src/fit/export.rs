@@ -1,15 +1,20 @@
 //! What a run leaves behind: the fine-tuned model and the trace.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use lowtide_config::{ModelSource, Run};
+use lowtide_data::Tokenizer;
 use lowtide_model::HfWriter;
+use lowtide_workload::ParamId;
 
 use super::card::{CARD, card};
 use super::{Fit, tokenizer_files};
 use crate::error::TrainError;
+use crate::output::folder::Folder;
 use crate::output::{MODEL, TRACE};
+use crate::stops::Stops;
 use crate::threads::threads_of;
 
 /// The directory that the model came from, if it came from one.
@@ -17,6 +22,34 @@ pub(super) fn source_of(run: &Run) -> Option<&Path> {
     match &run.model.source {
         ModelSource::Path(dir) => Some(dir),
         _ => None,
+    }
+}
+
+/// What a model's directory is made of, but for the numbers.
+pub(super) struct Parts<'a> {
+    pub writer: HfWriter<'a>,
+    pub tokenizer: &'a Tokenizer,
+    pub stops: &'a Stops,
+    /// The card's text.
+    pub card: String,
+}
+
+impl Parts<'_> {
+    /// Fills a directory that has no name yet; `read` gives weights as for [`HfWriter::write`].
+    pub fn write(
+        &self,
+        folder: &Folder,
+        read: impl FnMut(ParamId, Range<u64>, &mut [f32]) -> Result<(), TrainError>,
+    ) -> Result<(), TrainError> {
+        let pending = &folder.reach();
+        let written = self.writer.write(pending, read);
+        written
+            .and_then(|()| tokenizer_files::write(self.tokenizer, self.stops, pending))
+            .and_then(|()| {
+                let at = pending.join(CARD);
+                std::fs::write(&at, &self.card).map_err(TrainError::io(&at))
+            })
+            .map_err(|e| folder.known(e))
     }
 }
 
@@ -31,13 +64,16 @@ impl Fit<'_> {
         let mut merged = decoder.merged(threads_of(self.run));
         let parameters = self.session.decoder().workload().parameters();
         let best = self.kept_best().filter(|_| self.gone_back);
-        let card = card(self.run, &self.state, best, parameters);
         let homes = self.session.homes()?;
         let requests = &self.requests;
-        let writer = HfWriter::new(decoder.shape(), self.run.precision, source_of(self.run));
+        let parts = Parts {
+            writer: HfWriter::new(decoder.shape(), self.run.precision, source_of(self.run)),
+            tokenizer: &self.tokenizer,
+            stops: &self.stops,
+            card: card(self.run, &self.state, best, parameters),
+        };
         let put = self.output.model().put(MODEL, |folder| {
-            let pending = &folder.reach();
-            let written = writer.write(pending, |p, range, out| {
+            parts.write(folder, |p, range, out| {
                 if requests.stopping() {
                     return Err(TrainError::Stopped);
                 }
@@ -45,14 +81,7 @@ impl Fit<'_> {
                     homes.weights(p, range, out).map_err(TrainError::from)
                 };
                 merged.read(p, range, out, weights)
-            });
-            written
-                .and_then(|()| tokenizer_files::write(&self.tokenizer, &self.stops, pending))
-                .and_then(|()| {
-                    let at = pending.join(CARD);
-                    std::fs::write(&at, &card).map_err(TrainError::io(&at))
-                })
-                .map_err(|e| folder.known(e))
+            })
         });
         match put {
             Ok(told) => self.tell(told),

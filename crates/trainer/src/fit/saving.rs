@@ -26,7 +26,7 @@ const LINE: u64 = 1024;
 /// Bytes of an event of the trace.
 const EVENT: u64 = 256;
 /// Bytes of a model's or checkpoint's small files, the tokenizer's not counted.
-const SMALL: u64 = 1 << 20;
+pub(super) const SMALL: u64 = 1 << 20;
 /// Bytes of a run's page and of what it is drawn of, each with the one before it.
 const PAGES: u64 = 4 << 20;
 
@@ -186,7 +186,7 @@ impl Sizes {
 }
 
 /// The directory, or the nearest above it that is there.
-fn existing(dir: &std::path::Path) -> std::path::PathBuf {
+pub(super) fn existing(dir: &std::path::Path) -> std::path::PathBuf {
     let there = dir.ancestors().find(|d| d.is_dir());
     there.unwrap_or(dir).to_owned()
 }

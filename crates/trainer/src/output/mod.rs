@@ -24,7 +24,7 @@ use steps::step;
 pub mod check;
 pub mod folder;
 pub mod mark;
-mod overlap;
+pub(crate) mod overlap;
 pub mod replace;
 pub mod room;
 mod steps;
@@ -262,7 +262,8 @@ impl Drop for Output {
     }
 }
 
-fn model_shelf(folder: &Folder) -> Shelf<'_> {
+/// Where models are in a folder.
+pub(crate) fn model_shelf(folder: &Folder) -> Shelf<'_> {
     Shelf {
         folder,
         holds: Holds::Model,
@@ -299,13 +300,18 @@ fn refuse_model(folder: &Folder) -> Result<(), TrainError> {
     let Some(model) = folder.sub(MODEL)? else {
         return Ok(());
     };
-    let ours = Mark::of(&model)?.is_some_and(|m| m.holds() == Holds::Model);
-    if ours || model.entries()?.is_empty() {
-        return Ok(());
+    match is_model(&model)? {
+        true => Ok(()),
+        false => Err(TrainError::NotOurs {
+            path: model.path().to_owned(),
+        }),
     }
-    Err(TrainError::NotOurs {
-        path: model.path().to_owned(),
-    })
+}
+
+/// Whether a directory is a model that lowtide has written, or has nothing in it.
+pub(crate) fn is_model(dir: &Folder) -> Result<bool, TrainError> {
+    let ours = Mark::of(dir)?.is_some_and(|m| m.holds() == Holds::Model);
+    Ok(ours || dir.entries()?.is_empty())
 }
 
 /// Whether a directory without a mark is the output of an earlier version, which wrote the run as checked

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use lowtide_config::{ModelSource, Run};
 
-use super::{CHECKPOINTS, FILES, MODEL, resolved};
+use super::{CHECKPOINTS, FILES, FOLDERS, MODEL, resolved};
 use crate::error::TrainError;
 
 /// Refuses a run one of whose inputs stands where an output goes.
@@ -32,6 +32,25 @@ pub(super) fn refuse(run: &Run) -> Result<(), TrainError> {
         }
     }
     Ok(())
+}
+
+/// Refuses a directory for a run's model to be exported to that is part of what the run writes, or has one of its
+/// inputs in it.
+pub(crate) fn refuse_export(run: &Run, to: &Path) -> Result<(), TrainError> {
+    for name in FOLDERS {
+        let own = run.output.join(name);
+        if is_inside(to, &own) {
+            return Err(TrainError::OwnOutput {
+                path: to.to_owned(),
+                own,
+            });
+        }
+    }
+    let inputs = inputs(run);
+    match inputs.iter().find(|(_, input)| is_inside(input, to)) {
+        Some((key, input)) => Err(overlap(key, input, to.to_owned())),
+        None => Ok(()),
+    }
 }
 
 fn overlap(key: &'static str, input: &Path, output: PathBuf) -> TrainError {
