@@ -160,6 +160,26 @@ impl RunArgs {
         Ok(settle(self.read()?)?)
     }
 
+    /// The run as one of so many ranks that a launcher has started: `gpus` is their number where it is left out.
+    pub fn load_for(&self, ranks: usize) -> Result<Run, CliError> {
+        let mut run = self.read()?;
+        if run.gpus == 1 {
+            let with = Self {
+                file: self.file.clone(),
+                gpus: Some(ranks as u32),
+                sets: self.sets.clone(),
+            };
+            run = with.read()?;
+        }
+        if run.gpus as usize != ranks {
+            return Err(CliError::Usage {
+                what: format!("gpus is {}, and {ranks} ranks were started", run.gpus),
+                help: "leave gpus out, or start as many ranks",
+            });
+        }
+        Ok(settle(run)?)
+    }
+
     fn read(&self) -> Result<Run, CliError> {
         if self.file.is_dir() {
             return Err(CliError::Usage {

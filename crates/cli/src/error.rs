@@ -20,6 +20,7 @@ use serde_json::{Value, json};
 use crate::out::{complain, enough, quoted};
 
 mod paths;
+mod ranks;
 mod records;
 
 /// Exit code of a bug, and of a difference that `verify` found.
@@ -423,6 +424,8 @@ fn advice(e: &TrainError) -> Vec<String> {
             cuda_advice(e)
         }
         TrainError::Device(_) | TrainError::Stopped => Vec::new(),
+        TrainError::Meet(e) => ranks::meeting_advice(e),
+        TrainError::Launch(_) => ranks::launch_advice(),
         TrainError::Exec(ExecError::Disk { .. }) => one(
             "check the drive; the newest checkpoint is whole (of a durable run the last step too, if \
              its drive can be read), and the same command goes on from it",
@@ -431,13 +434,7 @@ fn advice(e: &TrainError) -> Vec<String> {
         | TrainError::WrongPlan(_) => {
             one("this is a bug in lowtide: please report it with the command and its output")
         }
-        TrainError::Exec(ExecError::Ranks { source, .. }) => match source {
-            CommError::Cuda(e) => cuda_advice(e),
-            CommError::Missing { .. } => {
-                one("a GPU or the way to it stands still: NCCL_DEBUG=INFO tells what NCCL does")
-            }
-            _ => Vec::new(),
-        },
+        TrainError::Exec(ExecError::Ranks { source, .. }) => ranks::advice(source),
         TrainError::Exec(_) => Vec::new(),
     }
 }

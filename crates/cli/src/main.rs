@@ -15,6 +15,7 @@ mod eval;
 mod export;
 mod generate;
 mod import;
+mod launch;
 mod out;
 mod plan;
 mod probe;
@@ -80,6 +81,7 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args, out: Out) -> Answer {
+    launch::suits(&args.command)?;
     let watch = signals::watch(args.json())?;
     match &args.command {
         Command::Train(a) => train::train(a, out, &watch),

@@ -2,19 +2,23 @@
 
 use std::fmt::Write as _;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
+use lowtide_config::Run;
 use lowtide_planner::explain::{explain, explain_choices};
 use lowtide_planner::traffic::explain_cores;
 use lowtide_planner::{Machine, Plan};
-use lowtide_trainer::Workload;
 use lowtide_trainer::fit;
+use lowtide_trainer::launch::follow;
 use lowtide_trainer::report::{Observer, Phase, StepLine, TrainReport, When};
+use lowtide_trainer::{MeetError, Party, TrainError, Workload};
 use serde_json::{Value, json};
 
 use crate::Answer;
 use crate::args::TrainArgs;
+use crate::launch;
 use crate::out::{Out, bytes, complain, duration, seconds};
 use crate::plan::{compare, compare_waits, drives, moved, rates_line};
 use crate::progress::{Pace, Waiting, terminal};
@@ -22,7 +26,39 @@ use crate::signals::{Signal, Watch};
 
 /// Trains a run. Signals ask it to save and to stop.
 pub fn train(args: &TrainArgs, out: Out, watch: &Watch) -> Answer {
-    let run = args.run.load()?;
+    let Some(launch) = launch::found()? else {
+        return lead(args, &args.run.load()?, None, out, watch);
+    };
+    let run = args.run.load_for(launch.world.size);
+    let met = launch.meet(run.as_ref().map_err(ToString::to_string));
+    let (run, party) = match (run, met) {
+        // What is wrong here is told before what comes of it, but not before what came first.
+        (Err(own), Err(TrainError::Meet(MeetError::Refused(why))))
+            if !why.contains(&own.to_string()) =>
+        {
+            return Err(TrainError::Meet(MeetError::Refused(why)).into());
+        }
+        (run, met) => (run?, met?),
+    };
+    match launch.world.rank {
+        0 => lead(args, &run, Some(&party), out, watch),
+        rank => {
+            follow(&run, &party, &watch.requests)?;
+            let signal = watch.stopped_by();
+            let answer = json!({ "rank": rank, "signal": signal.map(Signal::name) });
+            Ok((answer, signal.map_or(0, Signal::code)))
+        }
+    }
+}
+
+/// Trains, of several ranks that a launcher has started as the first.
+fn lead(
+    args: &TrainArgs,
+    run: &Run,
+    party: Option<&Arc<Party>>,
+    out: Out,
+    watch: &Watch,
+) -> Answer {
     match run.optimizer.moments.name() {
         "f32" => out.detail("strategies that change numbers: none"),
         name => out.text(&format!(
@@ -30,7 +66,10 @@ pub fn train(args: &TrainArgs, out: Out, watch: &Watch) -> Answer {
         )),
     }
     let mut show = Show::new(out, watch.clone(), args.events);
-    let result = fit::train(&run, &mut show, &watch.requests);
+    let result = match party {
+        None => fit::train(run, &mut show, &watch.requests),
+        Some(party) => fit::lead(run, party, &mut show, &watch.requests),
+    };
     show.clear();
     let report = result?;
     if report.nothing_to_do {

@@ -1,13 +1,23 @@
-//! What several ranks exchange: bytes alone. One face, two makes: [`Threads`] for the CPU device, and
-//! [`cuda::NcclComm`](crate::cuda::NcclComm).
+//! What several ranks exchange: bytes alone. One face, three makes: for the CPU device [`Threads`] of one process and
+//! [`Sockets`] between processes, and [`cuda::NcclComm`](crate::cuda::NcclComm).
 //!
 //! Every rank makes the same collectives in the same order. A collective moves bytes and computes nothing: sums of
 //! what came are kernels of our own, in the order of ranks, so no library's algorithm decides a bit.
 
 mod faulty;
+mod frames;
+mod life;
+mod processes;
+#[cfg(test)]
+mod processes_tests;
+mod sockets;
 mod threads;
 
 pub use faulty::{Fault, Faulty};
+pub use frames::{receive, send};
+pub use life::Ask;
+pub use processes::{MeetError, Meeting, Party};
+pub use sockets::Sockets;
 pub use threads::Threads;
 
 use std::fmt;
@@ -108,6 +118,22 @@ impl Collective<'_> {
     }
 }
 
+/// A number of where stretches lie, by which ranks that place them differently are found. FNV-1a, by words.
+fn places(stretches: &[Stretch]) -> u64 {
+    let words = stretches.iter().flat_map(|s| [s.whole, s.part, s.bytes]);
+    words.fold(0xcbf2_9ce4_8422_2325, |hash, word| {
+        (hash ^ word as u64).wrapping_mul(0x0100_0000_01b3)
+    })
+}
+
+/// All that ranks must agree on of a collective, of which a rank brings so many bytes.
+fn described(collective: &Collective<'_>, have: usize) -> String {
+    let shares: usize = collective.stretches.iter().map(|s| s.bytes).sum();
+    let (pattern, name) = (collective.pattern, collective.name);
+    let places = places(collective.stretches);
+    format!("the {pattern} of {name} ({shares} bytes a share, of {have}; places {places:016x})")
+}
+
 /// Why ranks cannot go on together.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum CommError {
@@ -118,6 +144,12 @@ pub enum CommError {
         rank: usize,
         /// What stopped it.
         why: String,
+    },
+    /// A rank's process is gone without a word.
+    #[error("the process of rank {rank} has ended")]
+    Gone {
+        /// Which.
+        rank: usize,
     },
     /// A rank does not come to where the others are.
     #[error("rank {rank} did not come to collective {number}, {collective}, within {seconds} s")]

@@ -50,6 +50,14 @@ pub enum ExecError {
         /// What happened.
         source: CommError,
     },
+    /// A rank in another process failed of something of its own, which has no number here.
+    #[error("{what}")]
+    Elsewhere {
+        /// Which.
+        rank: usize,
+        /// In its own words.
+        what: String,
+    },
     /// A task panicked: our bug.
     #[error("{task} panicked: {message}")]
     Panic {

@@ -14,7 +14,7 @@ mod probe;
 mod timing;
 
 pub use error::MeasureError;
-pub use net::net_rates;
+pub use net::{NetTimes, net_rates};
 pub use probe::{Drive, ProbeOptions, probe};
 
 use lowtide_units::Bytes;

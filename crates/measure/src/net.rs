@@ -25,6 +25,52 @@ const ROUNDS: u32 = 6;
 /// # Errors
 /// No memory; ranks that cannot reach each other.
 pub fn net_rates(gpus: &[Gpu], comms: &[Arc<dyn Comm>]) -> Result<NetRates, MeasureError> {
+    let ranks = comms[0].world().size as u32;
+    Ok(NetTimes::of(gpus, comms)?.rates(ranks))
+}
+
+/// Seconds that collectives took, of the slowest of some ranks.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct NetTimes {
+    /// Of a large all-gather, of a large all-to-all and of a small all-gather.
+    pub seconds: [f64; 3],
+    /// Bytes of a large one.
+    pub bytes: u64,
+}
+
+impl NetTimes {
+    /// The slower of both, one by one.
+    #[must_use]
+    pub fn max(self, other: Self) -> Self {
+        let mut seconds = self.seconds;
+        for (a, b) in seconds.iter_mut().zip(other.seconds) {
+            *a = a.max(b);
+        }
+        Self { seconds, ..self }
+    }
+
+    /// What so many ranks get.
+    #[must_use]
+    pub fn rates(&self, ranks: u32) -> NetRates {
+        let others = self.bytes as f64 * f64::from(ranks - 1) / f64::from(ranks);
+        let [gather, scatter, small] = self.seconds;
+        NetRates {
+            ranks,
+            rate: BytesPerSecond(others / gather.max(scatter).max(1e-9)),
+            latency: Seconds(small),
+        }
+    }
+
+    /// Measures as [`net_rates`], for the ranks of this process: those of others do the same at once.
+    ///
+    /// # Errors
+    /// As [`net_rates`].
+    pub fn of(gpus: &[Gpu], comms: &[Arc<dyn Comm>]) -> Result<Self, MeasureError> {
+        times(gpus, comms)
+    }
+}
+
+fn times(gpus: &[Gpu], comms: &[Arc<dyn Comm>]) -> Result<NetTimes, MeasureError> {
     // What can fail on one rank alone comes before the first collective of any.
     let ready = (0..comms.len()).map(|rank| reserve(gpus.get(rank)));
     let ready = ready.collect::<Result<Vec<_>, MeasureError>>()?;
@@ -58,13 +104,9 @@ pub fn net_rates(gpus: &[Gpu], comms: &[Arc<dyn Comm>]) -> Result<NetRates, Meas
     if let Some(e) = failed {
         return Err(e);
     }
-    let ranks = comms.len() as u32;
-    let others = bytes as f64 * f64::from(ranks - 1) / f64::from(ranks);
-    let [gather, scatter, small] = slowest;
-    Ok(NetRates {
-        ranks,
-        rate: BytesPerSecond(others / gather.max(scatter).max(1e-9)),
-        latency: Seconds(small),
+    Ok(NetTimes {
+        seconds: slowest,
+        bytes,
     })
 }
 

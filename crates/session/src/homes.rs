@@ -15,6 +15,8 @@ use lowtide_units::{Bytes, ids};
 use lowtide_workload::{Dtype, Init, ParamId, Role, StateArray, StateSpec, Workload};
 use rayon::prelude::*;
 
+use crate::apart::Remote;
+
 /// Numbers or entries moved at a time.
 const CHUNK: u64 = 1 << 19;
 /// Bytes moved at a time, at most.
@@ -49,6 +51,24 @@ struct Chunk {
     entries: Range<u64>,
 }
 
+/// A rank's tiers.
+#[derive(Debug)]
+pub(crate) enum Reach<'a> {
+    /// Of this process.
+    Here(Idle<'a>),
+    /// Of another one.
+    There(&'a Remote),
+}
+
+impl<'a> Reach<'a> {
+    fn here(&self) -> &Idle<'a> {
+        match self {
+            Self::Here(tiers) => tiers,
+            Self::There(_) => panic!("memory of another process"),
+        }
+    }
+}
+
 /// Access to every home of a plan, in chunks, from any number of threads. Host and device are read
 /// and written where they are, the disk through a few MiB of staging for each caller at a time.
 #[derive(Debug)]
@@ -56,7 +76,7 @@ pub struct Homes<'a> {
     plan: Arc<Plan>,
     workload: &'a Workload,
     /// Of each rank.
-    tiers: Vec<Idle<'a>>,
+    tiers: Vec<Reach<'a>>,
     /// Durable extents have changed places.
     flipped: bool,
     /// Staging that nobody uses now.
@@ -71,13 +91,13 @@ impl<'a> Homes<'a> {
     ///
     /// # Errors
     /// When there is no memory for the staging.
-    pub fn new(
+    pub(crate) fn new(
         plan: Arc<Plan>,
         workload: &'a Workload,
-        tiers: Vec<Idle<'a>>,
+        tiers: Vec<Reach<'a>>,
         flipped: bool,
     ) -> Result<Self, TierError> {
-        let spare = match tiers[0].disk {
+        let spare = match tiers[0].here().disk {
             Some(_) => vec![staging()?],
             None => Vec::new(),
         };
@@ -104,6 +124,7 @@ impl<'a> Homes<'a> {
             bytes: range.end - range.start,
         };
         let disk = self.tiers[rank]
+            .here()
             .disk
             .expect("a plan with extents has a disk");
         disk.start(kind, extent, staging, 0).wait()
@@ -123,6 +144,9 @@ impl<'a> Homes<'a> {
     /// Reads bytes of a slot; from a disk at most [`STAGED`].
     fn load(&self, home: Home<'_>, offset: u64, out: &mut [u8]) -> Result<(), TierError> {
         let bytes = out.len() as u64;
+        if let Reach::There(remote) = self.tiers[home.rank] {
+            return remote.load(home.idx, offset, out);
+        }
         if home.slot.tier != Tier::Disk {
             memory::load(self.home(home, offset, bytes).src(), out);
             return Ok(());
@@ -142,6 +166,9 @@ impl<'a> Homes<'a> {
     /// units stays.
     fn store(&self, home: Home<'_>, offset: u64, bytes: &[u8]) -> Result<(), TierError> {
         let len = bytes.len() as u64;
+        if let Reach::There(remote) = self.tiers[home.rank] {
+            return remote.store(home.idx, offset, bytes);
+        }
         if home.slot.tier != Tier::Disk {
             memory::store(self.home(home, offset, len).dst(), bytes);
             return Ok(());
@@ -164,9 +191,31 @@ impl<'a> Homes<'a> {
         })
     }
 
+    /// Reads bytes of a slot of the only rank; from a disk at most [`STAGED`].
+    pub(crate) fn load_slot(&self, idx: SlotId, at: u64, out: &mut [u8]) -> Result<(), TierError> {
+        self.load(self.only(idx, at, out.len())?, at, out)
+    }
+
+    /// Writes bytes of a slot of the only rank; to a disk at most [`STAGED`].
+    pub(crate) fn store_slot(&self, idx: SlotId, at: u64, bytes: &[u8]) -> Result<(), TierError> {
+        self.store(self.only(idx, at, bytes.len())?, at, bytes)
+    }
+
+    /// A slot of the only rank that has these bytes.
+    fn only(&self, idx: SlotId, at: u64, bytes: usize) -> Result<Home<'_>, TierError> {
+        let slot = self.plan.slots.find(idx);
+        let whole = |slot: &&Slot| at.saturating_add(bytes as u64) <= slot.bytes;
+        let slot = slot.filter(whole).ok_or(TierError::Range {
+            offset: at,
+            bytes: bytes as u64,
+            have: slot.map_or(0, |s| s.bytes),
+        })?;
+        Ok(Home { rank: 0, idx, slot })
+    }
+
     /// Bytes of a slot in memory.
     fn home(&self, Home { rank, slot, .. }: Home<'_>, offset: u64, bytes: u64) -> Lent<'_> {
-        let tiers = &self.tiers[rank];
+        let tiers = self.tiers[rank].here();
         let memory = match slot.tier {
             Tier::Device => &tiers.device,
             _ => &tiers.host,

@@ -2,6 +2,7 @@
 //!
 //! See ARCHITECTURE.md.
 
+mod apart;
 mod commit;
 mod engine;
 mod error;
@@ -13,6 +14,7 @@ mod session;
 mod step;
 mod totals;
 
+pub use apart::{Remote, serve};
 pub use commit::{About, CommitRecord, Mark, StepNumbers};
 pub use engine::{ClipRule, Engine};
 pub use error::SessionError;

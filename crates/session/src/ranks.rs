@@ -4,12 +4,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use lowtide_data::Micro;
-use lowtide_device::comm::{Comm, Threads};
+use lowtide_device::comm::{Comm, Party, Threads};
 use lowtide_device::cuda::{CudaError, Gpu, NcclComm};
-use lowtide_executor::{ExecError, Idle, Runner};
+use lowtide_executor::{ExecError, Runner};
 use lowtide_planner::Plan;
 
+use crate::apart::Remote;
 use crate::engine::Engine;
+use crate::homes::Reach;
 use crate::session::{DiskChoice, SessionOptions};
 use crate::step::supervised;
 
@@ -18,8 +20,10 @@ use crate::step::supervised;
 pub struct Group {
     /// A GPU for each rank; none: the CPU device.
     pub gpus: Vec<Gpu>,
-    /// For each rank its way to the others.
+    /// For each rank of this process its way to the others.
     pub comms: Vec<Arc<dyn Comm>>,
+    /// The ranks behind those, where they are in other processes.
+    pub there: Vec<Arc<Remote>>,
 }
 
 impl Group {
@@ -30,6 +34,17 @@ impl Group {
         Self {
             gpus: Vec::new(),
             comms: comms.map(|comm| Arc::new(comm) as Arc<dyn Comm>).collect(),
+            there: Vec::new(),
+        }
+    }
+
+    /// The first rank in this process, the others in processes of their own, all on the CPU device.
+    #[must_use]
+    pub fn processes(party: &Arc<Party>) -> Self {
+        Self {
+            gpus: Vec::new(),
+            comms: vec![party.comm()],
+            there: Remote::all(party),
         }
     }
 
@@ -40,7 +55,11 @@ impl Group {
     pub fn cuda(gpus: Vec<Gpu>) -> Result<Self, CudaError> {
         let comms = NcclComm::group(&gpus)?.into_iter();
         let comms = comms.map(|comm| Arc::new(comm) as Arc<dyn Comm>).collect();
-        Ok(Self { gpus, comms })
+        Ok(Self {
+            gpus,
+            comms,
+            there: Vec::new(),
+        })
     }
 }
 
@@ -83,17 +102,27 @@ pub(crate) struct Rank {
 }
 
 /// All ranks of a session.
-pub(crate) struct Ranks(pub Vec<Rank>);
+pub(crate) struct Ranks {
+    /// Those of this process, from the first on.
+    pub here: Vec<Rank>,
+    /// Those behind them.
+    pub there: Vec<Arc<Remote>>,
+}
 
 impl Ranks {
     /// The one that tells how a step went: all know the same.
     pub fn first(&self) -> &Rank {
-        &self.0[0]
+        &self.here[0]
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.here.len() + self.there.len()
     }
 
     /// Each rank's share of a batch's micro-batches, in order, with the supervised tokens of the whole batch.
     pub fn cut(&self, mut inputs: Vec<Micro>) -> Vec<(Vec<Micro>, usize)> {
-        let (ranks, whole) = (self.0.len(), supervised(&inputs));
+        let (ranks, whole) = (self.count(), supervised(&inputs));
         assert!(
             inputs.len().is_multiple_of(ranks),
             "{} micro-batches for {ranks} ranks",
@@ -107,28 +136,44 @@ impl Ranks {
         (0..ranks).map(cut).collect()
     }
 
-    /// Lets every rank do the same at once: each may wait for the others. The error of the rank that failed first.
+    /// Lets every rank do the same at once, each by its number: each may wait for the others. The error of the rank that
+    /// failed first.
     pub fn each(
         &mut self,
-        work: impl Fn(usize, &mut Runner<Engine>) -> Result<(), ExecError> + Sync,
+        here: impl Fn(usize, &mut Runner<Engine>) -> Result<(), ExecError> + Sync,
+        there: impl Fn(usize, &Remote) -> Result<(), ExecError> + Sync,
     ) -> Result<(), ExecError> {
-        if let [only] = &mut self.0[..] {
-            return work(0, &mut only.runner);
+        if let ([only], []) = (&mut self.here[..], &self.there[..]) {
+            return here(0, &mut only.runner);
         }
-        let work = &work;
-        let ends: Vec<_> = std::thread::scope(|scope| {
-            let ranks = self.0.iter_mut().enumerate();
-            let ranks: Vec<_> = ranks
+        let (work, there) = (&here, &there);
+        let (ends, others) = std::thread::scope(|scope| {
+            let mut ranks = self.here.iter_mut().enumerate();
+            let (_, first) = ranks.next().expect("a rank of this process");
+            let mine: Vec<_> = ranks
                 .map(|(i, rank)| scope.spawn(move || work(i, &mut rank.runner)))
                 .collect();
-            let ends = ranks.into_iter().map(|rank| rank.join());
-            ends.map(|end| end.unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-                .collect()
+            let others: Vec<_> = self
+                .there
+                .iter()
+                .map(|remote| scope.spawn(move || there(remote.rank(), remote)))
+                .collect();
+            let first = work(0, &mut first.runner);
+            let join = |end: std::thread::Result<_>| {
+                end.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            };
+            let mine = mine.into_iter().map(|rank| join(rank.join()));
+            let ends: Vec<_> = std::iter::once(first).chain(mine).collect();
+            let others: Vec<_> = others.into_iter().map(|rank| join(rank.join())).collect();
+            (ends, others)
         });
+        let others: Vec<ExecError> = others.into_iter().filter_map(Result::err).collect();
         let Some(told) = ends.into_iter().find_map(Result::err) else {
-            return Ok(());
+            // Of another process, where this one has not heard of it yet.
+            return others.into_iter().next().map_or(Ok(()), Err);
         };
-        Err(match self.cause().unwrap_or(told) {
+        let there = || others.iter().find(|error| by_itself(error)).cloned();
+        Err(match self.cause().or_else(there).unwrap_or(told) {
             ExecError::Stuck { seconds, chain } => ExecError::Stuck {
                 seconds,
                 chain: self.behind().unwrap_or(chain),
@@ -139,53 +184,60 @@ impl Ranks {
 
     /// The error of the rank that failed by itself, the first in time: what others say later may come of it.
     fn cause(&self) -> Option<ExecError> {
-        let errors = self.0.iter().filter_map(|rank| rank.runner.error());
-        let by_itself = |error: &ExecError| match error {
-            ExecError::Ranks { source, .. } => !source.is_consequence(),
-            ExecError::Stopped => false,
-            _ => true,
-        };
-        let by_itself = errors.filter(|(_, error)| by_itself(error));
-        by_itself.min_by_key(|&(at, _)| at).map(|(_, error)| error)
+        let errors = self.here.iter().filter_map(|rank| rank.runner.error());
+        let own = errors.filter(|(_, error)| by_itself(error));
+        own.min_by_key(|&(at, _)| at).map(|(_, error)| error)
     }
 
     /// Who waits for whom on the rank that all others wait for, where one has made fewer collectives: on GPUs the others'
     /// lanes show only that a collective does not end.
     fn behind(&self) -> Option<String> {
         let made = |rank: &&Rank| rank.runner.exchanged();
-        let last = self.0.iter().min_by_key(made)?;
-        let alone = self.0.iter().filter(|r| made(r) == made(&last)).count() == 1;
+        let last = self.here.iter().min_by_key(made)?;
+        let alone = self.here.iter().filter(|r| made(r) == made(&last)).count() == 1;
         alone.then(|| last.runner.chain())
     }
 
     /// Whether one has failed: then what the others have may come of bytes that never came.
     pub fn stopped(&self) -> bool {
-        self.0.iter().any(|rank| rank.runner.stopped())
+        self.here.iter().any(|rank| rank.runner.stopped())
     }
 
     /// Looks after the lanes of all, see [`Runner::watch`]. Whether one has failed, or all are idle.
     pub fn watch(&mut self) -> bool {
-        for rank in &mut self.0 {
+        for rank in &mut self.here {
             rank.runner.watch();
         }
-        self.stopped() || self.0.iter().all(|rank| rank.runner.idle())
+        self.stopped() || self.here.iter().all(|rank| rank.runner.idle())
     }
 
     /// The memory of all.
     ///
     /// # Panics
     /// When something still runs.
-    pub fn idle_tiers(&mut self) -> Vec<Idle<'_>> {
-        let ranks = self.0.iter_mut();
-        ranks.map(|rank| rank.runner.idle_tiers()).collect()
+    pub fn idle_tiers(&mut self) -> Vec<Reach<'_>> {
+        let here = self.here.iter_mut();
+        let here = here.map(|rank| Reach::Here(rank.runner.idle_tiers()));
+        let there = self.there.iter().map(|remote| Reach::There(remote));
+        here.chain(there).collect()
+    }
+}
+
+/// Whether it tells of more than another rank's end.
+fn by_itself(error: &ExecError) -> bool {
+    match error {
+        ExecError::Ranks { source, .. } => !source.is_consequence(),
+        ExecError::Stopped => false,
+        _ => true,
     }
 }
 
 impl Drop for Ranks {
     fn drop(&mut self) {
         // What is under way on one may wait for another one that is dropped after it: all stop before one is.
-        if let [_, _, ..] = &self.0[..] {
-            self.0.iter().for_each(|rank| rank.runner.stop());
+        if self.count() > 1 {
+            self.here.iter().for_each(|rank| rank.runner.stop());
         }
+        self.there.iter().for_each(|remote| remote.close());
     }
 }

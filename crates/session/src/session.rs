@@ -17,6 +17,7 @@ use lowtide_tiers::{
 };
 use lowtide_units::Bytes;
 
+use crate::apart::Remote;
 use crate::commit::{About, Mark};
 use crate::engine::{ClipRule, Engine, first_clip};
 use crate::error::SessionError;
@@ -102,7 +103,7 @@ fn config_in(drives: &[(PathBuf, f64)], made: &mut MadeDirs) -> Result<DiskConfi
 }
 
 /// The disk that a plan of `need` bytes there is to have; `None` where it has none, or one is given.
-fn config_of(
+pub(crate) fn config_of(
     choice: &DiskChoice,
     need: Bytes,
     made: &mut MadeDirs,
@@ -172,6 +173,29 @@ fn tiers_of(
     Ok(tiers)
 }
 
+/// One rank of a plan, with what the plan asks for.
+pub(crate) fn open_rank(
+    decoder: &Arc<Decoder>,
+    plan: &Arc<Plan>,
+    clip: ClipRule,
+    rank: usize,
+    options: Options,
+    (disk, config): (DiskChoice, Option<DiskConfig>),
+) -> Result<Rank, SessionError> {
+    let tiers = tiers_of(plan, &options, disk, config)?;
+    let workload = Arc::new(decoder.workload().clone());
+    let (decoder, same) = (Arc::clone(decoder), Arc::clone(plan));
+    let engine = Arc::new(Engine::new(decoder, same, clip, rank as u32));
+    let runner = Runner::new(
+        Arc::clone(plan),
+        workload,
+        Arc::clone(&engine),
+        tiers,
+        options,
+    )?;
+    Ok(Rank { runner, engine })
+}
+
 /// The extents of either version of everything durable.
 fn durable_extents(plan: &Plan) -> [Vec<Extent>; 2] {
     let current = plan.slots.pairs();
@@ -195,6 +219,11 @@ fn clip_words<'a>(tiers: &'a Idle<'_>, slot: &Slot) -> Lent<'a> {
         Tier::Host | Tier::Disk => &tiers.host,
     };
     memory.lend(slot.offset, 24)
+}
+
+/// Sets the words of a home of the clip factor.
+pub(crate) fn set_clip(tiers: &Idle<'_>, slot: &Slot, words: &[f64; 3]) {
+    memory::store(clip_words(tiers, slot).dst(), words);
 }
 
 /// Reserved memory, and a runner on it.
@@ -236,8 +265,9 @@ impl Session {
             .map(|rank| disk_of(&options.disk, rank))
             .collect();
         let shuffled = options.mode != Mode::Threads;
+        let here = ranks - group.there.len();
         let mut all = Vec::new();
-        for rank in 0..ranks {
+        for rank in 0..here {
             let (gpu, comm) = device_of(&plan, &options, &group, rank);
             let options = Options {
                 mode: options.mode.of_rank(rank),
@@ -267,22 +297,28 @@ impl Session {
         // Those of all ranks: their folders share drives.
         let on_disk: Vec<&DiskConfig> = configs.iter().flatten().collect();
         limits::check(arenas * ranks as u64, process, &on_disk)?;
-        let mut opened = Vec::new();
-        for ((rank, options), (disk, config)) in all
-            .into_iter()
-            .enumerate()
-            .zip(disks.into_iter().zip(configs))
-        {
-            let tiers = tiers_of(&plan, &options, disk, config)?;
-            let workload = Arc::new(decoder.workload().clone());
-            let (decoder, same) = (Arc::clone(&decoder), Arc::clone(&plan));
-            let engine = Arc::new(Engine::new(decoder, same, clip, rank as u32));
-            let plan = Arc::clone(&plan);
-            let runner = Runner::new(plan, workload, Arc::clone(&engine), tiers, options)?;
-            opened.push(Rank { runner, engine });
-        }
+        let there = disks.split_off(here).into_iter().zip(&group.there);
+        let (mut opened, how) = (Vec::new(), all[0].clone());
+        std::thread::scope(|scope| {
+            let (plan, how) = (&plan, &how);
+            let there: Vec<_> = there
+                .map(|(disk, remote)| scope.spawn(move || remote.open(plan, clip, how, &disk)))
+                .collect();
+            let mine = all.into_iter().zip(disks.into_iter().zip(configs));
+            for (rank, (options, disk)) in mine.enumerate() {
+                opened.push(open_rank(&decoder, plan, clip, rank, options, disk)?);
+            }
+            for other in there {
+                let end = other.join();
+                end.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+            }
+            Ok::<(), SessionError>(())
+        })?;
         Ok(Self {
-            ranks: Ranks(opened),
+            ranks: Ranks {
+                here: opened,
+                there: group.there,
+            },
             decoder,
             clip,
             pending: None,
@@ -346,15 +382,17 @@ impl Session {
         part: PartName,
         data: Vec<Arc<StepData>>,
     ) -> Result<Arc<StepData>, ExecError> {
-        let submit =
+        let here =
             |rank: usize, runner: &mut Runner<Engine>| runner.submit(part, Arc::clone(&data[rank]));
-        self.ranks.each(submit)?;
+        let there = |rank: usize, remote: &Remote| remote.submit(part, &data[rank]);
+        self.ranks.each(here, there)?;
         Ok(Arc::clone(&data[0]))
     }
 
     /// Blocks until every rank has done everything.
     fn wait(&mut self) -> Result<(), ExecError> {
-        self.ranks.each(|_, runner| runner.wait())
+        self.ranks
+            .each(|_, runner| runner.wait(), |_, remote| remote.wait())
     }
 
     /// Waits for a submitted batch's loss and norm.
@@ -387,7 +425,7 @@ impl Session {
         if let Some((hyper, step)) = self.pending.take() {
             let none = || (Vec::new(), 0);
             let of = |_| StepData::marked(none(), Some(hyper), None, step);
-            let data = (0..self.ranks.0.len()).map(of).collect();
+            let data = (0..self.ranks.count()).map(of).collect();
             self.submit_all(PartName::Drain, data)?;
         }
         self.wait()
@@ -441,7 +479,7 @@ impl Session {
 
     /// The same micro-batch for every rank: each has a share of the weights that it takes.
     fn alike(&self, inputs: &Micro) -> Vec<(Vec<Micro>, usize)> {
-        let ranks = self.ranks.0.iter();
+        let ranks = 0..self.ranks.count();
         ranks.map(|_| (vec![inputs.clone()], 0)).collect()
     }
 
@@ -488,7 +526,7 @@ impl Session {
     /// # Panics
     /// Where the plan is not durable.
     pub fn resume(&mut self) -> Result<Committed, TierError> {
-        let runner = &mut self.ranks.0[0].runner;
+        let runner = &mut self.ranks.here[0].runner;
         let disk = runner.disk();
         let found = disk.expect("a durable plan has a disk").prove()?;
         runner.flip(found.version == 1);
@@ -506,6 +544,8 @@ impl Session {
     /// # Errors
     /// The system's.
     pub fn publish_disk(&self) -> Result<(), TierError> {
+        let mut there = self.ranks.there.iter();
+        there.try_for_each(|remote| remote.publish())?;
         self.disks().try_for_each(Disk::publish)
     }
 
@@ -516,13 +556,16 @@ impl Session {
         paths.map(Path::to_owned).collect()
     }
 
-    /// The disk of each rank that has one.
+    /// The disk of each rank of this process that has one.
     fn disks(&self) -> impl Iterator<Item = &Disk> {
-        self.ranks.0.iter().filter_map(|rank| rank.runner.disk())
+        let ranks = self.ranks.here.iter();
+        ranks.filter_map(|rank| rank.runner.disk())
     }
 
     /// The state files need not outlive the session: what they hold is saved elsewhere.
     pub fn discard_disk(&self) {
+        let there = self.ranks.there.iter();
+        there.for_each(|remote| remote.discard());
         self.disks().for_each(Disk::discard);
     }
 
@@ -534,8 +577,7 @@ impl Session {
     pub fn waiting_gradient(&mut self, piece: PieceId) -> Result<Option<Vec<u8>>, ExecError> {
         self.wait()?;
         let plan = Arc::clone(self.plan());
-        let all = self.ranks.idle_tiers();
-        let tiers = &all[0];
+        let tiers = self.ranks.here[0].runner.idle_tiers();
         let found = plan.homes(Tensor::Gradient(piece)).next();
         Ok(found.and_then(|(_, slot)| {
             let memory = match slot.tier {
@@ -558,22 +600,28 @@ impl Session {
     pub fn clip_words(&mut self) -> [f64; 3] {
         let mut words = first_clip();
         let plan = Arc::clone(self.plan());
-        let tiers = self.ranks.idle_tiers();
+        let tiers = self.ranks.here[0].runner.idle_tiers();
         for (_, slot) in plan.homes(Tensor::Clip) {
-            memory::load(clip_words(&tiers[0], slot).src(), &mut words);
+            memory::load(clip_words(&tiers, slot).src(), &mut words);
         }
         words
     }
 
     /// Restores what [`Session::clip_words`] gave; `previous` then goes on as if unbroken.
-    pub fn restore_clip(&mut self, words: [f64; 3]) {
+    ///
+    /// # Errors
+    /// Of a rank in another process: that it is gone.
+    pub fn restore_clip(&mut self, words: [f64; 3]) -> Result<(), ExecError> {
         let plan = Arc::clone(self.plan());
-        for tiers in self.ranks.idle_tiers() {
+        for rank in &mut self.ranks.here {
+            let tiers = rank.runner.idle_tiers();
             for (_, slot) in plan.homes(Tensor::Clip) {
-                memory::store(clip_words(&tiers, slot).dst(), &words);
+                set_clip(&tiers, slot, &words);
             }
         }
         self.has_norm = true;
+        let mut there = self.ranks.there.iter();
+        there.try_for_each(|remote| remote.clip(words))
     }
 
     /// Sums of what the lanes did so far; of several ranks the first one's, which all run the same tasks.

@@ -233,6 +233,12 @@ pub enum TierError {
         /// What is wrong with each.
         what: String,
     },
+    /// Memory or disk of another process.
+    #[error("{what}")]
+    Elsewhere {
+        /// What happened, in its own words.
+        what: String,
+    },
     /// The disk was shut down, or its arbiter died, before the request was done.
     #[error("the disk stopped before the request was done")]
     Stopped,

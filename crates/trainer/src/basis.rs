@@ -19,6 +19,7 @@ use lowtide_workload::{Batch, ModelShape};
 
 use crate::device::{Device, Target, target_of};
 use crate::error::{Refused, TrainError};
+use crate::launch::{held_by_others, net_times};
 use crate::planning::{
     Planned, budgets_of, clip_of, cpu_budgets_of, decoder_of, load_machine, pins_of, probed,
 };
@@ -36,6 +37,9 @@ pub fn net_of(gpus: u32, device: &Device) -> Result<Option<NetRates>, TrainError
     }
     let made = Group::threads(gpus, LIMIT);
     let group = device.group.as_ref().unwrap_or(&made);
+    if !group.there.is_empty() {
+        return Ok(Some(net_times(group)?.rates(gpus)));
+    }
     Ok(Some(net_rates(&group.gpus, &group.comms)?))
 }
 
@@ -201,7 +205,8 @@ impl<'a> Basis<'a> {
     /// The run with its plan, before anything of it is reserved.
     #[must_use]
     pub fn planned(self, device: Device, plan: Plan, trace: Trace) -> Planned {
-        let resident = Resident::count(&plan, self.decoder.workload(), &self.machine, trace);
+        let (w, machine) = (self.decoder.workload(), &self.machine);
+        let resident = Resident::count(&plan, w, machine, trace, &held_by_others(&device));
         Planned {
             device,
             decoder: self.decoder,

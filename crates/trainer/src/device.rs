@@ -9,6 +9,7 @@ use lowtide_planner::Machine;
 use lowtide_workload::{Batch, Dtype, Mask, ModelShape};
 
 use crate::error::TrainError;
+use crate::launch::{self, Others};
 use lowtide_session::Group;
 
 /// What a workload is described for.
@@ -72,6 +73,22 @@ impl Device {
 /// # Errors
 /// A GPU that was asked for, or is there, and cannot be used.
 pub fn open(run: &Run, shape: &ModelShape) -> Result<Device, TrainError> {
+    open_with(run, shape, None)
+}
+
+/// As [`open`], where the other ranks are processes of their own.
+pub(crate) fn open_with(
+    run: &Run,
+    shape: &ModelShape,
+    others: Option<&Others>,
+) -> Result<Device, TrainError> {
+    if let Some(others) = others {
+        launch::device(run)?;
+        let mut device = cpu(run)?;
+        device.note += ", each a process of its own";
+        device.group = Some(others.group());
+        return Ok(device);
+    }
     let gpu = match run.device {
         config::Device::Cpu => return cpu(run),
         config::Device::Cuda => Gpu::open(0)?,

@@ -71,6 +71,12 @@ pub enum TrainError {
     /// The run asks for what the device cannot do.
     #[error("{0}")]
     Device(String),
+    /// Ranks that are processes did not come together.
+    #[error(transparent)]
+    Meet(lowtide_device::comm::MeetError),
+    /// What a launcher says of this process cannot be done.
+    #[error("{0}")]
+    Launch(String),
     /// The run file.
     #[error(transparent)]
     Config(#[from] lowtide_config::ConfigError),

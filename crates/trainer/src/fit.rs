@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use lowtide_config::{Length, Run, ScheduleShape};
+use lowtide_device::comm::Party;
 use lowtide_device::cuda::Gpu;
 use lowtide_executor::{EngineError, ExecError, Trace};
 use lowtide_kernels::update::Hyper;
@@ -26,6 +27,7 @@ use crate::checkpoint::{self, RunState};
 use crate::device::Device;
 use crate::error::TrainError;
 use crate::inputs::news_of;
+use crate::launch::Others;
 use crate::learning_rate::{Decay, LearningRate};
 use crate::metrics::{EventFile, MetricsLog};
 use crate::output::folder::Folder;
@@ -169,8 +171,7 @@ struct Flight {
 
 /// Trains a run. Requests may come at any time (signals make them): to save and go on, or to save
 /// and return. A step that is under way is finished first; an evaluation, answers and an export are
-/// broken off, leave nothing behind, and are done again by the run that goes on. Long because it is the order in which a
-/// run begins: each of its steps has a name of its own, and most need what all before them made.
+/// broken off, leave nothing behind, and are done again by the run that goes on.
 ///
 /// # Errors
 /// Everything that can be wrong with the run; the newest checkpoint stays intact.
@@ -179,8 +180,38 @@ pub fn train(
     observer: &mut dyn Observer,
     requests: &Requests,
 ) -> Result<TrainReport, TrainError> {
+    train_with(run, observer, requests, None)
+}
+
+/// As [`train`], in the process of the first of several ranks; the others [follow](crate::launch::follow).
+///
+/// # Errors
+/// As [`train`], which the others are told, and what stopped one of them.
+pub fn lead(
+    run: &Run,
+    party: &Arc<Party>,
+    observer: &mut dyn Observer,
+    requests: &Requests,
+) -> Result<TrainReport, TrainError> {
+    let others = Others::of(party, requests);
+    let done = train_with(run, observer, requests, Some(&others));
+    match &done {
+        Ok(_) => others.end(),
+        Err(e) => party.stop(&e.to_string()),
+    }
+    done
+}
+
+/// Trains, with the other ranks where they are processes. Long because it is the order in which a run begins: each of its
+/// steps has a name of its own, and most need what all before them made.
+fn train_with(
+    run: &Run,
+    observer: &mut dyn Observer,
+    requests: &Requests,
+    others: Option<&Others>,
+) -> Result<TrainReport, TrainError> {
     let (mut output, mut start, origin) = opening::beginning(run, observer)?;
-    let material = Material::read(run, &start, observer)?;
+    let material = Material::read(run, &start, others, observer)?;
     let mut batches = material.batches(run)?;
     let total = match run.train.length {
         Length::Steps(n) => n,

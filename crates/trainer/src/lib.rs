@@ -14,6 +14,7 @@ pub mod fit;
 pub mod generate;
 pub mod hub;
 pub mod inputs;
+pub mod launch;
 pub mod learning_rate;
 pub mod metrics;
 pub mod open;
@@ -32,7 +33,7 @@ pub mod wear;
 
 pub use error::TrainError;
 // Errors of the crates below that [`TrainError`] carries, for whoever tells them apart.
-pub use lowtide_device::comm::CommError;
+pub use lowtide_device::comm::{CommError, MeetError, Party};
 pub use lowtide_device::cuda::{CudaError, Gpu};
 pub use lowtide_executor::ExecError;
 pub use lowtide_files::{FileError, Foreign, JsonProblem};

@@ -31,20 +31,48 @@ pub struct Resident {
     pub start: Bytes,
 }
 
+/// Host memory that a process holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Held {
+    /// Now.
+    pub now: Bytes,
+    /// At most so far.
+    pub most: Bytes,
+}
+
+impl Held {
+    /// Of this process.
+    #[must_use]
+    pub fn now() -> Self {
+        Self {
+            now: process::rss_bytes().unwrap_or_default(),
+            most: process::peak_rss_bytes().unwrap_or_default(),
+        }
+    }
+}
+
 impl Resident {
-    /// Counts now: when the plan is made and nothing of it is reserved yet. What a machine file says of
+    /// Counts now, with the processes of other ranks: when the plan is made and nothing of it is reserved yet. What a machine file says of
     /// libraries that are not loaded yet counts too.
     #[must_use]
-    pub fn count(plan: &Plan, w: &Workload, machine: &Machine, trace: Trace) -> Self {
+    pub fn count(
+        plan: &Plan,
+        w: &Workload,
+        machine: &Machine,
+        trace: Trace,
+        others: &[Held],
+    ) -> Self {
         let tasks: usize = PartName::ALL.iter().map(|&p| plan.part(p).len()).sum();
         let inputs = w.batch.input_bytes().0 * u64::from(w.batch.accumulate);
         let each = TASK * tasks as u64 + BATCHES * inputs + EVENT * LANES * trace.events as u64;
         // The export makes matrices of bases and cores while everything is still reserved.
         let run = each * u64::from(plan.ranks) + merging_bytes(&w.params);
-        let held = process::rss_bytes().unwrap_or_default();
+        let here = Held::now();
+        let of = |held: &Held| (held.now + later()).max(machine.host_reserve);
+        let all = || std::iter::once(&here).chain(others);
         Self {
-            beside: (held + later()).max(machine.host_reserve) + Bytes(run),
-            start: process::peak_rss_bytes().unwrap_or_default(),
+            beside: all().map(of).sum::<Bytes>() + Bytes(run),
+            start: all().map(|held| held.most).sum(),
         }
     }
 

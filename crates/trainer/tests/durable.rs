@@ -121,7 +121,9 @@ fn go_on(d: &Arc<Decoder>, plan: &Arc<Plan>, clip: Clip, dir: &Path) -> (Session
     let mut session = on_files(d, plan, clip, dir, Open::Existing).expect("files are there");
     let found = session.resume().expect("a version is whole");
     let said = record(&found);
-    session.restore_clip(said.clip.map(f64::from_bits));
+    session
+        .restore_clip(said.clip.map(f64::from_bits))
+        .expect("set");
     (session, said.mark.step)
 }
 

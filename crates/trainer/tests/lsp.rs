@@ -353,7 +353,7 @@ fn the_memory_of_an_export_is_counted() {
         host_reserve: Bytes(1 << 40),
         ..common::machine()
     };
-    let count = |w: &Workload| Resident::count(&plan, w, &machine, Trace::NONE).beside;
+    let count = |w: &Workload| Resident::count(&plan, w, &machine, Trace::NONE, &[]).beside;
     let mut exact = w.clone();
     exact
         .params

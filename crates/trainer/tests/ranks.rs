@@ -219,7 +219,7 @@ fn any_number_of_ranks_goes_on_from_what_others_have_learned() {
             };
             homes.write_all(fill).expect("written");
             drop(homes);
-            session.restore_clip(norm);
+            session.restore_clip(norm).expect("set");
             assert!(state(&mut session) == saved, "{ranks} ranks");
             let got = train(&mut session, 2, 4);
             match ranks {

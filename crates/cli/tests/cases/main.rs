@@ -13,6 +13,7 @@ mod families;
 mod finished;
 mod freeze;
 mod hub;
+mod launched;
 mod looks;
 mod lost;
 mod lsp;

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::{Collective, Comm, CommError, Pattern, Stretch, World};
+use super::{Collective, Comm, CommError, Pattern, World, described};
 use crate::Queue;
 use crate::view::{Dst, Src};
 
@@ -28,14 +28,6 @@ impl Brought {
         // SAFETY: the rank holds a `Src` of these bytes of the host's memory, so nobody writes them; the caller.
         unsafe { std::slice::from_raw_parts(self.address as *const u8, self.bytes) }
     }
-}
-
-/// A number of where stretches lie, by which ranks that place them differently are found. FNV-1a, by words.
-fn places(stretches: &[Stretch]) -> u64 {
-    let words = stretches.iter().flat_map(|s| [s.whole, s.part, s.bytes]);
-    words.fold(0xcbf2_9ce4_8422_2325, |hash, word| {
-        (hash ^ word as u64).wrapping_mul(0x0100_0000_01b3)
-    })
 }
 
 /// Where the threads meet.
@@ -219,13 +211,8 @@ impl Comm for Threads {
     ) -> Result<(), CommError> {
         let World { rank, size } = self.world();
         collective.fits(size, from, &to);
-        let shares: usize = collective.stretches.iter().map(|s| s.bytes).sum();
-        let (pattern, name) = (collective.pattern, collective.name);
-        let have = from.bytes();
-        let places = places(collective.stretches);
-        let what = format!(
-            "the {pattern} of {name} ({shares} bytes a share, of {have}; places {places:016x})"
-        );
+        let pattern = collective.pattern;
+        let what = described(&collective, from.bytes());
         let row = to.bytes() / size;
         let to = to.write::<u8>();
         self.meeting.meet(rank, what, from.read(), |all| {
@@ -262,6 +249,7 @@ impl Drop for Threads {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Stretch;
     use super::*;
 
     const STRETCHES: [Stretch; 2] = [

@@ -18,6 +18,7 @@ use crate::device::{self, Device};
 use crate::dropout::note_of_dropout;
 use crate::error::TrainError;
 use crate::inputs::{Inputs, dealing, load_inputs, open_tokenizer};
+use crate::launch::Others;
 use crate::metrics::{EventFile, MetricsLog};
 use crate::open::check_weights;
 use crate::output::{self, Output};
@@ -65,12 +66,17 @@ pub(super) struct Material {
 
 impl Material {
     /// Reads the data, and looks at everything that would be found wrong only after minutes.
-    pub fn read(run: &Run, start: &Start, observer: &mut dyn Observer) -> Result<Self, TrainError> {
+    pub fn read(
+        run: &Run,
+        start: &Start,
+        others: Option<&Others>,
+        observer: &mut dyn Observer,
+    ) -> Result<Self, TrainError> {
         observer.phase(Some(Phase::Data));
         note_of_dropout(run)?.iter().for_each(|n| observer.note(n));
         let tokenizer = open_tokenizer(run, start.state().map(|s| s.now_unix_s))?;
         let mut stops = stops_of(run, &tokenizer)?;
-        let device = device::open(run, &shape_of(run)?)?;
+        let device = device::open_with(run, &shape_of(run)?, others)?;
         observer.device(&device.note, device.gpu.is_some());
         check_budgets(run, &device)?;
         observer.detail(&host_note(run, device.gpu.is_some()));

@@ -226,7 +226,7 @@ impl Start {
                 checkpoint::load(dir, decoder.workload(), &session.homes()?, state)
                     .map_err(|e| checkpoint::with_whole_one(&run.output, e))?;
                 if state.step > 0 {
-                    session.restore_clip(state.clip.map(f64::from_bits));
+                    session.restore_clip(state.clip.map(f64::from_bits))?;
                 }
             }
             Self::Journal(journal) => {
@@ -240,7 +240,7 @@ impl Start {
                 })?;
                 journal.settle(found.sequence);
                 batches.restore(journal.state().data)?;
-                session.restore_clip(journal.state().clip.map(f64::from_bits));
+                session.restore_clip(journal.state().clip.map(f64::from_bits))?;
             }
         }
         Ok(())

@@ -6,6 +6,7 @@ use lowtide_planner::Tier;
 use lowtide_tiers::process;
 
 use super::Fit;
+use crate::launch::held_by_others;
 use crate::output::METRICS;
 use crate::planning::Planned;
 use crate::report::{Part, TrainReport, compare, median, moved_bytes};
@@ -73,7 +74,10 @@ impl Fit<'_> {
             planned_bytes,
             planned_rss_bytes: planned.resident.planned(&planned.plan, &planned.machine).0,
             start_rss_bytes: planned.resident.start.0,
-            peak_rss_bytes: process::peak_rss_bytes().map(|b| b.0),
+            peak_rss_bytes: process::peak_rss_bytes().map(|b| {
+                let others = held_by_others(&planned.device);
+                others.iter().fold(b.0, |sum, held| sum + held.most.0)
+            }),
             stopped: ends.stopped,
             nothing_to_do: false,
             output: ends.output.clone(),

@@ -1,0 +1,50 @@
+//! What to do about ranks that do not go on together.
+
+use lowtide_trainer::{CommError, MeetError};
+
+use super::cuda_advice;
+
+fn one(advice: &str) -> Vec<String> {
+    vec![advice.to_owned()]
+}
+
+/// What to do about ranks that were at work.
+pub fn advice(e: &CommError) -> Vec<String> {
+    match e {
+        CommError::Cuda(e) => cuda_advice(e),
+        CommError::Missing { .. } => {
+            one("a GPU or the way to it stands still: NCCL_DEBUG=INFO tells what NCCL does")
+        }
+        CommError::Gone { .. } => one(
+            "it was killed, perhaps by the system for want of memory (dmesg tells); the newest checkpoint is whole, and the \
+             same command goes on from it",
+        ),
+        CommError::Stopped { .. } => {
+            one("what that rank has printed tells more; the newest checkpoint is whole")
+        }
+        CommError::Differs { .. } => Vec::new(),
+    }
+}
+
+/// What to do about ranks that did not come together.
+pub fn meeting_advice(e: &MeetError) -> Vec<String> {
+    match e {
+        MeetError::Missing { .. } => one(
+            "what those ranks have printed tells why they ended; all must be started with the same MASTER_ADDR and \
+             MASTER_PORT, by the same user, on one host",
+        ),
+        MeetError::Taken { .. } => one(
+            "give each launch of this host a port of its own: torchrun --standalone, or --master-port",
+        ),
+        MeetError::Refused(_) => one("start all ranks with the same run file, --set and program"),
+        MeetError::System { .. } => Vec::new(),
+    }
+}
+
+/// What to do about a launcher's environment that cannot be followed.
+pub fn launch_advice() -> Vec<String> {
+    one(
+        "--gpus N starts all ranks of one host in one process; to train without other ranks, unset RANK, WORLD_SIZE and \
+         SLURM_PROCID",
+    )
+}

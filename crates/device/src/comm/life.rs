@@ -1,0 +1,197 @@
+//! What processes of one group hear of each other beside their work: that one stops and why, that one is gone, what one
+//! was asked.
+
+use std::fmt;
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::CommError;
+use super::frames::{receive, send};
+
+/// What a process was asked from outside, which concerns all of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ask {
+    /// To save and to end.
+    Stop,
+    /// To save and to go on.
+    Save,
+}
+
+/// Longest message.
+const MOST: usize = 1 << 20;
+/// How long a peer may take to take a message.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+type Hear = Box<dyn Fn(Ask) + Send>;
+
+/// A process's lines to all others.
+pub(super) struct Life {
+    rank: usize,
+    /// By rank; none to itself.
+    lines: Vec<Option<Mutex<UnixStream>>>,
+    ended: Mutex<Option<CommError>>,
+    changed: Condvar,
+    /// This process has said that it ends, well.
+    over: AtomicBool,
+    hear: Mutex<Option<Hear>>,
+}
+
+impl fmt::Debug for Life {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Life({} of {})", self.rank, self.lines.len())
+    }
+}
+
+fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
+    m.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Life {
+    /// Listens to all others from here on.
+    pub fn start(rank: usize, lines: Vec<Option<UnixStream>>) -> std::io::Result<Arc<Self>> {
+        let mut ears = Vec::new();
+        for (peer, line) in lines.iter().enumerate() {
+            if let Some(line) = line {
+                line.set_read_timeout(None)?;
+                line.set_write_timeout(Some(PATIENCE))?;
+                ears.push((peer, line.try_clone()?));
+            }
+        }
+        let life = Arc::new(Self {
+            rank,
+            lines: lines.into_iter().map(|l| l.map(Mutex::new)).collect(),
+            ended: Mutex::default(),
+            changed: Condvar::new(),
+            over: AtomicBool::new(false),
+            hear: Mutex::default(),
+        });
+        for (peer, line) in ears {
+            let life = Arc::clone(&life);
+            std::thread::Builder::new()
+                .name(format!("rank-{peer}"))
+                .spawn(move || life.listen(peer, line))?;
+        }
+        Ok(life)
+    }
+
+    /// Hears one peer to its end.
+    fn listen(&self, peer: usize, mut line: UnixStream) {
+        while let Ok(Some(message)) = receive(&mut line, MOST) {
+            let message = String::from_utf8_lossy(&message);
+            match message.split_once(' ').unwrap_or((&message, "")) {
+                ("stop", why) => self.set(CommError::Stopped {
+                    rank: peer,
+                    why: why.to_owned(),
+                }),
+                ("ask", what) => {
+                    let ask = if what == "save" { Ask::Save } else { Ask::Stop };
+                    if let Some(hear) = &*lock(&self.hear) {
+                        hear(ask);
+                    }
+                }
+                // It has ended, well.
+                _ => return,
+            }
+        }
+        if !self.over.load(Ordering::Acquire) {
+            self.set(CommError::Gone { rank: peer });
+        }
+    }
+
+    /// The first reason counts. Whether this is it.
+    fn claim(&self, error: CommError) -> bool {
+        let mut ended = lock(&self.ended);
+        let first = ended.is_none();
+        ended.get_or_insert(error);
+        drop(ended);
+        self.changed.notify_all();
+        first
+    }
+
+    fn set(&self, error: CommError) {
+        self.claim(error);
+    }
+
+    fn tell(&self, to: usize, message: &str) {
+        if let Some(line) = &self.lines[to] {
+            let cut = message.floor_char_boundary(MOST / 2);
+            // One that is gone hears nothing any more.
+            let _ = send(&mut *lock(line), &message.as_bytes()[..cut]);
+        }
+    }
+
+    /// Tells all why this process makes no collectives any more, unless they have ended already.
+    pub fn stop(&self, why: &str) {
+        let rank = self.rank;
+        let why = why.to_owned();
+        let message = format!("stop {why}");
+        if self.claim(CommError::Stopped { rank, why }) {
+            (0..self.lines.len()).for_each(|to| self.tell(to, &message));
+        }
+    }
+
+    /// Ends with an error of the exchange itself, which all are told.
+    pub fn fail(&self, error: CommError) -> CommError {
+        let message = format!("stop {error}");
+        if self.claim(error.clone()) {
+            (0..self.lines.len()).for_each(|to| self.tell(to, &message));
+            return error;
+        }
+        self.ended().unwrap_or(error)
+    }
+
+    /// Passes on what this process was asked, to the first.
+    pub fn ask(&self, ask: Ask) {
+        self.tell(
+            0,
+            if ask == Ask::Save {
+                "ask save"
+            } else {
+                "ask stop"
+            },
+        );
+    }
+
+    /// Who hears what others were asked.
+    pub fn hear(&self, hear: Hear) {
+        *lock(&self.hear) = Some(hear);
+    }
+
+    /// Why they have ended, if they have.
+    pub fn ended(&self) -> Option<CommError> {
+        lock(&self.ended).clone()
+    }
+
+    /// A line of work to `peer` is cut: why, which its line here tells, if not at once then soon.
+    pub fn why(&self, peer: usize) -> CommError {
+        let begin = Instant::now();
+        let mut ended = lock(&self.ended);
+        while ended.is_none() && begin.elapsed() < PATIENCE {
+            let waited = self.changed.wait_timeout(ended, PATIENCE);
+            ended = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        ended.get_or_insert(CommError::Gone { rank: peer }).clone()
+    }
+
+    /// Cuts all lines without a word.
+    #[cfg(test)]
+    pub fn cut(&self) {
+        self.over.store(true, Ordering::Release);
+        for line in self.lines.iter().flatten() {
+            let _ = lock(line).shutdown(std::net::Shutdown::Both);
+        }
+    }
+
+    /// This process ends, well.
+    pub fn close(&self) {
+        self.over.store(true, Ordering::Release);
+        for (to, line) in self.lines.iter().enumerate() {
+            self.tell(to, "end");
+            if let Some(line) = line {
+                let _ = lock(line).shutdown(std::net::Shutdown::Both);
+            }
+        }
+    }
+}

@@ -1,0 +1,293 @@
+//! Threads in the place of processes: they meet at the same sockets.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use super::{Ask, Collective, Comm, CommError, MeetError, Meeting, Party, Pattern, Stretch, World};
+use crate::Queue;
+use crate::view::{Dst, Src};
+
+const STRETCHES: [Stretch; 2] = [
+    Stretch {
+        whole: 0,
+        part: 0,
+        bytes: 2,
+    },
+    Stretch {
+        whole: 10,
+        part: 4,
+        bytes: 3,
+    },
+];
+
+fn meeting(rank: usize, size: usize, name: &str) -> Meeting {
+    Meeting {
+        name: name.to_owned(),
+        world: World { rank, size },
+        limit: Duration::from_secs(20),
+        patience: Duration::from_secs(20),
+    }
+}
+
+fn name() -> String {
+    static NUMBER: AtomicU64 = AtomicU64::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    format!("test-{}-{number}", std::process::id())
+}
+
+type Met = Result<Party, MeetError>;
+
+/// Ranks as these worlds say, each on a thread of its own.
+fn meet(worlds: &[(usize, usize)], judge: fn(&[Vec<u8>]) -> Result<(), String>) -> Vec<Met> {
+    let name = name();
+    let threads: Vec<_> = worlds
+        .iter()
+        .map(|&(rank, size)| {
+            let at = meeting(rank, size, &name);
+            std::thread::spawn(move || at.meet(format!("I am {rank}").as_bytes(), judge))
+        })
+        .collect();
+    threads
+        .into_iter()
+        .map(|t| t.join().expect("met"))
+        .collect()
+}
+
+fn group(size: usize) -> Vec<Party> {
+    let worlds: Vec<_> = (0..size).map(|rank| (rank, size)).collect();
+    let met = meet(&worlds, |_| Ok(())).into_iter();
+    met.map(|party| party.expect("they come together"))
+        .collect()
+}
+
+/// Runs each rank on a thread of its own.
+fn each<T: Send>(ranks: &[Party], work: impl Fn(&Party) -> T + Sync) -> Vec<T> {
+    let work = &work;
+    std::thread::scope(|scope| {
+        let all: Vec<_> = ranks.iter().map(|p| scope.spawn(move || work(p))).collect();
+        all.into_iter()
+            .map(|t| t.join().expect("no panic"))
+            .collect()
+    })
+}
+
+fn exchange(party: &Party, of: Collective<'_>, from: &[u8], to: &mut [u8]) -> Option<CommError> {
+    let queue = Queue::new("net", 1);
+    // SAFETY: a CPU queue: it is done when it returns.
+    unsafe {
+        party
+            .comm()
+            .exchange(&queue, of, Src::of(from), Dst::of(to))
+    }
+    .err()
+}
+
+fn gather<'a>(name: &'a str, stretches: &'a [Stretch]) -> Collective<'a> {
+    Collective {
+        pattern: Pattern::AllGather,
+        name,
+        stretches,
+    }
+}
+
+#[test]
+fn every_share_comes_to_its_place_from_every_process() {
+    for n in [2, 4] {
+        let ranks = group(n);
+        let all = each(&ranks, |party| {
+            let r = party.world().rank as u8;
+            let part: Vec<u8> = (0..7).map(|i| 100 + 10 * r + i).collect();
+            let (mut whole, mut rows) = (vec![0u8; 10 + 3 * n], vec![0u8; 7 * n]);
+            for _ in 0..3 {
+                let of = gather("it", &STRETCHES);
+                assert_eq!(exchange(party, of, &part, &mut whole), None);
+                let back = Collective {
+                    pattern: Pattern::AllToAll,
+                    ..of
+                };
+                assert_eq!(exchange(party, back, &whole, &mut rows), None);
+            }
+            (part, whole, rows)
+        });
+        for (part, whole, rows) in &all {
+            for r in 0..n {
+                assert_eq!(whole[2 * r..][..2], all[r].0[0..2]);
+                assert_eq!(whole[10 + 3 * r..][..3], all[r].0[4..7]);
+                assert_eq!(rows[7 * r..][..2], part[..2]);
+                assert_eq!(rows[7 * r + 4..][..3], part[4..]);
+            }
+        }
+    }
+}
+
+/// More than any socket holds, so that all ranks send and hear at once.
+#[test]
+fn much_is_exchanged_without_a_standstill() {
+    let n = 4;
+    let ranks = group(n);
+    let bytes = 3 << 20;
+    let stretch = [Stretch {
+        whole: 0,
+        part: 0,
+        bytes,
+    }];
+    let sums = each(&ranks, |party| {
+        let part = vec![party.world().rank as u8 + 1; bytes];
+        let mut whole = vec![0u8; n * bytes];
+        assert_eq!(
+            exchange(party, gather("it", &stretch), &part, &mut whole),
+            None
+        );
+        whole
+            .chunks(bytes)
+            .map(|c| c.iter().map(|&b| u64::from(b)).sum())
+            .collect::<Vec<u64>>()
+    });
+    let want: Vec<u64> = (1..=n as u64).map(|r| r * bytes as u64).collect();
+    assert!(sums.iter().all(|s| *s == want), "{sums:?}");
+}
+
+#[test]
+fn processes_at_different_collectives_are_named() {
+    let told = each(&group(2), |party| {
+        let name = ["weight x", "weight y"][party.world().rank];
+        exchange(party, gather(name, &STRETCHES[..1]), &[0; 2], &mut [0; 4])
+    });
+    for told in told {
+        let text = told.expect("they differ").to_string();
+        assert!(
+            text.contains("weight x") && text.contains("weight y"),
+            "{text}"
+        );
+    }
+    let told = each(&group(2), |party| {
+        let s = [Stretch {
+            whole: 2 * party.world().rank,
+            ..STRETCHES[0]
+        }];
+        exchange(party, gather("it", &s), &[0; 2], &mut [0; 6])
+    });
+    assert!(told.iter().all(Option::is_some), "{told:?}");
+}
+
+/// One stops with a word, one goes without: whoever waits for it has it at once, and the first word counts.
+#[test]
+fn nobody_waits_for_a_process_that_is_gone() {
+    for says in [true, false] {
+        let mut ranks = group(3);
+        let gone = ranks.remove(1);
+        let begin = Instant::now();
+        let told = std::thread::scope(|scope| {
+            let waits = |party| {
+                let of = gather("it", &STRETCHES[..1]);
+                scope.spawn(move || exchange(party, of, &[0; 2], &mut [0; 6]))
+            };
+            let waits: Vec<_> = ranks.iter().map(waits).collect();
+            std::thread::sleep(Duration::from_millis(50));
+            if says {
+                gone.stop("its disk is full");
+            } else {
+                // As when its process is killed: its lines end.
+                gone.life.cut();
+            }
+            let told: Vec<_> = waits
+                .into_iter()
+                .map(|t| t.join().expect("no panic"))
+                .collect();
+            drop(gone);
+            told
+        });
+        assert!(
+            begin.elapsed() < Duration::from_secs(5),
+            "{:?}",
+            begin.elapsed()
+        );
+        for told in told {
+            let told = told.expect("one is gone");
+            assert_eq!(told.is_consequence(), says);
+            let want = match says {
+                true => "rank 1 has stopped: its disk is full",
+                false => "the process of rank 1 has ended",
+            };
+            assert_eq!(told.to_string(), want);
+        }
+    }
+}
+
+/// Who is not in a collective hears of it all the same.
+#[test]
+fn an_idle_process_hears_that_another_one_is_gone() {
+    let ranks = group(2);
+    ranks[1].life.cut();
+    let begin = Instant::now();
+    while ranks[0].ended().is_none() && begin.elapsed() < Duration::from_secs(10) {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert_eq!(ranks[0].ended(), Some(CommError::Gone { rank: 1 }));
+}
+
+#[test]
+fn a_process_that_does_not_come_is_named() {
+    let mut ranks = group(2);
+    // Its life lasts, and it makes nothing.
+    let silent = ranks.pop().expect("two");
+    let mut at = ranks.pop().expect("two");
+    Arc::get_mut(&mut at.comm)
+        .expect("one holder")
+        .impatient(Duration::from_millis(200));
+    let of = gather("weight x", &STRETCHES[..1]);
+    let told = exchange(&at, of, &[0; 2], &mut [0; 4]).expect("nobody comes");
+    assert!(matches!(told, CommError::Missing { rank: 1, .. }), "{told}");
+    drop(at);
+    drop(silent);
+}
+
+#[test]
+fn an_end_that_was_said_is_no_failure_and_what_one_was_asked_comes_to_the_first() {
+    let mut ranks = group(2);
+    let (sender, asked) = std::sync::mpsc::channel();
+    ranks[0].hear(move |ask| sender.send(ask).expect("it listens"));
+    ranks[1].ask(Ask::Save);
+    ranks[1].ask(Ask::Stop);
+    let next = || asked.recv_timeout(Duration::from_secs(10)).expect("heard");
+    assert_eq!([next(), next()], [Ask::Save, Ask::Stop]);
+    drop(ranks.pop());
+    std::thread::sleep(Duration::from_millis(50));
+    assert_eq!(ranks[0].ended(), None);
+}
+
+#[test]
+fn what_does_not_go_together_is_told_to_all() {
+    let judge = |words: &[Vec<u8>]| match words {
+        [one] if one == b"I am 1" => Err("rank 1 has another run file".to_owned()),
+        other => Err(format!("unexpected: {other:?}")),
+    };
+    for told in meet(&[(0, 2), (1, 2)], judge) {
+        let told = told.expect_err("refused").to_string();
+        assert_eq!(told, "rank 1 has another run file");
+    }
+    let told = meet(&[(0, 2), (1, 3), (2, 3)], |_| Ok(()));
+    for told in told {
+        let told = told.expect_err("refused").to_string();
+        assert!(
+            told.contains("one of 3 ranks") && told.contains("one of 2"),
+            "{told}"
+        );
+    }
+    let name = name();
+    let mut alone = meeting(0, 3, &name);
+    alone.limit = Duration::from_millis(200);
+    let told = alone.meet(b"", |_| Ok(())).expect_err("alone");
+    assert!(
+        matches!(&told, MeetError::Missing { ranks, .. } if ranks == &[1, 2]),
+        "{told}"
+    );
+    let mut alone = meeting(1, 2, &name);
+    alone.limit = Duration::from_millis(200);
+    let told = alone.meet(b"", |_| Ok(())).expect_err("alone");
+    assert!(
+        matches!(&told, MeetError::Missing { ranks, .. } if ranks == &[0]),
+        "{told}"
+    );
+}

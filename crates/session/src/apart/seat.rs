@@ -1,0 +1,205 @@
+//! A rank's process that is not the first: does what is asked of it until it is told to end.
+
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::time::Duration;
+
+use lowtide_device::comm::{Comm, Party};
+use lowtide_device::cuda::Gpu;
+use lowtide_executor::{ExecError, Mode, Options, Trace};
+use lowtide_model::Decoder;
+use lowtide_planner::{Plan, SlotId, Tensor, Tier};
+use lowtide_tiers::{MadeDirs, TierError};
+use serde_json::Value;
+
+use super::wire::{Call, Fault, Opening, get, put};
+use crate::error::SessionError;
+use crate::homes::{Homes, Reach};
+use crate::ranks::Rank;
+use crate::session::{config_of, open_rank, set_clip};
+
+/// Longest read of a slot at once.
+const MOST: u64 = 1 << 24;
+
+/// What a rank's process has of a session.
+struct Seat {
+    at: Rank,
+    decoder: Arc<Decoder>,
+    plan: Arc<Plan>,
+    /// Last: empty when the state files are closed.
+    _made: MadeDirs,
+}
+
+impl Seat {
+    fn open(
+        rank: usize,
+        decoder: &Arc<Decoder>,
+        comm: &Arc<dyn Comm>,
+        gpu: Option<&Gpu>,
+        opening: Opening,
+    ) -> Result<Self, SessionError> {
+        let (clip, disk) = (opening.clip(), opening.disk());
+        let options = Options {
+            mode: Mode::Threads,
+            gpu: gpu.cloned(),
+            comm: Some(Arc::clone(comm)),
+            threads: opening.threads,
+            poison: opening.poison,
+            watchdog: Duration::from_millis(opening.watchdog_ms),
+            trace: Trace::NONE,
+            ..Options::default()
+        };
+        let plan = Arc::new(opening.plan);
+        let mut made = MadeDirs::default();
+        let need = plan.tier(Tier::Disk).planned_bytes;
+        let config = config_of(&disk, need, &mut made)?;
+        Ok(Self {
+            at: open_rank(decoder, &plan, clip, rank, options, (disk, config))?,
+            decoder: Arc::clone(decoder),
+            plan,
+            _made: made,
+        })
+    }
+
+    fn homes<T>(
+        &mut self,
+        work: impl FnOnce(&Homes<'_>) -> Result<T, TierError>,
+    ) -> Result<T, TierError> {
+        let tiers = vec![Reach::Here(self.at.runner.idle_tiers())];
+        let plan = Arc::clone(&self.plan);
+        work(&Homes::new(plan, self.decoder.workload(), tiers, false)?)
+    }
+
+    fn load(&mut self, slot: SlotId, at: u64, bytes: u64) -> Result<Vec<u8>, TierError> {
+        let mut out = vec![0; bytes.min(MOST) as usize];
+        self.homes(|homes| homes.load_slot(slot, at, &mut out))?;
+        Ok(out)
+    }
+
+    fn clip(&mut self, words: [u64; 3]) {
+        let words = words.map(f64::from_bits);
+        let tiers = self.at.runner.idle_tiers();
+        for (_, slot) in self.plan.homes(Tensor::Clip) {
+            set_clip(&tiers, slot, &words);
+        }
+    }
+
+    /// Does one call.
+    fn call(&mut self, call: Call, body: &[u8]) -> Result<Vec<u8>, SessionError> {
+        match call {
+            Call::Submit(part) => {
+                let data = part.data(body).ok_or_else(|| wrong("inputs are cut off"))?;
+                self.at.runner.submit(part.part, Arc::new(data))?;
+            }
+            Call::Wait => self.at.runner.wait()?,
+            Call::Load { slot, at, bytes } => return Ok(self.load(slot, at, bytes)?),
+            Call::Store { slot, at } => self.homes(|h| h.store_slot(slot, at, body))?,
+            Call::Clip(words) => self.clip(words),
+            Call::Publish => {
+                if let Some(disk) = self.at.runner.disk() {
+                    disk.publish()?;
+                }
+            }
+            Call::Discard => {
+                if let Some(disk) = self.at.runner.disk() {
+                    disk.discard();
+                }
+            }
+            Call::Open(_) | Call::Close | Call::Ask(_) | Call::End => {
+                return Err(wrong("a call that is not the session's"));
+            }
+        }
+        Ok(Vec::new())
+    }
+}
+
+/// A call that the first rank's process cannot make: our bug.
+fn wrong(what: &str) -> SessionError {
+    SessionError::Exec(ExecError::Elsewhere {
+        rank: 0,
+        what: what.to_owned(),
+    })
+}
+
+/// Does what the first rank's process asks of this one, with a model and a device of this one, until it says that all is done.
+/// `ask` answers what is known outside of a session.
+///
+/// # Errors
+/// What failed here, which the others are told; or that another rank has stopped.
+///
+/// # Panics
+/// In the first rank's process.
+pub fn serve(
+    party: &Party,
+    decoder: &Arc<Decoder>,
+    (comm, gpu): (&Arc<dyn Comm>, Option<&Gpu>),
+    ask: &mut dyn FnMut(Value) -> Result<Value, String>,
+) -> Result<(), SessionError> {
+    let rank = party.world().rank;
+    assert!(rank > 0, "the first rank asks");
+    let mut line = party.take_calls().pop().expect("a line to the first rank");
+    let served = answer(party, &mut line, decoder, (comm, gpu), ask);
+    if let Err(e) = &served {
+        party.stop(&e.to_string());
+    }
+    served
+}
+
+fn answer(
+    party: &Party,
+    line: &mut UnixStream,
+    decoder: &Arc<Decoder>,
+    (comm, gpu): (&Arc<dyn Comm>, Option<&Gpu>),
+    ask: &mut dyn FnMut(Value) -> Result<Value, String>,
+) -> Result<(), SessionError> {
+    let rank = party.world().rank;
+    let gone = || {
+        SessionError::Exec(ExecError::Ranks {
+            task: format!("rank {rank}"),
+            source: party.why(0),
+        })
+    };
+    let mut seat: Option<Seat> = None;
+    loop {
+        let next = get::<Call>(line).map_err(|_| gone())?;
+        let (call, body) = next.ok_or_else(gone)?;
+        let last = matches!(call, Call::End);
+        let done = match call {
+            Call::Open(opening) => {
+                // What an earlier session had is free for this one.
+                drop(seat.take());
+                let opened = Seat::open(rank, decoder, comm, gpu, *opening);
+                opened
+                    .map(|opened| seat = Some(opened))
+                    .map(|()| Vec::new())
+            }
+            Call::Close | Call::End => {
+                drop(seat.take());
+                Ok(Vec::new())
+            }
+            Call::Ask(what) => match ask(what) {
+                Ok(answer) => Ok(answer.to_string().into_bytes()),
+                Err(what) => Err(SessionError::Exec(ExecError::Elsewhere { rank, what })),
+            },
+            call => match &mut seat {
+                Some(seat) => seat.call(call, &body),
+                None => Err(wrong("a call before a session is open")),
+            },
+        };
+        let told = match &done {
+            Ok(body) => put(line, &Ok::<(), Fault>(()), body),
+            Err(e) => {
+                let fault = match e {
+                    SessionError::Exec(e) => Fault::of(e),
+                    e => Fault::Own(format!("rank {rank}: {e}")),
+                };
+                put(line, &Err::<(), Fault>(fault), &[])
+            }
+        };
+        done?;
+        told.map_err(|_| gone())?;
+        if last {
+            return Ok(());
+        }
+    }
+}

@@ -1,0 +1,487 @@
+//! Ranks that a launcher starts as processes of their own (`torchrun`, `srun`): which one this process is, how they come
+//! together, and what those do that are not the first.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use lowtide_config as config;
+use lowtide_config::Run;
+use lowtide_device::comm::{Ask, Comm, MeetError, Meeting, Party, World};
+use lowtide_measure::NetTimes;
+use lowtide_session::{Group, Remote, Requests, serve};
+use lowtide_units::Bytes;
+use serde_json::{Value, json};
+
+use crate::device::{Device, Target};
+use crate::error::TrainError;
+use crate::planning::{check_budgets, decoder_of};
+use crate::resident::Held;
+
+/// How long ranks are waited for at the start.
+const LIMIT: Duration = Duration::from_secs(60);
+/// The same where it is known that nothing comes of it.
+const SHORT: Duration = Duration::from_secs(5);
+/// How long a rank waits for another one in a collective: half of the watchdog's time.
+const PATIENCE: Duration = Duration::from_secs(150);
+/// How often it is looked whether this process was asked something.
+const LOOK: Duration = Duration::from_millis(100);
+/// Slurm's numbers of steps that are none: the batch script's own, among others.
+const NO_STEP: u32 = 0xffff_fff0;
+
+/// What a launcher says of this process: one of several ranks on one host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Launch {
+    /// Which rank, of how many.
+    pub world: World,
+    /// What all ranks of the launch know it by, and no other launch.
+    pub name: String,
+}
+
+/// A variable that is a number.
+fn number(name: &str, value: &str) -> Result<usize, TrainError> {
+    value.trim().parse().map_err(|_| {
+        TrainError::Launch(format!(
+            "{name} is '{value}', which is no rank or number of them"
+        ))
+    })
+}
+
+impl Launch {
+    /// What the environment says, read by `var`; none where there is no launcher, or one rank alone.
+    ///
+    /// # Errors
+    /// [`TrainError::Launch`]: ranks of several hosts, and an environment that does not say all.
+    pub fn found(var: impl Fn(&str) -> Option<String>) -> Result<Option<Self>, TrainError> {
+        let both = (var("RANK"), var("WORLD_SIZE"));
+        let found = match both {
+            (Some(rank), Some(size)) => Self::by_torchrun(&var, (&rank, &size))?,
+            _ => Self::by_slurm(&var)?,
+        };
+        let found = found.filter(|launch| launch.world.size > 1);
+        match found.as_ref().map(|launch| launch.world) {
+            Some(World { rank, size }) if rank >= size => Err(TrainError::Launch(format!(
+                "the environment says rank {rank} of {size}"
+            ))),
+            _ => Ok(found),
+        }
+    }
+
+    fn by_torchrun(
+        var: &impl Fn(&str) -> Option<String>,
+        (rank, size): (&str, &str),
+    ) -> Result<Option<Self>, TrainError> {
+        let world = World {
+            rank: number("RANK", rank)?,
+            size: number("WORLD_SIZE", size)?,
+        };
+        if world.size <= 1 {
+            return Ok(None);
+        }
+        let here = var("LOCAL_WORLD_SIZE").zip(var("LOCAL_RANK"));
+        let Some((here, _)) = here else {
+            return Err(TrainError::Launch(format!(
+                "RANK and WORLD_SIZE say rank {rank} of {size}, but LOCAL_RANK and LOCAL_WORLD_SIZE are not set: how many \
+                 of them are on this host is unknown"
+            )));
+        };
+        one_host("WORLD_SIZE", world.size, number("LOCAL_WORLD_SIZE", &here)?)?;
+        let Some(port) = var("MASTER_PORT") else {
+            return Err(TrainError::Launch(
+                "RANK and WORLD_SIZE are set, but MASTER_PORT is not: launches of one host are told apart by it".to_owned(),
+            ));
+        };
+        let of = |name| var(name).unwrap_or_default();
+        let rest = [
+            "MASTER_ADDR",
+            "TORCHELASTIC_RUN_ID",
+            "TORCHELASTIC_RESTART_COUNT",
+        ]
+        .map(of);
+        Ok(Some(Self {
+            world,
+            name: named(&format!("{port} {}", rest.join(" "))),
+        }))
+    }
+
+    fn by_slurm(var: &impl Fn(&str) -> Option<String>) -> Result<Option<Self>, TrainError> {
+        // In a batch script itself these are set, too, but it is no step and no rank.
+        let step = var("SLURM_STEP_ID").and_then(|s| s.parse::<u32>().ok());
+        let (Some(step), Some(rank)) = (step.filter(|&s| s < NO_STEP), var("SLURM_PROCID")) else {
+            return Ok(None);
+        };
+        let of = |step: &str, job: &str| var(step).or_else(|| var(job));
+        let Some(size) = of("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS") else {
+            return Ok(None);
+        };
+        let world = World {
+            rank: number("SLURM_PROCID", &rank)?,
+            size: number("SLURM_NTASKS", &size)?,
+        };
+        if world.size <= 1 {
+            return Ok(None);
+        }
+        let hosts = of("SLURM_STEP_NUM_NODES", "SLURM_NNODES");
+        let hosts = hosts.map_or(Ok(1), |n| number("SLURM_NNODES", &n))?;
+        if hosts > 1 {
+            return Err(several_hosts(&format!("SLURM_NNODES is {hosts}")));
+        }
+        let job = var("SLURM_JOB_ID").unwrap_or_default();
+        Ok(Some(Self {
+            world,
+            name: named(&format!("slurm {job} {step}")),
+        }))
+    }
+
+    /// Comes together with the other ranks. `run` is what this one is to do, or why it cannot: then nobody does.
+    ///
+    /// # Errors
+    /// Ranks that do not come, or that have another run or version: the same error on all.
+    pub fn meet(&self, run: Result<&Run, String>) -> Result<Arc<Party>, TrainError> {
+        let own = match &run {
+            Ok(run) => json!({ "version": VERSION, "run": run }),
+            Err(why) => json!({ "version": VERSION, "error": why }),
+        };
+        let meeting = Meeting {
+            name: self.name.clone(),
+            world: self.world,
+            limit: if run.is_ok() { LIMIT } else { SHORT },
+            patience: PATIENCE,
+        };
+        let hello = own.to_string();
+        let judge = |others: &[Vec<u8>]| {
+            if let Err(why) = &run {
+                return Err(format!("rank 0: {why}"));
+            }
+            let others = others.iter().enumerate();
+            others.into_iter().try_for_each(|(i, other)| {
+                let other = serde_json::from_slice(other).unwrap_or_default();
+                agree(i + 1, &own, &other)
+            })
+        };
+        let party = meeting.meet(hello.as_bytes(), judge)?;
+        Ok(Arc::new(party))
+    }
+}
+
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// A short name for what a launch is known by.
+fn named(by: &str) -> String {
+    let hash = by.bytes().fold(0xcbf2_9ce4_8422_2325u64, |hash, b| {
+        (hash ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3)
+    });
+    format!("{hash:016x}")
+}
+
+fn one_host(name: &str, size: usize, here: usize) -> Result<(), TrainError> {
+    match size == here {
+        true => Ok(()),
+        false => Err(several_hosts(&format!(
+            "{name} is {size}, of which LOCAL_WORLD_SIZE says {here} are here"
+        ))),
+    }
+}
+
+fn several_hosts(what: &str) -> TrainError {
+    TrainError::Launch(format!(
+        "{what}: ranks of several hosts are not supported, all must be on one"
+    ))
+}
+
+/// Whether another rank is to do what the first one is.
+fn agree(rank: usize, own: &Value, other: &Value) -> Result<(), String> {
+    if own["version"] != other["version"] {
+        let of = |v: &Value| {
+            v["version"]
+                .as_str()
+                .unwrap_or("of another kind")
+                .to_owned()
+        };
+        return Err(format!(
+            "rank {rank} is lowtide {}, rank 0 lowtide {}",
+            of(other),
+            of(own)
+        ));
+    }
+    if let Some(why) = other["error"].as_str() {
+        return Err(format!("rank {rank}: {why}"));
+    }
+    match differs("", &own["run"], &other["run"]) {
+        None => Ok(()),
+        Some((key, a, b)) => Err(format!(
+            "ranks have different runs: '{key}' is {b} on rank {rank}, {a} on rank 0"
+        )),
+    }
+}
+
+/// The first key whose values differ.
+fn differs(key: &str, a: &Value, b: &Value) -> Option<(String, String, String)> {
+    if let (Value::Object(a), Value::Object(b)) = (a, b) {
+        let none = Value::Null;
+        return a.keys().chain(b.keys()).find_map(|k| {
+            let of = |v: &serde_json::Map<String, Value>| v.get(k).unwrap_or(&none).clone();
+            let below = if key.is_empty() {
+                k.clone()
+            } else {
+                format!("{key}.{k}")
+            };
+            differs(&below, &of(a), &of(b))
+        });
+    }
+    (a != b).then(|| (key.to_owned(), a.to_string(), b.to_string()))
+}
+
+/// The first rank's way to the others.
+#[derive(Clone, Debug)]
+pub struct Others {
+    group: Group,
+}
+
+impl Others {
+    /// All others of the party that this process is the first of.
+    pub(crate) fn of(party: &Arc<Party>, requests: &Requests) -> Self {
+        let requests = requests.clone();
+        party.hear(move |ask| match ask {
+            Ask::Stop => requests.stop(),
+            Ask::Save => requests.save(),
+        });
+        Self {
+            group: Group::processes(party),
+        }
+    }
+
+    /// Ranks of which the first is this process's.
+    pub(crate) fn group(&self) -> Group {
+        self.group.clone()
+    }
+
+    /// All is done.
+    pub(crate) fn end(&self) {
+        self.group.there.iter().for_each(|remote| remote.end());
+    }
+}
+
+/// Host memory of the other ranks' processes.
+pub(crate) fn held_by_others(device: &Device) -> Vec<Held> {
+    let there = device.group.iter().flat_map(|group| &group.there);
+    let of = |remote: &Arc<Remote>| {
+        // One that is gone holds none, and whatever is asked of it next tells why.
+        let told = remote.ask(json!("memory")).unwrap_or_default();
+        let [now, most] = serde_json::from_value(told).unwrap_or_default();
+        Held {
+            now: Bytes(now),
+            most: Bytes(most),
+        }
+    };
+    there.map(of).collect()
+}
+
+/// What ranks exchange, measured by all at once.
+pub(crate) fn net_times(group: &Group) -> Result<NetTimes, TrainError> {
+    std::thread::scope(|scope| {
+        let ask = |remote: &Arc<Remote>| {
+            let remote = Arc::clone(remote);
+            scope.spawn(move || remote.ask(json!("net")))
+        };
+        let others: Vec<_> = group.there.iter().map(ask).collect();
+        let mut all = NetTimes::of(&group.gpus, &group.comms)?;
+        for other in others {
+            let end = other.join();
+            let told = end.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+            let seconds = serde_json::from_value(told).unwrap_or([0.0; 3]);
+            all = all.max(NetTimes { seconds, ..all });
+        }
+        Ok(all)
+    })
+}
+
+/// Does a rank's part of a run whose first rank is another process, until that one says that all is done. What this process
+/// is asked is passed on to it.
+///
+/// # Errors
+/// What went wrong here; that another rank has stopped, with why.
+pub fn follow(run: &Run, party: &Arc<Party>, requests: &Requests) -> Result<(), TrainError> {
+    let work = || {
+        device(run)?;
+        check_budgets(run, &Device::cpu())?;
+        let decoder = decoder_of(run, run.batch(), Target::default())?;
+        let comm: Arc<dyn Comm> = party.comm();
+        requests.guard();
+        let over = Arc::new(AtomicBool::new(false));
+        let passing = {
+            let (over, party, requests) = (Arc::clone(&over), Arc::clone(party), requests.clone());
+            std::thread::spawn(move || pass_on(&over, &party, &requests))
+        };
+        let comms = [Arc::clone(&comm)];
+        let mut ask = |what: Value| match what.as_str() {
+            Some("net") => {
+                let times = NetTimes::of(&[], &comms).map_err(|e| e.to_string())?;
+                Ok(json!(times.seconds))
+            }
+            Some("memory") => {
+                let held = Held::now();
+                Ok(json!([held.now, held.most]))
+            }
+            _ => Err(format!("{what} is not known here")),
+        };
+        let served = serve(party, &decoder, (&comm, None), &mut ask);
+        over.store(true, Ordering::Relaxed);
+        // It ends by itself, and nothing hangs on it.
+        let _ = passing.join();
+        Ok(served?)
+    };
+    let done: Result<(), TrainError> = work();
+    if let Err(e) = &done {
+        party.stop(&e.to_string());
+    }
+    done
+}
+
+/// Refuses devices on which ranks cannot be processes.
+pub(crate) fn device(run: &Run) -> Result<(), TrainError> {
+    let gpu = match run.device {
+        config::Device::Cpu => false,
+        config::Device::Cuda => true,
+        config::Device::Auto => lowtide_device::cuda::Gpu::open(0).is_ok(),
+    };
+    match gpu {
+        false => Ok(()),
+        true => Err(TrainError::Launch(
+            "ranks that are processes of their own are for the CPU device alone; on GPUs one process has all".to_owned(),
+        )),
+    }
+}
+
+/// Tells the first rank what this process is asked, while it serves.
+fn pass_on(over: &AtomicBool, party: &Party, requests: &Requests) {
+    let mut told = false;
+    while !over.load(Ordering::Relaxed) {
+        if requests.take_save() {
+            party.ask(Ask::Save);
+        }
+        if requests.stopping() && !std::mem::replace(&mut told, true) {
+            party.ask(Ask::Stop);
+        }
+        std::thread::sleep(LOOK);
+    }
+}
+
+impl From<MeetError> for TrainError {
+    fn from(e: MeetError) -> Self {
+        Self::Meet(e)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(all: &[(&str, &str)]) -> Result<Option<Launch>, String> {
+        let var = |name: &str| {
+            let found = all.iter().find(|v| v.0 == name);
+            found.map(|v| v.1.to_owned())
+        };
+        Launch::found(var).map_err(|e| e.to_string())
+    }
+
+    const TORCHRUN: [(&str, &str); 6] = [
+        ("RANK", "1"),
+        ("WORLD_SIZE", "2"),
+        ("LOCAL_RANK", "1"),
+        ("LOCAL_WORLD_SIZE", "2"),
+        ("MASTER_ADDR", "127.0.0.1"),
+        ("MASTER_PORT", "29500"),
+    ];
+
+    const SRUN: [(&str, &str); 6] = [
+        ("SLURM_JOB_ID", "77"),
+        ("SLURM_STEP_ID", "0"),
+        ("SLURM_PROCID", "1"),
+        ("SLURM_NTASKS", "2"),
+        ("SLURM_LOCALID", "1"),
+        ("SLURM_NNODES", "1"),
+    ];
+
+    fn with(
+        all: &[(&'static str, &'static str)],
+        name: &'static str,
+        value: &'static str,
+    ) -> Vec<(&'static str, &'static str)> {
+        let rest = all.iter().copied().filter(|v| v.0 != name);
+        rest.chain((!value.is_empty()).then_some((name, value)))
+            .collect()
+    }
+
+    #[test]
+    fn a_launcher_says_which_rank_a_process_is() {
+        let world = World { rank: 1, size: 2 };
+        for all in [&TORCHRUN, &SRUN] {
+            let launch = found(all).expect("whole").expect("a launch");
+            assert_eq!(launch.world, world);
+        }
+        let name = |all: &[(&str, &str)]| found(all).expect("whole").expect("a launch").name;
+        assert_eq!(name(&TORCHRUN), name(&with(&TORCHRUN, "RANK", "0")));
+        assert_ne!(
+            name(&TORCHRUN),
+            name(&with(&TORCHRUN, "MASTER_PORT", "29501"))
+        );
+        assert_ne!(name(&SRUN), name(&with(&SRUN, "SLURM_STEP_ID", "1")));
+        // What torchrun says counts where srun started it.
+        assert_eq!(name(&[&SRUN[..], &TORCHRUN].concat()), name(&TORCHRUN));
+    }
+
+    #[test]
+    fn one_process_alone_and_a_batch_script_are_no_launch() {
+        assert_eq!(found(&[]), Ok(None));
+        assert_eq!(found(&[("RANK", "0"), ("WORLD_SIZE", "1")]), Ok(None));
+        for step in ["", "4294967291", "batch"] {
+            assert_eq!(
+                found(&with(&SRUN, "SLURM_STEP_ID", step)),
+                Ok(None),
+                "{step}"
+            );
+        }
+        assert_eq!(found(&with(&SRUN, "SLURM_NTASKS", "1")), Ok(None));
+    }
+
+    #[test]
+    fn several_hosts_and_half_an_environment_are_refused() {
+        let cases = [
+            (with(&TORCHRUN, "LOCAL_WORLD_SIZE", "1"), "several hosts"),
+            (with(&TORCHRUN, "LOCAL_RANK", ""), "LOCAL_RANK"),
+            (with(&TORCHRUN, "MASTER_PORT", ""), "MASTER_PORT"),
+            (with(&TORCHRUN, "RANK", "2"), "rank 2 of 2"),
+            (with(&TORCHRUN, "RANK", "one"), "RANK is 'one'"),
+            (with(&SRUN, "SLURM_NNODES", "2"), "several hosts"),
+        ];
+        for (all, word) in cases {
+            let told = found(&all).expect_err(word);
+            assert!(told.contains(word), "{word}: {told}");
+        }
+    }
+
+    #[test]
+    fn what_ranks_disagree_about_is_named() {
+        let own = json!({ "version": "1", "run": { "a": { "b": 1, "c": [1, 2] }, "d": null } });
+        assert_eq!(agree(3, &own, &own), Ok(()));
+        let mut other = own.clone();
+        other["run"]["a"]["c"] = json!([1, 3]);
+        let told = agree(3, &own, &other).expect_err("differs");
+        assert!(
+            told.contains("'a.c' is [1,3] on rank 3, [1,2] on rank 0"),
+            "{told}"
+        );
+        other = own.clone();
+        other["version"] = json!("2");
+        let told = agree(3, &own, &other).expect_err("differs");
+        assert!(
+            told.contains("rank 3 is lowtide 2, rank 0 lowtide 1"),
+            "{told}"
+        );
+        let told = agree(1, &own, &json!({ "version": "1", "error": "no such file" }));
+        assert_eq!(told, Err("rank 1: no such file".to_owned()));
+        // What cannot be read at all is another version.
+        agree(1, &own, &Value::Null).expect_err("differs");
+    }
+}
