@@ -237,6 +237,24 @@ def phi3_longrope():
     )
 
 
+def phi4_mini():
+    """Twelve of sixteen numbers of a head are rotated, by LongRoPE; grouped queries, tied."""
+    return Phi3ForCausalLM(
+        Phi3Config(
+            vocab_size=61, hidden_size=32, intermediate_size=56, num_hidden_layers=2,
+            num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=80,
+            original_max_position_embeddings=20, rms_norm_eps=1e-5, tie_word_embeddings=True,
+            sliding_window=262144, pad_token_id=None, bos_token_id=1, eos_token_id=2,
+            partial_rotary_factor=0.75,
+            rope_parameters={
+                "rope_type": "longrope", "rope_theta": 10000.0,
+                "short_factor": [1.0, 1.25, 1.5, 2.0, 2.5, 3.0],
+                "long_factor": [1.0, 3.0, 6.0, 9.0, 11.0, 13.0],
+            },
+        )
+    )
+
+
 def olmo2():
     """Norms behind attention and MLP and none before; norms of all query heads, of all key heads."""
     return Olmo2ForCausalLM(
@@ -309,6 +327,7 @@ MODELS = {
     "granite": (granite, 14, "classic"),
     "gemma2": (gemma2, 30, "classic"),
     "gemma": (gemma, 16, "classic"),
+    "phi4-mini": (phi4_mini, 17, "classic"),
 }
 
 
@@ -343,6 +362,8 @@ def save_model(model, folder, spelling):
         rope = config.pop("rope_parameters", None)
         if rope is not None:
             config["rope_theta"] = rope.pop("rope_theta")
+            if "partial_rotary_factor" in rope:
+                config["partial_rotary_factor"] = rope.pop("partial_rotary_factor")
             config["rope_scaling"] = rope if rope["rope_type"] != "default" else None
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 

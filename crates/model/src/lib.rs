@@ -32,7 +32,7 @@ pub use inputs::store_inputs;
 pub use lowtide_kernels::operands::Arg;
 pub use lsp::learn::NotFinite;
 pub use lsp::{Merged, merging_bytes};
-pub use params::{HfTensor, file_params, hf_tensors};
+pub use params::{HeadRows, HfTensor, Pairs, file_params, hf_tensors};
 pub use run::{Call, Decoder};
 pub use weights::{
     Checkpoint, FileDtype, HfWriter, SafetensorsHeader, StoredDtype, StoredTensor, random_init,

@@ -97,6 +97,62 @@ pub(crate) struct Spec {
     pub parts: Vec<(String, u64)>,
     /// The file's tensor is stored (input, output).
     pub transposed: bool,
+    /// The file's rows stand in another order.
+    pub heads: Option<HeadRows>,
+}
+
+/// In which order a file's tensor of queries, keys or values, or of all of them, has the rows that are here head by head:
+/// queries, then keys, then values, and of each head of queries and keys number i beside number i + D/2, with which it is rotated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HeadRows {
+    /// D, the rows of a head.
+    pub head_dim: u64,
+    /// So many of the tensor's heads, its first ones, are paired in the file as `pairs` says; the others are as here.
+    pub paired: u64,
+    /// Which numbers of a head the file has rotated with each other.
+    pub pairs: Pairs,
+}
+
+/// Which numbers of a head are rotated with each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pairs {
+    /// Of the first so many numbers i and i + half as many; the others are not rotated.
+    First(u64),
+}
+
+impl Pairs {
+    /// Which number of a file's head of `d` is number `i` here.
+    fn in_file(self, i: u64, d: u64) -> u64 {
+        let half = d / 2;
+        let (side, i) = (i / half, i % half);
+        match self {
+            Self::First(rotated) => match (rotated / 2, i) {
+                (turning, i) if i < turning => side * turning + i,
+                (turning, i) => rotated + side * (half - turning) + i - turning,
+            },
+        }
+    }
+}
+
+impl HeadRows {
+    /// Which row of the file's tensor is row `row` here.
+    #[must_use]
+    pub fn in_file(self, row: u64) -> u64 {
+        let d = self.head_dim;
+        let (head, i) = (row / d, row % d);
+        let i = match head < self.paired {
+            true => self.pairs.in_file(i, d),
+            false => i,
+        };
+        head * d + i
+    }
+
+    /// Of a tensor that begins at row `first` of the parameter.
+    fn from(self, first: u64, rows: u64) -> Option<Self> {
+        let d = self.head_dim;
+        let paired = self.paired.saturating_sub(first / d).min(rows / d);
+        (paired > 0).then_some(Self { paired, ..self })
+    }
 }
 
 impl Spec {
@@ -137,6 +193,8 @@ pub struct HfTensor {
     pub cols: u64,
     /// Stored as (columns, rows): GPT-2's matrices.
     pub transposed: bool,
+    /// Stored with its rows in another order.
+    pub heads: Option<HeadRows>,
 }
 
 impl HfTensor {
@@ -144,6 +202,17 @@ impl HfTensor {
     #[must_use]
     pub fn elements(&self) -> Range<u64> {
         self.rows.start * self.cols..self.rows.end * self.cols
+    }
+
+    /// Which element of the file's tensor is element `i` of those that it has in the parameter.
+    #[must_use]
+    pub fn in_file(&self, i: u64) -> u64 {
+        let (row, col) = (i / self.cols, i % self.cols);
+        match (self.heads, self.transposed) {
+            (Some(heads), _) => heads.in_file(row) * self.cols + col,
+            (None, true) => col * (self.rows.end - self.rows.start) + row,
+            (None, false) => i,
+        }
     }
 }
 
@@ -168,6 +237,7 @@ pub fn hf_tensors(shape: &ModelShape) -> Vec<HfTensor> {
                 rows: row..row + rows,
                 cols: spec.cols,
                 transposed: spec.transposed,
+                heads: spec.heads.and_then(|heads| heads.from(row, rows)),
             });
             row += rows;
         }
@@ -234,7 +304,13 @@ impl List {
             role,
             parts,
             transposed: false,
+            heads: None,
         });
+    }
+
+    /// The parameter just added has its rows in another order in the file.
+    pub fn by_heads(&mut self, heads: HeadRows) {
+        self.specs.last_mut().expect("just added").heads = Some(heads);
     }
 
     /// A matrix that the file holds as (input, output).

@@ -4,9 +4,9 @@ use std::f64::consts::TAU;
 
 use lowtide_workload::{Rope, RopeScaling};
 
-/// What a rotation of heads of this size turns by.
+/// What a rotation of the numbers of a head turns by.
 pub(crate) struct Angles {
-    /// `theta^(-2i/D)` for i in 0..D/2, stretched.
+    /// `theta^(-2i/R)` for i in 0..R/2, stretched, where R numbers of a head are rotated.
     pub inverse: Vec<f64>,
     /// By what rotated numbers are multiplied.
     pub factor: f64,
@@ -19,20 +19,20 @@ pub(crate) fn angles(rope: &Rope, head_dim: u32) -> Angles {
         _ => 1.0,
     };
     Angles {
-        inverse: inverse_frequencies(rope, head_dim),
+        inverse: inverse_frequencies(rope, rope.rotated(head_dim)),
         factor,
     }
 }
 
-fn inverse_frequencies(rope: &Rope, head_dim: u32) -> Vec<f64> {
-    let d = f64::from(head_dim);
-    (0..head_dim / 2)
+fn inverse_frequencies(rope: &Rope, rotated: u32) -> Vec<f64> {
+    let d = f64::from(rotated);
+    (0..rotated / 2)
         .map(|i| (i, rope.theta.powf(-2.0 * f64::from(i) / d)))
         .map(|(i, inv)| stretch(f64::from(i), inv, rope, d))
         .collect()
 }
 
-/// Frequency `i` of a head of `d` numbers, of which `inv` is the plain one.
+/// Frequency `i` where `d` numbers of a head are rotated, of which `inv` is the plain one.
 fn stretch(i: f64, inv: f64, rope: &Rope, d: f64) -> f64 {
     match rope.scaling {
         RopeScaling::None | RopeScaling::Dynamic(_) => inv,
@@ -88,6 +88,7 @@ mod tests {
             &Rope {
                 theta: 500_000.0,
                 scaling,
+                width: None,
             },
             128,
         )
@@ -151,6 +152,7 @@ mod tests {
                     original: 64.0,
                     truncate,
                 },
+                width: None,
             };
             let angles = angles(&rope, 16);
             assert_eq!(angles.factor, 1.5);

@@ -73,7 +73,8 @@ impl Decoder {
     fn of(built: Built, shape: &ModelShape) -> Self {
         let rope = shape.rope.as_ref().map(|r| {
             let angles = angles(r, shape.head_dim);
-            Table::new(&angles.inverse, angles.factor, built.sizes.seq)
+            let half = shape.head_dim as usize / 2;
+            Table::partial(&angles.inverse, angles.factor, half, built.sizes.seq)
         });
         Self {
             workload: built.workload,

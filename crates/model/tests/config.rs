@@ -28,7 +28,8 @@ fn published_configurations_are_understood() {
         shape.rope,
         Some(Rope {
             theta: 500_000.0,
-            scaling: llama3
+            scaling: llama3,
+            width: None,
         })
     );
     assert!(!shape.tied && !shape.qkv_bias && !shape.qk_norm);
@@ -119,7 +120,7 @@ fn what_is_not_supported_is_named() {
             "rope_scaling",
         ),
         (
-            with(phi3(), "partial_rotary_factor", json!(0.75)),
+            with(phi3(), "partial_rotary_factor", json!(0.532)),
             "partial_rotary_factor",
         ),
         (

@@ -29,12 +29,11 @@ fn by_name(driver: &Driver) -> reference::Tensors {
         let all = driver.weight(tensor.param);
         let range = tensor.elements();
         let own = &all[range.start as usize..range.end as usize];
-        let (rows, cols) = (own.len() / tensor.cols as usize, tensor.cols as usize);
-        let values = (0..own.len()).map(|i| match tensor.transposed {
-            false => own[i],
-            true => own[i % rows * cols + i / rows],
-        });
-        tensors.insert(tensor.name, values.map(f64::from).collect());
+        let mut values = vec![f64::NAN; own.len()];
+        for (i, &value) in (0..).zip(own) {
+            values[tensor.in_file(i) as usize] = f64::from(value);
+        }
+        tensors.insert(tensor.name, values);
     }
     tensors
 }

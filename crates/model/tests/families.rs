@@ -205,6 +205,35 @@ fn longrope_is_read_as_transformers_reads_it() {
     ));
 }
 
+/// `int(head_dim * partial_rotary_factor)`, from the rotary settings or the configuration; the divisors of longrope are as many
+/// as there are pairs.
+#[test]
+fn parts_of_heads_are_those_of_transformers() {
+    let width = |config: &Value| parsed(config).rope.unwrap().width;
+    let of = |part: f64| with(phi3(), "partial_rotary_factor", json!(part));
+    for (part, want) in [(1.0, None), (0.75, Some(72)), (0.545, Some(52))] {
+        assert_eq!(width(&of(part)), want, "{part}");
+    }
+    let inner = json!({"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.25});
+    assert_eq!(width(&with(of(0.75), "rope_parameters", inner)), Some(24));
+    for (part, sane) in [(0.0, false), (1.25, false), (0.01, true), (0.532, true)] {
+        match parse_config(&of(part), "x") {
+            Err(ModelError::Unsupported { .. }) if sane => {}
+            Err(ModelError::BadValue { .. }) if !sane => {}
+            other => panic!("{part}: {other:?}"),
+        }
+    }
+    let scaling = |n: usize| {
+        let (short, long) = (vec![1.0; n], vec![2.0; n]);
+        let scaling = json!({"type": "longrope", "short_factor": short, "long_factor": long});
+        let long = with(of(0.75), "original_max_position_embeddings", json!(4096));
+        parse_config(&with(long, "rope_scaling", scaling), "x")
+    };
+    assert!(scaling(36).is_ok());
+    let all = scaling(48);
+    assert!(matches!(all, Err(ModelError::Dimensions { have: 48, .. })));
+}
+
 /// Factors, caps and windows as transformers takes them, absent and null.
 #[test]
 fn factors_and_caps_are_those_of_transformers() {
@@ -283,6 +312,11 @@ fn shapes_that_no_configuration_has_are_refused() {
         let all = tiny_shapes();
         all.into_iter().find(|s| s.name == name).expect("a shape")
     };
+    let of_width = |name: &str, width: u32| {
+        let mut shape = shape(name);
+        shape.rope.as_mut().unwrap().width = Some(width);
+        shape
+    };
     let rotated = Layers::those(2, |_| false);
     let odd = Layers::those(2, |l| l == 1);
     let some = window(3, |l| l == 1);
@@ -353,6 +387,10 @@ fn shapes_that_no_configuration_has_are_refused() {
             qk_norm: false,
             ..shape("olmo2")
         },
+        of_width("llama", 4),
+        of_width("smollm3", 4),
+        of_width("phi3", 3),
+        of_width("phi3", 6),
     ] {
         let described = describe(&wrong, &options);
         assert!(

@@ -81,12 +81,11 @@ fn reference_loss(driver: &Driver) -> f64 {
     for tensor in hf_tensors(&driver.shape) {
         let range = tensor.elements();
         let own = &params[tensor.param.0 as usize][range.start as usize..range.end as usize];
-        let (rows, cols) = (own.len() / tensor.cols as usize, tensor.cols as usize);
-        let values = (0..own.len()).map(|i| match tensor.transposed {
-            false => own[i],
-            true => own[i % rows * cols + i / rows],
-        });
-        tensors.insert(tensor.name, values.collect());
+        let mut values = vec![f64::NAN; own.len()];
+        for (i, &value) in (0..).zip(own) {
+            values[tensor.in_file(i) as usize] = value;
+        }
+        tensors.insert(tensor.name, values);
     }
     let planes = inputs(driver.decoder.workload(), driver.shape.vocab);
     let (tokens, rest) = planes.split_at(ROWS);

@@ -56,6 +56,7 @@ fn shape() -> ModelShape {
         rope: Some(Rope {
             theta: 10_000.0,
             scaling: RopeScaling::None,
+            width: None,
         }),
         window: None,
         unrotated: Layers::default(),

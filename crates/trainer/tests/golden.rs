@@ -30,7 +30,7 @@ use lowtide_units::List;
 use lowtide_workload::{Batch, Dtype, Lsp, Optimizer, OptimizerName, ParamKind, Projector, Role};
 
 /// Every model.
-const MODELS: [&str; 16] = [
+const MODELS: [&str; 17] = [
     "llama",
     "llama-tied",
     "qwen2",
@@ -47,6 +47,7 @@ const MODELS: [&str; 16] = [
     "granite",
     "gemma2",
     "gemma",
+    "phi4-mini",
 ];
 /// Those that have cases of other optimizers and of subspaces: one of each kind of matrix.
 const OTHER_CASES: [&str; 5] = ["llama", "llama-tied", "qwen2", "qwen3", "gpt2"];
@@ -291,16 +292,11 @@ fn logits(session: &mut Session, case: &Case) -> Vec<f64> {
 fn as_in_file(tensor: &HfTensor, param: &[f64]) -> Vec<f64> {
     let own = tensor.elements();
     let part = &param[own.start as usize..own.end as usize];
-    if !tensor.transposed {
-        return part.to_vec();
+    let mut stored = vec![f64::NAN; part.len()];
+    for (i, &value) in (0..).zip(part) {
+        stored[tensor.in_file(i) as usize] = value;
     }
-    let (rows, cols) = (
-        (tensor.rows.end - tensor.rows.start) as usize,
-        tensor.cols as usize,
-    );
-    (0..rows * cols)
-        .map(|i| part[i % rows * cols + i / rows])
-        .collect()
+    stored
 }
 
 /// Gradients that wait for their update, by Hugging Face name.

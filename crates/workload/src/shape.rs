@@ -144,6 +144,17 @@ pub struct Rope {
     pub theta: f64,
     /// Their stretching.
     pub scaling: RopeScaling,
+    /// How many numbers of a head are rotated, its first ones; `None`: all. Left out where all are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub width: Option<u32>,
+}
+
+impl Rope {
+    /// How many numbers of a head of `head_dim` are rotated.
+    #[must_use]
+    pub fn rotated(&self, head_dim: u32) -> u32 {
+        self.width.unwrap_or(head_dim)
+    }
 }
 
 /// Factors and caps that some families have.
@@ -291,6 +302,7 @@ impl ModelShape {
             rope: (!gpt).then_some(Rope {
                 theta,
                 scaling: RopeScaling::None,
+                width: None,
             }),
             window: None,
             unrotated: Layers::default(),

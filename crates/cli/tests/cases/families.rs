@@ -113,6 +113,21 @@ fn phi3() {
     differs("phi3", json!({"sliding_window": 7}), "sliding_window");
 }
 
+/// Of each head's sixteen numbers twelve are rotated.
+#[test]
+fn phi4_mini() {
+    let keys = json!({
+        "partial_rotary_factor": 0.75,
+        "original_max_position_embeddings": 128,
+        "rope_scaling": {
+            "type": "longrope",
+            "short_factor": [1.0, 1.0, 1.1, 1.2, 1.3, 1.4],
+            "long_factor": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
+        }
+    });
+    trained(&of("phi3", keys));
+}
+
 #[test]
 fn smollm3() {
     let keys = json!({"no_rope_layers": [1, 0, 1, 0]});

@@ -59,7 +59,23 @@ impl Table {
     /// `inv_freq` has D/2 entries.
     #[must_use]
     pub fn new(inv_freq: &[f64], attention_factor: f64, max_positions: usize) -> Self {
-        let half = inv_freq.len();
+        Self::partial(inv_freq, attention_factor, inv_freq.len(), max_positions)
+    }
+
+    /// As [`Self::new`] for heads of `2·half` numbers, of which those beyond the first `inv_freq` of each half stay as they
+    /// are: their cosine is 1, without the factor, and their sine 0.
+    ///
+    /// # Panics
+    /// When there are more frequencies than `half`.
+    #[must_use]
+    pub fn partial(
+        inv_freq: &[f64],
+        attention_factor: f64,
+        half: usize,
+        max_positions: usize,
+    ) -> Self {
+        let still = half.checked_sub(inv_freq.len());
+        let still = still.expect("no more frequencies than half a head");
         let mut table = Self {
             cos: Vec::new(),
             sin: Vec::new(),
@@ -74,6 +90,8 @@ impl Table {
                 table.cos.push((cos * attention_factor) as f32);
                 table.sin.push((sin * attention_factor) as f32);
             }
+            table.cos.resize(table.cos.len() + still, 1.0);
+            table.sin.resize(table.sin.len() + still, 0.0);
         }
         table
     }

@@ -157,6 +157,66 @@ fn agrees_with_the_reference() {
     }
 }
 
+/// Where a part of a head is rotated, its numbers turn as those of a head of that size, and the others stay as they are.
+#[test]
+fn a_part_of_a_head_is_rotated() {
+    let (rows, half, turning) = (37, 8, 3);
+    let sizes = |head_dim| Heads {
+        heads: 3,
+        kv_heads: 2,
+        head_dim,
+    };
+    let (whole, part) = (sizes(2 * half), sizes(2 * turning));
+    let inv_freq = inv_freq(2 * turning);
+    let mut rng = Rng(5);
+    let (_, positions) = packed(&mut rng, 1, rows);
+    let most = *positions.iter().max().unwrap() as usize;
+    for dtype in DTYPES {
+        let x = rng.tensor(rows * whole.width(), dtype, 2.0);
+        let of_part = |i: usize| i % half < turning;
+        let picked: Vec<f64> = {
+            let numbered = x.values().into_iter().enumerate();
+            numbered
+                .filter(|(i, _)| of_part(*i))
+                .map(|(_, x)| x)
+                .collect()
+        };
+        let turned = |table: &Table, heads: Heads, x: &Tensor| {
+            everywhere(|q| {
+                let mut y = Tensor::nan(rows * heads.width(), dtype);
+                let (mut x, mut positions) = (x.clone(), Numbers::of(&positions));
+                let o = Forward {
+                    y: y.on(q),
+                    x: x.src(q),
+                    inputs: Planes::all(positions.src(q)),
+                    norm: None,
+                };
+                let size = Rotation {
+                    table,
+                    rows,
+                    heads,
+                    eps: EPS,
+                    dtype,
+                };
+                forward(q, o, size);
+                y
+            })
+        };
+        let table = Table::partial(&inv_freq, FACTOR, half, most + 1);
+        let all = turned(&table, whole, &x);
+        let table = Table::new(&inv_freq, FACTOR, most + 1);
+        let alone = turned(&table, part, &Tensor::of(&picked, dtype));
+        for ((device, y), (_, alone)) in all.iter().zip(&alone) {
+            let (y, alone) = (y.values(), alone.values());
+            let mut alone = alone.into_iter();
+            for (i, (y, x)) in y.into_iter().zip(x.values()).enumerate() {
+                let want = if of_part(i) { alone.next().unwrap() } else { x };
+                assert_eq!(y, want, "{device}: number {i}");
+            }
+        }
+    }
+}
+
 #[test]
 fn far_positions_are_exact() {
     // f32 angles would be off by 1e-2 here.

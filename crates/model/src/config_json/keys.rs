@@ -43,6 +43,11 @@ pub(crate) const MULTIPLIER: Sane = Sane {
     range: 1e-6..=1e6,
     told: "a number from 1e-6 to 1e6",
 };
+/// How much of a head is rotated: 0.25 to 1 in models.
+pub(crate) const PART: Sane = Sane {
+    range: 1e-6..=1.0,
+    told: "a number above 0, at most 1",
+};
 pub(crate) const LENGTH: Sane = Sane {
     range: 1.0..=4_294_967_295.0,
     told: "a whole number from 1 to 4294967295",

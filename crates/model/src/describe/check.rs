@@ -81,6 +81,19 @@ pub(crate) fn shape(s: &ModelShape) -> Result<(), ModelError> {
             "none that the family has not",
         ));
     }
+    if let Some(width) = s.rope.as_ref().and_then(|rope| rope.width) {
+        let d = s.head_dim;
+        let need = match family.partial() {
+            false => Some(format!("{d}, all, in this family")),
+            true if width == 0 || width >= d || !width.is_multiple_of(2) => {
+                Some(format!("an even number below the head size {d}"))
+            }
+            true => None,
+        };
+        if let Some(need) = need {
+            return Err(wrong("rotated numbers of a head", width, need));
+        }
+    }
     let n = parameters(s);
     if n > PARAMETERS_MAX {
         let have = u64::try_from(n).unwrap_or(u64::MAX);

@@ -34,6 +34,7 @@ impl Architecture for Gemma {
             theta: 10_000.0,
             act,
             longrope: &[],
+            partial: None,
         };
         let shape = like_llama::parse(c, Family::Gemma, name, &absent)?;
         if c.flag("use_bidirectional_attention", false)? {

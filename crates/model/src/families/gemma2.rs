@@ -44,6 +44,7 @@ impl Architecture for Gemma2 {
                 told: "gelu_pytorch_tanh",
             },
             longrope: &[],
+            partial: None,
         };
         let shape = like_llama::parse(c, Family::Gemma2, name, &absent)?;
         if c.flag("use_bidirectional_attention", false)? {

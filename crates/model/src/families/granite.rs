@@ -26,6 +26,7 @@ impl Architecture for Granite {
             theta: 10_000.0,
             act: SILU,
             longrope: &[],
+            partial: None,
         };
         let shape = like_llama::parse(c, Family::Granite, name, &absent)?;
         let bias = c.flag("attention_bias", false)?;

@@ -8,7 +8,7 @@ use super::{Layer, Mlp, Norm, Norms, QkNorm, rope};
 use crate::ModelError;
 use crate::config_json::keys::{Config, EPS, bad, unsupported};
 use crate::describe::check::wrong;
-use crate::params::{List, Part, Role};
+use crate::params::{HeadRows, List, Pairs, Part, Role};
 
 /// The MLP's activation in a configuration: its key, and the names of the one that the family has.
 #[derive(Clone, Copy, Debug)]
@@ -37,6 +37,8 @@ pub(super) struct Absent {
     pub act: Act,
     /// Other names of the rotary scaling `longrope`.
     pub longrope: &'static [&'static str],
+    /// `partial_rotary_factor`, where the family can rotate a part of each head.
+    pub partial: Option<f64>,
 }
 
 /// How the file's tensors cut the products that are one here.
@@ -103,8 +105,14 @@ pub(super) fn parse(
     let max_positions = c.size_or("max_position_embeddings", absent.max_positions)?;
     let rope = rope::Absent {
         theta: absent.theta,
+        theta_key: "rope_theta",
         max_positions,
         longrope: absent.longrope,
+        partial: absent.partial.map(|absent| rope::Partial {
+            key: "partial_rotary_factor",
+            head_dim,
+            absent,
+        }),
     };
     Ok(ModelShape {
         name: name.to_owned(),
@@ -180,8 +188,8 @@ pub(super) fn check(s: &ModelShape) -> Result<(), ModelError> {
         return Err(wrong("head size", s.head_dim, "an even number"));
     }
     if let RopeScaling::LongRope { short, long, .. } = &rope.scaling {
-        let half = (s.head_dim / 2) as usize;
-        let need = || format!("{half}, one for each two numbers of a head");
+        let half = (rope.rotated(s.head_dim) / 2) as usize;
+        let need = || format!("{half}, one for each two numbers of a head that are rotated");
         for list in [short, long] {
             if list.len() != half {
                 let what = "length of short_factor or long_factor";
@@ -256,8 +264,10 @@ pub(super) fn block(list: &mut List, shape: &ModelShape, l: u32, names: &Names) 
     };
     norm(list, Part::Norm1, 0);
     list.fused(Part::Qkv, (all, c), Matrix, qkv("weight"));
+    by_heads(list, shape);
     if shape.qkv_bias {
         list.fused(Part::Qkv, (all, 1), Bias, qkv("bias"));
+        by_heads(list, shape);
     }
     if shape.qk_norm {
         let (q, k) = match names.qk_norm {
@@ -314,6 +324,17 @@ pub(super) fn block(list: &mut List, shape: &ModelShape, l: u32, names: &Names) 
     norm(list, Part::Norm2After, 3);
 }
 
+/// Where a part of each head is rotated, the rows of queries and keys, just added, are in another order than in the file.
+fn by_heads(list: &mut List, s: &ModelShape) {
+    if let Some(rotated) = s.rope.as_ref().and_then(|rope| rope.width) {
+        list.by_heads(HeadRows {
+            head_dim: s.head_dim.into(),
+            paired: u64::from(s.heads) + u64::from(s.kv_heads),
+            pairs: Pairs::First(rotated.into()),
+        });
+    }
+}
+
 /// The keys that all have, of an architecture and a type.
 pub(super) fn config_json(shape: &ModelShape, architecture: &str, kind: &str) -> Value {
     let mut config = json!({
@@ -335,7 +356,12 @@ pub(super) fn config_json(shape: &ModelShape, architecture: &str, kind: &str) ->
     let plain = Rope {
         theta: 10_000.0,
         scaling: RopeScaling::None,
+        width: None,
     };
-    rope::write(shape.rope.as_ref().unwrap_or(&plain), &mut config);
+    let rope = shape.rope.as_ref().unwrap_or(&plain);
+    rope::write(rope, &mut config);
+    if let Some(width) = rope.width {
+        config["partial_rotary_factor"] = json!(rope::part(width, shape.head_dim));
+    }
     config
 }

@@ -40,6 +40,7 @@ impl Architecture for Llama {
             theta: 10_000.0,
             act: like_llama::SILU,
             longrope: &[],
+            partial: None,
         };
         let shape = like_llama::parse(c, Family::Llama, name, &absent)?;
         let window = window(c, kind, shape.layers, shape.max_positions.min(longest))?;

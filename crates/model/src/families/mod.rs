@@ -134,6 +134,11 @@ pub(crate) trait Architecture: Sync {
         Scales::default()
     }
 
+    /// Whether the family's configurations can have a part of each head rotated.
+    fn partial(&self) -> bool {
+        false
+    }
+
     /// What the embedding's rows are multiplied by where numbers are stored as `dtype`.
     fn embedding_factor(&self, s: &ModelShape, dtype: Dtype) -> f32 {
         let _ = dtype;

@@ -28,6 +28,7 @@ impl Architecture for Olmo2 {
             theta: 10_000.0,
             act: like_llama::SILU,
             longrope: &[],
+            partial: None,
         };
         let shape = like_llama::parse(c, Family::Olmo2, name, &absent)?;
         let bias = c.flag("attention_bias", false)?;

@@ -1,4 +1,4 @@
-//! Phi-3 and Phi-4: Llama's block; the file holds queries, keys and values as one tensor, gate and up as another.
+//! Phi-3, Phi-4 and Phi-4-mini: Llama's block, of whose heads a part may be rotated; the file holds queries, keys and values as one tensor, gate and up as another.
 
 use lowtide_workload::{Family, Layers, ModelShape, RopeScaling};
 use serde_json::{Value, json};
@@ -33,6 +33,7 @@ impl Architecture for Phi3 {
             theta: 10_000.0,
             act: like_llama::SILU,
             longrope: &["su", "yarn"],
+            partial: Some(1.0),
         };
         let shape = like_llama::parse(c, Family::Phi3, name, &absent)?;
         if scaled(&shape) {
@@ -71,6 +72,10 @@ impl Architecture for Phi3 {
             return Err(wrong("scaling of rotary positions", 1u32, need));
         }
         Ok(())
+    }
+
+    fn partial(&self) -> bool {
+        true
     }
 
     fn block(&self, list: &mut List, s: &ModelShape, l: u32) {

@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 
 use crate::ModelError;
 use crate::config_json::keys::{
-    ATTENTION_FACTOR, Config, FACTOR, FREQ_FACTOR, THETA, bad, unsupported,
+    ATTENTION_FACTOR, Config, FACTOR, FREQ_FACTOR, PART, THETA, bad, unsupported,
 };
 
 const ROPES: &str = "default, linear, dynamic, llama3, yarn, longrope";
@@ -14,9 +14,23 @@ const ORIGINAL: &str = "original_max_position_embeddings";
 /// What a family takes where a key is absent, and its own names.
 pub(super) struct Absent {
     pub theta: f64,
+    /// The key of the base.
+    pub theta_key: &'static str,
     pub max_positions: u32,
+    /// Where the family can rotate a part of each head.
+    pub partial: Option<Partial>,
     /// Other names of `longrope`.
     pub longrope: &'static [&'static str],
+}
+
+/// How a family says which part of a head is rotated.
+pub(super) struct Partial {
+    /// The key of the part, beside `partial_rotary_factor` in the rotary settings themselves.
+    pub key: &'static str,
+    /// D.
+    pub head_dim: u32,
+    /// The part where the key is absent.
+    pub absent: f64,
 }
 
 /// `rope_theta` and `rope_scaling`, or the newer `rope_parameters` that holds both.
@@ -41,16 +55,10 @@ pub(super) fn parse(c: &Config<'_>, absent: &Absent) -> Result<Rope, ModelError>
     if inner.map.values().any(Value::is_object) {
         return Err(unsupported(key, value, "one setting for all layers"));
     }
-    for place in [c, &inner] {
-        if let Some(part) = place.get("partial_rotary_factor")
-            && part.as_f64() != Some(1.0)
-        {
-            return Err(unsupported("partial_rotary_factor", part, "1"));
-        }
-    }
+    let width = width(c, &inner, absent.partial.as_ref())?;
     let theta = match inner.get("rope_theta") {
         Some(_) => inner.number_or("rope_theta", &THETA, absent.theta)?,
-        None => c.number_or("rope_theta", &THETA, absent.theta)?,
+        None => c.number_or(absent.theta_key, &THETA, absent.theta)?,
     };
     let kind = inner.get("rope_type").or_else(|| inner.get("type"));
     let scaling = match kind.map(|k| (k, k.as_str())) {
@@ -84,7 +92,52 @@ pub(super) fn parse(c: &Config<'_>, absent: &Absent) -> Result<Rope, ModelError>
         let value = Value::from(high_freq_factor);
         return Err(bad("high_freq_factor", &value, "more than low_freq_factor"));
     }
-    Ok(Rope { theta, scaling })
+    Ok(Rope {
+        theta,
+        scaling,
+        width,
+    })
+}
+
+/// The numbers of a head that are rotated, `int(head_dim * factor)` of transformers, where they are not all.
+fn width(
+    c: &Config<'_>,
+    inner: &Config<'_>,
+    partial: Option<&Partial>,
+) -> Result<Option<u32>, ModelError> {
+    const KEY: &str = "partial_rotary_factor";
+    let Some(&Partial {
+        key,
+        head_dim,
+        absent,
+    }) = partial
+    else {
+        let part = [c, inner].into_iter().find_map(|place| place.get(KEY));
+        return match part {
+            Some(part) if part.as_f64() != Some(1.0) => Err(unsupported(KEY, part, "1")),
+            _ => Ok(None),
+        };
+    };
+    let (key, part) = match inner.get(KEY) {
+        Some(_) => (KEY, inner.number_or(KEY, &PART, absent)?),
+        None => (key, c.number_or(key, &PART, absent)?),
+    };
+    let rotated = (f64::from(head_dim) * part) as u32;
+    if rotated == 0 || !rotated.is_multiple_of(2) {
+        let need = "a part that makes an even number of each head's numbers, 2 or more";
+        return Err(unsupported(key, &part.into(), need));
+    }
+    Ok((rotated != head_dim).then_some(rotated))
+}
+
+/// The part that [`width`] reads as `rotated` of `head_dim`.
+pub(super) fn part(rotated: u32, head_dim: u32) -> f64 {
+    let (rotated, d) = (f64::from(rotated), f64::from(head_dim));
+    let part = rotated / d;
+    match part * d < rotated {
+        true => part.next_up(),
+        false => part,
+    }
 }
 
 /// As `_compute_yarn_parameters` in `modeling_rope_utils.py` reads it.

@@ -32,6 +32,7 @@ impl Architecture for SmolLm3 {
             theta: 2_000_000.0,
             act: like_llama::SILU,
             longrope: &[],
+            partial: None,
         };
         let shape = like_llama::parse(c, Family::SmolLm3, name, &absent)?;
         let unrotated = unrotated(c, shape.layers)?;

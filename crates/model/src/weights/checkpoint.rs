@@ -1,4 +1,6 @@
 //! Reads a Hugging Face directory, any range of any parameter at a time.
+//!
+//! One file because how a tensor is found in the files and how it is read go by the same description of it.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
@@ -16,7 +18,7 @@ use serde::Deserialize;
 use super::BAND_BYTES;
 use super::header::{SafetensorsHeader, StoredDtype, StoredTensor};
 use crate::ModelError;
-use crate::params::{HfTensor, hf_tensors};
+use crate::params::{HeadRows, HfTensor, hf_tensors};
 
 /// Bytes read at a time.
 const READ_BYTES: usize = 1 << 20;
@@ -47,6 +49,7 @@ struct Source {
     rows: Range<u64>,
     cols: u64,
     transposed: bool,
+    heads: Option<HeadRows>,
 }
 
 /// Rows `rows` of a transposed tensor, as they lie in the file: (cols, rows).
@@ -198,10 +201,10 @@ impl Checkpoint {
             let (part, after) = rest.split_at_mut((end - begin) as usize);
             rest = after;
             let inside = begin - own.start..end - own.start;
-            if source.transposed {
-                self.read_transposed(source, inside.clone(), part)?;
-            } else {
-                self.read_plain(source, inside.clone(), part)?;
+            match (source.heads, source.transposed) {
+                (Some(heads), _) => self.read_heads(source, heads, inside.clone(), part)?,
+                (None, true) => self.read_transposed(source, inside.clone(), part)?,
+                (None, false) => self.read_plain(source, inside.clone(), part)?,
             }
             self.finite(source, inside.start, part)?;
         }
@@ -215,6 +218,7 @@ impl Checkpoint {
         };
         let at = first + bad as u64;
         let (row, col) = (at / source.cols, at % source.cols);
+        let row = source.heads.map_or(row, |heads| heads.in_file(row));
         Err(ModelError::NonFinite {
             file: self.files[source.file].0.clone(),
             tensor: source.name.clone(),
@@ -269,6 +273,34 @@ impl Checkpoint {
                 .map_err(ModelError::io(path))?;
             widen(&source.dtype, bytes, chunk);
             at += bytes.len() as u64;
+        }
+        Ok(())
+    }
+
+    /// The file holds rows in another order, but those of a head together.
+    fn read_heads(
+        &self,
+        source: &Source,
+        heads: HeadRows,
+        range: Range<u64>,
+        out: &mut [f32],
+    ) -> Result<(), ModelError> {
+        let (d, cols) = (heads.head_dim, source.cols);
+        let each = d * cols;
+        let mut stored = vec![0.0; each as usize];
+        let mut rest = out;
+        let mut at = range.start;
+        while at < range.end {
+            let (head, end) = (at / each, range.end.min((at / each + 1) * each));
+            // The head's rows, wherever each of them is, lie behind one another from the first one's head on.
+            let first = heads.in_file(head * d) / d * each;
+            self.read_plain(source, first..first + each, &mut stored)?;
+            let (part, after) = rest.split_at_mut((end - at) as usize);
+            for (element, value) in (at..end).zip(part) {
+                let from = heads.in_file(element / cols) * cols + element % cols - first;
+                *value = stored[from as usize];
+            }
+            (at, rest) = (end, after);
         }
         Ok(())
     }
@@ -456,6 +488,7 @@ fn source(
         rows: want.rows.clone(),
         cols: want.cols,
         transposed: want.transposed,
+        heads: want.heads,
     })
 }
 

@@ -186,13 +186,14 @@ impl<'a> HfWriter<'a> {
         let header = self.header(tensors);
         out.write_at(&header, 0)?;
         let mut at = header.len() as u64;
+        let size = self.dtype.size();
         let (mut values, mut bytes) = (Vec::new(), Vec::new());
         for tensor in tensors {
             let (rows, cols) = (tensor.rows.end - tensor.rows.start, tensor.cols);
-            let step = if tensor.transposed {
-                (self.band_bytes / 4 / cols).clamp(1, rows) * cols
-            } else {
-                PIECE
+            let step = match (tensor.heads, tensor.transposed) {
+                (Some(heads), _) => heads.head_dim * cols,
+                (None, true) => (self.band_bytes / 4 / cols).clamp(1, rows) * cols,
+                (None, false) => PIECE,
             };
             let own = tensor.elements();
             let mut begin = own.start;
@@ -201,20 +202,43 @@ impl<'a> HfWriter<'a> {
                 values.clear();
                 values.resize((end - begin) as usize, f32::NAN);
                 read(tensor.param, begin..end, &mut values)?;
-                self.expect_in_range(tensor, begin - own.start, &values)?;
-                if tensor.transposed {
-                    let band = (begin - own.start) / cols..(end - own.start) / cols;
+                let first = begin - own.start;
+                self.expect_in_range(tensor, first, &values)?;
+                if let Some(heads) = tensor.heads {
+                    let at = at + heads.in_file(first / cols) / heads.head_dim * step * size;
+                    self.write_head(out, at, (tensor, first), &values, &mut bytes)?;
+                } else if tensor.transposed {
+                    let band = first / cols..(end - own.start) / cols;
                     self.write_columns(out, at, (rows, band), &values, &mut bytes)?;
                 } else {
                     bytes.clear();
                     self.narrow(values.iter().copied(), &mut bytes);
-                    out.write_at(&bytes, at + (begin - own.start) * self.dtype.size())?;
+                    out.write_at(&bytes, at + first * size)?;
                 }
                 begin = end;
             }
             at += self.bytes(tensor);
         }
         Ok(())
+    }
+
+    /// Writes the rows of a head, from element `first` of the tensor's on, in the file's order from `at` on.
+    fn write_head(
+        &self,
+        out: &Pending,
+        at: u64,
+        (tensor, first): (&HfTensor, u64),
+        values: &[f32],
+        bytes: &mut Vec<u8>,
+    ) -> Result<(), ModelError> {
+        let n = values.len() as u64;
+        let mut stored = vec![f32::NAN; values.len()];
+        for (i, &value) in (first..).zip(values) {
+            stored[(tensor.in_file(i) % n) as usize] = value;
+        }
+        bytes.clear();
+        self.narrow(stored.into_iter(), bytes);
+        out.write_at(bytes, at)
     }
 
     /// Writes rows `band` of a parameter of `rows` rows as columns of the file's tensor at `at`.
@@ -260,15 +284,13 @@ impl<'a> HfWriter<'a> {
         let Some(bad) = bad else {
             return Ok(());
         };
-        let at = first + bad as u64;
-        let (row, col) = (at / tensor.cols, at % tensor.cols);
+        let at = tensor.in_file(first + bad as u64);
         Err(ModelError::Beyond {
             tensor: tensor.name.clone(),
             value: values[bad],
-            place: match (tensor.shape.len(), tensor.transposed) {
-                (1, _) => vec![at],
-                (_, false) => vec![row, col],
-                (_, true) => vec![col, row],
+            place: match *tensor.shape {
+                [_, width] => vec![at / width, at % width],
+                _ => vec![at],
             },
         })
     }

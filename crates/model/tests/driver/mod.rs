@@ -57,6 +57,7 @@ pub fn tiny_llama() -> ModelShape {
         rope: Some(Rope {
             theta: 10_000.0,
             scaling: RopeScaling::None,
+            width: None,
         }),
         window: None,
         unrotated: Layers::default(),
@@ -115,6 +116,7 @@ pub fn tiny_shapes() -> Vec<ModelShape> {
         Some(Rope {
             theta: 100.0,
             scaling,
+            width: None,
         })
     };
     let base = tiny_llama;
@@ -220,6 +222,24 @@ pub fn tiny_shapes() -> Vec<ModelShape> {
                     long: vec![1.0, 4.0, 9.0],
                     attention: 1.125,
                     original: 9.0,
+                }),
+                ..base()
+            },
+        ),
+        named(
+            "phi3 with a part of each head rotated",
+            ModelShape {
+                family: Family::Phi3,
+                head_dim: 10,
+                rope: Some(Rope {
+                    width: Some(6),
+                    ..rope(RopeScaling::LongRope {
+                        short: vec![1.0, 1.5, 2.5],
+                        long: vec![1.0, 4.0, 9.0],
+                        attention: 1.125,
+                        original: 9.0,
+                    })
+                    .unwrap()
                 }),
                 ..base()
             },

@@ -197,10 +197,11 @@ impl Model<'_> {
         }
     }
 
-    /// `rotate_half`: number i turns with number i + D/2.
+    /// `rotate_half` of the first R numbers: number i turns with number i + R/2.
     fn rotate(&self, head: &mut [f64], pos: usize) {
         let rope = self.shape.rope.as_ref().unwrap();
-        let (d, half) = (head.len() as f64, head.len() / 2);
+        let rotated = rope.rotated(head.len() as u32);
+        let (d, half) = (f64::from(rotated), rotated as usize / 2);
         for i in 0..half {
             let inv = rope.theta.powf(-(2.0 * i as f64) / d);
             let mut longer = 1.0;

@@ -40,6 +40,7 @@ pub fn llama(layers: u32, tied: bool) -> ModelShape {
         rope: Some(Rope {
             theta: 10_000.0,
             scaling: RopeScaling::None,
+            width: None,
         }),
         window: None,
         unrotated: Layers::default(),
