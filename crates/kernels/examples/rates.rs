@@ -414,12 +414,18 @@ fn memory_bound(q: &Queue, rows: usize, c: usize, dtype: Dtype) {
     say("swiglu backward", 2.5, t);
     let t = best(|| {
         let y = y.again();
-        gelu::forward(q, gelu::Forward { y, x }, n, dtype);
+        gelu::forward(q, gelu::Forward { y, x }, n, gelu::Form::Tanh, dtype);
     });
     say("gelu forward", 2.0, t);
     let t = best(|| {
         let dx = a.again();
-        gelu::backward(q, gelu::Backward { dx, dy: b, x }, n, dtype);
+        gelu::backward(
+            q,
+            gelu::Backward { dx, dy: b, x },
+            n,
+            gelu::Form::Tanh,
+            dtype,
+        );
     });
     say("gelu backward", 3.0, t);
 

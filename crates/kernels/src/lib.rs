@@ -11,7 +11,7 @@
 //! let y = Dst::of(&mut numbers);
 //! let x = y.src();
 //! let operands = lowtide_kernels::gelu::Forward { y, x };
-//! lowtide_kernels::gelu::forward(&q, operands, 8, lowtide_workload::Dtype::F32);
+//! lowtide_kernels::gelu::forward(&q, operands, 8, lowtide_kernels::gelu::Form::Tanh, lowtide_workload::Dtype::F32);
 //! ```
 //!
 //! Three rules hold for all:

@@ -403,6 +403,8 @@ mod tests {
             window: None,
             unrotated: Layers::default(),
             scales: lowtide_workload::Scales::default(),
+            parallel: false,
+            gelu_by_tanh: false,
         };
         let options = Options {
             precision: Dtype::F32,

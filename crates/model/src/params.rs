@@ -111,6 +111,8 @@ pub struct HeadRows {
     pub paired: u64,
     /// Which numbers of a head the file has rotated with each other.
     pub pairs: Pairs,
+    /// Of so many heads the file has queries, keys and values behind one another; `None`: all queries first.
+    pub together: Option<u64>,
 }
 
 /// Which numbers of a head are rotated with each other.
@@ -144,6 +146,10 @@ impl HeadRows {
             true => self.pairs.in_file(i, d),
             false => i,
         };
+        let head = match self.together {
+            Some(heads) => head % heads * 3 + head / heads,
+            None => head,
+        };
         head * d + i
     }
 
@@ -151,7 +157,7 @@ impl HeadRows {
     fn from(self, first: u64, rows: u64) -> Option<Self> {
         let d = self.head_dim;
         let paired = self.paired.saturating_sub(first / d).min(rows / d);
-        (paired > 0).then_some(Self { paired, ..self })
+        (paired > 0 || self.together.is_some()).then_some(Self { paired, ..self })
     }
 }
 
@@ -271,7 +277,7 @@ pub(crate) fn specs(shape: &ModelShape) -> lowtide_units::List<ParamId, Spec> {
     list.place = "head".to_owned();
     family.head(&mut list, shape);
     if !shape.tied {
-        list.add(Part::LmHead, (v, c), Role::Matrix, "lm_head.weight");
+        list.add(Part::LmHead, (v, c), Role::Matrix, family.lm_head());
     }
     list.specs.into()
 }

@@ -256,9 +256,11 @@ impl Decoder {
             }
             Kind::Swiglu(o, gate) => swiglu::forward(q, o.bind(args), f, gate),
             Kind::SwigluBackward(o, gate) => swiglu::backward(q, o.bind(args), f, gate),
-            Kind::Gelu(o) => gelu::forward(q, o.bind(args), s.rows * s.intermediate, dtype),
-            Kind::GeluBackward(o) => {
-                gelu::backward(q, o.bind(args), s.rows * s.intermediate, dtype);
+            Kind::Gelu(o, form) => {
+                gelu::forward(q, o.bind(args), s.rows * s.intermediate, form, dtype);
+            }
+            Kind::GeluBackward(o, form) => {
+                gelu::backward(q, o.bind(args), s.rows * s.intermediate, form, dtype);
             }
             Kind::HeadTrain(o) => head::train(q, o.bind(args), scale, &s.head(), dtype, ws),
             Kind::HeadLoss(o) => head::loss(q, o.bind(args), &s.head(), dtype, ws),

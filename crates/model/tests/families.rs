@@ -1,4 +1,6 @@
 //! What the configurations of families say beside the sizes: windows, layers without positions, scaled rotary positions.
+//!
+//! One file because each test asks one question of several families' configurations, which they share.
 
 #[path = "driver/mod.rs"]
 mod driver;
@@ -234,10 +236,66 @@ fn parts_of_heads_are_those_of_transformers() {
     assert!(matches!(all, Err(ModelError::Dimensions { have: 48, .. })));
 }
 
+/// GPT-NeoX and StableLM: parts of heads by their own keys and defaults, attention and MLP side by side, biases.
+#[test]
+fn side_by_side_as_transformers_has_it() {
+    let [.., pythia, stablelm] = later();
+    let rope = |shape: &ModelShape| shape.rope.clone().unwrap();
+    let shape = parsed(&pythia);
+    assert!(shape.parallel && shape.qkv_bias && shape.out_bias && shape.mlp_bias);
+    assert!(!shape.gelu_by_tanh && !shape.tied);
+    assert_eq!((shape.head_dim, rope(&shape).width), (128, Some(32)));
+    // Its keys are its own; those of others it does not read.
+    let other = json!({"rotary_emb_base": 5e4, "rope_theta": 9e9, "rotary_pct": 1.0,
+        "partial_rotary_factor": 0.5, "use_parallel_residual": false, "hidden_act": "gelu_fast",
+        "attention_bias": false});
+    let mut config = pythia.clone();
+    for (key, value) in other.as_object().unwrap() {
+        config[key] = value.clone();
+    }
+    let shape = parsed(&config);
+    assert_eq!((rope(&shape).theta, rope(&shape).width), (5e4, None));
+    assert!(!shape.parallel && shape.gelu_by_tanh && !shape.qkv_bias && !shape.out_bias);
+    let mut silent = pythia.clone();
+    for key in ["rotary_pct", "rotary_emb_base", "use_parallel_residual"] {
+        silent.as_object_mut().unwrap().remove(key);
+    }
+    assert_eq!(parsed(&silent), parsed(&pythia));
+
+    let shape = parsed(&stablelm);
+    assert!(!shape.parallel && !shape.qkv_bias && !shape.mlp_bias);
+    assert_eq!((shape.head_dim, rope(&shape).width), (80, Some(20)));
+    let mut silent = stablelm.clone();
+    let keys = silent.as_object_mut().unwrap();
+    keys.remove("partial_rotary_factor");
+    assert_eq!(parsed(&silent), shape);
+    for (key, value, of) in [
+        ("hidden_act", json!("relu"), &pythia),
+        ("rotary_pct", json!(0.01), &pythia),
+        ("hidden_act", json!("gelu"), &stablelm),
+        ("qk_layernorm", json!(true), &stablelm),
+    ] {
+        match parse_config(&with(of.clone(), key, value), "x") {
+            Err(ModelError::Unsupported { key: told, .. }) => assert_eq!(told, key),
+            other => panic!("{key}: {other:?}"),
+        }
+    }
+    for (key, value, of) in [
+        ("num_attention_heads", json!(24), &pythia),
+        ("head_dim", json!(64), &stablelm),
+    ] {
+        let refused = parse_config(&with(of.clone(), key, value), "x");
+        assert!(
+            matches!(refused, Err(ModelError::Dimensions { .. })),
+            "{key}: {refused:?}"
+        );
+    }
+}
+
 /// Factors, caps and windows as transformers takes them, absent and null.
 #[test]
 fn factors_and_caps_are_those_of_transformers() {
-    let [olmo2, granite, gemma2] = later();
+    let [olmo2, granite, gemma2, ..] = later();
     let without = |config: &Value, key: &str| {
         let mut config = config.clone();
         config.as_object_mut().unwrap().remove(key);
@@ -391,6 +449,31 @@ fn shapes_that_no_configuration_has_are_refused() {
         of_width("smollm3", 4),
         of_width("phi3", 3),
         of_width("phi3", 6),
+        of_width("stablelm", 10),
+        ModelShape {
+            parallel: true,
+            ..shape("llama")
+        },
+        ModelShape {
+            gelu_by_tanh: true,
+            ..shape("gpt2")
+        },
+        ModelShape {
+            out_bias: true,
+            ..shape("stablelm")
+        },
+        ModelShape {
+            hidden: 30,
+            ..shape("stablelm")
+        },
+        ModelShape {
+            mlp_bias: false,
+            ..shape("gpt_neox")
+        },
+        ModelShape {
+            kv_heads: 1,
+            ..shape("gpt_neox")
+        },
     ] {
         let described = describe(&wrong, &options);
         assert!(

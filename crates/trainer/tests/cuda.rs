@@ -61,6 +61,8 @@ fn shape() -> ModelShape {
         window: None,
         unrotated: Layers::default(),
         scales: lowtide_workload::Scales::default(),
+        parallel: false,
+        gelu_by_tanh: false,
     }
 }
 

@@ -30,7 +30,7 @@ use lowtide_units::List;
 use lowtide_workload::{Batch, Dtype, Lsp, Optimizer, OptimizerName, ParamKind, Projector, Role};
 
 /// Every model.
-const MODELS: [&str; 17] = [
+const MODELS: [&str; 19] = [
     "llama",
     "llama-tied",
     "qwen2",
@@ -48,6 +48,8 @@ const MODELS: [&str; 17] = [
     "gemma2",
     "gemma",
     "phi4-mini",
+    "gpt-neox",
+    "stablelm",
 ];
 /// Those that have cases of other optimizers and of subspaces: one of each kind of matrix.
 const OTHER_CASES: [&str; 5] = ["llama", "llama-tied", "qwen2", "qwen3", "gpt2"];

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use common::{
     batch, checked, choice, decoder, decoder_with, gemma2, hyper, llama, micro, open, quick,
-    windows,
+    side_by_side, windows,
 };
 use lowtide_executor::{ExecError, Mode};
 use lowtide_model::Decoder;
@@ -172,10 +172,10 @@ fn every_order_gives_the_same_bits_of_other_plans() {
     every_seed_is_resident(durable_on_host, LoopOrder::BatchMajor, Clip::Exact, 20);
 }
 
-/// Blocks that are not alike: with a window, and without positions; and branches that end in more than a product.
+/// Blocks that are not alike: with a window, and without positions; branches that end in more than a product, or side by side.
 #[test]
 fn every_order_gives_the_same_bits_of_other_blocks() {
-    for shape in [windows(2, false), gemma2(2)] {
+    for shape in [windows(2, false), gemma2(2), side_by_side(2, true)] {
         let d = decoder(&shape, Dtype::Bf16, ACCUMULATE);
         every_seed_of(&d, offloaded, LoopOrder::LayerMajor, Clip::Exact, 10);
         every_seed_of(&d, mixed, LoopOrder::BatchMajor, Clip::Previous, 10);

@@ -23,6 +23,11 @@ pub enum Family {
     Gemma,
     /// Norms around attention and MLP whose weights 1 is added to, GeGLU, caps of scores and logits (Gemma 2).
     Gemma2,
+    /// Layer norms, GELU, attention and MLP side by side, biases; its files hold queries, keys and values of a head behind one
+    /// another (GPT-NeoX, Pythia).
+    GptNeoX,
+    /// As Llama, with layer norms (StableLM).
+    StableLm,
 }
 
 /// Which keys of its document a token sees.
@@ -242,6 +247,13 @@ pub struct ModelShape {
     /// Factors and caps; left out where they are Llama's.
     #[serde(default, skip_serializing_if = "Scales::is_plain")]
     pub scales: Scales,
+    /// Attention and MLP read the same residual stream, and are added to it together; left out where the MLP reads what
+    /// attention is added to.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub parallel: bool,
+    /// GELU by tanh where the family has the exact one as well (GPT-NeoX); left out where it is not.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub gelu_by_tanh: bool,
 }
 
 /// Names that [`ModelShape::builtin`] knows.
@@ -307,6 +319,8 @@ impl ModelShape {
             window: None,
             unrotated: Layers::default(),
             scales: Scales::default(),
+            parallel: false,
+            gelu_by_tanh: false,
         })
     }
 

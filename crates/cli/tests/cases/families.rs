@@ -159,6 +159,19 @@ fn gemma2() {
     differs("gemma2", keys, "attn_logit_softcapping");
 }
 
+/// Attention and MLP side by side, or in turn.
+#[test]
+fn gpt_neox() {
+    let keys = json!({"hidden_act": "gelu", "use_parallel_residual": false, "rotary_pct": 0.5});
+    differs("gpt_neox", keys, "use_parallel_residual");
+}
+
+#[test]
+fn stablelm() {
+    let keys = json!({"use_parallel_residual": true, "use_qkv_bias": true});
+    differs("stablelm", keys, "use_parallel_residual");
+}
+
 #[test]
 fn gemma() {
     trained(&of(

@@ -3,7 +3,7 @@
 use lowtide_device::cuda::{Queue, Source};
 use lowtide_workload::Dtype;
 
-use super::{Backward, Forward};
+use super::{Backward, Form, Forward};
 use crate::cuda::{define, source};
 use crate::operands::Views;
 use crate::rmsnorm::cuda::aligned;
@@ -20,11 +20,15 @@ fn shape(n: usize, wide: bool) -> (usize, usize) {
     (n.div_ceil(8 * THREADS * DEPTH), groups)
 }
 
-pub(super) fn forward(q: &Queue, o: Forward<Views<'_>>, n: usize, dtype: Dtype) {
+pub(super) fn forward(q: &Queue, o: Forward<Views<'_>>, n: usize, form: Form, dtype: Dtype) {
+    let name = match form {
+        Form::Tanh => "forward",
+        Form::Exact => "forward_exact",
+    };
     let (blocks, groups) = shape(n, aligned(&[o.y.address(), o.x.address()]));
     // SAFETY: the kernel's own arguments, of the sizes that the operation checked (`crate::cuda`).
     unsafe {
-        q.kernel(&SOURCE, define(dtype), "forward")
+        q.kernel(&SOURCE, define(dtype), name)
             .grid(blocks, 1, 1)
             .block(THREADS as u32)
             .arg(&o.y)
@@ -35,11 +39,15 @@ pub(super) fn forward(q: &Queue, o: Forward<Views<'_>>, n: usize, dtype: Dtype) 
     }
 }
 
-pub(super) fn backward(q: &Queue, o: Backward<Views<'_>>, n: usize, dtype: Dtype) {
+pub(super) fn backward(q: &Queue, o: Backward<Views<'_>>, n: usize, form: Form, dtype: Dtype) {
+    let name = match form {
+        Form::Tanh => "backward",
+        Form::Exact => "backward_exact",
+    };
     let (blocks, groups) = shape(n, aligned(&[o.dx.address(), o.dy.address(), o.x.address()]));
     // SAFETY: the kernel's own arguments, of the sizes that the operation checked (`crate::cuda`).
     unsafe {
-        q.kernel(&SOURCE, define(dtype), "backward")
+        q.kernel(&SOURCE, define(dtype), name)
             .grid(blocks, 1, 1)
             .block(THREADS as u32)
             .arg(&o.dx)

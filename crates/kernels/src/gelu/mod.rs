@@ -1,4 +1,5 @@
-//! GELU in its tanh form (transformers' `gelu_new`): `y = ½·x·(1 + tanh(√(2/π)·(x + 0.044715·x³)))`.
+//! GELU, `y = x·Φ(x)` with the normal distribution Φ, exactly (transformers' `gelu`) or in its tanh form (`gelu_new`):
+//! `y = ½·x·(1 + tanh(√(2/π)·(x + 0.044715·x³)))`.
 //!
 //! Bound: bytes over memory rate: forward two numbers an element, backward three.
 
@@ -11,6 +12,15 @@ use lowtide_workload::Dtype;
 
 use crate::number::{expect, size, with_dtype};
 use crate::operands::{Views, operands};
+
+/// How the normal distribution is computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// By tanh of a cubic.
+    Tanh,
+    /// Itself, within a few units in the last place.
+    Exact,
+}
 
 operands! {
     /// Operands of [`forward`], all E (n).
@@ -35,24 +45,24 @@ operands! {
 }
 
 /// `y = gelu(x)`.
-pub fn forward(q: &Queue, o: Forward<Views<'_>>, n: usize, dtype: Dtype) {
+pub fn forward(q: &Queue, o: Forward<Views<'_>>, n: usize, form: Form, dtype: Dtype) {
     expect("y", &o.y, n, size(dtype));
     expect("x", o.x, n, size(dtype));
     if let Some(q) = q.cuda() {
-        return cuda::forward(q, o, n, dtype);
+        return cuda::forward(q, o, n, form, dtype);
     }
-    q.run(|| with_dtype!(dtype, cpu::forward(o, n)));
+    q.run(|| with_dtype!(dtype, cpu::forward(o, n, form)));
 }
 
 /// `dx = dy·gelu'(x)`.
-pub fn backward(q: &Queue, o: Backward<Views<'_>>, n: usize, dtype: Dtype) {
+pub fn backward(q: &Queue, o: Backward<Views<'_>>, n: usize, form: Form, dtype: Dtype) {
     expect("dx", &o.dx, n, size(dtype));
     expect("dy", o.dy, n, size(dtype));
     expect("x", o.x, n, size(dtype));
     if let Some(q) = q.cuda() {
-        return cuda::backward(q, o, n, dtype);
+        return cuda::backward(q, o, n, form, dtype);
     }
-    q.run(|| with_dtype!(dtype, cpu::backward(o, n)));
+    q.run(|| with_dtype!(dtype, cpu::backward(o, n, form)));
 }
 
 #[cfg(test)]

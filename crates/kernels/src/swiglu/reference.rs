@@ -1,7 +1,7 @@
 //! SwiGLU and GeGLU in plain `f64`.
 
 use super::Gate;
-use crate::gelu::reference as gelu;
+use crate::gelu::{Form, reference as gelu};
 
 /// `act(gate)`, and its derivative.
 fn act(gate: Gate, x: f64) -> (f64, f64) {
@@ -10,7 +10,10 @@ fn act(gate: Gate, x: f64) -> (f64, f64) {
             let s = 1.0 / (1.0 + (-x).exp());
             (x * s, s + x * s * (1.0 - s))
         }
-        Gate::Gelu => (gelu::forward(&[x])[0], gelu::backward(&[1.0], &[x])[0]),
+        Gate::Gelu => (
+            gelu::forward(&[x], Form::Tanh)[0],
+            gelu::backward(&[1.0], &[x], Form::Tanh)[0],
+        ),
     }
 }
 

@@ -11,7 +11,7 @@ use lowtide_workload::{LocalId, ParamId, Unit, UnitKind};
 
 use super::kind::{Kind, Product};
 use super::{Builder, Factored, Model, Phase, UnitKinds, read, weight, write};
-use crate::families::{Layer, Mlp, Norm, QkNorm};
+use crate::families::{Branches, Layer, Mlp, Norm, QkNorm};
 use crate::lsp::Side;
 use crate::params::Part;
 
@@ -316,7 +316,7 @@ impl Builder<'_> {
         let (name, kind) = match mlp {
             Mlp::Swiglu => ("swiglu", Kind::Swiglu(gated, Gate::Silu)),
             Mlp::Geglu => ("geglu", Kind::Swiglu(gated, Gate::Gelu)),
-            Mlp::Gelu => ("gelu", Kind::Gelu(gelu::Forward { y, x })),
+            Mlp::Gelu(form) => ("gelu", Kind::Gelu(gelu::Forward { y, x }, form)),
         };
         self.op(Phase::Forward, name, kind);
     }
@@ -331,9 +331,9 @@ impl Builder<'_> {
         let (name, kind) = match mlp {
             Mlp::Swiglu => ("swiglu", Kind::SwigluBackward(gated, Gate::Silu)),
             Mlp::Geglu => ("geglu", Kind::SwigluBackward(gated, Gate::Gelu)),
-            Mlp::Gelu => {
+            Mlp::Gelu(form) => {
                 let operands = gelu::Backward { dx, dy, x };
-                ("gelu", Kind::GeluBackward(operands))
+                ("gelu", Kind::GeluBackward(operands, form))
             }
         };
         self.op(Phase::Backward, name, kind);
@@ -349,7 +349,7 @@ pub(super) fn block(model: &Model<'_>, layer: Layer, l: u32) -> (Unit, UnitKinds
     // The MLP's first product: gate and up of a gated MLP side by side, or up alone.
     let (wide, up) = match layer.mlp {
         Mlp::Swiglu | Mlp::Geglu => (2 * f, Part::GateUp),
-        Mlp::Gelu => (f, Part::Up),
+        Mlp::Gelu(_) => (f, Part::Up),
     };
 
     // Forward's tensors, (B·T, ·).
@@ -372,12 +372,18 @@ pub(super) fn block(model: &Model<'_>, layer: Layer, l: u32) -> (Unit, UnitKinds
     let att = b.local("att", model.rows(q));
     let lse = b.local("lse", model.rows_f32(s.heads.heads)); // (B, H, T)
     let x2 = b.local("x2", model.rows(c));
-    let h2 = if before {
-        b.local("h2", model.rows(c))
-    } else {
-        x2
+    // The residual stream that the MLP reads, and whether by a norm of its own.
+    let (from, own) = match layer.branches {
+        Branches::InTurn => (x2, before),
+        Branches::Parallel => (x, before),
+        Branches::ParallelOneNorm => (x, false),
     };
-    let stats2 = before.then(|| b.statistics("2", layer.norm));
+    let h2 = match layer.branches {
+        Branches::ParallelOneNorm => h1,
+        _ if own => b.local("h2", model.rows(c)),
+        _ => from,
+    };
+    let stats2 = own.then(|| b.statistics("2", layer.norm));
     let pre = b.local(up.name(), model.rows(wide));
     let act = b.local("act", model.rows(f));
     let y = b.local("y", model.rows(c));
@@ -417,7 +423,7 @@ pub(super) fn block(model: &Model<'_>, layer: Layer, l: u32) -> (Unit, UnitKinds
     );
     let o_end = b.branch_end(layer, o, x2, (att, o_dims), x);
     if let Some(stats) = stats2 {
-        b.norm(Phase::Forward, Part::Norm2, h2, stats, x2);
+        b.norm(Phase::Forward, Part::Norm2, h2, stats, from);
     }
     b.linear(up, pre, h2, up_dims, None);
     b.activation(layer.mlp, act, pre);
@@ -428,20 +434,29 @@ pub(super) fn block(model: &Model<'_>, layer: Layer, l: u32) -> (Unit, UnitKinds
     let d_act = b.local("d_act", model.rows(f));
     let d_pre = b.local(&format!("d_{}", up.name()), model.rows(wide));
     let d_h2 = b.local("d_h2", model.rows(c));
-    let d_x2 = b.local("d_x2", model.rows(c));
+    let one_norm = layer.branches == Branches::ParallelOneNorm;
+    let d_x2 = (!one_norm).then(|| b.local("d_x2", model.rows(c)));
     let d_att = b.local("d_att", model.rows(q));
     let d_qkv = b.local("d_qkv", model.rows(all));
     let d_raw = layer.rotated.then(|| b.local("d_qkv_raw", model.rows(all)));
     let d_made = whole.map(|_| b.local("d_qkv_made", model.rows(all)));
     let d_h1 = b.local("d_h1", model.rows(c));
+    let d_h = one_norm.then(|| b.local("d_h", model.rows(c)));
     let dx = b.local("dx", model.rows(c));
 
     let d_down = b.branch_end_backward(layer, down, dy, down_end);
     b.linear_backward(Part::Down, d_act, d_down, act, down_dims);
     b.activation_backward(layer.mlp, d_pre, d_act, pre);
     b.linear_backward(up, d_h2, d_pre, h2, up_dims);
-    b.branch_start_backward(Part::Norm2, d_x2, d_h2, (x2, stats2), dy);
-    let d_o = b.branch_end_backward(layer, o, d_x2, o_end);
+    if let Some(d_x2) = d_x2 {
+        b.branch_start_backward(Part::Norm2, d_x2, d_h2, (from, stats2), dy);
+    }
+    // What attention is added to: what the MLP reads, or the block's result alone.
+    let d_sum = match (layer.branches, d_x2) {
+        (Branches::InTurn, Some(d_x2)) => d_x2,
+        _ => dy,
+    };
+    let d_o = b.branch_end_backward(layer, o, d_sum, o_end);
     b.linear_backward(Part::O, d_att, d_o, att, o_dims);
     let operands = attention::Backward {
         d_qkv: write(d_qkv),
@@ -462,7 +477,12 @@ pub(super) fn block(model: &Model<'_>, layer: Layer, l: u32) -> (Unit, UnitKinds
         d_product = d_made;
     }
     b.linear_backward(Part::Qkv, d_h1, d_product, h1, qkv_dims);
-    b.branch_start_backward(Part::Norm1, dx, d_h1, (x, stats1), d_x2);
+    if let Some(d_h) = d_h {
+        let named = (Phase::Backward, "norm1.both");
+        b.add_up(named, d_h, d_h1, Some(d_h2), 1.0);
+    }
+    let (d_h1, residual) = (d_h.unwrap_or(d_h1), d_x2.unwrap_or(dy));
+    b.branch_start_backward(Part::Norm1, dx, d_h1, (x, stats1), residual);
 
     (b.unit.input, b.unit.output) = (Some(x), Some(y));
     (b.unit.d_output, b.unit.d_input) = (Some(dy), Some(dx));

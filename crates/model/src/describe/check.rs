@@ -5,7 +5,7 @@ use lowtide_workload::{Lsp, ModelShape, ParamId, Rope, RopeScaling, Workload};
 
 use super::Options;
 use crate::ModelError;
-use crate::families;
+use crate::families::{self, Allows};
 use crate::lsp::{Layout, in_blocks};
 use crate::params::{Part, Role, Spec, specs};
 
@@ -81,23 +81,34 @@ pub(crate) fn shape(s: &ModelShape) -> Result<(), ModelError> {
             "none that the family has not",
         ));
     }
-    if let Some(width) = s.rope.as_ref().and_then(|rope| rope.width) {
-        let d = s.head_dim;
-        let need = match family.partial() {
-            false => Some(format!("{d}, all, in this family")),
-            true if width == 0 || width >= d || !width.is_multiple_of(2) => {
-                Some(format!("an even number below the head size {d}"))
-            }
-            true => None,
-        };
-        if let Some(need) = need {
-            return Err(wrong("rotated numbers of a head", width, need));
-        }
-    }
+    features(s, family.allows())?;
     let n = parameters(s);
     if n > PARAMETERS_MAX {
         let have = u64::try_from(n).unwrap_or(u64::MAX);
         return Err(wrong("number of parameters", have, "at most 2^44"));
+    }
+    Ok(())
+}
+
+/// What few families have, where the shape's has it.
+fn features(s: &ModelShape, allows: Allows) -> Result<(), ModelError> {
+    if let Some(width) = s.rope.as_ref().and_then(|rope| rope.width) {
+        let d = s.head_dim;
+        if !allows.part_of_heads {
+            let need = format!("{d}, all, in this family");
+            return Err(wrong("rotated numbers of a head", width, need));
+        }
+        if width == 0 || width >= d || !width.is_multiple_of(2) {
+            let need = format!("an even number below the head size {d}");
+            return Err(wrong("rotated numbers of a head", width, need));
+        }
+    }
+    let not = |what| Err(wrong(what, 1u32, "none in this family"));
+    if s.parallel && !allows.parallel {
+        return not("attention beside the MLP");
+    }
+    if s.gelu_by_tanh && !allows.gelu_by_tanh {
+        return not("GELU by tanh in place of another");
     }
     Ok(())
 }

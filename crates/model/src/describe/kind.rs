@@ -2,6 +2,7 @@
 
 use lowtide_device::Make;
 use lowtide_kernels::attention::{Attn, Engine};
+use lowtide_kernels::gelu::Form;
 use lowtide_kernels::head::{Bend, Head};
 use lowtide_kernels::matmul::Dims;
 use lowtide_kernels::operands::{Named, Names};
@@ -203,8 +204,8 @@ pub(crate) enum Kind {
     AttentionBackward(attention::Backward<Names>, Mask),
     Swiglu(swiglu::Forward<Names>, Gate),
     SwigluBackward(swiglu::Backward<Names>, Gate),
-    Gelu(gelu::Forward<Names>),
-    GeluBackward(gelu::Backward<Names>),
+    Gelu(gelu::Forward<Names>, Form),
+    GeluBackward(gelu::Backward<Names>, Form),
     HeadTrain(head::Train<Names>),
     HeadLoss(head::Loss<Names>),
     HeadLogits(head::Logits<Names>),
@@ -257,8 +258,8 @@ impl Kind {
             Self::AttentionBackward(o, _) => o.list(to),
             Self::Swiglu(o, _) => o.list(to),
             Self::SwigluBackward(o, _) => o.list(to),
-            Self::Gelu(o) => o.list(to),
-            Self::GeluBackward(o) => o.list(to),
+            Self::Gelu(o, _) => o.list(to),
+            Self::GeluBackward(o, _) => o.list(to),
             Self::HeadTrain(o) => o.list(to),
             Self::HeadLoss(o) => o.list(to),
             Self::HeadLogits(o) => o.list(to),
@@ -365,8 +366,10 @@ impl Kind {
             Self::Swiglu(_, Gate::Gelu) => gated("geglu.forward"),
             Self::SwigluBackward(_, Gate::Silu) => gated("swiglu.backward"),
             Self::SwigluBackward(_, Gate::Gelu) => gated("geglu.backward"),
-            Self::Gelu(_) => gated("gelu.forward"),
-            Self::GeluBackward(_) => gated("gelu.backward"),
+            Self::Gelu(_, Form::Tanh) => gated("gelu.forward"),
+            Self::Gelu(_, Form::Exact) => gated("gelu_exact.forward"),
+            Self::GeluBackward(_, Form::Tanh) => gated("gelu.backward"),
+            Self::GeluBackward(_, Form::Exact) => gated("gelu_exact.backward"),
             Self::HeadTrain(o) => head(match o.dw {
                 Some(_) => "train",
                 None => "train frozen",

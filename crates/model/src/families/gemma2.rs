@@ -36,6 +36,7 @@ impl Architecture for Gemma2 {
             head_dim: Some(256),
             max_positions: 8192,
             norm_eps: 1e-6,
+            eps_key: "rms_norm_eps",
             tied: true,
             theta: 10_000.0,
             act: Act {

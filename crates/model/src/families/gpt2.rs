@@ -1,9 +1,10 @@
 //! GPT-2: layer norms, learned positions, GELU (tanh), biases everywhere, matrices stored (input, output).
 
+use lowtide_kernels::gelu::Form;
 use lowtide_workload::{Family, Layers, ModelShape, Scales};
 use serde_json::{Value, json};
 
-use super::{Architecture, Layer, Mlp, Norm, Norms, QkNorm};
+use super::{Architecture, Branches, Layer, Mlp, Norm, Norms, QkNorm};
 use crate::ModelError;
 use crate::config_json::keys::{Config, EPS, unsupported};
 use crate::describe::check::wrong;
@@ -64,6 +65,8 @@ impl Architecture for Gpt2 {
             window: None,
             unrotated: Layers::default(),
             scales: Scales::default(),
+            parallel: false,
+            gelu_by_tanh: false,
         })
     }
 
@@ -98,7 +101,8 @@ impl Architecture for Gpt2 {
             qk_norm: QkNorm::None,
             rotated: false,
             mask: s.mask(l),
-            mlp: Mlp::Gelu,
+            mlp: Mlp::Gelu(Form::Tanh),
+            branches: Branches::InTurn,
             residual: 1.0,
         }
     }

@@ -22,6 +22,7 @@ impl Architecture for Granite {
             head_dim: None,
             max_positions: 2048,
             norm_eps: 1e-6,
+            eps_key: "rms_norm_eps",
             tied: false,
             theta: 10_000.0,
             act: SILU,

@@ -4,7 +4,7 @@
 use lowtide_workload::{Family, Layers, ModelShape, Rope, RopeScaling, Scales, Window};
 use serde_json::{Value, json};
 
-use super::{Layer, Mlp, Norm, Norms, QkNorm, rope};
+use super::{Branches, Layer, Mlp, Norm, Norms, QkNorm, rope};
 use crate::ModelError;
 use crate::config_json::keys::{Config, EPS, bad, unsupported};
 use crate::describe::check::wrong;
@@ -32,6 +32,8 @@ pub(super) struct Absent {
     pub head_dim: Option<u32>,
     pub max_positions: u32,
     pub norm_eps: f64,
+    /// The key of the norms' epsilon.
+    pub eps_key: &'static str,
     pub tied: bool,
     pub theta: f64,
     pub act: Act,
@@ -56,6 +58,8 @@ pub(super) struct Names {
     pub cut: Cut,
     /// The norms before attention, behind it, before the MLP and behind it, where there are any.
     pub norms: [Option<&'static str>; 4],
+    /// Norms have a bias.
+    pub norm_bias: bool,
     /// What the norms of queries and keys are of.
     pub qk_norm: QkNorm,
 }
@@ -69,6 +73,7 @@ pub(super) const LLAMA: Names = Names {
         Some("post_attention_layernorm"),
         None,
     ],
+    norm_bias: false,
     qk_norm: QkNorm::Heads,
 };
 
@@ -125,7 +130,7 @@ pub(super) fn parse(
         heads,
         kv_heads,
         head_dim,
-        norm_eps: c.number_or("rms_norm_eps", &EPS, absent.norm_eps)?,
+        norm_eps: c.number_or(absent.eps_key, &EPS, absent.norm_eps)?,
         tied: c.flag("tie_word_embeddings", absent.tied)?,
         qkv_bias: false,
         out_bias: false,
@@ -135,6 +140,8 @@ pub(super) fn parse(
         window: None,
         unrotated: Layers::default(),
         scales: Scales::default(),
+        parallel: false,
+        gelu_by_tanh: false,
     })
 }
 
@@ -211,6 +218,7 @@ pub(super) fn layer(s: &ModelShape, l: u32) -> Layer {
         rotated: !s.unrotated.has(l),
         mask: s.mask(l),
         mlp: Mlp::Swiglu,
+        branches: Branches::InTurn,
         residual: s.scales.residual as f32,
     }
 }
@@ -260,6 +268,9 @@ pub(super) fn block(list: &mut List, shape: &ModelShape, l: u32, names: &Names) 
     let norm = |list: &mut List, part: Part, i: usize| {
         if let Some(name) = names.norms[i] {
             list.add(part, (c, 1), Norm, &format!("{at}.{name}.weight"));
+            if names.norm_bias {
+                list.add(part, (c, 1), Bias, &format!("{at}.{name}.bias"));
+            }
         }
     };
     norm(list, Part::Norm1, 0);
@@ -331,6 +342,7 @@ fn by_heads(list: &mut List, s: &ModelShape) {
             head_dim: s.head_dim.into(),
             paired: u64::from(s.heads) + u64::from(s.kv_heads),
             pairs: Pairs::First(rotated.into()),
+            together: None,
         });
     }
 }

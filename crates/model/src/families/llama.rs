@@ -36,6 +36,7 @@ impl Architecture for Llama {
                 _ => 32_768,
             },
             norm_eps: 1e-6,
+            eps_key: "rms_norm_eps",
             tied: false,
             theta: 10_000.0,
             act: like_llama::SILU,

@@ -7,6 +7,7 @@
 mod gemma;
 mod gemma2;
 mod gpt2;
+mod gpt_neox;
 mod granite;
 mod like_llama;
 mod llama;
@@ -14,9 +15,11 @@ mod olmo2;
 mod phi3;
 mod rope;
 mod smollm3;
+mod stablelm;
 
 use std::sync::LazyLock;
 
+use lowtide_kernels::gelu::Form;
 use lowtide_workload::{Dtype, Family, Mask, ModelShape, Scales};
 use serde_json::Value;
 
@@ -26,7 +29,7 @@ use crate::describe::check::wrong;
 use crate::params::List;
 
 /// Every family.
-const ALL: [(Family, &dyn Architecture); 8] = [
+const ALL: [(Family, &dyn Architecture); 10] = [
     (Family::Llama, &llama::Llama),
     (Family::Phi3, &phi3::Phi3),
     (Family::SmolLm3, &smollm3::SmolLm3),
@@ -35,6 +38,8 @@ const ALL: [(Family, &dyn Architecture); 8] = [
     (Family::Gemma, &gemma::Gemma),
     (Family::Gemma2, &gemma2::Gemma2),
     (Family::Gpt2, &gpt2::Gpt2),
+    (Family::GptNeoX, &gpt_neox::GptNeoX),
+    (Family::StableLm, &stablelm::StableLm),
 ];
 
 /// How the inputs of attention, MLP and head are normed.
@@ -86,8 +91,19 @@ pub(crate) enum Mlp {
     Swiglu,
     /// `gelu(gate)·up`, by tanh, of one product that makes both.
     Geglu,
-    /// `gelu(up)`, by tanh.
-    Gelu,
+    /// `gelu(up)`.
+    Gelu(Form),
+}
+
+/// What the MLP reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Branches {
+    /// The residual stream with attention added.
+    InTurn,
+    /// The residual stream that attention reads, by a norm of its own.
+    Parallel,
+    /// What attention reads: one norm before both.
+    ParallelOneNorm,
 }
 
 /// What the block of one layer computes.
@@ -102,8 +118,20 @@ pub(crate) struct Layer {
     /// Which keys a query sees.
     pub mask: Mask,
     pub mlp: Mlp,
+    pub branches: Branches,
     /// What the results of attention and MLP are multiplied by before they are added.
     pub residual: f32,
+}
+
+/// Features of a shape that few families have; the others refuse them.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Allows {
+    /// A part of each head is rotated.
+    pub part_of_heads: bool,
+    /// Attention and MLP side by side.
+    pub parallel: bool,
+    /// GELU by tanh beside the exact one.
+    pub gelu_by_tanh: bool,
 }
 
 /// What distinguishes a family.
@@ -134,9 +162,9 @@ pub(crate) trait Architecture: Sync {
         Scales::default()
     }
 
-    /// Whether the family's configurations can have a part of each head rotated.
-    fn partial(&self) -> bool {
-        false
+    /// Which of the features that few have the family's configurations can say.
+    fn allows(&self) -> Allows {
+        Allows::default()
     }
 
     /// What the embedding's rows are multiplied by where numbers are stored as `dtype`.
@@ -163,6 +191,11 @@ pub(crate) trait Architecture: Sync {
     /// Adds the head's, but for its matrix.
     fn head(&self, list: &mut List, s: &ModelShape) {
         like_llama::head(list, s);
+    }
+
+    /// The head's matrix in a file, where it is not the table of tokens.
+    fn lm_head(&self) -> &'static str {
+        "lm_head.weight"
     }
 
     /// A configuration that [`Self::parse`] and transformers read as `s`, without the stored type.
@@ -195,6 +228,17 @@ pub(crate) fn types() -> &'static str {
         all.join(", ")
     });
     &TYPES
+}
+
+/// The hidden size is divided among the heads.
+fn divided_heads(s: &ModelShape) -> Result<(), ModelError> {
+    match u64::from(s.hidden) == s.attention_width() {
+        true => Ok(()),
+        false => {
+            let need = format!("{}, the heads' sizes, in this family", s.attention_width());
+            Err(wrong("hidden size", s.hidden, need))
+        }
+    }
 }
 
 fn no_windows(s: &ModelShape) -> Result<(), ModelError> {

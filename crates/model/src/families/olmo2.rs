@@ -24,6 +24,7 @@ impl Architecture for Olmo2 {
             head_dim: None,
             max_positions: 2048,
             norm_eps: 1e-5,
+            eps_key: "rms_norm_eps",
             tied: false,
             theta: 10_000.0,
             act: like_llama::SILU,

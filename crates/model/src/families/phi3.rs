@@ -3,8 +3,8 @@
 use lowtide_workload::{Family, Layers, ModelShape, RopeScaling};
 use serde_json::{Value, json};
 
-use super::Architecture;
 use super::like_llama::{self, Absent, Cut, LLAMA, Names};
+use super::{Allows, Architecture};
 use crate::ModelError;
 use crate::config_json::keys::{Config, unsupported};
 use crate::describe::check::wrong;
@@ -29,6 +29,7 @@ impl Architecture for Phi3 {
             head_dim: None,
             max_positions: 4096,
             norm_eps: 1e-5,
+            eps_key: "rms_norm_eps",
             tied: false,
             theta: 10_000.0,
             act: like_llama::SILU,
@@ -74,8 +75,11 @@ impl Architecture for Phi3 {
         Ok(())
     }
 
-    fn partial(&self) -> bool {
-        true
+    fn allows(&self) -> Allows {
+        Allows {
+            part_of_heads: true,
+            ..Allows::default()
+        }
     }
 
     fn block(&self, list: &mut List, s: &ModelShape, l: u32) {

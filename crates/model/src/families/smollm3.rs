@@ -28,6 +28,7 @@ impl Architecture for SmolLm3 {
             head_dim: None,
             max_positions: 32_768,
             norm_eps: 1e-6,
+            eps_key: "rms_norm_eps",
             tied: true,
             theta: 2_000_000.0,
             act: like_llama::SILU,

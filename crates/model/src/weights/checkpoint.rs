@@ -18,6 +18,7 @@ use serde::Deserialize;
 use super::BAND_BYTES;
 use super::header::{SafetensorsHeader, StoredDtype, StoredTensor};
 use crate::ModelError;
+use crate::families;
 use crate::params::{HeadRows, HfTensor, hf_tensors};
 
 /// Bytes read at a time.
@@ -70,7 +71,7 @@ impl Checkpoint {
     /// Opens `model.safetensors` or the shards of `model.safetensors.index.json` in `dir` and
     /// checks every header against `shape`. No tensor is read.
     ///
-    /// Names may lack their leading `model.` or `transformer.`; masks and rotary tables are ignored,
+    /// Names may lack their leading `model.`, `transformer.` or `gpt_neox.`; masks and rotary tables are ignored,
     /// and of a tied head [`check_tied_head`](Self::check_tied_head) says whether it is the embedding.
     ///
     /// # Errors
@@ -118,7 +119,8 @@ impl Checkpoint {
                 tensors: missing,
             });
         }
-        let head = match found.remove("lm_head.weight") {
+        let head_name = families::of(shape.family).lm_head();
+        let head = match found.remove(head_name) {
             Some((file, tensor)) if shape.tied => {
                 let want = HfTensor {
                     name: tensor.name.clone(),
@@ -127,7 +129,7 @@ impl Checkpoint {
                 Some(source(&files[file].0, file, tensor, &want)?)
             }
             Some(other) => {
-                found.insert("lm_head.weight".to_owned(), other);
+                found.insert(head_name.to_owned(), other);
                 None
             }
             None => None,
@@ -445,9 +447,8 @@ fn check_index(
 
 /// A name without the prefix that some files leave out.
 fn canonical(name: &str) -> &str {
-    let short = name
-        .strip_prefix("model.")
-        .or_else(|| name.strip_prefix("transformer."));
+    let prefixes = ["model.", "transformer.", "gpt_neox."];
+    let short = prefixes.iter().find_map(|p| name.strip_prefix(p));
     short.unwrap_or(name)
 }
 
@@ -455,6 +456,8 @@ fn canonical(name: &str) -> &str {
 fn ignored(name: &str) -> bool {
     name.ends_with(".attn.bias")
         || name.ends_with(".attn.masked_bias")
+        || name.ends_with(".attention.bias")
+        || name.ends_with(".attention.masked_bias")
         || name.ends_with("rotary_emb.inv_freq")
 }
 

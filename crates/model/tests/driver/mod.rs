@@ -62,6 +62,8 @@ pub fn tiny_llama() -> ModelShape {
         window: None,
         unrotated: Layers::default(),
         scales: Scales::default(),
+        parallel: false,
+        gelu_by_tanh: false,
     }
 }
 
@@ -98,6 +100,39 @@ pub fn tiny_gpt2() -> ModelShape {
         rope: None,
         ..tiny_llama()
     }
+}
+
+/// A GPT-NeoX of two heads of ten numbers of which the first `width` are rotated.
+fn neox(width: Option<u32>, parallel: bool) -> ModelShape {
+    ModelShape {
+        family: Family::GptNeoX,
+        heads: 2,
+        kv_heads: 2,
+        head_dim: 10,
+        qkv_bias: true,
+        out_bias: true,
+        mlp_bias: true,
+        parallel,
+        ..rotating(width)
+    }
+}
+
+/// A StableLM of two query heads and one key head of ten numbers of which the first `width` are rotated.
+fn stablelm(width: u32, parallel: bool) -> ModelShape {
+    ModelShape {
+        family: Family::StableLm,
+        heads: 2,
+        kv_heads: 1,
+        head_dim: 10,
+        parallel,
+        ..rotating(Some(width))
+    }
+}
+
+fn rotating(width: Option<u32>) -> ModelShape {
+    let mut shape = tiny_llama();
+    shape.rope.as_mut().expect("rotary positions").width = width;
+    shape
 }
 
 /// One of each feature, by name.
@@ -331,6 +366,25 @@ pub fn tiny_shapes() -> Vec<ModelShape> {
                 ..base()
             },
         ),
+        named("gpt_neox", neox(Some(4), true)),
+        named(
+            "gpt_neox in turn, without biases of attention",
+            ModelShape {
+                qkv_bias: false,
+                out_bias: false,
+                gelu_by_tanh: true,
+                ..neox(None, false)
+            },
+        ),
+        named(
+            "stablelm",
+            ModelShape {
+                qkv_bias: true,
+                tied: true,
+                ..stablelm(2, false)
+            },
+        ),
+        named("stablelm side by side", stablelm(6, true)),
         named("gpt2", tiny_gpt2()),
         named(
             "gpt2 untied",

@@ -162,7 +162,7 @@ pub fn parsed(config: &Value) -> ModelShape {
 }
 
 /// Those of the families that came later, by type.
-pub fn later() -> [Value; 3] {
+pub fn later() -> [Value; 5] {
     let olmo2 = json!({
         "attention_bias": false,
         "hidden_act": "silu",
@@ -221,5 +221,37 @@ pub fn later() -> [Value; 3] {
         "sliding_window": 4096,
         "vocab_size": 256000
     });
-    [olmo2, granite, gemma2]
+    let pythia = json!({
+        "architectures": ["GPTNeoXForCausalLM"],
+        "hidden_act": "gelu",
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "layer_norm_eps": 1e-05,
+        "max_position_embeddings": 2048,
+        "model_type": "gpt_neox",
+        "num_attention_heads": 16,
+        "num_hidden_layers": 24,
+        "rotary_emb_base": 10000,
+        "rotary_pct": 0.25,
+        "tie_word_embeddings": false,
+        "use_parallel_residual": true,
+        "vocab_size": 50304
+    });
+    let stablelm = json!({
+        "hidden_act": "silu",
+        "hidden_size": 2560,
+        "intermediate_size": 6912,
+        "layer_norm_eps": 1e-05,
+        "max_position_embeddings": 4096,
+        "model_type": "stablelm",
+        "num_attention_heads": 32,
+        "num_hidden_layers": 32,
+        "num_key_value_heads": 32,
+        "partial_rotary_factor": 0.25,
+        "rope_theta": 10000,
+        "tie_word_embeddings": false,
+        "use_qkv_bias": false,
+        "vocab_size": 50304
+    });
+    [olmo2, granite, gemma2, pythia, stablelm]
 }

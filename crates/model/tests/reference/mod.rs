@@ -21,10 +21,18 @@ pub fn logits(shape: &ModelShape, tensors: &Tensors, tokens: &[usize]) -> Vec<Ro
     let m = Model { shape, tensors };
     let c = shape.hidden as usize;
     let gpt2 = shape.family == Family::Gpt2;
-    let table = if gpt2 {
-        "transformer.wte.weight"
-    } else {
-        "model.embed_tokens.weight"
+    let [table, norm, head] = match shape.family {
+        Family::Gpt2 => [
+            "transformer.wte.weight",
+            "transformer.ln_f",
+            "lm_head.weight",
+        ],
+        Family::GptNeoX => [
+            "gpt_neox.embed_in.weight",
+            "gpt_neox.final_layer_norm",
+            "embed_out.weight",
+        ],
+        _ => ["model.embed_tokens.weight", "model.norm", "lm_head.weight"],
     };
     let line = |name: &str, i: usize| m.get(name)[i * c..(i + 1) * c].to_vec();
     let mut x: Vec<Row> = tokens.iter().map(|&t| line(table, t)).collect();
@@ -37,18 +45,13 @@ pub fn logits(shape: &ModelShape, tensors: &Tensors, tokens: &[usize]) -> Vec<Ro
         }
     }
     for l in 0..shape.layers {
-        if gpt2 {
-            m.gpt2_layer(&mut x, l)
-        } else {
-            m.llama_layer(&mut x, l)
+        match shape.family {
+            Family::Gpt2 => m.gpt2_layer(&mut x, l),
+            Family::GptNeoX => m.gpt_neox_layer(&mut x, l),
+            _ => m.llama_layer(&mut x, l),
         }
     }
-    let norm = if gpt2 {
-        "transformer.ln_f"
-    } else {
-        "model.norm"
-    };
-    let head = if shape.tied { table } else { "lm_head.weight" };
+    let head = if shape.tied { table } else { head };
     let scales = shape.scales;
     let bent = |logit: f64| capped(logit / scales.logits_divisor, scales.logits_cap);
     x.iter()
@@ -141,6 +144,9 @@ impl Model<'_> {
         }
         let att = self.attend(&qkv, self.shape.mask(l));
         for (row, a) in x.iter_mut().zip(&att) {
+            // One norm before both.
+            let first = format!("{at}.input_layernorm");
+            let beside = self.shape.parallel.then(|| self.norm(&first, row));
             let behind = format!("{at}.post_attention_layernorm");
             let mut o = self.linear(&format!("{at}.self_attn.o_proj"), a);
             if olmo2 || gemma2 {
@@ -148,9 +154,10 @@ impl Model<'_> {
             }
             o.iter_mut().for_each(|o| *o *= residual);
             add(row, &o);
-            let h = match (olmo2, gemma2) {
-                (true, _) => row.clone(),
-                (_, true) => self.norm(&format!("{at}.pre_feedforward_layernorm"), row),
+            let h = match (beside, olmo2, gemma2) {
+                (Some(beside), ..) => beside,
+                (_, true, _) => row.clone(),
+                (.., true) => self.norm(&format!("{at}.pre_feedforward_layernorm"), row),
                 _ => self.norm(&behind, row),
             };
             let (mut gate, up) = if self.shape.family == Family::Phi3 {
@@ -194,6 +201,45 @@ impl Model<'_> {
             let mut f = self.conv1d(&format!("{at}.mlp.c_fc"), &h);
             f.iter_mut().for_each(|v| *v = gelu(*v));
             add(row, &self.conv1d(&format!("{at}.mlp.c_proj"), &f));
+        }
+    }
+
+    fn gpt_neox_layer(&self, x: &mut [Row], l: u32) {
+        let at = format!("gpt_neox.layers.{l}");
+        let d = self.shape.head_dim as usize;
+        let mut qkv = [const { Vec::new() }; 3];
+        for (pos, row) in x.iter().enumerate() {
+            let h = self.norm(&format!("{at}.input_layernorm"), row);
+            let all = self.linear(&format!("{at}.attention.query_key_value"), &h);
+            let mut parts = [const { Vec::new() }; 3];
+            // A head's query, key and value behind one another.
+            for (i, part) in all.chunks(d).enumerate() {
+                let mut part = part.to_vec();
+                if i % 3 < 2 {
+                    self.rotate(&mut part, pos);
+                }
+                parts[i % 3].extend(part);
+            }
+            for (all, part) in qkv.iter_mut().zip(parts) {
+                all.push(part);
+            }
+        }
+        let att = self.attend(&qkv, Mask::Causal);
+        for (row, a) in x.iter_mut().zip(&att) {
+            let before = row.clone();
+            add(row, &self.linear(&format!("{at}.attention.dense"), a));
+            let from = match self.shape.parallel {
+                true => before,
+                false => row.clone(),
+            };
+            let h = self.norm(&format!("{at}.post_attention_layernorm"), &from);
+            let mut f = self.linear(&format!("{at}.mlp.dense_h_to_4h"), &h);
+            let act = |x: f64| match self.shape.gelu_by_tanh {
+                true => gelu(x),
+                false => 0.5 * x * libm::erfc(-x / 2f64.sqrt()),
+            };
+            f.iter_mut().for_each(|v| *v = act(*v));
+            add(row, &self.linear(&format!("{at}.mlp.dense_4h_to_h"), &f));
         }
     }
 

@@ -45,6 +45,8 @@ pub fn llama(layers: u32, tied: bool) -> ModelShape {
         window: None,
         unrotated: Layers::default(),
         scales: Scales::default(),
+        parallel: false,
+        gelu_by_tanh: false,
     }
 }
 
@@ -80,6 +82,23 @@ pub fn gemma2(layers: u32) -> ModelShape {
         },
         ..llama(layers, true)
     }
+}
+
+/// Attention and MLP side by side, behind a norm each or one; layer norms, half of each head rotated.
+pub fn side_by_side(layers: u32, one_norm: bool) -> ModelShape {
+    let mut shape = llama(layers, false);
+    let whole = shape.head_dim;
+    shape.rope.as_mut().expect("rotary positions").width = Some(whole / 2);
+    shape.parallel = true;
+    match one_norm {
+        true => shape.family = Family::StableLm,
+        false => {
+            shape.family = Family::GptNeoX;
+            shape.kv_heads = shape.heads;
+            (shape.out_bias, shape.mlp_bias) = (true, true);
+        }
+    }
+    shape
 }
 
 /// Learned positions and layer norms.
