@@ -37,7 +37,7 @@ pub use plan::{
     SlotId, Task, TaskId, Tensor, Tier, Use, Version, Work,
 };
 pub use rounds::Rounds;
-pub use search::{Pins, PlanError, Refusal, Request, plan as make};
+pub use search::{Pins, PlanError, Refusal, Request, plan as make, plan_one_step as make_one_step};
 pub use together::Together;
 pub use updates::{UpdateRate, Updates};
 

@@ -345,6 +345,56 @@ fn a_refusal_says_what_would_fit_and_it_does() {
     );
 }
 
+/// Lives of slots follow predicted times, so rates decide what fits by a few percent, and a batch's first or last part may
+/// need more than a steady step.
+#[test]
+fn a_refusal_needs_more_than_is_allowed() {
+    let (mut fitted, mut refused) = (0, 0);
+    for (blocks, clip) in [(4, Clip::Exact), (3, Clip::Previous)] {
+        let w = workload(blocks, 1);
+        for slower in [1.0, 60.0] {
+            let mut m = machine();
+            m.h2d.0 /= slower;
+            m.d2h.0 /= slower;
+            let under = |device: u64| {
+                let budgets = Budgets {
+                    device: Bytes(device),
+                    host: Bytes(64 << 20),
+                    disk: Bytes(0),
+                };
+                let request = Request {
+                    workload: &w,
+                    machine: &m,
+                    budgets,
+                    clip,
+                    pins: Pins::default(),
+                };
+                (plan(&request), budgets)
+            };
+            // Nearer and nearer to the least that fits, from both sides.
+            let (mut too_small, mut enough) = (1 << 10, 64 << 20);
+            while enough - too_small > enough / 200 {
+                let device = u64::midpoint(too_small, enough);
+                match under(device) {
+                    (Ok(p), budgets) => {
+                        fitted += 1;
+                        enough = device;
+                        assert!(p.tier(Tier::Device).planned_bytes <= budgets.device);
+                    }
+                    (Err(PlanError::Refused(r)), allowed) => {
+                        refused += 1;
+                        too_small = device;
+                        let fits = |t| r.needed.of(t) <= allowed.of(t);
+                        assert!(!Tier::ALL.into_iter().all(fits), "{slower} x: {r}");
+                    }
+                    (Err(e), _) => panic!("{e}"),
+                }
+            }
+        }
+    }
+    assert!(fitted > 8 && refused > 8, "{fitted}, {refused}");
+}
+
 #[test]
 fn no_lane_is_busier_than_the_step_and_more_memory_never_slows() {
     let w = workload(6, 1);

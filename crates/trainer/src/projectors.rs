@@ -109,7 +109,7 @@ pub(crate) fn learn(
             ..basis.budgets
         },
     };
-    let plan = basis.plan_pinned(Pins {
+    let plan = basis.plan_one_step(Pins {
         gradients: Some(Tier::Host),
         ..Pins::default()
     })?;

@@ -201,3 +201,34 @@ fn what_does_not_go_together_is_told() {
         scratch.train(sets).refused(words);
     }
 }
+
+/// Shape of SmolLM2-135M and rates of an H100 whose links are slowed down to 12 GB/s: of the plans that the search starts
+/// from none fits in all parts, though others do.
+#[test]
+fn a_plan_that_fits_is_found_beside_those_that_do_not() {
+    let scratch = Scratch::bare();
+    scratch.write(
+        "config.json",
+        r#"{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 576, "intermediate_size": 1536,
+            "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3, "hidden_act": "silu",
+            "max_position_embeddings": 8192, "rms_norm_eps": 1e-05, "rope_theta": 100000.0, "tie_word_embeddings": true,
+            "vocab_size": 49152}"#,
+    );
+    scratch.write(
+        "machine.json",
+        r#"{"name": "H100, slow links", "date": "2026-11-26", "source": "measured", "note": "", "matmul_bf16": 687724800361988.0,
+            "matmul_f32": 48517318133207.36, "device_memory": 2982331875362.618, "op_overhead": 4.338720142841339e-06,
+            "h2d": 12000000000.0, "d2h": 12000000000.0, "copy_overhead": 5e-06, "updates": [{"optimizer": "adamw",
+            "moments": "f32", "host": 2000000000.0, "device": 107322022068.22955}], "host_overhead": 2.69031075e-05,
+            "disk": null, "shared": [], "together": [], "device_reserve": 612368384, "host_reserve": 842993664,
+            "cuda": true, "ops": {}}"#,
+    );
+    scratch.write(
+        "plan.yaml",
+        "model: {config: config.json}\nthreads: 4\nbudget: {device: 1010MiB, host: 16GiB}\n\
+         train: {steps: 1000, micro_batch: 2, seq: 1024}\nstrategy: {name: lsp}\nplan: {machine: machine.json}\n",
+    );
+    let planned = scratch.run(&["plan", "plan.yaml", "--brief"]);
+    let text = planned.fine().text();
+    assert!(text.contains("predicted step"), "{text}");
+}

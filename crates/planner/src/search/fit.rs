@@ -102,9 +102,10 @@ impl Search<'_> {
         excess
     }
 
-    /// What would fit: the ways without limits, each with the change in budgets it asks for. Long because what has
-    /// been found so far decides at every level what need not be looked at.
-    pub(super) fn refusal(&self) -> Refusal {
+    /// What would fit: the ways without limits, each with the change in budgets it asks for, in all parts. Or a plan that
+    /// does fit, where no other start did. Long because what has been found so far decides at every level what need not be
+    /// looked at.
+    pub(super) fn refusal(&self) -> Result<(Mix, Choice), Refusal> {
         let allowed = self.r.budgets;
         let mut best: Option<(f64, [u64; 3])> = None;
         let mut on_disk: Option<u64> = None;
@@ -163,13 +164,25 @@ impl Search<'_> {
                         .then(|| search.fit(choice, &limits));
                     let spilled = (!further(&least)).then_some(spilled);
                     for choice in fitted.flatten().into_iter().chain(spilled) {
-                        let need = self.size(&choice).need;
-                        let cost = excess(&need, &allowed);
+                        let steady = self.size(&choice).need;
+                        let nearer = |need: &[u64; 3], best: &Option<(f64, [u64; 3])>| {
+                            let cost = excess(need, &allowed);
+                            fits(need, &limits) && best.as_ref().is_none_or(|(c, _)| cost < *c)
+                        };
+                        let asked_for = asked && fits(&steady, &limits);
+                        if !(asked_for || nearer(&steady, &best)) {
+                            continue;
+                        }
+                        // Other parts than a steady step may need more.
+                        let need = self.whole(&choice);
+                        if fits(&need, &allowed) {
+                            return Ok((way.as_settled(&choice, self.knobs), choice));
+                        }
                         if asked && fits(&need, &limits) {
                             on_disk = Some(on_disk.map_or(need[2], |least| least.min(need[2])));
                         }
-                        if fits(&need, &limits) && best.as_ref().is_none_or(|(c, _)| cost < *c) {
-                            best = Some((cost, need));
+                        if nearer(&need, &best) {
+                            best = Some((excess(&need, &allowed), need));
                         }
                     }
                 }
@@ -183,7 +196,7 @@ impl Search<'_> {
         }
         let need = best.map_or([u64::MAX >> 2; 3], |(_, need)| need);
         let budget = |t: usize, have: Bytes| Bytes(need[t].max(have.0));
-        Refusal {
+        Err(Refusal {
             needed: Budgets {
                 device: Bytes(need[0]),
                 host: Bytes(need[1]),
@@ -198,7 +211,7 @@ impl Search<'_> {
             with_disk: on_disk
                 .filter(|_| allowed.disk.0 == 0 && need[2] == 0)
                 .map(Bytes),
-        }
+        })
     }
 }
 

@@ -210,6 +210,16 @@ pub fn plan(r: &Request<'_>) -> Result<Plan, PlanError> {
     search.made(&search.best()?)
 }
 
+/// Plans a step that is made once: the fastest of the plans that [`plan`] only starts from, found in a fraction of its time.
+///
+/// # Errors
+/// As [`plan`].
+pub fn plan_one_step(r: &Request<'_>) -> Result<Plan, PlanError> {
+    let (knobs, seen) = (Knobs::new(r), Seen::default());
+    let search = Search::new(*r, &knobs, &seen);
+    search.made(&search.starts()?.swap_remove(0))
+}
+
 /// Whether any plan fits a request. Looks for none that is fast, and for no reason where there is none.
 #[must_use]
 pub fn fits_any(r: &Request<'_>) -> bool {
@@ -460,7 +470,10 @@ impl Search<'_> {
             starts = self.fastest(self.crowded());
         }
         if starts.is_empty() {
-            return Err(PlanError::Refused(Box::new(self.refusal())));
+            match self.refusal() {
+                Ok(start) => starts = self.fastest(vec![start]),
+                Err(refusal) => return Err(PlanError::Refused(Box::new(refusal))),
+            }
         }
         Ok(starts)
     }
