@@ -15,7 +15,7 @@ class Training:
 
     Iterating gives its events as they happen, each a mapping with the key `event`: `step` (`step`, `steps`, `loss`,
     `grad_norm`, `learning_rate`, `tokens`, `tokens_per_second`, `seconds`, `predicted_seconds`), `evaluation` (`step`,
-    `eval_loss`), `answers` (`when`, `exact_match`, `prompts`) and `checkpoint` (`path`). At the end what stopped it is
+    `eval_loss`, `eval_accuracy`), `answers` (`when`, `exact_match`, `prompts`) and `checkpoint` (`path`). At the end what stopped it is
     raised, if something did; otherwise `result` is its report.
 
     Leaving a `with` block while it runs stops it as Ctrl-C does: it saves, and the same call goes on from there.

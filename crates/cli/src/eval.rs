@@ -2,7 +2,7 @@
 
 use lowtide_trainer::TrainError;
 use lowtide_trainer::answers::{Extract, answer_all, questions, right};
-use lowtide_trainer::fit::evaluate;
+use lowtide_trainer::fit::{Evaluation, evaluate};
 use lowtide_trainer::generate::{Places, Plain};
 use lowtide_trainer::inputs::{load_inputs, open_tokenizer};
 use lowtide_trainer::paths;
@@ -43,7 +43,10 @@ pub fn eval(args: &EvalArgs, out: Out) -> Answer {
     out.text(&format!("model: {}", crate::generate::name(&run)));
     let mut session = ready(&run)?;
     let waiting = Waiting::begin(Phase::Evaluating.name());
-    let eval_loss = evaluate(&mut session, &data, &run)?;
+    let Evaluation {
+        loss: eval_loss,
+        accuracy,
+    } = evaluate(&mut session, &data, &run)?;
     if !eval_loss.is_finite() {
         return Err(CliError::Usage {
             what: format!("the evaluation loss is {eval_loss}: numbers of the model overflow"),
@@ -51,7 +54,10 @@ pub fn eval(args: &EvalArgs, out: Out) -> Answer {
         });
     }
     drop(waiting);
-    out.text(&format!("evaluation loss {eval_loss:.4}"));
+    out.text(&format!(
+        "evaluation loss {eval_loss:.4}, token accuracy {:.1}%",
+        100.0 * accuracy
+    ));
     let mut answers = Vec::new();
     if !questions.is_empty() {
         let most = run.eval.generate.max_new_tokens as usize;
@@ -77,6 +83,7 @@ pub fn eval(args: &EvalArgs, out: Out) -> Answer {
     let share = (n > 0).then(|| right(&answers) as f64 / n as f64);
     let answer = json!({
         "eval_loss": eval_loss,
+        "eval_accuracy": accuracy,
         "exact_match": share,
         "right": right(&answers),
         "prompts": n,

@@ -10,7 +10,7 @@ use lowtide_config::Run;
 use lowtide_planner::explain::{explain, explain_choices};
 use lowtide_planner::traffic::explain_cores;
 use lowtide_planner::{Machine, Plan};
-use lowtide_trainer::fit;
+use lowtide_trainer::fit::{self, Evaluation};
 use lowtide_trainer::launch::follow;
 use lowtide_trainer::report::{Observer, Phase, StepLine, TrainReport, When};
 use lowtide_trainer::{MeetError, Party, TrainError, Workload};
@@ -241,9 +241,18 @@ impl Observer for Show {
         self.advance("step", line.step, line.steps, about);
     }
 
-    fn evaluated(&mut self, step: u64, loss: f64) {
-        self.text(&format!("after step {step}: evaluation loss {loss:.4}"));
-        self.event(json!({ "event": "evaluation", "step": step, "eval_loss": loss }));
+    fn evaluated(&mut self, step: u64, evaluation: Evaluation) {
+        let Evaluation { loss, accuracy } = evaluation;
+        self.text(&format!(
+            "after step {step}: evaluation loss {loss:.4}, token accuracy {:.1}%",
+            100.0 * accuracy
+        ));
+        self.event(json!({
+            "event": "evaluation",
+            "step": step,
+            "eval_loss": loss,
+            "eval_accuracy": accuracy,
+        }));
     }
 
     fn answering(&mut self, done: usize, of: usize) {
@@ -361,6 +370,16 @@ fn how_well(r: &TrainReport, line: &mut Line<'_>) {
             r.eval_loss_first.map(|x| format!("{x:.4} before step 1")),
             r.eval_loss_last
                 .map(|x| format!("{x:.4} after step {}", r.steps)),
+        ],
+    );
+    let percent = |x: f64| format!("{:.1}%", 100.0 * x);
+    two(
+        "eval accuracy",
+        [
+            r.eval_accuracy_first
+                .map(|x| format!("{} before step 1", percent(x))),
+            r.eval_accuracy_last
+                .map(|x| format!("{} after step {}", percent(x), r.steps)),
         ],
     );
     let share = |x: f64, when: When| format!("{:.1}% {} training", 100.0 * x, when.name());

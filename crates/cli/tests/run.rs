@@ -64,10 +64,12 @@ fn what_is_trained_is_evaluated_and_speaks() {
     // The run's own model is the default, and its loss the one that training ended with.
     let (code, eval) = answer(&["eval", run]);
     assert_eq!(
-        (code, &eval["eval_loss"]),
-        (0, &report["eval_loss_last"]),
+        (code, &eval["eval_loss"], &eval["eval_accuracy"]),
+        (0, &report["eval_loss_last"], &report["eval_accuracy_last"]),
         "{eval}"
     );
+    let share = |of: &str| report[of].as_f64().filter(|x| (0.0..=1.0).contains(x));
+    assert!(share("eval_accuracy_first").is_some() && share("eval_accuracy_last") > Some(0.0));
     assert_eq!(
         (&eval["prompts"], &eval["exact_match"]),
         (&2.into(), &report["exact_match_after"])

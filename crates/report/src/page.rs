@@ -141,6 +141,15 @@ fn tiles(page: &mut String, run: &RunReport) {
         }
         tile("evaluation loss", Some(loss(last.eval_loss)), below);
     }
+    let percent = |e: &crate::run::Evaluation| {
+        e.eval_accuracy
+            .map(|share| format!("{:.1}%", 100.0 * share))
+    };
+    if let (Some(first), Some(last)) = (f.evaluation_first, f.evaluation_last) {
+        let before = percent(&first).filter(|_| first.step != last.step);
+        let below = before.map(|p| format!("{p} after step {}", count(first.step)));
+        tile("right tokens", percent(&last), below.unwrap_or_default());
+    }
     let share = |m: &crate::run::Match| format!("{:.1}%", 100.0 * m.exact_match);
     if let Some(last) = f.match_last.as_ref().or(f.match_before.as_ref()) {
         let before = f
@@ -236,10 +245,13 @@ fn curves(page: &mut String, runs: &[RunReport]) {
         SMOOTHED_FROM.. => [Some(&r.curves.loss_smoothed), Some(&r.curves.loss)],
         _ => [Some(&r.curves.loss), None],
     };
-    let pictures: [(&str, bool, f64, Drawn); 6] = [
+    let pictures: [(&str, bool, f64, Drawn); 7] = [
         ("loss of a step", false, 1.0, loss),
         ("loss on the evaluation data", true, 1.0, |r| {
             [Some(&r.curves.eval_loss), None]
+        }),
+        ("right tokens of the evaluation data, %", true, 100.0, |r| {
+            [Some(&r.curves.eval_accuracy), None]
         }),
         ("exact answers, %", true, 100.0, |r| {
             [Some(&r.curves.exact_match), None]

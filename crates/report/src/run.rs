@@ -68,6 +68,9 @@ pub struct Evaluation {
     pub step: u64,
     /// Mean loss of a supervised token of the evaluation data.
     pub eval_loss: f64,
+    /// Share of its tokens that greedy decoding would take; runs of earlier versions did not count them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub eval_accuracy: Option<f64>,
 }
 
 /// Exact match of the answers to the evaluation's prompts.
@@ -142,6 +145,8 @@ pub struct Curves {
     pub loss_smoothed: Curve,
     /// Loss of evaluations.
     pub eval_loss: Curve,
+    /// Accuracy of tokens in evaluations, a share.
+    pub eval_accuracy: Curve,
     /// Exact match, a share.
     pub exact_match: Curve,
     /// Norm of the gradients before clipping.
@@ -287,6 +292,9 @@ impl Gathered {
         match metric {
             Metric::Evaluation(e) => {
                 curves.eval_loss.push(e.step as f64, e.eval_loss);
+                if let Some(share) = e.eval_accuracy {
+                    curves.eval_accuracy.push(e.step as f64, share);
+                }
                 all.evaluation_first.get_or_insert(e);
                 all.evaluation_last = Some(e);
                 if all

@@ -68,6 +68,17 @@ pub(crate) fn facts(runs: &[RunReport]) -> Vec<Fact> {
             each.extend(best.map(|b| format!("best {}", of(&b))));
             Some(each.join(", "))
         }),
+        row("eval accuracy", &|r| {
+            let f = &r.figures;
+            let (first, last) = (f.evaluation_first?, f.evaluation_last?);
+            let of = |e: &Evaluation| {
+                let share = 100.0 * e.eval_accuracy?;
+                Some(format!("{share:.1}% after step {}", e.step))
+            };
+            let each = [of(&first), of(&last).filter(|_| first.step != last.step)];
+            let each: Vec<String> = each.into_iter().flatten().collect();
+            (!each.is_empty()).then(|| each.join(", "))
+        }),
         row("exact match", &|r| {
             let f = &r.figures;
             let each = [&f.match_before, &f.match_last].into_iter().flatten();

@@ -28,7 +28,7 @@ fn write(dir: &Path, learning_rate: f64) {
         step(1, 3.0),
         step(2, 2.5),
         step(3, 2.0),
-        json!({"step": 3, "eval_loss": 2.125}),
+        json!({"step": 3, "eval_loss": 2.125, "eval_accuracy": 0.5}),
     ];
     let lines: Vec<String> = lines.iter().map(ToString::to_string).collect();
     put("metrics.jsonl", lines.join("\n") + "\n{\"step\": 4, \"lo");
@@ -80,6 +80,7 @@ fn figures_are_those_of_the_files() {
         "predicted       750.0 ms",
         "last loss       2.5000",
         "eval loss       3.2500 after step 0, 2.1250 after step 3",
+        "eval accuracy   50.0% after step 3",
         "skipped steps   1",
     ] {
         assert!(shown.lines().any(|l| l == line), "{line}:\n{shown}");
@@ -97,8 +98,8 @@ fn a_page_opens_alone_and_no_text_of_a_run_is_markup() {
     for word in ["<script", "src=", "href=", "url(", "@import"] {
         assert!(!page.contains(word), "{word}");
     }
-    // Loss, evaluation, exact match, norm, learning rate, tokens a second.
-    assert_eq!(page.matches("<polyline").count(), 6);
+    // Loss, evaluation and its accuracy, exact match, norm, learning rate, tokens a second.
+    assert_eq!(page.matches("<polyline").count(), 7);
     // Where the browser can, it refuses what a page does not have.
     assert!(page.contains("Content-Security-Policy") && page.contains("default-src 'none'"));
 }
@@ -266,7 +267,7 @@ fn runs_beside_each_other_tell_what_differs() {
     assert!(page.contains(
         "<tr class=\"differs\"><td>train.learning_rate</td><td>0.00001</td><td>0.00003</td>"
     ));
-    assert_eq!(page.matches("<polyline").count(), 12);
+    assert_eq!(page.matches("<polyline").count(), 14);
 }
 
 #[test]

@@ -500,7 +500,11 @@ impl Session {
         self.drain()?;
         let first = self.submit_all(part, data)?;
         self.wait()?;
-        Ok(first.peek())
+        let outcome = first.peek();
+        Ok(match part {
+            PartName::Evaluate => outcome.evaluated(),
+            _ => outcome,
+        })
     }
 
     /// Access to weights and state; drain first.

@@ -17,6 +17,9 @@ pub struct Totals {
     pub disk_written: u64,
     /// Bits of the evaluation loss before the first step, if it was measured.
     pub eval_loss_first: Option<u64>,
+    /// Bits of the share of its tokens whose label was the most likely one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub eval_accuracy_first: Option<u64>,
     /// The last steps, the newest last: which, and the bits of its loss.
     pub last_losses: Vec<(u64, u64)>,
 }

@@ -70,7 +70,7 @@ use crate::checkpoint::Change;
 use opening::{Logs, Material};
 
 pub use best::Best;
-pub use evaluate::evaluate;
+pub use evaluate::{Evaluation, evaluate};
 pub use of_checkpoint::{Export, Exported, export_checkpoint};
 
 /// The learning rate of each step.
@@ -423,8 +423,9 @@ impl Fit<'_> {
     fn go(mut self, planned: &Planned) -> Result<TrainReport, TrainError> {
         if self.state.step == 0 {
             self.state.exact_match_before = self.exact_match(When::Before)?;
-            let loss = self.evaluate(0)?;
-            self.state.totals.eval_loss_first = loss.map(f64::to_bits);
+            let first = self.evaluate(0)?;
+            self.state.totals.eval_loss_first = first.map(|e| e.loss.to_bits());
+            self.state.totals.eval_accuracy_first = first.map(|e| e.accuracy.to_bits());
         }
         let after_step = self.state.step;
         self.make_up()?;
@@ -500,7 +501,7 @@ impl Fit<'_> {
                 // As for want of training data: steps before it are not lost.
                 self.save_last()?;
             }
-            best |= self.judge(Measure::Loss, loss?);
+            best |= self.judge(Measure::Loss, loss?.map(|e| e.loss));
         }
         if due.answers {
             let share = self.exact_match(When::During)?;

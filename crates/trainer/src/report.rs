@@ -10,6 +10,7 @@ use lowtide_planner::{Lane, LaneKind, Machine, Plan};
 use lowtide_workload::Workload;
 use serde::{Deserialize, Serialize};
 
+use crate::fit::Evaluation;
 use crate::planning::Planned;
 use crate::wear::Wear;
 
@@ -166,7 +167,7 @@ pub trait Observer {
     /// A step is finished.
     fn step(&mut self, _line: &StepLine) {}
     /// An evaluation is finished.
-    fn evaluated(&mut self, _step: u64, _loss: f64) {}
+    fn evaluated(&mut self, _step: u64, _evaluation: Evaluation) {}
     /// So many of so many prompts are answered.
     fn answering(&mut self, _done: usize, _of: usize) {}
     /// Exact match was measured.
@@ -301,6 +302,12 @@ pub struct TrainReport {
     pub eval_loss_first: Option<f64>,
     /// As above.
     pub eval_loss_last: Option<f64>,
+    /// Share of the evaluation's supervised tokens that greedy decoding would take, at the same places.
+    #[serde(default)]
+    pub eval_accuracy_first: Option<f64>,
+    /// As above.
+    #[serde(default)]
+    pub eval_accuracy_last: Option<f64>,
     /// Exact match before training, if asked for.
     pub exact_match_before: Option<f64>,
     /// Exact match after training.

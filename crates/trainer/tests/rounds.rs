@@ -32,6 +32,8 @@ fn show(session: &mut Session) -> Vec<u64> {
         }
         let o = session.evaluate(batch(9, ACCUMULATE)).expect("evaluated");
         assert_eq!(o.losses.len(), ACCUMULATE as usize);
+        assert_eq!(o.right.len(), ACCUMULATE as usize);
+        shown.extend(o.right.iter().copied().map(u64::from));
         shown.push(o.loss().to_bits());
         let homes = session.homes().expect("staging");
         shown.push(homes.fingerprint().expect("read").0);

@@ -220,7 +220,8 @@ pub enum What {
     Gradient(ParamId),
     /// The micro-batch's inputs, see [`Batch::input_bytes`].
     Inputs,
-    /// The micro-batch's loss: two `f64`, sum over supervised tokens and their count.
+    /// The micro-batch's loss: two `f64`, sum over supervised tokens and their count. In an evaluation the second has two
+    /// counts in its halves: these, and those whose label is the most likely token.
     Loss,
 }
 

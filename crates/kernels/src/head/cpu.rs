@@ -3,7 +3,7 @@
 use lowtide_device::{Dst, Src};
 use multiversion::multiversion;
 
-use super::{Bend, Head, Reads, Scratch, Train};
+use super::{Bend, Counts, Head, Reads, Scratch, Train};
 use crate::matmul::{Forward, Input, cpu as matmul};
 use crate::number::{self, Number, exp, sum, tanh};
 use crate::operands::{Sum, Views};
@@ -11,13 +11,13 @@ use crate::product::{Operand, product, with_scratch};
 use crate::rows;
 
 pub(super) fn train<E: Number>(mut o: Train<Views<'_>>, scale: f32, d: &Head, mut s: Scratch<'_>) {
-    let mut total = [0.0; 2];
+    let (mut total, mut counts) = (0.0, Counts::default());
     let all = Reads::of(o.h, o.w, o.inputs);
     let row_bytes = d.hidden * size_of::<E>();
     for (first, n) in d.chunks() {
         let from = all.rows((first, n), d, size_of::<E>());
         chunk_logits::<E>(from, n, d, &mut s);
-        chunk_losses::<E>(from.labels, Some(scale), d, &s, &mut total);
+        chunk_losses::<E>(from.labels, Some(scale), d, &s, (&mut total, &mut counts));
         let dy = s.logits.src().part(0, n * d.vocab * size_of::<E>());
         let input = Input {
             dx: o.dh.lend(first * row_bytes, n * row_bytes),
@@ -32,17 +32,18 @@ pub(super) fn train<E: Number>(mut o: Train<Views<'_>>, scale: f32, d: &Head, mu
         };
         matmul::backward_weight::<E>(dw, dy, from.h, d.dims(n), s.product.again());
     }
-    o.loss.write().copy_from_slice(&total);
+    let words = [total, f64::from(counts.rows)];
+    o.loss.write().copy_from_slice(&words);
 }
 
 pub(super) fn loss<E: Number>(to: Dst<'_>, all: Reads<'_>, d: &Head, mut s: Scratch<'_>) {
-    let mut total = [0.0; 2];
+    let (mut total, mut counts) = (0.0, Counts::default());
     for (first, n) in d.chunks() {
         let from = all.rows((first, n), d, size_of::<E>());
         chunk_logits::<E>(from, n, d, &mut s);
-        chunk_losses::<E>(from.labels, None, d, &s, &mut total);
+        chunk_losses::<E>(from.labels, None, d, &s, (&mut total, &mut counts));
     }
-    to.write().copy_from_slice(&total);
+    to.write().copy_from_slice(&[total, counts.word()]);
 }
 
 /// Logits of `n` rows of h into the scratch.
@@ -52,14 +53,14 @@ fn chunk_logits<E: Number>(from: Reads<'_>, n: usize, d: &Head, s: &mut Scratch<
     matmul::forward::<E>(linear, d.dims(n), s.product.again());
 }
 
-/// Adds a chunk's losses and count to `total`, row by row; with a scale, the logits become their
-/// gradient.
+/// Adds a chunk's losses to `total`, row by row, and counts them; with a scale, the logits become their
+/// gradient, without one the first logit of a row becomes whether its label has the largest.
 fn chunk_losses<E: Number>(
     labels: Src<'_>,
     scale: Option<f32>,
     d: &Head,
     s: &Scratch<'_>,
-    total: &mut [f64; 2],
+    (total, counts): (&mut f64, &mut Counts),
 ) {
     let n = labels.bytes() / size_of::<i32>();
     let labels = number::read::<i32>(labels, 0, n);
@@ -81,17 +82,25 @@ fn chunk_losses<E: Number>(
                     *loss = row.loss;
                     gradient_row(logits, label, row, scale);
                 }
-                (Ok(label), None) => *loss = loss_row(logits, label).loss,
+                (Ok(label), None) => {
+                    let row = loss_row(logits, label);
+                    *loss = row.loss;
+                    let right = is_right(logits, label, row.most);
+                    logits[0] = E::narrow(f32::from(u8::from(right)));
+                }
                 (Err(_), Some(_)) => logits.fill(E::narrow(0.0)),
                 (Err(_), None) => {}
             }
         }
     });
     let losses = number::read::<f64>(s.losses.src(), 0, n);
-    for (loss, label) in losses.iter().zip(labels) {
+    let logits = number::read::<E>(s.logits.src(), 0, n * d.vocab);
+    for (row, (loss, label)) in losses.iter().zip(labels).enumerate() {
         if *label >= 0 {
-            total[0] += loss;
-            total[1] += 1.0;
+            *total += loss;
+            counts.rows += 1;
+            let right = scale.is_none() && logits[row * d.vocab].widen() == 1.0;
+            counts.right += u32::from(right);
         }
     }
 }
@@ -117,6 +126,12 @@ fn loss_row<E: Number>(logits: &[E], label: usize) -> Row {
     }
 }
 
+/// Whether the label's logit is the largest, `most`, and the first of those that are.
+fn is_right<E: Number>(logits: &[E], label: usize, most: f32) -> bool {
+    let is_most = |x: &E| x.widen() == most;
+    is_most(&logits[label]) && !logits[..label].iter().any(is_most)
+}
+
 /// `(softmax - onehot)·scale` in place of the logits.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma"))]
 fn gradient_row<E: Number>(logits: &mut [E], label: usize, row: Row, scale: f32) {
@@ -128,7 +143,8 @@ fn gradient_row<E: Number>(logits: &mut [E], label: usize, row: Row, scale: f32)
     logits[label] = E::narrow(at_label);
 }
 
-/// The loss of one row whose logits are bent; with a scale, the product's results become their gradient.
+/// The loss of one row whose logits are bent; with a scale, the product's results become their gradient, else the first
+/// becomes whether the label has the largest.
 fn bent_row<E: Number>(raw: &mut [E], label: usize, bend: Bend, scale: Option<f32>) -> f64 {
     with_scratch(raw.len(), |logits| {
         number::widen(logits, raw);
@@ -137,6 +153,9 @@ fn bent_row<E: Number>(raw: &mut [E], label: usize, bend: Bend, scale: Option<f3
         if let Some(scale) = scale {
             gradient_row(logits, label, row, scale);
             unbend(raw, logits, bend);
+        } else {
+            let right = is_right(logits, label, row.most);
+            raw[0] = E::narrow(f32::from(u8::from(right)));
         }
         row.loss
     })

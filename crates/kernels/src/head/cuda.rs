@@ -137,7 +137,8 @@ pub(super) struct Chunk<'a> {
 }
 
 /// Losses of a chunk's rows, one each, and their sum and number written to `loss`, or added to it unless
-/// the chunk is the first; with a scale the logits become their gradient.
+/// the chunk is the first; with a scale the logits become their gradient, without one the number is
+/// [`Counts`](super::Counts) and the first logit of each row whether its label has the largest.
 pub(super) fn after_product(
     stream: &cuda::Queue,
     loss: Dst<'_>,
@@ -201,18 +202,47 @@ pub(super) fn after_product(
     unsafe {
         launch.launch();
     }
-    // SAFETY: the kernel's own arguments, of the sizes that the operation checked (`crate::cuda`).
-    unsafe {
-        stream
-            .kernel(&SOURCE, define(dtype), "totals")
-            .grid(1, 1, 1)
-            .block(256)
-            .arg(&loss)
-            .arg(&losses)
-            .arg(labels)
-            .arg(rows)
-            .arg(first)
-            .launch();
+    let totals = Totals {
+        loss: &loss,
+        losses: &losses,
+        labels,
+        first,
+        right: scale.is_none().then_some((&logits, vocab + gap)),
+    };
+    totals.add_up(stream, dtype);
+}
+
+/// What a chunk's rows add to the loss.
+struct Totals<'a, 'b> {
+    loss: &'a Dst<'b>,
+    losses: &'a Dst<'b>,
+    labels: Src<'b>,
+    first: bool,
+    /// In an evaluation what says which labels have the largest logit, and numbers from a row to the next.
+    right: Option<(&'a Dst<'b>, usize)>,
+}
+
+impl Totals<'_, '_> {
+    fn add_up(self, stream: &cuda::Queue, dtype: Dtype) {
+        let kernel = |name| {
+            stream
+                .kernel(&SOURCE, define(dtype), name)
+                .grid(1, 1, 1)
+                .block(256)
+                .arg(self.loss)
+                .arg(self.losses)
+                .arg(self.labels)
+                .arg(self.labels.bytes() / 4)
+                .arg(self.first)
+        };
+        let launch = match self.right {
+            None => kernel("totals"),
+            Some((logits, stride)) => kernel("totals_right").arg(logits).arg(stride),
+        };
+        // SAFETY: the kernel's own arguments, of the sizes that the operation checked (`crate::cuda`).
+        unsafe {
+            launch.launch();
+        }
     }
 }
 

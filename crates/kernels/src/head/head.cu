@@ -25,16 +25,25 @@ extern "C" __global__ void __launch_bounds__(1024)
 // Sum of losses and number of rows that have one, in the order of rows: overwritten by the first
 // chunk, added to by later ones. One block; one thread adds, which for the rows of a chunk is
 // microseconds beside the milliseconds of its products.
-extern "C" __global__ void __launch_bounds__(256)
-    totals(double* loss, const double* losses, const int* labels, u64 n, int first) {
+//
+// With RIGHT the second word is of two halves: that number, and of these rows those whose first logit, `stride` numbers
+// apart, is 1.
+template <bool RIGHT>
+__device__ __forceinline__ void add_up(double* loss, const double* losses, const int* labels, u64 n,
+                                       int first, const E* logits, u64 stride) {
     __shared__ double some[256];
-    __shared__ int counts[256];
-    double sum = 0.0, count = 0.0;
-    if (threadIdx.x == 0 && !first) sum = loss[0], count = loss[1];
+    __shared__ u64 counts[256];
+    double sum = 0.0;
+    u64 count = 0;
+    if (threadIdx.x == 0 && !first) {
+        sum = loss[0];
+        count = RIGHT ? (u64)__double_as_longlong(loss[1]) : (u64)loss[1];
+    }
     for (u64 base = 0; base < n; base += 256) {
         u64 i = base + threadIdx.x;
         int counted = i < n && labels[i] >= 0;
-        counts[threadIdx.x] = counted;
+        u64 right = RIGHT && counted && widen(logits[i * stride]) == 1.0f;
+        counts[threadIdx.x] = (u64)counted | right << 32;
         some[threadIdx.x] = counted ? losses[i] : 0.0;
         __syncthreads();
         if (threadIdx.x == 0) {
@@ -42,12 +51,24 @@ extern "C" __global__ void __launch_bounds__(256)
             for (int k = 0; k < 256; k++) {
                 // Adding 0 for a row without a loss changes no bit: a loss is never -0.
                 sum += some[k];
-                count += (double)counts[k];
+                count += counts[k];
             }
         }
         __syncthreads();
     }
-    if (threadIdx.x == 0) loss[0] = sum, loss[1] = count;
+    if (threadIdx.x == 0) {
+        loss[0] = sum;
+        loss[1] = RIGHT ? __longlong_as_double((long long)count) : (double)count;
+    }
+}
+extern "C" __global__ void __launch_bounds__(256)
+    totals(double* loss, const double* losses, const int* labels, u64 n, int first) {
+    add_up<false>(loss, losses, labels, n, first, nullptr, 0);
+}
+extern "C" __global__ void __launch_bounds__(256)
+    totals_right(double* loss, const double* losses, const int* labels, u64 n, int first,
+                 const E* logits, u64 stride) {
+    add_up<true>(loss, losses, labels, n, first, logits, stride);
 }
 
 // Rows of h: for sequence i of the grid, its first row whose label is not negative, or zeros.

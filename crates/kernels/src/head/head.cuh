@@ -116,7 +116,8 @@ struct Bent {
 
 // One block a row, rows `stride` numbers apart; of how many threads, the width of the row says. Thread t has the units t,
 // t + threads, ... of it, in order; then the warp's and the block's tree: the order of a sum
-// depends on the width of the row alone. Without GRADIENT the logits stay.
+// depends on the width of the row alone. Without GRADIENT the logits stay, but for the first of a row, which becomes
+// whether its label has the largest logit, and is the first of those that have.
 template <bool WIDE, bool GRADIENT, class Bend>
 __device__ __forceinline__ void row_loss(E* logits, double* losses, const int* labels, u64 vocab,
                                          u64 stride, float scale, u32 kept, Bend bend) {
@@ -135,6 +136,7 @@ __device__ __forceinline__ void row_loss(E* logits, double* losses, const int* l
         // No loss; or a label outside the table, which must not pass for one.
         float fill = label < 0 ? 0.0f : not_a_number();
         if (threadIdx.x == 0) losses[blockIdx.x] = fill;
+        if (!GRADIENT && threadIdx.x == 0) row[0] = narrow<E>(0.0f);
         if (GRADIENT) {
             float x[U::N];
 #pragma unroll
@@ -187,7 +189,23 @@ __device__ __forceinline__ void row_loss(E* logits, double* losses, const int* l
     s = warps[32];
     if (threadIdx.x == 0)
         losses[blockIdx.x] = ((double)s.most + log((double)s.sum)) - (double)chosen;
-    if (!GRADIENT) return;
+    if (!GRADIENT) {
+        // The same for all threads, which have read all of the row.
+        bool right = chosen == s.most;
+        if (right) {
+            int before = 0;
+            for (u32 u = threadIdx.x; (u64)u * U::N < (u64)label && u < units; u += THREADS) {
+                float x[U::N];
+                U::widened(at[u], x);
+#pragma unroll
+                for (int i = 0; i < U::N; i++)
+                    before |= (u64)u * U::N + i < (u64)label && bend.value(x[i]) == s.most;
+            }
+            right = !__syncthreads_or(before);
+        }
+        if (threadIdx.x == 0) row[0] = narrow<E>(right ? 1.0f : 0.0f);
+        return;
+    }
 
     float factor = __fdiv_rn(scale, s.sum);
     for (u32 base = threadIdx.x; base < units; base += THREADS * FLIGHT) {

@@ -42,6 +42,34 @@ impl Bend {
     }
 }
 
+/// What [`loss`] counts: the bits of its second word, rows in the lower half.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Rows that have a loss.
+    pub rows: u32,
+    /// Those of them whose label has the largest logit. Of several that are as large the first counts, as in greedy
+    /// decoding.
+    pub right: u32,
+}
+
+impl Counts {
+    /// Those of a word.
+    #[must_use]
+    pub fn of(word: f64) -> Self {
+        let bits = word.to_bits();
+        Self {
+            rows: bits as u32,
+            right: (bits >> 32) as u32,
+        }
+    }
+
+    /// The word.
+    #[must_use]
+    pub fn word(self) -> f64 {
+        f64::from_bits(u64::from(self.right) << 32 | u64::from(self.rows))
+    }
+}
+
 /// Sizes of the head.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Head {
@@ -193,7 +221,7 @@ operands! {
 operands! {
     /// Operands of [`loss`], as [`Train`]'s.
     pub struct Loss<F> {
-        /// Two f64.
+        /// An f64, the sum of losses, and [`Counts`].
         pub loss: F::Write,
         /// E (rows, C).
         pub h: F::Read,
@@ -240,7 +268,8 @@ pub fn train(q: &Queue, o: Train<Views<'_>>, scale: f32, d: &Head, dtype: Dtype,
     q.run(|| with_dtype!(dtype, cpu::train(o, scale, d, scratch)));
 }
 
-/// The loss alone, with the same bits as [`train`]'s. Finished, or in the stream of a CUDA queue,
+/// The loss alone, with the same bits as [`train`]'s, and how often the label has the largest of the logits that the loss
+/// is made of: rounded to E, then [bent](Bend). Finished, or in the stream of a CUDA queue,
 /// when the call returns.
 pub fn loss(q: &Queue, o: Loss<Views<'_>>, d: &Head, dtype: Dtype, ws: Dst<'_>) {
     expect("loss", &o.loss, 2, size_of::<f64>());

@@ -74,6 +74,13 @@ pub fn train(
     out
 }
 
+/// Whether greedy decoding takes the label: its logit is the largest, and the first of those that are.
+#[must_use]
+pub fn is_right(logits: &[f64], label: usize) -> bool {
+    let (before, after) = logits.split_at(label);
+    before.iter().all(|x| *x < logits[label]) && after.iter().all(|x| *x <= logits[label])
+}
+
 /// Cross-entropy of one row's logits against its label, and its gradient times `scale`.
 #[must_use]
 pub fn row_of(logits: &[f64], label: usize, scale: f64) -> (f64, Vec<f64>) {

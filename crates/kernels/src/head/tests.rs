@@ -106,7 +106,11 @@ fn check((rows, hidden, vocab, chunk): Shape, dtype: Dtype, bend: Bend) {
             (dh, dw, sums.values(), alone.values())
         });
         for (device, (dh, dw, sums, alone)) in all {
-            assert_eq!(sums, alone, "{device}: the loss alone has other bits");
+            assert_eq!(
+                (sums[0], sums[1]),
+                (alone[0], f64::from(Counts::of(alone[1]).rows)),
+                "{device}: the loss alone has other bits"
+            );
             // A logit on the border between two bf16 values may round the other way; then the sums
             // differ by a unit of bf16 at that logit.
             let flip = if dtype == Dtype::Bf16 { 2e-2 } else { 0.0 };
@@ -176,7 +180,11 @@ fn check_alone(rows: usize, vocab: usize, dtype: Dtype, scale: Option<f32>) {
     let given = rng.tensor(rows * vocab, dtype, 4.0);
     let labels = labels(&mut rng, rows, vocab);
     // What an earlier chunk left.
-    let before = [2.5_f64, 3.0];
+    let earlier = Counts { rows: 3, right: 2 };
+    let before = match scale {
+        Some(_) => [2.5_f64, 3.0],
+        None => [2.5, earlier.word()],
+    };
     for first in [true, false] {
         let got = on_gpu(|q| {
             let mut logits = given.clone();
@@ -200,7 +208,10 @@ fn check_alone(rows: usize, vocab: usize, dtype: Dtype, scale: Option<f32>) {
         let Some((logits, sums)) = got else { return };
         let values = given.values();
         let mut want = values.clone();
-        let mut sum = if first { [0.0; 2] } else { before };
+        let (mut right, mut sum) = match first {
+            true => (0, [0.0; 2]),
+            false => (earlier.right, [2.5, 3.0]),
+        };
         for (row, &label) in labels.iter().enumerate() {
             let at = row * vocab..(row + 1) * vocab;
             let factor = f64::from(scale.unwrap_or(0.0));
@@ -212,7 +223,18 @@ fn check_alone(rows: usize, vocab: usize, dtype: Dtype, scale: Option<f32>) {
                 want[at].fill(0.0);
             }
         }
-        assert_eq!(sums[1], sum[1]);
+        for (row, label) in labels.iter().enumerate().filter(|_| scale.is_none()) {
+            let of = &values[row * vocab..(row + 1) * vocab];
+            let hit = usize::try_from(*label).is_ok_and(|l| reference::is_right(of, l));
+            right += u32::from(hit);
+        }
+        match scale {
+            Some(_) => assert_eq!(sums[1], sum[1]),
+            None => {
+                let rows = sum[1] as u32;
+                assert_eq!(Counts::of(sums[1]), Counts { rows, right });
+            }
+        }
         let off = (sums[0] - sum[0]).abs();
         assert!(
             off <= 1e-6 * (1.0 + sum[0]),
@@ -221,9 +243,83 @@ fn check_alone(rows: usize, vocab: usize, dtype: Dtype, scale: Option<f32>) {
             sum[0]
         );
         if scale.is_none() {
-            want = values;
+            want = values.clone();
+            let firsts = want.iter_mut().step_by(vocab);
+            for (row, (first, label)) in firsts.zip(&labels).enumerate() {
+                let of = &values[row * vocab..(row + 1) * vocab];
+                let hit = usize::try_from(*label).is_ok_and(|l| reference::is_right(of, l));
+                *first = f64::from(u8::from(hit));
+            }
         }
         close(&format!("{rows} rows of {vocab}"), &logits, &want, 3e-6);
+    }
+}
+
+/// Whole numbers, whose products are exact in every type, so that logits are equal where they should be: labels that have
+/// the largest, that share it with an earlier or a later one, and any.
+#[test]
+fn labels_that_greedy_decoding_takes_are_counted() {
+    let bent = Bend {
+        factor: 1.0,
+        cap: Some(30.0),
+    };
+    let cases = SHAPES.into_iter().filter(|s| s.0 > 1 && s.3 < s.0);
+    for ((rows, _, vocab, chunk), (dtype, bend)) in cases.flat_map(|shape| {
+        let kinds = [
+            (Dtype::F32, Bend::NONE),
+            (Dtype::Bf16, Bend::NONE),
+            (Dtype::Bf16, bent),
+        ];
+        kinds.map(|kind| (shape, kind))
+    }) {
+        let hidden = 4;
+        let d = Head {
+            rows,
+            hidden,
+            vocab,
+            chunk,
+            bend,
+        };
+        let mut rng = Rng((rows + vocab) as u64);
+        let mut whole = |n| -> Vec<f64> { (0..n).map(|_| rng.below(5) as f64 - 2.0).collect() };
+        let (h, w) = (whole(rows * hidden), whole(vocab * hidden));
+        let logits = reference::logits(&h, &w, hidden);
+        let label = |(row, of): (usize, &[f64])| {
+            let most = of.iter().copied().fold(f64::MIN, f64::max);
+            let first = of.iter().position(|x| *x == most);
+            let last = of.iter().rposition(|x| *x == most);
+            let label = match row % 4 {
+                0 => return NO_LOSS,
+                1 => first,
+                2 => last,
+                _ => Some(row * 7 % vocab),
+            };
+            label.expect("a largest one") as i32
+        };
+        let labels: Vec<i32> = logits.chunks_exact(vocab).enumerate().map(label).collect();
+        let of = logits.chunks_exact(vocab).zip(&labels);
+        let hits = of.filter(|(of, l)| **l >= 0 && reference::is_right(of, **l as usize));
+        let want = Counts {
+            rows: labels.iter().filter(|l| **l >= 0).count() as u32,
+            right: hits.count() as u32,
+        };
+        let got = everywhere(|q| {
+            let (mut h, mut w) = (Tensor::of(&h, dtype), Tensor::of(&w, dtype));
+            let (mut labels, mut sums) = (Numbers::of(&labels), Numbers::of(&[f64::NAN; 2]));
+            let mut ws = Scratch::new(workspace(&d, dtype, q.make()));
+            let o = Loss {
+                loss: sums.on(q),
+                h: h.src(q),
+                w: w.src(q),
+                inputs: Planes::all(labels.src(q)),
+            };
+            loss(q, o, &d, dtype, ws.on(q));
+            settle(q);
+            sums.values()
+        });
+        for (device, sums) in got {
+            assert_eq!(Counts::of(sums[1]), want, "{device}: {d:?} {dtype:?}");
+        }
     }
 }
 

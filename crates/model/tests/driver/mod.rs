@@ -11,6 +11,7 @@ use std::collections::{HashMap, HashSet};
 
 use half::bf16;
 use lowtide_device::{Dst, Queue};
+use lowtide_kernels::head::Counts;
 use lowtide_model::{Arg, Call, Decoder, Options, Phase, random_init};
 use lowtide_units::Id;
 use lowtide_workload::{
@@ -526,7 +527,8 @@ impl Driver {
     /// The loss alone.
     pub fn evaluate(&mut self) -> [f64; 2] {
         self.up_to_head(Phase::Evaluate);
-        self.loss()
+        let [sum, counts] = self.loss();
+        [sum, f64::from(Counts::of(counts).rows)]
     }
 
     /// Logits, (B, V).

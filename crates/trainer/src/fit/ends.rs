@@ -111,10 +111,13 @@ impl Fit<'_> {
         if ends.stopped {
             return saved.map(|()| ends);
         }
-        ends.eval_loss_last = match self.recorded(after_step, None, "eval_loss")? {
-            Some(loss) => Some(loss),
-            None => self.evaluate(step)?,
-        };
+        ends.eval_loss_last = self.recorded(after_step, None, "eval_loss")?;
+        ends.eval_accuracy_last = self.recorded(after_step, None, "eval_accuracy")?;
+        if ends.eval_loss_last.is_none() {
+            let last = self.evaluate(step)?;
+            ends.eval_loss_last = last.map(|e| e.loss);
+            ends.eval_accuracy_last = last.map(|e| e.accuracy);
+        }
         self.judge(Measure::Loss, ends.eval_loss_last);
         if self.run.checkpoint.keep_best == KeepBest::ExactMatch {
             let share = match self.recorded(after_step, Some(When::During), "exact_match")? {

@@ -18,9 +18,9 @@ use lowtide_session::Requests;
 use lowtide_session::{Outcome, Session};
 
 impl Fit<'_> {
-    /// Evaluation loss, recorded; `None`: there is nothing to evaluate on, or the run was asked to
+    /// Loss and accuracy, recorded; `None`: there is nothing to evaluate on, or the run was asked to
     /// end before it was known.
-    pub(super) fn evaluate(&mut self, step: u64) -> Result<Option<f64>, TrainError> {
+    pub(super) fn evaluate(&mut self, step: u64) -> Result<Option<Evaluation>, TrainError> {
         let Some(packed) = self.eval.clone() else {
             return Ok(None);
         };
@@ -37,20 +37,24 @@ impl Fit<'_> {
                 }
             }
         }
-        let loss = mean.value();
+        let evaluation = mean.value();
+        let Evaluation { loss, accuracy } = evaluation;
         self.observer.phase(None);
         if !loss.is_finite() {
             return Err(self.diverged(step, format!("the evaluation loss is {loss}")));
         }
-        self.observer.evaluated(step, loss);
-        let told = self
-            .metrics
-            .write(&json!({ "step": step, "eval_loss": loss }));
+        self.observer.evaluated(step, evaluation);
+        let line = json!({ "step": step, "eval_loss": loss, "eval_accuracy": accuracy });
+        let told = self.metrics.write(&line);
         self.tell(told);
         let events = self.events.as_mut();
-        let told = events.and_then(|e| e.scalars(step, &[("eval/loss", loss as f32)]));
+        let scalars = [
+            ("eval/loss", loss as f32),
+            ("eval/accuracy", accuracy as f32),
+        ];
+        let told = events.and_then(|e| e.scalars(step, &scalars));
         self.tell(told);
-        Ok(Some(loss))
+        Ok(Some(evaluation))
     }
 
     /// Share of prompts answered as their reference, recorded with the answers; `None`: there are
@@ -194,11 +198,21 @@ fn evaluation(
         .map(|batch| Ok(batch?.micro)))
 }
 
-/// Mean loss of supervised tokens.
+/// What is known of evaluation data.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Evaluation {
+    /// Mean loss of a supervised token.
+    pub loss: f64,
+    /// Share of supervised tokens that greedy decoding would take, after all tokens before as they are in the data.
+    pub accuracy: f64,
+}
+
+/// Means over supervised tokens.
 #[derive(Default)]
 struct Mean {
     sum: f64,
     count: f64,
+    right: f64,
 }
 
 impl Mean {
@@ -207,18 +221,26 @@ impl Mean {
             self.sum += sum;
             self.count += count;
         }
+        self.right += outcome.right.iter().copied().map(f64::from).sum::<f64>();
     }
 
-    fn value(&self) -> f64 {
-        self.sum / self.count
+    fn value(&self) -> Evaluation {
+        Evaluation {
+            loss: self.sum / self.count,
+            accuracy: self.right / self.count,
+        }
     }
 }
 
-/// Mean loss of the supervised tokens of evaluation data. Drains first.
+/// Loss and accuracy on evaluation data. Drains first.
 ///
 /// # Errors
 /// What stopped the run.
-pub fn evaluate(session: &mut Session, packed: &Arc<Packed>, run: &Run) -> Result<f64, TrainError> {
+pub fn evaluate(
+    session: &mut Session,
+    packed: &Arc<Packed>,
+    run: &Run,
+) -> Result<Evaluation, TrainError> {
     let mut mean = Mean::default();
     for micro in evaluation(packed, run)? {
         mean.add(&session.evaluate(micro?)?);

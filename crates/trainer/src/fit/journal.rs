@@ -281,7 +281,7 @@ impl Fit<'_> {
         }
         if due.evaluation && !has_step(self.output.folder(), METRICS, step, "eval_loss")? {
             let loss = self.evaluate(step)?;
-            self.judge(Measure::Loss, loss);
+            self.judge(Measure::Loss, loss.map(|e| e.loss));
         }
         let when = Some(When::During.name());
         if due.answers

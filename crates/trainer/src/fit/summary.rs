@@ -18,6 +18,7 @@ pub(super) struct Ends {
     /// Updates that were made before this process.
     pub(super) after_step: u64,
     pub(super) eval_loss_last: Option<f64>,
+    pub(super) eval_accuracy_last: Option<f64>,
     pub(super) exact_match_after: Option<f64>,
     pub(super) output: Option<PathBuf>,
     pub(super) trace: Option<PathBuf>,
@@ -51,6 +52,8 @@ impl Fit<'_> {
             loss_last_steps: totals.last_losses.len() as u64,
             eval_loss_first: totals.eval_loss_first.map(f64::from_bits),
             eval_loss_last: ends.eval_loss_last,
+            eval_accuracy_first: totals.eval_accuracy_first.map(f64::from_bits),
+            eval_accuracy_last: ends.eval_accuracy_last,
             exact_match_before: self.state.exact_match_before,
             exact_match_after: ends.exact_match_after,
             seconds: totals.seconds,
