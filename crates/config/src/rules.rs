@@ -386,10 +386,6 @@ fn ranks(low: &Low, run: &Run) -> Result<(), ConfigError> {
         let why = "lsp on several GPUs is not supported";
         return conflict(low, "strategy.name", "gpus", why);
     }
-    if run.budget.disk_writes.is_some() {
-        let why = "the bound on writes is not kept by several GPUs yet";
-        return conflict(low, "budget.disk_writes", "gpus", why);
-    }
     Ok(())
 }
 

@@ -146,11 +146,6 @@ fn what_several_ranks_cannot_do_is_refused() {
             &["checkpoint.durable=true", "budget.disk=1GiB"],
             &["checkpoint.durable", "gpus", "not supported"],
         ),
-        (
-            "2",
-            &["budget.disk=1GiB", "budget.disk_writes=1TiB"],
-            &["budget.disk_writes", "gpus"],
-        ),
     ] {
         train(&scratch, gpus, sets).refused(words);
         assert!(!scratch.at("out").exists(), "{sets:?}");
@@ -217,4 +212,47 @@ fn what_several_ranks_cannot_do_is_refused() {
             .is_some_and(|n| n > 0.0),
         "{answer}"
     );
+}
+
+/// What may be written to the drives is of all ranks: a filling and two steps, to the byte, and no byte less.
+#[test]
+fn what_all_ranks_write_to_the_drives_is_bounded() {
+    let scratch = scratch();
+    let rates = std::fs::read(super::scratch::example_rates()).expect("rates");
+    scratch.write("machine.json", rates);
+    let run = |gpus: &str, output: &str, allowed: Option<u64>| {
+        let allowed = allowed.map(|n| format!("budget.disk_writes={n}"));
+        let output = format!("output={output}");
+        let mut sets = vec![
+            "budget.disk=1GiB",
+            "plan.optimizer=disk",
+            "plan.machine=machine.json",
+            "train.steps=2",
+            "eval.every_steps=0",
+            &output,
+        ];
+        sets.extend(allowed.as_deref());
+        let mut args = vec!["train", "run.yaml", "--json", "--gpus", gpus];
+        args.extend(sets.iter().flat_map(|set| ["--set", set]));
+        scratch.run(&args)
+    };
+    let written = |ended: &Ended| {
+        ended.fine().json()["disk_written"]
+            .as_u64()
+            .expect("a number")
+    };
+    let (one, two) = (
+        written(&run("1", "one", None)),
+        written(&run("2", "two", None)),
+    );
+    // Each rank's share is padded.
+    assert!(
+        two >= one && two < one * 11 / 10,
+        "{two} of two, {one} of one"
+    );
+    run("2", "less", Some(two - 1)).refused(&["budget.disk_writes", "2 steps to come"]);
+    assert!(!scratch.at("less/metrics.jsonl").exists());
+    let enough = run("2", "enough", Some(two));
+    assert_eq!(written(&enough), two);
+    assert!(model(&scratch, "enough") == model(&scratch, "two"));
 }

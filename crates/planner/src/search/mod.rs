@@ -65,9 +65,9 @@ pub struct Pins {
     pub activations: Activations,
     /// Where saved tensors go that move: the host, or the drives.
     pub offload: Option<Tier>,
-    /// Seconds that a step must become shorter for each 10^12 bytes that it writes to the drives.
+    /// Seconds that a step must become shorter for each 10^12 bytes that it writes to the drives, of all ranks.
     pub min_gain: f64,
-    /// The most bytes that a step may write which sends to the drives what is not pinned there: saved tensors,
+    /// The most bytes that a step of all ranks may write which sends to the drives what is not pinned there: saved tensors,
     /// block inputs, gradients, state. `None`: no limit.
     pub writes: Option<Bytes>,
     /// How far copies run ahead of their use: until so many eighths of the device are taken, and by so many of
@@ -170,7 +170,7 @@ struct Size {
     need: [u64; 3],
     /// Seconds of the busiest lane: no step is shorter.
     bound: f64,
-    /// Bytes that a step writes to the drives.
+    /// Bytes that a step of all ranks writes to the drives.
     written: u64,
 }
 
@@ -341,7 +341,7 @@ impl Search<'_> {
         let size = Size {
             need: l.totals,
             bound: busy.busiest.0,
-            written: busy.written.0,
+            written: busy.written.0 * u64::from(w.ranks),
         };
         let mut own = self.seen.own.borrow_mut();
         own.sizes.insert(choice.clone(), size);

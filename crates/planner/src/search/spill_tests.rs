@@ -20,9 +20,11 @@ fn dear() -> Machine {
     m
 }
 
-fn budgets(host: u64) -> Budgets {
+fn budgets(host: u64, ranks: u32) -> Budgets {
+    // Shares of all ranks have room beside the accumulator.
+    let shares = if ranks == 1 { 0 } else { 160 << 10 };
     Budgets {
-        device: Bytes(560 << 10),
+        device: Bytes((560 << 10) + shares),
         host: Bytes(host),
         disk: Bytes(64 << 20),
     }
@@ -34,7 +36,7 @@ fn planned(w: &Workload, m: &Machine, pins: Pins) -> Plan {
         let request = Request {
             workload: w,
             machine: m,
-            budgets: budgets(host),
+            budgets: budgets(host, w.ranks),
             clip: Clip::Exact,
             pins,
         };
@@ -100,6 +102,32 @@ fn nothing_is_written_that_may_not_be_or_saves_too_little() {
     let gain = (step(&none) - step(&free)) / most.0 as f64 * 1e12;
     assert!(on_drives(&with(None, gain * 1e3)) == 0);
     assert!(on_drives(&with(None, gain / 1e3)) > 0);
+}
+
+/// What may be written is of all ranks.
+#[test]
+fn nothing_is_written_by_all_ranks_that_may_not_be() {
+    let (mut w, m) = (workload(6, 6), dear());
+    w.ranks = 2;
+    let with = |writes: Option<u64>| {
+        let writes = writes.map(Bytes);
+        planned(
+            &w,
+            &m,
+            Pins {
+                writes,
+                ..host_state()
+            },
+        )
+    };
+    let free = with(None);
+    let most = activations_written(&free);
+    assert!(most > Bytes(0), "it writes");
+    for eighths in [0, 3, 5] {
+        let allowed = most.0 * eighths / 8;
+        let written = with(Some(allowed)).prediction.disk_bytes_written.0;
+        assert!(written <= allowed, "{written} of {allowed}");
+    }
 }
 
 #[test]
