@@ -77,7 +77,7 @@ impl<E: Engine> Runner<E> {
             .map(|gpu| Streams::new(gpu, &tables, epoch))
             .transpose()?;
         let moments = Moments::new(&tables);
-        let trace_events = options.trace.events;
+        let (trace_events, ranks) = (options.trace.events, plan.ranks);
         let mode = options.mode;
         let shared = Arc::new(Shared {
             plan,
@@ -90,7 +90,7 @@ impl<E: Engine> Runner<E> {
             progress: Progress::default(),
             error: Mutex::new(None),
             states: PerLane::of(|_| Mutex::new(LaneState::Idle)),
-            records: PerLane::of(|_| Mutex::new(Record::new(trace_events))),
+            records: PerLane::of(|_| Mutex::new(Record::new(trace_events, ranks))),
             drives: Mutex::default(),
             moments,
             waits: Mutex::default(),

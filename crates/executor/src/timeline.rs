@@ -177,14 +177,17 @@ pub(crate) struct Record {
     pub measure: LaneMeasure,
     pub events: Vec<Event>,
     limit: usize,
+    /// How many run the plan.
+    ranks: u32,
 }
 
 impl Record {
-    pub fn new(limit: usize) -> Self {
+    pub fn new(limit: usize, ranks: u32) -> Self {
         Self {
             measure: LaneMeasure::default(),
             events: Vec::new(),
             limit,
+            ranks,
         }
     }
 
@@ -201,13 +204,7 @@ impl Record {
     /// A task whose time is added as a part of a longer stretch.
     pub fn count(&mut self, task: &Task) {
         self.measure.tasks += 1;
-        let moves = matches!(
-            task.work,
-            Work::Copy | Work::Read | Work::Write | Work::AllToAll { .. } | Work::AllGather { .. }
-        );
-        if moves {
-            self.measure.bytes += task.args[0].bytes;
-        }
+        self.measure.bytes += task.moved(self.ranks).0;
     }
 
     /// Keeps an event for the trace, while there is room.

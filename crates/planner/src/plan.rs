@@ -354,6 +354,22 @@ pub struct Task {
     pub after: Vec<TaskId>,
 }
 
+impl Task {
+    /// Bytes that it moves between tiers, or that each of so many ranks gets from all others; none of other work.
+    #[must_use]
+    pub fn moved(&self, ranks: u32) -> Bytes {
+        let others = u64::from(ranks - 1);
+        let bytes = || self.args[0].bytes;
+        Bytes(match self.work {
+            Work::Copy | Work::Read | Work::Write => bytes(),
+            // Of the whole a share goes to each; of parts each comes from its rank.
+            Work::AllToAll { .. } => bytes() / u64::from(ranks) * others,
+            Work::AllGather { .. } => bytes() * others,
+            _ => 0,
+        })
+    }
+}
+
 /// Edges from one part into the part submitted right after it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Seam {

@@ -151,6 +151,10 @@ fn each_rank_keeps_its_share() {
             "{four} of {one}"
         );
     }
+    // What a rank gets of others are all shares but its own, of gradients as of weights.
+    let got = |p: &Plan| p.prediction.lanes[LaneKind::Net as usize].bytes.0 as f64;
+    let grown = got(&four) / got(&plan(2));
+    assert!((grown / 1.5 - 1.0).abs() < 0.1, "{grown} times as much");
     let net = |p: &Plan| {
         let tasks = p.part(PartName::Steady).iter();
         tasks.filter(|t| t.lane == Lane::NET).count()

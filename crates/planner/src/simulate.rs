@@ -59,11 +59,7 @@ fn task_alone(
         }
         Work::Copy => machine.copy(task.lane, bytes()),
         Work::Read | Work::Write => machine.disk(task.lane, bytes()),
-        Work::AllGather { .. } => machine.exchange(bytes() * u64::from(w.ranks - 1)),
-        Work::AllToAll { .. } => {
-            let share = task.args[0].bytes / u64::from(w.ranks);
-            machine.exchange(Bytes(share * u64::from(w.ranks - 1)))
-        }
+        Work::AllGather { .. } | Work::AllToAll { .. } => machine.exchange(task.moved(w.ranks)),
         // The record and what the drives still hold; how long that takes is not measured.
         Work::Commit => machine.disk(task.lane, Bytes(4096)) * 2.0,
         Work::Update { piece } => {
@@ -251,23 +247,18 @@ pub(crate) fn busy(
             let lane = &mut lanes[task.lane.kind as usize];
             lane.busy_seconds += time;
             lane.tasks += times;
-            if let Work::AllGather { .. } | Work::AllToAll { .. } = task.work {
-                lane.bytes += Bytes(task.args[0].bytes * u64::from(times));
-            }
-            if matches!(task.work, Work::Copy | Work::Read | Work::Write) {
-                let bytes = Bytes(task.args[0].bytes * u64::from(times));
-                lane.bytes += bytes;
-                match task.work {
-                    Work::Write => {
-                        written += bytes;
-                        writes += time;
-                    }
-                    Work::Read => {
-                        read += bytes;
-                        reads += time;
-                    }
-                    _ => {}
+            let bytes = task.moved(w.ranks) * u64::from(times);
+            lane.bytes += bytes;
+            match task.work {
+                Work::Write => {
+                    written += bytes;
+                    writes += time;
                 }
+                Work::Read => {
+                    read += bytes;
+                    reads += time;
+                }
+                _ => {}
             }
         }
     }

@@ -256,3 +256,75 @@ fn what_all_ranks_write_to_the_drives_is_bounded() {
     assert_eq!(written(&enough), two);
     assert!(model(&scratch, "enough") == model(&scratch, "two"));
 }
+
+/// On a machine file of eight GPUs: each has an eighth of the work and of the state, and what is told of all is so.
+#[test]
+fn eight_gpus_of_a_machine_file_are_planned() {
+    let scratch = scratch();
+    let rates = std::fs::read(super::scratch::example_rates()).expect("rates");
+    let mut rates: Value = serde_json::from_slice(&rates).expect("JSON");
+    rates["cuda"] = true.into();
+    scratch.write("one.json", rates.to_string());
+    rates["net"] = serde_json::json!({ "ranks": 8, "rate": 2e11, "latency": 3e-5 });
+    scratch.write("eight.json", rates.to_string());
+    let plan = |gpus: &str, machine: &str| {
+        let args = [
+            &[
+                "plan",
+                "--shape",
+                "qwen2.5-0.5b",
+                "--micro-batch",
+                "1",
+                "--seq",
+                "512",
+            ][..],
+            &[
+                "--accumulate",
+                "8",
+                "--device-memory",
+                "8GiB",
+                "--host-memory",
+                "64GiB",
+            ],
+            &["--json", "--brief", "--gpus", gpus, "--machine", machine],
+            &[
+                "--set",
+                "plan.optimizer=host",
+                "--set",
+                "optimizer.update=host",
+            ],
+            &["--set", "plan.weights=host"],
+        ];
+        scratch.run(&args.concat())
+    };
+    let (one, eight) = (plan("1", "one.json"), plan("8", "eight.json"));
+    let (one, eight) = (one.fine().json(), eight.fine().json());
+    let figure = |answer: &Value, key: &str| answer[key].as_f64().expect(key);
+    for answer in [&one, &eight] {
+        let tokens = figure(answer, "tokens_per_second") * figure(answer, "step_seconds");
+        assert!(
+            (tokens / (8.0 * 512.0) - 1.0).abs() < 1e-9,
+            "{tokens} tokens a step"
+        );
+    }
+    let token = |answer| figure(answer, "model_tflops") / figure(answer, "tokens_per_second");
+    assert!((token(&one) / token(&eight) - 1.0).abs() < 1e-9);
+    let lane =
+        |answer: &Value, lane: &str, key: &str| answer["lanes"][lane][key].as_f64().expect(key);
+    let share = lane(&eight, "gpu", "busy_seconds") / lane(&one, "gpu", "busy_seconds");
+    assert!((0.11..0.16).contains(&share), "{share} of the work");
+    let host = |answer: &Value| {
+        answer["tiers"]["host"]["planned_bytes"]
+            .as_f64()
+            .expect("bytes")
+    };
+    let share = host(&eight) / host(&one);
+    assert!((0.11..0.25).contains(&share), "{share} of the state");
+    // What is not its own of gradients in f32 and of weights in bf16 comes from the others, once at least.
+    let parameters = figure(&one, "parameters");
+    let least = parameters * 6.0 * 7.0 / 8.0;
+    let net = lane(&eight, "net", "bytes");
+    assert!(net >= least && net < 2.0 * least, "{net} of {least}");
+    plan("8", "one.json").refused(&["one.json", "8 GPUs", "lowtide probe --gpus 8"]);
+    plan("4", "eight.json").refused(&["eight.json", "4 GPUs", "which is of 8"]);
+}
