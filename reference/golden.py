@@ -43,6 +43,8 @@ from transformers import (
     GemmaForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
     GPT2Config,
@@ -312,6 +314,23 @@ def gemma2():
     )
 
 
+def gemma3():
+    """Norms of heads that 1 is added to, windows in two of three layers with a base of their own."""
+    return Gemma3ForCausalLM(
+        Gemma3TextConfig(
+            vocab_size=47, hidden_size=32, intermediate_size=56, num_hidden_layers=3,
+            num_attention_heads=4, num_key_value_heads=2, head_dim=16, max_position_embeddings=64,
+            rms_norm_eps=1e-6, sliding_window=6, query_pre_attn_scalar=12, pad_token_id=None,
+            bos_token_id=1, eos_token_id=2,
+            layer_types=["sliding_attention", "sliding_attention", "full_attention"],
+            rope_parameters={
+                "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1000000.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+            },
+        )
+    )
+
+
 def gpt_neox():
     """Attention and MLP side by side, the exact GELU, a quarter of each head rotated, untied."""
     return GPTNeoXForCausalLM(
@@ -360,6 +379,7 @@ MODELS = {
     "gemma2": (gemma2, 30, "classic"),
     "gemma": (gemma, 16, "classic"),
     "phi4-mini": (phi4_mini, 17, "classic"),
+    "gemma3": (gemma3, 20, "classic"),
     "gpt-neox": (gpt_neox, 18, "classic"),
     "stablelm": (stablelm, 19, "v5"),
 }
@@ -394,6 +414,9 @@ def save_model(model, folder, spelling):
     if spelling == "classic":
         config["torch_dtype"] = config.pop("dtype")
         rope = config.pop("rope_parameters", None)
+        if rope is not None and "full_attention" in rope:
+            local, rope = rope["sliding_attention"], rope["full_attention"]
+            config["rope_local_base_freq"] = local["rope_theta"]
         if rope is not None:
             neox = config["model_type"] == "gpt_neox"
             config["rotary_emb_base" if neox else "rope_theta"] = rope.pop("rope_theta")

@@ -405,6 +405,7 @@ mod tests {
             scales: lowtide_workload::Scales::default(),
             parallel: false,
             gelu_by_tanh: false,
+            local_rope: None,
         };
         let options = Options {
             precision: Dtype::F32,

@@ -13,10 +13,10 @@ use lowtide_kernels::rope::{Rotation, Table};
 use lowtide_kernels::{
     add, attention, embedding, gelu, head, layernorm, matmul, qknorm, rmsnorm, rope, swiglu,
 };
-use lowtide_workload::{ModelShape, OpId, ParamId, ParamKind, Workload};
+use lowtide_workload::{ModelShape, OpId, ParamId, ParamKind, Rope, Workload};
 
 use crate::ModelError;
-use crate::describe::kind::{Kind, Sizes};
+use crate::describe::kind::{Kind, Local, Sizes};
 use crate::describe::{Built, Options, Phase, UnitKinds, build};
 use crate::lsp::learn::{NotFinite, learned};
 use crate::lsp::{Layout, Merged};
@@ -31,6 +31,8 @@ pub struct Decoder {
     sizes: Sizes,
     layout: Layout,
     rope: Option<Table>,
+    /// Of the layers whose positions are others.
+    local_rope: Option<Table>,
     shape: ModelShape,
 }
 
@@ -71,17 +73,20 @@ impl Decoder {
     }
 
     fn of(built: Built, shape: &ModelShape) -> Self {
-        let rope = shape.rope.as_ref().map(|r| {
+        let table = |r: &Rope| {
             let angles = angles(r, shape.head_dim);
             let half = shape.head_dim as usize / 2;
             Table::partial(&angles.inverse, angles.factor, half, built.sizes.seq)
-        });
+        };
+        let rope = shape.rope.as_ref().map(table);
+        let local_rope = shape.local_rope.as_ref().map(|local| table(&local.rope));
         Self {
             workload: built.workload,
             kinds: built.kinds,
             sizes: built.sizes,
             layout: built.layout,
             rope,
+            local_rope,
             shape: shape.clone(),
         }
     }
@@ -246,8 +251,10 @@ impl Decoder {
             }
             Kind::QkNorm(o) => qknorm::forward(q, o.bind(args), s.qk_norm()),
             Kind::QkNormBackward(o) => qknorm::backward(q, o.bind(args), s.qk_norm(), ws),
-            Kind::Rope(o) => rope::forward(q, o.bind(args), self.rotation()),
-            Kind::RopeBackward(o) => rope::backward(q, o.bind(args), self.rotation(), ws),
+            Kind::Rope(o, local) => rope::forward(q, o.bind(args), self.rotation(local)),
+            Kind::RopeBackward(o, local) => {
+                rope::backward(q, o.bind(args), self.rotation(local), ws);
+            }
             Kind::Attention(o, mask) => {
                 attention::forward(q, o.bind(args), &s.attn(mask), dtype, ws);
             }
@@ -268,13 +275,15 @@ impl Decoder {
         }
     }
 
-    fn rotation(&self) -> Rotation<'_> {
-        let table = self.rope.as_ref();
+    fn rotation(&self, Local(local): Local) -> Rotation<'_> {
+        let table = if local { &self.local_rope } else { &self.rope };
+        let table = table.as_ref();
         Rotation {
             table: table.expect("a shape with rotary positions has their table"),
             rows: self.sizes.rows,
             heads: self.sizes.heads,
             eps: self.sizes.eps,
+            plus: self.sizes.plus,
             dtype: self.sizes.dtype,
         }
     }

@@ -292,6 +292,84 @@ fn side_by_side_as_transformers_has_it() {
     }
 }
 
+/// Windows in five of six layers, which have rotary positions of their own, by either spelling of the configuration.
+#[test]
+fn gemma3_is_that_of_transformers() {
+    let [_, _, _, gemma3, ..] = later();
+    let shape = parsed(&gemma3);
+    let sliding: Vec<u32> = (0..26).filter(|l| (l + 1) % 6 != 0).collect();
+    let local = shape.local_rope.clone().unwrap();
+    for l in 0..26 {
+        let here = sliding.contains(&l);
+        assert_eq!(shape.mask(l) == Mask::Window(512), here, "{l}");
+        assert_eq!(local.layers.has(l), here, "{l}");
+    }
+    let rope = shape.rope.clone().unwrap();
+    assert_eq!((rope.theta, local.rope.theta), (1e6, 1e4));
+    assert!(shape.qk_norm && shape.tied && shape.scales.attention == Some(0.0625));
+    // Windows that never slide leave the positions of their layers.
+    let short = parse_config_for(&gemma3, "x", 512).unwrap();
+    assert_eq!(
+        (short.window, short.local_rope),
+        (None, shape.local_rope.clone())
+    );
+
+    let mut silent = gemma3.clone();
+    for key in [
+        "rope_theta",
+        "rope_local_base_freq",
+        "sliding_window_pattern",
+        "rope_scaling",
+    ] {
+        silent.as_object_mut().unwrap().remove(key);
+    }
+    assert_eq!(parsed(&silent), shape);
+    let linear = json!({"rope_type": "linear", "factor": 8.0});
+    let older = parsed(&with(gemma3.clone(), "rope_scaling", linear.clone()));
+    assert_eq!(
+        older.rope.clone().unwrap().scaling,
+        RopeScaling::Linear(8.0)
+    );
+    assert_eq!(older.local_rope, shape.local_rope);
+    let newer = json!({
+        "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}
+    });
+    assert_eq!(
+        parsed(&with(silent.clone(), "rope_parameters", newer)),
+        older
+    );
+    let every = with(gemma3.clone(), "layer_types", json!(types(26, |_| false)));
+    let every = parsed(&every);
+    assert_eq!((every.window, every.local_rope), (None, None));
+
+    for (key, value) in [
+        ("model_type", json!("gemma3")),
+        ("attn_logit_softcapping", json!(50.0)),
+        ("use_bidirectional_attention", json!(true)),
+        ("hidden_activation", json!("gelu")),
+        ("sliding_window", Value::Null),
+        ("rope_parameters", json!({"rope_type": "default"})),
+        (
+            "rope_scaling",
+            json!({"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 512}),
+        ),
+    ] {
+        match parse_config(&with(gemma3.clone(), key, value), "x") {
+            Err(ModelError::Unsupported { key: told, .. }) => {
+                assert!(told.starts_with(key), "{told}");
+            }
+            other => panic!("{key}: {other:?}"),
+        }
+    }
+    // Transformers would not see by this name that it is linear.
+    let unseen = json!({"type": "linear", "factor": 8.0});
+    assert!(matches!(
+        parse_config(&with(gemma3, "rope_scaling", unseen), "x"),
+        Err(ModelError::MissingKey { .. })
+    ));
+}
+
 /// Factors, caps and windows as transformers takes them, absent and null.
 #[test]
 fn factors_and_caps_are_those_of_transformers() {
@@ -450,6 +528,18 @@ fn shapes_that_no_configuration_has_are_refused() {
         of_width("phi3", 3),
         of_width("phi3", 6),
         of_width("stablelm", 10),
+        ModelShape {
+            local_rope: shape("gemma3").local_rope,
+            ..shape("llama")
+        },
+        ModelShape {
+            local_rope: None,
+            ..shape("gemma3")
+        },
+        ModelShape {
+            qk_norm: false,
+            ..shape("gemma3")
+        },
         ModelShape {
             parallel: true,
             ..shape("llama")

@@ -63,6 +63,7 @@ fn shape() -> ModelShape {
         scales: lowtide_workload::Scales::default(),
         parallel: false,
         gelu_by_tanh: false,
+        local_rope: None,
     }
 }
 

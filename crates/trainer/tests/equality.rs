@@ -6,8 +6,8 @@ mod common;
 use std::sync::Arc;
 
 use common::{
-    Trained, checked, choice, decoder_frozen, decoder_on, decoder_with, devices, gemma2, gpt2, gpu,
-    llama, open, quick_on, side_by_side, train, windows,
+    Trained, checked, choice, decoder_frozen, decoder_on, decoder_with, devices, gemma2, gemma3,
+    gpt2, gpu, llama, open, quick_on, side_by_side, train, windows,
 };
 use lowtide_device::cuda::Gpu;
 use lowtide_kernels::update::split;
@@ -34,6 +34,7 @@ fn placements(gpu: Option<&Gpu>) {
         (llama(2, true), 4, 1),
         (windows(2, false), 2, 1),
         (gemma2(2), 2, 1),
+        (gemma3(2), 2, 3),
         (side_by_side(2, false), 2, 3),
     ] {
         let d = decoder_on(gpu, &shape, Dtype::Bf16, accumulate);

@@ -30,7 +30,7 @@ use lowtide_units::List;
 use lowtide_workload::{Batch, Dtype, Lsp, Optimizer, OptimizerName, ParamKind, Projector, Role};
 
 /// Every model.
-const MODELS: [&str; 19] = [
+const MODELS: [&str; 20] = [
     "llama",
     "llama-tied",
     "qwen2",
@@ -50,6 +50,7 @@ const MODELS: [&str; 19] = [
     "phi4-mini",
     "gpt-neox",
     "stablelm",
+    "gemma3",
 ];
 /// Those that have cases of other optimizers and of subspaces: one of each kind of matrix.
 const OTHER_CASES: [&str; 5] = ["llama", "llama-tied", "qwen2", "qwen3", "gpt2"];

@@ -12,8 +12,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use common::{
-    batch, checked, choice, decoder, decoder_with, gemma2, hyper, llama, micro, open, quick,
-    side_by_side, windows,
+    batch, checked, choice, decoder, decoder_with, gemma2, gemma3, hyper, llama, micro, open,
+    quick, side_by_side, windows,
 };
 use lowtide_executor::{ExecError, Mode};
 use lowtide_model::Decoder;
@@ -175,7 +175,12 @@ fn every_order_gives_the_same_bits_of_other_plans() {
 /// Blocks that are not alike: with a window, and without positions; branches that end in more than a product, or side by side.
 #[test]
 fn every_order_gives_the_same_bits_of_other_blocks() {
-    for shape in [windows(2, false), gemma2(2), side_by_side(2, true)] {
+    for shape in [
+        windows(2, false),
+        gemma2(2),
+        gemma3(2),
+        side_by_side(2, true),
+    ] {
         let d = decoder(&shape, Dtype::Bf16, ACCUMULATE);
         every_seed_of(&d, offloaded, LoopOrder::LayerMajor, Clip::Exact, 10);
         every_seed_of(&d, mixed, LoopOrder::BatchMajor, Clip::Previous, 10);

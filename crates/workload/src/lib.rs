@@ -19,7 +19,7 @@ pub use optimizer::{
     StateArray, StateSpec,
 };
 pub use shape::{
-    Family, Layers, Mask, ModelShape, Rope, RopeScaling, Scales, Window, builtin_names,
+    Family, Layers, LocalRope, Mask, ModelShape, Rope, RopeScaling, Scales, Window, builtin_names,
 };
 pub use strategy::{Lsp, Projector};
 

@@ -23,6 +23,9 @@ pub enum Family {
     Gemma,
     /// Norms around attention and MLP whose weights 1 is added to, GeGLU, caps of scores and logits (Gemma 2).
     Gemma2,
+    /// Norms around attention and MLP and of each head whose weights 1 is added to, GeGLU, other rotary positions in layers with
+    /// a window (Gemma 3).
+    Gemma3,
     /// Layer norms, GELU, attention and MLP side by side, biases; its files hold queries, keys and values of a head behind one
     /// another (GPT-NeoX, Pythia).
     GptNeoX,
@@ -162,6 +165,15 @@ impl Rope {
     }
 }
 
+/// Rotary positions of some layers, other than those of the rest.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LocalRope {
+    /// The positions.
+    pub rope: Rope,
+    /// Where; at least one. Those that have a window, whether it ever slides or not.
+    pub layers: Layers,
+}
+
 /// Factors and caps that some families have.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Scales {
@@ -254,6 +266,9 @@ pub struct ModelShape {
     /// GELU by tanh where the family has the exact one as well (GPT-NeoX); left out where it is not.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub gelu_by_tanh: bool,
+    /// Layers whose rotary positions are others (Gemma 3); left out where there are none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub local_rope: Option<LocalRope>,
 }
 
 /// Names that [`ModelShape::builtin`] knows.
@@ -321,6 +336,7 @@ impl ModelShape {
             scales: Scales::default(),
             parallel: false,
             gelu_by_tanh: false,
+            local_rope: None,
         })
     }
 
@@ -348,7 +364,12 @@ impl ModelShape {
             keys: w.keys,
             layers: kept(&w.layers),
         });
+        let local = self.local_rope.as_ref().map(|local| LocalRope {
+            rope: local.rope.clone(),
+            layers: kept(&local.layers),
+        });
         Self {
+            local_rope: local.filter(|local| !local.layers.is_empty()),
             layers: n,
             window: window.filter(|w| !w.layers.is_empty()),
             unrotated: kept(&self.unrotated),

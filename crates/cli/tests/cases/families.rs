@@ -159,6 +159,21 @@ fn gemma2() {
     differs("gemma2", keys, "attn_logit_softcapping");
 }
 
+/// Without a pattern a full layer comes fifth: all four are local.
+#[test]
+fn gemma3() {
+    let keys = json!({
+        "head_dim": 16,
+        "query_pre_attn_scalar": 12,
+        "sliding_window": 7,
+        "sliding_window_pattern": 2,
+        "rope_scaling": {"rope_type": "linear", "factor": 2.0},
+        "rope_local_base_freq": 100.0,
+        "hidden_activation": "gelu_pytorch_tanh"
+    });
+    differs("gemma3_text", keys, "sliding_window_pattern");
+}
+
 /// Attention and MLP side by side, or in turn.
 #[test]
 fn gpt_neox() {

@@ -20,6 +20,7 @@ pub(super) fn forward<E: Number>(o: Forward<Views<'_>>, r: Rotation<'_>) {
                     wk: number::read::<E>(norm.wk, 0, d),
                     rstd: number::write(&norm.rstd, row * heads.rotated(), heads.rotated()),
                     eps: r.eps,
+                    plus: r.plus.number(),
                 });
                 (
                     number::write::<E>(&o.y, row * width, width),
@@ -39,6 +40,7 @@ struct Norm<'a, E> {
     wk: &'a [E],
     rstd: &'a mut [f32],
     eps: f32,
+    plus: f32,
 }
 
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma"))]
@@ -65,10 +67,10 @@ fn forward_row<E: Number>(
             let rstd = 1.0 / (squares / d as f32 + norm.eps).sqrt();
             norm.rstd[head] = rstd;
             let w = if head < heads.heads { norm.wq } else { norm.wk };
-            let (w1, w2) = (&w[..half], &w[half..][..half]);
+            let (w1, w2, plus) = (&w[..half], &w[half..][..half], norm.plus);
             for i in 0..half {
-                let a = x1[i].widen() * rstd * w1[i].widen();
-                let b = x2[i].widen() * rstd * w2[i].widen();
+                let a = x1[i].widen() * rstd * (w1[i].widen() + plus);
+                let b = x2[i].widen() * rstd * (w2[i].widen() + plus);
                 y1[i] = E::narrow(a * cos[i] - b * sin[i]);
                 y2[i] = E::narrow(b * cos[i] + a * sin[i]);
             }
@@ -113,6 +115,7 @@ pub(super) fn backward<E: Number>(o: Backward<Views<'_>>, r: Rotation<'_>, ws: D
                 rstd: number::read(norm.rstd, row * heads.rotated(), heads.rotated()),
                 wq: number::read::<E>(norm.wq, 0, d),
                 wk: number::read::<E>(norm.wk, 0, d),
+                plus: r.plus.number(),
             };
             backward_norm_row(dx, dw, dy, turn, saved, heads);
         }
@@ -129,6 +132,7 @@ struct Saved<'a, E> {
     rstd: &'a [f32],
     wq: &'a [E],
     wk: &'a [E],
+    plus: f32,
 }
 
 /// Rotates one row back.
@@ -181,10 +185,10 @@ fn backward_norm_row<E: Number>(
         let (dx1, dx2) = dx[head * d..][..d].split_at_mut(half);
         let (dy1, dy2) = dy[head * d..][..d].split_at(half);
         let (x1, x2) = saved.x[head * d..][..d].split_at(half);
-        let rstd = saved.rstd[head];
+        let (rstd, plus) = (saved.rstd[head], saved.plus);
         let dot = sum!(half, |dy1, dy2, cos, sin, w1, w2, x1, x2| {
             let (n1, n2) = turn_back(dy1, dy2, cos, sin);
-            n1 * w1 * (x1 * rstd) + n2 * w2 * (x2 * rstd)
+            n1 * (w1 + plus) * (x1 * rstd) + n2 * (w2 + plus) * (x2 * rstd)
         });
         let mean = dot / d as f32;
         for i in 0..half {
@@ -192,8 +196,8 @@ fn backward_norm_row<E: Number>(
             let (hat1, hat2) = (x1[i].widen() * rstd, x2[i].widen() * rstd);
             dw1[i] += n1 * hat1;
             dw2[i] += n2 * hat2;
-            dx1[i] = E::narrow(rstd * (n1 * w1[i].widen() - hat1 * mean));
-            dx2[i] = E::narrow(rstd * (n2 * w2[i].widen() - hat2 * mean));
+            dx1[i] = E::narrow(rstd * (n1 * (w1[i].widen() + plus) - hat1 * mean));
+            dx2[i] = E::narrow(rstd * (n2 * (w2[i].widen() + plus) - hat2 * mean));
         }
     }
     dx[rotated..].copy_from_slice(&dy[rotated..]);

@@ -10,6 +10,7 @@ use lowtide_workload::Dtype;
 use super::{Backward, Forward, Heads, Rotation, Table};
 use crate::cuda::{define, source};
 use crate::operands::Views;
+use crate::rmsnorm::Plus;
 use crate::rmsnorm::cuda::{Runs, aligned, sum_partials};
 
 static SOURCE: Source = source!("rope", "rope.cu");
@@ -161,6 +162,7 @@ pub(super) fn forward(q: &Queue, o: Forward<Views<'_>>, r: Rotation<'_>) {
             .arg(norm.wk)
             .arg(&norm.rstd)
             .arg(r.eps)
+            .arg(r.plus.number())
             .launch();
     }
 }
@@ -189,10 +191,14 @@ pub(super) fn backward(q: &Queue, o: Backward<Views<'_>>, r: Rotation<'_>, ws: D
             norm.wk.address(),
         ],
     ) {
-        "backward_normed"
+        match r.plus {
+            Plus::Nothing => "backward_normed",
+            Plus::One => "backward_normed_one",
+        }
     } else {
         "backward_normed_plain"
     };
+    // The wide kernels have no parameter for the last argument, which is then not read.
     let launch = q
         .kernel(&SOURCE, define(r.dtype), name)
         .grid(runs.count, 1, 1)
@@ -209,6 +215,7 @@ pub(super) fn backward(q: &Queue, o: Backward<Views<'_>>, r: Rotation<'_>, ws: D
             .arg(norm.rstd)
             .arg(norm.wq)
             .arg(norm.wk)
+            .arg(r.plus.number())
             .launch();
     }
     let to = norm.dwq.map(|dwq| (dwq, norm.dwk.map(|dwk| dwk.to)));

@@ -1,5 +1,5 @@
 //! Rotary positions on the fused (rows, (H+2KV)·D) projection, with the optional norm of each query
-//! and key head (Qwen3's) before the rotation.
+//! and key head (Qwen3's, Gemma 3's) before the rotation.
 //!
 //! Number i of a head turns with number i + D/2, as transformers' `rotate_half`. Bound: bytes over
 //! memory rate, one read and one write of the projection.
@@ -13,6 +13,7 @@ use lowtide_workload::Dtype;
 
 use crate::number::{expect, expect_workspace, size, with_dtype};
 use crate::operands::{Views, operands};
+use crate::rmsnorm::Plus;
 use crate::rows::Runs;
 
 /// Heads of the fused projection: H query heads, then KV key heads, then KV value heads.
@@ -133,6 +134,8 @@ pub struct Rotation<'a> {
     pub heads: Heads,
     /// Added to the mean square, where there is a norm.
     pub eps: f32,
+    /// What is added to the norm's weights.
+    pub plus: Plus,
     /// How numbers are stored (E).
     pub dtype: Dtype,
 }

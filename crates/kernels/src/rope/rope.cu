@@ -55,8 +55,8 @@ __device__ __forceinline__ void rotate(E* __restrict__ y, const E* __restrict__ 
                                        const int* __restrict__ positions,
                                        const float* __restrict__ table, u64 table_rows,
                                        const E* __restrict__ wq, const E* __restrict__ wk,
-                                       float* __restrict__ rstds, float eps, u64 rows, Shape s,
-                                       bool back) {
+                                       float* __restrict__ rstds, float eps, float plus, u64 rows,
+                                       Shape s, bool back) {
     const u32 half = s.d / 2, lanes = s.d / 16, slots = 32 / lanes;
     const u32 slot = (threadIdx.x & 31) / lanes, lane = (threadIdx.x & 31) - slot * lanes;
     const u64 row = (u64)blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
@@ -104,8 +104,8 @@ __device__ __forceinline__ void rotate(E* __restrict__ y, const E* __restrict__ 
                 Eight w1 = load8(w), w2 = load8(w + half);
 #pragma unroll
                 for (int i = 0; i < 8; i++) {
-                    a.x[i] = a.x[i] * rstd * w1.x[i];
-                    b.x[i] = b.x[i] * rstd * w2.x[i];
+                    a.x[i] = a.x[i] * rstd * (w1.x[i] + plus);
+                    b.x[i] = b.x[i] * rstd * (w2.x[i] + plus);
                 }
             }
             Eight y1, y2;
@@ -126,8 +126,8 @@ __device__ __forceinline__ void rotate_plain(E* __restrict__ y, const E* __restr
                                              const int* __restrict__ positions,
                                              const float* __restrict__ table, u64 table_rows,
                                              const E* __restrict__ wq, const E* __restrict__ wk,
-                                             float* __restrict__ rstds, float eps, u64 rows,
-                                             Shape s, bool back) {
+                                             float* __restrict__ rstds, float eps, float plus,
+                                             u64 rows, Shape s, bool back) {
     const u32 half = s.d / 2, lane = threadIdx.x & 31;
     const u64 item = (u64)blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
     if (item >= rows * s.all) return;  // the whole warp
@@ -155,8 +155,8 @@ __device__ __forceinline__ void rotate_plain(E* __restrict__ y, const E* __restr
         if (back) sin = -sin;
         float a = widen(x[i]), b = widen(x[i + half]);
         if (NORM) {
-            a = a * rstd * widen(w[i]);
-            b = b * rstd * widen(w[i + half]);
+            a = a * rstd * (widen(w[i]) + plus);
+            b = b * rstd * (widen(w[i + half]) + plus);
         }
         y[i] = narrow<E>(a * cos - b * sin);
         y[i + half] = narrow<E>(b * cos + a * sin);
@@ -166,30 +166,32 @@ __device__ __forceinline__ void rotate_plain(E* __restrict__ y, const E* __restr
 extern "C" __global__ void __launch_bounds__(256, BLOCKS)
     rotate_heads(E* y, const E* x, const int* positions, const float* table, u64 table_rows,
                  u64 rows, u32 heads, u32 rotated, u32 all, u32 d, int back) {
-    rotate<false>(y, x, positions, table, table_rows, nullptr, nullptr, nullptr, 0.0f, rows,
+    rotate<false>(y, x, positions, table, table_rows, nullptr, nullptr, nullptr, 0.0f, 0.0f,
+                  rows,
                   {heads, rotated, all, d}, back);
 }
 
 extern "C" __global__ void __launch_bounds__(256, BLOCKS)
     rotate_normed(E* y, const E* x, const int* positions, const float* table, u64 table_rows,
                   u64 rows, u32 heads, u32 rotated, u32 all, u32 d, const E* wq, const E* wk,
-                  float* rstd, float eps) {
-    rotate<true>(y, x, positions, table, table_rows, wq, wk, rstd, eps, rows,
+                  float* rstd, float eps, float plus) {
+    rotate<true>(y, x, positions, table, table_rows, wq, wk, rstd, eps, plus, rows,
                  {heads, rotated, all, d}, false);
 }
 
 extern "C" __global__ void __launch_bounds__(256)
     rotate_heads_plain(E* y, const E* x, const int* positions, const float* table, u64 table_rows,
                        u64 rows, u32 heads, u32 rotated, u32 all, u32 d, int back) {
-    rotate_plain<false>(y, x, positions, table, table_rows, nullptr, nullptr, nullptr, 0.0f, rows,
+    rotate_plain<false>(y, x, positions, table, table_rows, nullptr, nullptr, nullptr, 0.0f, 0.0f,
+                  rows,
                         {heads, rotated, all, d}, back);
 }
 
 extern "C" __global__ void __launch_bounds__(256)
     rotate_normed_plain(E* y, const E* x, const int* positions, const float* table, u64 table_rows,
                         u64 rows, u32 heads, u32 rotated, u32 all, u32 d, const E* wq, const E* wk,
-                        float* rstd, float eps) {
-    rotate_plain<true>(y, x, positions, table, table_rows, wq, wk, rstd, eps, rows,
+                        float* rstd, float eps, float plus) {
+    rotate_plain<true>(y, x, positions, table, table_rows, wq, wk, rstd, eps, plus, rows,
                        {heads, rotated, all, d}, false);
 }
 
@@ -197,12 +199,12 @@ extern "C" __global__ void __launch_bounds__(256)
 // two, at most 32. A thread keeps its 16 columns' sums of dwq and dwk in registers; at the end the
 // threads of one column are summed, those of a warp by a tree, then warps in order. `partials` has
 // 2·D numbers a run: dwq, then dwk. `sums` has 2·D floats a warp.
-extern "C" __global__ void __launch_bounds__(256, 2)
-    backward_normed(E* __restrict__ dx, float* __restrict__ partials, const E* __restrict__ dy,
-                    const int* __restrict__ positions, const float* __restrict__ table,
-                    u64 table_rows, u64 rows, u32 heads, u32 rotated, u32 all, u32 d, u64 run,
-                    const E* __restrict__ x, const float* __restrict__ rstds,
-                    const E* __restrict__ wq, const E* __restrict__ wk) {
+template <bool ONE>
+__device__ __forceinline__ void backward_normed_of(
+    E* __restrict__ dx, float* __restrict__ partials, const E* __restrict__ dy,
+    const int* __restrict__ positions, const float* __restrict__ table, u64 table_rows, u64 rows,
+    u32 heads, u32 rotated, u32 all, u32 d, u64 run, const E* __restrict__ x,
+    const float* __restrict__ rstds, const E* __restrict__ wq, const E* __restrict__ wk) {
     extern __shared__ float sums[];
     const u32 half = d / 2, lanes = d / 16, slots = blockDim.x / lanes;
     const u32 slot = threadIdx.x / lanes, lane = threadIdx.x - slot * lanes;
@@ -255,6 +257,13 @@ extern "C" __global__ void __launch_bounds__(256, 2)
                 const E* w = (query ? wq : wk) + 8 * lane;
                 w1 = load8(w);
                 w2 = load8(w + half);
+                if (ONE) {
+#pragma unroll
+                    for (int i = 0; i < 8; i++) {
+                        w1.x[i] += 1.0f;
+                        w2.x[i] += 1.0f;
+                    }
+                }
                 rstd = rstds[row[k] * rotated + head[k]];
                 Turn t = turn_at(table, table_rows, positions[row[k]], d, 8 * lane);
                 Eight a = widen8(dy1[k]), b = widen8(dy2[k]);
@@ -321,6 +330,23 @@ extern "C" __global__ void __launch_bounds__(256, 2)
     }
 }
 
+extern "C" __global__ void __launch_bounds__(256, 2)
+    backward_normed(E* dx, float* partials, const E* dy, const int* positions, const float* table, u64 table_rows,
+                    u64 rows, u32 heads, u32 rotated, u32 all, u32 d, u64 run, const E* x,
+                    const float* rstds, const E* wq, const E* wk) {
+    backward_normed_of<false>(dx, partials, dy, positions, table, table_rows, rows, heads, rotated, all, d,
+                              run, x, rstds, wq, wk);
+}
+
+// With 1 added to the weights, a kernel of its own: the addition costs the other registers that it has not.
+extern "C" __global__ void __launch_bounds__(256, 2)
+    backward_normed_one(E* dx, float* partials, const E* dy, const int* positions, const float* table, u64 table_rows,
+                        u64 rows, u32 heads, u32 rotated, u32 all, u32 d, u64 run, const E* x,
+                        const float* rstds, const E* wq, const E* wk) {
+    backward_normed_of<true>(dx, partials, dy, positions, table, table_rows, rows, heads, rotated, all, d,
+                              run, x, rstds, wq, wk);
+}
+
 // The same for any even D: a warp a head, its sums in shared memory, each number one thread's.
 extern "C" __global__ void __launch_bounds__(256)
     backward_normed_plain(E* __restrict__ dx, float* __restrict__ partials,
@@ -328,7 +354,7 @@ extern "C" __global__ void __launch_bounds__(256)
                           const float* __restrict__ table, u64 table_rows, u64 rows, u32 heads,
                           u32 rotated, u32 all, u32 d, u64 run, const E* __restrict__ x,
                           const float* __restrict__ rstds, const E* __restrict__ wq,
-                          const E* __restrict__ wk) {
+                          const E* __restrict__ wk, float plus) {
     extern __shared__ float sums[];
     const u32 half = d / 2, lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
     const u32 warps = blockDim.x >> 5;
@@ -361,7 +387,7 @@ extern "C" __global__ void __launch_bounds__(256)
                 float a = widen(dy[at + i]), b = widen(dy[at + i + half]);
                 float n1 = a * cos + b * sin, n2 = b * cos - a * sin;
                 float hat1 = widen(x[at + i]) * rstd, hat2 = widen(x[at + i + half]) * rstd;
-                float w1 = widen(w[i]), w2 = widen(w[i + half]);
+                float w1 = widen(w[i]) + plus, w2 = widen(w[i + half]) + plus;
                 if (pass == 0) {
                     dot += n1 * w1 * hat1 + n2 * w2 * hat2;
                     dw[i] += n1 * hat1;

@@ -42,7 +42,8 @@ fn shapes() -> [(usize, Heads); 12] {
 }
 
 #[track_caller]
-fn check(rows: usize, heads: Heads, with_norm: bool, dtype: Dtype) {
+fn check(rows: usize, heads: Heads, with_norm: Option<Plus>, dtype: Dtype) {
+    let (added, with_norm) = (with_norm.unwrap_or_default(), with_norm.is_some());
     let (d, n) = (heads.head_dim, rows * heads.width());
     let mut rng = Rng((rows * 131 + n) as u64);
     let (x, dy) = (rng.tensor(n, dtype, 2.0), rng.tensor(n, dtype, 1.0));
@@ -59,6 +60,7 @@ fn check(rows: usize, heads: Heads, with_norm: bool, dtype: Dtype) {
         rows,
         heads,
         eps: EPS,
+        plus: added,
         dtype,
     };
 
@@ -82,7 +84,12 @@ fn check(rows: usize, heads: Heads, with_norm: bool, dtype: Dtype) {
     });
     let rstd = forwards[0].1.1.as_ref();
     let rstd = rstd.map(|r| Tensor::of(&r.values(), Dtype::F32));
-    let (xs, dys, wqs, wks) = (x.values(), dy.values(), wq.values(), wk.values());
+    let (xs, dys) = (x.values(), dy.values());
+    let weights = |w: &Tensor| -> Vec<f64> {
+        let one = if added == Plus::One { 1.0 } else { 0.0 };
+        w.values().into_iter().map(|w| one + w).collect()
+    };
+    let (wqs, wks) = (weights(&wq), weights(&wk));
     let norm = with_norm.then_some(Norm {
         wq: &wqs,
         wk: &wks,
@@ -151,8 +158,9 @@ fn check(rows: usize, heads: Heads, with_norm: bool, dtype: Dtype) {
 fn agrees_with_the_reference() {
     for (rows, heads) in shapes() {
         for dtype in DTYPES {
-            check(rows, heads, false, dtype);
-            check(rows, heads, true, dtype);
+            check(rows, heads, None, dtype);
+            check(rows, heads, Some(Plus::Nothing), dtype);
+            check(rows, heads, Some(Plus::One), dtype);
         }
     }
 }
@@ -196,6 +204,7 @@ fn a_part_of_a_head_is_rotated() {
                     rows,
                     heads,
                     eps: EPS,
+                    plus: Plus::Nothing,
                     dtype,
                 };
                 forward(q, o, size);

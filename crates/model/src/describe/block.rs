@@ -9,7 +9,7 @@ use lowtide_kernels::swiglu::Gate;
 use lowtide_kernels::{attention, gelu, layernorm, matmul, qknorm, rmsnorm, rope, swiglu};
 use lowtide_workload::{LocalId, ParamId, Unit, UnitKind};
 
-use super::kind::{Kind, Product};
+use super::kind::{Kind, Local, Product};
 use super::{Builder, Factored, Model, Phase, UnitKinds, read, weight, write};
 use crate::families::{Branches, Layer, Mlp, Norm, QkNorm};
 use crate::lsp::Side;
@@ -246,7 +246,7 @@ impl Builder<'_> {
     }
 
     /// Rotates (and with `qk_rstd` first norms) q and k.
-    fn rope(&mut self, y: LocalId, x: LocalId, qk_rstd: Option<LocalId>) {
+    fn rope(&mut self, y: LocalId, x: LocalId, qk_rstd: Option<LocalId>, local: Local) {
         let norm = qk_rstd.map(|rstd| rope::QkNorm {
             rstd: write(rstd),
             wq: weight(self.param(Part::QNorm)),
@@ -258,10 +258,16 @@ impl Builder<'_> {
             inputs: Inputs,
             norm,
         };
-        self.op(Phase::Forward, "rope", Kind::Rope(operands));
+        self.op(Phase::Forward, "rope", Kind::Rope(operands, local));
     }
 
-    fn rope_backward(&mut self, dx: LocalId, dy: LocalId, x: LocalId, qk_rstd: Option<LocalId>) {
+    fn rope_backward(
+        &mut self,
+        dx: LocalId,
+        dy: LocalId,
+        (x, qk_rstd): (LocalId, Option<LocalId>),
+        local: Local,
+    ) {
         let norm = qk_rstd.map(|rstd| {
             let (q, k) = (self.param(Part::QNorm), self.param(Part::KNorm));
             rope::QkNormBackward {
@@ -279,7 +285,8 @@ impl Builder<'_> {
             inputs: Inputs,
             norm,
         };
-        self.op(Phase::Backward, "rope", Kind::RopeBackward(operands));
+        let kind = Kind::RopeBackward(operands, local);
+        self.op(Phase::Backward, "rope", kind);
     }
 
     /// Norms all queries, and all keys.
@@ -408,7 +415,7 @@ pub(super) fn block(model: &Model<'_>, layer: Layer, l: u32) -> (Unit, UnitKinds
         b.whole_norm(raw, made, rstd);
     }
     if let Some(raw) = qkv_raw {
-        b.rope(qkv, raw, qk_rstd);
+        b.rope(qkv, raw, qk_rstd, Local(layer.local));
     }
     let operands = attention::Forward {
         out: write(att),
@@ -469,7 +476,7 @@ pub(super) fn block(model: &Model<'_>, layer: Layer, l: u32) -> (Unit, UnitKinds
     let kind = Kind::AttentionBackward(operands, layer.mask);
     b.op(Phase::Backward, "attention", kind);
     if let (Some(raw), Some(d_raw)) = (qkv_raw, d_raw) {
-        b.rope_backward(d_raw, d_qkv, raw, qk_rstd);
+        b.rope_backward(d_raw, d_qkv, (raw, qk_rstd), Local(layer.local));
     }
     let mut d_product = d_raw.unwrap_or(d_qkv);
     if let (Some((made, rstd)), Some(d_made)) = (whole, d_made) {

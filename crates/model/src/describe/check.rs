@@ -110,7 +110,14 @@ fn features(s: &ModelShape, allows: Allows) -> Result<(), ModelError> {
     if s.gelu_by_tanh && !allows.gelu_by_tanh {
         return not("GELU by tanh in place of another");
     }
-    Ok(())
+    match &s.local_rope {
+        Some(_) if !allows.local_rope => not("other rotary positions in some layers"),
+        Some(local) if local.layers.is_empty() || local.rope.width.is_some() => {
+            let need = "some, whose heads are rotated whole";
+            Err(wrong("layers with other rotary positions", 0u32, need))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// No more layers than a list of them may have: it is made of a stranger's number.

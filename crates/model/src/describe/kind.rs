@@ -198,8 +198,8 @@ pub(crate) enum Kind {
     Add(add::Forward<Names>, usize, f32),
     QkNorm(qknorm::Forward<Names>),
     QkNormBackward(qknorm::Backward<Names>),
-    Rope(rope::Forward<Names>),
-    RopeBackward(rope::Backward<Names>),
+    Rope(rope::Forward<Names>, Local),
+    RopeBackward(rope::Backward<Names>, Local),
     Attention(attention::Forward<Names>, Mask),
     AttentionBackward(attention::Backward<Names>, Mask),
     Swiglu(swiglu::Forward<Names>, Gate),
@@ -210,6 +210,10 @@ pub(crate) enum Kind {
     HeadLoss(head::Loss<Names>),
     HeadLogits(head::Logits<Names>),
 }
+
+/// Whether rotary positions are those that some layers have in place of the others'.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Local(pub bool);
 
 /// Whether the head's matrix is the tokens' table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -252,8 +256,8 @@ impl Kind {
             Self::Add(o, _, _) => o.list(to),
             Self::QkNorm(o) => o.list(to),
             Self::QkNormBackward(o) => o.list(to),
-            Self::Rope(o) => o.list(to),
-            Self::RopeBackward(o) => o.list(to),
+            Self::Rope(o, _) => o.list(to),
+            Self::RopeBackward(o, _) => o.list(to),
             Self::Attention(o, _) => o.list(to),
             Self::AttentionBackward(o, _) => o.list(to),
             Self::Swiglu(o, _) => o.list(to),
@@ -352,8 +356,8 @@ impl Kind {
             }
             Self::QkNorm(_) => rotary("qknorm.forward", &[]),
             Self::QkNormBackward(o) => rotary("qknorm.backward", &[(o.dwq.is_none(), FROZEN)]),
-            Self::Rope(o) => rotary("rope.forward", &[(o.norm.is_some(), " norm")]),
-            Self::RopeBackward(o) => {
+            Self::Rope(o, _) => rotary("rope.forward", &[(o.norm.is_some(), " norm")]),
+            Self::RopeBackward(o, _) => {
                 let frozen = o.norm.is_some_and(|norm| norm.dwq.is_none());
                 rotary(
                     "rope.backward",
@@ -418,7 +422,7 @@ impl Kind {
             | Self::LinearInput(_, dims)
             | Self::LinearBias(_, dims) => matmul::workspace(dims.dims(), s.dtype, m),
             Self::QkNormBackward(_) => qknorm::workspace(s.rows, s.heads, m),
-            Self::RopeBackward(o) => rope::workspace(s.rows, s.heads, o.norm.is_some(), m),
+            Self::RopeBackward(o, _) => rope::workspace(s.rows, s.heads, o.norm.is_some(), m),
             Self::Attention(_, mask) | Self::AttentionBackward(_, mask) => {
                 attention::workspace(&s.attn(mask), s.dtype, m)
             }

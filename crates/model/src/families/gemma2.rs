@@ -19,6 +19,17 @@ const SCALAR: Sane = Sane {
     told: "a whole number from 1 to 1e9",
 };
 
+/// Norms before and behind attention and MLP.
+pub(super) const AROUND: Names = Names {
+    norms: [
+        Some("input_layernorm"),
+        Some("post_attention_layernorm"),
+        Some("pre_feedforward_layernorm"),
+        Some("post_feedforward_layernorm"),
+    ],
+    ..LLAMA
+};
+
 impl Architecture for Gemma2 {
     fn types(&self) -> &'static [&'static str] {
         &["gemma2"]
@@ -55,22 +66,10 @@ impl Architecture for Gemma2 {
         let bias = c.flag("attention_bias", false)?;
         let every_second = || Layers::those(shape.layers, |l| l % 2 == 0);
         let sliding = like_llama::sliding(c, shape.layers)?.unwrap_or_else(every_second);
-        let keys = match c.map.get("sliding_window") {
-            None => Some(4096),
-            Some(Value::Null) if sliding.is_empty() => None,
-            Some(Value::Null) => {
-                let need = "a number, as some layers have sliding_attention";
-                return Err(unsupported("sliding_window", &Value::Null, need));
-            }
-            Some(_) => Some(c.size("sliding_window")?),
-        };
+        let keys = window_keys(c, &sliding)?;
         let longest = shape.max_positions.min(longest);
         let window = keys.and_then(|keys| like_llama::window(keys, sliding, longest));
-        let scalar = c.number_or("query_pre_attn_scalar", &SCALAR, 256.0)?;
-        if scalar.fract() != 0.0 {
-            let value = Value::from(scalar);
-            return Err(unsupported("query_pre_attn_scalar", &value, SCALAR.told));
-        }
+        let scalar = read_scalar(c)?;
         // Absent and null differ: null is no cap.
         let cap = |key: &str, absent: f64| match c.map.get(key) {
             None => Ok(Some(absent)),
@@ -135,16 +134,7 @@ impl Architecture for Gemma2 {
     }
 
     fn block(&self, list: &mut List, s: &ModelShape, l: u32) {
-        let names = Names {
-            norms: [
-                Some("input_layernorm"),
-                Some("post_attention_layernorm"),
-                Some("pre_feedforward_layernorm"),
-                Some("post_feedforward_layernorm"),
-            ],
-            ..LLAMA
-        };
-        like_llama::block(list, s, l, &names);
+        like_llama::block(list, s, l, &AROUND);
     }
 
     fn config_json(&self, s: &ModelShape) -> Value {
@@ -164,7 +154,30 @@ impl Architecture for Gemma2 {
 }
 
 /// `query_pre_attn_scalar`.
-fn scalar(s: &ModelShape) -> f64 {
+pub(super) fn scalar(s: &ModelShape) -> f64 {
     let factor = s.scales.attention.unwrap_or(0.0625);
     (1.0 / (factor * factor)).round()
+}
+
+/// The same of a configuration.
+pub(super) fn read_scalar(c: &Config<'_>) -> Result<f64, ModelError> {
+    let key = "query_pre_attn_scalar";
+    let scalar = c.number_or(key, &SCALAR, 256.0)?;
+    match scalar.fract() == 0.0 {
+        true => Ok(scalar),
+        false => Err(unsupported(key, &scalar.into(), SCALAR.told)),
+    }
+}
+
+/// `sliding_window`, which may be null where no layer has one.
+pub(super) fn window_keys(c: &Config<'_>, sliding: &Layers) -> Result<Option<u32>, ModelError> {
+    match c.map.get("sliding_window") {
+        None => Ok(Some(4096)),
+        Some(Value::Null) if sliding.is_empty() => Ok(None),
+        Some(Value::Null) => {
+            let need = "a number, as some layers have sliding_attention";
+            Err(unsupported("sliding_window", &Value::Null, need))
+        }
+        Some(_) => c.size("sliding_window").map(Some),
+    }
 }

@@ -67,6 +67,7 @@ impl Architecture for Gpt2 {
             scales: Scales::default(),
             parallel: false,
             gelu_by_tanh: false,
+            local_rope: None,
         })
     }
 
@@ -100,6 +101,7 @@ impl Architecture for Gpt2 {
             norms: Norms::Before,
             qk_norm: QkNorm::None,
             rotated: false,
+            local: false,
             mask: s.mask(l),
             mlp: Mlp::Gelu(Form::Tanh),
             branches: Branches::InTurn,

@@ -72,6 +72,7 @@ impl Architecture for GptNeoX {
             scales: Scales::default(),
             parallel: c.flag("use_parallel_residual", true)?,
             gelu_by_tanh,
+            local_rope: None,
         })
     }
 
@@ -96,6 +97,7 @@ impl Architecture for GptNeoX {
             part_of_heads: true,
             parallel: true,
             gelu_by_tanh: true,
+            ..Allows::default()
         }
     }
 
@@ -109,6 +111,7 @@ impl Architecture for GptNeoX {
             norms: Norms::Before,
             qk_norm: QkNorm::None,
             rotated: true,
+            local: false,
             mask: s.mask(l),
             mlp: Mlp::Gelu(match s.gelu_by_tanh {
                 true => Form::Tanh,

@@ -142,6 +142,7 @@ pub(super) fn parse(
         scales: Scales::default(),
         parallel: false,
         gelu_by_tanh: false,
+        local_rope: None,
     })
 }
 
@@ -216,6 +217,7 @@ pub(super) fn layer(s: &ModelShape, l: u32) -> Layer {
             false => QkNorm::None,
         },
         rotated: !s.unrotated.has(l),
+        local: s.local_rope.as_ref().is_some_and(|r| r.layers.has(l)),
         mask: s.mask(l),
         mlp: Mlp::Swiglu,
         branches: Branches::InTurn,

@@ -6,6 +6,7 @@
 
 mod gemma;
 mod gemma2;
+mod gemma3;
 mod gpt2;
 mod gpt_neox;
 mod granite;
@@ -29,7 +30,7 @@ use crate::describe::check::wrong;
 use crate::params::List;
 
 /// Every family.
-const ALL: [(Family, &dyn Architecture); 10] = [
+const ALL: [(Family, &dyn Architecture); 11] = [
     (Family::Llama, &llama::Llama),
     (Family::Phi3, &phi3::Phi3),
     (Family::SmolLm3, &smollm3::SmolLm3),
@@ -37,6 +38,7 @@ const ALL: [(Family, &dyn Architecture); 10] = [
     (Family::Granite, &granite::Granite),
     (Family::Gemma, &gemma::Gemma),
     (Family::Gemma2, &gemma2::Gemma2),
+    (Family::Gemma3, &gemma3::Gemma3),
     (Family::Gpt2, &gpt2::Gpt2),
     (Family::GptNeoX, &gpt_neox::GptNeoX),
     (Family::StableLm, &stablelm::StableLm),
@@ -115,6 +117,8 @@ pub(crate) struct Layer {
     pub qk_norm: QkNorm,
     /// Queries and keys are rotated by their position.
     pub rotated: bool,
+    /// By the positions that some layers have in place of the others'.
+    pub local: bool,
     /// Which keys a query sees.
     pub mask: Mask,
     pub mlp: Mlp,
@@ -132,6 +136,8 @@ pub(crate) struct Allows {
     pub parallel: bool,
     /// GELU by tanh beside the exact one.
     pub gelu_by_tanh: bool,
+    /// Other rotary positions in some layers.
+    pub local_rope: bool,
 }
 
 /// What distinguishes a family.

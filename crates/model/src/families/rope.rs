@@ -55,7 +55,17 @@ pub(super) fn parse(c: &Config<'_>, absent: &Absent) -> Result<Rope, ModelError>
     if inner.map.values().any(Value::is_object) {
         return Err(unsupported(key, value, "one setting for all layers"));
     }
-    let width = width(c, &inner, absent.partial.as_ref())?;
+    settings(c, key, &inner, absent)
+}
+
+/// The settings `inner` under `key`, where the base and the part that is rotated may stand in the configuration itself.
+pub(super) fn settings(
+    c: &Config<'_>,
+    key: &str,
+    inner: &Config<'_>,
+    absent: &Absent,
+) -> Result<Rope, ModelError> {
+    let width = width(c, inner, absent.partial.as_ref())?;
     let theta = match inner.get("rope_theta") {
         Some(_) => inner.number_or("rope_theta", &THETA, absent.theta)?,
         None => c.number_or(absent.theta_key, &THETA, absent.theta)?,
@@ -73,13 +83,13 @@ pub(super) fn parse(c: &Config<'_>, absent: &Absent) -> Result<Rope, ModelError>
             factor: inner.number("factor", &FACTOR)?,
             low_freq_factor: inner.number("low_freq_factor", &FREQ_FACTOR)?,
             high_freq_factor: inner.number("high_freq_factor", &FREQ_FACTOR)?,
-            original: original(c, &inner)?,
+            original: original(c, inner)?,
         },
         Some((_, Some(name))) if name == "longrope" || absent.longrope.contains(&name) => {
-            longrope(c, &inner, absent.max_positions)?
+            longrope(c, inner, absent.max_positions)?
         }
         Some((_, Some("dynamic"))) => RopeScaling::Dynamic(inner.number("factor", &FACTOR)?),
-        Some((_, Some("yarn"))) => yarn(c, &inner, theta)?,
+        Some((_, Some("yarn"))) => yarn(c, inner, theta)?,
         Some((value, _)) => return Err(unsupported(&format!("{key}.rope_type"), value, ROPES)),
     };
     if let RopeScaling::Llama3 {
@@ -224,6 +234,18 @@ fn longrope(
         attention,
         original,
     })
+}
+
+/// As [`write`], for one of several kinds of layers.
+pub(super) fn nested(rope: &Rope) -> Value {
+    let mut config = json!({});
+    write(rope, &mut config);
+    let mut inner = config["rope_scaling"].take();
+    if inner.is_null() {
+        inner = json!({"rope_type": "default"});
+    }
+    inner["rope_theta"] = config["rope_theta"].take();
+    inner
 }
 
 /// Writes what [`parse`] reads.

@@ -15,8 +15,8 @@ use lowtide_kernels::head::Counts;
 use lowtide_model::{Arg, Call, Decoder, Options, Phase, random_init};
 use lowtide_units::Id;
 use lowtide_workload::{
-    Access, Batch, Dtype, Family, Layers, LocalId, ModelShape, OpId, Optimizer, ParamId, ParamKind,
-    Rope, RopeScaling, Scales, What, Window, Workload,
+    Access, Batch, Dtype, Family, Layers, LocalId, LocalRope, ModelShape, OpId, Optimizer, ParamId,
+    ParamKind, Rope, RopeScaling, Scales, What, Window, Workload,
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -65,6 +65,7 @@ pub fn tiny_llama() -> ModelShape {
         scales: Scales::default(),
         parallel: false,
         gelu_by_tanh: false,
+        local_rope: None,
     }
 }
 
@@ -76,6 +77,27 @@ fn gemma2_scales(attention_cap: Option<f64>, logits_cap: Option<f64>) -> Scales 
         attention_cap,
         logits_cap,
         ..Scales::default()
+    }
+}
+
+/// A Gemma 3 whose first layer has other rotary positions than the second, whose are stretched.
+fn gemma3(window: Option<Window>, logits_cap: Option<f64>) -> ModelShape {
+    let rope = |theta, scaling| Rope {
+        theta,
+        scaling,
+        width: None,
+    };
+    ModelShape {
+        family: Family::Gemma3,
+        qk_norm: true,
+        window,
+        rope: Some(rope(1_000.0, RopeScaling::Linear(2.0))),
+        local_rope: Some(LocalRope {
+            rope: rope(100.0, RopeScaling::None),
+            layers: Layers::those(2, |l| l == 0),
+        }),
+        scales: gemma2_scales(None, logits_cap),
+        ..tiny_llama()
     }
 }
 
@@ -355,6 +377,20 @@ pub fn tiny_shapes() -> Vec<ModelShape> {
                 window: window(3, |l| l == 0),
                 scales: gemma2_scales(Some(0.8), Some(1.1)),
                 ..base()
+            },
+        ),
+        named("gemma3", gemma3(window(3, |l| l == 0), Some(1.2))),
+        named(
+            "gemma3 whose windows never slide",
+            ModelShape {
+                local_rope: gemma3(None, None).local_rope.map(|mut local| {
+                    local.rope.scaling = RopeScaling::Linear(3.0);
+                    local
+                }),
+                qkv_bias: true,
+                out_bias: true,
+                tied: true,
+                ..gemma3(None, None)
             },
         ),
         named(

@@ -162,7 +162,7 @@ pub fn parsed(config: &Value) -> ModelShape {
 }
 
 /// Those of the families that came later, by type.
-pub fn later() -> [Value; 5] {
+pub fn later() -> [Value; 6] {
     let olmo2 = json!({
         "attention_bias": false,
         "hidden_act": "silu",
@@ -253,5 +253,28 @@ pub fn later() -> [Value; 5] {
         "use_qkv_bias": false,
         "vocab_size": 50304
     });
-    [olmo2, granite, gemma2, pythia, stablelm]
+    let gemma3 = json!({
+        "architectures": ["Gemma3ForCausalLM"],
+        "attention_bias": false,
+        "attn_logit_softcapping": null,
+        "final_logit_softcapping": null,
+        "head_dim": 256,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "hidden_size": 1152,
+        "intermediate_size": 6912,
+        "max_position_embeddings": 32768,
+        "model_type": "gemma3_text",
+        "num_attention_heads": 4,
+        "num_hidden_layers": 26,
+        "num_key_value_heads": 1,
+        "query_pre_attn_scalar": 256,
+        "rms_norm_eps": 1e-06,
+        "rope_local_base_freq": 10000,
+        "rope_scaling": null,
+        "rope_theta": 1000000,
+        "sliding_window": 512,
+        "sliding_window_pattern": 6,
+        "vocab_size": 262144
+    });
+    [olmo2, granite, gemma2, gemma3, pythia, stablelm]
 }

@@ -100,7 +100,10 @@ impl Model<'_> {
         };
         let var = x.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / n;
         let r = 1.0 / (var + self.shape.norm_eps).sqrt();
-        let gemma = matches!(self.shape.family, Family::Gemma | Family::Gemma2);
+        let gemma = matches!(
+            self.shape.family,
+            Family::Gemma | Family::Gemma2 | Family::Gemma3
+        );
         let one = if gemma { 1.0 } else { 0.0 };
         let scaled = x.iter().zip(w).map(|(v, w)| (v - mean) * r * (one + w));
         let mut y: Row = scaled.collect();
@@ -115,7 +118,7 @@ impl Model<'_> {
         let d = self.shape.head_dim as usize;
         let mut qkv = [const { Vec::new() }; 3];
         let olmo2 = self.shape.family == Family::Olmo2;
-        let gemma2 = self.shape.family == Family::Gemma2;
+        let gemma2 = matches!(self.shape.family, Family::Gemma2 | Family::Gemma3);
         let residual = self.shape.scales.residual;
         for (pos, row) in x.iter().enumerate() {
             let h = match olmo2 {
@@ -136,7 +139,7 @@ impl Model<'_> {
                             let normed = self.norm(&format!("{at}.self_attn.{p}_norm"), head);
                             head.copy_from_slice(&normed);
                         }
-                        self.rotate(head, pos);
+                        self.rotate(head, pos, l);
                     }
                 }
                 qkv[i].push(y);
@@ -216,7 +219,7 @@ impl Model<'_> {
             for (i, part) in all.chunks(d).enumerate() {
                 let mut part = part.to_vec();
                 if i % 3 < 2 {
-                    self.rotate(&mut part, pos);
+                    self.rotate(&mut part, pos, l);
                 }
                 parts[i % 3].extend(part);
             }
@@ -244,8 +247,10 @@ impl Model<'_> {
     }
 
     /// `rotate_half` of the first R numbers: number i turns with number i + R/2.
-    fn rotate(&self, head: &mut [f64], pos: usize) {
-        let rope = self.shape.rope.as_ref().unwrap();
+    fn rotate(&self, head: &mut [f64], pos: usize, l: u32) {
+        let local = self.shape.local_rope.as_ref();
+        let local = local.filter(|local| local.layers.has(l));
+        let rope = local.map_or(self.shape.rope.as_ref().unwrap(), |local| &local.rope);
         let rotated = rope.rotated(head.len() as u32);
         let (d, half) = (f64::from(rotated), rotated as usize / 2);
         for i in 0..half {

@@ -15,8 +15,8 @@ use lowtide_session::{ClipRule, DiskChoice, Session, SessionOptions};
 use lowtide_tiers::{RamConfig, RamDisk, TierError};
 use lowtide_units::{Bytes, BytesPerSecond, FlopsPerSecond, Seconds};
 use lowtide_workload::{
-    Batch, Dtype, Family, Layers, Lsp, ModelShape, Optimizer, Projector, Rope, RopeScaling, Scales,
-    Window,
+    Batch, Dtype, Family, Layers, LocalRope, Lsp, ModelShape, Optimizer, Projector, Rope,
+    RopeScaling, Scales, Window,
 };
 
 pub fn llama(layers: u32, tied: bool) -> ModelShape {
@@ -47,6 +47,7 @@ pub fn llama(layers: u32, tied: bool) -> ModelShape {
         scales: Scales::default(),
         parallel: false,
         gelu_by_tanh: false,
+        local_rope: None,
     }
 }
 
@@ -81,6 +82,29 @@ pub fn gemma2(layers: u32) -> ModelShape {
             ..Scales::default()
         },
         ..llama(layers, true)
+    }
+}
+
+/// Norms of heads, and in the even layers windows and other rotary positions.
+pub fn gemma3(layers: u32) -> ModelShape {
+    let shape = gemma2(layers);
+    let even = Layers::those(layers, |l| l % 2 == 0);
+    ModelShape {
+        family: Family::Gemma3,
+        qk_norm: true,
+        local_rope: Some(LocalRope {
+            rope: Rope {
+                theta: 100.0,
+                scaling: RopeScaling::None,
+                width: None,
+            },
+            layers: even,
+        }),
+        scales: Scales {
+            attention_cap: None,
+            ..shape.scales
+        },
+        ..shape
     }
 }
 
