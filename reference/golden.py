@@ -39,6 +39,8 @@ import transformers
 from safetensors.torch import save_file
 from torch.nn.utils import clip_grad_norm_
 from transformers import (
+    Cohere2Config,
+    Cohere2ForCausalLM,
     GemmaConfig,
     GemmaForCausalLM,
     Gemma2Config,
@@ -331,6 +333,20 @@ def gemma3():
     )
 
 
+def cohere2():
+    """Side by side behind one norm without a bias, neighbours rotated, windows or no positions."""
+    return Cohere2ForCausalLM(
+        Cohere2Config(
+            vocab_size=47, hidden_size=32, intermediate_size=56, num_hidden_layers=3,
+            num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
+            layer_norm_eps=1e-5, logit_scale=0.6, sliding_window=6, pad_token_id=None,
+            bos_token_id=1, eos_token_id=2,
+            layer_types=["sliding_attention", "sliding_attention", "full_attention"],
+            rope_parameters={"rope_type": "default", "rope_theta": 50000.0},
+        )
+    )
+
+
 def gpt_neox():
     """Attention and MLP side by side, the exact GELU, a quarter of each head rotated, untied."""
     return GPTNeoXForCausalLM(
@@ -380,6 +396,7 @@ MODELS = {
     "gemma": (gemma, 16, "classic"),
     "phi4-mini": (phi4_mini, 17, "classic"),
     "gemma3": (gemma3, 20, "classic"),
+    "cohere2": (cohere2, 31, "classic"),
     "gpt-neox": (gpt_neox, 18, "classic"),
     "stablelm": (stablelm, 19, "v5"),
 }

@@ -341,7 +341,7 @@ fn memory_bound(q: &Queue, rows: usize, c: usize, dtype: Dtype) {
             rstd: rstd.again(),
             x,
             w,
-            b: bias,
+            b: Some(bias),
         };
         layernorm::forward(q, o, d, 1e-5);
     });

@@ -120,6 +120,8 @@ pub struct HeadRows {
 pub enum Pairs {
     /// Of the first so many numbers i and i + half as many; the others are not rotated.
     First(u64),
+    /// Numbers 2i and 2i + 1.
+    Neighbours,
 }
 
 impl Pairs {
@@ -132,6 +134,7 @@ impl Pairs {
                 (turning, i) if i < turning => side * turning + i,
                 (turning, i) => rotated + side * (half - turning) + i - turning,
             },
+            Self::Neighbours => 2 * i + side,
         }
     }
 }

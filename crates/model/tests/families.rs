@@ -370,6 +370,54 @@ fn gemma3_is_that_of_transformers() {
     ));
 }
 
+/// Windows in three of four layers and no positions in the fourth; Command R has neither.
+#[test]
+fn cohere_is_that_of_transformers() {
+    let [_, _, _, _, cohere2, ..] = later();
+    let shape = parsed(&cohere2);
+    for l in 0..32 {
+        let full = (l + 1) % 4 == 0;
+        assert_eq!(shape.mask(l) == Mask::Causal, full, "{l}");
+        assert_eq!(shape.unrotated.has(l), full, "{l}");
+    }
+    assert!(shape.parallel && shape.tied && shape.scales.logits_divisor == 4.0);
+    assert_eq!(shape.rope.clone().unwrap().theta, 50_000.0);
+    let mut silent = cohere2.clone();
+    for key in ["sliding_window", "sliding_window_pattern", "head_dim"] {
+        silent.as_object_mut().unwrap().remove(key);
+    }
+    assert_eq!(parsed(&silent), shape);
+    // Windows that never slide leave the layers without positions.
+    let short = parse_config_for(&cohere2, "x", 4096).unwrap();
+    assert_eq!(
+        (short.window, short.unrotated),
+        (None, shape.unrotated.clone())
+    );
+    let cohere = with(cohere2.clone(), "model_type", json!("cohere"));
+    let plain = parsed(&cohere);
+    assert!(plain.window.is_none() && plain.unrotated.is_empty());
+    let mut silent = cohere.clone();
+    silent.as_object_mut().unwrap().remove("rope_theta");
+    assert_eq!(parsed(&silent).rope.unwrap().theta, 500_000.0);
+    for (key, value, of) in [
+        ("use_qk_norm", json!(true), &cohere),
+        ("logit_scale", Value::Null, &cohere),
+        ("sliding_window", Value::Null, &cohere2),
+        ("hidden_act", json!("gelu"), &cohere2),
+    ] {
+        match parse_config(&with(of.clone(), key, value), "x") {
+            Err(ModelError::Unsupported { key: told, .. }) => assert_eq!(told, key),
+            other => panic!("{key}: {other:?}"),
+        }
+    }
+    // The factor is written so that it is read as the same divisor.
+    for scale in [0.25, 0.8, 0.833_333_333_333_333_4, 0.1, 3.3] {
+        let shape = parsed(&with(cohere.clone(), "logit_scale", json!(scale)));
+        let written = lowtide_model::config_json(&shape, Dtype::F32);
+        assert_eq!(parsed(&written).scales, shape.scales, "{scale}");
+    }
+}
+
 /// Factors, caps and windows as transformers takes them, absent and null.
 #[test]
 fn factors_and_caps_are_those_of_transformers() {
@@ -528,6 +576,14 @@ fn shapes_that_no_configuration_has_are_refused() {
         of_width("phi3", 3),
         of_width("phi3", 6),
         of_width("stablelm", 10),
+        ModelShape {
+            parallel: false,
+            ..shape("cohere")
+        },
+        ModelShape {
+            unrotated: Layers::default(),
+            ..shape("cohere with windows")
+        },
         ModelShape {
             local_rope: shape("gemma3").local_rope,
             ..shape("llama")

@@ -30,7 +30,7 @@ use lowtide_units::List;
 use lowtide_workload::{Batch, Dtype, Lsp, Optimizer, OptimizerName, ParamKind, Projector, Role};
 
 /// Every model.
-const MODELS: [&str; 20] = [
+const MODELS: [&str; 21] = [
     "llama",
     "llama-tied",
     "qwen2",
@@ -51,6 +51,7 @@ const MODELS: [&str; 20] = [
     "gpt-neox",
     "stablelm",
     "gemma3",
+    "cohere2",
 ];
 /// Those that have cases of other optimizers and of subspaces: one of each kind of matrix.
 const OTHER_CASES: [&str; 5] = ["llama", "llama-tied", "qwen2", "qwen3", "gpt2"];

@@ -31,6 +31,9 @@ pub enum Family {
     GptNeoX,
     /// As Llama, with layer norms (StableLM).
     StableLm,
+    /// Attention and MLP side by side behind one layer norm without a bias, a factor of logits; in some layers windows, in the
+    /// others no positions (Cohere's Command R and Command R7B).
+    Cohere,
 }
 
 /// Which keys of its document a token sees.

@@ -174,6 +174,12 @@ fn gemma3() {
     differs("gemma3_text", keys, "sliding_window_pattern");
 }
 
+#[test]
+fn cohere2() {
+    let keys = json!({"sliding_window": 7, "sliding_window_pattern": 2, "logit_scale": 0.5});
+    differs("cohere2", keys, "sliding_window_pattern");
+}
+
 /// Attention and MLP side by side, or in turn.
 #[test]
 fn gpt_neox() {

@@ -18,7 +18,8 @@ pub(super) fn forward<E: Number>(o: Forward<Views<'_>>, d: Rows, eps: f32) {
             unsafe {
                 let y = number::write::<E>(&o.y, row * c, c);
                 let x = number::read::<E>(o.x, row * c, c);
-                let (w, b) = (number::read::<E>(o.w, 0, c), number::read::<E>(o.b, 0, c));
+                let w = number::read::<E>(o.w, 0, c);
+                let b = o.b.map(|b| number::read::<E>(b, 0, c));
                 let (m, r) = forward_row(y, x, w, b, eps);
                 number::write::<f32>(&o.mean, row, 1)[0] = m;
                 number::write::<f32>(&o.rstd, row, 1)[0] = r;
@@ -30,13 +31,22 @@ pub(super) fn forward<E: Number>(o: Forward<Views<'_>>, d: Rows, eps: f32) {
 /// One row of y; returns its mean and rstd. The variance is summed around the mean: `E[x²] - E[x]²`
 /// would cancel.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma"))]
-fn forward_row<E: Number>(y: &mut [E], x: &[E], w: &[E], b: &[E], eps: f32) -> (f32, f32) {
+fn forward_row<E: Number>(y: &mut [E], x: &[E], w: &[E], b: Option<&[E]>, eps: f32) -> (f32, f32) {
     let n = x.len() as f32;
     let mean = sum!(x.len(), |x| x) / n;
     let squares = sum!(x.len(), |x| (x - mean) * (x - mean));
     let rstd = 1.0 / (squares / n + eps).sqrt();
-    for (((y, x), w), b) in y.iter_mut().zip(x).zip(w).zip(b) {
-        *y = E::narrow((x.widen() - mean) * rstd * w.widen() + b.widen());
+    match b {
+        Some(b) => {
+            for (((y, x), w), b) in y.iter_mut().zip(x).zip(w).zip(b) {
+                *y = E::narrow((x.widen() - mean) * rstd * w.widen() + b.widen());
+            }
+        }
+        None => {
+            for ((y, x), w) in y.iter_mut().zip(x).zip(w) {
+                *y = E::narrow((x.widen() - mean) * rstd * w.widen());
+            }
+        }
     }
     (mean, rstd)
 }

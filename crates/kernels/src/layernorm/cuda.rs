@@ -26,9 +26,10 @@ fn shared(teams: Teams) -> usize {
 
 pub(super) fn forward(q: &Queue, o: Forward<Views<'_>>, d: Rows, eps: f32) {
     let (rows, c) = (d.rows, d.width);
-    let launch = match Teams::new(c, GROUPS)
-        .filter(|_| aligned(&[o.y.address(), o.x.address(), o.w.address(), o.b.address()]))
-    {
+    let launch = match Teams::new(c, GROUPS).filter(|_| {
+        let b = o.b.unwrap_or(o.w).address();
+        aligned(&[o.y.address(), o.x.address(), o.w.address(), b])
+    }) {
         Some(teams) => q
             .kernel(&SOURCE, define(d.dtype), "forward")
             .grid(rows.div_ceil(teams.teams), 1, 1)

@@ -1,4 +1,4 @@
-// LayerNorm: RMSNorm's kernels with a mean and a bias.
+// LayerNorm: RMSNorm's kernels with a mean and, unless `b` is null, a bias.
 #include "norm.cuh"
 
 extern "C" __global__ void __launch_bounds__(512)

@@ -35,20 +35,20 @@ operands! {
         pub x: F::Read,
         /// E (C).
         pub w: F::Read,
-        /// E (C).
-        pub b: F::Read,
+        /// E (C), where there is a bias.
+        pub b: Option<F::Read>,
     }
 }
 
 operands! {
     /// Operands of [`backward`]. Both gradients are treated as `dw` is: they are one kernel's. Where weight and
-    /// bias are frozen there are none.
+    /// bias are frozen there are none, and where there is no bias only that of the weight.
     pub struct Backward<F> {
         /// E (rows, C).
         pub dx: F::Write,
         /// f32 (C).
         pub dw: Option<F::Add>,
-        /// f32 (C).
+        /// f32 (C), where there is a bias.
         pub db: Option<F::Add>,
         /// E (rows, C).
         pub dy: F::Read,
@@ -65,7 +65,7 @@ operands! {
     }
 }
 
-/// `y = (x - mean)·rstd·w + b` with `rstd = 1/√(variance + eps)`, the variance that of the whole
+/// `y = (x - mean)·rstd·w [+ b]` with `rstd = 1/√(variance + eps)`, the variance that of the whole
 /// row (divided by C), in rows of width C.
 pub fn forward(q: &Queue, o: Forward<Views<'_>>, d: Rows, eps: f32) {
     let e = size(d.dtype);
@@ -74,7 +74,7 @@ pub fn forward(q: &Queue, o: Forward<Views<'_>>, d: Rows, eps: f32) {
     expect("rstd", &o.rstd, d.rows, size_of::<f32>());
     expect("x", o.x, d.numbers(), e);
     expect("w", o.w, d.width, e);
-    expect("b", o.b, d.width, e);
+    o.b.into_iter().for_each(|b| expect("b", b, d.width, e));
     if let Some(q) = q.cuda() {
         return cuda::forward(q, o, d, eps);
     }
@@ -86,7 +86,7 @@ pub fn forward(q: &Queue, o: Forward<Views<'_>>, d: Rows, eps: f32) {
 pub fn backward(q: &Queue, o: Backward<Views<'_>>, d: Rows, ws: Dst<'_>) {
     let e = size(d.dtype);
     expect("dx", &o.dx, d.numbers(), e);
-    assert_eq!(o.dw.is_some(), o.db.is_some(), "gradients of one kernel");
+    assert!(o.dw.is_some() || o.db.is_none(), "gradients of one kernel");
     for sum in o.dw.iter().chain(&o.db) {
         expect("dw or db", &sum.to, d.width, size_of::<f32>());
     }

@@ -120,7 +120,13 @@ __device__ __forceinline__ void norm_forward(E* __restrict__ y, float* __restric
         if (g >= groups) continue;
         Eight e = widen8(raw[v]), weight = load8(w + 8 * g);
         if (CENTER) {
-            Eight bias = load8(b + 8 * g);
+            Eight bias;  // minus zero changes no number
+            if (b) {
+                bias = load8(b + 8 * g);
+            } else {
+#pragma unroll
+                for (int i = 0; i < 8; i++) bias.x[i] = -0.0f;
+            }
 #pragma unroll
             for (int i = 0; i < 8; i++)
                 e.x[i] = (e.x[i] - mean) * rstd * weight.x[i] + bias.x[i];
@@ -161,7 +167,7 @@ __device__ __forceinline__ void norm_forward_plain(E* __restrict__ y, float* __r
         if (CENTER) means[row] = mean;
     }
     for (u64 i = threadIdx.x; i < c; i += blockDim.x) {
-        float e = CENTER ? (widen(x[i]) - mean) * rstd * widen(w[i]) + widen(b[i])
+        float e = CENTER ? (widen(x[i]) - mean) * rstd * widen(w[i]) + (b ? widen(b[i]) : -0.0f)
                          : widen(x[i]) * rstd * (widen(w[i]) + plus);
         y[i] = narrow<E>(e);
     }

@@ -7,7 +7,7 @@
 use lowtide_kernels::operands::{Inputs, Read};
 use lowtide_kernels::swiglu::Gate;
 use lowtide_kernels::{attention, gelu, layernorm, matmul, qknorm, rmsnorm, rope, swiglu};
-use lowtide_workload::{LocalId, ParamId, Unit, UnitKind};
+use lowtide_workload::{LocalId, Unit, UnitKind};
 
 use super::kind::{Kind, Local, Product};
 use super::{Builder, Factored, Model, Phase, UnitKinds, read, weight, write};
@@ -50,7 +50,7 @@ impl Builder<'_> {
                 rstd,
                 x,
                 w,
-                b: weight(self.norm_bias(part)),
+                b: self.bias(part).map(weight),
             }),
         };
         self.op(phase, part.name(), kind);
@@ -82,7 +82,7 @@ impl Builder<'_> {
             Some(mean) => Kind::LayerNormBackward(layernorm::Backward {
                 dx,
                 dw,
-                db: self.add(self.norm_bias(part)),
+                db: self.bias(part).and_then(|bias| self.add(bias)),
                 dy,
                 x,
                 mean: read(mean),
@@ -92,11 +92,6 @@ impl Builder<'_> {
             }),
         };
         self.op(Phase::Backward, part.name(), kind);
-    }
-
-    /// The bias of a layer norm, which each has.
-    fn norm_bias(&self, part: Part) -> ParamId {
-        self.bias(part).expect("a layer norm has a bias")
     }
 
     /// The matrix `part` as products read it: the parameter, or what is made of base, core and projector, here, into a

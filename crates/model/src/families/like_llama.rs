@@ -60,6 +60,8 @@ pub(super) struct Names {
     pub norms: [Option<&'static str>; 4],
     /// Norms have a bias.
     pub norm_bias: bool,
+    /// The file rotates neighbours with each other, numbers 2i and 2i + 1 of a head.
+    pub neighbours: bool,
     /// What the norms of queries and keys are of.
     pub qk_norm: QkNorm,
 }
@@ -74,6 +76,7 @@ pub(super) const LLAMA: Names = Names {
         None,
     ],
     norm_bias: false,
+    neighbours: false,
     qk_norm: QkNorm::Heads,
 };
 
@@ -277,10 +280,10 @@ pub(super) fn block(list: &mut List, shape: &ModelShape, l: u32, names: &Names) 
     };
     norm(list, Part::Norm1, 0);
     list.fused(Part::Qkv, (all, c), Matrix, qkv("weight"));
-    by_heads(list, shape);
+    by_heads(list, shape, names);
     if shape.qkv_bias {
         list.fused(Part::Qkv, (all, 1), Bias, qkv("bias"));
-        by_heads(list, shape);
+        by_heads(list, shape, names);
     }
     if shape.qk_norm {
         let (q, k) = match names.qk_norm {
@@ -337,16 +340,20 @@ pub(super) fn block(list: &mut List, shape: &ModelShape, l: u32, names: &Names) 
     norm(list, Part::Norm2After, 3);
 }
 
-/// Where a part of each head is rotated, the rows of queries and keys, just added, are in another order than in the file.
-fn by_heads(list: &mut List, s: &ModelShape) {
-    if let Some(rotated) = s.rope.as_ref().and_then(|rope| rope.width) {
-        list.by_heads(HeadRows {
-            head_dim: s.head_dim.into(),
-            paired: u64::from(s.heads) + u64::from(s.kv_heads),
-            pairs: Pairs::First(rotated.into()),
-            together: None,
-        });
-    }
+/// Where the file pairs other numbers of a head, the rows of queries and keys, just added, are in another order there.
+fn by_heads(list: &mut List, s: &ModelShape, names: &Names) {
+    let width = s.rope.as_ref().and_then(|rope| rope.width);
+    let pairs = match (names.neighbours, width) {
+        (true, _) => Pairs::Neighbours,
+        (false, Some(rotated)) => Pairs::First(rotated.into()),
+        (false, None) => return,
+    };
+    list.by_heads(HeadRows {
+        head_dim: s.head_dim.into(),
+        paired: u64::from(s.heads) + u64::from(s.kv_heads),
+        pairs,
+        together: None,
+    });
 }
 
 /// The keys that all have, of an architecture and a type.

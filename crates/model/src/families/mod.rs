@@ -4,6 +4,7 @@
 //! A new family is a file here, its name in [`Family`], a line in [`ALL`], and a model in `reference/golden.py`; where its
 //! block computes something that no other does, also what [`Layer`] says of it and the kernel.
 
+mod cohere;
 mod gemma;
 mod gemma2;
 mod gemma3;
@@ -30,7 +31,7 @@ use crate::describe::check::wrong;
 use crate::params::List;
 
 /// Every family.
-const ALL: [(Family, &dyn Architecture); 11] = [
+const ALL: [(Family, &dyn Architecture); 12] = [
     (Family::Llama, &llama::Llama),
     (Family::Phi3, &phi3::Phi3),
     (Family::SmolLm3, &smollm3::SmolLm3),
@@ -42,6 +43,7 @@ const ALL: [(Family, &dyn Architecture); 11] = [
     (Family::Gpt2, &gpt2::Gpt2),
     (Family::GptNeoX, &gpt_neox::GptNeoX),
     (Family::StableLm, &stablelm::StableLm),
+    (Family::Cohere, &cohere::Cohere),
 ];
 
 /// How the inputs of attention, MLP and head are normed.

@@ -158,6 +158,27 @@ fn rotating(width: Option<u32>) -> ModelShape {
     shape
 }
 
+/// A Cohere of two query heads and one key head of ten numbers, with a factor of logits that is no power of two.
+fn cohere(window: Option<Window>, unrotated: Layers, bias: bool) -> ModelShape {
+    ModelShape {
+        family: Family::Cohere,
+        heads: 2,
+        kv_heads: 1,
+        head_dim: 10,
+        tied: true,
+        qkv_bias: bias,
+        out_bias: bias,
+        parallel: true,
+        window,
+        unrotated,
+        scales: Scales {
+            logits_divisor: 1.0 / 0.8,
+            ..Scales::default()
+        },
+        ..tiny_llama()
+    }
+}
+
 /// One of each feature, by name.
 pub fn tiny_shapes() -> Vec<ModelShape> {
     let named = |name: &str, shape: ModelShape| ModelShape {
@@ -422,6 +443,15 @@ pub fn tiny_shapes() -> Vec<ModelShape> {
             },
         ),
         named("stablelm side by side", stablelm(6, true)),
+        named("cohere", cohere(None, Layers::default(), true)),
+        named(
+            "cohere with windows",
+            cohere(window(3, |l| l == 0), Layers::those(2, |l| l == 1), false),
+        ),
+        named(
+            "cohere whose windows never slide",
+            cohere(None, Layers::those(2, |l| l == 0), false),
+        ),
         named("gpt2", tiny_gpt2()),
         named(
             "gpt2 untied",

@@ -162,7 +162,7 @@ pub fn parsed(config: &Value) -> ModelShape {
 }
 
 /// Those of the families that came later, by type.
-pub fn later() -> [Value; 6] {
+pub fn later() -> [Value; 7] {
     let olmo2 = json!({
         "attention_bias": false,
         "hidden_act": "silu",
@@ -276,5 +276,33 @@ pub fn later() -> [Value; 6] {
         "sliding_window_pattern": 6,
         "vocab_size": 262144
     });
-    [olmo2, granite, gemma2, gemma3, pythia, stablelm]
+    let cohere2 = json!({
+        "architectures": ["Cohere2ForCausalLM"],
+        "attention_bias": false,
+        "head_dim": 128,
+        "hidden_act": "silu",
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "layer_norm_eps": 1e-05,
+        "layer_switch": 4,
+        "logit_scale": 0.25,
+        "max_position_embeddings": 8192,
+        "model_type": "cohere2",
+        "num_attention_heads": 32,
+        "num_hidden_layers": 32,
+        "num_key_value_heads": 8,
+        "order_of_interleaved_layers": "local_attn_first",
+        "position_embedding_type": "rope_gptj",
+        "rope_scaling": null,
+        "rope_theta": 50000,
+        "rotary_pct": 1.0,
+        "sliding_window": 4096,
+        "sliding_window_pattern": 4,
+        "use_embedding_sharing": true,
+        "use_gated_activation": true,
+        "use_parallel_block": true,
+        "use_parallel_embedding": true,
+        "vocab_size": 256000
+    });
+    [olmo2, granite, gemma2, gemma3, cohere2, pythia, stablelm]
 }

@@ -93,7 +93,8 @@ impl Model<'_> {
         let n = x.len() as f64;
         let w = self.get(&format!("{name}.weight"));
         let bias = self.tensors.get(&format!("{name}.bias"));
-        let mean = if bias.is_some() {
+        let cohere = self.shape.family == Family::Cohere;
+        let mean = if bias.is_some() || cohere {
             x.iter().sum::<f64>() / n
         } else {
             0.0
@@ -299,9 +300,14 @@ impl Model<'_> {
                 }
             };
             let (sin, cos) = (pos as f64 * inv).sin_cos();
-            let (a, b) = (head[i], head[i + half]);
-            head[i] = (a * cos - b * sin) * longer;
-            head[i + half] = (b * cos + a * sin) * longer;
+            // Cohere's `rotate_half` takes neighbours.
+            let (one, other) = match self.shape.family {
+                Family::Cohere => (2 * i, 2 * i + 1),
+                _ => (i, i + half),
+            };
+            let (a, b) = (head[one], head[other]);
+            head[one] = (a * cos - b * sin) * longer;
+            head[other] = (b * cos + a * sin) * longer;
         }
     }
 
