@@ -364,6 +364,7 @@ const ROWS: &[Row] = &[
         &["model.path=steep"],
         code,
     ),
+    trained("train.label_smoothing", ["0", "0.5"], &[], weights),
     planned("train.logits_chunk", ["0", "8"], CHUNK, plan),
     trained("optimizer.name", ["adamw", "lion"], &[], weights),
     trained("optimizer.beta1", ["0.9", "0.5"], &[], weights),

@@ -170,6 +170,7 @@ fn train(low: &Low, precision: Dtype) -> Train {
         },
         gradient: low.word("train.gradient").unwrap_or(precision),
         on_nonfinite: low.word("train.on_nonfinite").expect("has a default"),
+        label_smoothing: number("train.label_smoothing"),
         logits_chunk: count("train.logits_chunk"),
         freeze: low.texts("train.freeze"),
         unfreeze: low.texts("train.unfreeze"),

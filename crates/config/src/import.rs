@@ -126,7 +126,7 @@ const AXOLOTL: &[(&str, Way)] = {
             Other("it is a list of expressions; name what is not trained with train.freeze"),
         ),
         ("neftune_noise_alpha", Other("not supported")),
-        ("label_smoothing_factor", Other("not supported")),
+        ("label_smoothing_factor", Same("train.label_smoothing")),
         (
             "resume_from_checkpoint",
             Other("its checkpoints are of another trainer"),

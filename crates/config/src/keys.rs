@@ -398,6 +398,17 @@ const AFTER_DATA: &[Key] = &[
         elsewhere: &["on_nan", "skip_nan", "logging_nan_inf_filter"],
     },
     Key {
+        name: "train.label_smoothing",
+        doc: "The share of each label that is spread evenly over all tokens in training, as PyTorch's `cross_entropy` does \
+              it. Evaluations count labels as they are.",
+        kind: Kind::Number {
+            low: Included(0.0),
+            high: Included(1.0),
+        },
+        default: Value("0"),
+        elsewhere: &["label_smoothing_factor"],
+    },
+    Key {
         name: "train.logits_chunk",
         doc: "Rows of logits that exist at once; 0 lets the model choose from its shape.",
         kind: Kind::Count {

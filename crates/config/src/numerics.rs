@@ -59,6 +59,9 @@ impl Run {
         if data.streaming {
             key["data"]["streaming"] = json!(true);
         }
+        if train.label_smoothing != 0.0 {
+            key["train"]["label_smoothing"] = json!(train.label_smoothing);
+        }
         if train.last_batch != LastBatch::Fill {
             key["train"]["last_batch"] = json!(train.last_batch);
         }

@@ -245,12 +245,20 @@ pub struct Train {
     pub gradient: Dtype,
     /// What to do at a gradient that is not finite.
     pub on_nonfinite: NonFinite,
+    /// The share of each label that is spread evenly over all tokens.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub label_smoothing: f64,
     /// Rows of logits at once; 0: the model chooses from its shape.
     pub logits_chunk: u32,
     /// Patterns of the names of tensors that are not trained.
     pub freeze: Vec<String>,
     /// Patterns of those that are trained nevertheless.
     pub unfreeze: Vec<String>,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+fn is_zero(x: &f64) -> bool {
+    *x == 0.0
 }
 
 /// How long to train.

@@ -72,6 +72,7 @@ fn main() {
                 vocab: 2048,
                 chunk: 1024,
                 bend: head::Bend::NONE,
+                smoothing: 0.0,
             },
             dtype,
         );

@@ -98,6 +98,14 @@ impl Decoder {
         self
     }
 
+    /// The same with labels of which training spreads a share, 0 to 1, evenly over all tokens. Nothing of its workload
+    /// depends on it.
+    #[must_use]
+    pub fn smoothing(mut self, share: f32) -> Self {
+        self.sizes.smoothing = share;
+        self
+    }
+
     #[cfg(test)]
     pub(crate) fn layout(&self) -> &Layout {
         &self.layout

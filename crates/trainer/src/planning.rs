@@ -86,7 +86,10 @@ pub fn decoder_of(run: &Run, batch: Batch, target: Target) -> Result<Arc<Decoder
     let shape = shape_of(run)?;
     check_length(run, &shape)?;
     let options = options_of(run, &shape, batch, target)?;
-    Ok(Arc::new(Decoder::new(&shape, &options)?.of_ranks(run.gpus)))
+    let decoder = Decoder::new(&shape, &options)?.of_ranks(run.gpus);
+    Ok(Arc::new(
+        decoder.smoothing(run.train.label_smoothing as f32),
+    ))
 }
 
 /// What beside its shape decides the work of a run's model, of each rank; `batch` is that of all.

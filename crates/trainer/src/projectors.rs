@@ -96,7 +96,8 @@ pub(crate) fn learn(
     let run = &run;
     let shape = basis.decoder.shape();
     let options = options_of(run, shape, run.batch(), basis.target)?;
-    let decoder = Arc::new(Decoder::sketching(shape, &options)?);
+    let decoder = Decoder::sketching(shape, &options)?;
+    let decoder = Arc::new(decoder.smoothing(run.train.label_smoothing as f32));
     let basis = Basis {
         run,
         target: basis.target,

@@ -91,7 +91,8 @@ pub fn verify(
         ..options
     };
     let blocks = shape.layers;
-    let decoder = Arc::new(Decoder::new(&shape, &options)?.of_ranks(run.gpus));
+    let decoder = Decoder::new(&shape, &options)?.of_ranks(run.gpus);
+    let decoder = Arc::new(decoder.smoothing(run.train.label_smoothing as f32));
     let clip = clip_of(run);
     let basis = Basis::here(
         run,

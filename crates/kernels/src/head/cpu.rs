@@ -73,14 +73,12 @@ fn chunk_losses<E: Number>(
             };
             *loss = 0.0;
             if let (Ok(label), false) = (usize::try_from(*label), d.bend.is_none()) {
-                *loss = bent_row(logits, label, d.bend, scale);
+                *loss = bent_row(logits, label, d, scale);
                 continue;
             }
             match (usize::try_from(*label), scale) {
                 (Ok(label), Some(scale)) => {
-                    let row = loss_row(logits, label);
-                    *loss = row.loss;
-                    gradient_row(logits, label, row, scale);
+                    *loss = trained_row(logits, label, scale, d.smoothing);
                 }
                 (Ok(label), None) => {
                     let row = loss_row(logits, label);
@@ -132,6 +130,45 @@ fn is_right<E: Number>(logits: &[E], label: usize, most: f32) -> bool {
     is_most(&logits[label]) && !logits[..label].iter().any(is_most)
 }
 
+/// The loss of one row, whose logits become their gradient.
+fn trained_row<E: Number>(logits: &mut [E], label: usize, scale: f32, smoothing: f32) -> f64 {
+    let row = loss_row(logits, label);
+    if smoothing == 0.0 {
+        gradient_row(logits, label, row, scale);
+        return row.loss;
+    }
+    let e = f64::from(smoothing);
+    let mean = f64::from(mean_row(logits));
+    // Sharp, it is lse - label; so is the part of the others lse - mean.
+    let loss = row.loss + e * (f64::from(logits[label].widen()) - mean);
+    smoothed_gradient_row(logits, label, row, scale, smoothing);
+    loss
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma"))]
+fn mean_row<E: Number>(logits: &[E]) -> f32 {
+    sum!(logits.len(), |logits| logits) / logits.len() as f32
+}
+
+/// `(softmax - (1 - e)·onehot - e/V)·scale` in place of the logits.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma"))]
+fn smoothed_gradient_row<E: Number>(
+    logits: &mut [E],
+    label: usize,
+    row: Row,
+    scale: f32,
+    smoothing: f32,
+) {
+    let share = smoothing / logits.len() as f32;
+    let p = exp(logits[label].widen() - row.most) / row.sum;
+    let at_label = (p - (1.0 - smoothing) - share) * scale;
+    let (factor, rest) = (scale / row.sum, share * scale);
+    for logit in logits.iter_mut() {
+        *logit = E::narrow(exp(logit.widen() - row.most) * factor - rest);
+    }
+    logits[label] = E::narrow(at_label);
+}
+
 /// `(softmax - onehot)·scale` in place of the logits.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma"))]
 fn gradient_row<E: Number>(logits: &mut [E], label: usize, row: Row, scale: f32) {
@@ -145,18 +182,18 @@ fn gradient_row<E: Number>(logits: &mut [E], label: usize, row: Row, scale: f32)
 
 /// The loss of one row whose logits are bent; with a scale, the product's results become their gradient, else the first
 /// becomes whether the label has the largest.
-fn bent_row<E: Number>(raw: &mut [E], label: usize, bend: Bend, scale: Option<f32>) -> f64 {
+fn bent_row<E: Number>(raw: &mut [E], label: usize, d: &Head, scale: Option<f32>) -> f64 {
     with_scratch(raw.len(), |logits| {
         number::widen(logits, raw);
-        bent(logits, bend);
-        let row = loss_row(logits, label);
+        bent(logits, d.bend);
         if let Some(scale) = scale {
-            gradient_row(logits, label, row, scale);
-            unbend(raw, logits, bend);
-        } else {
-            let right = is_right(logits, label, row.most);
-            raw[0] = E::narrow(f32::from(u8::from(right)));
+            let loss = trained_row(logits, label, scale, d.smoothing);
+            unbend(raw, logits, d.bend);
+            return loss;
         }
+        let row = loss_row(logits, label);
+        let right = is_right(logits, label, row.most);
+        raw[0] = E::narrow(f32::from(u8::from(right)));
         row.loss
     })
 }

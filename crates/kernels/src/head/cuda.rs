@@ -31,6 +31,13 @@ static BENT: Source = Source {
     headers: HEADERS,
 };
 
+/// For training with [smoothed](Head::smoothing) labels.
+static SMOOTHED: Source = Source {
+    name: "head_smoothed.cu",
+    text: include_str!("head_smoothed.cu"),
+    headers: HEADERS,
+};
+
 /// Shared memory of a block that the kernels use themselves, with room.
 const OWN: usize = 1024;
 
@@ -114,6 +121,7 @@ fn chunk(
         gap,
         first,
         bend: d.bend,
+        smoothing: d.smoothing,
     };
     after_product(q, loss, chunk, scale, dtype);
 }
@@ -134,11 +142,14 @@ pub(super) struct Chunk<'a> {
     pub first: bool,
     /// What becomes of logits before the loss.
     pub bend: Bend,
+    /// The share of each label that is spread over all tokens, with a scale.
+    pub smoothing: f32,
 }
 
 /// Losses of a chunk's rows, one each, and their sum and number written to `loss`, or added to it unless
 /// the chunk is the first; with a scale the logits become their gradient, without one the number is
-/// [`Counts`](super::Counts) and the first logit of each row whether its label has the largest.
+/// [`Counts`](super::Counts) and the first logit of each row whether its label has the largest. Long because each argument of
+/// a launch is a line.
 pub(super) fn after_product(
     stream: &cuda::Queue,
     loss: Dst<'_>,
@@ -154,8 +165,14 @@ pub(super) fn after_product(
         gap,
         first,
         bend,
+        smoothing,
     } = chunk;
-    let source = if bend.is_none() { &SOURCE } else { &BENT };
+    let smooth = smoothing != 0.0 && scale.is_some();
+    let source = match (smooth, bend.is_none()) {
+        (true, _) => &SMOOTHED,
+        (false, true) => &SOURCE,
+        (false, false) => &BENT,
+    };
     let e = size(dtype);
     let (rows, bytes) = (labels.bytes() / 4, vocab * e);
     let wide = bytes.is_multiple_of(16) && logits.address().is_multiple_of(16);
@@ -194,9 +211,14 @@ pub(super) fn after_product(
         }
         None => kernel(if wide { "loss_wide" } else { "loss_narrow" }),
     };
-    let launch = match bend.is_none() {
+    let launch = match bend.is_none() && !smooth {
         true => launch,
         false => launch.arg(bend.factor).arg(bend.cap.unwrap_or(0.0)),
+    };
+    let launch = if smooth {
+        launch.arg(smoothing)
+    } else {
+        launch
     };
     // SAFETY: the kernel's own arguments, of the sizes that the operation checked (`crate::cuda`).
     unsafe {

@@ -118,14 +118,18 @@ struct Bent {
 // t + threads, ... of it, in order; then the warp's and the block's tree: the order of a sum
 // depends on the width of the row alone. Without GRADIENT the logits stay, but for the first of a row, which becomes
 // whether its label has the largest logit, and is the first of those that have.
-template <bool WIDE, bool GRADIENT, class Bend>
+//
+// With SMOOTH a share `e` of the label is spread evenly over all tokens.
+template <bool WIDE, bool GRADIENT, class Bend, bool SMOOTH = false>
 __device__ __forceinline__ void row_loss(E* logits, double* losses, const int* labels, u64 vocab,
-                                         u64 stride, float scale, u32 kept, Bend bend) {
+                                         u64 stride, float scale, u32 kept, Bend bend,
+                                         float e = 0.0f) {
     typedef Unit<WIDE> U;
     typedef typename U::Raw Raw;
     const int FLIGHT = WIDE ? 4 : 8;
     extern __shared__ uint4 memory[];
     __shared__ Softmax warps[33];
+    __shared__ float totals[33];
     const u32 THREADS = blockDim.x;
     Raw* shared = reinterpret_cast<Raw*>(memory);
     E* row = logits + (u64)blockIdx.x * stride;
@@ -149,6 +153,7 @@ __device__ __forceinline__ void row_loss(E* logits, double* losses, const int* l
     const float raw_chosen = widen(row[label]), chosen = bend.value(raw_chosen);
 
     Softmax s = {minus_infinity(), 0.0f};
+    float total = 0.0f;
     for (u32 base = threadIdx.x; base < units; base += THREADS * FLIGHT) {
         Raw raw[FLIGHT];
 #pragma unroll
@@ -164,6 +169,10 @@ __device__ __forceinline__ void row_loss(E* logits, double* losses, const int* l
 #pragma unroll
             for (int i = 0; i < U::N; i++) x[i] = bend.value(x[i]);
             add<U::N>(s, x);
+            if (SMOOTH) {
+#pragma unroll
+                for (int i = 0; i < U::N; i++) total = __fadd_rn(total, x[i]);
+            }
         }
     }
 #pragma unroll
@@ -171,24 +180,33 @@ __device__ __forceinline__ void row_loss(E* logits, double* losses, const int* l
         Softmax other = {__shfl_xor_sync(0xffffffffu, s.most, d),
                          __shfl_xor_sync(0xffffffffu, s.sum, d)};
         s = join(s, other);
+        if (SMOOTH) total = __fadd_rn(total, __shfl_xor_sync(0xffffffffu, total, d));
     }
     int lane = threadIdx.x & 31;
     if (lane == 0) warps[threadIdx.x >> 5] = s;
+    if (SMOOTH && lane == 0) totals[threadIdx.x >> 5] = total;
     __syncthreads();
     if (threadIdx.x < 32) {
         s = lane < (int)(THREADS >> 5) ? warps[lane] : Softmax{minus_infinity(), 0.0f};
+        if (SMOOTH) total = lane < (int)(THREADS >> 5) ? totals[lane] : 0.0f;
 #pragma unroll
         for (int d = 1; d < 32; d <<= 1) {
             Softmax other = {__shfl_xor_sync(0xffffffffu, s.most, d),
                              __shfl_xor_sync(0xffffffffu, s.sum, d)};
             s = join(s, other);
+            if (SMOOTH) total = __fadd_rn(total, __shfl_xor_sync(0xffffffffu, total, d));
         }
         if (lane == 0) warps[32] = s;
+        if (SMOOTH && lane == 0) totals[32] = total;
     }
     __syncthreads();
     s = warps[32];
-    if (threadIdx.x == 0)
-        losses[blockIdx.x] = ((double)s.most + log((double)s.sum)) - (double)chosen;
+    if (threadIdx.x == 0) {
+        double loss = ((double)s.most + log((double)s.sum)) - (double)chosen;
+        // Sharp, it is lse - label; so is the part of the others lse - mean.
+        if (SMOOTH) loss += (double)e * ((double)chosen - (double)totals[32] / (double)vocab);
+        losses[blockIdx.x] = loss;
+    }
     if (!GRADIENT) {
         // The same for all threads, which have read all of the row.
         bool right = chosen == s.most;
@@ -207,7 +225,7 @@ __device__ __forceinline__ void row_loss(E* logits, double* losses, const int* l
         return;
     }
 
-    float factor = __fdiv_rn(scale, s.sum);
+    float factor = __fdiv_rn(scale, s.sum), share = SMOOTH ? e / (float)vocab : 0.0f;
     for (u32 base = threadIdx.x; base < units; base += THREADS * FLIGHT) {
         Raw raw[FLIGHT];
 #pragma unroll
@@ -223,14 +241,19 @@ __device__ __forceinline__ void row_loss(E* logits, double* losses, const int* l
             float x[U::N];
             U::widened(raw[k], x);
 #pragma unroll
-            for (int i = 0; i < U::N; i++)
-                x[i] = exp_negative(bend.value(x[i]) - s.most) * factor * bend.slope(x[i]);
+            for (int i = 0; i < U::N; i++) {
+                float p = exp_negative(bend.value(x[i]) - s.most) * factor;
+                if (SMOOTH) p -= share * scale;
+                x[i] = p * bend.slope(x[i]);
+            }
             at[u] = U::narrowed(x);
         }
     }
     __syncthreads();
     if (threadIdx.x == 0) {
         float p = __fdiv_rn(exp_negative(chosen - s.most), s.sum);
-        row[label] = narrow<E>((p - 1.0f) * scale * bend.slope(raw_chosen));
+        if (SMOOTH) p = p - (1.0f - e) - share;
+        else p = p - 1.0f;
+        row[label] = narrow<E>(p * scale * bend.slope(raw_chosen));
     }
 }

@@ -83,6 +83,8 @@ pub struct Head {
     pub chunk: usize,
     /// Between the product and the loss.
     pub bend: Bend,
+    /// What share of each label [`train`] spreads evenly over all V tokens: 0 to 1.
+    pub smoothing: f32,
 }
 
 impl Head {
@@ -246,9 +248,10 @@ operands! {
     }
 }
 
-/// Cross-entropy of `h·wᵀ`, [bent](Bend), against the labels, and its gradients times `scale`.
+/// Cross-entropy of `h·wᵀ`, [bent](Bend), against the labels, and its gradients times `scale`. With a smoothing e the
+/// target is `(1 - e)·onehot + e/V`, as in PyTorch's `cross_entropy(label_smoothing=e)` and transformers' `LabelSmoother`.
 ///
-/// The product's results are rounded to E, bent in f32, and the gradient of each, `(softmax - onehot)·scale` and what the
+/// The product's results are rounded to E, bent in f32, and the gradient of each, `(softmax - target)·scale` and what the
 /// bend makes of it, is rounded to E. `dw`
 /// gains chunk after chunk, in the order of rows. A label of V or more panics; on a CUDA queue it makes
 /// the sum of losses, and the gradient of its row, NaN. Finished, or in the stream of a CUDA queue, when
@@ -268,7 +271,7 @@ pub fn train(q: &Queue, o: Train<Views<'_>>, scale: f32, d: &Head, dtype: Dtype,
     q.run(|| with_dtype!(dtype, cpu::train(o, scale, d, scratch)));
 }
 
-/// The loss alone, with the same bits as [`train`]'s, and how often the label has the largest of the logits that the loss
+/// The loss alone, without smoothing, with the same bits as [`train`]'s, and how often the label has the largest of the logits that the loss
 /// is made of: rounded to E, then [bent](Bend). Finished, or in the stream of a CUDA queue,
 /// when the call returns.
 pub fn loss(q: &Queue, o: Loss<Views<'_>>, d: &Head, dtype: Dtype, ws: Dst<'_>) {

@@ -37,7 +37,7 @@ pub fn bent(x: f64, bend: Bend) -> (f64, f64) {
     }
 }
 
-/// Cross-entropy of `h·wᵀ`, bent, against labels (negative: no loss) and its gradients times `scale`, for rows of `c`
+/// Cross-entropy of `h·wᵀ`, bent, against labels (negative: no loss) of which a share is spread over all tokens and its gradients times `scale`, for rows of `c`
 /// numbers.
 ///
 /// `round` is applied to each of the product's results and to its gradient: what storing them does.
@@ -47,7 +47,7 @@ pub fn train(
     w: &[f64],
     labels: &[i32],
     scale: f64,
-    (c, bend): (usize, Bend),
+    (c, bend, smoothing): (usize, Bend, f64),
     round: impl Fn(f64) -> f64,
 ) -> Train {
     let mut out = Train {
@@ -60,7 +60,7 @@ pub fn train(
         let h = &h[row * c..][..c];
         let raw = logits(h, w, c).into_iter().map(&round);
         let (logits, slopes): (Vec<f64>, Vec<f64>) = raw.map(|x| bent(x, bend)).unzip();
-        let (loss, d) = row_of(&logits, *label as usize, scale);
+        let (loss, d) = smoothed_row_of(&logits, *label as usize, scale, smoothing);
         out.loss += loss;
         out.count += 1.0;
         let d = d.into_iter().zip(slopes).map(|(d, slope)| round(d * slope));
@@ -84,14 +84,27 @@ pub fn is_right(logits: &[f64], label: usize) -> bool {
 /// Cross-entropy of one row's logits against its label, and its gradient times `scale`.
 #[must_use]
 pub fn row_of(logits: &[f64], label: usize, scale: f64) -> (f64, Vec<f64>) {
+    smoothed_row_of(logits, label, scale, 0.0)
+}
+
+/// The same with a share of the label spread evenly over all tokens.
+#[must_use]
+pub fn smoothed_row_of(
+    logits: &[f64],
+    label: usize,
+    scale: f64,
+    smoothing: f64,
+) -> (f64, Vec<f64>) {
+    let each = smoothing / logits.len() as f64;
     let most = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let lse = most + logits.iter().map(|x| (x - most).exp()).sum::<f64>().ln();
     let gradient = |(v, x): (usize, &f64)| {
         let onehot = if v == label { 1.0 } else { 0.0 };
-        ((x - lse).exp() - onehot) * scale
+        ((x - lse).exp() - (1.0 - smoothing) * onehot - each) * scale
     };
+    let others: f64 = logits.iter().map(|x| each * (lse - x)).sum();
     (
-        lse - logits[label],
+        (1.0 - smoothing) * (lse - logits[label]) + others,
         logits.iter().enumerate().map(gradient).collect(),
     )
 }

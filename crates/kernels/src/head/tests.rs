@@ -1,4 +1,6 @@
 //! The head against `f64`.
+//!
+//! One file because all of it is held against one reference, most of it by one check.
 
 use half::bf16;
 
@@ -45,13 +47,14 @@ fn rounding(dtype: Dtype) -> impl Fn(f64) -> f64 {
 }
 
 #[track_caller]
-fn check((rows, hidden, vocab, chunk): Shape, dtype: Dtype, bend: Bend) {
+fn check((rows, hidden, vocab, chunk): Shape, dtype: Dtype, bend: Bend, smoothing: f32) {
     let d = Head {
         rows,
         hidden,
         vocab,
         chunk,
         bend,
+        smoothing,
     };
     let mut rng = Rng((rows * 31 + vocab) as u64);
     let h = rng.tensor(rows * hidden, dtype, 2.0);
@@ -65,9 +68,14 @@ fn check((rows, hidden, vocab, chunk): Shape, dtype: Dtype, bend: Bend) {
         &ws,
         &labels,
         f64::from(scale),
-        (hidden, bend),
+        (hidden, bend, f64::from(smoothing)),
         rounding(dtype),
     );
+    let sharp = (hidden, bend, 0.0);
+    let sharp = match smoothing {
+        0.0 => want.loss,
+        _ => reference::train(&hs, &ws, &labels, 1.0, sharp, rounding(dtype)).loss,
+    };
     for accumulate in [false, true] {
         let all = everywhere(|q| {
             let n = vocab * hidden;
@@ -106,11 +114,10 @@ fn check((rows, hidden, vocab, chunk): Shape, dtype: Dtype, bend: Bend) {
             (dh, dw, sums.values(), alone.values())
         });
         for (device, (dh, dw, sums, alone)) in all {
-            assert_eq!(
-                (sums[0], sums[1]),
-                (alone[0], f64::from(Counts::of(alone[1]).rows)),
-                "{device}: the loss alone has other bits"
-            );
+            assert_eq!(sums[1], f64::from(Counts::of(alone[1]).rows), "{device}");
+            if smoothing == 0.0 {
+                assert_eq!(sums[0], alone[0], "{device}: the loss alone has other bits");
+            }
             // A logit on the border between two bf16 values may round the other way; then the sums
             // differ by a unit of bf16 at that logit.
             let flip = if dtype == Dtype::Bf16 { 2e-2 } else { 0.0 };
@@ -122,6 +129,10 @@ fn check((rows, hidden, vocab, chunk): Shape, dtype: Dtype, bend: Bend) {
                 sums[0],
                 want.loss
             );
+            // An evaluation does not smooth.
+            let off = (alone[0] - sharp).abs();
+            let most = (1e-6 + flip / 4.0) * (1.0 + sharp);
+            assert!(off <= most, "{device}: {} for {sharp}", alone[0]);
             close(&format!("{device} dh"), &dh, &want.dh, 1e-5 + flip);
             let dw_want = if accumulate {
                 plus(&want.dw, &old.values())
@@ -143,7 +154,7 @@ fn settle(q: &Queue) {
 #[test]
 fn agrees_with_the_reference() {
     for shape in SHAPES {
-        let plain = |dtype| check(shape, dtype, Bend::NONE);
+        let plain = |dtype| check(shape, dtype, Bend::NONE, 0.0);
         DTYPES.into_iter().for_each(plain);
     }
 }
@@ -155,9 +166,95 @@ fn bent_logits_agree_with_the_reference() {
     let few: fn(&Shape) -> bool = |(rows, ..)| matches!(rows, 7 | 40 | 129 | 5);
     for shape in SHAPES.into_iter().filter(few) {
         for dtype in DTYPES {
-            check(shape, dtype, bend(0.125, None));
-            check(shape, dtype, bend(1.0, Some(1.5)));
-            check(shape, dtype, bend(3.0, Some(30.0)));
+            check(shape, dtype, bend(0.125, None), 0.0);
+            check(shape, dtype, bend(1.0, Some(1.5)), 0.0);
+            check(shape, dtype, bend(3.0, Some(30.0)), 0.0);
+        }
+    }
+}
+
+/// Little, much and all of the label, plain and bent; rows of whole vectors and not, and of every number of threads.
+#[test]
+fn smoothed_labels_agree_with_the_reference() {
+    let cap = Bend {
+        factor: 3.0,
+        cap: Some(30.0),
+    };
+    for shape in SHAPES.into_iter().filter(|s| s.0 != 300) {
+        for dtype in DTYPES {
+            check(shape, dtype, Bend::NONE, 0.1);
+        }
+    }
+    for (bend, smoothing) in [(cap, 0.1), (Bend::NONE, 1.0), (cap, 0.75)] {
+        for dtype in DTYPES {
+            check((40, 33, 1000, 40), dtype, bend, smoothing);
+            check((7, 9, 8, 3), dtype, bend, smoothing);
+        }
+    }
+}
+
+/// `reference/label_smoothing.py` says what PyTorch makes of the same numbers, in f64.
+#[test]
+fn smoothed_labels_are_those_of_pytorch() {
+    let signed = |i: u64| {
+        let z = i
+            .wrapping_add(0x9e37_79b9_7f4a_7c15)
+            .wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        f64::from(((z >> 31) as u32) as i32 as f32 / 2f32.powi(31))
+    };
+    let golden = include_str!("../../../../reference/golden/label_smoothing.txt");
+    let (rows, hidden, vocab) = (5, 4, 7);
+    let all = |first: u64, n: usize| -> Vec<f64> {
+        (0..n as u64).map(|i| 4.0 * signed(first + i)).collect()
+    };
+    let (h, w) = (all(0, rows * hidden), all(1000, vocab * hidden));
+    let labels = [3, NO_LOSS, 6, 0, 3];
+    for line in golden.lines() {
+        let mut numbers = line.split(' ').map(|x| x.parse::<f64>().unwrap());
+        let e = numbers.next().unwrap();
+        let want: Vec<f64> = numbers.collect();
+        let of = reference::train(&h, &w, &labels, 1.0, (hidden, Bend::NONE, e), |x| x);
+        let all = [&[of.loss][..], &of.dh, &of.dw].concat();
+        assert_eq!(all.len(), want.len());
+        for (got, want) in all.iter().zip(&want) {
+            assert!((got - want).abs() < 1e-13, "{e}: {got} for {want}");
+        }
+        let d = Head {
+            rows,
+            hidden,
+            vocab,
+            chunk: 2,
+            bend: Bend::NONE,
+            smoothing: e as f32,
+        };
+        let dtype = Dtype::F32;
+        let got = everywhere(|q| {
+            let (mut h, mut w) = (Tensor::of(&h, dtype), Tensor::of(&w, dtype));
+            let (mut labels, mut sums) = (Numbers::of(&labels), Numbers::of(&[f64::NAN; 2]));
+            let mut dh = Tensor::nan(rows * hidden, dtype);
+            let mut dw = Tensor::nan(vocab * hidden, dtype);
+            let mut ws = Scratch::new(workspace(&d, dtype, q.make()));
+            let o = Train {
+                dh: dh.on(q),
+                dw: Some(Sum {
+                    to: dw.on(q),
+                    accumulate: false,
+                }),
+                loss: sums.on(q),
+                h: h.src(q),
+                w: w.src(q),
+                inputs: Planes::all(labels.src(q)),
+            };
+            train(q, o, 1.0, &d, dtype, ws.on(q));
+            settle(q);
+            (sums.values()[0], dh, dw)
+        });
+        for (device, (loss, dh, dw)) in got {
+            let off = (loss - want[0]).abs();
+            assert!(off < 1e-6 * want[0], "{device}: {loss} for {}", want[0]);
+            let (of_h, of_w) = want[1..].split_at(rows * hidden);
+            close(&format!("{device} dh"), &dh, of_h, 1e-5);
+            close(&format!("{device} dw"), &dw, of_w, 2e-5);
         }
     }
 }
@@ -199,6 +296,7 @@ fn check_alone(rows: usize, vocab: usize, dtype: Dtype, scale: Option<f32>) {
                 gap: 0,
                 first,
                 bend: Bend::NONE,
+                smoothing: 0.0,
             };
             let stream = q.cuda().expect("a GPU");
             cuda::after_product(stream, sums.on(q), chunk, scale, dtype);
@@ -279,6 +377,7 @@ fn labels_that_greedy_decoding_takes_are_counted() {
             vocab,
             chunk,
             bend,
+            smoothing: 0.0,
         };
         let mut rng = Rng((rows + vocab) as u64);
         let mut whole = |n| -> Vec<f64> { (0..n).map(|_| rng.below(5) as f64 - 2.0).collect() };
@@ -342,6 +441,7 @@ fn logits_of_marked_rows() {
             vocab: 33,
             chunk,
             bend,
+            smoothing: 0.0,
         };
         let mut rng = Rng(6);
         let h = rng.tensor(d.rows * d.hidden, dtype, 1.0);
@@ -385,6 +485,7 @@ fn large_logits_do_not_overflow() {
         vocab: 3,
         chunk: 2,
         bend: Bend::NONE,
+        smoothing: 0.0,
     };
     let dtype = Dtype::F32;
     let all = everywhere(|q| {
@@ -424,6 +525,7 @@ fn a_label_outside_the_table_is_a_loss_that_is_no_number_on_a_device() {
             vocab: 16,
             chunk: 2,
             bend: Bend::NONE,
+            smoothing: 0.0,
         },
         Dtype::Bf16,
     );
@@ -471,9 +573,12 @@ fn reference_gradient_is_the_slope() {
         cap: Some(0.9),
     };
     for bend in [Bend::NONE, bent] {
-        let f = |h: &[f64], w: &[f64]| reference::train(h, w, &labels, 0.5, (c, bend), |x| x);
-        let g = f(&h, &w);
-        differences("dh", &h, &g.dh, |h| 0.5 * f(h, &w).loss);
-        differences("dw", &w, &g.dw, |w| 0.5 * f(&h, w).loss);
+        for e in [0.0, 0.3] {
+            let how = (c, bend, e);
+            let f = |h: &[f64], w: &[f64]| reference::train(h, w, &labels, 0.5, how, |x| x);
+            let g = f(&h, &w);
+            differences("dh", &h, &g.dh, |h| 0.5 * f(h, &w).loss);
+            differences("dw", &w, &g.dw, |w| 0.5 * f(&h, w).loss);
+        }
     }
 }

@@ -43,6 +43,8 @@ pub(crate) struct Sizes {
     pub cap: Option<f32>,
     /// Between the head's product and its logits.
     pub bend: Bend,
+    /// The share of labels that training spreads over all tokens.
+    pub smoothing: f32,
     pub dtype: Dtype,
     /// Scratch differs between makes of device.
     pub make: Make,
@@ -101,6 +103,7 @@ impl Sizes {
                 factor: (1.0 / shape.scales.logits_divisor) as f32,
                 cap: shape.scales.logits_cap.map(|cap| cap as f32),
             },
+            smoothing: 0.0,
             dtype: options.precision,
             make: options.make,
             attention: options.attention,
@@ -175,6 +178,7 @@ impl Sizes {
             vocab: self.vocab,
             chunk: self.chunk,
             bend: self.bend,
+            smoothing: self.smoothing,
         }
     }
 }
