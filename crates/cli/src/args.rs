@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Parser, Subcommand, ValueEnum};
 use lowtide_config::Run;
-use lowtide_trainer::hub::settle;
+use lowtide_trainer::hub::{self, settle};
 
 use crate::error::CliError;
 
@@ -155,9 +155,9 @@ pub struct RunArgs {
 
 impl RunArgs {
     /// Reads and checks the run; a model that it names as the Hugging Face Hub does is found, or fetched without its
-    /// weights.
+    /// weights, and so is data.
     pub fn load(&self) -> Result<Run, CliError> {
-        Ok(settle(self.read()?)?)
+        Ok(hub::data(settle(self.read()?)?)?)
     }
 
     /// The run as one of so many ranks that a launcher has started: `gpus` is their number where it is left out.
@@ -177,7 +177,7 @@ impl RunArgs {
                 help: "leave gpus out, or start as many ranks",
             });
         }
-        Ok(settle(run)?)
+        Ok(hub::data(settle(run)?)?)
     }
 
     fn read(&self) -> Result<Run, CliError> {

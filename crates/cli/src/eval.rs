@@ -4,6 +4,7 @@ use lowtide_trainer::TrainError;
 use lowtide_trainer::answers::{Extract, answer_all, questions, right};
 use lowtide_trainer::fit::{Evaluation, evaluate};
 use lowtide_trainer::generate::{Places, Plain};
+use lowtide_trainer::hub;
 use lowtide_trainer::inputs::{load_inputs, open_tokenizer};
 use lowtide_trainer::paths;
 use lowtide_trainer::report::Phase;
@@ -19,7 +20,7 @@ use crate::progress::Waiting;
 
 /// Loss and, if the run asks for it, exact match.
 pub fn eval(args: &EvalArgs, out: Out) -> Answer {
-    let run = args.run.load_with_model(args.model.as_deref())?;
+    let run = hub::data(args.run.load_with_model(args.model.as_deref())?)?;
     run.training_ready().map_err(TrainError::from)?;
     paths::inputs(&run)?;
     let waiting = Waiting::begin(Phase::Data.name());

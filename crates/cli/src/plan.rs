@@ -13,7 +13,7 @@ use lowtide_planner::{Machine, Plan, Source, Tier};
 use lowtide_trainer::basis::Basis;
 use lowtide_trainer::curve::{Along, Curve, curve};
 use lowtide_trainer::device;
-use lowtide_trainer::hub::settle;
+use lowtide_trainer::hub::{self, settle};
 use lowtide_trainer::inputs::{sample_of, steps_of};
 use lowtide_trainer::output::folder::Folder;
 use lowtide_trainer::planning::{decoder_of, load_machine, pins_of, shape_of};
@@ -77,7 +77,7 @@ pub fn plan(args: &PlanArgs, out: Out) -> Answer {
     let waiting = Waiting::begin(Phase::Planning.name());
     // Only a run that may not write all it likes has its steps counted.
     let steps = match run.budget.disk_writes {
-        Some(_) => steps_of(&run),
+        Some(_) => hub::data(run.clone()).and_then(|run| steps_of(&run)),
         None => Ok(None),
     };
     let ahead = steps.as_ref().map_or(0, |steps| steps.unwrap_or(0));

@@ -109,6 +109,8 @@ fn data(low: &Low) -> Data {
     Data {
         train: low.sources("data.train"),
         eval: low.paths("data.eval"),
+        train_typed: low.files_typed("data.train"),
+        eval_typed: low.files_typed("data.eval"),
         eval_split: low.number("data.eval_split").expect("has a default"),
         format: low.word("data.format").expect("has a default"),
         fields: Fields {

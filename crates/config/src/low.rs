@@ -294,6 +294,15 @@ impl Low {
         list.into_iter().map(source).collect()
     }
 
+    /// Files as they were typed, one text each; none when the key was not given.
+    pub fn files_typed(&self, name: &str) -> Vec<String> {
+        match self.value(name) {
+            Some(Value::Sources(list)) => list.into_iter().map(|(path, _)| path).collect(),
+            Some(Value::Texts(list)) => list,
+            _ => Vec::new(),
+        }
+    }
+
     /// `text` as the path it means at the place where `name` was given. `~/` is the home directory.
     pub fn absolute(&self, name: &str, text: &str) -> PathBuf {
         if let (Some(rest), Some(home)) = (text.strip_prefix("~/"), std::env::home_dir()) {

@@ -133,6 +133,12 @@ pub struct Data {
     /// Evaluation files; may be empty.
     #[serde(serialize_with = "shown::list")]
     pub eval: Vec<PathBuf>,
+    /// `data.train` as typed, one text a file: it may be a name on the Hub.
+    #[serde(skip)]
+    pub train_typed: Vec<String>,
+    /// `data.eval` as typed, one text a file.
+    #[serde(skip)]
+    pub eval_typed: Vec<String>,
     /// Share of the training examples kept for evaluation; 0 where `eval` is not empty.
     pub eval_split: f64,
     /// How an example is laid out.

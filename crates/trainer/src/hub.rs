@@ -1,4 +1,4 @@
-//! Models by their names on the Hugging Face Hub: where the local cache has them, and how they come there.
+//! Models and data sets by their names on the Hugging Face Hub: where the local cache has them, and how they come there.
 //!
 //! The cache is Hugging Face's own (`HF_HUB_CACHE`, `HF_HOME/hub`, `~/.cache/huggingface/hub`). What is not in it is
 //! fetched by Hugging Face's own program, `hf` (older: `huggingface-cli`), which knows tokens, proxies, mirrors
@@ -17,10 +17,31 @@ use lowtide_model::{ModelError, weight_files};
 
 use crate::error::{HubProblem, PathProblem, TrainError};
 
+mod data;
+
+pub use data::data;
+
 /// What fetches configuration and tokenizer: JSON, text and Jinja files of the repository's own folder. One pattern of
 /// each kind, since the two programs differ in how they take several.
 const TEXT: [&str; 4] = ["--include", "*.[jt][isx]*", "--exclude", "*/*"];
 const SINGLE: &str = "model.safetensors";
+
+/// What a repository of the Hub holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Model,
+    Data,
+}
+
+impl Kind {
+    /// What its directory in the cache begins with.
+    const fn folder(self) -> &'static str {
+        match self {
+            Self::Model => "models",
+            Self::Data => "datasets",
+        }
+    }
+}
 
 /// A name on the Hub: `org/name`, with `@` and a branch, tag or commit behind it if it is not `main`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,8 +78,9 @@ impl<'a> Name<'a> {
     }
 
     /// The directory in which the cache has it at this revision, if it has.
-    fn snapshot(self, cache: &Path) -> Option<PathBuf> {
-        let repository = cache.join(format!("models--{}--{}", self.org, self.name));
+    fn snapshot(self, cache: &Path, kind: Kind) -> Option<PathBuf> {
+        let kind = kind.folder();
+        let repository = cache.join(format!("{kind}--{}--{}", self.org, self.name));
         let reference = repository.join("refs").join(self.revision);
         let commit = match lowtide_files::read_text(&reference, 128) {
             Ok(text) => text.trim().to_owned(),
@@ -216,7 +238,7 @@ impl Hub {
     ) -> Result<PathBuf, HubProblem> {
         let cache = self.cache.as_deref().ok_or(HubProblem::NoCache)?;
         let lacks = |dir: &Path, file: &str| !dir.join(file).exists();
-        let before = name.snapshot(cache);
+        let before = name.snapshot(cache, Kind::Model);
         if let Some(dir) = &before
             && !must.iter().chain(wanted).any(|file| lacks(dir, file))
         {
@@ -226,8 +248,8 @@ impl Hub {
             None => format!("revision {}", name.revision),
             Some(_) => must.unwrap_or("tokenizer.json").to_owned(),
         };
-        let fetched = self.fetch(name, name.revision, &TEXT, &lack(before));
-        match name.snapshot(cache) {
+        let fetched = self.fetch(name, Kind::Model, name.revision, &TEXT, &lack(before));
+        match name.snapshot(cache, Kind::Model) {
             Some(dir) if !must.is_some_and(|file| lacks(&dir, file)) => Ok(dir),
             dir => {
                 fetched?;
@@ -245,7 +267,7 @@ impl Hub {
         let mut lack = lacking(snapshot);
         if lack == [SINGLE] {
             // The index, if there is one, says what else it is.
-            self.fetch(name, &commit, &TEXT, SINGLE)?;
+            self.fetch(name, Kind::Model, &commit, &TEXT, SINGLE)?;
             lack = lacking(snapshot);
         }
         let Some(first) = lack.first().cloned() else {
@@ -254,7 +276,7 @@ impl Hub {
         // Names of an index are a stranger's: none is taken for a flag.
         if lack.iter().all(|file| !file.starts_with('-')) {
             let files: Vec<&str> = lack.iter().map(String::as_str).collect();
-            self.fetch(name, &commit, &files, &first)?;
+            self.fetch(name, Kind::Model, &commit, &files, &first)?;
         }
         match lacking(snapshot).into_iter().next() {
             None => Ok(()),
@@ -269,6 +291,7 @@ impl Hub {
     fn fetch(
         &self,
         name: Name<'_>,
+        kind: Kind,
         revision: &str,
         what: &[&str],
         lacks: &str,
@@ -282,6 +305,10 @@ impl Hub {
             let mut command = Command::new(program);
             command
                 .args(["download", &name.id()])
+                .args(match kind {
+                    Kind::Model => &[][..],
+                    Kind::Data => &["--repo-type", "dataset"],
+                })
                 .args(what)
                 .args(["--revision", revision, "--cache-dir"])
                 .arg(&cache)
@@ -338,7 +365,7 @@ mod tests {
     fn a_revision_is_looked_up_and_leads_nowhere_else() {
         let cache = tempfile::tempdir().unwrap();
         let at = |path: &str| cache.path().join("models--a--b").join(path);
-        let find = |typed: &str| Name::of(typed).unwrap().snapshot(cache.path());
+        let find = |typed: &str| Name::of(typed).unwrap().snapshot(cache.path(), Kind::Model);
         assert_eq!(find("a/b"), None);
         write(at("refs/main"), COMMIT);
         assert_eq!(find("a/b"), None, "named, but not there");

@@ -6,8 +6,14 @@ use super::RELATIVE;
 
 /// What to do about a name on the Hugging Face Hub.
 fn hub_advice(key: &str, name: &str, why: &HubProblem) -> Vec<String> {
+    let data = key.starts_with("data.");
+    // Behind a colon stands a part of a data set.
+    let (name, part) = name.split_once(':').unwrap_or((name, ""));
     let (id, revision) = name.split_once('@').unwrap_or((name, "main"));
-    let get = format!("hf download {id} --revision {revision}");
+    let mut get = format!("hf download {id} --revision {revision}");
+    if data {
+        get.push_str(" --repo-type dataset");
+    }
     match why {
         HubProblem::NoCache => vec!["set HF_HOME to the directory of the cache".to_owned()],
         HubProblem::Offline { .. } => vec![
@@ -27,6 +33,15 @@ fn hub_advice(key: &str, name: &str, why: &HubProblem) -> Vec<String> {
             format!("try it alone: {get}"),
             RELATIVE.to_owned(),
         ],
+        HubProblem::NoPart { .. } => vec![
+            format!("name a part of it: --set {key}={name}:FOLDER/SPLIT, or a file: {name}:FILE.jsonl"),
+            format!("look at what it has: https://huggingface.co/datasets/{id}/tree/{revision}; or get it: {get}"),
+            RELATIVE.to_owned(),
+        ],
+        HubProblem::Several { parts } => vec![format!(
+            "name one: --set {key}={name}:{}",
+            parts.first().map_or(part, String::as_str)
+        )],
         HubProblem::Lacks { .. } => vec![
             "either the Hub was not reached, or the repository has no such file: lowtide reads what transformers' \
              save_pretrained writes (config.json, tokenizer.json, safetensors)"

@@ -1,4 +1,4 @@
-//! Models that a run names as the Hugging Face Hub does, with a cache and a program of the case's own.
+//! Models and data sets that a run names as the Hugging Face Hub does, with a cache and a program of the case's own.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -114,6 +114,59 @@ fn a_model_in_the_cache_is_trained_without_a_network() {
     // A directory of that name comes first.
     fs::create_dir_all(scratch.at("org/name")).expect("made");
     run(&scratch, TRAIN, &[]).refused(&["org/name", "config.json"]);
+}
+
+/// Data by a name: the split of the cache, then one that is fetched, the same numbers as from the file, and what is not clear.
+#[test]
+fn data_sets_have_names_too() {
+    let scratch = scratch();
+    let repository = scratch.at("home/hub/datasets--org--set");
+    let snapshot = repository.join("snapshots").join(COMMIT);
+    fs::create_dir_all(repository.join("refs")).expect("made");
+    fs::create_dir_all(snapshot.join("main")).expect("made");
+    fs::write(repository.join("refs/main"), COMMIT).expect("written");
+    fs::copy(scratch.at("train.jsonl"), snapshot.join("main/train.jsonl")).expect("copied");
+    let with = |sets: &[&str], env: &[(&str, &str)]| {
+        let mut args = vec!["train", "run.yaml", "--set", "model.path=m"];
+        sets.iter().for_each(|set| args.extend(["--set", set]));
+        run(&scratch, &args, env)
+    };
+    let offline = [("HF_HUB_OFFLINE", "1")];
+    with(&["data.train=org/set"], &offline).fine();
+    with(&["output=here"], &[]).fine();
+    let weights = |output: &str| {
+        fs::read(scratch.at(output).join("model/model.safetensors")).expect("a model")
+    };
+    assert!(weights("out") == weights("here"));
+    // What is not there is fetched, once, and a weight goes to it.
+    let test = "data.eval=org/set:main/test";
+    let args = ["data.train=org/set", test, "output=more"];
+    with(&args, &offline).refused(&["data.eval: ", "has no main/test", "HF_HUB_OFFLINE"]);
+    let to = format!("home/hub/datasets--org--set/snapshots/{COMMIT}/main/test.jsonl");
+    program(&scratch, "hf", &format!("/bin/cp train.jsonl {to}"));
+    with(&args, &[]).fine();
+    let home = scratch.at("home/hub").display().to_string();
+    let asked = format!(
+        "download org/set --repo-type dataset --include main/*test* --revision main --cache-dir {home}\n"
+    );
+    assert_eq!(scratch.read("asked"), asked);
+    // What the Hub does not have, and what is two things.
+    program(&scratch, "hf", "");
+    let args = ["data.train=org/set:dev", "output=none"];
+    with(&args, &[]).refused(&["has no dev", "main/test, main/train", "FOLDER/SPLIT"]);
+    fs::create_dir(snapshot.join("other")).expect("made");
+    fs::copy(
+        scratch.at("train.jsonl"),
+        snapshot.join("other/train.jsonl"),
+    )
+    .expect("copied");
+    let args = ["data.train=org/set", "output=none"];
+    with(&args, &[]).refused(&["several", "main/train, other/train", "org/set:main/train"]);
+    with(&["data.train=org/set:other/train", "output=other"], &[]).fine();
+    // A file's path is none, with or without the file.
+    let args = ["data.train=some/file.jsonl", "output=none"];
+    with(&args, &[]).refused(&["data.train: ", "no such file"]);
+    assert!(!scratch.at("none").exists());
 }
 
 /// What stands in for `hf`: texts are copied where a pattern is given, else the files that are named.

@@ -11,7 +11,9 @@ pub(super) const KEYS: &[Key] = &[
     Key {
         name: "data.train",
         doc: "Files to train on: JSONL, one example a line, a JSON array of examples, CSV (`.csv`, `.tsv`), Parquet, or plain \
-              text (`.txt`, `.md`). The weight of a file is how often an epoch has each of its examples: 2 is twice, 0.5 is \
+              text (`.txt`, `.md`). Or a data set's name on the Hub, `org/name`, `org/name:split` or `org/name:folder/split` \
+              (`openai/gsm8k:main/train`), where no such path exists: its files are taken from Hugging Face's cache, or fetched \
+              there by `hf`. The weight of a file is how often an epoch has each of its examples: 2 is twice, 0.5 is \
               one half of them, the same in each epoch, drawn from the seed.",
         kind: Kind::Sources,
         default: Unset("none; training needs it, planning does not"),
@@ -25,7 +27,7 @@ pub(super) const KEYS: &[Key] = &[
     },
     Key {
         name: "data.eval",
-        doc: "Files to evaluate on, of the same makes.",
+        doc: "Files to evaluate on, of the same makes, or a data set on the Hub: its split `test`, unless one is named.",
         kind: Kind::Paths,
         default: Unset("none"),
         elsewhere: &[

@@ -111,6 +111,29 @@ pub enum HubProblem {
         /// The revision or file that is missing.
         lacks: String,
     },
+    /// A data set has no such part, or not all of its files.
+    #[error("has no {part}, or not all of its files{}", listed(has))]
+    NoPart {
+        /// The part that is looked for.
+        part: String,
+        /// The parts that there are.
+        has: Vec<String>,
+    },
+    /// More than one set of a data set's files is what is looked for.
+    #[error("has several of that{}", listed(parts))]
+    Several {
+        /// Each as it is named alone.
+        parts: Vec<String>,
+    },
+}
+
+/// The first of many parts, behind a colon.
+fn listed(parts: &[String]) -> String {
+    match parts.len() {
+        0 => String::new(),
+        1..=12 => format!(": {}", parts.join(", ")),
+        n => format!(": {} and {} more", parts[..12].join(", "), n - 12),
+    }
 }
 
 /// A run would write more than it may.
