@@ -220,7 +220,17 @@ fn a_part_of_a_head_is_rotated() {
             let mut alone = alone.into_iter();
             for (i, (y, x)) in y.into_iter().zip(x.values()).enumerate() {
                 let want = if of_part(i) { alone.next().unwrap() } else { x };
-                assert_eq!(y, want, "{device}: number {i}");
+                // A GPU has a kernel of its own for whole words, whose sums of two products are fused otherwise.
+                let last_bits = match (of_part(i) && *device != "cpu", dtype) {
+                    (false, _) => 0.0,
+                    (true, Dtype::F32) => 1e-6,
+                    (true, Dtype::Bf16) => 1.0 / 128.0,
+                };
+                let off = (y - want).abs();
+                assert!(
+                    off <= last_bits * want.abs().max(1.0),
+                    "{device}: number {i}: {y} {want}"
+                );
             }
         }
     }
