@@ -58,6 +58,12 @@ pub enum MeetError {
         /// Which.
         rank: usize,
     },
+    /// The socket at which a rank would be met is another user's.
+    #[error("the socket at which rank {rank} would be met is held by another user")]
+    Stranger {
+        /// Which.
+        rank: usize,
+    },
     /// They do not go together: why.
     #[error("{0}")]
     Refused(String),
@@ -74,6 +80,12 @@ pub enum MeetError {
 fn list(ranks: &[usize]) -> String {
     let ranks: Vec<String> = ranks.iter().map(usize::to_string).collect();
     ranks.join(", ")
+}
+
+/// Whether the process at the other end is this user's.
+fn of_this_user(line: &UnixStream) -> bool {
+    let own = rustix::process::geteuid();
+    rustix::net::sockopt::socket_peercred(line).is_ok_and(|who| who.uid == own)
 }
 
 fn system(what: &str) -> impl Fn(io::Error) -> MeetError + '_ {
@@ -165,8 +177,7 @@ impl Meeting {
     /// The next that comes, of this user; none in a moment.
     fn accept(listener: &UnixListener) -> Option<(UnixStream, Word)> {
         let (mut line, _) = listener.accept().ok()?;
-        let own = rustix::process::geteuid();
-        let same = rustix::net::sockopt::socket_peercred(&line).is_ok_and(|who| who.uid == own);
+        let same = of_this_user(&line);
         let ready =
             line.set_nonblocking(false).is_ok() && line.set_read_timeout(Some(WORD)).is_ok();
         let word = (same && ready).then(|| Word::read(&mut line))??;
@@ -179,6 +190,10 @@ impl Meeting {
         loop {
             match UnixStream::connect_addr(&address) {
                 Ok(mut line) => {
+                    // Names of abstract sockets can be guessed, and rank 0 says where files are made.
+                    if !of_this_user(&line) {
+                        return Err(MeetError::Stranger { rank: to });
+                    }
                     let word = Word {
                         of,
                         rank: self.world.rank,
