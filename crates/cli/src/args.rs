@@ -160,6 +160,11 @@ impl RunArgs {
         Ok(hub::data(settle(self.read()?)?)?)
     }
 
+    /// As [`RunArgs::load`], with what the cache has of its data; nothing of that is fetched.
+    pub fn load_with_data_in_cache(&self) -> Result<Run, CliError> {
+        Ok(hub::data_in_cache(settle(self.read()?)?))
+    }
+
     /// The run as one of so many ranks that a launcher has started: `gpus` is their number where it is left out.
     pub fn load_for(&self, ranks: usize) -> Result<Run, CliError> {
         let mut run = self.read()?;

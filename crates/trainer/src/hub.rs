@@ -19,7 +19,7 @@ use crate::error::{HubProblem, PathProblem, TrainError};
 
 mod data;
 
-pub use data::data;
+pub use data::{data, data_in_cache};
 
 /// What fetches configuration and tokenizer: JSON, text and Jinja files of the repository's own folder. One pattern of
 /// each kind, since the two programs differ in how they take several.

@@ -28,9 +28,11 @@ fn hub_advice(key: &str, name: &str, why: &HubProblem) -> Vec<String> {
             RELATIVE.to_owned(),
         ],
         HubProblem::Failed { .. } => vec![
-            "what the program said is above; a model behind a licence needs hf auth login first"
-                .to_owned(),
-            format!("try it alone: {get}"),
+            "what the program said is above; what is behind a licence needs hf auth login first".to_owned(),
+            match data {
+                true => format!("try it alone: {get}; HF_HUB_OFFLINE=1 takes what the cache has"),
+                false => format!("try it alone: {get}"),
+            },
             RELATIVE.to_owned(),
         ],
         HubProblem::NoPart { .. } => vec![

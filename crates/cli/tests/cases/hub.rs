@@ -146,10 +146,14 @@ fn data_sets_have_names_too() {
     program(&scratch, "hf", &format!("/bin/cp train.jsonl {to}"));
     with(&args, &[]).fine();
     let home = scratch.at("home/hub").display().to_string();
-    let asked = format!(
-        "download org/set --repo-type dataset --include main/*test* --revision main --cache-dir {home}\n"
-    );
-    assert_eq!(scratch.read("asked"), asked);
+    let asked = |like: &str| {
+        format!(
+            "download org/set --repo-type dataset --include {like}.[jpct][sa][orv]* --revision main --cache-dir {home}\n"
+        )
+    };
+    // Each time: what the cache has says nothing of what there is.
+    let both = asked("*[Tt]rain*") + &asked("main/*[Tt]est*");
+    assert_eq!(scratch.read("asked"), both);
     // What the Hub does not have, and what is two things.
     program(&scratch, "hf", "");
     let args = ["data.train=org/set:dev", "output=none"];
@@ -163,6 +167,10 @@ fn data_sets_have_names_too() {
     let args = ["data.train=org/set", "output=none"];
     with(&args, &[]).refused(&["several", "main/train, other/train", "org/set:main/train"]);
     with(&["data.train=org/set:other/train", "output=other"], &[]).fine();
+    // What could not be fetched is no smaller data set.
+    program(&scratch, "hf", "exit 1");
+    let args = ["data.train=org/set:main/train", "output=none"];
+    with(&args, &[]).refused(&["hf download: exit status: 1", "HF_HUB_OFFLINE=1"]);
     // A file's path is none, with or without the file.
     let args = ["data.train=some/file.jsonl", "output=none"];
     with(&args, &[]).refused(&["data.train: ", "no such file"]);

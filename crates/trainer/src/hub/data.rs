@@ -1,11 +1,15 @@
 //! Data sets by their names on the Hugging Face Hub: which files of a repository a name means.
 //!
-//! `org/name[@revision][:PART]`, where PART is a split (`train`), a folder and a split (`main/train`), or a file. Without it
-//! the split is `train` in `data.train` and `test` in `data.eval`. Splits are told as Hugging Face's `datasets` tells those
-//! of a repository without a loader: by a word in the name of a file or of a folder around it; where no file has such a
-//! word, all are `train`. What a repository's README says of its configurations is not read.
+//! `org/name[@revision][:PART]`, where PART is a split (`train`), the name of a set of files (`train_sft`), either of them
+//! behind a folder (`main/train`), or a file. Without it the split is `train` in `data.train` and `test` in `data.eval`. Splits
+//! are told as Hugging Face's `datasets` tells those of a repository without a loader: by a word in the name of a file or of
+//! a folder around it; where no file has such a word, all are `train`. What a repository's README says of its
+//! configurations is not read.
+//!
+//! What the cache has of a repository is what somebody has asked for, so it does not say which files there are: the part is
+//! asked for each time (`hf` fetches only what is not there), unless `HF_HUB_OFFLINE` is set or there is no `hf`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -26,7 +30,7 @@ const SPLITS: [(&str, &[&str]); 3] = [
 /// Endings of data files in a repository; its texts and Markdown are not data.
 const ENDINGS: [&str; 5] = ["parquet", "jsonl", "json", "csv", "tsv"];
 /// Everything that ends so, in one pattern.
-const ANY: &str = "*.[jpct][sa][orv]*";
+const ANY: &str = ".[jpct][sa][orv]*";
 /// Files beside the data that say something of it.
 const ABOUT: [&str; 4] = [
     "dataset_infos.json",
@@ -43,12 +47,39 @@ const DEEPEST: usize = 4;
 ///
 /// # Errors
 /// [`TrainError::Path`] when a data set is neither there nor can be fetched, or it is not clear which files are meant.
-pub fn data(mut run: Run) -> Result<Run, TrainError> {
-    let hub = Hub::of_this_process();
+pub fn data(run: Run) -> Result<Run, TrainError> {
+    placed(run, |key, split, path, typed| {
+        Hub::of_this_process().files(key, split, path, typed)
+    })
+}
+
+/// As [`data`], of what the cache has; a data set that it does not have stays as it is. Nothing is fetched.
+#[must_use]
+pub fn data_in_cache(run: Run) -> Run {
+    let hub = Hub {
+        offline: true,
+        ..Hub::of_this_process()
+    };
+    let placed = placed(run, |key, split, path, typed| {
+        let found = hub.files(key, split, path, typed);
+        Ok(found.unwrap_or_else(|_| vec![path.to_owned()]))
+    });
+    placed.expect("what is not found stays")
+}
+
+fn placed(
+    mut run: Run,
+    mut files: impl FnMut(
+        &'static str,
+        &'static str,
+        &Path,
+        Option<&String>,
+    ) -> Result<Vec<PathBuf>, TrainError>,
+) -> Result<Run, TrainError> {
     let typed = std::mem::take(&mut run.data.train_typed);
     let mut train = Vec::with_capacity(run.data.train.len());
     for (i, source) in run.data.train.into_iter().enumerate() {
-        let found = hub.files("data.train", "train", &source.path, typed.get(i))?;
+        let found = files("data.train", "train", &source.path, typed.get(i))?;
         train.extend(found.into_iter().map(|path| Source {
             path,
             weight: source.weight,
@@ -58,7 +89,7 @@ pub fn data(mut run: Run) -> Result<Run, TrainError> {
     let typed = std::mem::take(&mut run.data.eval_typed);
     let mut eval = Vec::with_capacity(run.data.eval.len());
     for (i, path) in run.data.eval.iter().enumerate() {
-        eval.extend(hub.files("data.eval", "test", path, typed.get(i))?);
+        eval.extend(files("data.eval", "test", path, typed.get(i))?);
     }
     run.data.eval = eval;
     Ok(run)
@@ -101,7 +132,7 @@ impl Hub {
         found.map_err(|why| problem(key, path, typed, why))
     }
 
-    /// The files of a part of a data set, fetched where the cache does not have them all.
+    /// The files of a part of a data set.
     fn of_set(&self, name: Name<'_>, part: &str) -> Result<Vec<PathBuf>, HubProblem> {
         let cache = self.cache.as_deref().ok_or(HubProblem::NoCache)?;
         let look = || match name.snapshot(cache, Kind::Data) {
@@ -112,24 +143,33 @@ impl Hub {
             None => format!("revision {}", name.revision),
             Some(_) => part.to_owned(),
         };
-        let mut picked = look();
+        let mut unasked = None;
         for pattern in patterns(part) {
-            if matches!(picked, Picked::Files(_) | Picked::Several(_)) {
+            let what: &[&str] = match &pattern {
+                Pattern::File(file) => &[file],
+                Pattern::Like(like) => &["--include", like],
+            };
+            match self.fetch(name, Kind::Data, name.revision, what, &lacks) {
+                Ok(()) => {}
+                // Somebody has filled the cache, and what is there is all that can be had.
+                Err(why @ (HubProblem::Offline { .. } | HubProblem::NoProgram { .. })) => {
+                    unasked = Some(why);
+                    break;
+                }
+                Err(why) => return Err(why),
+            }
+            if matches!(
+                look(),
+                Picked::Files { by_name: true, .. } | Picked::Several(_)
+            ) {
                 break;
             }
-            self.fetch(
-                name,
-                Kind::Data,
-                name.revision,
-                &["--include", &pattern],
-                &lacks,
-            )?;
-            picked = look();
         }
-        match picked {
-            Picked::Files(files) => Ok(files),
-            Picked::Several(parts) => Err(HubProblem::Several { parts }),
-            Picked::Nothing(has) => Err(HubProblem::NoPart {
+        match (look(), unasked) {
+            (Picked::Files { files, .. }, _) => Ok(files),
+            (Picked::Several(parts), _) => Err(HubProblem::Several { parts }),
+            (Picked::Nothing(_), Some(why)) => Err(why),
+            (Picked::Nothing(has), None) => Err(HubProblem::NoPart {
                 part: part.to_owned(),
                 has,
             }),
@@ -137,22 +177,31 @@ impl Hub {
     }
 }
 
-/// What is fetched of a repository for a part, one pattern after the other until something is there.
-fn patterns(part: &str) -> Vec<String> {
-    let (folder, last) = part.rsplit_once('/').map_or(("", part), |(f, l)| (f, l));
-    let folder = match folder {
-        "" => String::new(),
-        folder => format!("{folder}/"),
+/// What `hf` is asked for.
+#[derive(Debug, PartialEq, Eq)]
+enum Pattern {
+    File(String),
+    Like(String),
+}
+
+/// What is fetched of a repository for a part, one after the other until files of that name are there.
+fn patterns(part: &str) -> Vec<Pattern> {
+    if is_data(Path::new(part)) {
+        return vec![Pattern::File(part.to_owned())];
+    }
+    let (folder, last) = match part.rsplit_once('/') {
+        Some((folder, last)) => (format!("{folder}/"), last),
+        None => (String::new(), part),
     };
-    if is_data(Path::new(last)) {
-        return vec![part.to_owned()];
-    }
-    match last {
-        // A repository of one split names none.
-        "train" => vec![format!("{folder}*train*"), format!("{folder}{ANY}")],
-        "validation" => vec![format!("{folder}*val*"), format!("{folder}*dev*")],
-        split => vec![format!("{folder}*{split}*")],
-    }
+    // A repository of one split names none: last of all everything.
+    let words: &[&str] = match last {
+        "train" | "training" => &["*[Tt]rain*", "*"],
+        "test" | "testing" | "eval" | "evaluation" => &["*[Tt]est*", "*[Ee]val*"],
+        "validation" | "valid" | "val" | "dev" | "development" => &["*[Vv]al*", "*[Dd]ev*"],
+        other => return vec![Pattern::Like(format!("{folder}*{other}*{ANY}"))],
+    };
+    let like = |word: &&str| Pattern::Like(format!("{folder}{word}{ANY}"));
+    words.iter().map(like).collect()
 }
 
 fn is_data(path: &Path) -> bool {
@@ -163,11 +212,19 @@ fn is_data(path: &Path) -> bool {
 /// What a snapshot has of a part.
 #[derive(Debug, PartialEq, Eq)]
 enum Picked {
-    Files(Vec<PathBuf>),
+    /// By a name that says the split, or since no file says one.
+    Files { files: Vec<PathBuf>, by_name: bool },
     /// More than one set of files; each as a part that names it alone.
     Several(Vec<String>),
     /// None, or not all; and the parts that there are.
     Nothing(Vec<String>),
+}
+
+/// Files that belong together: shards of one name, or a folder.
+#[derive(Debug, Default)]
+struct Set {
+    split: &'static str,
+    files: Vec<PathBuf>,
 }
 
 /// The files of a snapshot that a part means.
@@ -175,51 +232,74 @@ fn pick(dir: &Path, part: &str) -> Picked {
     let mut all = Vec::new();
     list(dir, Path::new(""), 0, &mut all);
     all.sort();
+    let at = |files: &[PathBuf]| files.iter().map(|file| dir.join(file)).collect();
     if is_data(Path::new(part)) {
-        return match all.iter().any(|f| f == Path::new(part)) {
-            true => Picked::Files(vec![dir.join(part)]),
-            false => Picked::Nothing(all.iter().map(|f| f.display().to_string()).collect()),
+        let same = |file: &&PathBuf| file.as_path() == Path::new(part);
+        return match all.iter().find(same) {
+            Some(file) => Picked::Files {
+                files: vec![dir.join(file)],
+                by_name: true,
+            },
+            None => Picked::Nothing(all.iter().map(|f| f.display().to_string()).collect()),
         };
     }
-    // Each file with the folder that it lies in and the split that a word says.
-    let mut named: Vec<(String, &str, &PathBuf)> = all
-        .iter()
-        .filter_map(|file| split_of(file).map(|(folder, split)| (folder, split, file)))
-        .collect();
-    if named.is_empty() {
-        named = all
+    let mut sets: BTreeMap<String, Set> = BTreeMap::new();
+    for file in &all {
+        if let Some((name, split)) = set_of_file(file) {
+            let set = sets.entry(name).or_default();
+            set.split = split;
+            set.files.push(file.clone());
+        }
+    }
+    if sets.is_empty() {
+        return match (part, all.is_empty()) {
+            ("train", false) if one_kind(&all) => Picked::Files {
+                files: at(&all),
+                by_name: false,
+            },
+            ("train", false) => {
+                Picked::Several(all.iter().map(|f| f.display().to_string()).collect())
+            }
+            (_, false) => Picked::Nothing(vec!["train".to_owned()]),
+            (_, true) => Picked::Nothing(Vec::new()),
+        };
+    }
+    // By its own name, with or without the folder; else by its split.
+    let (folder, last) = part.rsplit_once('/').unwrap_or(("", part));
+    let split = SPLITS.iter().find(|(_, words)| words.contains(&last));
+    let own =
+        |name: &str| name == part || (folder.is_empty() && name.rsplit('/').next() == Some(part));
+    let of_split = |name: &str, set: &Set| {
+        let within = name.rsplit_once('/').map_or("", |(folder, _)| folder);
+        split.is_some_and(|(split, _)| *split == set.split)
+            && (folder.is_empty() || folder == within)
+    };
+    let mut chosen: Vec<(&String, &Set)> = sets.iter().filter(|(name, _)| *name == part).collect();
+    if chosen.is_empty() {
+        chosen = sets
             .iter()
-            .map(|file| (folder_of(file), "train", file))
+            .filter(|(name, set)| own(name) || of_split(name, set))
             .collect();
     }
-    let part_of = |folder: &str, split: &str| match folder {
-        "" => split.to_owned(),
-        folder => format!("{folder}/{split}"),
-    };
-    let parts: BTreeSet<String> = named.iter().map(|(f, s, _)| part_of(f, s)).collect();
-    // As it is written, or a split of whichever folder has it.
-    let is = |(folder, split, _): &&(String, &str, &PathBuf)| {
-        part_of(folder, split) == part || (!part.contains('/') && *split == part)
-    };
-    let exact = named.iter().any(|(f, s, _)| part_of(f, s) == part);
-    let chosen: Vec<_> = named
-        .iter()
-        .filter(is)
-        .filter(|(f, s, _)| !exact || part_of(f, s) == part)
-        .collect();
-    let sets: BTreeSet<String> = chosen.iter().map(|(f, s, _)| part_of(f, s)).collect();
-    let endings: BTreeSet<_> = chosen.iter().map(|(_, _, file)| file.extension()).collect();
-    if sets.len() > 1 {
-        return Picked::Several(sets.into_iter().collect());
+    match &chosen[..] {
+        [] => Picked::Nothing(sets.into_keys().collect()),
+        [(_, set)] if !one_kind(&set.files) => {
+            Picked::Several(set.files.iter().map(|f| f.display().to_string()).collect())
+        }
+        [(_, set)] if !whole(&set.files) => Picked::Nothing(sets.into_keys().collect()),
+        [(_, set)] => Picked::Files {
+            files: at(&set.files),
+            by_name: true,
+        },
+        several => Picked::Several(several.iter().map(|(name, _)| (*name).clone()).collect()),
     }
-    let files: Vec<&PathBuf> = chosen.iter().map(|(_, _, file)| *file).collect();
-    if endings.len() > 1 {
-        return Picked::Several(files.iter().map(|f| f.display().to_string()).collect());
-    }
-    if files.is_empty() || !whole(&files) {
-        return Picked::Nothing(parts.into_iter().collect());
-    }
-    Picked::Files(files.into_iter().map(|file| dir.join(file)).collect())
+}
+
+/// Whether all files end alike.
+fn one_kind(files: &[PathBuf]) -> bool {
+    files
+        .windows(2)
+        .all(|two| two[0].extension() == two[1].extension())
 }
 
 /// Data files under a folder of a snapshot, by their paths in it. A link to a blob that is gone is none.
@@ -246,39 +326,66 @@ fn list(dir: &Path, within: &Path, depth: usize, found: &mut Vec<PathBuf>) {
     }
 }
 
-fn folder_of(file: &Path) -> String {
-    let folder = file.parent().unwrap_or(Path::new(""));
-    folder.display().to_string()
-}
-
-/// The folder before the part of a path that names a split, and the split; the last such part counts.
-fn split_of(file: &Path) -> Option<(String, &'static str)> {
+/// The set that a file belongs to, by the last part of its path that has a split's word, and the split: of
+/// `data/train_sft-00000-of-00003.parquet` it is `data/train_sft`, of `a/train/x.csv` `a/train`.
+fn set_of_file(file: &Path) -> Option<(String, &'static str)> {
     let parts: Vec<String> = file
         .iter()
-        .map(|part| part.to_string_lossy().to_lowercase())
+        .map(|part| part.to_string_lossy().into_owned())
         .collect();
     for (i, part) in parts.iter().enumerate().rev() {
-        let words: Vec<&str> = part.split(|c: char| !c.is_ascii_alphanumeric()).collect();
-        for (split, names) in SPLITS {
-            if names.iter().any(|name| words.contains(name)) {
-                let folder: PathBuf = file.iter().take(i).collect();
-                return Some((folder.display().to_string(), split));
-            }
+        let lower = part.to_lowercase();
+        let words: Vec<&str> = lower.split(|c: char| !c.is_ascii_alphanumeric()).collect();
+        let says = |(_, names): &&(&str, &[&str])| names.iter().any(|name| words.contains(name));
+        let Some((split, _)) = SPLITS.iter().find(says) else {
+            continue;
+        };
+        let own = match i + 1 == parts.len() {
+            true => name_of_set(part),
+            false => part,
+        };
+        let mut set = parts[..i].join("/");
+        if i > 0 {
+            set.push('/');
         }
+        return Some((set + own, split));
     }
     None
 }
 
+/// A file's name without its ending and without what numbers it among others.
+fn name_of_set(file: &str) -> &str {
+    let stem = file.rsplit_once('.').map_or(file, |(stem, _)| stem);
+    if let Some((number, _)) = stem.rsplit_once("-of-")
+        && let Some((name, digits)) = number.rsplit_once('-')
+        && !digits.is_empty()
+        && digits.bytes().all(|b| b.is_ascii_digit())
+    {
+        return name;
+    }
+    let name = stem.trim_end_matches(|c: char| c.is_ascii_digit());
+    match name.strip_suffix(['-', '_', '.']) {
+        Some(name) if name.len() + 1 < stem.len() => name,
+        _ => stem,
+    }
+}
+
 /// Whether files whose names say of how many they are, `train-00000-of-00003.parquet`, are all there.
-fn whole(files: &[&PathBuf]) -> bool {
-    let of = files.iter().find_map(|file| {
+fn whole(files: &[PathBuf]) -> bool {
+    let numbers = |file: &PathBuf| -> Option<(usize, usize)> {
         let stem = file.file_stem()?.to_str()?;
-        let (before, rest) = stem.rsplit_once("-of-")?;
-        let number = |text: &str| text.get(..5)?.parse::<usize>().ok();
-        number(before.rsplit('-').next()?)?;
-        number(rest)
-    });
-    of.is_none_or(|n| files.len() >= n)
+        let (before, of) = stem.rsplit_once("-of-")?;
+        let digits = of.split(|c: char| !c.is_ascii_digit()).next()?;
+        Some((
+            before.rsplit('-').next()?.parse().ok()?,
+            digits.parse().ok()?,
+        ))
+    };
+    let numbered: Vec<(usize, usize)> = files.iter().filter_map(numbers).collect();
+    let have: BTreeSet<usize> = numbered.iter().map(|(i, _)| *i).collect();
+    numbered
+        .iter()
+        .all(|(_, n)| have.len() == *n && have.last().is_some_and(|last| last + 1 == *n))
 }
 
 #[cfg(test)]
@@ -296,7 +403,10 @@ mod tests {
     }
 
     fn files(dir: &tempfile::TempDir, names: &[&str]) -> Picked {
-        Picked::Files(names.iter().map(|n| dir.path().join(n)).collect())
+        Picked::Files {
+            files: names.iter().map(|n| dir.path().join(n)).collect(),
+            by_name: true,
+        }
     }
 
     #[test]
@@ -312,9 +422,10 @@ mod tests {
             pick(plain.path(), "validation"),
             files(&plain, &["dev.jsonl"])
         );
+        assert_eq!(pick(plain.path(), "dev"), files(&plain, &["dev.jsonl"]));
         assert_eq!(
             pick(plain.path(), "test"),
-            Picked::Nothing(vec!["train".to_owned(), "validation".to_owned()])
+            Picked::Nothing(vec!["dev".to_owned(), "train".to_owned()])
         );
         assert_eq!(
             pick(plain.path(), "dev.jsonl"),
@@ -350,16 +461,75 @@ mod tests {
         let alone = snapshot(&["constraints.json"]);
         assert_eq!(
             pick(alone.path(), "train"),
-            files(&alone, &["constraints.json"])
+            Picked::Files {
+                files: vec![alone.path().join("constraints.json")],
+                by_name: false
+            }
         );
         assert_eq!(
             pick(alone.path(), "test"),
             Picked::Nothing(vec!["train".to_owned()])
         );
+        // Two sets of one split are a question, and each has a name.
+        let tuned = snapshot(&[
+            "data/train_gen-00000-of-00001.parquet",
+            "data/train_sft-00000-of-00002.parquet",
+            "data/train_sft-00001-of-00002.parquet",
+        ]);
+        assert_eq!(
+            pick(tuned.path(), "train"),
+            Picked::Several(vec![
+                "data/train_gen".to_owned(),
+                "data/train_sft".to_owned()
+            ])
+        );
+        let sft = [
+            "data/train_sft-00000-of-00002.parquet",
+            "data/train_sft-00001-of-00002.parquet",
+        ];
+        assert_eq!(pick(tuned.path(), "train_sft"), files(&tuned, &sft));
+        assert_eq!(pick(tuned.path(), "data/train_sft"), files(&tuned, &sft));
+        let numbered = snapshot(&["Train-1.jsonl", "Train-2.jsonl"]);
+        assert_eq!(
+            pick(numbered.path(), "train"),
+            files(&numbered, &["Train-1.jsonl", "Train-2.jsonl"])
+        );
+    }
+
+    #[test]
+    fn what_is_asked_for_is_data_alone() {
+        let like = |text: &str| Pattern::Like(text.to_owned());
+        assert_eq!(
+            patterns("main/train"),
+            [
+                like("main/*[Tt]rain*.[jpct][sa][orv]*"),
+                like("main/*.[jpct][sa][orv]*")
+            ]
+        );
+        assert_eq!(
+            patterns("test"),
+            [
+                like("*[Tt]est*.[jpct][sa][orv]*"),
+                like("*[Ee]val*.[jpct][sa][orv]*")
+            ]
+        );
+        assert_eq!(
+            patterns("train_sft"),
+            [like("*train_sft*.[jpct][sa][orv]*")]
+        );
+        assert_eq!(patterns("a/b.csv"), [Pattern::File("a/b.csv".to_owned())]);
     }
 
     #[test]
     fn a_part_of_the_shards_is_nothing_and_two_makes_are_a_question() {
+        let other = snapshot(&[
+            "train-00000-of-00002.parquet",
+            "train-00002-of-00002.parquet",
+        ]);
+        assert_eq!(
+            pick(other.path(), "train"),
+            Picked::Nothing(vec!["train".to_owned()])
+        );
         let half = snapshot(&["train-00000-of-00002.parquet"]);
         assert_eq!(
             pick(half.path(), "train"),
