@@ -37,7 +37,7 @@ STEPS = {"exact": 1000, "lsp 4": 1500, "lsp 8": 1500, "lsp 16": 1800}
 TARGETS = [300, 1000]
 PACES = [24, 12]
 BUDGETS = ["1200MiB", "1500MiB"]
-WHOLE = (24, "1200MiB")
+WHOLE = (24, "1500MiB")
 
 
 class Runs:
