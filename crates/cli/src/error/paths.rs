@@ -24,7 +24,7 @@ fn hub_advice(key: &str, name: &str, why: &HubProblem) -> Vec<String> {
             format!(
                 "pip install huggingface_hub brings hf; or get it elsewhere: {get} --local-dir DIR,"
             ),
-            format!("then --set {key}=DIR"),
+            format!("then --set {key}=DIR{}", if data { "/FILE" } else { "" }),
             RELATIVE.to_owned(),
         ],
         HubProblem::Failed { .. } => vec![

@@ -154,6 +154,10 @@ fn data_sets_have_names_too() {
     // Each time: what the cache has says nothing of what there is.
     let both = asked("*[Tt]rain*") + &asked("main/*[Tt]est*");
     assert_eq!(scratch.read("asked"), both);
+    // Without a program: a file of what is got elsewhere, since a directory is no data.
+    fs::remove_file(scratch.at("bin/hf")).expect("there");
+    let args = ["data.train=org/gone", "output=none"];
+    with(&args, &[]).refused(&["no such path", "--repo-type dataset", "data.train=DIR/FILE"]);
     // What the Hub does not have, and what is two things.
     program(&scratch, "hf", "");
     let args = ["data.train=org/set:dev", "output=none"];

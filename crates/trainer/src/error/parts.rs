@@ -52,7 +52,7 @@ pub enum PathProblem {
         to: PathBuf,
     },
     /// Nothing is there, and as a name on the Hugging Face Hub, which it can be, it cannot be had.
-    #[error("no such directory; as a name on the Hugging Face Hub, '{name}' {why}")]
+    #[error("no such path; as a name on the Hugging Face Hub, '{name}' {why}")]
     Hub {
         /// The name as typed.
         name: String,
