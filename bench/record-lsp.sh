@@ -4,8 +4,9 @@
 #
 #   bench/record-lsp.sh MACHINE ROW... [-- OUTPUT FOLDER]
 #
-# A row: SHAPE:MICRO_BATCH:DEVICE:HOST:PACE, such as qwen2.5-3b:8:24GiB:60GiB:12; pace in GB/s each way, 0: as it is. Rows of 2048 tokens. Each arm
-# measures the machine at its own shapes; both have their own best plan under the same budgets. LIMIT: seconds of each. STEPS: timed ones.
+# A row: SHAPE:BATCH:DEVICE:HOST:PACE, such as qwen2.5-3b:8:24GiB:60GiB:12 or deepseek-1.3b:1x512:3.4GiB:32GiB:0. BATCH: sequences of 2048 tokens, or sequences x tokens;
+# SHAPE: a built-in one, or a file of bench/shapes; pace in GB/s each way, 0: as it is. Each arm measures the machine at its own
+# shapes; both have their own best plan under the same budgets. LIMIT: seconds of each. STEPS: timed ones.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 machine=${1:?a short name of the machine}
@@ -19,12 +20,15 @@ out=${2:-bench/runs/$machine-$(date -u +%F)/lsp}
 lowtide=${LOWTIDE:-target/gpu/lowtide}
 mkdir -p "$out"
 for row in "${rows[@]}"; do
-    IFS=: read -r shape rows_at_once device host pace <<<"$row"
+    IFS=: read -r shape batch device host pace <<<"$row"
+    [[ $batch == *x* ]] || batch=${batch}x2048
+    model=(--shape "$shape")
+    [ ! -e "bench/shapes/$shape.json" ] || model=(bench/shapes/empty.yaml --set "model.config=bench/shapes/$shape.json")
     for strategy in exact lsp; do
-        name=$shape-$device-$pace-$strategy
+        name=$shape-$batch-$device-$pace-$strategy
         unset LOWTIDE_PACE
         [ "$pace" = 0 ] || export LOWTIDE_PACE=h2d:${pace}GB/s,d2h:${pace}GB/s
-        line=("$lowtide" bench step --shape "$shape" --micro-batch "$rows_at_once" --seq 2048 --accumulate 1 --device-memory "$device"
+        line=("$lowtide" bench step "${model[@]}" --micro-batch "${batch%x*}" --seq "${batch#*x}" --accumulate 1 --device-memory "$device"
             --host-memory "$host" --steps "${STEPS:-5}" --json --set "strategy.name=$strategy")
         { echo "\$ LOWTIDE_PACE=${LOWTIDE_PACE:-} ${line[*]}"; timeout -k 5 "${LIMIT:-120}" "${line[@]}" 2>&1; echo "exit $?"; } >"$out/$name.txt"
         echo "$name ($SECONDS s): $(grep -oE '"(tokens_per_second|step_seconds|predicted_step_seconds)":[0-9.]*|error.*|^exit .*' "$out/$name.txt" | tail -n 4 | tr '\n' ' ')"
