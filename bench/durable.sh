@@ -10,11 +10,12 @@
 # folder's drive needs 60 GiB.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+source bench/head.sh
 out=$(realpath -m "${1:?a folder}")
 kills=${2:-2}
 shift $(($# < 2 ? $# : 2))
 lowtide=${LOWTIDE:-target/gpu/lowtide}
-mkdir -p "$out"
+record_head "$out" "a durable run that is killed beside one that is not" built
 cat >"$out/run.yaml" <<YAML
 model: { shape: qwen2.5-1.5b, init: random, tokenizer: $PWD/examples/quickstart/base }
 precision: bf16

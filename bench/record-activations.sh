@@ -8,12 +8,14 @@
 # LIMIT: seconds of each run. STEPS: timed ones. LOWTIDE_SCRATCH: a folder on the drive.
 set -uo pipefail
 cd "$(dirname "$0")/.."
+source bench/head.sh
 machine=${1:?a short name of the machine}
 [ "${2:-}" != -- ] || shift
 out=${2:-bench/runs/$machine-$(date -u +%F)/saved}
 lowtide=${LOWTIDE:-target/gpu/lowtide}
 scratch=${LOWTIDE_SCRATCH:-$(mktemp -d)}
-mkdir -p "$out" "$scratch"
+record_head "$out" "what becomes of saved tensors, and what it costs" built
+mkdir -p "$scratch"
 run=(bench/shapes/empty.yaml --set model.config=bench/shapes/ssdtrain-8192x4.json --set train.micro_batch=16 --set train.seq=1024
     --set plan.weights=device --set plan.optimizer=device --set plan.gradients=device --set optimizer.update=device)
 drive=(--disk "$scratch/drive=30GiB")

@@ -5,10 +5,11 @@
 #   bench/record-gpu.sh MACHINE [OUTPUT FOLDER]
 set -uo pipefail
 cd "$(dirname "$0")/.."
+source bench/head.sh
 machine=${1:?a short name of the machine}
 out=${2:-bench/runs/$machine-$(date -u +%F)}
 lowtide=target/gpu/lowtide
-mkdir -p "$out"
+record_head "$out" "steps all resident and offloaded, rates, links, host and drive" built
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 

@@ -9,6 +9,7 @@
 # shapes; both have their own best plan under the same budgets. LIMIT: seconds of each. STEPS: timed ones.
 set -uo pipefail
 cd "$(dirname "$0")/.."
+source bench/head.sh
 machine=${1:?a short name of the machine}
 shift
 rows=()
@@ -18,7 +19,7 @@ while [ $# -gt 0 ] && [ "$1" != -- ]; do
 done
 out=${2:-bench/runs/$machine-$(date -u +%F)/lsp}
 lowtide=${LOWTIDE:-target/gpu/lowtide}
-mkdir -p "$out"
+record_head "$out" "steps in subspaces beside exact ones: ${rows[*]}" built
 for row in "${rows[@]}"; do
     IFS=: read -r shape batch device host pace <<<"$row"
     [[ $batch == *x* ]] || batch=${batch}x2048

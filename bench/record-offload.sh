@@ -8,6 +8,7 @@
 # (optimizer state on disk), lanes (host, links and disk alone), peers (DeepSpeed on the same shapes; PEERS picks modes).
 set -uo pipefail
 cd "$(dirname "$0")/.."
+source bench/head.sh
 machine=${1:?a short name of the machine}
 shift
 parts=()
@@ -18,7 +19,8 @@ done
 out=${2:-bench/runs/$machine-$(date -u +%F)}
 lowtide=target/gpu/lowtide
 scratch=${LOWTIDE_SCRATCH:-$(mktemp -d)}
-mkdir -p "$out" "$scratch"
+record_head "$out" "what offloading costs: ${parts[*]}" built
+mkdir -p "$scratch"
 
 record() { # NAME COMMAND...: the command line, then its raw output
     local name=$1

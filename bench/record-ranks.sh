@@ -8,6 +8,7 @@
 # 70b-all and 70b-one (int8 moments, over a host of 512 GiB and a drive). GPUS: how many there are. LIMIT: seconds of each.
 set -uo pipefail
 cd "$(dirname "$0")/.."
+source bench/head.sh
 machine=${1:?a short name of the machine}
 shift
 parts=()
@@ -19,7 +20,8 @@ out=${2:-bench/runs/$machine-$(date -u +%F)/ranks}
 gpus=${GPUS:-$(nvidia-smi -L | wc -l)}
 lowtide=target/gpu/lowtide
 scratch=${LOWTIDE_SCRATCH:-$(mktemp -d)}
-mkdir -p "$out" "$scratch"
+record_head "$out" "several GPUs of one host: ${parts[*]}" built
+mkdir -p "$scratch"
 
 record() { # NAME COMMAND...: the command line, then its raw output
     local name=$1

@@ -6,10 +6,12 @@
 # Needs a quiet machine, and fio (Debian package) for the disk lane's comparison.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+source bench/head.sh
 machine=${1:?a short name of the machine}
 dir=${2:-$PWD/out/bench-disk}
 out=bench/runs/$machine-$(date -u +%F)
-mkdir -p "$out" "$dir"
+record_head "$out" "steps, AdamW and the disk lane on the CPU device"
+mkdir -p "$dir"
 cargo build --release --workspace --examples --bins
 cargo bench --no-run -p lowtide-tiers --bench probe 2>/dev/null
 

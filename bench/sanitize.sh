@@ -7,11 +7,12 @@
 # With PATTERN, racecheck only those of its lines below that match.
 set -uo pipefail
 cd "$(dirname "$0")/.."
+source bench/head.sh
 out=${1:?a folder}
 limit=${2:-60}
 pattern=${3:-.}
 tests=target/gpu/lowtide_kernels
-mkdir -p "$out"
+record_head "$out" "kernels under compute-sanitizer" built
 export LOWTIDE_REQUIRE_CUDA=1
 failed=0
 

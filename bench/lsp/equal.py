@@ -249,6 +249,9 @@ def main():
     a.add_argument("--parts", default="times,sweep,seeds,whole")
     args = a.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
+    head = 'source bench/head.sh && record_head "$1" "time to equal loss"'
+    root = Path(__file__).resolve().parents[2]
+    subprocess.run(["bash", "-c", head, "head", args.out.resolve()], cwd=root, check=True)
     runs = Runs(args.lowtide.resolve(), args.folder.resolve(), args.out, args.seconds)
     steps = {k: 40 for k in STEPS} if args.small else STEPS
     arms = {k: (v[0], v[1][:1]) for k, v in ARMS.items()} if args.small else ARMS

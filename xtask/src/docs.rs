@@ -11,6 +11,7 @@ const DOCUMENTS: &[&str] = &[
     "README.md",
     "ARCHITECTURE.md",
     "CHANGELOG.md",
+    "bench/RESULTS.md",
     "docs/formats.md",
     "docs/journal.md",
     "docs/numerics.md",

@@ -52,6 +52,7 @@ pub fn run(root: &Path) -> ExitCode {
         }
     }
     tests.sort();
+    std::fs::write(folder.join("commit"), commit(root)).expect("a file under target");
     let script = script(root, &tests);
     let path = folder.join("run.sh");
     std::fs::write(&path, script).expect("a file under target");
@@ -61,6 +62,20 @@ pub fn run(root: &Path) -> ExitCode {
         tests.len()
     );
     ExitCode::SUCCESS
+}
+
+/// The commit that the programs are of, and whether tracked files differ from it, for `bench/head.sh`.
+fn commit(root: &Path) -> String {
+    let git = |args: &[&str]| -> Option<String> {
+        let out = Command::new("git").current_dir(root).args(args).output();
+        let out = out.ok().filter(|o| o.status.success())?;
+        Some(String::from_utf8_lossy(&out.stdout).trim().to_owned())
+    };
+    let changes = git(&["status", "--porcelain", "--untracked-files=no"]);
+    match (git(&["rev-parse", "HEAD"]), changes) {
+        (Some(commit), Some(changes)) => format!("{commit} {}\n", !changes.is_empty()),
+        _ => "unknown null\n".to_owned(),
+    }
 }
 
 /// Name and path of every program that a cargo command builds.

@@ -4,6 +4,7 @@
 //!   `cargo test --workspace` runs them.
 //! - `cargo xtask kernels` compiles every CUDA source on a machine without a GPU.
 //! - `cargo xtask miri` runs the tests that Miri can, of all crates or of those named.
+//! - `cargo xtask results` writes `bench/RESULTS.md` and README's tables from the records.
 //! - `cargo xtask gpu` builds what a machine with a GPU and without Rust needs to test and bench.
 #![allow(
     clippy::print_stdout,
@@ -13,9 +14,11 @@
 
 mod docs;
 mod edges;
+mod figures;
 mod gpu;
 mod kernels;
 mod miri;
+mod results;
 mod sources;
 
 use std::path::{Path, PathBuf};
@@ -27,8 +30,9 @@ fn main() -> ExitCode {
         Some("kernels") => kernels::run(&root()),
         Some("miri") => miri::run(&root(), &std::env::args().skip(2).collect::<Vec<_>>()),
         Some("gpu") => gpu::run(&root()),
+        Some("results") => results::run(&root()),
         _ => {
-            eprintln!("usage: cargo xtask tidy | kernels | miri [CRATE ...] | gpu");
+            eprintln!("usage: cargo xtask tidy | kernels | miri [CRATE ...] | gpu | results");
             ExitCode::from(2)
         }
     }
@@ -46,6 +50,8 @@ fn tidy() -> ExitCode {
         sources::long_files(&files),
         sources::long_functions(&files),
         docs::check(&root, &files),
+        results::check(&root),
+        figures::check(&root),
     ]
     .into_iter()
     .flatten()
