@@ -10,6 +10,8 @@ use crate::sources::Source;
 const DOCUMENTS: &[&str] = &[
     "README.md",
     "ARCHITECTURE.md",
+    "CONTRIBUTING.md",
+    "STYLE.md",
     "CHANGELOG.md",
     "bench/RESULTS.md",
     "docs/formats.md",

@@ -5,6 +5,7 @@
 //! - `cargo xtask kernels` compiles every CUDA source on a machine without a GPU.
 //! - `cargo xtask miri` runs the tests that Miri can, of all crates or of those named.
 //! - `cargo xtask results` writes `bench/RESULTS.md` and README's tables from the records.
+//! - `cargo xtask words` counts words of STYLE.md's glossary, comments and names of types, and lowers what is allowed.
 //! - `cargo xtask gpu` builds what a machine with a GPU and without Rust needs to test and bench.
 #![allow(
     clippy::print_stdout,
@@ -20,6 +21,7 @@ mod kernels;
 mod miri;
 mod results;
 mod sources;
+mod words;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -31,8 +33,11 @@ fn main() -> ExitCode {
         Some("miri") => miri::run(&root(), &std::env::args().skip(2).collect::<Vec<_>>()),
         Some("gpu") => gpu::run(&root()),
         Some("results") => results::run(&root()),
+        Some("words") => words::run(&root(), &sources::rust_files(&root())),
         _ => {
-            eprintln!("usage: cargo xtask tidy | kernels | miri [CRATE ...] | gpu | results");
+            eprintln!(
+                "usage: cargo xtask tidy | kernels | miri [CRATE ...] | gpu | results | words"
+            );
             ExitCode::from(2)
         }
     }
@@ -52,6 +57,7 @@ fn tidy() -> ExitCode {
         docs::check(&root, &files),
         results::check(&root),
         figures::check(&root),
+        words::check(&root, &files),
     ]
     .into_iter()
     .flatten()

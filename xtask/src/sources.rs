@@ -50,7 +50,7 @@ impl Source {
     }
 
     /// Whether the line is not part of the product: tests, benches, examples.
-    fn is_test(&self, line: usize) -> bool {
+    pub fn is_test(&self, line: usize) -> bool {
         let outside = ["/tests/", "/benches/", "/examples/"]
             .iter()
             .any(|d| self.path.contains(d));
