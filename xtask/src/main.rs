@@ -5,6 +5,7 @@
 //! - `cargo xtask kernels` compiles every CUDA source on a machine without a GPU.
 //! - `cargo xtask miri` runs the tests that Miri can, of all crates or of those named.
 //! - `cargo xtask results` writes `bench/RESULTS.md` and README's tables from the records.
+//! - `cargo xtask pictures` draws those of README and ARCHITECTURE.md.
 //! - `cargo xtask words` counts words of STYLE.md's glossary, comments and names of types, and lowers what is allowed.
 //! - `cargo xtask gpu` builds what a machine with a GPU and without Rust needs to test and bench.
 #![allow(
@@ -19,6 +20,7 @@ mod figures;
 mod gpu;
 mod kernels;
 mod miri;
+mod pictures;
 mod results;
 mod sources;
 mod words;
@@ -32,11 +34,12 @@ fn main() -> ExitCode {
         Some("kernels") => kernels::run(&root()),
         Some("miri") => miri::run(&root(), &std::env::args().skip(2).collect::<Vec<_>>()),
         Some("gpu") => gpu::run(&root()),
+        Some("pictures") => pictures::run(&root()),
         Some("results") => results::run(&root()),
         Some("words") => words::run(&root(), &sources::rust_files(&root())),
         _ => {
             eprintln!(
-                "usage: cargo xtask tidy | kernels | miri [CRATE ...] | gpu | results | words"
+                "usage: cargo xtask tidy | kernels | miri [CRATE ...] | gpu | pictures | results | words"
             );
             ExitCode::from(2)
         }
@@ -57,6 +60,7 @@ fn tidy() -> ExitCode {
         docs::check(&root, &files),
         results::check(&root),
         figures::check(&root),
+        pictures::check(&root),
         words::check(&root, &files),
     ]
     .into_iter()

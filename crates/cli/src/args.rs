@@ -300,8 +300,8 @@ pub struct PlanArgs {
     /// micro-batches of other sizes, which are other numbers. Takes some twenty plans.
     #[arg(long, value_name = "OVER")]
     pub curve: Option<CurveOver>,
-    /// The curve as a picture.
-    #[arg(long, value_name = "FILE", requires = "curve")]
+    /// The planned step as a picture, what each lane does when; with `--curve` the curve.
+    #[arg(long, value_name = "FILE")]
     pub svg: Option<PathBuf>,
     /// The curve as a page: picture and table.
     #[arg(long, value_name = "FILE", requires = "curve")]

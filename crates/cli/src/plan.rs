@@ -10,12 +10,14 @@ use lowtide_planner::search::outlook::{Change, Outlook};
 use lowtide_planner::traffic::{explain_cores, traffic};
 use lowtide_planner::waits::{Cause, steady_step};
 use lowtide_planner::{Machine, Plan, Source, Tier};
+use lowtide_report::picture;
 use lowtide_trainer::basis::Basis;
 use lowtide_trainer::curve::{Along, Curve, curve};
 use lowtide_trainer::device;
 use lowtide_trainer::hub::{self, settle};
 use lowtide_trainer::inputs::{sample_of, steps_of};
 use lowtide_trainer::output::folder::Folder;
+use lowtide_trainer::picture::plan_report;
 use lowtide_trainer::planning::{decoder_of, load_machine, pins_of, shape_of};
 use lowtide_trainer::report::{Nobody, Phase, WaitCompared};
 use lowtide_trainer::wear::{self, Wear};
@@ -116,8 +118,8 @@ pub fn plan(args: &PlanArgs, out: Out) -> Answer {
         true => None,
         false => beside_exact(&run, &basis, step, ahead)?,
     };
-    if let Some((told, _)) = &exact {
-        out.text(told);
+    if let Some((said, _)) = &exact {
+        out.text(said);
     }
     let waits = steady_step(&plan, workload, machine).gpu_waits;
     if let Some(told) = waits_line(&waits, step, cuda) {
@@ -139,8 +141,8 @@ pub fn plan(args: &PlanArgs, out: Out) -> Answer {
     describe(&plan, &mut answer);
     answer["tokens_per_second"] = json!(tokens_per_second);
     answer["model_tflops"] = json!(model_tflops);
-    if let Some((_, told)) = exact {
-        answer["exact"] = told;
+    if let Some((_, all)) = exact {
+        answer["exact"] = all;
         answer["compressions"] = of_others;
     }
     let [host, resident, streamed] = split(&plan, machine);
@@ -153,6 +155,9 @@ pub fn plan(args: &PlanArgs, out: Out) -> Answer {
     answer["wear"] = json!(Wear::of(&plan, machine));
     if let Some(over) = args.curve {
         answer["curve"] = json!(draw(over, &basis, &plan, &files, out)?);
+    } else if let Some((folder, name)) = &files[0] {
+        let picture = picture::alone(&plan_report(&plan, workload, machine));
+        folder.write(name, |file| file.write_all(picture.as_bytes()))?;
     }
     Ok((answer, 0))
 }

@@ -47,6 +47,8 @@ fn models_on_machines() {
     let mut text = String::from(
         "machine         model        batch    budgets                  step s  ruled by  device GiB  host GiB  disk GiB\n",
     );
+    let folder = tempfile::tempdir().expect("a folder");
+    let picture = folder.path().join("step.svg").display().to_string();
     for machine in ["h200", "rtx4090-12ssd"] {
         let file = root().join(format!("examples/machines/{machine}.json"));
         let file = file.to_str().expect("UTF-8");
@@ -57,8 +59,17 @@ fn models_on_machines() {
                 [device, host, disk],
             );
             args.extend(["--machine", file, "--brief"]);
+            // One of them is README's picture.
+            let drawn = (machine, model) == ("h200", "llama2-7b");
+            if drawn {
+                args.extend(["--svg", &picture]);
+            }
             let (code, plan) = answer(&args);
             assert_eq!(code, 0, "{plan}");
+            if drawn {
+                let picture = std::fs::read_to_string(&picture).expect("written");
+                kept("../../../../docs/step.svg", &picture);
+            }
             let gib = |tier: &str| {
                 let bytes = &plan["tiers"][tier]["planned_bytes"];
                 bytes.as_u64().expect("bytes") as f64 / f64::from(1 << 30)
@@ -77,6 +88,30 @@ fn models_on_machines() {
         }
     }
     kept("models.txt", &text);
+}
+
+/// Its picture is that of ARCHITECTURE.md.
+#[test]
+fn the_step_of_the_quickstart() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let picture = folder.path().join("step.svg").display().to_string();
+    let at = |file: &str| root().join(file).display().to_string();
+    let (run, machine) = (
+        at("examples/quickstart/run.yaml"),
+        at("examples/machines/h200.json"),
+    );
+    let (code, plan) = answer(&[
+        "plan",
+        &run,
+        "--machine",
+        &machine,
+        "--brief",
+        "--svg",
+        &picture,
+    ]);
+    assert_eq!(code, 0, "{plan}");
+    let picture = std::fs::read_to_string(&picture).expect("written");
+    kept("../../../../docs/step-quickstart.svg", &picture);
 }
 
 /// Training in subspaces beside exact training: a 4 GB laptop and an RTX 4090 by published rates, and the reference H200 with

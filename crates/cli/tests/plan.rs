@@ -330,9 +330,9 @@ fn a_curve_has_every_plan_and_its_files() {
     std::fs::write(file(".new.pending"), "mine").expect("a file");
     refused(&[&args[..], &[&new]].concat(), "in the way");
     assert_eq!(read(&mine) + &read(&file(".new.pending")), "minemine");
-    // Without a curve there is nothing to draw.
+    // A page is a curve's alone.
     let mut args = shape("qwen2.5-0.5b", "2GiB", "4GiB", "20GiB");
-    args.extend(["--svg", &picture]);
+    args.extend(["--html", &page]);
     assert!(complaint(&lowtide(&args).output().expect("the binary starts")).contains("--curve"));
 }
 

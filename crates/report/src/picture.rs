@@ -77,6 +77,38 @@ pub fn timeline(plan: &PlanReport) -> String {
     legend(KINDS.into_iter().filter(shown)) + &text
 }
 
+/// A row a lane, as a file of its own: with its colours and its legend.
+#[must_use]
+pub fn alone(plan: &PlanReport) -> String {
+    let all = timeline(plan);
+    let Some(at) = all.find("<svg xmlns") else {
+        return String::new();
+    };
+    let text = &all[at..];
+    let boxes = || plan.lanes.iter().take(ROWS).flat_map(|l| &l.boxes);
+    let shown = KINDS
+        .into_iter()
+        .filter(|k| boxes().any(|b| known(&b.kind) == *k));
+    let mut legend = String::new();
+    let mut x = WIDTH - RIGHT;
+    for name in shown.collect::<Vec<_>>().into_iter().rev() {
+        x -= 24.0 + 7.0 * name.len() as f64;
+        let _ = write!(
+            legend,
+            "<rect x=\"{x}\" y=\"6\" width=\"12\" height=\"12\" rx=\"2\" style=\"fill:var(--{})\"/>\
+             <text x=\"{}\" y=\"16\">{name}</text>",
+            style::colour(name),
+            x + 16.0,
+        );
+    }
+    let begin = text.find("<desc>").unwrap_or(0);
+    let (head, rest) = text.split_at(begin);
+    let style = style::alone();
+    format!(
+        "{head}<style>{style}</style><rect class=\"paper\" width=\"100%\" height=\"100%\"/>\n{legend}\n{rest}"
+    )
+}
+
 /// The kind in whose colour a kind is drawn.
 fn known(kind: &str) -> &str {
     match KINDS.contains(&kind) {
@@ -296,6 +328,22 @@ mod tests {
         assert!(text.contains("more and 11 more: 250.0 ms to 500.0 ms"));
         assert!(text.contains("</svg> forward") && text.contains("</svg> inputs and scratch"));
         assert!(!text.contains("</svg> backward"));
+    }
+
+    #[test]
+    fn a_picture_alone_has_its_colours_and_its_legend() {
+        let text = alone(&plan());
+        assert!(
+            text.starts_with("<svg ") && text.ends_with("</svg>\n"),
+            "{text}"
+        );
+        assert_eq!(text.matches("<svg").count(), 1, "no list of a page");
+        assert!(text.contains("--forward:#") && text.contains(">inputs and scratch</text>"));
+        assert!(!text.contains(">backward</text>"), "nothing is drawn in it");
+        // The same boxes as on a page.
+        let boxes = |text: &str| text.matches("<title>").count();
+        assert_eq!(boxes(&text), boxes(&timeline(&plan())));
+        assert!(alone(&PlanReport::default()).is_empty());
     }
 
     #[test]

@@ -40,6 +40,14 @@ font:13px/1.5 ui-monospace,'DejaVu Sans Mono',monospace}\
 .right{color:var(--good)}.wrong{color:var(--bad)}summary{cursor:pointer;color:var(--dim);margin:.4rem 0}\
 @media print{body{background:#fff}.card,.tile{break-inside:avoid}}";
 
+/// Of a picture that is a file of its own: colours, light and dark, and what text and lines look like.
+pub(crate) fn alone() -> String {
+    let end = STYLE.find("*{").unwrap_or(0);
+    let lines = ".grid{stroke:var(--grid)}.axis{stroke:var(--axis)}.paper{fill:var(--card)}";
+    let text = "text{fill:var(--dim);font-family:system-ui,'DejaVu Sans',sans-serif}text.title{fill:var(--ink)}";
+    format!("{}{lines}{text}", &STYLE[..end])
+}
+
 /// Dashes of series beside each other, for those whom colours do not tell apart.
 const DASHES: [&str; 8] = ["none", "7 3", "2 3", "9 3 2 3", "5 2", "1 3", "12 3", "4 4"];
 

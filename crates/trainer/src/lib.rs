@@ -20,7 +20,7 @@ pub mod metrics;
 pub mod open;
 pub mod output;
 pub mod paths;
-mod picture;
+pub mod picture;
 pub mod planning;
 mod projectors;
 pub mod report;

@@ -2,10 +2,9 @@
 
 use lowtide_executor::task_label;
 use lowtide_planner::timeline::{Content, Held, TierOver, Timed, timeline};
-use lowtide_planner::{Lane, Phase, Plan, Task, Tier, Work};
+use lowtide_planner::{Lane, Machine, Phase, Plan, Task, Tier, Work};
 use lowtide_report::account::{LaneRow, PlanReport, TaskBox, TierRow};
-
-use crate::planning::Planned;
+use lowtide_workload::Workload;
 
 /// A picture has so many places for boxes beside each other; tasks within two of them are one box.
 const PLACES: f64 = 600.0;
@@ -35,10 +34,10 @@ fn kind(plan: &Plan, task: &Task) -> &'static str {
     }
 }
 
-/// The step of a run.
-pub(crate) fn plan_report(planned: &Planned) -> PlanReport {
-    let (plan, w) = (&*planned.plan, planned.decoder.workload());
-    let step = timeline(plan, w, &planned.machine);
+/// A step in the middle of a run, as it is planned for a machine.
+#[must_use]
+pub fn plan_report(plan: &Plan, w: &Workload, machine: &Machine) -> PlanReport {
+    let step = timeline(plan, w, machine);
     let lanes = Lane::ALL.iter().filter_map(|&lane| {
         let own = |t: &&Timed| plan.part(t.part)[t.task].lane == lane;
         let tasks: Vec<&Timed> = step.tasks.iter().filter(own).collect();

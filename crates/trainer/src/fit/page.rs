@@ -84,7 +84,7 @@ impl Fit<'_> {
         self.page = Some(Page {
             after_step,
             processes: with(earlier, this),
-            plan: plan_report(planned),
+            plan: plan_report(&planned.plan, planned.decoder.workload(), &planned.machine),
             last: None,
             failing: false,
         });
