@@ -1,12 +1,10 @@
 //! What the documents name is there: tests, keys, other trainers' keys.
 
-mod common;
-
 use std::collections::HashSet;
 use std::fs;
 use std::path::Path;
 
-use common::{answer, root};
+use crate::common::{answer, root};
 use lowtide_config::{KEYS, Run, SECTIONS, axolotl_keys};
 
 fn read(name: &str) -> String {

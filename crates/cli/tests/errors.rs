@@ -1,8 +1,6 @@
 //! What a user can do wrong: a fact, advice, and exit code 2.
 
-mod common;
-
-use common::{answer, complaint, lowtide};
+use crate::common::{answer, complaint, lowtide};
 
 #[track_caller]
 fn refuses(args: &[&str], words: &[&str]) {

@@ -1,12 +1,10 @@
 //! Broken files, directories and numbers from the outside: a clear message, exit code 2, and the
 //! last checkpoint intact.
 
-mod common;
-
 use std::fs;
 use std::path::Path;
 
-use common::{answer, root};
+use crate::common::{answer, root};
 use tempfile::TempDir;
 
 /// A copy of the quickstart's base model and data with a short run file.

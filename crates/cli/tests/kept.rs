@@ -1,9 +1,7 @@
 //! Plans for named models on the reference machines, kept as text: a changed decision shows as a
-//! changed line. `LOWTIDE_RENEW=1 cargo test --release -p lowtide --test kept` writes them anew.
+//! changed line. `LOWTIDE_RENEW=1 cargo test --release -p lowtide kept::` writes them anew.
 
-mod common;
-
-use common::{answer, lowtide, plan_of, root};
+use crate::common::{answer, lowtide, plan_of, root};
 use serde_json::Value;
 
 #[track_caller]

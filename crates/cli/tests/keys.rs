@@ -5,15 +5,12 @@
 //!
 //! One file because it is one table of keys and the function that goes through it.
 
-#[path = "cases/scratch.rs"]
-mod scratch;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::cases::scratch::{Ended, Scratch, copy_over};
 use lowtide_config::KEYS;
-use scratch::{Ended, Scratch, copy_over};
 use serde_json::{Value, json};
 
 /// What all runs are but for the row's own keys.

@@ -3,8 +3,6 @@
 //! `LOWTIDE_KILLS` says how many kills (6 unless it is set), `LOWTIDE_SEED` which. Moments are drawn by what
 //! the run told last (start, step, save, evaluation, end), then evenly within the time until it tells more.
 
-mod common;
-
 use std::collections::BTreeMap;
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -71,7 +69,7 @@ impl Drop for Running {
 
 impl Running {
     fn start(run: &Path) -> Self {
-        let mut child = common::lowtide(&["train"])
+        let mut child = crate::common::lowtide(&["train"])
             .arg(run)
             .current_dir(run.parent().expect("a file in a folder"))
             .stdout(Stdio::piped())
@@ -195,7 +193,7 @@ impl Dice {
 
 /// A run file whose output is `name`.
 fn run_file(dir: &Path, name: &str) -> PathBuf {
-    let base = common::root().join("examples/quickstart/base");
+    let base = crate::common::root().join("examples/quickstart/base");
     let text = RUN
         .replace("BASE", &base.display().to_string())
         .replace("OUTPUT", name);

@@ -1,11 +1,9 @@
 //! `lowtide plan`: what it prints, for what fits and for what does not.
 
-mod common;
-
 use std::process::Command;
 
-use common::{answer, complaint, lowtide, plan_of, root};
-use serde_json::Value;
+use crate::common::{answer, complaint, lowtide, plan_of, root};
+use serde_json::{Value, json};
 
 const GIB: u64 = 1 << 30;
 
@@ -267,7 +265,35 @@ fn a_curve_has_every_plan_and_its_files() {
     let folder = tempfile::tempdir().expect("a folder");
     let file = |name: &str| folder.path().join(name).display().to_string();
     let (picture, page) = (file("curve.svg"), file("curve.html"));
-    let mut args = plan_of("qwen2.5-0.5b", ["4", "1024", "1"], ["4GiB", "24GiB", "0"]);
+    // As wide as qwen2.5-0.5b, and a quarter as deep: a plan of it takes a second.
+    let config = json!({
+        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 896, "num_hidden_layers": 6,
+        "num_attention_heads": 14, "num_key_value_heads": 2, "intermediate_size": 4864, "vocab_size": 16000,
+        "max_position_embeddings": 4096, "rms_norm_eps": 1e-6, "tie_word_embeddings": true
+    });
+    std::fs::write(file("config.json"), config.to_string()).expect("a file");
+    let run = root().join("bench/shapes/empty.yaml").display().to_string();
+    let model = format!("model.config={}", file("config.json"));
+    let machine = root().join("examples/machines/h200.json");
+    let mut args = vec![
+        "plan",
+        &run,
+        "--set",
+        &model,
+        "--micro-batch",
+        "4",
+        "--seq",
+        "1024",
+    ];
+    let machine = machine.display().to_string();
+    args.extend([
+        "--device-memory",
+        "1GiB",
+        "--host-memory",
+        "8GiB",
+        "--machine",
+        &machine,
+    ]);
     args.extend([
         "--curve", "device", "--svg", &picture, "--html", &page, "--brief",
     ]);
@@ -287,7 +313,7 @@ fn a_curve_has_every_plan_and_its_files() {
     };
     let mut compared = 0;
     for eighths in [2, 3, 4, 6, 8, 12, 16] {
-        let allowed = (eighths * GIB / 2) as f64;
+        let allowed = (eighths * GIB / 8) as f64;
         let Some(auto) = rate("auto", allowed) else {
             assert_eq!(rate("recompute", allowed), None, "{eighths}");
             continue;

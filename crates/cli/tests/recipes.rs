@@ -1,10 +1,8 @@
 //! Each recipe of docs/recipes/ is a complete run file whose plan fits what its first lines say.
 
-mod common;
-
 use std::fs;
 
-use common::root;
+use crate::common::root;
 use lowtide_config::Run;
 use lowtide_planner::Tier;
 use lowtide_trainer::basis::Basis;

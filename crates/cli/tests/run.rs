@@ -1,12 +1,10 @@
 //! One tiny run through every command that computes.
 
-mod common;
-
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use common::{answer, lowtide, root};
+use crate::common::{answer, lowtide, root};
 use tempfile::TempDir;
 
 /// A run file on the quickstart's data with the reference machine's rates, so that nothing is

@@ -1,5 +1,5 @@
 //! Plans with one task that is wrong in one way: what the checker is tested with, here and where
-//! plans run (`crates/trainer/tests/mutants.rs` includes this file).
+//! plans run (`crates/trainer/tests/main.rs` includes this file).
 
 use std::cmp::Ordering;
 use std::fmt;

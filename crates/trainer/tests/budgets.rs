@@ -1,11 +1,9 @@
 //! If the plan fits, the run fits; if it does not, nothing was allocated and the nearest budgets
 //! that the refusal names do fit and run.
 
-mod common;
-
 use std::sync::Arc;
 
-use common::{decoder, llama, machine, open, quick, rule, train};
+use crate::common::{decoder, llama, machine, open, quick, rule, train};
 use lowtide_planner::{Budgets, Clip, Pins, PlanError, Request, Tier, make};
 use lowtide_tiers::process;
 use lowtide_units::Bytes;

@@ -1,13 +1,11 @@
 //! Two versions of weights and optimizer state: whatever is cut off, the committed one is whole.
 
-mod common;
-
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use common::{batch, checked, choice, decoder, hyper, llama, quick, rule};
+use crate::common::{batch, checked, choice, decoder, hyper, llama, quick, rule};
 use lowtide_data::State;
 use lowtide_model::{Decoder, random_init};
 use lowtide_planner::{Clip, Pieces, Plan, Processor, Tier, Version};

@@ -5,6 +5,7 @@ mod common;
 
 use std::sync::Arc;
 
+use common::places::{Dice, beside, planned, random, written};
 use common::{
     Trained, checked, choice, decoder_frozen, decoder_on, decoder_with, devices, gemma2, gemma3,
     gpt2, gpu, llama, open, quick_on, side_by_side, train, windows,
@@ -77,6 +78,46 @@ fn placements(gpu: Option<&Gpu>) {
         }
     }
     assert!(combinations >= 100, "{combinations}");
+}
+
+#[test]
+fn any_way_of_any_tensor_trains_to_the_same_bits() {
+    for gpu in devices() {
+        any_way(gpu.as_ref());
+    }
+}
+
+fn any_way(gpu: Option<&Gpu>) {
+    let (accumulate, steps) = (2, 3);
+    // Each on a GPU takes its weights there and back.
+    let draws = if gpu.is_some() { 4 } else { 34 };
+    let mut dice = Dice(0x5eed_1234);
+    let mut sum = 0;
+    for precision in [Dtype::Bf16, Dtype::F32] {
+        let d = decoder_on(gpu, &llama(2, true), precision, accumulate);
+        for clip in CLIPS {
+            let resident = choice(&d, Tier::Device, Tier::Device, Tier::Device);
+            let plan = planned(&d, &resident, clip, &beside(1e9));
+            let mut session = open(&d, &plan, clip, quick_on(gpu, true));
+            let want = train(&mut session, steps, accumulate);
+            assert!(want.losses.iter().all(|l| f64::from_bits(l.0).is_finite()));
+            for _ in 0..draws {
+                let c = random(&d, &mut dice);
+                let drive = [1e9, 1e7, 1e6][dice.below(3)];
+                let plan = planned(&d, &c, clip, &beside(drive));
+                sum += written(&plan);
+                let mut session = open(&d, &plan, clip, quick_on(gpu, true));
+                let got = train(&mut session, steps, accumulate);
+                assert_eq!(got, want, "{precision:?} {clip:?} {drive} {c:?} {gpu:?}");
+            }
+        }
+    }
+    let least = 15 * draws;
+    assert!(
+        sum > least,
+        "{sum} tensors were written in {} plans",
+        6 * draws
+    );
 }
 
 /// Frozen parameters stay as they are, wherever they live, and what is trained is the same bits as with everything

@@ -6,12 +6,10 @@
 #![allow(clippy::print_stderr, reason = "ends reached are worth reading")]
 #![allow(clippy::result_large_err, reason = "as the trainer's own functions")]
 
-mod common;
-
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::{
+use crate::common::{
     Trained, batch, checked, choice, decoder, hyper, llama, open, quick, ram_disk, rule, train,
 };
 use lowtide_executor::{EngineError, ExecError, Mode};

@@ -1,14 +1,9 @@
 //! Training in subspaces in whole runs: the same bits wherever anything lives and whatever the order, exact training
 //! where the projectors are the identity, and a checker that finds what would read a weight of before.
 
-mod common;
-#[allow(dead_code, reason = "this test uses its part")]
-#[path = "../../planner/src/mutants.rs"]
-mod mutants;
-
 use std::sync::Arc;
 
-use common::{
+use crate::common::{
     Trained, batch, checked, choice, decoder_alone, decoder_lsp, decoder_on, devices, gpt2, hyper,
     llama, open, quick, quick_on, train,
 };
@@ -18,7 +13,7 @@ use lowtide_kernels::update::Hyper;
 use lowtide_model::Decoder;
 use lowtide_planner::{
     Arg, Choice, Clip, LoopOrder, Machine, PartName, Phase, Pieces, Plan, Processor, Saved, SlotId,
-    Task, TaskId, Tensor, Tier, Use, Work, check,
+    Task, Tensor, Tier, Use, Work, check,
 };
 use lowtide_session::{Session, SessionOptions};
 use lowtide_trainer::resident::Resident;
@@ -45,7 +40,7 @@ fn place(d: &Decoder, i: usize) -> Choice {
         // State that lives elsewhere passes through the device for its update.
         c.update.fill(Processor::Device);
     }
-    (c.ahead, c.carry) = common::ahead(i);
+    (c.ahead, c.carry) = crate::common::ahead(i);
     if i.is_multiple_of(2) {
         c.pieces = Pieces::Split(256);
     }
@@ -331,7 +326,7 @@ fn mutants_of_its_tasks_are_found() {
     let mut let_go = 0;
     for (i, clip) in [(4, Clip::Exact), (15, Clip::Previous)] {
         let good = checked(&d, &place(&d, i), clip);
-        for mutant in mutants::mutants(&good) {
+        for mutant in crate::mutation::mutants(&good) {
             if check::check(&mutant.plan, d.workload(), clip).is_ok() {
                 let why = mutant.equivalent(d.workload());
                 assert!(why.is_some(), "let go: {mutant}");
@@ -351,7 +346,7 @@ fn the_memory_of_an_export_is_counted() {
     // A reserve that what the process holds by now does not show beside.
     let machine = Machine {
         host_reserve: Bytes(1 << 40),
-        ..common::machine()
+        ..crate::common::machine()
     };
     let count = |w: &Workload| Resident::count(&plan, w, &machine, Trace::NONE, &[]).beside;
     let mut exact = w.clone();

@@ -3,20 +3,13 @@
 
 #![allow(clippy::print_stderr, reason = "the counts are worth reading")]
 
-mod common;
-#[path = "../../planner/src/mutants.rs"]
-mod mutants;
-
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use common::{Trained, batch, checked, choice, decoder, llama, micro, open, quick, train};
+use crate::common::{Trained, batch, checked, choice, decoder, llama, micro, open, quick, train};
 use lowtide_executor::Mode;
 use lowtide_model::Decoder;
-use lowtide_planner::{
-    Arg, Choice, Clip, LoopOrder, PartName, Phase, Pieces, Plan, Saved, SlotId, Task, TaskId,
-    Tensor, Tier, Use, Work, check,
-};
+use lowtide_planner::{Choice, Clip, LoopOrder, Pieces, Plan, Saved, Tier, check};
 use lowtide_session::SessionOptions;
 use lowtide_workload::Dtype;
 
@@ -47,8 +40,9 @@ const EACH: usize = 40;
 fn what_is_let_go_is_right(d: &Arc<Decoder>, c: &Choice, clip: Clip) {
     let good = checked(d, c, clip);
     let want = show(d, &good, clip, 0);
-    let mut found: BTreeMap<(mutants::Kind, &str), Vec<mutants::Mutant>> = BTreeMap::new();
-    for mutant in mutants::mutants(&good) {
+    let mut found: BTreeMap<(crate::mutation::Kind, &str), Vec<crate::mutation::Mutant>> =
+        BTreeMap::new();
+    for mutant in crate::mutation::mutants(&good) {
         if check::check(&mutant.plan, d.workload(), clip).is_err() {
             continue;
         }

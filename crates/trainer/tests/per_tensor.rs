@@ -1,11 +1,9 @@
 //! A place written by hand for every saved tensor and every unit trains to the same bits as
 //! everything resident, and a session reserves what its plan says, to the byte.
 
-mod common;
-
 use std::sync::Arc;
 
-use common::{checked, choice, decoder, llama, open, quick, rule, train};
+use crate::common::{checked, choice, decoder, llama, open, quick, rule, train};
 use lowtide_model::Decoder;
 use lowtide_planner::{
     Ahead, Choice, Clip, LoopOrder, PartName, Phase, PieceId, Pieces, Plan, Processor, Saved,
@@ -200,7 +198,7 @@ fn plans(d: &Decoder) -> Vec<Choice> {
     ];
     let mut pieces = Choice {
         pieces: Pieces::Split(256),
-        ahead: common::ahead(1).0,
+        ahead: crate::common::ahead(1).0,
         carry: Tier::Host,
         ..all[2].clone()
     };

@@ -298,7 +298,7 @@ fn child() {
 
 fn spawn(file: &Path) -> std::process::Child {
     Command::new(std::env::current_exe().expect("this test"))
-        .args(["child", "--exact", "--test-threads=1"])
+        .args(["resume::child", "--exact", "--test-threads=1"])
         .env("LOWTIDE_TEST_CHILD", file)
         .stdout(Stdio::null())
         .stderr(Stdio::null())

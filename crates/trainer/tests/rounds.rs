@@ -1,11 +1,9 @@
 //! A batch cut into rounds trains to the same bits as the whole batch at once, wherever tensors live and
 //! in every order that the edges allow.
 
-mod common;
-
 use std::sync::Arc;
 
-use common::{batch, checked, choice, decoder, gpt2, hyper, llama, open, quick};
+use crate::common::{batch, checked, choice, decoder, gpt2, hyper, llama, open, quick};
 use lowtide_executor::Mode;
 use lowtide_model::Decoder;
 use lowtide_planner::{Choice, Clip, PartName, Pieces, Saved, Tier};
@@ -55,7 +53,7 @@ fn homes(d: &Decoder, round: u32) -> Vec<Choice> {
         .saved
         .iter_mut()
         .for_each(|s| s.fill(Saved::Recompute));
-    (offloaded.ahead, offloaded.carry) = common::ahead(6);
+    (offloaded.ahead, offloaded.carry) = crate::common::ahead(6);
     let mut mixed = choice(d, Tier::Disk, Tier::Disk, Tier::Disk);
     let ways = [Saved::Host, Saved::Disk, Saved::Keep, Saved::Recompute];
     for saved in &mut mixed.saved {

@@ -6,12 +6,10 @@
     reason = "which edges were shown needed is worth reading"
 )]
 
-mod common;
-
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use common::{
+use crate::common::{
     batch, checked, choice, decoder, decoder_with, gemma2, gemma3, hyper, llama, micro, open,
     quick, side_by_side, windows,
 };
@@ -96,7 +94,7 @@ fn mixed(d: &Decoder, order: LoopOrder) -> Choice {
             .for_each(|(i, s)| *s = ways[i % 4]);
     }
     c.order = order;
-    (c.ahead, c.carry) = common::ahead(7);
+    (c.ahead, c.carry) = crate::common::ahead(7);
     c.pieces = Pieces::Split(256);
     c
 }

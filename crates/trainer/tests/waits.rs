@@ -2,13 +2,11 @@
 
 #![allow(clippy::print_stderr, reason = "measured times are worth reading")]
 
-mod common;
-
 use std::sync::Arc;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use common::{batch, checked, choice, decoder, hyper, llama, open, quick, rule};
+use crate::common::{batch, checked, choice, decoder, hyper, llama, open, quick, rule};
 use lowtide_model::{Decoder, random_init};
 use lowtide_planner::waits::Cause;
 use lowtide_planner::{Clip, Lane, Plan, Tier};

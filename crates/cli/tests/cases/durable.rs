@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::scratch::{Ended, Scratch, copy_over};
+use crate::cases::scratch::{Ended, Scratch, copy_over};
 
 const RUN: &str = "
 model: { path: m }

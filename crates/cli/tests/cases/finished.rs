@@ -8,8 +8,8 @@ use std::time::SystemTime;
 
 use serde_json::Value;
 
-use crate::lost::started;
-use crate::scratch::{Ended, Scratch};
+use crate::cases::lost::started;
+use crate::cases::scratch::{Ended, Scratch};
 
 const NO_ANSWERS: &str = "eval.generate.exact_match=false";
 

@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 
-use crate::scratch::{Ended, Scratch};
+use crate::cases::scratch::{Ended, Scratch};
 
 const RUN: &str = "
 model: {path: org/name}

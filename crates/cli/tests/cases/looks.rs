@@ -9,7 +9,7 @@ use std::process::Stdio;
 
 use serde_json::Value;
 
-use crate::scratch::Scratch;
+use crate::cases::scratch::Scratch;
 
 /// A short run on the quickstart's model and data, in a scratch folder.
 pub const RUN: &str = "

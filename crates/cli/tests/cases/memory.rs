@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use crate::scratch::Scratch;
+use crate::cases::scratch::Scratch;
 
 const RUN: &str = "
 model: { path: m }
@@ -27,8 +27,17 @@ fn planned_host_memory_covers_what_is_resident_at_any_accumulation() {
             format!("train.accumulate={accumulate}"),
             format!("output=out{accumulate}"),
         ];
+        // Short rows: it is the number of micro-batches that something might grow with.
         let args = [
-            "train", "run.yaml", "--json", "--set", &sets[0], "--set", &sets[1],
+            "train",
+            "run.yaml",
+            "--json",
+            "--set",
+            &sets[0],
+            "--set",
+            &sets[1],
+            "--set",
+            "train.seq=64",
         ];
         let ended = case.run(&args);
         let json = ended.fine().json();

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::signals::{Going, NO_ANSWERS, case, metrics, stepped, train};
+use crate::cases::signals::{Going, NO_ANSWERS, case, metrics, stepped, train};
 
 #[test]
 fn a_run_has_its_page_from_the_first_step_on() {

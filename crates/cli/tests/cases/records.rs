@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::scratch::{Ended, Scratch};
+use crate::cases::scratch::{Ended, Scratch};
 
 /// The note of the training data, cut into words: `N supervised` and the like can be looked up.
 #[track_caller]

@@ -1,7 +1,5 @@
 //! A scratch folder for a case: the quickstart's base model as `m/`, its data, the case's own files over it.
 
-#![allow(dead_code, reason = "each area uses its part")]
-
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -146,7 +144,7 @@ impl Scratch {
     }
 
     fn takes_rates(&self, args: &[&str]) -> bool {
-        let measures = ["train", "eval", "generate", "verify"].contains(&args[0]);
+        let measures = ["train", "eval", "generate", "verify", "plan"].contains(&args[0]);
         let says = |word: &str| args.iter().any(|arg| arg.contains(word));
         let mut files = args.iter().filter(|arg| arg.ends_with(".yaml"));
         // A pipe in its place would be read for ever.

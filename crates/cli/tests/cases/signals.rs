@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::scratch::Scratch;
+use crate::cases::scratch::Scratch;
 
 /// What a signal may take: two seconds, and as much again for a machine that is busy.
 const SOON: Duration = Duration::from_secs(4);

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::scratch::Scratch;
+use crate::cases::scratch::Scratch;
 
 /// The refusal of a start that must have ended soon.
 #[track_caller]

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::scratch::{Scratch, example_rates};
+use crate::cases::scratch::{Scratch, example_rates};
 
 /// A file's text, and a word of its refusal: nothing where it may be accepted too.
 type Case = (String, String, &'static str);

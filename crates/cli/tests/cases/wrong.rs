@@ -14,8 +14,8 @@ use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
 
-use crate::looks::{RUN, scratch};
-use crate::scratch::{Ended, Scratch};
+use crate::cases::looks::{RUN, scratch};
+use crate::cases::scratch::{Ended, Scratch};
 
 /// Names and contents of everything in a folder; of what is no file, its name alone.
 fn everything(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {

@@ -1,7 +1,5 @@
 //! Starts the built binary.
 
-#![allow(dead_code, reason = "each test file uses its part")]
-
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 

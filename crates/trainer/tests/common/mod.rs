@@ -1,6 +1,8 @@
 //! Tiny models, batches and plans for tests of the whole step.
 #![allow(dead_code, reason = "each test file uses a part")]
 
+pub mod places;
+
 use std::sync::Arc;
 
 use lowtide_data::Micro;
@@ -189,8 +191,7 @@ pub fn decoder_with(
     decoder_frozen(gpu, shape, precision, optimizer, &[], accumulate)
 }
 
-/// In subspaces of so many times fewer directions. (Each test program has this module, and not each asks for this.)
-#[allow(dead_code)]
+/// In subspaces of so many times fewer directions.
 pub fn decoder_lsp(
     gpu: Option<&Gpu>,
     shape: &ModelShape,
@@ -466,8 +467,7 @@ pub fn quick() -> SessionOptions {
 }
 
 /// How far copies run ahead: just in time, bounded in two ways, and as far as times ask for; each with what units
-/// hand over on the device and on its way. (Each test program has this module, and not each asks for this.)
-#[allow(dead_code)]
+/// hand over on the device and on its way.
 pub fn ahead(i: usize) -> (lowtide_planner::Ahead, lowtide_planner::Tier) {
     use lowtide_planner::{Ahead, Tier};
     let each = |n| Ahead::each(lowtide_units::Bytes(n));

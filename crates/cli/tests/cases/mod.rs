@@ -23,7 +23,7 @@ mod outputs;
 mod pages;
 mod ranks;
 mod records;
-mod scratch;
+pub mod scratch;
 mod signals;
 mod strangers;
 mod tokenizers;

@@ -1,112 +1,20 @@
 //! Saved tensors that pass through the host to a drive, wherever each of them goes and however slow the drive is.
 
-mod common;
-
 use std::sync::Arc;
 
-use common::{Trained, batch, choice, decoder, hyper, llama, machine, open, quick, rule, train};
+use crate::common::places::{beside, planned, written};
+use crate::common::{Trained, batch, choice, decoder, hyper, llama, open, quick, rule, train};
 use lowtide_model::{Decoder, random_init};
-use lowtide_planner::{
-    Budgets, Choice, Clip, DiskRates, Lane, LoopOrder, Machine, PartName, Plan, Saved, TaskId,
-    Tensor, Tier, Work, build, check,
-};
+use lowtide_planner::{Choice, Clip, Lane, PartName, Plan, Saved, TaskId, Tensor, Tier, check};
 use lowtide_session::{DiskChoice, Session, SessionError, SessionOptions};
 use lowtide_tiers::{
     ChosenFault, Extent, Fault, Faults, Kind, Pace, RamConfig, RamDisk, TierError,
 };
-use lowtide_units::{BytesPerSecond, FlopsPerSecond, List, Seconds};
+use lowtide_units::{BytesPerSecond, List};
 use lowtide_workload::Dtype;
 
 const ACCUMULATE: u32 = 2;
 const STEPS: u64 = 3;
-const CLIPS: [Clip; 3] = [Clip::Exact, Clip::Previous, Clip::None];
-const WAYS: [Saved; 4] = [Saved::Keep, Saved::Host, Saved::Disk, Saved::Recompute];
-
-/// Operations that take their time, and a drive of a rate.
-fn beside(drive: f64) -> Machine {
-    Machine {
-        matmul_bf16: FlopsPerSecond(1e8),
-        matmul_f32: FlopsPerSecond(1e8),
-        disk: Some(DiskRates {
-            read: BytesPerSecond(drive),
-            write: BytesPerSecond(drive),
-            mixed: BytesPerSecond(drive),
-            latency: Seconds(1e-9),
-            rated_writes: None,
-        }),
-        ..machine()
-    }
-}
-
-fn planned(d: &Decoder, c: &Choice, clip: Clip, m: &Machine) -> Arc<Plan> {
-    let plan = build(d.workload(), c, clip, Budgets::UNLIMITED, m);
-    check::check(&plan, d.workload(), clip).unwrap_or_else(|e| panic!("{e}: {c:?}"));
-    Arc::new(plan)
-}
-
-/// Numbers below what is asked for, each from the one before.
-struct Dice(u64);
-
-impl Dice {
-    fn below(&mut self, n: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 11) as usize % n
-    }
-}
-
-/// A way for every saved tensor, and everything that copies of it meet on theirs.
-fn random(d: &Decoder, dice: &mut Dice) -> Choice {
-    let mut tier = || Tier::ALL[dice.below(3)];
-    let mut c = choice(d, tier(), tier(), tier());
-    if c.weights[0] == Tier::Device && c.optimizer[0] != Tier::Device {
-        c.weights.fill(Tier::Host);
-    }
-    c.saved
-        .iter_mut()
-        .flatten()
-        .for_each(|s| *s = WAYS[dice.below(4)]);
-    (c.ahead, c.carry) = common::ahead(dice.below(8));
-    match dice.below(3) {
-        0 => c.order = LoopOrder::BatchMajor,
-        1 => c.round = 1,
-        _ => {}
-    }
-    c
-}
-
-/// Local tensors that a step of a plan writes to a drive.
-fn written(plan: &Plan) -> usize {
-    let local = |s| matches!(plan.slots[s].tensor, Tensor::Local(..));
-    let tasks = plan.part(PartName::Steady).iter();
-    let written = tasks.filter(|t| t.work == Work::Write && local(t.args[0].slot));
-    written.count()
-}
-
-#[test]
-fn any_way_of_any_tensor_trains_to_the_same_bits() {
-    let mut dice = Dice(0x5eed_1234);
-    let mut sum = 0;
-    for precision in [Dtype::Bf16, Dtype::F32] {
-        let d = decoder(&llama(2, true), precision, ACCUMULATE);
-        for clip in CLIPS {
-            let resident = choice(&d, Tier::Device, Tier::Device, Tier::Device);
-            let plan = planned(&d, &resident, clip, &beside(1e9));
-            let want = train(&mut open(&d, &plan, clip, quick()), STEPS, ACCUMULATE);
-            assert!(want.losses.iter().all(|l| f64::from_bits(l.0).is_finite()));
-            for _ in 0..34 {
-                let c = random(&d, &mut dice);
-                let drive = [1e9, 1e7, 1e6][dice.below(3)];
-                let plan = planned(&d, &c, clip, &beside(drive));
-                sum += written(&plan);
-                let got = train(&mut open(&d, &plan, clip, quick()), STEPS, ACCUMULATE);
-                assert_eq!(got, want, "{precision:?} {clip:?} {drive} {c:?}");
-            }
-        }
-    }
-    assert!(sum > 500, "{sum} tensors were written in 204 plans");
-}
 
 /// Everything that is saved on a drive, state on the host.
 fn all_spilled(d: &Decoder) -> Choice {
