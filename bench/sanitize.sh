@@ -45,6 +45,7 @@ update::tests step
 lion::tests step
 attention::tests::agrees flash_delta
 attention::tests::agrees plain_
+attention::cached::tests::kept cached_
 matmul::tests::sums_for_a_bias runs
 rmsnorm::tests::agrees forward
 rmsnorm::tests::agrees backward

@@ -48,6 +48,8 @@ pub trait Form {
     type Write;
     /// A gradient, to which is added.
     type Add;
+    /// What is kept from one step of decoding to the next, of which a part is written and all may be read.
+    type Kept;
     /// The micro-batch's inputs, which are read.
     type Inputs;
 }
@@ -60,6 +62,7 @@ impl Form for Names {
     type Read = Read;
     type Write = Write;
     type Add = Add;
+    type Kept = Kept;
     type Inputs = Inputs;
 }
 
@@ -71,6 +74,7 @@ impl<'a> Form for Views<'a> {
     type Read = Src<'a>;
     type Write = Dst<'a>;
     type Add = Sum<'a>;
+    type Kept = Dst<'a>;
     type Inputs = Planes<'a>;
 }
 
@@ -85,6 +89,10 @@ pub struct Write(pub What);
 /// A gradient, by the parameter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Add(pub ParamId);
+
+/// The unit's keys and values: [`What::Cache`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Kept;
 
 /// The micro-batch's inputs: [`What::Inputs`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -130,6 +138,18 @@ impl<'a> Planes<'a> {
         }
     }
 
+    /// The first rows of each.
+    #[must_use]
+    pub fn first(self, rows: usize) -> Self {
+        let of = |plane: Src<'a>| plane.part(0, rows * size_of::<i32>());
+        Self {
+            tokens: of(self.tokens),
+            labels: of(self.labels),
+            positions: of(self.positions),
+            doc_start: of(self.doc_start),
+        }
+    }
+
     /// Every plane is `plane`: for a caller who has one, and an operation that reads one.
     #[must_use]
     pub fn all(plane: Src<'a>) -> Self {
@@ -150,7 +170,7 @@ pub enum Arg<'a> {
     /// It is overwritten; a gradient to which nothing was added in this batch yet too. Gradients of one
     /// operation that belong to one kernel (a norm's scale and bias) are treated as the first is.
     Write(Dst<'a>),
-    /// A gradient to which is added.
+    /// A gradient to which is added, or a cache of which a part is written.
     Add(Dst<'a>),
 }
 
@@ -238,6 +258,24 @@ impl Named for Add {
             Arg::Read(from) => panic!("{from:?} is a gradient"),
         };
         Sum { to, accumulate }
+    }
+}
+
+impl Named for Kept {
+    type Bound<'a> = Dst<'a>;
+
+    fn list(&self, to: &mut Vec<Operand>) {
+        to.push(Operand {
+            what: What::Cache,
+            access: Access::Accumulate,
+        });
+    }
+
+    fn bind<'a>(&self, args: &mut Args<'a>) -> Dst<'a> {
+        match args.next() {
+            Arg::Add(to) => to,
+            other => panic!("{other:?} is kept"),
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Instant;
 use lowtide_data::Micro;
 use lowtide_device::cuda::{self, Event};
 use lowtide_device::{Memory, Queue};
-use lowtide_model::{Arg, Call, Decoder, Phase, store_inputs};
+use lowtide_model::{Arg, Call, Decoder, Decoding, Live, Phase, store_inputs};
 use lowtide_units::{Bytes, Seconds};
 use lowtide_workload::{Access, Op, OpId, Operand, Unit, UnitKind, What, Workload};
 
@@ -49,6 +49,9 @@ pub(crate) fn operations(
     seconds: f64,
 ) -> Result<BTreeMap<String, Seconds>, MeasureError> {
     let w = decoder.workload();
+    if let Some(how) = decoder.steps() {
+        return steps(q, decoder, how, seconds);
+    }
     let made;
     let sample = match sample {
         Some(sample) => sample,
@@ -57,12 +60,49 @@ pub(crate) fn operations(
             &made
         }
     };
-    let mut bench = Bench::new(q, decoder, sample)?;
+    let mut bench = Bench::new(q, decoder, sample, None)?;
     let mut times = bench.alone(seconds)?;
     if let Some(stream) = q.cuda() {
         bench.in_order(stream, &mut times)?;
     }
     Ok(times)
+}
+
+/// Times of a step of decoding that has a row for each answer. On a GPU steps of every other number of rows are run
+/// once, so that their kernels are loaded and their products' algorithms chosen.
+fn steps(
+    q: &Queue,
+    decoder: &Decoder,
+    how: Decoding,
+    seconds: f64,
+) -> Result<BTreeMap<String, Seconds>, MeasureError> {
+    let one = how.answers() as usize;
+    if q.cuda().is_some() {
+        let sizes = (0..).map(|i| 1usize << i);
+        for rows in sizes.take_while(|&rows| rows <= how.rows as usize) {
+            let answers = rows.min(one);
+            let live = Live { rows, answers };
+            let mut bench = Bench::new(q, decoder, &step(how, rows), Some(live))?;
+            (0..bench.all.len()).for_each(|at| bench.run(at, 0));
+        }
+    }
+    let live = Live {
+        rows: one,
+        answers: one,
+    };
+    Bench::new(q, decoder, &step(how, one), Some(live))?.alone(seconds)
+}
+
+/// Rows at the ends of their places, as far as there are places.
+fn step(how: Decoding, rows: usize) -> Micro {
+    let (places, keys) = (how.places as usize, how.keys as usize);
+    let position = |i: usize| keys - 1 - (i / places).min(keys - 1);
+    Micro {
+        tokens: vec![0; rows],
+        labels: vec![0; rows],
+        positions: (0..rows).map(|i| position(i) as i32).collect(),
+        doc_start: (0..rows).map(|i| (i % places) as i32).collect(),
+    }
 }
 
 /// An operation, the first of its shape.
@@ -93,6 +133,7 @@ fn distinct(w: &Workload) -> Vec<Each<'_>> {
                         What::Local(t) => unit.tensors[t].bytes.0,
                         What::Weight(p) => w.params[p].elements * w.precision.size(),
                         What::Gradient(p) => w.params[p].elements * 4,
+                        What::Cache => unit.cache.0,
                         What::Inputs => w.batch.input_bytes().0,
                         What::Loss => 16,
                     };
@@ -129,10 +170,17 @@ struct Bench<'a> {
     inputs: (u64, u64),
     /// Places at which an operation's operands may begin.
     places: u64,
+    /// How much of a step of decoding is run.
+    live: Option<Live>,
 }
 
 impl<'a> Bench<'a> {
-    fn new(q: &'a Queue, decoder: &'a Decoder, sample: &Micro) -> Result<Self, MeasureError> {
+    fn new(
+        q: &'a Queue,
+        decoder: &'a Decoder,
+        sample: &Micro,
+        live: Option<Live>,
+    ) -> Result<Self, MeasureError> {
         let w = decoder.workload();
         let all = distinct(w);
         let most = |only_read: bool| {
@@ -152,7 +200,8 @@ impl<'a> Bench<'a> {
         let (read, written) = (zone(most(true)), zone(most(false)));
         let inputs = (read + written, w.batch.input_bytes().0);
         let mut arena = device_arena(q, Bytes(inputs.0 + inputs.1))?;
-        store_inputs(sample.planes(), arena.part(inputs.0, inputs.1));
+        let stored = live.map_or(inputs.1, |live| 16 * live.rows as u64);
+        store_inputs(sample.planes(), arena.part(inputs.0, stored));
         Ok(Self {
             q,
             decoder,
@@ -161,6 +210,7 @@ impl<'a> Bench<'a> {
             written: read,
             inputs,
             places,
+            live,
         })
     }
 
@@ -181,6 +231,7 @@ impl<'a> Bench<'a> {
         let tokens = next().into_src();
         let arg = |operand: &Operand| match (operand.what, next()) {
             (What::Inputs, _) => Arg::Read(tokens),
+            (What::Cache, part) => Arg::Add(part),
             (_, part) if reads(operand) => Arg::Read(part.into_src()),
             (_, part) => Arg::Write(part),
         };
@@ -192,6 +243,7 @@ impl<'a> Bench<'a> {
             args,
             workspace: next(),
             loss_scale: 1.0,
+            live: self.live,
         };
         self.decoder.run(self.q, call);
     }

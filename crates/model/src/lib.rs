@@ -25,7 +25,7 @@ pub use config_json::{
     config_json, dropout_of, load_config_for, load_shape, load_shape_for, parse_config,
     parse_config_for, positions_key, read_config,
 };
-pub use describe::{Options, Phase, describe};
+pub use describe::{Decoding, Options, Phase, describe};
 pub use error::ModelError;
 pub use frozen::frozen;
 pub use inputs::store_inputs;
@@ -33,7 +33,7 @@ pub use lowtide_kernels::operands::Arg;
 pub use lsp::learn::NotFinite;
 pub use lsp::{Merged, merging_bytes};
 pub use params::{HeadRows, HfTensor, Pairs, file_params, hf_tensors};
-pub use run::{Call, Decoder};
+pub use run::{Call, Decoder, Live};
 pub use weights::{
     Checkpoint, FileDtype, HfWriter, SafetensorsHeader, StoredDtype, StoredTensor, random_init,
     weight_files,

@@ -13,11 +13,11 @@ use lowtide_kernels::rope::{Rotation, Table};
 use lowtide_kernels::{
     add, attention, embedding, gelu, head, layernorm, matmul, qknorm, rmsnorm, rope, swiglu,
 };
-use lowtide_workload::{ModelShape, OpId, ParamId, ParamKind, Rope, Workload};
+use lowtide_workload::{ModelShape, Op, OpId, ParamId, ParamKind, Rope, Unit, What, Workload};
 
 use crate::ModelError;
 use crate::describe::kind::{Kind, Local, Sizes};
-use crate::describe::{Built, Options, Phase, UnitKinds, build};
+use crate::describe::{Built, Decoding, Options, Phase, UnitKinds, build, build_decoding};
 use crate::lsp::learn::{NotFinite, learned};
 use crate::lsp::{Layout, Merged};
 use crate::rope::angles;
@@ -34,6 +34,34 @@ pub struct Decoder {
     /// Of the layers whose positions are others.
     local_rope: Option<Table>,
     shape: ModelShape,
+    decoding: Option<Decoding>,
+}
+
+/// How much of a step of decoding holds anything: its first rows, and of these the first ones give logits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Live {
+    /// Rows, a power of two.
+    pub rows: usize,
+    /// Rows of logits, a power of two.
+    pub answers: usize,
+}
+
+impl Live {
+    /// Of a step whose rows have these labels: each row that gives logits has one that is not negative, and they
+    /// are the first ones.
+    ///
+    /// # Panics
+    /// When they are not, or there are none, or their number is no power of two.
+    #[must_use]
+    pub fn of(labels: &[i32]) -> Self {
+        let marked = labels.iter().position(|&l| l < 0).unwrap_or(labels.len());
+        let (rows, answers) = (labels.len(), marked.next_power_of_two());
+        assert!(marked > 0, "a step without logits");
+        assert!(rows.is_power_of_two(), "a step of {rows} rows");
+        let others = &labels[marked..];
+        assert!(others.iter().all(|&l| l < 0), "logits of rows in between");
+        Self { rows, answers }
+    }
 }
 
 /// One operation on one micro-batch.
@@ -52,6 +80,8 @@ pub struct Call<'a> {
     /// What the loss's gradient is multiplied with, usually one over the batch's supervised
     /// tokens. Read by the head's backward only.
     pub loss_scale: f32,
+    /// Of a step of decoding, how much of it holds anything; what is behind is neither read nor written.
+    pub live: Option<Live>,
 }
 
 impl Decoder {
@@ -72,6 +102,22 @@ impl Decoder {
         Ok(Self::of(build(shape, options, true)?, shape))
     }
 
+    /// The same model for steps that make answers, with keys and values that are kept. Of `options` the batch, what
+    /// is frozen and subspaces mean nothing.
+    ///
+    /// # Errors
+    /// As [`crate::describe`]; [`ModelError::Dimensions`] too when a step has fewer rows than answers.
+    pub fn decoding(
+        shape: &ModelShape,
+        options: &Options,
+        how: Decoding,
+    ) -> Result<Self, ModelError> {
+        Ok(Self {
+            decoding: Some(how),
+            ..Self::of(build_decoding(shape, options, how)?, shape)
+        })
+    }
+
     fn of(built: Built, shape: &ModelShape) -> Self {
         let table = |r: &Rope| {
             let angles = angles(r, shape.head_dim);
@@ -88,6 +134,7 @@ impl Decoder {
             rope,
             local_rope,
             shape: shape.clone(),
+            decoding: None,
         }
     }
 
@@ -115,6 +162,12 @@ impl Decoder {
     #[must_use]
     pub fn workload(&self) -> &Workload {
         &self.workload
+    }
+
+    /// How it makes answers, where it does nothing else.
+    #[must_use]
+    pub fn steps(&self) -> Option<Decoding> {
+        self.decoding
     }
 
     /// Its dimensions.
@@ -225,14 +278,62 @@ impl Decoder {
             op.workspace,
             call.workspace.bytes()
         );
-        let args = &mut Args::new(call.args);
-        self.launch(q, kind, args, call.workspace, call.loss_scale);
+        let (mut args, mut kind, mut sizes) = (call.args, kind, self.sizes);
+        if let Some(live) = call.live {
+            let of = (unit, op, call.phase);
+            (args, sizes) = self.of_live(of, args, live);
+            kind = kind.of_rows(sizes.rows);
+        }
+        let args = &mut Args::new(args);
+        self.launch(q, (kind, &sizes), args, call.workspace, call.loss_scale);
         assert!(args.left() == 0, "operands of {} left over", op.name);
     }
 
+    /// Of an operation of a step of decoding what it uses of each operand, and its sizes: of tensors with a row for
+    /// each of the step's the first ones, of inputs planes of as many.
+    fn of_live<'a>(
+        &self,
+        (unit, op, phase): (&Unit, &Op, Phase),
+        args: Vec<Arg<'a>>,
+        live: Live,
+    ) -> (Vec<Arg<'a>>, Sizes) {
+        let all = &self.sizes;
+        let n = match phase {
+            Phase::Infer => live.answers,
+            _ => live.rows,
+        };
+        assert!(
+            live.rows <= all.rows && live.answers <= live.rows.min(all.answers()),
+            "{live:?} of a step of {} rows and {} of logits",
+            all.rows,
+            all.answers()
+        );
+        let bytes = |what: What| match what {
+            What::Local(i) if unit.logits == Some(i) => {
+                Some(unit.tensors[i].bytes.usize() / all.answers() * n)
+            }
+            What::Local(i) => Some(unit.tensors[i].bytes.usize() / all.rows * n),
+            What::Inputs => Some(16 * live.rows),
+            _ => None,
+        };
+        let operands = op.operands.iter().zip(args);
+        let args = operands.map(|(o, arg)| match (bytes(o.what), arg) {
+            (Some(bytes), Arg::Read(from)) => Arg::Read(from.part(0, bytes)),
+            (Some(bytes), Arg::Write(to)) => Arg::Write(to.part(0, bytes)),
+            (_, arg) => arg,
+        });
+        (args.collect(), all.of_rows(n))
+    }
+
     /// Takes the operation's bytes from `args` and hands them to its kernel.
-    fn launch(&self, q: &Queue, kind: Kind, args: &mut Args<'_>, ws: Dst<'_>, scale: f32) {
-        let s = &self.sizes;
+    fn launch(
+        &self,
+        q: &Queue,
+        (kind, s): (Kind, &Sizes),
+        args: &mut Args<'_>,
+        ws: Dst<'_>,
+        scale: f32,
+    ) {
         let (eps, dtype) = (s.eps, s.dtype);
         let (c, f) = (s.rows_of(s.hidden), s.rows_of(s.intermediate));
         match kind {
@@ -259,15 +360,18 @@ impl Decoder {
             }
             Kind::QkNorm(o) => qknorm::forward(q, o.bind(args), s.qk_norm()),
             Kind::QkNormBackward(o) => qknorm::backward(q, o.bind(args), s.qk_norm(), ws),
-            Kind::Rope(o, local) => rope::forward(q, o.bind(args), self.rotation(local)),
+            Kind::Rope(o, local) => rope::forward(q, o.bind(args), self.rotation(local, s)),
             Kind::RopeBackward(o, local) => {
-                rope::backward(q, o.bind(args), self.rotation(local), ws);
+                rope::backward(q, o.bind(args), self.rotation(local, s), ws);
             }
             Kind::Attention(o, mask) => {
                 attention::forward(q, o.bind(args), &s.attn(mask), dtype, ws);
             }
             Kind::AttentionBackward(o, mask) => {
                 attention::backward(q, o.bind(args), &s.attn(mask), dtype, ws);
+            }
+            Kind::CachedAttention(o, mask) => {
+                attention::cached(q, o.bind(args), &s.attn(mask), s.rows, dtype, ws);
             }
             Kind::Swiglu(o, gate) => swiglu::forward(q, o.bind(args), f, gate),
             Kind::SwigluBackward(o, gate) => swiglu::backward(q, o.bind(args), f, gate),
@@ -279,17 +383,23 @@ impl Decoder {
             }
             Kind::HeadTrain(o) => head::train(q, o.bind(args), scale, &s.head(), dtype, ws),
             Kind::HeadLoss(o) => head::loss(q, o.bind(args), &s.head(), dtype, ws),
-            Kind::HeadLogits(o) => head::logits(q, o.bind(args), s.span, &s.head(), dtype, ws),
+            Kind::HeadLogits(o) => {
+                let mut o = o.bind(args);
+                if s.answers.is_some() {
+                    o.inputs = o.inputs.first(s.rows);
+                }
+                head::logits(q, o, s.span, &s.head(), dtype, ws);
+            }
         }
     }
 
-    fn rotation(&self, Local(local): Local) -> Rotation<'_> {
+    fn rotation(&self, Local(local): Local, s: &Sizes) -> Rotation<'_> {
         let table = if local { &self.local_rope } else { &self.rope };
         let table = table.as_ref();
         Rotation {
             table: table.expect("a shape with rotary positions has their table"),
-            rows: self.sizes.rows,
-            heads: self.sizes.heads,
+            rows: s.rows,
+            heads: s.heads,
             eps: self.sizes.eps,
             plus: self.sizes.plus,
             dtype: self.sizes.dtype,

@@ -42,6 +42,8 @@ pub use together::Together;
 pub use updates::{UpdateRate, Updates};
 
 #[cfg(test)]
+mod decode_tests;
+#[cfg(test)]
 mod durable_tests;
 #[cfg(test)]
 mod frozen_tests;

@@ -12,6 +12,9 @@
 //! | `evaluate` | drained | drained | forward, loss |
 //! | `infer` | drained | drained | forward, logits at marked positions |
 //!
+//! Of a workload that [decodes](Workload::decodes) there is `infer` alone: one step of making answers, again and
+//! again, with keys and values that stay on the device in between.
+//!
 //! A batch of many micro-batches is cut into [rounds](crate::rounds): `first`, `steady` and `evaluate` are
 //! then its first round, and `middle` and `last` the others.
 //!
@@ -136,6 +139,8 @@ pub enum Tensor {
     Inputs(u32),
     /// A local tensor: unit that writes it, index there, micro-batch.
     Local(u32, LocalId, u32),
+    /// Keys and values of a unit, kept from one step of decoding to the next.
+    Cache(u32),
     /// Scratch of one task.
     Workspace,
     /// A rank's own share of a piece's weights: what it keeps and updates.
@@ -170,6 +175,7 @@ impl Tensor {
             Self::Local(u, i, m) => {
                 format!("{} tensor {i} m{m}", plan.unit_names[u as usize])
             }
+            Self::Cache(u) => format!("{} keys and values", plan.unit_names[u as usize]),
             Self::Workspace => "workspace".to_owned(),
             Self::Shard(p) => format!("own weight {}", piece(p)),
             Self::Shares(p) => format!("gradient shares {}", piece(p)),
@@ -676,6 +682,7 @@ pub fn canonical(
         What::Local(i) => Tensor::Local(unit, i, m),
         What::Weight(p) => Tensor::Weight(piece_of[p]),
         What::Gradient(p) => Tensor::Accumulator(piece_of[p]),
+        What::Cache => Tensor::Cache(unit),
         What::Inputs => Tensor::Inputs(m),
         What::Loss => Tensor::Losses,
     }

@@ -186,6 +186,7 @@ impl Builder<'_> {
                 let piece = &self.pieces[self.piece_of[p]];
                 (piece.offset_of(p) * 4, self.w.params[p].elements * 4)
             }
+            What::Cache => (0, self.w.units[unit as usize].cache.0),
             What::Inputs => (0, self.w.batch.input_bytes().0),
             What::Loss => (u64::from(m - self.base) * 16, 16),
         }

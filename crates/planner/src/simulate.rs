@@ -337,9 +337,12 @@ pub(crate) fn steady_seconds(
 /// The figures of a plan's steady step.
 #[must_use]
 pub fn predict(plan: &Plan, w: &Workload, machine: &Machine) -> Prediction {
-    let parts: Vec<(&[Task], u32)> = plan
-        .rounds()
-        .steady()
+    // Where nothing is trained, a step of decoding.
+    let steady = match w.decodes() {
+        true => vec![(PartName::Infer, 1)],
+        false => plan.rounds().steady(),
+    };
+    let parts: Vec<(&[Task], u32)> = steady
         .into_iter()
         .map(|(part, times)| (&**plan.part(part), times))
         .collect();
@@ -354,7 +357,10 @@ pub fn predict(plan: &Plan, w: &Workload, machine: &Machine) -> Prediction {
         .max_by(|&a, &b| lanes[a].busy_seconds.0.total_cmp(&lanes[b].busy_seconds.0))
         .expect("there are lanes") as u8;
     Prediction {
-        step_seconds: steady_seconds(plan, w, machine, busiest),
+        step_seconds: match w.decodes() {
+            true => decoding_seconds(plan, w, machine).max(busiest),
+            false => steady_seconds(plan, w, machine, busiest),
+        },
         lanes,
         ruling_lane,
         disk_bytes_written: written * u64::from(w.ranks),
@@ -381,6 +387,11 @@ pub fn activations_written(plan: &Plan) -> Bytes {
         .map(|(part, times)| u64::from(times) * of(part).sum::<u64>())
         .sum();
     Bytes(of_rank * u64::from(plan.ranks))
+}
+
+/// Time of one step of decoding. It begins when the one before has ended: a token is known then.
+pub(crate) fn decoding_seconds(plan: &Plan, w: &Workload, machine: &Machine) -> Seconds {
+    Seconds(simulate(plan, w, machine, &[PartName::Infer]).end(0))
 }
 
 /// Time of one evaluation batch; its rounds do not overlap.

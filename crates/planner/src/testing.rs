@@ -79,6 +79,7 @@ pub(crate) fn workload(layers: u32, accumulate: u32) -> Workload {
         forward: vec![op("embed", vec![w(0), INPUTS, weight(0)], 0, 0.0)].into(),
         backward: vec![op("embed'", vec![gradient(0), r(1), INPUTS], 512, 0.0)].into(),
         evaluate: List::default(),
+        cache: Bytes::ZERO,
         infer: List::default(),
     }];
     for l in 0..layers {
@@ -160,6 +161,7 @@ pub(crate) fn workload(layers: u32, accumulate: u32) -> Workload {
             ]
             .into(),
             evaluate: List::default(),
+            cache: Bytes::ZERO,
             infer: List::default(),
         });
     }
@@ -213,6 +215,7 @@ pub(crate) fn workload(layers: u32, accumulate: u32) -> Workload {
             op("loss only", vec![loss, r(1), weight(0), INPUTS], 8192, 1e6),
         ]
         .into(),
+        cache: Bytes::ZERO,
         infer: vec![
             op("norm", vec![w(1), r(0), weight(p)], 0, 0.0),
             op("logits", vec![w(4), r(1), weight(0), INPUTS], 8192, 1e6),

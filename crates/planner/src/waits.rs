@@ -65,7 +65,7 @@ impl Cause {
                 Tensor::Weight(_) | Tensor::Shard(_) => Self::Weights,
                 Tensor::State(_) => Self::State,
                 Tensor::Gradient(_) | Tensor::Accumulator(_) | Tensor::Shares(_) => Self::Gradients,
-                Tensor::Local(..) => Self::Activations,
+                Tensor::Local(..) | Tensor::Cache(_) => Self::Activations,
                 Tensor::NormParts(_)
                 | Tensor::AllNormParts
                 | Tensor::NormPartsOfAll

@@ -8,7 +8,7 @@ use lowtide_device::{Dst, Queue, Src, memory};
 use lowtide_executor::{Bound, EngineError, Record, TaskCall};
 use lowtide_kernels::gradient;
 use lowtide_kernels::update;
-use lowtide_model::{Arg, Call, Decoder, Phase, store_inputs};
+use lowtide_model::{Arg, Call, Decoder, Live, Phase, store_inputs};
 use lowtide_planner::{Clip, Piece, PieceId, Plan, Work};
 use lowtide_units::{List, ids};
 use lowtide_workload::{Dtype, OpId, Param, ParamId};
@@ -165,8 +165,15 @@ impl Engine {
             args: operands.collect(),
             workspace: scratch.unwrap_or_else(|| Dst::none(place)),
             loss_scale: step.loss_scale,
+            live: self.live(step),
         };
         self.decoder.run(q, call);
+    }
+
+    /// How much of a step of decoding holds anything.
+    fn live(&self, step: &StepData) -> Option<Live> {
+        let decodes = self.decoder.steps().is_some();
+        decodes.then(|| Live::of(&step.inputs[0].labels))
     }
 
     fn finish(&self, q: &Queue, args: Vec<Bound<'_>>, piece: PieceId) {
@@ -348,7 +355,11 @@ impl lowtide_executor::Engine for Engine {
             Work::Load { micro_batch } => {
                 let inputs = &step.inputs[(micro_batch + call.shift) as usize];
                 let [to] = call.take();
-                store_inputs(inputs.planes(), to.dst());
+                let to = match self.live(step) {
+                    Some(live) => to.dst().part(0, 16 * live.rows),
+                    None => to.dst(),
+                };
+                store_inputs(inputs.planes(), to);
             }
             Work::Losses => {
                 let [from] = call.take();
@@ -361,8 +372,13 @@ impl lowtide_executor::Engine for Engine {
             }
             Work::Logits { .. } => {
                 let [from] = call.take();
-                let mut logits = vec![0.0f32; from.src().bytes() / 4];
-                memory::load(from.src(), &mut logits);
+                let mut from = from.src();
+                if let (Some(live), Some(how)) = (self.live(step), self.decoder.steps()) {
+                    let answers = how.answers() as usize;
+                    from = from.part(0, from.bytes() / answers * live.answers);
+                }
+                let mut logits = vec![0.0f32; from.bytes() / 4];
+                memory::load(from, &mut logits);
                 step.set(|o| (o.logits, o.done) = (logits, true));
             }
             Work::Copy

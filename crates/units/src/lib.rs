@@ -67,6 +67,12 @@ impl Bytes {
     /// One gibibyte.
     pub const GIB: Self = Self(1 << 30);
 
+    /// Whether it is nothing.
+    #[must_use]
+    pub fn is_zero(&self) -> bool {
+        *self == Self::ZERO
+    }
+
     /// The least multiple of `to` that is not smaller. `to` must be a power of two.
     #[must_use]
     pub fn align_up(self, to: u64) -> Self {

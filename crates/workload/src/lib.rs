@@ -9,6 +9,8 @@
 //!
 //! Letters: B micro-batch, T sequence, C hidden, F intermediate, H heads, KV key/value heads,
 //! D head size, V vocabulary, L blocks.
+//!
+//! One file because it is the language between the model and the planner, read from top to bottom.
 
 mod optimizer;
 mod shape;
@@ -218,6 +220,8 @@ pub enum What {
     Weight(ParamId),
     /// A parameter's gradient, accumulated in f32 over the batch.
     Gradient(ParamId),
+    /// The unit's keys and values that are kept from one step of decoding to the next, see [`Unit::cache`].
+    Cache,
     /// The micro-batch's inputs, see [`Batch::input_bytes`].
     Inputs,
     /// The micro-batch's loss: two `f64`, sum over supervised tokens and their count. In an evaluation the second has two
@@ -232,7 +236,7 @@ pub enum Access {
     Read,
     /// Overwrites all of it.
     Write,
-    /// Adds to it, or overwrites it when it is the first of the batch to touch it.
+    /// Adds to it, or overwrites it when it is the first of the batch to touch it. Of a cache: writes a part of it.
     Accumulate,
 }
 
@@ -350,6 +354,10 @@ pub struct Unit {
     /// several equal spans of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub logits: Option<LocalId>,
+    /// Bytes of [`What::Cache`]; zero but for blocks that make answers token by token. They outlive a step: each
+    /// writes a part of them.
+    #[serde(default, skip_serializing_if = "Bytes::is_zero")]
+    pub cache: Bytes,
     /// Forward operations (empty for the head).
     pub forward: List<OpId, Op>,
     /// Backward operations; for the head forward and backward.
@@ -439,6 +447,13 @@ fn is_one(ranks: &u32) -> bool {
 }
 
 impl Workload {
+    /// Whether it is a step of making answers token by token, with keys and values that are kept: nothing is
+    /// trained, and [`Unit::infer`] behind forward is all that is done.
+    #[must_use]
+    pub fn decodes(&self) -> bool {
+        self.units.iter().any(|unit| !unit.cache.is_zero())
+    }
+
     /// Numbers that a parameter takes inside its piece: as many for each rank, each share aligned.
     #[must_use]
     pub fn padded(&self, param: &Param) -> u64 {

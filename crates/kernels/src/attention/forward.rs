@@ -122,15 +122,15 @@ pub(super) fn bend(scores: &mut [f32], cap: f32) {
 
 /// The softmax of one query so far.
 #[derive(Clone, Copy)]
-struct Online {
+pub(super) struct Online {
     /// The largest score.
     most: f32,
     /// `Σ e^(score - most)`.
-    sum: f32,
+    pub(super) sum: f32,
 }
 
 impl Online {
-    const EMPTY: Self = Self {
+    pub(super) const EMPTY: Self = Self {
         most: f32::NEG_INFINITY,
         sum: 0.0,
     };
@@ -139,7 +139,12 @@ impl Online {
 /// Turns scores into `e^(score - most)`, 0 where the query does not see the key, and rescales what
 /// was summed under the old maximum.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma"))]
-fn online(scores: &mut [f32], seen: std::ops::Range<usize>, state: &mut Online, sums: &mut [f32]) {
+pub(super) fn online(
+    scores: &mut [f32],
+    seen: std::ops::Range<usize>,
+    state: &mut Online,
+    sums: &mut [f32],
+) {
     scores[..seen.start].fill(0.0);
     scores[seen.end..].fill(0.0);
     if seen.is_empty() {

@@ -10,11 +10,13 @@
 //! backward, over half of T² pairs, or about n·T of a window.
 
 mod backward;
+mod cached;
 mod cudnn;
 mod flash;
 mod forward;
 pub mod reference;
 
+pub use cached::{Cached, cache_bytes, cached, cached_workspace};
 use lowtide_device::cuda::Gpu;
 use lowtide_device::{Dst, Make, Queue, Src};
 use lowtide_workload::{Dtype, Mask};

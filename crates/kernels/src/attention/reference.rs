@@ -116,3 +116,47 @@ pub fn backward(d_out: &[f64], qkv: &[f64], out: &[f64], doc_start: &[i32], a: &
     }
     g
 }
+
+/// What [`super::cached`] computes, and the cache behind it; `rows` are the place and position of each row, place
+/// -1 of padding.
+#[must_use]
+pub fn cached(qkv: &[f64], cache: &[f64], rows: &[(i32, i32)], a: &Attn) -> (Vec<f64>, Vec<f64>) {
+    let (d, half) = (a.head_dim, cache.len() / 2);
+    let at = |place: usize, kv: usize, t: usize| ((place * a.kv_heads + kv) * a.seq + t) * d;
+    let mut cache = cache.to_vec();
+    let there = || rows.iter().enumerate().filter(|(_, r)| r.0 >= 0);
+    for (row, &(place, t)) in there() {
+        for kv in 0..a.kv_heads {
+            let to = at(place as usize, kv, t as usize);
+            cache[to..to + d].copy_from_slice(&qkv[a.key(row, kv)..][..d]);
+            cache[half + to..half + to + d].copy_from_slice(&qkv[a.value(row, kv)..][..d]);
+        }
+    }
+    let mut out = vec![0.0; rows.len() * a.heads * d];
+    for (row, &(place, t)) in there() {
+        let (place, t) = (place as usize, t as usize);
+        for h in 0..a.heads {
+            let kv = h / a.group();
+            let query = &qkv[a.query(row, h)..][..d];
+            let seen = first_key(0, a, t)..t + 1;
+            let score = |s: usize| {
+                let key = &cache[at(place, kv, s)..][..d];
+                let score =
+                    f64::from(a.scale) * query.iter().zip(key).map(|(q, k)| q * k).sum::<f64>();
+                a.cap.map_or(score, |cap| {
+                    f64::from(cap) * (score / f64::from(cap)).tanh()
+                })
+            };
+            let scores: Vec<f64> = seen.clone().map(score).collect();
+            let most = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let sum: f64 = scores.iter().map(|s| (s - most).exp()).sum();
+            for (s, score) in seen.zip(scores) {
+                let (p, value) = ((score - most).exp() / sum, half + at(place, kv, s));
+                for i in 0..d {
+                    out[a.output(row, h) + i] += p * cache[value + i];
+                }
+            }
+        }
+    }
+    (out, cache)
+}

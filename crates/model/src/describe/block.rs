@@ -3,10 +3,13 @@
 //! Forward writes every tensor once. Backward is forward read from the bottom up; each product's
 //! weight gradient comes before its input gradient, so that the saved input is dead before the
 //! next gradient needs room.
+//!
+//! One file because both directions of a block are read beside each other.
 
-use lowtide_kernels::operands::{Inputs, Read};
+use lowtide_kernels::operands::{Inputs, Kept, Read};
 use lowtide_kernels::swiglu::Gate;
 use lowtide_kernels::{attention, gelu, layernorm, matmul, qknorm, rmsnorm, rope, swiglu};
+use lowtide_units::Bytes;
 use lowtide_workload::{LocalId, Unit, UnitKind};
 
 use super::kind::{Kind, Local, Product};
@@ -412,17 +415,29 @@ pub(super) fn block(model: &Model<'_>, layer: Layer, l: u32) -> (Unit, UnitKinds
     if let Some(raw) = qkv_raw {
         b.rope(qkv, raw, qk_rstd, Local(layer.local));
     }
-    let operands = attention::Forward {
-        out: write(att),
-        lse: write(lse),
-        qkv: read(qkv),
-        inputs: Inputs,
+    let kind = match s.answers {
+        None => {
+            let operands = attention::Forward {
+                out: write(att),
+                lse: write(lse),
+                qkv: read(qkv),
+                inputs: Inputs,
+            };
+            Kind::Attention(operands, layer.mask)
+        }
+        Some(_) => {
+            let kept = attention::cache_bytes(&s.attn(layer.mask), s.dtype);
+            b.unit.cache = Bytes(kept as u64);
+            let operands = attention::Cached {
+                out: write(att),
+                cache: Kept,
+                qkv: read(qkv),
+                inputs: Inputs,
+            };
+            Kind::CachedAttention(operands, layer.mask)
+        }
     };
-    b.op(
-        Phase::Forward,
-        "attention",
-        Kind::Attention(operands, layer.mask),
-    );
+    b.op(Phase::Forward, "attention", kind);
     let o_end = b.branch_end(layer, o, x2, (att, o_dims), x);
     if let Some(stats) = stats2 {
         b.norm(Phase::Forward, Part::Norm2, h2, stats, from);

@@ -67,9 +67,14 @@ pub(super) fn head(model: &Model<'_>) -> (Unit, UnitKinds) {
     let dx = b.local("dx", model.rows(c)); // (B·T, C)
     let logits = b.local("logits", logit_bytes); // (B·T / span, V), f32
 
-    for phase in [Phase::Backward, Phase::Evaluate, Phase::Infer] {
+    let phases: &[Phase] = match model.sizes.answers {
+        Some(_) => &[Phase::Infer],
+        None => &[Phase::Backward, Phase::Evaluate, Phase::Infer],
+    };
+    for &phase in phases {
         b.norm(phase, Part::Norm, h, stats, x);
     }
+    let trains = phases.len() > 1;
     let (dw, h, w) = (b.add(w), read(h), weight(w));
     let operands = head::Train {
         dh: write(dh),
@@ -79,15 +84,19 @@ pub(super) fn head(model: &Model<'_>) -> (Unit, UnitKinds) {
         w,
         inputs: Inputs,
     };
-    b.op(Phase::Backward, "loss", Kind::HeadTrain(operands));
-    b.norm_backward(Part::Norm, dx, dh, (x, stats), None);
+    if trains {
+        b.op(Phase::Backward, "loss", Kind::HeadTrain(operands));
+        b.norm_backward(Part::Norm, dx, dh, (x, stats), None);
+    }
     let operands = head::Loss {
         loss: loss(),
         h,
         w,
         inputs: Inputs,
     };
-    b.op(Phase::Evaluate, "loss", Kind::HeadLoss(operands));
+    if trains {
+        b.op(Phase::Evaluate, "loss", Kind::HeadLoss(operands));
+    }
     let operands = head::Logits {
         logits: write(logits),
         h,

@@ -1,4 +1,6 @@
 //! The operations of a decoder: what each computes, costs and expects as operands.
+//!
+//! One file because an operation has an arm in each of a few tables, which are changed together.
 
 use lowtide_device::Make;
 use lowtide_kernels::attention::{Attn, Engine};
@@ -49,6 +51,8 @@ pub(crate) struct Sizes {
     /// Scratch differs between makes of device.
     pub make: Make,
     pub attention: Engine,
+    /// Of a step of decoding: rows of logits. `batch` and `seq` are then places and positions of what is kept.
+    pub answers: Option<usize>,
 }
 
 /// Spans of a row at most: each costs V numbers of f32.
@@ -68,9 +72,17 @@ fn span(options: &Options) -> usize {
 }
 
 impl Sizes {
-    /// Rows of logits when a model answers: one a span.
+    /// Rows of logits when a model answers: one a span, or of a step of decoding one of each of its first rows.
     pub fn answers(&self) -> usize {
-        self.rows / self.span
+        match self.answers {
+            Some(answers) => answers.min(self.rows),
+            None => self.rows / self.span,
+        }
+    }
+
+    /// Of a step of decoding in which so many rows hold anything.
+    pub fn of_rows(&self, rows: usize) -> Self {
+        Self { rows, ..*self }
     }
 
     pub fn new(shape: &ModelShape, options: &Options) -> Self {
@@ -107,6 +119,7 @@ impl Sizes {
             dtype: options.precision,
             make: options.make,
             attention: options.attention,
+            answers: None,
         }
     }
 
@@ -173,7 +186,7 @@ impl Sizes {
 
     pub fn head(&self) -> Head {
         Head {
-            rows: self.rows,
+            rows: self.answers.map_or(self.rows, |_| self.answers()),
             hidden: self.hidden,
             vocab: self.vocab,
             chunk: self.chunk,
@@ -206,6 +219,8 @@ pub(crate) enum Kind {
     RopeBackward(rope::Backward<Names>, Local),
     Attention(attention::Forward<Names>, Mask),
     AttentionBackward(attention::Backward<Names>, Mask),
+    /// Of a step of decoding, over what is kept.
+    CachedAttention(attention::Cached<Names>, Mask),
     Swiglu(swiglu::Forward<Names>, Gate),
     SwigluBackward(swiglu::Backward<Names>, Gate),
     Gelu(gelu::Forward<Names>, Form),
@@ -264,6 +279,7 @@ impl Kind {
             Self::RopeBackward(o, _) => o.list(to),
             Self::Attention(o, _) => o.list(to),
             Self::AttentionBackward(o, _) => o.list(to),
+            Self::CachedAttention(o, _) => o.list(to),
             Self::Swiglu(o, _) => o.list(to),
             Self::SwigluBackward(o, _) => o.list(to),
             Self::Gelu(o, _) => o.list(to),
@@ -370,6 +386,9 @@ impl Kind {
             }
             Self::Attention(_, mask) => attention("forward", mask),
             Self::AttentionBackward(_, mask) => attention("backward", mask),
+            Self::CachedAttention(_, mask) => {
+                format!("{} rows{rows}", attention("cached", mask))
+            }
             Self::Swiglu(_, Gate::Silu) => gated("swiglu.forward"),
             Self::Swiglu(_, Gate::Gelu) => gated("geglu.forward"),
             Self::SwigluBackward(_, Gate::Silu) => gated("swiglu.backward"),
@@ -398,6 +417,7 @@ impl Kind {
             }
             Self::Attention(_, mask) => 2.0 * attention(mask),
             Self::AttentionBackward(_, mask) => 5.0 * attention(mask),
+            Self::CachedAttention(_, mask) => 2.0 * attention(mask),
             Self::HeadTrain(o) => rows * logits * o.dw.map_or(2.0, |_| 3.0),
             Self::HeadLoss(_) => rows * logits,
             Self::HeadLogits(_) => s.answers() as f64 * logits,
@@ -405,8 +425,29 @@ impl Kind {
         })
     }
 
-    /// Scratch that the kernel wants.
+    /// The same in a step of decoding in which so many rows hold anything.
+    pub fn of_rows(self, rows: usize) -> Self {
+        match self {
+            Self::Linear(o, dims) => Self::Linear(o, Product { rows, ..dims }),
+            other => other,
+        }
+    }
+
+    /// Scratch that the kernel wants; in a step of decoding with any number of rows.
     pub fn workspace(self, s: &Sizes) -> Bytes {
+        if s.answers.is_none() {
+            return self.scratch(s);
+        }
+        let most = match self {
+            Self::HeadLogits(_) => s.answers(),
+            _ => s.rows,
+        };
+        let rows = (0..=most.ilog2()).map(|i| 1 << i);
+        let each = rows.map(|rows| self.of_rows(rows).scratch(&s.of_rows(rows)));
+        each.max().unwrap_or(Bytes::ZERO)
+    }
+
+    fn scratch(self, s: &Sizes) -> Bytes {
         let m = s.make;
         let bytes = match self {
             Self::EmbeddingBackward(o, _) => {
@@ -430,6 +471,7 @@ impl Kind {
             Self::Attention(_, mask) | Self::AttentionBackward(_, mask) => {
                 attention::workspace(&s.attn(mask), s.dtype, m)
             }
+            Self::CachedAttention(_, mask) => attention::cached_workspace(&s.attn(mask), s.rows, m),
             Self::HeadTrain(_) | Self::HeadLoss(_) | Self::HeadLogits(_) => {
                 head::workspace(&s.head(), s.dtype, m)
             }

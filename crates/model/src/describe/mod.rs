@@ -8,6 +8,7 @@
 mod block;
 mod branch;
 pub(crate) mod check;
+mod decoding;
 mod ends;
 pub(crate) mod kind;
 
@@ -23,7 +24,9 @@ use lowtide_workload::{
 use crate::ModelError;
 use crate::families;
 use crate::lsp::{Factors, Layout, layout};
-use crate::params::{Part, Role, specs};
+use crate::params::{Part, Role, Spec, specs};
+pub use decoding::Decoding;
+pub(crate) use decoding::build_decoding;
 use kind::{Kind, Sizes};
 
 /// Logits of one chunk take at most about this many bytes, when the chunk is chosen here: on the
@@ -112,9 +115,7 @@ pub(crate) fn build(
     options: &Options,
     sketching: bool,
 ) -> Result<Built, ModelError> {
-    check::shape(shape)?;
-    check::options(shape, options)?;
-    let specs = specs(shape);
+    let specs = checked(shape, options)?;
     let mut frozen = List::from(vec![false; specs.len()]);
     for &p in &options.frozen {
         frozen[p] = true;
@@ -122,10 +123,27 @@ pub(crate) fn build(
     check::frozen(&specs, &frozen)?;
     let layout = layout(&specs, &frozen, options.lsp, sketching);
     check::projected(&layout, options.lsp)?;
+    laid_out(shape, options, layout, Sizes::new(shape, options))
+}
+
+/// The parameters of the files, when shape and batch go together.
+fn checked(shape: &ModelShape, options: &Options) -> Result<List<ParamId, Spec>, ModelError> {
+    check::shape(shape)?;
+    check::options(shape, options)?;
+    Ok(specs(shape))
+}
+
+/// The workload over laid out parameters.
+fn laid_out(
+    shape: &ModelShape,
+    options: &Options,
+    layout: Layout,
+    sizes: Sizes,
+) -> Result<Built, ModelError> {
     let params: List<ParamId, Param> = layout.iter().map(|e| e.param()).collect();
     let model = Model {
         shape,
-        sizes: Sizes::new(shape, options),
+        sizes,
         layout: &layout,
         params: &params,
         lowest: lowest(shape, &params),
@@ -279,6 +297,7 @@ impl<'a> Builder<'a> {
             d_output: None,
             d_input: None,
             logits: None,
+            cache: Bytes::ZERO,
             forward: List::default(),
             backward: List::default(),
             evaluate: List::default(),
@@ -395,6 +414,7 @@ impl<'a> Builder<'a> {
             What::Local(i) => self.unit.tensors[i].bytes,
             What::Weight(i) => Bytes(elements(i) * self.model.sizes.dtype.size()),
             What::Gradient(i) => Bytes(elements(i) * 8),
+            What::Cache => self.unit.cache,
             // One of the four planes.
             What::Inputs => Bytes(4 * self.model.sizes.rows as u64),
             What::Loss => Bytes(16),

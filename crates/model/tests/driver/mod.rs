@@ -12,7 +12,7 @@ use std::collections::{HashMap, HashSet};
 use half::bf16;
 use lowtide_device::{Dst, Queue};
 use lowtide_kernels::head::Counts;
-use lowtide_model::{Arg, Call, Decoder, Options, Phase, random_init};
+use lowtide_model::{Arg, Call, Decoder, Decoding, Live, Options, Phase, random_init};
 use lowtide_units::Id;
 use lowtide_workload::{
     Access, Batch, Dtype, Family, Layers, LocalId, LocalRope, ModelShape, OpId, Optimizer, ParamId,
@@ -24,6 +24,7 @@ pub enum Key {
     Local(usize, LocalId),
     Weight(ParamId),
     Gradient(ParamId),
+    Cache(usize),
     Inputs,
     Loss,
 }
@@ -34,6 +35,15 @@ pub struct Driver {
     queue: Queue,
     memory: HashMap<Key, Vec<u64>>,
     touched: HashSet<ParamId>,
+    live: Option<Live>,
+}
+
+/// A row of a step of decoding.
+#[derive(Clone, Copy, Debug)]
+pub struct Row {
+    pub token: i32,
+    pub position: i32,
+    pub place: i32,
 }
 
 /// A small Llama with odd sizes: grouped queries, untied, two blocks.
@@ -508,7 +518,16 @@ pub fn inputs(workload: &Workload, vocab: u32) -> Vec<i32> {
 impl Driver {
     /// A driver with weights larger than a new model's, so that every gradient is felt.
     pub fn new(shape: &ModelShape, options: &Options, threads: usize) -> Self {
-        let decoder = Decoder::new(shape, options).unwrap();
+        Self::of(Decoder::new(shape, options).unwrap(), shape, threads)
+    }
+
+    /// The same model, to make answers.
+    pub fn decoding(shape: &ModelShape, options: &Options, how: Decoding, threads: usize) -> Self {
+        let decoder = Decoder::decoding(shape, options, how).unwrap();
+        Self::of(decoder, shape, threads)
+    }
+
+    fn of(decoder: Decoder, shape: &ModelShape, threads: usize) -> Self {
         let queue = Queue::new("test", threads);
         let (memory, touched) = (HashMap::new(), HashSet::new());
         let mut driver = Self {
@@ -517,6 +536,7 @@ impl Driver {
             queue,
             memory,
             touched,
+            live: None,
         };
         let inputs = inputs(driver.decoder.workload(), shape.vocab);
         driver
@@ -607,6 +627,26 @@ impl Driver {
         bytemuck::cast_slice(&bytes[..unit.tensors[logits].bytes.usize()]).to_vec()
     }
 
+    /// Logits of the first rows of a step of decoding, (marked, V).
+    pub fn decode(&mut self, rows: &[Row], marked: usize) -> Vec<f32> {
+        let planes: [Vec<i32>; 4] = [
+            rows.iter().map(|r| r.token).collect(),
+            (0..rows.len())
+                .map(|i| if i < marked { 0 } else { -100 })
+                .collect(),
+            rows.iter().map(|r| r.position).collect(),
+            rows.iter().map(|r| r.place).collect(),
+        ];
+        self.live = Some(Live::of(&planes[1]));
+        self.forget_locals();
+        let mut all = words(bytemuck::cast_slice(&planes.concat()));
+        let bytes = self.decoder.workload().batch.input_bytes().usize();
+        all.resize(bytes.div_ceil(8), u64::MAX);
+        self.memory.insert(Key::Inputs, all);
+        let logits = self.infer();
+        logits[..marked * self.shape.vocab as usize].to_vec()
+    }
+
     fn up_to_head(&mut self, last: Phase) {
         let n = self.decoder.workload().units.len();
         for unit in 0..n - 1 {
@@ -671,6 +711,7 @@ impl Driver {
                 let bytes = Dst::of(memory).part(0, *bytes);
                 match (operand.access, key) {
                     (Access::Read, _) => Arg::Read(bytes.into_src()),
+                    (_, Key::Cache(_)) => Arg::Add(bytes),
                     (_, Key::Gradient(i)) if !self.touched.insert(*i) => Arg::Add(bytes),
                     _ => Arg::Write(bytes),
                 }
@@ -684,6 +725,7 @@ impl Driver {
             args,
             workspace,
             loss_scale,
+            live: self.live,
         };
         self.decoder.run(&self.queue, call);
         for ((operand, (key, _, after)), before) in what.operands.iter().zip(&taken).zip(&before) {
@@ -726,6 +768,7 @@ fn resolve(workload: &Workload, unit: usize, what: What) -> (Key, usize) {
             elements(i) * workload.precision.size() as usize,
         ),
         What::Gradient(i) => (Key::Gradient(i), elements(i) * 4),
+        What::Cache => (Key::Cache(unit), u.cache.usize()),
         What::Inputs => (Key::Inputs, workload.batch.input_bytes().usize()),
         What::Loss => (Key::Loss, 16),
     }

@@ -109,7 +109,7 @@ fn wanted(plan: &Plan, w: &Workload, clip: Clip, part: PartName) -> Vec<Item> {
         LastFirst => !one && clip == Clip::Previous,
         _ => true,
     };
-    if !there {
+    if !there || (w.decodes() && part != Infer) {
         return all;
     }
     if part == Drain {

@@ -232,7 +232,7 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// A batch begins: of the one before only weights, state, the clip factor, and gradients that wait
+    /// A batch begins: of the one before only weights, state, the clip factor, keys and values, and gradients that wait
     /// for their update with their norm parts have a meaning.
     pub(super) fn begin_batch(&mut self) {
         self.batch.clear();
@@ -244,6 +244,7 @@ impl Walk<'_> {
                     | Tensor::Shard(_)
                     | Tensor::State(_)
                     | Tensor::Clip
+                    | Tensor::Cache(_)
                     | Tensor::Gradient(_)
                     | Tensor::AllNormParts
             )

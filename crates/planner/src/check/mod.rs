@@ -22,6 +22,8 @@
 //!    (of several ranks a collective is work as any other, and as all ranks run one plan, all make the same ones in the
 //!    same order: what this rank has sent nothing is added to, its gradient is made of all ranks' shares, and whole
 //!    weights are of the newest shares);
+//!    (of a workload that decodes that is forward and the head's logits; its keys and values are one slot a unit on
+//!    the device, which stays, is changed in place by that unit's attention, and is nobody else's);
 //! 9. no tier holds a local tensor twice at once: what is needed comes from the nearest tier that has it.
 
 mod bounds;
@@ -152,6 +154,7 @@ fn size(plan: &Plan, w: &Workload, tensor: Tensor) -> u64 {
         Tensor::Losses => u64::from(plan.rounds().each()) * LOSS_BYTES,
         Tensor::Inputs(_) => w.batch.input_bytes().0,
         Tensor::Local(u, i, _) => w.units[u as usize].tensors[i].bytes.0,
+        Tensor::Cache(u) => w.units[u as usize].cache.0,
         Tensor::Workspace => u64::MAX,
         Tensor::Shard(p) => plan.own(p) * plan.precision.size(),
         Tensor::Shares(p) => plan.own(p) * 4 * ranks,

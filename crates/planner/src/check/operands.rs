@@ -295,6 +295,8 @@ impl Here<'_> {
             want.access = match operand.access {
                 Access::Read => Use::Read,
                 Access::Write => Use::Write,
+                // A part of what is kept is new, never all of it.
+                Access::Accumulate if operand.what == What::Cache => Use::Update,
                 // Rule 7 tells which.
                 Access::Accumulate if a.access == Use::Write => Use::Write,
                 Access::Accumulate => Use::Update,
@@ -339,6 +341,7 @@ impl Here<'_> {
             What::Local(i) => self.whole(Tensor::Local(u, i, m), Use::Read),
             What::Weight(p) => part(p, Tensor::Weight, self.w.precision.size()),
             What::Gradient(p) => part(p, Tensor::Accumulator, 4),
+            What::Cache => self.whole(Tensor::Cache(u), Use::Read),
             What::Inputs => self.whole(Tensor::Inputs(m), Use::Read),
             What::Loss => {
                 let first = self.plan.rounds().span(self.part).start;

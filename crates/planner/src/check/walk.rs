@@ -102,7 +102,8 @@ impl<'a> Walk<'a> {
         })
     }
 
-    /// Drained state: every home holds version 1 of its weights and state.
+    /// Drained state: every home holds version 1 of its weights and state. Of keys and values too: which of them mean
+    /// anything is for those to know who put answers into them.
     pub(super) fn start(&mut self) -> Result<(), Fault> {
         for (i, s) in self.plan.slots.pairs() {
             if !s.persistent {
@@ -113,7 +114,11 @@ impl<'a> Walk<'a> {
             if current
                 && matches!(
                     s.tensor,
-                    Tensor::Weight(_) | Tensor::Shard(_) | Tensor::State(_) | Tensor::Clip
+                    Tensor::Weight(_)
+                        | Tensor::Shard(_)
+                        | Tensor::State(_)
+                        | Tensor::Clip
+                        | Tensor::Cache(_)
                 )
             {
                 let held = self.held.get_mut(&i).expect("just held");

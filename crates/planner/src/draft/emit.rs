@@ -102,6 +102,9 @@ impl Emitter<'_> {
             }
         }
         st.device.insert(Tensor::Losses, self.homes.losses_device);
+        for &(u, slot) in &self.homes.caches {
+            st.device.insert(Tensor::Cache(u), slot);
+        }
         if self.choice.rounds(self.w).one() {
             return;
         }

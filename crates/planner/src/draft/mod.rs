@@ -169,6 +169,8 @@ struct Homes {
     clip_device: Option<SlotId>,
     losses_device: SlotId,
     losses_host: SlotId,
+    /// Keys and values of units that keep some.
+    caches: Vec<(u32, SlotId)>,
 }
 
 impl Homes {
@@ -188,6 +190,7 @@ impl Homes {
             clip_device: None,
             losses_device: nowhere,
             losses_host: nowhere,
+            caches: Vec::new(),
         }
     }
 }
@@ -305,6 +308,8 @@ pub(crate) fn draft(
 fn has(w: &Workload, choice: &Choice, clip: Clip, name: PartName) -> bool {
     let rounds = choice.rounds(w);
     match name {
+        // Nothing is trained.
+        _ if w.decodes() => name == PartName::Infer,
         PartName::Middle => rounds.middles() > 0,
         PartName::Last | PartName::LastEvaluate => !rounds.one(),
         PartName::LastFirst => !rounds.one() && clip == Clip::Previous,

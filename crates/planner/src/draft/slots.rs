@@ -127,7 +127,17 @@ impl Emitter<'_> {
         let norm_parts = self.home(Tier::Host, norm, Tensor::AllNormParts);
         let clip = self.home(Tier::Host, 64, Tensor::Clip);
         let on_device = self.choice.update.contains(&Processor::Device);
+        let units = self.w.units.iter().zip(0..);
+        let caches: Vec<(u32, u64)> = units
+            .filter(|(unit, _)| !unit.cache.is_zero())
+            .map(|(unit, u)| (u, unit.cache.0))
+            .collect();
+        let caches = caches
+            .into_iter()
+            .map(|(u, bytes)| (u, self.home(Tier::Device, bytes, Tensor::Cache(u))))
+            .collect();
         self.homes = Homes {
+            caches,
             weight: weight_homes,
             resident,
             host_copy,
@@ -394,7 +404,7 @@ impl Emitter<'_> {
     pub(super) fn fixed(&self, t: Tensor) -> bool {
         match t {
             Tensor::Weight(p) => self.choice.weights[self.unit_of(p)] == Tier::Device,
-            Tensor::Losses => true,
+            Tensor::Losses | Tensor::Cache(_) => true,
             Tensor::Gradient(p) => {
                 self.homes.gradient[p].is_some()
                     && self.choice.gradients[self.unit_of(p)] == Tier::Device
@@ -418,6 +428,7 @@ impl Emitter<'_> {
             Tensor::Losses => Self::losses_bytes(self.choice.rounds(self.w).each()),
             Tensor::Inputs(_) => self.w.batch.input_bytes().0,
             Tensor::Local(u, i, _) => self.w.units[u as usize].tensors[i].bytes.0,
+            Tensor::Cache(u) => self.w.units[u as usize].cache.0,
             Tensor::Workspace => 0,
             Tensor::Shard(p) => self.master_bytes(p),
             Tensor::Shares(p) => self.own(p) * 4 * u64::from(self.w.ranks),

@@ -217,7 +217,7 @@ impl Search<'_> {
 
 /// How far a need is above the budgets: the sum of the logarithms of the ratios, so that doubling
 /// a small budget weighs as much as doubling a large one.
-fn excess(need: &[u64; 3], allowed: &Budgets) -> f64 {
+pub(super) fn excess(need: &[u64; 3], allowed: &Budgets) -> f64 {
     Tier::ALL
         .iter()
         .map(|&t| {

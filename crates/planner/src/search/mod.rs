@@ -33,6 +33,7 @@ use mix::{Count, Knobs, Mix};
 use starts::first_of_each_loop;
 
 mod climb;
+mod decode;
 mod fit;
 mod ladder;
 pub mod links;
@@ -205,6 +206,9 @@ const CLIMBED: usize = 3;
 /// # Errors
 /// [`PlanError::Refused`] when no plan fits the budgets, with what would.
 pub fn plan(r: &Request<'_>) -> Result<Plan, PlanError> {
+    if r.workload.decodes() {
+        return decode::plan(r);
+    }
     let (knobs, seen) = (Knobs::new(r), Seen::default());
     let search = Search::new(*r, &knobs, &seen);
     search.made(&search.best()?)
@@ -223,6 +227,9 @@ pub fn plan_one_step(r: &Request<'_>) -> Result<Plan, PlanError> {
 /// Whether any plan fits a request. Looks for none that is fast, and for no reason where there is none.
 #[must_use]
 pub fn fits_any(r: &Request<'_>) -> bool {
+    if r.workload.decodes() {
+        return decode::fits_any(r);
+    }
     let (knobs, seen) = (Knobs::new(r), Seen::default());
     let search = Search::new(*r, &knobs, &seen);
     let holds = |(_, choice): &(Mix, Choice)| search.holds_whole(choice);
