@@ -12,7 +12,7 @@ use serde_json::Value;
 /// Packages whose tests use a GPU where there is one.
 const PACKAGES: [&str; 2] = ["lowtide-kernels", "lowtide-trainer"];
 /// Tests of the trainer that use one.
-const TESTS: [&str; 4] = ["golden", "equality", "cuda", "ranks"];
+const TESTS: [&str; 5] = ["golden", "generate", "equality", "cuda", "ranks"];
 
 /// Builds into `target/gpu`.
 pub fn run(root: &Path) -> ExitCode {

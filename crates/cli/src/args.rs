@@ -381,6 +381,9 @@ pub struct BenchArgs {
 pub enum Bench {
     /// Train a shape with random weights on random tokens, and time its steps.
     Step(Box<BenchStepArgs>),
+    /// Make answers of a shape with random weights to random prompts, with keys and values that are kept, and time
+    /// them.
+    Generate(Box<BenchGenerateArgs>),
     /// AdamW on the host's cores: its rate, its share of a copy of memory, and what copies and I/O
     /// beside it cost.
     Host(BenchHostArgs),
@@ -462,6 +465,26 @@ pub struct BenchStepArgs {
     pub trace: Option<PathBuf>,
 }
 
+/// Answers to time.
+#[derive(Debug, clap::Args)]
+pub struct BenchGenerateArgs {
+    /// Of what, where, under which budgets; of the batch nothing is used.
+    #[command(flatten)]
+    pub plan: PlanArgs,
+    /// Tokens of a prompt.
+    #[arg(long, value_name = "N", default_value_t = 128,
+        value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub prompt_tokens: u32,
+    /// Tokens of an answer.
+    #[arg(long, value_name = "N", default_value_t = 128,
+        value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub new_tokens: u32,
+    /// Answers that are made at once.
+    #[arg(long, value_name = "N", default_value_t = 1,
+        value_parser = clap::value_parser!(u32).range(1..=256))]
+    pub answers: u32,
+}
+
 /// What to compare.
 #[derive(Debug, clap::Args)]
 pub struct VerifyArgs {
@@ -490,6 +513,10 @@ pub struct EvalArgs {
     /// A Hugging Face model directory; without: the model that the run has made, or starts from.
     #[arg(long, value_name = "DIR")]
     pub model: Option<PathBuf>,
+    /// Make so many answers at once with keys and values that are kept, in a session of their own: many times as
+    /// fast, and with other last bits than answers during training.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub cached: Option<u32>,
 }
 
 /// What to export.
@@ -544,6 +571,10 @@ pub struct GenerateArgs {
     /// Most new tokens; without: the run's `eval.generate.max_new_tokens`.
     #[arg(long, value_name = "N")]
     pub max_new_tokens: Option<u32>,
+    /// Keep no keys and values: each token runs all before it again, with the bits of `eval` and of answers during
+    /// training.
+    #[arg(long)]
+    pub no_cache: bool,
     /// 0 takes the most likely token each time.
     #[arg(
         long,

@@ -7,7 +7,7 @@ use lowtide_planner::explain::{explain, explain_choices, lane_of};
 use lowtide_planner::plan::LaneKind;
 use lowtide_planner::{Machine, Plan};
 use lowtide_trainer::Workload;
-use lowtide_trainer::bench::{StepReport, step};
+use lowtide_trainer::bench::{GenerateReport, StepReport, generate, step};
 use lowtide_trainer::report::{Observer, Phase};
 use lowtide_trainer::threads::usual_threads;
 use lowtide_trainer::{Bytes, CudaError, Gpu, TrainError};
@@ -15,7 +15,8 @@ use serde_json::json;
 
 use crate::Answer;
 use crate::args::{
-    Bench, BenchArgs, BenchDiskArgs, BenchHostArgs, BenchLinksArgs, BenchStepArgs, directories,
+    Bench, BenchArgs, BenchDiskArgs, BenchGenerateArgs, BenchHostArgs, BenchLinksArgs,
+    BenchStepArgs, directories,
 };
 use crate::error::CliError;
 use crate::out::{Out, bytes, seconds};
@@ -27,6 +28,7 @@ use crate::progress::Waiting;
 pub fn bench(args: &BenchArgs, out: Out) -> Answer {
     match &args.what {
         Bench::Step(args) => bench_step(args, out),
+        Bench::Generate(args) => bench_generate(args, out),
         Bench::Host(args) => bench_host(args, out),
         Bench::Links(args) => bench_links(args, out),
         Bench::Disk(args) => bench_disk(args, out),
@@ -186,6 +188,48 @@ fn bench_step(args: &BenchStepArgs, out: Out) -> Answer {
     let report = step(&run, args.steps, args.trace.as_deref(), &mut show)?;
     out.text(&table(&report, show.cuda));
     Ok((json!(report), 0))
+}
+
+fn bench_generate(args: &BenchGenerateArgs, out: Out) -> Answer {
+    let mut run = run_of(&args.plan)?;
+    if let Some(machine) = &args.plan.machine {
+        run.plan.machine = Some(machine.clone());
+    }
+    let mut show = Show {
+        out,
+        cuda: false,
+        waiting: None,
+    };
+    let (prompt, new) = (args.prompt_tokens, args.new_tokens);
+    let report = generate(&run, args.answers, (prompt, new), &mut show)?;
+    out.text(&answers_table(&report));
+    Ok((json!(report), 0))
+}
+
+fn answers_table(r: &GenerateReport) -> String {
+    let rate = match r.tokens_per_second {
+        Some(rate) => format!(", then {rate:.1} tokens/s"),
+        None => String::new(),
+    };
+    format!(
+        "{} on {}: {} of {} tokens each, behind prompts of {}: {}\n\
+         prompts {}{rate} (a step predicted {})\n\
+         device {} planned, host {} planned, disk {} planned",
+        r.model,
+        r.machine,
+        match r.answers {
+            1 => "an answer".to_owned(),
+            n => format!("{n} answers at once"),
+        },
+        r.new_tokens,
+        r.prompt_tokens,
+        seconds(r.seconds),
+        seconds(r.prompt_seconds),
+        seconds(r.predicted_step_seconds),
+        bytes(r.planned_device_bytes),
+        bytes(r.planned_host_bytes),
+        bytes(r.planned_disk_bytes),
+    )
 }
 
 struct Show {

@@ -1,9 +1,10 @@
 //! `lowtide eval`: how good a model is on the run's evaluation data.
 
+use lowtide_config::Run;
 use lowtide_trainer::TrainError;
-use lowtide_trainer::answers::{Extract, answer_all, questions, right};
+use lowtide_trainer::answers::{Extract, Question, answer_all, questions, right};
 use lowtide_trainer::fit::{Evaluation, evaluate};
-use lowtide_trainer::generate::{Places, Plain};
+use lowtide_trainer::generate::{Places, Plain, steps};
 use lowtide_trainer::hub;
 use lowtide_trainer::inputs::{load_inputs, open_tokenizer};
 use lowtide_trainer::paths;
@@ -14,7 +15,7 @@ use serde_json::json;
 use crate::Answer;
 use crate::args::EvalArgs;
 use crate::error::CliError;
-use crate::generate::ready;
+use crate::generate::{ready, ready_to_decode};
 use crate::out::Out;
 use crate::progress::Waiting;
 
@@ -62,13 +63,14 @@ pub fn eval(args: &EvalArgs, out: Out) -> Answer {
     let mut answers = Vec::new();
     if !questions.is_empty() {
         let most = run.eval.generate.max_new_tokens as usize;
+        if let Some(answers) = args.cached {
+            drop(session);
+            session = ready_to_decode(&run, steps(answers, longest(&run, &questions)))?;
+        }
         let waiting = Waiting::begin("answering prompts");
         let of = questions.len() as u64;
         let places = Places::of(session.decoder());
-        let mut plain = Plain {
-            session: &mut session,
-            progress: |done| waiting.at(done as u64, of),
-        };
+        let mut plain = Plain::new(&mut session, |done| waiting.at(done as u64, of));
         let made = answer_all(
             &mut plain, places, &tokenizer, &stops, &questions, &extract, most,
         )?;
@@ -88,7 +90,16 @@ pub fn eval(args: &EvalArgs, out: Out) -> Answer {
         "exact_match": share,
         "right": right(&answers),
         "prompts": n,
+        "cached": args.cached,
         "answers": answers,
     });
     Ok((answer, 0))
+}
+
+/// Tokens of the longest prompt that leaves room for an answer, with the longest answer.
+fn longest(run: &Run, questions: &[Question]) -> u32 {
+    let lengths = questions.iter().map(|q| q.prompt.tokens.len() as u32);
+    let prompt = lengths.filter(|&n| n < run.train.seq).max().unwrap_or(1);
+    let keys = prompt.saturating_add(run.eval.generate.max_new_tokens);
+    keys.min(run.train.seq)
 }

@@ -4,10 +4,12 @@ use lowtide_config::{ModelSource, Run};
 use lowtide_data::RecordProblem;
 use lowtide_data::{Tokenizer, generation_prompt};
 use lowtide_session::Session;
-use lowtide_trainer::generate::{Sampling, generate as continue_text};
+use lowtide_trainer::TrainError;
+use lowtide_trainer::generate::{Decoding, Sampling, generate as continue_text};
 use lowtide_trainer::inputs::open_tokenizer;
-use lowtide_trainer::open::{load_weights, open_session, plan_run};
+use lowtide_trainer::open::{load_weights, open_session, plan_decoding, plan_run};
 use lowtide_trainer::paths;
+use lowtide_trainer::planning::Planned;
 use lowtide_trainer::report::Phase;
 use lowtide_trainer::stops::stops_of;
 use serde_json::json;
@@ -72,36 +74,65 @@ pub fn generate(args: &GenerateArgs, out: Out) -> Answer {
         let what = format!("{} tokens of {} leave no room", tokens.len(), run.train.seq);
         return Err(usage(what, "raise it with --set train.seq=N"));
     }
-    let mut session = ready(&run)?;
+    let max_new_tokens = args
+        .max_new_tokens
+        .unwrap_or(run.eval.generate.max_new_tokens);
+    let mut session = match args.no_cache {
+        true => ready(&run)?,
+        false => ready_to_decode(&run, steps(&run, tokens.len(), max_new_tokens))?,
+    };
     let sampling = Sampling {
         temperature: args.temperature,
         top_p: args.top_p,
         seed: args.seed,
-        max_new_tokens: args
-            .max_new_tokens
-            .unwrap_or(run.eval.generate.max_new_tokens) as usize,
+        max_new_tokens: max_new_tokens as usize,
     };
     let waiting = Waiting::begin("decoding");
-    let all = continue_text(&mut session, &[tokens], &stops, &sampling, |_| ())?;
+    let (all, passes) = continue_text(&mut session, &[tokens], &stops, &sampling, |_| ())?;
     drop(waiting);
     let new = all.into_iter().next().unwrap_or_default();
     let text = tokenizer.decode(&new, false);
     // What a model says may have tabs, which are no harm.
     out.as_it_is(&text);
-    Ok((
-        json!({ "text": text, "tokens": new, "model": name(&run) }),
-        0,
-    ))
+    let answer = json!({
+        "text": text,
+        "tokens": new,
+        "model": name(&run),
+        "cache": !args.no_cache,
+        "prompt_tokens": passes.prompt_tokens,
+        "prompt_seconds": passes.prompt_seconds,
+        "tokens_per_second": passes.tokens_per_second(),
+    });
+    Ok((answer, 0))
+}
+
+/// Steps of one answer, to a prompt of so many tokens.
+fn steps(run: &Run, prompt: usize, max_new_tokens: u32) -> Decoding {
+    let prompt = u32::try_from(prompt).expect("shorter than a sequence");
+    let keys = prompt.saturating_add(max_new_tokens).min(run.train.seq);
+    lowtide_trainer::generate::steps(1, keys)
 }
 
 /// A session of a run that makes no steps, with its weights.
 pub fn ready(run: &Run) -> Result<Session, CliError> {
+    ready_by(run, plan_run)
+}
+
+/// A session that makes answers with keys and values that are kept.
+pub fn ready_to_decode(run: &Run, how: Decoding) -> Result<Session, CliError> {
+    ready_by(run, |run| plan_decoding(run, how))
+}
+
+fn ready_by(
+    run: &Run,
+    plan: impl FnOnce(&Run) -> Result<Planned, TrainError>,
+) -> Result<Session, CliError> {
     let waiting = Waiting::begin(if run.plan.machine.is_some() {
         "planning"
     } else {
         "measuring this machine and planning"
     });
-    let planned = plan_run(run)?;
+    let planned = plan(run)?;
     drop(waiting);
     let _waiting = Waiting::begin(Phase::Weights.name());
     let mut session = open_session(run, &planned)?;

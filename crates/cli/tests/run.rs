@@ -72,6 +72,16 @@ fn what_is_trained_is_evaluated_and_speaks() {
         (&eval["prompts"], &eval["exact_match"]),
         (&2.into(), &report["exact_match_after"])
     );
+    // With a KV cache, of one prompt more than there are.
+    let (code, cached) = answer(&["eval", run, "--cached", "3"]);
+    assert_eq!(code, 0, "{cached}");
+    assert_eq!(
+        (&cached["prompts"], &cached["cached"]),
+        (&2.into(), &3.into())
+    );
+    assert_eq!(cached["eval_loss"], eval["eval_loss"]);
+    let answers = cached["answers"].as_array().expect("a list");
+    assert!(answers.iter().all(|a| a["answer"].is_string()));
     let (code, text) = answer(&[
         "generate",
         run,
@@ -106,6 +116,31 @@ fn what_is_trained_is_evaluated_and_speaks() {
         "7",
     ]);
     assert_eq!(again["tokens"], same["tokens"]);
+    assert_eq!(same["cache"], true);
+    let new = ["--prompt", "The", "--max-new-tokens", "4"];
+    let (code, whole) = answer(&[&["generate", run, "--no-cache"], &new[..]].concat());
+    assert_eq!((code, &whole["cache"]), (0, &false.into()), "{whole}");
+    assert!(whole["tokens"].as_array().expect("a list").len() <= 4);
+    // A cache that does not fit is refused, with what would.
+    let small = ["--set", "budget.device=4KiB"];
+    let (code, refused) = answer(&[&["generate", run], &new[..], &small].concat());
+    assert_eq!(code, 2, "{refused}");
+    let error = refused["error"].as_str().expect("an error");
+    assert!(
+        error.contains("does not fit: needs at least device"),
+        "{error}"
+    );
+    let sizes = [
+        "--prompt-tokens",
+        "5",
+        "--new-tokens",
+        "4",
+        "--answers",
+        "2",
+    ];
+    let (code, timed) = answer(&[&["bench", "generate", run], &sizes[..]].concat());
+    assert_eq!((code, &timed["answers"]), (0, &2.into()), "{timed}");
+    assert!(timed["tokens_per_second"].as_f64() > Some(0.0), "{timed}");
 }
 
 #[test]

@@ -1,4 +1,8 @@
-//! A synthetic run of a named shape, to time its steps; and one part of the machine at a time.
+//! A synthetic run of a named shape, to time its steps or the answers that it makes.
+
+mod answers;
+
+pub use answers::{GenerateReport, generate};
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
@@ -232,7 +236,7 @@ fn timed(
 
 /// Weights from a table of random numbers: their values do not matter, only that they are not all
 /// alike, and a large model is filled in seconds.
-fn fill(session: &mut Session) -> Result<(), TrainError> {
+pub(super) fn fill(session: &mut Session) -> Result<(), TrainError> {
     let random = Philox::new(0, 0);
     let table: Vec<f32> = (0..1u64 << 20)
         .map(|i| (random.below(i, 1 << 20) as f32 / (1u64 << 19) as f32 - 1.0) * 0.035)

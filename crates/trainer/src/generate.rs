@@ -1,7 +1,13 @@
-//! Greedy and sampled decoding through the plan's inference part: every token runs the whole
-//! prefix again, of as many prompts at once as rows hold. For looking at results, not for serving.
+//! Greedy and sampled decoding through the plan's inference part, of several prompts at once. In a session of its
+//! own, with keys and values that are kept, a token is a row of a [step](cached); in one that trains every token
+//! runs the whole prefix again, of as many prompts as rows hold. For looking at results, not for serving.
+
+mod cached;
+
+use std::time::Instant;
 
 use lowtide_executor::ExecError;
+pub use lowtide_model::Decoding;
 
 use crate::stops::Stops;
 use lowtide_data::Micro;
@@ -32,6 +38,52 @@ pub trait Decoder {
     fn infer(&mut self, inputs: Micro) -> Result<Option<Outcome>, Self::Error>;
     /// So many prompts are answered.
     fn progress(&mut self, done: usize);
+    /// A pass has ended, in which so many new tokens were made, and whether it had tokens of prompts.
+    fn passed(&mut self, pass: Pass) {
+        let _ = pass;
+    }
+}
+
+/// What one pass of a session did.
+#[derive(Clone, Copy, Debug)]
+pub struct Pass {
+    /// Tokens of prompts that nothing was made of before.
+    pub prompt_tokens: usize,
+    /// New tokens of all answers.
+    pub tokens: usize,
+    /// How long the pass took.
+    pub seconds: f64,
+}
+
+/// Passes of answers, those with tokens of prompts apart.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Passes {
+    /// Tokens of all prompts.
+    pub prompt_tokens: usize,
+    /// Seconds of the passes that had some; each gives a token of the prompts that end in it.
+    pub prompt_seconds: f64,
+    /// Tokens of the other passes.
+    pub tokens: usize,
+    /// Seconds of the other passes.
+    pub seconds: f64,
+}
+
+impl Passes {
+    fn add(&mut self, pass: Pass) {
+        self.prompt_tokens += pass.prompt_tokens;
+        if pass.prompt_tokens > 0 {
+            self.prompt_seconds += pass.seconds;
+        } else {
+            self.tokens += pass.tokens;
+            self.seconds += pass.seconds;
+        }
+    }
+
+    /// Tokens a second where no prompt was read; none where there was no such pass.
+    #[must_use]
+    pub fn tokens_per_second(&self) -> Option<f64> {
+        (self.tokens > 0).then(|| self.tokens as f64 / self.seconds)
+    }
 }
 
 /// A session that nothing is asked of, and who is told of progress.
@@ -40,6 +92,19 @@ pub struct Plain<'a, P> {
     pub session: &'a mut Session,
     /// Called with the number of prompts answered.
     pub progress: P,
+    /// What the answers took.
+    pub passes: Passes,
+}
+
+impl<'a, P> Plain<'a, P> {
+    /// A decoder by this session, of which nothing is asked.
+    pub fn new(session: &'a mut Session, progress: P) -> Self {
+        Self {
+            session,
+            progress,
+            passes: Passes::default(),
+        }
+    }
 }
 
 impl<P: FnMut(usize)> Decoder for Plain<'_, P> {
@@ -51,6 +116,10 @@ impl<P: FnMut(usize)> Decoder for Plain<'_, P> {
 
     fn progress(&mut self, done: usize) {
         (self.progress)(done);
+    }
+
+    fn passed(&mut self, pass: Pass) {
+        self.passes.add(pass);
     }
 }
 
@@ -65,17 +134,42 @@ pub fn generate(
     stops: &Stops,
     sampling: &Sampling,
     progress: impl FnMut(usize),
-) -> Result<Vec<Vec<i32>>, ExecError> {
+) -> Result<(Vec<Vec<i32>>, Passes), ExecError> {
     let places = Places::of(session.decoder());
-    let mut plain = Plain { session, progress };
+    let mut plain = Plain::new(session, progress);
     let answers = decode(&mut plain, places, prompts, stops, sampling)?;
-    Ok(answers.expect("nobody asks it to end"))
+    let answers = answers.expect("nobody asks it to end");
+    Ok((answers, plain.passes))
 }
 
-/// Where answers are made: rows of tokens, cut into spans. Each span gives logits at its one marked token; an answer
+/// Tokens of a step: more take longer than they save where weights are on the device, and fewer read streamed
+/// weights more often for a long prompt.
+const STEP: u32 = 256;
+
+/// Steps that make so many answers at once, each with its prompt of as many tokens at most.
+#[must_use]
+pub fn steps(places: u32, keys: u32) -> Decoding {
+    let most = places.saturating_mul(keys).clamp(1, STEP);
+    Decoding {
+        places,
+        keys,
+        rows: most.max(places).next_power_of_two(),
+    }
+}
+
+/// Where answers are made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Places {
+    /// In rows of tokens, all of which run again for each token.
+    Rows(Rows),
+    /// In keys and values that are kept.
+    Kept(Decoding),
+}
+
+/// Rows of tokens, cut into spans. Each span gives logits at its one marked token; an answer
 /// with its prompt takes as many spans, one behind the other, as it may come to need.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Places {
+pub struct Rows {
     /// Rows.
     pub rows: usize,
     /// Tokens of a row.
@@ -88,12 +182,84 @@ impl Places {
     /// Those of a model as it is described for a run.
     #[must_use]
     pub fn of(decoder: &lowtide_model::Decoder) -> Self {
+        if let Some(how) = decoder.steps() {
+            return Self::Kept(how);
+        }
         let batch = decoder.workload().batch;
-        Self {
+        Self::Rows(Rows {
             rows: batch.micro_batch as usize,
             seq: batch.seq as usize,
             span: decoder.span(),
+        })
+    }
+
+    /// Most tokens of a prompt and its answer.
+    fn longest(&self) -> usize {
+        match self {
+            Self::Rows(rows) => rows.seq,
+            Self::Kept(how) => how.keys as usize,
         }
+    }
+}
+
+/// As [`generate`], with whatever runs the tokens; `None`: it was asked to end. The place of a prompt that is
+/// answered is taken by the next one.
+///
+/// # Errors
+/// What stopped the run.
+pub fn decode<D: Decoder>(
+    decoder: &mut D,
+    places: Places,
+    prompts: &[Vec<i32>],
+    stops: &Stops,
+    sampling: &Sampling,
+) -> Result<Option<Vec<Vec<i32>>>, D::Error> {
+    let asked = Asked {
+        prompts,
+        stops,
+        sampling,
+        longest: places.longest(),
+        rng: Philox::new(sampling.seed, GENERATE_STREAM),
+    };
+    match places {
+        Places::Rows(rows) => in_rows(decoder, rows, &asked),
+        Places::Kept(how) => cached::decode(decoder, how, &asked),
+    }
+}
+
+/// What answers are asked for.
+struct Asked<'a> {
+    prompts: &'a [Vec<i32>],
+    stops: &'a Stops,
+    sampling: &'a Sampling,
+    /// Most tokens of a prompt and its answer.
+    longest: usize,
+    rng: Philox,
+}
+
+impl Asked<'_> {
+    /// Whether a prompt leaves room for an answer.
+    fn has_room(&self, prompt: &[i32]) -> bool {
+        let has = !prompt.is_empty() && prompt.len() < self.longest;
+        has && self.sampling.max_new_tokens > 0
+    }
+
+    /// Appends the next token to a prompt and what it has of an answer; whether there may be more.
+    fn go_on(&self, prompt: usize, tokens: &mut Vec<i32>, logits: &[f32]) -> bool {
+        // Its own numbers, whichever prompts are answered beside it.
+        let drawn = tokens.len() - self.prompts[prompt].len() + 1;
+        let u = self.rng.unit(((prompt as u64) << 32) + drawn as u64);
+        let token = choose(logits, self.sampling, u);
+        tokens.push(token);
+        !self.stops.contains(token)
+            && tokens.len() < self.longest
+            && drawn < self.sampling.max_new_tokens
+    }
+
+    /// The answer behind a prompt.
+    fn answer(&self, prompt: usize, tokens: &[i32]) -> Vec<i32> {
+        let new = &tokens[self.prompts[prompt].len()..];
+        self.stops.before(new).to_vec()
     }
 }
 
@@ -108,35 +274,28 @@ struct Making {
     spans: usize,
 }
 
-/// As [`generate`], with whatever runs the tokens; `None`: it was asked to end. The place of a prompt that is answered is
-/// taken by the next one.
-///
-/// # Errors
-/// What stopped the run.
-pub fn decode<D: Decoder>(
+/// In rows that run again for each token.
+fn in_rows<D: Decoder>(
     decoder: &mut D,
-    places: Places,
-    prompts: &[Vec<i32>],
-    stops: &Stops,
-    sampling: &Sampling,
+    places: Rows,
+    asked: &Asked<'_>,
 ) -> Result<Option<Vec<Vec<i32>>>, D::Error> {
-    let rng = Philox::new(sampling.seed, GENERATE_STREAM);
+    let prompts = asked.prompts;
     let mut answers: Vec<Vec<i32>> = vec![Vec::new(); prompts.len()];
-    let room = |prompt: &Vec<i32>| {
-        let has = !prompt.is_empty() && prompt.len() < places.seq;
-        has && sampling.max_new_tokens > 0
-    };
+    let room = |prompt: &Vec<i32>| asked.has_room(prompt);
     let mut waiting = (0..prompts.len()).filter(|&i| room(&prompts[i])).peekable();
     let mut done = prompts.iter().filter(|p| !room(p)).count();
     let mut making: Vec<Making> = Vec::new();
     loop {
+        let mut prompt_tokens = 0;
         while let Some(&prompt) = waiting.peek() {
             let tokens = prompts[prompt].clone();
-            let most = (tokens.len() + sampling.max_new_tokens).min(places.seq);
+            let most = (tokens.len() + asked.sampling.max_new_tokens).min(places.seq);
             let spans = most.div_ceil(places.span);
             let Some(first) = free(&places, &making, spans) else {
                 break;
             };
+            prompt_tokens += tokens.len();
             making.push(Making {
                 prompt,
                 tokens,
@@ -149,28 +308,27 @@ pub fn decode<D: Decoder>(
             decoder.progress(done);
             return Ok(Some(answers));
         }
+        let begin = Instant::now();
         let Some(outcome) = decoder.infer(inputs(&places, &making))? else {
             return Ok(None);
         };
+        let tokens = making.len();
         let vocab = outcome.logits.len() * places.span / (places.rows * places.seq);
         let before = done;
         making.retain_mut(|m| {
-            let prompt = &prompts[m.prompt];
             let at = m.first + (m.tokens.len() - 1) / places.span;
             let logits = &outcome.logits[at * vocab..][..vocab];
-            // Its own numbers, whichever prompts are answered beside it.
-            let drawn = m.tokens.len() - prompt.len() + 1;
-            let u = rng.unit(((m.prompt as u64) << 32) + drawn as u64);
-            let token = choose(logits, sampling, u);
-            m.tokens.push(token);
-            let open = !stops.contains(token)
-                && m.tokens.len() < places.seq
-                && drawn < sampling.max_new_tokens;
+            let open = asked.go_on(m.prompt, &mut m.tokens, logits);
             if !open {
-                answers[m.prompt] = stops.before(&m.tokens[prompt.len()..]).to_vec();
+                answers[m.prompt] = asked.answer(m.prompt, &m.tokens);
                 done += 1;
             }
             open
+        });
+        decoder.passed(Pass {
+            prompt_tokens,
+            tokens,
+            seconds: begin.elapsed().as_secs_f64(),
         });
         if done > before {
             decoder.progress(done);
@@ -179,7 +337,7 @@ pub fn decode<D: Decoder>(
 }
 
 /// The first of so many spans of one row that nobody has.
-fn free(places: &Places, making: &[Making], spans: usize) -> Option<usize> {
+fn free(places: &Rows, making: &[Making], spans: usize) -> Option<usize> {
     let a_row = places.seq / places.span;
     let taken = |span: usize| {
         let has = |m: &Making| (m.first..m.first + m.spans).contains(&span);
@@ -196,7 +354,7 @@ fn free(places: &Places, making: &[Making], spans: usize) -> Option<usize> {
 const GENERATE_STREAM: u64 = 3 << 62;
 
 /// Rows padded to B × T: each answer a document at the beginning of its first span, marked at its last token.
-fn inputs(places: &Places, making: &[Making]) -> Micro {
+fn inputs(places: &Rows, making: &[Making]) -> Micro {
     let n = places.rows * places.seq;
     let mut m = Micro {
         tokens: vec![0; n],
@@ -252,119 +410,4 @@ fn choose(logits: &[f32], sampling: &Sampling, u: f64) -> i32 {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::convert::Infallible;
-
-    use super::*;
-
-    const VOCAB: usize = 50;
-
-    /// The next token is a sum over the document at the mark, so that anything of another document shows.
-    struct Sums {
-        places: Places,
-        passes: usize,
-        told: Vec<usize>,
-    }
-
-    impl Decoder for Sums {
-        type Error = Infallible;
-
-        fn infer(&mut self, m: Micro) -> Result<Option<Outcome>, Infallible> {
-            self.passes += 1;
-            let Places { rows, seq, span } = self.places;
-            let mut logits = vec![0.0; rows * seq / span * VOCAB];
-            for (i, part) in logits.chunks_exact_mut(VOCAB).enumerate() {
-                let marks: Vec<usize> = (i * span..(i + 1) * span)
-                    .filter(|&at| m.labels[at] >= 0)
-                    .collect();
-                assert!(marks.len() < 2, "two marks in span {i}");
-                let Some(&at) = marks.first() else { continue };
-                let start = at / seq * seq + m.doc_start[at] as usize;
-                assert_eq!(m.positions[at] as usize, at - start);
-                let sum: i32 = (start..=at)
-                    .map(|j| m.tokens[j] * (m.positions[j] + 1))
-                    .sum();
-                part[sum as usize % VOCAB] = 4.0;
-                part[(sum as usize + 7) % VOCAB] = 3.0;
-            }
-            let logits = Outcome {
-                logits,
-                ..Outcome::default()
-            };
-            Ok(Some(logits))
-        }
-
-        fn progress(&mut self, done: usize) {
-            self.told.push(done);
-        }
-    }
-
-    fn answers(places: Places, prompts: &[Vec<i32>], temperature: f64) -> (Vec<Vec<i32>>, Sums) {
-        let mut decoder = Sums {
-            places,
-            passes: 0,
-            told: Vec::new(),
-        };
-        let sampling = Sampling {
-            temperature,
-            top_p: 1.0,
-            seed: 3,
-            max_new_tokens: 9,
-        };
-        let stops = Stops::of([0, 1]);
-        let made = decode(&mut decoder, places, prompts, &stops, &sampling);
-        let Ok(made) = made;
-        (made.expect("nobody asks it to end"), decoder)
-    }
-
-    #[test]
-    fn prompts_that_share_rows_are_answered_as_alone() {
-        let one = Places {
-            rows: 1,
-            seq: 32,
-            span: 32,
-        };
-        let prompts: Vec<Vec<i32>> = (0..23)
-            .map(|i| (0..i * 3 % 31).map(|j| (i * 5 + j * 3) % 49 + 1).collect())
-            .chain([(0..32).collect(), (0..40).collect()])
-            .collect();
-        for temperature in [0.0, 0.7] {
-            let alone: Vec<Vec<i32>> = match temperature {
-                // Who is drawn for which prompt depends on its place in the list.
-                0.0 => {
-                    let each = prompts.iter().map(std::slice::from_ref);
-                    each.flat_map(|p| answers(one, p, temperature).0).collect()
-                }
-                _ => answers(one, &prompts, temperature).0,
-            };
-            assert!(alone.iter().any(|a| a.len() == 9) && alone.iter().any(|a| a.len() < 9));
-            for (rows, span) in [(1, 8), (2, 8), (3, 16), (2, 32)] {
-                let places = Places {
-                    rows,
-                    seq: 32,
-                    span,
-                };
-                let (together, decoder) = answers(places, &prompts, temperature);
-                assert_eq!(together, alone, "{rows} rows in spans of {span}");
-                assert_eq!(decoder.told.last(), Some(&prompts.len()));
-                assert!(decoder.told.is_sorted());
-            }
-        }
-        // Of short ones two share a row of two spans.
-        let short: Vec<Vec<i32>> = (2..18).map(|i| vec![i; 3]).collect();
-        let passes = |span| {
-            let places = Places {
-                rows: 2,
-                seq: 32,
-                span,
-            };
-            answers(places, &short, 0.0).1.passes
-        };
-        assert!(
-            4 * passes(16) < 3 * passes(32),
-            "{} {}",
-            passes(16),
-            passes(32)
-        );
-    }
-}
+mod tests;

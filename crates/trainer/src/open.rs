@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use lowtide_config::{Init, ModelSource, Run};
 use lowtide_executor::{Mode, Trace};
-use lowtide_model::{Checkpoint, random_init};
+use lowtide_model::{Checkpoint, Decoder, Decoding, random_init};
 use lowtide_planner::{Plan, Tier};
 use lowtide_workload::ModelShape;
 
@@ -13,7 +13,7 @@ use crate::device::{self};
 use crate::error::TrainError;
 use crate::hub;
 use crate::inputs::sample_of;
-use crate::planning::{Planned, decoder_of, shape_of};
+use crate::planning::{Planned, decoder_of, options_of, shape_of};
 use crate::projectors::Projectors;
 use crate::report::Nobody;
 use crate::threads::threads_of;
@@ -31,6 +31,25 @@ pub fn plan_run(run: &Run) -> Result<Planned, TrainError> {
     let device = device::open(run, &shape_of(run)?)?;
     let decoder = decoder_of(run, run.batch(), device.target)?;
     let basis = Basis::here(run, &device, decoder, || sample_of(run), &mut Nobody)?;
+    let plan = basis.plan()?;
+    Ok(basis.planned(device, plan, Trace::NONE))
+}
+
+/// As [`plan_run`], of a run that only makes answers, token by token with keys and values that are kept.
+///
+/// # Errors
+/// As [`plan_run`]; places of more tokens than the model has positions.
+pub fn plan_decoding(run: &Run, how: Decoding) -> Result<Planned, TrainError> {
+    let mut run = run.clone();
+    (run.checkpoint.durable, run.gpus) = (false, 1);
+    // Attention over what is kept is always the own kernels': there is nothing to ask cuDNN.
+    run.data.packing = true;
+    let run = &run;
+    let shape = shape_of(run)?;
+    let device = device::open(run, &shape)?;
+    let options = options_of(run, &shape, run.batch(), device.target)?;
+    let decoder = Arc::new(Decoder::decoding(&shape, &options, how)?);
+    let basis = Basis::here(run, &device, decoder, || None, &mut Nobody)?;
     let plan = basis.plan()?;
     Ok(basis.planned(device, plan, Trace::NONE))
 }

@@ -1,0 +1,137 @@
+//! Answers in rows that run again for each token.
+
+use std::convert::Infallible;
+
+use super::*;
+
+pub(super) const VOCAB: usize = 50;
+
+/// Logits behind tokens.
+pub(super) fn logits_of(tokens: &[i32]) -> [f32; VOCAB] {
+    let sum: i32 = (1..).zip(tokens).map(|(i, token)| i * token).sum();
+    let mut logits = [0.0; VOCAB];
+    logits[sum as usize % VOCAB] = 4.0;
+    logits[(sum as usize + 7) % VOCAB] = 3.0;
+    logits
+}
+
+/// Prompts up to and beyond a row of 32.
+pub(super) fn prompts_of_all_lengths() -> Vec<Vec<i32>> {
+    (0..23)
+        .map(|i| (0..i * 3 % 31).map(|j| (i * 5 + j * 3) % 49 + 1).collect())
+        .chain([(0..32).collect(), (0..40).collect()])
+        .collect()
+}
+
+/// Answers one after the other, each in a row of its own.
+pub(super) fn alone(prompts: &[Vec<i32>], temperature: f64) -> Vec<Vec<i32>> {
+    let one = Rows {
+        rows: 1,
+        seq: 32,
+        span: 32,
+    };
+    match temperature {
+        // Who is drawn for which prompt depends on its place in the list.
+        0.0 => {
+            let each = prompts.iter().map(std::slice::from_ref);
+            each.flat_map(|p| answers(one, p, temperature).0).collect()
+        }
+        _ => answers(one, prompts, temperature).0,
+    }
+}
+
+/// The next token is a sum over the document at the mark, so that anything of another document shows.
+struct Sums {
+    places: Rows,
+    passes: usize,
+    told: Vec<usize>,
+}
+
+impl Decoder for Sums {
+    type Error = Infallible;
+
+    fn infer(&mut self, m: Micro) -> Result<Option<Outcome>, Infallible> {
+        self.passes += 1;
+        let Rows { rows, seq, span } = self.places;
+        let mut logits = vec![0.0; rows * seq / span * VOCAB];
+        for (i, part) in logits.chunks_exact_mut(VOCAB).enumerate() {
+            let marks: Vec<usize> = (i * span..(i + 1) * span)
+                .filter(|&at| m.labels[at] >= 0)
+                .collect();
+            assert!(marks.len() < 2, "two marks in span {i}");
+            let Some(&at) = marks.first() else { continue };
+            let start = at / seq * seq + m.doc_start[at] as usize;
+            assert_eq!(m.positions[at] as usize, at - start);
+            part.copy_from_slice(&logits_of(&m.tokens[start..=at]));
+        }
+        let logits = Outcome {
+            logits,
+            ..Outcome::default()
+        };
+        Ok(Some(logits))
+    }
+
+    fn progress(&mut self, done: usize) {
+        self.told.push(done);
+    }
+}
+
+fn answers(places: Rows, prompts: &[Vec<i32>], temperature: f64) -> (Vec<Vec<i32>>, Sums) {
+    let mut decoder = Sums {
+        places,
+        passes: 0,
+        told: Vec::new(),
+    };
+    let sampling = Sampling {
+        temperature,
+        top_p: 1.0,
+        seed: 3,
+        max_new_tokens: 9,
+    };
+    let stops = Stops::of([0, 1]);
+    let made = decode(
+        &mut decoder,
+        Places::Rows(places),
+        prompts,
+        &stops,
+        &sampling,
+    );
+    let Ok(made) = made;
+    (made.expect("nobody asks it to end"), decoder)
+}
+
+#[test]
+fn prompts_that_share_rows_are_answered_as_alone() {
+    let prompts = prompts_of_all_lengths();
+    for temperature in [0.0, 0.7] {
+        let alone = alone(&prompts, temperature);
+        assert!(alone.iter().any(|a| a.len() == 9) && alone.iter().any(|a| a.len() < 9));
+        for (rows, span) in [(1, 8), (2, 8), (3, 16), (2, 32)] {
+            let places = Rows {
+                rows,
+                seq: 32,
+                span,
+            };
+            let (together, decoder) = answers(places, &prompts, temperature);
+            assert_eq!(together, alone, "{rows} rows in spans of {span}");
+            assert_eq!(decoder.told.last(), Some(&prompts.len()));
+            assert!(decoder.told.is_sorted());
+        }
+    }
+    // Of short ones two share a row of two spans.
+    let short: Vec<Vec<i32>> = (2..18).map(|i| vec![i; 3]).collect();
+    let passes = |span| {
+        let places = Rows {
+            rows: 2,
+            seq: 32,
+            span,
+        };
+        answers(places, &short, 0.0).1.passes
+    };
+    assert!(
+        4 * passes(16) < 3 * passes(32),
+        "{} {}",
+        passes(16),
+        passes(32)
+    );
+}
