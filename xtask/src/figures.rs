@@ -1,8 +1,10 @@
-//! Measured figures in documents: each is one of `bench/RESULTS.md`, or stands in `bench/figures.tsv` with where it is from.
+//! Measured figures in documents: each is one of `bench/RESULTS.md`, or stands in `bench/figures.tsv` with where it is
+//! from.
 //!
-//! A figure is a number with a unit of time, rate, share or memory (`9.6 ms`, `21,896 tokens/s`, `4.31 x`, `0.5 %`), one with a
-//! comma for thousands, or one with two or more digits behind its point. Code, the tables that `cargo xtask results` fills,
-//! and whole GiB (they are budgets) are left out. A block of code behind `<!-- record: FILE -->` is lines of that file.
+//! A figure is a number with a unit of time, rate, share or memory (`9.6 ms`, `21,896 tokens/s`, `4.31 x`, `0.5 %`),
+//! one with a comma for thousands, or one with two or more digits behind its point. Code, the tables that
+//! `cargo xtask results` fills, and whole GiB (they are budgets) are left out. A block of code behind
+//! `<!-- record: FILE -->` is lines of that file.
 
 use std::fs;
 use std::path::Path;

@@ -1,8 +1,8 @@
 //! `cargo xtask pictures`: the pictures of README.md and ARCHITECTURE.md, from the code's own data.
 //!
-//! `docs/crates.svg` is drawn here, from the table of edges that a test holds against `cargo metadata`. The planned steps,
-//! `docs/step.svg` and `docs/step-quickstart.svg`, are drawn by `lowtide plan --svg`; the test `kept` of crates/cli has
-//! the same commands and compares.
+//! `docs/crates.svg` is drawn here, from the table of edges that a test holds against `cargo metadata`. The planned
+//! steps, `docs/step.svg` and `docs/step-quickstart.svg`, are drawn by `lowtide plan --svg`; the test `kept` of
+//! crates/cli has the same commands and compares.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -99,7 +99,8 @@ pub fn check(root: &Path) -> Vec<String> {
 
 type Edges<'a> = &'a [(&'a str, &'a [&'a str])];
 
-/// Crates by what they use: each stands above all that it may use, with lines to those that no other of them uses for it.
+/// Crates by what they use: each stands above all that it may use, with lines to those that no other of them uses for
+/// it.
 fn crates(edges: Edges<'_>) -> String {
     let uses: BTreeMap<&str, &[&str]> = edges.iter().copied().collect();
     let mut level: BTreeMap<&str, usize> = BTreeMap::new();

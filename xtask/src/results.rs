@@ -386,7 +386,8 @@ fn matched(text: &str, pattern: &str) -> Result<f64, String> {
     group.parse().map_err(|_| format!("'{group}' is no number"))
 }
 
-/// A number of a JSON document, or of the last line of a text that is one; `@N.` in front of the path: of the N-th, from 0.
+/// A number of a JSON document, or of the last line of a text that is one; `@N.` in front of the path: of the N-th,
+/// from 0.
 fn field(text: &str, path: &str) -> Result<f64, String> {
     let value = match serde_json::from_str::<Value>(text) {
         Ok(whole) => whole,
@@ -409,7 +410,8 @@ fn field(text: &str, path: &str) -> Result<f64, String> {
     found.ok_or_else(|| format!("no number at {path}"))
 }
 
-/// A number as a format shows it: `GiB 0.0` in GiB with one digit, `% 0` in hundredths, `G 0.00` in billions, `m 0` in thousandths; `0,` with commas.
+/// A number as a format shows it: `GiB 0.0` in GiB with one digit, `% 0` in hundredths, `G 0.00` in billions, `m 0` in
+/// thousandths; `0,` with commas.
 fn shown(number: f64, form: &str) -> String {
     let (scale, digits) = form.split_once(' ').unwrap_or(("", form));
     let number = match scale {

@@ -1,7 +1,7 @@
 //! STYLE.md's glossary, doc comments that say nothing, and columns.
 //!
-//! Words are looked for where the glossary says. What is not mended yet is allowed by `xtask/words.tsv`: crate or document, word, how
-//! often. A number there may only become smaller.
+//! Words are looked for where the glossary says. What is not mended yet is allowed by `xtask/words.tsv`: crate or
+//! document, word, how often. A number there may only become smaller.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -364,7 +364,8 @@ fn comments(files: &[Source]) -> (usize, usize) {
     all
 }
 
-/// How many names stand for one type of the product, of how many. Types that a trait asks for (`Output`) are no names of ours.
+/// How many names stand for one type of the product, of how many. Types that a trait asks for (`Output`) are no names
+/// of ours.
 fn types_once(files: &[Source]) -> (usize, usize) {
     let mut names: BTreeMap<String, usize> = BTreeMap::new();
     for file in files {

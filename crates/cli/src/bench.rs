@@ -111,7 +111,7 @@ fn host_table(r: &HostReport) -> String {
         r.parameters_per_second / 1e9,
         gb(r.bytes_per_second),
         bytes(r.arena_bytes),
-        r.huge_bytes.map_or("not told how much".to_owned(), bytes),
+        r.huge_bytes.map_or("an unknown amount".to_owned(), bytes),
     );
     if let Some(how) = &r.disk {
         text += &format!("\n{how}");
@@ -247,8 +247,8 @@ impl Observer for Show {
         self.waiting = None;
         self.out.text(&rates_line(machine));
         self.out.text(explain(plan, w, self.cuda).trim_end());
-        for told in drives(plan, machine) {
-            self.out.text(&told);
+        for line in drives(plan, machine) {
+            self.out.text(&line);
         }
         self.out.text(explain_choices(plan).trim_end());
     }

@@ -23,7 +23,7 @@ use crate::progress::Waiting;
 
 /// Reads a run's data and shows it.
 pub fn data(args: &DataArgs, out: Out) -> Answer {
-    // A page that cannot be written is told before anything is read.
+    // A page that cannot be written is an error before anything is read.
     let to = args.html.as_ref();
     let to = to.map(|file| place("--html", file, |head| head.starts_with(page::BEGIN)));
     let to = to.transpose()?;

@@ -1,6 +1,7 @@
 //! From an error's facts to an exit code and advice: only the command line knows its own flags.
 //!
-//! One file because each enum's advice is a match of a few words an arm, and whoever writes one looks at its neighbours.
+//! One file because each enum's advice is a match of a few words an arm, and whoever writes one looks at its
+//! neighbours.
 
 use std::path::{Path, PathBuf};
 
@@ -35,7 +36,7 @@ const RELATIVE: &str = "a relative path in the run file begins at that file's di
 /// Why a command has no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum CliError {
-    /// Everything below.
+    /// An error of the crates below.
     #[error(transparent)]
     Train(#[from] TrainError),
     /// A plan was asked for and nothing fits; the answer of `plan` comes with it.
@@ -60,7 +61,7 @@ pub enum CliError {
     /// A file cannot be written.
     #[error("{}: {source}", path.display())]
     Write {
-        /// Which.
+        /// Path of the file.
         path: PathBuf,
         /// What the system said.
         source: std::io::Error,

@@ -30,7 +30,7 @@ impl Out {
         }
     }
 
-    /// Prints for people, and nothing that a terminal obeys: notes have names of strangers' files and columns.
+    /// Prints for people, and nothing that a terminal obeys: notes have names of untrusted files and columns.
     pub fn text(self, text: &str) {
         self.as_it_is(&lines_of(text));
     }
@@ -86,7 +86,7 @@ pub fn refused() -> bool {
     true
 }
 
-/// Prints on standard error, and nothing that a terminal obeys: an error has names and texts of strangers' files.
+/// Prints on standard error, and nothing that a terminal obeys: an error has names and texts of untrusted files.
 pub fn complain(text: &str) {
     let _ = writeln!(stderr(), "{}", lines_of(text));
 }

@@ -47,7 +47,7 @@ fn disk_writes(
     let why = match steps {
         Ok(Some(steps)) => return wear::check(run, plan, (0, start, steps)).map(|()| None),
         Ok(None) => "only its data say how many steps its epochs are".to_owned(),
-        Err(e) => format!("how many steps its epochs are cannot be told: {e}"),
+        Err(e) => format!("how many steps its epochs are is unknown: {e}"),
     };
     wear::check(run, plan, (0, start, 0))?;
     let most = (allowed.0 - start.0).checked_div(step.0);
@@ -60,7 +60,7 @@ const REFERENCE: &str = include_str!("../../../examples/machines/h200.json");
 /// Plans a run or a shape and shows the plan. Long because all that is shown of a plan stands here in its order.
 pub fn plan(args: &PlanArgs, out: Out) -> Answer {
     let run = settle(run_of(args)?)?;
-    // Files that cannot be written are told before minutes of planning.
+    // Files that cannot be written are an error before minutes of planning.
     let files = pictures(args)?;
     let basis = basis_of(args, &run, out)?;
     let machine = &basis.machine;
@@ -94,8 +94,8 @@ pub fn plan(args: &PlanArgs, out: Out) -> Answer {
         Err(TrainError::Refused(refused)) => return Err(CliError::Refused { refused, about }),
         Err(e) => return Err(e.into()),
     };
-    if let Some(told) = disk_writes(&run, &plan, steps)? {
-        out.text(&told);
+    if let Some(line) = disk_writes(&run, &plan, steps)? {
+        out.text(&line);
     }
     let step = plan.prediction.step_seconds.0;
     let tokens_per_second = batch.tokens() as f64 / step;
@@ -122,8 +122,8 @@ pub fn plan(args: &PlanArgs, out: Out) -> Answer {
         out.text(said);
     }
     let waits = steady_step(&plan, workload, machine).gpu_waits;
-    if let Some(told) = waits_line(&waits, step, cuda) {
-        out.text(&told);
+    if let Some(line) = waits_line(&waits, step, cuda) {
+        out.text(&line);
     }
     out.text(&format!(
         "{tokens_per_second:.1} tokens/s, {model_tflops:.2} model TFLOP/s"
@@ -136,7 +136,7 @@ pub fn plan(args: &PlanArgs, out: Out) -> Answer {
     }
     drives(&plan, machine)
         .iter()
-        .for_each(|told| out.text(told));
+        .for_each(|line| out.text(line));
     let mut answer = about;
     describe(&plan, &mut answer);
     answer["tokens_per_second"] = json!(tokens_per_second);
@@ -188,7 +188,7 @@ fn pictures(args: &PlanArgs) -> Result<Pictures, CliError> {
 /// What the plan is made from: the machine of a file, without asking anything of this one, or this one, measured now.
 fn basis_of<'a>(args: &PlanArgs, run: &'a Run, out: Out) -> Result<Basis<'a>, CliError> {
     let shape = shape_of(run)?;
-    let told = match (&args.machine, &args.file, &run.plan.machine) {
+    let given = match (&args.machine, &args.file, &run.plan.machine) {
         (Some(path), _, _) | (None, _, Some(path)) => Some((path.as_path(), load_machine(path)?)),
         (None, None, None) => {
             out.text("rates: the reference H200 (examples/machines/h200.json); --machine FILE for others");
@@ -197,7 +197,7 @@ fn basis_of<'a>(args: &PlanArgs, run: &'a Run, out: Out) -> Result<Basis<'a>, Cl
         }
         (None, Some(_), None) => None,
     };
-    Ok(match told {
+    Ok(match given {
         Some(machine) => Basis::told(run, &shape, machine)?,
         None => {
             out.text("measuring this machine (plan.machine or --machine FILE spares it)");
@@ -231,26 +231,26 @@ fn waits_line(waits: &[(Cause, Seconds)], step: f64, cuda: bool) -> Option<Strin
 
 /// What is to be said of the drives that a plan uses.
 pub fn drives(plan: &Plan, machine: &Machine) -> Vec<String> {
-    let mut told = Vec::new();
+    let mut lines = Vec::new();
     if plan.tier(Tier::Disk).planned_bytes.0 > 0 && machine.disk.is_none() {
-        told.push("the machine's drives are not measured: a slow one is assumed".to_owned());
+        lines.push("the machine's drives are not measured: a slow one is assumed".to_owned());
     }
     let Some(wear) = Wear::of(plan, machine) else {
-        return told;
+        return lines;
     };
     let share = 100.0 * wear.activation_bytes.0 as f64 / wear.step_bytes.0 as f64;
-    told.push(format!(
+    lines.push(format!(
         "of what is written {share:.0}% is activations; {:.2} PB a year",
         wear.year_bytes.0 as f64 / 1e15
     ));
     if let (Some(days), Some(rated)) = (wear.rated_days, machine.disk.and_then(|d| d.rated_writes))
     {
-        told.push(format!(
+        lines.push(format!(
             "the drives' rated writes, {}, last {days:.0} days of such steps",
             bytes(rated.0)
         ));
     }
-    told
+    lines
 }
 
 /// Plans a curve, shows it and draws it.

@@ -32,7 +32,7 @@ const SECONDS: f64 = 0.5;
 
 /// Measures and stores.
 pub fn probe(args: &ProbeArgs, out: Out) -> Answer {
-    // What cannot be written is told before minutes of measuring, and a file that is there stays until the
+    // What cannot be written is an error before minutes of measuring, and a file that is there stays until the
     // new one is whole.
     let rates = |head: &str| head.trim_start().starts_with('{') && head.contains("\"matmul_bf16\"");
     let (folder, name) = place("--out", &args.out, rates)?;

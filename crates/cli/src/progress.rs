@@ -112,7 +112,7 @@ impl Drop for Waiting {
             Way::Spinner(bar, _) => bar.finish_and_clear(),
             Way::Lines(sender, thread) => {
                 drop(sender.take());
-                // Its last line comes before whatever is told next.
+                // Its last line comes before whatever is printed next.
                 if let Some(thread) = thread.take() {
                     let _ = thread.join();
                 }
@@ -129,7 +129,7 @@ pub struct Pace {
 
 impl Pace {
     /// `step` of `steps` is done now. What the rest will take at the pace since the first step that was
-    /// told; the first one alone has no pace: it warms up, and no update lies in its time.
+    /// shown; the first one alone has no pace: it warms up, and no update lies in its time.
     pub fn left(&mut self, now: Instant, step: u64, steps: u64) -> Option<Duration> {
         let (begin, first) = *self.first.get_or_insert((now, step));
         let made = step.checked_sub(first).filter(|&n| n > 0)?;
@@ -153,24 +153,24 @@ mod tests {
             return; // under a terminal a spinner turns instead
         }
         let ms = Duration::from_millis;
-        let told = Arc::new(Mutex::new(Vec::new()));
+        let lines = Arc::new(Mutex::new(Vec::new()));
         let tell = |short| {
-            let told = Arc::clone(&told);
+            let lines = Arc::clone(&lines);
             Waiting::telling("thinking", short, ms(40), move |text| {
-                told.lock().expect("no panic").push(text.to_owned());
+                lines.lock().expect("no panic").push(text.to_owned());
             })
         };
         drop(tell(ms(10_000)));
-        assert!(told.lock().expect("no panic").is_empty());
+        assert!(lines.lock().expect("no panic").is_empty());
         let waiting = tell(ms(0));
         waiting.at(3, 7);
         std::thread::sleep(ms(100));
         drop(waiting);
-        let told = told.lock().expect("no panic");
-        assert_eq!(told[0], "thinking ...");
-        assert!(told[1].starts_with("thinking 3/7: "), "{told:?}");
-        let last = told.last().expect("one");
-        assert!(last.starts_with("thinking: "), "{told:?}");
+        let lines = lines.lock().expect("no panic");
+        assert_eq!(lines[0], "thinking ...");
+        assert!(lines[1].starts_with("thinking 3/7: "), "{lines:?}");
+        let last = lines.last().expect("one");
+        assert!(last.starts_with("thinking: "), "{lines:?}");
     }
 
     #[test]

@@ -10,7 +10,7 @@ use crate::probe::place;
 
 /// Shows one run, or several beside each other.
 pub fn report(args: &ReportArgs, out: Out) -> Answer {
-    // A page that cannot be written is told before anything is read.
+    // A page that cannot be written is an error before anything is read.
     let to = args.html.as_ref();
     let to = to.map(|file| place("--html", file, |head| head.starts_with(page::BEGIN)));
     let to = to.transpose()?;

@@ -1,5 +1,5 @@
-//! What training in subspaces has to beat: exact training's step under the same budgets, and the growth of steps at which
-//! the two tie; and what twice and half as many directions would take.
+//! What training in subspaces has to beat: exact training's step under the same budgets, and the growth of steps at
+//! which the two tie; and what twice and half as many directions would take.
 
 use lowtide_config::Run;
 use lowtide_trainer::basis::Basis;
@@ -10,11 +10,11 @@ use serde_json::{Value, json};
 
 use crate::out::seconds;
 
-/// A text and its JSON for a run in subspaces whose step takes so many seconds; nothing for one that trains exactly. Plans
-/// once more.
+/// A text and its JSON for a run in subspaces whose step takes so many seconds; nothing for one that trains exactly.
+/// Plans once more.
 ///
 /// # Errors
-/// Those of planning, but for budgets that exact training does not fit: that is told.
+/// Those of planning, but budgets that exact training does not fit are shown as such.
 pub fn beside_exact(
     run: &Run,
     basis: &Basis<'_>,
@@ -28,7 +28,7 @@ pub fn beside_exact(
         lsp: None,
         ..run.clone()
     };
-    let told = match step_of(&exact, basis, ahead)? {
+    let outcome = match step_of(&exact, basis, ahead)? {
         Some(of_exact) => {
             let tie = of_exact / step;
             let who = match tie > 1.0 {
@@ -51,11 +51,11 @@ pub fn beside_exact(
             json!({"fits": false}),
         ),
     };
-    Ok(Some(told))
+    Ok(Some(outcome))
 }
 
-/// Seconds of a step of another run on the same machine, under the same budgets, of which one is what may be written in the
-/// steps `ahead`; `None` where it does not fit.
+/// Seconds of a step of another run on the same machine, under the same budgets, of which one is what may be written in
+/// the steps `ahead`; `None` where it does not fit.
 fn step_of(run: &Run, basis: &Basis<'_>, ahead: u64) -> Result<Option<f64>, TrainError> {
     let basis = Basis {
         run,
@@ -73,8 +73,8 @@ fn step_of(run: &Run, basis: &Basis<'_>, ahead: u64) -> Result<Option<f64>, Trai
     }
 }
 
-/// Twice and half as many directions as a run in subspaces trains (half of an odd compression is left out), as far as their plans fit: a text and
-/// its JSON; empty for a run that trains exactly.
+/// Twice and half as many directions as a run in subspaces trains (half of an odd compression is left out), as far as
+/// their plans fit: a text and its JSON; empty for a run that trains exactly.
 ///
 /// # Errors
 /// Those of planning.

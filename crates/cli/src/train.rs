@@ -32,7 +32,7 @@ pub fn train(args: &TrainArgs, out: Out, watch: &Watch) -> Answer {
     let run = args.run.load_for(launch.world.size);
     let met = launch.meet(run.as_ref().map_err(ToString::to_string));
     let (run, party) = match (run, met) {
-        // What is wrong here is told before what comes of it, but not before what came first.
+        // An error here is shown before its consequences, but not before what came first.
         (Err(own), Err(TrainError::Meet(MeetError::Refused(why))))
             if !why.contains(&own.to_string()) =>
         {
@@ -100,9 +100,9 @@ struct Show {
     /// Whether the device is a GPU.
     cuda: bool,
     pace: Pace,
-    /// Twentieths of what is going on that have been told, and when.
-    told: u64,
-    told_at: Instant,
+    /// Twentieths of what is going on that have been shown, and when.
+    said: u64,
+    said_at: Instant,
     stopping: bool,
 }
 
@@ -117,8 +117,8 @@ impl Show {
             terminal: terminal(),
             cuda: false,
             pace: Pace::default(),
-            told: 0,
-            told_at: Instant::now(),
+            said: 0,
+            said_at: Instant::now(),
             stopping: false,
         }
     }
@@ -144,7 +144,7 @@ impl Show {
     }
 
     fn clear(&mut self) {
-        self.told = 0;
+        self.said = 0;
         self.waiting = None;
         if let Some(bar) = self.bar.take() {
             bar.finish_and_clear();
@@ -171,9 +171,9 @@ impl Show {
             bar.set_message(about);
         } else {
             let twentieth = (20 * at).checked_div(of).unwrap_or(20);
-            let first = self.told == 0 && at == 1;
-            if twentieth > self.told || first || self.told_at.elapsed() >= OFTEN {
-                (self.told, self.told_at) = (twentieth, Instant::now());
+            let first = self.said == 0 && at == 1;
+            if twentieth > self.said || first || self.said_at.elapsed() >= OFTEN {
+                (self.said, self.said_at) = (twentieth, Instant::now());
                 self.out
                     .text(format!("{what} {at}/{of} {about}").trim_end());
             }
@@ -199,7 +199,7 @@ impl Observer for Show {
     }
 
     fn phase(&mut self, phase: Option<Phase>) {
-        // One after the other: the end of the last is told before the next begins.
+        // One after the other: the end of the last is shown before the next begins.
         self.waiting = None;
         // A terminal's bar stays while a run evaluates and saves.
         let bar = self.terminal && self.bar.is_some();
@@ -209,8 +209,8 @@ impl Observer for Show {
     fn planned(&mut self, plan: &Plan, w: &Workload, machine: &Machine) {
         self.detail(&rates_line(machine));
         self.text((explain(plan, w, self.cuda) + &explain_cores(plan, w)).trim_end());
-        for told in drives(plan, machine) {
-            self.text(&told);
+        for line in drives(plan, machine) {
+            self.text(&line);
         }
         self.detail(explain_choices(plan).trim_end());
     }

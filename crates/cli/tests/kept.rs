@@ -112,8 +112,8 @@ fn the_step_of_the_quickstart() {
     kept("../../../../docs/step-quickstart.svg", &picture);
 }
 
-/// Training in subspaces beside exact training: a 4 GB laptop and an RTX 4090 by published rates, and the reference H200 with
-/// its links at 12 GB/s, where a search that ends too early has taken 1.96 s.
+/// Training in subspaces beside exact training: a 4 GB laptop and an RTX 4090 by published rates, and the reference
+/// H200 with its links at 12 GB/s, where a search that ends too early has taken 1.96 s.
 #[test]
 fn subspaces_beside_exact() {
     let folder = tempfile::tempdir().expect("a folder");

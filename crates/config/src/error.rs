@@ -12,7 +12,7 @@ pub enum Place {
     File {
         /// The file as it was named.
         file: Arc<str>,
-        /// Line.
+        /// Line in the file, from 1.
         line: u32,
         /// Column, in characters.
         column: u32,
@@ -39,7 +39,7 @@ pub enum ConfigError {
     /// The text is not YAML.
     #[error("{at}: not YAML: {why}")]
     Syntax {
-        /// Where.
+        /// Where it stands.
         at: Place,
         /// What the reader of YAML said.
         why: String,
@@ -47,13 +47,13 @@ pub enum ConfigError {
     /// An override is not of the form `key.path=value`.
     #[error("--set {text}: not of the form key.path=value")]
     Set {
-        /// The override.
+        /// The override as it was typed.
         text: String,
     },
     /// No such key.
     #[error("{at}: unknown key '{key}'{}", hint_key(key, nearest))]
     UnknownKey {
-        /// Where.
+        /// Where it stands.
         at: Place,
         /// The whole key as typed.
         key: String,
@@ -73,7 +73,7 @@ pub enum ConfigError {
     /// A value of another type.
     #[error("{at}: '{key}' is {found}; allowed: {allowed}")]
     WrongType {
-        /// Where.
+        /// Where it stands.
         at: Place,
         /// The whole key.
         key: String,
@@ -85,19 +85,19 @@ pub enum ConfigError {
     /// A number or size beyond its limits.
     #[error("{at}: '{key}' is {found}, out of range; allowed: {allowed}")]
     OutOfRange {
-        /// Where.
+        /// Where it stands.
         at: Place,
         /// The whole key.
         key: String,
         /// The value as typed.
         found: String,
-        /// The limits.
+        /// The limits, in words.
         allowed: String,
     },
     /// A word that the key does not know.
     #[error("{at}: '{key}' is '{found}'{}; allowed: {allowed}", hint(nearest))]
     UnknownWord {
-        /// Where.
+        /// Where it stands.
         at: Place,
         /// The whole key.
         key: String,
@@ -111,7 +111,7 @@ pub enum ConfigError {
     /// A regular expression that is none.
     #[error("{at}: '{key}' is '{found}', no regular expression: {why}")]
     Pattern {
-        /// Where.
+        /// Where it stands.
         at: Place,
         /// The whole key.
         key: String,
@@ -123,7 +123,7 @@ pub enum ConfigError {
     /// A value that is meant to work and does not yet.
     #[error("{at}: '{key}: {found}' is not supported yet; supported: {supported}")]
     NotSupported {
-        /// Where.
+        /// Where it stands.
         at: Place,
         /// The whole key.
         key: String,
@@ -137,9 +137,9 @@ pub enum ConfigError {
     Conflict {
         /// Where the first of the two keys stands.
         at: Place,
-        /// One key.
+        /// One of the two keys.
         key: String,
-        /// The other.
+        /// The other of the two.
         other: String,
         /// The fact behind it.
         why: String,
@@ -149,7 +149,7 @@ pub enum ConfigError {
     Needs {
         /// Where the key stands.
         at: Place,
-        /// The key.
+        /// Name of the key, with its section.
         key: String,
         /// What it needs, naming the other key.
         needs: String,

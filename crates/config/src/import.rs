@@ -551,7 +551,7 @@ output_dir: ./out
         assert!(import_axolotl("a: [", "a.yaml").is_err());
     }
 
-    /// Every key that is told of is one of ours.
+    /// Every key that is reported is one of ours.
     #[test]
     fn keys_of_the_table_are_keys() {
         for (name, way) in AXOLOTL {

@@ -39,19 +39,19 @@ pub enum Kind {
     Flag,
     /// A whole number within limits, both allowed.
     Count {
-        /// Least.
+        /// Least value that is allowed.
         min: u64,
-        /// Most.
+        /// Greatest value that is allowed.
         max: u64,
     },
     /// A finite number within limits.
     Number {
-        /// Lower limit.
+        /// Lower limit, in or out.
         low: Bound<f64>,
-        /// Upper limit.
+        /// Upper limit, in or out.
         high: Bound<f64>,
     },
-    /// Text.
+    /// Text of any kind.
     Text,
     /// A path, relative to the run file (in `--set`: to the current directory).
     Path,
@@ -65,7 +65,7 @@ pub enum Kind {
     Size,
     /// A size, `{dir, size}`, or a list of `{dir, size}`.
     Disks,
-    /// One word.
+    /// One word of a list.
     Word {
         /// Spellings and meanings.
         words: Words,

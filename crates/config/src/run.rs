@@ -25,7 +25,7 @@ pub struct Run {
     pub model: Model,
     /// Type of weights and activations in the products.
     pub precision: Dtype,
-    /// What computes.
+    /// What computes: the CPU or a GPU.
     pub device: Device,
     /// How many of them train together: a power of two, of which `train.accumulate` is a multiple.
     pub gpus: u32,
@@ -40,16 +40,16 @@ pub struct Run {
     pub budget: Budget,
     /// What is trained on.
     pub data: Data,
-    /// The steps.
+    /// Batch, steps, learning rate and clipping.
     pub train: Train,
-    /// The optimizer.
+    /// The optimizer with its settings.
     pub optimizer: Optimizer,
     /// How the blocks' matrices are trained in subspaces; `None`: as they are.
     #[serde(rename = "strategy", serialize_with = "as_strategy")]
     pub lsp: Option<Lsp>,
     /// The planner's knobs.
     pub plan: Plan,
-    /// Evaluation.
+    /// When and on how much to evaluate.
     pub eval: Eval,
     /// Saving and resuming.
     pub checkpoint: Checkpoint,
@@ -186,7 +186,7 @@ impl Data {
 pub enum Cache {
     /// In the user's cache, where that works and the files are large.
     Auto,
-    /// Nowhere.
+    /// Tokens are not kept.
     None,
     /// In this folder.
     #[serde(serialize_with = "shown::path")]
@@ -196,7 +196,7 @@ pub enum Cache {
 /// A data file.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Source {
-    /// The file.
+    /// Path of the data file.
     pub path: PathBuf,
     /// How often an epoch has each of its examples.
     pub weight: f64,
@@ -220,18 +220,18 @@ impl Serialize for Source {
 pub struct Fields {
     /// List of messages.
     pub messages: String,
-    /// Prompt.
+    /// Field that holds the prompt.
     pub prompt: String,
-    /// Completion.
+    /// Field that holds the completion.
     pub completion: String,
-    /// Plain text.
+    /// Field that holds plain text.
     pub text: String,
 }
 
-/// The steps.
+/// Batch, steps, learning rate and clipping (section `train`).
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Train {
-    /// How long.
+    /// How long to train: steps or epochs.
     pub length: Length,
     /// B: sequences at once.
     pub micro_batch: u32,
@@ -245,7 +245,7 @@ pub struct Train {
     pub learning_rate: f64,
     /// How it moves.
     pub schedule: Schedule,
-    /// Clipping.
+    /// How gradients are clipped.
     pub clip: Clip,
     /// Type of the complete gradient.
     pub gradient: Dtype,
@@ -271,7 +271,7 @@ fn is_zero(x: &f64) -> bool {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Length {
-    /// Updates.
+    /// So many updates.
     Steps(u64),
     /// Passes over the data, more than 0; may be a fraction.
     Epochs(f64),
@@ -294,7 +294,7 @@ pub struct Schedule {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Warmup {
-    /// Steps.
+    /// So many steps.
     Steps(u64),
     /// Share of all steps.
     Ratio(f64),
@@ -320,10 +320,10 @@ pub struct Clip {
     pub norm: f64,
 }
 
-/// The optimizer.
+/// The optimizer with its settings (section `optimizer`).
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Optimizer {
-    /// Which.
+    /// Which optimizer it is.
     pub name: OptimizerName,
     /// Its own settings by key, in the order of its table.
     #[serde(flatten, serialize_with = "as_map")]
@@ -408,15 +408,15 @@ pub struct Plan {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Recompute {
-    /// No block.
+    /// No block recomputes.
     Nothing,
-    /// Every block.
+    /// Every block recomputes.
     All,
     /// So many; which ones is the planner's choice. May exceed the model's blocks.
     Blocks(u32),
 }
 
-/// Evaluation.
+/// When and on how much to evaluate (section `eval`).
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Eval {
     /// Each so many steps; 0: after the last only.
@@ -425,7 +425,7 @@ pub struct Eval {
     pub batches: Option<u64>,
     /// Evaluations in a row without a better one, after which training ends; 0: never.
     pub patience: u64,
-    /// Greedy answers.
+    /// Answers that are decoded and compared.
     pub generate: Generate,
 }
 
@@ -436,7 +436,7 @@ pub struct Generate {
     pub exact_match: bool,
     /// Most tokens of an answer.
     pub max_new_tokens: u32,
-    /// Most prompts.
+    /// Most prompts that are answered.
     pub max_examples: u64,
     /// What of an answer and of its reference is compared; `None`: all of both.
     pub extract: Option<String>,
@@ -469,9 +469,9 @@ pub struct Checkpoint {
 pub enum Resume {
     /// The newest checkpoint in the output directory, if there is one.
     Auto,
-    /// Start anew.
+    /// From the base model, whatever checkpoints there are.
     Never,
-    /// This checkpoint.
+    /// From the checkpoint in this directory.
     #[serde(serialize_with = "shown::path")]
     Path(PathBuf),
 }
@@ -483,7 +483,7 @@ pub struct Log {
     pub every_steps: u64,
     /// The run as a page.
     pub report: bool,
-    /// TensorBoard events.
+    /// Whether events for TensorBoard are written.
     pub tensorboard: bool,
     /// A Perfetto trace.
     pub trace: bool,

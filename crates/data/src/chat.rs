@@ -82,7 +82,7 @@ impl Work {
 /// A rendered conversation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rendered {
-    /// The text.
+    /// What the template has printed.
     pub text: String,
     /// Byte ranges of `text` that stood in `{% generation %}` blocks, in order, none empty.
     pub generated: Vec<Range<usize>>,
@@ -294,9 +294,9 @@ pub(super) fn engine(now_unix_s: i64) -> Environment<'static> {
 }
 
 /// The error and what caused it, on one line and not longer than a few. Where it stands in the template is
-/// told beside it.
+/// shown beside it.
 fn describe(error: &Error) -> String {
-    let told = |e: &Error| {
+    let message = |e: &Error| {
         let text = e.to_string();
         let place = e.line().map(|line| format!(" (in {DEFAULT}:{line})"));
         match place.and_then(|place| text.strip_suffix(&place).map(str::to_owned)) {
@@ -304,12 +304,12 @@ fn describe(error: &Error) -> String {
             None => text,
         }
     };
-    let mut text = told(error);
+    let mut text = message(error);
     let mut source = std::error::Error::source(error);
     while let Some(cause) = source {
         let cause_text = cause
             .downcast_ref::<Error>()
-            .map_or_else(|| cause.to_string(), told);
+            .map_or_else(|| cause.to_string(), message);
         text = format!("{text}: {cause_text}");
         source = cause.source();
     }

@@ -55,7 +55,7 @@ pub(super) enum Cost {
     Json,
     /// Debug output: a width before each line, passed on from level to level.
     Pretty,
-    /// Digits.
+    /// Digits behind a number's point.
     Round,
     /// Lists of a length.
     Batch,

@@ -82,7 +82,7 @@ impl Default for LoadOptions {
 pub struct LoadReport {
     /// Format of the records.
     pub format: Format,
-    /// Records read.
+    /// Records that were read, those left out included.
     pub n_records: u64,
     /// Records left out because not one of their tokens is supervised.
     pub n_unsupervised: u64,
@@ -113,8 +113,8 @@ impl Dataset {
     /// Reads and tokenises all files, in order; on all of rayon's threads, with the same result
     /// for any number of them. Every file must have the format of the first record.
     ///
-    /// Stops at the first record that is wrong, or leaves such out and counts them. Records in which nothing is supervised are left
-    /// out and counted. Refuses data in which no token is supervised, and a file with prompts in
+    /// Stops at the first record that is wrong, or leaves such out and counts them. Records in which nothing is
+    /// supervised are left out and counted. Refuses data in which no token is supervised, and a file with prompts in
     /// which every token is.
     pub fn load(
         paths: &[PathBuf],
@@ -170,7 +170,7 @@ impl Dataset {
         let changed = || key.changed(paths);
         match Self::read(paths, options, tokenizer, Sink::File(writer, &changed)) {
             Ok((data, keeping)) => {
-                notes.extend(keeping.told(cache.required)?);
+                notes.extend(keeping.outcome(cache.required)?);
                 Ok((data, notes))
             }
             Err(DataError::Kept { path, reason }) => without(path, reason),
@@ -328,10 +328,10 @@ impl Dataset {
         part.counted()
     }
 
-    /// The same data with the examples of each file as often as its weight says: 2 has each twice, 0.5 one half of them,
-    /// 1.5 all of them and one half again. Which half, `random` decides; a file's examples stay in their order, one pass
-    /// behind the other. `weights` are finite, from 0 on, one a file, with the file's path. `memory`: bytes that the
-    /// examples' places may take.
+    /// The same data with the examples of each file as often as its weight says: 2 has each twice, 0.5 one half of
+    /// them, 1.5 all of them and one half again. Which half, `random` decides; a file's examples stay in their order,
+    /// one pass behind the other. `weights` are finite, from 0 on, one a file, with the file's path. `memory`: bytes
+    /// that the examples' places may take.
     ///
     /// # Errors
     /// A weight that leaves none of a file's examples, unless it is 0; weights that leave none of any, or that make
@@ -461,7 +461,7 @@ impl Cache {
     fn holds(&self, paths: &[PathBuf]) -> bool {
         let len = |path: &PathBuf| std::fs::metadata(path).map_or(0, |m| m.len());
         let bytes: u64 = paths.iter().map(len).sum();
-        // What was asked for is told where it cannot be.
+        // What was asked for and cannot be done is an error.
         self.required || !self.folder.as_os_str().is_empty() && bytes >= self.bytes_min
     }
 }

@@ -9,8 +9,8 @@ use super::packing::Packed;
 use super::stream::{Stream, Window};
 use crate::error::DataError;
 
-/// First of the streams of random numbers of streamed epochs: an epoch has 2^32 of them, for the order of its windows and that of each
-/// window's rows.
+/// First of the streams of random numbers of streamed epochs: an epoch has 2^32 of them, for the order of its windows
+/// and that of each window's rows.
 const STREAMS: u64 = 7 << 61;
 /// Bits of a position that say which row of its window it is; those above say which of the epoch's windows.
 const ROW_BITS: u32 = 32;

@@ -23,7 +23,7 @@ pub enum DataError {
     /// Reading or writing failed.
     #[error("{path}: {source}")]
     Io {
-        /// The file.
+        /// Path that could not be read.
         path: PathBuf,
         /// What the system said.
         source: std::io::Error,
@@ -34,7 +34,7 @@ pub enum DataError {
     /// One record of a data file cannot be used.
     #[error("{path}{place}: {problem}")]
     Record {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
         /// Where it stands.
         place: Place,
@@ -47,7 +47,7 @@ pub enum DataError {
          text, tables and texts by the endings .csv, .tsv, .txt and .md"
     )]
     ForeignFile {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
         /// What it looks like.
         what: ForeignFile,
@@ -55,7 +55,7 @@ pub enum DataError {
     /// A Parquet file is damaged, or has what is not read.
     #[error("{path}: this Parquet file cannot be read: {what}")]
     Parquet {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
         /// What it is or has.
         what: String,
@@ -65,7 +65,7 @@ pub enum DataError {
         "{path}: {part} takes up to {need} of host memory while it is read, and {have} are allowed"
     )]
     ParquetMemory {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
         /// What of it: a row group, or what it says of itself.
         part: String,
@@ -94,10 +94,10 @@ pub enum DataError {
     /// A data file was written to while it was read.
     #[error("{path}: this file was changed while it was read")]
     Changed {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
     },
-    /// What ended a stream, told to each who waits for more of it.
+    /// What ended a stream: the error of each who waits for more of it.
     #[error(transparent)]
     Streamed(Arc<DataError>),
     /// Tokens that are kept on disk cannot be read or written, or are not what was written.
@@ -111,11 +111,11 @@ pub enum DataError {
     /// A file's weight leaves none of its examples.
     #[error("{path}: 'data.train[{file}].weight: {weight}' leaves none of its {examples} examples")]
     WeightOfNone {
-        /// The file.
+        /// Path of the file with the weight.
         path: PathBuf,
         /// Its number in the run file, from 0.
         file: usize,
-        /// The weight.
+        /// Weight as the run file has it.
         weight: f64,
         /// Examples of the file.
         examples: u64,
@@ -130,7 +130,7 @@ pub enum DataError {
         path: PathBuf,
         /// Its number in the run file, from 0.
         file: usize,
-        /// Its weight.
+        /// Weight as the run file has it.
         weight: f64,
         /// Bytes that the places of all examples take.
         need: Bytes,
@@ -156,7 +156,7 @@ pub enum DataError {
     /// A tokenizer file exists but does not say what it must.
     #[error("{path}: not a usable tokenizer file: {reason}")]
     Corrupt {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
         /// What its reader said.
         reason: String,
@@ -166,13 +166,13 @@ pub enum DataError {
     OtherTokenizer {
         /// What was to be opened.
         path: PathBuf,
-        /// The file.
+        /// Name of the file that is there instead.
         found: String,
     },
     /// A tokenizer that cannot be loaded within bounds of time and memory.
     #[error("{path}: this tokenizer cannot be used: {what}")]
     Hostile {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
         /// What it does.
         what: String,
@@ -190,7 +190,7 @@ pub enum DataError {
     /// A token was named that the vocabulary does not have.
     #[error("{path}: the vocabulary has no token '{token}'")]
     UnknownToken {
-        /// The tokenizer.
+        /// Path of the tokenizer's file.
         path: PathBuf,
         /// The token's text.
         token: String,
@@ -198,13 +198,13 @@ pub enum DataError {
     /// The data needs an end-of-sequence token and the tokenizer names none.
     #[error("{path}: no end-of-sequence token is named")]
     NoEosToken {
-        /// The tokenizer.
+        /// Path of the tokenizer's file.
         path: PathBuf,
     },
     /// Chat data, and the tokenizer has no chat template.
     #[error("{path}: chat data needs a chat template and the tokenizer has none")]
     NoChatTemplate {
-        /// The tokenizer.
+        /// Path of the tokenizer's file.
         path: PathBuf,
     },
     /// Not one token of the data would be trained on.
@@ -215,7 +215,7 @@ pub enum DataError {
     NothingSupervised {
         /// The (first) file.
         path: PathBuf,
-        /// Records read.
+        /// Records that were read.
         n_records: u64,
         /// Tokens in them.
         n_tokens: u64,
@@ -230,7 +230,7 @@ pub enum DataError {
     SplitOfOne {
         /// The (first) file.
         path: PathBuf,
-        /// The share.
+        /// The share as the run file has it.
         share: f64,
     },
     /// A share of the examples was to be kept for evaluation, and one file is there twice.
@@ -243,7 +243,7 @@ pub enum DataError {
         path: PathBuf,
         /// The earlier one.
         first: PathBuf,
-        /// The share.
+        /// The share as the run file has it.
         share: f64,
     },
     /// Prompts were to be left out of the loss and not one token was.
@@ -251,7 +251,7 @@ pub enum DataError {
     EverythingSupervised {
         /// The (first) file.
         path: PathBuf,
-        /// Records read.
+        /// Records that were read.
         n_records: u64,
         /// Tokens in them.
         n_tokens: u64,
@@ -259,9 +259,9 @@ pub enum DataError {
     /// A batch dimension is out of its range.
     #[error("{name} is {have}, must be {need}")]
     Shape {
-        /// The dimension.
+        /// Name of the dimension that is wrong.
         name: &'static str,
-        /// Its value.
+        /// Value that was given.
         have: usize,
         /// The range it must lie in.
         need: &'static str,
@@ -295,7 +295,7 @@ pub enum RecordProblem {
     /// `eval.generate.extract` finds nothing in the reference answer.
     #[error("nothing in the reference answer matches eval.generate.extract, '{pattern}'")]
     NothingExtracted {
-        /// The expression.
+        /// The regular expression.
         pattern: String,
     },
     /// The line is longer than the bound.
@@ -313,21 +313,21 @@ pub enum RecordProblem {
     /// A row of a table has another number of cells than there are columns.
     #[error("a row of {have} cells in a table of {need} columns")]
     Cells {
-        /// Its cells.
+        /// Cells that the row has.
         have: usize,
-        /// The columns.
+        /// Columns of the header.
         need: usize,
     },
     /// A row of a table has more cells than a table may have.
     #[error("more than {max} columns")]
     Columns {
-        /// The bound.
+        /// The bound that it exceeds.
         max: usize,
     },
     /// Two columns of a table have one name.
     #[error("two columns are called '{field}'")]
     TwiceNamed {
-        /// The name.
+        /// Name that both have.
         field: String,
     },
     /// A quote is opened in a table and not closed.
@@ -340,7 +340,7 @@ pub enum RecordProblem {
         "{found:?} stands behind the end of a quoted cell, where a comma or the line's end belongs"
     )]
     BehindQuote {
-        /// The character.
+        /// Character that stands there.
         found: char,
     },
     /// The line is not UTF-8.
@@ -358,7 +358,7 @@ pub enum RecordProblem {
     /// Python wrote what JSON does not have.
     #[error("'{found}' at column {column}: JSON has no such number")]
     NotANumber {
-        /// The word.
+        /// Word that stands there.
         found: &'static str,
         /// Where it begins, in characters from 1.
         column: usize,
@@ -366,7 +366,7 @@ pub enum RecordProblem {
     /// A string should hold JSON and does not.
     #[error("'{field}' is a string that is not JSON: {reason}")]
     InnerJson {
-        /// The field.
+        /// Name of the field.
         field: String,
         /// What the parser said.
         reason: String,
@@ -396,7 +396,7 @@ pub enum RecordProblem {
     /// A field has another type.
     #[error("'{field}' is {found}, expected {expected}")]
     WrongType {
-        /// The field.
+        /// Name of the field.
         field: String,
         /// The type it must have.
         expected: &'static str,
@@ -406,15 +406,15 @@ pub enum RecordProblem {
     /// A field is empty.
     #[error("'{field}' is empty")]
     Empty {
-        /// The field.
+        /// Name of the field.
         field: String,
     },
     /// A message has a role that chat data does not have.
     #[error("'{field}' is '{role}', expected system, developer, user, assistant or tool")]
     UnknownRole {
-        /// The field.
+        /// Name of the field.
         field: String,
-        /// The role.
+        /// Role that is unknown.
         role: String,
     },
     /// An element of a JSON array that has no end, and with it all that would follow.
@@ -433,7 +433,7 @@ pub enum RecordProblem {
     Part {
         /// The part, with its place: `messages[2].content[0]`.
         field: String,
-        /// Its type.
+        /// Type that the part says.
         kind: String,
     },
     /// An Alpaca record tells of turns before its own.
@@ -454,7 +454,7 @@ pub enum RecordProblem {
         place: String,
         /// One mark's key.
         one: &'static str,
-        /// The other's.
+        /// Field of the other format.
         other: &'static str,
     },
     /// A message that is not the assistant's is marked against training where everything is to be
@@ -469,10 +469,10 @@ pub enum RecordProblem {
         /// Who speaks it.
         role: String,
     },
-    /// Some messages are marked, and it cannot be told which of the template's generation blocks belong
+    /// Some messages are marked, and it is unknown which of the template's generation blocks belong
     /// to which message.
     #[error(
-        "a message is marked not to be trained on, and it cannot be told which of the chat template's \
+        "a message is marked not to be trained on, and it is unclear which of the chat template's \
          {blocks} generation blocks message {message} is in ({turns} turns of the assistant)"
     )]
     BlocksOfTurn {
@@ -514,7 +514,7 @@ pub enum RecordProblem {
     /// The first record fits several formats.
     #[error("fits several formats: {formats}")]
     AmbiguousFormat {
-        /// Their names.
+        /// Names of those formats.
         formats: String,
     },
     /// A later record has another format than the first.
@@ -577,7 +577,7 @@ pub enum RecordProblem {
     UnpairedMarkers,
     /// The template renders a conversation's beginning differently from the conversation.
     #[error(
-        "message {message}: where the answer begins cannot be told: the chat template has no \
+        "message {message}: where the answer begins is unclear: the chat template has no \
          generation markers, and what it renders to generate this turn from is not how the whole \
          conversation begins (they part at byte {parts_at}: {alone:?} alone, {whole:?} in the whole)"
     )]
@@ -591,9 +591,9 @@ pub enum RecordProblem {
         /// What stands around it in the whole conversation.
         whole: String,
     },
-    /// The end of an assistant's turn cannot be told.
+    /// The end of an assistant's turn is unknown.
     #[error(
-        "message {message}: which text is the assistant's cannot be told: the chat template has no \
+        "message {message}: which text is the assistant's is unclear: the chat template has no \
          generation markers, and {reason}"
     )]
     TurnEnd {
@@ -608,7 +608,7 @@ pub enum RecordProblem {
     /// A prompt was asked for and the format has none.
     #[error("{format} records have no prompt and no reference answer")]
     NoPrompt {
-        /// The format.
+        /// Format that the data have.
         format: &'static str,
     },
     /// The completion cannot be tokenised as what follows the prompt.
@@ -664,7 +664,7 @@ impl RecordProblem {
 }
 
 impl DataError {
-    /// The error itself, where many are told of one.
+    /// The error itself, where many get the same one.
     #[must_use]
     pub fn itself(&self) -> &Self {
         match self {

@@ -1,4 +1,4 @@
-//! Files and records of other formats, told by what they look like.
+//! Files and records of other formats, recognised by what they look like.
 //!
 //! Nothing here reads them. A file that cannot be read is looked at once more, so that its error names
 //! what it is, and the command line can say how to turn it into what is read.
@@ -21,7 +21,7 @@ pub enum ForeignFile {
     JsonObject,
     /// Comma- or tab-separated values, or plain text.
     Csv,
-    /// Apache Arrow.
+    /// Apache Arrow's file format, also Feather.
     Arrow,
     /// gzip, zstd, bzip2, xz.
     Compressed,
@@ -58,10 +58,10 @@ pub(super) fn file(path: &Path) -> Option<ForeignFile> {
         .take(HEAD)
         .read_to_end(&mut head)
         .ok()?;
-    told(&head)
+    recognised(&head)
 }
 
-fn told(head: &[u8]) -> Option<ForeignFile> {
+fn recognised(head: &[u8]) -> Option<ForeignFile> {
     // What no file of ours begins with, and then what is known of data sets alone.
     match Foreign::begins(head) {
         Some(Foreign::Gzip | Foreign::Zstd) => return Some(ForeignFile::Compressed),
@@ -107,7 +107,7 @@ fn told(head: &[u8]) -> Option<ForeignFile> {
 pub enum ForeignRecord {
     /// A conversation under another name.
     Conversation {
-        /// Its field.
+        /// Field of the record that holds it.
         field: String,
     },
     /// A prompt and an answer under other names.
@@ -207,7 +207,7 @@ mod tests {
             ),
             (b"", None),
         ] {
-            assert_eq!(told(head), want, "{}", String::from_utf8_lossy(head));
+            assert_eq!(recognised(head), want, "{}", String::from_utf8_lossy(head));
         }
     }
 
@@ -234,9 +234,9 @@ mod tests {
             ),
             (json!({"id": 1}), "nothing"),
         ] {
-            let told = record(object.as_object().unwrap());
-            let told = told.map_or("nothing".to_owned(), |r| r.to_string());
-            assert!(told.contains(want), "{object}: {told}");
+            let recognised = record(object.as_object().unwrap());
+            let recognised = recognised.map_or("nothing".to_owned(), |r| r.to_string());
+            assert!(recognised.contains(want), "{object}: {recognised}");
         }
     }
 }

@@ -196,7 +196,7 @@ impl Derivation<'_> {
             None
         } else {
             let cut = self.atoms.common(&texts.without, &texts.with).ok_or(
-                "what it adds for generation cannot be told from what it writes at the end of a conversation",
+                "what it adds for generation cannot be distinguished from what it writes at the end of a conversation",
             )?;
             Some(&texts.with[cut..]).filter(|h| !h.trim().is_empty())
         };
@@ -250,7 +250,7 @@ impl Derivation<'_> {
         let cut = self.atoms.common(a, b).ok_or_else(|| {
             format!(
                 "behind the assistant's content it writes {:?} at one time and {:?} at another, and where \
-                 the turn ends in them cannot be told",
+                 the turn ends in them is unclear",
                 excerpt(a, 0),
                 excerpt(b, 0)
             )
@@ -284,14 +284,14 @@ impl Derivation<'_> {
         }
         if !alone && self.atoms.first(shown).is_some() && self.may_begin_with_end(texts, header) {
             return Err(format!(
-                "it ends the last turn with {:?}, and where the others end in {:?} cannot be told",
+                "it ends the last turn with {:?}, and where the others end in {:?} is unclear",
                 excerpt(shown, 0),
                 excerpt(&texts.followed, 0)
             ));
         }
         if !alone && header.is_some() && !texts.with.starts_with(&texts.without) {
             return Err(format!(
-                "whether {:?} behind the assistant's content ends the turn or begins the next one cannot be told",
+                "whether {:?} behind the assistant's content ends the turn or begins the next one is unclear",
                 excerpt(&texts.followed, 0)
             ));
         }
@@ -330,7 +330,7 @@ impl Derivation<'_> {
             (0, _) => Ok(tail),
             (n, true) => Ok(&tail[..tail.len() - n]),
             (_, false) => Err(format!(
-                "whether {:?} behind the assistant's content ends the turn or begins the next one cannot be told",
+                "whether {:?} behind the assistant's content ends the turn or begins the next one is unclear",
                 excerpt(tail, 0)
             )),
         }
@@ -350,7 +350,7 @@ impl Derivation<'_> {
         let (shared, alone) = self.shared_with_beginning(followed)?;
         if !alone {
             return Err(format!(
-                "it always goes on with the next header, and where that begins in {:?} cannot be told",
+                "it always goes on with the next header, and where that begins in {:?} is unclear",
                 excerpt(followed, 0)
             ));
         }

@@ -85,7 +85,7 @@ fn decoding_stops_where_a_turn_can_end() {
                   %}</s>{% else %}<|im_end|>{% endif %}{% endfor %}{% if add_generation_prompt %}<s>assistant \
                   {% endif %}";
     assert_eq!(stops(always), ["<|im_end|>", "</s>"]);
-    // The same where the others' end cannot be told from the user's header.
+    // The same where the others' end cannot be distinguished from the user's header.
     let own = format!(
         "{{% if messages[0].role != 'system' %}}<s>system Be of use<|im_end|>{{% endif %}}{always}"
     );

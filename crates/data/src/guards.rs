@@ -26,7 +26,7 @@ const CLOCK: u64 = 1 << 16;
 /// What one rendering may use.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Bounds {
-    /// Instructions.
+    /// Instructions that a rendering may run.
     pub fuel: u64,
     /// Bytes of one string, or items of one list.
     pub size: u64,
@@ -251,7 +251,7 @@ pub(super) fn own_units(value: &Value) -> u64 {
 pub(super) struct Size {
     /// Bytes of all strings.
     pub bytes: u64,
-    /// Values.
+    /// Values, those inside others included.
     pub items: u64,
     /// Values inside each other, most.
     pub depth: u64,

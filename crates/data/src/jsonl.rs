@@ -17,7 +17,7 @@ pub enum Format {
     Messages,
     /// A prompt and its completion, two strings.
     PromptCompletion,
-    /// One string.
+    /// A string under one field.
     Text,
     /// Alpaca's: `instruction`, `output`, and perhaps `input` and `system`. A conversation where the tokenizer has a
     /// chat template, else a prompt in Alpaca's words and its completion.
@@ -25,7 +25,7 @@ pub enum Format {
 }
 
 impl Format {
-    /// Every format.
+    /// Every format, in the order in which a record is tried.
     pub const ALL: [Self; 4] = [
         Self::Messages,
         Self::PromptCompletion,
@@ -58,11 +58,11 @@ pub struct Fields {
     pub messages: String,
     /// The list of tools (optional in every record).
     pub tools: String,
-    /// The prompt.
+    /// Field that holds the prompt.
     pub prompt: String,
-    /// The completion.
+    /// Field that holds the completion.
     pub completion: String,
-    /// The text.
+    /// Field that holds plain text.
     pub text: String,
 }
 
@@ -117,9 +117,9 @@ pub enum Record {
     },
     /// A prompt and its completion, neither empty.
     PromptCompletion {
-        /// The prompt.
+        /// What is given, without loss.
         prompt: String,
-        /// The completion.
+        /// What is trained on.
         completion: String,
     },
     /// A text, not empty.
@@ -131,7 +131,7 @@ pub enum Record {
 /// Which record format to expect, and under which names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Schema {
-    /// The format.
+    /// How the record is to be read.
     pub format: Format,
     /// The field names.
     pub fields: Fields,

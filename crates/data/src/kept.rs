@@ -104,7 +104,7 @@ pub(super) fn path_of(folder: &Path, key: &Key) -> PathBuf {
 
 /// What stands at the name of a file.
 pub(super) enum Found {
-    /// Nothing.
+    /// No file has that name.
     Nothing,
     /// A file whose head, places and counts are whole; words are checked as they are read.
     Whole(Box<Whole>),

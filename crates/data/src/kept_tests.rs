@@ -230,13 +230,13 @@ fn what_lowtide_did_not_write_stays() {
     let options = LoadOptions::default();
     let (whole, _) = place.load(&options);
     let file = place.files().remove(0);
-    let stranger = place.dir.path().join("stranger");
-    fs::write(&stranger, "mine").unwrap();
+    let other = place.dir.path().join("other");
+    fs::write(&other, "mine").unwrap();
     let tokenizer = testing::tokenizer();
     for is_link in [true, false] {
         fs::remove_file(&file).unwrap();
         match is_link {
-            true => symlink(&stranger, &file).unwrap(),
+            true => symlink(&other, &file).unwrap(),
             false => fs::create_dir(&file).unwrap(),
         }
         let load = |cache| Dataset::load_kept(&place.paths, &options, &tokenizer, cache);
@@ -249,7 +249,7 @@ fn what_lowtide_did_not_write_stays() {
         let (data, notes) = load(&unasked).unwrap();
         same(&whole, &data);
         assert!(notes[0].starts_with("tokens are not kept: "), "{notes:?}");
-        assert_eq!(fs::read(&stranger).unwrap(), b"mine");
+        assert_eq!(fs::read(&other).unwrap(), b"mine");
         assert_eq!(place.files(), std::slice::from_ref(&file));
     }
 }
@@ -267,14 +267,14 @@ fn what_dead_runs_left_is_removed_and_nothing_else() {
     let hex = "0".repeat(64);
     let left = folder.join(format!("{hex}.1-0.part"));
     fs::write(&left, [&MAGIC[..], &[0; 16]].concat()).unwrap();
-    let strangers = ["a.part", "b.1-0.part"].map(|name| folder.join(name));
+    let others = ["a.part", "b.1-0.part"].map(|name| folder.join(name));
     let begun = folder.join(format!("{hex}.2-0.part"));
     fs::write(&begun, "no magic").unwrap();
-    strangers.iter().for_each(|s| fs::write(s, MAGIC).unwrap());
+    others.iter().for_each(|s| fs::write(s, MAGIC).unwrap());
     place.load(&LoadOptions::default());
     assert!(!left.exists());
     assert!(running.part.exists() && begun.exists());
-    assert!(strangers.iter().all(|s| s.exists()));
+    assert!(others.iter().all(|s| s.exists()));
     let part = running.part.clone();
     drop(running);
     assert!(!part.exists());
@@ -357,10 +357,11 @@ fn tokens_of_files_that_change_are_not_kept() {
     let changed = || key.changed(&place.paths);
     let sink = Sink::File(writer, &changed);
     let (_, keeping) = Dataset::read(&place.paths, &options, &place.tokenizer, sink).unwrap();
-    let told = keeping.told(true).unwrap().unwrap();
+    let outcome = keeping.outcome(true).unwrap().unwrap();
     assert!(
-        told.starts_with("warning: tokens are not kept: ") && told.contains("b.jsonl was changed"),
-        "{told}"
+        outcome.starts_with("warning: tokens are not kept: ")
+            && outcome.contains("b.jsonl was changed"),
+        "{outcome}"
     );
     assert_eq!(place.files(), Vec::<PathBuf>::new());
 }

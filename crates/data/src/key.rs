@@ -64,7 +64,7 @@ pub(super) fn keys_of(
         add(&mut data, make.as_bytes());
         add(&mut file, ending.unwrap_or_default().as_encoded_bytes());
         if *on_error == OnError::Skip {
-            // The names of files are in what is told of records left out.
+            // The names of files are in the report of records left out.
             add(&mut file, path.as_os_str().as_encoded_bytes());
         }
         let mut content = blake3::Hasher::new();

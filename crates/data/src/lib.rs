@@ -1,9 +1,9 @@
 //! From data files to batches of token ids, labels, positions and document starts.
 //!
-//! The way of a record: `source` takes it out of its file as JSON, [`jsonl`] reads and checks it, [`chat`] renders messages as text,
-//! [`mask`] turns it into tokens and marks the supervised ones, [`dataset`] keeps them all (`store`),
-//! [`packing`] lays documents into rows of T tokens, [`batches`] deals the rows out, shuffled by
-//! (seed, epoch) alone or in the files' order.
+//! The way of a record: `source` takes it out of its file as JSON, [`jsonl`] reads and checks it, [`chat`] renders
+//! messages as text, [`mask`] turns it into tokens and marks the supervised ones, [`dataset`] keeps them all (`store`),
+//! [`packing`] lays documents into rows of T tokens, [`batches`] deals the rows out, shuffled by (seed, epoch) alone or
+//! in the files' order.
 //!
 //! Everything is tokenised before the first step and held in memory at 5 bytes a token, or in a file of the cache
 //! (`kept`) at 4 and read row by row. Tokenising runs at 1 to 2 million tokens a second and thread, so it costs

@@ -8,7 +8,7 @@ use super::array::{Byte, Inside};
 use super::place::Place;
 use crate::error::{DataError, RecordProblem};
 
-/// Longest line accepted unless told otherwise: a file that is not JSONL (one line of many
+/// Longest line accepted unless the run file says otherwise: a file that is not JSONL (one line of many
 /// gigabytes) must end in an error, not fill the memory.
 pub const LINE_BYTES_MAX: usize = 16 << 20;
 

@@ -166,8 +166,8 @@ impl Conversation<'_> {
         (self.whole.len() - pos == between[others.len()]).then_some(places)
     }
 
-    /// The turn of a content that stands behind the template's header and before its end; it begins `lead` bytes of white
-    /// space before the content.
+    /// The turn of a content that stands behind the template's header and before its end; it begins `lead` bytes of
+    /// white space before the content.
     fn placed(&self, frame: &Frame, place: &Place<'_>, lead: usize) -> Option<Range<usize>> {
         let header = frame.header.as_deref().unwrap_or_default();
         let begins = place.before.len().checked_sub(lead)?;

@@ -26,14 +26,14 @@ pub enum LossOn {
     /// bare text.
     #[default]
     Answers,
-    /// Every token.
+    /// Every token carries loss.
     Everything,
 }
 
 /// A tokenised record.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Example {
-    /// Its tokens.
+    /// Ids of its tokens.
     pub tokens: Vec<i32>,
     /// For each of them, whether the model learns to say it.
     pub supervised: Vec<bool>,

@@ -220,7 +220,7 @@ pub struct Instruction {
     pub instruction: String,
     /// What it is asked about; may be empty.
     pub input: String,
-    /// The answer.
+    /// What is trained on, as Alpaca names it.
     pub output: String,
 }
 

@@ -4,8 +4,8 @@
 //! tokens a second that matter. Documents stay apart: positions restart at 0, attention does not
 //! look across a document's start, and no label crosses it.
 //!
-//! Best fit, longest first, unless the documents' order is to be kept: each document goes into the fullest row that still holds it. The free
-//! space of rows is kept in a sorted map, so n documents take O(n log T).
+//! Best fit, longest first, unless the documents' order is to be kept: each document goes into the fullest row that
+//! still holds it. The free space of rows is kept in a sorted map, so n documents take O(n log T).
 
 use std::collections::BTreeMap;
 
@@ -172,7 +172,7 @@ impl Packed {
         self.too_long == TooLong::Truncate
     }
 
-    /// The examples.
+    /// The examples that the rows are made of.
     #[must_use]
     pub fn data(&self) -> &Dataset {
         &self.data

@@ -224,7 +224,7 @@ fn a_row_above_the_bound_is_told_and_the_next_is_read() {
 #[test]
 fn a_file_that_takes_more_memory_than_there_is_is_refused() {
     let bytes = written(&rows());
-    let mut told = Vec::new();
+    let mut outcomes = Vec::new();
     for memory in (1000..200_000).step_by(1000) {
         let options = LoadOptions {
             memory,
@@ -237,12 +237,12 @@ fn a_file_that_takes_more_memory_than_there_is_is_refused() {
             Err(e) if e.contains("row group") && e.contains("host memory") => "a later one",
             Err(e) => panic!("{e}"),
         };
-        if told.last() != Some(&what) {
-            told.push(what);
+        if outcomes.last() != Some(&what) {
+            outcomes.push(what);
         }
     }
-    told.retain(|what| *what != "a later one");
-    assert_eq!(told, ["footer", "0", "fine"]);
+    outcomes.retain(|what| *what != "a later one");
+    assert_eq!(outcomes, ["footer", "0", "fine"]);
 }
 
 /// Encodings whose decoders take what lengths inside of a page say.
@@ -326,7 +326,7 @@ fn columns_without_a_word_in_json_are_refused() {
         ("required int64 text (DECIMAL(9,2))", "a decimal"),
     ] {
         let schema = parse_message_type(&format!("message schema {{ {column}; }}")).unwrap();
-        let told = columns(&schema, &LoadOptions::default()).err().unwrap();
-        assert!(told.contains(what), "{told}");
+        let outcome = columns(&schema, &LoadOptions::default()).err().unwrap();
+        assert!(outcome.contains(what), "{outcome}");
     }
 }

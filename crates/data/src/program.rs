@@ -1,6 +1,6 @@
 //! A chat template as a program that runs within bounds.
 //!
-//! A template is a stranger's. Sixty characters of Jinja are enough to loop for years, to double a
+//! A template is untrusted. Sixty characters of Jinja are enough to loop for years, to double a
 //! string until memory is gone, or to nest a list until the stack is. minijinja counts instructions
 //! (fuel) and limits recursion; what one instruction makes of large values it does not limit. So its
 //! compiled form is rewritten before it runs (`rewrite`), and filters, tests, functions and methods are

@@ -21,9 +21,9 @@ use crate::error::{DataError, RecordProblem};
 const CHUNK_LINES: usize = 1024;
 const CHUNK_BYTES: usize = 16 << 20;
 
-/// Does `work` on every line of the files, on all of rayon's threads, and hands `take` what comes of it
-/// with the number of its file and its place in it, in order, and what was left out before it; an error of `take` ends it.
-/// Gives the format and what was left out.
+/// Does `work` on every line of the files, on all of rayon's threads, and hands `take` what comes of it with the number
+/// of its file and its place in it, in order, and what was left out before it; an error of `take` ends it. Gives the
+/// format and what was left out.
 pub(crate) fn read<T: Send>(
     paths: &[PathBuf],
     options: &LoadOptions,
@@ -89,7 +89,8 @@ pub(crate) fn read<T: Send>(
     }
 }
 
-/// What the records of these files are encoded as: what is told, or what the first of them says. None is tokenised.
+/// What the records of these files are encoded as: what the run file says, or what the first of them looks like. None
+/// is tokenised.
 ///
 /// # Errors
 /// A file that cannot be read, or whose first record has no format; a tokenizer that lacks what the format needs.
@@ -102,8 +103,8 @@ pub fn format_of(
         let encoder = Encoder::new(schema, tokenizer, options.loss_on, &options.separator)?;
         Ok(encoder.format())
     };
-    if let Some(told) = schema(options, &[]) {
-        return encoded(told);
+    if let Some(given) = schema(options, &[]) {
+        return encoded(given);
     }
     for path in paths {
         let mut lines = Source::open(path, options)?.peekable();
@@ -139,7 +140,7 @@ fn nothing(paths: &[PathBuf], left_out: &Remarks) -> DataError {
 }
 
 fn foreign_file(path: &Path) -> Option<DataError> {
-    // Of a table or a text, opening has told.
+    // Opening a table or a text has found that already.
     let what = (Make::of(path) == Make::Json).then(|| foreign::file(path))?;
     what.map(|what| DataError::ForeignFile {
         path: path.to_owned(),
@@ -162,7 +163,7 @@ fn no_format(line: Line, options: &LoadOptions) -> RecordProblem {
     }
 }
 
-/// The format that is told, or that of the first line; of the first that has one where others are left
+/// The format that the run file names, or that of the first line; of the first that has one where others are left
 /// out.
 fn schema(options: &LoadOptions, chunk: &[Line]) -> Option<Schema> {
     if let Some(format) = options.format {

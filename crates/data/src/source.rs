@@ -21,7 +21,7 @@ pub enum Make {
     Json,
     /// A table with a line of names.
     Csv,
-    /// Apache Parquet.
+    /// Apache Parquet: columns in compressed pages.
     Parquet,
     /// Text without a structure.
     Plain,
@@ -51,7 +51,7 @@ impl Make {
 
 fn head(path: &Path) -> Vec<u8> {
     let mut head = Vec::new();
-    // What cannot be opened is told of where it is read.
+    // What cannot be opened is an error where it is read.
     if let Ok(regular) = lowtide_files::open_any(path) {
         let _ = regular.file.take(4096).read_to_end(&mut head);
     }

@@ -151,7 +151,7 @@ fn what_is_wrong_with_a_row_is_told_and_the_next_is_read() {
     }
 }
 
-/// Quotes are what says where a row ends: one that is not closed, or closed in the middle of a text, is told of.
+/// Quotes are what says where a row ends: one that is not closed, or closed in the middle of a text, is an error.
 #[test]
 fn no_quote_is_closed_by_what_is_behind_it() {
     let options = LoadOptions::default();
@@ -394,7 +394,7 @@ fn a_weight_is_how_often_an_example_is_there() {
     assert_eq!(again(1), all);
     assert_ne!(again(2), all);
     assert_eq!(texts(&set([1.0, 1.0], 1, 1 << 20).unwrap()), texts(&data));
-    // A file that is to be left out is; one of which nothing is left by accident is told, whichever it is.
+    // A file that is to be left out is; one of which nothing is left by accident is an error, whichever it is.
     assert_eq!(set([1.0, 0.0], 1, 1 << 20).unwrap().by_file(2), [10, 0]);
     for (weights, memory, want) in [
         (

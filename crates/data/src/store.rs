@@ -9,8 +9,8 @@ use crate::error::DataError;
 
 /// Bytes of a token in memory: its id, and whether it is supervised.
 pub(super) const TOKEN_COST: u64 = 5;
-/// Bytes of a token in a file: its id, and in the lowest bit whether it is supervised. Behind an example's tokens a word
-/// has their CRC-32C.
+/// Bytes of a token in a file: its id, and in the lowest bit whether it is supervised. Behind an example's tokens a
+/// word has their CRC-32C.
 const WORD: u64 = size_of::<u32>() as u64;
 
 /// Where an example lies in its store, and the number of its data file.
@@ -18,7 +18,7 @@ const WORD: u64 = size_of::<u32>() as u64;
 pub(super) struct Span {
     /// Tokens before it; in a file words.
     pub from: u64,
-    /// Its tokens.
+    /// How many tokens it has.
     pub len: u32,
     /// Its data file.
     pub file: u32,
@@ -29,9 +29,9 @@ pub(super) struct Span {
 pub(super) enum Store {
     /// [`TOKEN_COST`] bytes a token.
     Memory {
-        /// Ids.
+        /// Ids of all examples, one behind the other.
         tokens: Vec<i32>,
-        /// Masks.
+        /// For each id whether it carries loss.
         supervised: Vec<bool>,
     },
     /// Words of a file, behind a head of so many bytes.

@@ -1,8 +1,8 @@
 //! Data that are tokenised while they are trained on.
 //!
-//! Records come in the order of the files, and a window is [`WINDOW`] tokens of them or the first few more: what is cut at these
-//! places depends on the data alone, and so do rows and their order. Each window is packed by itself. Tokens go to a
-//! file of the cache; when all are there, the next run reads them from it and has the same windows.
+//! Records come in the order of the files, and a window is [`WINDOW`] tokens of them or the first few more: what is cut
+//! at these places depends on the data alone, and so do rows and their order. Each window is packed by itself. Tokens
+//! go to a file of the cache; when all are there, the next run reads them from it and has the same windows.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
@@ -122,7 +122,7 @@ const REST_WAIT: Duration = Duration::from_secs(10);
 
 /// What stands at a window's number.
 pub(crate) enum Window {
-    /// Its rows.
+    /// Rows that a window gave.
     Rows(Arc<Packed>),
     /// Records of which none has a label left in a row.
     Empty,
@@ -289,7 +289,7 @@ impl Stream {
     }
 
     /// What people should know of all data, when all are read, or at once of those so far; `None`: not yet, or it has
-    /// been told.
+    /// been shown.
     #[must_use]
     pub fn news(&self, at_once: bool) -> Option<News> {
         let mut known = self.shared.known();
@@ -411,7 +411,7 @@ impl Job {
         let (data, keeping) = data.finish(paths, format, options.loss_on)?;
         let kept = match keeping {
             Keeping::Changed(path) => return Err(DataError::Changed { path }),
-            keeping => keeping.told(self.required)?,
+            keeping => keeping.outcome(self.required)?,
         };
         self.shared.change(|known| {
             if let Some(news) = &mut known.news {

@@ -241,7 +241,7 @@ fn a_record_that_cannot_be_used_ends_the_pass_where_it_stands() {
     let mut batches = rows
         .batches(SHAPE, dealing(Some(3), LastBatch::Fill))
         .unwrap();
-    // Others that ask, and are told, take nothing of it away.
+    // Others that ask get the same answer.
     let mut preview = rows.batches(SHAPE, dealing(None, LastBatch::Fill)).unwrap();
     while preview.next_batch().is_ok() {}
     let n = (0..).take_while(|_| batches.next_batch().is_ok()).count();

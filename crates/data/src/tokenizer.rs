@@ -174,7 +174,7 @@ impl Tokenizer {
         Ok(self)
     }
 
-    /// All that decides what text becomes which tokens, and how conversations become text; `None`: it cannot be told.
+    /// All that decides what text becomes which tokens, and how conversations become text; `None`: it is unknown.
     pub(super) fn identity(&self) -> Option<Vec<u8>> {
         let mut all = serde_json::to_string(&self.inner).ok()?;
         let templates = self.templates.iter().map(|(_, source)| source.as_str());
@@ -371,8 +371,8 @@ impl Tokenizer {
         self.part_text(&[token])
     }
 
-    /// A part of a text that is not its beginning; a space in front of it is kept, where decoding takes it for that of a
-    /// text's beginning and drops it.
+    /// A part of a text that is not its beginning; a space in front of it is kept, where decoding takes it for that of
+    /// a text's beginning and drops it.
     #[must_use]
     pub fn part_text(&self, tokens: &[i32]) -> String {
         let text = self.decode(tokens, true);

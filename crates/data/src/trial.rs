@@ -1,6 +1,6 @@
 //! A tokenizer file is tried in a process of its own before it is used in this one.
 //!
-//! `tokenizer.json` is a stranger's, and the crate that reads it can be made to panic, to overflow
+//! `tokenizer.json` is untrusted, and the crate that reads it can be made to panic, to overflow
 //! its stack, to ask for more memory than there is, or to search a regular expression for ever. None
 //! of these can be caught in the process where it happens. So the command starts itself again with
 //! limits of memory and time ([`become_trial`]), and only a file that loads there, and tokenises texts
@@ -51,7 +51,7 @@ pub fn in_foreign_code() -> bool {
     FOREIGN.get()
 }
 
-/// Runs `work` on a stranger's tokenizer or template; a panic in it becomes an error.
+/// Runs `work` on an untrusted tokenizer or template; a panic in it becomes an error.
 pub(super) fn foreign<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     let before = FOREIGN.replace(true);
     let done = catch_unwind(AssertUnwindSafe(work));
@@ -171,16 +171,16 @@ fn wait(child: &mut Child, most: Duration) -> Option<std::process::ExitStatus> {
 }
 
 fn on_a_thread(file: &[u8], limits: &Limits) -> Result<(), String> {
-    let (tell, told) = channel();
+    let (answer, answers) = channel();
     let file = file.to_vec();
     let tried = thread::Builder::new()
         .name("tokenizer trial".to_owned())
         .stack_size(256 << 20)
-        .spawn(move || tell.send(foreign(|| attempt(&file))));
+        .spawn(move || answer.send(foreign(|| attempt(&file))));
     if tried.is_err() {
         return Err("no thread can be started to try it".to_owned());
     }
-    match told.recv_timeout(limits.clock()) {
+    match answers.recv_timeout(limits.clock()) {
         Ok(done) => done,
         Err(RecvTimeoutError::Timeout) => Err(format!(
             "it takes longer than {} s to load and try",

@@ -27,7 +27,7 @@ pub(crate) struct Turns<'a> {
     later: Option<Frame>,
 }
 
-/// One conversation.
+/// One conversation, as its template sees it.
 pub(super) struct Conversation<'a> {
     pub(super) turns: &'a Turns<'a>,
     pub(super) messages: &'a [Value],
@@ -72,7 +72,7 @@ impl<'a> Turns<'a> {
         frame.end_token(self.tokenizer, last)
     }
 
-    /// The template.
+    /// The template that renders it.
     pub fn template(&self) -> &'a ChatTemplate {
         self.template
     }
@@ -97,12 +97,13 @@ impl<'a> Turns<'a> {
         token.is_none_or(|n| marked >= body + n)
     }
 
-    /// What the template writes around a turn, or why that cannot be told from it alone.
+    /// What the template writes around a turn, or why it alone does not show that.
     pub fn frame(&self) -> Result<&Frame, &str> {
         self.frame.as_ref().map_err(String::as_str)
     }
 
-    /// The byte ranges of `whole` in which the assistant speaks, in order and none empty, for messages `wanted` (indices, ascending).
+    /// The byte ranges of `whole` in which the assistant speaks, in order and none empty, for messages `wanted`
+    /// (indices, ascending).
     pub fn spoken(
         &self,
         messages: &[Value],

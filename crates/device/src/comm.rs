@@ -69,11 +69,11 @@ impl fmt::Display for Pattern {
 /// One collective, the same for every rank.
 #[derive(Clone, Copy, Debug)]
 pub struct Collective<'a> {
-    /// Which.
+    /// Who sends what to whom.
     pub pattern: Pattern,
     /// Of what: a name for errors, by which ranks that are at different collectives are found.
     pub name: &'a str,
-    /// Which bytes.
+    /// Ranges of bytes that take part.
     pub stretches: &'a [Stretch],
 }
 
@@ -148,7 +148,7 @@ pub enum CommError {
     /// A rank's process is gone without a word.
     #[error("the process of rank {rank} has ended")]
     Gone {
-        /// Which.
+        /// Rank whose process it was.
         rank: usize,
     },
     /// A rank does not come to where the others are.
@@ -238,8 +238,8 @@ pub fn exchange_now(
     from: Src<'_>,
     to: Dst<'_>,
 ) -> Result<(), CommError> {
-    // SAFETY: both ranges are borrowed until this returns, which it does when the stream is done, or when its context is
-    // lost, with which all that was in it ends.
+    // SAFETY: both ranges are borrowed until this returns, which it does when the stream is done, or when its context
+    // is lost, with which all that was in it ends.
     unsafe { comm.exchange(queue, collective, from, to)? };
     match queue.cuda() {
         Some(stream) => Ok(stream.synchronize()?),

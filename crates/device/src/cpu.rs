@@ -23,8 +23,8 @@ impl Pool {
         Self::build(lane, threads, None, |_| ())
     }
 
-    /// As [`Pool::new`]; where the machine has several NUMA nodes, each thread stays on a core of
-    /// its own, on the nodes in turn, behind the `first` that others have. With `give_way` they leave their cores to whoever of the usual
+    /// As [`Pool::new`]; where the machine has several NUMA nodes, each thread stays on a core of its own, on the nodes
+    /// in turn, behind the `first` that others have. With `give_way` they leave their cores to whoever of the usual
     /// priority wakes ([`numa::give_way`]).
     ///
     /// # Errors

@@ -72,7 +72,7 @@ impl<'a> Lender<'a> {
 }
 
 impl Lent<'_> {
-    /// To read.
+    /// A view to read from.
     #[must_use]
     pub fn src(&self) -> Src<'_> {
         self.bytes.src()

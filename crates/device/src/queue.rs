@@ -36,7 +36,7 @@ impl Queue {
         Pool::new(lane, threads).map(Self::Cpu)
     }
 
-    /// A CPU queue whose threads are spread over the machine's NUMA nodes and, when told to, give way
+    /// A CPU queue whose threads are spread over the machine's NUMA nodes and, on request, give way
     /// to others; `first` is how many threads others have spread before: [`Pool::spread`].
     ///
     /// # Errors

@@ -18,7 +18,7 @@ pub enum FileError {
     /// A symbolic link to nothing.
     #[error("{}: a symbolic link to {}, which is not there", path.display(), target.display())]
     Dangling {
-        /// The link.
+        /// Path of the link itself.
         path: PathBuf,
         /// What it names.
         target: PathBuf,
@@ -26,7 +26,7 @@ pub enum FileError {
     /// The system refused.
     #[error("{}: {source}", path.display())]
     Io {
-        /// The file.
+        /// Path that could not be opened.
         path: PathBuf,
         /// What the system said.
         source: io::Error,
@@ -34,7 +34,7 @@ pub enum FileError {
     /// Not a regular file: reading it could wait for ever or never end.
     #[error("{}: {kind}, not a file", path.display())]
     NotRegular {
-        /// The name.
+        /// Path with a name that is not allowed.
         path: PathBuf,
         /// What stands there.
         kind: NotRegular,
@@ -42,7 +42,7 @@ pub enum FileError {
     /// A file of this kind never has as many bytes.
     #[error("{}: {have} bytes, at most {most} are read of such a file", path.display())]
     TooLarge {
-        /// The file.
+        /// Path of the file that is too large.
         path: PathBuf,
         /// Its bytes, as far as they were counted.
         have: u64,
@@ -52,13 +52,13 @@ pub enum FileError {
     /// Nothing is in it.
     #[error("{}: the file is empty", path.display())]
     Empty {
-        /// The file.
+        /// Path of what is no such file.
         path: PathBuf,
     },
     /// A file of another make.
     #[error("{}: {kind} stands in the place of the file", path.display())]
     Foreign {
-        /// The file.
+        /// Path of the file that is not UTF-8.
         path: PathBuf,
         /// What it is.
         kind: Foreign,
@@ -66,7 +66,7 @@ pub enum FileError {
     /// A text file that is not UTF-8.
     #[error("{}: not UTF-8 after {valid} bytes", path.display())]
     NotUtf8 {
-        /// The file.
+        /// Path of the file with broken JSON.
         path: PathBuf,
         /// Bytes that are, from the beginning.
         valid: usize,
@@ -74,7 +74,7 @@ pub enum FileError {
     /// A JSON file that is not JSON, or does not say what it must.
     #[error("{}: {problem}", path.display())]
     Json {
-        /// The file.
+        /// Path that could not be read.
         path: PathBuf,
         /// What is wrong, with line and column.
         problem: JsonProblem,
@@ -82,7 +82,7 @@ pub enum FileError {
 }
 
 impl FileError {
-    /// The file.
+    /// Path of the file that the error is about.
     #[must_use]
     pub fn path(&self) -> &Path {
         match self {

@@ -5,11 +5,11 @@ use std::fmt;
 /// A name that is not a regular file's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NotRegular {
-    /// A directory.
+    /// A directory where a file should be.
     Directory,
     /// A named pipe.
     Fifo,
-    /// A socket.
+    /// A Unix socket.
     Socket,
     /// A character or block device.
     Device,

@@ -1,6 +1,6 @@
 //! Reading files that somebody else has written.
 //!
-//! A model directory, a data file, a run file and a machine file are a stranger's. What stands
+//! A model directory, a data file, a run file and a machine file are untrusted. What stands
 //! under their names may be a pipe that never answers, a device without an end, a pointer of Git
 //! LFS, or a page of HTML that a download left. So every such file is opened here: only a regular
 //! file, only up to a size, and with an error that says what it is instead.

@@ -184,7 +184,7 @@ pub struct LinkRow {
 /// What the links of a GPU give, by size.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct LinksReport {
-    /// The GPU.
+    /// Name of the GPU.
     pub device: String,
     /// From the smallest copies to the largest.
     pub rows: Vec<LinkRow>,
@@ -274,7 +274,7 @@ fn with_shares(mut rows: Vec<LinkRow>) -> Vec<LinkRow> {
 /// What the disk lane makes of a drive.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct DiskReport {
-    /// The directory.
+    /// Directory that was measured.
     #[serde(serialize_with = "lowtide_files::shown::path")]
     pub dir: PathBuf,
     /// How I/O is done.
@@ -285,7 +285,7 @@ pub struct DiskReport {
     pub block: u64,
     /// Operations in flight.
     pub depth: usize,
-    /// By mix.
+    /// A row for each mix of reads and writes.
     pub rows: Vec<DiskRow>,
 }
 
@@ -365,11 +365,11 @@ mod tests {
             both_share: 0.0,
         };
         let rows = with_shares(vec![row(1, 2.0, 8.0, 9.0), row(2, 4.0, 6.0, 6.0)]);
-        let told: Vec<[f64; 3]> = rows
+        let shares: Vec<[f64; 3]> = rows
             .iter()
             .map(|r| [r.h2d_share, r.d2h_share, r.both_share])
             .collect();
-        assert_eq!(told, [[0.5, 1.0, 0.75], [1.0, 0.75, 0.5]]);
+        assert_eq!(shares, [[0.5, 1.0, 0.75], [1.0, 0.75, 0.5]]);
     }
 
     #[test]

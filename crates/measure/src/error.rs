@@ -32,7 +32,7 @@ pub enum MeasureError {
     /// A file or directory cannot be used.
     #[error("{}: {what}", path.display())]
     File {
-        /// Which.
+        /// Path that could not be written or read.
         path: PathBuf,
         /// What is wrong.
         what: String,

@@ -183,10 +183,10 @@ mod tests {
         assert!(rates.rate.0 > 1e6 && rates.latency.0 > 0.0, "{rates:?}");
         // A rank that is gone ends it.
         comms[1].stop("unplugged");
-        let told = net_rates(&[], &comms).expect_err("stopped").to_string();
+        let error = net_rates(&[], &comms).expect_err("stopped").to_string();
         assert!(
-            told.contains("rank 1") && told.contains("unplugged"),
-            "{told}"
+            error.contains("rank 1") && error.contains("unplugged"),
+            "{error}"
         );
     }
 }

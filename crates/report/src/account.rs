@@ -48,7 +48,7 @@ pub struct PlanReport {
 /// A lane of a step.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct LaneRow {
-    /// Its name.
+    /// Name of the lane: `gpu`, `h2d` and so on.
     pub name: String,
     /// Its tasks in the order of their begin.
     pub boxes: Vec<TaskBox>,
@@ -72,7 +72,7 @@ pub struct TaskBox {
 /// Memory of a tier over a step.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct TierRow {
-    /// Its name.
+    /// Name of the tier: `device`, `host` or `disk`.
     pub name: String,
     /// Bytes that are reserved.
     pub planned_bytes: u64,
@@ -87,7 +87,7 @@ pub struct TierRow {
 }
 
 impl TierRow {
-    /// The most bytes that it holds at once; sums of a stranger's file end at the largest number.
+    /// The most bytes that it holds at once; sums of an untrusted file end at the largest number.
     #[must_use]
     pub fn most(&self) -> u64 {
         let sum = |all: &[u64]| all.iter().fold(0u64, |n, &m| n.saturating_add(m));

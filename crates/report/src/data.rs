@@ -1,4 +1,5 @@
-//! What a run would train on, for a person to look at: samples with what is trained on, what is cut and left out, lengths.
+//! What a run would train on, for a person to look at: samples with what is trained on, what is cut and left out,
+//! lengths.
 
 use std::fmt::Write;
 
@@ -30,7 +31,7 @@ pub struct DataReport {
 pub struct DataSet {
     /// `train` or `eval`.
     pub name: String,
-    /// Its files.
+    /// The files that it is made of.
     pub files: Vec<DataFile>,
     /// What its records are.
     pub format: String,
@@ -68,14 +69,14 @@ pub struct DataSet {
     pub mask_hash: String,
     /// What was noticed, a sentence each.
     pub remarks: Vec<String>,
-    /// Some examples.
+    /// Some of the examples, for people to look at.
     pub samples: Vec<Sample>,
 }
 
 /// A data file.
 #[derive(Clone, Debug, Serialize)]
 pub struct DataFile {
-    /// The file.
+    /// Path as the run file has it.
     pub path: String,
     /// How often an epoch has each of its examples.
     pub weight: f64,
@@ -95,20 +96,20 @@ pub struct Holds {
 /// Examples of some length.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Bar {
-    /// Fewest tokens.
+    /// Fewest tokens of an example that it counts.
     pub from: u64,
-    /// Most tokens.
+    /// Most tokens of an example that it counts.
     pub to: u64,
-    /// Examples.
+    /// How many examples there are of such a length.
     pub examples: u64,
 }
 
-/// One example.
+/// One example, in stretches that are trained on or not.
 #[derive(Clone, Debug, Serialize)]
 pub struct Sample {
     /// Its number in the set, from 0.
     pub example: u64,
-    /// Its file.
+    /// Path of the file that it is from.
     pub path: String,
     /// Tokens of it.
     pub tokens: u64,
@@ -123,7 +124,7 @@ pub struct Sample {
 pub struct Stretch {
     /// Their text, special tokens written out.
     pub text: String,
-    /// Tokens.
+    /// How many tokens it has.
     pub tokens: u64,
     /// Whether they are trained on.
     pub supervised: bool,
@@ -231,8 +232,8 @@ fn sentences(set: &DataSet) -> Vec<String> {
     all
 }
 
-/// For a terminal. What is trained on is green, what is cut off struck through and red; without colours it stands in ⟦ ⟧ and
-/// in ⟨ ⟩.
+/// For a terminal. What is trained on is green, what is cut off struck through and red; without colours it stands in ⟦
+/// ⟧ and in ⟨ ⟩.
 #[must_use]
 pub fn text(report: &DataReport, colours: bool) -> String {
     let mut out = String::new();

@@ -117,7 +117,7 @@ fn known(kind: &str) -> &str {
     }
 }
 
-/// One box.
+/// A box of the timeline, with its times as a title; nothing where it has no width.
 fn drawn(b: &TaskBox, x: &Scale, by: f64, span: f64, top: f64) -> String {
     let within = |t: f64| x.place(t.clamp(0.0, span) * by);
     let (from, to) = (within(b.start), within(b.end));

@@ -13,7 +13,7 @@ use crate::error::ReportError;
 
 /// What a run tells of itself beside its metrics.
 pub const REPORT: &str = "report.json";
-/// Its page.
+/// Name of a run's page in its output directory.
 pub const PAGE: &str = "report.html";
 
 /// Bytes of a JSON file of a run, at most.
@@ -46,9 +46,9 @@ pub struct Step {
     pub loss: Option<f64>,
     /// Norm of the gradients before clipping.
     pub grad_norm: Option<f64>,
-    /// Learning rate.
+    /// Learning rate of this step.
     pub learning_rate: f64,
-    /// Real tokens.
+    /// Tokens of the step without padding.
     pub tokens: u64,
     /// Seconds since the loss before.
     pub seconds: Option<f64>,
@@ -61,7 +61,7 @@ pub struct Step {
     pub skipped: bool,
 }
 
-/// An evaluation.
+/// What an evaluation found, after a step.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Evaluation {
     /// After which step; 0 is before the first.
@@ -80,11 +80,11 @@ pub struct Match {
     pub step: u64,
     /// `before`, `during` or `after` training.
     pub when: String,
-    /// A share.
+    /// Share of the prompts whose answer equals the reference, 0 to 1.
     pub exact_match: f64,
     /// Right ones of them.
     pub right: u64,
-    /// Prompts.
+    /// How many prompts were answered.
     pub prompts: u64,
 }
 
@@ -151,7 +151,7 @@ pub struct Curves {
     pub exact_match: Curve,
     /// Norm of the gradients before clipping.
     pub grad_norm: Curve,
-    /// Learning rate.
+    /// Learning rate by step.
     pub learning_rate: Curve,
     /// Real tokens a second.
     pub tokens_per_second: Curve,
@@ -160,7 +160,7 @@ pub struct Curves {
 /// A run as its output directory tells it: the same while it goes on, when it has ended, and on another machine.
 #[derive(Clone, Debug, Serialize)]
 pub struct RunReport {
-    /// The directory.
+    /// The output directory that was read.
     #[serde(serialize_with = "lowtide_files::shown::path")]
     pub dir: PathBuf,
     /// Version of lowtide that wrote it, where its mark says so.
@@ -173,7 +173,7 @@ pub struct RunReport {
     pub machine: Value,
     /// What it did, by its own account: of `finished.json`, else of `report.json`. Null where none is there.
     pub report: Value,
-    /// Its processes.
+    /// Processes that made the run's steps, the first one first.
     pub processes: Vec<Process>,
     /// The step as it is planned, where that is known.
     pub plan: Option<PlanReport>,

@@ -128,8 +128,8 @@ pub(crate) fn facts(runs: &[RunReport]) -> Vec<Fact> {
 /// Where a run stands. One that was stopped and goes on has steps that its last account does not know.
 pub(crate) fn state(r: &RunReport) -> String {
     let stopped = r.report["stopped"].as_bool() == Some(true);
-    let told = r.report["steps"].as_u64();
-    match (r.state, stopped && told == Some(r.figures.step)) {
+    let steps = r.report["steps"].as_u64();
+    match (r.state, stopped && steps == Some(r.figures.step)) {
         (State::Finished, true) => "stopped",
         (State::Finished, _) => "finished",
         (State::Unfinished, true) => "not finished: stopped",

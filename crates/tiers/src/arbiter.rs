@@ -107,17 +107,17 @@ impl Arbiter {
             read: AtomicU64::new(0),
             written: AtomicU64::new(0),
         });
-        let (tell, told) = mpsc::channel();
+        let (answer, answers) = mpsc::channel();
         let closing = Closing(Arc::clone(&shared));
         let body = move || {
             let closing = closing;
             match make() {
                 Ok((lane, wake, how)) => {
-                    let _ = tell.send(Ok((wake, how)));
+                    let _ = answer.send(Ok((wake, how)));
                     Loop::new(setup, Arc::clone(&closing.0), lane).run();
                 }
                 Err(error) => {
-                    let _ = tell.send(Err(error));
+                    let _ = answer.send(Err(error));
                 }
             }
         };
@@ -125,7 +125,7 @@ impl Arbiter {
             .name("lowtide-disk".to_owned())
             .spawn(body)
             .map_err(|e| TierError::file("starting a thread for", &shared.path, &e))?;
-        let (wake, how) = told.recv().unwrap_or(Err(TierError::Stopped))?;
+        let (wake, how) = answers.recv().unwrap_or(Err(TierError::Stopped))?;
         Ok((
             Self {
                 shared,

@@ -22,7 +22,7 @@ const TOUCH: usize = 64 << 20;
 /// What an arena holds at first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fill {
-    /// Zeros.
+    /// Fresh memory, all zeros.
     Zero,
     /// Bytes `0xff`: NaN in bf16, f16 and f32, so that a read before a write shows.
     Poison,
@@ -325,8 +325,8 @@ mod tests {
         let arena = Arena::new(Bytes(TOUCH as u64 + 5), Fill::Zero).unwrap();
         let mut pages = vec![0u8; (TOUCH + 5).div_ceil(PAGE)];
         // SAFETY: the arena's own pages, and a byte of ours for each.
-        let told = unsafe { libc::mincore(arena.base().cast(), TOUCH + 5, pages.as_mut_ptr()) };
-        assert_eq!(told, 0);
+        let status = unsafe { libc::mincore(arena.base().cast(), TOUCH + 5, pages.as_mut_ptr()) };
+        assert_eq!(status, 0);
         assert_eq!(
             pages.iter().position(|page| page & 1 == 0),
             None,
@@ -351,9 +351,9 @@ mod tests {
         };
         assert!(huge <= arena.bytes());
         assert_eq!(small.huge_bytes(), Some(Bytes::ZERO));
-        let told = std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled");
+        let setting = std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled");
         // Fragmented memory may lack some, but not all of them.
-        if told.is_ok_and(|t| t.contains("[always]") || t.contains("[madvise]")) {
+        if setting.is_ok_and(|t| t.contains("[always]") || t.contains("[madvise]")) {
             assert!(huge.0 >= HUGE as u64, "{huge} of {}", arena.bytes());
         }
     }
@@ -387,15 +387,15 @@ mod tests {
         let have = HostMemory::now().available;
         let error = Arena::new(Bytes(1 << 50), Fill::Zero).unwrap_err();
         let TierError::HostMemory {
-            need, have: told, ..
+            need, have: limit, ..
         } = error
         else {
             panic!("{error}")
         };
         assert_eq!(need, Bytes(1 << 50));
         assert!(
-            told.0 > have.0 / 4 && told.0 < 1 << 46,
-            "{told} against {have}"
+            limit.0 > have.0 / 4 && limit.0 < 1 << 46,
+            "{limit} against {have}"
         );
     }
 }

@@ -71,7 +71,7 @@ impl Block {
         self.memory.bytes()
     }
 
-    /// The bytes.
+    /// The bytes, to read.
     #[must_use]
     pub fn as_slice(&self) -> &[u8] {
         // SAFETY: nobody else has these bytes: a block's range is in no other block, and a request has

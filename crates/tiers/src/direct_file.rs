@@ -98,7 +98,7 @@ impl Window {
         window
     }
 
-    /// Its bytes.
+    /// The bytes that are filled before they are written.
     pub fn bytes(&mut self) -> &mut [u8] {
         &mut self.bytes[self.start..]
     }

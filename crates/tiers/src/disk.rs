@@ -20,7 +20,7 @@ use crate::{ALIGN, Arena, Checksums, DirLock, Scratch, Ticket, TierError};
 
 /// Drives striped to one flat address space, each served by an arbiter thread of its own.
 ///
-/// Dropping it finishes what was submitted, then removes the state files unless told to keep them.
+/// Dropping it finishes what was submitted, then removes the state files unless they are to be kept.
 pub struct Disk {
     arbiters: Vec<Arbiter>,
     files: Vec<Arc<StateFile>>,
@@ -45,9 +45,9 @@ impl Disk {
     /// io_uring its pages are registered once, where the limit on locked memory allows.
     ///
     /// # Errors
-    /// [`TierError::Setting`], [`TierError::Space`], [`TierError::InUse`], [`TierError::NoLocks`],
-    /// [`TierError::Kept`], [`TierError::BadFile`], [`TierError::OtherDisk`], [`TierError::File`], [`TierError::Backend`]; files
-    /// made so far are removed again.
+    /// [`TierError::Setting`], [`TierError::Space`], [`TierError::InUse`], [`TierError::NoLocks`], [`TierError::Kept`],
+    /// [`TierError::BadFile`], [`TierError::OtherDisk`], [`TierError::File`], [`TierError::Backend`]; files made so far
+    /// are removed again.
     pub fn open(config: &DiskConfig, host: Option<&Arena>) -> Result<Self, TierError> {
         let stripe = Arc::new(config.checked()?);
         let shares: Vec<u64> = config.drives.iter().map(|d| d.bytes.0).collect();
@@ -331,7 +331,7 @@ impl Disk {
 
 impl Drop for Disk {
     fn drop(&mut self) {
-        // All are told before any is waited for.
+        // All get the request before any is waited for.
         self.arbiters.iter().for_each(Arbiter::stop);
         self.arbiters.clear();
         self.journal = None;

@@ -64,7 +64,7 @@ pub enum TierError {
     /// A setting that no disk can have.
     #[error("disk setting {key}: {value}, but it must be {need}")]
     Setting {
-        /// Which setting.
+        /// Key of the run file that sets the limit.
         key: &'static str,
         /// What it was.
         value: String,
@@ -74,15 +74,15 @@ pub enum TierError {
     /// An offset, length or address off the needed alignment.
     #[error("{what} {value:#x} is not a multiple of {need}")]
     Misaligned {
-        /// Which quantity.
+        /// Quantity that is out of range.
         what: &'static str,
-        /// Its value.
+        /// Value that it has.
         value: u64,
         /// The alignment needed, in bytes.
         need: u64,
     },
     /// A request whose extent and memory differ in length.
-    #[error("{extent} moved from or to {memory} bytes of memory")]
+    #[error("{extent} on disk and {memory} bytes of memory differ in length")]
     Lengths {
         /// The extent on disk.
         extent: Extent,
@@ -110,7 +110,7 @@ pub enum TierError {
     /// Another live process, or another disk of this one, holds the directory.
     #[error("{} is in use by {}", path.display(), who(*holder))]
     InUse {
-        /// The directory.
+        /// The directory of state files.
         path: PathBuf,
         /// The process that says so of itself, perhaps on another machine.
         holder: Option<u32>,
@@ -118,7 +118,7 @@ pub enum TierError {
     /// A file system that has no locks, so two processes could use the directory at once.
     #[error("{} cannot be locked: {os}", path.display())]
     NoLocks {
-        /// The directory.
+        /// The directory of state files.
         path: PathBuf,
         /// The system's reason.
         os: Os,

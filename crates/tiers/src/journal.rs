@@ -324,8 +324,8 @@ mod tests {
         let (_, journal) = made(1);
         let long = vec![0; TABLE_MAX + 1];
         let about = &long[..=ABOUT_MAX];
-        let too_long = |what: &str, told: Result<(), TierError>| match told {
-            Err(TierError::Journal { what: told, .. }) => assert_eq!(told, what),
+        let too_long = |what: &str, problem: Result<(), TierError>| match problem {
+            Err(TierError::Journal { what: problem, .. }) => assert_eq!(problem, what),
             other => panic!("{other:?}"),
         };
         too_long("about", journal.prepare(0, about, &[]));

@@ -113,12 +113,12 @@ mod tests {
         let none = Bytes::ZERO;
         assert_eq!(holds(&host, Bytes::GIB - BESIDE, none), Ok(()));
         let error = holds(&host, Bytes::GIB - BESIDE + Bytes(1), none).unwrap_err();
-        let told = TierError::HostMemory {
+        let expected = TierError::HostMemory {
             need: Bytes::GIB + Bytes(1),
             have: Bytes::GIB,
             limit: crate::HostLimit::GroupV2,
         };
-        assert_eq!(error, told);
+        assert_eq!(error, expected);
         assert!(error.to_string().contains("cgroup v2"), "{error}");
         assert!(holds(&host, Bytes(u64::MAX), none).is_err());
         // A GPU's context and libraries are more than the usual.

@@ -173,8 +173,8 @@ mod tests {
         let elsewhere = dir.path().join("thesis");
         std::fs::write(&elsewhere, "text").unwrap();
         let refused = |word: &str| match DirLock::take(dir.path()) {
-            Err(TierError::BadFile { path: told, what }) => {
-                assert!(told == path && what.contains(word), "{what}");
+            Err(TierError::BadFile { path: named, what }) => {
+                assert!(named == path && what.contains(word), "{what}");
             }
             other => panic!("{other:?}"),
         };

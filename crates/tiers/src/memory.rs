@@ -19,7 +19,7 @@ pub struct HostMemory {
 /// Who says how much host memory there is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HostLimit {
-    /// The machine.
+    /// Memory of the whole machine.
     Machine,
     /// A control group of version 1.
     GroupV1,

@@ -73,9 +73,9 @@ impl ProbeConfig {
 /// What a directory's drive gives.
 #[derive(Clone, Debug)]
 pub struct Rates {
-    /// Reads alone.
+    /// Rate of reads alone.
     pub read: BytesPerSecond,
-    /// Writes alone.
+    /// Rate of writes alone.
     pub write: BytesPerSecond,
     /// Reads and writes one to one, both counted.
     pub mixed: BytesPerSecond,
@@ -315,9 +315,9 @@ impl Run {
                 };
                 // SAFETY: an open file; a range of the arena that no other thread has, while no
                 // request is unfinished.
-                let told = unsafe { transfer(file.as_raw_fd(), &io) };
+                let done = unsafe { transfer(file.as_raw_fd(), &io) };
                 let short = || std::io::Error::from(std::io::ErrorKind::UnexpectedEof);
-                told.and_then(|n| if n == io.bytes { Ok(()) } else { Err(short()) })
+                done.and_then(|n| if n == io.bytes { Ok(()) } else { Err(short()) })
                     .map_err(|e| TierError::file("moving blocks of", path, &e))?;
             }
             Ok(())

@@ -57,9 +57,9 @@ pub struct RamConfig {
 /// other's way: what keeps a drive busy, and what does not, then shows in its time alone.
 #[derive(Clone, Copy, Debug)]
 pub struct Pace {
-    /// Reads.
+    /// Rate of reads.
     pub read: BytesPerSecond,
-    /// Writes.
+    /// Rate of writes.
     pub write: BytesPerSecond,
 }
 
@@ -104,7 +104,7 @@ pub struct ChosenFault {
     pub extent: Extent,
     /// Operations of this kind only; both when `None`.
     pub kind: Option<Kind>,
-    /// What happens.
+    /// Fault that happens then.
     pub fault: Fault,
     /// How many times; `u32::MAX` is for ever.
     pub times: u32,
@@ -362,7 +362,7 @@ impl Medium for RamDrive {
             state = self.lock();
         }
         let fault = self.fault(&mut state, io, &mut chance);
-        let (mut at, mut moved, mut told) = (io.at as usize, io.bytes, io.bytes);
+        let (mut at, mut moved, mut reported) = (io.at as usize, io.bytes, io.bytes);
         match fault {
             None => {}
             Some(Fault::Interrupted) => {
@@ -377,7 +377,7 @@ impl Medium for RamDrive {
             Some(Fault::NoSpace) => return Err(io::Error::from_raw_os_error(libc::ENOSPC)),
             Some(Fault::Short) => {
                 moved = 1 + chance.below(io.bytes - 1);
-                told = moved;
+                reported = moved;
             }
             Some(Fault::Torn) => moved = chance.below(io.bytes / 512) * 512,
             Some(Fault::Misdirected) => {
@@ -395,7 +395,7 @@ impl Medium for RamDrive {
                 Kind::Write => io.memory.copy_to_nonoverlapping(medium.as_mut_ptr(), moved),
             }
         }
-        Ok(told)
+        Ok(reported)
     }
 }
 

@@ -94,7 +94,7 @@ enum Stands {
     Damaged(&'static str),
 }
 
-/// What the reserved bytes say; or why that cannot be told.
+/// What the reserved bytes say; or why that is unknown.
 pub(crate) fn read(run: u128, reserved: &[u8]) -> Result<Kept, String> {
     let kept = |commits, damaged: Option<&str>| {
         Ok(Kept {

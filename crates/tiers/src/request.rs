@@ -26,7 +26,7 @@ impl Kind {
 /// One movement of bytes.
 #[derive(Clone, Debug)]
 pub struct Request {
-    /// Which way.
+    /// Whether bytes are read or written.
     pub kind: Kind,
     /// Where on disk.
     pub extent: Extent,
@@ -39,8 +39,8 @@ pub struct Request {
 /// What a disk has moved since it was opened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
-    /// Bytes read.
+    /// Bytes that were read.
     pub read: Bytes,
-    /// Bytes written.
+    /// Bytes that were written.
     pub written: Bytes,
 }

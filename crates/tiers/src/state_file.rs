@@ -436,7 +436,7 @@ mod tests {
         let error = StateFile::open(dir.path(), &other, Open::Existing, true).unwrap_err();
         assert_eq!(error, TierError::OtherDisk { path: path.clone() });
         drop(opened(dir.path(), &header(true), Open::Existing).unwrap());
-        // What replaces it does so when it is told to, not before.
+        // What replaces it does so on request, not before.
         let new = StateFile::open(dir.path(), &header(false), Open::Replace, true).unwrap();
         assert!(std::fs::read(&path).unwrap() == kept);
         drop(new);

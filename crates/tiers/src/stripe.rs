@@ -54,7 +54,7 @@ impl Stripe {
         }
     }
 
-    /// The mapping that [`Stripe::pattern`] told; `None` when no mapping has that pattern.
+    /// The mapping that [`Stripe::pattern`] names; `None` when no mapping has that pattern.
     pub(crate) fn from_pattern(unit: u64, n_drives: usize, pattern: Vec<u32>) -> Option<Self> {
         let mut places = vec![Vec::new(); n_drives.min(PERIOD)];
         for (place, &drive) in pattern.iter().enumerate() {

@@ -14,7 +14,7 @@ pub trait Id: Copy + Ord {
     #[must_use]
     fn new(i: usize) -> Self;
 
-    /// The position.
+    /// The position of this id in a list that has one element for each.
     #[must_use]
     fn idx(self) -> usize;
 }

@@ -58,13 +58,13 @@ pub struct BytesPerSecond(pub f64);
 pub struct FlopsPerSecond(pub f64);
 
 impl Bytes {
-    /// No bytes.
+    /// No bytes, where sums begin.
     pub const ZERO: Self = Self(0);
-    /// One kibibyte.
+    /// One kibibyte: 2^10 bytes.
     pub const KIB: Self = Self(1 << 10);
-    /// One mebibyte.
+    /// One mebibyte: 2^20 bytes.
     pub const MIB: Self = Self(1 << 20);
-    /// One gibibyte.
+    /// One gibibyte: 2^30 bytes.
     pub const GIB: Self = Self(1 << 30);
 
     /// Whether it is nothing.
@@ -100,7 +100,7 @@ pub fn align_up(n: u64, to: u64) -> u64 {
 }
 
 impl Seconds {
-    /// No time.
+    /// No time, where sums begin.
     pub const ZERO: Self = Self(0.0);
 
     /// The longer of two spans.

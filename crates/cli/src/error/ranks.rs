@@ -37,7 +37,7 @@ pub fn meeting_advice(e: &MeetError) -> Vec<String> {
             "give each launch of this host a port of its own: torchrun --standalone, or --master-port",
         ),
         MeetError::Refused(_) => one("start all ranks with the same run file, --set and program"),
-        MeetError::Stranger { .. } => one("start the ranks again with another port or run id"),
+        MeetError::Held { .. } => one("start the ranks again with another port or run id"),
         MeetError::System { .. } => Vec::new(),
     }
 }

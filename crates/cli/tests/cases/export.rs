@@ -21,7 +21,8 @@ train:
 output: out
 ";
 
-/// Every tensor of a model's directory by the files that its index names, or of its one file: type, bytes, and the file.
+/// Every tensor of a model's directory by the files that its index names, or of its one file: type, bytes, and the
+/// file.
 fn tensors(case: &Scratch, dir: &str) -> BTreeMap<String, (String, Vec<u8>, String)> {
     let index = case.at(&format!("{dir}/model.safetensors.index.json"));
     let files: Vec<String> = match fs::read(index) {

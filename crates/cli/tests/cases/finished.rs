@@ -431,7 +431,8 @@ fn a_run_that_would_wear_its_drives_out_is_refused_before_its_first_step() {
     assert_eq!(six, 3 * two + 1000);
 }
 
-/// A process that is killed has written more than the last line of its metrics tells: as much as its output's mark says.
+/// A process that is killed has written more than the last line of its metrics tells: as much as its output's mark
+/// says.
 #[test]
 fn what_a_killed_process_may_have_written_counts() {
     let scratch = case();

@@ -116,7 +116,8 @@ fn a_model_in_the_cache_is_trained_without_a_network() {
     run(&scratch, TRAIN, &[]).refused(&["org/name", "config.json"]);
 }
 
-/// Data by a name: the split of the cache, then one that is fetched, the same numbers as from the file, and what is not clear.
+/// Data by a name: the split of the cache, then one that is fetched, the same numbers as from the file, and what is not
+/// clear.
 #[test]
 fn data_sets_have_names_too() {
     let scratch = scratch();

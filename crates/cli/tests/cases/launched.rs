@@ -327,8 +327,9 @@ fn a_signal_to_any_rank_saves_and_ends_all() {
     }
 }
 
-/// Any of them is killed at random moments: the others end at once and say which it was, and the same command goes on from the
-/// newest checkpoint, to the same bits. `LOWTIDE_KILLS` says how many (2 unless it is set), `LOWTIDE_SEED` which.
+/// Any of them is killed at random moments: the others end at once and say which it was, and the same command goes on
+/// from the newest checkpoint, to the same bits. `LOWTIDE_KILLS` says how many (2 unless it is set), `LOWTIDE_SEED`
+/// which.
 #[test]
 fn ranks_killed_at_random_moments_leave_the_same_bits() {
     let number = |name: &str, default: u64| {

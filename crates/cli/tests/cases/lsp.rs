@@ -1,5 +1,5 @@
-//! Training in subspaces in whole runs: the export is a plain model that evaluates as the run did, `verify` and `plan` take
-//! the strategy, and what does not go together with it is told.
+//! Training in subspaces in whole runs: the export is a plain model that evaluates as the run did, `verify` and `plan`
+//! take the strategy, and what does not go together with it is told.
 
 use std::fs;
 
@@ -203,8 +203,8 @@ fn what_does_not_go_together_is_told() {
     }
 }
 
-/// Shape of SmolLM2-135M and rates of an H100 whose links are slowed down to 12 GB/s: of the plans that the search starts
-/// from none fits in all parts, though others do.
+/// Shape of SmolLM2-135M and rates of an H100 whose links are slowed down to 12 GB/s: of the plans that the search
+/// starts from none fits in all parts, though others do.
 #[test]
 fn a_plan_that_fits_is_found_beside_those_that_do_not() {
     let scratch = Scratch::bare();

@@ -1,5 +1,5 @@
-//! Several ranks in whole runs, on the CPU device: the same bits again, checkpoints for any number of them, and what does not
-//! go together is told.
+//! Several ranks in whole runs, on the CPU device: the same bits again, checkpoints for any number of them, and what
+//! does not go together is told.
 
 use std::fs;
 

@@ -41,7 +41,7 @@ impl Keeping {
     ///
     /// # Errors
     /// It cannot be ended, and it was asked for.
-    pub(crate) fn told(self, required: bool) -> Result<Option<String>, DataError> {
+    pub(crate) fn outcome(self, required: bool) -> Result<Option<String>, DataError> {
         match self {
             Self::InMemory => Ok(None),
             Self::Kept(path) => Ok(Some(format!("tokens are kept in {}", path.display()))),

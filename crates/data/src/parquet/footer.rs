@@ -98,7 +98,7 @@ const FILE: &[(i64, Kind)] = &[
 
 /// A footer that is written anew.
 pub(super) struct Footer {
-    /// Its bytes.
+    /// Bytes of the footer as it is written anew.
     pub bytes: Vec<u8>,
     /// Bytes of memory that its reader takes for it.
     pub memory: u64,
@@ -316,32 +316,32 @@ mod tests {
         footer_of(&each.collect::<Vec<_>>())
     }
 
-    fn told(bytes: &[u8]) -> String {
+    fn outcome(bytes: &[u8]) -> String {
         let rewritten = rewritten(bytes);
         rewritten.map_or_else(|wrong| wrong, |_| "fine".into())
     }
 
     #[test]
     fn a_schema_is_what_it_says() {
-        assert_eq!(told(&children(&[2, 0, 1, 0])), "fine");
+        assert_eq!(outcome(&children(&[2, 0, 1, 0])), "fine");
         for (all, why) in [
             (&[2, 0][..], "not there"),
             (&[1, 0, 0], "belong to nothing"),
             (&[60, 0], "not there"),
         ] {
-            let told = told(&children(all));
-            assert!(told.contains(why), "{all:?}: {told}");
+            let outcome = outcome(&children(all));
+            assert!(outcome.contains(why), "{all:?}: {outcome}");
         }
         let mut deep = vec![1; 100];
         deep.push(0);
-        assert!(told(&children(&deep)).contains("deeper"));
-        assert!(told(&[0]).contains("no schema"));
-        assert!(told(&[]).contains("too early"));
+        assert!(outcome(&children(&deep)).contains("deeper"));
+        assert!(outcome(&[0]).contains("no schema"));
+        assert!(outcome(&[]).contains("too early"));
         // A list of more than there is, and structures in structures without an end.
         let huge = [vec![LIST, 4, (15 << 4) | STRUCT], vec![0xff; 8], vec![1]].concat();
-        assert!(told(&huge).contains("more than there are bytes"));
+        assert!(outcome(&huge).contains("more than there are bytes"));
         let endless = [vec![STRUCT, 40], vec![0x1c; 1000]].concat();
-        assert!(told(&endless).contains("nested deeper"));
+        assert!(outcome(&endless).contains("nested deeper"));
     }
 
     /// No field counts that has another type, is there twice, or has a number that is one only in fewer bits.
@@ -349,11 +349,11 @@ mod tests {
     fn only_fields_as_the_format_has_them_count() {
         let one = fields(&[(5, I32, vec![2])]);
         let leaf = || fields(&[(4, BINARY, vec![1, b'a'])]);
-        assert_eq!(told(&footer_of(&[one, leaf()])), "fine");
+        assert_eq!(outcome(&footer_of(&[one, leaf()])), "fine");
         let typed = fields(&[(5, DOUBLE, vec![2; 8])]);
-        assert!(told(&footer_of(&[typed, leaf()])).contains("wrong type 7"));
+        assert!(outcome(&footer_of(&[typed, leaf()])).contains("wrong type 7"));
         let twice = fields(&[(5, I32, vec![2]), (5, I32, vec![200])]);
-        assert!(told(&footer_of(&[twice, leaf()])).contains("twice"));
+        assert!(outcome(&footer_of(&[twice, leaf()])).contains("twice"));
         // 65541 is 5 in 16 bits; what is behind it would be children.
         let wide = [vec![I32, 0x8a, 0x80, 0x08, 0x7e], vec![0]].concat();
         let bytes = rewritten(&footer_of(&[wide])).unwrap().bytes;
@@ -361,7 +361,7 @@ mod tests {
         assert_eq!(bytes, expected);
         // Elements of another type would be read from the same bytes as other things.
         let list = fields(&[(2, LIST, vec![0x25, 2, 2])]);
-        assert!(told(&list).contains("elements of the wrong type"));
+        assert!(outcome(&list).contains("elements of the wrong type"));
     }
 
     #[test]

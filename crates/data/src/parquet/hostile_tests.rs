@@ -276,28 +276,28 @@ fn reads_a_hostile_file() {
         on_error: OnError::Skip,
         ..LoadOptions::default()
     };
-    let told = match Dataset::load(&[path.into()], &options, &tokenizer()) {
+    let outcome = match Dataset::load(&[path.into()], &options, &tokenizer()) {
         Ok(data) => format!("read {}", data.len()),
         Err(e) => e.to_string(),
     };
-    fs::write(env::var_os("LOWTIDE_TEST_TOLD").unwrap(), told).unwrap();
+    fs::write(env::var_os("LOWTIDE_TEST_TOLD").unwrap(), outcome).unwrap();
 }
 
 /// How reading a file ended within 1 GiB of address space and 60 s.
-fn told(dir: &Path, bytes: &[u8]) -> String {
-    let (path, told) = (dir.join("a.parquet"), dir.join("told"));
+fn outcome(dir: &Path, bytes: &[u8]) -> String {
+    let (path, outcome) = (dir.join("a.parquet"), dir.join("told"));
     fs::write(&path, bytes).unwrap();
-    let _ = fs::remove_file(&told);
+    let _ = fs::remove_file(&outcome);
     let done = Command::new("sh")
         .args(["-c", "ulimit -v 1048576; ulimit -t 60; exec \"$0\" \"$@\""])
         .arg(env::current_exe().unwrap())
         .args(["--exact", "parquet::hostile::reads_a_hostile_file"])
         .env(CHILD, &path)
-        .env("LOWTIDE_TEST_TOLD", &told)
+        .env("LOWTIDE_TEST_TOLD", &outcome)
         .env("RAYON_NUM_THREADS", "2")
         .output()
         .unwrap();
-    fs::read_to_string(&told).unwrap_or_else(|_| format!("NO END OF ITS OWN: {}", done.status))
+    fs::read_to_string(&outcome).unwrap_or_else(|_| format!("NO END OF ITS OWN: {}", done.status))
 }
 
 #[test]
@@ -305,9 +305,9 @@ fn no_planted_file_takes_memory_or_time() {
     let dir = tempfile::tempdir().unwrap();
     let mut wrong = Vec::new();
     for (name, plan, want) in planted() {
-        let told = told(dir.path(), &plan.file());
-        if !told.contains(want) {
-            wrong.push(format!("{name}: {told}"));
+        let outcome = outcome(dir.path(), &plan.file());
+        if !outcome.contains(want) {
+            wrong.push(format!("{name}: {outcome}"));
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
@@ -318,15 +318,15 @@ fn a_file_of_this_make_is_read() {
     let dir = tempfile::tempdir().unwrap();
     let good = page(0, 2, 0, None, &texts(&["hello there", "good morning"]));
     assert_eq!(
-        told(dir.path(), &Plan::new(2, good.clone()).file()),
+        outcome(dir.path(), &Plan::new(2, good.clone()).file()),
         "read 2"
     );
     // No dictionary, as some writers say it.
     let mut zero = Plan::new(2, good);
     zero.dictionary_at = Some(0);
-    assert_eq!(told(dir.path(), &zero.file()), "read 2");
+    assert_eq!(outcome(dir.path(), &zero.file()), "read 2");
     let mut one = Plan::new(100, dictionary_of_one("hello there", 100));
     one.dictionary_at = Some(4);
     one.data_at = 40;
-    assert_eq!(told(dir.path(), &one.file()), "read 100");
+    assert_eq!(outcome(dir.path(), &one.file()), "read 100");
 }

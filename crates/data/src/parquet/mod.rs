@@ -1,9 +1,9 @@
 //! Records of Parquet files: the columns that a record's formats have, put together again row by row.
 //!
 //! The crate `parquet` makes values of pages. It sees no byte of a file as it is: what the file says of itself is
-//! written anew ([`footer`]), and its pages are found, bounded and unpacked before ([`pages`]). The
-//! values become the JSON of a line: then a table and JSONL of the same records are the same data. What a record lacks is
-//! left out of it, as it is in JSONL, where a table has it as missing.
+//! written anew ([`footer`]), and its pages are found, bounded and unpacked before ([`pages`]). The values become the
+//! JSON of a line: then a table and JSONL of the same records are the same data. What a record lacks is left out of it,
+//! as it is in JSONL, where a table has it as missing.
 
 mod footer;
 mod leaf;

@@ -420,7 +420,7 @@ fn unpack(codec: Compression, packed: &[u8], out: &mut Vec<u8>, size: usize) -> 
     let from = out.len();
     // One more than there may be shows that there are more.
     let most = (size - from) as u64 + 1;
-    let told = match codec {
+    let unpacked = match codec {
         Compression::SNAPPY => {
             let n = snap::raw::decompress_len(packed).map_err(|e| e.to_string())?;
             if n != size - from {
@@ -443,7 +443,7 @@ fn unpack(codec: Compression, packed: &[u8], out: &mut Vec<u8>, size: usize) -> 
         }
         _ => Err("a page of it is compressed in a way that is not read".into()),
     };
-    told?;
+    unpacked?;
     match out.len() == size {
         true => Ok(()),
         false => Err(OTHER_SIZE.into()),

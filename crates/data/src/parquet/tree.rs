@@ -8,12 +8,12 @@ use crate::error::RecordProblem;
 
 /// A part of a record.
 pub(super) enum Node {
-    /// A value.
+    /// A column's value.
     Leaf {
         /// Its column, among those that are read.
         leaf: usize,
     },
-    /// An object.
+    /// An object of named fields.
     Group { fields: Vec<(String, Node)> },
     /// A list: elements at this level of definition or above, a further one at this level of repetition.
     List {

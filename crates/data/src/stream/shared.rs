@@ -28,7 +28,7 @@ pub struct News {
 pub(super) enum End {
     /// All is there.
     All,
-    /// With an error, which is told to everyone who asks.
+    /// With an error, which everyone who asks gets.
     Error(Arc<DataError>),
     /// With a panic, which goes on in who asks first.
     Panic(Option<Box<dyn Any + Send>>),
@@ -40,7 +40,7 @@ pub(super) struct Known {
     pub windows: Vec<Part>,
     pub format: Option<Format>,
     pub end: Option<End>,
-    /// Of the windows so far; none: it has been told.
+    /// Of the windows so far; none: it has been shown.
     pub news: Option<News>,
     /// The thread stands still, because somebody asked it to.
     pub rests: bool,

@@ -17,8 +17,8 @@ pub enum Fault {
     Late(Duration),
     /// The rank never comes.
     Hangs,
-    /// From there on the rank does not hear that the group has ended: as on a GPU's stream its collectives end without an
-    /// error, and bring nothing.
+    /// From there on the rank does not hear that the group has ended: as on a GPU's stream its collectives end without
+    /// an error, and bring nothing.
     Deaf,
     /// From there on collectives return at once, as if given to a GPU's stream, and bring nothing.
     Given,

@@ -19,7 +19,7 @@ pub enum Ask {
     Save,
 }
 
-/// Longest message.
+/// Bytes of the longest message.
 const MOST: usize = 1 << 20;
 /// How long a peer may take to take a message.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -132,7 +132,7 @@ impl Life {
         }
     }
 
-    /// Ends with an error of the exchange itself, which all are told.
+    /// Ends with an error of the exchange itself, which all get.
     pub fn fail(&self, error: CommError) -> CommError {
         let message = format!("stop {error}");
         if self.claim(error.clone()) {

@@ -1,9 +1,9 @@
 //! How processes of one host that are the ranks of one group find each other.
 //!
-//! Rank 0 waits at a name that all of them know, in the namespace of abstract sockets: nothing of it is left when a process
-//! ends, however it does. Each other rank tells it what it is; rank 0 judges, and all are told the same. Then every two ranks
-//! have two lines: one for collectives, one to hear of each other's end; and each has a line to rank 0, for whatever the
-//! first asks of the others.
+//! Rank 0 waits at a name that all of them know, in the namespace of abstract sockets: nothing of it is left when a
+//! process ends, however it does. Each other rank says what it is; rank 0 judges, and all get the same answer. Then
+//! every two ranks have two lines: one for collectives, one to hear of each other's end; and each has a line to rank 0,
+//! for whatever the first asks of the others.
 
 use std::fmt;
 use std::io::{self, ErrorKind};
@@ -47,7 +47,7 @@ pub enum MeetError {
     /// Some did not come.
     #[error("rank {} did not come within {seconds} s", list(ranks))]
     Missing {
-        /// Which.
+        /// Ranks that did not come.
         ranks: Vec<usize>,
         /// How long they were waited for.
         seconds: u64,
@@ -55,13 +55,13 @@ pub enum MeetError {
     /// Another process is this rank.
     #[error("another process is rank {rank} of the same launch")]
     Taken {
-        /// Which.
+        /// Rank that is there already.
         rank: usize,
     },
     /// The socket at which a rank would be met is another user's.
     #[error("the socket at which rank {rank} would be met is held by another user")]
-    Stranger {
-        /// Which.
+    Held {
+        /// Rank whose socket it is.
         rank: usize,
     },
     /// They do not go together: why.
@@ -72,7 +72,7 @@ pub enum MeetError {
     System {
         /// What was tried.
         what: String,
-        /// Its reason.
+        /// Reason that it gave.
         why: String,
     },
 }
@@ -192,7 +192,7 @@ impl Meeting {
                 Ok(mut line) => {
                     // Names of abstract sockets can be guessed, and rank 0 says where files are made.
                     if !of_this_user(&line) {
-                        return Err(MeetError::Stranger { rank: to });
+                        return Err(MeetError::Held { rank: to });
                     }
                     let word = Word {
                         of,
@@ -333,7 +333,7 @@ impl Meeting {
     }
 
     /// Comes together with the others, of which rank 0 judges by the words of all but itself, in order. What it says
-    /// against it is told to all.
+    /// against it is sent to all.
     ///
     /// # Errors
     /// The same on all where rank 0 finds that they do not go together.
@@ -394,8 +394,8 @@ impl Party {
         Arc::clone(&self.comm)
     }
 
-    /// Lines for whatever rank 0 asks of the others: of rank 0 one to each other rank, in order; of another one its line to
-    /// rank 0. Once: then they are the caller's.
+    /// Lines for whatever rank 0 asks of the others: of rank 0 one to each other rank, in order; of another one its
+    /// line to rank 0. Once: then they are the caller's.
     #[must_use]
     pub fn take_calls(&self) -> Vec<UnixStream> {
         std::mem::take(&mut *self.calls.lock().unwrap_or_else(PoisonError::into_inner))

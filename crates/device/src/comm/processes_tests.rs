@@ -150,25 +150,25 @@ fn much_is_exchanged_without_a_standstill() {
 
 #[test]
 fn processes_at_different_collectives_are_named() {
-    let told = each(&group(2), |party| {
+    let outcome = each(&group(2), |party| {
         let name = ["weight x", "weight y"][party.world().rank];
         exchange(party, gather(name, &STRETCHES[..1]), &[0; 2], &mut [0; 4])
     });
-    for told in told {
-        let text = told.expect("they differ").to_string();
+    for outcome in outcome {
+        let text = outcome.expect("they differ").to_string();
         assert!(
             text.contains("weight x") && text.contains("weight y"),
             "{text}"
         );
     }
-    let told = each(&group(2), |party| {
+    let outcome = each(&group(2), |party| {
         let s = [Stretch {
             whole: 2 * party.world().rank,
             ..STRETCHES[0]
         }];
         exchange(party, gather("it", &s), &[0; 2], &mut [0; 6])
     });
-    assert!(told.iter().all(Option::is_some), "{told:?}");
+    assert!(outcome.iter().all(Option::is_some), "{outcome:?}");
 }
 
 /// One stops with a word, one goes without: whoever waits for it has it at once, and the first word counts.
@@ -178,7 +178,7 @@ fn nobody_waits_for_a_process_that_is_gone() {
         let mut ranks = group(3);
         let gone = ranks.remove(1);
         let begin = Instant::now();
-        let told = std::thread::scope(|scope| {
+        let outcome = std::thread::scope(|scope| {
             let waits = |party| {
                 let of = gather("it", &STRETCHES[..1]);
                 scope.spawn(move || exchange(party, of, &[0; 2], &mut [0; 6]))
@@ -191,26 +191,26 @@ fn nobody_waits_for_a_process_that_is_gone() {
                 // As when its process is killed: its lines end.
                 gone.life.cut();
             }
-            let told: Vec<_> = waits
+            let outcome: Vec<_> = waits
                 .into_iter()
                 .map(|t| t.join().expect("no panic"))
                 .collect();
             drop(gone);
-            told
+            outcome
         });
         assert!(
             begin.elapsed() < Duration::from_secs(5),
             "{:?}",
             begin.elapsed()
         );
-        for told in told {
-            let told = told.expect("one is gone");
-            assert_eq!(told.is_consequence(), says);
+        for outcome in outcome {
+            let outcome = outcome.expect("one is gone");
+            assert_eq!(outcome.is_consequence(), says);
             let want = match says {
                 true => "rank 1 has stopped: its disk is full",
                 false => "the process of rank 1 has ended",
             };
-            assert_eq!(told.to_string(), want);
+            assert_eq!(outcome.to_string(), want);
         }
     }
 }
@@ -237,8 +237,11 @@ fn a_process_that_does_not_come_is_named() {
         .expect("one holder")
         .impatient(Duration::from_millis(200));
     let of = gather("weight x", &STRETCHES[..1]);
-    let told = exchange(&at, of, &[0; 2], &mut [0; 4]).expect("nobody comes");
-    assert!(matches!(told, CommError::Missing { rank: 1, .. }), "{told}");
+    let outcome = exchange(&at, of, &[0; 2], &mut [0; 4]).expect("nobody comes");
+    assert!(
+        matches!(outcome, CommError::Missing { rank: 1, .. }),
+        "{outcome}"
+    );
     drop(at);
     drop(silent);
 }
@@ -263,31 +266,31 @@ fn what_does_not_go_together_is_told_to_all() {
         [one] if one == b"I am 1" => Err("rank 1 has another run file".to_owned()),
         other => Err(format!("unexpected: {other:?}")),
     };
-    for told in meet(&[(0, 2), (1, 2)], judge) {
-        let told = told.expect_err("refused").to_string();
-        assert_eq!(told, "rank 1 has another run file");
+    for outcome in meet(&[(0, 2), (1, 2)], judge) {
+        let outcome = outcome.expect_err("refused").to_string();
+        assert_eq!(outcome, "rank 1 has another run file");
     }
-    let told = meet(&[(0, 2), (1, 3), (2, 3)], |_| Ok(()));
-    for told in told {
-        let told = told.expect_err("refused").to_string();
+    let outcome = meet(&[(0, 2), (1, 3), (2, 3)], |_| Ok(()));
+    for outcome in outcome {
+        let outcome = outcome.expect_err("refused").to_string();
         assert!(
-            told.contains("one of 3 ranks") && told.contains("one of 2"),
-            "{told}"
+            outcome.contains("one of 3 ranks") && outcome.contains("one of 2"),
+            "{outcome}"
         );
     }
     let name = name();
     let mut alone = meeting(0, 3, &name);
     alone.limit = Duration::from_millis(200);
-    let told = alone.meet(b"", |_| Ok(())).expect_err("alone");
+    let outcome = alone.meet(b"", |_| Ok(())).expect_err("alone");
     assert!(
-        matches!(&told, MeetError::Missing { ranks, .. } if ranks == &[1, 2]),
-        "{told}"
+        matches!(&outcome, MeetError::Missing { ranks, .. } if ranks == &[1, 2]),
+        "{outcome}"
     );
     let mut alone = meeting(1, 2, &name);
     alone.limit = Duration::from_millis(200);
-    let told = alone.meet(b"", |_| Ok(())).expect_err("alone");
+    let outcome = alone.meet(b"", |_| Ok(())).expect_err("alone");
     assert!(
-        matches!(&told, MeetError::Missing { ranks, .. } if ranks == &[0]),
-        "{told}"
+        matches!(&outcome, MeetError::Missing { ranks, .. } if ranks == &[0]),
+        "{outcome}"
     );
 }

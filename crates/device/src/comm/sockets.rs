@@ -136,8 +136,8 @@ impl Sockets {
         self.limit = limit;
     }
 
-    /// Sends each peer what it is to get. The next rank comes first, then the one behind it; each hears them the other way
-    /// round, so that who sends and who hears come to each other.
+    /// Sends each peer what it is to get. The next rank comes first, then the one behind it; each hears them the other
+    /// way round, so that who sends and who hears come to each other.
     fn give(
         &self,
         lines: &Lines,

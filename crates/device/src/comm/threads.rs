@@ -112,9 +112,9 @@ impl Meeting {
         error
     }
 
-    /// Brings bytes, and lets `take` have those of all ranks. When all are there none returns before all have taken what
-    /// they need: nobody's bytes go while another one reads them. That wait needs no limit: taking is copying of the
-    /// host's memory, and a rank that panics at it counts as gone, too.
+    /// Brings bytes, and lets `take` have those of all ranks. When all are there none returns before all have taken
+    /// what they need: nobody's bytes go while another one reads them. That wait needs no limit: taking is copying of
+    /// the host's memory, and a rank that panics at it counts as gone, too.
     fn meet(
         &self,
         rank: usize,
@@ -331,32 +331,32 @@ mod tests {
 
     #[test]
     fn a_rank_that_is_missing_is_named_with_the_collective() {
-        let told = each(Threads::group(3, Duration::from_millis(200)), |rank| {
+        let outcome = each(Threads::group(3, Duration::from_millis(200)), |rank| {
             let of = gather("weight x", &STRETCHES[..1]);
             (rank.world().rank != 1).then(|| exchange(rank, of, &[0; 2], &mut [0; 6]))
         });
-        let text = told[0].clone().unwrap().unwrap().to_string();
+        let text = outcome[0].clone().unwrap().unwrap().to_string();
         assert!(
             text.contains("rank 1") && text.contains("weight x"),
             "{text}"
         );
-        assert_eq!(told[0], told[2]);
+        assert_eq!(outcome[0], outcome[2]);
     }
 
     #[test]
     fn ranks_at_different_collectives_are_named() {
-        let told = each(Threads::group(2, Duration::from_secs(10)), |rank| {
+        let outcome = each(Threads::group(2, Duration::from_secs(10)), |rank| {
             let name = ["weight x", "weight y"][rank.world().rank];
             exchange(rank, gather(name, &STRETCHES[..1]), &[0; 2], &mut [0; 4])
         });
-        let text = told[0].clone().unwrap().to_string();
+        let text = outcome[0].clone().unwrap().to_string();
         assert!(
             text.contains("weight x") && text.contains("weight y"),
             "{text}"
         );
-        assert!(matches!(told[1], Some(CommError::Differs { .. })));
+        assert!(matches!(outcome[1], Some(CommError::Differs { .. })));
         // Of another size, too.
-        let told = each(Threads::group(2, Duration::from_secs(10)), |rank| {
+        let outcome = each(Threads::group(2, Duration::from_secs(10)), |rank| {
             let s = [Stretch {
                 bytes: 1 + rank.world().rank,
                 ..STRETCHES[0]
@@ -364,14 +364,14 @@ mod tests {
             exchange(rank, gather("it", &s), &[0; 2], &mut [0; 4])
         });
         assert!(
-            matches!(told[0], Some(CommError::Differs { .. })),
-            "{told:?}"
+            matches!(outcome[0], Some(CommError::Differs { .. })),
+            "{outcome:?}"
         );
     }
 
     #[test]
     fn ranks_that_place_the_same_bytes_differently_are_named() {
-        let told = each(Threads::group(2, Duration::from_secs(10)), |rank| {
+        let outcome = each(Threads::group(2, Duration::from_secs(10)), |rank| {
             let s = [Stretch {
                 whole: 2 * rank.world().rank,
                 ..STRETCHES[0]
@@ -379,8 +379,8 @@ mod tests {
             exchange(rank, gather("it", &s), &[0; 2], &mut [0; 6])
         });
         assert!(
-            matches!(told[0], Some(CommError::Differs { .. })),
-            "{told:?}"
+            matches!(outcome[0], Some(CommError::Differs { .. })),
+            "{outcome:?}"
         );
     }
 
@@ -406,22 +406,25 @@ mod tests {
             .map(|_| ends.recv_timeout(limit).expect("nobody waits for ever"))
             .collect();
         ends.sort_by_key(|end| end.0);
-        let told = ends[0].1.clone().expect("no panic").expect_err("rank 1's");
-        assert!(matches!(told, CommError::Stopped { rank: 1, .. }), "{told}");
+        let outcome = ends[0].1.clone().expect("no panic").expect_err("rank 1's");
+        assert!(
+            matches!(outcome, CommError::Stopped { rank: 1, .. }),
+            "{outcome}"
+        );
         assert!(ends[1].1.is_none(), "it panicked");
-        assert_eq!(ranks[0].stopped(), Some(told));
+        assert_eq!(ranks[0].stopped(), Some(outcome));
     }
 
     #[test]
     fn nobody_waits_for_a_rank_that_stopped() {
-        let told = each(Threads::group(2, Duration::from_secs(100)), |rank| {
+        let outcome = each(Threads::group(2, Duration::from_secs(100)), |rank| {
             if rank.world().rank == 1 {
                 rank.stop("its disk is full");
                 return None;
             }
             exchange(rank, gather("it", &STRETCHES[..1]), &[0; 2], &mut [0; 4])
         });
-        let error = told[0].clone().unwrap();
+        let error = outcome[0].clone().unwrap();
         assert!(error.is_consequence());
         assert_eq!(error.to_string(), "rank 1 has stopped: its disk is full");
     }

@@ -54,9 +54,9 @@ const CANDIDATES: usize = 16;
 /// How a product's numbers lie in memory. Arithmetic is `f32` for both.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Format {
-    /// Two bytes.
+    /// bfloat16: two bytes a number.
     Bf16,
-    /// Four bytes.
+    /// IEEE single: four bytes a number.
     F32,
 }
 
@@ -108,7 +108,7 @@ pub enum Plus<'a> {
     Nothing,
     /// What the output holds already.
     Itself,
-    /// Another matrix.
+    /// A matrix of its own.
     Other(Src<'a>),
 }
 
@@ -118,8 +118,8 @@ pub struct NoAlgorithm(pub CudaError);
 
 /// Puts a product into the queue's stream and returns before it is done.
 ///
-/// `c` is what is added. The sum is `f32` to the end and rounded once. `ws` is scratch; at most [`PRODUCT_WORKSPACE`] bytes of it are used. Other errors
-/// than the one below are kept in the queue.
+/// `c` is what is added. The sum is `f32` to the end and rounded once. `ws` is scratch; at most [`PRODUCT_WORKSPACE`]
+/// bytes of it are used. Other errors than the one below are kept in the queue.
 ///
 /// # Errors
 /// When the library cannot compute it; nothing was launched then.
@@ -517,7 +517,7 @@ impl Opened {
         let mut count = 0;
         // SAFETY: our own descriptors; `found` has room for as many results as are asked for. It
         // reads no operand.
-        let told = unsafe {
+        let status = unsafe {
             (self.lib.cublasLtMatmulAlgoGetHeuristic)(
                 self.handle,
                 of.desc.0,
@@ -531,10 +531,10 @@ impl Opened {
                 &raw mut count,
             )
         };
-        if told == NOT_SUPPORTED {
+        if status == NOT_SUPPORTED {
             return Ok(Vec::new());
         }
-        self.lib.ok("cublasLtMatmulAlgoGetHeuristic", told)?;
+        self.lib.ok("cublasLtMatmulAlgoGetHeuristic", status)?;
         let fits = |f: &&Found| f.state == SUCCESS && self.suits(key, f);
         let found = found[..(count as usize).min(CANDIDATES)].iter();
         Ok(found.filter(fits).map(|f| f.algo).collect())
@@ -545,7 +545,7 @@ impl Opened {
     fn suits(&self, key: &Key, found: &Found) -> bool {
         let (mut scheme, mut apart, mut written) = (u32::MAX, 1i32, 0usize);
         // SAFETY: write one number of the size given.
-        let (told, told_apart) = unsafe {
+        let (status, status_apart) = unsafe {
             (
                 (self.lib.cublasLtMatmulAlgoConfigGetAttribute)(
                     &raw const found.algo,
@@ -563,13 +563,13 @@ impl Opened {
                 ),
             )
         };
-        let ordered = told == SUCCESS
+        let ordered = status == SUCCESS
             && [
                 Reduction::CUBLASLT_REDUCTION_SCHEME_NONE as u32,
                 Reduction::CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE as u32,
             ]
             .contains(&scheme);
-        let placed = key.add != Add::Other || told_apart != SUCCESS || apart != 0;
+        let placed = key.add != Add::Other || status_apart != SUCCESS || apart != 0;
         ordered && placed && found.workspace <= key.scratch
     }
 
@@ -580,7 +580,7 @@ impl Opened {
             ..Found::default()
         };
         // SAFETY: our own descriptors; writes one result; reads no operand.
-        let told = unsafe {
+        let status = unsafe {
             (self.lib.cublasLtMatmulAlgoCheck)(
                 self.handle,
                 of.desc.0,
@@ -592,7 +592,7 @@ impl Opened {
                 &raw mut found,
             )
         };
-        self.lib.ok("cublasLtMatmulAlgoCheck", told)?;
+        self.lib.ok("cublasLtMatmulAlgoCheck", status)?;
         found.algo = *algo;
         if self.suits(key, &found) {
             return Ok(());

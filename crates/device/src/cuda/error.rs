@@ -22,9 +22,9 @@ pub enum CudaError {
     /// The chip is older than what the kernels are written for.
     #[error("{name} has compute capability {major}.{minor}; 8.0 or later is needed")]
     TooOld {
-        /// The chip.
+        /// Name of the GPU.
         name: String,
-        /// Its capability.
+        /// First number of its compute capability.
         major: u32,
         /// Its capability, second part.
         minor: u32,
@@ -34,7 +34,7 @@ pub enum CudaError {
     Driver {
         /// What the driver supports, as `12.4`.
         have: String,
-        /// Whose need.
+        /// Library that needs a newer driver.
         library: String,
         /// What it needs.
         need: String,
@@ -42,7 +42,7 @@ pub enum CudaError {
     /// A library was not found.
     #[error("{} was not found; searched: {}", library.file(), list(.searched))]
     Library {
-        /// Which.
+        /// Library that is missing.
         library: super::Library,
         /// Folders, in order.
         searched: Vec<PathBuf>,
@@ -50,7 +50,7 @@ pub enum CudaError {
     /// A library was found, but is not what it must be.
     #[error("{path}: {what}")]
     BadLibrary {
-        /// The file.
+        /// Path of the file that cannot be loaded.
         path: PathBuf,
         /// What is wrong.
         what: String,
@@ -58,9 +58,9 @@ pub enum CudaError {
     /// A variable of the environment makes the libraries compute other numbers.
     #[error("{name}={value} makes NVIDIA's libraries round f32 products to TF32")]
     Environment {
-        /// The variable.
+        /// Name of the environment variable.
         name: &'static str,
-        /// Its value.
+        /// Value that it has.
         value: String,
     },
     /// What [`CudaError::PACE`] says is no rate of a link.
@@ -69,7 +69,7 @@ pub enum CudaError {
         Self::PACE
     )]
     Pace {
-        /// Its value.
+        /// Value that it has.
         value: String,
     },
     /// [`CudaError::PACE`] is set, and there is no link.
@@ -92,7 +92,7 @@ pub enum CudaError {
     #[error("registering {need} of host memory with the driver: {what} (limit of locked memory: {})",
         limit.map_or("none".to_owned(), |l| l.to_string()))]
     Pin {
-        /// Bytes.
+        /// Bytes that were asked for.
         need: Bytes,
         /// `RLIMIT_MEMLOCK`, where there is one.
         limit: Option<Bytes>,
@@ -102,9 +102,9 @@ pub enum CudaError {
     /// A kernel does not compile: our bug, or a compiler that we do not know.
     #[error("compiling {name} for {target}: {log}")]
     Compile {
-        /// Which source.
+        /// Name of the source.
         name: String,
-        /// For what.
+        /// Architecture that it was compiled for.
         target: String,
         /// What the compiler said.
         log: String,
@@ -114,7 +114,7 @@ pub enum CudaError {
     Call {
         /// What was called.
         call: &'static str,
-        /// The message.
+        /// The driver's or library's message.
         what: String,
     },
 }
@@ -128,8 +128,8 @@ fn list(paths: &[PathBuf]) -> String {
 pub(super) fn message(code: sys::CUresult) -> String {
     let mut text = std::ptr::null();
     // SAFETY: writes a pointer to a string that lives as long as the driver.
-    let told = unsafe { sys::cuGetErrorString(code, &raw mut text) };
-    if told != sys::CUresult::CUDA_SUCCESS || text.is_null() {
+    let status = unsafe { sys::cuGetErrorString(code, &raw mut text) };
+    if status != sys::CUresult::CUDA_SUCCESS || text.is_null() {
         return format!("{code:?}");
     }
     // SAFETY: the driver's own string, ended by a zero.

@@ -76,7 +76,7 @@ impl Event {
         // SAFETY: our own handle.
         match unsafe { sys::cuEventQuery(self.handle) } {
             sys::CUresult::CUDA_ERROR_NOT_READY => Ok(false),
-            told => ok("cuEventQuery", told).map(|()| true),
+            status => ok("cuEventQuery", status).map(|()| true),
         }
     }
 

@@ -150,7 +150,7 @@ impl Gpu {
         bind(self.inner.ordinal)
     }
 
-    /// Its number.
+    /// Number of the GPU, as the driver counts.
     #[must_use]
     pub fn ordinal(&self) -> u8 {
         self.inner.ordinal
@@ -175,7 +175,7 @@ impl Gpu {
         format!("sm_{major}{minor}")
     }
 
-    /// Multiprocessors.
+    /// How many multiprocessors it has.
     #[must_use]
     pub fn multiprocessors(&self) -> u32 {
         self.inner.multiprocessors
@@ -332,8 +332,8 @@ mod tests {
             (Some(""), false),
             (Some("1"), true),
         ] {
-            let told = environment(value.map(str::to_owned));
-            assert_eq!(told.is_err(), refused, "{value:?}: {told:?}");
+            let outcome = environment(value.map(str::to_owned));
+            assert_eq!(outcome.is_err(), refused, "{value:?}: {outcome:?}");
         }
     }
 }

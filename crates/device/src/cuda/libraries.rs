@@ -15,9 +15,9 @@ use super::CudaError;
 pub enum Library {
     /// The compiler of kernels.
     Nvrtc,
-    /// Matrix products.
+    /// cuBLASLt, for matrix products.
     CublasLt,
-    /// Attention.
+    /// cuDNN, for attention.
     Cudnn,
     /// What several GPUs exchange.
     Nccl,
@@ -278,8 +278,8 @@ mod tests {
             Library::Cudnn,
             Library::Nccl,
         ] {
-            let told = libraries.find(library).expect_err("an empty folder");
-            let text = told.to_string();
+            let error = libraries.find(library).expect_err("an empty folder");
+            let text = error.to_string();
             let folder = nowhere.path().display().to_string();
             assert!(
                 text.contains(library.files()[0]) && text.contains(&folder),
@@ -289,8 +289,8 @@ mod tests {
         std::fs::write(nowhere.path().join("libcudnn.so.9"), b"not a library").expect("written");
         let found = libraries.find(Library::Cudnn).expect("it is there now");
         assert!(found.starts_with(nowhere.path()));
-        let told = libraries.open(Library::Cudnn).expect_err("no library");
-        assert!(matches!(told, CudaError::BadLibrary { .. }), "{told}");
+        let error = libraries.open(Library::Cudnn).expect_err("no library");
+        assert!(matches!(error, CudaError::BadLibrary { .. }), "{error}");
     }
 
     #[test]
@@ -298,12 +298,12 @@ mod tests {
         let path = Path::new("/somewhere/libcublasLt.so.13");
         assert!(suits_driver(path, (13, 0)).is_ok());
         assert!(suits_driver(Path::new("/x/libcublasLt.so.12"), (13, 0)).is_ok());
-        let told = suits_driver(path, (12, 4))
+        let error = suits_driver(path, (12, 4))
             .expect_err("too old")
             .to_string();
         assert!(
-            told.contains("12.4") && told.contains("libcublasLt.so.13"),
-            "{told}"
+            error.contains("12.4") && error.contains("libcublasLt.so.13"),
+            "{error}"
         );
     }
 }

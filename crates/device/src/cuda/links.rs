@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 /// handle must not go.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// A handle for each rank. A call with one may wait until the peers make the same call: NCCL connects two ranks at the first
-/// collective that needs it, on the host, and has no limit.
+/// A handle for each rank. A call with one may wait until the peers make the same call: NCCL connects two ranks at the
+/// first collective that needs it, on the host, and has no limit.
 ///
 /// So a cut never waits for a call to end: a call holds its rank's lock, the handle lies beside the lock. The flag is
 /// set first, so no call begins behind it; a short call is waited for; one that lasts is freed by the cut itself.
@@ -44,8 +44,8 @@ impl<T> Links<T> {
         self.ranks.len()
     }
 
-    /// Makes a call with a rank's handle, one at a time; none when it was cut. Where a cut comes while the call lasts, what
-    /// it gives means nothing.
+    /// Makes a call with a rank's handle, one at a time; none when it was cut. Where a cut comes while the call lasts,
+    /// what it gives means nothing.
     pub fn with<R>(&self, rank: usize, call: impl FnOnce(*mut T) -> R) -> Option<R> {
         let link = &self.ranks[rank];
         let _one = link.call.lock().unwrap_or_else(PoisonError::into_inner);

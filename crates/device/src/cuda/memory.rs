@@ -32,8 +32,8 @@ impl DeviceMemory {
         gpu.bind()?;
         let mut address = 0;
         // SAFETY: writes one address; the context is current. The driver refuses 0 bytes.
-        let told = unsafe { sys::cuMemAlloc_v2(&raw mut address, bytes.usize().max(256)) };
-        if told == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY {
+        let status = unsafe { sys::cuMemAlloc_v2(&raw mut address, bytes.usize().max(256)) };
+        if status == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY {
             let (free, total) = gpu.memory()?;
             return Err(CudaError::Memory {
                 need: bytes,
@@ -41,7 +41,7 @@ impl DeviceMemory {
                 total,
             });
         }
-        ok("cuMemAlloc", told)?;
+        ok("cuMemAlloc", status)?;
         Ok(Self {
             inner: Arc::new(Allocation {
                 address,
@@ -102,18 +102,18 @@ impl Pinned {
         if arena.bytes().0 > 0 {
             // SAFETY: the mapping is the arena's own and outlives the registration, which holds
             // a handle of it.
-            let told = unsafe {
+            let status = unsafe {
                 sys::cuMemHostRegister_v2(
                     arena.base().cast(),
                     arena.bytes().usize(),
                     sys::CU_MEMHOSTREGISTER_PORTABLE,
                 )
             };
-            if told != sys::CUresult::CUDA_SUCCESS {
+            if status != sys::CUresult::CUDA_SUCCESS {
                 return Err(CudaError::Pin {
                     need: arena.bytes(),
                     limit: limits::locked_memory(),
-                    what: message(told),
+                    what: message(status),
                 });
             }
         }

@@ -18,7 +18,7 @@ use super::{CudaError, Gpu};
 pub struct Source {
     /// Its name in messages.
     pub name: &'static str,
-    /// Its text.
+    /// Text in CUDA C++.
     pub text: &'static str,
     /// Names and texts of headers.
     pub headers: &'static [(&'static str, &'static str)],
@@ -35,7 +35,7 @@ const OPTIONS: [&str; 6] = [
 ];
 
 functions!(
-    /// The compiler.
+    /// NVRTC, the compiler.
     Nvrtc {
         fn nvrtcCreateProgram(
             program: *mut nvrtcProgram,

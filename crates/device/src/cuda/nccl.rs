@@ -22,7 +22,7 @@ const SUCCESS: Status = 0;
 const LEAST: c_int = 21_800;
 
 functions! {
-    /// NCCL.
+    /// NCCL, and the functions of it that are called.
     Nccl {
         fn ncclGetVersion(version: *mut c_int) -> Status;
         fn ncclGetErrorString(status: Status) -> *const c_char;

@@ -68,9 +68,9 @@ pub fn process_memory(bus: &str) -> Option<ProcessMemory> {
             return None;
         }
         let mut device = std::ptr::null_mut();
-        let mut told = MemoryInfo::default();
+        let mut memory = MemoryInfo::default();
         let answer = (by_bus(bus.as_ptr(), &raw mut device) == 0
-            && info(device, &raw mut told) == 0)
+            && info(device, &raw mut memory) == 0)
             .then(|| {
                 let mut all = [Process::default(); 64];
                 let mut n = all.len() as c_uint;
@@ -82,7 +82,7 @@ pub fn process_memory(bus: &str) -> Option<ProcessMemory> {
                     .map(|p| Bytes(p.used));
                 ProcessMemory {
                     process,
-                    used: Bytes(told.used),
+                    used: Bytes(memory.used),
                 }
             });
         shutdown();

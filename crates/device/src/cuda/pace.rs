@@ -43,8 +43,8 @@ pub struct Pace {
 impl fmt::Display for Pace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let both = [("h2d", self.h2d), ("d2h", self.d2h)];
-        let told = both.map(|(name, rate)| rate.map(|r| format!("{name} {r}")));
-        f.write_str(&told.into_iter().flatten().collect::<Vec<_>>().join(", "))
+        let rates = both.map(|(name, rate)| rate.map(|r| format!("{name} {r}")));
+        f.write_str(&rates.into_iter().flatten().collect::<Vec<_>>().join(", "))
     }
 }
 
@@ -247,8 +247,11 @@ mod tests {
             "h2d:1GB/s,h2d:2GB/s",
             "h2d:1GB/s,",
         ] {
-            let told = Pace::parse(bad).expect_err(bad).to_string();
-            assert!(told.contains(PACE) && told.contains("h2d:12GB/s"), "{told}");
+            let error = Pace::parse(bad).expect_err(bad).to_string();
+            assert!(
+                error.contains(PACE) && error.contains("h2d:12GB/s"),
+                "{error}"
+            );
         }
     }
 

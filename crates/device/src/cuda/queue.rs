@@ -65,7 +65,7 @@ impl Queue {
         })
     }
 
-    /// Its device.
+    /// The GPU that it is a queue of.
     #[must_use]
     pub fn gpu(&self) -> &Gpu {
         &self.gpu
@@ -373,7 +373,7 @@ pub struct Launch<'a> {
 }
 
 impl Launch<'_> {
-    /// Blocks.
+    /// How many blocks run, in each direction.
     pub fn grid(mut self, x: usize, y: usize, z: usize) -> Self {
         self.grid = [x, y, z].map(|n| u32::try_from(n).expect("a grid fits 32 bits"));
         self
@@ -433,7 +433,7 @@ impl Launch<'_> {
         let ([gx, gy, gz], [bx, by, bz]) = (self.grid, self.block);
         // SAFETY: the arguments are those of the kernel, which stays inside its ranges (`launch`); their
         // storage lives until the call returns, which copies them.
-        let told = unsafe {
+        let status = unsafe {
             sys::cuLaunchKernel(
                 function.0,
                 gx,
@@ -448,7 +448,7 @@ impl Launch<'_> {
                 std::ptr::null_mut(),
             )
         };
-        ok("cuLaunchKernel", told).map_err(|e| CudaError::Call {
+        ok("cuLaunchKernel", status).map_err(|e| CudaError::Call {
             call: self.function,
             what: e.to_string(),
         })

@@ -18,7 +18,7 @@ pub(super) struct Party<'a> {
 pub(super) trait Work: Send {
     /// What comes before the first unit that counts.
     fn warm(&mut self) -> Result<(), MeasureError>;
-    /// One unit.
+    /// Does one unit of its work.
     fn unit(&mut self) -> Result<(), MeasureError>;
     /// Waits for what is under way.
     fn drain(&mut self) -> Result<(), MeasureError> {

@@ -164,7 +164,7 @@ fn numbers<T: FromStr>(text: &str, by: char) -> Result<Vec<T>, ()> {
     text.split(by).map(|n| n.parse().map_err(drop)).collect()
 }
 
-/// Alignment as the library is told it: exact below 16 bytes, and whether it is a whole slot's
+/// Alignment as the library gets it: exact below 16 bytes, and whether it is a whole slot's
 /// (256) above. Nothing needs more than 16, and the fewer classes there are the less a choice
 /// depends on an address. `stride` is the bytes from row to row.
 pub(super) fn alignment(address: u64, stride: usize) -> u16 {

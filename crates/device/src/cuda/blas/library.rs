@@ -34,7 +34,7 @@ pub(super) struct Found {
 const _: () = assert!(size_of::<Found>() == size_of::<sys::cublasLtMatmulHeuristicResult_t>());
 
 functions!(
-    /// The library.
+    /// cuBLASLt, and the functions of it that are called.
     CublasLt {
         fn cublasLtCreate(handle: *mut cublasLtHandle_t) -> Status;
         fn cublasLtGetVersion() -> usize;

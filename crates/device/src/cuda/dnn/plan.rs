@@ -37,7 +37,7 @@ impl Descriptor {
     pub fn set<T: Copy>(&self, name: Name, kind: Type, values: &[T]) -> Result<(), CudaError> {
         // SAFETY: cuDNN copies `values.len()` values of the type that `kind` names, which each
         // caller passes.
-        let told = unsafe {
+        let status = unsafe {
             (self.lib.cudnnBackendSetAttribute)(
                 self.raw,
                 name,
@@ -47,7 +47,7 @@ impl Descriptor {
             )
         };
         self.lib
-            .ok("cudnnBackendSetAttribute", told)
+            .ok("cudnnBackendSetAttribute", status)
             .map_err(|e| because(e, format_args!("{name:?}")))
     }
 
@@ -70,7 +70,7 @@ impl Descriptor {
         };
         // SAFETY: cuDNN writes at most `values.len()` values of the type that `kind` names, which
         // each caller passes.
-        let told = unsafe {
+        let status = unsafe {
             (self.lib.cudnnBackendGetAttribute)(
                 self.raw,
                 name,
@@ -81,16 +81,16 @@ impl Descriptor {
             )
         };
         self.lib
-            .ok("cudnnBackendGetAttribute", told)
+            .ok("cudnnBackendGetAttribute", status)
             .map_err(|e| because(e, format_args!("{name:?}")))?;
         Ok(usize::try_from(count).unwrap_or(0))
     }
 
     pub fn finalize(&self, what: &str) -> Result<(), CudaError> {
         // SAFETY: our own descriptor.
-        let told = unsafe { (self.lib.cudnnBackendFinalize)(self.raw) };
+        let status = unsafe { (self.lib.cudnnBackendFinalize)(self.raw) };
         self.lib
-            .ok("cudnnBackendFinalize", told)
+            .ok("cudnnBackendFinalize", status)
             .map_err(|e| because(e, format_args!("{what}")))
     }
 }
