@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 
 use crate::sources::Source;
 
@@ -60,11 +60,17 @@ pub fn check(root: &Path, files: &[Source]) -> Vec<String> {
             )),
         }
     }
+    let changed = changed(root);
     for (key, lines) in &hits {
         let most = allowed.remove(key).unwrap_or(0);
         if lines.len() > most {
-            let all = lines.join(", ");
-            let all: String = all.chars().take(600).collect();
+            // The new ones are in files that git calls changed, if it does.
+            let new = |l: &&String| changed.iter().any(|c| l.starts_with(&format!("{c}:")));
+            let mut these: Vec<&str> = lines.iter().filter(new).map(|l| &**l).collect();
+            if these.is_empty() {
+                these = lines.iter().map(|l| &**l).collect();
+            }
+            let all: String = these.join(", ").chars().take(600).collect();
             findings.push(format!(
                 "{}: {} stands {} times, {most} are allowed ({STYLE}, {LIST}): {all}",
                 key.0,
@@ -78,6 +84,19 @@ pub fn check(root: &Path, files: &[Source]) -> Vec<String> {
     });
     findings.extend(unused);
     findings
+}
+
+/// Files that differ from the last commit or are not in git; none where there is no git.
+fn changed(root: &Path) -> Vec<String> {
+    let mut files = Vec::new();
+    let new = ["ls-files", "--others", "--exclude-standard"];
+    for args in [&["diff", "--name-only", "HEAD"][..], &new] {
+        let out = Command::new("git").current_dir(root).args(args).output();
+        if let Ok(out) = out.map(|o| String::from_utf8_lossy(&o.stdout).into_owned()) {
+            files.extend(out.lines().map(str::to_owned));
+        }
+    }
+    files
 }
 
 /// Lowers the numbers of the list to what there is, and prints what is counted: words, comments, names of types.
