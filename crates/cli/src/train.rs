@@ -2,7 +2,6 @@
 
 use std::fmt::Write as _;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -11,9 +10,9 @@ use lowtide_planner::explain::{explain, explain_choices};
 use lowtide_planner::traffic::explain_cores;
 use lowtide_planner::{Machine, Plan};
 use lowtide_trainer::fit::{self, Evaluation};
-use lowtide_trainer::launch::follow;
+use lowtide_trainer::launch::{Met, follow};
 use lowtide_trainer::report::{Observer, Phase, StepLine, TrainReport, When};
-use lowtide_trainer::{MeetError, Party, TrainError, Workload};
+use lowtide_trainer::{MeetError, TrainError, Workload};
 use serde_json::{Value, json};
 
 use crate::Answer;
@@ -31,7 +30,7 @@ pub fn train(args: &TrainArgs, out: Out, watch: &Watch) -> Answer {
     };
     let run = args.run.load_for(launch.world.size);
     let met = launch.meet(run.as_ref().map_err(ToString::to_string));
-    let (run, party) = match (run, met) {
+    let (run, met) = match (run, met) {
         // An error here is shown before its consequences, but not before what came first.
         (Err(own), Err(TrainError::Meet(MeetError::Refused(why))))
             if !why.contains(&own.to_string()) =>
@@ -41,9 +40,9 @@ pub fn train(args: &TrainArgs, out: Out, watch: &Watch) -> Answer {
         (run, met) => (run?, met?),
     };
     match launch.world.rank {
-        0 => lead(args, &run, Some(&party), out, watch),
+        0 => lead(args, &run, Some(&met), out, watch),
         rank => {
-            follow(&run, &party, &watch.requests)?;
+            follow(&run, &met, &watch.requests)?;
             let signal = watch.stopped_by();
             let answer = json!({ "rank": rank, "signal": signal.map(Signal::name) });
             Ok((answer, signal.map_or(0, Signal::code)))
@@ -52,13 +51,7 @@ pub fn train(args: &TrainArgs, out: Out, watch: &Watch) -> Answer {
 }
 
 /// Trains, of several ranks that a launcher has started as the first.
-fn lead(
-    args: &TrainArgs,
-    run: &Run,
-    party: Option<&Arc<Party>>,
-    out: Out,
-    watch: &Watch,
-) -> Answer {
+fn lead(args: &TrainArgs, run: &Run, met: Option<&Met>, out: Out, watch: &Watch) -> Answer {
     match run.optimizer.moments.name() {
         "f32" => out.detail("strategies that change numbers: none"),
         name => out.text(&format!(
@@ -66,9 +59,9 @@ fn lead(
         )),
     }
     let mut show = Show::new(out, watch.clone(), args.events);
-    let result = match party {
+    let result = match met {
         None => fit::train(run, &mut show, &watch.requests),
-        Some(party) => fit::lead(run, party, &mut show, &watch.requests),
+        Some(met) => fit::lead(run, met, &mut show, &watch.requests),
     };
     show.clear();
     let report = result?;

@@ -21,9 +21,10 @@ pub use sockets::Sockets;
 pub use threads::Threads;
 
 use std::fmt;
+use std::sync::Arc;
 
 use crate::Queue;
-use crate::cuda::CudaError;
+use crate::cuda::{CudaError, Gpu, NcclComm};
 use crate::view::{Dst, Src};
 
 /// Which rank of how many.
@@ -222,6 +223,18 @@ pub trait Comm: Send + Sync + fmt::Debug {
     /// Why the group makes no collectives any more, if it does not. From then on what a collective was to bring may be
     /// anything, also where the device's queue came past it without an error: whoever uses it asks here first.
     fn stopped(&self) -> Option<CommError>;
+}
+
+/// The way of a rank to others that are processes of their own: between GPUs, which rank 0 has said where to meet
+/// ([`NcclComm::id`], its [word](Party::word)), and on the CPU device. All of them ask for it at once.
+///
+/// # Errors
+/// NCCL cannot connect them; that one of them has ended before it came.
+pub fn way(party: &Arc<Party>, gpu: Option<&Gpu>) -> Result<Arc<dyn Comm>, CommError> {
+    match gpu {
+        None => Ok(party.comm()),
+        Some(gpu) => Ok(Arc::new(NcclComm::of_process(gpu, party)?)),
+    }
 }
 
 /// Makes a collective and waits for it: done when it returns.

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use lowtide_data::Micro;
-use lowtide_device::comm::{Comm, Party, Threads};
+use lowtide_device::comm::{Comm, CommError, Party, Threads, way};
 use lowtide_device::cuda::{CudaError, Gpu, NcclComm};
 use lowtide_executor::{ExecError, Runner};
 use lowtide_planner::Plan;
@@ -18,7 +18,7 @@ use crate::step::supervised;
 /// The devices of a plan of several ranks, and the way between them.
 #[derive(Clone, Debug, Default)]
 pub struct Group {
-    /// A GPU for each rank; none: the CPU device.
+    /// A GPU for each rank of this process; none: the CPU device.
     pub gpus: Vec<Gpu>,
     /// For each rank of this process its way to the others.
     pub comms: Vec<Arc<dyn Comm>>,
@@ -38,14 +38,16 @@ impl Group {
         }
     }
 
-    /// The first rank in this process, the others in processes of their own, all on the CPU device.
-    #[must_use]
-    pub fn processes(party: &Arc<Party>) -> Self {
-        Self {
-            gpus: Vec::new(),
-            comms: vec![party.comm()],
+    /// The first rank in this process, on a GPU or on the CPU device, and the others in processes of their own.
+    ///
+    /// # Errors
+    /// NCCL cannot connect them; one of them has ended.
+    pub fn processes(party: &Arc<Party>, gpu: Option<&Gpu>) -> Result<Self, CommError> {
+        Ok(Self {
+            gpus: gpu.cloned().into_iter().collect(),
+            comms: vec![way(party, gpu)?],
             there: Remote::all(party),
-        }
+        })
     }
 
     /// A rank on each of these GPUs.

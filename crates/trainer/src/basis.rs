@@ -19,7 +19,7 @@ use lowtide_workload::{Batch, ModelShape};
 
 use crate::device::{Device, Target, target_of};
 use crate::error::{Refused, TrainError};
-use crate::launch::{held_by_others, net_times};
+use crate::launch::{held_by_others, net_times, tell_choices};
 use crate::planning::{
     Planned, budgets_of, clip_of, cpu_budgets_of, decoder_of, load_machine, pins_of, probed,
 };
@@ -69,7 +69,7 @@ pub(crate) fn alike(device: &Device) -> Result<(), TrainError> {
     for gpu in others {
         gpu.set_choices(&choices)?;
     }
-    Ok(())
+    tell_choices(group, &choices)
 }
 
 /// What a run's plan is made from.

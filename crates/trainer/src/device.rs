@@ -9,7 +9,7 @@ use lowtide_planner::Machine;
 use lowtide_workload::{Batch, Dtype, Mask, ModelShape};
 
 use crate::error::TrainError;
-use crate::launch::{self, Others};
+use crate::launch::Others;
 use lowtide_session::Group;
 
 /// What a workload is described for.
@@ -83,8 +83,10 @@ pub(crate) fn open_with(
     others: Option<&Others>,
 ) -> Result<Device, TrainError> {
     if let Some(others) = others {
-        launch::device(run)?;
-        let mut device = cpu(run)?;
+        let mut device = of_rank(run, shape, others.gpu())?;
+        if device.gpu.is_some() {
+            device.note = connected(&device.note, run.gpus)?;
+        }
         device.note += ", each a process of its own";
         device.group = Some(others.group());
         return Ok(device);
@@ -102,7 +104,35 @@ pub(crate) fn open_with(
             Err(e) => return Err(e.into()),
         },
     };
-    let (engine, why) = engine_of(run, shape, |a| attention::supports(&gpu, a, run.precision));
+    let mut device = on_gpu(run, shape, &gpu);
+    if run.gpus > 1 {
+        device.group = Some(group(&gpu, run.gpus)?);
+        device.note = connected(&device.note, run.gpus)?;
+    }
+    Ok(device)
+}
+
+/// The device of one rank, on its GPU or on the CPU device, without its way to others.
+pub(crate) fn of_rank(
+    run: &Run,
+    shape: &ModelShape,
+    gpu: Option<&Gpu>,
+) -> Result<Device, TrainError> {
+    match gpu {
+        None => cpu(run),
+        Some(gpu) => Ok(on_gpu(run, shape, gpu)),
+    }
+}
+
+/// A note on so many GPUs that NCCL connects.
+fn connected(note: &str, gpus: u32) -> Result<String, TrainError> {
+    let version = NcclComm::version()?;
+    Ok(format!("{note}; {gpus} of them, NCCL {version}"))
+}
+
+/// A run's device on this GPU alone.
+fn on_gpu(run: &Run, shape: &ModelShape, gpu: &Gpu) -> Device {
+    let (engine, why) = engine_of(run, shape, |a| attention::supports(gpu, a, run.precision));
     let note = format!(
         "device: {} (compute capability {}.{}, driver for CUDA {}.{}); attention: {why}",
         gpu.name(),
@@ -115,23 +145,15 @@ pub(crate) fn open_with(
         None => note,
         Some(pace) => format!("{note}; links slowed down by {}: {pace}", CudaError::PACE),
     };
-    let (group, note) = match run.gpus {
-        1 => (None, note),
-        n => {
-            let group = group(&gpu, n)?;
-            let version = NcclComm::version()?;
-            (Some(group), format!("{note}; {n} of them, NCCL {version}"))
-        }
-    };
-    Ok(Device {
-        gpu: Some(gpu),
-        group,
+    Device {
+        gpu: Some(gpu.clone()),
+        group: None,
         target: Target {
             make: Make::Cuda,
             attention: engine,
         },
         note,
-    })
+    }
 }
 
 /// The CPU device of a run. It has no link that could be slowed down.

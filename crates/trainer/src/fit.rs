@@ -12,7 +12,6 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use lowtide_config::{Length, Run, ScheduleShape};
-use lowtide_device::comm::Party;
 use lowtide_device::cuda::Gpu;
 use lowtide_executor::{EngineError, ExecError, Trace};
 use lowtide_kernels::update::Hyper;
@@ -27,7 +26,7 @@ use crate::checkpoint::{self, RunState};
 use crate::device::Device;
 use crate::error::TrainError;
 use crate::inputs::news_of;
-use crate::launch::Others;
+use crate::launch::{Met, Others};
 use crate::learning_rate::{Decay, LearningRate};
 use crate::metrics::{EventFile, MetricsLog};
 use crate::output::folder::Folder;
@@ -189,15 +188,17 @@ pub fn train(
 /// As [`train`], which the others are told, and what stopped one of them.
 pub fn lead(
     run: &Run,
-    party: &Arc<Party>,
+    met: &Met,
     observer: &mut dyn Observer,
     requests: &Requests,
 ) -> Result<TrainReport, TrainError> {
-    let others = Others::of(party, requests);
-    let done = train_with(run, observer, requests, Some(&others));
-    match &done {
-        Ok(_) => others.end(),
-        Err(e) => party.stop(&e.to_string()),
+    let done = Others::of(met, requests).and_then(|others| {
+        let done = train_with(run, observer, requests, Some(&others))?;
+        others.end();
+        Ok(done)
+    });
+    if let Err(e) = &done {
+        met.party.stop(&e.to_string());
     }
     done
 }

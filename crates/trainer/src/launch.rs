@@ -1,21 +1,24 @@
-//! Ranks that a launcher starts as processes of their own (`torchrun`, `srun`): which one this process is, how they come
-//! together, and what those do that are not the first.
+//! Ranks that a launcher starts as processes of their own (`torchrun`, `srun`): which one this process is, how they
+//! come together, and what those do that are not the first.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use lowtide_config as config;
 use lowtide_config::Run;
-use lowtide_device::comm::{Ask, Comm, MeetError, Meeting, Party, World};
+use lowtide_device::comm::{Ask, Comm, CommError, MeetError, Meeting, Party, World, way};
+use lowtide_device::cuda::{CudaError, Gpu, NcclComm};
+use lowtide_executor::ExecError;
 use lowtide_measure::NetTimes;
 use lowtide_session::{Group, Remote, Requests, serve};
 use lowtide_units::Bytes;
 use serde_json::{Value, json};
 
-use crate::device::{Device, Target};
+use crate::device::{self, Device};
 use crate::error::TrainError;
-use crate::planning::{check_budgets, decoder_of};
+use crate::planning::{check_budgets, decoder_of, shape_of};
 use crate::resident::Held;
 
 /// How long ranks are waited for at the start.
@@ -137,9 +140,16 @@ impl Launch {
     ///
     /// # Errors
     /// Ranks that do not come, or that have another run or version: the same error on all.
-    pub fn meet(&self, run: Result<&Run, String>) -> Result<Arc<Party>, TrainError> {
+    pub fn meet(&self, run: Result<&Run, String>) -> Result<Met, TrainError> {
+        let run = run.and_then(|run| {
+            let gpu = gpu_of(run, self.world).map_err(|e| e.to_string())?;
+            Ok((run, gpu))
+        });
         let own = match &run {
-            Ok(run) => json!({ "version": VERSION, "run": run }),
+            Ok((run, gpu)) => {
+                let gpu = gpu.as_ref().map(|gpu| json!([gpu.name(), gpu.bus()]));
+                json!({ "version": VERSION, "run": run, "gpu": gpu })
+            }
             Err(why) => json!({ "version": VERSION, "error": why }),
         };
         let meeting = Meeting {
@@ -150,18 +160,72 @@ impl Launch {
         };
         let hello = own.to_string();
         let judge = |others: &[Vec<u8>]| {
-            if let Err(why) = &run {
-                return Err(format!("rank 0: {why}"));
+            let gpu = match &run {
+                Ok((_, gpu)) => gpu,
+                Err(why) => return Err(format!("rank 0: {why}")),
+            };
+            let others = others.iter();
+            let others = others.map(|other| serde_json::from_slice(other).unwrap_or_default());
+            let all: Vec<Value> = std::iter::once(own.clone()).chain(others).collect();
+            for (rank, other) in all.iter().enumerate().skip(1) {
+                agree(rank, &own, other)?;
             }
-            let others = others.iter().enumerate();
-            others.into_iter().try_for_each(|(i, other)| {
-                let other = serde_json::from_slice(other).unwrap_or_default();
-                agree(i + 1, &own, &other)
-            })
+            apart(&all)?;
+            match gpu {
+                None => Ok(Vec::new()),
+                Some(_) => NcclComm::id().map_err(|e| format!("rank 0: {e}")),
+            }
         };
-        let party = meeting.meet(hello.as_bytes(), judge)?;
-        Ok(Arc::new(party))
+        let party = Arc::new(meeting.meet(hello.as_bytes(), judge)?);
+        let gpu = run.ok().and_then(|(_, gpu)| gpu);
+        Ok(Met { party, gpu })
     }
+}
+
+/// Ranks that have come together, as this process has them.
+#[derive(Clone, Debug)]
+pub struct Met {
+    /// All of them.
+    pub party: Arc<Party>,
+    /// This rank's GPU; none: the CPU device.
+    gpu: Option<Gpu>,
+}
+
+/// The GPU of a rank; none where its run is for the CPU device. A launcher that gives each process one GPU shows it
+/// that one alone, another shows all of them: then each rank has its own by its number.
+fn gpu_of(run: &Run, world: World) -> Result<Option<Gpu>, CudaError> {
+    let open = || match Gpu::open(world.rank as u32) {
+        Err(CudaError::Ordinal { have: 1, .. }) => Gpu::open(0),
+        opened => opened,
+    };
+    match run.device {
+        config::Device::Cpu => Ok(None),
+        config::Device::Cuda => open().map(Some),
+        config::Device::Auto => match open() {
+            Err(CudaError::NoDevice(_) | CudaError::TooOld { .. }) => Ok(None),
+            opened => opened.map(Some),
+        },
+    }
+}
+
+/// Refuses two ranks on one GPU, and GPUs that are not alike.
+fn apart(all: &[Value]) -> Result<(), String> {
+    for (rank, own) in all.iter().enumerate() {
+        let (first, gpu) = (&all[0]["gpu"], &own["gpu"]);
+        if first[0] != gpu[0] {
+            let of = |v: &Value| v[0].as_str().unwrap_or("none").to_owned();
+            let (gpu, first) = (of(gpu), of(first));
+            return Err(format!("rank {rank} has as GPU: {gpu}, rank 0: {first}"));
+        }
+        let same = |other: &Value| !gpu.is_null() && other["gpu"][1] == gpu[1];
+        if let Some(other) = all[..rank].iter().position(same) {
+            return Err(format!(
+                "ranks {other} and {rank} have the same GPU ({}): each needs its own",
+                gpu[1].as_str().unwrap_or_default()
+            ));
+        }
+    }
+    Ok(())
 }
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -236,19 +300,29 @@ fn differs(key: &str, a: &Value, b: &Value) -> Option<(String, String, String)> 
 #[derive(Clone, Debug)]
 pub struct Others {
     group: Group,
+    gpu: Option<Gpu>,
 }
 
 impl Others {
     /// All others of the party that this process is the first of.
-    pub(crate) fn of(party: &Arc<Party>, requests: &Requests) -> Self {
+    ///
+    /// # Errors
+    /// GPUs that cannot be connected; a rank that has ended.
+    pub(crate) fn of(met: &Met, requests: &Requests) -> Result<Self, TrainError> {
         let requests = requests.clone();
-        party.hear(move |ask| match ask {
+        met.party.hear(move |ask| match ask {
             Ask::Stop => requests.stop(),
             Ask::Save => requests.save(),
         });
-        Self {
-            group: Group::processes(party),
-        }
+        Ok(Self {
+            group: Group::processes(&met.party, met.gpu.as_ref()).map_err(unconnected)?,
+            gpu: met.gpu.clone(),
+        })
+    }
+
+    /// The first rank's GPU; none: the CPU device.
+    pub(crate) fn gpu(&self) -> Option<&Gpu> {
+        self.gpu.as_ref()
     }
 
     /// Ranks of which the first is this process's.
@@ -296,17 +370,41 @@ pub(crate) fn net_times(group: &Group) -> Result<NetTimes, TrainError> {
     })
 }
 
+/// Makes the GPUs of other ranks' processes compute products as the first one does.
+pub(crate) fn tell_choices(
+    group: &Group,
+    choices: &BTreeMap<String, Vec<u64>>,
+) -> Result<(), TrainError> {
+    for remote in &group.there {
+        remote.ask(json!({ "products": choices }))?;
+    }
+    Ok(())
+}
+
+/// Why ranks have no way to each other.
+fn unconnected(e: CommError) -> TrainError {
+    match e {
+        CommError::Cuda(e) => TrainError::Cuda(e),
+        source => TrainError::Exec(ExecError::Ranks {
+            task: "connecting GPUs".to_owned(),
+            source,
+        }),
+    }
+}
+
 /// Does a rank's part of a run whose first rank is another process, until that one says that all is done. What this process
 /// is asked is passed on to it.
 ///
 /// # Errors
 /// What went wrong here; that another rank has stopped, with why.
-pub fn follow(run: &Run, party: &Arc<Party>, requests: &Requests) -> Result<(), TrainError> {
+pub fn follow(run: &Run, met: &Met, requests: &Requests) -> Result<(), TrainError> {
+    let (party, gpu) = (&met.party, met.gpu.as_ref());
     let work = || {
-        device(run)?;
-        check_budgets(run, &Device::cpu())?;
-        let decoder = decoder_of(run, run.batch(), Target::default())?;
-        let comm: Arc<dyn Comm> = party.comm();
+        let device = device::of_rank(run, &shape_of(run)?, gpu)?;
+        check_budgets(run, &device)?;
+        let decoder = decoder_of(run, run.batch(), device.target)?;
+        let comm: Arc<dyn Comm> = way(party, gpu).map_err(unconnected)?;
+        let gpus: Vec<Gpu> = gpu.cloned().into_iter().collect();
         requests.guard();
         let over = Arc::new(AtomicBool::new(false));
         let passing = {
@@ -316,16 +414,23 @@ pub fn follow(run: &Run, party: &Arc<Party>, requests: &Requests) -> Result<(), 
         let comms = [Arc::clone(&comm)];
         let mut ask = |what: Value| match what.as_str() {
             Some("net") => {
-                let times = NetTimes::of(&[], &comms).map_err(|e| e.to_string())?;
+                let times = NetTimes::of(&gpus, &comms).map_err(|e| e.to_string())?;
                 Ok(json!(times.seconds))
             }
             Some("memory") => {
                 let held = Held::now();
                 Ok(json!([held.now, held.most]))
             }
-            _ => Err(format!("{what} is not known here")),
+            _ => {
+                let choices = serde_json::from_value(what["products"].clone());
+                let (Some(gpu), Ok(choices)) = (gpu, choices) else {
+                    return Err(format!("{what} is not known here"));
+                };
+                gpu.set_choices(&choices).map_err(|e| e.to_string())?;
+                Ok(Value::Null)
+            }
         };
-        let served = serve(party, &decoder, (&comm, None), &mut ask);
+        let served = serve(party, &decoder, (&comm, gpu), &mut ask);
         over.store(true, Ordering::Relaxed);
         // It ends by itself, and nothing hangs on it.
         let _ = passing.join();
@@ -336,21 +441,6 @@ pub fn follow(run: &Run, party: &Arc<Party>, requests: &Requests) -> Result<(), 
         party.stop(&e.to_string());
     }
     done
-}
-
-/// Refuses devices on which ranks cannot be processes.
-pub(crate) fn device(run: &Run) -> Result<(), TrainError> {
-    let gpu = match run.device {
-        config::Device::Cpu => false,
-        config::Device::Cuda => true,
-        config::Device::Auto => lowtide_device::cuda::Gpu::open(0).is_ok(),
-    };
-    match gpu {
-        false => Ok(()),
-        true => Err(TrainError::Launch(
-            "ranks that are processes of their own are for the CPU device alone; on GPUs one process has all".to_owned(),
-        )),
-    }
 }
 
 /// Tells the first rank what this process is asked, while it serves.
@@ -374,114 +464,4 @@ impl From<MeetError> for TrainError {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn found(all: &[(&str, &str)]) -> Result<Option<Launch>, String> {
-        let var = |name: &str| {
-            let found = all.iter().find(|v| v.0 == name);
-            found.map(|v| v.1.to_owned())
-        };
-        Launch::found(var).map_err(|e| e.to_string())
-    }
-
-    const TORCHRUN: [(&str, &str); 6] = [
-        ("RANK", "1"),
-        ("WORLD_SIZE", "2"),
-        ("LOCAL_RANK", "1"),
-        ("LOCAL_WORLD_SIZE", "2"),
-        ("MASTER_ADDR", "127.0.0.1"),
-        ("MASTER_PORT", "29500"),
-    ];
-
-    const SRUN: [(&str, &str); 6] = [
-        ("SLURM_JOB_ID", "77"),
-        ("SLURM_STEP_ID", "0"),
-        ("SLURM_PROCID", "1"),
-        ("SLURM_NTASKS", "2"),
-        ("SLURM_LOCALID", "1"),
-        ("SLURM_NNODES", "1"),
-    ];
-
-    fn with(
-        all: &[(&'static str, &'static str)],
-        name: &'static str,
-        value: &'static str,
-    ) -> Vec<(&'static str, &'static str)> {
-        let rest = all.iter().copied().filter(|v| v.0 != name);
-        rest.chain((!value.is_empty()).then_some((name, value)))
-            .collect()
-    }
-
-    #[test]
-    fn a_launcher_says_which_rank_a_process_is() {
-        let world = World { rank: 1, size: 2 };
-        for all in [&TORCHRUN, &SRUN] {
-            let launch = found(all).expect("whole").expect("a launch");
-            assert_eq!(launch.world, world);
-        }
-        let name = |all: &[(&str, &str)]| found(all).expect("whole").expect("a launch").name;
-        assert_eq!(name(&TORCHRUN), name(&with(&TORCHRUN, "RANK", "0")));
-        assert_ne!(
-            name(&TORCHRUN),
-            name(&with(&TORCHRUN, "MASTER_PORT", "29501"))
-        );
-        assert_ne!(name(&SRUN), name(&with(&SRUN, "SLURM_STEP_ID", "1")));
-        // What torchrun says counts where srun started it.
-        assert_eq!(name(&[&SRUN[..], &TORCHRUN].concat()), name(&TORCHRUN));
-    }
-
-    #[test]
-    fn one_process_alone_and_a_batch_script_are_no_launch() {
-        assert_eq!(found(&[]), Ok(None));
-        assert_eq!(found(&[("RANK", "0"), ("WORLD_SIZE", "1")]), Ok(None));
-        for step in ["", "4294967291", "batch"] {
-            assert_eq!(
-                found(&with(&SRUN, "SLURM_STEP_ID", step)),
-                Ok(None),
-                "{step}"
-            );
-        }
-        assert_eq!(found(&with(&SRUN, "SLURM_NTASKS", "1")), Ok(None));
-    }
-
-    #[test]
-    fn several_hosts_and_half_an_environment_are_refused() {
-        let cases = [
-            (with(&TORCHRUN, "LOCAL_WORLD_SIZE", "1"), "several hosts"),
-            (with(&TORCHRUN, "LOCAL_RANK", ""), "LOCAL_RANK"),
-            (with(&TORCHRUN, "MASTER_PORT", ""), "MASTER_PORT"),
-            (with(&TORCHRUN, "RANK", "2"), "rank 2 of 2"),
-            (with(&TORCHRUN, "RANK", "one"), "RANK is 'one'"),
-            (with(&SRUN, "SLURM_NNODES", "2"), "several hosts"),
-        ];
-        for (all, word) in cases {
-            let told = found(&all).expect_err(word);
-            assert!(told.contains(word), "{word}: {told}");
-        }
-    }
-
-    #[test]
-    fn what_ranks_disagree_about_is_named() {
-        let own = json!({ "version": "1", "run": { "a": { "b": 1, "c": [1, 2] }, "d": null } });
-        assert_eq!(agree(3, &own, &own), Ok(()));
-        let mut other = own.clone();
-        other["run"]["a"]["c"] = json!([1, 3]);
-        let told = agree(3, &own, &other).expect_err("differs");
-        assert!(
-            told.contains("'a.c' is [1,3] on rank 3, [1,2] on rank 0"),
-            "{told}"
-        );
-        other = own.clone();
-        other["version"] = json!("2");
-        let told = agree(3, &own, &other).expect_err("differs");
-        assert!(
-            told.contains("rank 3 is lowtide 2, rank 0 lowtide 1"),
-            "{told}"
-        );
-        let told = agree(1, &own, &json!({ "version": "1", "error": "no such file" }));
-        assert_eq!(told, Err("rank 1: no such file".to_owned()));
-        // What cannot be read at all is another version.
-        agree(1, &own, &Value::Null).expect_err("differs");
-    }
-}
+mod tests;

@@ -2,6 +2,8 @@
 //! from run to run; what one rank has learned, any number of ranks goes on with.
 
 mod common;
+#[path = "ranks/launched.rs"]
+mod launched;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -377,7 +379,7 @@ fn the_rank_that_all_others_wait_for_is_named() {
 /// So many GPUs with NCCL between them. Without them says what is skipped; panics where `LOWTIDE_REQUIRE_GPUS` asks for as
 /// many.
 #[allow(clippy::print_stderr, reason = "what is skipped must be seen")]
-fn gpus(n: u32) -> Option<Group> {
+pub fn gpus(n: u32) -> Option<Group> {
     let asked = std::env::var("LOWTIDE_REQUIRE_GPUS").map_or(0, |n| n.parse().expect("a number"));
     let all = (0..n).map(Gpu::open).collect::<Result<Vec<_>, _>>();
     match all.and_then(Group::cuda) {

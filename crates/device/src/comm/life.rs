@@ -25,6 +25,7 @@ const MOST: usize = 1 << 20;
 const PATIENCE: Duration = Duration::from_secs(2);
 
 type Hear = Box<dyn Fn(Ask) + Send>;
+type AtEnd = Box<dyn FnOnce() + Send>;
 
 /// A process's lines to all others.
 pub(super) struct Life {
@@ -36,6 +37,8 @@ pub(super) struct Life {
     /// This process has said that it ends, well.
     over: AtomicBool,
     hear: Mutex<Option<Hear>>,
+    /// What frees whoever waits for a peer elsewhere than at these lines.
+    at_end: Mutex<Option<AtEnd>>,
 }
 
 impl fmt::Debug for Life {
@@ -66,6 +69,7 @@ impl Life {
             changed: Condvar::new(),
             over: AtomicBool::new(false),
             hear: Mutex::default(),
+            at_end: Mutex::default(),
         });
         for (peer, line) in ears {
             let life = Arc::clone(&life);
@@ -110,8 +114,26 @@ impl Life {
         first
     }
 
+    /// Does what is to be done at the end, once. It may take seconds, so others hear of the end before.
+    fn free(&self) {
+        let free = lock(&self.at_end).take();
+        if let Some(free) = free {
+            free();
+        }
+    }
+
+    /// What is to be done when they end: at once, if they have.
+    pub fn at_end(&self, free: AtEnd) {
+        *lock(&self.at_end) = Some(free);
+        if self.ended().is_some() {
+            self.free();
+        }
+    }
+
     fn set(&self, error: CommError) {
-        self.claim(error);
+        if self.claim(error) {
+            self.free();
+        }
     }
 
     fn tell(&self, to: usize, message: &str) {
@@ -129,6 +151,7 @@ impl Life {
         let message = format!("stop {why}");
         if self.claim(CommError::Stopped { rank, why }) {
             (0..self.lines.len()).for_each(|to| self.tell(to, &message));
+            self.free();
         }
     }
 
@@ -137,6 +160,7 @@ impl Life {
         let message = format!("stop {error}");
         if self.claim(error.clone()) {
             (0..self.lines.len()).for_each(|to| self.tell(to, &message));
+            self.free();
             return error;
         }
         self.ended().unwrap_or(error)
@@ -172,7 +196,10 @@ impl Life {
             let waited = self.changed.wait_timeout(ended, PATIENCE);
             ended = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
-        ended.get_or_insert(CommError::Gone { rank: peer }).clone()
+        drop(ended);
+        let gone = CommError::Gone { rank: peer };
+        self.set(gone.clone());
+        self.ended().unwrap_or(gone)
     }
 
     /// Cuts all lines without a word.

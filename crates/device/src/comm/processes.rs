@@ -28,6 +28,10 @@ const LATE: Duration = Duration::from_secs(1);
 /// How long one that has come may take for its next word.
 const WORD: Duration = Duration::from_secs(10);
 
+/// How a verdict begins: that they go together, and that they do not.
+const YES: &[u8] = b"yes ";
+const NO: &[u8] = b"no ";
+
 /// Where and how ranks meet.
 #[derive(Clone, Debug)]
 pub struct Meeting {
@@ -219,8 +223,8 @@ impl Meeting {
     fn lead(
         &self,
         listener: &UnixListener,
-        judge: impl FnOnce(&[Vec<u8>]) -> Result<(), String>,
-    ) -> Result<Vec<UnixStream>, MeetError> {
+        judge: impl FnOnce(&[Vec<u8>]) -> Result<Vec<u8>, String>,
+    ) -> Result<(Vec<UnixStream>, Vec<u8>), MeetError> {
         let size = self.world.size;
         let mut come: Vec<Option<(UnixStream, Vec<u8>)>> = (0..size).map(|_| None).collect();
         // Those that have come besides, and what is wrong already.
@@ -271,18 +275,18 @@ impl Meeting {
         };
         let lines: Vec<UnixStream> = come.into_iter().flatten().map(|c| c.0).collect();
         let word = match &verdict {
-            Ok(()) => "yes".to_owned(),
-            Err(e) => format!("no {e}"),
+            Ok(word) => [YES, word].concat(),
+            Err(e) => [NO, e.to_string().as_bytes()].concat(),
         };
         for mut line in lines.iter().chain(&besides) {
             // One that is gone is found by its line's end.
-            let _ = send(&mut line, word.as_bytes());
+            let _ = send(&mut line, &word);
         }
-        verdict.map(|()| lines)
+        verdict.map(|word| (lines, word))
     }
 
     /// Any other rank: tells rank 0 what it is, and hears the verdict.
-    fn follow(&self, hello: &[u8]) -> Result<Vec<UnixStream>, MeetError> {
+    fn follow(&self, hello: &[u8]) -> Result<(Vec<UnixStream>, Vec<u8>), MeetError> {
         let mut line = self.connect(0, For::Calls, hello)?;
         let most = self.limit + LATE + WORD;
         let waits = line.set_read_timeout(Some(most));
@@ -291,9 +295,13 @@ impl Meeting {
         let Some(verdict) = verdict else {
             return Err(MeetError::Refused("rank 0 has ended".to_owned()));
         };
-        match String::from_utf8_lossy(&verdict).strip_prefix("no ") {
-            Some(why) => Err(MeetError::Refused(why.to_owned())),
-            None => Ok(vec![line]),
+        match (verdict.strip_prefix(YES), verdict.strip_prefix(NO)) {
+            (Some(word), _) => Ok((vec![line], word.to_owned())),
+            (None, why) => {
+                let why = why.unwrap_or(b"rank 0 is of another kind");
+                let why = String::from_utf8_lossy(why).into_owned();
+                Err(MeetError::Refused(why))
+            }
         }
     }
 
@@ -333,18 +341,18 @@ impl Meeting {
     }
 
     /// Comes together with the others, of which rank 0 judges by the words of all but itself, in order. What it says
-    /// against it is sent to all.
+    /// for it ([`Party::word`]) or against it is sent to all.
     ///
     /// # Errors
     /// The same on all where rank 0 finds that they do not go together.
     pub fn meet(
         &self,
         hello: &[u8],
-        judge: impl FnOnce(&[Vec<u8>]) -> Result<(), String>,
+        judge: impl FnOnce(&[Vec<u8>]) -> Result<Vec<u8>, String>,
     ) -> Result<Party, MeetError> {
         // A name is taken before any word is given, so who has the verdict finds all others.
         let listener = self.bind()?;
-        let calls = match self.world.rank {
+        let (calls, word) = match self.world.rank {
             0 => self.lead(&listener, judge)?,
             _ => self.follow(hello)?,
         };
@@ -360,6 +368,7 @@ impl Meeting {
             comm: Arc::new(comm.map_err(system("a line to another rank"))?),
             life,
             calls: Mutex::new(calls),
+            word,
             _name: listener,
         })
     }
@@ -371,6 +380,7 @@ pub struct Party {
     pub(super) comm: Arc<Sockets>,
     pub(super) life: Arc<Life>,
     calls: Mutex<Vec<UnixStream>>,
+    word: Vec<u8>,
     /// Held while they are together: another process of the same launch cannot be this rank.
     _name: UnixListener,
 }
@@ -386,6 +396,12 @@ impl Party {
     #[must_use]
     pub fn world(&self) -> World {
         self.world
+    }
+
+    /// What rank 0 said to all when they came together.
+    #[must_use]
+    pub fn word(&self) -> &[u8] {
+        &self.word
     }
 
     /// The way to the others for collectives on the CPU device.
@@ -416,6 +432,11 @@ impl Party {
     #[must_use]
     pub fn why(&self, rank: usize) -> CommError {
         self.life.why(rank)
+    }
+
+    /// What is to be done when they end: at once, if they have.
+    pub(crate) fn at_end(&self, free: impl FnOnce() + Send + 'static) {
+        self.life.at_end(Box::new(free));
     }
 
     /// Passes on to rank 0 what this process was asked.

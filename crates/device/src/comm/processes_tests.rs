@@ -37,9 +37,10 @@ fn name() -> String {
 }
 
 type Met = Result<Party, MeetError>;
+type Judge = fn(&[Vec<u8>]) -> Result<Vec<u8>, String>;
 
 /// Ranks as these worlds say, each on a thread of its own.
-fn meet(worlds: &[(usize, usize)], judge: fn(&[Vec<u8>]) -> Result<(), String>) -> Vec<Met> {
+fn meet(worlds: &[(usize, usize)], judge: Judge) -> Vec<Met> {
     let name = name();
     let threads: Vec<_> = worlds
         .iter()
@@ -56,9 +57,13 @@ fn meet(worlds: &[(usize, usize)], judge: fn(&[Vec<u8>]) -> Result<(), String>) 
 
 fn group(size: usize) -> Vec<Party> {
     let worlds: Vec<_> = (0..size).map(|rank| (rank, size)).collect();
-    let met = meet(&worlds, |_| Ok(())).into_iter();
-    met.map(|party| party.expect("they come together"))
-        .collect()
+    let met = meet(&worlds, |_| Ok(b"a word".to_vec())).into_iter();
+    let party = |party: Met| {
+        let party = party.expect("they come together");
+        assert_eq!(party.word(), b"a word");
+        party
+    };
+    met.map(party).collect()
 }
 
 /// Runs each rank on a thread of its own.
@@ -227,6 +232,33 @@ fn an_idle_process_hears_that_another_one_is_gone() {
     assert_eq!(ranks[0].ended(), Some(CommError::Gone { rank: 1 }));
 }
 
+/// Whoever waits for a peer elsewhere than at these lines is freed, on every rank, however the end comes and once.
+#[test]
+fn what_waits_elsewhere_is_freed_at_the_end() {
+    for cut in [true, false] {
+        let ranks = group(3);
+        let (sender, freed) = std::sync::mpsc::channel();
+        for party in &ranks[..2] {
+            let (sender, rank) = (sender.clone(), party.world().rank);
+            party.at_end(move || sender.send(rank).expect("it listens"));
+        }
+        match cut {
+            true => ranks[2].life.cut(),
+            false => ranks[0].stop("no memory"),
+        }
+        let next = || freed.recv_timeout(Duration::from_secs(10)).expect("freed");
+        let mut both = [next(), next()];
+        both.sort_unstable();
+        assert_eq!(both, [0, 1]);
+        // One that comes late is freed at once.
+        let (sender, late) = std::sync::mpsc::channel();
+        ranks[1].at_end(move || sender.send(()).expect("it listens"));
+        late.try_recv().expect("at once");
+        ranks[1].stop("once more");
+        assert!(freed.try_recv().is_err(), "once each");
+    }
+}
+
 #[test]
 fn a_process_that_does_not_come_is_named() {
     let mut ranks = group(2);
@@ -270,7 +302,7 @@ fn what_does_not_go_together_is_told_to_all() {
         let outcome = outcome.expect_err("refused").to_string();
         assert_eq!(outcome, "rank 1 has another run file");
     }
-    let outcome = meet(&[(0, 2), (1, 3), (2, 3)], |_| Ok(()));
+    let outcome = meet(&[(0, 2), (1, 3), (2, 3)], |_| Ok(Vec::new()));
     for outcome in outcome {
         let outcome = outcome.expect_err("refused").to_string();
         assert!(
@@ -281,14 +313,14 @@ fn what_does_not_go_together_is_told_to_all() {
     let name = name();
     let mut alone = meeting(0, 3, &name);
     alone.limit = Duration::from_millis(200);
-    let outcome = alone.meet(b"", |_| Ok(())).expect_err("alone");
+    let outcome = alone.meet(b"", |_| Ok(Vec::new())).expect_err("alone");
     assert!(
         matches!(&outcome, MeetError::Missing { ranks, .. } if ranks == &[1, 2]),
         "{outcome}"
     );
     let mut alone = meeting(1, 2, &name);
     alone.limit = Duration::from_millis(200);
-    let outcome = alone.meet(b"", |_| Ok(())).expect_err("alone");
+    let outcome = alone.meet(b"", |_| Ok(Vec::new())).expect_err("alone");
     assert!(
         matches!(&outcome, MeetError::Missing { ranks, .. } if ranks == &[0]),
         "{outcome}"

@@ -39,11 +39,6 @@ impl<T> Links<T> {
         }
     }
 
-    /// How many ranks there are.
-    pub fn len(&self) -> usize {
-        self.ranks.len()
-    }
-
     /// Makes a call with a rank's handle, one at a time; none when it was cut. Where a cut comes while the call lasts,
     /// what it gives means nothing.
     pub fn with<R>(&self, rank: usize, call: impl FnOnce(*mut T) -> R) -> Option<R> {

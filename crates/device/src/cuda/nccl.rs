@@ -1,14 +1,16 @@
-//! What several GPUs of this process exchange, by NCCL: it moves bytes and computes nothing.
+//! What several GPUs exchange, of this process or each of its own, by NCCL: it moves bytes and computes nothing.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::fmt;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use super::libraries::functions;
 use super::links::Links;
 use super::{CudaError, Gpu};
 use crate::Queue;
-use crate::comm::{Collective, Comm, CommError, Pattern, World};
+use crate::comm::{Collective, Comm, CommError, Party, Pattern, World};
 use crate::view::{Dst, Place, Src};
 
 type Status = c_int;
@@ -21,12 +23,25 @@ const SUCCESS: Status = 0;
 /// The oldest that is known to do: sends and receives in groups, from several threads.
 const LEAST: c_int = 21_800;
 
+/// How often it is looked whether the others are still there while NCCL connects them.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// Bytes of `ncclUniqueId`.
+const ID: usize = 128;
+
+/// `ncclUniqueId`: where ranks of several processes meet.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(super) struct Id([c_char; ID]);
+
 functions! {
     /// NCCL, and the functions of it that are called.
     Nccl {
         fn ncclGetVersion(version: *mut c_int) -> Status;
         fn ncclGetErrorString(status: Status) -> *const c_char;
         fn ncclCommInitAll(comms: *mut Handle, n: c_int, devices: *const c_int) -> Status;
+        fn ncclGetUniqueId(id: *mut Id) -> Status;
+        fn ncclCommInitRank(comm: *mut Handle, n: c_int, id: Id, rank: c_int) -> Status;
         fn ncclCommDestroy(comm: Handle) -> Status;
         fn ncclCommAbort(comm: Handle) -> Status;
         fn ncclGroupStart() -> Status;
@@ -94,13 +109,17 @@ pub struct NcclComm {
     group: Arc<Group>,
 }
 
-/// What the ranks of a group share.
+/// What the ranks of a group share that are in this process.
 struct Group {
     lib: &'static Nccl,
-    /// The library's handle of each rank.
+    /// How many ranks there are, wherever.
+    size: usize,
+    /// The library's handle of each rank of this process.
     links: Links<c_void>,
     /// Set before the first link is cut.
     stopped: Mutex<Option<CommError>>,
+    /// Where others are in processes of their own: what is heard of them, in place of the above.
+    party: Option<Arc<Party>>,
 }
 
 fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -109,8 +128,7 @@ fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl fmt::Debug for NcclComm {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let size = self.group.links.len();
-        write!(f, "NcclComm({} of {size})", self.rank)
+        write!(f, "NcclComm({} of {})", self.rank, self.group.size)
     }
 }
 
@@ -131,8 +149,10 @@ impl NcclComm {
         })?;
         let group = Arc::new(Group {
             lib,
+            size: gpus.len(),
             links: Links::new(comms),
             stopped: Mutex::default(),
+            party: None,
         });
         let rank = |(rank, gpu): (usize, &Gpu)| Self {
             rank,
@@ -140,6 +160,92 @@ impl NcclComm {
             group: Arc::clone(&group),
         };
         Ok(gpus.iter().enumerate().map(rank).collect())
+    }
+
+    /// Where the GPUs of several processes meet: rank 0 makes it and tells the others, once for each group.
+    ///
+    /// # Errors
+    /// As [`NcclComm::group`].
+    pub fn id() -> Result<Vec<u8>, CudaError> {
+        let lib = Nccl::get()?;
+        lib.suits()?;
+        let mut id = Id([0; ID]);
+        // SAFETY: writes as many bytes as there are.
+        lib.ok("ncclGetUniqueId", unsafe {
+            (lib.ncclGetUniqueId)(&raw mut id)
+        })?;
+        Ok(id.0.map(|byte| byte as u8).to_vec())
+    }
+
+    /// This process's rank of a group whose others are processes of their own, which all call this at once. The party's
+    /// [word](Party::word) is what [`NcclComm::id`] gave rank 0. Once for each party.
+    ///
+    /// Where one of them ends, so does whatever waits for it here: the party hears it.
+    ///
+    /// # Errors
+    /// When the library cannot connect them, and when one of the others has ended before.
+    pub(crate) fn of_process(gpu: &Gpu, party: &Arc<Party>) -> Result<Self, CommError> {
+        let lib = Nccl::get()?;
+        lib.suits()?;
+        let World { rank, size } = party.world();
+        let Ok(id) = <[u8; ID]>::try_from(party.word()) else {
+            return Err(CommError::Cuda(CudaError::Call {
+                call: "ncclCommInitRank",
+                what: "rank 0 has not said where GPUs meet".to_owned(),
+            }));
+        };
+        let id = Id(id.map(|byte| byte as c_char));
+        // The call waits for all others and has no limit. Where one of them ends it is left: this process ends, too.
+        let (end, hears) = mpsc::channel();
+        let on = gpu.clone();
+        let connect = move || {
+            let mut comm = std::ptr::null_mut();
+            let done = on.bind().and_then(|()| {
+                // SAFETY: writes one handle; the id is passed as NVIDIA's header has it, by value.
+                lib.ok("ncclCommInitRank", unsafe {
+                    (lib.ncclCommInitRank)(&raw mut comm, size as c_int, id, rank as c_int)
+                })
+            });
+            // Nobody hears it when the others have ended.
+            let _ = end.send(done.map(|()| comm.expose_provenance()));
+        };
+        std::thread::spawn(connect);
+        let comm = loop {
+            match hears.recv_timeout(LOOK) {
+                Ok(done) => break std::ptr::with_exposed_provenance_mut(done?),
+                Err(RecvTimeoutError::Timeout) => match party.ended() {
+                    None => {}
+                    Some(error) => return Err(error),
+                },
+                Err(RecvTimeoutError::Disconnected) => panic!("the thread that connects GPUs"),
+            }
+        };
+        let group = Arc::new(Group {
+            lib,
+            size,
+            links: Links::new(vec![comm]),
+            stopped: Mutex::default(),
+            party: Some(Arc::clone(party)),
+        });
+        let weak = Arc::downgrade(&group);
+        party.at_end(move || {
+            if let Some(group) = weak.upgrade() {
+                group.abort();
+            }
+        });
+        Ok(Self {
+            rank,
+            gpu: gpu.clone(),
+            group,
+        })
+    }
+
+    /// Which of the group's handles is this rank's.
+    fn link(&self) -> usize {
+        match self.group.party {
+            None => self.rank,
+            Some(_) => 0,
+        }
     }
 
     /// The library's version: `2.28.3`.
@@ -160,10 +266,34 @@ impl NcclComm {
 impl Group {
     /// Why it makes no collectives any more.
     fn end(&self) -> CommError {
-        lock(&self.stopped).clone().unwrap_or(CommError::Stopped {
+        self.stopped().unwrap_or(CommError::Stopped {
             rank: 0,
             why: "the group has ended".to_owned(),
         })
+    }
+
+    /// Why no rank of it makes collectives any more, if one has said so.
+    fn stopped(&self) -> Option<CommError> {
+        match &self.party {
+            None => lock(&self.stopped).clone(),
+            Some(party) => party.ended(),
+        }
+    }
+
+    /// Ends all that waits for a peer.
+    fn abort(&self) {
+        self.links.cut(|comms| {
+            // SAFETY: our own handles, taken: nobody begins a call with them again, and one that is under way waits
+            // for a peer, which is what an abort ends. So do kernels that wait for one. In a group, because an end
+            // may wait for the others'.
+            unsafe {
+                let _ = (self.lib.ncclGroupStart)();
+                for comm in comms {
+                    let _ = (self.lib.ncclCommAbort)(comm);
+                }
+                let _ = (self.lib.ncclGroupEnd)();
+            }
+        });
     }
 
     /// Gives a collective to a stream.
@@ -196,7 +326,7 @@ impl Group {
                     call("ncclAllGather", status);
                     continue;
                 }
-                for peer in 0..self.links.len() {
+                for peer in 0..self.size {
                     let from = at(from, s.whole + peer * s.bytes);
                     let to = at(to, peer * row + s.part);
                     let p = peer as c_int;
@@ -217,7 +347,7 @@ impl Comm for NcclComm {
     fn world(&self) -> World {
         World {
             rank: self.rank,
-            size: self.group.links.len(),
+            size: self.group.size,
         }
     }
 
@@ -228,7 +358,7 @@ impl Comm for NcclComm {
         from: Src<'_>,
         to: Dst<'_>,
     ) -> Result<(), CommError> {
-        let size = self.group.links.len();
+        let size = self.group.size;
         collective.fits(size, from, &to);
         let here = Place::Cuda(self.gpu.ordinal());
         assert!(
@@ -242,7 +372,7 @@ impl Comm for NcclComm {
         let stream = queue.cuda().expect("a stream of the rank's GPU").stream();
         self.gpu.bind()?;
         let places = (from.address(), to.address(), to.bytes() / size);
-        let given = self.group.links.with(self.rank, |comm| {
+        let given = self.group.links.with(self.link(), |comm| {
             // SAFETY: the rank's own device (asserted); the caller's promise; the handle is nobody else's now.
             unsafe { self.group.give(comm, collective, places, stream.cast()) }
         });
@@ -255,27 +385,21 @@ impl Comm for NcclComm {
     }
 
     fn stop(&self, why: &str) {
-        let group = &*self.group;
-        lock(&group.stopped).get_or_insert(CommError::Stopped {
-            rank: self.rank,
-            why: why.to_owned(),
-        });
-        group.links.cut(|comms| {
-            // SAFETY: our own handles, taken: nobody begins a call with them again, and one that is under way waits
-            // for a peer, which is what an abort ends. So do kernels that wait for one. In a group, because an end
-            // may wait for the others'.
-            unsafe {
-                let _ = (group.lib.ncclGroupStart)();
-                for comm in comms {
-                    let _ = (group.lib.ncclCommAbort)(comm);
-                }
-                let _ = (group.lib.ncclGroupEnd)();
+        match &self.group.party {
+            // Tells the others, and aborts here.
+            Some(party) => party.stop(why),
+            None => {
+                lock(&self.group.stopped).get_or_insert(CommError::Stopped {
+                    rank: self.rank,
+                    why: why.to_owned(),
+                });
+                self.group.abort();
             }
-        });
+        }
     }
 
     fn stopped(&self) -> Option<CommError> {
-        lock(&self.group.stopped).clone()
+        self.group.stopped()
     }
 }
 
