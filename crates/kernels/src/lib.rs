@@ -36,8 +36,10 @@ mod adamw;
 pub mod add;
 pub mod attention;
 pub mod embedding;
+pub mod experts;
 pub mod gelu;
 pub mod gradient;
+pub mod grouped;
 pub mod head;
 pub mod layernorm;
 mod lion;
@@ -46,6 +48,7 @@ pub mod operands;
 pub mod qknorm;
 pub mod rmsnorm;
 pub mod rope;
+pub mod route;
 pub mod swiglu;
 pub mod update;
 

@@ -175,6 +175,17 @@ pub(crate) fn workspace(m: usize, n: usize, k: usize) -> usize {
         .sum()
 }
 
+/// Bytes of scratch that [`product`] needs at most for results and inner runs of up to these sizes: it is not known yet how
+/// many rows there are.
+pub(crate) fn workspace_at_most(m: usize, n: usize, k: usize) -> usize {
+    let panel = |outer: usize| PANEL.min(outer * k.min(INNER));
+    // Several inner blocks have more than INNER / 2 numbers each, so that outer ones are shorter than INNER.
+    let edge = |outer: usize| outer.min(INNER).next_multiple_of(TILE);
+    let partial = if k > INNER { edge(m) * edge(n) } else { 0 };
+    let each = [panel(m), panel(n), partial];
+    each.iter().map(|n| n.next_multiple_of(64) * 4).sum()
+}
+
 thread_local! {
     /// A tile of the result, at most 256 KiB.
     static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
