@@ -57,6 +57,8 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     Olmo2Config,
     Olmo2ForCausalLM,
     Phi3Config,
@@ -67,6 +69,8 @@ from transformers import (
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
     SmolLM3Config,
     SmolLM3ForCausalLM,
 )
@@ -375,6 +379,38 @@ def stablelm():
     )
 
 
+def mixtral():
+    """Two of five experts a token, their weights renormalised; a window in every layer."""
+    return MixtralForCausalLM(
+        MixtralConfig(
+            vocab_size=59, hidden_size=32, intermediate_size=24, num_hidden_layers=2,
+            num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
+            num_local_experts=5, num_experts_per_tok=2, rms_norm_eps=1e-5,
+            tie_word_embeddings=False, sliding_window=7,
+            rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+        )
+    )
+
+
+def qwen3_moe(experts=6, chosen=3, normed=False, intermediate=24):
+    """Weights of experts as the softmax has them; norms of heads, heads wider than hidden / heads."""
+    return Qwen3MoeForCausalLM(
+        Qwen3MoeConfig(
+            vocab_size=53, hidden_size=32, intermediate_size=72,
+            moe_intermediate_size=intermediate, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2, head_dim=16, max_position_embeddings=64, rms_norm_eps=1e-6,
+            tie_word_embeddings=False, num_experts=experts, num_experts_per_tok=chosen,
+            norm_topk_prob=normed,
+            rope_parameters={"rope_type": "default", "rope_theta": 1000000.0},
+        )
+    )
+
+
+def qwen3_moe_unused():
+    """Renormalised; more experts than a batch uses."""
+    return qwen3_moe(experts=16, chosen=2, normed=True, intermediate=8)
+
+
 # Both spellings of a config.json are in the wild: "classic" has rope_theta, rope_scaling and
 # torch_dtype at the top (every model published before transformers 5), "v5" has rope_parameters.
 MODELS = {
@@ -399,6 +435,9 @@ MODELS = {
     "cohere2": (cohere2, 31, "classic"),
     "gpt-neox": (gpt_neox, 18, "classic"),
     "stablelm": (stablelm, 19, "v5"),
+    "mixtral": (mixtral, 190, "classic"),
+    "qwen3-moe": (qwen3_moe, 119, "classic"),
+    "qwen3-moe-unused": (qwen3_moe_unused, 162, "v5"),
 }
 
 
@@ -409,8 +448,8 @@ def randomise(model, generator):
             noise = torch.randn(p.shape, generator=generator)
             if "wpe" in name:
                 p.copy_(0.3 * noise)
-            elif p.ndim == 2:
-                inputs = p.shape[0] if "c_" in name else p.shape[1]  # GPT-2 stores (in, out)
+            elif p.ndim >= 2:
+                inputs = p.shape[0] if "c_" in name else p.shape[-1]  # GPT-2 stores (in, out)
                 p.copy_(noise / inputs**0.5)
             elif name.endswith("bias"):
                 p.copy_(0.2 * noise)
@@ -576,10 +615,38 @@ def steps_tensors(losses, norms, settings, label):
     }
 
 
-def stored(model, name):
-    """A weight's name in the file, where transformers writes another one than the model has."""
-    neox = model.config.model_type == "gpt_neox" and name == "lm_head.weight"
-    return "embed_out.weight" if neox else name
+def stored(model, name, tensor):
+    """A weight's tensors by their names in the file, where transformers writes others than the model has."""
+    if model.config.model_type == "gpt_neox" and name == "lm_head.weight":
+        return {"embed_out.weight": tensor}
+    mixtral = model.config.model_type == "mixtral"
+    gate, up, down = ["w1", "w3", "w2"] if mixtral else ["gate_proj", "up_proj", "down_proj"]
+    if mixtral:
+        name = name.replace(".mlp.", ".block_sparse_moe.")
+    if not name.endswith((".experts.gate_up_proj", ".experts.down_proj")):
+        return {name: tensor}
+    at, part = name.rsplit(".", 1)
+    every = {}
+    for e, expert in enumerate(tensor):
+        if part == "down_proj":
+            every[f"{at}.{e}.{down}.weight"] = expert
+        else:
+            every[f"{at}.{e}.{gate}.weight"], every[f"{at}.{e}.{up}.weight"] = expert.chunk(2)
+    return every
+
+
+def plain_experts(model):
+    """Experts one after another: what transformers takes by default has no f64."""
+    if hasattr(model.config, "num_local_experts"):
+        model.set_experts_implementation("eager")
+
+
+def check_unused(model, b, tensors):
+    """Of experts that no token takes the gradients are zero; there are some in some layer."""
+    names = [n for n in tensors if ".experts." in n and "gate_proj" in n]
+    unused = sum(not tensors[n].any() for n in names)
+    print(f"  {unused} of {len(names)} experts are not used")
+    assert 0 < unused < len(names) / 2
 
 
 def full_case(model, b, path):
@@ -589,9 +656,12 @@ def full_case(model, b, path):
     with torch.no_grad():
         tensors["logits"] = logits_of(model, b)
     for name, p in model.named_parameters():
-        tensors[f"grad.{stored(model, name)}"] = p.grad.clone()
+        for part, grad in stored(model, name, p.grad.clone()).items():
+            tensors[f"grad.{part}"] = grad
         assert p.grad.norm() > 1e-3, name
     check_against_f64(model, b, tensors)
+    if getattr(model.config, "num_local_experts", 0) == 16:
+        check_unused(model, b, tensors)
     tensors |= steps_tensors(*train(model, [b], SETTINGS), SETTINGS, path.stem)
     save_case(path, tensors, SETTINGS)
 
@@ -601,11 +671,13 @@ def check_against_f64(model, b, tensors):
     double = type(model)(model.config).to(torch.float64)
     double.load_state_dict({k: v.double() for k, v in model.state_dict().items()})
     double.set_attn_implementation("eager")
+    plain_experts(double)
     backward(double, [b])
-    worst = max(
-        ((tensors[f"grad.{stored(model, n)}"] - p.grad).norm() / p.grad.norm()).item()
-        for n, p in double.named_parameters()
-    )
+    worst = 0.0
+    for n, p in double.named_parameters():
+        parts = stored(double, n, p.grad).items()
+        off = sum((tensors[f"grad.{part}"] - grad).norm() ** 2 for part, grad in parts) ** 0.5
+        worst = max(worst, (off / p.grad.norm()).item())
     print(f"  gradients against f64: worst relative difference {worst:.1e}")
     assert worst < 2e-5
 
@@ -636,9 +708,11 @@ def main():
 
         def fresh(dtype=torch.float32, attention="eager"):
             """The saved model itself, so that the golden numbers are those of the file."""
-            return type(model).from_pretrained(
+            fresh = type(model).from_pretrained(
                 folder, dtype=dtype, attn_implementation=attention
             )
+            plain_experts(fresh)
+            return fresh
 
         model = make()
         randomise(model, generator)
@@ -650,7 +724,7 @@ def main():
         whole = [[SEQ]] * ROWS
         full_case(fresh(), batch(vocab, whole, 0.3, generator), folder / "golden.safetensors")
 
-        if name in ("llama", "mistral"):
+        if name in ("llama", "mistral", "qwen3-moe"):
             packed = batch(vocab, [[9, 7], [4, 12]], 0.15, generator)
             check_packed_is_separate(fresh(), packed)
             full_case(fresh(), packed, folder / "packed.safetensors")
@@ -663,7 +737,7 @@ def main():
             path = folder / "accumulation.safetensors"
             save_case(path, stacked | steps, SETTINGS)
 
-        if name in ("llama", "mistral"):
+        if name in ("llama", "mistral", "mixtral"):
             # sdpa: attention's sums in f32 and one rounding at its end, as a fused kernel does it.
             low = fresh(torch.bfloat16, "sdpa")
             assert low.model.rotary_emb.inv_freq.dtype == torch.float32

@@ -112,6 +112,24 @@ fn the_step_of_the_quickstart() {
     kept("../../../../docs/step-quickstart.svg", &picture);
 }
 
+/// A mixture of experts on the reference machine, state on its drive: work is that of the experts that are chosen, and
+/// bytes are those of all.
+#[test]
+fn experts_of_which_few_are_chosen() {
+    let machine = root().join("examples/machines/h200.json");
+    let mut args = plan_of(
+        "qwen3-30b-a3b",
+        ["8", "2048", "1"],
+        ["24GiB", "105GiB", "400GiB"],
+    );
+    args.extend(["--machine", machine.to_str().expect("UTF-8"), "--brief"]);
+    let (code, plan) = answer(&args);
+    assert_eq!(code, 0, "{plan}");
+    let seconds = plan["step_seconds"].as_f64().expect("seconds");
+    let text = format!("step {seconds:.4} s\n{:#}\n", plan["tiers"]);
+    kept("qwen3-30b-a3b.txt", &text);
+}
+
 /// Training in subspaces beside exact training: a 4 GB laptop and an RTX 4090 by published rates, and the reference
 /// H200 with its links at 12 GB/s, where a search that ends too early has taken 1.96 s.
 #[test]

@@ -175,8 +175,8 @@ pub(crate) fn workspace(m: usize, n: usize, k: usize) -> usize {
         .sum()
 }
 
-/// Bytes of scratch that [`product`] needs at most for results and inner runs of up to these sizes: it is not known yet how
-/// many rows there are.
+/// Bytes of scratch that [`product`] needs at most for results and inner runs of up to these sizes: how many rows there
+/// are is not known yet.
 pub(crate) fn workspace_at_most(m: usize, n: usize, k: usize) -> usize {
     let panel = |outer: usize| PANEL.min(outer * k.min(INNER));
     // Several inner blocks have more than INNER / 2 numbers each, so that outer ones are shorter than INNER.

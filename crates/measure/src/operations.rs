@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use lowtide_data::Micro;
 use lowtide_device::cuda::{self, Event};
-use lowtide_device::{Memory, Queue};
+use lowtide_device::{Memory, Queue, memory};
 use lowtide_model::{Arg, Call, Decoder, Decoding, Live, Phase, store_inputs};
 use lowtide_units::{Bytes, Seconds};
 use lowtide_workload::{Access, Op, OpId, Operand, Unit, UnitKind, What, Workload};
@@ -168,6 +168,8 @@ struct Bench<'a> {
     /// Where what is written begins.
     written: u64,
     inputs: (u64, u64),
+    /// Where the routing of experts is, which names rows: any numbers would be none.
+    routing: (u64, u64),
     /// Places at which an operation's operands may begin.
     places: u64,
     /// How much of a step of decoding is run.
@@ -199,9 +201,17 @@ impl<'a> Bench<'a> {
         let zone = |bytes: u64| (bytes + 256 + (places - 1) * PLACE).next_multiple_of(256);
         let (read, written) = (zone(most(true)), zone(most(false)));
         let inputs = (read + written, w.batch.input_bytes().0);
-        let mut arena = device_arena(q, Bytes(inputs.0 + inputs.1))?;
+        let even = decoder.even_routing(live).unwrap_or_default();
+        let routing = (
+            (inputs.0 + inputs.1).next_multiple_of(256),
+            4 * even.len() as u64,
+        );
+        let mut arena = device_arena(q, Bytes(routing.0 + routing.1))?;
         let stored = live.map_or(inputs.1, |live| 16 * live.rows as u64);
         store_inputs(sample.planes(), arena.part(inputs.0, stored));
+        if !even.is_empty() {
+            memory::store(arena.part(routing.0, routing.1), &even);
+        }
         Ok(Self {
             q,
             decoder,
@@ -209,6 +219,7 @@ impl<'a> Bench<'a> {
             arena,
             written: read,
             inputs,
+            routing,
             places,
             live,
         })
@@ -219,7 +230,8 @@ impl<'a> Bench<'a> {
         let each = &self.all[at];
         let from = place % self.places * PLACE;
         let (mut from, mut to) = (from, self.written + from);
-        let mut ranges = vec![self.inputs];
+        let routing = self.decoder.routing(each.unit).map(What::Local);
+        let mut ranges = vec![self.inputs, self.routing];
         for (&size, operand) in each.sizes.iter().zip(&each.op.operands) {
             let next = if reads(operand) { &mut from } else { &mut to };
             ranges.push((*next, size));
@@ -228,10 +240,11 @@ impl<'a> Bench<'a> {
         ranges.push((to, each.op.workspace.0));
         let mut parts = self.arena.cut(&ranges).into_iter();
         let mut next = || parts.next().expect("a part for each operand");
-        let tokens = next().into_src();
+        let (tokens, routes) = (next().into_src(), next().into_src());
         let arg = |operand: &Operand| match (operand.what, next()) {
             (What::Inputs, _) => Arg::Read(tokens),
             (What::Cache, part) => Arg::Add(part),
+            (what, _) if reads(operand) && Some(what) == routing => Arg::Read(routes),
             (_, part) if reads(operand) => Arg::Read(part.into_src()),
             (_, part) => Arg::Write(part),
         };
@@ -296,5 +309,64 @@ impl<'a> Bench<'a> {
             times.insert(key.to_owned(), Seconds(sum / f64::from(n)));
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lowtide_device::Make;
+    use lowtide_kernels::attention::Engine;
+    use lowtide_model::Options;
+    use lowtide_workload::{Batch, Dtype, ModelShape, Optimizer};
+
+    use super::*;
+
+    /// What an operation reads may be any numbers, but not the rows that experts get.
+    #[test]
+    fn experts_are_timed_with_rows_that_there_are() {
+        let shape = ModelShape {
+            vocab: 50,
+            hidden: 32,
+            intermediate: 16,
+            layers: 1,
+            heads: 2,
+            kv_heads: 1,
+            head_dim: 16,
+            ..ModelShape::builtin("mixtral-8x7b").expect("a built-in shape")
+        };
+        let batch = Batch {
+            micro_batch: 1,
+            seq: 16,
+            accumulate: 1,
+        };
+        let options = Options {
+            precision: Dtype::F32,
+            gradient: Dtype::F32,
+            optimizer: Optimizer::default(),
+            frozen: Vec::new(),
+            lsp: None,
+            batch,
+            logits_chunk: 0,
+            make: Make::Cpu,
+            attention: Engine::Own,
+        };
+        let decoder = Decoder::new(&shape, &options).expect("sizes go together");
+        let (q, sample) = (Queue::new("test", 1), Micro::random(1, 16, shape.vocab, 0));
+        let mut bench = Bench::new(&q, &decoder, &sample, None).expect("memory");
+        // Large numbers, and no index of anything.
+        let numbers = vec![0x7070_7070_i32; bench.written as usize / 4];
+        memory::store(bench.arena.part(0, 4 * numbers.len() as u64), &numbers);
+        let grouped = bench
+            .all
+            .iter()
+            .filter(|e| e.op.key.starts_with("grouped."));
+        assert_eq!(grouped.count(), 6);
+        for at in 0..bench.all.len() {
+            bench.run(at, 0);
+        }
+        let routing = bench.arena.part(bench.routing.0, bench.routing.1);
+        let mut rows = vec![0; bench.routing.1 as usize / 4];
+        memory::load(routing.into_src(), &mut rows);
+        assert_eq!(Some(rows), decoder.even_routing(None));
     }
 }

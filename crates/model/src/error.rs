@@ -100,6 +100,9 @@ pub enum ModelError {
         /// How many times fewer directions are kept.
         compression: u32,
     },
+    /// A mixture of experts is to be trained in subspaces.
+    #[error("the model is a mixture of experts, whose matrices are not trained in subspaces")]
+    ExpertsProjected,
     /// The system does not start the threads that matrices are made on.
     #[error("{threads} threads cannot be started: {why}")]
     Threads {

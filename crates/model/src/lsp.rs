@@ -406,6 +406,7 @@ mod tests {
             parallel: false,
             gelu_by_tanh: false,
             local_rope: None,
+            experts: None,
         };
         let options = Options {
             precision: Dtype::F32,

@@ -45,11 +45,13 @@ pub(crate) enum Part {
     Norm1After,
     /// The norm before the MLP.
     Norm2,
-    /// The first product of a gated MLP.
+    /// The product that says which experts a token takes.
+    Router,
+    /// The first product of a gated MLP, or those of all experts below one another.
     GateUp,
     /// The first product of another MLP.
     Up,
-    /// The second product of an MLP.
+    /// The second product of an MLP, or those of all experts.
     Down,
     /// The norm of what the MLP adds.
     Norm2After,
@@ -72,6 +74,7 @@ impl Part {
             Self::O => "o",
             Self::Norm1After => "norm1_after",
             Self::Norm2 => "norm2",
+            Self::Router => "router",
             Self::GateUp => "gate_up",
             Self::Up => "up",
             Self::Down => "down",

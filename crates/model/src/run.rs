@@ -10,10 +10,14 @@ use std::ops::Range;
 use lowtide_device::{Dst, Queue};
 use lowtide_kernels::operands::{Arg, Args, Named};
 use lowtide_kernels::rope::{Rotation, Table};
+use lowtide_kernels::route::Routes;
 use lowtide_kernels::{
-    add, attention, embedding, gelu, head, layernorm, matmul, qknorm, rmsnorm, rope, swiglu,
+    add, attention, embedding, experts, gelu, grouped, head, layernorm, matmul, qknorm, rmsnorm,
+    rope, route, swiglu,
 };
-use lowtide_workload::{ModelShape, Op, OpId, ParamId, ParamKind, Rope, Unit, What, Workload};
+use lowtide_workload::{
+    LocalId, ModelShape, Op, OpId, ParamId, ParamKind, Rope, Unit, What, Workload,
+};
 
 use crate::ModelError;
 use crate::describe::kind::{Kind, Local, Sizes};
@@ -183,6 +187,27 @@ impl Decoder {
         self.sizes.span
     }
 
+    /// Which tensor of a unit says what rows its experts get; `None` where it has no experts.
+    #[must_use]
+    pub fn routing(&self, unit: usize) -> Option<LocalId> {
+        let mut kinds = self.kinds[unit].forward.iter();
+        kinds.find_map(|kind| match kind {
+            Kind::Route(o) => match o.routing.0 {
+                What::Local(local) => Some(local),
+                _ => None,
+            },
+            _ => None,
+        })
+    }
+
+    /// A routing that gives every expert as many rows, for those who run an operation alone, of a step of decoding as
+    /// much as `live` says; `None` where there are no experts.
+    #[must_use]
+    pub fn even_routing(&self, live: Option<Live>) -> Option<Vec<i32>> {
+        let rows = live.map_or(self.sizes.rows, |live| live.rows);
+        self.sizes.of_rows(rows).routes.map(Routes::even)
+    }
+
     /// Rows of logits that exist at a time.
     #[must_use]
     pub fn logits_chunk(&self) -> u64 {
@@ -281,7 +306,7 @@ impl Decoder {
         let (mut args, mut kind, mut sizes) = (call.args, kind, self.sizes);
         if let Some(live) = call.live {
             let of = (unit, op, call.phase);
-            (args, sizes) = self.of_live(of, args, live);
+            (args, sizes) = self.of_live(of, self.routing(call.unit), args, live);
             kind = kind.of_rows(sizes.rows);
         }
         let args = &mut Args::new(args);
@@ -294,6 +319,7 @@ impl Decoder {
     fn of_live<'a>(
         &self,
         (unit, op, phase): (&Unit, &Op, Phase),
+        routing: Option<LocalId>,
         args: Vec<Arg<'a>>,
         live: Live,
     ) -> (Vec<Arg<'a>>, Sizes) {
@@ -312,6 +338,7 @@ impl Decoder {
             What::Local(i) if unit.logits == Some(i) => {
                 Some(unit.tensors[i].bytes.usize() / all.answers() * n)
             }
+            What::Local(i) if routing == Some(i) => Some(all.of_rows(n).routes().bytes()),
             What::Local(i) => Some(unit.tensors[i].bytes.usize() / all.rows * n),
             What::Inputs => Some(16 * live.rows),
             _ => None,
@@ -380,6 +407,21 @@ impl Decoder {
             }
             Kind::GeluBackward(o, form) => {
                 gelu::backward(q, o.bind(args), s.rows * s.intermediate, form, dtype);
+            }
+            Kind::Route(o) => route::forward(q, o.bind(args), s.routes(), ws),
+            Kind::RouteBackward(o) => route::backward(q, o.bind(args), s.routes()),
+            Kind::Gather(o) => experts::gather(q, o.bind(args), s.routes(), s.hidden),
+            Kind::Combine(o) => experts::combine(q, o.bind(args), s.routes(), s.hidden),
+            Kind::ExpertsAct(o) => experts::act(q, o.bind(args), s.routes(), s.intermediate),
+            Kind::ExpertsActBackward(o) => {
+                experts::act_backward(q, o.bind(args), s.routes(), s.intermediate);
+            }
+            Kind::Grouped(o, p) => grouped::forward(q, o.bind(args), s.grouped(p), ws),
+            Kind::GroupedWeight(o, p) => {
+                grouped::backward_weight(q, o.bind(args), s.grouped(p), ws);
+            }
+            Kind::GroupedInput(o, p) => {
+                grouped::backward_input(q, o.bind(args), s.grouped(p), ws);
             }
             Kind::HeadTrain(o) => head::train(q, o.bind(args), scale, &s.head(), dtype, ws),
             Kind::HeadLoss(o) => head::loss(q, o.bind(args), &s.head(), dtype, ws),

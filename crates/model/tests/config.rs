@@ -8,7 +8,7 @@ mod published;
 use driver::tiny_shapes;
 use lowtide_model::{ModelError, config_json, dropout_of, parse_config};
 use lowtide_workload::{Dtype, Family, ModelShape, Rope, RopeScaling, builtin_names};
-use published::{gpt2, llama31, mistral, phi3, qwen25, types, with};
+use published::{experts, gpt2, llama31, mistral, parsed, phi3, qwen25, types, with};
 use serde_json::{Value, json};
 
 #[test]
@@ -318,4 +318,112 @@ fn where_rope_is_given_twice_transformers_rule_holds() {
     assert_eq!(rope(&bare).theta, 1e4);
     let own = json!({"rope_type": "linear", "factor": 4.0, "rope_theta": 3.0});
     assert_eq!(rope(&with(bare, "rope_scaling", own)).theta, 3.0);
+}
+
+/// Mixtral and Qwen3-MoE by their own keys and defaults; what is not computed is refused by its key.
+#[test]
+fn experts_are_those_of_transformers() {
+    let [mixtral, qwen] = experts();
+    let shape = parsed(&mixtral);
+    let named = ModelShape::builtin("mixtral-8x7b").unwrap();
+    assert_eq!(
+        ModelShape {
+            name: named.name.clone(),
+            ..shape
+        },
+        named
+    );
+    let shape = parsed(&qwen);
+    let named = ModelShape::builtin("qwen3-30b-a3b").unwrap();
+    assert_eq!(
+        ModelShape {
+            name: named.name.clone(),
+            ..shape
+        },
+        named
+    );
+
+    // Transformers takes either name of the number of experts, and writes Qwen3-MoE's as Mixtral's.
+    let mut other = qwen.clone();
+    let count = other.as_object_mut().unwrap().remove("num_experts");
+    other["num_local_experts"] = count.unwrap();
+    assert_eq!(parsed(&other), parsed(&qwen));
+    for (config, keys, want) in [
+        (
+            &mixtral,
+            vec!["num_local_experts", "num_experts_per_tok"],
+            (8, 2, true),
+        ),
+        (
+            &qwen,
+            vec!["num_experts", "num_experts_per_tok", "norm_topk_prob"],
+            (128, 8, false),
+        ),
+    ] {
+        let mut silent = config.clone();
+        for key in keys {
+            silent.as_object_mut().unwrap().remove(key).unwrap();
+        }
+        let of = parsed(&silent).experts.unwrap();
+        assert_eq!((of.count, of.chosen, of.renormalise), want);
+    }
+
+    // A window is in every layer, or in none.
+    let windows = |config: &Value| {
+        let shape = parsed(config);
+        (shape.window.as_ref().map(|w| w.keys), shape.all_windows())
+    };
+    assert_eq!(
+        windows(&with(mixtral.clone(), "sliding_window", json!(99))),
+        (Some(99), true)
+    );
+    let used = with(qwen.clone(), "use_sliding_window", json!(true));
+    assert_eq!(
+        windows(&with(used.clone(), "sliding_window", json!(99))),
+        (Some(99), true)
+    );
+    assert_eq!(windows(&used).0, None, "null is none");
+    let mut silent = used.clone();
+    silent.as_object_mut().unwrap().remove("sliding_window");
+    assert_eq!(windows(&silent), (Some(4096), true));
+
+    for (config, key, value) in [
+        (&mixtral, "output_router_logits", json!(true)),
+        (&qwen, "output_router_logits", json!(true)),
+        (&mixtral, "router_jitter_noise", json!(0.1)),
+        (&qwen, "decoder_sparse_step", json!(2)),
+        (&qwen, "mlp_only_layers", json!([3])),
+        (&qwen, "layer_types", json!(types(48, |l| l == 2))),
+    ] {
+        match parse_config(&with(config.clone(), key, value), "x") {
+            Err(ModelError::Unsupported { key: of, .. }) => assert_eq!(of, key),
+            other => panic!("{key}: {other:?}"),
+        }
+    }
+    // Without a weight that loss is none.
+    let asked = with(mixtral.clone(), "output_router_logits", json!(true));
+    assert_eq!(
+        parsed(&with(asked, "router_aux_loss_coef", json!(0.0))),
+        parsed(&mixtral)
+    );
+    let two = with(qwen.clone(), "num_local_experts", json!(64));
+    assert!(matches!(
+        parse_config(&two, "x"),
+        Err(ModelError::BadValue { key, .. }) if key == "num_experts"
+    ));
+    // A number of experts that nobody has is refused before a list of names is made.
+    for count in [1025, 4_000_000_000_u32] {
+        let many = with(qwen.clone(), "num_experts", json!(count));
+        let start = std::time::Instant::now();
+        let error = parse_config(&many, "x").unwrap_err().to_string();
+        assert!(error.contains("number of experts"), "{error}");
+        assert!(start.elapsed().as_secs() < 1, "{:?}", start.elapsed());
+    }
+    let deep = with(
+        with(qwen, "num_experts", json!(1024)),
+        "num_hidden_layers",
+        json!(65),
+    );
+    let error = parse_config(&deep, "x").unwrap_err().to_string();
+    assert!(error.contains("experts of all layers"), "{error}");
 }

@@ -9,7 +9,7 @@ mod reference;
 use driver::{Driver, inputs, options, tiny_gpt2, tiny_llama, tiny_shapes};
 use lowtide_model::hf_tensors;
 use lowtide_units::List;
-use lowtide_workload::{Dtype, ModelShape, ParamId};
+use lowtide_workload::{Dtype, Experts, ModelShape, ParamId};
 
 const ROWS: usize = 18;
 const SEQ: usize = 9;
@@ -108,7 +108,14 @@ fn logits_come_from_the_marked_position() {
 /// largest number alone.
 #[test]
 fn gradients_are_the_slopes_of_the_loss() {
-    for shape in tiny_shapes() {
+    // Every token takes every expert: another choice is a step in the loss, and differences are wide.
+    let all = |of: Experts| Experts {
+        count: of.count.min(5),
+        chosen: of.count.min(5),
+        ..of
+    };
+    for mut shape in tiny_shapes() {
+        shape.experts = shape.experts.map(all);
         let mut driver = tiny(&shape, Dtype::F32);
         driver.step(1.0);
         for param in driver.params() {

@@ -56,6 +56,8 @@ fn parameters_are_as_many_as_published() {
         ("qwen2.5-3b", 3_085_938_688),
         ("qwen2.5-7b", 7_615_616_512),
         ("gpt3-175b", 174_604_259_328),
+        ("mixtral-8x7b", 46_702_792_704),
+        ("qwen3-30b-a3b", 30_532_122_624),
     ] {
         let shape = ModelShape::builtin(name).unwrap();
         assert_eq!(workload(&shape).parameters(), want, "{name}");
@@ -306,6 +308,29 @@ fn flops_are_counted_as_everyone_counts_them() {
         .sum();
     let want = 2048.0 * (token + more - 6.0 * vectors as f64);
     assert!((sum / want - 1.0).abs() < 1e-12, "{sum} for {want}");
+}
+
+/// Of experts those that a token takes: the sums of the operations and of the usual count agree on them.
+#[test]
+fn flops_of_experts_are_those_of_the_chosen() {
+    for (name, active) in [("mixtral-8x7b", 12.9e9), ("qwen3-30b-a3b", 3.35e9)] {
+        let shape = ModelShape::builtin(name).unwrap();
+        let workload = describe(&shape, &options(1, 64, 1)).unwrap();
+        let token = workload.model_flops.0 / 64.0;
+        assert!(
+            (token / (6.0 * active) - 1.0).abs() < 0.02,
+            "{name}: {token}"
+        );
+        let of = |op: &str| -> f64 {
+            let unit = &workload.units[1];
+            let all = unit.forward.iter().chain(&unit.backward);
+            let all = all.filter(|o| o.key.starts_with(op));
+            all.map(|o| o.flops.0).sum()
+        };
+        let (c, f) = (f64::from(shape.hidden), f64::from(shape.intermediate));
+        let k = f64::from(shape.experts.unwrap().chosen);
+        assert_eq!(of("grouped."), 64.0 * k * 3.0 * 6.0 * c * f);
+    }
 }
 
 #[test]

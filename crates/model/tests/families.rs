@@ -9,7 +9,7 @@ mod published;
 
 use driver::{options, tiny_shapes, window};
 use lowtide_model::{ModelError, describe, parse_config, parse_config_for};
-use lowtide_workload::{Dtype, Layers, Mask, ModelShape, RopeScaling, Scales};
+use lowtide_workload::{Dtype, Experts, Layers, Mask, ModelShape, RopeScaling, Scales};
 use published::{later, llama31, mistral, parsed, phi3, qwen25, smollm3, types, with};
 use serde_json::{Value, json};
 
@@ -501,6 +501,14 @@ fn shapes_that_no_configuration_has_are_refused() {
         shape.rope.as_mut().unwrap().width = Some(width);
         shape
     };
+    let of_experts = |count, chosen, renormalise| ModelShape {
+        experts: Some(Experts {
+            count,
+            chosen,
+            renormalise,
+        }),
+        ..shape("mixtral")
+    };
     let rotated = Layers::those(2, |_| false);
     let odd = Layers::those(2, |l| l == 1);
     let some = window(3, |l| l == 1);
@@ -619,6 +627,36 @@ fn shapes_that_no_configuration_has_are_refused() {
         ModelShape {
             kv_heads: 1,
             ..shape("gpt_neox")
+        },
+        ModelShape {
+            experts: shape("mixtral").experts,
+            ..shape("llama")
+        },
+        ModelShape {
+            experts: None,
+            ..shape("mixtral")
+        },
+        of_experts(0, 1, true),
+        of_experts(1025, 1, true),
+        of_experts(5, 0, true),
+        of_experts(5, 6, true),
+        of_experts(64, 33, true),
+        of_experts(5, 2, false),
+        ModelShape {
+            window: window(3, |l| l == 1),
+            ..shape("mixtral")
+        },
+        ModelShape {
+            qkv_bias: true,
+            ..shape("mixtral")
+        },
+        ModelShape {
+            qk_norm: false,
+            ..shape("qwen3_moe")
+        },
+        ModelShape {
+            out_bias: true,
+            ..shape("qwen3_moe")
         },
     ] {
         let described = describe(&wrong, &options);

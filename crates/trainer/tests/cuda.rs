@@ -64,6 +64,7 @@ fn shape() -> ModelShape {
         parallel: false,
         gelu_by_tanh: false,
         local_rope: None,
+        experts: None,
     }
 }
 

@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use common::places::{Dice, beside, planned, random, written};
 use common::{
-    Trained, checked, choice, decoder_frozen, decoder_on, decoder_with, devices, gemma2, gemma3,
-    gpt2, gpu, llama, open, quick_on, side_by_side, train, windows,
+    Trained, checked, choice, decoder_frozen, decoder_on, decoder_with, devices, experts, gemma2,
+    gemma3, gpt2, gpu, llama, open, quick_on, side_by_side, train, windows,
 };
 use lowtide_device::cuda::Gpu;
 use lowtide_kernels::update::split;
@@ -37,6 +37,7 @@ fn placements(gpu: Option<&Gpu>) {
         (gemma2(2), 2, 1),
         (gemma3(2), 2, 3),
         (side_by_side(2, false), 2, 3),
+        (experts(2), 2, 3),
     ] {
         let d = decoder_on(gpu, &shape, Dtype::Bf16, accumulate);
         for (k, clip) in CLIPS.into_iter().enumerate() {

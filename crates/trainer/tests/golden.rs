@@ -30,7 +30,7 @@ use lowtide_units::List;
 use lowtide_workload::{Batch, Dtype, Lsp, Optimizer, OptimizerName, ParamKind, Projector, Role};
 
 /// Every model.
-const MODELS: [&str; 21] = [
+const MODELS: [&str; 24] = [
     "llama",
     "llama-tied",
     "qwen2",
@@ -52,6 +52,9 @@ const MODELS: [&str; 21] = [
     "stablelm",
     "gemma3",
     "cohere2",
+    "mixtral",
+    "qwen3-moe",
+    "qwen3-moe-unused",
 ];
 /// Those that have cases of other optimizers and of subspaces: one of each kind of matrix.
 const OTHER_CASES: [&str; 5] = ["llama", "llama-tied", "qwen2", "qwen3", "gpt2"];
@@ -180,16 +183,18 @@ fn bf16s(bytes: &[u8]) -> Vec<f64> {
     bytes.chunks_exact(2).map(wide).collect()
 }
 
-/// |a - b| / |b| by norm, and the cosine of the angle between them.
+/// |a - b| / |b| by norm, and the cosine of the angle between them. Only zeros are near the gradient of an expert that
+/// nobody takes.
 fn distance(a: &[f64], b: &[f64]) -> (f64, f64) {
     assert_eq!(a.len(), b.len());
     let dot = |x: &[f64], y: &[f64]| x.iter().zip(y).map(|(x, y)| x * y).sum::<f64>();
     let difference: Vec<f64> = a.iter().zip(b).map(|(a, b)| a - b).collect();
     let (aa, bb) = (dot(a, a).sqrt(), dot(b, b).sqrt());
-    (
-        dot(&difference, &difference).sqrt() / bb,
-        dot(a, b) / (aa * bb),
-    )
+    if aa == 0.0 && bb == 0.0 {
+        return (0.0, 1.0);
+    }
+    let far = dot(&difference, &difference).sqrt() / bb;
+    (far, dot(a, b) / (aa * bb))
 }
 
 fn relative(a: f64, b: f64) -> f64 {
@@ -471,6 +476,8 @@ fn one_batch_of_every_model_in_bf16() {
         for (model, name) in MODELS
             .map(|m| (m, "golden"))
             .into_iter()
+            // Two of its logits are so near that a token takes another expert in bf16.
+            .filter(|(m, _)| *m != "qwen3-moe-unused")
             .chain([("llama", "packed"), ("mistral", "packed")])
         {
             let case = Case::open(model, name);
@@ -496,8 +503,9 @@ fn one_batch_of_every_model_in_bf16() {
                     cosine >= least_cosine,
                     "{model} {name} {gpu:?}: {tensor} {cosine}"
                 );
-                // A tensor of some hundred numbers averages no noise away, one of sixteen even less.
+                // A tensor of some hundred numbers averages no noise away, one of sixteen or of an expert even less.
                 let limit = match got.len() {
+                    _ if tensor.contains(".experts.") => 3e-2,
                     ..=16 => 3e-2,
                     17..1024 => 2e-2,
                     _ => 1e-2,
@@ -525,6 +533,7 @@ fn one_batch_of_every_model_in_bf16() {
 fn one_batch_of_packed_documents() {
     compare_one_batch("llama", "packed", resident);
     compare_one_batch("mistral", "packed", resident);
+    compare_one_batch("qwen3-moe", "packed", resident);
 }
 
 #[test]
@@ -709,6 +718,7 @@ fn ten_steps_of_uneven_micro_batches() {
 fn ten_steps_in_bf16() {
     compare_steps("llama", "bf16", Dtype::Bf16, offloaded);
     compare_steps("mistral", "bf16", Dtype::Bf16, offloaded);
+    compare_steps("mixtral", "bf16", Dtype::Bf16, offloaded);
 }
 
 /// The limits are narrow enough: each of these mistakes is far outside.

@@ -10,8 +10,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::common::{
-    batch, checked, choice, decoder, decoder_with, gemma2, gemma3, hyper, llama, micro, open,
-    quick, side_by_side, windows,
+    batch, checked, choice, decoder, decoder_with, experts, gemma2, gemma3, hyper, llama, micro,
+    open, quick, side_by_side, windows,
 };
 use lowtide_executor::{ExecError, Mode};
 use lowtide_model::Decoder;
@@ -178,6 +178,7 @@ fn every_order_gives_the_same_bits_of_other_blocks() {
         gemma2(2),
         gemma3(2),
         side_by_side(2, true),
+        experts(2),
     ] {
         let d = decoder(&shape, Dtype::Bf16, ACCUMULATE);
         every_seed_of(&d, offloaded, LoopOrder::LayerMajor, Clip::Exact, 10);

@@ -21,7 +21,8 @@ pub use optimizer::{
     StateArray, StateSpec,
 };
 pub use shape::{
-    Family, Layers, LocalRope, Mask, ModelShape, Rope, RopeScaling, Scales, Window, builtin_names,
+    Experts, Family, Layers, LocalRope, Mask, ModelShape, Rope, RopeScaling, Scales, Window,
+    builtin_names,
 };
 pub use strategy::{Lsp, Projector};
 

@@ -34,6 +34,10 @@ pub enum Family {
     /// Attention and MLP side by side behind one layer norm without a bias, a factor of logits; in some layers windows, in the
     /// others no positions (Cohere's Command R and Command R7B).
     Cohere,
+    /// As Llama, with experts in the MLP's place (Mixtral).
+    Mixtral,
+    /// As Qwen3, with experts in the MLP's place (Qwen3-MoE).
+    Qwen3Moe,
 }
 
 /// Which keys of its document a token sees.
@@ -215,6 +219,17 @@ impl Scales {
     }
 }
 
+/// A mixture of experts in the place of each block's MLP: a token takes some of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Experts {
+    /// Experts of a block. [`ModelShape::intermediate`] is the F of each.
+    pub count: u32,
+    /// Experts that a token takes.
+    pub chosen: u32,
+    /// The weights of those that a token takes add up to 1.
+    pub renormalise: bool,
+}
+
 /// The dimensions of one model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ModelShape {
@@ -272,6 +287,9 @@ pub struct ModelShape {
     /// Layers whose rotary positions are others (Gemma 3); left out where there are none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub local_rope: Option<LocalRope>,
+    /// Experts in the MLP's place; left out where there are none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub experts: Option<Experts>,
 }
 
 /// Names that [`ModelShape::builtin`] knows.
@@ -282,12 +300,13 @@ pub fn builtin_names() -> Vec<&'static str> {
 
 type Row = (&'static str, u32, u32, u32, u32, u32, u32, u32, bool);
 /// name, V, C, F, L, H, KV, positions, tied.
-const TABLE: [Row; 12] = [
+const TABLE: [Row; 14] = [
     ("gpt3-13b", 50257, 5120, 20480, 40, 40, 40, 2048, true),
     ("gpt3-175b", 50257, 12288, 49152, 96, 96, 96, 2048, true),
     ("llama2-7b", 32000, 4096, 11008, 32, 32, 32, 4096, false),
     ("llama3-8b", 128_256, 4096, 14336, 32, 32, 8, 8192, false),
     ("llama3-70b", 128_256, 8192, 28672, 80, 64, 8, 8192, false),
+    ("mixtral-8x7b", 32000, 4096, 14336, 32, 32, 8, 32768, false),
     ("qwen2.5-0.5b", 151_936, 896, 4864, 24, 14, 2, 32768, true),
     ("qwen2.5-1.5b", 151_936, 1536, 8960, 28, 12, 2, 32768, true),
     ("qwen2.5-3b", 151_936, 2048, 11008, 36, 16, 2, 32768, true),
@@ -295,6 +314,7 @@ const TABLE: [Row; 12] = [
     ("qwen2.5-14b", 152_064, 5120, 13824, 48, 40, 8, 32768, false),
     ("qwen2.5-32b", 152_064, 5120, 27648, 64, 40, 8, 32768, false),
     ("qwen2.5-72b", 152_064, 8192, 29568, 80, 64, 8, 32768, false),
+    ("qwen3-30b-a3b", 151_936, 2048, 768, 48, 32, 4, 40960, false),
 ];
 
 impl ModelShape {
@@ -305,7 +325,19 @@ impl ModelShape {
             TABLE.iter().find(|r| r.0 == name)?;
         let gpt = name.starts_with("gpt3");
         let qwen = name.starts_with("qwen");
-        let theta = if qwen {
+        let experts = |count, chosen| Experts {
+            count,
+            chosen,
+            renormalise: true,
+        };
+        let (family, experts) = match name {
+            "mixtral-8x7b" => (Family::Mixtral, Some(experts(8, 2))),
+            "qwen3-30b-a3b" => (Family::Qwen3Moe, Some(experts(128, 8))),
+            _ if gpt => (Family::Gpt2, None),
+            _ => (Family::Llama, None),
+        };
+        let qwen3 = family == Family::Qwen3Moe;
+        let theta = if qwen || family == Family::Mixtral {
             1_000_000.0
         } else if name.starts_with("llama3") {
             500_000.0
@@ -314,21 +346,21 @@ impl ModelShape {
         };
         Some(Self {
             name: name.to_owned(),
-            family: if gpt { Family::Gpt2 } else { Family::Llama },
+            family,
             vocab,
             hidden,
             intermediate,
             layers,
             heads,
             kv_heads,
-            head_dim: hidden / heads,
+            head_dim: if qwen3 { 128 } else { hidden / heads },
             max_positions,
             norm_eps: if qwen { 1e-6 } else { 1e-5 },
             tied,
-            qkv_bias: gpt || qwen,
+            qkv_bias: gpt || (qwen && !qwen3),
             out_bias: gpt,
             mlp_bias: gpt,
-            qk_norm: false,
+            qk_norm: qwen3,
             rope: (!gpt).then_some(Rope {
                 theta,
                 scaling: RopeScaling::None,
@@ -340,6 +372,7 @@ impl ModelShape {
             parallel: false,
             gelu_by_tanh: false,
             local_rope: None,
+            experts,
         })
     }
 

@@ -193,6 +193,24 @@ fn stablelm() {
     differs("stablelm", keys, "use_parallel_residual");
 }
 
+/// The weights of a token's experts add up to 1, or not.
+#[test]
+fn qwen3_moe() {
+    let keys = json!({
+        "moe_intermediate_size": 48,
+        "num_experts": 6,
+        "num_experts_per_tok": 2,
+        "norm_topk_prob": true
+    });
+    differs("qwen3_moe", keys, "norm_topk_prob");
+}
+
+#[test]
+fn mixtral() {
+    let keys = json!({"num_local_experts": 4, "sliding_window": 7});
+    trained(&of("mixtral", keys));
+}
+
 #[test]
 fn gemma() {
     trained(&of(

@@ -26,8 +26,8 @@ pub(super) fn gather(q: &Queue, o: Gather<Views<'_>>, tokens: Src<'_>, d: Routes
         true => ("gather", 8),
         false => ("gather_plain", 1),
     };
-    // SAFETY: the kernel's own arguments, of the sizes that the operation checked (`crate::cuda`); a routing's tokens are
-    // rows of `x`.
+    // SAFETY: the kernel's own arguments, of the sizes that the operation checked (`crate::cuda`); a routing's tokens
+    // are rows of `x`.
     unsafe {
         q.kernel(&SOURCE, define(d.dtype), name)
             .grid(d.sorted(), 1, 1)
@@ -46,8 +46,8 @@ pub(super) fn combine(q: &Queue, o: Combine<Views<'_>>, places: Src<'_>, d: Rout
         true => ("combine", 8),
         false => ("combine_plain", 1),
     };
-    // SAFETY: the kernel's own arguments, of the sizes that the operation checked (`crate::cuda`); a routing's places are
-    // rows of `x`.
+    // SAFETY: the kernel's own arguments, of the sizes that the operation checked (`crate::cuda`); a routing's places
+    // are rows of `x`.
     unsafe {
         q.kernel(&SOURCE, define(d.dtype), name)
             .grid(d.rows, 1, 1)

@@ -1,5 +1,5 @@
-//! Around the products of a block's experts: rows of tokens gathered by expert, SwiGLU times the router's weight, and rows
-//! of all experts added up by token. [`crate::route`] says which rows.
+//! Around the products of a block's experts: rows of tokens gathered by expert, SwiGLU times the router's weight, and
+//! rows of all experts added up by token. [`crate::route`] says which rows.
 //!
 //! A weight multiplies what goes into an expert's last product, where it is f32 and rounded with the rest: after the
 //! product it would be the same number but for rounding, and backward would need the product's result.
@@ -82,8 +82,8 @@ pub fn gather(q: &Queue, o: Gather<Views<'_>>, d: Routes, width: usize) {
     q.run(|| with_dtype!(d.dtype, cpu::gather(o, tokens, d, width)));
 }
 
-/// The sum of each token's sorted rows, that of its first choice first, then its residual; rounded once. This is also the
-/// gradient of [`gather`].
+/// The sum of each token's sorted rows, that of its first choice first, then its residual; rounded once. This is also
+/// the gradient of [`gather`].
 pub fn combine(q: &Queue, o: Combine<Views<'_>>, d: Routes, width: usize) {
     let e = size(d.dtype);
     expect("y", &o.y, d.rows * width, e);
@@ -108,7 +108,7 @@ pub fn act(q: &Queue, o: Act<Views<'_>>, d: Routes, f: usize) {
     q.run(|| with_dtype!(d.dtype, cpu::act(o, d, f)));
 }
 
-/// Gradients of [`act`].
+/// The gradients of [`act`]: of gates and ups, and of the weight of each row.
 pub fn act_backward(q: &Queue, o: ActBackward<Views<'_>>, d: Routes, f: usize) {
     let (e, n) = (size(d.dtype), d.sorted());
     expect("d_gate_up", &o.d_gate_up, 2 * n * f, e);

@@ -1,5 +1,5 @@
-//! Grouped products on a GPU: a block a tile, which finds its expert from the offsets. bf16 on tensor cores, where 16 bytes
-//! may be read at once; f32 and other sizes by plain kernels.
+//! Grouped products on a GPU: a block a tile, which finds its expert from the offsets. bf16 on tensor cores, where 16
+//! bytes may be read at once; f32 and other sizes by plain kernels.
 
 use lowtide_device::Src;
 use lowtide_device::cuda::{Queue, Source};
@@ -19,7 +19,8 @@ static SOURCE: Source = Source {
     ],
 };
 
-/// Threads of a block, edges of its tile on tensor cores and without them, and bytes of shared memory: as in `grouped.cu`.
+/// Threads of a block, edges of its tile on tensor cores and without them, and bytes of shared memory: as in
+/// `grouped.cu`.
 const THREADS: u32 = 256;
 const TILE: usize = 128;
 const EDGE: usize = 64;
@@ -64,8 +65,8 @@ impl Way {
 pub(super) fn forward(q: &Queue, o: Forward<Views<'_>>, offsets: Src<'_>, d: Dims) {
     let way = Way::of(d, [o.y.address(), o.x.address(), o.w.address()]);
     let name = way.name("forward", "forward_plain");
-    // SAFETY: the kernel's own arguments, of the sizes that the operation checked (`crate::cuda`); a routing's offsets are
-    // rows of `x`.
+    // SAFETY: the kernel's own arguments, of the sizes that the operation checked (`crate::cuda`); a routing's offsets
+    // are rows of `x`.
     unsafe {
         q.kernel(&SOURCE, define(d.routes.dtype), name)
             .grid(way.tiles(d), d.cols.div_ceil(way.edge), 1)

@@ -1,8 +1,9 @@
 // Grouped products on tensor cores, and plain ones for f32 and for sizes that no 16 bytes hold.
 //
-// Each product is C = A·B with an inner dimension that is summed. An operand lies in memory by its outer rows (the inner
-// numbers of one next to each other) or turned, by its inner rows. A block finds its tile's expert from the offsets, so that
-// no tile is computed that no row needs: the grid has as many tiles as there can be, and those behind the last end at once.
+// Each product is C = A·B with an inner dimension that is summed. An operand lies in memory by its outer rows (the
+// inner numbers of one next to each other) or turned, by its inner rows. A block finds its tile's expert from the
+// offsets, so that no tile is computed that no row needs: the grid has as many tiles as there can be, and those behind
+// the last end at once.
 #include "common.cuh"
 #include "flash_ptx.cuh"
 
@@ -12,8 +13,8 @@ struct Group {
     int end;
 };
 
-// The expert of tile `tile`, and the tile's first row, where each expert's rows are cut into tiles of `rows`. Called by whole
-// warps.
+// The expert of tile `tile`, and the tile's first row, where each expert's rows are cut into tiles of `rows`. Called
+// by whole warps.
 __device__ __forceinline__ Group find(const int* offsets, int experts, int tile, int rows) {
     const int lane = threadIdx.x & 31;
     for (int base = 0; base < experts; base += 32) {
@@ -46,8 +47,8 @@ constexpr int THREADS = 256;
 constexpr int TILE = 128;      // rows and columns of a block
 constexpr int INNER = 32;      // inner numbers of a step
 constexpr int STAGES = 3;
-// Rows of shared memory are 16 bytes longer than their numbers: an odd number of 16-byte words, so that the eight rows of a
-// matrix lie in different banks.
+// Rows of shared memory are 16 bytes longer than their numbers: an odd number of 16-byte words, so that the eight rows
+// of a matrix lie in different banks.
 constexpr int STRAIGHT = INNER + 8, TURNED = TILE + 8;
 constexpr int HALF = TILE * STRAIGHT * 2;  // bytes of an operand's tile; a turned one is smaller
 static_assert(INNER * TURNED * 2 <= HALF, "either fits");

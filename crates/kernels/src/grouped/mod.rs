@@ -1,7 +1,8 @@
 //! Grouped products: the linear layers of all experts of a block, each applied to the rows that were routed to it.
 //!
-//! Rows are sorted by expert; where each expert's begin is known on the device alone ([`crate::route`]). Rows of the weights
-//! of all experts stand below one another. An expert without rows is no work, and its weight's gradient is zero.
+//! Rows are sorted by expert; where each expert's begin is known on the device alone ([`crate::route`]). Rows of the
+//! weights of all experts stand below one another. An expert without rows is no work, and its weight's gradient is
+//! zero.
 //!
 //! Bound: 2·rows·n·k operations over the rate of a matrix product, whatever the number of experts, and for few rows an
 //! expert the bytes of its weight.
@@ -122,8 +123,8 @@ pub fn backward_input(q: &Queue, o: Input<Views<'_>>, d: Dims, ws: Dst<'_>) {
     q.run(|| with_dtype!(dtype, cpu::backward_input(o, offsets, d, ws)));
 }
 
-/// `dwₑ (+)= dyᵀ·x` over the rows of each expert. A gradient that is added to gets the complete product in one addition a
-/// number.
+/// `dwₑ (+)= dyᵀ·x` over the rows of each expert. A gradient that is added to gets the complete product in one
+/// addition a number.
 pub fn backward_weight(q: &Queue, o: Weight<Views<'_>>, d: Dims, ws: Dst<'_>) {
     let (dtype, (x, y, w)) = (d.routes.dtype, d.numbers());
     let e = size(dtype);

@@ -25,8 +25,8 @@ pub(super) fn forward(q: &Queue, o: Forward<Views<'_>>, d: Routes, ws: Dst<'_>) 
     let (places, rest) = rest.split_at(n);
     let (choices, offsets) = rest.split_at(n);
     let (by_choice, counts) = ws.split_at(n);
-    // SAFETY: the kernels' own arguments, of the sizes that the operation checked (`crate::cuda`); every place is one of
-    // the k·rows sorted ones, because the counts of all chunks and experts add up to them.
+    // SAFETY: the kernels' own arguments, of the sizes that the operation checked (`crate::cuda`); every place is one
+    // of the k·rows sorted ones, because the counts of all chunks and experts add up to them.
     unsafe {
         q.kernel(&SOURCE, define(d.dtype), "choose")
             .grid(chunks, 1, 1)
@@ -66,8 +66,8 @@ pub(super) fn forward(q: &Queue, o: Forward<Views<'_>>, d: Routes, ws: Dst<'_>) 
 
 pub(super) fn backward(q: &Queue, o: Backward<Views<'_>>, d: Routes) {
     let parts = Parts::of(o.routing, d);
-    // SAFETY: the kernel's own arguments, of the sizes that the operation checked (`crate::cuda`); a routing's experts and
-    // places are within them.
+    // SAFETY: the kernel's own arguments, of the sizes that the operation checked (`crate::cuda`); a routing's experts
+    // and places are within them.
     unsafe {
         q.kernel(&SOURCE, define(d.dtype), "backward")
             .grid(d.rows.div_ceil(THREADS as usize / 32), 1, 1)

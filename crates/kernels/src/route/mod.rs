@@ -1,10 +1,10 @@
-//! The router of a mixture of experts: which experts each token takes, with which weights, and the rows of all tokens sorted
-//! by expert.
+//! The router of a mixture of experts: which experts each token takes, with which weights, and the rows of all tokens
+//! sorted by expert.
 //!
-//! Of the logits of a token the k largest are chosen, of equal ones that of the expert with the lower index. A choice has the
-//! softmax over all experts as its weight, or its share of the chosen ones' sum ([`Routes::renormalise`]). Both are f32 and
-//! never rounded to E. Each token is in k sorted rows: by expert, then by token. A logit that is no number is chosen last;
-//! its token's weights are then no numbers, and so is the loss.
+//! Of the logits of a token the k largest are chosen, of equal ones that of the expert with the lower index. A choice
+//! has the softmax over all experts as its weight, or its share of the chosen ones' sum ([`Routes::renormalise`]).
+//! Both are f32 and never rounded to E. Each token is in k sorted rows: by expert, then by token. A logit that is no
+//! number is chosen last; its token's weights are then no numbers, and so is the loss.
 //!
 //! Bound: bytes over memory rate, of the logits twice.
 
@@ -26,7 +26,7 @@ pub const CHOSEN_MAX: usize = 32;
 /// Sizes of a router.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Routes {
-    /// Tokens.
+    /// How many tokens there are.
     pub rows: usize,
     /// E: at most [`EXPERTS_MAX`].
     pub experts: usize,
@@ -45,8 +45,9 @@ impl Routes {
         self.rows * self.chosen
     }
 
-    /// Bytes of a routing: i32 (rows·k) the token of each sorted row; i32 (rows, k) the sorted row of each choice, the largest
-    /// logit's first; i32 (rows, k) its expert; i32 (E + 1) the first sorted row of each expert, and their number.
+    /// Bytes of a routing: i32 (rows·k) the token of each sorted row; i32 (rows, k) the sorted row of each choice, the
+    /// largest logit's first; i32 (rows, k) its expert; i32 (E + 1) the first sorted row of each expert, and their
+    /// number.
     #[must_use]
     pub fn bytes(self) -> usize {
         4 * (3 * self.sorted() + self.experts + 1)

@@ -106,7 +106,8 @@ fn gradients_are_slopes() {
     }
 }
 
-/// Of equal logits those of the first experts, whatever else there is; one expert may have every token, and others none.
+/// Of equal logits those of the first experts, whatever else there is; one expert may have every token, and others
+/// none.
 #[test]
 fn equal_logits_go_to_the_lower_index() {
     let d = routes((70, 9, 3), true, Dtype::F32);

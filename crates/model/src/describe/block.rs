@@ -1,5 +1,7 @@
 //! One transformer layer, both directions.
 //!
+//! One file because a block is read from top to bottom, and what it is built of has no other use.
+//!
 //! Forward writes every tensor once. Backward is forward read from the bottom up; each product's
 //! weight gradient comes before its input gradient, so that the saved input is dead before the
 //! next gradient needs room.
@@ -149,7 +151,14 @@ impl Builder<'_> {
     }
 
     /// Gradients of `part` [and its bias], then `dx` = `dy` · `part`.
-    fn linear_backward(&mut self, part: Part, dx: LocalId, dy: LocalId, x: LocalId, dims: Product) {
+    pub(super) fn linear_backward(
+        &mut self,
+        part: Part,
+        dx: LocalId,
+        dy: LocalId,
+        x: LocalId,
+        dims: Product,
+    ) {
         let name = part.name();
         match self.factored(part) {
             None => self.gradients(part, dy, x, dims),
@@ -319,7 +328,7 @@ impl Builder<'_> {
         let (y, x) = (write(act), read(pre));
         let gated = swiglu::Forward { y, gate_up: x };
         let (name, kind) = match mlp {
-            Mlp::Swiglu => ("swiglu", Kind::Swiglu(gated, Gate::Silu)),
+            Mlp::Swiglu | Mlp::Experts => ("swiglu", Kind::Swiglu(gated, Gate::Silu)),
             Mlp::Geglu => ("geglu", Kind::Swiglu(gated, Gate::Gelu)),
             Mlp::Gelu(form) => ("gelu", Kind::Gelu(gelu::Forward { y, x }, form)),
         };
@@ -334,7 +343,7 @@ impl Builder<'_> {
             gate_up: x,
         };
         let (name, kind) = match mlp {
-            Mlp::Swiglu => ("swiglu", Kind::SwigluBackward(gated, Gate::Silu)),
+            Mlp::Swiglu | Mlp::Experts => ("swiglu", Kind::SwigluBackward(gated, Gate::Silu)),
             Mlp::Geglu => ("geglu", Kind::SwigluBackward(gated, Gate::Gelu)),
             Mlp::Gelu(form) => {
                 let operands = gelu::Backward { dx, dy, x };
@@ -353,7 +362,7 @@ pub(super) fn block(model: &Model<'_>, layer: Layer, l: u32) -> (Unit, UnitKinds
     let (c, f, q, all) = (s.hidden, s.intermediate, s.attention_width(), s.qkv_width());
     // The MLP's first product: gate and up of a gated MLP side by side, or up alone.
     let (wide, up) = match layer.mlp {
-        Mlp::Swiglu | Mlp::Geglu => (2 * f, Part::GateUp),
+        Mlp::Swiglu | Mlp::Geglu | Mlp::Experts => (2 * f, Part::GateUp),
         Mlp::Gelu(_) => (f, Part::Up),
     };
 
@@ -389,8 +398,10 @@ pub(super) fn block(model: &Model<'_>, layer: Layer, l: u32) -> (Unit, UnitKinds
         _ => from,
     };
     let stats2 = own.then(|| b.statistics("2", layer.norm));
-    let pre = b.local(up.name(), model.rows(wide));
-    let act = b.local("act", model.rows(f));
+    let dense = (layer.mlp != Mlp::Experts).then(|| {
+        let pre = b.local(up.name(), model.rows(wide));
+        (pre, b.local("act", model.rows(f)))
+    });
     let y = b.local("y", model.rows(c));
 
     let product = |inner, cols| Product {
@@ -442,14 +453,22 @@ pub(super) fn block(model: &Model<'_>, layer: Layer, l: u32) -> (Unit, UnitKinds
     if let Some(stats) = stats2 {
         b.norm(Phase::Forward, Part::Norm2, h2, stats, from);
     }
-    b.linear(up, pre, h2, up_dims, None);
-    b.activation(layer.mlp, act, pre);
-    let down_end = b.branch_end(layer, down, y, (act, down_dims), x2);
+    let (mut routed, mut down_end) = (None, None);
+    if let Some((pre, act)) = dense {
+        b.linear(up, pre, h2, up_dims, None);
+        b.activation(layer.mlp, act, pre);
+        down_end = b.branch_end(layer, down, y, (act, down_dims), x2);
+    } else {
+        routed = Some(b.experts(y, h2, x2));
+    }
 
     // Backward's tensors, (B·T, ·).
     let dy = b.local("dy", model.rows(c));
-    let d_act = b.local("d_act", model.rows(f));
-    let d_pre = b.local(&format!("d_{}", up.name()), model.rows(wide));
+    let d_dense = dense.map(|(pre, act)| {
+        let d_act = b.local("d_act", model.rows(f));
+        let d_pre = b.local(&format!("d_{}", up.name()), model.rows(wide));
+        (pre, act, d_pre, d_act)
+    });
     let d_h2 = b.local("d_h2", model.rows(c));
     let one_norm = layer.branches == Branches::ParallelOneNorm;
     let d_x2 = (!one_norm).then(|| b.local("d_x2", model.rows(c)));
@@ -461,10 +480,15 @@ pub(super) fn block(model: &Model<'_>, layer: Layer, l: u32) -> (Unit, UnitKinds
     let d_h = one_norm.then(|| b.local("d_h", model.rows(c)));
     let dx = b.local("dx", model.rows(c));
 
-    let d_down = b.branch_end_backward(layer, down, dy, down_end);
-    b.linear_backward(Part::Down, d_act, d_down, act, down_dims);
-    b.activation_backward(layer.mlp, d_pre, d_act, pre);
-    b.linear_backward(up, d_h2, d_pre, h2, up_dims);
+    if let Some((pre, act, d_pre, d_act)) = d_dense {
+        let d_down = b.branch_end_backward(layer, down, dy, down_end);
+        b.linear_backward(Part::Down, d_act, d_down, act, down_dims);
+        b.activation_backward(layer.mlp, d_pre, d_act, pre);
+        b.linear_backward(up, d_h2, d_pre, h2, up_dims);
+    }
+    if let Some(routed) = routed {
+        b.experts_backward(d_h2, dy, h2, routed);
+    }
     if let Some(d_x2) = d_x2 {
         b.branch_start_backward(Part::Norm2, d_x2, d_h2, (from, stats2), dy);
     }

@@ -1,5 +1,6 @@
 //! Sizes that do not go together are told before anything is built from them.
 
+use lowtide_kernels::route;
 use lowtide_units::List;
 use lowtide_workload::{Lsp, ModelShape, ParamId, Rope, RopeScaling, Workload};
 
@@ -24,6 +25,8 @@ pub(crate) fn wrong(
 
 /// Most parameters of a model: 17 trillion, of which the state alone takes 200 TiB.
 const PARAMETERS_MAX: u128 = 1 << 44;
+/// Most experts of all layers: each has three names, and a list of names is made before any file is read.
+const EXPERTS_OF_ALL_LAYERS: u64 = 1 << 16;
 /// Largest head. Attention's tables and sums are as wide.
 const HEAD_MAX: u32 = 1 << 13;
 /// Most numbers of the table of rotary angles, T·D: 1 GiB.
@@ -82,10 +85,40 @@ pub(crate) fn shape(s: &ModelShape) -> Result<(), ModelError> {
         ));
     }
     features(s, family.allows())?;
+    experts(s, family.allows())?;
     let n = parameters(s);
     if n > PARAMETERS_MAX {
         let have = u64::try_from(n).unwrap_or(u64::MAX);
         return Err(wrong("number of parameters", have, "at most 2^44"));
+    }
+    Ok(())
+}
+
+/// Experts, in the families that have them and in no other.
+fn experts(s: &ModelShape, allows: Allows) -> Result<(), ModelError> {
+    let Some(of) = s.experts else {
+        return match allows.experts {
+            true => Err(wrong("number of experts", 0u32, "some in this family")),
+            false => Ok(()),
+        };
+    };
+    if !allows.experts {
+        return Err(wrong("number of experts", of.count, "none in this family"));
+    }
+    let most = route::EXPERTS_MAX as u32;
+    if of.count == 0 || of.count > most {
+        let need = format!("1 to {most}");
+        return Err(wrong("number of experts", of.count, need));
+    }
+    let most = of.count.min(route::CHOSEN_MAX as u32);
+    if of.chosen == 0 || of.chosen > most {
+        let need = format!("1 to {most} of {}", of.count);
+        return Err(wrong("experts that a token takes", of.chosen, need));
+    }
+    let all = u64::from(of.count) * u64::from(s.layers);
+    if all > EXPERTS_OF_ALL_LAYERS {
+        let need = format!("at most {EXPERTS_OF_ALL_LAYERS}");
+        return Err(wrong("number of experts of all layers", all, need));
     }
     Ok(())
 }
@@ -213,6 +246,16 @@ pub(crate) fn options(s: &ModelShape, o: &Options) -> Result<(), ModelError> {
             o.batch.rows(),
             "at most 2^30",
         ));
+    }
+    if let Some(of) = s.experts {
+        if o.lsp.is_some() {
+            return Err(ModelError::ExpertsProjected);
+        }
+        let sorted = o.batch.rows() * u64::from(of.chosen);
+        if sorted >= 1 << 31 {
+            let what = "tokens of a micro-batch times the experts that each takes";
+            return Err(wrong(what, sorted, "below 2^31"));
+        }
     }
     if o.batch.seq > s.max_positions {
         let need = format!("at most {}, the model's longest sequence", s.max_positions);

@@ -10,9 +10,11 @@ use lowtide_kernels::matmul::Dims;
 use lowtide_kernels::operands::{Named, Names};
 use lowtide_kernels::rmsnorm::Plus;
 use lowtide_kernels::rope::Heads;
+use lowtide_kernels::route::Routes;
 use lowtide_kernels::swiglu::Gate;
 use lowtide_kernels::{
-    Rows, add, attention, embedding, gelu, head, layernorm, matmul, qknorm, rmsnorm, rope, swiglu,
+    Rows, add, attention, embedding, experts, gelu, grouped, head, layernorm, matmul, qknorm,
+    rmsnorm, rope, route, swiglu,
 };
 use lowtide_units::{Bytes, Flops};
 use lowtide_workload::{Dtype, Mask, ModelShape, Operand};
@@ -32,6 +34,8 @@ pub(crate) struct Sizes {
     pub hidden: usize,
     pub intermediate: usize,
     pub heads: Heads,
+    /// Of the experts in the MLP's place.
+    pub routes: Option<Routes>,
     pub vocab: usize,
     /// Rows of the position table (GPT-2).
     pub positions: usize,
@@ -82,7 +86,11 @@ impl Sizes {
 
     /// Of a step of decoding in which so many rows hold anything.
     pub fn of_rows(&self, rows: usize) -> Self {
-        Self { rows, ..*self }
+        Self {
+            rows,
+            routes: self.routes.map(|routes| Routes { rows, ..routes }),
+            ..*self
+        }
     }
 
     pub fn new(shape: &ModelShape, options: &Options) -> Self {
@@ -98,6 +106,13 @@ impl Sizes {
                 kv_heads: shape.kv_heads as usize,
                 head_dim: shape.head_dim as usize,
             },
+            routes: shape.experts.map(|e| Routes {
+                rows: options.batch.rows() as usize,
+                experts: e.count as usize,
+                chosen: e.chosen as usize,
+                renormalise: e.renormalise,
+                dtype: options.precision,
+            }),
             vocab: shape.vocab as usize,
             positions: shape.max_positions as usize,
             chunk: options.chunk_rows(shape) as usize,
@@ -120,6 +135,21 @@ impl Sizes {
             make: options.make,
             attention: options.attention,
             answers: None,
+        }
+    }
+
+    /// # Panics
+    /// When the shape has no experts: only a block of experts asks.
+    pub fn routes(&self) -> Routes {
+        self.routes.expect("a shape with experts")
+    }
+
+    /// A product of all experts.
+    pub fn grouped(&self, p: Product) -> grouped::Dims {
+        grouped::Dims {
+            routes: self.routes(),
+            inner: p.inner,
+            cols: p.cols,
         }
     }
 
@@ -225,6 +255,16 @@ pub(crate) enum Kind {
     SwigluBackward(swiglu::Backward<Names>, Gate),
     Gelu(gelu::Forward<Names>, Form),
     GeluBackward(gelu::Backward<Names>, Form),
+    Route(route::Forward<Names>),
+    RouteBackward(route::Backward<Names>),
+    /// Rows of C numbers.
+    Gather(experts::Gather<Names>),
+    Combine(experts::Combine<Names>),
+    ExpertsAct(experts::Act<Names>),
+    ExpertsActBackward(experts::ActBackward<Names>),
+    Grouped(grouped::Forward<Names>, Product),
+    GroupedWeight(grouped::Weight<Names>, Product),
+    GroupedInput(grouped::Input<Names>, Product),
     HeadTrain(head::Train<Names>),
     HeadLoss(head::Loss<Names>),
     HeadLogits(head::Logits<Names>),
@@ -284,6 +324,15 @@ impl Kind {
             Self::SwigluBackward(o, _) => o.list(to),
             Self::Gelu(o, _) => o.list(to),
             Self::GeluBackward(o, _) => o.list(to),
+            Self::Route(o) => o.list(to),
+            Self::RouteBackward(o) => o.list(to),
+            Self::Gather(o) => o.list(to),
+            Self::Combine(o) => o.list(to),
+            Self::ExpertsAct(o) => o.list(to),
+            Self::ExpertsActBackward(o) => o.list(to),
+            Self::Grouped(o, _) => o.list(to),
+            Self::GroupedWeight(o, _) => o.list(to),
+            Self::GroupedInput(o, _) => o.list(to),
             Self::HeadTrain(o) => o.list(to),
             Self::HeadLoss(o) => o.list(to),
             Self::HeadLogits(o) => o.list(to),
@@ -328,6 +377,14 @@ impl Kind {
             format!("attention.{op} {t} {sizes}{window}{cap}")
         };
         let gated = |op: &str| format!("{op} {t} rows{rows} f{}", s.intermediate);
+        let routed = |op: &str| {
+            let (experts, chosen) = (s.routes().experts, s.routes().chosen);
+            format!("{op} {t} rows{rows} experts{experts} chosen{chosen}")
+        };
+        let grouped = |op: &str, p: Product| {
+            let all = routed(&format!("grouped.{op}"));
+            format!("{all} n{} k{}", p.cols, p.inner)
+        };
         let head = |op: &str| {
             let bent = match (s.bend.is_none(), s.bend.cap) {
                 (true, _) => "",
@@ -397,6 +454,17 @@ impl Kind {
             Self::Gelu(_, Form::Exact) => gated("gelu_exact.forward"),
             Self::GeluBackward(_, Form::Tanh) => gated("gelu.backward"),
             Self::GeluBackward(_, Form::Exact) => gated("gelu_exact.backward"),
+            Self::Route(_) => routed("route.forward"),
+            Self::RouteBackward(_) => routed("route.backward"),
+            Self::Gather(_) => format!("{} c{c}", routed("experts.gather")),
+            Self::Combine(_) => format!("{} c{c}", routed("experts.combine")),
+            Self::ExpertsAct(_) => format!("{} f{}", routed("experts.act"), s.intermediate),
+            Self::ExpertsActBackward(_) => {
+                format!("{} f{}", routed("experts.act_backward"), s.intermediate)
+            }
+            Self::Grouped(_, p) => grouped("forward", p),
+            Self::GroupedWeight(_, p) => grouped("weight", p),
+            Self::GroupedInput(_, p) => grouped("input", p),
             Self::HeadTrain(o) => head(match o.dw {
                 Some(_) => "train",
                 None => "train frozen",
@@ -414,6 +482,10 @@ impl Kind {
         Flops(match self {
             Self::Linear(_, dims) | Self::LinearWeight(_, dims) | Self::LinearInput(_, dims) => {
                 2.0 * dims.rows as f64 * dims.inner as f64 * dims.cols as f64
+            }
+            // The rows of the experts that are chosen, whatever their number.
+            Self::Grouped(_, p) | Self::GroupedWeight(_, p) | Self::GroupedInput(_, p) => {
+                2.0 * s.routes().sorted() as f64 * p.inner as f64 * p.cols as f64
             }
             Self::Attention(_, mask) => 2.0 * attention(mask),
             Self::AttentionBackward(_, mask) => 5.0 * attention(mask),
@@ -466,6 +538,10 @@ impl Kind {
             | Self::LinearWeight(_, dims)
             | Self::LinearInput(_, dims)
             | Self::LinearBias(_, dims) => matmul::workspace(dims.dims(), s.dtype, m),
+            Self::Grouped(_, p) | Self::GroupedWeight(_, p) | Self::GroupedInput(_, p) => {
+                grouped::workspace(s.grouped(p), m)
+            }
+            Self::Route(_) => s.routes().workspace(m),
             Self::QkNormBackward(_) => qknorm::workspace(s.rows, s.heads, m),
             Self::RopeBackward(o, _) => rope::workspace(s.rows, s.heads, o.norm.is_some(), m),
             Self::Attention(_, mask) | Self::AttentionBackward(_, mask) => {

@@ -10,6 +10,7 @@ mod branch;
 pub(crate) mod check;
 mod decoding;
 mod ends;
+mod experts;
 pub(crate) mod kind;
 
 use lowtide_device::Make;
@@ -187,9 +188,20 @@ fn lowest(shape: &ModelShape, params: &List<ParamId, Param>) -> u32 {
 /// has neither below the lowest parameter that is trained. A tied head's product counts where its table is.
 fn model_flops(model: &Model<'_>, batch: Batch) -> Flops {
     let shape = model.shape;
+    // Of experts those that a token takes.
+    let chosen = shape
+        .experts
+        .map_or(1.0, |e| f64::from(e.chosen) / f64::from(e.count));
+    let share = |part: Part| match part {
+        Part::GateUp | Part::Down => chosen,
+        _ => 1.0,
+    };
     let numbers = |of: &dyn Fn(&Param) -> bool| -> f64 {
-        let params = model.params.iter().filter(|p| of(p));
-        params.map(|p| p.elements as f64).sum()
+        let all = model.params.iter().zip(model.layout.iter());
+        let params = all.filter(|(p, _)| of(p));
+        params
+            .map(|(p, entry)| share(entry.spec.part) * p.elements as f64)
+            .sum()
     };
     let embedding_used_above = |p: &Param| shape.tied && p.unit == 0;
     let own = |p: &Param| p.kind.of_the_model();
@@ -219,6 +231,11 @@ impl Model<'_> {
     /// Bytes of a (B·T, `width`) tensor in storage precision.
     fn rows(&self, width: usize) -> Bytes {
         Bytes((self.sizes.rows * width) as u64 * self.sizes.dtype.size())
+    }
+
+    /// Bytes of a (B·T·k, `width`) tensor in storage precision: a row for each choice of an expert.
+    fn sorted(&self, width: usize) -> Bytes {
+        self.numbers(self.sizes.routes().sorted() * width)
     }
 
     /// Bytes of so many numbers in storage precision.

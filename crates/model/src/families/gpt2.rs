@@ -68,6 +68,7 @@ impl Architecture for Gpt2 {
             parallel: false,
             gelu_by_tanh: false,
             local_rope: None,
+            experts: None,
         })
     }
 

@@ -73,6 +73,7 @@ impl Architecture for GptNeoX {
             parallel: c.flag("use_parallel_residual", true)?,
             gelu_by_tanh,
             local_rope: None,
+            experts: None,
         })
     }
 

@@ -4,7 +4,7 @@
 use lowtide_workload::{Family, Layers, ModelShape, Rope, RopeScaling, Scales, Window};
 use serde_json::{Value, json};
 
-use super::{Branches, Layer, Mlp, Norm, Norms, QkNorm, rope};
+use super::{Branches, Layer, Mlp, Norm, Norms, QkNorm, experts, rope};
 use crate::ModelError;
 use crate::config_json::keys::{Config, EPS, bad, unsupported};
 use crate::describe::check::wrong;
@@ -64,6 +64,8 @@ pub(super) struct Names {
     pub neighbours: bool,
     /// What the norms of queries and keys are of.
     pub qk_norm: QkNorm,
+    /// Of the router and each expert, where there are any.
+    pub experts: experts::Names,
 }
 
 /// Those of Llama.
@@ -78,6 +80,7 @@ pub(super) const LLAMA: Names = Names {
     norm_bias: false,
     neighbours: false,
     qk_norm: QkNorm::Heads,
+    experts: experts::PROJ,
 };
 
 /// The keys that all have, of a model without biases, head norms and windows.
@@ -146,6 +149,7 @@ pub(super) fn parse(
         parallel: false,
         gelu_by_tanh: false,
         local_rope: None,
+        experts: None,
     })
 }
 
@@ -222,7 +226,10 @@ pub(super) fn layer(s: &ModelShape, l: u32) -> Layer {
         rotated: !s.unrotated.has(l),
         local: s.local_rope.as_ref().is_some_and(|r| r.layers.has(l)),
         mask: s.mask(l),
-        mlp: Mlp::Swiglu,
+        mlp: match s.experts {
+            None => Mlp::Swiglu,
+            Some(_) => Mlp::Experts,
+        },
         branches: Branches::InTurn,
         residual: s.scales.residual as f32,
     }
@@ -319,6 +326,10 @@ pub(super) fn block(list: &mut List, shape: &ModelShape, l: u32, names: &Names) 
     }
     norm(list, Part::Norm1After, 1);
     norm(list, Part::Norm2, 2);
+    if let Some(of) = shape.experts {
+        experts::parameters(list, shape, of, &at, &names.experts);
+        return norm(list, Part::Norm2After, 3);
+    }
     list.fused(Part::GateUp, (2 * f, c), Matrix, gate_up("weight"));
     if shape.mlp_bias {
         list.fused(Part::GateUp, (2 * f, 1), Bias, gate_up("bias"));

@@ -5,6 +5,7 @@
 //! block computes something that no other does, also what [`Layer`] says of it and the kernel.
 
 mod cohere;
+mod experts;
 mod gemma;
 mod gemma2;
 mod gemma3;
@@ -13,8 +14,10 @@ mod gpt_neox;
 mod granite;
 mod like_llama;
 mod llama;
+mod mixtral;
 mod olmo2;
 mod phi3;
+mod qwen3_moe;
 mod rope;
 mod smollm3;
 mod stablelm;
@@ -31,7 +34,7 @@ use crate::describe::check::wrong;
 use crate::params::List;
 
 /// Every family.
-const ALL: [(Family, &dyn Architecture); 12] = [
+const ALL: [(Family, &dyn Architecture); 14] = [
     (Family::Llama, &llama::Llama),
     (Family::Phi3, &phi3::Phi3),
     (Family::SmolLm3, &smollm3::SmolLm3),
@@ -44,6 +47,8 @@ const ALL: [(Family, &dyn Architecture); 12] = [
     (Family::GptNeoX, &gpt_neox::GptNeoX),
     (Family::StableLm, &stablelm::StableLm),
     (Family::Cohere, &cohere::Cohere),
+    (Family::Mixtral, &mixtral::Mixtral),
+    (Family::Qwen3Moe, &qwen3_moe::Qwen3Moe),
 ];
 
 /// How the inputs of attention, MLP and head are normed.
@@ -97,6 +102,8 @@ pub(crate) enum Mlp {
     Geglu,
     /// `gelu(up)`.
     Gelu(Form),
+    /// `silu(gate)·up` in each expert that a token takes.
+    Experts,
 }
 
 /// What the MLP reads.
@@ -140,6 +147,8 @@ pub(crate) struct Allows {
     pub gelu_by_tanh: bool,
     /// Other rotary positions in some layers.
     pub local_rope: bool,
+    /// Experts in the MLP's place; the family then has nothing else there.
+    pub experts: bool,
 }
 
 /// What distinguishes a family.

@@ -7,6 +7,8 @@
 
 #![allow(dead_code, reason = "each test file uses its part")]
 
+mod experts;
+
 use std::collections::{HashMap, HashSet};
 
 use half::bf16;
@@ -76,6 +78,7 @@ pub fn tiny_llama() -> ModelShape {
         parallel: false,
         gelu_by_tanh: false,
         local_rope: None,
+        experts: None,
     }
 }
 
@@ -209,7 +212,7 @@ pub fn tiny_shapes() -> Vec<ModelShape> {
         })
     };
     let base = tiny_llama;
-    vec![
+    let mut all = vec![
         named("llama", base()),
         named(
             "llama tied",
@@ -470,7 +473,9 @@ pub fn tiny_shapes() -> Vec<ModelShape> {
                 ..tiny_gpt2()
             },
         ),
-    ]
+    ];
+    all.extend(experts::shapes());
+    all
 }
 
 pub fn options(precision: Dtype, micro_batch: u32, seq: u32) -> Options {

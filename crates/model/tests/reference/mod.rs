@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::f64::consts::PI;
 
-use lowtide_workload::{Family, Mask, ModelShape, RopeScaling};
+use lowtide_workload::{Experts, Family, Mask, ModelShape, RopeScaling};
 
 /// Tensors by Hugging Face name, as the file holds them.
 pub type Tensors = HashMap<String, Vec<f64>>;
@@ -164,6 +164,10 @@ impl Model<'_> {
                 (.., true) => self.norm(&format!("{at}.pre_feedforward_layernorm"), row),
                 _ => self.norm(&behind, row),
             };
+            if let Some(of) = self.shape.experts {
+                add(row, &self.experts(&at, &h, of));
+                continue;
+            }
             let (mut gate, up) = if self.shape.family == Family::Phi3 {
                 let mut both = self.linear(&format!("{at}.mlp.gate_up_proj"), &h);
                 let up = both.split_off(self.shape.intermediate as usize);
@@ -185,6 +189,38 @@ impl Model<'_> {
             f.iter_mut().for_each(|f| *f *= residual);
             add(row, &f);
         }
+    }
+
+    /// What the experts that a token takes make of it.
+    fn experts(&self, at: &str, h: &Row, of: Experts) -> Row {
+        let (place, [gate, up, down]) = match self.shape.family {
+            Family::Mixtral => ("block_sparse_moe", ["w1", "w3", "w2"]),
+            _ => ("mlp", ["gate_proj", "up_proj", "down_proj"]),
+        };
+        let at = format!("{at}.{place}");
+        let logits = self.linear(&format!("{at}.gate"), h);
+        let most = logits.iter().copied().fold(f64::MIN, f64::max);
+        let sum: f64 = logits.iter().map(|x| (x - most).exp()).sum();
+        let mut order: Vec<usize> = (0..logits.len()).collect();
+        order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]));
+        order.truncate(of.chosen as usize);
+        let share = |e: usize| (logits[e] - most).exp() / sum;
+        let shares: f64 = order.iter().map(|&e| share(e)).sum();
+        let mut y = vec![0.0; h.len()];
+        for e in order {
+            let linear = |name: &str, x: &Row| self.linear(&format!("{at}.experts.{e}.{name}"), x);
+            let (mut g, u) = (linear(gate, h), linear(up, h));
+            let both = g.iter_mut().zip(&u);
+            both.for_each(|(g, u)| *g = *g / (1.0 + (-*g).exp()) * u);
+            let weight = if of.renormalise {
+                share(e) / shares
+            } else {
+                share(e)
+            };
+            let made = linear(down, &g);
+            add(&mut y, &made.iter().map(|m| m * weight).collect::<Row>());
+        }
+        y
     }
 
     fn gpt2_layer(&self, x: &mut [Row], l: u32) {

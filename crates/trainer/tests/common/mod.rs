@@ -17,7 +17,7 @@ use lowtide_session::{ClipRule, DiskChoice, Session, SessionOptions};
 use lowtide_tiers::{RamConfig, RamDisk, TierError};
 use lowtide_units::{Bytes, BytesPerSecond, FlopsPerSecond, Seconds};
 use lowtide_workload::{
-    Batch, Dtype, Family, Layers, LocalRope, Lsp, ModelShape, Optimizer, Projector, Rope,
+    Batch, Dtype, Experts, Family, Layers, LocalRope, Lsp, ModelShape, Optimizer, Projector, Rope,
     RopeScaling, Scales, Window,
 };
 
@@ -50,6 +50,7 @@ pub fn llama(layers: u32, tied: bool) -> ModelShape {
         parallel: false,
         gelu_by_tanh: false,
         local_rope: None,
+        experts: None,
     }
 }
 
@@ -473,4 +474,20 @@ pub fn ahead(i: usize) -> (lowtide_planner::Ahead, lowtide_planner::Tier) {
     let each = |n| Ahead::each(lowtide_units::Bytes(n));
     let aheads = [Ahead::NONE, each(1 << 14), each(1 << 20), Ahead::UNLIMITED];
     (aheads[i % 4], [Tier::Device, Tier::Host][i / 4 % 2])
+}
+
+/// Experts in the MLP's place, of which a token takes three of seven.
+pub fn experts(layers: u32) -> ModelShape {
+    ModelShape {
+        family: Family::Qwen3Moe,
+        qkv_bias: false,
+        qk_norm: true,
+        intermediate: 24,
+        experts: Some(Experts {
+            count: 7,
+            chosen: 3,
+            renormalise: true,
+        }),
+        ..llama(layers, false)
+    }
 }
