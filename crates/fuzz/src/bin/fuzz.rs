@@ -57,7 +57,7 @@ fuzz_target!(
 
 fuzz_mutator!(|data: &mut [u8], size: usize, max_size: usize, seed: u32| {
     // libFuzzer's own changes know what comparisons looked for, those here know the form.
-    if seed % 4 == 0 {
+    if seed.is_multiple_of(4) {
         return fuzzer_mutate(data, size, max_size);
     }
     let mut random = Random::new(u64::from(seed));
