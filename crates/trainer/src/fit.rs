@@ -192,13 +192,18 @@ pub fn lead(
     observer: &mut dyn Observer,
     requests: &Requests,
 ) -> Result<TrainReport, TrainError> {
-    let done = Others::of(met, requests).and_then(|others| {
-        let done = train_with(run, observer, requests, Some(&others))?;
-        others.end();
-        Ok(done)
-    });
-    if let Err(e) = &done {
-        met.party.stop(&e.to_string());
+    let others = match Others::of(met, requests) {
+        Ok(others) => others,
+        Err(e) => {
+            met.party.stop(&e.to_string());
+            return Err(e);
+        }
+    };
+    let done = train_with(run, observer, requests, Some(&others));
+    // Before the way to the others goes, which on GPUs would wait for them.
+    match &done {
+        Ok(_) => others.end(),
+        Err(e) => met.party.stop(&e.to_string()),
     }
     done
 }

@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 
 use crate::device::{self, Device};
 use crate::error::TrainError;
-use crate::planning::{check_budgets, decoder_of, shape_of};
+use crate::planning::{check_budgets, decoder_of, free_of, shape_of};
 use crate::resident::Held;
 
 /// How long ranks are waited for at the start.
@@ -351,6 +351,18 @@ pub(crate) fn held_by_others(device: &Device) -> Vec<Held> {
     there.map(of).collect()
 }
 
+/// What is free and what there is of the GPU that has least free, of those of the other ranks' processes.
+pub(crate) fn least_of_others(device: &Device) -> Result<Option<(Bytes, Bytes)>, TrainError> {
+    let there = device.group.iter().flat_map(|group| &group.there);
+    let mut least: Option<(Bytes, Bytes)> = None;
+    for remote in there {
+        let memory = remote.ask(json!("device memory"))?;
+        let memory = serde_json::from_value(memory).unwrap_or_default();
+        least = Some(least.map_or(memory, |least| least.min(memory)));
+    }
+    Ok(least)
+}
+
 /// What ranks exchange, measured by all at once.
 pub(crate) fn net_times(group: &Group) -> Result<NetTimes, TrainError> {
     std::thread::scope(|scope| {
@@ -420,6 +432,10 @@ pub fn follow(run: &Run, met: &Met, requests: &Requests) -> Result<(), TrainErro
             Some("memory") => {
                 let held = Held::now();
                 Ok(json!([held.now, held.most]))
+            }
+            Some("device memory") => {
+                let gpu = gpu.ok_or("the CPU device has none of its own")?;
+                Ok(json!(free_of(gpu).map_err(|e| e.to_string())?))
             }
             _ => {
                 let choices = serde_json::from_value(what["products"].clone());

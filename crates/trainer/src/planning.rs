@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use lowtide_config as config;
 use lowtide_config::{ModelSource, Run};
-use lowtide_device::cuda::{CudaError, process_memory};
+use lowtide_device::cuda::{CudaError, Gpu, process_memory};
 use lowtide_measure::Drive;
 use lowtide_model::{Decoder, Options};
 use lowtide_planner::{
@@ -18,6 +18,7 @@ use lowtide_workload::{Batch, ModelShape};
 
 use crate::device::{Device, Target};
 use crate::error::{Asked, TrainError};
+use crate::launch::least_of_others;
 use crate::paths;
 use crate::resident::Resident;
 use crate::threads::check_threads;
@@ -195,6 +196,13 @@ pub fn check_budgets(run: &Run, device: &Device) -> Result<(), TrainError> {
     Ok(())
 }
 
+/// What is free of a GPU, with what this process holds there already, which counts against its budget; and all of it.
+pub(crate) fn free_of(gpu: &Gpu) -> Result<(Bytes, Bytes), CudaError> {
+    let (free, total) = gpu.memory()?;
+    let mine = process_memory(gpu.bus()).and_then(|m| m.process);
+    Ok((Bytes(free.0 + mine.unwrap_or_default().0), total))
+}
+
 /// A run's budgets, of each rank: the host and the drives are shared evenly. What it leaves open is what is free now,
 /// less a reserve for everything that is not in an arena.
 ///
@@ -205,19 +213,16 @@ pub fn budgets_of(run: &Run, device: &Device) -> Result<Budgets, TrainError> {
     if let Some(gpu) = &device.gpu {
         // A GPU's context, libraries and their kernels take most of a gigabyte of the host too.
         let free = HostMemory::available().saturating_sub(Bytes::GIB);
-        // What this process holds already counts against its budget, not against what is free.
         let others = device.group.iter().flat_map(|group| &group.gpus);
         let mut least: Option<(Bytes, Bytes)> = None;
         for gpu in std::iter::once(gpu).chain(others) {
-            let (free, total) = gpu.memory()?;
-            let mine = process_memory(gpu.bus()).and_then(|m| m.process);
-            let free = Bytes(free.0 + mine.unwrap_or_default().0);
-            least = Some(least.map_or(
-                (free, total),
-                |l| if l.0 <= free { l } else { (free, total) },
-            ));
+            let memory = free_of(gpu)?;
+            least = Some(least.map_or(memory, |least| least.min(memory)));
         }
-        let (free_device, total) = least.expect("one GPU at least");
+        let (free_device, total) = match least_of_others(device)? {
+            Some(there) => there.min(least.expect("one GPU at least")),
+            None => least.expect("one GPU at least"),
+        };
         if let Some(need) = run.budget.device.filter(|&need| need > free_device) {
             return Err(CudaError::Memory {
                 need,

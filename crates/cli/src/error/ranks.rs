@@ -36,7 +36,9 @@ pub fn meeting_advice(e: &MeetError) -> Vec<String> {
         MeetError::Taken { .. } => one(
             "give each launch of this host a port of its own: torchrun --standalone, or --master-port",
         ),
-        MeetError::Refused(_) => one("start all ranks with the same run file, --set and program"),
+        MeetError::Refused(_) => one(
+            "start all ranks with the same run file, --set and program, and no more of them than there are GPUs",
+        ),
         MeetError::Held { .. } => one("start the ranks again with another port or run id"),
         MeetError::System { .. } => Vec::new(),
     }

@@ -405,6 +405,10 @@ impl Comm for NcclComm {
 
 impl Drop for Group {
     fn drop(&mut self) {
+        // An end waits for the ranks of other processes, which have ended or never come to theirs.
+        if self.party.is_some() && (self.stopped().is_some() || std::thread::panicking()) {
+            return self.abort();
+        }
         let lib = self.lib;
         self.links.cut(|comms| {
             // SAFETY: our own handles, taken. Whoever gave collectives has waited for their streams. In a group, as

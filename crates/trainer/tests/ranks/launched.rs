@@ -21,6 +21,8 @@ fn run_file(dir: &Path, output: &str, device: &str, steps: u64) -> PathBuf {
         "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
         "max_position_embeddings": 256, "rms_norm_eps": 1e-5, "tie_word_embeddings": true}"#;
     std::fs::write(dir.join("config.json"), config).expect("a writable folder");
+    // On a GPU all that this process holds there counts, what other tests have loaded with it.
+    let budget = if device == "cpu" { "1GiB" } else { "16GiB" };
     let text = format!(
         "
 model: {{config: config.json, init: random, tokenizer: {base}}}
@@ -28,7 +30,7 @@ output: {output}
 device: {device}
 gpus: 2
 threads: 2
-budget: {{device: 2GiB, host: 1GiB}}
+budget: {{device: {budget}, host: 1GiB}}
 plan: {{weights: host, optimizer: host, gradients: host}}
 data: {{train: {data}}}
 train: {{steps: {steps}, seq: 64, micro_batch: 2, accumulate: 4, learning_rate: 1e-3}}
@@ -115,6 +117,20 @@ fn gpu_ranks_that_a_launcher_starts_give_the_bits_of_one_process_and_end_togethe
             std::fs::read(path).expect("a model")
         };
         assert!(model("one") == model("launched"), "{device}");
+        // The first rank that fails of something of its own while the others wait for what it asks: all end, with its error.
+        let file = run_file(dir, "refused", device, 5);
+        let text = std::fs::read_to_string(&file).expect("a run file");
+        let little = text.replace("host: 1GiB", "host: 1MiB");
+        std::fs::write(&file, little).expect("a writable folder");
+        let begin = Instant::now();
+        for mut rank in launched(&file) {
+            rank.wait().expect("a child");
+        }
+        assert!(begin.elapsed() < Duration::from_secs(60), "{device}");
+        for rank in 0..2 {
+            let end = end_of(&file, rank);
+            assert!(end.contains("does not fit"), "{device} rank {rank}: {end}");
+        }
         // One that is killed ends the other, whichever it is and wherever they are.
         let each: &[usize] = if device == "cpu" { &[1] } else { &[1, 0] };
         for &killed in each {
