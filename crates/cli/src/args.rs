@@ -468,7 +468,7 @@ pub struct BenchStepArgs {
 /// Answers to time.
 #[derive(Debug, clap::Args)]
 pub struct BenchGenerateArgs {
-    /// Of what, where, under which budgets; of the batch nothing is used.
+    /// Of what, where, under which budgets.
     #[command(flatten)]
     pub plan: PlanArgs,
     /// Tokens of a prompt.

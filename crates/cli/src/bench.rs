@@ -192,6 +192,27 @@ fn bench_step(args: &BenchStepArgs, out: Out) -> Answer {
 
 fn bench_generate(args: &BenchGenerateArgs, out: Out) -> Answer {
     let mut run = run_of(&args.plan)?;
+    let p = &args.plan;
+    let gpus = if run.gpus > 1 { Some("--gpus") } else { None };
+    let unused = [
+        gpus,
+        p.micro_batch.map(|_| "--micro-batch"),
+        p.seq.map(|_| "--seq"),
+        p.accumulate.map(|_| "--accumulate"),
+        p.clip.map(|_| "--clip"),
+        p.curve.map(|_| "--curve"),
+        p.svg.as_ref().map(|_| "--svg"),
+        p.html.as_ref().map(|_| "--html"),
+        p.brief.then_some("--brief"),
+    ];
+    if let Some(name) = unused.into_iter().flatten().next() {
+        return Err(CliError::Usage {
+            what: format!(
+                "{name}: answers are made on one GPU and have no batch, and nothing is drawn"
+            ),
+            help: "leave it out; --answers, --prompt-tokens and --new-tokens say what is made",
+        });
+    }
     if let Some(machine) = &args.plan.machine {
         run.plan.machine = Some(machine.clone());
     }

@@ -329,6 +329,9 @@ fn advice(e: &TrainError) -> Vec<String> {
                 "--set train.seq={positions} is the longest this model takes"
             )]
         }
+        TrainError::LongAnswers { .. } => one(
+            "shorter prompts or answers: --max-new-tokens, or eval.generate.max_new_tokens; of a bench --prompt-tokens and --new-tokens",
+        ),
         TrainError::Projectors { .. } => one(
             "make room in the output directory, or take another one (output); strategy.lsp.projector=random keeps none",
         ),
@@ -526,7 +529,7 @@ fn model_advice(e: &ModelError) -> Vec<String> {
         }
         ModelError::Partly { .. } => {
             "let `train.freeze` name both, or neither: queries, keys and values are one matrix here, so are gate \
-             and up, and a norm's weight and bias one kernel's"
+             and up and all experts of a block, and a norm's weight and bias one kernel's"
         }
         ModelError::NothingProjected { shorter: 0, .. } => "freeze less, or leave out `strategy`",
         ModelError::NothingProjected { .. } => {

@@ -39,6 +39,7 @@ pub fn eval(args: &EvalArgs, out: Out) -> Answer {
     };
     let extract = Extract::of(&run);
     let questions = questions(&run, &tokenizer, &extract)?;
+    cached_suits(args, &run, &questions)?;
     drop(waiting);
     inputs.notes.iter().for_each(|note| out.text(note));
     inputs.details.iter().for_each(|detail| out.detail(detail));
@@ -65,7 +66,13 @@ pub fn eval(args: &EvalArgs, out: Out) -> Answer {
         let most = run.eval.generate.max_new_tokens as usize;
         if let Some(answers) = args.cached {
             drop(session);
-            session = ready_to_decode(&run, steps(answers, longest(&run, &questions)))?;
+            session = ready_to_decode(
+                &run,
+                steps(
+                    answers.min(questions.len() as u32),
+                    longest(&run, &questions),
+                ),
+            )?;
         }
         let waiting = Waiting::begin("answering prompts");
         let of = questions.len() as u64;
@@ -76,11 +83,9 @@ pub fn eval(args: &EvalArgs, out: Out) -> Answer {
         )?;
         drop(waiting);
         answers = made.expect("nobody asks it to end");
-        out.text(&format!(
-            "exact match {:.1}% of {} prompts",
-            100.0 * right(&answers) as f64 / answers.len() as f64,
-            answers.len()
-        ));
+        let (n, right) = (answers.len(), right(&answers));
+        let share = 100.0 * right as f64 / n as f64;
+        out.text(&format!("exact match {share:.1}% of {n} prompts"));
     }
     let n = answers.len();
     let share = (n > 0).then(|| right(&answers) as f64 / n as f64);
@@ -94,6 +99,20 @@ pub fn eval(args: &EvalArgs, out: Out) -> Answer {
         "answers": answers,
     });
     Ok((answer, 0))
+}
+
+/// Refuses a cache for answers that are not made, or by several GPUs.
+fn cached_suits(args: &EvalArgs, run: &Run, questions: &[Question]) -> Result<(), CliError> {
+    if args.cached.is_none() || (run.gpus == 1 && !questions.is_empty()) {
+        return Ok(());
+    }
+    Err(CliError::Usage {
+        what: match run.gpus > 1 {
+            true => "--cached: answers with a KV cache are made on one GPU".to_owned(),
+            false => "--cached: this run answers no prompts".to_owned(),
+        },
+        help: "leave it out; eval.generate.exact_match says that prompts of data.eval are answered",
+    })
 }
 
 /// Tokens of the longest prompt that leaves room for an answer, with the longest answer.

@@ -106,6 +106,30 @@ fn mistakes_are_told_with_what_was_probably_meant() {
     );
     refuses(&["plan"], &["Usage"]);
     refuses(&["generate", run], &[run, "--prompt", "--message"]);
+    // Answers have no batch, and as many positions as the model.
+    let answers = [&["bench", "generate", "--shape", "llama2-7b"][..], &budgets].concat();
+    for unused in [["--seq", "64"], ["--svg", "a.svg"]] {
+        refuses(
+            &[&answers[..], &unused].concat(),
+            &[unused[0], "leave it out"],
+        );
+    }
+    let long = ["--prompt-tokens", "4000", "--new-tokens", "200"];
+    let words = ["4200 tokens", "positions for 4096", "--prompt-tokens"];
+    refuses(&[&answers[..], &long].concat(), &words);
+    let quickstart = crate::common::root().join("examples/quickstart/run.yaml");
+    let quickstart = quickstart.to_str().expect("text");
+    let none = [
+        "eval",
+        quickstart,
+        "--cached",
+        "4",
+        "--set",
+        "eval.generate.exact_match=false",
+    ];
+    refuses(&none, &["--cached", "answers no prompts"]);
+    let several = ["eval", quickstart, "--cached", "4", "--gpus", "2"];
+    refuses(&several, &["--cached", "one GPU"]);
     let folder = std::env::temp_dir();
     let folder = folder.to_str().expect("text");
     refuses(&["generate", folder], &["a directory", "the run file"]);

@@ -267,7 +267,11 @@ impl<'a> Basis<'a> {
             told.host = told.host * u64::from(self.run.gpus);
             told.disk = told.disk * u64::from(self.run.gpus);
         }
-        let mut b = self.run.train.micro_batch / 2;
+        // Of answers no batch of the run is part.
+        let mut b = match request.workload.decodes() {
+            true => 0,
+            false => self.run.train.micro_batch / 2,
+        };
         let mut nearest_micro_batch = None;
         while b > 0 {
             let batch = Batch {

@@ -74,6 +74,16 @@ pub enum TrainError {
     /// Ranks that are processes did not come together.
     #[error(transparent)]
     Meet(lowtide_device::comm::MeetError),
+    /// Answers with their prompts are longer than the model has positions.
+    #[error(
+        "{tokens} tokens of a prompt and its answer, and the model has positions for {positions}"
+    )]
+    LongAnswers {
+        /// Of the longest.
+        tokens: u32,
+        /// How many there are.
+        positions: u32,
+    },
     /// What a launcher says of this process cannot be done.
     #[error("{0}")]
     Launch(String),

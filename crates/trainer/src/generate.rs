@@ -1,5 +1,5 @@
 //! Greedy and sampled decoding through the plan's inference part, of several prompts at once. In a session of its
-//! own, with keys and values that are kept, a token is a row of a [step](cached); in one that trains every token
+//! own, with keys and values that are kept, a token is a row of a step; in one that trains every token
 //! runs the whole prefix again, of as many prompts as rows hold. For looking at results, not for serving.
 
 mod cached;

@@ -46,6 +46,12 @@ pub fn plan_decoding(run: &Run, how: Decoding) -> Result<Planned, TrainError> {
     run.data.packing = true;
     let run = &run;
     let shape = shape_of(run)?;
+    if how.keys > shape.max_positions {
+        return Err(TrainError::LongAnswers {
+            tokens: how.keys,
+            positions: shape.max_positions,
+        });
+    }
     let device = device::open(run, &shape)?;
     let options = options_of(run, &shape, run.batch(), device.target)?;
     let decoder = Arc::new(Decoder::decoding(&shape, &options, how)?);
