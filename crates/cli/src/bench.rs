@@ -1,5 +1,6 @@
 //! `lowtide bench`: how fast this machine is at what a run does.
 
+use lowtide_config::Run;
 use lowtide_measure::bench::{
     DiskReport, HostOptions, HostReport, LinksReport, disk, host, least_file, links,
 };
@@ -16,7 +17,7 @@ use serde_json::json;
 use crate::Answer;
 use crate::args::{
     Bench, BenchArgs, BenchDiskArgs, BenchGenerateArgs, BenchHostArgs, BenchLinksArgs,
-    BenchStepArgs, directories,
+    BenchStepArgs, PlanArgs, directories,
 };
 use crate::error::CliError;
 use crate::out::{Out, bytes, seconds};
@@ -175,27 +176,32 @@ fn disk_table(r: &DiskReport) -> String {
     text
 }
 
-fn bench_step(args: &BenchStepArgs, out: Out) -> Answer {
-    let mut run = run_of(&args.plan)?;
-    if let Some(machine) = &args.plan.machine {
+/// The run of a bench of a model, and what shows how it goes.
+fn prepared(args: &PlanArgs, out: Out) -> Result<(Run, Show), CliError> {
+    let mut run = run_of(args)?;
+    if let Some(machine) = &args.machine {
         run.plan.machine = Some(machine.clone());
     }
-    let mut show = Show {
+    let show = Show {
         out,
         cuda: false,
         waiting: None,
     };
+    Ok((run, show))
+}
+
+fn bench_step(args: &BenchStepArgs, out: Out) -> Answer {
+    let (run, mut show) = prepared(&args.plan, out)?;
     let report = step(&run, args.steps, args.trace.as_deref(), &mut show)?;
     out.text(&table(&report, show.cuda));
     Ok((json!(report), 0))
 }
 
 fn bench_generate(args: &BenchGenerateArgs, out: Out) -> Answer {
-    let mut run = run_of(&args.plan)?;
+    let (run, mut show) = prepared(&args.plan, out)?;
     let p = &args.plan;
-    let gpus = if run.gpus > 1 { Some("--gpus") } else { None };
     let unused = [
-        gpus,
+        (run.gpus > 1).then_some("gpus"),
         p.micro_batch.map(|_| "--micro-batch"),
         p.seq.map(|_| "--seq"),
         p.accumulate.map(|_| "--accumulate"),
@@ -213,14 +219,6 @@ fn bench_generate(args: &BenchGenerateArgs, out: Out) -> Answer {
             help: "leave it out; --answers, --prompt-tokens and --new-tokens say what is made",
         });
     }
-    if let Some(machine) = &args.plan.machine {
-        run.plan.machine = Some(machine.clone());
-    }
-    let mut show = Show {
-        out,
-        cuda: false,
-        waiting: None,
-    };
     let (prompt, new) = (args.prompt_tokens, args.new_tokens);
     let report = generate(&run, args.answers, (prompt, new), &mut show)?;
     out.text(&answers_table(&report));

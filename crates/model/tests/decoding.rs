@@ -7,7 +7,8 @@ mod driver;
 mod reference;
 
 use driver::{Driver, Row, options, tiny_llama, tiny_shapes};
-use lowtide_model::{Decoder, Decoding, ModelError, hf_tensors};
+use lowtide_device::Make;
+use lowtide_model::{Decoder, Decoding, ModelError, Options, hf_tensors};
 use lowtide_workload::{Dtype, ModelShape};
 
 const HOW: Decoding = Decoding {
@@ -130,4 +131,15 @@ fn a_step_that_cannot_be_is_refused() {
     assert_eq!(refused(Decoding { rows: 2, ..HOW }), "rows of a step");
     assert_eq!(refused(Decoding { keys: 33, ..HOW }), "sequence length");
     assert_eq!(refused(Decoding { places: 0, ..HOW }), "micro-batch");
+    // Longer than a block's shared memory; the CPU device has no such limit.
+    let mut shape = tiny_llama();
+    shape.head_dim = 3042;
+    for (make, fits) in [(Make::Cpu, true), (Make::Cuda, false)] {
+        let options = Options {
+            make,
+            ..options(Dtype::F32, 1, 1)
+        };
+        let made = Decoder::decoding(&shape, &options, HOW);
+        assert_eq!(made.is_ok(), fits, "{make:?}: {:?}", made.err());
+    }
 }

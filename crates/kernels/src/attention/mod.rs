@@ -16,7 +16,7 @@ mod flash;
 mod forward;
 pub mod reference;
 
-pub use cached::{Cached, cache_bytes, cached, cached_workspace};
+pub use cached::{CACHED_HEAD, Cached, cache_bytes, cached, cached_workspace};
 use lowtide_device::cuda::Gpu;
 use lowtide_device::{Dst, Make, Queue, Src};
 use lowtide_workload::{Dtype, Mask};

@@ -1,6 +1,7 @@
 //! The same model, described for making answers instead of training.
 
-use lowtide_kernels::attention::Engine;
+use lowtide_device::Make;
+use lowtide_kernels::attention::{CACHED_HEAD, Engine};
 use lowtide_units::List;
 use lowtide_workload::{Batch, ModelShape};
 
@@ -50,6 +51,10 @@ pub(crate) fn build_decoding(
     if !how.rows.is_power_of_two() || how.rows < how.answers() || how.rows > 1 << 15 {
         let need = format!("a power of two from {} to 2^15", how.answers());
         return Err(check::wrong("rows of a step", how.rows, need));
+    }
+    if options.make == Make::Cuda && shape.head_dim as usize > CACHED_HEAD {
+        let need = format!("at most {CACHED_HEAD} with kept keys on a GPU");
+        return Err(check::wrong("head dimension", shape.head_dim, need));
     }
     let frozen = List::from(vec![true; specs.len()]);
     let layout = layout(&specs, &frozen, None, false);
