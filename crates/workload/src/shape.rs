@@ -48,6 +48,8 @@ pub enum Mask {
     Causal,
     /// So many at most, at least 1: itself and those before it.
     Window(u32),
+    /// All, before it and behind it.
+    Full,
 }
 
 impl Mask {
@@ -55,16 +57,19 @@ impl Mask {
     #[must_use]
     pub fn longest(self, seq: u32) -> u32 {
         match self {
-            Self::Causal => seq,
+            Self::Causal | Self::Full => seq,
             Self::Window(n) => seq.min(n),
         }
     }
 
     /// Twice the mean number of keys of a token among `seq`, but for the half key by which a token sees itself whole:
-    /// `seq` of causal attention. Counts of work are made from it.
+    /// `seq` of causal attention, twice that of full. Counts of work are made from it.
     #[must_use]
     pub fn keys(self, seq: u32) -> f64 {
         let (n, seq) = (f64::from(self.longest(seq)), f64::from(seq));
+        if self == Self::Full {
+            return 2.0 * seq;
+        }
         // The first n tokens see n/2 on average, the others n.
         if n == seq { seq } else { 2.0 * n - n * n / seq }
     }

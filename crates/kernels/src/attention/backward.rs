@@ -142,13 +142,9 @@ fn queries<E: Number>(
     } = place;
     let (d, row) = (a.head_dim, batch * a.seq);
     let at = (batch * a.heads + head) * a.seq + first;
-    let starts = number::read::<i32>(o.inputs.doc_start, row + first, n);
+    let starts = number::read::<i32>(o.inputs.doc_start, row, a.seq);
     let lse = number::read::<f32>(o.lse, at, n);
-    let visible = Visible {
-        starts,
-        first,
-        window: a.window(),
-    };
+    let visible = Visible::new(starts, first..first + n, a);
     gather::<E>(
         s.queries,
         o.qkv,

@@ -91,6 +91,7 @@ pub fn cached(q: &Queue, o: Cached<Views<'_>>, a: &Attn, rows: usize, dtype: Dty
         a.heads,
         a.kv_heads
     );
+    assert!(!a.full(), "a full mask with keys that are not all there");
     expect("out", &o.out, rows * a.heads * a.head_dim, e);
     expect("cache", &o.cache, 2 * half(a), e);
     expect("qkv", o.qkv, rows * a.width(), e);

@@ -287,7 +287,7 @@ fn refused(a: &Attn, dtype: Dtype, (major, minor): (u32, u32), version: usize) -
     if dtype != Dtype::Bf16 {
         Some("cuDNN's attention takes bf16 only".to_owned())
     } else if a.mask != Mask::Causal {
-        Some("windows are left to the own kernels".to_owned())
+        Some("windows and full masks are left to the own kernels".to_owned())
     } else if a.cap.is_some() {
         Some("caps of scores are left to the own kernels".to_owned())
     } else if !(8..=9).contains(&major) {

@@ -30,6 +30,21 @@ __device__ __forceinline__ int first_key(const int* starts, int t, int window) {
     return most(starts[t], t + 1 - window);
 }
 
+#ifdef FULL
+// Behind the last key that query t of a row of tokens sees, as far as it is in `from` ..= `end`: where it sees what is
+// behind it, that is the first token whose document starts after t.
+__device__ __forceinline__ int end_of_keys(const int* starts, int t, int from, int end) {
+    from = most(from, t + 1);
+#pragma unroll 1
+    while (from < end) {
+        int middle = (from + end) / 2;
+        if (starts[middle] > t) end = middle;
+        else from = middle + 1;
+    }
+    return from;
+}
+#endif
+
 #ifdef CAPPED
 #define CAP_PARAMETER , float cap
 // tanh within 2^-22, absolutely: 1 - 2 / (1 + e^2x), whose exponential may be 0 or infinite.

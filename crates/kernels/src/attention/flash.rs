@@ -44,6 +44,16 @@ static BACKWARD_CAPPED: Source = Source {
     text: include_str!("flash_backward_capped.cu"),
     headers: HEADERS,
 };
+static FORWARD_FULL: Source = Source {
+    name: "flash_forward_full.cu",
+    text: include_str!("flash_forward_full.cu"),
+    headers: HEADERS,
+};
+static BACKWARD_FULL: Source = Source {
+    name: "flash_backward_full.cu",
+    text: include_str!("flash_backward_full.cu"),
+    headers: HEADERS,
+};
 static PLAIN: Source = source!("flash_plain", "flash_plain.cu");
 
 /// Threads of a block of the tensor-core kernels.
@@ -129,13 +139,22 @@ pub(super) fn workspace(a: &Attn, dtype: Dtype) -> usize {
     a.rows() * a.heads * size_of::<f32>()
 }
 
+/// The kernels' parameter for the window: 0 tells the plain ones that a token sees what is behind it.
+fn window(a: &Attn, tiles: Option<&Tiles>) -> usize {
+    match tiles.is_none() && a.full() {
+        true => 0,
+        false => a.window(),
+    }
+}
+
 /// [`super::forward`] on a CUDA device; uses no scratch. When the call returns the work is in the
 /// queue's stream.
 pub(super) fn forward(q: &Queue, o: Forward<Views<'_>>, a: &Attn, dtype: Dtype) {
     let tiles = Tiles::of(a, dtype).filter(|_| aligned(&[o.out.address(), o.qkv.address()]));
-    let source = match a.cap {
-        None => &FORWARD,
-        Some(_) => &FORWARD_CAPPED,
+    let source = match (a.cap, a.full()) {
+        (None, false) => &FORWARD,
+        (None, true) => &FORWARD_FULL,
+        (Some(_), _) => &FORWARD_CAPPED,
     };
     // The tensor cores' kernels have a parameter for the cap where there is one, the plain ones always.
     let cap = match (tiles, a.cap) {
@@ -164,7 +183,7 @@ pub(super) fn forward(q: &Queue, o: Forward<Views<'_>>, a: &Attn, dtype: Dtype) 
         .arg(a.kv_heads)
         .arg(a.head_dim)
         .arg(a.scale)
-        .arg(a.window());
+        .arg(window(a, tiles));
     let launch = match cap {
         Some(cap) => launch.arg(cap),
         None => launch,
@@ -198,9 +217,10 @@ pub(super) fn backward(q: &Queue, o: Backward<Views<'_>>, a: &Attn, dtype: Dtype
     let row = a.head_dim * size_of::<f32>();
     let tiles = Tiles::of(a, dtype)
         .filter(|_| aligned(&[o.d_qkv.address(), o.d_out.address(), o.qkv.address()]));
-    let source = match a.cap {
-        None => &BACKWARD,
-        Some(_) => &BACKWARD_CAPPED,
+    let source = match (a.cap, a.full()) {
+        (None, false) => &BACKWARD,
+        (None, true) => &BACKWARD_FULL,
+        (Some(_), _) => &BACKWARD_CAPPED,
     };
     let cap = match (tiles, a.cap) {
         (Some(_), cap) => cap,
@@ -241,7 +261,7 @@ pub(super) fn backward(q: &Queue, o: Backward<Views<'_>>, a: &Attn, dtype: Dtype
             .arg(a.kv_heads)
             .arg(a.head_dim)
             .arg(a.scale)
-            .arg(a.window());
+            .arg(window(a, tiles));
         let launch = match cap {
             Some(cap) => launch.arg(cap),
             None => launch,

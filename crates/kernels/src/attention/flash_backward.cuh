@@ -96,7 +96,21 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
     int warp_row = warp / SPLIT * 16 * MT, first_column = warp % SPLIT * W;
     u32 a_keys = shared + at(warp_row, 0) + left(lane), a_values = a_keys + VALUES;
 
-    int head = kv_head * group, last_head = head + group - 1, q0 = k0;
+#ifdef FULL
+    // The first query that sees the tile is the first token of its first key's document.
+    const int from = most(starts[k0], 0);
+    int lowest = starts[k0], highest = starts[least(k0 + KEYS, T) - 1], of_key[MT][2];
+#pragma unroll
+    for (int m = 0; m < MT; m++)
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            int key = k0 + warp_row + m * 16 + half * 8 + lane / 4;
+            of_key[m][half] = starts[least(key, T - 1)];
+        }
+#else
+    const int from = k0;
+#endif
+    int head = kv_head * group, last_head = head + group - 1, q0 = from;
     u32 stage = 0;
     bool more = q0 < end;
     if (more) bring(shared + STAGES, head, q0);
@@ -106,7 +120,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
         int next_head = head, next_q0 = q0 + QUERIES;
         if (next_q0 >= end) {
             next_head++;
-            next_q0 = k0;
+            next_q0 = from;
         }
         more = next_head <= last_head;
         if (more) bring(shared + STAGES + (stage ^ 1) * STAGE, next_head, next_q0);
@@ -123,20 +137,34 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
         bend<MT, QUERIES>(p, scale, cap);
 #endif
         int first = k0 + warp_row;
-        if (k0 + KEYS - 1 > q0 || q0 + QUERIES > T ||
-            most(tile_starts[QUERIES - 1], q0 + QUERIES - (int)window) > k0) {
+#ifdef FULL
+        bool cut = q0 + QUERIES > T || tile_starts[QUERIES - 1] != lowest || tile_starts[0] != highest;
+#else
+        bool cut = k0 + KEYS - 1 > q0 || q0 + QUERIES > T ||
+                   most(tile_starts[QUERIES - 1], q0 + QUERIES - (int)window) > k0;
+#endif
+        if (cut) {
 #pragma unroll
             for (int n = 0; n < QUERIES / 8; n++)
 #pragma unroll
                 for (int i = 0; i < 2; i++) {
                     int column = n * 8 + lane % 4 * 2 + i, query = q0 + column;
+#ifdef FULL
+                    int start = tile_starts[column];
+#else
                     int start = most(tile_starts[column], query + 1 - (int)window);
+#endif
 #pragma unroll
                     for (int m = 0; m < MT; m++)
 #pragma unroll
                         for (int half = 0; half < 2; half++) {
+#ifdef FULL
+                            bool unseen = of_key[m][half] != start || query >= T;
+#else
                             int key = first + m * 16 + half * 8 + lane / 4;
-                            if (key > query || key < start || query >= T)
+                            bool unseen = key > query || key < start || query >= T;
+#endif
+                            if (unseen)
                                 p[m][n][2 * half + i] = minus_infinity();
                         }
                 }
@@ -232,6 +260,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
     int end = least(q0 + QUERIES, T);
     int k0 = most(first_key(starts, q0, (int)window), 0) / KEYS * KEYS;
     int last_start = first_key(starts, end - 1, (int)window);
+#ifdef FULL
+    // Ends of keys do not fall either: the last query's is the largest, the first one's the least.
+    int first_end = end_of_keys(starts, q0, 0, T);
+    end = end_of_keys(starts, end - 1, 0, T);
+#endif
 
     fetch<QUERIES>(shared, row + head * head_dim, stride, q0, T, width);
     fetch<QUERIES>(shared + D_OUT, d_out + (batch * seq * heads + head) * head_dim,
@@ -276,7 +309,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
         bend<MT, KEYS>(p, scale, cap);
 #endif
         int first = q0 + warp_row;
-        if (k0 + KEYS - 1 > first || k0 < last_start) {
+#ifdef FULL
+        bool cut = k0 + KEYS > first_end || k0 < last_start;
+#else
+        bool cut = k0 + KEYS - 1 > first || k0 < last_start;
+#endif
+        if (cut) {
 #pragma unroll
             for (int m = 0; m < MT; m++)
 #pragma unroll
@@ -284,7 +322,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
                     // What the query sees, as columns of the tile from the lane's own on.
                     int query = first + m * 16 + half * 8 + lane / 4, own = k0 + lane % 4 * 2;
                     int low = first_key(starts, least(query, T - 1), (int)window) - own;
+#ifdef FULL
+                    int high = end_of_keys(starts, least(query, T - 1), k0, least(k0 + KEYS, T)) -
+                               1 - own;
+#else
                     int high = query - own;
+#endif
 #pragma unroll
                     for (int n = 0; n < KEYS / 8; n++)
 #pragma unroll

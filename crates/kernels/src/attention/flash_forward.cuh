@@ -36,6 +36,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
     // First keys do not fall inside a row of tokens: the first query's is the least.
     int k0 = most(first_key(starts, q0, (int)window), 0) / KEYS * KEYS;
     int last_start = first_key(starts, end - 1, (int)window);
+#ifdef FULL
+    // Ends of keys do not fall either: the last query's is the largest, the first one's the least.
+    int first_end = end_of_keys(starts, q0, 0, T);
+    end = end_of_keys(starts, end - 1, 0, T);
+#endif
 
     fetch<QUERIES>(queries, row + head * head_dim, stride, q0, T, width);
     fetch<KEYS>(keys, from_k, stride, k0, T, width);
@@ -73,7 +78,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
         if (k0 + KEYS < end) fetch<KEYS>(keys, from_k, stride, k0 + KEYS, T, width);
 
         int first = q0 + warp_row;
-        if (k0 + KEYS - 1 > first || k0 < last_start) {
+#ifdef FULL
+        bool cut = k0 + KEYS > first_end || k0 < last_start;
+#else
+        bool cut = k0 + KEYS - 1 > first || k0 < last_start;
+#endif
+        if (cut) {
 #pragma unroll
             for (int m = 0; m < MT; m++)
 #pragma unroll
@@ -81,7 +91,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
                     // What the query sees, as columns of the tile from the lane's own on.
                     int query = first + m * 16 + half * 8 + lane / 4, own = k0 + lane % 4 * 2;
                     int low = first_key(starts, least(query, T - 1), (int)window) - own;
+#ifdef FULL
+                    int high = end_of_keys(starts, least(query, T - 1), k0, least(k0 + KEYS, T)) -
+                               1 - own;
+#else
                     int high = query - own;
+#endif
 #pragma unroll
                     for (int n = 0; n < KEYS / 8; n++)
 #pragma unroll

@@ -24,11 +24,24 @@ __device__ __forceinline__ float dot(const E* a, const E* b, u64 n) {
     return x;
 }
 
-// The first key that token t of row b sees: its document's first, or that of its window of tokens.
+// The first key that token t of row b sees: its document's first, or that of its window of tokens. A window of
+// 0 is none, and then it sees what is behind it as well.
 __device__ __forceinline__ u64 first_key(const int* doc_start, u64 b, u64 seq, u64 t, u64 window) {
     int start = doc_start[b * seq + t];
-    u64 first = start > 0 ? (u64)start : 0, of_window = t + 1 > window ? t + 1 - window : 0;
+    u64 first = start > 0 ? (u64)start : 0;
+    u64 of_window = window > 0 && t + 1 > window ? t + 1 - window : 0;
     return first > of_window ? first : of_window;
+}
+
+// Behind the last key that it sees: behind itself, or the first token whose document starts after it.
+__device__ __forceinline__ u64 end_of_keys(const int* doc_start, u64 b, u64 seq, u64 t, u64 window) {
+    u64 from = t + 1, end = window > 0 ? from : seq; // the answer is in from ..= end
+    while (from < end) {
+        u64 middle = (from + end) / 2;
+        if (doc_start[b * seq + middle] > (int)t) end = middle;
+        else from = middle + 1;
+    }
+    return from;
 }
 
 // A score, capped unless `cap` is 0.
@@ -56,8 +69,9 @@ extern "C" __global__ void __launch_bounds__(32)
     const E* query = qkv + s.query(b, t, h);
     for (u64 i = lane; i < width; i += 32) sum[i] = 0.0f;
     float top = __uint_as_float(0xff800000u), total = 0.0f;
-    for (u64 from = first_key(doc_start, b, seq, t, window); from <= t; from += 32) {
-        u64 n = t - from + 1 < 32 ? t - from + 1 : 32;
+    u64 end = end_of_keys(doc_start, b, seq, t, window);
+    for (u64 from = first_key(doc_start, b, seq, t, window); from < end; from += 32) {
+        u64 n = end - from < 32 ? end - from : 32;
         float score = __uint_as_float(0xff800000u);
         if (lane < n) score = bent(scale * dot(query, qkv + s.key(b, from + lane, kv), width), cap);
         float most = fmaxf(top, warp_max(score));
@@ -94,8 +108,9 @@ extern "C" __global__ void __launch_bounds__(32)
     const E *query = qkv + s.query(b, t, h), *d = d_out + s.output(b, t, h);
     float log_sum = lse[s.line(b, h) + t], mean = delta[s.line(b, h) + t];
     for (u64 i = lane; i < width; i += 32) sum[i] = 0.0f;
-    for (u64 from = first_key(doc_start, b, seq, t, window); from <= t; from += 32) {
-        u64 n = t - from + 1 < 32 ? t - from + 1 : 32;
+    u64 end = end_of_keys(doc_start, b, seq, t, window);
+    for (u64 from = first_key(doc_start, b, seq, t, window); from < end; from += 32) {
+        u64 n = end - from < 32 ? end - from : 32;
         float ds = 0.0f;
         if (lane < n) {
             float score = bent(scale * dot(query, qkv + s.key(b, from + lane, kv), width), cap);
@@ -132,7 +147,9 @@ extern "C" __global__ void __launch_bounds__(32)
     for (u64 i = lane; i < width; i += 32) dk[i] = dv[i] = 0.0f;
     for (u64 h = kv * s.group(); h < (kv + 1) * s.group(); h++) {
         // First keys never decrease: behind a query that does not see the key none does.
-        for (u64 from = k; from < seq && first_key(doc_start, b, seq, from, window) <= k;
+        // The first query that sees it is itself, or its document's first token.
+        u64 first = window > 0 ? k : first_key(doc_start, b, seq, k, window);
+        for (u64 from = first; from < seq && first_key(doc_start, b, seq, from, window) <= k;
              from += 32) {
             u64 n = seq - from < 32 ? seq - from : 32;
             float p = 0.0f, ds = 0.0f;

@@ -29,12 +29,8 @@ fn tile_forward<E: Number>(
 ) {
     let (d, n) = (a.head_dim, QUERIES.min(a.seq - first));
     let (row, kv_head) = (batch * a.seq, head / a.group());
-    let starts = number::read::<i32>(o.inputs.doc_start, row + first, n);
-    let visible = Visible {
-        starts,
-        first,
-        window: a.window(),
-    };
+    let starts = number::read::<i32>(o.inputs.doc_start, row, a.seq);
+    let visible = Visible::new(starts, first..first + n, a);
     with_scratch((2 * QUERIES + KEYS) * d + QUERIES * KEYS, |scratch| {
         let (queries, rest) = scratch.split_at_mut(QUERIES * d);
         let (sums, rest) = rest.split_at_mut(QUERIES * d);

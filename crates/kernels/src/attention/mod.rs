@@ -1,13 +1,15 @@
-//! Causal attention inside documents, grouped-query, on the fused (B·T, (H+2KV)·D) projection.
+//! Attention inside documents, grouped-query, on the fused (B·T, (H+2KV)·D) projection.
 //!
 //! Token t of a row attends to the tokens s of the same row with `doc_start[t] <= s <= t`, so
 //! documents packed into one row do not see each other (`doc_start` counts inside the row). With a [window](Mask::Window) of n a
 //! token sees itself and the n - 1 tokens before it at most: its first key is the later one of its document's first token and
 //! `t + 1 - n`. Either never falls from a token to the next, so whatever holds of document starts holds of first keys.
+//! With a [full mask](Mask::Full) a token sees all of its document, also what is behind it: up to the first token whose
+//! document starts after t. Documents' ends never fall either.
 //! Softmax is online over tiles of keys: memory grows with T, never with T².
 //!
 //! Bound: matrix products, 4·D operations a (query, key) pair of each head in forward and 10·D in
-//! backward, over half of T² pairs, or about n·T of a window.
+//! backward, over half of T² pairs, all of a full mask, or about n·T of a window.
 
 mod backward;
 mod cached;
@@ -51,7 +53,7 @@ pub struct Attn {
     /// Factor of the scores, usually 1/√D.
     pub scale: f32,
     /// What scores cannot exceed, more than 0: s becomes `cap·tanh(s/cap)` after the factor (Gemma 2). [`Engine::Cudnn`] has
-    /// none.
+    /// none, and nobody has one with a full mask.
     pub cap: Option<f32>,
     /// Which keys of its document a token sees. [`Engine::Cudnn`] has [`Mask::Causal`] only.
     pub mask: Mask,
@@ -77,9 +79,13 @@ impl Attn {
     /// Most keys that a token sees, at most T.
     fn window(&self) -> usize {
         match self.mask {
-            Mask::Causal => self.seq,
+            Mask::Causal | Mask::Full => self.seq,
             Mask::Window(n) => self.seq.min(n as usize),
         }
+    }
+
+    fn full(&self) -> bool {
+        self.mask == Mask::Full
     }
 
     /// Where, in numbers of `qkv`, query head `head` of token `row` starts.
@@ -114,6 +120,10 @@ impl Attn {
             self.cap.is_none_or(|cap| cap > 0.0),
             "a cap of {:?}",
             self.cap
+        );
+        assert!(
+            self.cap.is_none() || !self.full(),
+            "capped scores with a full mask"
         );
         expect("qkv", qkv, self.rows() * self.width(), e);
         expect("out", out, self.rows() * self.heads * self.head_dim, e);
@@ -214,29 +224,53 @@ const KEYS: usize = 128;
 
 /// The keys that a tile of queries sees, and those that each query sees.
 struct Visible<'a> {
-    /// Document starts of the tile's queries.
-    starts: &'a [i32],
-    /// Index of the first query in its row of T.
-    first: usize,
+    /// Document starts of the row's T tokens.
+    row: &'a [i32],
+    /// Indices of the tile's queries in the row.
+    queries: std::ops::Range<usize>,
     /// Most keys that a query sees.
     window: usize,
+    /// Whether a query sees what is behind it.
+    full: bool,
+}
+
+impl<'a> Visible<'a> {
+    fn new(row: &'a [i32], queries: std::ops::Range<usize>, a: &Attn) -> Self {
+        Self {
+            row,
+            queries,
+            window: a.window(),
+            full: a.full(),
+        }
+    }
+
+    /// Behind the last key that query `t` sees.
+    fn end(&self, t: usize) -> usize {
+        let behind = match self.full {
+            true => self.row[t + 1..].partition_point(|&start| start <= t as i32),
+            false => 0,
+        };
+        t + 1 + behind
+    }
 }
 
 impl Visible<'_> {
     /// First and last key (exclusive) of the whole tile.
     fn keys(&self) -> std::ops::Range<usize> {
-        let start = self.starts.iter().copied().min().unwrap_or(0);
-        let start = (start.max(0) as usize).max((self.first + 1).saturating_sub(self.window));
-        start..self.first + self.starts.len()
+        let (start, end) = (self.queries.start, self.queries.end);
+        let starts = self.row[start..end].iter().copied();
+        let first = starts.min().unwrap_or(0).max(0) as usize;
+        let first = first.max((start + 1).saturating_sub(self.window));
+        first..self.end(end - 1)
     }
 
     /// Of the keys `from .. from + len`, those that query `i` of the tile sees, as positions in
     /// that run; possibly none.
     fn of(&self, i: usize, from: usize, len: usize) -> std::ops::Range<usize> {
-        let after = self.first + i + 1;
-        let end = after.saturating_sub(from).min(len);
-        let start = (self.starts[i].max(0) as usize)
-            .max(after.saturating_sub(self.window))
+        let t = self.queries.start + i;
+        let end = self.end(t).saturating_sub(from).min(len);
+        let start = (self.row[t].max(0) as usize)
+            .max((t + 1).saturating_sub(self.window))
             .saturating_sub(from)
             .min(end);
         start..end

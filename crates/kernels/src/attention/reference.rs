@@ -16,17 +16,34 @@ pub struct Forward {
 /// The first key that query `t` sees, of a document that starts at `doc_start`.
 fn first_key(doc_start: i32, a: &Attn, t: usize) -> usize {
     let of_window = match a.mask {
-        Mask::Causal => 0,
+        Mask::Causal | Mask::Full => 0,
         Mask::Window(n) => (t + 1).saturating_sub(n as usize),
     };
     of_window.max(doc_start as usize)
 }
 
-/// Probabilities of query `t` of row `b` and head `h` over the keys `start ..= t`, and their
-/// lse.
-fn probabilities(qkv: &[f64], start: usize, a: &Attn, b: usize, h: usize, t: usize) -> Softmax {
+/// The keys that query `t` of row `b` sees.
+fn seen(doc_start: &[i32], a: &Attn, b: usize, t: usize) -> std::ops::RangeInclusive<usize> {
+    let row = &doc_start[b * a.seq..][..a.seq];
+    let last = match a.mask {
+        Mask::Causal | Mask::Window(_) => t,
+        Mask::Full => row
+            .iter()
+            .rposition(|start| *start == row[t])
+            .expect("t is one"),
+    };
+    first_key(row[t], a, t)..=last
+}
+
+/// Probabilities of query `t` of row `b` and head `h` over the keys that it sees, and their lse.
+fn probabilities(
+    qkv: &[f64],
+    seen: std::ops::RangeInclusive<usize>,
+    a: &Attn,
+    (b, h, t): (usize, usize, usize),
+) -> Softmax {
     let query = &qkv[a.query(b * a.seq + t, h)..][..a.head_dim];
-    let scores: Vec<f64> = (start..=t)
+    let scores: Vec<f64> = seen
         .map(|s| {
             let key = &qkv[a.key(b * a.seq + s, h / a.group())..][..a.head_dim];
             let score = f64::from(a.scale) * query.iter().zip(key).map(|(q, k)| q * k).sum::<f64>();
@@ -53,7 +70,8 @@ struct Softmax {
     lse: f64,
 }
 
-/// `softmax(scale·q·kᵀ)·v`, of capped scores where there is a cap, over the keys of the same document up to the token, as far back as the mask has it.
+/// `softmax(scale·q·kᵀ)·v`, of capped scores where there is a cap, over the keys of the same document that the mask
+/// lets the token see.
 #[must_use]
 pub fn forward(qkv: &[f64], doc_start: &[i32], a: &Attn) -> Forward {
     let d = a.head_dim;
@@ -64,11 +82,11 @@ pub fn forward(qkv: &[f64], doc_start: &[i32], a: &Attn) -> Forward {
     for b in 0..a.batch {
         for h in 0..a.heads {
             for t in 0..a.seq {
-                let start = first_key(doc_start[b * a.seq + t], a, t);
-                let softmax = probabilities(qkv, start, a, b, h, t);
+                let seen = seen(doc_start, a, b, t);
+                let softmax = probabilities(qkv, seen.clone(), a, (b, h, t));
                 f.lse[(b * a.heads + h) * a.seq + t] = softmax.lse;
                 let out = a.output(b * a.seq + t, h);
-                for (s, p) in (start..=t).zip(&softmax.p) {
+                for (s, p) in seen.zip(&softmax.p) {
                     let value = a.value(b * a.seq + s, h / a.group());
                     for i in 0..d {
                         f.out[out + i] += p * qkv[value + i];
@@ -88,11 +106,12 @@ pub fn backward(d_out: &[f64], qkv: &[f64], out: &[f64], doc_start: &[i32], a: &
     for b in 0..a.batch {
         for h in 0..a.heads {
             for t in 0..a.seq {
-                let start = first_key(doc_start[b * a.seq + t], a, t);
-                let Softmax { p, slopes, .. } = probabilities(qkv, start, a, b, h, t);
+                let seen = seen(doc_start, a, b, t);
+                let Softmax { p, slopes, .. } = probabilities(qkv, seen.clone(), a, (b, h, t));
                 let output = a.output(b * a.seq + t, h)..a.output(b * a.seq + t, h) + d;
                 let (d_out, out) = (&d_out[output.clone()], &out[output]);
-                let dp: Vec<f64> = (start..=t)
+                let dp: Vec<f64> = seen
+                    .clone()
                     .map(|s| {
                         let value = &qkv[a.value(b * a.seq + s, h / a.group())..][..d];
                         d_out.iter().zip(value).map(|(d, v)| d * v).sum()
@@ -101,7 +120,7 @@ pub fn backward(d_out: &[f64], qkv: &[f64], out: &[f64], doc_start: &[i32], a: &
                 // Σ p·dp, the mean of the gradient over the keys.
                 let mean: f64 = d_out.iter().zip(out).map(|(d, o)| d * o).sum();
                 let query = a.query(b * a.seq + t, h);
-                for (j, s) in (start..=t).enumerate() {
+                for (j, s) in seen.enumerate() {
                     let key = a.key(b * a.seq + s, h / a.group());
                     let value = a.value(b * a.seq + s, h / a.group());
                     let ds = scale * p[j] * (dp[j] - mean) * slopes[j];

@@ -31,6 +31,13 @@ fn windowed(a: Attn, keys: u32) -> Attn {
     }
 }
 
+fn full(a: Attn) -> Attn {
+    Attn {
+        mask: Mask::Full,
+        ..a
+    }
+}
+
 fn capped(a: Attn, cap: f32) -> Attn {
     Attn {
         cap: Some(cap),
@@ -209,6 +216,33 @@ fn windows_agree_with_the_reference() {
     }
 }
 
+/// Whole documents, on every kernel that a GPU has for heads: rows of one document and of several, which end
+/// inside tiles and at their edges.
+#[test]
+fn full_masks_agree_with_the_reference() {
+    for dtype in DTYPES {
+        for seq in [1, 7, 128, 129, 300] {
+            check(&full(attn(2, seq, 2, 2, 16)), false, dtype);
+            check(&full(attn(2, seq, 4, 2, 16)), true, dtype);
+        }
+        check(&full(attn(1, 260, 4, 4, 64)), true, dtype);
+        check(&full(attn(1, 130, 4, 2, 96)), false, dtype);
+        check(&full(attn(1, 300, 3, 1, 128)), true, dtype);
+        check(&full(attn(1, 193, 2, 1, 256)), true, dtype);
+        check(&full(attn(3, 90, 5, 5, 10)), true, dtype);
+        // Documents of whole tiles, then one that ends with the row.
+        let a = full(attn(1, 400, 2, 1, 64));
+        let starts = (0..400).map(|t| t / 128 * 128).collect();
+        let case = Case {
+            starts,
+            ..Case::new(&a, false, dtype)
+        };
+        for (device, done) in everywhere(|q| case.run(q, &a, dtype)) {
+            case.check(device, &a, dtype, &done);
+        }
+    }
+}
+
 /// Caps that bite (scores are of order 3) and that hardly do, on every kernel that a GPU has for heads, with windows and
 /// documents.
 #[test]
@@ -259,6 +293,7 @@ fn long_rows_agree_with_the_reference() {
             (false, attn(1, 2048, 1, 1, 128)),
             (true, attn(1, 2000, 2, 1, 64)),
             (true, windowed(attn(1, 2048, 2, 1, 64), 500)),
+            (true, full(attn(1, 2000, 2, 1, 64))),
         ] {
             let case = Case::new(&a, pack, dtype);
             if let Some(done) = on_gpu(|q| case.run(q, &a, dtype)) {
@@ -386,6 +421,7 @@ fn what_cudnn_does_not_do_is_refused_cleanly() {
         (attn(1, 16, 4, 2, 10), Dtype::Bf16),
         (attn(1, 16, 4, 2, 264), Dtype::Bf16),
         (windowed(attn(1, 16, 4, 2, 64), 8), Dtype::Bf16),
+        (full(attn(1, 16, 4, 2, 64)), Dtype::Bf16),
         (capped(attn(1, 16, 4, 2, 64), 8.0), Dtype::Bf16),
     ] {
         let Some(q) = gpu() else { return };
@@ -527,6 +563,7 @@ fn other_documents_do_not_matter() {
 fn reference_gradient_is_the_slope() {
     slope_of(&attn(2, 7, 4, 2, 6));
     slope_of(&windowed(attn(2, 7, 4, 2, 6), 3));
+    slope_of(&full(attn(2, 7, 4, 2, 6)));
     slope_of(&capped(attn(2, 7, 4, 2, 6), 1.25));
 }
 

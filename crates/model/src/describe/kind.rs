@@ -163,7 +163,7 @@ impl Sizes {
         (self.heads.heads + 2 * self.heads.kv_heads) * self.heads.head_dim
     }
 
-    /// Attention of a layer. A layer with a window, or with capped scores, is computed by the own kernels, whoever computes
+    /// Attention of a layer. A layer with a window or a full mask, or with capped scores, is computed by the own kernels, whoever computes
     /// the others.
     pub fn attn(&self, mask: Mask) -> Attn {
         let Heads {
@@ -371,6 +371,7 @@ impl Kind {
             let window = match mask {
                 Mask::Causal => String::new(),
                 Mask::Window(n) => format!(" window{n}"),
+                Mask::Full => " full".to_owned(),
             };
             let cap = if s.cap.is_some() { " cap" } else { "" };
             let sizes = format!("b{b} t{seq} h{heads} kv{kv_heads} d{head_dim}");

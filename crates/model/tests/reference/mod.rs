@@ -369,10 +369,14 @@ impl Model<'_> {
                 let qh = &q[t][h * d..(h + 1) * d];
                 // `kv_idx > q_idx - sliding_window`.
                 let first = match mask {
-                    Mask::Causal => 0,
+                    Mask::Causal | Mask::Full => 0,
                     Mask::Window(n) => (t + 1).saturating_sub(n as usize),
                 };
-                let scores: Row = k[first..=t]
+                let last = match mask {
+                    Mask::Causal | Mask::Window(_) => t,
+                    Mask::Full => k.len() - 1,
+                };
+                let scores: Row = k[first..=last]
                     .iter()
                     .map(|k| {
                         let usual = 1.0 / (d as f64).sqrt();
