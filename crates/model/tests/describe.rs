@@ -108,13 +108,14 @@ fn every_tensor_is_written_once_and_before_it_is_read() {
     for shape in every_shape() {
         for unit in &workload(&shape).units {
             let mut used = BTreeSet::new();
-            let given = [unit.input, unit.d_output];
+            let read = unit.inputs.iter().map(|input| input.tensor);
+            let given: Vec<LocalId> = read.chain(unit.d_output).collect();
             let phases: &[&[Phase]] = match unit.kind {
                 UnitKind::Head => &[&[Phase::Backward], &[Phase::Evaluate], &[Phase::Infer]],
                 _ => &[&[Phase::Forward, Phase::Backward]],
             };
             for run in phases {
-                let mut written: BTreeSet<LocalId> = given.into_iter().flatten().collect();
+                let mut written: BTreeSet<LocalId> = given.iter().copied().collect();
                 for phase in *run {
                     for op in phase.ops(unit) {
                         for operand in &op.operands {
@@ -166,7 +167,8 @@ fn every_tensor_is_written_once_and_before_it_is_read() {
             }
             if unit.kind != UnitKind::Embedding {
                 let backward = locals(unit, Phase::Backward, Access::Write);
-                assert!(backward.contains(&unit.d_input.unwrap()), "{}", unit.name);
+                let mut gradients = unit.inputs.iter().map(|input| input.gradient);
+                assert!(gradients.all(|i| backward.contains(&i)), "{}", unit.name);
             }
         }
     }
@@ -178,14 +180,13 @@ fn neighbours_agree_on_the_tensor_between_them() {
         let workload = workload(&shape);
         for pair in workload.units.windows(2) {
             let bytes = |u: &Unit, i: Option<LocalId>| u.tensors[i.unwrap()].bytes;
-            assert_eq!(
-                bytes(&pair[0], pair[0].output),
-                bytes(&pair[1], pair[1].input)
-            );
-            assert_eq!(
-                bytes(&pair[0], pair[0].d_output),
-                bytes(&pair[1], pair[1].d_input)
-            );
+            let [input] = pair[1].inputs[..] else {
+                panic!("{} reads the unit below", pair[1].name);
+            };
+            assert_eq!(workload.units[input.unit as usize].name, pair[0].name);
+            let (x, dx) = (Some(input.tensor), Some(input.gradient));
+            assert_eq!(bytes(&pair[0], pair[0].output), bytes(&pair[1], x));
+            assert_eq!(bytes(&pair[0], pair[0].d_output), bytes(&pair[1], dx));
         }
         assert_eq!(workload.units.len(), shape.layers as usize + 2);
         let kinds: Vec<UnitKind> = workload.units.iter().map(|u| u.kind).collect();

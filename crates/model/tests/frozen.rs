@@ -57,7 +57,7 @@ fn check(shape: &ModelShape, precision: Dtype, full: &Driver, off: Vec<ParamId>)
             let adds = op.operands.iter().any(|o| o.access == Access::Accumulate);
             let leads = op.operands.iter().any(|o| match o.what {
                 _ if o.access != Access::Write => false,
-                What::Local(i) if Some(i) == unit.d_input => u as u32 > lowest.unwrap(),
+                What::Local(i) if unit.input_of_gradient(i).is_some() => u as u32 > lowest.unwrap(),
                 what => what == What::Loss || reads(what),
             });
             assert!(adds || leads, "{case}: {} {}", unit.name, op.name);

@@ -298,7 +298,7 @@ fn costly(unit: &Unit, tensor: LocalId) -> bool {
         }
         seen.push(t);
         let reads = op.operands.iter().filter_map(|o| local(o, Access::Read));
-        let there = |i: &LocalId| Some(*i) == unit.input || saved.contains(i) || seen.contains(i);
+        let there = |i: &LocalId| unit.input(*i).is_some() || saved.contains(i) || seen.contains(i);
         wanted.extend(reads.filter(|i| !there(i)));
     }
     false

@@ -48,6 +48,8 @@ mod durable_tests;
 #[cfg(test)]
 mod frozen_tests;
 #[cfg(test)]
+mod graph_tests;
+#[cfg(test)]
 mod mutants;
 #[cfg(test)]
 mod mutants_tests;

@@ -469,8 +469,8 @@ pub struct Plan {
     /// Ranks that run this plan together, see [`Workload::ranks`].
     #[serde(default = "one", skip_serializing_if = "is_one")]
     pub ranks: u32,
-    /// Of a batch in rounds: slots that each micro-batch has its own of across rounds, in the order of
-    /// micro-batches. A task of a part that repeats names those of the first time that it runs; see
+    /// Of a batch in rounds: slots that each micro-batch has its own of across rounds, of one tensor after the other
+    /// in the order of micro-batches. A task of a part that repeats names those of the first time that it runs; see
     /// [`Plan::shifted`].
     #[serde(default = "none", skip_serializing_if = "Range::is_empty")]
     pub late: Range<SlotId>,
@@ -651,35 +651,48 @@ impl Fnv {
     }
 }
 
-/// The tensor that an operand of a unit names, for one micro-batch: a unit's input is the unit
-/// below's output, and its output's gradient is the unit above's input gradient, so both exist once.
-#[must_use]
-pub fn canonical(
+/// Where each unit's output gradient is, see [`canonical`]: the last reader, and its name for it.
+pub(crate) type Gradients = Vec<Option<(u32, LocalId)>>;
+
+/// [`Gradients`] of a workload.
+pub(crate) fn gradients_of_outputs(w: &Workload) -> Gradients {
+    let mut made = vec![None; w.units.len()];
+    for (u, unit) in w.units.iter().enumerate() {
+        for input in &unit.inputs {
+            made[input.unit as usize] = Some((u as u32, input.gradient));
+        }
+    }
+    made
+}
+
+/// The tensor that an operand of a unit names, for one micro-batch. A unit's input is an earlier unit's output, and
+/// its gradient, whichever reader names it, is the last reader's: so both exist once.
+pub(crate) fn canonical(
     w: &Workload,
+    gradients: &Gradients,
     unit: u32,
     what: What,
     m: u32,
     piece_of: &List<ParamId, PieceId>,
 ) -> Tensor {
     let u = &w.units[unit as usize];
+    let gradient_of = |unit: u32| {
+        let (reader, i) = gradients[unit as usize].expect("an output that is used has a reader");
+        Tensor::Local(reader, i, m)
+    };
     match what {
-        What::Local(i) if u.input == Some(i) => {
-            let below = &w.units[unit as usize - 1];
-            Tensor::Local(
-                unit - 1,
-                below.output.expect("units below have an output"),
-                m,
-            )
+        What::Local(i) if u.d_output == Some(i) => gradient_of(unit),
+        What::Local(i) => {
+            if let Some(input) = u.input(i) {
+                let output = w.units[input.unit as usize].output;
+                let output = output.expect("a unit that is read has an output");
+                return Tensor::Local(input.unit, output, m);
+            }
+            match u.input_of_gradient(i) {
+                Some(input) => gradient_of(input.unit),
+                None => Tensor::Local(unit, i, m),
+            }
         }
-        What::Local(i) if u.d_output == Some(i) => {
-            let above = &w.units[unit as usize + 1];
-            Tensor::Local(
-                unit + 1,
-                above.d_input.expect("units above have an input gradient"),
-                m,
-            )
-        }
-        What::Local(i) => Tensor::Local(unit, i, m),
         What::Weight(p) => Tensor::Weight(piece_of[p]),
         What::Gradient(p) => Tensor::Accumulator(piece_of[p]),
         What::Cache => Tensor::Cache(unit),

@@ -9,12 +9,14 @@ mod finish;
 use std::collections::BTreeSet;
 use std::ops::Range;
 
-use lowtide_units::{List, ids};
+use lowtide_units::List;
 use lowtide_workload::{Access, LocalId, Op, OpId, ParamId, Unit, UnitKind, What, Workload};
 
 use crate::choice::{Choice, LoopOrder, Saved};
 use crate::fast::FastMap;
-use crate::plan::{PartName, Phase, Piece, PieceId, Tensor, Use, Work, canonical};
+use crate::plan::{
+    Gradients, PartName, Phase, Piece, PieceId, Tensor, Use, Work, canonical, gradients_of_outputs,
+};
 
 /// One use of a tensor by an operation.
 #[derive(Clone, Copy, Debug)]
@@ -72,18 +74,35 @@ impl Span {
         }
     }
 
-    /// Whether the embedding's backward waits for the end of the batch: a tied embedding adds up in the
-    /// same order in every cut, the head's share of all micro-batches first.
-    pub(crate) fn late(&self, w: &Workload) -> bool {
-        self.rounds && tied(w)
+    /// The embeddings whose backward waits for the end of the batch, in forward order: one that shares a table adds to
+    /// it in the same order in every cut, the shares of units above of all micro-batches first.
+    pub(crate) fn late(&self, w: &Workload) -> Vec<u32> {
+        match self.rounds {
+            true => sharing(w),
+            false => Vec::new(),
+        }
     }
 }
 
-/// Whether the head adds to a gradient of the embedding's.
-pub(crate) fn tied(w: &Workload) -> bool {
-    let (embedding, head) = (&w.units[0], &w.units[w.units.len() - 1]);
-    let mut operands = head.backward.iter().flat_map(|op| &op.operands);
-    operands.any(|o| matches!(o.what, What::Gradient(p) if embedding.params.contains(&p)))
+/// The parameters to whose gradient a unit adds.
+fn added_to(unit: &Unit) -> impl Iterator<Item = ParamId> {
+    let operands = unit.backward.iter().flat_map(|op| &op.operands);
+    operands.filter_map(|o| match o.what {
+        What::Gradient(p) => Some(p),
+        _ => None,
+    })
+}
+
+/// The embeddings that add to a gradient to which another unit adds too, in forward order.
+pub(crate) fn sharing(w: &Workload) -> Vec<u32> {
+    let embeddings = (0..w.units.len()).filter(|&u| w.units[u].kind == UnitKind::Embedding);
+    let shares = |&u: &usize| {
+        let own: Vec<ParamId> = added_to(&w.units[u]).collect();
+        let others = w.units.iter().enumerate().filter(|&(other, _)| other != u);
+        let mut others = others.flat_map(|(_, unit)| added_to(unit));
+        others.any(|p| own.contains(&p))
+    };
+    embeddings.filter(shares).map(|u| u as u32).collect()
 }
 
 pub(crate) struct Program {
@@ -113,6 +132,7 @@ struct Builder<'a> {
     w: &'a Workload,
     pieces: &'a List<PieceId, Piece>,
     piece_of: &'a List<ParamId, PieceId>,
+    gradients: Gradients,
     ops: Vec<GpuOp>,
     visits: Vec<usize>,
     run: u32,
@@ -140,7 +160,7 @@ impl Builder<'_> {
             .operands
             .iter()
             .map(|o| {
-                let tensor = canonical(self.w, unit, o.what, m, self.piece_of);
+                let tensor = canonical(self.w, &self.gradients, unit, o.what, m, self.piece_of);
                 let (offset, bytes) = self.range(unit, o.what, m);
                 let access = match (o.access, o.what) {
                     (Access::Read, _) => Use::Read,
@@ -215,7 +235,7 @@ impl Builder<'_> {
 pub(crate) fn recomputed_ops(unit: &Unit, choice: &[Saved]) -> Vec<OpId> {
     let saved = unit.saved();
     let available = |i: LocalId| {
-        Some(i) == unit.input
+        unit.input(i).is_some()
             || saved
                 .iter()
                 .position(|&s| s == i)
@@ -251,21 +271,20 @@ pub(crate) fn recomputed_ops(unit: &Unit, choice: &[Saved]) -> Vec<OpId> {
     ops.into_iter().collect()
 }
 
-/// Parameters that operations before the part have added to a gradient of. Where the embedding's backward waits
-/// for the end of the batch, what only that adds to has no share yet.
-fn touched(w: &Workload, span: &Span) -> List<ParamId, bool> {
+/// Parameters that operations before the part have added to a gradient of. What only embeddings add to whose backward
+/// waits for the end of the batch has no share yet.
+fn touched(w: &Workload, span: &Span, late: &[u32]) -> List<ParamId, bool> {
     let mut touched = List::from(vec![!span.begins; w.params.len()]);
-    if span.late(w) {
-        let head = &w.units[w.units.len() - 1];
-        let mut adds = List::from(vec![false; w.params.len()]);
-        for o in head.backward.iter().flat_map(|op| &op.operands) {
-            if let What::Gradient(p) = o.what {
-                adds[p] = true;
-            }
-        }
-        for p in ids(&w.units[0].params) {
-            touched[p] &= adds[p];
-        }
+    if late.is_empty() {
+        return touched;
+    }
+    let mut adds = List::from(vec![false; w.params.len()]);
+    let others = (0..).zip(&w.units).filter(|(u, _)| !late.contains(u));
+    for p in others.flat_map(|(_, unit)| added_to(unit)) {
+        adds[p] = true;
+    }
+    for p in late.iter().flat_map(|&u| added_to(&w.units[u as usize])) {
+        touched[p] &= adds[p];
     }
     touched
 }
@@ -279,15 +298,17 @@ pub(crate) fn program(
     purpose: Purpose,
     span: &Span,
 ) -> Program {
+    let late = span.late(w);
     let mut b = Builder {
         w,
         pieces,
         piece_of,
+        gradients: gradients_of_outputs(w),
         ops: Vec::new(),
         visits: Vec::new(),
         run: 0,
         last: None,
-        touched: touched(w, span),
+        touched: touched(w, span, &late),
         base: span.micro_batches.start,
     };
     let n = w.units.len() as u32;
@@ -299,6 +320,7 @@ pub(crate) fn program(
         .zip(&choice.saved)
         .map(|(u, c)| recomputed_ops(u, c))
         .collect();
+    let embeds = |u: u32| w.units[u as usize].kind == UnitKind::Embedding;
     let head_phase = match purpose {
         Purpose::Train => Phase::Backward,
         Purpose::Evaluate => Phase::Evaluate,
@@ -316,13 +338,11 @@ pub(crate) fn program(
             }
             all().for_each(|m| b.all(head, head_phase, true, m));
             if purpose == Purpose::Train {
-                for unit in (1..head).rev() {
+                for unit in (0..head).rev().filter(|u| !late.contains(u)) {
                     all().for_each(|m| b.backward(unit, m, &recompute[unit as usize]));
                 }
-                match (span.late(w), span.ends) {
-                    (false, _) => all().for_each(|m| b.backward(0, m, &recompute[0])),
-                    (true, true) => (0..span.batch).for_each(|m| b.backward(0, m, &recompute[0])),
-                    (true, false) => {}
+                for &unit in late.iter().rev().filter(|_| span.ends) {
+                    (0..span.batch).for_each(|m| b.backward(unit, m, &recompute[unit as usize]));
                 }
             }
         }
@@ -331,16 +351,17 @@ pub(crate) fn program(
                 (0..head).for_each(|unit| b.all(unit, Phase::Forward, false, m));
                 b.all(head, head_phase, true, m);
                 if purpose == Purpose::Train {
-                    for unit in (1..head).rev() {
+                    for unit in (0..head).rev().filter(|&u| !embeds(u)) {
                         b.backward(unit, m, &recompute[unit as usize]);
                     }
                 }
             }
-            // The embedding's backward comes last for all micro-batches: a tied embedding then adds
+            // Embeddings' backward comes last for all micro-batches: a table that is shared then adds
             // up in the same order as layer-major does, head first.
             if purpose == Purpose::Train {
-                debug_assert_eq!(w.units[0].kind, UnitKind::Embedding);
-                all().for_each(|m| b.backward(0, m, &[]));
+                for unit in (0..head).rev().filter(|&u| embeds(u)) {
+                    all().for_each(|m| b.backward(unit, m, &recompute[unit as usize]));
+                }
             }
         }
     }

@@ -1,9 +1,9 @@
 //! What one training step computes and moves, in numbers, without an address.
 //!
 //! A [`Workload`] is written by the model about itself and read by the planner, which never sees
-//! the model: **units** (the embedding, the blocks, the head) in forward order, each with its
-//! parameters, its local tensors and its **operations**. An operation names every tensor that it
-//! reads, writes or adds to, in the order in which the model's `run` expects them; from that alone
+//! the model: **units** (embeddings, blocks, the head) in forward order, each with its
+//! parameters, its local tensors, what it reads of earlier units and its **operations**. An operation names every
+//! tensor that it reads, writes or adds to, in the order in which the model's `run` expects them; from that alone
 //! the planner derives what must be saved, what can be recomputed, what is live when, and what has
 //! to be on the device for which operation.
 //!
@@ -237,7 +237,8 @@ pub enum Access {
     Read,
     /// Overwrites all of it.
     Write,
-    /// Adds to it, or overwrites it when it is the first of the batch to touch it. Of a cache: writes a part of it.
+    /// Adds to it. A parameter's gradient: or overwrites it when it is the first of the batch to touch it. Of local
+    /// tensors: an input's gradient alone, which a later reader has written, see [`Input`]. Of a cache: writes a part.
     Accumulate,
 }
 
@@ -319,19 +320,36 @@ pub struct Local {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum UnitKind {
-    /// Tokens in, the first block's input out. Its backward has no input gradient.
+    /// Made of parameters and the micro-batch's inputs alone: tokens in, the first block's input out. There are several
+    /// where there are several stacks of blocks. No input, so no input gradient.
     Embedding,
-    /// One transformer layer.
+    /// One transformer layer, or another step between an embedding and the head.
     Block,
-    /// The last block's output in, loss out. Forward and backward are one list,
-    /// [`Unit::backward`]: the loss's gradient is made with the loss.
+    /// The last unit, and the only one of its kind: the last block's output in, loss out. Forward and backward are one
+    /// list, [`Unit::backward`]: the loss's gradient is made with the loss.
     Head,
+}
+
+/// What a unit reads of an earlier one.
+///
+/// An output may have several readers. Its gradient then is the sum of theirs, and adds up in one order whatever the
+/// order of visits: the last reader overwrites it, each one before adds to it, from the last down. So one operation of
+/// the last reader's backward has [`Self::gradient`] with [`Access::Write`], and one of every other reader's with
+/// [`Access::Accumulate`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Input {
+    /// The unit whose [`Unit::output`] it is.
+    pub unit: u32,
+    /// The reader's name for it.
+    pub tensor: LocalId,
+    /// The reader's name for its gradient; no operation makes it where nothing below is trained.
+    pub gradient: LocalId,
 }
 
 /// Embedding, block or head: what is visited as a whole.
 ///
-/// Phases: `forward` reads `input` and writes `output`; `backward` reads `d_output` and anything
-/// that `forward` wrote (then it is a *saved tensor*) and writes `d_input`; `evaluate` and `infer`
+/// Phases: `forward` reads `inputs` and writes `output`; `backward` reads `d_output` and anything
+/// that `forward` wrote (then it is a *saved tensor*) and makes the inputs' gradients; `evaluate` and `infer`
 /// exist in the head only: the loss without gradients, and logits at the marked positions.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Unit {
@@ -343,14 +361,12 @@ pub struct Unit {
     pub params: Range<ParamId>,
     /// Its local tensors.
     pub tensors: List<LocalId, Local>,
-    /// The tensor that the unit below wrote as its output (none for the embedding).
-    pub input: Option<LocalId>,
-    /// The tensor that the unit above reads as its input (none for the head).
+    /// What it reads of earlier units, each once (nothing for an embedding).
+    pub inputs: Vec<Input>,
+    /// The tensor that later units read as an input (none for the head).
     pub output: Option<LocalId>,
-    /// Gradient of `output`, written by the unit above as its `d_input` (none for the head).
+    /// Gradient of `output`, made by those that read it (none for the head).
     pub d_output: Option<LocalId>,
-    /// Gradient of `input` (none for the embedding).
-    pub d_input: Option<LocalId>,
     /// What [`Self::infer`] is for, in the head alone: one row of V `f32` for each sequence, or for each of
     /// several equal spans of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -372,7 +388,7 @@ pub struct Unit {
 
 impl Unit {
     /// Local tensors that forward writes and backward reads, except the output: what has to be
-    /// kept, moved or recomputed. The input is not among them.
+    /// kept, moved or recomputed. Inputs are not among them.
     #[must_use]
     pub fn saved(&self) -> Vec<LocalId> {
         if self.kind == UnitKind::Head {
@@ -394,16 +410,23 @@ impl Unit {
         saved
     }
 
-    /// Whether backward reads the unit's input again.
+    /// The input that a local tensor is.
+    #[must_use]
+    pub fn input(&self, tensor: LocalId) -> Option<&Input> {
+        self.inputs.iter().find(|input| input.tensor == tensor)
+    }
+
+    /// The input whose gradient a local tensor is.
+    #[must_use]
+    pub fn input_of_gradient(&self, tensor: LocalId) -> Option<&Input> {
+        self.inputs.iter().find(|input| input.gradient == tensor)
+    }
+
+    /// Whether backward reads any of the unit's inputs again.
     #[must_use]
     pub fn backward_reads_input(&self) -> bool {
-        let Some(input) = self.input else {
-            return false;
-        };
-        self.backward
-            .iter()
-            .flat_map(|op| &op.operands)
-            .any(|o| o.what == What::Local(input))
+        let mut operands = self.backward.iter().flat_map(|op| &op.operands);
+        operands.any(|o| matches!(o.what, What::Local(i) if self.input(i).is_some()))
     }
 }
 
@@ -421,7 +444,8 @@ pub struct Workload {
     /// What updates the parameters, and how it stores its state.
     #[serde(default)]
     pub optimizer: Optimizer,
-    /// Everything visited in forward, in order: embedding, blocks, head.
+    /// Everything visited in forward, in order, each unit behind those that it reads: embeddings and blocks, then the
+    /// head. Backward is the reverse.
     pub units: Vec<Unit>,
     /// Every parameter, in parameter order.
     pub params: List<ParamId, Param>,

@@ -525,7 +525,7 @@ pub(super) fn block(model: &Model<'_>, layer: Layer, l: u32) -> (Unit, UnitKinds
     let (d_h1, residual) = (d_h.unwrap_or(d_h1), d_x2.unwrap_or(dy));
     b.branch_start_backward(Part::Norm1, dx, d_h1, (x, stats1), residual);
 
-    (b.unit.input, b.unit.output) = (Some(x), Some(y));
-    (b.unit.d_output, b.unit.d_input) = (Some(dy), Some(dx));
+    b.reads(l, x, dx);
+    (b.unit.output, b.unit.d_output) = (Some(y), Some(dy));
     b.done(l + 1)
 }

@@ -105,7 +105,7 @@ pub(super) fn head(model: &Model<'_>) -> (Unit, UnitKinds) {
     };
     b.op(Phase::Infer, "logits", Kind::HeadLogits(operands));
 
-    (b.unit.input, b.unit.d_input) = (Some(x), Some(dx));
+    b.reads(layers, x, dx);
     b.unit.logits = Some(logits);
     b.done(layers + 1)
 }

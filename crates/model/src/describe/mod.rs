@@ -18,8 +18,8 @@ use lowtide_kernels::attention::Engine;
 use lowtide_kernels::operands::{Add, Read, Write};
 use lowtide_units::{Bytes, Flops, Id, List, ids};
 use lowtide_workload::{
-    Access, Batch, Dtype, Local, LocalId, Lsp, ModelShape, Op, OpId, Operand, Optimizer, Param,
-    ParamId, ParamKind, Unit, UnitKind, What, Workload,
+    Access, Batch, Dtype, Input, Local, LocalId, Lsp, ModelShape, Op, OpId, Operand, Optimizer,
+    Param, ParamId, ParamKind, Unit, UnitKind, What, Workload,
 };
 
 use crate::ModelError;
@@ -309,10 +309,9 @@ impl<'a> Builder<'a> {
             kind,
             params: first..end,
             tensors: List::default(),
-            input: None,
+            inputs: Vec::new(),
             output: None,
             d_output: None,
-            d_input: None,
             logits: None,
             cache: Bytes::ZERO,
             forward: List::default(),
@@ -369,7 +368,7 @@ impl<'a> Builder<'a> {
         let lowest = self.model.lowest;
         let mut wanted: Vec<LocalId> = Vec::new();
         if unit_idx > lowest {
-            wanted.extend(self.unit.d_input);
+            wanted.extend(self.unit.inputs.iter().map(|input| input.gradient));
         }
         let mut keep = List::from(vec![false; self.unit.backward.len()]);
         for (i, op) in self.unit.backward.pairs().rev() {
@@ -399,6 +398,15 @@ impl<'a> Builder<'a> {
             name: name.to_owned(),
             bytes,
         })
+    }
+
+    /// Reads the output of another unit as the local tensor `tensor`, whose gradient is `gradient`.
+    fn reads(&mut self, unit: u32, tensor: LocalId, gradient: LocalId) {
+        self.unit.inputs.push(Input {
+            unit,
+            tensor,
+            gradient,
+        });
     }
 
     /// Appends an operation.

@@ -17,8 +17,8 @@ use lowtide_kernels::head::Counts;
 use lowtide_model::{Arg, Call, Decoder, Decoding, Live, Options, Phase, random_init};
 use lowtide_units::Id;
 use lowtide_workload::{
-    Access, Batch, Dtype, Family, Layers, LocalId, LocalRope, ModelShape, OpId, Optimizer, ParamId,
-    ParamKind, Rope, RopeScaling, Scales, What, Window, Workload,
+    Access, Batch, Dtype, Family, Input, Layers, LocalId, LocalRope, ModelShape, OpId, Optimizer,
+    ParamId, ParamKind, Rope, RopeScaling, Scales, What, Window, Workload,
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -759,14 +759,17 @@ fn resolve(workload: &Workload, unit: usize, what: What) -> (Key, usize) {
     match what {
         What::Local(i) => {
             let bytes = u.tensors[i].bytes.usize();
-            let below = |i: Option<LocalId>| Key::Local(unit - 1, i.unwrap());
-            if Some(i) == u.input {
-                (below(workload.units[unit - 1].output), bytes)
-            } else if Some(i) == u.d_input {
-                (below(workload.units[unit - 1].d_output), bytes)
-            } else {
-                (Key::Local(unit, i), bytes)
-            }
+            // An input and its gradient are where the unit that puts it out has them.
+            let names = |input: &&Input| [input.tensor, input.gradient].contains(&i);
+            let Some(input) = u.inputs.iter().find(names) else {
+                return (Key::Local(unit, i), bytes);
+            };
+            let below = &workload.units[input.unit as usize];
+            let there = match input.tensor == i {
+                true => below.output,
+                false => below.d_output,
+            };
+            (Key::Local(input.unit as usize, there.unwrap()), bytes)
         }
         What::Weight(i) => (
             Key::Weight(i),

@@ -3,7 +3,7 @@
 use lowtide_units::ids;
 
 use super::Fault;
-use crate::plan::{PartName, Plan, TaskId, Tensor, Tier};
+use crate::plan::{PartName, Plan, Slot, TaskId, Tensor, Tier};
 
 /// The first thing that lies outside of where it may.
 pub(super) fn bounds(plan: &Plan) -> Result<(), Fault> {
@@ -89,19 +89,21 @@ fn lates(plan: &Plan) -> Result<(), Fault> {
     if late.is_empty() {
         return Ok(());
     }
-    let slots = ids(&late).map(|s| plan.slots.find(s));
-    let mut alike = (0..).zip(slots).map(|(m, s)| match s {
-        Some(s) => match s.tensor {
-            Tensor::Local(u, i, of) if of == m && s.persistent => Some((s.tier, s.bytes, u, i)),
-            _ => None,
-        },
-        None => None,
-    });
-    let first = alike.next().flatten();
-    if first.is_none()
-        || ids(&late).count() != plan.accumulate as usize
-        || !alike.all(|s| s == first)
-    {
+    // Of one tensor after the other a slot for each micro-batch.
+    let slots: Vec<_> = ids(&late).map(|s| plan.slots.find(s)).collect();
+    let each = plan.accumulate as usize;
+    let one_each = |slots: &[Option<&Slot>]| {
+        let mut alike = (0..).zip(slots).map(|(m, s)| {
+            let s = s.as_ref()?;
+            match s.tensor {
+                Tensor::Local(u, i, of) if of == m && s.persistent => Some((s.tier, s.bytes, u, i)),
+                _ => None,
+            }
+        });
+        let first = alike.next().flatten();
+        first.is_some() && alike.all(|s| s == first)
+    };
+    if slots.len() % each != 0 || !slots.chunks(each).all(one_each) {
         let what = "a slot for each micro-batch is missing or unlike the others".to_owned();
         return fault(PartName::First, TaskId(0), what);
     }
@@ -112,7 +114,7 @@ fn lates(plan: &Plan) -> Result<(), Fault> {
             let named = task.args.iter().filter(|a| late.contains(&a.slot));
             if let Some(a) = named
                 .into_iter()
-                .find(|a| !own.contains(&(a.slot.0 - late.start.0)))
+                .find(|a| !own.contains(&((a.slot.0 - late.start.0) % plan.accumulate)))
             {
                 let what = format!(
                     "uses {} in another round",

@@ -1,6 +1,6 @@
 //! Rule 8, of a step: all work of the workload is there, each piece of it exactly once.
 
-use lowtide_workload::{Access, OpId, UnitKind, What, Workload};
+use lowtide_workload::{Access, OpId, ParamId, UnitKind, What, Workload};
 
 use super::Fault;
 use super::operands::ops;
@@ -124,8 +124,8 @@ fn wanted(plan: &Plan, w: &Workload, clip: Clip, part: PartName) -> Vec<Item> {
         let list = ops(&w.units[u], phase).ids();
         all.extend(list.map(|op| Item::Compute(u as u32, phase, op, m)));
     };
-    // Of a batch in rounds a tied embedding's gradient gets its own shares at the end.
-    let late = !one && is_tied(w);
+    // Of a batch in rounds a table that is shared gets its embeddings' shares at the end.
+    let late = if one { Vec::new() } else { shared(w) };
     for m in span.clone() {
         for (u, unit) in w.units.iter().enumerate() {
             push(u, Phase::Forward, m);
@@ -133,14 +133,17 @@ fn wanted(plan: &Plan, w: &Workload, clip: Clip, part: PartName) -> Vec<Item> {
             match part {
                 Evaluate | LastEvaluate if head => push(u, Phase::Evaluate, m),
                 Infer if head => push(u, Phase::Infer, m),
-                _ if trains && !(late && u == 0) => push(u, Phase::Backward, m),
+                _ if trains && !late.contains(&u) => push(u, Phase::Backward, m),
                 _ => {}
             }
         }
     }
-    let again = if late && ends { 0..span.start } else { 0..0 };
-    if late && ends {
-        (0..plan.accumulate).for_each(|m| push(0, Phase::Backward, m));
+    let again = match !late.is_empty() && ends {
+        true => 0..span.start,
+        false => 0..0,
+    };
+    for &u in late.iter().filter(|_| ends) {
+        (0..plan.accumulate).for_each(|m| push(u, Phase::Backward, m));
     }
     all.extend(again.chain(span.clone()).map(Item::Load));
     if ends {
@@ -164,12 +167,22 @@ fn wanted(plan: &Plan, w: &Workload, clip: Clip, part: PartName) -> Vec<Item> {
     all
 }
 
-/// Whether another unit adds to a gradient of the first one's.
-fn is_tied(w: &Workload) -> bool {
-    let own = &w.units[0].params;
-    let others = w.units[1..].iter().flat_map(|u| &u.backward);
-    others.flat_map(|op| &op.operands).any(|o| {
-        let adds = o.access == Access::Accumulate;
-        matches!(o.what, What::Gradient(p) if adds && own.contains(&p))
-    })
+/// The embeddings that are not alone in adding to a gradient.
+fn shared(w: &Workload) -> Vec<usize> {
+    let mut adders: FastMap<ParamId, Vec<usize>> = FastMap::default();
+    for (u, unit) in w.units.iter().enumerate() {
+        for o in unit.backward.iter().flat_map(|op| &op.operands) {
+            if let (What::Gradient(p), Access::Accumulate) = (o.what, o.access) {
+                adders.entry(p).or_default().push(u);
+            }
+        }
+    }
+    let several = |of: &&Vec<usize>| of.iter().any(|&u| u != of[0]);
+    let found = adders.values().filter(several).flatten().copied();
+    let mut found: Vec<usize> = found
+        .filter(|&u| w.units[u].kind == UnitKind::Embedding)
+        .collect();
+    found.sort_unstable();
+    found.dedup();
+    found
 }

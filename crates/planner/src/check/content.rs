@@ -237,6 +237,7 @@ impl Walk<'_> {
     pub(super) fn begin_batch(&mut self) {
         self.batch.clear();
         self.shares.clear();
+        self.handed.clear();
         self.latest.retain(|t, _| {
             matches!(
                 t,
@@ -299,6 +300,28 @@ impl Walk<'_> {
                 tensor.name(self.plan)
             )),
             Some(last) if last >= turn => self.fault(format!(
+                "adds to {} in another order",
+                tensor.name(self.plan)
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// Rule 7, of the gradient of an output that several units read: they add to it from the last one down, and the one
+    /// whose output it is reads it behind them all. (That the last one overwrites it and each other one adds once is
+    /// the workload's, and the work's to be complete.)
+    pub(super) fn handed_down(&mut self, work: Work, a: &Arg) -> Result<(), Fault> {
+        let (Work::Compute { unit, .. }, Tensor::Local(u, i, _)) = (work, self.tensor(a.slot))
+        else {
+            return Ok(());
+        };
+        if !self.read_often.contains(&(u, i)) {
+            return Ok(());
+        }
+        let tensor = self.tensor(a.slot);
+        let turn = self.w.units.len() as u32 - unit;
+        match self.handed.insert(tensor, turn) {
+            Some(last) if last > turn => self.fault(format!(
                 "adds to {} in another order",
                 tensor.name(self.plan)
             )),

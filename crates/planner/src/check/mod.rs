@@ -15,7 +15,8 @@
 //!    every next version new and whole, and until which the current versions stay as they are;
 //! 7. the first operation of a batch that has a share in a gradient overwrites it, every other one adds,
 //!    in the order of units from the last one down and of micro-batches; then it is finished once and
-//!    taken by one update;
+//!    taken by one update; so is the gradient of an output that several units read: the last one overwrites it, every
+//!    other one adds, from the last down, before the unit whose output it is reads it;
 //! 8. the work is the workload's: each task has the operands of its operation, on a lane that reaches
 //!    them, and every operation, every end of a gradient, the norm and every update is there exactly
 //!    once a step; recomputed operations come as often as they are wanted
@@ -30,6 +31,7 @@ mod bounds;
 mod complete;
 mod content;
 mod durable;
+mod graph;
 mod once;
 mod operands;
 mod order;
@@ -117,6 +119,7 @@ fn walked(plan: &Plan, sequence: &[PartName]) -> Vec<(PartName, u32)> {
 /// # Errors
 /// The first thing found wrong.
 pub fn check(plan: &Plan, w: &Workload, clip: Clip) -> Result<(), Fault> {
+    graph::graph(w)?;
     bounds::bounds(plan)?;
     once::once(plan)?;
     operands::operands(plan, w, clip)?;

@@ -3,8 +3,8 @@
 
 use lowtide_units::{Bytes, List, ids};
 use lowtide_workload::{
-    Access, Dtype, LocalId, Op, OpId, PARAM_ALIGN, PIECE_ALIGN, ParamId, Unit, UnitKind, What,
-    Workload,
+    Access, Dtype, Input, LocalId, Op, OpId, PARAM_ALIGN, PIECE_ALIGN, ParamId, Unit, UnitKind,
+    What, Workload,
 };
 
 use super::{CLIP_BYTES, Fault, LOSS_BYTES, size};
@@ -297,6 +297,8 @@ impl Here<'_> {
                 Access::Write => Use::Write,
                 // A part of what is kept is new, never all of it.
                 Access::Accumulate if operand.what == What::Cache => Use::Update,
+                // The last reader wrote an input's gradient.
+                Access::Accumulate if matches!(operand.what, What::Local(_)) => Use::Update,
                 // Rule 7 tells which.
                 Access::Accumulate if a.access == Use::Write => Use::Write,
                 Access::Accumulate => Use::Update,
@@ -317,15 +319,23 @@ impl Here<'_> {
         }
     }
 
-    /// The bytes of an operand of unit `u`. A unit's input is the output of the unit below; the
-    /// gradient of its output is the input gradient of the unit above.
+    /// The bytes of an operand of unit `u`. A unit's input is the output of the unit that it names; the
+    /// gradient of an output is what the last unit that reads it calls its input's gradient.
     fn operand(&self, u: u32, what: What, m: u32) -> Result<Want, String> {
         let unit = &self.w.units[u as usize];
-        let of = |unit: Option<u32>, i: fn(&Unit) -> Option<LocalId>| {
-            let there = unit.and_then(|n| Some((n, i(self.w.units.get(n as usize)?)?)));
-            let (n, i) = there.ok_or("has an operand of a unit that is not there")?;
-            Ok::<_, String>(self.whole(Tensor::Local(n, i, m), Use::Read))
+        let local = |(n, i): (u32, LocalId)| self.whole(Tensor::Local(n, i, m), Use::Read);
+        let gradient_of = |n: u32| {
+            let last = |reader: &Unit| reader.inputs.iter().any(|input| input.unit == n);
+            let last = self.w.units.iter().rposition(last)?;
+            let mut inputs = self.w.units[last].inputs.iter();
+            let input = inputs.find(|input| input.unit == n)?;
+            Some(local((last as u32, input.gradient)))
         };
+        let output_of = |n: u32| {
+            let output = self.w.units.get(n as usize)?.output?;
+            Some(local((n, output)))
+        };
+        const NOWHERE: &str = "has an operand of a unit that is not there";
         let part = |p: ParamId, tensor: fn(PieceId) -> Tensor, bytes: u64| {
             let piece = self.piece_of[p];
             Want {
@@ -336,9 +346,15 @@ impl Here<'_> {
             }
         };
         Ok(match what {
-            What::Local(i) if unit.input == Some(i) => of(u.checked_sub(1), |b| b.output)?,
-            What::Local(i) if unit.d_output == Some(i) => of(Some(u + 1), |a| a.d_input)?,
-            What::Local(i) => self.whole(Tensor::Local(u, i, m), Use::Read),
+            What::Local(i) if unit.d_output == Some(i) => gradient_of(u).ok_or(NOWHERE)?,
+            What::Local(i) => {
+                let names = |input: &&Input| [input.tensor, input.gradient].contains(&i);
+                match unit.inputs.iter().find(names) {
+                    Some(input) if input.tensor == i => output_of(input.unit).ok_or(NOWHERE)?,
+                    Some(input) => gradient_of(input.unit).ok_or(NOWHERE)?,
+                    None => local((u, i)),
+                }
+            }
             What::Weight(p) => part(p, Tensor::Weight, self.w.precision.size()),
             What::Gradient(p) => part(p, Tensor::Accumulator, 4),
             What::Cache => self.whole(Tensor::Cache(u), Use::Read),

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, HashSet};
 
 use lowtide_units::List;
-use lowtide_workload::{OpId, Workload};
+use lowtide_workload::{LocalId, OpId, Workload};
 
 use super::content::Spans;
 use super::{Fault, overlaps};
@@ -65,6 +65,10 @@ pub(super) struct Walk<'a> {
     /// The last share of each gradient, by piece and first byte, that the batch has added: units from
     /// the last one down, micro-batch, operation.
     pub(super) shares: FastMap<(PieceId, u64), (u32, u32, OpId)>,
+    /// Gradients of outputs with several readers: the last reader, and its name for it.
+    pub(super) read_often: HashSet<(u32, LocalId)>,
+    /// Of each of those, by micro-batch, the last unit of the batch that has used it, counted from the last one down.
+    pub(super) handed: FastMap<Tensor, u32>,
     /// Pieces whose accumulator was sent to all ranks, and whose gradient is not made of the shares yet.
     pub(super) sent: HashSet<PieceId>,
     /// Pieces whose gradient is complete and waits for its update.
@@ -87,6 +91,8 @@ impl<'a> Walk<'a> {
             shift: 0,
             batch: FastMap::default(),
             shares: FastMap::default(),
+            read_often: super::graph::read_often(w),
+            handed: FastMap::default(),
             sent: HashSet::new(),
             complete: HashSet::new(),
             count: Clock::default(),
@@ -206,8 +212,10 @@ impl<'a> Walk<'a> {
     /// that repeats goes on to the next micro-batches.
     pub(super) fn place(&self, slot: SlotId) -> SlotId {
         if self.plan.late.contains(&slot) {
-            let start = self.plan.late.start.0;
-            return SlotId(start + self.stands_for(slot.0 - start));
+            // Of one tensor after the other the micro-batches of the batch.
+            let (start, each) = (self.plan.late.start.0, self.plan.accumulate);
+            let at = slot.0 - start;
+            return SlotId(start + at / each * each + self.stands_for(at % each));
         }
         match self.plan.slots[slot].version {
             Some((_, other)) if self.flipped => other,
@@ -276,6 +284,9 @@ impl<'a> Walk<'a> {
     fn works(&mut self, task: &Task) -> Result<(), Fault> {
         for a in task.args.iter().filter(|a| a.access != Use::Read) {
             self.adds_up(task.work, a, a.access == Use::Write)?;
+        }
+        for a in &task.args {
+            self.handed_down(task.work, a)?;
         }
         for a in task.args.iter().filter(|a| a.access != Use::Write) {
             let (tensor, version) = self.read(a)?;

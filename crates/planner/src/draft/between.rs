@@ -2,10 +2,11 @@
 //! loaded again, losses that are handed on.
 
 use super::*;
-use crate::program::tied;
+use crate::plan::gradients_of_outputs;
+use crate::program::sharing;
 
 impl Emitter<'_> {
-    /// What stays between two rounds of a batch: accumulators, and a tied embedding's output gradients.
+    /// What stays between two rounds of a batch: accumulators, and output gradients of embeddings that share a table.
     pub(super) fn place_between_rounds(&mut self) {
         let rounds = self.choice.rounds(self.w);
         self.homes.accumulator = vec![None; self.pieces.len()].into();
@@ -23,9 +24,12 @@ impl Emitter<'_> {
             }
         }
         let start = self.slots.next_id();
-        if let Some(i) = self.w.units[1].d_input.filter(|_| tied(self.w)) {
+        let gradients = gradients_of_outputs(self.w);
+        let late = sharing(self.w).into_iter().map(|u| gradients[u as usize]);
+        self.homes.late_tensors = late.flatten().collect();
+        for (reader, i) in self.homes.late_tensors.clone() {
             for m in 0..self.w.batch.accumulate {
-                let t = Tensor::Local(1, i, m);
+                let t = Tensor::Local(reader, i, m);
                 self.home(self.choice.inputs, self.tensor_bytes(t), t);
             }
         }
@@ -44,8 +48,10 @@ impl Emitter<'_> {
         match t {
             Tensor::Accumulator(p) if self.sums_in_gradient(p) => self.homes.gradient[p],
             Tensor::Accumulator(p) => self.homes.accumulator[p],
-            Tensor::Local(1, i, m) if self.w.units[1].d_input == Some(i) => {
-                ids(&self.homes.late).nth(m as usize)
+            Tensor::Local(u, i, m) => {
+                let k = self.homes.late_tensors.iter().position(|&t| t == (u, i))?;
+                let at = k * self.w.batch.accumulate as usize + m as usize;
+                ids(&self.homes.late).nth(at)
             }
             _ => None,
         }
@@ -84,12 +90,13 @@ impl Emitter<'_> {
     pub(super) fn late_inputs(&self, program: &Program, span: &Span) -> BTreeMap<usize, Vec<u32>> {
         const AHEAD: usize = 2;
         let mut uses: Vec<(usize, u32)> = Vec::new();
+        let mut seen = vec![false; span.micro_batches.start as usize];
         if span.ends && span.rounds {
             for (i, op) in program.ops.iter().enumerate() {
                 for o in &op.operands {
                     if let Tensor::Inputs(m) = o.tensor
                         && m < span.micro_batches.start
-                        && uses.last().is_none_or(|&(_, last)| last != m)
+                        && !std::mem::replace(&mut seen[m as usize], true)
                     {
                         uses.push((i, m));
                     }

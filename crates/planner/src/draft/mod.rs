@@ -161,8 +161,10 @@ struct Homes {
     gradient: List<PieceId, Option<SlotId>>,
     /// Of a batch in rounds: where a gradient stays that is not complete.
     accumulator: List<PieceId, Option<SlotId>>,
-    /// Of a batch in rounds: output gradients of a tied embedding, by micro-batch.
+    /// Of a batch in rounds: output gradients of embeddings that share a table, of each embedding by micro-batch; and
+    /// which tensors those are.
     late: Range<SlotId>,
+    late_tensors: Vec<(u32, LocalId)>,
     norm_parts: SlotId,
     clip: SlotId,
     /// The clip factor where updates on the device read it, if there are any.
@@ -185,6 +187,7 @@ impl Homes {
             gradient: List::default(),
             accumulator: List::default(),
             late: nowhere..nowhere,
+            late_tensors: Vec::new(),
             norm_parts: nowhere,
             clip: nowhere,
             clip_device: None,
@@ -192,6 +195,11 @@ impl Homes {
             losses_host: nowhere,
             caches: Vec::new(),
         }
+    }
+
+    /// Whether a unit's tensor is among those that stay between rounds.
+    fn is_late(&self, unit: u32, tensor: LocalId) -> bool {
+        self.late_tensors.contains(&(unit, tensor))
     }
 }
 

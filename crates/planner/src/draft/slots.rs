@@ -1,5 +1,7 @@
 //! Slots without an address, and the tasks that move bytes between them.
 
+use lowtide_workload::UnitKind;
+
 use super::*;
 
 impl Emitter<'_> {
@@ -145,6 +147,7 @@ impl Emitter<'_> {
             gradient,
             accumulator: List::default(),
             late: SlotId(0)..SlotId(0),
+            late_tensors: Vec::new(),
             norm_parts,
             clip,
             clip_device: on_device.then(|| self.home(Tier::Device, 64, Tensor::Clip)),
@@ -381,15 +384,15 @@ impl Emitter<'_> {
                         Saved::Disk => Tier::Disk,
                     };
                 }
-                let late_embedding = u == 1
-                    && unit.d_input == Some(i)
-                    && match self.choice.rounds(self.w).one() {
-                        true => self.choice.order == LoopOrder::BatchMajor,
-                        false => !self.homes.late.is_empty(),
-                    };
+                let read = unit.input_of_gradient(i).map(|input| input.unit as usize);
+                let embeds = |u: usize| self.w.units[u].kind == UnitKind::Embedding;
+                let late_embedding = match self.choice.rounds(self.w).one() {
+                    true => self.choice.order == LoopOrder::BatchMajor && read.is_some_and(embeds),
+                    false => self.homes.is_late(u, i),
+                };
                 if unit.output == Some(i) || late_embedding {
                     self.choice.inputs
-                } else if unit.d_input == Some(i) {
+                } else if read.is_some() {
                     self.choice.carry
                 } else {
                     Tier::Device

@@ -332,7 +332,7 @@ fn what_units_hand_over_leaves_the_device_only_if_it_is_to() {
         let plan = planned(&w, &c, &apart(1e10));
         let all = fetches(&plan, &w, &apart(1e10));
         let output = |f: &&Fetch| matches!(f.tensor, Tensor::Local(u, i, _) if w.units[u as usize].output == Some(i));
-        let gradient = |f: &&Fetch| matches!(f.tensor, Tensor::Local(u, i, _) if w.units[u as usize].d_input == Some(i));
+        let gradient = |f: &&Fetch| matches!(f.tensor, Tensor::Local(u, i, _) if w.units[u as usize].input_of_gradient(i).is_some());
         [
             all.iter().filter(output).count(),
             all.iter().filter(gradient).count(),
