@@ -246,6 +246,9 @@ impl Climb<'_, '_> {
             [Count::Near, Count::Resident, Count::Stored],
         ];
         let (w, knobs) = (self.search.r.workload, self.search.knobs);
+        if self.off_the_drives() {
+            return;
+        }
         for order in ORDERS {
             // Nothing moves that need not.
             let mut mix = least.with(Count::Staying, usize::MAX, w, knobs);
@@ -273,6 +276,19 @@ impl Climb<'_, '_> {
                 self.fill(&mix, Count::Resident);
             }
         }
+    }
+
+    /// Where the drives rule: as many units and gradients on the device as it holds, since whatever is there or makes room
+    /// on the host need not be read and written. Whether the drives still rule then, so that nothing else is worth a look:
+    /// of a large model few looks are as much work as a climb may do.
+    fn off_the_drives(&mut self) -> bool {
+        for count in [Count::Resident, Count::Near] {
+            if !self.search.ruled_by_drives(&self.best) {
+                return false;
+            }
+            self.fill(&self.best.mix.clone(), count);
+        }
+        self.search.ruled_by_drives(&self.best)
     }
 
     /// As much as fits of what is dear to compute again stored: as many blocks' as the device holds stay there,
@@ -408,8 +424,10 @@ impl Climb<'_, '_> {
     fn turn(&mut self) {
         let n = self.search.r.workload.units.len();
         let mut step = (n / 4).max(1);
-        self.waterlines();
-        self.stored(step);
+        if !self.off_the_drives() {
+            self.waterlines();
+            self.stored(step);
+        }
         self.sorts();
         loop {
             let mut better = self.singles(step);
@@ -606,6 +624,9 @@ impl Climb<'_, '_> {
         if pins.inputs.is_none() {
             for tier in [Tier::Device, Tier::Host] {
                 add(&|m| m.inputs = tier);
+            }
+            if self.search.disk && mix.inputs == Tier::Host {
+                add(&|m| m.inputs = Tier::Disk);
             }
         }
         if batch > 1 && mix.inputs != Tier::Device {

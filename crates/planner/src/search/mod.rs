@@ -25,7 +25,7 @@ use crate::draft::{Draft, draft, persistent_bytes};
 use crate::fast::FastMap;
 use crate::layout::{Layout, layout};
 use crate::machine::Machine;
-use crate::plan::{PartName, Plan, Task, Tier};
+use crate::plan::{LaneKind, PartName, Plan, Task, Tier};
 use crate::rounds::Rounds;
 use crate::simulate::{Busy, Steps, busy, steady_seconds};
 use climb::Candidate;
@@ -171,6 +171,8 @@ struct Size {
     need: [u64; 3],
     /// Seconds of the busiest lane: no step is shorter.
     bound: f64,
+    /// Seconds of the drives.
+    drives: f64,
     /// Bytes that a step of all ranks writes to the drives.
     written: u64,
 }
@@ -194,6 +196,9 @@ const USUAL: u64 = 12;
 /// are late every now and then, where a device alone is not: a 135M model of an H100, planned for 42.4 ms with updates
 /// on the host and for 43.3 without, took 45.1 and 47.7 ms with them and 42.3 and 43.7 without.
 const SURE: f64 = 1.03;
+
+/// Share of a step from which on the drives rule it alone.
+const DRIVES: f64 = 0.8;
 
 /// From how many starts saved tensors are moved, and where the host is late updates put on both sides.
 const MOVING: usize = 3;
@@ -348,6 +353,7 @@ impl Search<'_> {
         let size = Size {
             need: l.totals,
             bound: busy.busiest.0,
+            drives: busy.lanes[LaneKind::Disk as usize].busy_seconds.0,
             written: busy.written.0 * u64::from(w.ranks),
         };
         let mut own = self.seen.own.borrow_mut();
@@ -399,6 +405,11 @@ impl Search<'_> {
                     && fits(&self.size(choice).need, budgets)
             }
         }
+    }
+
+    /// Whether a candidate's step waits for the drives alone: only what moves fewer bytes over them makes it shorter.
+    fn ruled_by_drives(&self, candidate: &Candidate) -> bool {
+        self.disk && self.size(&candidate.choice).drives > DRIVES * candidate.seconds
     }
 
     fn worked(&self, tasks: usize) {

@@ -2,6 +2,7 @@
 
 use lowtide_units::Bytes;
 
+use super::mix::Count;
 use super::{
     CLIMBED, IMPROVED, Knobs, MOVING, Pins, Request, Search, Seen, WORK, WORK_IN_ROUNDS, fits,
 };
@@ -73,6 +74,52 @@ fn the_work_of_a_search_is_bounded() {
     assert!(
         planned >= 8 && refused == 2,
         "{planned} planned, {refused} refused"
+    );
+}
+
+/// Where the drives rule, the first that is tried is as much on the device as it holds: half of it, as of anything whose
+/// worth is not known, may be all that there is work for.
+#[test]
+fn what_stays_off_the_drives_comes_first() {
+    let w = workload(16, 4);
+    let mut m = machine();
+    let disk = m.disk.as_mut().expect("a drive");
+    for rate in [&mut disk.read, &mut disk.write, &mut disk.mixed] {
+        rate.0 *= 0.01;
+    }
+    let whole = needs(&w, &Choice::resident(&w), Clip::Exact)[0];
+    let budgets = Budgets {
+        device: Bytes(whole / 2),
+        host: Bytes(whole / 6),
+        disk: Bytes(whole * 4),
+    };
+    let request = Request {
+        workload: &w,
+        machine: &m,
+        budgets,
+        clip: Clip::Exact,
+        pins: Pins::default(),
+    };
+    let knobs = Knobs::new(&request);
+    let seen = Seen::default();
+    let search = Search::new(request, &knobs, &seen);
+    let start = search.starts().expect("fits").swap_remove(0);
+    assert!(search.ruled_by_drives(&start));
+    let full = search.filled(&start.mix, Count::Resident).expect("fits");
+    let allowed = [&start.mix, &full].map(|mix| mix.get(Count::Resident));
+    let has = |work: u64| {
+        let seen = Seen::default();
+        let search = Search::new(request, &knobs, &seen);
+        search.spend(start.clone(), work).mix.get(Count::Resident)
+    };
+    let seen: Vec<usize> = (0..30).map(|n| has(1_000 * n)).collect();
+    assert!(
+        seen.iter().all(|has| allowed.contains(has)),
+        "{seen:?}, {allowed:?}"
+    );
+    assert!(
+        allowed.iter().all(|n| seen.contains(n)),
+        "{seen:?}, {allowed:?}"
     );
 }
 
