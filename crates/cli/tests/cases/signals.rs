@@ -316,7 +316,7 @@ fn sigusr1_saves_and_goes_on() {
     assert_eq!(checkpoints(&scratch).len(), 2);
 
     let scratch = case();
-    much_data(&scratch, 4);
+    much_data(&scratch, 1);
     let sets = [
         NO_ANSWERS,
         "data.eval=much.jsonl",
