@@ -214,6 +214,13 @@ fn fitting(refused: &Refused) -> Vec<String> {
             enough(disk.0)
         ));
     }
+    if let Some(answers) = refused.answers {
+        lines.push(format!(
+            "of these answers with a KV cache take {} of the device and {} of the host: fewer at once take less, and \
+             none without a cache, --set eval.generate.cached=0",
+            answers.device, answers.host
+        ));
+    }
     if let Some(b) = refused.nearest_micro_batch {
         lines.push(format!(
             "or fewer sequences at once: --set train.micro_batch={b}"

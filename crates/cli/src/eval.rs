@@ -40,6 +40,7 @@ pub fn eval(args: &EvalArgs, out: Out) -> Answer {
     let extract = Extract::of(&run);
     let questions = questions(&run, &tokenizer, &extract)?;
     cached_suits(args, &run, &questions)?;
+    let cached = args.cached.or(run.eval.generate.cached);
     drop(waiting);
     inputs.notes.iter().for_each(|note| out.text(note));
     inputs.details.iter().for_each(|detail| out.detail(detail));
@@ -64,7 +65,7 @@ pub fn eval(args: &EvalArgs, out: Out) -> Answer {
     let mut answers = Vec::new();
     if !questions.is_empty() {
         let most = run.eval.generate.max_new_tokens as usize;
-        if let Some(answers) = args.cached {
+        if let Some(answers) = cached {
             drop(session);
             session = ready_to_decode(
                 &run,
@@ -95,7 +96,7 @@ pub fn eval(args: &EvalArgs, out: Out) -> Answer {
         "exact_match": share,
         "right": right(&answers),
         "prompts": n,
-        "cached": args.cached,
+        "cached": cached,
         "answers": answers,
     });
     Ok((answer, 0))

@@ -128,6 +128,10 @@ pub fn plan(args: &PlanArgs, out: Out) -> Answer {
     out.text(&format!(
         "{tokens_per_second:.1} tokens/s, {model_tflops:.2} model TFLOP/s"
     ));
+    let answers = basis.plan_answers(&plan)?;
+    if let Some(answers) = &answers {
+        out.text(&answers.told());
+    }
     let mut of_others = json!([]);
     if !args.brief {
         let (others, all) = other_compressions(&run, &basis, ahead)?;
@@ -140,6 +144,9 @@ pub fn plan(args: &PlanArgs, out: Out) -> Answer {
     let mut answer = about;
     describe(&plan, &mut answer);
     answer["tokens_per_second"] = json!(tokens_per_second);
+    if let Some(answers) = answers {
+        answer["answers"] = answers.json();
+    }
     answer["model_tflops"] = json!(model_tflops);
     if let Some((_, all)) = exact {
         answer["exact"] = all;
@@ -197,7 +204,7 @@ fn basis_of<'a>(args: &PlanArgs, run: &'a Run, out: Out) -> Result<Basis<'a>, Cl
         }
         (None, Some(_), None) => None,
     };
-    Ok(match given {
+    let basis = match given {
         Some(machine) => Basis::told(run, &shape, machine)?,
         None => {
             out.text("measuring this machine (plan.machine or --machine FILE spares it)");
@@ -207,7 +214,8 @@ fn basis_of<'a>(args: &PlanArgs, run: &'a Run, out: Out) -> Result<Basis<'a>, Cl
             let _waiting = Waiting::begin(Phase::Measuring.name());
             Basis::here(run, &device, decoder, || sample_of(run), &mut Nobody)?
         }
-    })
+    };
+    Ok(basis.with_answers()?)
 }
 
 /// What the gpu waits for in a step, where that is more than a little.

@@ -170,6 +170,10 @@ fn exact(seen: &Seen) -> Value {
     said(seen, &["exact"])
 }
 
+fn cache_of_answers(seen: &Seen) -> Value {
+    said(seen, &["with a KV cache"])
+}
+
 /// The plan's choices, what it takes of each tier and which model it is for.
 fn plan(seen: &Seen) -> Value {
     let answer = seen.ended.json();
@@ -425,6 +429,12 @@ const ROWS: &[Row] = &[
         exact,
     ),
     trained("eval.generate.every_steps", ["0", "1"], ANSWERS, exact),
+    trained(
+        "eval.generate.cached",
+        ["0", "2"],
+        ANSWERS,
+        cache_of_answers,
+    ),
     trained("eval.patience", ["0", "1"], STANDS, tokens),
     trained("checkpoint.keep_best", ["none", "loss"], STANDS, files),
     trained("checkpoint.every_steps", ["0", "1"], &[], files),

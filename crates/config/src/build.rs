@@ -248,6 +248,7 @@ fn eval(low: &Low) -> Eval {
             every_steps: low
                 .count("eval.generate.every_steps")
                 .expect("has a default"),
+            cached: low.count32("eval.generate.cached").filter(|&n| n > 0),
         },
     }
 }

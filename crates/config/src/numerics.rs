@@ -70,6 +70,10 @@ impl Run {
                 key["train"][name] = json!(patterns);
             }
         }
+        // Answers decide which checkpoint is the best.
+        if let Some(cached) = self.eval.generate.cached {
+            key["eval"] = json!({ "generate": { "cached": cached } });
+        }
         if let Some(lsp) = &self.lsp {
             key["strategy"] = json!({ "name": Strategy::Lsp, "lsp": lsp });
         }

@@ -221,10 +221,31 @@ fn answers(low: &Low, run: &Run) -> Result<(), ConfigError> {
     let asked = "'eval.generate.exact_match: true'";
     let governor = "eval.generate.exact_match";
     if run.eval.generate.exact_match {
+        return cache_of_answers(low, run);
+    }
+    for key in [
+        "eval.generate.extract",
+        "eval.generate.every_steps",
+        "eval.generate.cached",
+    ] {
+        idle(low, key, governor, asked)?;
+    }
+    Ok(())
+}
+
+/// What answers with a KV cache do not do.
+fn cache_of_answers(low: &Low, run: &Run) -> Result<(), ConfigError> {
+    let key = "eval.generate.cached";
+    if run.eval.generate.cached.is_none() {
         return Ok(());
     }
-    for key in ["eval.generate.extract", "eval.generate.every_steps"] {
-        idle(low, key, governor, asked)?;
+    if run.gpus > 1 {
+        let why = "answers with a KV cache are made on one GPU; leave it at 0";
+        return conflict(low, key, "gpus", why);
+    }
+    if run.lsp.is_some() {
+        let why = "answers with a KV cache need whole weights, which lsp makes where they are used; leave it at 0";
+        return conflict(low, key, "strategy.name", why);
     }
     Ok(())
 }

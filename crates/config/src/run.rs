@@ -442,6 +442,9 @@ pub struct Generate {
     pub extract: Option<String>,
     /// Also each so many steps; 0: before and after training only.
     pub every_steps: u64,
+    /// Prompts that are answered at once with a KV cache; `None`: without one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cached: Option<u32>,
 }
 
 /// Saving and resuming.

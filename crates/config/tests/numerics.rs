@@ -38,7 +38,14 @@ const OUTSIDE: &[&str] = &[
     "data.chat_template",
     "optimizer.update",
     "plan.",
-    "eval.",
+    "eval.every_steps",
+    "eval.batches",
+    "eval.patience",
+    "eval.generate.exact_match",
+    "eval.generate.max_new_tokens",
+    "eval.generate.max_examples",
+    "eval.generate.extract",
+    "eval.generate.every_steps",
     "checkpoint.",
     "log.",
 ];
@@ -92,6 +99,13 @@ fn each_key_is_in_it_or_is_named_here_as_outside() {
         }
         if k.name == "gpus" {
             sets.push("train.accumulate=2");
+        }
+        if k.name.starts_with("eval.generate.") {
+            sets.extend([
+                "data.eval_split=0",
+                "data.eval=b",
+                "eval.generate.exact_match=true",
+            ]);
         }
         if k.name == "train.unfreeze" {
             sets.push("train.freeze=*");

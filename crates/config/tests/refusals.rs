@@ -371,6 +371,10 @@ fn rules_between_keys() {
             "run.yaml:3:47: 'eval.generate.extract' is '(', no regular expression: unclosed group",
         ),
         (
+            "data: {eval: a}\neval: {generate: {cached: 4}}",
+            "run.yaml:3:27: 'eval.generate.cached' needs 'eval.generate.exact_match: true'",
+        ),
+        (
             "data: {eval: a}\neval: {patience: 2}",
             "run.yaml:3:18: 'eval.patience' needs evaluations on the way: 'eval.every_steps' above 0",
         ),
@@ -392,7 +396,7 @@ fn rules_between_keys() {
         ),
         (
             "checkpoint: {change: [train.steps, seed]}",
-            "run.yaml:2:36: 'checkpoint.change[1]' is 'seed'; allowed: one or a list of train.steps, train.epochs, train.learning_rate, train.schedule, train.warmup_steps, train.warmup_ratio, train.decay_ratio, train.min_lr_ratio, train.clip.mode, train.clip.norm, train.on_nonfinite, optimizer.beta1, optimizer.beta2, optimizer.eps, optimizer.clip_threshold, optimizer.decay_rate, optimizer.weight_decay, device, gpus",
+            "run.yaml:2:36: 'checkpoint.change[1]' is 'seed'; allowed: one or a list of train.steps, train.epochs, train.learning_rate, train.schedule, train.warmup_steps, train.warmup_ratio, train.decay_ratio, train.min_lr_ratio, train.clip.mode, train.clip.norm, train.on_nonfinite, train.label_smoothing, optimizer.beta1, optimizer.beta2, optimizer.eps, optimizer.clip_threshold, optimizer.decay_rate, optimizer.weight_decay, eval.generate.cached, device, gpus",
         ),
         (
             "plan: {optimizer: disk}",

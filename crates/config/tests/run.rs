@@ -164,7 +164,7 @@ plan:
 eval:
   every_steps: 50
   batches: 4
-  generate: {max_new_tokens: 8, exact_match: true, max_examples: 9, extract: '#### (.*)', every_steps: 25}
+  generate: {max_new_tokens: 8, exact_match: true, max_examples: 9, extract: '#### (.*)', every_steps: 25, cached: 6}
 checkpoint: {every_steps: 100, keep: 5, resume: old/step-7, durable: true, change: [train.steps, device]}
 log: {every_steps: 10, report: false, tensorboard: false, trace: false}
 ",
@@ -212,7 +212,7 @@ log: {every_steps: 10, report: false, tensorboard: false, trace: false}
             "pieces": "split", "machine": "/runs/first/machine.json"},
         "eval": {"every_steps": 50, "batches": 4, "patience": 0,
             "generate": {"exact_match": true, "max_new_tokens": 8, "max_examples": 9,
-                "extract": "#### (.*)", "every_steps": 25}},
+                "extract": "#### (.*)", "every_steps": 25, "cached": 6}},
         "checkpoint": {"every_steps": 100, "every_minutes": 0.0, "keep": 5, "keep_best": "none",
             "resume": {"path": "/runs/first/old/step-7"}, "durable": true,
             "change": ["train.steps", "device"]},

@@ -12,11 +12,13 @@ use lowtide_measure::{ProbeOptions, net_rates, probe};
 use lowtide_model::Decoder;
 use lowtide_planner::search::fits_any;
 use lowtide_planner::search::outlook::{Outlook, plan_with_outlook};
-use lowtide_planner::{Budgets, Machine, NetRates, Pins, Plan, PlanError, Refusal, Request};
+use lowtide_planner::{Budgets, Machine, NetRates, Pins, Plan, PlanError, Refusal, Request, Tier};
 use lowtide_session::Group;
 use lowtide_tiers::HostMemory;
+use lowtide_units::Bytes;
 use lowtide_workload::{Batch, ModelShape};
 
+use crate::beside::{Beside, NOTHING, PlannedAnswers, without};
 use crate::device::{Device, Target, target_of};
 use crate::error::{Refused, TrainError};
 use crate::launch::{held_by_others, net_times, tell_choices};
@@ -87,6 +89,8 @@ pub struct Basis<'a> {
     pub whole: Machine,
     /// What the run allows, with what the process holds on a GPU.
     pub budgets: Budgets,
+    /// What its answers take of that beside its steps, where they are made with a cache.
+    pub beside: Option<Beside>,
 }
 
 impl<'a> Basis<'a> {
@@ -138,6 +142,7 @@ impl<'a> Basis<'a> {
             machine: machine.share(run.gpus),
             whole: machine,
             budgets: budgets_of(run, device)?,
+            beside: None,
         })
     }
 
@@ -160,7 +165,50 @@ impl<'a> Basis<'a> {
             machine,
             whole,
             budgets: cpu_budgets_of(run),
+            beside: None,
         })
+    }
+
+    /// The same for a run that trains: what its answers with a cache take is set apart
+    /// (`eval.generate.cached`).
+    ///
+    /// # Errors
+    /// A model of which keys are not kept.
+    pub fn with_answers(self) -> Result<Self, TrainError> {
+        let beside = Beside::of(self.run, &self)?;
+        Ok(Self { beside, ..self })
+    }
+
+    /// The plan of the run's answers with a cache in what its steps leave; `None` where it makes none.
+    ///
+    /// # Errors
+    /// A plan that its checker refuses.
+    pub fn plan_answers(&self, plan: &Plan) -> Result<Option<PlannedAnswers>, TrainError> {
+        let Some(beside) = &self.beside else {
+            return Ok(None);
+        };
+        let taken = Budgets {
+            device: plan.tier(Tier::Device).planned_bytes,
+            host: plan.tier(Tier::Host).planned_bytes,
+            disk: Bytes::ZERO,
+        };
+        let left = without(self.arenas(), taken).expect("a plan within its budgets");
+        let left = Budgets {
+            disk: Bytes::ZERO,
+            ..left
+        };
+        beside.plan(self, left).map(Some)
+    }
+
+    /// What the arenas may have of the budgets: a process holds more than them on a GPU.
+    fn arenas(&self) -> Budgets {
+        Budgets {
+            device: self
+                .budgets
+                .device
+                .saturating_sub(self.machine.device_reserve),
+            ..self.budgets
+        }
     }
 
     /// The run's plan. Touches no memory.
@@ -227,6 +275,7 @@ impl<'a> Basis<'a> {
             whole: self.whole,
             clip: clip_of(self.run),
             resident,
+            answers: None,
         }
     }
 
@@ -235,28 +284,47 @@ impl<'a> Basis<'a> {
         pins: Pins,
         make: impl Fn(&Request<'_>) -> Result<T, PlanError>,
     ) -> Result<T, TrainError> {
-        // The plan's arena is not all that a process holds on a GPU.
-        let reserve = self.machine.device_reserve;
-        let request = Request {
-            workload: self.decoder.workload(),
-            machine: &self.machine,
-            budgets: Budgets {
-                device: self.budgets.device.saturating_sub(reserve),
-                ..self.budgets
-            },
-            clip: clip_of(self.run).mode,
-            pins,
+        let whole = self.arenas();
+        let apart = match &self.beside {
+            None => vec![NOTHING],
+            // The host has more room; where it has too little, weights for answers may stay on the device.
+            Some(beside) => beside.ways.to_vec(),
         };
-        match make(&request) {
-            Ok(plan) => Ok(plan),
-            Err(PlanError::Wrong(fault)) => Err(TrainError::WrongPlan(fault)),
-            Err(PlanError::Refused(refusal)) => self.refused(*refusal, &request),
+        let mut refused = None;
+        for apart in apart {
+            let request = Request {
+                workload: self.decoder.workload(),
+                machine: &self.machine,
+                // Where there is no room for answers no plan of steps is right.
+                budgets: without(whole, apart).unwrap_or(NOTHING),
+                clip: clip_of(self.run).mode,
+                pins,
+            };
+            match make(&request) {
+                Ok(plan) => return Ok(plan),
+                Err(PlanError::Wrong(fault)) => return Err(TrainError::WrongPlan(fault)),
+                Err(PlanError::Refused(refusal)) => {
+                    refused.get_or_insert((*refusal, request, apart));
+                }
+            }
         }
+        let (mut refusal, request, apart) = refused.expect("one way at least");
+        for told in [&mut refusal.needed, &mut refusal.nearest] {
+            told.device += apart.device;
+            told.host += apart.host;
+        }
+        refusal.allowed = whole;
+        self.refused(refusal, &request, apart)
     }
 
     /// A refusal in the terms of the run: with what a process holds beside its arena, and with a smaller micro-batch
     /// that would fit.
-    fn refused<T>(&self, mut refusal: Refusal, request: &Request<'_>) -> Result<T, TrainError> {
+    fn refused<T>(
+        &self,
+        mut refusal: Refusal,
+        request: &Request<'_>,
+        answers: Budgets,
+    ) -> Result<T, TrainError> {
         for told in [
             &mut refusal.needed,
             &mut refusal.allowed,
@@ -292,6 +360,7 @@ impl<'a> Basis<'a> {
         Err(TrainError::Refused(Box::new(Refused {
             refusal,
             nearest_micro_batch,
+            answers: self.beside.as_ref().map(|_| answers),
             disks: self.run.budget.disk.clone(),
             // A machine file may be another machine's.
             host_total: self

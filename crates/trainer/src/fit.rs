@@ -100,6 +100,8 @@ struct Fit<'a> {
     sizes: Sizes,
     cadence: Cadence,
     session: Session,
+    /// Answers with a cache are made here.
+    answering: Option<Session>,
     tokenizer: Arc<Tokenizer>,
     stops: Stops,
     train: Rows,
@@ -256,11 +258,15 @@ fn train_with(
         }
         Some(micro)
     };
-    let basis = Basis::here(run, &device, decoder, sample, observer)?;
+    let basis = Basis::here(run, &device, decoder, sample, observer)?.with_answers()?;
     drop(rest);
     let ahead = total - start.state().map_or(0, |s| s.step);
     let (plan, written) = opening::plan(run, &basis, &output, &start, ahead)?;
     observer.planned(&plan, basis.decoder.workload(), &basis.machine);
+    let answers = basis.plan_answers(&plan)?;
+    if let Some(answers) = &answers {
+        observer.note(&answers.told());
+    }
     observer.phase(Some(Phase::Reserving));
     let trace = if run.log.trace {
         Trace::FIRST_STEPS
@@ -268,6 +274,7 @@ fn train_with(
         Trace::NONE
     };
     let planned = basis.clone().planned(device.clone(), plan, trace);
+    let planned = planned.beside(answers);
     let (sizes, room) = saving::take_room(run, &planned, &output, ahead)?;
     let projectors = match start {
         Start::Anew if projectors::are_learned(run) => {
@@ -281,6 +288,10 @@ fn train_with(
         _ => None,
     };
     let mut session = start.open(run, &planned, trace)?;
+    let answering = planned.answers.as_ref();
+    let answering = answering
+        .map(|answers| answers.open(run, &planned))
+        .transpose()?;
     if let Some(how) = session.describe_disk() {
         observer.detail(&format!("disk: {how}"));
     }
@@ -322,6 +333,7 @@ fn train_with(
         sizes,
         cadence,
         session,
+        answering,
         tokenizer: Arc::new(tokenizer),
         stops,
         train,

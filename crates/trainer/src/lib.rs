@@ -5,6 +5,7 @@
 pub mod answers;
 pub mod basis;
 pub mod bench;
+pub mod beside;
 pub mod checkpoint;
 pub mod curve;
 pub mod device;

@@ -16,6 +16,7 @@ use lowtide_tiers::{HostLimit, HostMemory, process};
 use lowtide_units::Bytes;
 use lowtide_workload::{Batch, ModelShape};
 
+use crate::beside::PlannedAnswers;
 use crate::device::{Device, Target};
 use crate::error::{Asked, TrainError};
 use crate::launch::least_of_others;
@@ -41,6 +42,34 @@ pub struct Planned {
     pub clip: ClipRule,
     /// Host memory of the process.
     pub resident: Resident,
+    /// The plan of answers with a cache, whose memory is held beside that of the steps.
+    pub answers: Option<PlannedAnswers>,
+}
+
+impl Planned {
+    /// The same with answers beside the steps.
+    #[must_use]
+    pub fn beside(self, answers: Option<PlannedAnswers>) -> Self {
+        let more = answers.as_ref().map_or(Bytes::ZERO, |answers| {
+            answers.host_bytes(self.device.gpu.is_some())
+        });
+        let resident = Resident {
+            beside: self.resident.beside + more,
+            ..self.resident
+        };
+        Self {
+            resident,
+            answers,
+            ..self
+        }
+    }
+
+    /// Bytes that steps and answers reserve of a tier, on each rank.
+    #[must_use]
+    pub fn reserved(&self, tier: Tier) -> Bytes {
+        let answers = self.answers.as_ref().map(|answers| answers.bytes(tier));
+        self.plan.tier(tier).planned_bytes + answers.unwrap_or(Bytes::ZERO)
+    }
 }
 
 /// The shape a run names.

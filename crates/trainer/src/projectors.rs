@@ -109,6 +109,8 @@ pub(crate) fn learn(
             disk: Bytes::ZERO,
             ..basis.budgets
         },
+        // They are not there yet.
+        beside: None,
     };
     let plan = basis.plan_one_step(Pins {
         gradients: Some(Tier::Host),

@@ -14,7 +14,7 @@ use lowtide_workload::Workload;
 
 /// Bytes that a runner holds for each task of a plan: its place in its lane, on a GPU the events that
 /// others wait for.
-const TASK: u64 = 2048;
+pub(crate) const TASK: u64 = 2048;
 /// Bytes of an event of the trace, and lanes that have some.
 const EVENT: u64 = 40;
 const LANES: u64 = 6;

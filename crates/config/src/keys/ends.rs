@@ -91,6 +91,17 @@ pub(super) const KEYS: &[Key] = &[
         elsewhere: &[],
     },
     Key {
+        name: "eval.generate.cached",
+        doc: "Answer so many prompts at once with a KV cache, in memory that is kept for it beside the steps': each has room for \
+              `train.seq` tokens. 0: no cache, each token runs its whole prefix again. Another number may give other last bits of logits.",
+        kind: Kind::Count {
+            min: 0,
+            max: 1 << 15,
+        },
+        default: Value("0"),
+        elsewhere: &["use_cache", "per_device_eval_batch_size"],
+    },
+    Key {
         name: "checkpoint.every_steps",
         doc: "Save each so many steps; 0: not by steps.",
         kind: Kind::Count {

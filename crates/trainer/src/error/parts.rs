@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use lowtide_config::DiskBudget;
-use lowtide_planner::Refusal;
+use lowtide_planner::{Budgets, Refusal};
 use lowtide_units::Bytes;
 
 use super::TrainError;
@@ -15,6 +15,8 @@ pub struct Refused {
     pub refusal: Refusal,
     /// The largest micro-batch (of the same sequence length) that fits the allowed budgets.
     pub nearest_micro_batch: Option<u32>,
+    /// What of it answers with a KV cache take beside the steps, where the run makes some so.
+    pub answers: Option<Budgets>,
     /// The drives that the run allows, whose directories advice on more space has to keep.
     pub disks: Vec<DiskBudget>,
     /// Host memory of this machine, where the plan is for it.

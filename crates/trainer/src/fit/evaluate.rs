@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use super::Fit;
 use crate::answers::{self, Answer, answer_all};
+use crate::beside::copy_weights;
 use crate::error::TrainError;
 use crate::generate::{Decoder, Places};
 use crate::report::{Phase, When};
@@ -28,7 +29,7 @@ impl Fit<'_> {
         let mut mean = Mean::default();
         for micro in evaluation(&packed, self.run)? {
             let micro = micro?;
-            let work = |s: &mut Session, r: &Requests| s.evaluate_until(micro.clone(), r);
+            let work = |f: &mut Self, r: &Requests| f.session.evaluate_until(micro.clone(), r);
             match self.forward(work)? {
                 Some(outcome) => mean.add(&outcome),
                 None => {
@@ -66,7 +67,10 @@ impl Fit<'_> {
         }
         let (questions, extract) = (Arc::clone(&self.questions), self.extract.clone());
         let (tokenizer, stops) = (Arc::clone(&self.tokenizer), self.stops.clone());
-        let places = Places::of(self.session.decoder());
+        if let Some(answering) = &mut self.answering {
+            copy_weights(&mut self.session, answering)?;
+        }
+        let places = Places::of(self.answers_by().decoder());
         let most = self.run.eval.generate.max_new_tokens as usize;
         let made = answer_all(self, places, &tokenizer, &stops, &questions, &extract, most)?;
         let Some(made) = made else {
@@ -110,12 +114,18 @@ impl Fit<'_> {
         Ok(())
     }
 
+    /// The session that makes answers.
+    fn answers_by(&mut self) -> &mut Session {
+        self.answering.as_mut().unwrap_or(&mut self.session)
+    }
+
     /// Work that leaves nothing behind, done again where a request to save broke it off; `None`: the
     /// run was asked to end.
     fn forward<T>(
         &mut self,
-        mut work: impl FnMut(&mut Session, &Requests) -> Result<Option<T>, ExecError>,
+        mut work: impl FnMut(&mut Self, &Requests) -> Result<Option<T>, ExecError>,
     ) -> Result<Option<T>, TrainError> {
+        let requests = self.requests.clone();
         loop {
             if self.requests.stopping() {
                 return Ok(None);
@@ -127,7 +137,7 @@ impl Fit<'_> {
                 }
                 self.save()?;
             }
-            if let Some(done) = work(&mut self.session, &self.requests)? {
+            if let Some(done) = work(self, &requests)? {
                 return Ok(Some(done));
             }
         }
@@ -138,7 +148,7 @@ impl Decoder for Fit<'_> {
     type Error = TrainError;
 
     fn infer(&mut self, inputs: Micro) -> Result<Option<Outcome>, TrainError> {
-        self.forward(|s, r| s.infer_until(inputs.clone(), r))
+        self.forward(|f, r| f.answers_by().infer_until(inputs.clone(), r))
     }
 
     fn progress(&mut self, done: usize) {

@@ -42,7 +42,7 @@ impl Fit<'_> {
         let (lanes, gpu_waits) = compare(planned, moved, steps.max(1) as f64);
         let moved_bytes = moved_bytes(|lane| moved.lane(lane).bytes);
         let planned_bytes = Tier::ALL
-            .map(|t| (t.name().to_owned(), planned.plan.tier(t).planned_bytes.0))
+            .map(|t| (t.name().to_owned(), planned.reserved(t).0))
             .into();
         TrainReport {
             steps: self.state.step,
