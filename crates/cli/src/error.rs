@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use lowtide_config::{ConfigError, DiskBudget, nearest};
+use lowtide_config::{ConfigError, nearest};
 use lowtide_data::DataError;
 use lowtide_measure::MeasureError;
 use lowtide_planner::Machine;
@@ -18,8 +18,10 @@ use lowtide_trainer::{
 };
 use serde_json::{Value, json};
 
-use crate::out::{complain, enough, quoted};
+use crate::out::complain;
+use fitting::fitting;
 
+mod fitting;
 mod paths;
 mod ranks;
 mod records;
@@ -184,51 +186,6 @@ fn refusal(refused: &Refused, about: &Value) -> Value {
     answer
 }
 
-/// What to paste to make it fit.
-fn fitting(refused: &Refused) -> Vec<String> {
-    let (allowed, nearest) = (&refused.refusal.allowed, &refused.refusal.nearest);
-    let tiers = [
-        ("device", allowed.device.0, nearest.device.0),
-        ("host", allowed.host.0, nearest.host.0),
-        ("disk", allowed.disk.0, nearest.disk.0),
-    ];
-    let sets: Vec<String> = tiers
-        .iter()
-        .filter(|(_, have, need)| need > have)
-        .map(|(tier, _, need)| match (*tier, refused.disks.as_slice()) {
-            ("disk", [_, ..]) => format!("--set {}", drives(&refused.disks, *need)),
-            (tier, _) => format!("--set budget.{tier}={}", enough(*need)),
-        })
-        .collect();
-    let sets = sets.join(" ");
-    let mut lines = vec![match refused.beyond() {
-        None => format!("the nearest budgets that fit: {sets}"),
-        Some((need, total)) => format!(
-            "the nearest budgets that fit take {need} of host memory and this machine has {total}: {sets} is for a \
-             larger one"
-        ),
-    }];
-    if let Some(disk) = refused.refusal.with_disk {
-        lines.push(format!(
-            "or a drive, with the memory that is allowed: --set budget.disk={}",
-            enough(disk.0)
-        ));
-    }
-    if let Some(answers) = refused.answers {
-        lines.push(format!(
-            "of these answers with a KV cache take {} of the device and {} of the host: fewer at once take less, and \
-             none without a cache, --set eval.generate.cached=0",
-            answers.device, answers.host
-        ));
-    }
-    if let Some(b) = refused.nearest_micro_batch {
-        lines.push(format!(
-            "or fewer sequences at once: --set train.micro_batch={b}"
-        ));
-    }
-    lines
-}
-
 /// What to do about errors that say all that there is to say of themselves: where to look.
 fn general(e: &TrainError) -> &'static str {
     match e {
@@ -264,18 +221,12 @@ fn general(e: &TrainError) -> &'static str {
     }
 }
 
-/// `budget.disk` with so many bytes in all on the directories that the run names, in the same shares; for a
-/// shell, in quotes.
-fn drives(disks: &[DiskBudget], need: u64) -> String {
-    let all: u128 = disks.iter().map(|d| u128::from(d.size.0)).sum();
-    let each = disks.iter().map(|d| {
-        let share = u128::from(need) * u128::from(d.size.0) / all.max(1);
-        // One more byte than the share rounded down: together they are not less than the need.
-        let size = enough(u64::try_from(share).unwrap_or(u64::MAX - 1) + 1);
-        format!("{{dir: {}, size: {size}}}", quoted(&d.dir))
-    });
-    let each: Vec<String> = each.collect();
-    format!("'budget.disk=[{}]'", each.join(", "))
+/// What there is to go on from.
+fn newest(checkpoint: Option<&Path>) -> String {
+    match checkpoint {
+        Some(path) => format!("the newest checkpoint is whole: {}", path.display()),
+        None => "no checkpoint was saved before it".to_owned(),
+    }
 }
 
 /// What to do about an error, a line each. Long because each error is its own few words, which nothing else says.
@@ -351,10 +302,16 @@ fn advice(e: &TrainError) -> Vec<String> {
                  train.on_nonfinite=skip leaves such steps out"
                     .to_owned(),
             ];
-            lines.push(match checkpoint {
-                Some(path) => format!("the newest checkpoint is whole: {}", path.display()),
-                None => "no checkpoint was saved before it".to_owned(),
-            });
+            lines.push(newest(checkpoint.as_deref()));
+            lines
+        }
+        TrainError::Spike { checkpoint, .. } => {
+            let mut lines = vec![
+                "look at the data of this step; train.spike.action=skip leaves such steps out, a larger \
+                 train.spike.factor lets them be"
+                    .to_owned(),
+            ];
+            lines.push(newest(checkpoint.as_deref()));
             lines
         }
         TrainError::OtherRun { may_change, .. } => {

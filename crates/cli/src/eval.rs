@@ -19,7 +19,7 @@ use crate::generate::{ready, ready_to_decode};
 use crate::out::Out;
 use crate::progress::Waiting;
 
-/// Loss and, if the run asks for it, exact match.
+/// Loss and, if the run asks for it, exact match. Long because it is one after the other.
 pub fn eval(args: &EvalArgs, out: Out) -> Answer {
     let run = hub::data(args.run.load_with_model(args.model.as_deref())?)?;
     run.training_ready().map_err(TrainError::from)?;

@@ -1,4 +1,6 @@
 //! `lowtide plan`: arithmetic only, for this machine or any other.
+//!
+//! One file because all that is shown of a plan stands in the order in which it is shown.
 
 use std::path::{Path, PathBuf};
 
@@ -130,7 +132,7 @@ pub fn plan(args: &PlanArgs, out: Out) -> Answer {
     ));
     let answers = basis.plan_answers(&plan)?;
     if let Some(answers) = &answers {
-        out.text(&answers.told());
+        out.text(&answers.line());
     }
     let mut of_others = json!([]);
     if !args.brief {

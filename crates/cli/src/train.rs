@@ -214,9 +214,11 @@ impl Observer for Show {
         event["event"] = json!("step");
         self.event(event);
         let mut about = format!(
-            "loss {:.4}, norm {:.3}{}",
+            "loss {:.4}, norm {:.3}{}{}",
             line.loss,
             line.grad_norm,
+            line.spike
+                .map_or(String::new(), |x| format!(" ({x:.1} times the median)")),
             if line.skipped { " (left out)" } else { "" },
         );
         if let (Some(rate), Some(took)) = (line.tokens_per_second, line.seconds) {
@@ -327,6 +329,16 @@ fn how_far(r: &TrainReport, line: &mut Line<'_>) {
             rate(r.tokens_per_second)
         ),
     );
+    if r.skipped + r.spikes > 0 {
+        let spikes = match r.spikes {
+            0 => String::new(),
+            n => format!("; the norm of {n} was a spike"),
+        };
+        line(
+            "left out",
+            format!("{} of these updates{spikes}", r.skipped),
+        );
+    }
     if r.part.after_step > 0 {
         line(
             "of them here",

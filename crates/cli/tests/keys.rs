@@ -170,6 +170,10 @@ fn exact(seen: &Seen) -> Value {
     said(seen, &["exact"])
 }
 
+fn spikes(seen: &Seen) -> Value {
+    column(seen, "spike")
+}
+
 fn cache_of_answers(seen: &Seen) -> Value {
     said(seen, &["with a KV cache"])
 }
@@ -217,6 +221,9 @@ const ANSWERS: &[&str] = &[
     "eval.generate.exact_match=true",
     "train.learning_rate=0",
 ];
+
+/// Every norm is more than a thousandth of the one before it.
+const SPIKES: &[&str] = &["train.steps=4", "train.spike.window=1"];
 
 /// No evaluation is better than the first.
 const STANDS: &[&str] = &[
@@ -363,6 +370,19 @@ const ROWS: &[Row] = &[
         "train.on_nonfinite",
         ["stop", "skip"],
         &["model.path=steep"],
+        code,
+    ),
+    trained("train.spike.factor", ["1e-3", "1e6"], SPIKES, spikes),
+    trained(
+        "train.spike.window",
+        ["1", "2"],
+        &["train.spike.factor=1e-3", "train.steps=4"],
+        spikes,
+    ),
+    trained(
+        "train.spike.action",
+        ["warn", "stop"],
+        &["train.spike.factor=1e-3", "train.spike.window=1"],
         code,
     ),
     trained("train.label_smoothing", ["0", "0.5"], &[], weights),

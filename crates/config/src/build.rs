@@ -9,7 +9,7 @@ use crate::error::ConfigError;
 use crate::low::Low;
 use crate::run::{
     Budget, Cache, Checkpoint, Clip, Data, DiskBudget, Eval, Fields, Generate, Length, Log, Model,
-    ModelSource, Optimizer, Plan, Recompute, Resume, Run, Schedule, Train, Warmup,
+    ModelSource, Optimizer, Plan, Recompute, Resume, Run, Schedule, Spike, Train, Warmup,
 };
 use crate::value::{Value, is_auto};
 use crate::words::{Init, Strategy};
@@ -172,6 +172,13 @@ fn train(low: &Low, precision: Dtype) -> Train {
         },
         gradient: low.word("train.gradient").unwrap_or(precision),
         on_nonfinite: low.word("train.on_nonfinite").expect("has a default"),
+        spike: Some(number("train.spike.factor"))
+            .filter(|&factor| factor > 0.0)
+            .map(|factor| Spike {
+                factor,
+                window: count("train.spike.window"),
+                action: low.word("train.spike.action").expect("has a default"),
+            }),
         label_smoothing: number("train.label_smoothing"),
         logits_chunk: count("train.logits_chunk"),
         freeze: low.texts("train.freeze"),

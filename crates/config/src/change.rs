@@ -18,6 +18,9 @@ const CHANGEABLE: &[(&str, &[&str])] = &[
     ("train.clip.mode", &["train.clip.mode"]),
     ("train.clip.norm", &["train.clip.norm"]),
     ("train.on_nonfinite", &["train.on_nonfinite"]),
+    ("train.spike.factor", &["train.spike.factor"]),
+    ("train.spike.window", &["train.spike.window"]),
+    ("train.spike.action", &["train.spike.action"]),
     ("train.label_smoothing", &["train.label_smoothing"]),
     ("optimizer.beta1", &["optimizer.beta1"]),
     ("optimizer.beta2", &["optimizer.beta2"]),
@@ -43,6 +46,8 @@ const FOLLOWS: &[(&str, &[&str])] = &[
     ("train.warmup_steps", &["train.schedule.length"]),
     ("train.warmup_ratio", &["train.schedule.length"]),
     ("train.clip.mode", &["train.clip.norm"]),
+    ("train.spike.factor", &["train.spike"]),
+    ("train.spike.action", &["train.spike"]),
 ];
 
 /// The words of `checkpoint.change`.
@@ -58,6 +63,9 @@ pub(crate) const WORDS: Words = &[
     ("train.clip.mode", ""),
     ("train.clip.norm", ""),
     ("train.on_nonfinite", ""),
+    ("train.spike.factor", ""),
+    ("train.spike.window", ""),
+    ("train.spike.action", ""),
     ("train.label_smoothing", ""),
     ("optimizer.beta1", ""),
     ("optimizer.beta2", ""),

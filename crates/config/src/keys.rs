@@ -10,7 +10,7 @@ use crate::key::KeyDefault::{ByOptimizer, Unset, Value};
 use crate::key::{Key, Kind};
 use crate::words::{
     ClipMode, DTYPE_ALIASES, DTYPES, Device, Init, LastBatch, MOMENT_ALIASES, MOMENTS, NonFinite,
-    OPTIMIZER_ALIASES, OPTIMIZERS, ScheduleShape, UpdateOn,
+    OPTIMIZER_ALIASES, OPTIMIZERS, ScheduleShape, SpikeAction, UpdateOn,
 };
 
 mod data;
@@ -33,6 +33,10 @@ pub const SECTIONS: &[(&str, &str)] = &[
         "The steps: their number, their size and their learning rate.",
     ),
     ("train.clip", "Clipping by the global norm of the gradient."),
+    (
+        "train.spike",
+        "Steps whose gradient norm is far above those before them.",
+    ),
     ("optimizer", "The optimizer and where it runs."),
     (
         "strategy",
@@ -396,6 +400,37 @@ const AFTER_DATA: &[Key] = &[
         kind: Kind::word(NonFinite::WORDS),
         default: Value("stop"),
         elsewhere: &["on_nan", "skip_nan", "logging_nan_inf_filter"],
+    },
+    Key {
+        name: "train.spike.factor",
+        doc: "A gradient norm above so many times the median of the norms of the steps before is a spike. 0: none is looked for.",
+        kind: Kind::Number {
+            low: Included(0.0),
+            high: Included(1e6),
+        },
+        default: Value("0"),
+        elsewhere: &[
+            "loss_watchdog_threshold",
+            "check_for_spiky_loss",
+            "check_for_large_grads",
+        ],
+    },
+    Key {
+        name: "train.spike.window",
+        doc: "How many steps before, spikes among them; until there are as many, nothing is a spike. They are saved with checkpoints.",
+        kind: Kind::Count {
+            min: 1,
+            max: 10_000,
+        },
+        default: Value("64"),
+        elsewhere: &["loss_watchdog_patience"],
+    },
+    Key {
+        name: "train.spike.action",
+        doc: "What to do at a spike. `skip` and `stop` need `clip.mode: exact`, so that it is seen before the update.",
+        kind: Kind::word(SpikeAction::WORDS),
+        default: Value("warn"),
+        elsewhere: &[],
     },
     Key {
         name: "train.label_smoothing",

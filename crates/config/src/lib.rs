@@ -39,9 +39,10 @@ pub use keys::{KEYS, SECTIONS};
 pub use nearest::nearest;
 pub use run::{
     Budget, Cache, Checkpoint, Clip, Data, DiskBudget, Eval, Fields, Generate, Length, Log, Model,
-    ModelSource, Optimizer, Plan, Recompute, Resume, Run, Schedule, Source, Train, Warmup,
+    ModelSource, Optimizer, Plan, Recompute, Resume, Run, Schedule, Source, Spike, Train, Warmup,
 };
 pub use words::{
     Activations, ClipMode, Device, Format, Init, KeepBest, LastBatch, LoopOrder, NonFinite,
-    Offload, OnError, Pieces, ScheduleShape, Strategy, TextBy, Tier, TrainOn, UpdateOn,
+    Offload, OnError, Pieces, ScheduleShape, SpikeAction, Strategy, TextBy, Tier, TrainOn,
+    UpdateOn,
 };

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::run::{Length, Run, Schedule, Warmup};
-use crate::words::{ClipMode, LastBatch, ScheduleShape, Strategy};
+use crate::words::{ClipMode, LastBatch, ScheduleShape, SpikeAction, Strategy};
 
 impl Run {
     /// What decides the run's numbers, as JSON. Two runs with equal keys, equal model files and
@@ -58,6 +58,10 @@ impl Run {
         // What came later is in it where it is not the default, which is what was done before.
         if data.streaming {
             key["data"]["streaming"] = json!(true);
+        }
+        // A warning changes nothing.
+        if let Some(spike) = train.spike.filter(|s| s.action != SpikeAction::Warn) {
+            key["train"]["spike"] = json!(spike);
         }
         if train.label_smoothing != 0.0 {
             key["train"]["label_smoothing"] = json!(train.label_smoothing);

@@ -9,7 +9,8 @@ use crate::low::{Low, Typed};
 use crate::run::{Cache, Length, ModelSource, Run, Warmup};
 use crate::value::Value;
 use crate::words::{
-    Activations, ClipMode, Format, Init, KeepBest, NonFinite, ScheduleShape, Tier, TrainOn,
+    Activations, ClipMode, Format, Init, KeepBest, NonFinite, ScheduleShape, SpikeAction, Tier,
+    TrainOn,
 };
 
 /// At most one key of each exclusive group was given.
@@ -105,6 +106,31 @@ fn clipping(low: &Low, run: &Run) -> Result<(), ConfigError> {
             "train.on_nonfinite",
             "'train.clip.mode: exact' to skip a step",
         );
+    }
+    spikes(low, run)
+}
+
+/// Spikes are seen before an update only where all updates wait for the norm.
+fn spikes(low: &Low, run: &Run) -> Result<(), ConfigError> {
+    let Some(spike) = run.train.spike else {
+        for key in ["train.spike.window", "train.spike.action"] {
+            idle(
+                low,
+                key,
+                "train.spike.factor",
+                "'train.spike.factor' above 0",
+            )?;
+        }
+        return Ok(());
+    };
+    if spike.action != SpikeAction::Warn && run.train.clip.mode != ClipMode::Exact {
+        let needed = "'train.clip.mode: exact' to keep a spike from the weights";
+        return needs(low, "train.spike.action", needed);
+    }
+    if run.checkpoint.durable {
+        let why =
+            "a durable run does not note the norms of its last steps; save checkpoints instead";
+        return conflict(low, "train.spike.factor", "checkpoint.durable", why);
     }
     Ok(())
 }

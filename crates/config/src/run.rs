@@ -12,7 +12,8 @@ use serde::{Serialize, Serializer};
 use crate::error::ConfigError;
 use crate::words::{
     Activations, ClipMode, Device, Format, Init, KeepBest, LastBatch, LoopOrder, NonFinite,
-    Offload, OnError, Pieces, ScheduleShape, Strategy, TextBy, Tier, TrainOn, UpdateOn,
+    Offload, OnError, Pieces, ScheduleShape, SpikeAction, Strategy, TextBy, Tier, TrainOn,
+    UpdateOn,
 };
 use lowtide_files::shown;
 
@@ -251,6 +252,9 @@ pub struct Train {
     pub gradient: Dtype,
     /// What to do at a gradient that is not finite.
     pub on_nonfinite: NonFinite,
+    /// What is done at a gradient norm far above those before it; `None`: none is looked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub spike: Option<Spike>,
     /// The share of each label that is spread evenly over all tokens.
     #[serde(skip_serializing_if = "is_zero")]
     pub label_smoothing: f64,
@@ -318,6 +322,17 @@ pub struct Clip {
     pub mode: ClipMode,
     /// Largest norm left as it is; without meaning where the mode is none.
     pub norm: f64,
+}
+
+/// When a gradient norm is a spike, and what is done then.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Spike {
+    /// Above so many times the median of those before it, more than 0.
+    pub factor: f64,
+    /// How many those are.
+    pub window: u32,
+    /// What is done.
+    pub action: SpikeAction,
 }
 
 /// The optimizer with its settings (section `optimizer`).

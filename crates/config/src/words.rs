@@ -199,6 +199,18 @@ words! {
 }
 
 words! {
+    /// What to do at a gradient whose norm is far above those before it.
+    SpikeAction {
+        /// say so, and go on
+        Warn = "warn",
+        /// drop the step and go on
+        Skip = "skip",
+        /// end the run with an error
+        Stop = "stop",
+    }
+}
+
+words! {
     /// Which processor runs the optimizer.
     UpdateOn {
         /// the host's cores

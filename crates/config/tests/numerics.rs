@@ -54,7 +54,7 @@ const OUTSIDE: &[&str] = &[
 fn other(name: &str, kind: &Kind) -> String {
     match name {
         "gpus" => "2".into(),
-        "train.on_nonfinite" => "skip".into(),
+        "train.on_nonfinite" | "train.spike.action" => "skip".into(),
         "train.epochs" | "optimizer.beta1" => "0.5".into(),
         "train.clip.norm" => "3".into(),
         "optimizer.decay_rate" => "-0.5".into(),
@@ -106,6 +106,12 @@ fn each_key_is_in_it_or_is_named_here_as_outside() {
                 "data.eval=b",
                 "eval.generate.exact_match=true",
             ]);
+        }
+        if k.name.starts_with("train.spike.") {
+            sets.push("train.spike.factor=4");
+            if k.name != "train.spike.action" {
+                sets.push("train.spike.action=stop");
+            }
         }
         if k.name == "train.unfreeze" {
             sets.push("train.freeze=*");

@@ -331,6 +331,18 @@ fn rules_between_keys() {
             "run.yaml:2:47: 'train.on_nonfinite' needs 'train.clip.mode: exact' to skip a step",
         ),
         (
+            "train: {spike: {action: skip}}",
+            "run.yaml:2:25: 'train.spike.action' needs 'train.spike.factor' above 0",
+        ),
+        (
+            "train: {clip: {mode: previous}, spike: {factor: 9, action: stop}}",
+            "run.yaml:2:60: 'train.spike.action' needs 'train.clip.mode: exact' to keep a spike from the weights",
+        ),
+        (
+            "train: {spike: {factor: 9}}\nbudget: {disk: 1GiB}\ncheckpoint: {durable: true}",
+            "run.yaml:2:25: 'train.spike.factor' and 'checkpoint.durable' cannot both hold: a durable run does not note the norms of its last steps; save checkpoints instead",
+        ),
+        (
             "data: {train: a, eval: b, eval_split: 0.1}",
             "run.yaml:2:24: 'data.eval' and 'data.eval_split' cannot both hold: give one of them",
         ),
@@ -396,7 +408,7 @@ fn rules_between_keys() {
         ),
         (
             "checkpoint: {change: [train.steps, seed]}",
-            "run.yaml:2:36: 'checkpoint.change[1]' is 'seed'; allowed: one or a list of train.steps, train.epochs, train.learning_rate, train.schedule, train.warmup_steps, train.warmup_ratio, train.decay_ratio, train.min_lr_ratio, train.clip.mode, train.clip.norm, train.on_nonfinite, train.label_smoothing, optimizer.beta1, optimizer.beta2, optimizer.eps, optimizer.clip_threshold, optimizer.decay_rate, optimizer.weight_decay, eval.generate.cached, device, gpus",
+            "run.yaml:2:36: 'checkpoint.change[1]' is 'seed'; allowed: one or a list of train.steps, train.epochs, train.learning_rate, train.schedule, train.warmup_steps, train.warmup_ratio, train.decay_ratio, train.min_lr_ratio, train.clip.mode, train.clip.norm, train.on_nonfinite, train.spike.factor, train.spike.window, train.spike.action, train.label_smoothing, optimizer.beta1, optimizer.beta2, optimizer.eps, optimizer.clip_threshold, optimizer.decay_rate, optimizer.weight_decay, eval.generate.cached, device, gpus",
         ),
         (
             "plan: {optimizer: disk}",

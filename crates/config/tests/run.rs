@@ -221,6 +221,16 @@ log: {every_steps: 10, report: false, tensorboard: false, trace: false}
     assert_eq!(json, want);
 }
 
+/// Durable runs, as the one above, look for none.
+#[test]
+fn spikes_reach_their_field() {
+    let r = run("train: {spike: {factor: 8, window: 20, action: stop}}", &[]);
+    let spike = r.train.spike.expect("it is asked for");
+    let have = (spike.factor, spike.window, spike.action.word());
+    assert_eq!(have, (8.0, 20, "stop"));
+    assert_eq!(run("", &[]).train.spike, None);
+}
+
 #[test]
 fn values_read_as_people_write_them() {
     assert_eq!(

@@ -10,6 +10,9 @@ pub enum EngineError {
     /// A number of the step is not finite: the step's, not ours.
     #[error("{0}")]
     NonFinite(String),
+    /// The gradient's norm is far above those of the steps before, and the run is to end at that.
+    #[error("{0}")]
+    Spike(String),
     /// The task or its step is not what it must be: our bug.
     #[error("{0}")]
     Wrong(String),

@@ -59,6 +59,9 @@ pub struct Step {
     /// The update was left out.
     #[serde(default)]
     pub skipped: bool,
+    /// Where its norm is a spike: how many times the median of those before it.
+    #[serde(default)]
+    pub spike: Option<f64>,
 }
 
 /// What an evaluation found, after a step.
@@ -124,6 +127,8 @@ pub struct Figures {
     pub loss_last: Option<f64>,
     /// Steps without an update.
     pub skipped: u64,
+    /// Steps whose gradient norm was far above those before.
+    pub spikes: u64,
     /// The first evaluation.
     pub evaluation_first: Option<Evaluation>,
     /// The last one.
@@ -323,6 +328,7 @@ impl Gathered {
         all.tokens = all.tokens.saturating_add(s.tokens);
         all.predicted_seconds = s.predicted_seconds;
         all.skipped += u64::from(s.skipped);
+        all.spikes += u64::from(s.spike.is_some());
         if let Some(loss) = s.loss {
             if s.step == 1 {
                 all.loss_first = Some(loss);

@@ -18,9 +18,13 @@ fn write(dir: &Path, learning_rate: f64) {
     put(".lowtide", json!({"version": "0.0.0"}).to_string());
     let step = |n: u64, loss: f64| {
         let seconds = 0.5 * n as f64;
-        json!({"step": n, "steps": 4, "loss": loss, "grad_norm": 1.5, "learning_rate": learning_rate, "tokens": 60,
-            "seconds": seconds, "tokens_per_second": 60.0 / seconds, "predicted_seconds": 0.75,
-            "ruling_lane": "gpu", "skipped": n == 3})
+        let mut line = json!({"step": n, "steps": 4, "loss": loss, "grad_norm": 1.5, "learning_rate": learning_rate,
+            "tokens": 60, "seconds": seconds, "tokens_per_second": 60.0 / seconds, "predicted_seconds": 0.75,
+            "ruling_lane": "gpu", "skipped": n == 3});
+        if n == 2 {
+            line["spike"] = json!(12.5);
+        }
+        line
     };
     let lines = [
         json!({"step": 0, "when": "before", "exact_match": 0.0, "right": 0, "prompts": 2}),
@@ -82,6 +86,7 @@ fn figures_are_those_of_the_files() {
         "eval loss       3.2500 after step 0, 2.1250 after step 3",
         "eval accuracy   50.0% after step 3",
         "skipped steps   1",
+        "spikes          1",
     ] {
         assert!(shown.lines().any(|l| l == line), "{line}:\n{shown}");
     }

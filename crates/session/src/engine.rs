@@ -2,7 +2,7 @@
 //! updates, norms, inputs and results.
 
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use lowtide_device::{Dst, Queue, Src, memory};
 use lowtide_executor::{Bound, EngineError, Record, TaskCall};
@@ -15,9 +15,10 @@ use lowtide_workload::{Dtype, OpId, Param, ParamId};
 
 use crate::commit::{About, Commits};
 use crate::outcome::Outcome;
+use crate::spikes::{Norms, SpikeAction, SpikeRule};
 use crate::step::StepData;
 
-/// How gradients are clipped and what happens when one is not finite.
+/// How gradients are clipped, and what happens when one is not finite or its norm is far above those before.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ClipRule {
     /// By which norm.
@@ -26,6 +27,8 @@ pub struct ClipRule {
     pub max_norm: f32,
     /// With `exact`: leave out an update whose norm is not finite instead of stopping.
     pub skip_nonfinite: bool,
+    /// What is done at a norm far above those before it.
+    pub spikes: Option<SpikeRule>,
 }
 
 /// The clip slot: factor, norm, and whether updates apply, as three `f64`.
@@ -44,6 +47,8 @@ pub struct Engine {
     segments: List<PieceId, Vec<gradient::Segment>>,
     updates: List<PieceId, Vec<update::Segment>>,
     commits: Commits,
+    /// Norms of the last steps, where spikes are looked for.
+    norms: Mutex<Norms>,
 }
 
 impl Engine {
@@ -125,6 +130,23 @@ impl Engine {
             segments,
             updates,
             commits: Commits::default(),
+            norms: Mutex::default(),
+        }
+    }
+
+    fn norms(&self) -> MutexGuard<'_, Norms> {
+        self.norms.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The norms by which the next step is judged, as bits; of a run that looks for no spikes none.
+    pub(crate) fn last_norms(&self) -> Vec<u64> {
+        self.norms().bits()
+    }
+
+    /// Restores what [`Engine::last_norms`] gave.
+    pub(crate) fn restore_norms(&self, bits: &[u64]) {
+        if let Some(rule) = &self.clip.spikes {
+            *self.norms() = Norms::restored(rule, bits);
         }
     }
 
@@ -303,18 +325,29 @@ impl Engine {
             _ => (f64::from(self.clip.max_norm) / (norm + 1e-6)).min(1.0),
         };
         let finite = norm.is_finite() && losses.iter().all(|l| l.0.is_finite());
-        let skipped = !finite && self.clip.mode == Clip::Exact && self.clip.skip_nonfinite;
-        let words = [factor, norm, if finite { 1.0 } else { 0.0 }];
+        let rule = self.clip.spikes.filter(|_| finite);
+        let spike = rule.and_then(|rule| Some((rule, self.norms().take(&rule, norm)?)));
+        let action = spike.map(|(rule, _)| rule.action);
+        let applies = finite && !matches!(action, Some(SpikeAction::Skip | SpikeAction::Stop));
+        let stops = action == Some(SpikeAction::Stop) || (!finite && !self.skips());
+        let words = [factor, norm, if applies { 1.0 } else { 0.0 }];
         memory::store(clip.dst().part(0, 8 * CLIP_WORDS), &words);
-        let nonfinite = (!finite && !skipped).then(|| {
-            let loss: f64 = losses.iter().map(|l| l.0).sum();
-            format!("loss sum {loss}, gradient norm {norm}")
+        let error = stops.then(|| match spike {
+            Some((rule, median)) => EngineError::Spike(format!(
+                "gradient norm {norm:.4}: more than {} times {median:.4}, the median of the {} steps before",
+                rule.factor, rule.window
+            )),
+            None => {
+                let loss: f64 = losses.iter().map(|l| l.0).sum();
+                EngineError::NonFinite(format!("loss sum {loss}, gradient norm {norm}"))
+            }
         });
         let outcome = Outcome {
             losses,
             norm,
-            skipped,
-            nonfinite: nonfinite.clone(),
+            skipped: !applies && !stops,
+            spike: spike.map(|(_, median)| norm / median),
+            nonfinite: error.as_ref().map(ToString::to_string),
             done: true,
             ..Outcome::default()
         };
@@ -322,7 +355,12 @@ impl Engine {
             self.commits.note(mark, &outcome);
         }
         step.set(|o| *o = outcome);
-        nonfinite.map_or(Ok(()), |what| Err(EngineError::NonFinite(what)))
+        error.map_or(Ok(()), Err)
+    }
+
+    /// Whether an update whose norm is not finite is left out.
+    fn skips(&self) -> bool {
+        self.clip.mode == Clip::Exact && self.clip.skip_nonfinite
     }
 }
 

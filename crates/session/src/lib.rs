@@ -11,6 +11,7 @@ mod outcome;
 mod ranks;
 mod requests;
 mod session;
+mod spikes;
 mod step;
 mod totals;
 
@@ -23,7 +24,8 @@ pub use outcome::Outcome;
 pub use ranks::Group;
 pub use requests::Requests;
 pub use session::{DiskChoice, Session, SessionOptions};
+pub use spikes::{SpikeAction, SpikeRule};
 pub use step::StepData;
-pub use totals::Totals;
+pub use totals::{Odd, Totals};
 // What a process that ends without unwinding still has to do.
 pub use lowtide_tiers::abandon;

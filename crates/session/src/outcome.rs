@@ -11,11 +11,13 @@ pub struct Outcome {
     pub right: Vec<u32>,
     /// Global norm of the gradients before clipping (training only).
     pub norm: f64,
-    /// The update was left out because the norm was not finite.
+    /// The update was left out because the norm was not finite, or a spike.
     pub skipped: bool,
+    /// Where the norm is a spike: how many times the median of those before it.
+    pub spike: Option<f64>,
     /// Logits at the marked positions, a row of V for each span of a row of tokens (inference only).
     pub logits: Vec<f32>,
-    /// Something was not finite: what.
+    /// Something was not finite, or a spike that ends the run: what.
     pub nonfinite: Option<String>,
     /// All of the above is there.
     pub done: bool,

@@ -628,6 +628,24 @@ impl Session {
         there.try_for_each(|remote| remote.clip(words))
     }
 
+    /// The norms that the next step is judged by where spikes are looked for, as bits, to save with a checkpoint: all
+    /// ranks have the same.
+    #[must_use]
+    pub fn last_norms(&self) -> Vec<u64> {
+        self.ranks.first().engine.last_norms()
+    }
+
+    /// Restores what [`Session::last_norms`] gave.
+    ///
+    /// # Errors
+    /// Of a rank in another process: that it is gone.
+    pub fn restore_norms(&mut self, bits: &[u64]) -> Result<(), ExecError> {
+        let here = self.ranks.here.iter();
+        here.for_each(|rank| rank.engine.restore_norms(bits));
+        let mut there = self.ranks.there.iter();
+        there.try_for_each(|remote| remote.norms(bits))
+    }
+
     /// Sums of what the lanes did so far; of several ranks the first one's, which all run the same tasks.
     #[must_use]
     pub fn measured(&self) -> Measured {

@@ -22,6 +22,36 @@ pub struct Totals {
     pub eval_accuracy_first: Option<u64>,
     /// The last steps, the newest last: which, and the bits of its loss.
     pub last_losses: Vec<(u64, u64)>,
+    /// Steps whose update was left out, and steps whose norm was a spike, updated or not.
+    #[serde(skip_serializing_if = "Odd::none")]
+    pub odd: Odd,
+}
+
+/// Steps that were not as others are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Odd {
+    /// Whose update was left out.
+    pub skipped: u64,
+    /// Whose norm was far above those before.
+    pub spikes: u64,
+    /// The last one that was counted.
+    last: u64,
+}
+
+impl Odd {
+    #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+    fn none(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// What became of a step is known. One that is counted already is left out.
+    pub fn count(&mut self, step: u64, skipped: bool, spike: bool) {
+        if (skipped || spike) && step > self.last {
+            self.skipped += u64::from(skipped);
+            self.spikes += u64::from(spike);
+            self.last = step;
+        }
+    }
 }
 
 impl Totals {
@@ -61,6 +91,17 @@ mod tests {
         totals.loss(11, 99f64.to_bits());
         totals.loss(12, 99f64.to_bits());
         assert_eq!(totals.mean_loss(), Some(7.5));
+        // A journal tells again of a step that was left out.
+        for (step, skipped, spike) in [
+            (3, true, false),
+            (5, true, true),
+            (5, true, false),
+            (6, false, false),
+            (7, false, true),
+        ] {
+            totals.odd.count(step, skipped, spike);
+        }
+        assert_eq!((totals.odd.skipped, totals.odd.spikes), (2, 2));
         let text = serde_json::to_string(&totals).unwrap();
         assert_eq!(serde_json::from_str::<Totals>(&text).unwrap(), totals);
         // A state of before there were totals.

@@ -309,9 +309,9 @@ impl<'a> Basis<'a> {
             }
         }
         let (mut refusal, request, apart) = refused.expect("one way at least");
-        for told in [&mut refusal.needed, &mut refusal.nearest] {
-            told.device += apart.device;
-            told.host += apart.host;
+        for budgets in [&mut refusal.needed, &mut refusal.nearest] {
+            budgets.device += apart.device;
+            budgets.host += apart.host;
         }
         refusal.allowed = whole;
         self.refused(refusal, &request, apart)

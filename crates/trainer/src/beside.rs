@@ -41,7 +41,7 @@ pub struct PlannedAnswers {
 }
 
 impl Beside {
-    /// Of a run, if it asks for answers with a cache.
+    /// What answers take where a run asks for a cache (`eval.generate.cached`).
     ///
     /// # Errors
     /// A model of which keys are not kept; a plan that its checker refuses.
@@ -137,9 +137,9 @@ impl PlannedAnswers {
         open_on(run, &own, Trace::NONE, DiskChoice::None)
     }
 
-    /// For people.
+    /// A line of text: how many at once, and the memory of both tiers.
     #[must_use]
-    pub fn told(&self) -> String {
+    pub fn line(&self) -> String {
         let how = self.decoder.steps().expect("steps of decoding");
         format!(
             "answers: {} at once with a KV cache of {} tokens each; beside the steps they take {} of the device and {} of \
@@ -151,7 +151,7 @@ impl PlannedAnswers {
         )
     }
 
-    /// For programs.
+    /// The same as JSON.
     #[must_use]
     pub fn json(&self) -> serde_json::Value {
         let how = self.decoder.steps().expect("steps of decoding");

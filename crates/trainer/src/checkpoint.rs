@@ -95,6 +95,9 @@ pub struct RunState {
     pub data_fingerprint: u64,
     /// Factor, norm and go-ahead of the last step, as the bits of three f64.
     pub clip: [u64; 3],
+    /// Norms of the last steps, as bits, the newest last, where the run looks for spikes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub norms: Vec<u64>,
     /// All that decides the numbers.
     pub numerics: Value,
     /// What was changed of that on the way, oldest first.
@@ -140,6 +143,7 @@ impl RunState {
             data: State::default(),
             data_fingerprint: 0,
             clip: [0; 3],
+            norms: Vec::new(),
             numerics: Value::Null,
             changes: Vec::new(),
             products: BTreeMap::new(),

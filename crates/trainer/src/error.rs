@@ -170,6 +170,16 @@ pub enum TrainError {
         /// The newest checkpoint, which is intact.
         checkpoint: Option<PathBuf>,
     },
+    /// A gradient norm is far above those before it, and the run is to end at that.
+    #[error("step {step}: {what}")]
+    Spike {
+        /// Which step, from 1.
+        step: u64,
+        /// What was seen.
+        what: String,
+        /// The newest checkpoint, which is intact.
+        checkpoint: Option<PathBuf>,
+    },
     /// Learned projectors cannot be kept until the run reads them.
     #[error("{}: learned projectors cannot be kept there: {source}", dir.display())]
     Projectors {

@@ -265,7 +265,7 @@ fn train_with(
     observer.planned(&plan, basis.decoder.workload(), &basis.machine);
     let answers = basis.plan_answers(&plan)?;
     if let Some(answers) = &answers {
-        observer.note(&answers.told());
+        observer.note(&answers.line());
     }
     observer.phase(Some(Phase::Reserving));
     let trace = if run.log.trace {
@@ -626,6 +626,14 @@ impl Fit<'_> {
                 source: EngineError::NonFinite(what),
                 ..
             } => self.diverged(step, what),
+            ExecError::Engine {
+                source: EngineError::Spike(what),
+                ..
+            } => TrainError::Spike {
+                step,
+                what,
+                checkpoint: self.last_checkpoint.clone(),
+            },
             e => TrainError::Exec(e),
         })
     }
@@ -674,6 +682,7 @@ impl Fit<'_> {
             disk_written: self.state.totals.disk_written,
             wear: self.wear,
             skipped: outcome.skipped,
+            spike: outcome.spike,
         };
         self.state.step = f.step;
         self.state.data = f.after;
@@ -681,7 +690,10 @@ impl Fit<'_> {
         if line.loss.is_finite() {
             self.state.loss_first.get_or_insert(line.loss);
         }
-        self.state.totals.loss(f.step, line.loss.to_bits());
+        let totals = &mut self.state.totals;
+        totals.loss(f.step, line.loss.to_bits());
+        let odd = (line.skipped, line.spike.is_some());
+        totals.odd.count(f.step, odd.0, odd.1);
         self.log(&line);
         Ok(())
     }

@@ -23,7 +23,7 @@ use crate::launch::least_of_others;
 use crate::paths;
 use crate::resident::Resident;
 use crate::threads::check_threads;
-use lowtide_session::ClipRule;
+use lowtide_session::{ClipRule, SpikeAction, SpikeRule};
 
 /// A run with a plan.
 #[derive(Debug)]
@@ -159,6 +159,15 @@ pub fn clip_of(run: &Run) -> ClipRule {
         },
         max_norm: run.train.clip.norm as f32,
         skip_nonfinite: run.train.on_nonfinite == config::NonFinite::Skip,
+        spikes: run.train.spike.map(|spike| SpikeRule {
+            factor: spike.factor,
+            window: spike.window as usize,
+            action: match spike.action {
+                config::SpikeAction::Warn => SpikeAction::Warn,
+                config::SpikeAction::Skip => SpikeAction::Skip,
+                config::SpikeAction::Stop => SpikeAction::Stop,
+            },
+        }),
     }
 }
 

@@ -73,8 +73,11 @@ pub struct StepLine {
     /// What such steps do to the drives, where they write there.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub wear: Option<Wear>,
-    /// The update was left out: its norm was not finite.
+    /// The update was left out: its norm was not finite, or a spike.
     pub skipped: bool,
+    /// Where its norm is a spike: how many times the median of those before it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub spike: Option<f64>,
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "as serde wants it")]
@@ -319,6 +322,12 @@ pub struct TrainReport {
     pub timed_tokens: u64,
     /// Real tokens a second of the steps whose time is known; `None` without one.
     pub tokens_per_second: Option<f64>,
+    /// Steps whose update was left out: their norm was not finite, or a spike.
+    #[serde(default)]
+    pub skipped: u64,
+    /// Steps whose norm was a spike, updated or not.
+    #[serde(default)]
+    pub spikes: u64,
     /// This process's part.
     pub part: Part,
     /// Median measured time of a step; `None` where no step was timed.

@@ -90,6 +90,7 @@ fn open(gpu: &Gpu, attention: Engine) -> Session {
         mode: Clip::Exact,
         max_norm: 1.0,
         skip_nonfinite: false,
+        spikes: None,
     };
     let options = SessionOptions {
         threads: 4,

@@ -168,6 +168,7 @@ impl Case {
             mode: Clip::Exact,
             max_norm,
             skip_nonfinite: false,
+            spikes: None,
         }
     }
 }

@@ -49,10 +49,10 @@ fn answers_with_a_cache_are_made_beside_the_steps() {
 
     // `eval` makes the same ones of the model that is exported: that of the best step.
     let model = ["eval", "run.yaml", "--json", "--model", "whole/model"];
-    let told = case.run(&model).fine().json();
-    assert_eq!(told["cached"], 3);
+    let evaluated = case.run(&model).fine().json();
+    assert_eq!(evaluated["cached"], 3);
     let last = all[15..].iter().map(|a| &a["answer"]);
-    let same = told["answers"].as_array().expect("answers").iter();
+    let same = evaluated["answers"].as_array().expect("answers").iter();
     assert_eq!(
         same.map(|a| &a["answer"]).collect::<Vec<_>>(),
         last.collect::<Vec<_>>()

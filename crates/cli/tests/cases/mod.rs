@@ -26,6 +26,7 @@ mod ranks;
 mod records;
 pub mod scratch;
 mod signals;
+mod spikes;
 mod strangers;
 mod tokenizers;
 mod wrong;

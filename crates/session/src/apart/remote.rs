@@ -138,6 +138,10 @@ impl Remote {
         self.call(&Call::Clip(words), &[]).map(drop)
     }
 
+    pub(crate) fn norms(&self, bits: &[u64]) -> Result<(), ExecError> {
+        self.call(&Call::Norms(bits.to_vec()), &[]).map(drop)
+    }
+
     pub(crate) fn publish(&self) -> Result<(), TierError> {
         self.call(&Call::Publish, &[]).map(drop).map_err(tier)
     }

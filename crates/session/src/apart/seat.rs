@@ -95,6 +95,7 @@ impl Seat {
             Call::Load { slot, at, bytes } => return Ok(self.load(slot, at, bytes)?),
             Call::Store { slot, at } => self.homes(|h| h.store_slot(slot, at, body))?,
             Call::Clip(words) => self.clip(words),
+            Call::Norms(bits) => self.at.engine.restore_norms(&bits),
             Call::Publish => {
                 if let Some(disk) = self.at.runner.disk() {
                     disk.publish()?;

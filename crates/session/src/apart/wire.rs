@@ -14,6 +14,7 @@ use serde_json::Value;
 
 use crate::engine::ClipRule;
 use crate::session::DiskChoice;
+use crate::spikes::{SpikeAction, SpikeRule};
 use crate::step::StepData;
 
 /// Longest head: a plan of a large model has some tens of megabytes.
@@ -36,6 +37,8 @@ pub(super) enum Call {
     Store { slot: SlotId, at: u64 },
     /// To set the words of the clip factor, each as its bits.
     Clip([u64; 3]),
+    /// To set the norms that the next step is judged by, each as its bits.
+    Norms(Vec<u64>),
     /// To let new state files take their names.
     Publish,
     /// To let state files go.
@@ -53,6 +56,8 @@ pub(super) enum Call {
 pub(super) struct Opening {
     pub plan: Plan,
     clip: (Clip, u32, bool),
+    /// Of spikes the factor's bits, the window and the action.
+    spikes: Option<(u64, usize, SpikeAction)>,
     pub threads: usize,
     pub poison: bool,
     pub watchdog_ms: u64,
@@ -84,6 +89,9 @@ impl Opening {
         Self {
             plan,
             clip: (clip.mode, clip.max_norm.to_bits(), clip.skip_nonfinite),
+            spikes: clip
+                .spikes
+                .map(|rule| (rule.factor.to_bits(), rule.window, rule.action)),
             threads,
             poison,
             watchdog_ms,
@@ -97,6 +105,11 @@ impl Opening {
             mode,
             max_norm: f32::from_bits(max_norm),
             skip_nonfinite,
+            spikes: self.spikes.map(|(factor, window, action)| SpikeRule {
+                factor: f64::from_bits(factor),
+                window,
+                action,
+            }),
         }
     }
 
@@ -215,6 +228,8 @@ impl Part {
 pub(super) enum Fault {
     /// A number of the step is not finite.
     NonFinite { task: String, what: String },
+    /// A norm far above those before it.
+    Spike { task: String, what: String },
     /// A panic: our bug.
     Panic { task: String, message: String },
     /// Lanes that stand still: our bug.
@@ -232,6 +247,10 @@ impl Fault {
                 task,
                 source: EngineError::NonFinite(what),
             } => Self::NonFinite { task, what },
+            ExecError::Engine {
+                task,
+                source: EngineError::Spike(what),
+            } => Self::Spike { task, what },
             ExecError::Panic { task, message } => Self::Panic { task, message },
             ExecError::Stuck { seconds, chain } => Self::Stuck { seconds, chain },
             ExecError::Ranks { source, .. } if source.is_consequence() => {
@@ -247,6 +266,10 @@ impl Fault {
             Self::NonFinite { task, what } => ExecError::Engine {
                 task,
                 source: EngineError::NonFinite(what),
+            },
+            Self::Spike { task, what } => ExecError::Engine {
+                task,
+                source: EngineError::Spike(what),
             },
             Self::Panic { task, message } => ExecError::Panic { task, message },
             Self::Stuck { seconds, chain } => ExecError::Stuck { seconds, chain },

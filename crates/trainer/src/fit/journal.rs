@@ -241,6 +241,7 @@ impl Fit<'_> {
         self.state = told.state;
         for step in &told.steps {
             self.state.totals.loss(step.step, step.loss);
+            self.state.totals.odd.count(step.step, step.skipped, false);
             self.catch_up(step)?;
         }
         Ok(())
@@ -267,6 +268,7 @@ impl Fit<'_> {
             disk_written: self.state.totals.disk_written,
             wear: self.wear,
             skipped: step.skipped,
+            spike: None,
         });
         self.tell(told);
         Ok(())

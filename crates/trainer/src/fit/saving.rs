@@ -264,6 +264,7 @@ impl Fit<'_> {
         }
         self.checked(step, |s| s.session.drain())?;
         self.state.clip = self.session.clip_words().map(f64::to_bits);
+        self.state.norms = self.session.last_norms();
         if let Some(gpu) = &self.gpu {
             self.state.products = gpu.choices();
         }

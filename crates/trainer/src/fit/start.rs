@@ -227,6 +227,7 @@ impl Start {
                     .map_err(|e| checkpoint::with_whole_one(&run.output, e))?;
                 if state.step > 0 {
                     session.restore_clip(state.clip.map(f64::from_bits))?;
+                    session.restore_norms(&state.norms)?;
                 }
             }
             Self::Journal(journal) => {

@@ -60,6 +60,8 @@ impl Fit<'_> {
             timed_tokens: totals.timed_tokens,
             tokens_per_second: (totals.timed_tokens > 0 && totals.seconds > 0.0)
                 .then(|| totals.timed_tokens as f64 / totals.seconds),
+            skipped: totals.odd.skipped,
+            spikes: totals.odd.spikes,
             part: Part {
                 after_step: ends.after_step,
                 steps,

@@ -378,6 +378,7 @@ pub fn rule(mode: Clip) -> ClipRule {
         mode,
         max_norm: 0.5,
         skip_nonfinite: false,
+        spikes: None,
     }
 }
 
