@@ -36,7 +36,7 @@ pub struct Beside {
 pub struct PlannedAnswers {
     /// The model, for steps of decoding.
     pub decoder: Arc<Decoder>,
-    /// The plan.
+    /// One step of decoding, with all weights copied beforehand.
     pub plan: Arc<Plan>,
 }
 
