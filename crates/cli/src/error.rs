@@ -305,6 +305,9 @@ fn advice(e: &TrainError) -> Vec<String> {
             lines.push(newest(checkpoint.as_deref()));
             lines
         }
+        TrainError::NoNumbers { .. } => one(
+            "its weights are finite, so it was saved after it diverged, or its numbers need precision=f32: take an older checkpoint",
+        ),
         TrainError::Spike { checkpoint, .. } => {
             let mut lines = vec![
                 "look at the data of this step; train.spike.action=skip leaves such steps out, a larger \
@@ -520,6 +523,18 @@ fn model_advice(e: &ModelError) -> Vec<String> {
         ModelError::NonFinite { .. } => {
             "the file is damaged, or the model diverged before it was saved: fetch it again, or take an \
              older one"
+        }
+        ModelError::Dimensions { what, .. } if what.contains("sequence") => {
+            "lower train.seq, or take a model of longer sequences"
+        }
+        ModelError::Dimensions { what, .. } if what.contains("batch") => {
+            "lower train.micro_batch, train.seq or train.accumulate"
+        }
+        ModelError::Dimensions { what, .. } if *what == "head dimension" => {
+            "answer without a KV cache: eval.generate.cached=0, generate --no-cache, eval without --cached"
+        }
+        ModelError::Dimensions { .. } => {
+            "the model's config.json says so: get it again from where the model was published, or take another model"
         }
         ModelError::Beyond { .. } => "f16 has no such number: export as bf16 or f32",
         ModelError::TiedHead { .. } => {

@@ -170,6 +170,12 @@ pub enum TrainError {
         /// The newest checkpoint, which is intact.
         checkpoint: Option<PathBuf>,
     },
+    /// A model's logits are no numbers, of which no token can be chosen.
+    #[error("{what}")]
+    NoNumbers {
+        /// Of which answer, behind how many tokens.
+        what: String,
+    },
     /// A gradient norm is far above those before it, and the run is to end at that.
     #[error("step {step}: {what}")]
     Spike {

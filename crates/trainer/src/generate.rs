@@ -6,9 +6,9 @@ mod cached;
 
 use std::time::Instant;
 
-use lowtide_executor::ExecError;
 pub use lowtide_model::Decoding;
 
+use crate::error::TrainError;
 use crate::stops::Stops;
 use lowtide_data::Micro;
 use lowtide_random::Philox;
@@ -36,6 +36,8 @@ pub trait Decoder {
     /// # Errors
     /// What stopped the run.
     fn infer(&mut self, inputs: Micro) -> Result<Option<Outcome>, Self::Error>;
+    /// The error of logits that are no numbers: what was seen. A token chosen from them would look like an answer.
+    fn no_numbers(&mut self, what: String) -> Self::Error;
     /// So many prompts are answered.
     fn progress(&mut self, done: usize);
     /// A pass has ended, in which so many new tokens were made, and whether it had tokens of prompts.
@@ -108,10 +110,14 @@ impl<'a, P> Plain<'a, P> {
 }
 
 impl<P: FnMut(usize)> Decoder for Plain<'_, P> {
-    type Error = ExecError;
+    type Error = TrainError;
 
-    fn infer(&mut self, inputs: Micro) -> Result<Option<Outcome>, ExecError> {
-        self.session.infer(inputs).map(Some)
+    fn infer(&mut self, inputs: Micro) -> Result<Option<Outcome>, TrainError> {
+        Ok(Some(self.session.infer(inputs)?))
+    }
+
+    fn no_numbers(&mut self, what: String) -> TrainError {
+        TrainError::NoNumbers { what }
     }
 
     fn progress(&mut self, done: usize) {
@@ -134,7 +140,7 @@ pub fn generate(
     stops: &Stops,
     sampling: &Sampling,
     progress: impl FnMut(usize),
-) -> Result<(Vec<Vec<i32>>, Passes), ExecError> {
+) -> Result<(Vec<Vec<i32>>, Passes), TrainError> {
     let places = Places::of(session.decoder());
     let mut plain = Plain::new(session, progress);
     let answers = decode(&mut plain, places, prompts, stops, sampling)?;
@@ -244,16 +250,25 @@ impl Asked<'_> {
         has && self.sampling.max_new_tokens > 0
     }
 
-    /// Appends the next token to a prompt and what it has of an answer; whether there may be more.
-    fn go_on(&self, prompt: usize, tokens: &mut Vec<i32>, logits: &[f32]) -> bool {
+    /// Appends the next token to a prompt and what it has of an answer; whether there may be more. What is wrong where
+    /// logits are no numbers.
+    fn go_on(&self, prompt: usize, tokens: &mut Vec<i32>, logits: &[f32]) -> Result<bool, String> {
         // Its own numbers, whichever prompts are answered beside it.
         let drawn = tokens.len() - self.prompts[prompt].len() + 1;
+        let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        if !largest.is_finite() || logits.iter().any(|x| x.is_nan()) {
+            return Err(format!(
+                "answer {} after {} new tokens: the logits are no numbers: the model's numbers overflow",
+                prompt + 1,
+                drawn - 1
+            ));
+        }
         let u = self.rng.unit(((prompt as u64) << 32) + drawn as u64);
         let token = choose(logits, self.sampling, u);
         tokens.push(token);
-        !self.stops.contains(token)
+        Ok(!self.stops.contains(token)
             && tokens.len() < self.longest
-            && drawn < self.sampling.max_new_tokens
+            && drawn < self.sampling.max_new_tokens)
     }
 
     /// The answer behind a prompt.
@@ -315,16 +330,24 @@ fn in_rows<D: Decoder>(
         let tokens = making.len();
         let vocab = outcome.logits.len() * places.span / (places.rows * places.seq);
         let before = done;
+        let mut wrong = None;
         making.retain_mut(|m| {
             let at = m.first + (m.tokens.len() - 1) / places.span;
             let logits = &outcome.logits[at * vocab..][..vocab];
             let open = asked.go_on(m.prompt, &mut m.tokens, logits);
+            let open = open.unwrap_or_else(|what| {
+                wrong.get_or_insert(what);
+                false
+            });
             if !open {
                 answers[m.prompt] = asked.answer(m.prompt, &m.tokens);
                 done += 1;
             }
             open
         });
+        if let Some(what) = wrong {
+            return Err(decoder.no_numbers(what));
+        }
         decoder.passed(Pass {
             prompt_tokens,
             tokens,

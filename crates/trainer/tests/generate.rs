@@ -119,6 +119,10 @@ impl Decoder for Heard<'_> {
         Ok(Some(outcome))
     }
 
+    fn no_numbers(&mut self, what: String) -> ExecError {
+        panic!("{what}")
+    }
+
     fn progress(&mut self, _: usize) {}
 }
 

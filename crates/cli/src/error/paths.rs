@@ -40,6 +40,9 @@ fn hub_advice(key: &str, name: &str, why: &HubProblem) -> Vec<String> {
             format!("look at what it has: https://huggingface.co/datasets/{id}/tree/{revision}; or get it: {get}"),
             RELATIVE.to_owned(),
         ],
+        HubProblem::Many { .. } => vec![
+            format!("get it and join files to fewer: {get} --local-dir DIR, then --set {key}=DIR/FILE"),
+        ],
         HubProblem::Several { parts } => vec![format!(
             "name one: --set {key}={name}:{}",
             parts.first().map_or(part, String::as_str)

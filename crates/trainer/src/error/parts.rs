@@ -121,6 +121,12 @@ pub enum HubProblem {
         /// The parts that there are.
         has: Vec<String>,
     },
+    /// A data set has more files than are looked at.
+    #[error("has more than {most} data files")]
+    Many {
+        /// How many are looked at.
+        most: usize,
+    },
     /// More than one set of a data set's files is what is looked for.
     #[error("has several of that{}", listed(parts))]
     Several {

@@ -151,6 +151,10 @@ impl Decoder for Fit<'_> {
         self.forward(|f, r| f.answers_by().infer_until(inputs.clone(), r))
     }
 
+    fn no_numbers(&mut self, what: String) -> TrainError {
+        self.diverged(self.state.step, what)
+    }
+
     fn progress(&mut self, done: usize) {
         self.observer.answering(done, self.questions.len());
     }

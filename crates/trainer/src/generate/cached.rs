@@ -64,7 +64,8 @@ pub(super) fn decode<D: Decoder>(
             let place = &mut places[at];
             let making = place.as_mut().expect("a row of an answer");
             let logits = &outcome.logits[row * vocab..][..vocab];
-            if !asked.go_on(making.prompt, &mut making.tokens, logits) {
+            let open = asked.go_on(making.prompt, &mut making.tokens, logits);
+            if !open.map_err(|what| decoder.no_numbers(what))? {
                 answers[making.prompt] = asked.answer(making.prompt, &making.tokens);
                 done += 1;
                 *place = None;

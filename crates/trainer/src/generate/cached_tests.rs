@@ -52,6 +52,10 @@ impl Decoder for Keeps {
         }))
     }
 
+    fn no_numbers(&mut self, what: String) -> Infallible {
+        panic!("{what}")
+    }
+
     fn progress(&mut self, done: usize) {
         self.finished.push(done);
     }

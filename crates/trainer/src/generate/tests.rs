@@ -71,6 +71,10 @@ impl Decoder for Sums {
         Ok(Some(logits))
     }
 
+    fn no_numbers(&mut self, what: String) -> Infallible {
+        panic!("{what}")
+    }
+
     fn progress(&mut self, done: usize) {
         self.told.push(done);
     }
@@ -134,4 +138,36 @@ fn prompts_that_share_rows_are_answered_as_alone() {
         passes(16),
         passes(32)
     );
+}
+
+/// Logits that are no numbers would choose the first token, greedily as drawn.
+#[test]
+fn no_token_is_chosen_from_what_is_no_number() {
+    let prompts = [vec![4], vec![5, 6]];
+    let stops = Stops::of([0]);
+    for (bad, temperature) in [(f32::NAN, 0.0), (f32::INFINITY, 0.7), (f32::NAN, 0.7)] {
+        let sampling = Sampling {
+            temperature,
+            top_p: 0.9,
+            seed: 1,
+            max_new_tokens: 4,
+        };
+        let asked = Asked {
+            prompts: &prompts,
+            stops: &stops,
+            sampling: &sampling,
+            longest: 32,
+            rng: Philox::new(1, GENERATE_STREAM),
+        };
+        let mut tokens = prompts[1].clone();
+        let mut logits = logits_of(&tokens);
+        assert_eq!(asked.go_on(1, &mut tokens, &logits), Ok(true));
+        logits[3] = bad;
+        let what = asked.go_on(1, &mut tokens, &logits).expect_err("no number");
+        assert!(what.starts_with("answer 2 after 1 new tokens"), "{what}");
+        assert_eq!(tokens.len(), 3, "nothing is appended");
+        // A token that is never chosen is a number all the same.
+        logits[3] = f32::NEG_INFINITY;
+        assert_eq!(asked.go_on(1, &mut tokens, &logits), Ok(true));
+    }
 }

@@ -160,7 +160,7 @@ impl Hub {
             }
             if matches!(
                 look(),
-                Picked::Files { by_name: true, .. } | Picked::Several(_)
+                Picked::Files { by_name: true, .. } | Picked::Several(_) | Picked::Many
             ) {
                 break;
             }
@@ -168,6 +168,7 @@ impl Hub {
         match (look(), unasked) {
             (Picked::Files { files, .. }, _) => Ok(files),
             (Picked::Several(parts), _) => Err(HubProblem::Several { parts }),
+            (Picked::Many, _) => Err(HubProblem::Many { most: MOST }),
             (Picked::Nothing(_), Some(why)) => Err(why),
             (Picked::Nothing(has), None) => Err(HubProblem::NoPart {
                 part: part.to_owned(),
@@ -216,6 +217,8 @@ enum Picked {
     Files { files: Vec<PathBuf>, by_name: bool },
     /// More than one set of files; each as a part that names it alone.
     Several(Vec<String>),
+    /// There are more files than are looked at.
+    Many,
     /// None, or not all; and the parts that there are.
     Nothing(Vec<String>),
 }
@@ -229,8 +232,17 @@ struct Set {
 
 /// The files of a snapshot that a part means.
 fn pick(dir: &Path, part: &str) -> Picked {
+    pick_of(dir, part, MOST)
+}
+
+/// As [`pick`], where so many files are looked at.
+fn pick_of(dir: &Path, part: &str, most: usize) -> Picked {
     let mut all = Vec::new();
-    list(dir, Path::new(""), 0, &mut all);
+    list(dir, (Path::new(""), 0), most, &mut all);
+    // What lies behind them may be what is looked for.
+    if all.len() > most {
+        return Picked::Many;
+    }
     all.sort();
     let at = |files: &[PathBuf]| files.iter().map(|file| dir.join(file)).collect();
     if is_data(Path::new(part)) {
@@ -302,13 +314,14 @@ fn one_kind(files: &[PathBuf]) -> bool {
         .all(|two| two[0].extension() == two[1].extension())
 }
 
-/// Data files under a folder of a snapshot, by their paths in it. A link to a blob that is gone is none.
-fn list(dir: &Path, within: &Path, depth: usize, found: &mut Vec<PathBuf>) {
+/// Data files under a folder of a snapshot, by their paths in it, and one more than `most` at most. A link to a blob that
+/// is gone is none.
+fn list(dir: &Path, (within, depth): (&Path, usize), most: usize, found: &mut Vec<PathBuf>) {
     let Ok(entries) = fs::read_dir(dir.join(within)) else {
         return;
     };
     for entry in entries.flatten() {
-        if found.len() >= MOST {
+        if found.len() > most {
             return;
         }
         let path = within.join(entry.file_name());
@@ -316,7 +329,7 @@ fn list(dir: &Path, within: &Path, depth: usize, found: &mut Vec<PathBuf>) {
         let name = name.to_string_lossy();
         match fs::metadata(dir.join(&path)) {
             Ok(meta) if meta.is_dir() && depth < DEEPEST && !name.starts_with('.') => {
-                list(dir, &path, depth + 1, found);
+                list(dir, (&path, depth + 1), most, found);
             }
             Ok(meta) if meta.is_file() && is_data(&path) && !ABOUT.contains(&&*name) => {
                 found.push(path);

@@ -169,3 +169,13 @@ fn names_of_data_sets_are_told_from_paths() {
         assert_eq!(set_of(path), None, "{path}");
     }
 }
+
+/// What is not looked at may be what is meant: nothing is taken from a part of the files.
+#[test]
+fn more_files_than_are_looked_at_are_refused() {
+    let many = snapshot(&["a.jsonl", "sub/b.jsonl", "train.jsonl", "README.md"]);
+    assert_eq!(pick_of(many.path(), "train", 2), Picked::Many);
+    assert_eq!(pick_of(many.path(), "train.jsonl", 2), Picked::Many);
+    let all = pick_of(many.path(), "train", 3);
+    assert_eq!(all, files(&many, &["train.jsonl"]));
+}
