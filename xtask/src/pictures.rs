@@ -2,7 +2,8 @@
 //!
 //! `docs/crates.svg` is drawn here, from the table of edges that a test holds against `cargo metadata`. The planned
 //! steps, `docs/step.svg` and `docs/step-quickstart.svg`, are drawn by `lowtide plan --svg`; the test `kept` of
-//! crates/cli has the same commands and compares.
+//! crates/cli has the same commands and compares. `docs/view.svg`, what `train` shows on a terminal, is drawn by a test
+//! of the view, which compares it otherwise.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -13,6 +14,7 @@ use std::process::{Command, ExitCode};
 use crate::edges::EDGES;
 
 const CRATES: &str = "docs/crates.svg";
+const VIEW: &str = "docs/view.svg";
 
 /// What a crate is for, in two or three words, from the bottom up.
 const PURPOSE: &[(&str, &str)] = &[
@@ -75,6 +77,19 @@ pub fn run(root: &Path) -> ExitCode {
         }
         println!("{picture}");
     }
+    // The test that compares it draws it.
+    let status = Command::new(&cargo)
+        .current_dir(root)
+        .args(["test", "--quiet", "--release", "--package", "lowtide"])
+        .args(["--bin", "lowtide", "view::"])
+        .env("LOWTIDE_RENEW", "1")
+        .stdout(std::process::Stdio::null())
+        .status();
+    if !status.is_ok_and(|s| s.success()) {
+        eprintln!("{VIEW}: the tests of the view failed");
+        return ExitCode::FAILURE;
+    }
+    println!("{VIEW}");
     println!("{CRATES}");
     ExitCode::SUCCESS
 }

@@ -111,6 +111,9 @@ pub struct TrainArgs {
     /// JSON with the key `event`. With the answer behind them, as by --json.
     #[arg(long)]
     pub events: bool,
+    /// On a terminal: print lines, as without one, in place of the live view.
+    #[arg(long)]
+    pub plain: bool,
 }
 
 /// Data to show.

@@ -26,6 +26,7 @@ mod signals;
 mod tie;
 mod train;
 mod verify;
+mod view;
 
 use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind, set_hook};
@@ -62,6 +63,7 @@ fn main() -> ExitCode {
         if in_foreign_code() {
             return;
         }
+        view::restore();
         out::complain(&format!("error: this is a bug in lowtide: {info}"));
         out::complain("  help: please report it with the command and its output");
     }));

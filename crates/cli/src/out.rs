@@ -30,6 +30,16 @@ impl Out {
         }
     }
 
+    /// Whether people read standard output.
+    pub fn is_for_people(self) -> bool {
+        !self.json
+    }
+
+    /// Whether they want to look inside.
+    pub fn is_verbose(self) -> bool {
+        self.verbose
+    }
+
     /// Prints for people, and nothing that a terminal obeys: notes have names of untrusted files and columns.
     pub fn text(self, text: &str) {
         self.as_it_is(&lines_of(text));

@@ -2,7 +2,7 @@
 //! now and then. All of it goes to standard error, but for the lines of steps, which are results.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -16,9 +16,17 @@ const SHORT: Duration = Duration::from_secs(2);
 /// A line at least this often.
 const OFTEN: Duration = Duration::from_secs(30);
 
+/// Lines are asked for, whatever there is.
+static PLAIN: AtomicBool = AtomicBool::new(false);
+
+/// Nothing is drawn from here on.
+pub fn plain() {
+    PLAIN.store(true, Ordering::Relaxed);
+}
+
 /// Whether progress can be drawn.
 pub fn terminal() -> bool {
-    !ProgressBar::new(1).is_hidden()
+    !PLAIN.load(Ordering::Relaxed) && !ProgressBar::new(1).is_hidden()
 }
 
 /// Something is under way until this is dropped.

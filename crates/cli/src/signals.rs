@@ -19,6 +19,7 @@ use signal_hook::low_level::{exit, signal_name};
 
 use crate::error::CliError;
 use crate::out::complain;
+use crate::view;
 
 /// Signals that end a run, after a save where there is something to save.
 const STOPPING: [i32; 4] = [SIGINT, SIGTERM, SIGHUP, SIGUSR2];
@@ -118,6 +119,7 @@ fn end(signal: Signal, json: bool) {
         exit(code);
     }
     lowtide_session::abandon();
+    view::restore();
     if json {
         let answer = json!({ "stopped": true, "signal": signal.name(), "exit_code": code });
         // Past the lock of standard output, which a thread that stands still may hold.

@@ -1,4 +1,6 @@
-//! `lowtide train`: the run with a progress bar, and what came of it.
+//! `lowtide train`: the run with a live view, and what came of it.
+//!
+//! One file because what is shown while a run goes and what is said at its end are read together.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -6,9 +8,9 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use lowtide_config::Run;
-use lowtide_planner::explain::{explain, explain_choices};
+use lowtide_planner::explain::{explain, explain_choices, lane_of};
 use lowtide_planner::traffic::explain_cores;
-use lowtide_planner::{Machine, Plan};
+use lowtide_planner::{Machine, Plan, Tier};
 use lowtide_trainer::fit::{self, Evaluation};
 use lowtide_trainer::launch::{Met, follow};
 use lowtide_trainer::report::{Observer, Phase, StepLine, TrainReport, When};
@@ -20,8 +22,9 @@ use crate::args::TrainArgs;
 use crate::launch;
 use crate::out::{Out, bytes, complain, duration, seconds};
 use crate::plan::{compare, compare_waits, drives, moved, rates_line};
-use crate::progress::{Pace, Waiting, terminal};
+use crate::progress::{self, Pace, Waiting, terminal};
 use crate::signals::{Signal, Watch};
+use crate::view::{self, Seen, View};
 
 /// Trains a run. Signals ask it to save and to stop.
 pub fn train(args: &TrainArgs, out: Out, watch: &Watch) -> Answer {
@@ -58,12 +61,16 @@ fn lead(args: &TrainArgs, run: &Run, met: Option<&Met>, out: Out, watch: &Watch)
             "optimizer.moments is {name}: other numbers than with f32"
         )),
     }
-    let mut show = Show::new(out, watch.clone(), args.events);
+    if args.plain {
+        progress::plain();
+    }
+    let viewed = !args.plain && !args.events && out.is_for_people() && view::is_possible();
+    let mut show = Show::new(out, watch.clone(), (args.events, viewed));
     let result = match met {
         None => fit::train(run, &mut show, &watch.requests),
         Some(met) => fit::lead(run, met, &mut show, &watch.requests),
     };
-    show.clear();
+    show.end();
     let report = result?;
     if report.nothing_to_do {
         out.text(&format!("finished at step {}; nothing to do", report.steps));
@@ -80,12 +87,15 @@ fn lead(args: &TrainArgs, run: &Run, met: Option<&Met>, out: Out, watch: &Watch)
 /// A line at least this often, where there is no bar.
 const OFTEN: Duration = Duration::from_secs(60);
 
-/// Shows a run while it goes: a bar on a terminal, otherwise a line for each twentieth of the run, and
-/// at least one a minute.
+/// Shows a run while it goes: a view on a terminal, and a bar where it was left; otherwise a line for each twentieth of
+/// the run, and at least one a minute.
 struct Show {
     out: Out,
     /// Whether a program hears of what is finished.
     events: bool,
+    /// Whether there is to be a view, and the view.
+    viewed: bool,
+    view: Option<View>,
     watch: Watch,
     bar: Option<ProgressBar>,
     waiting: Option<Waiting>,
@@ -100,10 +110,12 @@ struct Show {
 }
 
 impl Show {
-    fn new(out: Out, watch: Watch, events: bool) -> Self {
+    fn new(out: Out, watch: Watch, (events, viewed): (bool, bool)) -> Self {
         Self {
             out,
             events,
+            viewed,
+            view: None,
             watch,
             bar: None,
             waiting: None,
@@ -126,7 +138,20 @@ impl Show {
     }
 
     fn text(&self, text: &str) {
-        self.above(|| self.out.text(text));
+        if !self.view.as_ref().is_some_and(|view| view.say(text)) {
+            self.above(|| self.out.text(text));
+        }
+    }
+
+    /// The view, while it is open.
+    fn view(&self) -> Option<&View> {
+        self.view.as_ref().filter(|view| view.is_open())
+    }
+
+    /// The run is over.
+    fn end(&mut self) {
+        self.view = None;
+        self.clear();
     }
 
     /// Tells a program.
@@ -148,7 +173,10 @@ impl Show {
     fn tell_stopping(&mut self) {
         if self.watch.requests.stopping() && !std::mem::replace(&mut self.stopping, true) {
             self.clear();
-            complain("stopping: saving what is not saved; a second signal stops at once");
+            let text = "stopping: saving what is not saved; a second signal stops at once";
+            if !self.view.as_ref().is_some_and(|view| view.say(text)) {
+                complain(text);
+            }
         }
     }
 
@@ -188,10 +216,15 @@ impl Observer for Show {
     }
 
     fn detail(&mut self, text: &str) {
-        self.above(|| self.out.detail(text));
+        if self.out.is_verbose() {
+            self.text(text);
+        }
     }
 
     fn phase(&mut self, phase: Option<Phase>) {
+        if let Some(view) = self.view() {
+            return view.update(|seen| seen.doing = phase.map(|p| p.name().to_owned()));
+        }
         // One after the other: the end of the last is shown before the next begins.
         self.waiting = None;
         // A terminal's bar stays while a run evaluates and saves.
@@ -206,6 +239,19 @@ impl Observer for Show {
             self.text(&line);
         }
         self.detail(explain_choices(plan).trim_end());
+        if self.viewed {
+            self.clear();
+            let tiers = Tier::ALL.map(|t| (t, plan.tier(t)));
+            let tiers = tiers.iter().filter(|(_, u)| u.budget_bytes.0 > 0);
+            let seen = Seen {
+                title: plan.model.clone(),
+                tiers: tiers
+                    .map(|(t, u)| (t.name(), u.planned_bytes.0, u.budget_bytes.0))
+                    .collect(),
+                ..Seen::default()
+            };
+            self.view = View::open(seen, self.out);
+        }
     }
 
     fn step(&mut self, line: &StepLine) {
@@ -229,6 +275,10 @@ impl Observer for Show {
             );
         }
         let left = self.pace.left(Instant::now(), line.step, line.steps);
+        if let Some(view) = self.view() {
+            view.update(|seen| shown(seen, line, left, self.cuda));
+            return self.tell_stopping();
+        }
         if let Some(left) = left {
             let _ = write!(about, ", {} left", duration(left));
         }
@@ -251,6 +301,10 @@ impl Observer for Show {
     }
 
     fn answering(&mut self, done: usize, of: usize) {
+        if let Some(view) = self.view() {
+            let doing = (done < of).then(|| format!("answering prompts {done}/{of}"));
+            return view.update(|seen| seen.doing = doing);
+        }
         // A run's own bar, if it is there, stays as it is.
         if self.bar.is_none() {
             let waiting = &mut self.waiting;
@@ -275,6 +329,23 @@ impl Observer for Show {
         self.text(&format!("checkpoint {}", path.display()));
         self.event(json!({ "event": "checkpoint", "path": path.to_string_lossy() }));
     }
+}
+
+/// What the view shows of a step.
+fn shown(seen: &mut Seen, line: &StepLine, left: Option<Duration>, cuda: bool) {
+    seen.doing = None;
+    (seen.step, seen.steps) = (line.step, line.steps);
+    (seen.loss, seen.norm, seen.learning_rate) = (line.loss, line.grad_norm, line.learning_rate);
+    (seen.tokens_per_second, seen.seconds) = (line.tokens_per_second, line.seconds);
+    (seen.predicted, seen.left) = (line.predicted_seconds, left);
+    seen.skipped += u64::from(line.skipped);
+    seen.spikes += u64::from(line.spike.is_some());
+    seen.add_loss(line.step, line.loss);
+    let took = line.seconds.unwrap_or(f64::INFINITY);
+    let lanes = line.lanes.iter();
+    seen.lanes = lanes
+        .map(|(kind, busy)| (lane_of(*kind, cuda), busy / took))
+        .collect();
 }
 
 /// What came of a run, for people.

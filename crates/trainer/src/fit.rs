@@ -13,10 +13,10 @@ use std::time::Instant;
 
 use lowtide_config::{Length, Run, ScheduleShape};
 use lowtide_device::cuda::Gpu;
-use lowtide_executor::{EngineError, ExecError, Trace};
+use lowtide_executor::{EngineError, ExecError, Measured, Trace};
 use lowtide_kernels::update::Hyper;
 use lowtide_model::Decoder;
-use lowtide_planner::{Lane, Machine};
+use lowtide_planner::{Lane, LaneKind, Machine};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -35,7 +35,7 @@ use crate::output::room::Room;
 use crate::output::{self, Output};
 use crate::planning::Planned;
 use crate::projectors;
-use crate::report::{Observer, Phase, StepLine, TrainReport, When};
+use crate::report::{Observer, Phase, StepLine, TrainReport, When, busy_of};
 use crate::stops::Stops;
 use crate::tally::Tally;
 use crate::wear::{self, Wear};
@@ -679,6 +679,7 @@ impl Fit<'_> {
             tokens_per_second: lap.whole.then(|| f.tokens as f64 / lap.seconds),
             predicted_seconds: self.predicted_seconds,
             ruling_lane: Some(lap.ruling_lane),
+            lanes: self.lanes_of(&lap.lanes),
             disk_written: self.state.totals.disk_written,
             wear: self.wear,
             skipped: outcome.skipped,
@@ -696,6 +697,12 @@ impl Fit<'_> {
         totals.odd.count(f.step, odd.0, odd.1);
         self.log(&line);
         Ok(())
+    }
+
+    /// What the plan's kinds of lanes did.
+    fn lanes_of(&self, measured: &Measured) -> Vec<(LaneKind, f64)> {
+        let kinds = self.session.plan().lane_kinds().iter();
+        kinds.map(|&kind| (kind, busy_of(kind, measured))).collect()
     }
 
     /// Brings the run's totals to what this process has done so far.

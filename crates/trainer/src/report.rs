@@ -67,6 +67,9 @@ pub struct StepLine {
     /// The lane that was busiest in this step, where that is known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ruling_lane: Option<&'static str>,
+    /// Seconds inside tasks since the loss before, by lane, of the disk lanes together: for who looks on.
+    #[serde(skip)]
+    pub lanes: Vec<(LaneKind, f64)>,
     /// Bytes that the run has written to its drives so far, whichever process wrote them; left out where none.
     #[serde(skip_serializing_if = "is_zero")]
     pub disk_written: u64,
@@ -194,6 +197,15 @@ pub struct LaneCompared {
     pub measured_seconds: f64,
 }
 
+/// Seconds inside tasks of a kind of lane.
+pub(crate) fn busy_of(kind: LaneKind, measured: &Measured) -> f64 {
+    let lanes = Lane::ALL.iter().filter(|l| l.kind == kind);
+    match kind {
+        LaneKind::Disk => measured.drive_seconds,
+        _ => lanes.map(|&l| measured.lane(l).busy_seconds).sum(),
+    }
+}
+
 /// Predicted and measured work of a step by lane, and what the gpu lane waited for, the longest first; measured is the
 /// mean of `steps`.
 pub(crate) fn compare(
@@ -208,11 +220,7 @@ pub(crate) fn compare(
         .iter()
         .zip(step.lanes)
         .map(|(kind, lane)| {
-            let lanes = Lane::ALL.iter().filter(|l| l.kind == *kind);
-            let busy = match kind {
-                LaneKind::Disk => measured.drive_seconds,
-                _ => lanes.map(|&l| measured.lane(l).busy_seconds).sum(),
-            };
+            let busy: f64 = busy_of(*kind, measured);
             let compared = LaneCompared {
                 predicted_seconds: lane.0,
                 measured_seconds: busy / steps,

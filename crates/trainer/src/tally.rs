@@ -26,6 +26,8 @@ pub(crate) struct Lap {
     /// Whether it holds a step's whole work.
     pub whole: bool,
     pub ruling_lane: &'static str,
+    /// What the lanes did in that time.
+    pub lanes: Measured,
 }
 
 impl Tally {
@@ -66,6 +68,7 @@ impl Tally {
             seconds,
             whole,
             ruling_lane: ruling(&lanes),
+            lanes,
         }
     }
 

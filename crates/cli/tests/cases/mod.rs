@@ -28,5 +28,6 @@ pub mod scratch;
 mod signals;
 mod spikes;
 mod strangers;
+mod terminal;
 mod tokenizers;
 mod wrong;

@@ -265,6 +265,7 @@ impl Fit<'_> {
             tokens_per_second: None,
             predicted_seconds: self.predicted_seconds,
             ruling_lane: None,
+            lanes: Vec::new(),
             disk_written: self.state.totals.disk_written,
             wear: self.wear,
             skipped: step.skipped,
