@@ -86,6 +86,18 @@ impl Micro {
         }
     }
 
+    /// The same with labels of so many classes, at the first token of each document alone.
+    #[must_use]
+    pub fn classified(mut self, classes: u32) -> Self {
+        for (label, position) in self.labels.iter_mut().zip(&self.positions) {
+            *label = match position {
+                0 => label.rem_euclid(classes as i32),
+                _ => NO_LABEL,
+            };
+        }
+        self
+    }
+
     /// The four planes, in the order in which a model reads them.
     #[must_use]
     pub fn planes(&self) -> [&[i32]; 4] {

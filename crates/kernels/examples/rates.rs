@@ -437,6 +437,9 @@ fn memory_bound(q: &Queue, rows: usize, c: usize, dtype: Dtype) {
         rows: d,
         vocab: rows,
         positions: 0,
+        first_position: 0,
+        types: 0,
+        typed: false,
     };
     let t = best(|| {
         let o = embedding::Forward {
@@ -444,6 +447,7 @@ fn memory_bound(q: &Queue, rows: usize, c: usize, dtype: Dtype) {
             inputs: Planes::all(tokens),
             tokens: x,
             positions: None,
+            types: None,
         };
         embedding::forward(q, o, tables);
     });
@@ -457,6 +461,7 @@ fn memory_bound(q: &Queue, rows: usize, c: usize, dtype: Dtype) {
                 accumulate: false,
             }),
             dpositions: None,
+            dtypes: None,
             dy: y.src(),
             inputs: Planes::all(tokens),
         };

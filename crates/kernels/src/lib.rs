@@ -50,6 +50,7 @@ pub mod rmsnorm;
 pub mod rope;
 pub mod route;
 pub mod swiglu;
+pub mod tanh;
 pub mod update;
 
 mod cuda;

@@ -17,7 +17,19 @@ pub use error::MeasureError;
 pub use net::{NetTimes, net_rates};
 pub use probe::{Drive, ProbeOptions, probe};
 
+use lowtide_data::Micro;
 use lowtide_units::Bytes;
+use lowtide_workload::{Batch, ModelShape, Objective};
+
+/// A micro-batch of random tokens and labels for a model, one document a row.
+#[must_use]
+pub fn random_micro(shape: &ModelShape, batch: Batch, seed: u64) -> Micro {
+    let micro = Micro::random(batch.micro_batch, batch.seq, shape.vocab, seed);
+    match shape.objective {
+        Objective::NextToken => micro,
+        Objective::Classes(n) => micro.classified(n),
+    }
+}
 
 /// Host memory that a run's process takes after its arenas are reserved, whatever the run: stacks of lanes,
 /// and what each core stages while weights are filled and checkpoints written.

@@ -56,7 +56,7 @@ pub(crate) fn operations(
     let sample = match sample {
         Some(sample) => sample,
         None => {
-            made = Micro::random(w.batch.micro_batch, w.batch.seq, decoder.shape().vocab, 0);
+            made = crate::random_micro(decoder.shape(), w.batch, 0);
             &made
         }
     };

@@ -131,19 +131,24 @@ pub fn parse_config_for(json: &Value, name: &str, longest: u32) -> Result<ModelS
 
 /// The keys of a configuration that ask for dropout, whatever their values; null asks for none.
 fn dropouts(map: &Map<String, Value>) -> impl Iterator<Item = (&str, &Value)> {
-    let is_dropout = |key: &str| key.ends_with("dropout") || key.ends_with("_pdrop");
+    let ends = ["dropout", "_pdrop", "dropout_prob"];
+    let is_dropout = move |key: &str| ends.iter().any(|end| key.ends_with(end));
     let all = map.iter().map(|(key, value)| (key.as_str(), value));
     all.filter(move |(key, value)| is_dropout(key) && !value.is_null())
 }
 
-/// Which dropout of a language model a configuration asks for, key and share: training here has none.
+/// Which dropout a configuration asks for, key and share: training here has none. That of a head counts where the
+/// model has it: in a model that classifies.
 #[must_use]
 pub fn dropout_of(config: &Value) -> Vec<(String, f64)> {
     let Some(map) = config.as_object() else {
         return Vec::new();
     };
     let asked = dropouts(map).filter_map(|(key, value)| Some((key.to_owned(), value.as_f64()?)));
-    let other = |key: &str| key.starts_with("classifier") || key.starts_with("summary");
+    let kind = map.get("model_type").and_then(Value::as_str);
+    let classifies = matches!(kind, Some("bert" | "roberta"));
+    let other =
+        |key: &str| !classifies && key.starts_with("classifier") || key.starts_with("summary");
     asked
         .filter(|(key, share)| *share > 0.0 && !other(key))
         .collect()

@@ -8,6 +8,9 @@ use lowtide_files::FileError;
 /// Why a model cannot be described, read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
+    /// The model gives a document's class, and no token after it.
+    #[error("the model classifies: it has no next token")]
+    Classifies,
     /// The system refused a file operation.
     #[error("{}: {source}", path.display())]
     Io {

@@ -375,7 +375,7 @@ impl<'a> Merged<'a> {
 mod tests {
     use lowtide_device::Make;
     use lowtide_kernels::attention::Engine;
-    use lowtide_workload::{Batch, Family, Layers, ModelShape, Optimizer, Projector};
+    use lowtide_workload::{Batch, Family, Layers, ModelShape, Objective, Optimizer, Projector};
 
     use super::*;
     use crate::{Decoder, Options};
@@ -407,6 +407,8 @@ mod tests {
             gelu_by_tanh: false,
             local_rope: None,
             experts: None,
+            encoder: None,
+            objective: Objective::default(),
         };
         let options = Options {
             precision: Dtype::F32,

@@ -1,4 +1,4 @@
-//! The parameters of a decoder: how they lie in memory, and which tensors of a Hugging Face
+//! The parameters of a model: how they lie in memory, and which tensors of a Hugging Face
 //! checkpoint they are made of.
 //!
 //! Matrices that are multiplied with the same input are one parameter (`qkv`, `gate_up`): one
@@ -29,9 +29,11 @@ pub(crate) enum Role {
 pub(crate) enum Part {
     /// The embedding's table of tokens.
     Tokens,
+    /// The embedding's table of types.
+    Types,
     /// The embedding's table of positions.
     Positions,
-    /// The norm before attention.
+    /// The norm before attention, or of the sum behind it.
     Norm1,
     /// The product that makes queries, keys and values.
     Qkv,
@@ -43,7 +45,7 @@ pub(crate) enum Part {
     O,
     /// The norm of what attention adds.
     Norm1After,
-    /// The norm before the MLP.
+    /// The norm before the MLP, or of the sum behind it.
     Norm2,
     /// The product that says which experts a token takes.
     Router,
@@ -55,8 +57,10 @@ pub(crate) enum Part {
     Down,
     /// The norm of what the MLP adds.
     Norm2After,
-    /// The head's norm.
+    /// The head's norm; the embedding's, where it has one.
     Norm,
+    /// The product before the tangent of a head that classifies.
+    Dense,
     /// The head's matrix, where it is not the table of tokens.
     LmHead,
 }
@@ -66,6 +70,7 @@ impl Part {
     pub fn name(self) -> &'static str {
         match self {
             Self::Tokens => "tokens",
+            Self::Types => "types",
             Self::Positions => "positions",
             Self::Norm1 => "norm1",
             Self::Qkv => "qkv",
@@ -80,6 +85,7 @@ impl Part {
             Self::Down => "down",
             Self::Norm2After => "norm2_after",
             Self::Norm => "norm",
+            Self::Dense => "dense",
             Self::LmHead => "lm_head",
         }
     }
@@ -271,7 +277,7 @@ pub(crate) fn specs(shape: &ModelShape) -> lowtide_units::List<ParamId, Spec> {
         unit: 0,
         place: "embedding".to_owned(),
     };
-    let (c, v) = (u64::from(shape.hidden), u64::from(shape.vocab));
+    let c = u64::from(shape.hidden);
     let family = families::of(shape.family);
     family.embedding(&mut list, shape);
     for l in 0..shape.layers {
@@ -283,7 +289,11 @@ pub(crate) fn specs(shape: &ModelShape) -> lowtide_units::List<ParamId, Spec> {
     list.place = "head".to_owned();
     family.head(&mut list, shape);
     if !shape.tied {
-        list.add(Part::LmHead, (v, c), Role::Matrix, family.lm_head());
+        let rows = shape.objective.labels(shape.vocab).into();
+        list.add(Part::LmHead, (rows, c), Role::Matrix, family.lm_head());
+        if !shape.objective.is_next_token() {
+            list.add(Part::LmHead, (rows, 1), Role::Bias, family.lm_head_bias());
+        }
     }
     list.specs.into()
 }

@@ -8,12 +8,13 @@
 use std::ops::Range;
 
 use lowtide_device::{Dst, Queue};
+use lowtide_kernels::head::classes;
 use lowtide_kernels::operands::{Arg, Args, Named};
 use lowtide_kernels::rope::{Rotation, Table};
 use lowtide_kernels::route::Routes;
 use lowtide_kernels::{
     add, attention, embedding, experts, gelu, grouped, head, layernorm, matmul, qknorm, rmsnorm,
-    rope, route, swiglu,
+    rope, route, swiglu, tanh,
 };
 use lowtide_workload::{
     LocalId, ModelShape, Op, OpId, ParamId, ParamKind, Rope, Unit, What, Workload,
@@ -432,6 +433,13 @@ impl Decoder {
                 }
                 head::logits(q, o, s.span, &s.head(), dtype, ws);
             }
+            Kind::Tanh(o) => tanh::forward(q, o.bind(args), s.rows * s.hidden, dtype),
+            Kind::TanhBackward(o) => tanh::backward(q, o.bind(args), s.rows * s.hidden, dtype),
+            Kind::ClassesTrain(o) => {
+                classes::train(q, o.bind(args), scale, &s.classes(), dtype, ws);
+            }
+            Kind::ClassesLoss(o) => classes::loss(q, o.bind(args), &s.classes(), dtype, ws),
+            Kind::ClassesValues(o) => classes::values(q, o.bind(args), &s.classes(), dtype),
         }
     }
 

@@ -9,7 +9,7 @@ mod published;
 
 use driver::{options, tiny_shapes, window};
 use lowtide_model::{ModelError, describe, parse_config, parse_config_for};
-use lowtide_workload::{Dtype, Experts, Layers, Mask, ModelShape, RopeScaling, Scales};
+use lowtide_workload::{Dtype, Experts, Layers, Mask, ModelShape, Objective, RopeScaling, Scales};
 use published::{later, llama31, mistral, parsed, phi3, qwen25, smollm3, types, with};
 use serde_json::{Value, json};
 
@@ -634,6 +634,8 @@ fn shapes_that_no_configuration_has_are_refused() {
         },
         ModelShape {
             experts: None,
+            encoder: None,
+            objective: Objective::default(),
             ..shape("mixtral")
         },
         of_experts(0, 1, true),

@@ -25,6 +25,7 @@ use crate::report::{LaneCompared, Observer, Phase, WaitCompared, compare, median
 use crate::threads::host_note;
 use crate::wear;
 use lowtide_data::Micro;
+use lowtide_measure::random_micro;
 use lowtide_random::Philox;
 use lowtide_session::Session;
 
@@ -126,7 +127,7 @@ pub fn step(
     let ranks = u64::from(w.ranks);
     let tokens = w.batch.tokens() * ranks;
     let inputs: Vec<Micro> = (0..u64::from(w.batch.accumulate) * ranks)
-        .map(|m| Micro::random(w.batch.micro_batch, w.batch.seq, shape.vocab, m))
+        .map(|m| random_micro(&shape, w.batch, m))
         .collect();
     let Timed {
         times,

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use lowtide_config as config;
 use lowtide_config::{Length, Run};
+use lowtide_model::ModelError;
 use lowtide_tiers::{HostMemory, numa};
 use lowtide_units::Bytes;
 use lowtide_workload::Batch;
@@ -74,7 +75,11 @@ pub fn open_tokenizer(run: &Run, now: Option<i64>) -> Result<Tokenizer, TrainErr
         tokenizer = tokenizer.with_now(now)?;
     }
     tokenizer = tokenizer.with_memory(reading_memory(run));
-    let vocab = shape_of(run)?.vocab;
+    let shape = shape_of(run)?;
+    if !shape.objective.is_next_token() {
+        return Err(ModelError::Classifies.into());
+    }
+    let vocab = shape.vocab;
     let (token, id) = tokenizer.largest();
     if i64::from(id) >= i64::from(vocab) {
         return Err(TrainError::Vocabulary {

@@ -142,7 +142,13 @@ pub(crate) fn load_with(
                 if let (Some(from), Some(matrix)) = (projectors, decoder.projects(p)) {
                     return from.read(matrix, &range, out);
                 }
-                let of_files = |p, range, out: &mut [f32]| files.read(p, range, out);
+                let of_files = |p, range, out: &mut [f32]| match files.is_new(p) {
+                    true => {
+                        random_init(shape, run.seed, p, range, out);
+                        Ok(())
+                    }
+                    false => files.read(p, range, out),
+                };
                 Ok(decoder.first_values(run.seed, p, range, out, of_files)?)
             })
         }

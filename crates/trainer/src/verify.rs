@@ -2,6 +2,7 @@
 //! the run's plan, and again with everything resident, compared bit for bit.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use lowtide_config as config;
@@ -26,6 +27,7 @@ use crate::report::{Nobody, moved_bytes};
 use crate::threads::threads_of;
 use crate::wear;
 use lowtide_data::{BatchShape, Micro};
+use lowtide_measure::random_micro;
 use lowtide_session::{DiskChoice, Session, SessionOptions};
 
 mod slice;
@@ -253,7 +255,7 @@ fn batches(run: &Run, shape: &ModelShape, steps: u64) -> Result<Vec<Vec<Micro>>,
     Ok((0..steps)
         .map(|s| {
             (0..each)
-                .map(|m| Micro::random(b.micro_batch, b.seq, shape.vocab, run.seed + s * each + m))
+                .map(|m| random_micro(shape, b, run.seed + s * each + m))
                 .collect()
         })
         .collect())
@@ -305,8 +307,15 @@ fn load_slice(run: &Run, session: &mut Session, whole: &ModelShape) -> Result<()
                 })
                 .collect();
             homes.initialise(|p, range, out| {
-                let of_files =
-                    |p: ParamId, range, out: &mut [f32]| files.read(of_whole[p], range, out);
+                let of_files = |p: ParamId, range: Range<u64>, out: &mut [f32]| match files
+                    .is_new(of_whole[p])
+                {
+                    true => {
+                        random_init(whole, run.seed, of_whole[p], range, out);
+                        Ok(())
+                    }
+                    false => files.read(of_whole[p], range, out),
+                };
                 Ok::<(), TrainError>(decoder.first_values(run.seed, p, range, out, of_files)?)
             })
         }

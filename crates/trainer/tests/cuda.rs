@@ -25,7 +25,9 @@ use lowtide_planner::{Clip, Tier};
 use lowtide_session::{ClipRule, Session, SessionOptions};
 use lowtide_tiers::{Arena, Fill};
 use lowtide_units::{Bytes, BytesPerSecond};
-use lowtide_workload::{Batch, Dtype, Family, Layers, ModelShape, Optimizer, Rope, RopeScaling};
+use lowtide_workload::{
+    Batch, Dtype, Family, Layers, ModelShape, Objective, Optimizer, Rope, RopeScaling,
+};
 
 const BATCH: Batch = Batch {
     micro_batch: 16,
@@ -65,6 +67,8 @@ fn shape() -> ModelShape {
         gelu_by_tanh: false,
         local_rope: None,
         experts: None,
+        encoder: None,
+        objective: Objective::default(),
     }
 }
 

@@ -8,6 +8,8 @@
     reason = "the distances are worth reading in a test's output"
 )]
 
+#[path = "golden/classifiers.rs"]
+mod classifiers;
 mod common;
 
 use std::collections::BTreeMap;

@@ -21,8 +21,8 @@ pub use optimizer::{
     StateArray, StateSpec,
 };
 pub use shape::{
-    Experts, Family, Layers, LocalRope, Mask, ModelShape, Rope, RopeScaling, Scales, Window,
-    builtin_names,
+    Encoder, Experts, Family, Layers, LocalRope, Mask, ModelShape, Objective, Rope, RopeScaling,
+    Scales, Window, builtin_names,
 };
 pub use strategy::{Lsp, Projector};
 
@@ -86,8 +86,8 @@ impl Batch {
     }
 
     /// Bytes of one micro-batch's inputs: four `i32` a token, in four planes of B·T each:
-    /// tokens, labels (-100: no loss), positions in the document, first index of the document in
-    /// its row.
+    /// tokens, labels (-100: no loss; -101: none either, and of the second text of its document), positions in the
+    /// document, first index of the document in its row.
     #[must_use]
     pub fn input_bytes(self) -> Bytes {
         Bytes(16 * self.rows())
@@ -382,7 +382,7 @@ pub struct Unit {
     /// The head's operations for the loss alone.
     pub evaluate: List<OpId, Op>,
     /// The head's operations for [`Self::logits`], each row of them at the position whose label is not
-    /// negative.
+    /// negative; of [`Objective::Classes`] at every position.
     pub infer: List<OpId, Op>,
 }
 

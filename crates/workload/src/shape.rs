@@ -1,8 +1,10 @@
-//! The dimensions of a decoder, and the built-in shapes by name.
+//! The dimensions of a model, and the built-in shapes by name.
+//!
+//! One file because all of it is what one value, the shape, can say.
 
 use serde::{Deserialize, Serialize};
 
-/// Which kind of decoder: what its blocks compute, and how its files name their tensors. Each has a file of its own in
+/// Which kind of model: what its blocks compute, and how its files name their tensors. Each has a file of its own in
 /// `crates/model/src/families`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -38,6 +40,47 @@ pub enum Family {
     Mixtral,
     /// As Qwen3, with experts in the MLP's place (Qwen3-MoE).
     Qwen3Moe,
+    /// An encoder: full attention, layer norms of sums, learned positions and types, GELU, biases; it classifies by its
+    /// first token (BERT).
+    Bert,
+    /// As BERT, with positions that begin at the table's third row and another head (RoBERTa).
+    Roberta,
+}
+
+/// What a model is trained for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Objective {
+    /// The token that follows each one: a label a token, of V.
+    #[default]
+    NextToken,
+    /// The class of each document, of so many, 2 at least: a label at a document's first token.
+    Classes(u32),
+}
+
+impl Objective {
+    /// Whether it is [`Objective::NextToken`].
+    #[must_use]
+    pub fn is_next_token(&self) -> bool {
+        *self == Self::NextToken
+    }
+
+    /// Values that a label has, of a vocabulary of so many.
+    #[must_use]
+    pub fn labels(self, vocab: u32) -> u32 {
+        match self {
+            Self::NextToken => vocab,
+            Self::Classes(n) => n,
+        }
+    }
+}
+
+/// What an encoder's embedding has that a decoder's has not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Encoder {
+    /// Rows of the table of types, at least 1.
+    pub types: u32,
+    /// The row of the table of positions that a document's first token has; rows before it are not used.
+    pub first_position: u32,
 }
 
 /// Which keys of its document a token sees.
@@ -240,7 +283,7 @@ pub struct Experts {
 pub struct ModelShape {
     /// Name for people.
     pub name: String,
-    /// Kind of decoder.
+    /// Kind of model.
     pub family: Family,
     /// V.
     pub vocab: u32,
@@ -256,7 +299,7 @@ pub struct ModelShape {
     pub kv_heads: u32,
     /// D.
     pub head_dim: u32,
-    /// Longest sequence (GPT-2: rows of the position table).
+    /// Longest sequence (GPT-2: rows of the position table; an encoder has some more before them).
     pub max_positions: u32,
     /// Epsilon of the norms.
     pub norm_eps: f64,
@@ -295,6 +338,12 @@ pub struct ModelShape {
     /// Experts in the MLP's place; left out where there are none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub experts: Option<Experts>,
+    /// What an encoder has; left out of decoders.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encoder: Option<Encoder>,
+    /// What it is trained for; left out where that is the next token.
+    #[serde(default, skip_serializing_if = "Objective::is_next_token")]
+    pub objective: Objective,
 }
 
 /// Names that [`ModelShape::builtin`] knows.
@@ -305,7 +354,9 @@ pub fn builtin_names() -> Vec<&'static str> {
 
 type Row = (&'static str, u32, u32, u32, u32, u32, u32, u32, bool);
 /// name, V, C, F, L, H, KV, positions, tied.
-const TABLE: [Row; 14] = [
+const TABLE: [Row; 18] = [
+    ("bert-base", 30522, 768, 3072, 12, 12, 12, 512, false),
+    ("bert-large", 30522, 1024, 4096, 24, 16, 16, 512, false),
     ("gpt3-13b", 50257, 5120, 20480, 40, 40, 40, 2048, true),
     ("gpt3-175b", 50257, 12288, 49152, 96, 96, 96, 2048, true),
     ("llama2-7b", 32000, 4096, 11008, 32, 32, 32, 4096, false),
@@ -319,6 +370,8 @@ const TABLE: [Row; 14] = [
     ("qwen2.5-14b", 152_064, 5120, 13824, 48, 40, 8, 32768, false),
     ("qwen2.5-32b", 152_064, 5120, 27648, 64, 40, 8, 32768, false),
     ("qwen2.5-72b", 152_064, 8192, 29568, 80, 64, 8, 32768, false),
+    ("roberta-base", 50265, 768, 3072, 12, 12, 12, 512, false),
+    ("roberta-large", 50265, 1024, 4096, 24, 16, 16, 512, false),
     ("qwen3-30b-a3b", 151_936, 2048, 768, 48, 32, 4, 40960, false),
 ];
 
@@ -335,10 +388,22 @@ impl ModelShape {
             chosen,
             renormalise: true,
         };
+        let encoder = |types, first_position| Encoder {
+            types,
+            first_position,
+        };
+        let encoder = match name.split_once('-') {
+            Some(("bert", _)) => Some(encoder(2, 0)),
+            Some(("roberta", _)) => Some(encoder(1, 2)),
+            _ => None,
+        };
+        let biases = gpt || encoder.is_some();
         let (family, experts) = match name {
             "mixtral-8x7b" => (Family::Mixtral, Some(experts(8, 2))),
             "qwen3-30b-a3b" => (Family::Qwen3Moe, Some(experts(128, 8))),
             _ if gpt => (Family::Gpt2, None),
+            _ if name.starts_with("bert") => (Family::Bert, None),
+            _ if name.starts_with("roberta") => (Family::Roberta, None),
             _ => (Family::Llama, None),
         };
         let qwen3 = family == Family::Qwen3Moe;
@@ -360,13 +425,17 @@ impl ModelShape {
             kv_heads,
             head_dim: if qwen3 { 128 } else { hidden / heads },
             max_positions,
-            norm_eps: if qwen { 1e-6 } else { 1e-5 },
+            norm_eps: match family {
+                Family::Bert => 1e-12,
+                _ if qwen => 1e-6,
+                _ => 1e-5,
+            },
             tied,
-            qkv_bias: gpt || (qwen && !qwen3),
-            out_bias: gpt,
-            mlp_bias: gpt,
+            qkv_bias: biases || (qwen && !qwen3),
+            out_bias: biases,
+            mlp_bias: biases,
             qk_norm: qwen3,
-            rope: (!gpt).then_some(Rope {
+            rope: (!biases).then_some(Rope {
                 theta,
                 scaling: RopeScaling::None,
                 width: None,
@@ -378,6 +447,11 @@ impl ModelShape {
             gelu_by_tanh: false,
             local_rope: None,
             experts,
+            encoder,
+            objective: match encoder {
+                Some(_) => Objective::Classes(2),
+                None => Objective::NextToken,
+            },
         })
     }
 
@@ -385,6 +459,7 @@ impl ModelShape {
     #[must_use]
     pub fn mask(&self, l: u32) -> Mask {
         match &self.window {
+            _ if self.encoder.is_some() => Mask::Full,
             Some(window) if window.layers.has(l) => Mask::Window(window.keys),
             _ => Mask::Causal,
         }
@@ -393,7 +468,7 @@ impl ModelShape {
     /// Whether every layer's attention has a window.
     #[must_use]
     pub fn all_windows(&self) -> bool {
-        (0..self.layers).all(|l| self.mask(l) != Mask::Causal)
+        (0..self.layers).all(|l| matches!(self.mask(l), Mask::Window(_)))
     }
 
     /// A model of some of the layers of this one, in this order, each with what it has here.

@@ -4,31 +4,33 @@ use lowtide_device::{Dst, Src};
 use multiversion::multiversion;
 use rayon::prelude::*;
 
-use super::Forward;
+use super::{Dims, Forward, Index};
 use crate::Rows;
 use crate::number::{self, Number};
 use crate::operands::{Sum, Views};
 use crate::rows;
 
-/// A token or position as an index. Panics when it is negative.
-fn index(i: i32) -> usize {
-    usize::try_from(i).unwrap_or_else(|_| panic!("index {i} of a table"))
-}
-
-pub(super) fn forward<E: Number>(o: Forward<Views<'_>>, d: Rows) {
-    let (rows, c) = (d.rows, d.width);
+pub(super) fn forward<E: Number>(o: Forward<Views<'_>>, d: Dims) {
+    let (rows, c) = (d.rows.rows, d.rows.width);
+    let place = |plane, row, index: Index| index.of(number::read::<i32>(plane, row, 1)[0]);
     rows::each(rows, c, |first, end| {
         for row in first..end {
             // SAFETY: the task owns `y`, a row is one thread's; nobody writes the rest.
             unsafe {
                 let y = number::write::<E>(&o.y, row * c, c);
-                let token = index(number::read::<i32>(o.inputs.tokens, row, 1)[0]);
+                let token = place(o.inputs.tokens, row, Index::Plus(0));
                 let w = number::read::<E>(o.tokens, token * c, c);
-                if let Some(wpe) = o.positions {
-                    let position = index(number::read::<i32>(o.inputs.positions, row, 1)[0]);
-                    add_rows(y, w, number::read::<E>(wpe, position * c, c));
-                } else {
+                let Some(positions) = o.positions else {
                     y.copy_from_slice(w);
+                    continue;
+                };
+                let position = place(o.inputs.positions, row, d.position());
+                let position = number::read::<E>(positions, position * c, c);
+                if let Some(types) = o.types {
+                    let of_type = place(o.inputs.labels, row, d.of_type());
+                    add_three(y, w, number::read::<E>(types, of_type * c, c), position);
+                } else {
+                    add_rows(y, w, position);
                 }
             }
         }
@@ -42,11 +44,18 @@ fn add_rows<E: Number>(y: &mut [E], a: &[E], b: &[E]) {
     }
 }
 
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma"))]
+fn add_three<E: Number>(y: &mut [E], a: &[E], b: &[E], c: &[E]) {
+    for (((y, a), b), c) in y.iter_mut().zip(a).zip(b).zip(c) {
+        *y = E::narrow(a.widen() + b.widen() + c.widen());
+    }
+}
+
 /// Sorts rows by token (counting sort, so rows of one token stay in order); then each row of the
 /// table is one thread's.
 pub(super) fn table<E: Number>(
     dw: Sum<'_>,
-    (dy, tokens): (Src<'_>, Src<'_>),
+    (dy, tokens, index): (Src<'_>, Src<'_>, Index),
     d: Rows,
     vocab: usize,
     ws: Dst<'_>,
@@ -60,7 +69,7 @@ pub(super) fn table<E: Number>(
             number::write::<u32>(&ws, vocab + 1, rows),
         )
     };
-    sort(tokens, ends, order);
+    sort((tokens, index), ends, order);
     // Counting left `ends[v]` where token v's rows end, which is where the next one's start.
     let (ends, order) = (&*ends, &*order);
     let run = (4096 / c.max(1)).max(1);
@@ -81,16 +90,16 @@ pub(super) fn table<E: Number>(
 
 /// Fills `order` with the positions of `tokens` sorted by token, and `ends[v]` with the end of
 /// token v's run in it.
-fn sort(tokens: &[i32], ends: &mut [u32], order: &mut [u32]) {
+fn sort((tokens, index): (&[i32], Index), ends: &mut [u32], order: &mut [u32]) {
     ends.fill(0);
     for token in tokens {
-        ends[index(*token) + 1] += 1;
+        ends[index.of(*token) + 1] += 1;
     }
     for v in 1..ends.len() {
         ends[v] += ends[v - 1];
     }
     for (row, token) in tokens.iter().enumerate() {
-        let place = &mut ends[index(*token)];
+        let place = &mut ends[index.of(*token)];
         order[*place as usize] = row as u32;
         *place += 1;
     }

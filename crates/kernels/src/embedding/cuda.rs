@@ -8,7 +8,7 @@
 use lowtide_device::cuda::{self, Source};
 use lowtide_device::{Dst, Src};
 
-use super::{Dims, Forward};
+use super::{Dims, Forward, Index};
 use crate::Rows;
 use crate::cuda::{define, source};
 use crate::operands::{Sum, Views};
@@ -47,6 +47,29 @@ pub(super) fn forward(q: &cuda::Queue, o: Forward<Views<'_>>, d: Dims) {
     if rows * c == 0 {
         return;
     }
+    if let (Some(positions), Some(types)) = (o.positions, o.types) {
+        let labels = d.typed.then_some(o.inputs.labels);
+        // SAFETY: the kernel's own arguments, of the sizes that the operation checked (`crate::cuda`).
+        return unsafe {
+            q.kernel(&SOURCE, define(d.rows.dtype), "forward_typed")
+                .grid(rows.div_ceil(WARPS), 1, 1)
+                .block(32 * WARPS as u32)
+                .arg(&o.y)
+                .arg(o.inputs.tokens)
+                .arg(o.tokens)
+                .arg(positions)
+                .arg(o.inputs.positions)
+                .arg(types)
+                .arg(labels)
+                .arg(rows)
+                .arg(c)
+                .arg(d.vocab)
+                .arg(d.positions)
+                .arg(d.first_position)
+                .launch();
+        };
+    }
+    assert_eq!(d.first_position, 0, "only with a table of types");
     let positions = o.positions.map(|_| o.inputs.positions);
     let places = o.positions.map_or(0, |_| d.positions);
     // SAFETY: the kernel's own arguments, of the sizes that the operation checked (`crate::cuda`).
@@ -68,8 +91,20 @@ pub(super) fn forward(q: &cuda::Queue, o: Forward<Views<'_>>, d: Dims) {
 }
 
 /// Sorts (token, row) pairs into `sorted`, of [`keys`] pairs.
-fn sort(q: &cuda::Queue, sorted: &Dst<'_>, tokens: Src<'_>, d: Rows, vocab: usize) {
+fn sort(
+    q: &cuda::Queue,
+    sorted: &Dst<'_>,
+    (tokens, index): (Src<'_>, Index),
+    d: Rows,
+    vocab: usize,
+) {
     let (rows, n) = (d.rows, keys(d.rows));
+    // As in the source: what is added to a number, and how it is read.
+    let (first, how) = match index {
+        Index::Plus(first) => (first as u32, 0_u32),
+        Index::Type => (0, 1),
+        Index::First => (0, 2),
+    };
     let kernel = |name| q.kernel(&SOURCE, define(d.dtype), name);
     // SAFETY: the kernel's own arguments, of the sizes that the operation checked (`crate::cuda`).
     unsafe {
@@ -80,6 +115,8 @@ fn sort(q: &cuda::Queue, sorted: &Dst<'_>, tokens: Src<'_>, d: Rows, vocab: usiz
             .arg(tokens)
             .arg(rows)
             .arg(vocab)
+            .arg(first)
+            .arg(how)
             .launch();
     }
     let mut k = 2 * LOCAL;
@@ -117,7 +154,7 @@ fn sort(q: &cuda::Queue, sorted: &Dst<'_>, tokens: Src<'_>, d: Rows, vocab: usiz
 pub(super) fn table(
     q: &cuda::Queue,
     dw: Sum<'_>,
-    (dy, tokens): (Src<'_>, Src<'_>),
+    (dy, tokens, index): (Src<'_>, Src<'_>, Index),
     d: Rows,
     vocab: usize,
     ws: Dst<'_>,
@@ -136,7 +173,7 @@ pub(super) fn table(
     q.fill(bounds.again(), 0);
     let (first, end) = bounds.split_at(starts(vocab));
     let kernel = |name| q.kernel(&SOURCE, define(d.dtype), name);
-    sort(q, &sorted, tokens, d, vocab);
+    sort(q, &sorted, (tokens, index), d, vocab);
     // SAFETY: the kernel's own arguments, of the sizes that the operation checked (`crate::cuda`).
     unsafe {
         kernel("bounds")

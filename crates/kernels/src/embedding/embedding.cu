@@ -78,6 +78,39 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS)
         to[i] = add ? narrow<E>(widen(from[i]) + widen(add[i])) : from[i];
 }
 
+// The label of a token of a second text: SECOND_TEXT of the operation.
+const int SECOND_TEXT = -101;
+
+// The same with three tables: types stand in the labels, all 0 without them. Position p has row first + p.
+extern "C" __global__ void __launch_bounds__(32 * WARPS)
+    forward_typed(E* y, const int* tokens, const E* w, const E* wpe, const int* positions, const E* wtt,
+                  const int* labels, u64 rows, u64 c, u64 vocab, u64 places, u64 first) {
+    u64 row = (u64)blockIdx.x * WARPS + (threadIdx.x >> 5);
+    if (row >= rows) return;
+    int lane = threadIdx.x & 31;
+    i64 token = tokens[row], position = positions[row] + (i64)first;
+    bool good = token >= 0 && (u64)token < vocab && position >= 0 && (u64)position < places;
+    E* to = y + row * c;
+    if (!good) {
+        for (u64 i = lane; i < c; i += 32) to[i] = narrow<E>(not_a_number());
+        return;
+    }
+    const E *from = w + (u64)token * c, *add = wpe + (u64)position * c;
+    const E* type = wtt + (labels && labels[row] == SECOND_TEXT ? c : 0);
+    u64 start = 0;
+    if ((((u64)to | (u64)from | (u64)add | (u64)type) & 15) == 0 && c % 8 == 0) {
+        for (u64 i = 8 * lane; i < c; i += 256) {
+            Eight x = load8(from + i), b = load8(type + i), p = load8(add + i);
+#pragma unroll
+            for (int k = 0; k < 8; k++) x.x[k] = x.x[k] + b.x[k] + p.x[k];
+            store8(to + i, x);
+        }
+        start = c;
+    }
+    for (u64 i = start + lane; i < c; i += 32)
+        to[i] = narrow<E>(widen(from[i]) + widen(type[i]) + widen(add[i]));
+}
+
 // ---- rows sorted by token ----------------------------------------------------------------------
 //
 // Keys are (token, row), all different, so there is one sorted order, whatever sorts them: a
@@ -100,15 +133,16 @@ __device__ __forceinline__ void step_shared(u64* keys, u64 base, u64 k, u32 j) {
     __syncthreads();
 }
 
-// Makes the keys and sorts runs of LOCAL of them, up and down in turn.
+// Makes the keys and sorts runs of LOCAL of them, up and down in turn. `how`: 0: a token is the number and `first`;
+// 1: it is the type that a label says; 2: it is 0.
 extern "C" __global__ void __launch_bounds__(SORT_THREADS)
-    sort_local(u64* keys, const int* tokens, u64 rows, u64 vocab) {
+    sort_local(u64* keys, const int* tokens, u64 rows, u64 vocab, u32 first, u32 how) {
     __shared__ u64 own[LOCAL];
     u64 base = (u64)blockIdx.x * LOCAL;
     for (u32 i = threadIdx.x; i < LOCAL; i += SORT_THREADS) {
         u64 row = base + i, key = LAST;
         if (row < rows) {
-            int token = tokens[row];
+            i64 token = how == 2 ? 0 : how == 1 ? tokens[row] == SECOND_TEXT : (i64)tokens[row] + first;
             if (token >= 0 && (u64)token < vocab) key = (u64)token << 32 | row;
         }
         own[i] = key;

@@ -1,4 +1,4 @@
-//! Token (and position) embedding: rows of a table by index, and the gradient of the table.
+//! Token (and position, and type) embedding: rows of a table by index, and the gradient of the table.
 //!
 //! Bound: bytes over memory rate; the gradient of a large table is mostly the zeros and sums of
 //! the table itself.
@@ -32,6 +32,54 @@ pub struct Dims {
     pub vocab: usize,
     /// P: rows of the table of positions, if there is one.
     pub positions: usize,
+    /// The row of that table for position 0 (RoBERTa: 2).
+    pub first_position: usize,
+    /// Rows of the table of types, if there is one.
+    pub types: usize,
+    /// Whether tokens of a second text, which [`SECOND_TEXT`] marks, have the type 1; else all have 0.
+    pub typed: bool,
+}
+
+/// The label of a row without a loss that is of a document's second text.
+pub const SECOND_TEXT: i32 = -101;
+
+/// Which row of its table a number of the inputs means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Index {
+    /// The number and so many.
+    Plus(i32),
+    /// As a label: 1 for [`SECOND_TEXT`], else 0.
+    Type,
+    /// 0, whatever the number is.
+    First,
+}
+
+impl Index {
+    /// # Panics
+    /// When it is negative.
+    fn of(self, number: i32) -> usize {
+        match self {
+            Self::Plus(first) => match usize::try_from(i64::from(number) + i64::from(first)) {
+                Ok(index) => index,
+                Err(_) => panic!("index {number} of a table"),
+            },
+            Self::Type => usize::from(number == SECOND_TEXT),
+            Self::First => 0,
+        }
+    }
+}
+
+impl Dims {
+    fn position(&self) -> Index {
+        Index::Plus(self.first_position as i32)
+    }
+
+    fn of_type(&self) -> Index {
+        match self.typed {
+            true => Index::Type,
+            false => Index::First,
+        }
+    }
 }
 
 operands! {
@@ -39,10 +87,12 @@ operands! {
     pub struct Forward<F> {
         /// E (rows, C).
         pub y: F::Write,
-        /// Of which tokens, and positions where there is a table of them; both i32 (rows).
+        /// Of which tokens, positions where there is a table of them, and labels where there are types; i32 (rows).
         pub inputs: F::Inputs,
         /// E (V, C).
         pub tokens: F::Read,
+        /// E (types, C); not without positions.
+        pub types: Option<F::Read>,
         /// E (P, C).
         pub positions: Option<F::Read>,
     }
@@ -55,6 +105,8 @@ operands! {
         pub dtokens: Option<F::Add>,
         /// f32 (P, C).
         pub dpositions: Option<F::Add>,
+        /// f32 (types, C).
+        pub dtypes: Option<F::Add>,
         /// E (rows, C).
         pub dy: F::Read,
         /// As in forward.
@@ -62,7 +114,7 @@ operands! {
     }
 }
 
-/// `y = tokens[token]`, plus `positions[position]` where there is such a table.
+/// `y = tokens[token]`, plus `types[type]` and then `positions[position]` where there are such tables.
 ///
 /// The sum is rounded once. A token or position outside its table panics; on a CUDA queue it makes its
 /// row of `y` NaN. Finished, or in the stream of a CUDA queue, when the call returns.
@@ -81,14 +133,21 @@ pub fn forward(q: &Queue, o: Forward<Views<'_>>, d: Dims) {
         expect("positions of the inputs", of, d.rows.rows, size_of::<i32>());
         expect("positions", positions, d.positions * c, e);
     }
+    if let Some(types) = o.types {
+        assert!(o.positions.is_some(), "types without positions");
+        assert!(d.types > usize::from(d.typed), "{} types", d.types);
+        let of = o.inputs.labels;
+        expect("labels of the inputs", of, d.rows.rows, size_of::<i32>());
+        expect("types", types, d.types * c, e);
+    }
     if let Some(q) = q.cuda() {
         return cuda::forward(q, o, d);
     }
-    q.run(|| with_dtype!(d.rows.dtype, cpu::forward(o, d.rows)));
+    q.run(|| with_dtype!(d.rows.dtype, cpu::forward(o, d)));
 }
 
 /// `dtokens[v] (+)= Σ dy` over the rows whose token is v, in the order of rows, and where there is a table
-/// of positions the same of it; a gradient that is overwritten is zero elsewhere.
+/// of positions or of types the same of it; a gradient that is overwritten is zero elsewhere.
 ///
 /// A token outside the table panics; on a CUDA queue its row counts nowhere. There, a token's rows are
 /// summed first and added once, and those of a token with more than 32 rows are summed in sixteen runs,
@@ -97,18 +156,29 @@ pub fn backward(q: &Queue, o: Backward<Views<'_>>, d: Dims, mut ws: Dst<'_>) {
     expect("dy", o.dy, d.rows.numbers(), size(d.rows.dtype));
     let Backward { dy, inputs, .. } = o;
     if let Some(dtokens) = o.dtokens {
-        let from = (dy, inputs.tokens);
+        let from = (dy, inputs.tokens, Index::Plus(0));
         table(q, dtokens, from, d.rows, d.vocab, ws.again());
     }
     if let Some(dpositions) = o.dpositions {
-        let from = (dy, inputs.positions);
-        table(q, dpositions, from, d.rows, d.positions, ws);
+        let from = (dy, inputs.positions, d.position());
+        table(q, dpositions, from, d.rows, d.positions, ws.again());
+    }
+    if let Some(dtypes) = o.dtypes {
+        let from = (dy, inputs.labels, d.of_type());
+        table(q, dtypes, from, d.rows, d.types, ws);
     }
 }
 
 /// The gradient of a table of `entries` rows, f32 (entries, C), from `dy` and the row of the table that each
 /// of its rows is of.
-fn table(q: &Queue, dw: Sum<'_>, from: (Src<'_>, Src<'_>), d: Rows, entries: usize, ws: Dst<'_>) {
+fn table(
+    q: &Queue,
+    dw: Sum<'_>,
+    from: (Src<'_>, Src<'_>, Index),
+    d: Rows,
+    entries: usize,
+    ws: Dst<'_>,
+) {
     expect(
         "gradient of a table",
         &dw.to,

@@ -25,6 +25,18 @@ const SHAPES: [(usize, usize, usize, usize); 13] = [
     (17000, 9, 20000, 4),
 ];
 
+/// Without a table.
+fn tables(rows: usize, width: usize, dtype: Dtype) -> Dims {
+    Dims {
+        rows: Rows { rows, width, dtype },
+        vocab: 0,
+        positions: 0,
+        first_position: 0,
+        types: 0,
+        typed: false,
+    }
+}
+
 /// The gradient of a table of tokens alone.
 fn backward_tokens(
     q: &Queue,
@@ -37,6 +49,7 @@ fn backward_tokens(
     let o = Backward {
         dtokens: Some(dtokens),
         dpositions: None,
+        dtypes: None,
         dy,
         inputs: Planes::all(tokens),
     };
@@ -46,13 +59,9 @@ fn backward_tokens(
 #[track_caller]
 fn check((rows, c, vocab, places): (usize, usize, usize, usize), dtype: Dtype) {
     let size = Dims {
-        rows: Rows {
-            rows,
-            width: c,
-            dtype,
-        },
         vocab,
         positions: places,
+        ..tables(rows, c, dtype)
     };
     let mut rng = Rng((rows * 31 + c) as u64);
     let w = rng.tensor(vocab * c, dtype, 1.0);
@@ -76,6 +85,7 @@ fn check((rows, c, vocab, places): (usize, usize, usize, usize), dtype: Dtype) {
                 },
                 tokens: w.src(q),
                 positions: with_positions.then(|| wpe.src(q)),
+                types: None,
             };
             forward(q, o, size);
             settle(q);
@@ -105,6 +115,7 @@ fn check((rows, c, vocab, places): (usize, usize, usize, usize), dtype: Dtype) {
             let o = Backward {
                 dtokens: Some(sum(dtokens.on(q))),
                 dpositions: Some(sum(dpositions.on(q))),
+                dtypes: None,
                 dy: dy.src(q),
                 inputs: Planes {
                     positions: positions.src(q),
@@ -161,13 +172,8 @@ fn rows_of_one_token_are_added_in_order() {
             };
             let (from, tokens, ws) = (dy.src(q), tokens.src(q), ws.on(q));
             let d = Dims {
-                rows: Rows {
-                    rows: 3,
-                    width: 1,
-                    dtype: Dtype::F32,
-                },
                 vocab: 2,
-                positions: 0,
+                ..tables(3, 1, Dtype::F32)
             };
             backward_tokens(q, dw, from, tokens, d, ws);
             settle(q);
@@ -195,19 +201,15 @@ fn tokens_outside_the_table_reach_no_memory_of_a_device() {
             let mut ws = Scratch::new(workspace(rows, vocab, q.make()));
             let ids = tokens.src(q);
             let d = Dims {
-                rows: Rows {
-                    rows,
-                    width: c,
-                    dtype,
-                },
                 vocab,
-                positions: 0,
+                ..tables(rows, c, dtype)
             };
             let o = Forward {
                 y: y.on(q),
                 inputs: Planes::all(ids),
                 tokens: w.src(q),
                 positions: None,
+                types: None,
             };
             forward(q, o, d);
             let acc = Sum {
@@ -241,19 +243,99 @@ fn a_token_outside_the_table_panics() {
         inputs: Planes::all(tokens),
         tokens: w.view().into_src(),
         positions: None,
+        types: None,
     };
-    let rows = Rows {
-        rows: 1,
-        width: 1,
-        dtype: Dtype::F32,
+    let d = Dims {
+        vocab: 2,
+        ..tables(1, 1, Dtype::F32)
     };
-    forward(
-        &q,
-        o,
-        Dims {
-            rows,
-            vocab: 2,
-            positions: 0,
-        },
-    );
+    forward(&q, o, d);
+}
+
+/// Three tables: types of labels or all 0, positions that begin at the table's third row.
+#[test]
+fn types_and_later_positions_agree_with_the_reference() {
+    for (rows, c, types, typed) in [
+        (1, 8, 1, false),
+        (70, 33, 2, true),
+        (700, 264, 3, true),
+        (90, 16, 2, false),
+    ] {
+        DTYPES
+            .into_iter()
+            .for_each(|dtype| check_types(rows, (types, typed), c, dtype));
+    }
+}
+
+fn check_types(rows: usize, (types, typed): (usize, bool), c: usize, dtype: Dtype) {
+    let (vocab, places, first) = (9, 13, 2);
+    let d = Dims {
+        vocab,
+        positions: places,
+        first_position: first,
+        types,
+        typed,
+        ..tables(rows, c, dtype)
+    };
+    let mut rng = Rng(rows as u64);
+    let [w, wpe, wtt, dy] = [vocab, places, types, rows].map(|n| rng.tensor(n * c, dtype, 1.0));
+    let tokens: Vec<i32> = (0..rows).map(|_| rng.below(vocab) as i32).collect();
+    let positions: Vec<i32> = (0..rows)
+        .map(|_| rng.below(places - first) as i32)
+        .collect();
+    let labels: Vec<i32> = (0..rows)
+        .map(|_| [3, -100, SECOND_TEXT][rng.below(3)])
+        .collect();
+    let later: Vec<i32> = positions.iter().map(|p| p + first as i32).collect();
+    let second = |l: &i32| i32::from(typed && *l == SECOND_TEXT);
+    let of_type: Vec<i32> = labels.iter().map(second).collect();
+    let both = reference::forward(&tokens, &w.values(), &wpe.values(), &later, c);
+    let third = reference::forward(&of_type, &wtt.values(), &[], &[], c);
+    let want = plus(&both, &third);
+    let tables = [(&tokens, vocab), (&later, places), (&of_type, types)];
+    let want_of = tables.map(|(ids, n)| reference::backward(&dy.values(), ids, c, n));
+    let all = everywhere(|q| {
+        let mut y = Tensor::nan(rows * c, dtype);
+        let mut sums = [vocab, places, types].map(|n| Tensor::nan(n * c, Dtype::F32));
+        let (mut w, mut wpe, mut wtt, mut dy) = (w.clone(), wpe.clone(), wtt.clone(), dy.clone());
+        let [mut tokens, mut positions, mut labels] =
+            [&tokens, &positions, &labels].map(|plane| Numbers::of(plane));
+        let bytes = [vocab, places, types].map(|n| workspace(rows, n, q.make()));
+        let mut ws = Scratch::new(bytes.into_iter().max().unwrap_or(0));
+        let tokens = tokens.src(q);
+        let inputs = Planes {
+            positions: positions.src(q),
+            labels: labels.src(q),
+            ..Planes::all(tokens)
+        };
+        let o = Forward {
+            y: y.on(q),
+            inputs,
+            tokens: w.src(q),
+            positions: Some(wpe.src(q)),
+            types: Some(wtt.src(q)),
+        };
+        forward(q, o, d);
+        let [one, two, three] = &mut sums;
+        let sum = |to| Sum {
+            to,
+            accumulate: false,
+        };
+        let o = Backward {
+            dtokens: Some(sum(one.on(q))),
+            dpositions: Some(sum(two.on(q))),
+            dtypes: Some(sum(three.on(q))),
+            dy: dy.src(q),
+            inputs,
+        };
+        backward(q, o, d, ws.on(q));
+        settle(q);
+        (y, sums)
+    });
+    for (device, (y, sums)) in all {
+        close(&format!("{device} y"), &y, &want, 2e-7);
+        for (i, (got, want)) in sums.iter().zip(&want_of).enumerate() {
+            close(&format!("{device} table {i}"), got, want, 5e-5);
+        }
+    }
 }

@@ -55,7 +55,7 @@ fn chunk_logits<E: Number>(from: Reads<'_>, n: usize, d: &Head, s: &mut Scratch<
 
 /// Adds a chunk's losses to `total`, row by row, and counts them; with a scale, the logits become their
 /// gradient, without one the first logit of a row becomes whether its label has the largest.
-fn chunk_losses<E: Number>(
+pub(super) fn chunk_losses<E: Number>(
     labels: Src<'_>,
     scale: Option<f32>,
     d: &Head,

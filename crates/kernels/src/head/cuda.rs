@@ -313,3 +313,17 @@ pub(super) fn logits(
         }
     }
 }
+
+/// `to` = `from` as f32; in the stream when the call returns.
+pub(super) fn widen(q: &cuda::Queue, to: Dst<'_>, from: Src<'_>, n: usize, dtype: Dtype) {
+    // SAFETY: the kernel's own arguments, of the sizes that the operation checked (`crate::cuda`).
+    unsafe {
+        q.kernel(&SOURCE, define(dtype), "widen_all")
+            .grid(n.div_ceil(256), 1, 1)
+            .block(256)
+            .arg(&to)
+            .arg(from)
+            .arg(n)
+            .launch();
+    }
+}

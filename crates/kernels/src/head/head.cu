@@ -90,3 +90,9 @@ extern "C" __global__ void __launch_bounds__(256)
     for (u64 i = threadIdx.x; i < hidden; i += 256)
         row[i] = t == ~0u ? narrow<E>(0.0f) : from[i];
 }
+
+// to = from as f32, a number a thread: the few logits of classes.
+extern "C" __global__ void __launch_bounds__(256) widen_all(float* to, const E* from, u64 n) {
+    u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < n) to[i] = widen(from[i]);
+}

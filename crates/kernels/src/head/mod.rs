@@ -4,6 +4,7 @@
 //! their own gradient in place, and feed the two products of backward. Bound: 6·rows·C·V
 //! operations over the rate of a matrix product.
 
+pub mod classes;
 mod cpu;
 mod cuda;
 pub mod reference;

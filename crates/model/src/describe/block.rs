@@ -140,14 +140,26 @@ impl Builder<'_> {
         dims: Product,
         residual: Option<LocalId>,
     ) {
+        self.linear_in(Phase::Forward, part, y, (x, dims), residual);
+    }
+
+    /// The same in a phase.
+    pub(super) fn linear_in(
+        &mut self,
+        phase: Phase,
+        part: Part,
+        y: LocalId,
+        (x, dims): (LocalId, Product),
+        residual: Option<LocalId>,
+    ) {
         let operands = matmul::Forward {
             y: write(y),
             x: read(x),
-            w: self.matrix(Phase::Forward, part, dims),
+            w: self.matrix(phase, part, dims),
             bias: self.bias(part).map(weight),
             residual: residual.map(read),
         };
-        self.op(Phase::Forward, part.name(), Kind::Linear(operands, dims));
+        self.op(phase, part.name(), Kind::Linear(operands, dims));
     }
 
     /// Gradients of `part` [and its bias], then `dx` = `dy` · `part`.
@@ -386,6 +398,7 @@ pub(super) fn block(model: &Model<'_>, layer: Layer, l: u32) -> (Unit, UnitKinds
     let att = b.local("att", model.rows(q));
     let lse = b.local("lse", model.rows_f32(s.heads.heads)); // (B, H, T)
     let x2 = b.local("x2", model.rows(c));
+    let sum1 = b.sum("1", layer);
     // The residual stream that the MLP reads, and whether by a norm of its own.
     let (from, own) = match layer.branches {
         Branches::InTurn => (x2, before),
@@ -403,6 +416,7 @@ pub(super) fn block(model: &Model<'_>, layer: Layer, l: u32) -> (Unit, UnitKinds
         (pre, b.local("act", model.rows(f)))
     });
     let y = b.local("y", model.rows(c));
+    let sum2 = b.sum("2", layer);
 
     let product = |inner, cols| Product {
         rows: s.rows,
@@ -449,7 +463,9 @@ pub(super) fn block(model: &Model<'_>, layer: Layer, l: u32) -> (Unit, UnitKinds
         }
     };
     b.op(Phase::Forward, "attention", kind);
-    let o_end = b.branch_end(layer, o, x2, (att, o_dims), x);
+    let to = sum1.map_or(x2, |(sum, _)| sum);
+    let o_end = b.branch_end(layer, o, to, (att, o_dims), x);
+    b.sum_norm(Part::Norm1, x2, sum1);
     if let Some(stats) = stats2 {
         b.norm(Phase::Forward, Part::Norm2, h2, stats, from);
     }
@@ -457,13 +473,16 @@ pub(super) fn block(model: &Model<'_>, layer: Layer, l: u32) -> (Unit, UnitKinds
     if let Some((pre, act)) = dense {
         b.linear(up, pre, h2, up_dims, None);
         b.activation(layer.mlp, act, pre);
-        down_end = b.branch_end(layer, down, y, (act, down_dims), x2);
+        let to = sum2.map_or(y, |(sum, _)| sum);
+        down_end = b.branch_end(layer, down, to, (act, down_dims), x2);
+        b.sum_norm(Part::Norm2, y, sum2);
     } else {
         routed = Some(b.experts(y, h2, x2));
     }
 
     // Backward's tensors, (B·T, ·).
     let dy = b.local("dy", model.rows(c));
+    let d_sum2 = b.sum_norm_backward(Part::Norm2, dy, sum2);
     let d_dense = dense.map(|(pre, act)| {
         let d_act = b.local("d_act", model.rows(f));
         let d_pre = b.local(&format!("d_{}", up.name()), model.rows(wide));
@@ -481,7 +500,7 @@ pub(super) fn block(model: &Model<'_>, layer: Layer, l: u32) -> (Unit, UnitKinds
     let dx = b.local("dx", model.rows(c));
 
     if let Some((pre, act, d_pre, d_act)) = d_dense {
-        let d_down = b.branch_end_backward(layer, down, dy, down_end);
+        let d_down = b.branch_end_backward(layer, down, d_sum2, down_end);
         b.linear_backward(Part::Down, d_act, d_down, act, down_dims);
         b.activation_backward(layer.mlp, d_pre, d_act, pre);
         b.linear_backward(up, d_h2, d_pre, h2, up_dims);
@@ -490,11 +509,11 @@ pub(super) fn block(model: &Model<'_>, layer: Layer, l: u32) -> (Unit, UnitKinds
         b.experts_backward(d_h2, dy, h2, routed);
     }
     if let Some(d_x2) = d_x2 {
-        b.branch_start_backward(Part::Norm2, d_x2, d_h2, (from, stats2), dy);
+        b.branch_start_backward(Part::Norm2, d_x2, d_h2, (from, stats2), d_sum2);
     }
     // What attention is added to: what the MLP reads, or the block's result alone.
     let d_sum = match (layer.branches, d_x2) {
-        (Branches::InTurn, Some(d_x2)) => d_x2,
+        (Branches::InTurn, Some(d_x2)) => b.sum_norm_backward(Part::Norm1, d_x2, sum1),
         _ => dy,
     };
     let d_o = b.branch_end_backward(layer, o, d_sum, o_end);
@@ -522,7 +541,11 @@ pub(super) fn block(model: &Model<'_>, layer: Layer, l: u32) -> (Unit, UnitKinds
         let named = (Phase::Backward, "norm1.both");
         b.add_up(named, d_h, d_h1, Some(d_h2), 1.0);
     }
-    let (d_h1, residual) = (d_h.unwrap_or(d_h1), d_x2.unwrap_or(dy));
+    let residual = match (sum1, d_x2) {
+        (Some(_), _) => d_sum,
+        (None, d_x2) => d_x2.unwrap_or(dy),
+    };
+    let d_h1 = d_h.unwrap_or(d_h1);
     b.branch_start_backward(Part::Norm1, dx, d_h1, (x, stats1), residual);
 
     b.reads(l, x, dx);

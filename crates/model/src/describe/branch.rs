@@ -7,7 +7,7 @@ use lowtide_workload::LocalId;
 use super::block::Statistics;
 use super::kind::{Kind, Product};
 use super::{Builder, Phase, read, write};
-use crate::families::Layer;
+use crate::families::{Layer, Norms};
 use crate::params::Part;
 
 /// The end of a branch that its last product does not add to the residual stream by itself.
@@ -89,6 +89,36 @@ impl Builder<'_> {
         let d_made = self.local(&format!("d_{name}_made"), bytes);
         self.norm_backward(after, d_made, dy, (made, stats), None);
         d_made
+    }
+
+    /// Of a block that norms its sums, where a sum stands before its norm, and the norm's statistics.
+    pub(super) fn sum(&mut self, which: &str, layer: Layer) -> Option<(LocalId, Statistics)> {
+        (layer.norms == Norms::OfSum).then(|| {
+            let bytes = self.model.rows(self.model.sizes.hidden);
+            let sum = self.local(&format!("sum{which}"), bytes);
+            (sum, self.statistics(which, layer.norm))
+        })
+    }
+
+    /// `y` = the norm of a sum, where there is one.
+    pub(super) fn sum_norm(&mut self, part: Part, y: LocalId, sum: Option<(LocalId, Statistics)>) {
+        if let Some((sum, stats)) = sum {
+            self.norm(Phase::Forward, part, y, stats, sum);
+        }
+    }
+
+    /// The gradient of a sum from that of its norm, `dy`, or the latter itself where there is no norm.
+    pub(super) fn sum_norm_backward(
+        &mut self,
+        part: Part,
+        dy: LocalId,
+        sum: Option<(LocalId, Statistics)>,
+    ) -> LocalId {
+        let Some((sum, stats)) = sum else { return dy };
+        let (name, bytes) = (&self.unit.tensors[sum].name, self.unit.tensors[sum].bytes);
+        let d_sum = self.local(&format!("d_{name}"), bytes);
+        self.norm_backward(part, d_sum, dy, (sum, stats), None);
+        d_sum
     }
 
     /// `dx` = the gradient of the residual stream where a branch leaves it: `residual`, and what comes through the branch, of

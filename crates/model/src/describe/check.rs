@@ -2,7 +2,7 @@
 
 use lowtide_kernels::route;
 use lowtide_units::List;
-use lowtide_workload::{Lsp, ModelShape, ParamId, Rope, RopeScaling, Workload};
+use lowtide_workload::{Lsp, ModelShape, Objective, ParamId, Rope, RopeScaling, Workload};
 
 use super::Options;
 use crate::ModelError;
@@ -27,6 +27,8 @@ pub(crate) fn wrong(
 const PARAMETERS_MAX: u128 = 1 << 44;
 /// Most experts of all layers: each has three names, and a list of names is made before any file is read.
 const EXPERTS_OF_ALL_LAYERS: u64 = 1 << 16;
+/// Most classes of a model that classifies.
+pub(crate) const CLASSES_MAX: u32 = 1 << 16;
 /// Largest head. Attention's tables and sums are as wide.
 const HEAD_MAX: u32 = 1 << 13;
 /// Most numbers of the table of rotary angles, T·D: 1 GiB.
@@ -37,7 +39,7 @@ const WORK_MAX: u128 = 1 << 58;
 /// Most bytes of tensors of a whole batch: sums of them stay far inside 64 bits.
 const BATCH_BYTES_MAX: u128 = 1 << 60;
 
-/// Whether `shape` is a decoder that can be built.
+/// Whether `shape` is a model that can be built.
 pub(crate) fn shape(s: &ModelShape) -> Result<(), ModelError> {
     let sizes = [
         ("vocabulary", s.vocab),
@@ -86,12 +88,35 @@ pub(crate) fn shape(s: &ModelShape) -> Result<(), ModelError> {
     }
     features(s, family.allows())?;
     experts(s, family.allows())?;
+    encoder(s, family.allows())?;
     let n = parameters(s);
     if n > PARAMETERS_MAX {
         let have = u64::try_from(n).unwrap_or(u64::MAX);
         return Err(wrong("number of parameters", have, "at most 2^44"));
     }
     Ok(())
+}
+
+/// What an encoder has, in the families that have it and in no other, and what they are trained for.
+fn encoder(s: &ModelShape, allows: Allows) -> Result<(), ModelError> {
+    let Some(encoder) = s.encoder.filter(|_| allows.encoder) else {
+        return match (allows.encoder || s.encoder.is_some(), s.objective) {
+            (false, Objective::NextToken) => Ok(()),
+            _ => Err(wrong("encoders", 1u32, "one in families of encoders alone")),
+        };
+    };
+    let (types, first) = (encoder.types, encoder.first_position);
+    if types == 0 || types > 1 << 20 {
+        return Err(wrong("number of types", types, "1 to 2^20"));
+    }
+    if first > 1 << 10 {
+        return Err(wrong("first position", first, "at most 2^10"));
+    }
+    match s.objective {
+        Objective::Classes(2..=CLASSES_MAX) => Ok(()),
+        Objective::Classes(n) => Err(wrong("number of classes", n, format!("2 to {CLASSES_MAX}"))),
+        Objective::NextToken => Err(wrong("number of classes", 0u32, "2 or more in this family")),
+    }
 }
 
 /// Experts, in the families that have them and in no other.

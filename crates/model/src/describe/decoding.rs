@@ -46,6 +46,9 @@ pub(crate) fn build_decoding(
         lsp: None,
         ..options.clone()
     };
+    if !shape.objective.is_next_token() {
+        return Err(ModelError::Classifies);
+    }
     // Places and positions are what a batch of as many sequences would be; rows are tokens wherever they are.
     let specs = checked(shape, &of(how.places, how.keys))?;
     if !how.rows.is_power_of_two() || how.rows < how.answers() || how.rows > 1 << 15 {

@@ -5,6 +5,7 @@
 use lowtide_device::Make;
 use lowtide_kernels::attention::{Attn, Engine};
 use lowtide_kernels::gelu::Form;
+use lowtide_kernels::head::classes::{self, Classes};
 use lowtide_kernels::head::{Bend, Head};
 use lowtide_kernels::matmul::Dims;
 use lowtide_kernels::operands::{Named, Names};
@@ -14,10 +15,10 @@ use lowtide_kernels::route::Routes;
 use lowtide_kernels::swiglu::Gate;
 use lowtide_kernels::{
     Rows, add, attention, embedding, experts, gelu, grouped, head, layernorm, matmul, qknorm,
-    rmsnorm, rope, route, swiglu,
+    rmsnorm, rope, route, swiglu, tanh,
 };
 use lowtide_units::{Bytes, Flops};
-use lowtide_workload::{Dtype, Mask, ModelShape, Operand};
+use lowtide_workload::{Dtype, Encoder, Mask, ModelShape, Operand};
 
 use super::Options;
 use crate::families::{self, Norm};
@@ -37,7 +38,13 @@ pub(crate) struct Sizes {
     /// Of the experts in the MLP's place.
     pub routes: Option<Routes>,
     pub vocab: usize,
-    /// Rows of the position table (GPT-2).
+    /// What an encoder's embedding has.
+    pub encoder: Option<Encoder>,
+    /// Whether tokens of a second text have a type of their own.
+    pub typed: bool,
+    /// Numbers of a row of logits: V, or classes.
+    pub labels: usize,
+    /// Rows of the position table (GPT-2, encoders).
     pub positions: usize,
     /// Rows of logits at a time.
     pub chunk: usize,
@@ -98,7 +105,11 @@ impl Sizes {
             rows: options.batch.rows() as usize,
             batch: options.batch.micro_batch as usize,
             seq: options.batch.seq as usize,
-            span: span(options),
+            // Of a model that classifies logits are few, and all are given.
+            span: match shape.objective.is_next_token() {
+                true => span(options),
+                false => 1,
+            },
             hidden: shape.hidden as usize,
             intermediate: shape.intermediate as usize,
             heads: Heads {
@@ -114,7 +125,13 @@ impl Sizes {
                 dtype: options.precision,
             }),
             vocab: shape.vocab as usize,
-            positions: shape.max_positions as usize,
+            encoder: shape.encoder,
+            typed: families::of(shape.family).typed(shape),
+            labels: shape.objective.labels(shape.vocab) as usize,
+            positions: {
+                let before = shape.encoder.map_or(0, |encoder| encoder.first_position);
+                shape.max_positions as usize + before as usize
+            },
             chunk: options.chunk_rows(shape) as usize,
             eps: shape.norm_eps as f32,
             plus: match families::of(shape.family).norm() {
@@ -211,6 +228,18 @@ impl Sizes {
             rows: self.rows_of(self.hidden),
             vocab: self.vocab,
             positions: self.positions,
+            first_position: self.encoder.map_or(0, |e| e.first_position as usize),
+            types: self.encoder.map_or(0, |e| e.types as usize),
+            typed: self.typed,
+        }
+    }
+
+    /// Logits of a model that classifies.
+    pub fn classes(&self) -> Classes {
+        Classes {
+            rows: self.rows,
+            classes: self.labels,
+            smoothing: self.smoothing,
         }
     }
 
@@ -268,6 +297,11 @@ pub(crate) enum Kind {
     HeadTrain(head::Train<Names>),
     HeadLoss(head::Loss<Names>),
     HeadLogits(head::Logits<Names>),
+    Tanh(tanh::Forward<Names>),
+    TanhBackward(tanh::Backward<Names>),
+    ClassesTrain(classes::Train<Names>),
+    ClassesLoss(classes::Loss<Names>),
+    ClassesValues(classes::Values<Names>),
 }
 
 /// Whether rotary positions are those that some layers have in place of the others'.
@@ -336,6 +370,11 @@ impl Kind {
             Self::HeadTrain(o) => o.list(to),
             Self::HeadLoss(o) => o.list(to),
             Self::HeadLogits(o) => o.list(to),
+            Self::Tanh(o) => o.list(to),
+            Self::TanhBackward(o) => o.list(to),
+            Self::ClassesTrain(o) => o.list(to),
+            Self::ClassesLoss(o) => o.list(to),
+            Self::ClassesValues(o) => o.list(to),
         }
         list
     }
@@ -395,11 +434,21 @@ impl Kind {
             let (v, chunk) = (s.vocab, s.chunk);
             format!("head.{op} {t} rows{rows} c{c} v{v} chunk{chunk}{bent}")
         };
+        let few = |op: &str| format!("{op} {t} rows{rows} n{}", s.labels);
         match self {
-            Self::Embedding(o) => table("forward", &[(o.positions.is_some(), " positions")]),
+            Self::Embedding(o) => {
+                let (positions, types) = (o.positions.is_some(), o.types.is_some());
+                table("forward", &[(positions, " positions"), (types, " types")])
+            }
             Self::EmbeddingBackward(o, _) => {
                 let (positions, frozen) = (o.dpositions.is_some(), o.dtokens.is_none());
-                table("backward", &[(positions, " positions"), (frozen, FROZEN)])
+                let types = o.dtypes.is_some();
+                let with = [
+                    (positions, " positions"),
+                    (types, " types"),
+                    (frozen, FROZEN),
+                ];
+                table("backward", &with)
             }
             Self::RmsNorm(_) => norm("rmsnorm.forward", &[]),
             Self::RmsNormBackward(o) => {
@@ -472,6 +521,11 @@ impl Kind {
             }),
             Self::HeadLoss(_) => head("loss"),
             Self::HeadLogits(_) => head("logits"),
+            Self::Tanh(_) => format!("tanh.forward {t} rows{rows} c{c}"),
+            Self::TanhBackward(_) => format!("tanh.backward {t} rows{rows} c{c}"),
+            Self::ClassesTrain(_) => few("classes.train"),
+            Self::ClassesLoss(_) => few("classes.loss"),
+            Self::ClassesValues(_) => few("classes.values"),
         }
     }
 
@@ -527,6 +581,7 @@ impl Kind {
                 let tables = [
                     o.dtokens.map(|_| s.vocab),
                     o.dpositions.map(|_| s.positions),
+                    o.dtypes.map(|_| s.tables().types),
                 ];
                 let each = tables.into_iter().flatten();
                 each.map(|table| embedding::workspace(s.rows, table, m))
@@ -552,6 +607,9 @@ impl Kind {
             Self::HeadTrain(_) | Self::HeadLoss(_) | Self::HeadLogits(_) => {
                 head::workspace(&s.head(), s.dtype, m)
             }
+            Self::ClassesTrain(_) | Self::ClassesLoss(_) => {
+                classes::workspace(&s.classes(), s.dtype)
+            }
             _ => 0,
         };
         Bytes(bytes as u64)
@@ -566,12 +624,16 @@ impl Kind {
         let (rows, c, v) = (s.rows as u64, s.hidden as u64, s.vocab as u64);
         let chunks = rows.div_ceil(s.chunk as u64);
         Bytes(match self {
-            Self::Embedding(o) => rows * c * e * o.positions.map_or(2, |_| 3),
+            Self::Embedding(o) => {
+                let tables = [o.positions.is_some(), o.types.is_some()];
+                rows * c * e * (2 + tables.map(u64::from).iter().sum::<u64>())
+            }
             Self::EmbeddingBackward(o, tied) => {
                 let add = |table: u64| table * c * 4 + rows * c * (8 + e);
                 let tokens = if tied.0 { 0 } else { v };
                 o.dtokens.map_or(0, |_| add(tokens))
                     + o.dpositions.map_or(0, |_| add(s.positions as u64))
+                    + o.dtypes.map_or(0, |_| add(s.tables().types as u64))
             }
             // Logits: written, read and overwritten with their gradient, read twice.
             Self::HeadTrain(o) => {

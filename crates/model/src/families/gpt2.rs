@@ -1,7 +1,7 @@
 //! GPT-2: layer norms, learned positions, GELU (tanh), biases everywhere, matrices stored (input, output).
 
 use lowtide_kernels::gelu::Form;
-use lowtide_workload::{Family, Layers, ModelShape, Scales};
+use lowtide_workload::{Family, Layers, ModelShape, Objective, Scales};
 use serde_json::{Value, json};
 
 use super::{Architecture, Branches, Layer, Mlp, Norm, Norms, QkNorm};
@@ -69,6 +69,8 @@ impl Architecture for Gpt2 {
             gelu_by_tanh: false,
             local_rope: None,
             experts: None,
+            encoder: None,
+            objective: Objective::default(),
         })
     }
 

@@ -2,7 +2,7 @@
 //! configuration has them in turn. The file holds queries, keys and values of a head behind one another.
 
 use lowtide_kernels::gelu::Form;
-use lowtide_workload::{Family, Layers, ModelShape, Scales};
+use lowtide_workload::{Family, Layers, ModelShape, Objective, Scales};
 use serde_json::{Value, json};
 
 use super::{Allows, Architecture, Branches, Layer, Mlp, Norm, Norms, QkNorm, rope};
@@ -74,6 +74,8 @@ impl Architecture for GptNeoX {
             gelu_by_tanh,
             local_rope: None,
             experts: None,
+            encoder: None,
+            objective: Objective::default(),
         })
     }
 

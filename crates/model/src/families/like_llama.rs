@@ -1,7 +1,7 @@
 //! What all families share whose blocks are Llama's: norms before attention and MLP, rotary positions, grouped queries,
 //! SwiGLU; and the keys and tensors that they name alike.
 
-use lowtide_workload::{Family, Layers, ModelShape, Rope, RopeScaling, Scales, Window};
+use lowtide_workload::{Family, Layers, ModelShape, Objective, Rope, RopeScaling, Scales, Window};
 use serde_json::{Value, json};
 
 use super::{Branches, Layer, Mlp, Norm, Norms, QkNorm, experts, rope};
@@ -150,6 +150,8 @@ pub(super) fn parse(
         gelu_by_tanh: false,
         local_rope: None,
         experts: None,
+        encoder: None,
+        objective: Objective::default(),
     })
 }
 

@@ -1,9 +1,10 @@
-//! The families of decoders, a file each: how a configuration is read and written, which tensors the files hold, and what
+//! The families of models, a file each: how a configuration is read and written, which tensors the files hold, and what
 //! a block computes. All else of the crate asks [`of`] and names no family.
 //!
 //! A new family is a file here, its name in [`Family`], a line in [`ALL`], and a model in `reference/golden.py`; where its
 //! block computes something that no other does, also what [`Layer`] says of it and the kernel.
 
+mod bert;
 mod cohere;
 mod experts;
 mod gemma;
@@ -12,12 +13,14 @@ mod gemma3;
 mod gpt2;
 mod gpt_neox;
 mod granite;
+mod like_bert;
 mod like_llama;
 mod llama;
 mod mixtral;
 mod olmo2;
 mod phi3;
 mod qwen3_moe;
+mod roberta;
 mod rope;
 mod smollm3;
 mod stablelm;
@@ -34,7 +37,7 @@ use crate::describe::check::wrong;
 use crate::params::List;
 
 /// Every family.
-const ALL: [(Family, &dyn Architecture); 14] = [
+const ALL: [(Family, &dyn Architecture); 16] = [
     (Family::Llama, &llama::Llama),
     (Family::Phi3, &phi3::Phi3),
     (Family::SmolLm3, &smollm3::SmolLm3),
@@ -49,6 +52,8 @@ const ALL: [(Family, &dyn Architecture); 14] = [
     (Family::Cohere, &cohere::Cohere),
     (Family::Mixtral, &mixtral::Mixtral),
     (Family::Qwen3Moe, &qwen3_moe::Qwen3Moe),
+    (Family::Bert, &bert::Bert),
+    (Family::Roberta, &roberta::Roberta),
 ];
 
 /// How the inputs of attention, MLP and head are normed.
@@ -71,15 +76,17 @@ pub(crate) enum Norms {
     After,
     /// Both.
     Around,
+    /// Behind each, of the sum of what it read and what it adds: the residual stream is what the norm makes.
+    OfSum,
 }
 
 impl Norms {
     pub fn before(self) -> bool {
-        self != Self::After
+        matches!(self, Self::Before | Self::Around)
     }
 
     pub fn after(self) -> bool {
-        self != Self::Before
+        matches!(self, Self::After | Self::Around)
     }
 }
 
@@ -149,6 +156,8 @@ pub(crate) struct Allows {
     pub local_rope: bool,
     /// Experts in the MLP's place; the family then has nothing else there.
     pub experts: bool,
+    /// An encoder, which classifies; the family then has no decoder.
+    pub encoder: bool,
 }
 
 /// What distinguishes a family.
@@ -213,6 +222,23 @@ pub(crate) trait Architecture: Sync {
     /// The head's matrix in a file, where it is not the table of tokens.
     fn lm_head(&self) -> &'static str {
         "lm_head.weight"
+    }
+
+    /// The bias of that matrix, where it classifies.
+    fn lm_head_bias(&self) -> &'static str {
+        "lm_head.bias"
+    }
+
+    /// Whether tokens of a second text have another type than those of the first.
+    fn typed(&self, s: &ModelShape) -> bool {
+        let _ = s;
+        false
+    }
+
+    /// Whether a tensor of a file is none of this model: a head for another task.
+    fn ignores(&self, name: &str) -> bool {
+        let _ = name;
+        false
     }
 
     /// A configuration that [`Self::parse`] and transformers read as `s`, without the stored type.

@@ -19,7 +19,7 @@ use super::BAND_BYTES;
 use super::header::{SafetensorsHeader, StoredDtype, StoredTensor};
 use crate::ModelError;
 use crate::families;
-use crate::params::{HeadRows, HfTensor, hf_tensors};
+use crate::params::{HeadRows, HfTensor, hf_tensors, specs};
 
 /// Bytes read at a time.
 const READ_BYTES: usize = 1 << 20;
@@ -34,6 +34,8 @@ pub struct Checkpoint {
     band: Mutex<Option<Band>>,
     /// Where the files of a tied model hold a head too.
     head: Option<Source>,
+    /// Parameters of the head that the files have not, and their names there.
+    new: Vec<(ParamId, String)>,
     pub(super) band_bytes: u64,
 }
 
@@ -87,7 +89,7 @@ impl Checkpoint {
             for tensor in header.tensors {
                 let name = tensor.name.clone();
                 if found
-                    .insert(canonical(&name).to_owned(), (files.len(), tensor))
+                    .insert(canonical(&name), (files.len(), tensor))
                     .is_some()
                 {
                     return Err(ModelError::DuplicateTensor {
@@ -105,7 +107,7 @@ impl Checkpoint {
         let mut params = List::from(vec![Vec::new(); n_params]);
         let mut missing = Vec::new();
         for want in &wanted {
-            match found.remove(canonical(&want.name)) {
+            match found.remove(&canonical(&want.name)) {
                 Some((file, tensor)) => {
                     let source = source(&files[file].0, file, tensor, want)?;
                     params[want.param].push(source);
@@ -113,6 +115,8 @@ impl Checkpoint {
                 None => missing.push(want.name.clone()),
             }
         }
+        let new = fresh(shape, &wanted, &missing);
+        missing.retain(|name| !new.iter().any(|(_, new)| new == name));
         if !missing.is_empty() {
             return Err(ModelError::MissingTensors {
                 dir: dir.to_owned(),
@@ -137,7 +141,7 @@ impl Checkpoint {
         let mut unexpected: Vec<String> = found
             .into_values()
             .map(|(_, tensor)| tensor.name)
-            .filter(|name| !ignored(name))
+            .filter(|name| !ignored(name) && !families::of(shape.family).ignores(name))
             .collect();
         if !unexpected.is_empty() {
             unexpected.sort();
@@ -150,9 +154,22 @@ impl Checkpoint {
             files,
             params,
             head,
+            new,
             band: Mutex::new(None),
             band_bytes: BAND_BYTES,
         })
+    }
+
+    /// Names of the head's tensors that the files have not, of a model that classifies: whoever reads gives them their
+    /// first values.
+    pub fn new_tensors(&self) -> impl Iterator<Item = &str> {
+        self.new.iter().map(|(_, name)| name.as_str())
+    }
+
+    /// Whether the files have not this parameter, so that [`Self::read`] cannot be asked for it.
+    #[must_use]
+    pub fn is_new(&self, param: ParamId) -> bool {
+        self.new.iter().any(|(new, _)| *new == param)
     }
 
     /// Bytes of all weights in the files, for showing progress.
@@ -432,7 +449,7 @@ fn check_index(
 ) -> Result<(), ModelError> {
     for (tensor, shard) in index.into_iter().flat_map(|i| i.weight_map) {
         let there = found
-            .get(canonical(&tensor))
+            .get(&canonical(&tensor))
             .is_some_and(|(file, t)| t.name == tensor && files[*file].0.ends_with(&shard));
         if !there {
             return Err(ModelError::Index {
@@ -445,11 +462,38 @@ fn check_index(
     Ok(())
 }
 
-/// A name without the prefix that some files leave out.
-fn canonical(name: &str) -> &str {
-    let prefixes = ["model.", "transformer.", "gpt_neox."];
+/// A name without the prefix that some files leave out, and with a norm's parameters as they are called today.
+fn canonical(name: &str) -> String {
+    let prefixes = ["model.", "transformer.", "gpt_neox.", "bert.", "roberta."];
     let short = prefixes.iter().find_map(|p| name.strip_prefix(p));
-    short.unwrap_or(name)
+    let short = short.unwrap_or(name);
+    let old = [
+        ("LayerNorm.gamma", "LayerNorm.weight"),
+        ("LayerNorm.beta", "LayerNorm.bias"),
+    ];
+    let renamed = old
+        .iter()
+        .find_map(|(old, new)| Some(format!("{}{new}", short.strip_suffix(old)?)));
+    renamed.unwrap_or_else(|| short.to_owned())
+}
+
+/// Of the tensors that files have not those of a head that classifies, as far as files can be without it: a layer of
+/// it is there or is not.
+fn fresh(shape: &ModelShape, wanted: &[HfTensor], missing: &[String]) -> Vec<(ParamId, String)> {
+    if shape.objective.is_next_token() {
+        return Vec::new();
+    }
+    let specs = specs(shape);
+    let is_missing = |t: &HfTensor| missing.contains(&t.name);
+    let whole = |t: &&HfTensor| {
+        let part = (specs[t.param].unit, specs[t.param].part);
+        let layer = wanted
+            .iter()
+            .filter(|o| (specs[o.param].unit, specs[o.param].part) == part);
+        part.0 == shape.layers + 1 && layer.clone().all(is_missing)
+    };
+    let new = wanted.iter().filter(whole);
+    new.map(|t| (t.param, t.name.clone())).collect()
 }
 
 /// Tensors that some checkpoints carry and no decoder here needs.

@@ -17,8 +17,8 @@ use lowtide_kernels::head::Counts;
 use lowtide_model::{Arg, Call, Decoder, Decoding, Live, Options, Phase, random_init};
 use lowtide_units::Id;
 use lowtide_workload::{
-    Access, Batch, Dtype, Family, Input, Layers, LocalId, LocalRope, ModelShape, OpId, Optimizer,
-    ParamId, ParamKind, Rope, RopeScaling, Scales, What, Window, Workload,
+    Access, Batch, Dtype, Family, Input, Layers, LocalId, LocalRope, ModelShape, Objective, OpId,
+    Optimizer, ParamId, ParamKind, Rope, RopeScaling, Scales, What, Window, Workload,
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -79,6 +79,8 @@ pub fn tiny_llama() -> ModelShape {
         gelu_by_tanh: false,
         local_rope: None,
         experts: None,
+        encoder: None,
+        objective: Objective::default(),
     }
 }
 

@@ -17,8 +17,8 @@ use lowtide_session::{ClipRule, DiskChoice, Session, SessionOptions};
 use lowtide_tiers::{RamConfig, RamDisk, TierError};
 use lowtide_units::{Bytes, BytesPerSecond, FlopsPerSecond, Seconds};
 use lowtide_workload::{
-    Batch, Dtype, Experts, Family, Layers, LocalRope, Lsp, ModelShape, Optimizer, Projector, Rope,
-    RopeScaling, Scales, Window,
+    Batch, Dtype, Experts, Family, Layers, LocalRope, Lsp, ModelShape, Objective, Optimizer,
+    Projector, Rope, RopeScaling, Scales, Window,
 };
 
 pub fn llama(layers: u32, tied: bool) -> ModelShape {
@@ -51,6 +51,8 @@ pub fn llama(layers: u32, tied: bool) -> ModelShape {
         gelu_by_tanh: false,
         local_rope: None,
         experts: None,
+        encoder: None,
+        objective: Objective::default(),
     }
 }
 
