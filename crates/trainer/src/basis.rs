@@ -85,6 +85,8 @@ pub struct Basis<'a> {
     pub decoder: Arc<Decoder>,
     /// The rates, as each rank has them.
     pub machine: Machine,
+    /// Whether the run is to be made here, so that this machine's memory bounds it.
+    pub here: bool,
     /// The machine as it was measured, or as its file has it.
     pub whole: Machine,
     /// What the run allows, with what the process holds on a GPU.
@@ -111,7 +113,9 @@ impl<'a> Basis<'a> {
         let net = net_of(run.gpus, device)?;
         let mut machine = match &run.plan.machine {
             Some(path) => {
-                let machine = load_machine(path)?;
+                let mut machine = load_machine(path)?;
+                // Rates may be another machine's; what the device is, is known.
+                machine.cuda = device.gpu.is_some();
                 // Without it the file's reserve of the device lacks what connections hold there.
                 if device.gpu.is_some() {
                     exchanges(run, path, &machine)?;
@@ -140,6 +144,7 @@ impl<'a> Basis<'a> {
             target: device.target,
             decoder,
             machine: machine.share(run.gpus),
+            here: true,
             whole: machine,
             budgets: budgets_of(run, device)?,
             beside: None,
@@ -163,6 +168,7 @@ impl<'a> Basis<'a> {
             target,
             decoder: decoder_of(run, run.batch(), target)?,
             machine,
+            here: false,
             whole,
             budgets: cpu_budgets_of(run),
             beside: None,
@@ -224,7 +230,7 @@ impl<'a> Basis<'a> {
     /// # Errors
     /// As [`Basis::plan`].
     pub fn plan_pinned(&self, pins: Pins) -> Result<Plan, TrainError> {
-        Self::with_host(self.make(pins, lowtide_planner::make))
+        self.make(pins, lowtide_planner::make)
     }
 
     /// As [`Basis::plan_pinned`], of a step that is made once: planned in a fraction of the time, and not as fast.
@@ -232,18 +238,7 @@ impl<'a> Basis<'a> {
     /// # Errors
     /// As [`Basis::plan`].
     pub fn plan_one_step(&self, pins: Pins) -> Result<Plan, TrainError> {
-        Self::with_host(self.make(pins, lowtide_planner::make_one_step))
-    }
-
-    /// A refusal with all of the host's memory beside it.
-    fn with_host(planned: Result<Plan, TrainError>) -> Result<Plan, TrainError> {
-        planned.map_err(|e| match e {
-            TrainError::Refused(refused) => TrainError::Refused(Box::new(Refused {
-                host_total: Some(HostMemory::now().total),
-                ..*refused
-            })),
-            e => e,
-        })
+        self.make(pins, lowtide_planner::make_one_step)
     }
 
     /// As [`Basis::plan_pinned`], and what was left on the table: other kinds of plans, what more of each budget would buy,
@@ -362,13 +357,7 @@ impl<'a> Basis<'a> {
             nearest_micro_batch,
             answers: self.beside.as_ref().map(|_| answers),
             disks: self.run.budget.disk.clone(),
-            // A machine file may be another machine's.
-            host_total: self
-                .run
-                .plan
-                .machine
-                .is_none()
-                .then(|| HostMemory::now().total),
+            host_total: self.here.then(|| HostMemory::now().total),
             device_is_host: !self.target.is_gpu(),
         })))
     }

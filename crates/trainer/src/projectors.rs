@@ -103,6 +103,7 @@ pub(crate) fn learn(
         target: basis.target,
         decoder: Arc::clone(&decoder),
         machine: basis.machine.clone(),
+        here: basis.here,
         whole: basis.whole.clone(),
         // A drive is not written for one step.
         budgets: Budgets {
