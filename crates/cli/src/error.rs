@@ -296,6 +296,9 @@ fn advice(e: &TrainError) -> Vec<String> {
         TrainError::Vocabulary { .. } => {
             one("set model.tokenizer to the tokenizer that the model was made with")
         }
+        TrainError::NonFinite { step: 0, .. } => one(
+            "nothing is trained yet: the model's own numbers overflow. Take another checkpoint of it, or precision=f32",
+        ),
         TrainError::NonFinite { checkpoint, .. } => {
             let mut lines = vec![
                 "lower train.learning_rate or lengthen its warm-up; \
@@ -319,8 +322,8 @@ fn advice(e: &TrainError) -> Vec<String> {
         }
         TrainError::OtherRun { may_change, .. } => {
             let mut lines = vec![
-                "put it back to go on with that run, or start anew with another output \
-                 directory or --set checkpoint.resume=never"
+                "put it back to go on with that run, or start anew in another directory: --set output=DIR".to_owned(),
+                "or start anew here: --set checkpoint.resume=never, which replaces this run's model and its checkpoints"
                     .to_owned(),
             ];
             lines.extend(may_change.map(|key| {

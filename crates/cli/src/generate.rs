@@ -1,5 +1,8 @@
 //! `lowtide generate`: a look at what a model says.
 
+use std::fs;
+use std::path::Path;
+
 use lowtide_config::{ModelSource, Run};
 use lowtide_data::RecordProblem;
 use lowtide_data::{Tokenizer, generation_prompt};
@@ -17,7 +20,7 @@ use serde_json::json;
 use crate::Answer;
 use crate::args::GenerateArgs;
 use crate::error::CliError;
-use crate::out::Out;
+use crate::out::{Out, complain, quoted};
 use crate::progress::Waiting;
 
 /// Which model a run would use, for people.
@@ -29,6 +32,20 @@ pub fn name(run: &Run) -> String {
     }
 }
 
+/// Says that it is not the run's own model that answers, where it has checkpoints and has made none.
+fn note_unfinished(run: &Run, file: &Path) {
+    let made = run.output.join("model").exists();
+    let mut checkpoints = fs::read_dir(run.output.join("checkpoints"));
+    if !made && checkpoints.as_mut().is_ok_and(|dir| dir.next().is_some()) {
+        complain(&format!(
+            "note: the run is not finished, so {} answers; `lowtide export {} DIR` makes a model of its newest \
+             checkpoint",
+            name(run),
+            quoted(file)
+        ));
+    }
+}
+
 /// Continues a text or answers a message.
 pub fn generate(args: &GenerateArgs, out: Out) -> Answer {
     let mut run = args.run.load_with_model(args.model.as_deref())?;
@@ -37,6 +54,9 @@ pub fn generate(args: &GenerateArgs, out: Out) -> Answer {
             what: "--gpus: answers are made on one GPU".to_owned(),
             help: "leave it out",
         });
+    }
+    if args.model.is_none() {
+        note_unfinished(&run, &args.run.file);
     }
     // One row is all there is; no result depends on it.
     (run.train.micro_batch, run.train.accumulate) = (1, 1);

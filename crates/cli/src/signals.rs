@@ -50,6 +50,9 @@ impl Watch {
 pub struct Signal(i32);
 
 impl Signal {
+    /// What a launcher ends its processes with.
+    pub const TERMINATE: Self = Self(signal_hook::consts::SIGTERM);
+
     /// `SIGTERM`.
     pub fn name(self) -> &'static str {
         signal_name(self.0).unwrap_or("a signal")

@@ -79,7 +79,9 @@ fn lead(args: &TrainArgs, run: &Run, met: Option<&Met>, out: Out, watch: &Watch)
     let events = run.log.tensorboard.then_some(events.as_path());
     out.text(&summary(&report, events, show.cuda));
     let mut answer = json!(report);
-    let signal = watch.stopped_by().filter(|_| report.stopped);
+    // Where another rank was asked to stop, the first one's process answers for the run as if it had been.
+    let asked = || met.map(|_| Signal::TERMINATE);
+    let signal = watch.stopped_by().or_else(asked).filter(|_| report.stopped);
     answer["signal"] = json!(signal.map(Signal::name));
     Ok((answer, signal.map_or(0, Signal::code)))
 }

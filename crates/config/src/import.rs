@@ -344,9 +344,9 @@ impl Import {
         };
         let field = match (entry.key.as_str(), text.as_str()) {
             ("path" | "data_files" | "ds_type", _) => return,
-            ("type", "chat_template" | "sharegpt") => return self.format("chat"),
-            ("type", "alpaca") => return self.format("alpaca"),
-            ("type", "completion") => return self.format("text"),
+            ("type", "chat_template" | "sharegpt") => return self.format(whole, entry, "chat"),
+            ("type", "alpaca") => return self.format(whole, entry, "alpaca"),
+            ("type", "completion") => return self.format(whole, entry, "text"),
             ("split", "train") => return,
             ("field_messages", _) => "data.fields.messages",
             ("field" | "text_column", _) => "data.fields.text",
@@ -358,9 +358,15 @@ impl Import {
         self.give(field, quoted(text));
     }
 
-    fn format(&mut self, format: &str) {
-        // Data sets of several kinds are refused when they are read, with the file.
-        self.give("data.format", format.to_owned());
+    /// The format of a data set, which is that of all: another one than the first's is named.
+    fn format(&mut self, whole: &str, entry: &Entry, format: &str) {
+        let first = self.given.get("data.format");
+        if first.is_none_or(|first| first == format) {
+            self.give("data.format", format.to_owned());
+        } else {
+            let why = "all records of a run have one layout, which is that of the first data set";
+            self.drop(whole, &entry.value, why);
+        }
     }
 
     /// Takes away what the run file's rules do not allow, with their reason.

@@ -199,7 +199,7 @@ const BEFORE_DATA: &[Key] = &[
     },
     Key {
         name: "budget.host",
-        doc: "Host memory the run may use.",
+        doc: "Host memory that the plan may take; what the process holds beside it (code, libraries, data) comes to it.",
         kind: Kind::Size,
         default: Unset("what is free at the start"),
         elsewhere: &["cpu_memory", "ram"],
@@ -262,7 +262,7 @@ const AFTER_DATA: &[Key] = &[
         name: "train.seq",
         doc: "Tokens of one sequence.",
         kind: Kind::Count {
-            min: 1,
+            min: 2,
             max: 1 << 20,
         },
         default: Value("1024"),

@@ -87,12 +87,17 @@ fn matches(pattern: &[u8], text: &[u8]) -> bool {
     pattern[p..].iter().all(|&c| c == b'*')
 }
 
-/// Names to choose from: those of the ends and of the first block.
+/// Names to choose from: those of the ends and of the first block, of its experts those of the first.
 fn examples(specs: &List<ParamId, Spec>) -> Vec<String> {
     let last = specs.iter().next_back().map_or(0, |s| s.unit);
     let shown = specs.iter().filter(|s| s.unit <= 1 || s.unit == last);
-    let names = shown.flat_map(|s| &s.parts);
-    names.map(|(name, _)| name.clone()).collect()
+    // Of experts those of the first stand for all.
+    let other_expert = |name: &str| {
+        let after = name.split_once("experts.").map(|(_, rest)| rest);
+        after.is_some_and(|rest| !rest.starts_with("0."))
+    };
+    let names = shown.flat_map(|s| &s.parts).map(|(name, _)| name);
+    names.filter(|name| !other_expert(name)).cloned().collect()
 }
 
 #[cfg(test)]

@@ -41,6 +41,23 @@ impl Scratch {
         &self.path
     }
 
+    /// Removes from `dir` what a killed run or probe has left there and nobody asked to keep. Nothing where there is no
+    /// such directory, and where somebody else has it now.
+    ///
+    /// # Errors
+    /// [`TierError::File`] when something cannot be removed, [`TierError::BadFile`] for what is not lowtide's under its
+    /// names.
+    pub fn sweep(dir: &Path) -> Result<(), TierError> {
+        if !dir.is_dir() {
+            return Ok(());
+        }
+        match DirLock::take(dir) {
+            Ok(_lock) => Self::remove_stale(dir).and_then(|()| remove_stale(dir)),
+            Err(TierError::InUse { .. } | TierError::NoLocks { .. }) => Ok(()),
+            Err(e) => Err(e),
+        }
+    }
+
     /// Removes what a killed process has left of one in `dir`, which is locked: lowtide's files alone.
     pub(crate) fn remove_stale(dir: &Path) -> Result<(), TierError> {
         let path = dir.join(DIR);

@@ -391,6 +391,7 @@ const _: () = assert!(DATA.is_multiple_of(ALIGN) && DATA >= HEADER as u64);
 mod tests {
     use super::*;
     use crate::header::tests::header;
+    use crate::{DirLock, Scratch};
 
     fn opened(dir: &Path, header: &Header, open: Open) -> Result<StateFile, TierError> {
         let state = StateFile::open(dir, header, open, true)?;
@@ -533,8 +534,17 @@ mod tests {
             remove_stale(dir.path()).unwrap();
             assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
         }
+        std::fs::write(&path, &bytes).unwrap();
+        let other = DirLock::take(dir.path()).unwrap();
+        Scratch::sweep(dir.path()).unwrap();
+        assert!(path.exists(), "somebody else has the directory");
+        drop(other);
+        Scratch::sweep(dir.path()).unwrap();
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+        Scratch::sweep(&dir.path().join("none")).unwrap();
         drop(opened(dir.path(), &header(true), Open::Create).unwrap());
         remove_stale(dir.path()).unwrap();
+        Scratch::sweep(dir.path()).unwrap();
         assert!(path.exists(), "a kept file is not stale");
     }
 

@@ -316,7 +316,7 @@ fn a_signal_to_any_rank_saves_and_ends_all() {
         all[asked].signal("TERM");
         let told: Vec<Ended> = all.into_iter().map(Going::end).collect();
         let codes: Vec<_> = told.iter().map(|ended| ended.code).collect();
-        let want = [[Some(143), Some(0)], [Some(0), Some(143)]][asked];
+        let want = [[Some(143), Some(0)], [Some(143); 2]][asked];
         assert_eq!(codes, want, "{} {}", told[0].text(), told[1].text());
         let checkpoints = scratch.at(name).join("checkpoints");
         assert!(checkpoints.exists(), "{}", told[0].text());

@@ -372,6 +372,28 @@ fn a_second_signal_ends_at_once_and_leaves_nothing_on_the_drive() {
 }
 
 #[test]
+fn what_a_killed_run_left_on_a_drive_goes_though_the_run_goes_on_without_it() {
+    let scratch = case();
+    let sets = [
+        NO_ANSWERS,
+        "train.steps=40",
+        "data.eval=",
+        "budget.disk=1GiB",
+    ];
+    let on_disk = [&sets[..], &["plan.optimizer=disk"]].concat();
+    let run = Going::start(train(&scratch, &on_disk));
+    stepped(&run, &scratch, 0);
+    run.signal("KILL");
+    run.end();
+    assert!(left_on_disk(&scratch) > 0, "a killed run removes nothing");
+    let on_host = [&sets[..], &["plan.optimizer=host"]].concat();
+    let run = Going::start(train(&scratch, &on_host));
+    let end = run.end();
+    assert_eq!(end.code, Some(0), "{:#?}", end.lines);
+    assert_eq!(left_on_disk(&scratch), 0);
+}
+
+#[test]
 fn a_start_ends_at_once_wherever_it_stands() {
     let scratch = case();
     much_data(&scratch, 400);

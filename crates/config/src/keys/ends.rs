@@ -151,7 +151,7 @@ pub(super) const KEYS: &[Key] = &[
     },
     Key {
         name: "checkpoint.resume",
-        doc: "Which checkpoint to go on from. Later ones in the output directory are left: once the run has saved, \
+        doc: "Which checkpoint to go on from. Later ones in the output directory are set aside: once the run has saved, \
               they are called `step-….left`, count for `checkpoint.keep` and go first. The same command, or \
               `auto`, goes on with what was saved since.",
         kind: Kind::WordOrPath {
@@ -190,7 +190,7 @@ pub(super) const KEYS: &[Key] = &[
     },
     Key {
         name: "log.every_steps",
-        doc: "Print and record metrics each so many steps.",
+        doc: "Record metrics each so many steps.",
         kind: Kind::Count {
             min: 1,
             max: 1_000_000_000,

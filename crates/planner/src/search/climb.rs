@@ -278,9 +278,9 @@ impl Climb<'_, '_> {
         }
     }
 
-    /// Where the drives rule: as many units and gradients on the device as it holds, since whatever is there or makes room
-    /// on the host need not be read and written. Whether the drives still rule then, so that nothing else is worth a look:
-    /// of a large model few looks are as much work as a climb may do.
+    /// Where the drives rule: as many units and gradients on the device as it holds, since whatever is there or makes
+    /// room on the host need not be read and written. Whether the drives still rule then, so that nothing else is worth
+    /// a look: of a large model few looks are as much work as a climb may do.
     fn off_the_drives(&mut self) -> bool {
         for count in [Count::Resident, Count::Near] {
             if !self.search.ruled_by_drives(&self.best) {

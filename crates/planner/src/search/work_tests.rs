@@ -77,8 +77,8 @@ fn the_work_of_a_search_is_bounded() {
     );
 }
 
-/// Where the drives rule, the first that is tried is as much on the device as it holds: half of it, as of anything whose
-/// worth is not known, may be all that there is work for.
+/// Where the drives rule, the first that is tried is as much on the device as it holds: half of it, as of anything
+/// whose worth is not known, may be all that there is work for.
 #[test]
 fn what_stays_off_the_drives_comes_first() {
     let w = workload(16, 4);

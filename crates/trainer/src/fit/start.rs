@@ -254,7 +254,16 @@ impl Start {
             return Ok(());
         }
         session.publish_disk()?;
-        give_up(run, session)
+        give_up(run, session)?;
+        // A run that was killed may have used drives which this one does not.
+        let mine = session.disk_paths();
+        for dir in directories_of(run) {
+            if !mine.contains(&tiers::state_path(&dir)) {
+                // What cannot be removed is in nobody's way here.
+                let _ = tiers::Scratch::sweep(&dir);
+            }
+        }
+        Ok(())
     }
 }
 

@@ -70,6 +70,8 @@ fn one_process_alone_and_a_batch_script_are_no_launch() {
     assert_eq!(found(&with(&SRUN, "SLURM_NTASKS", "1")), Ok(None));
 }
 
+const MANY: &str = "1000000000000";
+
 #[test]
 fn several_hosts_and_half_an_environment_are_refused() {
     let cases = [
@@ -77,6 +79,15 @@ fn several_hosts_and_half_an_environment_are_refused() {
         (with(&TORCHRUN, "LOCAL_RANK", ""), "LOCAL_RANK"),
         (with(&TORCHRUN, "MASTER_PORT", ""), "MASTER_PORT"),
         (with(&TORCHRUN, "RANK", "2"), "rank 2 of 2"),
+        (
+            with(
+                &with(&TORCHRUN, "WORLD_SIZE", MANY),
+                "LOCAL_WORLD_SIZE",
+                MANY,
+            ),
+            "1000000000000 ranks",
+        ),
+        (with(&SRUN, "SLURM_NTASKS", "3"), "3 ranks"),
         (with(&TORCHRUN, "RANK", "one"), "RANK is 'one'"),
         (with(&SRUN, "SLURM_NNODES", "2"), "several hosts"),
     ];
