@@ -531,7 +531,7 @@ fn model_advice(e: &ModelError) -> Vec<String> {
             "lower train.seq, or take a model of longer sequences"
         }
         ModelError::Dimensions { what, .. } if what.contains("batch") => {
-            "lower train.micro_batch, train.seq or train.accumulate"
+            "lower train.micro_batch, train.seq or train.accumulate; of answers with a cache eval.generate.cached, too"
         }
         ModelError::Dimensions { what, .. } if *what == "head dimension" => {
             "answer without a KV cache: eval.generate.cached=0, generate --no-cache, eval without --cached"

@@ -84,7 +84,7 @@ pub fn probe(args: &ProbeArgs, out: Out) -> Answer {
     let net = net_of(gpus, &device)?;
     let mut machine = measure(
         &options,
-        decoder.as_deref(),
+        [None, decoder.as_deref()],
         run.as_ref().and_then(sample_of).as_ref(),
     )?;
     drop(waiting);

@@ -58,7 +58,7 @@ pub struct Drive {
 /// Seconds a figure from which on a probe is thorough; with less it is a run's start.
 const THOROUGH: f64 = 0.3;
 
-/// Measures the device, host memory and the drives; and, given a decoder, its operations on
+/// Measures the device, host memory and the drives; and of each decoder that is given its operations on
 /// `sample`: packed documents make attention cheaper, and unsupervised rows the loss.
 ///
 /// On a GPU, measuring a decoder's operations also loads every kernel and makes every choice that
@@ -68,7 +68,7 @@ const THOROUGH: f64 = 0.3;
 /// When memory or a directory cannot be had, or the GPU fails.
 pub fn probe(
     options: &ProbeOptions,
-    decoder: Option<&Decoder>,
+    decoders: [Option<&Decoder>; 2],
     sample: Option<&Micro>,
 ) -> Result<Machine, MeasureError> {
     // They go again where nothing stays in them; a run makes its own.
@@ -112,8 +112,9 @@ pub fn probe(
     if let Some(disk) = &machine.disk {
         disk.settle(&mut machine.together);
     }
-    if let Some(decoder) = decoder {
-        machine.ops = operations(&q, decoder, sample, options.seconds.min(0.03))?;
+    for decoder in decoders.into_iter().flatten() {
+        let times = operations(&q, decoder, sample, options.seconds.min(0.03))?;
+        machine.ops.extend(times);
     }
     if let Some(gpu) = &options.gpu {
         gpu.set_tuning(false);
@@ -512,7 +513,7 @@ mod tests {
             optimizer: Optimizer::default(),
             gpu: None,
         };
-        let machine = probe(&options, None, None).unwrap();
+        let machine = probe(&options, [None; 2], None).unwrap();
         assert!(machine.together.len() > 8, "{:?}", machine.together);
         for t in &machine.together {
             assert!(t.speed.len() > 1);

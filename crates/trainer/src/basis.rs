@@ -131,7 +131,11 @@ impl<'a> Basis<'a> {
                     date: today(),
                     gpu: device.gpu.clone(),
                 };
-                probe(&options, Some(&decoder), sample().as_ref())?
+                // Of answers, too: what their kernels hold of the device counts, and their products' algorithms are
+                // chosen here or nowhere.
+                let answers = Beside::decoder(run, decoder.shape(), device.target)?;
+                let decoders = [answers.as_deref(), Some(&*decoder)];
+                probe(&options, decoders, sample().as_ref())?
             }
         };
         if machine.net.is_none_or(|net| net.ranks != run.gpus) {
@@ -290,8 +294,12 @@ impl<'a> Basis<'a> {
             let request = Request {
                 workload: self.decoder.workload(),
                 machine: &self.machine,
-                // Where there is no room for answers no plan of steps is right.
-                budgets: without(whole, apart).unwrap_or(NOTHING),
+                // Where there is no room for answers none is left for steps, which need some of both.
+                budgets: Budgets {
+                    device: whole.device.saturating_sub(apart.device),
+                    host: whole.host.saturating_sub(apart.host),
+                    ..whole
+                },
                 clip: clip_of(self.run).mode,
                 pins,
             };

@@ -13,9 +13,10 @@ use lowtide_planner::{Budgets, Pins, Plan, PlanError, Request, Tier};
 use lowtide_session::{DiskChoice, Homes, Session};
 use lowtide_tiers::TierError;
 use lowtide_units::Bytes;
-use lowtide_workload::{ParamId, Role, Workload};
+use lowtide_workload::{ModelShape, ParamId, Role, Workload};
 
 use crate::basis::Basis;
+use crate::device::Target;
 use crate::error::TrainError;
 use crate::generate::steps;
 use crate::open::open_on;
@@ -41,20 +42,34 @@ pub struct PlannedAnswers {
 }
 
 impl Beside {
-    /// What answers take where a run asks for a cache (`eval.generate.cached`).
+    /// The model for answers where a run asks for a cache of its own beside the steps.
     ///
     /// # Errors
-    /// A model of which keys are not kept; a plan that its checker refuses.
-    pub fn of(run: &Run, basis: &Basis<'_>) -> Result<Option<Self>, TrainError> {
+    /// A model of which keys are not kept.
+    pub fn decoder(
+        run: &Run,
+        shape: &ModelShape,
+        target: Target,
+    ) -> Result<Option<Arc<Decoder>>, TrainError> {
         let generate = &run.eval.generate;
         let (true, Some(cached)) = (generate.exact_match, generate.cached) else {
             return Ok(None);
         };
         let places = u64::from(cached).min(generate.max_examples) as u32;
-        let shape = basis.decoder.shape();
-        let options = options_of(run, shape, run.batch(), basis.target)?;
+        let options = options_of(run, shape, run.batch(), target)?;
         let how = steps(places, run.train.seq);
-        let decoder = Arc::new(Decoder::decoding(shape, &options, how)?);
+        Ok(Some(Arc::new(Decoder::decoding(shape, &options, how)?)))
+    }
+
+    /// What answers take where a run asks for a cache (`eval.generate.cached`).
+    ///
+    /// # Errors
+    /// A model of which keys are not kept; a plan that its checker refuses.
+    pub fn of(run: &Run, basis: &Basis<'_>) -> Result<Option<Self>, TrainError> {
+        let decoder = Self::decoder(run, basis.decoder.shape(), basis.target)?;
+        let Some(decoder) = decoder else {
+            return Ok(None);
+        };
         let least = |tier| {
             let request = Request {
                 workload: decoder.workload(),

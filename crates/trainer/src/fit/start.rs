@@ -257,7 +257,14 @@ impl Start {
         give_up(run, session)?;
         // A run that was killed may have used drives which this one does not.
         let mine = session.disk_paths();
-        for dir in directories_of(run) {
+        let ranks = |dir: &PathBuf| {
+            (0..16)
+                .map(|rank| dir.join(format!("rank-{rank}")))
+                .collect::<Vec<_>>()
+        };
+        let given = directories_of(run);
+        let all = given.iter().flat_map(ranks).chain(given.iter().cloned());
+        for dir in all {
             if !mine.contains(&tiers::state_path(&dir)) {
                 // What cannot be removed is in nobody's way here.
                 let _ = tiers::Scratch::sweep(&dir);
