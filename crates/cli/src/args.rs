@@ -517,7 +517,7 @@ pub struct EvalArgs {
     #[arg(long, value_name = "DIR")]
     pub model: Option<PathBuf>,
     /// Make so many answers at once with keys and values that are kept, in a session of their own: many times as
-    /// fast, and with other last bits than answers during training.
+    /// fast, and with other last bits than answers without a cache.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub cached: Option<u32>,
 }

@@ -64,7 +64,9 @@ fn lead(args: &TrainArgs, run: &Run, met: Option<&Met>, out: Out, watch: &Watch)
     if args.plain {
         progress::plain();
     }
-    let viewed = !args.plain && !args.events && out.is_for_people() && view::is_possible();
+    // Ranks that a launcher started share its terminal.
+    let alone = met.is_none() && !args.plain && !args.events;
+    let viewed = alone && out.is_for_people() && view::is_possible();
     let mut show = Show::new(out, watch.clone(), (args.events, viewed));
     let result = match met {
         None => fit::train(run, &mut show, &watch.requests),

@@ -2,21 +2,23 @@
 //!
 //! A thread of its own draws what the run has said last and hears keys, so neither waits for the other. `q` leaves the
 //! view and not the run; Ctrl-C is the signal that it is anywhere. What is said meanwhile is printed when the view is
-//! left. The terminal is put right by whoever ends first: the view, a panic, or a signal that ends the process.
+//! left. The terminal is put right by whoever ends first: the view, a panic, or one of the signals that
+//! `crate::signals` watches; not by a signal that ends the process where it stands (`SIGKILL`, `SIGSEGV`).
 
 use std::fs::File;
 use std::io::{IsTerminal, Stdout, Write, stdin, stdout};
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use ratatui::Terminal;
 use ratatui::backend::CrosstermBackend;
-use ratatui::crossterm::event::{self, Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 use ratatui::crossterm::terminal::{disable_raw_mode, enable_raw_mode};
-use signal_hook::consts::{SIGINT, SIGQUIT, SIGTSTP};
+use rustix::process::{Signal, getpgrp, kill_current_process_group};
+use rustix::termios::{OptionalActions, SpecialCodeIndex, tcgetattr, tcgetpgrp, tcsetattr};
+use signal_hook::consts::SIGTSTP;
 use signal_hook::low_level::raise;
 
 use crate::out::Out;
@@ -30,6 +32,8 @@ pub use seen::Seen;
 
 /// How often it is drawn, and keys are looked for.
 const OFTEN: Duration = Duration::from_millis(100);
+/// How long the end of a run waits for the view's.
+const END: Duration = Duration::from_millis(500);
 /// To the alternate screen, without a cursor; and back.
 const ENTER: &[u8] = b"\x1b[?1049h\x1b[?25l\x1b[2J";
 const LEAVE: &[u8] = b"\x1b[?1049l\x1b[?25h";
@@ -40,17 +44,38 @@ static TAKEN: AtomicBool = AtomicBool::new(false);
 /// Gives the terminal back, if a view has it. From any thread, and without any lock of standard output.
 pub fn restore() {
     if TAKEN.swap(false, Ordering::AcqRel) {
-        let _ = disable_raw_mode();
+        // In the background it would stop the process; there a shell has set the modes that it wants.
+        if is_foreground() {
+            let _ = disable_raw_mode();
+        }
         straight(LEAVE);
     }
 }
 
 /// Takes the terminal.
 fn take() -> std::io::Result<()> {
-    enable_raw_mode()?;
+    // First: who ends the process meanwhile puts right what is done by then.
     TAKEN.store(true, Ordering::Release);
-    straight(ENTER);
-    Ok(())
+    let taken = enable_raw_mode().and_then(|()| never_wait());
+    match taken {
+        Ok(()) => straight(ENTER),
+        Err(_) => restore(),
+    }
+    taken
+}
+
+/// Lets a read return at once, with what there is.
+fn never_wait() -> std::io::Result<()> {
+    let mut modes = tcgetattr(stdin())?;
+    modes.special_codes[SpecialCodeIndex::VMIN] = 0;
+    modes.special_codes[SpecialCodeIndex::VTIME] = 0;
+    Ok(tcsetattr(stdin(), OptionalActions::Now, &modes)?)
+}
+
+/// Whether the terminal is there and this process in its foreground: in the background a change of its modes, or a
+/// read, stops the process.
+fn is_foreground() -> bool {
+    tcgetpgrp(stdin()).is_ok_and(|group| group == getpgrp())
 }
 
 /// Writes past the lock of standard output, which a thread that stands still may hold.
@@ -63,7 +88,7 @@ fn straight(bytes: &[u8]) {
 /// Whether there is a terminal to draw on and to hear keys from.
 pub fn is_possible() -> bool {
     let dumb = std::env::var_os("TERM").is_none_or(|term| term.is_empty() || term == "dumb");
-    stdout().is_terminal() && stdin().is_terminal() && !dumb
+    stdout().is_terminal() && stdin().is_terminal() && !dumb && is_foreground()
 }
 
 /// What the run tells and the thread draws.
@@ -79,7 +104,9 @@ struct Shared {
 /// A view that is open until it is closed, or left.
 pub struct View {
     shared: Arc<Mutex<Shared>>,
-    thread: Option<JoinHandle<()>>,
+    out: Out,
+    /// Closed when the thread has ended.
+    ended: Receiver<()>,
 }
 
 fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
@@ -94,13 +121,15 @@ impl View {
             seen,
             ..Shared::default()
         }));
-        let mine = Arc::clone(&shared);
+        let (alive, ended) = channel();
+        let end = End {
+            shared: Arc::clone(&shared),
+            out,
+            _alive: alive,
+        };
         let begin = std::thread::Builder::new().name("view".to_owned());
-        match begin.spawn(move || run(&mine, out)) {
-            Ok(thread) => Some(Self {
-                shared,
-                thread: Some(thread),
-            }),
+        match begin.spawn(move || run(&end)) {
+            Ok(_) => Some(Self { shared, out, ended }),
             Err(_) => {
                 restore();
                 None
@@ -133,25 +162,44 @@ impl View {
 impl Drop for View {
     fn drop(&mut self) {
         lock(&self.shared).over = true;
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-        restore();
+        // A thread that a terminal holds up does not hold up the run.
+        let _ = self.ended.recv_timeout(END);
+        leave(&self.shared, self.out);
     }
 }
 
-/// Draws and hears until the view is over; then prints what was said.
-fn run(shared: &Mutex<Shared>, out: Out) {
-    if let Ok(mut terminal) = Terminal::new(CrosstermBackend::new(stdout())) {
-        while draw(shared, &mut terminal) && hear(shared, &mut terminal) {}
-        // What the run said last, where it ended and was not left.
-        draw(shared, &mut terminal);
-    }
+/// Gives the terminal back and prints what was said; what is said from here on is printed by who says it.
+fn leave(shared: &Mutex<Shared>, out: Out) {
     restore();
-    let mut shared = lock(shared);
-    shared.over = true;
-    for text in shared.unprinted.drain(..) {
+    let unprinted = {
+        let mut shared = lock(shared);
+        shared.over = true;
+        std::mem::take(&mut shared.unprinted)
+    };
+    for text in unprinted {
         out.text(&text);
+    }
+}
+
+/// Leaves the view when its thread ends, by a panic too.
+struct End {
+    shared: Arc<Mutex<Shared>>,
+    out: Out,
+    _alive: Sender<()>,
+}
+
+impl Drop for End {
+    fn drop(&mut self) {
+        leave(&self.shared, self.out);
+    }
+}
+
+/// Draws and hears until the view is over.
+fn run(end: &End) {
+    if let Ok(mut terminal) = Terminal::new(CrosstermBackend::new(stdout())) {
+        while draw(&end.shared, &mut terminal) && hear(&end.shared, &mut terminal) {}
+        // What the run said last, where it ended and was not left.
+        draw(&end.shared, &mut terminal);
     }
 }
 
@@ -166,38 +214,43 @@ fn draw(shared: &Mutex<Shared>, terminal: &mut Screen) -> bool {
     terminal.draw(|frame| draw::draw(frame, &seen)).is_ok()
 }
 
-/// Hears keys for a while; whether the view goes on.
+/// Hears keys for a while; whether the view goes on. Not by crossterm: it never returns from a terminal that has hung
+/// up, nor from half a key.
 fn hear(shared: &Mutex<Shared>, terminal: &mut Screen) -> bool {
-    match event::poll(OFTEN) {
-        Ok(true) => {}
-        Ok(false) => return !lock(shared).over,
+    std::thread::sleep(OFTEN);
+    if lock(shared).over || !TAKEN.load(Ordering::Acquire) || !is_foreground() {
+        return false;
+    }
+    let mut keys = [0; 256];
+    let keys = match rustix::io::read(stdin(), &mut keys) {
+        Ok(n) => &keys[..n],
+        Err(rustix::io::Errno::INTR | rustix::io::Errno::AGAIN) => &[],
         Err(_) => return false,
-    }
-    match event::read() {
-        Ok(Event::Key(key)) if key.kind == KeyEventKind::Press => pressed(key, terminal),
-        Ok(_) => !lock(shared).over,
-        Err(_) => false,
-    }
+    };
+    // Arrows and the like: letters behind an escape are none.
+    let keys = keys.split(|&key| key == 0x1b).next().unwrap_or_default();
+    keys.iter().all(|&key| pressed(key, terminal))
 }
 
 /// What a key asks for; whether the view goes on.
-fn pressed(key: KeyEvent, terminal: &mut Screen) -> bool {
-    let control = key.modifiers.contains(KeyModifiers::CONTROL);
-    match (key.code, control) {
-        (KeyCode::Char('q'), false) => return false,
-        // A terminal that the view has sends no signals itself.
-        (KeyCode::Char('c'), true) => {
-            let _ = raise(SIGINT);
+fn pressed(key: u8, terminal: &mut Screen) -> bool {
+    // A terminal that the view has sends no signals itself: to all of its foreground, as it would.
+    match key {
+        b'q' => return false,
+        0x03 => {
+            let _ = kill_current_process_group(Signal::INT);
         }
-        (KeyCode::Char('\\'), true) => {
+        0x1c => {
             restore();
-            let _ = raise(SIGQUIT);
+            let _ = kill_current_process_group(Signal::QUIT);
         }
-        (KeyCode::Char('z'), true) => {
+        0x1a => {
             restore();
+            let _ = kill_current_process_group(Signal::TSTP);
+            // The group's may go to another thread a moment later; this one stops here.
             let _ = raise(SIGTSTP);
-            // Here again.
-            return take().is_ok() && terminal.clear().is_ok();
+            // Here again, in the foreground or not.
+            return is_foreground() && take().is_ok() && terminal.clear().is_ok();
         }
         _ => {}
     }

@@ -2,14 +2,15 @@
 //! terminal as understands what the view writes.
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::os::fd::OwnedFd;
-use std::process::{Child, ExitStatus};
+use std::process::{Child, Command, ExitStatus};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{Mode, OFlags, fcntl_setfl};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{LocalModes, Termios, Winsize, tcgetattr, tcsetwinsize};
 use serde_json::Value;
@@ -35,14 +36,17 @@ struct Terminal {
     before: Termios,
     written: Arc<Mutex<Vec<u8>>>,
     reader: JoinHandle<()>,
+    /// The reader is to let go of the terminal.
+    lost: Arc<AtomicBool>,
 }
 
 fn train(case: &Scratch, args: &[&str]) -> Terminal {
-    let main = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a pseudo-terminal");
+    let main = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)
+        .expect("a pseudo-terminal");
     grantpt(&main).expect("granted");
     unlockpt(&main).expect("unlocked");
     let name = ptsname(&main, Vec::new()).expect("a name");
-    let flags = OFlags::RDWR | OFlags::NOCTTY;
+    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
     let end = rustix::fs::open(&*name, flags, Mode::empty()).expect("its other end");
     let size = Winsize {
         ws_row: ROWS as u16,
@@ -52,17 +56,41 @@ fn train(case: &Scratch, args: &[&str]) -> Terminal {
     };
     tcsetwinsize(&end, size).expect("a size");
     let before = tcgetattr(&end).expect("a terminal");
-    let mut command = case.command(&[&["train", "run.yaml"], args].concat());
+    // In a session of its own, whose terminal it is: `setsid` becomes the command.
+    let own = case.command(&[&["train", "run.yaml"], args].concat());
+    let mut command = Command::new("setsid");
+    command
+        .arg("--ctty")
+        .arg(own.get_program())
+        .args(own.get_args());
+    if let Some(dir) = own.get_current_dir() {
+        command.current_dir(dir);
+    }
+    for (key, value) in own.get_envs() {
+        match value {
+            Some(value) => command.env(key, value),
+            None => command.env_remove(key),
+        };
+    }
     command.env("TERM", "xterm-256color");
     let own = || end.try_clone().expect("another handle");
     let child = command.stdin(own()).stdout(own()).stderr(own()).spawn();
     let mut from = File::from(main.try_clone().expect("another handle"));
     let written = Arc::new(Mutex::new(Vec::new()));
     let to = Arc::clone(&written);
+    let lost = Arc::new(AtomicBool::new(false));
+    let gone = Arc::clone(&lost);
+    fcntl_setfl(&main, OFlags::RDWR | OFlags::NONBLOCK).expect("set");
     let reader = std::thread::spawn(move || {
         let mut some = [0; 4096];
-        while let Ok(n @ 1..) = from.read(&mut some) {
-            to.lock().expect("no panic").extend(&some[..n]);
+        while !gone.load(Ordering::Acquire) {
+            match from.read(&mut some) {
+                Ok(n @ 1..) => to.lock().expect("no panic").extend(&some[..n]),
+                Err(e) if e.kind() == ErrorKind::WouldBlock => {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                _ => break,
+            }
         }
     });
     Terminal {
@@ -72,6 +100,7 @@ fn train(case: &Scratch, args: &[&str]) -> Terminal {
         before,
         written,
         reader,
+        lost,
     }
 }
 
@@ -95,7 +124,7 @@ impl Terminal {
 
     /// How it ended, and all that was written; the terminal is as it was.
     fn ended(mut self) -> (ExitStatus, String) {
-        let status = self.child.wait().expect("it ends");
+        let status = wait(&mut self.child);
         let after = tcgetattr(&self.end).expect("a terminal");
         let modes = |t: &Termios| (t.local_modes, t.input_modes, t.output_modes);
         assert_eq!(modes(&after), modes(&self.before));
@@ -109,6 +138,21 @@ impl Terminal {
         self.reader.join().expect("it ends");
         let all = self.written.lock().expect("no panic");
         (status, String::from_utf8_lossy(&all).into_owned())
+    }
+}
+
+/// Waits for the end, and not for ever.
+fn wait(child: &mut Child) -> ExitStatus {
+    let begin = Instant::now();
+    loop {
+        if let Some(status) = child.try_wait().expect("it was started") {
+            return status;
+        }
+        if begin.elapsed() > LONG {
+            let _ = child.kill();
+            panic!("it does not end");
+        }
+        std::thread::sleep(Duration::from_millis(10));
     }
 }
 
@@ -263,4 +307,23 @@ fn q_leaves_the_view_and_ctrl_c_stops_the_run() {
     assert_eq!(status.code(), Some(130), "{written}");
     assert!(written.contains("stopping: saving"), "{written}");
     assert!(case.at("out/checkpoints").is_dir());
+}
+
+#[test]
+fn a_lost_terminal_or_half_a_key_holds_nothing_up() {
+    let case = case();
+    let mut terminal = train(&case, &["--set", "train.steps=100"]);
+    terminal.until("step ");
+    terminal.press(b"\x1b[");
+    let (status, written) = terminal.ended();
+    assert_eq!(status.code(), Some(0), "{written}");
+
+    let set = ["--set", "output=l", "--set", "train.steps=100000"];
+    let mut terminal = train(&case, &set);
+    terminal.until("step ");
+    terminal.lost.store(true, Ordering::Release);
+    terminal.reader.join().expect("it lets go");
+    drop(terminal.keys);
+    assert_eq!(wait(&mut terminal.child).code(), Some(129));
+    assert!(case.at("l/checkpoints").is_dir());
 }
