@@ -32,8 +32,8 @@ const LOOK: Duration = Duration::from_millis(100);
 /// Slurm's numbers of steps that are none: the batch script's own, among others.
 const NO_STEP: u32 = 0xffff_fff0;
 
-/// How many ranks may be, as the key `gpus` has it.
-const RANKS: [usize; 4] = [2, 4, 8, 16];
+/// The most ranks that may be, as the key `gpus` has it.
+const RANKS: usize = 16;
 
 /// What a launcher says of this process: one of several ranks on one host.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,9 +66,9 @@ impl Launch {
         };
         let found = found.filter(|launch| launch.world.size > 1);
         match found.as_ref().map(|launch| launch.world) {
-            // Before anything is reserved for each of them.
-            Some(World { size, .. }) if !RANKS.contains(&size) => Err(TrainError::Launch(format!(
-                "the environment says {size} ranks, but 2, 4, 8 or 16 train together"
+            // Before anything is reserved for each of them. What is no number of ranks, but less, is told when they meet.
+            Some(World { size, .. }) if size > RANKS => Err(TrainError::Launch(format!(
+                "the environment says {size} ranks, but at most {RANKS} train together"
             ))),
             Some(World { rank, size }) if rank >= size => Err(TrainError::Launch(format!(
                 "the environment says rank {rank} of {size}"

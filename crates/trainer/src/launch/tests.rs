@@ -87,7 +87,7 @@ fn several_hosts_and_half_an_environment_are_refused() {
             ),
             "1000000000000 ranks",
         ),
-        (with(&SRUN, "SLURM_NTASKS", "3"), "3 ranks"),
+        (with(&SRUN, "SLURM_NTASKS", "17"), "17 ranks"),
         (with(&TORCHRUN, "RANK", "one"), "RANK is 'one'"),
         (with(&SRUN, "SLURM_NNODES", "2"), "several hosts"),
     ];
