@@ -10,8 +10,10 @@ use lowtide_report::data::{
 };
 use lowtide_report::page;
 use lowtide_trainer::TrainError;
+use lowtide_trainer::classes::names_of;
 use lowtide_trainer::inputs::{open_tokenizer, whole_inputs};
 use lowtide_trainer::paths;
+use lowtide_trainer::planning::shape_of;
 use lowtide_trainer::report::Phase;
 use serde_json::json;
 
@@ -54,6 +56,7 @@ pub fn data(args: &DataArgs, out: Out) -> Answer {
         run: &run,
         tokenizer: &tokenizer,
         samples: args.samples as usize,
+        labels: names_of(&run, &shape_of(&run)?)?.unwrap_or_default(),
     };
     let lowtide_data::Rows::Whole(rows) = &inputs.train else {
         unreachable!("all of them were asked for");
@@ -89,6 +92,8 @@ struct Look<'a> {
     run: &'a Run,
     tokenizer: &'a Tokenizer,
     samples: usize,
+    /// Names of the model's classes.
+    labels: Vec<String>,
 }
 
 impl Look<'_> {
@@ -149,7 +154,9 @@ impl Look<'_> {
             true => self.run.train.seq as usize,
             false => usize::MAX,
         };
-        let kind = |t: usize| (t > 0 && example.supervised[t], t >= end);
+        // Of a class the tokens are no labels, whatever their type is.
+        let learned = |t: usize| t > 0 && example.class.is_none() && example.supervised[t];
+        let kind = |t: usize| (learned(t), t >= end);
         let (mut stretches, mut from) = (Vec::new(), 0);
         for t in 1..=example.tokens.len() {
             if t == example.tokens.len() || kind(t) != kind(from) {
@@ -168,11 +175,20 @@ impl Look<'_> {
                 from = t;
             }
         }
+        if let Some(class) = example.class {
+            stretches.push(Stretch {
+                text: format!(" → {}", self.labels[class as usize]),
+                tokens: 0,
+                supervised: true,
+                cut: false,
+            });
+        }
+        let labels = u64::from(example.class.is_some());
         Ok(Sample {
             example: i as u64,
             path: files[data.file_of(i)].path.clone(),
             tokens: example.tokens.len() as u64,
-            supervised: (0..example.tokens.len()).filter(|&t| kind(t).0).count() as u64,
+            supervised: labels + (0..example.tokens.len()).filter(|&t| kind(t).0).count() as u64,
             stretches,
         })
     }

@@ -234,6 +234,9 @@ fn advice(e: &TrainError) -> Vec<String> {
     let one = |text: &str| vec![text.to_owned()];
     match e {
         TrainError::Refused(refused) => fitting(refused),
+        TrainError::OtherKind { .. } => {
+            one("models of model_type bert and roberta classify, the others predict the next token; leave out what this one has not")
+        }
         TrainError::UnknownShape { name } => {
             let names = shapes();
             let all = names.join(", ");

@@ -50,6 +50,7 @@ pub fn eval(args: &EvalArgs, out: Out) -> Answer {
     let Evaluation {
         loss: eval_loss,
         accuracy,
+        f1,
     } = evaluate(&mut session, &data, &run)?;
     if !eval_loss.is_finite() {
         return Err(CliError::Usage {
@@ -59,8 +60,8 @@ pub fn eval(args: &EvalArgs, out: Out) -> Answer {
     }
     drop(waiting);
     out.text(&format!(
-        "evaluation loss {eval_loss:.4}, token accuracy {:.1}%",
-        100.0 * accuracy
+        "evaluation loss {eval_loss:.4}, {}",
+        crate::train::right(accuracy, f1)
     ));
     let mut answers = Vec::new();
     if !questions.is_empty() {
@@ -90,7 +91,7 @@ pub fn eval(args: &EvalArgs, out: Out) -> Answer {
     }
     let n = answers.len();
     let share = (n > 0).then(|| right(&answers) as f64 / n as f64);
-    let answer = json!({
+    let mut answer = json!({
         "eval_loss": eval_loss,
         "eval_accuracy": accuracy,
         "exact_match": share,
@@ -99,6 +100,9 @@ pub fn eval(args: &EvalArgs, out: Out) -> Answer {
         "cached": cached,
         "answers": answers,
     });
+    if let Some(f1) = f1 {
+        answer["eval_f1"] = json!(f1);
+    }
     Ok((answer, 0))
 }
 

@@ -78,6 +78,7 @@ pub fn generate(args: &GenerateArgs, out: Out) -> Answer {
         ));
     }
     paths::reading(&run)?;
+    lowtide_trainer::classes::answers(&run)?;
     let tokenizer = open_tokenizer(&run, None)?;
     let mut stops = stops_of(&run, &tokenizer)?;
     if args.message.is_some() {

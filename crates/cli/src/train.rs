@@ -291,17 +291,21 @@ impl Observer for Show {
     }
 
     fn evaluated(&mut self, step: u64, evaluation: Evaluation) {
-        let Evaluation { loss, accuracy } = evaluation;
+        let Evaluation { loss, accuracy, f1 } = evaluation;
         self.text(&format!(
-            "after step {step}: evaluation loss {loss:.4}, token accuracy {:.1}%",
-            100.0 * accuracy
+            "after step {step}: evaluation loss {loss:.4}, {}",
+            right(accuracy, f1)
         ));
-        self.event(json!({
+        let mut event = json!({
             "event": "evaluation",
             "step": step,
             "eval_loss": loss,
             "eval_accuracy": accuracy,
-        }));
+        });
+        if let Some(f1) = f1 {
+            event["eval_f1"] = json!(f1);
+        }
+        self.event(event);
     }
 
     fn answering(&mut self, done: usize, of: usize) {
@@ -470,6 +474,15 @@ fn how_well(r: &TrainReport, line: &mut Line<'_>) {
             r.exact_match_after.map(|x| share(x, When::After)),
         ],
     );
+}
+
+/// What an evaluation got right: tokens, or documents where there are classes.
+pub(crate) fn right(accuracy: f64, f1: Option<f64>) -> String {
+    let share = 100.0 * accuracy;
+    match f1 {
+        None => format!("token accuracy {share:.1}%"),
+        Some(f1) => format!("accuracy {share:.1}%, F1 {f1:.3}"),
+    }
 }
 
 /// Times of a step, bytes moved, and memory, predicted and measured.

@@ -234,6 +234,25 @@ const STANDS: &[&str] = &[
     "checkpoint.keep=1",
 ];
 
+/// A model that classifies, and its data.
+const CLASSES: &[&str] = &[
+    "model.config=c/config.json",
+    "model.tokenizer=c/tokenizer.json",
+    "data.train=c.jsonl",
+    "data.eval=",
+    "data.eval_split=0",
+    "train.seq=32",
+];
+const NAMED: &[&str] = &[
+    CLASSES[0],
+    CLASSES[1],
+    CLASSES[2],
+    CLASSES[3],
+    CLASSES[4],
+    CLASSES[5],
+    "model.labels=[negative, positive]",
+];
+
 const LONG_ANSWERS: &[&str] = &[
     "data.eval=answers.jsonl",
     "eval.generate.exact_match=true",
@@ -247,6 +266,12 @@ const ROWS: &[Row] = &[
     planned("model.config", ["m/config.json", "deeper.json"], &[], plan),
     trained("model.init", ["pretrained", "random"], &[], loss),
     trained("model.tokenizer", ["m", "t2"], &[], tokens),
+    trained(
+        "model.labels",
+        ["[negative, positive]", "[positive, negative]"],
+        CLASSES,
+        loss,
+    ),
     trained("precision", ["bf16", "f32"], &[], loss),
     // Without a GPU the second is refused, with one it computes there.
     trained("device", ["cpu", "cuda:0"], &["plan.machine="], device),
@@ -296,6 +321,13 @@ const ROWS: &[Row] = &[
         &["data.train=all.jsonl", "data.format=text"],
         tokens,
     ),
+    trained(
+        "data.fields.text_pair",
+        ["text_pair", "other"],
+        NAMED,
+        tokens,
+    ),
+    trained("data.fields.label", ["label", "kind"], NAMED, loss),
     trained("data.packing", ["true", "false"], &[], tokens),
     trained("data.train_on", ["assistant", "all"], &[], data),
     trained("data.shuffle", ["true", "false"], ROWS_OF_ONE, tokens),
@@ -508,6 +540,15 @@ fn prepare(case: &Scratch) {
         "question": "a longer prompt than the other", "answer": "a longer answer than the other", "text": "short"});
     case.write("all.jsonl", format!("{all}\n"));
     case.write("lines.txt", "one line\nand another\n");
+    let class = json!({"text": "the film was weak", "text_pair": "not good", "other": "this book is very very good",
+        "label": "negative", "kind": "positive"});
+    case.write("c.jsonl", format!("{class}\n").repeat(3));
+    let classify = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/classify");
+    fs::create_dir_all(case.at("c")).expect("a directory");
+    for name in ["config.json", "tokenizer.json"] {
+        let text = fs::read_to_string(classify.join(name)).expect("an example");
+        case.write(&format!("c/{name}"), text);
+    }
     case.write("bad.jsonl", format!("{}\nnonsense\n", records[0]));
     let config = case.read("m/config.json");
     let deeper = config.replace("\"num_hidden_layers\": 4", "\"num_hidden_layers\": 5");

@@ -70,6 +70,7 @@ fn model(low: &Low) -> Result<Model, ConfigError> {
         path_typed: low.text("model.path"),
         tokenizer_typed: low.text("model.tokenizer"),
         tokenizer: low.path("model.tokenizer").or(directory),
+        labels: low.texts("model.labels"),
     })
 }
 
@@ -118,6 +119,8 @@ fn data(low: &Low) -> Data {
             prompt: field("data.fields.prompt"),
             completion: field("data.fields.completion"),
             text: field("data.fields.text"),
+            text_pair: field("data.fields.text_pair"),
+            label: field("data.fields.label"),
         },
         packing: low.flag("data.packing"),
         train_on: low.word("data.train_on").expect("has a default"),

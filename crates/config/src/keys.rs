@@ -136,6 +136,14 @@ const BEFORE_DATA: &[Key] = &[
         elsewhere: &["tokenizer_name", "tokenizer_path", "tokenizer_config"],
     },
     Key {
+        name: "model.labels",
+        doc: "Names of the classes of a model that classifies, in their order: what data have as `label` in place of a number. \
+              The model is exported with them.",
+        kind: Kind::Texts,
+        default: Unset("those of the model's `id2label`, else two"),
+        elsewhere: &["num_labels", "label_names", "id2label"],
+    },
+    Key {
         name: "precision",
         doc: "Type of weights and activations in the products; master weights are always f32.",
         kind: DTYPE,

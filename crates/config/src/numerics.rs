@@ -56,6 +56,9 @@ impl Run {
             key["gpus"] = json!(self.gpus);
         }
         // What came later is in it where it is not the default, which is what was done before.
+        if !self.model.labels.is_empty() {
+            key["labels"] = json!(self.model.labels);
+        }
         if data.streaming {
             key["data"]["streaming"] = json!(true);
         }

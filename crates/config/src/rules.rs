@@ -1,4 +1,6 @@
 //! Rules between keys. Each refuses a run that would not do what its file says.
+//!
+//! One file because each rule may name keys of any section.
 
 use lowtide_units::Bytes;
 
@@ -47,6 +49,15 @@ fn model(low: &Low, run: &Run) -> Result<(), ConfigError> {
     let directory = matches!(run.model.source, ModelSource::Path(_));
     if run.model.init == Init::Pretrained && !directory {
         return needs(low, "model.init", "'model.path', whose weights it reads");
+    }
+    let labels = &run.model.labels;
+    let twice = (1..labels.len()).any(|i| labels[..i].contains(&labels[i]));
+    if labels.len() == 1 || twice || labels.iter().any(String::is_empty) {
+        return needs(
+            low,
+            "model.labels",
+            "two names or more, no two of them equal",
+        );
     }
     Ok(())
 }

@@ -74,6 +74,9 @@ pub struct Model {
     /// Directory of the tokenizer or its `tokenizer.json`: the one given, or the model's directory.
     #[serde(serialize_with = "shown::option")]
     pub tokenizer: Option<PathBuf>,
+    /// Names of its classes; empty: the model's own.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub labels: Vec<String>,
 }
 
 /// Where a model's dimensions come from.
@@ -227,6 +230,21 @@ pub struct Fields {
     pub completion: String,
     /// Field that holds plain text.
     pub text: String,
+    /// Field that holds a second text. This and the next are left out where they are called as they always are, so that
+    /// checkpoints of before they existed have the same numerics key.
+    #[serde(skip_serializing_if = "is_text_pair")]
+    pub text_pair: String,
+    /// Field that holds a class.
+    #[serde(skip_serializing_if = "is_label")]
+    pub label: String,
+}
+
+fn is_text_pair(name: &str) -> bool {
+    name == "text_pair"
+}
+
+fn is_label(name: &str) -> bool {
+    name == "label"
 }
 
 /// Batch, steps, learning rate and clipping (section `train`).

@@ -93,6 +93,8 @@ words! {
         Text = "text",
         /// `instruction`, perhaps `input`, and `output`, as a conversation where there is a chat template
         Alpaca = "alpaca",
+        /// a text, perhaps a second one, and its class, for a model that classifies; what `auto` means there
+        Classification = "classification",
     }
 }
 
@@ -125,6 +127,8 @@ words! {
         Loss = "loss",
         /// the most answers that equal their reference
         ExactMatch = "exact_match",
+        /// the most right tokens of the evaluation data, or right classes of a model that classifies
+        Accuracy = "accuracy",
     }
 }
 

@@ -9,11 +9,12 @@ use serde_json::Value;
 /// Every key, frozen: a run file of today is one of tomorrow. A change here is a change for users
 /// and belongs into the changelog.
 const FROZEN: &str = "
-model.path model.shape model.config model.init model.tokenizer
+model.path model.shape model.config model.init model.tokenizer model.labels
 precision device gpus seed output threads
 budget.device budget.host budget.disk budget.disk_writes
 data.train data.eval data.eval_split data.format data.fields.messages data.fields.prompt
-data.fields.completion data.fields.text data.packing data.train_on data.shuffle data.max_examples
+data.fields.completion data.fields.text data.fields.text_pair data.fields.label
+data.packing data.train_on data.shuffle data.max_examples
 data.on_error data.text_by data.max_line data.cache data.streaming data.system data.separator data.chat_template
 train.steps train.epochs train.micro_batch train.seq train.accumulate train.last_batch train.learning_rate
 train.schedule train.warmup_steps train.warmup_ratio train.decay_ratio train.min_lr_ratio

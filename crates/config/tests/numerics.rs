@@ -71,6 +71,7 @@ fn other(name: &str, kind: &Kind) -> String {
         "optimizer.moments" => "bf16".into(),
         "train.clip.mode" => "previous".into(),
         "data.train_on" => "all".into(),
+        "model.labels" => "[no, yes]".into(),
         "precision" | "train.gradient" => "f32".into(),
         _ => match kind {
             Kind::Flag => "false".into(),

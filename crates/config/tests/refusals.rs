@@ -440,6 +440,11 @@ fn rules_between_keys() {
         &[],
         "run.yaml:1:33: 'model.init' needs 'model.path', whose weights it reads",
     );
+    check(
+        "model: {path: a, labels: [a, b, a]}",
+        &[],
+        "run.yaml:1:26: 'model.labels' needs two names or more, no two of them equal",
+    );
     run(
         "train: {clip: {mode: exact}, on_nonfinite: skip, schedule: wsd, warmup_steps: 5}",
         &[],

@@ -9,6 +9,7 @@ fn rows(n: usize) -> Arc<Packed> {
     let row = |i| Example {
         tokens: vec![i as i32 + 1; 3],
         supervised: vec![false, true, true],
+        class: None,
     };
     let data = Dataset::of(&(0..n).map(row).collect::<Vec<_>>()).unwrap();
     Arc::new(Packed::new(data, 4, Packing::No, TooLong::Truncate).unwrap())

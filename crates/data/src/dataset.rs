@@ -1,4 +1,6 @@
 //! All examples of the data files, tokenised, with what was counted on the way.
+//!
+//! One file because options, report and examples of a data set are kept and read back together.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -53,12 +55,23 @@ pub struct LoadOptions {
     pub system: Option<String>,
     /// What of a plain text is a record.
     pub text_by: TextBy,
+    /// Of records of [`Format::Classes`], which are then the only ones that are read.
+    pub classes: Option<Classes>,
     /// Longest record accepted, in bytes.
     pub line_bytes_max: usize,
     /// What becomes of a record that cannot be used.
     pub on_error: OnError,
     /// Bytes of host memory that records may take while they are read.
     pub memory: u64,
+}
+
+/// How texts with a class are read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Classes {
+    /// Their names, in order.
+    pub names: Vec<String>,
+    /// Most tokens of an example: of what is longer, the longer text loses its end, token by token.
+    pub tokens_max: usize,
 }
 
 impl Default for LoadOptions {
@@ -70,6 +83,7 @@ impl Default for LoadOptions {
             separator: String::new(),
             system: None,
             text_by: TextBy::default(),
+            classes: None,
             line_bytes_max: LINE_BYTES_MAX,
             on_error: OnError::default(),
             memory: u64::MAX,
@@ -303,13 +317,24 @@ impl Dataset {
     /// # Errors
     /// A file of the cache that is not what was written.
     pub fn example(&self, i: usize) -> Result<Example, DataError> {
-        self.store.read(self.spans[i])
+        let stored = self.store.read(self.spans[i])?;
+        Ok(match self.classifies() {
+            true => stored.with_class(),
+            false => stored,
+        })
+    }
+
+    /// Whether its examples have a class.
+    #[must_use]
+    pub fn classifies(&self) -> bool {
+        self.report.format == Format::Classes
     }
 
     /// The number of tokens of example `i`.
     #[must_use]
     pub fn tokens_of(&self, i: usize) -> usize {
-        self.spans[i].len as usize
+        // A class stands before the tokens.
+        self.spans[i].len as usize - usize::from(self.classifies())
     }
 
     /// The examples at these places, in this order, as a data set of their own. The report counts

@@ -14,6 +14,12 @@ use crate::{ForeignFile, ForeignRecord};
 /// Why data, a tokenizer or a metrics file cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum DataError {
+    /// Records with a class, and a model that has none.
+    #[error("{path}: the data have classes, and the model predicts the next token")]
+    NoClasses {
+        /// The tokenizer's file.
+        path: PathBuf,
+    },
     /// A file or directory does not exist.
     #[error("{path}: no such file or directory")]
     Missing {
@@ -292,6 +298,25 @@ pub enum DataError {
 /// What is wrong with one record of a data file.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RecordProblem {
+    /// A class that the model has not.
+    #[error("the class {found} is none of the model's: {names}; or their numbers from 0 on")]
+    NoSuchClass {
+        /// The class, as it stands in the record.
+        found: String,
+        /// The first of the model's.
+        names: String,
+    },
+    /// Texts of which the tokenizer makes no token.
+    #[error("the tokenizer makes no token of the text")]
+    NoTokens,
+    /// The special tokens alone leave no room.
+    #[error("{tokens} special tokens leave no room in {max} tokens")]
+    NoRoom {
+        /// Special tokens around the texts.
+        tokens: usize,
+        /// Most tokens of an example.
+        max: usize,
+    },
     /// `eval.generate.extract` finds nothing in the reference answer.
     #[error("nothing in the reference answer matches eval.generate.extract, '{pattern}'")]
     NothingExtracted {

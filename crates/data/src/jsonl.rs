@@ -22,10 +22,13 @@ pub enum Format {
     /// Alpaca's: `instruction`, `output`, and perhaps `input` and `system`. A conversation where the tokenizer has a
     /// chat template, else a prompt in Alpaca's words and its completion.
     Alpaca,
+    /// A text, perhaps a second one, and the class of both. No record is taken for one by itself: the model's kind
+    /// decides.
+    Classes,
 }
 
 impl Format {
-    /// Every format, in the order in which a record is tried.
+    /// Every format that a record can be recognised as, in the order in which it is tried.
     pub const ALL: [Self; 4] = [
         Self::Messages,
         Self::PromptCompletion,
@@ -41,6 +44,7 @@ impl Format {
             Self::PromptCompletion => "prompt/completion",
             Self::Text => "text",
             Self::Alpaca => "Alpaca",
+            Self::Classes => "text/label",
         }
     }
 }
@@ -52,7 +56,7 @@ impl fmt::Display for Format {
 }
 
 /// The names of the fields in the file; by default the names of the [`Format`]s' parts.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Fields {
     /// The list of messages.
     pub messages: String,
@@ -64,6 +68,33 @@ pub struct Fields {
     pub completion: String,
     /// Field that holds plain text.
     pub text: String,
+    /// Those that records of [`Format::Classes`] have beside it.
+    pub class: Option<ClassFields>,
+}
+
+/// The names of fields beside a text that has a class.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClassFields {
+    /// Field that holds a second text; a record may be without.
+    pub text_pair: String,
+    /// Field that holds the class: its number or its name.
+    pub label: String,
+}
+
+/// As it was before there were [`ClassFields`], where there are none: it is part of what names kept tokens.
+impl fmt::Debug for Fields {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut all = f.debug_struct("Fields");
+        all.field("messages", &self.messages)
+            .field("tools", &self.tools)
+            .field("prompt", &self.prompt)
+            .field("completion", &self.completion)
+            .field("text", &self.text);
+        if let Some(class) = &self.class {
+            all.field("class", class);
+        }
+        all.finish()
+    }
 }
 
 impl Fields {
@@ -78,6 +109,10 @@ impl Fields {
             &self.text,
         ];
         let own = [CONVERSATIONS, SYSTEM, HISTORY, INPUT];
+        let mut class = self.class.iter();
+        if class.any(|class| class.text_pair == name || class.label == name) {
+            return true;
+        }
         named.iter().any(|n| *n == name) || own.contains(&name) || ALPACA.contains(&name)
     }
 
@@ -97,6 +132,7 @@ impl Default for Fields {
             prompt,
             completion,
             text,
+            class: None,
         }
     }
 }
@@ -126,6 +162,15 @@ pub enum Record {
     Text(String),
     /// An instruction and its answer, neither empty.
     Instruction(Instruction),
+    /// A text, perhaps a second one, and the class as it stands there.
+    Classified {
+        /// The first text, which has a character at least.
+        text: String,
+        /// Not empty where there is one.
+        text_pair: Option<String>,
+        /// A number or a string.
+        label: Value,
+    },
 }
 
 /// Which record format to expect, and under which names.
@@ -177,13 +222,19 @@ impl Schema {
         }
     }
 
-    /// Reads and checks one line.
+    /// Reads and checks one line. Long because each format has its arm.
     pub fn parse(&self, line: &str) -> Result<Record, RecordProblem> {
         let mut object = object(line)?;
         let fields = &self.fields;
         if !fits(self.format, fields, &object) {
             let required = required(self.format, fields).into_iter();
             let field = required.clone().find(|f| !object.contains_key(*f));
+            if self.format == Format::Classes {
+                return Err(RecordProblem::MissingField {
+                    field: field.unwrap_or(&fields.text).to_owned(),
+                    have: names(&object),
+                });
+            }
             return Err(self.missing(field.unwrap_or(&fields.messages), &object));
         }
         match self.format {
@@ -230,6 +281,20 @@ impl Schema {
                 completion: text(&mut object, &fields.completion)?,
             }),
             Format::Text => Ok(Record::Text(text(&mut object, &fields.text)?)),
+            Format::Classes => {
+                let class = fields.class.as_ref().expect("named with the format");
+                let pair = optional(&mut object, &class.text_pair)?;
+                let label = object.remove(&class.label).unwrap_or(Value::Null);
+                if !label.is_string() && !label.is_i64() && !label.is_u64() {
+                    let expected = "a class: a whole number or a string";
+                    return Err(wrong_type(&class.label, expected, &label));
+                }
+                Ok(Record::Classified {
+                    text: text(&mut object, &fields.text)?,
+                    text_pair: (!pair.is_empty()).then_some(pair),
+                    label,
+                })
+            }
             Format::Alpaca => {
                 let [instruction, output] = ALPACA.map(|field| text(&mut object, field));
                 let system = optional(&mut object, SYSTEM)?;
@@ -287,6 +352,10 @@ fn required(format: Format, fields: &Fields) -> Vec<&str> {
         Format::Messages => vec![&fields.messages],
         Format::PromptCompletion => vec![&fields.prompt, &fields.completion],
         Format::Text => vec![&fields.text],
+        Format::Classes => {
+            let label = fields.class.iter().map(|class| class.label.as_str());
+            std::iter::once(fields.text.as_str()).chain(label).collect()
+        }
         Format::Alpaca => ALPACA.to_vec(),
     }
 }

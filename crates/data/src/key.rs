@@ -39,6 +39,7 @@ pub(super) fn keys_of(
         separator,
         system,
         text_by,
+        classes,
         line_bytes_max,
         on_error,
         // It refuses, and changes nothing of what is read.
@@ -56,6 +57,16 @@ pub(super) fn keys_of(
         &mut data,
         format!("{:?}", (deciding, leaves_out)).as_bytes(),
     );
+    if let Some(classes) = classes {
+        // What stands around texts is in no other part of the tokenizer's identity.
+        let around = serde_json::to_string(&tokenizer.around());
+        let Ok(around) = around else {
+            return Ok(None);
+        };
+        for hash in [&mut file, &mut data] {
+            add(hash, format!("{classes:?} {around}").as_bytes());
+        }
+    }
     for path in paths {
         let ending = path.extension().map(|e| e.to_ascii_lowercase());
         // How cells of a table are cut.

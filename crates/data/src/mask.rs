@@ -6,14 +6,17 @@
 //!
 //! One file because the tokens that are trained on and the prompt that is generated from must be cut alike.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 use serde_json::Value;
 
 use super::chat::{ChatTemplate, Rendered};
+use super::dataset::Classes;
 use super::jsonl::{Format, Record, Schema};
 use super::long;
 use super::marks::is_assistant;
+use super::pairs::Pairs;
 use super::remarks::Remarks;
 use super::tokenizer::Tokenizer;
 use super::turns::Turns;
@@ -35,11 +38,40 @@ pub enum LossOn {
 pub struct Example {
     /// Ids of its tokens.
     pub tokens: Vec<i32>,
-    /// For each of them, whether the model learns to say it.
+    /// For each of them, whether the model learns to say it; where there is a class, whether it is of the second text.
     pub supervised: Vec<bool>,
+    /// What the model learns to say of all of them, if not the tokens themselves.
+    pub class: Option<i32>,
 }
 
 impl Example {
+    /// How many labels it has.
+    pub(super) fn labels(&self) -> u64 {
+        match self.class {
+            Some(_) => 1,
+            None => self.supervised.iter().filter(|&&s| s).count() as u64,
+        }
+    }
+
+    /// As it is stored: a class is a number before the tokens.
+    pub(super) fn stored(&self) -> Cow<'_, Self> {
+        let Some(class) = self.class else {
+            return Cow::Borrowed(self);
+        };
+        Cow::Owned(Self {
+            tokens: [&[class], &self.tokens[..]].concat(),
+            supervised: [&[false], &self.supervised[..]].concat(),
+            class: None,
+        })
+    }
+
+    /// What was stored with a class.
+    pub(super) fn with_class(mut self) -> Self {
+        self.supervised.remove(0);
+        self.class = Some(self.tokens.remove(0));
+        self
+    }
+
     fn push(&mut self, tokens: &[i32], supervised: bool) {
         self.tokens.extend(tokens);
         self.supervised.resize(self.tokens.len(), supervised);
@@ -89,6 +121,8 @@ pub struct Encoder<'a> {
 enum Ending<'a> {
     Template(Turns<'a>),
     Eos(i32),
+    /// What the tokenizer puts around texts.
+    Around(Pairs<'a>),
 }
 
 impl<'a> Encoder<'a> {
@@ -100,6 +134,17 @@ impl<'a> Encoder<'a> {
         tokenizer: &'a Tokenizer,
         loss_on: LossOn,
         separator: &str,
+    ) -> Result<Self, DataError> {
+        Self::classifying(schema, tokenizer, loss_on, separator, None)
+    }
+
+    /// The same where records have one of these classes.
+    pub(crate) fn classifying(
+        schema: Schema,
+        tokenizer: &'a Tokenizer,
+        loss_on: LossOn,
+        separator: &str,
+        classes: Option<&'a Classes>,
     ) -> Result<Self, DataError> {
         let path = || tokenizer.path().to_owned();
         let format = match schema.format {
@@ -113,6 +158,10 @@ impl<'a> Encoder<'a> {
                 let template =
                     template.ok_or_else(|| DataError::NoChatTemplate { path: path() })?;
                 Ending::Template(Turns::new(template, tokenizer))
+            }
+            Format::Classes => {
+                let classes = classes.ok_or_else(|| DataError::NoClasses { path: path() })?;
+                Ending::Around(Pairs::new(classes, tokenizer))
             }
             _ => Ending::Eos(
                 tokenizer
@@ -250,6 +299,18 @@ impl<'a> Encoder<'a> {
                 example.push(&first.tokens[prefix..], true);
                 remarks.n_had_end += u64::from(example.end(*eos));
                 example
+            }
+            (
+                Record::Classified {
+                    text,
+                    text_pair,
+                    label,
+                },
+                Ending::Around(pairs),
+            ) => {
+                let (example, cut) = pairs.example(&text, text_pair.as_deref(), &label)?;
+                remarks.n_texts_cut += u64::from(cut);
+                return Ok((example, remarks));
             }
             _ => unreachable!("the schema decides both the record and its ending"),
         };
@@ -390,6 +451,7 @@ impl<'a> Encoder<'a> {
         Ok(Example {
             supervised,
             tokens: tokens.into_iter().map(|(id, _)| id).collect(),
+            class: None,
         })
     }
 }

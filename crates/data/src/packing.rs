@@ -14,6 +14,8 @@ use crate::error::DataError;
 
 /// Label of a token that has no loss.
 pub const NO_LABEL: i32 = -100;
+/// The same of a token of the second text of a document with a class.
+pub const SECOND_TEXT: i32 = -101;
 
 /// Token that fills rows up; it is never attended to, so any id in the vocabulary would do.
 const PADDING: i32 = 0;
@@ -214,6 +216,19 @@ impl Packed {
             out.tokens[at..at + len].copy_from_slice(&example.tokens[from..from + len]);
             out.doc_start[at..at + len].fill(at as i32);
             let known = known(example.tokens.len(), piece, self.too_long);
+            if let Some(class) = example.class {
+                for t in 0..len {
+                    out.positions[at + t] = t as i32;
+                    out.labels[at + t] = match example.supervised[from + t] {
+                        true => SECOND_TEXT,
+                        false => NO_LABEL,
+                    };
+                }
+                out.labels[at] = class;
+                n_labels += 1;
+                at += len;
+                continue;
+            }
             for t in 0..len {
                 let next = from + t + 1;
                 let labelled = next < known && example.supervised[next];
@@ -273,6 +288,18 @@ fn cut(
     for i in 0..data.len() {
         let example = data.example(i)?;
         let n = example.tokens.len();
+        if example.class.is_some() {
+            // Its length was bounded with its special tokens in place.
+            let len = n.min(seq) as u32;
+            report.n_supervised += 1;
+            report.n_tokens += u64::from(len);
+            pieces.push(Piece {
+                example: i as u32,
+                from: 0,
+                len,
+            });
+            continue;
+        }
         let kept = if too_long == TooLong::Truncate {
             n.min(seq)
         } else {

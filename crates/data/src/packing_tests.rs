@@ -9,6 +9,7 @@ fn example(i: usize, supervised: &[bool]) -> Example {
     Example {
         tokens,
         supervised: supervised.to_vec(),
+        class: None,
     }
 }
 

@@ -45,7 +45,8 @@ pub(crate) fn read<T: Send>(
                 && let Some(schema) = schema(options, &chunk)
             {
                 let (loss_on, separator) = (options.loss_on, &options.separator);
-                let new = Encoder::new(schema, tokenizer, loss_on, separator)?;
+                let classes = options.classes.as_ref();
+                let new = Encoder::classifying(schema, tokenizer, loss_on, separator, classes)?;
                 encoder = Some(new.with_system(options.system.clone()));
             }
             let places: Vec<Place> = chunk.iter().map(|line| line.place).collect();
@@ -100,7 +101,9 @@ pub fn format_of(
     tokenizer: &Tokenizer,
 ) -> Result<Format, DataError> {
     let encoded = |schema| {
-        let encoder = Encoder::new(schema, tokenizer, options.loss_on, &options.separator)?;
+        let (loss_on, separator) = (options.loss_on, &options.separator);
+        let classes = options.classes.as_ref();
+        let encoder = Encoder::classifying(schema, tokenizer, loss_on, separator, classes)?;
         Ok(encoder.format())
     };
     if let Some(given) = schema(options, &[]) {

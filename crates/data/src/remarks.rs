@@ -32,6 +32,9 @@ pub struct Remarks {
     pub n_had_begin: u64,
     /// Texts and completions that end with the end of a sequence written out.
     pub n_had_end: u64,
+    /// Records with a class of which a text lost its end.
+    #[serde(default)]
+    pub n_texts_cut: u64,
     /// Keys of messages that neither the template nor lowtide reads, with the number of messages; the
     /// first 16 of them.
     pub unknown_keys: BTreeMap<String, u64>,
@@ -84,6 +87,7 @@ impl Remarks {
         self.places.extend(other.places.into_iter().take(room));
         self.n_had_begin += other.n_had_begin;
         self.n_had_end += other.n_had_end;
+        self.n_texts_cut += other.n_texts_cut;
         for (name, n) in other.unknown_keys {
             self.unknown_key(name, n);
         }
@@ -129,6 +133,12 @@ impl Remarks {
             all.push(format!(
                 "{} records have the end of a sequence written out; it is not put there again",
                 self.n_had_end
+            ));
+        }
+        if self.n_texts_cut > 0 {
+            all.push(format!(
+                "{} records are longer than train.seq: the longer text of each lost its end",
+                self.n_texts_cut
             ));
         }
         if !self.unknown_keys.is_empty() {

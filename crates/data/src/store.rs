@@ -66,6 +66,7 @@ impl Store {
                 return Ok(Example {
                     tokens: tokens[range.clone()].to_vec(),
                     supervised: supervised[range].to_vec(),
+                    class: None,
                 });
             }
             Self::File { file, path, head } => (file, path, head),
@@ -86,6 +87,7 @@ impl Store {
         Ok(Example {
             tokens: words.clone().map(|w| (w >> 1) as i32).collect(),
             supervised: words.map(|w| w & 1 == 1).collect(),
+            class: None,
         })
     }
 }

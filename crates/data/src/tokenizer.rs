@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use lowtide_files::JsonProblem;
 use lowtide_units::Bytes;
 use serde_json::{Map, Value};
-use tokenizers::ModelWrapper;
+use tokenizers::{ModelWrapper, PostProcessor, PostProcessorWrapper};
 
 use super::chat::ChatTemplate;
 use super::{key, trial, windows};
@@ -26,6 +26,8 @@ pub struct Tokenizer {
     /// A hash of the bytes of its files.
     files: [u8; 32],
     prefix: Vec<i32>,
+    /// What puts special tokens around texts.
+    around: Option<PostProcessorWrapper>,
     eos: Option<i32>,
     /// The token with the largest id, and that id plus one.
     largest: String,
@@ -73,6 +75,7 @@ impl Tokenizer {
         let Vocabulary {
             inner,
             prefix,
+            around,
             largest,
             ids_end,
         } = Vocabulary::load(&file)?;
@@ -96,6 +99,7 @@ impl Tokenizer {
             path: file.clone(),
             files: hash_of_files(&file)?,
             prefix,
+            around,
             eos: None,
             largest,
             ids_end,
@@ -232,6 +236,11 @@ impl Tokenizer {
         &self.prefix
     }
 
+    /// What puts special tokens around one text or two.
+    pub(super) fn around(&self) -> Option<&PostProcessorWrapper> {
+        self.around.as_ref()
+    }
+
     /// The chat template, if there is one.
     #[must_use]
     pub fn chat_template(&self) -> Option<&ChatTemplate> {
@@ -350,6 +359,24 @@ impl Tokenizer {
             Some(id) => Err(fail(format!("token {id} is not in the vocabulary"))),
             None => Ok(encoding),
         }
+    }
+
+    /// One text's tokens or two texts', with what stands around them and the type of each.
+    pub(super) fn surrounded(
+        &self,
+        first: tokenizers::Encoding,
+        second: Option<tokenizers::Encoding>,
+    ) -> Result<tokenizers::Encoding, RecordProblem> {
+        self.encoding(|| match &self.around {
+            Some(around) => around.process(first, second, true),
+            None => {
+                let mut all = first;
+                second
+                    .into_iter()
+                    .for_each(|second| all.merge_with(second, false));
+                Ok(all)
+            }
+        })
     }
 
     /// The text of tokens, special ones written out if `with_special`. Unknown ids give nothing.
@@ -484,6 +511,7 @@ fn growth(part: &Value) -> f64 {
 struct Vocabulary {
     inner: tokenizers::Tokenizer,
     prefix: Vec<i32>,
+    around: Option<PostProcessorWrapper>,
     largest: String,
     ids_end: i32,
 }
@@ -530,10 +558,12 @@ impl Vocabulary {
         }
         // It adds special tokens, which `prefix` now knows, and narrows offsets by white space,
         // which the loss mask must not have.
-        inner.with_post_processor(None::<tokenizers::PostProcessorWrapper>);
+        let around = inner.get_post_processor().cloned();
+        inner.with_post_processor(None::<PostProcessorWrapper>);
         Ok(Self {
             inner,
             prefix,
+            around,
             largest,
             ids_end,
         })

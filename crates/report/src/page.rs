@@ -100,7 +100,7 @@ fn of(run: &RunReport, several: bool) -> String {
     }
 }
 
-/// The figures that one looks at first.
+/// The figures that one looks at first. Long because it is a list of them.
 fn tiles(page: &mut String, run: &RunReport) {
     page.push_str("<div class=\"tiles\">\n");
     let mut tile = |name: &str, value: Option<String>, below: String| {
@@ -148,7 +148,16 @@ fn tiles(page: &mut String, run: &RunReport) {
     if let (Some(first), Some(last)) = (f.evaluation_first, f.evaluation_last) {
         let before = percent(&first).filter(|_| first.step != last.step);
         let below = before.map(|p| format!("{p} after step {}", count(first.step)));
-        tile("right tokens", percent(&last), below.unwrap_or_default());
+        let title = match last.eval_f1 {
+            Some(_) => "right documents",
+            None => "right tokens",
+        };
+        tile(title, percent(&last), below.unwrap_or_default());
+        if let Some(f1) = last.eval_f1 {
+            let before = first.eval_f1.filter(|_| first.step != last.step);
+            let below = before.map(|f1| format!("{f1:.3} after step {}", count(first.step)));
+            tile("F1", Some(format!("{f1:.3}")), below.unwrap_or_default());
+        }
     }
     let share = |m: &crate::run::Match| format!("{:.1}%", 100.0 * m.exact_match);
     if let Some(last) = f.match_last.as_ref().or(f.match_before.as_ref()) {
@@ -250,9 +259,12 @@ fn curves(page: &mut String, runs: &[RunReport]) {
         ("loss on the evaluation data", true, 1.0, |r| {
             [Some(&r.curves.eval_loss), None]
         }),
-        ("right tokens of the evaluation data, %", true, 100.0, |r| {
-            [Some(&r.curves.eval_accuracy), None]
-        }),
+        (
+            "right tokens, or documents with a class, of the evaluation data, %",
+            true,
+            100.0,
+            |r| [Some(&r.curves.eval_accuracy), None],
+        ),
         ("exact answers, %", true, 100.0, |r| {
             [Some(&r.curves.exact_match), None]
         }),

@@ -74,6 +74,9 @@ pub struct Evaluation {
     /// Share of its tokens that greedy decoding would take; runs of earlier versions did not count them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub eval_accuracy: Option<f64>,
+    /// F1 of a model that classifies, whose accuracy is the share of right documents.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub eval_f1: Option<f64>,
 }
 
 /// Exact match of the answers to the evaluation's prompts.

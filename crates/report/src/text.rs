@@ -79,6 +79,14 @@ pub(crate) fn facts(runs: &[RunReport]) -> Vec<Fact> {
             let each: Vec<String> = each.into_iter().flatten().collect();
             (!each.is_empty()).then(|| each.join(", "))
         }),
+        row("eval F1", &|r| {
+            let f = &r.figures;
+            let (first, last) = (f.evaluation_first?, f.evaluation_last?);
+            let of = |e: &Evaluation| Some(format!("{:.3} after step {}", e.eval_f1?, e.step));
+            let each = [of(&first), of(&last).filter(|_| first.step != last.step)];
+            let each: Vec<String> = each.into_iter().flatten().collect();
+            (!each.is_empty()).then(|| each.join(", "))
+        }),
         row("exact match", &|r| {
             let f = &r.figures;
             let each = [&f.match_before, &f.match_last].into_iter().flatten();

@@ -4,9 +4,9 @@ use lowtide_config::Run;
 use regex::Regex;
 use serde::Serialize;
 
+use crate::classes::options_of;
 use crate::error::TrainError;
 use crate::generate::{Decoder, Places, Sampling, decode};
-use crate::inputs::load_options;
 use crate::stops::Stops;
 use lowtide_data::{DataError, RecordProblem};
 use lowtide_data::{Prompt, Tokenizer, prompts};
@@ -98,7 +98,7 @@ pub fn questions(
     }
     for path in &run.data.eval {
         let more = (generate.max_examples as usize).saturating_sub(all.len());
-        let prompts = prompts(path, &load_options(run), tokenizer)?;
+        let prompts = prompts(path, &options_of(run)?, tokenizer)?;
         for prompt in prompts.into_iter().take(more) {
             let Some(wanted) = extract.from(&prompt.reference) else {
                 let pattern = generate.extract.clone().unwrap_or_default();

@@ -53,6 +53,14 @@ impl From<MeasureError> for TrainError {
 /// Why a run cannot start, go on or be saved.
 #[derive(Debug, thiserror::Error)]
 pub enum TrainError {
+    /// The run asks for what a model of this kind has not.
+    #[error("{key}: {why}")]
+    OtherKind {
+        /// The key, or the command.
+        key: &'static str,
+        /// What a model of this kind has not.
+        why: &'static str,
+    },
     /// Data, tokenizer or metrics.
     #[error(transparent)]
     Data(#[from] DataError),

@@ -519,7 +519,8 @@ impl Fit<'_> {
                 // As for want of training data: steps before it are not lost.
                 self.save_last()?;
             }
-            best |= self.judge(Measure::Loss, loss?.map(|e| e.loss));
+            let of = loss?;
+            best |= self.judge_evaluation(of.map(|e| e.loss), of.map(|e| e.accuracy));
         }
         if due.answers {
             let share = self.exact_match(When::During)?;

@@ -6,11 +6,11 @@ use std::sync::Arc;
 
 use lowtide_config as config;
 use lowtide_config::{Length, Run};
-use lowtide_model::ModelError;
 use lowtide_tiers::{HostMemory, numa};
 use lowtide_units::Bytes;
 use lowtide_workload::Batch;
 
+use crate::classes::{self, options_of};
 use crate::error::TrainError;
 use crate::paths;
 use crate::planning::{batch_bytes, shape_of};
@@ -76,9 +76,6 @@ pub fn open_tokenizer(run: &Run, now: Option<i64>) -> Result<Tokenizer, TrainErr
     }
     tokenizer = tokenizer.with_memory(reading_memory(run));
     let shape = shape_of(run)?;
-    if !shape.objective.is_next_token() {
-        return Err(ModelError::Classifies.into());
-    }
     let vocab = shape.vocab;
     let (token, id) = tokenizer.largest();
     if i64::from(id) >= i64::from(vocab) {
@@ -92,7 +89,7 @@ pub fn open_tokenizer(run: &Run, now: Option<i64>) -> Result<Tokenizer, TrainErr
     Ok(tokenizer)
 }
 
-/// How the run's data files are read.
+/// How the run's data files are read, but for the classes of a model that has some ([`crate::classes::options_of`]).
 #[must_use]
 pub fn load_options(run: &Run) -> LoadOptions {
     let d = &run.data;
@@ -103,6 +100,7 @@ pub fn load_options(run: &Run) -> LoadOptions {
             config::Format::Completion => Some(Format::PromptCompletion),
             config::Format::Text => Some(Format::Text),
             config::Format::Alpaca => Some(Format::Alpaca),
+            config::Format::Classification => Some(Format::Classes),
         },
         fields: Fields {
             messages: d.fields.messages.clone(),
@@ -120,6 +118,7 @@ pub fn load_options(run: &Run) -> LoadOptions {
             config::TextBy::Paragraph => TextBy::Paragraph,
             config::TextBy::Line => TextBy::Line,
         },
+        classes: None,
         line_bytes_max: usize::try_from(d.max_line.0).unwrap_or(usize::MAX),
         on_error: match d.on_error {
             config::OnError::Stop => OnError::Stop,
@@ -263,8 +262,8 @@ pub fn load_inputs(run: &Run, tokenizer: &Tokenizer) -> Result<Inputs, TrainErro
 
 /// The same, but training rows come window by window, tokenised by a thread of their own. Evaluation rows are all there.
 fn stream_inputs(run: &Run, tokenizer: &Tokenizer) -> Result<Inputs, TrainError> {
-    let (options, cache) = (load_options(run), cache_of(run));
-    let mut notes = Vec::new();
+    let (options, cache) = (options_of(run)?, cache_of(run));
+    let mut notes = classes::notes(run)?;
     let mut details = Vec::new();
     let mut eval = None;
     if !run.data.eval.is_empty() {
@@ -312,8 +311,8 @@ fn stream_inputs(run: &Run, tokenizer: &Tokenizer) -> Result<Inputs, TrainError>
 /// # Errors
 /// As [`load_inputs`].
 pub fn whole_inputs(run: &Run, tokenizer: &Tokenizer) -> Result<Inputs, TrainError> {
-    let options = load_options(run);
-    let mut notes = Vec::new();
+    let options = options_of(run)?;
+    let mut notes = classes::notes(run)?;
     let paths: Vec<PathBuf> = run.data.train.iter().map(|s| s.path.clone()).collect();
     if run.data.eval.is_empty() && run.data.eval_split > 0.0 {
         once_each(&paths, run.data.eval_split)?;

@@ -14,9 +14,10 @@ use lowtide_planner::{
 };
 use lowtide_tiers::{HostLimit, HostMemory, process};
 use lowtide_units::Bytes;
-use lowtide_workload::{Batch, ModelShape};
+use lowtide_workload::{Batch, ModelShape, Objective};
 
 use crate::beside::PlannedAnswers;
+use crate::classes;
 use crate::device::{Device, Target};
 use crate::error::{Asked, TrainError};
 use crate::launch::least_of_others;
@@ -72,6 +73,21 @@ impl Planned {
     }
 }
 
+/// The shape with as many classes as the run names.
+fn with_classes(run: &Run, shape: ModelShape) -> Result<ModelShape, TrainError> {
+    match (shape.objective, run.model.labels.len() as u32) {
+        (_, 0) => Ok(shape),
+        (Objective::NextToken, _) => {
+            let why = "the model predicts the next token: it has no classes";
+            Err(classes::other("model.labels", why))
+        }
+        (Objective::Classes(_), n) => Ok(ModelShape {
+            objective: Objective::Classes(n),
+            ..shape
+        }),
+    }
+}
+
 /// The shape a run names.
 ///
 /// # Errors
@@ -84,6 +100,7 @@ pub fn shape_of(run: &Run) -> Result<ModelShape, TrainError> {
             .ok_or_else(|| TrainError::UnknownShape { name: name.clone() })?,
         ModelSource::Config(path) => lowtide_model::load_config_for(path, run.train.seq)?,
     };
+    let shape = with_classes(run, shape)?;
     // Where positions are a table; elsewhere when the model is used at this length.
     if shape.rope.is_none() {
         check_length(run, &shape)?;

@@ -72,7 +72,11 @@ impl Stops {
 pub fn stops_of(run: &Run, tokenizer: &Tokenizer) -> Result<Stops, TrainError> {
     let mut ids: BTreeSet<i32> = tokenizer.eos().into_iter().collect();
     if let ModelSource::Path(dir) = &run.model.source {
-        let vocab = shape_of(run)?.vocab;
+        let shape = shape_of(run)?;
+        if !shape.objective.is_next_token() {
+            return Ok(Stops::default());
+        }
+        let vocab = shape.vocab;
         for name in ["generation_config.json", "config.json"] {
             ids.extend(eos_ids(&dir.join(name), vocab)?);
         }

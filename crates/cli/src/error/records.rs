@@ -14,6 +14,10 @@ pub fn advice(problem: &RecordProblem) -> Vec<String> {
         | RecordProblem::Foreign { like, .. } => mapping(like),
         RecordProblem::UnknownFormat { like: None, .. } => vec![names()],
         RecordProblem::MissingField { field, .. } if !field.contains('[') => vec![names()],
+        RecordProblem::NoSuchClass { .. } => {
+            vec!["model.labels names the classes in their order; data.fields.label names the field".to_owned()]
+        }
+        RecordProblem::NoRoom { .. } => vec!["raise train.seq".to_owned()],
         RecordProblem::AmbiguousFormat { .. } => {
             vec!["say which with data.format: chat, completion or text".to_owned()]
         }

@@ -7,6 +7,7 @@ mod answers;
 mod best;
 mod branches;
 mod checked;
+mod classes;
 mod data;
 mod durable;
 mod export;

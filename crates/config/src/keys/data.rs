@@ -84,6 +84,20 @@ pub(super) const KEYS: &[Key] = &[
         elsewhere: &["dataset_text_field", "text_column"],
     },
     Key {
+        name: "data.fields.text_pair",
+        doc: "Field with a second text, of data for a model that classifies; a record may be without.",
+        kind: Kind::Text,
+        default: Value("text_pair"),
+        elsewhere: &["text_pair_column", "sentence2_key"],
+    },
+    Key {
+        name: "data.fields.label",
+        doc: "Field with the class, its name or its number from 0 on.",
+        kind: Kind::Text,
+        default: Value("label"),
+        elsewhere: &["label_column", "label_column_name"],
+    },
+    Key {
         name: "data.packing",
         doc: "Fill each sequence with several examples.",
         kind: Kind::Flag,

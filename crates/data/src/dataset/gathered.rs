@@ -77,7 +77,10 @@ impl Counter {
     pub(super) fn add(&mut self, example: &Example) {
         self.tokens_max = self.tokens_max.max(example.tokens.len());
         self.n_tokens += example.tokens.len() as u64;
-        self.n_supervised += example.supervised.iter().filter(|&&s| s).count() as u64;
+        self.n_supervised += example.labels();
+        if let Some(class) = example.class {
+            self.hash.add(class as u64);
+        }
         self.hash.add(example.tokens.len() as u64);
         for (&token, &supervised) in example.tokens.iter().zip(&example.supervised) {
             self.hash.add((token as u64) << 1 | u64::from(supervised));
@@ -211,20 +214,21 @@ impl<'a> Gathered<'a> {
         self.n_records += 1;
         self.n_tokens_read += example.tokens.len() as u64;
         // The first token has nothing before it that could predict it.
-        if !example.supervised.iter().skip(1).any(|&s| s) {
+        if example.class.is_none() && !example.supervised.iter().skip(1).any(|&s| s) {
             self.n_unsupervised += 1;
             return Ok(false);
         }
-        let len = u32::try_from(example.tokens.len()).expect("a record's bytes are bounded");
+        let stored = &*example.stored();
+        let len = u32::try_from(stored.tokens.len()).expect("a record's bytes are bounded");
         let taken = match &mut self.sink {
             Sink::Memory { tokens, supervised } => {
-                tokens.extend(&example.tokens);
-                supervised.extend(&example.supervised);
+                tokens.extend(&stored.tokens);
+                supervised.extend(&stored.supervised);
                 u64::from(len)
             }
             Sink::File(writer, _) => {
                 writer
-                    .add(example, file as u32)
+                    .add(stored, file as u32)
                     .map_err(|e| writer.failed(&e))?;
                 words_of(len)
             }
@@ -238,14 +242,14 @@ impl<'a> Gathered<'a> {
             });
         }
         self.next += taken;
-        self.n_tokens += example.tokens.len() as u64;
+        self.n_tokens += u64::from(len);
         if self.files.len() <= file {
             self.files.resize(file + 1, OfFile::default());
         }
         let of = &mut self.files[file];
         of.n_records += 1;
         of.n_tokens += example.tokens.len() as u64;
-        of.n_supervised += example.supervised.iter().filter(|&&s| s).count() as u64;
+        of.n_supervised += example.labels();
         Ok(true)
     }
 
@@ -256,7 +260,8 @@ impl<'a> Gathered<'a> {
         format: Format,
         loss_on: LossOn,
     ) -> Result<(), DataError> {
-        let has_prompts = format != Format::Text && loss_on == LossOn::Answers;
+        let plain = matches!(format, Format::Text | Format::Classes);
+        let has_prompts = !plain && loss_on == LossOn::Answers;
         let mut files = self.files.iter().zip(paths);
         let all_of = |(of, _): &(&OfFile, _)| of.n_tokens > 0 && of.n_supervised == of.n_tokens;
         match files.find(all_of) {

@@ -43,6 +43,7 @@ pub struct HfWriter<'a> {
     shape: &'a ModelShape,
     dtype: FileDtype,
     source: Option<&'a Path>,
+    labels: Option<Vec<String>>,
     shard_bytes: u64,
     pub(super) band_bytes: u64,
 }
@@ -62,9 +63,16 @@ impl<'a> HfWriter<'a> {
             shape,
             dtype: dtype.into(),
             source,
+            labels: None,
             shard_bytes: 5_000_000_000,
             band_bytes: BAND_BYTES,
         }
+    }
+
+    /// The same of a model with classes of these names: `config.json` has them, and the architecture that classifies.
+    #[must_use]
+    pub fn labels(self, labels: Option<Vec<String>>) -> Self {
+        Self { labels, ..self }
     }
 
     /// The same in shards of at most `bytes`, unless a single tensor takes more.
@@ -338,6 +346,22 @@ impl<'a> HfWriter<'a> {
                     copy_file(&from, dir.join(name))?;
                 }
             }
+        }
+        if let (Some(labels), Some(map)) = (&self.labels, config.as_object_mut()) {
+            let own = config_json(self.shape, Dtype::F32);
+            for key in ["architectures", "problem_type"] {
+                map.insert(key.to_owned(), own[key].clone());
+            }
+            map.remove("num_labels");
+            let numbered = || labels.iter().enumerate();
+            let names: Map<String, Value> = numbered()
+                .map(|(i, name)| (i.to_string(), json!(name)))
+                .collect();
+            let numbers: Map<String, Value> = numbered()
+                .map(|(i, name)| (name.clone(), json!(i)))
+                .collect();
+            map.insert("id2label".to_owned(), names.into());
+            map.insert("label2id".to_owned(), numbers.into());
         }
         if let Some(map) = config.as_object_mut() {
             say_dtype(map, self.dtype.torch());

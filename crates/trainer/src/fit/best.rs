@@ -30,7 +30,7 @@ impl Best {
         let best = f64::from_bits(self.value);
         let better = self.step == 0
             || match by {
-                KeepBest::ExactMatch => value > best,
+                KeepBest::ExactMatch | KeepBest::Accuracy => value > best,
                 KeepBest::Loss | KeepBest::None => value < best,
             };
         match better {
@@ -49,7 +49,8 @@ impl Best {
 /// What of an evaluation is compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Measure {
-    Loss,
+    /// Its loss, or its accuracy where that is asked for.
+    Evaluation,
     ExactMatch,
 }
 
@@ -61,7 +62,7 @@ impl Fit<'_> {
         let asked = by != KeepBest::None || self.run.eval.patience > 0;
         let measured = match by {
             KeepBest::ExactMatch => Measure::ExactMatch,
-            KeepBest::Loss | KeepBest::None => Measure::Loss,
+            KeepBest::Loss | KeepBest::Accuracy | KeepBest::None => Measure::Evaluation,
         };
         let (true, Some(value)) = (asked && measure == measured, value) else {
             return false;
@@ -77,6 +78,15 @@ impl Fit<'_> {
             self.total = step;
         }
         better && by != KeepBest::None
+    }
+
+    /// The same of an evaluation's loss or accuracy.
+    pub(super) fn judge_evaluation(&mut self, loss: Option<f64>, accuracy: Option<f64>) -> bool {
+        let value = match self.run.checkpoint.keep_best {
+            KeepBest::Accuracy => accuracy,
+            _ => loss,
+        };
+        self.judge(Measure::Evaluation, value)
     }
 
     /// The step whose checkpoint is kept whatever else is saved.

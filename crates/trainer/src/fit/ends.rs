@@ -118,7 +118,7 @@ impl Fit<'_> {
             ends.eval_loss_last = last.map(|e| e.loss);
             ends.eval_accuracy_last = last.map(|e| e.accuracy);
         }
-        self.judge(Measure::Loss, ends.eval_loss_last);
+        self.judge_evaluation(ends.eval_loss_last, ends.eval_accuracy_last);
         if self.run.checkpoint.keep_best == KeepBest::ExactMatch {
             let share = match self.recorded(after_step, Some(When::During), "exact_match")? {
                 Some(share) => Some(share),

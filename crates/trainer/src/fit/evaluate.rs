@@ -12,6 +12,7 @@ use super::Fit;
 use crate::answers::{self, Answer, answer_all};
 use crate::beside::copy_weights;
 use crate::error::TrainError;
+use crate::f1::Classified;
 use crate::generate::{Decoder, Places};
 use crate::report::{Phase, When};
 use lowtide_data::{BatchShape, DataError, EvalBatches, Micro, Packed};
@@ -27,8 +28,22 @@ impl Fit<'_> {
         };
         self.observer.phase(Some(Phase::Evaluating));
         let mut mean = Mean::default();
+        let classifies = packed.data().classifies();
         for micro in evaluation(&packed, self.run)? {
             let micro = micro?;
+            if classifies {
+                for micro in micro {
+                    let work = |f: &mut Self, r: &Requests| f.session.infer_until(micro.clone(), r);
+                    match self.forward(work)? {
+                        Some(outcome) => mean.classified.add(&micro, &outcome.logits),
+                        None => {
+                            self.observer.phase(None);
+                            return Ok(None);
+                        }
+                    }
+                }
+                continue;
+            }
             let work = |f: &mut Self, r: &Requests| f.session.evaluate_until(micro.clone(), r);
             match self.forward(work)? {
                 Some(outcome) => mean.add(&outcome),
@@ -38,21 +53,25 @@ impl Fit<'_> {
                 }
             }
         }
-        let evaluation = mean.value();
-        let Evaluation { loss, accuracy } = evaluation;
+        let evaluation = mean.value(classifies);
+        let Evaluation { loss, accuracy, f1 } = evaluation;
         self.observer.phase(None);
         if !loss.is_finite() {
             return Err(self.diverged(step, format!("the evaluation loss is {loss}")));
         }
         self.observer.evaluated(step, evaluation);
-        let line = json!({ "step": step, "eval_loss": loss, "eval_accuracy": accuracy });
+        let mut line = json!({ "step": step, "eval_loss": loss, "eval_accuracy": accuracy });
+        if let Some(f1) = f1 {
+            line["eval_f1"] = json!(f1);
+        }
         let told = self.metrics.write(&line);
         self.tell(told);
         let events = self.events.as_mut();
-        let scalars = [
+        let mut scalars = vec![
             ("eval/loss", loss as f32),
             ("eval/accuracy", accuracy as f32),
         ];
+        scalars.extend(f1.map(|f1| ("eval/f1", f1 as f32)));
         let told = events.and_then(|e| e.scalars(step, &scalars));
         self.tell(told);
         Ok(Some(evaluation))
@@ -215,10 +234,13 @@ fn evaluation(
 /// What is known of evaluation data.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Evaluation {
-    /// Mean loss of a supervised token.
+    /// Mean loss of a supervised token, or of a document with a class.
     pub loss: f64,
-    /// Share of supervised tokens that greedy decoding would take, after all tokens before as they are in the data.
+    /// Share of documents whose class the model says; of models without classes the share
+    /// of supervised tokens that greedy decoding would take, after all tokens before as they are in the data.
     pub accuracy: f64,
+    /// Of a model that classifies: of two classes the F1 of the second, of more the mean of all that occur.
+    pub f1: Option<f64>,
 }
 
 /// Means over supervised tokens.
@@ -227,6 +249,8 @@ struct Mean {
     sum: f64,
     count: f64,
     right: f64,
+    /// Documents, of a model that classifies.
+    classified: Classified,
 }
 
 impl Mean {
@@ -238,8 +262,16 @@ impl Mean {
         self.right += outcome.right.iter().copied().map(f64::from).sum::<f64>();
     }
 
-    fn value(&self) -> Evaluation {
+    fn value(&self, classifies: bool) -> Evaluation {
+        if classifies {
+            return Evaluation {
+                loss: self.classified.loss(),
+                accuracy: self.classified.accuracy(),
+                f1: Some(self.classified.f1()),
+            };
+        }
         Evaluation {
+            f1: None,
             loss: self.sum / self.count,
             accuracy: self.right / self.count,
         }
@@ -256,8 +288,16 @@ pub fn evaluate(
     run: &Run,
 ) -> Result<Evaluation, TrainError> {
     let mut mean = Mean::default();
+    let classifies = packed.data().classifies();
     for micro in evaluation(packed, run)? {
-        mean.add(&session.evaluate(micro?)?);
+        if !classifies {
+            mean.add(&session.evaluate(micro?)?);
+            continue;
+        }
+        for micro in micro? {
+            let outcome = session.infer(micro.clone())?;
+            mean.classified.add(&micro, &outcome.logits);
+        }
     }
-    Ok(mean.value())
+    Ok(mean.value(classifies))
 }

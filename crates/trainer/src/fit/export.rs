@@ -11,6 +11,7 @@ use lowtide_workload::ParamId;
 
 use super::card::{CARD, card};
 use super::{Fit, tokenizer_files};
+use crate::classes::names_of;
 use crate::error::TrainError;
 use crate::output::folder::Folder;
 use crate::output::{MODEL, TRACE};
@@ -67,7 +68,8 @@ impl Fit<'_> {
         let homes = self.session.homes()?;
         let requests = &self.requests;
         let parts = Parts {
-            writer: HfWriter::new(decoder.shape(), self.run.precision, source_of(self.run)),
+            writer: HfWriter::new(decoder.shape(), self.run.precision, source_of(self.run))
+                .labels(names_of(self.run, decoder.shape())?),
             tokenizer: &self.tokenizer,
             stops: &self.stops,
             card: card(self.run, &self.state, best, parameters),

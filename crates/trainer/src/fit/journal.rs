@@ -284,7 +284,7 @@ impl Fit<'_> {
         }
         if due.evaluation && !has_step(self.output.folder(), METRICS, step, "eval_loss")? {
             let loss = self.evaluate(step)?;
-            self.judge(Measure::Loss, loss.map(|e| e.loss));
+            self.judge_evaluation(loss.map(|e| e.loss), loss.map(|e| e.accuracy));
         }
         let when = Some(When::During.name());
         if due.answers

@@ -19,9 +19,10 @@ use super::export::{Parts, source_of};
 use super::saving::{SMALL, existing};
 use super::tokenizer_files;
 use crate::checkpoint::{self, RunState, Weights, differences};
+use crate::classes::{names_of, options_of};
 use crate::device::Target;
 use crate::error::TrainError;
-use crate::inputs::{load_options, open_tokenizer};
+use crate::inputs::open_tokenizer;
 use crate::output::folder::{Folder, Found};
 use crate::output::room::{self, Need};
 use crate::output::{is_model, model_shelf, overlap};
@@ -91,7 +92,8 @@ pub fn export_checkpoint(
         stops = stops.with_turns(&tokenizer);
     }
     let dtype = what.dtype.unwrap_or(run.precision.into());
-    let mut writer = HfWriter::new(decoder.shape(), dtype, source_of(run));
+    let names = names_of(run, decoder.shape())?;
+    let mut writer = HfWriter::new(decoder.shape(), dtype, source_of(run)).labels(names);
     if let Some(bytes) = what.shard_bytes {
         writer = writer.shard_bytes(bytes);
     }
@@ -198,7 +200,7 @@ fn is_chat(run: &Run, tokenizer: &Tokenizer) -> Result<bool, TrainError> {
         paths::inputs(run)?;
     }
     let files: Vec<PathBuf> = run.data.train.iter().map(|s| s.path.clone()).collect();
-    Ok(format_of(&files, &load_options(run), tokenizer)? == data::Format::Messages)
+    Ok(format_of(&files, &options_of(run)?, tokenizer)? == data::Format::Messages)
 }
 
 /// The directory that a model goes into, and its name there.

@@ -91,7 +91,7 @@ fn saves(run: &Run, steps: u64) -> u64 {
     // Each evaluation may be the best.
     let evaluations = match run.checkpoint.keep_best {
         KeepBest::None => 0,
-        KeepBest::Loss => steps / run.eval.every_steps.max(1),
+        KeepBest::Loss | KeepBest::Accuracy => steps / run.eval.every_steps.max(1),
         KeepBest::ExactMatch => steps / run.eval.generate.every_steps.max(1),
     };
     by_steps + evaluations
