@@ -82,7 +82,7 @@ fn values_of_another_type_name_place_key_and_what_is_allowed() {
     for (yaml, want) in [
         (
             "train:\n  seq: long",
-            "run.yaml:3:8: 'train.seq' is 'long'; allowed: a whole number from 1 to 1048576",
+            "run.yaml:3:8: 'train.seq' is 'long'; allowed: a whole number from 2 to 1048576",
         ),
         (
             "train: {micro_batch: 1.5}",
@@ -166,7 +166,7 @@ fn values_beyond_their_limits() {
     for (yaml, want) in [
         (
             "train: {seq: 0}",
-            "run.yaml:2:14: 'train.seq' is 0, out of range; allowed: a whole number from 1 to 1048576",
+            "run.yaml:2:14: 'train.seq' is 0, out of range; allowed: a whole number from 2 to 1048576",
         ),
         (
             "seed: -1",
@@ -212,7 +212,7 @@ fn values_beyond_their_limits() {
 #[test]
 fn limits_themselves_are_allowed() {
     for set in [
-        "train.seq=1",
+        "train.seq=2",
         "train.seq=1048576",
         "threads=4096",
         "plan.prefetch=8",
