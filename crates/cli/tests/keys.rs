@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::cases::scratch::{Ended, Scratch, copy_over};
+use crate::cases::scratch::{Ended, Scratch, copy_over, example_rates};
 use lowtide_config::KEYS;
 use serde_json::{Value, json};
 
@@ -565,8 +565,7 @@ fn prepare(case: &Scratch) {
 
     // Rates that are the same wherever this test runs: with measured ones, what a key changes in a plan
     // depended on how busy the machine was. And other weights.
-    let rates = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/machines/h200.json");
-    fs::copy(rates, case.at("machine.json")).expect("a machine");
+    fs::copy(example_rates(), case.at("machine.json")).expect("a machine");
     case.write("run.yaml", RUN);
     case.train(&["output=first"]).fine();
     let machine = case.read("machine.json");

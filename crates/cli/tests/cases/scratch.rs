@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::OnceLock;
 
 use serde_json::Value;
 use tempfile::TempDir;
@@ -62,9 +63,19 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
 
-/// The rates of the examples' machine.
+/// The rates of the examples' machine, for plans of small budgets on the CPU device: a GPU's libraries take scratch of 32
+/// MiB.
 pub fn example_rates() -> PathBuf {
-    root().join("examples/machines/h200.json")
+    static MADE: OnceLock<PathBuf> = OnceLock::new();
+    let make = || {
+        let text = fs::read_to_string(root().join("examples/machines/h200.json")).expect("rates");
+        let of_the_host = text.replace("\"cuda\": true", "\"cuda\": false");
+        assert_ne!(text, of_the_host);
+        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("h200-rates.json");
+        fs::write(&path, of_the_host).expect("written");
+        path
+    };
+    MADE.get_or_init(make).clone()
 }
 
 /// Copies what is in a folder into another, over what is there.
