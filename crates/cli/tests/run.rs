@@ -14,10 +14,7 @@ fn run_file(dir: &TempDir) -> String {
         .join("examples/quickstart")
         .canonicalize()
         .expect("it is there");
-    let machine = root()
-        .join("examples/machines/h200.json")
-        .canonicalize()
-        .expect("it is there");
+    let machine = crate::cases::scratch::example_rates();
     let text = format!(
         "model: {{ config: {q}/make/config.json, tokenizer: {q}/base }}
 output: out

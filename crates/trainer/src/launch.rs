@@ -66,7 +66,7 @@ impl Launch {
         };
         let found = found.filter(|launch| launch.world.size > 1);
         match found.as_ref().map(|launch| launch.world) {
-            // Before anything is reserved for each of them. What is no number of ranks, but less, is told when they meet.
+            // Before anything is reserved for each of them. Another wrong number is an error when they meet.
             Some(World { size, .. }) if size > RANKS => Err(TrainError::Launch(format!(
                 "the environment says {size} ranks, but at most {RANKS} train together"
             ))),

@@ -63,8 +63,8 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
 
-/// The rates of the examples' machine, for plans of small budgets on the CPU device: a GPU's libraries take scratch of 32
-/// MiB.
+/// The rates of the examples' machine, for plans of small budgets on the CPU device: a GPU's libraries take 32 MiB of
+/// scratch.
 pub fn example_rates() -> PathBuf {
     static MADE: OnceLock<PathBuf> = OnceLock::new();
     let make = || {
