@@ -21,7 +21,7 @@ pub use engine::{ClipRule, Engine};
 pub use error::SessionError;
 pub use homes::Homes;
 pub use outcome::Outcome;
-pub use ranks::Group;
+pub use ranks::{Group, rank_folder};
 pub use requests::Requests;
 pub use session::{DiskChoice, Session, SessionOptions};
 pub use spikes::{SpikeAction, SpikeRule};

@@ -1,6 +1,6 @@
 //! The ranks of a session: each runs the same plan, on its own memory and its own share of every batch.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use lowtide_data::Micro;
@@ -81,10 +81,16 @@ pub(crate) fn device_of(
     }
 }
 
+/// The folder of a drive's directory in which one of several ranks has its extents.
+#[must_use]
+pub fn rank_folder(dir: &Path, rank: usize) -> PathBuf {
+    dir.join(format!("rank-{rank}"))
+}
+
 /// Where a rank's extents go: of several each has folders of its own, in those given.
 pub(crate) fn disk_of(choice: &DiskChoice, rank: usize) -> DiskChoice {
     let own = |drives: &[(PathBuf, f64)]| {
-        let own = |(dir, share): &(PathBuf, f64)| (dir.join(format!("rank-{rank}")), *share);
+        let own = |(dir, share): &(PathBuf, f64)| (rank_folder(dir, rank), *share);
         drives.iter().map(own).collect()
     };
     match choice {

@@ -33,7 +33,7 @@ const LOOK: Duration = Duration::from_millis(100);
 const NO_STEP: u32 = 0xffff_fff0;
 
 /// The most ranks that may be, as the key `gpus` has it.
-const RANKS: usize = 16;
+pub(crate) const RANKS: usize = 16;
 
 /// What a launcher says of this process: one of several ranks on one host.
 #[derive(Clone, Debug, PartialEq, Eq)]

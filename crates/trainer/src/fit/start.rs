@@ -17,13 +17,14 @@ use super::change::changes;
 use super::journal::Journal;
 use crate::checkpoint::{self, Change, RunState};
 use crate::error::TrainError;
+use crate::launch::RANKS;
 use crate::open::{disk_of, load_with, open_on};
 use crate::output::Output;
 use crate::paths;
 use crate::planning::{Planned, directories_of, pins_of};
 use crate::projectors::Projectors;
 use lowtide_data::Batches;
-use lowtide_session::{DiskChoice, Session};
+use lowtide_session::{DiskChoice, Session, rank_folder};
 
 /// Where a run goes on from.
 #[derive(Debug)]
@@ -258,8 +259,8 @@ impl Start {
         // A run that was killed may have used drives which this one does not.
         let mine = session.disk_paths();
         let ranks = |dir: &PathBuf| {
-            (0..16)
-                .map(|rank| dir.join(format!("rank-{rank}")))
+            (0..RANKS)
+                .map(|rank| rank_folder(dir, rank))
                 .collect::<Vec<_>>()
         };
         let given = directories_of(run);
