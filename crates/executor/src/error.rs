@@ -24,39 +24,40 @@ pub enum ExecError {
     /// A disk transfer failed.
     #[error("{task}: {source}")]
     Disk {
-        /// Which task.
+        /// Label of the task, with its rank where there are several.
         task: String,
-        /// What happened.
+        /// What the drive or its file system reported.
         source: TierError,
     },
     /// The engine refused or failed a task.
     #[error("{task}: {source}")]
     Engine {
-        /// Which task.
+        /// Label of the task, with its rank where there are several.
         task: String,
-        /// What happened.
+        /// Whether the step's numbers are at fault or the task.
         source: EngineError,
     },
     /// The device refused a task, or failed while it ran.
     #[error("{task}: {source}")]
     Device {
-        /// Which task.
+        /// Label of the last task that is known to have started on the stream: a GPU reports some failures only at a
+        /// later call.
         task: String,
-        /// What happened.
+        /// The driver's error.
         source: CudaError,
     },
     /// Ranks cannot go on together.
     #[error("{task}: {source}")]
     Ranks {
-        /// Which task.
+        /// Label of the collective; only the rank where another rank stopped outside one.
         task: String,
-        /// What happened.
+        /// Which rank stopped, did not come, or was at another collective.
         source: CommError,
     },
     /// A rank in another process failed of something of its own, which has no number here.
     #[error("{what}")]
     Elsewhere {
-        /// Which.
+        /// Number of the rank, from 0.
         rank: usize,
         /// In its own words.
         what: String,
@@ -64,7 +65,7 @@ pub enum ExecError {
     /// A task panicked: our bug.
     #[error("{task} panicked: {message}")]
     Panic {
-        /// Which task.
+        /// Label of the task that the worker was running.
         task: String,
         /// The panic's text.
         message: String,
@@ -72,7 +73,7 @@ pub enum ExecError {
     /// The system does not start a lane's threads.
     #[error("lane {lane}: {threads} threads cannot be started: {why}")]
     Threads {
-        /// The lane.
+        /// Name of the lane.
         lane: String,
         /// How many it was to have.
         threads: usize,
@@ -82,7 +83,7 @@ pub enum ExecError {
     /// No task completed for too long.
     #[error("no task completed in {seconds} s: {chain}")]
     Stuck {
-        /// How long.
+        /// Time since a task last completed, in whole seconds.
         seconds: u64,
         /// Who waits for whom.
         chain: String,

@@ -189,8 +189,8 @@ impl<E: Engine> Shared<E> {
             let table = &self.tables[part.part];
             let tasks = &table.lanes[at.lane];
             let i = (at.count - part.base[at.lane] - 1) as usize;
-            // Of what a stream does without waiting only the first task has an event at its start, and the stretch counts
-            // for its last one. A part's first task has one.
+            // Of a stretch of tasks that a stream runs without waiting, only the first has an event at its start, and
+            // its seconds count for the last one. The first task of a part always has one.
             let stream = self.streams.as_ref().is_some_and(|s| s.is_stream(at.lane));
             let marked = |&i: &usize| !stream || table.marks.start[tasks[i]];
             let first = (0..=i).rev().find(marked).unwrap_or(0);

@@ -121,7 +121,7 @@ impl<E: Engine> Runner<E> {
                     runner.senders.push(sender);
                     match worker {
                         Ok(worker) => runner.workers.push(worker),
-                        // Told by whatever is asked of the runner next.
+                        // The error is returned by the next call on the runner.
                         Err(e) => shared.fail(threads(lane, 1, &e)),
                     }
                 }
@@ -336,7 +336,7 @@ impl<E: Engine> Runner<E> {
         self.shared.chain()
     }
 
-    /// The plan.
+    /// The plan whose parts are submitted.
     #[must_use]
     pub fn plan(&self) -> &Arc<Plan> {
         &self.shared.plan

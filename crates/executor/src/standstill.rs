@@ -1,4 +1,4 @@
-//! Who waits for whom, told when a run stands still.
+//! When a run stands still: which lane waits for which, as text.
 
 use lowtide_planner::{Lane, PerLane};
 

@@ -69,14 +69,14 @@ pub struct LaneMeasure {
     pub busy_seconds: f64,
     /// Bytes moved by copies and disk transfers.
     pub bytes: u64,
-    /// Tasks completed.
+    /// Tasks completed, those of every part.
     pub tasks: u64,
 }
 
 /// Sums over everything that ran, by lane in the order of [`Lane::ALL`].
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Measured {
-    /// By lane.
+    /// Busy seconds, bytes and tasks of each lane.
     pub lanes: PerLane<LaneMeasure>,
     /// Seconds in which a drive read or wrote: both at once count once.
     pub drive_seconds: f64,
@@ -91,7 +91,7 @@ impl Measured {
         &self.lanes[lane]
     }
 
-    /// Both together.
+    /// The sum of two measurements that do not overlap in time.
     #[must_use]
     pub fn plus(&self, other: &Self) -> Self {
         let mut d = *self;

@@ -13,7 +13,7 @@ pub struct Trace {
 }
 
 impl Trace {
-    /// Nothing.
+    /// No part is traced, so no task costs an event.
     pub const NONE: Self = Self {
         times: 0,
         events: 0,

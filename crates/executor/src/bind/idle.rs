@@ -9,9 +9,9 @@ use crate::runner::Runner;
 /// The tiers while nothing runs: ranges of the memory are lent to whoever asks, one holder at a time.
 #[derive(Debug)]
 pub struct Idle<'a> {
-    /// Device arena.
+    /// The device arena, all of its bytes.
     pub device: Lender<'a>,
-    /// Host arena.
+    /// The host arena, all of its bytes.
     pub host: Lender<'a>,
     /// Disk, where the plan uses one.
     pub disk: Option<&'a Disk>,

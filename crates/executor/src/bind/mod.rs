@@ -13,9 +13,9 @@ use crate::error::{EngineError, ExecError};
 /// The memory and disk that a plan's slots lie in, each exactly as large as planned.
 #[derive(Debug)]
 pub struct Tiers {
-    /// Device arena.
+    /// The device arena: its bytes lie on the GPU, or in host memory of their own on the CPU device.
     pub device: Memory,
-    /// Host arena.
+    /// The host arena. It never shares a byte with the device arena.
     pub host: Memory,
     /// Disk, where the plan uses one.
     pub disk: Option<Disk>,

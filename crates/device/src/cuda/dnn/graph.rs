@@ -111,9 +111,9 @@ pub enum Op {
     Mul,
     /// x / b
     Div,
-    /// e^x
+    /// e to the power of x
     Exp,
-    /// ln x
+    /// natural logarithm of x
     Log,
 }
 
