@@ -2,7 +2,8 @@
 //!
 //! `cargo run --release -p lowtide-kernels --example adamw -- [THREADS [PARAMETERS [ROUNDS [MOMENTS [OPTIMIZER]]]]]`
 //! (moments `f32`, `bf16` or `int8`) prints for each round parameters a second, bytes a second (of
-//! AdamW 26, 18 or 14.125 a parameter) and the share of the better of memcpy and non-temporal copy; then one JSON object with the median share.
+//! AdamW 26, 18 or 14.125 a parameter) and the share of the better of memcpy and non-temporal copy; then one JSON
+//! object with the median share.
 
 #![allow(clippy::print_stdout, reason = "a bench prints its figures")]
 

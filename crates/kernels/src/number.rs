@@ -11,7 +11,7 @@ use multiversion::multiversion;
 
 /// How a number lies in memory: `u16` is bf16, as its bits; `f32` is itself.
 pub(crate) trait Number: Plain {
-    /// Exact.
+    /// The same value as f32; exact for both storages.
     fn widen(self) -> f32;
     /// Rounded to nearest, ties to even; NaN stays NaN.
     fn narrow(x: f32) -> Self;

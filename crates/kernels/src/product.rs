@@ -34,7 +34,7 @@ impl<'a> Matrix<'a> {
         }
     }
 
-    /// The transpose.
+    /// The transpose of the same memory: strides change places, nothing is copied.
     pub(crate) fn t(self) -> Self {
         Self {
             data: self.data,
@@ -96,7 +96,7 @@ pub(crate) fn gemm(
 /// One operand of [`product`]: a matrix in memory, row-major with no gaps.
 #[derive(Clone, Copy)]
 pub(crate) struct Operand<'a> {
-    /// The numbers.
+    /// Bytes of the whole matrix; numbers of type E.
     pub view: Src<'a>,
     /// Numbers of a row in memory.
     pub stride: usize,
@@ -203,11 +203,11 @@ pub(crate) fn with_scratch<R>(len: usize, work: impl FnOnce(&mut [f32]) -> R) ->
 
 /// A finished tile of the result: rows and columns from `(i, j)`, `stride` between its rows.
 pub(crate) struct Tile<'a> {
-    /// First row.
+    /// First row of the result that it holds.
     pub i: usize,
-    /// First column.
+    /// First column of the result that it holds.
     pub j: usize,
-    /// Columns.
+    /// How many columns it holds, and numbers between its rows.
     pub cols: usize,
     /// Row-major, `cols` a row.
     pub data: &'a [f32],

@@ -10,7 +10,7 @@ use crate::operands::Sum;
 /// Rows of numbers: what an operation on each row by itself has for sizes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rows {
-    /// How many.
+    /// How many rows.
     pub rows: usize,
     /// Numbers of one.
     pub width: usize,

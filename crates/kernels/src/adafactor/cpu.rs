@@ -56,7 +56,7 @@ fn on<G: Number>(path: Path, q: &Queue, tensors: &[Tensor], a: Arrays<'_>, c: &C
     });
 }
 
-/// Master weights.
+/// The master weights of a run of numbers, as the precision stores them.
 enum Master<'a> {
     /// bf16 weight bits and remainders.
     Split(&'a mut [u16], &'a mut [i16]),

@@ -68,7 +68,7 @@ pub(crate) struct Constants {
     pub weight: f32,
     /// 1 - lr · weight decay.
     pub keep: f32,
-    /// Learning rate.
+    /// Learning rate, in f64: clipping of the update divides it before it is rounded to f32.
     pub rate: f64,
     /// Least root mean square that is made smaller.
     pub threshold: f64,

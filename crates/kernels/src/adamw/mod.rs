@@ -60,7 +60,7 @@ pub(crate) struct Constants {
     pub one_minus_beta2: f32,
     /// √(1 - β₂ᵗ).
     pub root_correction2: f32,
-    /// ε.
+    /// ε, added to the root of the second moment.
     pub eps: f32,
     /// 1 - lr · weight decay.
     pub keep: f32,

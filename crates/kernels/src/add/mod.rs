@@ -16,7 +16,7 @@ use crate::operands::{Views, operands};
 operands! {
     /// Operands of [`forward`], all E (n).
     pub struct Forward<F> {
-        /// Result.
+        /// The result; written once, rounded to E.
         pub y: F::Write,
         /// What is multiplied.
         pub x: F::Read,

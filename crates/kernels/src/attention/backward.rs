@@ -82,7 +82,7 @@ struct Place {
     head: usize,
     /// First query in its row of T.
     first: usize,
-    /// Queries.
+    /// Number of queries; fewer than a full tile at the end of a row.
     n: usize,
 }
 
@@ -125,7 +125,8 @@ impl<'a> Scratch<'a> {
     }
 }
 
-/// Writes dq of a tile of queries and adds its part of dk and dv. Long because its two passes over a tile share all their parts.
+/// Writes dq of a tile of queries and adds the tile's part of dk and dv. Long because its two passes over a tile
+/// share all their parts.
 fn queries<E: Number>(
     o: &Backward<Views<'_>>,
     a: &Attn,

@@ -655,13 +655,12 @@ mod tests {
         )
     }
 
-    /// Runs where `LOWTIDE_CUDNN_STUB` is set, and takes minutes. Needs cuDNN and no GPU: `LOWTIDE_CUDA_LIBS` names the folder of `libcudnn.so.9`, and
-    /// `LD_LIBRARY_PATH` folders of `libcublasLt`, `libnvrtc` and a `libcuda.so.1`. For the last
-    /// serves a library that has every function of the driver, whose calls return 100, but for
-    /// those that load modules and find kernels in them (`cuLibraryLoadData`,
-    /// `cuLibraryGetKernel`, `cuLibraryGetModule`, `cuKernelGetFunction`, `cuModuleLoadData`,
-    /// `cuModuleGetFunction`, and the setters of their attributes): these give a handle that is not
-    /// null, and 0.
+    /// Runs where `LOWTIDE_CUDNN_STUB` is set, and takes minutes. Needs cuDNN and no GPU: `LOWTIDE_CUDA_LIBS` names
+    /// the folder of `libcudnn.so.9`, and `LD_LIBRARY_PATH` folders of `libcublasLt`, `libnvrtc` and a
+    /// `libcuda.so.1`. For the last serves a library that has every function of the driver, whose calls return 100,
+    /// but for those that load modules and find kernels in them (`cuLibraryLoadData`, `cuLibraryGetKernel`,
+    /// `cuLibraryGetModule`, `cuKernelGetFunction`, `cuModuleLoadData`, `cuModuleGetFunction`, and the setters of
+    /// their attributes): these give a handle that is not null, and 0.
     #[test]
     #[allow(clippy::print_stderr, reason = "what is skipped must be seen")]
     fn every_graph_is_accepted() {

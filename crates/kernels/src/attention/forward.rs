@@ -108,7 +108,7 @@ fn widen_rows<E: Number>(to: &mut [f32], from: &[E], stride: usize, d: usize, fa
     }
 }
 
-/// Caps scores.
+/// `s = cap·tanh(s/cap)` for each score, in place.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma"))]
 pub(super) fn bend(scores: &mut [f32], cap: f32) {
     for score in scores {

@@ -1,11 +1,12 @@
 //! Attention inside documents, grouped-query, on the fused (B·T, (H+2KV)·D) projection.
 //!
 //! Token t of a row attends to the tokens s of the same row with `doc_start[t] <= s <= t`, so
-//! documents packed into one row do not see each other (`doc_start` counts inside the row). With a [window](Mask::Window) of n a
-//! token sees itself and the n - 1 tokens before it at most: its first key is the later one of its document's first token and
-//! `t + 1 - n`. Either never falls from a token to the next, so whatever holds of document starts holds of first keys.
-//! With a [full mask](Mask::Full) a token sees all of its document, also what is behind it: up to the first token whose
-//! document starts after t. Documents' ends never fall either.
+//! documents packed into one row do not see each other (`doc_start` counts inside the row). With a
+//! [window](Mask::Window) of n, a token sees itself and at most the n - 1 tokens before it: its first key is the
+//! later of its document's first token and `t + 1 - n`. Neither decreases from one token to the next, so whatever
+//! holds for document starts holds for first keys. With a [full mask](Mask::Full) a token sees its whole document,
+//! later tokens included, up to the first token whose document starts after t. Ends of documents never decrease
+//! either.
 //! Softmax is online over tiles of keys: memory grows with T, never with T².
 //!
 //! Bound: matrix products, 4·D operations a (query, key) pair of each head in forward and 10·D in
@@ -48,12 +49,12 @@ pub struct Attn {
     pub heads: usize,
     /// KV: key and value heads.
     pub kv_heads: usize,
-    /// D.
+    /// D: numbers of a head.
     pub head_dim: usize,
     /// Factor of the scores, usually 1/√D.
     pub scale: f32,
-    /// What scores cannot exceed, more than 0: s becomes `cap·tanh(s/cap)` after the factor (Gemma 2). [`Engine::Cudnn`] has
-    /// none, and nobody has one with a full mask.
+    /// Scores stay below this, which is more than 0: after the factor, s becomes `cap·tanh(s/cap)` (Gemma 2). Not
+    /// available in [`Engine::Cudnn`], nor with a full mask.
     pub cap: Option<f32>,
     /// Which keys of its document a token sees. [`Engine::Cudnn`] has [`Mask::Causal`] only.
     pub mask: Mask,
@@ -185,7 +186,8 @@ operands! {
     }
 }
 
-/// `out = softmax(scale·q·kᵀ)·v` for each head, over the keys that a token may see, the scores [capped](Attn::cap) or not.
+/// `out = softmax(scale·q·kᵀ)·v` for each head, over the keys that a token may see; scores may be
+/// [capped](Attn::cap).
 pub fn forward(q: &Queue, o: Forward<Views<'_>>, a: &Attn, dtype: Dtype, ws: Dst<'_>) {
     a.check(o.qkv, &o.out, &o.lse, o.inputs.doc_start, size(dtype));
     expect_workspace(&ws, workspace(a, dtype, q.make()));

@@ -199,8 +199,8 @@ fn wide_heads_and_groups_agree_with_the_reference() {
     }
 }
 
-/// Windows of one key, inside a tile, of whole tiles, just short of the row, and longer than it; with documents that are
-/// shorter and longer than the window; on every kernel that a GPU has for heads.
+/// Windows of one key, inside a tile, of whole tiles, just short of the row, and longer than it, with documents that
+/// are shorter and longer than the window, on every kernel that a GPU has for these heads.
 #[test]
 fn windows_agree_with_the_reference() {
     for dtype in DTYPES {
@@ -243,8 +243,8 @@ fn full_masks_agree_with_the_reference() {
     }
 }
 
-/// Caps that bite (scores are of order 3) and that hardly do, on every kernel that a GPU has for heads, with windows and
-/// documents.
+/// Caps that change scores of order 3 much and hardly, with windows and documents, on every kernel that a GPU has for
+/// these heads.
 #[test]
 fn caps_agree_with_the_reference() {
     for dtype in DTYPES {

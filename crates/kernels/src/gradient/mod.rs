@@ -20,7 +20,7 @@ use crate::number::{expect, size};
 pub struct Segment {
     /// First number, counted from the piece's first.
     pub offset: usize,
-    /// Numbers.
+    /// How many numbers it has.
     pub elements: usize,
 }
 

@@ -134,7 +134,7 @@ pub(super) struct Chunk<'a> {
     pub losses: Dst<'a>,
     /// i32 (n).
     pub labels: Src<'a>,
-    /// V.
+    /// V: logits of a row.
     pub vocab: usize,
     /// Numbers between rows.
     pub gap: usize,
@@ -146,10 +146,10 @@ pub(super) struct Chunk<'a> {
     pub smoothing: f32,
 }
 
-/// Losses of a chunk's rows, one each, and their sum and number written to `loss`, or added to it unless
-/// the chunk is the first; with a scale the logits become their gradient, without one the number is
-/// [`Counts`](super::Counts) and the first logit of each row whether its label has the largest. Long because each argument of
-/// a launch is a line.
+/// Writes the losses of a chunk's rows, one each, and writes their sum and number to `loss`, or adds them unless the
+/// chunk is the first. With a scale, the logits become their gradient. Without one, the number is
+/// [`Counts`](super::Counts), and the first logit of each row says whether its label has the largest. Long because
+/// each argument of a launch is a line.
 pub(super) fn after_product(
     stream: &cuda::Queue,
     loss: Dst<'_>,

@@ -64,7 +64,7 @@ impl Counts {
         }
     }
 
-    /// The word.
+    /// The inverse of [`Self::of`].
     #[must_use]
     pub fn word(self) -> f64 {
         f64::from_bits(u64::from(self.right) << 32 | u64::from(self.rows))
@@ -74,11 +74,11 @@ impl Counts {
 /// Sizes of the head.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Head {
-    /// B·T.
+    /// B·T: rows of hidden numbers.
     pub rows: usize,
-    /// C.
+    /// C: width of a row.
     pub hidden: usize,
-    /// V.
+    /// V: logits of a row.
     pub vocab: usize,
     /// Rows whose logits exist at once.
     pub chunk: usize,
@@ -250,13 +250,13 @@ operands! {
 }
 
 /// Cross-entropy of `h·wᵀ`, [bent](Bend), against the labels, and its gradients times `scale`. With a smoothing e the
-/// target is `(1 - e)·onehot + e/V`, as in PyTorch's `cross_entropy(label_smoothing=e)` and transformers' `LabelSmoother`.
+/// target is `(1 - e)·onehot + e/V`, as in PyTorch's `cross_entropy(label_smoothing=e)` and transformers'
+/// `LabelSmoother`.
 ///
-/// The product's results are rounded to E, bent in f32, and the gradient of each, `(softmax - target)·scale` and what the
-/// bend makes of it, is rounded to E. `dw`
-/// gains chunk after chunk, in the order of rows. A label of V or more panics; on a CUDA queue it makes
-/// the sum of losses, and the gradient of its row, NaN. Finished, or in the stream of a CUDA queue, when
-/// the call returns.
+/// The product's results are rounded to E, bent in f32, and the gradient of each, `(softmax - target)·scale` and what
+/// the bend makes of it, is rounded to E. `dw` gains chunk after chunk, in the order of rows. A label of V or more
+/// panics; on a CUDA queue it makes the sum of losses, and the gradient of its row, NaN. Finished, or in the stream
+/// of a CUDA queue, when the call returns.
 pub fn train(q: &Queue, o: Train<Views<'_>>, scale: f32, d: &Head, dtype: Dtype, ws: Dst<'_>) {
     expect("dh", &o.dh, d.rows * d.hidden, size(dtype));
     o.dw.iter()
@@ -272,8 +272,8 @@ pub fn train(q: &Queue, o: Train<Views<'_>>, scale: f32, d: &Head, dtype: Dtype,
     q.run(|| with_dtype!(dtype, cpu::train(o, scale, d, scratch)));
 }
 
-/// The loss alone, without smoothing, with the same bits as [`train`]'s, and how often the label has the largest of the logits that the loss
-/// is made of: rounded to E, then [bent](Bend). Finished, or in the stream of a CUDA queue,
+/// The loss alone, without smoothing, with the same bits as [`train`]'s, and how often the label has the largest of
+/// the logits that the loss is made of: rounded to E, then [bent](Bend). Finished, or in the stream of a CUDA queue,
 /// when the call returns.
 pub fn loss(q: &Queue, o: Loss<Views<'_>>, d: &Head, dtype: Dtype, ws: Dst<'_>) {
     expect("loss", &o.loss, 2, size_of::<f64>());
@@ -287,8 +287,8 @@ pub fn loss(q: &Queue, o: Loss<Views<'_>>, d: &Head, dtype: Dtype, ws: Dst<'_>) 
     q.run(|| with_dtype!(dtype, cpu::loss(o.loss, from, d, scratch)));
 }
 
-/// One row of logits, [bent](Bend), for each `seq` rows (a sequence, or a span of one), at its row whose label is not negative (the
-/// first, should there be several; zeros where there is none). Finished, or in the stream of a CUDA
+/// One row of logits, [bent](Bend), for each `seq` rows (a sequence, or a span of one), at its row whose label is not
+/// negative (the first, should there be several; zeros where there is none). Finished, or in the stream of a CUDA
 /// queue, when the call returns.
 pub fn logits(q: &Queue, o: Logits<Views<'_>>, seq: usize, d: &Head, dtype: Dtype, ws: Dst<'_>) {
     assert!(

@@ -37,8 +37,8 @@ pub fn bent(x: f64, bend: Bend) -> (f64, f64) {
     }
 }
 
-/// Cross-entropy of `h·wᵀ`, bent, against labels (negative: no loss) of which a share is spread over all tokens and its gradients times `scale`, for rows of `c`
-/// numbers.
+/// Cross-entropy of `h·wᵀ`, bent, against labels, of which a share is spread over all tokens, and its gradients times
+/// `scale`. Rows have `c` numbers; a negative label has no loss.
 ///
 /// `round` is applied to each of the product's results and to its gradient: what storing them does.
 #[must_use]

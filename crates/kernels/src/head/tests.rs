@@ -353,8 +353,8 @@ fn check_alone(rows: usize, vocab: usize, dtype: Dtype, scale: Option<f32>) {
     }
 }
 
-/// Whole numbers, whose products are exact in every type, so that logits are equal where they should be: labels that have
-/// the largest, that share it with an earlier or a later one, and any.
+/// Whole numbers, whose products are exact in every type, so that logits are equal where they should be. Labels have
+/// the largest logit, share it with an earlier or a later one, or are any.
 #[test]
 fn labels_that_greedy_decoding_takes_are_counted() {
     let bent = Bend {

@@ -48,7 +48,7 @@ pub(crate) struct Constants {
     pub one_minus_beta2: f32,
     /// 1 - lr · weight decay.
     pub keep: f32,
-    /// -lr.
+    /// -lr: what the sign of the update is multiplied by.
     pub minus_rate: f32,
     /// Which step this is: with parameter and position, what rounding to a bf16 moment depends on.
     pub step: u64,

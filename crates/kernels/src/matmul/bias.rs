@@ -18,7 +18,7 @@ const WARPS: usize = 8;
 const SLAB: usize = 256;
 /// Fewest rows of a run, so that its partial sums are a percent of what it reads.
 const SHORT: usize = 256;
-/// Most runs.
+/// Most partial sums of a column, which the last launch adds in order.
 const RUNS: usize = 64;
 
 /// Rows of a run, a multiple of the warps of a block.

@@ -1,5 +1,5 @@
-//! Norms of all queries and of all keys, on a GPU. Runs of rows leave partial sums of the weights' gradients in `ws`, as
-//! RMSNorm's do.
+//! Norms of all queries and of all keys, on a GPU. As in RMSNorm, runs of rows leave partial sums of the weights'
+//! gradients in `ws`.
 
 use lowtide_device::Dst;
 use lowtide_device::cuda::{Queue, Source};

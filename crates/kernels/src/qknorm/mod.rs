@@ -1,8 +1,8 @@
 //! RMSNorm of all query heads of a token together, and of all its key heads (OLMo 2's), on the fused
 //! (rows, (H+2KV)·D) projection. Values pass.
 //!
-//! Norms of each head by itself are done with the rotation ([`crate::rope`]). Bound: bytes over memory rate, one read and
-//! one write of the projection.
+//! Norms of each head by itself are done with the rotation ([`crate::rope`]). Bound: bytes over memory rate, one read
+//! and one write of the projection.
 
 mod cpu;
 mod cuda;

@@ -26,7 +26,7 @@ pub fn workspace(rows: usize, c: usize, make: Make) -> usize {
 /// What is added to a weight before it is used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Plus {
-    /// Nothing.
+    /// The weight is used as it is stored.
     #[default]
     Nothing,
     /// 1: the parameter is the weight's distance from it (Gemma's).
@@ -77,7 +77,8 @@ operands! {
     }
 }
 
-/// `rstd = 1/√(mean(x²) + eps)` for each row, `y = x·rstd·w`, in rows of width C; w is the parameter `plus` what that says.
+/// `rstd = 1/√(mean(x²) + eps)` for each row and `y = x·rstd·w`, in rows of width C. w is the parameter, to which
+/// `plus` may add 1.
 pub fn forward(q: &Queue, o: Forward<Views<'_>>, d: Rows, eps: f32, plus: Plus) {
     let e = size(d.dtype);
     expect("y", &o.y, d.numbers(), e);

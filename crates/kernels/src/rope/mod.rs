@@ -19,11 +19,11 @@ use crate::rows::Runs;
 /// Heads of the fused projection: H query heads, then KV key heads, then KV value heads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Heads {
-    /// H.
+    /// H: query heads.
     pub heads: usize,
-    /// KV.
+    /// KV: key heads, and as many value heads.
     pub kv_heads: usize,
-    /// D, even.
+    /// D: numbers of a head, even because they are rotated in pairs.
     pub head_dim: usize,
 }
 
@@ -63,8 +63,8 @@ impl Table {
         Self::partial(inv_freq, attention_factor, inv_freq.len(), max_positions)
     }
 
-    /// As [`Self::new`] for heads of `2·half` numbers, of which those beyond the first `inv_freq` of each half stay as they
-    /// are: their cosine is 1, without the factor, and their sine 0.
+    /// As [`Self::new`] for heads of `2·half` numbers. Only the first `inv_freq.len()` numbers of each half are
+    /// rotated; the others stay as they are: their cosine is 1, without the factor, and their sine 0.
     ///
     /// # Panics
     /// When there are more frequencies than `half`.

@@ -165,7 +165,7 @@ fn agrees_with_the_reference() {
     }
 }
 
-/// Where a part of a head is rotated, its numbers turn as those of a head of that size, and the others stay as they are.
+/// Where part of a head is rotated, those numbers turn as in a head of that size, and the others stay as they are.
 #[test]
 fn a_part_of_a_head_is_rotated() {
     let (rows, half, turning) = (37, 8, 3);

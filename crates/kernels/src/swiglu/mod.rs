@@ -1,4 +1,5 @@
-//! SwiGLU: `y = silu(gate)·up` on the fused (rows, 2F) projection; and with GELU's tanh form in place of silu (GeGLU, Gemma's).
+//! SwiGLU: `y = silu(gate)·up` on the fused (rows, 2F) projection; or with GELU's tanh form in place of silu (GeGLU,
+//! Gemma's).
 //!
 //! Bound: bytes over memory rate: forward three numbers an element, backward five.
 

@@ -39,7 +39,7 @@ pub struct BenchReport {
 /// The rate of one path.
 #[derive(Clone, Copy, Debug)]
 pub struct PathRate {
-    /// Which.
+    /// Which version of the loop: vector instructions or portable code.
     pub path: Path,
     /// Parameters updated in a second.
     pub parameters_per_second: f64,

@@ -17,10 +17,10 @@
 //!
 //! # Moments
 //!
-//! Between steps they are stored as [`Moments`](lowtide_workload::Moments) says: in f32, as they come out of the formula; in bf16; or
-//! as 8-bit codes with a scale a block. The formula is the same f32 arithmetic on what was stored, and the
-//! master weight is made from the moments before they are rounded. The head of `moments.rs` says how: it is
-//! part of the contract.
+//! Between steps, moments are stored as [`Moments`](lowtide_workload::Moments) says: in f32, as they come out of the
+//! formula; in bf16; or as 8-bit codes with a scale a block. The formula is the same f32 arithmetic on what was
+//! stored, and the master weight is made from the moments before they are rounded. The head of `moments.rs` says how:
+//! it is part of the contract.
 //!
 //! # Threads
 //!
@@ -142,7 +142,7 @@ pub(crate) fn power(mut base: f64, mut n: u64) -> f64 {
 pub struct Segment {
     /// Where it starts; a multiple of 128 to rules of single numbers.
     pub offset: usize,
-    /// Its length.
+    /// How many numbers it has.
     pub elements: usize,
     /// Whether weight decay applies to it.
     pub decay: bool,
@@ -173,7 +173,7 @@ pub struct Operands<'a> {
     pub weight: Dst<'a>,
     /// Its state as [`Optimizer::layout`] lays it out, updated in place.
     pub state: Dst<'a>,
-    /// Its gradient.
+    /// The piece's gradient in the storage of [`Types::gradient`], already finished, not yet clipped.
     pub gradient: Src<'a>,
     /// Three f64: the factor of clipping, which is rounded to f32 and takes the place of
     /// [`Hyper::grad_scale`], the norm, and whether updates apply: where that is 0, nothing is written.
