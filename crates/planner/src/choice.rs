@@ -58,7 +58,7 @@ pub enum Activations {
     Recompute,
     /// None is computed again: what does not stay moves to the host or to a drive.
     Offload,
-    /// All stay.
+    /// Every saved tensor stays on the device from forward to backward.
     Keep,
 }
 
@@ -120,7 +120,7 @@ impl Ahead {
 /// Every choice of one plan.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Choice {
-    /// Loop order.
+    /// Which comes first in forward and backward: the next block or the next micro-batch.
     pub order: LoopOrder,
     /// Cut of the parameters.
     pub pieces: Pieces,
@@ -307,7 +307,7 @@ fn costly(unit: &Unit, tensor: LocalId) -> bool {
 /// What the user allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Budgets {
-    /// Device memory.
+    /// Bytes of the device arena, without what libraries hold beside it.
     pub device: Bytes,
     /// Pinned host memory.
     pub host: Bytes,

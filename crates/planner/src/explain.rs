@@ -188,10 +188,10 @@ fn is_updated(plan: &Plan, unit: usize) -> bool {
     own.clone().next().is_none() || own.any(|p| !p.frozen)
 }
 
-/// One of the ways to update, and how much of a plan goes it.
+/// One of the ways to update, and how much of a plan's updates it does.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Share {
-    /// Units.
+    /// Units with something to update.
     pub units: u32,
     /// Parameters, padding included.
     pub parameters: u64,

@@ -57,7 +57,7 @@ fn plans_with_frozen_parameters_pass_the_checker() {
     assert!(seen > 900, "{seen}");
 }
 
-/// What is read of the drives and written to them is told by what it is, as what passes the links.
+/// Bytes read from the drives and written to them are counted by what they hold, as those on the links are.
 #[test]
 fn what_drives_read_and_write_is_told() {
     let w = frozen(workload(2, 1), &[2, 3]);

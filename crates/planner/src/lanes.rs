@@ -24,7 +24,7 @@ pub enum LaneKind {
 }
 
 impl LaneKind {
-    /// All six.
+    /// All six kinds, in the order of a plan's predictions.
     pub const ALL: [Self; 6] = [
         Self::Gpu,
         Self::H2d,
@@ -61,7 +61,7 @@ pub struct Lane {
 const LANES: usize = 7;
 
 impl Lane {
-    /// Kernels.
+    /// Kernels on the device.
     pub const GPU: Self = Self::new(LaneKind::Gpu, 0);
     /// Host to device.
     pub const H2D: Self = Self::new(LaneKind::H2d, 0);
@@ -131,17 +131,17 @@ impl fmt::Display for Lane {
 pub(crate) struct LaneSet(u16);
 
 impl LaneSet {
-    /// These.
+    /// The set of these lanes; one that comes twice counts once.
     pub(crate) fn of(lanes: impl IntoIterator<Item = Lane>) -> Self {
         lanes.into_iter().fold(Self::default(), Self::with)
     }
 
-    /// This one too.
+    /// The set with this lane added.
     pub(crate) fn with(self, lane: Lane) -> Self {
         Self(self.0 | 1 << lane.idx())
     }
 
-    /// Those that are in no other.
+    /// The lanes of this set that are not in the other.
     pub(crate) fn without(self, other: Self) -> Self {
         Self(self.0 & !other.0)
     }
@@ -156,7 +156,7 @@ impl LaneSet {
         self.0 & other.0 == other.0
     }
 
-    /// How many.
+    /// Number of lanes in it.
     pub(crate) fn len(self) -> u32 {
         self.0.count_ones()
     }

@@ -26,7 +26,7 @@ pub enum Source {
 pub struct BadRate {
     /// The key, with those that it is in.
     pub key: String,
-    /// Its value.
+    /// What the file has there.
     pub value: f64,
     /// What it must be.
     pub need: &'static str,
@@ -35,11 +35,11 @@ pub struct BadRate {
 /// One drive, or several that are striped.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DiskRates {
-    /// Reads alone.
+    /// Rate of reads while nothing is written.
     pub read: BytesPerSecond,
-    /// Writes alone.
+    /// Rate of writes while nothing is read.
     pub write: BytesPerSecond,
-    /// Reads and writes at once, both together, as many bytes each.
+    /// Reads and writes at once, as many bytes of each: the sum of both rates.
     pub mixed: BytesPerSecond,
     /// Time of the smallest transfer.
     pub latency: Seconds,
@@ -252,11 +252,10 @@ impl Machine {
         bytes / net.rate + net.latency
     }
 
-    /// As each of so many ranks of this machine has it: they share the host's memory and cores, and the drives.
-    /// Each GPU has a link of its own, at its full rate: of what its copies share with lanes of the host they take their
-    /// part as often as there are ranks, while lanes whose rate is divided take together what one rank's would. Ranks on
-    /// the CPU device share its cores for all that they do. Sets of lanes that were measured together stay: no more is
-    /// known of them.
+    /// The machine as each of so many ranks has it: they share the host's memory, its cores and the drives. Each GPU
+    /// has a link of its own at its full rate, so what its copies take from lanes of the host is taken once per rank,
+    /// while lanes whose rate is divided take as much together as one rank's would. Ranks on the CPU device share its
+    /// cores for everything. Measured sets of lanes stay as they are, because nothing more is known about them.
     #[must_use]
     pub fn share(&self, ranks: u32) -> Self {
         let part = |rate: BytesPerSecond| BytesPerSecond(rate.0 / f64::from(ranks));

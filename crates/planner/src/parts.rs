@@ -16,7 +16,7 @@ pub enum PartName {
     Drain,
     /// Loss without gradients.
     Evaluate,
-    /// Logits.
+    /// Logits without a loss, for answers.
     Infer,
     /// Of a batch in rounds (then `first`, `steady` and `evaluate` are its first round): any round
     /// between the first and the last.

@@ -46,7 +46,7 @@ id! {
 /// A run of one unit's parameters that is fetched, accumulated, updated and written as one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Piece {
-    /// Whose.
+    /// Which of [`Workload::units`] its parameters belong to.
     pub unit: u32,
     /// Which of [`Workload::params`].
     pub params: Range<ParamId>,
@@ -204,9 +204,9 @@ id! {
 /// A fixed byte range of a tier (on disk: an extent) that holds one tensor for one life.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Slot {
-    /// Which tier.
+    /// The tier whose address space `offset` is in.
     pub tier: Tier,
-    /// First byte.
+    /// First byte in the tier, a multiple of [`Tier::align`].
     pub offset: u64,
     /// Bytes reserved, a multiple of [`Tier::align`].
     pub bytes: u64,
@@ -222,24 +222,24 @@ pub struct Slot {
 /// How a task uses a slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Use {
-    /// Reads.
+    /// The content is read and stays as it is.
     Read,
-    /// Overwrites; earlier content is not looked at.
+    /// All bytes are overwritten; earlier content is not looked at.
     Write,
-    /// Reads and writes.
+    /// The content is read, then changed in place.
     Update,
 }
 
 /// A task's use of bytes of a slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Arg {
-    /// Which slot.
+    /// Index into [`Plan::slots`].
     pub slot: SlotId,
     /// First byte inside it.
     pub offset: u64,
-    /// How many.
+    /// Length of the range.
     pub bytes: u64,
-    /// How.
+    /// Whether they are read, overwritten, or both.
     pub access: Use,
 }
 
@@ -247,7 +247,7 @@ pub struct Arg {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Phase {
-    /// Forward.
+    /// Each operation of a forward pass, once a micro-batch.
     Forward,
     /// A forward operation again, in backward.
     Recompute,
@@ -279,20 +279,20 @@ pub enum Work {
     /// workspace if it has one. A gradient operand used with [`Use::Write`] is the first of the
     /// batch and overwrites.
     Compute {
-        /// Unit.
+        /// Which of [`Workload::units`].
         unit: u32,
         /// List of operations.
         phase: Phase,
         /// Index in it.
         op: OpId,
-        /// Micro-batch.
+        /// Micro-batch of the batch, from 0, when the part runs for the first time.
         micro_batch: u32,
     },
     /// Rounds a complete accumulator to the gradient and sums its squares.
     /// Args: gradient, norm parts, accumulator (absent when the gradient is rounded in place). Of several ranks the
     /// third are the shares, which are added up first in the order of ranks.
     Finish {
-        /// Piece.
+        /// Which of [`Plan::pieces`].
         piece: PieceId,
     },
     /// Copies args\[0\] to args\[1\] between device and host.
@@ -306,28 +306,28 @@ pub enum Work {
         /// Micro-batch, when the part runs for the first time.
         micro_batch: u32,
     },
-    /// Sums the norm parts args\[0\] (of all ranks, where there are several) in parameter order, writes norm and clip factor args\[1\];
-    /// args\[2\]: losses of the last round.
+    /// Sums the norm parts args\[0\] (of all ranks, where there are several) in parameter order and writes norm and
+    /// clip factor to args\[1\]. args\[2\]: losses of the last round.
     Norm,
     /// Hands the losses args\[0\] to the caller, behind those of the rounds before (evaluation, and rounds
     /// that do not end in a norm).
     Losses,
     /// Hands the logits args\[0\] to the caller.
     Logits {
-        /// Micro-batch.
+        /// Micro-batch whose rows they belong to.
         micro_batch: u32,
     },
     /// The optimizer's step on a piece, on the lane's processor.
     /// Args: weight, state, gradient, clip factor, norm parts (on the device only where they are looked at),
     /// then scratch if the optimizer needs some.
     Update {
-        /// Piece.
+        /// Which of [`Plan::pieces`].
         piece: PieceId,
     },
     /// Sends every rank its share of the accumulator args\[0\], which is complete on this one, and gets all ranks'
     /// shares of its own into args\[1\].
     AllToAll {
-        /// Piece.
+        /// Which of [`Plan::pieces`].
         piece: PieceId,
     },
     /// Gets every rank's args\[0\] into args\[1\].
@@ -349,11 +349,11 @@ id! {
 /// One piece of work on one lane.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Task {
-    /// Who does it.
+    /// The lane that does it.
     pub lane: Lane,
-    /// What.
+    /// What is done, and which arguments that takes.
     pub work: Work,
-    /// On which bytes.
+    /// The bytes that it uses, in the order that its work asks for.
     pub args: Vec<Arg>,
     /// Tasks of the same part, on other lanes, that must be complete. What earlier tasks of the
     /// same lane guarantee is left out.
@@ -415,7 +415,7 @@ pub struct LaneUse {
     pub busy_seconds: Seconds,
     /// Bytes moved (zero for gpu and host).
     pub bytes: Bytes,
-    /// Tasks.
+    /// How many tasks the step has there, those of all rounds.
     pub tasks: u32,
 }
 
@@ -486,7 +486,7 @@ fn is_one(ranks: &u32) -> bool {
     *ranks == 1
 }
 
-/// No slots.
+/// serde's default for plans without such slots.
 fn none() -> Range<SlotId> {
     SlotId(0)..SlotId(0)
 }

@@ -19,7 +19,7 @@ pub(crate) fn updates(host: f64) -> Updates {
     })
 }
 
-/// Round rates.
+/// A machine with round rates, so that expected times can be worked out by hand.
 pub(crate) fn machine() -> Machine {
     let share = |list: &[(&str, f64)]| list.iter().map(|&(k, v)| (k.to_owned(), v)).collect();
     Machine {

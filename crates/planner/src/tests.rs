@@ -345,8 +345,8 @@ fn a_refusal_says_what_would_fit_and_it_does() {
     );
 }
 
-/// Lives of slots follow predicted times, so rates decide what fits by a few percent, and a batch's first or last part may
-/// need more than a steady step.
+/// How long slots live follows predicted times, so rates decide by a few percent what fits; and a batch's first or
+/// last part may need more than a steady step.
 #[test]
 fn a_refusal_needs_more_than_is_allowed() {
     let (mut fitted, mut refused) = (0, 0);

@@ -13,7 +13,7 @@ pub enum Tier {
     Device,
     /// Pinned host memory.
     Host,
-    /// Files.
+    /// Extents of the files that a run reserves on its drives.
     Disk,
 }
 

@@ -10,9 +10,9 @@ use crate::simulate::{Steps, simulate};
 /// What bytes of a tier hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Content {
-    /// Weights.
+    /// Weights, whole or a rank's share.
     Weights,
-    /// Optimizer state.
+    /// Master weights' remainders and moments.
     Optimizer,
     /// Gradients, complete or adding up.
     Gradients,
@@ -51,7 +51,7 @@ impl Content {
         }
     }
 
-    /// For people.
+    /// The name that people are shown.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -70,7 +70,7 @@ pub type Held = [u64; Content::ALL.len()];
 /// A task of the step, with seconds from the step's begin; what runs into the step or out of it is cut.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Timed {
-    /// Its part.
+    /// The part of the plan that the task is in.
     pub part: PartName,
     /// Which of the part's.
     pub task: TaskId,

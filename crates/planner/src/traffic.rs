@@ -15,7 +15,7 @@ pub struct Traffic {
     pub weights: Bytes,
     /// Gradients, complete or adding up.
     pub gradients: Bytes,
-    /// Optimizer state.
+    /// Optimizer state that updates read or write.
     pub state: Bytes,
     /// Activations, their gradients and all else.
     pub others: Bytes,
@@ -48,8 +48,8 @@ pub fn traffic(plan: &Plan) -> [Traffic; 4] {
     all
 }
 
-/// What a plan trains where it is not the model's own matrices, and what a step moves of that; empty where it trains them as
-/// they are.
+/// What a plan trains where that is not the model's own matrices, and what a step moves of it. Empty where the
+/// matrices are trained as they are.
 #[must_use]
 pub fn explain_cores(plan: &Plan, w: &Workload) -> String {
     let numbers = |kind: ParamKind| -> f64 {

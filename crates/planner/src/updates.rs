@@ -74,7 +74,7 @@ impl Updates {
         }
     }
 
-    /// Every entry.
+    /// The measured rates, one entry for each optimizer and storage of its moments.
     pub fn iter(&self) -> impl Iterator<Item = &UpdateRate> {
         self.updates.iter()
     }

@@ -78,7 +78,7 @@ impl Cause {
         }
     }
 
-    /// For people.
+    /// The name that people are shown.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -288,8 +288,8 @@ mod tests {
         assert!(waited > 0, "some plan waits");
     }
 
-    /// Of updates on the host, slower by a factor, next to nothing else is to be waited for: not the gradients that they
-    /// begin with, nor copies that stand in line behind the weights that they make.
+    /// Updates on the host, slower by a factor, with next to nothing else to wait for: neither the gradients that
+    /// they begin with, nor copies that queue behind the weights that they make.
     #[test]
     fn each_task_that_leads_to_the_end_of_a_pause_counts_for_its_own_time() {
         let waits = |units: usize, slower: f64| {

@@ -63,9 +63,9 @@ pub(crate) struct Draft {
     pub late: Range<SlotId>,
 }
 
-/// Cuts the parameters into pieces, of which all are frozen or none is. Those of one piece get their gradients from the same units: what moves between
-/// two of them moves whole, and a part that nobody has added to yet has no content. Of a tied embedding with learned
-/// positions the head adds to the table only.
+/// Cuts the parameters into pieces. Either all parameters of a piece are frozen or none is. Those of one piece get
+/// their gradients from the same units: a gradient moves between two units whole, and a part of it that no unit has
+/// added to yet would have no content. With a tied embedding and learned positions, the head adds to the table only.
 pub(crate) fn cut(w: &Workload, how: Pieces) -> List<PieceId, Piece> {
     let shared = shared_gradients(w);
     let mut pieces: List<PieceId, Piece> = List::default();
@@ -147,7 +147,7 @@ struct Emitter<'a> {
     reads: Version,
 }
 
-/// Persistent slots.
+/// Slots that live across the parts of a plan.
 #[derive(Clone)]
 struct Homes {
     /// The truth of a piece's weights; of durable ones the current version.

@@ -24,7 +24,7 @@ pub(crate) struct Rates {
     pub(super) write: Line,
     /// What a rank gets from the others, a byte.
     net: Line,
-    /// Ranks.
+    /// How many ranks share each piece's state.
     ranks: u32,
     /// An update on the host and on the device, a parameter.
     pub(super) host: Line,

@@ -119,11 +119,11 @@ impl Emitter<'_> {
         }
     }
 
-    /// Emits the update at position `k` and all before it. The gradient comes from where it waits,
-    /// or from `made` (device slots of it and of its norm parts) when it was just made. Returns nothing; the new weights
-    /// are at home, in the resident copy, and for a piece whose truth is on disk in the returned
-    /// host slot, from which a fetch can be served (forwarding). Long because both processors' ways in and out are told
-    /// beside each other: they differ by a line here and there.
+    /// Emits the update at position `k` and all before it. The gradient comes from where it waits, or from `made`
+    /// (device slots of it and of its norm parts) when it was just made. New weights are written to their home and to
+    /// the resident copy, if there is one. Where they pass through a host slot on their way to a drive, returns that
+    /// slot, so that the next fetch can read from it (forwarding). Long because the inputs and outputs of both
+    /// processors stand side by side: they differ by a line here and there.
     pub(super) fn update(
         &mut self,
         q: &mut UpdateQueue,

@@ -102,9 +102,9 @@ impl Search<'_> {
         excess
     }
 
-    /// What would fit: the ways without limits, each with the change in budgets it asks for, in all parts. Or a plan that
-    /// does fit, where no other start did. Long because what has been found so far decides at every level what need not be
-    /// looked at.
+    /// What would fit: the seeds without limits, each with the change in budgets that it needs, in all parts. Or a
+    /// plan that does fit, where no other start did. Long because what has been found so far decides at every level
+    /// what can be left out.
     pub(super) fn refusal(&self) -> Result<(Mix, Choice), Refusal> {
         let allowed = self.r.budgets;
         let mut best: Option<(f64, [u64; 3])> = None;
@@ -140,7 +140,7 @@ impl Search<'_> {
                 disk: limits.disk.0 > 0,
                 ..*self
             };
-            // The least disk space with which the rest does is told too.
+            // The least disk space is reported, too, with which the other two budgets are enough.
             let asked = mask == [false, false, true] && allowed.disk.0 == 0;
             for way in search.ways(search.disk) {
                 for ahead in [[0; 3], way.ahead] {

@@ -12,7 +12,7 @@ use crate::plan::{LaneKind, Plan};
 /// What a faster link would buy: the price of a GB/s.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Faster {
-    /// Which.
+    /// The link that is made faster, alone.
     pub link: Link,
     /// By how much.
     pub more: BytesPerSecond,
@@ -33,7 +33,7 @@ pub enum Link {
 }
 
 impl Link {
-    /// In the order in which they are told.
+    /// In the order in which they are listed to the user.
     const ALL: [Self; 3] = [Self::HostToDevice, Self::DeviceToHost, Self::Disk];
 
     /// The machine with a link that is faster by so much.

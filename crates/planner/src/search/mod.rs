@@ -50,7 +50,7 @@ mod work_tests;
 /// Knobs that the user holds fast; `None` is the planner's to choose.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Pins {
-    /// Loop order.
+    /// Whether the next block or the next micro-batch comes first.
     pub order: Option<LoopOrder>,
     /// Home of every unit's weights.
     pub weights: Option<Tier>,
@@ -68,7 +68,7 @@ pub struct Pins {
     pub offload: Option<Tier>,
     /// Seconds that a step must become shorter for each 10^12 bytes that it writes to the drives, of all ranks.
     pub min_gain: f64,
-    /// The most bytes that a step of all ranks may write which sends to the drives what is not pinned there: saved tensors,
+    /// The most bytes that a step of all ranks may write to the drives for what is not pinned there: saved tensors,
     /// block inputs, gradients, state. `None`: no limit.
     pub writes: Option<Bytes>,
     /// How far copies run ahead of their use: until so many eighths of the device are taken, and by so many of
@@ -118,7 +118,7 @@ pub struct Refusal {
 /// Why planning failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PlanError {
-    /// Nothing fits.
+    /// No plan fits the budgets; what would is inside.
     #[error(transparent)]
     Refused(Box<Refusal>),
     /// The planner made a plan that its checker refuses: our bug.
@@ -181,8 +181,9 @@ struct Size {
 /// need not be so when the bytes that are left are spent.
 const IMPROVED: usize = 5;
 
-/// Work that spending on a start, a first climb from it, and a second one may do: what bounds the time
-/// of planning. A start that the first climb leaves behind is not climbed from further.
+/// Limits on the work of improving a start, of the first climb from it, and of a second one from the best or from
+/// another start, in tasks drafted or simulated. A count of work instead of a clock gives the same plan on every
+/// machine. A start that the first climb leaves behind is not climbed from further.
 const WORK: [u64; 4] = [100_000, 100_000, 500_000, 200_000];
 
 /// The same of a batch in which rounds are a choice: each look costs more, and there is more to choose.
@@ -191,13 +192,13 @@ const WORK_IN_ROUNDS: [u64; 4] = [150_000, 250_000, 1_500_000, 500_000];
 /// Parameters of a unit up to which a look at a plan costs what [`WORK`] counts on: no family has more.
 const USUAL: u64 = 12;
 
-/// A plan that keeps all weights and optimizer state on the device is taken where it is slower than the fastest by no more
-/// than this. Predictions hold to a few percent, and links and host updates that have just the time they need
-/// are late every now and then, where a device alone is not: a 135M model of an H100, planned for 42.4 ms with updates
-/// on the host and for 43.3 without, took 45.1 and 47.7 ms with them and 42.3 and 43.7 without.
+/// A plan that keeps all weights and optimizer state on the device is taken where it is at most this much slower than
+/// the fastest. Predictions hold to a few percent, and links and host updates that have just the time they need are
+/// sometimes late, where a device alone is not: a 135M model on an H100, planned for 42.4 ms with updates on the host
+/// and for 43.3 without, took 45.1 and 47.7 ms with them and 42.3 and 43.7 without.
 const SURE: f64 = 1.03;
 
-/// Share of a step from which on the drives rule it alone.
+/// Share of a step that the drives must take for it to count as ruled by them alone.
 const DRIVES: f64 = 0.8;
 
 /// From how many starts saved tensors are moved, and where the host is late updates put on both sides.
@@ -219,7 +220,8 @@ pub fn plan(r: &Request<'_>) -> Result<Plan, PlanError> {
     search.made(&search.best()?)
 }
 
-/// Plans a step that is made once: the fastest of the plans that [`plan`] only starts from, found in a fraction of its time.
+/// Plans a step that is made once: the fastest of the plans that [`plan`] only starts from, found in a fraction of
+/// the time.
 ///
 /// # Errors
 /// As [`plan`].
@@ -544,8 +546,8 @@ impl Search<'_> {
         Ok(climbed.into_iter().min_by(first).expect("not empty"))
     }
 
-    /// Work for as many looks at plans where parameters are more and each look so costs more: in subspaces a matrix is a
-    /// base, a core and a projector.
+    /// The work limit for the same number of looks at plans. Where units have more parameters, each look costs more:
+    /// in subspaces a matrix is a base, a core and a projector.
     fn looks(&self, work: u64) -> u64 {
         let w = self.r.workload;
         let (parameters, usual) = (w.params.len() as u64, USUAL * w.units.len() as u64);

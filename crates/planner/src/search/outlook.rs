@@ -1,5 +1,5 @@
-//! What was left on the table: plans of other kinds, what one more unit of each budget would buy,
-//! and what keys that change numbers would do.
+//! What the plan could gain: from another kind of plan, from one more unit of each budget, and from keys that change
+//! numbers.
 
 use std::fmt;
 use std::sync::Arc;
@@ -89,7 +89,7 @@ pub struct Alternative {
 /// What more of one budget would buy.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct More {
-    /// Which budget.
+    /// The budget that is larger.
     pub tier: Tier,
     /// How much more.
     pub bytes: Bytes,
@@ -100,7 +100,7 @@ pub struct More {
 /// What a key of the numerics key would do. It changes numbers.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Suggestion {
-    /// Which.
+    /// The key that changes, with its new value.
     pub change: Change,
     /// Time of a step.
     pub step_seconds: Seconds,
@@ -118,7 +118,7 @@ pub enum Change {
     Accumulate(u32),
 }
 
-/// What was left on the table.
+/// What other choices, budgets, links and numerics would give, each beside the plan that was chosen.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Outlook {
     /// The best plans of other kinds, fastest first.
@@ -131,13 +131,13 @@ pub struct Outlook {
     pub suggestions: Vec<Suggestion>,
 }
 
-/// How many alternatives are told.
+/// How many alternatives are listed.
 const TOLD: usize = 3;
 
 /// Work for each question: a fraction of what the plan itself was worth.
 const WORK: u64 = 30_000;
 
-/// Plans a request and looks around it: as [`super::plan`], and what was left on the table.
+/// Plans a request and looks around it: as [`super::plan`], and what other choices and budgets would give.
 /// `more` are the workloads of the same model at other accumulations, with how many micro-batches.
 ///
 /// # Errors
