@@ -40,13 +40,13 @@ pub struct Mark {
 /// What the metrics file says of a step, as bits where it is a real number.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StepNumbers {
-    /// Which.
+    /// Number of the step, from 1.
     pub step: u64,
-    /// Mean loss.
+    /// Mean loss of the batch, as bits of an `f64`.
     pub loss: u64,
     /// Norm of the gradients before clipping.
     pub norm: u64,
-    /// Learning rate.
+    /// Learning rate of the step, as bits.
     pub learning_rate: u64,
     /// Real tokens of the batch.
     pub tokens: u64,

@@ -251,8 +251,8 @@ impl Engine {
         else {
             panic!("weight, state, gradient and clip factor")
         };
-        // With `exact` the norm has told before the first update; on a GPU without it the update
-        // looks at its own parts, and the norm reports what it saw.
+        // With `exact`, the norm has reported what is not finite before the first update. On a GPU without it, the
+        // update looks at its own parts, and the norm reports what it saw.
         let parts = match self.clip.mode {
             Clip::Exact => None,
             _ => next().map(|a| a.src()),

@@ -17,7 +17,7 @@ pub enum SessionError {
     /// A file or directory cannot be used.
     #[error("{}: {what}", path.display())]
     File {
-        /// Which.
+        /// The file or directory.
         path: PathBuf,
         /// What is wrong.
         what: String,

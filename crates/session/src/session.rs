@@ -328,13 +328,13 @@ impl Session {
         })
     }
 
-    /// The plan.
+    /// The plan that every rank runs.
     #[must_use]
     pub fn plan(&self) -> &Arc<Plan> {
         self.ranks.first().runner.plan()
     }
 
-    /// The model.
+    /// The model, at the session's batch.
     #[must_use]
     pub fn decoder(&self) -> &Arc<Decoder> {
         &self.decoder

@@ -147,7 +147,7 @@ impl Remote {
     }
 
     pub(crate) fn discard(&self) {
-        // One that is gone leaves what it was told to keep: nothing.
+        // A process that is gone leaves behind only what it was asked to keep, which is nothing.
         let _ = self.call(&Call::Discard, &[]);
     }
 

@@ -1,4 +1,4 @@
-//! A rank's process that is not the first: does what is asked of it until it is told to end.
+//! The process of a rank that is not the first: does what the first one asks, until that says to end.
 
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -122,11 +122,11 @@ fn wrong(what: &str) -> SessionError {
     })
 }
 
-/// Does what the first rank's process asks of this one, with a model and a device of this one, until it says that all is done.
-/// `ask` answers what is known outside of a session.
+/// Does what the first rank's process asks of this one, with a model and a device of this one, until it says that all
+/// is done. `ask` answers what is known outside of a session.
 ///
 /// # Errors
-/// What failed here, which the others are told; or that another rank has stopped.
+/// What failed here, which is reported to the other ranks; or that another rank has stopped.
 ///
 /// # Panics
 /// In the first rank's process.

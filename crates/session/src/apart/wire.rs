@@ -47,7 +47,7 @@ pub(super) enum Call {
     Close,
     /// For what is known outside of a session.
     Ask(Value),
-    /// To end.
+    /// To end the process's part: after the answer it reads no further call.
     End,
 }
 
@@ -122,7 +122,7 @@ impl Opening {
     }
 }
 
-/// A rank's part of a step. Numbers are told as their bits.
+/// A rank's part of a step. Real numbers cross as their bits, so none is rounded.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Part {
     pub part: PartName,
