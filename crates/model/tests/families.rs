@@ -1,4 +1,5 @@
-//! What the configurations of families say beside the sizes: windows, layers without positions, scaled rotary positions.
+//! What the configurations of families say beside the sizes: windows, layers without positions, scaled rotary
+//! positions.
 //!
 //! One file because each test asks one question of several families' configurations, which they share.
 
@@ -207,8 +208,8 @@ fn longrope_is_read_as_transformers_reads_it() {
     ));
 }
 
-/// `int(head_dim * partial_rotary_factor)`, from the rotary settings or the configuration; the divisors of longrope are as many
-/// as there are pairs.
+/// `int(head_dim * partial_rotary_factor)`, from the rotary settings or the configuration; the divisors of longrope
+/// are as many as there are pairs.
 #[test]
 fn parts_of_heads_are_those_of_transformers() {
     let width = |config: &Value| parsed(config).rope.unwrap().width;
@@ -712,8 +713,8 @@ fn null_is_not_absent() {
     assert!(error.contains("sliding_window"), "{error}");
 }
 
-/// A checkpoint has its model's shape, and is refused for another: a shape has no key more than before there were windows
-/// unless it has one.
+/// A checkpoint has its model's shape, and is refused for another: a shape has no key more than before there were
+/// windows unless it has one.
 #[test]
 fn a_shape_without_windows_is_written_as_before_there_were_any() {
     let shape = json!(ModelShape::builtin("llama2-7b").unwrap());

@@ -209,7 +209,8 @@ fn half_precision_is_rounded_once_and_ends_where_f16_does() {
         }
         let config = fs::read_to_string(dir.path().join("config.json")).unwrap();
         assert!(config.contains("float16") && !config.contains("bfloat16"));
-        // 65519.996 is the last number that rounds to 65504; the second layer's matrix of values, transposed in GPT-2's file.
+        // 65519.996 is the last number that rounds to 65504; the second layer's matrix of values, transposed in
+        // GPT-2's file.
         let (name, row, col) = match shape.family {
             Family::Gpt2 => ("transformer.h.1.attn.c_attn.weight", 2, 3),
             _ => ("model.layers.1.mlp.up_proj.weight", 2, 3),

@@ -29,7 +29,8 @@ use crate::report::{Observer, Phase};
 use crate::resident::Resident;
 use crate::threads::threads_of;
 
-/// What so many ranks exchange, measured; none of one rank. On GPUs it connects them, which holds some of each one's memory.
+/// What so many ranks exchange, measured; none of one rank. On GPUs it connects them, which holds some of each one's
+/// memory.
 ///
 /// # Errors
 /// Ranks that cannot reach each other.
@@ -245,8 +246,8 @@ impl<'a> Basis<'a> {
         self.make(pins, lowtide_planner::make_one_step)
     }
 
-    /// As [`Basis::plan_pinned`], and what was left on the table: other kinds of plans, what more of each budget would buy,
-    /// and keys that change numbers. Takes several times as long.
+    /// As [`Basis::plan_pinned`], and what was left on the table: other kinds of plans, what more of each budget
+    /// would buy, and keys that change numbers. Takes several times as long.
     ///
     /// # Errors
     /// As [`Basis::plan`].

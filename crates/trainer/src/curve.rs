@@ -82,7 +82,8 @@ const EIGHTHS: [u64; 7] = [2, 3, 4, 6, 8, 12, 16];
 /// Micro-batches that a curve looks at: these multiples, in quarters, of the run's.
 const QUARTERS: [u32; 5] = [1, 2, 4, 8, 16];
 
-/// Plans every point of a curve of the run that `basis` is of, whose own plan is `own`; `told` hears after each how many of how many are done.
+/// Plans every point of a curve of the run that `basis` is of, whose own plan is `own`; `told` hears after each how
+/// many of how many are done.
 ///
 /// # Errors
 /// [`TrainError`] where a plan is wrong; one that does not fit is no error, nor is a batch beyond a limit of the model.

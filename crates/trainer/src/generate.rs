@@ -130,7 +130,8 @@ impl<P: FnMut(usize)> Decoder for Plain<'_, P> {
 }
 
 /// Continues each prompt until one of `stops`, `max_new_tokens` or the sequence length.
-/// Prompts that leave no room give nothing; the token that stopped it is no part of an answer. Calls `progress` with the number finished.
+/// Prompts that leave no room give nothing; the token that stopped it is no part of an answer. Calls `progress` with
+/// the number finished.
 ///
 /// # Errors
 /// What stopped the run.

@@ -1,9 +1,11 @@
-//! Models and data sets by their names on the Hugging Face Hub: where the local cache has them, and how they come there.
+//! Models and data sets by their names on the Hugging Face Hub: where the local cache has them, and how they come
+//! there.
 //!
 //! The cache is Hugging Face's own (`HF_HUB_CACHE`, `HF_HOME/hub`, `~/.cache/huggingface/hub`). What is not in it is
 //! fetched by Hugging Face's own program, `hf` (older: `huggingface-cli`), which knows tokens, proxies, mirrors
-//! (`HF_ENDPOINT`) and how to go on with half a file, and shows its progress on standard error; docs/journal.md says why no
-//! library does it. With `HF_HUB_OFFLINE` nothing is fetched. A revision that is in the cache is taken as it is there.
+//! (`HF_ENDPOINT`) and how to go on with half a file, and shows its progress on standard error; docs/journal.md says
+//! why no library does it. With `HF_HUB_OFFLINE` nothing is fetched. A revision that is in the cache is taken as it
+//! is there.
 
 use std::env;
 use std::ffi::OsString;
@@ -123,8 +125,8 @@ pub fn settle(mut run: Run) -> Result<Run, TrainError> {
     Ok(run)
 }
 
-/// Fetches what is missing of the weights that a settled run begins with. Gigabytes: whoever calls has looked for all else
-/// that could be wrong. Nothing is done for models that came by no name.
+/// Fetches what is missing of the weights that a settled run begins with. Gigabytes: whoever calls has looked for all
+/// else that could be wrong. Nothing is done for models that came by no name.
 ///
 /// # Errors
 /// [`TrainError::Path`] when they are neither there nor can be fetched.
@@ -228,8 +230,8 @@ impl Hub {
         }
     }
 
-    /// The directory of a name, with the file that it must have. Where it lacks that, or any that is wanted, what the Hub has is
-    /// fetched once; another program may have left a part.
+    /// The directory of a name, with the file that it must have. Where it lacks that, or any that is wanted, what the
+    /// Hub has is fetched once; another program may have left a part.
     fn text(
         &self,
         name: Name<'_>,

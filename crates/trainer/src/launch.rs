@@ -411,8 +411,8 @@ fn unconnected(e: CommError) -> TrainError {
     }
 }
 
-/// Does a rank's part of a run whose first rank is another process, until that one says that all is done. What this process
-/// is asked is passed on to it.
+/// Does a rank's part of a run whose first rank is another process, until that one says that all is done. What this
+/// process is asked is passed on to it.
 ///
 /// # Errors
 /// What went wrong here; that another rank has stopped, with why.

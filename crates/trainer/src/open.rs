@@ -103,8 +103,8 @@ pub(crate) fn open_on(
     )?)
 }
 
-/// Looks at the files that [`load_weights`] will read, and fetches those of a model on the Hub: they are there, whole by their headers, and fit
-/// the model. Reads no weights.
+/// Looks at the files that [`load_weights`] will read, and fetches those of a model on the Hub: they are there, whole
+/// by their headers, and fit the model. Reads no weights.
 ///
 /// # Errors
 /// As [`load_weights`].

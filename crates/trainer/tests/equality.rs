@@ -28,8 +28,8 @@ fn placements_do_not_change_a_bit() {
 
 fn placements(gpu: Option<&Gpu>) {
     let mut combinations = 0;
-    // Blocks that are not alike too: a window in one, no positions and so another tensor in the other. Of the last ones, which
-    // have nothing more that moves, a third of the combinations.
+    // Blocks that are not alike too: a window in one, no positions and so another tensor in the other. Of the last
+    // ones, which have nothing more that moves, a third of the combinations.
     for (shape, accumulate, thin) in [
         (llama(2, true), 1, 1),
         (llama(2, true), 4, 1),
@@ -348,8 +348,8 @@ fn the_place_of_an_update_does_not_change_a_bit() {
     }
 }
 
-/// The same for every optimizer and every storage of its moments: state on every tier, updates on host and device, pieces
-/// cut both ways, each with other numbers of threads. Kinds of moments differ among each other.
+/// The same for every optimizer and every storage of its moments: state on every tier, updates on host and device,
+/// pieces cut both ways, each with other numbers of threads. Kinds of moments differ among each other.
 #[test]
 fn placements_do_not_change_a_bit_of_small_moments() {
     for gpu in devices() {

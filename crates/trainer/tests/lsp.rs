@@ -288,8 +288,9 @@ fn a_stale_weight_is_found() {
     plan.parts[PartName::Steady][made].args[1] = core(&good, "gate_up.made");
     refused("another matrix's core", &plan);
 
-    // Who makes a weight does not wait for who brings its core: it may be made of another than the newest. (An update waits for
-    // the gradient, which the same lane makes behind its last reader, so it has no edge of its own to that.)
+    // Who makes a weight does not wait for who brings its core: it may be made of another than the newest. (An update
+    // waits for the gradient, which the same lane makes behind its last reader, so it has no edge of its own to
+    // that.)
     let mut without = 0;
     for i in [0, 4, 7, 15, 22] {
         let good = checked(&d, &place(&d, i), Clip::Previous);

@@ -123,8 +123,8 @@ fn placements_of_several_ranks_do_not_change_a_bit() {
     assert!(combinations >= 60, "{combinations}");
 }
 
-/// Several ranks compute what one rank does with all micro-batches: the forward of the first step has the same bits, the
-/// sums of gradients differ in their order alone.
+/// Several ranks compute what one rank does with all micro-batches: the forward of the first step has the same bits,
+/// the sums of gradients differ in their order alone.
 #[test]
 fn several_ranks_learn_what_one_does() {
     let of = |ranks: u32| {
@@ -297,8 +297,8 @@ fn a_rank_that_does_not_come_is_named_with_the_collective() {
     );
 }
 
-/// As on GPUs, where a collective that is broken off ends without an error: what rank 0 has then is told to nobody, neither as a
-/// loss nor as a number that is not finite.
+/// As on GPUs, where a collective that is broken off ends without an error: what rank 0 has then is told to nobody,
+/// neither as a loss nor as a number that is not finite.
 #[test]
 fn nothing_is_told_that_came_of_bytes_that_never_came() {
     let d = tiny(2, 1, Dtype::Bf16, Optimizer::default());
@@ -376,8 +376,8 @@ fn the_rank_that_all_others_wait_for_is_named() {
     );
 }
 
-/// So many GPUs with NCCL between them. Without them says what is skipped; panics where `LOWTIDE_REQUIRE_GPUS` asks for as
-/// many.
+/// So many GPUs with NCCL between them. Without them says what is skipped; panics where `LOWTIDE_REQUIRE_GPUS` asks
+/// for as many.
 #[allow(clippy::print_stderr, reason = "what is skipped must be seen")]
 pub fn gpus(n: u32) -> Option<Group> {
     let asked = std::env::var("LOWTIDE_REQUIRE_GPUS").map_or(0, |n| n.parse().expect("a number"));

@@ -1,5 +1,6 @@
 //! Checkpoint at step k and go on = unbroken, bit for bit; also after kill -9 at random moments
-//! with state on disk, and placed differently; a durable run goes on from its last step; memory of a resume never above that of a start.
+//! with state on disk, and placed differently; a durable run goes on from its last step; memory of a resume never
+//! above that of a start.
 //!
 //! One file because all of them compare with the same unbroken run.
 

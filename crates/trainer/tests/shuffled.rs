@@ -170,7 +170,8 @@ fn every_order_gives_the_same_bits_of_other_plans() {
     every_seed_is_resident(durable_on_host, LoopOrder::BatchMajor, Clip::Exact, 20);
 }
 
-/// Blocks that are not alike: with a window, and without positions; branches that end in more than a product, or side by side.
+/// Blocks that are not alike: with a window, and without positions; branches that end in more than a product, or side
+/// by side.
 #[test]
 fn every_order_gives_the_same_bits_of_other_blocks() {
     for shape in [

@@ -38,7 +38,8 @@ impl Builder<'_> {
         self.op(phase, name, Kind::Add(operands, width, factor));
     }
 
-    /// `y` = `x` + what the branch's last product makes of `input`: normed by `after` and multiplied where `layer` has it so.
+    /// `y` = `x` + what the branch's last product makes of `input`: normed by `after` and multiplied where `layer`
+    /// has it so.
     pub(super) fn branch_end(
         &mut self,
         layer: Layer,
@@ -121,8 +122,8 @@ impl Builder<'_> {
         d_sum
     }
 
-    /// `dx` = the gradient of the residual stream where a branch leaves it: `residual`, and what comes through the branch, of
-    /// whose first input the gradient is `dh`.
+    /// `dx` = the gradient of the residual stream where a branch leaves it: `residual`, and what comes through the
+    /// branch, of whose first input the gradient is `dh`.
     pub(super) fn branch_start_backward(
         &mut self,
         norm: Part,

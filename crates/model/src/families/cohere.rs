@@ -1,5 +1,6 @@
-//! Cohere's Command R and R7B: attention and MLP side by side behind one layer norm without a bias, a factor of logits; files
-//! in which neighbours are rotated with each other. R7B has windows in most layers, and no positions in the others.
+//! Cohere's Command R and R7B: attention and MLP side by side behind one layer norm without a bias, a factor of
+//! logits; files in which neighbours are rotated with each other. R7B has windows in most layers, and no positions in
+//! the others.
 
 use lowtide_workload::{Family, Layers, ModelShape, Scales, Window};
 use serde_json::{Value, json};

@@ -1,5 +1,5 @@
-//! Gemma 2: norms around attention and MLP whose weights 1 is added to, scaled embeddings, GeGLU, caps of scores and logits,
-//! windows in every second layer.
+//! Gemma 2: norms around attention and MLP whose weights 1 is added to, scaled embeddings, GeGLU, caps of scores and
+//! logits, windows in every second layer.
 
 use lowtide_workload::{Dtype, Family, Layers, ModelShape, Scales};
 use serde_json::{Value, json};

@@ -1,5 +1,5 @@
-//! StableLM: Llama's block with layer norms, a part of each head rotated; attention and MLP may stand side by side, behind
-//! one norm.
+//! StableLM: Llama's block with layer norms, a part of each head rotated; attention and MLP may stand side by side,
+//! behind one norm.
 
 use lowtide_workload::{Family, ModelShape};
 use serde_json::{Value, json};

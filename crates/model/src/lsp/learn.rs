@@ -2,9 +2,9 @@
 //!
 //! The sketch Z = Gᵀ·Ψ of an (m, n) gradient, Ψ (m, r) drawn, spans about the directions in which G is large (Halko,
 //! Martinsson and Tropp 2011). The projector is an orthonormal basis of it along its principal axes, the largest first:
-//! Q = Z·V·Λ^(-1/2) with the eigenvectors and eigenvalues of ZᵀZ. Axes whose square is below 1e-10 of the first one's are
-//! rounding; drawn ones that are orthogonal to the others take their places. Everything is f64, in an order that sizes alone
-//! decide; of the platform's library it takes the hypotenuse.
+//! Q = Z·V·Λ^(-1/2) with the eigenvectors and eigenvalues of ZᵀZ. Axes whose square is below 1e-10 of the first one's
+//! are rounding; drawn ones that are orthogonal to the others take their places. Everything is f64, in an order that
+//! sizes alone decide; of the platform's library it takes the hypotenuse.
 
 use super::Factors;
 
@@ -15,8 +15,8 @@ pub struct NotFinite;
 /// Axes with a smaller share of the first one's square are left out.
 const NOISE: f64 = 1e-10;
 
-/// The projector, (`features`, `rank`) row-major with columns of length √(features / rank), from a sketch of the same shape.
-/// `drawn` is another such projector, whose columns take the places of what the sketch does not have.
+/// The projector, (`features`, `rank`) row-major with columns of length √(features / rank), from a sketch of the same
+/// shape. `drawn` is another such projector, whose columns take the places of what the sketch does not have.
 ///
 /// # Errors
 /// [`NotFinite`] when a number of the sketch is none.
@@ -139,8 +139,8 @@ pub(crate) fn eigen(mut v: Vec<f64>, n: usize) -> (Vec<f64>, Vec<f64>) {
     (values, vectors.collect())
 }
 
-/// To the diagonal `d` and what stands beside it, `e` from 1 on; `v`, column by column, becomes the transformation. Long
-/// because its two passes, down and up again, share their layout.
+/// To the diagonal `d` and what stands beside it, `e` from 1 on; `v`, column by column, becomes the transformation.
+/// Long because its two passes, down and up again, share their layout.
 fn tridiagonal(v: &mut [f64], d: &mut [f64], e: &mut [f64]) {
     let n = d.len();
     let at = |row: usize, col: usize| col * n + row;

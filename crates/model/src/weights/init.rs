@@ -18,8 +18,8 @@ const PIECE: usize = 1 << 14;
 /// Fills `out` with the elements `range` of a parameter of a new model.
 ///
 /// Matrices and embeddings are normal with deviation 0.02, divided by sqrt(2L) where a product
-/// adds to the residual stream (as GPT-2); norms are 1 (0 where 1 is added to them), biases 0. Element `e` of parameter `p`
-/// depends on `seed`, `p` and `e` alone.
+/// adds to the residual stream (as GPT-2); norms are 1 (0 where 1 is added to them), biases 0. Element `e` of
+/// parameter `p` depends on `seed`, `p` and `e` alone.
 ///
 /// # Panics
 /// When the model has no such parameter or element, or `out` is not as long as `range`.
@@ -69,9 +69,9 @@ pub fn random_init(
         });
 }
 
-/// A drawn projector: `rank` of the `features` vectors of the discrete cosine transform, each feature with a sign of its
-/// own, and each column of length √(features / rank). Its columns are orthogonal as they are written down, any range of
-/// them can be asked for, and no feature stands out: all numbers of a column are about as large.
+/// A drawn projector: `rank` of the `features` vectors of the discrete cosine transform, each feature with a sign of
+/// its own, and each column of length √(features / rank). Its columns are orthogonal as they are written down, any
+/// range of them can be asked for, and no feature stands out: all numbers of a column are about as large.
 ///
 /// Which vectors and which signs are a function of seed and parameter. Of full rank it is the identity.
 #[derive(Debug)]

@@ -114,10 +114,9 @@ pub fn set_aside_in(output: &Output) -> Result<Vec<String>, TrainError> {
     checkpoints.map_or(Ok(Vec::new()), |folder| set_aside(output, &folder))
 }
 
-/// Removes checkpoints beyond `keep`, but never that of `step`, which was saved just now, nor that of `best`, which does not
-/// count: first those of
-/// branches that were left, then those of later steps, then the oldest. Says which of a branch that was left
-/// went, and of each that stays why it does.
+/// Removes checkpoints beyond `keep`, but never that of `step`, which was saved just now, nor that of `best`, which
+/// does not count: first those of branches that were left, then those of later steps, then the oldest. Says which of
+/// a branch that was left went, and of each that stays why it does.
 ///
 /// # Errors
 /// When the checkpoints' directory cannot be opened.

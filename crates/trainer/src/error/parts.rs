@@ -104,8 +104,8 @@ pub enum HubProblem {
         /// How it ended.
         status: String,
     },
-    /// The program that fetches it ended without an error, which it also does where it does not reach the Hub and a part
-    /// is there; and it is still not whole.
+    /// The program that fetches it ended without an error, which it also does where it does not reach the Hub and a
+    /// part is there; and it is still not whole.
     #[error("has no {lacks} in the cache {} even after it was fetched", cache.display())]
     Lacks {
         /// The cache.

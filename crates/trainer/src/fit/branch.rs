@@ -169,8 +169,8 @@ impl Origin {
     }
 
     /// Has the output's mark say on which branch its run is now that its state has loaded, and the metrics be those
-    /// of that branch; `writes`: to the drives. `publish` makes what was loaded that of the drives, and says the first state
-    /// file of a durable run. Returns what people should be told.
+    /// of that branch; `writes`: to the drives. `publish` makes what was loaded that of the drives, and says the
+    /// first state file of a durable run. Returns what people should be told.
     ///
     /// # Errors
     /// Files; what the run before has kept is as it was.

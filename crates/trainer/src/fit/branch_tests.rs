@@ -256,8 +256,8 @@ fn two_curves(dir: &Path) {
     save_of(&mut output, 40, 2.0);
 }
 
-/// Where a branch goes back to one that was left, or begins at another run's checkpoint, the metrics are those of the curve that
-/// its checkpoint is of, or none; whenever it is killed.
+/// Where a branch goes back to one that was left, or begins at another run's checkpoint, the metrics are those of the
+/// curve that its checkpoint is of, or none; whenever it is killed.
 #[test]
 fn metrics_are_those_of_the_curve_that_is_gone_on_with() {
     let two = |one, two| curve(1, 20, one) + &curve(21, 40, two);

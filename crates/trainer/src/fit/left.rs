@@ -22,8 +22,8 @@ const NAMES: [[&str; 2]; 3] = [
     [METRICS_LEFT_2, ANSWERS_LEFT_2],
 ];
 
-/// Copies the metrics and answers of a branch that is left, before the output's mark says that another is begun. Those of
-/// the one left before go, unless they are of the curve that the checkpoint `at` is of.
+/// Copies the metrics and answers of a branch that is left, before the output's mark says that another is begun.
+/// Those of the one left before go, unless they are of the curve that the checkpoint `at` is of.
 pub(super) fn keep(folder: &Folder, at: Option<&RunState>) -> Result<(), TrainError> {
     let [now, left, before] = NAMES;
     // A process that died here has set them aside already.
@@ -37,9 +37,9 @@ pub(super) fn keep(folder: &Folder, at: Option<&RunState>) -> Result<(), TrainEr
     put(folder, now, left)
 }
 
-/// Has a branch that begins, or begins again, find the metrics and answers of the curve that its checkpoint is of, as far
-/// as they are known: those that `keep` has copied, where the run's own are of a branch that never saved (`given_up`). What
-/// comes behind its step is still to be cut.
+/// Has a branch that begins, or begins again, find the metrics and answers of the curve that its checkpoint is of, as
+/// far as they are known: those that `keep` has copied, where the run's own are of a branch that never saved
+/// (`given_up`). What comes behind its step is still to be cut.
 pub(super) fn put_back(
     folder: &Folder,
     branch: &Branch,

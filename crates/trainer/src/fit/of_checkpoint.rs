@@ -1,8 +1,8 @@
-//! The model of a checkpoint as a Hugging Face directory: in another type than the run exports it, in shards of another size, or
-//! while the run still goes on.
+//! The model of a checkpoint as a Hugging Face directory: in another type than the run exports it, in shards of
+//! another size, or while the run still goes on.
 //!
-//! It needs no device, no budget and no plan. Bound: the checkpoint's weights are read twice, once for their checksums, and
-//! the model is written once.
+//! It needs no device, no budget and no plan. Bound: the checkpoint's weights are read twice, once for their
+//! checksums, and the model is written once.
 
 use std::path::{Path, PathBuf};
 
@@ -63,8 +63,8 @@ pub struct Exported {
     pub notes: Vec<String>,
 }
 
-/// Writes the model of a run's checkpoint. The directory has its name when all of it is on the disk; after an error the name
-/// means what it meant before. `progress(done, of)` is told numbers of the model.
+/// Writes the model of a run's checkpoint. The directory has its name when all of it is on the disk; after an error
+/// the name means what it meant before. `progress(done, of)` is told numbers of the model.
 ///
 /// # Errors
 /// A checkpoint that is missing, broken or of another run; [`TrainError::Taken`], [`TrainError::OwnOutput`] and

@@ -1,5 +1,5 @@
-//! The run as a page, `report.html`, and what it is drawn of beside the metrics, `report.json`: written between two steps
-//! where something is saved or evaluated, and at the end.
+//! The run as a page, `report.html`, and what it is drawn of beside the metrics, `report.json`: written between two
+//! steps where something is saved or evaluated, and at the end.
 
 use std::io::Read;
 use std::path::PathBuf;

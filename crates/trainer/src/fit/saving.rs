@@ -219,8 +219,8 @@ fn of_files(e: &TrainError) -> bool {
 }
 
 impl Fit<'_> {
-    /// Saves between two steps what is not saved yet. If the disk does not take it the run goes on: its state is in memory, and
-    /// the older checkpoints are whole.
+    /// Saves between two steps what is not saved yet. If the disk does not take it the run goes on: its state is in
+    /// memory, and the older checkpoints are whole.
     pub(super) fn save(&mut self) -> Result<(), TrainError> {
         match self.try_save() {
             Err(e) if of_files(&e) => {

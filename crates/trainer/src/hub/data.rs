@@ -1,13 +1,14 @@
 //! Data sets by their names on the Hugging Face Hub: which files of a repository a name means.
 //!
-//! `org/name[@revision][:PART]`, where PART is a split (`train`), the name of a set of files (`train_sft`), either of them
-//! behind a folder (`main/train`), or a file. Without it the split is `train` in `data.train` and `test` in `data.eval`. Splits
-//! are told as Hugging Face's `datasets` tells those of a repository without a loader: by a word in the name of a file or of
-//! a folder around it; where no file has such a word, all are `train`. What a repository's README says of its
-//! configurations is not read.
+//! `org/name[@revision][:PART]`, where PART is a split (`train`), the name of a set of files (`train_sft`), either of
+//! them behind a folder (`main/train`), or a file. Without it the split is `train` in `data.train` and `test` in
+//! `data.eval`. Splits are told as Hugging Face's `datasets` tells those of a repository without a loader: by a word
+//! in the name of a file or of a folder around it; where no file has such a word, all are `train`. What a
+//! repository's README says of its configurations is not read.
 //!
-//! What the cache has of a repository is what somebody has asked for, so it does not say which files there are: the part is
-//! asked for each time (`hf` fetches only what is not there), unless `HF_HUB_OFFLINE` is set or there is no `hf`.
+//! What the cache has of a repository is what somebody has asked for, so it does not say which files there are: the
+//! part is asked for each time (`hf` fetches only what is not there), unless `HF_HUB_OFFLINE` is set or there is no
+//! `hf`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -314,8 +315,8 @@ fn one_kind(files: &[PathBuf]) -> bool {
         .all(|two| two[0].extension() == two[1].extension())
 }
 
-/// Data files under a folder of a snapshot, by their paths in it, and one more than `most` at most. A link to a blob that
-/// is gone is none.
+/// Data files under a folder of a snapshot, by their paths in it, and one more than `most` at most. A link to a blob
+/// that is gone is none.
 fn list(dir: &Path, (within, depth): (&Path, usize), most: usize, found: &mut Vec<PathBuf>) {
     let Ok(entries) = fs::read_dir(dir.join(within)) else {
         return;

@@ -36,7 +36,8 @@ fn sentences(name: &str, n_unsupervised: u64, remarks: &Remarks) -> Vec<String> 
         .collect()
 }
 
-/// What a stream of training data has to tell of records that were read, once: of all of them when they are, or at once.
+/// What a stream of training data has to tell of records that were read, once: of all of them when they are, or at
+/// once.
 pub(crate) fn news_of(train: &Rows, at_once: bool) -> Vec<String> {
     let Rows::Stream(stream) = train else {
         return Vec::new();

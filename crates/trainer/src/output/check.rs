@@ -26,8 +26,8 @@ pub struct Checked {
     pub wrong: Vec<String>,
 }
 
-/// Reads every file that lowtide wrote in a checkpoint or a model, or in all of those of an output, and holds it against
-/// its checksum. Changes nothing.
+/// Reads every file that lowtide wrote in a checkpoint or a model, or in all of those of an output, and holds it
+/// against its checksum. Changes nothing.
 ///
 /// # Errors
 /// The directory cannot be read, or lowtide has not written it.

@@ -117,7 +117,8 @@ fn gpu_ranks_that_a_launcher_starts_give_the_bits_of_one_process_and_end_togethe
             std::fs::read(path).expect("a model")
         };
         assert!(model("one") == model("launched"), "{device}");
-        // The first rank that fails of something of its own while the others wait for what it asks: all end, with its error.
+        // The first rank that fails of something of its own while the others wait for what it asks: all end, with its
+        // error.
         let file = run_file(dir, "refused", device, 5);
         let text = std::fs::read_to_string(&file).expect("a run file");
         let little = text.replace("host: 1GiB", "host: 1MiB");
