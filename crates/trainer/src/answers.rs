@@ -59,7 +59,7 @@ fn without_commas(text: &str) -> String {
 /// A prompt with what its answer is compared with.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Question {
-    /// The prompt.
+    /// The text or conversation to be answered.
     pub prompt: Prompt,
     /// What of the reference is compared.
     pub wanted: String,

@@ -78,9 +78,9 @@ pub(crate) fn alike(device: &Device) -> Result<(), TrainError> {
 /// What a run's plan is made from.
 #[derive(Clone, Debug)]
 pub struct Basis<'a> {
-    /// The run.
+    /// The run file's settings, checked.
     pub run: &'a Run,
-    /// What computes.
+    /// The kind of device, and which kernels compute attention there.
     pub target: Target,
     /// The model, at the run's batch.
     pub decoder: Arc<Decoder>,

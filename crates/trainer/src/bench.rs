@@ -35,13 +35,13 @@ const WARM_UP: u64 = 2;
 /// What a bench of steps found.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct StepReport {
-    /// The shape.
+    /// Name of the built-in shape.
     pub model: String,
     /// What it ran on.
     pub machine: String,
     /// Who computed attention, and why.
     pub device: String,
-    /// Parameters.
+    /// Parameters of the shape, frozen ones included.
     pub parameters: u64,
     /// Ranks. Lanes, waits, moved bytes and what is held of a device are the first one's.
     pub gpus: u32,
@@ -62,7 +62,7 @@ pub struct StepReport {
     pub share_of_matmul: f64,
     /// Predicted time of a step.
     pub predicted_step_seconds: f64,
-    /// By lane.
+    /// Predicted and measured busy seconds of a step, by name of the lane.
     pub lanes: BTreeMap<String, LaneCompared>,
     /// What the gpu lane waited for, the longest first.
     pub gpu_waits: Vec<WaitCompared>,

@@ -23,7 +23,7 @@ pub enum Along {
     Batch,
 }
 
-/// What may become of saved tensors, in the order in which curves are told.
+/// What may become of saved tensors, in the order in which curves are listed.
 pub const STRATEGIES: [Activations; 3] = [
     Activations::Recompute,
     Activations::Offload,
@@ -51,7 +51,7 @@ pub struct Point {
     pub tokens_per_second: f64,
     /// Bytes written to the drives a step.
     pub disk_written: Bytes,
-    /// The plan.
+    /// Hash of the plan, as 16 hexadecimal digits: two points with the same one have the same plan.
     pub hash: String,
 }
 
@@ -62,7 +62,7 @@ pub struct Curve {
     pub along: Along,
     /// The model, and on which machine.
     pub model: String,
-    /// Whose rates.
+    /// Name of the machine whose rates the plans were made with.
     pub machine: String,
     /// Tokens of a sequence.
     pub seq: u32,
@@ -82,8 +82,8 @@ const EIGHTHS: [u64; 7] = [2, 3, 4, 6, 8, 12, 16];
 /// Micro-batches that a curve looks at: these multiples, in quarters, of the run's.
 const QUARTERS: [u32; 5] = [1, 2, 4, 8, 16];
 
-/// Plans every point of a curve of the run that `basis` is of, whose own plan is `own`; `told` hears after each how
-/// many of how many are done.
+/// Plans every point of a curve of the run that `basis` is of, whose own plan is `own`. After each point, `told` is
+/// called with the number of points done and of all.
 ///
 /// # Errors
 /// [`TrainError`] where a plan is wrong; one that does not fit is no error, nor is a batch beyond a limit of the model.

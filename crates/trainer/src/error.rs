@@ -64,7 +64,7 @@ pub enum TrainError {
     /// Data, tokenizer or metrics.
     #[error(transparent)]
     Data(#[from] DataError),
-    /// Model files.
+    /// A model's files, its configuration, or its description as a workload.
     #[error(transparent)]
     Model(#[from] lowtide_model::ModelError),
     /// Memory or disk.
@@ -104,7 +104,7 @@ pub enum TrainError {
     /// No built-in shape has this name.
     #[error("no built-in shape is called '{name}'")]
     UnknownShape {
-        /// The name.
+        /// The name that was asked for.
         name: String,
     },
     /// Sequences are longer than the model's longest.
@@ -130,16 +130,16 @@ pub enum TrainError {
     Unlike {
         /// The first one's name.
         first: String,
-        /// Which differs.
+        /// Number of the first GPU that is of another kind.
         ordinal: u8,
-        /// Its name.
+        /// Name of that GPU.
         other: String,
     },
     /// A machine file does not say how fast its GPUs exchange bytes.
     #[error("{}: no rate of what {gpus} GPUs exchange (key 'net'{})", path.display(),
         have.map_or(String::new(), |n| format!(", which is of {n}")))]
     NoNet {
-        /// The file.
+        /// The machine file.
         path: PathBuf,
         /// How many the run has.
         gpus: u32,
@@ -157,7 +157,7 @@ pub enum TrainError {
         tokens: usize,
         /// The one with the largest id.
         token: String,
-        /// That id.
+        /// Largest id of the tokenizer.
         id: i32,
         /// Rows of the embedding.
         vocab: u32,
@@ -197,9 +197,9 @@ pub enum TrainError {
     /// Learned projectors cannot be kept until the run reads them.
     #[error("{}: learned projectors cannot be kept there: {source}", dir.display())]
     Projectors {
-        /// The directory.
+        /// The output directory that the file without a name is made in.
         dir: PathBuf,
-        /// Why.
+        /// What the system said.
         source: std::io::Error,
     },
     /// A file is not there, or is not what its name says.
@@ -208,9 +208,9 @@ pub enum TrainError {
     /// A path that a key of the run names cannot be used.
     #[error("{key}: {}: {problem}", path.display())]
     Path {
-        /// The key.
+        /// The key of the run that names the path.
         key: &'static str,
-        /// The path.
+        /// The path as it was looked up.
         path: PathBuf,
         /// What is wrong with it.
         problem: PathProblem,
@@ -243,7 +243,7 @@ pub enum TrainError {
     /// A file cannot be used.
     #[error("{}: {what}", path.display())]
     File {
-        /// Which.
+        /// The file or directory.
         path: PathBuf,
         /// What is wrong.
         what: String,
@@ -251,7 +251,7 @@ pub enum TrainError {
     /// A symbolic link stands at the name of an output.
     #[error("{}: a symbolic link, and lowtide does not write through links", path.display())]
     Link {
-        /// The link.
+        /// Path of the link itself.
         path: PathBuf,
     },
     /// Something that lowtide did not write stands at the name of an output.
@@ -263,7 +263,7 @@ pub enum TrainError {
     /// A directory that lowtide has not written was to be checked.
     #[error("{}: no checkpoint, model or output of lowtide", path.display())]
     NoMark {
-        /// The directory.
+        /// The directory that was to be checked.
         path: PathBuf,
     },
     /// An output of which nothing can be checked.
@@ -279,15 +279,15 @@ pub enum TrainError {
     Overlap {
         /// The input's key.
         key: &'static str,
-        /// The input.
+        /// Path of the input.
         input: PathBuf,
-        /// The output.
+        /// The directory that the run writes.
         output: PathBuf,
     },
     /// A model is to be exported into what the run itself writes.
     #[error("{}: the run keeps {} for itself", path.display(), own.display())]
     OwnOutput {
-        /// Where to.
+        /// Where the model was to be exported.
         path: PathBuf,
         /// What the run writes.
         own: PathBuf,
@@ -295,7 +295,7 @@ pub enum TrainError {
     /// Where a model is to be exported to is something that is no model of lowtide's.
     #[error("{}: something is there that lowtide has not written as a model", path.display())]
     Taken {
-        /// The directory.
+        /// Where the model was to be exported.
         path: PathBuf,
     },
     /// A run has no checkpoint to export.
@@ -307,13 +307,13 @@ pub enum TrainError {
     /// Another run has the output directory.
     #[error("{}: another run of lowtide writes into this directory", path.display())]
     Locked {
-        /// The lock.
+        /// The file whose lock the other run holds, or the directory.
         path: PathBuf,
     },
     /// The output directory's file system has no locks.
     #[error("{}: cannot be locked against a second run: {what}", path.display())]
     NoLocks {
-        /// The lock.
+        /// The file or directory that was to be locked.
         path: PathBuf,
         /// What the system said.
         what: String,
@@ -340,7 +340,7 @@ pub enum TrainError {
         path.display()
     )]
     NotACheckpoint {
-        /// The directory.
+        /// The directory that `checkpoint.resume` names.
         path: PathBuf,
         /// The newest checkpoint in it.
         newest: PathBuf,
@@ -348,7 +348,7 @@ pub enum TrainError {
     /// A checkpoint cannot be gone on from.
     #[error("{}: a broken checkpoint: {what}", path.display())]
     Broken {
-        /// The checkpoint.
+        /// The broken checkpoint's directory.
         path: PathBuf,
         /// What is wrong with it.
         what: String,
@@ -360,7 +360,7 @@ pub enum TrainError {
     Unsaved {
         /// Updates that were made.
         step: u64,
-        /// Why.
+        /// Why it was not saved.
         source: Box<Self>,
         /// The newest checkpoint that is there; it is whole.
         older: Option<PathBuf>,
@@ -403,7 +403,7 @@ pub enum TrainError {
         absent: Absent,
         /// The run's output.
         output: PathBuf,
-        /// The last step that is told of.
+        /// The last step that the output has a record of.
         told: u64,
         /// What tells of it.
         by: String,
@@ -415,7 +415,7 @@ pub enum TrainError {
     /// A checkpoint belongs to a run with other numbers.
     #[error("{}: made by a run with another {}: {theirs} there, {ours} here", path.display(), keys_of(key))]
     OtherRun {
-        /// The checkpoint.
+        /// The checkpoint's directory, or the file that the journal is in.
         path: PathBuf,
         /// What differs, as the numerics key names it.
         key: String,
@@ -431,7 +431,7 @@ pub enum TrainError {
     Beyond {
         /// The checkpoint, or the journal.
         path: PathBuf,
-        /// Its step.
+        /// Updates that had been made when it was written.
         step: u64,
         /// Steps of the run.
         total: u64,

@@ -88,9 +88,9 @@ impl Passes {
     }
 }
 
-/// A session that nothing is asked of, and who is told of progress.
+/// A session that is never asked to end, and a callback for progress.
 pub struct Plain<'a, P> {
-    /// The session.
+    /// The session, between two batches.
     pub session: &'a mut Session,
     /// Called with the number of prompts answered.
     pub progress: P,
@@ -177,7 +177,7 @@ pub enum Places {
 /// with its prompt takes as many spans, one behind the other, as it may come to need.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rows {
-    /// Rows.
+    /// Rows that run at once.
     pub rows: usize,
     /// Tokens of a row.
     pub seq: usize,

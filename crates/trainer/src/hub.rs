@@ -275,7 +275,7 @@ impl Hub {
         let Some(first) = lack.first().cloned() else {
             return Ok(());
         };
-        // Names of an index are a stranger's: none is taken for a flag.
+        // Names in an index are untrusted: none may be taken for a flag.
         if lack.iter().all(|file| !file.starts_with('-')) {
             let files: Vec<&str> = lack.iter().map(String::as_str).collect();
             self.fetch(name, Kind::Model, &commit, &files, &first)?;

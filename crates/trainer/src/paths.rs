@@ -1,5 +1,5 @@
-//! Paths of a run before anything of it is opened: what is not there, or is of another kind than its
-//! key needs, is told with the key.
+//! Paths of a run before anything of it is opened: one that is missing, or of another kind than its key needs, is an
+//! error that names the key.
 //!
 //! A pipe or a device in place of a file is refused: files are read more than once, and some of those
 //! have no end.
@@ -94,7 +94,7 @@ pub fn outputs(run: &Run) -> Result<(), TrainError> {
     Ok(())
 }
 
-/// The checkpoint that a run is told to go on from.
+/// The checkpoint that `checkpoint.resume` names.
 ///
 /// # Errors
 /// [`TrainError::Path`] where there is no directory.

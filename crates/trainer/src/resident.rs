@@ -1,8 +1,8 @@
 //! Host memory that a run's process holds: counted when the plan is made, before anything is reserved.
 //!
-//! The promise: what is told as planned is not exceeded. It covers the whole process, from its first
-//! instruction: what reading data, measuring and planning took at their peak, and then the arenas with
-//! all that lies beside them.
+//! The promise: a process holds no more than was reported as planned. That covers the whole process from its first
+//! instruction: what reading data, measuring and planning took at their peak, and then the arenas with all that lies
+//! beside them.
 
 use lowtide_executor::Trace;
 use lowtide_measure::later;
@@ -34,7 +34,7 @@ pub struct Resident {
 /// Host memory that a process holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Held {
-    /// Now.
+    /// Resident bytes when they were read.
     pub now: Bytes,
     /// At most so far.
     pub most: Bytes,

@@ -18,7 +18,7 @@ pub struct Stops {
 }
 
 impl Stops {
-    /// These ids.
+    /// Stops at these ids, none of which ends a turn of a conversation.
     #[must_use]
     pub fn of(ids: impl IntoIterator<Item = i32>) -> Self {
         Self {

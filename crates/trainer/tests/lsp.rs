@@ -338,7 +338,7 @@ fn mutants_of_its_tasks_are_found() {
     assert!(let_go > 0);
 }
 
-/// What the export's making of matrices takes is in the memory that is told: the largest factor, in f32.
+/// What the export needs to make matrices, the largest factor in f32, is part of the memory that is reported.
 #[test]
 fn the_memory_of_an_export_is_counted() {
     let d = decoder_lsp(None, &llama(2, true), Dtype::Bf16, 4, 1);

@@ -245,7 +245,7 @@ fn a_session_reserves_what_its_plan_says() {
                     "{tier} {c:?}"
                 );
             }
-            // What people are told adds up to it for everything that stays.
+            // The reported figures add up to it for everything that stays.
             let table = &plan.tiers;
             for (tier, used) in Tier::ALL.iter().zip(table) {
                 let stays = used.weights + used.optimizer + used.gradients;

@@ -349,7 +349,7 @@ fn committed_step(output: &Path) -> u64 {
     })
 }
 
-/// The last step that a run told of.
+/// The last step that a run reported.
 fn told_step(output: &Path) -> u64 {
     let text = fs::read_to_string(output.join("metrics.jsonl")).unwrap_or_default();
     let whole = text.lines().rev().find_map(|line| {
@@ -359,8 +359,8 @@ fn told_step(output: &Path) -> u64 {
     whole.unwrap_or(0)
 }
 
-/// Kills a child after some more steps than it began with and some more time, both by chance; what
-/// was told and what was committed. `None` when it was done before.
+/// Kills a child after some more steps than it began with and some more time, both random. Returns what it had
+/// reported and what it had committed; `None` if it was done before.
 fn kill_within(file: &Path, output: &Path, x: &mut u64) -> Option<(u64, u64)> {
     let mut draw = |n: u64| {
         *x ^= *x << 13;

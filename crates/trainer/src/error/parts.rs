@@ -83,7 +83,7 @@ pub enum HubProblem {
     /// It is not whole in the cache, and nothing may be fetched.
     #[error("has no {lacks} in the cache {}, and HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set", cache.display())]
     Offline {
-        /// The cache.
+        /// The Hub's cache directory.
         cache: PathBuf,
         /// The revision or file that is looked for.
         lacks: String,
@@ -91,7 +91,7 @@ pub enum HubProblem {
     /// It is not whole in the cache, and there is no program that fetches it.
     #[error("has no {lacks} in the cache {}, and neither hf nor huggingface-cli can be started to fetch it", cache.display())]
     NoProgram {
-        /// The cache.
+        /// The Hub's cache directory.
         cache: PathBuf,
         /// The revision or file that is looked for.
         lacks: String,
@@ -99,7 +99,7 @@ pub enum HubProblem {
     /// The program that fetches it failed.
     #[error("could not be fetched: {program} download: {status}")]
     Failed {
-        /// The program.
+        /// Name of the program, `hf` or `huggingface-cli`.
         program: String,
         /// How it ended.
         status: String,
@@ -108,7 +108,7 @@ pub enum HubProblem {
     /// part is there; and it is still not whole.
     #[error("has no {lacks} in the cache {} even after it was fetched", cache.display())]
     Lacks {
-        /// The cache.
+        /// The Hub's cache directory.
         cache: PathBuf,
         /// The revision or file that is missing.
         lacks: String,
@@ -166,7 +166,7 @@ pub struct TooMuch {
 /// What a run has kept to go on from and a start does not find.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Absent {
-    /// A checkpoint.
+    /// The newest checkpoint of the output is gone.
     #[error("the checkpoint is not there")]
     Checkpoint,
     /// The state file of a durable run that has not come to its end.

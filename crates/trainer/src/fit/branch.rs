@@ -168,9 +168,9 @@ impl Origin {
         }
     }
 
-    /// Has the output's mark say on which branch its run is now that its state has loaded, and the metrics be those
-    /// of that branch; `writes`: to the drives. `publish` makes what was loaded that of the drives, and says the
-    /// first state file of a durable run. Returns what people should be told.
+    /// Once its state has loaded, has the output's mark say which branch the run is on, and the metrics be those of
+    /// that branch. `writes`: to the drives. `publish` makes what was loaded the state on the drives and returns the
+    /// first state file of a durable run. Returns lines for the user.
     ///
     /// # Errors
     /// Files; what the run before has kept is as it was.

@@ -93,7 +93,7 @@ impl Fit<'_> {
         Ok(Some(self.output.folder().at(MODEL)))
     }
 
-    /// Writes the lanes' real times. They are not worth a run: where they cannot be written, that is told.
+    /// Writes the lanes' real times. A trace is not worth a run: if it cannot be written, the user gets a warning.
     pub(super) fn trace(&mut self) -> Option<PathBuf> {
         if !self.run.log.trace {
             return None;

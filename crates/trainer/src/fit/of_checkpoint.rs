@@ -63,8 +63,8 @@ pub struct Exported {
     pub notes: Vec<String>,
 }
 
-/// Writes the model of a run's checkpoint. The directory has its name when all of it is on the disk; after an error
-/// the name means what it meant before. `progress(done, of)` is told numbers of the model.
+/// Writes the model of a run's checkpoint. The directory gets its name when all of it is on the disk; after an error
+/// the name means what it meant before. `progress(done, of)` counts numbers of the model.
 ///
 /// # Errors
 /// A checkpoint that is missing, broken or of another run; [`TrainError::Taken`], [`TrainError::OwnOutput`] and

@@ -145,7 +145,7 @@ pub(super) fn plan(
         Start::Journal(_) => Bytes::ZERO,
         Start::Anew | Start::Checkpoint(..) => wear::fill(plan),
     };
-    // A process that was killed has told of more than its last checkpoint knows, and written more than it told.
+    // A killed process has reported more than its last checkpoint knows, and may have written more than it reported.
     let saved = start.state().map_or(0, |s| s.totals.disk_written);
     let written = saved.max(wear::told(run, output)?);
     let make = |pins| basis.plan_pinned(pins);

@@ -29,7 +29,7 @@ pub(super) struct Page {
     plan: PlanReport,
     /// When the last one was written, and how long that took.
     last: Option<(Instant, Duration)>,
-    /// The last one could not be written, and that was told.
+    /// The last one could not be written, and the user has been warned of it.
     failing: bool,
 }
 
@@ -114,7 +114,7 @@ impl Fit<'_> {
         self.draw(report, state)
     }
 
-    /// A page is not worth a run: where it cannot be written, that is told.
+    /// A page is not worth a run: if it cannot be written, the user gets a warning when that begins.
     fn draw(&mut self, report: &TrainReport, state: State) -> Option<PathBuf> {
         let mut page = self.page.take()?;
         let begin = Instant::now();

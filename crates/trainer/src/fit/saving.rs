@@ -351,7 +351,7 @@ impl Fit<'_> {
         self.tell(told);
     }
 
-    /// Tells people.
+    /// Passes lines on to the observer, in order.
     pub(super) fn tell(&mut self, told: impl IntoIterator<Item = String>) {
         told.into_iter().for_each(|t| self.observer.note(&t));
     }

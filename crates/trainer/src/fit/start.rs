@@ -86,7 +86,7 @@ impl Start {
         let kept = output.kept();
         let mut newest = checkpoint::newest_of(output);
         if named {
-            // Where it is told to begin, a broken one is no reason to stop.
+            // The named checkpoint is a place to begin, so a broken one that was saved since is no reason to stop.
             let own = checkpoint::list_of(output).into_iter().rev();
             let mut own = own.filter(|(step, _)| branch::is_own(kept, *step));
             newest = own.find(|(_, dir)| match checkpoint::verify(dir) {
@@ -112,7 +112,7 @@ impl Start {
         newest.map(|(_, dir)| Self::at(run, dir)).transpose()
     }
 
-    /// A checkpoint.
+    /// Starts at this checkpoint. If it cannot be read, the error names the newest one that is whole.
     fn at(run: &Run, dir: PathBuf) -> Result<Self, TrainError> {
         match checkpoint::look(&dir) {
             Ok(state) => Ok(Self::Checkpoint(dir, Box::new(state))),
@@ -295,7 +295,7 @@ pub(super) fn kept_files(run: &Run) -> Result<Vec<KeptFile>, TrainError> {
     Ok(kept)
 }
 
-/// A state file that cannot be read is told of with what can be done.
+/// A state file that cannot be read becomes an error that says what is kept and what can be done.
 pub(super) fn readable(run: &Run, e: TierError) -> TrainError {
     match e {
         TierError::BadFile { path, what } if state_files(run).contains(&path) => {

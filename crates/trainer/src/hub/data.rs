@@ -2,9 +2,9 @@
 //!
 //! `org/name[@revision][:PART]`, where PART is a split (`train`), the name of a set of files (`train_sft`), either of
 //! them behind a folder (`main/train`), or a file. Without it the split is `train` in `data.train` and `test` in
-//! `data.eval`. Splits are told as Hugging Face's `datasets` tells those of a repository without a loader: by a word
+//! `data.eval`. Splits are recognised as Hugging Face's `datasets` does for a repository without a loader: by a word
 //! in the name of a file or of a folder around it; where no file has such a word, all are `train`. What a
-//! repository's README says of its configurations is not read.
+//! repository's README says about its configurations is not read.
 //!
 //! What the cache has of a repository is what somebody has asked for, so it does not say which files there are: the
 //! part is asked for each time (`hf` fetches only what is not there), unless `HF_HUB_OFFLINE` is set or there is no
@@ -39,7 +39,7 @@ const ABOUT: [&str; 4] = [
     "config.json",
     "state.json",
 ];
-/// Most files and depth of folders that are looked at: a repository is a stranger's.
+/// Most files and depth of folders that are looked at: a repository is untrusted.
 const MOST: usize = 100_000;
 const DEEPEST: usize = 4;
 

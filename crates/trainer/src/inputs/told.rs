@@ -1,8 +1,8 @@
-//! What people are told of a run's data.
+//! What a run reports about its data.
 
 use lowtide_data::{Dataset, Packed, Remarks, Rows};
 
-/// What is told of a data set.
+/// A line about a data set, with its name in front; a warning stays one.
 pub(super) fn of_set(name: &str, told: &str) -> String {
     match told.strip_prefix("warning: ") {
         Some(told) => format!("warning: {name} data: {told}"),

@@ -1,4 +1,4 @@
-//! A file of records that is never worth a run: what cannot be written now is written later, or told.
+//! A file of records that is never worth a run: what cannot be written now is written later, or reported as lost.
 
 use std::fs::File;
 use std::io::Write;
@@ -19,8 +19,8 @@ pub struct Appender {
 }
 
 impl Appender {
-    /// Appends to `file`, which is open for writing at its end (`O_APPEND`: it is cut where a write fails)
-    /// and called `path` in what is told.
+    /// Appends to `file`, which is open for writing at its end (`O_APPEND`: it is cut where a write fails) and is
+    /// called `path` in messages.
     pub fn new(file: File, path: PathBuf) -> Self {
         Self {
             file,
@@ -37,9 +37,9 @@ impl Appender {
         &self.path
     }
 
-    /// Appends a record. It is with the system when the call returns (a killed process does not lose it;
-    /// power loss may), or waits for the next call if the system refuses it. Returns what people should
-    /// be told: the first refusal, and the first success after it.
+    /// Appends a record. It is with the system when the call returns (a killed process does not lose it; power loss
+    /// may), or waits for the next call if the system refuses it. Returns a message for the user at the first
+    /// refusal, and at the first success after it.
     pub fn append(&mut self, record: &[u8]) -> Option<String> {
         if self.held.len() + record.len() > MOST_HELD {
             self.lost += 1;

@@ -13,7 +13,7 @@ use crate::error::TrainError;
 /// What was found of a directory that a run wrote.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Checked {
-    /// The directory.
+    /// A checkpoint's or a model's directory.
     #[serde(serialize_with = "lowtide_files::shown::path")]
     pub path: PathBuf,
     /// What it holds.

@@ -28,11 +28,11 @@ pub struct Folder {
 /// What has a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Found {
-    /// Nothing.
+    /// No entry has the name.
     Nothing,
     /// A plain file.
     File,
-    /// A directory.
+    /// A directory, whoever made it.
     Folder,
     /// A symbolic link, wherever it leads.
     Link,

@@ -31,11 +31,11 @@ pub enum Holds {
     Output,
     /// A fine-tuned model.
     Model,
-    /// A checkpoint.
+    /// One checkpoint of a run.
     Checkpoint,
 }
 
-/// The mark.
+/// The file in a directory that says lowtide made it, and which of its files are lowtide's with their checksums.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Mark {
     program: String,
@@ -74,7 +74,7 @@ pub struct Kept {
     pub made_disk: bool,
 }
 
-/// Bytes that a killed run may have written to its drives and told nobody of.
+/// Bytes that a killed run may have written to its drives after its last line of metrics.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Writes {
     /// When its state was on them, by all of its processes.

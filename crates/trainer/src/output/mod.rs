@@ -140,7 +140,7 @@ impl Output {
         })
     }
 
-    /// The directory.
+    /// The output directory, opened once: its path may change while the run writes into it.
     #[must_use]
     pub fn folder(&self) -> &Folder {
         &self.folder
@@ -233,7 +233,7 @@ impl Output {
 pub enum Followed {
     /// The directory has another path than it had.
     Moved {
-        /// That one.
+        /// Its path before.
         was: PathBuf,
     },
     /// It was removed, and this is another one, with nothing in it.

@@ -4,8 +4,8 @@
 //! the name is taken the two change places in one call, and the old one, now `.NAME.pending`, is taken
 //! apart. A file system that cannot exchange has it aside as `.NAME.old` for a moment, and the next start
 //! puts it back if the new one is not in. One that is given up is renamed to `.NAME.given-up` first.
-//! Taking apart removes what lowtide wrote; a stranger's file moves to the directory that has the name
-//! now, or to `NAME.kept`.
+//! Taking apart removes what lowtide wrote; a file of somebody else's moves to the directory that has the name now,
+//! or to `NAME.kept`.
 
 use std::ffi::OsStr;
 use std::path::Path;
@@ -36,8 +36,8 @@ pub struct Shelf<'a> {
 }
 
 impl Shelf<'_> {
-    /// Fills a new directory and gives it its name. When it returns, the name means the new directory,
-    /// on the disk; when it fails, what it meant before. Returns where a stranger's files went, for people.
+    /// Fills a new directory and gives it its name. When it returns, the name means the new directory, on the disk;
+    /// when it fails, what it meant before. Returns where files that are not lowtide's went, for the user.
     pub fn put(
         &self,
         name: &str,
@@ -144,8 +144,8 @@ impl Shelf<'_> {
         Ok(told)
     }
 
-    /// Removes a directory that has lost its name: our files go, a stranger's move to where the name is
-    /// now. The mark goes last, so that a process that dies here can be followed by another.
+    /// Removes a directory that has lost its name: our files go, all others move to where the name is now. The mark
+    /// goes last, so that a process that dies here can be followed by another.
     fn take_apart(
         &self,
         gone: impl AsRef<OsStr>,
@@ -188,7 +188,7 @@ impl Shelf<'_> {
                 continue;
             };
             if found == Found::Folder {
-                // One that lowtide has no file in is a stranger's, empty or not.
+                // One that lowtide has no file in is somebody else's, empty or not.
                 let below = format!("{at}{text}/");
                 if let Some(sub) = folder.sub(text)?
                     && mark.is_some_and(|m| m.has_below(&below))
@@ -214,7 +214,7 @@ impl Shelf<'_> {
         Ok(())
     }
 
-    /// Moves a stranger's file to the directory that has the name now, or beside it.
+    /// Moves a file that is not lowtide's to the directory that has the name now, or beside it.
     fn keep(&self, old: &Folder, entry: &OsStr, name: &str) -> Result<String, TrainError> {
         let moved = |to: &Folder| {
             let path = to.at(entry);

@@ -68,7 +68,7 @@ fn litter(dir: &Path) -> Vec<String> {
     names.filter(|n| n.starts_with('.')).collect()
 }
 
-/// What a run does with directories: new ones, one replaced with a stranger's file in it, one given up.
+/// What a run does with directories: new ones, one replaced that has somebody else's file in it, one given up.
 fn run(folder: &Folder, shelf: &Shelf<'_>) -> Result<(), TrainError> {
     shelf.put("one", fill("1"))?;
     shelf.put("two", fill("2"))?;
@@ -137,7 +137,7 @@ fn a_kill_at_any_call_leaves_whole_directories_and_the_next_start_goes_on() {
             }
             run(&folder, &shelf).unwrap();
             let mut end = whole(dir.path());
-            // A stranger's file that was moved once stays where it went.
+            // Somebody else's file that was moved once stays where it went.
             let notes: Vec<String> = end
                 .keys()
                 .filter(|k| k.contains("notes"))
@@ -235,7 +235,7 @@ fn links_and_files_in_place_of_directories_are_refused_and_stay() {
             matches!(&error, Err(TrainError::Link { path }) if *path == link),
             "{error:?}"
         );
-        // One in the way of a save ends a start, one that was given up is told.
+        // A link in the way of a save ends a start; one in the place of what was given up is only reported.
         let recovered = shelf.recover(|n| n == "one");
         assert_eq!(recovered.is_err(), name == ".one.pending");
         let told = recovered.map_or(0, |told| told.len());

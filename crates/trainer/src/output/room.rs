@@ -91,7 +91,7 @@ impl Room {
         }
     }
 
-    /// Changes how many bytes are kept. Returns what people should be told if there are not as many.
+    /// Changes how many bytes are kept. Returns a message for the user if there are not as many.
     pub fn resize(&mut self, folder: &Folder, bytes: u64) -> Option<String> {
         if bytes <= self.bytes {
             self.bytes = bytes;
