@@ -1,4 +1,4 @@
-//! What is fuzzed: every kind of file that a stranger can bring, read by the functions that the commands
+//! What is fuzzed: every kind of untrusted file, read by the functions that the commands
 //! read it with. A panic, an abort, a wrapped number, a hang or memory without bound is a bug of ours.
 //!
 //! - [`TARGETS`]: one function a kind of file, with the seeds of `seeds/NAME`. A seed whose name begins with

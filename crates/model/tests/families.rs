@@ -670,7 +670,7 @@ fn shapes_that_no_configuration_has_are_refused() {
     }
 }
 
-/// A stranger's number of layers is looked at before a list of so many is made.
+/// An untrusted number of layers is checked before a list of that length is made.
 #[test]
 fn no_list_is_made_of_a_number_of_layers_that_nobody_has() {
     let sliding = with(qwen25(), "use_sliding_window", json!(true));

@@ -315,7 +315,7 @@ fn the_gradient_of_the_core_is_the_slope() {
     }
 }
 
-/// A stranger's model may have any number of layers: with bases and cores it is described about as fast as without.
+/// An untrusted model may have any number of layers: with bases and cores it is described about as fast as without.
 #[test]
 fn many_layers_are_described_about_as_fast_as_in_exact_training() {
     let shape = ModelShape {

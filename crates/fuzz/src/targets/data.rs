@@ -15,7 +15,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<(), String> {
     let folder = scratch::folder("data");
     let path = folder.join("d.jsonl");
     scratch::write(&path, bytes);
-    // The makes that are told by their names.
+    // Formats that are recognised by the file's name.
     for name in ["d.csv", "d.txt"] {
         let path = folder.join(name);
         scratch::write(&path, bytes);

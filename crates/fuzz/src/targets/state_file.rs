@@ -22,7 +22,7 @@ const ABOUTS: [usize; 2] = [64 << 10, 544 << 10];
 const TABLES: [usize; 2] = [1 << 20, 3 << 19];
 const DATA: usize = 2 << 20;
 
-/// One change.
+/// A change of some bytes of one region of the file.
 struct Edit {
     kind: u8,
     region: u8,

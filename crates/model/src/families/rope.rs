@@ -27,7 +27,7 @@ pub(super) struct Absent {
 pub(super) struct Partial {
     /// The key of the part, beside `partial_rotary_factor` in the rotary settings themselves.
     pub key: &'static str,
-    /// D.
+    /// D: numbers of a head, of which a part is rotated.
     pub head_dim: u32,
     /// The part where the key is absent.
     pub absent: f64,

@@ -5,7 +5,7 @@ use lowtide_workload::Dtype;
 /// The type of an export's numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FileDtype {
-    /// IEEE single.
+    /// IEEE single precision.
     F32,
     /// bfloat16, rounded to nearest even.
     Bf16,

@@ -21,9 +21,9 @@ const MAX_HEADER: u64 = 100_000_000;
 pub enum StoredDtype {
     /// bfloat16.
     Bf16,
-    /// IEEE half.
+    /// IEEE half precision.
     F16,
-    /// IEEE single.
+    /// IEEE single precision.
     F32,
     /// Another one that the format knows, which cannot be a weight here: name, bytes.
     Other(String, u64),
@@ -58,15 +58,15 @@ impl StoredDtype {
 /// One tensor of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoredTensor {
-    /// Its name.
+    /// Name in the file's header.
     pub name: String,
     /// Its numbers' type.
     pub dtype: StoredDtype,
-    /// Its shape.
+    /// Dimensions, outermost first; empty for a scalar.
     pub shape: Vec<u64>,
     /// First byte, from the start of the file.
     pub begin: u64,
-    /// Bytes.
+    /// Length of its data in the file, in bytes.
     pub bytes: u64,
 }
 

@@ -432,7 +432,7 @@ fn sync_dir(dir: &Path) -> Result<(), ModelError> {
 struct Pending {
     path: PathBuf,
     temporary: PathBuf,
-    /// None: closed.
+    /// None once it is closed: a drop then leaves the name alone.
     file: Option<File>,
     kept: bool,
 }

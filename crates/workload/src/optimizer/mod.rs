@@ -23,12 +23,12 @@ use crate::{Dtype, Param};
 )]
 #[serde(rename_all = "lowercase")]
 pub enum OptimizerName {
-    /// AdamW.
+    /// Adam with decoupled weight decay (Loshchilov and Hutter): two moments.
     #[default]
     AdamW,
-    /// Lion.
+    /// Steps of one size along a sign (Chen et al.): one moment.
     Lion,
-    /// Adafactor.
+    /// A factored second moment, one number a row and a column (Shazeer and Stern).
     Adafactor,
 }
 
@@ -128,7 +128,7 @@ const MOVED_BESIDE: f64 = 10.0;
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
 )]
 pub struct Optimizer {
-    /// Which.
+    /// The formula, which decides the arrays that a parameter has.
     #[serde(rename = "optimizer", default)]
     pub name: OptimizerName,
     /// How its moments are stored.

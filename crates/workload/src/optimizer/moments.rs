@@ -10,7 +10,7 @@ use crate::PARAM_ALIGN;
 )]
 #[serde(rename_all = "lowercase")]
 pub enum Moments {
-    /// IEEE single.
+    /// IEEE single precision, as the formula gives them.
     #[default]
     F32,
     /// bfloat16, rounded stochastically.

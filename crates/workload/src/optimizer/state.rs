@@ -40,9 +40,9 @@ impl fmt::Debug for Role {
 /// How one entry of an array is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Encoding {
-    /// bfloat16.
+    /// bfloat16, 2 bytes.
     Bf16,
-    /// IEEE single.
+    /// IEEE single precision, 4 bytes.
     F32,
     /// The remainder of a split master weight.
     I16,
@@ -114,7 +114,7 @@ pub enum Init {
 pub struct StateSpec {
     /// What it is for.
     pub role: Role,
-    /// Its size.
+    /// How many entries it has for a parameter.
     pub extent: Extent,
     /// The storage of an entry.
     pub encoding: Encoding,
@@ -242,11 +242,11 @@ pub(super) fn bytes(
 /// rows and of columns without a gap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StateArray {
-    /// Which.
+    /// What it is for, and how an entry is stored.
     pub spec: StateSpec,
     /// First byte in the piece's state, or in its weights.
     pub start: u64,
-    /// Its bytes.
+    /// Its length, padding included.
     pub bytes: u64,
 }
 
