@@ -34,7 +34,6 @@ impl Args {
     }
 }
 
-/// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Train a run, or go on with it from its newest checkpoint.
@@ -70,7 +69,7 @@ pub enum Command {
     },
     /// Print completions for a shell: `lowtide completions bash > /etc/bash_completion.d/lowtide`.
     Completions {
-        /// The shell.
+        /// Whose syntax they are written in.
         shell: clap_complete::Shell,
     },
     /// Print the manual page, or that of a command: `lowtide man train | man -l -`.
@@ -104,7 +103,6 @@ pub struct ImportArgs {
 /// What to train.
 #[derive(Debug, clap::Args)]
 pub struct TrainArgs {
-    /// The run.
     #[command(flatten)]
     pub run: RunArgs,
     /// For programs: print each step, evaluation and checkpoint on standard output when it is finished, as a line of
@@ -119,7 +117,6 @@ pub struct TrainArgs {
 /// Data to show.
 #[derive(Debug, clap::Args)]
 pub struct DataArgs {
-    /// The run.
     #[command(flatten)]
     pub run: RunArgs,
     /// Also draw them as one page, which opens without a network.
@@ -288,7 +285,7 @@ pub struct PlanArgs {
     /// Type of weights and activations.
     #[arg(long)]
     pub precision: Option<Precision>,
-    /// Clipping mode.
+    /// By which norm gradients are clipped.
     #[arg(long)]
     pub clip: Option<Clip>,
     /// Override a key of the run; may be repeated, later ones win. Paths in it are relative to the
@@ -325,7 +322,7 @@ pub enum CurveOver {
 pub enum Precision {
     /// bfloat16.
     Bf16,
-    /// IEEE single.
+    /// IEEE single precision.
     F32,
 }
 
@@ -374,12 +371,10 @@ pub struct ProbeArgs {
 /// What to bench.
 #[derive(Debug, clap::Args)]
 pub struct BenchArgs {
-    /// Which bench.
     #[command(subcommand)]
     pub what: Bench,
 }
 
-/// The benches.
 #[derive(Debug, Subcommand)]
 pub enum Bench {
     /// Train a shape with random weights on random tokens, and time its steps.
@@ -491,7 +486,6 @@ pub struct BenchGenerateArgs {
 /// What to compare.
 #[derive(Debug, clap::Args)]
 pub struct VerifyArgs {
-    /// The run.
     #[command(flatten)]
     pub run: RunArgs,
     /// Steps to train both ways.
@@ -510,7 +504,6 @@ pub struct VerifyArgs {
 /// What to evaluate.
 #[derive(Debug, clap::Args)]
 pub struct EvalArgs {
-    /// The run.
     #[command(flatten)]
     pub run: RunArgs,
     /// A Hugging Face model directory; without: the model that the run has made, or starts from.
@@ -525,7 +518,6 @@ pub struct EvalArgs {
 /// What to export.
 #[derive(Debug, clap::Args)]
 pub struct ExportArgs {
-    /// The run.
     #[command(flatten)]
     pub run: RunArgs,
     /// The model's directory: a new one, an empty one, or a model that lowtide has written, which is replaced when the
@@ -559,7 +551,6 @@ pub enum FileDtype {
 #[derive(Debug, clap::Args)]
 #[command(group(clap::ArgGroup::new("from").args(["prompt", "message"])))]
 pub struct GenerateArgs {
-    /// The run.
     #[command(flatten)]
     pub run: RunArgs,
     /// Text to continue.

@@ -1,7 +1,7 @@
 //! A run that is killed at random moments: the same command goes on, to the same bits, and leaves nothing over.
 //!
-//! `LOWTIDE_KILLS` says how many kills (6 unless it is set), `LOWTIDE_SEED` which. Moments are drawn by what
-//! the run told last (start, step, save, evaluation, end), then evenly within the time until it tells more.
+//! `LOWTIDE_KILLS` says how many kills (6 unless it is set), `LOWTIDE_SEED` which. A moment is drawn by the run's
+//! last line (start, step, save, evaluation, end), then evenly within the time until its next one.
 
 use std::collections::BTreeMap;
 use std::fs;

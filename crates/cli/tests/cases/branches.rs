@@ -159,7 +159,8 @@ fn a_branch_that_has_saved_goes_on_from_what_it_saved() {
     );
     assert_ne!(result(&t, "out"), want);
     assert!(t.at("out/checkpoints/step-00000040.left-2").exists());
-    // Its own are gone: begun again where it was told to, and missed by a start by itself.
+    // The branch's own checkpoint is gone: a start by itself misses it; one that names where to begin begins there
+    // again.
     let t = copy(&s);
     fs::remove_dir_all(t.at("out/checkpoints/step-00000040")).unwrap();
     t.train(&OTHER).refused(&["step-00000040", "is not there"]);

@@ -230,7 +230,7 @@ fn a_stream_trains_to_the_same_bits_and_goes_on() {
             .refused(&[key, "data.streaming"]);
         assert!(!case.at("none").exists());
     }
-    // What is left out is told whether tokens are made or found, and where they went.
+    // What is left out is reported whether tokens are made or found, and so is where they went.
     case.write("bad.jsonl", format!("{}{{}}\n", case.read("train.jsonl")));
     for kept in ["tokens are kept in", "tokens are those kept in"] {
         let output = format!("output=skip{}", kept.len());

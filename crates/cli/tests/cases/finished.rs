@@ -395,7 +395,7 @@ fn a_run_that_would_wear_its_drives_out_is_refused_before_its_first_step() {
         args.extend(["--set", "budget.disk_writes=10GiB", "--set", NO_ANSWERS]);
         scratch.run(&args).fine();
     }
-    // Without data, what may be made is told.
+    // Without data, the plan says how many bytes a run may write to its drives.
     scratch.write(
         "nodata.yaml",
         "model: {path: m}\noutput: out\nbudget: {device: 1GiB, host: 256MiB}\n\

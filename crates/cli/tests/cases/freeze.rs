@@ -1,4 +1,4 @@
-//! Frozen parameters in whole runs: they stay, the rest learns, and what does not go together is told.
+//! Frozen parameters in whole runs: they stay, the rest learns, and settings that do not go together are refused.
 
 use serde_json::Value;
 

@@ -279,7 +279,7 @@ fn what_cannot_be_had_is_told_with_what_to_do() {
     // What is written as a path is one.
     let path = ["train", "run.yaml", "--set", "model.path=./org/name"];
     run(&scratch, &path, &[]).refused(&["model.path: ", "no such file"]);
-    // Of a model whose tokenizer is of another make that is told, as for a directory.
+    // A model whose tokenizer has another format is refused with that reason, as a directory is.
     let home = "home/hub/models--org--name/snapshots";
     fs::remove_file(scratch.at(&format!("{home}/{COMMIT}/tokenizer.json"))).expect("there");
     run(&scratch, &["data", "run.yaml"], &[]).refused(&["tokenizer.json"]);

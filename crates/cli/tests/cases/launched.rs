@@ -35,7 +35,7 @@ fn scratch() -> Scratch {
     scratch
 }
 
-/// Launches of one machine are told apart by their port.
+/// Launches on one machine differ by their port.
 fn port() -> String {
     static NUMBER: AtomicU32 = AtomicU32::new(0);
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);

@@ -1,5 +1,5 @@
-//! Training in subspaces in whole runs: the export is a plain model that evaluates as the run did, `verify` and `plan`
-//! take the strategy, and what does not go together with it is told.
+//! Training in subspaces in whole runs: the export is a plain model that evaluates as the run did, `verify` and
+//! `plan` take the strategy, and settings that do not go together with it are refused.
 
 use std::fs;
 
@@ -74,7 +74,7 @@ fn a_plan_tells_what_is_trained_and_verify_holds() {
         4.0 * numbers as f64 / 1e6
     );
     assert!(text.contains(&told), "{told}: {text}");
-    // Bases are trained, by their cores, and a projector is no part of the model: neither is told as frozen.
+    // Bases are trained, by their cores, and a projector is no part of the model: neither counts as frozen.
     assert!(!text.contains("frozen:"), "{text}");
     let freeze = "train.freeze=model.layers.1";
     let text = scratch.run(&["plan", "run.yaml", "--set", freeze]);

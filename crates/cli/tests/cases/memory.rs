@@ -1,4 +1,4 @@
-//! Host memory: what is told as planned is not exceeded, from the first instruction to the last.
+//! Host memory: a run never holds more than what it reported as planned, from its first instruction to its last.
 
 use std::fmt::Write;
 

@@ -80,7 +80,7 @@ fn a_start_that_would_lose_kept_steps_is_refused() {
     // Elsewhere.
     fs::remove_dir_all(s.at(all)).unwrap();
     s.train(&["output=other"]).fine();
-    // What was never saved is nobody's loss, and told.
+    // What was never saved is not missed, and the run says so.
     for name in [all, "out/model"] {
         let _ = fs::remove_dir_all(s.at(name));
     }

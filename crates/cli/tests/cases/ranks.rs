@@ -1,5 +1,5 @@
-//! Several ranks in whole runs, on the CPU device: the same bits again, checkpoints for any number of them, and what
-//! does not go together is told.
+//! Several ranks in whole runs, on the CPU device: the same bits again, checkpoints for any number of them, and
+//! settings that do not go together are refused.
 
 use std::fs;
 
@@ -261,7 +261,8 @@ fn what_all_ranks_write_to_the_drives_is_bounded() {
     assert!(model(&scratch, "enough") == model(&scratch, "two"));
 }
 
-/// On a machine file of eight GPUs: each has an eighth of the work and of the state, and what is told of all is so.
+/// A plan for the eight GPUs of a machine file: each has an eighth of the work and of the state, and figures for all
+/// of them add up.
 #[test]
 fn eight_gpus_of_a_machine_file_are_planned() {
     let scratch = scratch();

@@ -1,4 +1,4 @@
-//! Model directories that are a stranger's: hostile, damaged, of another make.
+//! Untrusted model directories: hostile, damaged, or of another format.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -146,8 +146,8 @@ fn pipes_devices_and_directories_in_place_of_files() {
     scratch.train(&[]).fine();
 }
 
-/// A configuration of a stranger's makes an error that names the key, whatever its numbers.
-/// Real numbers and token ids of a model's files; dropout, which is told of.
+/// An untrusted configuration gives an error that names the key, whatever its numbers: real numbers and token ids of
+/// a model's files; dropout, which is reported.
 #[test]
 fn numbers_that_no_model_has() {
     let scratch = Scratch::new("lfs-pointer");
