@@ -1,4 +1,5 @@
-//! What several ranks exchange: bytes alone. One face, three makes: for the CPU device [`Threads`] of one process and
+//! What several ranks exchange: bytes alone. One trait, three backends: for the CPU device [`Threads`] of one process
+//! and
 //! [`Sockets`] between processes, and [`cuda::NcclComm`](crate::cuda::NcclComm).
 //!
 //! Every rank makes the same collectives in the same order. A collective moves bytes and computes nothing: sums of
@@ -44,11 +45,11 @@ pub struct Stretch {
     pub whole: usize,
     /// First byte in a part.
     pub part: usize,
-    /// Bytes of one share.
+    /// Bytes of one rank's share.
     pub bytes: usize,
 }
 
-/// What is moved where.
+/// Who sends which bytes to whom.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pattern {
     /// Each rank's part goes to every rank's whole.
@@ -143,7 +144,7 @@ pub enum CommError {
     Stopped {
         /// Which, the first if there are several.
         rank: usize,
-        /// What stopped it.
+        /// What stopped it, as that rank reported it.
         why: String,
     },
     /// A rank's process is gone without a word.
@@ -157,9 +158,9 @@ pub enum CommError {
     Missing {
         /// Which, the first of several.
         rank: usize,
-        /// How many came before.
+        /// Collectives before it, the same count on every rank.
         number: u64,
-        /// What it is.
+        /// What the others exchange there: pattern, name and sizes.
         collective: String,
         /// How long the others waited.
         seconds: u64,
@@ -167,15 +168,15 @@ pub enum CommError {
     /// Two ranks are at different collectives.
     #[error("at collective {number} rank {rank} makes {collective}, rank {other} {others}")]
     Differs {
-        /// How many came before.
+        /// Collectives before it, the same count on every rank.
         number: u64,
-        /// The later one.
+        /// The rank that came later.
         rank: usize,
-        /// What it makes.
+        /// What that rank makes.
         collective: String,
-        /// The earlier one.
+        /// A rank that was there before.
         other: usize,
-        /// What that one makes.
+        /// What that other rank makes.
         others: String,
     },
     /// The library or the device refused.

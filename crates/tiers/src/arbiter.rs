@@ -45,9 +45,9 @@ pub(crate) struct Setup {
 /// One drive's part of a request.
 pub(crate) struct Piece {
     pub(crate) kind: Kind,
-    /// Of the whole request.
+    /// The whole request's extent, of which `local` is this drive's part.
     pub(crate) extent: Extent,
-    /// Of the whole request.
+    /// The whole request's memory, as long as `extent`.
     pub(crate) memory: RawRange,
     pub(crate) deadline: u64,
     pub(crate) local: Range<u64>,
@@ -189,8 +189,8 @@ impl Drop for Closing {
 struct Loop {
     setup: Setup,
     shared: Arc<Shared>,
-    // Dropped before the queue, also by a panic: a lane ends when nothing is in flight any more, so no
-    // ticket fails whose memory is still in use.
+    // Dropped before the queue, also by a panic: dropping the lane waits until nothing is in flight, and only then
+    // does the queue's drop fail the tickets. So no ticket fails while its memory is still in use.
     lane: Box<dyn Lane>,
     queue: Queue<Piece>,
     slots: Vec<Option<Block>>,

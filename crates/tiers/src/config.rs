@@ -20,7 +20,7 @@ pub struct DiskConfig {
     pub stripe: Bytes,
     /// Blocks in flight on each drive, 1 to 1024.
     pub depth: usize,
-    /// How I/O is done.
+    /// What performs the operations: io_uring or threads.
     pub backend: Backend,
     /// Whether to try O_DIRECT. Without it all bytes pass through the page cache.
     pub direct: bool,
@@ -40,18 +40,18 @@ pub struct DiskConfig {
 pub struct DriveConfig {
     /// Where its state file goes: a directory that exists.
     pub dir: PathBuf,
-    /// Bytes to reserve there.
+    /// Bytes to reserve there before the first write.
     pub bytes: Bytes,
     /// Its share of the traffic, relative to the others'; best its measured bandwidth.
     pub weight: f64,
 }
 
-/// How I/O is done.
+/// What performs the operations on a drive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Backend {
     /// io_uring where a trial works, threads elsewhere; [`Disk::describe`](crate::Disk::describe) tells which and why.
     Auto,
-    /// io_uring or an error.
+    /// io_uring; an error where the system refuses it.
     Uring,
     /// `pread` and `pwrite` on up to 8 threads a drive.
     Threads,

@@ -140,7 +140,7 @@ impl Disk {
         self.files.iter().try_for_each(|file| file.publish())
     }
 
-    /// Where the journal is.
+    /// The first drive's state file, which has the journal; `ram` of a disk in memory.
     pub(crate) fn first_path(&self) -> PathBuf {
         let first = self.files.first();
         first.map_or_else(|| PathBuf::from("ram"), |file| file.path.clone())

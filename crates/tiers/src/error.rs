@@ -48,13 +48,13 @@ pub enum TierError {
     Map {
         /// Bytes asked for.
         need: Bytes,
-        /// The system's reason.
+        /// The system's reason, with its number.
         os: Os,
     },
     /// A range that is not all inside its arena.
     #[error("bytes {offset}+{bytes} of an arena of {have} bytes")]
     Range {
-        /// First byte asked for.
+        /// First byte asked for, from the arena's first.
         offset: u64,
         /// Bytes asked for.
         bytes: u64,
@@ -66,17 +66,17 @@ pub enum TierError {
     Setting {
         /// Key of the run file that sets the limit.
         key: &'static str,
-        /// What it was.
+        /// The value that was given.
         value: String,
-        /// What it may be.
+        /// What it may be, in words.
         need: &'static str,
     },
     /// An offset, length or address off the needed alignment.
     #[error("{what} {value:#x} is not a multiple of {need}")]
     Misaligned {
-        /// Quantity that is out of range.
+        /// The quantity that is off: an offset, a length or an address.
         what: &'static str,
-        /// Value that it has.
+        /// Its value, in bytes.
         value: u64,
         /// The alignment needed, in bytes.
         need: u64,
@@ -84,7 +84,7 @@ pub enum TierError {
     /// A request whose extent and memory differ in length.
     #[error("{extent} on disk and {memory} bytes of memory differ in length")]
     Lengths {
-        /// The extent on disk.
+        /// The extent that was asked for.
         extent: Extent,
         /// Bytes of memory given.
         memory: u64,
@@ -92,9 +92,9 @@ pub enum TierError {
     /// An extent that is not all inside the disk.
     #[error("{extent} of a disk of {have} bytes")]
     OutOfDisk {
-        /// The extent on disk.
+        /// The extent that was asked for.
         extent: Extent,
-        /// Bytes of the disk.
+        /// Size of the disk in bytes.
         have: u64,
     },
     /// A drive has less free space than its share of the disk.
@@ -102,9 +102,9 @@ pub enum TierError {
     Space {
         /// The state file that would not fit.
         path: PathBuf,
-        /// Bytes it needs.
+        /// Bytes of the shares that lie on its file system.
         need: Bytes,
-        /// Bytes free for it.
+        /// Bytes that this user can write there, with those of files that would go.
         free: Bytes,
     },
     /// Another live process, or another disk of this one, holds the directory.
@@ -126,7 +126,7 @@ pub enum TierError {
     /// A state file that an earlier run asked to keep.
     #[error("{} holds the kept state of run {run:032x}", path.display())]
     Kept {
-        /// The state file.
+        /// The kept state file.
         path: PathBuf,
         /// The run that wrote it.
         run: u128,
@@ -134,23 +134,23 @@ pub enum TierError {
     /// A file of the right name that is no state file, or does not fit what was asked of it.
     #[error("{}: {what}", path.display())]
     BadFile {
-        /// The state file.
+        /// The file, or where it should be.
         path: PathBuf,
-        /// What does not fit.
+        /// What is wrong with it, as `it is missing`.
         what: String,
     },
     /// A kept state file that does not go with this disk.
     #[error("{}: written by another run, for another drive or another striping", path.display())]
     OtherDisk {
-        /// The state file.
+        /// The kept state file of the other disk.
         path: PathBuf,
     },
     /// The system failed an operation on a file as a whole.
     #[error("{} {}: {os}", action, path.display())]
     File {
-        /// What was tried.
+        /// The operation, as `removing` or `syncing`.
         action: &'static str,
-        /// On which file.
+        /// The file or directory that it was tried on.
         path: PathBuf,
         /// The system's reason.
         os: Os,
@@ -204,7 +204,7 @@ pub enum TierError {
     /// A saved checksum table that is damaged or belongs to another disk.
     #[error("checksum table: {what}")]
     Checksums {
-        /// What does not fit.
+        /// What of the table does not fit, or is damaged.
         what: String,
     },
     /// What a commit has to say does not fit the journal of a durable run.

@@ -7,7 +7,7 @@ use std::fmt;
 pub struct Extent {
     /// The first byte.
     pub offset: u64,
-    /// How many bytes.
+    /// Length in bytes.
     pub bytes: u64,
 }
 

@@ -11,7 +11,7 @@ pub(crate) struct Io {
     pub(crate) kind: Kind,
     pub(crate) memory: *mut u8,
     pub(crate) bytes: usize,
-    /// Where in the file.
+    /// First byte in the state file, a multiple of [`crate::ALIGN`].
     pub(crate) at: u64,
 }
 

@@ -27,11 +27,11 @@ pub struct ProbeConfig {
     pub bytes: Bytes,
     /// How long each of the three figures takes.
     pub time: Duration,
-    /// Bytes of one operation.
+    /// Bytes of one operation, a multiple of [`ALIGN`].
     pub block: Bytes,
-    /// Operations in flight.
+    /// Operations in flight at once.
     pub depth: usize,
-    /// How I/O is done.
+    /// What performs the operations: io_uring or threads.
     pub backend: Backend,
 }
 
@@ -138,7 +138,7 @@ impl Mix {
 /// What the disk lane makes of one mix, and what the drive gives plain threads.
 #[derive(Clone, Debug)]
 pub struct Share {
-    /// Reads and writes.
+    /// How many blocks were read and written in turn.
     pub mix: Mix,
     /// Through the arbiter, bytes of both kinds.
     pub lane: BytesPerSecond,

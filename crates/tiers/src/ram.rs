@@ -32,12 +32,12 @@ use crate::stripe::Stripe;
 use crate::threads::{Medium, Threads};
 use crate::{ALIGN, Committed, Extent, TierError};
 
-/// A disk in memory.
+/// How a disk in memory is laid out, how fast it is and how it fails.
 #[derive(Clone, Debug)]
 pub struct RamConfig {
-    /// Bytes of the disk.
+    /// Size of its address space.
     pub bytes: Bytes,
-    /// One weight a drive.
+    /// The share of the traffic of each drive, relative to the others'; their number is that of the drives.
     pub weights: Vec<f64>,
     /// As in [`crate::DiskConfig`].
     pub block: Bytes,
@@ -47,7 +47,7 @@ pub struct RamConfig {
     pub depth: usize,
     /// As in [`crate::DiskConfig`].
     pub verify_reads: Option<Bytes>,
-    /// What goes wrong.
+    /// Faults that its drives have; none by default.
     pub faults: Faults,
     /// How fast each drive is; `None`: as fast as memory.
     pub pace: Option<Pace>,
@@ -57,22 +57,22 @@ pub struct RamConfig {
 /// other's way: what keeps a drive busy, and what does not, then shows in its time alone.
 #[derive(Clone, Copy, Debug)]
 pub struct Pace {
-    /// Rate of reads.
+    /// Rate of reads, each drive's own.
     pub read: BytesPerSecond,
-    /// Rate of writes.
+    /// Rate of writes, each drive's own.
     pub write: BytesPerSecond,
 }
 
 /// What goes wrong on a disk in memory. The default is nothing.
 #[derive(Clone, Debug, Default)]
 pub struct Faults {
-    /// Where chance begins.
+    /// Seed of which operations fail and how: the same one gives the same faults.
     pub seed: u64,
     /// Every operation takes a random time up to this.
     pub latency_max: Duration,
     /// Faults and how likely each is, from 0 to 1, for an operation it applies to.
     pub random: Vec<(Fault, f64)>,
-    /// Faults of chosen places.
+    /// Faults of given extents, beside the random ones.
     pub chosen: Vec<ChosenFault>,
     /// Bytes free at the start; less than the disk's bytes fails the opening.
     pub free: Option<Bytes>,
@@ -100,11 +100,11 @@ pub enum Fault {
 /// A fault of every operation that touches an extent.
 #[derive(Clone, Copy, Debug)]
 pub struct ChosenFault {
-    /// Where on the disk.
+    /// Bytes of the disk: an operation that touches any of them may fail.
     pub extent: Extent,
     /// Operations of this kind only; both when `None`.
     pub kind: Option<Kind>,
-    /// Fault that happens then.
+    /// What happens to such an operation.
     pub fault: Fault,
     /// How many times; `u32::MAX` is for ever.
     pub times: u32,

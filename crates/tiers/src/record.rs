@@ -36,7 +36,7 @@ pub struct Committed {
     pub run: u128,
     /// How many commits came before it on this disk, and one.
     pub sequence: u64,
-    /// Which version is whole.
+    /// Which of the two versions is whole, 0 or 1.
     pub version: u32,
     /// What holds for many commits.
     pub about: Vec<u8>,

@@ -23,12 +23,12 @@ impl Kind {
     }
 }
 
-/// One movement of bytes.
+/// One transfer between a disk and memory.
 #[derive(Clone, Debug)]
 pub struct Request {
     /// Whether bytes are read or written.
     pub kind: Kind,
-    /// Where on disk.
+    /// The bytes on disk, a multiple of [`ALIGN`](crate::ALIGN).
     pub extent: Extent,
     /// Where in memory: as long as the extent, its address a multiple of [`ALIGN`](crate::ALIGN).
     pub memory: RawRange,

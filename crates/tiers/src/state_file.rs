@@ -34,14 +34,14 @@ pub(crate) struct StateFile {
     pub(crate) path: PathBuf,
     /// Its directory, wherever that is by now.
     parent: File,
-    /// Page cache I/O.
+    /// Opened without O_DIRECT: for the header and the journal, and for blocks where `direct` is `None`.
     file: File,
     /// What blocks are moved through; `None` where the file system refuses O_DIRECT.
     direct: Option<File>,
     /// Why `direct` is `None`.
     pub(crate) note: Option<String>,
     keep: AtomicBool,
-    /// It has its name.
+    /// It has the name [`NAME`]; before that a drop removes it.
     named: AtomicBool,
 }
 

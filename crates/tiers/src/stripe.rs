@@ -15,7 +15,7 @@ const PERIOD: usize = 64;
 /// The mapping between the flat address space and the drives' own addresses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Stripe {
-    /// Bytes of a unit.
+    /// Bytes that lie together on one drive.
     unit: u64,
     /// The drive of each unit of one period.
     pattern: Vec<u32>,

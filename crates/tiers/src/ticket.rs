@@ -1,4 +1,4 @@
-//! How a request tells its submitter that it is done.
+//! How a request reports to its submitter that it is done.
 
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Instant;
@@ -40,7 +40,7 @@ struct State {
 }
 
 impl Ticket {
-    /// A ticket and the duty of each of `n` drives to say when it is through.
+    /// Of a request with a part on each of `n` drives: the ticket, and for each drive the part that it must finish.
     pub(crate) fn new(n: usize) -> (Self, Vec<Part>) {
         let submitted = Instant::now();
         let finished = (n == 0).then_some(submitted);
@@ -138,7 +138,7 @@ impl Part {
         shared.lock().started.get_or_insert_with(Instant::now);
     }
 
-    /// This drive is through.
+    /// This drive has moved its last block, or failed; the ticket is done when the last drive says so.
     pub(crate) fn finish(mut self, result: Result<(), TierError>) {
         self.shared.take().expect("an unfinished part").end(result);
     }

@@ -116,7 +116,7 @@ impl Versions {
         head
     }
 
-    /// Bytes of a table.
+    /// Bytes of a table: a head, and a checksum for each extent of a version.
     pub(crate) fn table_bytes(&self) -> usize {
         HEAD + 4 * self.extents[0].len()
     }

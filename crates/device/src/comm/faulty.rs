@@ -11,11 +11,11 @@ use crate::view::{Dst, Src};
 /// What happens at the collective.
 #[derive(Clone, Copy, Debug)]
 pub enum Fault {
-    /// The rank panics.
+    /// The rank's thread panics.
     Panics,
     /// The rank comes so much later.
     Late(Duration),
-    /// The rank never comes.
+    /// The rank never comes, until its wait is broken off.
     Hangs,
     /// From there on the rank does not hear that the group has ended: as on a GPU's stream its collectives end without
     /// an error, and bring nothing.

@@ -211,7 +211,7 @@ impl Life {
         }
     }
 
-    /// This process ends, well.
+    /// Reports to every peer that this process ends as planned, and closes the lines.
     pub fn close(&self) {
         self.over.store(true, Ordering::Release);
         for (to, line) in self.lines.iter().enumerate() {

@@ -48,7 +48,7 @@ pub struct Meeting {
 /// Why ranks did not come together.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MeetError {
-    /// Some did not come.
+    /// Some processes did not come in time.
     #[error("rank {} did not come within {seconds} s", list(ranks))]
     Missing {
         /// Ranks that did not come.
@@ -71,12 +71,12 @@ pub enum MeetError {
     /// They do not go together: why.
     #[error("{0}")]
     Refused(String),
-    /// The system refused something.
+    /// A call of the system failed.
     #[error("{what}: {why}")]
     System {
-        /// What was tried.
+        /// The call and what it was for.
         what: String,
-        /// Reason that it gave.
+        /// The system's message.
         why: String,
     },
 }

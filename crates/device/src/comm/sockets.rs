@@ -29,7 +29,7 @@ pub struct Sockets {
 struct Lines {
     /// By rank; none to itself.
     peers: Vec<Option<UnixStream>>,
-    /// Collectives that were made.
+    /// Collectives that this rank has made; named in errors.
     number: u64,
 }
 

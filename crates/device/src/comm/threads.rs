@@ -30,7 +30,7 @@ impl Brought {
     }
 }
 
-/// Where the threads meet.
+/// Where the threads of one collective wait for each other; the next one uses it again.
 #[derive(Debug)]
 struct Meeting {
     here: Mutex<Here>,
@@ -104,7 +104,7 @@ impl Meeting {
         Ok(here)
     }
 
-    /// Nobody waits any more.
+    /// Records the first error and wakes all who wait, who then return it.
     fn fail(&self, mut here: MutexGuard<'_, Here>, error: CommError) -> CommError {
         let error = here.failed.get_or_insert(error).clone();
         drop(here);

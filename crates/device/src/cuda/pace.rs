@@ -99,7 +99,7 @@ pub(super) struct Pacer {
     page: Arc<Page>,
     asks: Option<Sender<Ask>>,
     thread: Option<JoinHandle<()>>,
-    /// Copies that were given.
+    /// Number of the copy that was given to the stream last, counted from 1.
     given: u32,
 }
 
@@ -135,7 +135,7 @@ const BEGAN: usize = 0;
 const MAY_END: usize = 1;
 
 impl Pacer {
-    /// Starts its thread.
+    /// Starts the thread that lets copies end at their time.
     pub fn new(gpu: &Gpu) -> Result<Self, CudaError> {
         let bad = |what: String| CudaError::Call { call: PACE, what };
         let arena = Arena::new(Bytes(4096), Fill::Zero).map_err(|e| bad(e.to_string()))?;
