@@ -114,7 +114,7 @@ impl Users {
     }
 }
 
-/// The edges of a sequence of tasks, made part by part. A clone goes on from the same past.
+/// The edges of a sequence of tasks, made part by part. A clone continues from the same past.
 #[derive(Clone)]
 pub(crate) struct Edges<'a> {
     slots: &'a List<SlotId, Slot>,

@@ -168,7 +168,7 @@ impl Placed {
         }
     }
 
-    /// The lowest address at which the slot meets nobody. `all` is scratch.
+    /// The lowest address at which the slot overlaps no other that lives at the same time. `all` is scratch.
     fn gap(&self, s: &DraftSlot, all: &mut Vec<Life>) -> u64 {
         let stretches = &self.stretches[self.of(s)];
         let lives = match stretches {
@@ -200,7 +200,7 @@ impl Life {
     }
 }
 
-/// Each slot, largest first, at the lowest address where it meets nobody.
+/// Each slot, largest first, at the lowest address where it overlaps no other.
 fn largest_first(drafts: &[DraftSlot], members: &[usize]) -> (u64, Vec<u64>) {
     let mut order: Vec<usize> = (0..members.len()).collect();
     order.sort_by_key(|&k| {

@@ -49,9 +49,9 @@ pub struct DiskRates {
 }
 
 impl DiskRates {
-    /// Makes what sets say of a drive that reads and writes at once agree with its mixed rate. Sets are
-    /// measured in short turns, in which a drive shows its cache or whoever shares it; `mixed` is of
-    /// seconds without a pause, as a step's I/O is. What other lanes cost the drive stays as measured.
+    /// Rescales the drive's speeds in `sets` so that simultaneous reads and writes add up to its mixed rate. A set is
+    /// a short sample, which may show the drive's cache or another tenant; `mixed` is measured for seconds without a
+    /// pause, as a step's I/O runs. What other lanes cost the drive stays as measured.
     pub fn settle(&self, sets: &mut [Together]) {
         let both = |t: &Together| Some((t.get(Lane::DISK_READ)?, t.get(Lane::DISK_WRITE)?));
         let pair = sets.iter().filter(|t| t.speed.len() == 2).find_map(both);

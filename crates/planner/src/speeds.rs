@@ -1,5 +1,5 @@
 //! How fast each lane runs while others run: measured sets of lanes, and what follows from them for
-//! sets that nobody measured.
+//! sets that were not measured.
 //!
 //! A set that was measured as a whole is taken as it is. Otherwise a lane's slow-downs add up over
 //! measured parts of the set, the largest part first and no other lane counted twice: two lanes that

@@ -27,11 +27,12 @@ pub struct Factoring {
 }
 
 impl Factoring {
-    /// Rows of a band: sums over a column run over the rows of a band first.
+    /// Rows of a band: sums over a column run over the rows of a band first, on one thread of a GPU. Bands, tiles and
+    /// runs depend on the tensor's shape alone, so host and device do the same additions.
     pub const BAND: u64 = 64;
     /// Bytes of what the start of the scratch says of the step.
     pub const WORDS: u64 = 64;
-    /// Columns of a tile: sums over a row run over the columns of a tile first.
+    /// Columns of a tile: sums over a row run over the columns of a tile first, which are one warp's.
     pub const TILE: u64 = 128;
     /// Numbers of a vector that are summed first.
     pub const RUN: u64 = 1024;

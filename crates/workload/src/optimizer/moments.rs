@@ -13,7 +13,7 @@ pub enum Moments {
     /// IEEE single precision, as the formula gives them.
     #[default]
     F32,
-    /// bfloat16, rounded stochastically.
+    /// bfloat16, rounded stochastically: to nearest, a second moment would stop changing.
     Bf16,
     /// One byte a number and one f32 scale for each [`Moments::BLOCK`] numbers of a parameter.
     Int8,
