@@ -16,7 +16,7 @@ struct Case {
 }
 
 impl Case {
-    /// Two places that are gone on with, one that begins, and padding; rows stand in no order.
+    /// Two places that are continued, one that begins, and padding; rows are in no order.
     fn new(heads: usize, kv_heads: usize, head_dim: usize, keys: usize) -> Self {
         let a = Attn {
             batch: 3,

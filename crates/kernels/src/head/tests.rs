@@ -259,7 +259,7 @@ fn smoothed_labels_are_those_of_pytorch() {
     }
 }
 
-/// Without the library's products, whose kernels compute-sanitizer cannot run beside its race check.
+/// Without the library's products, whose kernels compute-sanitizer cannot run under its race check.
 #[test]
 fn the_kernels_alone_agree_with_the_reference() {
     for (rows, _, vocab, _) in SHAPES {

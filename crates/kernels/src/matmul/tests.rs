@@ -151,7 +151,7 @@ fn check((m, k, n): (usize, usize, usize), dtype: Dtype) {
     }
 }
 
-/// Alone: it has no library's product in it, whose kernels compute-sanitizer cannot run beside its race check.
+/// Alone: it has no library's product in it, whose kernels compute-sanitizer cannot run under its race check.
 #[track_caller]
 fn check_bias((m, k, n): (usize, usize, usize), dtype: Dtype) {
     let d = Dims {

@@ -27,7 +27,8 @@ pub(crate) static SOURCE: Source = Source {
 /// Groups of eight numbers that a thread holds, and most warps of a block: as in `norm.cuh`.
 pub(crate) const GROUPS: usize = 4;
 const WARPS: usize = 16;
-/// Groups that a thread of the backward kernel holds: as in `rmsnorm.cu`.
+/// Groups that a thread of the backward kernel holds, as in `rmsnorm.cu`. Two, because registers must hold the next
+/// row as well: it is loaded before this one is summed, so that loads and sums overlap.
 const BACK_GROUPS: usize = 2;
 
 /// How rows are cut when each run of them leaves one partial sum.

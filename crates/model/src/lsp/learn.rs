@@ -99,7 +99,7 @@ fn fill(axes: &mut Vec<Vec<f64>>, drawn: &[Vec<f64>], r: usize) {
     }
 }
 
-/// Σ a·b, in eight sums beside each other.
+/// Σ a·b, in eight independent sums: their order depends on the length alone.
 fn dot(a: &[f64], b: &[f64]) -> f64 {
     let mut sums = [0.0; 8];
     let (x, y) = (a.chunks_exact(8), b.chunks_exact(8));
@@ -139,7 +139,7 @@ pub(crate) fn eigen(mut v: Vec<f64>, n: usize) -> (Vec<f64>, Vec<f64>) {
     (values, vectors.collect())
 }
 
-/// To the diagonal `d` and what stands beside it, `e` from 1 on; `v`, column by column, becomes the transformation.
+/// To the diagonal `d` and the off-diagonal `e` from 1 on; `v`, column by column, becomes the transformation.
 /// Long because its two passes, down and up again, share their layout.
 fn tridiagonal(v: &mut [f64], d: &mut [f64], e: &mut [f64]) {
     let n = d.len();

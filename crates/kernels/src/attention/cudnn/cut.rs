@@ -3,7 +3,8 @@
 
 use super::super::Attn;
 
-/// Bytes of workspace that an execution of backward may want.
+/// Bytes of workspace that an execution of backward may want: eight heads of a tile of [`SIDE`] need 1 GiB, two bytes
+/// for each pair of a query and a key.
 const MOST: usize = 5 << 28;
 
 /// Numbers of the projection that one call of forward may span: cuDNN's own indices may be 32 bits
