@@ -136,10 +136,10 @@ fn described(collective: &Collective<'_>, have: usize) -> String {
     format!("the {pattern} of {name} ({shares} bytes a share, of {have}; places {places:016x})")
 }
 
-/// Why ranks cannot go on together.
+/// Why ranks cannot continue together.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum CommError {
-    /// A rank stopped, so that nobody may wait for it.
+    /// A rank stopped; the others must not wait for it.
     #[error("rank {rank} has stopped: {why}")]
     Stopped {
         /// Which, the first if there are several.
@@ -185,7 +185,7 @@ pub enum CommError {
 }
 
 impl CommError {
-    /// Whether it tells of another rank's end alone.
+    /// Whether it only reports that another rank has ended.
     #[must_use]
     pub fn is_consequence(&self) -> bool {
         matches!(self, Self::Stopped { .. })

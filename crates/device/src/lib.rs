@@ -22,7 +22,7 @@ pub use memory::Memory;
 pub use queue::Queue;
 pub use view::{Dst, Place, Plain, Src};
 
-/// Which make of device: what a workload is described for, because scratch differs.
+/// A backend: what a workload is described for, because scratch differs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Make {
     /// The host's cores.

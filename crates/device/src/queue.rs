@@ -45,7 +45,7 @@ impl Queue {
         Pool::spread(lane, threads, first, give_way).map(Self::Cpu)
     }
 
-    /// Which make of device it is a queue of.
+    /// The backend that its work runs on.
     #[must_use]
     pub fn make(&self) -> Make {
         match self {

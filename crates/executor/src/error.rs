@@ -46,7 +46,7 @@ pub enum ExecError {
         /// The driver's error.
         source: CudaError,
     },
-    /// Ranks cannot go on together.
+    /// Ranks cannot continue together.
     #[error("{task}: {source}")]
     Ranks {
         /// Label of the collective; only the rank where another rank stopped outside one.

@@ -57,7 +57,7 @@ impl Progress {
         }
     }
 
-    /// One more task of `lane` is in its stream, and the event that tells of its end is recorded.
+    /// One more task of `lane` is in its stream, and the event at its end is recorded.
     pub fn give(&self, lane: Lane) {
         let c = &self.lanes[lane];
         c.given.fetch_add(1, Ordering::Release);

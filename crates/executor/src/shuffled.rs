@@ -26,7 +26,7 @@ pub(crate) struct Shuffle<E: Engine> {
     shared: Arc<Shared<E>>,
     queue: Queue,
     state: u64,
-    /// A lane that goes on only where no other can, if it is one.
+    /// The lane that may run only where no other can, if there is one.
     slow: Option<Lane>,
     /// Each lane's tasks that have not begun.
     lanes: PerLane<VecDeque<Waiting<E>>>,
@@ -79,7 +79,7 @@ impl<E: Engine> Shuffle<E> {
         ((z ^ (z >> 31)) % n as u64) as usize
     }
 
-    /// What each lane waits for, for the report that none goes on.
+    /// What each lane waits for, for the report that none can run.
     fn note_states(&self) {
         let shared = &self.shared;
         for (lane, tasks) in self.lanes.iter() {

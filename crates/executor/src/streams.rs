@@ -1,6 +1,6 @@
 //! Lanes that are streams of a CUDA device: events at their tasks' ends, and when they happened.
 //!
-//! A worker gives its tasks to its stream and goes on; it lets the stream wait for another
+//! A worker gives its tasks to its stream without waiting for them; it lets the stream wait for another
 //! stream's event only after that event was recorded ([`Progress::wait_given`]), because a wait for
 //! an event that was never recorded holds nothing up. A lane of the host waits for an event itself.
 //!

@@ -22,15 +22,15 @@ pub struct HostOptions {
     pub threads: usize,
     /// Parameters; `None`: 2^28, or what fits half of free memory.
     pub parameters: Option<u64>,
-    /// The GPU whose copies run beside; `None`: the CPU device's.
+    /// The GPU whose copies run at the same time; `None`: the CPU device's.
     pub gpu: Option<Gpu>,
-    /// A directory on each drive whose transfers run beside.
+    /// A directory on each drive whose transfers run at the same time.
     pub directories: Vec<PathBuf>,
     /// Seconds for each figure.
     pub seconds: f64,
 }
 
-/// Updates on the host, alone and beside others.
+/// Updates on the host, alone and while other lanes run.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct HostReport {
     /// By which optimizer.
@@ -44,7 +44,7 @@ pub struct HostReport {
     pub parameters_per_second: f64,
     /// The same as memory traffic, [`Optimizer::moved_each`] bytes a parameter.
     pub bytes_per_second: f64,
-    /// Updates and copies of memory in turn.
+    /// Updates and copies of memory, alternating.
     pub bound: CopyBound,
     /// Bytes of the arena.
     pub arena_bytes: u64,
@@ -52,12 +52,12 @@ pub struct HostReport {
     pub huge_bytes: Option<u64>,
     /// How the drives are driven, one line each.
     pub disk: Option<String>,
-    /// Updates beside other lanes.
+    /// Updates while other lanes run, one entry a set of lanes.
     pub beside: Vec<Beside>,
 }
 
 /// The update against copies of memory on the same threads: all cores. Medians of samples that were
-/// taken in turn, so that both met the same minutes.
+/// taken alternately, so that what disturbs the machine meets both.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct CopyBound {
     /// Threads that updated and copied.
@@ -271,7 +271,7 @@ fn with_shares(mut rows: Vec<LinkRow>) -> Vec<LinkRow> {
     rows
 }
 
-/// What the disk lane makes of a drive.
+/// How much of a drive's rate the disk lane reaches.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct DiskReport {
     /// Directory that was measured.

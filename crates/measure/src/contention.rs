@@ -1,4 +1,4 @@
-//! Lanes of a run measured beside each other: each does what it does in a run, on the same memory,
+//! Lanes of a run measured while others run: each does what it does in a run, on the same memory,
 //! threads, streams and drives, alone first and then in sets.
 //!
 //! Every party repeats its own unit of work on a thread of its own; a rate counts the units that
@@ -277,7 +277,8 @@ impl Lanes {
         Lane::ALL.into_iter().filter(there).collect()
     }
 
-    /// Sets of lanes that slow each other down: pairs, and what runs at once while updates do.
+    /// Sets of lanes that slow each other down: pairs, and what runs at once while updates do. A GPU's kernels are in
+    /// none, because they use memory of their own; the CPU device's are.
     #[must_use]
     pub fn sets(&self) -> Vec<Vec<Lane>> {
         use Lane as L;

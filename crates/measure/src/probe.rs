@@ -125,7 +125,7 @@ pub fn probe(
     Ok(machine)
 }
 
-/// Lanes alone, and their speeds beside each other. Where a probe has little time (a run's start), so
+/// Lanes alone, and their speeds while others run. Where a probe has little time (a run's start), so
 /// has this.
 fn together(options: &ProbeOptions) -> Result<(Alone, Vec<Together>), MeasureError> {
     let drives = options.drives.iter().map(|d| (d.dir.clone(), 1.0));

@@ -30,7 +30,7 @@ impl Requests {
         self.0.stop.store(true, Ordering::Release);
     }
 
-    /// Asks the run to save and to go on.
+    /// Asks the run to save and then to continue.
     pub fn save(&self) {
         self.0.save.store(true, Ordering::Release);
     }

@@ -2,7 +2,7 @@
 //!
 //! Judged where the norm is made, before its update: every rank makes the same norm of the same parts, so all
 //! judge alike, and where a gradient lives does not show. The norms that a step is judged by are saved with the
-//! run's state, so that a run which goes on judges as one that never stopped.
+//! run's state, so that a resumed run judges as one that never stopped.
 
 use std::collections::VecDeque;
 

@@ -306,7 +306,7 @@ impl Loop {
         let error = match answer {
             Ok(n) if n >= left => return self.finish(slot, None),
             Ok(n) => {
-                // Direct I/O goes on at an aligned place only; a few bytes move twice.
+                // Direct I/O continues at an aligned place only; a few bytes move twice.
                 let align = ALIGN as usize;
                 block.moved = (block.moved + n) / align * align;
                 None

@@ -5,7 +5,7 @@
 //! by their checksums, the `about` it was made with (what does not change with every commit; two places,
 //! written in turn when it changes) and the table of checksums of its version (two places, one a
 //! version). So a record can be held against the bytes of its version ([`crate::Disk::prove`]), and only
-//! a version that has them is gone on with: the newest, or the one before while nobody has written into it.
+//! a version that has them is resumed: the newest, or the one before while nobody has written into it.
 //!
 //! A new file has a first record that says that nothing was committed. A file without a record that can
 //! be read was therefore damaged.

@@ -1,4 +1,4 @@
-//! Where bytes live beside the device: one host arena, and a disk made of several drives.
+//! Where bytes live outside the device: one host arena, and a disk made of several drives.
 //!
 //! An [`Arena`] is one sealed allocation that the plan cuts into ranges. A [`Disk`] is one flat
 //! address space of bytes, striped over state files in a list of directories; [`Disk::submit`]

@@ -55,7 +55,7 @@ fn space(disks: &[&DiskConfig]) -> Result<(), TierError> {
             fs::metadata(&drive.dir).map_err(|e| TierError::file("looking at", &drive.dir, &e))?;
         let file = drive.dir.join(NAME);
         let size = |path: &Path| fs::symlink_metadata(path).map_or(0, |m| m.blocks() * 512);
-        // A file of an earlier run is gone on with or removed first, unless it was to be kept: then it
+        // A file of an earlier run is resumed or removed first, unless it was to be kept: then it
         // stays until what replaces it is whole.
         let stays = disk.open == Open::Replace
             && matches!(look(&file)?, Found::Ours(header) if header.keep);

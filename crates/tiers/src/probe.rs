@@ -135,7 +135,7 @@ impl Mix {
     }
 }
 
-/// What the disk lane makes of one mix, and what the drive gives plain threads.
+/// The rates that the disk lane and plain threads reach with one mix of reads and writes.
 #[derive(Clone, Debug)]
 pub struct Share {
     /// How many blocks were read and written in turn.
@@ -150,7 +150,7 @@ pub struct Share {
 
 /// Numbers of threads among which the bound is looked for.
 const PLAIN: [usize; 3] = [4, 8, 16];
-/// Times that lane and each of [`PLAIN`] are measured in turn; the best counts.
+/// How often lane and each of [`PLAIN`] are measured, alternating; the best counts.
 const ROUNDS: u32 = 3;
 
 /// Measures the disk lane against the drive it is on, mix by mix, in turn on the same file. Lane and

@@ -2,10 +2,11 @@
 
 use crate::header::DATA;
 
-/// Where in the file the two records are.
+/// Where in the file the two records are. They are written in turn: one is whole whatever cuts the other off.
 pub(crate) const RECORDS: [u64; 2] = [4096, 8192];
 pub(crate) const RECORD: usize = 4096;
-/// Where in the file the two places of `about` are, and how long they are.
+/// Where in the file the two places of `about` are, and how long they are: what is said with every commit fits a
+/// record, the numerics key and the choices of products do not.
 pub(crate) const ABOUTS: [u64; 2] = [64 << 10, 544 << 10];
 const ABOUT: usize = 480 << 10;
 /// Where in the file each version's table of checksums is, and how long it may be.

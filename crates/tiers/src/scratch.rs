@@ -1,4 +1,4 @@
-//! A place for what is measured on a drive, beside a run's own state file.
+//! A directory for files that are measured on a drive, apart from a run's own state file.
 
 use std::path::{Path, PathBuf};
 

@@ -1,5 +1,5 @@
-//! What processes of one group hear of each other beside their work: that one stops and why, that one is gone, what one
-//! was asked.
+//! What processes of one group report to each other besides their work: that one stops and why, that one is gone,
+//! what one was asked.
 
 use std::fmt;
 use std::os::unix::net::UnixStream;
@@ -15,7 +15,7 @@ use super::frames::{receive, send};
 pub enum Ask {
     /// To save and to end.
     Stop,
-    /// To save and to go on.
+    /// To save and then to continue.
     Save,
 }
 

@@ -205,7 +205,7 @@ impl Gpu {
         &self.inner.bus
     }
 
-    /// The host's NUMA node beside it, where the driver knows.
+    /// The NUMA node of the host that is nearest to it, where the driver knows.
     #[must_use]
     pub fn numa(&self) -> Option<u32> {
         self.inner.numa

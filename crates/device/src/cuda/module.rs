@@ -238,7 +238,7 @@ fn cubin(source: &Source, define: &str, target: &str) -> Result<Vec<u8>, CudaErr
     }
     let (cubin, _) = compile(source, define, target)?;
     if let Some(path) = path {
-        // Written beside and renamed, so that nobody reads half a file.
+        // Written under another name and renamed, so that nobody reads half a file.
         let beside = path.with_extension(format!("{}.new", std::process::id()));
         let folder = path.parent().expect("a file has a folder");
         let kept = std::fs::create_dir_all(folder)

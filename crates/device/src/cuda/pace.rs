@@ -158,7 +158,7 @@ impl Pacer {
         })
     }
 
-    /// Gives `copy` to `stream`, which goes on behind it `least` after it began.
+    /// Gives `copy` to `stream`, which continues no sooner than `least` after the copy began.
     pub fn copy(
         &mut self,
         stream: sys::CUstream,

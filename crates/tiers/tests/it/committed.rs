@@ -1,4 +1,4 @@
-//! Commits on files: which version a later process goes on from, whatever happened to the files between.
+//! Commits on files: from which version a later process resumes, whatever happened to the files between.
 
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
@@ -65,7 +65,7 @@ impl Dirs {
         dirs
     }
 
-    /// The commit that a later process goes on from.
+    /// The commit from which a later process resumes.
     fn proven(&self) -> Result<u64, TierError> {
         let disk = self.open(Open::Existing)?;
         let told = disk.prove()?;
@@ -161,7 +161,7 @@ fn a_version_that_was_not_written_whole_is_not_committed() {
     assert_eq!(disk.prove().unwrap().sequence, 1);
 }
 
-/// Whatever is done to the files: the run goes on from a version that is whole, at most one commit back,
+/// Whatever is done to the files: the run resumes from a version that is whole, at most one commit back,
 /// or is refused with the file's name. Never another version, never "nothing there".
 #[test]
 fn a_damaged_file_gives_a_whole_version_or_a_refusal() {

@@ -200,7 +200,7 @@ pub(super) fn read(path: &Path) -> BTreeMap<String, Words> {
 /// Adds a choice to a file, unless it holds one for this key: whoever measured first is right, so
 /// that two processes compute the same bits. Gives the whole table; `None` where it cannot be kept.
 ///
-/// Written beside and renamed, so that nobody reads half a file; under a lock, so that no process
+/// Written under another name and renamed, so that nobody reads half a file; under a lock, so that no process
 /// loses what another adds.
 pub(super) fn keep(path: &Path, key: &str, words: Words) -> Option<BTreeMap<String, Words>> {
     std::fs::create_dir_all(path.parent()?).ok()?;
