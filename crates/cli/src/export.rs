@@ -55,7 +55,7 @@ pub fn export(args: &ExportArgs, out: Out) -> Answer {
     Ok((answer, 0))
 }
 
-/// A broken checkpoint is not gone on from here: another one is exported.
+/// A broken checkpoint is not exported; the error names a whole one, if there is one.
 fn other(e: TrainError) -> CliError {
     let TrainError::Broken { path, what, whole } = e else {
         return e.into();

@@ -161,7 +161,7 @@ fn ready_by(
     Ok(session)
 }
 
-/// The tokens to go on from.
+/// The tokens to continue.
 fn tokens(args: &GenerateArgs, run: &Run, tokenizer: &Tokenizer) -> Result<Vec<i32>, CliError> {
     let failed = |e: RecordProblem| CliError::Usage {
         what: e.to_string(),

@@ -8,7 +8,7 @@ use crate::args::ReportArgs;
 use crate::out::Out;
 use crate::probe::place;
 
-/// Shows one run, or several beside each other.
+/// Shows one run, or several side by side.
 pub fn report(args: &ReportArgs, out: Out) -> Answer {
     // A page that cannot be written is an error before anything is read.
     let to = args.html.as_ref();

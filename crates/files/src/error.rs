@@ -55,7 +55,7 @@ pub enum FileError {
         /// Path of what is no such file.
         path: PathBuf,
     },
-    /// A file of another make.
+    /// A file of another format.
     #[error("{}: {kind} stands in the place of the file", path.display())]
     Foreign {
         /// Path of the file that is not UTF-8.

@@ -26,7 +26,7 @@ impl fmt::Display for NotRegular {
     }
 }
 
-/// A regular file of another make than its name says.
+/// A regular file of another format than its name says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Foreign {
     /// The text that Git leaves where the large file has not been fetched.

@@ -1,4 +1,5 @@
-//! What a run tells of itself beside its metrics: `report.json`, of which and of the metrics its page is drawn.
+//! What a run records of itself in addition to its metrics: `report.json`, of which and of the metrics its page is
+//! drawn.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;

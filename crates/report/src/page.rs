@@ -23,7 +23,7 @@ const LANES: [&str; 6] = ["gpu", "h2d", "d2h", "disk", "host", "net"];
 /// Characters of a file that are shown.
 const SHOWN: usize = 200_000;
 
-/// One run, or several beside each other.
+/// One run, or several side by side.
 #[must_use]
 pub fn html(runs: &[RunReport]) -> String {
     let several = runs.len() > 1;

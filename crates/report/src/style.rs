@@ -48,7 +48,7 @@ pub(crate) fn alone() -> String {
     format!("{}{lines}{text}", &STYLE[..end])
 }
 
-/// Dashes of series beside each other, for those whom colours do not tell apart.
+/// Dashes of series in one picture, for readers to whom their colours look alike.
 const DASHES: [&str; 8] = ["none", "7 3", "2 3", "9 3 2 3", "5 2", "1 3", "12 3", "4 4"];
 
 /// The colour of a series and its dashes.

@@ -1,4 +1,4 @@
-//! Runs beside each other, as a table for a terminal.
+//! Runs side by side, as a table for a terminal.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -137,7 +137,7 @@ pub(crate) fn facts(runs: &[RunReport]) -> Vec<Fact> {
     rows.into_iter().filter(known).collect()
 }
 
-/// Where a run stands. One that was stopped and goes on has steps that its last account does not know.
+/// Where a run stands. One that was stopped and is resumed has steps that its last account does not know.
 pub(crate) fn state(r: &RunReport) -> String {
     let stopped = r.report["stopped"].as_bool() == Some(true);
     let steps = r.report["steps"].as_u64();
@@ -222,7 +222,7 @@ pub fn harmless(text: &str) -> String {
     shown
 }
 
-/// One run's facts, or several runs' beside each other, a column each.
+/// One run's facts, or several runs' side by side, a column each.
 #[must_use]
 pub fn compare(runs: &[RunReport]) -> String {
     let mut rows = vec![("", runs.iter().map(|r| Some(r.name())).collect::<Vec<_>>())];

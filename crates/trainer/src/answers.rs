@@ -68,7 +68,7 @@ pub struct Question {
 /// One answer, as `answers.jsonl` has it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Answer {
-    /// The text that was gone on from.
+    /// The text that the answer continues.
     pub prompt: String,
     /// The text of the reference.
     pub reference: String,

@@ -50,7 +50,7 @@ impl From<MeasureError> for TrainError {
     }
 }
 
-/// Why a run cannot start, go on or be saved.
+/// Why a run cannot start, resume, continue or be saved.
 #[derive(Debug, thiserror::Error)]
 pub enum TrainError {
     /// The run asks for what a model of this kind has not.
@@ -334,7 +334,7 @@ pub enum TrainError {
         /// What takes how many.
         parts: Vec<(String, lowtide_units::Bytes)>,
     },
-    /// A directory that is to be gone on from is no checkpoint, but has some.
+    /// `checkpoint.resume` names a directory that is no checkpoint but holds some.
     #[error(
         "checkpoint.resume: {}: no checkpoint, but a directory that holds checkpoints",
         path.display()
@@ -345,7 +345,7 @@ pub enum TrainError {
         /// The newest checkpoint in it.
         newest: PathBuf,
     },
-    /// A checkpoint cannot be gone on from.
+    /// A checkpoint cannot be resumed.
     #[error("{}: a broken checkpoint: {what}", path.display())]
     Broken {
         /// The broken checkpoint's directory.
@@ -375,7 +375,7 @@ pub enum TrainError {
         /// What does not fit.
         what: String,
     },
-    /// State that an earlier run asked to keep, which cannot be gone on with and is not given up unasked.
+    /// State that an earlier run asked to keep, which cannot be resumed and is not given up unasked.
     #[error("{}: {what}", path.display())]
     KeptState {
         /// The file that it is about.
@@ -387,7 +387,7 @@ pub enum TrainError {
         /// The newest checkpoint.
         checkpoint: Option<PathBuf>,
     },
-    /// A run had kept steps that this start would not go on from.
+    /// A run had kept steps from which this start would not resume.
     #[error(
         "{}: {absent}, and the run would {}: the steps up to {told}, of which {by} tells, would be lost",
         path.display(),
@@ -405,9 +405,9 @@ pub enum TrainError {
         output: PathBuf,
         /// The last step that the output has a record of.
         told: u64,
-        /// What tells of it.
+        /// What has the record: the mark, or a file of the output.
         by: String,
-        /// The step that the start would go on from; 0: from none.
+        /// The step from which the start would resume; 0: it would begin anew.
         from: u64,
         /// The newest checkpoint that is there.
         checkpoint: Option<PathBuf>,

@@ -360,7 +360,7 @@ fn in_rows<D: Decoder>(
     }
 }
 
-/// The first of so many spans of one row that nobody has.
+/// The first of so many spans of one row that no answer has.
 fn free(places: &Rows, making: &[Making], spans: usize) -> Option<usize> {
     let a_row = places.seq / places.span;
     let taken = |span: usize| {

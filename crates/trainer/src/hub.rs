@@ -3,7 +3,7 @@
 //!
 //! The cache is Hugging Face's own (`HF_HUB_CACHE`, `HF_HOME/hub`, `~/.cache/huggingface/hub`). What is not in it is
 //! fetched by Hugging Face's own program, `hf` (older: `huggingface-cli`), which knows tokens, proxies, mirrors
-//! (`HF_ENDPOINT`) and how to go on with half a file, and shows its progress on standard error; docs/journal.md says
+//! (`HF_ENDPOINT`) and how to resume half a file, and shows its progress on standard error; docs/journal.md says
 //! why no library does it. With `HF_HUB_OFFLINE` nothing is fetched. A revision that is in the cache is taken as it
 //! is there.
 

@@ -110,7 +110,7 @@ fn on_files(
     Session::open(Arc::clone(d), Arc::clone(plan), rule(clip), options)
 }
 
-/// A session that goes on from what is committed, and the step it is at.
+/// A session that resumes from what is committed, and the step it is at.
 fn go_on(d: &Arc<Decoder>, plan: &Arc<Plan>, clip: Clip, dir: &Path) -> (Session, u64) {
     let found = committed(&dir.join("a"))
         .expect("readable")

@@ -1,5 +1,5 @@
-//! Checkpoint at step k and go on = unbroken, bit for bit; also after kill -9 at random moments
-//! with state on disk, and placed differently; a durable run goes on from its last step; memory of a resume never
+//! Checkpoint at step k and resume = unbroken, bit for bit; also after kill -9 at random moments
+//! with state on disk, and placed differently; a durable run resumes from its last step; memory of a resume never
 //! above that of a start.
 //!
 //! One file because all of them compare with the same unbroken run.
@@ -427,7 +427,7 @@ fn a_durable_run_killed_at_random_goes_on_from_its_last_step() {
             }
         }
         let file = durable_file(dir.path(), &name, DURABLE[0], clip);
-        // A process that was killed behind its end has nothing to go on with.
+        // A process that was killed after its last step has nothing left to resume.
         let ended = output.join("finished.json").exists();
         let (_, notes) = try_go(&file, &[], u64::MAX).expect("goes on");
         let on_from = format!("after step {before}");
@@ -530,7 +530,7 @@ fn a_resume_takes_no_more_memory_than_a_start() {
         .expect("checkpoints")
         .count();
     assert!(dirs >= 1);
-    // Drop the last checkpoint and what tells of it: the resume has steps to make.
+    // Drop the last checkpoint and all records of it: the resume has steps to make.
     fs::remove_dir_all(dir.path().join("run/checkpoints/step-00000012")).expect("the last");
     for name in ["finished.json", ".lowtide"] {
         fs::remove_file(dir.path().join("run").join(name)).expect("written");

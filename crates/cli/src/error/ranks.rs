@@ -1,4 +1,4 @@
-//! What to do about ranks that do not go on together.
+//! What to do about ranks that cannot continue together.
 
 use lowtide_trainer::{CommError, MeetError};
 

@@ -89,7 +89,7 @@ fn names() -> String {
         .to_owned()
 }
 
-/// How records of another make are read, or turned into what is read.
+/// How records of another format are read, or turned into what is read.
 fn mapping(like: &ForeignRecord) -> Vec<String> {
     let text = match like {
         ForeignRecord::Conversation { field } => format!("--set data.fields.messages={field}"),

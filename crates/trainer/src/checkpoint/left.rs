@@ -2,7 +2,7 @@
 //!
 //! A run that begins at an older checkpoint, or anew, leaves those of later steps. They keep their names until
 //! it has saved one of its own: until then nothing is lost by a start that was a mistake. Then they are
-//! renamed to `step-00000120.left`, by which no start goes on by itself; they count for
+//! renamed to `step-00000120.left`, from which no start resumes by itself; they count for
 //! `checkpoint.keep`, and go first.
 
 use std::path::PathBuf;
@@ -62,7 +62,7 @@ fn is_of(branch: &Branch, dir: &std::path::Path) -> bool {
 }
 
 /// Up to which step the checkpoints of the output where a branch began are its own too: that of the checkpoint
-/// that it goes on from, or 0 where that is one of another output, or of a branch that was left before.
+/// from which it resumes, or 0 where that is one of another output, or of a branch that was left before.
 #[must_use]
 pub fn shared(branch: &Branch) -> u64 {
     let at = branch.at.as_ref().filter(|at| at.starts_with(CHECKPOINTS));

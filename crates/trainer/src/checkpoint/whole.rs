@@ -222,7 +222,7 @@ mod tests {
     use super::*;
 
     /// A reader that rounds twice makes other numbers of these: then the checksum or the settings of a
-    /// whole checkpoint differ, and nobody goes on from it.
+    /// whole checkpoint differ, and no start resumes from it.
     #[test]
     fn what_is_said_is_read_back_to_the_bit() {
         let dir = tempfile::tempdir().unwrap();

@@ -163,7 +163,7 @@ pub struct TooMuch {
     pub step: Bytes,
 }
 
-/// What a run has kept to go on from and a start does not find.
+/// What a run has kept to resume from and a start does not find.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Absent {
     /// The newest checkpoint of the output is gone.

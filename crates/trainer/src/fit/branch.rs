@@ -1,8 +1,8 @@
-//! Branches: a run that does not go on from the newest state of its output, but begins at a checkpoint that
+//! Branches: a run that does not resume from the newest state of its output, but begins at a checkpoint that
 //! `checkpoint.resume` names, or anew.
 //!
 //! The output's mark says which branch its run is on, from before anything of it is written. So a start by
-//! itself goes on with the branch that was begun last, and so does the command that named the checkpoint,
+//! itself resumes the branch that was begun last, and so does the command that named the checkpoint,
 //! given again: from the newest state that the branch has saved itself, else from where it began. Until it has
 //! saved, what it left stays as it is; the metrics, which are cut, have a copy.
 
@@ -24,7 +24,7 @@ use crate::output::{FINISHED, METRICS, Output, resolved};
 /// How a start comes to its state.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Origin {
-    /// It goes on with what the output's branch has saved; or nothing was there.
+    /// It resumes what the output's branch has saved; or nothing was there.
     GoesOn,
     /// It begins the output's branch again, which has saved nothing.
     Again,
@@ -108,7 +108,7 @@ impl Origin {
         if at.is_none() && !there {
             return Ok(Self::GoesOn);
         }
-        // The mark may be lost, and what tells of branches be there.
+        // The mark may be lost while records of branches are still there.
         let told = all
             .iter()
             .filter_map(|(_, dir)| checkpoint::read_run(dir).ok());

@@ -53,7 +53,7 @@ fn finished(run: &Run) {
     fs::write(run.output.join(FINISHED), "{}").unwrap();
 }
 
-/// All checkpoints that can be gone on from, under whatever name: step and who made them.
+/// All checkpoints that can be resumed, under whatever name: step and who made them.
 fn checkpoints(run: &Run) -> BTreeMap<String, (u64, u64)> {
     let dir = checkpoint::directory(&run.output);
     let names = fs::read_dir(dir).unwrap().flatten().map(|e| e.path());

@@ -1,4 +1,4 @@
-//! Whose metrics a branch goes on with: those of the curve that its checkpoint is of.
+//! Whose metrics a branch continues: those of the curve that its checkpoint is of.
 //!
 //! A checkpoint says the losses of its last steps. Metrics that have the same ones at those steps are of
 //! its curve up to there; others are not, whatever they are called: the output may be of another
@@ -77,7 +77,7 @@ pub(super) fn put_back(
     Ok(())
 }
 
-/// Whether a metrics file is of the curve of a checkpoint; `None` where it tells of none of the steps of which the
+/// Whether a metrics file is of the curve of a checkpoint; `None` where it has none of the steps of which the
 /// checkpoint knows the loss.
 fn is_of(folder: &Folder, name: &str, at: &RunState) -> Result<Option<bool>, TrainError> {
     let known = &at.totals.last_losses;

@@ -1,8 +1,8 @@
-//! Steps that an output directory tells of and a start would not go on from.
+//! Steps that an output directory has a record of and that a start would not resume from.
 //!
-//! A run that was killed goes on from what it had kept and makes the steps behind that again: that is what
+//! A run that was killed resumes from what it had kept and makes the steps behind that again: that is what
 //! keeping is for. But where what was kept is no longer there (checkpoints that were deleted, a drive that
-//! is not mounted, a `budget.disk` that leads elsewhere), going on would lose steps that nobody gave up.
+//! is not mounted, a `budget.disk` that leads elsewhere), resuming would lose steps that nobody gave up.
 //! Three things tell of it: the output directory's mark (which checkpoint is the newest, where a durable
 //! run's state is), `finished.json`, and the metrics.
 
@@ -85,7 +85,7 @@ pub(super) fn refuse(
     }))
 }
 
-/// Whether this run's state file is where its settings say: what it tells of was looked at.
+/// Whether this run's state file is where its settings say: its records were looked at.
 fn state_is_there(run: &Run) -> bool {
     run.budget.disk.first().is_some_and(|drive| {
         let by = tiers::kept_by(&drive.dir).ok().flatten();

@@ -1,5 +1,5 @@
 //! The model of a checkpoint as a Hugging Face directory: in another type than the run exports it, in shards of
-//! another size, or while the run still goes on.
+//! another size, or while the run has not ended.
 //!
 //! It needs no device, no budget and no plan. Bound: the checkpoint's weights are read twice, once for their
 //! checksums, and the model is written once.

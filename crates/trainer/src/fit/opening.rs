@@ -28,7 +28,7 @@ use crate::stops::{Stops, stops_of};
 use crate::threads::host_note;
 use crate::{checkpoint, paths, wear};
 
-/// Locks the output, and finds where the run goes on from. Nothing is changed by it.
+/// Locks the output, and finds where the run resumes. Changes nothing.
 pub(super) fn beginning(
     run: &Run,
     observer: &mut dyn Observer,
@@ -119,7 +119,7 @@ impl Material {
         Ok(self.train.batches(shape, dealing(run))?)
     }
 
-    /// A run goes on with the products of its GPU; on another one it chooses anew.
+    /// A resumed run keeps the product algorithms of its GPU; on another GPU it chooses anew.
     pub fn with_products(self, start: &Start, numerics: &Value) -> Result<Self, TrainError> {
         if let (Some(gpu), Some(state)) = (&self.device.gpu, start.state())
             && state.numerics["device"] == numerics["device"]
@@ -163,7 +163,7 @@ pub(super) struct Logs {
 }
 
 impl Logs {
-    /// Opens them behind the step that the run goes on from.
+    /// Opens them at the step from which the run resumes.
     pub fn open(
         run: &Run,
         output: &Output,

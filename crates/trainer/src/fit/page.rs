@@ -91,7 +91,7 @@ impl Fit<'_> {
         self.show(planned, tally);
     }
 
-    /// Writes the page of a run that goes on, unless the last one took long and is young.
+    /// Writes the page of a run that has not ended, unless the last one took long and is young.
     pub(super) fn show(&mut self, planned: &Planned, tally: &Tally) {
         let due = |page: &&Page| page.is_due(Instant::now());
         let Some(page) = self.page.as_ref().filter(due) else {

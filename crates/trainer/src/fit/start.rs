@@ -1,4 +1,4 @@
-//! Where a run begins or goes on: nothing, a checkpoint, or the journal of a durable run that died.
+//! Where a run begins or resumes: nothing, a checkpoint, or the journal of a durable run that died.
 //!
 //! What an earlier run asked to keep is given up when what takes its place has been loaded, never before;
 //! and what cannot be read is not "nothing there": it is named, with what can be done.
@@ -26,7 +26,7 @@ use crate::projectors::Projectors;
 use lowtide_data::Batches;
 use lowtide_session::{DiskChoice, Session, rank_folder};
 
-/// Where a run goes on from.
+/// Where a run resumes from.
 #[derive(Debug)]
 pub(super) enum Start {
     Anew,
@@ -267,7 +267,7 @@ impl Start {
         let all = given.iter().flat_map(ranks).chain(given.iter().cloned());
         for dir in all {
             if !mine.contains(&tiers::state_path(&dir)) {
-                // What cannot be removed is in nobody's way here.
+                // What cannot be removed does no harm here.
                 let _ = tiers::Scratch::sweep(&dir);
             }
         }

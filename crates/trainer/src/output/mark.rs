@@ -48,12 +48,12 @@ pub struct Mark {
     /// lowtide's files in it.
     #[serde(default)]
     files: BTreeMap<String, Print>,
-    /// Of an output: what its run has kept to go on from.
+    /// Of an output: what its run has kept to resume from.
     #[serde(default, skip_serializing_if = "Kept::is_nothing")]
     kept: Kept,
 }
 
-/// What a run has kept to go on from, wherever it is: so that its loss is not taken for a beginning.
+/// What a run has kept to resume from, wherever it is: so that a start notices its loss and does not begin anew.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Kept {
     /// The step of the newest checkpoint that it has saved in its output.
@@ -83,7 +83,7 @@ pub struct Writes {
     pub untold: u64,
 }
 
-/// A run that did not go on from the newest state of its output, but left that for an older checkpoint, for
+/// A run that did not resume from the newest state of its output, but left that for an older checkpoint, for
 /// one of another output, or for step 1.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Branch {

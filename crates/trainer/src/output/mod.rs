@@ -151,7 +151,7 @@ impl Output {
         std::mem::take(&mut self.notes)
     }
 
-    /// What its run has kept to go on from, as its mark says.
+    /// What its run has kept to resume from, as its mark says.
     #[must_use]
     pub fn kept(&self) -> &Kept {
         &self.kept
