@@ -53,7 +53,7 @@ impl Runs {
         }
     }
 
-    /// How many runs.
+    /// How many runs, and so how many partial sums of each column.
     pub(crate) fn count(self) -> usize {
         self.rows.div_ceil(self.run)
     }

@@ -25,7 +25,7 @@ fn lsp(compression: u32) -> Lsp {
     }
 }
 
-/// Those without experts.
+/// The tiny shapes that have no experts.
 fn dense() -> impl Iterator<Item = ModelShape> {
     let all = tiny_shapes().into_iter();
     all.filter(|shape| shape.experts.is_none())

@@ -232,7 +232,7 @@ fn minus_rate(c: &Constants, squares: f64, numbers: usize) -> f32 {
     (-(c.rate / by)) as f32
 }
 
-/// Their sum by halves.
+/// The sum of N numbers by halves: the order that the kernels of a GPU have, too.
 #[inline(always)]
 fn fold<T: Copy + std::ops::AddAssign, const N: usize>(mut x: [T; N]) -> T {
     let mut half = N / 2;

@@ -18,7 +18,7 @@ static SOURCE: Source = Source {
     headers: HEADERS,
 };
 
-/// As in the source.
+/// Threads of a block, as in the source.
 const THREADS: u32 = 256;
 /// Warps of a block, as in the source.
 const WARPS: usize = 8;

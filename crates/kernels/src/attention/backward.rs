@@ -86,7 +86,7 @@ struct Place {
     n: usize,
 }
 
-/// A thread's tiles.
+/// A thread's tiles, all in f32.
 struct Scratch<'a> {
     queries: &'a mut [f32],
     d_out: &'a mut [f32],

@@ -23,7 +23,7 @@ pub fn workspace(rows: usize, vocab: usize, make: Make) -> usize {
     }
 }
 
-/// Sizes of an embedding.
+/// Sizes of an embedding: rows, and entries of each table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Dims {
     /// Rows of width C.

@@ -25,7 +25,7 @@ const SHAPES: [(usize, usize, usize, usize); 13] = [
     (17000, 9, 20000, 4),
 ];
 
-/// Without a table.
+/// Sizes of an embedding whose tables have no rows, for a test to set those that it needs.
 fn tables(rows: usize, width: usize, dtype: Dtype) -> Dims {
     Dims {
         rows: Rows { rows, width, dtype },

@@ -63,9 +63,9 @@ operands! {
         pub d_weights: F::Write,
         /// E (sorted, F).
         pub dy: F::Read,
-        /// What forward read.
+        /// What forward read, E (sorted, 2F).
         pub gate_up: F::Read,
-        /// What forward read.
+        /// What forward read, f32 (sorted).
         pub weights: F::Read,
     }
 }

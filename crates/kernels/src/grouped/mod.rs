@@ -22,7 +22,7 @@ use crate::route::{Parts, Routes};
 /// Sizes of a grouped product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Dims {
-    /// What sorted the rows.
+    /// The router's sizes: how many rows there are, sorted by expert.
     pub routes: Routes,
     /// k: input features.
     pub inner: usize,
@@ -65,7 +65,7 @@ operands! {
         pub dy: F::Read,
         /// What forward read, E (m, k).
         pub x: F::Read,
-        /// What forward read.
+        /// The router's output, which says where each expert's rows are.
         pub routing: F::Read,
     }
 }
@@ -79,7 +79,7 @@ operands! {
         pub dy: F::Read,
         /// E (experts·n, k).
         pub w: F::Read,
-        /// What forward read.
+        /// The router's output, which says where each expert's rows are.
         pub routing: F::Read,
     }
 }

@@ -60,7 +60,7 @@ operands! {
         pub loss: F::Write,
         /// E (rows, classes).
         pub logits: F::Read,
-        /// Of which labels.
+        /// The planes of which the labels are read, i32 (B·T).
         pub inputs: F::Inputs,
     }
 }

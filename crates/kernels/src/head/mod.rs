@@ -54,7 +54,7 @@ pub struct Counts {
 }
 
 impl Counts {
-    /// Those of a word.
+    /// The counts that the second word of a loss holds as its bits.
     #[must_use]
     pub fn of(word: f64) -> Self {
         let bits = word.to_bits();
@@ -71,7 +71,7 @@ impl Counts {
     }
 }
 
-/// Sizes of the head.
+/// Sizes of the head, and what becomes of its logits.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Head {
     /// B·T: rows of hidden numbers.
@@ -127,7 +127,7 @@ impl Head {
     }
 }
 
-/// What every operation reads.
+/// What training, loss and logits all read.
 #[derive(Clone, Copy)]
 struct Reads<'a> {
     h: Src<'a>,
@@ -163,7 +163,7 @@ struct Scratch<'a> {
     logits: Dst<'a>,
     /// f64 (chunk): losses of rows.
     losses: Dst<'a>,
-    /// The products' own.
+    /// Scratch of the matrix products.
     product: Dst<'a>,
 }
 
@@ -230,7 +230,7 @@ operands! {
         pub h: F::Read,
         /// E (V, C).
         pub w: F::Read,
-        /// Of which labels.
+        /// The planes of which the labels are read, i32 (B·T).
         pub inputs: F::Inputs,
     }
 }
@@ -244,7 +244,7 @@ operands! {
         pub h: F::Read,
         /// E (V, C).
         pub w: F::Read,
-        /// Of which labels.
+        /// The planes of which the labels are read, i32 (B·T).
         pub inputs: F::Inputs,
     }
 }

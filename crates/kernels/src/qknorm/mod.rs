@@ -19,9 +19,9 @@ use crate::rows::Runs;
 /// Sizes of such a norm.
 #[derive(Clone, Copy, Debug)]
 pub struct Norm {
-    /// Rows of x.
+    /// Rows of x, one a token.
     pub rows: usize,
-    /// Heads of a row.
+    /// Heads of a row; values are not normed.
     pub heads: Heads,
     /// Added to the mean square.
     pub eps: f32,

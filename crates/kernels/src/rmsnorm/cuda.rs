@@ -36,7 +36,7 @@ const BACK_GROUPS: usize = 2;
 pub(crate) struct Runs {
     /// Rows of a run; the last may have fewer.
     pub run: usize,
-    /// How many runs.
+    /// How many runs, and so how many partial sums of each column.
     pub count: usize,
 }
 
@@ -65,7 +65,7 @@ pub(crate) fn aligned(addresses: &[u64]) -> bool {
 /// Teams of warps, each with a row of registers.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Teams {
-    /// Warps of a team.
+    /// Warps of a team, which works on one row at a time.
     pub warps: usize,
     /// Teams of a block, about eight warps of them.
     pub teams: usize,

@@ -126,9 +126,9 @@ impl Table {
 /// Sizes of a rotation, and what it turns by.
 #[derive(Clone, Copy, Debug)]
 pub struct Rotation<'a> {
-    /// Of head size D.
+    /// Cosines and sines, for heads of size D.
     pub table: &'a Table,
-    /// Rows of x.
+    /// Rows of x, one a token.
     pub rows: usize,
     /// Heads of a row.
     pub heads: Heads,

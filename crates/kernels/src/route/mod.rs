@@ -23,7 +23,7 @@ pub const EXPERTS_MAX: usize = 1024;
 /// Most experts that a token takes: as many as lanes of a warp hold.
 pub const CHOSEN_MAX: usize = 32;
 
-/// Sizes of a router.
+/// Sizes of a router, and how it weighs its choices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Routes {
     /// How many tokens there are.
@@ -34,7 +34,7 @@ pub struct Routes {
     pub chosen: usize,
     /// The weights of a token's choices add up to 1.
     pub renormalise: bool,
-    /// How logits are stored.
+    /// Storage of logits and their gradient.
     pub dtype: Dtype,
 }
 
@@ -141,14 +141,14 @@ operands! {
         pub d_logits: F::Write,
         /// f32 (rows·k): the gradient of each sorted row's weight.
         pub d_weights: F::Read,
-        /// What forward read.
+        /// What forward read, E (rows, experts).
         pub logits: F::Read,
-        /// What forward wrote.
+        /// What forward wrote: choices, and the order of sorted rows.
         pub routing: F::Read,
     }
 }
 
-/// Chooses experts, and sorts.
+/// Chooses each token's k experts, and sorts the rows by expert.
 pub fn forward(q: &Queue, o: Forward<Views<'_>>, d: Routes, ws: Dst<'_>) {
     d.check();
     expect("routing", &o.routing, d.bytes(), 1);

@@ -27,7 +27,7 @@ operands! {
     pub struct Backward<F> {
         /// Gradient of what forward read.
         pub dx: F::Write,
-        /// Gradient of the tangents.
+        /// Gradient of what forward wrote.
         pub dy: F::Read,
         /// What forward wrote.
         pub y: F::Read,

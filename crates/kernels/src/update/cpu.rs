@@ -102,7 +102,7 @@ impl Weights for &mut [f32] {
 
 /// Moments as they come out of the formula, or rounded to bf16.
 trait Kept: Widen {
-    /// With sixteen random bits.
+    /// Rounded stochastically by sixteen random bits; in f32 the number itself.
     fn round(x: f32, random: u32) -> Self;
 }
 impl Kept for f32 {

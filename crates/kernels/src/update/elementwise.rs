@@ -46,7 +46,7 @@ pub(crate) trait Rule<const N: usize>: Copy + Sync {
 /// The moments of a piece, wherever they lie.
 #[derive(Debug)]
 pub(crate) struct MomentViews<'a, const N: usize> {
-    /// How they are stored.
+    /// The storage of all of them.
     pub kind: Moments,
     /// Each: f32, bf16 bits, or codes.
     pub arrays: [Dst<'a>; N],

@@ -41,9 +41,9 @@ pub(crate) const SECOND_BITS: u32 = 8;
 /// Where the random bits of one parameter at one step come from, from some position on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Random {
-    /// Added to the position.
+    /// Added to the position before it is hashed.
     pub a: u32,
-    /// Mixed in halfway.
+    /// Mixed in between the hash's two products.
     pub b: u32,
 }
 

@@ -13,7 +13,7 @@ use crate::params::Part;
 /// The end of a branch that its last product does not add to the residual stream by itself.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct End {
-    /// What the product makes.
+    /// The last product's result, before it is added to the residual stream.
     made: LocalId,
     /// Of the norm behind it.
     stats: Option<Statistics>,

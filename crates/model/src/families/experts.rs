@@ -11,7 +11,7 @@ use crate::params::{List, Part, Role};
 /// What a family's files call them, below the layer's own name.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Names {
-    /// In the MLP's place.
+    /// The part of the name that stands where a dense MLP's does.
     pub at: &'static str,
     pub gate: &'static str,
     pub up: &'static str,

@@ -48,7 +48,7 @@ struct Source {
     /// First byte in the file.
     at: u64,
     dtype: StoredDtype,
-    /// Rows of the parameter.
+    /// Rows of the parameter that the tensor fills.
     rows: Range<u64>,
     cols: u64,
     transposed: bool,

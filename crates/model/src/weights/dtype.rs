@@ -17,7 +17,7 @@ impl FileDtype {
     /// All of them.
     pub const ALL: [Self; 3] = [Self::F32, Self::Bf16, Self::F16];
 
-    /// Its name here.
+    /// The name in a run file: `f32`, `bf16` or `f16`.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {

@@ -139,7 +139,7 @@ impl<'a> HfWriter<'a> {
         headers.sum::<u64>() + tensors.iter().map(|t| self.bytes(t)).sum::<u64>()
     }
 
-    /// Files of weights.
+    /// How many files the weights are cut into.
     #[must_use]
     pub fn files(&self) -> u64 {
         self.cut(&hf_tensors(self.shape)).len() as u64

@@ -44,7 +44,7 @@ impl Slice {
     }
 }
 
-/// Sizes of one execution.
+/// What one execution of cuDNN's graph computes: rows, heads, queries and keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Part {
     pub rows: usize,
@@ -224,7 +224,7 @@ pub(super) fn backward_slice(a: &Attn) -> Slice {
     in_tiles(blocks, a.kv_heads.div_ceil(slices))
 }
 
-/// How forward is cut.
+/// How forward is cut: as many rows a call as [`SPAN`] allows, at least one.
 pub(super) fn forward_slice(a: &Attn) -> Slice {
     let row = a.seq * a.width();
     Slice {
