@@ -26,7 +26,7 @@ pub struct HostOptions {
     pub gpu: Option<Gpu>,
     /// A directory on each drive whose transfers run at the same time.
     pub directories: Vec<PathBuf>,
-    /// Seconds for each figure.
+    /// How long each figure is measured.
     pub seconds: f64,
 }
 
@@ -35,7 +35,7 @@ pub struct HostOptions {
 pub struct HostReport {
     /// By which optimizer.
     pub optimizer: String,
-    /// Threads that updated.
+    /// Threads that the updates ran on.
     pub threads: usize,
     /// Parameters whose state was in memory.
     pub parameters: u64,
@@ -46,7 +46,7 @@ pub struct HostReport {
     pub bytes_per_second: f64,
     /// Updates and copies of memory, alternating.
     pub bound: CopyBound,
-    /// Bytes of the arena.
+    /// Bytes of the arena that weights, state and gradients lay in.
     pub arena_bytes: u64,
     /// How many of them lie on huge pages, where the system tells.
     pub huge_bytes: Option<u64>,
@@ -169,7 +169,7 @@ pub struct LinkRow {
     pub bytes: u64,
     /// Host to device, bytes a second.
     pub h2d: f64,
-    /// Device to host.
+    /// Device to host, bytes a second.
     pub d2h: f64,
     /// Both at once, bytes of both.
     pub both: f64,
@@ -277,13 +277,13 @@ pub struct DiskReport {
     /// Directory that was measured.
     #[serde(serialize_with = "lowtide_files::shown::path")]
     pub dir: PathBuf,
-    /// How I/O is done.
+    /// What performed the operations, as the disk describes it.
     pub how: String,
-    /// Bytes of the file.
+    /// Bytes of the file that was read and written.
     pub bytes: u64,
     /// Bytes of one operation.
     pub block: u64,
-    /// Operations in flight.
+    /// Operations in flight at once.
     pub depth: usize,
     /// A row for each mix of reads and writes.
     pub rows: Vec<DiskRow>,
@@ -302,7 +302,7 @@ pub struct DiskRow {
     pub bound: f64,
     /// `lane` over `bound`.
     pub share_of_bound: f64,
-    /// Threads of the bound.
+    /// How many plain threads gave the bound.
     pub bound_threads: usize,
 }
 

@@ -40,9 +40,9 @@ pub struct LanesConfig {
     pub drives: Vec<(PathBuf, f64)>,
     /// Parameters that the host lane updates, 2^26 of them at most at a time.
     pub parameters: u64,
-    /// By which optimizer.
+    /// The optimizer whose updates the host lane makes.
     pub optimizer: Optimizer,
-    /// Bytes of one copy.
+    /// Bytes of one copy between host and device.
     pub copy: Bytes,
     /// Bytes on the drives that reads and writes go round in.
     pub disk: Bytes,
@@ -489,7 +489,7 @@ impl Lanes {
         Ok(q.copy_all(pairs.collect())?)
     }
 
-    /// Parameters of one update.
+    /// Parameters that the host lane updates at a time.
     fn window(&self) -> u64 {
         self.config.parameters.min(WINDOW)
     }

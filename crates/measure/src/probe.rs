@@ -28,7 +28,7 @@ use crate::operations::operations;
 use crate::timing::{device_arena, quartile, timed};
 use lowtide_data::Micro;
 
-/// What to measure.
+/// How a probe measures, and on what.
 #[derive(Clone, Debug)]
 pub struct ProbeOptions {
     /// Threads that compute.
@@ -39,13 +39,13 @@ pub struct ProbeOptions {
     pub seconds: f64,
     /// The optimizer whose updates are measured: the run's.
     pub optimizer: Optimizer,
-    /// Day of measurement.
+    /// The day, as `YYYY-MM-DD`, which the machine file bears.
     pub date: String,
     /// The GPU; `None`: the CPU device.
     pub gpu: Option<Gpu>,
 }
 
-/// A drive to measure.
+/// A drive to measure, by a directory on it.
 #[derive(Clone, Debug)]
 pub struct Drive {
     /// A directory on it.

@@ -100,7 +100,7 @@ pub struct Ahead {
 }
 
 impl Ahead {
-    /// Everything just in time.
+    /// No copy begins before it must, and no slot outlives its use.
     pub const NONE: Self = Self::each(Bytes(0));
 
     /// As far as predicted times ask for.
@@ -122,7 +122,7 @@ impl Ahead {
 pub struct Choice {
     /// Which comes first in forward and backward: the next block or the next micro-batch.
     pub order: LoopOrder,
-    /// Cut of the parameters.
+    /// How parameters are cut into pieces.
     pub pieces: Pieces,
     /// Home of each unit's weights. `Device`: a copy stays there; the truth is beside the
     /// optimizer state unless the update runs on the device.
@@ -304,7 +304,7 @@ fn costly(unit: &Unit, tensor: LocalId) -> bool {
     false
 }
 
-/// What the user allows.
+/// The most bytes that a plan may use on each tier.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Budgets {
     /// Bytes of the device arena, without what libraries hold beside it.

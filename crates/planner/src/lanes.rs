@@ -5,7 +5,7 @@ use std::ops::{Index, IndexMut};
 
 use serde::{Deserialize, Serialize};
 
-/// What a lane is.
+/// The kind of resource that a lane is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LaneKind {
@@ -53,7 +53,7 @@ impl LaneKind {
 pub struct Lane {
     /// What it does.
     pub kind: LaneKind,
-    /// Which of its kind.
+    /// Number among the lanes of its kind: for drives 0 reads and 1 writes, otherwise 0.
     pub index: u16,
 }
 

@@ -12,9 +12,9 @@ use super::{Arg, PartName, Phase, Plan, SlotId, Task, TaskId, Tensor, Tier, Use,
 /// What was done to a task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Kind {
-    /// It is gone.
+    /// The task is left out.
     Drop,
-    /// It runs twice.
+    /// The task runs twice.
     Duplicate,
     /// Two of its arguments have each other's bytes.
     SwapOperands,

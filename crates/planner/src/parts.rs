@@ -4,7 +4,7 @@ use std::ops::{Index, IndexMut};
 
 use serde::{Deserialize, Serialize};
 
-/// Names of the parts.
+/// The parts of a plan, each a list of tasks of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PartName {
@@ -12,7 +12,7 @@ pub enum PartName {
     First,
     /// A batch in the middle of a run.
     Steady,
-    /// The last updates.
+    /// The updates of the last batch, which no forward follows.
     Drain,
     /// Loss without gradients.
     Evaluate,

@@ -38,7 +38,7 @@ impl Rounds {
         self.each == self.batch
     }
 
-    /// Rounds of a batch.
+    /// How many rounds a batch has.
     #[must_use]
     pub fn count(self) -> u32 {
         self.batch.div_ceil(self.each)

@@ -90,7 +90,7 @@ fn part(t: &Together) -> Part {
     }
 }
 
-/// A drive's two lanes.
+/// The lanes that read from a drive and write to it.
 fn drive() -> LaneSet {
     LaneSet::of([Lane::DISK_READ, Lane::DISK_WRITE])
 }

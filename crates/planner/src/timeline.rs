@@ -32,7 +32,7 @@ impl Content {
         Self::Other,
     ];
 
-    /// What a tensor is.
+    /// What kind of content a tensor counts as.
     #[must_use]
     pub const fn of(tensor: Tensor) -> Self {
         match tensor {
@@ -72,7 +72,7 @@ pub type Held = [u64; Content::ALL.len()];
 pub struct Timed {
     /// The part of the plan that the task is in.
     pub part: PartName,
-    /// Which of the part's.
+    /// Index among the part's tasks.
     pub task: TaskId,
     /// When it begins.
     pub start: f64,

@@ -15,7 +15,7 @@ pub struct Together {
 }
 
 impl Together {
-    /// Lanes with their speeds.
+    /// A set of lanes that ran at once, each with its speed as a share of its speed alone.
     #[must_use]
     pub fn of(speeds: impl IntoIterator<Item = (Lane, f64)>) -> Self {
         Self {

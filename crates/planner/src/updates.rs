@@ -4,10 +4,10 @@ use lowtide_units::Seconds;
 use lowtide_workload::{Moments, Optimizer, OptimizerName};
 use serde::{Deserialize, Serialize};
 
-/// One optimizer's measured rates.
+/// The measured rates of one optimizer with one storage of its moments.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct UpdateRate {
-    /// Which, with which moments.
+    /// The optimizer, with the storage of its moments.
     #[serde(flatten)]
     pub optimizer: Optimizer,
     /// On the host, parameters a second.

@@ -54,10 +54,10 @@ pub struct StepNumbers {
     pub skipped: bool,
 }
 
-/// One commit's record.
+/// What the journal of a durable run records with a commit.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CommitRecord {
-    /// Where the run stands.
+    /// Step, place in the data, and totals of the run at the commit.
     pub mark: Mark,
     /// Factor, norm and go-ahead of the batch, as the bits of three f64.
     pub clip: [u64; 3],

@@ -19,7 +19,7 @@ struct Asked {
 }
 
 impl Requests {
-    /// Nothing is asked.
+    /// No request yet.
     #[must_use]
     pub fn new() -> Self {
         Self::default()

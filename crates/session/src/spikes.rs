@@ -15,7 +15,7 @@ pub struct SpikeRule {
     pub factor: f64,
     /// How many norms before it that median is of, at least 1; until there are as many nothing is a spike.
     pub window: usize,
-    /// What is done.
+    /// Whether the step is reported, left out, or ends the run.
     pub action: SpikeAction,
 }
 

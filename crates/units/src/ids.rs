@@ -79,7 +79,7 @@ impl<I, T> FromIterator<T> for List<I, T> {
 }
 
 impl<I: Id, T> List<I, T> {
-    /// Appends one; its id.
+    /// Appends an item and returns its id.
     pub fn push(&mut self, item: T) -> I {
         self.items.push(item);
         I::new(self.items.len() - 1)
@@ -113,7 +113,7 @@ impl<I: Id, T> List<I, T> {
         self.items.iter().rposition(is).map(I::new)
     }
 
-    /// All ids, in order.
+    /// The ids of all items, in order.
     pub fn ids(&self) -> impl DoubleEndedIterator<Item = I> + ExactSizeIterator + use<I, T> {
         (0..self.items.len()).map(I::new)
     }

@@ -12,7 +12,7 @@ pub struct Lsp {
     /// How many times fewer directions than the shorter side has are trained, at least 1. At 1 the projector is the
     /// identity: exact training, but for roundings.
     pub compression: u32,
-    /// Where projectors come from.
+    /// Whether projectors are drawn or learned.
     pub projector: Projector,
 }
 

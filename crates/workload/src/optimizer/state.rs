@@ -13,7 +13,7 @@ use crate::{Dtype, Moments, Param};
 pub struct Role(&'static str);
 
 impl Role {
-    /// What the device reads.
+    /// The weight as operations read it: bf16 or f32.
     pub const WEIGHT: Self = Self("weight");
     /// What a bf16 weight lacks of the f32 master.
     pub const REMAINDER: Self = Self("remainder");
