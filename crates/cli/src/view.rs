@@ -52,7 +52,7 @@ pub fn restore() {
     }
 }
 
-/// Takes the terminal.
+/// Takes the terminal for the view: raw mode, and reads that never wait.
 fn take() -> std::io::Result<()> {
     // First: who ends the process meanwhile puts right what is done by then.
     TAKEN.store(true, Ordering::Release);
@@ -142,7 +142,7 @@ impl View {
         !lock(&self.shared).over
     }
 
-    /// Changes what is shown.
+    /// Changes what is drawn next.
     pub fn update(&self, change: impl FnOnce(&mut Seen)) {
         change(&mut lock(&self.shared).seen);
     }

@@ -25,7 +25,7 @@ pub struct Account {
 pub struct Process {
     /// Steps that were made when it began.
     pub after_step: u64,
-    /// Its version of lowtide.
+    /// The version of lowtide that it ran.
     pub version: String,
     /// What it ran on, with the versions of that.
     pub device: String,
@@ -60,13 +60,13 @@ pub struct LaneRow {
 pub struct TaskBox {
     /// When it begins, in seconds from the step's begin.
     pub start: f64,
-    /// When it ends.
+    /// When it ends, in seconds from the step's begin.
     pub end: f64,
     /// What it does: one of [`KINDS`](crate::picture::KINDS).
     pub kind: String,
     /// Its name; of several that of the longest.
     pub name: String,
-    /// How many they are.
+    /// How many short tasks are drawn as this one box.
     pub tasks: u64,
 }
 
@@ -75,11 +75,11 @@ pub struct TaskBox {
 pub struct TierRow {
     /// Name of the tier: `device`, `host` or `disk`.
     pub name: String,
-    /// Bytes that are reserved.
+    /// Bytes that the plan reserves.
     pub planned_bytes: u64,
     /// Bytes that the run may use.
     pub budget_bytes: u64,
-    /// Names of contents.
+    /// Names of what bytes can hold: the columns of the next two fields.
     pub contents: Vec<String>,
     /// Bytes of each content that stay from step to step.
     pub kept: Vec<u64>,

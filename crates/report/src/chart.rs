@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-/// A picture's width.
+/// Width of a picture, in its own units.
 pub const WIDTH: f64 = 760.0;
 /// Around a picture's panel.
 pub const LEFT: f64 = 84.0;
@@ -32,7 +32,7 @@ pub struct Scale {
     values: [f64; 2],
     /// Where the lowest and the highest value lie.
     pub places: [f64; 2],
-    /// From tick to tick.
+    /// Difference of values between two ticks.
     pub step: f64,
 }
 
@@ -81,7 +81,7 @@ impl Scale {
         }
     }
 
-    /// Where a value lies.
+    /// The coordinate at which a value is drawn.
     #[must_use]
     pub fn place(&self, value: f64) -> f64 {
         let share = (value - self.values[0]) / (self.values[1] - self.values[0]);

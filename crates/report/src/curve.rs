@@ -14,7 +14,7 @@ const LAST: usize = 10;
 pub struct Curve {
     /// The lowest and the highest point of each stretch.
     stretches: Vec<[(f64, f64); 2]>,
-    /// Points of a stretch.
+    /// Points of a whole stretch; doubled when there are too many stretches.
     each: u64,
     /// Points of the last stretch.
     held: u64,
@@ -109,7 +109,7 @@ impl Smoothed {
     }
 }
 
-/// The median of times.
+/// The median of a stream of times, of which a bounded sample is kept.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Median {
     times: Vec<f64>,

@@ -33,7 +33,7 @@ pub struct DataSet {
     pub name: String,
     /// The files that it is made of.
     pub files: Vec<DataFile>,
-    /// What its records are.
+    /// The format of its records, by name.
     pub format: String,
     /// Records read, of all files, before a split.
     pub records: u64,
@@ -41,7 +41,7 @@ pub struct DataSet {
     pub unusable: u64,
     /// Records left out because nothing in them is trained on.
     pub unsupervised: u64,
-    /// Examples there are.
+    /// Examples that are left.
     pub examples: u64,
     /// Tokens of them, without what is cut off.
     pub tokens: u64,
@@ -57,7 +57,7 @@ pub struct DataSet {
     pub tokens_lost: u64,
     /// Those of them that would be trained on.
     pub supervised_lost: u64,
-    /// Rows of an epoch.
+    /// Rows that an epoch has after packing.
     pub rows: u64,
     /// Share of the rows' places that hold a token.
     pub fill: f64,
@@ -87,13 +87,13 @@ pub struct DataFile {
 /// A row that holds a share of the examples whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Holds {
-    /// The share in percent.
+    /// Share of the examples, in percent.
     pub percent: u64,
-    /// Tokens of the row.
+    /// Tokens of a row that holds so many whole.
     pub seq: u64,
 }
 
-/// Examples of some length.
+/// A bar of the histogram of lengths.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Bar {
     /// Fewest tokens of an example that it counts.
@@ -111,7 +111,7 @@ pub struct Sample {
     pub example: u64,
     /// Path of the file that it is from.
     pub path: String,
-    /// Tokens of it.
+    /// How many tokens the example has.
     pub tokens: u64,
     /// Those that are trained on.
     pub supervised: u64,

@@ -149,7 +149,7 @@ pub fn answer_all<D: Decoder>(
     Ok(Some(judged.collect()))
 }
 
-/// How many are right.
+/// How many answers count as right.
 #[must_use]
 pub fn right(answers: &[Answer]) -> usize {
     answers.iter().filter(|a| a.right).count()

@@ -281,7 +281,7 @@ impl Asked<'_> {
 
 /// An answer in the making.
 struct Making {
-    /// Of which prompt.
+    /// Index of the prompt that it answers.
     prompt: usize,
     /// Prompt and answer so far.
     tokens: Vec<i32>,

@@ -337,7 +337,7 @@ impl Others {
         self.group.clone()
     }
 
-    /// All is done.
+    /// Ends the processes of the other ranks.
     pub(crate) fn end(&self) {
         self.group.there.iter().for_each(|remote| remote.end());
     }

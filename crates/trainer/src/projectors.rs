@@ -38,7 +38,7 @@ pub(crate) struct Projectors {
     file: File,
     /// The directory that the file is in.
     dir: PathBuf,
-    /// First byte of each.
+    /// Where in the file each projector's numbers begin, in bytes.
     at: BTreeMap<ParamId, u64>,
 }
 

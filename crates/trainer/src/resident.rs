@@ -36,7 +36,7 @@ pub struct Resident {
 pub struct Held {
     /// Resident bytes when they were read.
     pub now: Bytes,
-    /// At most so far.
+    /// The most resident bytes so far.
     pub most: Bytes,
 }
 

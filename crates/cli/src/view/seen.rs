@@ -27,7 +27,7 @@ pub struct Seen {
     pub seconds: Option<f64>,
     /// A step's seconds by the plan.
     pub predicted: f64,
-    /// What the rest takes.
+    /// Estimated time to the end of the run.
     pub left: Option<Duration>,
     /// Losses by step.
     pub losses: Vec<(f64, f64)>,
@@ -59,7 +59,7 @@ impl Seen {
         }
     }
 
-    /// Something is said.
+    /// Adds a note; only the newest few are kept.
     pub fn note(&mut self, text: &str) {
         self.notes.extend(text.lines().map(harmless));
         let extra = self.notes.len().saturating_sub(NOTES);

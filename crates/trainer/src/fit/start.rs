@@ -278,7 +278,7 @@ impl Start {
 /// A state file that an earlier run asked to keep.
 pub(super) struct KeptFile {
     dir: PathBuf,
-    /// This run's own.
+    /// Whether it belongs to this run, by its id.
     pub(super) ours: bool,
 }
 

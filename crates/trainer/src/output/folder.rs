@@ -25,7 +25,7 @@ pub struct Folder {
     path: PathBuf,
 }
 
-/// What has a name.
+/// What kind of entry a directory has under a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Found {
     /// No entry has the name.
@@ -43,7 +43,7 @@ pub enum Found {
 /// What became of a directory whose path does not lead to it any more.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Moved {
-    /// It has another path.
+    /// It still exists, under this path.
     To(PathBuf),
     /// It was removed: nothing can be made in it.
     Gone,
@@ -69,7 +69,7 @@ impl Folder {
         Ok(Self { fd, path })
     }
 
-    /// Where it is.
+    /// The path by which people know it.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
@@ -124,7 +124,7 @@ impl Folder {
         self.path.join(name.as_ref())
     }
 
-    /// What has this name.
+    /// What kind of entry has this name. Follows no link.
     pub fn found(&self, name: impl AsRef<OsStr>) -> Result<Found, TrainError> {
         let name = name.as_ref();
         match rustix::fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW) {

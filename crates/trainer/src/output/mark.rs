@@ -295,7 +295,7 @@ impl Mark {
         folder.write(MARK, |out| out.write_all(text.as_bytes()))
     }
 
-    /// As it is written.
+    /// The file's content: JSON and a newline.
     pub(super) fn text(&self) -> String {
         serde_json::to_string_pretty(self).expect("plain values") + "\n"
     }
