@@ -131,7 +131,7 @@ pub(crate) fn assemble(
     }
 }
 
-/// Every two parts of which the later may begin while the earlier runs.
+/// Pairs of parts of which the later one may begin while the earlier one runs.
 fn overlapping(clip: Clip, rounds: Rounds) -> Vec<(PartName, PartName)> {
     let mut pairs = Vec::new();
     for sequence in sequences(clip) {

@@ -1,9 +1,9 @@
 //! Machine, workload and budgets in; a checked plan out. Arithmetic only: no memory, no file, no
 //! clock, no model.
 //!
-//! [`plan::Plan`] is the data; [`search::plan`] chooses; `draft`, `layout` and `edges` make a plan
-//! from choices; [`check`](mod@check) proves it; [`simulate`](mod@simulate) predicts it;
-//! [`explain`](mod@explain) tells it.
+//! [`plan::Plan`] is the data; [`search::plan`] chooses; `draft`, `layout` and `edges` make a plan from choices;
+//! [`check`](mod@check) proves it; [`simulate`](mod@simulate) predicts it; [`explain`](mod@explain) describes it to
+//! people.
 
 mod build;
 pub mod check;

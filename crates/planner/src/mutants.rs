@@ -192,7 +192,7 @@ fn of_task(plan: &Plan, part: PartName, task: TaskId) -> Vec<Mutant> {
     all
 }
 
-/// The plan with a task twice, one behind the other; who waited for it waits for both.
+/// The plan with a task twice in a row; tasks that waited for it wait for both.
 fn with_twice(plan: &Plan, part: PartName, task: TaskId) -> Plan {
     let mut plan = plan.clone();
     let mut tasks = plan.part(part).to_vec();

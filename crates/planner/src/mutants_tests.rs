@@ -1,6 +1,5 @@
-//! Every task of several plans done wrong in every way there is: the checker finds it, or the plan is
-//! right all the same and it is said why. `trainer/what_the_checker_lets_go_gives_the_same_bits` runs
-//! such plans.
+//! Every task of several plans done wrong in every way there is: either the checker finds it, or the plan is still
+//! right and the test says why. `trainer/what_the_checker_lets_go_gives_the_same_bits` runs such plans.
 
 #![allow(clippy::print_stderr, reason = "the counts are worth reading")]
 

@@ -1,11 +1,11 @@
 //! How fast each lane runs while others run: measured sets of lanes, and what follows from them for
 //! sets that were not measured.
 //!
-//! A set that was measured as a whole is taken as it is. Otherwise a lane's slow-downs add up over
-//! measured parts of the set, the largest part first and no other lane counted twice: two lanes that
-//! take a quarter of memory each cost a third one what both cost it alone. What no measured part
-//! covers shares evenly, by the shares that a machine's file gives (`Machine::shared`), and reads
-//! and writes of a drive by its mixed rate, at once and in turn.
+//! A set that was measured as a whole is taken as it is. Otherwise a lane's slow-downs add up over measured parts of
+//! the set, the largest part first and no other lane counted twice: two lanes that take a quarter of the memory's
+//! bandwidth each cost a third lane the sum of what each costs it alone. Lanes that no measured part covers share
+//! evenly, by the shares that a machine's file gives (`Machine::shared`); reads and writes of a drive share its mixed
+//! rate, at once and alternating.
 
 use crate::fast::FastMap;
 use crate::lanes::{Lane, LaneSet, PerLane};

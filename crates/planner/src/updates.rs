@@ -84,7 +84,7 @@ impl Updates {
         self.updates.iter_mut()
     }
 
-    /// The entry that tells most about an optimizer: its own; that of its name; the first.
+    /// The entry from which an optimizer's rate is best guessed: its own; else one of its name; else the first.
     #[must_use]
     pub fn nearest(&self, optimizer: Optimizer) -> &UpdateRate {
         let own = self.iter().find(|r| r.optimizer == optimizer);

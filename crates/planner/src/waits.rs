@@ -1,5 +1,5 @@
-//! A simulated steady step, looked at: how long each lane works while the others do, and every pause of
-//! the gpu lane by what it waited for.
+//! What a simulated steady step shows: how long each lane works while the others do, and every pause of the gpu lane
+//! by what it waited for.
 
 use lowtide_units::{List, Seconds, ids};
 use lowtide_workload::Workload;

@@ -1,7 +1,7 @@
 //! Rule 9, without a walk: no tier holds a local tensor twice at once.
 //!
-//! Two extents or two slots with one content are bytes for nothing, and of a fetch they say that it comes from further
-//! away than it need: what is read from a drive while a host slot still has it is there twice.
+//! Two extents or two slots with the same content waste bytes. They also show that a fetch comes from further away
+//! than it need: what is read from a drive while a host slot still has it is there twice.
 
 use super::Fault;
 use crate::fast::FastMap;

@@ -1,14 +1,14 @@
 //! When copies begin and how long slots live: by predicted times.
 //!
-//! The order of tasks is what a draft decides, and the times behind it are a prediction: the gpu lane runs
-//! its operations one after the other and waits for nothing but the updates of the batch before. From
-//! there every fetch is placed backward: it ends when its tensor is first used or when its lane must begin
-//! with the next, whichever is earlier, so a lane serves the earliest deadline first, and weights, optimizer
-//! state and saved tensors stand in one row. How far ahead of their use copies may run is bounded in bytes
-//! ([`Ahead`]), for the device, the host and for updates apart.
+//! The order of tasks is what a draft decides, and the times behind it are a prediction: the gpu lane runs its
+//! operations one after the other and waits for nothing but the updates of the batch before. From there every fetch
+//! is placed backward: it ends when its tensor is first used or when its lane must begin with the next, whichever is
+//! earlier, so a lane serves the earliest deadline first, and weights, optimizer state and saved tensors stand in one
+//! queue. How far ahead of their use copies may run is bounded in bytes ([`Ahead`]), for the device, the host and for
+//! updates apart.
 //!
-//! Time only places. A prediction that is wrong costs waits or bytes; that no slot is used again too early
-//! is what edges are for.
+//! Times only decide where a task stands. A wrong prediction costs stalls or bytes; edges make sure that no slot is
+//! used again too early.
 //!
 //! One file because times, pools and scenes are one argument about when a copy may begin.
 
@@ -167,7 +167,7 @@ impl Times {
     }
 }
 
-/// Bytes that are taken until a time, at most so many at once; one that is larger goes alone.
+/// Bytes that are each taken until some time, at most `most` at once; a copy that is larger goes alone.
 struct Pool {
     most: u64,
     taken: VecDeque<(u64, f64)>,
@@ -185,7 +185,7 @@ impl Pool {
         }
     }
 
-    /// When there is room for so many.
+    /// From when on there is room for `bytes` more.
     fn room(&mut self, bytes: u64) -> f64 {
         while self.sum > 0 && self.sum + bytes > self.most {
             let Some((n, until)) = self.taken.pop_front() else {

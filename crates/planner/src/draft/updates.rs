@@ -192,8 +192,8 @@ impl Emitter<'_> {
             arg(grad, 0, gb, Use::Read),
             arg(clip, 0, 64, Use::Read),
         ];
-        // With a norm that tells in time, an update need not look at its own parts; on the device
-        // it reads them where they were made.
+        // With a norm that is known in time, an update need not look at its own parts; on the device it reads them
+        // where they were made.
         match made {
             Some(made) if on_device => args.push(arg(made.parts, 0, norm_bytes, Use::Read)),
             _ if on_device => {}

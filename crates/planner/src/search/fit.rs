@@ -152,8 +152,8 @@ impl Search<'_> {
                     let choice = way.choice(self.r.workload, self.knobs);
                     // With a free host nothing would go to disk by itself.
                     let spilled = search.spilled(choice.clone());
-                    // What stays tells of most that they are no nearer, and takes no draft. The more lies
-                    // on disk, the less on the host.
+                    // For most seeds, the bytes that stay already show that they are no nearer, which saves a draft.
+                    // The more lies on disk, the less lies on the host.
                     let stays = |c: &Choice| persistent_bytes(self.r.workload, c, self.r.clip);
                     let (most, least) = (stays(&choice), stays(&spilled));
                     let further = |need: &[u64; 3]| {

@@ -13,7 +13,7 @@ use crate::choice::Saved;
 use crate::machine::Machine;
 use crate::program::recomputed_ops;
 
-/// Groups of tensors of a unit of which every set is looked at.
+/// Most groups of tensors of a unit for which every set is tried: 2^12 sets.
 const GROUPS: usize = 12;
 
 /// A set of saved tensors: for each of [`Unit::saved`] whether it is stored.
@@ -60,7 +60,7 @@ impl Ladders {
         found
     }
 
-    /// What a block stores so many rungs up, or as many as it has.
+    /// What a block stores `steps` rungs up its ladder, or on its last rung.
     pub(super) fn rung(&self, unit: usize, steps: usize) -> &Rung {
         let ladder = &self.ladders[self.of_unit[unit].expect("a block")];
         &ladder[steps.min(ladder.len() - 1)]

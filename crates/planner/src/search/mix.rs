@@ -1,4 +1,4 @@
-//! A whole plan in a few counts: what the search turns, and what each unit gets by it.
+//! A whole plan in a few counts: what the search changes, and what each unit gets by it.
 //!
 //! Units are ranked by their next use: the order of forward. The update of the first is due first
 //! (with `exact` clipping all of them begin when the norm is known and run under the next forward;
@@ -100,17 +100,17 @@ pub(super) fn pinned_ahead(n: u8) -> [u8; 3] {
 pub(super) enum Count {
     /// Units with weights, optimizer state and gradient on the device.
     Resident,
-    /// Of the others, units that are updated on the device, with their state fetched and sent back.
+    /// Of the others, units that are updated on the device: their state is fetched and offloaded again.
     Streamed,
-    /// Of the others, the last of which the device holds a copy of the weights.
+    /// Of the others, the last ones, whose weights have a copy that stays on the device.
     Copies,
-    /// Of the others, the first of which gradients wait on the device.
+    /// Of the others, the first ones, whose gradients wait on the device.
     Near,
-    /// Rungs of the blocks' ladders: all blocks have so many, and the last of them one more.
+    /// Rungs of the blocks' ladders, summed over blocks: all have the same number, and the last ones one more.
     Stored,
-    /// Blocks, the last ones, of which what is stored stays on the device; of the others it moves.
+    /// The last blocks, whose stored tensors stay on the device; those of the other blocks move.
     Staying,
-    /// Of these, the first ones, of which it moves to the drives: it waits longest.
+    /// Of these others, the first ones, whose tensors move on to the drives, because they wait longest.
     Spilled,
 }
 
@@ -135,7 +135,7 @@ impl Count {
     ];
 }
 
-/// What the search turns.
+/// A candidate of the search: one value for each knob.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Mix {
     pub order: LoopOrder,

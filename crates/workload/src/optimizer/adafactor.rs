@@ -1,6 +1,6 @@
 //! Adafactor: a second moment as one number a row and one a column of each tensor.
 //!
-//! A tensor is what the model's files have: of parameters in which several are fused each on its own.
+//! A tensor is one of the model's files: where a parameter fuses several, each has rows and columns of its own.
 
 use lowtide_units::align_up;
 

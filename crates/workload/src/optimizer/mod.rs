@@ -167,7 +167,7 @@ impl Optimizer {
         state::master(precision).iter().chain(self.own())
     }
 
-    /// Those of them of which a parameter has an entry: a vector has no columns.
+    /// The roles of which a parameter has entries: a vector has none of columns.
     pub fn roles_of(
         self,
         precision: Dtype,

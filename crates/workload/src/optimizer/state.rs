@@ -1,5 +1,5 @@
-//! The arrays that a parameter has beside its gradient, and where those of a piece lie. All who read,
-//! write, move or count optimizer state read this table.
+//! The arrays that a parameter has in addition to its gradient, and where those of a piece lie. All who read, write,
+//! move or count optimizer state read this table.
 
 use std::fmt;
 use std::ops::Range;
@@ -238,8 +238,8 @@ pub(super) fn bytes(
     specs.map(|s| s.of_piece(elements, params)).sum()
 }
 
-/// An array of a piece: those of its parameters, one behind the other, each where the parameter is; those of
-/// rows and of columns without a gap.
+/// One array of a piece: the arrays of its parameters one after the other, each at its parameter's place; those of
+/// rows and of columns without gaps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StateArray {
     /// What it is for, and how an entry is stored.

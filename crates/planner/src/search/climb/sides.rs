@@ -1,9 +1,9 @@
-//! Updates on both sides: where the host's take much of a step, some of them on the device, with their state passing
-//! through it.
+//! Updates on both sides: where the host's updates take much of a step, some of them move to the device, and their
+//! state is streamed through it.
 //!
-//! One at a time they win nothing: with room for one piece's state the device waits for each, and cut by units a piece
-//! may be larger than that room. So the cut, the room and the number of units are turned together, and with them copies
-//! of weights, which leave the link to state.
+//! Changed one at a time, the knobs win nothing: with room for one piece's state the device waits for each piece, and
+//! where pieces are whole units, one may be larger than that room. So the cut of the pieces, the room and the number
+//! of units change together, and with them copies of weights, which leave the link free for state.
 
 use lowtide_units::ids;
 
