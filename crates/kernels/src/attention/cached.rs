@@ -1,9 +1,9 @@
 //! Attention of the tokens of a step of decoding over keys and values that are kept.
 //!
-//! Rows of a step are tokens of answers in the making, in any order. Each is at a position of a *place*: what an
-//! answer has of the cache, whose keys and values of earlier positions are there, or come with the same step. A
-//! row's own key and value are stored first, then each row attends to the positions up to its own. What lies behind
-//! is never read, so a place may be taken by another answer without being cleared.
+//! Rows of a step are tokens of answers in the making, in any order. Each is at a position of a *place*, which is the
+//! part of the cache that an answer has. Keys and values of earlier positions are in the cache already, or come with
+//! the same step. A row's own key and value are stored first, then each row attends to the positions up to its own.
+//! What lies behind is never read, so a place may be taken by another answer without being cleared.
 //!
 //! Bits of a row depend on its query and the keys and values that it sees, on no other row: keys are added up in
 //! runs, counted from the first one that is seen (CPU) or from position 0 (CUDA), which are joined in order.

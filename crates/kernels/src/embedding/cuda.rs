@@ -1,9 +1,8 @@
 //! The embedding on a CUDA device.
 //!
-//! Bound: bytes over the memory's rate. Backward sorts (token, row) pairs, which are all different,
-//! so that their order is the same whatever sorts them; then each row of the table is one warp's,
-//! or one block's where many rows have its token. The sort is some twenty short launches, tens of
-//! microseconds beside the table's own bytes.
+//! Bound: bytes over the memory's rate. Backward sorts (token, row) pairs. No two are equal, so their order is the
+//! same whatever sorts them. Then each row of the table is summed by one warp, or by one block where many rows have
+//! its token. The sort is some twenty short launches: tens of microseconds, on top of the table's own bytes.
 
 use lowtide_device::cuda::{self, Source};
 use lowtide_device::{Dst, Src};

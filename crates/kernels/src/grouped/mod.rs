@@ -1,8 +1,8 @@
 //! Grouped products: the linear layers of all experts of a block, each applied to the rows that were routed to it.
 //!
-//! Rows are sorted by expert; where each expert's begin is known on the device alone ([`crate::route`]). Rows of the
-//! weights of all experts stand below one another. An expert without rows is no work, and its weight's gradient is
-//! zero.
+//! Rows are sorted by expert; where the rows of each expert begin is known only on the device ([`crate::route`]). The
+//! weights of all experts are one matrix, expert after expert. An expert without rows costs nothing, and its weight's
+//! gradient is zero.
 //!
 //! Bound: 2·rows·n·k operations over the rate of a matrix product, whatever the number of experts, and for few rows an
 //! expert the bytes of its weight.

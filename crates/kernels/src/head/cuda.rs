@@ -1,7 +1,7 @@
 //! The head on a CUDA device.
 //!
-//! Bound: the products' operations over their rate. Beside them each logit is written, read, and
-//! replaced by its gradient: bytes over the memory's rate, a few percent of the products' time.
+//! Bound: the products' operations over their rate. In addition, each logit is written, read, and replaced by its
+//! gradient: bytes over the memory's rate, a few percent of the products' time.
 
 use lowtide_device::cuda::{self, Source};
 use lowtide_device::{Dst, Make, Src};

@@ -1,5 +1,5 @@
-//! RMSNorm of all query heads of a token together, and of all its key heads (OLMo 2's), on the fused
-//! (rows, (H+2KV)·D) projection. Values pass.
+//! RMSNorm of all query heads of a token together, and of all its key heads (OLMo 2's), on the fused (rows,
+//! (H+2KV)·D) projection. Values are not changed.
 //!
 //! Norms of each head by itself are done with the rotation ([`crate::rope`]). Bound: bytes over memory rate, one read
 //! and one write of the projection.

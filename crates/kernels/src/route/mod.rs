@@ -1,9 +1,9 @@
 //! The router of a mixture of experts: which experts each token takes, with which weights, and the rows of all tokens
 //! sorted by expert.
 //!
-//! Of the logits of a token the k largest are chosen, of equal ones that of the expert with the lower index. A choice
-//! has the softmax over all experts as its weight, or its share of the chosen ones' sum ([`Routes::renormalise`]).
-//! Both are f32 and never rounded to E. Each token is in k sorted rows: by expert, then by token. A logit that is no
+//! For each token the k largest logits are chosen; of equal ones, that of the expert with the lower index. The weight
+//! of a choice is its softmax over all experts, or its share of the chosen ones' sum ([`Routes::renormalise`]). Both
+//! are f32 and never rounded to E. Each token is in k sorted rows: by expert, then by token. A logit that is no
 //! number is chosen last; its token's weights are then no numbers, and so is the loss.
 //!
 //! Bound: bytes over memory rate, of the logits twice.

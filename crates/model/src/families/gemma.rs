@@ -1,4 +1,4 @@
-//! Gemma 1: Llama's block with norms whose weights 1 is added to, scaled embeddings and GeGLU.
+//! Gemma 1: Llama's block with norms that add 1 to their weights, scaled embeddings and GeGLU.
 
 use half::bf16;
 use lowtide_workload::{Dtype, Family, ModelShape, Scales};

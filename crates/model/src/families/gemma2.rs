@@ -1,4 +1,4 @@
-//! Gemma 2: norms around attention and MLP whose weights 1 is added to, scaled embeddings, GeGLU, caps of scores and
+//! Gemma 2: norms around attention and MLP that add 1 to their weights, scaled embeddings, GeGLU, caps of scores and
 //! logits, windows in every second layer.
 
 use lowtide_workload::{Dtype, Family, Layers, ModelShape, Scales};

@@ -1,5 +1,5 @@
-//! Gemma 3, its text models: norms around attention and MLP and of each head whose weights 1 is added to, scaled
-//! embeddings, GeGLU, windows in most layers, which have rotary positions of their own.
+//! Gemma 3, its text models: norms around attention and MLP and of each head, all of which add 1 to their weights,
+//! scaled embeddings, GeGLU, windows in most layers, which have rotary positions of their own.
 
 use lowtide_workload::{Dtype, Family, Layers, LocalRope, ModelShape, Rope, RopeScaling, Scales};
 use serde_json::{Map, Value, json};

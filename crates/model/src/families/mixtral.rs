@@ -1,5 +1,5 @@
-//! Mixtral: Llama's block with experts in the MLP's place, of which the weights of those that a token takes add up to
-//! 1; in each layer a window, where there are any.
+//! Mixtral: Llama's block with experts in place of the MLP. The weights of a token's experts add up to 1. Where there
+//! are windows, each layer has one.
 
 use lowtide_workload::{Family, ModelShape};
 use serde_json::{Value, json};

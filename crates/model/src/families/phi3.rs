@@ -1,5 +1,5 @@
-//! Phi-3, Phi-4 and Phi-4-mini: Llama's block, of whose heads a part may be rotated; the file holds queries, keys and
-//! values as one tensor, gate and up as another.
+//! Phi-3, Phi-4 and Phi-4-mini: Llama's block, in which only a part of each head may be rotated. The file holds
+//! queries, keys and values as one tensor, gate and up as another.
 
 use lowtide_workload::{Family, Layers, ModelShape, RopeScaling};
 use serde_json::{Value, json};

@@ -1,5 +1,5 @@
-//! Qwen3-MoE: Qwen3's block with experts in the MLP's place, of which the weights of those that a token takes may add
-//! up to 1; in each layer a window, where they are used. Blocks with an MLP beside those with experts are refused.
+//! Qwen3-MoE: Qwen3's block with experts in place of the MLP. The weights of a token's experts may be made to add up
+//! to 1. Where windows are used, each layer has one. Models in which only some blocks have experts are refused.
 
 use lowtide_workload::{Family, ModelShape};
 use serde_json::{Value, json};

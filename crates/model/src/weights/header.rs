@@ -1,8 +1,8 @@
 //! The header of a safetensors file: eight bytes of length, JSON, then the tensors' bytes.
 //!
-//! Files come from strangers. Every number is checked against the file's real length before it is
-//! used, and nothing is allocated by a length that the file merely states: the tensors must fill
-//! the file from the first byte behind the header to the last, without gap or overlap.
+//! Files are untrusted. Every number is checked against the file's real length before it is used, and nothing is
+//! allocated by a length that the file merely states: the tensors must fill the file from the first byte behind the
+//! header to the last, without gap or overlap.
 
 use std::fmt;
 use std::io::Read;
