@@ -37,8 +37,8 @@ pub struct World {
     pub size: usize,
 }
 
-/// A stretch of bytes of which each rank has an equal share: in the whole the shares lie one behind the other in
-/// the order of ranks, in a rank's part its own lies alone.
+/// A stretch of bytes of which each rank has an equal share. In the whole, the shares lie one after the other in the
+/// order of ranks; in a rank's part, its own share lies alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stretch {
     /// First byte in the whole.
@@ -54,7 +54,7 @@ pub struct Stretch {
 pub enum Pattern {
     /// Each rank's part goes to every rank's whole.
     AllGather,
-    /// Of each rank's whole, every rank gets its own share. They come to lie as parts, one behind the other in the
+    /// Every rank gets its own share of each rank's whole. What it gets lies as parts, one after the other in the
     /// order of ranks.
     AllToAll,
 }
@@ -128,7 +128,7 @@ fn places(stretches: &[Stretch]) -> u64 {
     })
 }
 
-/// All that ranks must agree on of a collective, of which a rank brings so many bytes.
+/// What all ranks must agree on in a collective, as text; `have` bytes are what this rank brings.
 fn described(collective: &Collective<'_>, have: usize) -> String {
     let shares: usize = collective.stretches.iter().map(|s| s.bytes).sum();
     let (pattern, name) = (collective.pattern, collective.name);

@@ -1,5 +1,5 @@
-//! What can run: buffers, views of them, and queues that run kernels. One face, two makes: [`cpu`]
-//! and [`cuda`].
+//! What can run: buffers, views of them, and queues that run kernels. One interface, two backends: [`cpu`] and
+//! [`cuda`].
 //!
 //! A [`Src`] is a range of memory to read, a [`Dst`] one to write, both without a type: what `&[u8]` and
 //! `&mut [u8]` are to the processor's memory, they are to memory of any device. The plan says who may

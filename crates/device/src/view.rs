@@ -25,7 +25,7 @@
 //! memory::copy(to, from); // still read
 //! ```
 //!
-//! And a write beside a read on another thread:
+//! And a write while another thread reads:
 //!
 //! ```compile_fail,E0505
 //! use lowtide_device::{Dst, memory};

@@ -50,7 +50,7 @@ struct Stream {
 struct Clock {
     /// The end of this task (counted from 1) happened ...
     task: u64,
-    /// ... so many seconds after the runner began.
+    /// ... in seconds after the runner began.
     seconds: f64,
 }
 

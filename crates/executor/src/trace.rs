@@ -6,7 +6,7 @@ use lowtide_planner::{PartName, PerLane, PerPart, TaskId};
 /// the device about a microsecond each: several percent of a step of a small model.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Trace {
-    /// How often each part is traced: the first so many times that it is submitted.
+    /// How often each part is traced: the first times that it is submitted.
     pub times: u32,
     /// Events kept a lane. A part is traced only while every lane has room for another.
     pub events: usize,

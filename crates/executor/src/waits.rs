@@ -3,10 +3,9 @@
 //!
 //! A pause of the gpu lane lies before a task that waits for another lane, or before the first task of a part. (The
 //! time before a part that overlaps none, after a checkpoint or an evaluation, is no pause.) It is followed back from
-//! its end as `planner::waits` does. What lies between the end of all that a task waited for and its start is the
-//! host's: it had not handed the task over, or not submitted the part.
-//! Pauses inside a stretch of tasks that wait for nothing are not seen; they count as work. Copies of one stretch of a
-//! stream count for the last of them.
+//! its end as `planner::waits` does. The time between the end of all that a task waited for and its start is the
+//! host's: it had not handed the task over, or not submitted the part. Pauses inside a stretch of tasks that wait for
+//! nothing are not seen; they count as work. Copies of one stretch of a stream count for the last of them.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -397,8 +397,8 @@ impl Lanes {
         Ok(rates)
     }
 
-    /// Each lane alone, and the speeds of each set: means of `rounds` turns, so that a disturbance
-    /// hits all of them. Means, not best ones: what else runs on a machine runs beside a run too.
+    /// Each lane alone, and the speeds of each set: means of `rounds` turns, so that a disturbance hits all of them.
+    /// Means and not the best, because what else the machine runs will run during training, too.
     ///
     /// # Errors
     /// When a lane fails.

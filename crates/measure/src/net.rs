@@ -49,7 +49,7 @@ impl NetTimes {
         Self { seconds, ..self }
     }
 
-    /// What so many ranks get.
+    /// The rates of `ranks` ranks.
     #[must_use]
     pub fn rates(&self, ranks: u32) -> NetRates {
         let others = self.bytes as f64 * f64::from(ranks - 1) / f64::from(ranks);
@@ -91,7 +91,7 @@ fn times(gpus: &[Gpu], comms: &[Arc<dyn Comm>]) -> Result<NetTimes, MeasureError
         ends.map(|end| end.unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
             .collect()
     });
-    // What one rank failed of by itself, before what others then say.
+    // An error that is only the consequence of another rank's failure gives way to that rank's own.
     let consequence = |e: &MeasureError| matches!(e, MeasureError::Ranks(e) if e.is_consequence());
     let (mut slowest, mut failed) = ([0.0f64; 3], None);
     for found in all {

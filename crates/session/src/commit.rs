@@ -1,8 +1,8 @@
 //! What a durable run says of itself with each update, in the journal of its disk.
 //!
-//! A commit runs beside the thread that hands out batches, which may not have seen the batch's loss
-//! yet. So the engine collects what a record says where it arises: the place in the run when a batch
-//! is submitted, loss and norm when they are known, the clip factor from its home.
+//! A commit runs at the same time as the thread that hands out batches, which may not have seen the batch's loss yet.
+//! So the engine collects the parts of a record where they arise: the place in the run when a batch is submitted,
+//! loss and norm when they are known, the clip factor from its home.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -65,8 +65,8 @@ pub struct CommitRecord {
     pub steps: Vec<StepNumbers>,
 }
 
-/// How many steps a record tells of. Without exact clipping a batch is committed while its own line
-/// and the line of the batch before may not be written yet.
+/// How many steps a record has the numbers of. Without exact clipping a batch is committed while its own line and the
+/// line of the batch before may not be written yet.
 const TOLD: usize = 2;
 
 /// Makes what a journal says of the run as a whole.

@@ -1,4 +1,4 @@
-//! What is asked of a run from outside while it goes: to save, to stop.
+//! Requests to a run while it is under way: to save, to stop.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 /// When a norm is a spike, and what is done then.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SpikeRule {
-    /// A norm above so many times the median of the norms before it is one.
+    /// A norm above this many times the median of the norms before it is a spike.
     pub factor: f64,
     /// How many norms before it that median is of, at least 1; until there are as many nothing is a spike.
     pub window: usize,

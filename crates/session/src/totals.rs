@@ -87,11 +87,11 @@ mod tests {
         for step in 1..=12u64 {
             totals.loss(step, (step as f64).to_bits());
         }
-        // As after a resume, when the journal tells again of steps that are known.
+        // As after a resume, when the journal repeats steps that are known.
         totals.loss(11, 99f64.to_bits());
         totals.loss(12, 99f64.to_bits());
         assert_eq!(totals.mean_loss(), Some(7.5));
-        // A journal tells again of a step that was left out.
+        // A journal repeats a step that was left out.
         for (step, skipped, spike) in [
             (3, true, false),
             (5, true, true),

@@ -243,8 +243,8 @@ impl Mapping {
         })
     }
 
-    /// Writes every page once, the threads taking pieces as they come. Where memory has several
-    /// nodes, pieces lie on them in turn: all of them then serve whoever updates, on any core.
+    /// Writes every page once, the threads taking pieces as they come. Where memory has several nodes, pieces
+    /// alternate between them, so that all of them serve the updates, whichever core makes one.
     fn touch(&self, fill: Fill) {
         let nodes = numa::nodes();
         let n = nodes.len().max(1);

@@ -214,8 +214,8 @@ impl Disk {
     /// Queues a movement of bytes and returns at once. A request that cannot be (misaligned,
     /// outside, lengths that differ) gives a ticket that has failed already.
     ///
-    /// Requests of one kind run in order of their deadlines, reads and writes in turn, except that
-    /// of two whose extents overlap, one of them a write, the one submitted first is served first.
+    /// Requests of one kind are served in order of their deadlines, and reads and writes alternate. But of two
+    /// requests whose extents overlap, one of them a write, the one submitted first is served first.
     ///
     /// # Safety
     /// From the call on until the ticket is done ([`Ticket::wait`] has returned, well or badly) the

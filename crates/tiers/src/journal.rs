@@ -1,11 +1,11 @@
 //! The journal of a durable run, in the first 2 MiB of the first drive's state file: which of two
 //! versions of everything is whole, and what its owner wants to know of it.
 //!
-//! Two records of 4 KiB are written in turn, each with a sequence number and a checksum. A record names,
-//! by their checksums, the `about` it was made with (what does not change with every commit; two places,
-//! written in turn when it changes) and the table of checksums of its version (two places, one a
-//! version). So a record can be held against the bytes of its version ([`crate::Disk::prove`]), and only
-//! a version that has them is resumed: the newest, or the one before while nobody has written into it.
+//! Two records of 4 KiB are written alternately, each with a sequence number and a checksum. A record names, by their
+//! checksums, the `about` it was made with (what does not change with every commit; two places, written in turn when
+//! it changes) and the table of checksums of its version (two places, one a version). So a record can be held against
+//! the bytes of its version ([`crate::Disk::prove`]), and only a version that has them is resumed: the newest, or the
+//! one before while nobody has written into it.
 //!
 //! A new file has a first record that says that nothing was committed. A file without a record that can
 //! be read was therefore damaged.

@@ -35,7 +35,8 @@ pub fn kept(dir: &Path) -> Result<Option<Kept>, TierError> {
     read(header.run, &reserved).map(Some).map_err(bad)
 }
 
-/// The last commit of the durable run whose first state file is in `dir`, as far as its record tells.
+/// The last commit of the durable run whose first state file is in `dir`, by its record alone: nothing of the version
+/// is read.
 ///
 /// # Errors
 /// As [`kept`].

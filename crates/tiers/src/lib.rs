@@ -1,12 +1,10 @@
 //! Where bytes live outside the device: one host arena, and a disk made of several drives.
 //!
-//! An [`Arena`] is one sealed allocation that the plan cuts into ranges. A [`Disk`] is one flat
-//! address space of bytes, striped over state files in a list of directories; [`Disk::submit`]
-//! moves an [`Extent`] of it from or to a [`RawRange`] of an arena, and the returned [`Ticket`]
-//! says when that is done. One arbiter per drive owns all I/O on it: it serves reads and writes in
-//! turn, of each kind the earliest deadline first, keeps a few blocks in flight, and never reorders
-//! conflicting extents.
-//! [`RamDisk`] is the same disk with bytes in memory and seeded faults.
+//! An [`Arena`] is one sealed allocation that the plan cuts into ranges. A [`Disk`] is one flat address space of
+//! bytes, striped over state files in a list of directories; [`Disk::submit`] moves an [`Extent`] of it from or to a
+//! [`RawRange`] of an arena, and the returned [`Ticket`] says when that is done. One arbiter per drive owns all I/O
+//! on it: it alternates reads and writes, each kind by earliest deadline, keeps a few blocks in flight, and never
+//! reorders conflicting extents. [`RamDisk`] is the same disk with bytes in memory and seeded faults.
 //!
 //! Bound: the sum of the drives' bandwidths (reads and writes share it). O_DIRECT into huge pages
 //! and blocks of 4 MiB reach it at a depth of 4 to 8; ordinary 4 KiB pages reach half.

@@ -1,4 +1,4 @@
-//! What this process has made that goes when it ends: also when it ends at once, without dropping
+//! Files and directories of this process that are removed when it ends, even when it ends at once, without dropping
 //! anything.
 
 use std::collections::BTreeSet;

@@ -1,4 +1,4 @@
-//! How much host memory can still be touched: the machine's word and the control group's.
+//! How much host memory can still be touched, by what the machine and the control group say.
 
 use std::path::{Path, PathBuf};
 use std::{fmt, fs};

@@ -1,5 +1,5 @@
-//! Which cores lie near which memory, where a machine has several such nodes. On one node nothing
-//! is done: neither threads nor pages have anywhere better to be.
+//! Which cores are near which memory, where a machine has several such nodes. On one node nothing is done: neither
+//! threads nor pages have anywhere better to be.
 
 use std::fs;
 use std::path::Path;
@@ -46,8 +46,8 @@ fn cpus(list: &str) -> Vec<usize> {
     list.trim().split(',').filter_map(range).flatten().collect()
 }
 
-/// The core of thread `i` of several that share all nodes' work: nodes in turn, so that every
-/// node's memory is used by as many threads. `None` on one node.
+/// The core of thread `i` of several that share all nodes' work: nodes alternate, so that every node's memory is used
+/// by the same number of threads. `None` on one node.
 #[must_use]
 pub fn core_of(i: usize) -> Option<usize> {
     turn(nodes(), i)

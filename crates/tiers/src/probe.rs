@@ -153,8 +153,8 @@ const PLAIN: [usize; 3] = [4, 8, 16];
 /// How often lane and each of [`PLAIN`] are measured, alternating; the best counts.
 const ROUNDS: u32 = 3;
 
-/// Measures the disk lane against the drive it is on, mix by mix, in turn on the same file. Lane and
-/// each number of threads take `config.time` a mix. Also tells how I/O is done ([`Disk::describe`]).
+/// Measures the disk lane against plain threads on the same drive and file, mix by mix, alternating. Lane and each
+/// number of threads take `config.time` a mix. Also returns how I/O is done ([`Disk::describe`]).
 ///
 /// # Errors
 /// As [`probe()`].

@@ -1,5 +1,5 @@
-//! Whether what a journal says of a version is so: every byte of it read and held against the checksums
-//! that were committed with it.
+//! Proves what a journal says about a version: every byte of it is read and held against the checksums that were
+//! committed with it.
 
 use std::collections::VecDeque;
 

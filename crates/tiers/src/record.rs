@@ -2,7 +2,7 @@
 
 use crate::header::DATA;
 
-/// Where in the file the two records are. They are written in turn: one is whole whatever cuts the other off.
+/// Where in the file the two records are. They are written alternately: one is whole whatever cuts the other off.
 pub(crate) const RECORDS: [u64; 2] = [4096, 8192];
 pub(crate) const RECORD: usize = 4096;
 /// Where in the file the two places of `about` are, and how long they are: what is said with every commit fits a
@@ -30,7 +30,7 @@ const _: () = assert!(ABOUTS[0] + ABOUT as u64 <= ABOUTS[1] && RECORDS[1] + 4096
 const _: () = assert!(TABLES[0] + TABLE_MAX as u64 <= TABLES[1]);
 const _: () = assert!(TABLES[1] + TABLE_MAX as u64 <= DATA);
 
-/// One commit of a disk, as its record tells of it.
+/// One commit of a disk, as its record has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Committed {
     /// The run that made it.

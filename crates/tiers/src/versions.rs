@@ -131,7 +131,7 @@ impl Versions {
         })
     }
 
-    /// Begins anew with a version: what was written into it counts no more.
+    /// Starts a version again: what was written into it no longer counts.
     pub(crate) fn forget(&self, version: u32) {
         for written in &self.written[version as usize] {
             written.sum.store(0, Ordering::Relaxed);

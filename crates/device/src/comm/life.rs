@@ -188,7 +188,8 @@ impl Life {
         lock(&self.ended).clone()
     }
 
-    /// A line of work to `peer` is cut: why, which its line here tells, if not at once then soon.
+    /// Why the connection to `peer` that work goes over was cut. The reason arrives on the connection kept here, at
+    /// once or soon.
     pub fn why(&self, peer: usize) -> CommError {
         let begin = Instant::now();
         let mut ended = lock(&self.ended);

@@ -2,8 +2,8 @@
 //!
 //! Rank 0 waits at a name that all of them know, in the namespace of abstract sockets: nothing of it is left when a
 //! process ends, however it does. Each other rank says what it is; rank 0 judges, and all get the same answer. Then
-//! every two ranks have two lines: one for collectives, one to hear of each other's end; and each has a line to rank 0,
-//! for whatever the first asks of the others.
+//! every pair of ranks has two connections: one for collectives, one to learn of each other's end. Each rank has one
+//! more to rank 0, for whatever rank 0 asks of it.
 
 use std::fmt;
 use std::io::{self, ErrorKind};
@@ -285,7 +285,7 @@ impl Meeting {
         verdict.map(|word| (lines, word))
     }
 
-    /// Any other rank: tells rank 0 what it is, and hears the verdict.
+    /// Any other rank: sends rank 0 what it is, and receives the verdict.
     fn follow(&self, hello: &[u8]) -> Result<(Vec<UnixStream>, Vec<u8>), MeetError> {
         let mut line = self.connect(0, For::Calls, hello)?;
         let most = self.limit + LATE + WORD;

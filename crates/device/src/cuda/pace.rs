@@ -1,10 +1,10 @@
 //! Links slowed down to a stated rate, for benches: so that a fast link stands in for a slower machine's.
 //!
-//! `LOWTIDE_PACE=h2d:12GB/s,d2h:12GB/s`. A copy is the real one, and behind it its stream waits until bytes over
-//! the rate have passed since it began; the next work of the stream comes after that. No kernel takes part, so no
-//! multiprocessor is held: the stream writes a number when it comes to the copy, a thread of the host sees it and
-//! answers when the time is over, the stream waits for the answer. Rates are measured through the same
-//! queues, so plans are made for paced links.
+//! `LOWTIDE_PACE=h2d:12GB/s,d2h:12GB/s`. The copy itself is real. After it, the stream waits until as much time has
+//! passed since the copy began as its bytes take at the stated rate; only then does its next work run. No kernel
+//! takes part, so no multiprocessor is held: the stream writes a number when it comes to the copy, a thread of the
+//! host sees it and answers when the time is over, and the stream waits for the answer. Rates are measured through
+//! the same queues, so plans are made for paced links.
 
 use std::fmt;
 use std::sync::Arc;
@@ -24,7 +24,8 @@ use crate::view::Place;
 /// The variable that asks for it.
 const PACE: &str = CudaError::PACE;
 
-/// A copy that is seen to begin so soon after the last one's end began there: they stand one behind the other.
+/// A copy that is seen to begin this soon after the end of the one before is taken to have begun at that end: the two
+/// were queued back to back.
 const SEEN: Duration = Duration::from_micros(200);
 /// How often the thread looks whether a copy began.
 const LOOK: Duration = Duration::from_micros(10);

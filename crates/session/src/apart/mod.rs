@@ -2,8 +2,8 @@
 //! other one has the memory and the lanes of its rank and does it.
 //!
 //! So there is one process that reads data, decides, saves and shows, and nothing that two could decide differently.
-//! What is asked for goes over a line for each rank, one call at a time, and is answered when it is done; collectives
-//! between them go over lines of their own.
+//! Calls go over one connection for each rank, one at a time, and are answered when they are done; collectives
+//! between the ranks have connections of their own.
 
 mod remote;
 mod seat;

@@ -1,4 +1,4 @@
-//! A rank in another process, as the first one's has it.
+//! A rank in another process, as the first rank's process calls it.
 
 use std::fmt;
 use std::os::unix::net::UnixStream;
