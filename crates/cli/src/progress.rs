@@ -40,7 +40,7 @@ pub struct Waiting {
 #[derive(Debug)]
 enum Way {
     Spinner(ProgressBar, &'static str),
-    /// A thread that tells what is under way until the sender is gone.
+    /// A thread that prints what is under way until the sender is gone.
     Lines(Option<Sender<()>>, Option<JoinHandle<()>>),
 }
 
@@ -88,7 +88,7 @@ impl Waiting {
         Self { way, at }
     }
 
-    /// So many of so many parts are done.
+    /// Sets how many parts are done, and of how many.
     pub fn at(&self, done: u64, of: u64) {
         self.at[0].store(done, Ordering::Relaxed);
         self.at[1].store(of, Ordering::Relaxed);

@@ -10,8 +10,8 @@ use serde_json::{Value, json};
 
 use crate::out::seconds;
 
-/// A text and its JSON for a run in subspaces whose step takes so many seconds; nothing for one that trains exactly.
-/// Plans once more.
+/// For a run in subspaces, given the seconds of its step: what it has to beat, as text and as JSON; nothing for a run
+/// that trains exactly. Plans once more.
 ///
 /// # Errors
 /// Those of planning, but budgets that exact training does not fit are shown as such.

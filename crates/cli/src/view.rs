@@ -91,7 +91,7 @@ pub fn is_possible() -> bool {
     stdout().is_terminal() && stdin().is_terminal() && !dumb && is_foreground()
 }
 
-/// What the run tells and the thread draws.
+/// What the run reports and the thread draws.
 #[derive(Default)]
 struct Shared {
     seen: Seen,

@@ -1,6 +1,6 @@
 //! Greedy and sampled decoding through the plan's inference part, of several prompts at once. In a session of its
-//! own, with keys and values that are kept, a token is a row of a step; in one that trains every token
-//! runs the whole prefix again, of as many prompts as rows hold. For looking at results, not for serving.
+//! own, keys and values are kept and a token is one row of a step. In a session that trains, each token runs the
+//! whole prefix again, for as many prompts as the rows hold. For looking at results, not for serving.
 
 mod cached;
 
@@ -40,7 +40,7 @@ pub trait Decoder {
     fn no_numbers(&mut self, what: String) -> Self::Error;
     /// So many prompts are answered.
     fn progress(&mut self, done: usize);
-    /// A pass has ended, in which so many new tokens were made, and whether it had tokens of prompts.
+    /// A pass has ended: its new tokens, its time, and whether it read tokens of prompts.
     fn passed(&mut self, pass: Pass) {
         let _ = pass;
     }
@@ -99,7 +99,7 @@ pub struct Plain<'a, P> {
 }
 
 impl<'a, P> Plain<'a, P> {
-    /// A decoder by this session, of which nothing is asked.
+    /// A decoder on this session that is never asked to end.
     pub fn new(session: &'a mut Session, progress: P) -> Self {
         Self {
             session,
@@ -153,7 +153,7 @@ pub fn generate(
 /// weights more often for a long prompt.
 const STEP: u32 = 256;
 
-/// Steps that make so many answers at once, each with its prompt of as many tokens at most.
+/// The steps of decoding that make `places` answers at once, each with its prompt `keys` tokens long at most.
 #[must_use]
 pub fn steps(places: u32, keys: u32) -> Decoding {
     let most = places.saturating_mul(keys).clamp(1, STEP);
@@ -167,7 +167,7 @@ pub fn steps(places: u32, keys: u32) -> Decoding {
 /// Where answers are made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Places {
-    /// In rows of tokens, all of which run again for each token.
+    /// In rows of tokens that all run again for each new token.
     Rows(Rows),
     /// In keys and values that are kept.
     Kept(Decoding),

@@ -332,7 +332,7 @@ impl Others {
         self.gpu.as_ref()
     }
 
-    /// Ranks of which the first is this process's.
+    /// The run's ranks; this process has the first of them.
     pub(crate) fn group(&self) -> Group {
         self.group.clone()
     }
@@ -347,7 +347,7 @@ impl Others {
 pub(crate) fn held_by_others(device: &Device) -> Vec<Held> {
     let there = device.group.iter().flat_map(|group| &group.there);
     let of = |remote: &Arc<Remote>| {
-        // One that is gone holds none, and whatever is asked of it next tells why.
+        // A process that is gone holds nothing; the next call to it reports why.
         let told = remote.ask(json!("memory")).unwrap_or_default();
         let [now, most] = serde_json::from_value(told).unwrap_or_default();
         Held {

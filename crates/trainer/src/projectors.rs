@@ -1,9 +1,9 @@
 //! Projectors that are learned before the first step: one batch's gradients, sketched.
 //!
-//! A session of its own makes them, of a decoder in which the other side of each matrix is projected: the gradient of a
-//! core is then the sketch that directions are learned from. It is closed before the run's own opens. Until that has
-//! read them, what was learned lies in a file without a name in the output directory: in memory it would be an eighth
-//! of the weights or so that no plan counts.
+//! A session of its own makes them, of a decoder in which the other side of each matrix is projected: the gradient of
+//! a core is then the sketch that directions are learned from. It is closed before the run's own opens. Until that
+//! has read them, what was learned lies in a file without a name in the output directory: in memory it would take
+//! about an eighth of the weights' bytes, which no plan counts.
 //!
 //! Where the session's tensors live changes no bit of a gradient, so projectors do not depend on budgets either.
 

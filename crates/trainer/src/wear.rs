@@ -103,8 +103,8 @@ pub fn fill(plan: &Plan) -> Bytes {
     Bytes(of_rank * u64::from(plan.ranks))
 }
 
-/// Bytes that the processes before this one may have written, as the output tells: the metrics, and of one that
-/// was killed what it may have written behind its last line. A run that begins anew counts from 0.
+/// Bytes that earlier processes of the run may have written, by the output's metrics; for one that was killed, plus
+/// what it may have written after its last line. A run that begins anew counts from 0.
 ///
 /// # Errors
 /// Files.

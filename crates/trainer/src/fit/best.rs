@@ -1,4 +1,5 @@
-//! Which evaluation was the best so far, whose checkpoint is kept, and when to end for want of a better one.
+//! Which evaluation was the best so far, whose checkpoint is kept, and when a run ends because none was better for
+//! too long.
 
 use lowtide_config::{KeepBest, Run};
 use serde::{Deserialize, Serialize};

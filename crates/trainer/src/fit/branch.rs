@@ -46,8 +46,8 @@ fn checksum(dir: &Path) -> u32 {
     std::fs::read(checkpoint::run_path(dir)).map_or(0, |bytes| crc32c::crc32c(&bytes))
 }
 
-/// The checksum of the settings of which a change makes another branch of the same checkpoint. Of paths the last
-/// part counts: all may have been moved together.
+/// A checksum of the settings that make another branch of the same checkpoint when they change. Only the last part of
+/// a path counts, because all may have been moved together.
 fn settings(run: &Run) -> u32 {
     let data = run.data.train.iter().map(|source| {
         let name = source.path.file_name();

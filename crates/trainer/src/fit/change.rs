@@ -1,4 +1,4 @@
-//! Going on with other settings than a checkpoint's: what the run names, and nothing else.
+//! Resuming with other settings than the checkpoint's: those that the run names, and no others.
 
 use std::path::Path;
 
@@ -44,7 +44,7 @@ pub(super) fn changes(
 }
 
 impl Fit<'_> {
-    /// Takes the changes over and tells them.
+    /// Takes the changes over and reports them.
     pub(super) fn change(&mut self, changes: Vec<Change>) {
         let step = self.state.step;
         for c in &changes {

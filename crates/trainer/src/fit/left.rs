@@ -1,8 +1,8 @@
 //! Whose metrics a branch continues: those of the curve that its checkpoint is of.
 //!
-//! A checkpoint says the losses of its last steps. Metrics that have the same ones at those steps are of
-//! its curve up to there; others are not, whatever they are called: the output may be of another
-//! run, and a checkpoint that was set aside of a branch that was left.
+//! A checkpoint has the losses of its last steps. Metrics with the same losses at those steps belong to its curve up
+//! to there; others do not, whatever they are called: the output may belong to another run, and a checkpoint that was
+//! set aside to a branch that was left.
 
 use std::io::{BufRead, BufReader, copy};
 

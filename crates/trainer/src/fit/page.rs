@@ -1,5 +1,5 @@
-//! The run as a page, `report.html`, and what it is drawn of beside the metrics, `report.json`: written between two
-//! steps where something is saved or evaluated, and at the end.
+//! The run as a page, `report.html`, and `report.json`, from which and from the metrics it is drawn: written between
+//! two steps where something is saved or evaluated, and at the end.
 
 use std::io::Read;
 use std::path::PathBuf;
@@ -17,7 +17,7 @@ use crate::planning::Planned;
 use crate::report::TrainReport;
 use crate::tally::Tally;
 
-/// Of a run's time pages take one part of so many at most: one is left out rather than that.
+/// Pages take at most one part in so many of a run's time: a page is left out rather than more.
 const PART: u32 = 100;
 /// Processes that are listed, at most: the newest.
 const PROCESSES: usize = 1000;
@@ -41,7 +41,8 @@ impl Page {
     }
 }
 
-/// The processes of a run, with the one that goes on after some step; what was made behind that is made anew.
+/// The processes of a run, ending with this one; earlier ones that began at its first step or later are dropped,
+/// because it makes their steps again.
 fn with(earlier: Vec<Process>, this: Process) -> Vec<Process> {
     let mut all = earlier;
     all.retain(|p| p.after_step < this.after_step);
@@ -73,7 +74,7 @@ impl Fit<'_> {
         if !self.run.log.report {
             return;
         }
-        // What an earlier version or another program has left there tells nothing.
+        // A file that an earlier version or another program has left there is ignored.
         let told = lowtide_report::account(&self.output.folder().at(REPORT));
         let earlier = told.ok().flatten().unwrap_or_default().processes;
         let this = Process {

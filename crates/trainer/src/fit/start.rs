@@ -210,8 +210,8 @@ impl Start {
         })
     }
 
-    /// Fills the session, where it begins anew with projectors that were learned, if any. What an earlier run kept
-    /// stays as it is.
+    /// Fills the session: from the checkpoint or the journal, or with first values and any learned projectors. What
+    /// an earlier run kept stays as it is.
     pub(super) fn load(
         &mut self,
         run: &Run,

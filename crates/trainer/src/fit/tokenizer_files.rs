@@ -1,4 +1,4 @@
-//! What an exported model needs beside its weights to be used as it was trained: the run's tokenizer, its
+//! What an exported model needs in addition to its weights to be used as it was trained: the run's tokenizer, its
 //! chat template, and where an answer ends.
 
 use std::fs::{self, File};

@@ -36,7 +36,7 @@ fn sentences(name: &str, n_unsupervised: u64, remarks: &Remarks) -> Vec<String> 
         .collect()
 }
 
-/// What a stream of training data has to tell of records that were read, once: of all of them when they are, or at
+/// What is to be reported of the records that a stream has read, each thing once: when all of them are read, or at
 /// once.
 pub(crate) fn news_of(train: &Rows, at_once: bool) -> Vec<String> {
     let Rows::Stream(stream) = train else {

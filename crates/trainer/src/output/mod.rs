@@ -191,9 +191,9 @@ impl Output {
         Ok(())
     }
 
-    /// Looks whether the directory was renamed, replaced or removed since. All goes on in the one that is
-    /// held: it is what is locked, and what was written is in it. If it was removed there is nothing to
-    /// go on in, and the run's output is taken anew, so that what is still in memory can be saved.
+    /// Looks whether the directory was renamed, replaced or removed since. The run keeps writing into the one that it
+    /// holds: that is what is locked, and what was written is in it. If it was removed, nothing can be written there,
+    /// and the run's output is opened again by its path, so that what is still in memory can be saved.
     ///
     /// # Errors
     /// As [`Output::open`], where it was removed.

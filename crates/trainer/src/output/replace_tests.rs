@@ -1,5 +1,5 @@
-//! A kill before each call that changes a directory: a name means a whole directory, the next start
-//! brings order, and the same calls go on to the same end.
+//! A kill before each call that changes a directory: a name means a whole directory, the next start brings order, and
+//! the same calls then lead to the same end.
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -73,7 +73,7 @@ pub struct Room {
 }
 
 impl Room {
-    /// Keeps so many bytes free.
+    /// Reserves `bytes` bytes on the file system for later writes.
     ///
     /// # Errors
     /// [`TrainError::Room`] when they are not there.

@@ -1,4 +1,4 @@
-//! Where a test ends the process' doings: before any of the calls that change a directory.
+//! Where a test can end the process: before any of the calls that change a directory.
 
 /// Makes one call that changes what is on disk.
 #[cfg(not(test))]
