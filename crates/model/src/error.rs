@@ -25,21 +25,21 @@ pub enum ModelError {
     /// Something is wrong with what a configuration says.
     #[error("{}: {source}", path.display())]
     Config {
-        /// Its file.
+        /// The configuration's file.
         path: PathBuf,
-        /// What.
+        /// What is wrong with it.
         source: Box<Self>,
     },
     /// A key that the configuration must have is absent.
     #[error("config key '{key}' is missing")]
     MissingKey {
-        /// The key.
+        /// Name of the missing key.
         key: String,
     },
     /// A key of the configuration has a value that makes no sense.
     #[error("config key '{key}' is {value}, need {need}")]
     BadValue {
-        /// The key.
+        /// Name of the key.
         key: String,
         /// Its value as written.
         value: String,
@@ -49,7 +49,7 @@ pub enum ModelError {
     /// The configuration asks for something that is not implemented.
     #[error("config key '{key}' is {value}, which is not supported (supported: {supported})")]
     Unsupported {
-        /// The key.
+        /// Name of the key.
         key: String,
         /// Its value as written.
         value: String,
@@ -59,9 +59,9 @@ pub enum ModelError {
     /// Dimensions or batch sizes that do not go together.
     #[error("{what} is {have}, need {need}")]
     Dimensions {
-        /// The quantity.
+        /// What is out of range, in words.
         what: &'static str,
-        /// Its value.
+        /// Its value, in the quantity's own unit.
         have: u64,
         /// What it must be.
         need: String,
@@ -69,7 +69,7 @@ pub enum ModelError {
     /// A pattern of frozen parameters that is the name of none.
     #[error("`{pattern}` names no tensor of the model, which has {}", names.join(", "))]
     NothingLike {
-        /// The pattern.
+        /// The pattern as the run file has it.
         pattern: String,
         /// The names of the ends and of the first block.
         names: Vec<String>,
@@ -117,7 +117,7 @@ pub enum ModelError {
     /// A directory without `config.json`.
     #[error("{}: no config.json{}", dir.display(), instead(found))]
     NoConfig {
-        /// The directory.
+        /// The directory that was to be a model.
         dir: PathBuf,
         /// A file that says what it is the directory of.
         found: Option<String>,
@@ -125,9 +125,9 @@ pub enum ModelError {
     /// A weight that is no number.
     #[error("{}: tensor '{tensor}' has {value} at {place:?}", file.display())]
     NonFinite {
-        /// The file.
+        /// The file that the weight is in.
         file: PathBuf,
-        /// The tensor.
+        /// Name of the tensor in the file.
         tensor: String,
         /// NaN or an infinity.
         value: f32,
@@ -139,7 +139,7 @@ pub enum ModelError {
     Beyond {
         /// The tensor, as the file would name it.
         tensor: String,
-        /// The weight.
+        /// The weight in f32, before it is rounded.
         value: f32,
         /// Its indices in the tensor as it would be stored, from 0.
         place: Vec<u64>,
@@ -151,9 +151,9 @@ pub enum ModelError {
         file.display()
     )]
     TiedHead {
-        /// The file.
+        /// The file that has the head.
         file: PathBuf,
-        /// The head.
+        /// Name of the head's tensor.
         tensor: String,
     },
     /// Neither `model.safetensors` nor `model.safetensors.index.json` is there.
@@ -163,7 +163,7 @@ pub enum ModelError {
         instead(found)
     )]
     NoWeights {
-        /// The directory.
+        /// The directory that was to be a model.
         dir: PathBuf,
         /// A file with weights of another make.
         found: Option<String>,
@@ -171,7 +171,7 @@ pub enum ModelError {
     /// The header's length, a file's first eight bytes, is impossible.
     #[error("{}: the header takes {need} bytes, at most {have} are possible", file.display())]
     HeaderLength {
-        /// The file.
+        /// The safetensors file.
         file: PathBuf,
         /// The length it states.
         need: u64,
@@ -181,7 +181,7 @@ pub enum ModelError {
     /// The header is not the JSON that the format asks for.
     #[error("{}: header: {source}", file.display())]
     Header {
-        /// The file.
+        /// The safetensors file.
         file: PathBuf,
         /// What the parser said.
         source: serde_json::Error,
@@ -189,9 +189,9 @@ pub enum ModelError {
     /// A tensor's bytes do not begin where the bytes of the one before it end.
     #[error("{}: tensor '{tensor}' begins at byte {have}, need {need}", file.display())]
     Offset {
-        /// The file.
+        /// The safetensors file.
         file: PathBuf,
-        /// The tensor.
+        /// Name of the tensor that is out of place.
         tensor: String,
         /// Where it must begin: where the one before ends.
         need: u64,
@@ -201,9 +201,9 @@ pub enum ModelError {
     /// A tensor's bytes are not as many as its shape and type need.
     #[error("{}: tensor '{tensor}' has {have} bytes, its shape needs {need}", file.display())]
     TensorBytes {
-        /// The file.
+        /// The safetensors file.
         file: PathBuf,
-        /// The tensor.
+        /// Name of the tensor in the file.
         tensor: String,
         /// Bytes by shape and type.
         need: u64,
@@ -213,7 +213,7 @@ pub enum ModelError {
     /// The file is shorter or longer than its header says.
     #[error("{}: the tensors take {need} bytes, the file holds {have}", file.display())]
     DataLength {
-        /// The file.
+        /// The safetensors file.
         file: PathBuf,
         /// Bytes of all tensors.
         need: u64,
@@ -226,9 +226,9 @@ pub enum ModelError {
         file.display()
     )]
     TensorDtype {
-        /// The file.
+        /// The safetensors file.
         file: PathBuf,
-        /// The tensor.
+        /// Name of the tensor in the file.
         tensor: String,
         /// Its type as written.
         dtype: String,
@@ -236,9 +236,9 @@ pub enum ModelError {
     /// A tensor has another shape than the configuration asks for.
     #[error("{}: tensor '{tensor}' has shape {have:?}, need {need:?}", file.display())]
     TensorShape {
-        /// The file.
+        /// The safetensors file.
         file: PathBuf,
-        /// The tensor.
+        /// Name of the tensor in the file.
         tensor: String,
         /// The shape that the configuration asks for.
         need: Vec<u64>,
@@ -248,17 +248,17 @@ pub enum ModelError {
     /// Tensors that the model has and no file does.
     #[error("{}: {} tensors are missing: {}", dir.display(), tensors.len(), some(tensors))]
     MissingTensors {
-        /// The directory.
+        /// The model's directory.
         dir: PathBuf,
-        /// Their names.
+        /// Names of the tensors, as files call them.
         tensors: Vec<String>,
     },
     /// Tensors in the files that the model has no use for: another model than its configuration.
     #[error("{}: {} tensors have no place in the model: {}", dir.display(), tensors.len(), some(tensors))]
     UnexpectedTensors {
-        /// The directory.
+        /// The model's directory.
         dir: PathBuf,
-        /// Their names.
+        /// Names of the tensors in the files.
         tensors: Vec<String>,
     },
     /// A tensor that is there twice.
@@ -266,15 +266,15 @@ pub enum ModelError {
     DuplicateTensor {
         /// The file with the second one.
         file: PathBuf,
-        /// The tensor.
+        /// Name that both tensors have.
         tensor: String,
     },
     /// The index names a file by a path, or a tensor that its file does not have.
     #[error("{}: tensor '{tensor}' is not in '{shard}'", file.display())]
     Index {
-        /// The index.
+        /// The index file, `model.safetensors.index.json`.
         file: PathBuf,
-        /// The tensor.
+        /// Name of the tensor in the index.
         tensor: String,
         /// The file that should have it.
         shard: String,

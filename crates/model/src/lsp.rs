@@ -42,8 +42,8 @@ pub(crate) struct Factors {
 }
 
 impl Factors {
-    /// Of a tensor that is trained; `None` where it is trained as it is. For sketching the other side is projected, by as
-    /// many columns.
+    /// For a tensor that is trained; `None` where it is trained as it is. For sketching, the other side is projected,
+    /// by as many columns.
     fn of(spec: &Spec, lsp: Lsp, sketching: bool) -> Option<Self> {
         if !in_blocks(spec) {
             return None;
@@ -101,7 +101,8 @@ impl Entry {
         Param {
             frozen: self.frozen,
             kind: self.kind,
-            // What pulls a core to zero pulls the weight to its base, not to zero: see `strategy.lsp` in docs/numerics.md.
+            // What pulls a core to zero pulls the weight to its base, not to zero: see `strategy.lsp` in
+            // docs/numerics.md.
             decay: self.kind != ParamKind::Core && self.spec.param().decay,
             ..self.spec.param()
         }
@@ -138,8 +139,8 @@ impl Entry {
 #[derive(Debug)]
 pub(crate) struct Layout {
     entries: List<ParamId, Entry>,
-    /// What belongs to each of the files' parameters. Asked for with each operation, and a stranger's model may have
-    /// any number of layers.
+    /// What belongs to each of the files' parameters. It is a table because every operation asks for it, and an
+    /// untrusted model may have any number of layers.
     of_files: List<ParamId, OfFile>,
 }
 

@@ -91,7 +91,7 @@ impl Part {
     }
 }
 
-/// One parameter.
+/// One parameter, and where its tensors are in the model's files.
 #[derive(Clone, Debug)]
 pub(crate) struct Spec {
     pub name: String,
@@ -110,8 +110,9 @@ pub(crate) struct Spec {
     pub heads: Option<HeadRows>,
 }
 
-/// In which order a file's tensor of queries, keys or values, or of all of them, has the rows that are here head by head:
-/// queries, then keys, then values, and of each head of queries and keys number i beside number i + D/2, with which it is rotated.
+/// The order of rows in a file's tensor of queries, keys or values, or of all of them. Here rows are head by head:
+/// queries, then keys, then values; and in each head of queries and keys, number i is paired with number i + D/2,
+/// with which it is rotated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HeadRows {
     /// D, the rows of a head.
@@ -264,7 +265,8 @@ pub fn hf_tensors(shape: &ModelShape) -> Vec<HfTensor> {
 }
 
 /// The parameters of the model's files, in the order whose indices [`HfTensor::param`], [`crate::frozen`],
-/// [`crate::random_init`] and [`crate::Checkpoint`] mean: those of a workload in which every tensor is trained as it is.
+/// [`crate::random_init`] and [`crate::Checkpoint`] mean: those of a workload in which every tensor is trained as it
+/// is.
 #[must_use]
 pub fn file_params(shape: &ModelShape) -> lowtide_units::List<ParamId, Param> {
     specs(shape).iter().map(Spec::param).collect()

@@ -98,8 +98,8 @@ impl Decoder {
         Ok(Self::of(build(shape, options, false)?, shape))
     }
 
-    /// A decoder that is not trained, but of whose first gradients [`Self::learned`] makes projectors: of each matrix that
-    /// [`Self::new`] trains in a subspace the other side is projected.
+    /// A decoder that is not trained: [`Self::learned`] makes projectors of its first gradients. For each matrix that
+    /// [`Self::new`] trains in a subspace, the other side is projected.
     ///
     /// # Errors
     /// As [`crate::describe`].
@@ -175,7 +175,7 @@ impl Decoder {
         self.decoding
     }
 
-    /// Its dimensions.
+    /// Dimensions of the model.
     #[must_use]
     pub fn shape(&self) -> &ModelShape {
         &self.shape
@@ -215,9 +215,9 @@ impl Decoder {
         self.sizes.chunk as u64
     }
 
-    /// Fills `out` with the elements `range` of a parameter as they are before the first step. `files` is asked for those
-    /// of the files' parameters, by their index in [`crate::file_params`]; projectors are drawn from `seed`, and cores
-    /// begin at zero.
+    /// Fills `out` with the elements `range` of a parameter as they are before the first step. `files` is asked for
+    /// the parameters of the model's files, by their index in [`crate::file_params`]; projectors are drawn from
+    /// `seed`, and cores begin at zero.
     ///
     /// # Errors
     /// Those of `files`.

@@ -37,7 +37,7 @@ use serde::{Deserialize, Serialize};
 pub enum Dtype {
     /// bfloat16.
     Bf16,
-    /// IEEE single.
+    /// IEEE single precision.
     F32,
 }
 
@@ -225,8 +225,8 @@ pub enum What {
     Cache,
     /// The micro-batch's inputs, see [`Batch::input_bytes`].
     Inputs,
-    /// The micro-batch's loss: two `f64`, sum over supervised tokens and their count. In an evaluation the second has two
-    /// counts in its halves: these, and those whose label is the most likely token.
+    /// The micro-batch's loss as two `f64`: the sum over supervised tokens, and their count. In an evaluation the
+    /// second one has two counts in its halves: these tokens, and those whose label is the most likely token.
     Loss,
 }
 
@@ -245,9 +245,9 @@ pub enum Access {
 /// One operand of an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Operand {
-    /// Which tensor.
+    /// The tensor that is used.
     pub what: What,
-    /// How.
+    /// Whether it is read, overwritten or added to.
     pub access: Access,
 }
 

@@ -25,16 +25,16 @@ pub enum Family {
     Gemma,
     /// Norms around attention and MLP whose weights 1 is added to, GeGLU, caps of scores and logits (Gemma 2).
     Gemma2,
-    /// Norms around attention and MLP and of each head whose weights 1 is added to, GeGLU, other rotary positions in layers with
-    /// a window (Gemma 3).
+    /// Norms around attention and MLP and of each head, all of which add 1 to their weights; GeGLU; other rotary
+    /// positions in layers with a window (Gemma 3).
     Gemma3,
-    /// Layer norms, GELU, attention and MLP side by side, biases; its files hold queries, keys and values of a head behind one
-    /// another (GPT-NeoX, Pythia).
+    /// Layer norms, GELU, attention and MLP side by side, biases; its files hold the queries, keys and values of a
+    /// head one after the other (GPT-NeoX, Pythia).
     GptNeoX,
     /// As Llama, with layer norms (StableLM).
     StableLm,
-    /// Attention and MLP side by side behind one layer norm without a bias, a factor of logits; in some layers windows, in the
-    /// others no positions (Cohere's Command R and Command R7B).
+    /// Attention and MLP side by side behind one layer norm without a bias, and a factor of logits; some layers have
+    /// windows, the others no positions (Cohere's Command R and Command R7B).
     Cohere,
     /// As Llama, with experts in the MLP's place (Mixtral).
     Mixtral,
@@ -154,7 +154,7 @@ pub struct Window {
 /// How rotary frequencies are stretched beyond the trained length.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum RopeScaling {
-    /// Plain.
+    /// Frequencies as they are.
     None,
     /// All frequencies divided by the factor.
     Linear(f64),
@@ -166,11 +166,11 @@ pub enum RopeScaling {
         low_freq_factor: f64,
         /// Wavelengths below `original / high` are kept.
         high_freq_factor: f64,
-        /// Trained length.
+        /// Longest sequence of the model before it was stretched.
         original: f64,
     },
-    /// YaRN: frequencies that turn often within the trained length are kept, those that turn rarely divided, a ramp between;
-    /// and queries and keys are longer.
+    /// YaRN: frequencies that turn often within the trained length are kept, those that turn rarely are divided, with
+    /// a ramp between; and queries and keys are made longer.
     Yarn {
         /// Divisor of low frequencies.
         factor: f64,
@@ -180,7 +180,7 @@ pub enum RopeScaling {
         beta_fast: f64,
         /// With at most so many it is divided.
         beta_slow: f64,
-        /// Trained length.
+        /// Longest sequence of the model before it was stretched.
         original: f64,
         /// The ramp begins and ends at whole numbers of the head.
         truncate: bool,
@@ -205,7 +205,7 @@ pub enum RopeScaling {
 pub struct Rope {
     /// Base of the frequencies.
     pub theta: f64,
-    /// Their stretching.
+    /// How they are stretched beyond the trained length.
     pub scaling: RopeScaling,
     /// How many numbers of a head are rotated, its first ones; `None`: all. Left out where all are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -223,7 +223,7 @@ impl Rope {
 /// Rotary positions of some layers, other than those of the rest.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LocalRope {
-    /// The positions.
+    /// Base and stretching of these layers.
     pub rope: Rope,
     /// Where; at least one. Those that have a window, whether it ever slides or not.
     pub layers: Layers,
@@ -242,7 +242,7 @@ pub struct Scales {
     pub logits_divisor: f64,
     /// Scores s become `cap·tanh(s/cap)`.
     pub attention_cap: Option<f64>,
-    /// Logits do.
+    /// Logits x become `cap·tanh(x/cap)`.
     pub logits_cap: Option<f64>,
 }
 
@@ -285,19 +285,19 @@ pub struct ModelShape {
     pub name: String,
     /// Kind of model.
     pub family: Family,
-    /// V.
+    /// V: rows of the embedding.
     pub vocab: u32,
-    /// C.
+    /// C: width of the residual stream.
     pub hidden: u32,
-    /// F.
+    /// F: width of the MLP, or of one expert.
     pub intermediate: u32,
-    /// L.
+    /// L: number of blocks.
     pub layers: u32,
-    /// H.
+    /// H: query heads.
     pub heads: u32,
-    /// KV.
+    /// KV: key heads, and as many value heads.
     pub kv_heads: u32,
-    /// D.
+    /// D: numbers of a head.
     pub head_dim: u32,
     /// Longest sequence (GPT-2: rows of the position table; an encoder has some more before them).
     pub max_positions: u32,
@@ -315,8 +315,8 @@ pub struct ModelShape {
     pub qk_norm: bool,
     /// Rotary positions (all but GPT-2).
     pub rope: Option<Rope>,
-    /// Layers whose attention has a window. This and the next two are left out where there are none, so that checkpoints of
-    /// before they existed are of the same shape.
+    /// Layers whose attention has a window. This key and the next two are left out where there are none, so that
+    /// checkpoints from before they existed have the same shape.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub window: Option<Window>,
     /// Layers whose queries and keys are not rotated (SmolLM3).

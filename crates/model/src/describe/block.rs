@@ -366,8 +366,8 @@ impl Builder<'_> {
     }
 }
 
-/// Block `l`, as `layer` has it: attention and MLP, each added to the residual stream. Long because it is read from top to bottom
-/// as the block runs, and backward as forward from the bottom up.
+/// Block `l`, as `layer` has it: attention and MLP, each added to the residual stream. Long because it is read from
+/// top to bottom as the block runs, and backward as forward from the bottom up.
 pub(super) fn block(model: &Model<'_>, layer: Layer, l: u32) -> (Unit, UnitKinds) {
     let mut b = Builder::new(model, format!("blocks.{l}"), UnitKind::Block, l + 1);
     let s = &model.sizes;

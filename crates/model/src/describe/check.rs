@@ -1,4 +1,4 @@
-//! Sizes that do not go together are told before anything is built from them.
+//! Sizes that do not go together are errors before anything is built from them.
 
 use lowtide_kernels::route;
 use lowtide_units::List;
@@ -178,7 +178,7 @@ fn features(s: &ModelShape, allows: Allows) -> Result<(), ModelError> {
     }
 }
 
-/// No more layers than a list of them may have: it is made of a stranger's number.
+/// No more layers than a list of them may have: the number comes from an untrusted file.
 pub(crate) fn layers(layers: u32) -> Result<(), ModelError> {
     match layers > 1 << 12 {
         true => Err(wrong("number of layers", layers, "at most 4096")),

@@ -26,7 +26,7 @@ use crate::families::{self, Norm};
 /// Every size that an operation may need.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sizes {
-    /// B·T.
+    /// B·T: tokens of a micro-batch.
     pub rows: usize,
     pub batch: usize,
     pub seq: usize,
@@ -71,7 +71,7 @@ const SPANS: u32 = 8;
 /// Tokens of a span at least: shorter answers with their prompts are rare.
 const SHORTEST: u32 = 64;
 
-/// Into how many tokens rows are cut for answers, so that several prompts share one. cuDNN's rows are one document each.
+/// How many tokens of a row one answer gets, so that several prompts share a row. With cuDNN a row is one document.
 fn span(options: &Options) -> usize {
     let seq = options.batch.seq;
     let fits = |n: &u32| seq.is_multiple_of(*n) && seq / n >= SHORTEST;
@@ -170,7 +170,7 @@ impl Sizes {
         }
     }
 
-    /// H·D.
+    /// H·D: numbers of a row of attention's output.
     pub fn attention_width(&self) -> usize {
         self.heads.heads * self.heads.head_dim
     }
@@ -180,8 +180,8 @@ impl Sizes {
         (self.heads.heads + 2 * self.heads.kv_heads) * self.heads.head_dim
     }
 
-    /// Attention of a layer. A layer with a window or a full mask, or with capped scores, is computed by the own kernels, whoever computes
-    /// the others.
+    /// Attention of a layer. A layer with a window, a full mask or capped scores is computed by the own kernels,
+    /// whichever kernels compute the others.
     pub fn attn(&self, mask: Mask) -> Attn {
         let Heads {
             heads,

@@ -1,5 +1,5 @@
-//! GPT-NeoX and Pythia: layer norms, a part of each head rotated, GELU, biases; attention and MLP side by side, unless a
-//! configuration has them in turn. The file holds queries, keys and values of a head behind one another.
+//! GPT-NeoX and Pythia: layer norms, a part of each head rotated, GELU, biases; attention and MLP side by side,
+//! unless a configuration has them in turn. The file holds queries, keys and values of a head behind one another.
 
 use lowtide_kernels::gelu::Form;
 use lowtide_workload::{Family, Layers, ModelShape, Objective, Scales};

@@ -1,8 +1,8 @@
 //! The families of models, a file each: how a configuration is read and written, which tensors the files hold, and what
 //! a block computes. All else of the crate asks [`of`] and names no family.
 //!
-//! A new family is a file here, its name in [`Family`], a line in [`ALL`], and a model in `reference/golden.py`; where its
-//! block computes something that no other does, also what [`Layer`] says of it and the kernel.
+//! A new family is a file here, its name in [`Family`], a line in [`ALL`], and a model in `reference/golden.py`;
+//! where its block computes something that no other does, also what [`Layer`] says of it and the kernel.
 
 mod bert;
 mod cohere;
@@ -74,7 +74,7 @@ pub(crate) enum Norms {
     Before,
     /// Behind each, of what it adds to the residual stream.
     After,
-    /// Both.
+    /// Before each, of its input, and behind each, of what it adds.
     Around,
     /// Behind each, of the sum of what it read and what it adds: the residual stream is what the norm makes.
     OfSum,
