@@ -36,7 +36,7 @@ pub enum Form {
 pub struct Target {
     /// Its name, and the folder of its seeds.
     pub name: &'static str,
-    /// Its form.
+    /// What a file of it is made of, so that mutations keep it readable.
     pub form: Form,
     /// Most bytes that are read; longer inputs are refused here, so that one takes milliseconds.
     pub longest: usize,
@@ -47,7 +47,7 @@ impl Target {
     /// Reads one file as the commands do.
     ///
     /// # Errors
-    /// What the user is told where it is refused, never nothing.
+    /// The message that a user would see; it is never empty.
     pub fn read(&self, bytes: &[u8]) -> Result<(), String> {
         if bytes.len() > self.longest {
             return Err("longer than this target reads".to_owned());
@@ -78,7 +78,7 @@ const fn target(
     }
 }
 
-/// Every kind.
+/// The targets, one for each kind of file.
 pub const TARGETS: [Target; 9] = [
     target("config", Form::Json, 8 << 10, config::read),
     target("tokenizer", Form::Json, 16 << 10, tokenizer::read),

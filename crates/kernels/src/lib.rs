@@ -1,8 +1,8 @@
 //! One folder an operation: what it computes, its checks of shapes and its launcher (`mod.rs`), the
 //! CPU version (`cpu.rs`) and a plain version in `f64` (`reference.rs`) against which it is tested.
 //!
-//! Launchers take a struct of their operands ([`operands`]: the one definition that a description and a run share), then
-//! sizes, then scratch. What is read is a [`Src`](lowtide_device::Src), what is written a
+//! Launchers take a struct of their operands ([`operands`]: the one definition that a description and a run share),
+//! then sizes, then scratch. What is read is a [`Src`](lowtide_device::Src), what is written a
 //! [`Dst`](lowtide_device::Dst), so an operation runs in place only where its operands have the bytes once:
 //!
 //! ```compile_fail,E0505

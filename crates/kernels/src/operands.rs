@@ -13,11 +13,11 @@
 //! }
 //! ```
 //!
-//! What a field holds depends on the [`Form`] `F`. A description fills `Backward<Names>` with the tensors that it means;
-//! [`Named::list`] is then what the planner reads, each operand with its access. A call turns the same value into
-//! `Backward<Views>`, the bytes that the kernel takes, by [`Named::bind`]. Both go through the fields in the order of
-//! the struct, so an operand cannot be listed at one place and taken at another, and a field that is written takes
-//! neither the name nor the bytes of one that is read:
+//! What a field holds depends on the [`Form`] `F`. A description fills `Backward<Names>` with the tensors that it
+//! means; [`Named::list`] is then what the planner reads, each operand with its access. A call turns the same value
+//! into `Backward<Views>`, the bytes that the kernel takes, by [`Named::bind`]. Both go through the fields in the
+//! order of the struct, so an operand cannot be listed at one place and taken at another, and a field that is written
+//! takes neither the name nor the bytes of one that is read:
 //!
 //! ```
 //! use lowtide_kernels::gelu::Forward;
@@ -101,7 +101,7 @@ pub struct Inputs;
 /// A gradient's accumulator in f32.
 #[derive(Debug)]
 pub struct Sum<'a> {
-    /// Its bytes.
+    /// Numbers of the accumulator, f32.
     pub to: Dst<'a>,
     /// Whether to add to what is there; if not, it is overwritten (the first micro-batch of a batch).
     pub accumulate: bool,
@@ -110,7 +110,7 @@ pub struct Sum<'a> {
 /// The planes of a micro-batch's inputs, i32 (B·T) each: what [`lowtide_workload::Batch::input_bytes`] lays out.
 #[derive(Clone, Copy, Debug)]
 pub struct Planes<'a> {
-    /// Tokens.
+    /// Token ids, each below the vocabulary's size.
     pub tokens: Src<'a>,
     /// The token that follows; negative where there is no loss.
     pub labels: Src<'a>,

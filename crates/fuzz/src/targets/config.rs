@@ -53,7 +53,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<(), String> {
         lsp: Some(lsp),
         ..options(BATCH)
     };
-    // Where nothing can be projected that is told.
+    // Where nothing can be projected, that is an error.
     let subspaces = Decoder::new(&shape, &subspaces).map_err(told);
     if let Ok(decoder) = &subspaces {
         assert_eq!(u128::from(decoder.workload().parameters()), elements);

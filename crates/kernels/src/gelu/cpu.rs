@@ -16,7 +16,7 @@ pub(crate) fn gelu(x: f32) -> f32 {
     x * sigmoid(TWICE_SLOPE * (x + CUBIC * x * x * x))
 }
 
-/// Its derivative.
+/// The derivative of [`gelu`] at x.
 #[inline(always)]
 pub(crate) fn gelu_slope(x: f32) -> f32 {
     let s = sigmoid(TWICE_SLOPE * (x + CUBIC * x * x * x));
@@ -26,8 +26,8 @@ pub(crate) fn gelu_slope(x: f32) -> f32 {
 
 /// Φ(x), and its slope, the density: within 5 parts in ten million of each.
 ///
-/// The tail, Φ(-|x|), is the exponential of the density times a polynomial of degree nine in 1 / (1 + 0.35·|x|): a fit of the least
-/// largest relative error, 3.2e-8, up to |x| = 14, beyond which the exponential is 0.
+/// The tail, Φ(-|x|), is the exponential of the density times a polynomial of degree nine in 1 / (1 + 0.35·|x|). It
+/// was fitted for the least largest relative error, 3.2e-8, up to |x| = 14; beyond that the exponential is 0.
 #[inline(always)]
 fn normal(x: f32) -> (f32, f32) {
     let size = x.abs();
