@@ -1,4 +1,4 @@
-//! The device that a run computes on: opened, or told from a machine's rates.
+//! The device that a run computes on: opened here, or known only by a machine's rates.
 
 use lowtide_config as config;
 use lowtide_config::Run;

@@ -187,7 +187,7 @@ pub fn train(
 /// As [`train`], in the process of the first of several ranks; the others [follow](crate::launch::follow).
 ///
 /// # Errors
-/// As [`train`], which the others are told, and what stopped one of them.
+/// As [`train`]: each is reported to the other ranks. And what stopped one of them.
 pub fn lead(
     run: &Run,
     met: &Met,
@@ -210,8 +210,8 @@ pub fn lead(
     done
 }
 
-/// Trains, with the other ranks where they are processes. Long because it is the order in which a run begins: each of its
-/// steps has a name of its own, and most need what all before them made.
+/// Trains, with the other ranks where they are processes. Long because it is the order in which a run begins: each of
+/// its steps has a name of its own, and most need what all before them made.
 fn train_with(
     run: &Run,
     observer: &mut dyn Observer,
@@ -252,7 +252,7 @@ fn train_with(
     let mut rest = None;
     let sample = || {
         let micro = preview.next_batch().ok()?.micro.swap_remove(0);
-        // Rates are measured alone. An error is told where the run itself asks for the batch.
+        // Rates are measured alone. An error is returned where the run itself asks for the batch.
         if let Rows::Stream(stream) = &train {
             rest = Some(stream.rest());
         }

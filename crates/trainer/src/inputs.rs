@@ -32,7 +32,7 @@ use told::{describe, hash_of, of_set, remark};
 /// What a run trains and evaluates on.
 #[derive(Debug)]
 pub struct Inputs {
-    /// Training rows.
+    /// Training rows, in memory or as a stream.
     pub train: Rows,
     /// Evaluation rows, if the run has any.
     pub eval: Option<Arc<Packed>>,
@@ -260,7 +260,8 @@ pub fn load_inputs(run: &Run, tokenizer: &Tokenizer) -> Result<Inputs, TrainErro
     }
 }
 
-/// The same, but training rows come window by window, tokenised by a thread of their own. Evaluation rows are all there.
+/// As [`whole_inputs`], but training rows come window by window, tokenised by a thread of their own. Evaluation rows
+/// are in memory.
 fn stream_inputs(run: &Run, tokenizer: &Tokenizer) -> Result<Inputs, TrainError> {
     let (options, cache) = (options_of(run)?, cache_of(run));
     let mut notes = classes::notes(run)?;

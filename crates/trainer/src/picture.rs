@@ -8,7 +8,7 @@ use lowtide_workload::Workload;
 
 /// A picture has so many places for boxes beside each other; tasks within two of them are one box.
 const PLACES: f64 = 600.0;
-/// Times of a step at which memory is told.
+/// Times of a step at which memory is drawn.
 const TIMES: usize = 240;
 
 /// What a task does, as pictures name it.

@@ -33,7 +33,7 @@ pub struct Planned {
     pub device: Device,
     /// The model at the run's batch.
     pub decoder: Arc<Decoder>,
-    /// The plan.
+    /// The plan that the session is opened with.
     pub plan: Arc<Plan>,
     /// The rates it was made with: as each rank has them.
     pub machine: Machine,
@@ -420,7 +420,7 @@ pub fn directories_of(run: &Run) -> Vec<PathBuf> {
 mod tests {
     use super::*;
 
-    /// A stranger names the file: nothing is read without a limit.
+    /// The file is untrusted: nothing is read without a limit.
     #[test]
     fn a_machine_file_is_a_regular_file_of_some_size() {
         let dir = tempfile::tempdir().expect("a directory");

@@ -37,7 +37,7 @@ mod slice;
 pub struct VerifyReport {
     /// Every loss, every norm and every byte of weights and optimizer state is the same.
     pub equal: bool,
-    /// Steps trained.
+    /// Steps that each of the two trained.
     pub steps: u64,
     /// Blocks of the slice.
     pub blocks: u32,

@@ -297,7 +297,7 @@ fn a_rank_that_does_not_come_is_named_with_the_collective() {
     );
 }
 
-/// As on GPUs, where a collective that is broken off ends without an error: what rank 0 has then is told to nobody,
+/// As on GPUs, where a collective that is broken off ends without an error: what rank 0 then has reaches nobody,
 /// neither as a loss nor as a number that is not finite.
 #[test]
 fn nothing_is_told_that_came_of_bytes_that_never_came() {

@@ -109,8 +109,8 @@ pub(super) fn blocks(whole: &Workload, least: u32) -> Vec<usize> {
     picked.into_iter().collect()
 }
 
-/// The frozen parameters of a slice whose blocks train like these of the whole, of which these are frozen; both by their
-/// index among the parameters of the files.
+/// The frozen parameters of a slice whose blocks train like these blocks of the whole model, where `off` are the
+/// frozen ones of the whole. Both are indices among the parameters of the files.
 pub(super) fn frozen(whole: &ModelShape, off: &[ParamId], blocks: &[usize]) -> Vec<ParamId> {
     let params = file_params(whole);
     let last = whole.layers as usize + 1;
