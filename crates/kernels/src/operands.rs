@@ -38,7 +38,7 @@
 use std::marker::PhantomData;
 
 use lowtide_device::{Dst, Src};
-use lowtide_workload::{Access, Operand, ParamId, What};
+use lowtide_workload::{Access, LocalId, Operand, ParamId, What};
 
 /// What stands for an operand: its name or its bytes.
 pub trait Form {
@@ -48,6 +48,8 @@ pub trait Form {
     type Write;
     /// A gradient, to which is added.
     type Add;
+    /// The gradient of an output that several units read, in f32: the last of them overwrites it, the others add.
+    type Share;
     /// What is kept from one step of decoding to the next, of which a part is written and all may be read.
     type Kept;
     /// The micro-batch's inputs, which are read.
@@ -62,6 +64,7 @@ impl Form for Names {
     type Read = Read;
     type Write = Write;
     type Add = Add;
+    type Share = Share;
     type Kept = Kept;
     type Inputs = Inputs;
 }
@@ -74,6 +77,7 @@ impl<'a> Form for Views<'a> {
     type Read = Src<'a>;
     type Write = Dst<'a>;
     type Add = Sum<'a>;
+    type Share = Sum<'a>;
     type Kept = Dst<'a>;
     type Inputs = Planes<'a>;
 }
@@ -89,6 +93,15 @@ pub struct Write(pub What);
 /// A gradient, by the parameter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Add(pub ParamId);
+
+/// An input's gradient, see [`lowtide_workload::Input`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Share {
+    /// The reader's name for it.
+    pub gradient: LocalId,
+    /// This is the last reader, which overwrites it.
+    pub last: bool,
+}
 
 /// The unit's keys and values: [`What::Cache`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -141,7 +154,13 @@ impl<'a> Planes<'a> {
     /// The first rows of each.
     #[must_use]
     pub fn first(self, rows: usize) -> Self {
-        let of = |plane: Src<'a>| plane.part(0, rows * size_of::<i32>());
+        self.rows(0, rows)
+    }
+
+    /// So many rows of each, from `first` on.
+    #[must_use]
+    pub fn rows(self, first: usize, rows: usize) -> Self {
+        let of = |plane: Src<'a>| plane.part(first * size_of::<i32>(), rows * size_of::<i32>());
         Self {
             tokens: of(self.tokens),
             labels: of(self.labels),
@@ -261,6 +280,34 @@ impl Named for Add {
     }
 }
 
+impl Named for Share {
+    type Bound<'a> = Sum<'a>;
+
+    fn list(&self, to: &mut Vec<Operand>) {
+        to.push(Operand {
+            what: What::Local(self.gradient),
+            access: match self.last {
+                true => Access::Write,
+                false => Access::Accumulate,
+            },
+        });
+    }
+
+    fn bind<'a>(&self, args: &mut Args<'a>) -> Sum<'a> {
+        match (args.next(), self.last) {
+            (Arg::Write(to), true) => Sum {
+                to,
+                accumulate: false,
+            },
+            (Arg::Add(to), false) => Sum {
+                to,
+                accumulate: true,
+            },
+            (other, _) => panic!("{other:?} is a share of a gradient"),
+        }
+    }
+}
+
 impl Named for Kept {
     type Bound<'a> = Dst<'a>;
 
@@ -354,8 +401,6 @@ pub(crate) use operands;
 
 #[cfg(test)]
 mod tests {
-    use lowtide_workload::LocalId;
-
     use super::*;
 
     operands! {

@@ -67,6 +67,7 @@ pub(super) fn forward<E: Number>(o: Forward<Views<'_>>, n: usize, form: Form) {
             match form {
                 Form::Tanh => forward_run(y, x),
                 Form::Exact => exact_run(y, x),
+                Form::Relu => relu_run(y, x),
             }
         }
     });
@@ -86,6 +87,15 @@ fn exact_run<E: Number>(y: &mut [E], x: &[E]) {
     }
 }
 
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma"))]
+fn relu_run<E: Number>(y: &mut [E], x: &[E]) {
+    for (y, x) in y.iter_mut().zip(x) {
+        let x = x.widen();
+        // NaN stays NaN.
+        *y = E::narrow(if x < 0.0 { 0.0 } else { x });
+    }
+}
+
 pub(super) fn backward<E: Number>(o: Backward<Views<'_>>, n: usize, form: Form) {
     rows::each(n, 1, |first, end| {
         // SAFETY: the task owns `dx`, a run of it is one thread's; nobody writes the rest.
@@ -96,6 +106,7 @@ pub(super) fn backward<E: Number>(o: Backward<Views<'_>>, n: usize, form: Form) 
             match form {
                 Form::Tanh => backward_run(dx, dy, x),
                 Form::Exact => exact_backward_run(dx, dy, x),
+                Form::Relu => relu_backward_run(dx, dy, x),
             }
         }
     });
@@ -112,6 +123,14 @@ fn backward_run<E: Number>(dx: &mut [E], dy: &[E], x: &[E]) {
 fn exact_backward_run<E: Number>(dx: &mut [E], dy: &[E], x: &[E]) {
     for ((dx, dy), x) in dx.iter_mut().zip(dy).zip(x) {
         *dx = E::narrow(dy.widen() * exact_slope(x.widen()));
+    }
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma"))]
+fn relu_backward_run<E: Number>(dx: &mut [E], dy: &[E], x: &[E]) {
+    for ((dx, dy), x) in dx.iter_mut().zip(dy).zip(x) {
+        let flat = x.widen() <= 0.0;
+        *dx = E::narrow(if flat { 0.0 } else { dy.widen() });
     }
 }
 

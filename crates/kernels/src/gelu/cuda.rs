@@ -24,6 +24,7 @@ pub(super) fn forward(q: &Queue, o: Forward<Views<'_>>, n: usize, form: Form, dt
     let name = match form {
         Form::Tanh => "forward",
         Form::Exact => "forward_exact",
+        Form::Relu => "forward_relu",
     };
     let (blocks, groups) = shape(n, aligned(&[o.y.address(), o.x.address()]));
     // SAFETY: the kernel's own arguments, of the sizes that the operation checked (`crate::cuda`).
@@ -43,6 +44,7 @@ pub(super) fn backward(q: &Queue, o: Backward<Views<'_>>, n: usize, form: Form, 
     let name = match form {
         Form::Tanh => "backward",
         Form::Exact => "backward_exact",
+        Form::Relu => "backward_relu",
     };
     let (blocks, groups) = shape(n, aligned(&[o.dx.address(), o.dy.address(), o.x.address()]));
     // SAFETY: the kernel's own arguments, of the sizes that the operation checked (`crate::cuda`).

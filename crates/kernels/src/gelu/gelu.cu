@@ -59,6 +59,12 @@ struct Exact {
     }
 };
 
+// NaN stays NaN.
+struct Relu {
+    static __device__ __forceinline__ float value(float x) { return x < 0.0f ? 0.0f : x; }
+    static __device__ __forceinline__ float back(float dy, float x) { return x <= 0.0f ? 0.0f : dy; }
+};
+
 template <class FORM>
 __device__ __forceinline__ void forward_of(E* __restrict__ y, const E* __restrict__ x, u64 n,
                                            u64 groups) {
@@ -130,4 +136,15 @@ extern "C" __global__ void __launch_bounds__(256)
     backward_exact(E* __restrict__ dx, const E* __restrict__ dy, const E* __restrict__ x, u64 n,
                    u64 groups) {
     backward_of<Exact>(dx, dy, x, n, groups);
+}
+
+extern "C" __global__ void __launch_bounds__(256)
+    forward_relu(E* __restrict__ y, const E* __restrict__ x, u64 n, u64 groups) {
+    forward_of<Relu>(y, x, n, groups);
+}
+
+extern "C" __global__ void __launch_bounds__(256)
+    backward_relu(E* __restrict__ dx, const E* __restrict__ dy, const E* __restrict__ x, u64 n,
+                  u64 groups) {
+    backward_of<Relu>(dx, dy, x, n, groups);
 }

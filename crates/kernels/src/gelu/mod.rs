@@ -1,5 +1,5 @@
 //! GELU, `y = x·Φ(x)` with the normal distribution Φ, exactly (transformers' `gelu`) or in its tanh form (`gelu_new`):
-//! `y = ½·x·(1 + tanh(√(2/π)·(x + 0.044715·x³)))`.
+//! `y = ½·x·(1 + tanh(√(2/π)·(x + 0.044715·x³)))`; and ReLU in its place.
 //!
 //! Bound: bytes over memory rate: forward two numbers an element, backward three.
 
@@ -20,6 +20,8 @@ pub enum Form {
     Tanh,
     /// Itself, within a few units in the last place.
     Exact,
+    /// A step: `y = max(x, 0)`, with the slope 0 at 0.
+    Relu,
 }
 
 operands! {

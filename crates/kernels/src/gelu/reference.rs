@@ -8,12 +8,13 @@ fn tanh_of(x: f64) -> f64 {
     ((2.0 / PI).sqrt() * (x + 0.044_715 * x.powi(3))).tanh()
 }
 
-/// `½·x·(1 + tanh(√(2/π)·(x + 0.044715·x³)))`, or `½·x·(1 + erf(x/√2))`.
+/// `½·x·(1 + tanh(√(2/π)·(x + 0.044715·x³)))`, `½·x·(1 + erf(x/√2))`, or `max(x, 0)`.
 #[must_use]
 pub fn forward(x: &[f64], form: Form) -> Vec<f64> {
     let whole = |x: f64| match form {
         Form::Tanh => 0.5 * (1.0 + tanh_of(x)),
         Form::Exact => 0.5 * libm::erfc(-x * FRAC_1_SQRT_2),
+        Form::Relu => f64::from(u8::from(x > 0.0)),
     };
     x.iter().map(|&x| x * whole(x)).collect()
 }
@@ -31,6 +32,7 @@ pub fn backward(dy: &[f64], x: &[f64], form: Form) -> Vec<f64> {
             let density = (-0.5 * x * x).exp() / (2.0 * PI).sqrt();
             0.5 * libm::erfc(-x * FRAC_1_SQRT_2) + x * density
         }
+        Form::Relu => f64::from(u8::from(x > 0.0)),
     };
     dy.iter().zip(x).map(|(dy, &x)| dy * slope(x)).collect()
 }

@@ -3,7 +3,7 @@
 use super::*;
 use crate::testing::{DTYPES, Rng, Tensor, close, differences, dot, everywhere};
 
-const FORMS: [Form; 2] = [Form::Tanh, Form::Exact];
+const FORMS: [Form; 3] = [Form::Tanh, Form::Exact, Form::Relu];
 
 #[test]
 fn agrees_with_the_reference() {
