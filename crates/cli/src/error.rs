@@ -508,6 +508,7 @@ fn model_advice(e: &ModelError) -> Vec<String> {
         ModelError::NothingProjected { .. } => {
             "lower `strategy.lsp.compression`, or leave out `strategy.name: lsp`"
         }
+        ModelError::StacksLack { .. } => "train all parameters, as they are",
         ModelError::ExpertsProjected => "leave out `strategy.name: lsp`",
         ModelError::NothingTrained => {
             "name fewer tensors in `train.freeze`, or some in `train.unfreeze`"

@@ -559,6 +559,7 @@ impl Run {
             ..
         } = self.train;
         Batch {
+            target: 0,
             micro_batch,
             seq,
             accumulate,

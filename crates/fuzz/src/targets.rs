@@ -98,6 +98,7 @@ fn told(error: impl std::fmt::Display) -> String {
 
 /// A batch that a test can afford.
 const BATCH: Batch = Batch {
+    target: 0,
     micro_batch: 2,
     seq: 64,
     accumulate: 2,

@@ -335,6 +335,7 @@ mod tests {
             ..ModelShape::builtin("mixtral-8x7b").expect("a built-in shape")
         };
         let batch = Batch {
+            target: 0,
             micro_batch: 1,
             seq: 16,
             accumulate: 1,

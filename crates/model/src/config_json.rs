@@ -131,7 +131,7 @@ pub fn parse_config_for(json: &Value, name: &str, longest: u32) -> Result<ModelS
 
 /// The keys of a configuration that ask for dropout, whatever their values; null asks for none.
 fn dropouts(map: &Map<String, Value>) -> impl Iterator<Item = (&str, &Value)> {
-    let ends = ["dropout", "_pdrop", "dropout_prob"];
+    let ends = ["dropout", "_pdrop", "dropout_prob", "dropout_rate"];
     let is_dropout = move |key: &str| ends.iter().any(|end| key.ends_with(end));
     let all = map.iter().map(|(key, value)| (key.as_str(), value));
     all.filter(move |(key, value)| is_dropout(key) && !value.is_null())

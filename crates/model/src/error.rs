@@ -106,6 +106,12 @@ pub enum ModelError {
     /// A mixture of experts is to be trained in subspaces.
     #[error("the model is a mixture of experts, whose matrices are not trained in subspaces")]
     ExpertsProjected,
+    /// A model of two stacks is to do what it cannot yet.
+    #[error("a model with an encoder and a decoder is not trained {what} yet")]
+    StacksLack {
+        /// How, as in "on a GPU".
+        what: &'static str,
+    },
     /// The system does not start the threads that matrices are made on.
     #[error("{threads} threads cannot be started: {why}")]
     Threads {

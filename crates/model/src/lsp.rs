@@ -410,6 +410,7 @@ mod tests {
             experts: None,
             encoder: None,
             objective: Objective::default(),
+            stacks: None,
         };
         let options = Options {
             precision: Dtype::F32,
@@ -421,6 +422,7 @@ mod tests {
                 projector: Projector::Random,
             }),
             batch: Batch {
+                target: 0,
                 micro_batch: 1,
                 seq: 16,
                 accumulate: 1,

@@ -35,6 +35,18 @@ pub(crate) enum Part {
     Positions,
     /// The norm before attention, or of the sum behind it.
     Norm1,
+    /// The product that makes queries, where keys and values have one of their own.
+    Q,
+    /// The product that makes keys and values.
+    Kv,
+    /// The norm before attention to an encoder.
+    CrossNorm,
+    /// The product that makes the queries of it.
+    CrossQ,
+    /// The product that makes keys and values of what the encoder puts out.
+    CrossKv,
+    /// The product behind it.
+    CrossO,
     /// The product that makes queries, keys and values.
     Qkv,
     /// The norm of queries.
@@ -73,6 +85,12 @@ impl Part {
             Self::Types => "types",
             Self::Positions => "positions",
             Self::Norm1 => "norm1",
+            Self::Q => "q",
+            Self::Kv => "kv",
+            Self::CrossNorm => "cross_norm",
+            Self::CrossQ => "cross_q",
+            Self::CrossKv => "cross_kv",
+            Self::CrossO => "cross_o",
             Self::Qkv => "qkv",
             Self::QNorm => "q_norm",
             Self::KNorm => "k_norm",
@@ -281,6 +299,10 @@ pub(crate) fn specs(shape: &ModelShape) -> lowtide_units::List<ParamId, Spec> {
     };
     let c = u64::from(shape.hidden);
     let family = families::of(shape.family);
+    if shape.stacks.is_some() {
+        family.stacks(&mut list, shape);
+        return list.specs.into();
+    }
     family.embedding(&mut list, shape);
     for l in 0..shape.layers {
         list.unit = l + 1;
@@ -308,6 +330,11 @@ pub(crate) struct List {
 }
 
 impl List {
+    /// What is added from here on is of this unit.
+    pub fn begin(&mut self, unit: u32, place: String) {
+        (self.unit, self.place) = (unit, place);
+    }
+
     /// A parameter that is one tensor of the file.
     pub fn add(&mut self, part: Part, size: (u64, u64), role: Role, hf: &str) {
         self.fused(part, size, role, vec![(hf.to_owned(), size.0)]);

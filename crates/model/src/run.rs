@@ -13,8 +13,8 @@ use lowtide_kernels::operands::{Arg, Args, Named};
 use lowtide_kernels::rope::{Rotation, Table};
 use lowtide_kernels::route::Routes;
 use lowtide_kernels::{
-    add, attention, embedding, experts, gelu, grouped, head, layernorm, matmul, qknorm, rmsnorm,
-    rope, route, swiglu, tanh,
+    add, attention, embedding, experts, gelu, grouped, head, layernorm, matmul, qknorm, relative,
+    rmsnorm, rope, route, share, swiglu, tanh,
 };
 use lowtide_workload::{
     LocalId, ModelShape, Op, OpId, ParamId, ParamKind, Rope, Unit, What, Workload,
@@ -304,7 +304,8 @@ impl Decoder {
             op.workspace,
             call.workspace.bytes()
         );
-        let (mut args, mut kind, mut sizes) = (call.args, kind, self.sizes);
+        let own = self.kinds[call.unit].sizes.unwrap_or(self.sizes);
+        let (mut args, mut kind, mut sizes) = (call.args, kind, own);
         if let Some(live) = call.live {
             let of = (unit, op, call.phase);
             (args, sizes) = self.of_live(of, self.routing(call.unit), args, live);
@@ -365,9 +366,15 @@ impl Decoder {
         let (eps, dtype) = (s.eps, s.dtype);
         let (c, f) = (s.rows_of(s.hidden), s.rows_of(s.intermediate));
         match kind {
-            Kind::Embedding(o) => embedding::forward(q, o.bind(args), s.tables()),
+            Kind::Embedding(o) => {
+                let mut o = o.bind(args);
+                o.inputs = s.own(o.inputs);
+                embedding::forward(q, o, s.tables());
+            }
             Kind::EmbeddingBackward(o, _) => {
-                embedding::backward(q, o.bind(args), s.tables(), ws);
+                let mut o = o.bind(args);
+                o.inputs = s.own(o.inputs);
+                embedding::backward(q, o, s.tables(), ws);
             }
             Kind::RmsNorm(o) => rmsnorm::forward(q, o.bind(args), c, eps, s.plus),
             Kind::RmsNormBackward(o) => rmsnorm::backward(q, o.bind(args), c, s.plus, ws),
@@ -401,6 +408,23 @@ impl Decoder {
             Kind::CachedAttention(o, mask) => {
                 attention::cached(q, o.bind(args), &s.attn(mask), s.rows, dtype, ws);
             }
+            Kind::Relative(o, keys) => {
+                relative::forward(q, o.bind(args), &s.pair(keys), dtype, ws);
+            }
+            Kind::RelativeBackward(o, keys) => {
+                relative::backward(q, o.bind(args), &s.pair(keys), dtype, ws);
+            }
+            Kind::Positions(o) => {
+                relative::table::forward(q, o.bind(args), &s.stack().table, dtype);
+            }
+            Kind::PositionsBackward(o) => {
+                relative::table::backward(q, o.bind(args), &s.stack().table);
+            }
+            Kind::ShareAdd(o) => {
+                let rows = s.batch * s.stack().other;
+                share::add(q, o.bind(args), rows * s.hidden, dtype);
+            }
+            Kind::ShareRound(o) => share::round(q, o.bind(args), s.rows * s.hidden, dtype),
             Kind::Swiglu(o, gate) => swiglu::forward(q, o.bind(args), f, gate),
             Kind::SwigluBackward(o, gate) => swiglu::backward(q, o.bind(args), f, gate),
             Kind::Gelu(o, form) => {
@@ -424,10 +448,19 @@ impl Decoder {
             Kind::GroupedInput(o, p) => {
                 grouped::backward_input(q, o.bind(args), s.grouped(p), ws);
             }
-            Kind::HeadTrain(o) => head::train(q, o.bind(args), scale, &s.head(), dtype, ws),
-            Kind::HeadLoss(o) => head::loss(q, o.bind(args), &s.head(), dtype, ws),
+            Kind::HeadTrain(o) => {
+                let mut o = o.bind(args);
+                o.inputs = s.own(o.inputs);
+                head::train(q, o, scale, &s.head(), dtype, ws);
+            }
+            Kind::HeadLoss(o) => {
+                let mut o = o.bind(args);
+                o.inputs = s.own(o.inputs);
+                head::loss(q, o, &s.head(), dtype, ws);
+            }
             Kind::HeadLogits(o) => {
                 let mut o = o.bind(args);
+                o.inputs = s.own(o.inputs);
                 if s.answers.is_some() {
                     o.inputs = o.inputs.first(s.rows);
                 }

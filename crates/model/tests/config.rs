@@ -279,6 +279,8 @@ fn dropout_is_told_of() {
     ];
     config["summary_first_dropout"] = json!(0.1); // of a head that is not trained
     assert_eq!(dropout_of(&config), want);
+    let t5 = json!({"model_type": "t5", "dropout_rate": 0.1, "classifier_dropout": 0.2});
+    assert_eq!(dropout_of(&t5), [("dropout_rate".to_owned(), 0.1)]);
 }
 
 #[test]

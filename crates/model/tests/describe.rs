@@ -15,6 +15,7 @@ use lowtide_workload::{
 
 fn options(micro_batch: u32, seq: u32, accumulate: u32) -> Options {
     let batch = Batch {
+        target: 0,
         micro_batch,
         seq,
         accumulate,

@@ -30,6 +30,7 @@ use lowtide_workload::{
 };
 
 const BATCH: Batch = Batch {
+    target: 0,
     micro_batch: 16,
     seq: 256,
     accumulate: 1,
@@ -69,6 +70,7 @@ fn shape() -> ModelShape {
         experts: None,
         encoder: None,
         objective: Objective::default(),
+        stacks: None,
     }
 }
 

@@ -40,6 +40,7 @@ fn options(precision: Dtype, gpu: Option<&Gpu>) -> Options {
         frozen: Vec::new(),
         lsp: None,
         batch: Batch {
+            target: 0,
             micro_batch: 1,
             seq: SEQ,
             accumulate: 1,

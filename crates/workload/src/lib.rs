@@ -22,7 +22,7 @@ pub use optimizer::{
 };
 pub use shape::{
     Encoder, Experts, Family, Layers, LocalRope, Mask, ModelShape, Objective, Rope, RopeScaling,
-    Scales, Window, builtin_names,
+    Scales, Stacks, Window, builtin_names,
 };
 pub use strategy::{Lsp, Projector};
 
@@ -70,27 +70,41 @@ pub struct Batch {
     pub seq: u32,
     /// M: micro-batches of one batch (one update).
     pub accumulate: u32,
+    /// Tokens of one sequence's target, where `seq` are those of its source; 0 where there is no such pair.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub target: u32,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // serde's signature
+fn is_none(target: &u32) -> bool {
+    *target == 0
 }
 
 impl Batch {
-    /// B·T: tokens of one micro-batch.
+    /// B·T: tokens of one micro-batch; of pairs those of their sources.
     #[must_use]
     pub fn rows(self) -> u64 {
         u64::from(self.micro_batch) * u64::from(self.seq)
     }
 
+    /// Tokens of one micro-batch, those of targets behind those of sources.
+    #[must_use]
+    pub fn input_rows(self) -> u64 {
+        u64::from(self.micro_batch) * (u64::from(self.seq) + u64::from(self.target))
+    }
+
     /// Tokens of one batch, padding included.
     #[must_use]
     pub fn tokens(self) -> u64 {
-        self.rows() * u64::from(self.accumulate)
+        self.input_rows() * u64::from(self.accumulate)
     }
 
-    /// Bytes of one micro-batch's inputs: four `i32` a token, in four planes of B·T each:
-    /// tokens, labels (-100: no loss; -101: none either, and of the second text of its document), positions in the
-    /// document, first index of the document in its row.
+    /// Bytes of one micro-batch's inputs: four `i32` a token, in four planes of B·T each (of pairs each plane has
+    /// sources, then targets): tokens, labels (-100: no loss; -101: none either, and of the second text of its
+    /// document), positions in the document, first index of the document in its row.
     #[must_use]
     pub fn input_bytes(self) -> Bytes {
-        Bytes(16 * self.rows())
+        Bytes(16 * self.input_rows())
     }
 }
 

@@ -45,6 +45,8 @@ pub enum Family {
     Bert,
     /// As BERT, with positions that begin at the table's third row and another head (RoBERTa).
     Roberta,
+    /// An encoder and a decoder: norms without a bias, relative positions, ReLU or a gated GELU (T5, T5 v1.1, Flan-T5).
+    T5,
 }
 
 /// What a model is trained for.
@@ -278,6 +280,19 @@ pub struct Experts {
     pub renormalise: bool,
 }
 
+/// What a model of two stacks has beside its decoder: [`ModelShape::layers`] are the decoder's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Stacks {
+    /// Layers of the encoder.
+    pub encoder: u32,
+    /// Buckets of relative positions: rows of each stack's table.
+    pub buckets: u32,
+    /// Distance from which on all are of one bucket.
+    pub distance: u32,
+    /// The MLP has a gate.
+    pub gated: bool,
+}
+
 /// The dimensions of one model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ModelShape {
@@ -344,6 +359,9 @@ pub struct ModelShape {
     /// What it is trained for; left out where that is the next token.
     #[serde(default, skip_serializing_if = "Objective::is_next_token")]
     pub objective: Objective,
+    /// An encoder, and relative positions; left out where there is a decoder alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stacks: Option<Stacks>,
 }
 
 /// Names that [`ModelShape::builtin`] knows.
@@ -452,6 +470,7 @@ impl ModelShape {
                 Some(_) => Objective::Classes(2),
                 None => Objective::NextToken,
             },
+            stacks: None,
         })
     }
 

@@ -13,6 +13,7 @@ use crate::scratch;
 
 /// A batch as large as one may be.
 const LARGE: Batch = Batch {
+    target: 0,
     micro_batch: 4096,
     seq: 1 << 18,
     accumulate: 1 << 16,

@@ -55,6 +55,7 @@ fn small() -> &'static Workload {
             "num_attention_heads": 2, "num_hidden_layers": 1, "vocab_size": 64});
         let shape = parse_config(&config, "fuzz").expect("a shape");
         let batch = Batch {
+            target: 0,
             micro_batch: 1,
             seq: 16,
             accumulate: 1,

@@ -336,7 +336,7 @@ impl Builder<'_> {
     }
 
     /// The MLP between its products, on `pre`: gate and up of a gated one, or up alone.
-    fn activation(&mut self, mlp: Mlp, act: LocalId, pre: LocalId) {
+    pub(super) fn activation(&mut self, mlp: Mlp, act: LocalId, pre: LocalId) {
         let (y, x) = (write(act), read(pre));
         let gated = swiglu::Forward { y, gate_up: x };
         let (name, kind) = match mlp {
@@ -347,7 +347,13 @@ impl Builder<'_> {
         self.op(Phase::Forward, name, kind);
     }
 
-    fn activation_backward(&mut self, mlp: Mlp, d_pre: LocalId, d_act: LocalId, pre: LocalId) {
+    pub(super) fn activation_backward(
+        &mut self,
+        mlp: Mlp,
+        d_pre: LocalId,
+        d_act: LocalId,
+        pre: LocalId,
+    ) {
         let (dx, dy, x) = (write(d_pre), read(d_act), read(pre));
         let gated = swiglu::Backward {
             d_gate_up: dx,

@@ -86,6 +86,9 @@ pub(crate) fn shape(s: &ModelShape) -> Result<(), ModelError> {
             "none that the family has not",
         ));
     }
+    if s.stacks.is_some() != family.allows().stacks {
+        return Err(wrong("stacks", 1u32, "none in this family"));
+    }
     features(s, family.allows())?;
     experts(s, family.allows())?;
     encoder(s, family.allows())?;
@@ -188,6 +191,11 @@ pub(crate) fn layers(layers: u32) -> Result<(), ModelError> {
 
 /// Parameters of a shape whose sizes are at most 2^30 and layers at most 2^12, in numbers that hold them.
 fn parameters(s: &ModelShape) -> u128 {
+    if s.stacks.is_some() {
+        let all = specs(s);
+        let count = |spec: &Spec| u128::from(spec.rows) * u128::from(spec.cols);
+        return all.iter().map(count).sum();
+    }
     let one = ModelShape {
         layers: 1,
         ..s.clone()
@@ -253,6 +261,16 @@ pub(crate) fn workload(w: &Workload) -> Result<(), ModelError> {
     }
 }
 
+/// What models of two stacks do not do yet.
+fn not_of_stacks(o: &Options) -> Result<(), ModelError> {
+    let what = match o {
+        _ if o.lsp.is_some() => "in subspaces",
+        _ if !o.frozen.is_empty() => "with frozen parameters",
+        _ => return Ok(()),
+    };
+    Err(ModelError::StacksLack { what })
+}
+
 /// Whether the batch suits the shape.
 pub(crate) fn options(s: &ModelShape, o: &Options) -> Result<(), ModelError> {
     let sizes = [
@@ -265,10 +283,23 @@ pub(crate) fn options(s: &ModelShape, o: &Options) -> Result<(), ModelError> {
             return Err(wrong(what, size, "at least 1"));
         }
     }
-    if o.batch.rows() > 1 << 30 {
+    match (s.stacks, o.batch.target) {
+        (Some(_), 0) => return Err(wrong("length of targets", 0u32, "at least 1")),
+        (None, target) if target > 0 => {
+            let need = "none: the model has no encoder";
+            return Err(wrong("length of targets", target, need));
+        }
+        (Some(_), _) => not_of_stacks(o)?,
+        _ => {}
+    }
+    if o.batch.target > s.max_positions {
+        let need = format!("at most {}", s.max_positions);
+        return Err(wrong("length of targets", o.batch.target, need));
+    }
+    if o.batch.input_rows() > 1 << 30 {
         return Err(wrong(
             "tokens of a micro-batch",
-            o.batch.rows(),
+            o.batch.input_rows(),
             "at most 2^30",
         ));
     }
@@ -301,7 +332,7 @@ pub(crate) fn options(s: &ModelShape, o: &Options) -> Result<(), ModelError> {
         let need = format!("at most {ANGLES_MAX}");
         return Err(wrong("sequence length times head size", angles, need));
     }
-    let work = u128::from(o.batch.rows()) * parameters(s);
+    let work = u128::from(o.batch.input_rows()) * parameters(s);
     if work > WORK_MAX {
         let have = u64::try_from(work).unwrap_or(u64::MAX);
         let what = "tokens of a micro-batch times parameters";

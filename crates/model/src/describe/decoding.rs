@@ -38,6 +38,7 @@ pub(crate) fn build_decoding(
 ) -> Result<Built, ModelError> {
     let of = |micro_batch: u32, seq: u32| Options {
         batch: Batch {
+            target: 0,
             micro_batch,
             seq,
             accumulate: 1,
@@ -48,6 +49,10 @@ pub(crate) fn build_decoding(
     };
     if !shape.objective.is_next_token() {
         return Err(ModelError::Classifies);
+    }
+    if shape.stacks.is_some() {
+        let what = "to make answers with kept keys";
+        return Err(ModelError::StacksLack { what });
     }
     // Places and positions are what a batch of as many sequences would be; rows are tokens wherever they are.
     let specs = checked(shape, &of(how.places, how.keys))?;

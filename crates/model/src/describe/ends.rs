@@ -12,7 +12,7 @@ use crate::families;
 use crate::params::Part;
 
 /// The tokens' table is the first parameter; a tied head refers to it.
-const TOKENS: ParamId = ParamId(0);
+pub(super) const TOKENS: ParamId = ParamId(0);
 
 pub(super) fn embedding(model: &Model<'_>) -> (Unit, UnitKinds) {
     let mut b = Builder::new(model, "embedding".to_owned(), UnitKind::Embedding, 0);
@@ -133,7 +133,12 @@ fn classifier(model: &Model<'_>) -> (Unit, UnitKinds) {
 /// The next token of each.
 fn next_token(model: &Model<'_>) -> (Unit, UnitKinds) {
     let layers = model.shape.layers;
-    let mut b = Builder::new(model, "head".to_owned(), UnitKind::Head, layers + 1);
+    head_of(model, layers, layers + 1)
+}
+
+/// The head, unit `unit`, which reads the output of `below`.
+pub(super) fn head_of(model: &Model<'_>, below: u32, unit: u32) -> (Unit, UnitKinds) {
+    let mut b = Builder::new(model, "head".to_owned(), UnitKind::Head, unit);
     let c = model.sizes.hidden;
     let logit_bytes = Bytes((model.sizes.answers() * model.sizes.vocab) as u64 * 4);
     let w = if model.shape.tied {
@@ -187,7 +192,7 @@ fn next_token(model: &Model<'_>) -> (Unit, UnitKinds) {
     };
     b.op(Phase::Infer, "logits", Kind::HeadLogits(operands));
 
-    b.reads(layers, x, dx);
+    b.reads(below, x, dx);
     b.unit.logits = Some(logits);
-    b.done(layers + 1)
+    b.done(unit)
 }

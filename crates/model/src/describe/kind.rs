@@ -8,17 +8,18 @@ use lowtide_kernels::gelu::Form;
 use lowtide_kernels::head::classes::{self, Classes};
 use lowtide_kernels::head::{Bend, Head};
 use lowtide_kernels::matmul::Dims;
-use lowtide_kernels::operands::{Named, Names};
+use lowtide_kernels::operands::{Named, Names, Planes};
+use lowtide_kernels::relative::table::Table;
 use lowtide_kernels::rmsnorm::Plus;
 use lowtide_kernels::rope::Heads;
 use lowtide_kernels::route::Routes;
 use lowtide_kernels::swiglu::Gate;
 use lowtide_kernels::{
     Rows, add, attention, embedding, experts, gelu, grouped, head, layernorm, matmul, qknorm,
-    rmsnorm, rope, route, swiglu, tanh,
+    relative, rmsnorm, rope, route, share, swiglu, tanh,
 };
 use lowtide_units::{Bytes, Flops};
-use lowtide_workload::{Dtype, Encoder, Mask, ModelShape, Operand};
+use lowtide_workload::{Dtype, Encoder, Mask, ModelShape, Operand, Stacks};
 
 use super::Options;
 use crate::families::{self, Norm};
@@ -62,6 +63,8 @@ pub(crate) struct Sizes {
     /// Scratch differs between makes of device.
     pub make: Make,
     pub attention: Engine,
+    /// Of one of two stacks, where it is in the planes of inputs.
+    pub stack: Option<Stack>,
     /// Of a step of decoding: rows of logits. `batch` and `seq` are then places and positions of what is kept.
     pub answers: Option<usize>,
 }
@@ -151,7 +154,71 @@ impl Sizes {
             dtype: options.precision,
             make: options.make,
             attention: options.attention,
+            stack: None,
             answers: None,
+        }
+    }
+
+    /// Of both stacks: the encoder's, then the decoder's.
+    pub fn of_stacks(shape: &ModelShape, stacks: Stacks, options: &Options) -> [Self; 2] {
+        let all = Self::new(shape, options);
+        let [source, target] = [options.batch.seq, options.batch.target].map(|t| t as usize);
+        let stack = |first: usize, seq: usize, both: bool| Self {
+            rows: all.batch * seq,
+            seq,
+            span: seq,
+            chunk: all.chunk.min(all.batch * seq),
+            stack: Some(Stack {
+                first,
+                other: source,
+                table: Table {
+                    seq,
+                    heads: all.heads.heads,
+                    buckets: stacks.buckets as usize,
+                    most: stacks.distance as usize,
+                    both,
+                },
+            }),
+            ..all
+        };
+        [
+            stack(0, source, true),
+            stack(all.batch * source, target, false),
+        ]
+    }
+
+    /// The stack whose these are.
+    ///
+    /// # Panics
+    /// When there is one stack alone: only units of several ask.
+    pub fn stack(&self) -> Stack {
+        self.stack.expect("a shape of two stacks")
+    }
+
+    /// Of the inputs' planes the stack's own rows.
+    pub fn own<'a>(&self, inputs: Planes<'a>) -> Planes<'a> {
+        match self.stack {
+            Some(stack) => inputs.rows(stack.first, self.rows),
+            None => inputs,
+        }
+    }
+
+    /// Attention of the stack's queries: to its own keys, or to the encoder's.
+    pub fn pair(&self, keys: Keys) -> relative::Pair {
+        let stack = self.stack();
+        let (len, first, causal) = match keys {
+            Keys::Own => (self.seq, stack.first, !stack.table.both),
+            Keys::Encoder => (stack.other, 0, false),
+        };
+        relative::Pair {
+            batch: self.batch,
+            queries: self.seq,
+            keys: len,
+            heads: self.heads.heads,
+            head_dim: self.heads.head_dim,
+            scale: self.scale,
+            causal,
+            first: [stack.first, first],
         }
     }
 
@@ -255,6 +322,26 @@ impl Sizes {
     }
 }
 
+/// One of two stacks.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Stack {
+    /// Its first row in each plane of the inputs.
+    pub first: usize,
+    /// Tokens of a row of the encoder.
+    pub other: usize,
+    /// Its table of relative positions.
+    pub table: Table,
+}
+
+/// Whose keys queries see.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Keys {
+    /// Those of the same stack.
+    Own,
+    /// Those of what the encoder puts out.
+    Encoder,
+}
+
 /// An operation and its operands by name, in the kernels' own structs.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Kind {
@@ -280,6 +367,13 @@ pub(crate) enum Kind {
     AttentionBackward(attention::Backward<Names>, Mask),
     /// Of a step of decoding, over what is kept.
     CachedAttention(attention::Cached<Names>, Mask),
+    Relative(relative::Forward<Names>, Keys),
+    RelativeBackward(relative::Backward<Names>, Keys),
+    Positions(relative::table::Forward<Names>),
+    PositionsBackward(relative::table::Backward<Names>),
+    /// Of the encoder's output, (B·T, C).
+    ShareAdd(share::Add<Names>),
+    ShareRound(share::Round<Names>),
     Swiglu(swiglu::Forward<Names>, Gate),
     SwigluBackward(swiglu::Backward<Names>, Gate),
     Gelu(gelu::Forward<Names>, Form),
@@ -354,6 +448,12 @@ impl Kind {
             Self::Attention(o, _) => o.list(to),
             Self::AttentionBackward(o, _) => o.list(to),
             Self::CachedAttention(o, _) => o.list(to),
+            Self::Relative(o, _) => o.list(to),
+            Self::RelativeBackward(o, _) => o.list(to),
+            Self::Positions(o) => o.list(to),
+            Self::PositionsBackward(o) => o.list(to),
+            Self::ShareAdd(o) => o.list(to),
+            Self::ShareRound(o) => o.list(to),
             Self::Swiglu(o, _) => o.list(to),
             Self::SwigluBackward(o, _) => o.list(to),
             Self::Gelu(o, _) => o.list(to),
@@ -415,6 +515,20 @@ impl Kind {
             let cap = if s.cap.is_some() { " cap" } else { "" };
             let sizes = format!("b{b} t{seq} h{heads} kv{kv_heads} d{head_dim}");
             format!("attention.{op} {t} {sizes}{window}{cap}")
+        };
+        let pair = |op: &str, keys: Keys, bias: bool| {
+            let p = s.pair(keys);
+            let (b, tq, tk) = (p.batch, p.queries, p.keys);
+            let causal = if p.causal { " causal" } else { "" };
+            let bias = if bias { " bias" } else { "" };
+            format!("relative.{op} {t} b{b} t{tq} k{tk} h{heads} d{head_dim}{causal}{bias}")
+        };
+        let positions = |op: &str| {
+            let of = s.stack().table;
+            format!(
+                "positions.{op} {t} t{} h{heads} buckets{}",
+                of.seq, of.buckets
+            )
         };
         let gated = |op: &str| format!("{op} {t} rows{rows} f{}", s.intermediate);
         let routed = |op: &str| {
@@ -496,14 +610,25 @@ impl Kind {
             Self::CachedAttention(_, mask) => {
                 format!("{} rows{rows}", attention("cached", mask))
             }
+            Self::Relative(o, keys) => pair("forward", keys, o.bias.is_some()),
+            Self::RelativeBackward(o, keys) => pair("backward", keys, o.bias.is_some()),
+            Self::Positions(_) => positions("forward"),
+            Self::PositionsBackward(_) => positions("backward"),
+            Self::ShareAdd(o) => {
+                let last = if o.sum.last { " last" } else { "" };
+                format!("share.add {t} rows{} c{c}{last}", s.stack().other * s.batch)
+            }
+            Self::ShareRound(_) => format!("share.round {t} rows{rows} c{c}"),
             Self::Swiglu(_, Gate::Silu) => gated("swiglu.forward"),
             Self::Swiglu(_, Gate::Gelu) => gated("geglu.forward"),
             Self::SwigluBackward(_, Gate::Silu) => gated("swiglu.backward"),
             Self::SwigluBackward(_, Gate::Gelu) => gated("geglu.backward"),
             Self::Gelu(_, Form::Tanh) => gated("gelu.forward"),
             Self::Gelu(_, Form::Exact) => gated("gelu_exact.forward"),
+            Self::Gelu(_, Form::Relu) => gated("relu.forward"),
             Self::GeluBackward(_, Form::Tanh) => gated("gelu.backward"),
             Self::GeluBackward(_, Form::Exact) => gated("gelu_exact.backward"),
+            Self::GeluBackward(_, Form::Relu) => gated("relu.backward"),
             Self::Route(_) => routed("route.forward"),
             Self::RouteBackward(_) => routed("route.backward"),
             Self::Gather(_) => format!("{} c{c}", routed("experts.gather")),
@@ -533,6 +658,12 @@ impl Kind {
     pub fn flops(self, s: &Sizes) -> Flops {
         let rows = s.rows as f64;
         let attention = |mask: Mask| rows * (mask.keys(s.seq as u32) * s.attention_width() as f64);
+        // Twice the pairs, of causal ones half.
+        let pairs = |keys: Keys| {
+            let p = s.pair(keys);
+            let both = if p.causal { 1.0 } else { 2.0 };
+            both * rows * p.keys as f64 * s.attention_width() as f64
+        };
         let logits = 2.0 * (s.hidden as f64) * (s.vocab as f64);
         Flops(match self {
             Self::Linear(_, dims) | Self::LinearWeight(_, dims) | Self::LinearInput(_, dims) => {
@@ -545,6 +676,8 @@ impl Kind {
             Self::Attention(_, mask) => 2.0 * attention(mask),
             Self::AttentionBackward(_, mask) => 5.0 * attention(mask),
             Self::CachedAttention(_, mask) => 2.0 * attention(mask),
+            Self::Relative(_, keys) => 2.0 * pairs(keys),
+            Self::RelativeBackward(_, keys) => 5.0 * pairs(keys),
             Self::HeadTrain(o) => rows * logits * o.dw.map_or(2.0, |_| 3.0),
             Self::HeadLoss(_) => rows * logits,
             Self::HeadLogits(_) => s.answers() as f64 * logits,
@@ -602,6 +735,9 @@ impl Kind {
             Self::RopeBackward(o, _) => rope::workspace(s.rows, s.heads, o.norm.is_some(), m),
             Self::Attention(_, mask) | Self::AttentionBackward(_, mask) => {
                 attention::workspace(&s.attn(mask), s.dtype, m)
+            }
+            Self::Relative(_, keys) | Self::RelativeBackward(_, keys) => {
+                relative::workspace(&s.pair(keys), m)
             }
             Self::CachedAttention(_, mask) => attention::cached_workspace(&s.attn(mask), s.rows, m),
             Self::HeadTrain(_) | Self::HeadLoss(_) | Self::HeadLogits(_) => {

@@ -2,8 +2,10 @@
 //!
 //! Every operation is made by one call of [`Builder::op`] from a [`Kind`], which has its operands by name and
 //! also decides how it is run: the list that the planner reads and what [`crate::Decoder`] hands to the kernel
-//! come from the same struct ([`lowtide_kernels::operands`]) and cannot drift apart. Nothing large is built: a 96-layer model takes about
-//! three thousand operations.
+//! come from the same struct ([`lowtide_kernels::operands`]) and cannot drift apart. Nothing large is built: a 96-layer
+//! model takes about three thousand operations.
+//!
+//! One file because what every unit is built with is read beside the order of the units.
 
 mod block;
 mod branch;
@@ -12,6 +14,7 @@ mod decoding;
 mod ends;
 mod experts;
 pub(crate) mod kind;
+mod stacks;
 
 use lowtide_device::Make;
 use lowtide_kernels::attention::Engine;
@@ -69,7 +72,10 @@ impl Options {
     /// multiple of 64 that takes about 64 MiB at most (1 GiB on a GPU), at least 64, never more than B·T.
     #[must_use]
     pub fn chunk_rows(&self, shape: &ModelShape) -> u64 {
-        let rows = self.batch.rows();
+        let rows = match self.batch.target {
+            0 => self.batch.rows(),
+            target => u64::from(self.batch.micro_batch) * u64::from(target),
+        };
         let chosen = match self.logits_chunk {
             0 => {
                 let fit = chunk_bytes(self.make)
@@ -99,6 +105,8 @@ pub(crate) struct UnitKinds {
     pub backward: List<OpId, Kind>,
     pub evaluate: List<OpId, Kind>,
     pub infer: List<OpId, Kind>,
+    /// Where they are not those of the head.
+    pub sizes: Option<Sizes>,
 }
 
 /// A workload and how each of its operations is run.
@@ -150,13 +158,23 @@ fn laid_out(
         lowest: lowest(shape, &params),
     };
 
-    let mut units = vec![ends::embedding(&model)];
-    let family = families::of(shape.family);
-    units.extend((0..shape.layers).map(|l| block::block(&model, family.layer(shape, l), l)));
-    units.push(ends::head(&model));
-
-    let model_flops = model_flops(&model, options.batch);
-    let sizes = model.sizes;
+    let (units, model_flops, sizes) = match shape.stacks {
+        None => {
+            let mut units = vec![ends::embedding(&model)];
+            let family = families::of(shape.family);
+            let layers = 0..shape.layers;
+            units.extend(layers.map(|l| block::block(&model, family.layer(shape, l), l)));
+            units.push(ends::head(&model));
+            (units, model_flops(&model, options.batch), model.sizes)
+        }
+        Some(stacks) => {
+            let both = Sizes::of_stacks(shape, stacks, options);
+            let [source, target] = both.map(|sizes| Model { sizes, ..model });
+            let both = [&source, &target];
+            let flops = stacks::model_flops(both) * f64::from(options.batch.accumulate);
+            (stacks::units(both), flops, target.sizes)
+        }
+    };
     let (units, kinds) = units.into_iter().unzip();
     let workload = Workload {
         model: shape.name.clone(),
@@ -218,6 +236,7 @@ fn model_flops(model: &Model<'_>, batch: Batch) -> Flops {
 }
 
 /// What all units are built from.
+#[derive(Clone, Copy)]
 pub(super) struct Model<'a> {
     shape: &'a ModelShape,
     sizes: Sizes,
@@ -448,6 +467,7 @@ impl<'a> Builder<'a> {
 
     /// The unit, whose index this is, with a backward as far as it is wanted.
     fn done(mut self, unit_idx: u32) -> (Unit, UnitKinds) {
+        self.kinds.sizes = self.model.sizes.stack.map(|_| self.model.sizes);
         self.prune(unit_idx);
         (self.unit, self.kinds)
     }

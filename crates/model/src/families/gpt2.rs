@@ -71,6 +71,7 @@ impl Architecture for Gpt2 {
             experts: None,
             encoder: None,
             objective: Objective::default(),
+            stacks: None,
         })
     }
 

@@ -76,6 +76,7 @@ impl Architecture for GptNeoX {
             experts: None,
             encoder: None,
             objective: Objective::default(),
+            stacks: None,
         })
     }
 

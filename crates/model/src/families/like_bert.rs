@@ -88,6 +88,7 @@ pub(super) fn parse(
             first_position,
         }),
         objective: Objective::Classes(classes(c)?),
+        stacks: None,
     })
 }
 

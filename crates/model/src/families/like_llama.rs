@@ -152,6 +152,7 @@ pub(super) fn parse(
         experts: None,
         encoder: None,
         objective: Objective::default(),
+        stacks: None,
     })
 }
 

@@ -24,6 +24,7 @@ mod roberta;
 mod rope;
 mod smollm3;
 mod stablelm;
+mod t5;
 
 use std::sync::LazyLock;
 
@@ -37,7 +38,7 @@ use crate::describe::check::wrong;
 use crate::params::List;
 
 /// Every family.
-const ALL: [(Family, &dyn Architecture); 16] = [
+const ALL: [(Family, &dyn Architecture); 17] = [
     (Family::Llama, &llama::Llama),
     (Family::Phi3, &phi3::Phi3),
     (Family::SmolLm3, &smollm3::SmolLm3),
@@ -54,6 +55,7 @@ const ALL: [(Family, &dyn Architecture); 16] = [
     (Family::Qwen3Moe, &qwen3_moe::Qwen3Moe),
     (Family::Bert, &bert::Bert),
     (Family::Roberta, &roberta::Roberta),
+    (Family::T5, &t5::T5),
 ];
 
 /// How the inputs of attention, MLP and head are normed.
@@ -158,6 +160,8 @@ pub(crate) struct Allows {
     pub experts: bool,
     /// An encoder, which classifies; the family then has no decoder.
     pub encoder: bool,
+    /// An encoder before the decoder.
+    pub stacks: bool,
 }
 
 /// What distinguishes a family.
@@ -217,6 +221,12 @@ pub(crate) trait Architecture: Sync {
     /// Adds the head's, but for its matrix.
     fn head(&self, list: &mut List, s: &ModelShape) {
         like_llama::head(list, s);
+    }
+
+    /// Adds those of every unit of a shape with two stacks.
+    fn stacks(&self, list: &mut List, s: &ModelShape) {
+        let _ = list;
+        unreachable!("{} has one stack", s.name);
     }
 
     /// The head's matrix in a file, where it is not the table of tokens.

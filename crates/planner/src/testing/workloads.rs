@@ -54,6 +54,7 @@ const INPUTS: Operand = Operand {
 pub(crate) fn workload(layers: u32, accumulate: u32) -> Workload {
     let (c, f, v) = (64u64, 256u64, 1000u64);
     let batch = Batch {
+        target: 0,
         micro_batch: 2,
         seq: 16,
         accumulate,

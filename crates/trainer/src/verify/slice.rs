@@ -238,6 +238,7 @@ mod tests {
     fn without(layers: u32, frozen: &[ParamId]) -> Workload {
         let shape = shape(layers);
         let batch = Batch {
+            target: 0,
             micro_batch: 1,
             seq: 128,
             accumulate: 2,
@@ -272,6 +273,7 @@ mod tests {
         };
         let of = |shape: &ModelShape| {
             let batch = Batch {
+                target: 0,
                 micro_batch: 1,
                 seq: 128,
                 accumulate: 2,

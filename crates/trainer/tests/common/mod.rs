@@ -53,6 +53,7 @@ pub fn llama(layers: u32, tied: bool) -> ModelShape {
         experts: None,
         encoder: None,
         objective: Objective::default(),
+        stacks: None,
     }
 }
 
@@ -260,6 +261,7 @@ pub fn decoder_alone(
         frozen: lowtide_model::frozen(shape, &off, &on).expect("names of tensors"),
         lsp,
         batch: Batch {
+            target: 0,
             micro_batch: 2,
             seq: 12,
             accumulate,
