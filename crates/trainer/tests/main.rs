@@ -14,6 +14,7 @@ mod per_tensor;
 mod resume;
 mod rounds;
 mod shuffled;
+mod stacks;
 mod waits;
 
 // What `mutation` takes of the module above it: in the planner that is the planner.
