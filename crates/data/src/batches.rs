@@ -5,6 +5,7 @@
 //! data is (epoch, position), and a resumed run sees the batches of an unbroken one.
 
 use std::borrow::Borrow;
+use std::ops::Range;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -104,27 +105,50 @@ impl Micro {
         [&self.tokens, &self.labels, &self.positions, &self.doc_start]
     }
 
-    /// B rows of padding, all without loss.
-    fn padding(micro_batch: usize, seq: usize) -> Self {
-        let n = micro_batch * seq;
+    /// B rows of padding, all without loss; of pairs the targets' behind the sources'.
+    fn padding(micro_batch: usize, lengths: [usize; 2]) -> Self {
+        let n = micro_batch * (lengths[0] + lengths[1]);
         let mut micro = Self {
             tokens: vec![0; n],
             labels: vec![NO_LABEL; n],
             positions: vec![0; n],
             doc_start: vec![0; n],
         };
-        (0..micro_batch).for_each(|b| pad(micro.row(b, seq), 0));
+        for b in 0..micro_batch {
+            let rows = micro.rows(b, micro_batch, lengths);
+            rows.into_iter().for_each(|row| pad(row, 0));
+        }
         micro
     }
 
-    fn row(&mut self, b: usize, seq: usize) -> Row<'_> {
-        let at = b * seq..(b + 1) * seq;
-        Row {
-            tokens: &mut self.tokens[at.clone()],
-            labels: &mut self.labels[at.clone()],
-            positions: &mut self.positions[at.clone()],
-            doc_start: &mut self.doc_start[at],
+    /// Row `b` of so many, and the targets of it; these are none where there are no pairs.
+    fn rows(&mut self, b: usize, micro_batch: usize, [seq, target]: [usize; 2]) -> [Row<'_>; 2] {
+        let first = micro_batch * seq;
+        fn cut(
+            plane: &mut [i32],
+            first: usize,
+            source: Range<usize>,
+            target: Range<usize>,
+        ) -> [&mut [i32]; 2] {
+            let (sources, targets) = plane.split_at_mut(first);
+            [&mut sources[source], &mut targets[target]]
         }
+        let (source, target) = (b * seq..(b + 1) * seq, b * target..(b + 1) * target);
+        let of = |plane| cut(plane, first, source.clone(), target.clone());
+        let [s_tokens, t_tokens] = of(&mut self.tokens);
+        let [s_labels, t_labels] = of(&mut self.labels);
+        let [s_positions, t_positions] = of(&mut self.positions);
+        let [s_start, t_start] = of(&mut self.doc_start);
+        let row = |tokens, labels, positions, doc_start| Row {
+            tokens,
+            labels,
+            positions,
+            doc_start,
+        };
+        [
+            row(s_tokens, s_labels, s_positions, s_start),
+            row(t_tokens, t_labels, t_positions, t_start),
+        ]
     }
 }
 
@@ -142,17 +166,18 @@ pub struct Batch {
 impl Batch {
     /// Writes rows in the given order; places beyond them are padding.
     fn of<P: Borrow<Packed>>(
-        seq: usize,
+        lengths: [usize; 2],
         shape: BatchShape,
         rows: impl IntoIterator<Item = (P, usize)>,
     ) -> Result<Self, DataError> {
         let mut batch = Self {
-            micro: vec![Micro::padding(shape.micro_batch, seq); shape.accumulate],
+            micro: vec![Micro::padding(shape.micro_batch, lengths); shape.accumulate],
             supervised_tokens: 0,
             real_tokens: 0,
         };
         for (i, (packed, row)) in rows.into_iter().enumerate() {
-            let out = batch.micro[i / shape.micro_batch].row(i % shape.micro_batch, seq);
+            let micro = &mut batch.micro[i / shape.micro_batch];
+            let out = micro.rows(i % shape.micro_batch, shape.micro_batch, lengths);
             let (n_labels, n_tokens) = packed.borrow().write_row(row, out)?;
             batch.supervised_tokens += n_labels;
             batch.real_tokens += n_tokens;
@@ -285,11 +310,11 @@ impl Batches {
                 let rows = whole.next_rows(n, last_batch);
                 let packed = &*whole.packed;
                 let rows = rows.into_iter().map(|row| (packed, row));
-                Batch::of(packed.seq(), self.shape, rows)
+                Batch::of([packed.seq(), packed.target()], self.shape, rows)
             }
             Dealer::Stream(deal) => {
                 let rows = deal.next_rows(n, last_batch)?;
-                Batch::of(deal.seq(), self.shape, rows)
+                Batch::of([deal.seq(), 0], self.shape, rows)
             }
         }
     }
@@ -435,9 +460,9 @@ impl Iterator for EvalBatches {
         let to = (self.next + self.shape.rows()).min(self.packed.n_rows());
         let rows = self.next..to;
         self.next = to;
-        let seq = self.packed.seq();
+        let lengths = [self.packed.seq(), self.packed.target()];
         let rows = rows.map(|row| (&*self.packed, row));
-        (rows.len() > 0).then(|| Batch::of(seq, self.shape, rows))
+        (rows.len() > 0).then(|| Batch::of(lengths, self.shape, rows))
     }
 }
 

@@ -48,6 +48,7 @@ mod rewrite;
 mod source;
 mod store;
 mod stream;
+pub mod targets;
 #[cfg(test)]
 mod testing;
 pub mod tokenizer;
@@ -72,5 +73,6 @@ pub use reading::format_of;
 pub use remarks::Remarks;
 pub use source::Make;
 pub use stream::{News, Rest, RowLayout, Rows, Stream, Threads, WINDOW};
+pub use targets::Targets;
 pub use tokenizer::Tokenizer;
 pub use turns::{EndOfTurn, end_of_turn, generation_prompt};

@@ -10,6 +10,7 @@
 use std::collections::BTreeMap;
 
 use super::dataset::{Dataset, Hash};
+use super::targets::Targets;
 use crate::error::DataError;
 
 /// Label of a token that has no loss.
@@ -83,6 +84,24 @@ impl PackReport {
     }
 }
 
+impl PackReport {
+    /// Of nothing yet.
+    pub(super) fn new(data: &Dataset) -> Self {
+        Self {
+            n_rows: 0,
+            n_tokens: 0,
+            n_supervised: 0,
+            n_truncated: 0,
+            n_answers_cut: 0,
+            n_labels_lost: 0,
+            seq_for_99: length_of(data, 0.99),
+            seq_for_all: data.report().tokens_max,
+            n_cut: 0,
+            n_tokens_lost: 0,
+        }
+    }
+}
+
 /// A data set laid into rows of equal length. Rows are in the order of their first documents.
 #[derive(Debug)]
 pub struct Packed {
@@ -92,6 +111,7 @@ pub struct Packed {
     pieces: Vec<Piece>,
     row_ends: Vec<usize>,
     report: PackReport,
+    targets: Option<Targets>,
 }
 
 /// Where a row is written to: four slices of T.
@@ -126,8 +146,25 @@ impl Packed {
                 need: "below 2^32",
             });
         }
-        let (pieces, mut report) = cut(&data, seq, too_long)?;
-        if pieces.is_empty() {
+        let (pieces, report) = cut(&data, seq, too_long)?;
+        let rows = match packing {
+            Packing::BestFit => best_fit(pieces, seq),
+            Packing::InOrder => in_order(pieces, seq),
+            Packing::No => pieces.into_iter().map(|p| vec![p]).collect(),
+        };
+        Self::laid(data, seq, too_long, rows, report, None)
+    }
+
+    /// Examples that are laid into these rows.
+    pub(super) fn laid(
+        data: Dataset,
+        seq: usize,
+        too_long: TooLong,
+        rows: Vec<Vec<Piece>>,
+        mut report: PackReport,
+        targets: Option<Targets>,
+    ) -> Result<Self, DataError> {
+        if rows.is_empty() {
             return Err(DataError::NothingSupervised {
                 path: data.path().to_owned(),
                 n_records: data.report().n_records,
@@ -135,11 +172,6 @@ impl Packed {
                 n_cut: report.n_cut,
             });
         }
-        let rows = match packing {
-            Packing::BestFit => best_fit(pieces, seq),
-            Packing::InOrder => in_order(pieces, seq),
-            Packing::No => pieces.into_iter().map(|p| vec![p]).collect(),
-        };
         report.n_rows = rows.len() as u64;
         let (mut pieces, mut row_ends) = (Vec::new(), Vec::with_capacity(rows.len()));
         for row in rows {
@@ -153,6 +185,7 @@ impl Packed {
             pieces,
             row_ends,
             report,
+            targets,
         })
     }
 
@@ -166,6 +199,12 @@ impl Packed {
     #[must_use]
     pub fn seq(&self) -> usize {
         self.seq
+    }
+
+    /// Of rows of pairs the tokens of targets; else 0.
+    #[must_use]
+    pub fn target(&self) -> usize {
+        self.targets.map_or(0, |targets| targets.len)
     }
 
     /// Whether the end of an example longer than a row is cut off; else it goes on in further rows.
@@ -192,6 +231,10 @@ impl Packed {
     pub fn fingerprint(&self) -> u64 {
         let mut hash = Hash(self.data.report().mask_hash);
         hash.add(self.seq as u64);
+        if let Some(targets) = self.targets {
+            hash.add(targets.len as u64);
+            hash.add(targets.start as u64);
+        }
         for &end in &self.row_ends {
             hash.add(end as u64);
         }
@@ -202,13 +245,17 @@ impl Packed {
         hash.0
     }
 
-    fn row(&self, i: usize) -> &[Piece] {
+    pub(super) fn row(&self, i: usize) -> &[Piece] {
         let from = i.checked_sub(1).map_or(0, |before| self.row_ends[before]);
         &self.pieces[from..self.row_ends[i]]
     }
 
-    /// Writes row `i` and gives the numbers of its labels and of its real tokens.
-    pub(crate) fn write_row(&self, i: usize, out: Row<'_>) -> Result<(u64, u64), DataError> {
+    /// Writes row `i`, of pairs its sources and its targets; gives the numbers of its labels and of its real tokens.
+    pub(crate) fn write_row(&self, i: usize, out: [Row<'_>; 2]) -> Result<(u64, u64), DataError> {
+        if let Some(targets) = self.targets {
+            return self.write_pairs(i, out, targets.start);
+        }
+        let [out, _] = out;
         let (mut at, mut n_labels) = (0, 0);
         for piece in self.row(i) {
             let (from, len) = (piece.from as usize, piece.len as usize);
@@ -272,18 +319,7 @@ fn cut(
     seq: usize,
     too_long: TooLong,
 ) -> Result<(Vec<Piece>, PackReport), DataError> {
-    let mut report = PackReport {
-        n_rows: 0,
-        n_tokens: 0,
-        n_supervised: 0,
-        n_truncated: 0,
-        n_answers_cut: 0,
-        n_labels_lost: 0,
-        seq_for_99: length_of(data, 0.99),
-        seq_for_all: data.report().tokens_max,
-        n_cut: 0,
-        n_tokens_lost: 0,
-    };
+    let mut report = PackReport::new(data);
     let mut pieces = Vec::new();
     for i in 0..data.len() {
         let example = data.example(i)?;

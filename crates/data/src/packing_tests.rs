@@ -66,7 +66,13 @@ fn write(packed: &Packed, i: usize) -> Written {
         positions: &mut w.positions,
         doc_start: &mut w.doc_start,
     };
-    (w.n_labels, w.n_tokens) = packed.write_row(i, row).unwrap();
+    let none = Row {
+        tokens: &mut [],
+        labels: &mut [],
+        positions: &mut [],
+        doc_start: &mut [],
+    };
+    (w.n_labels, w.n_tokens) = packed.write_row(i, [row, none]).unwrap();
     w
 }
 
