@@ -508,7 +508,9 @@ fn model_advice(e: &ModelError) -> Vec<String> {
         ModelError::NothingProjected { .. } => {
             "lower `strategy.lsp.compression`, or leave out `strategy.name: lsp`"
         }
-        ModelError::StacksLack { .. } => "train all parameters, as they are",
+        ModelError::StacksLack { .. } => {
+            "plan it, or measure its steps with `lowtide bench`: README says under \"Not supported yet\" what waits"
+        }
         ModelError::ExpertsProjected => "leave out `strategy.name: lsp`",
         ModelError::NothingTrained => {
             "name fewer tensors in `train.freeze`, or some in `train.unfreeze`"
@@ -533,6 +535,9 @@ fn model_advice(e: &ModelError) -> Vec<String> {
         }
         ModelError::Dimensions { what, .. } if what.contains("sequence") => {
             "lower train.seq, or take a model of longer sequences"
+        }
+        ModelError::Dimensions { what, .. } if *what == "length of targets" => {
+            "set train.target to the tokens of a target; 0 for a model without an encoder"
         }
         ModelError::Dimensions { what, .. } if what.contains("batch") => {
             "lower train.micro_batch, train.seq or train.accumulate; of answers with a cache eval.generate.cached, too"

@@ -103,8 +103,12 @@ pub fn plan(args: &PlanArgs, out: Out) -> Answer {
     let tokens_per_second = batch.tokens() as f64 / step;
     // The workload is one rank's.
     let model_tflops = workload.model_flops.0 * f64::from(plan.ranks) / step / 1e12;
+    let targets = match batch.target {
+        0 => String::new(),
+        target => format!(" with targets of {target}"),
+    };
     out.text(&format!(
-        "{}: {} parameters, {} x {} tokens, {} micro-batches a step",
+        "{}: {} parameters, {} x {} tokens{targets}, {} micro-batches a step",
         plan.model,
         millions(workload.parameters()),
         batch.micro_batch,

@@ -359,6 +359,12 @@ const ROWS: &[Row] = &[
     trained("train.epochs", ["1", "2"], &["data.packing=false"], tokens),
     trained("train.micro_batch", ["1", "2"], &[], tokens),
     trained("train.seq", ["64", "32"], &[], tokens),
+    planned(
+        "train.target",
+        ["8", "16"],
+        &["model.config=t5.json", "train.accumulate=2"],
+        plan,
+    ),
     trained("train.accumulate", ["1", "2"], &[], tokens),
     trained(
         "train.last_batch",
@@ -554,6 +560,8 @@ fn prepare(case: &Scratch) {
     let deeper = config.replace("\"num_hidden_layers\": 4", "\"num_hidden_layers\": 5");
     assert_ne!(config, deeper);
     case.write("deeper.json", deeper);
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../reference/golden");
+    fs::copy(golden.join("t5/config.json"), case.at("t5.json")).expect("a model of two stacks");
     let mut tokenizer: Value =
         serde_json::from_str(&case.read("m/tokenizer_config.json")).expect("JSON");
     let template = tokenizer["chat_template"].as_str().expect("a template");

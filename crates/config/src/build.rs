@@ -160,6 +160,7 @@ fn train(low: &Low, precision: Dtype) -> Train {
         length,
         micro_batch: count("train.micro_batch"),
         seq: count("train.seq"),
+        target: count("train.target"),
         accumulate: count("train.accumulate"),
         last_batch: low.word("train.last_batch").expect("has a default"),
         learning_rate: number("train.learning_rate"),

@@ -285,6 +285,17 @@ const AFTER_DATA: &[Key] = &[
         ],
     },
     Key {
+        name: "train.target",
+        doc: "Tokens of one target, of a model with an encoder and a decoder, where `train.seq` are those of its source. \
+              0: the model has a decoder alone.",
+        kind: Kind::Count {
+            min: 0,
+            max: 1 << 20,
+        },
+        default: Value("0"),
+        elsewhere: &["max_target_length"],
+    },
+    Key {
         name: "train.accumulate",
         doc: "Micro-batches of one update.",
         kind: Kind::Count {

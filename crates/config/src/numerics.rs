@@ -62,6 +62,9 @@ impl Run {
         if data.streaming {
             key["data"]["streaming"] = json!(true);
         }
+        if train.target != 0 {
+            key["train"]["target"] = json!(train.target);
+        }
         // A warning changes nothing.
         if let Some(spike) = train.spike.filter(|s| s.action != SpikeAction::Warn) {
             key["train"]["spike"] = json!(spike);

@@ -256,6 +256,9 @@ pub struct Train {
     pub micro_batch: u32,
     /// T: tokens of a sequence.
     pub seq: u32,
+    /// Tokens of a target, where `seq` are those of its source; 0 without pairs.
+    #[serde(skip_serializing_if = "is_none")]
+    pub target: u32,
     /// M: micro-batches of one update.
     pub accumulate: u32,
     /// What becomes of the rows that do not fill an epoch's last batch.
@@ -287,6 +290,11 @@ pub struct Train {
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
 fn is_zero(x: &f64) -> bool {
     *x == 0.0
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+fn is_none(target: &u32) -> bool {
+    *target == 0
 }
 
 /// How long to train.
@@ -549,17 +557,18 @@ impl Run {
         model.source = ModelSource::Path(dir);
     }
 
-    /// B, T and M of the run.
+    /// B, T and M of the run, and the length of its targets.
     #[must_use]
     pub fn batch(&self) -> Batch {
         let Train {
             micro_batch,
             seq,
+            target,
             accumulate,
             ..
         } = self.train;
         Batch {
-            target: 0,
+            target,
             micro_batch,
             seq,
             accumulate,

@@ -222,6 +222,12 @@ log: {every_steps: 10, report: false, tensorboard: false, trace: false}
     assert_eq!(json, want);
 }
 
+#[test]
+fn the_length_of_targets_reaches_the_batch() {
+    let target = |yaml| run(yaml, &[]).batch().target;
+    assert_eq!((target(""), target("train: {target: 48}")), (0, 48));
+}
+
 /// Durable runs, as the one above, look for none.
 #[test]
 fn spikes_reach_their_field() {

@@ -99,6 +99,17 @@ impl Micro {
         self
     }
 
+    /// Sources, which have no loss then, with these targets behind them.
+    #[must_use]
+    pub fn paired(mut self, targets: Self) -> Self {
+        self.labels.fill(NO_LABEL);
+        self.tokens.extend(targets.tokens);
+        self.labels.extend(targets.labels);
+        self.positions.extend(targets.positions);
+        self.doc_start.extend(targets.doc_start);
+        self
+    }
+
     /// The four planes, in the order in which a model reads them.
     #[must_use]
     pub fn planes(&self) -> [&[i32]; 4] {

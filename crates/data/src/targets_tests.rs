@@ -1,4 +1,4 @@
-use super::super::batches::{BatchShape, EvalBatches};
+use super::super::batches::{BatchShape, EvalBatches, Micro};
 use super::super::mask::Example;
 use super::*;
 use std::sync::Arc;
@@ -59,6 +59,19 @@ fn a_batch_has_sources_then_targets() {
     assert_eq!(micro.positions, positions);
     let starts = [0, 0, 2, 2, 2, 5, 0, 0, 0, 0, 0, 5, 0, 0, 2, 3, 0, 0, 0, 3];
     assert_eq!(micro.doc_start, starts);
+}
+
+/// Every plane has all sources, then all targets; only these have labels.
+#[test]
+fn random_pairs_have_targets_behind_their_sources() {
+    let [source, target] = [3, 2].map(|len| Micro::random(2, len, 50, u64::from(len)));
+    let pairs = source.clone().paired(target.clone());
+    let parts = source.planes().into_iter().zip(target.planes());
+    for (at, (plane, (of_source, of_target))) in pairs.planes().into_iter().zip(parts).enumerate() {
+        let none = [NO_LABEL; 6];
+        let first = if at == 1 { &none[..] } else { of_source };
+        assert_eq!(plane, [first, of_target].concat(), "plane {at}");
+    }
 }
 
 #[test]

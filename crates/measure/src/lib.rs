@@ -21,13 +21,16 @@ use lowtide_data::Micro;
 use lowtide_units::Bytes;
 use lowtide_workload::{Batch, ModelShape, Objective};
 
-/// A micro-batch of random tokens and labels for a model, one document a row.
+/// A micro-batch of random tokens and labels for a model, one document a row; of a model of two stacks one pair.
 #[must_use]
 pub fn random_micro(shape: &ModelShape, batch: Batch, seed: u64) -> Micro {
-    let micro = Micro::random(batch.micro_batch, batch.seq, shape.vocab, seed);
-    match shape.objective {
-        Objective::NextToken => micro,
-        Objective::Classes(n) => micro.classified(n),
+    let random = |seq, seed| Micro::random(batch.micro_batch, seq, shape.vocab, seed);
+    let micro = random(batch.seq, seed);
+    match (shape.objective, batch.target) {
+        (Objective::NextToken, 0) => micro,
+        // Seeds of other micro-batches follow this one.
+        (Objective::NextToken, target) => micro.paired(random(target, !seed)),
+        (Objective::Classes(n), _) => micro.classified(n),
     }
 }
 

@@ -246,6 +246,8 @@ impl<'a> Bench<'a> {
             (What::Cache, part) => Arg::Add(part),
             (what, _) if reads(operand) && Some(what) == routing => Arg::Read(routes),
             (_, part) if reads(operand) => Arg::Read(part.into_src()),
+            // A share of a gradient: whether it adds is part of the operation.
+            (What::Local(_), part) if operand.access == Access::Accumulate => Arg::Add(part),
             (_, part) => Arg::Write(part),
         };
         let args = each.op.operands.iter().map(arg).collect();
@@ -314,12 +316,46 @@ impl<'a> Bench<'a> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use lowtide_device::Make;
     use lowtide_kernels::attention::Engine;
     use lowtide_model::Options;
     use lowtide_workload::{Batch, Dtype, ModelShape, Optimizer};
 
     use super::*;
+
+    /// Shares of gradients are added or written, rows are of sources or of targets.
+    #[test]
+    fn every_operation_of_two_stacks_is_timed() {
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../reference/golden/t5");
+        let shape = lowtide_model::load_shape(&golden).expect("a supported config.json");
+        let batch = Batch {
+            target: 8,
+            micro_batch: 1,
+            seq: 16,
+            accumulate: 1,
+        };
+        let decoder = Decoder::new(&shape, &options(batch)).expect("sizes go together");
+        let times = operations(&Queue::new("test", 1), &decoder, None, 0.0).expect("times");
+        let kinds = ["relative.", "share."].map(|of| times.keys().any(|key| key.starts_with(of)));
+        assert_eq!(kinds, [true; 2], "{:?}", times.keys());
+        assert!(times.values().all(|time| time.0 > 0.0));
+    }
+
+    fn options(batch: Batch) -> Options {
+        Options {
+            precision: Dtype::F32,
+            gradient: Dtype::F32,
+            optimizer: Optimizer::default(),
+            frozen: Vec::new(),
+            lsp: None,
+            batch,
+            logits_chunk: 0,
+            make: Make::Cpu,
+            attention: Engine::Own,
+        }
+    }
 
     /// What an operation reads may be any numbers, but not the rows that experts get.
     #[test]
@@ -340,18 +376,7 @@ mod tests {
             seq: 16,
             accumulate: 1,
         };
-        let options = Options {
-            precision: Dtype::F32,
-            gradient: Dtype::F32,
-            optimizer: Optimizer::default(),
-            frozen: Vec::new(),
-            lsp: None,
-            batch,
-            logits_chunk: 0,
-            make: Make::Cpu,
-            attention: Engine::Own,
-        };
-        let decoder = Decoder::new(&shape, &options).expect("sizes go together");
+        let decoder = Decoder::new(&shape, &options(batch)).expect("sizes go together");
         let (q, sample) = (Queue::new("test", 1), Micro::random(1, 16, shape.vocab, 0));
         let mut bench = Bench::new(&q, &decoder, &sample, None).expect("memory");
         // Large numbers, and no index of anything.

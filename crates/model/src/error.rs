@@ -107,9 +107,9 @@ pub enum ModelError {
     #[error("the model is a mixture of experts, whose matrices are not trained in subspaces")]
     ExpertsProjected,
     /// A model of two stacks is to do what it cannot yet.
-    #[error("a model with an encoder and a decoder is not trained {what} yet")]
+    #[error("a model with an encoder and a decoder is not {what} yet")]
     StacksLack {
-        /// How, as in "on a GPU".
+        /// What, as in "trained in subspaces".
         what: &'static str,
     },
     /// The system does not start the threads that matrices are made on.

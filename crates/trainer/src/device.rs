@@ -206,6 +206,9 @@ fn engine_of(
     if run.data.packing {
         return own("rows hold several documents: data.packing");
     }
+    if shape.stacks.is_some() {
+        return own("scores have relative positions");
+    }
     if shape.all_windows() {
         return own("every layer has a window");
     }

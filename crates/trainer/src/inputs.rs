@@ -22,6 +22,7 @@ use lowtide_data::{
     BatchShape, Cache, Dataset, Dealing, Fields, Format, LastBatch, LoadOptions, LossOn, Micro,
     OnError, Packed, Packing, RowLayout, Rows, Stream, TextBy, Threads, Tokenizer, WINDOW,
 };
+use lowtide_model::ModelError;
 use lowtide_random::Philox;
 
 mod told;
@@ -76,6 +77,10 @@ pub fn open_tokenizer(run: &Run, now: Option<i64>) -> Result<Tokenizer, TrainErr
     }
     tokenizer = tokenizer.with_memory(reading_memory(run));
     let shape = shape_of(run)?;
+    if shape.stacks.is_some() {
+        let what = "given data";
+        return Err(ModelError::StacksLack { what }.into());
+    }
     let vocab = shape.vocab;
     let (token, id) = tokenizer.largest();
     if i64::from(id) >= i64::from(vocab) {

@@ -8,7 +8,7 @@ use lowtide_config as config;
 use lowtide_config::{ModelSource, Run};
 use lowtide_device::cuda::{CudaError, Gpu, process_memory};
 use lowtide_measure::Drive;
-use lowtide_model::{Decoder, Options};
+use lowtide_model::{Decoder, ModelError, Options};
 use lowtide_planner::{
     Activations, Budgets, Clip, LoopOrder, Machine, Pieces, Pins, Plan, Processor, Tier,
 };
@@ -142,13 +142,17 @@ pub fn decoder_of(run: &Run, batch: Batch, target: Target) -> Result<Arc<Decoder
 /// What beside its shape decides the work of a run's model, of each rank; `batch` is that of all.
 ///
 /// # Errors
-/// Patterns of frozen parameters that do not suit the shape.
+/// Patterns of frozen parameters that do not suit the shape; several GPUs for a model of two stacks.
 pub fn options_of(
     run: &Run,
     shape: &ModelShape,
     batch: Batch,
     target: Target,
 ) -> Result<Options, TrainError> {
+    if shape.stacks.is_some() && run.gpus > 1 {
+        let what = "trained on several GPUs";
+        return Err(ModelError::StacksLack { what }.into());
+    }
     Ok(Options {
         frozen: lowtide_model::frozen(shape, &run.train.freeze, &run.train.unfreeze)?,
         lsp: run.lsp,
@@ -191,7 +195,8 @@ pub fn clip_of(run: &Run) -> ClipRule {
 /// Bytes of the tokens of a batch with labels, positions and where documents begin.
 pub(crate) fn batch_bytes(batch: Batch) -> Bytes {
     let rows = u64::from(batch.micro_batch).saturating_mul(u64::from(batch.accumulate));
-    Bytes(rows.saturating_mul(u64::from(batch.seq)).saturating_mul(16))
+    let tokens = u64::from(batch.seq) + u64::from(batch.target);
+    Bytes(rows.saturating_mul(tokens).saturating_mul(16))
 }
 
 /// Holds a run's budgets against what the machine has at all, free or not: a plan for more would be

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use lowtide_config as config;
 use lowtide_config::{Init, ModelSource, Run};
 use lowtide_executor::Trace;
-use lowtide_model::{Checkpoint, Decoder, Options, file_params, random_init};
+use lowtide_model::{Checkpoint, Decoder, ModelError, Options, file_params, random_init};
 use lowtide_planner::{Budgets, Choice, Clip, LaneKind, PieceId, Plan, build, check};
 use lowtide_units::{Bytes, List};
 use lowtide_workload::{ModelShape, ParamId};
@@ -81,6 +81,10 @@ pub fn verify(
     }
     let whole = shape_of(run)?;
     check_length(run, &whole)?;
+    if whole.stacks.is_some() {
+        let what = "cut down to a few blocks to be verified";
+        return Err(ModelError::StacksLack { what }.into());
+    }
     let blocks = blocks.clamp(1, whole.layers);
     let device = device::open(run, &whole)?;
     let options = options_of(run, &whole, run.batch(), device.target)?;
