@@ -13,6 +13,8 @@ mod case;
 #[path = "golden/classifiers.rs"]
 mod classifiers;
 mod common;
+#[path = "golden/stacks.rs"]
+mod stacks;
 
 use std::collections::BTreeMap;
 use std::error::Error;

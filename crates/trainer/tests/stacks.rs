@@ -1,11 +1,11 @@
-//! Training models of two stacks, on the CPU device: every place and order gives the same bits, and one learns to write a
-//! sequence backward.
+//! Training models of two stacks: every place and order gives the same bits, on every device, and one learns to write
+//! a sequence backward.
 
 use std::sync::Arc;
 
-use crate::common::{checked, choice, hyper, open, quick, rule};
+use crate::common::{checked, choice, devices, hyper, make_of, open, quick, quick_on, rule};
 use lowtide_data::Micro;
-use lowtide_device::Make;
+use lowtide_device::cuda::Gpu;
 use lowtide_executor::Mode;
 use lowtide_kernels::update::Hyper;
 use lowtide_model::{Decoder, Options};
@@ -58,7 +58,7 @@ fn t5(layers: u32, tied: bool, gated: bool, vocab: u32) -> ModelShape {
     }
 }
 
-fn decoder(shape: &ModelShape, precision: Dtype, batch: Batch) -> Arc<Decoder> {
+fn decoder(gpu: Option<&Gpu>, shape: &ModelShape, precision: Dtype, batch: Batch) -> Arc<Decoder> {
     let options = Options {
         precision,
         gradient: precision,
@@ -67,7 +67,7 @@ fn decoder(shape: &ModelShape, precision: Dtype, batch: Batch) -> Arc<Decoder> {
         lsp: None,
         batch,
         logits_chunk: 0,
-        make: Make::Cpu,
+        make: make_of(gpu),
         attention: lowtide_kernels::attention::Engine::Own,
     };
     Arc::new(Decoder::new(shape, &options).expect("sizes go together"))
@@ -165,7 +165,7 @@ fn show(session: &mut Session, accumulate: u32) -> (Vec<u64>, u64) {
             bits.push(evaluated.loss().to_bits());
         }
     }
-    let mut homes = session.homes().expect("staging");
+    let homes = session.homes().expect("staging");
     (bits, homes.fingerprint().expect("read").0)
 }
 
@@ -197,23 +197,37 @@ fn ways(d: &Decoder) -> Vec<Choice> {
 
 #[test]
 fn two_stacks_train_to_the_same_bits_everywhere() {
-    for (tied, precision, accumulate) in [(true, Dtype::Bf16, 5), (false, Dtype::F32, 2)] {
-        let d = decoder(&t5(2, tied, !tied, 61), precision, of_packed(accumulate));
-        let clip = Clip::Exact;
-        let resident = choice(&d, Tier::Device, Tier::Device, Tier::Device);
-        let run = |c: &Choice, mode: Mode| {
-            let options = SessionOptions { mode, ..quick() };
-            let mut session = open(&d, &checked(&d, c, clip), clip, options);
-            show(&mut session, accumulate)
-        };
-        let want = run(&resident, Mode::Threads);
-        assert!(want.0.iter().all(|&l| f64::from_bits(l).is_finite()));
-        for (k, c) in ways(&d).iter().enumerate() {
-            let seeds = [Mode::Threads, Mode::Shuffled(k as u64), Mode::Shuffled(77)];
-            for mode in seeds {
-                assert_eq!(run(c, mode), want, "{mode:?} {c:?}");
-            }
+    // Each way on its threads in one of the cases, and in a shuffled order in the other.
+    let cases = [(true, Dtype::Bf16, 5), (false, Dtype::F32, 2)];
+    for gpu in devices() {
+        for (n, case) in cases.into_iter().enumerate() {
+            the_same_bits(gpu.as_ref(), n, case);
         }
+    }
+}
+
+fn the_same_bits(gpu: Option<&Gpu>, n: usize, (tied, precision, accumulate): (bool, Dtype, u32)) {
+    let shape = t5(2, tied, !tied, 61);
+    let d = decoder(gpu, &shape, precision, of_packed(accumulate));
+    let clip = Clip::Exact;
+    let resident = choice(&d, Tier::Device, Tier::Device, Tier::Device);
+    let run = |c: &Choice, mode: Mode| {
+        let options = SessionOptions {
+            mode,
+            ..quick_on(gpu, true)
+        };
+        let mut session = open(&d, &checked(&d, c, clip), clip, options);
+        show(&mut session, accumulate)
+    };
+    let want = run(&resident, Mode::Threads);
+    assert!(want.0.iter().all(|&l| f64::from_bits(l).is_finite()));
+    for (k, c) in ways(&d).iter().enumerate() {
+        let mode = match (k + n) % 2 {
+            _ if gpu.is_some() => Mode::Threads,
+            0 => Mode::Threads,
+            _ => Mode::Shuffled(k as u64),
+        };
+        assert_eq!(run(c, mode), want, "{mode:?} {c:?}");
     }
 }
 
@@ -265,7 +279,7 @@ fn two_stacks_learn_to_write_backward() {
         seq: LEN as u32,
         accumulate: 1,
     };
-    let d = decoder(&shape, Dtype::F32, batch);
+    let d = decoder(None, &shape, Dtype::F32, batch);
     let plan = checked(
         &d,
         &choice(&d, Tier::Host, Tier::Host, Tier::Host),
@@ -277,7 +291,7 @@ fn two_stacks_learn_to_write_backward() {
     };
     let mut session =
         Session::open(Arc::clone(&d), plan, rule(Clip::Exact), options).expect("room");
-    let mut homes = session.homes().expect("staging");
+    let homes = session.homes().expect("staging");
     let filled = homes.initialise(|p, range, out| -> Result<(), TierError> {
         lowtide_model::random_init(&shape, 3, p, range, out);
         // A model this small learns sooner from larger numbers.

@@ -40,10 +40,13 @@ impl Case {
         self.f64s(&format!("settings.{name}"))[0]
     }
 
-    /// (M, B, T); M is 1 where there is no axis of micro-batches.
+    /// (M, B, T); M is 1 where there is no axis of micro-batches. Pairs have no axis at all: sources, then targets.
     pub fn batch(&self) -> Batch {
         let shape = &self.0["tokens"].0;
         let n = shape.len();
+        if n == 1 {
+            return stacks::BATCH;
+        }
         Batch {
             micro_batch: shape[n - 2] as u32,
             seq: shape[n - 1] as u32,
@@ -53,7 +56,7 @@ impl Case {
     }
 
     pub fn inputs(&self) -> Vec<Micro> {
-        let rows = self.batch().rows() as usize;
+        let rows = self.batch().input_rows() as usize;
         let [tokens, labels, positions, doc_start] =
             ["tokens", "labels", "positions", "doc_start"].map(|n| self.i32s(n));
         let cut = |all: &[i32], m: usize| all[m * rows..(m + 1) * rows].to_vec();
