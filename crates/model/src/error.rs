@@ -115,7 +115,7 @@ pub enum ModelError {
     /// The system does not start the threads that matrices are made on.
     #[error("{threads} threads cannot be started: {why}")]
     Threads {
-        /// How many.
+        /// How many were to be started.
         threads: usize,
         /// What the system said.
         why: String,

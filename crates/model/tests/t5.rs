@@ -207,7 +207,8 @@ fn ten_steps_are_those_of_pytorch() {
     }
 }
 
-/// Each block of a stack adds its share of what they all read, the last one overwrites it; every parameter has a gradient.
+/// Every block of a stack adds to the gradient of what they all read, and the last one overwrites it; every parameter
+/// has a gradient.
 #[test]
 fn what_several_units_read_adds_up() {
     let shape = load_shape(&folder("t5")).expect("a supported config.json");

@@ -376,7 +376,7 @@ pub fn whole_inputs(run: &Run, tokenizer: &Tokenizer) -> Result<Inputs, TrainErr
 /// Refuses a file that is named twice, by whatever names: the split would have copies of an example on both sides.
 fn once_each(paths: &[PathBuf], share: f64) -> Result<(), DataError> {
     let id = |path: &PathBuf| {
-        // What is not there is told of where it is read.
+        // A file that is missing is an error where it is read.
         let meta = std::fs::metadata(path).ok()?;
         Some((meta.dev(), meta.ino()))
     };

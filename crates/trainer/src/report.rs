@@ -18,11 +18,11 @@ use crate::wear::Wear;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum When {
-    /// Before training.
+    /// Before the first step.
     Before,
     /// Between two steps.
     During,
-    /// After training.
+    /// After the last step.
     After,
 }
 
@@ -51,7 +51,7 @@ pub struct StepLine {
     /// Norm of the gradients before clipping; left out likewise.
     #[serde(skip_serializing_if = "is_no_number")]
     pub grad_norm: f64,
-    /// Learning rate.
+    /// Learning rate of the step's update.
     pub learning_rate: f64,
     /// Real tokens of the batch; padding is not counted.
     pub tokens: u64,
@@ -137,7 +137,7 @@ pub enum Phase {
 }
 
 impl Phase {
-    /// For people.
+    /// The name that people are shown.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -155,7 +155,7 @@ impl Phase {
     }
 }
 
-/// Who is told what happens. Every method has a default that does nothing.
+/// Receives what happens in a run. Every method has a default that does nothing.
 pub trait Observer {
     /// Something worth knowing.
     fn note(&mut self, _text: &str) {}
@@ -182,7 +182,7 @@ pub trait Observer {
     fn saved(&mut self, _path: &Path) {}
 }
 
-/// Nobody is told.
+/// An observer that ignores everything.
 #[derive(Clone, Copy, Debug)]
 pub struct Nobody;
 
@@ -249,7 +249,7 @@ pub(crate) fn compare(
 pub struct WaitCompared {
     /// What it waits for.
     pub cause: Cause,
-    /// Predicted seconds.
+    /// Seconds by the plan's simulation.
     pub predicted_seconds: f64,
     /// Measured seconds; mean over the steps.
     pub measured_seconds: f64,

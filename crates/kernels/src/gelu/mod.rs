@@ -27,9 +27,9 @@ pub enum Form {
 operands! {
     /// Operands of [`forward`], all E (n).
     pub struct Forward<F> {
-        /// Result.
+        /// GELU of each number, rounded to E.
         pub y: F::Write,
-        /// Input.
+        /// What it is computed of.
         pub x: F::Read,
     }
 }

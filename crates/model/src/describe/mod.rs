@@ -92,8 +92,8 @@ impl Options {
 ///
 /// # Errors
 /// [`ModelError::Dimensions`] when sizes do not go together (heads, batch, sequence length);
-/// [`ModelError::Partly`] and [`ModelError::NothingTrained`] as [`crate::frozen`]; [`ModelError::NothingProjected`] when no
-/// matrix can be trained in a subspace.
+/// [`ModelError::Partly`] and [`ModelError::NothingTrained`] as [`crate::frozen`]; [`ModelError::NothingProjected`]
+/// when no matrix can be trained in a subspace.
 pub fn describe(shape: &ModelShape, options: &Options) -> Result<Workload, ModelError> {
     Ok(build(shape, options, false)?.workload)
 }

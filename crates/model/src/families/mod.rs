@@ -37,7 +37,7 @@ use crate::config_json::keys::Config;
 use crate::describe::check::wrong;
 use crate::params::List;
 
-/// Every family.
+/// The families, in the order in which errors list their types.
 const ALL: [(Family, &dyn Architecture); 17] = [
     (Family::Llama, &llama::Llama),
     (Family::Phi3, &phi3::Phi3),

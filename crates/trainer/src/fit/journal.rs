@@ -52,11 +52,11 @@ pub(super) struct Journal {
     run: u128,
     /// The one that counts: the newest, until it is known which is whole.
     at: usize,
-    /// Newest first.
+    /// The commits that count, newest first.
     told: Vec<Told>,
 }
 
-/// One commit.
+/// One commit, with what its record says decoded.
 #[derive(Debug)]
 struct Told {
     sequence: u64,
