@@ -7,7 +7,7 @@ use std::hash::{BuildHasherDefault, Hasher};
 /// A map whose order of iteration must not matter, as with any hash map.
 pub(crate) type FastMap<K, V> = HashMap<K, V, BuildHasherDefault<Mix>>;
 
-/// Multiplies and rotates each word in.
+/// A hasher that multiplies and rotates each word in: fast, and without protection against chosen keys.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Mix(u64);
 

@@ -28,10 +28,10 @@ static SOURCE: Source = source!("cached", "cached.cu");
 const SPLIT: usize = 128;
 /// Query heads of a block there: TILE of the source.
 const TILE: usize = 8;
-/// Longest head there: a block has its queries and scores in shared memory, of which the smallest GPU that is supported
-/// gives 99 KiB.
+/// Longest head there: a block has its queries and scores in shared memory, of which the smallest supported GPU gives
+/// a block 99 KiB.
 pub const CACHED_HEAD: usize = (99 << 10) / (TILE * size_of::<f32>()) - SPLIT;
-/// Scratch for the runs of as many rows as are made at once there.
+/// Most bytes of scratch there, unless one row needs more: this bounds how many rows are computed at once.
 const SCRATCH: usize = 16 << 20;
 
 operands! {

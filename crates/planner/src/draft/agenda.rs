@@ -160,8 +160,9 @@ pub(super) fn first_uses(program: &Program, pieces: &List<PieceId, Piece>) -> Ve
         .collect()
 }
 
-/// For each piece that is trained the operation after which it may be updated in the same batch: its gradient is
-/// complete and nothing reads its weights any more. In that order.
+/// For each piece that is trained, the operation after which it may be updated in the same batch, in that order. Its
+/// gradient must be complete, and nothing may read its weights any more: a product's weight gradient comes before its
+/// input gradient, which still reads the weight.
 pub(super) fn ready_order(
     program: &Program,
     pieces: &List<PieceId, Piece>,

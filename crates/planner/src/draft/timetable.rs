@@ -221,8 +221,8 @@ fn latest(jobs: &mut [Job], times: &Times) {
     }
 }
 
-/// Lets no more bytes than `most` stand ahead of their use at once; a job that is larger goes alone, where
-/// anything may.
+/// Moves jobs later until no more than `most` bytes are ahead of their use at once. With `alone`, a job that is
+/// larger may be ahead by itself.
 fn bound(jobs: &mut [&mut Job], most: u64, alone: bool, times: &Times) {
     jobs.sort_by(|a, b| a.at.cmp(&b.at).then(a.key.total_cmp(&b.key)));
     // Bytes that stand ahead, and until which operation.
@@ -247,8 +247,8 @@ fn bound(jobs: &mut [&mut Job], most: u64, alone: bool, times: &Times) {
     }
 }
 
-/// Lets each job stand as far ahead of its use as it wants to while no more than `most` bytes are taken, the
-/// earliest deadline first.
+/// Places each job as far ahead of its use as it wants to be, as long as no more than `most` bytes are taken; the
+/// earliest deadline comes first.
 fn fill(jobs: &mut [&mut Job], taken: &mut [u64], most: u64, times: &Times) {
     jobs.sort_by(|a, b| a.by.cmp(&b.by).then(a.key.total_cmp(&b.key)));
     for job in jobs {
@@ -444,7 +444,7 @@ impl Emitter<'_> {
         scene.order.iter().map(of).collect()
     }
 
-    /// What the lane to the device carries: windows, and what updates on the device need.
+    /// Copies of the lane to the device: tensors of windows, and what updates on the device need.
     fn ups(
         &self,
         scene: &Scene<'_>,

@@ -75,8 +75,9 @@ impl Folder {
         &self.path
     }
 
-    /// The way to it through its descriptor, for whom takes paths: it leads here whatever became of the
-    /// path. See [`Folder::known`].
+    /// A path to it through its open descriptor, for code that takes paths and not descriptors (such as the export of
+    /// a model). It leads to this directory even after that was renamed or another one took its name. See
+    /// [`Folder::known`].
     pub(crate) fn reach(&self) -> PathBuf {
         let by_descriptor = PathBuf::from(format!("/proc/self/fd/{}", self.fd.as_raw_fd()));
         if by_descriptor.exists() {
