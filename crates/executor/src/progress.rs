@@ -41,8 +41,8 @@ impl Progress {
             .sum()
     }
 
-    /// One more task of `lane` is complete. Everything it wrote happens before what a waiter does
-    /// after it has seen the count (release here, acquire there).
+    /// One more task of `lane` is complete. Whoever waits for the count and sees it (acquire) sees everything that
+    /// the task wrote (release here).
     pub fn complete(&self, lane: Lane) {
         let c = &self.lanes[lane];
         c.count.fetch_add(1, Ordering::Release);

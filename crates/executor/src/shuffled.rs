@@ -60,8 +60,8 @@ impl<E: Engine> Shuffle<E> {
     }
 
     pub fn push(&mut self, s: Arc<Submission<E::Step>>) {
-        // In every other part one lane is as far behind as edges let it be: what is wrong only if a task is
-        // very late would else hardly ever be seen.
+        // In every other part one lane is as far behind as the edges allow: otherwise a mistake that shows only when
+        // a task is very late would hardly ever be seen.
         let lanes = self.shared.lanes();
         let drawn = self.draw(2 * lanes.len());
         self.slow = lanes.get(drawn).copied();

@@ -38,8 +38,8 @@ pub(crate) struct Streams {
 #[derive(Debug)]
 struct Stream {
     queue: Queue,
-    /// Events of the lane's tasks, by the lane's count of tasks; long enough that an event is not
-    /// recorded again while its part or the one after it is in flight.
+    /// Events of the lane's tasks, reused by the lane's count of tasks. There are enough that none is recorded again
+    /// while its part or the one after it is in flight.
     starts: Vec<Event>,
     ends: Vec<Event>,
     clock: Mutex<Clock>,
@@ -143,7 +143,7 @@ impl Streams {
     }
 
     /// Seconds since the runner began at which the lane's task number `count` began or ended, by the gpu lane's
-    /// clock. That end of it has an event, and has happened.
+    /// clock. That edge of the task must have an event, and must have happened.
     pub fn moment(&self, lane: Lane, count: u64, edge: Edge) -> Result<f64, CudaError> {
         let (s, gpu) = (self.stream(lane), self.stream(Lane::GPU));
         let clock = *gpu.clock();

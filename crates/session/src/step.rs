@@ -40,8 +40,8 @@ impl StepData {
         Self::marked((inputs, whole), update, None, None)
     }
 
-    /// As [`StepData::new`], of a rank's share of a batch that has so many supervised tokens in all; for a journal
-    /// with the batch's own mark, and the step whose update this part commits.
+    /// As [`StepData::new`], of a rank's share of a batch that has so many supervised tokens in all; and, for a
+    /// journal, with the batch's own mark and the step whose update this part commits.
     pub(super) fn marked(
         inputs: (Vec<Micro>, usize),
         update: Option<Hyper>,

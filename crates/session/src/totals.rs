@@ -55,8 +55,8 @@ impl Odd {
 }
 
 impl Totals {
-    /// A step's loss is known. One that is known already, or older than that, is left out, and one that is
-    /// no number: its step was skipped.
+    /// Takes the loss of a step. It is ignored if that step or a later one is known already, and if it is no number,
+    /// because its step was skipped.
     pub fn loss(&mut self, step: u64, bits: u64) {
         let known = self.last_losses.last().is_some_and(|last| last.0 >= step);
         if known || !f64::from_bits(bits).is_finite() {

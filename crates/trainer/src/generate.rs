@@ -129,9 +129,9 @@ impl<P: FnMut(usize)> Decoder for Plain<'_, P> {
     }
 }
 
-/// Continues each prompt until one of `stops`, `max_new_tokens` or the sequence length.
-/// Prompts that leave no room give nothing; the token that stopped it is no part of an answer. Calls `progress` with
-/// the number finished.
+/// Continues each prompt until one of `stops`, `max_new_tokens` or the sequence length. A prompt that leaves no room
+/// gets an empty answer; the token at which an answer stops is no part of it. Calls `progress` with the number
+/// finished.
 ///
 /// # Errors
 /// What stopped the run.
@@ -209,8 +209,8 @@ impl Places {
     }
 }
 
-/// As [`generate`], with whatever runs the tokens; `None`: it was asked to end. The place of a prompt that is
-/// answered is taken by the next one.
+/// As [`generate`], with any [`Decoder`]; `None`: it was asked to end. When a prompt is answered, the next one takes
+/// its place.
 ///
 /// # Errors
 /// What stopped the run.
@@ -251,8 +251,8 @@ impl Asked<'_> {
         has && self.sampling.max_new_tokens > 0
     }
 
-    /// Appends the next token to a prompt and what it has of an answer; whether there may be more. What is wrong where
-    /// logits are no numbers.
+    /// Appends the next token to a prompt and its answer so far. Returns whether there may be more; an error says
+    /// where logits are no numbers.
     fn go_on(&self, prompt: usize, tokens: &mut Vec<i32>, logits: &[f32]) -> Result<bool, String> {
         // Its own numbers, whichever prompts are answered beside it.
         let drawn = tokens.len() - self.prompts[prompt].len() + 1;

@@ -125,8 +125,8 @@ pub fn settle(mut run: Run) -> Result<Run, TrainError> {
     Ok(run)
 }
 
-/// Fetches what is missing of the weights that a settled run begins with. Gigabytes: whoever calls has looked for all
-/// else that could be wrong. Nothing is done for models that came by no name.
+/// Fetches what is missing of the weights that a settled run begins with. These are gigabytes, so the caller checks
+/// everything else first. Nothing is done for models that were not given by name.
 ///
 /// # Errors
 /// [`TrainError::Path`] when they are neither there nor can be fetched.
@@ -230,8 +230,8 @@ impl Hub {
         }
     }
 
-    /// The directory of a name, with the file that it must have. Where it lacks that, or any that is wanted, what the
-    /// Hub has is fetched once; another program may have left a part.
+    /// The directory of a name, with the file that it must have. If that file or a wanted one is missing, the Hub is
+    /// asked once, because another program may have left only a part there.
     fn text(
         &self,
         name: Name<'_>,

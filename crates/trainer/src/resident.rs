@@ -52,8 +52,8 @@ impl Held {
 }
 
 impl Resident {
-    /// Counts now, with the processes of other ranks: when the plan is made and nothing of it is reserved yet. What a
-    /// machine file says of libraries that are not loaded yet counts too.
+    /// Counts what is held now, other ranks' processes included: when the plan is made and nothing of it is reserved
+    /// yet. What a machine file says of libraries that are not loaded yet counts too.
     #[must_use]
     pub fn count(
         plan: &Plan,

@@ -55,8 +55,8 @@ impl Tally {
         (seconds, lanes)
     }
 
-    /// A step's loss is known: the time since the one before, and the lane that was busiest. The
-    /// first after a start has no update in its time, and is not among `times`.
+    /// Takes a step whose loss is known: the time since the step before, and the lane that was busiest. The first
+    /// step after a start has no update in its time and is not among `times`.
     pub fn lap(&mut self, measured: Measured) -> Lap {
         let (seconds, lanes) = self.advance(measured);
         let seconds = seconds + std::mem::take(&mut self.drained);

@@ -45,9 +45,9 @@ impl Wear {
     }
 }
 
-/// Plans a run so that what it writes to its drives stays within what it may: of what it may write more, each of the
-/// steps `ahead` gets the same. `written` are those before, `filled` says what a plan's start writes. Where
-/// every plan writes more it gives one that does: the budget is the reason that [`check`] then names.
+/// Plans a run so that what it writes to its drives stays within its budget: what it may still write is divided
+/// evenly among the steps `ahead`. `written` bytes were written before, and `filled` says what a plan's start writes.
+/// Where every plan writes more, returns one that does, and [`check`] then names the budget as the reason.
 ///
 /// # Errors
 /// Those of planning.
@@ -87,8 +87,8 @@ pub fn within<T, E>(
     Ok(made)
 }
 
-/// Bytes that filling the drives at a start writes: weights and optimizer state that stay on them, of durable ones the
-/// version that is current.
+/// Bytes that filling the drives at a start writes: weights and optimizer state that stay on them; of durable ones
+/// only the current version.
 #[must_use]
 pub fn fill(plan: &Plan) -> Bytes {
     let next = |s: &Slot| matches!(s.version, Some((Version::Next, _)));
@@ -125,8 +125,8 @@ pub(crate) fn untold(run: &Run, plan: &Plan, begun: u64) -> Option<Writes> {
     (fill(plan).0 + step > 0).then_some(Writes { begun, untold })
 }
 
-/// Refuses a run that would write more in all than it may: `written` by the processes before this one, this start,
-/// and `ahead` steps.
+/// Refuses a run that would write more in all than it may: `written` bytes by earlier processes, those of this start,
+/// and those of `ahead` steps.
 ///
 /// # Errors
 /// [`TrainError::DiskWrites`].

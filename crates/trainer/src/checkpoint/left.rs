@@ -45,8 +45,8 @@ pub fn newest_of(output: &Output) -> Option<(u64, PathBuf)> {
     list_of(output).pop()
 }
 
-/// The checkpoints of the branch that the run of an output is on by step, with those of before it began that are in
-/// the output too once it has saved.
+/// The checkpoints of the branch that an output's run is on, by step. Once the branch has saved, those from before it
+/// began count, too, where they are in the same output.
 #[must_use]
 pub fn list_of(output: &Output) -> Vec<(u64, PathBuf)> {
     let mut all = list(output.folder().path());
@@ -61,8 +61,8 @@ fn is_of(branch: &Branch, dir: &std::path::Path) -> bool {
     read_run(dir).is_ok_and(|state| state.branch == branch.number)
 }
 
-/// Up to which step the checkpoints of the output where a branch began are its own too: that of the checkpoint
-/// from which it resumes, or 0 where that is one of another output, or of a branch that was left before.
+/// The step up to which earlier checkpoints of the output belong to the branch, too: that of the checkpoint at which
+/// it began; 0 if that one is in another output or of a branch that was left before.
 #[must_use]
 pub fn shared(branch: &Branch) -> u64 {
     let at = branch.at.as_ref().filter(|at| at.starts_with(CHECKPOINTS));
@@ -70,8 +70,8 @@ pub fn shared(branch: &Branch) -> u64 {
     name.and_then(step_of).map_or(0, |_| branch.step)
 }
 
-/// Renames the checkpoints that the branch has left, if it has saved none before, and removes what says that a run has
-/// finished. Says what they are called now. What is no checkpoint, a file or a link to nothing, stays.
+/// At the branch's first save, renames the checkpoints that it has left, and removes what says that a run has
+/// finished. Returns their new names. What is no checkpoint, such as a file or a link to nothing, stays.
 pub(super) fn set_aside(output: &Output, checkpoints: &Folder) -> Result<Vec<String>, TrainError> {
     let kept = output.kept();
     let Some(branch) = kept.unsaved() else {

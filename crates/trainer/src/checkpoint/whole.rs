@@ -40,8 +40,7 @@ fn checksum(said: &Value) -> u32 {
     crc32c::crc32c(said.to_string().as_bytes())
 }
 
-/// Reads what a checkpoint says beside the state, and holds it against its checksum and the directory's
-/// name.
+/// Reads what a checkpoint says besides the state, and compares it with its checksum and the directory's name.
 ///
 /// # Errors
 /// [`TrainError::Broken`] when it is missing or does not say what it must.
@@ -132,8 +131,8 @@ fn arrays(file: &File) -> Result<Arrays, String> {
     Ok(all)
 }
 
-/// What can be known of a checkpoint without reading its state: what it says, and that the state file has
-/// the length and the arrays that it must.
+/// Checks a checkpoint without reading its state: what it says, and that the state file has the right length and
+/// arrays.
 ///
 /// # Errors
 /// [`TrainError::Broken`].
@@ -221,8 +220,8 @@ pub(crate) fn with_whole_one(output: &Path, error: TrainError) -> TrainError {
 mod tests {
     use super::*;
 
-    /// A reader that rounds twice makes other numbers of these: then the checksum or the settings of a
-    /// whole checkpoint differ, and no start resumes from it.
+    /// A reader that rounds twice reads these as other numbers: then the checksum or the settings of a whole
+    /// checkpoint would differ, and no start would resume from it.
     #[test]
     fn what_is_said_is_read_back_to_the_bit() {
         let dir = tempfile::tempdir().unwrap();

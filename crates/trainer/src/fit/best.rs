@@ -56,8 +56,8 @@ pub(super) enum Measure {
 }
 
 impl Fit<'_> {
-    /// Compares an evaluation after the present step with the best one. Ends the run with this step where it has
-    /// waited long enough; whether its state is to be kept.
+    /// Compares an evaluation after the present step with the best one. Ends the run with this step if none was
+    /// better for long enough. Returns whether this step's state is to be kept.
     pub(super) fn judge(&mut self, measure: Measure, value: Option<f64>) -> bool {
         let by = self.run.checkpoint.keep_best;
         let asked = by != KeepBest::None || self.run.eval.patience > 0;
@@ -96,8 +96,8 @@ impl Fit<'_> {
         (by != KeepBest::None && self.state.best.step > 0).then_some(self.state.best.step)
     }
 
-    /// Puts the state of the best checkpoint in the place of the last one, which is saved; nothing where that is the
-    /// best. The step that it is of, if it is another.
+    /// Loads the state of the best checkpoint over the last one's, which is saved, unless that is the best. Returns
+    /// the step of the best one if it is another.
     pub(super) fn go_back_to_best(&mut self) -> Result<Option<u64>, TrainError> {
         let Some(step) = self.kept_best().filter(|&step| step < self.state.step) else {
             return Ok(None);

@@ -228,7 +228,7 @@ impl Origin {
     }
 }
 
-/// Has the output's mark say that a checkpoint of this step was saved, the first of its branch or another.
+/// Records in the output's mark that a checkpoint of this step was saved, the first of its branch or a later one.
 ///
 /// # Errors
 /// Files: the mark then says what it said before, and the next start finds the checkpoint all the same.

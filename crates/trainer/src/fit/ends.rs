@@ -98,8 +98,8 @@ pub(super) fn finished(
 }
 
 impl Fit<'_> {
-    /// Saves, and after the last step evaluates, writes the model and answers: what is recorded of
-    /// that already is not done again. What the run was asked to stop in is left out.
+    /// Saves, and after the last step evaluates, writes the model and answers prompts. What is recorded as done is
+    /// not done again; what the run is asked to stop in is left out.
     pub(super) fn end(&mut self, after_step: u64) -> Result<Ends, TrainError> {
         let step = self.state.step;
         let mut ends = Ends {

@@ -55,8 +55,8 @@ impl Parts<'_> {
 }
 
 impl Fit<'_> {
-    /// Writes the model beside its final name and then renames it: the name means it is whole.
-    /// `None`: the run was asked to end, and nothing of it is left.
+    /// Writes the model under another name and then renames it: a model that has its name is whole. `None`: the run
+    /// was asked to end, and nothing of it is left.
     pub(super) fn export(&mut self) -> Result<Option<PathBuf>, TrainError> {
         self.follow()?;
         let told = self.room.resize(self.output.folder(), 0);

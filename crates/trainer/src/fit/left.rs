@@ -37,9 +37,9 @@ pub(super) fn keep(folder: &Folder, at: Option<&RunState>) -> Result<(), TrainEr
     put(folder, now, left)
 }
 
-/// Has a branch that begins, or begins again, find the metrics and answers of the curve that its checkpoint is of, as
-/// far as they are known: those that `keep` has copied, where the run's own are of a branch that never saved
-/// (`given_up`). What comes behind its step is still to be cut.
+/// Gives a branch that begins, or begins again, the metrics and answers of the curve that its checkpoint belongs to,
+/// as far as they are known: where the run's own are those of a branch that never saved (`given_up`), the ones that
+/// `keep` has copied. Lines after its step are not cut yet.
 pub(super) fn put_back(
     folder: &Folder,
     branch: &Branch,

@@ -19,8 +19,8 @@ use crate::error::{Absent, TrainError};
 use crate::metrics::last_step;
 use crate::output::{FINISHED, METRICS, Output};
 
-/// Refuses a start that would lose steps without being asked to: nothing was touched yet. Else says which
-/// steps of the metrics are made again, for people.
+/// Refuses a start that would lose steps without being asked to, before anything is touched. Otherwise returns a
+/// message on which steps of the metrics are made again.
 ///
 /// # Errors
 /// [`TrainError::Lost`] with what is not there and where it was expected.

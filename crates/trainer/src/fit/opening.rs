@@ -131,7 +131,7 @@ impl Material {
     }
 }
 
-/// Plans a run, with the bytes that are written to its drives when this start has filled them; refused where the
+/// Plans a run. Returns also how many bytes are written to its drives once this start has filled them. Refused if the
 /// steps ahead would write more than the run may.
 pub(super) fn plan(
     run: &Run,

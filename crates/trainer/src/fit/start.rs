@@ -75,8 +75,8 @@ impl Start {
         Ok((start, origin))
     }
 
-    /// What the branch of an output has saved: its journal, unless the newest of its checkpoints is newer. Where it
-    /// was begun at a checkpoint that is `named`, only what was saved since and is whole.
+    /// What the branch of an output has saved: its journal, unless the newest of its checkpoints is newer. If the
+    /// branch was begun at a checkpoint that is `named`, only what was saved since then and is whole.
     fn saved(
         run: &Run,
         output: &Output,

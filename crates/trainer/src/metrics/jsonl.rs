@@ -17,9 +17,9 @@ pub struct MetricsLog {
 }
 
 impl MetricsLog {
-    /// Opens the file of this name for appending, or creates it, keeping only what a run at `last_step`
-    /// has written: from the first line on that is torn, not JSON or has a `step` beyond `last_step`,
-    /// the file is cut. So the file of a run that died and went on is that of an unbroken run.
+    /// Opens the file of this name for appending, or creates it, keeping only what a run at `last_step` has written:
+    /// from the first line on that is torn, not JSON or has a `step` beyond `last_step`, the file is cut. So the file
+    /// of a run that died and was resumed is that of an unbroken run.
     ///
     /// `None`: a run that begins; nothing that has a step is kept.
     pub fn open(folder: &Folder, name: &str, last_step: Option<u64>) -> Result<Self, TrainError> {
@@ -31,8 +31,8 @@ impl MetricsLog {
         Ok(Self { lines })
     }
 
-    /// Cuts the file from the first line that is a record of this step and occasion (`when`) on: what
-    /// a run that died has written of something it is to write again.
+    /// Cuts the file at the first line that is a record of this step and occasion (`when`): a run that died has
+    /// written part of what will be written again.
     pub fn forget(&mut self, step: u64, when: &str) -> Result<(), TrainError> {
         let same = |r: &Value| r["step"] == step && r["when"] == when;
         let file = self.lines.file();

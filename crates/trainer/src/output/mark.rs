@@ -179,9 +179,9 @@ impl Kept {
     }
 }
 
-/// By which a file is known again: its length, and CRC-32C of all of it. (A sample, as in format 1, does not see
-/// an edit elsewhere.) It costs one reading of the file, mostly from the cache, when it was written, and one when
-/// it is replaced: seconds for each ten gigabytes.
+/// What a file is recognised by: its length, and CRC-32C of all of it. (A sample, as in format 1, does not see an
+/// edit elsewhere.) It costs one reading of the file, mostly from the cache, when it was written, and one when it is
+/// replaced: seconds for each ten gigabytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Print {
     bytes: u64,

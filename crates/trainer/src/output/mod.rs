@@ -164,8 +164,8 @@ impl Output {
         Some(self.folder.path().join(file))
     }
 
-    /// Has the mark say what the run has kept. A new mark takes the name with its lock taken, so nobody
-    /// else has the directory in between.
+    /// Records in the mark what the run has kept. A new mark takes the name while its lock is held, so no other
+    /// process gets the directory in between.
     ///
     /// # Errors
     /// Files; the mark then says what it said before.

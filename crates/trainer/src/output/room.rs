@@ -21,7 +21,7 @@ pub struct Need {
     pub bytes: u64,
 }
 
-/// Holds what will be written against what each file system has free for this user.
+/// Compares what will be written with what each file system has free for this user.
 ///
 /// # Errors
 /// [`TrainError::Room`] with the first file system that has too little.

@@ -193,8 +193,8 @@ pub(super) fn slice_choice(whole: &Workload, choice: &Choice, slice: &Workload) 
     }
 }
 
-/// Where the slice leaves a tier unused that the whole uses for weights or state, one of its blocks does
-/// as a unit of the whole that uses it.
+/// Where the slice would leave a tier unused that the whole model uses for weights or state, one of its blocks is
+/// placed like a unit of the whole that uses it.
 pub(super) fn use_every_tier(whole: &Choice, slice: &mut Choice, w: &Workload) {
     let blocks = units(w, UnitKind::Block).into_iter().rev();
     let mut blocks = blocks.filter(|&block| is_trained(w, block));
