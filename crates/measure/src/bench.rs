@@ -102,7 +102,7 @@ impl Beside {
     }
 }
 
-/// Measures updates on the host: alone, against a copy of memory, and beside the other lanes.
+/// Measures updates on the host: alone, against a copy of memory, and while the other lanes run.
 ///
 /// # Errors
 /// When memory or a directory cannot be had, or the GPU fails.
@@ -306,8 +306,8 @@ pub struct DiskRow {
     pub bound_threads: usize,
 }
 
-/// Reads, writes, both alike (an update whose 12 bytes a parameter all come from the drive), and
-/// the update whose weights are at hand: 10 bytes read, 12 written.
+/// Reads; writes; as many of each, as in an update whose 12 bytes a parameter all come from the drive; and an update
+/// whose weights are in memory, which reads 10 bytes and writes 12.
 const MIXES: [Mix; 4] = [Mix::READS, Mix::WRITES, Mix::new(12, 12), Mix::new(10, 12)];
 
 /// The smallest file that [`disk`] measures on.

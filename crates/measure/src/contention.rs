@@ -49,8 +49,8 @@ pub struct LanesConfig {
 }
 
 impl LanesConfig {
-    /// What a probe measures: on a GPU machine enough memory that neither caches nor a near NUMA
-    /// node hide what a run would meet, where there is that much; on the CPU device a little.
+    /// What a probe measures. On a machine with a GPU, enough memory (where there is that much) that neither caches
+    /// nor a near NUMA node hide what a run would meet; on the CPU device a little.
     #[must_use]
     pub fn for_probe(
         threads: usize,

@@ -158,8 +158,8 @@ fn reads(o: &Operand) -> bool {
 
 /// Operations and the memory that they compute in.
 ///
-/// What is read lies apart from what is written, or operations would soon compute with each other's nonsense: a
-/// product of NaNs takes less power, and so less time.
+/// What is read lies apart from what is written. Otherwise operations would soon read each other's meaningless
+/// results, and a product of NaNs takes less power and so less time.
 struct Bench<'a> {
     q: &'a Queue,
     decoder: &'a Decoder,

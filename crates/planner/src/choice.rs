@@ -88,14 +88,14 @@ pub enum Pieces {
 /// overrun: three bounds, each for itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Ahead {
-    /// Bytes of the device, everything on it included, that may be taken while something was fetched that is
-    /// not used yet, or is not used any more but still copied from. Zero: just in time.
+    /// The most bytes of the device that may be taken, everything included, while something is there that was fetched
+    /// and is not used yet, or that is no longer used but still copied from. Zero: just in time.
     pub device: Bytes,
     /// Bytes of the host that were read from the drives and are not fetched yet, and as many that are still
     /// written to them.
     pub host: Bytes,
-    /// Bytes of the host and of the device each that were read or fetched for updates which are still to run,
-    /// and as many that these left to be written or sent back. What is larger goes alone.
+    /// The most bytes, on the host and on the device each, that are read or fetched for updates still to run, and as
+    /// many that updates have left to be written or offloaded. What is larger goes alone.
     pub updates: Bytes,
 }
 
@@ -140,8 +140,8 @@ pub struct Choice {
     pub saved: Vec<Vec<Saved>>,
     /// How far copies run ahead of their use.
     pub ahead: Ahead,
-    /// Where what a unit hands to the next one waits in between: its output's gradients here, its outputs, where
-    /// this is not the device, on the tier of [`Choice::inputs`]; each where it is gone and back in time.
+    /// Where the tensors between two units wait. Gradients of outputs wait here; outputs do, too, but on the tier of
+    /// [`Choice::inputs`] if this is not the device. Each moves only if it is gone and back in time.
     pub carry: Tier,
     /// Micro-batches of a [round](crate::rounds), layer-major inside; 0: the whole batch is one.
     #[serde(default, skip_serializing_if = "whole")]

@@ -129,8 +129,9 @@ struct Life {
     death: u32,
 }
 
-/// Slots that were placed, by the stretches of time in which they live, each stretch's in the order of their
-/// addresses: so that one looks only at those it may meet, and no further than the gap it takes.
+/// Slots that were placed, by the stretches of time in which they live, in the order of their addresses within each
+/// stretch. So a new slot is compared only with those that may live at the same time, and only up to the gap that it
+/// takes.
 struct Placed {
     /// log2 of the tasks of a stretch.
     shift: u32,

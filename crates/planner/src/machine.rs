@@ -95,8 +95,8 @@ pub struct NetRates {
 pub struct Shared {
     /// Name for people: `cores`, `host memory`.
     pub name: String,
-    /// Share of it that each lane takes at full speed, by lane name (`gpu`, `h2d`, `d2h`, `disk`,
-    /// `host`). Lanes that together want more than 1 slow each other down evenly.
+    /// Share of it that each lane takes at full speed, by lane name (`gpu`, `h2d`, `d2h`, `disk`, `host`). Lanes
+    /// whose shares add up to more than 1 slow each other down evenly.
     pub share: BTreeMap<String, f64>,
 }
 

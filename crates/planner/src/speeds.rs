@@ -95,9 +95,9 @@ fn drive() -> LaneSet {
     LaneSet::of([Lane::DISK_READ, Lane::DISK_WRITE])
 }
 
-/// What a drive that does one thing at a time gives of its rates alone. A step that writes also reads,
-/// and a cache that took a write works it off during the next read: both in turn give no more than
-/// the mixed rate either.
+/// The share of its rates that a drive gives when it does one thing at a time, in a step that both reads and writes.
+/// A cache that took a write works it off during the next read, so alternating gives no more than the mixed rate
+/// either.
 fn turns(lane: Lane, set: LaneSet, mix: f64) -> f64 {
     if drive().has(lane) && !set.holds(drive()) {
         mix.min(1.0)

@@ -18,8 +18,8 @@ pub struct UpdateRate {
 
 /// The rates of a machine's updates: one entry an optimizer that was measured, at least one.
 ///
-/// Files of before have the one entry of AdamW in keys of its own (`host_adamw`, `device_adamw`,
-/// `adamw_moments`); they are read as that entry.
+/// Earlier files have one entry, AdamW's, in keys of its own (`host_adamw`, `device_adamw`, `adamw_moments`); they
+/// are read as that entry.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "File")]
 pub struct Updates {

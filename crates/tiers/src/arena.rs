@@ -38,10 +38,10 @@ pub struct Arena {
 /// Bytes of an [`Arena`], without a type. It keeps the arena mapped; it does not say who may use
 /// the bytes: the plan does.
 ///
-/// # The contract of arenas
-/// Whoever makes a reference into an arena, or a pointer access, promises (in `unsafe`) that no
-/// request on those bytes is unfinished; whoever submits a request, that nobody has one while it is
-/// ([`crate::Disk::submit`]). [`crate::Block`] keeps both by having the bytes alone.
+/// # The contract of arenas Code that makes a reference into an arena, or accesses it by pointer, promises (in
+/// `unsafe`) that no request on those bytes is unfinished. Code that submits a request promises that no such
+/// reference exists until it is done ([`crate::Disk::submit`]). [`crate::Block`] keeps both promises by being the
+/// only holder of its bytes.
 #[derive(Clone)]
 pub struct RawRange {
     map: Arc<Mapping>,

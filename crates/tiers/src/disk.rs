@@ -131,8 +131,8 @@ impl Disk {
         self.journal = Some(Journal::new(place, 0, None));
     }
 
-    /// Gives new files their names, in the place of kept ones: those are gone then. To be called when
-    /// what they hold is on this disk or is not wanted any more.
+    /// Gives new files their names, in place of kept ones, which are then gone. To be called when what the kept ones
+    /// hold is on this disk or no longer wanted.
     ///
     /// # Errors
     /// [`TierError::File`] when the system refuses.
@@ -217,12 +217,11 @@ impl Disk {
     /// Requests of one kind are served in order of their deadlines, and reads and writes alternate. But of two
     /// requests whose extents overlap, one of them a write, the one submitted first is served first.
     ///
-    /// # Safety
-    /// From the call on until the ticket is done ([`Ticket::wait`] has returned, well or badly) the
-    /// memory is the request's: nobody writes it, and for a read nobody reads it either. That goes for
-    /// other requests too: of two that share a byte of memory and are not done, both write it to a drive.
-    /// The disk itself reads and writes it by the processor: where reads are verified, checksums are
-    /// recorded or commits are proven, and on a disk in memory. [`Disk::start`] keeps all this by itself.
+    /// # Safety From the call until the ticket is done ([`Ticket::wait`] has returned, well or badly) the memory
+    /// belongs to the request: nobody writes it, and during a read nobody reads it either. That includes other
+    /// requests: two that share a byte of memory and are not done must both be writes to a drive. The disk itself
+    /// reads and writes it by the processor: where reads are verified, checksums are recorded or commits are proven,
+    /// and on a disk in memory. [`Disk::start`] keeps all this by itself.
     ///
     /// ```compile_fail,E0133
     /// fn f(disk: &lowtide_tiers::Disk, request: lowtide_tiers::Request) {

@@ -14,9 +14,9 @@ use crate::{DiskConfig, HostMemory, Open, TierError, process};
 /// open keep more than this free.
 pub const BESIDE: Bytes = Bytes(128 << 20);
 
-/// Holds what a run will reserve against what there is: `arenas` bytes of host memory in all, beside
-/// what the process will hold in the end (`process`, where that is known; what it holds already counts
-/// no more), and what all of `disks` together ask of each file system. Touches nothing.
+/// Compares what a run will reserve with what there is: `arenas` bytes of host memory in all, in addition to what the
+/// process will hold in the end (`process`, where that is known; what it holds already is then not counted again),
+/// and what all of `disks` together ask of each file system. Touches nothing.
 ///
 /// # Errors
 /// [`TierError::HostMemory`] with the limit that is too low, [`TierError::Space`] with the first

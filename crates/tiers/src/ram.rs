@@ -53,8 +53,8 @@ pub struct RamConfig {
     pub pace: Option<Pace>,
 }
 
-/// A drive that does one read and one write at a time, each at its own rate and neither in the
-/// other's way: what keeps a drive busy, and what does not, then shows in its time alone.
+/// A drive that does one read and one write at a time, each at its own rate and without slowing the other. So only
+/// how busy a schedule keeps the drive shows in its time.
 #[derive(Clone, Copy, Debug)]
 pub struct Pace {
     /// Rate of reads, each drive's own.

@@ -8,9 +8,9 @@ use crate::{DirLock, TierError, litter};
 /// The name in the directory that is measured.
 const DIR: &str = ".lowtide-probe";
 
-/// A directory `.lowtide-probe` in another one, that goes when it is dropped: a state file that a
-/// durable run has left must not be opened, let alone overwritten, to measure its drive. The other one
-/// is locked as long: two that measure, or one beside a run, would measure each other.
+/// A directory `.lowtide-probe` in another one, removed when it is dropped: a state file that a durable run has left
+/// must not be opened, let alone overwritten, to measure its drive. The other directory is locked meanwhile, because
+/// two probes, or a probe and a run, would measure each other.
 #[derive(Debug)]
 pub struct Scratch {
     path: PathBuf,

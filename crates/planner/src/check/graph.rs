@@ -26,7 +26,7 @@ pub(super) fn read_often(w: &Workload) -> HashSet<(u32, LocalId)> {
     (0..w.units.len() as u32).filter_map(several).collect()
 }
 
-/// Every unit reads outputs of earlier ones, each once, of the size that it takes them for. Where an output has a
+/// Every unit reads outputs of earlier units, each once, with the size that the output has. Where an output has a
 /// gradient, its last reader overwrites it, every other one adds to it, each by one operation.
 pub(super) fn graph(w: &Workload) -> Result<(), Fault> {
     let fault = |what: String| {

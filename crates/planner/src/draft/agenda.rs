@@ -111,10 +111,11 @@ impl Emitter<'_> {
         }
     }
 
-    /// Whether a tensor leaves the device in a pause between two uses: where its home is elsewhere and it is
-    /// gone and back in time. Just in time everything goes that may. What one unit hands to the next stays
-    /// unless it is to leave. Weights and sums go after their unit, if others come before the next use: what
-    /// they wait for, an update or a drive, is often longer than the gpu's own work, and they are large.
+    /// Whether a tensor leaves the device in a pause between two uses: if its home is elsewhere and it can be gone
+    /// and back in time. With `ahead` zero, everything leaves that may. What one unit hands to the next stays unless
+    /// it is to leave. Weights and sums leave after their unit if other units come before the next use, whatever the
+    /// predicted pause: they are large, and what they wait for, an update or a drive, often takes longer than the
+    /// gpu's own work.
     fn moves(&self, t: Tensor, tier: Tier, runs: u32, pause: f64) -> bool {
         if tier == Tier::Device {
             return false;

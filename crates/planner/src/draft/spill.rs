@@ -32,8 +32,8 @@ impl Spill {
         self.ends.get(&t).copied()
     }
 
-    /// Takes from the reads those of tensors that would have to begin before the write has ended: these wait on the
-    /// host, next use first, as long as they take no more bytes there than `most`.
+    /// Removes the reads that would have to begin before the tensor's write has ended. These tensors wait on the
+    /// host, next use first, as long as they take at most `most` bytes there.
     pub(super) fn forwarded(
         &self,
         jobs: &mut Vec<Job>,

@@ -331,8 +331,8 @@ impl Emitter<'_> {
         (agenda, times, forwarded)
     }
 
-    /// Everything that stands before an operation, in order: what the drives are read for first, then by the time
-    /// at which it is to begin. Beside it the tensors that are taken from the host in place of the drives.
+    /// Everything that stands before each operation, in order: reads from the drives first, then by the time at which
+    /// it is to begin. Also returns the tensors that are taken from the host in place of the drives.
     fn events(
         &self,
         scene: &Scene<'_>,
@@ -548,8 +548,8 @@ impl Emitter<'_> {
             .collect()
     }
 
-    /// What the drives are read for: windows, and updates that follow their gradients. (Those of the batch
-    /// before read as far ahead as they may.) Beside them the tensors that need not be: see [`Spill::forwarded`].
+    /// Reads from the drives: for windows, and for updates that follow their gradients. (Updates of the batch before
+    /// read as far ahead as they may.) Also returns the tensors that need not be read: see [`Spill::forwarded`].
     fn reads(
         &self,
         scene: &Scene<'_>,

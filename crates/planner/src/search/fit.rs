@@ -68,8 +68,8 @@ impl Search<'_> {
         fits(&self.size(&last).need, budgets).then_some(last)
     }
 
-    /// Sends units' state (or weights) from host to disk, last unit first: the first ones are
-    /// needed first in the next forward. Returns the excess that is left.
+    /// Moves units' state (or weights) from host to disk, last unit first, because the first ones are needed first in
+    /// the next forward. Returns the bytes that are still too many.
     fn spill(&self, choice: &mut Choice, mut excess: u64, weights: bool, moved: &mut bool) -> u64 {
         let w = self.r.workload;
         for (u, unit) in w.units.iter().enumerate().rev() {

@@ -42,9 +42,9 @@ fn move_saved(c: &mut Choice, units: std::ops::Range<usize>) {
     }
 }
 
-/// Every choice of the grid: each unit a class of its own (the head goes with the last block, it
-/// is small here), gradients of the others on the device or the host, saved tensors of the last
-/// blocks staying, of the others what is dear moved or not, inputs, copies ahead.
+/// Every choice of the grid: a class for each unit (the head has that of the last block, because it is small here);
+/// gradients of the other units on the device or the host; how many of the last blocks keep their saved tensors, and
+/// whether the costly ones of the other blocks move; inputs; copies ahead.
 fn grid(w: &Workload) -> Vec<Choice> {
     let n = w.units.len();
     let blocks = n - 2;
