@@ -367,6 +367,18 @@ const ROWS: &[Row] = &[
     ),
     trained("train.accumulate", ["1", "2"], &[], tokens),
     trained(
+        "train.reduce",
+        ["order", "tree"],
+        &["train.accumulate=4"],
+        weights,
+    ),
+    trained(
+        "train.leaves",
+        ["4", "2"],
+        &["train.accumulate=4", "train.reduce=tree"],
+        weights,
+    ),
+    trained(
         "train.last_batch",
         ["fill", "keep"],
         &["data.packing=false", "train.micro_batch=4"],

@@ -12,7 +12,7 @@ use crate::run::{
     ModelSource, Optimizer, Plan, Recompute, Resume, Run, Schedule, Spike, Train, Warmup,
 };
 use crate::value::{Value, is_auto};
-use crate::words::{Init, Strategy};
+use crate::words::{Init, Reduce, Strategy};
 
 /// What was typed with defaults filled in, rules between keys aside.
 pub(crate) fn build(low: &Low) -> Result<Run, ConfigError> {
@@ -162,6 +162,13 @@ fn train(low: &Low, precision: Dtype) -> Train {
         seq: count("train.seq"),
         target: count("train.target"),
         accumulate: count("train.accumulate"),
+        leaves: match low.word("train.reduce").expect("has a default") {
+            Reduce::Order => 1,
+            // As many as the most GPUs have a use for.
+            Reduce::Tree => low
+                .count32("train.leaves")
+                .unwrap_or_else(|| 1 << count("train.accumulate").trailing_zeros().min(4)),
+        },
         last_batch: low.word("train.last_batch").expect("has a default"),
         learning_rate: number("train.learning_rate"),
         schedule: Schedule {

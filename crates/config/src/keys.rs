@@ -10,7 +10,7 @@ use crate::key::KeyDefault::{ByOptimizer, Unset, Value};
 use crate::key::{Key, Kind};
 use crate::words::{
     ClipMode, DTYPE_ALIASES, DTYPES, Device, Init, LastBatch, MOMENT_ALIASES, MOMENTS, NonFinite,
-    OPTIMIZER_ALIASES, OPTIMIZERS, ScheduleShape, SpikeAction, UpdateOn,
+    OPTIMIZER_ALIASES, OPTIMIZERS, Reduce, ScheduleShape, SpikeAction, UpdateOn,
 };
 
 mod data;
@@ -308,6 +308,21 @@ const AFTER_DATA: &[Key] = &[
             "grad_accum",
             "gradient_accumulation",
         ],
+    },
+    Key {
+        name: "train.reduce",
+        doc: "The order in which gradients of micro-batches add up.",
+        kind: Kind::word(Reduce::WORDS),
+        default: Value("order"),
+        elsewhere: &["reduce"],
+    },
+    Key {
+        name: "train.leaves",
+        doc: "Of `train.reduce: tree` the most GPUs that give the same bits: a power of two that divides \
+              `train.accumulate`. A GPU of R keeps leaves / R sums of each gradient under way, 4 bytes a parameter each.",
+        kind: Kind::Count { min: 1, max: 16 },
+        default: Unset("the largest power of two that divides `train.accumulate`, up to 16"),
+        elsewhere: &[],
     },
     Key {
         name: "train.last_batch",

@@ -43,6 +43,6 @@ pub use run::{
 };
 pub use words::{
     Activations, ClipMode, Device, Format, Init, KeepBest, LastBatch, LoopOrder, NonFinite,
-    Offload, OnError, Pieces, ScheduleShape, SpikeAction, Strategy, TextBy, Tier, TrainOn,
+    Offload, OnError, Pieces, Reduce, ScheduleShape, SpikeAction, Strategy, TextBy, Tier, TrainOn,
     UpdateOn,
 };

@@ -51,9 +51,11 @@ impl Run {
             key["optimizer"][setting] = json!(value);
         }
         key["optimizer"]["moments"] = json!(optimizer.moments);
-        // The order in which gradients add up.
-        if self.gpus != 1 {
-            key["gpus"] = json!(self.gpus);
+        // The order in which gradients add up: in a tree it is the same on every number of GPUs.
+        match (train.leaves, self.gpus) {
+            (1, 1) => {}
+            (1, gpus) => key["gpus"] = json!(gpus),
+            (leaves, _) => key["train"]["leaves"] = json!(leaves),
         }
         // What came later is in it where it is not the default, which is what was done before.
         if !self.model.labels.is_empty() {

@@ -11,8 +11,8 @@ use crate::low::{Low, Typed};
 use crate::run::{Cache, Length, ModelSource, Run, Warmup};
 use crate::value::Value;
 use crate::words::{
-    Activations, ClipMode, Format, Init, KeepBest, NonFinite, ScheduleShape, SpikeAction, Tier,
-    TrainOn,
+    Activations, ClipMode, Format, Init, KeepBest, LoopOrder, NonFinite, Reduce, ScheduleShape,
+    SpikeAction, Tier, TrainOn,
 };
 
 /// At most one key of each exclusive group was given.
@@ -41,6 +41,7 @@ pub(crate) fn together(low: &Low, run: &Run) -> Result<(), ConfigError> {
     frozen(low, run)?;
     lsp(low, run)?;
     ranks(low, run)?;
+    tree(low, run)?;
     best(low, run)?;
     durable(low, run)
 }
@@ -443,6 +444,46 @@ fn ranks(low: &Low, run: &Run) -> Result<(), ConfigError> {
     if run.lsp.is_some() {
         let why = "lsp on several GPUs is not supported";
         return conflict(low, "strategy.name", "gpus", why);
+    }
+    Ok(())
+}
+
+/// A tree of sums has leaves for all GPUs, which micro-batches fill evenly.
+fn tree(low: &Low, run: &Run) -> Result<(), ConfigError> {
+    let (key, governor) = ("train.leaves", "train.reduce");
+    if low.word(governor) != Some(Reduce::Tree) {
+        return idle(low, key, governor, "'train.reduce: tree'");
+    }
+    let leaves = run.train.leaves;
+    if !leaves.is_power_of_two() {
+        return needs(
+            low,
+            key,
+            "a power of two, so that the sums of a tree pair up",
+        );
+    }
+    if !run.train.accumulate.is_multiple_of(leaves) {
+        let why = format!(
+            "{} micro-batches do not fill {leaves} leaves evenly; make it a multiple of {leaves}",
+            run.train.accumulate
+        );
+        return conflict(low, "train.accumulate", key, &why);
+    }
+    if leaves < run.gpus {
+        let why = format!(
+            "{leaves} leaves are not enough for {} GPUs, which have one at least each",
+            run.gpus
+        );
+        return conflict(low, key, "gpus", &why);
+    }
+    if leaves > run.gpus && run.plan.loop_order == Some(LoopOrder::BatchMajor) {
+        let why = format!(
+            "a GPU adds up {} sums of each gradient, which would leave the device before all of them are begun; leave it \
+             out, or set 'train.leaves' to {}",
+            leaves / run.gpus,
+            run.gpus
+        );
+        return conflict(low, "plan.loop", governor, &why);
     }
     Ok(())
 }

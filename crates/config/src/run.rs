@@ -261,6 +261,10 @@ pub struct Train {
     pub target: u32,
     /// M: micro-batches of one update.
     pub accumulate: u32,
+    /// Leaves of the tree in which gradients add up, a power of two that divides `accumulate` and that the number of
+    /// GPUs divides; 1: they add up in order.
+    #[serde(skip_serializing_if = "is_one")]
+    pub leaves: u32,
     /// What becomes of the rows that do not fill an epoch's last batch.
     pub last_batch: LastBatch,
     /// Peak learning rate.
@@ -285,6 +289,11 @@ pub struct Train {
     pub freeze: Vec<String>,
     /// Patterns of those that are trained nevertheless.
     pub unfreeze: Vec<String>,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+fn is_one(n: &u32) -> bool {
+    *n == 1
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]

@@ -157,6 +157,16 @@ words! {
 }
 
 words! {
+    /// In which order the gradients of a batch's micro-batches add up.
+    Reduce {
+        /// one after the other on each GPU, then GPU by GPU: another number of GPUs gives other last bits
+        Order = "order",
+        /// as a tree: the same bits on every number of GPUs up to `train.leaves`, for more memory
+        Tree = "tree",
+    }
+}
+
+words! {
     /// What is trained.
     Strategy {
         /// every weight that is not frozen

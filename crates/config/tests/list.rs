@@ -16,8 +16,8 @@ data.train data.eval data.eval_split data.format data.fields.messages data.field
 data.fields.completion data.fields.text data.fields.text_pair data.fields.label
 data.packing data.train_on data.shuffle data.max_examples
 data.on_error data.text_by data.max_line data.cache data.streaming data.system data.separator data.chat_template
-train.steps train.epochs train.micro_batch train.seq train.target train.accumulate train.last_batch
-train.learning_rate train.schedule train.warmup_steps train.warmup_ratio train.decay_ratio train.min_lr_ratio
+train.steps train.epochs train.micro_batch train.seq train.target train.accumulate train.reduce train.leaves
+train.last_batch train.learning_rate train.schedule train.warmup_steps train.warmup_ratio train.decay_ratio train.min_lr_ratio
 train.clip.mode train.clip.norm train.gradient train.on_nonfinite train.spike.factor train.spike.window train.spike.action
 train.label_smoothing train.logits_chunk
 train.freeze train.unfreeze

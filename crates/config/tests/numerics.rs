@@ -53,7 +53,8 @@ const OUTSIDE: &[&str] = &[
 /// Another allowed value than the one of `BASE`.
 fn other(name: &str, kind: &Kind) -> String {
     match name {
-        "gpus" => "2".into(),
+        "gpus" | "train.leaves" => "2".into(),
+        "train.reduce" => "tree".into(),
         "train.on_nonfinite" | "train.spike.action" => "skip".into(),
         "train.epochs" | "optimizer.beta1" => "0.5".into(),
         "train.clip.norm" => "3".into(),
@@ -98,8 +99,11 @@ fn each_key_is_in_it_or_is_named_here_as_outside() {
         if k.name == "data.streaming" {
             sets.push("data.eval_split=0");
         }
-        if k.name == "gpus" {
+        if k.name == "gpus" || k.name == "train.reduce" {
             sets.push("train.accumulate=2");
+        }
+        if k.name == "train.leaves" {
+            sets.extend(["train.accumulate=4", "train.reduce=tree"]);
         }
         if k.name.starts_with("eval.generate.") {
             sets.extend([
@@ -160,6 +164,26 @@ fn placement_and_recording_are_not_in_it() {
     ] {
         assert_eq!(key(&[set]), base, "{set}");
     }
+}
+
+/// The order in which gradients add up is: in a tree it is the same on every number of GPUs.
+#[test]
+fn the_number_of_gpus_is_in_it_unless_gradients_add_up_in_a_tree() {
+    let of = |reduce, gpus, accumulate| key(&[reduce, gpus, accumulate]);
+    let (order, tree, four) = (
+        "train.reduce=order",
+        "train.reduce=tree",
+        "train.accumulate=4",
+    );
+    assert_ne!(of(order, "gpus=1", four), of(order, "gpus=2", four));
+    assert_eq!(of(tree, "gpus=1", four), of(tree, "gpus=4", four));
+    assert_ne!(of(tree, "gpus=1", four), of(order, "gpus=1", four));
+    // One micro-batch, or three, add up in order.
+    let three = "train.accumulate=3";
+    assert_eq!(of(tree, "gpus=1", three), of(order, "gpus=1", three));
+    let leaves = |n: &str| key(&[tree, four, n]);
+    assert_eq!(leaves("train.leaves=4"), of(tree, "gpus=2", four));
+    assert_ne!(leaves("train.leaves=2"), leaves("train.leaves=4"));
 }
 
 /// Of an optimizer the settings that it reads, at its own defaults.

@@ -40,6 +40,7 @@ pub fn task_label(plan: &Plan, w: &Workload, part: PartName, idx: TaskId) -> Str
             let name = &phase.ops(u)[op].name;
             format!("{} {name}{mark} {}", u.name, micro(micro_batch))
         }
+        Work::Fold { piece: p } => format!("add up gradient {}", piece(p)),
         Work::Finish { piece: p } => format!("finish gradient {}", piece(p)),
         Work::Update { piece: p } => format!("update {}", piece(p)),
         Work::AllToAll { .. } => {

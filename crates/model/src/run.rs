@@ -150,6 +150,13 @@ impl Decoder {
         self
     }
 
+    /// The same with gradients that add up in a tree of so many leaves, see [`Workload::leaves`].
+    #[must_use]
+    pub fn in_a_tree(mut self, leaves: u32) -> Self {
+        self.workload.leaves = leaves;
+        self
+    }
+
     /// The same with labels of which training spreads a share, 0 to 1, evenly over all tokens. Nothing of its workload
     /// depends on it.
     #[must_use]

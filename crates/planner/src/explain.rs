@@ -44,6 +44,24 @@ fn bytes_each(plan: &Plan) -> f64 {
     (each * 100.0).round() / 100.0
 }
 
+/// What it takes that gradients add up in a tree.
+fn tree(plan: &Plan, w: &Workload) -> String {
+    let (leaves, more) = (w.leaves, u64::from(w.sums() - 1));
+    let bits = format!("gradients add up in a tree: the same bits on up to {leaves} GPUs");
+    let trained = || plan.pieces.iter().filter(|p| !p.frozen);
+    let largest = trained().map(|p| p.elements).max().unwrap_or(0);
+    if more == 0 {
+        return format!("{bits}, at no price on as many");
+    }
+    let numbers: u64 = trained().map(|p| p.elements).sum();
+    let (under_way, moved) = (Bytes(4 * largest * more), Bytes(12 * numbers * more));
+    format!(
+        "{bits}; {} sums of each gradient under way, {under_way} more for the largest, and {moved} of the device's memory \
+         read and written a step to add them",
+        w.sums()
+    )
+}
+
 /// What a plan comes to: the table of memory, and what a step is predicted to take. `w` is what it is the plan of;
 /// `cuda`: the device is a GPU. Long because it is a text from top to bottom.
 #[must_use]
@@ -85,6 +103,9 @@ pub fn explain(plan: &Plan, w: &Workload, cuda: bool) -> String {
             "of each of {} ranks, which all do the same with a share of their own",
             plan.ranks
         );
+    }
+    if w.leaves > 1 {
+        let _ = writeln!(text, "{}", tree(plan, w));
     }
     if plan.optimizer != Optimizer::default() {
         let optimizer = match plan.optimizer.name {

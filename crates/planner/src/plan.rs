@@ -125,7 +125,7 @@ pub enum Tensor {
     State(PieceId),
     /// Complete gradient of a piece, rounded once.
     Gradient(PieceId),
-    /// Gradient of a piece while it adds up, f32.
+    /// Gradient of a piece while it adds up, f32. In a tree the rank's sums, one behind the other.
     Accumulator(PieceId),
     /// Norm partial sums of a piece, f64.
     NormParts(PieceId),
@@ -287,6 +287,12 @@ pub enum Work {
         op: OpId,
         /// Micro-batch of the batch, from 0, when the part runs for the first time.
         micro_batch: u32,
+    },
+    /// Adds up a rank's sums of a gradient, which are complete: the second half of them to the first half, sum by sum,
+    /// until the first one has all. Args: accumulator.
+    Fold {
+        /// Which of [`Plan::pieces`].
+        piece: PieceId,
     },
     /// Rounds a complete accumulator to the gradient and sums its squares.
     /// Args: gradient, norm parts, accumulator (absent when the gradient is rounded in place). Of several ranks the

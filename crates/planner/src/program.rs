@@ -137,7 +137,8 @@ struct Builder<'a> {
     visits: Vec<usize>,
     run: u32,
     last: Option<(u32, bool, u32)>,
-    touched: List<ParamId, bool>,
+    /// Of each sum of a gradient.
+    touched: Vec<List<ParamId, bool>>,
     /// The micro-batch whose losses come first in their slot.
     base: u32,
 }
@@ -162,11 +163,12 @@ impl Builder<'_> {
             .map(|o| {
                 let tensor = canonical(self.w, &self.gradients, unit, o.what, m, self.piece_of);
                 let (offset, bytes) = self.range(unit, o.what, m);
+                let sum = (m % self.w.sums()) as usize;
                 let access = match (o.access, o.what) {
                     (Access::Read, _) => Use::Read,
                     (Access::Write, _) => Use::Write,
                     (Access::Accumulate, What::Gradient(p)) => {
-                        let before = std::mem::replace(&mut self.touched[p], true);
+                        let before = std::mem::replace(&mut self.touched[sum][p], true);
                         if before { Use::Update } else { Use::Write }
                     }
                     (Access::Accumulate, _) => Use::Update,
@@ -204,7 +206,11 @@ impl Builder<'_> {
             }
             What::Gradient(p) => {
                 let piece = &self.pieces[self.piece_of[p]];
-                (piece.offset_of(p) * 4, self.w.params[p].elements * 4)
+                let sum = u64::from(m % self.w.sums()) * piece.elements;
+                (
+                    (sum + piece.offset_of(p)) * 4,
+                    self.w.params[p].elements * 4,
+                )
             }
             What::Cache => (0, self.w.units[unit as usize].cache.0),
             What::Inputs => (0, self.w.batch.input_bytes().0),
@@ -308,7 +314,7 @@ pub(crate) fn program(
         visits: Vec::new(),
         run: 0,
         last: None,
-        touched: touched(w, span, &late),
+        touched: vec![touched(w, span, &late); w.sums() as usize],
         base: span.micro_batches.start,
     };
     let n = w.units.len() as u32;

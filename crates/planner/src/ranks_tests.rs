@@ -8,7 +8,7 @@ use crate::check::check;
 use crate::choice::{Budgets, Choice, Clip, LoopOrder, Pieces, Processor, Saved};
 use crate::machine::{Machine, Shared};
 use crate::mutants::mutants;
-use crate::plan::{Lane, LaneKind, PartName, Plan, Task, Tensor, Tier, Work};
+use crate::plan::{Lane, LaneKind, PartName, PieceId, Plan, Task, Tensor, Tier, Use, Work};
 use crate::simulate::activations_written;
 use crate::testing::{frozen, machine, untied, workload};
 use crate::tests::{CLIPS, every_choice};
@@ -43,6 +43,130 @@ fn every_combination_of_choices_of_several_ranks_passes_the_checker() {
     assert_eq!(seen, 1296);
 }
 
+/// The same, with gradients that add up in a tree.
+fn in_a_tree(w: Workload, ranks: u32, leaves: u32) -> Workload {
+    Workload {
+        leaves,
+        ..of_ranks(w, ranks)
+    }
+}
+
+#[test]
+fn every_combination_of_choices_in_a_tree_passes_the_checker() {
+    let mut seen = 0;
+    for (ranks, accumulate, leaves) in [(1, 2, 2), (2, 4, 4), (2, 1, 2)] {
+        let w = in_a_tree(workload(2, accumulate), ranks, leaves);
+        let sums = w.sums();
+        let choices = every_choice(w).into_iter();
+        let suits = |c: &Choice| sums == 1 || c.order == LoopOrder::LayerMajor;
+        for (i, (mut w, mut c)) in choices.filter(|(_, c)| suits(c)).enumerate() {
+            // Of one rank all, also durable ones; of several some.
+            if ranks > 1 && (c.durable || i % 4 != 0) {
+                continue;
+            }
+            let clip = CLIPS[(i / 4 + accumulate as usize) % 3];
+            if i % 5 == 0 {
+                w.gradient = Dtype::F32;
+            }
+            if i % 3 == 0 && accumulate > sums {
+                c.round = sums;
+            }
+            let plan = build(&w, &c, clip, Budgets::UNLIMITED, &machine());
+            if let Err(fault) = check(&plan, &w, clip) {
+                panic!("{fault}\n{c:?} {clip:?} M {accumulate} {ranks} ranks");
+            }
+            seen += 1;
+        }
+    }
+    assert!(seen > 500, "{seen}");
+}
+
+/// What a tree takes is in the plan: sums of a gradient under way, and what adds them up.
+#[test]
+fn a_tree_has_its_price() {
+    let plan = |leaves: u32, ranks: u32| {
+        let w = in_a_tree(untied(4, 8 / ranks), ranks, leaves);
+        let c = on_host(&w);
+        let plan = build(&w, &c, Clip::Exact, Budgets::UNLIMITED, &machine());
+        check(&plan, &w, Clip::Exact).expect("a right plan");
+        plan
+    };
+    let (order, two, eight) = (plan(1, 1), plan(2, 1), plan(8, 1));
+    let device = |p: &Plan| p.tier(Tier::Device).planned_bytes.0;
+    let largest = order
+        .pieces
+        .iter()
+        .map(|p| p.elements * 4)
+        .max()
+        .expect("pieces");
+    assert!(device(&two) >= device(&order) + largest);
+    assert!(device(&eight) >= device(&order) + 7 * largest);
+    let seconds = |p: &Plan| p.prediction.lanes[LaneKind::Gpu as usize].busy_seconds.0;
+    assert!(seconds(&order) < seconds(&two) && seconds(&two) < seconds(&eight));
+    let folds = |p: &Plan| {
+        let tasks = p.part(PartName::Steady).iter();
+        tasks
+            .filter(|t| matches!(t.work, Work::Fold { .. }))
+            .count()
+    };
+    assert_eq!(
+        [&order, &two, &plan(2, 2)].map(folds),
+        [0, two.pieces.len(), 0]
+    );
+}
+
+/// A gradient whose sums are taken as they are, or of other micro-batches, is found.
+#[test]
+fn a_wrong_sum_of_a_tree_is_found() {
+    for ranks in [1, 2] {
+        let w = in_a_tree(workload(1, 4), ranks, 2 * ranks);
+        let good = build(
+            &w,
+            &on_host(&w),
+            Clip::Exact,
+            Budgets::UNLIMITED,
+            &machine(),
+        );
+        check(&good, &w, Clip::Exact).expect("a right plan");
+        let fault = |change: &dyn Fn(&mut Task) -> bool| {
+            let mut broken = good.clone();
+            let tasks = broken.parts[PartName::Steady].iter_mut();
+            let changed = tasks.filter_map(|t| change(t).then_some(())).next();
+            changed.expect("a task to change");
+            check(&broken, &w, Clip::Exact)
+                .expect_err("it is wrong")
+                .what
+        };
+        let of_first = |t: &Task| matches!(t.work, Work::Compute { micro_batch: 0, .. });
+        let each = |p: PieceId| good.pieces[p].elements * 4;
+        // The share of one micro-batch into the sum of the other leaf.
+        let moved = fault(&|t| {
+            let own = of_first(t);
+            let arg = t.args.iter_mut().find(|a| {
+                let of = good.slots[a.slot].tensor;
+                matches!(of, Tensor::Accumulator(_)) && a.access == Use::Write && own
+            });
+            let Some(arg) = arg else { return false };
+            let Tensor::Accumulator(p) = good.slots[arg.slot].tensor else {
+                return false;
+            };
+            arg.offset += each(p);
+            true
+        });
+        assert!(moved.contains("uses bytes"), "{moved}");
+        // What adds up, left out: as the whole work is looked for first, in the place of another piece's.
+        let other = good.pieces.ids().nth(1).expect("two pieces");
+        let twice = fault(&|t| match &mut t.work {
+            Work::Fold { piece } if *piece != other => {
+                *piece = other;
+                true
+            }
+            _ => false,
+        });
+        assert!(!twice.is_empty());
+    }
+}
+
 fn on_host(w: &Workload) -> Choice {
     let n = w.units.len();
     let mut c = Choice::resident(w);
@@ -72,6 +196,12 @@ fn every_mutant_of_a_task_of_several_ranks_is_found_or_is_right() {
     let mut f32 = of_ranks(untied(1, 2), 4);
     f32.gradient = Dtype::F32;
     let still = of_ranks(frozen(untied(1, 1), &[0]), 2);
+    let tree = in_a_tree(workload(1, 4), 2, 4);
+    let alone = in_a_tree(untied(1, 2), 1, 2);
+    let leaves = Choice {
+        round: 2,
+        ..on_host(&tree)
+    };
     let rounds = Choice {
         round: 1,
         ..on_host(&long)
@@ -82,6 +212,8 @@ fn every_mutant_of_a_task_of_several_ranks_is_found_or_is_right() {
         (&long, rounds, Clip::Exact),
         (&f32, on_disk(&f32), Clip::Previous),
         (&still, on_host(&still), Clip::None),
+        (&tree, leaves, Clip::Exact),
+        (&alone, on_host(&alone), Clip::None),
     ];
     let (mut exchanges, mut all) = (0, 0);
     for (w, c, clip) in cases {

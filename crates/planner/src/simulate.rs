@@ -47,6 +47,12 @@ fn task_alone(
             let u = &w.units[unit as usize];
             machine.op(&phase.ops(u)[op], w.precision)
         }
+        Work::Fold { piece } => {
+            // Each addition reads two sums and writes one.
+            let sums = w.sums();
+            let bytes = 12 * pieces[piece].elements * u64::from(sums - 1);
+            Bytes(bytes) / machine.device_memory + machine.op_overhead * f64::from(sums.ilog2())
+        }
         Work::Finish { piece } => {
             let n = pieces[piece].own(w.ranks);
             // Shares of other ranks are read too, and their sum is written and read again.

@@ -11,7 +11,7 @@ use lowtide_kernels::update;
 use lowtide_model::{Arg, Call, Decoder, Live, Phase, store_inputs};
 use lowtide_planner::{Clip, Piece, PieceId, Plan, Work};
 use lowtide_units::{List, ids};
-use lowtide_workload::{Dtype, OpId, Param, ParamId};
+use lowtide_workload::{Dtype, NORM_CHUNK, OpId, Param, ParamId, Workload};
 
 use crate::commit::{About, Commits};
 use crate::outcome::Outcome;
@@ -46,13 +46,15 @@ pub struct Engine {
     /// Each piece's parameters, for kernels that walk them.
     segments: List<PieceId, Vec<gradient::Segment>>,
     updates: List<PieceId, Vec<update::Segment>>,
+    /// Where partial sums of the norm stand, in the order in which they add up; `None`: as they stand.
+    norm_order: Option<Vec<usize>>,
     commits: Commits,
     /// Norms of the last steps, where spikes are looked for.
     norms: Mutex<Norms>,
 }
 
 impl Engine {
-    /// An engine for one plan, of this rank of those that run it.
+    /// An engine for one plan, of this rank of those that run it. Long because it makes every list that tasks walk.
     ///
     /// # Panics
     /// When an optimizer of whole tensors is to update shares.
@@ -79,18 +81,23 @@ impl Engine {
             let all = ids(&piece.params).zip(offsets).map(of);
             all.filter(|own| !own.3.is_empty()).collect::<Vec<_>>()
         };
+        // Where gradients add up in a tree, a run of the norm ends where a share of its finest cut does.
+        let cut = |(_, p, offset, own): Own<'_>| {
+            let each = match w.sums() {
+                1 => p.elements.max(1),
+                _ => w.padded(p) / u64::from(w.cuts()),
+            };
+            let starts = (own.start..own.end).step_by(each as usize);
+            let of = move |start: u64| gradient::Segment {
+                offset: offset + (start - own.start) as usize,
+                elements: (own.end.min(start + each) - start) as usize,
+            };
+            starts.map(of).collect::<Vec<_>>()
+        };
         let segments = plan
             .pieces
             .iter()
-            .map(|piece| {
-                walk(piece)
-                    .into_iter()
-                    .map(|(_, _, offset, own)| gradient::Segment {
-                        offset,
-                        elements: (own.end - own.start) as usize,
-                    })
-                    .collect()
-            })
+            .map(|piece| walk(piece).into_iter().flat_map(cut).collect())
             .collect();
         let whole = |(param, p, offset, own): Own<'_>| update::Segment {
             offset,
@@ -123,12 +130,14 @@ impl Engine {
                 false => walk(piece).into_iter().map(whole).collect(),
             })
             .collect();
+        let norm_order = norm_order(&plan, w);
         Self {
             decoder,
             plan,
             clip,
             segments,
             updates,
+            norm_order,
             commits: Commits::default(),
             norms: Mutex::default(),
         }
@@ -207,26 +216,33 @@ impl Engine {
         let (mut gradient, mut parts) = (gradient.dst(), parts.dst());
         let (segments, plan) = (&self.segments[piece], &self.plan);
         let own = plan.own(piece) as usize;
-        if plan.ranks == 1 {
-            let sum = next().map(|sum| sum.src());
-            return gradient::finish(q, gradient, parts, sum, segments, own, plan.gradient);
-        }
-        let shares = next().expect("all ranks' shares").dst();
-        // Of the last rank a parameter may have less, so fewer runs; what is not there adds nothing to the norm.
+        let sum = next();
+        // Of the last share a parameter may have less, so fewer runs; what is not there adds nothing to the norm.
         let runs: usize = segments.iter().map(|s| s.norm_chunks()).sum();
         let used = runs * size_of::<f64>();
-        let none = parts.lend(used, parts.bytes() - used);
-        match q.cuda() {
-            Some(stream) => stream.fill(none, 0),
-            None => none.write::<u8>().fill(0),
+        if used < parts.bytes() {
+            let none = parts.lend(used, parts.bytes() - used);
+            match q.cuda() {
+                Some(stream) => stream.fill(none, 0),
+                None => none.write::<u8>().fill(0),
+            }
         }
         let parts = parts.part(0, used);
         let ranks = plan.ranks as usize;
+        if ranks == 1 {
+            let sum = sum.map(|sum| sum.src());
+            return gradient::finish(q, gradient, parts, sum, segments, own, plan.gradient);
+        }
+        let shares = sum.expect("all ranks' shares").dst();
+        let add_up = match self.decoder.workload().leaves {
+            1 => gradient::add_up,
+            _ => gradient::add_halves,
+        };
         if plan.gradient == Dtype::F32 {
-            let _ = gradient::add_up(q, shares, Some(gradient.again()), ranks);
+            let _ = add_up(q, shares, Some(gradient.again()), ranks);
             gradient::finish(q, gradient, parts, None, segments, own, Dtype::F32);
         } else {
-            let sum = gradient::add_up(q, shares, None, ranks);
+            let sum = add_up(q, shares, None, ranks);
             let sum = Some(sum.src());
             gradient::finish(q, gradient, parts, sum, segments, own, plan.gradient);
         }
@@ -296,10 +312,16 @@ impl Engine {
         Ok(())
     }
 
-    /// A round's losses, of all ranks, behind those of the rounds before: rank by rank, so in the order of the batch.
+    /// A round's losses, of all ranks, behind those of the rounds before, in the order of the batch: rank by rank, or,
+    /// in a tree, one of each rank in turn.
     fn append(&self, all: &mut Vec<(f64, f64)>, round: Src<'_>) {
         let ranks = self.plan.ranks as usize;
         let more = losses(round);
+        if self.decoder.workload().leaves > 1 {
+            let each = more.len() / ranks;
+            all.extend((0..more.len()).map(|m| more[m % ranks * each + m / ranks]));
+            return;
+        }
         let (old, new) = (all.len() / ranks, more.len() / ranks);
         let of = |rank: usize| {
             let before = all[rank * old..][..old].iter();
@@ -318,7 +340,11 @@ impl Engine {
         memory::load(all.src(), &mut parts);
         let mut losses = std::mem::take(&mut step.lock().losses);
         self.append(&mut losses, losses_of.src());
-        let norm = parts.iter().sum::<f64>().sqrt();
+        let norm = match &self.norm_order {
+            None => parts.iter().sum::<f64>(),
+            Some(order) => order.iter().map(|&at| parts[at]).sum(),
+        };
+        let norm = norm.sqrt();
         let factor = match self.clip.mode {
             Clip::None => 1.0,
             // As PyTorch's clip_grad_norm_.
@@ -364,6 +390,33 @@ impl Engine {
     }
 }
 
+/// Where each partial sum of the norm stands among all ranks', in the order of a rank for each leaf: share by share of
+/// the finest cut, in each in parameter order. `None`: they stand in that order.
+fn norm_order(plan: &Plan, w: &Workload) -> Option<Vec<usize>> {
+    let sums = w.sums();
+    if sums == 1 {
+        return None;
+    }
+    let each: u64 = plan.pieces.iter().map(|piece| piece.norm_chunks).sum();
+    let mut runs = Vec::new();
+    for rank in 0..plan.ranks {
+        for piece in plan.pieces.iter().filter(|piece| !piece.frozen) {
+            let mut at = u64::from(rank) * each + piece.norm_offset;
+            for p in ids(&piece.params) {
+                for share in rank * sums..(rank + 1) * sums {
+                    let own = w.cut(&w.params[p], share, w.cuts());
+                    let end = at + (own.end - own.start).div_ceil(NORM_CHUNK);
+                    runs.push((share, p, at..end));
+                    at = end;
+                }
+            }
+        }
+    }
+    runs.sort_unstable_by_key(|&(share, p, _)| (share, p));
+    let all = runs.into_iter().flat_map(|(.., at)| at);
+    Some(all.map(|at| at as usize).collect())
+}
+
 /// The clip slot of a run that has no norm yet: no clipping, updates apply.
 #[must_use]
 pub(crate) fn first_clip() -> [f64; CLIP_WORDS] {
@@ -386,6 +439,11 @@ impl lowtide_executor::Engine for Engine {
                 unit, phase, op, ..
             } => {
                 self.compute(queue, call.args, (unit, phase, op), step);
+            }
+            Work::Fold { .. } => {
+                let [sums] = call.take();
+                let count = self.decoder.workload().sums() as usize;
+                let _ = gradient::add_halves(queue, sums.dst(), None, count);
             }
             Work::Finish { piece } => self.finish(queue, call.args, piece),
             Work::Update { piece } => return self.update(queue, call.args, piece, step),

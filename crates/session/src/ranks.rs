@@ -115,6 +115,8 @@ pub(crate) struct Ranks {
     pub here: Vec<Rank>,
     /// Those behind them.
     pub there: Vec<Arc<Remote>>,
+    /// Gradients add up in a tree: micro-batches go to ranks one by one.
+    pub in_a_tree: bool,
 }
 
 impl Ranks {
@@ -128,7 +130,8 @@ impl Ranks {
         self.here.len() + self.there.len()
     }
 
-    /// Each rank's share of a batch's micro-batches, in order, with the supervised tokens of the whole batch.
+    /// Each rank's share of a batch's micro-batches, in order (in a tree each one of so many as there are ranks), with
+    /// the supervised tokens of the whole batch.
     pub fn cut(&self, mut inputs: Vec<Micro>) -> Vec<(Vec<Micro>, usize)> {
         let (ranks, whole) = (self.count(), supervised(&inputs));
         assert!(
@@ -136,6 +139,13 @@ impl Ranks {
             "{} micro-batches for {ranks} ranks",
             inputs.len()
         );
+        if self.in_a_tree {
+            let mut shares: Vec<_> = (0..ranks).map(|_| (Vec::new(), whole)).collect();
+            for (m, micro) in inputs.into_iter().enumerate() {
+                shares[m % ranks].0.push(micro);
+            }
+            return shares;
+        }
         let each = inputs.len() / ranks;
         let cut = |_| {
             let rest = inputs.split_off(each);

@@ -243,7 +243,7 @@ pub struct Session {
 }
 
 impl Session {
-    /// Reserves everything the plan asks for, to the byte, before anything runs.
+    /// Reserves everything the plan asks for, to the byte, before anything runs. Long because that is one order.
     ///
     /// # Errors
     /// What cannot be had.
@@ -318,6 +318,7 @@ impl Session {
             ranks: Ranks {
                 here: opened,
                 there: group.there,
+                in_a_tree: decoder.workload().leaves > 1,
             },
             decoder,
             clip,

@@ -20,7 +20,9 @@ fn kind(plan: &Plan, task: &Task) -> &'static str {
             Phase::Backward => "backward",
         },
         Work::Update { .. } => "update",
-        Work::Finish { .. } | Work::AllToAll { .. } => Content::Gradients.name(),
+        Work::Fold { .. } | Work::Finish { .. } | Work::AllToAll { .. } => {
+            Content::Gradients.name()
+        }
         Work::AllGather { piece: Some(_) } => Content::Weights.name(),
         Work::Copy | Work::Read | Work::Write => {
             Content::of(plan.slots[task.args[0].slot].tensor).name()

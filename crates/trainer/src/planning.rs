@@ -133,7 +133,9 @@ pub fn decoder_of(run: &Run, batch: Batch, target: Target) -> Result<Arc<Decoder
     let shape = shape_of(run)?;
     check_length(run, &shape)?;
     let options = options_of(run, &shape, batch, target)?;
-    let decoder = Decoder::new(&shape, &options)?.of_ranks(run.gpus);
+    let decoder = Decoder::new(&shape, &options)?
+        .of_ranks(run.gpus)
+        .in_a_tree(run.train.leaves);
     Ok(Arc::new(
         decoder.smoothing(run.train.label_smoothing as f32),
     ))

@@ -97,7 +97,9 @@ pub fn verify(
         ..options
     };
     let blocks = shape.layers;
-    let decoder = Decoder::new(&shape, &options)?.of_ranks(run.gpus);
+    let decoder = Decoder::new(&shape, &options)?
+        .of_ranks(run.gpus)
+        .in_a_tree(run.train.leaves);
     let decoder = Arc::new(decoder.smoothing(run.train.label_smoothing as f32));
     let mut clip = clip_of(run);
     // A step is compared whatever its norm.

@@ -4,6 +4,8 @@
 mod common;
 #[path = "ranks/launched.rs"]
 mod launched;
+#[path = "ranks/tree.rs"]
+mod tree;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -468,6 +468,15 @@ pub struct Workload {
     /// operations read them excepted.
     #[serde(default = "one", skip_serializing_if = "is_one")]
     pub ranks: u32,
+    /// Leaves of the tree in which a batch's gradients add up over all ranks, a power of two and a multiple of the
+    /// ranks: the sum then has the same bits for every number of ranks up to it. 1: in the order of micro-batches, then
+    /// of ranks.
+    ///
+    /// Of micro-batches that are counted over all ranks, leaf l has each one m with m mod leaves = l, in order; rank r
+    /// of R has each one with m mod R = r. Then the second half of the sums is added to the first half, sum by sum,
+    /// until one is left: within a rank first ([`Self::sums`]), then over ranks.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub leaves: u32,
     /// Floating-point operations of one batch by the usual count, 6·N + 6·L·C·T a token, nothing
     /// recomputed: what a model TFLOP/s figure divides by. Of what is frozen only those that are done: no
     /// weight gradients, and no backward below the lowest parameter that is trained. Of a base, in the place of its weight
@@ -493,34 +502,57 @@ impl Workload {
         self.units.iter().any(|unit| !unit.cache.is_zero())
     }
 
+    /// Sums of each gradient that a rank makes apart, before it adds them up: its leaves.
+    #[must_use]
+    pub fn sums(&self) -> u32 {
+        (self.leaves / self.ranks).max(1)
+    }
+
+    /// Equal shares in which parameters are cut for ranks or leaves, whichever are more: so partial sums of the norm
+    /// are of the same numbers for every number of ranks.
+    #[must_use]
+    pub fn cuts(&self) -> u32 {
+        self.ranks.max(self.leaves)
+    }
+
     /// Numbers that a parameter takes inside its piece: as many for each rank, each share aligned.
     #[must_use]
     pub fn padded(&self, param: &Param) -> u64 {
-        align_up(param.elements, PARAM_ALIGN * u64::from(self.ranks))
+        align_up(param.elements, PARAM_ALIGN * u64::from(self.cuts()))
     }
 
     /// The numbers of a parameter that a rank keeps and updates; none where padding is all that is left for it.
     #[must_use]
     pub fn share(&self, param: &Param, rank: u32) -> Range<u64> {
-        let each = self.padded(param) / u64::from(self.ranks);
-        let first = (each * u64::from(rank)).min(param.elements);
+        self.cut(param, rank, self.ranks)
+    }
+
+    /// One of so many equal shares of a parameter, which divide [`Self::cuts`]; none where padding is all that is left.
+    #[must_use]
+    pub fn cut(&self, param: &Param, which: u32, of: u32) -> Range<u64> {
+        let each = self.padded(param) / u64::from(of);
+        let first = (each * u64::from(which)).min(param.elements);
         first..(first + each).min(param.elements)
     }
 
     /// Norm partial sums of a rank's share of a parameter at most; a frozen one has none.
     #[must_use]
     pub fn norm_chunks(&self, param: &Param) -> u64 {
-        match (param.frozen, self.ranks) {
+        match (param.frozen, self.cuts()) {
             (true, _) => 0,
             (false, 1) => param.norm_chunks(),
-            (false, ranks) => (self.padded(param) / u64::from(ranks)).div_ceil(NORM_CHUNK),
+            (false, cuts) => {
+                let each = (self.padded(param) / u64::from(cuts)).div_ceil(NORM_CHUNK);
+                each * u64::from(cuts / self.ranks)
+            }
         }
     }
 
-    /// Whether a complete gradient is the accumulator, rounded in place: in f32, where all shares are of one rank.
+    /// Whether a complete gradient is the accumulator, rounded in place: in f32, where all shares are of one rank and
+    /// add up in one sum.
     #[must_use]
     pub fn sums_in_place(&self) -> bool {
-        self.gradient == Dtype::F32 && self.ranks == 1
+        self.gradient == Dtype::F32 && self.ranks == 1 && self.sums() == 1
     }
 
     /// Number of the model's parameters.

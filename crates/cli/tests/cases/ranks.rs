@@ -102,6 +102,71 @@ fn a_run_of_two_ranks_goes_on_with_any_number() {
     }
 }
 
+/// In a tree the number of ranks is nothing that decides a number: any of them goes on from any other's checkpoint.
+#[test]
+fn a_tree_gives_the_bits_of_one_rank_on_any_number() {
+    let scratch = scratch();
+    let tree = "train.reduce=tree";
+    let trained = |gpus: &str, output: &str, sets: &[&str]| {
+        let output = format!("output={output}");
+        train(&scratch, gpus, &[&[tree, &output], sets].concat())
+    };
+    trained("1", "one", &[]).fine();
+    trained("4", "four", &[]).fine();
+    let resume = "checkpoint.resume=four/checkpoints/step-00000002";
+    trained("2", "two", &[resume]).fine();
+    let all = |output: &str| {
+        ["loss", "grad_norm", "eval_loss"].map(|field| column(&scratch, output, field))
+    };
+    assert_eq!(all("one"), all("four"));
+    assert_eq!(model(&scratch, "one"), model(&scratch, "four"));
+    assert!(model(&scratch, "one") == model(&scratch, "two"), "resumed");
+    trained("1", "order", &[resume, "train.reduce=order"]).refused(&["train.leaves"]);
+    // Not those of one rank in order.
+    scratch.train(&["output=plain"]).fine();
+    assert!(model(&scratch, "one") != model(&scratch, "plain"));
+    let verify = ["verify", "run.yaml", "--json", "--gpus", "2", "--set", tree];
+    assert_eq!(scratch.run(&verify).fine().json()["equal"], true);
+    // Its price is told, and goes with its leaves.
+    for (leaves, told) in [("4", "2 sums of each gradient"), ("2", "at no price")] {
+        let leaves = format!("train.leaves={leaves}");
+        let plan = [
+            "plan", "run.yaml", "--gpus", "2", "--set", tree, "--set", &leaves,
+        ];
+        let text = scratch.run(&plan).fine().text();
+        assert!(text.contains(told), "{text}");
+    }
+    for (gpus, sets, words) in [
+        (
+            "1",
+            &["train.leaves=3"][..],
+            &["train.leaves", "a power of two"][..],
+        ),
+        (
+            "1",
+            &["train.leaves=8"],
+            &["train.accumulate", "train.leaves", "multiple of 8"],
+        ),
+        (
+            "4",
+            &["train.leaves=2"],
+            &["train.leaves", "gpus", "not enough"],
+        ),
+        (
+            "2",
+            &["plan.loop=batch-major"],
+            &["plan.loop", "train.reduce"],
+        ),
+        (
+            "2",
+            &["train.reduce=order", "train.leaves=2"],
+            &["train.leaves", "train.reduce: tree"],
+        ),
+    ] {
+        trained(gpus, "never", sets).refused(words);
+    }
+}
+
 #[test]
 fn two_ranks_are_verified_and_evaluate_as_one() {
     let scratch = scratch();

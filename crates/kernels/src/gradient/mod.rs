@@ -8,7 +8,7 @@ mod cuda;
 pub mod reference;
 mod shares;
 
-pub use shares::add_up;
+pub use shares::{add_halves, add_up};
 
 use lowtide_device::{Dst, Queue, Src};
 use lowtide_workload::{Dtype, NORM_CHUNK};

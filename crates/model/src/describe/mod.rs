@@ -183,6 +183,7 @@ fn laid_out(
         gradient: options.gradient,
         optimizer: options.optimizer,
         ranks: 1,
+        leaves: 1,
         units,
         params,
         model_flops,

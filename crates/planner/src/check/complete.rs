@@ -12,6 +12,7 @@ use crate::plan::{PartName, Phase, PieceId, Plan, TaskId, Work};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 enum Item {
     Compute(u32, Phase, OpId, u32),
+    Fold(PieceId),
     AllToAll(PieceId),
     Finish(PieceId),
     Update(PieceId),
@@ -58,6 +59,7 @@ fn whole(plan: &Plan, w: &Workload, clip: Clip, part: PartName) -> Result<(), Fa
                 op,
                 micro_batch,
             } => Item::Compute(unit, phase, op, micro_batch),
+            Work::Fold { piece } => Item::Fold(piece),
             Work::AllToAll { piece } => Item::AllToAll(piece),
             Work::Finish { piece } => Item::Finish(piece),
             Work::Update { piece } => {
@@ -148,6 +150,9 @@ fn wanted(plan: &Plan, w: &Workload, clip: Clip, part: PartName) -> Vec<Item> {
     all.extend(again.chain(span.clone()).map(Item::Load));
     if ends {
         all.extend(pieces().map(Item::Finish));
+        if super::sums(w) > 1 {
+            all.extend(pieces().map(Item::Fold));
+        }
         if plan.ranks > 1 {
             all.extend(pieces().map(Item::AllToAll));
         }

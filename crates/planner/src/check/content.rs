@@ -133,9 +133,12 @@ impl Walk<'_> {
     /// operation reads or writes.
     pub(super) fn shared(&mut self, a: &Arg, piece: PieceId) {
         let p = &self.plan.pieces[piece];
-        let k = p.offsets.partition_point(|&o| o * 4 <= a.offset);
+        // In its sum.
+        let each = p.elements * 4;
+        let (sum, at) = (a.offset / each * each, a.offset % each);
+        let k = p.offsets.partition_point(|&o| o * 4 <= at);
         let end = p.offsets.get(k).map_or(p.elements, |&next| next) * 4;
-        self.renewed(a, a.offset, end);
+        self.renewed(a, a.offset, sum + end);
     }
 
     fn renewed(&mut self, a: &Arg, from: u64, to: u64) {
@@ -217,7 +220,8 @@ impl Walk<'_> {
                 (from.offset, from.bytes) == (0, bytes) && (to.offset, to.bytes) == (start, bytes)
             }
             (Tensor::Accumulator(p), Tensor::Gradient(q)) if p == q => {
-                from.offset == to.offset && self.complete.contains(&p) && self.plan.ranks == 1
+                let whole = self.plan.ranks == 1 && super::sums(self.w) == 1;
+                from.offset == to.offset && self.complete.contains(&p) && whole
             }
             _ => false,
         };
@@ -271,6 +275,15 @@ impl Walk<'_> {
         if self.sent.contains(&p) {
             let name = tensor.name(self.plan);
             return self.fault(format!("adds to {name}, which was sent"));
+        }
+        if self.folded.contains(&p) {
+            let name = tensor.name(self.plan);
+            return self.fault(format!("adds to {name}, which is added up"));
+        }
+        let sum = a.offset / (self.plan.pieces[p].elements * 4);
+        if sum != u64::from(micro_batch + self.shift) % super::sums(self.w) {
+            let name = tensor.name(self.plan);
+            return self.fault(format!("adds to sum {sum} of {name}, of another leaf"));
         }
         if self.complete.contains(&p) {
             let name = tensor.name(self.plan);
@@ -333,7 +346,24 @@ impl Walk<'_> {
     /// batch's begins.
     pub(super) fn turns(&mut self, work: Work) -> Result<(), Fault> {
         let gradient = |p| Tensor::Gradient(p).name(self.plan);
+        let apart = super::sums(self.w) > 1;
         match work {
+            Work::Fold { piece } => {
+                let waits = self.complete.contains(&piece) || self.sent.contains(&piece);
+                match self.folded.insert(piece) && !waits {
+                    true => Ok(()),
+                    false => self.fault(format!("adds up {} again", gradient(piece))),
+                }
+            }
+            Work::AllToAll { piece } if apart && !self.folded.remove(&piece) => {
+                self.fault(format!("sends {} before it is added up", gradient(piece)))
+            }
+            Work::Finish { piece }
+                if apart && self.plan.ranks == 1 && !self.folded.remove(&piece) =>
+            {
+                let name = gradient(piece);
+                self.fault(format!("finishes {name} before it is added up"))
+            }
             Work::AllToAll { piece } => {
                 // All that is ever added is in the shares.
                 self.latest.remove(&Tensor::Accumulator(piece));

@@ -16,7 +16,8 @@
 //! 7. the first operation of a batch that has a share in a gradient overwrites it, every other one adds,
 //!    in the order of units from the last one down and of micro-batches; then it is finished once and
 //!    taken by one update; so is the gradient of an output that several units read: the last one overwrites it, every
-//!    other one adds, from the last down, before the unit whose output it is reads it;
+//!    other one adds, from the last down, before the unit whose output it is reads it; where gradients add up in a
+//!    tree, each sum of a rank is of the micro-batches of its leaf, and all are added up once, when they are complete;
 //! 8. the work is the workload's: each task has the operands of its operation, on a lane that reaches
 //!    them, and every operation, every end of a gradient, the norm and every update is there exactly
 //!    once a step; recomputed operations come as often as they are wanted
@@ -150,7 +151,7 @@ fn size(plan: &Plan, w: &Workload, tensor: Tensor) -> u64 {
             w.optimizer.state_bytes(plan.precision, plan.own(p), params)
         }
         Tensor::Gradient(p) => plan.own(p) * plan.gradient.size(),
-        Tensor::Accumulator(p) => elements(p) * 4,
+        Tensor::Accumulator(p) => elements(p) * 4 * sums(w),
         Tensor::NormParts(p) => plan.pieces[p].norm_chunks * 8,
         Tensor::AllNormParts => plan.pieces.iter().map(|p| p.norm_chunks * 8).sum(),
         Tensor::Clip => CLIP_BYTES,
@@ -163,6 +164,14 @@ fn size(plan: &Plan, w: &Workload, tensor: Tensor) -> u64 {
         Tensor::Shares(p) => plan.own(p) * 4 * ranks,
         Tensor::NormPartsOfAll => size(plan, w, Tensor::AllNormParts) * ranks,
         Tensor::LossesOfAll => size(plan, w, Tensor::Losses) * ranks,
+    }
+}
+
+/// Sums of a gradient that each rank makes apart: one, but for the leaves of a tree.
+fn sums(w: &Workload) -> u64 {
+    match w.leaves {
+        0 | 1 => 1,
+        leaves => u64::from(leaves / w.ranks),
     }
 }
 

@@ -1,5 +1,7 @@
 //! Rule 8, of one task: it has the operands that its work has in the workload, each the right bytes
 //! of the right tensor, on a lane that reaches them.
+//!
+//! One file because it is one list of tasks, each with what it must have.
 
 use lowtide_units::{Bytes, List, ids};
 use lowtide_workload::{
@@ -7,7 +9,7 @@ use lowtide_workload::{
     What, Workload,
 };
 
-use super::{CLIP_BYTES, Fault, LOSS_BYTES, size};
+use super::{CLIP_BYTES, Fault, LOSS_BYTES, size, sums};
 use crate::choice::Clip;
 use crate::plan::{
     Arg, Lane, PartName, Phase, PieceId, Plan, Task, TaskId, Tensor, Tier, Use, Work,
@@ -75,7 +77,9 @@ fn pieces(plan: &Plan, w: &Workload) -> Result<(), String> {
     }
     let units = plan.unit_names.len() == w.units.len();
     let same = (plan.accumulate, plan.ranks) == (w.batch.accumulate, w.ranks);
-    if next != w.params.next_id() || !units || !same {
+    let tree = w.leaves == 1 || (w.leaves.is_power_of_two() && w.leaves.is_multiple_of(w.ranks));
+    let even = tree && u64::from(w.batch.accumulate).is_multiple_of(sums(w));
+    if next != w.params.next_id() || !units || !same || !even {
         return Err("the plan is of another workload".to_owned());
     }
     let storage = (plan.precision, plan.gradient, plan.optimizer);
@@ -121,12 +125,19 @@ impl Here<'_> {
                 op,
                 micro_batch,
             } => self.compute(task, (unit, phase, op, micro_batch)),
+            Work::Fold { piece } if sums(self.w) == 1 => {
+                Err(format!("adds up one sum of piece {piece}"))
+            }
+            Work::Fold { piece } => {
+                let all = [self.whole(Tensor::Accumulator(self.known(piece)?), Use::Update)];
+                self.on(task, Lane::GPU, Tier::Device, &all)
+            }
             Work::Finish { piece } => self.finish(task, self.known(piece)?),
             Work::Update { piece } => self.update(task, self.known(piece)?),
             Work::AllToAll { piece } => {
                 let piece = self.known(piece)?;
                 let all = [
-                    self.whole(Tensor::Accumulator(piece), Use::Read),
+                    self.sum(piece, Use::Read),
                     self.whole(Tensor::Shares(piece), Use::Write),
                 ];
                 self.on(task, Lane::NET, Tier::Device, &all)
@@ -166,6 +177,15 @@ impl Here<'_> {
             offset: 0,
             bytes: size(self.plan, self.w, tensor),
             access,
+        }
+    }
+
+    /// The sum of a gradient, of a rank's sums the first.
+    fn sum(&self, piece: PieceId, access: Use) -> Want {
+        let sums = self.whole(Tensor::Accumulator(piece), access);
+        Want {
+            bytes: sums.bytes / self::sums(self.w),
+            ..sums
         }
     }
 
@@ -356,7 +376,14 @@ impl Here<'_> {
                 }
             }
             What::Weight(p) => part(p, Tensor::Weight, self.w.precision.size()),
-            What::Gradient(p) => part(p, Tensor::Accumulator, 4),
+            What::Gradient(p) => {
+                let sum = u64::from(m) % sums(self.w);
+                let first = part(p, Tensor::Accumulator, 4);
+                Want {
+                    offset: first.offset + sum * self.plan.pieces[self.piece_of[p]].elements * 4,
+                    ..first
+                }
+            }
             What::Cache => self.whole(Tensor::Cache(u), Use::Read),
             What::Inputs => self.whole(Tensor::Inputs(m), Use::Read),
             What::Loss => {
@@ -374,12 +401,10 @@ impl Here<'_> {
     fn finish(&self, task: &Task, p: PieceId) -> Result<(), String> {
         let parts = self.whole(Tensor::NormParts(p), Use::Write);
         let gradient = self.whole(Tensor::Gradient(p), Use::Write);
+        let one = sums(self.w) == 1;
         let want = match (self.w.gradient, self.plan.ranks) {
-            (Dtype::F32, 1) => vec![self.whole(Tensor::Accumulator(p), Use::Update), parts],
-            (Dtype::Bf16, 1) => {
-                let sum = self.whole(Tensor::Accumulator(p), Use::Read);
-                vec![gradient, parts, sum]
-            }
+            (Dtype::F32, 1) if one => vec![self.sum(p, Use::Update), parts],
+            (_, 1) => vec![gradient, parts, self.sum(p, Use::Read)],
             _ => vec![gradient, parts, self.whole(Tensor::Shares(p), Use::Update)],
         };
         self.on(task, Lane::GPU, Tier::Device, &want)

@@ -71,6 +71,8 @@ pub(super) struct Walk<'a> {
     pub(super) handed: FastMap<Tensor, u32>,
     /// Pieces whose accumulator was sent to all ranks, and whose gradient is not made of the shares yet.
     pub(super) sent: HashSet<PieceId>,
+    /// Pieces whose sums were added up to one, which is neither sent nor finished yet.
+    pub(super) folded: HashSet<PieceId>,
     /// Pieces whose gradient is complete and waits for its update.
     pub(super) complete: HashSet<PieceId>,
     pub(super) count: Clock,
@@ -94,6 +96,7 @@ impl<'a> Walk<'a> {
             read_often: super::graph::read_often(w),
             handed: FastMap::default(),
             sent: HashSet::new(),
+            folded: HashSet::new(),
             complete: HashSet::new(),
             count: Clock::default(),
             here: (PartName::First, TaskId(0)),

@@ -41,7 +41,10 @@ impl Emitter<'_> {
         let mut ends = Vec::with_capacity(self.tasks.len());
         for task in &self.tasks {
             let end = match task.work {
-                Work::Compute { .. } | Work::Finish { .. } | Work::AllToAll { .. } => {
+                Work::Compute { .. }
+                | Work::Fold { .. }
+                | Work::Finish { .. }
+                | Work::AllToAll { .. } => {
                     let end = times.ends[op];
                     op += 1;
                     now = times.starts.get(op).copied().unwrap_or(end);
@@ -80,7 +83,10 @@ impl Emitter<'_> {
                 let work = self.tasks[t].work;
                 matches!(
                     work,
-                    Work::Compute { .. } | Work::Finish { .. } | Work::AllToAll { .. }
+                    Work::Compute { .. }
+                        | Work::Fold { .. }
+                        | Work::Finish { .. }
+                        | Work::AllToAll { .. }
                 )
             })
             .collect();

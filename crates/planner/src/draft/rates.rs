@@ -18,6 +18,8 @@ pub(crate) struct Rates {
     ops: Vec<[List<OpId, f64>; 4]>,
     /// Rounding of a gradient, a parameter.
     finish: Line,
+    /// Adding up a rank's sums of one, a parameter.
+    fold: Line,
     pub(super) up: Line,
     pub(super) down: Line,
     pub(super) read: Line,
@@ -96,6 +98,10 @@ impl Rates {
                 start: m.op_overhead.0,
                 each,
             },
+            fold: Line {
+                start: m.op_overhead.0 * f64::from(w.sums().ilog2()),
+                each: f64::from(12 * (w.sums() - 1)) / m.device_memory.0,
+            },
             up: copy(Lane::H2D),
             down: copy(Lane::D2H),
             read: drive(Lane::DISK_READ, &[Lane::DISK_WRITE]),
@@ -120,6 +126,7 @@ impl Rates {
                 };
                 self.ops[unit as usize][list][op]
             }
+            Work::Fold { piece } => self.fold.of(pieces[piece].elements),
             Work::Finish { piece } => self.finish.of(pieces[piece].own(self.ranks)),
             _ => 0.0,
         }
@@ -136,6 +143,7 @@ impl Rates {
         Self {
             ops: Vec::new(),
             finish: none,
+            fold: none,
             up: none,
             down: none,
             read: none,

@@ -424,7 +424,7 @@ impl Emitter<'_> {
             Tensor::Weight(p) => self.weight_bytes(p),
             Tensor::State(p) => self.state_bytes(p),
             Tensor::Gradient(p) => self.gradient_bytes(p),
-            Tensor::Accumulator(p) => self.pieces[p].elements * 4,
+            Tensor::Accumulator(p) => self.pieces[p].elements * 4 * u64::from(self.w.sums()),
             Tensor::NormParts(p) => self.pieces[p].norm_chunks * 8,
             Tensor::AllNormParts => self.norm_bytes(),
             Tensor::Clip => 64,

@@ -1,7 +1,7 @@
 //! The ends of gradients in a program: what is done when the last operation has added to one.
 
 use lowtide_units::List;
-use lowtide_workload::{Dtype, Workload};
+use lowtide_workload::Workload;
 
 use super::{GpuOp, Operand, Program};
 use crate::fast::FastMap;
@@ -26,8 +26,9 @@ fn complete(program: &Program, pieces: &List<PieceId, Piece>) -> FastMap<usize, 
     at
 }
 
-/// Inserts the rounding of each piece's gradient right after the last operation that adds to it. Of several ranks the
-/// exchange stands there, and the rounding behind that of the next piece: the gpu lane goes on while ranks exchange.
+/// Inserts the rounding of each piece's gradient right after the last operation that adds to it, behind the adding up
+/// of its sums where there are several. Of several ranks the exchange stands there, and the rounding behind that of the
+/// next piece: the gpu lane goes on while ranks exchange.
 pub(super) fn gradients(program: &mut Program, w: &Workload, pieces: &List<PieceId, Piece>) {
     let at = complete(program, pieces);
     let old = std::mem::take(&mut program.ops);
@@ -53,6 +54,10 @@ pub(super) fn gradients(program: &mut Program, w: &Workload, pieces: &List<Piece
         };
         program.ops.push(op);
         for &piece in at.get(&i).into_iter().flatten() {
+            if w.sums() > 1 {
+                let sums = folded(w, &pieces[piece], piece);
+                program.ops.push(behind(Work::Fold { piece }, sums));
+            }
             if w.ranks == 1 {
                 program.ops.push(finish(piece));
                 continue;
@@ -84,6 +89,12 @@ fn all(tensor: Tensor, bytes: u64, access: Use) -> Operand {
     }
 }
 
+/// What is added up of a rank's sums.
+fn folded(w: &Workload, piece: &Piece, p: PieceId) -> Vec<Operand> {
+    let bytes = piece.elements * 4 * u64::from(w.sums());
+    vec![all(Tensor::Accumulator(p), bytes, Use::Update)]
+}
+
 /// What ranks exchange of a complete accumulator.
 fn exchanged(piece: &Piece, p: PieceId) -> Vec<Operand> {
     let bytes = piece.elements * 4;
@@ -99,9 +110,9 @@ fn finished(w: &Workload, piece: &Piece, p: PieceId) -> Vec<Operand> {
     let parts = all(Tensor::NormParts(p), piece.norm_chunks * 8, Use::Write);
     let own = piece.own(w.ranks) * w.gradient.size();
     let gradient = all(Tensor::Gradient(p), own, Use::Write);
-    match (w.ranks, w.gradient) {
-        (1, Dtype::F32) => vec![all(sums, bytes, Use::Update), parts],
-        (1, Dtype::Bf16) => vec![gradient, parts, all(sums, bytes, Use::Read)],
+    match w.ranks {
+        1 if w.sums_in_place() => vec![all(sums, bytes, Use::Update), parts],
+        1 => vec![gradient, parts, all(sums, bytes, Use::Read)],
         _ => vec![gradient, parts, all(Tensor::Shares(p), bytes, Use::Update)],
     }
 }

@@ -611,14 +611,18 @@ impl Climb<'_, '_> {
                 add(&|m| (m.round, m.order) = (0, LoopOrder::BatchMajor));
             }
             if mix.round == 0 {
-                add(&|m| (m.round, m.order) = (batch.div_ceil(2), LoopOrder::LayerMajor));
+                let half = self.search.round_of(batch.div_ceil(2));
+                add(&|m| (m.round, m.order) = (half, LoopOrder::LayerMajor));
             } else {
-                add(&|m| m.round = (m.round * 2).min(most));
-                add(&|m| m.round = (m.round / 2).max(1));
+                let round = |n: u32| self.search.round_of(n);
+                add(&|m| m.round = round((m.round * 2).min(most)));
+                add(&|m| m.round = round((m.round / 2).max(1)));
             }
         } else if pins.order.is_none() && batch == 2 {
             for order in [LoopOrder::LayerMajor, LoopOrder::BatchMajor] {
-                add(&|m| m.order = order);
+                if order == LoopOrder::LayerMajor || w.sums() == 1 {
+                    add(&|m| m.order = order);
+                }
             }
         }
         if pins.inputs.is_none() {

@@ -208,6 +208,7 @@ impl Search<'_> {
                 self.r.workload.batch.accumulate > 1
                     && pins.order.is_none()
                     && (whole || mix.round == 0)
+                    && (self.r.workload.batch.accumulate > 2 || self.r.workload.sums() == 1)
             }
             Other::Inputs => pins.inputs.is_none(),
             Other::DiskGradients => self.disk && pins.gradients.is_none(),
@@ -254,7 +255,7 @@ impl Search<'_> {
                     (..=2, round, LoopOrder::LayerMajor) => (round, LoopOrder::BatchMajor),
                     (..=2, round, _) => (round, LoopOrder::LayerMajor),
                     (_, round, _) if round > 0 && whole => (0, LoopOrder::LayerMajor),
-                    _ => (1, LoopOrder::LayerMajor),
+                    _ => (self.round_of(1), LoopOrder::LayerMajor),
                 };
                 (mix, &[Count::Resident])
             }
@@ -410,7 +411,7 @@ fn quick(r: &Request<'_>, near: &Mix) -> Result<Seconds, PlanError> {
     // A batch that was planned as one may now be too long for that.
     let near = match near.round {
         0 if search.in_rounds() => Mix {
-            round: search.most_in_a_part(),
+            round: search.round_of(search.most_in_a_part()),
             ..near.clone()
         },
         _ => near.clone(),

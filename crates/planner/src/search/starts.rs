@@ -53,17 +53,32 @@ impl Search<'_> {
             && self.r.workload.batch.accumulate > self.most_in_a_part()
     }
 
+    /// About so many micro-batches of a round, as many for each sum of a gradient: rounds are alike, so each adds to
+    /// every sum, and the first one begins all of them. 0: the whole batch is one.
+    pub(super) fn round_of(&self, micro_batches: u32) -> u32 {
+        let w = self.r.workload;
+        match micro_batches.next_multiple_of(w.sums()) {
+            round if w.sums() > 1 && round >= w.batch.accumulate => 0,
+            round => round,
+        }
+    }
+
     /// Whether all blocks for one micro-batch after the other are tried without rounds: as rounds of one, but
-    /// with sums that need no home of their own. Of many micro-batches that is a long plan.
+    /// with sums that need no home of their own. Of many micro-batches that is a long plan. A gradient of several sums
+    /// would leave the device when only one of them has begun.
     pub(super) fn by_batch(&self) -> bool {
-        (2..=8).contains(&self.r.workload.batch.accumulate) && !self.in_rounds()
+        self.r.workload.sums() == 1
+            && (2..=8).contains(&self.r.workload.batch.accumulate)
+            && !self.in_rounds()
     }
 
     /// Orders of the loops that have to be tried, with the micro-batches of a round.
     pub(super) fn loops(&self) -> Vec<(LoopOrder, u32)> {
         let batch = self.r.workload.batch.accumulate;
         match self.r.pins.order {
-            Some(LoopOrder::BatchMajor) if self.in_rounds() => vec![(LoopOrder::BatchMajor, 1)],
+            Some(LoopOrder::BatchMajor) if self.in_rounds() => {
+                vec![(LoopOrder::BatchMajor, self.round_of(1))]
+            }
             Some(order) => vec![(order, 0)],
             None if batch == 1 => vec![(LoopOrder::LayerMajor, 0)],
             None if batch == 2 && self.by_batch() => {
@@ -72,8 +87,9 @@ impl Search<'_> {
             None => {
                 // Few micro-batches a round take least memory, many fetch weights least often.
                 let most = self.most_in_a_part().min(batch - 1);
-                let mut rounds = vec![1, 4.min(most)];
-                rounds.push(if self.in_rounds() { most } else { 0 });
+                let mut rounds = vec![self.round_of(1), self.round_of(4.min(most))];
+                let all = if self.in_rounds() { most } else { 0 };
+                rounds.push(self.round_of(all));
                 rounds.dedup();
                 let order = LoopOrder::LayerMajor;
                 let mut loops: Vec<_> = rounds.into_iter().map(|round| (order, round)).collect();

@@ -234,6 +234,7 @@ pub(crate) fn workload(layers: u32, accumulate: u32) -> Workload {
         gradient: Dtype::Bf16,
         optimizer: Optimizer::default(),
         ranks: 1,
+        leaves: 1,
         units,
         params: params.into(),
         model_flops: Flops(1e9),
