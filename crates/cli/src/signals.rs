@@ -50,8 +50,12 @@ impl Watch {
 pub struct Signal(i32);
 
 impl Signal {
-    /// What a launcher ends its processes with.
-    pub const TERMINATE: Self = Self(signal_hook::consts::SIGTERM);
+    /// The one that another rank's process was ended by, where it is one that ends a run; else what a launcher ends its
+    /// processes with.
+    pub fn of_another(number: Option<i32>) -> Self {
+        let known = number.filter(|n| STOPPING.contains(n));
+        Self(known.unwrap_or(SIGTERM))
+    }
 
     /// `SIGTERM`.
     pub fn name(self) -> &'static str {
@@ -104,7 +108,7 @@ impl Watch {
         }
         let first = self.stopped_by.swap(signal, Ordering::AcqRel) == 0;
         if first && self.requests.guarded() {
-            return self.requests.stop();
+            return self.requests.stop_by(signal);
         }
         end(Signal(signal), json);
     }

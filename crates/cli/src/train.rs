@@ -82,7 +82,7 @@ fn lead(args: &TrainArgs, run: &Run, met: Option<&Met>, out: Out, watch: &Watch)
     out.text(&summary(&report, events, show.cuda));
     let mut answer = json!(report);
     // Where another rank was asked to stop, the first one's process answers for the run as if it had been.
-    let asked = || met.map(|_| Signal::TERMINATE);
+    let asked = || met.map(|_| Signal::of_another(watch.requests.stopped_by()));
     let signal = watch.stopped_by().or_else(asked).filter(|_| report.stopped);
     answer["signal"] = json!(signal.map(Signal::name));
     Ok((answer, signal.map_or(0, Signal::code)))

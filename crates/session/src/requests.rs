@@ -1,7 +1,7 @@
 //! Requests to a run while it is under way: to save, to stop.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
 /// Requests to a run, as signals make them. A handle: clones share what was asked.
 ///
@@ -14,6 +14,8 @@ pub struct Requests(Arc<Asked>);
 #[derive(Debug, Default)]
 struct Asked {
     stop: AtomicBool,
+    /// The signal that asked to stop, wherever it came; 0: none.
+    signal: AtomicI32,
     save: AtomicBool,
     guarded: AtomicBool,
 }
@@ -28,6 +30,21 @@ impl Requests {
     /// Asks the run to save and to end.
     pub fn stop(&self) {
         self.0.stop.store(true, Ordering::Release);
+    }
+
+    /// The same by a signal, of this process or of another rank's. The first one counts.
+    pub fn stop_by(&self, signal: i32) {
+        let (is, of) = (Ordering::AcqRel, Ordering::Acquire);
+        // One that came before has asked already.
+        let _ = self.0.signal.compare_exchange(0, signal, is, of);
+        self.stop();
+    }
+
+    /// The signal by which the run was asked to end; `None`: by none.
+    #[must_use]
+    pub fn stopped_by(&self) -> Option<i32> {
+        let signal = self.0.signal.load(Ordering::Acquire);
+        (signal != 0).then_some(signal)
     }
 
     /// Asks the run to save and then to continue.
@@ -85,6 +102,10 @@ mod tests {
         assert!(requests.saving() && requests.pending() && !requests.stopping());
         assert!(requests.take_save() && !requests.take_save() && !clone.pending());
         clone.stop();
+        assert_eq!(requests.stopped_by(), None);
+        clone.stop_by(2);
+        requests.stop_by(15);
+        assert_eq!([&requests, &clone].map(Requests::stopped_by), [Some(2); 2]);
         assert!(requests.stopping() && requests.pending() && !requests.saving());
         assert!(!other.pending());
     }

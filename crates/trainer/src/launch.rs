@@ -318,7 +318,7 @@ impl Others {
     pub(crate) fn of(met: &Met, requests: &Requests) -> Result<Self, TrainError> {
         let requests = requests.clone();
         met.party.hear(move |ask| match ask {
-            Ask::Stop => requests.stop(),
+            Ask::Stop(signal) => requests.stop_by(signal),
             Ask::Save => requests.save(),
         });
         Ok(Self {
@@ -474,7 +474,7 @@ fn pass_on(over: &AtomicBool, party: &Party, requests: &Requests) {
             party.ask(Ask::Save);
         }
         if requests.stopping() && !std::mem::replace(&mut told, true) {
-            party.ask(Ask::Stop);
+            party.ask(Ask::Stop(requests.stopped_by().unwrap_or(0)));
         }
         std::thread::sleep(LOOK);
     }

@@ -6,6 +6,7 @@ use std::fs;
 use serde_json::Value;
 
 use super::scratch::{Ended, Scratch, example_rates};
+use super::signals::{Going, stepped};
 
 const RUN: &str = r"
 model: {path: m}
@@ -127,14 +128,14 @@ fn a_tree_gives_the_bits_of_one_rank_on_any_number() {
     assert!(model(&scratch, "one") != model(&scratch, "plain"));
     let verify = ["verify", "run.yaml", "--json", "--gpus", "2", "--set", tree];
     assert_eq!(scratch.run(&verify).fine().json()["equal"], true);
-    // Its price is told, and goes with its leaves.
-    for (leaves, told) in [("4", "2 sums of each gradient"), ("2", "at no price")] {
+    // Its price is in the plan, and goes with its leaves.
+    for (leaves, words) in [("4", "2 sums of each gradient"), ("2", "at no price")] {
         let leaves = format!("train.leaves={leaves}");
         let plan = [
             "plan", "run.yaml", "--gpus", "2", "--set", tree, "--set", &leaves,
         ];
         let text = scratch.run(&plan).fine().text();
-        assert!(text.contains(told), "{text}");
+        assert!(text.contains(words), "{text}");
     }
     for (gpus, sets, words) in [
         (
@@ -164,6 +165,51 @@ fn a_tree_gives_the_bits_of_one_rank_on_any_number() {
         ),
     ] {
         trained(gpus, "never", sets).refused(words);
+    }
+}
+
+/// State files of all ranks of a drive's directory.
+fn state_files(scratch: &Scratch) -> usize {
+    let folders = (0..4).map(|rank| scratch.at(&format!("out/disk/rank-{rank}")));
+    let files = folders.flat_map(|dir| fs::read_dir(dir).into_iter().flatten());
+    let large = |file: &fs::DirEntry| {
+        file.metadata()
+            .is_ok_and(|m| m.is_file() && m.len() >= 4096)
+    };
+    files.flatten().filter(large).count()
+}
+
+/// Ranks that are killed leave a state file each; the next start takes them away, of however many ranks it is, and
+/// where it uses no drive.
+#[test]
+fn what_killed_ranks_left_in_their_folders_goes_with_the_next_start() {
+    let scratch = scratch();
+    let sets = [
+        "train.steps=60",
+        "eval.every_steps=0",
+        "checkpoint.every_steps=0",
+        "budget.disk=1GiB",
+    ];
+    for (before, after, home) in [("4", "2", "disk"), ("2", "1", "host")] {
+        let run = |gpus: &str, home: &str| {
+            let home = format!("plan.optimizer={home}");
+            let mut args = vec!["train", "run.yaml", "--json", "--gpus", gpus];
+            for set in sets.iter().copied().chain([&*home]) {
+                args.extend(["--set", set]);
+            }
+            scratch.command(&args)
+        };
+        let killed = Going::start(run(before, "disk"));
+        stepped(&killed, &scratch, 0);
+        killed.signal("KILL");
+        killed.end();
+        let ranks = before.parse::<usize>().expect("a number");
+        assert_eq!(state_files(&scratch), ranks, "a killed run removes nothing");
+        let going = Going::start(run(after, home));
+        let end = going.end();
+        assert_eq!(end.code, Some(0), "{:#?}", end.lines);
+        assert_eq!(state_files(&scratch), 0);
+        fs::remove_dir_all(scratch.at("out")).expect("removed");
     }
 }
 

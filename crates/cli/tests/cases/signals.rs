@@ -33,9 +33,9 @@ impl Drop for Going {
 
 /// How a run ended.
 pub struct End {
-    code: Option<i32>,
+    pub code: Option<i32>,
     after: Duration,
-    lines: Vec<String>,
+    pub lines: Vec<String>,
 }
 
 impl End {
@@ -101,7 +101,7 @@ impl Going {
         }
     }
 
-    fn signal(&self, name: &str) {
+    pub fn signal(&self, name: &str) {
         let pid = self.child.id().to_string();
         let sent = Command::new("kill")
             .args([format!("-{name}"), pid])
@@ -113,7 +113,7 @@ impl Going {
         self.child.try_wait().expect("a child").is_none()
     }
 
-    fn end(mut self) -> End {
+    pub fn end(mut self) -> End {
         let begin = Instant::now();
         let status: ExitStatus = loop {
             if let Some(status) = self.child.try_wait().expect("a child") {

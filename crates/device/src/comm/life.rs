@@ -13,8 +13,8 @@ use super::frames::{receive, send};
 /// What a process was asked from outside, which concerns all of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ask {
-    /// To save and to end.
-    Stop,
+    /// To save and to end; by which signal, or 0.
+    Stop(i32),
     /// To save and then to continue.
     Save,
 }
@@ -90,7 +90,11 @@ impl Life {
                     why: why.to_owned(),
                 }),
                 ("ask", what) => {
-                    let ask = if what == "save" { Ask::Save } else { Ask::Stop };
+                    let signal = what.strip_prefix("stop ").and_then(|n| n.parse().ok());
+                    let ask = match what {
+                        "save" => Ask::Save,
+                        _ => Ask::Stop(signal.unwrap_or(0)),
+                    };
                     if let Some(hear) = &*lock(&self.hear) {
                         hear(ask);
                     }
@@ -168,14 +172,11 @@ impl Life {
 
     /// Passes on what this process was asked, to the first.
     pub fn ask(&self, ask: Ask) {
-        self.tell(
-            0,
-            if ask == Ask::Save {
-                "ask save"
-            } else {
-                "ask stop"
-            },
-        );
+        let message = match ask {
+            Ask::Save => "ask save".to_owned(),
+            Ask::Stop(signal) => format!("ask stop {signal}"),
+        };
+        self.tell(0, &message);
     }
 
     /// Who hears what others were asked.

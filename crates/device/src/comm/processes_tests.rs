@@ -284,9 +284,9 @@ fn an_end_that_was_said_is_no_failure_and_what_one_was_asked_comes_to_the_first(
     let (sender, asked) = std::sync::mpsc::channel();
     ranks[0].hear(move |ask| sender.send(ask).expect("it listens"));
     ranks[1].ask(Ask::Save);
-    ranks[1].ask(Ask::Stop);
+    ranks[1].ask(Ask::Stop(2));
     let next = || asked.recv_timeout(Duration::from_secs(10)).expect("heard");
-    assert_eq!([next(), next()], [Ask::Save, Ask::Stop]);
+    assert_eq!([next(), next()], [Ask::Save, Ask::Stop(2)]);
     drop(ranks.pop());
     std::thread::sleep(Duration::from_millis(50));
     assert_eq!(ranks[0].ended(), None);

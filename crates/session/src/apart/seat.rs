@@ -8,6 +8,7 @@ use lowtide_device::comm::{Comm, Party};
 use lowtide_device::cuda::Gpu;
 use lowtide_executor::{ExecError, Mode, Options, Trace};
 use lowtide_model::Decoder;
+use lowtide_planner::check::check;
 use lowtide_planner::{Plan, SlotId, Tensor, Tier};
 use lowtide_tiers::{MadeDirs, TierError};
 use serde_json::Value;
@@ -50,6 +51,13 @@ impl Seat {
             ..Options::default()
         };
         let plan = Arc::new(opening.plan);
+        // Of the model and the run that this process has: with another plan its lanes would do other work.
+        check(&plan, decoder.workload(), clip.mode).map_err(|fault| {
+            let what = format!(
+                "rank {rank}: rank 0's plan is not one of this rank's model and run: {fault}"
+            );
+            SessionError::Exec(ExecError::Elsewhere { rank, what })
+        })?;
         let mut made = MadeDirs::default();
         let need = plan.tier(Tier::Disk).planned_bytes;
         let config = config_of(&disk, need, &mut made)?;

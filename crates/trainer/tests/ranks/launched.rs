@@ -47,7 +47,34 @@ log: {{tensorboard: false, trace: false, report: false}}
 struct Silent;
 impl Observer for Silent {}
 
-/// The child's side of the test below: a rank that a launcher has started.
+/// What the second rank takes the run for: as it is, or, where the test asks for it, with rows of another length.
+fn other(run: &Run) -> Run {
+    let mut run = run.clone();
+    if run.output.ends_with("other") {
+        run.train.seq /= 2;
+    }
+    run
+}
+
+/// Ranks agree about the run before they begin, but a model is read by each for itself: rank 0's plan is held against
+/// it.
+#[test]
+fn a_plan_of_another_model_is_refused_by_the_rank_that_has_it() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let file = run_file(dir.path(), "other", "cpu", 5);
+    for mut rank in launched(&file) {
+        rank.wait().expect("a child");
+    }
+    for rank in 0..2 {
+        let end = end_of(&file, rank);
+        assert!(
+            end.contains("rank 1") && end.contains("rank 0's plan"),
+            "rank {rank}: {end}"
+        );
+    }
+}
+
+/// The child's side of the tests below: a rank that a launcher has started.
 #[test]
 fn child() {
     let Ok(file) = std::env::var("LOWTIDE_TEST_CHILD") else {
@@ -61,7 +88,7 @@ fn child() {
         .meet(Ok(&run))
         .and_then(|met| match launch.world.rank {
             0 => fit::lead(&run, &met, &mut Silent, &requests).map(drop),
-            _ => follow(&run, &met, &requests),
+            _ => follow(&other(&run), &met, &requests),
         });
     let end = done.map_or_else(|e| e.to_string(), |()| "ended well".to_owned());
     std::fs::write(format!("{file}.{}", launch.world.rank), end).expect("a writable folder");
