@@ -217,7 +217,8 @@ impl Disk {
     /// Requests of one kind are served in order of their deadlines, and reads and writes alternate. But of two
     /// requests whose extents overlap, one of them a write, the one submitted first is served first.
     ///
-    /// # Safety From the call until the ticket is done ([`Ticket::wait`] has returned, well or badly) the memory
+    /// # Safety
+    /// From the call until the ticket is done ([`Ticket::wait`] has returned, well or badly) the memory
     /// belongs to the request: nobody writes it, and during a read nobody reads it either. That includes other
     /// requests: two that share a byte of memory and are not done must both be writes to a drive. The disk itself
     /// reads and writes it by the processor: where reads are verified, checksums are recorded or commits are proven,
