@@ -9,6 +9,7 @@
 //! See ARCHITECTURE.md.
 
 pub mod account;
+mod answers;
 pub mod chart;
 pub mod curve;
 pub mod data;

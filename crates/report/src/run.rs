@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::account::{self, Account, PlanReport, Process};
+use crate::answers::answers;
 use crate::curve::{Curve, LastLosses, Median, Smoothed};
 use crate::error::ReportError;
 
@@ -20,10 +21,6 @@ pub const PAGE: &str = "report.html";
 const FILE_MAX: u64 = 64 << 20;
 /// Bytes of a line of its logs, at most: answers hold whole prompts.
 const LINE_MAX: u64 = 64 << 20;
-/// Prompts whose answers are shown.
-const SHOWN: usize = 8;
-/// Characters of a text that are shown.
-const TEXT_MAX: usize = 2000;
 
 /// Where a run stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -56,6 +53,16 @@ pub struct Step {
     pub tokens_per_second: Option<f64>,
     /// Seconds of a step, by the plan.
     pub predicted_seconds: Option<f64>,
+    /// Real tokens of the run so far, whichever steps are recorded. Earlier versions wrote neither this nor the two
+    /// below.
+    #[serde(default)]
+    pub tokens_total: Option<u64>,
+    /// Updates that were left out so far; absent where none.
+    #[serde(default)]
+    pub skipped_total: u64,
+    /// Spikes so far; absent where none.
+    #[serde(default)]
+    pub spikes_total: u64,
     /// The update was left out.
     #[serde(default)]
     pub skipped: bool,
@@ -116,17 +123,19 @@ pub struct Figures {
     pub step: u64,
     /// Steps of the whole run.
     pub steps: u64,
-    /// Real tokens of the steps that are recorded.
+    /// Real tokens of the steps up to that one. Of a run of an earlier version only of those that are recorded
+    /// (`log.every_steps`), as the two counts of odd steps below.
     pub tokens: u64,
-    /// Real tokens a second over all steps whose time and rate are known.
+    /// Real tokens a second over all steps that are recorded and whose time and rate are known.
     pub tokens_per_second: Option<f64>,
     /// The median time of a step.
     pub step_seconds: Option<f64>,
     /// A step's time by the plan.
     pub predicted_seconds: Option<f64>,
-    /// Loss of step 1.
+    /// Loss of step 1, where it is recorded or in the run's account.
     pub loss_first: Option<f64>,
-    /// Mean loss of the last ten steps, or of as many as there are.
+    /// Mean loss of the last ten steps, or of as many as there are: by the run's account, or, where that is of
+    /// another step, of those that are recorded.
     pub loss_last: Option<f64>,
     /// Steps without an update.
     pub skipped: u64,
@@ -231,6 +240,7 @@ impl RunReport {
             Ok(())
         })?;
         let (figures, curves) = gathered.done();
+        let figures = figures.with(&account.report);
         // One that goes on for longer than it did before has another's mark.
         let state = match finished["report"]["steps"].as_u64() {
             _ if finished.is_null() => State::Unfinished,
@@ -282,6 +292,19 @@ impl RunReport {
     }
 }
 
+impl Figures {
+    /// With what the run's account knows of steps that have no line.
+    fn with(self, account: &Value) -> Self {
+        let same = account["steps"].as_u64() == Some(self.step);
+        let last = account["loss_last"].as_f64().filter(|_| same);
+        Self {
+            loss_first: self.loss_first.or_else(|| account["loss_first"].as_f64()),
+            loss_last: last.or(self.loss_last),
+            ..self
+        }
+    }
+}
+
 /// Metrics, line by line.
 #[derive(Default)]
 struct Gathered {
@@ -328,10 +351,17 @@ impl Gathered {
         let (all, curves) = (&mut self.figures, &mut self.curves);
         let x = s.step as f64;
         (all.step, all.steps) = (s.step, s.steps);
-        all.tokens = all.tokens.saturating_add(s.tokens);
         all.predicted_seconds = s.predicted_seconds;
-        all.skipped += u64::from(s.skipped);
-        all.spikes += u64::from(s.spike.is_some());
+        // Not every step has a line, so the lines' own totals count where there are any.
+        let known = s.tokens_total;
+        all.tokens = known.unwrap_or(all.tokens.saturating_add(s.tokens));
+        (all.skipped, all.spikes) = match known {
+            Some(_) => (s.skipped_total, s.spikes_total),
+            None => (
+                all.skipped + u64::from(s.skipped),
+                all.spikes + u64::from(s.spike.is_some()),
+            ),
+        };
         if let Some(loss) = s.loss {
             if s.step == 1 {
                 all.loss_first = Some(loss);
@@ -414,7 +444,7 @@ fn optional(path: &Path) -> Result<Value, ReportError> {
 }
 
 /// Calls `take` with each whole line of a file; a file that is not there has none.
-fn lines(
+pub(crate) fn lines(
     path: &Path,
     mut take: impl FnMut(&[u8]) -> Result<(), serde_json::Error>,
 ) -> Result<(), ReportError> {
@@ -447,47 +477,4 @@ fn lines(
         take(&line).map_err(|e| wrong(format!("not a line that a run writes: {e}")))?;
     }
     Ok(())
-}
-
-/// Of the first prompts, the answers before training and the newest ones.
-fn answers(path: &Path) -> Result<Vec<[Option<Answer>; 2]>, ReportError> {
-    let mut pairs: Vec<[Option<Answer>; 2]> = Vec::new();
-    // Answers of one measure follow each other, in the order of the prompts.
-    let (mut measure, mut at) = (None, 0);
-    lines(path, |line| {
-        #[derive(Deserialize)]
-        struct Line {
-            when: String,
-            #[serde(flatten)]
-            answer: Answer,
-        }
-        let Line { when, answer } = serde_json::from_slice(line)?;
-        let this = (answer.step, when);
-        if measure.as_ref() != Some(&this) {
-            (measure, at) = (Some(this), 0);
-        }
-        if at < SHOWN {
-            if pairs.len() == at {
-                pairs.push([None, None]);
-            }
-            let cut = Answer {
-                prompt: shortened(&answer.prompt),
-                reference: shortened(&answer.reference),
-                answer: shortened(&answer.answer),
-                ..answer
-            };
-            let before = measure.as_ref().is_some_and(|(_, when)| when == "before");
-            pairs[at][usize::from(!before)] = Some(cut);
-        }
-        at += 1;
-        Ok(())
-    })?;
-    Ok(pairs)
-}
-
-fn shortened(text: &str) -> String {
-    match text.char_indices().nth(TEXT_MAX) {
-        Some((at, _)) => format!("{} […]", &text[..at]),
-        None => text.to_owned(),
-    }
 }

@@ -92,6 +92,48 @@ fn figures_are_those_of_the_files() {
     }
 }
 
+/// `log.every_steps` leaves lines out, not tokens and not odd steps.
+#[test]
+fn steps_without_a_line_count() {
+    let dir = tempfile::tempdir().unwrap();
+    write(dir.path(), 1e-5);
+    let line = |n: u64, totals: bool| {
+        let mut line = json!({"step": n, "steps": 30, "loss": 3.0, "grad_norm": 1.5, "learning_rate": 1e-5,
+            "tokens": 60, "seconds": 0.5, "tokens_per_second": 120.0, "predicted_seconds": 0.75, "skipped": false});
+        if totals {
+            line["tokens_total"] = json!(60 * n - 7);
+            line["skipped_total"] = json!(n / 10);
+            line["spikes_total"] = json!(n / 5);
+        }
+        line.to_string()
+    };
+    let put = |lines: &[String]| {
+        std::fs::write(dir.path().join("metrics.jsonl"), lines.join("\n") + "\n").unwrap();
+        RunReport::read(dir.path()).unwrap().figures
+    };
+    let of = |f: &lowtide_report::Figures| (f.step, f.tokens, f.skipped, f.spikes);
+    let f = put(&[line(10, true), line(20, true)]);
+    assert_eq!(of(&f), (20, 1193, 2, 4));
+    assert_eq!((f.loss_first, f.loss_last), (None, Some(3.0)));
+    // A run that an earlier version began.
+    let f = put(&[line(10, false), line(20, false)]);
+    assert_eq!(of(&f), (20, 120, 0, 0));
+    assert_eq!(
+        of(&put(&[line(10, false), line(20, true)])),
+        (20, 1193, 2, 4)
+    );
+    // What the run's account says of losses, where it is of the same step.
+    for (steps, last) in [(20, 1.25), (10, 3.0)] {
+        let report = json!({"steps": steps, "loss_first": 4.5, "loss_last": 1.25});
+        let plan =
+            json!({"seconds": 0.0, "rounds_left_out": 0, "ranks": 1, "lanes": [], "tiers": []});
+        let account = json!({"format": 1, "processes": [], "report": report, "plan": plan});
+        std::fs::write(dir.path().join("report.json"), account.to_string()).unwrap();
+        let f = put(&[line(10, true), line(20, true)]);
+        assert_eq!((f.loss_first, f.loss_last), (Some(4.5), Some(last)));
+    }
+}
+
 #[test]
 fn a_page_opens_alone_and_no_text_of_a_run_is_markup() {
     let dir = tempfile::tempdir().unwrap();

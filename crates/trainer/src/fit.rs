@@ -669,10 +669,21 @@ impl Fit<'_> {
         tally.steps += 1;
         tally.tokens += f.tokens;
         self.count(tally);
+        let loss = outcome.loss();
+        self.state.step = f.step;
+        self.state.data = f.after;
+        self.state.tokens += f.tokens;
+        if loss.is_finite() {
+            self.state.loss_first.get_or_insert(loss);
+        }
+        let totals = &mut self.state.totals;
+        totals.loss(f.step, loss.to_bits());
+        let spike = outcome.spike.is_some();
+        totals.odd.count(f.step, outcome.skipped, spike);
         let line = StepLine {
             step: f.step,
             steps: self.total,
-            loss: outcome.loss(),
+            loss,
             grad_norm: outcome.norm,
             learning_rate: f.lr,
             tokens: f.tokens,
@@ -683,19 +694,12 @@ impl Fit<'_> {
             lanes: self.lanes_of(&lap.lanes),
             disk_written: self.state.totals.disk_written,
             wear: self.wear,
+            tokens_total: self.state.tokens,
+            skipped_total: self.state.totals.odd.skipped,
+            spikes_total: self.state.totals.odd.spikes,
             skipped: outcome.skipped,
             spike: outcome.spike,
         };
-        self.state.step = f.step;
-        self.state.data = f.after;
-        self.state.tokens += f.tokens;
-        if line.loss.is_finite() {
-            self.state.loss_first.get_or_insert(line.loss);
-        }
-        let totals = &mut self.state.totals;
-        totals.loss(f.step, line.loss.to_bits());
-        let odd = (line.skipped, line.spike.is_some());
-        totals.odd.count(f.step, odd.0, odd.1);
         self.log(&line);
         Ok(())
     }

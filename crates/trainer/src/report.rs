@@ -76,6 +76,14 @@ pub struct StepLine {
     /// What such steps do to the drives, where they write there.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub wear: Option<Wear>,
+    /// Real tokens of the run so far, of the steps that have no line too.
+    pub tokens_total: u64,
+    /// Updates that were left out so far; left out where none.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub skipped_total: u64,
+    /// Spikes so far; left out where none.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub spikes_total: u64,
     /// The update was left out: its norm was not finite, or a spike.
     pub skipped: bool,
     /// Where its norm is a spike: how many times the median of those before it.

@@ -97,3 +97,37 @@ fn without_it_the_last_model_is_exported() {
     assert_eq!(Some(loss_of_model(&case)), all.last().map(|l| l.1));
     assert!(!case.at("out/checkpoints/step-00000002").exists());
 }
+
+/// The evaluation with which a run ended counts when it is made longer, whether it was made then or broken off.
+#[test]
+fn the_last_evaluation_of_a_shorter_run_is_compared() {
+    let change = "checkpoint.change=train.steps";
+    let keep = "checkpoint.keep_best=loss";
+    let (short, long) = ("train.steps=2", "train.steps=4");
+    for broken_off in [false, true] {
+        let case = case();
+        case.train(&[short, keep]).fine();
+        let first = losses(&case);
+        assert_eq!(first.iter().map(|l| l.0).collect::<Vec<_>>(), [0, 2]);
+        if broken_off {
+            let metrics = case.read("out/metrics.jsonl");
+            let kept: Vec<&str> = metrics
+                .lines()
+                .filter(|l| !l.contains("eval_loss") || l.contains("\"step\":0"))
+                .collect();
+            case.write("out/metrics.jsonl", kept.join("\n") + "\n");
+        }
+        let more = case.train(&[long, keep, change]);
+        more.fine();
+        let all = losses(&case);
+        assert_eq!(all[..2], first, "{}", more.text());
+        assert!(all[2].1 > all[1].1, "step 2 is the better one: {all:?}");
+        assert!(
+            more.text().contains("the model is that of step 2"),
+            "{}",
+            more.text()
+        );
+        assert!(case.at("out/checkpoints/step-00000002/run.json").exists());
+        assert_eq!(loss_of_model(&case), all[1].1);
+    }
+}

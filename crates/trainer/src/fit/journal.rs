@@ -239,22 +239,25 @@ impl Fit<'_> {
             .note(&format!("went on from {path} after step {step}"));
         self.last_checkpoint = checkpoint::newest_of(&self.output).map(|(_, p)| p);
         self.state = told.state;
+        let mut behind: u64 = told.steps.iter().map(|s| s.tokens).sum();
         for step in &told.steps {
             self.state.totals.loss(step.step, step.loss);
             self.state.totals.odd.count(step.step, step.skipped, false);
-            self.catch_up(step)?;
+            behind -= step.tokens;
+            self.catch_up(step, behind)?;
         }
         Ok(())
     }
 
-    /// Writes a step's metrics line if the run died before it did. How long the step took is lost.
-    fn catch_up(&mut self, step: &StepNumbers) -> Result<(), TrainError> {
+    /// Writes a step's metrics line if the run died before it did, with so many tokens of the steps behind it. How
+    /// long the step took is lost.
+    fn catch_up(&mut self, step: &StepNumbers, behind: u64) -> Result<(), TrainError> {
         let due = step.step.is_multiple_of(self.run.log.every_steps) || step.step == self.total;
         let logged = |key| has_step(self.output.folder(), METRICS, step.step, key);
         if !due || logged("learning_rate")? {
             return Ok(());
         }
-        let told = self.metrics.write(&StepLine {
+        let missing = self.metrics.write(&StepLine {
             step: step.step,
             steps: self.total,
             loss: f64::from_bits(step.loss),
@@ -268,33 +271,42 @@ impl Fit<'_> {
             lanes: Vec::new(),
             disk_written: self.state.totals.disk_written,
             wear: self.wear,
+            tokens_total: self.state.tokens - behind,
+            skipped_total: self.state.totals.odd.skipped,
+            spikes_total: self.state.totals.odd.spikes,
             skipped: step.skipped,
             spike: None,
         });
-        self.tell(told);
+        self.tell(missing);
         Ok(())
     }
 
-    /// Evaluates and saves where the run ended after a step and before what was due behind it.
+    /// Evaluates and saves where the run ended after a step and before what was due behind it. What is recorded of the
+    /// step is not done again, but compared with the best where that was not saved: the evaluation with which a run
+    /// ends is later than its last checkpoint, and the run may have been made longer.
     pub(super) fn make_up(&mut self) -> Result<(), TrainError> {
         let step = self.state.step;
         let due = self.due(step);
-        if !self.durable && self.saved != Some(step) {
+        if step == 0 || !self.durable && self.saved != Some(step) {
             return Ok(()); // another directory's run has recorded it there
         }
-        if due.evaluation && !has_step(self.output.folder(), METRICS, step, "eval_loss")? {
-            let loss = self.evaluate(step)?;
-            self.judge_evaluation(loss.map(|e| e.loss), loss.map(|e| e.accuracy));
+        let recorded = |f: &Self, when, key| value_at(f.output.folder(), METRICS, step, when, key);
+        let mut of = (
+            recorded(self, None, "eval_loss")?,
+            recorded(self, None, "eval_accuracy")?,
+        );
+        if due.evaluation && of.0.is_none() {
+            let made = self.evaluate(step)?;
+            of = (made.map(|e| e.loss), made.map(|e| e.accuracy));
         }
-        let when = Some(When::During.name());
-        if due.answers
-            && value_at(self.output.folder(), METRICS, step, when, "exact_match")?.is_none()
-        {
-            let share = self.exact_match(When::During)?;
-            self.judge(Measure::ExactMatch, share);
+        let mut best = self.judge_evaluation(of.0, of.1);
+        let mut share = recorded(self, Some(When::During.name()), "exact_match")?;
+        if due.answers && share.is_none() {
+            share = self.exact_match(When::During)?;
         }
+        best |= self.judge(Measure::ExactMatch, share);
         let newest = checkpoint::newest_of(&self.output);
-        if self.durable && due.save && newest.is_none_or(|(at, _)| at < step) {
+        if self.durable && (due.save || best) && newest.is_none_or(|(at, _)| at < step) {
             self.save()?;
         }
         Ok(())
