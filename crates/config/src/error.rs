@@ -51,7 +51,7 @@ pub enum ConfigError {
         text: String,
     },
     /// No such key.
-    #[error("{at}: unknown key '{key}'{}", hint_key(key, nearest))]
+    #[error("{at}: unknown key '{key}'{}", hint_key(key, nearest, *reason))]
     UnknownKey {
         /// Where it stands.
         at: Place,
@@ -59,6 +59,8 @@ pub enum ConfigError {
         key: String,
         /// The key that was probably meant, whole.
         nearest: Option<String>,
+        /// Of a key of other trainers that has no counterpart: why.
+        reason: Option<&'static str>,
     },
     /// One key twice in one mapping.
     #[error("{at}: key '{key}' was given before, at {first}")]
@@ -211,7 +213,10 @@ fn hint(nearest: &Option<String>) -> String {
 }
 
 /// A key that is right but dotted inside a file is to be nested.
-fn hint_key(key: &str, nearest: &Option<String>) -> String {
+fn hint_key(key: &str, nearest: &Option<String>, reason: Option<&str>) -> String {
+    if let Some(why) = reason {
+        return format!("; lowtide has none like it: {why}");
+    }
     match (nearest, key.rsplit_once('.')) {
         (Some(n), Some((section, last))) if n == key => {
             format!(", write it as '{last}' inside '{section}'")

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::Path;
 
+use crate::elsewhere::{Elsewhere, elsewhere};
 use crate::error::ConfigError;
 use crate::keys::KEYS;
 use crate::run::Run;
@@ -125,7 +126,6 @@ const AXOLOTL: &[(&str, Way)] = {
             "unfrozen_parameters",
             Other("it is a list of expressions; name what is not trained with train.freeze"),
         ),
-        ("neftune_noise_alpha", Other("not supported")),
         ("label_smoothing_factor", Same("train.label_smoothing")),
         (
             "resume_from_checkpoint",
@@ -150,6 +150,18 @@ const AXOLOTL: &[(&str, Way)] = {
         (
             "eval_sample_packing",
             Needless("evaluation data are packed like the others"),
+        ),
+        (
+            "chat_template",
+            Other(
+                "the model's own template is used; data.chat_template names a file with another one",
+            ),
+        ),
+        (
+            "auto_resume_from_checkpoints",
+            Needless(
+                "a run goes on from its newest checkpoint; checkpoint.resume: never begins anew",
+            ),
         ),
         ("model_type", Needless("config.json says it")),
         ("tokenizer_type", Needless("tokenizer.json says it")),
@@ -233,14 +245,11 @@ impl Import {
             "datasets" => return self.data("data.train", name, node),
             "test_datasets" => return self.data("data.eval", name, node),
             "optimizer" if self.small_moments(node) => return,
+            "chat_template" if node.tree == Tree::Scalar("tokenizer_default".to_owned()) => return,
             _ => {}
         }
         let Some((_, way)) = AXOLOTL.iter().find(|(known, _)| *known == name) else {
-            return self.drop(
-                name,
-                node,
-                "lowtide has nothing like it, or does not know it",
-            );
+            return self.unknown(name, name, node);
         };
         let scalar = match &node.tree {
             Tree::Scalar(text) => Some(text.as_str()),
@@ -267,6 +276,24 @@ impl Import {
                 node,
                 "a list or a mapping where one value is expected",
             ),
+        }
+    }
+
+    /// Leaves out a key that the table has not, which stands at `whole`, with what is known of it.
+    fn unknown(&mut self, whole: &str, name: &str, node: &Node) {
+        let off = matches!(&node.tree, Tree::Scalar(text) if text == "false");
+        match elsewhere(name) {
+            // What is switched off is not missed.
+            Some(Elsewhere::None(_)) if off => {}
+            Some(Elsewhere::None(why)) => self.drop(whole, node, why),
+            Some(Elsewhere::Key(key)) => {
+                let why = format!("{key} comes nearest; it takes other values");
+                self.drop(whole, node, &why);
+            }
+            None => {
+                let why = "lowtide has nothing like it, or does not know it";
+                self.drop(whole, node, why);
+            }
         }
     }
 
@@ -334,11 +361,7 @@ impl Import {
     fn of_data(&mut self, whole: &str, entry: &Entry) {
         let Tree::Scalar(text) = &entry.value.tree else {
             if !["data_files", "path"].contains(&entry.key.as_str()) {
-                self.drop(
-                    whole,
-                    &entry.value,
-                    "lowtide has nothing like it, or does not know it",
-                );
+                self.unknown(whole, &entry.key, &entry.value);
             }
             return;
         };
@@ -351,8 +374,7 @@ impl Import {
             ("field_messages", _) => "data.fields.messages",
             ("field" | "text_column", _) => "data.fields.text",
             _ => {
-                let why = "lowtide has nothing like it, or does not know it";
-                return self.drop(whole, &entry.value, why);
+                return self.unknown(whole, &entry.key, &entry.value);
             }
         };
         self.give(field, quoted(text));

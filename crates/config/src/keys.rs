@@ -105,6 +105,11 @@ const BEFORE_DATA: &[Key] = &[
             "base_model",
             "hf_assets_path",
             "model_name",
+            "checkpoint_dir",
+            "checkpointer",
+            "pretrained_model_name_or_path",
+            "model._component_",
+            "model_id",
         ],
     },
     Key {
@@ -133,7 +138,13 @@ const BEFORE_DATA: &[Key] = &[
         doc: "Directory of a tokenizer, its `tokenizer.json`, or a name on the Hub as in `model.path`.",
         kind: Kind::Path,
         default: Unset("that of `model.path`"),
-        elsewhere: &["tokenizer_name", "tokenizer_path", "tokenizer_config"],
+        elsewhere: &[
+            "tokenizer_name",
+            "tokenizer_path",
+            "tokenizer_config",
+            "tokenizer_name_or_path",
+            "tokenizer._component_",
+        ],
     },
     Key {
         name: "model.labels",
@@ -182,7 +193,7 @@ const BEFORE_DATA: &[Key] = &[
             max: u64::MAX,
         },
         default: Value("0"),
-        elsewhere: &["random_seed", "data_seed"],
+        elsewhere: &["random_seed", "data_seed", "manual_seed"],
     },
     Key {
         name: "output",
@@ -239,7 +250,14 @@ const AFTER_DATA: &[Key] = &[
             max: 1_000_000_000,
         },
         default: Unset("as `train.epochs`"),
-        elsewhere: &["max_steps", "num_steps", "iters", "total_steps"],
+        elsewhere: &[
+            "max_steps",
+            "num_steps",
+            "iters",
+            "total_steps",
+            "max_steps_per_epoch",
+            "total_num_steps",
+        ],
     },
     Key {
         name: "train.epochs",
@@ -264,6 +282,7 @@ const AFTER_DATA: &[Key] = &[
             "micro_batch_size",
             "local_batch_size",
             "batch_size",
+            "train_micro_batch_size_per_gpu",
         ],
     },
     Key {
@@ -282,6 +301,9 @@ const AFTER_DATA: &[Key] = &[
             "max_seq_length",
             "cutoff_len",
             "block_size",
+            "max_seq_len",
+            "model_max_length",
+            "context_length",
         ],
     },
     Key {
@@ -339,7 +361,13 @@ const AFTER_DATA: &[Key] = &[
             high: Included(1.0),
         },
         default: Value("2e-5"),
-        elsewhere: &["lr", "peak_lr", "relative_step", "scale_parameter"],
+        elsewhere: &[
+            "lr",
+            "peak_lr",
+            "relative_step",
+            "scale_parameter",
+            "warmup_max_lr",
+        ],
     },
     Key {
         name: "train.schedule",
@@ -351,6 +379,8 @@ const AFTER_DATA: &[Key] = &[
             "lr_scheduler_type",
             "lr_schedule",
             "decay_type",
+            "scheduler",
+            "scheduler.type",
         ],
     },
     Key {
@@ -362,7 +392,7 @@ const AFTER_DATA: &[Key] = &[
             max: 1_000_000_000,
         },
         default: Unset("as `train.warmup_ratio`"),
-        elsewhere: &["num_warmup_steps"],
+        elsewhere: &["num_warmup_steps", "warmup_num_steps"],
     },
     Key {
         name: "train.warmup_ratio",
@@ -397,6 +427,7 @@ const AFTER_DATA: &[Key] = &[
             "cosine_min_lr_ratio",
             "min_lr_factor",
             "min_lr",
+            "cos_min_ratio",
         ],
     },
     Key {
@@ -419,6 +450,8 @@ const AFTER_DATA: &[Key] = &[
             "max_norm",
             "grad_clip",
             "gradient_clip_val",
+            "clip_grad_norm",
+            "gradient_clipping",
         ],
     },
     Key {
@@ -499,6 +532,7 @@ const AFTER_DATA: &[Key] = &[
             "freeze_layers",
             "freeze_modules",
             "freeze_parameters",
+            "freeze_trainable_layers",
         ],
     },
     Key {
@@ -521,7 +555,7 @@ const AFTER_DATA: &[Key] = &[
             planned: OptimizerName::PLANNED,
         },
         default: Value("adamw"),
-        elsewhere: &["optim"],
+        elsewhere: &["optim", "optimizer.type", "optimizer._component_"],
     },
     setting(
         "optimizer.beta1",
@@ -577,7 +611,7 @@ const AFTER_DATA: &[Key] = &[
             words: UpdateOn::WORDS,
         },
         default: Value("auto"),
-        elsewhere: &["cpu_offload", "optimizer_in_bwd", "enable_cpu_offload"],
+        elsewhere: &["cpu_offload", "enable_cpu_offload"],
     },
 ];
 

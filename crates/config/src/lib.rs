@@ -16,6 +16,7 @@
 mod build;
 mod change;
 mod docs;
+mod elsewhere;
 mod error;
 mod import;
 mod key;
@@ -32,6 +33,7 @@ mod words;
 
 pub use change::{keys_that_change, may_change};
 pub use docs::{reference_markdown, schema};
+pub use elsewhere::{Elsewhere, elsewhere};
 pub use error::{ConfigError, Place};
 pub use import::{Imported, axolotl_keys, import_axolotl, import_axolotl_file};
 pub use key::{Key, KeyDefault, Kind};

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::elsewhere::{Elsewhere, elsewhere};
 use crate::error::{ConfigError, Place};
 use crate::key::{Key, KeyDefault, Kind};
 use crate::keys::{EXCLUSIVE, KEYS, SECTIONS, find};
@@ -349,25 +350,40 @@ fn is_section(name: &str) -> bool {
     !name.is_empty() && SECTIONS.iter().any(|s| s.0 == name)
 }
 
-/// The error for a name that is no key, with the key that was probably meant: a neighbour with
-/// nearly this name, a key of another section with exactly or nearly it, or ours for another
-/// trainer's name.
+/// The error for a name that is no key, with the key that was probably meant: a key of another section with this name,
+/// ours for another trainer's name or why there is none, a neighbour with nearly this name, or a key of another
+/// section with nearly it.
 fn unknown(section: &str, key: &str, at: Place) -> ConfigError {
     let whole = join(section, key);
     let last = key.rsplit('.').next().unwrap_or(key);
     let ours = |name: &'static str| name.rsplit('.').next().unwrap_or(name);
-    let found = named(find(&whole))
-        .or_else(|| nearest(key, children(section)).map(|n| join(section, n)))
+    let known = elsewhere(&whole);
+    let (other, reason) = match known {
+        Some(Elsewhere::Key(name)) => (Some(name.to_owned()), None),
+        Some(Elsewhere::None(why)) => (None, Some(why)),
+        None => (None, None),
+    };
+    // What is known exactly comes before what is spelled nearly so.
+    let exact = named(find(&whole))
         .or_else(|| named(KEYS.iter().find(|k| ours(k.name) == last)))
-        .or_else(|| named(KEYS.iter().find(|k| k.elsewhere.contains(&last))))
-        .or_else(|| nearest(&whole, KEYS.iter().map(|k| k.name)).map(str::to_owned))
-        .or_else(|| {
-            let meant = nearest(last, KEYS.iter().map(|k| ours(k.name)))?;
-            named(KEYS.iter().find(|k| ours(k.name) == meant))
-        });
+        .or(other);
+    let nearly = || {
+        nearest(key, children(section))
+            .map(|n| join(section, n))
+            .or_else(|| nearest(&whole, KEYS.iter().map(|k| k.name)).map(str::to_owned))
+            .or_else(|| {
+                let meant = nearest(last, KEYS.iter().map(|k| ours(k.name)))?;
+                named(KEYS.iter().find(|k| ours(k.name) == meant))
+            })
+    };
+    let found = match reason {
+        Some(_) => exact,
+        None => exact.or_else(nearly),
+    };
     ConfigError::UnknownKey {
         at,
         key: shortened(&whole),
+        reason: reason.filter(|_| found.is_none()),
         nearest: found,
     }
 }

@@ -221,14 +221,20 @@ fn data(low: &Low, run: &Run) -> Result<(), ConfigError> {
                 "'data.format' chat, completion or auto",
             )?;
         }
-        for key in ["data.system", "data.chat_template"] {
-            idle(
-                low,
-                key,
-                "data.format",
-                "'data.format' chat, completion or auto",
-            )?;
-        }
+        idle(
+            low,
+            "data.chat_template",
+            "data.format",
+            "'data.format' chat, completion or auto",
+        )?;
+    }
+    if ![Format::Auto, Format::Chat, Format::Alpaca].contains(&data.format) {
+        idle(
+            low,
+            "data.system",
+            "data.format",
+            "'data.format' chat, alpaca or auto",
+        )?;
     }
     Ok(())
 }

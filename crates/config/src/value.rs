@@ -318,6 +318,7 @@ fn pair(
                 at: entry.at.clone(),
                 key: shortened(&whole),
                 nearest,
+                reason: None,
             });
         };
         let kind = match names[i] {

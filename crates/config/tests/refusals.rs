@@ -356,7 +356,11 @@ fn rules_between_keys() {
         ),
         (
             "data: {format: text, system: s}",
-            "run.yaml:2:30: 'data.system' needs 'data.format' chat, completion or auto",
+            "run.yaml:2:30: 'data.system' needs 'data.format' chat, alpaca or auto",
+        ),
+        (
+            "data: {format: completion, system: s}",
+            "run.yaml:2:36: 'data.system' needs 'data.format' chat, alpaca or auto",
         ),
         (
             "checkpoint: {durable: true}",

@@ -23,6 +23,14 @@ pub(super) const KEYS: &[Key] = &[
             "train_file",
             "dataset_path",
             "train_data",
+            "dataset_name",
+            "data_files",
+            "dataset_dir",
+            "train_dataset",
+            "data_path",
+            "dataset_mixer",
+            "interleave_probs",
+            "mix_strategy",
         ],
     },
     Key {
@@ -36,6 +44,9 @@ pub(super) const KEYS: &[Key] = &[
             "eval_dataset",
             "eval_file",
             "val_data",
+            "dataset_val",
+            "test_file",
+            "validation_dataset",
         ],
     },
     Key {
@@ -46,7 +57,13 @@ pub(super) const KEYS: &[Key] = &[
             high: Included(0.5),
         },
         default: Value("0"),
-        elsewhere: &["val_set_size", "validation_split_percentage", "val_size"],
+        elsewhere: &[
+            "val_set_size",
+            "validation_split_percentage",
+            "val_size",
+            "test_size",
+            "validation_size",
+        ],
     },
     Key {
         name: "data.format",
@@ -81,7 +98,7 @@ pub(super) const KEYS: &[Key] = &[
         doc: "Field with plain text.",
         kind: Kind::Text,
         default: Value("text"),
-        elsewhere: &["dataset_text_field", "text_column"],
+        elsewhere: &["dataset_text_field", "text_column", "field"],
     },
     Key {
         name: "data.fields.text_pair",
@@ -102,7 +119,7 @@ pub(super) const KEYS: &[Key] = &[
         doc: "Fill each sequence with several examples.",
         kind: Kind::Flag,
         default: Value("true"),
-        elsewhere: &["sample_packing", "packed"],
+        elsewhere: &["sample_packing", "packed", "neat_packing"],
     },
     Key {
         name: "data.train_on",
@@ -113,6 +130,8 @@ pub(super) const KEYS: &[Key] = &[
             "train_on_inputs",
             "completion_only_loss",
             "assistant_only_loss",
+            "train_on_input",
+            "train_on_prompt",
         ],
     },
     Key {
@@ -122,7 +141,11 @@ pub(super) const KEYS: &[Key] = &[
               of it empty.",
         kind: Kind::Flag,
         default: Value("true"),
-        elsewhere: &["shuffle_dataset"],
+        elsewhere: &[
+            "shuffle_dataset",
+            "shuffle_merged_datasets",
+            "disable_shuffling",
+        ],
     },
     Key {
         name: "data.max_examples",
@@ -173,7 +196,12 @@ pub(super) const KEYS: &[Key] = &[
             ],
         },
         default: Value("auto"),
-        elsewhere: &["dataset_prepared_path", "cache_dir", "dataset_cache_dir"],
+        elsewhere: &[
+            "dataset_prepared_path",
+            "cache_dir",
+            "dataset_cache_dir",
+            "tokenized_path",
+        ],
     },
     Key {
         name: "data.streaming",
@@ -187,10 +215,16 @@ pub(super) const KEYS: &[Key] = &[
     },
     Key {
         name: "data.system",
-        doc: "System prompt for examples that bring none.",
+        doc: "System prompt for conversations that bring none, and in Alpaca's prompt. Records of other layouts have no place \
+              for it, and are refused.",
         kind: Kind::Text,
         default: Unset("none"),
-        elsewhere: &["system_prompt", "default_system_message"],
+        elsewhere: &[
+            "system_prompt",
+            "default_system_message",
+            "default_system",
+            "new_system_prompt",
+        ],
     },
     Key {
         name: "data.separator",
@@ -204,6 +238,6 @@ pub(super) const KEYS: &[Key] = &[
         doc: "File with a Jinja chat template.",
         kind: Kind::Path,
         default: Unset("the tokenizer's"),
-        elsewhere: &["chat_template_path", "chat_template_jinja", "template"],
+        elsewhere: &["chat_template_path", "chat_template_jinja"],
     },
 ];

@@ -99,7 +99,7 @@ pub(super) const KEYS: &[Key] = &[
             max: 1 << 15,
         },
         default: Value("0"),
-        elsewhere: &["use_cache", "per_device_eval_batch_size"],
+        elsewhere: &["use_cache"],
     },
     Key {
         name: "checkpoint.every_steps",
@@ -114,6 +114,7 @@ pub(super) const KEYS: &[Key] = &[
             "saves_per_epoch",
             "save_interval",
             "save_every",
+            "save_every_n_steps",
         ],
     },
     Key {
@@ -135,7 +136,11 @@ pub(super) const KEYS: &[Key] = &[
             max: 1_000_000,
         },
         default: Value("2"),
-        elsewhere: &["save_total_limit", "keep_latest_k"],
+        elsewhere: &[
+            "save_total_limit",
+            "keep_latest_k",
+            "keep_last_n_checkpoints",
+        ],
     },
     Key {
         name: "checkpoint.keep_best",
@@ -201,6 +206,7 @@ pub(super) const KEYS: &[Key] = &[
             "log_freq",
             "log_every_n_steps",
             "steps_per_report",
+            "steps_per_print",
         ],
     },
     Key {

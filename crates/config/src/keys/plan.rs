@@ -35,11 +35,7 @@ pub(super) const KEYS: &[Key] = &[
     place(
         "plan.inputs",
         "Where block inputs wait for the backward pass.",
-        &[
-            "activation_offloading",
-            "activation_offload",
-            "enable_activation_offloading",
-        ],
+        &[],
     ),
     Key {
         name: "plan.recompute",
@@ -49,11 +45,7 @@ pub(super) const KEYS: &[Key] = &[
             max: 100_000,
         },
         default: Value("auto"),
-        elsewhere: &[
-            "gradient_checkpointing",
-            "activation_checkpoint",
-            "enable_activation_checkpointing",
-        ],
+        elsewhere: &["activation_checkpoint"],
     },
     Key {
         name: "plan.activations",
