@@ -251,6 +251,39 @@ fn bad_records_are_left_out_when_asked_to() {
     );
 }
 
+/// All files of a run have one layout: another one is named, and no file is left out as if its records were broken.
+#[test]
+fn a_file_of_another_layout_ends_the_load_whatever_becomes_of_records() {
+    let dir = tempfile::tempdir().unwrap();
+    let pair = "{\"prompt\": \"hello\", \"completion\": \"world\"}\n";
+    let text = "{\"text\": \"hello world\"}\n";
+    let pairs = write(&dir, "a.jsonl", &pair.repeat(2));
+    let texts = write(&dir, "b.jsonl", &text.repeat(2));
+    let mixed = write(&dir, "c.jsonl", &format!("{pair}{text}"));
+    let tokenizer = testing::tokenizer();
+    let load = |paths: &[&PathBuf], on_error, system: Option<&str>| {
+        let options = LoadOptions {
+            on_error,
+            system: system.map(str::to_owned),
+            ..LoadOptions::default()
+        };
+        let paths: Vec<PathBuf> = paths.iter().map(|p| (*p).clone()).collect();
+        Dataset::load(&paths, &options, &tokenizer)
+    };
+    for on_error in [OnError::Stop, OnError::Skip] {
+        let error = load(&[&pairs, &texts], on_error, None).unwrap_err();
+        assert!(error.to_string().contains("b.jsonl:1: "), "{error}");
+    }
+    assert!(load(&[&pairs, &mixed], OnError::Stop, None).is_err());
+    let data = load(&[&pairs, &mixed], OnError::Skip, None).unwrap();
+    assert_eq!((data.len(), data.remarks().n_left_out), (3, 1));
+    // A system prompt has no place in either.
+    for file in [&pairs, &texts] {
+        let error = load(&[file], OnError::Skip, Some("Be brief.")).unwrap_err();
+        assert!(error.to_string().contains("data.system"), "{error}");
+    }
+}
+
 #[test]
 fn files_of_other_formats_are_named() {
     for (text, want) in [

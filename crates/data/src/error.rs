@@ -66,6 +66,16 @@ pub enum DataError {
         /// What it is or has.
         what: String,
     },
+    /// A system prompt was given for records that are no conversations.
+    #[error(
+        "{path}: {format} records are no conversations: the system prompt of data.system has no place in them"
+    )]
+    NoSystem {
+        /// Path of the file.
+        path: PathBuf,
+        /// What its records are.
+        format: &'static str,
+    },
     /// A part of a Parquet file takes more memory than may be taken.
     #[error(
         "{path}: {part} takes up to {need} of host memory while it is read, and {have} are allowed"
@@ -672,6 +682,11 @@ impl From<FileError> for DataError {
 }
 
 impl RecordProblem {
+    /// Whether the record is of another layout than those before it.
+    pub(crate) fn is_of_layout(&self) -> bool {
+        matches!(self, Self::MixedFormats { .. })
+    }
+
     /// Whether the load ends here, whatever becomes of records that cannot be used.
     pub(crate) fn ends_all(&self) -> bool {
         // Which records fit in memory is not for the data to change from start to start, and how many records are

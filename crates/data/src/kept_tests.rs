@@ -147,8 +147,22 @@ fn damage_behind_the_start_is_an_error() {
 
 #[test]
 fn what_decides_tokens_decides_the_name() {
-    let place = place(12);
+    let (place, instructions) = (place(12), place(1));
     let base = LoadOptions::default();
+    // A system prompt has a place in some layouts only.
+    for path in &instructions.paths {
+        fs::write(
+            path,
+            "{\"instruction\": \"why\", \"output\": \"it is so\"}\n",
+        )
+        .unwrap();
+    }
+    instructions.load(&base);
+    instructions.load(&LoadOptions {
+        system: Some("s".into()),
+        ..base.clone()
+    });
+    assert_eq!(instructions.files().len(), 2);
     let variants = [
         base.clone(),
         LoadOptions {
@@ -161,10 +175,6 @@ fn what_decides_tokens_decides_the_name() {
         },
         LoadOptions {
             separator: "\n".into(),
-            ..base.clone()
-        },
-        LoadOptions {
-            system: Some("s".into()),
             ..base.clone()
         },
         LoadOptions {

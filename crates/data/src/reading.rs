@@ -44,10 +44,7 @@ pub(crate) fn read<T: Send>(
             if encoder.is_none()
                 && let Some(schema) = schema(options, &chunk)
             {
-                let (loss_on, separator) = (options.loss_on, &options.separator);
-                let classes = options.classes.as_ref();
-                let new = Encoder::classifying(schema, tokenizer, loss_on, separator, classes)?;
-                encoder = Some(new.with_system(options.system.clone()));
+                encoder = Some(encoder_of(path, options, schema, tokenizer)?);
             }
             let places: Vec<Place> = chunk.iter().map(|line| line.place).collect();
             let done: Vec<Result<T, RecordProblem>> = match &encoder {
@@ -70,7 +67,10 @@ pub(crate) fn read<T: Send>(
                         n_taken += 1;
                         take((file, place), value, &left_out)?;
                     }
-                    (Err(problem), OnError::Skip) if !problem.ends_all() => {
+                    // A file of another layout is not a record that cannot be used.
+                    (Err(problem), OnError::Skip)
+                        if !(problem.ends_all() || is_first && problem.is_of_layout()) =>
+                    {
                         left_out.left_out(path, place, &problem);
                     }
                     (Err(problem), _) => {
@@ -90,6 +90,26 @@ pub(crate) fn read<T: Send>(
     }
 }
 
+/// An encoder of records of a file.
+fn encoder_of<'a>(
+    path: &Path,
+    options: &'a LoadOptions,
+    schema: Schema,
+    tokenizer: &'a Tokenizer,
+) -> Result<Encoder<'a>, DataError> {
+    let format = schema.format;
+    if options.system.is_some() && !matches!(format, Format::Messages | Format::Alpaca) {
+        return Err(DataError::NoSystem {
+            path: path.to_owned(),
+            format: format.name(),
+        });
+    }
+    let (loss_on, separator) = (options.loss_on, &options.separator);
+    let classes = options.classes.as_ref();
+    let encoder = Encoder::classifying(schema, tokenizer, loss_on, separator, classes)?;
+    Ok(encoder.with_system(options.system.clone()))
+}
+
 /// What the records of these files are encoded as: what the run file says, or what the first of them looks like. None
 /// is tokenised.
 ///
@@ -100,21 +120,20 @@ pub fn format_of(
     options: &LoadOptions,
     tokenizer: &Tokenizer,
 ) -> Result<Format, DataError> {
-    let encoded = |schema| {
-        let (loss_on, separator) = (options.loss_on, &options.separator);
-        let classes = options.classes.as_ref();
-        let encoder = Encoder::classifying(schema, tokenizer, loss_on, separator, classes)?;
+    let encoded = |path: &Path, schema| {
+        let encoder = encoder_of(path, options, schema, tokenizer)?;
         Ok(encoder.format())
     };
     if let Some(given) = schema(options, &[]) {
-        return encoded(given);
+        let first = paths.first().map_or(Path::new(""), |path| path);
+        return encoded(first, given);
     }
     for path in paths {
         let mut lines = Source::open(path, options)?.peekable();
         loop {
             let chunk = chunk(&mut lines, options.memory)?;
             if let Some(found) = schema(options, &chunk) {
-                return encoded(found);
+                return encoded(path, found);
             }
             match (chunk.into_iter().next(), options.on_error) {
                 (None, _) => break,

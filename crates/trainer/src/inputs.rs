@@ -301,9 +301,7 @@ fn stream_inputs(run: &Run, tokenizer: &Tokenizer) -> Result<Inputs, TrainError>
     ));
     let train = Rows::Stream(Arc::new(stream));
     notes.extend(news_of(&train, false));
-    if train.format() == Format::Messages {
-        notes.extend(note_of_ends(tokenizer));
-    }
+    notes.extend(note_of_layout(train.format(), tokenizer));
     Ok(Inputs {
         train,
         eval,
@@ -354,9 +352,7 @@ pub fn whole_inputs(run: &Run, tokenizer: &Tokenizer) -> Result<Inputs, TrainErr
         eval = Some(load("eval", &run.data.eval, &mut notes)?);
     }
     data = weighted(run, data, &mut notes)?;
-    if data.report().format == Format::Messages {
-        notes.extend(note_of_ends(tokenizer));
-    }
+    notes.extend(note_of_layout(data.report().format, tokenizer));
     let train = pack(run, data, !run.data.shuffle)?;
     describe("train", &train, &mut notes);
     let eval = eval.map(|e| pack(run, e, false)).transpose()?;
@@ -371,6 +367,19 @@ pub fn whole_inputs(run: &Run, tokenizer: &Tokenizer) -> Result<Inputs, TrainErr
         notes,
         details,
     })
+}
+
+/// What is to be said of the chat template: where turns end, or that these records do without it.
+fn note_of_layout(format: Format, tokenizer: &Tokenizer) -> Option<String> {
+    match format {
+        Format::Messages => note_of_ends(tokenizer),
+        Format::PromptCompletion if tokenizer.chat_template().is_some() => Some(
+            "prompts and completions are trained on as they are, without the model's chat template; records with \
+             `messages` are rendered by it"
+                .to_owned(),
+        ),
+        _ => None,
+    }
 }
 
 /// Refuses a file that is named twice, by whatever names: the split would have copies of an example on both sides.

@@ -5,7 +5,7 @@ use std::path::Path;
 use lowtide_data::RecordProblem;
 use lowtide_data::{ForeignFile, ForeignRecord};
 
-/// What to do about one record.
+/// What to do about one record. Long because each problem has its arm.
 pub fn advice(problem: &RecordProblem) -> Vec<String> {
     let mut lines = match problem {
         RecordProblem::UnknownFormat {
@@ -20,6 +20,17 @@ pub fn advice(problem: &RecordProblem) -> Vec<String> {
         RecordProblem::NoRoom { .. } => vec!["raise train.seq".to_owned()],
         RecordProblem::AmbiguousFormat { .. } => {
             vec!["say which with data.format: chat, completion or text".to_owned()]
+        }
+        RecordProblem::MixedFormats { .. } => {
+            return vec![
+                "all records of a run have one layout, that of the first: write the others so too, a prompt with its \
+                 completion as {\"messages\": [{\"role\": \"user\", \"content\": PROMPT}, {\"role\": \"assistant\", \
+                 \"content\": COMPLETION}]}"
+                    .to_owned(),
+                "single records of another layout, --set data.on_error=skip leaves out; a file that begins with one is \
+                 refused anyway"
+                    .to_owned(),
+            ];
         }
         RecordProblem::LineTooLong { .. } => {
             vec!["--set data.max_line=SIZE allows longer lines, where it is one record".to_owned()]
