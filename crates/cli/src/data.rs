@@ -19,6 +19,7 @@ use serde_json::json;
 
 use crate::Answer;
 use crate::args::DataArgs;
+use crate::error::CliError;
 use crate::out::Out;
 use crate::probe::place;
 use crate::progress::Waiting;
@@ -29,6 +30,12 @@ pub fn data(args: &DataArgs, out: Out) -> Answer {
     let to = args.html.as_ref();
     let to = to.map(|file| place("--html", file, |head| head.starts_with(page::BEGIN)));
     let to = to.transpose()?;
+    if args.run.gpus.is_some() {
+        return Err(CliError::Usage {
+            what: "--gpus: data are the same for any number of GPUs".to_owned(),
+            help: "leave it out",
+        });
+    }
     let run = args.run.load()?;
     run.training_ready().map_err(TrainError::from)?;
     paths::inputs(&run)?;

@@ -258,7 +258,11 @@ fn train_with(
         }
         Some(micro)
     };
-    let basis = Basis::here(run, &device, decoder, sample, observer)?.with_answers()?;
+    // Answers beside the steps have a place for each prompt at most, and there may be fewer than are allowed.
+    let mut own = run.clone();
+    let most = &mut own.eval.generate.max_examples;
+    *most = (*most).min(questions.len().max(1) as u64);
+    let basis = Basis::here(&own, &device, decoder, sample, observer)?.with_answers()?;
     drop(rest);
     let ahead = total - start.state().map_or(0, |s| s.step);
     let (plan, written) = opening::plan(run, &basis, &output, &start, ahead)?;

@@ -140,3 +140,27 @@ fn what_answers_with_a_cache_take_is_within_the_budgets() {
         plan(set).refused(words);
     }
 }
+
+/// Places are reserved for the prompts that there are, not for all that are allowed.
+#[test]
+fn places_of_a_cache_are_no_more_than_prompts() {
+    let case = case();
+    let eval = case.read("eval.jsonl");
+    let two: Vec<&str> = eval.lines().take(2).collect();
+    case.write("two.jsonl", two.join("\n") + "\n");
+    let sets = [
+        "data.eval=two.jsonl",
+        "train.steps=1",
+        "eval.generate.cached=64",
+        "eval.generate.max_examples=64",
+        "eval.generate.every_steps=0",
+        "checkpoint.keep_best=none",
+    ];
+    let ended = train(&case, "few", &sets);
+    assert!(
+        ended.fine().text().contains("answers: 2 at once"),
+        "{}",
+        ended.text()
+    );
+    assert_eq!(answers(&case, "few", "before").len(), 2);
+}
