@@ -125,7 +125,7 @@ impl<E: Engine> DiskLane<'_, E> {
                 if !shared.progress.wait(l, before.saturating_sub(ahead)) {
                     return;
                 }
-                if shared.failed() {
+                if !shared.pass(&s, task) || shared.failed() {
                     return;
                 }
                 if !is_transfer(work) {

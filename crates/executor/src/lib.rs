@@ -15,6 +15,7 @@
 mod bind;
 mod disk_lane;
 mod error;
+mod hold;
 mod options;
 mod parts;
 mod progress;
@@ -29,9 +30,11 @@ mod trace;
 mod waits;
 mod worker;
 
+pub use bind::held::{Held, HeldUp, Ready};
 pub use bind::idle::Idle;
 pub use bind::{Bound, Engine, Record, TaskCall, Tiers};
 pub use error::{EngineError, ExecError};
+pub use hold::HeldFrom;
 pub use options::{Mode, Options};
 pub use runner::Runner;
 pub use timeline::{LaneMeasure, Measured, task_label};

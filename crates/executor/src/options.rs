@@ -48,6 +48,9 @@ pub struct Options {
     pub watchdog: Duration,
     /// What is recorded for the trace.
     pub trace: Trace,
+    /// Slots may be read while steps go on ([`Runner::hold`](crate::Runner::hold)): on a stream every task that
+    /// writes a persistent slot has events.
+    pub holds: bool,
 }
 
 impl Default for Options {
@@ -61,6 +64,7 @@ impl Default for Options {
             poison: false,
             watchdog: Duration::from_secs(300),
             trace: Trace::NONE,
+            holds: false,
         }
     }
 }

@@ -3,8 +3,10 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 
-use lowtide_planner::{PartName, PerLane, Plan, SlotId, TaskId};
+use lowtide_planner::{Arg, PartName, PerLane, Plan, SlotId, TaskId, Use};
 use lowtide_units::List;
+
+use crate::hold::Hold;
 
 /// One submitted part.
 pub(crate) struct Submission<S> {
@@ -25,6 +27,8 @@ pub(crate) struct Submission<S> {
     pub uses: List<SlotId, AtomicU32>,
     /// Every task has its events, and they are kept for the trace.
     pub traced: bool,
+    /// What is read of the state before this part: its tasks write it when that was done.
+    pub hold: Option<Arc<Hold>>,
 }
 
 /// What is known of each part before it runs.
@@ -49,8 +53,8 @@ pub(crate) struct Marks {
 }
 
 impl PartTable {
-    /// Of a part of a plan.
-    pub fn new(plan: &Plan, part: PartName) -> Self {
+    /// Of a part of a plan; `holds`: what it writes of persistent slots may be read while steps go on.
+    pub fn new(plan: &Plan, part: PartName, holds: bool) -> Self {
         let tasks = plan.part(part);
         let mut lanes: PerLane<Vec<TaskId>> = PerLane::default();
         let mut position = List::default();
@@ -66,7 +70,7 @@ impl PartTable {
             }
         }
         Self {
-            marks: marks(plan, part, &lanes),
+            marks: marks(plan, part, &lanes, holds),
             lanes,
             position,
             uses,
@@ -75,7 +79,7 @@ impl PartTable {
 }
 
 /// Where a part's events are; `lanes` are its tasks by lane.
-fn marks(plan: &Plan, part: PartName, lanes: &PerLane<Vec<TaskId>>) -> Marks {
+fn marks(plan: &Plan, part: PartName, lanes: &PerLane<Vec<TaskId>>, holds: bool) -> Marks {
     let tasks = plan.part(part);
     let mut m = Marks {
         start: vec![false; tasks.len()].into(),
@@ -87,6 +91,12 @@ fn marks(plan: &Plan, part: PartName, lanes: &PerLane<Vec<TaskId>>) -> Marks {
                 m.start[t] = true;
                 m.end[d] = true;
             }
+        }
+        // It may wait for a reader, and a reader for it.
+        let writes = |a: &Arg| a.access != Use::Read && plan.slots[a.slot].persistent;
+        if holds && task.args.iter().any(writes) {
+            m.start[t] = true;
+            m.end[t] = true;
         }
     }
     for seam in &plan.seams {

@@ -16,6 +16,7 @@ use lowtide_workload::Workload;
 
 use crate::bind::{Engine, Tiers};
 use crate::error::ExecError;
+use crate::hold::{HeldFrom, Hold};
 use crate::options::{Mode, Options};
 use crate::parts::{PartTable, Submission};
 use crate::progress::Progress;
@@ -39,6 +40,8 @@ pub struct Runner<E: Engine> {
     submitted: u32,
     tracing: Tracing,
     flipped: bool,
+    /// What is read while steps go on, with whether its update is submitted.
+    hold: Option<(Arc<Hold>, bool)>,
     last: Option<Arc<Submission<E::Step>>>,
     flying: VecDeque<Flying<E::Step>>,
     /// Tasks each lane has when everything submitted is complete; and when all but the last part.
@@ -69,7 +72,7 @@ impl<E: Engine> Runner<E> {
                 "{tier} arena"
             );
         }
-        let tables = PerPart::of(|p| PartTable::new(&plan, p));
+        let tables = PerPart::of(|p| PartTable::new(&plan, p, options.holds));
         let epoch = Instant::now();
         let streams = options
             .gpu
@@ -104,6 +107,7 @@ impl<E: Engine> Runner<E> {
             submitted: 0,
             tracing: Tracing::default(),
             flipped: false,
+            hold: None,
             last: None,
             flying: VecDeque::new(),
             goal: PerLane::default(),
@@ -138,10 +142,41 @@ impl<E: Engine> Runner<E> {
     /// What stopped the run.
     pub fn submit(&mut self, part: PartName, step: Arc<E::Step>) -> Result<(), ExecError> {
         let plan = Arc::clone(self.plan());
+        let mut needs = Vec::new();
         for (part, shift) in plan.round_parts(part) {
             self.submit_one(part, shift, Arc::clone(&step))?;
+            self.note_update(part, &mut needs);
+        }
+        if let Some((hold, submitted @ false)) = &mut self.hold
+            && needs.iter().any(|of| !of.is_empty())
+        {
+            hold.submitted(needs);
+            *submitted = true;
         }
         Ok(())
+    }
+
+    /// Notes which tasks of the part that was submitted last a hold waits for whose update is that part's.
+    fn note_update(&self, part: PartName, needs: &mut Vec<Vec<(Lane, u64)>>) {
+        let (Some((hold, false)), Some(last)) = (&self.hold, &self.last) else {
+            return;
+        };
+        let table = &self.shared.tables[part];
+        for (id, task) in self.plan().part(part).pairs() {
+            let count = last.base[task.lane] + u64::from(table.position[id]) + 1;
+            hold.need(needs, task, count);
+        }
+    }
+
+    /// Takes up a hold.
+    pub(crate) fn begin_hold(&mut self, hold: Arc<Hold>, from: HeldFrom) {
+        self.hold = Some((hold, from == HeldFrom::Now));
+    }
+
+    /// Whether something is held.
+    #[must_use]
+    pub fn is_held(&self) -> bool {
+        self.hold.as_ref().is_some_and(|(hold, _)| !hold.is_over())
     }
 
     fn submit_one(
@@ -182,6 +217,11 @@ impl<E: Engine> Runner<E> {
                 List::default()
             },
             traced,
+            hold: self
+                .hold
+                .as_ref()
+                .filter(|(hold, submitted)| *submitted && !hold.is_over())
+                .map(|(hold, _)| Arc::clone(hold)),
         });
         for (lane, goal) in self.goal.iter_mut() {
             *goal += table.lanes[lane].len() as u64;
@@ -197,7 +237,7 @@ impl<E: Engine> Runner<E> {
         }
         self.flying.push_back((Arc::clone(&submission), self.goal));
         self.last = Some(submission);
-        self.seen = (self.shared.progress.total(), Instant::now());
+        self.seen = (self.progress(), Instant::now());
         Ok(())
     }
 
@@ -213,7 +253,7 @@ impl<E: Engine> Runner<E> {
         if let Some(shuffle) = &mut self.shuffle {
             shuffle.run_until(&goal);
         }
-        self.seen = (self.shared.progress.total(), Instant::now());
+        self.seen = (self.progress(), Instant::now());
         for (lane, &count) in goal.iter() {
             while !self.reached(lane, count) {
                 if self.shared.failed() {
@@ -276,7 +316,7 @@ impl<E: Engine> Runner<E> {
     /// Looks after the lanes for a caller that waits for a result and not for the runner: call it
     /// again and again while that lasts. Fails the run when it stands still; the next wait says so.
     pub fn watch(&mut self) {
-        let total = self.shared.progress.total();
+        let total = self.progress();
         if total != self.seen.0 || self.idle() {
             self.seen = (total, Instant::now());
         } else if self.seen.1.elapsed() >= self.shared.options.watchdog {
@@ -284,6 +324,13 @@ impl<E: Engine> Runner<E> {
             let chain = self.shared.chain();
             self.shared.fail(ExecError::Stuck { seconds, chain });
         }
+    }
+
+    /// Grows whenever a lane gets on, or who reads what lanes wait for.
+    fn progress(&self) -> u64 {
+        let hold = self.hold.as_ref();
+        let reads = hold.map_or(0, |(hold, _)| hold.reads());
+        self.shared.progress.total() + reads
     }
 
     /// Whether everything submitted is complete.
@@ -344,6 +391,10 @@ impl<E: Engine> Runner<E> {
 
     pub(crate) fn tiers(&self) -> &Tiers {
         &self.shared.tiers
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<Shared<E>> {
+        &self.shared
     }
 
     /// The disk, if there is one.

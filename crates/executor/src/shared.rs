@@ -31,6 +31,11 @@ pub(crate) enum LaneState {
         lane: Lane,
         count: u64,
     },
+    /// For who reads what the task is to write.
+    Held {
+        part: PartName,
+        task: TaskId,
+    },
 }
 
 pub(crate) struct Shared<E: Engine> {
@@ -182,6 +187,42 @@ impl<E: Engine> Shared<E> {
         Ok(true)
     }
 
+    /// Waits until what a task writes was read by whoever holds it. False when the run has failed.
+    pub fn pass(&self, s: &Submission<E::Step>, task_idx: TaskId) -> bool {
+        let Some(hold) = &s.hold else {
+            return true;
+        };
+        let task = &self.plan.part(s.part)[task_idx];
+        let lane = task.lane;
+        let before = s.base[lane] + u64::from(self.tables[s.part].position[task_idx]);
+        for group in hold.written(task) {
+            if hold.is_released(group) {
+                continue;
+            }
+            let part = s.part;
+            let task = task_idx;
+            *lock(&self.states[lane]) = LaneState::Held { part, task };
+            // What goes wrong on the device is found by who waits for its tasks.
+            let dry = || self.is_complete(lane, before).unwrap_or(true);
+            if !hold.wait(group, || self.failed(), dry) {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Whether a lane has completed so many tasks, of which the last has an event where the lane is a stream.
+    pub fn is_complete(&self, lane: Lane, count: u64) -> Result<bool, CudaError> {
+        if self.progress.count(lane) >= count {
+            return Ok(true);
+        }
+        let streams = self.streams.as_ref().filter(|s| s.is_stream(lane));
+        match streams.filter(|_| self.progress.begun(lane) >= count) {
+            Some(streams) => streams.happened(lane, count),
+            None => Ok(false),
+        }
+    }
+
     /// Poisons the slots whose last use this task was. The next holder of any of their bytes waits
     /// for every user, so also for this one, which has not completed yet.
     pub fn release(&self, queue: &Queue, s: &Submission<E::Step>, task_idx: TaskId) {
@@ -229,7 +270,9 @@ impl<E: Engine> Shared<E> {
     /// The device failed in something that was given to `lane` and is not complete.
     pub fn lost(&self, lane: Lane, source: CudaError) -> ExecError {
         let task = match &*lock(&self.states[lane]) {
-            LaneState::Running { part, task } | LaneState::Waiting { part, task, .. } => format!(
+            LaneState::Running { part, task }
+            | LaneState::Held { part, task }
+            | LaneState::Waiting { part, task, .. } => format!(
                 "{} at or before {} (with LOWTIDE_SYNC=1 the task itself is named)",
                 lane,
                 self.label(*part, *task)

@@ -9,9 +9,12 @@ impl<E: Engine> Shared<E> {
     /// Who waits for whom, starting from the lane that has waited for the others' sake longest.
     pub fn chain(&self) -> String {
         let states = PerLane::of(|l| lock(&self.states[l]).clone());
-        let start = Lane::ALL
-            .into_iter()
-            .find(|&l| matches!(states[l], LaneState::Waiting { .. }));
+        let start = Lane::ALL.into_iter().find(|&l| {
+            matches!(
+                states[l],
+                LaneState::Waiting { .. } | LaneState::Held { .. }
+            )
+        });
         let running = || {
             Lane::ALL
                 .into_iter()
@@ -54,6 +57,14 @@ impl<E: Engine> Shared<E> {
                         self.progress.count(*other)
                     ));
                     lane = *other;
+                }
+                LaneState::Held { part, task } => {
+                    text.push_str(&format!(
+                        "{} waits with {} until what it writes was read for a checkpoint",
+                        lane,
+                        self.label(*part, *task)
+                    ));
+                    return text;
                 }
                 LaneState::Running { part, task } => {
                     text.push_str(&format!(

@@ -61,7 +61,7 @@ pub(crate) fn work<E: Engine>(
                     Err(source) => return shared.fail(shared.lost(other, source)),
                 }
             }
-            if shared.failed() {
+            if !shared.pass(&s, task) || shared.failed() {
                 return;
             }
             *lock(&shared.states[lane]) = LaneState::Running { part: s.part, task };

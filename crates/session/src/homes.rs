@@ -1,5 +1,5 @@
 //! Weights and optimizer state where they live: read and written by parameter, whatever the
-//! placement and the number of ranks. Only while no task runs.
+//! placement and the number of ranks. Only while no task runs, but for what is held (`hold.rs`).
 //!
 //! One file because all that fill, read and compare homes go through the same chunks of the same arrays.
 
@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use lowtide_device::{Lent, memory};
-use lowtide_executor::Idle;
+use lowtide_executor::{Held, Idle};
 use lowtide_kernels::update::split;
 use lowtide_planner::{PieceId, Plan, Slot, SlotId, Tensor, Tier};
 use lowtide_tiers::{ALIGN, Block, Extent, Fill, Kind, TierError};
@@ -16,11 +16,12 @@ use lowtide_workload::{Dtype, Init, ParamId, Role, StateArray, StateSpec, Worklo
 use rayon::prelude::*;
 
 use crate::apart::Remote;
+use crate::engine::Engine;
 
 /// Numbers or entries moved at a time.
 const CHUNK: u64 = 1 << 19;
 /// Bytes moved at a time, at most.
-const STAGED: u64 = 4 * CHUNK;
+pub(crate) const STAGED: u64 = 4 * CHUNK;
 
 /// The disk's units that hold these bytes of an extent, which itself begins at one.
 fn whole_units(offset: u64, bytes: u64) -> Range<u64> {
@@ -58,6 +59,8 @@ pub(crate) enum Reach<'a> {
     Here(Idle<'a>),
     /// Of another one.
     There(&'a Remote),
+    /// Of this process while steps go on: to read what is held.
+    Held(&'a Held<Engine>),
 }
 
 impl<'a> Reach<'a> {
@@ -65,6 +68,7 @@ impl<'a> Reach<'a> {
         match self {
             Self::Here(tiers) => tiers,
             Self::There(_) => panic!("memory of another process"),
+            Self::Held(_) => panic!("memory that is only read"),
         }
     }
 }
@@ -97,9 +101,9 @@ impl<'a> Homes<'a> {
         tiers: Vec<Reach<'a>>,
         flipped: bool,
     ) -> Result<Self, TierError> {
-        let spare = match tiers[0].here().disk {
-            Some(_) => vec![staging()?],
-            None => Vec::new(),
+        let spare = match &tiers[0] {
+            Reach::Here(idle) if idle.disk.is_some() => vec![staging()?],
+            _ => Vec::new(),
         };
         Ok(Self {
             plan,
@@ -123,11 +127,16 @@ impl<'a> Homes<'a> {
             offset: self.plan.offset(idx, self.flipped) + range.start,
             bytes: range.end - range.start,
         };
-        let disk = self.tiers[rank]
-            .here()
-            .disk
-            .expect("a plan with extents has a disk");
-        disk.start(kind, extent, staging, 0).wait()
+        match &self.tiers[rank] {
+            // Behind all that the steps ask of the drive.
+            Reach::Held(held) => held.on_disk(idx, |disk| {
+                disk.start(kind, extent, staging, u64::MAX).wait()
+            }),
+            tiers => {
+                let disk = tiers.here().disk.expect("a plan with extents has a disk");
+                disk.start(kind, extent, staging, 0).wait()
+            }
+        }
     }
 
     /// Does `work` with a staging of its own, which comes back from it.
@@ -148,7 +157,10 @@ impl<'a> Homes<'a> {
             return remote.load(home.idx, offset, out);
         }
         if home.slot.tier != Tier::Disk {
-            memory::load(self.home(home, offset, bytes).src(), out);
+            match &self.tiers[home.rank] {
+                Reach::Held(held) => held.load(home.idx, offset, out),
+                _ => memory::load(self.home(home, offset, bytes).src(), out),
+            }
             return Ok(());
         }
         let range = whole_units(offset, bytes);
@@ -194,6 +206,14 @@ impl<'a> Homes<'a> {
     /// Reads bytes of a slot of the only rank; from a disk at most [`STAGED`].
     pub(crate) fn load_slot(&self, idx: SlotId, at: u64, out: &mut [u8]) -> Result<(), TierError> {
         self.load(self.only(idx, at, out.len())?, at, out)
+    }
+
+    /// The slots of the first rank that hold the truth of a piece: its weights and its optimizer's state.
+    pub(crate) fn truths(plan: &Plan, piece: PieceId) -> impl Iterator<Item = SlotId> {
+        let of = |tensor| plan.homes(tensor).next().map(|(slot, _)| slot);
+        [plan.master(piece), Tensor::State(piece)]
+            .into_iter()
+            .filter_map(of)
     }
 
     /// Writes bytes of a slot of the only rank; to a disk at most [`STAGED`].

@@ -21,6 +21,7 @@ use crate::apart::Remote;
 use crate::commit::{About, Mark};
 use crate::engine::{ClipRule, Engine, first_clip};
 use crate::error::SessionError;
+use crate::hold::holds;
 use crate::homes::Homes;
 use crate::outcome::Outcome;
 use crate::ranks::{Group, Rank, Ranks, device_of, disk_of};
@@ -64,6 +65,8 @@ pub struct SessionOptions {
     pub watchdog: Duration,
     /// What is recorded for the trace.
     pub trace: Trace,
+    /// The state may be read while steps go on ([`Session::snapshot`]).
+    pub snapshots: bool,
     /// Where extents go.
     pub disk: DiskChoice,
     /// The CUDA device that the plan is for; `None`: the CPU device.
@@ -86,6 +89,7 @@ impl Default for SessionOptions {
             poison: o.poison,
             watchdog: o.watchdog,
             trace: Trace::NONE,
+            snapshots: false,
             disk: DiskChoice::None,
             gpu: None,
             group: None,
@@ -278,6 +282,7 @@ impl Session {
                 poison: options.poison,
                 watchdog: options.watchdog,
                 trace: options.trace,
+                holds: holds(&plan, options.mode, options.snapshots),
             };
             all.push(options);
         }
@@ -286,7 +291,6 @@ impl Session {
         if all[0].gpu.is_none() {
             arenas += plan.tier(Tier::Device).planned_bytes;
         }
-        let process = options.process;
         if ranks == 1 {
             disks.push(options.disk);
         }
@@ -296,7 +300,7 @@ impl Session {
         }
         // Those of all ranks: their folders share drives.
         let on_disk: Vec<&DiskConfig> = configs.iter().flatten().collect();
-        limits::check(arenas * ranks as u64, process, &on_disk)?;
+        limits::check(arenas * ranks as u64, options.process, &on_disk)?;
         let there = disks.split_off(here).into_iter().zip(&group.there);
         let (mut opened, how) = (Vec::new(), all[0].clone());
         std::thread::scope(|scope| {
@@ -390,8 +394,17 @@ impl Session {
         Ok(Arc::clone(&data[0]))
     }
 
+    /// Whether gradients wait for their update.
+    pub(crate) fn has_pending(&self) -> bool {
+        self.pending.is_some()
+    }
+
+    pub(crate) fn first_runner(&mut self) -> &mut Runner<Engine> {
+        &mut self.ranks.here[0].runner
+    }
+
     /// Blocks until every rank has done everything.
-    fn wait(&mut self) -> Result<(), ExecError> {
+    pub(crate) fn wait(&mut self) -> Result<(), ExecError> {
         self.ranks
             .each(|_, runner| runner.wait(), |_, remote| remote.wait())
     }

@@ -1,5 +1,6 @@
 //! From a task's arguments to bytes: the one place where views of a plan's memory are made without a borrow.
 
+pub mod held;
 pub mod idle;
 
 use lowtide_device::comm::{Collective, Comm, Pattern, Stretch};
