@@ -461,6 +461,14 @@ pub struct BenchStepArgs {
     /// Write what every lane did to this file, for Perfetto; the steps then take a little longer.
     #[arg(long, value_name = "FILE")]
     pub trace: Option<PathBuf>,
+    /// Then time as many steps without checkpoints and as many with them, which are written to this directory and
+    /// removed.
+    #[arg(long, value_name = "DIR")]
+    pub checkpoints: Option<PathBuf>,
+    /// A checkpoint each so many of these steps.
+    #[arg(long, value_name = "N", default_value_t = 5, requires = "checkpoints",
+        value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    pub checkpoint_every: u64,
 }
 
 /// Answers to time.

@@ -8,7 +8,9 @@ use lowtide_planner::explain::{explain, explain_choices, lane_of};
 use lowtide_planner::plan::LaneKind;
 use lowtide_planner::{Machine, Plan};
 use lowtide_trainer::Workload;
-use lowtide_trainer::bench::{GenerateReport, StepReport, generate, step};
+use lowtide_trainer::bench::{
+    CheckpointsReport, GenerateReport, StepOptions, StepReport, generate, step,
+};
 use lowtide_trainer::report::{Observer, Phase};
 use lowtide_trainer::threads::usual_threads;
 use lowtide_trainer::{Bytes, CudaError, Gpu, TrainError};
@@ -192,7 +194,12 @@ fn prepared(args: &PlanArgs, out: Out) -> Result<(Run, Show), CliError> {
 
 fn bench_step(args: &BenchStepArgs, out: Out) -> Answer {
     let (run, mut show) = prepared(&args.plan, out)?;
-    let report = step(&run, args.steps, args.trace.as_deref(), &mut show)?;
+    let every = args.checkpoint_every;
+    let options = StepOptions {
+        trace: args.trace.as_deref(),
+        checkpoints: args.checkpoints.as_deref().map(|dir| (dir, every)),
+    };
+    let report = step(&run, args.steps, options, &mut show)?;
     out.text(&table(&report, show.cuda));
     Ok((json!(report), 0))
 }
@@ -323,5 +330,31 @@ fn table(r: &StepReport, cuda: bool) -> String {
             100.0 * gap
         );
     }
+    if let Some(cost) = &r.checkpoints {
+        text += &format!("\n{}", checkpoints(cost));
+    }
     text
+}
+
+fn checkpoints(r: &CheckpointsReport) -> String {
+    let how = match r.staging_bytes {
+        Some(n) => format!(
+            "written while steps go on, through {} of host memory",
+            bytes(n)
+        ),
+        None => "for which the steps stop".to_owned(),
+    };
+    format!(
+        "checkpoints of {} each {} steps, {how}: {} a step with them, {} without, {:+.2}%\n\
+         steps waited {} for {} checkpoints, of which one took {} (median); the last one took {} behind the last step",
+        bytes(r.bytes),
+        r.every,
+        seconds(r.with_step_seconds),
+        seconds(r.step_seconds),
+        100.0 * r.slowdown,
+        seconds(r.wait_seconds),
+        r.checkpoints,
+        seconds(r.write_seconds),
+        seconds(r.left_over_seconds),
+    )
 }

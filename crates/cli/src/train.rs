@@ -508,6 +508,17 @@ fn how_fast(r: &TrainReport, cuda: bool, line: &mut Line<'_>) {
         }
         line("moved", moved(&r.moved_bytes));
     }
+    if let Some(b) = r.background.filter(|b| b.checkpoints > 0) {
+        line(
+            "checkpoints",
+            format!(
+                "{} written while steps went on, which waited {} for them; the last took {}",
+                b.checkpoints,
+                seconds(b.wait_seconds),
+                seconds(b.last_seconds)
+            ),
+        );
+    }
     line(
         "host memory",
         format!(

@@ -174,6 +174,10 @@ fn spikes(seen: &Seen) -> Value {
     column(seen, "spike")
 }
 
+fn background(seen: &Seen) -> Value {
+    said(seen, &["written while steps go on"])
+}
+
 fn cache_of_answers(seen: &Seen) -> Value {
     said(seen, &["with a KV cache"])
 }
@@ -509,6 +513,12 @@ const ROWS: &[Row] = &[
     trained("checkpoint.keep_best", ["none", "loss"], STANDS, files),
     trained("checkpoint.every_steps", ["0", "1"], &[], files),
     trained("checkpoint.every_minutes", ["0", "1e-6"], &[], files),
+    trained(
+        "checkpoint.background",
+        ["false", "true"],
+        &["checkpoint.every_steps=1"],
+        background,
+    ),
     trained(
         "checkpoint.keep",
         ["1", "2"],

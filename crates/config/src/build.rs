@@ -284,6 +284,7 @@ fn checkpoint(low: &Low) -> Checkpoint {
         every_minutes: low
             .number("checkpoint.every_minutes")
             .unwrap_or(if durable { 0.0 } else { 30.0 }),
+        background: low.flag("checkpoint.background"),
         keep: low.count32("checkpoint.keep").expect("has a default"),
         keep_best: low.word("checkpoint.keep_best").expect("has a default"),
         resume,

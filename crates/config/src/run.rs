@@ -504,6 +504,8 @@ pub struct Checkpoint {
     pub every_steps: u64,
     /// When so many minutes have passed; 0: not by time.
     pub every_minutes: f64,
+    /// They are written while steps go on, where that can be.
+    pub background: bool,
     /// Checkpoints kept, at least 1.
     pub keep: u32,
     /// By what the best checkpoint is kept.

@@ -99,6 +99,7 @@ fn a_run_with_nothing_but_a_model_is_the_defaults() {
         (r.checkpoint.every_steps, r.checkpoint.every_minutes),
         (0, 30.0)
     );
+    assert!(r.checkpoint.background);
     assert_eq!((r.eval.every_steps, r.eval.batches), (0, None));
     assert_eq!(
         (r.eval.generate.max_new_tokens, r.eval.generate.exact_match),
@@ -165,7 +166,7 @@ eval:
   every_steps: 50
   batches: 4
   generate: {max_new_tokens: 8, exact_match: true, max_examples: 9, extract: '#### (.*)', every_steps: 25, cached: 6}
-checkpoint: {every_steps: 100, keep: 5, resume: old/step-7, durable: true, change: [train.steps, device]}
+checkpoint: {every_steps: 100, background: false, keep: 5, resume: old/step-7, durable: true, change: [train.steps, device]}
 log: {every_steps: 10, report: false, tensorboard: false, trace: false}
 ",
         &[],
@@ -214,7 +215,7 @@ log: {every_steps: 10, report: false, tensorboard: false, trace: false}
         "eval": {"every_steps": 50, "batches": 4, "patience": 0,
             "generate": {"exact_match": true, "max_new_tokens": 8, "max_examples": 9,
                 "extract": "#### (.*)", "every_steps": 25, "cached": 6}},
-        "checkpoint": {"every_steps": 100, "every_minutes": 0.0, "keep": 5, "keep_best": "none",
+        "checkpoint": {"every_steps": 100, "every_minutes": 0.0, "background": false, "keep": 5, "keep_best": "none",
             "resume": {"path": "/runs/first/old/step-7"}, "durable": true,
             "change": ["train.steps", "device"]},
         "log": {"every_steps": 10, "report": false, "tensorboard": false, "trace": false}

@@ -211,6 +211,14 @@ impl<'a> Basis<'a> {
         beside.plan(self, left).map(Some)
     }
 
+    /// What a plan, and answers beside it, leave of the host's budget.
+    #[must_use]
+    pub fn host_left(&self, planned: &Planned) -> Bytes {
+        self.budgets
+            .host
+            .saturating_sub(planned.reserved(Tier::Host))
+    }
+
     /// What the arenas may have of the budgets: a process holds more than them on a GPU.
     fn arenas(&self) -> Budgets {
         Budgets {
@@ -276,6 +284,7 @@ impl<'a> Basis<'a> {
             clip: clip_of(self.run),
             resident,
             answers: None,
+            staging: None,
         }
     }
 

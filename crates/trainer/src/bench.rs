@@ -1,8 +1,10 @@
 //! A synthetic run of a named shape, to time its steps or the answers that it makes.
 
 mod answers;
+mod checkpoints;
 
 pub use answers::{GenerateReport, generate};
+pub use checkpoints::CheckpointsReport;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
@@ -16,9 +18,10 @@ use lowtide_tiers::process;
 use serde::Serialize;
 
 use crate::basis::Basis;
+use crate::checkpoint::background::describe;
 use crate::device;
 use crate::error::TrainError;
-use crate::fit::hyper;
+use crate::fit::{background, hyper};
 use crate::open::{disk_of, open_on};
 use crate::planning::{decoder_of, pins_of, shape_of};
 use crate::report::{LaneCompared, Observer, Phase, WaitCompared, compare, median, moved_bytes};
@@ -87,6 +90,18 @@ pub struct StepReport {
     pub start_seconds: f64,
     /// Hash of the plan.
     pub plan_hash: String,
+    /// What checkpoints cost such steps, where that was asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub checkpoints: Option<CheckpointsReport>,
+}
+
+/// What a bench of steps is to find beside their time.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct StepOptions<'a> {
+    /// A file for what every lane did.
+    pub trace: Option<&'a Path>,
+    /// A directory for checkpoints, of which one is made each so many steps: what they cost.
+    pub checkpoints: Option<(&'a Path, u64)>,
 }
 
 /// Plans and reserves a run, fills its weights with random numbers, trains a few steps on random
@@ -97,10 +112,14 @@ pub struct StepReport {
 pub fn step(
     run: &Run,
     steps: u64,
-    trace: Option<&Path>,
+    StepOptions { trace, checkpoints }: StepOptions<'_>,
     observer: &mut dyn Observer,
 ) -> Result<StepReport, TrainError> {
     let begin = Instant::now();
+    let place = match checkpoints {
+        Some((dir, every)) => Some((checkpoints::Place::in_dir(dir)?, every)),
+        None => None,
+    };
     let shape = shape_of(run)?;
     let device = device::open(run, &shape)?;
     observer.device(&device.note, device.gpu.is_some());
@@ -109,13 +128,30 @@ pub fn step(
     let basis = Basis::here(run, &device, decoder, || None, observer)?;
     // One more than those that are timed is in the lanes.
     let made = (WARM_UP + 1).saturating_add(steps);
+    let made = match checkpoints {
+        Some(_) => made.saturating_mul(3),
+        None => made,
+    };
     let make = |pins| basis.plan_pinned(pins);
     let plan = wear::within(run, pins_of(run), (0, made), wear::fill, make, |p| p)?;
     observer.planned(&plan, basis.decoder.workload(), &basis.machine);
     wear::check(run, &plan, (0, wear::fill(&plan), made))?;
     observer.phase(Some(Phase::Weights));
     let traced = trace.map_or(Trace::NONE, |_| Trace::ALL);
-    let planned = basis.planned(device, plan, traced);
+    let planned = basis.clone().planned(device, plan, traced);
+    let staging = checkpoints.map(|_| background::plan(run, basis.host_left(&planned), &planned));
+    let planned = match staging {
+        Some(Ok(staging)) => planned.staged(staging),
+        _ => planned,
+    };
+    if let Some(staging) = &staging {
+        observer.note(&describe(staging));
+    }
+    let gpu = planned.device.gpu.as_ref();
+    let reserved = planned
+        .staging
+        .map(|staging| staging.reserve(gpu))
+        .transpose()?;
     let plan = &planned.plan;
     let mut session = open_on(run, &planned, traced, disk_of(run, &planned.plan))?;
     fill(&mut session)?;
@@ -139,6 +175,25 @@ pub fn step(
         let traced = session.write_trace(&mut std::io::BufWriter::new(file));
         traced.map_err(TrainError::io(path))?;
     }
+    let cost = match (&place, staging) {
+        (Some((place, every)), Some(plan)) => {
+            let saves = checkpoints::Saves {
+                every: *every,
+                folder: place.path(),
+                plan,
+                staging: reserved,
+            };
+            Some(checkpoints::timed(
+                run,
+                &mut session,
+                &inputs,
+                steps,
+                saves,
+                observer,
+            )?)
+        }
+        _ => None,
+    };
     let step_seconds = median(&times).expect("one step at least");
     let model_tflops = w.model_flops.0 * ranks as f64 / step_seconds / 1e12;
     let matmul_tflops = planned.machine.matmul_bf16.0 * ranks as f64 / 1e12;
@@ -175,6 +230,7 @@ pub fn step(
         losses: [losses[0], losses[losses.len() - 1]],
         start_seconds,
         plan_hash: format!("{:016x}", plan.hash()),
+        checkpoints: cost,
     })
 }
 

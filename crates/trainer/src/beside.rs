@@ -148,6 +148,7 @@ impl PlannedAnswers {
             clip: planned.clip,
             resident: planned.resident,
             answers: None,
+            staging: None,
         };
         open_on(run, &own, Trace::NONE, DiskChoice::None)
     }

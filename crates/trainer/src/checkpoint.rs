@@ -15,7 +15,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
@@ -42,6 +42,7 @@ pub(crate) use whole::encode;
 pub(crate) use whole::with_whole_one;
 pub use whole::{look, read_run, verify};
 
+pub mod background;
 mod left;
 mod weights;
 mod whole;
@@ -179,6 +180,17 @@ impl Layout {
         array.expect("every parameter has every role").2.start
     }
 
+    /// The bytes of the file in which the arrays of a run of parameters lie.
+    fn range(&self, params: &Range<ParamId>) -> Range<u64> {
+        let first = self.arrays.partition_point(|a| a.0 < params.start);
+        let behind = self.arrays.partition_point(|a| a.0 < params.end);
+        let arrays = &self.arrays[first..behind];
+        match (arrays.first(), arrays.last()) {
+            (Some(first), Some(last)) => first.2.start..last.2.end,
+            _ => 0..0,
+        }
+    }
+
     /// The parts of arrays that lie in these bytes of the file: parameter, which array, its bytes.
     fn parts(&self, bytes: &Range<u64>) -> impl Iterator<Item = (ParamId, StateSpec, Range<u64>)> {
         let first = self.arrays.partition_point(|a| a.2.end <= bytes.start);
@@ -309,16 +321,100 @@ pub(crate) fn put(
     step: u64,
     write: impl FnOnce(&Folder) -> Result<(), TrainError>,
 ) -> Result<(PathBuf, Vec<String>), TrainError> {
-    let checkpoints = output.folder().make(CHECKPOINTS)?;
-    let name = name_of(step);
-    let mut aside = Vec::new();
-    let mut told = shelf(&checkpoints).put(&name, |folder| {
-        write(folder)?;
-        aside = left::set_aside(output, &checkpoints)?;
-        Ok(())
-    })?;
-    told.extend(aside);
-    Ok((checkpoints.at(&name), told))
+    let (begun, folder) = Begun::begin(output, step)?;
+    match write(&folder) {
+        Ok(()) => begun.finish(output, &folder),
+        Err(e) => {
+            begun.abandon();
+            Err(e)
+        }
+    }
+}
+
+/// A checkpoint that has not its name yet.
+#[derive(Debug)]
+pub(crate) struct Begun {
+    checkpoints: Folder,
+    name: String,
+    notes: Vec<String>,
+}
+
+impl Begun {
+    /// The checkpoint of a step, and the folder for its files.
+    ///
+    /// # Errors
+    /// Files.
+    pub fn begin(output: &Output, step: u64) -> Result<(Self, Folder), TrainError> {
+        let checkpoints = output.folder().make(CHECKPOINTS)?;
+        let name = name_of(step);
+        let (folder, notes) = shelf(&checkpoints).begin(&name)?;
+        let begun = Self {
+            checkpoints,
+            name,
+            notes,
+        };
+        Ok((begun, folder))
+    }
+
+    /// Gives it its name, when all of its files are on the disk; otherwise as [`save`].
+    ///
+    /// # Errors
+    /// As [`save`].
+    pub fn finish(
+        self,
+        output: &Output,
+        folder: &Folder,
+    ) -> Result<(PathBuf, Vec<String>), TrainError> {
+        let ready = self.still_there(output).and_then(|checkpoints| {
+            let aside = left::set_aside(output, &checkpoints)?;
+            Ok((checkpoints, aside))
+        });
+        let (checkpoints, aside) = match ready {
+            Ok(ready) => ready,
+            Err(e) => {
+                self.abandon();
+                return Err(e);
+            }
+        };
+        let mut notes = shelf(&checkpoints).finish(&self.name, folder, self.notes)?;
+        notes.extend(aside);
+        Ok((checkpoints.at(&self.name), notes))
+    }
+
+    /// The directory of the output's checkpoints, which is the one that it was begun in.
+    fn still_there(&self, output: &Output) -> Result<Folder, TrainError> {
+        let now = output.folder().make(CHECKPOINTS)?;
+        let same = |folder: &Folder| {
+            let meta = fs::metadata(folder.reach());
+            meta.map(|m| (m.dev(), m.ino()))
+                .map_err(TrainError::io(folder.path()))
+        };
+        match same(&now)? == same(&self.checkpoints)? {
+            true => Ok(now),
+            false => Err(TrainError::File {
+                path: now.path().to_owned(),
+                what: "was moved or replaced while a checkpoint was written into it".to_owned(),
+            }),
+        }
+    }
+
+    /// Removes what there is of it.
+    pub fn abandon(self) {
+        shelf(&self.checkpoints).abandon(&self.name);
+    }
+}
+
+/// Writes what a checkpoint says beside the state, whose arrays have these checksums.
+pub(crate) fn write_run(
+    folder: &Folder,
+    state: &RunState,
+    checksums: BTreeMap<String, u32>,
+) -> Result<(), TrainError> {
+    let said = whole::encode(&RunState {
+        checksums,
+        ..state.clone()
+    });
+    folder.write(RUN, |out| out.write_all(&said))
 }
 
 fn write(
@@ -327,19 +423,33 @@ fn write(
     homes: &Homes<'_>,
     state: &RunState,
 ) -> Result<(), TrainError> {
-    let path = folder.at(STATE);
+    // By the descriptor: the output directory may have been renamed since.
+    let file = folder.reach().join(STATE);
+    let checksums = write_state(&file, &folder.at(STATE), w, homes)?;
+    write_run(folder, state, checksums)
+}
+
+/// Writes the state file, which is called `path`, to `file`; checksums of its arrays.
+///
+/// # Errors
+/// The file's, or those of the disk that state is read from.
+pub fn write_state(
+    file: &Path,
+    path: &Path,
+    w: &Workload,
+    homes: &Homes<'_>,
+) -> Result<BTreeMap<String, u32>, TrainError> {
     let layout = layout(w);
     let data = layout.header.len() as u64..layout.bytes();
-    // By the descriptor: the output directory may have been renamed since.
-    let file = DirectFile::create(&folder.reach().join(STATE), data.end);
-    let file = file.map_err(TrainError::io(&path))?;
+    let file = DirectFile::create(file, data.end);
+    let file = file.map_err(TrainError::io(path))?;
     file.write(&layout.header, 0)
-        .map_err(TrainError::io(&path))?;
+        .map_err(TrainError::io(path))?;
     let starts: Vec<u64> = data.clone().step_by(WINDOW as usize).collect();
-    let make = || (Window::new(WINDOW as usize), Vec::new());
+    let make = || Window::new(WINDOW as usize);
     let sums: Vec<Sums> = starts
         .into_par_iter()
-        .map_init(make, |(window, entries), at| {
+        .map_init(make, |window, at| {
             let range = at..(at + WINDOW).min(data.end);
             let out = &mut window.bytes()[..(range.end - at) as usize];
             let mut sums = Sums::new();
@@ -347,26 +457,45 @@ fn write(
             for (p, spec, part) in layout.parts(&range) {
                 let to = &mut out[done..][..(part.end - part.start) as usize];
                 done += to.len();
-                // Whole entries around the part: a window's end may cut one.
-                let size = spec.size();
-                let whole = part.start / size..part.end.div_ceil(size);
-                entries.resize(((whole.end - whole.start) * size) as usize, 0);
-                homes.read(p, spec.role, whole.clone(), entries)?;
-                let skip = (part.start - whole.start * size) as usize;
-                to.copy_from_slice(&entries[skip..][..to.len()]);
+                read_part(homes, p, &spec, part.clone(), to)?;
                 sums.push((p, spec.role, part.start, crc32c::crc32c(to), to.len()));
             }
-            file.write(out, at).map_err(TrainError::io(&path))?;
+            file.write(out, at).map_err(TrainError::io(path))?;
             Ok(sums)
         })
         .collect::<Result<_, TrainError>>()?;
     let checksums = joined(w, sums.into_iter().flatten().collect());
-    file.sync().map_err(TrainError::io(&path))?;
-    let said = whole::encode(&RunState {
-        checksums,
-        ..state.clone()
-    });
-    folder.write(RUN, |out| out.write_all(&said))
+    file.sync().map_err(TrainError::io(path))?;
+    Ok(checksums)
+}
+
+/// Reads bytes of an array. A window's end may cut an entry: then all of that is read.
+fn read_part(
+    homes: &Homes<'_>,
+    param: ParamId,
+    spec: &StateSpec,
+    part: Range<u64>,
+    out: &mut [u8],
+) -> Result<(), TrainError> {
+    let size = spec.size();
+    // The whole entries, and one before and behind of which a part is wanted.
+    let first = part.start.next_multiple_of(size).min(part.end);
+    let last = (part.end / size * size).max(first);
+    let mut entry = vec![0u8; size as usize];
+    for cut in [part.start..first, last..part.end] {
+        if !cut.is_empty() {
+            let nth = cut.start / size;
+            homes.read(param, spec.role, nth..nth + 1, &mut entry)?;
+            let of = (cut.start - nth * size) as usize..(cut.end - nth * size) as usize;
+            let to = (cut.start - part.start) as usize;
+            out[to..][..of.len()].copy_from_slice(&entry[of]);
+        }
+    }
+    let out = &mut out[(first - part.start) as usize..(last - part.start) as usize];
+    match out.is_empty() {
+        true => Ok(()),
+        false => Ok(homes.read(param, spec.role, first / size..last / size, out)?),
+    }
 }
 
 /// Checksum of each part of an array: parameter, role, where it begins, CRC-32C, bytes.

@@ -39,6 +39,7 @@ use crate::report::{Observer, Phase, StepLine, TrainReport, When, busy_of};
 use crate::stops::Stops;
 use crate::tally::Tally;
 use crate::wear::{self, Wear};
+use background::Backdrop;
 use best::Measure;
 use lowtide_data::{Batches, DataError, Micro, Packed, Rows, State, Tokenizer};
 use lowtide_session::Requests;
@@ -47,6 +48,7 @@ use lowtide_session::{Mark, Session, StepData};
 use saving::{Cadence, Sizes};
 use start::Start;
 
+pub(crate) mod background;
 mod best;
 mod branch;
 mod card;
@@ -68,6 +70,7 @@ mod tokenizer_files;
 use crate::checkpoint::Change;
 use opening::{Logs, Material};
 
+pub use background::Background;
 pub use best::Best;
 pub use evaluate::{Evaluation, evaluate};
 pub use of_checkpoint::{Export, Exported, export_checkpoint};
@@ -99,6 +102,8 @@ struct Fit<'a> {
     room: Room,
     sizes: Sizes,
     cadence: Cadence,
+    /// Writes checkpoints while steps go on, where that can be.
+    background: Option<Backdrop>,
     session: Session,
     /// Answers with a cache are made here.
     answering: Option<Session>,
@@ -279,6 +284,13 @@ fn train_with(
     };
     let planned = basis.clone().planned(device.clone(), plan, trace);
     let planned = planned.beside(answers);
+    let saves = background::saves_on_the_way(run);
+    let left = basis.host_left(&planned);
+    let staging = saves.then(|| background::plan(run, left, &planned));
+    let planned = match staging {
+        Some(Ok(staging)) => planned.staged(staging),
+        _ => planned,
+    };
     let (sizes, room) = saving::take_room(run, &planned, &output, ahead)?;
     let projectors = match start {
         Start::Anew if projectors::are_learned(run) => {
@@ -292,6 +304,11 @@ fn train_with(
         _ => None,
     };
     let mut session = start.open(run, &planned, trace)?;
+    let gpu = planned.device.gpu.as_ref();
+    let reserved = planned
+        .staging
+        .map(|staging| staging.reserve(gpu))
+        .transpose()?;
     let answering = planned.answers.as_ref();
     let answering = answering
         .map(|answers| answers.open(run, &planned))
@@ -328,6 +345,9 @@ fn train_with(
     let logs = Logs::open(run, &output, &start, asks.1)?;
     let cadence = Cadence::of(run);
     observer.note(&cadence.told(run.checkpoint.keep));
+    if let Some(staging) = &staging {
+        observer.note(&checkpoint::background::describe(staging));
+    }
     let mut fit = Fit {
         run,
         observer,
@@ -336,6 +356,7 @@ fn train_with(
         room,
         sizes,
         cadence,
+        background: reserved.map(Backdrop::new),
         session,
         answering,
         tokenizer: Arc::new(tokenizer),
@@ -483,6 +504,9 @@ impl Fit<'_> {
             if let Some(done) = std::mem::replace(&mut flight, submitted) {
                 self.finish(done, &mut tally)?;
             }
+            if self.end_writing(false)? {
+                self.show(planned, &tally);
+            }
             self.hear(false);
             if ended && flight.is_none() {
                 break;
@@ -512,6 +536,10 @@ impl Fit<'_> {
     fn pause(&mut self, f: Flight, tally: &mut Tally, planned: &Planned) -> Result<(), TrainError> {
         let due = self.due(f.step);
         self.finish(f, tally)?;
+        if self.has_background() && !due.evaluation && !due.answers {
+            self.requests.take_save();
+            return self.save_soon();
+        }
         let at = self.state.step;
         self.checked(at, |s| s.session.drain())?;
         tally.drain(self.session.measured());
@@ -626,7 +654,12 @@ impl Fit<'_> {
         step: u64,
         work: impl FnOnce(&mut Self) -> Result<T, ExecError>,
     ) -> Result<T, TrainError> {
-        work(self).map_err(|e| match e {
+        let done = work(self);
+        if done.is_err() {
+            // The state behind the last update is whole: what is being written of it stays.
+            let _ = self.end_writing(true);
+        }
+        done.map_err(|e| match e {
             ExecError::Engine {
                 source: EngineError::NonFinite(what),
                 ..
@@ -703,6 +736,10 @@ impl Fit<'_> {
             spikes_total: self.state.totals.odd.spikes,
             skipped: outcome.skipped,
             spike: outcome.spike,
+            checkpoint_wait_seconds: match self.has_line(f.step) {
+                true => self.checkpoint_wait(),
+                false => None,
+            },
         };
         self.log(&line);
         Ok(())
@@ -725,8 +762,13 @@ impl Fit<'_> {
         totals.disk_written = earlier.disk_written + written;
     }
 
+    /// Whether a step is recorded.
+    fn has_line(&self, step: u64) -> bool {
+        step.is_multiple_of(self.run.log.every_steps) || step == self.total
+    }
+
     fn log(&mut self, line: &StepLine) {
-        if line.step.is_multiple_of(self.run.log.every_steps) || line.step == self.total {
+        if self.has_line(line.step) {
             // Where it cannot, the next save tells why.
             let _ = self.follow();
             let told = self.metrics.write(line);

@@ -89,6 +89,7 @@ pub(crate) fn open_on(
         threads: threads_of(run),
         mode: Mode::Threads,
         trace,
+        snapshots: planned.staging.is_some(),
         disk,
         gpu: planned.device.gpu.clone(),
         group: planned.device.group.clone(),

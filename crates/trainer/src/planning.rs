@@ -17,6 +17,7 @@ use lowtide_units::Bytes;
 use lowtide_workload::{Batch, ModelShape, Objective};
 
 use crate::beside::PlannedAnswers;
+use crate::checkpoint::background::StagingPlan;
 use crate::classes;
 use crate::device::{Device, Target};
 use crate::error::{Asked, TrainError};
@@ -45,6 +46,8 @@ pub struct Planned {
     pub resident: Resident,
     /// The plan of answers with a cache, whose memory is held beside that of the steps.
     pub answers: Option<PlannedAnswers>,
+    /// Host memory that checkpoints pass through while steps go on; `None`: a run stops for them.
+    pub staging: Option<StagingPlan>,
 }
 
 impl Planned {
@@ -61,6 +64,20 @@ impl Planned {
         Self {
             resident,
             answers,
+            ..self
+        }
+    }
+
+    /// The same with checkpoints that are written while steps go on.
+    #[must_use]
+    pub fn staged(self, staging: StagingPlan) -> Self {
+        let resident = Resident {
+            beside: self.resident.beside + staging.bytes(),
+            ..self.resident
+        };
+        Self {
+            resident,
+            staging: Some(staging),
             ..self
         }
     }

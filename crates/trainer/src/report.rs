@@ -10,7 +10,7 @@ use lowtide_planner::{Lane, LaneKind, Machine, Plan};
 use lowtide_workload::Workload;
 use serde::{Deserialize, Serialize};
 
-use crate::fit::Evaluation;
+use crate::fit::{Background, Evaluation};
 use crate::planning::Planned;
 use crate::wear::Wear;
 
@@ -89,6 +89,10 @@ pub struct StepLine {
     /// Where its norm is a spike: how many times the median of those before it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub spike: Option<f64>,
+    /// Seconds in which steps waited for a checkpoint that was written meanwhile, since the line before; left out where
+    /// none did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub checkpoint_wait_seconds: Option<f64>,
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "as serde wants it")]
@@ -357,6 +361,9 @@ pub struct TrainReport {
     pub gpu_waits: Vec<WaitCompared>,
     /// Bytes moved by lane: h2d, d2h, disk_read, disk_write.
     pub moved_bytes: BTreeMap<String, u64>,
+    /// Checkpoints of this process that were written while steps went on; none where the run stops for them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub background: Option<Background>,
     /// Bytes written to the drives by the whole run, the filling of each start among them.
     #[serde(default)]
     pub disk_written: u64,

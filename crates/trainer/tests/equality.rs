@@ -1,6 +1,7 @@
 //! Where a tensor lives never changes a number: losses, norms and the whole state after some steps,
 //! bit for bit, against everything resident.
 
+mod background;
 mod common;
 
 use std::sync::Arc;

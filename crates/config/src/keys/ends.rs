@@ -129,6 +129,15 @@ pub(super) const KEYS: &[Key] = &[
         elsewhere: &["save_interval_minutes"],
     },
     Key {
+        name: "checkpoint.background",
+        doc: "Write checkpoints while steps go on, through host memory that the budget leaves: an update waits only until its own \
+              part of the state is copied. A run on several GPUs, a durable one, and one whose host budget leaves no room \
+              stop for each checkpoint, and say so.",
+        kind: Kind::Flag,
+        default: Value("true"),
+        elsewhere: &["async_save", "enable_async_checkpoint", "async_mode"],
+    },
+    Key {
         name: "checkpoint.keep",
         doc: "Checkpoints kept; older ones are deleted.",
         kind: Kind::Count {

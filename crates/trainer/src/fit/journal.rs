@@ -276,6 +276,7 @@ impl Fit<'_> {
             spikes_total: self.state.totals.odd.spikes,
             skipped: step.skipped,
             spike: None,
+            checkpoint_wait_seconds: None,
         });
         self.tell(missing);
         Ok(())

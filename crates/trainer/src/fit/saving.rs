@@ -1,6 +1,7 @@
 //! When a run saves, and what it does when it cannot.
 
 use std::fs;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -107,7 +108,7 @@ fn kept(run: &Run) -> u32 {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Sizes {
     checkpoint: u64,
-    model: u64,
+    pub(super) model: u64,
 }
 
 impl Sizes {
@@ -222,20 +223,33 @@ impl Fit<'_> {
     /// Saves between two steps what is not saved yet. If the disk does not take it the run goes on: its state is in
     /// memory, and the older checkpoints are whole.
     pub(super) fn save(&mut self) -> Result<(), TrainError> {
-        match self.try_save() {
-            Err(e) if of_files(&e) => {
-                let older = match &self.last_checkpoint {
-                    Some(older) => format!("the newest checkpoint is {}", older.display()),
-                    None => "there is no checkpoint yet".to_owned(),
-                };
-                self.observer.note(&format!(
-                    "warning: the checkpoint of step {} was not saved: {e}; the run goes on, {older}",
-                    self.state.step
-                ));
-                Ok(())
-            }
-            other => other,
+        let saved = match self.has_background() {
+            true => self.hold().and_then(|()| self.start_writing()),
+            false => self.try_save(),
+        };
+        saved.or_else(|e| self.unsaved(self.state.step, e))
+    }
+
+    /// As [`Fit::save`] in the background, of which what can be done while the next step runs is left to
+    /// [`Fit::end_writing`].
+    pub(super) fn save_soon(&mut self) -> Result<(), TrainError> {
+        let held = self.hold();
+        held.or_else(|e| self.unsaved(self.state.step, e))
+    }
+
+    /// Says that the disk did not take a checkpoint; other errors are the run's.
+    pub(super) fn unsaved(&mut self, step: u64, e: TrainError) -> Result<(), TrainError> {
+        if !of_files(&e) {
+            return Err(e);
         }
+        let older = match &self.last_checkpoint {
+            Some(older) => format!("the newest checkpoint is {}", older.display()),
+            None => "there is no checkpoint yet".to_owned(),
+        };
+        self.observer.note(&format!(
+            "warning: the checkpoint of step {step} was not saved: {e}; the run goes on, {older}"
+        ));
+        Ok(())
     }
 
     /// Saves at the end.
@@ -250,26 +264,36 @@ impl Fit<'_> {
         })
     }
 
-    /// Before the first step there is nothing to save.
-    fn try_save(&mut self) -> Result<(), TrainError> {
-        let step = self.state.step;
+    /// Whether there is nothing to save: before the first step, or what is saved already.
+    pub(super) fn is_saved(&mut self, step: u64) -> Result<bool, TrainError> {
         self.follow()?;
-        if step == 0 || self.saved == Some(step) || self.gone_back {
-            self.cadence.saved(Instant::now());
-            if step > 0 && self.output.kept().unsaved().is_none() {
-                // The process that saved it may have died before this.
-                self.prune();
-            }
-            return Ok(());
+        self.cadence.saved(Instant::now());
+        let saved = step == 0 || self.saved == Some(step) || self.gone_back;
+        if saved && step > 0 && self.output.kept().unsaved().is_none() {
+            // The process that saved it may have died before this.
+            self.prune(self.state.step, self.kept_best());
         }
-        self.checked(step, |s| s.session.drain())?;
+        Ok(saved)
+    }
+
+    /// Notes of the last step what is saved beside the state; nothing runs.
+    pub(super) fn note_state(&mut self) {
         self.state.clip = self.session.clip_words().map(f64::to_bits);
         self.state.norms = self.session.last_norms();
         if let Some(gpu) = &self.gpu {
             self.state.products = gpu.choices();
         }
+    }
+
+    fn try_save(&mut self) -> Result<(), TrainError> {
+        let step = self.state.step;
+        self.end_writing(true)?;
+        if self.is_saved(step)? {
+            return Ok(());
+        }
+        self.checked(step, |s| s.session.drain())?;
+        self.note_state();
         self.observer.phase(Some(Phase::Saving));
-        self.cadence.saved(Instant::now());
         let decoder = Arc::clone(self.session.decoder());
         let told = self.room.resize(self.output.folder(), self.sizes.model);
         self.tell(told);
@@ -278,13 +302,25 @@ impl Fit<'_> {
         self.observer.phase(None);
         let saved = saved.map(|(path, told)| {
             self.tell(told);
-            self.observer.saved(&path);
-            self.last_checkpoint = Some(path);
-            self.saved = Some(step);
-            let marked = super::branch::saved(&mut self.output, step);
-            self.tell(marked.err().map(|e| format!("warning: {e}")));
-            self.prune();
+            self.is_in_place(path, step, self.kept_best());
         });
+        self.make_room();
+        saved
+    }
+
+    /// A checkpoint has its name: what follows from that.
+    pub(super) fn is_in_place(&mut self, path: PathBuf, step: u64, kept_best: Option<u64>) {
+        self.observer.saved(&path);
+        self.last_checkpoint = Some(path);
+        self.saved = Some(step);
+        let marked = super::branch::saved(&mut self.output, step);
+        self.tell(marked.err().map(|e| format!("warning: {e}")));
+        self.prune(step, kept_best);
+    }
+
+    /// Keeps room for the checkpoints to come.
+    pub(super) fn make_room(&mut self) {
+        let step = self.state.step;
         let there = checkpoint::count(&self.output).unwrap_or(0);
         if step < self.total {
             let saves = saves(self.run, self.total - step);
@@ -294,7 +330,6 @@ impl Fit<'_> {
             let told = self.room.resize(self.output.folder(), ahead);
             self.tell(told);
         }
-        saved
     }
 
     /// Goes after the output directory if it was renamed or removed since; one that was removed is made
@@ -344,9 +379,9 @@ impl Fit<'_> {
     }
 
     /// Removes checkpoints that are too many. One that stays is no reason to end a run.
-    fn prune(&mut self) {
+    fn prune(&mut self, saved: u64, kept_best: Option<u64>) {
         let keep = self.run.checkpoint.keep as usize;
-        let told = checkpoint::prune(&self.output, self.state.step, self.kept_best(), keep)
+        let told = checkpoint::prune(&self.output, saved, kept_best, keep)
             .unwrap_or_else(|e| vec![format!("warning: an old checkpoint stays: {e}")]);
         self.tell(told);
     }

@@ -43,16 +43,50 @@ impl Shelf<'_> {
         name: &str,
         fill: impl FnOnce(&Folder) -> Result<(), TrainError>,
     ) -> Result<Vec<String>, TrainError> {
-        let mut told = Vec::new();
+        let (folder, notes) = self.begin(name)?;
+        if let Err(error) = fill(&folder) {
+            self.abandon(name);
+            return Err(error);
+        }
+        self.finish(name, &folder, notes)
+    }
+
+    /// Makes a new directory that has not its name yet: to fill it, and then to [`finish`](Self::finish) or to
+    /// [`abandon`](Self::abandon) it.
+    pub fn begin(&self, name: &str) -> Result<(Folder, Vec<String>), TrainError> {
+        let mut notes = Vec::new();
         let new = pending(name);
         if self.folder.expect(&new, Found::Folder)? {
-            self.take_apart(&new, name, &mut told)?;
+            self.take_apart(&new, name, &mut notes)?;
         }
         self.folder.make_new(&new)?;
-        let filled = self.filled(&new, fill);
-        if let Err(error) = filled {
-            // The failure is on its way already; what is left is found at the next start.
-            let _ = self.take_apart(&new, name, &mut told);
+        let marked = self.folder.make(&new).and_then(|folder| {
+            Mark::begin(&folder, self.holds)?;
+            Ok(folder)
+        });
+        if marked.is_err() {
+            self.abandon(name);
+        }
+        Ok((marked?, notes))
+    }
+
+    /// Removes a new directory that is not to have its name.
+    pub fn abandon(&self, name: &str) {
+        // A failure is on its way already; what is left is found at the next start.
+        let _ = self.take_apart(pending(name), name, &mut Vec::new());
+    }
+
+    /// Gives a new directory that is filled its name; otherwise as [`put`](Self::put).
+    pub fn finish(
+        &self,
+        name: &str,
+        folder: &Folder,
+        mut told: Vec<String>,
+    ) -> Result<Vec<String>, TrainError> {
+        let new = pending(name);
+        let done = Mark::finish(folder, self.holds, self.always).and_then(|_| folder.sync());
+        if let Err(error) = done {
+            self.abandon(name);
             return Err(error);
         }
         if self.folder.rename_new(&new, self.folder, name)? {
@@ -77,18 +111,6 @@ impl Shelf<'_> {
             told.push(format!("warning: {e}: a replaced directory is left over"));
         }
         Ok(told)
-    }
-
-    fn filled(
-        &self,
-        name: &str,
-        fill: impl FnOnce(&Folder) -> Result<(), TrainError>,
-    ) -> Result<(), TrainError> {
-        let folder = self.folder.make(name)?;
-        Mark::begin(&folder, self.holds)?;
-        fill(&folder)?;
-        Mark::finish(&folder, self.holds, self.always)?;
-        folder.sync()
     }
 
     /// Gives a directory up: its name is gone at once and as a whole, then its files.
