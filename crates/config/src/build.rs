@@ -8,8 +8,8 @@ use lowtide_workload::{Dtype, Lsp, OptimizerName, Projector};
 use crate::error::ConfigError;
 use crate::low::Low;
 use crate::run::{
-    Budget, Cache, Checkpoint, Clip, Data, DiskBudget, Eval, Fields, Generate, Length, Log, Model,
-    ModelSource, Optimizer, Plan, Recompute, Resume, Run, Schedule, Spike, Train, Warmup,
+    Budget, Cache, Checkpoint, Clip, Data, DiskBudget, Eval, Fields, Generate, Length, Log, Loop,
+    Model, ModelSource, Optimizer, Plan, Recompute, Resume, Run, Schedule, Spike, Train, Warmup,
 };
 use crate::value::{Value, is_auto};
 use crate::words::{Init, Reduce, Strategy};
@@ -226,7 +226,10 @@ fn plan(low: &Low) -> Plan {
     let pinned = |name| low.any(name).filter(|value| !is_auto(value));
     let blocks = |n| u32::try_from(n).expect("the key's limits fit 32 bits");
     Plan {
-        loop_order: low.word("plan.loop"),
+        loop_order: pinned("plan.loop").map(|value| match value {
+            Value::Count(n) => Loop::Groups(blocks(n)),
+            _ => Loop::Order(low.word("plan.loop").expect("a word or a count")),
+        }),
         weights: low.word("plan.weights"),
         optimizer: low.word("plan.optimizer"),
         gradients: low.word("plan.gradients"),

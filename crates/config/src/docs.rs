@@ -6,7 +6,7 @@ use std::ops::Bound;
 use lowtide_units::Bytes;
 use serde_json::{Map, Value as Json, json};
 
-use crate::key::{AUTO, Key, Kind, WEIGHT};
+use crate::key::{AUTO, GROUPS, Key, Kind, WEIGHT};
 use crate::keys::{KEYS, SECTIONS};
 use crate::low::default;
 use crate::value::{Value, join};
@@ -115,6 +115,10 @@ fn typed(kind: &Kind) -> Json {
         Kind::PinCount { max, .. } => {
             json!({ "anyOf": [{ "enum": kind.words() }, count(0, *max)] })
         }
+        Kind::PinGroups { .. } => {
+            let groups = json!({ "type": "string", "pattern": format!("^{GROUPS}[1-9][0-9_]*$") });
+            json!({ "anyOf": [{ "enum": kind.words() }, groups] })
+        }
         Kind::WordOrPath { .. } => {
             json!({ "anyOf": [{ "enum": kind.words() }, { "type": "string" }] })
         }
@@ -212,6 +216,7 @@ fn row(key: &Key, last: &str) -> String {
     if let Kind::Word { words, .. }
     | Kind::Pin { words }
     | Kind::PinCount { words, .. }
+    | Kind::PinGroups { words, .. }
     | Kind::WordOrPath { words } = key.kind
     {
         meaning += &glossary(words);

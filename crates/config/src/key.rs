@@ -86,6 +86,13 @@ pub enum Kind {
         /// Most; the least is none.
         max: u64,
     },
+    /// `auto`, one word, or `groups:N`.
+    PinGroups {
+        /// Spellings and meanings.
+        words: Words,
+        /// The greatest N; the least is 1.
+        max: u64,
+    },
     /// One word or a list of words.
     Words {
         /// Spellings and meanings.
@@ -174,6 +181,9 @@ impl Kind {
             Self::PinCount { words, max } => {
                 format!("auto, {} or a whole number from 0 to {max}", spell(words))
             }
+            Self::PinGroups { words, max } => {
+                format!("auto, {} or {GROUPS}N with N from 1 to {max}", spell(words))
+            }
             Self::Words { words } => format!("one or a list of {}", spell(words)),
             Self::Pattern => "a regular expression (the syntax of Rust's regex crate)".to_owned(),
             Self::WordOrPath { words } => format!("{} or a path", spell(words)),
@@ -188,7 +198,7 @@ impl Kind {
             Self::Word { words, .. } | Self::WordOrPath { words } | Self::Words { words } => {
                 spelled(words).collect()
             }
-            Self::Pin { words } | Self::PinCount { words, .. } => {
+            Self::Pin { words } | Self::PinCount { words, .. } | Self::PinGroups { words, .. } => {
                 std::iter::once(AUTO).chain(spelled(words)).collect()
             }
             Self::Shape => lowtide_workload::builtin_names(),
@@ -199,6 +209,9 @@ impl Kind {
 
 /// Weights of data files.
 pub(crate) const WEIGHT: (Bound<f64>, Bound<f64>) = (Bound::Excluded(0.0), Bound::Included(1000.0));
+
+/// What stands before the number of micro-batches of a group.
+pub(crate) const GROUPS: &str = "groups:";
 
 /// The word that leaves a choice to the planner.
 pub(crate) const AUTO: &str = "auto";

@@ -8,7 +8,7 @@ use crate::error::{ConfigError, Place};
 use crate::key::KeyDefault;
 use crate::keys::{EXCLUSIVE, KEYS};
 use crate::low::{Low, Typed};
-use crate::run::{Cache, Length, ModelSource, Run, Warmup};
+use crate::run::{Cache, Length, Loop, ModelSource, Run, Warmup};
 use crate::value::Value;
 use crate::words::{
     Activations, ClipMode, Format, Init, KeepBest, LoopOrder, NonFinite, Reduce, ScheduleShape,
@@ -482,12 +482,20 @@ fn tree(low: &Low, run: &Run) -> Result<(), ConfigError> {
         );
         return conflict(low, key, "gpus", &why);
     }
-    if leaves > run.gpus && run.plan.loop_order == Some(LoopOrder::BatchMajor) {
+    let sums = leaves / run.gpus;
+    if sums > 1 && run.plan.loop_order == Some(Loop::Order(LoopOrder::BatchMajor)) {
         let why = format!(
             "a GPU adds up {} sums of each gradient, which would leave the device before all of them are begun; leave it \
              out, or set 'train.leaves' to {}",
-            leaves / run.gpus,
-            run.gpus
+            sums, run.gpus
+        );
+        return conflict(low, "plan.loop", governor, &why);
+    }
+    if let Some(Loop::Groups(group)) = run.plan.loop_order
+        && !group.is_multiple_of(sums)
+    {
+        let why = format!(
+            "each group adds to all {sums} sums of a gradient; make it a multiple of {sums} micro-batches"
         );
         return conflict(low, "plan.loop", governor, &why);
     }

@@ -428,7 +428,7 @@ fn as_map<S: serde::Serializer>(
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Plan {
     /// Order of micro-batches and blocks.
-    pub loop_order: Option<LoopOrder>,
+    pub loop_order: Option<Loop>,
     /// Where weights stay between uses.
     pub weights: Option<Tier>,
     /// Where master weights and moments stay between steps.
@@ -452,6 +452,17 @@ pub struct Plan {
     /// Measured rates; `None`: this machine is probed.
     #[serde(serialize_with = "shown::option")]
     pub machine: Option<PathBuf>,
+}
+
+/// The order of micro-batches and blocks that a run asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Loop {
+    /// Groups of so many micro-batches, one after the other, layer-major inside. May exceed the batch.
+    Groups(u32),
+    /// One order for the whole batch.
+    #[serde(untagged)]
+    Order(LoopOrder),
 }
 
 /// Blocks whose inner activations are computed again.

@@ -5,7 +5,7 @@ use std::ops::{Bound, RangeBounds};
 use lowtide_units::Bytes;
 
 use crate::error::{ConfigError, Place};
-use crate::key::{AUTO, Kind, WEIGHT};
+use crate::key::{AUTO, GROUPS, Kind, WEIGHT};
 use crate::nearest::nearest;
 use crate::tree::{Entry, Node, Tree, shortened};
 
@@ -68,6 +68,10 @@ impl Item<'_> {
             } => self.word(text, aliases, planned),
             Kind::Pin { .. } | Kind::Shape | Kind::Words { .. } => self.word(text, &[], &[]),
             Kind::PinCount { max, .. } if digits(text) => self.count(text, 0, max),
+            Kind::PinGroups { max, .. } => match text.strip_prefix(GROUPS) {
+                Some(number) => self.count(number, 1, max),
+                None => self.word(text, &[], &[]),
+            },
             Kind::PinCount { .. } => self.word(text, &[], &[]),
             Kind::WordOrPath { .. } => {
                 let word = self.kind.words().into_iter().find(|w| w == text);

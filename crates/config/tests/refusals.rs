@@ -231,7 +231,7 @@ fn words_that_are_unknown_or_planned() {
     for (yaml, want) in [
         (
             "plan: {loop: layermajor}",
-            "run.yaml:2:14: 'plan.loop' is 'layermajor', did you mean 'layer-major'?; allowed: auto, layer-major, batch-major",
+            "run.yaml:2:14: 'plan.loop' is 'layermajor', did you mean 'layer-major'?; allowed: auto, layer-major, batch-major or groups:N with N from 1 to 100000",
         ),
         (
             "precision: int4",
@@ -313,6 +313,14 @@ fn rules_between_keys() {
         (
             "train: {schedule: wsd, steps: 10, warmup_steps: 10}",
             "run.yaml:2:49: 'train.decay_ratio' and 'train.warmup_steps' cannot both hold: warm-up 1 and decay 0.1 are more than all steps",
+        ),
+        (
+            "train: {reduce: tree, accumulate: 8, leaves: 4}\nplan: {loop: groups:6}",
+            "run.yaml:3:14: 'plan.loop' and 'train.reduce' cannot both hold: each group adds to all 4 sums of a gradient; make it a multiple of 4 micro-batches",
+        ),
+        (
+            "plan: {loop: groups:0}",
+            "run.yaml:2:14: 'plan.loop' is 0, out of range; allowed: auto, layer-major, batch-major or groups:N with N from 1 to 100000",
         ),
         (
             "train: {decay_ratio: 0.1}",

@@ -5,7 +5,7 @@ mod common;
 use std::path::Path;
 
 use lowtide_config::{
-    ClipMode, ConfigError, DiskBudget, Format, Init, Length, LoopOrder, ModelSource, Place,
+    ClipMode, ConfigError, DiskBudget, Format, Init, Length, Loop, LoopOrder, ModelSource, Place,
     Recompute, Resume, Run, ScheduleShape, Tier, UpdateOn, Warmup,
 };
 use lowtide_units::Bytes;
@@ -370,7 +370,16 @@ fn overrides_win_over_the_file_and_later_ones_over_earlier() {
         paths(&r),
         [current().join("x.jsonl"), current().join("y z.jsonl")]
     );
-    assert_eq!(r.plan.loop_order, Some(LoopOrder::LayerMajor));
+    assert_eq!(r.plan.loop_order, Some(Loop::Order(LoopOrder::LayerMajor)));
+    let groups = |n: &str| {
+        run(yaml, &[&format!("plan.loop=groups:{n}")])
+            .plan
+            .loop_order
+    };
+    assert_eq!(
+        (groups("4"), groups("1_0")),
+        (Some(Loop::Groups(4)), Some(Loop::Groups(10)))
+    );
     assert_eq!(r.plan.optimizer, Some(Tier::Disk));
     assert_eq!(r.budget.disk[0].dir, current().join("d"));
     assert_eq!(r.data.system.as_deref(), Some("[INST] be: kind # really"));

@@ -8,7 +8,7 @@ use crate::rounds::Rounds;
 use crate::tiers::Tier;
 
 #[allow(clippy::trivially_copy_pass_by_ref)] // serde's signature
-fn whole(round: &u32) -> bool {
+pub(crate) fn whole(round: &u32) -> bool {
     *round == 0
 }
 

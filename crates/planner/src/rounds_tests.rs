@@ -5,6 +5,7 @@ use crate::check::check;
 use crate::choice::{Ahead, Budgets, Choice, Clip, LoopOrder, Pieces, Processor, Saved};
 use crate::mutants::without_task;
 use crate::plan::{PartName, Plan, SlotId, Task, TaskId, Tensor, Tier, Work};
+use crate::search::{Pins, Request, plan};
 use crate::simulate::{predict, simulate};
 use crate::testing::{machine, untied, with_positions, workload};
 use lowtide_units::Bytes;
@@ -244,6 +245,35 @@ fn a_round_of_all_is_no_cut() {
     let of = |c: &Choice| build(&w, c, Clip::Exact, Budgets::UNLIMITED, &machine());
     assert_eq!(of(&c).hash(), of(&whole).hash());
     assert_eq!(c.order, LoopOrder::LayerMajor);
+}
+
+/// Groups that the user asks for are the rounds of the plan, of every size; as many as the batch are no cut.
+#[test]
+fn pinned_groups_are_the_rounds_of_a_plan() {
+    let (w, m) = (workload(3, 5), machine());
+    let rounds = |round| {
+        let request = Request {
+            workload: &w,
+            machine: &m,
+            budgets: Budgets {
+                device: Bytes(8 << 20),
+                host: Bytes(64 << 20),
+                disk: Bytes::ZERO,
+            },
+            clip: Clip::Exact,
+            pins: Pins {
+                order: Some(LoopOrder::LayerMajor),
+                round,
+                ..Pins::default()
+            },
+        };
+        let planned = plan(&request).expect("fits").rounds();
+        (planned.each(), planned.count())
+    };
+    assert_eq!(
+        [1, 2, 3, 4, 5, 9, 0].map(rounds),
+        [(1, 5), (2, 3), (3, 2), (4, 2), (5, 1), (5, 1), (5, 1)]
+    );
 }
 
 /// Of a tied embedding with positions only the table gets a share from the head: the positions' gradient begins with

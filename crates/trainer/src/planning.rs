@@ -368,10 +368,16 @@ pub fn pins_of(run: &Run) -> Pins {
     };
     let p = &run.plan;
     Pins {
-        order: p.loop_order.map(|o| match o {
-            config::LoopOrder::LayerMajor => LoopOrder::LayerMajor,
-            config::LoopOrder::BatchMajor => LoopOrder::BatchMajor,
+        order: p.loop_order.map(|order| match order {
+            config::Loop::Order(config::LoopOrder::BatchMajor) => LoopOrder::BatchMajor,
+            config::Loop::Order(config::LoopOrder::LayerMajor) | config::Loop::Groups(_) => {
+                LoopOrder::LayerMajor
+            }
         }),
+        round: match p.loop_order {
+            Some(config::Loop::Groups(micro_batches)) => micro_batches,
+            _ => 0,
+        },
         weights: tier(p.weights),
         optimizer: tier(p.optimizer),
         gradients: tier(p.gradients),

@@ -10,9 +10,12 @@ use crate::words::{Activations, LoopOrder, Offload, Pieces, Tier};
 pub(super) const KEYS: &[Key] = &[
     Key {
         name: "plan.loop",
-        doc: "Order of micro-batches and blocks in a step.",
-        kind: Kind::Pin {
+        doc: "Order of micro-batches and blocks in a step. `groups:N`: one group of N micro-batches after the \
+              other, each block for all micro-batches of a group before the next block. Larger groups fetch weights \
+              less often and keep more activations at once.",
+        kind: Kind::PinGroups {
             words: LoopOrder::WORDS,
+            max: 100_000,
         },
         default: Value("auto"),
         elsewhere: &["loop_order", "layer_major"],

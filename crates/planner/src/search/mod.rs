@@ -20,7 +20,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::build::{assemble, build};
 use crate::check::{Fault, check};
-use crate::choice::{Activations, Budgets, Choice, Clip, LoopOrder, Pieces, Processor, Saved};
+use crate::choice::{
+    Activations, Budgets, Choice, Clip, LoopOrder, Pieces, Processor, Saved, whole,
+};
 use crate::draft::{Draft, draft, persistent_bytes};
 use crate::fast::FastMap;
 use crate::layout::{Layout, layout};
@@ -52,6 +54,9 @@ mod work_tests;
 pub struct Pins {
     /// Whether the next block or the next micro-batch comes first.
     pub order: Option<LoopOrder>,
+    /// Micro-batches of a [round](crate::rounds), where `order` is layer-major; 0: the whole batch is one.
+    #[serde(default, skip_serializing_if = "whole")]
+    pub round: u32,
     /// Home of every unit's weights.
     pub weights: Option<Tier>,
     /// Home of every unit's optimizer state.

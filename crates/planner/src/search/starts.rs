@@ -79,7 +79,10 @@ impl Search<'_> {
             Some(LoopOrder::BatchMajor) if self.in_rounds() => {
                 vec![(LoopOrder::BatchMajor, self.round_of(1))]
             }
-            Some(order) => vec![(order, 0)],
+            Some(order) => {
+                let groups = Some(self.r.pins.round).filter(|&round| round > 0 && round < batch);
+                vec![(order, groups.map_or(0, |round| self.round_of(round)))]
+            }
             None if batch == 1 => vec![(LoopOrder::LayerMajor, 0)],
             None if batch == 2 && self.by_batch() => {
                 vec![(LoopOrder::LayerMajor, 0), (LoopOrder::BatchMajor, 0)]
