@@ -123,6 +123,25 @@ fn what_is_refused_says_what_would_fit_and_that_fits() {
     assert_eq!((code, &plan["fits"]), (0, &Value::from(true)), "{plan}");
 }
 
+/// Of a budget that is smaller than what a process holds outside of its arena, too, what was allowed is what was given.
+#[test]
+fn a_budget_below_the_reserve_is_told_as_it_was_given() {
+    let rates = std::fs::read_to_string(root().join("examples/machines/h200.json")).expect("rates");
+    let mut rates: Value = serde_json::from_str(&rates).expect("JSON");
+    rates["device_reserve"] = json!(GIB / 2);
+    let machine = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("with-a-reserve.json");
+    std::fs::write(&machine, rates.to_string()).expect("written");
+    let mut args = shape("qwen2.5-0.5b", "256MiB", "1GiB", "1GiB");
+    args.extend(["--machine", machine.to_str().expect("text")]);
+    let (code, refused) = answer(&args);
+    assert_eq!(code, 2, "{refused}");
+    assert_eq!(refused["allowed"]["device"], GIB / 4, "{refused}");
+    assert!(
+        refused["nearest"]["device"].as_u64() > Some(GIB / 2),
+        "{refused}"
+    );
+}
+
 #[test]
 fn advice_can_be_pasted_back() {
     let args = shape("qwen2.5-0.5b", "512MiB", "1GiB", "1GiB");

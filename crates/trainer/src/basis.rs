@@ -348,6 +348,8 @@ impl<'a> Basis<'a> {
             told.host = told.host * u64::from(self.run.gpus);
             told.disk = told.disk * u64::from(self.run.gpus);
         }
+        // A budget that is smaller than the reserve leaves nothing, and the reserve was not allowed.
+        refusal.allowed.device = refusal.allowed.device.min(self.budgets.device);
         // Of answers no batch of the run is part.
         let mut b = match request.workload.decodes() {
             true => 0,
