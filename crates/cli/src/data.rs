@@ -144,7 +144,7 @@ impl Look<'_> {
             tokens_lost: cut.n_tokens_lost,
             supervised_lost: cut.n_labels_lost,
             rows: cut.n_rows,
-            fill: cut.fill(packed.seq()),
+            fill: cut.fill(packed.seq() + packed.target()),
             holds: holds(&lengths),
             lengths: histogram(&lengths),
             mask_hash: format!("{:016x}", read.mask_hash),
@@ -161,9 +161,24 @@ impl Look<'_> {
             true => self.run.train.seq as usize,
             false => usize::MAX,
         };
+        // Of a pair the first tokens of source and target are kept, and the last one of each.
+        let split = example.supervised.iter().position(|&s| s).unwrap_or(0);
+        let pair = [
+            (0..split, packed.seq()),
+            (split..example.tokens.len(), packed.target()),
+        ];
+        let out = |t: usize| match packed.target() {
+            0 => t >= end,
+            _ => pair.iter().any(|(own, most)| {
+                own.contains(&t)
+                    && own.len() > *most
+                    && t + 1 >= own.start + most
+                    && t + 1 < own.end
+            }),
+        };
         // Of a class the tokens are no labels, whatever their type is.
         let learned = |t: usize| t > 0 && example.class.is_none() && example.supervised[t];
-        let kind = |t: usize| (learned(t), t >= end);
+        let kind = |t: usize| (learned(t), out(t));
         let (mut stretches, mut from) = (Vec::new(), 0);
         for t in 1..=example.tokens.len() {
             if t == example.tokens.len() || kind(t) != kind(from) {
@@ -180,15 +195,13 @@ impl Look<'_> {
                     cut,
                 });
                 from = t;
+                if packed.target() > 0 && t == split {
+                    stretches.push(aside(" → ", false));
+                }
             }
         }
         if let Some(class) = example.class {
-            stretches.push(Stretch {
-                text: format!(" → {}", self.labels[class as usize]),
-                tokens: 0,
-                supervised: true,
-                cut: false,
-            });
+            stretches.push(aside(&format!(" → {}", self.labels[class as usize]), true));
         }
         let labels = u64::from(example.class.is_some());
         Ok(Sample {
@@ -198,5 +211,15 @@ impl Look<'_> {
             supervised: labels + (0..example.tokens.len()).filter(|&t| kind(t).0).count() as u64,
             stretches,
         })
+    }
+}
+
+/// A text that is no tokens of an example.
+fn aside(text: &str, supervised: bool) -> Stretch {
+    Stretch {
+        text: text.to_owned(),
+        tokens: 0,
+        supervised,
+        cut: false,
     }
 }

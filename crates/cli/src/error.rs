@@ -235,7 +235,8 @@ fn advice(e: &TrainError) -> Vec<String> {
     match e {
         TrainError::Refused(refused) => fitting(refused),
         TrainError::OtherKind { .. } => {
-            one("models of model_type bert and roberta classify, the others predict the next token; leave out what this one has not")
+            one("models of model_type bert and roberta classify, t5 has an encoder and a decoder, the others predict the \
+                 next token; leave out what this one has not")
         }
         TrainError::UnknownShape { name } => {
             let names = shapes();
@@ -509,7 +510,7 @@ fn model_advice(e: &ModelError) -> Vec<String> {
             "lower `strategy.lsp.compression`, or leave out `strategy.name: lsp`"
         }
         ModelError::StacksLack { .. } => {
-            "plan it, or measure its steps with `lowtide bench`: README says under \"Not supported yet\" what waits"
+            "leave it out: README says under \"Not supported yet\" what waits"
         }
         ModelError::ExpertsProjected => "leave out `strategy.name: lsp`",
         ModelError::NothingTrained => {

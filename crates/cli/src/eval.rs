@@ -7,6 +7,7 @@ use lowtide_trainer::fit::{Evaluation, evaluate};
 use lowtide_trainer::generate::{Places, Plain, steps};
 use lowtide_trainer::hub;
 use lowtide_trainer::inputs::{load_inputs, open_tokenizer};
+use lowtide_trainer::pairs::{self, start_of};
 use lowtide_trainer::paths;
 use lowtide_trainer::report::Phase;
 use lowtide_trainer::stops::stops_of;
@@ -30,6 +31,13 @@ pub fn eval(args: &EvalArgs, out: Out) -> Answer {
     let inputs = load_inputs(&run, &tokenizer)?;
     if inputs.is_chat() {
         stops = stops.with_turns(&tokenizer);
+    }
+    if args.cached.is_some() && pairs::has(&run)? {
+        return Err(CliError::Usage {
+            what: "--cached: answers of a model with an encoder and a decoder have no KV cache yet"
+                .to_owned(),
+            help: "leave it out",
+        });
     }
     let Some(data) = inputs.eval else {
         return Err(CliError::Usage {
@@ -78,7 +86,8 @@ pub fn eval(args: &EvalArgs, out: Out) -> Answer {
         }
         let waiting = Waiting::begin("answering prompts");
         let of = questions.len() as u64;
-        let places = Places::of(session.decoder());
+        let start = start_of(&run, session.decoder().shape())?;
+        let places = Places::of(session.decoder(), start);
         let mut plain = Plain::new(&mut session, |done| waiting.at(done as u64, of));
         let made = answer_all(
             &mut plain, places, &tokenizer, &stops, &questions, &extract, most,

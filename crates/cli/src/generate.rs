@@ -8,11 +8,12 @@ use lowtide_data::RecordProblem;
 use lowtide_data::{Tokenizer, generation_prompt};
 use lowtide_session::Session;
 use lowtide_trainer::TrainError;
-use lowtide_trainer::generate::{Decoding, Sampling, generate as continue_text};
+use lowtide_trainer::generate::{Decoding, Places, Sampling, generate as continue_text};
 use lowtide_trainer::inputs::open_tokenizer;
 use lowtide_trainer::open::{load_weights, open_session, plan_decoding, plan_run};
+use lowtide_trainer::pairs::start_of;
 use lowtide_trainer::paths;
-use lowtide_trainer::planning::Planned;
+use lowtide_trainer::planning::{Planned, shape_of};
 use lowtide_trainer::report::Phase;
 use lowtide_trainer::stops::stops_of;
 use serde_json::json;
@@ -46,7 +47,7 @@ fn note_unfinished(run: &Run, file: &Path) {
     }
 }
 
-/// Continues a text or answers a message.
+/// Continues a text or answers a message. Long because it is one after the other.
 pub fn generate(args: &GenerateArgs, out: Out) -> Answer {
     let mut run = args.run.load_with_model(args.model.as_deref())?;
     if args.run.gpus.is_some_and(|n| n > 1) {
@@ -81,26 +82,33 @@ pub fn generate(args: &GenerateArgs, out: Out) -> Answer {
     lowtide_trainer::classes::answers(&run)?;
     let tokenizer = open_tokenizer(&run, None)?;
     let mut stops = stops_of(&run, &tokenizer)?;
-    if args.message.is_some() {
+    let shape = shape_of(&run)?;
+    let apart = shape.stacks.is_some();
+    if args.message.is_some() && !apart {
         stops = stops.with_turns(&tokenizer);
     }
-    let tokens = tokens(args, &run, &tokenizer)?;
+    let tokens = match apart {
+        true => source(args, &tokenizer)?,
+        false => tokens(args, &run, &tokenizer)?,
+    };
     if tokens.is_empty() {
         return Err(usage(
             "there is nothing to continue".to_owned(),
             "give a longer --prompt",
         ));
     }
-    if tokens.len() >= run.train.seq as usize {
+    if tokens.len() + usize::from(!apart) > run.train.seq as usize {
         let what = format!("{} tokens of {} leave no room", tokens.len(), run.train.seq);
         return Err(usage(what, "raise it with --set train.seq=N"));
     }
     let max_new_tokens = args
         .max_new_tokens
         .unwrap_or(run.eval.generate.max_new_tokens);
-    let mut session = match args.no_cache {
-        true => ready(&run)?,
-        false => ready_to_decode(&run, steps(&run, tokens.len(), max_new_tokens))?,
+    // Of two stacks no keys are kept yet.
+    let cache = !args.no_cache && !apart;
+    let mut session = match cache {
+        true => ready_to_decode(&run, steps(&run, tokens.len(), max_new_tokens))?,
+        false => ready(&run)?,
     };
     let sampling = Sampling {
         temperature: args.temperature,
@@ -109,7 +117,8 @@ pub fn generate(args: &GenerateArgs, out: Out) -> Answer {
         max_new_tokens: max_new_tokens as usize,
     };
     let waiting = Waiting::begin("decoding");
-    let (all, passes) = continue_text(&mut session, &[tokens], &stops, &sampling, |_| ())?;
+    let places = Places::of(session.decoder(), start_of(&run, &shape)?);
+    let (all, passes) = continue_text(&mut session, places, &[tokens], &stops, &sampling, |_| ())?;
     drop(waiting);
     let new = all.into_iter().next().unwrap_or_default();
     let text = tokenizer.decode(&new, false);
@@ -119,7 +128,7 @@ pub fn generate(args: &GenerateArgs, out: Out) -> Answer {
         "text": text,
         "tokens": new,
         "model": name(&run),
-        "cache": !args.no_cache,
+        "cache": cache,
         "prompt_tokens": passes.prompt_tokens,
         "prompt_seconds": passes.prompt_seconds,
         "tokens_per_second": passes.tokens_per_second(),
@@ -159,6 +168,16 @@ fn ready_by(
     let mut session = open_session(run, &planned)?;
     load_weights(run, &mut session)?;
     Ok(session)
+}
+
+/// The tokens that an encoder reads: of a text as it is, whoever says it.
+fn source(args: &GenerateArgs, tokenizer: &Tokenizer) -> Result<Vec<i32>, CliError> {
+    let text = args.message.as_deref().or(args.prompt.as_deref());
+    let tokens = tokenizer.encode_alone(text.unwrap_or_default());
+    tokens.map_err(|e| CliError::Usage {
+        what: e.to_string(),
+        help: "give another --prompt",
+    })
 }
 
 /// The tokens to continue.

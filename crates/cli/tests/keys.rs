@@ -247,6 +247,16 @@ const CLASSES: &[&str] = &[
     "data.eval_split=0",
     "train.seq=32",
 ];
+/// A model with an encoder and a decoder, and its data.
+const PAIRS: &[&str] = &[
+    "model.config=p/config.json",
+    "model.tokenizer=p/tokenizer.json",
+    "data.train=p.jsonl",
+    "data.eval=",
+    "data.eval_split=0",
+    "train.seq=16",
+    "train.target=8",
+];
 const NAMED: &[&str] = &[
     CLASSES[0],
     CLASSES[1],
@@ -332,6 +342,8 @@ const ROWS: &[Row] = &[
         tokens,
     ),
     trained("data.fields.label", ["label", "kind"], NAMED, loss),
+    trained("data.fields.source", ["source", "other"], PAIRS, tokens),
+    trained("data.fields.target", ["target", "other"], PAIRS, tokens),
     trained("data.packing", ["true", "false"], &[], tokens),
     trained("data.train_on", ["assistant", "all"], &[], data),
     trained("data.shuffle", ["true", "false"], ROWS_OF_ONE, tokens),
@@ -576,6 +588,14 @@ fn prepare(case: &Scratch) {
     for name in ["config.json", "tokenizer.json"] {
         let text = fs::read_to_string(classify.join(name)).expect("an example");
         case.write(&format!("c/{name}"), text);
+    }
+    let pair = json!({"source": "abc", "target": "cba", "other": "abcdef"});
+    case.write("p.jsonl", format!("{pair}\n").repeat(3));
+    let reverse = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/reverse");
+    fs::create_dir_all(case.at("p")).expect("a directory");
+    for name in ["config.json", "tokenizer.json", "tokenizer_config.json"] {
+        let text = fs::read_to_string(reverse.join(name)).expect("an example");
+        case.write(&format!("p/{name}"), text);
     }
     case.write("bad.jsonl", format!("{}\nnonsense\n", records[0]));
     let config = case.read("m/config.json");

@@ -121,6 +121,8 @@ fn data(low: &Low) -> Data {
             text: field("data.fields.text"),
             text_pair: field("data.fields.text_pair"),
             label: field("data.fields.label"),
+            source: field("data.fields.source"),
+            target: field("data.fields.target"),
         },
         packing: low.flag("data.packing"),
         train_on: low.word("data.train_on").expect("has a default"),

@@ -237,6 +237,20 @@ pub struct Fields {
     /// Field that holds a class.
     #[serde(skip_serializing_if = "is_label")]
     pub label: String,
+    /// Field that holds a source.
+    #[serde(skip_serializing_if = "is_source")]
+    pub source: String,
+    /// Field that holds a target.
+    #[serde(skip_serializing_if = "is_target")]
+    pub target: String,
+}
+
+fn is_source(name: &str) -> bool {
+    name == "source"
+}
+
+fn is_target(name: &str) -> bool {
+    name == "target"
 }
 
 fn is_text_pair(name: &str) -> bool {

@@ -95,6 +95,8 @@ words! {
         Alpaca = "alpaca",
         /// a text, perhaps a second one, and its class, for a model that classifies; what `auto` means there
         Classification = "classification",
+        /// a source and its target, for a model with an encoder and a decoder; what `auto` means there
+        Seq2seq = "seq2seq",
     }
 }
 

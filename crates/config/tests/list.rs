@@ -13,7 +13,7 @@ model.path model.shape model.config model.init model.tokenizer model.labels
 precision device gpus seed output threads
 budget.device budget.host budget.disk budget.disk_writes
 data.train data.eval data.eval_split data.format data.fields.messages data.fields.prompt
-data.fields.completion data.fields.text data.fields.text_pair data.fields.label
+data.fields.completion data.fields.text data.fields.text_pair data.fields.label data.fields.source data.fields.target
 data.packing data.train_on data.shuffle data.max_examples
 data.on_error data.text_by data.max_line data.cache data.streaming data.system data.separator data.chat_template
 train.steps train.epochs train.micro_batch train.seq train.target train.accumulate train.reduce train.leaves

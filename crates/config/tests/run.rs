@@ -126,7 +126,7 @@ data:
   train: [a.jsonl, /b.jsonl]
   eval: e.jsonl
   format: chat
-  fields: {messages: m, prompt: question, completion: answer, text: t, text_pair: p, label: l}
+  fields: {messages: m, prompt: question, completion: answer, text: t, text_pair: p, label: l, source: s, target: g}
   packing: no
   train_on: all
   shuffle: off
@@ -190,7 +190,7 @@ log: {every_steps: 10, report: false, tensorboard: false, trace: false}
             "train": ["/runs/first/a.jsonl", "/b.jsonl"], "eval": ["/runs/first/e.jsonl"],
             "eval_split": 0.0, "format": "chat",
             "fields": {"messages": "m", "prompt": "question", "completion": "answer", "text": "t",
-                "text_pair": "p", "label": "l"},
+                "text_pair": "p", "label": "l", "source": "s", "target": "g"},
             "packing": false, "train_on": "all", "shuffle": false, "max_examples": 7,
             "on_error": "skip", "text_by": "file", "max_line": 1 << 20,
             "cache": {"path": "/runs/first/kept"}, "streaming": false,

@@ -1,4 +1,6 @@
 //! Records: their formats, what each must have, and errors that name the field.
+//!
+//! One file because each format is its fields, its record and its checks, which are read together.
 
 use std::fmt;
 
@@ -25,6 +27,9 @@ pub enum Format {
     /// A text, perhaps a second one, and the class of both. No record is taken for one by itself: the model's kind
     /// decides.
     Classes,
+    /// A source and its target, two strings, for a model with an encoder and a decoder. No record is taken for one by
+    /// itself: the model's kind decides.
+    Pair,
 }
 
 impl Format {
@@ -45,6 +50,7 @@ impl Format {
             Self::Text => "text",
             Self::Alpaca => "Alpaca",
             Self::Classes => "text/label",
+            Self::Pair => "source/target",
         }
     }
 }
@@ -70,6 +76,17 @@ pub struct Fields {
     pub text: String,
     /// Those that records of [`Format::Classes`] have beside it.
     pub class: Option<ClassFields>,
+    /// Those that records of [`Format::Pair`] have.
+    pub pair: Option<PairFields>,
+}
+
+/// The names of the fields of a pair.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PairFields {
+    /// Field that holds the source.
+    pub source: String,
+    /// Field that holds the target.
+    pub target: String,
 }
 
 /// The names of fields beside a text that has a class.
@@ -81,7 +98,8 @@ pub struct ClassFields {
     pub label: String,
 }
 
-/// As it was before there were [`ClassFields`], where there are none: it is part of what names kept tokens.
+/// As it was before there were [`ClassFields`] and [`PairFields`], where there are none: it is part of what names kept
+/// tokens.
 impl fmt::Debug for Fields {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut all = f.debug_struct("Fields");
@@ -92,6 +110,9 @@ impl fmt::Debug for Fields {
             .field("text", &self.text);
         if let Some(class) = &self.class {
             all.field("class", class);
+        }
+        if let Some(pair) = &self.pair {
+            all.field("pair", pair);
         }
         all.finish()
     }
@@ -111,6 +132,10 @@ impl Fields {
         let own = [CONVERSATIONS, SYSTEM, HISTORY, INPUT];
         let mut class = self.class.iter();
         if class.any(|class| class.text_pair == name || class.label == name) {
+            return true;
+        }
+        let mut pair = self.pair.iter();
+        if pair.any(|pair| pair.source == name || pair.target == name) {
             return true;
         }
         named.iter().any(|n| *n == name) || own.contains(&name) || ALPACA.contains(&name)
@@ -133,6 +158,7 @@ impl Default for Fields {
             completion,
             text,
             class: None,
+            pair: None,
         }
     }
 }
@@ -170,6 +196,13 @@ pub enum Record {
         text_pair: Option<String>,
         /// A number or a string.
         label: Value,
+    },
+    /// A source and its target, neither empty.
+    Pair {
+        /// What the encoder reads.
+        source: String,
+        /// What the decoder learns to say.
+        target: String,
     },
 }
 
@@ -229,7 +262,7 @@ impl Schema {
         if !fits(self.format, fields, &object) {
             let required = required(self.format, fields).into_iter();
             let field = required.clone().find(|f| !object.contains_key(*f));
-            if self.format == Format::Classes {
+            if matches!(self.format, Format::Classes | Format::Pair) {
                 return Err(RecordProblem::MissingField {
                     field: field.unwrap_or(&fields.text).to_owned(),
                     have: names(&object),
@@ -295,6 +328,13 @@ impl Schema {
                     label,
                 })
             }
+            Format::Pair => {
+                let pair = fields.pair.as_ref().expect("named with the format");
+                Ok(Record::Pair {
+                    source: text(&mut object, &pair.source)?,
+                    target: text(&mut object, &pair.target)?,
+                })
+            }
             Format::Alpaca => {
                 let [instruction, output] = ALPACA.map(|field| text(&mut object, field));
                 let system = optional(&mut object, SYSTEM)?;
@@ -355,6 +395,11 @@ fn required(format: Format, fields: &Fields) -> Vec<&str> {
         Format::Classes => {
             let label = fields.class.iter().map(|class| class.label.as_str());
             std::iter::once(fields.text.as_str()).chain(label).collect()
+        }
+        Format::Pair => {
+            let pair = fields.pair.iter();
+            pair.flat_map(|pair| [pair.source.as_str(), pair.target.as_str()])
+                .collect()
         }
         Format::Alpaca => ALPACA.to_vec(),
     }

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use super::dataset::{LoadOptions, OnError};
+use super::jsonl::Format;
 use super::kept::Key;
 use super::source::Make;
 use super::tokenizer::Tokenizer;
@@ -57,14 +58,19 @@ pub(super) fn keys_of(
         &mut data,
         format!("{:?}", (deciding, leaves_out)).as_bytes(),
     );
-    if let Some(classes) = classes {
+    let pairs = *format == Some(Format::Pair);
+    if classes.is_some() || pairs {
         // What stands around texts is in no other part of the tokenizer's identity.
         let around = serde_json::to_string(&tokenizer.around());
         let Ok(around) = around else {
             return Ok(None);
         };
         for hash in [&mut file, &mut data] {
-            add(hash, format!("{classes:?} {around}").as_bytes());
+            let of = match classes {
+                Some(classes) => format!("{classes:?} {around}"),
+                None => format!("{format:?} {around}"),
+            };
+            add(hash, of.as_bytes());
         }
     }
     for path in paths {

@@ -77,6 +77,13 @@ impl Example {
         self.supervised.resize(self.tokens.len(), supervised);
     }
 
+    /// The same where the tokenizer has put one there: whether there was another one before it.
+    fn ends_once(&mut self, eos: i32) -> bool {
+        let had = self.tokens.ends_with(&[eos, eos]) && self.supervised.ends_with(&[true, true]);
+        self.end(eos);
+        had
+    }
+
     /// Ends the example with one `eos`, which is supervised; whether it ended with it before.
     fn end(&mut self, eos: i32) -> bool {
         // A prompt's is none of the completion.
@@ -312,6 +319,14 @@ impl<'a> Encoder<'a> {
                 remarks.n_texts_cut += u64::from(cut);
                 return Ok((example, remarks));
             }
+            (Record::Pair { source, target }, Ending::Eos(eos)) => {
+                let mut example = Example::default();
+                example.push(&self.tokenizer.encode_alone(&source)?, false);
+                let target = self.up_to_end(&target, *eos)?;
+                example.push(&self.tokenizer.encode_alone(target)?, true);
+                remarks.n_had_end += u64::from(example.ends_once(*eos));
+                return Ok((example, remarks));
+            }
             _ => unreachable!("the schema decides both the record and its ending"),
         };
         if self.loss_on == LossOn::Everything {
@@ -350,6 +365,10 @@ impl<'a> Encoder<'a> {
                 self.encode_first(&format!("{prompt}{}", self.separator))?
                     .tokens,
                 self.without_end(completion),
+            )),
+            (Record::Pair { source, target }, _) => Ok((
+                self.tokenizer.encode_alone(&source)?,
+                self.without_end(target),
             )),
             _ => Err(RecordProblem::NoPrompt {
                 format: self.schema.format.name(),

@@ -68,8 +68,10 @@ pub struct PackReport {
     pub n_labels_lost: u64,
     /// Tokens of a row that would hold 99 of 100 examples whole.
     pub seq_for_99: usize,
-    /// The same for all of them.
+    /// The same for all of them. Of pairs both count sources.
     pub seq_for_all: usize,
+    /// Tokens of targets in a row that would hold all of them; 0 where there are no pairs.
+    pub target_for_all: usize,
     /// Examples left out because all their labels were in the end cut off.
     pub n_cut: u64,
     /// Tokens left out, by cutting off and leaving out.
@@ -96,6 +98,7 @@ impl PackReport {
             n_labels_lost: 0,
             seq_for_99: length_of(data, 0.99),
             seq_for_all: data.report().tokens_max,
+            target_for_all: 0,
             n_cut: 0,
             n_tokens_lost: 0,
         }

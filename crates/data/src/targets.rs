@@ -52,7 +52,7 @@ impl Packed {
             });
         }
         let mut report = PackReport::new(&data);
-        let mut pieces = Vec::new();
+        let (mut pieces, mut sources) = (Vec::new(), Vec::new());
         for i in 0..data.len() {
             let example = data.example(i)?;
             let source = example.supervised.iter().position(|&s| s);
@@ -63,6 +63,8 @@ impl Packed {
                 continue;
             };
             let whole = [source, example.tokens.len() - source];
+            sources.push(whole[0]);
+            report.target_for_all = report.target_for_all.max(whole[1]);
             let kept = [whole[0].min(seq), whole[1].min(targets.len)];
             report.n_truncated += u64::from(kept != whole);
             report.n_answers_cut += u64::from(kept[1] < whole[1]);
@@ -76,6 +78,10 @@ impl Packed {
                 len: kept[1] as u32,
             });
         }
+        sources.sort_unstable();
+        let of_share = |share: usize| (sources.len() * share).div_ceil(100).saturating_sub(1);
+        let length = |share| sources.get(of_share(share)).copied().unwrap_or_default();
+        (report.seq_for_99, report.seq_for_all) = (length(99), length(100));
         let rows = rows(pieces, [seq, targets.len], packing);
         Self::laid(data, seq, TooLong::Truncate, rows, report, Some(targets))
     }
@@ -109,9 +115,10 @@ impl Packed {
     }
 }
 
-/// The first tokens of a text and its last one, so many in all.
-fn ends_whole(tokens: &[i32], len: usize) -> Vec<i32> {
-    let mut kept = tokens[..len].to_vec();
+/// The first tokens of a text and its last one, so many in all: what is longer keeps its end.
+#[must_use]
+pub fn ends_whole(tokens: &[i32], len: usize) -> Vec<i32> {
+    let mut kept = tokens[..len.min(tokens.len())].to_vec();
     if let (Some(last), Some(end)) = (kept.last_mut(), tokens.last()) {
         *last = *end;
     }

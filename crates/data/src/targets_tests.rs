@@ -108,3 +108,74 @@ fn long_pairs_keep_their_ends() {
         Err(DataError::NothingSupervised { .. })
     ));
 }
+
+/// From files to rows: both texts with their end, as the tokenizer puts it there; a target has one in any case.
+#[test]
+fn records_become_pairs_with_ends() {
+    use super::super::dataset::{Cache, LoadOptions};
+    use super::super::jsonl::{Fields, Format, PairFields};
+    use super::super::prompts::prompts;
+    use super::super::tokenizer::Tokenizer;
+
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/reverse");
+    let tokenizer = Tokenizer::open(&folder).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let (json, csv) = (dir.path().join("a.jsonl"), dir.path().join("b.csv"));
+    let lines = "{\"s\": \"abc\", \"t\": \"cba\"}\n{\"s\": \"b\", \"t\": \"b</s>\"}\n";
+    std::fs::write(&json, lines).unwrap();
+    std::fs::write(&csv, "s,t\nda,ad\n").unwrap();
+    let options = LoadOptions {
+        format: Some(Format::Pair),
+        fields: Fields {
+            pair: Some(PairFields {
+                source: "s".into(),
+                target: "t".into(),
+            }),
+            ..Fields::default()
+        },
+        ..LoadOptions::default()
+    };
+    let paths = [json.clone(), csv];
+    let data = Dataset::load(&paths, &options, &tokenizer).unwrap();
+    let text = |i: usize, of: bool| {
+        let example = data.example(i).unwrap();
+        let both = example.tokens.iter().zip(&example.supervised);
+        let own: Vec<i32> = both.filter(|(_, s)| **s == of).map(|(t, _)| *t).collect();
+        tokenizer.decode(&own, true)
+    };
+    let all = |of| (0..3).map(|i| text(i, of)).collect::<Vec<_>>();
+    assert_eq!(all(false), ["abc</s>", "b</s>", "da</s>"]);
+    assert_eq!(all(true), ["cba</s>", "b</s>", "ad</s>"]);
+    assert_eq!(data.remarks().n_had_end, 1);
+    let asked = prompts(&json, &options, &tokenizer).unwrap();
+    assert_eq!(tokenizer.decode(&asked[1].tokens, true), "b</s>");
+    assert_eq!(
+        (asked[0].reference.as_str(), asked[1].reference.as_str()),
+        ("cba", "b")
+    );
+
+    // What a tokenizer puts around texts is part of what names kept tokens.
+    let cache = Cache {
+        folder: dir.path().join("cache"),
+        required: true,
+        bytes_min: 0,
+    };
+    let kept = |tokenizer: &Tokenizer| {
+        let (data, _) = Dataset::load_kept(&paths, &options, tokenizer, &cache).unwrap();
+        data.report().n_tokens
+    };
+    assert_eq!((kept(&tokenizer), kept(&tokenizer)), (18, 18));
+    let bare = std::fs::read_to_string(folder.join("tokenizer.json")).unwrap();
+    let mut bare: serde_json::Value = serde_json::from_str(&bare).unwrap();
+    bare["post_processor"] = serde_json::Value::Null;
+    std::fs::write(dir.path().join("tokenizer.json"), bare.to_string()).unwrap();
+    let beside = "tokenizer_config.json";
+    std::fs::copy(folder.join(beside), dir.path().join(beside)).unwrap();
+    // Sources without an end, and targets with one all the same.
+    assert_eq!(kept(&Tokenizer::open(dir.path()).unwrap()), 15);
+
+    // A record that lacks the target names the field.
+    std::fs::write(&json, "{\"s\": \"a\", \"text\": \"b\"}\n").unwrap();
+    let e = Dataset::load(&[json], &options, &tokenizer).unwrap_err();
+    assert!(e.to_string().contains("'t'"), "{e}");
+}

@@ -361,6 +361,20 @@ impl Tokenizer {
         }
     }
 
+    /// The tokens of a text with what the tokenizer puts around one alone: of T5's an end.
+    ///
+    /// # Errors
+    /// As [`Self::encode`]; a tokenizer that leaves its text out.
+    pub fn encode_alone(&self, text: &str) -> Result<Vec<i32>, RecordProblem> {
+        let token = |id: i32| tokenizers::Token::new(id as u32, String::new(), (0, 0));
+        let tokens = self.encode(text)?.into_iter().map(token).collect();
+        let whole = self.surrounded(tokenizers::Encoding::from_tokens(tokens, 0), None)?;
+        if whole.is_empty() {
+            return Err(RecordProblem::NoTokens);
+        }
+        Ok(whole.get_ids().iter().map(|&id| id as i32).collect())
+    }
+
     /// One text's tokens or two texts', with what stands around them and the type of each.
     pub(super) fn surrounded(
         &self,

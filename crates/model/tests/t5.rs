@@ -282,3 +282,33 @@ fn configurations_go_round() {
         );
     }
 }
+
+/// Files of the first T5 have tensors that nobody reads.
+#[test]
+fn what_files_have_beside_is_left_out() {
+    let folder = folder("t5");
+    let shape = load_shape(&folder).expect("a supported config.json");
+    let bytes = std::fs::read(folder.join("model.safetensors")).expect("weights");
+    let n = u64::from_le_bytes(bytes[..8].try_into().expect("8 bytes")) as usize;
+    let dir = tempfile::tempdir().expect("a directory");
+    let with = |name: &str| {
+        let mut header: serde_json::Value =
+            serde_json::from_slice(&bytes[8..8 + n]).expect("a header");
+        let end = bytes.len() - 8 - n;
+        header[name] =
+            serde_json::json!({"dtype": "F32", "shape": [1, 1], "data_offsets": [end, end + 4]});
+        let header = header.to_string();
+        let length = (header.len() as u64).to_le_bytes();
+        let file = [&length, header.as_bytes(), &bytes[8 + n..], &[0; 4]].concat();
+        std::fs::write(dir.path().join("model.safetensors"), file).expect("written");
+        Checkpoint::open(dir.path(), &shape)
+    };
+    for name in [
+        "decoder.embed_tokens.weight",
+        "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",
+    ] {
+        with(name).unwrap_or_else(|e| panic!("{name}: {e}"));
+    }
+    let said = with("decoder.embed_positions.weight").expect_err("another tensor");
+    assert!(said.to_string().contains("embed_positions"), "{said}");
+}

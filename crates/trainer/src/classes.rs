@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use crate::error::TrainError;
 use crate::inputs::load_options;
+use crate::pairs;
 use crate::planning::shape_of;
 
 /// The names of a model's classes, in order: those of the run, else those of its `config.json`, else `LABEL_0` and so
@@ -46,11 +47,18 @@ pub fn names_of(run: &Run, shape: &ModelShape) -> Result<Option<Vec<String>>, Tr
 pub fn options_of(run: &Run) -> Result<LoadOptions, TrainError> {
     let shape = shape_of(run)?;
     let options = load_options(run);
+    if shape.stacks.is_some() {
+        return pairs::options(run, options);
+    }
     let Some(names) = names_of(run, &shape)? else {
         return match run.data.format {
             Format::Classification => Err(other(
                 "data.format",
                 "the model predicts the next token: it has no classes",
+            )),
+            Format::Seq2seq => Err(other(
+                "data.format",
+                "the model has no encoder: its records are prompts with completions, chats or texts",
             )),
             _ => Ok(options),
         };

@@ -10,7 +10,7 @@ pub use lowtide_model::Decoding;
 
 use crate::error::TrainError;
 use crate::stops::Stops;
-use lowtide_data::Micro;
+use lowtide_data::{Micro, ends_whole};
 use lowtide_random::Philox;
 use lowtide_session::{Outcome, Session};
 
@@ -137,12 +137,12 @@ impl<P: FnMut(usize)> Decoder for Plain<'_, P> {
 /// What stopped the run.
 pub fn generate(
     session: &mut Session,
+    places: Places,
     prompts: &[Vec<i32>],
     stops: &Stops,
     sampling: &Sampling,
     progress: impl FnMut(usize),
 ) -> Result<(Vec<Vec<i32>>, Passes), TrainError> {
-    let places = Places::of(session.decoder());
     let mut plain = Plain::new(session, progress);
     let answers = decode(&mut plain, places, prompts, stops, sampling)?;
     let answers = answers.expect("nobody asks it to end");
@@ -174,7 +174,8 @@ pub enum Places {
 }
 
 /// Rows of tokens, cut into spans. Each span gives logits at its one marked token; an answer
-/// with its prompt takes as many spans, one behind the other, as it may come to need.
+/// with its prompt takes as many spans, one behind the other, as it may come to need. Where prompts are apart, a row
+/// has one answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rows {
     /// Rows that run at once.
@@ -183,24 +184,47 @@ pub struct Rows {
     pub seq: usize,
     /// Tokens of a span, which divides a row.
     pub span: usize,
+    /// Where the prompts are, if not in front of their answers.
+    pub apart: Option<Apart>,
+}
+
+/// Prompts that an encoder reads: rows of their own, in front of all rows of answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Apart {
+    /// Tokens of a prompt's row. What is longer is cut as in training.
+    pub source: usize,
+    /// The token that answers start with, which is no part of them.
+    pub start: i32,
 }
 
 impl Places {
-    /// Those of a model as it is described for a run.
+    /// Those of a model as it is described for a run. `start`: the token that decoding starts with, of a model with an
+    /// encoder ([`crate::pairs::start_of`]).
     #[must_use]
-    pub fn of(decoder: &lowtide_model::Decoder) -> Self {
+    pub fn of(decoder: &lowtide_model::Decoder, start: i32) -> Self {
         if let Some(how) = decoder.steps() {
             return Self::Kept(how);
         }
         let batch = decoder.workload().batch;
+        let [seq, target] = [batch.seq, batch.target].map(|tokens| tokens as usize);
+        let apart = Apart { source: seq, start };
         Self::Rows(Rows {
             rows: batch.micro_batch as usize,
-            seq: batch.seq as usize,
+            seq: if target > 0 { target } else { seq },
             span: decoder.span(),
+            apart: (target > 0).then_some(apart),
         })
     }
 
-    /// Most tokens of a prompt and its answer.
+    /// Whether prompts are apart from their answers.
+    fn apart(&self) -> Option<Apart> {
+        match self {
+            Self::Rows(rows) => rows.apart,
+            Self::Kept(_) => None,
+        }
+    }
+
+    /// Most tokens of a prompt and its answer; of the answer alone where they are apart.
     fn longest(&self) -> usize {
         match self {
             Self::Rows(rows) => rows.seq,
@@ -226,6 +250,7 @@ pub fn decode<D: Decoder>(
         stops,
         sampling,
         longest: places.longest(),
+        apart: places.apart().is_some(),
         rng: Philox::new(sampling.seed, GENERATE_STREAM),
     };
     match places {
@@ -239,16 +264,25 @@ struct Asked<'a> {
     prompts: &'a [Vec<i32>],
     stops: &'a Stops,
     sampling: &'a Sampling,
-    /// Most tokens of a prompt and its answer.
+    /// Most tokens of a prompt and its answer; of the answer alone where they are apart.
     longest: usize,
+    apart: bool,
     rng: Philox,
 }
 
 impl Asked<'_> {
     /// Whether a prompt leaves room for an answer.
     fn has_room(&self, prompt: &[i32]) -> bool {
-        let has = !prompt.is_empty() && prompt.len() < self.longest;
+        let has = !prompt.is_empty() && prompt.len() < self.most(prompt);
         has && self.sampling.max_new_tokens > 0
+    }
+
+    /// Most tokens of a prompt with its answer.
+    fn most(&self, prompt: &[i32]) -> usize {
+        match self.apart {
+            true => prompt.len() + self.longest,
+            false => self.longest,
+        }
     }
 
     /// Appends the next token to a prompt and its answer so far. Returns whether there may be more; an error says
@@ -268,7 +302,7 @@ impl Asked<'_> {
         let token = choose(logits, self.sampling, u);
         tokens.push(token);
         Ok(!self.stops.contains(token)
-            && tokens.len() < self.longest
+            && tokens.len() < self.most(&self.prompts[prompt])
             && drawn < self.sampling.max_new_tokens)
     }
 
@@ -325,7 +359,7 @@ fn in_rows<D: Decoder>(
             return Ok(Some(answers));
         }
         let begin = Instant::now();
-        let Some(outcome) = decoder.infer(inputs(&places, &making))? else {
+        let Some(outcome) = decoder.infer(inputs(&places, &making, prompts))? else {
             return Ok(None);
         };
         let tokens = making.len();
@@ -333,7 +367,7 @@ fn in_rows<D: Decoder>(
         let before = done;
         let mut wrong = None;
         making.retain_mut(|m| {
-            let at = m.first + (m.tokens.len() - 1) / places.span;
+            let at = m.first + places.last(m, prompts) / places.span;
             let logits = &outcome.logits[at * vocab..][..vocab];
             let open = asked.go_on(m.prompt, &mut m.tokens, logits);
             let open = open.unwrap_or_else(|what| {
@@ -374,26 +408,53 @@ fn free(places: &Rows, making: &[Making], spans: usize) -> Option<usize> {
     firsts.find(|&first| !(first..first + spans).any(taken))
 }
 
+impl Rows {
+    /// Where in its first row the last token of an answer is, with its prompt or with what it starts with.
+    fn last(&self, making: &Making, prompts: &[Vec<i32>]) -> usize {
+        match self.apart {
+            Some(_) => making.tokens.len() - prompts[making.prompt].len(),
+            None => making.tokens.len() - 1,
+        }
+    }
+}
+
 /// Random numbers of the choice of tokens.
 const GENERATE_STREAM: u64 = 3 << 62;
 
-/// Rows padded to B × T: each answer a document at the beginning of its first span, marked at its last token.
-fn inputs(places: &Rows, making: &[Making]) -> Micro {
-    let n = places.rows * places.seq;
+/// Rows padded to B × T: each answer a document at the beginning of its first span, marked at its last token. Where
+/// prompts are apart, their rows are in front.
+fn inputs(places: &Rows, making: &[Making], prompts: &[Vec<i32>]) -> Micro {
+    let source = places.apart.map_or(0, |apart| apart.source);
+    let first = places.rows * source;
+    let padding = |seq: usize| (0..places.rows * seq).map(move |i| (i % seq) as i32);
+    let n = first + places.rows * places.seq;
     let mut m = Micro {
         tokens: vec![0; n],
         labels: vec![-100; n],
         positions: vec![0; n],
-        doc_start: (0..n).map(|i| (i % places.seq) as i32).collect(),
+        doc_start: padding(source).chain(padding(places.seq)).collect(),
+    };
+    let mut write = |at: usize, seq: usize, tokens: &[i32]| {
+        for (i, &token) in tokens.iter().enumerate() {
+            m.tokens[at + i] = token;
+            m.positions[at + i] = i as i32;
+            m.doc_start[at + i] = ((at - if at < first { 0 } else { first }) % seq) as i32;
+        }
     };
     for answer in making {
-        let start = answer.first * places.span;
-        for (i, &token) in answer.tokens.iter().enumerate() {
-            m.tokens[start + i] = token;
-            m.positions[start + i] = i as i32;
-            m.doc_start[start + i] = (start % places.seq) as i32;
-        }
-        m.labels[start + answer.tokens.len() - 1] = 0;
+        let at = first + answer.first * places.span;
+        let Some(apart) = places.apart else {
+            write(at, places.seq, &answer.tokens);
+            continue;
+        };
+        let (prompt, new) = answer.tokens.split_at(prompts[answer.prompt].len());
+        let row = answer.first * places.span / places.seq;
+        let kept = ends_whole(prompt, prompt.len().min(source));
+        write(row * source, source, &kept);
+        write(at, places.seq, &[&[apart.start], new].concat());
+    }
+    for answer in making {
+        m.labels[first + answer.first * places.span + places.last(answer, prompts)] = 0;
     }
     m
 }

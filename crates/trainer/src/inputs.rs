@@ -12,6 +12,7 @@ use lowtide_workload::Batch;
 
 use crate::classes::{self, options_of};
 use crate::error::TrainError;
+use crate::pairs;
 use crate::paths;
 use crate::planning::{batch_bytes, shape_of};
 use crate::stops::note_of_ends;
@@ -22,7 +23,6 @@ use lowtide_data::{
     BatchShape, Cache, Dataset, Dealing, Fields, Format, LastBatch, LoadOptions, LossOn, Micro,
     OnError, Packed, Packing, RowLayout, Rows, Stream, TextBy, Threads, Tokenizer, WINDOW,
 };
-use lowtide_model::ModelError;
 use lowtide_random::Philox;
 
 mod told;
@@ -77,10 +77,6 @@ pub fn open_tokenizer(run: &Run, now: Option<i64>) -> Result<Tokenizer, TrainErr
     }
     tokenizer = tokenizer.with_memory(reading_memory(run));
     let shape = shape_of(run)?;
-    if shape.stacks.is_some() {
-        let what = "given data";
-        return Err(ModelError::StacksLack { what }.into());
-    }
     let vocab = shape.vocab;
     let (token, id) = tokenizer.largest();
     if i64::from(id) >= i64::from(vocab) {
@@ -106,6 +102,7 @@ pub fn load_options(run: &Run) -> LoadOptions {
             config::Format::Text => Some(Format::Text),
             config::Format::Alpaca => Some(Format::Alpaca),
             config::Format::Classification => Some(Format::Classes),
+            config::Format::Seq2seq => Some(Format::Pair),
         },
         fields: Fields {
             messages: d.fields.messages.clone(),
@@ -176,6 +173,11 @@ pub fn dealing(run: &Run) -> Dealing {
 
 /// `in_order`: whether packing keeps the order of the examples.
 fn pack(run: &Run, data: Dataset, in_order: bool) -> Result<Arc<Packed>, TrainError> {
+    if data.report().format == Format::Pair {
+        let (seq, targets) = (run.train.seq as usize, pairs::targets_of(run)?);
+        let packed = Packed::of_pairs(data, seq, targets, packing(run, in_order))?;
+        return Ok(Arc::new(packed));
+    }
     let too_long = if data.report().format == Format::Text {
         TooLong::Split
     } else {

@@ -22,6 +22,7 @@ pub mod learning_rate;
 pub mod metrics;
 pub mod open;
 pub mod output;
+pub mod pairs;
 pub mod paths;
 pub mod picture;
 pub mod planning;

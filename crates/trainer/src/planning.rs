@@ -169,7 +169,7 @@ pub fn options_of(
     target: Target,
 ) -> Result<Options, TrainError> {
     if shape.stacks.is_some() && run.gpus > 1 {
-        let what = "trained on several GPUs";
+        let what = "trained on several GPUs (gpus)";
         return Err(ModelError::StacksLack { what }.into());
     }
     Ok(Options {

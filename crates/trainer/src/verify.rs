@@ -8,7 +8,7 @@ use std::sync::Arc;
 use lowtide_config as config;
 use lowtide_config::{Init, ModelSource, Run};
 use lowtide_executor::Trace;
-use lowtide_model::{Checkpoint, Decoder, ModelError, Options, file_params, random_init};
+use lowtide_model::{Checkpoint, Decoder, Options, file_params, random_init};
 use lowtide_planner::{Budgets, Choice, Clip, LaneKind, PieceId, Plan, build, check};
 use lowtide_units::{Bytes, List};
 use lowtide_workload::{ModelShape, ParamId};
@@ -81,22 +81,15 @@ pub fn verify(
     }
     let whole = shape_of(run)?;
     check_length(run, &whole)?;
-    if whole.stacks.is_some() {
-        let what = "cut down to a few blocks to be verified";
-        return Err(ModelError::StacksLack { what }.into());
-    }
-    let blocks = blocks.clamp(1, whole.layers);
     let device = device::open(run, &whole)?;
     let options = options_of(run, &whole, run.batch(), device.target)?;
     let all = lowtide_model::describe(&whole, &options)?;
-    let blocks = slice::blocks(&all, blocks);
-    let layers: Vec<u32> = blocks.iter().map(|&unit| unit as u32 - 1).collect();
-    let shape = whole.of_layers(&layers);
+    let (blocks, shape) = slice::cut(&whole, &all, blocks);
     let options = Options {
         frozen: slice::frozen(&whole, &options.frozen, &blocks),
         ..options
     };
-    let blocks = shape.layers;
+    let blocks = shape.layers + shape.stacks.map_or(0, |stacks| stacks.encoder);
     let decoder = Decoder::new(&shape, &options)?
         .of_ranks(run.gpus)
         .in_a_tree(run.train.leaves);

@@ -129,7 +129,7 @@ impl Decoder for Heard<'_> {
 
 /// Greedy answers and the logits behind each of their prefixes.
 fn answers(session: &mut Session, prompts: &[Vec<i32>]) -> (Vec<Vec<i32>>, Logits) {
-    let places = Places::of(session.decoder());
+    let places = Places::of(session.decoder(), 0);
     let mut heard = Heard {
         session,
         kept: vec![Vec::new(); 64],

@@ -23,6 +23,7 @@ mod masks;
 mod memory;
 mod outputs;
 mod pages;
+mod pairs;
 mod ranks;
 mod records;
 pub mod scratch;

@@ -115,6 +115,20 @@ pub(super) const KEYS: &[Key] = &[
         elsewhere: &["label_column", "label_column_name"],
     },
     Key {
+        name: "data.fields.source",
+        doc: "Field with the source, of data for a model with an encoder and a decoder.",
+        kind: Kind::Text,
+        default: Value("source"),
+        elsewhere: &["source_column"],
+    },
+    Key {
+        name: "data.fields.target",
+        doc: "Field with the target: what that model learns to say.",
+        kind: Kind::Text,
+        default: Value("target"),
+        elsewhere: &["target_column", "summary_column"],
+    },
+    Key {
         name: "data.packing",
         doc: "Fill each sequence with several examples.",
         kind: Kind::Flag,

@@ -264,8 +264,8 @@ pub(crate) fn workload(w: &Workload) -> Result<(), ModelError> {
 /// What models of two stacks do not do yet.
 fn not_of_stacks(o: &Options) -> Result<(), ModelError> {
     let what = match o {
-        _ if o.lsp.is_some() => "trained in subspaces",
-        _ if !o.frozen.is_empty() => "trained with frozen parameters",
+        _ if o.lsp.is_some() => "trained in subspaces (strategy.name: lsp)",
+        _ if !o.frozen.is_empty() => "trained with frozen parameters (train.freeze)",
         _ => return Ok(()),
     };
     Err(ModelError::StacksLack { what })

@@ -51,7 +51,7 @@ pub(crate) fn build_decoding(
         return Err(ModelError::Classifies);
     }
     if shape.stacks.is_some() {
-        let what = "decoded with kept keys";
+        let what = "decoded with a KV cache (eval.generate.cached, --cached)";
         return Err(ModelError::StacksLack { what });
     }
     // Places and positions are what a batch of as many sequences would be; rows are tokens wherever they are.

@@ -35,7 +35,7 @@ use serde_json::Value;
 use crate::ModelError;
 use crate::config_json::keys::Config;
 use crate::describe::check::wrong;
-use crate::params::List;
+use crate::params::{List, Part};
 
 /// The families, in the order in which errors list their types.
 const ALL: [(Family, &dyn Architecture); 17] = [
@@ -227,6 +227,12 @@ pub(crate) trait Architecture: Sync {
     fn stacks(&self, list: &mut List, s: &ModelShape) {
         let _ = list;
         unreachable!("{} has one stack", s.name);
+    }
+
+    /// The deviation of a new model's matrix, where it is not that of GPT-2's.
+    fn deviation(&self, part: Part, s: &ModelShape) -> Option<f64> {
+        let _ = (part, s);
+        None
     }
 
     /// The head's matrix in a file, where it is not the table of tokens.

@@ -144,6 +144,26 @@ impl Architecture for T5 {
         specs(list, s);
     }
 
+    /// As transformers draws them: scores are not scaled, so queries are small.
+    fn deviation(&self, part: Part, s: &ModelShape) -> Option<f64> {
+        let root = |n: u64| Some(1.0 / (n as f64).sqrt());
+        let (c, d) = (u64::from(s.hidden), u64::from(s.head_dim));
+        match part {
+            Part::Tokens | Part::LmHead => Some(1.0),
+            Part::Q | Part::CrossQ => root(c * d),
+            Part::O | Part::CrossO => root(s.attention_width()),
+            Part::Down => root(u64::from(s.intermediate)),
+            _ => root(c),
+        }
+    }
+
+    /// Copies of the one table of tokens, and a table that the first T5's files have for attention to the encoder,
+    /// which has no positions: transformers reads neither.
+    fn ignores(&self, name: &str) -> bool {
+        let copies = ["encoder.embed_tokens.weight", "decoder.embed_tokens.weight"];
+        copies.contains(&name) || name.ends_with("EncDecAttention.relative_attention_bias.weight")
+    }
+
     fn config_json(&self, s: &ModelShape) -> Value {
         let stacks = s.stacks.expect("a shape of this family has an encoder");
         json!({

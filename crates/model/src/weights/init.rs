@@ -18,8 +18,8 @@ const PIECE: usize = 1 << 14;
 /// Fills `out` with the elements `range` of a parameter of a new model.
 ///
 /// Matrices and embeddings are normal with deviation 0.02, divided by sqrt(2L) where a product
-/// adds to the residual stream (as GPT-2); norms are 1 (0 where 1 is added to them), biases 0. Element `e` of
-/// parameter `p` depends on `seed`, `p` and `e` alone.
+/// adds to the residual stream (as GPT-2), unless the family has its own deviations; norms are 1 (0 where 1 is added
+/// to them), biases 0. Element `e` of parameter `p` depends on `seed`, `p` and `e` alone.
 ///
 /// # Panics
 /// When the model has no such parameter or element, or `out` is not as long as `range`.
@@ -47,8 +47,14 @@ pub fn random_init(
             return out.fill(if one { 1.0 } else { 0.0 });
         }
         Role::Bias => return out.fill(0.0),
-        Role::Matrix => STD,
-        Role::Residual => STD / (2.0 * f64::from(shape.layers)).sqrt(),
+        role => {
+            let usual = match role {
+                Role::Residual => STD / (2.0 * f64::from(shape.layers)).sqrt(),
+                _ => STD,
+            };
+            let own = families::of(shape.family).deviation(spec.part, shape);
+            own.unwrap_or(usual)
+        }
     };
     out.par_chunks_mut(PIECE)
         .enumerate()

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::fill;
 use crate::error::TrainError;
-use crate::generate::{Sampling, generate as continue_all, steps};
+use crate::generate::{Places, Sampling, generate as continue_all, steps};
 use crate::open::{disk_of, open_on, plan_decoding};
 use crate::report::{Observer, Phase};
 use crate::stops::Stops;
@@ -90,9 +90,17 @@ pub fn generate(
         seed: 0,
         max_new_tokens: new_tokens as usize,
     };
+    let places = Places::of(session.decoder(), 0);
     let mut timed = || {
         let begin = Instant::now();
-        let (made, passes) = continue_all(&mut session, &prompts, &Stops::of([]), &greedy, |_| ())?;
+        let (made, passes) = continue_all(
+            &mut session,
+            places,
+            &prompts,
+            &Stops::of([]),
+            &greedy,
+            |_| (),
+        )?;
         assert!(made.iter().all(|a| a.len() == new_tokens as usize));
         Ok::<_, TrainError>((begin.elapsed().as_secs_f64(), passes))
     };

@@ -48,7 +48,11 @@ pub(super) fn card(run: &Run, state: &RunState, best: Option<u64>, parameters: u
         rows.push(("tokens", state.tokens.to_string()));
     }
     let (b, t, m) = (train.micro_batch, train.seq, train.accumulate);
-    rows.push(("tokens a step", format!("{b} x {m} rows of {t}")));
+    let of = match train.target {
+        0 => t.to_string(),
+        target => format!("{t} and {target}"),
+    };
+    rows.push(("tokens a step", format!("{b} x {m} rows of {of}")));
     rows.push((
         "learning rate",
         format!("{:e}, {}", train.learning_rate, train.schedule.shape),
@@ -63,8 +67,12 @@ pub(super) fn card(run: &Run, state: &RunState, best: Option<u64>, parameters: u
         rows.push(("not trained", plain(&train.freeze.join(", "))));
     }
     let version = env!("CARGO_PKG_VERSION");
+    let task = match train.target {
+        0 => "text-generation",
+        _ => "text2text-generation",
+    };
     let mut card = format!(
-        "---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags:\n- lowtide\n---\n\n\
+        "---\nlibrary_name: transformers\npipeline_tag: {task}\ntags:\n- lowtide\n---\n\n\
          A model of which all parameters were fine-tuned with lowtide {version}.\n\n| | |\n|---|---|\n"
     );
     for (what, value) in rows {

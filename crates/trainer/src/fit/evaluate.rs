@@ -14,6 +14,7 @@ use crate::beside::copy_weights;
 use crate::error::TrainError;
 use crate::f1::Classified;
 use crate::generate::{Decoder, Places};
+use crate::pairs::start_of;
 use crate::report::{Phase, When};
 use lowtide_data::{BatchShape, DataError, EvalBatches, Micro, Packed};
 use lowtide_session::Requests;
@@ -89,7 +90,8 @@ impl Fit<'_> {
         if let Some(answering) = &mut self.answering {
             copy_weights(&mut self.session, answering)?;
         }
-        let places = Places::of(self.answers_by().decoder());
+        let start = start_of(self.run, self.session.decoder().shape())?;
+        let places = Places::of(self.answers_by().decoder(), start);
         let most = self.run.eval.generate.max_new_tokens as usize;
         let made = answer_all(self, places, &tokenizer, &stops, &questions, &extract, most)?;
         let Some(made) = made else {

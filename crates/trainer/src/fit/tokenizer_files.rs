@@ -192,7 +192,7 @@ fn generation_config(stops: &Stops, dir: &Path) -> Result<Stops, TrainError> {
     }
     // Without a file of its own a model generates by its configuration; the new file takes that over.
     let mut object = existing.unwrap_or_else(|| {
-        let keys = ["bos_token_id", "pad_token_id"].iter();
+        let keys = ["bos_token_id", "pad_token_id", "decoder_start_token_id"].iter();
         keys.filter_map(|&key| Some((key.to_owned(), config.get(key)?.clone())))
             .collect()
     });

@@ -29,6 +29,7 @@ pub(super) fn alone(prompts: &[Vec<i32>], temperature: f64) -> Vec<Vec<i32>> {
         rows: 1,
         seq: 32,
         span: 32,
+        apart: None,
     };
     match temperature {
         // Who is drawn for which prompt depends on its place in the list.
@@ -52,7 +53,9 @@ impl Decoder for Sums {
 
     fn infer(&mut self, m: Micro) -> Result<Option<Outcome>, Infallible> {
         self.passes += 1;
-        let Rows { rows, seq, span } = self.places;
+        let Rows {
+            rows, seq, span, ..
+        } = self.places;
         let mut logits = vec![0.0; rows * seq / span * VOCAB];
         for (i, part) in logits.chunks_exact_mut(VOCAB).enumerate() {
             let marks: Vec<usize> = (i * span..(i + 1) * span)
@@ -115,6 +118,7 @@ fn prompts_that_share_rows_are_answered_as_alone() {
                 rows,
                 seq: 32,
                 span,
+                apart: None,
             };
             let (together, decoder) = answers(places, &prompts, temperature);
             assert_eq!(together, alone, "{rows} rows in spans of {span}");
@@ -129,6 +133,7 @@ fn prompts_that_share_rows_are_answered_as_alone() {
             rows: 2,
             seq: 32,
             span,
+            apart: None,
         };
         answers(places, &short, 0.0).1.passes
     };
@@ -157,6 +162,7 @@ fn no_token_is_chosen_from_what_is_no_number() {
             stops: &stops,
             sampling: &sampling,
             longest: 32,
+            apart: false,
             rng: Philox::new(1, GENERATE_STREAM),
         };
         let mut tokens = prompts[1].clone();
@@ -170,4 +176,83 @@ fn no_token_is_chosen_from_what_is_no_number() {
         logits[3] = f32::NEG_INFINITY;
         assert_eq!(asked.go_on(1, &mut tokens, &logits), Ok(true));
     }
+}
+
+/// What a decoder is given of prompts that an encoder reads: they in rows of their own, cut as in training, answers
+/// behind what decoding starts with. The next token tells the prompt and how far its answer is.
+struct Reads {
+    places: Rows,
+    seen: Vec<Micro>,
+}
+
+impl Decoder for Reads {
+    type Error = Infallible;
+
+    fn infer(&mut self, m: Micro) -> Result<Option<Outcome>, Infallible> {
+        let (rows, source) = (self.places.rows, self.places.apart.unwrap().source);
+        let mut logits = vec![0.0; rows * VOCAB];
+        for (row, part) in logits.chunks_exact_mut(VOCAB).enumerate() {
+            let first = rows * source + row * self.places.seq;
+            let own = first..first + self.places.seq;
+            let mark = own.clone().find(|&at| m.labels[at] >= 0);
+            let Some(at) = mark else { continue };
+            assert_eq!(m.positions[at] as usize, at - first);
+            assert_eq!(m.tokens[first], 7, "what decoding starts with");
+            part[(m.tokens[row * source] as usize + at - first) % VOCAB] = 1.0;
+        }
+        self.seen.push(m);
+        let logits = Outcome {
+            logits,
+            ..Outcome::default()
+        };
+        Ok(Some(logits))
+    }
+
+    fn no_numbers(&mut self, what: String) -> Infallible {
+        panic!("{what}")
+    }
+
+    fn progress(&mut self, _: usize) {}
+}
+
+#[test]
+fn prompts_apart_from_their_answers() {
+    let places = Rows {
+        rows: 2,
+        seq: 4,
+        span: 4,
+        apart: Some(Apart {
+            source: 3,
+            start: 7,
+        }),
+    };
+    let mut decoder = Reads {
+        places,
+        seen: Vec::new(),
+    };
+    let prompts = [vec![10, 11, 12, 13, 1], vec![20, 1], vec![30]];
+    let sampling = Sampling {
+        temperature: 0.0,
+        top_p: 1.0,
+        seed: 0,
+        max_new_tokens: 9,
+    };
+    let stops = Stops::of([22]);
+    let made = decode(
+        &mut decoder,
+        Places::Rows(places),
+        &prompts,
+        &stops,
+        &sampling,
+    );
+    // As many as a target has, or up to the stop; the third takes the place of the first that ends.
+    let want = [vec![10, 11, 12, 13], vec![20, 21], vec![30, 31, 32, 33]];
+    assert_eq!(made.unwrap().unwrap(), want);
+    let first = &decoder.seen[0];
+    assert_eq!(first.tokens, [10, 11, 1, 20, 1, 0, 7, 0, 0, 0, 7, 0, 0, 0]);
+    assert_eq!(first.doc_start, [0, 0, 0, 0, 0, 2, 0, 1, 2, 3, 0, 1, 2, 3]);
+    let third = &decoder.seen[2];
+    assert_eq!(third.tokens[6..], [7, 10, 11, 0, 7, 20, 21, 0]);
+    assert_eq!(third.doc_start[6..], [0, 0, 0, 3, 0, 0, 0, 3]);
+    assert_eq!(third.positions[6..], [0, 1, 2, 0, 0, 1, 2, 0]);
 }

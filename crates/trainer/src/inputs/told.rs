@@ -57,6 +57,9 @@ pub(crate) fn news_of(train: &Rows, at_once: bool) -> Vec<String> {
 pub(super) fn describe(name: &str, packed: &Packed, notes: &mut Vec<String>) {
     let (n_examples, seq) = (packed.data().len() as u64, packed.seq());
     let r = packed.report();
+    if packed.target() > 0 {
+        return of_pairs(name, packed, notes);
+    }
     notes.push(format!(
         "{name} data: {} examples, {} tokens, {} supervised, {} rows of {seq} ({:.0}% filled)",
         n_examples - r.n_cut,
@@ -90,6 +93,37 @@ pub(super) fn describe(name: &str, packed: &Packed, notes: &mut Vec<String>) {
             r.n_answers_cut,
             100.0 * r.n_answers_cut as f64 / n_examples as f64,
             r.n_labels_lost,
+        ));
+    }
+}
+
+/// The same of rows of pairs.
+fn of_pairs(name: &str, packed: &Packed, notes: &mut Vec<String>) {
+    let (n, seq, target) = (packed.data().len() as u64, packed.seq(), packed.target());
+    let r = packed.report();
+    notes.push(format!(
+        "{name} data: {} pairs, {} tokens, {} of them targets', {} rows of {seq} and {target} ({:.0}% filled)",
+        n - r.n_cut,
+        r.n_tokens,
+        r.n_supervised,
+        r.n_rows,
+        100.0 * r.fill(seq + target),
+    ));
+    if r.n_truncated > 0 {
+        notes.push(format!(
+            "{name} data: {} of {n} records have a source longer than {seq} tokens or a target longer than {target}: \
+             {} tokens cut off; train.seq {} and train.target {} would hold all of them",
+            r.n_truncated, r.n_tokens_lost, r.seq_for_all, r.target_for_all,
+        ));
+    }
+    if r.n_answers_cut > 0 {
+        notes.push(format!(
+            "warning: {name} data: {} of {n} targets ({:.1} %) lose what is before their end, {} tokens; train.target \
+             {} would hold all of them",
+            r.n_answers_cut,
+            100.0 * r.n_answers_cut as f64 / n as f64,
+            r.n_labels_lost,
+            r.target_for_all,
         ));
     }
 }

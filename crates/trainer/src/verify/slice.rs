@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use lowtide_model::file_params;
 use lowtide_planner::{Choice, LoopOrder, Processor, Saved, Tier};
 use lowtide_units::ids;
-use lowtide_workload::{LocalId, ModelShape, ParamId, UnitKind, Workload};
+use lowtide_workload::{LocalId, ModelShape, ParamId, Stacks, UnitKind, Workload};
 
 /// What a plan does, in words: `optimizer state on the disk`.
 pub(super) fn told(w: &Workload, choice: &Choice) -> BTreeSet<String> {
@@ -107,6 +107,28 @@ pub(super) fn blocks(whole: &Workload, least: u32) -> Vec<usize> {
         }
     }
     picked.into_iter().collect()
+}
+
+/// Which blocks a slice of at least `least` blocks has, and its shape; of two stacks that many of each, and what is
+/// between them.
+pub(super) fn cut(shape: &ModelShape, whole: &Workload, least: u32) -> (Vec<usize>, ModelShape) {
+    let Some(stacks) = shape.stacks else {
+        let blocks = blocks(whole, least.clamp(1, shape.layers));
+        let layers: Vec<u32> = blocks.iter().map(|&unit| unit as u32 - 1).collect();
+        return (blocks, shape.of_layers(&layers));
+    };
+    let [encoder, decoder] = [stacks.encoder, shape.layers].map(|layers| least.clamp(1, layers));
+    // The encoder's own, its end, which is a block too, and the decoder's.
+    let own = 0..encoder as usize;
+    let behind = stacks.encoder as usize..stacks.encoder as usize + 1 + decoder as usize;
+    let all = units(whole, UnitKind::Block);
+    let picked = own.chain(behind).map(|i| all[i]).collect();
+    let layers: Vec<u32> = (0..decoder).collect();
+    let slice = ModelShape {
+        stacks: Some(Stacks { encoder, ..stacks }),
+        ..shape.of_layers(&layers)
+    };
+    (picked, slice)
 }
 
 /// The frozen parameters of a slice whose blocks train like these blocks of the whole model, where `off` are the
