@@ -283,6 +283,37 @@ fn configurations_go_round() {
     }
 }
 
+/// What transformers 5 saves says in keys of its own whether the decoder's output is scaled and what the MLP's activation
+/// is, and that embeddings are tied in every model.
+#[test]
+fn configurations_of_transformers_5_are_read_as_it_reads_them() {
+    for model in MODELS {
+        let shape = load_shape(&folder(model)).expect("a supported config.json");
+        let (scaled, gated) = (shape.tied, model == "t5-v1.1");
+        let act = if gated { "gelu_new" } else { "relu" };
+        let mut json = lowtide_model::config_json(&shape, Dtype::F32);
+        json["tie_word_embeddings"] = true.into();
+        json["scale_decoder_outputs"] = scaled.into();
+        json["dense_act_fn"] = act.into();
+        json["is_gated_act"] = gated.into();
+        let read = lowtide_model::parse_config(&json, &shape.name).expect("as it is saved");
+        assert_eq!(read, shape);
+        for (key, value) in [
+            ("dense_act_fn", serde_json::json!("silu")),
+            ("is_gated_act", (!gated).into()),
+        ] {
+            let mut other = json.clone();
+            other[key] = value;
+            let said = lowtide_model::parse_config(&other, "t5").expect_err(key);
+            assert!(said.to_string().contains(key), "{said}");
+        }
+        json["tie_word_embeddings"] = false.into();
+        json["scale_decoder_outputs"] = true.into();
+        let said = lowtide_model::parse_config(&json, "t5").expect_err("a head that is scaled");
+        assert!(said.to_string().contains("scale_decoder_outputs"), "{said}");
+    }
+}
+
 /// Files of the first T5 have tensors that nobody reads.
 #[test]
 fn what_files_have_beside_is_left_out() {

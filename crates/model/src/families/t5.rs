@@ -38,9 +38,27 @@ impl Architecture for T5 {
                 }
             },
         };
+        // What transformers saves beside it and believes where the two differ.
+        if c.flag("is_gated_act", gated)? != gated {
+            let supported = if gated { "true" } else { "false" };
+            return Err(unsupported("is_gated_act", &(!gated).into(), supported));
+        }
+        let act = if gated { "gelu_new" } else { "relu" };
+        if let Some(value) = c.get("dense_act_fn")
+            && value.as_str() != Some(act)
+        {
+            return Err(unsupported("dense_act_fn", value, act));
+        }
         let (hidden, heads) = (c.size("d_model")?, c.size("num_heads")?);
         let encoder = c.size("num_layers")?;
-        let tied = c.flag("tie_word_embeddings", true)?;
+        // transformers 5 saves `tie_word_embeddings: true` of every model; which of them have a head of their own says
+        // whether the decoder's output is scaled.
+        let tie = c.flag("tie_word_embeddings", true)?;
+        let scaled = c.flag("scale_decoder_outputs", tie)?;
+        if scaled && !tie {
+            return Err(unsupported("scale_decoder_outputs", &true.into(), "false"));
+        }
+        let tied = tie && scaled;
         let shape = ModelShape {
             name: name.to_owned(),
             family: Family::T5,
