@@ -8,7 +8,7 @@ use lowtide_executor::Trace;
 use lowtide_measure::later;
 use lowtide_model::merging_bytes;
 use lowtide_planner::{Machine, PartName, Plan, Tier};
-use lowtide_tiers::process;
+use lowtide_tiers::{limits, process};
 use lowtide_units::Bytes;
 use lowtide_workload::Workload;
 
@@ -80,13 +80,24 @@ impl Resident {
     /// GPU, and what lies beside them; or what it has held already, if that was more.
     #[must_use]
     pub fn planned(&self, plan: &Plan, machine: &Machine) -> Bytes {
-        let arena = |tier| plan.tier(tier).planned_bytes;
-        let device = if machine.cuda {
-            Bytes::ZERO
-        } else {
-            arena(Tier::Device)
-        };
-        let arenas = (arena(Tier::Host) + device) * u64::from(plan.ranks);
-        self.start.max(arenas + self.beside)
+        self.start.max(arenas(plan, machine) + self.beside)
     }
+
+    /// What the process takes from now on until all is reserved.
+    #[must_use]
+    pub fn to_come(&self, plan: &Plan, machine: &Machine) -> Bytes {
+        let beside = self.beside.saturating_sub(Held::now().now);
+        arenas(plan, machine) + beside.max(limits::BESIDE)
+    }
+}
+
+/// The host's arena, and the CPU device's where there is no GPU, of all ranks.
+fn arenas(plan: &Plan, machine: &Machine) -> Bytes {
+    let arena = |tier| plan.tier(tier).planned_bytes;
+    let device = if machine.cuda {
+        Bytes::ZERO
+    } else {
+        arena(Tier::Device)
+    };
+    (arena(Tier::Host) + device) * u64::from(plan.ranks)
 }

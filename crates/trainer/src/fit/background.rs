@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use lowtide_config::{KeepBest, Run};
 use lowtide_executor::ExecError;
 use lowtide_session::Snapshot;
+use lowtide_tiers::HostMemory;
 use lowtide_units::Bytes;
 use serde::{Deserialize, Serialize};
 
@@ -84,6 +85,11 @@ pub(crate) fn plan(run: &Run, left: Bytes, planned: &Planned) -> Result<StagingP
         Some(_) => left,
         None => Bytes(left.0 / 2),
     };
+    // A budget may be more than is free: then a run that starts without this must not be refused for it. Of what is
+    // free a tenth stays so.
+    let to_come = planned.resident.to_come(&planned.plan, &planned.machine);
+    let free = HostMemory::available().saturating_sub(to_come);
+    let left = left.min(Bytes(free.0 / 10 * 9));
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let (plan, w) = (&planned.plan, planned.decoder.workload());
     StagingPlan::of(plan, w, left, cores)
@@ -114,6 +120,10 @@ impl Fit<'_> {
         {
             background.so_far.wait_seconds += begin.elapsed().as_secs_f64();
         }
+        // The one before could not be begun, and what it needed went with it.
+        if self.background.is_none() {
+            return self.try_save();
+        }
         if self.is_saved(step)? {
             return Ok(());
         }
@@ -134,7 +144,10 @@ impl Fit<'_> {
         };
         let step = state.step;
         let started = self.write(snapshot, state);
-        started.or_else(|e| self.unsaved(step, e))
+        started.or_else(|e| {
+            self.make_room();
+            self.unsaved(step, e)
+        })
     }
 
     fn write(&mut self, snapshot: Snapshot, state: RunState) -> Result<(), TrainError> {

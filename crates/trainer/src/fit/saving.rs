@@ -285,7 +285,7 @@ impl Fit<'_> {
         }
     }
 
-    fn try_save(&mut self) -> Result<(), TrainError> {
+    pub(super) fn try_save(&mut self) -> Result<(), TrainError> {
         let step = self.state.step;
         self.end_writing(true)?;
         if self.is_saved(step)? {
