@@ -283,8 +283,8 @@ fn configurations_go_round() {
     }
 }
 
-/// What transformers 5 saves says in keys of its own whether the decoder's output is scaled and what the MLP's activation
-/// is, and that embeddings are tied in every model.
+/// What transformers 5 saves says in keys of its own whether the decoder's output is scaled and what the MLP's
+/// activation is, and that embeddings are tied in every model.
 #[test]
 fn configurations_of_transformers_5_are_read_as_it_reads_them() {
     for model in MODELS {
