@@ -1,30 +1,9 @@
 //! Encoders that classify: they learn, their exports are the models that were trained, the same bits come from
 //! everywhere, and what only other models have is refused.
 
-use std::path::Path;
-
 use serde_json::{Value, json};
 
-use super::scratch::{Scratch, copy_over};
-
-/// The example's run in a scratch folder.
-fn example() -> Scratch {
-    let scratch = Scratch::bare();
-    let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/classify");
-    copy_over(&from, scratch.path());
-    let run = scratch.read("run.yaml");
-    scratch.write(
-        "run.yaml",
-        run.replace("../../out/classify", "out") + "log: {trace: false}\n",
-    );
-    scratch
-}
-
-fn number(answer: &Value, key: &str) -> f64 {
-    answer[key]
-        .as_f64()
-        .unwrap_or_else(|| panic!("{key}: {answer}"))
-}
+use super::scratch::{Scratch, number};
 
 /// Trains; what is exported evaluates as the run did at its end, and verify finds the same bits.
 fn trained(scratch: &Scratch, sets: &[&str]) -> Value {
@@ -53,7 +32,7 @@ fn trained(scratch: &Scratch, sets: &[&str]) -> Value {
 /// A third of the example: most of what it learns is learned by then.
 #[test]
 fn roberta() {
-    let scratch = example();
+    let scratch = Scratch::example("classify");
     let keys = ["train.epochs=4", "checkpoint.keep_best=none"];
     let evaluated = trained(&scratch, &keys);
     assert!(number(&evaluated, "eval_accuracy") > 0.9, "{evaluated}");
@@ -81,7 +60,7 @@ fn roberta() {
 /// Two texts of two types, and three classes.
 #[test]
 fn bert() {
-    let scratch = example();
+    let scratch = Scratch::example("classify");
     let mut config: Value = serde_json::from_str(&scratch.read("config.json")).expect("JSON");
     config["model_type"] = json!("bert");
     config["type_vocab_size"] = json!(2);
@@ -109,7 +88,7 @@ fn bert() {
 
 #[test]
 fn what_only_other_models_have_is_refused() {
-    let scratch = example();
+    let scratch = Scratch::example("classify");
     let record = json!({"text": "the film", "label": "fair"});
     scratch.write("bad.jsonl", format!("{record}\n"));
     for (set, words) in [

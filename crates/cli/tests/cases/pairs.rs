@@ -1,30 +1,9 @@
 //! Encoders with a decoder: they learn, their exports are the models that were trained, the same bits come from
 //! everywhere, and what they have not is refused.
 
-use std::path::Path;
-
 use serde_json::{Value, json};
 
-use super::scratch::{Scratch, copy_over};
-
-/// The example's run in a scratch folder.
-fn example() -> Scratch {
-    let scratch = Scratch::bare();
-    let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/reverse");
-    copy_over(&from, scratch.path());
-    let run = scratch.read("run.yaml");
-    scratch.write(
-        "run.yaml",
-        run.replace("../../out/reverse", "out") + "log: {trace: false}\n",
-    );
-    scratch
-}
-
-fn number(answer: &Value, key: &str) -> f64 {
-    answer[key]
-        .as_f64()
-        .unwrap_or_else(|| panic!("{key}: {answer}"))
-}
+use super::scratch::{Scratch, number};
 
 /// Words of three letters of four, backward: as much as can be learned in a moment.
 fn short_words(scratch: &Scratch) {
@@ -56,7 +35,7 @@ const SHORT: [&str; 7] = [
 
 #[test]
 fn t5() {
-    let scratch = example();
+    let scratch = Scratch::example("reverse");
     short_words(&scratch);
     scratch.train(&SHORT).fine();
     let report: Value = serde_json::from_str(&scratch.read("out/finished.json")).expect("JSON");
@@ -113,7 +92,7 @@ fn t5() {
 
 #[test]
 fn what_two_stacks_have_not_is_refused() {
-    let scratch = example();
+    let scratch = Scratch::example("reverse");
     short_words(&scratch);
     scratch.write("bad.jsonl", "{\"source\": \"abc\"}\n");
     for (set, words) in [

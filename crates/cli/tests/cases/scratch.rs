@@ -78,6 +78,13 @@ pub fn example_rates() -> PathBuf {
     MADE.get_or_init(make).clone()
 }
 
+/// A number of an answer, which is there.
+pub fn number(answer: &Value, key: &str) -> f64 {
+    answer[key]
+        .as_f64()
+        .unwrap_or_else(|| panic!("{key}: {answer}"))
+}
+
 /// Copies what is in a folder into another, over what is there.
 pub fn copy_over(from: &Path, to: &Path) {
     fs::create_dir_all(to).expect("a folder");
@@ -110,6 +117,16 @@ impl Scratch {
             fs::copy(from.join(name), dir.path().join(name)).expect("copied");
         }
         Self { dir }
+    }
+
+    /// The quickstart's data and base model, and over them an example, whose run writes to `out/`.
+    pub fn example(name: &str) -> Self {
+        let scratch = Self::bare();
+        copy_over(&root().join("examples").join(name), scratch.path());
+        let run = scratch.read("run.yaml");
+        let here = run.replace(&format!("../../out/{name}"), "out");
+        scratch.write("run.yaml", here + "log: {trace: false}\n");
+        scratch
     }
 
     pub fn path(&self) -> &Path {
