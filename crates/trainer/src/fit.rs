@@ -5,25 +5,23 @@
 //! next one is prepared; its loss is shown as soon as its norm is known, while its update runs
 //! under the next batch's forward.
 //!
-//! One file because it is the order in which a run happens; what one of its steps does is in `fit/`.
+//! One file because it is the order in which a run happens; how it begins is in `fit/opening.rs`,
+//! and what one of its steps does in the files beside it.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use lowtide_config::{Length, Run, ScheduleShape};
+use lowtide_config::{Run, ScheduleShape};
 use lowtide_device::cuda::Gpu;
-use lowtide_executor::{EngineError, ExecError, Measured, Trace};
+use lowtide_executor::{EngineError, ExecError, Measured};
 use lowtide_kernels::update::Hyper;
-use lowtide_model::Decoder;
 use lowtide_planner::{Lane, LaneKind, Machine};
 use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::answers::{Extract, Question};
-use crate::basis::Basis;
-use crate::checkpoint::{self, RunState};
-use crate::device::Device;
+use crate::checkpoint::RunState;
 use crate::error::TrainError;
 use crate::inputs::news_of;
 use crate::launch::{Met, Others};
@@ -34,19 +32,18 @@ use crate::output::mark::Kept;
 use crate::output::room::Room;
 use crate::output::{self, Output};
 use crate::planning::Planned;
-use crate::projectors;
-use crate::report::{Observer, Phase, StepLine, TrainReport, When, busy_of};
+use crate::report::{Observer, StepLine, TrainReport, When, busy_of};
 use crate::stops::Stops;
 use crate::tally::Tally;
-use crate::wear::{self, Wear};
+use crate::wear::Wear;
 use background::Backdrop;
 use best::Measure;
 use lowtide_data::{Batches, DataError, Micro, Packed, Rows, State, Tokenizer};
 use lowtide_session::Requests;
 use lowtide_session::Totals;
 use lowtide_session::{Mark, Session, StepData};
+use opening::Opened;
 use saving::{Cadence, Sizes};
-use start::Start;
 
 pub(crate) mod background;
 mod best;
@@ -66,9 +63,6 @@ mod saving;
 mod start;
 mod summary;
 mod tokenizer_files;
-
-use crate::checkpoint::Change;
-use opening::{Logs, Material};
 
 pub use background::Background;
 pub use best::Best;
@@ -215,181 +209,17 @@ pub fn lead(
     done
 }
 
-/// Trains, with the other ranks where they are processes. Long because it is the order in which a run begins: each of
-/// its steps has a name of its own, and most need what all before them made.
+/// Trains, with the other ranks where they are processes.
 fn train_with(
     run: &Run,
     observer: &mut dyn Observer,
     requests: &Requests,
     others: Option<&Others>,
 ) -> Result<TrainReport, TrainError> {
-    let (mut output, mut start, origin) = opening::beginning(run, observer)?;
-    let material = Material::read(run, &start, others, observer)?;
-    let mut batches = material.batches(run)?;
-    let total = match run.train.length {
-        Length::Steps(n) => n,
-        Length::Epochs(e) => batches.batches_for(e)?,
-    };
-    let numerics = numerics_of(run, &material.device, &material.decoder, &material.train);
-    let changes = start.changes(run, &numerics, total)?;
-    // It ended before, for want of a better evaluation.
-    let total = match start.state() {
-        Some(state) if state.best.ends(run) => total.min(state.step),
-        _ => total,
-    };
-    let asks = (material.eval.is_some(), !material.questions.is_empty());
-    if let Some(report) = ends::finished(run, &start, total, asks) {
-        observer.phase(None);
-        return Ok(report);
+    match opening::open(run, observer, requests, others)? {
+        Opened::Finished(report) => Ok(*report),
+        Opened::Begun(fit, planned) => fit.go(&planned),
     }
-    let mut preview = material.batches(run)?;
-    let mut learned_from = material.batches(run)?;
-    let Material {
-        tokenizer,
-        stops,
-        device,
-        decoder,
-        train,
-        eval,
-        extract,
-        questions,
-    } = material.with_products(&start, &numerics)?;
-    let mut rest = None;
-    let sample = || {
-        let micro = preview.next_batch().ok()?.micro.swap_remove(0);
-        // Rates are measured alone. An error is returned where the run itself asks for the batch.
-        if let Rows::Stream(stream) = &train {
-            rest = Some(stream.rest());
-        }
-        Some(micro)
-    };
-    // Answers beside the steps have a place for each prompt at most, and there may be fewer than are allowed.
-    let mut own = run.clone();
-    let most = &mut own.eval.generate.max_examples;
-    *most = (*most).min(questions.len().max(1) as u64);
-    let basis = Basis::here(&own, &device, decoder, sample, observer)?.with_answers()?;
-    drop(rest);
-    let ahead = total - start.state().map_or(0, |s| s.step);
-    let (plan, written) = opening::plan(run, &basis, &output, &start, ahead)?;
-    observer.planned(&plan, basis.decoder.workload(), &basis.machine);
-    let answers = basis.plan_answers(&plan)?;
-    if let Some(answers) = &answers {
-        observer.note(&answers.line());
-    }
-    observer.phase(Some(Phase::Reserving));
-    let trace = if run.log.trace {
-        Trace::FIRST_STEPS
-    } else {
-        Trace::NONE
-    };
-    let planned = basis.clone().planned(device.clone(), plan, trace);
-    let planned = planned.beside(answers);
-    let saves = background::saves_on_the_way(run);
-    let left = basis.host_left(&planned);
-    let staging = saves.then(|| background::plan(run, left, &planned));
-    let planned = match staging {
-        Some(Ok(staging)) => planned.staged(staging),
-        _ => planned,
-    };
-    let (sizes, room) = saving::take_room(run, &planned, &output, ahead)?;
-    let projectors = match start {
-        Start::Anew if projectors::are_learned(run) => {
-            observer.phase(Some(Phase::Learning));
-            let batch = learned_from.next_batch()?.micro;
-            let dir = output.folder().path();
-            let learned = projectors::learn(run, &basis, &device, batch, dir)?;
-            observer.phase(Some(Phase::Reserving));
-            Some(learned)
-        }
-        _ => None,
-    };
-    let mut session = start.open(run, &planned, trace)?;
-    let gpu = planned.device.gpu.as_ref();
-    let reserved = planned
-        .staging
-        .map(|staging| staging.reserve(gpu))
-        .transpose()?;
-    let answering = planned.answers.as_ref();
-    let answering = answering
-        .map(|answers| answers.open(run, &planned))
-        .transpose()?;
-    if let Some(how) = session.describe_disk() {
-        observer.detail(&format!("disk: {how}"));
-    }
-    observer.phase(Some(match start {
-        Start::Anew => Phase::Weights,
-        _ => Phase::Resuming,
-    }));
-    // Nothing of an earlier run is changed before this has worked.
-    start.load(run, &mut session, &mut batches, projectors.as_ref())?;
-    drop(projectors);
-    let durable = planned.plan.choice.durable;
-    let writes = wear::untold(run, &planned.plan, written);
-    let told = origin.begin(run, &start, &mut output, writes, || {
-        start.publish(run, &session)?;
-        let file = session.disk_paths().into_iter().next();
-        Ok(file.filter(|_| durable))
-    })?;
-    told.iter().for_each(|t| observer.note(t));
-    write_json(output.folder(), output::MACHINE, &planned.whole)?;
-    write_json(output.folder(), output::RUN, run)?;
-
-    let state = RunState {
-        data: batches.state(),
-        data_fingerprint: train.fingerprint(),
-        clip: session.clip_words().map(f64::to_bits),
-        numerics: numerics.clone(),
-        now_unix_s: tokenizer.now_unix_s(),
-        ..RunState::new()
-    };
-    let logs = Logs::open(run, &output, &start, asks.1)?;
-    let cadence = Cadence::of(run);
-    observer.note(&cadence.told(run.checkpoint.keep));
-    if let Some(staging) = &staging {
-        observer.note(&checkpoint::background::describe(staging));
-    }
-    let mut fit = Fit {
-        run,
-        observer,
-        requests: requests.clone(),
-        output,
-        room,
-        sizes,
-        cadence,
-        background: reserved.map(Backdrop::new),
-        session,
-        answering,
-        tokenizer: Arc::new(tokenizer),
-        stops,
-        train,
-        batches,
-        eval,
-        questions,
-        extract,
-        numerics,
-        gpu: planned.device.gpu.clone(),
-        total,
-        schedule: schedule_of(run, total),
-        metrics: logs.metrics,
-        answers: logs.answers,
-        events: logs.events,
-        page: None,
-        state,
-        dealt: 0,
-        earlier: Totals::default(),
-        machine: planned.whole.clone(),
-        predicted_seconds: planned.plan.prediction.step_seconds.0,
-        wear: Wear::of(&planned.plan, &planned.machine),
-        durable,
-        last_checkpoint: None,
-        saved: None,
-        gone_back: false,
-    };
-    fit.begin(start, changes, written)?;
-    if fit.durable {
-        fit.write_journal(&planned.plan);
-    }
-    fit.go(&planned)
 }
 
 fn write_json(folder: &Folder, name: &str, value: &impl Serialize) -> Result<(), TrainError> {
@@ -397,72 +227,7 @@ fn write_json(folder: &Folder, name: &str, value: &impl Serialize) -> Result<(),
     folder.write(name, |out| writeln!(out, "{text}"))
 }
 
-/// The run's numerics key with everything resolved that the run leaves open, and what the files
-/// hold.
-fn numerics_of(run: &Run, device: &Device, decoder: &Decoder, train: &Rows) -> Value {
-    let mut key = run.numerics_key();
-    key["device"] = match &device.gpu {
-        None => json!("cpu"),
-        Some(gpu) => json!({
-            "cuda": gpu.name(),
-            "attention": format!("{:?}", device.target.attention).to_lowercase(),
-        }),
-    };
-    key["train"]["logits_chunk"] = json!(decoder.logits_chunk());
-    // Patterns as they are typed say less than what they find.
-    let params = &decoder.workload().params;
-    let frozen: Vec<&str> = params
-        .iter()
-        .filter(|p| p.frozen && p.kind.is_own())
-        .map(|p| &*p.name)
-        .collect();
-    if let Some(train) = key["train"].as_object_mut() {
-        train.remove("unfreeze");
-        train.remove("freeze");
-        if !frozen.is_empty() {
-            train.insert("freeze".to_owned(), json!(frozen));
-        }
-    }
-    key["shape"] = json!(decoder.shape());
-    key["data"]["fingerprint"] = json!(format!("{:016x}", train.fingerprint()));
-    key
-}
-
 impl Fit<'_> {
-    /// Goes on from a checkpoint that was loaded.
-    fn resume(&mut self, dir: &Path, state: RunState) {
-        self.observer.note(&format!(
-            "resumed from {} after step {}",
-            dir.display(),
-            state.step
-        ));
-        let own = dir.starts_with(checkpoint::directory(&self.run.output));
-        self.saved = own.then_some(state.step);
-        self.last_checkpoint = Some(dir.to_owned());
-        self.state = state;
-    }
-
-    /// Takes up the state that the run goes on from. `written` are the bytes on its drives by now.
-    fn begin(
-        &mut self,
-        start: Start,
-        changes: Vec<Change>,
-        written: u64,
-    ) -> Result<(), TrainError> {
-        match start {
-            Start::Journal(journal) => self.go_on(*journal)?,
-            Start::Checkpoint(dir, state) => self.resume(&dir, *state),
-            Start::Anew => {}
-        }
-        self.state.branch = self.output.kept().number();
-        self.observer.phase(None);
-        self.change(changes);
-        self.dealt = self.state.tokens;
-        self.state.totals.disk_written = written;
-        self.earlier = self.state.totals.clone();
-        Ok(())
-    }
-
     fn go(mut self, planned: &Planned) -> Result<TrainReport, TrainError> {
         if self.state.step == 0 {
             self.state.exact_match_before = self.exact_match(When::Before)?;

@@ -1,19 +1,26 @@
-//! What a run opens before it is planned: its output, its data, its device; and the logs that it writes.
+//! How a run begins: its output, data and device, its plan, the memory that it reserves, the state that it goes on from,
+//! and the logs that it writes.
 
+use std::path::Path;
 use std::sync::Arc;
 
-use lowtide_config::Run;
+use lowtide_config::{Length, Run};
 use lowtide_data::{BatchShape, Batches, Packed, Rows, Tokenizer};
+use lowtide_executor::Trace;
 use lowtide_model::Decoder;
 use lowtide_planner::Plan;
+use lowtide_session::{Requests, Totals};
 use lowtide_units::Bytes;
-use serde_json::Value;
+use serde_json::{Value, json};
 
+use super::background::{self, Backdrop};
 use super::branch::Origin;
-use super::lost;
+use super::saving::{self, Cadence};
 use super::start::Start;
+use super::{Fit, ends, lost, schedule_of, write_json};
 use crate::answers::{Extract, Question, questions};
 use crate::basis::{Basis, alike};
+use crate::checkpoint::{self, Change, RunState};
 use crate::device::{self, Device};
 use crate::dropout::note_of_dropout;
 use crate::error::TrainError;
@@ -22,11 +29,195 @@ use crate::launch::Others;
 use crate::metrics::{EventFile, MetricsLog};
 use crate::open::check_weights;
 use crate::output::{self, Output};
-use crate::planning::{check_budgets, decoder_of, load_machine, shape_of};
-use crate::report::{Observer, Phase};
+use crate::planning::{Planned, check_budgets, decoder_of, load_machine, shape_of};
+use crate::report::{Observer, Phase, TrainReport};
 use crate::stops::{Stops, stops_of};
 use crate::threads::host_note;
-use crate::{checkpoint, paths, wear};
+use crate::wear::{self, Wear};
+use crate::{paths, projectors};
+
+/// A run whose memory is reserved and whose state is in its place, or one that has nothing left to do.
+pub(super) enum Opened<'a> {
+    Finished(Box<TrainReport>),
+    Begun(Box<Fit<'a>>, Box<Planned>),
+}
+
+/// Opens a run, with the other ranks where they are processes. Long because it is the order in which a run begins: each
+/// of its steps has a name of its own, and most need what all before them made.
+pub(super) fn open<'a>(
+    run: &'a Run,
+    observer: &'a mut dyn Observer,
+    requests: &Requests,
+    others: Option<&Others>,
+) -> Result<Opened<'a>, TrainError> {
+    let (mut output, mut start, origin) = beginning(run, observer)?;
+    let material = Material::read(run, &start, others, observer)?;
+    let mut batches = material.batches(run)?;
+    let total = match run.train.length {
+        Length::Steps(n) => n,
+        Length::Epochs(e) => batches.batches_for(e)?,
+    };
+    let numerics = numerics_of(run, &material.device, &material.decoder, &material.train);
+    let changes = start.changes(run, &numerics, total)?;
+    // It ended before, for want of a better evaluation.
+    let total = match start.state() {
+        Some(state) if state.best.ends(run) => total.min(state.step),
+        _ => total,
+    };
+    let asks = (material.eval.is_some(), !material.questions.is_empty());
+    if let Some(report) = ends::finished(run, &start, total, asks) {
+        observer.phase(None);
+        return Ok(Opened::Finished(Box::new(report)));
+    }
+    let mut preview = material.batches(run)?;
+    let mut learned_from = material.batches(run)?;
+    let Material {
+        tokenizer,
+        stops,
+        device,
+        decoder,
+        train,
+        eval,
+        extract,
+        questions,
+    } = material.with_products(&start, &numerics)?;
+    let mut rest = None;
+    let sample = || {
+        let micro = preview.next_batch().ok()?.micro.swap_remove(0);
+        // Rates are measured alone. An error is returned where the run itself asks for the batch.
+        if let Rows::Stream(stream) = &train {
+            rest = Some(stream.rest());
+        }
+        Some(micro)
+    };
+    // Answers beside the steps have a place for each prompt at most, and there may be fewer than are allowed.
+    let mut own = run.clone();
+    let most = &mut own.eval.generate.max_examples;
+    *most = (*most).min(questions.len().max(1) as u64);
+    let basis = Basis::here(&own, &device, decoder, sample, observer)?.with_answers()?;
+    drop(rest);
+    let ahead = total - start.state().map_or(0, |s| s.step);
+    let (plan, written) = plan(run, &basis, &output, &start, ahead)?;
+    observer.planned(&plan, basis.decoder.workload(), &basis.machine);
+    let answers = basis.plan_answers(&plan)?;
+    if let Some(answers) = &answers {
+        observer.note(&answers.line());
+    }
+    observer.phase(Some(Phase::Reserving));
+    let trace = if run.log.trace {
+        Trace::FIRST_STEPS
+    } else {
+        Trace::NONE
+    };
+    let planned = basis.clone().planned(device.clone(), plan, trace);
+    let planned = planned.beside(answers);
+    let saves = background::saves_on_the_way(run);
+    let left = basis.host_left(&planned);
+    let staging = saves.then(|| background::plan(run, left, &planned));
+    let planned = match staging {
+        Some(Ok(staging)) => planned.staged(staging),
+        _ => planned,
+    };
+    let (sizes, room) = saving::take_room(run, &planned, &output, ahead)?;
+    let projectors = match start {
+        Start::Anew if projectors::are_learned(run) => {
+            observer.phase(Some(Phase::Learning));
+            let batch = learned_from.next_batch()?.micro;
+            let dir = output.folder().path();
+            let learned = projectors::learn(run, &basis, &device, batch, dir)?;
+            observer.phase(Some(Phase::Reserving));
+            Some(learned)
+        }
+        _ => None,
+    };
+    let mut session = start.open(run, &planned, trace)?;
+    let gpu = planned.device.gpu.as_ref();
+    let reserved = planned
+        .staging
+        .map(|staging| staging.reserve(gpu))
+        .transpose()?;
+    let answering = planned.answers.as_ref();
+    let answering = answering
+        .map(|answers| answers.open(run, &planned))
+        .transpose()?;
+    if let Some(how) = session.describe_disk() {
+        observer.detail(&format!("disk: {how}"));
+    }
+    observer.phase(Some(match start {
+        Start::Anew => Phase::Weights,
+        _ => Phase::Resuming,
+    }));
+    // Nothing of an earlier run is changed before this has worked.
+    start.load(run, &mut session, &mut batches, projectors.as_ref())?;
+    drop(projectors);
+    let durable = planned.plan.choice.durable;
+    let writes = wear::untold(run, &planned.plan, written);
+    let told = origin.begin(run, &start, &mut output, writes, || {
+        start.publish(run, &session)?;
+        let file = session.disk_paths().into_iter().next();
+        Ok(file.filter(|_| durable))
+    })?;
+    told.iter().for_each(|t| observer.note(t));
+    write_json(output.folder(), output::MACHINE, &planned.whole)?;
+    write_json(output.folder(), output::RUN, run)?;
+
+    let state = RunState {
+        data: batches.state(),
+        data_fingerprint: train.fingerprint(),
+        clip: session.clip_words().map(f64::to_bits),
+        numerics: numerics.clone(),
+        now_unix_s: tokenizer.now_unix_s(),
+        ..RunState::new()
+    };
+    let logs = Logs::open(run, &output, &start, asks.1)?;
+    let cadence = Cadence::of(run);
+    observer.note(&cadence.told(run.checkpoint.keep));
+    if let Some(staging) = &staging {
+        observer.note(&checkpoint::background::describe(staging));
+    }
+    let mut fit = Fit {
+        run,
+        observer,
+        requests: requests.clone(),
+        output,
+        room,
+        sizes,
+        cadence,
+        background: reserved.map(Backdrop::new),
+        session,
+        answering,
+        tokenizer: Arc::new(tokenizer),
+        stops,
+        train,
+        batches,
+        eval,
+        questions,
+        extract,
+        numerics,
+        gpu: planned.device.gpu.clone(),
+        total,
+        schedule: schedule_of(run, total),
+        metrics: logs.metrics,
+        answers: logs.answers,
+        events: logs.events,
+        page: None,
+        state,
+        dealt: 0,
+        earlier: Totals::default(),
+        machine: planned.whole.clone(),
+        predicted_seconds: planned.plan.prediction.step_seconds.0,
+        wear: Wear::of(&planned.plan, &planned.machine),
+        durable,
+        last_checkpoint: None,
+        saved: None,
+        gone_back: false,
+    };
+    fit.begin(start, changes, written)?;
+    if fit.durable {
+        fit.write_journal(&planned.plan);
+    }
+    Ok(Opened::Begun(Box::new(fit), Box::new(planned)))
+}
 
 /// Locks the output, and finds where the run resumes. Changes nothing.
 pub(super) fn beginning(
@@ -185,5 +376,72 @@ impl Logs {
             answers,
             events,
         })
+    }
+}
+
+/// The run's numerics key with everything resolved that the run leaves open, and what the files
+/// hold.
+fn numerics_of(run: &Run, device: &Device, decoder: &Decoder, train: &Rows) -> Value {
+    let mut key = run.numerics_key();
+    key["device"] = match &device.gpu {
+        None => json!("cpu"),
+        Some(gpu) => json!({
+            "cuda": gpu.name(),
+            "attention": format!("{:?}", device.target.attention).to_lowercase(),
+        }),
+    };
+    key["train"]["logits_chunk"] = json!(decoder.logits_chunk());
+    // Patterns as they are typed say less than what they find.
+    let params = &decoder.workload().params;
+    let frozen: Vec<&str> = params
+        .iter()
+        .filter(|p| p.frozen && p.kind.is_own())
+        .map(|p| &*p.name)
+        .collect();
+    if let Some(train) = key["train"].as_object_mut() {
+        train.remove("unfreeze");
+        train.remove("freeze");
+        if !frozen.is_empty() {
+            train.insert("freeze".to_owned(), json!(frozen));
+        }
+    }
+    key["shape"] = json!(decoder.shape());
+    key["data"]["fingerprint"] = json!(format!("{:016x}", train.fingerprint()));
+    key
+}
+
+impl Fit<'_> {
+    /// Goes on from a checkpoint that was loaded.
+    fn resume(&mut self, dir: &Path, state: RunState) {
+        self.observer.note(&format!(
+            "resumed from {} after step {}",
+            dir.display(),
+            state.step
+        ));
+        let own = dir.starts_with(checkpoint::directory(&self.run.output));
+        self.saved = own.then_some(state.step);
+        self.last_checkpoint = Some(dir.to_owned());
+        self.state = state;
+    }
+
+    /// Takes up the state that the run goes on from. `written` are the bytes on its drives by now.
+    fn begin(
+        &mut self,
+        start: Start,
+        changes: Vec<Change>,
+        written: u64,
+    ) -> Result<(), TrainError> {
+        match start {
+            Start::Journal(journal) => self.go_on(*journal)?,
+            Start::Checkpoint(dir, state) => self.resume(&dir, *state),
+            Start::Anew => {}
+        }
+        self.state.branch = self.output.kept().number();
+        self.observer.phase(None);
+        self.change(changes);
+        self.dealt = self.state.tokens;
+        self.state.totals.disk_written = written;
+        self.earlier = self.state.totals.clone();
+        Ok(())
     }
 }
