@@ -142,18 +142,32 @@ impl<E: Engine> Runner<E> {
     /// What stopped the run.
     pub fn submit(&mut self, part: PartName, step: Arc<E::Step>) -> Result<(), ExecError> {
         let plan = Arc::clone(self.plan());
+        let rounds: Vec<_> = plan.round_parts(part).collect();
+        let last = rounds
+            .iter()
+            .rposition(|&(part, _)| self.updates_held(part));
         let mut needs = Vec::new();
-        for (part, shift) in plan.round_parts(part) {
+        for (i, (part, shift)) in rounds.into_iter().enumerate() {
             self.submit_one(part, shift, Arc::clone(&step))?;
             self.note_update(part, &mut needs);
-        }
-        if let Some((hold, submitted @ false)) = &mut self.hold
-            && needs.iter().any(|of| !of.is_empty())
-        {
-            hold.submitted(needs);
-            *submitted = true;
+            // Who reads begins under the rounds behind the update, which are submitted as those before them end.
+            if last == Some(i)
+                && let Some((hold, submitted)) = &mut self.hold
+            {
+                hold.submitted(std::mem::take(&mut needs));
+                *submitted = true;
+            }
         }
         Ok(())
+    }
+
+    /// Whether a part writes what a hold waits for.
+    fn updates_held(&self, part: PartName) -> bool {
+        let Some((hold, false)) = &self.hold else {
+            return false;
+        };
+        let mut tasks = self.plan().part(part).iter();
+        tasks.any(|task| hold.written(task).next().is_some())
     }
 
     /// Notes which tasks of the part that was submitted last a hold waits for whose update is that part's.
@@ -269,10 +283,14 @@ impl<E: Engine> Runner<E> {
         while let Some((s, end)) = self.flying.front()
             && end.iter().all(|(lane, count)| *count <= goal[lane])
         {
-            self.shared.retire(s).map_err(|source| ExecError::Device {
-                task: "reading the times of a step".to_owned(),
-                source,
-            })?;
+            if let Err(source) = self.shared.retire(s) {
+                // Whoever reads what is held must not wait for more.
+                self.shared.fail(ExecError::Device {
+                    task: "reading the times of a step".to_owned(),
+                    source,
+                });
+                return Err(self.told());
+            }
             self.flying.pop_front();
         }
         Ok(())

@@ -5,13 +5,13 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::common::{batch, checked, choice, decoder_on, devices, hyper, llama, open, quick_on};
 use lowtide_device::cuda::Gpu;
 use lowtide_model::Decoder;
 use lowtide_planner::{Clip, Plan, Processor, Tier};
-use lowtide_session::{Session, SessionOptions};
+use lowtide_session::{Ready, Session, SessionOptions};
 use lowtide_tiers::DirectFile;
 use lowtide_trainer::TrainError;
 use lowtide_trainer::checkpoint::background::{Sink, StagingPlan, write_out};
@@ -211,4 +211,44 @@ fn a_full_disk_behind_steps_ends_in_its_error_and_holds_nothing() {
         }
         assert_eq!(beside, numbers);
     }
+}
+
+#[test]
+fn a_reader_begins_under_the_rounds_behind_the_update() {
+    const ROUNDS: u32 = 64;
+    let d = decoder_on(None, &llama(3, true), Dtype::Bf16, ROUNDS);
+    let mut c = choice(&d, Tier::Host, Tier::Host, Tier::Host);
+    c.round = 1;
+    let plan = checked(&d, &c, Clip::Exact);
+    assert!(!plan.rounds().one());
+    let options = SessionOptions {
+        snapshots: true,
+        ..quick_on(None, false)
+    };
+    let mut session = open(&d, &plan, Clip::Exact, options);
+    let first = session.submit(batch(1, ROUNDS), hyper(1));
+    session.outcome(&first.expect("submitted")).expect("a step");
+    session.settle().expect("settled");
+    let snapshot = session.snapshot().expect("a snapshot");
+    let begin = Instant::now();
+    let (read, submitted) = std::thread::scope(|scope| {
+        let reader = scope.spawn(|| {
+            for &piece in snapshot.order() {
+                while snapshot.ready(piece).expect("no device") != Ready::Yes {
+                    std::thread::sleep(Duration::from_micros(100));
+                }
+                snapshot.release(piece);
+            }
+            begin.elapsed()
+        });
+        let data = session.submit(batch(2, ROUNDS), hyper(2));
+        let submitted = begin.elapsed();
+        session.outcome(&data.expect("submitted")).expect("a step");
+        (reader.join().expect("no panic"), submitted)
+    });
+    // The update is in the first of the rounds.
+    assert!(
+        read < submitted / 2,
+        "read after {read:?}, all rounds submitted after {submitted:?}"
+    );
 }
