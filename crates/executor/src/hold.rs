@@ -119,6 +119,11 @@ impl Hold {
         self.needs.get().map(|needs| &*needs[group])
     }
 
+    /// Whether it is known what groups wait for.
+    pub fn is_submitted(&self) -> bool {
+        self.needs.get().is_some()
+    }
+
     /// Whether a group is released.
     pub fn is_released(&self, group: usize) -> bool {
         self.lock().groups[group].released

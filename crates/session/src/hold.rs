@@ -44,6 +44,12 @@ impl Snapshot {
         self.held.ready(piece.0 as usize)
     }
 
+    /// Whether the state is complete, or will be once what is submitted has run.
+    #[must_use]
+    pub fn is_under_way(&self) -> bool {
+        self.held.is_under_way()
+    }
+
     /// A piece was read: it may be updated.
     pub fn release(&self, piece: PieceId) {
         self.held.release(piece.0 as usize);

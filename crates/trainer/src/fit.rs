@@ -98,6 +98,8 @@ struct Fit<'a> {
     cadence: Cadence,
     /// Writes checkpoints while steps go on, where that can be.
     background: Option<Backdrop>,
+    /// What became of those that were, once no more are.
+    beside: Option<Background>,
     session: Session,
     /// Answers with a cache are made here.
     answering: Option<Session>,
@@ -229,6 +231,17 @@ fn write_json(folder: &Folder, name: &str, value: &impl Serialize) -> Result<(),
 
 impl Fit<'_> {
     fn go(mut self, planned: &Planned) -> Result<TrainReport, TrainError> {
+        match self.steps(planned) {
+            Ok((tally, after_step)) => self.close(planned, tally, after_step),
+            Err(e) => {
+                self.end_whole();
+                Err(e)
+            }
+        }
+    }
+
+    /// All steps of the run, with what is due between them; what they measured, and behind which step they began.
+    fn steps(&mut self, planned: &Planned) -> Result<(Tally, u64), TrainError> {
         if self.state.step == 0 {
             self.state.exact_match_before = self.exact_match(When::Before)?;
             let first = self.evaluate(0)?;
@@ -287,7 +300,7 @@ impl Fit<'_> {
             self.save_last()?;
             return Err(e.into());
         }
-        self.close(planned, tally, after_step)
+        Ok((tally, after_step))
     }
 
     /// Passes on what a stream of data has to tell: once, of all records, or at once of those so far.
@@ -421,8 +434,7 @@ impl Fit<'_> {
     ) -> Result<T, TrainError> {
         let done = work(self);
         if done.is_err() {
-            // The state behind the last update is whole: what is being written of it stays.
-            let _ = self.end_writing(true);
+            self.end_whole();
         }
         done.map_err(|e| match e {
             ExecError::Engine {

@@ -5,6 +5,7 @@
 mod budgets;
 mod common;
 mod durable;
+mod ends;
 mod faults;
 mod gsm8k;
 mod lsp;

@@ -79,6 +79,12 @@ impl<E: Engine> Held<E> {
         Ok(Ready::Yes)
     }
 
+    /// Whether the update that it is behind is submitted: groups become ready with nothing else to be done.
+    #[must_use]
+    pub fn is_under_way(&self) -> bool {
+        self.hold.is_submitted()
+    }
+
     /// Copies bytes of a slot in memory, whose group is ready. Beside other work of a GPU only where `out` is pinned.
     ///
     /// # Panics

@@ -66,13 +66,15 @@ pub enum Stops {
 }
 
 impl StagingPlan {
-    /// Of a plan that leaves so much of the host's budget, on so many cores: no more than the state takes.
+    /// Of a plan that leaves so much of the host's budget, beside lanes of so many threads: no more than the state
+    /// takes.
     ///
     /// # Errors
     /// Why the run has to stop.
-    pub fn of(plan: &Plan, w: &Workload, left: Bytes, cores: usize) -> Result<Self, Stops> {
+    pub fn of(plan: &Plan, w: &Workload, left: Bytes, lanes: usize) -> Result<Self, Stops> {
         can_hold(plan).map_err(Stops::State)?;
-        let threads = (cores / 2).clamp(2, THREADS);
+        // Two at least: one that copies is not to wait for one that writes.
+        let threads = (lanes / 2).clamp(2, THREADS);
         let reading = lowtide_session::staging_of_reader(plan) * threads as u64;
         let jobs = layout(w).bytes().div_ceil(WINDOW) + plan.pieces.len() as u64;
         let fit = left.saturating_sub(reading).0 / WINDOW;

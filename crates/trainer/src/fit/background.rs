@@ -15,6 +15,7 @@ use crate::checkpoint::background::{Staging, StagingPlan, Stops, Writer};
 use crate::checkpoint::{self, Begun, RunState};
 use crate::error::TrainError;
 use crate::planning::Planned;
+use crate::threads::threads_of;
 
 /// What became of a process's checkpoints in the background.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -90,12 +91,33 @@ pub(crate) fn plan(run: &Run, left: Bytes, planned: &Planned) -> Result<StagingP
     let to_come = planned.resident.to_come(&planned.plan, &planned.machine);
     let free = HostMemory::available().saturating_sub(to_come);
     let left = left.min(Bytes(free.0 / 10 * 9));
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let (plan, w) = (&planned.plan, planned.decoder.workload());
-    StagingPlan::of(plan, w, left, cores)
+    StagingPlan::of(plan, w, left, threads_of(run))
 }
 
 impl Fit<'_> {
+    /// What became of checkpoints in the background so far.
+    pub(super) fn beside(&self) -> Option<Background> {
+        let now = self.background.as_ref().map(|b| b.so_far);
+        now.or(self.beside)
+    }
+
+    /// From here on the run stops for checkpoints: nobody would end one that is begun.
+    pub(super) fn end_background(&mut self) {
+        self.beside = self.beside();
+        self.background = None;
+    }
+
+    /// The run ends with an error: what is being written of a state stays, for that state is whole. What is held and
+    /// not begun is given up where its update is not under way, and never will be.
+    pub(super) fn end_whole(&mut self) {
+        if let Some(background) = &mut self.background {
+            background.held.take_if(|(held, _)| !held.is_under_way());
+        }
+        // The run's own error is the one to tell.
+        let _ = self.end_writing(true);
+    }
+
     /// Whether the state of a step can be saved while steps go on.
     pub(super) fn has_background(&self) -> bool {
         self.background.is_some() && !self.gone_back
@@ -165,7 +187,7 @@ impl Fit<'_> {
             Err(e) => {
                 // Its staging went with it: from here on the run stops for checkpoints.
                 begun.abandon();
-                self.background = None;
+                self.end_background();
                 return Err(e);
             }
         };
@@ -213,7 +235,7 @@ impl Fit<'_> {
             }
             None => {
                 begun.abandon();
-                self.background = None;
+                self.end_background();
                 Err(TrainError::Exec(ExecError::Panic {
                     task: format!("writing the checkpoint of step {}", state.step),
                     message: "see above".to_owned(),

@@ -184,6 +184,7 @@ pub(super) fn open<'a>(
         sizes,
         cadence,
         background: reserved.map(Backdrop::new),
+        beside: None,
         session,
         answering,
         tokenizer: Arc::new(tokenizer),

@@ -252,9 +252,12 @@ impl Fit<'_> {
         Ok(())
     }
 
-    /// Saves at the end.
+    /// Saves at the end. What is saved behind it, because the output directory is gone or somebody asks, is written at
+    /// once.
     pub(super) fn save_last(&mut self) -> Result<(), TrainError> {
-        self.try_save().map_err(|e| match e {
+        let saved = self.try_save();
+        self.end_background();
+        saved.map_err(|e| match e {
             e if of_files(&e) => TrainError::Unsaved {
                 step: self.state.step,
                 source: Box::new(e),

@@ -73,7 +73,7 @@ impl Fit<'_> {
             lanes,
             gpu_waits,
             moved_bytes,
-            background: self.background.as_ref().map(|b| b.so_far),
+            background: self.beside(),
             disk_written: totals.disk_written,
             parameter_bytes: planned.decoder.workload().parameters()
                 * planned.plan.precision.size(),
