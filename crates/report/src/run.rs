@@ -355,13 +355,10 @@ impl Gathered {
         // Not every step has a line, so the lines' own totals count where there are any.
         let known = s.tokens_total;
         all.tokens = known.unwrap_or(all.tokens.saturating_add(s.tokens));
-        (all.skipped, all.spikes) = match known {
-            Some(_) => (s.skipped_total, s.spikes_total),
-            None => (
-                all.skipped + u64::from(s.skipped),
-                all.spikes + u64::from(s.spike.is_some()),
-            ),
-        };
+        // A run that goes on from a checkpoint of before there were these totals begins them again.
+        let skipped = all.skipped + u64::from(s.skipped);
+        let spikes = all.spikes + u64::from(s.spike.is_some());
+        (all.skipped, all.spikes) = (skipped.max(s.skipped_total), spikes.max(s.spikes_total));
         if let Some(loss) = s.loss {
             if s.step == 1 {
                 all.loss_first = Some(loss);

@@ -122,6 +122,14 @@ fn steps_without_a_line_count() {
         of(&put(&[line(10, false), line(20, true)])),
         (20, 1193, 2, 4)
     );
+    // It goes on from a checkpoint of before there were totals: they begin again.
+    let mut before = [line(5, false), line(6, false)];
+    before[0] = before[0].replace("\"skipped\":false", "\"skipped\":true");
+    assert!(before[0].contains("true"));
+    let mut begun = serde_json::from_str::<serde_json::Value>(&line(7, true)).unwrap();
+    begun["skipped_total"] = json!(0);
+    let [one, two] = before;
+    assert_eq!(of(&put(&[one, two, begun.to_string()])), (7, 413, 1, 1));
     // What the run's account says of losses, where it is of the same step.
     for (steps, last) in [(20, 1.25), (10, 3.0)] {
         let report = json!({"steps": steps, "loss_first": 4.5, "loss_last": 1.25});
