@@ -1,6 +1,6 @@
 use std::fmt::Write as _;
 
-use super::super::{Packed, Packing, TooLong, prompts, testing};
+use super::super::{Packed, Packing, PairFields, TooLong, prompts, testing};
 use super::*;
 
 fn write(dir: &tempfile::TempDir, name: &str, text: &str) -> PathBuf {
@@ -277,6 +277,43 @@ fn a_file_of_another_layout_ends_the_load_whatever_becomes_of_records() {
     assert!(load(&[&pairs, &mixed], OnError::Stop, None).is_err());
     let data = load(&[&pairs, &mixed], OnError::Skip, None).unwrap();
     assert_eq!((data.len(), data.remarks().n_left_out), (3, 1));
+    // What is of no known layout, too, and where the model decides the layout: also the first file, and behind a line
+    // that is none.
+    let sources = "{\"source\": \"hello\", \"target\": \"world\"}\n";
+    let source = write(&dir, "d.jsonl", sources);
+    let one_lacks = write(
+        &dir,
+        "e.jsonl",
+        &format!("{{\"source\": \"hello\"}}\n{sources}"),
+    );
+    let broken = write(&dir, "f.jsonl", &format!("{{\n{}", text.repeat(2)));
+    let error = load(&[&texts, &source], OnError::Skip, None).unwrap_err();
+    assert!(error.to_string().contains("d.jsonl:1: no field"), "{error}");
+    let load_pairs = |paths: [&PathBuf; 2]| {
+        let options = LoadOptions {
+            on_error: OnError::Skip,
+            format: Some(Format::Pair),
+            fields: Fields {
+                pair: Some(PairFields {
+                    source: "source".to_owned(),
+                    target: "target".to_owned(),
+                }),
+                ..Fields::default()
+            },
+            ..LoadOptions::default()
+        };
+        Dataset::load(&paths.map(PathBuf::clone), &options, &tokenizer)
+    };
+    for (paths, place) in [
+        ([&source, &texts], "b.jsonl:1: "),
+        ([&texts, &source], "b.jsonl:1: "),
+        ([&source, &broken], "f.jsonl:2: "),
+    ] {
+        let error = load_pairs(paths).unwrap_err();
+        assert!(error.to_string().contains(place), "{error}");
+    }
+    let data = load_pairs([&source, &one_lacks]).unwrap();
+    assert_eq!((data.len(), data.remarks().n_left_out), (2, 1));
     // A system prompt has no place in either.
     for file in [&pairs, &texts] {
         let error = load(&[file], OnError::Skip, Some("Be brief.")).unwrap_err();

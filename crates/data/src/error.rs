@@ -687,6 +687,14 @@ impl RecordProblem {
         matches!(self, Self::MixedFormats { .. })
     }
 
+    /// Whether the record may be of another layout, or only lack what others of its file have.
+    pub(crate) fn may_be_of_layout(&self) -> bool {
+        matches!(
+            self,
+            Self::MixedFormats { .. } | Self::Foreign { .. } | Self::MissingField { .. }
+        )
+    }
+
     /// Whether the load ends here, whatever becomes of records that cannot be used.
     pub(crate) fn ends_all(&self) -> bool {
         // Which records fit in memory is not for the data to change from start to start, and how many records are

@@ -36,6 +36,7 @@ pub(crate) fn read<T: Send>(
     for (file, path) in paths.iter().enumerate() {
         let mut lines = Source::open(path, options)?.peekable();
         let mut is_first = true;
+        let (before, mut other) = (n_taken, None);
         loop {
             let chunk = chunk(&mut lines, options.memory)?;
             if chunk.is_empty() {
@@ -72,6 +73,9 @@ pub(crate) fn read<T: Send>(
                         if !(problem.ends_all() || is_first && problem.is_of_layout()) =>
                     {
                         left_out.left_out(path, place, &problem);
+                        if problem.may_be_of_layout() {
+                            other.get_or_insert((place, problem));
+                        }
                     }
                     (Err(problem), _) => {
                         let foreign = is_first.then(|| foreign_file(path)).flatten();
@@ -82,6 +86,14 @@ pub(crate) fn read<T: Send>(
                 }
                 is_first = false;
             }
+        }
+        // None of its records can be used, and fields are missing: that is its layout. Of one file alone all is told
+        // below.
+        if let Some((place, problem)) = other
+            && n_taken == before
+            && paths.len() > 1
+        {
+            return Err(DataError::record(path, place, problem));
         }
     }
     match encoder {
