@@ -118,7 +118,7 @@ pub struct TrainArgs {
 #[derive(Debug, clap::Args)]
 pub struct DataArgs {
     #[command(flatten)]
-    pub run: RunArgs,
+    pub run: RunFile,
     /// Also draw them as one page, which opens without a network.
     #[arg(long, value_name = "FILE")]
     pub html: Option<PathBuf>,
@@ -136,6 +136,29 @@ pub struct ReportArgs {
     /// Also draw them as one page, which opens without a network: curves, times by lane, answers, settings.
     #[arg(long, value_name = "FILE")]
     pub html: Option<PathBuf>,
+}
+
+/// A run file with overrides, for what is the same for any number of GPUs.
+#[derive(Debug, clap::Args)]
+pub struct RunFile {
+    /// The run file.
+    #[arg(value_name = "RUN.yaml")]
+    pub file: PathBuf,
+    /// Override a key of the run file; may be repeated, later ones win. Paths in it are relative to the
+    /// current directory (those in the file to the file's).
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    sets: Vec<OsString>,
+}
+
+impl RunFile {
+    /// The same, as commands have it that may be given a number of GPUs.
+    pub fn args(&self) -> RunArgs {
+        RunArgs {
+            file: self.file.clone(),
+            gpus: None,
+            sets: self.sets.clone(),
+        }
+    }
 }
 
 /// A run file with overrides.
@@ -527,7 +550,7 @@ pub struct EvalArgs {
 #[derive(Debug, clap::Args)]
 pub struct ExportArgs {
     #[command(flatten)]
-    pub run: RunArgs,
+    pub run: RunFile,
     /// The model's directory: a new one, an empty one, or a model that lowtide has written, which is replaced when the
     /// new one is whole.
     #[arg(value_name = "DIR")]
@@ -560,7 +583,7 @@ pub enum FileDtype {
 #[command(group(clap::ArgGroup::new("from").args(["prompt", "message"])))]
 pub struct GenerateArgs {
     #[command(flatten)]
-    pub run: RunArgs,
+    pub run: RunFile,
     /// Text to continue.
     #[arg(long, value_name = "TEXT")]
     pub prompt: Option<String>,

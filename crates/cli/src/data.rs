@@ -30,13 +30,7 @@ pub fn data(args: &DataArgs, out: Out) -> Answer {
     let to = args.html.as_ref();
     let to = to.map(|file| place("--html", file, |head| head.starts_with(page::BEGIN)));
     let to = to.transpose()?;
-    if args.run.gpus.is_some() {
-        return Err(CliError::Usage {
-            what: "--gpus: data are the same for any number of GPUs".to_owned(),
-            help: "leave it out",
-        });
-    }
-    let run = args.run.load()?;
+    let run = args.run.args().load()?;
     run.training_ready().map_err(TrainError::from)?;
     paths::inputs(&run)?;
     let waiting = Waiting::begin(Phase::Data.name());
@@ -94,6 +88,20 @@ pub fn data(args: &DataArgs, out: Out) -> Answer {
     Ok((json!({"data": report}), 0))
 }
 
+/// Tokens of the source and of the target of each pair.
+fn lengths_of_pairs(packed: &Packed) -> Result<[Vec<u64>; 2], TrainError> {
+    let data = packed.data();
+    let mut lengths = [Vec::new(), Vec::new()];
+    for i in 0..data.len() {
+        let example = data.example(i)?;
+        let source = example.supervised.iter().position(|&s| s);
+        let source = source.unwrap_or(example.tokens.len());
+        lengths[0].push(source as u64);
+        lengths[1].push((example.tokens.len() - source) as u64);
+    }
+    Ok(lengths)
+}
+
 /// What sets are looked at with.
 struct Look<'a> {
     run: &'a Run,
@@ -113,6 +121,11 @@ impl Look<'_> {
         let (data, cut) = (packed.data(), packed.report());
         let (read, remarks) = (data.report(), data.remarks());
         let lengths: Vec<u64> = (0..data.len()).map(|i| data.tokens_of(i) as u64).collect();
+        // A row has room of its own for the sources of pairs, and for their targets.
+        let [own, targets] = match packed.target() {
+            0 => [lengths.clone(), Vec::new()],
+            _ => lengths_of_pairs(packed)?,
+        };
         let counts = data.by_file(files.len());
         let files = files.iter().zip(counts);
         let files: Vec<DataFile> = files
@@ -145,7 +158,8 @@ impl Look<'_> {
             supervised_lost: cut.n_labels_lost,
             rows: cut.n_rows,
             fill: cut.fill(packed.seq() + packed.target()),
-            holds: holds(&lengths),
+            holds: holds(&own),
+            holds_targets: holds(&targets),
             lengths: histogram(&lengths),
             mask_hash: format!("{:016x}", read.mask_hash),
             remarks: remarks.sentences(),

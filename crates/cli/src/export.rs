@@ -17,7 +17,7 @@ pub fn export(args: &ExportArgs, out: Out) -> Answer {
     if size.0 == 0 {
         return Err(usage(args, &"no file has no bytes"));
     }
-    let run = args.run.load_with_data_in_cache()?;
+    let run = args.run.args().load_with_data_in_cache()?;
     let what = Export {
         to: &args.dir,
         checkpoint: args.checkpoint.as_deref(),

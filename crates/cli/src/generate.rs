@@ -49,13 +49,7 @@ fn note_unfinished(run: &Run, file: &Path) {
 
 /// Continues a text or answers a message. Long because it is one after the other.
 pub fn generate(args: &GenerateArgs, out: Out) -> Answer {
-    let mut run = args.run.load_with_model(args.model.as_deref())?;
-    if args.run.gpus.is_some_and(|n| n > 1) {
-        return Err(CliError::Usage {
-            what: "--gpus: answers are made on one GPU".to_owned(),
-            help: "leave it out",
-        });
-    }
+    let mut run = args.run.args().load_with_model(args.model.as_deref())?;
     if args.model.is_none() {
         note_unfinished(&run, &args.run.file);
     }

@@ -61,8 +61,11 @@ pub struct DataSet {
     pub rows: u64,
     /// Share of the rows' places that hold a token.
     pub fill: f64,
-    /// Lengths of a row that hold so many percent of the examples whole.
+    /// Lengths of a row that hold so many percent of the examples whole; of pairs of their sources.
     pub holds: Vec<Holds>,
+    /// Of pairs the same of their targets, by `train.target`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub holds_targets: Vec<Holds>,
     /// Examples by their number of tokens.
     pub lengths: Vec<Bar>,
     /// A hash of all tokens and masks.
@@ -223,12 +226,21 @@ fn sentences(set: &DataSet) -> Vec<String> {
         count(set.rows),
         100.0 * set.fill
     ));
-    let holds = set.holds.iter();
-    let holds = holds.map(|h| format!("{} % at train.seq {}", h.percent, count(h.seq)));
-    all.push(format!(
-        "held whole: {}",
-        holds.collect::<Vec<_>>().join(", ")
-    ));
+    let held = |what: &str, holds: &[Holds], key: &str| {
+        let holds = holds.iter();
+        let holds = holds.map(|h| format!("{} % at {key} {}", h.percent, count(h.seq)));
+        format!("{what}: {}", holds.collect::<Vec<_>>().join(", "))
+    };
+    if set.holds_targets.is_empty() {
+        all.push(held("held whole", &set.holds, "train.seq"));
+    } else {
+        all.push(held("sources held whole", &set.holds, "train.seq"));
+        all.push(held(
+            "targets held whole",
+            &set.holds_targets,
+            "train.target",
+        ));
+    }
     all
 }
 

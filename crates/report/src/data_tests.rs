@@ -35,6 +35,7 @@ fn report() -> DataReport {
             rows: 314,
             fill: 0.951,
             holds: holds(&lengths),
+            holds_targets: Vec::new(),
             lengths: histogram(&lengths),
             mask_hash: "0".into(),
             remarks: vec!["a remark".into()],

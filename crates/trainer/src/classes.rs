@@ -60,7 +60,12 @@ pub fn options_of(run: &Run) -> Result<LoadOptions, TrainError> {
                 "data.format",
                 "the model has no encoder: its records are prompts with completions, chats or texts",
             )),
-            _ => Ok(options),
+            _ => {
+                let own = ["messages", "prompt", "completion", "text"];
+                let why = "the model predicts the next token: its records are prompts with completions, chats or texts";
+                no_fields_but(run, &own, why)?;
+                Ok(options)
+            }
         };
     };
     suits(run)?;
@@ -100,8 +105,33 @@ fn suits(run: &Run) -> Result<(), TrainError> {
             ANSWERS,
         ),
     ];
+    no_fields_but(run, &["text", "text_pair", "label"], records)?;
     match keys.into_iter().find(|(_, set, _)| *set) {
         Some((key, _, why)) => Err(other(key, why)),
+        None => Ok(()),
+    }
+}
+
+/// Refuses a name for a field that records of this kind of model do not have: nobody would look for it. `own` are the
+/// fields that they have.
+pub(crate) fn no_fields_but(run: &Run, own: &[&str], why: &'static str) -> Result<(), TrainError> {
+    let f = &run.data.fields;
+    let named = [
+        ("data.fields.messages", &f.messages),
+        ("data.fields.prompt", &f.prompt),
+        ("data.fields.completion", &f.completion),
+        ("data.fields.text", &f.text),
+        ("data.fields.text_pair", &f.text_pair),
+        ("data.fields.label", &f.label),
+        ("data.fields.source", &f.source),
+        ("data.fields.target", &f.target),
+    ];
+    let unused = named.into_iter().find(|(key, name)| {
+        let field = key.rsplit('.').next().unwrap_or(key);
+        !own.contains(&field) && *name != field
+    });
+    match unused {
+        Some((key, _)) => Err(other(key, why)),
         None => Ok(()),
     }
 }

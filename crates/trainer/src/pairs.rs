@@ -7,7 +7,7 @@ use lowtide_model::read_config;
 use lowtide_workload::ModelShape;
 use serde_json::Value;
 
-use crate::classes::other;
+use crate::classes::{no_fields_but, other};
 use crate::error::TrainError;
 use crate::planning::shape_of;
 
@@ -59,6 +59,7 @@ fn suits(run: &Run) -> Result<(), TrainError> {
         ("train.target", run.train.target < 2, target),
         ("eval.generate.cached", generate.cached.is_some(), cached),
     ];
+    no_fields_but(run, &["source", "target"], records)?;
     match keys.into_iter().find(|(_, set, _)| *set) {
         Some((key, _, why)) => Err(other(key, why)),
         None => Ok(()),
@@ -74,6 +75,15 @@ pub(crate) fn targets_of(run: &Run) -> Result<Targets, TrainError> {
         len: run.train.target as usize,
         start: start_of(run, &shape_of(run)?)?,
     })
+}
+
+/// As [`start_of`]; `None` of a model without an encoder.
+///
+/// # Errors
+/// As [`start_of`].
+pub(crate) fn start_if_any(run: &Run, shape: &ModelShape) -> Result<Option<i32>, TrainError> {
+    let has = shape.stacks.is_some();
+    has.then(|| start_of(run, shape)).transpose()
 }
 
 /// The token that decoding starts with, of a model with an encoder: the `decoder_start_token_id` of `config.json`, else

@@ -15,6 +15,7 @@ use crate::classes::names_of;
 use crate::error::TrainError;
 use crate::output::folder::Folder;
 use crate::output::{MODEL, TRACE};
+use crate::pairs::start_if_any;
 use crate::stops::Stops;
 use crate::threads::threads_of;
 
@@ -31,6 +32,8 @@ pub(super) struct Parts<'a> {
     pub writer: HfWriter<'a>,
     pub tokenizer: &'a Tokenizer,
     pub stops: &'a Stops,
+    /// The token that decoding starts with, of a model with an encoder.
+    pub start: Option<i32>,
     /// The card's text.
     pub card: String,
 }
@@ -46,6 +49,10 @@ impl Parts<'_> {
         let written = self.writer.write(pending, read);
         written
             .and_then(|()| tokenizer_files::write(self.tokenizer, self.stops, pending))
+            .and_then(|()| match self.start {
+                Some(start) => tokenizer_files::say_start(start, pending),
+                None => Ok(()),
+            })
             .and_then(|()| {
                 let at = pending.join(CARD);
                 std::fs::write(&at, &self.card).map_err(TrainError::io(&at))
@@ -72,6 +79,7 @@ impl Fit<'_> {
                 .labels(names_of(self.run, decoder.shape())?),
             tokenizer: &self.tokenizer,
             stops: &self.stops,
+            start: start_if_any(self.run, decoder.shape())?,
             card: card(self.run, &self.state, best, parameters),
         };
         let put = self.output.model().put(MODEL, |folder| {

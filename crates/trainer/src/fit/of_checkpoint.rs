@@ -26,6 +26,7 @@ use crate::inputs::open_tokenizer;
 use crate::output::folder::{Folder, Found};
 use crate::output::room::{self, Need};
 use crate::output::{is_model, model_shelf, overlap};
+use crate::pairs::start_if_any;
 use crate::paths;
 use crate::planning::decoder_of;
 use crate::stops::stops_of;
@@ -126,6 +127,7 @@ pub fn export_checkpoint(
         writer,
         tokenizer: &tokenizer,
         stops: &stops,
+        start: start_if_any(run, decoder.shape())?,
         card: card(run, &state, None, all),
     };
     let mut merged = decoder.merged(threads_of(run));

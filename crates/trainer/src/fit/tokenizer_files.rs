@@ -192,7 +192,7 @@ fn generation_config(stops: &Stops, dir: &Path) -> Result<Stops, TrainError> {
     }
     // Without a file of its own a model generates by its configuration; the new file takes that over.
     let mut object = existing.unwrap_or_else(|| {
-        let keys = ["bos_token_id", "pad_token_id", "decoder_start_token_id"].iter();
+        let keys = ["bos_token_id", "pad_token_id", START].iter();
         keys.filter_map(|&key| Some((key.to_owned(), config.get(key)?.clone())))
             .collect()
     });
@@ -205,6 +205,26 @@ fn generation_config(stops: &Stops, dir: &Path) -> Result<Stops, TrainError> {
     put_json(&path, &object)?;
     Ok(knew)
 }
+
+/// Has `generation_config.json` and `config.json` say which token decoding starts with where they do not: a model of
+/// T5's first authors leaves that to who reads it, and transformers does not decode without.
+pub(super) fn say_start(start: i32, dir: &Path) -> Result<(), TrainError> {
+    for name in ["generation_config.json", "config.json"] {
+        let path = dir.join(name);
+        let Some(mut object) = json_object(&path, SMALL)? else {
+            continue;
+        };
+        let said = object.entry(START).or_insert(Value::Null);
+        if said.is_null() {
+            *said = json!(start);
+            put_json(&path, &object)?;
+        }
+    }
+    Ok(())
+}
+
+/// Where a configuration says which token decoding starts with.
+const START: &str = "decoder_start_token_id";
 
 fn set_eos_token(text: &str, dir: &Path) -> Result<(), TrainError> {
     for (name, needed) in [

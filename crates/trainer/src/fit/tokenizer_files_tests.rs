@@ -280,3 +280,26 @@ fn the_end_of_sequence_changes_only_where_nobody_thought_of_the_end_of_turn() {
     // It ends with the end of sequence already.
     assert_eq!(eos(&CHATML.replace("<|im_end|>", "</s>"), "{}"), old);
 }
+
+/// As the first checkpoints of T5 have none.
+#[test]
+fn where_decoding_starts_is_said_where_nobody_has() {
+    let folders = Folders::new();
+    for (config, generation, want) in [
+        ("{}", "{}", [3, 3]),
+        ("{\"decoder_start_token_id\": null}", "{}", [3, 3]),
+        (
+            "{\"decoder_start_token_id\": 7}",
+            "{\"decoder_start_token_id\": 8}",
+            [7, 8],
+        ),
+    ] {
+        folders.put("export/config.json", config);
+        folders.put("export/generation_config.json", generation);
+        let at = folders.at("export");
+        say_start(3, &at).unwrap();
+        let names = ["config.json", "generation_config.json"];
+        let said = names.map(|name| folders.json(&format!("export/{name}"))[START].clone());
+        assert_eq!(said, want.map(|n| json!(n)), "{config} {generation}");
+    }
+}
