@@ -19,7 +19,6 @@ use serde_json::json;
 
 use crate::Answer;
 use crate::args::DataArgs;
-use crate::error::CliError;
 use crate::out::Out;
 use crate::probe::place;
 use crate::progress::Waiting;

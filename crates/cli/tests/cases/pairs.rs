@@ -78,7 +78,7 @@ fn t5() {
             .as_object_mut()
             .expect("an object")
             .remove("decoder_start_token_id");
-        scratch.write(&name, &config.to_string());
+        scratch.write(&name, config.to_string());
     }
     let again = [
         stripped,
