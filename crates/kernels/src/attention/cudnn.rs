@@ -26,13 +26,19 @@ use crate::cuda::define;
 use crate::operands::Views;
 
 mod cut;
+mod long;
 
 #[cfg(test)]
 pub(super) use cut::executions;
 pub(super) use cut::workspace;
-use cut::{Part, Slice, Tile, backward_slice, delta, forward_slice, slices, tile_room, tiles};
+use cut::{
+    Copies, Part, Slice, Tile, backward_slice, delta, forward_slice, is_long, slices, tile_room,
+    tiles, together,
+};
+#[cfg(test)]
+pub(super) use long::{forward_in_copies, together_workspace};
 
-/// The kernel that adds a tile's gradients to those of the tiles before it.
+/// The kernels that add a tile's gradients to those of the tiles before it, and that copy heads.
 static SUMS: Source = Source {
     name: "sums.cu",
     text: include_str!("cudnn/sums.cu"),
@@ -78,17 +84,26 @@ impl Shapes {
     fn heads_of(&self, g: &mut Graph, heads: usize, tokens: usize, width: usize) -> Id {
         g.real(
             [self.rows, heads, tokens, self.dim],
-            [self.seq * width, self.dim, width, 1],
+            [self.row(tokens, width), self.dim, width, 1],
             Number::Bf16,
             16,
         )
+    }
+
+    /// Numbers from one row of tokens to the next. Where there is one, and it is long, any number will do: one that
+    /// 32 bits hold.
+    fn row(&self, tokens: usize, width: usize) -> usize {
+        match self.rows == 1 && is_long(self.seq, width) {
+            true => tokens * width,
+            false => self.seq * width,
+        }
     }
 
     /// Keys or values with tokens as columns.
     fn transposed(&self, g: &mut Graph) -> Id {
         g.real(
             [self.rows, self.kv_heads, self.dim, self.keys],
-            [self.seq * self.width, self.dim, 1, self.width],
+            [self.row(self.keys, self.width), self.dim, 1, self.width],
             Number::Bf16,
             16,
         )
@@ -257,7 +272,7 @@ impl Backward {
         n.product_by_key_head(g, ds_turned, q, dk);
         let keys = g.between_strided(
             [n.rows, n.kv_heads, n.keys, n.dim],
-            [n.seq * n.width, n.dim, n.width, 1],
+            [n.row(n.keys, n.width), n.dim, n.width, 1],
             Number::Bf16,
         );
         g.reshape(k, keys);
@@ -352,10 +367,16 @@ fn graphs(a: &Attn) -> [(&'static str, Vec<(Graph, usize)>); 2] {
         sizes
     };
     let have = workspace(a);
-    let forward = sizes(forward_slice(a))
-        .into_iter()
-        .map(|s| (Forward::new(a, s).graph, have))
-        .collect();
+    let forward = match together(a) {
+        Some(b) => {
+            let left = have - Copies::of(&b).bytes();
+            vec![(Forward::new(&b, forward_slice(&b)).graph, left)]
+        }
+        None => sizes(forward_slice(a))
+            .into_iter()
+            .map(|s| (Forward::new(a, s).graph, have))
+            .collect(),
+    };
     let mut parts: Vec<Part> = Vec::new();
     for slice in sizes(backward_slice(a)) {
         for part in tiles(a, slice).into_iter().map(|t| t.part(a, slice)) {
@@ -400,6 +421,9 @@ pub(super) fn forward(
 ) {
     if !ready(q, a, dtype) {
         return;
+    }
+    if let Some(b) = together(a) {
+        return long::forward(q, o, a, &b, ws);
     }
     for (row, head, slice) in slices(a, forward_slice(a)) {
         let (token, query) = (row * a.seq, head * a.group());

@@ -385,6 +385,41 @@ fn cudnn_in_tiles_agrees_with_the_reference() {
     }
 }
 
+/// As rows of more than 2 GiB run: a few heads at a time, copied together.
+#[test]
+fn cudnn_in_copies_agrees_with_the_reference() {
+    let dtype = Dtype::Bf16;
+    for (shape, heads) in [
+        (attn(1, 300, 4, 4, 64), [2, 2]),
+        (attn(2, 129, 8, 2, 128), [4, 1]),
+        (attn(1, 256, 16, 2, 128), [2, 1]),
+        (attn(2, 200, 4, 2, 96), [4, 2]),
+    ] {
+        let a = by_cudnn(&shape);
+        let Some(q) = cudnn_queue(&a) else { return };
+        let case = Case::new(&a, false, dtype);
+        let want = case.run(&q, &a, dtype);
+        let mut out = Tensor::nan(a.rows() * a.heads * a.head_dim, dtype);
+        let mut lse = Tensor::nan(a.rows() * a.heads, Dtype::F32);
+        let (mut qkv, mut starts) = (case.qkv.clone(), Numbers::of(&case.starts));
+        let mut ws = Scratch::new(cudnn::together_workspace(&a, heads));
+        let o = Forward {
+            out: out.on(&q),
+            lse: lse.on(&q),
+            qkv: qkv.src(&q),
+            inputs: Planes::all(starts.src(&q)),
+        };
+        let stream = q.cuda().expect("it is one");
+        cudnn::forward_in_copies(stream, o, &a, heads, ws.on(&q));
+        settle(&q);
+        let got = out.values();
+        close("lse", &lse, &want.lse.values(), 1e-4);
+        near("out", &got, &want.out.values(), a.head_dim, ROUNDING);
+        let forward = reference::forward(&case.qkv.values(), &case.starts, &a);
+        near("out", &got, &forward.out, a.head_dim, ROUNDING);
+    }
+}
+
 #[test]
 fn cudnn_in_slices_agrees_with_the_own_kernels() {
     let dtype = Dtype::Bf16;

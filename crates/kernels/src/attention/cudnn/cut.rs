@@ -11,6 +11,10 @@ const MOST: usize = 5 << 28;
 /// wide.
 const SPAN: usize = 1 << 31;
 
+/// Numbers of the projection of one row of tokens up to which forward reads them where they lie: their bytes are
+/// counted by 32 bits. Of longer rows the heads of a slice are copied together first.
+const ROW: usize = 1 << 30;
+
 /// Bytes kept free of any formula: what an engine wants beside its large tensors.
 const MARGIN: usize = 1 << 20;
 
@@ -236,7 +240,54 @@ pub(super) fn forward_slice(a: &Attn) -> Slice {
 
 /// Bytes of scratch, enough for either direction.
 pub(in super::super) fn workspace(a: &Attn) -> usize {
-    slice_bytes(a, backward_slice(a)).max(MARGIN)
+    let forward = together(a).map_or(0, |b| Copies::of(&b).bytes());
+    slice_bytes(a, backward_slice(a)).max(forward + MARGIN)
+}
+
+/// Whether the numbers of one row of tokens of so many are more than [`ROW`].
+pub(super) fn is_long(seq: usize, width: usize) -> bool {
+    seq * width > ROW
+}
+
+/// Of rows that are too long to be read where they lie, the attention of the heads that forward copies together: as
+/// many as have room where backward has its scratch, one at least.
+pub(super) fn together(a: &Attn) -> Option<Attn> {
+    if !is_long(a.seq, a.width()) {
+        return None;
+    }
+    let of = |heads, kv_heads| Attn {
+        batch: 1,
+        heads,
+        kv_heads,
+        ..*a
+    };
+    let divisors = |n: usize| (1..=n).rev().filter(move |&d| n.is_multiple_of(d));
+    let whole = divisors(a.kv_heads).map(|n| of(n * a.group(), n));
+    let parts = divisors(a.group()).map(|n| of(n, 1));
+    let room = slice_bytes(a, backward_slice(a)).saturating_sub(MARGIN);
+    let fits = |b: &Attn| Copies::of(b).bytes() <= room;
+    Some(whole.chain(parts).find(fits).unwrap_or(of(1, 1)))
+}
+
+/// Bytes of the copies of some heads.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Copies {
+    pub qkv: usize,
+    pub out: usize,
+}
+
+impl Copies {
+    pub fn of(b: &Attn) -> Self {
+        let up = |width: usize| (b.seq * width * size_of::<u16>()).next_multiple_of(256);
+        Self {
+            qkv: up(b.width()),
+            out: up(b.heads * b.head_dim),
+        }
+    }
+
+    pub fn bytes(self) -> usize {
+        self.qkv + self.out
+    }
 }
 
 /// The slices of a direction, as first row, first key head, and size.
@@ -345,6 +396,31 @@ mod tests {
         assert_eq!(cut(12).side, 8192, "queries and keys are cut");
         assert_eq!(cut(15).side, 8192, "queries and keys are cut");
         assert_eq!(cut(15).kv_heads, 8, "several heads share a tile");
+    }
+
+    /// Rows of more than 2 GiB: a few heads at a time, which divide the others, in scratch that backward has anyway.
+    #[test]
+    fn heads_of_long_rows_are_copied_together() {
+        for (shape, long) in [
+            ([1, 32, 32, 262_144, 128], true),
+            ([1, 32, 32, 131_072, 128], true),
+            ([1, 16, 2, 524_288, 128], true),
+            ([1, 16, 2, 262_144, 128], false),
+            ([8, 32, 32, 2048, 128], false),
+        ] {
+            let a = attn(shape);
+            let b = together(&a);
+            assert_eq!(b.is_some(), long, "{shape:?}");
+            let Some(b) = b else { continue };
+            assert!(!is_long(b.seq, b.width()), "{shape:?}");
+            assert!(b.heads >= 2 && a.heads.is_multiple_of(b.heads), "{b:?}");
+            assert!(a.group().is_multiple_of(b.group()), "{shape:?}");
+            assert_eq!(
+                workspace(&a),
+                slice_bytes(&a, backward_slice(&a)),
+                "{shape:?}"
+            );
+        }
     }
 
     /// Every pair of a query and a key that it sees is in one tile, and what is summed over tiles is begun
