@@ -512,6 +512,7 @@ fn model_advice(e: &ModelError) -> Vec<String> {
         ModelError::StacksLack { .. } => {
             "leave it out: README says under \"Not supported yet\" what waits"
         }
+        ModelError::NotInChunks { .. } => "leave out `train.rows_chunk`",
         ModelError::ExpertsProjected => "leave out `strategy.name: lsp`",
         ModelError::NothingTrained => {
             "name fewer tensors in `train.freeze`, or some in `train.unfreeze`"

@@ -454,6 +454,7 @@ const ROWS: &[Row] = &[
     ),
     trained("train.label_smoothing", ["0", "0.5"], &[], weights),
     planned("train.logits_chunk", ["0", "8"], CHUNK, plan),
+    planned("train.rows_chunk", ["0", "24"], &[], plan),
     trained("optimizer.name", ["adamw", "lion"], &[], weights),
     trained("optimizer.beta1", ["0.9", "0.5"], &[], weights),
     trained("optimizer.beta2", ["0.999", "0.5"], &[], weights),

@@ -194,6 +194,7 @@ fn train(low: &Low, precision: Dtype) -> Train {
             }),
         label_smoothing: number("train.label_smoothing"),
         logits_chunk: count("train.logits_chunk"),
+        rows_chunk: count("train.rows_chunk"),
         freeze: low.texts("train.freeze"),
         unfreeze: low.texts("train.unfreeze"),
     }

@@ -521,6 +521,24 @@ const AFTER_DATA: &[Key] = &[
         elsewhere: &["chunk_size", "loss_chunk", "num_output_chunks"],
     },
     Key {
+        name: "train.rows_chunk",
+        doc: "Tokens of a micro-batch that a block computes at a time, but for attention, which has all of a row: its \
+              wide tensors then exist for so many, which makes room for long sequences; forward and backward run \
+              chunk after chunk, and what is between them is computed again. A multiple of 8; 0: all at once. \
+              Gradients add up in another order, so their last bits differ. Not with experts, `t5` or \
+              `strategy.name: lsp`.",
+        kind: Kind::Count {
+            min: 0,
+            max: 1 << 24,
+        },
+        default: Value("0"),
+        elsewhere: &[
+            "tiled_mlp",
+            "tiled_mlp_num_shards",
+            "chunk_size_feed_forward",
+        ],
+    },
+    Key {
         name: "train.freeze",
         doc: "Tensors that are not trained, by name: no gradient, no optimizer state, and nothing of backward below \
               the lowest that is trained. `*` is any run of characters, and a name stands for all below it: \

@@ -74,6 +74,9 @@ impl Run {
         if train.label_smoothing != 0.0 {
             key["train"]["label_smoothing"] = json!(train.label_smoothing);
         }
+        if train.rows_chunk != 0 {
+            key["train"]["rows_chunk"] = json!(train.rows_chunk);
+        }
         if train.last_batch != LastBatch::Fill {
             key["train"]["last_batch"] = json!(train.last_batch);
         }

@@ -299,6 +299,9 @@ pub struct Train {
     pub label_smoothing: f64,
     /// Rows of logits at once; 0: the model chooses from its shape.
     pub logits_chunk: u32,
+    /// Rows of a micro-batch that a block computes at a time; 0: all.
+    #[serde(skip_serializing_if = "is_none")]
+    pub rows_chunk: u32,
     /// Patterns of the names of tensors that are not trained.
     pub freeze: Vec<String>,
     /// Patterns of those that are trained nevertheless.

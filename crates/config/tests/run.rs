@@ -150,6 +150,7 @@ train:
   clip: {mode: previous, norm: 2}
   gradient: bf16
   logits_chunk: 64
+  rows_chunk: 4096
   label_smoothing: 0.1
 optimizer: {beta1: 0.8, beta2: 0.9, eps: 1e-6, weight_decay: 0.1, moments: fp32, update: device}
 plan:
@@ -202,7 +203,7 @@ log: {every_steps: 10, report: false, tensorboard: false, trace: false}
             "schedule": {"shape": "wsd", "warmup": {"steps": 10}, "decay_ratio": 0.25,
                 "min_lr_ratio": 0.125},
             "clip": {"mode": "previous", "norm": 2.0}, "gradient": "bf16",
-            "on_nonfinite": "stop", "label_smoothing": 0.1, "logits_chunk": 64, "freeze": [], "unfreeze": []
+            "on_nonfinite": "stop", "label_smoothing": 0.1, "logits_chunk": 64, "rows_chunk": 4096, "freeze": [], "unfreeze": []
         },
         "optimizer": {"name": "adamw", "beta1": 0.8, "beta2": 0.9, "eps": 1e-6,
             "weight_decay": 0.1, "moments": "f32", "update": "device"},

@@ -114,6 +114,7 @@ fn options(batch: Batch) -> Options {
         lsp: None,
         batch,
         logits_chunk: 0,
+        rows_chunk: 0,
         make: cpu.make,
         attention: cpu.attention,
     }

@@ -352,6 +352,7 @@ mod tests {
             lsp: None,
             batch,
             logits_chunk: 0,
+            rows_chunk: 0,
             make: Make::Cpu,
             attention: Engine::Own,
         }

@@ -112,6 +112,12 @@ pub enum ModelError {
         /// What, as in "trained in subspaces".
         what: &'static str,
     },
+    /// Rows are to be computed in chunks where that does not exist yet.
+    #[error("{what} is not computed in chunks of rows (train.rows_chunk) yet")]
+    NotInChunks {
+        /// What, as in "a mixture of experts".
+        what: &'static str,
+    },
     /// The system does not start the threads that matrices are made on.
     #[error("{threads} threads cannot be started: {why}")]
     Threads {

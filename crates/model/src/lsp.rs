@@ -428,6 +428,7 @@ mod tests {
                 accumulate: 1,
             },
             logits_chunk: 0,
+            rows_chunk: 0,
             make: Make::Cpu,
             attention: Engine::Own,
         };

@@ -1,9 +1,11 @@
-//! Runs one operation of a decoder.
+//! Runs one operation of a decoder. One file because each kind of operation has its line in one list.
 //!
 //! The caller owns every byte: it brings one view for each operand, in the order of
 //! [`lowtide_workload::Op::operands`], and scratch. Nothing is kept between calls beyond the
 //! table of rotary angles, so operations may run in any order that their operands allow, and a
 //! recomputed forward gives the same bits.
+
+mod chunks;
 
 use std::ops::Range;
 
@@ -21,6 +23,7 @@ use lowtide_workload::{
 };
 
 use crate::ModelError;
+use crate::describe::chunks::Computed;
 use crate::describe::kind::{Kind, Local, Sizes};
 use crate::describe::{Built, Decoding, Options, Phase, UnitKinds, build, build_decoding};
 use crate::lsp::learn::{NotFinite, learned};
@@ -199,7 +202,7 @@ impl Decoder {
     #[must_use]
     pub fn routing(&self, unit: usize) -> Option<LocalId> {
         let mut kinds = self.kinds[unit].forward.iter();
-        kinds.find_map(|kind| match kind {
+        kinds.find_map(|kind| match kind.whole()? {
             Kind::Route(o) => match o.routing.0 {
                 What::Local(local) => Some(local),
                 _ => None,
@@ -214,6 +217,12 @@ impl Decoder {
     pub fn even_routing(&self, live: Option<Live>) -> Option<Vec<i32>> {
         let rows = live.map_or(self.sizes.rows, |live| live.rows);
         self.sizes.of_rows(rows).routes.map(Routes::even)
+    }
+
+    /// Rows that a block computes at a time, where these are not all.
+    #[must_use]
+    pub fn rows_chunk(&self) -> Option<u64> {
+        self.sizes.at_once.map(|rows| rows as u64)
     }
 
     /// Rows of logits that exist at a time.
@@ -294,7 +303,7 @@ impl Decoder {
     pub fn run(&self, q: &Queue, call: Call<'_>) {
         let unit = &self.workload.units[call.unit];
         let op = &call.phase.ops(unit)[call.op];
-        let kind = call.phase.kinds(&self.kinds[call.unit])[call.op];
+        let computed = &call.phase.kinds(&self.kinds[call.unit])[call.op];
         assert_eq!(
             call.args.len(),
             op.operands.len(),
@@ -312,7 +321,14 @@ impl Decoder {
             call.workspace.bytes()
         );
         let own = self.kinds[call.unit].sizes.unwrap_or(self.sizes);
-        let (mut args, mut kind, mut sizes) = (call.args, kind, own);
+        let mut kind = match computed {
+            Computed::Whole(kind) => *kind,
+            Computed::InChunks(chunks) => {
+                let of = (unit, op, &own);
+                return self.run_chunks(q, chunks, of, call.args, call.workspace);
+            }
+        };
+        let (mut args, mut sizes) = (call.args, own);
         if let Some(live) = call.live {
             let of = (unit, op, call.phase);
             (args, sizes) = self.of_live(of, self.routing(call.unit), args, live);
@@ -402,9 +418,15 @@ impl Decoder {
             }
             Kind::QkNorm(o) => qknorm::forward(q, o.bind(args), s.qk_norm()),
             Kind::QkNormBackward(o) => qknorm::backward(q, o.bind(args), s.qk_norm(), ws),
-            Kind::Rope(o, local) => rope::forward(q, o.bind(args), self.rotation(local, s)),
+            Kind::Rope(o, local) => {
+                let mut o = o.bind(args);
+                o.inputs = s.own(o.inputs);
+                rope::forward(q, o, self.rotation(local, s));
+            }
             Kind::RopeBackward(o, local) => {
-                rope::backward(q, o.bind(args), self.rotation(local, s), ws);
+                let mut o = o.bind(args);
+                o.inputs = s.own(o.inputs);
+                rope::backward(q, o, self.rotation(local, s), ws);
             }
             Kind::Attention(o, mask) => {
                 attention::forward(q, o.bind(args), &s.attn(mask), dtype, ws);

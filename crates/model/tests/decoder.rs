@@ -7,9 +7,9 @@ mod driver;
 mod reference;
 
 use driver::{Driver, inputs, options, tiny_gpt2, tiny_llama, tiny_shapes};
-use lowtide_model::hf_tensors;
+use lowtide_model::{ModelError, describe, hf_tensors};
 use lowtide_units::List;
-use lowtide_workload::{Dtype, Experts, ModelShape, ParamId};
+use lowtide_workload::{Dtype, Experts, Lsp, ModelShape, ParamId, Projector, Unit, What};
 
 const ROWS: usize = 18;
 const SEQ: usize = 9;
@@ -250,4 +250,179 @@ fn bf16_is_f32_within_its_rounding() {
             assert!(cosine > 0.999, "parameter {param}: cosine {cosine}");
         }
     }
+}
+
+/// Rows of chunks: the second begins in one sequence and ends in the next, the third is shorter.
+const CHUNK: u32 = 8;
+
+fn in_chunks(shape: &ModelShape, precision: Dtype, rows_chunk: u32) -> Driver {
+    let whole = options(precision, (ROWS / SEQ) as u32, SEQ as u32);
+    let options = lowtide_model::Options {
+        rows_chunk,
+        ..whole
+    };
+    Driver::new(shape, &options, 2)
+}
+
+/// Every shape whose blocks can be computed in chunks.
+fn dense() -> impl Iterator<Item = ModelShape> {
+    tiny_shapes().into_iter().filter(|s| s.experts.is_none())
+}
+
+/// Against the f64 model, and against all rows at once: a norm in f32, a cosine in bf16, where a gradient of a
+/// parameter adds up f32 numbers that are made of the same roundings.
+#[test]
+fn chunks_of_rows_are_all_rows_but_for_rounding() {
+    for shape in dense() {
+        let mut driver = in_chunks(&shape, Dtype::F32, CHUNK);
+        let [sum, count] = driver.step(1.0);
+        let (want, _) = reference_loss(&driver);
+        let error = (sum - want).abs() / want;
+        assert!(error < 2e-6, "{}: loss {sum}, reference {want}", shape.name);
+        assert_eq!(driver.evaluate(), [sum, count], "{}", shape.name);
+
+        for (precision, limit) in [(Dtype::F32, 2e-6), (Dtype::Bf16, 2e-3)] {
+            let mut chunks = in_chunks(&shape, precision, CHUNK);
+            let mut whole = tiny(&shape, precision);
+            // Twice: what a micro-batch adds is added to another one's.
+            for _ in 0..2 {
+                chunks.step(0.5);
+                whole.step(0.5);
+            }
+            for param in whole.params() {
+                let (g, w) = (chunks.gradient(param), whole.gradient(param));
+                let square = |x: f32| f64::from(x) * f64::from(x);
+                let far: f64 = g.iter().zip(&w).map(|(g, w)| square(g - w)).sum();
+                let far = (far / w.iter().map(|&w| square(w)).sum::<f64>()).sqrt();
+                assert!(
+                    far < limit,
+                    "{} {precision:?} {param}: {far:.1e}",
+                    shape.name
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn gradients_of_chunks_are_the_slopes_of_the_loss() {
+    for shape in [tiny_llama(), tiny_gpt2()] {
+        let mut driver = in_chunks(&shape, Dtype::F32, CHUNK);
+        driver.step(1.0);
+        for param in driver.params() {
+            let gradient = driver.gradient(param);
+            let norm = gradient.iter().map(|&g| f64::from(g) * f64::from(g));
+            let norm = norm.sum::<f64>().sqrt();
+            let own: Vec<f64> = gradient.iter().map(|&g| f64::from(g) / norm).collect();
+            let got = slope(&mut driver, param, &own);
+            let error = (got - norm).abs() / norm;
+            assert!(error < 4e-3, "{param}: slope {got}, gradient {norm}");
+        }
+    }
+}
+
+/// Bits do not depend on threads, nor on what was computed before; chunks of all rows are none.
+#[test]
+fn chunks_have_the_same_bits_again() {
+    for precision in [Dtype::F32, Dtype::Bf16] {
+        for shape in dense() {
+            let mut one = in_chunks(&shape, precision, CHUNK);
+            let loss = one.step(0.1);
+            let mut again = in_chunks(&shape, precision, CHUNK);
+            again.step(0.1);
+            again.forget_locals();
+            again.new_batch();
+            assert_eq!(again.step(0.1), loss, "{}", shape.name);
+            for param in one.params() {
+                let (a, b) = (one.gradient(param), again.gradient(param));
+                assert_eq!(a, b, "{} {param}", shape.name);
+            }
+        }
+    }
+    let [all, more, whole] = [24, 800, 0].map(|rows| in_chunks(&tiny_llama(), Dtype::F32, rows));
+    assert!(all.decoder.rows_chunk().is_none());
+    for other in [&all, &more] {
+        // The same work in every unit.
+        assert_eq!(other.decoder.workload(), whole.decoder.workload());
+    }
+}
+
+/// Local tensors that the operations of a unit name.
+fn named(unit: &Unit) -> Vec<&str> {
+    let ops = unit.forward.iter().chain(&unit.backward);
+    let mut names: Vec<&str> = ops
+        .flat_map(|op| &op.operands)
+        .filter_map(|o| match o.what {
+            What::Local(i) => Some(&*unit.tensors[i].name),
+            _ => None,
+        })
+        .collect();
+    names.sort_unstable();
+    names.dedup();
+    names
+}
+
+/// What is left of all rows is what attention reads and writes, the residual stream, and their gradients.
+#[test]
+fn wide_tensors_exist_for_a_chunk_alone() {
+    let driver = in_chunks(&tiny_llama(), Dtype::Bf16, CHUNK);
+    let block = &driver.decoder.workload().units[1];
+    assert_eq!(
+        named(block),
+        [
+            "att", "d_att", "d_qkv", "d_x2", "dx", "dy", "lse", "qkv", "x", "y"
+        ]
+    );
+    let saved = block.saved();
+    let saved: Vec<&str> = saved.iter().map(|&i| &*block.tensors[i].name).collect();
+    assert_eq!(saved, ["qkv", "att", "lse"]);
+    let names = |ops: &[lowtide_workload::Op]| -> Vec<String> {
+        ops.iter().map(|op| op.name.clone()).collect()
+    };
+    assert_eq!(
+        names(&block.forward),
+        ["norm1+qkv+rope", "attention", "o+norm2+gate_up+swiglu+down"]
+    );
+    assert_eq!(
+        names(&block.backward),
+        ["down+swiglu+gate_up+norm2+o", "attention", "rope+qkv+norm1"]
+    );
+    // Scratch is that of a chunk: with as many rows again it stays.
+    let scratch = |rows| {
+        let options = lowtide_model::Options {
+            rows_chunk: CHUNK,
+            ..options(Dtype::Bf16, 2, rows)
+        };
+        let mut llama = tiny_llama();
+        llama.max_positions = rows;
+        let w = describe(&llama, &options).unwrap();
+        w.units[1].backward[lowtide_workload::OpId(0)].workspace
+    };
+    assert_eq!(scratch(16), scratch(32));
+}
+
+#[test]
+fn what_is_not_computed_in_chunks_is_refused() {
+    let with = |shape: &ModelShape, rows_chunk, lsp| {
+        let options = lowtide_model::Options {
+            rows_chunk,
+            lsp,
+            ..options(Dtype::Bf16, 2, 9)
+        };
+        describe(shape, &options).unwrap_err()
+    };
+    let experts = tiny_shapes().into_iter().find(|s| s.experts.is_some());
+    let refused = with(&experts.unwrap(), 8, None);
+    assert!(matches!(refused, ModelError::NotInChunks { what } if what.contains("experts")));
+    let lsp = Lsp {
+        compression: 2,
+        projector: Projector::Random,
+    };
+    let refused = with(&tiny_llama(), 8, Some(lsp));
+    assert!(matches!(refused, ModelError::NotInChunks { what } if what.contains("lsp")));
+    let refused = with(&tiny_llama(), 12, None);
+    assert!(
+        refused.to_string().contains("train.rows_chunk is 12"),
+        "{refused}"
+    );
 }

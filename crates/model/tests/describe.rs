@@ -28,6 +28,7 @@ fn options(micro_batch: u32, seq: u32, accumulate: u32) -> Options {
         lsp: None,
         batch,
         logits_chunk: 0,
+        rows_chunk: 0,
         make: lowtide_device::Make::Cpu,
         attention: lowtide_kernels::attention::Engine::Own,
     }

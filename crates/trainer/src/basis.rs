@@ -372,13 +372,36 @@ impl<'a> Basis<'a> {
             }
             b /= 2;
         }
+        let rows_chunk = match nearest_micro_batch {
+            None if !request.workload.decodes() => self.chunk_that_fits(request),
+            _ => None,
+        };
         Err(TrainError::Refused(Box::new(Refused {
             refusal,
             nearest_micro_batch,
+            rows_chunk,
             answers: self.beside.as_ref().map(|_| answers),
             disks: self.run.budget.disk.clone(),
             host_total: self.here.then(|| HostMemory::now().total),
             device_is_host: !self.target.is_gpu(),
         })))
+    }
+
+    /// The rows of a chunk with which the run fits, of one that computes all rows at once and has more.
+    fn chunk_that_fits(&self, request: &Request<'_>) -> Option<u32> {
+        const ROWS: u32 = 4096;
+        if self.run.train.rows_chunk != 0 || self.run.batch().rows() <= u64::from(ROWS) {
+            return None;
+        }
+        let mut run = self.run.clone();
+        run.train.rows_chunk = ROWS;
+        // Not every model can.
+        let decoder = decoder_of(&run, run.batch(), self.target).ok()?;
+        let workload = decoder.workload();
+        fits_any(&Request {
+            workload,
+            ..*request
+        })
+        .then_some(ROWS)
     }
 }

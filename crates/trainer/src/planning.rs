@@ -183,6 +183,7 @@ pub fn options_of(
             ..batch
         },
         logits_chunk: run.train.logits_chunk,
+        rows_chunk: run.train.rows_chunk,
         make: target.make,
         attention: target.attention,
     })

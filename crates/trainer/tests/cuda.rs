@@ -83,6 +83,7 @@ fn open(gpu: &Gpu, attention: Engine) -> Session {
         lsp: None,
         batch: BATCH,
         logits_chunk: 0,
+        rows_chunk: 0,
         make: Make::Cuda,
         attention,
     };

@@ -2,6 +2,7 @@
 //! bit for bit, against everything resident.
 
 mod background;
+mod chunks;
 mod common;
 
 use std::sync::Arc;

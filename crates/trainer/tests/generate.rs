@@ -46,6 +46,7 @@ fn options(precision: Dtype, gpu: Option<&Gpu>) -> Options {
             accumulate: 1,
         },
         logits_chunk: 24,
+        rows_chunk: 0,
         make: make_of(gpu),
         attention: lowtide_kernels::attention::Engine::Own,
     }

@@ -133,6 +133,7 @@ fn options(case: &Case, precision: Dtype, gpu: Option<&Gpu>) -> Options {
         lsp: case.lsp(),
         batch: case.batch(),
         logits_chunk: 24,
+        rows_chunk: case.1,
         make: make_of(gpu),
         attention: lowtide_kernels::attention::Engine::Own,
     }
@@ -250,17 +251,18 @@ fn gradients(session: &mut Session) -> BTreeMap<String, Vec<f64>> {
 /// Logits, loss and gradients of one case file, on every device.
 fn compare_one_batch(model: &str, name: &str, choose: fn(&Decoder) -> Choice) {
     for gpu in devices() {
-        compare_one_batch_on(gpu.as_ref(), model, name, choose);
+        compare_one_batch_on(gpu.as_ref(), model, (name, 0), choose);
     }
 }
 
 fn compare_one_batch_on(
     gpu: Option<&Gpu>,
     model: &str,
-    name: &str,
+    (name, rows_chunk): (&str, u32),
     choose: fn(&Decoder) -> Choice,
 ) {
-    let case = Case::open(model, name);
+    let mut case = Case::open(model, name);
+    case.1 = rows_chunk;
     let mut session = open(model, &case, Dtype::F32, case.rule(), gpu, choose);
     let (logits_far, _) = distance(&logits(&mut session, &case), &case.f32s("logits"));
     assert!(
@@ -442,6 +444,20 @@ fn one_batch_of_packed_documents() {
     compare_one_batch("llama", "packed", resident);
     compare_one_batch("mistral", "packed", resident);
     compare_one_batch("qwen3-moe", "packed", resident);
+}
+
+/// 32 rows as 24 and 8: the first chunk ends inside of the second sequence.
+#[test]
+fn one_batch_in_chunks_of_rows() {
+    for gpu in devices() {
+        let dense = MODELS
+            .iter()
+            .filter(|m| !m.starts_with("mixtral") && !m.contains("moe"));
+        for model in dense {
+            compare_one_batch_on(gpu.as_ref(), model, ("golden", 24), offloaded);
+        }
+        compare_one_batch_on(gpu.as_ref(), "llama", ("packed", 8), resident);
+    }
 }
 
 #[test]

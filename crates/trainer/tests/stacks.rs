@@ -67,6 +67,7 @@ fn decoder(gpu: Option<&Gpu>, shape: &ModelShape, precision: Dtype, batch: Batch
         lsp: None,
         batch,
         logits_chunk: 0,
+        rows_chunk: 0,
         make: make_of(gpu),
         attention: lowtide_kernels::attention::Engine::Own,
     };

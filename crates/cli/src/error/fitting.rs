@@ -47,6 +47,11 @@ pub(super) fn fitting(refused: &Refused) -> Vec<String> {
             "or fewer sequences at once: --set train.micro_batch={b}"
         ));
     }
+    if let Some(rows) = refused.rows_chunk {
+        lines.push(format!(
+            "or blocks that compute so many tokens at a time, with other last bits: --set train.rows_chunk={rows}"
+        ));
+    }
     lines
 }
 

@@ -16,6 +16,7 @@ mod finished;
 mod freeze;
 mod hub;
 mod launched;
+mod long;
 mod looks;
 mod lost;
 mod lsp;

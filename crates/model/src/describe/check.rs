@@ -271,6 +271,25 @@ fn not_of_stacks(o: &Options) -> Result<(), ModelError> {
     Err(ModelError::StacksLack { what })
 }
 
+/// Rows of which chunks are multiples: they begin at multiples of 16 bytes, as kernels want it.
+const CHUNK_OF: u32 = 8;
+
+/// Whether rows can be computed in chunks where that is asked for.
+fn in_chunks(s: &ModelShape, o: &Options) -> Result<(), ModelError> {
+    if !o.rows_chunk.is_multiple_of(CHUNK_OF) {
+        let need = format!("0 or a multiple of {CHUNK_OF}");
+        return Err(wrong("train.rows_chunk", o.rows_chunk, need));
+    }
+    let what = match (o.rows_chunk, s.stacks, s.experts, o.lsp) {
+        (0, ..) => return Ok(()),
+        (_, Some(_), ..) => "a model with an encoder and a decoder",
+        (_, _, Some(_), _) => "a mixture of experts",
+        (.., Some(_)) => "training in subspaces (strategy.name: lsp)",
+        _ => return Ok(()),
+    };
+    Err(ModelError::NotInChunks { what })
+}
+
 /// Whether the batch suits the shape.
 pub(crate) fn options(s: &ModelShape, o: &Options) -> Result<(), ModelError> {
     let sizes = [
@@ -313,6 +332,7 @@ pub(crate) fn options(s: &ModelShape, o: &Options) -> Result<(), ModelError> {
             return Err(wrong(what, sorted, "below 2^31"));
         }
     }
+    in_chunks(s, o)?;
     if o.batch.seq > s.max_positions {
         let need = format!("at most {}, the model's longest sequence", s.max_positions);
         return Err(wrong("sequence length", o.batch.seq, need));

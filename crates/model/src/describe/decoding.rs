@@ -45,6 +45,7 @@ pub(crate) fn build_decoding(
         },
         attention: Engine::Own,
         lsp: None,
+        rows_chunk: 0,
         ..options.clone()
     };
     if !shape.objective.is_next_token() {

@@ -65,6 +65,10 @@ pub(crate) struct Sizes {
     pub attention: Engine,
     /// Of one of two stacks, where it is in the planes of inputs.
     pub stack: Option<Stack>,
+    /// Rows that a block computes at a time, where these are not all.
+    pub at_once: Option<usize>,
+    /// Of a chunk of rows its first one.
+    pub first: Option<usize>,
     /// Of a step of decoding: rows of logits. `batch` and `seq` are then places and positions of what is kept.
     pub answers: Option<usize>,
 }
@@ -94,7 +98,7 @@ impl Sizes {
         }
     }
 
-    /// Of a step of decoding in which so many rows hold anything.
+    /// Of so many rows: of a chunk, or of a step of decoding those that hold anything.
     pub fn of_rows(&self, rows: usize) -> Self {
         Self {
             rows,
@@ -155,6 +159,8 @@ impl Sizes {
             make: options.make,
             attention: options.attention,
             stack: None,
+            at_once: options.rows_at_once().map(|rows| rows as usize),
+            first: None,
             answers: None,
         }
     }
@@ -195,11 +201,12 @@ impl Sizes {
         self.stack.expect("a shape of two stacks")
     }
 
-    /// Of the inputs' planes the stack's own rows.
+    /// Of the inputs' planes the rows of the stack or of the chunk.
     pub fn own<'a>(&self, inputs: Planes<'a>) -> Planes<'a> {
-        match self.stack {
-            Some(stack) => inputs.rows(stack.first, self.rows),
-            None => inputs,
+        match (self.stack, self.first) {
+            (Some(stack), _) => inputs.rows(stack.first, self.rows),
+            (None, Some(first)) => inputs.rows(first, self.rows),
+            (None, None) => inputs,
         }
     }
 
@@ -685,10 +692,13 @@ impl Kind {
         })
     }
 
-    /// The same in a step of decoding in which so many rows hold anything.
+    /// The same for so many rows: of a chunk, or of a step of decoding those that hold anything.
     pub fn of_rows(self, rows: usize) -> Self {
         match self {
             Self::Linear(o, dims) => Self::Linear(o, Product { rows, ..dims }),
+            Self::LinearWeight(o, dims) => Self::LinearWeight(o, Product { rows, ..dims }),
+            Self::LinearInput(o, dims) => Self::LinearInput(o, Product { rows, ..dims }),
+            Self::LinearBias(o, dims) => Self::LinearBias(o, Product { rows, ..dims }),
             other => other,
         }
     }

@@ -10,6 +10,7 @@
 mod block;
 mod branch;
 pub(crate) mod check;
+pub(crate) mod chunks;
 mod decoding;
 mod ends;
 mod experts;
@@ -29,6 +30,7 @@ use crate::ModelError;
 use crate::families;
 use crate::lsp::{Factors, Layout, layout};
 use crate::params::{Part, Role, Spec, specs};
+use chunks::Computed;
 pub use decoding::Decoding;
 pub(crate) use decoding::build_decoding;
 use kind::{Kind, Sizes};
@@ -61,6 +63,8 @@ pub struct Options {
     pub batch: Batch,
     /// Rows of logits that exist at a time; 0 chooses.
     pub logits_chunk: u32,
+    /// Rows of a micro-batch that a block computes at a time, but for attention; 0: all.
+    pub rows_chunk: u32,
     /// For which make of device: scratch differs.
     pub make: Make,
     /// Who computes attention on a CUDA device.
@@ -86,6 +90,13 @@ impl Options {
         };
         chosen.min(rows)
     }
+
+    /// Rows of a micro-batch that a block computes at a time, where these are not all.
+    #[must_use]
+    pub fn rows_at_once(&self) -> Option<u32> {
+        let some = (1..self.batch.rows()).contains(&u64::from(self.rows_chunk));
+        some.then_some(self.rows_chunk)
+    }
 }
 
 /// Describes one training step of `shape` at `options`.
@@ -101,10 +112,10 @@ pub fn describe(shape: &ModelShape, options: &Options) -> Result<Workload, Model
 /// The operations of one unit, one list a phase, as [`Unit`] has them.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct UnitKinds {
-    pub forward: List<OpId, Kind>,
-    pub backward: List<OpId, Kind>,
-    pub evaluate: List<OpId, Kind>,
-    pub infer: List<OpId, Kind>,
+    pub forward: List<OpId, Computed>,
+    pub backward: List<OpId, Computed>,
+    pub evaluate: List<OpId, Computed>,
+    pub infer: List<OpId, Computed>,
     /// Where they are not those of the head.
     pub sizes: Option<Sizes>,
 }
@@ -309,7 +320,7 @@ impl Phase {
         }
     }
 
-    pub(crate) fn kinds(self, unit: &UnitKinds) -> &List<OpId, Kind> {
+    pub(crate) fn kinds(self, unit: &UnitKinds) -> &List<OpId, Computed> {
         match self {
             Self::Forward => &unit.forward,
             Self::Backward => &unit.backward,
@@ -449,7 +460,7 @@ impl<'a> Builder<'a> {
             Phase::Infer => (&mut self.unit.infer, &mut self.kinds.infer),
         };
         ops.push(op);
-        kinds.push(kind);
+        kinds.push(Computed::Whole(kind));
     }
 
     /// Bytes that pass when an operand is passed over once.
@@ -470,6 +481,9 @@ impl<'a> Builder<'a> {
     fn done(mut self, unit_idx: u32) -> (Unit, UnitKinds) {
         self.kinds.sizes = self.model.sizes.stack.map(|_| self.model.sizes);
         self.prune(unit_idx);
+        if let (UnitKind::Block, Some(rows)) = (self.unit.kind, self.model.sizes.at_once) {
+            self.in_chunks(rows);
+        }
         (self.unit, self.kinds)
     }
 }

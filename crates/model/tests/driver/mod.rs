@@ -63,6 +63,7 @@ pub fn options(precision: Dtype, micro_batch: u32, seq: u32) -> Options {
         lsp: None,
         batch,
         logits_chunk: 5,
+        rows_chunk: 0,
         make: lowtide_device::Make::Cpu,
         attention: lowtide_kernels::attention::Engine::Own,
     }

@@ -15,6 +15,8 @@ pub struct Refused {
     pub refusal: Refusal,
     /// The largest micro-batch (of the same sequence length) that fits the allowed budgets.
     pub nearest_micro_batch: Option<u32>,
+    /// Where no smaller micro-batch fits: the `train.rows_chunk` with which this one does.
+    pub rows_chunk: Option<u32>,
     /// What of it answers with a KV cache take beside the steps, where the run makes some so.
     pub answers: Option<Budgets>,
     /// The drives that the run allows, whose directories advice on more space has to keep.

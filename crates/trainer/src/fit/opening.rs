@@ -400,6 +400,10 @@ fn numerics_of(run: &Run, device: &Device, decoder: &Decoder, train: &Rows) -> V
         .map(|p| &*p.name)
         .collect();
     if let Some(train) = key["train"].as_object_mut() {
+        // Chunks of all rows or more are none.
+        if decoder.rows_chunk().is_none() {
+            train.remove("rows_chunk");
+        }
         train.remove("unfreeze");
         train.remove("freeze");
         if !frozen.is_empty() {

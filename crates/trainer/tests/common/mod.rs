@@ -1,4 +1,4 @@
-//! Tiny models, batches and plans for tests of the whole step.
+//! Tiny models, batches and plans for tests of the whole step. One file because they are one set that all tests share.
 #![allow(dead_code, reason = "each test file uses a part")]
 
 pub mod places;
@@ -255,11 +255,37 @@ pub fn decoder_alone(
     let off: Vec<String> = off.into_iter().map(str::to_owned).collect();
     let on: Vec<String> = on.into_iter().map(|p| p[1..].to_owned()).collect();
     let options = Options {
-        precision,
-        gradient: precision,
         optimizer,
         frozen: lowtide_model::frozen(shape, &off, &on).expect("names of tensors"),
         lsp,
+        ..options(gpu, precision, accumulate)
+    };
+    Decoder::new(shape, &options).expect("a valid shape")
+}
+
+/// A decoder whose blocks compute so many of its 24 rows at a time.
+pub fn decoder_in_chunks(
+    gpu: Option<&Gpu>,
+    shape: &ModelShape,
+    precision: Dtype,
+    accumulate: u32,
+    rows_chunk: u32,
+) -> Arc<Decoder> {
+    let options = Options {
+        rows_chunk,
+        ..options(gpu, precision, accumulate)
+    };
+    Arc::new(Decoder::new(shape, &options).expect("a valid shape"))
+}
+
+/// Everything trained by AdamW, in micro-batches of 2 rows of 12 tokens.
+fn options(gpu: Option<&Gpu>, precision: Dtype, accumulate: u32) -> Options {
+    Options {
+        precision,
+        gradient: precision,
+        optimizer: Optimizer::default(),
+        frozen: Vec::new(),
+        lsp: None,
         batch: Batch {
             target: 0,
             micro_batch: 2,
@@ -267,10 +293,10 @@ pub fn decoder_alone(
             accumulate,
         },
         logits_chunk: 16,
+        rows_chunk: 0,
         make: make_of(gpu),
         attention: lowtide_kernels::attention::Engine::Own,
-    };
-    Decoder::new(shape, &options).expect("a valid shape")
+    }
 }
 
 pub fn machine() -> Machine {

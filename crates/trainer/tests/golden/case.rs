@@ -2,8 +2,8 @@
 
 use super::*;
 
-/// A file of golden tensors: shape and bytes by name.
-pub struct Case(pub BTreeMap<String, (Vec<u64>, Vec<u8>)>);
+/// A file of golden tensors, shape and bytes by name; and `train.rows_chunk`, by which it is computed.
+pub struct Case(pub BTreeMap<String, (Vec<u64>, Vec<u8>)>, pub u32);
 
 impl Case {
     pub fn open(model: &str, case: &str) -> Self {
@@ -15,7 +15,7 @@ impl Case {
             let part = &bytes[t.begin as usize..(t.begin + t.bytes) as usize];
             (t.name, (t.shape, part.to_vec()))
         };
-        Self(header.tensors.into_iter().map(tensor).collect())
+        Self(header.tensors.into_iter().map(tensor).collect(), 0)
     }
 
     pub fn bytes(&self, name: &str) -> &[u8] {
