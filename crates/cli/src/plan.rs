@@ -167,7 +167,7 @@ pub fn plan(args: &PlanArgs, out: Out) -> Answer {
     answer["outlook"] = json!((!args.brief).then_some(outlook));
     answer["wear"] = json!(Wear::of(&plan, machine));
     if let Some(over) = args.curve {
-        answer["curve"] = json!(draw(over, &basis, &plan, &files, out)?);
+        answer["curve"] = json!(draw(over, &basis, (&plan, ahead), &files, out)?);
     } else if let Some((folder, name)) = &files[0] {
         let picture = picture::alone(&plan_report(&plan, workload, machine));
         folder.write(name, |file| file.write_all(picture.as_bytes()))?;
@@ -267,11 +267,11 @@ pub fn drives(plan: &Plan, machine: &Machine) -> Vec<String> {
     lines
 }
 
-/// Plans a curve, shows it and draws it.
+/// Plans a curve, shows it and draws it. The run's own plan, and its steps, 0 where nobody knows.
 fn draw(
     over: CurveOver,
     basis: &Basis<'_>,
-    plan: &Plan,
+    own: (&Plan, u64),
     files: &Pictures,
     out: Out,
 ) -> Result<Curve, CliError> {
@@ -280,7 +280,7 @@ fn draw(
         CurveOver::Batch => Along::Batch,
     };
     let waiting = Waiting::begin("planning the curve");
-    let found = curve(basis, along, plan, |done, of| {
+    let found = curve(basis, along, own, |done, of| {
         waiting.at(done as u64, of as u64)
     })?;
     drop(waiting);

@@ -277,6 +277,46 @@ fn points_of_a_curve_that_repeat_each_other_are_planned_once() {
     );
 }
 
+/// A plan that writes more to its drives than the run may is no point, and one that writes less is.
+#[test]
+fn points_of_a_curve_write_no_more_than_the_run_may() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("config.json");
+    let config = json!({
+        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 256, "num_hidden_layers": 1,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 1024, "vocab_size": 4000,
+        "max_position_embeddings": 4096, "rms_norm_eps": 1e-6, "tie_word_embeddings": true
+    });
+    std::fs::write(&file, config.to_string()).expect("a file");
+    let run = root().join("bench/shapes/empty.yaml").display().to_string();
+    let rates = crate::cases::scratch::example_rates();
+    let (model, rates) = (
+        format!("model.config={}", file.display()),
+        rates.display().to_string(),
+    );
+    let mut args = vec!["plan", &run, "--set", &model, "--machine", &rates];
+    let sizes = [
+        ["--micro-batch", "4"],
+        ["--seq", "256"],
+        ["--device-memory", "48MiB"],
+        ["--host-memory", "16MiB"],
+        ["--disk", "1GiB"],
+        ["--curve", "device"],
+        ["--set", "train.steps=10"],
+        ["--set", "budget.disk_writes=64MiB"],
+    ];
+    args.extend(sizes.iter().flatten());
+    args.push("--brief");
+    let (code, plan) = answer(&args);
+    assert_eq!(code, 0, "{plan}");
+    let curve = &plan["curve"];
+    let points = curve["points"].as_array().expect("a list");
+    assert!(points.iter().all(|p| p["disk_written"] == 0), "{curve}");
+    // 36 MiB hold no state: plans there write 192 MiB in ten steps.
+    let refused = curve["refused"].as_array().expect("a list");
+    assert_eq!((points.len(), refused.len()), (9, 12), "{curve}");
+}
+
 /// Device memory buys speed whatever becomes of saved tensors, and the planner's choice is no slower than the others
 /// wherever all of them fit.
 #[test]

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use lowtide_model::Decoder;
-use lowtide_planner::{Activations, Plan, Tier};
+use lowtide_planner::{Activations, Pins, Plan, Tier};
 use lowtide_units::Bytes;
 use lowtide_workload::Batch;
 use serde::Serialize;
@@ -12,6 +12,7 @@ use serde::Serialize;
 use crate::TrainError;
 use crate::basis::Basis;
 use crate::planning::{decoder_of, pins_of};
+use crate::wear;
 
 /// What changes along a curve.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -82,15 +83,16 @@ const EIGHTHS: [u64; 7] = [2, 3, 4, 6, 8, 12, 16];
 /// Micro-batches that a curve looks at: these multiples, in quarters, of the run's.
 const QUARTERS: [u32; 5] = [1, 2, 4, 8, 16];
 
-/// Plans every point of a curve of the run that `basis` is of, whose own plan is `own`. After each point, `told` is
-/// called with the number of points done and of all.
+/// Plans every point of a curve of the run that `basis` is of, whose own plan is `own`. What a run of `ahead` steps (0:
+/// nobody knows) writes to its drives stays within its budget, or the point does not fit. After each point, `told` is
+/// called with the number of points done and of all. Long because points that need no search stand beside the others.
 ///
 /// # Errors
 /// [`TrainError`] where a plan is wrong; one that does not fit is no error, nor is a batch beyond a limit of the model.
 pub fn curve(
     basis: &Basis<'_>,
     along: Along,
-    own: &Plan,
+    (own, ahead): (&Plan, u64),
     mut told: impl FnMut(usize, usize),
 ) -> Result<Curve, TrainError> {
     let batch = basis.run.batch();
@@ -134,13 +136,13 @@ pub fn curve(
             };
             place.budgets.device = device;
             searched += 1;
-            match place.plan_pinned(pins) {
+            match place.plan_within(pins, ahead) {
                 Ok(plan) => {
                     let point = point(&plan, &decoder, activations, device);
                     larger = Some(Some(point.clone()));
                     points.push(point);
                 }
-                Err(TrainError::Refused(_)) => {
+                Err(TrainError::Refused(_) | TrainError::DiskWrites(_)) => {
                     larger = Some(None);
                     refused.push((activations, device, micro_batch));
                 }
@@ -164,6 +166,24 @@ pub fn curve(
         searched,
         own: point(own, &basis.decoder, pins.activations, basis.budgets.device),
     })
+}
+
+impl Basis<'_> {
+    /// A plan under pins by which a run of `ahead` steps writes no more to its drives than it may: the best one, if it
+    /// does, or the best that is searched for so.
+    fn plan_within(&self, pins: Pins, ahead: u64) -> Result<Plan, TrainError> {
+        let make = |pins| self.plan_pinned(pins);
+        let kept = |plan: Plan| {
+            wear::check(self.run, &plan, (0, wear::fill(&plan), ahead))?;
+            Ok(plan)
+        };
+        match make(pins).and_then(kept) {
+            Err(TrainError::DiskWrites(_)) => {
+                wear::within(self.run, pins, (0, ahead), wear::fill, make, |p| p).and_then(kept)
+            }
+            other => other,
+        }
+    }
 }
 
 /// The decoder of a micro-batch, one of those that were made or a new one. A batch beyond a limit of the model has
