@@ -477,10 +477,14 @@ pub struct BenchStepArgs {
     /// What to train, where, under which budgets.
     #[command(flatten)]
     pub plan: PlanArgs,
-    /// Steps that are timed, after two that are not.
+    /// Steps that are timed, after `--warm-up` that are not. One more is under way behind the last.
     #[arg(long, value_name = "N", default_value_t = 8,
         value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     pub steps: u64,
+    /// Steps before the first that is timed; none where a step takes minutes, and its first is as the others.
+    #[arg(long, value_name = "N", default_value_t = lowtide_trainer::bench::WARM_UP,
+        value_parser = clap::value_parser!(u64).range(0..=1000))]
+    pub warm_up: u64,
     /// Write what every lane did to this file, for Perfetto; the steps then take a little longer.
     #[arg(long, value_name = "FILE")]
     pub trace: Option<PathBuf>,

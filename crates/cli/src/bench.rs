@@ -196,6 +196,7 @@ fn bench_step(args: &BenchStepArgs, out: Out) -> Answer {
     let (run, mut show) = prepared(&args.plan, out)?;
     let every = args.checkpoint_every;
     let options = StepOptions {
+        warm_up: args.warm_up,
         trace: args.trace.as_deref(),
         checkpoints: args.checkpoints.as_deref().map(|dir| (dir, every)),
     };

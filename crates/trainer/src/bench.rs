@@ -32,8 +32,8 @@ use lowtide_measure::random_micro;
 use lowtide_random::Philox;
 use lowtide_session::Session;
 
-/// Steps before the first that is timed.
-const WARM_UP: u64 = 2;
+/// Steps before the first that is timed, where nobody says.
+pub const WARM_UP: u64 = 2;
 
 /// What a bench of steps found.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -96,8 +96,10 @@ pub struct StepReport {
 }
 
 /// What a bench of steps is to find beside their time.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct StepOptions<'a> {
+    /// Steps before the first that is timed.
+    pub warm_up: u64,
     /// A file for what every lane did.
     pub trace: Option<&'a Path>,
     /// A directory for checkpoints, of which one is made each so many steps: what they cost.
@@ -112,7 +114,11 @@ pub struct StepOptions<'a> {
 pub fn step(
     run: &Run,
     steps: u64,
-    StepOptions { trace, checkpoints }: StepOptions<'_>,
+    StepOptions {
+        warm_up,
+        trace,
+        checkpoints,
+    }: StepOptions<'_>,
     observer: &mut dyn Observer,
 ) -> Result<StepReport, TrainError> {
     let begin = Instant::now();
@@ -127,7 +133,7 @@ pub fn step(
     let decoder = decoder_of(run, run.batch(), device.target)?;
     let basis = Basis::here(run, &device, decoder, || None, observer)?;
     // One more than those that are timed is in the lanes.
-    let made = (WARM_UP + 1).saturating_add(steps);
+    let made = (warm_up + 1).saturating_add(steps);
     let made = match checkpoints {
         Some(_) => made.saturating_mul(3),
         None => made,
@@ -169,7 +175,7 @@ pub fn step(
         times,
         losses,
         lanes,
-    } = timed(run, &mut session, &inputs, steps, observer)?;
+    } = timed(run, &mut session, &inputs, (warm_up, steps), observer)?;
     if let Some(path) = trace {
         let file = std::fs::File::create(path).map_err(TrainError::io(path))?;
         let traced = session.write_trace(&mut std::io::BufWriter::new(file));
@@ -244,17 +250,17 @@ struct Timed {
     lanes: Measured,
 }
 
-/// Trains a few steps and `steps` that are timed.
+/// Trains `warm_up` steps and `steps` that are timed.
 fn timed(
     run: &Run,
     session: &mut Session,
     inputs: &[Micro],
-    steps: u64,
+    (warm_up, steps): (u64, u64),
     observer: &mut dyn Observer,
 ) -> Result<Timed, TrainError> {
     // A step ends when its norm is known; the next one is in the lanes by then, after the last that is
     // timed too.
-    let total = WARM_UP + steps;
+    let total = warm_up + steps;
     let mut flying = VecDeque::new();
     let (mut times, mut losses) = (Vec::new(), Vec::new());
     let mut last = Instant::now();
@@ -276,7 +282,7 @@ fn timed(
         ));
         last = Instant::now();
         after = session.measured();
-        if losses.len() as u64 > WARM_UP {
+        if losses.len() as u64 > warm_up {
             times.push(seconds);
         } else {
             before = after;
