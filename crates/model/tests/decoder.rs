@@ -321,6 +321,47 @@ fn gradients_of_chunks_are_the_slopes_of_the_loss() {
     }
 }
 
+/// What is frozen has no operation, in chunks as without: all of a block, products alone, norms alone, biases alone.
+#[test]
+fn frozen_parameters_are_left_out_of_chunks() {
+    let cases: [(ModelShape, &[&str], &[&str]); 5] = [
+        (tiny_llama(), &["model.embed_tokens", "model.layers.0"], &[]),
+        (tiny_llama(), &["*"], &["*norm*"]),
+        (tiny_llama(), &["*"], &["*layers.1*o_proj*"]),
+        (tiny_gpt2(), &["*"], &["*.bias", "*ln_*"]),
+        (tiny_gpt2(), &["*ln_*", "*c_fc*"], &[]),
+    ];
+    for (shape, off, on) in cases {
+        let owned = |names: &[&str]| -> Vec<String> { names.iter().map(|&n| n.into()).collect() };
+        let (off, on) = (owned(off), owned(on));
+        let frozen = lowtide_model::frozen(&shape, &off, &on).expect("names of tensors");
+        let [mut chunks, mut whole] = [CHUNK, 0].map(|rows_chunk| {
+            let options = lowtide_model::Options {
+                rows_chunk,
+                frozen: frozen.clone(),
+                ..options(Dtype::F32, 2, 9)
+            };
+            Driver::new(&shape, &options, 2)
+        });
+        let ([a, _], [b, _]) = (chunks.step(0.5), whole.step(0.5));
+        assert!((a - b).abs() < 2e-6 * b, "{off:?}: loss {a}, whole {b}");
+        let params = whole.decoder.workload().params.clone();
+        let mut compared = 0;
+        for (param, _) in params.pairs().filter(|(_, p)| !p.frozen) {
+            let (g, w) = (chunks.gradient(param), whole.gradient(param));
+            let square = |x: f32| f64::from(x) * f64::from(x);
+            let far: f64 = g.iter().zip(&w).map(|(g, w)| square(g - w)).sum();
+            let all: f64 = w.iter().map(|&w| square(w)).sum();
+            assert!(
+                far <= 4e-12 * all,
+                "{off:?} {param}: {far:.1e} of {all:.1e}"
+            );
+            compared += 1;
+        }
+        assert!(compared > 0, "{off:?}");
+    }
+}
+
 /// Bits do not depend on threads, nor on what was computed before; chunks of all rows are none.
 #[test]
 fn chunks_have_the_same_bits_again() {
