@@ -87,7 +87,7 @@ pub(crate) fn read<T: Send>(
                 is_first = false;
             }
         }
-        // None of its records can be used, and fields are missing: that is its layout. Of one file alone all is told
+        // None of its records can be used, and fields are missing: that is its layout. Of one file alone all is said
         // below.
         if let Some((place, problem)) = other
             && n_taken == before

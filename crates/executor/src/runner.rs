@@ -285,11 +285,12 @@ impl<E: Engine> Runner<E> {
         {
             if let Err(source) = self.shared.retire(s) {
                 // Whoever reads what is held must not wait for more.
-                self.shared.fail(ExecError::Device {
+                let error = ExecError::Device {
                     task: "reading the times of a step".to_owned(),
                     source,
-                });
-                return Err(self.told());
+                };
+                self.shared.fail(error.clone());
+                return Err(error);
             }
             self.flying.pop_front();
         }

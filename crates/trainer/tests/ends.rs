@@ -197,7 +197,7 @@ fn what_is_saved_behind_the_last_step_is_written_at_once() {
     assert!(notes.iter().any(|n| n.contains("was removed")), "{notes:?}");
     assert_eq!(saved(dir.path()), [6]);
     assert_eq!(report.checkpoint, list(&out).pop().map(|(_, path)| path));
-    // And what was written beside steps before is told all the same.
+    // And what was written beside steps before is in the report.
     assert_eq!(report.background.map(|b| b.checkpoints), Some(1));
     let names = fs::read_dir(directory(&out)).expect("a directory").count();
     assert_eq!(names, 1, "nothing half-written");
@@ -218,8 +218,8 @@ fn threads_that_write_checkpoints_are_the_runs() {
         ];
         let (ended, notes) = go(&run_in(dir.path(), "", &all), u64::MAX, None);
         ended.expect("trains");
-        let told = |n: &&String| n.contains("written while steps go on");
-        notes.iter().find(told).expect("told").clone()
+        let of_memory = |n: &&String| n.contains("written while steps go on");
+        notes.iter().find(of_memory).expect("a note").clone()
     };
     assert_ne!(through("threads=1"), through("threads=16"));
 }

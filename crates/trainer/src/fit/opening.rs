@@ -1,5 +1,5 @@
-//! How a run begins: its output, data and device, its plan, the memory that it reserves, the state that it goes on from,
-//! and the logs that it writes.
+//! How a run begins: its output, data and device, its plan, the memory that it reserves, the state that it goes on
+//! from, and the logs that it writes.
 
 use std::path::Path;
 use std::sync::Arc;
