@@ -453,6 +453,7 @@ const ROWS: &[Row] = &[
         code,
     ),
     trained("train.label_smoothing", ["0", "0.5"], &[], weights),
+    trained("train.neftune_alpha", ["0", "5"], &[], weights),
     planned("train.logits_chunk", ["0", "8"], CHUNK, plan),
     planned("train.rows_chunk", ["0", "24"], &[], plan),
     trained("optimizer.name", ["adamw", "lion"], &[], weights),

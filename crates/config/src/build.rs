@@ -193,6 +193,7 @@ fn train(low: &Low, precision: Dtype) -> Train {
                 action: low.word("train.spike.action").expect("has a default"),
             }),
         label_smoothing: number("train.label_smoothing"),
+        neftune_alpha: number("train.neftune_alpha"),
         logits_chunk: count("train.logits_chunk"),
         rows_chunk: count("train.rows_chunk"),
         freeze: low.texts("train.freeze"),

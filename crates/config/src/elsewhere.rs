@@ -141,10 +141,6 @@ const NONE: &[(&[&str], &str)] = &[
         "rows of an update are train.micro_batch x train.accumulate, whatever the number of gpus",
     ),
     (
-        &["neftune_noise_alpha", "noisy_embedding_alpha"],
-        "noise on embeddings (NEFTune) is not supported",
-    ),
-    (
         &[
             "rl",
             "dpo",

@@ -127,6 +127,8 @@ const AXOLOTL: &[(&str, Way)] = {
             Other("it is a list of expressions; name what is not trained with train.freeze"),
         ),
         ("label_smoothing_factor", Same("train.label_smoothing")),
+        ("neftune_noise_alpha", Same("train.neftune_alpha")),
+        ("noisy_embedding_alpha", Same("train.neftune_alpha")),
         (
             "resume_from_checkpoint",
             Other("its checkpoints are of another trainer"),

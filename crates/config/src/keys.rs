@@ -511,6 +511,21 @@ const AFTER_DATA: &[Key] = &[
         elsewhere: &["label_smoothing_factor"],
     },
     Key {
+        name: "train.neftune_alpha",
+        doc: "NEFTune: noise on what the embedding gives, in training alone: evenly from -1 to 1, times this over the root of \
+              the numbers of a row (`train.seq` times the model's width). 0: none; usual are 5 to 15.",
+        kind: Kind::Number {
+            low: Included(0.0),
+            high: Included(1e6),
+        },
+        default: Value("0"),
+        elsewhere: &[
+            "neftune_noise_alpha",
+            "noisy_embedding_alpha",
+            "neftune_alpha",
+        ],
+    },
+    Key {
         name: "train.logits_chunk",
         doc: "Rows of logits that exist at once; 0 lets the model choose from its shape.",
         kind: Kind::Count {

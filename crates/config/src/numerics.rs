@@ -12,7 +12,7 @@ impl Run {
     ///
     /// The files are not in it: who opens them knows their contents, which a path does not tell.
     /// Nor is the length of the run where the learning rate does not depend on it, so that such a
-    /// run can be resumed for longer.
+    /// run can be resumed for longer. Long because it is a list.
     #[must_use]
     pub fn numerics_key(&self) -> Value {
         let (train, data, optimizer) = (&self.train, &self.data, &self.optimizer);
@@ -73,6 +73,9 @@ impl Run {
         }
         if train.label_smoothing != 0.0 {
             key["train"]["label_smoothing"] = json!(train.label_smoothing);
+        }
+        if train.neftune_alpha != 0.0 {
+            key["train"]["neftune_alpha"] = json!(train.neftune_alpha);
         }
         if train.rows_chunk != 0 {
             key["train"]["rows_chunk"] = json!(train.rows_chunk);

@@ -297,6 +297,9 @@ pub struct Train {
     /// The share of each label that is spread evenly over all tokens.
     #[serde(skip_serializing_if = "is_zero")]
     pub label_smoothing: f64,
+    /// NEFTune's α: how much noise training adds to what the embedding gives.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub neftune_alpha: f64,
     /// Rows of logits at once; 0: the model chooses from its shape.
     pub logits_chunk: u32,
     /// Rows of a micro-batch that a block computes at a time; 0: all.

@@ -19,7 +19,7 @@ data.on_error data.text_by data.max_line data.cache data.streaming data.system d
 train.steps train.epochs train.micro_batch train.seq train.target train.accumulate train.reduce train.leaves
 train.last_batch train.learning_rate train.schedule train.warmup_steps train.warmup_ratio train.decay_ratio train.min_lr_ratio
 train.clip.mode train.clip.norm train.gradient train.on_nonfinite train.spike.factor train.spike.window train.spike.action
-train.label_smoothing train.logits_chunk train.rows_chunk
+train.label_smoothing train.neftune_alpha train.logits_chunk train.rows_chunk
 train.freeze train.unfreeze
 optimizer.name optimizer.beta1 optimizer.beta2 optimizer.eps
 optimizer.clip_threshold optimizer.decay_rate optimizer.weight_decay

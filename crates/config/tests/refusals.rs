@@ -420,7 +420,7 @@ fn rules_between_keys() {
         ),
         (
             "checkpoint: {change: [train.steps, seed]}",
-            "run.yaml:2:36: 'checkpoint.change[1]' is 'seed'; allowed: one or a list of train.steps, train.epochs, train.learning_rate, train.schedule, train.warmup_steps, train.warmup_ratio, train.decay_ratio, train.min_lr_ratio, train.clip.mode, train.clip.norm, train.on_nonfinite, train.spike.factor, train.spike.window, train.spike.action, train.label_smoothing, optimizer.beta1, optimizer.beta2, optimizer.eps, optimizer.clip_threshold, optimizer.decay_rate, optimizer.weight_decay, eval.generate.cached, device, gpus",
+            "run.yaml:2:36: 'checkpoint.change[1]' is 'seed'; allowed: one or a list of train.steps, train.epochs, train.learning_rate, train.schedule, train.warmup_steps, train.warmup_ratio, train.decay_ratio, train.min_lr_ratio, train.clip.mode, train.clip.norm, train.on_nonfinite, train.spike.factor, train.spike.window, train.spike.action, train.label_smoothing, train.neftune_alpha, optimizer.beta1, optimizer.beta2, optimizer.eps, optimizer.clip_threshold, optimizer.decay_rate, optimizer.weight_decay, eval.generate.cached, device, gpus",
         ),
         (
             "plan: {optimizer: disk}",

@@ -76,6 +76,7 @@ fn a_run_with_nothing_but_a_model_is_the_defaults() {
     );
     assert_eq!((r.train.gradient, r.train.logits_chunk), (Dtype::Bf16, 0));
     assert_eq!(r.train.label_smoothing, 0.0);
+    assert_eq!(r.train.neftune_alpha, 0.0);
     let o = r.optimizer;
     let setting = |key| o.setting(key).expect("AdamW reads it");
     let settings = ["beta1", "beta2", "eps", "weight_decay"].map(setting);
@@ -152,6 +153,7 @@ train:
   logits_chunk: 64
   rows_chunk: 4096
   label_smoothing: 0.1
+  neftune_alpha: 5
 optimizer: {beta1: 0.8, beta2: 0.9, eps: 1e-6, weight_decay: 0.1, moments: fp32, update: device}
 plan:
   loop: batch-major
@@ -203,7 +205,7 @@ log: {every_steps: 10, report: false, tensorboard: false, trace: false}
             "schedule": {"shape": "wsd", "warmup": {"steps": 10}, "decay_ratio": 0.25,
                 "min_lr_ratio": 0.125},
             "clip": {"mode": "previous", "norm": 2.0}, "gradient": "bf16",
-            "on_nonfinite": "stop", "label_smoothing": 0.1, "logits_chunk": 64, "rows_chunk": 4096, "freeze": [], "unfreeze": []
+            "on_nonfinite": "stop", "label_smoothing": 0.1, "neftune_alpha": 5.0, "logits_chunk": 64, "rows_chunk": 4096, "freeze": [], "unfreeze": []
         },
         "optimizer": {"name": "adamw", "beta1": 0.8, "beta2": 0.9, "eps": 1e-6,
             "weight_decay": 0.1, "moments": "f32", "update": "device"},

@@ -259,6 +259,7 @@ impl<'a> Bench<'a> {
             workspace: next(),
             loss_scale: 1.0,
             live: self.live,
+            training: None,
         };
         self.decoder.run(self.q, call);
     }

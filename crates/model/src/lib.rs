@@ -33,7 +33,7 @@ pub use lowtide_kernels::operands::Arg;
 pub use lsp::learn::NotFinite;
 pub use lsp::{Merged, merging_bytes};
 pub use params::{HeadRows, HfTensor, Pairs, file_params, hf_tensors};
-pub use run::{Call, Decoder, Live};
+pub use run::{Call, Decoder, Live, Training};
 pub use weights::{
     Checkpoint, FileDtype, HfWriter, SafetensorsHeader, StoredDtype, StoredTensor, random_init,
     weight_files,

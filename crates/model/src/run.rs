@@ -4,12 +4,15 @@
 //! [`lowtide_workload::Op::operands`], and scratch. Nothing is kept between calls beyond the
 //! table of rotary angles, so operations may run in any order that their operands allow, and a
 //! recomputed forward gives the same bits.
+//!
+//! One file because it is one match from kinds of operations to kernels, with what a call brings for them.
 
 mod chunks;
 
 use std::ops::Range;
 
 use lowtide_device::{Dst, Queue};
+use lowtide_kernels::embedding::Noise;
 use lowtide_kernels::head::classes;
 use lowtide_kernels::operands::{Arg, Args, Named};
 use lowtide_kernels::rope::{Rotation, Table};
@@ -90,6 +93,17 @@ pub struct Call<'a> {
     pub loss_scale: f32,
     /// Of a step of decoding, how much of it holds anything; what is behind is neither read nor written.
     pub live: Option<Live>,
+    /// Of a step of training, which micro-batch it is on.
+    pub training: Option<Training>,
+}
+
+/// A micro-batch of training.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Training {
+    /// The step, from 1.
+    pub step: u64,
+    /// The micro-batch of its batch, that of all ranks, from 0.
+    pub micro_batch: u64,
 }
 
 impl Decoder {
@@ -165,6 +179,16 @@ impl Decoder {
     #[must_use]
     pub fn smoothing(mut self, share: f32) -> Self {
         self.sizes.smoothing = share;
+        self
+    }
+
+    /// The same with noise on what the embedding gives in training (NEFTune): evenly from -1 to 1, times α/√(T·C) of
+    /// rows of T tokens and C numbers. With α = 0 none. Not for two stacks, whose embeddings stay as they are. Nothing
+    /// of its workload depends on it.
+    #[must_use]
+    pub fn neftune(mut self, alpha: f64, seed: u64) -> Self {
+        let largest = embedding::largest(alpha, self.sizes.seq, self.sizes.hidden);
+        self.sizes.noise = (alpha > 0.0).then_some((largest, seed));
         self
     }
 
@@ -335,7 +359,13 @@ impl Decoder {
             kind = kind.of_rows(sizes.rows);
         }
         let args = &mut Args::new(args);
-        self.launch(q, (kind, &sizes), args, call.workspace, call.loss_scale);
+        let noise = call.training.and_then(|of| {
+            let (largest, seed) = sizes.noise?;
+            let first = of.micro_batch * sizes.rows as u64;
+            Some(Noise::new(largest, seed, of.step, first))
+        });
+        let how = (call.loss_scale, noise);
+        self.launch(q, (kind, &sizes), args, call.workspace, how);
         assert!(args.left() == 0, "operands of {} left over", op.name);
     }
 
@@ -384,7 +414,7 @@ impl Decoder {
         (kind, s): (Kind, &Sizes),
         args: &mut Args<'_>,
         ws: Dst<'_>,
-        scale: f32,
+        (scale, noise): (f32, Option<Noise>),
     ) {
         let (eps, dtype) = (s.eps, s.dtype);
         let (c, f) = (s.rows_of(s.hidden), s.rows_of(s.intermediate));
@@ -392,7 +422,10 @@ impl Decoder {
             Kind::Embedding(o) => {
                 let mut o = o.bind(args);
                 o.inputs = s.own(o.inputs);
-                embedding::forward(q, o, s.tables());
+                match noise {
+                    Some(noise) => embedding::noisy(q, o, s.tables(), noise),
+                    None => embedding::forward(q, o, s.tables()),
+                }
             }
             Kind::EmbeddingBackward(o, _) => {
                 let mut o = o.bind(args);

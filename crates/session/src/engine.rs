@@ -1,5 +1,7 @@
 //! Does the work of a plan's tasks: the model's operations, gradients' ends,
 //! updates, norms, inputs and results.
+//!
+//! One file because the engine is one match from tasks to what does them.
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -169,7 +171,7 @@ impl Engine {
         q: &Queue,
         mut args: Vec<Bound<'_>>,
         at: (u32, lowtide_planner::Phase, OpId),
-        step: &StepData,
+        (step, micro_batch): (&StepData, u32),
     ) {
         use lowtide_planner::Phase as P;
         let (unit, phase, op) = at;
@@ -197,6 +199,7 @@ impl Engine {
             workspace: scratch.unwrap_or_else(|| Dst::none(place)),
             loss_scale: step.loss_scale,
             live: self.live(step),
+            training: step.training(micro_batch),
         };
         self.decoder.run(q, call);
     }
@@ -436,9 +439,13 @@ impl lowtide_executor::Engine for Engine {
         match call.work {
             Work::Compute { .. } if step.breaks_off() => {}
             Work::Compute {
-                unit, phase, op, ..
+                unit,
+                phase,
+                op,
+                micro_batch,
             } => {
-                self.compute(queue, call.args, (unit, phase, op), step);
+                let of = (step, micro_batch + call.shift);
+                self.compute(queue, call.args, (unit, phase, op), of);
             }
             Work::Fold { .. } => {
                 let [sums] = call.take();

@@ -13,7 +13,7 @@ use crate::apart::Remote;
 use crate::engine::Engine;
 use crate::homes::Reach;
 use crate::session::{DiskChoice, SessionOptions};
-use crate::step::supervised;
+use crate::step::{Place, supervised};
 
 /// The devices of a plan of several ranks, and the way between them.
 #[derive(Clone, Debug, Default)]
@@ -152,6 +152,19 @@ impl Ranks {
             (std::mem::replace(&mut inputs, rest), whole)
         };
         (0..ranks).map(cut).collect()
+    }
+
+    /// Where the micro-batches of a rank are in a batch that [`Self::cut`] has cut, `each` a rank.
+    pub fn place(&self, step: u64, rank: usize, each: usize) -> Place {
+        let (first, stride) = match self.in_a_tree {
+            true => (rank, self.count()),
+            false => (rank * each, 1),
+        };
+        Place {
+            step,
+            first: first as u64,
+            stride: stride as u64,
+        }
     }
 
     /// Lets every rank do the same at once, each by its number: each may wait for the others. The error of the rank that

@@ -377,8 +377,13 @@ impl Session {
         self.has_norm = true;
         let commits = update.and_then(|u| u.1);
         let shares = self.ranks.cut(inputs).into_iter();
-        let of = |share| StepData::marked(share, update.map(|u| u.0), mark.clone(), commits);
-        self.submit_all(part, shares.map(of).collect())
+        let of = |(rank, share): (usize, (Vec<Micro>, usize))| {
+            let place = self.ranks.place(hyper.step, rank, share.0.len());
+            let data = StepData::marked(share, update.map(|u| u.0), mark.clone(), commits);
+            data.at(place)
+        };
+        let data = shares.enumerate().map(of).collect();
+        self.submit_all(part, data)
     }
 
     /// Gives each rank its part; what the first one's gives.

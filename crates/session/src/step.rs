@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use lowtide_data::Micro;
 use lowtide_kernels::update::Hyper;
+use lowtide_model::Training;
+use serde::{Deserialize, Serialize};
 
 use crate::commit::Mark;
 use crate::outcome::Outcome;
@@ -25,11 +27,24 @@ pub struct StepData {
     pub(super) mark: Option<Mark>,
     /// Which step's update this part makes and commits (durable runs).
     pub(super) commits: Option<u64>,
+    /// Of a batch that is trained on, which step it is and where these micro-batches are in it.
+    pub(super) place: Option<Place>,
     /// What breaks it off (parts that leave nothing behind).
     requests: Option<Requests>,
     broken_off: AtomicBool,
     outcome: Mutex<Outcome>,
     ready: Condvar,
+}
+
+/// Which micro-batches of a batch a rank has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Place {
+    /// The step that the batch is, from 1.
+    pub step: u64,
+    /// The rank's first micro-batch.
+    pub first: u64,
+    /// From one of the rank's to its next.
+    pub stride: u64,
 }
 
 impl StepData {
@@ -64,10 +79,30 @@ impl StepData {
         })
     }
 
+    /// The same of a batch that is trained on.
+    pub(super) fn at(mut self: Arc<Self>, place: Place) -> Arc<Self> {
+        Arc::get_mut(&mut self).expect("just made").place = Some(place);
+        self
+    }
+
+    /// Which micro-batch of training the rank's `m`th is; `None` where it is not trained on.
+    pub(super) fn training(&self, m: u32) -> Option<Training> {
+        self.place.map(|place| Training {
+            step: place.step,
+            micro_batch: place.first + place.stride * u64::from(m),
+        })
+    }
+
     /// As another process has it: an outcome is nobody's here.
-    pub(super) fn told(inputs: Vec<Micro>, loss_scale: f32, update: Option<Hyper>) -> Self {
+    pub(super) fn told(
+        inputs: Vec<Micro>,
+        loss_scale: f32,
+        update: Option<Hyper>,
+        place: Option<Place>,
+    ) -> Self {
         Self {
             loss_scale,
+            place,
             ..Self::of((inputs, 0), update)
         }
     }
@@ -79,6 +114,7 @@ impl StepData {
             update,
             mark: None,
             commits: None,
+            place: None,
             requests: None,
             broken_off: AtomicBool::new(false),
             outcome: Mutex::default(),

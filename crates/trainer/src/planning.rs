@@ -153,9 +153,14 @@ pub fn decoder_of(run: &Run, batch: Batch, target: Target) -> Result<Arc<Decoder
     let decoder = Decoder::new(&shape, &options)?
         .of_ranks(run.gpus)
         .in_a_tree(run.train.leaves);
-    Ok(Arc::new(
-        decoder.smoothing(run.train.label_smoothing as f32),
-    ))
+    Ok(Arc::new(numbers_of(run, decoder)))
+}
+
+/// A decoder with what of a run decides its numbers and nothing of its workload.
+pub(crate) fn numbers_of(run: &Run, decoder: Decoder) -> Decoder {
+    decoder
+        .smoothing(run.train.label_smoothing as f32)
+        .neftune(run.train.neftune_alpha, run.seed)
 }
 
 /// What beside its shape decides the work of a run's model, of each rank; `batch` is that of all.
@@ -170,6 +175,10 @@ pub fn options_of(
 ) -> Result<Options, TrainError> {
     if shape.stacks.is_some() && run.gpus > 1 {
         let what = "trained on several GPUs (gpus)";
+        return Err(ModelError::StacksLack { what }.into());
+    }
+    if shape.stacks.is_some() && run.train.neftune_alpha > 0.0 {
+        let what = "trained with noise on its embeddings (train.neftune_alpha)";
         return Err(ModelError::StacksLack { what }.into());
     }
     Ok(Options {

@@ -30,7 +30,7 @@ use crate::basis::Basis;
 use crate::device::Device;
 use crate::error::TrainError;
 use crate::open::{load_weights, open_on};
-use crate::planning::options_of;
+use crate::planning::{numbers_of, options_of};
 
 /// Projectors by the matrix that they belong to.
 #[derive(Debug)]
@@ -97,7 +97,7 @@ pub(crate) fn learn(
     let shape = basis.decoder.shape();
     let options = options_of(run, shape, run.batch(), basis.target)?;
     let decoder = Decoder::sketching(shape, &options)?;
-    let decoder = Arc::new(decoder.smoothing(run.train.label_smoothing as f32));
+    let decoder = Arc::new(numbers_of(run, decoder));
     let basis = Basis {
         run,
         target: basis.target,

@@ -22,7 +22,7 @@ use crate::hub;
 use crate::inputs::{dealing, load_inputs, open_tokenizer, sample_of};
 use crate::open::open_session;
 use crate::paths;
-use crate::planning::{check_length, clip_of, decoder_of, options_of, shape_of};
+use crate::planning::{check_length, clip_of, decoder_of, numbers_of, options_of, shape_of};
 use crate::report::{Nobody, moved_bytes};
 use crate::threads::threads_of;
 use crate::wear;
@@ -93,7 +93,7 @@ pub fn verify(
     let decoder = Decoder::new(&shape, &options)?
         .of_ranks(run.gpus)
         .in_a_tree(run.train.leaves);
-    let decoder = Arc::new(decoder.smoothing(run.train.label_smoothing as f32));
+    let decoder = Arc::new(numbers_of(run, decoder));
     let mut clip = clip_of(run);
     // A step is compared whatever its norm.
     clip.spikes = None;

@@ -4,6 +4,7 @@
 mod background;
 mod chunks;
 mod common;
+mod noise;
 
 use std::sync::Arc;
 

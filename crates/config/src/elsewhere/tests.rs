@@ -53,7 +53,7 @@ const COMMON: &[(&str, &str)] = &[
     ("max_grad_norm: 1.0", "train.clip.norm"),
     ("push_to_hub: true", "uploads nothing"),
     ("assistant_only_loss: true", "data.train_on"),
-    ("neftune_noise_alpha: 5", "not supported"),
+    ("neftune_noise_alpha: 5", "train.neftune_alpha"),
     ("use_liger_kernel: true", "train.logits_chunk"),
     ("attn_implementation: sdpa", "attention is chosen"),
     // torchtune

@@ -4,11 +4,12 @@ use lowtide_device::{Dst, Src};
 use multiversion::multiversion;
 use rayon::prelude::*;
 
-use super::{Dims, Forward, Index};
+use super::{Dims, Forward, Index, Noise, unit};
 use crate::Rows;
 use crate::number::{self, Number};
 use crate::operands::{Sum, Views};
 use crate::rows;
+use crate::update::moments::Random;
 
 pub(super) fn forward<E: Number>(o: Forward<Views<'_>>, d: Dims) {
     let (rows, c) = (d.rows.rows, d.rows.width);
@@ -35,6 +36,24 @@ pub(super) fn forward<E: Number>(o: Forward<Views<'_>>, d: Dims) {
             }
         }
     });
+}
+
+pub(super) fn noise<E: Number>(y: &Dst<'_>, d: Rows, noise: Noise) {
+    rows::each(d.rows, d.width, |first, end| {
+        for row in first..end {
+            // SAFETY: the task owns `y`, a row is one thread's.
+            let y = unsafe { number::write::<E>(y, row * d.width, d.width) };
+            add_noise(y, noise.row(row), noise.largest);
+        }
+    });
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma"))]
+fn add_noise<E: Number>(y: &mut [E], random: Random, largest: f32) {
+    for (i, y) in y.iter_mut().enumerate() {
+        let drawn = unit(random.bits(i as u32));
+        *y = E::narrow(drawn.mul_add(largest, y.widen()));
+    }
 }
 
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma"))]

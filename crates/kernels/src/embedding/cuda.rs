@@ -7,7 +7,7 @@
 use lowtide_device::cuda::{self, Source};
 use lowtide_device::{Dst, Src};
 
-use super::{Dims, Forward, Index};
+use super::{Dims, Forward, Index, Noise};
 use crate::Rows;
 use crate::cuda::{define, source};
 use crate::operands::{Sum, Views};
@@ -85,6 +85,26 @@ pub(super) fn forward(q: &cuda::Queue, o: Forward<Views<'_>>, d: Dims) {
             .arg(c)
             .arg(d.vocab)
             .arg(places)
+            .launch();
+    }
+}
+
+/// Adds noise to rows; in the stream when the call returns.
+pub(super) fn noise(q: &cuda::Queue, y: &Dst<'_>, d: Rows, noise: Noise) {
+    if d.numbers() == 0 {
+        return;
+    }
+    // SAFETY: the kernel's own arguments, of the sizes that the operation checked (`crate::cuda`).
+    unsafe {
+        q.kernel(&SOURCE, define(d.dtype), "noise")
+            .grid(d.rows.div_ceil(WARPS), 1, 1)
+            .block(32 * WARPS as u32)
+            .arg(y)
+            .arg(d.rows)
+            .arg(d.width)
+            .arg(noise.key)
+            .arg(noise.first)
+            .arg(noise.largest)
             .launch();
     }
 }

@@ -78,6 +78,32 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS)
         to[i] = add ? narrow<E>(widen(from[i]) + widen(add[i])) : from[i];
 }
 
+// A step of SplitMix64, as in `moments.rs`.
+__device__ __forceinline__ u64 scramble(u64 x) {
+    u64 z = x + 0x9e3779b97f4a7c15ull;
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
+    return z ^ (z >> 31);
+}
+
+// Adds noise: `Noise` of the operation, number for number. A warp a row.
+extern "C" __global__ void __launch_bounds__(32 * WARPS)
+    noise(E* y, u64 rows, u64 c, u64 key, u64 first, float largest) {
+    u64 row = (u64)blockIdx.x * WARPS + (threadIdx.x >> 5);
+    if (row >= rows) return;
+    u64 z = scramble(key + first + row);
+    u32 a = (u32)z, b = (u32)(z >> 32);
+    E* to = y + row * c;
+    for (u64 i = threadIdx.x & 31; i < c; i += 32) {
+        u32 x = (u32)i + a;
+        x = (x ^ (x >> 16)) * 0x21f0aaadu;
+        x = (x ^ (x >> 15) ^ b) * 0xd35a2d97u;
+        x = x ^ (x >> 15);
+        float drawn = __fmaf_rn((float)(x >> 8), 1.0f / 8388608.0f, -1.0f);
+        to[i] = narrow<E>(__fmaf_rn(drawn, largest, widen(to[i])));
+    }
+}
+
 // The label of a token of a second text: SECOND_TEXT of the operation.
 const int SECOND_TEXT = -101;
 

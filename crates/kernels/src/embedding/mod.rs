@@ -1,4 +1,5 @@
-//! Token (and position, and type) embedding: rows of a table by index, and the gradient of the table.
+//! Token (and position, and type) embedding: rows of a table by index, and the gradient of the table; and noise on
+//! what it gives (NEFTune).
 //!
 //! Bound: bytes over memory rate; the gradient of a large table is mostly the zeros and sums of
 //! the table itself.
@@ -12,6 +13,7 @@ use lowtide_device::{Dst, Make, Queue, Src};
 use crate::Rows;
 use crate::number::{expect, expect_workspace, size, with_dtype};
 use crate::operands::{Sum, Views, operands};
+use crate::update::moments::{Random, scramble};
 
 /// Bytes of scratch of [`backward`] for a table of `vocab` rows: the rows sorted by token, and where each
 /// token's are. Tables use it one after the other.
@@ -82,6 +84,50 @@ impl Dims {
     }
 }
 
+/// Noise on the output of an embedding (NEFTune, Jain et al. 2023): each number is drawn evenly from -1 to 1 and
+/// multiplied by [`Noise::largest`]. It is a function of seed, step, row of the step's batch and column, so nothing is
+/// kept and nothing depends on who computes it, or how often.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Noise {
+    /// The factor, see [`largest`].
+    pub largest: f32,
+    /// A hash of seed and step.
+    key: u64,
+    /// The first row, counted through the micro-batches of the step.
+    first: u64,
+}
+
+/// What noise is multiplied by: α/√(T·C), of rows of T tokens and C numbers a token; rounded once.
+#[must_use]
+pub fn largest(alpha: f64, seq: usize, width: usize) -> f32 {
+    (alpha / (seq as f64 * width as f64).sqrt()) as f32
+}
+
+impl Noise {
+    /// Of a seed and a step, from a row of its batch on.
+    #[must_use]
+    pub fn new(largest: f32, seed: u64, step: u64, first: u64) -> Self {
+        let key = scramble(scramble(seed).wrapping_add(step));
+        Self {
+            largest,
+            key,
+            first,
+        }
+    }
+
+    /// Where the random bits of a row come from.
+    fn row(&self, row: usize) -> Random {
+        let row = self.first.wrapping_add(row as u64);
+        Random::of(scramble(self.key.wrapping_add(row)))
+    }
+}
+
+/// From -1 to less than 1, a multiple of 2⁻²³: exact.
+#[inline(always)]
+fn unit(bits: u32) -> f32 {
+    (bits >> 8) as f32 * (1.0 / 8_388_608.0) - 1.0
+}
+
 operands! {
     /// Operands of [`forward`].
     pub struct Forward<F> {
@@ -144,6 +190,22 @@ pub fn forward(q: &Queue, o: Forward<Views<'_>>, d: Dims) {
         return cuda::forward(q, o, d);
     }
     q.run(|| with_dtype!(d.rows.dtype, cpu::forward(o, d)));
+}
+
+/// As [`forward`], and then `y += noise`, rounded once more. Without a table of positions that is the only rounding.
+pub fn noisy(q: &Queue, mut o: Forward<Views<'_>>, d: Dims, noise: Noise) {
+    let own = Forward {
+        y: o.y.again(),
+        inputs: o.inputs,
+        tokens: o.tokens,
+        types: o.types,
+        positions: o.positions,
+    };
+    forward(q, own, d);
+    if let Some(q) = q.cuda() {
+        return cuda::noise(q, &o.y, d.rows, noise);
+    }
+    q.run(|| with_dtype!(d.rows.dtype, cpu::noise(&o.y, d.rows, noise)));
 }
 
 /// `dtokens[v] (+)= Σ dy` over the rows whose token is v, in the order of rows, and where there is a table

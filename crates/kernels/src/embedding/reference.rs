@@ -24,3 +24,39 @@ pub fn backward(dy: &[f64], tokens: &[i32], c: usize, vocab: usize) -> Vec<f64> 
     }
     dw
 }
+
+/// What noise is made of for a number, from -1 to 1: SplitMix64 of seed and step, then of the row of the step's batch,
+/// then a hash of 32 bits of the column, whose upper 24 bits count.
+#[must_use]
+pub fn drawn(seed: u64, step: u64, row: u64, column: u32) -> f64 {
+    let mix = |x: u64| {
+        let z = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    };
+    let z = mix(mix(mix(seed).wrapping_add(step)).wrapping_add(row));
+    let (a, b) = (z as u32, (z >> 32) as u32);
+    let x = column.wrapping_add(a);
+    let x = (x ^ (x >> 16)).wrapping_mul(0x21f0_aaad);
+    let x = (x ^ (x >> 15) ^ b).wrapping_mul(0xd35a_2d97);
+    let x = x ^ (x >> 15);
+    f64::from(x >> 8) / f64::from(1 << 23) - 1.0
+}
+
+/// `y + drawn·α/√(T·C)` of rows of C numbers, the first of which is row `first` of the step's batch.
+#[must_use]
+pub fn noisy(
+    y: &[f64],
+    (seq, c): (usize, usize),
+    alpha: f64,
+    (seed, step, first): (u64, u64, u64),
+) -> Vec<f64> {
+    let largest = alpha / ((seq * c) as f64).sqrt();
+    let all = y.iter().enumerate();
+    let of = |(i, y): (usize, &f64)| {
+        let row = first + (i / c) as u64;
+        y + drawn(seed, step, row, (i % c) as u32) * largest
+    };
+    all.map(of).collect()
+}

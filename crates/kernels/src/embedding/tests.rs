@@ -339,3 +339,100 @@ fn check_types(rows: usize, (types, typed): (usize, bool), c: usize, dtype: Dtyp
         }
     }
 }
+
+/// As transformers' hook makes it of the same numbers (`reference/neftune.py`).
+#[test]
+fn noise_is_scaled_as_in_pytorch() {
+    let golden = include_str!("../../../../reference/golden/neftune.txt");
+    let mut lines = 0;
+    for line in golden.lines() {
+        let numbers: Vec<f64> = line.split(' ').map(|x| x.parse().unwrap()).collect();
+        let ([alpha, seq, c, seed, step, first], want) = numbers.split_first_chunk().unwrap();
+        let [seq, c] = [*seq, *c].map(|n| n as usize);
+        let y: Vec<f64> = (0..want.len()).map(|i| i as f64 / 8.0 - 2.0).collect();
+        let of = [*seed, *step, *first].map(|n| n as u64);
+        let got = reference::noisy(&y, (seq, c), *alpha, of.into());
+        for (got, want) in got.iter().zip(want) {
+            assert!((got - want).abs() < 1e-12, "{alpha}: {got} for {want}");
+        }
+        lines += 1;
+    }
+    assert_eq!(lines, 3);
+}
+
+#[test]
+fn noise_agrees_with_the_reference() {
+    let (vocab, seq, alpha) = (11, 20, 5.0);
+    for (rows, c) in [(1, 1), (7, 9), (40, 264), (9, 1000)] {
+        for dtype in DTYPES {
+            let mut rng = Rng(rows as u64);
+            let w = rng.tensor(vocab * c, dtype, 1.0);
+            let tokens: Vec<i32> = (0..rows).map(|_| rng.below(vocab) as i32).collect();
+            let d = Dims {
+                vocab,
+                ..tables(rows, c, dtype)
+            };
+            let plain = reference::forward(&tokens, &w.values(), &[], &[], c);
+            let of = |seed, step, first| {
+                let noise = Noise::new(largest(alpha, seq, c), seed, step, first);
+                let all = everywhere(|q| {
+                    let mut y = Tensor::nan(rows * c, dtype);
+                    let (mut w, mut tokens) = (w.clone(), Numbers::of(&tokens));
+                    let o = Forward {
+                        y: y.on(q),
+                        inputs: Planes::all(tokens.src(q)),
+                        tokens: w.src(q),
+                        positions: None,
+                        types: None,
+                    };
+                    noisy(q, o, d, noise);
+                    settle(q);
+                    y
+                });
+                let want = reference::noisy(&plain, (seq, c), alpha, (seed, step, first));
+                for (device, y) in &all {
+                    close(&format!("{device} noise"), y, &want, 1e-7);
+                }
+                all.into_iter().next().expect("the CPU").1.values()
+            };
+            let one = of(1, 3, 100);
+            // Rows have numbers by their place in the step's batch, whatever micro-batch they are in.
+            for (other, what) in [
+                (of(2, 3, 100), "seed"),
+                (of(1, 4, 100), "step"),
+                (of(1, 3, 101), "row"),
+            ] {
+                assert_ne!(one, other, "{what}");
+            }
+            assert_eq!(one, of(1, 3, 100));
+        }
+    }
+}
+
+/// Each number of -1 to 1 as often as another, no two rows or steps alike.
+#[test]
+fn noise_is_even() {
+    let all =
+        |step: u64| (0..4096).map(move |i| reference::drawn(7, step, i / 64, (i % 64) as u32));
+    let n = 4096.0;
+    let mean = all(1).sum::<f64>() / n;
+    let square = all(1).map(|x| x * x).sum::<f64>() / n;
+    // Of even numbers 0 and 1/3, give or take 0.009 and 0.0047.
+    assert!(
+        mean.abs() < 0.03 && (square - 1.0 / 3.0).abs() < 0.015,
+        "{mean} {square}"
+    );
+    let with = |other: &dyn Fn(usize) -> f64| {
+        all(1).enumerate().map(|(i, x)| x * other(i)).sum::<f64>() / n
+    };
+    let next: Vec<f64> = all(2).collect();
+    let own: Vec<f64> = all(1).collect();
+    for (what, with) in [
+        ("the next step", with(&|i| next[i])),
+        ("the next row", with(&|i| own[(i + 64) % 4096])),
+        ("the next column", with(&|i| own[(i + 1) % 4096])),
+    ] {
+        // 0, give or take 1/3 over the root of n.
+        assert!(with.abs() < 0.02, "{what}: {with}");
+    }
+}

@@ -50,7 +50,11 @@ pub(crate) struct Random {
 impl Random {
     /// For a step and a parameter (its index in the workload), from position 0 on.
     pub(crate) fn new(step: u64, param: u32) -> Self {
-        let z = scramble(scramble(step).wrapping_add(u64::from(param)));
+        Self::of(scramble(scramble(step).wrapping_add(u64::from(param))))
+    }
+
+    /// From the halves of a hash.
+    pub(crate) fn of(z: u64) -> Self {
         Self {
             a: z as u32,
             b: (z >> 32) as u32,
@@ -82,7 +86,7 @@ pub(crate) const FIRST_FACTOR: u32 = 0x21f0_aaad;
 pub(crate) const SECOND_FACTOR: u32 = 0xd35a_2d97;
 
 /// A step of SplitMix64.
-fn scramble(x: u64) -> u64 {
+pub(crate) fn scramble(x: u64) -> u64 {
     let z = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

@@ -59,6 +59,8 @@ pub(crate) struct Sizes {
     pub bend: Bend,
     /// The share of labels that training spreads over all tokens.
     pub smoothing: f32,
+    /// Noise that training adds to what the embedding gives: its largest number, and the seed.
+    pub noise: Option<(f32, u64)>,
     pub dtype: Dtype,
     /// Scratch differs between makes of device.
     pub make: Make,
@@ -155,6 +157,7 @@ impl Sizes {
                 cap: shape.scales.logits_cap.map(|cap| cap as f32),
             },
             smoothing: 0.0,
+            noise: None,
             dtype: options.precision,
             make: options.make,
             attention: options.attention,

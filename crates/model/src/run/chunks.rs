@@ -122,7 +122,7 @@ impl Decoder {
                     .map(|arg| arg.expect("every operand is held"));
                 let args = &mut Args::new(args.collect());
                 // No head is among them, which alone reads the factor of the loss.
-                self.launch(q, (kind.of_rows(n), &part), args, ws.again(), 1.0);
+                self.launch(q, (kind.of_rows(n), &part), args, ws.again(), (1.0, None));
             }
         }
     }

@@ -311,6 +311,7 @@ impl Driver {
             workspace,
             loss_scale,
             live: self.live,
+            training: None,
         };
         self.decoder.run(&self.queue, call);
         for ((operand, (key, _, after)), before) in what.operands.iter().zip(&taken).zip(&before) {

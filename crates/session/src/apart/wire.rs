@@ -15,7 +15,7 @@ use serde_json::Value;
 use crate::engine::ClipRule;
 use crate::session::DiskChoice;
 use crate::spikes::{SpikeAction, SpikeRule};
-use crate::step::StepData;
+use crate::step::{Place, StepData};
 
 /// Longest head: a plan of a large model has some tens of megabytes.
 const HEAD: usize = 1 << 30;
@@ -130,6 +130,8 @@ pub(super) struct Part {
     update: Option<Update>,
     /// Numbers of each plane of each micro-batch.
     planes: Vec<[usize; 4]>,
+    /// Which micro-batches of training they are.
+    place: Option<Place>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -193,6 +195,7 @@ impl Part {
             loss_scale: step.loss_scale.to_bits(),
             update: step.update.map(Update::of),
             planes: step.inputs.iter().map(planes).collect(),
+            place: step.place,
         };
         (part, bytes)
     }
@@ -219,6 +222,7 @@ impl Part {
             inputs,
             f32::from_bits(self.loss_scale),
             update,
+            self.place,
         ))
     }
 }
