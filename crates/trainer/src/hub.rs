@@ -19,6 +19,7 @@ use lowtide_model::{ModelError, weight_files};
 
 use crate::error::{HubProblem, PathProblem, TrainError};
 
+mod configs;
 mod data;
 
 pub use data::{data, data_in_cache};

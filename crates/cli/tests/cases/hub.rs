@@ -153,7 +153,14 @@ fn data_sets_have_names_too() {
         )
     };
     // Each time: what the cache has says nothing of what there is.
-    let both = asked("*[Tt]rain*") + &asked("main/*[Tt]est*");
+    let readme = asked("").replace(".[jpct][sa][orv]*", "README.md");
+    let both = [
+        &readme,
+        &asked("*[Tt]rain*"),
+        &readme,
+        &asked("main/*[Tt]est*"),
+    ];
+    let both = both.map(String::as_str).concat();
     assert_eq!(scratch.read("asked"), both);
     // Without a program: a file of what is got elsewhere, since a directory is no data.
     fs::remove_file(scratch.at("bin/hf")).expect("there");
@@ -172,6 +179,28 @@ fn data_sets_have_names_too() {
     let args = ["data.train=org/set", "output=none"];
     with(&args, &[]).refused(&["several", "main/train, other/train", "org/set:main/train"]);
     with(&["data.train=org/set:other/train", "output=other"], &[]).fine();
+    // A README says which files are meant, whatever they are called.
+    let of = |split: &str, path: &str| format!("  - {{split: {split}, path: {path}}}\n");
+    let configs = format!(
+        "---\nconfigs:\n- config_name: easy\n  data_files:\n{}- config_name: hard\n  data_files:\n{}{}---\n",
+        of("train", "'other/tra*.jsonl'"),
+        of("train", "main/train.jsonl"),
+        of("test", "main/gone-*")
+    );
+    fs::write(snapshot.join("README.md"), configs).expect("written");
+    with(&["data.train=org/set", "output=none"], &[])
+        .refused(&["several", "easy/train, hard/train"]);
+    with(&["data.train=org/set:hard/test", "output=none"], &[])
+        .refused(&["has no hard/test", "main/gone-*"]);
+    with(&["data.train=org/set:easy/test", "output=none"], &[])
+        .refused(&["has no easy/test", "hard/test"]);
+    with(&["data.train=org/set:easy", "output=easy"], &[]).fine();
+    assert!(weights("easy") == weights("here"));
+    let asked = scratch.read("asked");
+    assert!(
+        asked.contains("--include other/tra*.jsonl --revision main"),
+        "{asked}"
+    );
     // What could not be fetched is no smaller data set.
     program(&scratch, "hf", "exit 1");
     let args = ["data.train=org/set:main/train", "output=none"];

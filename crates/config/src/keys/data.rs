@@ -11,7 +11,7 @@ pub(super) const KEYS: &[Key] = &[
     Key {
         name: "data.train",
         doc: "Files to train on: JSONL, one example a line, a JSON array of examples, CSV (`.csv`, `.tsv`), Parquet, or plain \
-              text (`.txt`, `.md`). Or a data set's name on the Hub, `org/name`, `org/name:split` or `org/name:folder/split` \
+              text (`.txt`, `.md`). Or a data set's name on the Hub, `org/name`, `org/name:split` or `org/name:configuration/split` \
               (`openai/gsm8k:main/train`), where no such path exists: its files are taken from Hugging Face's cache, or fetched \
               there by `hf`. The weight of a file is how often an epoch has each of its examples: 2 is twice, 0.5 is \
               one half of them, the same in each epoch, drawn from the seed.",

@@ -2,9 +2,10 @@
 //!
 //! `org/name[@revision][:PART]`, where PART is a split (`train`), the name of a set of files (`train_sft`), either of
 //! them behind a folder (`main/train`), or a file. Without it the split is `train` in `data.train` and `test` in
-//! `data.eval`. Splits are recognised as Hugging Face's `datasets` does for a repository without a loader: by a word
-//! in the name of a file or of a folder around it; where no file has such a word, all are `train`. What a
-//! repository's README says about its configurations is not read.
+//! `data.eval`. Where the repository's README lists configurations ([`super::configs`]), PART is `configuration`,
+//! `split` or both, `configuration/split`. Else splits are recognised as Hugging Face's `datasets` does for a
+//! repository without a loader: by a word in the name of a file or of a folder around it; where no file has such a
+//! word, all are `train`.
 //!
 //! What the cache has of a repository is what somebody has asked for, so it does not say which files there are: the
 //! part is asked for each time (`hf` fetches only what is not there), unless `HF_HUB_OFFLINE` is set or there is no
@@ -16,11 +17,12 @@ use std::path::{Path, PathBuf};
 
 use lowtide_config::{Run, Source};
 
+use super::configs::Meant;
 use super::{Hub, Kind, Name, named, problem};
 use crate::error::{HubProblem, TrainError};
 
 /// Words that name a split.
-const SPLITS: [(&str, &[&str]); 3] = [
+pub(super) const SPLITS: [(&str, &[&str]); 3] = [
     ("train", &["train", "training"]),
     (
         "validation",
@@ -40,7 +42,7 @@ const ABOUT: [&str; 4] = [
     "state.json",
 ];
 /// Most files and depth of folders that are looked at: a repository is untrusted.
-const MOST: usize = 100_000;
+pub(super) const MOST: usize = 100_000;
 const DEEPEST: usize = 4;
 
 /// Puts files of the cache in place of data sets that the run names as the Hub does, and that are no paths of this
@@ -129,13 +131,41 @@ impl Hub {
         let Some((name, part)) = set else {
             return Ok(vec![path.to_owned()]);
         };
-        let found = self.of_set(name, part.unwrap_or(split));
+        let found = self.of_set(name, part, split);
         found.map_err(|why| problem(key, path, typed, why))
     }
 
-    /// The files of a part of a data set.
-    fn of_set(&self, name: Name<'_>, part: &str) -> Result<Vec<PathBuf>, HubProblem> {
+    /// The files of a part of a data set; `None`: of its split `split`.
+    fn of_set(
+        &self,
+        name: Name<'_>,
+        part: Option<&str>,
+        split: &str,
+    ) -> Result<Vec<PathBuf>, HubProblem> {
         let cache = self.cache.as_deref().ok_or(HubProblem::NoCache)?;
+        let said = match part.is_some_and(|part| is_data(Path::new(part))) {
+            true => Meant::Nothing,
+            false => self.says(name, cache, part, split)?,
+        };
+        match said {
+            Meant::Nothing => self.of_names(name, cache, part.unwrap_or(split)),
+            Meant::Names(part) => self.of_names(name, cache, &part),
+            Meant::Files(like) => self.of_patterns(name, cache, part.unwrap_or(split), &like),
+            Meant::Several(parts) => Err(HubProblem::Several { parts }),
+            Meant::NoSplit(has) => Err(HubProblem::NoPart {
+                part: part.unwrap_or(split).to_owned(),
+                has,
+            }),
+        }
+    }
+
+    /// The files of a part that names of files and folders tell.
+    fn of_names(
+        &self,
+        name: Name<'_>,
+        cache: &Path,
+        part: &str,
+    ) -> Result<Vec<PathBuf>, HubProblem> {
         let look = || match name.snapshot(cache, Kind::Data) {
             Some(dir) => pick(&dir, part),
             None => Picked::Nothing(Vec::new()),
@@ -317,7 +347,12 @@ fn one_kind(files: &[PathBuf]) -> bool {
 
 /// Data files under a folder of a snapshot, by their paths in it, and one more than `most` at most. A link to a blob
 /// that is gone is none.
-fn list(dir: &Path, (within, depth): (&Path, usize), most: usize, found: &mut Vec<PathBuf>) {
+pub(super) fn list(
+    dir: &Path,
+    (within, depth): (&Path, usize),
+    most: usize,
+    found: &mut Vec<PathBuf>,
+) {
     let Ok(entries) = fs::read_dir(dir.join(within)) else {
         return;
     };
@@ -385,7 +420,7 @@ fn name_of_set(file: &str) -> &str {
 }
 
 /// Whether files whose names say of how many they are, `train-00000-of-00003.parquet`, are all there.
-fn whole(files: &[PathBuf]) -> bool {
+pub(super) fn whole(files: &[PathBuf]) -> bool {
     let numbers = |file: &PathBuf| -> Option<(usize, usize)> {
         let stem = file.file_stem()?.to_str()?;
         let (before, of) = stem.rsplit_once("-of-")?;
