@@ -56,15 +56,10 @@ pub(crate) fn layout(drafts: &[DraftSlot], n_parts: usize) -> Layout {
                 if by_size.0 == peak(drafts, members) {
                     by_size
                 } else {
-                    let by_birth = in_order(drafts, members);
-                    if by_size.0 <= by_birth.0 {
-                        by_size
-                    } else {
-                        by_birth
-                    }
+                    in_order(drafts, members, by_size.0).unwrap_or(by_size)
                 }
             } else {
-                in_order(drafts, members)
+                in_order(drafts, members, u64::MAX).expect("there is no limit")
             };
             for (&i, offset) in members.iter().zip(places) {
                 offsets[i] = bottom + offset;
@@ -169,29 +164,28 @@ impl Placed {
         }
     }
 
-    /// The lowest address at which the slot overlaps no other that lives at the same time. `all` is scratch.
-    fn gap(&self, s: &DraftSlot, all: &mut Vec<Life>) -> u64 {
+    /// The lowest address at which the slot overlaps no other that lives at the same time. `seen` is scratch.
+    fn gap(&self, s: &DraftSlot, seen: &mut Vec<usize>) -> u64 {
         let stretches = &self.stretches[self.of(s)];
-        let lives = match stretches {
-            [one] => one,
-            many => {
-                all.clear();
-                // Who lives in several of them counts several times, which changes nothing.
-                all.extend(many.iter().flatten().filter(|l| l.meets(s)));
-                all.sort_unstable_by_key(|l| l.from);
-                &*all
-            }
-        };
+        seen.clear();
+        seen.resize(stretches.len(), 0);
         let mut at = 0;
-        for l in lives {
-            if l.from >= at + s.bytes {
-                break;
+        // Every life looked at begins below the end of the bytes wanted: where it meets the slot, these can only lie
+        // behind it. They move up until no stretch has another such life; one that was seen is not looked at again.
+        loop {
+            let before = at;
+            for (lives, seen) in stretches.iter().zip(seen.iter_mut()) {
+                while let Some(l) = lives.get(*seen).filter(|l| l.from < at + s.bytes) {
+                    if l.meets(s) {
+                        at = at.max(l.to);
+                    }
+                    *seen += 1;
+                }
             }
-            if l.meets(s) {
-                at = at.max(l.to);
+            if at == before {
+                return at;
             }
         }
-        at
     }
 }
 
@@ -222,8 +216,8 @@ fn largest_first(drafts: &[DraftSlot], members: &[usize]) -> (u64, Vec<u64>) {
     (end, places)
 }
 
-/// Slots in order of birth, each in the smallest gap that holds it.
-fn in_order(drafts: &[DraftSlot], members: &[usize]) -> (u64, Vec<u64>) {
+/// Slots in order of birth, each in the smallest gap that holds it. Nothing if they do not end below `limit`.
+fn in_order(drafts: &[DraftSlot], members: &[usize], limit: u64) -> Option<(u64, Vec<u64>)> {
     let mut order: Vec<usize> = (0..members.len()).collect();
     order.sort_by_key(|&k| (drafts[members[k]].birth, k));
     let mut places = vec![0; members.len()];
@@ -256,9 +250,12 @@ fn in_order(drafts: &[DraftSlot], members: &[usize]) -> (u64, Vec<u64>) {
         }
         places[k] = start;
         end = end.max(start + s.bytes);
+        if end >= limit {
+            return None;
+        }
         living.push(Reverse((s.death, k, start)));
     }
-    (end, places)
+    Some((end, places))
 }
 
 /// Gives bytes back: a new gap, or a longer one.
@@ -322,7 +319,10 @@ mod tests {
     fn check(drafts: &[DraftSlot]) {
         let members: Vec<usize> = (0..drafts.len()).collect();
         assert_eq!(largest_first(drafts, &members).1, plainly(drafts));
-        for (end, places) in [largest_first(drafts, &members), in_order(drafts, &members)] {
+        let by_birth = in_order(drafts, &members, u64::MAX).expect("there is no limit");
+        assert!(in_order(drafts, &members, by_birth.0).is_none());
+        assert!(in_order(drafts, &members, by_birth.0 + 1).is_some());
+        for (end, places) in [largest_first(drafts, &members), by_birth] {
             for i in 0..drafts.len() {
                 assert!(places[i] + drafts[i].bytes <= end);
                 for j in 0..i {
