@@ -479,7 +479,7 @@ fn deterministic(inner: &tokenizers::Tokenizer) -> Result<(), String> {
 const GROWTH_MAX: f64 = 256.0;
 
 /// Replacements that feed each other make a page of a letter and a library of a page.
-fn bounded_growth(inner: &tokenizers::Tokenizer) -> Result<(), String> {
+pub(crate) fn bounded_growth(inner: &tokenizers::Tokenizer) -> Result<(), String> {
     let part = |value: serde_json::Result<Value>| value.map_err(|e| e.to_string());
     let parts = [
         part(serde_json::to_value(inner.get_normalizer()))?,

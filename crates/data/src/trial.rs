@@ -244,6 +244,10 @@ fn attempt(file: &[u8]) {
     let Ok(mut tokenizer) = Tokenizer::from_bytes(file) else {
         return;
     };
+    // Whoever loads it refuses this too, and there is no need to wait for what it makes of a text.
+    if crate::tokenizer::bounded_growth(&tokenizer).is_err() {
+        return;
+    }
     let _ = tokenizer.with_truncation(None);
     tokenizer.with_padding(None);
     let _ = prefix(&tokenizer);
