@@ -19,9 +19,10 @@ fn quickstart() -> (TempDir, String) {
     }
     fs::copy(from.join("train.jsonl"), dir.path().join("train.jsonl")).expect("copied");
     let run = dir.path().join("run.yaml");
-    fs::write(
-        &run,
-        "
+    // Measuring would take seconds of every start.
+    let rates = crate::cases::scratch::example_rates();
+    let text = "
+plan: {machine: RATES}
 model: {path: base}
 output: out
 budget: {device: 16MiB, host: 16MiB, disk: 32MiB}
@@ -29,9 +30,9 @@ data: {train: train.jsonl}
 train: {steps: 4, micro_batch: 1, seq: 64, learning_rate: 1e-3, schedule: constant, warmup_steps: 0}
 checkpoint: {every_steps: 2}
 log: {tensorboard: false, trace: false}
-",
-    )
-    .expect("written");
+";
+    let text = text.replace("RATES", &rates.display().to_string());
+    fs::write(&run, text).expect("written");
     let run = run.to_str().expect("UTF-8").to_owned();
     (dir, run)
 }

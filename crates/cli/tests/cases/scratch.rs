@@ -85,6 +85,14 @@ pub fn number(answer: &Value, key: &str) -> f64 {
         .unwrap_or_else(|| panic!("{key}: {answer}"))
 }
 
+/// The ranks that a command is to have.
+fn ranks_of(args: &[&str]) -> u32 {
+    let behind = |(flag, n): (&&str, &&str)| (*flag == "--gpus").then(|| n.parse().ok()).flatten();
+    let set = |arg: &&str| arg.strip_prefix("gpus=").and_then(|n| n.parse().ok());
+    let flag = args.iter().zip(args.iter().skip(1)).find_map(behind);
+    flag.or_else(|| args.iter().find_map(set)).unwrap_or(1)
+}
+
 /// Copies what is in a folder into another, over what is there.
 pub fn copy_over(from: &Path, to: &Path) {
     fs::create_dir_all(to).expect("a folder");
@@ -157,23 +165,24 @@ impl Scratch {
 
     /// `lowtide` with these arguments, in the folder. A run that says nothing of its machine has the rates of
     /// the examples' machine: measuring them takes seconds of every start, and no case is about them but those
-    /// that name a machine (`plan.machine=`: this one is measured) or several GPUs.
+    /// that name a machine (`plan.machine=`: this one is measured).
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_lowtide"));
         command.args(args).current_dir(self.dir.path());
         command.env("LOWTIDE_CACHE", self.cache());
         if self.takes_rates(args) {
-            command.args([
-                "--set",
-                &format!("plan.machine={}", example_rates().display()),
-            ]);
+            let rates = match ranks_of(args) {
+                1 => example_rates(),
+                ranks => self.rates_of(ranks),
+            };
+            let machine = format!("plan.machine={}", rates.display());
+            command.args(["--set", &machine]);
         }
         command
     }
 
     fn takes_rates(&self, args: &[&str]) -> bool {
         let measures = ["train", "eval", "generate", "verify", "plan"].contains(&args[0]);
-        let says = |word: &str| args.iter().any(|arg| arg.contains(word));
         let mut files = args.iter().filter(|arg| arg.ends_with(".yaml"));
         // A pipe in its place would be read for ever.
         let silent = files.next().map(|file| self.at(file)).is_some_and(|file| {
@@ -181,7 +190,17 @@ impl Scratch {
                 && fs::read_to_string(file)
                     .is_ok_and(|text| !text.contains("machine") && !text.contains("gpus"))
         });
-        measures && silent && !says("machine") && !says("gpus")
+        measures && silent && !args.iter().any(|arg| arg.contains("machine"))
+    }
+
+    /// The examples' rates, with those of an exchange between so many ranks.
+    fn rates_of(&self, ranks: u32) -> PathBuf {
+        let path = self.at(&format!("rates-of-{ranks}.json"));
+        let text = fs::read_to_string(example_rates()).expect("rates");
+        let mut machine: Value = serde_json::from_str(&text).expect("JSON");
+        machine["net"] = serde_json::json!({"ranks": ranks, "rate": 4e9, "latency": 2e-5});
+        fs::write(&path, machine.to_string()).expect("written");
+        path
     }
 
     /// Runs it to its end.
